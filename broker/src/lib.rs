@@ -1,0 +1,16 @@
+//! Kentongan: a clustered, high-throughput MQTT broker.
+//!
+//! See ARCHITECTURE.md for the way of one PUBLISH through these modules.
+
+pub mod auth;
+pub mod cli;
+pub mod config;
+pub mod connection;
+pub mod http;
+pub mod listener;
+pub mod message;
+pub mod metrics;
+pub mod replicated;
+pub mod router;
+pub mod session;
+pub mod subscription;

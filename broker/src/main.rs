@@ -1,0 +1,3 @@
+//! The broker, from its command line.
+
+fn main() {}

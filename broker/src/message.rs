@@ -1,0 +1,55 @@
+//! The Application Message as the broker keeps it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kentongan_proto::mqtt::{PublishProperties, QoS};
+
+/// What tells one publication from every other within this process: which lane it came in on, and its number there.
+///
+/// A retained message read at SUBSCRIBE and the same message arriving live are known to be one by this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
+pub struct MessageIdentity {
+    /// The lane: an arbiter of a node's incarnation, or a group's outbox.
+    pub lane: u64,
+    /// Increasing within the lane.
+    pub number: u64,
+}
+
+/// An Application Message on its way, or at rest in a queue. Never changed once made; share it by [`Arc`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Which publication this is.
+    pub identity: MessageIdentity,
+    /// Topic Name.
+    pub topic: Arc<str>,
+    /// The payload.
+    pub payload: Bytes,
+    /// As published.
+    pub qos: QoS,
+    /// RETAIN as published.
+    pub retain: bool,
+    /// Client Identifier of the publisher, for No Local; empty for messages of the broker itself.
+    pub publisher: Arc<str>,
+    /// What to forward. Never holds a Topic Alias or Subscription Identifiers; the expiry interval in here is the
+    /// one received, `expires_at_ms` is what counts.
+    pub properties: Option<Box<PublishProperties>>,
+    /// Milliseconds on the clock of whoever holds it (an arbiter's, or a group's elapsed time).
+    pub expires_at_ms: Option<u64>,
+}
+
+impl Message {
+    /// What the message weighs against byte limits: payload, topic, properties and a constant.
+    #[must_use]
+    pub fn weight_bytes(&self) -> usize {
+        let properties = self.properties.as_ref().map_or(0, |properties| {
+            let users: usize =
+                properties.user_properties.iter().map(|(name, value)| name.len() + value.len() + 48).sum();
+            let correlation = properties.correlation_data.as_ref().map_or(0, Bytes::len);
+            let texts = properties.response_topic.as_ref().map_or(0, String::len)
+                + properties.content_type.as_ref().map_or(0, String::len);
+            size_of::<PublishProperties>() + users + correlation + texts
+        });
+        size_of::<Self>() + self.topic.len() + self.payload.len() + properties
+    }
+}

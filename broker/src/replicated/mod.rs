@@ -1,0 +1,1 @@
+//! The state machine of a group: persistent sessions, queues, retained messages, wills.

@@ -1,0 +1,1 @@
+//! From a PUBLISH to the connections, arbiters and groups that want it.

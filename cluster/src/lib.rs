@@ -1,0 +1,1 @@
+//! The replicated log, its storage, and the driver of the state machines upon it.

@@ -1,0 +1,2 @@
+//! Load and verification for MQTT brokers.
+fn main() {}

@@ -1,0 +1,6 @@
+//! Every byte on a wire: MQTT packets and their codec, Topic Names and Topic Filters.
+//!
+//! No runtime, no clock, no randomness, no I/O: bytes in, typed values out, and back.
+
+pub mod mqtt;
+pub mod topic;

@@ -1,0 +1,2 @@
+//! Checks and generators that the project runs on itself.
+fn main() {}
