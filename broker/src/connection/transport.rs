@@ -5,15 +5,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 
 /// An ordered, lossless byte stream [MQTT-4.2-1].
 #[derive(Debug)]
 pub enum Transport {
     /// Plain TCP.
     Tcp(TcpStream),
-    /// A Unix socket.
-    Unix(UnixStream),
 }
 
 impl Transport {
@@ -25,7 +23,6 @@ impl Transport {
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 
@@ -33,7 +30,6 @@ impl Transport {
     pub fn poll_write_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => stream.poll_write_ready(cx),
-            Self::Unix(stream) => stream.poll_write_ready(cx),
         }
     }
 
@@ -42,7 +38,6 @@ impl Transport {
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.try_write(bytes),
-            Self::Unix(stream) => stream.try_write(bytes),
         }
     }
 
@@ -50,16 +45,21 @@ impl Transport {
     pub fn try_write_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.try_write_vectored(pieces),
-            Self::Unix(stream) => stream.try_write_vectored(pieces),
         }
     }
 
-    /// Ends our side of the stream, so that the peer reads what was written and then the end.
+    /// Ends our side of the stream, so that the peer reads what was written and then the end. What the peer sent and
+    /// nobody will read is discarded first: closing over it would reset the connection and take our last words along.
     pub fn shut_down_write(&self) {
-        let outcome = match self {
-            Self::Tcp(stream) => socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write),
-            Self::Unix(stream) => socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write),
-        };
+        const DISCARDED_BYTES_MAX: usize = 256 * 1024;
+        let Self::Tcp(stream) = self;
+        let mut discarded = [0; 4096];
+        for _ in 0..DISCARDED_BYTES_MAX / discarded.len() {
+            if !matches!(stream.try_read(&mut discarded), Ok(count) if count > 0) {
+                break;
+            }
+        }
+        let outcome = socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write);
         // The peer may have gone first; then there is nothing left to say.
         drop(outcome);
     }

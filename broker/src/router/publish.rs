@@ -268,7 +268,6 @@ impl ArbiterState {
         let Some(client) = self.client(key) else {
             return;
         };
-        let v5 = client.version.is_v5();
         let Some(session) = client.session.as_mut() else {
             return;
         };
@@ -277,7 +276,6 @@ impl ArbiterState {
         }
         let ticket = session.owed.owe(kind, id);
         session.owed.settle(ticket, reason);
-        debug_assert!(v5 || !reason.is_error() || kind == AckKind::PubAck || kind == AckKind::PubRec);
     }
 
     fn send_owed(

@@ -18,6 +18,7 @@ use crate::subscription::SubscriptionIndex;
 const INBOX_BYTES_HIGH_WATER: usize = 32 * 1024 * 1024;
 
 /// Shared by the arbiters, the groups' threads and the acceptor.
+#[derive(Debug)]
 pub struct Shared {
     /// Who wants what.
     pub index: SubscriptionIndex,
@@ -41,6 +42,10 @@ pub struct Shared {
     pub publishers_paused: AtomicBool,
     /// Connections of the whole process.
     pub connections: AtomicUsize,
+    /// Times that accepting failed for want of descriptors.
+    pub descriptors_exhausted: AtomicU64,
+    /// Connections closed at once, because there are as many as allowed.
+    pub connections_refused: AtomicU64,
     /// This start of this node; larger than that of every earlier one.
     pub incarnation: u64,
     /// Zero of the process clock.
@@ -71,6 +76,8 @@ impl Shared {
             retained_possible: AtomicBool::new(false),
             publishers_paused: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
+            descriptors_exhausted: AtomicU64::new(0),
+            connections_refused: AtomicU64::new(0),
             incarnation,
             started: Instant::now(),
             random: AtomicU64::new(rand::random()),

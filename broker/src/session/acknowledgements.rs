@@ -60,6 +60,14 @@ impl Acknowledgements {
         }
     }
 
+    /// As [`Self::settle`], for who knows the packet but no ticket.
+    pub fn settle_packet(&mut self, kind: AckKind, packet_id: PacketId, reason: ReasonCode) {
+        let slot = self.slots.iter_mut().find(|slot| slot.packet_id == packet_id && slot.kind == kind);
+        if let Some(slot) = slot {
+            slot.settled = Some(reason);
+        }
+    }
+
     /// The next acknowledgement whose turn has come.
     pub fn pop(&mut self) -> Option<Acknowledgement> {
         let reason = self.slots.front()?.settled?;
