@@ -344,6 +344,18 @@ pub struct Family {
     pub label: Option<(&'static str, &'static [&'static str])>,
 }
 
+impl Family {
+    /// The description as one line.
+    #[must_use]
+    pub fn description(&self) -> String {
+        self.doc
+            .iter()
+            .map(|line| line.trim())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+}
+
 /// A cell, or cells, of an arbiter that are flushed into totals of the process.
 pub(super) trait Flushed {
     /// The totals.
