@@ -176,6 +176,34 @@ pub(super) fn find(path: &[&str]) -> Option<&'static Field> {
     Some(field)
 }
 
+/// The value that `text` is for the setting `key`, on a command line.
+pub(super) fn read_assigned(key: &str, text: &str) -> Result<toml::Value, String> {
+    let path: Vec<&str> = key.split('.').collect();
+    match find(&path) {
+        Some(Field {
+            children: Some(children),
+            repeated: false,
+            ..
+        }) => {
+            let example = children.first().map_or("KEY", |child| child.name);
+            Err(format!(
+                "`{key}` is a section; set a key of it, such as {key}.{example}=VALUE"
+            ))
+        }
+        Some(field) if field.is_text => Ok(toml::Value::String(text.to_owned())),
+        Some(_) => Ok(read_value(text)),
+        None => {
+            let (name, sections) = path
+                .split_last()
+                .expect("splitting gives at least one part");
+            let siblings = find(sections)
+                .and_then(|field| field.children)
+                .unwrap_or(Settings::FIELDS);
+            Err(unknown_key(siblings, &sections.join("."), name))
+        }
+    }
+}
+
 /// A value from the environment: what TOML reads as one, else a text (and then the type check says what was meant).
 fn read_value(text: &str) -> toml::Value {
     let document: Result<toml::Table, _> = toml::from_str(&format!("value = {text}"));

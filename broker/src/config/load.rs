@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::layer::{ENVIRONMENT_PREFIX, Layer};
+use super::layer::{self, ENVIRONMENT_PREFIX, Layer};
 use super::origin::{ConfigError, Origin, Problem};
 use super::secret::Secret;
 use super::{PACKET_BYTES_LIMIT, Settings};
@@ -28,10 +28,35 @@ pub struct Sources {
 pub struct FlagValue {
     /// As the user typed it, such as `--data-dir`.
     pub flag: &'static str,
-    /// The setting, such as `["log", "filter"]`.
-    pub path: &'static [&'static str],
+    /// The setting, such as `log.filter`.
+    pub key: String,
     /// Its value.
     pub value: toml::Value,
+}
+
+impl FlagValue {
+    /// A flag that stands for the setting `key`.
+    #[must_use]
+    pub fn new(flag: &'static str, key: &str, value: impl Into<toml::Value>) -> Self {
+        Self {
+            flag,
+            key: key.to_owned(),
+            value: value.into(),
+        }
+    }
+
+    /// Reads `KEY=VALUE`.
+    ///
+    /// # Errors
+    /// There is no `=` or no such setting; the text says which.
+    pub fn parse(flag: &'static str, assignment: &str) -> Result<Self, String> {
+        let Some((key, text)) = assignment.split_once('=') else {
+            return Err(format!("flag {flag}: `{assignment}` must be KEY=VALUE"));
+        };
+        let value =
+            layer::read_assigned(key, text).map_err(|message| format!("flag {flag}: {message}"))?;
+        Ok(Self::new(flag, key, value))
+    }
 }
 
 /// Settings that may be used, and where each of them was said.
@@ -219,8 +244,9 @@ fn layers(sources: &Sources) -> Vec<Result<Layer, Vec<Problem>>> {
                 .transpose(),
         );
     }
-    for FlagValue { flag, path, value } in &sources.flags {
-        let layer = Layer::single(path, value.clone(), Origin::Flag(flag));
+    for FlagValue { flag, key, value } in &sources.flags {
+        let path: Vec<&str> = key.split('.').collect();
+        let layer = Layer::single(&path, value.clone(), Origin::Flag(flag));
         layers.push(layer.map_err(|problem| vec![problem]));
     }
     layers

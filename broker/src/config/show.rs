@@ -3,16 +3,22 @@
 use std::fmt::Write as _;
 
 use super::load::Effective;
+use super::origin::Origin;
 use super::schema::Field;
 use super::{REDACTED, Settings};
 
 impl Effective {
-    /// Every setting as a configuration file would have it, with its source behind it. Secrets are redacted.
+    /// The settings as a configuration file would have them, each with its source behind it: all of them, or those that
+    /// somebody made. Secrets are redacted.
     #[must_use]
-    pub fn show(&self) -> String {
+    pub fn show(&self, defaults_too: bool) -> String {
         let values = to_table(&self.settings);
         let mut lines = Vec::new();
         self.show_table(&values, Settings::FIELDS, "", &mut lines);
+        if !defaults_too {
+            lines.retain(|(_, origin)| origin.is_none_or(|origin| *origin != Origin::Default));
+            drop_empty_sections(&mut lines);
+        }
         let width = lines
             .iter()
             .filter_map(|(line, source)| source.as_ref().map(|_| line.len()))
@@ -29,15 +35,15 @@ impl Effective {
         text
     }
 
-    fn show_table(
-        &self,
+    fn show_table<'a>(
+        &'a self,
         values: &toml::Table,
         fields: &[Field],
         prefix: &str,
-        lines: &mut Vec<(String, Option<String>)>,
+        lines: &mut Vec<(String, Option<&'a Origin>)>,
     ) {
         for field in fields.iter().filter(|field| field.children.is_none()) {
-            let source = self.origin(&format!("{prefix}{}", field.name)).to_string();
+            let source = self.origin(&format!("{prefix}{}", field.name));
             let line = match values.get(field.name) {
                 Some(_) if field.is_secret => format!("{} = \"{REDACTED}\"", field.name),
                 Some(value) => format!("{} = {value}", field.name),
@@ -76,6 +82,20 @@ impl Effective {
             }
         }
     }
+}
+
+/// Takes out headings that no setting follows.
+fn drop_empty_sections(lines: &mut Vec<(String, Option<&Origin>)>) {
+    let headed: Vec<bool> = (0..lines.len())
+        .map(|index| {
+            lines[index].1.is_some()
+                || lines
+                    .get(index + 1)
+                    .is_some_and(|(_, origin)| origin.is_some())
+        })
+        .collect();
+    let mut headed = headed.into_iter();
+    lines.retain(|_| headed.next().unwrap_or(true));
 }
 
 fn to_table(settings: &Settings) -> toml::Table {
@@ -139,7 +159,7 @@ A value may be said in several places; the first of these that says it wins:
 
 Sections are merged key by key; a list, that of listeners included, is taken whole from the strongest source. An unknown
 key is an error, wherever it stands. `kentongan config check FILE` says what is wrong, with file and line;
-`kentongan config show` prints every value in effect and who said it, secrets redacted.
+`kentongan config show --effective` prints every value and who said it, secrets redacted.
 ";
 
 fn push_field(page: &mut String, field: &Field, prefix: &str, default: Option<&toml::Value>) {

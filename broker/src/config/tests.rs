@@ -42,17 +42,8 @@ impl Scene {
         self
     }
 
-    fn flag(
-        mut self,
-        flag: &'static str,
-        path: &'static [&'static str],
-        value: impl Into<toml::Value>,
-    ) -> Self {
-        self.sources.flags.push(FlagValue {
-            flag,
-            path,
-            value: value.into(),
-        });
+    fn flag(mut self, flag: &'static str, key: &str, value: impl Into<toml::Value>) -> Self {
+        self.sources.flags.push(FlagValue::new(flag, key, value));
         self
     }
 
@@ -94,7 +85,7 @@ fn flags_win_over_environment_over_drop_in_over_file_over_default() {
         .drop_in("a.toml", "[session]\nsubscriptions_max = 2\nuser_properties_max = 2\n")
         .variable("KENTONGAN_SESSION__SUBSCRIPTIONS_MAX", "3")
         .variable("KENTONGAN_ARBITERS", "3")
-        .flag("--arbiters", &["arbiters"], 4);
+        .flag("--arbiters", "arbiters", 4);
     let effective = scene.load();
 
     let session = &effective.settings.session;
@@ -253,7 +244,7 @@ fn contradictions_are_blamed_on_the_source_that_said_them() {
     let scene = Scene::new()
         .file("[[listener]]\naddress = \"127.0.0.1:1\"\nkeep_alive_seconds_min = 9\nkeep_alive_seconds_max = 3\n")
         .variable("KENTONGAN_SESSION__PACKET_BYTES_MAX", "268435461")
-        .flag("--log", &["log", "filter"], "=");
+        .flag("--log", "log.filter", "=");
     let complaints = scene.complaints();
     for expected in [
         "k.toml:3: `listener[0].keep_alive_seconds_min`: larger than `keep_alive_seconds_max`",
@@ -347,7 +338,7 @@ fn secrets_are_redacted_wherever_settings_are_shown() {
         effective.settings.http.token.as_ref().unwrap().expose(),
         "tabuh-7"
     );
-    let shown = effective.show();
+    let shown = effective.show(true);
     assert!(shown.contains("token = \"<redacted>\""), "{shown}");
     assert!(!shown.contains("tabuh-7") && !format!("{effective:?}").contains("tabuh-7"));
 
@@ -367,7 +358,7 @@ fn what_is_shown_names_the_source_of_each_value_and_is_a_file_again() {
         .file("arbiters = 3\n")
         .variable("KENTONGAN_SESSION__RECEIVE_MAXIMUM", "7");
     let effective = scene.load();
-    let shown = effective.show();
+    let shown = effective.show(true);
     let source_of = |start: &str| {
         let line = shown.lines().find(|line| line.starts_with(start)).unwrap();
         line.split_once('#')
@@ -383,6 +374,15 @@ fn what_is_shown_names_the_source_of_each_value_and_is_a_file_again() {
     );
     assert_eq!(source_of("data_dir = "), "default");
 
+    assert_eq!(
+        effective
+            .show(false)
+            .lines()
+            .filter(|line| line.contains('#'))
+            .count(),
+        2,
+        "what somebody said"
+    );
     let again = Scene::new().file(&shown).load();
     assert_eq!(again.settings, effective.settings);
 }

@@ -37,9 +37,32 @@ fn push_families(page: &mut String, heading: &str, families: &[Family]) {
             family.name,
             family.description()
         );
-        if let Some((label, values)) = family.label {
-            let values: Vec<String> = values.iter().map(|value| format!("`{value}`")).collect();
-            let _ = write!(page, "\nLabel `{label}`: {}.\n", values.join(", "));
+        let Some(label) = family.label else { continue };
+        if label
+            .meanings
+            .iter()
+            .all(|meaning| is_a_packet_name(meaning))
+        {
+            let values: Vec<String> = label
+                .values
+                .iter()
+                .map(|value| format!("`{value}`"))
+                .collect();
+            let _ = write!(page, "\nLabel `{}`: {}.\n", label.name, values.join(", "));
+            continue;
+        }
+        let _ = write!(page, "\nLabel `{}`:\n\n", label.name);
+        for (value, meaning) in label.values.iter().zip(label.meanings) {
+            let _ = writeln!(page, "- `{value}`: {}", meaning.trim());
         }
     }
+}
+
+/// `CONNECT.` and the like say no more than the value itself.
+fn is_a_packet_name(meaning: &str) -> bool {
+    meaning
+        .trim()
+        .trim_end_matches('.')
+        .bytes()
+        .all(|byte| byte.is_ascii_uppercase())
 }
