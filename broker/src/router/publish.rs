@@ -12,6 +12,7 @@ use super::arbiter::ArbiterState;
 use super::batch::Addressee;
 use super::lanes::Waiter;
 use crate::message::{Message, MessageIdentity};
+use crate::metrics::{DropReason, PublishRefusal};
 use crate::session::SessionError;
 use crate::session::inbound::PublishStep;
 use crate::subscription::{CachedMatch, ShareTarget};
@@ -130,7 +131,7 @@ pub(super) enum Routed {
 impl ArbiterState {
     pub(super) fn on_publish(&mut self, key: ConnectionKey, publish: &PublishRef<'_>, payload: Payload<'_>) {
         let qos = publish.delivery.qos();
-        self.counters.messages_received[qos as usize].add(1);
+        self.counters.messages_received.inc(qos);
         let Some(client) = self.client(key) else {
             return;
         };
@@ -165,7 +166,7 @@ impl ArbiterState {
             self.pause(key);
         }
         if let Some(reason) = self.refusal(key, topic, publish, payload.as_slice()) {
-            self.counters.publishes_refused.add(1);
+            self.counters.publishes_refused.inc(publish_refusal(reason));
             return self.answer_publish(key, publish.delivery, reason);
         }
         let properties = (!publish.properties.is_empty()).then(|| publish.properties.to_owned());
@@ -202,7 +203,6 @@ impl ArbiterState {
             }
             let message = publication.to_message();
             self.shared.submitter.receive(&message, persistent, key, id, self.now_ms);
-            self.counters.messages_proposed.add(1);
             return;
         }
         match self.route(publication) {
@@ -418,12 +418,11 @@ impl ArbiterState {
             self.lanes.store_retained(group, publication, self.now_ms);
         }
         if let Some(waiter) = self.lanes.take_waiter() {
-            self.counters.messages_proposed.add(1);
             self.schedule_flush();
             return Routed::Waiting(waiter);
         }
         if !matched {
-            self.counters.messages_unmatched.add(1);
+            self.counters.publishes_unmatched.inc();
         }
         Routed::Done { matched }
     }
@@ -463,7 +462,7 @@ impl ArbiterState {
                 true
             }
             None => {
-                self.counters.dropped_no_member.add(1);
+                self.counters.messages_dropped.inc(DropReason::NoSharedMember);
                 false
             }
         }
@@ -486,7 +485,6 @@ impl ArbiterState {
             && !client.paused
         {
             client.paused = true;
-            self.counters.publishers_paused.add(1);
         }
     }
 
@@ -532,4 +530,13 @@ fn has_something_to_forward(properties: &PublishProperties) -> bool {
         || properties.response_topic.is_some()
         || properties.correlation_data.is_some()
         || !properties.user_properties.is_empty()
+}
+
+fn publish_refusal(reason: ReasonCode) -> PublishRefusal {
+    match reason {
+        ReasonCode::NotAuthorized => PublishRefusal::NotAuthorized,
+        ReasonCode::PayloadFormatInvalid => PublishRefusal::PayloadFormatInvalid,
+        ReasonCode::TopicNameInvalid => PublishRefusal::TopicNameInvalid,
+        _ => PublishRefusal::QuotaExceeded,
+    }
 }
