@@ -2,17 +2,19 @@
 
 use std::process::ExitCode;
 
+use kentongan::auth::Authority;
 use kentongan::cli;
 use kentongan::config::Effective;
+use kentongan::listener::serve;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    cli::run(std::env::args_os(), serve)
+    cli::run(std::env::args_os(), run)
 }
 
 /// Runs the broker until it is told to stop.
-fn serve(effective: Effective) -> anyhow::Result<()> {
-    anyhow::bail!(
-        "no listener can be served at {}",
-        effective.settings.listener[0].address
-    )
+fn run(effective: Effective) -> anyhow::Result<()> {
+    serve::serve(effective.settings, Authority::default())
 }

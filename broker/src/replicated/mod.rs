@@ -3,6 +3,8 @@
 pub mod command;
 mod interface;
 mod slots;
+mod temp;
+pub use temp::*;
 
 pub use interface::{
     ClaimRequest, DeliverPersistent, LaneAnswer, Opened, RetainedCursor, RetainedPage, SubscribeOutcome,

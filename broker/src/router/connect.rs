@@ -241,8 +241,8 @@ impl ArbiterState {
             aliases_out: OutboundAliases::new(negotiated.topic_aliases_out),
             outbound: Outbound::new(OutboundLimits {
                 window_max: negotiated.window,
-                queue_messages_max: session_settings.queue_messages_max,
-                queue_bytes_max: session_settings.queue_bytes_max,
+                queue_messages_max: session_settings.queue_messages_max as usize,
+                queue_bytes_max: usize::try_from(session_settings.queue_bytes_max).unwrap_or(usize::MAX),
                 drop_policy: session_settings.queue_drop_policy.into(),
             }),
             persistent: opened.group.map(|group| PersistentSession { group, epoch: opened.epoch }),

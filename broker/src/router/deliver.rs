@@ -171,7 +171,7 @@ impl ArbiterState {
             return;
         }
         if terms.qos == QoS::AtMostOnce {
-            let bound = self.shared.settings.session.out_buffer_bytes_max;
+            let bound = self.shared.settings.session.out_buffer_bytes_max as usize;
             let client = &mut self.clients[key.index()];
             if client.out.len() > bound {
                 self.counters.messages_dropped.inc(DropReason::SlowConsumer);

@@ -15,7 +15,8 @@ use crate::message::{Message, MessageIdentity};
 use crate::metrics::{DropReason, PublishRefusal};
 use crate::session::SessionError;
 use crate::session::inbound::PublishStep;
-use crate::subscription::{CachedMatch, ShareTarget};
+use crate::config::SharedStrategy;
+use crate::subscription::{CachedMatch, PickStrategy, ShareTarget};
 
 /// The bytes of an Application Message: a slice that lives for this turn, and its owner if it has one.
 #[derive(Debug, Clone)]
@@ -249,7 +250,8 @@ impl ArbiterState {
         {
             return Some(ReasonCode::PayloadFormatInvalid);
         }
-        if publish.retain && payload.len() > self.shared.settings.retained.payload_bytes_max {
+        let retained_max = self.shared.settings.retained.payload_bytes_max as usize;
+        if publish.retain && retained_max != 0 && payload.len() > retained_max {
             return Some(ReasonCode::QuotaExceeded);
         }
         if publish.delivery.qos() != QoS::AtMostOnce && self.shared.submitter.is_full() {
@@ -386,6 +388,7 @@ impl ArbiterState {
         if let Some(delay) = super::lanes::delayed(publication.topic) {
             return self.route_delayed(publication, delay);
         }
+        self.templates.begin();
         let cached = self.cache.take(publication.topic, publication.topic_hash, &self.shared.index, &self.subscriptions);
         let routed = self.route_to(publication, &cached);
         self.cache.put_back(cached);
@@ -435,7 +438,7 @@ impl ArbiterState {
         excluded: Option<ConnectionKey>,
     ) -> bool {
         let publisher = publication.publisher.map_or(0, ConnectionKey::raw);
-        let strategy = self.shared.settings.shared.strategy.into();
+        let strategy = strategy(self.shared.settings.shared.strategy);
         let online_only = publication.qos == QoS::AtMostOnce;
         let picked = share.pick(
             strategy,
@@ -538,5 +541,16 @@ fn publish_refusal(reason: ReasonCode) -> PublishRefusal {
         ReasonCode::PayloadFormatInvalid => PublishRefusal::PayloadFormatInvalid,
         ReasonCode::TopicNameInvalid => PublishRefusal::TopicNameInvalid,
         _ => PublishRefusal::QuotaExceeded,
+    }
+}
+
+fn strategy(setting: SharedStrategy) -> PickStrategy {
+    match setting {
+        SharedStrategy::RoundRobin => PickStrategy::RoundRobin,
+        SharedStrategy::Random => PickStrategy::Random,
+        SharedStrategy::Sticky => PickStrategy::Sticky,
+        SharedStrategy::HashClient => PickStrategy::HashClient,
+        SharedStrategy::HashTopic => PickStrategy::HashTopic,
+        SharedStrategy::LeastInflight => PickStrategy::LeastInflight,
     }
 }

@@ -67,10 +67,10 @@ impl ArbiterState {
         let Ok(parsed) = ParsedFilter::parse(filter) else {
             return Some(ReasonCode::TopicFilterInvalid);
         };
-        if filter.split('/').count() > usize::from(limits.topic_levels_max) {
+        if filter.split('/').count() > usize::from(limits.topic_levels_max.get()) {
             return Some(ReasonCode::TopicFilterInvalid);
         }
-        let maximum = limits.subscriptions_max;
+        let maximum = limits.subscriptions_max as usize;
         let client = self.clients.get(key.index())?;
         let session = client.session.as_ref()?;
         if !self.shared.authority.may_subscribe(&session.identity, &client.client_id, parsed.filter()) {

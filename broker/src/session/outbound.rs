@@ -32,6 +32,15 @@ pub enum DropPolicy {
     Oldest,
 }
 
+impl From<crate::config::QueueDropPolicy> for DropPolicy {
+    fn from(policy: crate::config::QueueDropPolicy) -> Self {
+        match policy {
+            crate::config::QueueDropPolicy::DropNew => Self::New,
+            crate::config::QueueDropPolicy::DropOldest => Self::Oldest,
+        }
+    }
+}
+
 /// What a message in the window waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
