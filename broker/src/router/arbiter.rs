@@ -354,6 +354,7 @@ impl ArbiterState {
                 _ => return buffer.len(),
             }
         }
+        self.pause_if_overloaded(key);
         let now = self.now_seconds();
         if position > 0
             && let Some(client) = self.clients.get_mut(key.index())

@@ -163,9 +163,6 @@ impl ArbiterState {
             }
             Err(error) => return self.fail(key, &error),
         }
-        if session.inbound.is_full() {
-            self.pause(key);
-        }
         if let Some(reason) = self.refusal(key, topic, publish, payload.as_slice()) {
             self.counters.publishes_refused.inc(publish_refusal(reason));
             return self.answer_publish(key, publish.delivery, reason);
@@ -191,6 +188,10 @@ impl ArbiterState {
             message: None,
         };
         self.accept(key, publish.delivery, &mut publication);
+        let full = self.clients[key.index()].session.as_ref().is_some_and(|session| session.inbound.is_full());
+        if full {
+            self.pause(key);
+        }
     }
 
     /// Routes an accepted message and answers its publisher, at once or when the groups have it.
