@@ -1,11 +1,479 @@
-//! What is proposed to a group.
-use crate::message::Message;
-#[derive(Debug, Clone, Default)]
-pub struct MessageRecord { pub topic: String }
-impl MessageRecord { pub fn from_message(_m: &Message, _now: u64) -> Self { Self::default() } }
-#[derive(Debug, Clone, Default)]
-pub struct LaneMessage { pub number: u64, pub message: Option<MessageRecord>, pub match_subscriptions: bool, pub shares: Vec<String>, pub store_retained: bool, pub delay_ms: Option<u64> }
-#[derive(Debug, Clone, Default)]
-pub struct LaneBatch { pub lane: u64, pub incarnation: u64, pub messages: Vec<LaneMessage> }
-#[derive(Debug, Clone)]
-pub enum Command { Lane(LaneBatch) }
+//! What is proposed to a group, committed, and applied. Protobuf, so that fields can be added: a node that does not know
+//! one skips it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kentongan_proto::mqtt::{PublishProperties, QoS};
+use prost::Message as _;
+
+use crate::message::{Message, MessageIdentity};
+
+/// Who holds a Client Identifier: a connection of one start of one node.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
+pub struct Owner {
+    /// Of the node.
+    #[prost(uint64, tag = "1")]
+    pub incarnation: u64,
+    /// Names the connection within it.
+    #[prost(uint64, tag = "2")]
+    pub connection: u64,
+}
+
+/// A User Property.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct UserProperty {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Its value.
+    #[prost(string, tag = "2")]
+    pub value: String,
+}
+
+/// An Application Message.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct MessageRecord {
+    /// See [`MessageIdentity`].
+    #[prost(uint64, tag = "1")]
+    pub lane: u64,
+    /// See [`MessageIdentity`].
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    /// Topic Name.
+    #[prost(string, tag = "3")]
+    pub topic: String,
+    /// The payload.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub payload: Bytes,
+    /// As published.
+    #[prost(uint32, tag = "5")]
+    pub qos: u32,
+    /// As published.
+    #[prost(bool, tag = "6")]
+    pub retain: bool,
+    /// Client Identifier of the publisher.
+    #[prost(string, tag = "7")]
+    pub publisher: String,
+    /// Milliseconds that it may still wait, when it was proposed or stored.
+    #[prost(uint64, optional, tag = "8")]
+    pub expiry_left_ms: Option<u64>,
+    /// Payload Format Indicator.
+    #[prost(uint32, optional, tag = "9")]
+    pub payload_format_indicator: Option<u32>,
+    /// Content Type.
+    #[prost(string, optional, tag = "10")]
+    pub content_type: Option<String>,
+    /// Response Topic.
+    #[prost(string, optional, tag = "11")]
+    pub response_topic: Option<String>,
+    /// Correlation Data.
+    #[prost(bytes = "bytes", optional, tag = "12")]
+    pub correlation_data: Option<Bytes>,
+    /// In their order.
+    #[prost(message, repeated, tag = "13")]
+    pub user_properties: Vec<UserProperty>,
+}
+
+impl MessageRecord {
+    /// The record of `message`, whose expiry is on the clock that says `now_ms`.
+    #[must_use]
+    pub fn from_message(message: &Message, now_ms: u64) -> Self {
+        let properties = message.properties.as_deref();
+        Self {
+            lane: message.identity.lane,
+            number: message.identity.number,
+            topic: message.topic.to_string(),
+            payload: message.payload.clone(),
+            qos: message.qos as u32,
+            retain: message.retain,
+            publisher: message.publisher.to_string(),
+            expiry_left_ms: message.expires_at_ms.map(|at| at.saturating_sub(now_ms)),
+            payload_format_indicator: properties
+                .and_then(|properties| properties.payload_format_indicator)
+                .map(u32::from),
+            content_type: properties.and_then(|properties| properties.content_type.clone()),
+            response_topic: properties.and_then(|properties| properties.response_topic.clone()),
+            correlation_data: properties.and_then(|properties| properties.correlation_data.clone()),
+            user_properties: properties.map_or_else(Vec::new, |properties| {
+                let record = |(name, value): &(String, String)| UserProperty { name: name.clone(), value: value.clone() };
+                properties.user_properties.iter().map(record).collect()
+            }),
+        }
+    }
+
+    /// The message, its expiry on the clock that says `now_ms`.
+    #[must_use]
+    pub fn into_message(self, now_ms: u64) -> Message {
+        let properties = PublishProperties {
+            payload_format_indicator: self.payload_format_indicator.map(|value| value as u8),
+            content_type: self.content_type,
+            response_topic: self.response_topic,
+            correlation_data: self.correlation_data,
+            user_properties: self.user_properties.into_iter().map(|user| (user.name, user.value)).collect(),
+            ..PublishProperties::default()
+        };
+        Message {
+            identity: MessageIdentity { lane: self.lane, number: self.number },
+            topic: Arc::from(self.topic),
+            payload: self.payload,
+            qos: qos(self.qos),
+            retain: self.retain,
+            publisher: Arc::from(self.publisher),
+            properties: (properties != PublishProperties::default()).then(|| Box::new(properties)),
+            expires_at_ms: self.expiry_left_ms.map(|left| now_ms.saturating_add(left)),
+        }
+    }
+}
+
+/// QoS of a record; a value of a later version counts as the highest we know.
+#[must_use]
+pub fn qos(bits: u32) -> QoS {
+    QoS::from_bits(bits.min(2) as u8).unwrap_or(QoS::ExactlyOnce)
+}
+
+/// A Will Message.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct WillRecord {
+    /// What is published.
+    #[prost(message, optional, tag = "1")]
+    pub message: Option<MessageRecord>,
+    /// Will Delay Interval.
+    #[prost(uint32, tag = "2")]
+    pub delay_seconds: u32,
+}
+
+/// A connection claims its session.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Connect {
+    /// Who.
+    #[prost(message, optional, tag = "1")]
+    pub owner: Option<Owner>,
+    /// Which session.
+    #[prost(string, tag = "2")]
+    pub client_id: String,
+    /// Whom it belongs to.
+    #[prost(string, tag = "3")]
+    pub identity: String,
+    /// Begin anew.
+    #[prost(bool, tag = "4")]
+    pub clean_start: bool,
+    /// 0: nothing is to be kept after this command.
+    #[prost(uint32, tag = "5")]
+    pub session_expiry_seconds: u32,
+    /// Published if the connection ends abnormally.
+    #[prost(message, optional, tag = "6")]
+    pub will: Option<WillRecord>,
+    /// In-flight window towards the client.
+    #[prost(uint32, tag = "7")]
+    pub window_max: u32,
+}
+
+/// A connection ended.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Disconnect {
+    /// Which session.
+    #[prost(string, tag = "1")]
+    pub client_id: String,
+    /// Of the claim.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// It ended abnormally.
+    #[prost(bool, tag = "3")]
+    pub publish_will: bool,
+    /// As DISCONNECT changed it.
+    #[prost(uint32, optional, tag = "4")]
+    pub session_expiry_seconds: Option<u32>,
+}
+
+/// One filter of a SUBSCRIBE.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct SubscribeFilter {
+    /// With `$share/NAME/` if it is shared.
+    #[prost(string, tag = "1")]
+    pub filter: String,
+    /// Maximum QoS.
+    #[prost(uint32, tag = "2")]
+    pub qos: u32,
+    /// No Local.
+    #[prost(bool, tag = "3")]
+    pub no_local: bool,
+    /// Retain As Published.
+    #[prost(bool, tag = "4")]
+    pub retain_as_published: bool,
+    /// Retain Handling.
+    #[prost(uint32, tag = "5")]
+    pub retain_handling: u32,
+    /// Subscription Identifier.
+    #[prost(uint32, optional, tag = "6")]
+    pub subscription_identifier: Option<u32>,
+    /// Refused before it was proposed: only its place in SUBACK counts.
+    #[prost(uint32, optional, tag = "7")]
+    pub refused: Option<u32>,
+}
+
+/// SUBSCRIBE.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Subscribe {
+    /// Which session.
+    #[prost(string, tag = "1")]
+    pub client_id: String,
+    /// Of the claim.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// Packet Identifier.
+    #[prost(uint32, tag = "3")]
+    pub packet_id: u32,
+    /// In their order.
+    #[prost(message, repeated, tag = "4")]
+    pub filters: Vec<SubscribeFilter>,
+}
+
+/// UNSUBSCRIBE.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Unsubscribe {
+    /// Which session.
+    #[prost(string, tag = "1")]
+    pub client_id: String,
+    /// Of the claim.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// Packet Identifier.
+    #[prost(uint32, tag = "3")]
+    pub packet_id: u32,
+    /// In their order.
+    #[prost(string, repeated, tag = "4")]
+    pub filters: Vec<String>,
+}
+
+/// One message of a lane, and what the group is to do with it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct LaneMessage {
+    /// Increasing within the lane.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// The message.
+    #[prost(message, optional, tag = "2")]
+    pub message: Option<MessageRecord>,
+    /// It goes to the sessions here that subscribe to its topic.
+    #[prost(bool, tag = "3")]
+    pub match_subscriptions: bool,
+    /// It goes to one member here of each of these shared subscriptions (`$share/NAME/FILTER`).
+    #[prost(string, repeated, tag = "4")]
+    pub shares: Vec<String>,
+    /// It is retained here; empty, it removes what is.
+    #[prost(bool, tag = "5")]
+    pub store_retained: bool,
+    /// It waits here, and is routed when this has passed.
+    #[prost(uint64, optional, tag = "6")]
+    pub delay_ms: Option<u64>,
+}
+
+/// What gathered in a lane.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct LaneBatch {
+    /// Which lane.
+    #[prost(uint64, tag = "1")]
+    pub lane: u64,
+    /// Of the node it comes from; an older one than was fenced is refused.
+    #[prost(uint64, tag = "2")]
+    pub incarnation: u64,
+    /// In the order of their numbers.
+    #[prost(message, repeated, tag = "3")]
+    pub messages: Vec<LaneMessage>,
+}
+
+/// One acknowledgement.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct AcknowledgeItem {
+    /// The packet type: 4 PUBACK, 5 PUBREC, 6 PUBREL (of a message we received), 7 PUBCOMP.
+    #[prost(uint32, tag = "1")]
+    pub kind: u32,
+    /// Packet Identifier.
+    #[prost(uint32, tag = "2")]
+    pub packet_id: u32,
+    /// Reason Code.
+    #[prost(uint32, tag = "3")]
+    pub reason: u32,
+}
+
+/// What a client acknowledged, in its order.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Acknowledge {
+    /// Which session.
+    #[prost(string, tag = "1")]
+    pub client_id: String,
+    /// Of the claim.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// In their order.
+    #[prost(message, repeated, tag = "3")]
+    pub items: Vec<AcknowledgeItem>,
+}
+
+/// A QoS 2 message of a persistent session: into the outbox, its identifier into the received set, in one step.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Receive {
+    /// Which session.
+    #[prost(string, tag = "1")]
+    pub client_id: String,
+    /// Of the claim.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// Packet Identifier.
+    #[prost(uint32, tag = "3")]
+    pub packet_id: u32,
+    /// The message.
+    #[prost(message, optional, tag = "4")]
+    pub message: Option<MessageRecord>,
+    /// It is routed when this has passed.
+    #[prost(uint64, optional, tag = "5")]
+    pub delay_ms: Option<u64>,
+}
+
+/// Outbox entries that every lane answered.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Routed {
+    /// Their positions.
+    #[prost(uint64, repeated, tag = "1")]
+    pub positions: Vec<u64>,
+}
+
+/// Retained messages for a subscription that waits for them.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct RetainedPage {
+    /// Which session.
+    #[prost(string, tag = "1")]
+    pub client_id: String,
+    /// Which of its subscriptions.
+    #[prost(string, tag = "2")]
+    pub filter: String,
+    /// The read, so that one of an earlier subscription to the same filter is told apart.
+    #[prost(uint64, tag = "3")]
+    pub read: u64,
+    /// In the order of their topics.
+    #[prost(message, repeated, tag = "4")]
+    pub messages: Vec<MessageRecord>,
+    /// The last page.
+    #[prost(bool, tag = "5")]
+    pub last: bool,
+}
+
+/// Time passed.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Tick {
+    /// Milliseconds on the leader's monotonic clock since its last tick, or since it last applied one.
+    #[prost(uint64, tag = "1")]
+    pub elapsed_ms: u64,
+    /// Milliseconds since 1970, by the leader's wall clock.
+    #[prost(uint64, tag = "2")]
+    pub wall_ms: u64,
+    /// The first tick after a stop of all replicas: wall time bridges it.
+    #[prost(bool, tag = "3")]
+    pub bridge: bool,
+}
+
+/// Incarnations below this are over: their connections ended, their lanes are refused.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Fence {
+    /// The first that is not.
+    #[prost(uint64, tag = "1")]
+    pub below: u64,
+    /// Sessions to release at most; the leader proposes again until none is left.
+    #[prost(uint32, tag = "2")]
+    pub sessions_max: u32,
+}
+
+/// The envelope.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct Envelope {
+    #[prost(oneof = "Command", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    command: Option<Command>,
+}
+
+/// A command for one group.
+#[derive(Clone, PartialEq, Eq, prost::Oneof)]
+pub enum Command {
+    /// See [`Connect`].
+    #[prost(message, tag = "1")]
+    Connect(Connect),
+    /// See [`Disconnect`].
+    #[prost(message, tag = "2")]
+    Disconnect(Disconnect),
+    /// See [`Subscribe`].
+    #[prost(message, tag = "3")]
+    Subscribe(Subscribe),
+    /// See [`Unsubscribe`].
+    #[prost(message, tag = "4")]
+    Unsubscribe(Unsubscribe),
+    /// See [`LaneBatch`].
+    #[prost(message, tag = "5")]
+    Lane(LaneBatch),
+    /// See [`Acknowledge`].
+    #[prost(message, tag = "6")]
+    Acknowledge(Acknowledge),
+    /// See [`Receive`].
+    #[prost(message, tag = "7")]
+    Receive(Receive),
+    /// See [`Routed`].
+    #[prost(message, tag = "8")]
+    Routed(Routed),
+    /// See [`RetainedPage`].
+    #[prost(message, tag = "9")]
+    RetainedPage(RetainedPage),
+    /// See [`Tick`].
+    #[prost(message, tag = "10")]
+    Tick(Tick),
+    /// See [`Fence`].
+    #[prost(message, tag = "11")]
+    Fence(Fence),
+}
+
+/// As it stands in the log.
+#[must_use]
+pub fn encode(command: Command) -> Bytes {
+    Envelope { command: Some(command) }.encode_to_vec().into()
+}
+
+/// From the log; payloads stay slices of `bytes`. `Ok(None)`: a command of a later version, which must not have been
+/// proposed before every node knew it.
+///
+/// # Errors
+/// The bytes are no command: the log is not ours, or damaged beyond what its checksums saw.
+pub fn decode(bytes: Bytes) -> Result<Option<Command>, prost::DecodeError> {
+    Envelope::decode(bytes).map(|envelope| envelope.command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_survives_its_record_with_what_is_left_of_its_expiry() {
+        let message = Message {
+            identity: MessageIdentity { lane: 3, number: 4 },
+            topic: Arc::from("a/b"),
+            payload: Bytes::from_static(b"x"),
+            qos: QoS::ExactlyOnce,
+            retain: true,
+            publisher: Arc::from("p"),
+            properties: Some(Box::new(PublishProperties {
+                content_type: Some("t".to_owned()),
+                user_properties: vec![("b".to_owned(), "1".to_owned()), ("a".to_owned(), "2".to_owned())],
+                ..PublishProperties::default()
+            })),
+            expires_at_ms: Some(1500),
+        };
+        let record = MessageRecord::from_message(&message, 1000);
+        let lane = LaneBatch {
+            lane: 3,
+            incarnation: 1,
+            messages: vec![LaneMessage { number: 1, message: Some(record), ..LaneMessage::default() }],
+        };
+        let Ok(Some(Command::Lane(mut back))) = decode(encode(Command::Lane(lane))) else {
+            panic!("a lane");
+        };
+        let record = back.messages.remove(0).message.expect("a message");
+        assert_eq!(record.into_message(7000), Message { expires_at_ms: Some(7500), ..message });
+    }
+}

@@ -334,6 +334,47 @@ impl<M> Outbound<M> {
         slots.into_iter().map(|slot| (slot.id, slot.stage, slot.qos, slot.message.as_ref())).collect()
     }
 
+    /// What waits behind the window, in order.
+    pub fn queued(&self) -> impl Iterator<Item = &M> {
+        self.window.iter().flat_map(|window| window.queue.iter().map(|queued| &queued.message))
+    }
+
+    /// The identifier given last: the next one follows it.
+    #[must_use]
+    pub fn last_id(&self) -> u16 {
+        self.window.as_ref().map_or(0, |window| window.last_id)
+    }
+
+    /// Takes up what [`Self::resend`], [`Self::queued`] and [`Self::last_id`] said, after a restart.
+    #[must_use]
+    pub fn restore(
+        limits: OutboundLimits,
+        last_id: u16,
+        in_flight: Vec<(PacketId, Stage, QoS, Option<M>)>,
+        queue: Vec<(M, usize, QoS)>,
+    ) -> Self {
+        let mut window = Window::new();
+        while in_flight.len() * 2 > window.slots.len() {
+            window.grow();
+        }
+        // Identifiers may lie so that two meet in one slot of a small window; they did not when they were given.
+        while !all_differ(in_flight.iter().map(|(id, ..)| window.index(id.get()))) {
+            window.grow();
+        }
+        for (id, stage, qos, message) in in_flight {
+            let index = window.index(id.get());
+            window.slots[index] = Some(Slot { id, sequence: window.sequence, stage, qos, message });
+            window.sequence += 1;
+            window.in_flight += 1;
+        }
+        window.last_id = last_id;
+        for (message, weight_bytes, qos) in queue {
+            window.queue_bytes += weight_bytes;
+            window.queue.push_back(Queued { message, qos, weight_bytes });
+        }
+        Self { limits, window: Some(Box::new(window)) }
+    }
+
     /// Empties it: what another session may get instead, in order. QoS 2 that was begun is not among it
     /// [MQTT-4.8.2-5].
     pub fn drain_undelivered(&mut self) -> Vec<M> {
@@ -349,6 +390,11 @@ impl<M> Outbound<M> {
             .chain(window.queue.into_iter().map(|queued| queued.message))
             .collect()
     }
+}
+
+fn all_differ(mut indexes: impl Iterator<Item = usize>) -> bool {
+    let mut seen = std::collections::BTreeSet::new();
+    indexes.all(|index| seen.insert(index))
 }
 
 #[cfg(test)]

@@ -1,0 +1,207 @@
+//! What follows from a command, for the leader to carry out. Safe to repeat.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use kentongan_proto::mqtt::codec::AckKind;
+use kentongan_proto::mqtt::{PacketId, QoS, ReasonCode, SubscriptionOptions};
+
+use super::command::Owner;
+use crate::message::Message;
+
+/// One consequence of an applied command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// A claim was granted.
+    Opened(OpenedSession),
+    /// A claim was refused: the session is another identity's.
+    Refused {
+        /// Whose claim.
+        owner: Owner,
+        /// For CONNACK.
+        reason: ReasonCode,
+    },
+    /// A persistent session came to be, or ended.
+    Session {
+        /// Its name.
+        client_id: Arc<str>,
+        /// Whom it belongs to.
+        identity: Arc<str>,
+        /// Whether it is there now.
+        exists: bool,
+    },
+    /// SUBSCRIBE was applied.
+    Subscribed {
+        /// Whose.
+        owner: Owner,
+        /// Of which claim.
+        epoch: u64,
+        /// Packet Identifier.
+        packet_id: PacketId,
+        /// In the order of the filters.
+        outcomes: Vec<FilterOutcome>,
+    },
+    /// UNSUBSCRIBE was applied.
+    Unsubscribed {
+        /// Whose.
+        owner: Owner,
+        /// Of which claim.
+        epoch: u64,
+        /// Packet Identifier.
+        packet_id: PacketId,
+        /// In the order of the filters.
+        outcomes: Vec<(String, ReasonCode)>,
+    },
+    /// This group begins, or ceases, to want what a filter matches.
+    Interest {
+        /// The Topic Filter.
+        filter: Arc<str>,
+        /// Whether one more session wants it.
+        wanted: bool,
+    },
+    /// A session of this group joins or leaves a shared subscription.
+    ShareInterest {
+        /// `$share/NAME/FILTER`.
+        share: Arc<str>,
+        /// Whether it joins.
+        joined: bool,
+    },
+    /// How many members of a shared subscription are connected.
+    ShareOnline {
+        /// `$share/NAME/FILTER`.
+        share: Arc<str>,
+        /// Of this group's sessions.
+        online: u32,
+    },
+    /// A message of the window is to be sent.
+    Deliver(Box<Delivery>),
+    /// PUBREC, PUBREL or PUBCOMP may leave.
+    Acknowledge {
+        /// To whom.
+        owner: Owner,
+        /// Of which claim.
+        epoch: u64,
+        /// Which packet.
+        kind: AckKind,
+        /// Packet Identifier.
+        packet_id: PacketId,
+        /// Reason Code.
+        reason: ReasonCode,
+    },
+    /// The messages of a lane up to a number are dealt with.
+    LaneAnswered {
+        /// Which lane.
+        lane: u64,
+        /// The last of them.
+        number: u64,
+        /// Those that were not accepted.
+        refused: Vec<(u64, ReasonCode)>,
+    },
+    /// An entry of the outbox is to be routed.
+    Route {
+        /// Its position, which is its number in the outbox's lane.
+        position: u64,
+        /// The message.
+        message: Arc<Message>,
+        /// Only to a member of this shared subscription.
+        share: Option<Arc<str>>,
+    },
+    /// A page of retained messages was taken in.
+    RetainedTaken {
+        /// Whose.
+        owner: Owner,
+        /// Of which claim.
+        epoch: u64,
+        /// Which read.
+        read: u64,
+        /// Messages that now wait for the session.
+        queued: usize,
+    },
+    /// A fence was applied.
+    Fenced {
+        /// Sessions of older incarnations are still to be released.
+        more: bool,
+    },
+    /// Messages did not reach a session, and never will.
+    Dropped {
+        /// Why.
+        reason: Drop,
+        /// How many.
+        count: u64,
+    },
+    /// A will was handed to the outbox.
+    WillPublished,
+    /// A session expired.
+    SessionExpired,
+}
+
+/// Why a message is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drop {
+    /// The session's queue is full.
+    QueueFull,
+    /// Its Message Expiry Interval ran out.
+    Expired,
+    /// The session ended.
+    SessionEnded,
+    /// A shared subscription has no member.
+    NoMember,
+}
+
+/// A granted claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenedSession {
+    /// To whom.
+    pub owner: Owner,
+    /// Which session.
+    pub client_id: Arc<str>,
+    /// Of this claim.
+    pub epoch: u64,
+    /// Whether this group keeps the session.
+    pub persistent: bool,
+    /// A stored session is resumed [MQTT-3.2.2-3].
+    pub session_present: bool,
+    /// Its subscriptions; for the last part see [`FilterOutcome::read`].
+    pub subscriptions: Vec<(Arc<str>, SubscriptionOptions, Option<NonZeroU32>, Option<u64>)>,
+    /// QoS 2 identifiers whose PUBREL is still to come.
+    pub received: Vec<PacketId>,
+}
+
+/// What became of one filter of a SUBSCRIBE.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilterOutcome {
+    /// As subscribed.
+    pub filter: String,
+    /// For SUBACK.
+    pub reason: ReasonCode,
+    /// As granted.
+    pub options: SubscriptionOptions,
+    /// Subscription Identifier.
+    pub identifier: Option<NonZeroU32>,
+    /// Retained messages are to be read under this number; until the last page, live messages of this subscription
+    /// wait.
+    pub read: Option<u64>,
+}
+
+/// A message of a session's window.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    /// To whom.
+    pub owner: Owner,
+    /// Of which claim.
+    pub epoch: u64,
+    /// Given by the state machine.
+    pub packet_id: PacketId,
+    /// 1 or 2.
+    pub qos: QoS,
+    /// A re-delivery.
+    pub dup: bool,
+    /// RETAIN as it goes to this client.
+    pub retain: bool,
+    /// Of the subscriptions it came by.
+    pub identifiers: Vec<u32>,
+    /// The message, its expiry on the group's clock.
+    pub message: Arc<Message>,
+    /// Milliseconds that it may still wait.
+    pub expiry_left_ms: Option<u64>,
+}
