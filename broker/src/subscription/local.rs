@@ -215,7 +215,7 @@ const _: () = assert!(size_of::<Subscribers>() == 16);
 struct Crowd {
     subscribers: Vec<Subscriber>,
     /// Where each stands, once there are too many to walk past.
-    positions: Option<HashMap<u64, u32, RandomState>>,
+    positions: Option<Box<HashMap<u64, u32, RandomState>>>,
 }
 
 impl Crowd {
@@ -233,7 +233,8 @@ impl Crowd {
             positions.insert(subscriber.connection, at as u32);
         } else if at >= WALK_MAX {
             let numbered = self.subscribers.iter().zip(0..);
-            self.positions = Some(numbered.map(|(subscriber, at)| (subscriber.connection, at)).collect());
+            let numbered = numbered.map(|(subscriber, at)| (subscriber.connection, at));
+            self.positions = Some(Box::new(numbered.collect()));
         }
     }
 
@@ -288,7 +289,8 @@ impl Subscribers {
         match self {
             Self::None => *self = Self::One(subscriber),
             Self::One(first) => {
-                *self = Self::Many(Box::new(Crowd { subscribers: vec![*first, subscriber], positions: None }));
+                *self =
+                    Self::Many(Box::new(Crowd { subscribers: vec![*first, subscriber], positions: None }));
             }
             Self::Many(crowd) => crowd.push(subscriber),
         }
@@ -316,7 +318,7 @@ impl Subscribers {
         let Self::Many(crowd) = self else {
             return 0;
         };
-        let positions = crowd.positions.as_ref().map_or(0, HashMap::allocation_size);
+        let positions = crowd.positions.as_ref().map_or(0, |positions| positions.allocation_size());
         size_of::<Crowd>() + crowd.subscribers.capacity() * size_of::<Subscriber>() + positions
     }
 }
@@ -388,7 +390,10 @@ impl LocalSubscriptions {
                 let text = |entry: &ExactFilter| topic_hash(&entry.filter);
                 self.exact[shard]
                     .entry(hash, |entry| *entry.filter == *filter, text)
-                    .or_insert_with(|| ExactFilter { filter: Box::from(filter), subscribers: Subscribers::None })
+                    .or_insert_with(|| ExactFilter {
+                        filter: Box::from(filter),
+                        subscribers: Subscribers::None,
+                    })
                     .into_mut()
                     .subscribers
                     .insert(subscriber)
@@ -481,8 +486,8 @@ impl LocalSubscriptions {
         self.stamp(topic, hash)
     }
 
-    /// Like [`Self::matches`], with a match for each subscription: a setting gives a client one copy for each
-    /// [MQTT-3.3.4-2 allows both].
+    /// Like [`Self::matches`], with a match for each subscription: further copies for overlapping subscriptions are
+    /// as good as one [MQTT-3.3.4-2].
     pub fn matches_each(&self, topic: &str, hash: u64, out: &mut Vec<LocalMatch>) -> LocalStamp {
         out.clear();
         for subscribers in self.find(topic, hash) {

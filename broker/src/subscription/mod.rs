@@ -19,14 +19,16 @@ mod cache;
 mod index;
 mod local;
 mod shard;
+#[cfg(test)]
+mod shard_model;
 mod share;
+#[cfg(test)]
+mod tests;
 pub mod trie;
 
 pub use cache::{CachedMatch, MatchCache};
 pub use index::{ARBITERS_MAX, ArbiterSet, Matched, SubscriptionIndex, Target};
-pub use local::{
-    Identifiers, LocalMatch, LocalStamp, LocalSubscription, LocalSubscriptions, Merged,
-};
+pub use local::{Identifiers, LocalMatch, LocalStamp, LocalSubscription, LocalSubscriptions, Merged};
 pub use share::{PickStrategy, ShareGroup, ShareMember, ShareTarget};
 
 /// What [`shard`] is made of; its model test puts loom's types here.

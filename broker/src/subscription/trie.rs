@@ -9,6 +9,7 @@
 //! topic, and a hostile filter costs only the nodes it made.
 
 use hashbrown::HashTable;
+use slab::Slab;
 use smallvec::{SmallVec, smallvec};
 
 use super::topic_hash;
@@ -24,8 +25,9 @@ const NONE: u32 = u32::MAX;
 /// In place of an interned level: the child is that by `+`.
 const PLUS: u32 = u32::MAX;
 
-#[derive(Debug)]
-struct Node<V> {
+/// Half a cache line, because a look-up's cost is the lines it touches: values stand elsewhere.
+#[derive(Debug, Clone)]
+struct Node {
     parent: u32,
     /// By which level its parent reaches it.
     level: u32,
@@ -33,20 +35,31 @@ struct Node<V> {
     plus: u32,
     /// Children by a level that is no wildcard.
     children: u32,
-    /// Of the filter that ends here.
-    here: V,
-    /// Of the filter that ends here with `#`.
-    below: V,
+    /// A bit for each of their levels, and maybe for some that left: most levels that lead nowhere are known by it.
+    child_bits: u64,
+    /// The value of the filter that ends here.
+    here: u32,
+    /// The value of the filter that ends here with `#`.
+    below: u32,
 }
 
-impl<V: FilterValue> Node<V> {
+impl Node {
     fn new(parent: u32, level: u32) -> Self {
-        Self { parent, level, plus: NONE, children: 0, here: V::default(), below: V::default() }
+        Self { parent, level, plus: NONE, children: 0, child_bits: 0, here: NONE, below: NONE }
     }
 
     fn is_unused(&self) -> bool {
-        self.plus == NONE && self.children == 0 && self.here.is_empty() && self.below.is_empty()
+        self.plus == NONE && self.children == 0 && self.here == NONE && self.below == NONE
     }
+
+    fn value(&mut self, is_below: bool) -> &mut u32 {
+        if is_below { &mut self.below } else { &mut self.here }
+    }
+}
+
+#[inline]
+fn bit_of(level: u32) -> u64 {
+    1 << (level % 64)
 }
 
 /// The texts of levels, each kept once.
@@ -105,10 +118,10 @@ impl Levels {
 #[derive(Debug)]
 pub struct WildcardTrie<V> {
     levels: Levels,
-    nodes: Vec<Node<V>>,
+    nodes: Vec<Node>,
     free: Vec<u32>,
     edges: HashTable<u32>,
-    filters: usize,
+    values: Slab<V>,
 }
 
 impl<V: FilterValue> Default for WildcardTrie<V> {
@@ -118,7 +131,7 @@ impl<V: FilterValue> Default for WildcardTrie<V> {
             nodes: vec![Node::new(NONE, NONE)],
             free: Vec::new(),
             edges: HashTable::new(),
-            filters: 0,
+            values: Slab::new(),
         }
     }
 }
@@ -128,14 +141,14 @@ impl<V: FilterValue> WildcardTrie<V> {
     #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
-        self.filters
+        self.values.len()
     }
 
     /// Whether there are none.
     #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.filters == 0
+        self.values.is_empty()
     }
 
     /// Nodes in use, the root among them: the most that a look-up can visit.
@@ -151,7 +164,8 @@ impl<V: FilterValue> WildcardTrie<V> {
         texts
             + self.levels.texts.capacity() * size_of::<(Box<str>, u32)>()
             + (self.levels.free.capacity() + self.free.capacity()) * size_of::<u32>()
-            + self.nodes.capacity() * size_of::<Node<V>>()
+            + self.nodes.capacity() * size_of::<Node>()
+            + self.values.capacity() * size_of::<(usize, V)>()
             + self.levels.by_text.allocation_size()
             + self.edges.allocation_size()
     }
@@ -175,8 +189,8 @@ impl<V: FilterValue> WildcardTrie<V> {
             for &at in &reached {
                 let node = &self.nodes[at as usize];
                 if wildcards {
-                    if !node.below.is_empty() {
-                        found(&node.below);
+                    if node.below != NONE {
+                        found(&self.values[node.below as usize]);
                     }
                     if node.plus != NONE {
                         next.push(node.plus);
@@ -184,6 +198,7 @@ impl<V: FilterValue> WildcardTrie<V> {
                 }
                 if node.children > 0
                     && let Some(id) = *interned.get_or_insert_with(|| self.levels.find(level))
+                    && node.child_bits & bit_of(id) != 0
                     && let Some(child) = self.child(at, id)
                 {
                     next.push(child);
@@ -199,9 +214,9 @@ impl<V: FilterValue> WildcardTrie<V> {
         visited += reached.len();
         for &at in &reached {
             let node = &self.nodes[at as usize];
-            for value in [&node.here, &node.below] {
-                if !value.is_empty() {
-                    found(value);
+            for value in [node.here, node.below] {
+                if value != NONE {
+                    found(&self.values[value as usize]);
                 }
             }
         }
@@ -213,8 +228,8 @@ impl<V: FilterValue> WildcardTrie<V> {
     pub fn get(&self, filter: &str) -> Option<&V> {
         let (at, is_below) = self.find(filter)?;
         let node = &self.nodes[at as usize];
-        let value = if is_below { &node.below } else { &node.here };
-        (!value.is_empty()).then_some(value)
+        let value = if is_below { node.below } else { node.here };
+        self.values.get(value as usize)
     }
 
     /// Changes the value of `filter`, which may be new.
@@ -233,17 +248,22 @@ impl<V: FilterValue> WildcardTrie<V> {
     /// Changes the value of `filter` if somebody wants it, and forgets the filter if then nobody does.
     pub fn update<R>(&mut self, filter: &str, edit: impl FnOnce(&mut V) -> R) -> Option<R> {
         let (at, is_below) = self.find(filter)?;
-        Some(self.edit(at, is_below, edit))
+        let wanted = *self.nodes[at as usize].value(is_below) != NONE;
+        wanted.then(|| self.edit(at, is_below, edit))
     }
 
     fn edit<R>(&mut self, at: u32, is_below: bool, edit: impl FnOnce(&mut V) -> R) -> R {
-        let node = &mut self.nodes[at as usize];
-        let value = if is_below { &mut node.below } else { &mut node.here };
-        let before = usize::from(!value.is_empty());
-        let result = edit(value);
-        let after = usize::from(!value.is_empty());
-        self.filters = self.filters + after - before;
-        self.prune(at);
+        let value = self.nodes[at as usize].value(is_below);
+        if *value == NONE {
+            *value = self.values.insert(V::default()) as u32;
+        }
+        let key = *value as usize;
+        let result = edit(&mut self.values[key]);
+        if self.values[key].is_empty() {
+            *value = NONE;
+            self.values.remove(key);
+            self.prune(at);
+        }
         result
     }
 
@@ -287,7 +307,9 @@ impl<V: FilterValue> WildcardTrie<V> {
         if level == PLUS {
             self.nodes[parent as usize].plus = child;
         } else {
-            self.nodes[parent as usize].children += 1;
+            let parent_node = &mut self.nodes[parent as usize];
+            parent_node.children += 1;
+            parent_node.child_bits |= bit_of(level);
             let nodes = &self.nodes;
             self.edges.insert_unique(edge_hash(parent, level), child, |&child| {
                 let node = &nodes[child as usize];
@@ -307,7 +329,11 @@ impl<V: FilterValue> WildcardTrie<V> {
                 if let Ok(edge) = self.edges.find_entry(edge_hash(parent, level), |&child| child == at) {
                     edge.remove();
                 }
-                self.nodes[parent as usize].children -= 1;
+                let parent_node = &mut self.nodes[parent as usize];
+                parent_node.children -= 1;
+                if parent_node.children == 0 {
+                    parent_node.child_bits = 0;
+                }
                 self.levels.release(level);
             }
             self.free.push(at);
