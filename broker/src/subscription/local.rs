@@ -6,7 +6,7 @@ use std::ops::Deref;
 use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashTable};
 use kentongan_proto::mqtt::QoS;
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::trie::{FilterValue, WildcardTrie};
 use super::{Place, SHARDS, first_level_shard, shard_of, topic_hash};
@@ -213,7 +213,8 @@ const _: () = assert!(size_of::<Subscribers>() == 16);
 /// Two subscribers or more.
 #[derive(Debug, Default)]
 struct Crowd {
-    subscribers: Vec<Subscriber>,
+    /// Two stand here without another allocation, and so without another cache line to wait for.
+    subscribers: SmallVec<[Subscriber; 2]>,
     /// Where each stands, once there are too many to walk past.
     positions: Option<Box<HashMap<u64, u32, RandomState>>>,
 }
@@ -250,7 +251,7 @@ impl Crowd {
             }
         }
         if self.subscribers.len() < self.subscribers.capacity() / 4 {
-            self.subscribers.shrink_to(self.subscribers.len() * 2);
+            self.subscribers.shrink_to_fit();
         }
     }
 }
@@ -289,8 +290,10 @@ impl Subscribers {
         match self {
             Self::None => *self = Self::One(subscriber),
             Self::One(first) => {
-                *self =
-                    Self::Many(Box::new(Crowd { subscribers: vec![*first, subscriber], positions: None }));
+                *self = Self::Many(Box::new(Crowd {
+                    subscribers: smallvec![*first, subscriber],
+                    positions: None,
+                }));
             }
             Self::Many(crowd) => crowd.push(subscriber),
         }
@@ -319,7 +322,8 @@ impl Subscribers {
             return 0;
         };
         let positions = crowd.positions.as_ref().map_or(0, |positions| positions.allocation_size());
-        size_of::<Crowd>() + crowd.subscribers.capacity() * size_of::<Subscriber>() + positions
+        let spilled = if crowd.subscribers.spilled() { crowd.subscribers.capacity() } else { 0 };
+        size_of::<Crowd>() + spilled * size_of::<Subscriber>() + positions
     }
 }
 

@@ -9,7 +9,6 @@
 //! topic, and a hostile filter costs only the nodes it made.
 
 use hashbrown::HashTable;
-use slab::Slab;
 use smallvec::{SmallVec, smallvec};
 
 use super::topic_hash;
@@ -121,7 +120,8 @@ pub struct WildcardTrie<V> {
     nodes: Vec<Node>,
     free: Vec<u32>,
     edges: HashTable<u32>,
-    values: Slab<V>,
+    values: Vec<V>,
+    free_values: Vec<u32>,
 }
 
 impl<V: FilterValue> Default for WildcardTrie<V> {
@@ -131,7 +131,8 @@ impl<V: FilterValue> Default for WildcardTrie<V> {
             nodes: vec![Node::new(NONE, NONE)],
             free: Vec::new(),
             edges: HashTable::new(),
-            values: Slab::new(),
+            values: Vec::new(),
+            free_values: Vec::new(),
         }
     }
 }
@@ -141,14 +142,14 @@ impl<V: FilterValue> WildcardTrie<V> {
     #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
-        self.values.len()
+        self.values.len() - self.free_values.len()
     }
 
     /// Whether there are none.
     #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
+        self.len() == 0
     }
 
     /// Nodes in use, the root among them: the most that a look-up can visit.
@@ -163,9 +164,10 @@ impl<V: FilterValue> WildcardTrie<V> {
         let texts: usize = self.levels.texts.iter().map(|(text, _)| text.len()).sum();
         texts
             + self.levels.texts.capacity() * size_of::<(Box<str>, u32)>()
-            + (self.levels.free.capacity() + self.free.capacity()) * size_of::<u32>()
+            + (self.levels.free.capacity() + self.free.capacity() + self.free_values.capacity())
+                * size_of::<u32>()
             + self.nodes.capacity() * size_of::<Node>()
-            + self.values.capacity() * size_of::<(usize, V)>()
+            + self.values.capacity() * size_of::<V>()
             + self.levels.by_text.allocation_size()
             + self.edges.allocation_size()
     }
@@ -178,15 +180,16 @@ impl<V: FilterValue> WildcardTrie<V> {
         if self.is_empty() {
             return 0;
         }
-        let mut reached: SmallVec<[u32; 32]> = smallvec![ROOT];
-        let mut next: SmallVec<[u32; 32]> = SmallVec::new();
+        let mut buffers: [SmallVec<[u32; 32]>; 2] = [smallvec![ROOT], SmallVec::new()];
+        let [reached, next] = &mut buffers;
+        let (mut reached, mut next) = (reached, next);
         let mut visited = 0;
         let mut wildcards = !topic.starts_with('$');
         for level in topic.split('/') {
             visited += reached.len();
             // Looked for once a level, and only if some node could go on by it.
             let mut interned = None;
-            for &at in &reached {
+            for &at in reached.iter() {
                 let node = &self.nodes[at as usize];
                 if wildcards {
                     if node.below != NONE {
@@ -212,7 +215,7 @@ impl<V: FilterValue> WildcardTrie<V> {
             wildcards = true;
         }
         visited += reached.len();
-        for &at in &reached {
+        for &at in reached.iter() {
             let node = &self.nodes[at as usize];
             for value in [node.here, node.below] {
                 if value != NONE {
@@ -255,13 +258,16 @@ impl<V: FilterValue> WildcardTrie<V> {
     fn edit<R>(&mut self, at: u32, is_below: bool, edit: impl FnOnce(&mut V) -> R) -> R {
         let value = self.nodes[at as usize].value(is_below);
         if *value == NONE {
-            *value = self.values.insert(V::default()) as u32;
+            *value = self.free_values.pop().unwrap_or(self.values.len() as u32);
+            if *value as usize == self.values.len() {
+                self.values.push(V::default());
+            }
         }
-        let key = *value as usize;
-        let result = edit(&mut self.values[key]);
-        if self.values[key].is_empty() {
+        let key = *value;
+        let result = edit(&mut self.values[key as usize]);
+        if self.values[key as usize].is_empty() {
             *value = NONE;
-            self.values.remove(key);
+            self.free_values.push(key);
             self.prune(at);
         }
         result
