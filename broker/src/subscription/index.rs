@@ -166,7 +166,10 @@ enum Targets {
 struct ManyTargets {
     /// Sorted. Four stand here without another allocation, and so without another cache line to wait for.
     counted: SmallVec<[(Target, u32); 4]>,
-    #[expect(clippy::box_collection, reason = "few filters have any, and an empty list would cost each 24 bytes")]
+    #[expect(
+        clippy::box_collection,
+        reason = "few filters have any, and an empty list would cost each 24 bytes"
+    )]
     shares: Option<Box<Vec<Arc<ShareGroup>>>>,
 }
 
