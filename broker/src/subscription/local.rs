@@ -475,7 +475,7 @@ impl LocalSubscriptions {
     }
 
     /// The connections that want `topic`, whose hash is `hash`; each once, its subscriptions merged. What `out` held
-    /// before is gone.
+    /// before is gone. Their order tells of who came and went before: replicas that must agree sort.
     pub fn matches(&self, topic: &str, hash: u64, out: &mut Vec<LocalMatch>) -> LocalStamp {
         out.clear();
         let found = self.find(topic, hash);

@@ -208,6 +208,10 @@ proptest! {
                     cache.put_back(cached);
                     check_global(&index, &counts, &topic);
                     check_local(&local(&locals, &topic), &naive, &topic);
+                    let mut each = Vec::new();
+                    locals.matches_each(&topic, topic_hash(&topic), &mut each);
+                    let wanted = naive.keys().filter(|(filter, _)| is_match(filter, &topic)).count();
+                    prop_assert_eq!(each.len(), wanted, "one copy for each subscription");
                     None
                 }
                 Step::Unsubscribe(filter, who) => Some((filter, who)),
@@ -710,4 +714,35 @@ fn readers_and_writers_share_the_index() {
         }
     });
     assert_eq!(index.subscriptions(), filters.len());
+}
+
+/// P11: members come and go on some threads while others pick: a share with a steady member never has none.
+#[test]
+fn picks_and_membership_may_be_concurrent() {
+    let index = SubscriptionIndex::new();
+    index.join_share("g", "a/b", member(100));
+    std::thread::scope(|scope| {
+        for thread in 0..2 {
+            let index = &index;
+            scope.spawn(move || {
+                for _ in 0..2000 {
+                    index.join_share("g", "a/b", member(thread));
+                    index.join_share("h", "a/b", member(thread));
+                    assert!(index.leave_share("h", "a/b", &member(thread).target));
+                    assert!(index.leave_share("g", "a/b", &member(thread).target));
+                }
+            });
+        }
+        for round in 0..2000 {
+            let found = matched(&index, "a/b");
+            let steady =
+                found.shares.iter().find(|share| share.name() == "g").expect("it has a steady member");
+            let strategy = STRATEGIES[round % STRATEGIES.len()];
+            assert!(
+                steady.pick(strategy, round as u64, 7, Some(round as u64 % 2), false).is_some(),
+                "{strategy:?}"
+            );
+        }
+    });
+    assert_eq!(index.subscriptions(), 1);
 }
