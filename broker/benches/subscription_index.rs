@@ -193,6 +193,12 @@ fn main() {
     let local = fill("local table", LocalSubscriptions::new(), |local, filter, connection| {
         local.insert(filter, &subscription(connection));
     });
+    let (shared_bytes, local_bytes) = (index.memory_bytes(), local.memory_bytes());
+    println!(
+        "by their own account {} and {} bytes",
+        shared_bytes / SUBSCRIPTIONS,
+        local_bytes / SUBSCRIPTIONS
+    );
     let topics = topics();
     let mut found = Vec::new();
     let total: usize = topics

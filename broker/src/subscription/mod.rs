@@ -7,7 +7,7 @@
 //! - [`LocalSubscriptions`], one an arbiter: Topic Filter → its connections, with their options. One thread.
 //!
 //! Both keep filters without wildcards in a hash table, where one look-up answers for all of them, and only the
-//! others in a [`trie`]. A publisher's topics repeat, so what both said is kept in a [`MatchCache`], validated by the
+//! others in a trie. A publisher's topics repeat, so what both said is kept in a [`MatchCache`], validated by the
 //! generations of the shards it came from: a SUBSCRIBE outdates only what it may concern.
 //!
 //! Filters and names are taken as valid: they were parsed at the edge. Nothing here performs I/O or reads a clock.
@@ -24,7 +24,7 @@ mod shard_model;
 mod share;
 #[cfg(test)]
 mod tests;
-pub mod trie;
+mod trie;
 
 pub use cache::{CachedMatch, MatchCache};
 pub use index::{ARBITERS_MAX, ArbiterSet, Matched, SubscriptionIndex, Target};

@@ -333,7 +333,7 @@ struct Candidates<'a> {
     connections: &'a [Connection],
     /// Where the excluded one stands.
     excluded: Option<usize>,
-    /// Whether any session may get it, or only those of groups that have somebody online.
+    /// What the sessions of a group weigh: all of them, those online, or nothing.
     sessions: fn(&Sessions) -> u32,
     weight: u64,
 }

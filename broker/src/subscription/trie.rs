@@ -153,6 +153,7 @@ impl<V: FilterValue> WildcardTrie<V> {
     }
 
     /// Nodes in use, the root among them: the most that a look-up can visit.
+    #[cfg(test)]
     #[must_use]
     pub fn nodes(&self) -> usize {
         self.nodes.len() - self.free.len()
