@@ -14,7 +14,7 @@ const MATCHES_MAX: usize = 256 * 1024;
 /// Everyone who wants a topic.
 #[derive(Debug, Default)]
 pub struct CachedMatch {
-    topic: Box<str>,
+    topic: String,
     hash: u64,
     /// Arbiters, groups and shared subscriptions. Not filled in by [`MatchCache::take_local`].
     pub global: Matched,
@@ -28,6 +28,8 @@ pub struct CachedMatch {
 #[derive(Debug)]
 pub struct MatchCache {
     slots: Box<[Option<Box<CachedMatch>>]>,
+    /// Of each slot, a part of the hash of the topic that was last refused it.
+    refused: Box<[u32]>,
     /// In all slots.
     matches: usize,
     /// Where room is made next.
@@ -51,6 +53,7 @@ impl MatchCache {
     pub fn new() -> Self {
         Self {
             slots: (0..SLOTS).map(|_| None).collect(),
+            refused: vec![0; SLOTS].into_boxed_slice(),
             matches: 0,
             hand: 0,
             spare: None,
@@ -114,12 +117,21 @@ impl MatchCache {
         cached
     }
 
-    /// Keeps a match for the next message of its topic.
+    /// Keeps a match for the next message of its topic. A slot that another topic has passes to this one when it
+    /// comes for the second time: topics that never repeat do not drive out those that do.
     pub fn put_back(&mut self, cached: Box<CachedMatch>) {
         if cached.topic.len() > TOPIC_BYTES_MAX || cached.local.len() > MATCHES_MAX / 4 {
             return;
         }
         let slot = slot_of(cached.hash);
+        if self.slots[slot].is_some() {
+            let sign = (cached.hash >> 32) as u32;
+            if self.refused[slot] != sign {
+                self.refused[slot] = sign;
+                self.spare = Some(cached);
+                return;
+            }
+        }
         self.matches += cached.local.len();
         if let Some(other) = self.slots[slot].replace(cached) {
             self.matches -= other.local.len();
@@ -141,12 +153,19 @@ impl MatchCache {
         (self.hits, self.misses)
     }
 
+    /// Matches that the slots hold together.
+    #[must_use]
+    pub fn matches(&self) -> usize {
+        self.matches
+    }
+
     fn empty_for(&mut self, topic: &str, hash: u64) -> Box<CachedMatch> {
         let mut cached = self.spare.take().unwrap_or_default();
         cached.local.clear();
         cached.local_stamp = LocalStamp::default();
-        cached.global = Matched::default();
-        cached.topic = Box::from(topic);
+        cached.global.forget();
+        cached.topic.clear();
+        cached.topic.push_str(topic);
         cached.hash = hash;
         cached
     }

@@ -6,7 +6,7 @@ use std::ops::Deref;
 use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashTable};
 use kentongan_proto::mqtt::QoS;
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::trie::{FilterValue, WildcardTrie};
 use super::{Place, SHARDS, first_level_shard, shard_of, topic_hash};
@@ -213,9 +213,10 @@ const _: () = assert!(size_of::<Subscribers>() == 16);
 /// Two subscribers or more.
 #[derive(Debug, Default)]
 struct Crowd {
-    subscribers: Vec<Subscriber>,
+    /// Two stand here without another allocation, and so without another cache line to wait for.
+    subscribers: SmallVec<[Subscriber; 2]>,
     /// Where each stands, once there are too many to walk past.
-    positions: Option<HashMap<u64, u32, RandomState>>,
+    positions: Option<Box<HashMap<u64, u32, RandomState>>>,
 }
 
 impl Crowd {
@@ -233,7 +234,8 @@ impl Crowd {
             positions.insert(subscriber.connection, at as u32);
         } else if at >= WALK_MAX {
             let numbered = self.subscribers.iter().zip(0..);
-            self.positions = Some(numbered.map(|(subscriber, at)| (subscriber.connection, at)).collect());
+            let numbered = numbered.map(|(subscriber, at)| (subscriber.connection, at));
+            self.positions = Some(Box::new(numbered.collect()));
         }
     }
 
@@ -249,7 +251,7 @@ impl Crowd {
             }
         }
         if self.subscribers.len() < self.subscribers.capacity() / 4 {
-            self.subscribers.shrink_to(self.subscribers.len() * 2);
+            self.subscribers.shrink_to_fit();
         }
     }
 }
@@ -288,7 +290,10 @@ impl Subscribers {
         match self {
             Self::None => *self = Self::One(subscriber),
             Self::One(first) => {
-                *self = Self::Many(Box::new(Crowd { subscribers: vec![*first, subscriber], positions: None }));
+                *self = Self::Many(Box::new(Crowd {
+                    subscribers: smallvec![*first, subscriber],
+                    positions: None,
+                }));
             }
             Self::Many(crowd) => crowd.push(subscriber),
         }
@@ -316,8 +321,9 @@ impl Subscribers {
         let Self::Many(crowd) = self else {
             return 0;
         };
-        let positions = crowd.positions.as_ref().map_or(0, HashMap::allocation_size);
-        size_of::<Crowd>() + crowd.subscribers.capacity() * size_of::<Subscriber>() + positions
+        let positions = crowd.positions.as_ref().map_or(0, |positions| positions.allocation_size());
+        let spilled = if crowd.subscribers.spilled() { crowd.subscribers.capacity() } else { 0 };
+        size_of::<Crowd>() + spilled * size_of::<Subscriber>() + positions
     }
 }
 
@@ -388,7 +394,10 @@ impl LocalSubscriptions {
                 let text = |entry: &ExactFilter| topic_hash(&entry.filter);
                 self.exact[shard]
                     .entry(hash, |entry| *entry.filter == *filter, text)
-                    .or_insert_with(|| ExactFilter { filter: Box::from(filter), subscribers: Subscribers::None })
+                    .or_insert_with(|| ExactFilter {
+                        filter: Box::from(filter),
+                        subscribers: Subscribers::None,
+                    })
                     .into_mut()
                     .subscribers
                     .insert(subscriber)
@@ -399,7 +408,10 @@ impl LocalSubscriptions {
         };
         self.len += usize::from(new);
         if subscription.held {
-            self.held.entry(subscription.connection).or_default().push(Box::from(filter));
+            let filters = self.held.entry(subscription.connection).or_default();
+            if !filters.iter().any(|held| **held == *filter) {
+                filters.push(Box::from(filter));
+            }
         }
         self.outdate(place);
         new
@@ -463,7 +475,7 @@ impl LocalSubscriptions {
     }
 
     /// The connections that want `topic`, whose hash is `hash`; each once, its subscriptions merged. What `out` held
-    /// before is gone.
+    /// before is gone. Their order tells of who came and went before: replicas that must agree sort.
     pub fn matches(&self, topic: &str, hash: u64, out: &mut Vec<LocalMatch>) -> LocalStamp {
         out.clear();
         let found = self.find(topic, hash);
@@ -478,8 +490,8 @@ impl LocalSubscriptions {
         self.stamp(topic, hash)
     }
 
-    /// Like [`Self::matches`], with a match for each subscription: a setting gives a client one copy for each
-    /// [MQTT-3.3.4-2 allows both].
+    /// Like [`Self::matches`], with a match for each subscription: further copies for overlapping subscriptions are
+    /// as good as one [MQTT-3.3.4-2].
     pub fn matches_each(&self, topic: &str, hash: u64, out: &mut Vec<LocalMatch>) -> LocalStamp {
         out.clear();
         for subscribers in self.find(topic, hash) {

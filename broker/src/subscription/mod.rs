@@ -7,7 +7,7 @@
 //! - [`LocalSubscriptions`], one an arbiter: Topic Filter → its connections, with their options. One thread.
 //!
 //! Both keep filters without wildcards in a hash table, where one look-up answers for all of them, and only the
-//! others in a [`trie`]. A publisher's topics repeat, so what both said is kept in a [`MatchCache`], validated by the
+//! others in a trie. A publisher's topics repeat, so what both said is kept in a [`MatchCache`], validated by the
 //! generations of the shards it came from: a SUBSCRIBE outdates only what it may concern.
 //!
 //! Filters and names are taken as valid: they were parsed at the edge. Nothing here performs I/O or reads a clock.
@@ -19,14 +19,16 @@ mod cache;
 mod index;
 mod local;
 mod shard;
+#[cfg(test)]
+mod shard_model;
 mod share;
-pub mod trie;
+#[cfg(test)]
+mod tests;
+mod trie;
 
 pub use cache::{CachedMatch, MatchCache};
 pub use index::{ARBITERS_MAX, ArbiterSet, Matched, SubscriptionIndex, Target};
-pub use local::{
-    Identifiers, LocalMatch, LocalStamp, LocalSubscription, LocalSubscriptions, Merged,
-};
+pub use local::{Identifiers, LocalMatch, LocalStamp, LocalSubscription, LocalSubscriptions, Merged};
 pub use share::{PickStrategy, ShareGroup, ShareMember, ShareTarget};
 
 /// What [`shard`] is made of; its model test puts loom's types here.

@@ -11,7 +11,15 @@ use super::sync::{AtomicU64, Ordering, PoisonError, RwLock};
 #[derive(Debug)]
 pub struct Shard<T> {
     generation: AtomicU64,
-    state: RwLock<T>,
+    guarded: RwLock<Guarded<T>>,
+}
+
+#[derive(Debug)]
+struct Guarded<T> {
+    state: T,
+    /// Kept here so that a writer only stores the generation. Were it loaded just before, loom would take that for
+    /// the last access that may be reordered with the store, and not try the readers' ones.
+    edits: u64,
 }
 
 /// What an edit did to a shard.
@@ -26,7 +34,7 @@ pub enum Change {
 impl<T> Shard<T> {
     /// Empty as `state` is.
     pub fn new(state: T) -> Self {
-        Self { generation: AtomicU64::new(0), state: RwLock::new(state) }
+        Self { generation: AtomicU64::new(0), guarded: RwLock::new(Guarded { state, edits: 0 }) }
     }
 
     /// Calls `look` unless the shard is empty, and returns the generation that what it saw is at least of.
@@ -37,7 +45,7 @@ impl<T> Shard<T> {
     pub fn read(&self, look: impl FnOnce(&T)) -> u64 {
         let generation = self.generation();
         if generation & 1 == 1 {
-            look(&self.state.read().unwrap_or_else(PoisonError::into_inner));
+            look(&self.guarded.read().unwrap_or_else(PoisonError::into_inner).state);
         }
         generation
     }
@@ -51,17 +59,17 @@ impl<T> Shard<T> {
     /// Changes the state. The new generation is visible before this returns, and not before the change is: whoever
     /// sees it and then reads waits for the lock.
     pub fn write<R>(&self, edit: impl FnOnce(&mut T) -> (R, Change)) -> R {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let (result, change) = edit(&mut state);
+        let mut guarded = self.guarded.write().unwrap_or_else(PoisonError::into_inner);
+        let (result, change) = edit(&mut guarded.state);
         if let Change::Changed { occupied } = change {
-            let edits = (self.generation.load(Ordering::Relaxed) >> 1) + 1;
-            self.generation.store(edits << 1 | u64::from(occupied), Ordering::Release);
+            guarded.edits += 1;
+            self.generation.store(guarded.edits << 1 | u64::from(occupied), Ordering::Release);
         }
         result
     }
 
     /// Looks at the state, for figures.
     pub fn inspect<R>(&self, look: impl FnOnce(&T) -> R) -> R {
-        look(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+        look(&self.guarded.read().unwrap_or_else(PoisonError::into_inner).state)
     }
 }

@@ -73,7 +73,14 @@ impl Connection {
 struct Sessions {
     group: u16,
     members: u32,
-    online: u32,
+    /// `None`: nobody said; all count as if they were.
+    online: Option<u32>,
+}
+
+impl Sessions {
+    fn online(&self) -> u32 {
+        self.online.unwrap_or(self.members)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -239,11 +246,11 @@ impl ShareGroup {
         });
     }
 
-    /// How many of a group's sessions that joined are connected now.
+    /// How many of a group's sessions that joined are connected now. Until this is called, all count as connected.
     pub fn set_sessions_online(&self, group: u16, online: u32) {
         let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(sessions) = members.sessions_mut(group) {
-            sessions.online = online;
+            sessions.online = Some(online.min(sessions.members));
         }
     }
 
@@ -260,7 +267,7 @@ impl ShareGroup {
             ShareTarget::Session { group } => {
                 match members.sessions_mut(group) {
                     Some(sessions) => sessions.members += 1,
-                    None => members.sessions.push(Sessions { group, members: 1, online: 0 }),
+                    None => members.sessions.push(Sessions { group, members: 1, online: None }),
                 }
                 true
             }
@@ -276,7 +283,7 @@ impl ShareGroup {
                     return false;
                 };
                 sessions.members -= 1;
-                sessions.online = sessions.online.min(sessions.members);
+                sessions.online = sessions.online.map(|online| online.min(sessions.members));
                 members.sessions.retain(|sessions| sessions.members > 0);
                 true
             }
@@ -326,7 +333,7 @@ struct Candidates<'a> {
     connections: &'a [Connection],
     /// Where the excluded one stands.
     excluded: Option<usize>,
-    /// Whether any session may get it, or only those of groups that have somebody online.
+    /// What the sessions of a group weigh: all of them, those online, or nothing.
     sessions: fn(&Sessions) -> u32,
     weight: u64,
 }
@@ -345,7 +352,7 @@ impl<'a> Candidates<'a> {
         };
         let mut sessions: fn(&Sessions) -> u32 = |_| 0;
         if !online_only {
-            sessions = |sessions| sessions.online;
+            sessions = Sessions::online;
             if direct + sum(sessions) == 0 {
                 sessions = |sessions| sessions.members;
             }

@@ -24,8 +24,9 @@ const NONE: u32 = u32::MAX;
 /// In place of an interned level: the child is that by `+`.
 const PLUS: u32 = u32::MAX;
 
-#[derive(Debug)]
-struct Node<V> {
+/// Half a cache line, because a look-up's cost is the lines it touches: values stand elsewhere.
+#[derive(Debug, Clone)]
+struct Node {
     parent: u32,
     /// By which level its parent reaches it.
     level: u32,
@@ -33,20 +34,31 @@ struct Node<V> {
     plus: u32,
     /// Children by a level that is no wildcard.
     children: u32,
-    /// Of the filter that ends here.
-    here: V,
-    /// Of the filter that ends here with `#`.
-    below: V,
+    /// A bit for each of their levels, and maybe for some that left: most levels that lead nowhere are known by it.
+    child_bits: u64,
+    /// The value of the filter that ends here.
+    here: u32,
+    /// The value of the filter that ends here with `#`.
+    below: u32,
 }
 
-impl<V: FilterValue> Node<V> {
+impl Node {
     fn new(parent: u32, level: u32) -> Self {
-        Self { parent, level, plus: NONE, children: 0, here: V::default(), below: V::default() }
+        Self { parent, level, plus: NONE, children: 0, child_bits: 0, here: NONE, below: NONE }
     }
 
     fn is_unused(&self) -> bool {
-        self.plus == NONE && self.children == 0 && self.here.is_empty() && self.below.is_empty()
+        self.plus == NONE && self.children == 0 && self.here == NONE && self.below == NONE
     }
+
+    fn value(&mut self, is_below: bool) -> &mut u32 {
+        if is_below { &mut self.below } else { &mut self.here }
+    }
+}
+
+#[inline]
+fn bit_of(level: u32) -> u64 {
+    1 << (level % 64)
 }
 
 /// The texts of levels, each kept once.
@@ -105,10 +117,11 @@ impl Levels {
 #[derive(Debug)]
 pub struct WildcardTrie<V> {
     levels: Levels,
-    nodes: Vec<Node<V>>,
+    nodes: Vec<Node>,
     free: Vec<u32>,
     edges: HashTable<u32>,
-    filters: usize,
+    values: Vec<V>,
+    free_values: Vec<u32>,
 }
 
 impl<V: FilterValue> Default for WildcardTrie<V> {
@@ -118,7 +131,8 @@ impl<V: FilterValue> Default for WildcardTrie<V> {
             nodes: vec![Node::new(NONE, NONE)],
             free: Vec::new(),
             edges: HashTable::new(),
-            filters: 0,
+            values: Vec::new(),
+            free_values: Vec::new(),
         }
     }
 }
@@ -128,17 +142,18 @@ impl<V: FilterValue> WildcardTrie<V> {
     #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
-        self.filters
+        self.values.len() - self.free_values.len()
     }
 
     /// Whether there are none.
     #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.filters == 0
+        self.len() == 0
     }
 
     /// Nodes in use, the root among them: the most that a look-up can visit.
+    #[cfg(test)]
     #[must_use]
     pub fn nodes(&self) -> usize {
         self.nodes.len() - self.free.len()
@@ -150,8 +165,10 @@ impl<V: FilterValue> WildcardTrie<V> {
         let texts: usize = self.levels.texts.iter().map(|(text, _)| text.len()).sum();
         texts
             + self.levels.texts.capacity() * size_of::<(Box<str>, u32)>()
-            + (self.levels.free.capacity() + self.free.capacity()) * size_of::<u32>()
-            + self.nodes.capacity() * size_of::<Node<V>>()
+            + (self.levels.free.capacity() + self.free.capacity() + self.free_values.capacity())
+                * size_of::<u32>()
+            + self.nodes.capacity() * size_of::<Node>()
+            + self.values.capacity() * size_of::<V>()
             + self.levels.by_text.allocation_size()
             + self.edges.allocation_size()
     }
@@ -164,19 +181,20 @@ impl<V: FilterValue> WildcardTrie<V> {
         if self.is_empty() {
             return 0;
         }
-        let mut reached: SmallVec<[u32; 32]> = smallvec![ROOT];
-        let mut next: SmallVec<[u32; 32]> = SmallVec::new();
+        let mut buffers: [SmallVec<[u32; 32]>; 2] = [smallvec![ROOT], SmallVec::new()];
+        let [reached, next] = &mut buffers;
+        let (mut reached, mut next) = (reached, next);
         let mut visited = 0;
         let mut wildcards = !topic.starts_with('$');
         for level in topic.split('/') {
             visited += reached.len();
             // Looked for once a level, and only if some node could go on by it.
             let mut interned = None;
-            for &at in &reached {
+            for &at in reached.iter() {
                 let node = &self.nodes[at as usize];
                 if wildcards {
-                    if !node.below.is_empty() {
-                        found(&node.below);
+                    if node.below != NONE {
+                        found(&self.values[node.below as usize]);
                     }
                     if node.plus != NONE {
                         next.push(node.plus);
@@ -184,6 +202,7 @@ impl<V: FilterValue> WildcardTrie<V> {
                 }
                 if node.children > 0
                     && let Some(id) = *interned.get_or_insert_with(|| self.levels.find(level))
+                    && node.child_bits & bit_of(id) != 0
                     && let Some(child) = self.child(at, id)
                 {
                     next.push(child);
@@ -197,11 +216,11 @@ impl<V: FilterValue> WildcardTrie<V> {
             wildcards = true;
         }
         visited += reached.len();
-        for &at in &reached {
+        for &at in reached.iter() {
             let node = &self.nodes[at as usize];
-            for value in [&node.here, &node.below] {
-                if !value.is_empty() {
-                    found(value);
+            for value in [node.here, node.below] {
+                if value != NONE {
+                    found(&self.values[value as usize]);
                 }
             }
         }
@@ -213,8 +232,8 @@ impl<V: FilterValue> WildcardTrie<V> {
     pub fn get(&self, filter: &str) -> Option<&V> {
         let (at, is_below) = self.find(filter)?;
         let node = &self.nodes[at as usize];
-        let value = if is_below { &node.below } else { &node.here };
-        (!value.is_empty()).then_some(value)
+        let value = if is_below { node.below } else { node.here };
+        self.values.get(value as usize)
     }
 
     /// Changes the value of `filter`, which may be new.
@@ -233,17 +252,25 @@ impl<V: FilterValue> WildcardTrie<V> {
     /// Changes the value of `filter` if somebody wants it, and forgets the filter if then nobody does.
     pub fn update<R>(&mut self, filter: &str, edit: impl FnOnce(&mut V) -> R) -> Option<R> {
         let (at, is_below) = self.find(filter)?;
-        Some(self.edit(at, is_below, edit))
+        let wanted = *self.nodes[at as usize].value(is_below) != NONE;
+        wanted.then(|| self.edit(at, is_below, edit))
     }
 
     fn edit<R>(&mut self, at: u32, is_below: bool, edit: impl FnOnce(&mut V) -> R) -> R {
-        let node = &mut self.nodes[at as usize];
-        let value = if is_below { &mut node.below } else { &mut node.here };
-        let before = usize::from(!value.is_empty());
-        let result = edit(value);
-        let after = usize::from(!value.is_empty());
-        self.filters = self.filters + after - before;
-        self.prune(at);
+        let value = self.nodes[at as usize].value(is_below);
+        if *value == NONE {
+            *value = self.free_values.pop().unwrap_or(self.values.len() as u32);
+            if *value as usize == self.values.len() {
+                self.values.push(V::default());
+            }
+        }
+        let key = *value;
+        let result = edit(&mut self.values[key as usize]);
+        if self.values[key as usize].is_empty() {
+            *value = NONE;
+            self.free_values.push(key);
+            self.prune(at);
+        }
         result
     }
 
@@ -287,7 +314,9 @@ impl<V: FilterValue> WildcardTrie<V> {
         if level == PLUS {
             self.nodes[parent as usize].plus = child;
         } else {
-            self.nodes[parent as usize].children += 1;
+            let parent_node = &mut self.nodes[parent as usize];
+            parent_node.children += 1;
+            parent_node.child_bits |= bit_of(level);
             let nodes = &self.nodes;
             self.edges.insert_unique(edge_hash(parent, level), child, |&child| {
                 let node = &nodes[child as usize];
@@ -307,7 +336,11 @@ impl<V: FilterValue> WildcardTrie<V> {
                 if let Ok(edge) = self.edges.find_entry(edge_hash(parent, level), |&child| child == at) {
                     edge.remove();
                 }
-                self.nodes[parent as usize].children -= 1;
+                let parent_node = &mut self.nodes[parent as usize];
+                parent_node.children -= 1;
+                if parent_node.children == 0 {
+                    parent_node.child_bits = 0;
+                }
                 self.levels.release(level);
             }
             self.free.push(at);
