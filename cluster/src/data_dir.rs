@@ -1,10 +1,8 @@
 //! The directory of a node: one process at a time, one format, one identity.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-
-use fs4::fs_std::FileExt as _;
 
 /// Raised when the layout of the directory changes its meaning.
 pub const FORMAT_VERSION: u32 = 1;
@@ -68,10 +66,10 @@ impl DataDir {
             .write(true)
             .open(&lock_path)
             .map_err(at(&lock_path))?;
-        match lock.try_lock_exclusive() {
-            Ok(true) => {}
-            Ok(false) => return Err(DataDirError::InUse { path: path.to_owned() }),
-            Err(error) => return Err(at(&lock_path)(error)),
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(DataDirError::InUse { path: path.to_owned() }),
+            Err(TryLockError::Error(error)) => return Err(at(&lock_path)(error)),
         }
         check_format(path)?;
         let incarnation = next_incarnation(path)?;

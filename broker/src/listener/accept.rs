@@ -76,8 +76,12 @@ impl Acceptor {
         shared: Arc<Shared>,
         connections_max: usize,
     ) -> io::Result<Self> {
+        // SAFETY: a `TcpListener` returns the same descriptor for as long as it lives, and `AsyncFd` owns it from here on.
+        // tokio's own listener is no way round: it would register every accepted socket with the acceptor's poller, to be
+        // taken out again for its arbiter, two system calls a connection.
+        let socket = unsafe { AsyncFd::register(listener)? };
         Ok(Self {
-            socket: AsyncFd::new(listener)?,
+            socket,
             context,
             shared,
             next_arbiter: 0,

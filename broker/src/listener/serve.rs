@@ -116,7 +116,7 @@ impl Broker {
     pub async fn stop(self) -> anyhow::Result<()> {
         self.readiness.set(SERVING, false);
         // Fails only if that thread is gone already.
-        drop(self.stop_accepting.send(()));
+        let _ = self.stop_accepting.send(());
         for inbox in &self.shared.inboxes {
             inbox.push(Event::EndAll, 0);
         }
@@ -130,7 +130,7 @@ impl Broker {
         for arbiter in self.arbiters {
             drop(arbiter.join());
         }
-        self.groups.stop()?;
+        self.groups.stop();
         if let Some(http) = self.http {
             http.shutdown();
         }

@@ -58,7 +58,7 @@ pub struct Opened {
     /// A stored session is resumed.
     pub session_present: bool,
     /// The subscriptions of a resumed session.
-    pub subscriptions: Vec<(String, SubscriptionOptions, Option<NonZeroU32>)>,
+    pub subscriptions: Vec<SubscribeOutcome>,
     /// QoS 2 Packet Identifiers whose PUBREL is still to come.
     pub received: Vec<PacketId>,
 }
@@ -137,6 +137,8 @@ pub struct SubscribeOutcome {
     pub options: SubscriptionOptions,
     /// Subscription Identifier.
     pub identifier: Option<NonZeroU32>,
+    /// Retained messages are to be read under this number; the group waits for the last page.
+    pub read: Option<u64>,
 }
 
 /// The end of subscriptions of a persistent session was committed.

@@ -1,25 +1,31 @@
 //! Applies what was committed, and carries the effects out: the one thread on which groups change.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use bytes::Bytes;
-use kentongan_cluster::{GroupId, StateMachine, Write};
+use kentongan_cluster::data_dir::DataDir;
+use kentongan_cluster::disk::{Disk, RealDisk};
+use kentongan_cluster::{GroupId, Pipeline, PipelineConfig, StateMachine, StateStore, Write};
 use kentongan_proto::mqtt::{QoS, ReasonCode, Will};
 
 use super::command::{self, Command, LaneBatch, LaneMessage, MessageRecord, Owner, UserProperty, WillRecord};
+use super::Slots;
 use super::effect::{Drop, Effect, OpenedSession};
 use super::interface::{
     ClaimRequest, DeliverPersistent, LaneAnswer, Opened, RetainedCursor, RetainedPage, SubscribeOutcome,
     SubscribedPersistent, UnsubscribedPersistent,
 };
-use super::state::{GroupState, OUTBOX_LANE};
-use super::submitter::Query;
-use crate::config::SharedStrategy;
+use super::retained::RetainedLimits;
+use super::state::{GroupConfig, GroupState, OUTBOX_LANE};
+use super::submitter::{Query, Submitter};
+use crate::auth::Authority;
+use crate::config::{Durability, Settings, SharedStrategy};
 use crate::message::Message;
-use crate::metrics::{ArbiterCounters, DropReason};
+use crate::metrics::{ArbiterCounters, DropReason, Metrics};
 use crate::router::batch::Addressee;
 use crate::router::{ConnectionKey, Event, Shared};
 use crate::subscription::{Matched, PickStrategy, ShareGroup, ShareMember, ShareTarget, Target, topic_hash};
@@ -58,7 +64,7 @@ pub struct Machine {
     /// Events for each arbiter, in their order.
     events: Vec<Vec<Event>>,
     retained: (usize, u64),
-    digest_clock: Instant,
+    counted: Instant,
 }
 
 impl Machine {
@@ -80,7 +86,7 @@ impl Machine {
             routed: BTreeMap::new(),
             events: Vec::new(),
             retained: (0, 0),
-            digest_clock: Instant::now(),
+            counted: Instant::now(),
         }
     }
 
@@ -474,9 +480,9 @@ impl StateMachine for Machine {
         shared.wake_paused_publishers();
     }
 
-    fn tick(&mut self, now: Instant) -> Vec<(GroupId, Bytes)> {
+    fn tick(&mut self, now: Instant) {
         if !self.leads {
-            return Vec::new();
+            return;
         }
         let shared = self.shared();
         for (group, state) in self.groups.iter().enumerate() {
@@ -484,12 +490,11 @@ impl StateMachine for Machine {
                 shared.submitter.tick_if_due(group as u16, due.saturating_sub(state.clock_ms()));
             }
         }
-        if now.duration_since(self.digest_clock).as_millis() >= 500 {
-            self.digest_clock = now;
+        if now.duration_since(self.counted).as_millis() >= 500 {
+            self.counted = now;
             self.count_retained();
             self.counters.flush();
         }
-        Vec::new()
     }
 
     fn checkpoint(&mut self, group: GroupId) -> Vec<Write> {
@@ -581,5 +586,84 @@ fn will_record(will: &Will, client_id: &str) -> WillRecord {
     }
 }
 
-/// Whether the disk has only its reserve left.
-pub type FullFlag = Arc<AtomicBool>;
+/// The groups' threads, running.
+#[derive(Debug)]
+pub struct Running {
+    pipeline: Pipeline<Query>,
+    _data_dir: DataDir,
+}
+
+impl Running {
+    /// Writes a last checkpoint and ends the threads.
+    pub fn stop(self) {
+        self.pipeline.stop();
+    }
+}
+
+/// Time within which the groups let go of what an earlier start held.
+const FENCE_SECONDS_MAX: u64 = 600;
+
+/// Opens the data directory, takes up what is stored there, and begins to lead its groups.
+///
+/// # Errors
+/// The directory cannot be used, or what is stored is not whole; the message says what to do.
+pub fn start(
+    settings: &Arc<Settings>,
+    authority: Authority,
+    arbiters: usize,
+    metrics: &Metrics,
+) -> anyhow::Result<(Arc<Shared>, Running)> {
+    let data_dir = DataDir::open(&settings.data_dir)?;
+    let slots = Slots::new(settings.storage.groups.get());
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&data_dir.path().join("log"))?);
+    let store = StateStore::open(&data_dir.path().join("state"), Arc::clone(&disk))?;
+    let config = group_config(settings);
+    let groups = (0..slots.groups())
+        .map(|group| {
+            let stored = store.load(GroupId(group))?;
+            GroupState::restore(config, stored)
+                .with_context(|| format!("the stored state of group {group} cannot be used"))
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let shared_cell = SharedCell::default();
+    let (fenced, wait) = mpsc::channel();
+    let machine = Machine::new(groups, Arc::clone(&shared_cell), metrics.arbiter(), fenced);
+    let pipeline = Pipeline::start(pipeline_config(settings), disk, store, machine)?;
+    let submitter = Submitter::new(pipeline.handle().clone(), slots);
+    let shared = Arc::new(Shared::new(Arc::clone(settings), arbiters, submitter, authority, data_dir.incarnation()));
+    if shared_cell.set(Arc::clone(&shared)).is_err() {
+        unreachable!("set once, here");
+    }
+    pipeline.handle().query(Query::Lead);
+    wait.recv_timeout(Duration::from_secs(FENCE_SECONDS_MAX))
+        .context("the groups did not let go of the connections of the process before this one")?;
+    Ok((shared, Running { pipeline, _data_dir: data_dir }))
+}
+
+/// Bounds of the whole node, shared out evenly: names spread evenly over the groups.
+fn group_config(settings: &Settings) -> GroupConfig {
+    let groups = u64::from(settings.storage.groups.get());
+    let share = |bound: u64| if bound == 0 { 0 } else { bound.div_ceil(groups) + bound.div_ceil(groups) / 8 };
+    GroupConfig {
+        queue_messages_max: settings.session.queue_messages_max as usize,
+        queue_bytes_max: usize::try_from(settings.session.queue_bytes_max).unwrap_or(usize::MAX),
+        drop_policy: settings.session.queue_drop_policy.into(),
+        retained: RetainedLimits {
+            messages_max: share(settings.retained.messages_max),
+            bytes_max: share(settings.retained.bytes_max),
+        },
+        retained_age_ms_max: u64::from(settings.retained.age_seconds_max) * 1000,
+        delayed_messages_max: usize::try_from(share(settings.delayed.messages_max)).unwrap_or(usize::MAX),
+    }
+}
+
+fn pipeline_config(settings: &Settings) -> PipelineConfig {
+    PipelineConfig {
+        groups: settings.storage.groups.get(),
+        segment_bytes: settings.storage.segment_bytes,
+        checkpoint_log_bytes: settings.storage.checkpoint_log_bytes,
+        checkpoint_interval: Duration::from_secs(u64::from(settings.storage.checkpoint_seconds.get())),
+        sync: settings.durability == Durability::Fsync,
+        free_bytes_reserve: settings.storage.free_bytes_reserve,
+    }
+}

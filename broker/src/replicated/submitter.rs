@@ -1,7 +1,8 @@
 //! The way from the arbiters to the groups: commands to be committed, and questions in their order.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use kentongan_cluster::{GroupId, PipelineHandle};
 use kentongan_proto::mqtt::codec::AckKind;
@@ -40,14 +41,67 @@ pub enum Query {
 pub struct Submitter {
     pipeline: PipelineHandle<Query>,
     slots: Slots,
-    full: Arc<AtomicBool>,
+    clocks: Arc<[Clock]>,
+    started: Instant,
 }
 
+/// A group's clock as its leader keeps it.
+#[derive(Debug)]
+struct Clock {
+    /// Process time of the last tick that was submitted.
+    ticked_ms: AtomicU64,
+    /// Whoever submits a tick holds it, so that each stretch of time is told once.
+    telling: Mutex<bool>,
+}
+
+/// A group's clock may lag this much behind when a command reaches it.
+const LAG_MS_MAX: u64 = 500;
+
 impl Submitter {
-    /// `full` is kept by whoever watches the free space of the disk.
+    /// To the groups of `slots`, by `pipeline`.
     #[must_use]
-    pub fn new(pipeline: PipelineHandle<Query>, slots: Slots, full: Arc<AtomicBool>) -> Self {
-        Self { pipeline, slots, full }
+    pub fn new(pipeline: PipelineHandle<Query>, slots: Slots) -> Self {
+        let clock = |_| Clock { ticked_ms: AtomicU64::new(0), telling: Mutex::new(false) };
+        Self { pipeline, slots, clocks: (0..slots.groups()).map(clock).collect(), started: Instant::now() }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    /// Sees to it that the group knows the time before what is submitted next: its messages expire by that clock. An
+    /// idle group hears nothing, so that an idle broker writes nothing.
+    fn tell_time(&self, group: u16) {
+        let Some(clock) = self.clocks.get(usize::from(group)) else {
+            return;
+        };
+        if self.now_ms().saturating_sub(clock.ticked_ms.load(Ordering::Acquire)) <= LAG_MS_MAX
+            && self.now_ms() > LAG_MS_MAX
+        {
+            return;
+        }
+        let mut told = clock.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        let now_ms = self.now_ms();
+        let elapsed_ms = now_ms.saturating_sub(clock.ticked_ms.load(Ordering::Acquire));
+        if *told && elapsed_ms <= LAG_MS_MAX {
+            return;
+        }
+        let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        // The first one bridges the time that the node was down, by the wall clock.
+        let tick = command::Tick { elapsed_ms, wall_ms, bridge: !*told };
+        *told = true;
+        self.pipeline.propose(GroupId(group), command::encode(Command::Tick(tick)));
+        clock.ticked_ms.store(now_ms, Ordering::Release);
+    }
+
+    /// A timer of the group is due `in_ms` after its last tick: ticks when that time has come.
+    pub fn tick_if_due(&self, group: u16, in_ms: u64) {
+        if let Some(clock) = self.clocks.get(usize::from(group)) {
+            let elapsed_ms = self.now_ms().saturating_sub(clock.ticked_ms.load(Ordering::Acquire));
+            if elapsed_ms >= in_ms && elapsed_ms > LAG_MS_MAX {
+                self.tell_time(group);
+            }
+        }
     }
 
     /// Whether publishers should pause until the groups caught up.
@@ -59,12 +113,13 @@ impl Submitter {
     /// Whether the disk has only its reserve left, so that nothing new is accepted.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.full.load(Ordering::Relaxed)
+        self.pipeline.is_full()
     }
 
     /// Proposes a command to a group.
     pub fn propose(&self, group: u16, command: Command) {
-        self.pipeline.propose(GroupId(group), command::encode(&command));
+        self.tell_time(group);
+        self.pipeline.propose(GroupId(group), command::encode(command));
     }
 
     /// Asks for a Client Identifier that may be contended for.
@@ -126,11 +181,18 @@ impl Submitter {
         packet_id: PacketId,
         now_ms: u64,
     ) {
+        let mut record = MessageRecord::from_message(message, now_ms);
+        let delayed = crate::router::delayed(&message.topic).map(|(seconds, topic)| (seconds, topic.to_owned()));
+        let delay_ms = delayed.map(|(seconds, topic)| {
+            record.topic = topic;
+            seconds.saturating_mul(1000)
+        });
         let command = command::Receive {
             client_id: client_id.to_string(),
             epoch: session.epoch,
             packet_id: u32::from(packet_id.get()),
-            message: Some(MessageRecord::from_message(message, now_ms)),
+            message: Some(record),
+            delay_ms,
         };
         self.propose(session.group, Command::Receive(command));
     }
@@ -142,6 +204,7 @@ impl Submitter {
         client_id: &Arc<str>,
         subscribe: &Subscribe,
         refusals: &[Option<ReasonCode>],
+        retained_possible: bool,
     ) {
         let filters = subscribe
             .filters
@@ -152,7 +215,8 @@ impl Submitter {
                 qos: options.qos as u32,
                 no_local: options.no_local,
                 retain_as_published: options.retain_as_published,
-                retain_handling: options.retain_handling as u32,
+                // Where there is nothing to be read, the group need not wait for it.
+                retain_handling: if retained_possible { options.retain_handling as u32 } else { 2 },
                 subscription_identifier: subscribe.subscription_identifier,
                 refused: refusal.map(|reason| reason as u32),
             })
@@ -164,6 +228,21 @@ impl Submitter {
             filters,
         };
         self.propose(session.group, Command::Subscribe(command));
+    }
+
+    /// Retained messages of QoS 1 and 2 for a subscription of a persistent session.
+    pub fn retained_for_session(
+        &self,
+        session: PersistentSession,
+        client_id: &Arc<str>,
+        filter: &str,
+        read: u64,
+        messages: Vec<MessageRecord>,
+        last: bool,
+    ) {
+        let page =
+            command::RetainedPage { client_id: client_id.to_string(), filter: filter.to_owned(), read, messages, last };
+        self.propose(session.group, Command::RetainedPage(page));
     }
 
     /// UNSUBSCRIBE of a persistent session.

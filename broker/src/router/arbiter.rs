@@ -66,6 +66,7 @@ pub struct ArbiterState {
     read_buffer: Vec<u8>,
     pub(super) wheel: Wheel,
     pub(super) paused: Vec<ConnectionKey>,
+    pub(super) slow_reads: Vec<ConnectionKey>,
 }
 
 impl ArbiterState {
@@ -91,6 +92,7 @@ impl ArbiterState {
             read_buffer: vec![0; READ_BUFFER_BYTES],
             wheel: Wheel::default(),
             paused: Vec::new(),
+            slow_reads: Vec::new(),
             shared,
         };
         ARBITER.with_borrow_mut(|arbiter| *arbiter = Some(Box::new(state)));
@@ -510,6 +512,7 @@ impl ArbiterState {
             self.on_deadline(key);
         }
         self.resume_publishers();
+        self.continue_slow_reads();
         self.counters.flush();
     }
 

@@ -9,7 +9,7 @@ use kentongan_proto::mqtt::{
 };
 
 use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, wake};
-use super::client::{ClientSession, OwnSubscription, PersistentSession, Phase};
+use super::client::{ClientSession, PersistentSession, Phase};
 use super::retained_read::RetainedReads;
 use super::{ConnectionKey, Event};
 use crate::auth::{Mechanism, MechanismStep};
@@ -285,15 +285,16 @@ impl ArbiterState {
             ConnAck { session_present: opened.session_present, reason_code: ReasonCode::Success, properties };
         self.write_packet(key, &Packet::ConnAck(Box::new(connack)));
         self.restore_subscriptions(key, &opened);
-        self.resume_reading(key);
+        // Nothing was read while the claim was under way.
+        wake(&self.clients[key.index()]);
     }
 
     /// The subscriptions of a resumed session stand again for what goes directly, QoS 0.
     fn restore_subscriptions(&mut self, key: ConnectionKey, opened: &Opened) {
-        for (filter, options, identifier) in &opened.subscriptions {
-            let own = OwnSubscription { options: *options, identifier: *identifier };
-            self.enter_subscription(key, filter, own, false);
+        for outcome in &opened.subscriptions {
+            self.enter_outcome(key, outcome);
         }
+        self.read_outcomes(key, &opened.subscriptions);
     }
 
     /// A claim was granted to a connection that is gone: give it back.

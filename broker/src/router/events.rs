@@ -67,6 +67,17 @@ pub enum Event {
     Unsubscribed(UnsubscribedPersistent),
     /// Retained messages that were asked for.
     RetainedPage(RetainedPage),
+    /// A group took retained messages in for a session here.
+    RetainedTaken {
+        /// Whose.
+        connection: ConnectionKey,
+        /// Of which claim.
+        epoch: u64,
+        /// Which read.
+        read: u64,
+        /// Messages that now wait for the session there.
+        queued: usize,
+    },
     /// A message that a group routes from its outbox: this arbiter's own subscribers of it.
     Route {
         /// The message, its expiry on the process clock.
@@ -102,6 +113,9 @@ impl ArbiterState {
             Event::Subscribed(subscribed) => self.on_subscribed_persistent(subscribed),
             Event::Unsubscribed(unsubscribed) => self.on_unsubscribed_persistent(unsubscribed),
             Event::RetainedPage(page) => self.on_retained_page(page),
+            Event::RetainedTaken { connection, epoch, read, queued } => {
+                self.on_retained_taken(connection, epoch, read, queued);
+            }
             Event::Route { message, addressee } => {
                 let mut publication = self.publication_of(&message);
                 self.deliver_here(&mut publication, &addressee);

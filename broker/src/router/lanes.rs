@@ -60,7 +60,7 @@ pub struct Lanes {
 
 /// What `$delayed/SECONDS/TOPIC` stands for.
 #[must_use]
-pub(super) fn delayed(topic: &str) -> Option<(u64, &str)> {
+pub(crate) fn delayed(topic: &str) -> Option<(u64, &str)> {
     let (seconds, topic) = topic.strip_prefix("$delayed/")?.split_once('/')?;
     let seconds = seconds.parse().ok()?;
     (!topic.is_empty()).then_some((seconds, topic))
@@ -225,7 +225,7 @@ impl ArbiterState {
             let incarnation = self.lanes.incarnation;
             let messages = std::mem::take(&mut self.lanes.groups[usize::from(group)].gathered);
             let batch = LaneBatch { lane, incarnation, messages };
-            self.shared.submitter.propose(group, &Command::Lane(batch));
+            self.shared.submitter.propose(group, Command::Lane(batch));
         }
     }
 

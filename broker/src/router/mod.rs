@@ -29,7 +29,9 @@ pub mod sys;
 
 pub use arbiter::ArbiterState;
 pub use events::Event;
+pub(crate) use lanes::delayed;
 pub use shared::Shared;
+pub(crate) use subscribe::{granted, wants_retained};
 
 /// Names one connection of this process: its arbiter, its place in the arbiter's slab, and which of the place's
 /// tenants it is, so that a message for a connection that is gone reaches nobody else.

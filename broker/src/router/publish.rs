@@ -15,8 +15,7 @@ use crate::message::{Message, MessageIdentity};
 use crate::metrics::{DropReason, PublishRefusal};
 use crate::session::SessionError;
 use crate::session::inbound::PublishStep;
-use crate::config::SharedStrategy;
-use crate::subscription::{CachedMatch, PickStrategy, ShareTarget};
+use crate::subscription::{CachedMatch, ShareTarget};
 
 /// The bytes of an Application Message: a slice that lives for this turn, and its owner if it has one.
 #[derive(Debug, Clone)]
@@ -197,14 +196,16 @@ impl ArbiterState {
     /// Routes an accepted message and answers its publisher, at once or when the groups have it.
     fn accept(&mut self, key: ConnectionKey, delivery: Delivery, publication: &mut Publication<'_>) {
         let persistent = self.clients[key.index()].session.as_ref().and_then(|session| session.persistent);
-        if let (Some(persistent), Delivery::ExactlyOnce(id)) = (persistent, delivery) {
+        if let (Some(persistent), Delivery::ExactlyOnce(id), Some(publisher)) =
+            (persistent, delivery, publication.publisher_id)
+        {
             // The group takes message and identifier in one entry and routes it from its outbox.
             self.owe(key, AckKind::PubRec, id);
             if publication.retain {
                 self.shared.retained_possible.store(true, Ordering::Relaxed);
             }
             let message = publication.to_message();
-            self.shared.submitter.receive(&message, persistent, key, id, self.now_ms);
+            self.shared.submitter.receive(&message, persistent, publisher, id, self.now_ms);
             return;
         }
         match self.route(publication) {
@@ -438,8 +439,9 @@ impl ArbiterState {
         share: &Arc<crate::subscription::ShareGroup>,
         excluded: Option<ConnectionKey>,
     ) -> bool {
-        let publisher = publication.publisher.map_or(0, ConnectionKey::raw);
-        let strategy = strategy(self.shared.settings.shared.strategy);
+        // By the name, so that a publisher that reconnects keeps its member.
+        let publisher = publication.publisher_id.map_or(0, |name| self.shared.index.hash(name));
+        let strategy = crate::replicated::machine::pick_strategy(self.shared.settings.shared.strategy);
         let online_only = publication.qos == QoS::AtMostOnce;
         let picked = share.pick(
             strategy,
@@ -542,16 +544,5 @@ fn publish_refusal(reason: ReasonCode) -> PublishRefusal {
         ReasonCode::PayloadFormatInvalid => PublishRefusal::PayloadFormatInvalid,
         ReasonCode::TopicNameInvalid => PublishRefusal::TopicNameInvalid,
         _ => PublishRefusal::QuotaExceeded,
-    }
-}
-
-fn strategy(setting: SharedStrategy) -> PickStrategy {
-    match setting {
-        SharedStrategy::RoundRobin => PickStrategy::RoundRobin,
-        SharedStrategy::Random => PickStrategy::Random,
-        SharedStrategy::Sticky => PickStrategy::Sticky,
-        SharedStrategy::HashClient => PickStrategy::HashClient,
-        SharedStrategy::HashTopic => PickStrategy::HashTopic,
-        SharedStrategy::LeastInflight => PickStrategy::LeastInflight,
     }
 }

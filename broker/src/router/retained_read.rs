@@ -15,6 +15,7 @@ use super::deliver::Terms;
 use super::publish::Publication;
 use crate::message::{Message, MessageIdentity};
 use crate::metrics::DropReason;
+use crate::replicated::command::MessageRecord;
 use crate::replicated::{RetainedCursor, RetainedPage};
 
 /// Live messages that may wait behind one connection's retained reads.
@@ -33,6 +34,10 @@ struct Read {
     own: OwnSubscription,
     /// Where the next page starts, if it waits for the client to take what it has.
     resume_at: Option<RetainedCursor>,
+    /// The number by which a group knows it: messages with a QoS go into the queue of the session there.
+    session_read: Option<u64>,
+    /// The group has a page that it did not take in yet.
+    with_group: bool,
 }
 
 #[derive(Debug)]
@@ -69,7 +74,13 @@ impl RetainedReads {
 
 impl ArbiterState {
     /// Asks for the first page.
-    pub(super) fn read_retained(&mut self, key: ConnectionKey, filter: &str, own: OwnSubscription) {
+    pub(super) fn read_retained(
+        &mut self,
+        key: ConnectionKey,
+        filter: &str,
+        own: OwnSubscription,
+        session_read: Option<u64>,
+    ) {
         // What this turn published before goes ahead of the read.
         self.flush_lanes();
         let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
@@ -78,7 +89,8 @@ impl ArbiterState {
         let state = session.reads.0.get_or_insert_default();
         let number = state.next;
         state.next += 1;
-        state.reads.push_back(Read { number, filter: Box::from(filter), own, resume_at: None });
+        let filter_copy = Box::from(filter);
+        state.reads.push_back(Read { number, filter: filter_copy, own, resume_at: None, session_read, with_group: false });
         if filter.starts_with("$SYS") {
             let messages = self.shared.sys.matching(filter);
             return self.on_retained_page(RetainedPage { connection: key, number, messages, next: None });
@@ -97,14 +109,24 @@ impl ArbiterState {
             return self.finish_reads(key);
         };
         read.resume_at = page.next.clone();
+        read.with_group = read.session_read.is_some();
         let own = read.own;
+        let session_read = read.session_read.map(|number| (number, read.filter.clone()));
         let held: Vec<MessageIdentity> = state.held.iter().map(|held| held.message.identity).collect();
+        let mut for_group = Vec::new();
         for message in &page.messages {
+            if session_read.is_some() && message.qos.min(own.options.qos) != QoS::AtMostOnce {
+                for_group.push(MessageRecord::from_message(message, self.now_ms));
+                continue;
+            }
             // It is among the live ones that wait: it comes with them, in its place.
             if message.identity != MessageIdentity::default() && held.contains(&message.identity) {
                 continue;
             }
             self.deliver_retained(key, message, own);
+        }
+        if let Some((number, filter)) = session_read {
+            self.hand_to_group(key, &filter, number, for_group, page.next.is_none());
         }
         if page.next.is_none() {
             if let Some(state) = self.reads(key) {
@@ -112,6 +134,48 @@ impl ArbiterState {
             }
             self.finish_reads(key);
         } else {
+            self.continue_reads(key);
+        }
+    }
+
+    fn hand_to_group(
+        &mut self,
+        key: ConnectionKey,
+        filter: &str,
+        number: u64,
+        messages: Vec<MessageRecord>,
+        last: bool,
+    ) {
+        let Some(client) = self.clients.get(key.index()) else {
+            return;
+        };
+        if let Some(persistent) = client.session.as_ref().and_then(|session| session.persistent) {
+            let submitter = &self.shared.submitter;
+            submitter.retained_for_session(persistent, &client.client_id, filter, number, messages, last);
+        }
+    }
+
+    /// The group took a page in: the next one may follow, at once if the client keeps up, else in a second.
+    pub(super) fn on_retained_taken(&mut self, key: ConnectionKey, epoch: u64, number: u64, queued: usize) {
+        if !self.is_current(key, epoch) {
+            return;
+        }
+        let Some(state) = self.reads(key) else {
+            return;
+        };
+        for read in state.reads.iter_mut().filter(|read| read.session_read == Some(number)) {
+            read.with_group = false;
+        }
+        if queued <= PAGE_QUEUE_MESSAGES_MAX {
+            self.continue_reads(key);
+        } else {
+            self.slow_reads.push(key);
+        }
+    }
+
+    /// Once a second: reads whose sessions had enough to do.
+    pub(super) fn continue_slow_reads(&mut self) {
+        for key in std::mem::take(&mut self.slow_reads) {
             self.continue_reads(key);
         }
     }
@@ -148,6 +212,7 @@ impl ArbiterState {
         let wanted: Vec<_> = state
             .reads
             .iter_mut()
+            .filter(|read| !read.with_group)
             .filter_map(|read| Some((read.number, read.filter.clone(), read.resume_at.take()?)))
             .collect();
         for (number, filter, cursor) in wanted {

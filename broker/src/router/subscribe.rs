@@ -25,8 +25,9 @@ impl ArbiterState {
         if let Some(persistent) = session.persistent {
             // The group's SUBACK must stand behind all that this connection published before.
             self.flush_lanes();
-            let submitter = &self.shared.submitter;
-            return submitter.subscribe(persistent, key, &self.clients[key.index()].client_id, &subscribe, &refusals);
+            let possible = subscribe.filters.iter().any(|(filter, _)| self.retained_may_match(filter));
+            let client_id = &self.clients[key.index()].client_id;
+            return self.shared.submitter.subscribe(persistent, client_id, &subscribe, &refusals, possible);
         }
         let identifier = subscribe.subscription_identifier.and_then(NonZeroU32::new);
         let mut codes = Vec::with_capacity(subscribe.filters.len());
@@ -47,7 +48,7 @@ impl ArbiterState {
         }
         self.write_suback(key, subscribe.packet_id, codes, Packet::SubAck);
         for (filter, own) in reads {
-            self.read_retained(key, filter, own);
+            self.read_retained(key, filter, own, None);
         }
     }
 
@@ -169,7 +170,7 @@ impl ArbiterState {
         if let Some(persistent) = session.persistent {
             self.flush_lanes();
             let client_id = &self.clients[key.index()].client_id;
-            return self.shared.submitter.unsubscribe(persistent, key, client_id, &unsubscribe);
+            return self.shared.submitter.unsubscribe(persistent, client_id, &unsubscribe);
         }
         let mut codes = Vec::with_capacity(unsubscribe.filters.len());
         for filter in &unsubscribe.filters {
@@ -186,14 +187,28 @@ impl ArbiterState {
             return;
         }
         let mut codes = Vec::with_capacity(outcomes.len());
-        for SubscribeOutcome { filter, reason, options, identifier } in outcomes {
-            codes.push(reason);
-            if !reason.is_error() {
-                let own = OwnSubscription { options, identifier };
-                self.enter_subscription(key, &filter, own, false);
-            }
+        for outcome in &outcomes {
+            codes.push(outcome.reason);
+            self.enter_outcome(key, outcome);
         }
         self.write_suback(key, packet_id, codes, Packet::SubAck);
+        self.read_outcomes(key, &outcomes);
+    }
+
+    /// A subscription of a persistent session stands here for what goes directly, QoS 0.
+    pub(super) fn enter_outcome(&mut self, key: ConnectionKey, outcome: &SubscribeOutcome) {
+        if !outcome.reason.is_error() {
+            let own = OwnSubscription { options: outcome.options, identifier: outcome.identifier };
+            self.enter_subscription(key, &outcome.filter, own, outcome.read.is_some());
+        }
+    }
+
+    /// The retained messages that subscriptions of a persistent session wait for.
+    pub(super) fn read_outcomes(&mut self, key: ConnectionKey, outcomes: &[SubscribeOutcome]) {
+        for outcome in outcomes.iter().filter(|outcome| outcome.read.is_some()) {
+            let own = OwnSubscription { options: outcome.options, identifier: outcome.identifier };
+            self.read_retained(key, &outcome.filter, own, outcome.read);
+        }
     }
 
     /// A group committed the end of subscriptions of a persistent session.

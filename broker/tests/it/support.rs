@@ -1,5 +1,6 @@
 //! A broker process of one's own, and a client that can say anything.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -81,7 +82,7 @@ impl Broker {
         let (lines, logs) = mpsc::channel();
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if std::env::var_os("KENTONGAN_TEST_LOG").is_some() {
+                if std::env::var_os("BROKER_TEST_LOG").is_some() {
                     eprintln!("{line}");
                 }
                 if lines.send(line).is_err() {
@@ -208,6 +209,8 @@ pub struct Client {
     pub stream: TcpStream,
     pub version: ProtocolVersion,
     buffer: Vec<u8>,
+    /// Read while something else was waited for.
+    stash: VecDeque<Packet>,
 }
 
 /// Starts a CONNECT.
@@ -256,7 +259,7 @@ impl Client {
     pub fn raw(broker: &Broker, version: ProtocolVersion) -> Self {
         let stream = TcpStream::connect(broker.address).expect("the broker listens");
         stream.set_nodelay(true).expect("a socket option");
-        Self { stream, version, buffer: Vec::new() }
+        Self { stream, version, buffer: Vec::new(), stash: VecDeque::new() }
     }
 
     /// Sends CONNECT and returns the CONNACK.
@@ -297,6 +300,13 @@ impl Client {
 
     /// The next packet within `wait`; `None` if there is none or the connection was closed.
     pub fn receive_within(&mut self, wait: Duration) -> Option<Packet> {
+        if let Some(packet) = self.stash.pop_front() {
+            return Some(packet);
+        }
+        self.read_within(wait)
+    }
+
+    fn read_within(&mut self, wait: Duration) -> Option<Packet> {
         let deadline = Instant::now() + wait;
         loop {
             if let Some(packet) = self.decode() {
@@ -359,7 +369,13 @@ impl Client {
             Delivery::AtLeastOnce(id) => self.send(&Packet::PubAck(Ack::success(id))),
             Delivery::ExactlyOnce(id) => {
                 self.send(&Packet::PubRec(Ack::success(id)));
-                assert!(matches!(self.receive(), Packet::PubRel(ack) if ack.packet_id == id));
+                // Other messages of the window may come first.
+                loop {
+                    match self.read_within(DEADLINE).expect("PUBREL") {
+                        Packet::PubRel(ack) if ack.packet_id == id => break,
+                        other => self.stash.push_back(other),
+                    }
+                }
                 self.send(&Packet::PubComp(Ack::success(id)));
             }
         }
