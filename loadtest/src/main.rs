@@ -1,2 +1,178 @@
-//! Load and verification for MQTT brokers.
-fn main() {}
+//! Load, comparison and verification for MQTT brokers.
+//!
+//! `engine` is the generator; `scenario` uses it, one file a scenario; `measure` counts; `compare`
+//! starts brokers and does the rows; `wire` is bytes.
+
+mod cli;
+mod compare;
+mod engine;
+mod measure;
+mod report;
+mod scenario;
+mod wire;
+
+use std::{fs, path::Path, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde::Serialize;
+
+use cli::{Cli, Command, RunPlan};
+use compare::broker::Recipe;
+use report::Progress;
+use scenario::Outcome;
+
+fn main() -> ExitCode {
+    match start(&Cli::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("kentongan-loadtest: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// True when all went as it should.
+fn start(cli: &Cli) -> Result<bool> {
+    raise_descriptor_limit().context("raising the limit of open descriptors")?;
+    let progress = Progress::new();
+    let (outcome, json) = match &cli.command {
+        Command::Compare(arguments) => return compare(arguments, &progress),
+        Command::Run(run) => {
+            let broker = run.at.broker();
+            let outcome = match run.plan() {
+                RunPlan::Traffic(plan) => scenario::traffic::run(&plan, broker, &progress),
+                RunPlan::Connect(plan) => scenario::connect::run(&plan, broker, &progress),
+            };
+            (outcome, &run.at.json)
+        }
+        Command::Idle(idle) => (
+            scenario::idle::run(&idle.plan(), idle.at.broker(), &progress),
+            &idle.at.json,
+        ),
+        Command::Large(large) => (
+            scenario::large::run(&large.plan(), large.at.broker(), &progress),
+            &large.at.json,
+        ),
+        Command::Retained(retained) => (
+            scenario::retained::run(&retained.plan(), retained.at.broker(), &progress),
+            &retained.at.json,
+        ),
+    };
+    progress.clear();
+    let outcome = outcome?;
+    publish(&outcome, json.as_deref())?;
+    Ok(outcome.is_clean())
+}
+
+fn compare(arguments: &cli::Compare, progress: &Progress) -> Result<bool> {
+    let recipe = |text: &str| Recipe::parse(text, &arguments.kentongan, &arguments.mosquitto);
+    let plan = compare::Plan {
+        a: recipe(&arguments.a),
+        b: recipe(&arguments.b),
+        rows: compare::rows::select(&arguments.rows, arguments.seconds, arguments.seed)?,
+        rounds: usize::from(arguments.rounds),
+    };
+    let comparison = compare::run(&plan, progress);
+    progress.clear();
+    let comparison = comparison?;
+    publish(&comparison, arguments.json.as_deref())?;
+    let failed = |row: &compare::RowResult| matches!(row.verdict, compare::Verdict::Failed(_));
+    Ok(if arguments.enforce {
+        comparison.is_ok()
+    } else {
+        !comparison.rows.iter().any(failed)
+    })
+}
+
+/// To people on standard output; as JSON where asked for.
+fn publish(result: &(impl Serialize + std::fmt::Display), json: Option<&Path>) -> Result<()> {
+    if json == Some(Path::new("-")) {
+        println!("{}", serde_json::to_string_pretty(result)?);
+        return Ok(());
+    }
+    print!("{result}");
+    if let Some(path) = json {
+        fs::write(path, serde_json::to_string_pretty(result)?)
+            .with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Every connection is a descriptor, ours and, as brokers inherit the limit, theirs.
+fn raise_descriptor_limit() -> Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    Ok(setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    )?)
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut table = report::Table::new(&["", &self.scenario]);
+        let mut line = |name: &str, value: String| table.row(vec![name.into(), value]);
+        line("published", report::count(self.published as f64));
+        line("delivered", report::count(self.delivered as f64));
+        line("measured", format!("{:.2} s", self.seconds));
+        line(
+            "messages a second",
+            report::count(self.messages_per_second()),
+        );
+        if let Some(used) = &self.broker_cpu {
+            line(
+                "broker CPU per message",
+                format!("{} ns", report::nanoseconds(self.cpu_ns_per_message)),
+            );
+            line(
+                "broker CPU, of one core",
+                format!("{:.1} %", used.share() * 100.0),
+            );
+        }
+        line(
+            "generator CPU, of one core",
+            format!("{:.1} %", self.own_share * 100.0),
+        );
+        if self.latency.count > 0 {
+            let us = report::microseconds;
+            line("latency p50", us(self.latency.p50_us));
+            line("latency p99", us(self.latency.p99_us));
+            line("latency p99.9", us(self.latency.p999_us));
+            line("latency max", us(self.latency.max_us));
+        }
+        if let (Some(before), Some(after)) = (self.memory_before, self.memory_after) {
+            line("resident before", report::mebibytes(before.resident_bytes));
+            line("resident after", report::mebibytes(after.resident_bytes));
+            line("resident peak", report::mebibytes(after.peak_bytes));
+        }
+        for (name, value) in &self.extra {
+            let digits = if value.abs() < 100.0 && value.fract() != 0.0 {
+                format!("{value:.2}")
+            } else {
+                report::count(*value)
+            };
+            line(name, digits);
+        }
+        let found = &self.findings;
+        line(
+            "lost / duplicated / out of order",
+            format!(
+                "{} / {} / {}",
+                found.lost, found.duplicated, found.out_of_order
+            ),
+        );
+        write!(f, "{table}")?;
+        if let Some(void) = &self.void {
+            writeln!(f, "VOID: {void}")?;
+        }
+        for failure in &self.failures {
+            writeln!(f, "FAILED: {failure}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,377 @@
+//! Two brokers, row by row: A, B, A, B, … so that what else the machine does falls on both alike.
+
+pub mod broker;
+pub mod rows;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    report::{Progress, Table, count, microseconds, nanoseconds},
+    scenario::{self, Broker, Outcome},
+};
+use broker::{Recipe, Running};
+use rows::{BASELINE, Row, Target, Work};
+
+/// What a comparison is to do.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The broker that has targets.
+    pub a: Recipe,
+    /// The broker that it is measured against.
+    pub b: Recipe,
+    /// What is done.
+    pub rows: Vec<Row>,
+    /// How often each row is done with each broker.
+    pub rounds: usize,
+}
+
+/// One broker in one row, over all rounds.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Side {
+    /// Medians over the rounds that are not void: nanoseconds of CPU per message.
+    pub cpu_ns_per_message: Option<f64>,
+    /// Microseconds.
+    pub p50_us: Option<f64>,
+    /// Microseconds.
+    pub p99_us: Option<f64>,
+    /// Published and delivered.
+    pub messages_per_second: Option<f64>,
+    /// The busiest the generator was.
+    pub own_share_max: f64,
+    /// Every round.
+    pub rounds: Vec<Outcome>,
+}
+
+/// How a row came out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Within the target.
+    Ok,
+    /// Above the target.
+    Over,
+    /// Its figures are not to be used, for this reason.
+    Void(String),
+    /// A broker lost messages, or worse.
+    Failed(String),
+}
+
+/// One row of the table.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RowResult {
+    /// Its name.
+    pub row: String,
+    /// What it does, in words.
+    pub scenario: String,
+    /// Broker A.
+    pub a: Side,
+    /// Broker B.
+    pub b: Side,
+    /// Median over the rounds of A / B.
+    pub ratio: Option<f64>,
+    /// Median over the rounds of A / A in the baseline.
+    pub ratio_of_baseline: Option<f64>,
+    /// What is aimed at.
+    pub target: Target,
+    /// How it came out.
+    pub verdict: Verdict,
+}
+
+/// A whole comparison.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Comparison {
+    /// Name of broker A.
+    pub a: String,
+    /// Name of broker B.
+    pub b: String,
+    /// Rounds of each row.
+    pub rounds: usize,
+    /// The rows.
+    pub rows: Vec<RowResult>,
+}
+
+/// Starts both brokers and does all rows.
+pub fn run(plan: &Plan, progress: &Progress) -> Result<Comparison> {
+    let mut a = Running::start(&plan.a)?;
+    let mut b = Running::start(&plan.b)?;
+    let mut results: Vec<RowResult> = Vec::new();
+    for row in &plan.rows {
+        let mut sides = [Side::default(), Side::default()];
+        for _ in 0..plan.rounds {
+            for (side, recipe, running) in [(0, &plan.a, &mut a), (1, &plan.b, &mut b)] {
+                sides[side]
+                    .rounds
+                    .push(run_once(row, running.broker(), progress));
+                if running.has_ended() {
+                    let log = running.log_tail();
+                    *running = Running::start(recipe)?;
+                    if let Some(outcome) = sides[side].rounds.last_mut() {
+                        outcome.failures.push(format!("the broker ended; {log}"));
+                    }
+                }
+            }
+        }
+        let baseline = results
+            .iter()
+            .find(|result| result.row == BASELINE)
+            .map(|result| result.a.clone());
+        let [a, b] = sides;
+        results.push(evaluate(row, a, b, baseline.as_ref()));
+    }
+    Ok(Comparison {
+        a: plan.a.name(),
+        b: plan.b.name(),
+        rounds: plan.rounds,
+        rows: results,
+    })
+}
+
+fn run_once(row: &Row, broker: Broker, progress: &Progress) -> Outcome {
+    let outcome = match &row.work {
+        Work::Traffic(plan) => scenario::traffic::run(plan, broker, progress),
+        Work::Connect(plan) => scenario::connect::run(plan, broker, progress),
+    };
+    outcome.unwrap_or_else(|error| Outcome {
+        failures: vec![format!("{error:#}")],
+        ..Outcome::default()
+    })
+}
+
+fn evaluate(row: &Row, mut a: Side, mut b: Side, baseline: Option<&Side>) -> RowResult {
+    a.summarise();
+    b.summarise();
+    let ratio = median_ratio(&a, &b);
+    let ratio_of_baseline = match row.target {
+        Target::OfBaseline(_) => baseline.and_then(|baseline| median_ratio(&a, baseline)),
+        Target::OfOther(_) => None,
+    };
+    let verdict = verdict(row.target, &a, &b, ratio, ratio_of_baseline);
+    let scenario = match &row.work {
+        Work::Traffic(plan) => plan.describe(),
+        Work::Connect(plan) => format!("connect and disconnect at {}/s", plan.rate),
+    };
+    RowResult {
+        row: row.name.into(),
+        scenario,
+        a,
+        b,
+        ratio,
+        ratio_of_baseline,
+        target: row.target,
+        verdict,
+    }
+}
+
+fn verdict(
+    target: Target,
+    a: &Side,
+    b: &Side,
+    ratio: Option<f64>,
+    ratio_of_baseline: Option<f64>,
+) -> Verdict {
+    let failure = |side: &Side| {
+        side.rounds
+            .iter()
+            .flat_map(|outcome| &outcome.failures)
+            .next()
+            .cloned()
+    };
+    if let Some(failure) = failure(a) {
+        return Verdict::Failed(format!("A: {failure}"));
+    }
+    if let Some(failure) = failure(b) {
+        return Verdict::Failed(format!("B: {failure}"));
+    }
+    let (figure, limit) = match target {
+        Target::OfOther(limit) => (ratio, limit),
+        Target::OfBaseline(limit) => (ratio_of_baseline, limit),
+    };
+    match figure {
+        Some(figure) if figure <= limit => Verdict::Ok,
+        Some(_) => Verdict::Over,
+        None => {
+            let void = a
+                .rounds
+                .iter()
+                .chain(&b.rounds)
+                .find_map(|outcome| outcome.void.clone());
+            Verdict::Void(void.unwrap_or_else(|| "nothing was measured".into()))
+        }
+    }
+}
+
+impl Side {
+    fn summarise(&mut self) {
+        let over = |figure: &dyn Fn(&Outcome) -> Option<f64>| {
+            median(
+                self.rounds
+                    .iter()
+                    .filter(|outcome| is_usable(outcome))
+                    .filter_map(figure)
+                    .collect(),
+            )
+        };
+        self.cpu_ns_per_message = over(&|outcome| outcome.cpu_ns_per_message);
+        self.p50_us = over(&|outcome| Some(outcome.latency.p50_us));
+        self.p99_us = over(&|outcome| Some(outcome.latency.p99_us));
+        self.messages_per_second = over(&|outcome| Some(outcome.messages_per_second()));
+        self.own_share_max = self
+            .rounds
+            .iter()
+            .map(|outcome| outcome.own_share)
+            .fold(0.0, f64::max);
+    }
+}
+
+fn is_usable(outcome: &Outcome) -> bool {
+    outcome.void.is_none() && outcome.is_clean()
+}
+
+/// The median of the ratios, round by round; `None` unless most rounds are usable on both sides.
+fn median_ratio(a: &Side, b: &Side) -> Option<f64> {
+    let ratios: Vec<f64> = a
+        .rounds
+        .iter()
+        .zip(&b.rounds)
+        .filter(|(a, b)| is_usable(a) && is_usable(b))
+        .filter_map(|(a, b)| Some(a.cpu_ns_per_message? / b.cpu_ns_per_message?))
+        .collect();
+    if ratios.len() * 2 > a.rounds.len() {
+        median(ratios)
+    } else {
+        None
+    }
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => None,
+        length if length % 2 == 1 => Some(values[middle]),
+        _ => Some((values[middle - 1] + values[middle]) / 2.0),
+    }
+}
+
+impl Comparison {
+    /// Every row is within its target.
+    pub fn is_ok(&self) -> bool {
+        self.rows.iter().all(|row| row.verdict == Verdict::Ok)
+    }
+}
+
+impl std::fmt::Display for Comparison {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(
+            f,
+            "A = {}, B = {}; medians of {} rounds; CPU ns per message published or delivered",
+            self.a, self.b, self.rounds
+        )?;
+        let mut table = Table::new(&[
+            "row", "A ns", "B ns", "A/B", "target", "A p50", "B p50", "A p99", "B p99", "A msg/s",
+            "B msg/s", "own", "verdict",
+        ]);
+        let time = |value: Option<f64>| value.map_or_else(|| "-".into(), microseconds);
+        let number = |value: Option<f64>| value.map_or_else(|| "-".into(), count);
+        let ratio =
+            |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
+        for row in &self.rows {
+            let (figure, target) = match row.target {
+                Target::OfOther(limit) => (ratio(row.ratio), format!("{limit}")),
+                Target::OfBaseline(limit) => (
+                    format!("{} own", ratio(row.ratio_of_baseline)),
+                    format!("own×{limit}"),
+                ),
+            };
+            let verdict = match &row.verdict {
+                Verdict::Ok => "ok".into(),
+                Verdict::Over => "OVER".into(),
+                Verdict::Void(reason) => format!("void: {reason}"),
+                Verdict::Failed(reason) => format!("FAILED: {reason}"),
+            };
+            table.row(vec![
+                row.row.clone(),
+                nanoseconds(row.a.cpu_ns_per_message),
+                nanoseconds(row.b.cpu_ns_per_message),
+                figure,
+                target,
+                time(row.a.p50_us),
+                time(row.b.p50_us),
+                time(row.a.p99_us),
+                time(row.b.p99_us),
+                number(row.a.messages_per_second),
+                number(row.b.messages_per_second),
+                format!(
+                    "{:.0}/{:.0} %",
+                    row.a.own_share_max * 100.0,
+                    row.b.own_share_max * 100.0
+                ),
+                verdict,
+            ]);
+        }
+        write!(f, "{table}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn side(figures: &[f64]) -> Side {
+        let outcome = |ns: &f64| Outcome {
+            cpu_ns_per_message: Some(*ns),
+            ..Outcome::default()
+        };
+        Side {
+            rounds: figures.iter().map(outcome).collect(),
+            ..Side::default()
+        }
+    }
+
+    fn verdict_of(a: Side, b: Side) -> Verdict {
+        let row = rows::select(&["fan-in".into()], 1.0, 0).unwrap().remove(0);
+        evaluate(&row, a, b, None).verdict
+    }
+
+    #[test]
+    fn the_ratio_is_the_median_of_the_rounds_own_ratios() {
+        // A slow moment of the machine hits both brokers of a round.
+        let ratio = median_ratio(&side(&[10.0, 100.0, 12.0]), &side(&[100.0, 1000.0, 100.0]));
+        assert_eq!(ratio, Some(0.1));
+        assert_eq!(
+            verdict_of(side(&[10.0, 100.0, 12.0]), side(&[100.0, 1000.0, 100.0])),
+            Verdict::Ok
+        );
+        assert_eq!(verdict_of(side(&[50.0]), side(&[100.0])), Verdict::Over);
+    }
+
+    #[test]
+    fn a_row_is_void_unless_most_rounds_count() {
+        let mut a = side(&[10.0, 10.0, 10.0]);
+        a.rounds[0].void = Some("busy".into());
+        assert_eq!(verdict_of(a.clone(), side(&[100.0; 3])), Verdict::Ok);
+        a.rounds[1].void = Some("busy".into());
+        assert_eq!(
+            verdict_of(a, side(&[100.0; 3])),
+            Verdict::Void("busy".into())
+        );
+    }
+
+    #[test]
+    fn one_loss_fails_a_row() {
+        let mut b = side(&[100.0; 3]);
+        b.rounds[2].failures.push("1 lost".into());
+        assert_eq!(
+            verdict_of(side(&[1.0; 3]), b),
+            Verdict::Failed("B: 1 lost".into())
+        );
+    }
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(vec![]), None);
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
+    }
+}
