@@ -8,7 +8,7 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kentongan_proto::mqtt::{ProtocolVersion, QoS};
 
-use crate::scenario::{Broker, connect, idle, large, retained, traffic};
+use crate::scenario::{Broker, PATIENCE_SECONDS, connect, idle, large, retained, traffic};
 
 /// Load, comparison and verification for MQTT brokers.
 ///
@@ -176,6 +176,7 @@ impl Run {
             churn_per_second: self.churn,
             seconds: self.seconds,
             warm_up_seconds: self.warm_up,
+            patience_seconds: PATIENCE_SECONDS,
             seed: self.at.seed,
         })
     }

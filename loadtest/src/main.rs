@@ -73,6 +73,7 @@ fn compare(arguments: &cli::Compare, progress: &Progress) -> Result<bool> {
         a: recipe(&arguments.a),
         b: recipe(&arguments.b),
         rows: compare::rows::select(&arguments.rows, arguments.seconds, arguments.seed)?,
+        baseline: compare::rows::baseline(arguments.seconds, arguments.seed),
         rounds: usize::from(arguments.rounds),
     };
     let comparison = compare::run(&plan, progress);
@@ -117,6 +118,10 @@ impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut table = report::Table::new(&["", &self.scenario]);
         let mut line = |name: &str, value: String| table.row(vec![name.into(), value]);
+        line(
+            "published in all",
+            report::count(self.published_in_all as f64),
+        );
         line("published", report::count(self.published as f64));
         line("delivered", report::count(self.delivered as f64));
         line("measured", format!("{:.2} s", self.seconds));
@@ -138,6 +143,12 @@ impl std::fmt::Display for Outcome {
             "generator CPU, of one core",
             format!("{:.1} %", self.own_share * 100.0),
         );
+        if self.own_stall_ms > 0.0 {
+            line(
+                "generator away at most",
+                report::microseconds(self.own_stall_ms * 1e3),
+            );
+        }
         if self.latency.count > 0 {
             let us = report::microseconds;
             line("latency p50", us(self.latency.p50_us));

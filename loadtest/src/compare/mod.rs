@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     report::{Progress, Table, count, microseconds, nanoseconds},
-    scenario::{self, Broker, Outcome},
+    scenario::{self, Outcome},
 };
 use broker::{Recipe, Running};
-use rows::{BASELINE, Row, Target, Work};
+use rows::{Row, Target, Work};
 
 /// What a comparison is to do.
 #[derive(Debug, Clone)]
@@ -22,6 +22,8 @@ pub struct Plan {
     pub b: Recipe,
     /// What is done.
     pub rows: Vec<Row>,
+    /// What rows with a target of their own broker are measured against.
+    pub baseline: Option<Work>,
     /// How often each row is done with each broker.
     pub rounds: usize,
 }
@@ -68,6 +70,9 @@ pub struct RowResult {
     pub a: Side,
     /// Broker B.
     pub b: Side,
+    /// Broker A in the baseline, in the same rounds, where the target refers to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<Side>,
     /// Median over the rounds of A / B.
     pub ratio: Option<f64>,
     /// Median over the rounds of A / A in the baseline.
@@ -95,29 +100,26 @@ pub struct Comparison {
 pub fn run(plan: &Plan, progress: &Progress) -> Result<Comparison> {
     let mut a = Running::start(&plan.a)?;
     let mut b = Running::start(&plan.b)?;
-    let mut results: Vec<RowResult> = Vec::new();
+    let mut results = Vec::new();
     for row in &plan.rows {
         let mut sides = [Side::default(), Side::default()];
+        let mut baseline = Side::default();
         for _ in 0..plan.rounds {
-            for (side, recipe, running) in [(0, &plan.a, &mut a), (1, &plan.b, &mut b)] {
-                sides[side]
+            sides[0]
+                .rounds
+                .push(run_once(&row.work, &plan.a, &mut a, progress)?);
+            sides[1]
+                .rounds
+                .push(run_once(&row.work, &plan.b, &mut b, progress)?);
+            // In the same round, as what else the machine does changes from minute to minute.
+            if let (Target::OfBaseline(_), Some(work)) = (row.target, &plan.baseline) {
+                baseline
                     .rounds
-                    .push(run_once(row, running.broker(), progress));
-                if running.has_ended() {
-                    let log = running.log_tail();
-                    *running = Running::start(recipe)?;
-                    if let Some(outcome) = sides[side].rounds.last_mut() {
-                        outcome.failures.push(format!("the broker ended; {log}"));
-                    }
-                }
+                    .push(run_once(work, &plan.a, &mut a, progress)?);
             }
         }
-        let baseline = results
-            .iter()
-            .find(|result| result.row == BASELINE)
-            .map(|result| result.a.clone());
         let [a, b] = sides;
-        results.push(evaluate(row, a, b, baseline.as_ref()));
+        results.push(evaluate(row, a, b, baseline));
     }
     Ok(Comparison {
         a: plan.a.name(),
@@ -127,35 +129,45 @@ pub fn run(plan: &Plan, progress: &Progress) -> Result<Comparison> {
     })
 }
 
-fn run_once(row: &Row, broker: Broker, progress: &Progress) -> Outcome {
-    let outcome = match &row.work {
-        Work::Traffic(plan) => scenario::traffic::run(plan, broker, progress),
-        Work::Connect(plan) => scenario::connect::run(plan, broker, progress),
+/// A broker that ends is started again, for the rows to come.
+fn run_once(
+    work: &Work,
+    recipe: &Recipe,
+    running: &mut Running,
+    progress: &Progress,
+) -> Result<Outcome> {
+    let outcome = match work {
+        Work::Traffic(plan) => scenario::traffic::run(plan, running.broker(), progress),
+        Work::Connect(plan) => scenario::connect::run(plan, running.broker(), progress),
     };
-    outcome.unwrap_or_else(|error| Outcome {
+    let mut outcome = outcome.unwrap_or_else(|error| Outcome {
         failures: vec![format!("{error:#}")],
         ..Outcome::default()
-    })
+    });
+    if running.has_ended() {
+        outcome
+            .failures
+            .push(format!("the broker ended; {}", running.log_tail()));
+        *running = Running::start(recipe)?;
+    }
+    Ok(outcome)
 }
 
-fn evaluate(row: &Row, mut a: Side, mut b: Side, baseline: Option<&Side>) -> RowResult {
+fn evaluate(row: &Row, mut a: Side, mut b: Side, mut baseline: Side) -> RowResult {
     a.summarise();
     b.summarise();
+    baseline.summarise();
     let ratio = median_ratio(&a, &b);
-    let ratio_of_baseline = match row.target {
-        Target::OfBaseline(_) => baseline.and_then(|baseline| median_ratio(&a, baseline)),
-        Target::OfOther(_) => None,
-    };
-    let verdict = verdict(row.target, &a, &b, ratio, ratio_of_baseline);
-    let scenario = match &row.work {
-        Work::Traffic(plan) => plan.describe(),
-        Work::Connect(plan) => format!("connect and disconnect at {}/s", plan.rate),
-    };
+    let ratio_of_baseline = median_ratio(&a, &baseline);
+    let verdict = verdict(row.target, &a, &b, &baseline, ratio, ratio_of_baseline);
+    let scenario = row.work.describe();
+    let baseline = (!baseline.rounds.is_empty()).then_some(baseline);
     RowResult {
         row: row.name.into(),
         scenario,
         a,
         b,
+        baseline,
         ratio,
         ratio_of_baseline,
         target: row.target,
@@ -167,47 +179,55 @@ fn verdict(
     target: Target,
     a: &Side,
     b: &Side,
+    baseline: &Side,
     ratio: Option<f64>,
     ratio_of_baseline: Option<f64>,
 ) -> Verdict {
-    let failure = |side: &Side| {
-        side.rounds
+    for (side, name) in [(a, "A"), (b, "B"), (baseline, "A in the baseline")] {
+        if let Some(failure) = side
+            .rounds
             .iter()
             .flat_map(|outcome| &outcome.failures)
             .next()
-            .cloned()
-    };
-    if let Some(failure) = failure(a) {
-        return Verdict::Failed(format!("A: {failure}"));
+        {
+            return Verdict::Failed(format!("{name}: {failure}"));
+        }
     }
-    if let Some(failure) = failure(b) {
-        return Verdict::Failed(format!("B: {failure}"));
-    }
-    let (figure, limit) = match target {
-        Target::OfOther(limit) => (ratio, limit),
-        Target::OfBaseline(limit) => (ratio_of_baseline, limit),
+    let (figure, limit, other) = match target {
+        Target::OfOther(limit) => (ratio, limit, b),
+        Target::OfBaseline(limit) => (ratio_of_baseline, limit, baseline),
     };
+    if 2 * usable_pairs(a, other) <= a.rounds.len() {
+        let void = a
+            .rounds
+            .iter()
+            .chain(&other.rounds)
+            .find_map(|outcome| outcome.void.clone());
+        return Verdict::Void(void.unwrap_or_else(|| "nothing was measured".into()));
+    }
     match figure {
         Some(figure) if figure <= limit => Verdict::Ok,
         Some(_) => Verdict::Over,
-        None => {
-            let void = a
-                .rounds
-                .iter()
-                .chain(&b.rounds)
-                .find_map(|outcome| outcome.void.clone());
-            Verdict::Void(void.unwrap_or_else(|| "nothing was measured".into()))
-        }
+        None => Verdict::Void("the CPU time was not measured".into()),
     }
 }
 
 impl Side {
     fn summarise(&mut self) {
+        // A void row still shows its figures; its verdict says what they are worth.
+        let some_usable = self.rounds.iter().any(is_usable);
+        let counts = |outcome: &&Outcome| {
+            if some_usable {
+                is_usable(outcome)
+            } else {
+                outcome.is_clean()
+            }
+        };
         let over = |figure: &dyn Fn(&Outcome) -> Option<f64>| {
             median(
                 self.rounds
                     .iter()
-                    .filter(|outcome| is_usable(outcome))
+                    .filter(counts)
                     .filter_map(figure)
                     .collect(),
             )
@@ -228,20 +248,32 @@ fn is_usable(outcome: &Outcome) -> bool {
     outcome.void.is_none() && outcome.is_clean()
 }
 
-/// The median of the ratios, round by round; `None` unless most rounds are usable on both sides.
-fn median_ratio(a: &Side, b: &Side) -> Option<f64> {
-    let ratios: Vec<f64> = a
-        .rounds
+fn usable_pairs(a: &Side, b: &Side) -> usize {
+    a.rounds
         .iter()
         .zip(&b.rounds)
         .filter(|(a, b)| is_usable(a) && is_usable(b))
-        .filter_map(|(a, b)| Some(a.cpu_ns_per_message? / b.cpu_ns_per_message?))
-        .collect();
-    if ratios.len() * 2 > a.rounds.len() {
-        median(ratios)
-    } else {
-        None
-    }
+        .count()
+}
+
+/// The median of the ratios, round by round, over those that are usable on both sides; if none is,
+/// over those that are only void.
+fn median_ratio(a: &Side, b: &Side) -> Option<f64> {
+    let some_usable = usable_pairs(a, b) > 0;
+    let counts = |outcome: &Outcome| {
+        if some_usable {
+            is_usable(outcome)
+        } else {
+            outcome.is_clean()
+        }
+    };
+    let ratios = a
+        .rounds
+        .iter()
+        .zip(&b.rounds)
+        .filter(|(a, b)| counts(a) && counts(b))
+        .filter_map(|(a, b)| Some(a.cpu_ns_per_message? / b.cpu_ns_per_message?));
+    median(ratios.collect())
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {
@@ -331,7 +363,7 @@ mod tests {
 
     fn verdict_of(a: Side, b: Side) -> Verdict {
         let row = rows::select(&["fan-in".into()], 1.0, 0).unwrap().remove(0);
-        evaluate(&row, a, b, None).verdict
+        evaluate(&row, a, b, Side::default()).verdict
     }
 
     #[test]

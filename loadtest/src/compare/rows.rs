@@ -5,12 +5,12 @@ use kentongan_proto::mqtt::{ProtocolVersion, QoS};
 use serde::{Deserialize, Serialize};
 
 use crate::scenario::{
-    connect,
+    PATIENCE_SECONDS, connect,
     traffic::{self, Shape},
 };
 
 /// The row that others are measured against.
-pub const BASELINE: &str = "p2p-qos0";
+const BASELINE: &str = "p2p-qos0";
 
 /// What is aimed at in a row, in CPU time per message.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -29,6 +29,16 @@ pub enum Work {
     Traffic(traffic::Plan),
     /// Connections.
     Connect(connect::Plan),
+}
+
+impl Work {
+    /// What is done, in words.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Traffic(plan) => plan.describe(),
+            Self::Connect(plan) => plan.describe(),
+        }
+    }
 }
 
 /// One row of the comparison.
@@ -56,6 +66,7 @@ pub fn all(seconds: f64, seed: u64) -> Vec<Row> {
         churn_per_second: 0.0,
         seconds,
         warm_up_seconds: 0.5,
+        patience_seconds: PATIENCE_SECONDS,
         seed,
     };
     let pairs = |qos, window| plan(Shape::Pairs, 50, 50, qos, window);
@@ -134,9 +145,17 @@ pub fn all(seconds: f64, seed: u64) -> Vec<Row> {
     ]
 }
 
-/// The rows called `names`, or all of them for `all`; with the baseline if one needs it.
+/// What rows with a target of their own broker are measured against.
+pub fn baseline(seconds: f64, seed: u64) -> Option<Work> {
+    all(seconds, seed)
+        .into_iter()
+        .find(|row| row.name == BASELINE)
+        .map(|row| row.work)
+}
+
+/// The rows called `names`, or all of them for `all`.
 pub fn select(names: &[String], seconds: f64, seed: u64) -> Result<Vec<Row>> {
-    let rows = all(seconds, seed);
+    let mut rows = all(seconds, seed);
     if let Some(unknown) = names
         .iter()
         .find(|name| *name != "all" && !rows.iter().any(|row| row.name == name.as_str()))
@@ -147,14 +166,8 @@ pub fn select(names: &[String], seconds: f64, seed: u64) -> Result<Vec<Row>> {
             known.join(", ")
         );
     }
-    let is_wanted = |row: &Row| names.iter().any(|name| name == "all" || name == row.name);
-    let needs_baseline = rows
-        .iter()
-        .any(|row| is_wanted(row) && matches!(row.target, Target::OfBaseline(_)));
-    let selected = rows
-        .into_iter()
-        .filter(|row| is_wanted(row) || (needs_baseline && row.name == BASELINE));
-    Ok(selected.collect())
+    rows.retain(|row| names.iter().any(|name| name == "all" || name == row.name));
+    Ok(rows)
 }
 
 #[cfg(test)]
@@ -170,9 +183,8 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_refer_to_the_baseline_bring_it_along() {
-        assert_eq!(names(&["mqtt5"]).unwrap(), [BASELINE, "mqtt5"]);
-        assert_eq!(names(&["paced"]).unwrap(), ["paced"]);
+    fn rows_come_in_the_order_of_the_table() {
+        assert_eq!(names(&["paced", "fan-in"]).unwrap(), ["fan-in", "paced"]);
         assert_eq!(names(&["all"]).unwrap().len(), all(1.0, 0).len());
     }
 

@@ -25,7 +25,7 @@ use crate::{
     measure::{Latency, SECOND, SequenceChecker, now_ns},
     wire::{self, Frame, Incoming, handshake, packet_type},
 };
-use connection::{Arrived, Connection, Role, State};
+use connection::{Arrived, Connection, Flushed, Role, State};
 pub use connection::{begin_connect, close_without_trace};
 pub use publisher::{Publisher, PublisherPlan};
 pub use schedule::Schedule;
@@ -147,6 +147,8 @@ pub struct Engine {
     pacing: Option<(Schedule, std::ops::Range<usize>)>,
     churn: Option<Churn>,
     next_keep_alive_ns: u64,
+    woke_ns: u64,
+    longest_turn_ns: u64,
 }
 
 impl Engine {
@@ -189,6 +191,8 @@ impl Engine {
             pacing: None,
             churn: None,
             next_keep_alive_ns: now_ns() + SECOND,
+            woke_ns: now_ns(),
+            longest_turn_ns: 0,
         })
     }
 
@@ -294,7 +298,7 @@ impl Engine {
         let connect = handshake::connect(self.version, &client_id, KEEP_ALIVE_SECONDS);
         let mut connection = Connection::open(self.address, client_id, self.version, role)
             .with_context(|| format!("connecting to {}", self.address))?;
-        connection.out = connect;
+        connection.out.bytes = connect;
         connection.subscription = subscription;
         let index = self.connections.len();
         epoll::add(
@@ -407,7 +411,12 @@ impl Engine {
             self.ping(now);
         }
         self.flush(now)?;
+        if !self.dirty.is_empty() {
+            wake_at = 1; // Long ago: only look what is ready.
+        }
+        self.longest_turn_ns = self.longest_turn_ns.max(now_ns() - self.woke_ns);
         self.wait(wake_at)?;
+        self.woke_ns = now_ns();
         for at in 0..self.events.len() {
             let epoll::Event { flags, data } = self.events[at];
             let token = data.u64();
@@ -480,7 +489,10 @@ impl Engine {
             && let Some((tick, _)) = churn.schedule.take(now)
         {
             let (client, packets) = churn.step(tick, self.version);
-            self.connections[client].out.extend_from_slice(&packets);
+            self.connections[client]
+                .out
+                .bytes
+                .extend_from_slice(&packets);
             self.mark_dirty(client);
         }
     }
@@ -510,38 +522,30 @@ impl Engine {
                 continue;
             }
             connection.last_sent_ns = now;
-            let flushed = match connection.flush() {
+            let flushed = match connection.out.flush(&mut connection.stream) {
                 Ok(flushed) => flushed,
                 // The reading side tells why.
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-                    ) =>
-                {
-                    true
-                }
+                Err(error) if is_end(&error) => Flushed::All,
                 Err(error) => {
                     return Err(error)
                         .with_context(|| format!("writing as {}", connection.client_id));
                 }
             };
-            if flushed == connection.awaits_writable {
-                connection.awaits_writable = !flushed;
-                let flags = if flushed {
-                    epoll::EventFlags::IN
-                } else {
-                    epoll::EventFlags::IN | epoll::EventFlags::OUT
-                };
-                epoll::modify(
-                    &self.epoll,
-                    &connection.stream,
-                    epoll::EventData::new_u64(index as u64),
-                    flags,
-                )?;
+            if flushed == Flushed::Partly {
+                connection.is_dirty = true;
+                self.dirty.push(index);
+            }
+            let blocked = flushed == Flushed::Blocked;
+            if blocked != connection.awaits_writable {
+                connection.awaits_writable = blocked;
+                let mut flags = epoll::EventFlags::IN;
+                flags.set(epoll::EventFlags::OUT, blocked);
+                let token = epoll::EventData::new_u64(index as u64);
+                epoll::modify(&self.epoll, &connection.stream, token, flags)?;
             }
         }
-        self.dirty = dirty;
+        // What is dirty again comes first in the next turn.
+        self.dirty.append(&mut dirty);
         Ok(())
     }
 
@@ -554,7 +558,7 @@ impl Engine {
             if connection.state == State::Ready
                 && now.saturating_sub(connection.last_sent_ns) > silent_ns
             {
-                wire::append_ping(&mut connection.out);
+                wire::append_ping(&mut connection.out.bytes);
                 self.traffic.counts.pings += 1;
                 self.mark_dirty(index);
             }
@@ -598,7 +602,7 @@ impl Engine {
         self.stop();
         for index in 0..self.connections.len() {
             let connection = &mut self.connections[index];
-            wire::append_disconnect(&mut connection.out);
+            wire::append_disconnect(&mut connection.out.bytes);
             connection.state = State::Closing;
             self.mark_dirty(index);
         }
@@ -625,8 +629,16 @@ impl Engine {
         &self.traffic.latencies[class]
     }
 
+    /// The longest time that the generator itself was not listening, since the latencies were
+    /// forgotten: so much of a latency may be its own doing.
+    pub fn longest_turn_ns(&self) -> u64 {
+        self.longest_turn_ns
+    }
+
     /// Forgets the latencies so far.
     pub fn reset_latencies(&mut self) {
+        self.woke_ns = now_ns();
+        self.longest_turn_ns = 0;
         self.traffic.latencies.iter_mut().for_each(Latency::reset);
     }
 
@@ -685,6 +697,13 @@ impl Churn {
         }
         (client, packets)
     }
+}
+
+fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
 }
 
 fn churn_filter(number: u64) -> String {
@@ -755,12 +774,12 @@ fn on_packet(
                 tail,
                 connection.version,
             )?;
-            traffic.on_publish(index, &incoming, &mut connection.out, now);
+            traffic.on_publish(index, &incoming, &mut connection.out.bytes, now);
         }
         (packet_type::PUBREL, Role::Subscriber(index)) => {
             let (packet_id, _) = wire::read_ack(body)?;
             traffic.subscribers[index].end_exactly_once(packet_id);
-            wire::append_ack(&mut connection.out, packet_type::PUBCOMP, packet_id);
+            wire::append_ack(&mut connection.out.bytes, packet_type::PUBCOMP, packet_id);
         }
         (
             packet_type @ (packet_type::PUBACK | packet_type::PUBREC | packet_type::PUBCOMP),
@@ -771,7 +790,7 @@ fn on_packet(
                 packet_type,
                 packet_id,
                 reason,
-                &mut connection.out,
+                &mut connection.out.bytes,
             )? {
                 traffic.mark_ready(index);
             }
@@ -809,7 +828,7 @@ fn on_connack(
         Some((filter, qos)) => {
             connection.state = State::Subscribing;
             let subscribe = handshake::subscribe(connection.version, 1, filter, *qos);
-            connection.out.extend_from_slice(&subscribe);
+            connection.out.bytes.extend_from_slice(&subscribe);
         }
         None => {
             connection.state = State::Ready;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use kentongan_proto::mqtt::{ProtocolVersion, QoS};
 
-use super::Fault;
+use super::{Fault, connection::Outbox};
 use crate::wire::{PublishTemplate, Target, append_ack, packet_type};
 
 /// What one publisher is to do.
@@ -130,7 +130,7 @@ impl Publisher {
     }
 
     /// Appends the messages that may go now; returns how many.
-    pub fn fill(&mut self, out: &mut Vec<u8>, now_ns: u64) -> u64 {
+    pub fn fill(&mut self, out: &mut Outbox, now_ns: u64) -> u64 {
         let before = self.next;
         while self.next < self.messages_max && self.has_room() {
             let sent_ns = if self.paced {
@@ -142,7 +142,13 @@ impl Publisher {
                 now_ns
             };
             let packet_id = self.in_flight.as_mut().map_or(0, InFlight::take);
-            self.template.append(out, packet_id, self.next, sent_ns);
+            if self.template.is_large() {
+                out.bodies
+                    .push_back((self.template.share(packet_id, self.next, sent_ns), 0));
+            } else {
+                self.template
+                    .append(&mut out.bytes, packet_id, self.next, sent_ns);
+            }
             self.outstanding += u32::from(self.receivers > 0);
             if let Some(slot) = self.slot(self.next) {
                 self.lacking[slot] = self.receivers;
@@ -319,7 +325,7 @@ mod tests {
     #[test]
     fn a_message_is_done_when_all_receivers_got_it() {
         let mut publisher = publisher(QoS::AtMostOnce, 2, 3);
-        let mut out = Vec::new();
+        let mut out = Outbox::default();
         assert_eq!(publisher.fill(&mut out, 0), 2);
         assert!(!publisher.on_received(0));
         assert!(!publisher.on_received(0));
@@ -331,19 +337,19 @@ mod tests {
     #[test]
     fn the_window_needs_receipt_and_acknowledgement() {
         let mut publisher = publisher(QoS::AtLeastOnce, 1, 1);
-        let mut out = Vec::new();
+        let mut out = Outbox::default();
         assert_eq!(publisher.fill(&mut out, 0), 1);
         assert!(publisher.on_received(0));
         assert_eq!(publisher.fill(&mut out, 0), 0, "received, not acknowledged");
         assert!(
             publisher
-                .on_ack(packet_type::PUBACK, 1, 0, &mut out)
+                .on_ack(packet_type::PUBACK, 1, 0, &mut out.bytes)
                 .unwrap()
         );
         assert_eq!(publisher.fill(&mut out, 0), 1);
         assert!(
             publisher
-                .on_ack(packet_type::PUBACK, 1, 0, &mut out)
+                .on_ack(packet_type::PUBACK, 1, 0, &mut out.bytes)
                 .unwrap()
         );
         assert_eq!(publisher.fill(&mut out, 0), 0, "acknowledged, not received");
@@ -353,29 +359,29 @@ mod tests {
     fn receive_maximum_is_never_exceeded() {
         let mut publisher = publisher(QoS::ExactlyOnce, 10, 1);
         publisher.set_receive_maximum(3);
-        assert_eq!(publisher.fill(&mut Vec::new(), 0), 3);
+        assert_eq!(publisher.fill(&mut Outbox::default(), 0), 3);
     }
 
     #[test]
     fn qos2_goes_through_release() {
         let mut publisher = publisher(QoS::ExactlyOnce, 1, 1);
-        let mut out = Vec::new();
+        let mut out = Outbox::default();
         publisher.fill(&mut out, 0);
-        out.clear();
+        out.bytes.clear();
         assert!(
             publisher
-                .on_ack(packet_type::PUBCOMP, 1, 0, &mut out)
+                .on_ack(packet_type::PUBCOMP, 1, 0, &mut out.bytes)
                 .is_err()
         );
         assert!(
             !publisher
-                .on_ack(packet_type::PUBREC, 1, 0, &mut out)
+                .on_ack(packet_type::PUBREC, 1, 0, &mut out.bytes)
                 .unwrap()
         );
-        assert_eq!(out, [0x62, 2, 0, 1]);
+        assert_eq!(out.bytes, [0x62, 2, 0, 1]);
         assert!(
             publisher
-                .on_ack(packet_type::PUBCOMP, 1, 0, &mut out)
+                .on_ack(packet_type::PUBCOMP, 1, 0, &mut out.bytes)
                 .unwrap()
         );
         assert_eq!(publisher.unacknowledged(), 0);
@@ -384,11 +390,11 @@ mod tests {
     #[test]
     fn a_refused_qos2_message_is_over_and_counted() {
         let mut publisher = publisher(QoS::ExactlyOnce, 1, 1);
-        let mut out = Vec::new();
+        let mut out = Outbox::default();
         publisher.fill(&mut out, 0);
         assert!(
             publisher
-                .on_ack(packet_type::PUBREC, 1, 0x97, &mut out)
+                .on_ack(packet_type::PUBREC, 1, 0x97, &mut out.bytes)
                 .unwrap()
         );
         assert_eq!((publisher.refused, publisher.unacknowledged()), (1, 0));

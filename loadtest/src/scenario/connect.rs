@@ -41,6 +41,18 @@ pub struct Plan {
     pub seed: u64,
 }
 
+impl Plan {
+    /// The scenario, in words.
+    pub fn describe(&self) -> String {
+        let version = if self.version.is_v5() {
+            "MQTT 5"
+        } else {
+            "MQTT 3.1.1"
+        };
+        format!("connect and disconnect at {}/s {version}", self.rate)
+    }
+}
+
 struct Slot {
     stream: TcpStream,
     due_ns: u64,
@@ -68,13 +80,8 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
         plan.rate * (plan.seconds + plan.warm_up_seconds) <= CONNECTIONS_MAX,
         "more than {CONNECTIONS_MAX} connections in one run: lower the rate or the seconds"
     );
-    let version = if plan.version.is_v5() {
-        "MQTT 5"
-    } else {
-        "MQTT 3.1.1"
-    };
     let mut outcome = Outcome {
-        scenario: format!("connect and disconnect at {}/s {version}", plan.rate),
+        scenario: plan.describe(),
         memory_before: broker.pid.map(Memory::of).transpose()?,
         ..Outcome::default()
     };

@@ -77,6 +77,7 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     engine.start();
     engine.run_while_moving(PATIENCE_NS, Engine::is_settled)?;
     outcome.latency = engine.latency(0).summary();
+    outcome.own_stall_ms = engine.longest_turn_ns() as f64 / 1e6;
     outcome.judge(engine.findings(), true);
 
     let served = broker.pid.map(Memory::of).transpose()?;

@@ -7,6 +7,9 @@ pub mod large;
 pub mod retained;
 pub mod traffic;
 
+#[cfg(test)]
+mod saboteur;
+
 use std::net::SocketAddr;
 
 use anyhow::Result;
@@ -21,10 +24,12 @@ use crate::{
 pub const OWN_SHARE_MAX: f64 = 0.9;
 
 /// How long a whole broker may be silent while answers are awaited.
-pub const PATIENCE_NS: u64 = 5 * SECOND;
+pub const PATIENCE_SECONDS: f64 = 5.0;
+
+const PATIENCE_NS: u64 = 5 * SECOND;
 
 /// How long all connections of a scenario may take to open.
-pub const ESTABLISH_NS: u64 = 60 * SECOND;
+const ESTABLISH_NS: u64 = 60 * SECOND;
 
 /// The broker that is tried.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +59,8 @@ pub struct Outcome {
     pub cpu_ns_per_message: Option<f64>,
     /// Share of a core that the generator's thread used.
     pub own_share: f64,
+    /// Milliseconds that the generator was away at most: so much of a latency may be its own doing.
+    pub own_stall_ms: f64,
     /// Memory of the broker before the first connection.
     pub memory_before: Option<Memory>,
     /// Memory of the broker at the end.

@@ -164,6 +164,9 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
             engine.subscriber(collector).set_arrived() as f64,
         );
         live_beside.add(engine.latency(1));
+        outcome.own_stall_ms = outcome
+            .own_stall_ms
+            .max(engine.longest_turn_ns() as f64 / 1e6);
     }
     interval.end(broker, engine.counts(), &mut outcome)?;
     outcome.latency = live_beside.summary();

@@ -52,6 +52,8 @@ pub struct Plan {
     pub seconds: f64,
     /// Load before the measured interval.
     pub warm_up_seconds: f64,
+    /// How long nothing may arrive until what is missing is given up.
+    pub patience_seconds: f64,
     /// Of topics and client identifiers.
     pub seed: u64,
 }
@@ -168,9 +170,10 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     })?;
     begun.end(broker, engine.counts(), &mut outcome)?;
     outcome.latency = engine.latency(0).summary();
+    outcome.own_stall_ms = engine.longest_turn_ns() as f64 / 1e6;
 
     engine.stop();
-    engine.run_while_moving(PATIENCE_NS, Engine::is_settled)?;
+    engine.run_while_moving(nanoseconds(plan.patience_seconds), Engine::is_settled)?;
     outcome.published_in_all = engine.counts().published;
     outcome.judge(engine.findings(), plan.shape != Shape::Shared);
     if plan.churn_per_second > 0.0 {

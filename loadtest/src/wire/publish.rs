@@ -3,6 +3,8 @@
 //! A payload begins with a [`Stamp`]; the rest is filler whose last eight bytes depend on the
 //! stamp, so that a body that was cut, mixed up or swapped with another is noticed.
 
+use std::sync::Arc;
+
 use kentongan_proto::mqtt::{ProtocolVersion, QoS};
 
 use super::{Malformed, append_string, append_varint, packet_type, read_varint};
@@ -12,6 +14,9 @@ pub const STAMP_BYTES: usize = 24;
 
 /// Payloads of this size and above end with a check of their stamp.
 const CHECKED_PAYLOAD_BYTES: usize = STAMP_BYTES + 8;
+
+/// Packets above this size are shared with the socket's queue.
+const COPIED_BYTES_MAX: usize = 64 * 1024;
 
 /// Digits of a patched topic number.
 const TOPIC_DIGITS: usize = 7;
@@ -102,13 +107,44 @@ impl Target {
 /// One publisher's PUBLISH, encoded once.
 #[derive(Debug, Clone)]
 pub struct PublishTemplate {
-    bytes: Vec<u8>,
+    bytes: Arc<Vec<u8>>,
+    fields: Fields,
+}
+
+/// What changes from message to message.
+#[derive(Debug, Clone, Copy)]
+struct Fields {
     packet_id_at: Option<usize>,
     /// Where the topic's digits stand, and how many topics there are.
     digits: Option<(usize, u64)>,
     payload_at: usize,
     run: u32,
     publisher: u32,
+}
+
+impl Fields {
+    #[inline]
+    fn patch(self, message: &mut [u8], packet_id: u16, sequence: u64, sent_ns: u64) {
+        if let Some(at) = self.packet_id_at {
+            message[at..at + 2].copy_from_slice(&packet_id.to_be_bytes());
+        }
+        if let Some((at, count)) = self.digits {
+            let mut number = sequence % count;
+            for digit in message[at..at + TOPIC_DIGITS].iter_mut().rev() {
+                *digit = b'0' + (number % 10) as u8;
+                number /= 10;
+            }
+        }
+        if message.len() > self.payload_at {
+            let stamp = Stamp {
+                run: self.run,
+                publisher: self.publisher,
+                sequence,
+                sent_ns,
+            };
+            stamp.write(&mut message[self.payload_at..]);
+        }
+    }
 }
 
 impl PublishTemplate {
@@ -147,13 +183,16 @@ impl PublishTemplate {
         let payload_at = bytes.len();
         bytes.extend((0..payload_bytes).map(|i| (i % 251) as u8));
         let (run, publisher) = who;
-        Self {
-            bytes,
+        let fields = Fields {
             packet_id_at,
             digits,
             payload_at,
             run,
             publisher,
+        };
+        Self {
+            bytes: Arc::new(bytes),
+            fields,
         }
     }
 
@@ -162,31 +201,26 @@ impl PublishTemplate {
     pub fn append(&self, out: &mut Vec<u8>, packet_id: u16, sequence: u64, sent_ns: u64) {
         let start = out.len();
         out.extend_from_slice(&self.bytes);
-        let message = &mut out[start..];
-        if let Some(at) = self.packet_id_at {
-            message[at..at + 2].copy_from_slice(&packet_id.to_be_bytes());
-        }
-        if let Some((at, count)) = self.digits {
-            let mut number = sequence % count;
-            for digit in message[at..at + TOPIC_DIGITS].iter_mut().rev() {
-                *digit = b'0' + (number % 10) as u8;
-                number /= 10;
-            }
-        }
-        let stamp = Stamp {
-            run: self.run,
-            publisher: self.publisher,
-            sequence,
-            sent_ns,
-        };
-        if message.len() > self.payload_at {
-            stamp.write(&mut message[self.payload_at..]);
-        }
+        self.fields
+            .patch(&mut out[start..], packet_id, sequence, sent_ns);
+    }
+
+    /// Messages are so large that they are better shared than copied.
+    pub fn is_large(&self) -> bool {
+        self.bytes.len() > COPIED_BYTES_MAX
+    }
+
+    /// Message `sequence`, without a copy if the message shared before is no longer in use.
+    pub fn share(&mut self, packet_id: u16, sequence: u64, sent_ns: u64) -> Arc<Vec<u8>> {
+        let fields = self.fields;
+        let bytes: &mut Vec<u8> = Arc::make_mut(&mut self.bytes);
+        fields.patch(bytes, packet_id, sequence, sent_ns);
+        Arc::clone(&self.bytes)
     }
 
     /// Bytes of a payload.
     pub fn payload_bytes(&self) -> usize {
-        self.bytes.len() - self.payload_at
+        self.bytes.len() - self.fields.payload_at
     }
 }
 
