@@ -8,7 +8,10 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kentongan_proto::mqtt::{ProtocolVersion, QoS};
 
-use crate::scenario::{Broker, PATIENCE_SECONDS, connect, idle, large, retained, traffic};
+use crate::{
+    compare::broker::{Recipe, Running},
+    scenario::{Broker, PATIENCE_SECONDS, connect, idle, large, retained, traffic},
+};
 
 /// Load, comparison and verification for MQTT brokers.
 ///
@@ -44,6 +47,12 @@ pub struct Where {
     /// The broker's process, to read its CPU time and memory.
     #[arg(long)]
     pid: Option<u32>,
+    /// Start this broker, and end it afterwards: `kentongan`, `mosquitto`, or a command with
+    /// `{port}` and `{dir}` in it.
+    #[arg(long, conflicts_with_all = ["broker", "pid"], value_name = "BROKER")]
+    start: Option<String>,
+    #[command(flatten)]
+    programs: Programs,
     /// MQTT version of all clients.
     #[arg(long, default_value = "3.1.1", value_name = "3.1.1|5")]
     mqtt: Version,
@@ -56,12 +65,39 @@ pub struct Where {
 }
 
 impl Where {
-    /// The broker.
-    pub fn broker(&self) -> Broker {
-        Broker {
-            address: self.broker,
-            pid: self.pid,
-        }
+    /// Starts the broker, if it is for us to start.
+    pub fn start(&self) -> anyhow::Result<Option<Running>> {
+        let recipe = self.start.as_ref().map(|text| self.programs.recipe(text));
+        recipe.map(|recipe| Running::start(&recipe)).transpose()
+    }
+
+    /// The broker, which runs elsewhere or was started by us.
+    pub fn broker(&self, started: Option<&Running>) -> Broker {
+        started.map_or(
+            Broker {
+                address: self.broker,
+                pid: self.pid,
+            },
+            Running::broker,
+        )
+    }
+}
+
+/// Where the programs are that profiles start.
+#[derive(Debug, Args)]
+pub struct Programs {
+    /// The program that `kentongan` means.
+    #[arg(long, default_value = "target/release/kentongan", value_name = "PATH")]
+    kentongan: PathBuf,
+    /// The program that `mosquitto` means.
+    #[arg(long, default_value = "/usr/sbin/mosquitto", value_name = "PATH")]
+    mosquitto: PathBuf,
+}
+
+impl Programs {
+    /// How to start what `text` names.
+    pub fn recipe(&self, text: &str) -> Recipe {
+        Recipe::parse(text, &self.kentongan, &self.mosquitto)
     }
 }
 
@@ -315,12 +351,8 @@ pub struct Compare {
     /// Length of each measured interval.
     #[arg(long, default_value_t = 5.0)]
     pub seconds: f64,
-    /// The program that `kentongan` means.
-    #[arg(long, default_value = "target/release/kentongan", value_name = "PATH")]
-    pub kentongan: PathBuf,
-    /// The program that `mosquitto` means.
-    #[arg(long, default_value = "/usr/sbin/mosquitto", value_name = "PATH")]
-    pub mosquitto: PathBuf,
+    #[command(flatten)]
+    pub programs: Programs,
     /// Of topics and client identifiers.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,

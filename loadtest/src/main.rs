@@ -19,9 +19,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 
 use cli::{Cli, Command, RunPlan};
-use compare::broker::Recipe;
 use report::Progress;
-use scenario::Outcome;
+use scenario::{Broker, Outcome, connect, idle, large, retained, traffic};
 
 fn main() -> ExitCode {
     match start(&Cli::parse()) {
@@ -38,37 +37,43 @@ fn main() -> ExitCode {
 fn start(cli: &Cli) -> Result<bool> {
     raise_descriptor_limit().context("raising the limit of open descriptors")?;
     let progress = Progress::new();
-    let (outcome, json) = match &cli.command {
-        Command::Compare(arguments) => return compare(arguments, &progress),
-        Command::Run(run) => {
-            let broker = run.at.broker();
-            let outcome = match run.plan() {
-                RunPlan::Traffic(plan) => scenario::traffic::run(&plan, broker, &progress),
-                RunPlan::Connect(plan) => scenario::connect::run(&plan, broker, &progress),
-            };
-            (outcome, &run.at.json)
-        }
+    type Scenario<'a> = Box<dyn FnOnce(Broker) -> Result<Outcome> + 'a>;
+    let progress = &progress;
+    let (at, scenario): (_, Scenario<'_>) = match &cli.command {
+        Command::Compare(arguments) => return compare(arguments, progress),
+        Command::Run(run) => match run.plan() {
+            RunPlan::Traffic(plan) => (
+                &run.at,
+                Box::new(move |broker| traffic::run(&plan, broker, progress)),
+            ),
+            RunPlan::Connect(plan) => (
+                &run.at,
+                Box::new(move |broker| connect::run(&plan, broker, progress)),
+            ),
+        },
         Command::Idle(idle) => (
-            scenario::idle::run(&idle.plan(), idle.at.broker(), &progress),
-            &idle.at.json,
+            &idle.at,
+            Box::new(|broker| idle::run(&idle.plan(), broker, progress)),
         ),
         Command::Large(large) => (
-            scenario::large::run(&large.plan(), large.at.broker(), &progress),
-            &large.at.json,
+            &large.at,
+            Box::new(|broker| large::run(&large.plan(), broker, progress)),
         ),
         Command::Retained(retained) => (
-            scenario::retained::run(&retained.plan(), retained.at.broker(), &progress),
-            &retained.at.json,
+            &retained.at,
+            Box::new(|broker| retained::run(&retained.plan(), broker, progress)),
         ),
     };
+    let started = at.start()?;
+    let outcome = scenario(at.broker(started.as_ref()));
     progress.clear();
     let outcome = outcome?;
-    publish(&outcome, json.as_deref())?;
+    publish(&outcome, at.json.as_deref())?;
     Ok(outcome.is_clean())
 }
 
 fn compare(arguments: &cli::Compare, progress: &Progress) -> Result<bool> {
-    let recipe = |text: &str| Recipe::parse(text, &arguments.kentongan, &arguments.mosquitto);
+    let recipe = |text: &str| arguments.programs.recipe(text);
     let plan = compare::Plan {
         a: recipe(&arguments.a),
         b: recipe(&arguments.b),
@@ -90,13 +95,17 @@ fn compare(arguments: &cli::Compare, progress: &Progress) -> Result<bool> {
 
 /// To people on standard output; as JSON where asked for.
 fn publish(result: &(impl Serialize + std::fmt::Display), json: Option<&Path>) -> Result<()> {
+    let report = report::Report {
+        conditions: report::Conditions::now(),
+        result,
+    };
     if json == Some(Path::new("-")) {
-        println!("{}", serde_json::to_string_pretty(result)?);
+        println!("{}", serde_json::to_string_pretty(&report)?);
         return Ok(());
     }
     print!("{result}");
     if let Some(path) = json {
-        fs::write(path, serde_json::to_string_pretty(result)?)
+        fs::write(path, serde_json::to_string_pretty(&report)?)
             .with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())

@@ -1,8 +1,9 @@
 //! For people: tables with aligned columns, and a progress bar on a terminal.
 
-use std::io::IsTerminal;
+use std::{fs, io::IsTerminal, thread, time::UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 
 use crate::measure::now_ns;
 
@@ -54,6 +55,59 @@ impl std::fmt::Display for Table {
             }
         }
         Ok(())
+    }
+}
+
+/// A result with what it needs to be repeated.
+#[derive(Debug, Serialize)]
+pub struct Report<'a, T> {
+    /// Under what conditions it came about.
+    #[serde(flatten)]
+    pub conditions: Conditions,
+    /// What came out.
+    pub result: &'a T,
+}
+
+/// Under what conditions a result came about.
+#[derive(Debug, Serialize)]
+pub struct Conditions {
+    /// Version of this program.
+    pub loadtest: &'static str,
+    /// The arguments of this program.
+    pub arguments: Vec<String>,
+    /// Seconds since 1970.
+    pub unix_seconds: u64,
+    /// Model of the CPU.
+    pub cpu: String,
+    /// Cores that this process may use.
+    pub cores: usize,
+    /// Release of the kernel.
+    pub kernel: String,
+    /// Load of the machine in the last minute, at the end of the run.
+    pub load_average: String,
+}
+
+impl Conditions {
+    /// Those of this moment. What cannot be read is empty.
+    pub fn now() -> Self {
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let cpuinfo = read("/proc/cpuinfo");
+        let model = cpuinfo
+            .lines()
+            .find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+        Self {
+            loadtest: env!("CARGO_PKG_VERSION"),
+            arguments: std::env::args().skip(1).collect(),
+            unix_seconds: UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs()),
+            cpu: model.map_or_else(String::new, |(_, model)| model.trim().to_owned()),
+            cores: thread::available_parallelism().map_or(0, usize::from),
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            load_average: read("/proc/loadavg")
+                .split(' ')
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
+        }
     }
 }
 

@@ -37,11 +37,6 @@ impl Latency {
         self.0.saturating_record(nanoseconds);
     }
 
-    /// Takes all of `other` in addition.
-    pub fn add(&mut self, other: &Self) {
-        self.0.add(&other.0).expect("both have the same bounds");
-    }
-
     /// Forgets everything, for the end of a warm-up.
     pub fn reset(&mut self) {
         self.0.reset();

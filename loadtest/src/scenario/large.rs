@@ -115,11 +115,12 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     }
     let took_ns = now_ns() - begun;
     interval.end(broker, engine.counts(), &mut outcome)?;
-    outcome.latency = engine.latency(0).summary();
     outcome.own_stall_ms = engine.longest_turn_ns() as f64 / 1e6;
-    let large_latency = engine.latency(1).summary();
     engine.stop();
     engine.run_while_moving(LARGE_PATIENCE_NS, Engine::is_settled)?;
+    // Only now have the slowest arrived.
+    outcome.latency = engine.latency(0).summary();
+    let large_latency = engine.latency(1).summary();
     outcome.published_in_all = engine.counts().published;
     outcome.judge(engine.findings(), true);
     outcome.memory_after = broker.pid.map(Memory::of).transpose()?;

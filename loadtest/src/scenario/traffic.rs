@@ -169,11 +169,12 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
         progress.until(&outcome.scenario, end, nanoseconds(plan.seconds))
     })?;
     begun.end(broker, engine.counts(), &mut outcome)?;
-    outcome.latency = engine.latency(0).summary();
     outcome.own_stall_ms = engine.longest_turn_ns() as f64 / 1e6;
 
     engine.stop();
     engine.run_while_moving(nanoseconds(plan.patience_seconds), Engine::is_settled)?;
+    // Only now have the slowest arrived.
+    outcome.latency = engine.latency(0).summary();
     outcome.published_in_all = engine.counts().published;
     outcome.judge(engine.findings(), plan.shape != Shape::Shared);
     if plan.churn_per_second > 0.0 {
