@@ -131,18 +131,19 @@ impl std::fmt::Display for Outcome {
             "published in all",
             report::count(self.published_in_all as f64),
         );
-        line("published", report::count(self.published as f64));
-        line("delivered", report::count(self.delivered as f64));
         line("measured", format!("{:.2} s", self.seconds));
-        line(
-            "messages a second",
-            report::count(self.messages_per_second()),
-        );
-        if let Some(used) = &self.broker_cpu {
+        if self.published + self.delivered > 0 {
+            line("published", report::count(self.published as f64));
+            line("delivered", report::count(self.delivered as f64));
             line(
-                "broker CPU per message",
-                format!("{} ns", report::nanoseconds(self.cpu_ns_per_message)),
+                "messages a second",
+                report::count(self.messages_per_second()),
             );
+        }
+        if let Some(used) = &self.broker_cpu {
+            if let Some(ns) = self.cpu_ns_per_message {
+                line("broker CPU per message", format!("{ns:.0} ns"));
+            }
             line(
                 "broker CPU, of one core",
                 format!("{:.1} %", used.share() * 100.0),

@@ -140,6 +140,14 @@ impl Progress {
         self.at(what, length_ns.saturating_sub(left), length_ns);
     }
 
+    /// Says something that remains, above the bar.
+    pub fn say(&self, line: &str) {
+        match &self.0 {
+            Some(bar) => bar.println(line),
+            None => eprintln!("{line}"),
+        }
+    }
+
     /// Removes the bar.
     pub fn clear(&self) {
         if let Some(bar) = &self.0 {

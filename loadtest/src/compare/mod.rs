@@ -119,7 +119,9 @@ pub fn run(plan: &Plan, progress: &Progress) -> Result<Comparison> {
             }
         }
         let [a, b] = sides;
-        results.push(evaluate(row, a, b, baseline));
+        let result = evaluate(row, a, b, baseline);
+        progress.say(&result.to_string());
+        results.push(result);
     }
     Ok(Comparison {
         a: plan.a.name(),
@@ -286,6 +288,52 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     }
 }
 
+impl RowResult {
+    /// The ratio that the target is about.
+    fn figure(&self) -> String {
+        let ratio =
+            |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
+        match self.target {
+            Target::OfOther(_) => ratio(self.ratio),
+            Target::OfBaseline(_) => format!("{} own", ratio(self.ratio_of_baseline)),
+        }
+    }
+}
+
+impl std::fmt::Display for RowResult {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (a, b) = (
+            nanoseconds(self.a.cpu_ns_per_message),
+            nanoseconds(self.b.cpu_ns_per_message),
+        );
+        let (row, figure, target, verdict) = (&self.row, self.figure(), self.target, &self.verdict);
+        write!(
+            f,
+            "{row}: {a} ns, {b} ns, ratio {figure} (target {target}): {verdict}"
+        )
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::OfOther(limit) => write!(f, "{limit}"),
+            Self::OfBaseline(limit) => write!(f, "own×{limit}"),
+        }
+    }
+}
+
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ok => write!(f, "ok"),
+            Self::Over => write!(f, "OVER"),
+            Self::Void(reason) => write!(f, "void: {reason}"),
+            Self::Failed(reason) => write!(f, "FAILED: {reason}"),
+        }
+    }
+}
+
 impl Comparison {
     /// Every row is within its target.
     pub fn is_ok(&self) -> bool {
@@ -306,28 +354,13 @@ impl std::fmt::Display for Comparison {
         ]);
         let time = |value: Option<f64>| value.map_or_else(|| "-".into(), microseconds);
         let number = |value: Option<f64>| value.map_or_else(|| "-".into(), count);
-        let ratio =
-            |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
         for row in &self.rows {
-            let (figure, target) = match row.target {
-                Target::OfOther(limit) => (ratio(row.ratio), format!("{limit}")),
-                Target::OfBaseline(limit) => (
-                    format!("{} own", ratio(row.ratio_of_baseline)),
-                    format!("own×{limit}"),
-                ),
-            };
-            let verdict = match &row.verdict {
-                Verdict::Ok => "ok".into(),
-                Verdict::Over => "OVER".into(),
-                Verdict::Void(reason) => format!("void: {reason}"),
-                Verdict::Failed(reason) => format!("FAILED: {reason}"),
-            };
             table.row(vec![
                 row.row.clone(),
                 nanoseconds(row.a.cpu_ns_per_message),
                 nanoseconds(row.b.cpu_ns_per_message),
-                figure,
-                target,
+                row.figure(),
+                row.target.to_string(),
                 time(row.a.p50_us),
                 time(row.b.p50_us),
                 time(row.a.p99_us),
@@ -339,7 +372,7 @@ impl std::fmt::Display for Comparison {
                     row.a.own_share_max * 100.0,
                     row.b.own_share_max * 100.0
                 ),
-                verdict,
+                row.verdict.to_string(),
             ]);
         }
         write!(f, "{table}")

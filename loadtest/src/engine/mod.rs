@@ -864,7 +864,7 @@ impl Traffic {
     fn on_publish(&mut self, index: usize, incoming: &Incoming, out: &mut Vec<u8>, now: u64) {
         self.counts.delivered += 1;
         let subscriber = &mut self.subscribers[index];
-        match incoming.qos {
+        match incoming.qos() {
             0 => {}
             1 => wire::append_ack(out, packet_type::PUBACK, incoming.packet_id),
             _ => {
@@ -882,6 +882,7 @@ impl Traffic {
         else {
             return subscriber.on_corrupt();
         };
+        subscriber.on_flags(incoming.flags, publisher.flags);
         if subscriber.on_message(
             stamp.publisher,
             stamp.sequence,

@@ -39,6 +39,8 @@ pub struct Publisher {
     pub connection: usize,
     /// Bytes of its payloads, for the receivers' check.
     pub payload_bytes: usize,
+    /// QoS and RETAIN of its messages, as in the fixed header.
+    pub flags: u8,
     /// See [`PublisherPlan::latency_class`].
     pub latency_class: usize,
     /// Number of the next message: as many were sent.
@@ -90,6 +92,7 @@ impl Publisher {
         Self {
             connection,
             payload_bytes: template.payload_bytes(),
+            flags: (plan.qos as u8) << 1 | u8::from(plan.retain),
             latency_class: plan.latency_class,
             next: 0,
             is_ready: false,

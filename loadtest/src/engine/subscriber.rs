@@ -52,6 +52,8 @@ pub struct Findings {
     pub foreign: u64,
     /// Arrived with a payload that is not the one sent.
     pub corrupt: u64,
+    /// Arrived with a DUP, QoS or RETAIN that it should not have.
+    pub wrong_flags: u64,
     /// Not acknowledged to the publisher, or not completely.
     pub unacknowledged: u64,
     /// Acknowledged with a Reason Code of failure.
@@ -95,6 +97,7 @@ pub struct Subscriber {
     pub arrived: u64,
     foreign: u64,
     corrupt: u64,
+    wrong_flags: u64,
 }
 
 /// What a subscriber makes of an arrival.
@@ -146,6 +149,7 @@ impl Subscriber {
             arrived: 0,
             foreign: 0,
             corrupt: 0,
+            wrong_flags: 0,
         }
     }
 
@@ -154,6 +158,20 @@ impl Subscriber {
     pub fn on_corrupt(&mut self) {
         self.arrived += 1;
         self.corrupt += u64::from(!matches!(self.check, Check::Set { .. }));
+    }
+
+    /// A message of a publisher that sends with flags `sent` arrived with `flags`. Subscriptions
+    /// have the QoS of their publishers; nothing here is ever re-sent, so DUP must be 0
+    /// [MQTT-3.3.1-3]; RETAIN is 1 only for what was stored before the subscription
+    /// [MQTT-3.3.1-8, MQTT-3.3.1-9].
+    #[inline]
+    pub fn on_flags(&mut self, flags: u8, sent: u8) {
+        let expected = if matches!(self.check, Check::Set { .. }) {
+            sent
+        } else {
+            sent & !1
+        };
+        self.wrong_flags += u64::from(flags != expected);
     }
 
     /// Message `sequence` of `publisher`, which has sent `sent` messages, arrived. `groups` are the
@@ -255,6 +273,7 @@ impl Subscriber {
         let mut findings = Findings {
             foreign: self.foreign,
             corrupt: self.corrupt,
+            wrong_flags: self.wrong_flags,
             ..Findings::default()
         };
         match &self.check {
@@ -312,6 +331,7 @@ impl std::ops::AddAssign for Findings {
         self.out_of_order += other.out_of_order;
         self.foreign += other.foreign;
         self.corrupt += other.corrupt;
+        self.wrong_flags += other.wrong_flags;
         self.unacknowledged += other.unacknowledged;
         self.refused += other.refused;
     }

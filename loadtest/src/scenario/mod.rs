@@ -110,6 +110,7 @@ impl Outcome {
             ),
             (findings.foreign, "not asked for"),
             (findings.corrupt, "corrupt"),
+            (findings.wrong_flags, "with wrong DUP, QoS or RETAIN"),
             (findings.unacknowledged, "not acknowledged"),
             (findings.refused, "refused"),
         ];

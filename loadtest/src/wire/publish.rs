@@ -227,12 +227,8 @@ impl PublishTemplate {
 /// What is read of an arriving PUBLISH.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Incoming {
-    /// 0, 1 or 2.
-    pub qos: u8,
-    /// DUP.
-    pub duplicate: bool,
-    /// RETAIN.
-    pub retain: bool,
+    /// DUP, QoS and RETAIN, as in the fixed header.
+    pub flags: u8,
     /// Zero for QoS 0.
     pub packet_id: u16,
     /// Bytes of the payload.
@@ -242,6 +238,12 @@ pub struct Incoming {
 }
 
 impl Incoming {
+    /// 0, 1 or 2.
+    #[inline]
+    pub fn qos(&self) -> u8 {
+        self.flags >> 1 & 3
+    }
+
     /// Reads a PUBLISH of `body_bytes` of which `head` has arrived and is kept: all of it or, for a
     /// large one, as much as holds the stamp. `tail` is then the last eight bytes of the packet.
     #[inline]
@@ -285,9 +287,7 @@ impl Incoming {
             payload_bytes < CHECKED_PAYLOAD_BYTES || end == Some(&stamp.check())
         });
         Ok(Self {
-            qos,
-            duplicate: first & 8 != 0,
-            retain: first & 1 != 0,
+            flags: first & 0x0F,
             packet_id,
             payload_bytes,
             stamp,
@@ -332,8 +332,11 @@ mod tests {
                         sent_ns: 123_456,
                     };
                     assert_eq!(incoming.stamp, Some(stamp));
-                    assert_eq!(incoming.qos, qos as u8);
-                    assert_eq!(incoming.packet_id, if incoming.qos == 0 { 0 } else { 513 });
+                    assert_eq!(incoming.qos(), qos as u8);
+                    assert_eq!(
+                        incoming.packet_id,
+                        if incoming.qos() == 0 { 0 } else { 513 }
+                    );
                     assert_eq!(incoming.payload_bytes, payload.max(STAMP_BYTES));
                 }
             }
@@ -384,7 +387,11 @@ mod tests {
         let topic = target.topic(142);
         assert_eq!(topic, "x/0000042/y");
         assert_eq!(&out[4..4 + topic.len()], topic.as_bytes());
-        assert!(arrive(&out, ProtocolVersion::V5).retain);
+        assert_eq!(
+            arrive(&out, ProtocolVersion::V5).flags,
+            0b0011,
+            "QoS 1, RETAIN"
+        );
     }
 
     #[test]
