@@ -49,9 +49,10 @@ setup() {
     [ -x "$VENV/bin/python" ] || python3 -m venv "$VENV"
     "$VENV/bin/python" -c "import importlib.metadata as m; assert m.version('paho-mqtt') == '$PAHO_VERSION'" 2>/dev/null ||
         "$VENV/bin/pip" install --quiet --disable-pip-version-check "paho-mqtt==$PAHO_VERSION"
-    if [ ! -d "$NODE_MODULES/mqtt" ] || [ tests/clients/package.json -nt "$NODE_MODULES" ]; then
-        (cd tests/clients && npm install --silent --no-audit --no-fund --no-package-lock --ignore-scripts)
-        touch "$NODE_MODULES"
+    # The lock file names no registry ("resolved" is left out), so that any mirror serves.
+    if ! cmp -s tests/clients/package-lock.json "$NODE_MODULES/.installed"; then
+        (cd tests/clients && npm ci --silent --no-audit --no-fund --ignore-scripts --omit-lockfile-registry-resolved)
+        cp tests/clients/package-lock.json "$NODE_MODULES/.installed"
     fi
 }
 
