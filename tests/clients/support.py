@@ -4,6 +4,7 @@ The suites know a broker by its address only, so that they can be tried on any o
 """
 
 import os
+import socket
 import threading
 import time
 import unittest
@@ -51,11 +52,18 @@ def properties(packet, **values):
 class Client:
     """A connected paho client. `messages` are those that came, in their order."""
 
-    def __init__(self, version, client_id=None, clean=True, expiry=None, will=None, connect=True, **connect_properties):
+    def __init__(self, version, client_id=None, clean=True, expiry=None, will=None, **connect_properties):
         self.version = version
         self.client_id = client_id or unique("paho")
         arguments = {"clean_session": clean} if version != V5 else {}
-        self.paho = paho.Client(paho.CallbackAPIVersion.VERSION2, self.client_id, protocol=version, **arguments)
+        self.paho = paho.Client(
+            paho.CallbackAPIVersion.VERSION2,
+            self.client_id,
+            protocol=version,
+            # A break is part of some tests: coming back unasked would hide it.
+            reconnect_on_failure=False,
+            **arguments,
+        )
         self.messages = []
         self.connack = None
         self.disconnected = None
@@ -69,16 +77,14 @@ class Client:
         self.paho.on_unsubscribe = lambda _c, _u, mid, _codes, _p: self._unsuback.add(mid)
         if will:
             self.paho.will_set(**will)
-        self.paho.connect_async(
-            HOST,
-            PORT,
-            keepalive=60,
-            **({"clean_start": clean, "properties": self._connect_properties(expiry, connect_properties)} if version == V5 else {}),
-        )
-        # A break is part of some tests: coming back by itself would hide it.
-        self.paho.reconnect_on_failure = False
-        if connect:
-            self.connect()
+        if version == V5:
+            more = self._connect_properties(expiry, connect_properties)
+            self.paho.connect(HOST, PORT, clean_start=clean, properties=more)
+        else:
+            self.paho.connect(HOST, PORT)
+        self.paho.loop_start()
+        _, reason_code, _ = wait_for("CONNACK", lambda: self.connack)
+        assert not reason_code.is_failure, reason_code
 
     @staticmethod
     def _connect_properties(expiry, more):
@@ -95,14 +101,6 @@ class Client:
     def _on_message(self, _client, _userdata, message):
         with self._lock:
             self.messages.append(message)
-
-    def connect(self):
-        self.connack = None
-        self.disconnected = None
-        self.paho.reconnect()
-        self.paho.loop_start()
-        _, reason_code, _ = wait_for("CONNACK", lambda: self.connack)
-        assert not reason_code.is_failure, reason_code
 
     @property
     def session_present(self):
@@ -147,8 +145,9 @@ class Client:
         """Nothing comes before a message on a topic of its own, which orders after all that was sent before."""
         self.subscribe(sentinel, 1)
         self.publish(sentinel, "sentinel", 1)
-        got = [message.topic for message in self.take(1)]
-        assert got == [sentinel], got
+        # A wildcard may have brought it a second time.
+        got = {message.topic for message in self.take(1)}
+        assert got == {sentinel}, got
 
     def disconnect(self):
         """DISCONNECT, and the end of the connection."""
@@ -157,8 +156,8 @@ class Client:
 
     def vanish(self):
         """The connection breaks without DISCONNECT."""
+        self.paho.socket().shutdown(socket.SHUT_RDWR)
         self.paho.loop_stop()
-        self.paho._sock_close()
 
 
 class BrokerTest(unittest.TestCase):
