@@ -16,6 +16,8 @@ pub struct Field {
     pub type_name: fn() -> String,
     /// Whether text from the environment is taken as it stands rather than read as TOML.
     pub is_text: bool,
+    /// Whether the value must never be shown.
+    pub is_secret: bool,
     /// The keys below, if this is a section.
     pub children: Option<&'static [Field]>,
     /// Whether the section may stand several times (`[[name]]`).
@@ -26,6 +28,8 @@ pub struct Field {
 pub trait SettingType {
     /// See [`Field::is_text`].
     const IS_TEXT: bool = false;
+    /// See [`Field::is_secret`].
+    const IS_SECRET: bool = false;
     /// See [`Field::children`].
     const CHILDREN: Option<&'static [Field]> = None;
     /// See [`Field::repeated`].
@@ -62,6 +66,7 @@ plain_types! {
 
 impl<T: SettingType> SettingType for Option<T> {
     const IS_TEXT: bool = T::IS_TEXT;
+    const IS_SECRET: bool = T::IS_SECRET;
     const CHILDREN: Option<&'static [Field]> = T::CHILDREN;
 
     fn type_name() -> String {
@@ -75,6 +80,14 @@ impl<T: SettingType> SettingType for Vec<T> {
 
     fn type_name() -> String {
         format!("list of: {}", T::type_name())
+    }
+}
+
+impl Field {
+    /// The key named `name` below this one, if it is a section that has it.
+    #[must_use]
+    pub fn child(&self, name: &str) -> Option<&'static Field> {
+        self.children?.iter().find(|field| field.name == name)
     }
 }
 
@@ -116,6 +129,7 @@ macro_rules! settings {
                     doc: &[$($doc),*],
                     type_name: <$type as $crate::config::schema::SettingType>::type_name,
                     is_text: <$type as $crate::config::schema::SettingType>::IS_TEXT,
+                    is_secret: <$type as $crate::config::schema::SettingType>::IS_SECRET,
                     children: <$type as $crate::config::schema::SettingType>::CHILDREN,
                     repeated: <$type as $crate::config::schema::SettingType>::REPEATED,
                 },)*

@@ -82,6 +82,7 @@ impl serde::Serialize for Secret {
 
 impl SettingType for Secret {
     const IS_TEXT: bool = true;
+    const IS_SECRET: bool = true;
 
     fn type_name() -> String {
         String::from("text, never shown")

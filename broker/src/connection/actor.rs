@@ -20,9 +20,12 @@ pub struct ConnectionActor {
 }
 
 /// Ends the connection at once, without a word to the client.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Debug)]
 pub struct EndConnection;
+
+impl Message for EndConnection {
+    type Result = ();
+}
 
 impl ConnectionActor {
     /// Takes accepted sockets in and starts an actor for each.

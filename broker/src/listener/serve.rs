@@ -17,6 +17,9 @@ use crate::metrics::Metrics;
 use crate::replicated;
 use crate::router::{ArbiterState, Event, Shared, sys};
 
+/// The condition of readiness that this module answers for.
+const SERVING: &str = "serving";
+
 /// Time for clients to take their DISCONNECT when the process stops.
 const STOP_SECONDS_MAX: u64 = 10;
 
@@ -61,7 +64,7 @@ impl Broker {
     /// # Errors
     /// What kept it from starting.
     pub fn start(settings: Settings, authority: Authority, descriptors: u64) -> anyhow::Result<Self> {
-        let metrics = Metrics::install()?;
+        let metrics = Metrics::install();
         let settings = Arc::new(settings);
         let mut sockets = Vec::new();
         for config in &settings.listener {
@@ -71,7 +74,7 @@ impl Broker {
             sockets.push(bind(config, &settings)?);
         }
         anyhow::ensure!(!sockets.is_empty(), "there is no address to listen on: give one with --mqtt ADDRESS:PORT");
-        let readiness = Arc::new(Readiness::default());
+        let readiness = Arc::new(Readiness::new(&[SERVING]));
         let arbiters = number_of_arbiters(&settings);
         let (shared, groups) = replicated::start(&settings, authority, arbiters, &metrics)?;
         let arbiters = start_arbiters(&shared, arbiters, &metrics);
@@ -83,15 +86,13 @@ impl Broker {
         } else {
             None
         };
+        if let Some(http) = &http {
+            tracing::info!(address = %http.address(), "listening for HTTP");
+        }
         start_sys(&shared, &metrics);
-        readiness.set_ready();
+        readiness.set(SERVING, true);
         for listener in &listeners {
             tracing::info!(address = %listener.address, anonymous = listener.allow_anonymous, "listening for MQTT");
-        }
-        if listeners.iter().all(|listener| listener.address.ip().is_loopback()) {
-            tracing::info!(
-                "only clients of this machine can connect; to open it: --mqtt 0.0.0.0:1883 --allow-anonymous"
-            );
         }
         Ok(Self { shared, listeners, groups, acceptors, stop_accepting, http, arbiters, readiness })
     }
@@ -113,7 +114,7 @@ impl Broker {
     /// # Errors
     /// The state could not be written at the end; what was acknowledged is in the log all the same.
     pub async fn stop(self) -> anyhow::Result<()> {
-        self.readiness.set_stopping();
+        self.readiness.set(SERVING, false);
         // Fails only if that thread is gone already.
         drop(self.stop_accepting.send(()));
         for inbox in &self.shared.inboxes {
@@ -131,7 +132,7 @@ impl Broker {
         }
         self.groups.stop()?;
         if let Some(http) = self.http {
-            http.stop();
+            http.shutdown();
         }
         drop(self.acceptors.join());
         tracing::info!("stopped");
@@ -176,7 +177,7 @@ fn start_arbiters(shared: &Arc<Shared>, count: usize, metrics: &Metrics) -> Vec<
             let shared = Arc::clone(shared);
             let metrics = metrics.clone();
             arbiter.spawn_fn(move || {
-                ArbiterState::install(id as u16, shared, metrics.arbiter_counters());
+                ArbiterState::install(id as u16, shared, metrics.arbiter());
                 spawn_tasks();
             });
             arbiter

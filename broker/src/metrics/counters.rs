@@ -69,6 +69,8 @@ pub trait Label: Copy + 'static {
     const NAME: &'static str;
     /// Its values, in the order of [`Label::index`].
     const VALUES: &'static [&'static str];
+    /// What each value means; empty where that needs no saying.
+    const MEANINGS: &'static [&'static str] = &[];
 
     /// Position in [`Label::VALUES`].
     fn index(self) -> usize;
@@ -115,13 +117,13 @@ macro_rules! labels {
     ($(
         $(#[doc = $doc:literal])*
         pub enum $name:ident as $label:literal {
-            $($(#[doc = $value_doc:literal])* $variant:ident = $value:literal,)*
+            $(#[doc = $value_doc:literal] $variant:ident = $value:literal,)*
         }
     )*) => {$(
         $(#[doc = $doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u8)]
-        pub enum $name { $($(#[doc = $value_doc])* $variant,)* }
+        pub enum $name { $(#[doc = $value_doc] $variant,)* }
 
         impl $name {
             /// The number of its values.
@@ -131,6 +133,7 @@ macro_rules! labels {
         impl Label for $name {
             const NAME: &'static str = $label;
             const VALUES: &'static [&'static str] = &[$($value),*];
+            const MEANINGS: &'static [&'static str] = &[$($value_doc),*];
 
             #[inline]
             fn index(self) -> usize {
@@ -340,8 +343,31 @@ pub struct Family {
     pub kind: Kind,
     /// The lines of its description.
     pub doc: &'static [&'static str],
-    /// Name and values of its label.
-    pub label: Option<(&'static str, &'static [&'static str])>,
+    /// Its label, if it has one.
+    pub label: Option<LabelInfo>,
+}
+
+/// A label as the reference page shows it.
+#[derive(Debug, Clone, Copy)]
+pub struct LabelInfo {
+    /// [`Label::NAME`].
+    pub name: &'static str,
+    /// [`Label::VALUES`].
+    pub values: &'static [&'static str],
+    /// [`Label::MEANINGS`].
+    pub meanings: &'static [&'static str],
+}
+
+impl Family {
+    /// The description as one line.
+    #[must_use]
+    pub fn description(&self) -> String {
+        self.doc
+            .iter()
+            .map(|line| line.trim())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
 }
 
 /// A cell, or cells, of an arbiter that are flushed into totals of the process.
@@ -350,7 +376,7 @@ pub(super) trait Flushed {
     type Total;
 
     const KIND: Kind;
-    const LABEL: Option<(&'static str, &'static [&'static str])>;
+    const LABEL: Option<LabelInfo>;
 
     fn register(name: &'static str) -> Self::Total;
     fn flush(&self, total: &Self::Total);
@@ -425,7 +451,7 @@ impl Flushed for Count {
     type Total = CountTotal;
 
     const KIND: Kind = Kind::Counter;
-    const LABEL: Option<(&'static str, &'static [&'static str])> = None;
+    const LABEL: Option<LabelInfo> = None;
 
     fn register(name: &'static str) -> CountTotal {
         CountTotal::new(metrics::counter!(name))
@@ -440,7 +466,7 @@ impl Flushed for Level {
     type Total = LevelTotal;
 
     const KIND: Kind = Kind::Gauge;
-    const LABEL: Option<(&'static str, &'static [&'static str])> = None;
+    const LABEL: Option<LabelInfo> = None;
 
     fn register(name: &'static str) -> LevelTotal {
         LevelTotal::new(metrics::gauge!(name))
@@ -455,7 +481,11 @@ impl<L: Label, const N: usize> Flushed for CountBy<L, N> {
     type Total = [CountTotal; N];
 
     const KIND: Kind = Kind::Counter;
-    const LABEL: Option<(&'static str, &'static [&'static str])> = Some((L::NAME, L::VALUES));
+    const LABEL: Option<LabelInfo> = Some(LabelInfo {
+        name: L::NAME,
+        values: L::VALUES,
+        meanings: L::MEANINGS,
+    });
 
     fn register(name: &'static str) -> [CountTotal; N] {
         std::array::from_fn(|index| {

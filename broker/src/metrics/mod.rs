@@ -6,6 +6,8 @@
 
 mod counters;
 mod load;
+mod process;
+mod reference;
 
 use std::sync::{Arc, OnceLock};
 
@@ -17,6 +19,7 @@ pub use counters::{
 };
 use counters::{FAMILIES, Totals};
 pub use load::{Load, LoadAverages};
+pub use reference::reference_page;
 
 /// The metrics of the process. Cheap to clone.
 #[derive(Clone)]
@@ -70,7 +73,9 @@ impl Metrics {
     /// The text that Prometheus scrapes.
     #[must_use]
     pub fn render(&self) -> String {
-        self.prometheus.render()
+        let mut text = self.prometheus.render();
+        process::render(&mut text);
+        text
     }
 
     /// Lets histograms forget what was scraped long ago; call it every few seconds.

@@ -70,11 +70,11 @@ pub struct ArbiterState {
 
 impl ArbiterState {
     /// Makes this thread the arbiter `id`.
-    pub fn install(id: u16, shared: Arc<Shared>) {
+    pub fn install(id: u16, shared: Arc<Shared>, counters: ArbiterCounters) {
         let groups = shared.settings.storage.groups.get();
         let state = Self {
             id,
-            counters: ArbiterCounters::default(),
+            counters,
             clients: Slab::new(),
             generation: 0,
             subscriptions: LocalSubscriptions::new(),
@@ -151,9 +151,9 @@ impl ArbiterState {
             peer,
         });
         let key = ConnectionKey::new(self.id, index as u32, generation);
-        self.wheel.arm(key, now + u32::from(connect_seconds));
+        self.wheel.arm(key, now + connect_seconds.get());
         self.shared.connections.fetch_add(1, Ordering::Relaxed);
-        self.counters.connections_opened.add(1);
+        self.counters.sockets_accepted.inc();
         key
     }
 
@@ -166,7 +166,6 @@ impl ArbiterState {
         let client = self.clients.remove(key.index());
         client.listener.connection_closed();
         self.shared.connections.fetch_sub(1, Ordering::Relaxed);
-        self.counters.connections_closed.add(1);
     }
 
     /// Reads and handles what the socket has. `Ready`: the connection is over and the actor should stop.
@@ -355,6 +354,7 @@ impl ArbiterState {
                 _ => return buffer.len(),
             }
         }
+        self.pause_if_overloaded(key);
         let now = self.now_seconds();
         if position > 0
             && let Some(client) = self.clients.get_mut(key.index())
@@ -420,7 +420,7 @@ impl ArbiterState {
                 let empty = self.shared.recycled[usize::from(self.id)].pop().unwrap_or_default();
                 let full = mem::replace(batch, empty);
                 let weight = full.weight_bytes();
-                self.counters.batches_sent.add(1);
+                self.counters.arbiter_batches.inc();
                 self.shared.inboxes[target].push(Event::Batch { from: self.id, batch: full, weight }, weight);
             }
         }
@@ -534,7 +534,7 @@ impl ArbiterState {
                 }
                 let due = client.last_activity + allowed;
                 if now >= due {
-                    self.counters.keep_alive_timeouts.add(1);
+                    self.counters.keep_alive_timeouts.inc();
                     self.end(key, super::connect::EndCause::KeepAlive, Some(ReasonCode::KeepAliveTimeout));
                 } else {
                     self.wheel.arm(key, due);

@@ -13,6 +13,7 @@ use super::client::{ClientSession, OwnSubscription, PersistentSession, Phase};
 use super::retained_read::RetainedReads;
 use super::{ConnectionKey, Event};
 use crate::auth::{Mechanism, MechanismStep};
+use crate::metrics::{CloseReason, ConnectRefusal, PublishRefusal};
 use crate::replicated::{ClaimRequest, Opened};
 use crate::session::SessionError;
 use crate::session::acknowledgements::Acknowledgements;
@@ -75,6 +76,17 @@ pub enum EndCause {
 impl EndCause {
     fn publishes_will(&self) -> bool {
         *self != Self::Disconnected
+    }
+
+    fn close_reason(&self) -> CloseReason {
+        match self {
+            Self::Disconnected | Self::DisconnectedWithWill => CloseReason::ClientDisconnect,
+            Self::ClosedByPeer | Self::Socket(_) | Self::WriteFailed | Self::Dropped => CloseReason::ConnectionLost,
+            Self::KeepAlive | Self::ConnectTimeout => CloseReason::KeepAliveTimeout,
+            Self::TakenOver => CloseReason::TakenOver,
+            Self::Refused(_) | Self::Malformed { .. } | Self::Protocol(_) => CloseReason::ProtocolError,
+            Self::ShuttingDown => CloseReason::ShuttingDown,
+        }
     }
 }
 
@@ -197,7 +209,7 @@ impl ArbiterState {
         let client_id = Arc::clone(&pending.negotiated.client_id);
         let transient = pending.negotiated.session_expiry_seconds == 0;
         if transient && self.shared.registry.claim_if_free(&client_id, &pending.identity, key) {
-            let opened = Opened { connection: key, epoch: 0, group: None, ..Opened::default() };
+            let opened = Opened::transient(key, client_id);
             if let Some(client) = self.client(key) {
                 client.pending = Some(pending);
             }
@@ -229,8 +241,8 @@ impl ArbiterState {
             aliases_out: OutboundAliases::new(negotiated.topic_aliases_out),
             outbound: Outbound::new(OutboundLimits {
                 window_max: negotiated.window,
-                queue_messages_max: session_settings.queue_messages_max,
-                queue_bytes_max: session_settings.queue_bytes_max,
+                queue_messages_max: session_settings.queue_messages_max as usize,
+                queue_bytes_max: usize::try_from(session_settings.queue_bytes_max).unwrap_or(usize::MAX),
                 drop_policy: session_settings.queue_drop_policy.into(),
             }),
             persistent: opened.group.map(|group| PersistentSession { group, epoch: opened.epoch }),
@@ -267,7 +279,8 @@ impl ArbiterState {
             client_id = %client.client_id, peer = ?client.peer, version = ?version,
             session_present = opened.session_present, persistent = opened.group.is_some(), "connected"
         );
-        self.counters.connects_accepted.add(1);
+        self.counters.connects_accepted.inc();
+        self.counters.connections.inc();
         let connack =
             ConnAck { session_present: opened.session_present, reason_code: ReasonCode::Success, properties };
         self.write_packet(key, &Packet::ConnAck(Box::new(connack)));
@@ -302,7 +315,7 @@ impl ArbiterState {
 
     /// Answers CONNECT with a refusal and ends the connection [MQTT-3.2.2-7].
     pub(super) fn refuse(&mut self, key: ConnectionKey, reason: ReasonCode, text: &'static str) {
-        self.counters.connects_refused.add(1);
+        self.counters.connects_refused.inc(connect_refusal(reason));
         let Some(client) = self.client(key) else {
             return;
         };
@@ -392,7 +405,8 @@ impl ArbiterState {
         let client_id = Arc::clone(&client.client_id);
         let taken_over = client.taken_over;
         tracing::info!(%client_id, peer = ?client.peer, reason = ?cause, "disconnected");
-        self.counters.disconnects.add(1);
+        self.counters.connections.dec();
+        self.counters.connections_closed.inc(cause.close_reason());
         self.leave_subscriptions(key, &session);
         let publish_will = cause.publishes_will();
         let ClientSession { outbound, persistent, will, session_expiry_seconds, identity, .. } = *session;
@@ -415,7 +429,7 @@ impl ArbiterState {
     /// Another connection claims the Client Identifier of `key` [MQTT-3.1.4-3]. It is told when we are done, also if
     /// we were done before.
     pub(super) fn on_take_over(&mut self, key: ConnectionKey, client_id: &Arc<str>) {
-        self.counters.takeovers.add(1);
+        self.counters.takeovers.inc();
         match self.client(key) {
             Some(client) if client.session.is_some() => {
                 client.taken_over = true;
@@ -441,10 +455,10 @@ impl ArbiterState {
 
     fn publish_will(&mut self, client_id: &Arc<str>, identity: &Arc<str>, will: &Will) {
         if !self.shared.authority.may_publish(identity, client_id, &will.topic) {
-            self.counters.publishes_refused.add(1);
+            self.counters.publishes_refused.inc(PublishRefusal::NotAuthorized);
             return;
         }
-        self.counters.wills_published.add(1);
+        self.counters.wills_published.inc();
         self.route_will(client_id, will);
     }
 }
@@ -461,5 +475,20 @@ fn properties(method: Option<String>, data: Option<bytes::Bytes>) -> AuthPropert
 impl From<Opened> for Event {
     fn from(opened: Opened) -> Self {
         Self::Opened(Box::new(opened))
+    }
+}
+
+fn connect_refusal(reason: ReasonCode) -> ConnectRefusal {
+    match reason {
+        ReasonCode::UnsupportedProtocolVersion => ConnectRefusal::ProtocolVersion,
+        ReasonCode::ClientIdentifierNotValid => ConnectRefusal::ClientIdentifier,
+        ReasonCode::BadUserNameOrPassword => ConnectRefusal::BadCredentials,
+        ReasonCode::NotAuthorized => ConnectRefusal::NotAuthorized,
+        ReasonCode::Banned => ConnectRefusal::Banned,
+        ReasonCode::BadAuthenticationMethod => ConnectRefusal::AuthenticationMethod,
+        ReasonCode::ServerBusy => ConnectRefusal::Busy,
+        ReasonCode::ServerShuttingDown => ConnectRefusal::ShuttingDown,
+        ReasonCode::ServerUnavailable => ConnectRefusal::Unavailable,
+        _ => ConnectRefusal::Malformed,
     }
 }

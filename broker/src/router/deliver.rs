@@ -15,6 +15,7 @@ use super::client::{Client, Held};
 use super::publish::Publication;
 use crate::connection::{BufferPool, SHARED_PAYLOAD_BYTES_MIN};
 use crate::message::Message;
+use crate::metrics::DropReason;
 use crate::replicated::DeliverPersistent;
 use crate::session::alias::AliasUse;
 use crate::session::outbound::{Offer, Outbound};
@@ -170,10 +171,10 @@ impl ArbiterState {
             return;
         }
         if terms.qos == QoS::AtMostOnce {
-            let bound = self.shared.settings.session.out_buffer_bytes_max;
+            let bound = self.shared.settings.session.out_buffer_bytes_max as usize;
             let client = &mut self.clients[key.index()];
             if client.out.len() > bound {
-                self.counters.dropped_slow_subscriber.add(1);
+                self.counters.messages_dropped.inc(DropReason::SlowConsumer);
                 return;
             }
             self.write_publication(key, publication, terms, None);
@@ -207,7 +208,7 @@ impl ArbiterState {
         let held = Held { message: Some(message), retain: terms.retain, identifiers, share };
         match session.outbound.offer(held, weight, terms.qos) {
             Offer::Accepted => {}
-            Offer::DroppedNew | Offer::DroppedOldest(_) => self.counters.dropped_queue_full.add(1),
+            Offer::DroppedNew | Offer::DroppedOldest(_) => self.counters.messages_dropped.inc(DropReason::QueueMessages),
         }
     }
 
@@ -241,7 +242,7 @@ impl ArbiterState {
         let large = publication.payload.len() >= SHARED_PAYLOAD_BYTES_MIN;
         let total = template.bytes.len() + if large { publication.payload.len() } else { 0 };
         if total > client.packet_bytes_max_out as usize {
-            self.counters.dropped_too_large.add(1);
+            self.counters.messages_dropped.inc(DropReason::PacketTooLarge);
             return false;
         }
         client.out.append(&mut self.pool, |out| {
@@ -255,7 +256,7 @@ impl ArbiterState {
         if large {
             client.out.append_shared(publication.payload.share());
         }
-        self.counters.messages_sent[terms.qos as usize].add(1);
+        self.counters.messages_sent.inc(terms.qos);
         self.mark_dirty(key);
         true
     }
@@ -276,7 +277,7 @@ impl ArbiterState {
             head.subscription_identifiers = terms.identifiers;
         }
         if codec::publish_len(&head, client.version) > client.packet_bytes_max_out as usize {
-            self.counters.dropped_too_large.add(1);
+            self.counters.messages_dropped.inc(DropReason::PacketTooLarge);
             return false;
         }
         if let Some(session) = client.session.as_mut()
@@ -297,7 +298,7 @@ impl ArbiterState {
         } else {
             client.out.append(&mut self.pool, |out| out.extend_from_slice(publication.payload.as_slice()));
         }
-        self.counters.messages_sent[terms.qos as usize].add(1);
+        self.counters.messages_sent.inc(terms.qos);
         self.mark_dirty(key);
         true
     }
@@ -310,7 +311,6 @@ impl ArbiterState {
         id: PacketId,
         reason: ReasonCode,
     ) {
-        self.counters.acknowledgements_received.add(1);
         let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
             return;
         };
@@ -343,7 +343,7 @@ impl ArbiterState {
             }
             let mut expired = 0;
             let next = pop_sendable(&mut session.outbound, now, &mut expired);
-            self.counters.dropped_expired.add(expired);
+            self.counters.messages_dropped.add(DropReason::Expired, expired);
             let Some((id, qos, held, message)) = next else {
                 return;
             };

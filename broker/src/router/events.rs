@@ -125,12 +125,8 @@ impl ArbiterState {
         self.templates.begin();
         match addressee {
             Addressee::Subscribers => {
-                let cached = self.cache.take(
-                    publication.topic,
-                    publication.topic_hash,
-                    &self.shared.index,
-                    &self.subscriptions,
-                );
+                let cached =
+                    self.cache.take_local(publication.topic, publication.topic_hash, &self.subscriptions);
                 for target in &cached.local {
                     self.deliver_matched(publication, target);
                 }

@@ -7,8 +7,9 @@ use kentongan_proto::mqtt::{Auth, Disconnect, Packet, PacketId, ProtocolVersion,
 use super::arbiter::ArbiterState;
 use super::client::Phase;
 use super::connect::EndCause;
-use super::publish::Payload;
 use super::ConnectionKey;
+use super::publish::Payload;
+use crate::metrics::{ConnectRefusal, MalformedReason, PacketKind};
 use crate::session::SessionError;
 
 impl ArbiterState {
@@ -23,7 +24,9 @@ impl ArbiterState {
             return;
         };
         let version = client.version;
-        match (client.phase, frame.packet_type()) {
+        let phase = client.phase;
+        self.counters.packets_received.inc(kind_of(frame.packet_type()));
+        match (phase, frame.packet_type()) {
             (Phase::Connected, PacketType::Publish) => {
                 match codec::decode_publish(frame, version, Sender::Client, limits) {
                     Ok(publish) => {
@@ -41,7 +44,6 @@ impl ArbiterState {
                 Err(error) => self.on_malformed(key, &error),
             },
             (Phase::Connected, PacketType::PingReq) => {
-                self.counters.pings.add(1);
                 self.write_packet(key, &Packet::PingResp);
             }
             (Phase::AwaitingConnect, PacketType::Connect)
@@ -53,7 +55,7 @@ impl ArbiterState {
             // The first packet must be a CONNECT [MQTT-3.1.0-1]; before CONNACK only AUTH and DISCONNECT may
             // follow one that asked for enhanced authentication [MQTT-3.1.2-30].
             (Phase::AwaitingConnect, _) => {
-                self.counters.malformed.add(1);
+                self.counters.connects_refused.inc(ConnectRefusal::Malformed);
                 self.end(key, EndCause::Protocol("the first packet was not CONNECT"), None);
             }
             (Phase::Authenticating, _) => {
@@ -138,7 +140,7 @@ impl ArbiterState {
 
     /// Bytes that are no packet of their sender: the connection ends, whatever can be told is told.
     pub(super) fn on_malformed(&mut self, key: ConnectionKey, error: &DecodeError) {
-        self.counters.malformed.add(1);
+        self.counters.packets_malformed.inc(malformed_reason(error.reason_code()));
         let Some(client) = self.client(key) else {
             return;
         };
@@ -156,8 +158,8 @@ impl ArbiterState {
 
     /// The client broke the rules of the session.
     pub(super) fn fail(&mut self, key: ConnectionKey, error: &SessionError) {
-        self.counters.protocol_errors.add(1);
         let reason = error.reason_code();
+        self.counters.packets_malformed.inc(malformed_reason(reason));
         self.end(key, EndCause::Malformed { reason, text: error.to_string() }, Some(reason));
     }
 
@@ -173,6 +175,7 @@ impl ArbiterState {
         if let Err(error) = outcome {
             tracing::error!(%error, "a packet of our own could not be encoded");
         }
+        self.counters.packets_sent.inc(PacketKind::from(packet));
         self.mark_dirty(key);
     }
 
@@ -184,7 +187,48 @@ impl ArbiterState {
         };
         let version = client.version;
         client.out.append(&mut self.pool, |out| codec::encode_ack(kind, packet_id, reason, version, out));
-        self.counters.acknowledgements_sent.add(1);
+        self.counters.packets_sent.inc(ack_kind(kind));
         self.mark_dirty(key);
+    }
+}
+
+fn kind_of(packet_type: PacketType) -> PacketKind {
+    match packet_type {
+        PacketType::Connect => PacketKind::Connect,
+        PacketType::ConnAck => PacketKind::ConnAck,
+        PacketType::Publish => PacketKind::Publish,
+        PacketType::PubAck => PacketKind::PubAck,
+        PacketType::PubRec => PacketKind::PubRec,
+        PacketType::PubRel => PacketKind::PubRel,
+        PacketType::PubComp => PacketKind::PubComp,
+        PacketType::Subscribe => PacketKind::Subscribe,
+        PacketType::SubAck => PacketKind::SubAck,
+        PacketType::Unsubscribe => PacketKind::Unsubscribe,
+        PacketType::UnsubAck => PacketKind::UnsubAck,
+        PacketType::PingReq => PacketKind::PingReq,
+        PacketType::PingResp => PacketKind::PingResp,
+        PacketType::Disconnect => PacketKind::Disconnect,
+        PacketType::Auth => PacketKind::Auth,
+    }
+}
+
+fn ack_kind(kind: AckKind) -> PacketKind {
+    match kind {
+        AckKind::PubAck => PacketKind::PubAck,
+        AckKind::PubRec => PacketKind::PubRec,
+        AckKind::PubRel => PacketKind::PubRel,
+        AckKind::PubComp => PacketKind::PubComp,
+    }
+}
+
+fn malformed_reason(reason: ReasonCode) -> MalformedReason {
+    match reason {
+        ReasonCode::MalformedPacket => MalformedReason::MalformedPacket,
+        ReasonCode::PacketTooLarge => MalformedReason::PacketTooLarge,
+        ReasonCode::ReceiveMaximumExceeded => MalformedReason::ReceiveMaximumExceeded,
+        ReasonCode::TopicAliasInvalid => MalformedReason::TopicAliasInvalid,
+        ReasonCode::TopicNameInvalid => MalformedReason::TopicNameInvalid,
+        ReasonCode::TopicFilterInvalid => MalformedReason::TopicFilterInvalid,
+        _ => MalformedReason::ProtocolError,
     }
 }

@@ -12,9 +12,11 @@ use super::arbiter::ArbiterState;
 use super::batch::Addressee;
 use super::lanes::Waiter;
 use crate::message::{Message, MessageIdentity};
+use crate::metrics::{DropReason, PublishRefusal};
 use crate::session::SessionError;
 use crate::session::inbound::PublishStep;
-use crate::subscription::{CachedMatch, ShareTarget};
+use crate::config::SharedStrategy;
+use crate::subscription::{CachedMatch, PickStrategy, ShareTarget};
 
 /// The bytes of an Application Message: a slice that lives for this turn, and its owner if it has one.
 #[derive(Debug, Clone)]
@@ -130,7 +132,7 @@ pub(super) enum Routed {
 impl ArbiterState {
     pub(super) fn on_publish(&mut self, key: ConnectionKey, publish: &PublishRef<'_>, payload: Payload<'_>) {
         let qos = publish.delivery.qos();
-        self.counters.messages_received[qos as usize].add(1);
+        self.counters.messages_received.inc(qos);
         let Some(client) = self.client(key) else {
             return;
         };
@@ -161,11 +163,8 @@ impl ArbiterState {
             }
             Err(error) => return self.fail(key, &error),
         }
-        if session.inbound.is_full() {
-            self.pause(key);
-        }
         if let Some(reason) = self.refusal(key, topic, publish, payload.as_slice()) {
-            self.counters.publishes_refused.add(1);
+            self.counters.publishes_refused.inc(publish_refusal(reason));
             return self.answer_publish(key, publish.delivery, reason);
         }
         let properties = (!publish.properties.is_empty()).then(|| publish.properties.to_owned());
@@ -189,6 +188,10 @@ impl ArbiterState {
             message: None,
         };
         self.accept(key, publish.delivery, &mut publication);
+        let full = self.clients[key.index()].session.as_ref().is_some_and(|session| session.inbound.is_full());
+        if full {
+            self.pause(key);
+        }
     }
 
     /// Routes an accepted message and answers its publisher, at once or when the groups have it.
@@ -202,7 +205,6 @@ impl ArbiterState {
             }
             let message = publication.to_message();
             self.shared.submitter.receive(&message, persistent, key, id, self.now_ms);
-            self.counters.messages_proposed.add(1);
             return;
         }
         match self.route(publication) {
@@ -249,7 +251,8 @@ impl ArbiterState {
         {
             return Some(ReasonCode::PayloadFormatInvalid);
         }
-        if publish.retain && payload.len() > self.shared.settings.retained.payload_bytes_max {
+        let retained_max = self.shared.settings.retained.payload_bytes_max as usize;
+        if publish.retain && retained_max != 0 && payload.len() > retained_max {
             return Some(ReasonCode::QuotaExceeded);
         }
         if publish.delivery.qos() != QoS::AtMostOnce && self.shared.submitter.is_full() {
@@ -386,6 +389,7 @@ impl ArbiterState {
         if let Some(delay) = super::lanes::delayed(publication.topic) {
             return self.route_delayed(publication, delay);
         }
+        self.templates.begin();
         let cached = self.cache.take(publication.topic, publication.topic_hash, &self.shared.index, &self.subscriptions);
         let routed = self.route_to(publication, &cached);
         self.cache.put_back(cached);
@@ -418,12 +422,11 @@ impl ArbiterState {
             self.lanes.store_retained(group, publication, self.now_ms);
         }
         if let Some(waiter) = self.lanes.take_waiter() {
-            self.counters.messages_proposed.add(1);
             self.schedule_flush();
             return Routed::Waiting(waiter);
         }
         if !matched {
-            self.counters.messages_unmatched.add(1);
+            self.counters.publishes_unmatched.inc();
         }
         Routed::Done { matched }
     }
@@ -436,7 +439,7 @@ impl ArbiterState {
         excluded: Option<ConnectionKey>,
     ) -> bool {
         let publisher = publication.publisher.map_or(0, ConnectionKey::raw);
-        let strategy = self.shared.settings.shared.strategy.into();
+        let strategy = strategy(self.shared.settings.shared.strategy);
         let online_only = publication.qos == QoS::AtMostOnce;
         let picked = share.pick(
             strategy,
@@ -463,7 +466,7 @@ impl ArbiterState {
                 true
             }
             None => {
-                self.counters.dropped_no_member.add(1);
+                self.counters.messages_dropped.inc(DropReason::NoSharedMember);
                 false
             }
         }
@@ -486,7 +489,6 @@ impl ArbiterState {
             && !client.paused
         {
             client.paused = true;
-            self.counters.publishers_paused.add(1);
         }
     }
 
@@ -532,4 +534,24 @@ fn has_something_to_forward(properties: &PublishProperties) -> bool {
         || properties.response_topic.is_some()
         || properties.correlation_data.is_some()
         || !properties.user_properties.is_empty()
+}
+
+fn publish_refusal(reason: ReasonCode) -> PublishRefusal {
+    match reason {
+        ReasonCode::NotAuthorized => PublishRefusal::NotAuthorized,
+        ReasonCode::PayloadFormatInvalid => PublishRefusal::PayloadFormatInvalid,
+        ReasonCode::TopicNameInvalid => PublishRefusal::TopicNameInvalid,
+        _ => PublishRefusal::QuotaExceeded,
+    }
+}
+
+fn strategy(setting: SharedStrategy) -> PickStrategy {
+    match setting {
+        SharedStrategy::RoundRobin => PickStrategy::RoundRobin,
+        SharedStrategy::Random => PickStrategy::Random,
+        SharedStrategy::Sticky => PickStrategy::Sticky,
+        SharedStrategy::HashClient => PickStrategy::HashClient,
+        SharedStrategy::HashTopic => PickStrategy::HashTopic,
+        SharedStrategy::LeastInflight => PickStrategy::LeastInflight,
+    }
 }

@@ -14,6 +14,7 @@ use super::client::OwnSubscription;
 use super::deliver::Terms;
 use super::publish::Publication;
 use crate::message::{Message, MessageIdentity};
+use crate::metrics::DropReason;
 use crate::replicated::{RetainedCursor, RetainedPage};
 
 /// Live messages that may wait behind one connection's retained reads.
@@ -124,7 +125,6 @@ impl ArbiterState {
         let mut publication = self.publication_of(message);
         self.templates.begin();
         let terms = Terms { qos, retain: true, identifiers: identifier.as_slice(), share: None };
-        self.counters.retained_sent.add(1);
         self.deliver(key, &mut publication, terms);
     }
 
@@ -184,7 +184,7 @@ impl ArbiterState {
             return false;
         };
         if state.held.len() >= HELD_MESSAGES_MAX {
-            self.counters.dropped_queue_full.add(1);
+            self.counters.messages_dropped.inc(DropReason::QueueMessages);
             return true;
         }
         let message = publication.to_message();

@@ -17,7 +17,6 @@ use crate::subscription::{LocalSubscription, ShareMember, ShareTarget, Target};
 
 impl ArbiterState {
     pub(super) fn on_subscribe(&mut self, key: ConnectionKey, subscribe: Subscribe) {
-        self.counters.subscribes.add(1);
         let refusals: Vec<Option<ReasonCode>> =
             subscribe.filters.iter().map(|(filter, _)| self.filter_refusal(key, filter)).collect();
         let Some(session) = self.client(key).and_then(|client| client.session.as_ref()) else {
@@ -68,10 +67,10 @@ impl ArbiterState {
         let Ok(parsed) = ParsedFilter::parse(filter) else {
             return Some(ReasonCode::TopicFilterInvalid);
         };
-        if filter.split('/').count() > usize::from(limits.topic_levels_max) {
+        if filter.split('/').count() > usize::from(limits.topic_levels_max.get()) {
             return Some(ReasonCode::TopicFilterInvalid);
         }
-        let maximum = limits.subscriptions_max;
+        let maximum = limits.subscriptions_max as usize;
         let client = self.clients.get(key.index())?;
         let session = client.session.as_ref()?;
         if !self.shared.authority.may_subscribe(&session.identity, &client.client_id, parsed.filter()) {
@@ -122,7 +121,7 @@ impl ArbiterState {
             }
         }
         if !replaced {
-            self.counters.subscriptions_added.add(1);
+            self.counters.subscriptions.inc();
         }
     }
 
@@ -152,7 +151,7 @@ impl ArbiterState {
             }
             Err(_) => {}
         }
-        self.counters.subscriptions_removed.add(1);
+        self.counters.subscriptions.dec();
     }
 
     /// All subscriptions of a connection that ends.
@@ -164,7 +163,6 @@ impl ArbiterState {
     }
 
     pub(super) fn on_unsubscribe(&mut self, key: ConnectionKey, unsubscribe: Unsubscribe) {
-        self.counters.unsubscribes.add(1);
         let Some(session) = self.client(key).and_then(|client| client.session.as_ref()) else {
             return;
         };

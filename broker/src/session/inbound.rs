@@ -35,6 +35,8 @@ pub struct Inbound {
     enforced: bool,
     /// QoS 1 messages not yet acknowledged.
     at_least_once: u32,
+    /// QoS 2 messages whose PUBREC was not sent.
+    routing: u32,
     received: HashMap<PacketId, Received, foldhash::fast::RandomState>,
 }
 
@@ -42,7 +44,7 @@ impl Inbound {
     /// `enforced`: the client was told the maximum (MQTT 5).
     #[must_use]
     pub fn new(receive_maximum: u16, enforced: bool) -> Self {
-        Self { receive_maximum, enforced, at_least_once: 0, received: HashMap::default() }
+        Self { receive_maximum, enforced, at_least_once: 0, routing: 0, received: HashMap::default() }
     }
 
     /// Takes over the QoS 2 identifiers that a resumed session still holds: their PUBREC was committed.
@@ -50,12 +52,12 @@ impl Inbound {
         self.received.extend(received.into_iter().map(|id| (id, Received::AwaitingPubRel)));
     }
 
-    /// Whether reading should stop until something is acknowledged: 3.x knows no Receive Maximum, so the quota
-    /// shows there as back pressure.
+    /// Whether reading should stop until we have answered something: 3.x knows no Receive Maximum, so the quota
+    /// shows there as back pressure. What waits for the client's own PUBREL does not count, or it could never come.
     #[inline]
     #[must_use]
     pub fn is_full(&self) -> bool {
-        !self.enforced && self.unacknowledged() >= usize::from(self.receive_maximum)
+        !self.enforced && self.at_least_once + self.routing >= u32::from(self.receive_maximum)
     }
 
     fn unacknowledged(&self) -> usize {
@@ -81,6 +83,7 @@ impl Inbound {
                 None => {
                     self.check_quota()?;
                     self.received.insert(id, Received::Routing);
+                    self.routing += 1;
                     Ok(PublishStep::Route)
                 }
             },
@@ -104,10 +107,13 @@ impl Inbound {
     /// A PUBREC is about to leave. One that refuses frees the identifier [MQTT-4.3.3-9].
     #[inline]
     pub fn on_pubrec_sent(&mut self, id: PacketId, reason: ReasonCode) {
-        if reason.is_error() {
-            self.received.remove(&id);
+        let before = if reason.is_error() {
+            self.received.remove(&id)
         } else {
-            self.received.insert(id, Received::AwaitingPubRel);
+            self.received.insert(id, Received::AwaitingPubRel)
+        };
+        if before == Some(Received::Routing) {
+            self.routing -= 1;
         }
     }
 
@@ -115,7 +121,11 @@ impl Inbound {
     #[inline]
     pub fn on_pubrel(&mut self, id: PacketId) -> ReasonCode {
         match self.received.remove(&id) {
-            Some(_) => ReasonCode::Success,
+            Some(Received::AwaitingPubRel) => ReasonCode::Success,
+            Some(Received::Routing) => {
+                self.routing -= 1;
+                ReasonCode::Success
+            }
             None => ReasonCode::PacketIdentifierNotFound,
         }
     }
@@ -172,5 +182,15 @@ mod tests {
         assert_eq!(inbound.on_publish(Delivery::AtLeastOnce(id(1))), Ok(PublishStep::Route));
         assert!(inbound.is_full());
         assert_eq!(inbound.on_publish(Delivery::AtLeastOnce(id(2))), Ok(PublishStep::Route));
+    }
+
+    /// PUBREL comes over the connection that would not be read.
+    #[test]
+    fn a_message_that_waits_for_pubrel_never_stops_the_reading() {
+        let mut inbound = Inbound::new(1, false);
+        assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(1))), Ok(PublishStep::Route));
+        assert!(inbound.is_full());
+        inbound.on_pubrec_sent(id(1), ReasonCode::Success);
+        assert!(!inbound.is_full());
     }
 }

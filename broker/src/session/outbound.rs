@@ -1,0 +1,472 @@
+//! The server's half of QoS 1 and 2: the in-flight window of a client and the queue behind it.
+//!
+//! One implementation for transient sessions, whose messages live with the connection, and for persistent ones, whose
+//! messages live in a group's state: `M` is whatever they keep of a message.
+
+use std::collections::VecDeque;
+
+use kentongan_proto::mqtt::{PacketId, QoS};
+
+/// Slots that a window has at first; it doubles as more are in flight.
+const FIRST_SLOTS: usize = 16;
+
+/// Bounds of one client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutboundLimits {
+    /// Unacknowledged messages at once: the lower of the client's Receive Maximum and ours [MQTT-3.3.4-9].
+    pub window_max: u16,
+    /// Messages behind the window.
+    pub queue_messages_max: usize,
+    /// Their weight.
+    pub queue_bytes_max: usize,
+    /// What gives way.
+    pub drop_policy: DropPolicy,
+}
+
+/// What gives way when the queue is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DropPolicy {
+    /// The message that comes.
+    New,
+    /// The one that waited longest.
+    Oldest,
+}
+
+impl From<crate::config::QueueDropPolicy> for DropPolicy {
+    fn from(policy: crate::config::QueueDropPolicy) -> Self {
+        match policy {
+            crate::config::QueueDropPolicy::DropNew => Self::New,
+            crate::config::QueueDropPolicy::DropOldest => Self::Oldest,
+        }
+    }
+}
+
+/// What a message in the window waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// QoS 1: PUBACK.
+    AwaitingPubAck,
+    /// QoS 2: PUBREC.
+    AwaitingPubRec,
+    /// QoS 2: PUBCOMP; only the identifier is left to be kept.
+    AwaitingPubComp,
+}
+
+/// What became of a message that was offered to the queue.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Offer<M> {
+    /// It waits.
+    Accepted,
+    /// The queue is full and keeps what it has.
+    DroppedNew,
+    /// It waits; the oldest one had to go.
+    DroppedOldest(M),
+}
+
+/// An acknowledgement for a packet that is not in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("packet identifier {0} is not in flight")]
+pub struct UnknownPacketIdentifier(pub PacketId);
+
+#[derive(Debug)]
+struct Slot<M> {
+    id: PacketId,
+    sequence: u64,
+    stage: Stage,
+    qos: QoS,
+    message: Option<M>,
+}
+
+#[derive(Debug)]
+struct Queued<M> {
+    message: M,
+    qos: QoS,
+    weight_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Window<M> {
+    /// Indexed by Packet Identifier modulo its length, a power of two.
+    slots: Vec<Option<Slot<M>>>,
+    in_flight: usize,
+    last_id: u16,
+    sequence: u64,
+    queue: VecDeque<Queued<M>>,
+    queue_bytes: usize,
+}
+
+/// Messages on their way to one client. Costs one pointer until the first QoS 1 or 2 message.
+#[derive(Debug)]
+pub struct Outbound<M> {
+    limits: OutboundLimits,
+    window: Option<Box<Window<M>>>,
+}
+
+impl<M> Window<M> {
+    fn new() -> Self {
+        Self {
+            slots: (0..FIRST_SLOTS).map(|_| None).collect(),
+            in_flight: 0,
+            last_id: 0,
+            sequence: 0,
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+        }
+    }
+
+    #[inline]
+    fn index(&self, id: u16) -> usize {
+        usize::from(id) & (self.slots.len() - 1)
+    }
+
+    #[inline]
+    fn slot(&mut self, id: PacketId) -> Option<&mut Slot<M>> {
+        let index = self.index(id.get());
+        self.slots[index].as_mut().filter(|slot| slot.id == id)
+    }
+
+    /// A free identifier: the next one whose slot is free [MQTT-2.2.1-4].
+    #[inline]
+    fn next_id(&mut self) -> PacketId {
+        if self.in_flight * 2 > self.slots.len() {
+            self.grow();
+        }
+        loop {
+            self.last_id = self.last_id.wrapping_add(1);
+            if let Some(id) = PacketId::new(self.last_id)
+                && self.slots[self.index(self.last_id)].is_none()
+            {
+                return id;
+            }
+        }
+    }
+
+    fn grow(&mut self) {
+        let length = (self.slots.len() * 2).min(1 << 16);
+        if length == self.slots.len() {
+            return;
+        }
+        let old = std::mem::replace(&mut self.slots, (0..length).map(|_| None).collect());
+        for slot in old.into_iter().flatten() {
+            let index = self.index(slot.id.get());
+            self.slots[index] = Some(slot);
+        }
+    }
+
+    #[inline]
+    fn begin(&mut self, message: M, qos: QoS) -> PacketId {
+        let id = self.next_id();
+        let stage = if qos == QoS::ExactlyOnce { Stage::AwaitingPubRec } else { Stage::AwaitingPubAck };
+        let index = self.index(id.get());
+        self.slots[index] = Some(Slot { id, sequence: self.sequence, stage, qos, message: Some(message) });
+        self.sequence += 1;
+        self.in_flight += 1;
+        id
+    }
+
+    #[inline]
+    fn free(&mut self, id: PacketId) -> Option<M> {
+        let index = self.index(id.get());
+        self.in_flight -= 1;
+        self.slots[index].take().and_then(|slot| slot.message)
+    }
+
+    fn dequeue(&mut self) -> Option<Queued<M>> {
+        let queued = self.queue.pop_front()?;
+        self.queue_bytes -= queued.weight_bytes;
+        if self.queue.is_empty() {
+            self.queue = VecDeque::new();
+        }
+        Some(queued)
+    }
+}
+
+impl<M> Outbound<M> {
+    /// An idle one.
+    #[must_use]
+    pub fn new(limits: OutboundLimits) -> Self {
+        Self { limits, window: None }
+    }
+
+    /// New bounds, as a resuming client brings them along. What is in flight stays.
+    pub fn set_limits(&mut self, limits: OutboundLimits) {
+        self.limits = limits;
+    }
+
+    /// Messages behind the window.
+    #[must_use]
+    pub fn queue_len(&self) -> usize {
+        self.window.as_ref().map_or(0, |window| window.queue.len())
+    }
+
+    /// Their weight.
+    #[must_use]
+    pub fn queue_bytes(&self) -> usize {
+        self.window.as_ref().map_or(0, |window| window.queue_bytes)
+    }
+
+    /// Messages in the window.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.window.as_ref().map_or(0, |window| window.in_flight)
+    }
+
+    fn has_room(&self) -> bool {
+        self.in_flight() < usize::from(self.limits.window_max)
+    }
+
+    /// Whether a message may go out at once: nothing waits before it and the window has room [MQTT-4.9.0-2].
+    #[inline]
+    #[must_use]
+    pub fn can_send(&self) -> bool {
+        match &self.window {
+            None => self.limits.window_max > 0,
+            Some(window) => window.queue.is_empty() && window.in_flight < usize::from(self.limits.window_max),
+        }
+    }
+
+    /// Puts a message into the window past an empty queue; `None` if [`Self::can_send`] says no.
+    #[inline]
+    pub fn send_now(&mut self, message: M, qos: QoS) -> Option<PacketId> {
+        if !self.can_send() {
+            return None;
+        }
+        let window = self.window.get_or_insert_with(|| Box::new(Window::new()));
+        Some(window.begin(message, qos))
+    }
+
+    /// Puts a message behind the window, within its bounds.
+    pub fn offer(&mut self, message: M, weight_bytes: usize, qos: QoS) -> Offer<M> {
+        let limits = self.limits;
+        let window = self.window.get_or_insert_with(|| Box::new(Window::new()));
+        let full = window.queue.len() >= limits.queue_messages_max
+            || window.queue_bytes + weight_bytes > limits.queue_bytes_max;
+        let mut dropped = None;
+        if full {
+            if limits.drop_policy == DropPolicy::New || window.queue.is_empty() {
+                return Offer::DroppedNew;
+            }
+            dropped = window.dequeue();
+        }
+        window.queue.push_back(Queued { message, qos, weight_bytes });
+        window.queue_bytes += weight_bytes;
+        dropped.map_or(Offer::Accepted, |queued| Offer::DroppedOldest(queued.message))
+    }
+
+    /// Moves the next message from the queue into the window, if it has room. Those that `is_expired` says have
+    /// expired are left out and handed to `dropped` [MQTT-3.3.2-5]: their delivery never began.
+    pub fn pop_sendable(
+        &mut self,
+        is_expired: impl Fn(&M) -> bool,
+        mut dropped: impl FnMut(M),
+    ) -> Option<(PacketId, QoS, &mut M)> {
+        if !self.has_room() {
+            return None;
+        }
+        let window = self.window.as_mut()?;
+        let queued = loop {
+            let queued = window.dequeue()?;
+            if is_expired(&queued.message) {
+                dropped(queued.message);
+            } else {
+                break queued;
+            }
+        };
+        let id = window.begin(queued.message, queued.qos);
+        let message = window.slot(id).and_then(|slot| slot.message.as_mut())?;
+        Some((id, queued.qos, message))
+    }
+
+    /// PUBACK, whatever its reason [MQTT-4.4.0-2].
+    ///
+    /// # Errors
+    /// The packet is not in flight at QoS 1.
+    #[inline]
+    pub fn on_puback(&mut self, id: PacketId) -> Result<Option<M>, UnknownPacketIdentifier> {
+        let window = self.window.as_mut().ok_or(UnknownPacketIdentifier(id))?;
+        match window.slot(id) {
+            Some(slot) if slot.stage == Stage::AwaitingPubAck => Ok(window.free(id)),
+            _ => Err(UnknownPacketIdentifier(id)),
+        }
+    }
+
+    /// PUBREC: one that refuses ends the exchange, another leaves the identifier alone in the window and gives the
+    /// message back [MQTT-4.3.3-6].
+    ///
+    /// # Errors
+    /// The packet is not in flight at QoS 2.
+    #[inline]
+    pub fn on_pubrec(&mut self, id: PacketId, refused: bool) -> Result<Option<M>, UnknownPacketIdentifier> {
+        let window = self.window.as_mut().ok_or(UnknownPacketIdentifier(id))?;
+        match window.slot(id) {
+            Some(slot) if slot.stage != Stage::AwaitingPubAck => {
+                if refused {
+                    return Ok(window.free(id));
+                }
+                slot.stage = Stage::AwaitingPubComp;
+                Ok(slot.message.take())
+            }
+            _ => Err(UnknownPacketIdentifier(id)),
+        }
+    }
+
+    /// PUBCOMP.
+    ///
+    /// # Errors
+    /// No PUBREL was sent for it.
+    #[inline]
+    pub fn on_pubcomp(&mut self, id: PacketId) -> Result<(), UnknownPacketIdentifier> {
+        let window = self.window.as_mut().ok_or(UnknownPacketIdentifier(id))?;
+        match window.slot(id) {
+            Some(slot) if slot.stage == Stage::AwaitingPubComp => {
+                window.free(id);
+                Ok(())
+            }
+            _ => Err(UnknownPacketIdentifier(id)),
+        }
+    }
+
+    /// What a resumed connection is sent again, in the original order [MQTT-4.4.0-1, MQTT-4.6.0-1].
+    #[must_use]
+    pub fn resend(&self) -> Vec<(PacketId, Stage, QoS, Option<&M>)> {
+        let mut slots: Vec<_> = self.window.iter().flat_map(|window| window.slots.iter().flatten()).collect();
+        slots.sort_by_key(|slot| slot.sequence);
+        slots.into_iter().map(|slot| (slot.id, slot.stage, slot.qos, slot.message.as_ref())).collect()
+    }
+
+    /// Empties it: what another session may get instead, in order. QoS 2 that was begun is not among it
+    /// [MQTT-4.8.2-5].
+    pub fn drain_undelivered(&mut self) -> Vec<M> {
+        let Some(window) = self.window.take() else {
+            return Vec::new();
+        };
+        let mut slots: Vec<_> = window.slots.into_iter().flatten().collect();
+        slots.sort_by_key(|slot| slot.sequence);
+        slots
+            .into_iter()
+            .filter(|slot| slot.stage == Stage::AwaitingPubAck)
+            .filter_map(|slot| slot.message)
+            .chain(window.queue.into_iter().map(|queued| queued.message))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outbound(window_max: u16, queue_messages_max: usize) -> Outbound<u32> {
+        Outbound::new(OutboundLimits {
+            window_max,
+            queue_messages_max,
+            queue_bytes_max: 1000,
+            drop_policy: DropPolicy::New,
+        })
+    }
+
+    fn pop(outbound: &mut Outbound<u32>) -> Option<(u16, u32)> {
+        outbound.pop_sendable(|_| false, |_| {}).map(|(id, _, message)| (id.get(), *message))
+    }
+
+    /// [MQTT-3.3.4-9], [MQTT-4.9.0-2]: never more in flight than the Receive Maximum.
+    #[test]
+    fn the_window_holds_no_more_than_its_maximum() {
+        let mut outbound = outbound(2, 10);
+        let first = outbound.send_now(1, QoS::AtLeastOnce).expect("room");
+        assert!(outbound.send_now(2, QoS::ExactlyOnce).is_some());
+        assert_eq!(outbound.send_now(3, QoS::AtLeastOnce), None);
+        assert_eq!(outbound.offer(3, 10, QoS::AtLeastOnce), Offer::Accepted);
+        assert_eq!(pop(&mut outbound), None);
+        assert_eq!(outbound.on_puback(first), Ok(Some(1)));
+        assert!(!outbound.can_send(), "the queue goes first");
+        assert_eq!(pop(&mut outbound), Some((3, 3)));
+    }
+
+    /// [MQTT-2.2.1-4]: an identifier in flight is not used for another message, however often they wrap.
+    #[test]
+    fn identifiers_in_flight_are_never_reused() {
+        let mut outbound = outbound(100, 10);
+        let stuck = outbound.send_now(0, QoS::ExactlyOnce).expect("room");
+        for number in 1..200_000 {
+            let id = outbound.send_now(number, QoS::AtLeastOnce).expect("room");
+            assert_ne!(id, stuck);
+            assert_eq!(outbound.on_puback(id), Ok(Some(number)));
+        }
+        assert_eq!(outbound.in_flight(), 1);
+    }
+
+    /// [MQTT-4.3.3-4], [MQTT-4.3.3-5], [MQTT-4.3.3-6]: after PUBREC only the identifier is kept, until PUBCOMP.
+    #[test]
+    fn a_qos_2_exchange_keeps_its_identifier_to_the_end() {
+        let mut outbound = outbound(2, 10);
+        let id = outbound.send_now(1, QoS::ExactlyOnce).expect("room");
+        assert_eq!(outbound.on_puback(id), Err(UnknownPacketIdentifier(id)));
+        assert_eq!(outbound.on_pubcomp(id), Err(UnknownPacketIdentifier(id)));
+        assert_eq!(outbound.on_pubrec(id, false), Ok(Some(1)));
+        assert_eq!(outbound.resend(), [(id, Stage::AwaitingPubComp, QoS::ExactlyOnce, None)]);
+        assert_eq!(outbound.on_pubrec(id, false), Ok(None), "a repeated PUBREC is answered again");
+        assert_eq!(outbound.on_pubcomp(id), Ok(()));
+        assert_eq!(outbound.in_flight(), 0);
+    }
+
+    /// [MQTT-4.4.0-2]: PUBREC of 0x80 or more ends the exchange.
+    #[test]
+    fn a_refusing_pubrec_frees_the_identifier() {
+        let mut outbound = outbound(1, 10);
+        let id = outbound.send_now(1, QoS::ExactlyOnce).expect("room");
+        assert_eq!(outbound.on_pubrec(id, true), Ok(Some(1)));
+        assert!(outbound.can_send());
+    }
+
+    /// [MQTT-4.4.0-1], [MQTT-4.6.0-1]: the original order, not that of the identifiers.
+    #[test]
+    fn resending_keeps_the_original_order() {
+        let mut outbound = outbound(20, 10);
+        let ids: Vec<_> = (0..20).filter_map(|number| outbound.send_now(number, QoS::AtLeastOnce)).collect();
+        assert!(outbound.on_puback(ids[3]).is_ok());
+        let order: Vec<_> = outbound.resend().iter().filter_map(|(.., message)| message.copied()).collect();
+        assert_eq!(order, [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]);
+    }
+
+    #[test]
+    fn a_full_queue_drops_by_policy() {
+        let mut outbound = outbound(0, 2);
+        assert_eq!(outbound.offer(1, 10, QoS::AtLeastOnce), Offer::Accepted);
+        assert_eq!(outbound.offer(2, 10, QoS::AtLeastOnce), Offer::Accepted);
+        assert_eq!(outbound.offer(3, 10, QoS::AtLeastOnce), Offer::DroppedNew);
+        outbound.limits.drop_policy = DropPolicy::Oldest;
+        assert_eq!(outbound.offer(3, 10, QoS::AtLeastOnce), Offer::DroppedOldest(1));
+        assert_eq!(outbound.queue_bytes(), 20);
+        outbound.limits.queue_messages_max = 10;
+        assert_eq!(outbound.offer(4, 2000, QoS::AtLeastOnce), Offer::DroppedOldest(2), "by bytes as well");
+    }
+
+    /// [MQTT-3.3.2-5]: what expired before its delivery began is not sent.
+    #[test]
+    fn expired_messages_are_left_out_of_the_window() {
+        let mut outbound = outbound(5, 10);
+        for number in 1..=3 {
+            assert_eq!(outbound.offer(number, 1, QoS::AtLeastOnce), Offer::Accepted);
+        }
+        let mut expired = Vec::new();
+        let sent = outbound.pop_sendable(|&number| number < 3, |number| expired.push(number));
+        assert_eq!(sent.map(|(id, _, message)| (id.get(), *message)), Some((1, 3)));
+        assert_eq!(expired, [1, 2]);
+    }
+
+    /// P11, [MQTT-4.8.2-5]: unacknowledged QoS 1 and what waits goes elsewhere, QoS 2 that was begun does not.
+    #[test]
+    fn what_another_member_may_get_is_handed_on_in_order() {
+        let mut outbound = outbound(2, 10);
+        outbound.send_now(1, QoS::AtLeastOnce);
+        outbound.send_now(2, QoS::ExactlyOnce);
+        outbound.offer(3, 1, QoS::ExactlyOnce);
+        assert_eq!(outbound.drain_undelivered(), [1, 3]);
+        assert_eq!((outbound.in_flight(), outbound.queue_len()), (0, 0));
+    }
+
+    #[test]
+    fn an_idle_client_costs_next_to_nothing() {
+        assert!(size_of::<Outbound<u64>>() <= 40);
+    }
+}
