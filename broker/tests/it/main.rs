@@ -2,4 +2,5 @@
 
 mod support;
 
+mod durability;
 mod first_light;
