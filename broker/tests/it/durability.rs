@@ -33,14 +33,12 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// Every kind of publisher: QoS 1 and 2, with a session and without, retained and not.
 fn publishers(stage: &Arc<Stage>) -> Vec<Publisher> {
     let kinds = [false, true].into_iter().flat_map(|retained| {
-        [QoS::AtLeastOnce, QoS::ExactlyOnce]
-            .into_iter()
-            .flat_map(move |qos| {
-                [
-                    (retained, qos, Session::Transient, ProtocolVersion::V3_1_1),
-                    (retained, qos, Session::Persistent, ProtocolVersion::V5),
-                ]
-            })
+        [QoS::AtLeastOnce, QoS::ExactlyOnce].into_iter().flat_map(move |qos| {
+            [
+                (retained, qos, Session::Transient, ProtocolVersion::V3_1_1),
+                (retained, qos, Session::Persistent, ProtocolVersion::V5),
+            ]
+        })
     });
     kinds
         .enumerate()
@@ -66,33 +64,17 @@ struct Run {
 }
 
 impl Run {
-    fn start(
-        broker: Broker,
-        version: ProtocolVersion,
-    ) -> (Self, JoinHandle<Vec<history::Received>>) {
-        let seed = std::env::var("KENTONGAN_SEED")
-            .ok()
-            .and_then(|text| text.parse().ok())
-            .unwrap_or_else(rand::random);
+    fn start(broker: Broker, version: ProtocolVersion) -> (Self, JoinHandle<Vec<history::Received>>) {
+        let seed = std::env::var("KENTONGAN_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
         println!("KENTONGAN_SEED={seed}");
         let stage = Arc::new(Stage::default());
         *stage.address.lock().expect("no poison") = Some(broker.address);
-        let subscriber = Subscriber {
-            version,
-            stage: Arc::clone(&stage),
-        };
+        let subscriber = Subscriber { version, stage: Arc::clone(&stage) };
         subscriber.subscribe();
         let publishers = publishers(&stage);
-        let retained_publishers = publishers
-            .iter()
-            .filter(|one| one.retained)
-            .map(|one| one.number)
-            .collect();
+        let retained_publishers = publishers.iter().filter(|one| one.retained).map(|one| one.number).collect();
         let run = Self {
-            publishers: publishers
-                .into_iter()
-                .map(|one| thread::spawn(|| one.run()))
-                .collect(),
+            publishers: publishers.into_iter().map(|one| thread::spawn(|| one.run())).collect(),
             retained_publishers,
             stage,
             broker,
@@ -105,48 +87,30 @@ impl Run {
     /// Load up to a moment of chance, then `kill -9`, then a new process.
     fn round(&mut self, number: u64, restart: impl FnOnce(&mut Broker)) {
         // Away, there, and there again: so that both a queue and what is in flight are tried.
-        self.stage.online.store(number % 3 != 0, SeqCst);
+        self.stage.online.store(!number.is_multiple_of(3), SeqCst);
         let before = self.stage.acknowledged.load(SeqCst);
         self.stage.allowed.fetch_add(MESSAGES_A_ROUND, SeqCst);
         let all = MESSAGES_A_ROUND * self.publishers.len() as u64;
         let enough = before + self.random.random_range(all / 10..all * 9 / 10);
-        wait_for("load goes on", || {
-            self.stage.acknowledged.load(SeqCst) >= enough
-        });
+        wait_for("load goes on", || self.stage.acknowledged.load(SeqCst) >= enough);
         self.read_retained();
         *self.stage.address.lock().expect("no poison") = None;
         let started = Instant::now();
         restart(&mut self.broker);
-        println!(
-            "round {number}: serving {:?} after the kill",
-            started.elapsed()
-        );
+        println!("round {number}: serving {:?} after the kill", started.elapsed());
         *self.stage.address.lock().expect("no poison") = Some(self.broker.address);
         self.read_retained();
     }
 
     fn read_retained(&mut self) {
         let started_at = self.stage.tick();
-        let found = read_retained(
-            self.broker.address,
-            self.retained_publishers.len(),
-            Duration::from_secs(5),
-        )
-        .expect("a broker that runs answers");
+        let found = read_retained(self.broker.address, self.retained_publishers.len(), Duration::from_secs(5))
+            .expect("a broker that runs answers");
         let ended_at = self.stage.tick();
-        self.reads
-            .extend(self.retained_publishers.iter().map(|&publisher| {
-                let sequence = found
-                    .iter()
-                    .find(|&&(who, _)| who == publisher)
-                    .map(|&(_, sequence)| sequence);
-                Read {
-                    publisher,
-                    started_at,
-                    ended_at,
-                    sequence,
-                }
-            }));
+        self.reads.extend(self.retained_publishers.iter().map(|&publisher| {
+            let sequence = found.iter().find(|&&(who, _)| who == publisher).map(|&(_, sequence)| sequence);
+            Read { publisher, started_at, ended_at, sequence }
+        }));
     }
 
     /// Lets the publishers finish and the subscriber receive all it is owed, and a moment more.
@@ -155,22 +119,13 @@ impl Run {
         self.stage.publishers_end.store(true, SeqCst);
         let deadline = Instant::now() + DRAIN;
         while !self.publishers.iter().all(JoinHandle::is_finished) {
-            assert!(
-                Instant::now() < deadline,
-                "publishers without an answer to all they sent"
-            );
+            assert!(Instant::now() < deadline, "publishers without an answer to all they sent");
             thread::sleep(Duration::from_millis(10));
         }
-        let published: Vec<_> = self
-            .publishers
-            .drain(..)
-            .flat_map(|one| one.join().expect("no publisher panics"))
-            .collect();
+        let published: Vec<_> =
+            self.publishers.drain(..).flat_map(|one| one.join().expect("no publisher panics")).collect();
         self.read_retained();
-        let owed = published
-            .iter()
-            .filter(|one| !one.retained && one.acknowledged_at.is_some())
-            .count() as u64;
+        let owed = published.iter().filter(|one| !one.retained && one.acknowledged_at.is_some()).count() as u64;
         // Unacknowledged ones and duplicates count too, so enough is not all: go on until it is quiet.
         let (mut received, mut quiet_since) = (0, Instant::now());
         while Instant::now() < deadline + DRAIN {
@@ -187,18 +142,12 @@ impl Run {
         self.stage.subscriber_ends.store(true, SeqCst);
         let received = subscriber.join().expect("the subscriber does not panic");
         let sessions_lost = self.stage.sessions_lost.lock().expect("no poison").clone();
-        History {
-            published,
-            received,
-            reads: self.reads,
-            sessions_lost,
-        }
+        History { published, received, reads: self.reads, sessions_lost }
     }
 }
 
 fn kills() -> u64 {
-    std::env::var("KENTONGAN_KILLS")
-        .map_or(3, |text| text.parse().expect("KENTONGAN_KILLS is a number"))
+    std::env::var("KENTONGAN_KILLS").map_or(3, |text| text.parse().expect("KENTONGAN_KILLS is a number"))
 }
 
 /// Kills, restarts, and judges.
@@ -208,31 +157,12 @@ fn survive(broker: Broker, version: ProtocolVersion, restart: impl Fn(&mut Broke
         run.round(number, &restart);
     }
     let history = run.finish(subscriber);
-    let acknowledged = history
-        .published
-        .iter()
-        .filter(|one| one.acknowledged_at.is_some())
-        .count();
-    println!(
-        "{acknowledged} acknowledged, {} received",
-        history.received.len()
-    );
-    assert!(
-        acknowledged > 0 && !history.received.is_empty(),
-        "a run without load shows nothing"
-    );
+    let acknowledged = history.published.iter().filter(|one| one.acknowledged_at.is_some()).count();
+    println!("{acknowledged} acknowledged, {} received", history.received.len());
+    assert!(acknowledged > 0 && !history.received.is_empty(), "a run without load shows nothing");
     let violations = check(&history);
-    let shown: Vec<_> = violations
-        .iter()
-        .take(20)
-        .map(|one| format!("{one:?}"))
-        .collect();
-    assert!(
-        violations.is_empty(),
-        "{} violations, such as\n{}",
-        violations.len(),
-        shown.join("\n")
-    );
+    let shown: Vec<_> = violations.iter().take(20).map(|one| format!("{one:?}")).collect();
+    assert!(violations.is_empty(), "{} violations, such as\n{}", violations.len(), shown.join("\n"));
 }
 
 #[test]

@@ -4,3 +4,4 @@ mod support;
 
 mod durability;
 mod first_light;
+mod rumqttc;

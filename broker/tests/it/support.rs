@@ -49,10 +49,7 @@ impl Broker {
             http: SocketAddr::from(([127, 0, 0, 1], 0)),
             directory,
             arguments: arguments.iter().map(|&text| text.to_owned()).collect(),
-            environment: environment
-                .iter()
-                .map(|&(name, value)| (name.to_owned(), value.to_owned()))
-                .collect(),
+            environment: environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
             logs: mpsc::channel().1,
         };
         broker.spawn();
@@ -71,14 +68,7 @@ impl Broker {
     fn spawn(&mut self) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kentongan"));
         command
-            .args([
-                "serve",
-                "--mqtt",
-                "127.0.0.1:0",
-                "--http",
-                "127.0.0.1:0",
-                "--data-dir",
-            ])
+            .args(["serve", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data-dir"])
             .arg(self.data_dir())
             .args(&self.arguments)
             .env("KENTONGAN_LOG__FORMAT", "json")
@@ -107,10 +97,7 @@ impl Broker {
         while mqtt.is_none() || http.is_none() {
             let left = deadline.saturating_duration_since(Instant::now());
             let Ok(line) = self.logs.recv_timeout(left) else {
-                panic!(
-                    "the broker did not say where it listens:\n{}",
-                    seen.join("\n")
-                );
+                panic!("the broker did not say where it listens:\n{}", seen.join("\n"));
             };
             let address = field(&line, "address").and_then(|text| text.parse().ok());
             match address {
@@ -169,18 +156,10 @@ impl Broker {
     /// The body of an HTTP answer, and its status.
     pub fn http_get(&self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.http).expect("HTTP listens");
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-        )
-        .expect("written");
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("written");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("an answer");
-        let status = answer
-            .split(' ')
-            .nth(1)
-            .and_then(|code| code.parse().ok())
-            .expect("a status");
+        let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
         let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
         (status, body.to_owned())
     }
@@ -189,10 +168,7 @@ impl Broker {
     pub fn metric(&self, name: &str) -> f64 {
         let (_, body) = self.http_get("/metrics");
         body.lines()
-            .filter(|line| {
-                line.strip_prefix(name)
-                    .is_some_and(|rest| rest.starts_with([' ', '{']))
-            })
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])))
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
             .sum()
     }
@@ -280,11 +256,7 @@ impl Client {
     pub fn raw(broker: &Broker, version: ProtocolVersion) -> Self {
         let stream = TcpStream::connect(broker.address).expect("the broker listens");
         stream.set_nodelay(true).expect("a socket option");
-        Self {
-            stream,
-            version,
-            buffer: Vec::new(),
-        }
+        Self { stream, version, buffer: Vec::new() }
     }
 
     /// Sends CONNECT and returns the CONNACK.
@@ -334,19 +306,12 @@ impl Client {
             if left.is_zero() {
                 return None;
             }
-            self.stream
-                .set_read_timeout(Some(left))
-                .expect("a socket option");
+            self.stream.set_read_timeout(Some(left)).expect("a socket option");
             let mut chunk = [0; 16 * 1024];
             match self.stream.read(&mut chunk) {
                 Ok(count) if count > 0 => self.buffer.extend_from_slice(&chunk[..count]),
                 Ok(_) => return None,
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
-                    ) =>
-                {
+                Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
                     return None;
                 }
                 Err(_) => return None,
@@ -355,17 +320,11 @@ impl Client {
     }
 
     fn decode(&mut self) -> Option<Packet> {
-        let limits = Limits {
-            packet_bytes_max: 268_435_460,
-            ..Limits::default()
-        };
+        let limits = Limits { packet_bytes_max: 268_435_460, ..Limits::default() };
         let (packet, length) = match codec::split_frame(&self.buffer, Sender::Server, &limits) {
             Ok(FrameStatus::Complete(frame)) => {
                 let packet = codec::decode(&frame, None, self.version, Sender::Server, &limits);
-                (
-                    packet.expect("the broker sends well-formed packets"),
-                    frame.len(),
-                )
+                (packet.expect("the broker sends well-formed packets"), frame.len())
             }
             Ok(FrameStatus::Incomplete { .. }) => return None,
             Err(error) => panic!("the broker sent a malformed packet: {error}"),
@@ -375,8 +334,7 @@ impl Client {
     }
 
     pub fn receive(&mut self) -> Packet {
-        self.receive_within(DEADLINE)
-            .expect("a packet from the broker")
+        self.receive_within(DEADLINE).expect("a packet from the broker")
     }
 
     pub fn expect_connack(&mut self) -> ConnAck {
@@ -411,25 +369,15 @@ impl Client {
     /// Nothing comes, and the connection stays: a PINGREQ is the next thing answered.
     pub fn expect_nothing(&mut self) {
         self.send(&Packet::PingReq);
-        assert_eq!(
-            self.receive(),
-            Packet::PingResp,
-            "nothing but the answer to PINGREQ"
-        );
+        assert_eq!(self.receive(), Packet::PingResp, "nothing but the answer to PINGREQ");
         assert_eq!(self.receive_within(QUIET), None);
     }
 
     /// The broker closes, and says nothing more before it does.
     pub fn expect_closed(&mut self) {
         let deadline = Instant::now() + DEADLINE;
-        assert!(
-            self.buffer.is_empty(),
-            "something was left: {:?}",
-            self.buffer
-        );
-        self.stream
-            .set_read_timeout(Some(DEADLINE))
-            .expect("a socket option");
+        assert!(self.buffer.is_empty(), "something was left: {:?}", self.buffer);
+        self.stream.set_read_timeout(Some(DEADLINE)).expect("a socket option");
         let mut chunk = [0; 256];
         match self.stream.read(&mut chunk) {
             Ok(0) => {}

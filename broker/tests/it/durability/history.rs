@@ -68,19 +68,11 @@ pub enum Violation {
     /// QoS 2, and handed on again.
     HandedOnTwice { publisher: usize, sequence: u64 },
     /// First handed on after a later message of its publisher.
-    Reordered {
-        publisher: usize,
-        sequence: u64,
-        after: u64,
-    },
+    Reordered { publisher: usize, sequence: u64, after: u64 },
     /// QoS 1 again without a new connection in between, or without DUP.
     NotARedelivery { publisher: usize, sequence: u64 },
     /// A subscription found an older value than one acknowledged, or seen, before it; or found none.
-    Stale {
-        publisher: usize,
-        found: Option<u64>,
-        known: u64,
-    },
+    Stale { publisher: usize, found: Option<u64>, known: u64 },
     /// A subscription found a value that nobody had sent yet.
     RetainedInvented { publisher: usize, sequence: u64 },
     /// A session that should have lived did not.
@@ -89,18 +81,10 @@ pub enum Violation {
 
 /// The promises that a run broke; none is the answer hoped for.
 pub fn check(history: &History) -> Vec<Violation> {
-    let published: HashMap<_, _> = history
-        .published
-        .iter()
-        .map(|message| ((message.publisher, message.sequence), message))
-        .collect();
-    let mut violations: Vec<_> = history
-        .sessions_lost
-        .iter()
-        .map(|id| Violation::SessionLost {
-            client_id: id.clone(),
-        })
-        .collect();
+    let published: HashMap<_, _> =
+        history.published.iter().map(|message| ((message.publisher, message.sequence), message)).collect();
+    let mut violations: Vec<_> =
+        history.sessions_lost.iter().map(|id| Violation::SessionLost { client_id: id.clone() }).collect();
     check_complete(history, &mut violations);
     check_received(history, &published, &mut violations);
     check_retained(history, &published, &mut violations);
@@ -111,21 +95,10 @@ type ByName<'a> = HashMap<(usize, u64), &'a Published>;
 
 /// What was acknowledged was handed on.
 fn check_complete(history: &History, violations: &mut Vec<Violation>) {
-    let received: HashSet<_> = history
-        .received
-        .iter()
-        .map(|one| (one.publisher, one.sequence))
-        .collect();
-    for message in history
-        .published
-        .iter()
-        .filter(|message| !message.retained && message.acknowledged_at.is_some())
-    {
+    let received: HashSet<_> = history.received.iter().map(|one| (one.publisher, one.sequence)).collect();
+    for message in history.published.iter().filter(|message| !message.retained && message.acknowledged_at.is_some()) {
         if !received.contains(&(message.publisher, message.sequence)) {
-            violations.push(Violation::Lost {
-                publisher: message.publisher,
-                sequence: message.sequence,
-            });
+            violations.push(Violation::Lost { publisher: message.publisher, sequence: message.sequence });
         }
     }
 }
@@ -134,45 +107,23 @@ fn check_complete(history: &History, violations: &mut Vec<Violation>) {
 fn check_received(history: &History, published: &ByName<'_>, violations: &mut Vec<Violation>) {
     let mut newest: HashMap<usize, u64> = HashMap::new();
     let mut last_connection: HashMap<(usize, u64), usize> = HashMap::new();
-    for &Received {
-        publisher,
-        sequence,
-        dup,
-        connection,
-    } in &history.received
-    {
-        let Some(message) = published
-            .get(&(publisher, sequence))
-            .filter(|message| !message.retained)
-        else {
-            violations.push(Violation::Invented {
-                publisher,
-                sequence,
-            });
+    for &Received { publisher, sequence, dup, connection } in &history.received {
+        let Some(message) = published.get(&(publisher, sequence)).filter(|message| !message.retained) else {
+            violations.push(Violation::Invented { publisher, sequence });
             continue;
         };
         match last_connection.insert((publisher, sequence), connection) {
             Some(_) if message.qos == QoS::ExactlyOnce => {
-                violations.push(Violation::HandedOnTwice {
-                    publisher,
-                    sequence,
-                });
+                violations.push(Violation::HandedOnTwice { publisher, sequence });
             }
             Some(before) if !message.sent_again && (before == connection || !dup) => {
-                violations.push(Violation::NotARedelivery {
-                    publisher,
-                    sequence,
-                });
+                violations.push(Violation::NotARedelivery { publisher, sequence });
             }
             Some(_) => {}
             None => {
                 let newest = newest.entry(publisher).or_default();
                 if sequence < *newest {
-                    violations.push(Violation::Reordered {
-                        publisher,
-                        sequence,
-                        after: *newest,
-                    });
+                    violations.push(Violation::Reordered { publisher, sequence, after: *newest });
                 }
                 *newest = sequence.max(*newest);
             }
@@ -189,32 +140,18 @@ fn check_retained(history: &History, published: &ByName<'_>, violations: &mut Ve
             .published
             .iter()
             .filter(|write| write.retained && write.publisher == publisher)
-            .filter(|write| {
-                write
-                    .acknowledged_at
-                    .is_some_and(|tick| tick < read.started_at)
-            })
+            .filter(|write| write.acknowledged_at.is_some_and(|tick| tick < read.started_at))
             .map(|write| write.sequence)
             .max();
         let known = acknowledged.max(seen.get(&publisher).copied()).unwrap_or(0);
         if read.sequence.unwrap_or(0) < known {
-            violations.push(Violation::Stale {
-                publisher,
-                found: read.sequence,
-                known,
-            });
+            violations.push(Violation::Stale { publisher, found: read.sequence, known });
         }
         let Some(sequence) = read.sequence else {
             continue;
         };
-        if published
-            .get(&(publisher, sequence))
-            .is_none_or(|write| !write.retained || write.sent_at > read.ended_at)
-        {
-            violations.push(Violation::RetainedInvented {
-                publisher,
-                sequence,
-            });
+        if published.get(&(publisher, sequence)).is_none_or(|write| !write.retained || write.sent_at > read.ended_at) {
+            violations.push(Violation::RetainedInvented { publisher, sequence });
         }
         seen.insert(publisher, sequence.max(known));
     }
@@ -239,38 +176,21 @@ mod tests {
     }
 
     fn received(sequence: u64) -> Received {
-        Received {
-            publisher: LIVE,
-            sequence,
-            dup: false,
-            connection: 1,
-        }
+        Received { publisher: LIVE, sequence, dup: false, connection: 1 }
     }
 
     fn again(sequence: u64) -> Received {
-        Received {
-            dup: true,
-            connection: 2,
-            ..received(sequence)
-        }
+        Received { dup: true, connection: 2, ..received(sequence) }
     }
 
     fn read(started_at: Tick, sequence: Option<u64>) -> Read {
-        Read {
-            publisher: KEPT,
-            started_at,
-            ended_at: started_at + 1,
-            sequence,
-        }
+        Read { publisher: KEPT, started_at, ended_at: started_at + 1, sequence }
     }
 
     /// Three messages, all acknowledged and received; three retained values, the last one read.
     fn good(qos: QoS) -> History {
         History {
-            published: [LIVE, KEPT]
-                .into_iter()
-                .flat_map(|who| (1..=3).map(move |n| published(who, n, qos)))
-                .collect(),
+            published: [LIVE, KEPT].into_iter().flat_map(|who| (1..=3).map(move |n| published(who, n, qos))).collect(),
             received: (1..=3).map(received).collect(),
             reads: vec![read(16, Some(1)), read(40, Some(3))],
             sessions_lost: Vec::new(),
@@ -288,13 +208,7 @@ mod tests {
     fn a_lost_message_is_found_unless_it_was_never_acknowledged() {
         let mut history = good(QoS::AtLeastOnce);
         history.received.remove(1);
-        assert_eq!(
-            check(&history),
-            [Violation::Lost {
-                publisher: LIVE,
-                sequence: 2
-            }]
-        );
+        assert_eq!(check(&history), [Violation::Lost { publisher: LIVE, sequence: 2 }]);
         history.published[1].acknowledged_at = None;
         assert_eq!(check(&history), []);
     }
@@ -312,13 +226,7 @@ mod tests {
     fn a_second_qos_2_message_is_found() {
         let mut history = good(QoS::ExactlyOnce);
         history.received.push(again(2));
-        assert_eq!(
-            check(&history),
-            [Violation::HandedOnTwice {
-                publisher: LIVE,
-                sequence: 2
-            }]
-        );
+        assert_eq!(check(&history), [Violation::HandedOnTwice { publisher: LIVE, sequence: 2 }]);
     }
 
     #[test]
@@ -326,24 +234,9 @@ mod tests {
         let mut history = good(QoS::AtLeastOnce);
         history.received.push(again(2));
         assert_eq!(check(&history), []);
-        for bad in [
-            Received {
-                dup: false,
-                ..again(2)
-            },
-            Received {
-                connection: 1,
-                ..again(2)
-            },
-        ] {
+        for bad in [Received { dup: false, ..again(2) }, Received { connection: 1, ..again(2) }] {
             *history.received.last_mut().expect("pushed above") = bad;
-            assert_eq!(
-                check(&history),
-                [Violation::NotARedelivery {
-                    publisher: LIVE,
-                    sequence: 2
-                }]
-            );
+            assert_eq!(check(&history), [Violation::NotARedelivery { publisher: LIVE, sequence: 2 }]);
         }
         // The publisher's own second try is a new message.
         history.published[1].sent_again = true;
@@ -354,14 +247,7 @@ mod tests {
     fn a_reordered_message_is_found() {
         let mut history = good(QoS::AtLeastOnce);
         history.received.swap(0, 1);
-        assert_eq!(
-            check(&history),
-            [Violation::Reordered {
-                publisher: LIVE,
-                sequence: 1,
-                after: 2
-            }]
-        );
+        assert_eq!(check(&history), [Violation::Reordered { publisher: LIVE, sequence: 1, after: 2 }]);
     }
 
     #[test]
@@ -375,14 +261,8 @@ mod tests {
     fn an_invented_message_is_found() {
         let mut history = good(QoS::AtLeastOnce);
         history.received.push(received(4));
-        history.received.push(Received {
-            publisher: KEPT,
-            ..received(1)
-        });
-        let invented = |publisher, sequence| Violation::Invented {
-            publisher,
-            sequence,
-        };
+        history.received.push(Received { publisher: KEPT, ..received(1) });
+        let invented = |publisher, sequence| Violation::Invented { publisher, sequence };
         assert_eq!(check(&history), [invented(LIVE, 4), invented(KEPT, 1)]);
     }
 
@@ -391,14 +271,7 @@ mod tests {
         for found in [None, Some(2)] {
             let mut history = good(QoS::AtLeastOnce);
             history.reads[1].sequence = found;
-            assert_eq!(
-                check(&history),
-                [Violation::Stale {
-                    publisher: KEPT,
-                    found,
-                    known: 3
-                }]
-            );
+            assert_eq!(check(&history), [Violation::Stale { publisher: KEPT, found, known: 3 }]);
         }
     }
 
@@ -409,47 +282,23 @@ mod tests {
         history.reads.push(read(50, Some(3)));
         assert_eq!(check(&history), []);
         history.reads[2].sequence = Some(2);
-        assert_eq!(
-            check(&history),
-            [Violation::Stale {
-                publisher: KEPT,
-                found: Some(2),
-                known: 3
-            }]
-        );
+        assert_eq!(check(&history), [Violation::Stale { publisher: KEPT, found: Some(2), known: 3 }]);
     }
 
     #[test]
     fn a_retained_value_from_the_future_is_found() {
         let mut history = good(QoS::AtLeastOnce);
         history.reads[0].sequence = Some(3);
-        assert_eq!(
-            check(&history),
-            [Violation::RetainedInvented {
-                publisher: KEPT,
-                sequence: 3
-            }]
-        );
+        assert_eq!(check(&history), [Violation::RetainedInvented { publisher: KEPT, sequence: 3 }]);
         history.reads[0].sequence = Some(1);
         history.reads[1].sequence = Some(9);
-        assert_eq!(
-            check(&history),
-            [Violation::RetainedInvented {
-                publisher: KEPT,
-                sequence: 9
-            }]
-        );
+        assert_eq!(check(&history), [Violation::RetainedInvented { publisher: KEPT, sequence: 9 }]);
     }
 
     #[test]
     fn a_lost_session_is_found() {
         let mut history = good(QoS::AtLeastOnce);
         history.sessions_lost.push("subscriber".to_owned());
-        assert_eq!(
-            check(&history),
-            [Violation::SessionLost {
-                client_id: "subscriber".to_owned()
-            }]
-        );
+        assert_eq!(check(&history), [Violation::SessionLost { client_id: "subscriber".to_owned() }]);
     }
 }

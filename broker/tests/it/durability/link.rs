@@ -32,11 +32,7 @@ impl Link {
     ) -> io::Result<(Self, bool)> {
         let stream = TcpStream::connect_timeout(&address, DEADLINE)?;
         stream.set_nodelay(true)?;
-        let mut link = Self {
-            stream,
-            version,
-            incoming: Vec::new(),
-        };
+        let mut link = Self { stream, version, incoming: Vec::new() };
         let mut connect = connect(version, client_id);
         connect.clean_start = session == Session::Transient;
         if version.is_v5() && session == Session::Persistent {
@@ -44,13 +40,8 @@ impl Link {
         }
         link.send(&Packet::Connect(Box::new(connect)))?;
         match link.expect()? {
-            Packet::ConnAck(answer) if !answer.reason_code.is_error() => {
-                Ok((link, answer.session_present))
-            }
-            other => Err(io::Error::new(
-                ErrorKind::ConnectionRefused,
-                format!("{other:?}"),
-            )),
+            Packet::ConnAck(answer) if !answer.reason_code.is_error() => Ok((link, answer.session_present)),
+            other => Err(io::Error::new(ErrorKind::ConnectionRefused, format!("{other:?}"))),
         }
     }
 
@@ -76,9 +67,7 @@ impl Link {
             match self.stream.read(&mut chunk) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(count) => self.incoming.extend_from_slice(&chunk[..count]),
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
-                {
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                     return Ok(None);
                 }
                 Err(error) => return Err(error),
@@ -88,8 +77,7 @@ impl Link {
 
     /// The next packet, which is due.
     pub fn expect(&mut self) -> io::Result<Packet> {
-        self.receive_within(DEADLINE)?
-            .ok_or_else(|| ErrorKind::TimedOut.into())
+        self.receive_within(DEADLINE)?.ok_or_else(|| ErrorKind::TimedOut.into())
     }
 
     pub fn subscribe(&mut self, filter: &str, qos: QoS) -> io::Result<()> {
@@ -107,10 +95,7 @@ impl Link {
     }
 
     fn decode(&mut self) -> Option<Packet> {
-        let limits = Limits {
-            packet_bytes_max: 268_435_460,
-            ..Limits::default()
-        };
+        let limits = Limits { packet_bytes_max: 268_435_460, ..Limits::default() };
         let frame = match codec::split_frame(&self.incoming, Sender::Server, &limits) {
             Ok(FrameStatus::Complete(frame)) => frame,
             Ok(FrameStatus::Incomplete { .. }) => return None,

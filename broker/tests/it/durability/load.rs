@@ -45,12 +45,7 @@ impl Stage {
     }
 
     /// Connects once the broker is there; `None` if it went again.
-    fn connect(
-        &self,
-        version: ProtocolVersion,
-        client_id: &str,
-        session: Session,
-    ) -> Option<(Link, bool)> {
+    fn connect(&self, version: ProtocolVersion, client_id: &str, session: Session) -> Option<(Link, bool)> {
         let address = *self.address.lock().expect("no poison");
         let connected = address.map(|address| Link::open(address, version, client_id, session));
         if let Some(Ok(connected)) = connected {
@@ -71,10 +66,7 @@ fn payload(publisher: usize, sequence: u64) -> String {
 pub fn named(payload: &[u8]) -> (usize, u64) {
     let text = std::str::from_utf8(payload).expect("our own payload");
     let (publisher, sequence) = text.split_once(' ').expect("our own payload");
-    (
-        publisher.parse().expect("our own payload"),
-        sequence.parse().expect("our own payload"),
-    )
+    (publisher.parse().expect("our own payload"), sequence.parse().expect("our own payload"))
 }
 
 /// A publisher with one topic and one QoS.
@@ -104,19 +96,13 @@ impl Publisher {
         let mut connected_before = false;
         while !self.done(&record, &flights) {
             let client_id = format!("publisher-{}", self.number);
-            let Some((mut link, present)) =
-                self.stage.connect(self.version, &client_id, self.session)
-            else {
+            let Some((mut link, present)) = self.stage.connect(self.version, &client_id, self.session) else {
                 continue;
             };
             if self.session == Session::Transient {
                 flights.clear(); // Given up: they may have arrived or not.
             } else if connected_before && !present {
-                self.stage
-                    .sessions_lost
-                    .lock()
-                    .expect("no poison")
-                    .push(client_id);
+                self.stage.sessions_lost.lock().expect("no poison").push(client_id);
             }
             connected_before = true;
             // An error is the break that all this is about.
@@ -126,9 +112,7 @@ impl Publisher {
     }
 
     fn done(&self, record: &[Published], flights: &VecDeque<Flight>) -> bool {
-        self.stage.publishers_end.load(SeqCst)
-            && flights.is_empty()
-            && record.len() as u64 >= self.allowed()
+        self.stage.publishers_end.load(SeqCst) && flights.is_empty() && record.len() as u64 >= self.allowed()
     }
 
     fn allowed(&self) -> u64 {
@@ -136,20 +120,11 @@ impl Publisher {
     }
 
     fn topic(&self) -> String {
-        format!(
-            "{}/{}",
-            if self.retained { "kept" } else { "live" },
-            self.number
-        )
+        format!("{}/{}", if self.retained { "kept" } else { "live" }, self.number)
     }
 
     /// One connection's life: first what is left from the last one, in its order [MQTT-4.6.0-1].
-    fn serve(
-        &self,
-        link: &mut Link,
-        record: &mut Vec<Published>,
-        flights: &mut VecDeque<Flight>,
-    ) -> io::Result<()> {
+    fn serve(&self, link: &mut Link, record: &mut Vec<Published>, flights: &mut VecDeque<Flight>) -> io::Result<()> {
         for flight in flights.iter().filter(|flight| !flight.released) {
             record[flight.index].sent_again = true;
             link.send(&self.packet(record[flight.index].sequence, flight.packet_id, true))?;
@@ -190,11 +165,7 @@ impl Publisher {
             sent_at: self.stage.tick(),
             acknowledged_at: None,
         });
-        flights.push_back(Flight {
-            packet_id,
-            index,
-            released: false,
-        });
+        flights.push_back(Flight { packet_id, index, released: false });
         link.send(&self.packet(sequence, packet_id, false))
     }
 
@@ -205,11 +176,7 @@ impl Publisher {
             QoS::ExactlyOnce => Delivery::ExactlyOnce(packet_id),
         };
         let message = publish(&self.topic(), &payload(self.number, sequence), delivery);
-        Packet::Publish(Publish {
-            dup,
-            retain: self.retained,
-            ..message
-        })
+        Packet::Publish(Publish { dup, retain: self.retained, ..message })
     }
 
     fn on_packet(
@@ -219,11 +186,7 @@ impl Publisher {
         record: &mut [Published],
         flights: &mut VecDeque<Flight>,
     ) -> io::Result<()> {
-        let position = |ack: &Ack| {
-            flights
-                .iter()
-                .position(|flight| flight.packet_id == ack.packet_id)
-        };
+        let position = |ack: &Ack| flights.iter().position(|flight| flight.packet_id == ack.packet_id);
         match &packet {
             Packet::PubAck(ack) | Packet::PubRec(ack) => {
                 let Some(position) = position(ack) else {
@@ -275,12 +238,9 @@ impl Subscriber {
 
     /// Subscribes, which must succeed, before any publisher begins.
     pub fn subscribe(&self) {
-        let connected = self
-            .stage
-            .connect(self.version, Self::CLIENT_ID, Session::Persistent);
+        let connected = self.stage.connect(self.version, Self::CLIENT_ID, Session::Persistent);
         let (mut link, _) = connected.expect("a broker that was just started");
-        link.subscribe("live/#", QoS::ExactlyOnce)
-            .expect("a subscription");
+        link.subscribe("live/#", QoS::ExactlyOnce).expect("a subscription");
     }
 
     /// Receives until told to end; returns what it noted.
@@ -292,18 +252,12 @@ impl Subscriber {
                 std::thread::sleep(GLANCE);
                 continue;
             }
-            let connected = self
-                .stage
-                .connect(self.version, Self::CLIENT_ID, Session::Persistent);
+            let connected = self.stage.connect(self.version, Self::CLIENT_ID, Session::Persistent);
             let Some((mut link, present)) = connected else {
                 continue;
             };
             if !present {
-                self.stage
-                    .sessions_lost
-                    .lock()
-                    .expect("no poison")
-                    .push(Self::CLIENT_ID.to_owned());
+                self.stage.sessions_lost.lock().expect("no poison").push(Self::CLIENT_ID.to_owned());
             }
             connection += 1;
             // An error is the break that all this is about.
@@ -316,9 +270,7 @@ impl Subscriber {
     fn serve(&self, link: &mut Link, connection: usize, inbound: &mut Inbound) -> io::Result<()> {
         while self.stage.online.load(SeqCst) && !self.stage.subscriber_ends.load(SeqCst) {
             match link.receive_within(GLANCE)? {
-                Some(Packet::Publish(message)) => {
-                    self.on_publish(link, connection, &message, inbound)?
-                }
+                Some(Packet::Publish(message)) => self.on_publish(link, connection, &message, inbound)?,
                 Some(Packet::PubRel(ack)) => {
                     inbound.handed_on.remove(&ack.packet_id);
                     link.send(&Packet::PubComp(Ack::success(ack.packet_id)))?;
@@ -339,12 +291,7 @@ impl Subscriber {
     ) -> io::Result<()> {
         let (publisher, sequence) = named(&message.payload);
         let mut note = || {
-            inbound.received.push(Received {
-                publisher,
-                sequence,
-                dup: message.dup,
-                connection,
-            });
+            inbound.received.push(Received { publisher, sequence, dup: message.dup, connection });
             self.stage.received.fetch_add(1, SeqCst);
         };
         match message.delivery {
@@ -365,18 +312,11 @@ impl Subscriber {
 
 /// What is retained on the topics under `kept/`, read by a client of its own: wanted are all `publishers`,
 /// and what is not there in time is not there.
-pub fn read_retained(
-    address: SocketAddr,
-    publishers: usize,
-    wait: Duration,
-) -> io::Result<Vec<(usize, u64)>> {
+pub fn read_retained(address: SocketAddr, publishers: usize, wait: Duration) -> io::Result<Vec<(usize, u64)>> {
     let (mut link, _) = Link::open(address, ProtocolVersion::V5, "reader", Session::Transient)?;
     link.send(&Packet::Subscribe(Subscribe {
         packet_id: id(1),
-        filters: vec![(
-            "kept/#".to_owned(),
-            SubscriptionOptions::new(QoS::AtLeastOnce),
-        )],
+        filters: vec![("kept/#".to_owned(), SubscriptionOptions::new(QoS::AtLeastOnce))],
         subscription_identifier: None,
         user_properties: Vec::new(),
     }))?;
