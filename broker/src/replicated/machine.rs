@@ -108,15 +108,22 @@ impl Machine {
     fn lead(&mut self) {
         self.leads = true;
         let shared = self.shared();
+        let mut to_route = Vec::new();
         for group in 0..self.groups.len() as u16 {
             let mut effects = Vec::new();
             self.groups[usize::from(group)].lead(&mut effects);
-            self.carry_out(group, effects);
+            let (routes, others) = effects.into_iter().partition(|effect| matches!(effect, Effect::Route { .. }));
+            self.carry_out(group, others);
+            to_route.push(routes);
             if !self.groups[usize::from(group)].retained().is_empty() {
                 shared.retained_possible.store(true, Ordering::Relaxed);
             }
             let fence = command::Fence { below: shared.incarnation, sessions_max: FENCE_SESSIONS_MAX };
             shared.submitter.propose(group, Command::Fence(fence));
+        }
+        // Only now does the index know what every group wants: routed earlier, a message would miss some.
+        for (group, routes) in to_route.into_iter().enumerate() {
+            self.carry_out(group as u16, routes);
         }
     }
 

@@ -2,5 +2,10 @@
 
 mod support;
 
+mod durability;
 mod first_light;
+<<<<<<< HEAD
 mod sessions;
+=======
+mod rumqttc;
+>>>>>>> w-clients
