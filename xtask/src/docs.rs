@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-/// Each page and what makes it.
-const PAGES: [(&str, fn() -> String); 3] = [
+/// A page's file name and what makes its text.
+type Page = (&'static str, fn() -> String);
+
+const PAGES: [Page; 3] = [
     ("settings.md", kentongan::config::reference_page),
     ("metrics.md", kentongan::metrics::reference_page),
     ("command-line.md", kentongan::cli::reference_page),

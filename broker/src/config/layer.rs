@@ -123,22 +123,21 @@ impl Layer {
         origin: Origin,
     ) -> Result<Self, Problem> {
         let (name, sections) = path.split_last().expect("a setting has a name");
-        let mut values = toml::Table::from_iter([((*name).to_owned(), value)]);
+        let mut values = toml::Table::from_iter([((*name).to_owned(), value.clone())]);
         for section in sections.iter().rev() {
             values = toml::Table::from_iter([((*section).to_owned(), toml::Value::Table(values))]);
         }
         let key = path.join(".");
         let is_secret = find(path).is_some_and(|field| field.is_secret);
         if let Err(error) = Settings::deserialize(toml::Value::Table(values.clone())) {
-            return Err(Problem {
-                origin,
-                message: wrong_type(Some((&key, is_secret)), error.message()),
-            });
+            let message = wrong_type(Some((&key, is_secret)), error.message());
+            return Err(Problem { origin, message });
         }
-        Ok(Self {
-            values,
-            origins: BTreeMap::from_iter([(key, origin)]),
-        })
+        let origins = leaves(&key, &value)
+            .into_iter()
+            .map(|leaf| (leaf, origin.clone()))
+            .collect();
+        Ok(Self { values, origins })
     }
 
     /// Lays `stronger` over this layer: sections key by key, everything else, lists included, as a whole.
@@ -150,6 +149,25 @@ impl Layer {
         }
         self.origins.extend(stronger.origins);
         merge_tables(&mut self.values, stronger.values);
+    }
+}
+
+/// The keys that a value sets: itself, or those in a list of sections.
+fn leaves(key: &str, value: &toml::Value) -> Vec<String> {
+    let sections: Option<Vec<&toml::Table>> = value
+        .as_array()
+        .and_then(|list| list.iter().map(toml::Value::as_table).collect());
+    match sections {
+        Some(sections) if !sections.is_empty() => sections
+            .iter()
+            .enumerate()
+            .flat_map(|(index, section)| {
+                section
+                    .keys()
+                    .map(move |name| format!("{key}[{index}].{name}"))
+            })
+            .collect(),
+        _ => vec![key.to_owned()],
     }
 }
 

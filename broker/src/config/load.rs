@@ -104,11 +104,7 @@ impl Effective {
     /// Where the value of `key` (such as `session.receive_maximum` or `listener[0].address`) was said.
     #[must_use]
     pub fn origin(&self, key: &str) -> &Origin {
-        let whole = key.split('[').next().unwrap_or(key);
-        self.origins
-            .get(key)
-            .or_else(|| self.origins.get(whole))
-            .unwrap_or(&Origin::Default)
+        self.origins.get(key).unwrap_or(&Origin::Default)
     }
 
     /// Whether nobody said where to listen. Then a loopback address that this machine does not have is no error.
@@ -120,12 +116,26 @@ impl Effective {
             .any(|key| key.split('[').next() == Some("listener"))
     }
 
+    /// Who is to mend `key`: whoever said it, else whoever said another key of the same section.
+    fn blame(&self, key: &str) -> &Origin {
+        let section = key.rsplit_once('.').map_or("", |(section, _)| section);
+        let sibling = || {
+            self.origins
+                .iter()
+                .find(|(own, _)| own.rsplit_once('.').is_some_and(|(own, _)| own == section))
+        };
+        self.origins
+            .get(key)
+            .or_else(|| sibling().map(|(_, origin)| origin))
+            .unwrap_or(&Origin::Default)
+    }
+
     /// What no single source can know to be wrong.
     fn contradictions(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         let mut refuse = |key: &str, message: String| {
             problems.push(Problem {
-                origin: self.origin(key).clone(),
+                origin: self.blame(key).clone(),
                 message: format!("`{key}`: {message}"),
             });
         };

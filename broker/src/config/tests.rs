@@ -147,6 +147,7 @@ fn a_list_of_listeners_is_taken_whole_from_the_strongest_source() {
     assert!(!effective.listeners_are_defaults());
     let variable = Origin::Environment(String::from("KENTONGAN_LISTENER"));
     assert_eq!(effective.origin("listener[0].address"), &variable);
+    assert_eq!(effective.origin("listener[0].nodelay"), &Origin::Default);
 }
 
 #[test]
