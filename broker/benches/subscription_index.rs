@@ -93,8 +93,7 @@ fn subscription(connection: u64) -> LocalSubscription {
 /// Fills a table and prints what each subscription cost.
 fn fill<T>(name: &str, mut table: T, mut insert: impl FnMut(&mut T, &str, u64)) -> T {
     let mut draws = Draws(1);
-    let filters: Vec<(String, u64)> =
-        (0..SUBSCRIPTIONS).map(|_| (draws.filter(), draws.below(CONNECTIONS))).collect();
+    let filters: Vec<(String, u64)> = (0..SUBSCRIPTIONS).map(|_| (draws.filter(), draws.below(CONNECTIONS))).collect();
     let before = ALLOCATED.load(Ordering::Relaxed);
     let start = Instant::now();
     for (filter, connection) in &filters {
@@ -194,11 +193,7 @@ fn main() {
         local.insert(filter, &subscription(connection));
     });
     let (shared_bytes, local_bytes) = (index.memory_bytes(), local.memory_bytes());
-    println!(
-        "by their own account {} and {} bytes",
-        shared_bytes / SUBSCRIPTIONS,
-        local_bytes / SUBSCRIPTIONS
-    );
+    println!("by their own account {} and {} bytes", shared_bytes / SUBSCRIPTIONS, local_bytes / SUBSCRIPTIONS);
     let topics = topics();
     let mut found = Vec::new();
     let total: usize = topics

@@ -25,7 +25,9 @@ pub enum DataDirError {
         path: PathBuf,
     },
     /// Written by a later version.
-    #[error("data directory {path} has format {found}; this version knows up to {FORMAT_VERSION}: use the version that wrote it")]
+    #[error(
+        "data directory {path} has format {found}; this version knows up to {FORMAT_VERSION}: use the version that wrote it"
+    )]
     NewerFormat {
         /// The directory.
         path: PathBuf,
@@ -60,12 +62,8 @@ impl DataDir {
         };
         fs::create_dir_all(path).map_err(at(path))?;
         let lock_path = path.join("lock");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(at(&lock_path))?;
+        let lock =
+            OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(at(&lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(DataDirError::InUse { path: path.to_owned() }),
@@ -92,10 +90,9 @@ impl DataDir {
 fn check_format(path: &Path) -> Result<(), DataDirError> {
     match read_number(&path.join("format"))? {
         None => write_number(path, "format", u64::from(FORMAT_VERSION)),
-        Some(found) if found > u64::from(FORMAT_VERSION) => Err(DataDirError::NewerFormat {
-            path: path.to_owned(),
-            found: u32::try_from(found).unwrap_or(u32::MAX),
-        }),
+        Some(found) if found > u64::from(FORMAT_VERSION) => {
+            Err(DataDirError::NewerFormat { path: path.to_owned(), found: u32::try_from(found).unwrap_or(u32::MAX) })
+        }
         Some(_) => Ok(()),
     }
 }

@@ -73,13 +73,7 @@ impl Where {
 
     /// The broker, which runs elsewhere or was started by us.
     pub fn broker(&self, started: Option<&Running>) -> Broker {
-        started.map_or(
-            Broker {
-                address: self.broker,
-                pid: self.pid,
-            },
-            Running::broker,
-        )
+        started.map_or(Broker { address: self.broker, pid: self.pid }, Running::broker)
     }
 }
 
@@ -366,16 +360,11 @@ pub struct Compare {
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {
     let mut addresses = text.to_socket_addrs().map_err(|error| error.to_string())?;
-    addresses
-        .next()
-        .ok_or_else(|| format!("{text} has no address"))
+    addresses.next().ok_or_else(|| format!("{text} has no address"))
 }
 
 fn parse_qos(text: &str) -> Result<QoS, String> {
-    text.parse()
-        .ok()
-        .and_then(QoS::from_bits)
-        .ok_or_else(|| "QoS is 0, 1 or 2".into())
+    text.parse().ok().and_then(QoS::from_bits).ok_or_else(|| "QoS is 0, 1 or 2".into())
 }
 
 #[cfg(test)]

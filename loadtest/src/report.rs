@@ -16,14 +16,7 @@ pub struct Table {
 impl Table {
     /// A table with these headings.
     pub fn new(headings: &[&str]) -> Self {
-        Self {
-            rows: vec![
-                headings
-                    .iter()
-                    .map(|heading| (*heading).to_owned())
-                    .collect(),
-            ],
-        }
+        Self { rows: vec![headings.iter().map(|heading| (*heading).to_owned()).collect()] }
     }
 
     /// Adds a row, of as many cells as there are headings.
@@ -35,13 +28,7 @@ impl Table {
 
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let width = |column: usize| {
-            self.rows
-                .iter()
-                .map(|row| row[column].chars().count())
-                .max()
-                .unwrap_or(0)
-        };
+        let width = |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..self.rows[0].len()).map(width).collect();
         for (i, row) in self.rows.iter().enumerate() {
             let mut line = format!("{:<width$}", row[0], width = widths[0]);
@@ -92,9 +79,7 @@ impl Conditions {
     pub fn now() -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         let cpuinfo = read("/proc/cpuinfo");
-        let model = cpuinfo
-            .lines()
-            .find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+        let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
         Self {
             loadtest: env!("CARGO_PKG_VERSION"),
             arguments: std::env::args().skip(1).collect(),
@@ -102,11 +87,7 @@ impl Conditions {
             cpu: model.map_or_else(String::new, |(_, model)| model.trim().to_owned()),
             cores: thread::available_parallelism().map_or(0, usize::from),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            load_average: read("/proc/loadavg")
-                .split(' ')
-                .next()
-                .unwrap_or_default()
-                .to_owned(),
+            load_average: read("/proc/loadavg").split(' ').next().unwrap_or_default().to_owned(),
         }
     }
 }
@@ -119,8 +100,7 @@ impl Progress {
     /// A bar on standard error if that is a terminal.
     pub fn new() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{msg} {bar:30} {percent:>3} %")
-                .expect("the template is valid");
+            let style = ProgressStyle::with_template("{msg} {bar:30} {percent:>3} %").expect("the template is valid");
             ProgressBar::new(1000).with_style(style)
         });
         Self(bar)
@@ -198,10 +178,7 @@ mod tests {
         let mut table = Table::new(&["row", "p50"]);
         table.row(vec!["1→50".into(), "7 µs".into()]);
         table.row(vec!["pairs".into(), "12 µs".into()]);
-        assert_eq!(
-            table.to_string(),
-            "row      p50\n-----  -----\n1→50    7 µs\npairs  12 µs\n"
-        );
+        assert_eq!(table.to_string(), "row      p50\n-----  -----\n1→50    7 µs\npairs  12 µs\n");
     }
 
     #[test]

@@ -31,17 +31,13 @@ pub fn run(check: bool) -> anyhow::Result<()> {
         }
     }
     if !stale.is_empty() {
-        bail!(
-            "stale in docs/reference: {}; run `cargo xtask docs`",
-            stale.join(", ")
-        );
+        bail!("stale in docs/reference: {}; run `cargo xtask docs`", stale.join(", "));
     }
     Ok(())
 }
 
 fn write(path: &PathBuf, page: &str) -> anyhow::Result<()> {
     let directory = path.parent().context("a page lies in a directory")?;
-    fs::create_dir_all(directory)
-        .with_context(|| format!("cannot make {}", directory.display()))?;
+    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))
 }

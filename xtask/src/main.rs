@@ -7,10 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
-#[command(
-    name = "cargo xtask",
-    about = "Checks and generators that the project runs on itself."
-)]
+#[command(name = "cargo xtask", about = "Checks and generators that the project runs on itself.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,

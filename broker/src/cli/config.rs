@@ -30,21 +30,13 @@ pub(super) struct ShowArgs {
 
 pub(super) fn run(command: &ConfigCommand) -> u8 {
     let sources = match command {
-        ConfigCommand::Check { file } => Ok(Sources {
-            file: Some(file.clone()),
-            ..Sources::default()
-        }),
+        ConfigCommand::Check { file } => Ok(Sources { file: Some(file.clone()), ..Sources::default() }),
         ConfigCommand::Show(arguments) => arguments.serve.sources(),
     };
-    let loaded =
-        sources.and_then(|sources| Effective::load(&sources).map_err(|error| error.to_string()));
+    let loaded = sources.and_then(|sources| Effective::load(&sources).map_err(|error| error.to_string()));
     match (loaded, command) {
-        (Ok(_), ConfigCommand::Check { file }) => {
-            print_bytes(format!("{}: in order\n", file.display()).as_bytes())
-        }
-        (Ok(effective), ConfigCommand::Show(arguments)) => {
-            print_bytes(effective.show(arguments.effective).as_bytes())
-        }
+        (Ok(_), ConfigCommand::Check { file }) => print_bytes(format!("{}: in order\n", file.display()).as_bytes()),
+        (Ok(effective), ConfigCommand::Show(arguments)) => print_bytes(effective.show(arguments.effective).as_bytes()),
         (Err(message), _) => {
             eprintln!("{message}");
             EXIT_USAGE

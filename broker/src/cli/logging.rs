@@ -22,9 +22,7 @@ pub(super) fn start(config: &LogConfig) {
     let outcome = if for_people {
         registry.with(layer.with_ansi(terminal)).try_init()
     } else {
-        registry
-            .with(layer.json().flatten_event(true).with_span_list(false))
-            .try_init()
+        registry.with(layer.json().flatten_event(true).with_span_list(false)).try_init()
     };
     if let Err(error) = outcome {
         tracing::debug!(%error, "another subscriber logs already");

@@ -29,12 +29,7 @@ const EXIT_USAGE: u8 = 2;
 ///
 /// Without a command it serves: on port 1883 of the loopback addresses, for anonymous clients of this machine.
 #[derive(Debug, Parser)]
-#[command(
-    name = "kentongan",
-    version,
-    max_term_width = 100,
-    args_conflicts_with_subcommands = true
-)]
+#[command(name = "kentongan", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,

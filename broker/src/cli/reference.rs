@@ -27,16 +27,9 @@ pub fn reference_page() -> String {
 
 fn push_command(page: &mut String, command: &mut clap::Command, path: &str) {
     let help = command.render_long_help().to_string();
-    let help = help
-        .lines()
-        .map(str::trim_end)
-        .collect::<Vec<_>>()
-        .join("\n");
+    let help = help.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
     let _ = write!(page, "\n## `{path}`\n\n```text\n{}\n```\n", help.trim_end());
-    for subcommand in command
-        .get_subcommands_mut()
-        .filter(|subcommand| subcommand.get_name() != "help")
-    {
+    for subcommand in command.get_subcommands_mut().filter(|subcommand| subcommand.get_name() != "help") {
         let path = format!("{path} {}", subcommand.get_name());
         push_command(page, subcommand, &path);
     }

@@ -37,11 +37,7 @@ pub(super) struct ServeArgs {
 impl ServeArgs {
     /// Every source of settings, as the process finds them.
     pub(super) fn sources(&self) -> Result<Sources, String> {
-        Ok(Sources {
-            file: self.config.clone(),
-            environment: std::env::vars_os().collect(),
-            flags: self.flags()?,
-        })
+        Ok(Sources { file: self.config.clone(), environment: std::env::vars_os().collect(), flags: self.flags()? })
     }
 
     fn flags(&self) -> Result<Vec<FlagValue>, String> {
@@ -54,28 +50,17 @@ impl ServeArgs {
                 let address = toml::Value::String(address.to_string());
                 toml::Value::Table(toml::Table::from_iter([(String::from("address"), address)]))
             };
-            flags.push(FlagValue::new(
-                "--mqtt",
-                "listener",
-                self.mqtt.iter().map(listener).collect::<Vec<_>>(),
-            ));
+            flags.push(FlagValue::new("--mqtt", "listener", self.mqtt.iter().map(listener).collect::<Vec<_>>()));
         }
         if self.allow_anonymous {
             flags.push(FlagValue::new("--allow-anonymous", "allow_anonymous", true));
         }
         if let Some(address) = self.http {
-            flags.push(FlagValue::new(
-                "--http",
-                "http.address",
-                address.to_string(),
-            ));
+            flags.push(FlagValue::new("--http", "http.address", address.to_string()));
         }
         if let Some(directory) = &self.data_dir {
             let Some(directory) = directory.to_str() else {
-                return Err(format!(
-                    "flag --data-dir: {} is not UTF-8",
-                    directory.display()
-                ));
+                return Err(format!("flag --data-dir: {} is not UTF-8", directory.display()));
             };
             flags.push(FlagValue::new("--data-dir", "data_dir", directory));
         }
@@ -86,10 +71,7 @@ impl ServeArgs {
     }
 }
 
-pub(super) fn run(
-    arguments: &ServeArgs,
-    serve: impl FnOnce(Effective) -> anyhow::Result<()>,
-) -> u8 {
+pub(super) fn run(arguments: &ServeArgs, serve: impl FnOnce(Effective) -> anyhow::Result<()>) -> u8 {
     let sources = match arguments.sources() {
         Ok(sources) => sources,
         Err(message) => {
@@ -121,10 +103,7 @@ pub(super) fn run(
 }
 
 fn is_closed_to_others(settings: &Settings) -> bool {
-    settings
-        .listener
-        .iter()
-        .all(|listener| listener.address.ip().is_loopback())
+    settings.listener.iter().all(|listener| listener.address.ip().is_loopback())
 }
 
 #[cfg(test)]
@@ -138,10 +117,7 @@ mod tests {
 
     fn settings(line: &str) -> Settings {
         let cli = Cli::try_parse_from(line.split(' ')).unwrap();
-        let sources = Sources {
-            flags: cli.serve.flags().unwrap(),
-            ..Sources::default()
-        };
+        let sources = Sources { flags: cli.serve.flags().unwrap(), ..Sources::default() };
         Effective::load(&sources).unwrap().settings
     }
 
@@ -151,11 +127,7 @@ mod tests {
             "kentongan --mqtt 0.0.0.0:1 --mqtt [::]:2 --allow-anonymous --http 127.0.0.1:0 --data-dir /d \
              --log debug --set session.receive_maximum=7 --set session.response_information=3",
         );
-        let addresses: Vec<_> = settings
-            .listener
-            .iter()
-            .map(|one| one.address.to_string())
-            .collect();
+        let addresses: Vec<_> = settings.listener.iter().map(|one| one.address.to_string()).collect();
         assert_eq!(addresses, ["0.0.0.0:1", "[::]:2"]);
         assert_eq!(settings.allow_anonymous, Some(true));
         assert_eq!(settings.http.address.port(), 0);
@@ -174,10 +146,7 @@ mod tests {
                 "session.recieve_maximum=1",
                 "flag --set: unknown key `session.recieve_maximum`; did you mean `receive_maximum`?",
             ),
-            (
-                "session=1",
-                "flag --set: `session` is a section; set a key of it, such as session.receive_maximum=VALUE",
-            ),
+            ("session=1", "flag --set: `session` is a section; set a key of it, such as session.receive_maximum=VALUE"),
             ("arbiters", "flag --set: `arbiters` must be KEY=VALUE"),
         ] {
             assert_eq!(FlagValue::parse("--set", assignment).unwrap_err(), expected);

@@ -38,11 +38,7 @@ impl FlagValue {
     /// A flag that stands for the setting `key`.
     #[must_use]
     pub fn new(flag: &'static str, key: &str, value: impl Into<toml::Value>) -> Self {
-        Self {
-            flag,
-            key: key.to_owned(),
-            value: value.into(),
-        }
+        Self { flag, key: key.to_owned(), value: value.into() }
     }
 
     /// Reads `KEY=VALUE`.
@@ -53,8 +49,7 @@ impl FlagValue {
         let Some((key, text)) = assignment.split_once('=') else {
             return Err(format!("flag {flag}: `{assignment}` must be KEY=VALUE"));
         };
-        let value =
-            layer::read_assigned(key, text).map_err(|message| format!("flag {flag}: {message}"))?;
+        let value = layer::read_assigned(key, text).map_err(|message| format!("flag {flag}: {message}"))?;
         Ok(Self::new(flag, key, value))
     }
 }
@@ -84,15 +79,9 @@ impl Effective {
         if !problems.is_empty() {
             return Err(ConfigError { problems });
         }
-        let settings =
-            Settings::deserialize(toml::Value::Table(merged.values)).map_err(|error| Problem {
-                origin: Origin::Default,
-                message: error.message().to_owned(),
-            })?;
-        let mut effective = Self {
-            settings,
-            origins: merged.origins,
-        };
+        let settings = Settings::deserialize(toml::Value::Table(merged.values))
+            .map_err(|error| Problem { origin: Origin::Default, message: error.message().to_owned() })?;
+        let mut effective = Self { settings, origins: merged.origins };
         let problems = effective.contradictions();
         if !problems.is_empty() {
             return Err(ConfigError { problems });
@@ -110,99 +99,55 @@ impl Effective {
     /// Whether nobody said where to listen. Then a loopback address that this machine does not have is no error.
     #[must_use]
     pub fn listeners_are_defaults(&self) -> bool {
-        !self
-            .origins
-            .keys()
-            .any(|key| key.split('[').next() == Some("listener"))
+        !self.origins.keys().any(|key| key.split('[').next() == Some("listener"))
     }
 
     /// Who is to mend `key`: whoever said it, else whoever said another key of the same section.
     fn blame(&self, key: &str) -> &Origin {
         let section = key.rsplit_once('.').map_or("", |(section, _)| section);
-        let sibling = || {
-            self.origins
-                .iter()
-                .find(|(own, _)| own.rsplit_once('.').is_some_and(|(own, _)| own == section))
-        };
-        self.origins
-            .get(key)
-            .or_else(|| sibling().map(|(_, origin)| origin))
-            .unwrap_or(&Origin::Default)
+        let sibling =
+            || self.origins.iter().find(|(own, _)| own.rsplit_once('.').is_some_and(|(own, _)| own == section));
+        self.origins.get(key).or_else(|| sibling().map(|(_, origin)| origin)).unwrap_or(&Origin::Default)
     }
 
     /// What no single source can know to be wrong.
     fn contradictions(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         let mut refuse = |key: &str, message: String| {
-            problems.push(Problem {
-                origin: self.blame(key).clone(),
-                message: format!("`{key}`: {message}"),
-            });
+            problems.push(Problem { origin: self.blame(key).clone(), message: format!("`{key}`: {message}") });
         };
-        let Settings {
-            session,
-            storage,
-            http,
-            log,
-            listener,
-            ..
-        } = &self.settings;
+        let Settings { session, storage, http, log, listener, .. } = &self.settings;
 
         if session.packet_bytes_max.get() > PACKET_BYTES_LIMIT {
-            refuse(
-                "session.packet_bytes_max",
-                format!("MQTT allows at most {PACKET_BYTES_LIMIT}"),
-            );
+            refuse("session.packet_bytes_max", format!("MQTT allows at most {PACKET_BYTES_LIMIT}"));
         }
         if session.packet_bytes_before_connect_max > session.packet_bytes_max {
             let limit = session.packet_bytes_max;
-            refuse(
-                "session.packet_bytes_before_connect_max",
-                format!("larger than `packet_bytes_max` ({limit})"),
-            );
+            refuse("session.packet_bytes_before_connect_max", format!("larger than `packet_bytes_max` ({limit})"));
         }
         if storage.segment_bytes < 1024 * 1024 {
             refuse("storage.segment_bytes", String::from("at least 1048576"));
         }
         if http.token.is_some() && http.token_file.is_some() {
-            refuse(
-                "http.token_file",
-                String::from("give either `token` or `token_file`"),
-            );
+            refuse("http.token_file", String::from("give either `token` or `token_file`"));
         }
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&log.filter) {
-            refuse(
-                "log.filter",
-                format!("{error}; a level such as `info`, or `info,kentongan::session=debug`"),
-            );
+            refuse("log.filter", format!("{error}; a level such as `info`, or `info,kentongan::session=debug`"));
         }
         if listener.is_empty() {
             refuse("listener", String::from("there must be one"));
         }
         for (index, one) in listener.iter().enumerate() {
             let at = |name: &str| format!("listener[{index}].{name}");
-            if one.keep_alive_seconds_max != 0
-                && one.keep_alive_seconds_min > one.keep_alive_seconds_max
-            {
-                refuse(
-                    &at("keep_alive_seconds_min"),
-                    String::from("larger than `keep_alive_seconds_max`"),
-                );
+            if one.keep_alive_seconds_max != 0 && one.keep_alive_seconds_min > one.keep_alive_seconds_max {
+                refuse(&at("keep_alive_seconds_min"), String::from("larger than `keep_alive_seconds_max`"));
             }
             if one.protocol_versions.is_empty() {
-                refuse(
-                    &at("protocol_versions"),
-                    String::from("name at least one of \"3.1\", \"3.1.1\", \"5\""),
-                );
+                refuse(&at("protocol_versions"), String::from("name at least one of \"3.1\", \"3.1.1\", \"5\""));
             }
-            let taken = listener[..index]
-                .iter()
-                .any(|other| other.address == one.address);
+            let taken = listener[..index].iter().any(|other| other.address == one.address);
             if taken && one.address.port() != 0 {
-                refuse(
-                    &at("address"),
-                    format!("{} is the address of another listener", one.address),
-                );
+                refuse(&at("address"), format!("{} is the address of another listener", one.address));
             }
         }
         problems
@@ -233,26 +178,15 @@ fn layers(sources: &Sources) -> Vec<Result<Layer, Vec<Problem>>> {
             Err(problem) => layers.push(Err(vec![problem])),
         }
     }
-    let mut variables: Vec<_> = sources
-        .environment
-        .iter()
-        .filter_map(own_variable)
-        .collect();
+    let mut variables: Vec<_> = sources.environment.iter().filter_map(own_variable).collect();
     variables.sort();
     for (name, text) in variables {
         let Some(text) = text.to_str() else {
             let message = String::from("not UTF-8");
-            layers.push(Err(vec![Problem {
-                origin: Origin::Environment(name.to_owned()),
-                message,
-            }]));
+            layers.push(Err(vec![Problem { origin: Origin::Environment(name.to_owned()), message }]));
             continue;
         };
-        layers.extend(
-            Layer::from_variable(name, text)
-                .map_err(|problem| vec![problem])
-                .transpose(),
-        );
+        layers.extend(Layer::from_variable(name, text).map_err(|problem| vec![problem]).transpose());
     }
     for FlagValue { flag, key, value } in &sources.flags {
         let path: Vec<&str> = key.split('.').collect();
@@ -263,23 +197,14 @@ fn layers(sources: &Sources) -> Vec<Result<Layer, Vec<Problem>>> {
 }
 
 fn own_variable((name, text): &(OsString, OsString)) -> Option<(&str, &OsString)> {
-    let name = name
-        .to_str()
-        .filter(|name| name.starts_with(ENVIRONMENT_PREFIX))?;
+    let name = name.to_str().filter(|name| name.starts_with(ENVIRONMENT_PREFIX))?;
     Some((name, text))
 }
 
 fn read_file(path: &Path) -> Result<Layer, Vec<Problem>> {
-    let origin = Origin::File {
-        path: path.to_owned(),
-        line: None,
-    };
-    let text = fs::read_to_string(path).map_err(|error| {
-        vec![Problem {
-            origin,
-            message: format!("cannot read the file: {error}"),
-        }]
-    })?;
+    let origin = Origin::File { path: path.to_owned(), line: None };
+    let text = fs::read_to_string(path)
+        .map_err(|error| vec![Problem { origin, message: format!("cannot read the file: {error}") }])?;
     Layer::from_toml(path, &text)
 }
 
@@ -290,10 +215,7 @@ fn drop_ins(file: &Path) -> Result<Vec<PathBuf>, Problem> {
     directory.push(".d");
     let directory = PathBuf::from(directory);
     let unreadable = |error: std::io::Error| Problem {
-        origin: Origin::File {
-            path: directory.clone(),
-            line: None,
-        },
+        origin: Origin::File { path: directory.clone(), line: None },
         message: format!("cannot read the drop-in directory: {error}"),
     };
     let entries = match fs::read_dir(&directory) {
@@ -304,14 +226,8 @@ fn drop_ins(file: &Path) -> Result<Vec<PathBuf>, Problem> {
     let mut paths = Vec::new();
     for entry in entries {
         let path = entry.map_err(unreadable)?.path();
-        let hidden = path
-            .file_name()
-            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        if !hidden
-            && path
-                .extension()
-                .is_some_and(|extension| extension == "toml")
-        {
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !hidden && path.extension().is_some_and(|extension| extension == "toml") {
             paths.push(path);
         }
     }

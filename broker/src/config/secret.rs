@@ -31,10 +31,7 @@ impl Secret {
         let text = text.strip_suffix('\n').unwrap_or(&text);
         let text = text.strip_suffix('\r').unwrap_or(text);
         if text.is_empty() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the file is empty",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is empty"));
         }
         Ok(Self(text.to_owned()))
     }
@@ -49,13 +46,9 @@ impl Secret {
     #[must_use]
     pub fn matches(&self, candidate: &[u8]) -> bool {
         let secret = self.0.as_bytes();
-        let mut difference =
-            usize::from(secret.len() != candidate.len()) | usize::from(secret.is_empty());
+        let mut difference = usize::from(secret.len() != candidate.len()) | usize::from(secret.is_empty());
         for (position, byte) in candidate.iter().enumerate() {
-            let expected = secret
-                .get(position % secret.len().max(1))
-                .copied()
-                .unwrap_or_default();
+            let expected = secret.get(position % secret.len().max(1)).copied().unwrap_or_default();
             difference |= usize::from(byte ^ expected);
         }
         difference == 0
@@ -107,10 +100,7 @@ mod tests {
         for wrong in [&b""[..], b"tabuh", b"tabuh-8", b"tabuh-7tabuh-7"] {
             assert!(!secret.matches(wrong), "{wrong:?}");
         }
-        assert!(
-            !Secret::new(String::new()).matches(b""),
-            "an empty secret lets nobody in"
-        );
+        assert!(!Secret::new(String::new()).matches(b""), "an empty secret lets nobody in");
     }
 
     #[test]
@@ -120,9 +110,6 @@ mod tests {
         fs::write(&path, " tabuh \r\n").unwrap();
         assert_eq!(Secret::from_file(&path).unwrap().expose(), " tabuh ");
         fs::write(&path, "\n").unwrap();
-        assert_eq!(
-            Secret::from_file(&path).unwrap_err().kind(),
-            io::ErrorKind::InvalidData
-        );
+        assert_eq!(Secret::from_file(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }

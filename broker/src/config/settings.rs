@@ -24,14 +24,8 @@ const fn nonzero_u32(value: u32) -> NonZeroU32 {
 }
 
 fn loopback_listeners() -> Vec<ListenerConfig> {
-    let at = |ip: IpAddr| ListenerConfig {
-        address: SocketAddr::new(ip, 1883),
-        ..ListenerConfig::default()
-    };
-    vec![
-        at(Ipv4Addr::LOCALHOST.into()),
-        at(Ipv6Addr::LOCALHOST.into()),
-    ]
+    let at = |ip: IpAddr| ListenerConfig { address: SocketAddr::new(ip, 1883), ..ListenerConfig::default() };
+    vec![at(Ipv4Addr::LOCALHOST.into()), at(Ipv6Addr::LOCALHOST.into())]
 }
 
 settings! {
@@ -325,9 +319,7 @@ impl ListenerConfig {
     /// Whether `version` is spoken on this listener.
     #[must_use]
     pub fn speaks(&self, version: mqtt::ProtocolVersion) -> bool {
-        self.protocol_versions
-            .iter()
-            .any(|&own| mqtt::ProtocolVersion::from(own) == version)
+        self.protocol_versions.iter().any(|&own| mqtt::ProtocolVersion::from(own) == version)
     }
 
     /// Whether clients of this listener may come without a user name: its own word, else that of `settings`, else

@@ -19,11 +19,7 @@ impl Effective {
             lines.retain(|(_, origin)| origin.is_none_or(|origin| *origin != Origin::Default));
             drop_empty_sections(&mut lines);
         }
-        let width = lines
-            .iter()
-            .filter_map(|(line, source)| source.as_ref().map(|_| line.len()))
-            .max()
-            .unwrap_or(0);
+        let width = lines.iter().filter_map(|(line, source)| source.as_ref().map(|_| line.len())).max().unwrap_or(0);
         let mut text = String::new();
         for (line, source) in lines {
             match source {
@@ -51,31 +47,16 @@ impl Effective {
             };
             lines.push((line, Some(source)));
         }
-        for (field, children) in fields
-            .iter()
-            .filter_map(|field| Some((field, field.children?)))
-        {
+        for (field, children) in fields.iter().filter_map(|field| Some((field, field.children?))) {
             match values.get(field.name) {
                 Some(toml::Value::Table(section)) => {
                     lines.push((format!("\n[{}]", field.name), None));
-                    self.show_table(
-                        section,
-                        children,
-                        &format!("{prefix}{}.", field.name),
-                        lines,
-                    );
+                    self.show_table(section, children, &format!("{prefix}{}.", field.name), lines);
                 }
                 Some(toml::Value::Array(sections)) => {
-                    for (index, section) in
-                        sections.iter().filter_map(|one| one.as_table()).enumerate()
-                    {
+                    for (index, section) in sections.iter().filter_map(|one| one.as_table()).enumerate() {
                         lines.push((format!("\n[[{}]]", field.name), None));
-                        self.show_table(
-                            section,
-                            children,
-                            &format!("{}[{index}].", field.name),
-                            lines,
-                        );
+                        self.show_table(section, children, &format!("{}[{index}].", field.name), lines);
                     }
                 }
                 _ => {}
@@ -87,12 +68,7 @@ impl Effective {
 /// Takes out headings that no setting follows.
 fn drop_empty_sections(lines: &mut Vec<(String, Option<&Origin>)>) {
     let headed: Vec<bool> = (0..lines.len())
-        .map(|index| {
-            lines[index].1.is_some()
-                || lines
-                    .get(index + 1)
-                    .is_some_and(|(_, origin)| origin.is_some())
-        })
+        .map(|index| lines[index].1.is_some() || lines.get(index + 1).is_some_and(|(_, origin)| origin.is_some()))
         .collect();
     let mut headed = headed.into_iter();
     lines.retain(|_| headed.next().unwrap_or(true));
@@ -108,16 +84,10 @@ pub fn reference_page() -> String {
     let defaults = to_table(&Settings::default());
     let mut page = String::from(PREFACE);
     page.push_str("\n## Before the first section\n");
-    for field in Settings::FIELDS
-        .iter()
-        .filter(|field| field.children.is_none())
-    {
+    for field in Settings::FIELDS.iter().filter(|field| field.children.is_none()) {
         push_field(&mut page, field, "", defaults.get(field.name));
     }
-    for (section, children) in Settings::FIELDS
-        .iter()
-        .filter_map(|field| Some((field, field.children?)))
-    {
+    for (section, children) in Settings::FIELDS.iter().filter_map(|field| Some((field, field.children?))) {
         let name = section.name;
         let (heading, prefix) = if section.repeated {
             (format!("[[{name}]]"), None)
@@ -132,12 +102,7 @@ pub fn reference_page() -> String {
         };
         for field in children {
             let default = of_section.and_then(|section| section.get(field.name));
-            push_field(
-                &mut page,
-                field,
-                prefix.as_deref().unwrap_or_default(),
-                default,
-            );
+            push_field(&mut page, field, prefix.as_deref().unwrap_or_default(), default);
         }
     }
     page
@@ -174,9 +139,5 @@ fn push_field(page: &mut String, field: &Field, prefix: &str, default: Option<&t
 }
 
 fn prose(lines: &[&str]) -> String {
-    lines
-        .iter()
-        .map(|line| line.trim())
-        .collect::<Vec<_>>()
-        .join("\n")
+    lines.iter().map(|line| line.trim()).collect::<Vec<_>>().join("\n")
 }

@@ -13,10 +13,7 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        Self {
-            directory: tempfile::tempdir().unwrap(),
-            sources: Sources::default(),
-        }
+        Self { directory: tempfile::tempdir().unwrap(), sources: Sources::default() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -36,9 +33,7 @@ impl Scene {
     }
 
     fn variable(mut self, name: &str, text: &str) -> Self {
-        self.sources
-            .environment
-            .push((OsString::from(name), OsString::from(text)));
+        self.sources.environment.push((OsString::from(name), OsString::from(text)));
         self
     }
 
@@ -54,9 +49,7 @@ impl Scene {
     /// Everything that is wrong, without the directory's name.
     fn complaints(&self) -> String {
         let error = Effective::load(&self.sources).expect_err("these settings are wrong");
-        error
-            .to_string()
-            .replace(&format!("{}/", self.directory.path().display()), "")
+        error.to_string().replace(&format!("{}/", self.directory.path().display()), "")
     }
 }
 
@@ -64,17 +57,9 @@ impl Scene {
 fn without_any_source_the_defaults_hold() {
     let effective = Scene::new().load();
     assert_eq!(effective.settings, Settings::default());
-    assert_eq!(
-        effective.origin("session.receive_maximum"),
-        &Origin::Default
-    );
+    assert_eq!(effective.origin("session.receive_maximum"), &Origin::Default);
     assert!(effective.listeners_are_defaults());
-    let addresses: Vec<_> = effective
-        .settings
-        .listener
-        .iter()
-        .map(|one| one.address.to_string())
-        .collect();
+    let addresses: Vec<_> = effective.settings.listener.iter().map(|one| one.address.to_string()).collect();
     assert_eq!(addresses, ["127.0.0.1:1883", "[::1]:1883"]);
 }
 
@@ -95,25 +80,13 @@ fn flags_win_over_environment_over_drop_in_over_file_over_default() {
     assert_eq!(session.topic_alias_maximum, 1);
     assert_eq!(session.receive_maximum.get(), 1024);
 
-    let line = |name: &str, line| Origin::File {
-        path: scene.path(name),
-        line: Some(line),
-    };
+    let line = |name: &str, line| Origin::File { path: scene.path(name), line: Some(line) };
     assert_eq!(effective.origin("arbiters"), &Origin::Flag("--arbiters"));
     let variable = Origin::Environment(String::from("KENTONGAN_SESSION__SUBSCRIPTIONS_MAX"));
     assert_eq!(effective.origin("session.subscriptions_max"), &variable);
-    assert_eq!(
-        effective.origin("session.user_properties_max"),
-        &line("k.toml.d/a.toml", 3)
-    );
-    assert_eq!(
-        effective.origin("session.topic_alias_maximum"),
-        &line("k.toml", 5)
-    );
-    assert_eq!(
-        effective.origin("session.receive_maximum"),
-        &Origin::Default
-    );
+    assert_eq!(effective.origin("session.user_properties_max"), &line("k.toml.d/a.toml", 3));
+    assert_eq!(effective.origin("session.topic_alias_maximum"), &line("k.toml", 5));
+    assert_eq!(effective.origin("session.receive_maximum"), &Origin::Default);
 }
 
 #[test]
@@ -125,10 +98,7 @@ fn drop_ins_are_read_in_the_order_of_their_names() {
         .drop_in("30-c.conf", "this is not TOML")
         .drop_in(".40-hidden.toml", "nor = this");
     let settings = scene.load().settings;
-    assert_eq!(
-        (settings.arbiters, settings.data_dir.as_path()),
-        (20, Path::new("/ten"))
-    );
+    assert_eq!((settings.arbiters, settings.data_dir.as_path()), (20, Path::new("/ten")));
 }
 
 #[test]
@@ -137,12 +107,7 @@ fn a_list_of_listeners_is_taken_whole_from_the_strongest_source() {
         .file("[[listener]]\naddress = \"127.0.0.1:1\"\n[[listener]]\naddress = \"127.0.0.1:2\"\nnodelay = false\n")
         .variable("KENTONGAN_LISTENER", "[{ address = \"127.0.0.1:3\" }]");
     let effective = scene.load();
-    let addresses: Vec<_> = effective
-        .settings
-        .listener
-        .iter()
-        .map(|one| one.address.port())
-        .collect();
+    let addresses: Vec<_> = effective.settings.listener.iter().map(|one| one.address.port()).collect();
     assert_eq!(addresses, [3]);
     assert!(!effective.listeners_are_defaults());
     let variable = Origin::Environment(String::from("KENTONGAN_LISTENER"));
@@ -157,34 +122,16 @@ fn an_unknown_key_is_refused_with_its_line_and_what_was_probably_meant() {
             "[session]\nrecieve_maximum = 1",
             "k.toml:2: unknown key `session.recieve_maximum`; did you mean `receive_maximum`?",
         ),
-        (
-            "datadir = 1",
-            "k.toml:1: unknown key `datadir`; did you mean `data_dir`?",
-        ),
-        (
-            "\n\n[sesion]\na = 1",
-            "k.toml:3: unknown key `sesion`; did you mean `session`?",
-        ),
-        (
-            "receive_maximum = 1",
-            "k.toml:1: unknown key `receive_maximum`; did you mean `session.receive_maximum`?",
-        ),
-        (
-            "[[listener]]\nadress = 1",
-            "k.toml:2: unknown key `listener[0].adress`; did you mean `address`?",
-        ),
+        ("datadir = 1", "k.toml:1: unknown key `datadir`; did you mean `data_dir`?"),
+        ("\n\n[sesion]\na = 1", "k.toml:3: unknown key `sesion`; did you mean `session`?"),
+        ("receive_maximum = 1", "k.toml:1: unknown key `receive_maximum`; did you mean `session.receive_maximum`?"),
+        ("[[listener]]\nadress = 1", "k.toml:2: unknown key `listener[0].adress`; did you mean `address`?"),
         (
             "listener = [{ port = 1883 }]",
             "k.toml:1: unknown key `listener[0].port`; docs/reference/settings.md lists all keys",
         ),
-        (
-            "[log]\nlevel = 1",
-            "k.toml:2: unknown key `log.level`; docs/reference/settings.md lists all keys",
-        ),
-        (
-            "session.queue_max = 1",
-            "k.toml:1: unknown key `session.queue_max`; did you mean `queue_bytes_max`?",
-        ),
+        ("[log]\nlevel = 1", "k.toml:2: unknown key `log.level`; docs/reference/settings.md lists all keys"),
+        ("session.queue_max = 1", "k.toml:1: unknown key `session.queue_max`; did you mean `queue_bytes_max`?"),
     ];
     for (text, expected) in cases {
         assert_eq!(Scene::new().file(text).complaints(), expected);
@@ -197,41 +144,21 @@ fn everything_unknown_is_reported_at_once() {
         .file("datadir = 1\n[session]\nrecieve_maximum = 1")
         .drop_in("a.toml", "arbitres = 2")
         .variable("KENTONGAN_ARBITER", "2");
-    assert_eq!(
-        scene.complaints().lines().count(),
-        4,
-        "{}",
-        scene.complaints()
-    );
+    assert_eq!(scene.complaints().lines().count(), 4, "{}", scene.complaints());
 }
 
 #[test]
 fn a_wrong_value_is_blamed_on_its_place() {
     let cases = [
-        (
-            "\narbiters = \"two\"",
-            "k.toml:2: `arbiters`: invalid type: string \"two\", expected usize",
-        ),
-        (
-            "durability = \"fsnyc\"",
-            "k.toml:1: `durability`: unknown variant `fsnyc`, expected `fsync` or `memory`",
-        ),
+        ("\narbiters = \"two\"", "k.toml:2: `arbiters`: invalid type: string \"two\", expected usize"),
+        ("durability = \"fsnyc\"", "k.toml:1: `durability`: unknown variant `fsnyc`, expected `fsync` or `memory`"),
         (
             "[session]\nreceive_maximum = 0",
             "k.toml:2: `session.receive_maximum`: invalid value: integer `0`, expected a nonzero u16",
         ),
-        (
-            "[[listener]]\naddress = \"localhost\"",
-            "k.toml:2: `listener[0].address`: invalid socket address syntax",
-        ),
-        (
-            "[http]\ntoken = 4711",
-            "k.toml:2: `http.token` must be text",
-        ),
-        (
-            "session = 3",
-            "k.toml:1: `session`: invalid type: integer `3`, expected struct SessionConfig",
-        ),
+        ("[[listener]]\naddress = \"localhost\"", "k.toml:2: `listener[0].address`: invalid socket address syntax"),
+        ("[http]\ntoken = 4711", "k.toml:2: `http.token` must be text"),
+        ("session = 3", "k.toml:1: `session`: invalid type: integer `3`, expected struct SessionConfig"),
         ("arbiters = ", "k.toml:1: "),
     ];
     for (text, expected) in cases {
@@ -263,10 +190,7 @@ fn environment_values_have_the_type_of_their_setting() {
         .variable("KENTONGAN_ALLOW_ANONYMOUS", "true")
         .variable("KENTONGAN_LOG__FILTER", "debug")
         .variable("KENTONGAN_HTTP__TOKEN", "9")
-        .variable(
-            "KENTONGAN_LISTENER",
-            "[{ address = \"0.0.0.0:1\", protocol_versions = [\"5\"] }]",
-        )
+        .variable("KENTONGAN_LISTENER", "[{ address = \"0.0.0.0:1\", protocol_versions = [\"5\"] }]")
         .variable("PATH", "/bin")
         .load()
         .settings;
@@ -274,10 +198,7 @@ fn environment_values_have_the_type_of_their_setting() {
     assert_eq!(settings.allow_anonymous, Some(true));
     assert_eq!(settings.log.filter, "debug");
     assert_eq!(settings.http.token.unwrap().expose(), "9");
-    assert_eq!(
-        settings.listener[0].protocol_versions,
-        [ProtocolVersion::V5]
-    );
+    assert_eq!(settings.listener[0].protocol_versions, [ProtocolVersion::V5]);
 }
 
 #[test]
@@ -286,32 +207,13 @@ fn a_mistake_in_the_environment_is_refused() {
     let cases = [
         ("KENTONGAN_SESSION__RECIEVE_MAXIMUM", "1", meant),
         ("KENTONGAN_SESSION_RECEIVE_MAXIMUM", "1", meant),
-        (
-            "KENTONGAN_DATADIR",
-            "1",
-            "there is no such setting; did you mean KENTONGAN_DATA_DIR?",
-        ),
-        (
-            "KENTONGAN_GAMELAN",
-            "1",
-            "there is no such setting; docs/reference/settings.md lists all of them",
-        ),
-        (
-            "KENTONGAN_RETAINED",
-            "1",
-            "this is a section; set a key of it, such as KENTONGAN_RETAINED__MESSAGES_MAX",
-        ),
-        (
-            "KENTONGAN_ARBITERS",
-            "two",
-            "`arbiters`: invalid type: string \"two\", expected usize",
-        ),
+        ("KENTONGAN_DATADIR", "1", "there is no such setting; did you mean KENTONGAN_DATA_DIR?"),
+        ("KENTONGAN_GAMELAN", "1", "there is no such setting; docs/reference/settings.md lists all of them"),
+        ("KENTONGAN_RETAINED", "1", "this is a section; set a key of it, such as KENTONGAN_RETAINED__MESSAGES_MAX"),
+        ("KENTONGAN_ARBITERS", "two", "`arbiters`: invalid type: string \"two\", expected usize"),
     ];
     for (name, text, expected) in cases {
-        assert_eq!(
-            Scene::new().variable(name, text).complaints(),
-            format!("environment {name}: {expected}")
-        );
+        assert_eq!(Scene::new().variable(name, text).complaints(), format!("environment {name}: {expected}"));
     }
 }
 
@@ -335,55 +237,29 @@ fn secrets_are_redacted_wherever_settings_are_shown() {
     let scene = scene.file(&format!("[http]\ntoken_file = \"{path}\"\n"));
     let effective = scene.load();
 
-    assert_eq!(
-        effective.settings.http.token.as_ref().unwrap().expose(),
-        "tabuh-7"
-    );
+    assert_eq!(effective.settings.http.token.as_ref().unwrap().expose(), "tabuh-7");
     let shown = effective.show(true);
     assert!(shown.contains("token = \"<redacted>\""), "{shown}");
     assert!(!shown.contains("tabuh-7") && !format!("{effective:?}").contains("tabuh-7"));
 
     fs::write(scene.path("token"), "").unwrap();
-    assert!(
-        scene
-            .complaints()
-            .starts_with("k.toml:2: `http.token_file`: cannot use "),
-        "{}",
-        scene.complaints()
-    );
+    assert!(scene.complaints().starts_with("k.toml:2: `http.token_file`: cannot use "), "{}", scene.complaints());
 }
 
 #[test]
 fn what_is_shown_names_the_source_of_each_value_and_is_a_file_again() {
-    let scene = Scene::new()
-        .file("arbiters = 3\n")
-        .variable("KENTONGAN_SESSION__RECEIVE_MAXIMUM", "7");
+    let scene = Scene::new().file("arbiters = 3\n").variable("KENTONGAN_SESSION__RECEIVE_MAXIMUM", "7");
     let effective = scene.load();
     let shown = effective.show(true);
     let source_of = |start: &str| {
         let line = shown.lines().find(|line| line.starts_with(start)).unwrap();
-        line.split_once('#')
-            .unwrap()
-            .1
-            .trim()
-            .replace(&format!("{}/", scene.directory.path().display()), "")
+        line.split_once('#').unwrap().1.trim().replace(&format!("{}/", scene.directory.path().display()), "")
     };
     assert_eq!(source_of("arbiters = 3"), "k.toml:1");
-    assert_eq!(
-        source_of("receive_maximum = 7"),
-        "environment KENTONGAN_SESSION__RECEIVE_MAXIMUM"
-    );
+    assert_eq!(source_of("receive_maximum = 7"), "environment KENTONGAN_SESSION__RECEIVE_MAXIMUM");
     assert_eq!(source_of("data_dir = "), "default");
 
-    assert_eq!(
-        effective
-            .show(false)
-            .lines()
-            .filter(|line| line.contains('#'))
-            .count(),
-        2,
-        "what somebody said"
-    );
+    assert_eq!(effective.show(false).lines().filter(|line| line.contains('#')).count(), 2, "what somebody said");
     let again = Scene::new().file(&shown).load();
     assert_eq!(again.settings, effective.settings);
 }
@@ -391,18 +267,11 @@ fn what_is_shown_names_the_source_of_each_value_and_is_a_file_again() {
 #[test]
 fn every_setting_is_on_the_reference_page() {
     let page = reference_page();
-    for (section, field) in Settings::FIELDS.iter().flat_map(|section| {
-        section
-            .children
-            .unwrap_or_default()
-            .iter()
-            .map(move |field| (section, field))
-    }) {
-        let key = if section.repeated {
-            field.name.to_owned()
-        } else {
-            format!("{}.{}", section.name, field.name)
-        };
+    for (section, field) in Settings::FIELDS
+        .iter()
+        .flat_map(|section| section.children.unwrap_or_default().iter().map(move |field| (section, field)))
+    {
+        let key = if section.repeated { field.name.to_owned() } else { format!("{}.{}", section.name, field.name) };
         assert!(page.contains(&format!("### `{key}`")), "{key}");
         assert!(!field.doc.is_empty(), "{key} says nothing");
     }
@@ -415,10 +284,7 @@ fn anonymous_clients_may_come_over_loopback_unless_somebody_says_otherwise() {
         allow_anonymous: own,
         ..ListenerConfig::default()
     };
-    let settings = |said| Settings {
-        allow_anonymous: said,
-        ..Settings::default()
-    };
+    let settings = |said| Settings { allow_anonymous: said, ..Settings::default() };
     for (address, own, said, expected) in [
         ("127.0.0.1:1", None, None, true),
         ("[::1]:1", None, None, true),

@@ -44,22 +44,12 @@ pub struct HttpServer {
 ///
 /// # Errors
 /// The address cannot be bound, or the system refuses a thread.
-pub fn start(
-    config: &HttpConfig,
-    metrics: Metrics,
-    readiness: Arc<Readiness>,
-) -> io::Result<HttpServer> {
+pub fn start(config: &HttpConfig, metrics: Metrics, readiness: Arc<Readiness>) -> io::Result<HttpServer> {
     let listener = TcpListener::bind(config.address)?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
-    let app = App {
-        metrics,
-        readiness,
-        token: config.token.clone().map(Arc::new),
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let app = App { metrics, readiness, token: config.token.clone().map(Arc::new) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (stop, stopped) = oneshot::channel();
     let thread = thread::Builder::new().name(String::from("http")).spawn(move || {
         if let Err(error) = runtime.block_on(serve(listener, app, stopped)) {
@@ -67,11 +57,7 @@ pub fn start(
         }
         runtime.shutdown_background();
     })?;
-    Ok(HttpServer {
-        address,
-        stop: Some(stop),
-        thread: Some(thread),
-    })
+    Ok(HttpServer { address, stop: Some(stop), thread: Some(thread) })
 }
 
 impl HttpServer {
@@ -148,32 +134,16 @@ async fn upkeep(metrics: Metrics) {
 }
 
 async fn metrics(State(app): State<App>, headers: HeaderMap) -> Response {
-    if app
-        .token
-        .as_ref()
-        .is_some_and(|token| !bears(&headers, token))
-    {
-        return (
-            StatusCode::UNAUTHORIZED,
-            [(header::WWW_AUTHENTICATE, "Bearer")],
-            "a bearer token is wanted\n",
-        )
+    if app.token.as_ref().is_some_and(|token| !bears(&headers, token)) {
+        return (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], "a bearer token is wanted\n")
             .into_response();
     }
-    (
-        [(header::CONTENT_TYPE, PROMETHEUS_TEXT)],
-        app.metrics.render(),
-    )
-        .into_response()
+    ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], app.metrics.render()).into_response()
 }
 
 fn bears(headers: &HeaderMap, token: &Secret) -> bool {
-    let value = headers
-        .get(header::AUTHORIZATION)
-        .map(|value| value.as_bytes());
-    value
-        .and_then(|value| value.strip_prefix(b"Bearer "))
-        .is_some_and(|given| token.matches(given))
+    let value = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
+    value.and_then(|value| value.strip_prefix(b"Bearer ")).is_some_and(|given| token.matches(given))
 }
 
 async fn livez() -> &'static str {
@@ -185,10 +155,7 @@ async fn readyz(State(app): State<App>) -> (StatusCode, String) {
     if missing.is_empty() {
         (StatusCode::OK, String::from("ready\n"))
     } else {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("not ready: {}\n", missing.join(", ")),
-        )
+        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", missing.join(", ")))
     }
 }
 
@@ -210,11 +177,7 @@ mod tests {
 
     fn ask(server: &HttpServer, path: &str, header: &str) -> String {
         let mut stream = TcpStream::connect(server.address()).unwrap();
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\n"
-        )
-        .unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer
@@ -227,10 +190,7 @@ mod tests {
         assert!(ask(&server, "/livez", "").starts_with("HTTP/1.1 200 OK"));
         let answer = ask(&server, "/readyz", "");
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
-        assert!(
-            answer.ends_with("\r\n\r\nnot ready: lease, listeners\n"),
-            "{answer}"
-        );
+        assert!(answer.ends_with("\r\n\r\nnot ready: lease, listeners\n"), "{answer}");
 
         readiness.set("lease", true);
         readiness.set("listeners", true);
@@ -244,32 +204,16 @@ mod tests {
         let readiness = Arc::new(Readiness::new(&[]));
         let open = server(None, &readiness);
         let answer = ask(&open, "/metrics", "");
-        assert!(
-            answer.contains("# TYPE kentongan_connections gauge"),
-            "{answer}"
-        );
-        assert!(
-            answer.contains("text/plain; version=0.0.4")
-                && answer.contains("process_resident_memory_bytes")
-        );
+        assert!(answer.contains("# TYPE kentongan_connections gauge"), "{answer}");
+        assert!(answer.contains("text/plain; version=0.0.4") && answer.contains("process_resident_memory_bytes"));
         assert!(!answer.contains(env!("CARGO_PKG_VERSION")), "{answer}");
 
         let closed = server(Some("tabuh-7"), &readiness);
-        for header in [
-            "",
-            "Authorization: Bearer tabuh\r\n",
-            "Authorization: Basic tabuh-7\r\n",
-        ] {
+        for header in ["", "Authorization: Bearer tabuh\r\n", "Authorization: Basic tabuh-7\r\n"] {
             let answer = ask(&closed, "/metrics", header);
-            assert!(
-                answer.starts_with("HTTP/1.1 401 ") && !answer.contains("kentongan_"),
-                "{header} {answer}"
-            );
+            assert!(answer.starts_with("HTTP/1.1 401 ") && !answer.contains("kentongan_"), "{header} {answer}");
         }
-        assert!(
-            ask(&closed, "/metrics", "Authorization: Bearer tabuh-7\r\n")
-                .starts_with("HTTP/1.1 200 ")
-        );
+        assert!(ask(&closed, "/metrics", "Authorization: Bearer tabuh-7\r\n").starts_with("HTTP/1.1 200 "));
         assert!(ask(&closed, "/livez", "").starts_with("HTTP/1.1 200 "));
     }
 
@@ -281,9 +225,6 @@ mod tests {
         // A connection that asks for nothing must not hold it up for ever.
         let _idle = TcpStream::connect(address).unwrap();
         server.shutdown();
-        assert!(
-            TcpStream::connect(address).is_err(),
-            "nobody listens any more"
-        );
+        assert!(TcpStream::connect(address).is_err(), "nobody listens any more");
     }
 }

@@ -13,9 +13,7 @@ impl Readiness {
     /// Names the conditions. One that is set later without being named here is added.
     #[must_use]
     pub fn new(conditions: &[&'static str]) -> Self {
-        Self {
-            conditions: Mutex::new(conditions.iter().map(|&name| (name, false)).collect()),
-        }
+        Self { conditions: Mutex::new(conditions.iter().map(|&name| (name, false)).collect()) }
     }
 
     /// Says whether a condition holds.
@@ -35,17 +33,11 @@ impl Readiness {
     /// The conditions that do not hold, by name.
     #[must_use]
     pub fn missing(&self) -> Vec<&'static str> {
-        self.lock()
-            .iter()
-            .filter(|&(_, &holds)| !holds)
-            .map(|(&name, _)| name)
-            .collect()
+        self.lock().iter().filter(|&(_, &holds)| !holds).map(|(&name, _)| name).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, bool>> {
         // A map of booleans is whole after any panic.
-        self.conditions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.conditions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -8,8 +8,8 @@ use actix_rt::{Arbiter, System};
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::accept::{Acceptor, bind, has_ipv6};
 use super::ListenerContext;
+use super::accept::{Acceptor, bind, has_ipv6};
 use crate::auth::Authority;
 use crate::config::Settings;
 use crate::http::{self, Readiness};

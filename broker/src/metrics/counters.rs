@@ -86,10 +86,7 @@ pub struct CountBy<L, const N: usize> {
 impl<L: Label, const N: usize> Default for CountBy<L, N> {
     fn default() -> Self {
         const { assert!(L::VALUES.len() == N, "a cell for each value of the label") };
-        Self {
-            counts: std::array::from_fn(|_| Count::default()),
-            label: std::marker::PhantomData,
-        }
+        Self { counts: std::array::from_fn(|_| Count::default()), label: std::marker::PhantomData }
     }
 }
 
@@ -362,11 +359,7 @@ impl Family {
     /// The description as one line.
     #[must_use]
     pub fn description(&self) -> String {
-        self.doc
-            .iter()
-            .map(|line| line.trim())
-            .collect::<Vec<_>>()
-            .join(" ")
+        self.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -393,10 +386,7 @@ impl CountTotal {
     fn new(handle: metrics::Counter) -> Self {
         // A series that exists from the start shows its first increase in `rate()`.
         handle.increment(0);
-        Self {
-            value: AtomicU64::new(0),
-            handle,
-        }
+        Self { value: AtomicU64::new(0), handle }
     }
 
     pub(super) fn add(&self, n: u64) {
@@ -422,11 +412,7 @@ pub(super) struct LevelTotal {
 impl LevelTotal {
     fn new(handle: metrics::Gauge) -> Self {
         handle.set(0.0);
-        Self {
-            value: AtomicI64::new(0),
-            maximum: AtomicI64::new(0),
-            handle,
-        }
+        Self { value: AtomicI64::new(0), maximum: AtomicI64::new(0), handle }
     }
 
     pub(super) fn add(&self, n: i64) {
@@ -481,16 +467,10 @@ impl<L: Label, const N: usize> Flushed for CountBy<L, N> {
     type Total = [CountTotal; N];
 
     const KIND: Kind = Kind::Counter;
-    const LABEL: Option<LabelInfo> = Some(LabelInfo {
-        name: L::NAME,
-        values: L::VALUES,
-        meanings: L::MEANINGS,
-    });
+    const LABEL: Option<LabelInfo> = Some(LabelInfo { name: L::NAME, values: L::VALUES, meanings: L::MEANINGS });
 
     fn register(name: &'static str) -> [CountTotal; N] {
-        std::array::from_fn(|index| {
-            CountTotal::new(metrics::counter!(name, L::NAME => L::VALUES[index]))
-        })
+        std::array::from_fn(|index| CountTotal::new(metrics::counter!(name, L::NAME => L::VALUES[index])))
     }
 
     fn flush(&self, totals: &[CountTotal; N]) {

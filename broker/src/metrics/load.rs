@@ -17,11 +17,9 @@ pub struct Load {
 
 impl Load {
     fn advance(&mut self, per_minute: f64, minutes: f64) {
-        for (average, window) in [
-            (&mut self.one_minute, 1.0),
-            (&mut self.five_minutes, 5.0),
-            (&mut self.fifteen_minutes, 15.0),
-        ] {
+        for (average, window) in
+            [(&mut self.one_minute, 1.0), (&mut self.five_minutes, 5.0), (&mut self.fifteen_minutes, 15.0)]
+        {
             *average = per_minute + (-minutes / window).exp() * (*average - per_minute);
         }
     }
@@ -60,36 +58,12 @@ impl LoadAverages {
         }
         let before = std::mem::replace(&mut self.previous, *now);
         for (load, now, before) in [
-            (
-                &mut self.messages_received,
-                now.packets_received,
-                before.packets_received,
-            ),
-            (
-                &mut self.messages_sent,
-                now.packets_sent,
-                before.packets_sent,
-            ),
-            (
-                &mut self.publish_received,
-                now.publishes_received,
-                before.publishes_received,
-            ),
-            (
-                &mut self.publish_sent,
-                now.publishes_sent,
-                before.publishes_sent,
-            ),
-            (
-                &mut self.publish_dropped,
-                now.publishes_dropped,
-                before.publishes_dropped,
-            ),
-            (
-                &mut self.bytes_received,
-                now.bytes_received,
-                before.bytes_received,
-            ),
+            (&mut self.messages_received, now.packets_received, before.packets_received),
+            (&mut self.messages_sent, now.packets_sent, before.packets_sent),
+            (&mut self.publish_received, now.publishes_received, before.publishes_received),
+            (&mut self.publish_sent, now.publishes_sent, before.publishes_sent),
+            (&mut self.publish_dropped, now.publishes_dropped, before.publishes_dropped),
+            (&mut self.bytes_received, now.bytes_received, before.bytes_received),
             (&mut self.bytes_sent, now.bytes_sent, before.bytes_sent),
             (&mut self.sockets, now.sockets, before.sockets),
             (&mut self.connections, now.connections, before.connections),
@@ -111,17 +85,9 @@ mod tests {
             snapshot.publishes_received += 100;
             loads.advance(&snapshot, Duration::from_secs(10));
         }
-        let Load {
-            one_minute,
-            five_minutes,
-            fifteen_minutes,
-        } = loads.publish_received;
+        let Load { one_minute, five_minutes, fifteen_minutes } = loads.publish_received;
         // After one minute: 600 a minute, times 1 - e^-1, 1 - e^-(1/5), 1 - e^-(1/15).
-        for (found, expected) in [
-            (one_minute, 379.27),
-            (five_minutes, 108.76),
-            (fifteen_minutes, 38.70),
-        ] {
+        for (found, expected) in [(one_minute, 379.27), (five_minutes, 108.76), (fifteen_minutes, 38.70)] {
             assert!((found - expected).abs() < 0.01, "{found} is not {expected}");
         }
         assert_eq!(loads.publish_sent, Load::default());
@@ -130,13 +96,7 @@ mod tests {
     #[test]
     fn no_time_passed_changes_nothing() {
         let mut loads = LoadAverages::default();
-        loads.advance(
-            &Snapshot {
-                sockets: 7,
-                ..Snapshot::default()
-            },
-            Duration::ZERO,
-        );
+        loads.advance(&Snapshot { sockets: 7, ..Snapshot::default() }, Duration::ZERO);
         assert_eq!(loads, LoadAverages::default());
     }
 }

@@ -14,8 +14,8 @@ use std::sync::{Arc, OnceLock};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 pub use counters::{
-    ArbiterCounters, CloseReason, ConnectRefusal, Count, CountBy, DropReason, Family, Kind, Label,
-    Level, MalformedReason, PacketKind, PublishRefusal,
+    ArbiterCounters, CloseReason, ConnectRefusal, Count, CountBy, DropReason, Family, Kind, Label, Level,
+    MalformedReason, PacketKind, PublishRefusal,
 };
 use counters::{FAMILIES, Totals};
 pub use load::{Load, LoadAverages};
@@ -58,10 +58,7 @@ impl Metrics {
             describe();
             Arc::new(Totals::register())
         });
-        Self {
-            totals,
-            prometheus: recorder.handle(),
-        }
+        Self { totals, prometheus: recorder.handle() }
     }
 
     /// The counters of one more arbiter; it must flush them.
@@ -87,8 +84,7 @@ impl Metrics {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let totals = &*self.totals;
-        let sum =
-            |counts: &[counters::CountTotal]| counts.iter().map(counters::CountTotal::get).sum();
+        let sum = |counts: &[counters::CountTotal]| counts.iter().map(counters::CountTotal::get).sum();
         Snapshot {
             clients_connected: totals.connections.get(),
             clients_maximum: totals.connections.maximum(),
@@ -162,12 +158,7 @@ pub struct Snapshot {
 /// Gives the recorder that is current the description of every family.
 fn describe() {
     for family in FAMILIES {
-        let text = family
-            .doc
-            .iter()
-            .map(|line| line.trim())
-            .collect::<Vec<_>>()
-            .join(" ");
+        let text = family.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
         match family.kind {
             Kind::Counter => metrics::describe_counter!(family.name, text),
             Kind::Gauge => metrics::describe_gauge!(family.name, text),
@@ -188,11 +179,7 @@ mod tests {
         one.messages_received.inc(QoS::AtLeastOnce);
         two.messages_received.add(QoS::AtMostOnce, 4);
         one.connections.add(3);
-        assert_eq!(
-            metrics.snapshot(),
-            Snapshot::default(),
-            "nothing flushed yet"
-        );
+        assert_eq!(metrics.snapshot(), Snapshot::default(), "nothing flushed yet");
 
         one.flush();
         two.flush();
@@ -202,10 +189,7 @@ mod tests {
 
         let snapshot = metrics.snapshot();
         assert_eq!(snapshot.publishes_received, 5);
-        assert_eq!(
-            (snapshot.clients_connected, snapshot.clients_maximum),
-            (2, 3)
-        );
+        assert_eq!((snapshot.clients_connected, snapshot.clients_maximum), (2, 3));
         let text = metrics.render();
         for line in [
             "# HELP kentongan_connections Clients connected now.",

@@ -31,23 +31,10 @@ fn push_families(page: &mut String, heading: &str, families: &[Family]) {
             Kind::Counter => "Counter",
             Kind::Gauge => "Gauge",
         };
-        let _ = write!(
-            page,
-            "\n### `{}`\n\n{kind}. {}\n",
-            family.name,
-            family.description()
-        );
+        let _ = write!(page, "\n### `{}`\n\n{kind}. {}\n", family.name, family.description());
         let Some(label) = family.label else { continue };
-        if label
-            .meanings
-            .iter()
-            .all(|meaning| is_a_packet_name(meaning))
-        {
-            let values: Vec<String> = label
-                .values
-                .iter()
-                .map(|value| format!("`{value}`"))
-                .collect();
+        if label.meanings.iter().all(|meaning| is_a_packet_name(meaning)) {
+            let values: Vec<String> = label.values.iter().map(|value| format!("`{value}`")).collect();
             let _ = write!(page, "\nLabel `{}`: {}.\n", label.name, values.join(", "));
             continue;
         }
@@ -60,9 +47,5 @@ fn push_families(page: &mut String, heading: &str, families: &[Family]) {
 
 /// `CONNECT.` and the like say no more than the value itself.
 fn is_a_packet_name(meaning: &str) -> bool {
-    meaning
-        .trim()
-        .trim_end_matches('.')
-        .bytes()
-        .all(|byte| byte.is_ascii_uppercase())
+    meaning.trim().trim_end_matches('.').bytes().all(|byte| byte.is_ascii_uppercase())
 }

@@ -96,7 +96,8 @@ impl MessageRecord {
             response_topic: properties.and_then(|properties| properties.response_topic.clone()),
             correlation_data: properties.and_then(|properties| properties.correlation_data.clone()),
             user_properties: properties.map_or_else(Vec::new, |properties| {
-                let record = |(name, value): &(String, String)| UserProperty { name: name.clone(), value: value.clone() };
+                let record =
+                    |(name, value): &(String, String)| UserProperty { name: name.clone(), value: value.clone() };
                 properties.user_properties.iter().map(record).collect()
             }),
         }

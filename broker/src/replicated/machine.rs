@@ -12,8 +12,8 @@ use kentongan_cluster::disk::{Disk, RealDisk};
 use kentongan_cluster::{GroupId, Pipeline, PipelineConfig, StateMachine, StateStore, Write};
 use kentongan_proto::mqtt::{QoS, ReasonCode, Will};
 
-use super::command::{self, Command, LaneBatch, LaneMessage, MessageRecord, Owner, UserProperty, WillRecord};
 use super::Slots;
+use super::command::{self, Command, LaneBatch, LaneMessage, MessageRecord, Owner, UserProperty, WillRecord};
 use super::effect::{Drop, Effect, OpenedSession};
 use super::interface::{
     ClaimRequest, DeliverPersistent, LaneAnswer, Opened, RetainedCursor, RetainedPage, SubscribeOutcome,
@@ -70,7 +70,12 @@ pub struct Machine {
 impl Machine {
     /// `groups` are as the store had them.
     #[must_use]
-    pub fn new(groups: Vec<GroupState>, shared: SharedCell, counters: ArbiterCounters, fenced: mpsc::Sender<()>) -> Self {
+    pub fn new(
+        groups: Vec<GroupState>,
+        shared: SharedCell,
+        counters: ArbiterCounters,
+        fenced: mpsc::Sender<()>,
+    ) -> Self {
         Self {
             unfenced: groups.len(),
             groups,
@@ -197,7 +202,9 @@ impl Machine {
                 self.push(connection.arbiter(), event);
             }
             Effect::LaneAnswered { lane, number, refused } => self.lane_answered(shared, group, lane, number, refused),
-            Effect::Route { position, message, share } => self.route(shared, group, position, &message, share.as_deref()),
+            Effect::Route { position, message, share } => {
+                self.route(shared, group, position, &message, share.as_deref())
+            }
             Effect::RetainedTaken { owner, epoch, read, queued } => {
                 let connection = connection_of(owner);
                 self.push(connection.arbiter(), Event::RetainedTaken { connection, epoch, read, queued });

@@ -165,8 +165,7 @@ mod tests {
     #[test]
     fn pages_cover_exactly_what_the_filter_matches() {
         let mut retained = Retained::default();
-        let topics =
-            ["a", "a/b", "a/b/c", "a!", "ab", "ab/c", "b", "b/x", "$SYS/a", "/", "/a", "a//b", "a/c", "c/x"];
+        let topics = ["a", "a/b", "a/b/c", "a!", "ab", "ab/c", "b", "b/x", "$SYS/a", "/", "/a", "a//b", "a/c", "c/x"];
         for name in topics {
             assert!(retained.set(message(name)));
         }
@@ -174,7 +173,11 @@ mod tests {
             let mut expected: Vec<_> = topics.iter().filter(|name| topic::matches(filter, name)).collect();
             expected.sort();
             for (messages_max, scan_max) in [(1, 100), (100, 1), (2, 3), (100, 100)] {
-                assert_eq!(all(&retained, filter, messages_max, scan_max), *expected.iter().map(|name| name.to_string()).collect::<Vec<_>>(), "{filter}");
+                assert_eq!(
+                    all(&retained, filter, messages_max, scan_max),
+                    *expected.iter().map(|name| name.to_string()).collect::<Vec<_>>(),
+                    "{filter}"
+                );
             }
         }
     }

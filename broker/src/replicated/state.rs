@@ -469,11 +469,8 @@ impl GroupState {
         let Some(packet_id) = packet_id(subscribe.packet_id) else {
             return;
         };
-        let outcomes = subscribe
-            .filters
-            .into_iter()
-            .map(|filter| self.subscribe_one(&client_id, filter, effects))
-            .collect();
+        let outcomes =
+            subscribe.filters.into_iter().map(|filter| self.subscribe_one(&client_id, filter, effects)).collect();
         if let Some((owner, epoch)) = self.owner(&client_id) {
             effects.push(Effect::Subscribed { owner, epoch, packet_id, outcomes });
         }
@@ -697,7 +694,11 @@ impl GroupState {
             self.arm_retained_timer(topic);
             return Some(ReasonCode::QuotaExceeded);
         }
-        if replaced { self.dirty.changed(key) } else { self.dirty.created(key) }
+        if replaced {
+            self.dirty.changed(key)
+        } else {
+            self.dirty.created(key)
+        }
         self.arm_retained_timer(topic);
         None
     }
@@ -761,7 +762,8 @@ impl GroupState {
         if let Some(share) = self.shares.get_mut(name) {
             share.cursor = (share.cursor + picked + 1) % count;
         }
-        let Some(own) = self.sessions.get(&client_id).and_then(|session| session.subscriptions.get(name)).copied() else {
+        let Some(own) = self.sessions.get(&client_id).and_then(|session| session.subscriptions.get(name)).copied()
+        else {
             return;
         };
         let terms = Terms {
@@ -1092,8 +1094,7 @@ impl GroupState {
     // Time.
 
     fn tick(&mut self, tick: command::Tick, effects: &mut Vec<Effect>) {
-        let bridged =
-            if tick.bridge && self.wall_ms != 0 { tick.wall_ms.saturating_sub(self.wall_ms) } else { 0 };
+        let bridged = if tick.bridge && self.wall_ms != 0 { tick.wall_ms.saturating_sub(self.wall_ms) } else { 0 };
         self.clock_ms = self.clock_ms.saturating_add(tick.elapsed_ms.max(bridged));
         self.wall_ms = self.wall_ms.max(tick.wall_ms);
         self.run_timers(effects);
@@ -1185,11 +1186,7 @@ fn packet_id(number: u32) -> Option<PacketId> {
 }
 
 fn session_effect(session: &PersistentSession, exists: bool) -> Effect {
-    Effect::Session {
-        client_id: Arc::clone(&session.client_id),
-        identity: Arc::clone(&session.identity),
-        exists,
-    }
+    Effect::Session { client_id: Arc::clone(&session.client_id), identity: Arc::clone(&session.identity), exists }
 }
 
 fn route(position: u64, entry: &OutboxEntry) -> Effect {

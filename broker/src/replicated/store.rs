@@ -401,8 +401,7 @@ impl GroupState {
     }
 
     fn entry(&mut self, sequence: u64, record: EntryRecord) -> Result<Entry, RestoreError> {
-        let body =
-            self.bodies.get_mut(&record.body).ok_or(RestoreError::Incomplete("a queued message has no body"))?;
+        let body = self.bodies.get_mut(&record.body).ok_or(RestoreError::Incomplete("a queued message has no body"))?;
         body.references += 1;
         Ok(Entry {
             body: record.body,
@@ -480,8 +479,8 @@ fn subscription(record: &SubscriptionRecord) -> (Arc<str>, Subscription) {
 }
 
 fn session_record(session: &PersistentSession) -> SessionRecord {
-    let window = session.outbound.resend().into_iter().map(|(packet_id, stage, qos, entry): (_, _, QoS, _)| {
-        WindowRecord {
+    let window =
+        session.outbound.resend().into_iter().map(|(packet_id, stage, qos, entry): (_, _, QoS, _)| WindowRecord {
             packet_id: u32::from(packet_id.get()),
             stage: match stage {
                 Stage::AwaitingPubAck => 0,
@@ -490,8 +489,7 @@ fn session_record(session: &PersistentSession) -> SessionRecord {
             },
             qos: qos as u32,
             sequence: entry.map(|entry| entry.sequence),
-        }
-    });
+        });
     SessionRecord {
         client_id: session.client_id.to_string(),
         identity: session.identity.to_string(),

@@ -564,10 +564,7 @@ impl ArbiterState {
     /// Keys of all connections.
     pub(super) fn keys(&self) -> Vec<ConnectionKey> {
         let id = self.id;
-        self.clients
-            .iter()
-            .map(|(index, client)| ConnectionKey::new(id, index as u32, client.generation))
-            .collect()
+        self.clients.iter().map(|(index, client)| ConnectionKey::new(id, index as u32, client.generation)).collect()
     }
 }
 

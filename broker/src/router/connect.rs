@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use kentongan_proto::mqtt::codec;
 use kentongan_proto::mqtt::{
-    Auth, AuthProperties, ConnAck, ConnAckProperties, Connect, Disconnect, DisconnectProperties, Packet, ReasonCode, Will,
+    Auth, AuthProperties, ConnAck, ConnAckProperties, Connect, Disconnect, DisconnectProperties, Packet, ReasonCode,
+    Will,
 };
 
 use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, wake};
@@ -281,8 +282,7 @@ impl ArbiterState {
         );
         self.counters.connects_accepted.inc();
         self.counters.connections.inc();
-        let connack =
-            ConnAck { session_present: opened.session_present, reason_code: ReasonCode::Success, properties };
+        let connack = ConnAck { session_present: opened.session_present, reason_code: ReasonCode::Success, properties };
         self.write_packet(key, &Packet::ConnAck(Box::new(connack)));
         self.restore_subscriptions(key, &opened);
         // Nothing was read while the claim was under way.

@@ -208,7 +208,9 @@ impl ArbiterState {
         let held = Held { message: Some(message), retain: terms.retain, identifiers, share };
         match session.outbound.offer(held, weight, terms.qos) {
             Offer::Accepted => {}
-            Offer::DroppedNew | Offer::DroppedOldest(_) => self.counters.messages_dropped.inc(DropReason::QueueMessages),
+            Offer::DroppedNew | Offer::DroppedOldest(_) => {
+                self.counters.messages_dropped.inc(DropReason::QueueMessages)
+            }
         }
     }
 
@@ -408,9 +410,8 @@ fn pop_sendable(
     now_ms: u64,
     expired: &mut u64,
 ) -> Option<(PacketId, QoS, Held, Arc<Message>)> {
-    let is_expired = |held: &Held| {
-        held.message.as_ref().and_then(|message| message.expires_at_ms).is_some_and(|at| at <= now_ms)
-    };
+    let is_expired =
+        |held: &Held| held.message.as_ref().and_then(|message| message.expires_at_ms).is_some_and(|at| at <= now_ms);
     let (id, qos, held) = outbound.pop_sendable(is_expired, |_| *expired += 1)?;
     let message = held.message.clone()?;
     let copy = held.clone();

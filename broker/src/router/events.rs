@@ -139,8 +139,7 @@ impl ArbiterState {
         self.templates.begin();
         match addressee {
             Addressee::Subscribers => {
-                let cached =
-                    self.cache.take_local(publication.topic, publication.topic_hash, &self.subscriptions);
+                let cached = self.cache.take_local(publication.topic, publication.topic_hash, &self.subscriptions);
                 for target in &cached.local {
                     self.deliver_matched(publication, target);
                 }

@@ -91,7 +91,13 @@ impl Lanes {
     }
 
     /// The message goes to the persistent sessions of `group`: those that subscribe, or a member of `share`.
-    pub(super) fn publish(&mut self, group: u16, publication: &mut Publication<'_>, now_ms: u64, share: Option<String>) {
+    pub(super) fn publish(
+        &mut self,
+        group: u16,
+        publication: &mut Publication<'_>,
+        now_ms: u64,
+        share: Option<String>,
+    ) {
         let message = self.entry(group, publication, now_ms);
         match share {
             Some(share) => message.shares.push(share),

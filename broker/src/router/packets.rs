@@ -4,22 +4,16 @@ use bytes::Bytes;
 use kentongan_proto::mqtt::codec::{self, AckKind, DecodeError, Frame, Limits, PacketType, Sender};
 use kentongan_proto::mqtt::{Auth, Disconnect, Packet, PacketId, ProtocolVersion, ReasonCode};
 
+use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::client::Phase;
 use super::connect::EndCause;
-use super::ConnectionKey;
 use super::publish::Payload;
 use crate::metrics::{ConnectRefusal, MalformedReason, PacketKind};
 use crate::session::SessionError;
 
 impl ArbiterState {
-    pub(super) fn on_frame(
-        &mut self,
-        key: ConnectionKey,
-        frame: &Frame<'_>,
-        source: Option<&Bytes>,
-        limits: &Limits,
-    ) {
+    pub(super) fn on_frame(&mut self, key: ConnectionKey, frame: &Frame<'_>, source: Option<&Bytes>, limits: &Limits) {
         let Some(client) = self.client(key) else {
             return;
         };
@@ -36,13 +30,12 @@ impl ArbiterState {
                     Err(error) => self.on_malformed(key, &error),
                 }
             }
-            (
-                Phase::Connected,
-                PacketType::PubAck | PacketType::PubRec | PacketType::PubRel | PacketType::PubComp,
-            ) => match codec::decode_ack(frame, version) {
-                Ok((packet_id, reason)) => self.on_acknowledgement(key, frame.packet_type(), packet_id, reason),
-                Err(error) => self.on_malformed(key, &error),
-            },
+            (Phase::Connected, PacketType::PubAck | PacketType::PubRec | PacketType::PubRel | PacketType::PubComp) => {
+                match codec::decode_ack(frame, version) {
+                    Ok((packet_id, reason)) => self.on_acknowledgement(key, frame.packet_type(), packet_id, reason),
+                    Err(error) => self.on_malformed(key, &error),
+                }
+            }
             (Phase::Connected, PacketType::PingReq) => {
                 self.write_packet(key, &Packet::PingResp);
             }
@@ -59,7 +52,11 @@ impl ArbiterState {
                 self.end(key, EndCause::Protocol("the first packet was not CONNECT"), None);
             }
             (Phase::Authenticating, _) => {
-                self.end(key, EndCause::Protocol("only AUTH may follow until CONNACK"), Some(ReasonCode::ProtocolError));
+                self.end(
+                    key,
+                    EndCause::Protocol("only AUTH may follow until CONNACK"),
+                    Some(ReasonCode::ProtocolError),
+                );
             }
             (Phase::Claiming | Phase::Closing, _) => {}
         }

@@ -211,8 +211,7 @@ impl ArbiterState {
         match self.route(publication) {
             Routed::Done { matched } => {
                 let v5 = self.clients[key.index()].version.is_v5();
-                let reason =
-                    if matched || !v5 { ReasonCode::Success } else { ReasonCode::NoMatchingSubscribers };
+                let reason = if matched || !v5 { ReasonCode::Success } else { ReasonCode::NoMatchingSubscribers };
                 self.answer_publish(key, delivery, reason);
             }
             Routed::Waiting(waiter) => {
@@ -234,13 +233,7 @@ impl ArbiterState {
     }
 
     /// Why a message is not accepted, if it is not.
-    fn refusal(
-        &self,
-        key: ConnectionKey,
-        topic: &str,
-        publish: &PublishRef<'_>,
-        payload: &[u8],
-    ) -> Option<ReasonCode> {
+    fn refusal(&self, key: ConnectionKey, topic: &str, publish: &PublishRef<'_>, payload: &[u8]) -> Option<ReasonCode> {
         let client = self.clients.get(key.index())?;
         let identity = client.session.as_ref().map(|session| &session.identity)?;
         if !self.shared.authority.may_publish(identity, &client.client_id, topic) {
@@ -309,7 +302,12 @@ impl ArbiterState {
     }
 
     /// The group answered for a QoS 2 message of a persistent session.
-    pub(super) fn settle_received(&mut self, key: ConnectionKey, id: kentongan_proto::mqtt::PacketId, reason: ReasonCode) {
+    pub(super) fn settle_received(
+        &mut self,
+        key: ConnectionKey,
+        id: kentongan_proto::mqtt::PacketId,
+        reason: ReasonCode,
+    ) {
         if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
             session.owed.settle_packet(AckKind::PubRec, id, reason);
             self.send_settled(key);
@@ -342,8 +340,7 @@ impl ArbiterState {
             user_properties: will.properties.user_properties.clone(),
             ..PublishProperties::default()
         };
-        let expires_at_ms =
-            properties.message_expiry_interval.map(|seconds| self.now_ms + u64::from(seconds) * 1000);
+        let expires_at_ms = properties.message_expiry_interval.map(|seconds| self.now_ms + u64::from(seconds) * 1000);
         self.message_number += 1;
         let mut publication = Publication {
             identity: MessageIdentity { lane: self.lanes.id(), number: self.message_number },
@@ -391,7 +388,8 @@ impl ArbiterState {
             return self.route_delayed(publication, delay);
         }
         self.templates.begin();
-        let cached = self.cache.take(publication.topic, publication.topic_hash, &self.shared.index, &self.subscriptions);
+        let cached =
+            self.cache.take(publication.topic, publication.topic_hash, &self.shared.index, &self.subscriptions);
         let routed = self.route_to(publication, &cached);
         self.cache.put_back(cached);
         routed
@@ -443,13 +441,8 @@ impl ArbiterState {
         let publisher = publication.publisher_id.map_or(0, |name| self.shared.index.hash(name));
         let strategy = crate::replicated::machine::pick_strategy(self.shared.settings.shared.strategy);
         let online_only = publication.qos == QoS::AtMostOnce;
-        let picked = share.pick(
-            strategy,
-            publisher,
-            publication.topic_hash,
-            excluded.map(ConnectionKey::raw),
-            online_only,
-        );
+        let picked =
+            share.pick(strategy, publisher, publication.topic_hash, excluded.map(ConnectionKey::raw), online_only);
         match picked {
             Some(ShareTarget::Connection { connection, .. }) => {
                 let member = ConnectionKey::from_raw(connection);

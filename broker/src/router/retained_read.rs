@@ -90,7 +90,14 @@ impl ArbiterState {
         let number = state.next;
         state.next += 1;
         let filter_copy = Box::from(filter);
-        state.reads.push_back(Read { number, filter: filter_copy, own, resume_at: None, session_read, with_group: false });
+        state.reads.push_back(Read {
+            number,
+            filter: filter_copy,
+            own,
+            resume_at: None,
+            session_read,
+            with_group: false,
+        });
         if filter.starts_with("$SYS") {
             let messages = self.shared.sys.matching(filter);
             return self.on_retained_page(RetainedPage { connection: key, number, messages, next: None });
@@ -244,7 +251,12 @@ impl ArbiterState {
     }
 
     /// Keeps a live message back while retained ones of its subscription are still to be sent. `false`: none are.
-    pub(super) fn hold_back(&mut self, key: ConnectionKey, publication: &mut Publication<'_>, terms: Terms<'_>) -> bool {
+    pub(super) fn hold_back(
+        &mut self,
+        key: ConnectionKey,
+        publication: &mut Publication<'_>,
+        terms: Terms<'_>,
+    ) -> bool {
         let Some(state) = self.reads(key) else {
             return false;
         };
@@ -253,7 +265,8 @@ impl ArbiterState {
             return true;
         }
         let message = publication.to_message();
-        let held = HeldBack { message, qos: terms.qos, retain: terms.retain, identifiers: Box::from(terms.identifiers) };
+        let held =
+            HeldBack { message, qos: terms.qos, retain: terms.retain, identifiers: Box::from(terms.identifiers) };
         if let Some(state) = self.reads(key) {
             state.held.push(held);
         }

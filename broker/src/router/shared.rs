@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use super::Event;
 use super::batch::Batch;
 use super::inbox::Inbox;
 use super::registry::Registry;
 use super::sys::SysTree;
-use super::Event;
 use crate::auth::Authority;
 use crate::config::Settings;
 use crate::replicated::Submitter;

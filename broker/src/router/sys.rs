@@ -39,11 +39,7 @@ impl SysTree {
     #[must_use]
     pub fn matching(&self, filter: &str) -> Vec<Arc<Message>> {
         let values = self.values.read().unwrap_or_else(PoisonError::into_inner);
-        values
-            .iter()
-            .filter(|(name, _)| topic::matches(filter, name))
-            .map(|(_, message)| Arc::clone(message))
-            .collect()
+        values.iter().filter(|(name, _)| topic::matches(filter, name)).map(|(_, message)| Arc::clone(message)).collect()
     }
 }
 

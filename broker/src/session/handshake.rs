@@ -109,11 +109,7 @@ pub fn negotiate(connect: &Connect, policy: &Policy, random: u128) -> Result<Neg
         session_expiry_seconds,
         window: window(connect, policy),
         packet_bytes_max_out: connect.properties.maximum_packet_size.unwrap_or(u32::MAX),
-        topic_aliases_out: connect
-            .properties
-            .topic_alias_maximum
-            .unwrap_or(0)
-            .min(policy.topic_alias_out_maximum),
+        topic_aliases_out: connect.properties.topic_alias_maximum.unwrap_or(0).min(policy.topic_alias_out_maximum),
         problem_information: connect.properties.request_problem_information.unwrap_or(true),
         properties,
     })

@@ -87,12 +87,7 @@ impl MatchCache {
 
     /// Only the connections of this arbiter that want `topic`: for what another arbiter matched.
     #[must_use]
-    pub fn take_local(
-        &mut self,
-        topic: &str,
-        hash: u64,
-        subscriptions: &LocalSubscriptions,
-    ) -> Box<CachedMatch> {
+    pub fn take_local(&mut self, topic: &str, hash: u64, subscriptions: &LocalSubscriptions) -> Box<CachedMatch> {
         let mut cached = match self.slots[slot_of(hash)].take() {
             Some(cached) if cached.hash == hash && *cached.topic == *topic => {
                 self.matches -= cached.local.len();

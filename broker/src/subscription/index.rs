@@ -166,10 +166,7 @@ enum Targets {
 struct ManyTargets {
     /// Sorted. Four stand here without another allocation, and so without another cache line to wait for.
     counted: SmallVec<[(Target, u32); 4]>,
-    #[expect(
-        clippy::box_collection,
-        reason = "few filters have any, and an empty list would cost each 24 bytes"
-    )]
+    #[expect(clippy::box_collection, reason = "few filters have any, and an empty list would cost each 24 bytes")]
     shares: Option<Box<Vec<Arc<ShareGroup>>>>,
 }
 
@@ -252,11 +249,7 @@ impl Targets {
         match self {
             Self::Many(many) => {
                 size_of::<ManyTargets>()
-                    + if many.counted.spilled() {
-                        many.counted.capacity() * size_of::<(Target, u32)>()
-                    } else {
-                        0
-                    }
+                    + if many.counted.spilled() { many.counted.capacity() * size_of::<(Target, u32)>() } else { 0 }
                     + size_of_val(many.shares())
             }
             _ => 0,
@@ -324,9 +317,7 @@ impl Filters for ExactFilters {
     fn edit<R>(&mut self, filter: &str, create: bool, edit: impl FnOnce(&mut Targets) -> R) -> Option<R> {
         let hash = topic_hash(filter);
         if create {
-            self.table
-                .entry(hash, |&(known, _)| known == hash, |&(known, _)| known)
-                .or_insert((hash, Targets::None));
+            self.table.entry(hash, |&(known, _)| known == hash, |&(known, _)| known).or_insert((hash, Targets::None));
         }
         let mut entry = self.table.find_entry(hash, |&(known, _)| known == hash).ok()?;
         let result = edit(&mut entry.get_mut().1);
@@ -470,9 +461,7 @@ impl SubscriptionIndex {
     pub fn new() -> Self {
         Self {
             exact: (0..SHARDS).map(|_| CachePadded::new(Shard::new(ExactFilters::default()))).collect(),
-            first_level: (0..SHARDS)
-                .map(|_| CachePadded::new(Shard::new(WildcardFilters::default())))
-                .collect(),
+            first_level: (0..SHARDS).map(|_| CachePadded::new(Shard::new(WildcardFilters::default()))).collect(),
             root: CachePadded::new(Shard::new(WildcardFilters::default())),
         }
     }
@@ -512,9 +501,7 @@ impl SubscriptionIndex {
     fn apply(&self, filter: &str, edit: Edit<'_>) -> bool {
         match Place::of(filter) {
             Place::Exact { shard, .. } => self.exact[shard].write(|filters| edit.apply(filters, filter)),
-            Place::FirstLevel { shard } => {
-                self.first_level[shard].write(|filters| edit.apply(filters, filter))
-            }
+            Place::FirstLevel { shard } => self.first_level[shard].write(|filters| edit.apply(filters, filter)),
             Place::Root => self.root.write(|filters| edit.apply(filters, filter)),
         }
     }
@@ -558,9 +545,7 @@ impl SubscriptionIndex {
         };
         match Place::of(filter) {
             Place::Exact { shard, hash } => self.exact[shard].inspect(|filters| find(filters.get(hash))),
-            Place::FirstLevel { shard } => {
-                self.first_level[shard].inspect(|filters| find(filters.trie.get(filter)))
-            }
+            Place::FirstLevel { shard } => self.first_level[shard].inspect(|filters| find(filters.trie.get(filter))),
             Place::Root => self.root.inspect(|filters| find(filters.trie.get(filter))),
         }
     }
@@ -589,11 +574,7 @@ impl SubscriptionIndex {
         shards + self.sum(exact, |wildcards| wildcards.trie.memory_bytes())
     }
 
-    fn sum(
-        &self,
-        exact: impl Fn(&ExactFilters) -> usize,
-        wildcards: impl Fn(&WildcardFilters) -> usize,
-    ) -> usize {
+    fn sum(&self, exact: impl Fn(&ExactFilters) -> usize, wildcards: impl Fn(&WildcardFilters) -> usize) -> usize {
         let exact: usize = self.exact.iter().map(|shard| shard.inspect(&exact)).sum();
         let first: usize = self.first_level.iter().map(|shard| shard.inspect(&wildcards)).sum();
         exact + first + self.root.inspect(&wildcards)

@@ -290,10 +290,7 @@ impl Subscribers {
         match self {
             Self::None => *self = Self::One(subscriber),
             Self::One(first) => {
-                *self = Self::Many(Box::new(Crowd {
-                    subscribers: smallvec![*first, subscriber],
-                    positions: None,
-                }));
+                *self = Self::Many(Box::new(Crowd { subscribers: smallvec![*first, subscriber], positions: None }));
             }
             Self::Many(crowd) => crowd.push(subscriber),
         }
@@ -394,10 +391,7 @@ impl LocalSubscriptions {
                 let text = |entry: &ExactFilter| topic_hash(&entry.filter);
                 self.exact[shard]
                     .entry(hash, |entry| *entry.filter == *filter, text)
-                    .or_insert_with(|| ExactFilter {
-                        filter: Box::from(filter),
-                        subscribers: Subscribers::None,
-                    })
+                    .or_insert_with(|| ExactFilter { filter: Box::from(filter), subscribers: Subscribers::None })
                     .into_mut()
                     .subscribers
                     .insert(subscriber)

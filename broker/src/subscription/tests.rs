@@ -56,10 +56,7 @@ fn subscription(connection: u64, qos: QoS) -> LocalSubscription {
 }
 
 fn identified(connection: u64, qos: QoS, identifier: u32) -> LocalSubscription {
-    LocalSubscription {
-        subscription_identifier: NonZeroU32::new(identifier),
-        ..subscription(connection, qos)
-    }
+    LocalSubscription { subscription_identifier: NonZeroU32::new(identifier), ..subscription(connection, qos) }
 }
 
 fn member(connection: u64) -> ShareMember {
@@ -422,10 +419,7 @@ fn only_the_first_and_last_of_a_target_outdate_matches() {
     assert!(index.unsubscribe("a/b", Target::Arbiter(3)));
     assert!(!index.is_current(&first));
     assert!(!index.unsubscribe("a/b", Target::Arbiter(3)), "none is left");
-    assert!(
-        !Matched::default().is_empty() || !index.is_current(&Matched::default()),
-        "never made, never current"
-    );
+    assert!(!Matched::default().is_empty() || !index.is_current(&Matched::default()), "never made, never current");
 }
 
 /// [MQTT-3.3.4-2, MQTT-3.3.4-4]: overlapping subscriptions give one copy at the highest QoS with all identifiers.
@@ -512,10 +506,7 @@ fn a_crowd_keeps_track_of_its_members() {
     assert_eq!(found.len(), 5000, "merged, each once");
     let with_both: Vec<_> =
         found.iter().filter(|target| !target.merged().subscription_identifiers.is_empty()).collect();
-    assert_eq!(
-        with_both.iter().map(|target| target.connection).collect::<Vec<_>>(),
-        [7, 1007, 2007, 3007, 4007]
-    );
+    assert_eq!(with_both.iter().map(|target| target.connection).collect::<Vec<_>>(), [7, 1007, 2007, 3007, 4007]);
     for target in with_both {
         assert_eq!(terms(target.merged()), (QoS::AtLeastOnce, false, vec![target.connection as u32 + 1]));
     }
@@ -583,8 +574,7 @@ fn a_share_lives_as_long_as_it_has_members() {
 
     let share = index.share("g", "a/+").expect("it has members");
     assert_eq!((share.name(), share.filter(), share.len()), ("g", "a/+", 3));
-    let mut picked: Vec<_> =
-        (0..9).filter_map(|_| share.pick(PickStrategy::RoundRobin, 0, 0, None, false)).collect();
+    let mut picked: Vec<_> = (0..9).filter_map(|_| share.pick(PickStrategy::RoundRobin, 0, 0, None, false)).collect();
     picked.sort_by_key(|target| format!("{target:?}"));
     let expected: Vec<_> = (0..3).flat_map(|connection| [member(connection).target; 3]).collect();
     assert_eq!(picked, expected, "each a third");
@@ -602,8 +592,7 @@ fn a_share_lives_as_long_as_it_has_members() {
 #[test]
 fn sessions_are_picked_by_their_group() {
     let index = SubscriptionIndex::new();
-    let session =
-        ShareMember { target: ShareTarget::Session { group: 5 }, client_id_hash: 0, qos0_only: false };
+    let session = ShareMember { target: ShareTarget::Session { group: 5 }, client_id_hash: 0, qos0_only: false };
     index.join_share("g", "a", member(1));
     for _ in 0..3 {
         index.join_share("g", "a", session);
@@ -735,13 +724,9 @@ fn picks_and_membership_may_be_concurrent() {
         }
         for round in 0..2000 {
             let found = matched(&index, "a/b");
-            let steady =
-                found.shares.iter().find(|share| share.name() == "g").expect("it has a steady member");
+            let steady = found.shares.iter().find(|share| share.name() == "g").expect("it has a steady member");
             let strategy = STRATEGIES[round % STRATEGIES.len()];
-            assert!(
-                steady.pick(strategy, round as u64, 7, Some(round as u64 % 2), false).is_some(),
-                "{strategy:?}"
-            );
+            assert!(steady.pick(strategy, round as u64, 7, Some(round as u64 % 2), false).is_some(), "{strategy:?}");
         }
     });
     assert_eq!(index.subscriptions(), 1);

@@ -165,8 +165,7 @@ impl<V: FilterValue> WildcardTrie<V> {
         let texts: usize = self.levels.texts.iter().map(|(text, _)| text.len()).sum();
         texts
             + self.levels.texts.capacity() * size_of::<(Box<str>, u32)>()
-            + (self.levels.free.capacity() + self.free.capacity() + self.free_values.capacity())
-                * size_of::<u32>()
+            + (self.levels.free.capacity() + self.free.capacity() + self.free_values.capacity()) * size_of::<u32>()
             + self.nodes.capacity() * size_of::<Node>()
             + self.values.capacity() * size_of::<V>()
             + self.levels.by_text.allocation_size()

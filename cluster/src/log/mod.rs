@@ -320,8 +320,8 @@ fn read_header(name: &str, bytes: &[u8], is_last: bool) -> Result<Option<u64>, L
     if magic == SEGMENT_MAGIC && version > FORMAT_VERSION {
         return Err(LogError::NewerFormat { file: name.to_owned(), found: version });
     }
-    let whole = magic == SEGMENT_MAGIC
-        && u32_at(bytes, HEADER_BYTES - 4) == Some(crc32fast::hash(&bytes[..HEADER_BYTES - 4]));
+    let whole =
+        magic == SEGMENT_MAGIC && u32_at(bytes, HEADER_BYTES - 4) == Some(crc32fast::hash(&bytes[..HEADER_BYTES - 4]));
     match u64_at(bytes, 12) {
         Some(start) if whole => Ok(Some(start)),
         // Its header is synced before the first record is written, so with records behind it, it was safe.

@@ -204,12 +204,8 @@ impl<Q: Send + 'static> Pipeline<Q> {
         let (submissions, submitted) = unbounded();
         let (rounds, committed) = bounded(ROUNDS_MAX);
         let (checkpoints, to_write) = bounded(1);
-        let handle = PipelineHandle {
-            submissions,
-            in_flight: Arc::default(),
-            full: Arc::default(),
-            stats: Arc::default(),
-        };
+        let handle =
+            PipelineHandle { submissions, in_flight: Arc::default(), full: Arc::default(), stats: Arc::default() };
         let checkpointed = Arc::new(AtomicBool::new(true));
         let writer = Writer {
             next: applied.clone(),
@@ -234,7 +230,9 @@ impl<Q: Send + 'static> Pipeline<Q> {
         Ok(Self {
             writer: spawn("log", move || writer.run(&submitted, &rounds)),
             applier: spawn("apply", move || applier.run(&committed)),
-            checkpointer: spawn("checkpoint", move || write_checkpoints(store, &to_write, &purge, &checkpointed, &stats)),
+            checkpointer: spawn("checkpoint", move || {
+                write_checkpoints(store, &to_write, &purge, &checkpointed, &stats)
+            }),
             handle,
         })
     }

@@ -33,7 +33,9 @@ pub enum StateError {
     #[error("state: {0}")]
     Io(#[from] io::Error),
     /// A line of the manifest is not what was written.
-    #[error("the manifest is damaged at line {line}: restore this data directory from a backup, or start with an empty one; nothing was changed")]
+    #[error(
+        "the manifest is damaged at line {line}: restore this data directory from a backup, or start with an empty one; nothing was changed"
+    )]
     Manifest {
         /// Counted from 1.
         line: usize,
@@ -261,7 +263,10 @@ mod tests {
     fn a_store_behind_its_manifest_is_refused() {
         let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
         let full = tempfile::tempdir().expect("a directory");
-        StateStore::open(full.path(), Arc::clone(&disk)).expect("opened").write(vec![checkpoint(1, 5, "a")]).expect("written");
+        StateStore::open(full.path(), Arc::clone(&disk))
+            .expect("opened")
+            .write(vec![checkpoint(1, 5, "a")])
+            .expect("written");
         let empty = tempfile::tempdir().expect("a directory");
         let refused = StateStore::open(empty.path(), disk).expect_err("refused");
         assert!(matches!(refused, StateError::Chain { group: 1, expected: 5, stored: 0 }), "{refused}");

@@ -61,10 +61,9 @@ impl Recipe {
             Self::Mosquitto(_) => "mosquitto".into(),
             Self::Command(command) => {
                 let program = command.split_whitespace().next().unwrap_or("?");
-                Path::new(program).file_name().map_or_else(
-                    || program.into(),
-                    |name| name.to_string_lossy().into_owned(),
-                )
+                Path::new(program)
+                    .file_name()
+                    .map_or_else(|| program.into(), |name| name.to_string_lossy().into_owned())
             }
         }
     }
@@ -73,15 +72,8 @@ impl Recipe {
         Ok(match self {
             Self::Kentongan(path) => {
                 let mut command = Command::new(path);
-                command
-                    .arg("serve")
-                    .arg("--mqtt")
-                    .arg(format!("127.0.0.1:{port}"));
-                command
-                    .arg("--data-dir")
-                    .arg(dir.join("data"))
-                    .arg("--http")
-                    .arg("127.0.0.1:0");
+                command.arg("serve").arg("--mqtt").arg(format!("127.0.0.1:{port}"));
+                command.arg("--data-dir").arg(dir.join("data")).arg("--http").arg("127.0.0.1:0");
                 command
             }
             Self::Mosquitto(path) => {
@@ -96,9 +88,7 @@ impl Recipe {
                 command
             }
             Self::Command(text) => {
-                let text = text
-                    .replace("{port}", &port.to_string())
-                    .replace("{dir}", &dir.display().to_string());
+                let text = text.replace("{port}", &port.to_string()).replace("{dir}", &dir.display().to_string());
                 let mut command = Command::new("/bin/sh");
                 // With `exec` the process that we know is the broker, not the shell.
                 command.arg("-c").arg(format!("exec {text}"));
@@ -129,14 +119,8 @@ impl Running {
             .stderr(log)
             .spawn()
             .with_context(|| format!("starting {}", recipe.name()))?;
-        let mut running = Self {
-            child,
-            address: (Ipv4Addr::LOCALHOST, port).into(),
-            dir,
-        };
-        running
-            .await_ready()
-            .with_context(|| format!("{} did not become ready", recipe.name()))?;
+        let mut running = Self { child, address: (Ipv4Addr::LOCALHOST, port).into(), dir };
+        running.await_ready().with_context(|| format!("{} did not become ready", recipe.name()))?;
         Ok(running)
     }
 
@@ -158,10 +142,7 @@ impl Running {
 
     /// Where it listens, and its process.
     pub fn broker(&self) -> Broker {
-        Broker {
-            address: self.address,
-            pid: Some(self.child.id()),
-        }
+        Broker { address: self.address, pid: Some(self.child.id()) }
     }
 
     /// Whether the process has ended by itself.
@@ -180,9 +161,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         let deadline = Instant::now() + STOP;
-        let pid = i32::try_from(self.child.id())
-            .ok()
-            .and_then(rustix::process::Pid::from_raw);
+        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
         if let Some(pid) = pid.filter(|_| !self.has_ended()) {
             // Errors mean that it has ended, which the loop finds out.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
@@ -197,9 +176,7 @@ impl Drop for Running {
 
 /// A port that was free a moment ago.
 fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port())
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 fn handshake_works(address: SocketAddr) -> Result<()> {
@@ -208,10 +185,7 @@ fn handshake_works(address: SocketAddr) -> Result<()> {
     stream.write_all(&handshake::connect(ProtocolVersion::V3_1_1, "lt-probe", 60))?;
     let mut connack = [0; 4];
     stream.read_exact(&mut connack)?;
-    ensure!(
-        connack == [0x20, 2, 0, 0],
-        "it answered CONNECT with {connack:?}"
-    );
+    ensure!(connack == [0x20, 2, 0, 0], "it answered CONNECT with {connack:?}");
     stream.write_all(&[0xE0, 0])?;
     Ok(())
 }
@@ -225,10 +199,7 @@ mod tests {
         let parse = |text| Recipe::parse(text, Path::new("target/k"), Path::new("/usr/sbin/m"));
         assert_eq!(parse("kentongan"), Recipe::Kentongan("target/k".into()));
         assert_eq!(parse("mosquitto").name(), "mosquitto");
-        assert_eq!(
-            parse("/opt/flashmq/bin/flashmq --port {port}").name(),
-            "flashmq"
-        );
+        assert_eq!(parse("/opt/flashmq/bin/flashmq --port {port}").name(), "flashmq");
     }
 
     #[test]

@@ -105,17 +105,11 @@ pub fn run(plan: &Plan, progress: &Progress) -> Result<Comparison> {
         let mut sides = [Side::default(), Side::default()];
         let mut baseline = Side::default();
         for _ in 0..plan.rounds {
-            sides[0]
-                .rounds
-                .push(run_once(&row.work, &plan.a, &mut a, progress)?);
-            sides[1]
-                .rounds
-                .push(run_once(&row.work, &plan.b, &mut b, progress)?);
+            sides[0].rounds.push(run_once(&row.work, &plan.a, &mut a, progress)?);
+            sides[1].rounds.push(run_once(&row.work, &plan.b, &mut b, progress)?);
             // In the same round, as what else the machine does changes from minute to minute.
             if let (Target::OfBaseline(_), Some(work)) = (row.target, &plan.baseline) {
-                baseline
-                    .rounds
-                    .push(run_once(work, &plan.a, &mut a, progress)?);
+                baseline.rounds.push(run_once(work, &plan.a, &mut a, progress)?);
             }
         }
         let [a, b] = sides;
@@ -123,33 +117,19 @@ pub fn run(plan: &Plan, progress: &Progress) -> Result<Comparison> {
         progress.say(&result.to_string());
         results.push(result);
     }
-    Ok(Comparison {
-        a: plan.a.name(),
-        b: plan.b.name(),
-        rounds: plan.rounds,
-        rows: results,
-    })
+    Ok(Comparison { a: plan.a.name(), b: plan.b.name(), rounds: plan.rounds, rows: results })
 }
 
 /// A broker that ends is started again, for the rows to come.
-fn run_once(
-    work: &Work,
-    recipe: &Recipe,
-    running: &mut Running,
-    progress: &Progress,
-) -> Result<Outcome> {
+fn run_once(work: &Work, recipe: &Recipe, running: &mut Running, progress: &Progress) -> Result<Outcome> {
     let outcome = match work {
         Work::Traffic(plan) => scenario::traffic::run(plan, running.broker(), progress),
         Work::Connect(plan) => scenario::connect::run(plan, running.broker(), progress),
     };
-    let mut outcome = outcome.unwrap_or_else(|error| Outcome {
-        failures: vec![format!("{error:#}")],
-        ..Outcome::default()
-    });
+    let mut outcome =
+        outcome.unwrap_or_else(|error| Outcome { failures: vec![format!("{error:#}")], ..Outcome::default() });
     if running.has_ended() {
-        outcome
-            .failures
-            .push(format!("the broker ended; {}", running.log_tail()));
+        outcome.failures.push(format!("the broker ended; {}", running.log_tail()));
         *running = Running::start(recipe)?;
     }
     Ok(outcome)
@@ -164,17 +144,7 @@ fn evaluate(row: &Row, mut a: Side, mut b: Side, mut baseline: Side) -> RowResul
     let verdict = verdict(row.target, &a, &b, &baseline, ratio, ratio_of_baseline);
     let scenario = row.work.describe();
     let baseline = (!baseline.rounds.is_empty()).then_some(baseline);
-    RowResult {
-        row: row.name.into(),
-        scenario,
-        a,
-        b,
-        baseline,
-        ratio,
-        ratio_of_baseline,
-        target: row.target,
-        verdict,
-    }
+    RowResult { row: row.name.into(), scenario, a, b, baseline, ratio, ratio_of_baseline, target: row.target, verdict }
 }
 
 fn verdict(
@@ -186,12 +156,7 @@ fn verdict(
     ratio_of_baseline: Option<f64>,
 ) -> Verdict {
     for (side, name) in [(a, "A"), (b, "B"), (baseline, "A in the baseline")] {
-        if let Some(failure) = side
-            .rounds
-            .iter()
-            .flat_map(|outcome| &outcome.failures)
-            .next()
-        {
+        if let Some(failure) = side.rounds.iter().flat_map(|outcome| &outcome.failures).next() {
             return Verdict::Failed(format!("{name}: {failure}"));
         }
     }
@@ -200,11 +165,7 @@ fn verdict(
         Target::OfBaseline(limit) => (ratio_of_baseline, limit, baseline),
     };
     if 2 * usable_pairs(a, other) <= a.rounds.len() {
-        let void = a
-            .rounds
-            .iter()
-            .chain(&other.rounds)
-            .find_map(|outcome| outcome.void.clone());
+        let void = a.rounds.iter().chain(&other.rounds).find_map(|outcome| outcome.void.clone());
         return Verdict::Void(void.unwrap_or_else(|| "nothing was measured".into()));
     }
     match figure {
@@ -219,30 +180,16 @@ impl Side {
         // A void row still shows its figures; its verdict says what they are worth.
         let some_usable = self.rounds.iter().any(is_usable);
         let counts = |outcome: &&Outcome| {
-            if some_usable {
-                is_usable(outcome)
-            } else {
-                outcome.is_clean()
-            }
+            if some_usable { is_usable(outcome) } else { outcome.is_clean() }
         };
         let over = |figure: &dyn Fn(&Outcome) -> Option<f64>| {
-            median(
-                self.rounds
-                    .iter()
-                    .filter(counts)
-                    .filter_map(figure)
-                    .collect(),
-            )
+            median(self.rounds.iter().filter(counts).filter_map(figure).collect())
         };
         self.cpu_ns_per_message = over(&|outcome| outcome.cpu_ns_per_message);
         self.p50_us = over(&|outcome| Some(outcome.latency.p50_us));
         self.p99_us = over(&|outcome| Some(outcome.latency.p99_us));
         self.messages_per_second = over(&|outcome| Some(outcome.messages_per_second()));
-        self.own_share_max = self
-            .rounds
-            .iter()
-            .map(|outcome| outcome.own_share)
-            .fold(0.0, f64::max);
+        self.own_share_max = self.rounds.iter().map(|outcome| outcome.own_share).fold(0.0, f64::max);
     }
 }
 
@@ -251,11 +198,7 @@ fn is_usable(outcome: &Outcome) -> bool {
 }
 
 fn usable_pairs(a: &Side, b: &Side) -> usize {
-    a.rounds
-        .iter()
-        .zip(&b.rounds)
-        .filter(|(a, b)| is_usable(a) && is_usable(b))
-        .count()
+    a.rounds.iter().zip(&b.rounds).filter(|(a, b)| is_usable(a) && is_usable(b)).count()
 }
 
 /// The median of the ratios, round by round, over those that are usable on both sides; if none is,
@@ -263,11 +206,7 @@ fn usable_pairs(a: &Side, b: &Side) -> usize {
 fn median_ratio(a: &Side, b: &Side) -> Option<f64> {
     let some_usable = usable_pairs(a, b) > 0;
     let counts = |outcome: &Outcome| {
-        if some_usable {
-            is_usable(outcome)
-        } else {
-            outcome.is_clean()
-        }
+        if some_usable { is_usable(outcome) } else { outcome.is_clean() }
     };
     let ratios = a
         .rounds
@@ -291,8 +230,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 impl RowResult {
     /// The ratio that the target is about.
     fn figure(&self) -> String {
-        let ratio =
-            |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
+        let ratio = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
         match self.target {
             Target::OfOther(_) => ratio(self.ratio),
             Target::OfBaseline(_) => format!("{} own", ratio(self.ratio_of_baseline)),
@@ -302,15 +240,9 @@ impl RowResult {
 
 impl std::fmt::Display for RowResult {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (a, b) = (
-            nanoseconds(self.a.cpu_ns_per_message),
-            nanoseconds(self.b.cpu_ns_per_message),
-        );
+        let (a, b) = (nanoseconds(self.a.cpu_ns_per_message), nanoseconds(self.b.cpu_ns_per_message));
         let (row, figure, target, verdict) = (&self.row, self.figure(), self.target, &self.verdict);
-        write!(
-            f,
-            "{row}: {a} ns, {b} ns, ratio {figure} (target {target}): {verdict}"
-        )
+        write!(f, "{row}: {a} ns, {b} ns, ratio {figure} (target {target}): {verdict}")
     }
 }
 
@@ -349,8 +281,8 @@ impl std::fmt::Display for Comparison {
             self.a, self.b, self.rounds
         )?;
         let mut table = Table::new(&[
-            "row", "A ns", "B ns", "A/B", "target", "A p50", "B p50", "A p99", "B p99", "A msg/s",
-            "B msg/s", "own", "verdict",
+            "row", "A ns", "B ns", "A/B", "target", "A p50", "B p50", "A p99", "B p99", "A msg/s", "B msg/s", "own",
+            "verdict",
         ]);
         let time = |value: Option<f64>| value.map_or_else(|| "-".into(), microseconds);
         let number = |value: Option<f64>| value.map_or_else(|| "-".into(), count);
@@ -367,11 +299,7 @@ impl std::fmt::Display for Comparison {
                 time(row.b.p99_us),
                 number(row.a.messages_per_second),
                 number(row.b.messages_per_second),
-                format!(
-                    "{:.0}/{:.0} %",
-                    row.a.own_share_max * 100.0,
-                    row.b.own_share_max * 100.0
-                ),
+                format!("{:.0}/{:.0} %", row.a.own_share_max * 100.0, row.b.own_share_max * 100.0),
                 row.verdict.to_string(),
             ]);
         }
@@ -384,14 +312,8 @@ mod tests {
     use super::*;
 
     fn side(figures: &[f64]) -> Side {
-        let outcome = |ns: &f64| Outcome {
-            cpu_ns_per_message: Some(*ns),
-            ..Outcome::default()
-        };
-        Side {
-            rounds: figures.iter().map(outcome).collect(),
-            ..Side::default()
-        }
+        let outcome = |ns: &f64| Outcome { cpu_ns_per_message: Some(*ns), ..Outcome::default() };
+        Side { rounds: figures.iter().map(outcome).collect(), ..Side::default() }
     }
 
     fn verdict_of(a: Side, b: Side) -> Verdict {
@@ -404,10 +326,7 @@ mod tests {
         // A slow moment of the machine hits both brokers of a round.
         let ratio = median_ratio(&side(&[10.0, 100.0, 12.0]), &side(&[100.0, 1000.0, 100.0]));
         assert_eq!(ratio, Some(0.1));
-        assert_eq!(
-            verdict_of(side(&[10.0, 100.0, 12.0]), side(&[100.0, 1000.0, 100.0])),
-            Verdict::Ok
-        );
+        assert_eq!(verdict_of(side(&[10.0, 100.0, 12.0]), side(&[100.0, 1000.0, 100.0])), Verdict::Ok);
         assert_eq!(verdict_of(side(&[50.0]), side(&[100.0])), Verdict::Over);
     }
 
@@ -417,20 +336,14 @@ mod tests {
         a.rounds[0].void = Some("busy".into());
         assert_eq!(verdict_of(a.clone(), side(&[100.0; 3])), Verdict::Ok);
         a.rounds[1].void = Some("busy".into());
-        assert_eq!(
-            verdict_of(a, side(&[100.0; 3])),
-            Verdict::Void("busy".into())
-        );
+        assert_eq!(verdict_of(a, side(&[100.0; 3])), Verdict::Void("busy".into()));
     }
 
     #[test]
     fn one_loss_fails_a_row() {
         let mut b = side(&[100.0; 3]);
         b.rounds[2].failures.push("1 lost".into());
-        assert_eq!(
-            verdict_of(side(&[1.0; 3]), b),
-            Verdict::Failed("B: 1 lost".into())
-        );
+        assert_eq!(verdict_of(side(&[1.0; 3]), b), Verdict::Failed("B: 1 lost".into()));
     }
 
     #[test]

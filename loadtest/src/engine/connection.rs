@@ -112,12 +112,7 @@ pub enum Arrived<'a> {
 
 impl Connection {
     /// Begins to connect. CONNECT may be appended to `out` at once.
-    pub fn open(
-        address: SocketAddr,
-        client_id: String,
-        version: ProtocolVersion,
-        role: Role,
-    ) -> io::Result<Self> {
+    pub fn open(address: SocketAddr, client_id: String, version: ProtocolVersion, role: Role) -> io::Result<Self> {
         Ok(Self {
             stream: begin_connect(address)?,
             client_id,
@@ -144,9 +139,7 @@ impl Connection {
                 self.partial.clear();
                 Ok(Arrived::Bytes(&scratch[..kept + read]))
             }
-            Err(error)
-                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
-            {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                 Ok(Arrived::Nothing)
             }
             Err(error) => Err(error),
@@ -158,12 +151,7 @@ impl Connection {
         match frame {
             Some(frame) if frame.bytes() > COLLECTED_BYTES_MAX && rest.len() >= HEAD_BYTES => {
                 let head = rest[frame.header_bytes..HEAD_BYTES].to_vec();
-                let mut large = Large {
-                    frame,
-                    head,
-                    tail: [0; 8],
-                    remaining: frame.bytes(),
-                };
+                let mut large = Large { frame, head, tail: [0; 8], remaining: frame.bytes() };
                 large.take(rest);
                 self.large = Some(large);
             }
@@ -194,10 +182,7 @@ impl Outbox {
         let mut budget = FLUSH_BYTES_MAX;
         loop {
             // A body that was begun must be ended before anything else.
-            let body = self
-                .bodies
-                .front_mut()
-                .filter(|(_, written)| *written > 0 || self.bytes.is_empty());
+            let body = self.bodies.front_mut().filter(|(_, written)| *written > 0 || self.bytes.is_empty());
             let (rest, written) = match body {
                 Some((body, written)) => (&body[*written..], written),
                 None => (&self.bytes[self.written..], &mut self.written),
@@ -215,12 +200,7 @@ impl Outbox {
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // A connection that is not yet established takes nothing either.
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        ErrorKind::WouldBlock | ErrorKind::NotConnected
-                    ) =>
-                {
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => {
                     return Ok(Flushed::Blocked);
                 }
                 Err(error) => return Err(error),
@@ -230,11 +210,7 @@ impl Outbox {
     }
 
     fn forget_written(&mut self) {
-        if self
-            .bodies
-            .front()
-            .is_some_and(|(body, written)| *written == body.len())
-        {
+        if self.bodies.front().is_some_and(|(body, written)| *written == body.len()) {
             self.bodies.pop_front();
         }
         if self.written == self.bytes.len() {
@@ -258,16 +234,11 @@ impl Large {
 
 /// Begins a non-blocking TCP connection.
 pub fn begin_connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM.nonblocking().cloexec(),
-        Some(Protocol::TCP),
-    )?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
     match socket.connect(&address.into()) {
         Ok(()) => {}
-        Err(error)
-            if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
         Err(error) => return Err(error),
     }
     Ok(socket.into())
@@ -296,11 +267,7 @@ mod tests {
             let bytes = &bytes[..bytes.len().min(self.room)];
             self.taken.extend_from_slice(bytes);
             self.room -= bytes.len();
-            if bytes.is_empty() {
-                Err(ErrorKind::WouldBlock.into())
-            } else {
-                Ok(bytes.len())
-            }
+            if bytes.is_empty() { Err(ErrorKind::WouldBlock.into()) } else { Ok(bytes.len()) }
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -311,10 +278,7 @@ mod tests {
     #[test]
     fn a_body_that_was_begun_is_not_interrupted() {
         let mut outbox = Outbox::default();
-        let mut socket = Socket {
-            taken: Vec::new(),
-            room: 3,
-        };
+        let mut socket = Socket { taken: Vec::new(), room: 3 };
         outbox.bytes.extend_from_slice(b"ab");
         outbox.bodies.push_back((Arc::new(b"LARGE".to_vec()), 0));
         assert_eq!(outbox.flush(&mut socket).unwrap(), Flushed::Blocked);
@@ -329,13 +293,8 @@ mod tests {
     #[test]
     fn a_turn_sends_a_bounded_amount() {
         let mut outbox = Outbox::default();
-        let mut socket = Socket {
-            taken: Vec::new(),
-            room: usize::MAX,
-        };
-        outbox
-            .bodies
-            .push_back((Arc::new(vec![7; FLUSH_BYTES_MAX + 1]), 0));
+        let mut socket = Socket { taken: Vec::new(), room: usize::MAX };
+        outbox.bodies.push_back((Arc::new(vec![7; FLUSH_BYTES_MAX + 1]), 0));
         assert_eq!(outbox.flush(&mut socket).unwrap(), Flushed::Partly);
         assert_eq!(socket.taken.len(), FLUSH_BYTES_MAX);
         assert_eq!(outbox.flush(&mut socket).unwrap(), Flushed::All);
@@ -343,18 +302,9 @@ mod tests {
 
     #[test]
     fn only_the_ends_of_a_large_packet_are_kept() {
-        let frame = Frame {
-            first: 0x30,
-            header_bytes: 4,
-            body_bytes: 20_000,
-        };
+        let frame = Frame { first: 0x30, header_bytes: 4, body_bytes: 20_000 };
         let packet: Vec<u8> = (0..frame.bytes()).map(|i| (i % 253) as u8).collect();
-        let mut large = Large {
-            frame,
-            head: Vec::new(),
-            tail: [0; 8],
-            remaining: frame.bytes(),
-        };
+        let mut large = Large { frame, head: Vec::new(), tail: [0; 8], remaining: frame.bytes() };
         assert_eq!(large.take(&packet[..10_000]), b"");
         for byte in &packet[10_000..packet.len() - 3] {
             assert_eq!(large.take(&[*byte]), b"");

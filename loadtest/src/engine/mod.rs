@@ -15,10 +15,7 @@ use anyhow::{Context, Result, bail};
 use kentongan_proto::mqtt::{ProtocolVersion, QoS};
 use rustix::{
     event::{Timespec, epoll},
-    time::{
-        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create,
-        timerfd_settime,
-    },
+    time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime},
 };
 
 use crate::{
@@ -66,9 +63,7 @@ pub enum Fault {
     #[error("the broker closed the connection")]
     Closed,
     /// An acknowledgement that nothing awaits.
-    #[error(
-        "the broker sent an unexpected acknowledgement (type {packet_type}, Packet Identifier {packet_id})"
-    )]
+    #[error("the broker sent an unexpected acknowledgement (type {packet_type}, Packet Identifier {packet_id})")]
     UnexpectedAck {
         /// PUBACK, PUBREC, PUBREL or PUBCOMP.
         packet_type: u8,
@@ -155,17 +150,9 @@ impl Engine {
     /// A generator towards the broker at `address`; `run` marks its messages and topics.
     pub fn new(address: SocketAddr, version: ProtocolVersion, run: u32) -> Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("creating an epoll")?;
-        let timer = timerfd_create(
-            TimerfdClockId::Monotonic,
-            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-        )
-        .context("creating a timer")?;
-        epoll::add(
-            &epoll,
-            &timer,
-            epoll::EventData::new_u64(TIMER),
-            epoll::EventFlags::IN,
-        )?;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
+            .context("creating a timer")?;
+        epoll::add(&epoll, &timer, epoll::EventData::new_u64(TIMER), epoll::EventFlags::IN)?;
         Ok(Self {
             address,
             version,
@@ -206,9 +193,7 @@ impl Engine {
         let index = self.traffic.publishers.len();
         let connection = self.add_connection("p", Role::Publisher(index), None);
         let who = (self.traffic.run, index as u32);
-        self.traffic
-            .publishers
-            .push(Publisher::new(plan, self.version, connection, who));
+        self.traffic.publishers.push(Publisher::new(plan, self.version, connection, who));
         while self.traffic.latencies.len() <= plan.latency_class {
             self.traffic.latencies.push(Latency::default());
         }
@@ -221,10 +206,7 @@ impl Engine {
         let index = self.traffic.subscribers.len();
         if let Expected::Member { group, publishers } = *expected {
             let groups = &mut self.traffic.groups;
-            groups.resize(
-                groups.len().max(group + 1),
-                vec![SequenceChecker::default(); publishers as usize],
-            );
+            groups.resize(groups.len().max(group + 1), vec![SequenceChecker::default(); publishers as usize]);
         }
         self.add_connection("s", Role::Subscriber(index), Some((filter, qos)));
         self.traffic.subscribers.push(Subscriber::new(expected));
@@ -235,16 +217,9 @@ impl Engine {
     /// once [`Engine::start`] was called. One filter in ten is a wildcard; none matches a message
     /// of the run.
     pub fn add_churn(&mut self, clients: usize, per_second: f64) {
-        let clients = (0..clients)
-            .map(|_| self.add_connection("c", Role::Churner, None))
-            .collect();
-        self.churn = Some(Churn {
-            schedule: Schedule::new(0, per_second),
-            per_second,
-            is_running: true,
-            clients,
-            asked: 0,
-        });
+        let clients = (0..clients).map(|_| self.add_connection("c", Role::Churner, None)).collect();
+        self.churn =
+            Some(Churn { schedule: Schedule::new(0, per_second), per_second, is_running: true, clients, asked: 0 });
     }
 
     /// Lets publishers `range`, in turn, send `per_second` messages a second in all.
@@ -252,19 +227,10 @@ impl Engine {
         self.pacing = Some((Schedule::new(now_ns(), per_second), range));
     }
 
-    fn add_connection(
-        &mut self,
-        kind: &str,
-        role: Role,
-        subscription: Option<(String, QoS)>,
-    ) -> usize {
+    fn add_connection(&mut self, kind: &str, role: Role, subscription: Option<(String, QoS)>) -> usize {
         let index = self.connections.len() + self.planned.len();
         let client_id = format!("lt-{:08x}-{kind}{index}", self.traffic.run);
-        self.planned.push_back(Planned {
-            client_id,
-            role,
-            subscription,
-        });
+        self.planned.push_back(Planned { client_id, role, subscription });
         index
     }
 
@@ -290,23 +256,14 @@ impl Engine {
     }
 
     fn open(&mut self, planned: Planned) -> Result<()> {
-        let Planned {
-            client_id,
-            role,
-            subscription,
-        } = planned;
+        let Planned { client_id, role, subscription } = planned;
         let connect = handshake::connect(self.version, &client_id, KEEP_ALIVE_SECONDS);
         let mut connection = Connection::open(self.address, client_id, self.version, role)
             .with_context(|| format!("connecting to {}", self.address))?;
         connection.out.bytes = connect;
         connection.subscription = subscription;
         let index = self.connections.len();
-        epoll::add(
-            &self.epoll,
-            &connection.stream,
-            epoll::EventData::new_u64(index as u64),
-            epoll::EventFlags::IN,
-        )?;
+        epoll::add(&self.epoll, &connection.stream, epoll::EventData::new_u64(index as u64), epoll::EventFlags::IN)?;
         self.connections.push(connection);
         self.traffic.opening += 1;
         self.mark_dirty(index);
@@ -324,10 +281,7 @@ impl Engine {
             schedule.restart(now);
         }
         self.traffic.ready = (0..self.traffic.publishers.len()).collect();
-        self.traffic
-            .publishers
-            .iter_mut()
-            .for_each(|publisher| publisher.is_ready = true);
+        self.traffic.publishers.iter_mut().for_each(|publisher| publisher.is_ready = true);
     }
 
     /// Lets each of the publishers `range` send `messages` more.
@@ -363,11 +317,7 @@ impl Engine {
     }
 
     /// Turns until `done` says so. False if nothing arrived for `patience_ns` before that.
-    pub fn run_while_moving(
-        &mut self,
-        patience_ns: u64,
-        mut done: impl FnMut(&Self) -> bool,
-    ) -> Result<bool> {
+    pub fn run_while_moving(&mut self, patience_ns: u64, mut done: impl FnMut(&Self) -> bool) -> Result<bool> {
         let mut last_counts = self.traffic.counts;
         let mut last_moved = now_ns();
         while !done(self) {
@@ -387,10 +337,7 @@ impl Engine {
     pub fn is_settled(&self) -> bool {
         let counts = &self.traffic.counts;
         self.traffic.publishers.iter().all(Publisher::is_done)
-            && self
-                .churn
-                .as_ref()
-                .is_none_or(|churn| churn.asked == counts.subscribed + counts.unsubscribed)
+            && self.churn.as_ref().is_none_or(|churn| churn.asked == counts.subscribed + counts.unsubscribed)
     }
 
     /// One turn of the loop; returns at `until_ns` at the latest.
@@ -426,9 +373,7 @@ impl Engine {
             if flags.intersects(epoll::EventFlags::OUT) {
                 self.mark_dirty(token as usize);
             }
-            if flags
-                .intersects(epoll::EventFlags::IN | epoll::EventFlags::HUP | epoll::EventFlags::ERR)
-            {
+            if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::HUP | epoll::EventFlags::ERR) {
                 self.on_readable(token as usize)?;
             }
         }
@@ -439,26 +384,13 @@ impl Engine {
     /// thread, 50 µs, which is a whole interval at 20,000 messages a second.
     fn wait(&mut self, wake_at_ns: u64) -> Result<()> {
         if self.armed_ns != wake_at_ns {
-            let at = Timespec {
-                tv_sec: (wake_at_ns / SECOND) as i64,
-                tv_nsec: (wake_at_ns % SECOND) as _,
-            };
-            let once = Itimerspec {
-                it_interval: Timespec {
-                    tv_sec: 0,
-                    tv_nsec: 0,
-                },
-                it_value: at,
-            };
+            let at = Timespec { tv_sec: (wake_at_ns / SECOND) as i64, tv_nsec: (wake_at_ns % SECOND) as _ };
+            let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: at };
             timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &once)?;
             self.armed_ns = wake_at_ns;
         }
         self.events.clear();
-        match epoll::wait(
-            &self.epoll,
-            rustix::buffer::spare_capacity(&mut self.events),
-            None,
-        ) {
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error).context("waiting for sockets"),
         }
@@ -489,10 +421,7 @@ impl Engine {
             && let Some((tick, _)) = churn.schedule.take(now)
         {
             let (client, packets) = churn.step(tick, self.version);
-            self.connections[client]
-                .out
-                .bytes
-                .extend_from_slice(&packets);
+            self.connections[client].out.bytes.extend_from_slice(&packets);
             self.mark_dirty(client);
         }
     }
@@ -527,8 +456,7 @@ impl Engine {
                 // The reading side tells why.
                 Err(error) if is_end(&error) => Flushed::All,
                 Err(error) => {
-                    return Err(error)
-                        .with_context(|| format!("writing as {}", connection.client_id));
+                    return Err(error).with_context(|| format!("writing as {}", connection.client_id));
                 }
             };
             if flushed == Flushed::Partly {
@@ -555,9 +483,7 @@ impl Engine {
         let silent_ns = u64::from(KEEP_ALIVE_SECONDS) * SECOND * 9 / 10;
         for index in 0..self.connections.len() {
             let connection = &mut self.connections[index];
-            if connection.state == State::Ready
-                && now.saturating_sub(connection.last_sent_ns) > silent_ns
-            {
+            if connection.state == State::Ready && now.saturating_sub(connection.last_sent_ns) > silent_ns {
                 wire::append_ping(&mut connection.out.bytes);
                 self.traffic.counts.pings += 1;
                 self.mark_dirty(index);
@@ -590,10 +516,7 @@ impl Engine {
             None => anyhow::Error::new(Fault::Closed),
             Some(error) => anyhow::Error::new(error),
         };
-        Err(fault.context(format!(
-            "client {} in state {:?}",
-            connection.client_id, connection.state
-        )))
+        Err(fault.context(format!("client {} in state {:?}", connection.client_id, connection.state)))
     }
 
     /// Sends DISCONNECT on all connections and waits until the broker has closed them; false if it
@@ -607,8 +530,7 @@ impl Engine {
             self.mark_dirty(index);
         }
         let deadline = now_ns() + timeout_ns;
-        let all_closed =
-            |engine: &Self| engine.connections.iter().all(|c| c.state == State::Closed);
+        let all_closed = |engine: &Self| engine.connections.iter().all(|c| c.state == State::Closed);
         while !all_closed(&self) && now_ns() < deadline {
             self.turn(deadline)?;
         }
@@ -654,12 +576,7 @@ impl Engine {
 
     /// What is wrong so far with what arrived and with what was acknowledged.
     pub fn findings(&self) -> Findings {
-        let sent = |publisher: u32| {
-            self.traffic
-                .publishers
-                .get(publisher as usize)
-                .map_or(0, |p| p.next)
-        };
+        let sent = |publisher: u32| self.traffic.publishers.get(publisher as usize).map_or(0, |p| p.next);
         let mut findings = Findings::default();
         for subscriber in &self.traffic.subscribers {
             findings += subscriber.findings(sent);
@@ -684,66 +601,35 @@ impl Churn {
         // Two identifiers a step, of which a client makes every `count`-th.
         let packet_id = ((tick / count * 2) % 65_534 + 1) as u16;
         self.asked += 1;
-        let mut packets =
-            handshake::subscribe(version, packet_id, &churn_filter(tick), QoS::AtMostOnce);
+        let mut packets = handshake::subscribe(version, packet_id, &churn_filter(tick), QoS::AtMostOnce);
         // A multiple of the number of clients, so that the same client unsubscribes.
         if let Some(old) = tick.checked_sub(CHURN_FILTERS.next_multiple_of(count)) {
             self.asked += 1;
-            packets.extend(handshake::unsubscribe(
-                version,
-                packet_id + 1,
-                &churn_filter(old),
-            ));
+            packets.extend(handshake::unsubscribe(version, packet_id + 1, &churn_filter(old)));
         }
         (client, packets)
     }
 }
 
 fn is_end(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-    )
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 fn churn_filter(number: u64) -> String {
-    if number.is_multiple_of(10) {
-        format!("churn/{number}/+/state")
-    } else {
-        format!("churn/{number}/plant/state")
-    }
+    if number.is_multiple_of(10) { format!("churn/{number}/+/state") } else { format!("churn/{number}/plant/state") }
 }
 
 /// Takes all packets that are complete in `bytes` and keeps the rest.
-fn take_bytes(
-    connection: &mut Connection,
-    traffic: &mut Traffic,
-    bytes: &[u8],
-    now: u64,
-) -> Result<(), Fault> {
+fn take_bytes(connection: &mut Connection, traffic: &mut Traffic, bytes: &[u8], now: u64) -> Result<(), Fault> {
     let (mut rest, large) = connection.skip_large(bytes);
     if let Some(large) = large {
-        on_packet(
-            connection,
-            traffic,
-            large.frame,
-            &large.head,
-            Some(large.tail),
-            now,
-        )?;
+        on_packet(connection, traffic, large.frame, &large.head, Some(large.tail), now)?;
     }
     loop {
         let frame = wire::scan(rest)?;
         match frame {
             Some(frame) if frame.bytes() <= rest.len() => {
-                on_packet(
-                    connection,
-                    traffic,
-                    frame,
-                    &rest[frame.header_bytes..frame.bytes()],
-                    None,
-                    now,
-                )?;
+                on_packet(connection, traffic, frame, &rest[frame.header_bytes..frame.bytes()], None, now)?;
                 rest = &rest[frame.bytes()..];
             }
             _ => {
@@ -767,13 +653,7 @@ fn on_packet(
     let unexpected = Fault::UnexpectedPacket(frame.first);
     match (frame.first >> 4, connection.role) {
         (packet_type::PUBLISH, Role::Subscriber(index)) => {
-            let incoming = Incoming::read(
-                frame.first,
-                body,
-                frame.body_bytes,
-                tail,
-                connection.version,
-            )?;
+            let incoming = Incoming::read(frame.first, body, frame.body_bytes, tail, connection.version)?;
             traffic.on_publish(index, &incoming, &mut connection.out.bytes, now);
         }
         (packet_type::PUBREL, Role::Subscriber(index)) => {
@@ -781,33 +661,21 @@ fn on_packet(
             traffic.subscribers[index].end_exactly_once(packet_id);
             wire::append_ack(&mut connection.out.bytes, packet_type::PUBCOMP, packet_id);
         }
-        (
-            packet_type @ (packet_type::PUBACK | packet_type::PUBREC | packet_type::PUBCOMP),
-            Role::Publisher(index),
-        ) => {
+        (packet_type @ (packet_type::PUBACK | packet_type::PUBREC | packet_type::PUBCOMP), Role::Publisher(index)) => {
             let (packet_id, reason) = wire::read_ack(body)?;
-            if traffic.publishers[index].on_ack(
-                packet_type,
-                packet_id,
-                reason,
-                &mut connection.out.bytes,
-            )? {
+            if traffic.publishers[index].on_ack(packet_type, packet_id, reason, &mut connection.out.bytes)? {
                 traffic.mark_ready(index);
             }
         }
         (packet_type::PINGRESP, _) => {}
-        (packet_type::CONNACK, _) if connection.state == State::Connecting => {
-            on_connack(connection, traffic, body)?
-        }
+        (packet_type::CONNACK, _) if connection.state == State::Connecting => on_connack(connection, traffic, body)?,
         (packet_type::SUBACK, _) => on_suback(connection, traffic, body)?,
         (packet_type::UNSUBACK, Role::Churner) => {
             handshake::read_suback(body)?;
             traffic.counts.unsubscribed += 1;
         }
         (packet_type::DISCONNECT, _) => {
-            return Err(Fault::Disconnected(
-                body.first().copied().unwrap_or_default(),
-            ));
+            return Err(Fault::Disconnected(body.first().copied().unwrap_or_default()));
         }
         _ => return Err(unexpected),
     }
@@ -815,11 +683,7 @@ fn on_packet(
 }
 
 #[cold]
-fn on_connack(
-    connection: &mut Connection,
-    traffic: &mut Traffic,
-    body: &[u8],
-) -> Result<(), Fault> {
+fn on_connack(connection: &mut Connection, traffic: &mut Traffic, body: &[u8]) -> Result<(), Fault> {
     let allowed = handshake::read_connack(connection.version, body)?.map_err(Fault::Refused)?;
     if let Role::Publisher(index) = connection.role {
         traffic.publishers[index].set_receive_maximum(allowed.receive_maximum);
@@ -841,10 +705,7 @@ fn on_connack(
 #[cold]
 fn on_suback(connection: &mut Connection, traffic: &mut Traffic, body: &[u8]) -> Result<(), Fault> {
     let (_, reason) = handshake::read_suback(body)?;
-    let asked = connection
-        .subscription
-        .as_ref()
-        .map_or(0, |(_, qos)| *qos as u8);
+    let asked = connection.subscription.as_ref().map_or(0, |(_, qos)| *qos as u8);
     if reason != asked {
         return Err(Fault::SubscriptionRefused(reason));
     }
@@ -883,13 +744,7 @@ impl Traffic {
             return subscriber.on_corrupt();
         };
         subscriber.on_flags(incoming.flags, publisher.flags);
-        if subscriber.on_message(
-            stamp.publisher,
-            stamp.sequence,
-            publisher.next,
-            &mut self.groups,
-        ) == Arrival::First
-        {
+        if subscriber.on_message(stamp.publisher, stamp.sequence, publisher.next, &mut self.groups) == Arrival::First {
             self.latencies[publisher.latency_class].record(now.saturating_sub(stamp.sent_ns));
             if publisher.on_received(stamp.sequence) {
                 self.mark_ready(stamp.publisher as usize);

@@ -65,30 +65,11 @@ pub struct Publisher {
 
 impl Publisher {
     /// A publisher on `connection` that stamps its messages with `who`: (run, index).
-    pub fn new(
-        plan: &PublisherPlan,
-        version: ProtocolVersion,
-        connection: usize,
-        who: (u32, u32),
-    ) -> Self {
+    pub fn new(plan: &PublisherPlan, version: ProtocolVersion, connection: usize, who: (u32, u32)) -> Self {
         assert!(plan.window > 0, "a window of 0 would never send");
-        assert!(
-            plan.receivers > 0 || plan.qos != QoS::AtMostOnce,
-            "nothing would bound what is under way"
-        );
-        let template = PublishTemplate::new(
-            version,
-            plan.qos,
-            plan.retain,
-            &plan.target,
-            plan.payload_bytes,
-            who,
-        );
-        let ring = if plan.receivers > 1 {
-            plan.window.next_power_of_two() as usize
-        } else {
-            0
-        };
+        assert!(plan.receivers > 0 || plan.qos != QoS::AtMostOnce, "nothing would bound what is under way");
+        let template = PublishTemplate::new(version, plan.qos, plan.retain, &plan.target, plan.payload_bytes, who);
+        let ring = if plan.receivers > 1 { plan.window.next_power_of_two() as usize } else { 0 };
         Self {
             connection,
             payload_bytes: template.payload_bytes(),
@@ -146,11 +127,9 @@ impl Publisher {
             };
             let packet_id = self.in_flight.as_mut().map_or(0, InFlight::take);
             if self.template.is_large() {
-                out.bodies
-                    .push_back((self.template.share(packet_id, self.next, sent_ns), 0));
+                out.bodies.push_back((self.template.share(packet_id, self.next, sent_ns), 0));
             } else {
-                self.template
-                    .append(&mut out.bytes, packet_id, self.next, sent_ns);
+                self.template.append(&mut out.bytes, packet_id, self.next, sent_ns);
             }
             self.outstanding += u32::from(self.receivers > 0);
             if let Some(slot) = self.slot(self.next) {
@@ -186,25 +165,13 @@ impl Publisher {
     }
 
     /// Takes PUBACK, PUBREC or PUBCOMP; true when a Packet Identifier became free.
-    pub fn on_ack(
-        &mut self,
-        packet_type: u8,
-        packet_id: u16,
-        reason: u8,
-        out: &mut Vec<u8>,
-    ) -> Result<bool, Fault> {
-        let unexpected = Fault::UnexpectedAck {
-            packet_type,
-            packet_id,
-        };
+    pub fn on_ack(&mut self, packet_type: u8, packet_id: u16, reason: u8, out: &mut Vec<u8>) -> Result<bool, Fault> {
+        let unexpected = Fault::UnexpectedAck { packet_type, packet_id };
         let Some(in_flight) = &mut self.in_flight else {
             return Err(unexpected);
         };
         self.refused += u64::from(reason >= 0x80);
-        match in_flight
-            .on_ack(packet_type, packet_id, reason >= 0x80)
-            .ok_or(unexpected)?
-        {
+        match in_flight.on_ack(packet_type, packet_id, reason >= 0x80).ok_or(unexpected)? {
             Step::Freed => Ok(true),
             Step::Release => {
                 append_ack(out, packet_type::PUBREL, packet_id);
@@ -215,9 +182,7 @@ impl Publisher {
 
     /// Messages whose acknowledgement is not complete.
     pub fn unacknowledged(&self) -> usize {
-        self.in_flight
-            .as_ref()
-            .map_or(0, |in_flight| in_flight.used)
+        self.in_flight.as_ref().map_or(0, |in_flight| in_flight.used)
     }
 
     /// Nothing is under way and nothing is left to send.
@@ -256,11 +221,7 @@ impl InFlight {
     fn new(qos: QoS, window: u32) -> Self {
         let limit = window.min(u32::from(u16::MAX)) as u16;
         Self {
-            begins: if qos == QoS::AtLeastOnce {
-                Awaiting::PubAck
-            } else {
-                Awaiting::PubRec
-            },
+            begins: if qos == QoS::AtLeastOnce { Awaiting::PubAck } else { Awaiting::PubRec },
             awaiting: vec![Awaiting::Nothing; usize::from(limit) + 1],
             free: (1..=limit).collect(),
             used: 0,
@@ -278,10 +239,7 @@ impl InFlight {
 
     /// Callers asked `has_room` first.
     fn take(&mut self) -> u16 {
-        let id = self
-            .free
-            .pop_front()
-            .expect("there is room, so an identifier is free");
+        let id = self.free.pop_front().expect("there is room, so an identifier is free");
         self.awaiting[usize::from(id)] = self.begins;
         self.used += 1;
         id
@@ -344,17 +302,9 @@ mod tests {
         assert_eq!(publisher.fill(&mut out, 0), 1);
         assert!(publisher.on_received(0));
         assert_eq!(publisher.fill(&mut out, 0), 0, "received, not acknowledged");
-        assert!(
-            publisher
-                .on_ack(packet_type::PUBACK, 1, 0, &mut out.bytes)
-                .unwrap()
-        );
+        assert!(publisher.on_ack(packet_type::PUBACK, 1, 0, &mut out.bytes).unwrap());
         assert_eq!(publisher.fill(&mut out, 0), 1);
-        assert!(
-            publisher
-                .on_ack(packet_type::PUBACK, 1, 0, &mut out.bytes)
-                .unwrap()
-        );
+        assert!(publisher.on_ack(packet_type::PUBACK, 1, 0, &mut out.bytes).unwrap());
         assert_eq!(publisher.fill(&mut out, 0), 0, "acknowledged, not received");
     }
 
@@ -371,22 +321,10 @@ mod tests {
         let mut out = Outbox::default();
         publisher.fill(&mut out, 0);
         out.bytes.clear();
-        assert!(
-            publisher
-                .on_ack(packet_type::PUBCOMP, 1, 0, &mut out.bytes)
-                .is_err()
-        );
-        assert!(
-            !publisher
-                .on_ack(packet_type::PUBREC, 1, 0, &mut out.bytes)
-                .unwrap()
-        );
+        assert!(publisher.on_ack(packet_type::PUBCOMP, 1, 0, &mut out.bytes).is_err());
+        assert!(!publisher.on_ack(packet_type::PUBREC, 1, 0, &mut out.bytes).unwrap());
         assert_eq!(out.bytes, [0x62, 2, 0, 1]);
-        assert!(
-            publisher
-                .on_ack(packet_type::PUBCOMP, 1, 0, &mut out.bytes)
-                .unwrap()
-        );
+        assert!(publisher.on_ack(packet_type::PUBCOMP, 1, 0, &mut out.bytes).unwrap());
         assert_eq!(publisher.unacknowledged(), 0);
     }
 
@@ -395,11 +333,7 @@ mod tests {
         let mut publisher = publisher(QoS::ExactlyOnce, 1, 1);
         let mut out = Outbox::default();
         publisher.fill(&mut out, 0);
-        assert!(
-            publisher
-                .on_ack(packet_type::PUBREC, 1, 0x97, &mut out.bytes)
-                .unwrap()
-        );
+        assert!(publisher.on_ack(packet_type::PUBREC, 1, 0x97, &mut out.bytes).unwrap());
         assert_eq!((publisher.refused, publisher.unacknowledged()), (1, 0));
     }
 
@@ -407,11 +341,7 @@ mod tests {
     fn an_acknowledgement_of_nothing_is_a_fault() {
         let mut publisher = publisher(QoS::AtLeastOnce, 1, 1);
         for id in [0, 1, 2, u16::MAX] {
-            assert!(
-                publisher
-                    .on_ack(packet_type::PUBACK, id, 0, &mut Vec::new())
-                    .is_err()
-            );
+            assert!(publisher.on_ack(packet_type::PUBACK, id, 0, &mut Vec::new()).is_err());
         }
     }
 }

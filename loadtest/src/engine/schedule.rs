@@ -13,11 +13,7 @@ impl Schedule {
     /// `per_second` ticks from `start_ns` on.
     pub fn new(start_ns: u64, per_second: f64) -> Self {
         assert!(per_second > 0.0, "a rate is above zero");
-        Self {
-            start_ns,
-            interval_ns: 1e9 / per_second,
-            next: 0,
-        }
+        Self { start_ns, interval_ns: 1e9 / per_second, next: 0 }
     }
 
     /// Begins again with tick 0 at `start_ns`.

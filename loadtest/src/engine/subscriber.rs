@@ -113,44 +113,21 @@ impl Subscriber {
     /// A subscriber that must get what `expected` says.
     pub fn new(expected: &Expected) -> Self {
         let check = match *expected {
-            Expected::Each { first, count } => Check::Each {
-                first,
-                checkers: vec![SequenceChecker::default(); count as usize],
-            },
-            Expected::Member { group, publishers } => Check::Member {
-                group,
-                next: vec![0; publishers as usize],
-                out_of_order: 0,
-            },
-            Expected::Every {
-                publisher,
-                number,
-                stride,
-            } => Check::Every {
-                publisher,
-                number,
-                stride,
-                checker: SequenceChecker::default(),
-            },
+            Expected::Each { first, count } => {
+                Check::Each { first, checkers: vec![SequenceChecker::default(); count as usize] }
+            }
+            Expected::Member { group, publishers } => {
+                Check::Member { group, next: vec![0; publishers as usize], out_of_order: 0 }
+            }
+            Expected::Every { publisher, number, stride } => {
+                Check::Every { publisher, number, stride, checker: SequenceChecker::default() }
+            }
             Expected::Set { publisher, count } => {
                 let seen = vec![0; count.div_ceil(64) as usize];
-                Check::Set {
-                    publisher,
-                    seen,
-                    count,
-                    arrived: 0,
-                    duplicated: 0,
-                }
+                Check::Set { publisher, seen, count, arrived: 0, duplicated: 0 }
             }
         };
-        Self {
-            check,
-            inbound: None,
-            arrived: 0,
-            foreign: 0,
-            corrupt: 0,
-            wrong_flags: 0,
-        }
+        Self { check, inbound: None, arrived: 0, foreign: 0, corrupt: 0, wrong_flags: 0 }
     }
 
     /// A payload came that is not one of ours, or not as it was sent. A set is read with a filter
@@ -166,11 +143,7 @@ impl Subscriber {
     /// [MQTT-3.3.1-8, MQTT-3.3.1-9].
     #[inline]
     pub fn on_flags(&mut self, flags: u8, sent: u8) {
-        let expected = if matches!(self.check, Check::Set { .. }) {
-            sent
-        } else {
-            sent & !1
-        };
+        let expected = if matches!(self.check, Check::Set { .. }) { sent } else { sent & !1 };
         self.wrong_flags += u64::from(flags != expected);
     }
 
@@ -192,35 +165,18 @@ impl Subscriber {
         let observation = match &mut self.check {
             Check::Each { first, checkers } => {
                 let index = publisher.wrapping_sub(*first) as usize;
-                checkers
-                    .get_mut(index)
-                    .map(|checker| checker.observe(sequence))
+                checkers.get_mut(index).map(|checker| checker.observe(sequence))
             }
-            Check::Member {
-                group,
-                next,
-                out_of_order,
-            } => next.get_mut(publisher as usize).map(|next| {
+            Check::Member { group, next, out_of_order } => next.get_mut(publisher as usize).map(|next| {
                 *out_of_order += u64::from(sequence < *next);
                 *next = (*next).max(sequence + 1);
                 groups[*group][publisher as usize].observe(sequence)
             }),
-            Check::Every {
-                publisher: wanted,
-                number,
-                stride,
-                checker,
-            } => {
+            Check::Every { publisher: wanted, number, stride, checker } => {
                 let is_ours = publisher == *wanted && sequence % *stride == *number;
                 is_ours.then(|| checker.observe(sequence / *stride))
             }
-            Check::Set {
-                publisher: wanted,
-                seen,
-                count,
-                arrived,
-                duplicated,
-            } => {
+            Check::Set { publisher: wanted, seen, count, arrived, duplicated } => {
                 if publisher == *wanted && sequence < *count {
                     let (word, bit) = (sequence as usize / 64, 1 << (sequence % 64));
                     let again = seen[word] & bit != 0;
@@ -260,11 +216,7 @@ impl Subscriber {
 
     /// How many messages of an [`Expected::Set`] have arrived.
     pub fn set_arrived(&self) -> u64 {
-        if let Check::Set { arrived, .. } = self.check {
-            arrived
-        } else {
-            0
-        }
+        if let Check::Set { arrived, .. } = self.check { arrived } else { 0 }
     }
 
     /// What is wrong so far, `sent` being how many messages each publisher has sent.
@@ -283,22 +235,11 @@ impl Subscriber {
                 }
             }
             Check::Member { out_of_order, .. } => findings.out_of_order = *out_of_order,
-            Check::Every {
-                publisher,
-                number,
-                stride,
-                checker,
-            } => {
+            Check::Every { publisher, number, stride, checker } => {
                 let count = (sent(*publisher) + stride - 1 - number) / stride;
                 add(&mut findings, checker, count);
             }
-            Check::Set {
-                publisher,
-                count,
-                arrived,
-                duplicated,
-                ..
-            } => {
+            Check::Set { publisher, count, arrived, duplicated, .. } => {
                 findings.lost = sent(*publisher).min(*count).saturating_sub(*arrived);
                 findings.duplicated = *duplicated;
             }
@@ -353,37 +294,14 @@ mod tests {
 
     #[test]
     fn two_whole_streams_interleaved_are_clean() {
-        let arrivals = [
-            (5, 0),
-            (6, 0),
-            (6, 1),
-            (5, 1),
-            (5, 2),
-            (6, 2),
-            (5, 3),
-            (6, 3),
-        ];
+        let arrivals = [(5, 0), (6, 0), (6, 1), (5, 1), (5, 2), (6, 2), (5, 3), (6, 3)];
         assert_eq!(each(&arrivals), Findings::default());
     }
 
     #[test]
     fn a_lost_a_repeated_and_a_swapped_message_are_reported() {
-        let arrivals = [
-            (5, 0),
-            (5, 2),
-            (5, 1),
-            (5, 3),
-            (6, 0),
-            (6, 1),
-            (6, 1),
-            (6, 3),
-        ];
-        let expected = Findings {
-            lost: 1,
-            duplicated: 1,
-            out_of_order: 1,
-            ..Findings::default()
-        };
+        let arrivals = [(5, 0), (5, 2), (5, 1), (5, 3), (6, 0), (6, 1), (6, 1), (6, 3)];
+        let expected = Findings { lost: 1, duplicated: 1, out_of_order: 1, ..Findings::default() };
         assert_eq!(each(&arrivals), expected);
     }
 
@@ -396,43 +314,22 @@ mod tests {
     #[test]
     fn a_group_is_complete_together_and_each_member_in_order() {
         let mut groups = vec![vec![SequenceChecker::default()]];
-        let member = Expected::Member {
-            group: 0,
-            publishers: 1,
-        };
+        let member = Expected::Member { group: 0, publishers: 1 };
         let (mut a, mut b) = (Subscriber::new(&member), Subscriber::new(&member));
         let mut arrivals = [(&mut a, 1), (&mut b, 0)];
         for (subscriber, sequence) in &mut arrivals {
-            assert_eq!(
-                subscriber.on_message(0, *sequence, SENT, &mut groups),
-                Arrival::First
-            );
+            assert_eq!(subscriber.on_message(0, *sequence, SENT, &mut groups), Arrival::First);
         }
-        assert_eq!(
-            a.on_message(0, 0, SENT, &mut groups),
-            Arrival::Ignored,
-            "b had it"
-        );
+        assert_eq!(a.on_message(0, 0, SENT, &mut groups), Arrival::Ignored, "b had it");
         let group = group_findings(&groups[0], |_| SENT);
-        assert_eq!(
-            group,
-            Findings {
-                lost: 2,
-                duplicated: 1,
-                ..Findings::default()
-            }
-        );
+        assert_eq!(group, Findings { lost: 2, duplicated: 1, ..Findings::default() });
         assert_eq!(a.findings(|_| SENT).out_of_order, 1);
         assert_eq!(b.findings(|_| SENT), Findings::default());
     }
 
     #[test]
     fn every_third_message_is_expected_and_counted() {
-        let every = Expected::Every {
-            publisher: 0,
-            number: 1,
-            stride: 3,
-        };
+        let every = Expected::Every { publisher: 0, number: 1, stride: 3 };
         let mut subscriber = Subscriber::new(&every);
         subscriber.on_message(0, 1, 9, &mut []);
         subscriber.on_message(0, 2, 9, &mut []);
@@ -444,18 +341,12 @@ mod tests {
 
     #[test]
     fn a_set_is_complete_in_any_order_and_once_each() {
-        let mut subscriber = Subscriber::new(&Expected::Set {
-            publisher: 1,
-            count: 3,
-        });
+        let mut subscriber = Subscriber::new(&Expected::Set { publisher: 1, count: 3 });
         for (publisher, sequence) in [(1, 2), (1, 0), (0, 0), (1, 2)] {
             subscriber.on_message(publisher, sequence, SENT, &mut []);
         }
         let findings = subscriber.findings(|_| 3);
-        assert_eq!(
-            (findings.lost, findings.duplicated, findings.foreign),
-            (1, 1, 0)
-        );
+        assert_eq!((findings.lost, findings.duplicated, findings.foreign), (1, 1, 0));
         assert_eq!(subscriber.set_arrived(), 2);
     }
 

@@ -51,9 +51,7 @@ impl CpuSample {
     pub fn of(pid: u32) -> Result<Self> {
         let tasks = format!("/proc/{pid}/task");
         let mut threads = BTreeMap::new();
-        for task in fs::read_dir(&tasks)
-            .with_context(|| format!("reading {tasks}: is process {pid} alive?"))?
-        {
+        for task in fs::read_dir(&tasks).with_context(|| format!("reading {tasks}: is process {pid} alive?"))? {
             let task = task?;
             let name = task.file_name();
             // A thread may end between the listing and the reading; the total has its time.
@@ -65,11 +63,7 @@ impl CpuSample {
             }
         }
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        Ok(Self {
-            threads,
-            total_ticks: parse_stat_ticks(&stat)?,
-            at_ns: super::now_ns(),
-        })
+        Ok(Self { threads, total_ticks: parse_stat_ticks(&stat)?, at_ns: super::now_ns() })
     }
 
     /// What was used from `earlier` until this sample.
@@ -88,12 +82,7 @@ impl CpuSample {
         if threads_ended {
             on_cpu_ns = total_ns;
         }
-        CpuUse {
-            on_cpu_ns,
-            waiting_ns,
-            elapsed_ns: self.at_ns.saturating_sub(earlier.at_ns),
-            threads_ended,
-        }
+        CpuUse { on_cpu_ns, waiting_ns, elapsed_ns: self.at_ns.saturating_sub(earlier.at_ns), threads_ended }
     }
 }
 
@@ -109,10 +98,7 @@ impl OwnCpu {
     pub fn now() -> Self {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
         let thread_ns = time.tv_sec as u64 * super::SECOND + time.tv_nsec as u64;
-        Self {
-            thread_ns,
-            at_ns: super::now_ns(),
-        }
+        Self { thread_ns, at_ns: super::now_ns() }
     }
 
     /// Nanoseconds since the clock was read.
@@ -130,31 +116,15 @@ impl OwnCpu {
 /// `on-cpu-ns waiting-ns timeslices`.
 fn parse_schedstat(text: &str) -> Result<ThreadTime> {
     let mut fields = text.split_whitespace().map(str::parse::<u64>);
-    let mut field = || {
-        fields
-            .next()
-            .context("schedstat is short")?
-            .context("schedstat is not numeric")
-    };
-    Ok(ThreadTime {
-        on_cpu_ns: field()?,
-        waiting_ns: field()?,
-    })
+    let mut field = || fields.next().context("schedstat is short")?.context("schedstat is not numeric");
+    Ok(ThreadTime { on_cpu_ns: field()?, waiting_ns: field()? })
 }
 
 /// Fields 14 and 15, utime and stime. The name (field 2) may itself hold spaces and parentheses.
 fn parse_stat_ticks(text: &str) -> Result<u64> {
     let (_, after_name) = text.rsplit_once(')').context("stat has no process name")?;
-    let mut fields = after_name
-        .split_whitespace()
-        .skip(11)
-        .map(str::parse::<u64>);
-    let mut field = || {
-        fields
-            .next()
-            .context("stat is short")?
-            .context("stat is not numeric")
-    };
+    let mut fields = after_name.split_whitespace().skip(11).map(str::parse::<u64>);
+    let mut field = || fields.next().context("stat is short")?.context("stat is not numeric");
     Ok(field()? + field()?)
 }
 
@@ -163,35 +133,14 @@ mod tests {
     use super::*;
 
     fn sample(threads: &[(u32, u64)], total_ticks: u64, at_ns: u64) -> CpuSample {
-        let threads = threads
-            .iter()
-            .map(|(id, ns)| {
-                (
-                    *id,
-                    ThreadTime {
-                        on_cpu_ns: *ns,
-                        waiting_ns: 0,
-                    },
-                )
-            })
-            .collect();
-        CpuSample {
-            threads,
-            total_ticks,
-            at_ns,
-        }
+        let threads = threads.iter().map(|(id, ns)| (*id, ThreadTime { on_cpu_ns: *ns, waiting_ns: 0 })).collect();
+        CpuSample { threads, total_ticks, at_ns }
     }
 
     #[test]
     fn schedstat_is_run_time_then_waiting_time() {
         let time = parse_schedstat("493651 108792 1\n").unwrap();
-        assert_eq!(
-            time,
-            ThreadTime {
-                on_cpu_ns: 493_651,
-                waiting_ns: 108_792
-            }
-        );
+        assert_eq!(time, ThreadTime { on_cpu_ns: 493_651, waiting_ns: 108_792 });
         assert!(parse_schedstat("").is_err());
         assert!(parse_schedstat("12 x 1").is_err());
     }
@@ -206,11 +155,7 @@ mod tests {
     #[test]
     fn threads_are_summed_and_new_ones_count_from_zero() {
         let before = sample(&[(1, 1_000_000_000), (2, 500_000_000)], 150, 0);
-        let after = sample(
-            &[(1, 1_400_000_000), (2, 500_000_000), (3, 100_000_000)],
-            200,
-            1_000_000_000,
-        );
+        let after = sample(&[(1, 1_400_000_000), (2, 500_000_000), (3, 100_000_000)], 200, 1_000_000_000);
         let used = after.since(&before);
         assert_eq!((used.on_cpu_ns, used.threads_ended), (500_000_000, false));
         assert!((used.share() - 0.5).abs() < 1e-9);
@@ -229,12 +174,7 @@ mod tests {
         let before = CpuSample::of(std::process::id()).unwrap();
         let own = OwnCpu::now();
         let mut x = 1u64;
-        while CpuSample::of(std::process::id())
-            .unwrap()
-            .since(&before)
-            .on_cpu_ns
-            < 20_000_000
-        {
+        while CpuSample::of(std::process::id()).unwrap().since(&before).on_cpu_ns < 20_000_000 {
             x = std::hint::black_box(x.wrapping_mul(3));
         }
         assert!(own.share_since() > 0.0);

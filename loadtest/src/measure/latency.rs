@@ -75,10 +75,7 @@ mod tests {
             (summary.max_us, 1000.0),
             (summary.mean_us, 500.5),
         ] {
-            assert!(
-                (figure - expected).abs() <= expected / 500.0,
-                "{figure} is not {expected}"
-            );
+            assert!((figure - expected).abs() <= expected / 500.0, "{figure} is not {expected}");
         }
     }
 

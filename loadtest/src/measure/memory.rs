@@ -31,22 +31,12 @@ impl Memory {
 
 fn parse_status(status: &str) -> Result<Memory> {
     let kibibytes = |key: &str| -> Result<u64> {
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-        let Some(line) = line else {
-            bail!("the process has no {key}: is it a zombie?")
-        };
+        let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        let Some(line) = line else { bail!("the process has no {key}: is it a zombie?") };
         let number = line.split_whitespace().next().unwrap_or_default();
-        Ok(number
-            .parse::<u64>()
-            .with_context(|| format!("{key} is not a number"))?
-            * 1024)
+        Ok(number.parse::<u64>().with_context(|| format!("{key} is not a number"))? * 1024)
     };
-    Ok(Memory {
-        resident_bytes: kibibytes("VmRSS")?,
-        peak_bytes: kibibytes("VmHWM")?,
-    })
+    Ok(Memory { resident_bytes: kibibytes("VmRSS")?, peak_bytes: kibibytes("VmHWM")? })
 }
 
 #[cfg(test)]
@@ -55,16 +45,9 @@ mod tests {
 
     #[test]
     fn status_is_in_kibibytes() {
-        let status =
-            "Name:\tmosquitto\nVmPeak:\t   99 kB\nVmHWM:\t    8192 kB\nVmRSS:\t    4096 kB\n";
+        let status = "Name:\tmosquitto\nVmPeak:\t   99 kB\nVmHWM:\t    8192 kB\nVmRSS:\t    4096 kB\n";
         let memory = parse_status(status).unwrap();
-        assert_eq!(
-            memory,
-            Memory {
-                resident_bytes: 4096 * 1024,
-                peak_bytes: 8192 * 1024
-            }
-        );
+        assert_eq!(memory, Memory { resident_bytes: 4096 * 1024, peak_bytes: 8192 * 1024 });
     }
 
     #[test]

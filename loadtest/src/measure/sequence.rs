@@ -51,10 +51,7 @@ impl SequenceChecker {
             return Observation::Ahead;
         }
         let gap = self.gaps.range(..=sequence).next_back();
-        let Some((start, end)) = gap
-            .map(|(s, e)| (*s, *e))
-            .filter(|(_, end)| sequence < *end)
-        else {
+        let Some((start, end)) = gap.map(|(s, e)| (*s, *e)).filter(|(_, end)| sequence < *end) else {
             self.duplicated += 1;
             return Observation::Duplicate;
         };
@@ -89,20 +86,14 @@ mod tests {
     #[test]
     fn a_complete_ordered_stream_has_no_findings() {
         let (checker, _) = after(&[0, 1, 2, 3]);
-        assert_eq!(
-            (checker.missing(4), checker.duplicated, checker.out_of_order),
-            (0, 0, 0)
-        );
+        assert_eq!((checker.missing(4), checker.duplicated, checker.out_of_order), (0, 0, 0));
     }
 
     #[test]
     fn a_lost_message_is_missing() {
         let (checker, seen) = after(&[0, 1, 3]);
         assert_eq!(seen[2], Observation::Ahead);
-        assert_eq!(
-            (checker.missing(4), checker.duplicated, checker.out_of_order),
-            (1, 0, 0)
-        );
+        assert_eq!((checker.missing(4), checker.duplicated, checker.out_of_order), (1, 0, 0));
     }
 
     #[test]
@@ -115,38 +106,26 @@ mod tests {
     fn a_repeated_message_is_a_duplicate() {
         let (checker, seen) = after(&[0, 1, 1, 2, 0]);
         assert_eq!(seen[2], Observation::Duplicate);
-        assert_eq!(
-            (checker.missing(3), checker.duplicated, checker.out_of_order),
-            (0, 2, 0)
-        );
+        assert_eq!((checker.missing(3), checker.duplicated, checker.out_of_order), (0, 2, 0));
     }
 
     #[test]
     fn swapped_messages_are_out_of_order_and_not_lost() {
         let (checker, seen) = after(&[0, 2, 1, 3]);
         assert_eq!(seen[1..3], [Observation::Ahead, Observation::Late]);
-        assert_eq!(
-            (checker.missing(4), checker.duplicated, checker.out_of_order),
-            (0, 0, 1)
-        );
+        assert_eq!((checker.missing(4), checker.duplicated, checker.out_of_order), (0, 0, 1));
     }
 
     #[test]
     fn a_late_message_that_comes_twice_is_late_once_and_then_a_duplicate() {
         let (checker, _) = after(&[0, 5, 2, 2, 4, 1, 3]);
-        assert_eq!(
-            (checker.missing(6), checker.duplicated, checker.out_of_order),
-            (0, 1, 4)
-        );
+        assert_eq!((checker.missing(6), checker.duplicated, checker.out_of_order), (0, 1, 4));
     }
 
     #[test]
     fn a_gap_is_split_by_what_arrives_within_it() {
         let (checker, _) = after(&[10, 4]);
         assert_eq!(checker.missing(11), 9);
-        assert_eq!(
-            checker.gaps.into_iter().collect::<Vec<_>>(),
-            [(0, 4), (5, 10)]
-        );
+        assert_eq!(checker.gaps.into_iter().collect::<Vec<_>>(), [(0, 4), (5, 10)]);
     }
 }

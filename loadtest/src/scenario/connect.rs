@@ -44,11 +44,7 @@ pub struct Plan {
 impl Plan {
     /// The scenario, in words.
     pub fn describe(&self) -> String {
-        let version = if self.version.is_v5() {
-            "MQTT 5"
-        } else {
-            "MQTT 3.1.1"
-        };
+        let version = if self.version.is_v5() { "MQTT 5" } else { "MQTT 3.1.1" };
         format!("connect and disconnect at {}/s {version}", self.rate)
     }
 }
@@ -103,14 +99,11 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     connector.latency.reset();
     let begun = Interval::begin(broker, connector.counts)?;
     let end = warm + nanoseconds(plan.seconds);
-    connector.run_until(end, &mut schedule, &mut || {
-        progress.until(&outcome.scenario, end, nanoseconds(plan.seconds))
-    })?;
+    connector
+        .run_until(end, &mut schedule, &mut || progress.until(&outcome.scenario, end, nanoseconds(plan.seconds)))?;
     begun.end(broker, connector.counts, &mut outcome)?;
     outcome.latency = connector.latency.summary();
-    outcome.cpu_ns_per_message = outcome
-        .broker_cpu
-        .map(|used| used.on_cpu_ns as f64 / outcome.delivered.max(1) as f64);
+    outcome.cpu_ns_per_message = outcome.broker_cpu.map(|used| used.on_cpu_ns as f64 / outcome.delivered.max(1) as f64);
 
     let patience = now_ns() + PATIENCE_NS;
     while connector.free.len() < OPEN_MAX && now_ns() < patience {
@@ -119,21 +112,14 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     outcome.published_in_all = connector.counts.published;
     let open = OPEN_MAX - connector.free.len();
     if open > 0 {
-        outcome.failures.push(format!(
-            "{open} connections were not answered or not closed after DISCONNECT"
-        ));
+        outcome.failures.push(format!("{open} connections were not answered or not closed after DISCONNECT"));
     }
     outcome.memory_after = broker.pid.map(Memory::of).transpose()?;
     Ok(outcome)
 }
 
 impl Connector {
-    fn run_until(
-        &mut self,
-        until_ns: u64,
-        schedule: &mut Schedule,
-        tick: &mut dyn FnMut(),
-    ) -> Result<()> {
+    fn run_until(&mut self, until_ns: u64, schedule: &mut Schedule, tick: &mut dyn FnMut()) -> Result<()> {
         let mut next_tick = 0;
         loop {
             let now = now_ns();
@@ -150,11 +136,7 @@ impl Connector {
                 self.free.pop();
                 self.begin(slot, due)?;
             }
-            let next = if self.free.is_empty() {
-                until_ns
-            } else {
-                schedule.next_due_ns()
-            };
+            let next = if self.free.is_empty() { until_ns } else { schedule.next_due_ns() };
             self.turn(until_ns.min(next))?;
         }
     }
@@ -165,35 +147,17 @@ impl Connector {
         self.counts.published += 1;
         let stream = begin_connect(self.broker.address).context("connecting")?;
         let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT;
-        epoll::add(
-            &self.epoll,
-            &stream,
-            epoll::EventData::new_u64(index as u64),
-            flags,
-        )?;
+        epoll::add(&self.epoll, &stream, epoll::EventData::new_u64(index as u64), flags)?;
         let to_send = handshake::connect(self.version, &client_id, 60);
-        self.slots[index] = Some(Slot {
-            stream,
-            due_ns,
-            to_send,
-            received: Vec::new(),
-            is_accepted: false,
-        });
+        self.slots[index] = Some(Slot { stream, due_ns, to_send, received: Vec::new(), is_accepted: false });
         Ok(())
     }
 
     fn turn(&mut self, until_ns: u64) -> Result<()> {
         let left = until_ns.saturating_sub(now_ns());
-        let timeout = Timespec {
-            tv_sec: (left / SECOND) as i64,
-            tv_nsec: (left % SECOND) as _,
-        };
+        let timeout = Timespec { tv_sec: (left / SECOND) as i64, tv_nsec: (left % SECOND) as _ };
         let mut events = Vec::with_capacity(OPEN_MAX);
-        match epoll::wait(
-            &self.epoll,
-            rustix::buffer::spare_capacity(&mut events),
-            Some(&timeout),
-        ) {
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error).context("waiting for sockets"),
         }
@@ -203,9 +167,7 @@ impl Connector {
                 continue;
             };
             let was_accepted = slot.is_accepted;
-            let ended = slot
-                .advance(self.version)
-                .with_context(|| format!("connection {index}"))?;
+            let ended = slot.advance(self.version).with_context(|| format!("connection {index}"))?;
             if slot.is_accepted && !was_accepted {
                 self.latency.record(now_ns().saturating_sub(slot.due_ns));
             }
@@ -236,12 +198,7 @@ impl Slot {
             Ok(0) if self.is_accepted => return Ok(true),
             Ok(0) => bail!(Fault::Closed),
             Ok(read) => read,
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::WouldBlock | ErrorKind::NotConnected
-                ) =>
-            {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => {
                 return Ok(false);
             }
             Err(error) if error.kind() == ErrorKind::ConnectionReset && self.is_accepted => {
@@ -250,16 +207,13 @@ impl Slot {
             Err(error) => return Err(error.into()),
         };
         self.received.extend_from_slice(&bytes[..read]);
-        let Some(frame) =
-            wire::scan(&self.received)?.filter(|frame| frame.bytes() <= self.received.len())
-        else {
+        let Some(frame) = wire::scan(&self.received)?.filter(|frame| frame.bytes() <= self.received.len()) else {
             return Ok(false);
         };
         if frame.first >> 4 != packet_type::CONNACK || self.is_accepted {
             bail!(Fault::UnexpectedPacket(frame.first));
         }
-        handshake::read_connack(version, &self.received[frame.header_bytes..frame.bytes()])?
-            .map_err(Fault::Refused)?;
+        handshake::read_connack(version, &self.received[frame.header_bytes..frame.bytes()])?.map_err(Fault::Refused)?;
         self.received.drain(..frame.bytes());
         self.is_accepted = true;
         wire::append_disconnect(&mut self.to_send);
@@ -271,12 +225,7 @@ impl Slot {
         while !self.to_send.is_empty() {
             match self.stream.write(&self.to_send) {
                 Ok(sent) => drop(self.to_send.drain(..sent)),
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        ErrorKind::WouldBlock | ErrorKind::NotConnected
-                    ) =>
-                {
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => {
                     break;
                 }
                 Err(error) => return Err(error.into()),

@@ -35,26 +35,15 @@ pub struct Plan {
 pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> {
     let clients = u64::from(plan.clients);
     let mut outcome = Outcome {
-        scenario: format!(
-            "idle {} connections QoS {} {} B",
-            plan.clients, plan.qos as u8, plan.payload_bytes
-        ),
+        scenario: format!("idle {} connections QoS {} {} B", plan.clients, plan.qos as u8, plan.payload_bytes),
         memory_before: broker.pid.map(Memory::of).transpose()?,
         ..Outcome::default()
     };
     let mut engine = Engine::new(broker.address, plan.version, run_number(plan.seed))?;
     let before = format!("{}/idle/", engine.topic_root());
-    let target = Target::Numbered {
-        before,
-        after: String::new(),
-        count: clients,
-    };
+    let target = Target::Numbered { before, after: String::new(), count: clients };
     for number in 0..clients {
-        let expected = Expected::Every {
-            publisher: 0,
-            number,
-            stride: clients,
-        };
+        let expected = Expected::Every { publisher: 0, number, stride: clients };
         engine.add_subscriber(target.topic(number), plan.qos, &expected);
     }
     engine.add_publisher(&PublisherPlan {
@@ -70,10 +59,7 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     });
     let begun = now_ns();
     engine.establish(300 * SECOND)?;
-    outcome.note(
-        "connections a second while opening",
-        plan.clients as f64 * 1e9 / (now_ns() - begun) as f64,
-    );
+    outcome.note("connections a second while opening", plan.clients as f64 * 1e9 / (now_ns() - begun) as f64);
     engine.start();
     engine.run_while_moving(PATIENCE_NS, Engine::is_settled)?;
     outcome.latency = engine.latency(0).summary();
@@ -88,20 +74,14 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     interval.end(broker, engine.counts(), &mut outcome)?;
     outcome.published_in_all = engine.counts().published;
     outcome.memory_after = broker.pid.map(Memory::of).transpose()?;
-    if let (Some(before), Some(served), Some(after)) =
-        (outcome.memory_before, served, outcome.memory_after)
-    {
-        let each = |memory: Memory| {
-            memory.resident_bytes.saturating_sub(before.resident_bytes) as f64 / clients as f64
-        };
+    if let (Some(before), Some(served), Some(after)) = (outcome.memory_before, served, outcome.memory_after) {
+        let each = |memory: Memory| memory.resident_bytes.saturating_sub(before.resident_bytes) as f64 / clients as f64;
         outcome.note("resident bytes a connection when served", each(served));
         outcome.note("resident bytes a connection after idling", each(after));
     }
     outcome.note("pings while idle", engine.counts().pings as f64);
     if !engine.close(4 * PATIENCE_NS)? {
-        outcome
-            .failures
-            .push("the broker did not close all connections after DISCONNECT".into());
+        outcome.failures.push("the broker did not close all connections after DISCONNECT".into());
     }
     Ok(outcome)
 }

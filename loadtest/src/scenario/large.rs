@@ -45,10 +45,7 @@ pub struct Plan {
 /// ones are under way.
 pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> {
     let mut outcome = Outcome {
-        scenario: format!(
-            "large {}×{} of {} B QoS {}",
-            plan.pairs, plan.messages, plan.payload_bytes, plan.qos as u8
-        ),
+        scenario: format!("large {}×{} of {} B QoS {}", plan.pairs, plan.messages, plan.payload_bytes, plan.qos as u8),
         memory_before: broker.pid.map(Memory::of).transpose()?,
         ..Outcome::default()
     };
@@ -56,11 +53,7 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     let mut engine = Engine::new(broker.address, plan.version, run_number(plan.seed))?;
     let root = engine.topic_root();
     for n in 0..SMALL_PAIRS + plan.pairs {
-        engine.add_subscriber(
-            format!("{root}/{n}"),
-            plan.qos,
-            &Expected::Each { first: n, count: 1 },
-        );
+        engine.add_subscriber(format!("{root}/{n}"), plan.qos, &Expected::Each { first: n, count: 1 });
     }
     for n in 0..SMALL_PAIRS + plan.pairs {
         let is_small = n < SMALL_PAIRS;
@@ -68,11 +61,7 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
             target: Target::Topic(format!("{root}/{n}")),
             qos: plan.qos,
             retain: false,
-            payload_bytes: if is_small {
-                SMALL_BYTES
-            } else {
-                plan.payload_bytes
-            },
+            payload_bytes: if is_small { SMALL_BYTES } else { plan.payload_bytes },
             receivers: 1,
             window: if is_small { 1000 } else { 1 },
             messages_max: if is_small { u64::MAX } else { 0 },
@@ -87,9 +76,7 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     engine.reset_latencies();
     let length = (plan.seconds * SECOND as f64) as u64;
     let alone = now_ns() + length;
-    engine.run_until(alone, &mut || {
-        progress.until("small messages alone", alone, length)
-    })?;
+    engine.run_until(alone, &mut || progress.until("small messages alone", alone, length))?;
     let small_alone = engine.latency(0).summary();
 
     engine.reset_latencies();
@@ -99,10 +86,7 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     let begun = now_ns();
     let mut last_done = (0, begun);
     loop {
-        let done = large
-            .clone()
-            .filter(|index| engine.publisher(*index).is_done())
-            .count();
+        let done = large.clone().filter(|index| engine.publisher(*index).is_done()).count();
         progress.at(&outcome.scenario, done as u64, u64::from(plan.pairs));
         let received = engine.latency(1).summary().count;
         if received > last_done.0 {
@@ -126,22 +110,13 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     outcome.memory_after = broker.pid.map(Memory::of).transpose()?;
     outcome.note("p50 of small messages alone, µs", small_alone.p50_us);
     outcome.note("p99 of small messages alone, µs", small_alone.p99_us);
-    outcome.note(
-        "p99 of small messages beside large ones, µs",
-        outcome.latency.p99_us,
-    );
+    outcome.note("p99 of small messages beside large ones, µs", outcome.latency.p99_us);
     outcome.note("slowest large message, ms", large_latency.max_us / 1e3);
     let bytes = u64::from(plan.pairs) * plan.messages * plan.payload_bytes as u64;
-    outcome.note(
-        "MiB a second, each way",
-        bytes as f64 / f64::from(1 << 20) / (took_ns as f64 / 1e9),
-    );
+    outcome.note("MiB a second, each way", bytes as f64 / f64::from(1 << 20) / (took_ns as f64 / 1e9));
     if let (Some(before), Some(after)) = (outcome.memory_before, outcome.memory_after) {
         let peak = after.peak_bytes.saturating_sub(before.resident_bytes);
-        outcome.note(
-            "resident MiB at the peak, above the start",
-            peak as f64 / f64::from(1 << 20),
-        );
+        outcome.note("resident MiB at the peak, above the start", peak as f64 / f64::from(1 << 20));
         if !peak_is_ours {
             outcome.note("the peak is that of the broker's whole life", 1.0);
         }

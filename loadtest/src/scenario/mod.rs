@@ -100,14 +100,7 @@ impl Outcome {
         let kinds = [
             (findings.lost, "lost"),
             (findings.duplicated, "duplicated"),
-            (
-                if order_matters {
-                    findings.out_of_order
-                } else {
-                    0
-                },
-                "out of order",
-            ),
+            (if order_matters { findings.out_of_order } else { 0 }, "out of order"),
             (findings.foreign, "not asked for"),
             (findings.corrupt, "corrupt"),
             (findings.wrong_flags, "with wrong DUP, QoS or RETAIN"),
@@ -130,11 +123,7 @@ struct Interval {
 impl Interval {
     fn begin(broker: Broker, counts: Counts) -> Result<Self> {
         let sample = broker.pid.map(CpuSample::of).transpose()?;
-        Ok(Self {
-            broker: sample,
-            own: OwnCpu::now(),
-            counts,
-        })
+        Ok(Self { broker: sample, own: OwnCpu::now(), counts })
     }
 
     /// Fills in what the interval has measured.
@@ -147,14 +136,10 @@ impl Interval {
             let used = CpuSample::of(pid)?.since(before);
             outcome.broker_cpu = Some(used);
             let messages = outcome.published + outcome.delivered;
-            outcome.cpu_ns_per_message =
-                (messages > 0).then(|| used.on_cpu_ns as f64 / messages as f64);
+            outcome.cpu_ns_per_message = (messages > 0).then(|| used.on_cpu_ns as f64 / messages as f64);
         }
         if outcome.own_share > OWN_SHARE_MAX {
-            outcome.void = Some(format!(
-                "the generator used {:.0} % of a core",
-                outcome.own_share * 100.0
-            ));
+            outcome.void = Some(format!("the generator used {:.0} % of a core", outcome.own_share * 100.0));
         }
         Ok(())
     }

@@ -47,19 +47,10 @@ pub struct Plan {
 /// Runs `plan` against `broker`. The outcome's latency is that of the live messages while the
 /// retained ones are being delivered.
 pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> {
-    ensure!(
-        plan.qos != QoS::AtMostOnce,
-        "storing needs acknowledgements: QoS 1 or 2"
-    );
-    ensure!(
-        plan.messages > 0 && plan.messages < 10_000_000,
-        "between one and ten million messages can be numbered"
-    );
+    ensure!(plan.qos != QoS::AtMostOnce, "storing needs acknowledgements: QoS 1 or 2");
+    ensure!(plan.messages > 0 && plan.messages < 10_000_000, "between one and ten million messages can be numbered");
     let mut outcome = Outcome {
-        scenario: format!(
-            "retained {} of {} B QoS {}",
-            plan.messages, plan.payload_bytes, plan.qos as u8
-        ),
+        scenario: format!("retained {} of {} B QoS {}", plan.messages, plan.payload_bytes, plan.qos as u8),
         memory_before: broker.pid.map(Memory::of).transpose()?,
         ..Outcome::default()
     };
@@ -67,11 +58,7 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     let root = engine.topic_root();
     // Two levels, so that `+/x` finds them all; the live ones have more.
     let before = format!("{}-", root.replace('/', "-"));
-    let target = Target::Numbered {
-        before,
-        after: "/x".into(),
-        count: plan.messages,
-    };
+    let target = Target::Numbered { before, after: "/x".into(), count: plan.messages };
     let store = engine.add_publisher(&PublisherPlan {
         target: target.clone(),
         qos: plan.qos,
@@ -85,11 +72,7 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     });
     for n in 1..=LIVE_PAIRS {
         let topic = format!("{root}/live/{n}");
-        engine.add_subscriber(
-            topic.clone(),
-            plan.qos,
-            &Expected::Each { first: n, count: 1 },
-        );
+        engine.add_subscriber(topic.clone(), plan.qos, &Expected::Each { first: n, count: 1 });
         engine.add_publisher(&PublisherPlan {
             target: Target::Topic(topic),
             qos: plan.qos,
@@ -114,13 +97,8 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     let seconds = |from: u64| (now_ns() - from) as f64 / 1e9;
     outcome.note("stored a second", plan.messages as f64 / seconds(begun));
     if let (Some(before), Some(pid)) = (outcome.memory_before, broker.pid) {
-        let grown = Memory::of(pid)?
-            .resident_bytes
-            .saturating_sub(before.resident_bytes);
-        outcome.note(
-            "resident bytes a retained message",
-            grown as f64 / plan.messages as f64,
-        );
+        let grown = Memory::of(pid)?.resident_bytes.saturating_sub(before.resident_bytes);
+        outcome.note("resident bytes a retained message", grown as f64 / plan.messages as f64);
     }
 
     engine.pace(1..1 + LIVE_PAIRS as usize, plan.live_rate);
@@ -128,19 +106,14 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     engine.reset_latencies();
     let length = (plan.seconds * SECOND as f64) as u64;
     let alone = now_ns() + length;
-    engine.run_until(alone, &mut || {
-        progress.until("live messages alone", alone, length)
-    })?;
+    engine.run_until(alone, &mut || progress.until("live messages alone", alone, length))?;
     let live_alone = engine.latency(1).summary();
 
     engine.reset_latencies();
     let interval = Interval::begin(broker, engine.counts())?;
     for filter in ["#", "+/x"] {
         let begun = now_ns();
-        let expected = Expected::Set {
-            publisher: store as u32,
-            count: plan.messages,
-        };
+        let expected = Expected::Set { publisher: store as u32, count: plan.messages };
         let collector = engine.add_subscriber(filter.into(), plan.qos, &expected);
         engine.establish(RETAINED_PATIENCE_NS)?;
         outcome.note(&format!("seconds to SUBACK of {filter}"), seconds(begun));
@@ -158,10 +131,7 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
             engine.run_until(now_ns() + SECOND / 100, &mut || ())?;
         }
         outcome.note(&format!("seconds to all of {filter}"), seconds(begun));
-        outcome.note(
-            &format!("retained read by {filter}"),
-            engine.subscriber(collector).set_arrived() as f64,
-        );
+        outcome.note(&format!("retained read by {filter}"), engine.subscriber(collector).set_arrived() as f64);
     }
     interval.end(broker, engine.counts(), &mut outcome)?;
     outcome.own_stall_ms = engine.longest_turn_ns() as f64 / 1e6;
@@ -175,10 +145,7 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     outcome.judge(engine.findings(), true);
     outcome.memory_after = broker.pid.map(Memory::of).transpose()?;
     if let Some(memory) = outcome.memory_after {
-        outcome.note(
-            "resident MiB at the peak",
-            memory.peak_bytes as f64 / f64::from(1 << 20),
-        );
+        outcome.note("resident MiB at the peak", memory.peak_bytes as f64 / f64::from(1 << 20));
     }
     engine.close(RETAINED_PATIENCE_NS)?;
     if !plan.keep {
@@ -206,10 +173,7 @@ fn clear(plan: &Plan, broker: Broker, target: Target, outcome: &mut Outcome) -> 
     engine.run_while_moving(RETAINED_PATIENCE_NS, Engine::is_settled)?;
     let findings = engine.findings();
     if findings != Findings::default() {
-        outcome.failures.push(format!(
-            "deleting: {} messages not acknowledged",
-            findings.unacknowledged
-        ));
+        outcome.failures.push(format!("deleting: {} messages not acknowledged", findings.unacknowledged));
     }
     engine.close(PATIENCE_NS)?;
     Ok(())

@@ -66,11 +66,7 @@ impl Relay {
             packets.extend(self.held.take());
         }
         let topic = string(packet, header_bytes);
-        for (_, subscriber) in self
-            .subscribers
-            .iter_mut()
-            .filter(|(filter, _)| *filter == topic)
-        {
+        for (_, subscriber) in self.subscribers.iter_mut().filter(|(filter, _)| *filter == topic) {
             for packet in &packets {
                 // The tester may have given up.
                 let _ = subscriber.write_all(packet);
@@ -89,10 +85,7 @@ fn serve(mut stream: TcpStream, sabotage: Sabotage, relay: &Mutex<Relay>) {
     let mut buffer = Vec::new();
     let mut bytes = [0; 4096];
     loop {
-        while let Some(frame) = wire::scan(&buffer)
-            .unwrap()
-            .filter(|frame| frame.bytes() <= buffer.len())
-        {
+        while let Some(frame) = wire::scan(&buffer).unwrap().filter(|frame| frame.bytes() <= buffer.len()) {
             let packet: Vec<u8> = buffer.drain(..frame.bytes()).collect();
             let body = frame.header_bytes;
             let mut answer = Vec::new();
@@ -114,9 +107,7 @@ fn serve(mut stream: TcpStream, sabotage: Sabotage, relay: &Mutex<Relay>) {
                 }
                 4 => {}
                 _ => {
-                    stream
-                        .shutdown(std::net::Shutdown::Both)
-                        .unwrap_or_default();
+                    stream.shutdown(std::net::Shutdown::Both).unwrap_or_default();
                     return;
                 }
             }
@@ -143,12 +134,7 @@ fn start(sabotage: Sabotage) -> Broker {
     Broker { address, pid: None }
 }
 
-fn run(
-    sabotage: Sabotage,
-    shape: Shape,
-    subscribers: u32,
-    payload_bytes: usize,
-) -> anyhow::Result<Outcome> {
+fn run(sabotage: Sabotage, shape: Shape, subscribers: u32, payload_bytes: usize) -> anyhow::Result<Outcome> {
     let plan = traffic::Plan {
         shape,
         version: ProtocolVersion::V3_1_1,
@@ -173,11 +159,7 @@ fn findings(sabotage: Sabotage) -> Findings {
 
 #[test]
 fn a_faithful_relay_is_clean() {
-    for (shape, subscribers, payload) in [
-        (Shape::Pairs, 1, 64),
-        (Shape::FanOut, 3, 64),
-        (Shape::Pairs, 1, 300_000),
-    ] {
+    for (shape, subscribers, payload) in [(Shape::Pairs, 1, 64), (Shape::FanOut, 3, 64), (Shape::Pairs, 1, 300_000)] {
         let outcome = run(Sabotage::Nothing, shape, subscribers, payload).unwrap();
         assert_eq!(outcome.findings, Findings::default());
         assert!(outcome.is_clean(), "{:?}", outcome.failures);
@@ -189,80 +171,36 @@ fn a_faithful_relay_is_clean() {
 #[test]
 fn a_lost_message_is_reported() {
     let outcome = run(Sabotage::Lose, Shape::Pairs, 1, 64).unwrap();
-    assert_eq!(
-        outcome.findings,
-        Findings {
-            lost: 1,
-            ..Findings::default()
-        }
-    );
+    assert_eq!(outcome.findings, Findings { lost: 1, ..Findings::default() });
     assert_eq!(outcome.failures, ["1 lost"]);
     let fan_out = run(Sabotage::Lose, Shape::FanOut, 3, 64).unwrap();
-    assert_eq!(
-        fan_out.findings,
-        Findings {
-            lost: 3,
-            ..Findings::default()
-        }
-    );
+    assert_eq!(fan_out.findings, Findings { lost: 3, ..Findings::default() });
 }
 
 #[test]
 fn a_repeated_message_is_reported() {
-    assert_eq!(
-        findings(Sabotage::Repeat),
-        Findings {
-            duplicated: 1,
-            ..Findings::default()
-        }
-    );
+    assert_eq!(findings(Sabotage::Repeat), Findings { duplicated: 1, ..Findings::default() });
 }
 
 #[test]
 fn swapped_messages_are_reported() {
-    assert_eq!(
-        findings(Sabotage::SwapWithNext),
-        Findings {
-            out_of_order: 1,
-            ..Findings::default()
-        }
-    );
+    assert_eq!(findings(Sabotage::SwapWithNext), Findings { out_of_order: 1, ..Findings::default() });
 }
 
 #[test]
 fn a_changed_payload_is_reported_and_its_message_lost() {
-    assert_eq!(
-        findings(Sabotage::Corrupt),
-        Findings {
-            lost: 1,
-            corrupt: 1,
-            ..Findings::default()
-        }
-    );
+    assert_eq!(findings(Sabotage::Corrupt), Findings { lost: 1, corrupt: 1, ..Findings::default() });
 }
 
 #[test]
 fn a_message_marked_as_repeated_is_reported() {
-    assert_eq!(
-        findings(Sabotage::MarkDuplicate),
-        Findings {
-            wrong_flags: 1,
-            ..Findings::default()
-        }
-    );
+    assert_eq!(findings(Sabotage::MarkDuplicate), Findings { wrong_flags: 1, ..Findings::default() });
 }
 
 #[test]
 fn a_faithful_relay_passes_the_other_scenarios() {
     let version = ProtocolVersion::V3_1_1;
-    let idle = idle::Plan {
-        version,
-        qos: QoS::AtLeastOnce,
-        payload_bytes: 64,
-        clients: 20,
-        seconds: 0.1,
-        seed: 1,
-    };
+    let idle = idle::Plan { version, qos: QoS::AtLeastOnce, payload_bytes: 64, clients: 20, seconds: 0.1, seed: 1 };
     let large = large::Plan {
         version,
         qos: QoS::AtLeastOnce,
@@ -273,13 +211,7 @@ fn a_faithful_relay_passes_the_other_scenarios() {
         seconds: 0.1,
         seed: 1,
     };
-    let connect = connect::Plan {
-        version,
-        rate: 200.0,
-        seconds: 0.3,
-        warm_up_seconds: 0.1,
-        seed: 1,
-    };
+    let connect = connect::Plan { version, rate: 200.0, seconds: 0.3, warm_up_seconds: 0.1, seed: 1 };
     let progress = Progress::new();
     let relay = || start(Sabotage::Nothing);
     let outcomes = [
@@ -288,12 +220,7 @@ fn a_faithful_relay_passes_the_other_scenarios() {
         connect::run(&connect, relay(), &progress).unwrap(),
     ];
     for outcome in &outcomes {
-        assert!(
-            outcome.is_clean(),
-            "{}: {:?}",
-            outcome.scenario,
-            outcome.failures
-        );
+        assert!(outcome.is_clean(), "{}: {:?}", outcome.scenario, outcome.failures);
         assert!(outcome.latency.count > 0, "{}", outcome.scenario);
     }
     assert_eq!(outcomes[0].published_in_all, 3 * 20);
@@ -301,12 +228,6 @@ fn a_faithful_relay_passes_the_other_scenarios() {
 
 #[test]
 fn a_broker_that_hangs_up_ends_the_run_with_the_client_named() {
-    let error = format!(
-        "{:#}",
-        run(Sabotage::Hang, Shape::Pairs, 1, 64).unwrap_err()
-    );
-    assert!(
-        error.contains("client lt-") && error.contains("closed the connection"),
-        "{error}"
-    );
+    let error = format!("{:#}", run(Sabotage::Hang, Shape::Pairs, 1, 64).unwrap_err());
+    assert!(error.contains("client lt-") && error.contains("closed the connection"), "{error}");
 }

@@ -70,11 +70,7 @@ impl Plan {
             Shape::Pairs => "pairs",
             Shape::Shared => "shared",
         };
-        let version = if self.version.is_v5() {
-            "MQTT 5"
-        } else {
-            "MQTT 3.1.1"
-        };
+        let version = if self.version.is_v5() { "MQTT 5" } else { "MQTT 3.1.1" };
         let mut text = format!(
             "{shape} {}→{} QoS {} window {} {} B {version}",
             self.publishers, self.subscribers, self.qos as u8, self.window, self.payload_bytes
@@ -99,21 +95,14 @@ impl Plan {
             Shape::Pairs | Shape::Shared => 1,
         };
         for n in 0..self.subscribers {
-            let all = Expected::Each {
-                first: 0,
-                count: self.publishers,
-            };
+            let all = Expected::Each { first: 0, count: self.publishers };
             let (filter, expected) = match self.shape {
                 Shape::FanIn => (format!("{root}/+"), all),
                 Shape::FanOut => (topic(n), all),
                 Shape::Pairs => (topic(n), Expected::Each { first: n, count: 1 }),
-                Shape::Shared => (
-                    format!("$share/group/{root}/+"),
-                    Expected::Member {
-                        group: 0,
-                        publishers: self.publishers,
-                    },
-                ),
+                Shape::Shared => {
+                    (format!("$share/group/{root}/+"), Expected::Member { group: 0, publishers: self.publishers })
+                }
             };
             engine.add_subscriber(filter, self.qos, &expected);
         }
@@ -138,18 +127,12 @@ impl Plan {
 
 /// Runs `plan` against `broker`.
 pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> {
-    ensure!(
-        plan.publishers > 0 && plan.subscribers > 0,
-        "a publisher and a subscriber are needed"
-    );
+    ensure!(plan.publishers > 0 && plan.subscribers > 0, "a publisher and a subscriber are needed");
     ensure!(
         plan.shape != Shape::Pairs || plan.publishers == plan.subscribers,
         "pairs need as many publishers as subscribers"
     );
-    let mut outcome = Outcome {
-        scenario: plan.describe(),
-        ..Outcome::default()
-    };
+    let mut outcome = Outcome { scenario: plan.describe(), ..Outcome::default() };
     outcome.memory_before = broker.pid.map(Memory::of).transpose()?;
 
     let mut engine = Engine::new(broker.address, plan.version, run_number(plan.seed))?;
@@ -165,9 +148,7 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     engine.reset_latencies();
     let begun = Interval::begin(broker, engine.counts())?;
     let end = now_ns() + nanoseconds(plan.seconds);
-    engine.run_until(end, &mut || {
-        progress.until(&outcome.scenario, end, nanoseconds(plan.seconds))
-    })?;
+    engine.run_until(end, &mut || progress.until(&outcome.scenario, end, nanoseconds(plan.seconds)))?;
     begun.end(broker, engine.counts(), &mut outcome)?;
     outcome.own_stall_ms = engine.longest_turn_ns() as f64 / 1e6;
 
@@ -183,15 +164,11 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
         outcome.note("unsubscribed", counts.unsubscribed as f64);
     }
     if outcome.delivered == 0 {
-        outcome
-            .failures
-            .push("nothing was delivered in the measured interval".into());
+        outcome.failures.push("nothing was delivered in the measured interval".into());
     }
     outcome.memory_after = broker.pid.map(Memory::of).transpose()?;
     if !engine.close(PATIENCE_NS)? {
-        outcome
-            .failures
-            .push("the broker did not close all connections after DISCONNECT".into());
+        outcome.failures.push("the broker did not close all connections after DISCONNECT".into());
     }
     Ok(outcome)
 }

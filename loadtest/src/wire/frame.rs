@@ -28,11 +28,7 @@ pub fn scan(bytes: &[u8]) -> Result<Option<Frame>, Malformed> {
         return Ok(None);
     };
     let length = read_varint(rest)?;
-    Ok(length.map(|(body_bytes, length_bytes)| Frame {
-        first,
-        header_bytes: 1 + length_bytes,
-        body_bytes,
-    }))
+    Ok(length.map(|(body_bytes, length_bytes)| Frame { first, header_bytes: 1 + length_bytes, body_bytes }))
 }
 
 #[cfg(test)]
@@ -44,14 +40,7 @@ mod tests {
         assert_eq!(scan(&[]), Ok(None));
         assert_eq!(scan(&[0x30, 0x80]), Ok(None));
         let frame = scan(&[0x30, 0x80, 0x01, 0xFF]).unwrap().unwrap();
-        assert_eq!(
-            frame,
-            Frame {
-                first: 0x30,
-                header_bytes: 3,
-                body_bytes: 128
-            }
-        );
+        assert_eq!(frame, Frame { first: 0x30, header_bytes: 3, body_bytes: 128 });
         assert_eq!(frame.bytes(), 131);
     }
 }

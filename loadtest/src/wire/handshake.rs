@@ -54,21 +54,14 @@ fn packet(first: u8, body: &[u8]) -> Vec<u8> {
 }
 
 /// Reads a CONNACK: what is allowed, or the code of the refusal.
-pub fn read_connack(
-    version: ProtocolVersion,
-    body: &[u8],
-) -> Result<Result<Allowed, u8>, Malformed> {
+pub fn read_connack(version: ProtocolVersion, body: &[u8]) -> Result<Result<Allowed, u8>, Malformed> {
     let [_, reason, ref properties @ ..] = *body else {
         return Err(Malformed("CONNACK too short"));
     };
     if reason != 0 {
         return Ok(Err(reason));
     }
-    let receive_maximum = if version.is_v5() {
-        read_receive_maximum(properties)?
-    } else {
-        u16::MAX
-    };
+    let receive_maximum = if version.is_v5() { read_receive_maximum(properties)? } else { u16::MAX };
     Ok(Ok(Allowed { receive_maximum }))
 }
 
@@ -77,13 +70,8 @@ pub fn read_connack(
 fn read_receive_maximum(bytes: &[u8]) -> Result<u16, Malformed> {
     let cut_off = Malformed("CONNACK properties cut off");
     let (length, length_bytes) = read_varint(bytes)?.ok_or(cut_off)?;
-    let mut rest = bytes
-        .get(length_bytes..length_bytes + length)
-        .ok_or(cut_off)?;
-    let string = |at: &[u8]| {
-        at.first_chunk::<2>()
-            .map(|n| 2 + usize::from(u16::from_be_bytes(*n)))
-    };
+    let mut rest = bytes.get(length_bytes..length_bytes + length).ok_or(cut_off)?;
+    let string = |at: &[u8]| at.first_chunk::<2>().map(|n| 2 + usize::from(u16::from_be_bytes(*n)));
     while let Some((&id, value)) = rest.split_first() {
         let value_bytes = match id {
             0x21 => {
@@ -114,10 +102,7 @@ pub fn read_suback(body: &[u8]) -> Result<(u16, u8), Malformed> {
         return Err(Malformed("SUBACK too short"));
     };
     // With one filter the only Reason Code is the last byte, whatever properties stand before it.
-    Ok((
-        u16::from_be_bytes([high, low]),
-        rest.last().copied().unwrap_or_default(),
-    ))
+    Ok((u16::from_be_bytes([high, low]), rest.last().copied().unwrap_or_default()))
 }
 
 #[cfg(test)]
@@ -127,33 +112,17 @@ mod tests {
     #[test]
     fn connect_is_as_the_standard_writes_it() {
         let v3 = connect(ProtocolVersion::V3_1_1, "ab", 60);
-        assert_eq!(
-            v3,
-            [
-                0x10, 14, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 60, 0, 2, b'a', b'b'
-            ]
-        );
+        assert_eq!(v3, [0x10, 14, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 60, 0, 2, b'a', b'b']);
         let v5 = connect(ProtocolVersion::V5, "ab", 60);
-        assert_eq!(
-            v5,
-            [
-                0x10, 15, 0, 4, b'M', b'Q', b'T', b'T', 5, 2, 0, 60, 0, 0, 2, b'a', b'b'
-            ]
-        );
+        assert_eq!(v5, [0x10, 15, 0, 4, b'M', b'Q', b'T', b'T', 5, 2, 0, 60, 0, 0, 2, b'a', b'b']);
     }
 
     #[test]
     fn receive_maximum_is_found_among_other_properties() {
-        let body = [
-            0, 0, 13, 0x22, 0, 10, 0x26, 0, 1, b'k', 0, 0, 0x21, 0, 20, 0x25,
-        ];
-        let allowed = read_connack(ProtocolVersion::V5, &body[..])
-            .unwrap()
-            .unwrap();
+        let body = [0, 0, 13, 0x22, 0, 10, 0x26, 0, 1, b'k', 0, 0, 0x21, 0, 20, 0x25];
+        let allowed = read_connack(ProtocolVersion::V5, &body[..]).unwrap().unwrap();
         assert_eq!(allowed.receive_maximum, 20);
-        let none = read_connack(ProtocolVersion::V5, &[0, 0, 0])
-            .unwrap()
-            .unwrap();
+        let none = read_connack(ProtocolVersion::V5, &[0, 0, 0]).unwrap().unwrap();
         assert_eq!(none.receive_maximum, u16::MAX);
     }
 

@@ -36,11 +36,7 @@ pub mod packet_type {
 #[inline]
 pub fn append_ack(out: &mut Vec<u8>, packet_type: u8, packet_id: u16) {
     // PUBREL alone has flags [MQTT-3.6.1-1].
-    let flags = if packet_type == packet_type::PUBREL {
-        2
-    } else {
-        0
-    };
+    let flags = if packet_type == packet_type::PUBREL { 2 } else { 0 };
     let [high, low] = packet_id.to_be_bytes();
     out.extend_from_slice(&[packet_type << 4 | flags, 2, high, low]);
 }
@@ -75,11 +71,7 @@ fn read_varint(bytes: &[u8]) -> Result<Option<(usize, usize)>, Malformed> {
             return Ok(Some((value, i + 1)));
         }
     }
-    if bytes.len() >= 4 {
-        Err(Malformed("Variable Byte Integer of more than four bytes"))
-    } else {
-        Ok(None)
-    }
+    if bytes.len() >= 4 { Err(Malformed("Variable Byte Integer of more than four bytes")) } else { Ok(None) }
 }
 
 fn append_varint(out: &mut Vec<u8>, mut value: usize) {
@@ -104,16 +96,7 @@ mod tests {
 
     #[test]
     fn varints_round_trip_at_every_length() {
-        for value in [
-            0,
-            127,
-            128,
-            16_383,
-            16_384,
-            2_097_151,
-            2_097_152,
-            268_435_455,
-        ] {
+        for value in [0, 127, 128, 16_383, 16_384, 2_097_151, 2_097_152, 268_435_455] {
             let mut bytes = Vec::new();
             append_varint(&mut bytes, value);
             assert_eq!(read_varint(&bytes), Ok(Some((value, bytes.len()))));

@@ -48,23 +48,14 @@ impl Stamp {
 
     fn read(payload: &[u8]) -> Option<Self> {
         let (stamp, _) = payload.split_first_chunk::<STAMP_BYTES>()?;
-        let u32_at =
-            |at: usize| u32::from_be_bytes(stamp[at..at + 4].try_into().expect("four bytes"));
-        let u64_at =
-            |at: usize| u64::from_be_bytes(stamp[at..at + 8].try_into().expect("eight bytes"));
-        Some(Self {
-            run: u32_at(0),
-            publisher: u32_at(4),
-            sequence: u64_at(8),
-            sent_ns: u64_at(16),
-        })
+        let u32_at = |at: usize| u32::from_be_bytes(stamp[at..at + 4].try_into().expect("four bytes"));
+        let u64_at = |at: usize| u64::from_be_bytes(stamp[at..at + 8].try_into().expect("eight bytes"));
+        Some(Self { run: u32_at(0), publisher: u32_at(4), sequence: u64_at(8), sent_ns: u64_at(16) })
     }
 
     fn check(self) -> [u8; 8] {
         let who = u64::from(self.run) << 32 | u64::from(self.publisher);
-        (who ^ self.sequence.rotate_left(17) ^ self.sent_ns)
-            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
-            .to_be_bytes()
+        (who ^ self.sequence.rotate_left(17) ^ self.sent_ns).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes()
     }
 }
 
@@ -89,16 +80,8 @@ impl Target {
     pub fn topic(&self, sequence: u64) -> String {
         match self {
             Self::Topic(topic) => topic.clone(),
-            Self::Numbered {
-                before,
-                after,
-                count,
-            } => {
-                format!(
-                    "{before}{:0width$}{after}",
-                    sequence % count,
-                    width = TOPIC_DIGITS
-                )
+            Self::Numbered { before, after, count } => {
+                format!("{before}{:0width$}{after}", sequence % count, width = TOPIC_DIGITS)
             }
         }
     }
@@ -136,12 +119,7 @@ impl Fields {
             }
         }
         if message.len() > self.payload_at {
-            let stamp = Stamp {
-                run: self.run,
-                publisher: self.publisher,
-                sequence,
-                sent_ns,
-            };
+            let stamp = Stamp { run: self.run, publisher: self.publisher, sequence, sent_ns };
             stamp.write(&mut message[self.payload_at..]);
         }
     }
@@ -158,24 +136,15 @@ impl PublishTemplate {
         payload_bytes: usize,
         who: (u32, u32),
     ) -> Self {
-        let payload_bytes = if payload_bytes == 0 {
-            0
-        } else {
-            payload_bytes.max(STAMP_BYTES)
-        };
+        let payload_bytes = if payload_bytes == 0 { 0 } else { payload_bytes.max(STAMP_BYTES) };
         let topic = target.topic(0);
         let packet_id_bytes = if qos == QoS::AtMostOnce { 0 } else { 2 };
         let property_bytes = usize::from(version.is_v5());
         let mut bytes = vec![packet_type::PUBLISH << 4 | (qos as u8) << 1 | u8::from(retain)];
-        append_varint(
-            &mut bytes,
-            2 + topic.len() + packet_id_bytes + property_bytes + payload_bytes,
-        );
+        append_varint(&mut bytes, 2 + topic.len() + packet_id_bytes + property_bytes + payload_bytes);
         let digits = match target {
             Target::Topic(_) => None,
-            Target::Numbered { before, count, .. } => {
-                Some((bytes.len() + 2 + before.len(), *count))
-            }
+            Target::Numbered { before, count, .. } => Some((bytes.len() + 2 + before.len(), *count)),
         };
         append_string(&mut bytes, &topic);
         let packet_id_at = (packet_id_bytes > 0).then_some(bytes.len());
@@ -183,17 +152,8 @@ impl PublishTemplate {
         let payload_at = bytes.len();
         bytes.extend((0..payload_bytes).map(|i| (i % 251) as u8));
         let (run, publisher) = who;
-        let fields = Fields {
-            packet_id_at,
-            digits,
-            payload_at,
-            run,
-            publisher,
-        };
-        Self {
-            bytes: Arc::new(bytes),
-            fields,
-        }
+        let fields = Fields { packet_id_at, digits, payload_at, run, publisher };
+        Self { bytes: Arc::new(bytes), fields }
     }
 
     /// Appends message `sequence`. `packet_id` is ignored for QoS 0.
@@ -201,8 +161,7 @@ impl PublishTemplate {
     pub fn append(&self, out: &mut Vec<u8>, packet_id: u16, sequence: u64, sent_ns: u64) {
         let start = out.len();
         out.extend_from_slice(&self.bytes);
-        self.fields
-            .patch(&mut out[start..], packet_id, sequence, sent_ns);
+        self.fields.patch(&mut out[start..], packet_id, sequence, sent_ns);
     }
 
     /// Messages are so large that they are better shared than copied.
@@ -273,25 +232,17 @@ impl Incoming {
             at += 2;
         }
         if version.is_v5() {
-            let (property_bytes, length_bytes) =
-                read_varint(head.get(at..).ok_or(cut_off)?)?.ok_or(cut_off)?;
+            let (property_bytes, length_bytes) = read_varint(head.get(at..).ok_or(cut_off)?)?.ok_or(cut_off)?;
             at += length_bytes + property_bytes;
         }
         let payload = head.get(at..).ok_or(cut_off)?;
         let payload_bytes = body_bytes - at;
         let stamp = Stamp::read(payload).filter(|stamp| {
-            let end = tail
-                .as_ref()
-                .map(<[u8; 8]>::as_slice)
-                .or_else(|| payload.last_chunk::<8>().map(<[u8; 8]>::as_slice));
+            let end =
+                tail.as_ref().map(<[u8; 8]>::as_slice).or_else(|| payload.last_chunk::<8>().map(<[u8; 8]>::as_slice));
             payload_bytes < CHECKED_PAYLOAD_BYTES || end == Some(&stamp.check())
         });
-        Ok(Self {
-            flags: first & 0x0F,
-            packet_id,
-            payload_bytes,
-            stamp,
-        })
+        Ok(Self { flags: first & 0x0F, packet_id, payload_bytes, stamp })
     }
 }
 
@@ -304,14 +255,7 @@ mod tests {
     fn arrive(bytes: &[u8], version: ProtocolVersion) -> Incoming {
         let frame = scan(bytes).unwrap().unwrap();
         assert_eq!(frame.bytes(), bytes.len());
-        Incoming::read(
-            frame.first,
-            &bytes[frame.header_bytes..],
-            frame.body_bytes,
-            None,
-            version,
-        )
-        .unwrap()
+        Incoming::read(frame.first, &bytes[frame.header_bytes..], frame.body_bytes, None, version).unwrap()
     }
 
     #[test]
@@ -320,23 +264,14 @@ mod tests {
             for qos in [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce] {
                 for payload in [1, 24, 31, 32, 64, 1000] {
                     let target = Target::Topic("a/b".into());
-                    let template =
-                        PublishTemplate::new(version, qos, false, &target, payload, (9, 4));
+                    let template = PublishTemplate::new(version, qos, false, &target, payload, (9, 4));
                     let mut out = Vec::new();
                     template.append(&mut out, 513, 77, 123_456);
                     let incoming = arrive(&out, version);
-                    let stamp = Stamp {
-                        run: 9,
-                        publisher: 4,
-                        sequence: 77,
-                        sent_ns: 123_456,
-                    };
+                    let stamp = Stamp { run: 9, publisher: 4, sequence: 77, sent_ns: 123_456 };
                     assert_eq!(incoming.stamp, Some(stamp));
                     assert_eq!(incoming.qos(), qos as u8);
-                    assert_eq!(
-                        incoming.packet_id,
-                        if incoming.qos() == 0 { 0 } else { 513 }
-                    );
+                    assert_eq!(incoming.packet_id, if incoming.qos() == 0 { 0 } else { 513 });
                     assert_eq!(incoming.payload_bytes, payload.max(STAMP_BYTES));
                 }
             }
@@ -346,65 +281,32 @@ mod tests {
     #[test]
     fn a_changed_payload_has_no_stamp() {
         let target = Target::Topic("t".into());
-        let template = PublishTemplate::new(
-            ProtocolVersion::V3_1_1,
-            QoS::AtMostOnce,
-            false,
-            &target,
-            64,
-            (1, 2),
-        );
+        let template = PublishTemplate::new(ProtocolVersion::V3_1_1, QoS::AtMostOnce, false, &target, 64, (1, 2));
         let mut out = Vec::new();
         template.append(&mut out, 0, 3, 4);
         for at in [out.len() - 1, out.len() - 64, out.len() - 45] {
             let mut changed = out.clone();
             changed[at] ^= 1;
-            assert_eq!(
-                arrive(&changed, ProtocolVersion::V3_1_1).stamp,
-                None,
-                "byte {at}"
-            );
+            assert_eq!(arrive(&changed, ProtocolVersion::V3_1_1).stamp, None, "byte {at}");
         }
     }
 
     #[test]
     fn topics_are_numbered_in_place() {
-        let target = Target::Numbered {
-            before: "x/".into(),
-            after: "/y".into(),
-            count: 100,
-        };
-        let template = PublishTemplate::new(
-            ProtocolVersion::V5,
-            QoS::AtLeastOnce,
-            true,
-            &target,
-            24,
-            (1, 2),
-        );
+        let target = Target::Numbered { before: "x/".into(), after: "/y".into(), count: 100 };
+        let template = PublishTemplate::new(ProtocolVersion::V5, QoS::AtLeastOnce, true, &target, 24, (1, 2));
         let mut out = Vec::new();
         template.append(&mut out, 1, 142, 0);
         let topic = target.topic(142);
         assert_eq!(topic, "x/0000042/y");
         assert_eq!(&out[4..4 + topic.len()], topic.as_bytes());
-        assert_eq!(
-            arrive(&out, ProtocolVersion::V5).flags,
-            0b0011,
-            "QoS 1, RETAIN"
-        );
+        assert_eq!(arrive(&out, ProtocolVersion::V5).flags, 0b0011, "QoS 1, RETAIN");
     }
 
     #[test]
     fn cut_off_packets_are_malformed_and_do_not_panic() {
         let target = Target::Topic("topic".into());
-        let template = PublishTemplate::new(
-            ProtocolVersion::V5,
-            QoS::AtLeastOnce,
-            false,
-            &target,
-            64,
-            (1, 2),
-        );
+        let template = PublishTemplate::new(ProtocolVersion::V5, QoS::AtLeastOnce, false, &target, 64, (1, 2));
         let mut out = Vec::new();
         template.append(&mut out, 1, 0, 0);
         let body = &out[2..];

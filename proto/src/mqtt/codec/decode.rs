@@ -16,11 +16,7 @@ use crate::mqtt::{
 /// # Errors
 /// Type, flags, Remaining Length or size rule the packet out, whether or not all of it is there.
 #[inline]
-pub fn split_frame<'a>(
-    buffer: &'a [u8],
-    sender: Sender,
-    limits: &Limits,
-) -> Result<FrameStatus<'a>, DecodeError> {
+pub fn split_frame<'a>(buffer: &'a [u8], sender: Sender, limits: &Limits) -> Result<FrameStatus<'a>, DecodeError> {
     let Some(&first_byte) = buffer.first() else {
         return Ok(FrameStatus::Incomplete { needed: 0 });
     };
@@ -137,14 +133,7 @@ pub fn decode_publish<'a>(
         // [MQTT-4.7.3-1]
         return Err(DecodeError::Protocol("an empty topic name without a topic alias"));
     }
-    Ok(PublishRef {
-        dup,
-        delivery,
-        retain: frame.first_byte & 1 != 0,
-        topic,
-        properties,
-        payload: reader.rest(),
-    })
+    Ok(PublishRef { dup, delivery, retain: frame.first_byte & 1 != 0, topic, properties, payload: reader.rest() })
 }
 
 /// Decodes PUBACK, PUBREC, PUBREL or PUBCOMP; properties are checked and left out.
@@ -218,11 +207,7 @@ fn connect(reader: &mut Reader<'_>, limits: &Limits) -> Result<Connect, DecodeEr
     let (version, bridge) = protocol(reader)?;
     let flags = ConnectFlags::check(reader.u8()?, version)?;
     let keep_alive = reader.u16()?;
-    let properties = if version.is_v5() {
-        properties::connect(reader, limits)?
-    } else {
-        ConnectProperties::default()
-    };
+    let properties = if version.is_v5() { properties::connect(reader, limits)? } else { ConnectProperties::default() };
     let client_id = reader.string()?.to_owned();
     let will = if flags.will { Some(will(reader, version, &flags, limits)?) } else { None };
     let user_name = if flags.user_name { Some(reader.string()?.to_owned()) } else { None };
@@ -299,8 +284,7 @@ fn will(
     flags: &ConnectFlags,
     limits: &Limits,
 ) -> Result<Will, DecodeError> {
-    let properties =
-        if version.is_v5() { properties::will(reader, limits)? } else { WillProperties::default() };
+    let properties = if version.is_v5() { properties::will(reader, limits)? } else { WillProperties::default() };
     let topic = topic_name(reader, limits)?;
     if topic.is_empty() {
         return Err(DecodeError::TopicName("an empty will topic"));
@@ -354,8 +338,7 @@ fn acknowledgement(frame: &Frame<'_>, version: ProtocolVersion, limits: &Limits)
         return Err(DecodeError::TrailingBytes);
     }
     let reason_code = reason(reader.u8()?, frame.packet_type)?;
-    let properties =
-        if reader.is_empty() { AckProperties::default() } else { properties::ack(&mut reader, limits)? };
+    let properties = if reader.is_empty() { AckProperties::default() } else { properties::ack(&mut reader, limits)? };
     end(reader)?;
     Ok(Ack { packet_id, reason_code, properties })
 }
@@ -449,12 +432,7 @@ fn unsuback(reader: &mut Reader<'_>, v5: bool, limits: &Limits) -> Result<SubAck
     Ok(SubAck { packet_id, reason_codes, properties })
 }
 
-fn disconnect(
-    reader: &mut Reader<'_>,
-    v5: bool,
-    sender: Sender,
-    limits: &Limits,
-) -> Result<Disconnect, DecodeError> {
+fn disconnect(reader: &mut Reader<'_>, v5: bool, sender: Sender, limits: &Limits) -> Result<Disconnect, DecodeError> {
     if reader.is_empty() {
         return Ok(Disconnect { reason_code: ReasonCode::Success, properties: DisconnectProperties::default() });
     }

@@ -102,8 +102,7 @@ pub fn publish_len(head: &PublishHead<'_>, version: ProtocolVersion) -> usize {
 /// made sure that topic and packet are not too long.
 #[inline]
 pub fn encode_publish_head(head: &PublishHead<'_>, version: ProtocolVersion, out: &mut Vec<u8>) -> Option<usize> {
-    let first_byte =
-        0x30 | u8::from(head.dup) << 3 | (head.delivery.qos() as u8) << 1 | u8::from(head.retain);
+    let first_byte = 0x30 | u8::from(head.dup) << 3 | (head.delivery.qos() as u8) << 1 | u8::from(head.retain);
     out.push(first_byte);
     put_variable(out, remaining_len(head, version));
     put_binary(out, head.topic.as_bytes());

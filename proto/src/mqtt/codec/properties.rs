@@ -511,8 +511,7 @@ pub(super) fn put_publish(out: &mut Vec<u8>, head: &PublishHead<'_>) {
 pub(super) fn publish_block_len(head: &PublishHead<'_>) -> usize {
     let text = |value: &Option<String>| value.as_ref().map_or(0, |text| 3 + text.len());
     let forwarded = head.properties.map_or(0, |properties| {
-        let users: usize =
-            properties.user_properties.iter().map(|(name, value)| 5 + name.len() + value.len()).sum();
+        let users: usize = properties.user_properties.iter().map(|(name, value)| 5 + name.len() + value.len()).sum();
         properties.payload_format_indicator.map_or(0, |_| 2)
             + text(&properties.content_type)
             + text(&properties.response_topic)
