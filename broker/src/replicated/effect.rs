@@ -161,8 +161,8 @@ pub struct OpenedSession {
     pub persistent: bool,
     /// A stored session is resumed [MQTT-3.2.2-3].
     pub session_present: bool,
-    /// Its subscriptions; for the last part see [`FilterOutcome::read`].
-    pub subscriptions: Vec<(Arc<str>, SubscriptionOptions, Option<NonZeroU32>, Option<u64>)>,
+    /// Its subscriptions, as if each had just been granted.
+    pub subscriptions: Vec<FilterOutcome>,
     /// QoS 2 identifiers whose PUBREL is still to come.
     pub received: Vec<PacketId>,
 }

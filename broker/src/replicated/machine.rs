@@ -14,7 +14,7 @@ use kentongan_proto::mqtt::{QoS, ReasonCode, Will};
 
 use super::Slots;
 use super::command::{self, Command, LaneBatch, LaneMessage, MessageRecord, Owner, UserProperty, WillRecord};
-use super::effect::{Drop, Effect, OpenedSession};
+use super::effect::{Drop, Effect, FilterOutcome, OpenedSession};
 use super::interface::{
     ClaimRequest, DeliverPersistent, LaneAnswer, Opened, RetainedCursor, RetainedPage, SubscribeOutcome,
     SubscribedPersistent, UnsubscribedPersistent,
@@ -152,16 +152,7 @@ impl Machine {
             }
             Effect::Subscribed { owner, epoch, packet_id, outcomes } => {
                 let connection = connection_of(owner);
-                let outcomes = outcomes
-                    .into_iter()
-                    .map(|outcome| SubscribeOutcome {
-                        filter: outcome.filter,
-                        reason: outcome.reason,
-                        options: outcome.options,
-                        identifier: outcome.identifier,
-                        read: outcome.read,
-                    })
-                    .collect();
+                let outcomes = outcomes.into_iter().map(outcome).collect();
                 let subscribed = SubscribedPersistent { connection, epoch, packet_id, outcomes };
                 self.push(connection.arbiter(), Event::Subscribed(subscribed));
             }
@@ -281,17 +272,7 @@ impl Machine {
 
     fn opened(&mut self, group: u16, opened: OpenedSession) {
         let connection = connection_of(opened.owner);
-        let subscriptions = opened
-            .subscriptions
-            .into_iter()
-            .map(|(filter, options, identifier, read)| SubscribeOutcome {
-                filter: filter.to_string(),
-                reason: ReasonCode::Success,
-                options,
-                identifier,
-                read,
-            })
-            .collect();
+        let subscriptions = opened.subscriptions.into_iter().map(outcome).collect();
         let opened = Opened {
             connection,
             client_id: opened.client_id,
@@ -518,6 +499,11 @@ impl StateMachine for Machine {
 
 fn connection_of(owner: Owner) -> ConnectionKey {
     ConnectionKey::from_raw(owner.connection)
+}
+
+fn outcome(outcome: FilterOutcome) -> SubscribeOutcome {
+    let FilterOutcome { filter, reason, options, identifier, read } = outcome;
+    SubscribeOutcome { filter, reason, options, identifier, read }
 }
 
 fn share_parts(share: &str) -> Option<(&str, &str)> {

@@ -313,7 +313,13 @@ impl GroupState {
             subscriptions: session
                 .subscriptions
                 .iter()
-                .map(|(filter, own)| (Arc::clone(filter), own.options, own.identifier, own.read))
+                .map(|(filter, own)| FilterOutcome {
+                    filter: filter.to_string(),
+                    reason: ReasonCode::Success,
+                    options: own.options,
+                    identifier: own.identifier,
+                    read: own.read,
+                })
                 .collect(),
             received: session.received.iter().copied().collect(),
         };

@@ -193,7 +193,7 @@ impl ArbiterState {
         if session.outbound.can_send() {
             // Once written, nobody needs the message again: a transient session dies with its connection. Only a
             // shared subscription may hand it to another member.
-            let message = share.is_some().then(|| publication.to_message());
+            let message = share.is_some().then(|| publication.share_message());
             let held = Held { message, retain: terms.retain, identifiers, share };
             if let Some(id) = session.outbound.send_now(held, terms.qos) {
                 if !self.write_publication(key, publication, terms, Some(id)) {
@@ -203,7 +203,7 @@ impl ArbiterState {
             }
             return;
         }
-        let message = publication.to_message();
+        let message = publication.share_message();
         let weight = message.weight_bytes();
         let held = Held { message: Some(message), retain: terms.retain, identifiers, share };
         match session.outbound.offer(held, weight, terms.qos) {

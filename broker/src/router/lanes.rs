@@ -116,7 +116,7 @@ impl Lanes {
         let lane = &mut self.groups[usize::from(group)];
         let own = lane.unanswered.back().is_some_and(|&(_, last)| last == waiter) && !lane.gathered.is_empty();
         if !own {
-            let record = MessageRecord::from_message(&publication.to_message(), now_ms);
+            let record = MessageRecord::from_message(&publication.share_message(), now_ms);
             self.push(group, LaneMessage { message: Some(record), ..LaneMessage::default() }, waiter);
         }
         let Some(last) = self.groups[usize::from(group)].gathered.last_mut() else {
@@ -135,7 +135,7 @@ impl Lanes {
         now_ms: u64,
     ) -> Waiter {
         let waiter = self.waiter();
-        let mut record = MessageRecord::from_message(&publication.to_message(), now_ms);
+        let mut record = MessageRecord::from_message(&publication.share_message(), now_ms);
         record.topic = topic.to_owned();
         self.push(
             group,

@@ -97,7 +97,7 @@ pub struct Publication<'a> {
 
 impl Publication<'_> {
     /// The message to keep, shared by all who keep it.
-    pub fn to_message(&mut self) -> Arc<Message> {
+    pub fn share_message(&mut self) -> Arc<Message> {
         if let Some(message) = &self.message {
             return Arc::clone(message);
         }
@@ -204,7 +204,7 @@ impl ArbiterState {
             if publication.retain {
                 self.shared.retained_possible.store(true, Ordering::Relaxed);
             }
-            let message = publication.to_message();
+            let message = publication.share_message();
             self.shared.submitter.receive(&message, persistent, publisher, id, self.now_ms);
             return;
         }

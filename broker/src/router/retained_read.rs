@@ -264,7 +264,7 @@ impl ArbiterState {
             self.counters.messages_dropped.inc(DropReason::QueueMessages);
             return true;
         }
-        let message = publication.to_message();
+        let message = publication.share_message();
         let held =
             HeldBack { message, qos: terms.qos, retain: terms.retain, identifiers: Box::from(terms.identifiers) };
         if let Some(state) = self.reads(key) {

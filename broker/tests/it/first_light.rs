@@ -8,9 +8,7 @@ use crate::support::{Broker, Client, QOS0, qos1, qos2};
 #[test]
 fn a_message_reaches_its_subscriber_at_every_qos() {
     let broker = Broker::start();
-    for (qos, delivery) in
-        [(QoS::AtMostOnce, QOS0), (QoS::AtLeastOnce, qos1(1)), (QoS::ExactlyOnce, qos2(2))]
-    {
+    for (qos, delivery) in [(QoS::AtMostOnce, QOS0), (QoS::AtLeastOnce, qos1(1)), (QoS::ExactlyOnce, qos2(2))] {
         let mut subscriber = Client::v311(&broker, "subscriber");
         subscriber.subscribe("test", qos);
         let mut publisher = Client::v5(&broker, "publisher");

@@ -4,8 +4,6 @@ mod support;
 
 mod durability;
 mod first_light;
-<<<<<<< HEAD
-mod sessions;
-=======
+mod operation;
 mod rumqttc;
->>>>>>> w-clients
+mod sessions;

@@ -22,7 +22,11 @@ fn messages_wait_for_an_absent_subscriber_over_kill_and_restart() {
 
     let mut publisher = Client::v5(&broker, "p");
     for number in 1..=20 {
-        publisher.publish_acknowledged("a/b", &format!("{number}"), if number % 2 == 0 { qos1(number) } else { qos2(number) });
+        publisher.publish_acknowledged(
+            "a/b",
+            &format!("{number}"),
+            if number % 2 == 0 { qos1(number) } else { qos2(number) },
+        );
     }
     broker.restart();
 
@@ -240,11 +244,8 @@ fn a_delayed_message_comes_when_it_is_due() {
 #[test]
 fn a_shared_subscription_hands_each_message_to_one_member() {
     let broker = Broker::start();
-    let mut members = vec![
-        Client::v5(&broker, "m1"),
-        Client::v311(&broker, "m2"),
-        Client::accepted(&broker, persistent("m3", true)),
-    ];
+    let mut members =
+        vec![Client::v5(&broker, "m1"), Client::v311(&broker, "m2"), Client::accepted(&broker, persistent("m3", true))];
     for member in &mut members {
         assert_eq!(member.subscribe("$share/g/work/#", QoS::AtLeastOnce), ReasonCode::GrantedQos1);
     }

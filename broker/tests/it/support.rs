@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -486,9 +485,4 @@ impl Client {
         }));
         self.expect_closed();
     }
-}
-
-/// Whether a path exists, for tests of the data directory.
-pub fn exists(path: &Path) -> bool {
-    path.exists()
 }

@@ -20,6 +20,9 @@ const MANIFEST_NEW: &str = "manifest-new";
 /// The manifest is rewritten when it has grown beyond this.
 const MANIFEST_BYTES_MAX: usize = 64 * 1024;
 
+/// One stored pair of key and value.
+pub type Pair = (Vec<u8>, Vec<u8>);
+
 /// One write: a value, or `None` to delete the key.
 pub type Write = (Vec<u8>, Option<Vec<u8>>);
 
@@ -123,7 +126,7 @@ impl StateStore {
     ///
     /// # Errors
     /// The store failed.
-    pub fn load(&self, group: GroupId) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateError> {
+    pub fn load(&self, group: GroupId) -> Result<Vec<Pair>, StateError> {
         let prefix = data_prefix(group);
         let mut all = Vec::new();
         for guard in self.data.prefix(prefix) {
