@@ -80,6 +80,7 @@ impl Broker {
         let arbiters = start_arbiters(&shared, arbiters, &metrics);
         let listeners: Vec<_> = sockets.iter().map(|(_, context)| Arc::clone(context)).collect();
         let connections_max = connections_max(descriptors, u64::from(settings.limits.descriptors_reserve));
+        start_sys(&shared, &metrics);
         let (acceptors, stop_accepting) = start_acceptors(sockets, &shared, connections_max)?;
         let http = if settings.http.enabled {
             Some(http::start(&settings.http, metrics.clone(), Arc::clone(&readiness))?)
@@ -89,7 +90,6 @@ impl Broker {
         if let Some(http) = &http {
             tracing::info!(address = %http.address(), "listening for HTTP");
         }
-        start_sys(&shared, &metrics);
         readiness.set(SERVING, true);
         for listener in &listeners {
             tracing::info!(address = %listener.address, anonymous = listener.allow_anonymous, "listening for MQTT");
@@ -236,8 +236,11 @@ fn start_sys(shared: &Arc<Shared>, metrics: &Metrics) {
     }
     let shared = Arc::clone(shared);
     let metrics = metrics.clone();
+    // The first client finds them there.
+    shared.sys.update(&sys::figures(&metrics.snapshot(), 0));
     actix_rt::spawn(async move {
-        let mut tick = tokio::time::interval(Duration::from_secs(u64::from(interval)));
+        let interval = Duration::from_secs(u64::from(interval));
+        let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
         loop {
             tick.tick().await;
             let figures = sys::figures(&metrics.snapshot(), shared.started.elapsed().as_secs());

@@ -1050,14 +1050,13 @@ impl GroupState {
             return;
         }
         let (filter, own) = (Arc::clone(filter), *own);
-        let held: Vec<_> = session.held.iter().map(|held| held.message.identity).collect();
         for record in page.messages {
             let message = Arc::new(record.into_message(clock));
             let qos = message.qos.min(own.options.qos);
-            // A live copy of the same message waits: it comes in its place.
-            if qos == QoS::AtMostOnce || held.contains(&message.identity) {
+            if qos == QoS::AtMostOnce {
                 continue;
             }
+            self.enqueue_held_before(&client_id, &message, effects);
             let identifiers = own.identifier.map(NonZeroU32::get).into_iter().collect();
             let terms = Terms { qos, retain: true, identifiers, share: None };
             self.enqueue(&client_id, &message, terms, effects);
@@ -1070,6 +1069,27 @@ impl GroupState {
         if let Some((owner, epoch)) = self.owner(&client_id) {
             let queued = self.sessions.get(&client_id).map_or(0, |session| session.outbound.queue_len());
             effects.push(Effect::RetainedTaken { owner, epoch, read: page.read, queued });
+        }
+    }
+
+    /// A live copy of a retained message may wait: it is dropped for the retained one, and what waits of the same topic
+    /// from before it goes first, so that the order stays.
+    fn enqueue_held_before(&mut self, client_id: &Arc<str>, retained: &Message, effects: &mut Vec<Effect>) {
+        let Some(session) = self.sessions.get_mut(client_id) else {
+            return;
+        };
+        let Some(copy) = session.held.iter().position(|held| held.message.is_copy_of(retained)) else {
+            return;
+        };
+        session.held.remove(copy);
+        self.dirty.changed(Key::Session(session.number));
+        let (older, rest) = std::mem::take(&mut session.held)
+            .into_iter()
+            .enumerate()
+            .partition::<Vec<_>, _>(|(at, held)| *at < copy && held.message.topic == retained.topic);
+        session.held = rest.into_iter().map(|(_, held)| held).collect();
+        for (_, HeldBack { message, qos, retain, identifiers }) in older {
+            self.enqueue(client_id, &message, Terms { qos, retain, identifiers, share: None }, effects);
         }
     }
 

@@ -13,7 +13,7 @@ use super::arbiter::ArbiterState;
 use super::client::OwnSubscription;
 use super::deliver::Terms;
 use super::publish::Publication;
-use crate::message::{Message, MessageIdentity};
+use crate::message::Message;
 use crate::metrics::DropReason;
 use crate::replicated::command::MessageRecord;
 use crate::replicated::{RetainedCursor, RetainedPage};
@@ -119,17 +119,13 @@ impl ArbiterState {
         read.with_group = read.session_read.is_some();
         let own = read.own;
         let session_read = read.session_read.map(|number| (number, read.filter.clone()));
-        let held: Vec<MessageIdentity> = state.held.iter().map(|held| held.message.identity).collect();
         let mut for_group = Vec::new();
         for message in &page.messages {
             if session_read.is_some() && message.qos.min(own.options.qos) != QoS::AtMostOnce {
                 for_group.push(MessageRecord::from_message(message, self.now_ms));
                 continue;
             }
-            // It is among the live ones that wait: it comes with them, in its place.
-            if message.identity != MessageIdentity::default() && held.contains(&message.identity) {
-                continue;
-            }
+            self.deliver_held_before(key, message);
             self.deliver_retained(key, message, own);
         }
         if let Some((number, filter)) = session_read {
@@ -143,6 +139,34 @@ impl ArbiterState {
         } else {
             self.continue_reads(key);
         }
+    }
+
+    /// A live copy of a retained message may wait: it is dropped for the retained one, and what waits of the same topic
+    /// from before it goes first, so that the order stays.
+    fn deliver_held_before(&mut self, key: ConnectionKey, retained: &Message) {
+        let Some(state) = self.reads(key) else {
+            return;
+        };
+        let copy = state.held.iter().position(|held| held.message.is_copy_of(retained));
+        let Some(copy) = copy else {
+            return;
+        };
+        state.held.remove(copy);
+        let (older, rest) = std::mem::take(&mut state.held)
+            .into_iter()
+            .enumerate()
+            .partition::<Vec<_>, _>(|(at, held)| *at < copy && held.message.topic == retained.topic);
+        state.held = rest.into_iter().map(|(_, held)| held).collect();
+        for (_, held) in older {
+            self.deliver_held(key, &held);
+        }
+    }
+
+    fn deliver_held(&mut self, key: ConnectionKey, held: &HeldBack) {
+        let mut publication = self.publication_of(&held.message);
+        self.templates.begin();
+        let terms = Terms { qos: held.qos, retain: held.retain, identifiers: &held.identifiers, share: None };
+        self.deliver(key, &mut publication, terms);
     }
 
     fn hand_to_group(
@@ -242,11 +266,8 @@ impl ArbiterState {
             return;
         };
         self.subscriptions.release_held(key.raw());
-        for held in state.held {
-            let mut publication = self.publication_of(&held.message);
-            self.templates.begin();
-            let terms = Terms { qos: held.qos, retain: held.retain, identifiers: &held.identifiers, share: None };
-            self.deliver(key, &mut publication, terms);
+        for held in &state.held {
+            self.deliver_held(key, held);
         }
     }
 

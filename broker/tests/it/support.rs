@@ -67,6 +67,10 @@ impl Broker {
 
     fn spawn(&mut self) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kentongan"));
+        // What is meant for the tests is no setting of the broker.
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("KENTONGAN_")) {
+            command.env_remove(name);
+        }
         command
             .args(["serve", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data-dir"])
             .arg(self.data_dir())
