@@ -44,7 +44,7 @@ fn the_broker_tells_about_itself() {
 #[test]
 fn a_second_process_is_refused_the_data_directory() {
     let broker = Broker::start();
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_kentongan"))
+    let output = broker_command()
         .args(["serve", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data-dir"])
         .arg(broker.data_dir())
         .output()

@@ -66,11 +66,7 @@ impl Broker {
     }
 
     fn spawn(&mut self) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kentongan"));
-        // What is meant for the tests is no setting of the broker.
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("KENTONGAN_")) {
-            command.env_remove(name);
-        }
+        let mut command = broker_command();
         command
             .args(["serve", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data-dir"])
             .arg(self.data_dir())
@@ -196,6 +192,15 @@ fn rustix_pid(child: &Child) -> rustix::process::Pid {
 fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = line.split_once(&format!("\"{name}\":\""))?;
     rest.split('"').next()
+}
+
+/// The program, with nothing set from outside: what is meant for the tests is no setting of the broker.
+pub fn broker_command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kentongan"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("KENTONGAN_")) {
+        command.env_remove(name);
+    }
+    command
 }
 
 /// Waits for a condition, with a deadline.
