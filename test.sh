@@ -4,13 +4,13 @@
 #   ./test.sh                 all stages
 #   ./test.sh setup clients   only these, in the order below
 #
-# Stages: setup format lint verify rust clients. Ends at the first stage that fails.
+# Stages: setup verify rust clients. Ends at the first stage that fails.
 set -euo pipefail
 # mosquitto lives in sbin, which a user's PATH may lack.
 PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "$0")"
 
-readonly STAGES=(setup format lint verify rust clients)
+readonly STAGES=(setup verify rust clients)
 readonly PAHO_VERSION=2.2.0
 readonly NODE_MODULES=tests/clients/node_modules
 readonly VENV=.venv
@@ -56,15 +56,7 @@ setup() {
     fi
 }
 
-format() {
-    cargo fmt --all --check
-}
-
-lint() {
-    cargo clippy --locked --workspace --all-targets -- -D warnings
-}
-
-# What is generated is up to date, and every clause of the standard has its test.
+# Format, lints, generated pages: changes nothing.
 verify() {
     cargo xtask verify
 }
@@ -101,8 +93,8 @@ count() {
     local plain
     plain="$(sed 's/\x1b\[[0-9;]*m//g' "$1")"
     local more_passed more_failed
-    more_passed="$(grep -E '^ *Summary |^test result:|^total: ' <<<"$plain" | grep -oE '[0-9]+ passed' | awk '{ n += $1 } END { print n + 0 }')"
-    more_failed="$(grep -E '^ *Summary |^test result:|^total: ' <<<"$plain" | grep -oE '[0-9]+ (failed|timed out)' | awk '{ n += $1 } END { print n + 0 }')"
+    more_passed="$(grep -E '^ *Summary |^test result:|^total: ' <<<"$plain" | grep -oE '[0-9]+ passed' | awk '{ n += $1 } END { print n + 0 }' || true)"
+    more_failed="$(grep -E '^ *Summary |^test result:|^total: ' <<<"$plain" | grep -oE '[0-9]+ (failed|timed out)' | awk '{ n += $1 } END { print n + 0 }' || true)"
     passed=$((passed + more_passed))
     failed=$((failed + more_failed))
 }

@@ -36,7 +36,7 @@ async function connect(protocolVersion, options = {}) {
   });
   open.add(client);
   client.came = [];
-  client.on("message", (topic, payload, packet) => client.came.push({ ...packet, text: payload.toString() }));
+  client.on("message", (topic, payload, packet) => client.came.push({ ...packet, topic, text: payload.toString() }));
   client.on("error", () => {});
   const [connack] = await once(client, "connect", { signal: AbortSignal.timeout(DEADLINE_MS) });
   client.sessionPresent = connack.sessionPresent;

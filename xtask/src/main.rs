@@ -2,7 +2,7 @@
 
 mod docs;
 
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -21,15 +21,40 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Check everything that needs no running broker, and change nothing.
+    Verify,
+    /// Mend what a machine can mend: the format and the generated pages.
+    Fix,
 }
 
 fn main() -> ExitCode {
-    let Command::Docs { check } = Cli::parse().command;
-    match docs::run(check) {
+    let outcome = match Cli::parse().command {
+        Command::Docs { check } => docs::run(check),
+        Command::Verify => verify(),
+        Command::Fix => fix(),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn verify() -> anyhow::Result<()> {
+    cargo(&["fmt", "--all", "--check"])?;
+    docs::run(true)?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
+}
+
+fn fix() -> anyhow::Result<()> {
+    docs::run(false)?;
+    cargo(&["fmt", "--all"])
+}
+
+fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
+    let status = process::Command::new("cargo").args(arguments).status()?;
+    anyhow::ensure!(status.success(), "cargo {} failed", arguments.join(" "));
+    Ok(())
 }

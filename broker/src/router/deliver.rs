@@ -282,8 +282,10 @@ impl ArbiterState {
             self.counters.messages_dropped.inc(DropReason::PacketTooLarge);
             return false;
         }
+        // Not at QoS 2: widely used clients look at the Topic Name again when PUBREL comes, and have forgotten the alias.
         if let Some(session) = client.session.as_mut()
             && !session.aliases_out.is_off()
+            && terms.qos != QoS::ExactlyOnce
         {
             match session.aliases_out.choose(publication.topic) {
                 AliasUse::None => {}
