@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::io::unix::AsyncFd;
 
 use super::{Accepted, AcceptedSocket, ListenerContext};
@@ -47,9 +47,32 @@ fn open(config: &ListenerConfig) -> io::Result<Socket> {
     }
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    set_options(&socket, config)?;
     socket.bind(&address.into())?;
     socket.listen(i32::try_from(config.backlog.get()).unwrap_or(i32::MAX))?;
     Ok(socket)
+}
+
+/// What every connection has: accepted sockets inherit it from the listening one, which spares each of them the system
+/// calls.
+fn set_options(socket: &Socket, config: &ListenerConfig) -> io::Result<()> {
+    socket.set_tcp_nodelay(config.nodelay)?;
+    if config.tcp_keepalive_seconds > 0 {
+        let idle = Duration::from_secs(u64::from(config.tcp_keepalive_seconds));
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
+    }
+    if config.tcp_user_timeout_seconds > 0 {
+        let timeout = Duration::from_secs(u64::from(config.tcp_user_timeout_seconds));
+        socket.set_tcp_user_timeout(Some(timeout))?;
+    }
+    Ok(())
+}
+
+/// Accepts one connection, non-blocking from the start.
+fn accept_one(listener: &TcpListener) -> io::Result<(std::net::TcpStream, Option<SocketAddr>)> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let (socket, peer) = rustix::net::acceptfrom_with(listener, flags)?;
+    Ok((socket.into(), peer.and_then(|peer| peer.try_into().ok())))
 }
 
 /// Accepts for one listener.
@@ -114,7 +137,7 @@ impl Acceptor {
         let mut accepted = Vec::new();
         let mut failure = None;
         while accepted.len() < ACCEPTED_A_WAKEUP_MAX {
-            match guard.get_inner().accept() {
+            match accept_one(guard.get_inner()) {
                 Ok(pair) => accepted.push(pair),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     guard.clear_ready();
@@ -133,7 +156,7 @@ impl Acceptor {
         failure.map_or(Ok(()), Err)
     }
 
-    fn deal_out(&mut self, sockets: Vec<(std::net::TcpStream, SocketAddr)>) {
+    fn deal_out(&mut self, sockets: Vec<(std::net::TcpStream, Option<SocketAddr>)>) {
         let arbiters = self.shared.inboxes.len();
         let mut batches: Vec<Vec<Accepted>> = (0..arbiters).map(|_| Vec::new()).collect();
         self.tokens -= sockets.len() as f64;
@@ -143,16 +166,11 @@ impl Acceptor {
                 self.log_seldom("as many connections as allowed: new ones are closed");
                 continue;
             }
-            if let Err(error) = self.prepare(&socket) {
-                self.context.connection_closed();
-                tracing::debug!(%error, %peer, "a socket went before it could be set up");
-                continue;
-            }
             self.next_arbiter = (self.next_arbiter + 1) % arbiters;
             batches[self.next_arbiter].push(Accepted {
                 socket: AcceptedSocket(socket),
                 listener: Arc::clone(&self.context),
-                peer: Some(peer),
+                peer,
             });
         }
         for (arbiter, batch) in batches.into_iter().enumerate() {
@@ -160,24 +178,6 @@ impl Acceptor {
                 self.shared.inboxes[arbiter].push(Event::Accepted(batch), 0);
             }
         }
-    }
-
-    fn prepare(&self, socket: &std::net::TcpStream) -> io::Result<()> {
-        let config = &self.context.config;
-        socket.set_nonblocking(true)?;
-        if config.nodelay {
-            socket.set_nodelay(true)?;
-        }
-        let socket = SockRef::from(socket);
-        if config.tcp_keepalive_seconds > 0 {
-            let idle = Duration::from_secs(u64::from(config.tcp_keepalive_seconds));
-            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
-        }
-        if config.tcp_user_timeout_seconds > 0 {
-            let timeout = Duration::from_secs(u64::from(config.tcp_user_timeout_seconds));
-            socket.set_tcp_user_timeout(Some(timeout))?;
-        }
-        Ok(())
     }
 
     /// A token bucket of one second: clients beyond the rate wait in the backlog.

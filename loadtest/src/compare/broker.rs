@@ -74,6 +74,8 @@ impl Recipe {
                 let mut command = Command::new(path);
                 command.arg("serve").arg("--mqtt").arg(format!("127.0.0.1:{port}"));
                 command.arg("--data-dir").arg(dir.join("data")).arg("--http").arg("127.0.0.1:0");
+                // mosquitto logs nothing either.
+                command.arg("--log").arg("warn");
                 command
             }
             Self::Mosquitto(path) => {
