@@ -115,8 +115,6 @@ settings! {
         /// What gives way when the queue is full: `"drop-new"`, the message that comes; `"drop-oldest"`, the one
         /// that waited longest. Either way QoS 0 goes first. Every drop is counted.
         pub queue_drop_policy: QueueDropPolicy = QueueDropPolicy::DropNew,
-        /// Whether QoS 0 messages are kept for a client that is away.
-        pub queue_qos0_offline: bool = false,
         /// Session Expiry Interval of MQTT 3.x sessions with Clean Session 0. 4294967295 means that they never expire.
         pub session_expiry_seconds_default: u32 = u32::MAX,
         /// The longest Session Expiry Interval; MQTT 5 clients that ask for more are told. 4294967295 means no bound.
@@ -203,8 +201,6 @@ settings! {
         pub checkpoint_seconds: NonZeroU32 = nonzero_u32(60),
         /// Free space below which new work is refused with 0x97, so that what is accepted can still be settled.
         pub free_bytes_reserve: u64 = 512 * MIB,
-        /// Memory for the queues of sessions; beyond it they are read back from disk.
-        pub queue_memory_bytes_max: u64 = 512 * MIB,
     }
 
     /// What the whole process may use.

@@ -23,7 +23,7 @@ use super::retained::RetainedLimits;
 use super::state::{GroupConfig, GroupState, OUTBOX_LANE};
 use super::submitter::{Query, Submitter};
 use crate::auth::Authority;
-use crate::config::{Durability, Settings, SharedStrategy};
+use crate::config::{Durability, Overlapping, Settings, SharedStrategy};
 use crate::message::Message;
 use crate::metrics::{ArbiterCounters, DropReason, Metrics};
 use crate::router::batch::Addressee;
@@ -652,6 +652,7 @@ fn group_config(settings: &Settings) -> GroupConfig {
             messages_max: share(settings.retained.messages_max),
             bytes_max: share(settings.retained.bytes_max),
         },
+        one_each: settings.session.overlapping == Overlapping::OneEach,
         retained_age_ms_max: u64::from(settings.retained.age_seconds_max) * 1000,
         delayed_messages_max: usize::try_from(share(settings.delayed.messages_max)).unwrap_or(usize::MAX),
     }

@@ -37,6 +37,8 @@ pub struct GroupConfig {
     pub retained: RetainedLimits,
     /// Age at which a retained message is forgotten; 0 is never.
     pub retained_age_ms_max: u64,
+    /// A session gets one copy for each of its subscriptions that match.
+    pub one_each: bool,
     /// Delayed messages that may wait here.
     pub delayed_messages_max: usize,
 }
@@ -731,7 +733,12 @@ impl GroupState {
 
     fn deliver_to_subscribers(&mut self, message: &Arc<Message>, effects: &mut Vec<Effect>) {
         let mut matches = std::mem::take(&mut self.matches);
-        self.matcher.matches(&message.topic, topic_hash(&message.topic), &mut matches);
+        let hash = topic_hash(&message.topic);
+        if self.config.one_each {
+            self.matcher.matches_each(&message.topic, hash, &mut matches);
+        } else {
+            self.matcher.matches(&message.topic, hash, &mut matches);
+        }
         for target in &matches {
             let Some(client_id) = self.names.get(&target.connection).cloned() else {
                 continue;
@@ -1276,3 +1283,6 @@ fn resend(session: &mut PersistentSession, owner: Owner, clock_ms: u64, effects:
 pub(super) fn absolute(message: &Message) -> MessageRecord {
     MessageRecord::from_message(message, 0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,9 @@ use super::client::{Client, Phase};
 use super::deliver::Templates;
 use super::keep_alive::Wheel;
 use super::lanes::Lanes;
+use super::shared::MEMORY_LEVEL_CLOSES;
 use super::{ConnectionKey, Event, Shared};
+use crate::config::Overlapping;
 use crate::connection::{BufferPool, OutBuffer, Transport};
 use crate::listener::ListenerContext;
 use crate::metrics::ArbiterCounters;
@@ -79,7 +81,10 @@ impl ArbiterState {
             clients: Slab::new(),
             generation: 0,
             subscriptions: LocalSubscriptions::new(),
-            cache: MatchCache::new(),
+            cache: match shared.settings.session.overlapping {
+                Overlapping::OneCopy => MatchCache::new(),
+                Overlapping::OneEach => MatchCache::one_each(),
+            },
             templates: Templates::default(),
             pool: BufferPool::default(),
             batches: (0..shared.inboxes.len()).map(|_| Batch::default()).collect(),
@@ -511,6 +516,12 @@ impl ArbiterState {
         for key in due {
             self.on_deadline(key);
         }
+        if self.id == 0 {
+            self.shared.watch_memory();
+        }
+        if self.shared.memory_level() >= MEMORY_LEVEL_CLOSES {
+            self.close_slowest();
+        }
         self.resume_publishers();
         self.continue_slow_reads();
         self.counters.flush();
@@ -544,6 +555,18 @@ impl ArbiterState {
                 }
             }
         }
+    }
+
+    /// Memory is far over its mark: the connection that keeps most of it waiting goes.
+    fn close_slowest(&mut self) {
+        let id = self.id;
+        let slowest = self.clients.iter().max_by_key(|(_, client)| client.out.len());
+        let Some((index, client)) = slowest.filter(|(_, client)| !client.out.is_empty()) else {
+            return;
+        };
+        let key = ConnectionKey::new(id, index as u32, client.generation);
+        self.tear_down(key, super::connect::EndCause::SlowConsumer);
+        self.end_now(key);
     }
 
     /// Stops the actor without waiting for unwritten bytes.

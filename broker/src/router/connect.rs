@@ -12,6 +12,7 @@ use kentongan_proto::mqtt::{
 use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, wake};
 use super::client::{ClientSession, PersistentSession, Phase};
 use super::retained_read::RetainedReads;
+use super::shared::MEMORY_LEVEL_REFUSES;
 use super::{ConnectionKey, Event};
 use crate::auth::{Mechanism, MechanismStep};
 use crate::metrics::{CloseReason, ConnectRefusal, PublishRefusal};
@@ -70,6 +71,8 @@ pub enum EndCause {
     },
     /// Out of place before CONNACK, where nothing can be told.
     Protocol(&'static str),
+    /// Memory ran short, and this client had most of it waiting.
+    SlowConsumer,
     /// This process stops.
     ShuttingDown,
 }
@@ -86,6 +89,7 @@ impl EndCause {
             Self::KeepAlive | Self::ConnectTimeout => CloseReason::KeepAliveTimeout,
             Self::TakenOver => CloseReason::TakenOver,
             Self::Refused(_) | Self::Malformed { .. } | Self::Protocol(_) => CloseReason::ProtocolError,
+            Self::SlowConsumer => CloseReason::SlowConsumer,
             Self::ShuttingDown => CloseReason::ShuttingDown,
         }
     }
@@ -103,6 +107,9 @@ impl ArbiterState {
             Ok(negotiated) => negotiated,
             Err(refusal) => return self.refuse(key, refusal.reason, refusal.text),
         };
+        if self.shared.memory_level() >= MEMORY_LEVEL_REFUSES {
+            return self.refuse(key, ReasonCode::ServerBusy, "memory is short");
+        }
         if let Some(client) = self.client(key) {
             client.client_id = Arc::clone(&negotiated.client_id);
             client.packet_bytes_max_out = negotiated.packet_bytes_max_out;
@@ -370,7 +377,14 @@ impl ArbiterState {
             return;
         };
         let explains = client.session.as_ref().is_some_and(|session| session.problem_information) || text.is_none();
-        let mut properties = DisconnectProperties { reason_string: text, ..DisconnectProperties::default() };
+        let server_reference = (reason_code == ReasonCode::UseAnotherServer)
+            .then(|| self.shared.settings.session.server_reference.clone())
+            .flatten();
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        let mut properties =
+            DisconnectProperties { reason_string: text, server_reference, ..DisconnectProperties::default() };
         let bound = client.packet_bytes_max_out as usize;
         let version = client.version;
         let fits = |properties: &DisconnectProperties| {
@@ -449,8 +463,11 @@ impl ArbiterState {
 
     /// Ends every connection, because the process stops.
     pub fn end_all(&mut self) {
+        // Those who can be told where to go instead are told so.
+        let elsewhere = self.shared.settings.session.server_reference.is_some();
+        let reason = if elsewhere { ReasonCode::UseAnotherServer } else { ReasonCode::ServerShuttingDown };
         for key in self.keys() {
-            self.end(key, EndCause::ShuttingDown, Some(ReasonCode::ServerShuttingDown));
+            self.end(key, EndCause::ShuttingDown, Some(reason));
         }
     }
 

@@ -195,6 +195,9 @@ impl ArbiterState {
             // shared subscription may hand it to another member.
             let message = share.is_some().then(|| publication.share_message());
             let held = Held { message, retain: terms.retain, identifiers, share };
+            if let Some(share) = terms.share {
+                share.began(key.raw());
+            }
             if let Some(id) = session.outbound.send_now(held, terms.qos) {
                 if !self.write_publication(key, publication, terms, Some(id)) {
                     self.forget(key, terms.qos, id);
@@ -322,11 +325,15 @@ impl ArbiterState {
             self.lanes.acknowledge(persistent, key, kind, id, reason);
             return self.schedule_flush();
         }
-        let known = match kind {
-            AckKind::PubAck => session.outbound.on_puback(id).is_ok(),
-            AckKind::PubRec => session.outbound.on_pubrec(id, reason.is_error()).is_ok(),
-            AckKind::PubComp | AckKind::PubRel => session.outbound.on_pubcomp(id).is_ok(),
+        let settled = match kind {
+            AckKind::PubAck => session.outbound.on_puback(id),
+            AckKind::PubRec => session.outbound.on_pubrec(id, reason.is_error()),
+            AckKind::PubComp | AckKind::PubRel => session.outbound.on_pubcomp(id).map(|()| None),
         };
+        let known = settled.is_ok();
+        if let Ok(Some(Held { share: Some(share), .. })) = settled {
+            share.ended(key.raw());
+        }
         if kind == AckKind::PubRec && !(known && reason.is_error()) {
             // [MQTT-4.3.3-4]; an identifier we do not know is answered too, so that the client can end the exchange.
             let reason = if known { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound };

@@ -245,6 +245,15 @@ impl ArbiterState {
         {
             return Some(ReasonCode::PayloadFormatInvalid);
         }
+        if let Some((seconds, _)) = super::delayed(topic) {
+            let delayed = &self.shared.settings.delayed;
+            if !delayed.enabled {
+                return Some(ReasonCode::NotAuthorized);
+            }
+            if seconds > u64::from(delayed.seconds_max) {
+                return Some(ReasonCode::QuotaExceeded);
+            }
+        }
         let retained_max = self.shared.settings.retained.payload_bytes_max as usize;
         if publish.retain && retained_max != 0 && payload.len() > retained_max {
             return Some(ReasonCode::QuotaExceeded);
@@ -407,7 +416,8 @@ impl ArbiterState {
                 self.schedule_flush();
             }
         }
-        if publication.qos != QoS::AtMostOnce || self.shared.settings.session.queue_qos0_offline {
+        // QoS 0 never enters a log: it goes directly to those who are connected.
+        if publication.qos != QoS::AtMostOnce {
             for &group in &cached.global.groups {
                 self.lanes.publish(group, publication, self.now_ms, None);
             }
