@@ -1,5 +1,6 @@
 //! The clauses of the specifications, over a real socket. `docs/reference/conformance.md` lists which test shows which.
 
+mod auth;
 mod connect;
 mod delivery;
 mod malformed;
