@@ -6,5 +6,6 @@ mod conformance;
 mod durability;
 mod first_light;
 mod operation;
+mod powercut;
 mod rumqttc;
 mod sessions;
