@@ -2,6 +2,7 @@
 
 mod support;
 
+mod abuse;
 mod conformance;
 mod durability;
 mod first_light;

@@ -56,10 +56,11 @@ impl Broker {
 
     fn spawn(&mut self) {
         let mut command = broker_command();
+        command.args(["serve", "--http", "127.0.0.1:0", "--data-dir"]).arg(self.data_dir()).args(&self.arguments);
+        if !self.arguments.iter().any(|argument| argument == "--config") {
+            command.args(["--mqtt", "127.0.0.1:0"]);
+        }
         command
-            .args(["serve", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data-dir"])
-            .arg(self.data_dir())
-            .args(&self.arguments)
             .env("KENTONGAN_LOG__FORMAT", "json")
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
@@ -133,6 +134,11 @@ impl Broker {
         self.kill();
         between(&self.data_dir());
         self.spawn();
+    }
+
+    /// Starts with a configuration file, which names its listener.
+    pub fn with_file(file: &std::path::Path) -> Self {
+        Self::with(&["--config", file.to_str().expect("UTF-8")])
     }
 
     /// Starts in `directory`, under its data directory's name.
