@@ -9,5 +9,5 @@ mod out_buffer;
 mod transport;
 
 pub use actor::{ConnectionActor, EndConnection};
-pub use out_buffer::{BufferPool, OutBuffer, SHARED_PAYLOAD_BYTES_MIN};
+pub use out_buffer::{BufferPool, Flushed, OutBuffer, SHARED_PAYLOAD_BYTES_MIN};
 pub use transport::Transport;

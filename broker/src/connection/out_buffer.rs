@@ -39,6 +39,20 @@ impl BufferPool {
     }
 }
 
+/// Bytes of one connection written in one turn, so that a large message does not keep the small ones of others waiting.
+const FLUSHED_BYTES_MAX: usize = 256 * 1024;
+
+/// How far [`OutBuffer::flush`] came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flushed {
+    /// Everything is written.
+    All,
+    /// The socket takes no more for now.
+    Blocked,
+    /// It would take more, but others have their turn first.
+    Part,
+}
+
 #[derive(Debug)]
 enum Piece {
     /// Packets, or heads of packets, copied.
@@ -111,37 +125,49 @@ impl OutBuffer {
         self.rest.push_back(Piece::Shared(payload));
     }
 
-    /// Writes until the socket takes no more. `Ok(true)`: all is written.
+    /// Writes until all is written, the socket takes no more, or the others should have their turn.
     ///
     /// # Errors
     /// Those of the socket; the connection is then of no more use.
-    pub fn flush(&mut self, transport: &Transport, pool: &mut BufferPool) -> io::Result<bool> {
+    pub fn flush(&mut self, transport: &Transport, pool: &mut BufferPool) -> io::Result<Flushed> {
+        let before = self.len;
         while self.len > 0 {
+            if before - self.len >= FLUSHED_BYTES_MAX {
+                return Ok(Flushed::Part);
+            }
             let outcome = if self.rest.is_empty() {
-                transport.try_write(&self.front[self.written..])
+                let waiting = &self.front[self.written..];
+                transport.try_write(&waiting[..waiting.len().min(FLUSHED_BYTES_MAX)])
             } else {
                 self.write_pieces(transport)
             };
             match outcome {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => self.advance(count, pool),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Flushed::Blocked),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(true)
+        Ok(Flushed::All)
     }
 
     fn write_pieces(&self, transport: &Transport) -> io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); PIECES_MAX];
         let mut count = 0;
         let mut skip = self.written;
+        let mut room = FLUSHED_BYTES_MAX;
         let front = (!self.front.is_empty()).then_some(self.front.as_slice());
         for piece in front.into_iter().chain(self.rest.iter().map(Piece::as_slice)).take(PIECES_MAX) {
-            slices[count] = IoSlice::new(&piece[skip..]);
+            let piece = &piece[skip..];
+            let piece = &piece[..piece.len().min(room)];
+            slices[count] = IoSlice::new(piece);
             skip = 0;
             count += 1;
+            room -= piece.len();
+            if room == 0 {
+                break;
+            }
         }
         transport.try_write_vectored(&slices[..count])
     }

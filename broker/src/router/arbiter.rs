@@ -25,13 +25,16 @@ use super::lanes::Lanes;
 use super::shared::MEMORY_LEVEL_CLOSES;
 use super::{ConnectionKey, Event, Shared};
 use crate::config::Overlapping;
-use crate::connection::{BufferPool, OutBuffer, Transport};
+use crate::connection::{BufferPool, Flushed, OutBuffer, Transport};
 use crate::listener::ListenerContext;
 use crate::metrics::ArbiterCounters;
 use crate::subscription::{LocalSubscriptions, MatchCache};
 
 /// Size of the one read buffer of an arbiter.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Bytes of a large packet read at once.
+const LARGE_READ_BYTES_MAX: usize = 128 * 1024;
 
 /// Full reads of one connection in one turn, before the others have theirs.
 const READS_A_TURN_MAX: usize = 2;
@@ -286,7 +289,10 @@ impl ArbiterState {
             }
         };
         let filled = client.partial.len();
-        let room = needed.saturating_sub(filled).min(filled).max(1);
+        let missing = needed.saturating_sub(filled).max(1);
+        // Memory doubles with what has come; what is read at once stays small, so that others have their turn.
+        client.partial.reserve_exact(missing.min(filled));
+        let room = missing.min(client.partial.capacity() - filled).min(LARGE_READ_BYTES_MAX);
         client.partial.resize(filled + room, 0);
         let mut target = ReadBuf::new(&mut client.partial[filled..]);
         let outcome = client.transport.poll_read(cx, &mut target);
@@ -460,12 +466,13 @@ impl ArbiterState {
         let outcome = client.out.flush(&client.transport, &mut self.pool);
         self.counters.bytes_sent.add((before - client.out.len()) as u64);
         match outcome {
-            Ok(true) if client.phase == Phase::Closing => {
+            Ok(Flushed::All) if client.phase == Phase::Closing => {
                 client.transport.shut_down_write();
                 wake(client);
             }
-            Ok(true) => self.after_flush(key),
-            Ok(false) => {
+            Ok(Flushed::All) => self.after_flush(key),
+            Ok(Flushed::Part) => self.mark_dirty(key),
+            Ok(Flushed::Blocked) => {
                 client.blocked = true;
                 wake(client);
             }
