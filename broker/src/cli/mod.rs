@@ -5,10 +5,17 @@
 //!
 //! Absent: the broker. It comes in as a function, so that this module does not know what it is made of.
 
+mod client;
 mod config;
+mod format;
 mod logging;
+mod options;
+mod property;
+mod publish;
 mod reference;
 mod serve;
+mod subscribe;
+mod wire;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -41,6 +48,12 @@ struct Cli {
 enum Command {
     /// Run the broker; the same as no command at all.
     Serve(serve::ServeArgs),
+    /// Publish messages, with the flags of mosquitto_pub.
+    #[command(disable_help_flag = true)]
+    Pub(publish::PublishArgs),
+    /// Subscribe and print what comes, with the flags of mosquitto_sub.
+    #[command(disable_help_flag = true)]
+    Sub(subscribe::SubscribeArgs),
     /// Look at settings.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -73,6 +86,8 @@ pub fn run(
     let code = match cli.command {
         None => serve::run(&cli.serve, serve),
         Some(Command::Serve(arguments)) => serve::run(&arguments, serve),
+        Some(Command::Pub(arguments)) => publish::run(&arguments),
+        Some(Command::Sub(arguments)) => subscribe::run(&arguments),
         Some(Command::Config(command)) => config::run(&command),
         Some(Command::Completions(CompletionsArgs { shell })) => completions(shell),
     };

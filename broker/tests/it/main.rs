@@ -8,5 +8,6 @@ mod durability;
 mod first_light;
 mod operation;
 mod powercut;
+mod pub_sub;
 mod rumqttc;
 mod sessions;

@@ -47,7 +47,7 @@ impl PowerCut {
             ("POWERCUT_IGNORE", ignored.to_owned()),
             // Small, so that segments begin and end, and checkpoints come, within a test.
             ("KENTONGAN_STORAGE__SEGMENT_BYTES", "65536".to_owned()),
-            ("KENTONGAN_STORAGE__CHECKPOINT_LOG_BYTES", "131072".to_owned()),
+            ("KENTONGAN_STORAGE__CHECKPOINT_LOG_BYTES", "20000".to_owned()),
         ];
         let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
         (Broker::within(root, &[], &environment), own)
