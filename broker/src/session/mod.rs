@@ -1,1 +1,3 @@
 //! The MQTT session, without I/O.
+
+pub mod outbound;
