@@ -1,3 +1,20 @@
 //! The broker, from its command line.
 
-fn main() {}
+use std::process::ExitCode;
+
+use kentongan::auth::Authority;
+use kentongan::cli;
+use kentongan::config::Effective;
+use kentongan::listener::serve;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    cli::run(std::env::args_os(), run)
+}
+
+/// Runs the broker until it is told to stop.
+fn run(effective: Effective) -> anyhow::Result<()> {
+    serve::serve(effective.settings, Authority::default())
+}

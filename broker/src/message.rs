@@ -39,6 +39,12 @@ pub struct Message {
 }
 
 impl Message {
+    /// Whether both are the same publication; those that have no identity never are.
+    #[must_use]
+    pub fn is_copy_of(&self, other: &Self) -> bool {
+        self.identity == other.identity && self.identity != MessageIdentity::default()
+    }
+
     /// What the message weighs against byte limits: payload, topic, properties and a constant.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {

@@ -1,1 +1,17 @@
-//! The replicated log, its storage, and the driver of the state machines upon it.
+//! The log, the checkpoints, and the threads that drive state machines upon them.
+//!
+//! A node keeps many groups. What they propose is written by one *writer* thread: everything that gathered since its last
+//! round becomes one write and one sync ([`log`]). Committed commands go to the *apply* thread, which owns the state
+//! machine. From time to time what changed in a group is written to the state store as a *checkpoint* by a third
+//! thread ([`state`]); then the log before it may go.
+//!
+//! This crate knows nothing of MQTT: commands are bytes, and the state machine is handed in.
+
+pub mod data_dir;
+pub mod disk;
+pub mod log;
+pub mod pipeline;
+pub mod state;
+
+pub use pipeline::{GroupId, Pipeline, PipelineConfig, PipelineHandle, StateMachine};
+pub use state::{StateStore, Write};

@@ -1,2 +1,60 @@
 //! Checks and generators that the project runs on itself.
-fn main() {}
+
+mod docs;
+
+use std::process::{self, ExitCode};
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Checks and generators that the project runs on itself.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write the reference pages in docs/reference/ from the code.
+    Docs {
+        /// Write nothing; fail if a page is stale.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Check everything that needs no running broker, and change nothing.
+    Verify,
+    /// Mend what a machine can mend: the format and the generated pages.
+    Fix,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Docs { check } => docs::run(check),
+        Command::Verify => verify(),
+        Command::Fix => fix(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn verify() -> anyhow::Result<()> {
+    cargo(&["fmt", "--all", "--check"])?;
+    docs::run(true)?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
+}
+
+fn fix() -> anyhow::Result<()> {
+    docs::run(false)?;
+    cargo(&["fmt", "--all"])
+}
+
+fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
+    let status = process::Command::new("cargo").args(arguments).status()?;
+    anyhow::ensure!(status.success(), "cargo {} failed", arguments.join(" "));
+    Ok(())
+}

@@ -1,1 +1,114 @@
-//! The command line.
+//! The command line: the broker itself, its settings, and a small client for trying things out.
+//!
+//! `kentongan` alone is `kentongan serve`. `pub` and `sub` take the flags of mosquitto_pub and mosquitto_sub, so that
+//! what people have in their scripts and fingers works.
+//!
+//! Absent: the broker. It comes in as a function, so that this module does not know what it is made of.
+
+mod config;
+mod logging;
+mod reference;
+mod serve;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::config::Effective;
+pub use reference::reference_page;
+
+/// Something failed while running.
+const EXIT_FAILURE: u8 = 1;
+
+/// The command line or the configuration is wrong. Clap uses the same.
+const EXIT_USAGE: u8 = 2;
+
+/// A clustered, high-throughput MQTT broker.
+///
+/// Without a command it serves: on port 1883 of the loopback addresses, for anonymous clients of this machine.
+#[derive(Debug, Parser)]
+#[command(name = "kentongan", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: serve::ServeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the broker; the same as no command at all.
+    Serve(serve::ServeArgs),
+    /// Look at settings.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Print what makes a shell complete this command line.
+    Completions(CompletionsArgs),
+}
+
+#[derive(Debug, Args)]
+struct CompletionsArgs {
+    /// Which shell.
+    shell: clap_complete::Shell,
+}
+
+/// Runs what the command line says. `serve` runs the broker until it is told to stop.
+///
+/// Exit codes: 0 success, 1 something failed while running, 2 the command line or the configuration is wrong, and 27
+/// if `sub -W` ran out of time.
+pub fn run(
+    arguments: impl IntoIterator<Item = OsString>,
+    serve: impl FnOnce(Effective) -> anyhow::Result<()>,
+) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing is left to say if even the message cannot be printed.
+            let _ = error.print();
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
+    let code = match cli.command {
+        None => serve::run(&cli.serve, serve),
+        Some(Command::Serve(arguments)) => serve::run(&arguments, serve),
+        Some(Command::Config(command)) => config::run(&command),
+        Some(Command::Completions(CompletionsArgs { shell })) => completions(shell),
+    };
+    ExitCode::from(code)
+}
+
+/// The whole command line, for completions and the reference page.
+fn command() -> clap::Command {
+    Cli::command()
+}
+
+fn completions(shell: clap_complete::Shell) -> u8 {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command(), "kentongan", &mut script);
+    print_bytes(&script)
+}
+
+/// Prints to standard output. A reader that has gone, such as `head`, is not an error.
+fn print_bytes(bytes: &[u8]) -> u8 {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Ok(()) => 0,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+        Err(error) => {
+            eprintln!("kentongan: cannot print: {error}");
+            EXIT_FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+}

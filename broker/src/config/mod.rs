@@ -1,1 +1,26 @@
-//! Settings.
+//! Settings: where they come from, what they may be, and where each value was said.
+//!
+//! Flags win over the environment (`KENTONGAN_SESSION__RECEIVE_MAXIMUM`), that over the drop-in directory beside the
+//! file (`FILE.d/*.toml`, the last in the order of their names), that over the file, that over the defaults in
+//! [`Settings`]. Each source is read and checked by itself, so that a mistake is blamed on its file and line; only
+//! then are they laid over each other.
+//!
+//! Absent: anything that acts on a setting.
+
+mod layer;
+mod load;
+mod origin;
+mod schema;
+mod secret;
+mod settings;
+mod show;
+#[cfg(test)]
+mod tests;
+
+pub use layer::{CONFIG_VARIABLE, ENVIRONMENT_PREFIX};
+pub use load::{Effective, FlagValue, Sources};
+pub use origin::{ConfigError, Origin, Problem};
+pub use schema::{Field, SettingType};
+pub use secret::{REDACTED, Secret};
+pub use settings::*;
+pub use show::reference_page;

@@ -1,1 +1,124 @@
-//! Sockets that accept clients.
+//! Sockets that accept clients, and the thread that does it.
+//!
+//! One thread accepts for all listeners and deals the sockets out to the arbiters in turn: with few connections,
+//! nothing else spreads them evenly.
+
+mod accept;
+pub mod serve;
+
+use std::net::{SocketAddr, TcpStream};
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use kentongan_proto::mqtt::codec::Limits;
+
+use crate::config::{ListenerConfig, Settings};
+use crate::connection::Transport;
+use crate::session::handshake::Policy;
+
+pub use accept::{Acceptor, bind};
+
+/// What the connections of one listener have in common.
+#[derive(Debug)]
+pub struct ListenerContext {
+    /// Its section of the configuration.
+    pub config: ListenerConfig,
+    /// Where it really listens, the port chosen by the system included.
+    pub address: SocketAddr,
+    /// What its clients may ask for.
+    pub policy: Policy,
+    /// What its clients may send.
+    pub limits: Limits,
+    /// The same before a CONNECT was accepted.
+    pub limits_before_connect: Limits,
+    /// Whether clients need no user name.
+    pub allow_anonymous: bool,
+    open: AtomicU32,
+}
+
+/// Characters of a Client Identifier that MQTT 3.1 allows.
+const CLIENT_ID_CHARACTERS_MAX_V3_1: usize = 23;
+
+impl ListenerContext {
+    /// A listener as `settings` describe it.
+    #[must_use]
+    pub fn new(config: ListenerConfig, settings: &Settings, address: SocketAddr) -> Self {
+        let session = &settings.session;
+        let expiry_max = config
+            .session_expiry_seconds_max
+            .map_or(session.session_expiry_seconds_max, |own| own.min(session.session_expiry_seconds_max));
+        let policy = Policy {
+            receive_maximum: session.receive_maximum,
+            inflight_messages_max: session.inflight_messages_max,
+            topic_alias_maximum: session.topic_alias_maximum,
+            topic_alias_out_maximum: session.topic_alias_out_maximum,
+            packet_bytes_max: session.packet_bytes_max.get(),
+            keep_alive_seconds_max: NonZeroU16::new(config.keep_alive_seconds_max),
+            keep_alive_seconds_min: config.keep_alive_seconds_min,
+            session_expiry_seconds_max: expiry_max,
+            session_expiry_seconds_v3: session.session_expiry_seconds_default,
+            client_id_characters_max_v3_1: CLIENT_ID_CHARACTERS_MAX_V3_1,
+            client_id_bytes_max: usize::from(session.client_id_bytes_max.get()),
+            response_information: session.response_information.clone(),
+            versions: config.protocol_versions.iter().map(|&version| version.into()).collect(),
+        };
+        let limits = Limits {
+            packet_bytes_max: session.packet_bytes_max.get(),
+            user_properties_max: u16::try_from(session.user_properties_max).unwrap_or(u16::MAX),
+            filters_max: u16::try_from(session.filters_per_subscribe_max).unwrap_or(u16::MAX),
+            topic_levels_max: session.topic_levels_max.get(),
+        };
+        let before = session.packet_bytes_before_connect_max.get().min(limits.packet_bytes_max);
+        Self {
+            allow_anonymous: config.allows_anonymous(settings),
+            config,
+            address,
+            policy,
+            limits,
+            limits_before_connect: Limits { packet_bytes_max: before, ..limits },
+            open: AtomicU32::new(0),
+        }
+    }
+
+    /// Counts a connection in, unless the listener has as many as it may.
+    #[must_use]
+    pub fn try_open(&self) -> bool {
+        let maximum = self.config.connections_max;
+        if maximum != 0 && self.open.load(Ordering::Relaxed) >= maximum {
+            return false;
+        }
+        self.open.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    /// Counts a connection out.
+    pub fn connection_closed(&self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A socket between its acceptance and its arbiter.
+#[derive(Debug)]
+pub struct AcceptedSocket(TcpStream);
+
+impl AcceptedSocket {
+    /// Registers the socket with this arbiter's runtime.
+    ///
+    /// # Errors
+    /// The runtime could not watch one more descriptor.
+    pub fn into_transport(self) -> std::io::Result<Transport> {
+        tokio::net::TcpStream::from_std(self.0).map(Transport::Tcp)
+    }
+}
+
+/// A connection for an arbiter to take in.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The socket, non-blocking.
+    pub socket: AcceptedSocket,
+    /// Where it came in.
+    pub listener: Arc<ListenerContext>,
+    /// Who came.
+    pub peer: Option<SocketAddr>,
+}

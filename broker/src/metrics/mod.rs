@@ -1,1 +1,204 @@
-//! Counters of the hot path and their export.
+//! What the broker counts, and how others read it.
+//!
+//! Arbiters count in [`ArbiterCounters`], plain cells of their own, and flush them into the totals of the process. The
+//! same flush feeds Prometheus (through the `metrics` recorder) and [`Metrics::snapshot`], from which `$SYS` is
+//! written. Other parts of the process may use the macros of the `metrics` crate directly.
+
+mod counters;
+mod load;
+mod process;
+mod reference;
+
+use std::sync::{Arc, OnceLock};
+
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+pub use counters::{
+    ArbiterCounters, CloseReason, ConnectRefusal, Count, CountBy, DropReason, Family, Kind, Label, Level,
+    MalformedReason, PacketKind, PublishRefusal,
+};
+use counters::{FAMILIES, Totals};
+pub use load::{Load, LoadAverages};
+pub use reference::reference_page;
+
+/// The metrics of the process. Cheap to clone.
+#[derive(Clone)]
+pub struct Metrics {
+    totals: Arc<Totals>,
+    prometheus: PrometheusHandle,
+}
+
+impl Metrics {
+    /// Installs the recorder of the process, the first time; later calls give the same metrics.
+    ///
+    /// If another recorder was installed before, what the macros of the `metrics` crate count goes there, and only
+    /// the arbiters' counters are shown here.
+    pub fn install() -> Self {
+        static INSTALLED: OnceLock<Metrics> = OnceLock::new();
+        INSTALLED
+            .get_or_init(|| {
+                let recorder = PrometheusBuilder::new().build_recorder();
+                let metrics = Self::with_recorder(&recorder);
+                if metrics::set_global_recorder(recorder).is_err() {
+                    tracing::warn!("another metrics recorder is installed; /metrics shows the arbiters' counters only");
+                }
+                metrics
+            })
+            .clone()
+    }
+
+    /// Metrics that share nothing with the rest of the process, for tests.
+    #[must_use]
+    pub fn isolated() -> Self {
+        Self::with_recorder(&PrometheusBuilder::new().build_recorder())
+    }
+
+    fn with_recorder(recorder: &PrometheusRecorder) -> Self {
+        let totals = metrics::with_local_recorder(recorder, || {
+            describe();
+            Arc::new(Totals::register())
+        });
+        Self { totals, prometheus: recorder.handle() }
+    }
+
+    /// The counters of one more arbiter; it must flush them.
+    #[must_use]
+    pub fn arbiter(&self) -> ArbiterCounters {
+        ArbiterCounters::new(Arc::clone(&self.totals))
+    }
+
+    /// The text that Prometheus scrapes.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text = self.prometheus.render();
+        process::render(&mut text);
+        text
+    }
+
+    /// Lets histograms forget what was scraped long ago; call it every few seconds.
+    pub fn upkeep(&self) {
+        self.prometheus.run_upkeep();
+    }
+
+    /// The totals as of the arbiters' last flush.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let totals = &*self.totals;
+        let sum = |counts: &[counters::CountTotal]| counts.iter().map(counters::CountTotal::get).sum();
+        Snapshot {
+            clients_connected: totals.connections.get(),
+            clients_maximum: totals.connections.maximum(),
+            clients_total: totals.sessions.get(),
+            clients_expired: totals.sessions_expired.get(),
+            sockets: totals.sockets_accepted.get(),
+            connections: totals.connects_accepted.get(),
+            packets_received: sum(&totals.packets_received),
+            packets_sent: sum(&totals.packets_sent),
+            publishes_received: sum(&totals.messages_received),
+            publishes_sent: sum(&totals.messages_sent),
+            publishes_dropped: sum(&totals.messages_dropped),
+            bytes_received: totals.bytes_received.get(),
+            bytes_sent: totals.bytes_sent.get(),
+            retained_messages: totals.retained_messages.get(),
+            retained_bytes: totals.retained_bytes.get(),
+            subscriptions: totals.subscriptions.get(),
+            shared_subscriptions: totals.subscriptions_shared.get(),
+            stored_messages: totals.queued_messages.get() + totals.retained_messages.get(),
+            stored_bytes: totals.queued_bytes.get() + totals.retained_bytes.get(),
+            inflight_messages: totals.inflight_messages.get(),
+        }
+    }
+}
+
+/// Totals of the process at one moment, under the names that `$SYS` gives them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Clients connected now.
+    pub clients_connected: u64,
+    /// The most clients that were connected at once.
+    pub clients_maximum: u64,
+    /// Sessions, those of clients that are away included.
+    pub clients_total: u64,
+    /// Sessions that expired.
+    pub clients_expired: u64,
+    /// Sockets accepted since the start.
+    pub sockets: u64,
+    /// CONNECTs accepted since the start.
+    pub connections: u64,
+    /// Packets of any kind received; mosquitto calls these messages.
+    pub packets_received: u64,
+    /// Packets of any kind sent.
+    pub packets_sent: u64,
+    /// Application Messages received.
+    pub publishes_received: u64,
+    /// Application Messages sent.
+    pub publishes_sent: u64,
+    /// Application Messages that did not reach a session they were meant for.
+    pub publishes_dropped: u64,
+    /// Bytes read from clients.
+    pub bytes_received: u64,
+    /// Bytes written to clients.
+    pub bytes_sent: u64,
+    /// Retained messages.
+    pub retained_messages: u64,
+    /// Their bytes.
+    pub retained_bytes: u64,
+    /// Subscriptions of all sessions.
+    pub subscriptions: u64,
+    /// Those of them that are shared.
+    pub shared_subscriptions: u64,
+    /// Messages held: queued and retained.
+    pub stored_messages: u64,
+    /// Their bytes.
+    pub stored_bytes: u64,
+    /// Messages sent and not yet acknowledged.
+    pub inflight_messages: u64,
+}
+
+/// Gives the recorder that is current the description of every family.
+fn describe() {
+    for family in FAMILIES {
+        let text = family.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
+        match family.kind {
+            Kind::Counter => metrics::describe_counter!(family.name, text),
+            Kind::Gauge => metrics::describe_gauge!(family.name, text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kentongan_proto::mqtt::QoS;
+
+    use super::*;
+
+    #[test]
+    fn what_arbiters_count_is_seen_after_their_flush() {
+        let metrics = Metrics::isolated();
+        let (one, two) = (metrics.arbiter(), metrics.arbiter());
+        one.messages_received.inc(QoS::AtLeastOnce);
+        two.messages_received.add(QoS::AtMostOnce, 4);
+        one.connections.add(3);
+        assert_eq!(metrics.snapshot(), Snapshot::default(), "nothing flushed yet");
+
+        one.flush();
+        two.flush();
+        two.flush();
+        two.connections.dec();
+        two.flush();
+
+        let snapshot = metrics.snapshot();
+        assert_eq!(snapshot.publishes_received, 5);
+        assert_eq!((snapshot.clients_connected, snapshot.clients_maximum), (2, 3));
+        let text = metrics.render();
+        for line in [
+            "# HELP kentongan_connections Clients connected now.",
+            "# TYPE kentongan_messages_received_total counter",
+            "kentongan_messages_received_total{qos=\"1\"} 1",
+            "kentongan_messages_received_total{qos=\"2\"} 0",
+            "kentongan_connections 2",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+        }
+    }
+}

@@ -1,298 +1,207 @@
-//! What the leader of a group does about an applied command. Followers drop effects.
-//!
-//! Every effect is safe to repeat: after a change of leader the proposers propose again what was not answered, and
-//! [`super::state::GroupState::on_leader_start`] lists again what is still open.
+//! What follows from a command, for the leader to carry out. Safe to repeat.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{PacketId, QoS, ReasonCode, SubscriptionOptions};
 
 use super::command::Owner;
 use crate::message::Message;
 
-/// The Application Message of an effect: here, or to be read from the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Body {
-    /// In memory.
-    Resident(Arc<Message>),
-    /// Evicted: its key in the store's table of bodies; [`super::state::decode_body`] reads the value.
-    Stored(Vec<u8>),
-}
-
-/// A subscription of a session, as the owner must know it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SessionSubscription {
-    /// Topic Filter, with `$share/…/` if shared.
-    pub filter: Arc<str>,
-    /// Its options.
-    pub options: SubscriptionOptions,
-    /// Its identifier.
-    pub subscription_identifier: Option<u32>,
-}
-
-/// The result for one filter of a SUBSCRIBE.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SubscribeResult {
-    /// The subscription asked for.
-    pub subscription: SessionSubscription,
-    /// Granted QoS, or why not.
-    pub reason_code: ReasonCode,
-    /// There was none with this filter before.
-    pub new: bool,
-    /// Retained messages follow: see [`Effect::RetainedRequest`].
-    pub send_retained: bool,
-}
-
-/// Why messages were dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum DropReason {
-    /// The session's queue is full.
-    QueueFull,
-    /// Expired before delivery began.
-    Expired,
-    /// Above the client's Maximum Packet Size [MQTT-3.1.2-25].
-    PacketTooLarge,
-    /// Effective QoS 0 and the client is away.
-    Offline,
-    /// Too many live messages while retained ones were read.
-    HeldFull,
-    /// The session ended with messages in its queue.
-    SessionEnded,
-}
-
-/// One thing to do.
+/// One consequence of an applied command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// The connection owns the session: send CONNACK.
-    Opened {
-        /// Who asked.
-        owner: Owner,
-        /// Of the [`super::command::Connect`].
-        request: u64,
-        /// Client Identifier.
-        client_id: Arc<str>,
-        /// To name in every command of this connection.
-        epoch: u64,
-        /// Session Present [MQTT-3.2.2-2].
-        session_present: bool,
-        /// The group holds subscriptions, queue and QoS 2 identifiers. If false the arbiter does, for as long as the
-        /// connection lives.
-        hosted: bool,
-        /// Of a session that was present.
-        subscriptions: Vec<SessionSubscription>,
-        /// QoS 2 identifiers received and not released, increasing.
-        received: Vec<PacketId>,
-    },
-    /// The connection does not get the session.
+    /// A claim was granted.
+    Opened(OpenedSession),
+    /// A claim was refused: the session is another identity's.
     Refused {
-        /// Who asked.
+        /// Whose claim.
         owner: Owner,
-        /// Of the [`super::command::Connect`].
-        request: u64,
-        /// Client Identifier.
-        client_id: Arc<str>,
         /// For CONNACK.
         reason: ReasonCode,
     },
-    /// Close this connection, withdraw what it has not sent, get answers for the rest; then propose
-    /// [`super::command::Released`].
-    Close {
-        /// The old connection.
-        owner: Owner,
-        /// Client Identifier.
+    /// A persistent session came to be, or ended.
+    Session {
+        /// Its name.
         client_id: Arc<str>,
-        /// Of the old connection.
-        epoch: u64,
-        /// For DISCONNECT.
-        reason: ReasonCode,
+        /// Whom it belongs to.
+        identity: Arc<str>,
+        /// Whether it is there now.
+        exists: bool,
     },
-    /// A [`super::command::Disconnect`] is committed. Said also if there was nothing left to end.
-    Disconnected {
-        /// Who asked.
-        owner: Owner,
-        /// Client Identifier.
-        client_id: Arc<str>,
-        /// Of the connection.
-        epoch: u64,
-    },
-    /// The subscriptions are committed. SUBACK waits for the barrier.
+    /// SUBSCRIBE was applied.
     Subscribed {
-        /// The connection.
+        /// Whose.
         owner: Owner,
-        /// Client Identifier.
-        client_id: Arc<str>,
-        /// Of the connection.
+        /// Of which claim.
         epoch: u64,
-        /// Of the SUBSCRIBE.
+        /// Packet Identifier.
         packet_id: PacketId,
-        /// For each filter, in order.
-        results: Vec<SubscribeResult>,
+        /// In the order of the filters.
+        outcomes: Vec<FilterOutcome>,
     },
-    /// Send UNSUBACK.
+    /// UNSUBSCRIBE was applied.
     Unsubscribed {
-        /// The connection.
+        /// Whose.
         owner: Owner,
-        /// Client Identifier.
-        client_id: Arc<str>,
-        /// Of the connection.
+        /// Of which claim.
         epoch: u64,
-        /// Of the UNSUBSCRIBE.
+        /// Packet Identifier.
         packet_id: PacketId,
-        /// For each filter, in order.
-        results: Vec<(Arc<str>, ReasonCode)>,
+        /// In the order of the filters.
+        outcomes: Vec<(String, ReasonCode)>,
     },
-    /// What this group wants of a filter that is not shared, from now on.
+    /// This group begins, or ceases, to want what a filter matches.
     Interest {
-        /// Topic Filter.
+        /// The Topic Filter.
         filter: Arc<str>,
-        /// The highest QoS granted to any session here; `None`: nobody wants it any more.
-        qos: Option<QoS>,
+        /// Whether one more session wants it.
+        wanted: bool,
     },
-    /// The members that a shared subscription has in this group, from now on.
+    /// A session of this group joins or leaves a shared subscription.
     ShareInterest {
-        /// `$share/…` and all.
+        /// `$share/NAME/FILTER`.
         share: Arc<str>,
-        /// Sessions subscribed.
-        members: usize,
-        /// Of these, connected.
-        members_online: usize,
-        /// The highest QoS granted; `None` without members.
-        qos: Option<QoS>,
+        /// Whether it joins.
+        joined: bool,
     },
-    /// Send PUBLISH.
-    Deliver {
-        /// The connection.
-        owner: Owner,
-        /// Client Identifier.
-        client_id: Arc<str>,
-        /// Of the connection.
-        epoch: u64,
-        /// `None` with QoS 0.
-        packet_id: Option<PacketId>,
-        /// Increasing on a connection, over this and [`Effect::SendPubRel`]; 0 with QoS 0. The owner remembers the
-        /// last, for [`super::state::GroupState::redeliver`].
-        sent: u64,
-        /// Effective QoS.
-        qos: QoS,
-        /// DUP.
-        dup: bool,
-        /// RETAIN.
-        retain: bool,
-        /// Of all subscriptions it matched.
-        subscription_identifiers: Vec<u32>,
-        /// For the Message Expiry Interval.
-        expiry_left_ms: Option<u64>,
-        /// The message.
-        body: Body,
+    /// How many members of a shared subscription are connected.
+    ShareOnline {
+        /// `$share/NAME/FILTER`.
+        share: Arc<str>,
+        /// Of this group's sessions.
+        online: u32,
     },
-    /// Send PUBREL.
-    SendPubRel {
-        /// The connection.
+    /// A message of the window is to be sent.
+    Deliver(Box<Delivery>),
+    /// PUBREC, PUBREL or PUBCOMP may leave.
+    Acknowledge {
+        /// To whom.
         owner: Owner,
-        /// Client Identifier.
-        client_id: Arc<str>,
-        /// Of the connection.
+        /// Of which claim.
         epoch: u64,
-        /// Of the delivery.
+        /// Which packet.
+        kind: AckKind,
+        /// Packet Identifier.
         packet_id: PacketId,
-        /// As in [`Effect::Deliver`]; 0 if the identifier was not in use.
-        sent: u64,
-        /// 0x92 if the identifier was not in use.
+        /// Reason Code.
         reason: ReasonCode,
     },
-    /// A [`super::command::Receive`] is committed: send PUBREC.
-    SendPubRec {
-        /// The connection.
-        owner: Owner,
-        /// Client Identifier.
-        client_id: Arc<str>,
-        /// Of the connection.
-        epoch: u64,
-        /// Of the PUBLISH.
-        packet_id: PacketId,
-        /// Success.
-        reason: ReasonCode,
-    },
-    /// A [`super::command::Release`] is committed: send PUBCOMP.
-    SendPubComp {
-        /// The connection.
-        owner: Owner,
-        /// Client Identifier.
-        client_id: Arc<str>,
-        /// Of the connection.
-        epoch: u64,
-        /// Of the PUBREL.
-        packet_id: PacketId,
-        /// 0x92 if the identifier was not held.
-        reason: ReasonCode,
-    },
-    /// The lane is applied up to this number.
+    /// The messages of a lane up to a number are dealt with.
     LaneAnswered {
-        /// Where the lane begins.
-        node: u64,
-        /// Of the node.
-        incarnation: u64,
-        /// The lane.
+        /// Which lane.
         lane: u64,
-        /// All numbers up to this are settled.
+        /// The last of them.
         number: u64,
-        /// Save that these were refused, by number.
+        /// Those that were not accepted.
         refused: Vec<(u64, ReasonCode)>,
     },
-    /// The lane's incarnation is fenced or older than one seen: it must stop.
-    LaneRefused {
-        /// Where the lane begins.
-        node: u64,
-        /// The refused one.
-        incarnation: u64,
-        /// The lane.
-        lane: u64,
-    },
-    /// Match and hand on an outbox entry under a lease; when every lane has answered, propose
-    /// [`super::command::Routed`].
+    /// An entry of the outbox is to be routed.
     Route {
-        /// Number in the outbox's lane.
+        /// Its position, which is its number in the outbox's lane.
         position: u64,
         /// The message.
-        body: Body,
-        /// Milliseconds it has left.
-        expiry_left_ms: Option<u64>,
-        /// To one member of this shared subscription only.
-        only_share: Option<Arc<str>>,
-        /// A Will Message: authorise it again, as this identity.
-        will_of: Option<Arc<str>>,
+        message: Arc<Message>,
+        /// Only to a member of this shared subscription.
+        share: Option<Arc<str>>,
     },
-    /// Once the barrier is passed, read the retained messages that match, from `cursor` on, and propose
-    /// [`super::command::RetainedPage`]s.
-    RetainedRequest {
-        /// Client Identifier.
-        client_id: Arc<str>,
-        /// Topic Filter.
-        filter: Arc<str>,
-        /// To repeat in the pages.
-        request: u64,
-        /// Empty at the beginning.
-        cursor: String,
+    /// A page of retained messages was taken in.
+    RetainedTaken {
+        /// Whose.
+        owner: Owner,
+        /// Of which claim.
+        epoch: u64,
+        /// Which read.
+        read: u64,
+        /// Messages that now wait for the session.
+        queued: usize,
     },
-    /// A hosted session ended; publishes no longer reach it.
-    SessionEnded {
-        /// Client Identifier.
-        client_id: Arc<str>,
-    },
-    /// How far a [`super::command::Fence`] got.
-    FenceProgress {
-        /// The node.
-        node: u64,
-        /// The dead incarnation.
-        incarnation: u64,
-        /// Connections are left: propose it again.
+    /// A fence was applied.
+    Fenced {
+        /// Sessions of older incarnations are still to be released.
         more: bool,
     },
-    /// For the metrics.
+    /// Messages did not reach a session, and never will.
     Dropped {
         /// Why.
-        reason: DropReason,
-        /// How many messages.
+        reason: Drop,
+        /// How many.
         count: u64,
     },
+    /// A will was handed to the outbox.
+    WillPublished,
+    /// A session expired.
+    SessionExpired,
+}
+
+/// Why a message is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drop {
+    /// The session's queue is full.
+    QueueFull,
+    /// Its Message Expiry Interval ran out.
+    Expired,
+    /// The session ended.
+    SessionEnded,
+    /// A shared subscription has no member.
+    NoMember,
+}
+
+/// A granted claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenedSession {
+    /// To whom.
+    pub owner: Owner,
+    /// Which session.
+    pub client_id: Arc<str>,
+    /// Of this claim.
+    pub epoch: u64,
+    /// Whether this group keeps the session.
+    pub persistent: bool,
+    /// A stored session is resumed [MQTT-3.2.2-3].
+    pub session_present: bool,
+    /// Its subscriptions, as if each had just been granted.
+    pub subscriptions: Vec<FilterOutcome>,
+    /// QoS 2 identifiers whose PUBREL is still to come.
+    pub received: Vec<PacketId>,
+}
+
+/// What became of one filter of a SUBSCRIBE.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilterOutcome {
+    /// As subscribed.
+    pub filter: String,
+    /// For SUBACK.
+    pub reason: ReasonCode,
+    /// As granted.
+    pub options: SubscriptionOptions,
+    /// Subscription Identifier.
+    pub identifier: Option<NonZeroU32>,
+    /// Retained messages are to be read under this number; until the last page, live messages of this subscription
+    /// wait.
+    pub read: Option<u64>,
+}
+
+/// A message of a session's window.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    /// To whom.
+    pub owner: Owner,
+    /// Of which claim.
+    pub epoch: u64,
+    /// Given by the state machine.
+    pub packet_id: PacketId,
+    /// 1 or 2.
+    pub qos: QoS,
+    /// A re-delivery.
+    pub dup: bool,
+    /// RETAIN as it goes to this client.
+    pub retain: bool,
+    /// Of the subscriptions it came by.
+    pub identifiers: Vec<u32>,
+    /// The message, its expiry on the group's clock.
+    pub message: Arc<Message>,
+    /// Milliseconds that it may still wait.
+    pub expiry_left_ms: Option<u64>,
 }

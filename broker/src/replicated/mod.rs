@@ -1,7 +1,25 @@
-//! The state machine of a group: persistent sessions, queues, retained messages, wills.
+//! The groups: persistent sessions, their queues, retained messages and wills, changed only by committed commands.
 //!
-//! Plain deterministic Rust: a [`command::Command`] in, [`effect::Effect`]s out. No clock, no randomness, no I/O: the
-//! same commands give the same state on every replica, byte for byte.
+//! - [`command`]: what is proposed and committed. [`effect`]: what follows from it.
+//! - [`state`]: the state machine of a group: commands in, effects out; `retained` and `session` are parts of it, `store`
+//!   is what of it goes to disk at a checkpoint.
+//! - [`submitter`]: how arbiters propose. [`machine`]: who applies, and carries the effects out.
 
 pub mod command;
 pub mod effect;
+mod interface;
+pub mod machine;
+pub mod retained;
+pub mod session;
+mod slots;
+pub mod state;
+pub mod store;
+pub mod submitter;
+
+pub use interface::{
+    ClaimRequest, DeliverPersistent, LaneAnswer, Opened, RetainedCursor, RetainedPage, SubscribeOutcome,
+    SubscribedPersistent, UnsubscribedPersistent,
+};
+pub use machine::{Running, start};
+pub use slots::Slots;
+pub use submitter::{Query, Submitter};

@@ -5,8 +5,8 @@ use std::num::NonZeroU16;
 use bytes::Bytes;
 
 use super::{
-    AckProperties, AuthProperties, ConnAckProperties, ConnectProperties, DisconnectProperties,
-    PublishProperties, ReasonCode, UserProperties, WillProperties,
+    AckProperties, AuthProperties, ConnAckProperties, ConnectProperties, DisconnectProperties, PublishProperties,
+    ReasonCode, UserProperties, WillProperties,
 };
 
 /// The protocol version of a connection, fixed by its CONNECT.

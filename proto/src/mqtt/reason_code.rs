@@ -1,5 +1,7 @@
 //! Reason codes: one list for all packets; which packet may carry which is the codec's to check.
 
+use super::codec::PacketType;
+
 /// An MQTT 5 Reason Code. The names are the specification's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
@@ -57,5 +59,82 @@ impl ReasonCode {
     #[must_use]
     pub fn is_error(self) -> bool {
         self as u8 >= 0x80
+    }
+}
+
+impl ReasonCode {
+    /// Every code there is.
+    pub const ALL: [Self; 43] = [
+        Self::Success,
+        Self::GrantedQos1,
+        Self::GrantedQos2,
+        Self::DisconnectWithWillMessage,
+        Self::NoMatchingSubscribers,
+        Self::NoSubscriptionExisted,
+        Self::ContinueAuthentication,
+        Self::ReAuthenticate,
+        Self::UnspecifiedError,
+        Self::MalformedPacket,
+        Self::ProtocolError,
+        Self::ImplementationSpecificError,
+        Self::UnsupportedProtocolVersion,
+        Self::ClientIdentifierNotValid,
+        Self::BadUserNameOrPassword,
+        Self::NotAuthorized,
+        Self::ServerUnavailable,
+        Self::ServerBusy,
+        Self::Banned,
+        Self::ServerShuttingDown,
+        Self::BadAuthenticationMethod,
+        Self::KeepAliveTimeout,
+        Self::SessionTakenOver,
+        Self::TopicFilterInvalid,
+        Self::TopicNameInvalid,
+        Self::PacketIdentifierInUse,
+        Self::PacketIdentifierNotFound,
+        Self::ReceiveMaximumExceeded,
+        Self::TopicAliasInvalid,
+        Self::PacketTooLarge,
+        Self::MessageRateTooHigh,
+        Self::QuotaExceeded,
+        Self::AdministrativeAction,
+        Self::PayloadFormatInvalid,
+        Self::RetainNotSupported,
+        Self::QosNotSupported,
+        Self::UseAnotherServer,
+        Self::ServerMoved,
+        Self::SharedSubscriptionsNotSupported,
+        Self::ConnectionRateExceeded,
+        Self::MaximumConnectTime,
+        Self::SubscriptionIdentifiersNotSupported,
+        Self::WildcardSubscriptionsNotSupported,
+    ];
+
+    /// The code of a byte on the wire.
+    #[must_use]
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|&code| code as u8 == byte)
+    }
+
+    /// Whether packets of this type may carry it (sections 3.2.2.2 to 3.15.2.1).
+    #[must_use]
+    pub fn belongs_to(self, packet_type: PacketType) -> bool {
+        let codes: &[u8] = match packet_type {
+            PacketType::ConnAck => &[
+                0x00, 0x80, 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x87, 0x88, 0x89, 0x8A, 0x8C, 0x90, 0x95, 0x97, 0x99,
+                0x9A, 0x9B, 0x9C, 0x9D, 0x9F,
+            ],
+            PacketType::PubAck | PacketType::PubRec => &[0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99],
+            PacketType::PubRel | PacketType::PubComp => &[0x00, 0x92],
+            PacketType::SubAck => &[0x00, 0x01, 0x02, 0x80, 0x83, 0x87, 0x8F, 0x91, 0x97, 0x9E, 0xA1, 0xA2],
+            PacketType::UnsubAck => &[0x00, 0x11, 0x80, 0x83, 0x87, 0x8F, 0x91],
+            PacketType::Disconnect => &[
+                0x00, 0x04, 0x80, 0x81, 0x82, 0x83, 0x87, 0x89, 0x8B, 0x8D, 0x8E, 0x8F, 0x90, 0x93, 0x94, 0x95, 0x96,
+                0x97, 0x98, 0x99, 0x9A, 0x9B, 0x9C, 0x9D, 0x9E, 0x9F, 0xA0, 0xA1, 0xA2,
+            ],
+            PacketType::Auth => &[0x00, 0x18, 0x19],
+            _ => &[],
+        };
+        codes.contains(&(self as u8))
     }
 }

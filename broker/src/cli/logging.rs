@@ -1,0 +1,30 @@
+//! The log of events, on standard error: for people on a terminal, a JSON object a line elsewhere.
+
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::{LogConfig, LogFormat};
+
+/// Starts logging for the whole process. A subscriber that is there already, as in tests, is left alone.
+pub(super) fn start(config: &LogConfig) {
+    let filter = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let terminal = io::stderr().is_terminal();
+    let for_people = match config.format {
+        LogFormat::Auto => terminal,
+        LogFormat::Human => true,
+        LogFormat::Json => false,
+    };
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let outcome = if for_people {
+        registry.with(layer.with_ansi(terminal)).try_init()
+    } else {
+        registry.with(layer.json().flatten_event(true).with_span_list(false)).try_init()
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "another subscriber logs already");
+    }
+}

@@ -1,0 +1,36 @@
+//! The reference page of the command line, made from what `--help` prints.
+
+use std::fmt::Write as _;
+
+const PREFACE: &str = "\
+<!-- Made from the command line itself by `cargo xtask docs`; change it in broker/src/cli/. -->
+
+# Command line
+
+Exit codes: 0 success, 1 something failed while running, 2 the command line or the configuration is wrong; and 27 if
+`kentongan sub -W` ran out of time, as with mosquitto_sub.
+
+`pub` and `sub` take the flags of mosquitto_pub and mosquitto_sub, so `-h` is the host there and help is `--help`. They
+differ in speaking MQTT 5 unless `-V` says otherwise, and in following the manual of mosquitto_sub where the program does
+not: a width in `-F` never cuts anything off.
+";
+
+/// The page, in Markdown.
+#[must_use]
+pub fn reference_page() -> String {
+    let mut command = super::command().term_width(100);
+    command.build();
+    let mut page = String::from(PREFACE);
+    push_command(&mut page, &mut command, "kentongan");
+    page
+}
+
+fn push_command(page: &mut String, command: &mut clap::Command, path: &str) {
+    let help = command.render_long_help().to_string();
+    let help = help.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
+    let _ = write!(page, "\n## `{path}`\n\n```text\n{}\n```\n", help.trim_end());
+    for subcommand in command.get_subcommands_mut().filter(|subcommand| subcommand.get_name() != "help") {
+        let path = format!("{path} {}", subcommand.get_name());
+        push_command(page, subcommand, &path);
+    }
+}

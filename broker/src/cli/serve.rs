@@ -1,0 +1,158 @@
+//! `kentongan serve`: settings together, log on, broker running.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{EXIT_FAILURE, EXIT_USAGE, logging};
+use crate::config::{self, Effective, FlagValue, Settings, Sources};
+
+/// The flags of the broker. Each stands for a setting and wins over every other source of it.
+#[derive(Debug, Clone, Default, Args)]
+pub(super) struct ServeArgs {
+    /// Configuration file (TOML); files in FILE.d/ beside it are laid over it.
+    #[arg(long, short = 'c', value_name = "FILE", env = config::CONFIG_VARIABLE, hide_env_values = true)]
+    config: Option<PathBuf>,
+    /// Where MQTT clients connect, such as 0.0.0.0:1883; may be repeated. Replaces all configured listeners.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    mqtt: Vec<SocketAddr>,
+    /// Let clients in without a user name, from wherever they can reach a listener.
+    #[arg(long)]
+    allow_anonymous: bool,
+    /// Where metrics and health are served.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    http: Option<SocketAddr>,
+    /// Where sessions, retained messages and the log are kept.
+    #[arg(long, value_name = "DIRECTORY")]
+    data_dir: Option<PathBuf>,
+    /// What is logged: a level, or several with modules, such as info,kentongan::session=debug.
+    #[arg(long, value_name = "FILTER")]
+    log: Option<String>,
+    /// Any other setting, such as session.receive_maximum=64; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl ServeArgs {
+    /// Every source of settings, as the process finds them.
+    pub(super) fn sources(&self) -> Result<Sources, String> {
+        Ok(Sources { file: self.config.clone(), environment: std::env::vars_os().collect(), flags: self.flags()? })
+    }
+
+    fn flags(&self) -> Result<Vec<FlagValue>, String> {
+        let mut flags = Vec::new();
+        for assignment in &self.set {
+            flags.push(FlagValue::parse("--set", assignment)?);
+        }
+        if !self.mqtt.is_empty() {
+            let listener = |address: &SocketAddr| {
+                let address = toml::Value::String(address.to_string());
+                toml::Value::Table(toml::Table::from_iter([(String::from("address"), address)]))
+            };
+            flags.push(FlagValue::new("--mqtt", "listener", self.mqtt.iter().map(listener).collect::<Vec<_>>()));
+        }
+        if self.allow_anonymous {
+            flags.push(FlagValue::new("--allow-anonymous", "allow_anonymous", true));
+        }
+        if let Some(address) = self.http {
+            flags.push(FlagValue::new("--http", "http.address", address.to_string()));
+        }
+        if let Some(directory) = &self.data_dir {
+            let Some(directory) = directory.to_str() else {
+                return Err(format!("flag --data-dir: {} is not UTF-8", directory.display()));
+            };
+            flags.push(FlagValue::new("--data-dir", "data_dir", directory));
+        }
+        if let Some(filter) = &self.log {
+            flags.push(FlagValue::new("--log", "log.filter", filter.as_str()));
+        }
+        Ok(flags)
+    }
+}
+
+pub(super) fn run(arguments: &ServeArgs, serve: impl FnOnce(Effective) -> anyhow::Result<()>) -> u8 {
+    let sources = match arguments.sources() {
+        Ok(sources) => sources,
+        Err(message) => {
+            eprintln!("kentongan: {message}");
+            return EXIT_USAGE;
+        }
+    };
+    let effective = match Effective::load(&sources) {
+        Ok(effective) => effective,
+        Err(error) => {
+            eprintln!("kentongan: the settings cannot be used:\n{error}");
+            return EXIT_USAGE;
+        }
+    };
+    logging::start(&effective.settings.log);
+    if is_closed_to_others(&effective.settings) {
+        tracing::info!(
+            "only clients on this machine can connect; to let others in, start with \
+             --mqtt 0.0.0.0:1883 --allow-anonymous"
+        );
+    }
+    match serve(effective) {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            EXIT_FAILURE
+        }
+    }
+}
+
+fn is_closed_to_others(settings: &Settings) -> bool {
+    settings.listener.iter().all(|listener| listener.address.ip().is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use clap::Parser;
+
+    use super::super::{Cli, run as run_cli};
+    use super::*;
+
+    fn settings(line: &str) -> Settings {
+        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+        let sources = Sources { flags: cli.serve.flags().unwrap(), ..Sources::default() };
+        Effective::load(&sources).unwrap().settings
+    }
+
+    #[test]
+    fn flags_become_settings() {
+        let settings = settings(
+            "kentongan --mqtt 0.0.0.0:1 --mqtt [::]:2 --allow-anonymous --http 127.0.0.1:0 --data-dir /d \
+             --log debug --set session.receive_maximum=7 --set session.response_information=3",
+        );
+        let addresses: Vec<_> = settings.listener.iter().map(|one| one.address.to_string()).collect();
+        assert_eq!(addresses, ["0.0.0.0:1", "[::]:2"]);
+        assert_eq!(settings.allow_anonymous, Some(true));
+        assert_eq!(settings.http.address.port(), 0);
+        assert_eq!(settings.data_dir.to_str(), Some("/d"));
+        assert_eq!(settings.log.filter, "debug");
+        assert_eq!(settings.session.receive_maximum.get(), 7);
+        assert_eq!(settings.session.response_information.as_deref(), Some("3"));
+        assert!(!is_closed_to_others(&settings));
+        assert!(is_closed_to_others(&Settings::default()));
+    }
+
+    #[test]
+    fn a_wrong_setting_on_the_command_line_is_a_usage_error() {
+        for (assignment, expected) in [
+            (
+                "session.recieve_maximum=1",
+                "flag --set: unknown key `session.recieve_maximum`; did you mean `receive_maximum`?",
+            ),
+            ("session=1", "flag --set: `session` is a section; set a key of it, such as session.receive_maximum=VALUE"),
+            ("arbiters", "flag --set: `arbiters` must be KEY=VALUE"),
+        ] {
+            assert_eq!(FlagValue::parse("--set", assignment).unwrap_err(), expected);
+        }
+        let line = ["kentongan", "--set", "nonsense=1"].map(OsString::from);
+        let code = run_cli(line, |_| panic!("nothing is served with wrong settings"));
+        assert_eq!(code, std::process::ExitCode::from(EXIT_USAGE));
+    }
+}

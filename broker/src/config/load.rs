@@ -1,0 +1,236 @@
+//! From sources to settings.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::layer::{self, ENVIRONMENT_PREFIX, Layer};
+use super::origin::{ConfigError, Origin, Problem};
+use super::secret::Secret;
+use super::{PACKET_BYTES_LIMIT, Settings};
+
+/// Where settings may come from, the weakest first.
+#[derive(Debug, Default)]
+pub struct Sources {
+    /// The configuration file; its drop-in directory is `FILE.d` beside it.
+    pub file: Option<PathBuf>,
+    /// Variables of the environment; those that are not ours are passed over.
+    pub environment: Vec<(OsString, OsString)>,
+    /// What the command line said.
+    pub flags: Vec<FlagValue>,
+}
+
+/// A setting given on the command line.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FlagValue {
+    /// As the user typed it, such as `--data-dir`.
+    pub flag: &'static str,
+    /// The setting, such as `log.filter`.
+    pub key: String,
+    /// Its value.
+    pub value: toml::Value,
+}
+
+impl FlagValue {
+    /// A flag that stands for the setting `key`.
+    #[must_use]
+    pub fn new(flag: &'static str, key: &str, value: impl Into<toml::Value>) -> Self {
+        Self { flag, key: key.to_owned(), value: value.into() }
+    }
+
+    /// Reads `KEY=VALUE`.
+    ///
+    /// # Errors
+    /// There is no `=` or no such setting; the text says which.
+    pub fn parse(flag: &'static str, assignment: &str) -> Result<Self, String> {
+        let Some((key, text)) = assignment.split_once('=') else {
+            return Err(format!("flag {flag}: `{assignment}` must be KEY=VALUE"));
+        };
+        let value = layer::read_assigned(key, text).map_err(|message| format!("flag {flag}: {message}"))?;
+        Ok(Self::new(flag, key, value))
+    }
+}
+
+/// Settings that may be used, and where each of them was said.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Effective {
+    /// The settings.
+    pub settings: Settings,
+    origins: BTreeMap<String, Origin>,
+}
+
+impl Effective {
+    /// Reads all sources, lays them over each other and checks the outcome.
+    ///
+    /// # Errors
+    /// Everything that is wrong, with its file and line. Always to be mended by whoever wrote the settings.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        let mut merged = Layer::default();
+        let mut problems = Vec::new();
+        for layer in layers(sources) {
+            match layer {
+                Ok(layer) => merged.merge(layer),
+                Err(found) => problems.extend(found),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(ConfigError { problems });
+        }
+        let settings = Settings::deserialize(toml::Value::Table(merged.values))
+            .map_err(|error| Problem { origin: Origin::Default, message: error.message().to_owned() })?;
+        let mut effective = Self { settings, origins: merged.origins };
+        let problems = effective.contradictions();
+        if !problems.is_empty() {
+            return Err(ConfigError { problems });
+        }
+        effective.read_secrets()?;
+        Ok(effective)
+    }
+
+    /// Where the value of `key` (such as `session.receive_maximum` or `listener[0].address`) was said.
+    #[must_use]
+    pub fn origin(&self, key: &str) -> &Origin {
+        self.origins.get(key).unwrap_or(&Origin::Default)
+    }
+
+    /// Whether nobody said where to listen. Then a loopback address that this machine does not have is no error.
+    #[must_use]
+    pub fn listeners_are_defaults(&self) -> bool {
+        !self.origins.keys().any(|key| key.split('[').next() == Some("listener"))
+    }
+
+    /// Who is to mend `key`: whoever said it, else whoever said another key of the same section.
+    fn blame(&self, key: &str) -> &Origin {
+        let section = key.rsplit_once('.').map_or("", |(section, _)| section);
+        let sibling =
+            || self.origins.iter().find(|(own, _)| own.rsplit_once('.').is_some_and(|(own, _)| own == section));
+        self.origins.get(key).or_else(|| sibling().map(|(_, origin)| origin)).unwrap_or(&Origin::Default)
+    }
+
+    /// What no single source can know to be wrong.
+    fn contradictions(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut refuse = |key: &str, message: String| {
+            problems.push(Problem { origin: self.blame(key).clone(), message: format!("`{key}`: {message}") });
+        };
+        let Settings { session, storage, http, log, listener, .. } = &self.settings;
+
+        if session.packet_bytes_max.get() > PACKET_BYTES_LIMIT {
+            refuse("session.packet_bytes_max", format!("MQTT allows at most {PACKET_BYTES_LIMIT}"));
+        }
+        if session.packet_bytes_before_connect_max > session.packet_bytes_max {
+            let limit = session.packet_bytes_max;
+            refuse("session.packet_bytes_before_connect_max", format!("larger than `packet_bytes_max` ({limit})"));
+        }
+        if storage.segment_bytes < 1024 * 1024 {
+            refuse("storage.segment_bytes", String::from("at least 1048576"));
+        }
+        if http.token.is_some() && http.token_file.is_some() {
+            refuse("http.token_file", String::from("give either `token` or `token_file`"));
+        }
+        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&log.filter) {
+            refuse("log.filter", format!("{error}; a level such as `info`, or `info,kentongan::session=debug`"));
+        }
+        if listener.is_empty() {
+            refuse("listener", String::from("there must be one"));
+        }
+        for (index, one) in listener.iter().enumerate() {
+            let at = |name: &str| format!("listener[{index}].{name}");
+            if one.keep_alive_seconds_max != 0 && one.keep_alive_seconds_min > one.keep_alive_seconds_max {
+                refuse(&at("keep_alive_seconds_min"), String::from("larger than `keep_alive_seconds_max`"));
+            }
+            if one.protocol_versions.is_empty() {
+                refuse(&at("protocol_versions"), String::from("name at least one of \"3.1\", \"3.1.1\", \"5\""));
+            }
+            let taken = listener[..index].iter().any(|other| other.address == one.address);
+            if taken && one.address.port() != 0 {
+                refuse(&at("address"), format!("{} is the address of another listener", one.address));
+            }
+        }
+        problems
+    }
+
+    fn read_secrets(&mut self) -> Result<(), Problem> {
+        let Some(path) = &self.settings.http.token_file else {
+            return Ok(());
+        };
+        let origin = self.origin("http.token_file").clone();
+        let token = Secret::from_file(path).map_err(|error| Problem {
+            origin: origin.clone(),
+            message: format!("`http.token_file`: cannot use {}: {error}", path.display()),
+        })?;
+        self.settings.http.token = Some(token);
+        self.origins.insert(String::from("http.token"), origin);
+        Ok(())
+    }
+}
+
+/// Every source by itself, the weakest first.
+fn layers(sources: &Sources) -> Vec<Result<Layer, Vec<Problem>>> {
+    let mut layers = Vec::new();
+    if let Some(file) = &sources.file {
+        layers.push(read_file(file));
+        match drop_ins(file) {
+            Ok(paths) => layers.extend(paths.iter().map(|path| read_file(path))),
+            Err(problem) => layers.push(Err(vec![problem])),
+        }
+    }
+    let mut variables: Vec<_> = sources.environment.iter().filter_map(own_variable).collect();
+    variables.sort();
+    for (name, text) in variables {
+        let Some(text) = text.to_str() else {
+            let message = String::from("not UTF-8");
+            layers.push(Err(vec![Problem { origin: Origin::Environment(name.to_owned()), message }]));
+            continue;
+        };
+        layers.extend(Layer::from_variable(name, text).map_err(|problem| vec![problem]).transpose());
+    }
+    for FlagValue { flag, key, value } in &sources.flags {
+        let path: Vec<&str> = key.split('.').collect();
+        let layer = Layer::single(&path, value.clone(), Origin::Flag(flag));
+        layers.push(layer.map_err(|problem| vec![problem]));
+    }
+    layers
+}
+
+fn own_variable((name, text): &(OsString, OsString)) -> Option<(&str, &OsString)> {
+    let name = name.to_str().filter(|name| name.starts_with(ENVIRONMENT_PREFIX))?;
+    Some((name, text))
+}
+
+fn read_file(path: &Path) -> Result<Layer, Vec<Problem>> {
+    let origin = Origin::File { path: path.to_owned(), line: None };
+    let text = fs::read_to_string(path)
+        .map_err(|error| vec![Problem { origin, message: format!("cannot read the file: {error}") }])?;
+    Layer::from_toml(path, &text)
+}
+
+/// `FILE.d/*.toml`, in the order of their names. No such directory means none; hidden files are passed over, for they
+/// are editors' leftovers or, in Kubernetes, the bookkeeping of a mounted ConfigMap.
+fn drop_ins(file: &Path) -> Result<Vec<PathBuf>, Problem> {
+    let mut directory = file.as_os_str().to_owned();
+    directory.push(".d");
+    let directory = PathBuf::from(directory);
+    let unreadable = |error: std::io::Error| Problem {
+        origin: Origin::File { path: directory.clone(), line: None },
+        message: format!("cannot read the drop-in directory: {error}"),
+    };
+    let entries = match fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(unreadable(error)),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(unreadable)?.path();
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !hidden && path.extension().is_some_and(|extension| extension == "toml") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}

@@ -1,0 +1,328 @@
+//! Every setting there is, with its default. The comments here are the reference page.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::{NonZeroU16, NonZeroU32};
+use std::path::PathBuf;
+
+use kentongan_proto::mqtt;
+
+use super::schema::{choices, settings};
+use super::secret::Secret;
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+
+/// The largest packet that MQTT can express: Remaining Length 268,435,455 and five bytes of fixed header.
+pub const PACKET_BYTES_LIMIT: u32 = 268_435_460;
+
+const fn nonzero_u16(value: u16) -> NonZeroU16 {
+    NonZeroU16::new(value).expect("a default that must not be zero")
+}
+
+const fn nonzero_u32(value: u32) -> NonZeroU32 {
+    NonZeroU32::new(value).expect("a default that must not be zero")
+}
+
+fn loopback_listeners() -> Vec<ListenerConfig> {
+    let at = |ip: IpAddr| ListenerConfig { address: SocketAddr::new(ip, 1883), ..ListenerConfig::default() };
+    vec![at(Ipv4Addr::LOCALHOST.into()), at(Ipv6Addr::LOCALHOST.into())]
+}
+
+settings! {
+    /// Keys that stand before the first section.
+    pub struct Settings {
+        /// Where sessions, retained messages and the log are kept. Made if it does not exist; one process at a time.
+        pub data_dir: PathBuf = PathBuf::from("./kentongan-data"),
+        /// Threads that serve connections. 0 means one a core.
+        pub arbiters: usize = 0,
+        /// What an acknowledgement of QoS 1 and 2 means: `"fsync"`, the message is on the disks of a majority;
+        /// `"memory"`, a majority has it in memory and the disk follows. A power cut of all nodes loses
+        /// acknowledged messages under `"memory"` only.
+        pub durability: Durability = Durability::Fsync,
+        /// Whether clients may connect without a user name. Unset: only on listeners of a loopback address. A
+        /// listener may say otherwise for itself.
+        pub allow_anonymous: Option<bool> = None,
+        /// Where MQTT clients connect. Unset: port 1883 of the loopback addresses, 127.0.0.1 and, where there is
+        /// one, ::1. A source that names listeners replaces all those of the weaker ones.
+        pub listener: Vec<ListenerConfig> = loopback_listeners(),
+        /// Limits and ways of every client session.
+        pub session: SessionConfig = SessionConfig::default(),
+        /// Shared subscriptions (`$share/NAME/FILTER`).
+        pub shared: SharedConfig = SharedConfig::default(),
+        /// Bounds on retained messages.
+        pub retained: RetainedConfig = RetainedConfig::default(),
+        /// Delayed publication (`$delayed/SECONDS/TOPIC`).
+        pub delayed: DelayedConfig = DelayedConfig::default(),
+        /// The broker's account of itself under `$SYS`.
+        pub sys: SysConfig = SysConfig::default(),
+        /// The log and the state on disk.
+        pub storage: StorageConfig = StorageConfig::default(),
+        /// What the whole process may use.
+        pub limits: LimitsConfig = LimitsConfig::default(),
+        /// Metrics and health over HTTP.
+        pub http: HttpConfig = HttpConfig::default(),
+        /// The log of events, on standard error.
+        pub log: LogConfig = LogConfig::default(),
+    }
+
+    /// Where MQTT clients connect; stands once for each address.
+    pub struct ListenerConfig {
+        /// Address and port, such as `"0.0.0.0:1883"` for every IPv4 address or `"[::]:1883"` for all of both
+        /// families. Port 0 lets the system choose; the log names the port.
+        pub address: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1883),
+        /// Connections that the kernel may hold before they are accepted (it caps this at
+        /// `net.core.somaxconn`).
+        pub backlog: NonZeroU32 = nonzero_u32(4096),
+        /// Whether small packets leave at once (`TCP_NODELAY`).
+        pub nodelay: bool = true,
+        /// Idle time after which the kernel asks whether the peer is still there. 0 turns it off.
+        pub tcp_keepalive_seconds: u32 = 60,
+        /// How long sent bytes may stay unacknowledged before the kernel gives the connection up
+        /// (`TCP_USER_TIMEOUT`). 0 leaves it to the system.
+        pub tcp_user_timeout_seconds: u32 = 0,
+        /// Connections at a time on this listener; one more is closed at once. 0 means no bound but that of the
+        /// process.
+        pub connections_max: u32 = 0,
+        /// The shortest Keep Alive. MQTT 5 clients that ask for less are told this one (Server Keep Alive); older
+        /// clients are simply given that long.
+        pub keep_alive_seconds_min: u16 = 0,
+        /// The longest Keep Alive; also for clients that ask for none. MQTT 5 clients are told (Server Keep
+        /// Alive); older clients that ask for more, or none, are held to what they asked for. 0 means no bound.
+        pub keep_alive_seconds_max: u16 = 0,
+        /// Bounds the Session Expiry Interval on this listener below that of `[session]`.
+        pub session_expiry_seconds_max: Option<u32> = None,
+        /// Whether clients of this listener may connect without a user name. Unset: as at the top of the file.
+        pub allow_anonymous: Option<bool> = None,
+        /// Time from accepting a connection to its complete CONNECT, in all.
+        pub connect_timeout_seconds: NonZeroU32 = nonzero_u32(10),
+        /// The protocol versions that are spoken here.
+        pub protocol_versions: Vec<ProtocolVersion>
+            = vec![ProtocolVersion::V3_1, ProtocolVersion::V3_1_1, ProtocolVersion::V5],
+    }
+
+    /// Limits and ways of every client session.
+    pub struct SessionConfig {
+        /// QoS 1 and 2 messages that a client may have unacknowledged towards us at once; announced to MQTT 5
+        /// clients as Receive Maximum. Larger values cost memory per connection.
+        pub receive_maximum: NonZeroU16 = nonzero_u16(1024),
+        /// QoS 1 and 2 messages that we may have unacknowledged towards a client at once; the client's Receive
+        /// Maximum applies if it is lower. Also the number of duplicates a resumed session may see.
+        pub inflight_messages_max: NonZeroU16 = nonzero_u16(128),
+        /// Messages that may wait for a client, beside those in flight.
+        pub queue_messages_max: u32 = 100_000,
+        /// Their bytes: payload, topic, properties and a constant for each.
+        pub queue_bytes_max: u64 = 64 * MIB,
+        /// What gives way when the queue is full: `"drop-new"`, the message that comes; `"drop-oldest"`, the one
+        /// that waited longest. Either way QoS 0 goes first. Every drop is counted.
+        pub queue_drop_policy: QueueDropPolicy = QueueDropPolicy::DropNew,
+        /// Session Expiry Interval of MQTT 3.x sessions with Clean Session 0. 4294967295 means that they never expire.
+        pub session_expiry_seconds_default: u32 = u32::MAX,
+        /// The longest Session Expiry Interval; MQTT 5 clients that ask for more are told. 4294967295 means no bound.
+        pub session_expiry_seconds_max: u32 = u32::MAX,
+        /// Subscriptions of one session; one more is refused with 0x97.
+        pub subscriptions_max: u32 = 10_000,
+        /// Filters in one SUBSCRIBE or UNSUBSCRIBE.
+        pub filters_per_subscribe_max: u32 = 1024,
+        /// Topic Aliases that an MQTT 5 client may use towards us; announced as Topic Alias Maximum.
+        pub topic_alias_maximum: u16 = 64,
+        /// Topic Aliases that we use towards an MQTT 5 client; its Topic Alias Maximum applies if it is lower.
+        pub topic_alias_out_maximum: u16 = 64,
+        /// Length of a Client Identifier.
+        pub client_id_bytes_max: NonZeroU16 = nonzero_u16(65_535),
+        /// Size of a packet from a client, with its header; announced to MQTT 5 clients as Maximum Packet Size. At most
+        /// 268435460.
+        pub packet_bytes_max: NonZeroU32 = nonzero_u32(MIB as u32),
+        /// Size of a packet before a CONNECT was accepted, that is, of the CONNECT itself.
+        pub packet_bytes_before_connect_max: NonZeroU32 = nonzero_u32(64 * KIB as u32),
+        /// Bytes that may wait for the socket of a client that reads too slowly, before its messages go to its
+        /// queue instead.
+        pub out_buffer_bytes_max: u64 = 4 * MIB,
+        /// User Properties of one packet.
+        pub user_properties_max: u32 = 128,
+        /// Levels of a Topic Name or Topic Filter.
+        pub topic_levels_max: NonZeroU16 = nonzero_u16(128),
+        /// What a client gets whose subscriptions overlap: `"one-copy"` at the highest QoS of them, or
+        /// `"one-each"`.
+        pub overlapping: Overlapping = Overlapping::OneCopy,
+        /// Whether payloads that claim to be UTF-8 (Payload Format Indicator 1) are checked; refused with 0x99.
+        pub check_payload_format: bool = false,
+        /// Given to MQTT 5 clients that ask for Response Information.
+        pub response_information: Option<String> = None,
+        /// Where MQTT 5 clients are sent (Server Reference) when this node shuts down.
+        pub server_reference: Option<String> = None,
+    }
+
+    /// Shared subscriptions (`$share/NAME/FILTER`).
+    pub struct SharedConfig {
+        /// Which member of a shared subscription gets a message: `"round-robin"`, each in turn; `"random"`;
+        /// `"sticky"`, one until it goes; `"hash-client"`, the same member for the same publisher; `"hash-topic"`,
+        /// the same member for the same topic; `"least-inflight"`, the one with the fewest unacknowledged
+        /// messages.
+        pub strategy: SharedStrategy = SharedStrategy::RoundRobin,
+    }
+
+    /// Bounds on retained messages. One that would exceed them is refused with 0x97.
+    pub struct RetainedConfig {
+        /// Retained messages in all. 0 means no bound.
+        pub messages_max: u64 = 1_000_000,
+        /// Their bytes in all. 0 means no bound.
+        pub bytes_max: u64 = 1024 * MIB,
+        /// Payload of one. 0 means no bound but that of a packet.
+        pub payload_bytes_max: u32 = 0,
+        /// Age at which one is forgotten, even if it has no Message Expiry Interval. 0 means never.
+        pub age_seconds_max: u32 = 0,
+    }
+
+    /// Delayed publication: what is published to `$delayed/SECONDS/TOPIC` reaches TOPIC that much later.
+    pub struct DelayedConfig {
+        /// Whether it is offered. If not, such a PUBLISH is refused with 0x87.
+        pub enabled: bool = true,
+        /// The longest delay; a longer one is refused with 0x97.
+        pub seconds_max: u32 = 31 * 24 * 3600,
+        /// Messages that may wait at a time; one more is refused with 0x97.
+        pub messages_max: u64 = 1_000_000,
+    }
+
+    /// The broker's account of itself under `$SYS`.
+    pub struct SysConfig {
+        /// Time between two updates. 0 turns `$SYS` off.
+        pub interval_seconds: u32 = 10,
+    }
+
+    /// The log and the state on disk.
+    pub struct StorageConfig {
+        /// Raft groups that sessions and topics are spread over. Fixed when the cluster forms.
+        pub groups: NonZeroU16 = nonzero_u16(16),
+        /// Size of a segment of the log, allocated in advance.
+        pub segment_bytes: u64 = 64 * MIB,
+        /// Log that a group may gather before it writes a checkpoint.
+        pub checkpoint_log_bytes: u64 = 64 * MIB,
+        /// Time between two checkpoints of a group that changed.
+        pub checkpoint_seconds: NonZeroU32 = nonzero_u32(60),
+        /// Free space below which new work is refused with 0x97, so that what is accepted can still be settled.
+        pub free_bytes_reserve: u64 = 512 * MIB,
+    }
+
+    /// What the whole process may use.
+    pub struct LimitsConfig {
+        /// Memory of the process at which new clients are refused (0x89); at 110 % of it publishers are no longer
+        /// read, at 120 % the slowest subscribers are closed. 0 turns it off.
+        pub memory_bytes_high_water: u64 = 0,
+        /// File descriptors kept free for the log, peers and HTTP: clients are refused beyond the process's limit less
+        /// this.
+        pub descriptors_reserve: u32 = 64,
+        /// New connections a second that a listener accepts; others wait in its backlog. 0 means no bound.
+        pub connect_rate_per_second: u32 = 0,
+    }
+
+    /// Metrics and health over HTTP: `/metrics` for Prometheus, `/livez` and `/readyz`.
+    pub struct HttpConfig {
+        /// Address and port. Port 0 lets the system choose; the log names the port.
+        pub address: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8090),
+        /// Whether there is an HTTP server at all.
+        pub enabled: bool = true,
+        /// What `/metrics` wants to see as `Authorization: Bearer TOKEN`. Unset: nothing. `/livez` and `/readyz`
+        /// are always open.
+        pub token: Option<Secret> = None,
+        /// The same, read from a file at start.
+        pub token_file: Option<PathBuf> = None,
+    }
+
+    /// The log of events, on standard error.
+    pub struct LogConfig {
+        /// What is logged: a level (`error`, `warn`, `info`, `debug`, `trace`), or several with modules, such as
+        /// `"info,kentongan::session=debug"`.
+        pub filter: String = String::from("info"),
+        /// `"human"` for people, `"json"` for machines; `"auto"` is the former on a terminal and the latter
+        /// elsewhere.
+        pub format: LogFormat = LogFormat::Auto,
+    }
+}
+
+choices! {
+    /// What an acknowledgement of QoS 1 and 2 means.
+    pub enum Durability {
+        /// A majority has it on disk.
+        Fsync = "fsync",
+        /// A majority has it in memory.
+        Memory = "memory",
+    }
+
+    /// A protocol version in a listener's list.
+    pub enum ProtocolVersion {
+        /// MQTT 3.1.
+        V3_1 = "3.1",
+        /// MQTT 3.1.1.
+        V3_1_1 = "3.1.1",
+        /// MQTT 5.0.
+        V5 = "5",
+    }
+
+    /// What gives way when a session's queue is full; QoS 0 first in any case.
+    pub enum QueueDropPolicy {
+        /// The message that comes.
+        DropNew = "drop-new",
+        /// The one that waited longest.
+        DropOldest = "drop-oldest",
+    }
+
+    /// What a client gets whose subscriptions overlap.
+    pub enum Overlapping {
+        /// One copy at the highest QoS.
+        OneCopy = "one-copy",
+        /// One for each subscription.
+        OneEach = "one-each",
+    }
+
+    /// Which member of a shared subscription gets a message.
+    pub enum SharedStrategy {
+        /// Each in turn.
+        RoundRobin = "round-robin",
+        /// Any.
+        Random = "random",
+        /// One until it goes.
+        Sticky = "sticky",
+        /// The same for the same publisher.
+        HashClient = "hash-client",
+        /// The same for the same topic.
+        HashTopic = "hash-topic",
+        /// The one with the fewest unacknowledged messages.
+        LeastInflight = "least-inflight",
+    }
+
+    /// How events are written.
+    pub enum LogFormat {
+        /// `human` on a terminal, `json` elsewhere.
+        Auto = "auto",
+        /// For people.
+        Human = "human",
+        /// For machines, one object a line.
+        Json = "json",
+    }
+}
+
+impl From<ProtocolVersion> for mqtt::ProtocolVersion {
+    fn from(version: ProtocolVersion) -> Self {
+        match version {
+            ProtocolVersion::V3_1 => Self::V3_1,
+            ProtocolVersion::V3_1_1 => Self::V3_1_1,
+            ProtocolVersion::V5 => Self::V5,
+        }
+    }
+}
+
+impl ListenerConfig {
+    /// Whether `version` is spoken on this listener.
+    #[must_use]
+    pub fn speaks(&self, version: mqtt::ProtocolVersion) -> bool {
+        self.protocol_versions.iter().any(|&own| mqtt::ProtocolVersion::from(own) == version)
+    }
+
+    /// Whether clients of this listener may come without a user name: its own word, else that of `settings`, else
+    /// whether the address is a loopback one.
+    #[must_use]
+    pub fn allows_anonymous(&self, settings: &Settings) -> bool {
+        let said = self.allow_anonymous.or(settings.allow_anonymous);
+        said.unwrap_or_else(|| self.address.ip().is_loopback())
+    }
+}

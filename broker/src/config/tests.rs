@@ -1,0 +1,300 @@
+//! Settings as people get them wrong and right.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::*;
+
+struct Scene {
+    directory: tempfile::TempDir,
+    sources: Sources,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap(), sources: Sources::default() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn file(mut self, text: &str) -> Self {
+        fs::write(self.path("k.toml"), text).unwrap();
+        self.sources.file = Some(self.path("k.toml"));
+        self
+    }
+
+    fn drop_in(self, name: &str, text: &str) -> Self {
+        fs::create_dir_all(self.path("k.toml.d")).unwrap();
+        fs::write(self.path("k.toml.d").join(name), text).unwrap();
+        self
+    }
+
+    fn variable(mut self, name: &str, text: &str) -> Self {
+        self.sources.environment.push((OsString::from(name), OsString::from(text)));
+        self
+    }
+
+    fn flag(mut self, flag: &'static str, key: &str, value: impl Into<toml::Value>) -> Self {
+        self.sources.flags.push(FlagValue::new(flag, key, value));
+        self
+    }
+
+    fn load(&self) -> Effective {
+        Effective::load(&self.sources).unwrap()
+    }
+
+    /// Everything that is wrong, without the directory's name.
+    fn complaints(&self) -> String {
+        let error = Effective::load(&self.sources).expect_err("these settings are wrong");
+        error.to_string().replace(&format!("{}/", self.directory.path().display()), "")
+    }
+}
+
+#[test]
+fn without_any_source_the_defaults_hold() {
+    let effective = Scene::new().load();
+    assert_eq!(effective.settings, Settings::default());
+    assert_eq!(effective.origin("session.receive_maximum"), &Origin::Default);
+    assert!(effective.listeners_are_defaults());
+    let addresses: Vec<_> = effective.settings.listener.iter().map(|one| one.address.to_string()).collect();
+    assert_eq!(addresses, ["127.0.0.1:1883", "[::1]:1883"]);
+}
+
+#[test]
+fn flags_win_over_environment_over_drop_in_over_file_over_default() {
+    let scene = Scene::new()
+        .file("arbiters = 1\n[session]\nsubscriptions_max = 1\nuser_properties_max = 1\ntopic_alias_maximum = 1\n")
+        .drop_in("a.toml", "[session]\nsubscriptions_max = 2\nuser_properties_max = 2\n")
+        .variable("KENTONGAN_SESSION__SUBSCRIPTIONS_MAX", "3")
+        .variable("KENTONGAN_ARBITERS", "3")
+        .flag("--arbiters", "arbiters", 4);
+    let effective = scene.load();
+
+    let session = &effective.settings.session;
+    assert_eq!(effective.settings.arbiters, 4);
+    assert_eq!(session.subscriptions_max, 3);
+    assert_eq!(session.user_properties_max, 2);
+    assert_eq!(session.topic_alias_maximum, 1);
+    assert_eq!(session.receive_maximum.get(), 1024);
+
+    let line = |name: &str, line| Origin::File { path: scene.path(name), line: Some(line) };
+    assert_eq!(effective.origin("arbiters"), &Origin::Flag("--arbiters"));
+    let variable = Origin::Environment(String::from("KENTONGAN_SESSION__SUBSCRIPTIONS_MAX"));
+    assert_eq!(effective.origin("session.subscriptions_max"), &variable);
+    assert_eq!(effective.origin("session.user_properties_max"), &line("k.toml.d/a.toml", 3));
+    assert_eq!(effective.origin("session.topic_alias_maximum"), &line("k.toml", 5));
+    assert_eq!(effective.origin("session.receive_maximum"), &Origin::Default);
+}
+
+#[test]
+fn drop_ins_are_read_in_the_order_of_their_names() {
+    let scene = Scene::new()
+        .file("")
+        .drop_in("20-b.toml", "arbiters = 20")
+        .drop_in("10-a.toml", "arbiters = 10\ndata_dir = \"/ten\"")
+        .drop_in("30-c.conf", "this is not TOML")
+        .drop_in(".40-hidden.toml", "nor = this");
+    let settings = scene.load().settings;
+    assert_eq!((settings.arbiters, settings.data_dir.as_path()), (20, Path::new("/ten")));
+}
+
+#[test]
+fn a_list_of_listeners_is_taken_whole_from_the_strongest_source() {
+    let scene = Scene::new()
+        .file("[[listener]]\naddress = \"127.0.0.1:1\"\n[[listener]]\naddress = \"127.0.0.1:2\"\nnodelay = false\n")
+        .variable("KENTONGAN_LISTENER", "[{ address = \"127.0.0.1:3\" }]");
+    let effective = scene.load();
+    let addresses: Vec<_> = effective.settings.listener.iter().map(|one| one.address.port()).collect();
+    assert_eq!(addresses, [3]);
+    assert!(!effective.listeners_are_defaults());
+    let variable = Origin::Environment(String::from("KENTONGAN_LISTENER"));
+    assert_eq!(effective.origin("listener[0].address"), &variable);
+    assert_eq!(effective.origin("listener[0].nodelay"), &Origin::Default);
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_its_line_and_what_was_probably_meant() {
+    let cases = [
+        (
+            "[session]\nrecieve_maximum = 1",
+            "k.toml:2: unknown key `session.recieve_maximum`; did you mean `receive_maximum`?",
+        ),
+        ("datadir = 1", "k.toml:1: unknown key `datadir`; did you mean `data_dir`?"),
+        ("\n\n[sesion]\na = 1", "k.toml:3: unknown key `sesion`; did you mean `session`?"),
+        ("receive_maximum = 1", "k.toml:1: unknown key `receive_maximum`; did you mean `session.receive_maximum`?"),
+        ("[[listener]]\nadress = 1", "k.toml:2: unknown key `listener[0].adress`; did you mean `address`?"),
+        (
+            "listener = [{ port = 1883 }]",
+            "k.toml:1: unknown key `listener[0].port`; docs/reference/settings.md lists all keys",
+        ),
+        ("[log]\nlevel = 1", "k.toml:2: unknown key `log.level`; docs/reference/settings.md lists all keys"),
+        ("session.queue_max = 1", "k.toml:1: unknown key `session.queue_max`; did you mean `queue_bytes_max`?"),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(Scene::new().file(text).complaints(), expected);
+    }
+}
+
+#[test]
+fn everything_unknown_is_reported_at_once() {
+    let scene = Scene::new()
+        .file("datadir = 1\n[session]\nrecieve_maximum = 1")
+        .drop_in("a.toml", "arbitres = 2")
+        .variable("KENTONGAN_ARBITER", "2");
+    assert_eq!(scene.complaints().lines().count(), 4, "{}", scene.complaints());
+}
+
+#[test]
+fn a_wrong_value_is_blamed_on_its_place() {
+    let cases = [
+        ("\narbiters = \"two\"", "k.toml:2: `arbiters`: invalid type: string \"two\", expected usize"),
+        ("durability = \"fsnyc\"", "k.toml:1: `durability`: unknown variant `fsnyc`, expected `fsync` or `memory`"),
+        (
+            "[session]\nreceive_maximum = 0",
+            "k.toml:2: `session.receive_maximum`: invalid value: integer `0`, expected a nonzero u16",
+        ),
+        ("[[listener]]\naddress = \"localhost\"", "k.toml:2: `listener[0].address`: invalid socket address syntax"),
+        ("[http]\ntoken = 4711", "k.toml:2: `http.token` must be text"),
+        ("session = 3", "k.toml:1: `session`: invalid type: integer `3`, expected struct SessionConfig"),
+        ("arbiters = ", "k.toml:1: "),
+    ];
+    for (text, expected) in cases {
+        let found = Scene::new().file(text).complaints();
+        assert!(found.starts_with(expected), "{found}\nis not\n{expected}");
+    }
+}
+
+#[test]
+fn contradictions_are_blamed_on_the_source_that_said_them() {
+    let scene = Scene::new()
+        .file("[[listener]]\naddress = \"127.0.0.1:1\"\nkeep_alive_seconds_min = 9\nkeep_alive_seconds_max = 3\n")
+        .variable("KENTONGAN_SESSION__PACKET_BYTES_MAX", "268435461")
+        .flag("--log", "log.filter", "=");
+    let complaints = scene.complaints();
+    for expected in [
+        "k.toml:3: `listener[0].keep_alive_seconds_min`: larger than `keep_alive_seconds_max`",
+        "environment KENTONGAN_SESSION__PACKET_BYTES_MAX: `session.packet_bytes_max`: MQTT allows at most 268435460",
+        "flag --log: `log.filter`: ",
+    ] {
+        assert!(complaints.contains(expected), "{expected} in\n{complaints}");
+    }
+}
+
+#[test]
+fn environment_values_have_the_type_of_their_setting() {
+    let settings = Scene::new()
+        .variable("KENTONGAN_DATA_DIR", "123")
+        .variable("KENTONGAN_ALLOW_ANONYMOUS", "true")
+        .variable("KENTONGAN_LOG__FILTER", "debug")
+        .variable("KENTONGAN_HTTP__TOKEN", "9")
+        .variable("KENTONGAN_LISTENER", "[{ address = \"0.0.0.0:1\", protocol_versions = [\"5\"] }]")
+        .variable("PATH", "/bin")
+        .load()
+        .settings;
+    assert_eq!(settings.data_dir, Path::new("123"));
+    assert_eq!(settings.allow_anonymous, Some(true));
+    assert_eq!(settings.log.filter, "debug");
+    assert_eq!(settings.http.token.unwrap().expose(), "9");
+    assert_eq!(settings.listener[0].protocol_versions, [ProtocolVersion::V5]);
+}
+
+#[test]
+fn a_mistake_in_the_environment_is_refused() {
+    let meant = "there is no such setting; did you mean KENTONGAN_SESSION__RECEIVE_MAXIMUM?";
+    let cases = [
+        ("KENTONGAN_SESSION__RECIEVE_MAXIMUM", "1", meant),
+        ("KENTONGAN_SESSION_RECEIVE_MAXIMUM", "1", meant),
+        ("KENTONGAN_DATADIR", "1", "there is no such setting; did you mean KENTONGAN_DATA_DIR?"),
+        ("KENTONGAN_GAMELAN", "1", "there is no such setting; docs/reference/settings.md lists all of them"),
+        ("KENTONGAN_RETAINED", "1", "this is a section; set a key of it, such as KENTONGAN_RETAINED__MESSAGES_MAX"),
+        ("KENTONGAN_ARBITERS", "two", "`arbiters`: invalid type: string \"two\", expected usize"),
+    ];
+    for (name, text, expected) in cases {
+        assert_eq!(Scene::new().variable(name, text).complaints(), format!("environment {name}: {expected}"));
+    }
+}
+
+/// A Service called `kentongan` makes Kubernetes put these into every pod beside it.
+#[test]
+fn variables_that_kubernetes_makes_up_are_passed_over() {
+    let scene = Scene::new()
+        .variable("KENTONGAN_SERVICE_HOST", "10.0.0.1")
+        .variable("KENTONGAN_SERVICE_PORT_MQTT", "1883")
+        .variable("KENTONGAN_PORT", "tcp://10.0.0.1:1883")
+        .variable("KENTONGAN_PORT_1883_TCP_ADDR", "10.0.0.1")
+        .variable("KENTONGAN_HEADLESS_SERVICE_HOST", "10.0.0.1");
+    assert_eq!(scene.load().settings, Settings::default());
+}
+
+#[test]
+fn secrets_are_redacted_wherever_settings_are_shown() {
+    let scene = Scene::new();
+    fs::write(scene.path("token"), "tabuh-7\n").unwrap();
+    let path = scene.path("token").display().to_string();
+    let scene = scene.file(&format!("[http]\ntoken_file = \"{path}\"\n"));
+    let effective = scene.load();
+
+    assert_eq!(effective.settings.http.token.as_ref().unwrap().expose(), "tabuh-7");
+    let shown = effective.show(true);
+    assert!(shown.contains("token = \"<redacted>\""), "{shown}");
+    assert!(!shown.contains("tabuh-7") && !format!("{effective:?}").contains("tabuh-7"));
+
+    fs::write(scene.path("token"), "").unwrap();
+    assert!(scene.complaints().starts_with("k.toml:2: `http.token_file`: cannot use "), "{}", scene.complaints());
+}
+
+#[test]
+fn what_is_shown_names_the_source_of_each_value_and_is_a_file_again() {
+    let scene = Scene::new().file("arbiters = 3\n").variable("KENTONGAN_SESSION__RECEIVE_MAXIMUM", "7");
+    let effective = scene.load();
+    let shown = effective.show(true);
+    let source_of = |start: &str| {
+        let line = shown.lines().find(|line| line.starts_with(start)).unwrap();
+        line.split_once('#').unwrap().1.trim().replace(&format!("{}/", scene.directory.path().display()), "")
+    };
+    assert_eq!(source_of("arbiters = 3"), "k.toml:1");
+    assert_eq!(source_of("receive_maximum = 7"), "environment KENTONGAN_SESSION__RECEIVE_MAXIMUM");
+    assert_eq!(source_of("data_dir = "), "default");
+
+    assert_eq!(effective.show(false).lines().filter(|line| line.contains('#')).count(), 2, "what somebody said");
+    let again = Scene::new().file(&shown).load();
+    assert_eq!(again.settings, effective.settings);
+}
+
+#[test]
+fn every_setting_is_on_the_reference_page() {
+    let page = reference_page();
+    for (section, field) in Settings::FIELDS
+        .iter()
+        .flat_map(|section| section.children.unwrap_or_default().iter().map(move |field| (section, field)))
+    {
+        let key = if section.repeated { field.name.to_owned() } else { format!("{}.{}", section.name, field.name) };
+        assert!(page.contains(&format!("### `{key}`")), "{key}");
+        assert!(!field.doc.is_empty(), "{key} says nothing");
+    }
+}
+
+#[test]
+fn anonymous_clients_may_come_over_loopback_unless_somebody_says_otherwise() {
+    let listener = |address: &str, own| ListenerConfig {
+        address: address.parse().unwrap(),
+        allow_anonymous: own,
+        ..ListenerConfig::default()
+    };
+    let settings = |said| Settings { allow_anonymous: said, ..Settings::default() };
+    for (address, own, said, expected) in [
+        ("127.0.0.1:1", None, None, true),
+        ("[::1]:1", None, None, true),
+        ("0.0.0.0:1", None, None, false),
+        ("0.0.0.0:1", None, Some(true), true),
+        ("0.0.0.0:1", Some(false), Some(true), false),
+        ("127.0.0.1:1", None, Some(false), false),
+        ("127.0.0.1:1", Some(true), Some(false), true),
+    ] {
+        let found = listener(address, own).allows_anonymous(&settings(said));
+        assert_eq!(found, expected, "{address} {own:?} {said:?}");
+    }
+}

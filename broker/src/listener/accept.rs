@@ -1,0 +1,219 @@
+//! Accepting, without spinning when there is nothing to accept with.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use tokio::io::unix::AsyncFd;
+
+use super::{Accepted, AcceptedSocket, ListenerContext};
+use crate::config::{ListenerConfig, Settings};
+use crate::router::{Event, Shared};
+
+/// Sockets accepted before they are handed over.
+const ACCEPTED_A_WAKEUP_MAX: usize = 64;
+
+/// Pause after the process or the system ran out of descriptors; doubled while it lasts.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// Time between two log lines about the same trouble.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Opens the listening socket of `config`. IPv6 addresses take IPv4 clients too where the address is unspecified.
+///
+/// # Errors
+/// The address cannot be had; the message says which and why.
+pub fn bind(config: &ListenerConfig, settings: &Settings) -> anyhow::Result<(TcpListener, Arc<ListenerContext>)> {
+    let address = config.address;
+    let socket = open(config).with_context(|| {
+        format!("cannot listen on {address}: is another broker running there, or the port not allowed?")
+    })?;
+    let listener: TcpListener = socket.into();
+    let address = listener.local_addr()?;
+    Ok((listener, Arc::new(ListenerContext::new(config.clone(), settings, address))))
+}
+
+fn open(config: &ListenerConfig) -> io::Result<Socket> {
+    let address = config.address;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if let SocketAddr::V6(v6) = address {
+        socket.set_only_v6(!v6.ip().is_unspecified())?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    set_options(&socket, config)?;
+    socket.bind(&address.into())?;
+    socket.listen(i32::try_from(config.backlog.get()).unwrap_or(i32::MAX))?;
+    Ok(socket)
+}
+
+/// What every connection has: accepted sockets inherit it from the listening one, which spares each of them the system
+/// calls.
+fn set_options(socket: &Socket, config: &ListenerConfig) -> io::Result<()> {
+    socket.set_tcp_nodelay(config.nodelay)?;
+    if config.tcp_keepalive_seconds > 0 {
+        let idle = Duration::from_secs(u64::from(config.tcp_keepalive_seconds));
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
+    }
+    if config.tcp_user_timeout_seconds > 0 {
+        let timeout = Duration::from_secs(u64::from(config.tcp_user_timeout_seconds));
+        socket.set_tcp_user_timeout(Some(timeout))?;
+    }
+    Ok(())
+}
+
+/// Accepts one connection, non-blocking from the start.
+fn accept_one(listener: &TcpListener) -> io::Result<(std::net::TcpStream, Option<SocketAddr>)> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let (socket, peer) = rustix::net::acceptfrom_with(listener, flags)?;
+    Ok((socket.into(), peer.and_then(|peer| peer.try_into().ok())))
+}
+
+/// Accepts for one listener.
+#[derive(Debug)]
+pub struct Acceptor {
+    socket: AsyncFd<TcpListener>,
+    context: Arc<ListenerContext>,
+    shared: Arc<Shared>,
+    next_arbiter: usize,
+    connections_max: usize,
+    tokens: f64,
+    refilled: Instant,
+    logged: Option<Instant>,
+}
+
+impl Acceptor {
+    /// Must be called on the runtime that will run it. `connections_max` bounds the connections of the process.
+    ///
+    /// # Errors
+    /// The runtime could not watch one more descriptor.
+    pub fn new(
+        listener: TcpListener,
+        context: Arc<ListenerContext>,
+        shared: Arc<Shared>,
+        connections_max: usize,
+    ) -> io::Result<Self> {
+        // SAFETY: a `TcpListener` returns the same descriptor for as long as it lives, and `AsyncFd` owns it from here on.
+        // tokio's own listener is no way round: it would register every accepted socket with the acceptor's poller, to be
+        // taken out again for its arbiter, two system calls a connection.
+        let socket = unsafe { AsyncFd::register(listener)? };
+        Ok(Self {
+            socket,
+            context,
+            shared,
+            next_arbiter: 0,
+            connections_max,
+            tokens: 0.0,
+            refilled: Instant::now(),
+            logged: None,
+        })
+    }
+
+    /// Accepts until it is dropped.
+    pub async fn run(mut self) {
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            match self.accept_some().await {
+                Ok(()) => backoff = BACKOFF_MIN,
+                Err(error) => {
+                    self.shared.descriptors_exhausted.fetch_add(1, Ordering::Relaxed);
+                    self.log_seldom(&format!("accepting failed, pausing: {error}"));
+                    tokio::time::sleep(backoff).await;
+                    backoff = (backoff * 2).min(BACKOFF_MAX);
+                }
+            }
+        }
+    }
+
+    async fn accept_some(&mut self) -> io::Result<()> {
+        self.wait_for_rate().await;
+        let mut guard = self.socket.readable().await?;
+        let mut accepted = Vec::new();
+        let mut failure = None;
+        while accepted.len() < ACCEPTED_A_WAKEUP_MAX {
+            match accept_one(guard.get_inner()) {
+                Ok(pair) => accepted.push(pair),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    guard.clear_ready();
+                    break;
+                }
+                // That client went before we came to it; the next one is there all the same.
+                Err(error) if is_of_the_client(&error) => {}
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
+            }
+        }
+        drop(guard);
+        self.deal_out(accepted);
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn deal_out(&mut self, sockets: Vec<(std::net::TcpStream, Option<SocketAddr>)>) {
+        let arbiters = self.shared.inboxes.len();
+        let mut batches: Vec<Vec<Accepted>> = (0..arbiters).map(|_| Vec::new()).collect();
+        self.tokens -= sockets.len() as f64;
+        for (socket, peer) in sockets {
+            if self.shared.connections.load(Ordering::Relaxed) >= self.connections_max || !self.context.try_open() {
+                self.shared.connections_refused.fetch_add(1, Ordering::Relaxed);
+                self.log_seldom("as many connections as allowed: new ones are closed");
+                continue;
+            }
+            self.next_arbiter = (self.next_arbiter + 1) % arbiters;
+            batches[self.next_arbiter].push(Accepted {
+                socket: AcceptedSocket(socket),
+                listener: Arc::clone(&self.context),
+                peer,
+            });
+        }
+        for (arbiter, batch) in batches.into_iter().enumerate() {
+            if !batch.is_empty() {
+                self.shared.inboxes[arbiter].push(Event::Accepted(batch), 0);
+            }
+        }
+    }
+
+    /// A token bucket of one second: clients beyond the rate wait in the backlog.
+    async fn wait_for_rate(&mut self) {
+        let rate = f64::from(self.shared.settings.limits.connect_rate_per_second);
+        if rate == 0.0 {
+            return;
+        }
+        let now = Instant::now();
+        self.tokens = (self.tokens + rate * now.duration_since(self.refilled).as_secs_f64()).min(rate);
+        self.refilled = now;
+        if self.tokens < 1.0 {
+            tokio::time::sleep(Duration::from_secs_f64((1.0 - self.tokens) / rate)).await;
+        }
+    }
+
+    fn log_seldom(&mut self, text: &str) {
+        if self.logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+            self.logged = Some(Instant::now());
+            tracing::warn!(listener = %self.context.address, "{text}");
+        }
+    }
+}
+
+fn is_of_the_client(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    ) || error.raw_os_error() == Some(libc::EPROTO)
+}
+
+/// Whether this system has IPv6 on the loopback interface at all.
+#[must_use]
+pub fn has_ipv6() -> bool {
+    rustix::net::socket_with(AddressFamily::INET6, SocketType::STREAM, SocketFlags::CLOEXEC, None).is_ok_and(|socket| {
+        let loopback = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 0));
+        rustix::net::bind(&socket, &loopback).is_ok()
+    })
+}

@@ -1,0 +1,252 @@
+//! From settings to a running broker, and from a signal to its end.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use actix_rt::{Arbiter, System};
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::ListenerContext;
+use super::accept::{Acceptor, bind, has_ipv6};
+use crate::auth::Authority;
+use crate::config::Settings;
+use crate::http::{self, Readiness};
+use crate::metrics::Metrics;
+use crate::replicated;
+use crate::router::{ArbiterState, Event, Shared, sys};
+
+/// The condition of readiness that this module answers for.
+const SERVING: &str = "serving";
+
+/// Time for clients to take their DISCONNECT when the process stops.
+const STOP_SECONDS_MAX: u64 = 10;
+
+/// Descriptors that are neither connections nor in the configured reserve: files, pollers, wake-ups.
+const DESCRIPTORS_OF_OUR_OWN: u64 = 64;
+
+/// A broker that serves.
+#[derive(Debug)]
+pub struct Broker {
+    shared: Arc<Shared>,
+    listeners: Vec<Arc<ListenerContext>>,
+    groups: replicated::Running,
+    acceptors: std::thread::JoinHandle<()>,
+    stop_accepting: tokio::sync::oneshot::Sender<()>,
+    http: Option<http::HttpServer>,
+    arbiters: Vec<Arbiter>,
+    readiness: Arc<Readiness>,
+}
+
+/// Serves as `settings` say until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What kept it from starting, and what to do about it.
+pub fn serve(settings: Settings, authority: Authority) -> anyhow::Result<()> {
+    let descriptors = raise_descriptor_limit();
+    let system = System::new();
+    system.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let broker = Broker::start(settings, authority, descriptors)?;
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+        }
+        broker.stop().await
+    })
+}
+
+impl Broker {
+    /// Starts everything and returns once clients can connect. Must run inside an actix system.
+    ///
+    /// # Errors
+    /// What kept it from starting.
+    pub fn start(settings: Settings, authority: Authority, descriptors: u64) -> anyhow::Result<Self> {
+        let metrics = Metrics::install();
+        let settings = Arc::new(settings);
+        let mut sockets = Vec::new();
+        for config in &settings.listener {
+            if config.address.is_ipv6() && !has_ipv6() && !is_asked_for(&settings) {
+                continue;
+            }
+            sockets.push(bind(config, &settings)?);
+        }
+        anyhow::ensure!(!sockets.is_empty(), "there is no address to listen on: give one with --mqtt ADDRESS:PORT");
+        let readiness = Arc::new(Readiness::new(&[SERVING]));
+        let arbiters = number_of_arbiters(&settings);
+        let (shared, groups) = replicated::start(&settings, authority, arbiters, &metrics)?;
+        let arbiters = start_arbiters(&shared, arbiters, &metrics);
+        let listeners: Vec<_> = sockets.iter().map(|(_, context)| Arc::clone(context)).collect();
+        let connections_max = connections_max(descriptors, u64::from(settings.limits.descriptors_reserve));
+        start_sys(&shared, &metrics);
+        let (acceptors, stop_accepting) = start_acceptors(sockets, &shared, connections_max)?;
+        let http = if settings.http.enabled {
+            Some(http::start(&settings.http, metrics.clone(), Arc::clone(&readiness))?)
+        } else {
+            None
+        };
+        if let Some(http) = &http {
+            tracing::info!(address = %http.address(), "listening for HTTP");
+        }
+        readiness.set(SERVING, true);
+        for listener in &listeners {
+            tracing::info!(address = %listener.address, anonymous = listener.allow_anonymous, "listening for MQTT");
+        }
+        Ok(Self { shared, listeners, groups, acceptors, stop_accepting, http, arbiters, readiness })
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn listeners(&self) -> &[Arc<ListenerContext>] {
+        &self.listeners
+    }
+
+    /// Where HTTP is served.
+    #[must_use]
+    pub fn http_address(&self) -> Option<std::net::SocketAddr> {
+        self.http.as_ref().map(http::HttpServer::address)
+    }
+
+    /// Tells every client, flushes every state, ends every thread.
+    ///
+    /// # Errors
+    /// The state could not be written at the end; what was acknowledged is in the log all the same.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.readiness.set(SERVING, false);
+        // Fails only if that thread is gone already.
+        let _ = self.stop_accepting.send(());
+        for inbox in &self.shared.inboxes {
+            inbox.push(Event::EndAll, 0);
+        }
+        let deadline = Instant::now() + Duration::from_secs(STOP_SECONDS_MAX);
+        while self.shared.connections.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        for arbiter in &self.arbiters {
+            arbiter.stop();
+        }
+        for arbiter in self.arbiters {
+            drop(arbiter.join());
+        }
+        self.groups.stop();
+        if let Some(http) = self.http {
+            http.shutdown();
+        }
+        drop(self.acceptors.join());
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// Whether somebody named the listeners, rather than the default.
+fn is_asked_for(settings: &Settings) -> bool {
+    settings.listener != Settings::default().listener
+}
+
+fn number_of_arbiters(settings: &Settings) -> usize {
+    match settings.arbiters {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
+        number => number,
+    }
+    .min(256)
+}
+
+/// Raises the soft limit of descriptors to the hard one and returns it.
+#[must_use]
+pub fn raise_descriptor_limit() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of file descriptors could not be raised");
+    }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+fn connections_max(descriptors: u64, reserve: u64) -> usize {
+    let rest = descriptors.saturating_sub(reserve + DESCRIPTORS_OF_OUR_OWN).max(1);
+    usize::try_from(rest).unwrap_or(usize::MAX)
+}
+
+fn start_arbiters(shared: &Arc<Shared>, count: usize, metrics: &Metrics) -> Vec<Arbiter> {
+    (0..count)
+        .map(|id| {
+            let arbiter = Arbiter::new();
+            let shared = Arc::clone(shared);
+            let metrics = metrics.clone();
+            arbiter.spawn_fn(move || {
+                ArbiterState::install(id as u16, shared, metrics.arbiter());
+                spawn_tasks();
+            });
+            arbiter
+        })
+        .collect()
+}
+
+fn spawn_tasks() {
+    use std::future::poll_fn;
+    use std::task::Poll;
+    let forever = |poll: fn(&mut ArbiterState, &mut std::task::Context<'_>) -> Poll<()>| {
+        poll_fn(move |cx| ArbiterState::with(|arbiter| poll(arbiter, cx)).unwrap_or(Poll::Ready(())))
+    };
+    actix_rt::spawn(forever(ArbiterState::poll_flush));
+    actix_rt::spawn(forever(ArbiterState::poll_events));
+    actix_rt::spawn(async {
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            second.tick().await;
+            ArbiterState::with(ArbiterState::on_second);
+        }
+    });
+}
+
+type Sockets = Vec<(std::net::TcpListener, Arc<ListenerContext>)>;
+
+fn start_acceptors(
+    sockets: Sockets,
+    shared: &Arc<Shared>,
+    connections_max: usize,
+) -> anyhow::Result<(std::thread::JoinHandle<()>, tokio::sync::oneshot::Sender<()>)> {
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let shared = Arc::clone(shared);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let thread = std::thread::Builder::new().name("acceptor".to_owned()).spawn(move || {
+        runtime.block_on(async move {
+            for (socket, context) in sockets {
+                match Acceptor::new(socket, context, Arc::clone(&shared), connections_max) {
+                    Ok(acceptor) => drop(tokio::spawn(acceptor.run())),
+                    Err(error) => tracing::error!(%error, "a listener cannot be watched"),
+                }
+            }
+            // An error means that the broker is gone, which is the same.
+            drop(stopped.await);
+        });
+    });
+    Ok((thread.context("no thread for the acceptor")?, stop))
+}
+
+/// `$SYS`, updated by a task of the first arbiter's system.
+fn start_sys(shared: &Arc<Shared>, metrics: &Metrics) {
+    let interval = shared.settings.sys.interval_seconds;
+    if interval == 0 {
+        return;
+    }
+    let shared = Arc::clone(shared);
+    let metrics = metrics.clone();
+    // The first client finds them there.
+    shared.sys.update(&sys::figures(&metrics.snapshot(), 0));
+    actix_rt::spawn(async move {
+        let interval = Duration::from_secs(u64::from(interval));
+        let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
+        loop {
+            tick.tick().await;
+            let figures = sys::figures(&metrics.snapshot(), shared.started.elapsed().as_secs());
+            for message in shared.sys.update(&figures) {
+                shared.inboxes[0].push(Event::Publish(message), 0);
+            }
+        }
+    });
+}

@@ -1,0 +1,51 @@
+//! The reference page of metrics, made from the descriptions that Prometheus sees.
+
+use std::fmt::Write as _;
+
+use super::counters::FAMILIES;
+use super::{Family, Kind, process};
+
+const PREFACE: &str = "\
+<!-- Made from the comments in broker/src/metrics/ by `cargo xtask docs`; change it there. -->
+
+# Metrics
+
+`GET /metrics` on the HTTP address (`--http`, by default 127.0.0.1:8090) answers in the text format of Prometheus. Names
+follow its conventions: base units, `_total` for what only grows. The figures of the broker are at most about a second
+old.
+";
+
+/// The page, in Markdown.
+#[must_use]
+pub fn reference_page() -> String {
+    let mut page = String::from(PREFACE);
+    push_families(&mut page, "The broker", FAMILIES);
+    push_families(&mut page, "The process", process::FAMILIES);
+    page
+}
+
+fn push_families(page: &mut String, heading: &str, families: &[Family]) {
+    let _ = write!(page, "\n## {heading}\n");
+    for family in families {
+        let kind = match family.kind {
+            Kind::Counter => "Counter",
+            Kind::Gauge => "Gauge",
+        };
+        let _ = write!(page, "\n### `{}`\n\n{kind}. {}\n", family.name, family.description());
+        let Some(label) = family.label else { continue };
+        if label.meanings.iter().all(|meaning| is_a_packet_name(meaning)) {
+            let values: Vec<String> = label.values.iter().map(|value| format!("`{value}`")).collect();
+            let _ = write!(page, "\nLabel `{}`: {}.\n", label.name, values.join(", "));
+            continue;
+        }
+        let _ = write!(page, "\nLabel `{}`:\n\n", label.name);
+        for (value, meaning) in label.values.iter().zip(label.meanings) {
+            let _ = writeln!(page, "- `{value}`: {}", meaning.trim());
+        }
+    }
+}
+
+/// `CONNECT.` and the like say no more than the value itself.
+fn is_a_packet_name(meaning: &str) -> bool {
+    meaning.trim().trim_end_matches('.').bytes().all(|byte| byte.is_ascii_uppercase())
+}

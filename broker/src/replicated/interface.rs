@@ -1,0 +1,177 @@
+//! What arbiters and groups say to each other.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use kentongan_proto::mqtt::{Connect, PacketId, QoS, ReasonCode, SubscriptionOptions, Will};
+
+use crate::message::Message;
+use crate::router::ConnectionKey;
+use crate::session::handshake::Negotiated;
+
+/// A CONNECT that must ask who else has its Client Identifier.
+#[derive(Debug, Clone)]
+pub struct ClaimRequest {
+    /// Who asks.
+    pub connection: ConnectionKey,
+    /// For what.
+    pub client_id: Arc<str>,
+    /// Who the client is.
+    pub identity: Arc<str>,
+    /// Drop what is stored.
+    pub clean_start: bool,
+    /// 0: a transient session.
+    pub session_expiry_seconds: u32,
+    /// Kept with a persistent session.
+    pub will: Option<Will>,
+    /// In-flight window towards the client.
+    pub window: u16,
+}
+
+impl ClaimRequest {
+    /// The claim of a CONNECT.
+    #[must_use]
+    pub fn new(connection: ConnectionKey, connect: &Connect, negotiated: &Negotiated, identity: &Arc<str>) -> Self {
+        Self {
+            connection,
+            client_id: Arc::clone(&negotiated.client_id),
+            identity: Arc::clone(identity),
+            clean_start: connect.clean_start,
+            session_expiry_seconds: negotiated.session_expiry_seconds,
+            will: connect.will.clone(),
+            window: negotiated.window,
+        }
+    }
+}
+
+/// A claim was granted.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    /// To whom.
+    pub connection: ConnectionKey,
+    /// For what.
+    pub client_id: Arc<str>,
+    /// Of the claim; goes with everything that changes the session.
+    pub epoch: u64,
+    /// The group that keeps the session; `None`: it is transient.
+    pub group: Option<u16>,
+    /// A stored session is resumed.
+    pub session_present: bool,
+    /// The subscriptions of a resumed session.
+    pub subscriptions: Vec<SubscribeOutcome>,
+    /// QoS 2 Packet Identifiers whose PUBREL is still to come.
+    pub received: Vec<PacketId>,
+}
+
+impl Opened {
+    /// A transient session, which has nothing to resume.
+    #[must_use]
+    pub fn transient(connection: ConnectionKey, client_id: Arc<str>) -> Self {
+        Self {
+            connection,
+            client_id,
+            epoch: 0,
+            group: None,
+            session_present: false,
+            subscriptions: Vec::new(),
+            received: Vec::new(),
+        }
+    }
+}
+
+/// A message in the window of a persistent session, to be sent.
+#[derive(Debug, Clone)]
+pub struct DeliverPersistent {
+    /// To whom.
+    pub connection: ConnectionKey,
+    /// Of which claim.
+    pub epoch: u64,
+    /// Given by the group.
+    pub packet_id: PacketId,
+    /// 1 or 2.
+    pub qos: QoS,
+    /// A re-delivery.
+    pub dup: bool,
+    /// RETAIN as it goes to this client.
+    pub retain: bool,
+    /// Of the subscriptions it came by.
+    pub subscription_identifiers: Vec<u32>,
+    /// The message.
+    pub message: Arc<Message>,
+    /// Its expiry on the process clock; that in the message is on the group's.
+    pub expires_at_ms: Option<u64>,
+}
+
+/// A group answered a lane.
+#[derive(Debug, Clone)]
+pub struct LaneAnswer {
+    /// Which.
+    pub group: u16,
+    /// All numbers up to this one.
+    pub number: u64,
+    /// Those of them that were not accepted.
+    pub refused: Vec<(u64, ReasonCode)>,
+}
+
+/// Subscriptions of a persistent session were committed.
+#[derive(Debug, Clone)]
+pub struct SubscribedPersistent {
+    /// Whose.
+    pub connection: ConnectionKey,
+    /// Of which claim.
+    pub epoch: u64,
+    /// Of the SUBSCRIBE.
+    pub packet_id: PacketId,
+    /// In the order of its filters.
+    pub outcomes: Vec<SubscribeOutcome>,
+}
+
+/// What became of one filter.
+#[derive(Debug, Clone)]
+pub struct SubscribeOutcome {
+    /// As subscribed, with `$share/NAME/` if it is shared.
+    pub filter: String,
+    /// For SUBACK.
+    pub reason: ReasonCode,
+    /// As granted.
+    pub options: SubscriptionOptions,
+    /// Subscription Identifier.
+    pub identifier: Option<NonZeroU32>,
+    /// Retained messages are to be read under this number; the group waits for the last page.
+    pub read: Option<u64>,
+}
+
+/// The end of subscriptions of a persistent session was committed.
+#[derive(Debug, Clone)]
+pub struct UnsubscribedPersistent {
+    /// Whose.
+    pub connection: ConnectionKey,
+    /// Of which claim.
+    pub epoch: u64,
+    /// Of the UNSUBSCRIBE.
+    pub packet_id: PacketId,
+    /// In the order of its filters.
+    pub outcomes: Vec<(String, ReasonCode)>,
+}
+
+/// Where a retained read goes on: a group, and the last topic looked at there.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RetainedCursor {
+    /// The group whose turn it is.
+    pub group: u16,
+    /// Topics up to this one were looked at.
+    pub after: Option<String>,
+}
+
+/// A part of the retained messages that a filter matches.
+#[derive(Debug, Clone)]
+pub struct RetainedPage {
+    /// Who asked.
+    pub connection: ConnectionKey,
+    /// Its number for the read.
+    pub number: u64,
+    /// Their expiry is on the process clock.
+    pub messages: Vec<Arc<Message>>,
+    /// `None`: that was all.
+    pub next: Option<RetainedCursor>,
+}

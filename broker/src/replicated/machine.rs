@@ -1,0 +1,670 @@
+//! Applies what was committed, and carries the effects out: the one thread on which groups change.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock, mpsc};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use bytes::Bytes;
+use kentongan_cluster::data_dir::DataDir;
+use kentongan_cluster::disk::{Disk, RealDisk};
+use kentongan_cluster::{GroupId, Pipeline, PipelineConfig, StateMachine, StateStore, Write};
+use kentongan_proto::mqtt::{QoS, ReasonCode, Will};
+
+use super::Slots;
+use super::command::{self, Command, LaneBatch, LaneMessage, MessageRecord, Owner, UserProperty, WillRecord};
+use super::effect::{Drop, Effect, FilterOutcome, OpenedSession};
+use super::interface::{
+    ClaimRequest, DeliverPersistent, LaneAnswer, Opened, RetainedCursor, RetainedPage, SubscribeOutcome,
+    SubscribedPersistent, UnsubscribedPersistent,
+};
+use super::retained::RetainedLimits;
+use super::state::{GroupConfig, GroupState, OUTBOX_LANE};
+use super::submitter::{Query, Submitter};
+use crate::auth::Authority;
+use crate::config::{Durability, Overlapping, Settings, SharedStrategy};
+use crate::message::Message;
+use crate::metrics::{ArbiterCounters, DropReason, Metrics};
+use crate::router::batch::Addressee;
+use crate::router::{ConnectionKey, Event, Shared};
+use crate::subscription::{Matched, PickStrategy, ShareGroup, ShareMember, ShareTarget, Target, topic_hash};
+
+/// Retained messages of one page.
+const PAGE_MESSAGES_MAX: usize = 256;
+
+/// Topics looked at for one page: bounds the time that others wait behind it.
+const PAGE_SCAN_MAX: usize = 4096;
+
+/// Sessions released by one fence command.
+const FENCE_SESSIONS_MAX: u32 = 1000;
+
+/// What start-up hands over once it has it: the machine is made before the pipeline that it submits to.
+pub type SharedCell = Arc<OnceLock<Arc<Shared>>>;
+
+/// All groups of this node, and what their leader keeps in memory only.
+pub struct Machine {
+    groups: Vec<GroupState>,
+    shared: SharedCell,
+    counters: ArbiterCounters,
+    effects: Vec<Effect>,
+    leads: bool,
+    /// Told once every group has let go of what an earlier start held.
+    fenced: Option<mpsc::Sender<()>>,
+    unfenced: usize,
+    /// CONNECTs that wait until the present owner has let go.
+    waiting: HashMap<Arc<str>, ClaimRequest>,
+    /// Outbox entries under way: lanes that have not answered.
+    routing: HashMap<(u16, u64), usize>,
+    /// By (origin, target): positions in their order.
+    unanswered: BTreeMap<(u16, u16), VecDeque<u64>>,
+    /// Lane messages of outboxes, by (origin, target).
+    lanes: BTreeMap<(u16, u16), Vec<LaneMessage>>,
+    routed: BTreeMap<u16, Vec<u64>>,
+    /// Events for each arbiter, in their order.
+    events: Vec<Vec<Event>>,
+    retained: (usize, u64),
+    counted: Instant,
+}
+
+impl Machine {
+    /// `groups` are as the store had them.
+    #[must_use]
+    pub fn new(
+        groups: Vec<GroupState>,
+        shared: SharedCell,
+        counters: ArbiterCounters,
+        fenced: mpsc::Sender<()>,
+    ) -> Self {
+        Self {
+            unfenced: groups.len(),
+            groups,
+            shared,
+            counters,
+            effects: Vec::new(),
+            leads: false,
+            fenced: Some(fenced),
+            waiting: HashMap::new(),
+            routing: HashMap::new(),
+            unanswered: BTreeMap::new(),
+            lanes: BTreeMap::new(),
+            routed: BTreeMap::new(),
+            events: Vec::new(),
+            retained: (0, 0),
+            counted: Instant::now(),
+        }
+    }
+
+    fn shared(&self) -> Arc<Shared> {
+        match self.shared.get() {
+            Some(shared) => Arc::clone(shared),
+            None => unreachable!("effects are carried out only after start-up handed it over"),
+        }
+    }
+
+    fn push(&mut self, arbiter: u16, event: Event) {
+        let arbiter = usize::from(arbiter);
+        if self.events.len() <= arbiter {
+            self.events.resize_with(arbiter + 1, Vec::new);
+        }
+        self.events[arbiter].push(event);
+    }
+
+    fn lead(&mut self) {
+        self.leads = true;
+        let shared = self.shared();
+        let mut to_route = Vec::new();
+        for group in 0..self.groups.len() as u16 {
+            let mut effects = Vec::new();
+            self.groups[usize::from(group)].lead(&mut effects);
+            let (routes, others) = effects.into_iter().partition(|effect| matches!(effect, Effect::Route { .. }));
+            self.carry_out(group, others);
+            to_route.push(routes);
+            if !self.groups[usize::from(group)].retained().is_empty() {
+                shared.retained_possible.store(true, Ordering::Relaxed);
+            }
+            let fence = command::Fence { below: shared.incarnation, sessions_max: FENCE_SESSIONS_MAX };
+            shared.submitter.propose(group, Command::Fence(fence));
+        }
+        // Only now does the index know what every group wants: routed earlier, a message would miss some.
+        for (group, routes) in to_route.into_iter().enumerate() {
+            self.carry_out(group as u16, routes);
+        }
+    }
+
+    fn carry_out(&mut self, group: u16, effects: Vec<Effect>) {
+        let shared = self.shared();
+        for effect in effects {
+            self.carry_out_one(&shared, group, effect);
+        }
+    }
+
+    fn carry_out_one(&mut self, shared: &Shared, group: u16, effect: Effect) {
+        match effect {
+            Effect::Opened(opened) => self.opened(group, opened),
+            Effect::Refused { owner, reason } => {
+                let connection = connection_of(owner);
+                self.push(connection.arbiter(), Event::Refused { connection, reason });
+            }
+            Effect::Session { client_id, identity, exists } => {
+                shared.registry.set_persistent(&client_id, &identity, exists);
+                self.counters.sessions.add(if exists { 1 } else { -1 });
+            }
+            Effect::Subscribed { owner, epoch, packet_id, outcomes } => {
+                let connection = connection_of(owner);
+                let outcomes = outcomes.into_iter().map(outcome).collect();
+                let subscribed = SubscribedPersistent { connection, epoch, packet_id, outcomes };
+                self.push(connection.arbiter(), Event::Subscribed(subscribed));
+            }
+            Effect::Unsubscribed { owner, epoch, packet_id, outcomes } => {
+                let connection = connection_of(owner);
+                let unsubscribed = UnsubscribedPersistent { connection, epoch, packet_id, outcomes };
+                self.push(connection.arbiter(), Event::Unsubscribed(unsubscribed));
+            }
+            Effect::Interest { filter, wanted: true } => shared.index.subscribe(&filter, Target::Group(group)),
+            Effect::Interest { filter, wanted: false } => {
+                shared.index.unsubscribe(&filter, Target::Group(group));
+            }
+            Effect::ShareInterest { share, joined } => share_interest(shared, group, &share, joined),
+            Effect::ShareOnline { share, online } => {
+                if let Some(share) = find_share(shared, &share) {
+                    share.set_sessions_online(group, online);
+                }
+            }
+            Effect::Deliver(delivery) => {
+                let connection = connection_of(delivery.owner);
+                let now_ms = shared.now_ms();
+                let delivery = DeliverPersistent {
+                    connection,
+                    epoch: delivery.epoch,
+                    packet_id: delivery.packet_id,
+                    qos: delivery.qos,
+                    dup: delivery.dup,
+                    retain: delivery.retain,
+                    subscription_identifiers: delivery.identifiers,
+                    message: delivery.message,
+                    expires_at_ms: delivery.expiry_left_ms.map(|left| now_ms + left),
+                };
+                self.deliver(delivery);
+            }
+            Effect::Acknowledge { owner, epoch, kind, packet_id, reason } => {
+                let connection = connection_of(owner);
+                let event = Event::Acknowledge { connection, epoch, kind, packet_id, reason };
+                self.push(connection.arbiter(), event);
+            }
+            Effect::LaneAnswered { lane, number, refused } => self.lane_answered(shared, group, lane, number, refused),
+            Effect::Route { position, message, share } => {
+                self.route(shared, group, position, &message, share.as_deref())
+            }
+            Effect::RetainedTaken { owner, epoch, read, queued } => {
+                let connection = connection_of(owner);
+                self.push(connection.arbiter(), Event::RetainedTaken { connection, epoch, read, queued });
+            }
+            Effect::Fenced { more } => self.was_fenced(shared, group, more),
+            Effect::Dropped { reason, count } => {
+                let reason = match reason {
+                    Drop::QueueFull => DropReason::QueueMessages,
+                    Drop::Expired => DropReason::Expired,
+                    Drop::SessionEnded => DropReason::SessionEnded,
+                    Drop::NoMember => DropReason::NoSharedMember,
+                };
+                self.counters.messages_dropped.add(reason, count);
+            }
+            Effect::WillPublished => self.counters.wills_published.inc(),
+            Effect::SessionExpired => self.counters.sessions_expired.inc(),
+        }
+    }
+
+    /// Consecutive deliveries for an arbiter travel as one event.
+    fn deliver(&mut self, delivery: DeliverPersistent) {
+        let arbiter = delivery.connection.arbiter();
+        match self.events.get_mut(usize::from(arbiter)).and_then(|events| events.last_mut()) {
+            Some(Event::Deliver(deliveries)) => deliveries.push(delivery),
+            _ => self.push(arbiter, Event::Deliver(vec![delivery])),
+        }
+    }
+
+    fn was_fenced(&mut self, shared: &Shared, group: u16, more: bool) {
+        if more {
+            let fence = command::Fence { below: shared.incarnation, sessions_max: FENCE_SESSIONS_MAX };
+            shared.submitter.propose(group, Command::Fence(fence));
+            return;
+        }
+        self.unfenced = self.unfenced.saturating_sub(1);
+        if self.unfenced == 0
+            && let Some(fenced) = self.fenced.take()
+        {
+            // Start-up may have given up waiting.
+            let _ = fenced.send(());
+        }
+    }
+
+    // Claims.
+
+    fn claim(&mut self, request: ClaimRequest) {
+        let shared = self.shared();
+        let claim = shared.registry.get(&request.client_id);
+        let connection = request.connection;
+        if claim.as_ref().is_some_and(|claim| claim.identity != request.identity) {
+            let reason = ReasonCode::NotAuthorized;
+            return self.push(connection.arbiter(), Event::Refused { connection, reason });
+        }
+        if let Some(owner) = claim.as_ref().and_then(|claim| claim.owner) {
+            let client_id = Arc::clone(&request.client_id);
+            let event = Event::TakeOver { connection: owner, client_id: Arc::clone(&client_id) };
+            self.push(owner.arbiter(), event);
+            if let Some(older) = self.waiting.insert(client_id, request) {
+                let connection = older.connection;
+                let reason = ReasonCode::ServerBusy;
+                self.push(connection.arbiter(), Event::Refused { connection, reason });
+            }
+            return;
+        }
+        shared.registry.set_owner(&request.client_id, &request.identity, connection);
+        let stored = claim.is_some_and(|claim| claim.persistent);
+        if request.session_expiry_seconds == 0 && !stored {
+            let opened = Opened::transient(connection, request.client_id);
+            return self.push(connection.arbiter(), opened.into());
+        }
+        let group = shared.submitter.slots().group_of(&request.client_id);
+        shared.submitter.propose(group, Command::Connect(connect_command(&request, shared.incarnation)));
+    }
+
+    fn opened(&mut self, group: u16, opened: OpenedSession) {
+        let connection = connection_of(opened.owner);
+        let subscriptions = opened.subscriptions.into_iter().map(outcome).collect();
+        let opened = Opened {
+            connection,
+            client_id: opened.client_id,
+            epoch: opened.epoch,
+            group: opened.persistent.then_some(group),
+            session_present: opened.session_present,
+            subscriptions,
+            received: opened.received,
+        };
+        self.push(connection.arbiter(), opened.into());
+    }
+
+    // Outboxes.
+
+    fn route(&mut self, shared: &Shared, origin: u16, position: u64, message: &Arc<Message>, share: Option<&str>) {
+        let mut targets: BTreeMap<u16, LaneMessage> = BTreeMap::new();
+        let mut matched = Matched::default();
+        let clock = self.groups[usize::from(origin)].clock_ms();
+        let local = on_process_clock(message, clock, shared.now_ms());
+        match share {
+            Some(name) => match find_share(shared, name) {
+                Some(group) => self.route_to_share(shared, &local, &group, &mut targets),
+                None => self.counters.messages_dropped.inc(DropReason::NoSharedMember),
+            },
+            None => {
+                shared.index.matches(&message.topic, topic_hash(&message.topic), &mut matched);
+                for arbiter in matched.arbiters.iter() {
+                    let event = Event::Route { message: Arc::clone(&local), addressee: Addressee::Subscribers };
+                    self.push(arbiter, event);
+                }
+                if message.qos != QoS::AtMostOnce {
+                    for &group in &matched.groups {
+                        targets.entry(group).or_default().match_subscriptions = true;
+                    }
+                }
+                for group in &matched.shares {
+                    self.route_to_share(shared, &local, group, &mut targets);
+                }
+                if message.retain {
+                    shared.retained_possible.store(true, Ordering::Relaxed);
+                    let group = shared.submitter.slots().group_of(&message.topic);
+                    targets.entry(group).or_default().store_retained = true;
+                }
+            }
+        }
+        if targets.is_empty() {
+            self.routed.entry(origin).or_default().push(position);
+            return;
+        }
+        self.routing.insert((origin, position), targets.len());
+        for (target, mut lane_message) in targets {
+            lane_message.number = position;
+            lane_message.message = Some(MessageRecord::from_message(message, clock));
+            self.unanswered.entry((origin, target)).or_default().push_back(position);
+            self.lanes.entry((origin, target)).or_default().push(lane_message);
+        }
+    }
+
+    fn route_to_share(
+        &mut self,
+        shared: &Shared,
+        message: &Arc<Message>,
+        group: &Arc<ShareGroup>,
+        targets: &mut BTreeMap<u16, LaneMessage>,
+    ) {
+        let strategy = pick_strategy(shared.settings.shared.strategy);
+        let online_only = message.qos == QoS::AtMostOnce;
+        match group.pick(strategy, 0, topic_hash(&message.topic), None, online_only) {
+            Some(ShareTarget::Connection { connection, .. }) => {
+                let member = ConnectionKey::from_raw(connection);
+                let addressee = Addressee::Member(member, Arc::clone(group));
+                self.push(member.arbiter(), Event::Route { message: Arc::clone(message), addressee });
+            }
+            Some(ShareTarget::Session { group: target }) => {
+                targets.entry(target).or_default().shares.push(group.subscription_name().to_owned());
+            }
+            None => self.counters.messages_dropped.inc(DropReason::NoSharedMember),
+        }
+    }
+
+    fn lane_answered(&mut self, shared: &Shared, group: u16, lane: u64, number: u64, refused: Vec<(u64, ReasonCode)>) {
+        if lane & OUTBOX_LANE == 0 {
+            let arbiter = (lane & 0xFFF) as u16;
+            if lane >> 12 == shared.incarnation {
+                self.push(arbiter, Event::LaneAnswered(LaneAnswer { group, number, refused }));
+            }
+            return;
+        }
+        let origin = (lane & !OUTBOX_LANE) as u16;
+        let Some(positions) = self.unanswered.get_mut(&(origin, group)) else {
+            return;
+        };
+        while let Some(&position) = positions.front()
+            && position <= number
+        {
+            positions.pop_front();
+            let Some(remaining) = self.routing.get_mut(&(origin, position)) else {
+                continue;
+            };
+            *remaining -= 1;
+            if *remaining == 0 {
+                self.routing.remove(&(origin, position));
+                self.routed.entry(origin).or_default().push(position);
+            }
+        }
+    }
+
+    /// Proposes what routing led to.
+    fn submit(&mut self, shared: &Shared) {
+        for ((origin, target), messages) in std::mem::take(&mut self.lanes) {
+            // An outbox outlives every incarnation.
+            let batch = LaneBatch { lane: OUTBOX_LANE | u64::from(origin), incarnation: u64::MAX, messages };
+            shared.submitter.propose(target, Command::Lane(batch));
+        }
+        for (group, positions) in std::mem::take(&mut self.routed) {
+            shared.submitter.propose(group, Command::Routed(command::Routed { positions }));
+        }
+    }
+
+    // Retained messages.
+
+    fn retained_page(&mut self, connection: ConnectionKey, number: u64, filter: &str, cursor: RetainedCursor) {
+        let shared = self.shared();
+        let now_ms = shared.now_ms();
+        let slots = shared.submitter.slots();
+        let exact = !filter.contains(['+', '#']);
+        let group = if exact { slots.group_of(filter) } else { cursor.group };
+        let mut messages = Vec::new();
+        let state = &self.groups[usize::from(group)];
+        let page = state.retained_page(filter, cursor.after.as_deref(), PAGE_MESSAGES_MAX, PAGE_SCAN_MAX);
+        messages.extend(page.messages.iter().map(|message| on_process_clock(message, state.clock_ms(), now_ms)));
+        let next = match page.next {
+            Some(after) => Some(RetainedCursor { group, after: Some(after.to_string()) }),
+            None if exact || usize::from(group) + 1 >= self.groups.len() => None,
+            None => Some(RetainedCursor { group: group + 1, after: None }),
+        };
+        let page = RetainedPage { connection, number, messages, next };
+        self.push(connection.arbiter(), Event::RetainedPage(page));
+    }
+
+    fn count_retained(&mut self) {
+        let messages = self.groups.iter().map(|group| group.retained().len()).sum::<usize>();
+        let bytes = self.groups.iter().map(|group| group.retained().bytes()).sum::<u64>();
+        self.counters.retained_messages.add(messages as i64 - self.retained.0 as i64);
+        self.counters.retained_bytes.add(bytes as i64 - self.retained.1 as i64);
+        self.retained = (messages, bytes);
+    }
+}
+
+impl StateMachine for Machine {
+    type Query = Query;
+
+    fn apply(&mut self, group: GroupId, _index: u64, entry: &Bytes, live: bool) {
+        let state = &mut self.groups[usize::from(group.0)];
+        match command::decode(entry.clone()) {
+            Ok(Some(command)) => state.apply(command, &mut self.effects),
+            Ok(None) => tracing::error!("the log holds a command that this version does not know; it is skipped"),
+            Err(error) => {
+                // Its checksum was right, so these are the bytes that were written: not a disk's fault.
+                tracing::error!(%error, "the log holds something that is no command");
+                std::process::abort();
+            }
+        }
+        #[cfg(debug_assertions)]
+        if state.sessions() < 16 {
+            state.assert_invariants();
+        }
+        let effects = std::mem::take(&mut self.effects);
+        if live && self.leads {
+            self.carry_out(group.0, effects);
+        }
+    }
+
+    fn query(&mut self, query: Query) {
+        match query {
+            Query::Lead => self.lead(),
+            Query::Claim(request) => self.claim(request),
+            Query::Released(client_id) => {
+                if let Some(request) = self.waiting.remove(&client_id) {
+                    self.claim(request);
+                }
+            }
+            Query::RetainedPage { connection, number, filter, cursor } => {
+                self.retained_page(connection, number, &filter, cursor);
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        if !self.leads {
+            return;
+        }
+        let shared = self.shared();
+        self.submit(&shared);
+        for (arbiter, events) in self.events.iter_mut().enumerate() {
+            for event in events.drain(..) {
+                shared.inboxes[arbiter].push(event, 0);
+            }
+        }
+        shared.wake_paused_publishers();
+    }
+
+    fn tick(&mut self, now: Instant) {
+        if !self.leads {
+            return;
+        }
+        let shared = self.shared();
+        for (group, state) in self.groups.iter().enumerate() {
+            if let Some(due) = state.next_due_ms() {
+                shared.submitter.tick_if_due(group as u16, due.saturating_sub(state.clock_ms()));
+            }
+        }
+        if now.duration_since(self.counted).as_millis() >= 500 {
+            self.counted = now;
+            self.count_retained();
+            self.counters.flush();
+        }
+    }
+
+    fn checkpoint(&mut self, group: GroupId) -> Vec<Write> {
+        self.groups[usize::from(group.0)].take_dirty()
+    }
+}
+
+fn connection_of(owner: Owner) -> ConnectionKey {
+    ConnectionKey::from_raw(owner.connection)
+}
+
+fn outcome(outcome: FilterOutcome) -> SubscribeOutcome {
+    let FilterOutcome { filter, reason, options, identifier, read } = outcome;
+    SubscribeOutcome { filter, reason, options, identifier, read }
+}
+
+fn share_parts(share: &str) -> Option<(&str, &str)> {
+    share.strip_prefix("$share/")?.split_once('/')
+}
+
+fn find_share(shared: &Shared, share: &str) -> Option<Arc<ShareGroup>> {
+    let (name, filter) = share_parts(share)?;
+    shared.index.share(name, filter)
+}
+
+fn share_interest(shared: &Shared, group: u16, share: &str, joined: bool) {
+    let Some((name, filter)) = share_parts(share) else {
+        return;
+    };
+    let target = ShareTarget::Session { group };
+    if joined {
+        let member = ShareMember { target, client_id_hash: u64::from(group), qos0_only: false };
+        shared.index.join_share(name, filter, member);
+    } else {
+        shared.index.leave_share(name, filter, &target);
+    }
+}
+
+/// The message with its expiry moved from a group's clock to that of the process.
+fn on_process_clock(message: &Arc<Message>, clock_ms: u64, now_ms: u64) -> Arc<Message> {
+    match message.expires_at_ms {
+        None => Arc::clone(message),
+        Some(at) => {
+            let expires_at_ms = Some(now_ms + at.saturating_sub(clock_ms));
+            Arc::new(Message { expires_at_ms, ..Message::clone(message) })
+        }
+    }
+}
+
+/// The setting as the index knows it.
+#[must_use]
+pub fn pick_strategy(setting: SharedStrategy) -> PickStrategy {
+    match setting {
+        SharedStrategy::RoundRobin => PickStrategy::RoundRobin,
+        SharedStrategy::Random => PickStrategy::Random,
+        SharedStrategy::Sticky => PickStrategy::Sticky,
+        SharedStrategy::HashClient => PickStrategy::HashClient,
+        SharedStrategy::HashTopic => PickStrategy::HashTopic,
+        SharedStrategy::LeastInflight => PickStrategy::LeastInflight,
+    }
+}
+
+fn connect_command(request: &ClaimRequest, incarnation: u64) -> command::Connect {
+    command::Connect {
+        owner: Some(Owner { incarnation, connection: request.connection.raw() }),
+        client_id: request.client_id.to_string(),
+        identity: request.identity.to_string(),
+        clean_start: request.clean_start,
+        session_expiry_seconds: request.session_expiry_seconds,
+        will: request.will.as_ref().map(|will| will_record(will, &request.client_id)),
+        window_max: u32::from(request.window),
+    }
+}
+
+fn will_record(will: &Will, client_id: &str) -> WillRecord {
+    let properties = &will.properties;
+    let user = |(name, value): &(String, String)| UserProperty { name: name.clone(), value: value.clone() };
+    WillRecord {
+        message: Some(MessageRecord {
+            topic: will.topic.clone(),
+            payload: will.payload.clone(),
+            qos: will.qos as u32,
+            retain: will.retain,
+            publisher: client_id.to_owned(),
+            expiry_left_ms: properties.message_expiry_interval.map(|seconds| u64::from(seconds) * 1000),
+            payload_format_indicator: properties.payload_format_indicator.map(u32::from),
+            content_type: properties.content_type.clone(),
+            response_topic: properties.response_topic.clone(),
+            correlation_data: properties.correlation_data.clone(),
+            user_properties: properties.user_properties.iter().map(user).collect(),
+            ..MessageRecord::default()
+        }),
+        delay_seconds: properties.will_delay_interval.unwrap_or(0),
+    }
+}
+
+/// The groups' threads, running.
+#[derive(Debug)]
+pub struct Running {
+    pipeline: Pipeline<Query>,
+    _data_dir: DataDir,
+}
+
+impl Running {
+    /// Writes a last checkpoint and ends the threads.
+    pub fn stop(self) {
+        self.pipeline.stop();
+    }
+}
+
+/// Time within which the groups let go of what an earlier start held.
+const FENCE_SECONDS_MAX: u64 = 600;
+
+/// Opens the data directory, takes up what is stored there, and begins to lead its groups.
+///
+/// # Errors
+/// The directory cannot be used, or what is stored is not whole; the message says what to do.
+pub fn start(
+    settings: &Arc<Settings>,
+    authority: Authority,
+    arbiters: usize,
+    metrics: &Metrics,
+) -> anyhow::Result<(Arc<Shared>, Running)> {
+    let data_dir = DataDir::open(&settings.data_dir)?;
+    let slots = Slots::new(settings.storage.groups.get());
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&data_dir.path().join("log"))?);
+    let store = StateStore::open(&data_dir.path().join("state"), Arc::clone(&disk))?;
+    let config = group_config(settings);
+    let groups = (0..slots.groups())
+        .map(|group| {
+            let stored = store.load(GroupId(group))?;
+            GroupState::restore(config, stored)
+                .with_context(|| format!("the stored state of group {group} cannot be used"))
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let shared_cell = SharedCell::default();
+    let (fenced, wait) = mpsc::channel();
+    let machine = Machine::new(groups, Arc::clone(&shared_cell), metrics.arbiter(), fenced);
+    let pipeline = Pipeline::start(pipeline_config(settings), disk, store, machine)?;
+    let submitter = Submitter::new(pipeline.handle().clone(), slots);
+    let shared = Arc::new(Shared::new(Arc::clone(settings), arbiters, submitter, authority, data_dir.incarnation()));
+    if shared_cell.set(Arc::clone(&shared)).is_err() {
+        unreachable!("set once, here");
+    }
+    pipeline.handle().query(Query::Lead);
+    wait.recv_timeout(Duration::from_secs(FENCE_SECONDS_MAX))
+        .context("the groups did not let go of the connections of the process before this one")?;
+    Ok((shared, Running { pipeline, _data_dir: data_dir }))
+}
+
+/// Bounds of the whole node, shared out evenly: names spread evenly over the groups.
+fn group_config(settings: &Settings) -> GroupConfig {
+    let groups = u64::from(settings.storage.groups.get());
+    let share = |bound: u64| if bound == 0 { 0 } else { bound.div_ceil(groups) + bound.div_ceil(groups) / 8 };
+    GroupConfig {
+        queue_messages_max: settings.session.queue_messages_max as usize,
+        queue_bytes_max: usize::try_from(settings.session.queue_bytes_max).unwrap_or(usize::MAX),
+        drop_policy: settings.session.queue_drop_policy.into(),
+        retained: RetainedLimits {
+            messages_max: share(settings.retained.messages_max),
+            bytes_max: share(settings.retained.bytes_max),
+        },
+        one_each: settings.session.overlapping == Overlapping::OneEach,
+        retained_age_ms_max: u64::from(settings.retained.age_seconds_max) * 1000,
+        delayed_messages_max: usize::try_from(share(settings.delayed.messages_max)).unwrap_or(usize::MAX),
+    }
+}
+
+fn pipeline_config(settings: &Settings) -> PipelineConfig {
+    PipelineConfig {
+        groups: settings.storage.groups.get(),
+        segment_bytes: settings.storage.segment_bytes,
+        checkpoint_log_bytes: settings.storage.checkpoint_log_bytes,
+        checkpoint_interval: Duration::from_secs(u64::from(settings.storage.checkpoint_seconds.get())),
+        sync: settings.durability == Durability::Fsync,
+        free_bytes_reserve: settings.storage.free_bytes_reserve,
+    }
+}

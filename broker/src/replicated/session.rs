@@ -1,0 +1,99 @@
+//! One persistent session as a group keeps it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use kentongan_proto::mqtt::{PacketId, QoS, SubscriptionOptions};
+
+use super::command::{Owner, WillRecord};
+use crate::message::Message;
+use crate::session::outbound::Outbound;
+
+/// A subscription of a persistent session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subscription {
+    /// As granted.
+    pub options: SubscriptionOptions,
+    /// Subscription Identifier.
+    pub identifier: Option<NonZeroU32>,
+    /// Its retained messages are being read; live ones wait.
+    pub read: Option<u64>,
+}
+
+/// A message in a session's queue or window.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Where its body is stored: bodies are stored once a group.
+    pub body: u64,
+    /// Its place in the session, which is also its key in the store.
+    pub sequence: u64,
+    /// The message.
+    pub message: Arc<Message>,
+    /// As delivered.
+    pub qos: QoS,
+    /// RETAIN as delivered.
+    pub retain: bool,
+    /// Subscription Identifiers.
+    pub identifiers: Vec<u32>,
+    /// The shared subscription it came by.
+    pub share: Option<Arc<str>>,
+}
+
+/// A live message that waits until retained ones are sent.
+#[derive(Debug, Clone)]
+pub struct HeldBack {
+    /// The message.
+    pub message: Arc<Message>,
+    /// As delivered.
+    pub qos: QoS,
+    /// RETAIN as delivered.
+    pub retain: bool,
+    /// Subscription Identifiers.
+    pub identifiers: Vec<u32>,
+}
+
+/// A persistent session.
+#[derive(Debug)]
+pub struct PersistentSession {
+    /// Names it within the group, shorter than its Client Identifier.
+    pub number: u64,
+    /// Its Client Identifier.
+    pub client_id: Arc<str>,
+    /// Whom it belongs to.
+    pub identity: Arc<str>,
+    /// Of the last claim.
+    pub epoch: u64,
+    /// The connection, while there is one.
+    pub owner: Option<Owner>,
+    /// Session Expiry Interval.
+    pub expiry_seconds: u32,
+    /// On the group's clock, while nobody is connected.
+    pub expires_at_ms: Option<u64>,
+    /// Published at an abnormal end.
+    pub will: Option<WillRecord>,
+    /// On the group's clock, while a will waits for its delay.
+    pub will_due_ms: Option<u64>,
+    /// By Topic Filter.
+    pub subscriptions: BTreeMap<Arc<str>, Subscription>,
+    /// Messages to the client.
+    pub outbound: Outbound<Entry>,
+    /// In-flight PUBLISH that a resumed client with a smaller Receive Maximum has not been sent again yet.
+    pub to_resend: VecDeque<PacketId>,
+    /// QoS 2 identifiers of the client whose PUBREL is still to come.
+    pub received: BTreeSet<PacketId>,
+    /// Live messages behind retained ones.
+    pub held: Vec<HeldBack>,
+    /// Of the next entry.
+    pub next_sequence: u64,
+    /// In-flight window of the present connection.
+    pub window_max: u16,
+}
+
+impl PersistentSession {
+    /// Whether some subscription waits for its retained messages.
+    #[must_use]
+    pub fn is_reading(&self) -> bool {
+        self.subscriptions.values().any(|subscription| subscription.read.is_some())
+    }
+}

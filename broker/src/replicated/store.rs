@@ -1,0 +1,532 @@
+//! What of a group's state goes to disk at a checkpoint, and how it comes back.
+//!
+//! Only what changed since the last checkpoint is written, and what came and went between two is never written at all.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kentongan_proto::mqtt::{PacketId, QoS, RetainHandling, SubscriptionOptions};
+use prost::Message as _;
+
+use super::command::{self, MessageRecord, Owner, WillRecord};
+use super::session::{Entry, HeldBack, PersistentSession, Subscription};
+use super::state::{Body, GroupConfig, GroupState, OutboxEntry, absolute};
+use crate::session::outbound::{Outbound, OutboundLimits, Stage};
+
+/// What can be stored on its own.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Key {
+    Session(u64),
+    /// Of a session, by sequence.
+    Entry(u64, u64),
+    Body(u64),
+    Retained(Arc<str>),
+    Outbox(u64),
+}
+
+impl Key {
+    /// Sorted as stored: sessions, entries in their order, bodies, retained, outbox.
+    fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Session(number) => [&b"s"[..], &number.to_be_bytes()].concat(),
+            Self::Entry(session, sequence) => [&b"q"[..], &session.to_be_bytes(), &sequence.to_be_bytes()].concat(),
+            Self::Body(number) => [&b"b"[..], &number.to_be_bytes()].concat(),
+            Self::Retained(topic) => [&b"r"[..], topic.as_bytes()].concat(),
+            Self::Outbox(position) => [&b"o"[..], &position.to_be_bytes()].concat(),
+        }
+    }
+}
+
+const META_KEY: &[u8] = b"m";
+
+/// What changed since the last checkpoint; `true`: it was not stored before.
+#[derive(Debug, Default)]
+pub(super) struct Dirty {
+    keys: HashMap<Key, bool>,
+    touched: bool,
+}
+
+impl Dirty {
+    /// A command was applied: clock, lanes and counters may have changed.
+    pub fn touch(&mut self) {
+        self.touched = true;
+    }
+
+    pub fn created(&mut self, key: Key) {
+        self.keys.entry(key).or_insert(true);
+    }
+
+    pub fn changed(&mut self, key: Key) {
+        self.keys.entry(key).or_insert(false);
+    }
+
+    pub fn deleted(&mut self, key: Key) {
+        match self.keys.get(&key) {
+            Some(true) => drop(self.keys.remove(&key)),
+            _ => drop(self.keys.insert(key, false)),
+        }
+    }
+
+    pub fn clear(&mut self) {
+        self.keys.clear();
+        self.touched = false;
+    }
+}
+
+/// One write: a value, or `None` to delete the key.
+pub type Write = (Vec<u8>, Option<Vec<u8>>);
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct LaneRecord {
+    #[prost(uint64, tag = "1")]
+    lane: u64,
+    #[prost(uint64, tag = "2")]
+    number: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct MetaRecord {
+    #[prost(uint64, tag = "1")]
+    clock_ms: u64,
+    #[prost(uint64, tag = "2")]
+    wall_ms: u64,
+    #[prost(uint64, tag = "3")]
+    last_epoch: u64,
+    #[prost(uint64, tag = "4")]
+    last_number: u64,
+    #[prost(uint64, tag = "5")]
+    last_body: u64,
+    #[prost(uint64, tag = "6")]
+    last_position: u64,
+    #[prost(uint64, tag = "7")]
+    last_read: u64,
+    #[prost(uint64, tag = "8")]
+    fenced_below: u64,
+    #[prost(message, repeated, tag = "9")]
+    lanes: Vec<LaneRecord>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct SubscriptionRecord {
+    #[prost(string, tag = "1")]
+    filter: String,
+    #[prost(uint32, tag = "2")]
+    qos: u32,
+    #[prost(bool, tag = "3")]
+    no_local: bool,
+    #[prost(bool, tag = "4")]
+    retain_as_published: bool,
+    #[prost(uint32, tag = "5")]
+    retain_handling: u32,
+    #[prost(uint32, optional, tag = "6")]
+    identifier: Option<u32>,
+    #[prost(uint64, optional, tag = "7")]
+    read: Option<u64>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct WindowRecord {
+    #[prost(uint32, tag = "1")]
+    packet_id: u32,
+    /// 0 PUBACK, 1 PUBREC, 2 PUBCOMP is awaited.
+    #[prost(uint32, tag = "2")]
+    stage: u32,
+    #[prost(uint32, tag = "3")]
+    qos: u32,
+    /// The entry, unless only the identifier is left.
+    #[prost(uint64, optional, tag = "4")]
+    sequence: Option<u64>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct HeldRecord {
+    #[prost(message, optional, tag = "1")]
+    message: Option<MessageRecord>,
+    #[prost(uint32, tag = "2")]
+    qos: u32,
+    #[prost(bool, tag = "3")]
+    retain: bool,
+    #[prost(uint32, repeated, tag = "4")]
+    identifiers: Vec<u32>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct SessionRecord {
+    #[prost(string, tag = "1")]
+    client_id: String,
+    #[prost(string, tag = "2")]
+    identity: String,
+    #[prost(uint64, tag = "3")]
+    epoch: u64,
+    #[prost(message, optional, tag = "4")]
+    owner: Option<Owner>,
+    #[prost(uint32, tag = "5")]
+    expiry_seconds: u32,
+    #[prost(uint64, optional, tag = "6")]
+    expires_at_ms: Option<u64>,
+    #[prost(message, optional, tag = "7")]
+    will: Option<WillRecord>,
+    #[prost(uint64, optional, tag = "8")]
+    will_due_ms: Option<u64>,
+    #[prost(message, repeated, tag = "9")]
+    subscriptions: Vec<SubscriptionRecord>,
+    #[prost(message, repeated, tag = "10")]
+    window: Vec<WindowRecord>,
+    #[prost(uint32, tag = "11")]
+    last_id: u32,
+    #[prost(uint32, repeated, tag = "12")]
+    received: Vec<u32>,
+    #[prost(message, repeated, tag = "13")]
+    held: Vec<HeldRecord>,
+    #[prost(uint64, tag = "14")]
+    next_sequence: u64,
+    #[prost(uint32, tag = "15")]
+    window_max: u32,
+    #[prost(uint32, repeated, tag = "16")]
+    to_resend: Vec<u32>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct EntryRecord {
+    #[prost(uint64, tag = "1")]
+    body: u64,
+    #[prost(uint32, tag = "2")]
+    qos: u32,
+    #[prost(bool, tag = "3")]
+    retain: bool,
+    #[prost(uint32, repeated, tag = "4")]
+    identifiers: Vec<u32>,
+    #[prost(string, optional, tag = "5")]
+    share: Option<String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct OutboxRecord {
+    #[prost(message, optional, tag = "1")]
+    message: Option<MessageRecord>,
+    #[prost(uint64, optional, tag = "2")]
+    due_ms: Option<u64>,
+    #[prost(string, optional, tag = "3")]
+    share: Option<String>,
+}
+
+/// What is stored does not make sense: it was written by something else, or is damaged.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// A value is no record.
+    #[error("a stored record cannot be read: {0}")]
+    Record(#[from] prost::DecodeError),
+    /// A record refers to one that is not there.
+    #[error("the stored state is incomplete: {0}")]
+    Incomplete(&'static str),
+}
+
+impl GroupState {
+    /// What changed since this was last asked; empty if nothing did.
+    pub fn take_dirty(&mut self) -> Vec<Write> {
+        if !self.dirty.touched {
+            return Vec::new();
+        }
+        let keys: Vec<Key> = self.dirty.keys.keys().cloned().collect();
+        let entries = self.entries_of(&keys);
+        let mut writes = vec![(META_KEY.to_vec(), Some(self.meta().encode_to_vec()))];
+        writes.extend(keys.iter().map(|key| (key.encode(), self.value(key, &entries))));
+        self.dirty.clear();
+        writes
+    }
+
+    fn meta(&self) -> MetaRecord {
+        MetaRecord {
+            clock_ms: self.clock_ms,
+            wall_ms: self.wall_ms,
+            last_epoch: self.last_epoch,
+            last_number: self.last_number,
+            last_body: self.last_body,
+            last_position: self.last_position,
+            last_read: self.last_read,
+            fenced_below: self.fenced_below,
+            lanes: self.lanes.iter().map(|(&lane, &number)| LaneRecord { lane, number }).collect(),
+        }
+    }
+
+    /// The entries that `keys` name, found with one walk over each session concerned.
+    fn entries_of(&self, keys: &[Key]) -> HashMap<(u64, u64), EntryRecord> {
+        let mut wanted: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
+        for key in keys {
+            if let Key::Entry(session, sequence) = key {
+                wanted.entry(*session).or_default().insert(*sequence);
+            }
+        }
+        let mut found = HashMap::new();
+        for (number, sequences) in wanted {
+            let Some(session) = self.names.get(&number).and_then(|name| self.sessions.get(name)) else {
+                continue;
+            };
+            let in_flight = session.outbound.resend();
+            let entries = in_flight.iter().filter_map(|(.., entry)| *entry).chain(session.outbound.queued());
+            for entry in entries.filter(|entry| sequences.contains(&entry.sequence)) {
+                found.insert((number, entry.sequence), entry_record(entry));
+            }
+        }
+        found
+    }
+
+    fn value(&self, key: &Key, entries: &HashMap<(u64, u64), EntryRecord>) -> Option<Vec<u8>> {
+        match key {
+            Key::Session(number) => {
+                let session = self.names.get(number).and_then(|name| self.sessions.get(name))?;
+                Some(session_record(session).encode_to_vec())
+            }
+            Key::Entry(session, sequence) => Some(entries.get(&(*session, *sequence))?.encode_to_vec()),
+            Key::Body(number) => Some(absolute(&self.bodies.get(number)?.message).encode_to_vec()),
+            Key::Retained(topic) => Some(absolute(self.retained.get(topic)?).encode_to_vec()),
+            Key::Outbox(position) => {
+                let entry = self.outbox.get(position)?;
+                let record = OutboxRecord {
+                    message: Some(absolute(&entry.message)),
+                    due_ms: entry.due_ms,
+                    share: entry.share.as_deref().map(str::to_owned),
+                };
+                Some(record.encode_to_vec())
+            }
+        }
+    }
+
+    /// The state that checkpoints left behind, from all its keys in their order.
+    ///
+    /// # Errors
+    /// What is stored is not a whole state.
+    pub fn restore(
+        config: GroupConfig,
+        stored: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>,
+    ) -> Result<Self, RestoreError> {
+        let mut state = Self::new(config);
+        let mut sessions = Vec::new();
+        let mut entries: BTreeMap<u64, BTreeMap<u64, EntryRecord>> = BTreeMap::new();
+        for (key, value) in stored {
+            let value = Bytes::from(value);
+            match key.split_first() {
+                Some((b'm', _)) => state.restore_meta(MetaRecord::decode(value)?),
+                Some((b's', rest)) => sessions.push((number(rest)?, SessionRecord::decode(value)?)),
+                Some((b'q', rest)) if rest.len() == 16 => {
+                    let (session, sequence) = (number(&rest[..8])?, number(&rest[8..])?);
+                    entries.entry(session).or_default().insert(sequence, EntryRecord::decode(value)?);
+                }
+                Some((b'b', rest)) => {
+                    let message = Arc::new(MessageRecord::decode(value)?.into_message(0));
+                    state.bodies.insert(number(rest)?, Body { message, references: 0 });
+                }
+                Some((b'r', _)) => {
+                    state.retained.set(Arc::new(MessageRecord::decode(value)?.into_message(0)));
+                }
+                Some((b'o', rest)) => {
+                    let entry = outbox_entry(OutboxRecord::decode(value)?)?;
+                    state.outbox.insert(number(rest)?, entry);
+                }
+                _ => return Err(RestoreError::Incomplete("a key of no known kind")),
+            }
+        }
+        for (number, record) in sessions {
+            let session = state.restore_session(number, record, entries.remove(&number).unwrap_or_default())?;
+            state.sessions.insert(Arc::clone(&session.client_id), session);
+        }
+        state.bodies.retain(|_, body| body.references > 0);
+        state.rebuild();
+        Ok(state)
+    }
+
+    fn restore_meta(&mut self, meta: MetaRecord) {
+        self.clock_ms = meta.clock_ms;
+        self.wall_ms = meta.wall_ms;
+        self.last_epoch = meta.last_epoch;
+        self.last_number = meta.last_number;
+        self.last_body = meta.last_body;
+        self.last_position = meta.last_position;
+        self.last_read = meta.last_read;
+        self.fenced_below = meta.fenced_below;
+        self.lanes = meta.lanes.into_iter().map(|lane| (lane.lane, lane.number)).collect();
+    }
+
+    fn restore_session(
+        &mut self,
+        number: u64,
+        record: SessionRecord,
+        mut entries: BTreeMap<u64, EntryRecord>,
+    ) -> Result<PersistentSession, RestoreError> {
+        let window_max = u16::try_from(record.window_max).unwrap_or(u16::MAX);
+        let limits = OutboundLimits {
+            window_max,
+            queue_messages_max: self.config.queue_messages_max,
+            queue_bytes_max: self.config.queue_bytes_max,
+            drop_policy: self.config.drop_policy,
+        };
+        let mut window = Vec::new();
+        for slot in &record.window {
+            let entry = match slot.sequence {
+                Some(sequence) => {
+                    let record = entries
+                        .remove(&sequence)
+                        .ok_or(RestoreError::Incomplete("a message in flight has no entry"))?;
+                    Some(self.entry(sequence, record)?)
+                }
+                None => None,
+            };
+            window.push((id(slot.packet_id)?, stage(slot.stage), command::qos(slot.qos), entry));
+        }
+        let mut queue = Vec::new();
+        for (sequence, record) in entries {
+            let entry = self.entry(sequence, record)?;
+            queue.push((entry.clone(), entry.message.weight_bytes(), entry.qos));
+        }
+        let subscriptions = record.subscriptions.iter().map(subscription).collect();
+        Ok(PersistentSession {
+            number,
+            client_id: Arc::from(record.client_id),
+            identity: Arc::from(record.identity),
+            epoch: record.epoch,
+            owner: record.owner,
+            expiry_seconds: record.expiry_seconds,
+            expires_at_ms: record.expires_at_ms,
+            will: record.will,
+            will_due_ms: record.will_due_ms,
+            subscriptions,
+            outbound: Outbound::restore(limits, record.last_id as u16, window, queue),
+            to_resend: record.to_resend.into_iter().map(id).collect::<Result<_, _>>()?,
+            received: record.received.into_iter().map(id).collect::<Result<_, _>>()?,
+            held: record.held.into_iter().map(held_back).collect::<Result<_, _>>()?,
+            next_sequence: record.next_sequence,
+            window_max,
+        })
+    }
+
+    fn entry(&mut self, sequence: u64, record: EntryRecord) -> Result<Entry, RestoreError> {
+        let body = self.bodies.get_mut(&record.body).ok_or(RestoreError::Incomplete("a queued message has no body"))?;
+        body.references += 1;
+        Ok(Entry {
+            body: record.body,
+            sequence,
+            message: Arc::clone(&body.message),
+            qos: command::qos(record.qos),
+            retain: record.retain,
+            identifiers: record.identifiers,
+            share: record.share.map(Arc::from),
+        })
+    }
+}
+
+fn number(bytes: &[u8]) -> Result<u64, RestoreError> {
+    bytes.try_into().map(u64::from_be_bytes).map_err(|_| RestoreError::Incomplete("a key of the wrong length"))
+}
+
+fn id(number: u32) -> Result<PacketId, RestoreError> {
+    u16::try_from(number)
+        .ok()
+        .and_then(PacketId::new)
+        .ok_or(RestoreError::Incomplete("a packet identifier out of range"))
+}
+
+fn stage(number: u32) -> Stage {
+    match number {
+        0 => Stage::AwaitingPubAck,
+        1 => Stage::AwaitingPubRec,
+        _ => Stage::AwaitingPubComp,
+    }
+}
+
+fn entry_record(entry: &Entry) -> EntryRecord {
+    EntryRecord {
+        body: entry.body,
+        qos: entry.qos as u32,
+        retain: entry.retain,
+        identifiers: entry.identifiers.clone(),
+        share: entry.share.as_deref().map(str::to_owned),
+    }
+}
+
+fn outbox_entry(record: OutboxRecord) -> Result<OutboxEntry, RestoreError> {
+    let message = record.message.ok_or(RestoreError::Incomplete("an outbox entry without a message"))?;
+    Ok(OutboxEntry {
+        message: Arc::new(message.into_message(0)),
+        due_ms: record.due_ms,
+        share: record.share.map(Arc::from),
+    })
+}
+
+fn held_back(record: HeldRecord) -> Result<HeldBack, RestoreError> {
+    let message = record.message.ok_or(RestoreError::Incomplete("a held message that is not there"))?;
+    Ok(HeldBack {
+        message: Arc::new(message.into_message(0)),
+        qos: command::qos(record.qos),
+        retain: record.retain,
+        identifiers: record.identifiers,
+    })
+}
+
+fn subscription(record: &SubscriptionRecord) -> (Arc<str>, Subscription) {
+    let options = SubscriptionOptions {
+        qos: command::qos(record.qos),
+        no_local: record.no_local,
+        retain_as_published: record.retain_as_published,
+        retain_handling: match record.retain_handling {
+            0 => RetainHandling::Always,
+            1 => RetainHandling::IfNew,
+            _ => RetainHandling::Never,
+        },
+    };
+    let identifier = record.identifier.and_then(std::num::NonZeroU32::new);
+    (Arc::from(record.filter.as_str()), Subscription { options, identifier, read: record.read })
+}
+
+fn session_record(session: &PersistentSession) -> SessionRecord {
+    let window =
+        session.outbound.resend().into_iter().map(|(packet_id, stage, qos, entry): (_, _, QoS, _)| WindowRecord {
+            packet_id: u32::from(packet_id.get()),
+            stage: match stage {
+                Stage::AwaitingPubAck => 0,
+                Stage::AwaitingPubRec => 1,
+                Stage::AwaitingPubComp => 2,
+            },
+            qos: qos as u32,
+            sequence: entry.map(|entry| entry.sequence),
+        });
+    SessionRecord {
+        client_id: session.client_id.to_string(),
+        identity: session.identity.to_string(),
+        epoch: session.epoch,
+        owner: session.owner,
+        expiry_seconds: session.expiry_seconds,
+        expires_at_ms: session.expires_at_ms,
+        will: session.will.clone(),
+        will_due_ms: session.will_due_ms,
+        subscriptions: session
+            .subscriptions
+            .iter()
+            .map(|(filter, own)| SubscriptionRecord {
+                filter: filter.to_string(),
+                qos: own.options.qos as u32,
+                no_local: own.options.no_local,
+                retain_as_published: own.options.retain_as_published,
+                retain_handling: own.options.retain_handling as u32,
+                identifier: own.identifier.map(std::num::NonZeroU32::get),
+                read: own.read,
+            })
+            .collect(),
+        window: window.collect(),
+        last_id: u32::from(session.outbound.last_id()),
+        received: session.received.iter().map(|id| u32::from(id.get())).collect(),
+        held: session
+            .held
+            .iter()
+            .map(|held| HeldRecord {
+                message: Some(absolute(&held.message)),
+                qos: held.qos as u32,
+                retain: held.retain,
+                identifiers: held.identifiers.clone(),
+            })
+            .collect(),
+        next_sequence: session.next_sequence,
+        window_max: u32::from(session.window_max),
+        to_resend: session.to_resend.iter().map(|id| u32::from(id.get())).collect(),
+    }
+}

@@ -1,0 +1,264 @@
+//! The way from the arbiters to the groups: commands to be committed, and questions in their order.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use kentongan_cluster::{GroupId, PipelineHandle};
+use kentongan_proto::mqtt::codec::AckKind;
+use kentongan_proto::mqtt::{PacketId, ReasonCode, Subscribe, Unsubscribe};
+
+use super::command::{self, Command, MessageRecord};
+use super::{ClaimRequest, RetainedCursor, Slots};
+use crate::message::Message;
+use crate::router::ConnectionKey;
+use crate::router::client::PersistentSession;
+
+/// What the thread that applies commands is asked beside them.
+#[derive(Debug)]
+pub enum Query {
+    /// Nothing is replayed any more: begin to act on effects.
+    Lead,
+    /// A CONNECT that must ask who else has its Client Identifier.
+    Claim(ClaimRequest),
+    /// A connection that was to be taken over is done.
+    Released(Arc<str>),
+    /// A part of the retained messages.
+    RetainedPage {
+        /// Who asks.
+        connection: ConnectionKey,
+        /// The read's number there.
+        number: u64,
+        /// Which topics.
+        filter: String,
+        /// Where to go on.
+        cursor: RetainedCursor,
+    },
+}
+
+/// Hands commands and questions to the groups. From one thread they arrive in the order in which it said them.
+#[derive(Debug, Clone)]
+pub struct Submitter {
+    pipeline: PipelineHandle<Query>,
+    slots: Slots,
+    clocks: Arc<[Clock]>,
+    started: Instant,
+}
+
+/// A group's clock as its leader keeps it.
+#[derive(Debug)]
+struct Clock {
+    /// Process time of the last tick that was submitted.
+    ticked_ms: AtomicU64,
+    /// Whoever submits a tick holds it, so that each stretch of time is told once.
+    telling: Mutex<bool>,
+}
+
+/// A group's clock may lag this much behind when a command reaches it.
+const LAG_MS_MAX: u64 = 500;
+
+impl Submitter {
+    /// To the groups of `slots`, by `pipeline`.
+    #[must_use]
+    pub fn new(pipeline: PipelineHandle<Query>, slots: Slots) -> Self {
+        let clock = |_| Clock { ticked_ms: AtomicU64::new(0), telling: Mutex::new(false) };
+        Self { pipeline, slots, clocks: (0..slots.groups()).map(clock).collect(), started: Instant::now() }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    /// Sees to it that the group knows the time before what is submitted next: its messages expire by that clock. An
+    /// idle group hears nothing, so that an idle broker writes nothing.
+    fn tell_time(&self, group: u16) {
+        let Some(clock) = self.clocks.get(usize::from(group)) else {
+            return;
+        };
+        if self.now_ms().saturating_sub(clock.ticked_ms.load(Ordering::Acquire)) <= LAG_MS_MAX
+            && self.now_ms() > LAG_MS_MAX
+        {
+            return;
+        }
+        let mut told = clock.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        let now_ms = self.now_ms();
+        let elapsed_ms = now_ms.saturating_sub(clock.ticked_ms.load(Ordering::Acquire));
+        if *told && elapsed_ms <= LAG_MS_MAX {
+            return;
+        }
+        let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        // The first one bridges the time that the node was down, by the wall clock.
+        let tick = command::Tick { elapsed_ms, wall_ms, bridge: !*told };
+        *told = true;
+        self.pipeline.propose(GroupId(group), command::encode(Command::Tick(tick)));
+        clock.ticked_ms.store(now_ms, Ordering::Release);
+    }
+
+    /// A timer of the group is due `in_ms` after its last tick: ticks when that time has come.
+    pub fn tick_if_due(&self, group: u16, in_ms: u64) {
+        if let Some(clock) = self.clocks.get(usize::from(group)) {
+            let elapsed_ms = self.now_ms().saturating_sub(clock.ticked_ms.load(Ordering::Acquire));
+            if elapsed_ms >= in_ms && elapsed_ms > LAG_MS_MAX {
+                self.tell_time(group);
+            }
+        }
+    }
+
+    /// Whether publishers should pause until the groups caught up.
+    #[must_use]
+    pub fn is_overloaded(&self) -> bool {
+        self.pipeline.is_overloaded()
+    }
+
+    /// Whether the disk has only its reserve left, so that nothing new is accepted.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.pipeline.is_full()
+    }
+
+    /// Proposes a command to a group.
+    pub fn propose(&self, group: u16, command: Command) {
+        self.tell_time(group);
+        self.pipeline.propose(GroupId(group), command::encode(command));
+    }
+
+    /// Asks for a Client Identifier that may be contended for.
+    pub fn claim(&self, request: ClaimRequest) {
+        self.pipeline.query(Query::Claim(request));
+    }
+
+    /// A connection let go of its Client Identifier, and somebody may wait for that.
+    pub fn released(&self, client_id: &Arc<str>) {
+        self.pipeline.query(Query::Released(Arc::clone(client_id)));
+    }
+
+    /// Asks for a part of the retained messages that match `filter`.
+    pub fn retained_page(&self, connection: ConnectionKey, number: u64, filter: &str, cursor: RetainedCursor) {
+        self.pipeline.query(Query::RetainedPage { connection, number, filter: filter.to_owned(), cursor });
+    }
+
+    /// The connection of a persistent session ended.
+    pub fn disconnect(
+        &self,
+        client_id: &Arc<str>,
+        session: PersistentSession,
+        publish_will: bool,
+        session_expiry_seconds: Option<u32>,
+    ) {
+        let command = command::Disconnect {
+            client_id: client_id.to_string(),
+            epoch: session.epoch,
+            publish_will,
+            session_expiry_seconds,
+        };
+        self.propose(session.group, Command::Disconnect(command));
+    }
+
+    /// What a subscriber acknowledged, in its order; PUBREL among it is a publisher's.
+    pub fn acknowledge(
+        &self,
+        session: PersistentSession,
+        client_id: &Arc<str>,
+        items: impl Iterator<Item = (AckKind, PacketId, ReasonCode)>,
+    ) {
+        let items = items
+            .map(|(kind, packet_id, reason)| command::AcknowledgeItem {
+                kind: kind as u32,
+                packet_id: u32::from(packet_id.get()),
+                reason: reason as u32,
+            })
+            .collect();
+        let command = command::Acknowledge { client_id: client_id.to_string(), epoch: session.epoch, items };
+        self.propose(session.group, Command::Acknowledge(command));
+    }
+
+    /// A QoS 2 message of a persistent session.
+    pub fn receive(
+        &self,
+        message: &Message,
+        session: PersistentSession,
+        client_id: &Arc<str>,
+        packet_id: PacketId,
+        now_ms: u64,
+    ) {
+        let mut record = MessageRecord::from_message(message, now_ms);
+        let delayed = crate::router::delayed(&message.topic).map(|(seconds, topic)| (seconds, topic.to_owned()));
+        let delay_ms = delayed.map(|(seconds, topic)| {
+            record.topic = topic;
+            seconds.saturating_mul(1000)
+        });
+        let command = command::Receive {
+            client_id: client_id.to_string(),
+            epoch: session.epoch,
+            packet_id: u32::from(packet_id.get()),
+            message: Some(record),
+            delay_ms,
+        };
+        self.propose(session.group, Command::Receive(command));
+    }
+
+    /// SUBSCRIBE of a persistent session; `refusals` stand for filters that were refused before.
+    pub fn subscribe(
+        &self,
+        session: PersistentSession,
+        client_id: &Arc<str>,
+        subscribe: &Subscribe,
+        refusals: &[Option<ReasonCode>],
+        retained_possible: bool,
+    ) {
+        let filters = subscribe
+            .filters
+            .iter()
+            .zip(refusals)
+            .map(|((filter, options), refusal)| command::SubscribeFilter {
+                filter: filter.clone(),
+                qos: options.qos as u32,
+                no_local: options.no_local,
+                retain_as_published: options.retain_as_published,
+                // Where there is nothing to be read, the group need not wait for it.
+                retain_handling: if retained_possible { options.retain_handling as u32 } else { 2 },
+                subscription_identifier: subscribe.subscription_identifier,
+                refused: refusal.map(|reason| reason as u32),
+            })
+            .collect();
+        let command = command::Subscribe {
+            client_id: client_id.to_string(),
+            epoch: session.epoch,
+            packet_id: u32::from(subscribe.packet_id.get()),
+            filters,
+        };
+        self.propose(session.group, Command::Subscribe(command));
+    }
+
+    /// Retained messages of QoS 1 and 2 for a subscription of a persistent session.
+    pub fn retained_for_session(
+        &self,
+        session: PersistentSession,
+        client_id: &Arc<str>,
+        filter: &str,
+        read: u64,
+        messages: Vec<MessageRecord>,
+        last: bool,
+    ) {
+        let page =
+            command::RetainedPage { client_id: client_id.to_string(), filter: filter.to_owned(), read, messages, last };
+        self.propose(session.group, Command::RetainedPage(page));
+    }
+
+    /// UNSUBSCRIBE of a persistent session.
+    pub fn unsubscribe(&self, session: PersistentSession, client_id: &Arc<str>, unsubscribe: &Unsubscribe) {
+        let command = command::Unsubscribe {
+            client_id: client_id.to_string(),
+            epoch: session.epoch,
+            packet_id: u32::from(unsubscribe.packet_id.get()),
+            filters: unsubscribe.filters.clone(),
+        };
+        self.propose(session.group, Command::Unsubscribe(command));
+    }
+
+    /// The mapping of names to groups.
+    #[must_use]
+    pub fn slots(&self) -> Slots {
+        self.slots
+    }
+}

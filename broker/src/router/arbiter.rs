@@ -1,0 +1,607 @@
+//! The state of one arbiter, and a turn of its loop.
+//!
+//! A turn: every socket that became ready is read and its packets are handled, which fills the out-buffers of the
+//! connections here, the batches for other arbiters and the lanes to the groups. Then, and not by any timer, the
+//! flush task runs: it was woken by the first packet of the turn and so stands in the run queue behind all sockets
+//! that were ready with it.
+
+use std::cell::RefCell;
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use kentongan_proto::mqtt::codec::{self, FrameStatus, Limits, Sender};
+use kentongan_proto::mqtt::{ProtocolVersion, ReasonCode};
+use slab::Slab;
+use tokio::io::ReadBuf;
+
+use super::batch::Batch;
+use super::client::{Client, Phase};
+use super::deliver::Templates;
+use super::keep_alive::Wheel;
+use super::lanes::Lanes;
+use super::shared::MEMORY_LEVEL_CLOSES;
+use super::{ConnectionKey, Event, Shared};
+use crate::config::Overlapping;
+use crate::connection::{BufferPool, OutBuffer, Transport};
+use crate::listener::ListenerContext;
+use crate::metrics::ArbiterCounters;
+use crate::subscription::{LocalSubscriptions, MatchCache};
+
+/// Size of the one read buffer of an arbiter.
+const READ_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Full reads of one connection in one turn, before the others have theirs.
+const READS_A_TURN_MAX: usize = 2;
+
+/// Seconds that a closing connection may take to accept what is still to be written.
+pub(super) const CLOSING_SECONDS_MAX: u32 = 5;
+
+thread_local! {
+    static ARBITER: RefCell<Option<Box<ArbiterState>>> = const { RefCell::new(None) };
+}
+
+/// Everything one arbiter owns.
+pub struct ArbiterState {
+    /// Its number.
+    pub id: u16,
+    /// What all threads share.
+    pub shared: Arc<Shared>,
+    /// Counters, flushed about once a second.
+    pub counters: ArbiterCounters,
+    pub(super) clients: Slab<Client>,
+    pub(super) generation: u32,
+    pub(super) subscriptions: LocalSubscriptions,
+    pub(super) cache: MatchCache,
+    pub(super) templates: Templates,
+    pub(super) pool: BufferPool,
+    pub(super) batches: Vec<Batch>,
+    pub(super) lanes: Lanes,
+    pub(super) message_number: u64,
+    /// Milliseconds of the process clock, read once a turn.
+    pub(super) now_ms: u64,
+    dirty: Vec<ConnectionKey>,
+    flush_scheduled: bool,
+    flush_waker: Option<Waker>,
+    read_buffer: Vec<u8>,
+    pub(super) wheel: Wheel,
+    pub(super) paused: Vec<ConnectionKey>,
+    pub(super) slow_reads: Vec<ConnectionKey>,
+}
+
+impl ArbiterState {
+    /// Makes this thread the arbiter `id`.
+    pub fn install(id: u16, shared: Arc<Shared>, counters: ArbiterCounters) {
+        let groups = shared.settings.storage.groups.get();
+        let state = Self {
+            id,
+            counters,
+            clients: Slab::new(),
+            generation: 0,
+            subscriptions: LocalSubscriptions::new(),
+            cache: match shared.settings.session.overlapping {
+                Overlapping::OneCopy => MatchCache::new(),
+                Overlapping::OneEach => MatchCache::one_each(),
+            },
+            templates: Templates::default(),
+            pool: BufferPool::default(),
+            batches: (0..shared.inboxes.len()).map(|_| Batch::default()).collect(),
+            lanes: Lanes::new(shared.incarnation, id, groups),
+            message_number: 0,
+            now_ms: shared.now_ms(),
+            dirty: Vec::new(),
+            flush_scheduled: false,
+            flush_waker: None,
+            read_buffer: vec![0; READ_BUFFER_BYTES],
+            wheel: Wheel::default(),
+            paused: Vec::new(),
+            slow_reads: Vec::new(),
+            shared,
+        };
+        ARBITER.with_borrow_mut(|arbiter| *arbiter = Some(Box::new(state)));
+    }
+
+    /// Calls `act` with this thread's arbiter. `None` on a thread that is none, or no more.
+    pub fn with<R>(act: impl FnOnce(&mut Self) -> R) -> Option<R> {
+        ARBITER.with_borrow_mut(|arbiter| arbiter.as_deref_mut().map(act))
+    }
+
+    /// The connection `key`, unless it is gone.
+    #[inline]
+    pub(super) fn client(&mut self, key: ConnectionKey) -> Option<&mut Client> {
+        let id = self.id;
+        let client = self.clients.get_mut(key.index())?;
+        (ConnectionKey::new(id, key.index() as u32, client.generation) == key).then_some(client)
+    }
+
+    /// Seconds of the process clock.
+    #[inline]
+    pub(super) fn now_seconds(&self) -> u32 {
+        (self.now_ms / 1000) as u32
+    }
+
+    /// Takes a socket in. The caller starts the actor, which then calls [`Self::poll_connection`].
+    pub fn add_connection(
+        &mut self,
+        transport: Transport,
+        listener: Arc<ListenerContext>,
+        peer: Option<std::net::SocketAddr>,
+    ) -> ConnectionKey {
+        self.now_ms = self.shared.now_ms();
+        self.generation = self.generation.wrapping_add(1);
+        let generation = self.generation;
+        let now = self.now_seconds();
+        let connect_seconds = listener.config.connect_timeout_seconds;
+        let index = self.clients.insert(Client {
+            generation,
+            phase: Phase::AwaitingConnect,
+            version: ProtocolVersion::V3_1_1,
+            dirty: false,
+            blocked: false,
+            unprocessed: false,
+            paused: false,
+            taken_over: false,
+            keep_alive_seconds: 0,
+            last_activity: now,
+            packet_bytes_max_out: u32::MAX,
+            transport,
+            out: OutBuffer::default(),
+            partial: Vec::new(),
+            waker: None,
+            address: None,
+            client_id: Arc::from(""),
+            session: None,
+            pending: None,
+            listener,
+            peer,
+        });
+        let key = ConnectionKey::new(self.id, index as u32, generation);
+        self.wheel.arm(key, now + connect_seconds.get());
+        self.shared.connections.fetch_add(1, Ordering::Relaxed);
+        self.counters.sockets_accepted.inc();
+        key
+    }
+
+    /// The actor of `key` ended: nothing of the connection stays.
+    pub fn remove_connection(&mut self, key: ConnectionKey) {
+        if self.client(key).is_none() {
+            return;
+        }
+        self.tear_down(key, super::connect::EndCause::Dropped);
+        let client = self.clients.remove(key.index());
+        client.listener.connection_closed();
+        self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Reads and handles what the socket has. `Ready`: the connection is over and the actor should stop.
+    pub fn poll_connection(&mut self, key: ConnectionKey, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(client) = self.client(key) else {
+            return Poll::Ready(());
+        };
+        if !client.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            client.waker = Some(cx.waker().clone());
+        }
+        if client.blocked {
+            match client.transport.poll_write_ready(cx) {
+                Poll::Ready(Ok(())) => {
+                    client.blocked = false;
+                    self.mark_dirty(key);
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Pending => {}
+            }
+        }
+        self.poll_read(key, cx)
+    }
+
+    fn poll_read(&mut self, key: ConnectionKey, cx: &mut Context<'_>) -> Poll<()> {
+        let mut reads = 0;
+        loop {
+            let Some(client) = self.client(key) else {
+                return Poll::Ready(());
+            };
+            match client.phase {
+                Phase::Closing if client.out.is_empty() => return Poll::Ready(()),
+                Phase::Closing | Phase::Claiming => return Poll::Pending,
+                _ if client.paused => return Poll::Pending,
+                _ => {}
+            }
+            if client.unprocessed {
+                self.consume_leftover(key);
+                continue;
+            }
+            if reads == READS_A_TURN_MAX {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            match self.read_once(key, cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(0)) => {
+                    self.tear_down(key, super::connect::EndCause::ClosedByPeer);
+                    return Poll::Ready(());
+                }
+                Poll::Ready(Ok(_)) => reads += 1,
+                Poll::Ready(Err(error)) => {
+                    self.tear_down(key, super::connect::EndCause::Socket(error.kind()));
+                    return Poll::Ready(());
+                }
+            }
+        }
+    }
+
+    /// One read and what it brought. A packet larger than the read buffer gets a buffer of its own, which grows as
+    /// the bytes come, not as its header promises.
+    fn read_once(&mut self, key: ConnectionKey, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
+        let Some(client) = self.client(key) else {
+            return Poll::Ready(Ok(0));
+        };
+        if client.partial.len() >= READ_BUFFER_BYTES / 2 {
+            return self.read_large(key, cx);
+        }
+        let mut buffer = mem::take(&mut self.read_buffer);
+        let Some(client) = self.client(key) else {
+            return Poll::Ready(Ok(0));
+        };
+        let before = client.partial.len();
+        buffer[..before].copy_from_slice(&client.partial);
+        let mut target = ReadBuf::new(&mut buffer[before..]);
+        let outcome = client.transport.poll_read(cx, &mut target);
+        let count = target.filled().len();
+        let outcome = match outcome {
+            Poll::Ready(Ok(())) if count > 0 => {
+                client.partial.clear();
+                self.counters.bytes_received.add(count as u64);
+                let filled = before + count;
+                let consumed = self.consume(key, &buffer[..filled], None);
+                if let Some(client) = self.client(key) {
+                    if consumed < filled {
+                        client.partial.extend_from_slice(&buffer[consumed..filled]);
+                    } else if client.partial.capacity() > 0 {
+                        client.partial = Vec::new();
+                    }
+                }
+                Poll::Ready(Ok(count))
+            }
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(0)),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        };
+        self.read_buffer = buffer;
+        outcome
+    }
+
+    fn read_large(&mut self, key: ConnectionKey, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
+        let limits = self.limits(key);
+        let Some(client) = self.client(key) else {
+            return Poll::Ready(Ok(0));
+        };
+        let needed = match codec::split_frame(&client.partial, Sender::Client, &limits) {
+            Ok(FrameStatus::Incomplete { needed }) => needed,
+            // Whole packets in there are handled before another byte is read; a fault shows there as well.
+            Ok(FrameStatus::Complete(_)) | Err(_) => {
+                client.unprocessed = true;
+                return Poll::Ready(Ok(1));
+            }
+        };
+        let filled = client.partial.len();
+        let room = needed.saturating_sub(filled).min(filled).max(1);
+        client.partial.resize(filled + room, 0);
+        let mut target = ReadBuf::new(&mut client.partial[filled..]);
+        let outcome = client.transport.poll_read(cx, &mut target);
+        let count = target.filled().len();
+        client.partial.truncate(filled + count);
+        let complete = client.partial.len() >= needed;
+        match outcome {
+            Poll::Ready(Ok(())) if count > 0 => {
+                if complete {
+                    let whole = Bytes::from(mem::take(&mut client.partial));
+                    let consumed = self.consume(key, &whole, Some(&whole));
+                    if consumed < whole.len()
+                        && let Some(client) = self.client(key)
+                    {
+                        client.partial.extend_from_slice(&whole[consumed..]);
+                    }
+                }
+                self.counters.bytes_received.add(count as u64);
+                Poll::Ready(Ok(count))
+            }
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(0)),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Packets that were read before reading had to stop.
+    fn consume_leftover(&mut self, key: ConnectionKey) {
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        client.unprocessed = false;
+        let leftover = mem::take(&mut client.partial);
+        let consumed = self.consume(key, &leftover, None);
+        if consumed < leftover.len()
+            && let Some(client) = self.client(key)
+        {
+            client.partial.extend_from_slice(&leftover[consumed..]);
+        }
+    }
+
+    /// Handles the whole packets in `buffer` and returns how many bytes they were. Stops early when the
+    /// connection must not be read for now, and remembers that.
+    fn consume(&mut self, key: ConnectionKey, buffer: &[u8], source: Option<&Bytes>) -> usize {
+        self.now_ms = self.shared.now_ms();
+        let limits = self.limits(key);
+        let mut position = 0;
+        while position < buffer.len() {
+            match codec::split_frame(&buffer[position..], Sender::Client, &limits) {
+                Ok(FrameStatus::Complete(frame)) => {
+                    position += frame.len();
+                    self.on_frame(key, &frame, source, &limits);
+                }
+                Ok(FrameStatus::Incomplete { .. }) => break,
+                Err(error) => {
+                    self.on_malformed(key, &error);
+                    return buffer.len();
+                }
+            }
+            match self.clients.get_mut(key.index()) {
+                Some(client) if matches!(client.phase, Phase::Connected | Phase::Authenticating) => {
+                    if client.paused {
+                        client.unprocessed = position < buffer.len();
+                        break;
+                    }
+                }
+                Some(client) if client.phase == Phase::Claiming => {
+                    client.unprocessed = position < buffer.len();
+                    break;
+                }
+                // Nothing that follows the end of a connection counts [MQTT-3.1.4-6].
+                _ => return buffer.len(),
+            }
+        }
+        self.pause_if_overloaded(key);
+        let now = self.now_seconds();
+        if position > 0
+            && let Some(client) = self.clients.get_mut(key.index())
+        {
+            client.last_activity = now;
+        }
+        position
+    }
+
+    fn limits(&mut self, key: ConnectionKey) -> Limits {
+        let Some(client) = self.client(key) else {
+            return Limits::default();
+        };
+        if client.phase == Phase::AwaitingConnect {
+            client.listener.limits_before_connect
+        } else {
+            client.listener.limits
+        }
+    }
+
+    /// The connection has something to write when the turn ends.
+    #[inline]
+    pub(super) fn mark_dirty(&mut self, key: ConnectionKey) {
+        let client = &mut self.clients[key.index()];
+        if !client.dirty {
+            client.dirty = true;
+            self.dirty.push(key);
+            self.schedule_flush();
+        }
+    }
+
+    /// The flush task runs at the end of this turn.
+    #[inline]
+    pub(super) fn schedule_flush(&mut self) {
+        if !self.flush_scheduled {
+            self.flush_scheduled = true;
+            if let Some(waker) = &self.flush_waker {
+                waker.wake_by_ref();
+            }
+        }
+    }
+
+    /// The flush task: hands over what the turn gathered.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.flush_waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            self.flush_waker = Some(cx.waker().clone());
+        }
+        if self.flush_scheduled {
+            // Batches first: a live copy must be in the other arbiters' inboxes before a group can answer a
+            // retained read that knows of the same message.
+            self.take_events();
+            self.flush_scheduled = false;
+            self.flush_batches();
+            self.flush_lanes();
+            self.flush_clients();
+        }
+        Poll::Pending
+    }
+
+    fn flush_batches(&mut self) {
+        for (target, batch) in self.batches.iter_mut().enumerate() {
+            if !batch.is_empty() {
+                let empty = self.shared.recycled[usize::from(self.id)].pop().unwrap_or_default();
+                let full = mem::replace(batch, empty);
+                let weight = full.weight_bytes();
+                self.counters.arbiter_batches.inc();
+                self.shared.inboxes[target].push(Event::Batch { from: self.id, batch: full, weight }, weight);
+            }
+        }
+    }
+
+    fn flush_clients(&mut self) {
+        let mut dirty = mem::take(&mut self.dirty);
+        for key in dirty.drain(..) {
+            self.flush_client(key);
+        }
+        // What was marked meanwhile belongs to the next flush.
+        if self.dirty.is_empty() {
+            self.dirty = dirty;
+        }
+    }
+
+    fn flush_client(&mut self, key: ConnectionKey) {
+        let id = self.id;
+        let Some(client) = self.clients.get_mut(key.index()) else {
+            return;
+        };
+        if ConnectionKey::new(id, key.index() as u32, client.generation) != key {
+            return;
+        }
+        client.dirty = false;
+        if client.blocked {
+            return;
+        }
+        let before = client.out.len();
+        let outcome = client.out.flush(&client.transport, &mut self.pool);
+        self.counters.bytes_sent.add((before - client.out.len()) as u64);
+        match outcome {
+            Ok(true) if client.phase == Phase::Closing => {
+                client.transport.shut_down_write();
+                wake(client);
+            }
+            Ok(true) => self.after_flush(key),
+            Ok(false) => {
+                client.blocked = true;
+                wake(client);
+            }
+            Err(_) => {
+                client.out = OutBuffer::default();
+                self.tear_down(key, super::connect::EndCause::WriteFailed);
+                if let Some(client) = self.client(key) {
+                    client.phase = Phase::Closing;
+                    wake(client);
+                }
+            }
+        }
+    }
+
+    /// Handles what came from other threads. Stops after a while, so that sockets have their turn.
+    pub fn take_events(&mut self) -> bool {
+        const EVENTS_A_TURN_MAX: usize = 256;
+        self.now_ms = self.shared.now_ms();
+        let shared = Arc::clone(&self.shared);
+        let inbox = &shared.inboxes[usize::from(self.id)];
+        for _ in 0..EVENTS_A_TURN_MAX {
+            let Some(event) = inbox.pop() else {
+                return false;
+            };
+            self.on_event(event);
+        }
+        true
+    }
+
+    /// The event task: [`Self::take_events`] whenever something comes.
+    pub fn poll_events(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.take_events() {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if self.shared.inboxes[usize::from(self.id)].arm(cx.waker()) {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Once a second: deadlines, counters, publishers that paused.
+    pub fn on_second(&mut self) {
+        self.now_ms = self.shared.now_ms();
+        let mut due = Vec::new();
+        self.wheel.advance(self.now_seconds(), &mut due);
+        for key in due {
+            self.on_deadline(key);
+        }
+        if self.id == 0 {
+            self.shared.watch_memory();
+        }
+        if self.shared.memory_level() >= MEMORY_LEVEL_CLOSES {
+            self.close_slowest();
+        }
+        self.resume_publishers();
+        self.continue_slow_reads();
+        self.counters.flush();
+    }
+
+    fn on_deadline(&mut self, key: ConnectionKey) {
+        let now = self.now_seconds();
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        match client.phase {
+            Phase::AwaitingConnect | Phase::Authenticating | Phase::Claiming => {
+                self.tear_down(key, super::connect::EndCause::ConnectTimeout);
+                self.end_now(key);
+            }
+            Phase::Closing => self.end_now(key),
+            Phase::Connected if client.keep_alive_seconds == 0 => {}
+            Phase::Connected => {
+                // One and a half times the keep-alive [MQTT-3.1.2-22]; the clock counts whole seconds.
+                let allowed = u32::from(client.keep_alive_seconds) * 3 / 2 + 1;
+                // A client that we do not read cannot be blamed for its silence.
+                if client.paused || client.unprocessed {
+                    client.last_activity = now;
+                }
+                let due = client.last_activity + allowed;
+                if now >= due {
+                    self.counters.keep_alive_timeouts.inc();
+                    self.end(key, super::connect::EndCause::KeepAlive, Some(ReasonCode::KeepAliveTimeout));
+                } else {
+                    self.wheel.arm(key, due);
+                }
+            }
+        }
+    }
+
+    /// Memory is far over its mark: the connection that keeps most of it waiting goes.
+    fn close_slowest(&mut self) {
+        let id = self.id;
+        let slowest = self.clients.iter().max_by_key(|(_, client)| client.out.len());
+        let Some((index, client)) = slowest.filter(|(_, client)| !client.out.is_empty()) else {
+            return;
+        };
+        let key = ConnectionKey::new(id, index as u32, client.generation);
+        self.tear_down(key, super::connect::EndCause::SlowConsumer);
+        self.end_now(key);
+    }
+
+    /// Stops the actor without waiting for unwritten bytes.
+    pub(super) fn end_now(&mut self, key: ConnectionKey) {
+        if let Some(client) = self.client(key) {
+            client.phase = Phase::Closing;
+            client.out = OutBuffer::default();
+            wake(client);
+        }
+    }
+
+    /// Connections here, of any phase.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Keys of all connections.
+    pub(super) fn keys(&self) -> Vec<ConnectionKey> {
+        let id = self.id;
+        self.clients.iter().map(|(index, client)| ConnectionKey::new(id, index as u32, client.generation)).collect()
+    }
+}
+
+pub(super) fn wake(client: &Client) {
+    if let Some(waker) = &client.waker {
+        waker.wake_by_ref();
+    }
+}
+
+impl ArbiterState {
+    /// The actor of a connection, for what is rare.
+    pub fn set_address(&mut self, key: ConnectionKey, address: actix::Addr<crate::connection::ConnectionActor>) {
+        if let Some(client) = self.client(key) {
+            client.address = Some(address);
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! A connection as its arbiter keeps it.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::task::Waker;
+
+use actix::Addr;
+use hashbrown::HashMap;
+use kentongan_proto::mqtt::{ProtocolVersion, SubscriptionOptions, Will};
+
+use super::retained_read::RetainedReads;
+use crate::connection::{ConnectionActor, OutBuffer, Transport};
+use crate::listener::ListenerContext;
+use crate::message::Message;
+use crate::session::acknowledgements::Acknowledgements;
+use crate::session::alias::{InboundAliases, OutboundAliases};
+use crate::session::inbound::Inbound;
+use crate::session::outbound::Outbound;
+use crate::subscription::ShareGroup;
+
+/// How far a connection has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing but a CONNECT is accepted.
+    AwaitingConnect,
+    /// Authentication exchanges AUTH packets.
+    Authenticating,
+    /// The Client Identifier is being claimed; nothing is read meanwhile.
+    Claiming,
+    /// CONNACK was sent.
+    Connected,
+    /// Only what is in the buffer is still written.
+    Closing,
+}
+
+/// A message of QoS 1 or 2 in the window of a transient session, or in the queue before it.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// `None` once it is on the wire and nobody else could get it: a transient session never sends it again.
+    pub message: Option<Arc<Message>>,
+    /// RETAIN as it goes to this client.
+    pub retain: bool,
+    /// Subscription Identifiers that go with it.
+    pub identifiers: Option<Box<[u32]>>,
+    /// The shared subscription it came by, to whose other members it goes if this session ends.
+    pub share: Option<Arc<ShareGroup>>,
+}
+
+/// A subscription as the connection remembers it, to be undone when it ends.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnSubscription {
+    /// As granted.
+    pub options: SubscriptionOptions,
+    /// Subscription Identifier.
+    pub identifier: Option<NonZeroU32>,
+}
+
+/// Where the state of a persistent session lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PersistentSession {
+    /// The group that its Client Identifier hashes to.
+    pub group: u16,
+    /// Of this connection's claim; commands of older epochs are ignored.
+    pub epoch: u64,
+}
+
+/// What a connection has once its CONNECT was accepted.
+#[derive(Debug)]
+pub struct ClientSession {
+    /// Messages from the client.
+    pub inbound: Inbound,
+    /// What the client is owed for them.
+    pub owed: Acknowledgements,
+    /// Aliases the client set.
+    pub aliases_in: InboundAliases,
+    /// Aliases we set.
+    pub aliases_out: OutboundAliases,
+    /// Messages to the client, if the session is transient.
+    pub outbound: Outbound<Held>,
+    /// `None`: the session ends with the connection, and no group knows of it.
+    pub persistent: Option<PersistentSession>,
+    /// Published if the connection ends abnormally (transient sessions; a group keeps that of a persistent one).
+    pub will: Option<Box<Will>>,
+    /// By Topic Filter, shared ones with their `$share/NAME/`.
+    pub subscriptions: HashMap<Box<str>, OwnSubscription, foldhash::fast::RandomState>,
+    /// Retained messages still to be sent.
+    pub reads: RetainedReads,
+    /// The authenticated identity, empty for an anonymous client.
+    pub identity: Arc<str>,
+    /// Seconds; may be changed by DISCONNECT.
+    pub session_expiry_seconds: u32,
+    /// Reason Strings may go on any packet.
+    pub problem_information: bool,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Client {
+    /// Distinguishes the tenants of one place in the slab.
+    pub generation: u32,
+    /// How far it has come.
+    pub phase: Phase,
+    /// Fixed by CONNECT.
+    pub version: ProtocolVersion,
+    /// It stands in the arbiter's list of connections to flush.
+    pub dirty: bool,
+    /// The socket took no more; its readiness is awaited.
+    pub blocked: bool,
+    /// `partial` may hold whole packets that were not looked at, because reading had to stop.
+    pub unprocessed: bool,
+    /// Reading waits for something else than the socket.
+    pub paused: bool,
+    /// Another connection claims the Client Identifier and waits for our release.
+    pub taken_over: bool,
+    /// Seconds; 0 is off.
+    pub keep_alive_seconds: u16,
+    /// Second of the arbiter's clock in which the last packet came.
+    pub last_activity: u32,
+    /// Largest packet the client takes.
+    pub packet_bytes_max_out: u32,
+    /// The socket.
+    pub transport: Transport,
+    /// Bytes to write.
+    pub out: OutBuffer,
+    /// The beginning of a packet whose rest has not come.
+    pub partial: Vec<u8>,
+    /// Wakes the actor's read loop.
+    pub waker: Option<Waker>,
+    /// The actor, for what is rare.
+    pub address: Option<Addr<ConnectionActor>>,
+    /// Empty until CONNECT.
+    pub client_id: Arc<str>,
+    /// Once connected.
+    pub session: Option<Box<ClientSession>>,
+    /// A CONNECT whose claim is under way.
+    pub pending: Option<Box<super::connect::PendingConnect>>,
+    /// The listener it came by.
+    pub listener: Arc<ListenerContext>,
+    /// Who is there.
+    pub peer: Option<SocketAddr>,
+}
+
+impl Client {
+    /// Whether packets to it may be written.
+    #[inline]
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.phase == Phase::Connected
+    }
+}

@@ -1,0 +1,512 @@
+//! From CONNECT to CONNACK, and the end of a connection.
+
+use std::io;
+use std::sync::Arc;
+
+use kentongan_proto::mqtt::codec;
+use kentongan_proto::mqtt::{
+    Auth, AuthProperties, ConnAck, ConnAckProperties, Connect, Disconnect, DisconnectProperties, Packet, ReasonCode,
+    Will,
+};
+
+use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, wake};
+use super::client::{ClientSession, PersistentSession, Phase};
+use super::retained_read::RetainedReads;
+use super::shared::MEMORY_LEVEL_REFUSES;
+use super::{ConnectionKey, Event};
+use crate::auth::{Mechanism, MechanismStep};
+use crate::metrics::{CloseReason, ConnectRefusal, PublishRefusal};
+use crate::replicated::{ClaimRequest, Opened};
+use crate::session::SessionError;
+use crate::session::acknowledgements::Acknowledgements;
+use crate::session::alias::{InboundAliases, OutboundAliases};
+use crate::session::handshake::{self, Negotiated};
+use crate::session::inbound::Inbound;
+use crate::session::outbound::{Outbound, OutboundLimits};
+
+/// A CONNECT on its way to a CONNACK.
+pub struct PendingConnect {
+    connect: Box<Connect>,
+    negotiated: Negotiated,
+    identity: Arc<str>,
+    mechanism: Option<Box<dyn Mechanism>>,
+    authentication_data: Option<bytes::Bytes>,
+}
+
+impl std::fmt::Debug for PendingConnect {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("PendingConnect").field("client_id", &self.negotiated.client_id).finish_non_exhaustive()
+    }
+}
+
+/// Why a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EndCause {
+    /// DISCONNECT with reason 0: the Will Message is discarded [MQTT-3.14.4-3].
+    Disconnected,
+    /// DISCONNECT with another reason.
+    DisconnectedWithWill,
+    /// The peer closed the stream.
+    ClosedByPeer,
+    /// Reading failed.
+    Socket(io::ErrorKind),
+    /// Writing failed.
+    WriteFailed,
+    /// The actor was stopped.
+    Dropped,
+    /// No CONNECT, or no answer to AUTH, in time.
+    ConnectTimeout,
+    /// Silence for one and a half times the keep-alive.
+    KeepAlive,
+    /// Another connection has the Client Identifier now.
+    TakenOver,
+    /// CONNECT was refused.
+    Refused(ReasonCode),
+    /// The client broke the protocol.
+    Malformed {
+        /// What it was told.
+        reason: ReasonCode,
+        /// For the log.
+        text: String,
+    },
+    /// Out of place before CONNACK, where nothing can be told.
+    Protocol(&'static str),
+    /// Memory ran short, and this client had most of it waiting.
+    SlowConsumer,
+    /// This process stops.
+    ShuttingDown,
+}
+
+impl EndCause {
+    fn publishes_will(&self) -> bool {
+        *self != Self::Disconnected
+    }
+
+    fn close_reason(&self) -> CloseReason {
+        match self {
+            Self::Disconnected | Self::DisconnectedWithWill => CloseReason::ClientDisconnect,
+            Self::ClosedByPeer | Self::Socket(_) | Self::WriteFailed | Self::Dropped => CloseReason::ConnectionLost,
+            Self::KeepAlive | Self::ConnectTimeout => CloseReason::KeepAliveTimeout,
+            Self::TakenOver => CloseReason::TakenOver,
+            Self::Refused(_) | Self::Malformed { .. } | Self::Protocol(_) => CloseReason::ProtocolError,
+            Self::SlowConsumer => CloseReason::SlowConsumer,
+            Self::ShuttingDown => CloseReason::ShuttingDown,
+        }
+    }
+}
+
+impl ArbiterState {
+    pub(super) fn on_connect(&mut self, key: ConnectionKey, connect: Box<Connect>) {
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        client.version = connect.version;
+        let listener = Arc::clone(&client.listener);
+        let peer = client.peer;
+        let negotiated = match handshake::negotiate(&connect, &listener.policy, rand::random()) {
+            Ok(negotiated) => negotiated,
+            Err(refusal) => return self.refuse(key, refusal.reason, refusal.text),
+        };
+        if self.shared.memory_level() >= MEMORY_LEVEL_REFUSES {
+            return self.refuse(key, ReasonCode::ServerBusy, "memory is short");
+        }
+        if let Some(client) = self.client(key) {
+            client.client_id = Arc::clone(&negotiated.client_id);
+            client.packet_bytes_max_out = negotiated.packet_bytes_max_out;
+        }
+        let mut pending = Box::new(PendingConnect {
+            connect,
+            negotiated,
+            identity: Arc::from(""),
+            mechanism: None,
+            authentication_data: None,
+        });
+        if let Some(method) = pending.connect.properties.authentication_method.clone() {
+            let Some(mechanism) = self.shared.authority.mechanism(&method) else {
+                // [MQTT-4.12.0-1]
+                return self.refuse(key, ReasonCode::BadAuthenticationMethod, "unknown authentication method");
+            };
+            pending.mechanism = Some(mechanism);
+            let data = pending.connect.properties.authentication_data.clone();
+            return self.authenticate(key, pending, data.as_deref());
+        }
+        match self.shared.authority.authenticate(&pending.connect, &listener, peer) {
+            Ok(identity) => {
+                pending.identity = identity;
+                self.claim(key, pending);
+            }
+            Err(refusal) => self.refuse(key, refusal.reason, refusal.text),
+        }
+    }
+
+    /// One step of enhanced authentication before CONNACK.
+    fn authenticate(&mut self, key: ConnectionKey, mut pending: Box<PendingConnect>, data: Option<&[u8]>) {
+        let Some(mechanism) = pending.mechanism.as_mut() else {
+            return self.refuse(key, ReasonCode::BadAuthenticationMethod, "no authentication is under way");
+        };
+        match mechanism.step(data) {
+            MechanismStep::Continue(data) => {
+                let method = pending.connect.properties.authentication_method.clone();
+                if let Some(client) = self.client(key) {
+                    client.phase = Phase::Authenticating;
+                    client.pending = Some(pending);
+                }
+                self.write_packet(key, &challenge(method, data));
+            }
+            MechanismStep::Success { identity, data } => {
+                pending.identity = identity;
+                pending.authentication_data = data;
+                self.claim(key, pending);
+            }
+            // [MQTT-4.12.0-4]
+            MechanismStep::Failure(reason) => self.refuse(key, reason, "authentication failed"),
+        }
+    }
+
+    pub(super) fn continue_authentication(&mut self, key: ConnectionKey, auth: Auth) {
+        let Some(pending) = self.client(key).and_then(|client| client.pending.take()) else {
+            return;
+        };
+        let method = &pending.connect.properties.authentication_method;
+        if auth.reason_code != ReasonCode::ContinueAuthentication || auth.properties.authentication_method != *method {
+            // [MQTT-4.12.0-3], [MQTT-4.12.0-5]
+            return self.refuse(key, ReasonCode::ProtocolError, "AUTH does not continue what CONNECT began");
+        }
+        self.authenticate(key, pending, auth.properties.authentication_data.as_deref());
+    }
+
+    /// AUTH on an open connection: [MQTT-4.12.0-7] without a method in CONNECT, else re-authentication.
+    pub(super) fn re_authenticate(&mut self, key: ConnectionKey, auth: Auth) {
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        let Some(mut pending) = client.pending.take() else {
+            return self.fail(key, &SessionError::Protocol("AUTH without an authentication method in CONNECT"));
+        };
+        let method = pending.connect.properties.authentication_method.clone();
+        if auth.properties.authentication_method != method {
+            // [MQTT-4.12.1-1]
+            return self.fail(key, &SessionError::Protocol("re-authentication must keep its method"));
+        }
+        if auth.reason_code == ReasonCode::ReAuthenticate {
+            pending.mechanism = method.as_deref().and_then(|name| self.shared.authority.mechanism(name));
+        }
+        let data = auth.properties.authentication_data.clone();
+        let step = pending.mechanism.as_mut().map(|mechanism| mechanism.step(data.as_deref()));
+        let answer = match step {
+            Some(MechanismStep::Continue(data)) => challenge(method, data),
+            Some(MechanismStep::Success { identity, data }) if *identity == *pending.identity => {
+                Packet::Auth(Auth { reason_code: ReasonCode::Success, properties: properties(method, data) })
+            }
+            // [MQTT-4.12.1-2]; another identity does not get this session either.
+            _ => return self.end(key, EndCause::Refused(ReasonCode::NotAuthorized), Some(ReasonCode::NotAuthorized)),
+        };
+        if let Some(client) = self.client(key) {
+            client.pending = Some(pending);
+        }
+        self.write_packet(key, &answer);
+    }
+
+    /// The client is who it says: now its Client Identifier.
+    fn claim(&mut self, key: ConnectionKey, pending: Box<PendingConnect>) {
+        if let Some(will) = &pending.connect.will
+            && !self.shared.authority.may_publish(&pending.identity, &pending.negotiated.client_id, &will.topic)
+        {
+            return self.refuse(key, ReasonCode::NotAuthorized, "the will topic is not allowed");
+        }
+        let client_id = Arc::clone(&pending.negotiated.client_id);
+        let transient = pending.negotiated.session_expiry_seconds == 0;
+        if transient && self.shared.registry.claim_if_free(&client_id, &pending.identity, key) {
+            let opened = Opened::transient(key, client_id);
+            if let Some(client) = self.client(key) {
+                client.pending = Some(pending);
+            }
+            return self.on_opened(opened);
+        }
+        let request = ClaimRequest::new(key, &pending.connect, &pending.negotiated, &pending.identity);
+        if let Some(client) = self.client(key) {
+            client.phase = Phase::Claiming;
+            client.pending = Some(pending);
+        }
+        self.shared.submitter.claim(request);
+    }
+
+    /// The claim was granted: the session begins, CONNACK first [MQTT-3.2.0-1].
+    pub(super) fn on_opened(&mut self, opened: Opened) {
+        let key = opened.connection;
+        let Some(pending) = self.client(key).and_then(|client| client.pending.take()) else {
+            // The connection went while its claim was under way.
+            return self.abandon(&opened);
+        };
+        let PendingConnect { connect, negotiated, identity, mechanism, authentication_data } = *pending;
+        let policy = &self.clients[key.index()].listener.policy;
+        let session_settings = &self.shared.settings.session;
+        let version = connect.version;
+        let mut session = Box::new(ClientSession {
+            inbound: Inbound::new(policy.receive_maximum.get(), version.is_v5()),
+            owed: Acknowledgements::default(),
+            aliases_in: InboundAliases::new(if version.is_v5() { policy.topic_alias_maximum } else { 0 }),
+            aliases_out: OutboundAliases::new(negotiated.topic_aliases_out),
+            outbound: Outbound::new(OutboundLimits {
+                window_max: negotiated.window,
+                queue_messages_max: session_settings.queue_messages_max as usize,
+                queue_bytes_max: usize::try_from(session_settings.queue_bytes_max).unwrap_or(usize::MAX),
+                drop_policy: session_settings.queue_drop_policy.into(),
+            }),
+            persistent: opened.group.map(|group| PersistentSession { group, epoch: opened.epoch }),
+            will: None,
+            subscriptions: hashbrown::HashMap::default(),
+            reads: RetainedReads::default(),
+            identity: Arc::clone(&identity),
+            session_expiry_seconds: negotiated.session_expiry_seconds,
+            problem_information: negotiated.problem_information,
+        });
+        session.inbound.resume(opened.received.iter().copied());
+        if opened.group.is_none() {
+            session.will.clone_from(&connect.will.clone().map(Box::new));
+        }
+        let mut properties = negotiated.properties.clone();
+        properties.authentication_method.clone_from(&connect.properties.authentication_method);
+        properties.authentication_data = authentication_data.clone();
+        let now = self.now_seconds();
+        let client = &mut self.clients[key.index()];
+        client.phase = Phase::Connected;
+        client.keep_alive_seconds = negotiated.keep_alive_seconds;
+        client.session = Some(session);
+        client.last_activity = now;
+        if connect.properties.authentication_method.is_some() {
+            // Kept for re-authentication.
+            client.pending =
+                Some(Box::new(PendingConnect { connect, negotiated, identity, mechanism, authentication_data }));
+        }
+        let client = &self.clients[key.index()];
+        if client.keep_alive_seconds > 0 {
+            self.wheel.arm(key, now + u32::from(client.keep_alive_seconds) * 3 / 2 + 1);
+        }
+        tracing::info!(
+            client_id = %client.client_id, peer = ?client.peer, version = ?version,
+            session_present = opened.session_present, persistent = opened.group.is_some(), "connected"
+        );
+        self.counters.connects_accepted.inc();
+        self.counters.connections.inc();
+        let connack = ConnAck { session_present: opened.session_present, reason_code: ReasonCode::Success, properties };
+        self.write_packet(key, &Packet::ConnAck(Box::new(connack)));
+        self.restore_subscriptions(key, &opened);
+        // Nothing was read while the claim was under way.
+        wake(&self.clients[key.index()]);
+    }
+
+    /// The subscriptions of a resumed session stand again for what goes directly, QoS 0.
+    fn restore_subscriptions(&mut self, key: ConnectionKey, opened: &Opened) {
+        for outcome in &opened.subscriptions {
+            self.enter_outcome(key, outcome);
+        }
+        self.read_outcomes(key, &opened.subscriptions);
+    }
+
+    /// A claim was granted to a connection that is gone: give it back.
+    fn abandon(&mut self, opened: &Opened) {
+        if let Some(group) = opened.group {
+            let persistent = PersistentSession { group, epoch: opened.epoch };
+            self.shared.submitter.disconnect(&opened.client_id, persistent, true, None);
+        }
+        self.shared.registry.release(&opened.client_id, opened.connection);
+        self.shared.submitter.released(&opened.client_id);
+    }
+
+    /// The claim was refused.
+    pub(super) fn on_refused(&mut self, key: ConnectionKey, reason: ReasonCode) {
+        if self.client(key).is_some_and(|client| client.phase == Phase::Claiming) {
+            self.refuse(key, reason, "the client identifier is not available");
+        }
+    }
+
+    /// Answers CONNECT with a refusal and ends the connection [MQTT-3.2.2-7].
+    pub(super) fn refuse(&mut self, key: ConnectionKey, reason: ReasonCode, text: &'static str) {
+        self.counters.connects_refused.inc(connect_refusal(reason));
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        tracing::info!(client_id = %client.client_id, peer = ?client.peer, ?reason, text, "refused");
+        // [MQTT-3.2.2-6] of 3.1.1: where no return code fits, the connection just closes.
+        if client.version.is_v5() || codec::v3_connack_code(reason).is_some() {
+            let mut properties = ConnAckProperties::default();
+            if client.version.is_v5() {
+                properties.reason_string = Some(text.to_owned());
+            }
+            let mut packet =
+                Packet::ConnAck(Box::new(ConnAck { session_present: false, reason_code: reason, properties }));
+            if codec::encoded_len(&packet, client.version) > client.packet_bytes_max_out as usize
+                && let Packet::ConnAck(connack) = &mut packet
+            {
+                // [MQTT-3.2.2-19]
+                connack.properties.reason_string = None;
+            }
+            self.write_packet(key, &packet);
+        }
+        self.tear_down(key, EndCause::Refused(reason));
+        self.begin_closing(key);
+    }
+
+    /// Ends a connection: tells the client why if its version can hear it, undoes what stands in the tables, and
+    /// closes once everything is written.
+    pub(super) fn end(&mut self, key: ConnectionKey, cause: EndCause, reason: Option<ReasonCode>) {
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        // [MQTT-3.14.0-1]: no DISCONNECT before a CONNACK.
+        if let Some(reason) = reason
+            && client.version.is_v5()
+        {
+            if client.is_connected() {
+                let text = match &cause {
+                    EndCause::Malformed { text, .. } => Some(text.clone()),
+                    _ => None,
+                };
+                self.write_disconnect(key, reason, text);
+            } else if matches!(client.phase, Phase::Authenticating) {
+                return self.refuse(key, reason, "the exchange broke the protocol");
+            }
+        }
+        self.tear_down(key, cause);
+        self.begin_closing(key);
+    }
+
+    fn write_disconnect(&mut self, key: ConnectionKey, reason_code: ReasonCode, text: Option<String>) {
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        let explains = client.session.as_ref().is_some_and(|session| session.problem_information) || text.is_none();
+        let server_reference = (reason_code == ReasonCode::UseAnotherServer)
+            .then(|| self.shared.settings.session.server_reference.clone())
+            .flatten();
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        let mut properties =
+            DisconnectProperties { reason_string: text, server_reference, ..DisconnectProperties::default() };
+        let bound = client.packet_bytes_max_out as usize;
+        let version = client.version;
+        let fits = |properties: &DisconnectProperties| {
+            let packet = Packet::Disconnect(Disconnect { reason_code, properties: properties.clone() });
+            codec::encoded_len(&packet, version) <= bound
+        };
+        // [MQTT-3.14.2-3]
+        if !explains || !fits(&properties) {
+            properties.reason_string = None;
+        }
+        self.write_packet(key, &Packet::Disconnect(Disconnect { reason_code, properties }));
+    }
+
+    fn begin_closing(&mut self, key: ConnectionKey) {
+        let due = self.now_seconds() + CLOSING_SECONDS_MAX;
+        if let Some(client) = self.client(key) {
+            client.phase = Phase::Closing;
+            wake(client);
+            self.wheel.arm(key, due);
+            self.mark_dirty(key);
+        }
+    }
+
+    /// Undoes what the connection stands for in every table. Safe to call twice.
+    pub(super) fn tear_down(&mut self, key: ConnectionKey, cause: EndCause) {
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        client.pending = None;
+        let Some(session) = client.session.take() else {
+            return;
+        };
+        let client_id = Arc::clone(&client.client_id);
+        let taken_over = client.taken_over;
+        tracing::info!(%client_id, peer = ?client.peer, reason = ?cause, "disconnected");
+        self.counters.connections.dec();
+        self.counters.connections_closed.inc(cause.close_reason());
+        self.leave_subscriptions(key, &session);
+        let publish_will = cause.publishes_will();
+        let ClientSession { outbound, persistent, will, session_expiry_seconds, identity, .. } = *session;
+        if let Some(persistent) = persistent {
+            // Acknowledgements that came before go first.
+            self.flush_lanes();
+            self.shared.submitter.disconnect(&client_id, persistent, publish_will, Some(session_expiry_seconds));
+        } else {
+            self.hand_on_shared(outbound, key);
+            if let Some(will) = will.filter(|_| publish_will) {
+                self.publish_will(&client_id, &identity, &will);
+            }
+        }
+        self.shared.registry.release(&client_id, key);
+        if taken_over || persistent.is_some() {
+            self.shared.submitter.released(&client_id);
+        }
+    }
+
+    /// Another connection claims the Client Identifier of `key` [MQTT-3.1.4-3]. It is told when we are done, also if
+    /// we were done before.
+    pub(super) fn on_take_over(&mut self, key: ConnectionKey, client_id: &Arc<str>) {
+        self.counters.takeovers.inc();
+        match self.client(key) {
+            Some(client) if client.session.is_some() => {
+                client.taken_over = true;
+                self.end(key, EndCause::TakenOver, Some(ReasonCode::SessionTakenOver));
+            }
+            Some(client) if client.phase == Phase::Claiming => {
+                // It is the registered owner but was not told yet; Opened will find nothing pending.
+                self.refuse(key, ReasonCode::SessionTakenOver, "a newer connection has the client identifier");
+            }
+            _ => {
+                self.shared.registry.release(client_id, key);
+                self.shared.submitter.released(client_id);
+            }
+        }
+    }
+
+    /// Ends every connection, because the process stops.
+    pub fn end_all(&mut self) {
+        // Those who can be told where to go instead are told so.
+        let elsewhere = self.shared.settings.session.server_reference.is_some();
+        let reason = if elsewhere { ReasonCode::UseAnotherServer } else { ReasonCode::ServerShuttingDown };
+        for key in self.keys() {
+            self.end(key, EndCause::ShuttingDown, Some(reason));
+        }
+    }
+
+    fn publish_will(&mut self, client_id: &Arc<str>, identity: &Arc<str>, will: &Will) {
+        if !self.shared.authority.may_publish(identity, client_id, &will.topic) {
+            self.counters.publishes_refused.inc(PublishRefusal::NotAuthorized);
+            return;
+        }
+        self.counters.wills_published.inc();
+        self.route_will(client_id, will);
+    }
+}
+
+fn challenge(method: Option<String>, data: Option<bytes::Bytes>) -> Packet {
+    // [MQTT-4.12.0-2]
+    Packet::Auth(Auth { reason_code: ReasonCode::ContinueAuthentication, properties: properties(method, data) })
+}
+
+fn properties(method: Option<String>, data: Option<bytes::Bytes>) -> AuthProperties {
+    AuthProperties { authentication_method: method, authentication_data: data, ..AuthProperties::default() }
+}
+
+impl From<Opened> for Event {
+    fn from(opened: Opened) -> Self {
+        Self::Opened(Box::new(opened))
+    }
+}
+
+fn connect_refusal(reason: ReasonCode) -> ConnectRefusal {
+    match reason {
+        ReasonCode::UnsupportedProtocolVersion => ConnectRefusal::ProtocolVersion,
+        ReasonCode::ClientIdentifierNotValid => ConnectRefusal::ClientIdentifier,
+        ReasonCode::BadUserNameOrPassword => ConnectRefusal::BadCredentials,
+        ReasonCode::NotAuthorized => ConnectRefusal::NotAuthorized,
+        ReasonCode::Banned => ConnectRefusal::Banned,
+        ReasonCode::BadAuthenticationMethod => ConnectRefusal::AuthenticationMethod,
+        ReasonCode::ServerBusy => ConnectRefusal::Busy,
+        ReasonCode::ServerShuttingDown => ConnectRefusal::ShuttingDown,
+        ReasonCode::ServerUnavailable => ConnectRefusal::Unavailable,
+        _ => ConnectRefusal::Malformed,
+    }
+}

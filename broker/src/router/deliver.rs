@@ -1,0 +1,442 @@
+//! From a matched message to bytes in a connection's out-buffer.
+//!
+//! A packet is encoded once for each (version, QoS, RETAIN) and copied; only the Packet Identifier differs, at a
+//! fixed offset. Topic Aliases, Subscription Identifiers and expiry intervals make a packet its own.
+
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+use kentongan_proto::mqtt::codec::{self, AckKind, PublishHead};
+use kentongan_proto::mqtt::{Delivery, PacketId, ProtocolVersion, QoS, ReasonCode};
+
+use super::ConnectionKey;
+use super::arbiter::ArbiterState;
+use super::client::{Client, Held};
+use super::publish::Publication;
+use crate::connection::{BufferPool, SHARED_PAYLOAD_BYTES_MIN};
+use crate::message::Message;
+use crate::metrics::DropReason;
+use crate::replicated::DeliverPersistent;
+use crate::session::alias::AliasUse;
+use crate::session::outbound::{Offer, Outbound};
+use crate::subscription::{LocalMatch, ShareGroup};
+
+/// Placeholder in templates of QoS 1 and 2, patched for each connection.
+const ANY_ID: PacketId = NonZeroU16::MIN;
+
+#[derive(Debug, Default)]
+struct Template {
+    /// Of which publication; 0 is none.
+    number: u64,
+    bytes: Vec<u8>,
+    id_offset: usize,
+}
+
+/// The encodings of the publication at hand.
+#[derive(Debug, Default)]
+pub struct Templates {
+    number: u64,
+    slots: [Template; 12],
+}
+
+impl Templates {
+    /// A new publication: what was encoded is of no more use.
+    #[inline]
+    pub(super) fn begin(&mut self) {
+        self.number += 1;
+    }
+
+    #[inline]
+    fn get(&mut self, v5: bool, qos: QoS, retain: bool, publication: &Publication<'_>, now_ms: u64) -> &Template {
+        let slot = &mut self.slots[usize::from(v5) * 6 + qos as usize * 2 + usize::from(retain)];
+        if slot.number != self.number {
+            slot.number = self.number;
+            slot.bytes.clear();
+            let version = if v5 { ProtocolVersion::V5 } else { ProtocolVersion::V3_1_1 };
+            let head = head(publication, delivery(qos, ANY_ID), retain, false, now_ms);
+            slot.id_offset = codec::encode_publish_head(&head, version, &mut slot.bytes).unwrap_or(0);
+            if publication.payload.len() < SHARED_PAYLOAD_BYTES_MIN {
+                slot.bytes.extend_from_slice(publication.payload.as_slice());
+            }
+        }
+        slot
+    }
+}
+
+fn delivery(qos: QoS, id: PacketId) -> Delivery {
+    match qos {
+        QoS::AtMostOnce => Delivery::AtMostOnce,
+        QoS::AtLeastOnce => Delivery::AtLeastOnce(id),
+        QoS::ExactlyOnce => Delivery::ExactlyOnce(id),
+    }
+}
+
+fn head<'a>(
+    publication: &'a Publication<'_>,
+    delivery: Delivery,
+    retain: bool,
+    dup: bool,
+    now_ms: u64,
+) -> PublishHead<'a> {
+    PublishHead {
+        dup,
+        delivery,
+        retain,
+        topic: publication.topic,
+        topic_alias: None,
+        // What is left of it [MQTT-3.3.2-6], rounded up: a message that still lives never says 0.
+        message_expiry_interval: publication
+            .expires_at_ms
+            .map(|at| at.saturating_sub(now_ms).div_ceil(1000).min(u64::from(u32::MAX)) as u32),
+        properties: publication.properties,
+        subscription_identifiers: &[],
+        payload_len: publication.payload.len(),
+    }
+}
+
+/// How a message goes to one connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms<'a> {
+    pub qos: QoS,
+    pub retain: bool,
+    pub identifiers: &'a [u32],
+    pub share: Option<&'a Arc<ShareGroup>>,
+}
+
+impl ArbiterState {
+    /// A publication to one connection that its filters matched.
+    #[inline]
+    pub(super) fn deliver_matched(&mut self, publication: &mut Publication<'_>, target: &LocalMatch) {
+        let key = ConnectionKey::from_raw(target.connection);
+        // No Local [MQTT-3.3.1.3]: what the publisher's own connection gets leaves those subscriptions out.
+        let merged = if publication.publisher == Some(key) {
+            match target.own() {
+                Some(merged) => merged,
+                None => return,
+            }
+        } else {
+            target.merged()
+        };
+        let qos = publication.qos.min(merged.qos);
+        // A group delivers to persistent sessions what has a QoS; here goes only what never enters a log.
+        if target.persistent && qos != QoS::AtMostOnce {
+            return;
+        }
+        let terms = Terms {
+            qos,
+            retain: publication.retain && merged.retain_as_published,
+            identifiers: &merged.subscription_identifiers,
+            share: None,
+        };
+        if target.held && self.hold_back(key, publication, terms) {
+            return;
+        }
+        self.deliver(key, publication, terms);
+    }
+
+    /// A publication to the member of a shared subscription that was picked for it.
+    pub(super) fn deliver_to_member(
+        &mut self,
+        publication: &mut Publication<'_>,
+        member: ConnectionKey,
+        share: &Arc<ShareGroup>,
+    ) {
+        let subscription = self
+            .client(member)
+            .and_then(|client| client.session.as_ref())
+            .and_then(|session| session.subscriptions.get(share.subscription_name()).copied());
+        let Some(own) = subscription else {
+            // The member left while the message was on its way: another one gets it.
+            self.route_to_share(publication, share, Some(member));
+            self.lanes.take_waiter();
+            return;
+        };
+        let identifier = own.identifier.map(std::num::NonZeroU32::get);
+        let terms = Terms {
+            qos: publication.qos.min(own.options.qos),
+            retain: publication.retain && own.options.retain_as_published,
+            identifiers: identifier.as_slice(),
+            share: Some(share),
+        };
+        self.deliver(member, publication, terms);
+    }
+
+    /// A publication to a connection, by its terms.
+    #[inline]
+    pub(super) fn deliver(&mut self, key: ConnectionKey, publication: &mut Publication<'_>, terms: Terms<'_>) {
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        if !client.is_connected() {
+            return;
+        }
+        if terms.qos == QoS::AtMostOnce {
+            let bound = self.shared.settings.session.out_buffer_bytes_max as usize;
+            let client = &mut self.clients[key.index()];
+            if client.out.len() > bound {
+                self.counters.messages_dropped.inc(DropReason::SlowConsumer);
+                return;
+            }
+            self.write_publication(key, publication, terms, None);
+            return;
+        }
+        self.deliver_acknowledged(key, publication, terms);
+    }
+
+    /// QoS 1 and 2 to a transient session: into the window, or the queue before it.
+    fn deliver_acknowledged(&mut self, key: ConnectionKey, publication: &mut Publication<'_>, terms: Terms<'_>) {
+        let Some(session) = self.clients[key.index()].session.as_mut() else {
+            return;
+        };
+        let identifiers = (!terms.identifiers.is_empty()).then(|| Box::from(terms.identifiers));
+        let share = terms.share.cloned();
+        if session.outbound.can_send() {
+            // Once written, nobody needs the message again: a transient session dies with its connection. Only a
+            // shared subscription may hand it to another member.
+            let message = share.is_some().then(|| publication.share_message());
+            let held = Held { message, retain: terms.retain, identifiers, share };
+            if let Some(share) = terms.share {
+                share.began(key.raw());
+            }
+            if let Some(id) = session.outbound.send_now(held, terms.qos) {
+                if !self.write_publication(key, publication, terms, Some(id)) {
+                    self.forget(key, terms.qos, id);
+                }
+                return;
+            }
+            return;
+        }
+        let message = publication.share_message();
+        let weight = message.weight_bytes();
+        let held = Held { message: Some(message), retain: terms.retain, identifiers, share };
+        match session.outbound.offer(held, weight, terms.qos) {
+            Offer::Accepted => {}
+            Offer::DroppedNew | Offer::DroppedOldest(_) => {
+                self.counters.messages_dropped.inc(DropReason::QueueMessages)
+            }
+        }
+    }
+
+    /// A packet that the client could not take counts as delivered [MQTT-3.1.2-25].
+    fn forget(&mut self, key: ConnectionKey, qos: QoS, id: PacketId) {
+        if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
+            let outcome = match qos {
+                QoS::ExactlyOnce => session.outbound.on_pubrec(id, true),
+                _ => session.outbound.on_puback(id),
+            };
+            drop(outcome);
+        }
+    }
+
+    /// Writes one PUBLISH. `false`: it is larger than the client takes, and nothing was written.
+    #[inline]
+    fn write_publication(
+        &mut self,
+        key: ConnectionKey,
+        publication: &mut Publication<'_>,
+        terms: Terms<'_>,
+        id: Option<PacketId>,
+    ) -> bool {
+        let now_ms = self.now_ms;
+        let client = &mut self.clients[key.index()];
+        let v5 = client.version.is_v5();
+        if v5 && !(terms.identifiers.is_empty() && aliases_off(client)) {
+            return self.write_own_encoding(key, publication, terms, id, false);
+        }
+        let template = self.templates.get(v5, terms.qos, terms.retain, publication, now_ms);
+        let large = publication.payload.len() >= SHARED_PAYLOAD_BYTES_MIN;
+        let total = template.bytes.len() + if large { publication.payload.len() } else { 0 };
+        if total > client.packet_bytes_max_out as usize {
+            self.counters.messages_dropped.inc(DropReason::PacketTooLarge);
+            return false;
+        }
+        client.out.append(&mut self.pool, |out| {
+            let start = out.len();
+            out.extend_from_slice(&template.bytes);
+            if let Some(id) = id {
+                let at = start + template.id_offset;
+                out[at..at + 2].copy_from_slice(&id.get().to_be_bytes());
+            }
+        });
+        if large {
+            client.out.append_shared(publication.payload.share());
+        }
+        self.counters.messages_sent.inc(terms.qos);
+        self.mark_dirty(key);
+        true
+    }
+
+    /// A PUBLISH that no other connection gets in the same bytes.
+    fn write_own_encoding(
+        &mut self,
+        key: ConnectionKey,
+        publication: &mut Publication<'_>,
+        terms: Terms<'_>,
+        id: Option<PacketId>,
+        dup: bool,
+    ) -> bool {
+        let client = &mut self.clients[key.index()];
+        let delivery = delivery(terms.qos, id.unwrap_or(ANY_ID));
+        let mut head = head(publication, delivery, terms.retain, dup, self.now_ms);
+        if client.version.is_v5() {
+            head.subscription_identifiers = terms.identifiers;
+        }
+        if codec::publish_len(&head, client.version) > client.packet_bytes_max_out as usize {
+            self.counters.messages_dropped.inc(DropReason::PacketTooLarge);
+            return false;
+        }
+        // Not at QoS 2: widely used clients look at the Topic Name again when PUBREL comes, and have forgotten the alias.
+        if let Some(session) = client.session.as_mut()
+            && !session.aliases_out.is_off()
+            && terms.qos != QoS::ExactlyOnce
+        {
+            match session.aliases_out.choose(publication.topic) {
+                AliasUse::None => {}
+                AliasUse::Set(alias) => head.topic_alias = Some(alias),
+                AliasUse::Known(alias) => {
+                    head.topic = "";
+                    head.topic_alias = Some(alias);
+                }
+            }
+        }
+        write_head(client, &mut self.pool, &head);
+        if publication.payload.len() >= SHARED_PAYLOAD_BYTES_MIN {
+            client.out.append_shared(publication.payload.share());
+        } else {
+            client.out.append(&mut self.pool, |out| out.extend_from_slice(publication.payload.as_slice()));
+        }
+        self.counters.messages_sent.inc(terms.qos);
+        self.mark_dirty(key);
+        true
+    }
+
+    /// PUBACK, PUBREC or PUBCOMP for something we sent.
+    pub(super) fn on_delivery_acknowledged(
+        &mut self,
+        key: ConnectionKey,
+        kind: AckKind,
+        id: PacketId,
+        reason: ReasonCode,
+    ) {
+        let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
+            return;
+        };
+        if let Some(persistent) = session.persistent {
+            self.lanes.acknowledge(persistent, key, kind, id, reason);
+            return self.schedule_flush();
+        }
+        let settled = match kind {
+            AckKind::PubAck => session.outbound.on_puback(id),
+            AckKind::PubRec => session.outbound.on_pubrec(id, reason.is_error()),
+            AckKind::PubComp | AckKind::PubRel => session.outbound.on_pubcomp(id).map(|()| None),
+        };
+        let known = settled.is_ok();
+        if let Ok(Some(Held { share: Some(share), .. })) = settled {
+            share.ended(key.raw());
+        }
+        if kind == AckKind::PubRec && !(known && reason.is_error()) {
+            // [MQTT-4.3.3-4]; an identifier we do not know is answered too, so that the client can end the exchange.
+            let reason = if known { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound };
+            self.write_ack(key, AckKind::PubRel, id, reason);
+        }
+        self.send_queued(key);
+    }
+
+    /// Moves what waits into the window as far as it has room [MQTT-3.3.4-9].
+    pub(super) fn send_queued(&mut self, key: ConnectionKey) {
+        let now = self.now_ms;
+        loop {
+            let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
+                return;
+            };
+            if session.outbound.queue_len() == 0 {
+                return;
+            }
+            let mut expired = 0;
+            let next = pop_sendable(&mut session.outbound, now, &mut expired);
+            self.counters.messages_dropped.add(DropReason::Expired, expired);
+            let Some((id, qos, held, message)) = next else {
+                return;
+            };
+            let mut publication = self.publication_of(&message);
+            let identifiers = held.identifiers.as_deref().unwrap_or(&[]);
+            let terms = Terms { qos, retain: held.retain, identifiers, share: None };
+            self.templates.begin();
+            if !self.write_publication(key, &mut publication, terms, Some(id)) {
+                self.forget(key, qos, id);
+            }
+        }
+    }
+
+    /// A message that a group moved into the window of a persistent session.
+    pub(super) fn deliver_persistent(&mut self, delivery: &DeliverPersistent) {
+        let key = delivery.connection;
+        let live = self
+            .client(key)
+            .and_then(|client| client.session.as_ref())
+            .is_some_and(|session| session.persistent.is_some_and(|persistent| persistent.epoch == delivery.epoch));
+        if !live {
+            return;
+        }
+        let mut publication = self.publication_of(&delivery.message);
+        publication.expires_at_ms = delivery.expires_at_ms;
+        let terms = Terms {
+            qos: delivery.qos,
+            retain: delivery.retain,
+            identifiers: &delivery.subscription_identifiers,
+            share: None,
+        };
+        if !self.write_own_encoding(key, &mut publication, terms, Some(delivery.packet_id), delivery.dup) {
+            // As if delivered [MQTT-3.1.2-25]: the group is told what the client would have said.
+            let persistent = self.client(key).and_then(|client| client.session.as_ref()?.persistent);
+            if let Some(persistent) = persistent {
+                let (kind, reason) = match delivery.qos {
+                    QoS::ExactlyOnce => (AckKind::PubRec, ReasonCode::PacketTooLarge),
+                    _ => (AckKind::PubAck, ReasonCode::Success),
+                };
+                self.lanes.acknowledge(persistent, key, kind, delivery.packet_id, reason);
+                self.schedule_flush();
+            }
+        }
+    }
+
+    /// Messages of shared subscriptions that a member leaves unacknowledged go to another one (P11), except QoS 2
+    /// already begun [MQTT-4.8.2-5].
+    pub(super) fn hand_on_shared(&mut self, mut outbound: Outbound<Held>, left: ConnectionKey) {
+        for held in outbound.drain_undelivered() {
+            if let (Some(message), Some(share)) = (held.message, held.share) {
+                let mut publication = self.publication_of(&message);
+                self.templates.begin();
+                self.route_to_share(&mut publication, &share, Some(left));
+                self.lanes.take_waiter();
+            }
+        }
+    }
+}
+
+fn pop_sendable(
+    outbound: &mut Outbound<Held>,
+    now_ms: u64,
+    expired: &mut u64,
+) -> Option<(PacketId, QoS, Held, Arc<Message>)> {
+    let is_expired =
+        |held: &Held| held.message.as_ref().and_then(|message| message.expires_at_ms).is_some_and(|at| at <= now_ms);
+    let (id, qos, held) = outbound.pop_sendable(is_expired, |_| *expired += 1)?;
+    let message = held.message.clone()?;
+    let copy = held.clone();
+    if held.share.is_none() {
+        held.message = None;
+    }
+    Some((id, qos, copy, message))
+}
+
+fn aliases_off(client: &Client) -> bool {
+    client.session.as_ref().is_none_or(|session| session.aliases_out.is_off())
+}
+
+fn write_head(client: &mut Client, pool: &mut BufferPool, head: &PublishHead<'_>) {
+    let version = client.version;
+    client.out.append(pool, |out| {
+        codec::encode_publish_head(head, version, out);
+    });
+}

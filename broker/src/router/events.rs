@@ -1,0 +1,177 @@
+//! What reaches an arbiter from other threads.
+
+use std::sync::Arc;
+
+use kentongan_proto::mqtt::codec::AckKind;
+use kentongan_proto::mqtt::{PacketId, ReasonCode};
+
+use super::arbiter::ArbiterState;
+use super::batch::{Addressee, Batch};
+use super::{ConnectionKey, lanes};
+use crate::listener::Accepted;
+use crate::message::Message;
+use crate::replicated::{
+    DeliverPersistent, LaneAnswer, Opened, RetainedPage, SubscribedPersistent, UnsubscribedPersistent,
+};
+
+/// One thing for an arbiter to do.
+#[derive(Debug)]
+pub enum Event {
+    /// Sockets for it.
+    Accepted(Vec<Accepted>),
+    /// Messages from another arbiter.
+    Batch {
+        /// Who filled it and gets it back.
+        from: u16,
+        /// The messages.
+        batch: Batch,
+        /// What it was pushed with.
+        weight: usize,
+    },
+    /// A group answered a lane.
+    LaneAnswered(LaneAnswer),
+    /// A claim was granted.
+    Opened(Box<Opened>),
+    /// A claim was refused.
+    Refused {
+        /// Whose.
+        connection: ConnectionKey,
+        /// For CONNACK.
+        reason: ReasonCode,
+    },
+    /// Another connection wants the Client Identifier.
+    TakeOver {
+        /// Who has it.
+        connection: ConnectionKey,
+        /// Which.
+        client_id: Arc<str>,
+    },
+    /// Messages for persistent sessions here.
+    Deliver(Vec<DeliverPersistent>),
+    /// PUBREC, PUBREL or PUBCOMP that a group committed.
+    Acknowledge {
+        /// For whom.
+        connection: ConnectionKey,
+        /// Of which claim.
+        epoch: u64,
+        /// Which packet.
+        kind: AckKind,
+        /// Packet Identifier.
+        packet_id: PacketId,
+        /// Reason Code.
+        reason: ReasonCode,
+    },
+    /// Subscriptions of a persistent session stand.
+    Subscribed(SubscribedPersistent),
+    /// Subscriptions of a persistent session are gone.
+    Unsubscribed(UnsubscribedPersistent),
+    /// Retained messages that were asked for.
+    RetainedPage(RetainedPage),
+    /// A group took retained messages in for a session here.
+    RetainedTaken {
+        /// Whose.
+        connection: ConnectionKey,
+        /// Of which claim.
+        epoch: u64,
+        /// Which read.
+        read: u64,
+        /// Messages that now wait for the session there.
+        queued: usize,
+    },
+    /// A message that a group routes from its outbox: this arbiter's own subscribers of it.
+    Route {
+        /// The message, its expiry on the process clock.
+        message: Arc<Message>,
+        /// A member of a shared subscription, or all subscribers.
+        addressee: Addressee,
+    },
+    /// A message that this arbiter routes to everyone.
+    Publish(Arc<Message>),
+    /// Publishers that paused may look again.
+    ResumePublishers,
+    /// The process stops.
+    EndAll,
+}
+
+impl ArbiterState {
+    pub(super) fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Accepted(sockets) => crate::connection::ConnectionActor::start_all(self, sockets),
+            Event::Batch { from, batch, weight } => self.on_batch(from, batch, weight),
+            Event::LaneAnswered(answer) => self.on_lane_answered(&answer),
+            Event::Opened(opened) => self.on_opened(*opened),
+            Event::Refused { connection, reason } => self.on_refused(connection, reason),
+            Event::TakeOver { connection, client_id } => self.on_take_over(connection, &client_id),
+            Event::Deliver(deliveries) => {
+                for delivery in &deliveries {
+                    self.deliver_persistent(delivery);
+                }
+            }
+            Event::Acknowledge { connection, epoch, kind, packet_id, reason } => {
+                self.on_group_acknowledges(connection, epoch, kind, packet_id, reason);
+            }
+            Event::Subscribed(subscribed) => self.on_subscribed_persistent(subscribed),
+            Event::Unsubscribed(unsubscribed) => self.on_unsubscribed_persistent(unsubscribed),
+            Event::RetainedPage(page) => self.on_retained_page(page),
+            Event::RetainedTaken { connection, epoch, read, queued } => {
+                self.on_retained_taken(connection, epoch, read, queued);
+            }
+            Event::Route { message, addressee } => {
+                let mut publication = self.publication_of(&message);
+                self.deliver_here(&mut publication, &addressee);
+            }
+            Event::Publish(message) => self.route_message(&message),
+            Event::ResumePublishers => self.resume_publishers(),
+            Event::EndAll => self.end_all(),
+        }
+    }
+
+    fn on_batch(&mut self, from: u16, mut batch: Batch, weight: usize) {
+        batch.drain(|publication, addressee| self.deliver_here(publication, addressee));
+        self.shared.inboxes[usize::from(self.id)].release(weight);
+        // Full: more batches are under way than are worth keeping.
+        drop(self.shared.recycled[usize::from(from)].push(batch));
+        self.shared.wake_paused_publishers();
+    }
+
+    /// The connections of this arbiter that a message is for, and nobody else.
+    fn deliver_here(&mut self, publication: &mut super::publish::Publication<'_>, addressee: &Addressee) {
+        self.templates.begin();
+        match addressee {
+            Addressee::Subscribers => {
+                let cached = self.cache.take_local(publication.topic, publication.topic_hash, &self.subscriptions);
+                for target in &cached.local {
+                    self.deliver_matched(publication, target);
+                }
+                self.cache.put_back(cached);
+            }
+            Addressee::Member(member, share) => self.deliver_to_member(publication, *member, share),
+        }
+    }
+
+    fn on_lane_answered(&mut self, answer: &LaneAnswer) {
+        let mut settled = Vec::new();
+        self.lanes.on_answer(answer, &mut settled);
+        for lanes::Settled { connection, ticket, reason } in settled {
+            self.settle(connection, ticket, reason);
+        }
+    }
+
+    fn on_group_acknowledges(
+        &mut self,
+        key: ConnectionKey,
+        epoch: u64,
+        kind: AckKind,
+        packet_id: PacketId,
+        reason: ReasonCode,
+    ) {
+        if !self.is_current(key, epoch) {
+            return;
+        }
+        if kind == AckKind::PubRec {
+            self.settle_received(key, packet_id, reason);
+        } else {
+            self.write_ack(key, kind, packet_id, reason);
+        }
+    }
+}

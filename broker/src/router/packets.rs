@@ -1,0 +1,231 @@
+//! One packet from a client, and who deals with it.
+
+use bytes::Bytes;
+use kentongan_proto::mqtt::codec::{self, AckKind, DecodeError, Frame, Limits, PacketType, Sender};
+use kentongan_proto::mqtt::{Auth, Disconnect, Packet, PacketId, ProtocolVersion, ReasonCode};
+
+use super::ConnectionKey;
+use super::arbiter::ArbiterState;
+use super::client::Phase;
+use super::connect::EndCause;
+use super::publish::Payload;
+use crate::metrics::{ConnectRefusal, MalformedReason, PacketKind};
+use crate::session::SessionError;
+
+impl ArbiterState {
+    pub(super) fn on_frame(&mut self, key: ConnectionKey, frame: &Frame<'_>, source: Option<&Bytes>, limits: &Limits) {
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        let version = client.version;
+        let phase = client.phase;
+        self.counters.packets_received.inc(kind_of(frame.packet_type()));
+        match (phase, frame.packet_type()) {
+            (Phase::Connected, PacketType::Publish) => {
+                match codec::decode_publish(frame, version, Sender::Client, limits) {
+                    Ok(publish) => {
+                        let payload = Payload::of(publish.payload, source);
+                        self.on_publish(key, &publish, payload);
+                    }
+                    Err(error) => self.on_malformed(key, &error),
+                }
+            }
+            (Phase::Connected, PacketType::PubAck | PacketType::PubRec | PacketType::PubRel | PacketType::PubComp) => {
+                match codec::decode_ack(frame, version) {
+                    Ok((packet_id, reason)) => self.on_acknowledgement(key, frame.packet_type(), packet_id, reason),
+                    Err(error) => self.on_malformed(key, &error),
+                }
+            }
+            (Phase::Connected, PacketType::PingReq) => {
+                self.write_packet(key, &Packet::PingResp);
+            }
+            (Phase::AwaitingConnect, PacketType::Connect)
+            | (Phase::Authenticating, PacketType::Auth | PacketType::Disconnect)
+            | (Phase::Connected, _) => match codec::decode(frame, source, version, Sender::Client, limits) {
+                Ok(packet) => self.on_packet(key, packet),
+                Err(error) => self.on_malformed(key, &error),
+            },
+            // The first packet must be a CONNECT [MQTT-3.1.0-1]; before CONNACK only AUTH and DISCONNECT may
+            // follow one that asked for enhanced authentication [MQTT-3.1.2-30].
+            (Phase::AwaitingConnect, _) => {
+                self.counters.connects_refused.inc(ConnectRefusal::Malformed);
+                self.end(key, EndCause::Protocol("the first packet was not CONNECT"), None);
+            }
+            (Phase::Authenticating, _) => {
+                self.end(
+                    key,
+                    EndCause::Protocol("only AUTH may follow until CONNACK"),
+                    Some(ReasonCode::ProtocolError),
+                );
+            }
+            (Phase::Claiming | Phase::Closing, _) => {}
+        }
+    }
+
+    fn on_packet(&mut self, key: ConnectionKey, packet: Packet) {
+        match packet {
+            Packet::Connect(connect) => {
+                let first = self.client(key).is_some_and(|client| client.phase == Phase::AwaitingConnect);
+                if first {
+                    self.on_connect(key, connect);
+                } else {
+                    // [MQTT-3.1.0-2]
+                    self.fail(key, &SessionError::Protocol("a second CONNECT"));
+                }
+            }
+            Packet::Subscribe(subscribe) => self.on_subscribe(key, subscribe),
+            Packet::Unsubscribe(unsubscribe) => self.on_unsubscribe(key, unsubscribe),
+            Packet::Disconnect(disconnect) => self.on_disconnect(key, &disconnect),
+            Packet::Auth(auth) => self.on_auth(key, auth),
+            _ => self.fail(key, &SessionError::Protocol("a packet that only servers send")),
+        }
+    }
+
+    fn on_acknowledgement(&mut self, key: ConnectionKey, kind: PacketType, packet_id: PacketId, reason: ReasonCode) {
+        let kind = match kind {
+            PacketType::PubAck => AckKind::PubAck,
+            PacketType::PubRec => AckKind::PubRec,
+            PacketType::PubComp => AckKind::PubComp,
+            _ => return self.on_pubrel(key, packet_id),
+        };
+        self.on_delivery_acknowledged(key, kind, packet_id, reason);
+    }
+
+    fn on_pubrel(&mut self, key: ConnectionKey, packet_id: PacketId) {
+        let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
+            return;
+        };
+        let reason = session.inbound.on_pubrel(packet_id);
+        match session.persistent {
+            // PUBREL is committed before PUBCOMP, so that a crash between them frees nothing twice.
+            Some(persistent) if !reason.is_error() => self.lanes.release(persistent, key, packet_id),
+            _ => self.write_ack(key, AckKind::PubComp, packet_id, reason),
+        }
+        self.schedule_flush();
+    }
+
+    fn on_disconnect(&mut self, key: ConnectionKey, disconnect: &Disconnect) {
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        let Some(session) = client.session.as_mut() else {
+            return self.end(key, EndCause::Disconnected, None);
+        };
+        if let Some(asked) = disconnect.properties.session_expiry_interval {
+            // A session that was to end with its connection cannot be prolonged at its end (3.14.2.2.2).
+            if session.session_expiry_seconds == 0 && asked != 0 {
+                return self.fail(key, &SessionError::Protocol("DISCONNECT cannot prolong a session that was to end"));
+            }
+            let longest = client.listener.policy.session_expiry_seconds_max;
+            session.session_expiry_seconds = asked.min(longest);
+        }
+        let cause = match disconnect.reason_code {
+            ReasonCode::Success => EndCause::Disconnected,
+            _ => EndCause::DisconnectedWithWill,
+        };
+        self.end(key, cause, None);
+    }
+
+    fn on_auth(&mut self, key: ConnectionKey, auth: Auth) {
+        let authenticating = self.client(key).is_some_and(|client| client.phase == Phase::Authenticating);
+        if authenticating {
+            self.continue_authentication(key, auth);
+        } else {
+            self.re_authenticate(key, auth);
+        }
+    }
+
+    /// Bytes that are no packet of their sender: the connection ends, whatever can be told is told.
+    pub(super) fn on_malformed(&mut self, key: ConnectionKey, error: &DecodeError) {
+        self.counters.packets_malformed.inc(malformed_reason(error.reason_code()));
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        if client.phase == Phase::AwaitingConnect
+            && let DecodeError::UnsupportedProtocolVersion { level, .. } = error
+        {
+            // 3.1.1 clients know return code 1 [MQTT-3.1.2-2], later ones reason code 0x84.
+            client.version = if *level >= 5 { ProtocolVersion::V5 } else { ProtocolVersion::V3_1_1 };
+            return self.refuse(key, ReasonCode::UnsupportedProtocolVersion, "no such protocol version");
+        }
+        let reason = error.reason_code();
+        let cause = EndCause::Malformed { reason, text: error.to_string() };
+        self.end(key, cause, Some(reason));
+    }
+
+    /// The client broke the rules of the session.
+    pub(super) fn fail(&mut self, key: ConnectionKey, error: &SessionError) {
+        let reason = error.reason_code();
+        self.counters.packets_malformed.inc(malformed_reason(reason));
+        self.end(key, EndCause::Malformed { reason, text: error.to_string() }, Some(reason));
+    }
+
+    /// Encodes a packet into the connection's out-buffer. One too large for the client is left out
+    /// [MQTT-3.1.2-24]; Reason Strings and User Properties were left out before.
+    pub(super) fn write_packet(&mut self, key: ConnectionKey, packet: &Packet) {
+        let Some(client) = self.clients.get_mut(key.index()) else {
+            return;
+        };
+        let version = client.version;
+        let mut outcome = Ok(());
+        client.out.append(&mut self.pool, |out| outcome = codec::encode(packet, version, out));
+        if let Err(error) = outcome {
+            tracing::error!(%error, "a packet of our own could not be encoded");
+        }
+        self.counters.packets_sent.inc(PacketKind::from(packet));
+        self.mark_dirty(key);
+    }
+
+    /// Encodes an acknowledgement.
+    #[inline]
+    pub(super) fn write_ack(&mut self, key: ConnectionKey, kind: AckKind, packet_id: PacketId, reason: ReasonCode) {
+        let Some(client) = self.clients.get_mut(key.index()) else {
+            return;
+        };
+        let version = client.version;
+        client.out.append(&mut self.pool, |out| codec::encode_ack(kind, packet_id, reason, version, out));
+        self.counters.packets_sent.inc(ack_kind(kind));
+        self.mark_dirty(key);
+    }
+}
+
+fn kind_of(packet_type: PacketType) -> PacketKind {
+    match packet_type {
+        PacketType::Connect => PacketKind::Connect,
+        PacketType::ConnAck => PacketKind::ConnAck,
+        PacketType::Publish => PacketKind::Publish,
+        PacketType::PubAck => PacketKind::PubAck,
+        PacketType::PubRec => PacketKind::PubRec,
+        PacketType::PubRel => PacketKind::PubRel,
+        PacketType::PubComp => PacketKind::PubComp,
+        PacketType::Subscribe => PacketKind::Subscribe,
+        PacketType::SubAck => PacketKind::SubAck,
+        PacketType::Unsubscribe => PacketKind::Unsubscribe,
+        PacketType::UnsubAck => PacketKind::UnsubAck,
+        PacketType::PingReq => PacketKind::PingReq,
+        PacketType::PingResp => PacketKind::PingResp,
+        PacketType::Disconnect => PacketKind::Disconnect,
+        PacketType::Auth => PacketKind::Auth,
+    }
+}
+
+fn ack_kind(kind: AckKind) -> PacketKind {
+    match kind {
+        AckKind::PubAck => PacketKind::PubAck,
+        AckKind::PubRec => PacketKind::PubRec,
+        AckKind::PubRel => PacketKind::PubRel,
+        AckKind::PubComp => PacketKind::PubComp,
+    }
+}
+
+fn malformed_reason(reason: ReasonCode) -> MalformedReason {
+    match reason {
+        ReasonCode::MalformedPacket => MalformedReason::MalformedPacket,
+        ReasonCode::PacketTooLarge => MalformedReason::PacketTooLarge,
+        ReasonCode::ReceiveMaximumExceeded => MalformedReason::ReceiveMaximumExceeded,
+        ReasonCode::TopicAliasInvalid => MalformedReason::TopicAliasInvalid,
+        ReasonCode::TopicNameInvalid => MalformedReason::TopicNameInvalid,
+        ReasonCode::TopicFilterInvalid => MalformedReason::TopicFilterInvalid,
+        _ => MalformedReason::ProtocolError,
+    }
+}

@@ -1,0 +1,551 @@
+//! One publication on its way: whom it is for, and when its publisher may be told that it is safe.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use kentongan_proto::mqtt::codec::AckKind;
+use kentongan_proto::mqtt::{Delivery, PublishProperties, PublishRef, QoS, ReasonCode, Will};
+
+use super::ConnectionKey;
+use super::arbiter::ArbiterState;
+use super::batch::Addressee;
+use super::lanes::Waiter;
+use crate::message::{Message, MessageIdentity};
+use crate::metrics::{DropReason, PublishRefusal};
+use crate::session::SessionError;
+use crate::session::inbound::PublishStep;
+use crate::subscription::{CachedMatch, ShareTarget};
+
+/// The bytes of an Application Message: a slice that lives for this turn, and its owner if it has one.
+#[derive(Debug, Clone)]
+pub struct Payload<'a> {
+    slice: &'a [u8],
+    owner: Option<Bytes>,
+}
+
+impl<'a> Payload<'a> {
+    /// A slice of a buffer that will be used again.
+    #[must_use]
+    pub fn copied(slice: &'a [u8]) -> Self {
+        Self { slice, owner: None }
+    }
+
+    /// All of `bytes`, which may be kept by a reference.
+    #[must_use]
+    pub fn shared(bytes: &'a Bytes) -> Self {
+        Self { slice: bytes, owner: Some(bytes.clone()) }
+    }
+
+    /// `slice` as part of `source`, if it has one.
+    pub(super) fn of(slice: &'a [u8], source: Option<&Bytes>) -> Self {
+        Self { slice, owner: source.map(|source| source.slice_ref(slice)) }
+    }
+
+    /// Bytes of the payload.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slice.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slice.is_empty()
+    }
+
+    /// For this turn.
+    #[inline]
+    #[must_use]
+    pub fn as_slice(&self) -> &'a [u8] {
+        self.slice
+    }
+
+    /// To keep: copied at most once, whoever asks.
+    pub fn share(&mut self) -> Bytes {
+        self.owner.get_or_insert_with(|| Bytes::copy_from_slice(self.slice)).clone()
+    }
+}
+
+/// One publication within a turn, nothing copied that nobody keeps.
+#[derive(Debug)]
+pub struct Publication<'a> {
+    /// Which one it is.
+    pub identity: MessageIdentity,
+    /// Topic Name, aliases resolved.
+    pub topic: &'a str,
+    /// Of the topic, by the index's hasher.
+    pub topic_hash: u64,
+    /// The Application Message.
+    pub payload: Payload<'a>,
+    /// As published.
+    pub qos: QoS,
+    /// RETAIN as published.
+    pub retain: bool,
+    /// `None` if there are none to forward.
+    pub properties: Option<&'a PublishProperties>,
+    /// On the process clock.
+    pub expires_at_ms: Option<u64>,
+    /// The connection it came by, if that is one of this arbiter's: for No Local.
+    pub publisher: Option<ConnectionKey>,
+    /// The publisher's Client Identifier.
+    pub publisher_id: Option<&'a Arc<str>>,
+    /// The same as something to keep, made when first asked for.
+    pub message: Option<Arc<Message>>,
+}
+
+impl Publication<'_> {
+    /// The message to keep, shared by all who keep it.
+    pub fn share_message(&mut self) -> Arc<Message> {
+        if let Some(message) = &self.message {
+            return Arc::clone(message);
+        }
+        let message = Arc::new(Message {
+            identity: self.identity,
+            topic: Arc::from(self.topic),
+            payload: self.payload.share(),
+            qos: self.qos,
+            retain: self.retain,
+            publisher: self.publisher_id.cloned().unwrap_or_else(|| Arc::from("")),
+            properties: self.properties.map(|properties| Box::new(properties.clone())),
+            expires_at_ms: self.expires_at_ms,
+        });
+        self.message = Some(Arc::clone(&message));
+        message
+    }
+}
+
+/// What became of a publication when it was routed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Routed {
+    /// Everyone who should have it has it; or nobody wants it.
+    Done {
+        /// Whether anybody did.
+        matched: bool,
+    },
+    /// Groups have still to answer this waiter of `lanes`.
+    Waiting(Waiter),
+}
+
+impl ArbiterState {
+    pub(super) fn on_publish(&mut self, key: ConnectionKey, publish: &PublishRef<'_>, payload: Payload<'_>) {
+        let qos = publish.delivery.qos();
+        self.counters.messages_received.inc(qos);
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        let client_id = Arc::clone(&client.client_id);
+        let Some(session) = client.session.as_mut() else {
+            return;
+        };
+        // The alias first: it stands for what follows even if this message is refused.
+        let aliased = match publish.properties.topic_alias() {
+            None if publish.topic.is_empty() => {
+                return self.fail(key, &SessionError::Protocol("an empty topic name without a topic alias"));
+            }
+            None => None,
+            Some(alias) => match session.aliases_in.resolve(alias, publish.topic) {
+                Ok(topic) => Some(topic),
+                Err(error) => return self.fail(key, &error),
+            },
+        };
+        let topic = aliased.as_deref().unwrap_or(publish.topic);
+        match session.inbound.on_publish(publish.delivery) {
+            Ok(PublishStep::Route) => {}
+            Ok(PublishStep::Wait) => return,
+            Ok(PublishStep::AnswerAgain) => {
+                if let Some(id) = publish.delivery.packet_id() {
+                    self.write_ack(key, AckKind::PubRec, id, ReasonCode::Success);
+                }
+                return;
+            }
+            Err(error) => return self.fail(key, &error),
+        }
+        if let Some(reason) = self.refusal(key, topic, publish, payload.as_slice()) {
+            self.counters.publishes_refused.inc(publish_refusal(reason));
+            return self.answer_publish(key, publish.delivery, reason);
+        }
+        let properties = (!publish.properties.is_empty()).then(|| publish.properties.to_owned());
+        let expires_at_ms = properties
+            .as_ref()
+            .and_then(|properties| properties.message_expiry_interval)
+            .map(|seconds| self.now_ms + u64::from(seconds) * 1000);
+        let properties = properties.filter(has_something_to_forward);
+        self.message_number += 1;
+        let mut publication = Publication {
+            identity: MessageIdentity { lane: self.lanes.id(), number: self.message_number },
+            topic,
+            topic_hash: self.shared.index.hash(topic),
+            payload,
+            qos,
+            retain: publish.retain,
+            properties: properties.as_ref(),
+            expires_at_ms,
+            publisher: Some(key),
+            publisher_id: Some(&client_id),
+            message: None,
+        };
+        self.accept(key, publish.delivery, &mut publication);
+        let full = self.clients[key.index()].session.as_ref().is_some_and(|session| session.inbound.is_full());
+        if full {
+            self.pause(key);
+        }
+    }
+
+    /// Routes an accepted message and answers its publisher, at once or when the groups have it.
+    fn accept(&mut self, key: ConnectionKey, delivery: Delivery, publication: &mut Publication<'_>) {
+        let persistent = self.clients[key.index()].session.as_ref().and_then(|session| session.persistent);
+        if let (Some(persistent), Delivery::ExactlyOnce(id), Some(publisher)) =
+            (persistent, delivery, publication.publisher_id)
+        {
+            // The group takes message and identifier in one entry and routes it from its outbox.
+            self.owe(key, AckKind::PubRec, id);
+            if publication.retain {
+                self.shared.retained_possible.store(true, Ordering::Relaxed);
+            }
+            let message = publication.share_message();
+            self.shared.submitter.receive(&message, persistent, publisher, id, self.now_ms);
+            return;
+        }
+        match self.route(publication) {
+            Routed::Done { matched } => {
+                let v5 = self.clients[key.index()].version.is_v5();
+                let reason = if matched || !v5 { ReasonCode::Success } else { ReasonCode::NoMatchingSubscribers };
+                self.answer_publish(key, delivery, reason);
+            }
+            Routed::Waiting(waiter) => {
+                let owed = match delivery {
+                    Delivery::AtMostOnce => None,
+                    Delivery::AtLeastOnce(id) => Some(self.owe(key, AckKind::PubAck, id)),
+                    Delivery::ExactlyOnce(id) => Some(self.owe(key, AckKind::PubRec, id)),
+                };
+                self.lanes.answer_to(waiter, key, owed);
+            }
+        }
+    }
+
+    fn owe(&mut self, key: ConnectionKey, kind: AckKind, id: kentongan_proto::mqtt::PacketId) -> u64 {
+        match self.client(key).and_then(|client| client.session.as_mut()) {
+            Some(session) => session.owed.owe(kind, id),
+            None => 0,
+        }
+    }
+
+    /// Why a message is not accepted, if it is not.
+    fn refusal(&self, key: ConnectionKey, topic: &str, publish: &PublishRef<'_>, payload: &[u8]) -> Option<ReasonCode> {
+        let client = self.clients.get(key.index())?;
+        let identity = client.session.as_ref().map(|session| &session.identity)?;
+        if !self.shared.authority.may_publish(identity, &client.client_id, topic) {
+            return Some(ReasonCode::NotAuthorized);
+        }
+        if self.shared.settings.session.check_payload_format
+            && publish.properties.payload_format_indicator() == Some(1)
+            && std::str::from_utf8(payload).is_err()
+        {
+            return Some(ReasonCode::PayloadFormatInvalid);
+        }
+        if let Some((seconds, _)) = super::delayed(topic) {
+            let delayed = &self.shared.settings.delayed;
+            if !delayed.enabled {
+                return Some(ReasonCode::NotAuthorized);
+            }
+            if seconds > u64::from(delayed.seconds_max) {
+                return Some(ReasonCode::QuotaExceeded);
+            }
+        }
+        let retained_max = self.shared.settings.retained.payload_bytes_max as usize;
+        if publish.retain && retained_max != 0 && payload.len() > retained_max {
+            return Some(ReasonCode::QuotaExceeded);
+        }
+        if publish.delivery.qos() != QoS::AtMostOnce && self.shared.submitter.is_full() {
+            return Some(ReasonCode::QuotaExceeded);
+        }
+        None
+    }
+
+    /// Answers a PUBLISH that is settled now, in its turn [MQTT-3.3.4-1].
+    fn answer_publish(&mut self, key: ConnectionKey, delivery: Delivery, reason: ReasonCode) {
+        let (kind, id) = match delivery {
+            Delivery::AtMostOnce => return,
+            Delivery::AtLeastOnce(id) => (AckKind::PubAck, id),
+            Delivery::ExactlyOnce(id) => (AckKind::PubRec, id),
+        };
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        let Some(session) = client.session.as_mut() else {
+            return;
+        };
+        if session.owed.is_empty() {
+            return self.send_owed(key, kind, id, reason);
+        }
+        let ticket = session.owed.owe(kind, id);
+        session.owed.settle(ticket, reason);
+    }
+
+    fn send_owed(
+        &mut self,
+        key: ConnectionKey,
+        kind: AckKind,
+        id: kentongan_proto::mqtt::PacketId,
+        reason: ReasonCode,
+    ) {
+        let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
+            return;
+        };
+        if kind == AckKind::PubAck {
+            session.inbound.on_puback_sent();
+        } else {
+            session.inbound.on_pubrec_sent(id, reason);
+        }
+        self.write_ack(key, kind, id, reason);
+    }
+
+    /// The groups answered for the message behind `ticket`.
+    pub(super) fn settle(&mut self, key: ConnectionKey, ticket: u64, reason: ReasonCode) {
+        if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
+            session.owed.settle(ticket, reason);
+            self.send_settled(key);
+        }
+    }
+
+    /// The group answered for a QoS 2 message of a persistent session.
+    pub(super) fn settle_received(
+        &mut self,
+        key: ConnectionKey,
+        id: kentongan_proto::mqtt::PacketId,
+        reason: ReasonCode,
+    ) {
+        if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
+            session.owed.settle_packet(AckKind::PubRec, id, reason);
+            self.send_settled(key);
+        }
+    }
+
+    fn send_settled(&mut self, key: ConnectionKey) {
+        while let Some(session) = self.client(key).and_then(|client| client.session.as_mut())
+            && let Some(owed) = session.owed.pop()
+        {
+            self.send_owed(key, owed.kind, owed.packet_id, owed.reason);
+        }
+        let full = self
+            .client(key)
+            .and_then(|client| client.session.as_ref())
+            .is_some_and(|session| session.inbound.is_full());
+        if !full && !self.shared.publishers_paused.load(Ordering::Relaxed) {
+            self.resume_reading(key);
+        }
+    }
+
+    /// Publishes the Will Message of a transient session [MQTT-3.1.2-8].
+    pub(super) fn route_will(&mut self, client_id: &Arc<str>, will: &Will) {
+        let properties = PublishProperties {
+            payload_format_indicator: will.properties.payload_format_indicator,
+            message_expiry_interval: will.properties.message_expiry_interval,
+            content_type: will.properties.content_type.clone(),
+            response_topic: will.properties.response_topic.clone(),
+            correlation_data: will.properties.correlation_data.clone(),
+            user_properties: will.properties.user_properties.clone(),
+            ..PublishProperties::default()
+        };
+        let expires_at_ms = properties.message_expiry_interval.map(|seconds| self.now_ms + u64::from(seconds) * 1000);
+        self.message_number += 1;
+        let mut publication = Publication {
+            identity: MessageIdentity { lane: self.lanes.id(), number: self.message_number },
+            topic: &will.topic,
+            topic_hash: self.shared.index.hash(&will.topic),
+            payload: Payload::shared(&will.payload),
+            qos: will.qos,
+            retain: will.retain,
+            properties: has_something_to_forward(&properties).then_some(&properties),
+            expires_at_ms,
+            publisher: None,
+            publisher_id: Some(client_id),
+            message: None,
+        };
+        // Nobody waits for it: what the groups answer is for no connection.
+        self.route(&mut publication);
+    }
+
+    /// Routes a message of the broker's own, such as `$SYS`, that nobody waits for.
+    pub fn route_message(&mut self, message: &Arc<Message>) {
+        let mut publication = self.publication_of(message);
+        // Nobody waits for it: what the groups answer is for no connection.
+        self.route(&mut publication);
+    }
+
+    pub(super) fn publication_of<'a>(&self, message: &'a Arc<Message>) -> Publication<'a> {
+        Publication {
+            identity: message.identity,
+            topic: &message.topic,
+            topic_hash: self.shared.index.hash(&message.topic),
+            payload: Payload::shared(&message.payload),
+            qos: message.qos,
+            retain: message.retain,
+            properties: message.properties.as_deref(),
+            expires_at_ms: message.expires_at_ms,
+            publisher: None,
+            publisher_id: Some(&message.publisher),
+            message: Some(Arc::clone(message)),
+        }
+    }
+
+    /// Hands a publication to everyone who wants it: connections here, batches for other arbiters, lanes to groups.
+    pub(super) fn route(&mut self, publication: &mut Publication<'_>) -> Routed {
+        if let Some(delay) = super::lanes::delayed(publication.topic) {
+            return self.route_delayed(publication, delay);
+        }
+        self.templates.begin();
+        let cached =
+            self.cache.take(publication.topic, publication.topic_hash, &self.shared.index, &self.subscriptions);
+        let routed = self.route_to(publication, &cached);
+        self.cache.put_back(cached);
+        routed
+    }
+
+    fn route_to(&mut self, publication: &mut Publication<'_>, cached: &CachedMatch) -> Routed {
+        let mut matched = !cached.local.is_empty();
+        for target in &cached.local {
+            self.deliver_matched(publication, target);
+        }
+        for arbiter in cached.global.arbiters.iter() {
+            if arbiter != self.id {
+                matched = true;
+                self.batches[usize::from(arbiter)].push(publication, Addressee::Subscribers);
+                self.schedule_flush();
+            }
+        }
+        // QoS 0 never enters a log: it goes directly to those who are connected.
+        if publication.qos != QoS::AtMostOnce {
+            for &group in &cached.global.groups {
+                self.lanes.publish(group, publication, self.now_ms, None);
+            }
+        }
+        for share in &cached.global.shares {
+            matched |= self.route_to_share(publication, share, None);
+        }
+        if publication.retain {
+            self.shared.retained_possible.store(true, Ordering::Relaxed);
+            let group = self.lanes.group_of(publication.topic);
+            self.lanes.store_retained(group, publication, self.now_ms);
+        }
+        if let Some(waiter) = self.lanes.take_waiter() {
+            self.schedule_flush();
+            return Routed::Waiting(waiter);
+        }
+        if !matched {
+            self.counters.publishes_unmatched.inc();
+        }
+        Routed::Done { matched }
+    }
+
+    /// One member of the group gets it. `excluded` did not take it.
+    pub(super) fn route_to_share(
+        &mut self,
+        publication: &mut Publication<'_>,
+        share: &Arc<crate::subscription::ShareGroup>,
+        excluded: Option<ConnectionKey>,
+    ) -> bool {
+        // By the name, so that a publisher that reconnects keeps its member.
+        let publisher = publication.publisher_id.map_or(0, |name| self.shared.index.hash(name));
+        let strategy = crate::replicated::machine::pick_strategy(self.shared.settings.shared.strategy);
+        let online_only = publication.qos == QoS::AtMostOnce;
+        let picked =
+            share.pick(strategy, publisher, publication.topic_hash, excluded.map(ConnectionKey::raw), online_only);
+        match picked {
+            Some(ShareTarget::Connection { connection, .. }) => {
+                let member = ConnectionKey::from_raw(connection);
+                if member.arbiter() == self.id {
+                    self.deliver_to_member(publication, member, share);
+                } else {
+                    self.batches[usize::from(member.arbiter())]
+                        .push(publication, Addressee::Member(member, Arc::clone(share)));
+                    self.schedule_flush();
+                }
+                true
+            }
+            Some(ShareTarget::Session { group }) => {
+                let name = format!("$share/{}/{}", share.name(), share.filter());
+                self.lanes.publish(group, publication, self.now_ms, Some(name));
+                true
+            }
+            None => {
+                self.counters.messages_dropped.inc(DropReason::NoSharedMember);
+                false
+            }
+        }
+    }
+
+    fn route_delayed(&mut self, publication: &mut Publication<'_>, delay: (u64, &str)) -> Routed {
+        let (seconds, topic) = delay;
+        if publication.retain {
+            self.shared.retained_possible.store(true, Ordering::Relaxed);
+        }
+        let group = self.lanes.group_of(topic);
+        let waiter = self.lanes.delay(group, publication, topic, seconds * 1000, self.now_ms);
+        self.schedule_flush();
+        Routed::Waiting(waiter)
+    }
+
+    /// Stops reading a connection until [`Self::resume_reading`].
+    pub(super) fn pause(&mut self, key: ConnectionKey) {
+        if let Some(client) = self.client(key)
+            && !client.paused
+        {
+            client.paused = true;
+        }
+    }
+
+    /// Reads a connection again, from what was left over on.
+    pub(super) fn resume_reading(&mut self, key: ConnectionKey) {
+        if let Some(client) = self.client(key)
+            && (client.paused || client.unprocessed)
+        {
+            client.paused = false;
+            super::arbiter::wake(client);
+        }
+    }
+
+    /// Pauses the connection if those it publishes to cannot keep up.
+    pub(super) fn pause_if_overloaded(&mut self, key: ConnectionKey) {
+        if self.shared.is_overloaded() {
+            self.shared.publishers_paused.store(true, Ordering::Release);
+            self.pause(key);
+            self.paused.push(key);
+        }
+    }
+
+    /// Those who were waited for caught up.
+    pub(super) fn resume_publishers(&mut self) {
+        if self.paused.is_empty() || self.shared.is_overloaded() {
+            return;
+        }
+        for key in std::mem::take(&mut self.paused) {
+            let full = self
+                .client(key)
+                .and_then(|client| client.session.as_ref())
+                .is_some_and(|session| session.inbound.is_full());
+            if !full {
+                self.resume_reading(key);
+            }
+        }
+    }
+}
+
+fn has_something_to_forward(properties: &PublishProperties) -> bool {
+    properties.payload_format_indicator.is_some()
+        || properties.content_type.is_some()
+        || properties.response_topic.is_some()
+        || properties.correlation_data.is_some()
+        || !properties.user_properties.is_empty()
+}
+
+fn publish_refusal(reason: ReasonCode) -> PublishRefusal {
+    match reason {
+        ReasonCode::NotAuthorized => PublishRefusal::NotAuthorized,
+        ReasonCode::PayloadFormatInvalid => PublishRefusal::PayloadFormatInvalid,
+        ReasonCode::TopicNameInvalid => PublishRefusal::TopicNameInvalid,
+        _ => PublishRefusal::QuotaExceeded,
+    }
+}

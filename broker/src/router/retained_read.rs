@@ -1,0 +1,311 @@
+//! Retained messages for a new subscription of a transient session: read page by page, at the subscriber's pace.
+//!
+//! The subscription stands in the tables before the first page is asked for, so nothing published since is missed.
+//! Live messages that come by it wait, bounded, until the retained ones are sent; what is in both is sent once.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use kentongan_proto::mqtt::QoS;
+
+use super::ConnectionKey;
+use super::arbiter::ArbiterState;
+use super::client::OwnSubscription;
+use super::deliver::Terms;
+use super::publish::Publication;
+use crate::message::Message;
+use crate::metrics::DropReason;
+use crate::replicated::command::MessageRecord;
+use crate::replicated::{RetainedCursor, RetainedPage};
+
+/// Live messages that may wait behind one connection's retained reads.
+const HELD_MESSAGES_MAX: usize = 10_000;
+
+/// Unwritten bytes above which the next page is not asked for.
+const PAGE_OUT_BYTES_MAX: usize = 128 * 1024;
+
+/// Queued messages above which the next page is not asked for.
+const PAGE_QUEUE_MESSAGES_MAX: usize = 256;
+
+#[derive(Debug)]
+struct Read {
+    number: u64,
+    filter: Box<str>,
+    own: OwnSubscription,
+    /// Where the next page starts, if it waits for the client to take what it has.
+    resume_at: Option<RetainedCursor>,
+    /// The number by which a group knows it: messages with a QoS go into the queue of the session there.
+    session_read: Option<u64>,
+    /// The group has a page that it did not take in yet.
+    with_group: bool,
+}
+
+#[derive(Debug)]
+struct HeldBack {
+    message: Arc<Message>,
+    qos: QoS,
+    retain: bool,
+    identifiers: Box<[u32]>,
+}
+
+/// The reads of one connection, in the order of their SUBSCRIBE, and what waits behind them.
+#[derive(Debug, Default)]
+pub struct RetainedReads(Option<Box<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    reads: VecDeque<Read>,
+    held: Vec<HeldBack>,
+}
+
+impl RetainedReads {
+    /// The subscription is gone: what is still to come of it is not sent.
+    pub(super) fn forget(&mut self, filter: &str) {
+        if let Some(state) = &mut self.0 {
+            state.reads.retain(|read| &*read.filter != filter);
+        }
+    }
+
+    fn waits_for_client(&self) -> bool {
+        self.0.as_ref().is_some_and(|state| state.reads.iter().any(|read| read.resume_at.is_some()))
+    }
+}
+
+impl ArbiterState {
+    /// Asks for the first page.
+    pub(super) fn read_retained(
+        &mut self,
+        key: ConnectionKey,
+        filter: &str,
+        own: OwnSubscription,
+        session_read: Option<u64>,
+    ) {
+        // What this turn published before goes ahead of the read.
+        self.flush_lanes();
+        let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
+            return;
+        };
+        let state = session.reads.0.get_or_insert_default();
+        let number = state.next;
+        state.next += 1;
+        let filter_copy = Box::from(filter);
+        state.reads.push_back(Read {
+            number,
+            filter: filter_copy,
+            own,
+            resume_at: None,
+            session_read,
+            with_group: false,
+        });
+        if filter.starts_with("$SYS") {
+            let messages = self.shared.sys.matching(filter);
+            return self.on_retained_page(RetainedPage { connection: key, number, messages, next: None });
+        }
+        self.shared.submitter.retained_page(key, number, filter, RetainedCursor::default());
+    }
+
+    /// A page came.
+    pub(super) fn on_retained_page(&mut self, page: RetainedPage) {
+        let key = page.connection;
+        let Some(state) = self.reads(key) else {
+            return;
+        };
+        let Some(read) = state.reads.iter_mut().find(|read| read.number == page.number) else {
+            // Unsubscribed meanwhile.
+            return self.finish_reads(key);
+        };
+        read.resume_at = page.next.clone();
+        read.with_group = read.session_read.is_some();
+        let own = read.own;
+        let session_read = read.session_read.map(|number| (number, read.filter.clone()));
+        let mut for_group = Vec::new();
+        for message in &page.messages {
+            if session_read.is_some() && message.qos.min(own.options.qos) != QoS::AtMostOnce {
+                for_group.push(MessageRecord::from_message(message, self.now_ms));
+                continue;
+            }
+            self.deliver_held_before(key, message);
+            self.deliver_retained(key, message, own);
+        }
+        if let Some((number, filter)) = session_read {
+            self.hand_to_group(key, &filter, number, for_group, page.next.is_none());
+        }
+        if page.next.is_none() {
+            if let Some(state) = self.reads(key) {
+                state.reads.retain(|read| read.number != page.number);
+            }
+            self.finish_reads(key);
+        } else {
+            self.continue_reads(key);
+        }
+    }
+
+    /// A live copy of a retained message may wait: it is dropped for the retained one, and what waits of the same topic
+    /// from before it goes first, so that the order stays.
+    fn deliver_held_before(&mut self, key: ConnectionKey, retained: &Message) {
+        let Some(state) = self.reads(key) else {
+            return;
+        };
+        let copy = state.held.iter().position(|held| held.message.is_copy_of(retained));
+        let Some(copy) = copy else {
+            return;
+        };
+        state.held.remove(copy);
+        let (older, rest) = std::mem::take(&mut state.held)
+            .into_iter()
+            .enumerate()
+            .partition::<Vec<_>, _>(|(at, held)| *at < copy && held.message.topic == retained.topic);
+        state.held = rest.into_iter().map(|(_, held)| held).collect();
+        for (_, held) in older {
+            self.deliver_held(key, &held);
+        }
+    }
+
+    fn deliver_held(&mut self, key: ConnectionKey, held: &HeldBack) {
+        let mut publication = self.publication_of(&held.message);
+        self.templates.begin();
+        let terms = Terms { qos: held.qos, retain: held.retain, identifiers: &held.identifiers, share: None };
+        self.deliver(key, &mut publication, terms);
+    }
+
+    fn hand_to_group(
+        &mut self,
+        key: ConnectionKey,
+        filter: &str,
+        number: u64,
+        messages: Vec<MessageRecord>,
+        last: bool,
+    ) {
+        let Some(client) = self.clients.get(key.index()) else {
+            return;
+        };
+        if let Some(persistent) = client.session.as_ref().and_then(|session| session.persistent) {
+            let submitter = &self.shared.submitter;
+            submitter.retained_for_session(persistent, &client.client_id, filter, number, messages, last);
+        }
+    }
+
+    /// The group took a page in: the next one may follow, at once if the client keeps up, else in a second.
+    pub(super) fn on_retained_taken(&mut self, key: ConnectionKey, epoch: u64, number: u64, queued: usize) {
+        if !self.is_current(key, epoch) {
+            return;
+        }
+        let Some(state) = self.reads(key) else {
+            return;
+        };
+        for read in state.reads.iter_mut().filter(|read| read.session_read == Some(number)) {
+            read.with_group = false;
+        }
+        if queued <= PAGE_QUEUE_MESSAGES_MAX {
+            self.continue_reads(key);
+        } else {
+            self.slow_reads.push(key);
+        }
+    }
+
+    /// Once a second: reads whose sessions had enough to do.
+    pub(super) fn continue_slow_reads(&mut self) {
+        for key in std::mem::take(&mut self.slow_reads) {
+            self.continue_reads(key);
+        }
+    }
+
+    fn deliver_retained(&mut self, key: ConnectionKey, message: &Arc<Message>, own: OwnSubscription) {
+        if message.expires_at_ms.is_some_and(|at| at <= self.now_ms) {
+            return;
+        }
+        let identifier = own.identifier.map(std::num::NonZeroU32::get);
+        let qos = message.qos.min(own.options.qos);
+        let mut publication = self.publication_of(message);
+        self.templates.begin();
+        let terms = Terms { qos, retain: true, identifiers: identifier.as_slice(), share: None };
+        self.deliver(key, &mut publication, terms);
+    }
+
+    /// Asks for the next page of every read that waits, if the client has taken enough.
+    pub(super) fn continue_reads(&mut self, key: ConnectionKey) {
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        let Some(session) = client.session.as_mut() else {
+            return;
+        };
+        if !session.reads.waits_for_client()
+            || client.out.len() > PAGE_OUT_BYTES_MAX
+            || session.outbound.queue_len() > PAGE_QUEUE_MESSAGES_MAX
+        {
+            return;
+        }
+        let Some(state) = self.reads(key) else {
+            return;
+        };
+        let wanted: Vec<_> = state
+            .reads
+            .iter_mut()
+            .filter(|read| !read.with_group)
+            .filter_map(|read| Some((read.number, read.filter.clone(), read.resume_at.take()?)))
+            .collect();
+        for (number, filter, cursor) in wanted {
+            self.shared.submitter.retained_page(key, number, &filter, cursor);
+        }
+    }
+
+    /// Once no read is left, the live messages that waited follow.
+    fn finish_reads(&mut self, key: ConnectionKey) {
+        let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
+            return;
+        };
+        let Some(state) = &session.reads.0 else {
+            return;
+        };
+        if !state.reads.is_empty() {
+            return;
+        }
+        let Some(state) = session.reads.0.take() else {
+            return;
+        };
+        self.subscriptions.release_held(key.raw());
+        for held in &state.held {
+            self.deliver_held(key, held);
+        }
+    }
+
+    /// Keeps a live message back while retained ones of its subscription are still to be sent. `false`: none are.
+    pub(super) fn hold_back(
+        &mut self,
+        key: ConnectionKey,
+        publication: &mut Publication<'_>,
+        terms: Terms<'_>,
+    ) -> bool {
+        let Some(state) = self.reads(key) else {
+            return false;
+        };
+        if state.held.len() >= HELD_MESSAGES_MAX {
+            self.counters.messages_dropped.inc(DropReason::QueueMessages);
+            return true;
+        }
+        let message = publication.share_message();
+        let held =
+            HeldBack { message, qos: terms.qos, retain: terms.retain, identifiers: Box::from(terms.identifiers) };
+        if let Some(state) = self.reads(key) {
+            state.held.push(held);
+        }
+        true
+    }
+
+    fn reads(&mut self, key: ConnectionKey) -> Option<&mut State> {
+        self.client(key)?.session.as_mut()?.reads.0.as_deref_mut()
+    }
+
+    /// Everything is written: the client may have more.
+    pub(super) fn after_flush(&mut self, key: ConnectionKey) {
+        let waits = self
+            .client(key)
+            .and_then(|client| client.session.as_ref())
+            .is_some_and(|session| session.reads.waits_for_client());
+        if waits {
+            self.continue_reads(key);
+        }
+    }
+}

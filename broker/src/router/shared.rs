@@ -1,0 +1,154 @@
+//! What all threads of the process share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use super::Event;
+use super::batch::Batch;
+use super::inbox::Inbox;
+use super::registry::Registry;
+use super::sys::SysTree;
+use crate::auth::Authority;
+use crate::config::Settings;
+use crate::replicated::Submitter;
+use crate::subscription::SubscriptionIndex;
+
+/// Bytes on their way into one arbiter from which on those who feed it stop reading their clients.
+const INBOX_BYTES_HIGH_WATER: usize = 32 * 1024 * 1024;
+
+/// New clients are refused.
+pub const MEMORY_LEVEL_REFUSES: u8 = 1;
+
+/// Publishers are not read either.
+pub const MEMORY_LEVEL_PAUSES: u8 = 2;
+
+/// The slowest subscribers are closed too.
+pub const MEMORY_LEVEL_CLOSES: u8 = 3;
+
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
+/// Shared by the arbiters, the groups' threads and the acceptor.
+#[derive(Debug)]
+pub struct Shared {
+    /// Who wants what.
+    pub index: SubscriptionIndex,
+    /// Who holds which Client Identifier.
+    pub registry: Registry,
+    /// One for each arbiter.
+    pub inboxes: Vec<Inbox<Event>>,
+    /// Emptied batches, for the arbiter that fills them.
+    pub recycled: Vec<crossbeam::queue::ArrayQueue<Batch>>,
+    /// The way to the groups.
+    pub submitter: Submitter,
+    /// The settings in force at start.
+    pub settings: Arc<Settings>,
+    /// Who may do what.
+    pub authority: Authority,
+    /// `$SYS` as it stands.
+    pub sys: SysTree,
+    /// Whether a retained message may exist anywhere: stays true once one was proposed.
+    pub retained_possible: AtomicBool,
+    /// Some arbiter waits for another, or for the groups, to catch up.
+    pub publishers_paused: AtomicBool,
+    /// Connections of the whole process.
+    pub connections: AtomicUsize,
+    /// Times that accepting failed for want of descriptors.
+    pub descriptors_exhausted: AtomicU64,
+    /// Connections closed at once, because there are as many as allowed.
+    pub connections_refused: AtomicU64,
+    /// This start of this node; larger than that of every earlier one.
+    pub incarnation: u64,
+    /// See [`Self::memory_level`].
+    memory_level: AtomicU8,
+    /// Zero of the process clock.
+    pub started: Instant,
+    /// Makes shared groups that pick at random differ from each other.
+    pub random: AtomicU64,
+}
+
+impl Shared {
+    /// What all threads share, before the first connection.
+    #[must_use]
+    pub fn new(
+        settings: Arc<Settings>,
+        arbiters: usize,
+        submitter: Submitter,
+        authority: Authority,
+        incarnation: u64,
+    ) -> Self {
+        Self {
+            index: SubscriptionIndex::new(),
+            registry: Registry::default(),
+            inboxes: (0..arbiters).map(|_| Inbox::new(INBOX_BYTES_HIGH_WATER)).collect(),
+            recycled: (0..arbiters).map(|_| crossbeam::queue::ArrayQueue::new(64)).collect(),
+            submitter,
+            settings,
+            authority,
+            sys: SysTree::default(),
+            retained_possible: AtomicBool::new(false),
+            publishers_paused: AtomicBool::new(false),
+            connections: AtomicUsize::new(0),
+            descriptors_exhausted: AtomicU64::new(0),
+            connections_refused: AtomicU64::new(0),
+            incarnation,
+            memory_level: AtomicU8::new(0),
+            started: Instant::now(),
+            random: AtomicU64::new(rand::random()),
+        }
+    }
+
+    /// Milliseconds since the process started.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    /// Whether publishers should pause: an arbiter or the groups have too much before them.
+    #[must_use]
+    pub fn is_overloaded(&self) -> bool {
+        self.submitter.is_overloaded()
+            || self.memory_level() >= MEMORY_LEVEL_PAUSES
+            || self.inboxes.iter().any(Inbox::is_overloaded)
+    }
+
+    /// How far memory is over its mark: 0 not at all, else one of the levels of this module.
+    #[must_use]
+    pub fn memory_level(&self) -> u8 {
+        self.memory_level.load(Ordering::Relaxed)
+    }
+
+    /// Looks at the resident memory of the process, about once a second.
+    pub fn watch_memory(&self) {
+        let mark = self.settings.limits.memory_bytes_high_water;
+        if mark == 0 {
+            return;
+        }
+        let level = match resident_bytes() {
+            Some(bytes) if bytes > mark / 5 * 6 => MEMORY_LEVEL_CLOSES,
+            Some(bytes) if bytes > mark / 10 * 11 => MEMORY_LEVEL_PAUSES,
+            Some(bytes) if bytes > mark => MEMORY_LEVEL_REFUSES,
+            _ => 0,
+        };
+        if self.memory_level.swap(level, Ordering::Relaxed) != level {
+            tracing::warn!(level, "memory crossed a mark (limits.memory_bytes_high_water)");
+            self.wake_paused_publishers();
+        }
+    }
+
+    /// Called by whoever worked something off: publishers that paused look again.
+    pub fn wake_paused_publishers(&self) {
+        if self.publishers_paused.load(Ordering::Relaxed)
+            && !self.is_overloaded()
+            && self.publishers_paused.swap(false, Ordering::AcqRel)
+        {
+            for inbox in &self.inboxes {
+                inbox.push(Event::ResumePublishers, 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! SUBSCRIBE and UNSUBSCRIBE.
+
+use std::num::NonZeroU32;
+use std::sync::atomic::Ordering;
+
+use kentongan_proto::mqtt::codec;
+use kentongan_proto::mqtt::{
+    AckProperties, Packet, PacketId, QoS, ReasonCode, RetainHandling, SubAck, Subscribe, Unsubscribe,
+};
+use kentongan_proto::topic::ParsedFilter;
+
+use super::ConnectionKey;
+use super::arbiter::ArbiterState;
+use super::client::{ClientSession, OwnSubscription};
+use crate::replicated::{SubscribeOutcome, SubscribedPersistent, UnsubscribedPersistent};
+use crate::subscription::{LocalSubscription, ShareMember, ShareTarget, Target};
+
+impl ArbiterState {
+    pub(super) fn on_subscribe(&mut self, key: ConnectionKey, subscribe: Subscribe) {
+        let refusals: Vec<Option<ReasonCode>> =
+            subscribe.filters.iter().map(|(filter, _)| self.filter_refusal(key, filter)).collect();
+        let Some(session) = self.client(key).and_then(|client| client.session.as_ref()) else {
+            return;
+        };
+        if let Some(persistent) = session.persistent {
+            // The group's SUBACK must stand behind all that this connection published before.
+            self.flush_lanes();
+            let possible = subscribe.filters.iter().any(|(filter, _)| self.retained_may_match(filter));
+            let client_id = &self.clients[key.index()].client_id;
+            return self.shared.submitter.subscribe(persistent, client_id, &subscribe, &refusals, possible);
+        }
+        let identifier = subscribe.subscription_identifier.and_then(NonZeroU32::new);
+        let mut codes = Vec::with_capacity(subscribe.filters.len());
+        let mut reads = Vec::new();
+        for ((filter, options), refusal) in subscribe.filters.iter().zip(refusals) {
+            if let Some(reason) = refusal {
+                codes.push(reason);
+                continue;
+            }
+            let own = OwnSubscription { options: *options, identifier };
+            let wants = wants_retained(filter, options.retain_handling, self.is_new(key, filter))
+                && self.retained_may_match(filter);
+            self.enter_subscription(key, filter, own, wants);
+            codes.push(granted(options.qos));
+            if wants {
+                reads.push((filter.as_str(), own));
+            }
+        }
+        self.write_suback(key, subscribe.packet_id, codes, Packet::SubAck);
+        for (filter, own) in reads {
+            self.read_retained(key, filter, own, None);
+        }
+    }
+
+    fn is_new(&mut self, key: ConnectionKey, filter: &str) -> bool {
+        self.client(key)
+            .and_then(|client| client.session.as_ref())
+            .is_none_or(|session| !session.subscriptions.contains_key(filter))
+    }
+
+    fn retained_may_match(&self, filter: &str) -> bool {
+        self.shared.retained_possible.load(Ordering::Relaxed) || filter.starts_with("$SYS")
+    }
+
+    /// Why a filter is refused, if it is; the others of the same SUBSCRIBE are not touched by that.
+    fn filter_refusal(&mut self, key: ConnectionKey, filter: &str) -> Option<ReasonCode> {
+        let limits = &self.shared.settings.session;
+        let Ok(parsed) = ParsedFilter::parse(filter) else {
+            return Some(ReasonCode::TopicFilterInvalid);
+        };
+        if filter.split('/').count() > usize::from(limits.topic_levels_max.get()) {
+            return Some(ReasonCode::TopicFilterInvalid);
+        }
+        let maximum = limits.subscriptions_max as usize;
+        let client = self.clients.get(key.index())?;
+        let session = client.session.as_ref()?;
+        if !self.shared.authority.may_subscribe(&session.identity, &client.client_id, parsed.filter()) {
+            return Some(ReasonCode::NotAuthorized);
+        }
+        let known = session.subscriptions.contains_key(filter);
+        (!known && session.subscriptions.len() >= maximum).then_some(ReasonCode::QuotaExceeded)
+    }
+
+    /// Makes a subscription stand in the tables: after this every publish finds it.
+    pub(super) fn enter_subscription(&mut self, key: ConnectionKey, filter: &str, own: OwnSubscription, held: bool) {
+        let Ok(parsed) = ParsedFilter::parse(filter) else {
+            return;
+        };
+        let id = self.id;
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        let client_id = std::sync::Arc::clone(&client.client_id);
+        let Some(session) = client.session.as_mut() else {
+            return;
+        };
+        let persistent = session.persistent;
+        let replaced = session.subscriptions.insert(Box::from(filter), own).is_some();
+        match parsed {
+            ParsedFilter::Plain(plain) => {
+                self.subscriptions.insert(
+                    plain.as_str(),
+                    &LocalSubscription {
+                        connection: key.raw(),
+                        qos: own.options.qos,
+                        no_local: own.options.no_local,
+                        retain_as_published: own.options.retain_as_published,
+                        subscription_identifier: own.identifier,
+                        persistent: persistent.is_some(),
+                        held,
+                    },
+                );
+                if !replaced {
+                    self.shared.index.subscribe(plain.as_str(), Target::Arbiter(id));
+                }
+            }
+            ParsedFilter::Shared(shared) => {
+                if !replaced {
+                    let member = share_member(key, &client_id, persistent.map(|persistent| persistent.group), own);
+                    self.shared.index.join_share(shared.share_name(), shared.filter().as_str(), member);
+                }
+            }
+        }
+        if !replaced {
+            self.counters.subscriptions.inc();
+        }
+    }
+
+    /// Takes one subscription out of the tables. `false`: it did not stand there.
+    fn remove_subscription(&mut self, key: ConnectionKey, filter: &str) -> bool {
+        let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
+            return false;
+        };
+        let Some(own) = session.subscriptions.remove(filter) else {
+            return false;
+        };
+        session.reads.forget(filter);
+        let group = session.persistent.map(|persistent| persistent.group);
+        self.leave(key, filter, own, group);
+        true
+    }
+
+    fn leave(&mut self, key: ConnectionKey, filter: &str, own: OwnSubscription, group: Option<u16>) {
+        match ParsedFilter::parse(filter) {
+            Ok(ParsedFilter::Plain(plain)) => {
+                self.subscriptions.remove(plain.as_str(), key.raw());
+                self.shared.index.unsubscribe(plain.as_str(), Target::Arbiter(self.id));
+            }
+            Ok(ParsedFilter::Shared(shared)) => {
+                let member = share_member(key, "", group, own);
+                self.shared.index.leave_share(shared.share_name(), shared.filter().as_str(), &member.target);
+            }
+            Err(_) => {}
+        }
+        self.counters.subscriptions.dec();
+    }
+
+    /// All subscriptions of a connection that ends.
+    pub(super) fn leave_subscriptions(&mut self, key: ConnectionKey, session: &ClientSession) {
+        let group = session.persistent.map(|persistent| persistent.group);
+        for (filter, own) in &session.subscriptions {
+            self.leave(key, filter, *own, group);
+        }
+    }
+
+    pub(super) fn on_unsubscribe(&mut self, key: ConnectionKey, unsubscribe: Unsubscribe) {
+        let Some(session) = self.client(key).and_then(|client| client.session.as_ref()) else {
+            return;
+        };
+        if let Some(persistent) = session.persistent {
+            self.flush_lanes();
+            let client_id = &self.clients[key.index()].client_id;
+            return self.shared.submitter.unsubscribe(persistent, client_id, &unsubscribe);
+        }
+        let mut codes = Vec::with_capacity(unsubscribe.filters.len());
+        for filter in &unsubscribe.filters {
+            let existed = self.remove_subscription(key, filter);
+            codes.push(if existed { ReasonCode::Success } else { ReasonCode::NoSubscriptionExisted });
+        }
+        self.write_suback(key, unsubscribe.packet_id, codes, Packet::UnsubAck);
+    }
+
+    /// A group committed the subscriptions of a persistent session.
+    pub(super) fn on_subscribed_persistent(&mut self, subscribed: SubscribedPersistent) {
+        let SubscribedPersistent { connection: key, epoch, packet_id, outcomes } = subscribed;
+        if !self.is_current(key, epoch) {
+            return;
+        }
+        let mut codes = Vec::with_capacity(outcomes.len());
+        for outcome in &outcomes {
+            codes.push(outcome.reason);
+            self.enter_outcome(key, outcome);
+        }
+        self.write_suback(key, packet_id, codes, Packet::SubAck);
+        self.read_outcomes(key, &outcomes);
+    }
+
+    /// A subscription of a persistent session stands here for what goes directly, QoS 0.
+    pub(super) fn enter_outcome(&mut self, key: ConnectionKey, outcome: &SubscribeOutcome) {
+        if !outcome.reason.is_error() {
+            let own = OwnSubscription { options: outcome.options, identifier: outcome.identifier };
+            self.enter_subscription(key, &outcome.filter, own, outcome.read.is_some());
+        }
+    }
+
+    /// The retained messages that subscriptions of a persistent session wait for.
+    pub(super) fn read_outcomes(&mut self, key: ConnectionKey, outcomes: &[SubscribeOutcome]) {
+        for outcome in outcomes.iter().filter(|outcome| outcome.read.is_some()) {
+            let own = OwnSubscription { options: outcome.options, identifier: outcome.identifier };
+            self.read_retained(key, &outcome.filter, own, outcome.read);
+        }
+    }
+
+    /// A group committed the end of subscriptions of a persistent session.
+    pub(super) fn on_unsubscribed_persistent(&mut self, unsubscribed: UnsubscribedPersistent) {
+        let UnsubscribedPersistent { connection: key, epoch, packet_id, outcomes } = unsubscribed;
+        if !self.is_current(key, epoch) {
+            return;
+        }
+        let mut codes = Vec::with_capacity(outcomes.len());
+        for (filter, reason) in outcomes {
+            self.remove_subscription(key, &filter);
+            codes.push(reason);
+        }
+        self.write_suback(key, packet_id, codes, Packet::UnsubAck);
+    }
+
+    pub(super) fn is_current(&mut self, key: ConnectionKey, epoch: u64) -> bool {
+        self.client(key)
+            .and_then(|client| client.session.as_ref())
+            .and_then(|session| session.persistent)
+            .is_some_and(|persistent| persistent.epoch == epoch)
+    }
+
+    /// SUBACK and UNSUBACK: one code for each filter, in their order [MQTT-3.9.3-1, MQTT-3.11.3-1]. Without a
+    /// Reason String it is never larger than the request was.
+    fn write_suback(
+        &mut self,
+        key: ConnectionKey,
+        packet_id: PacketId,
+        reason_codes: Vec<ReasonCode>,
+        wrap: fn(SubAck) -> Packet,
+    ) {
+        let packet = wrap(SubAck { packet_id, reason_codes, properties: AckProperties::default() });
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        if codec::encoded_len(&packet, client.version) <= client.packet_bytes_max_out as usize {
+            self.write_packet(key, &packet);
+        }
+    }
+}
+
+fn share_member(key: ConnectionKey, client_id: &str, group: Option<u16>, own: OwnSubscription) -> ShareMember {
+    ShareMember {
+        target: ShareTarget::Connection { arbiter: key.arbiter(), connection: key.raw() },
+        client_id_hash: foldhash::quality::FixedState::default().hash_text(client_id),
+        // What has a QoS goes to a persistent member by its group; here only QoS 0.
+        qos0_only: group.is_some() && own.options.qos != QoS::AtMostOnce,
+    }
+}
+
+trait HashText {
+    fn hash_text(&self, text: &str) -> u64;
+}
+
+impl HashText for foldhash::quality::FixedState {
+    fn hash_text(&self, text: &str) -> u64 {
+        std::hash::BuildHasher::hash_one(self, text)
+    }
+}
+
+/// Granted QoS is what was asked for [MQTT-3.8.4-7].
+pub(crate) fn granted(qos: QoS) -> ReasonCode {
+    match qos {
+        QoS::AtMostOnce => ReasonCode::Success,
+        QoS::AtLeastOnce => ReasonCode::GrantedQos1,
+        QoS::ExactlyOnce => ReasonCode::GrantedQos2,
+    }
+}
+
+/// Retain Handling [MQTT-3.3.1-9, 3.3.1-10, 3.3.1-11]; shared subscriptions get no retained messages (4.8.2).
+pub(crate) fn wants_retained(filter: &str, handling: RetainHandling, new: bool) -> bool {
+    !filter.starts_with("$share/")
+        && match handling {
+            RetainHandling::Always => true,
+            RetainHandling::IfNew => new,
+            RetainHandling::Never => false,
+        }
+}

@@ -1,0 +1,196 @@
+//! The client's half of a session: messages on their way in.
+//!
+//! A QoS 2 message moves `(none) → Routing → AwaitingPubRel → (none)`; QoS 1 stops after `Routing`. PUBACK and
+//! PUBREC leave only once the router has accepted the message (see [`super::acknowledgements`]).
+
+use hashbrown::HashMap;
+use kentongan_proto::mqtt::{Delivery, PacketId, ReasonCode};
+
+use super::SessionError;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Received {
+    /// With the router; PUBREC follows.
+    Routing,
+    /// PUBREC was sent.
+    AwaitingPubRel,
+}
+
+/// What to do about a PUBLISH.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PublishStep {
+    /// A new message: route it.
+    Route,
+    /// The client missed our PUBREC: answer again, never route again [MQTT-4.3.3-10].
+    AnswerAgain,
+    /// Still with the router, which will answer.
+    Wait,
+}
+
+/// Identifiers and quota of messages from the client.
+#[derive(Debug)]
+pub struct Inbound {
+    receive_maximum: u16,
+    /// Whether a client that exceeds the maximum is at fault (5), or knows of none (3.x).
+    enforced: bool,
+    /// QoS 1 messages not yet acknowledged.
+    at_least_once: u32,
+    /// QoS 2 messages whose PUBREC was not sent.
+    routing: u32,
+    received: HashMap<PacketId, Received, foldhash::fast::RandomState>,
+}
+
+impl Inbound {
+    /// `enforced`: the client was told the maximum (MQTT 5).
+    #[must_use]
+    pub fn new(receive_maximum: u16, enforced: bool) -> Self {
+        Self { receive_maximum, enforced, at_least_once: 0, routing: 0, received: HashMap::default() }
+    }
+
+    /// Takes over the QoS 2 identifiers that a resumed session still holds: their PUBREC was committed.
+    pub fn resume(&mut self, received: impl IntoIterator<Item = PacketId>) {
+        self.received.extend(received.into_iter().map(|id| (id, Received::AwaitingPubRel)));
+    }
+
+    /// Whether reading should stop until we have answered something: 3.x knows no Receive Maximum, so the quota
+    /// shows there as back pressure. What waits for the client's own PUBREL does not count, or it could never come.
+    #[inline]
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        !self.enforced && self.at_least_once + self.routing >= u32::from(self.receive_maximum)
+    }
+
+    fn unacknowledged(&self) -> usize {
+        self.at_least_once as usize + self.received.len()
+    }
+
+    /// Takes one PUBLISH from the client and says what must be done about it. On error nothing changed.
+    ///
+    /// # Errors
+    /// The Receive Maximum is exceeded [MQTT-3.3.4-7]; the quota never delays other packets [MQTT-4.9.0-3].
+    #[inline]
+    pub fn on_publish(&mut self, delivery: Delivery) -> Result<PublishStep, SessionError> {
+        match delivery {
+            Delivery::AtMostOnce => Ok(PublishStep::Route),
+            Delivery::AtLeastOnce(_) => {
+                self.check_quota()?;
+                self.at_least_once += 1;
+                Ok(PublishStep::Route)
+            }
+            Delivery::ExactlyOnce(id) => match self.received.get(&id) {
+                Some(Received::AwaitingPubRel) => Ok(PublishStep::AnswerAgain),
+                Some(Received::Routing) => Ok(PublishStep::Wait),
+                None => {
+                    self.check_quota()?;
+                    self.received.insert(id, Received::Routing);
+                    self.routing += 1;
+                    Ok(PublishStep::Route)
+                }
+            },
+        }
+    }
+
+    fn check_quota(&self) -> Result<(), SessionError> {
+        if self.enforced && self.unacknowledged() >= usize::from(self.receive_maximum) {
+            return Err(SessionError::ReceiveMaximumExceeded { receive_maximum: self.receive_maximum });
+        }
+        Ok(())
+    }
+
+    /// A PUBACK is about to leave; afterwards the identifier is a new message's [MQTT-4.3.2-5].
+    #[inline]
+    pub fn on_puback_sent(&mut self) {
+        debug_assert!(self.at_least_once > 0, "a PUBACK for a message that never came");
+        self.at_least_once -= 1;
+    }
+
+    /// A PUBREC is about to leave. One that refuses frees the identifier [MQTT-4.3.3-9].
+    #[inline]
+    pub fn on_pubrec_sent(&mut self, id: PacketId, reason: ReasonCode) {
+        let before = if reason.is_error() {
+            self.received.remove(&id)
+        } else {
+            self.received.insert(id, Received::AwaitingPubRel)
+        };
+        if before == Some(Received::Routing) {
+            self.routing -= 1;
+        }
+    }
+
+    /// PUBREL frees the identifier; the reason goes into PUBCOMP [MQTT-4.3.3-11, 4.3.3-12].
+    #[inline]
+    pub fn on_pubrel(&mut self, id: PacketId) -> ReasonCode {
+        match self.received.remove(&id) {
+            Some(Received::AwaitingPubRel) => ReasonCode::Success,
+            Some(Received::Routing) => {
+                self.routing -= 1;
+                ReasonCode::Success
+            }
+            None => ReasonCode::PacketIdentifierNotFound,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: u16) -> PacketId {
+        PacketId::new(number).expect("not zero")
+    }
+
+    /// [MQTT-4.3.3-10]: until PUBREL, a repeated QoS 2 PUBLISH is answered but not routed again.
+    #[test]
+    fn repeated_qos2_publish_is_routed_once() {
+        let mut inbound = Inbound::new(10, true);
+        let publish = Delivery::ExactlyOnce(id(7));
+        assert_eq!(inbound.on_publish(publish), Ok(PublishStep::Route));
+        assert_eq!(inbound.on_publish(publish), Ok(PublishStep::Wait), "still with the router");
+        inbound.on_pubrec_sent(id(7), ReasonCode::Success);
+        assert_eq!(inbound.on_publish(publish), Ok(PublishStep::AnswerAgain));
+        assert_eq!(inbound.on_pubrel(id(7)), ReasonCode::Success);
+        assert_eq!(inbound.on_publish(publish), Ok(PublishStep::Route), "a new message [MQTT-4.3.3-12]");
+    }
+
+    /// [MQTT-4.3.3-9]: after a PUBREC of 0x80 or more the identifier is free.
+    #[test]
+    fn a_refused_qos2_publish_frees_its_identifier() {
+        let mut inbound = Inbound::new(10, true);
+        assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(1))), Ok(PublishStep::Route));
+        inbound.on_pubrec_sent(id(1), ReasonCode::QuotaExceeded);
+        assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(1))), Ok(PublishStep::Route));
+        assert_eq!(inbound.on_pubrel(id(9)), ReasonCode::PacketIdentifierNotFound);
+    }
+
+    /// [MQTT-3.3.4-7]: one more than the Receive Maximum is the client's fault; QoS 0 never counts.
+    #[test]
+    fn the_receive_maximum_is_enforced_for_those_who_know_it() {
+        let mut inbound = Inbound::new(2, true);
+        assert_eq!(inbound.on_publish(Delivery::AtLeastOnce(id(1))), Ok(PublishStep::Route));
+        assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(2))), Ok(PublishStep::Route));
+        assert_eq!(inbound.on_publish(Delivery::AtMostOnce), Ok(PublishStep::Route));
+        let refused = inbound.on_publish(Delivery::AtLeastOnce(id(3)));
+        assert_eq!(refused, Err(SessionError::ReceiveMaximumExceeded { receive_maximum: 2 }));
+        inbound.on_puback_sent();
+        assert_eq!(inbound.on_publish(Delivery::AtLeastOnce(id(3))), Ok(PublishStep::Route));
+    }
+
+    #[test]
+    fn a_client_of_3_1_1_is_slowed_down_instead() {
+        let mut inbound = Inbound::new(1, false);
+        assert!(!inbound.is_full());
+        assert_eq!(inbound.on_publish(Delivery::AtLeastOnce(id(1))), Ok(PublishStep::Route));
+        assert!(inbound.is_full());
+        assert_eq!(inbound.on_publish(Delivery::AtLeastOnce(id(2))), Ok(PublishStep::Route));
+    }
+
+    /// PUBREL comes over the connection that would not be read.
+    #[test]
+    fn a_message_that_waits_for_pubrel_never_stops_the_reading() {
+        let mut inbound = Inbound::new(1, false);
+        assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(1))), Ok(PublishStep::Route));
+        assert!(inbound.is_full());
+        inbound.on_pubrec_sent(id(1), ReasonCode::Success);
+        assert!(!inbound.is_full());
+    }
+}

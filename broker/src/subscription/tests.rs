@@ -1,0 +1,733 @@
+//! Both tables against a list and the words of the standard.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+
+use kentongan_proto::mqtt::QoS;
+use proptest::prelude::*;
+
+use super::trie::{FilterValue, WildcardTrie};
+use super::*;
+
+/// Section 4.7, level by level: the oracle.
+fn is_match(filter: &str, topic: &str) -> bool {
+    fn levels_match(filter: &[&str], topic: &[&str]) -> bool {
+        match (filter, topic) {
+            (["#"], _) | ([], []) => true,
+            (["+", filter @ ..], [_, topic @ ..]) => levels_match(filter, topic),
+            ([level, filter @ ..], [named, topic @ ..]) => level == named && levels_match(filter, topic),
+            _ => false,
+        }
+    }
+    if topic.starts_with('$') && filter.starts_with(['+', '#']) {
+        return false;
+    }
+    let (filter, topic): (Vec<&str>, Vec<&str>) = (filter.split('/').collect(), topic.split('/').collect());
+    levels_match(&filter, &topic)
+}
+
+fn matched(index: &SubscriptionIndex, topic: &str) -> Matched {
+    let mut matched = Matched::default();
+    index.matches(topic, topic_hash(topic), &mut matched);
+    matched
+}
+
+fn local(subscriptions: &LocalSubscriptions, topic: &str) -> Vec<LocalMatch> {
+    let mut found = Vec::new();
+    subscriptions.matches(topic, topic_hash(topic), &mut found);
+    found.sort_by_key(|target| target.connection);
+    found
+}
+
+fn connections(found: &[LocalMatch]) -> Vec<u64> {
+    found.iter().map(|target| target.connection).collect()
+}
+
+fn subscription(connection: u64, qos: QoS) -> LocalSubscription {
+    LocalSubscription {
+        connection,
+        qos,
+        no_local: false,
+        retain_as_published: false,
+        subscription_identifier: None,
+        persistent: false,
+        held: false,
+    }
+}
+
+fn identified(connection: u64, qos: QoS, identifier: u32) -> LocalSubscription {
+    LocalSubscription { subscription_identifier: NonZeroU32::new(identifier), ..subscription(connection, qos) }
+}
+
+fn member(connection: u64) -> ShareMember {
+    ShareMember {
+        target: ShareTarget::Connection { arbiter: (connection % 4) as u16, connection },
+        client_id_hash: topic_hash(&connection.to_string()),
+        qos0_only: false,
+    }
+}
+
+/// Levels of which few differ, empty ones and `$` ones among them, so that filters and topics meet.
+fn level() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec!["a", "b", "c", "", "$s"])
+}
+
+fn topic() -> impl Strategy<Value = String> {
+    prop::collection::vec(level(), 1..5).prop_map(|levels| levels.join("/"))
+}
+
+fn filter() -> impl Strategy<Value = String> {
+    let level = prop_oneof![3 => level(), 1 => Just("+")];
+    (prop::collection::vec(level, 0..5), any::<bool>()).prop_map(|(mut levels, below)| {
+        if below || levels.is_empty() {
+            levels.push("#");
+        }
+        levels.join("/")
+    })
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Subscribe(String, u64, u8),
+    Unsubscribe(String, u64),
+    /// Undoes one that stands, so that not all undoing fails.
+    UnsubscribeNth(usize),
+    Publish(String),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (filter(), 0..6u64, any::<u8>()).prop_map(|(filter, who, how)| Step::Subscribe(filter, who, how)),
+        1 => (filter(), 0..6u64).prop_map(|(filter, who)| Step::Unsubscribe(filter, who)),
+        2 => any::<usize>().prop_map(Step::UnsubscribeNth),
+        3 => topic().prop_map(Step::Publish),
+    ]
+}
+
+fn target(who: u64) -> Target {
+    if who < 3 { Target::Arbiter(who as u16 * 100) } else { Target::Group(who as u16) }
+}
+
+fn options(connection: u64, how: u8) -> LocalSubscription {
+    LocalSubscription {
+        connection,
+        qos: QoS::from_bits(how & 3).unwrap_or(QoS::AtMostOnce),
+        no_local: how & 4 != 0,
+        retain_as_published: how & 8 != 0,
+        subscription_identifier: NonZeroU32::new(u32::from(how >> 4)),
+        persistent: connection.is_multiple_of(2),
+        held: false,
+    }
+}
+
+/// What one copy must look like, from a list of subscriptions.
+fn merge_of(subscriptions: &[LocalSubscription]) -> Option<(QoS, bool, Vec<u32>)> {
+    let qos = subscriptions.iter().map(|subscription| subscription.qos).max()?;
+    let retain = subscriptions.iter().any(|subscription| subscription.retain_as_published);
+    let mut identifiers: Vec<u32> =
+        subscriptions.iter().filter_map(|each| each.subscription_identifier).map(NonZeroU32::get).collect();
+    identifiers.sort_unstable();
+    Some((qos, retain, identifiers))
+}
+
+fn terms(merged: &Merged) -> (QoS, bool, Vec<u32>) {
+    let mut identifiers = merged.subscription_identifiers.to_vec();
+    identifiers.sort_unstable();
+    (merged.qos, merged.retain_as_published, identifiers)
+}
+
+fn check_global(index: &SubscriptionIndex, naive: &BTreeMap<(String, u64), u32>, topic: &str) {
+    let wanted = naive.keys().filter(|(filter, _)| is_match(filter, topic)).map(|&(_, who)| target(who));
+    let (mut arbiters, mut groups) = (Vec::new(), Vec::new());
+    for target in wanted {
+        match target {
+            Target::Arbiter(arbiter) => arbiters.push(arbiter),
+            Target::Group(group) => groups.push(group),
+        }
+    }
+    for list in [&mut arbiters, &mut groups] {
+        list.sort_unstable();
+        list.dedup();
+    }
+    let matched = matched(index, topic);
+    assert_eq!(matched.arbiters.iter().collect::<Vec<_>>(), arbiters, "arbiters of {topic:?}");
+    assert_eq!(matched.groups.to_vec(), groups, "groups of {topic:?}");
+    assert!(index.is_current(&matched));
+}
+
+fn check_local(found: &[LocalMatch], naive: &BTreeMap<(String, u64), LocalSubscription>, topic: &str) {
+    let mut wanted: BTreeMap<u64, Vec<LocalSubscription>> = BTreeMap::new();
+    for ((filter, who), subscription) in naive {
+        if is_match(filter, topic) {
+            wanted.entry(*who).or_default().push(*subscription);
+        }
+    }
+    let mut found = found.to_vec();
+    found.sort_by_key(|target| target.connection);
+    assert_eq!(connections(&found), wanted.keys().copied().collect::<Vec<_>>(), "connections of {topic:?}");
+    for target in &found {
+        let all = &wanted[&target.connection];
+        let own: Vec<_> = all.iter().filter(|subscription| !subscription.no_local).copied().collect();
+        assert_eq!(Some(terms(target.merged())), merge_of(all), "terms of {topic:?}");
+        assert_eq!(target.own().map(terms), merge_of(&own), "own terms of {topic:?}");
+        assert_eq!(target.persistent, all[0].persistent);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
+
+    /// Section 4.7, any order of SUBSCRIBE, UNSUBSCRIBE and PUBLISH: both tables and the cache before them say what
+    /// a list and the oracle say, and end as empty as they began.
+    #[test]
+    fn tables_and_cache_agree_with_a_list(steps in prop::collection::vec(step(), 1..120)) {
+        let index = SubscriptionIndex::new();
+        let mut locals = LocalSubscriptions::new();
+        let mut cache = MatchCache::new();
+        let mut counts: BTreeMap<(String, u64), u32> = BTreeMap::new();
+        let mut naive: BTreeMap<(String, u64), LocalSubscription> = BTreeMap::new();
+        for step in steps {
+            let removal = match step {
+                Step::Subscribe(filter, who, how) => {
+                    let subscription = options(who, how);
+                    index.subscribe(&filter, target(who));
+                    *counts.entry((filter.clone(), who)).or_default() += 1;
+                    let new = locals.insert(&filter, &subscription);
+                    prop_assert_eq!(new, naive.insert((filter, who), subscription).is_none());
+                    None
+                }
+                Step::Publish(topic) => {
+                    let cached = cache.take(&topic, topic_hash(&topic), &index, &locals);
+                    check_local(&cached.local, &naive, &topic);
+                    let fresh = matched(&index, &topic);
+                    prop_assert_eq!(cached.global.arbiters, fresh.arbiters);
+                    prop_assert_eq!(&cached.global.groups, &fresh.groups);
+                    cache.put_back(cached);
+                    check_global(&index, &counts, &topic);
+                    check_local(&local(&locals, &topic), &naive, &topic);
+                    let mut each = Vec::new();
+                    locals.matches_each(&topic, topic_hash(&topic), &mut each);
+                    let wanted = naive.keys().filter(|(filter, _)| is_match(filter, &topic)).count();
+                    prop_assert_eq!(each.len(), wanted, "one copy for each subscription");
+                    None
+                }
+                Step::Unsubscribe(filter, who) => Some((filter, who)),
+                Step::UnsubscribeNth(nth) => counts.keys().nth(nth % counts.len().max(1)).cloned(),
+            };
+            let Some((filter, who)) = removal else { continue };
+            let stood = counts.contains_key(&(filter.clone(), who));
+            prop_assert_eq!(index.unsubscribe(&filter, target(who)), stood);
+            if let Some(count) = counts.get_mut(&(filter.clone(), who)) {
+                *count -= 1;
+                if *count == 0 {
+                    counts.remove(&(filter.clone(), who));
+                }
+            }
+            let removed = naive.remove(&(filter.clone(), who)).is_some();
+            prop_assert_eq!(locals.remove(&filter, who), removed);
+        }
+        prop_assert_eq!(index.subscriptions(), counts.values().sum::<u32>() as usize);
+        prop_assert_eq!(locals.len(), naive.len());
+        for ((filter, who), count) in counts {
+            for _ in 0..count {
+                prop_assert!(index.unsubscribe(&filter, target(who)));
+            }
+        }
+        prop_assert_eq!((index.subscriptions(), index.filters()), (0, 0));
+    }
+
+    /// Members that come and go: a pick is always one of them, and the group is gone with the last.
+    #[test]
+    fn a_pick_is_always_a_member(steps in prop::collection::vec((0..12u64, any::<bool>(), any::<bool>()), 1..60)) {
+        let index = SubscriptionIndex::new();
+        let mut members: BTreeMap<u64, bool> = BTreeMap::new();
+        for (who, joins, qos0_only) in steps {
+            let one = ShareMember { qos0_only, ..member(who) };
+            if joins {
+                index.join_share("g", "a/+", one);
+                members.insert(who, qos0_only);
+            } else {
+                prop_assert_eq!(index.leave_share("g", "a/+", &one.target), members.remove(&who).is_some());
+            }
+            prop_assert_eq!(index.subscriptions(), members.len());
+            let shares = matched(&index, "a/b").shares;
+            prop_assert_eq!(shares.len(), usize::from(!members.is_empty()));
+            for (share, strategy) in shares.iter().flat_map(|share| STRATEGIES.map(|strategy| (share, strategy))) {
+                for qos0 in [false, true] {
+                    let eligible = |&(&other, &qos0_only): &(&u64, &bool)| other != who && (qos0 || !qos0_only);
+                    let picked = share.pick(strategy, 1, 2, Some(who), qos0);
+                    match picked {
+                        None => prop_assert!(!members.iter().any(|each| eligible(&each))),
+                        Some(ShareTarget::Connection { connection, .. }) => {
+                            let key = members.get_key_value(&connection);
+                            prop_assert!(key.is_some_and(|each| eligible(&each)), "{:?} picked {}", strategy, connection);
+                        }
+                        Some(ShareTarget::Session { .. }) => prop_assert!(false, "there is no session"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+const STRATEGIES: [PickStrategy; 6] = [
+    PickStrategy::RoundRobin,
+    PickStrategy::Random,
+    PickStrategy::Sticky,
+    PickStrategy::HashClient,
+    PickStrategy::HashTopic,
+    PickStrategy::LeastInflight,
+];
+
+/// The examples of section 4.7.1, and the clauses about empty levels and case.
+#[test]
+fn wildcards_match_as_the_standard_shows() {
+    let cases: &[(&str, &[&str], &[&str])] = &[
+        (
+            "sport/tennis/player1/#",
+            &["sport/tennis/player1", "sport/tennis/player1/score/wimbledon"],
+            &["sport/tennis/player2"],
+        ),
+        ("sport/#", &["sport", "sport/", "sport/tennis"], &["sports", "Sport/tennis", "/sport"]),
+        ("#", &["a", "/", "", "a/b/c"], &["$SYS", "$SYS/a"]),
+        ("+", &["finance", ""], &["/finance", "$SYS"]),
+        ("+/+", &["/finance", "a/b"], &["finance", "a/b/c", "$SYS/a"]),
+        ("/+", &["/finance", "/"], &["finance", "//"]),
+        ("sport/+/player1", &["sport/tennis/player1", "sport//player1"], &["sport/player1"]),
+        ("sport/+", &["sport/", "sport/tennis"], &["sport", "sport/tennis/player1"]),
+        ("+/tennis/#", &["sport/tennis", "sport/tennis/a/b"], &["sport", "$SYS/tennis"]),
+        ("+/#", &["a", "a/b", "/"], &["$SYS", "$SYS/a"]),
+        ("$SYS/#", &["$SYS", "$SYS/monitor"], &["SYS/monitor"]),
+        ("$SYS/+/x", &["$SYS/a/x"], &["$SYS/a"]),
+        ("a//b", &["a//b"], &["a/b", "a///b"]),
+        ("ACCOUNTS", &["ACCOUNTS"], &["Accounts"]),
+    ];
+    for &(filter, yes, no) in cases {
+        let index = SubscriptionIndex::new();
+        index.subscribe(filter, Target::Group(1));
+        let mut locals = LocalSubscriptions::new();
+        locals.insert(filter, &subscription(1, QoS::AtMostOnce));
+        for &topic in yes.iter().chain(no) {
+            let expected = yes.contains(&topic);
+            assert_eq!(is_match(filter, topic), expected, "the oracle: {filter} {topic}");
+            assert_eq!(!matched(&index, topic).is_empty(), expected, "{filter} {topic}");
+            assert_eq!(!local(&locals, topic).is_empty(), expected, "{filter} {topic}");
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Wanted(bool);
+
+impl FilterValue for Wanted {
+    fn is_empty(&self) -> bool {
+        !self.0
+    }
+}
+
+fn trie_of<'f>(filters: impl IntoIterator<Item = &'f str>) -> WildcardTrie<Wanted> {
+    let mut trie: WildcardTrie<Wanted> = WildcardTrie::default();
+    for filter in filters {
+        trie.upsert(filter, |wanted| wanted.0 = true);
+    }
+    trie
+}
+
+/// However many `+` lead to a node, it is visited once: a hostile filter costs the nodes it made, and no more.
+#[test]
+fn hostile_filters_cost_a_look_up_only_their_own_nodes() {
+    // Each combination of `a` and `+` over ten levels, closed so that none matches.
+    let combinations: Vec<String> = (0..1 << 10)
+        .map(|bits: u32| {
+            let levels: Vec<&str> = (0..10).map(|at| if bits >> at & 1 == 1 { "+" } else { "a" }).collect();
+            levels.join("/") + "/x"
+        })
+        .collect();
+    let trie = trie_of(combinations.iter().map(String::as_str));
+    let mut found = 0;
+    let visited = trie.matches(&["a"; 12].join("/"), |_| found += 1);
+    assert_eq!(found, 0);
+    assert!(visited <= trie.nodes(), "{visited} of {}", trie.nodes());
+    assert!(visited < 2 << 10, "no more than the distinct beginnings");
+
+    // A chain of `+` costs its length, whatever else is subscribed.
+    let mut filters = vec!["+/+/+/+/+/#".to_owned(), "+/+/+/+/+/+/+/+".to_owned(), "#".to_owned()];
+    filters.extend((0..10_000).map(|at| format!("+/level{at}/#")));
+    let trie = trie_of(filters.iter().map(String::as_str));
+    let mut found = 0;
+    let visited = trie.matches("a/level7/c/d/e/f/g/h", |_| found += 1);
+    assert_eq!(found, 4);
+    assert!(visited <= 11, "{visited}");
+
+    // A topic of nothing but separators ends where the filters do.
+    let visited = trie.matches(&"/".repeat(60_000), |_| {});
+    assert!(visited <= 10, "{visited}");
+}
+
+/// A trie whose filters are all gone is one node, whatever it once held.
+#[test]
+fn what_leads_nowhere_is_pruned() {
+    let filters = ["a/+/c", "a/+", "a/#", "a/b/+/d/#", "+/+", "#", "a/+/c/#"];
+    let mut trie = trie_of(filters);
+    assert_eq!(trie.len(), filters.len());
+    for filter in filters {
+        assert!(trie.get(filter).is_some(), "{filter}");
+        assert!(trie.update(filter, |wanted| wanted.0 = false).is_some(), "{filter}");
+        assert!(trie.get(filter).is_none(), "{filter}");
+    }
+    assert_eq!((trie.len(), trie.nodes()), (0, 1));
+    assert!(trie.update("a/+", |_| ()).is_none(), "gone");
+}
+
+/// Point 12 of the design's hot path: a SUBSCRIBE elsewhere leaves the caches as they are.
+#[test]
+fn a_match_is_outdated_only_by_what_may_concern_it() {
+    let index = SubscriptionIndex::new();
+    let mut locals = LocalSubscriptions::new();
+    let before = matched(&index, "plant/1");
+    let stamp = locals.matches("plant/1", topic_hash("plant/1"), &mut Vec::new());
+    let elsewhere = |kind: fn(&str) -> usize, of: &str| -> String {
+        let names = (0..).map(|at| format!("other{at}"));
+        names.into_iter().find(|name| kind(name) != kind(of)).unwrap_or_default()
+    };
+    let exact = elsewhere(|topic| shard_of(topic_hash(topic)), "plant/1");
+    let wildcard = elsewhere(first_level_shard, "plant") + "/#";
+    for filter in [&exact, &wildcard] {
+        index.subscribe(filter, Target::Group(1));
+        locals.insert(filter, &subscription(1, QoS::AtMostOnce));
+    }
+    assert!(index.is_current(&before) && locals.is_current(&stamp), "nothing of it changed");
+    for filter in ["plant/1", "plant/#", "plant/+", "#", "+/1"] {
+        let before = matched(&index, "plant/1");
+        let stamp = locals.matches("plant/1", topic_hash("plant/1"), &mut Vec::new());
+        index.subscribe(filter, Target::Group(1));
+        locals.insert(filter, &subscription(1, QoS::AtMostOnce));
+        assert!(!index.is_current(&before), "{filter}");
+        assert!(!locals.is_current(&stamp), "{filter}");
+    }
+}
+
+/// Ten thousand clients of one arbiter that subscribe to one topic outdate its matches once.
+#[test]
+fn only_the_first_and_last_of_a_target_outdate_matches() {
+    let index = SubscriptionIndex::new();
+    index.subscribe("a/b", Target::Arbiter(3));
+    let first = matched(&index, "a/b");
+    index.subscribe("a/b", Target::Arbiter(3));
+    assert!(index.unsubscribe("a/b", Target::Arbiter(3)));
+    assert!(index.is_current(&first));
+    assert!(index.unsubscribe("a/b", Target::Arbiter(3)));
+    assert!(!index.is_current(&first));
+    assert!(!index.unsubscribe("a/b", Target::Arbiter(3)), "none is left");
+    assert!(!Matched::default().is_empty() || !index.is_current(&Matched::default()), "never made, never current");
+}
+
+/// [MQTT-3.3.4-2, MQTT-3.3.4-4]: overlapping subscriptions give one copy at the highest QoS with all identifiers.
+#[test]
+fn overlapping_subscriptions_merge_into_one_copy() {
+    let mut locals = LocalSubscriptions::new();
+    locals.insert("a/b", &identified(1, QoS::AtMostOnce, 5));
+    locals.insert("a/+", &identified(1, QoS::ExactlyOnce, 6));
+    locals.insert("#", &LocalSubscription { retain_as_published: true, ..subscription(1, QoS::AtLeastOnce) });
+    locals.insert("a/+", &subscription(2, QoS::AtLeastOnce));
+    let found = local(&locals, "a/b");
+    assert_eq!(connections(&found), [1, 2]);
+    assert_eq!(terms(found[0].merged()), (QoS::ExactlyOnce, true, vec![5, 6]));
+    assert_eq!(terms(found[1].merged()), (QoS::AtLeastOnce, false, vec![]));
+
+    let mut each = Vec::new();
+    locals.matches_each("a/b", topic_hash("a/b"), &mut each);
+    assert_eq!(each.len(), 4, "one copy for each subscription");
+}
+
+/// [MQTT-3.8.3-3]: what a client published comes back to it only by subscriptions that are not No Local.
+#[test]
+fn no_local_subscriptions_leave_out_what_the_client_published() {
+    let no_local = |identified: LocalSubscription| LocalSubscription { no_local: true, ..identified };
+    let mut locals = LocalSubscriptions::new();
+    locals.insert("a", &no_local(identified(1, QoS::ExactlyOnce, 1)));
+    locals.insert("b", &no_local(identified(1, QoS::ExactlyOnce, 2)));
+    locals.insert("+", &identified(1, QoS::AtMostOnce, 3));
+    locals.insert("c/#", &no_local(subscription(1, QoS::AtMostOnce)));
+    let found = local(&locals, "a");
+    assert_eq!(terms(found[0].merged()), (QoS::ExactlyOnce, false, vec![1, 3]), "from others, all");
+    assert_eq!(found[0].own().map(terms), Some((QoS::AtMostOnce, false, vec![3])), "from itself");
+    assert_eq!(local(&locals, "c/d")[0].own(), None, "nothing but No Local");
+    assert_eq!(local(&locals, "d")[0].own(), Some(local(&locals, "d")[0].merged()), "no No Local");
+}
+
+/// [MQTT-3.8.4-3]: a SUBSCRIBE to the same filter replaces the subscription.
+#[test]
+fn subscribing_again_replaces_the_options() {
+    let mut locals = LocalSubscriptions::new();
+    assert!(locals.insert("a/#", &identified(1, QoS::AtMostOnce, 1)));
+    assert!(!locals.insert("a/#", &identified(1, QoS::ExactlyOnce, 2)));
+    assert_eq!(locals.len(), 1);
+    assert_eq!(terms(local(&locals, "a/b")[0].merged()), (QoS::ExactlyOnce, false, vec![2]));
+}
+
+/// A subscription is held from SUBSCRIBE until its retained messages are sent, and caches see both.
+#[test]
+fn held_subscriptions_are_released_together() {
+    let mut locals = LocalSubscriptions::new();
+    let (mut cache, index) = (MatchCache::new(), SubscriptionIndex::new());
+    let held = LocalSubscription { held: true, ..subscription(1, QoS::AtMostOnce) };
+    let mut is_held = |locals: &LocalSubscriptions| {
+        let cached = cache.take("a/b", topic_hash("a/b"), &index, locals);
+        let held = cached.local.iter().any(|target| target.held);
+        cache.put_back(cached);
+        held
+    };
+    for filter in ["a/b", "a/+", "+/b", "gone/b"] {
+        locals.insert(filter, &held);
+        locals.insert(filter, &subscription(2, QoS::AtMostOnce));
+    }
+    assert!(locals.remove("gone/b", 1));
+    assert!(is_held(&locals));
+    locals.release_held(1);
+    assert!(!is_held(&locals));
+    locals.release_held(1);
+    assert_eq!(locals.len(), 7, "releasing takes nothing away");
+}
+
+/// Thousands of subscribers of one filter come and go without a walk past all of them, and none is mistaken.
+#[test]
+fn a_crowd_keeps_track_of_its_members() {
+    let mut locals = LocalSubscriptions::new();
+    for connection in 0..5000 {
+        assert!(locals.insert("news", &identified(connection, QoS::AtMostOnce, connection as u32 + 1)));
+        locals.insert("+", &subscription(connection, QoS::AtLeastOnce));
+    }
+    for connection in (0..5000).filter(|connection| connection % 1000 != 7) {
+        assert!(locals.remove("news", connection));
+        assert!(!locals.remove("news", connection));
+    }
+    let found = local(&locals, "news");
+    assert_eq!(found.len(), 5000, "merged, each once");
+    let with_both: Vec<_> =
+        found.iter().filter(|target| !target.merged().subscription_identifiers.is_empty()).collect();
+    assert_eq!(with_both.iter().map(|target| target.connection).collect::<Vec<_>>(), [7, 1007, 2007, 3007, 4007]);
+    for target in with_both {
+        assert_eq!(terms(target.merged()), (QoS::AtLeastOnce, false, vec![target.connection as u32 + 1]));
+    }
+}
+
+/// The cache holds no more than its bound, and no long topics, and is right all the while.
+#[test]
+fn the_cache_is_bounded() {
+    let index = SubscriptionIndex::new();
+    let mut locals = LocalSubscriptions::new();
+    for connection in 0..3000 {
+        locals.insert("#", &subscription(connection, QoS::AtMostOnce));
+    }
+    let mut cache = MatchCache::new();
+    for at in 0..300 {
+        let topic = format!("t/{at}");
+        let cached = cache.take(&topic, topic_hash(&topic), &index, &locals);
+        assert_eq!(cached.local.len(), 3000);
+        cache.put_back(cached);
+    }
+    assert!(cache.matches() <= 256 * 1024, "{}", cache.matches());
+
+    let long = "x".repeat(300);
+    for _ in 0..2 {
+        let cached = cache.take(&long, topic_hash(&long), &index, &locals);
+        cache.put_back(cached);
+    }
+    assert_eq!(cache.hits_and_misses(), (0, 302), "a long topic is not kept");
+    for _ in 0..3 {
+        let cached = cache.take("t/299", topic_hash("t/299"), &index, &locals);
+        cache.put_back(cached);
+    }
+    assert!(cache.hits_and_misses().0 >= 1, "kept at the second time at the latest");
+}
+
+/// Both halves of a slot are validated on their own: another arbiter's match does not spoil ours.
+#[test]
+fn a_slot_filled_for_another_arbiter_knows_no_global_targets() {
+    let index = SubscriptionIndex::new();
+    let mut locals = LocalSubscriptions::new();
+    index.subscribe("a", Target::Group(2));
+    locals.insert("a", &subscription(1, QoS::AtMostOnce));
+    let mut cache = MatchCache::new();
+    let cached = cache.take_local("a", topic_hash("a"), &locals);
+    assert_eq!((cached.local.len(), cached.global.is_empty()), (1, true));
+    cache.put_back(cached);
+    let cached = cache.take("a", topic_hash("a"), &index, &locals);
+    assert_eq!((cached.local.len(), cached.global.groups.to_vec()), (1, vec![2]));
+}
+
+/// P11: members of a share get messages in turn, and the share goes with the last of them.
+#[test]
+fn a_share_lives_as_long_as_it_has_members() {
+    let index = SubscriptionIndex::new();
+    for connection in 0..3 {
+        index.join_share("g", "a/+", member(connection));
+    }
+    index.join_share("h", "a/b", member(9));
+    index.subscribe("a/b", Target::Arbiter(1));
+    let found = matched(&index, "a/b");
+    let mut names: Vec<_> = found.shares.iter().map(|share| share.subscription_name()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["$share/g/a/+", "$share/h/a/b"]);
+    assert!(found.arbiters.contains(1) && !found.arbiters.contains(0), "a member alone makes no subscriber");
+
+    let share = index.share("g", "a/+").expect("it has members");
+    assert_eq!((share.name(), share.filter(), share.len()), ("g", "a/+", 3));
+    let mut picked: Vec<_> = (0..9).filter_map(|_| share.pick(PickStrategy::RoundRobin, 0, 0, None, false)).collect();
+    picked.sort_by_key(|target| format!("{target:?}"));
+    let expected: Vec<_> = (0..3).flat_map(|connection| [member(connection).target; 3]).collect();
+    assert_eq!(picked, expected, "each a third");
+
+    for connection in 0..3 {
+        assert!(index.is_current(&found), "members come and go without outdating");
+        assert!(index.leave_share("g", "a/+", &member(connection).target));
+    }
+    assert!(!index.is_current(&found), "the share is gone");
+    assert!(index.share("g", "a/+").is_none() && !index.leave_share("g", "a/+", &member(0).target));
+    assert_eq!(share.pick(PickStrategy::RoundRobin, 0, 0, None, false), None, "held on to, but empty");
+}
+
+/// Persistent members weigh by their number, and wait while others are online.
+#[test]
+fn sessions_are_picked_by_their_group() {
+    let index = SubscriptionIndex::new();
+    let session = ShareMember { target: ShareTarget::Session { group: 5 }, client_id_hash: 0, qos0_only: false };
+    index.join_share("g", "a", member(1));
+    for _ in 0..3 {
+        index.join_share("g", "a", session);
+    }
+    let share = index.share("g", "a").expect("it has members");
+    let sessions_of_four = |strategy, excluded, qos0| {
+        let picks = (0..4).filter_map(|topic| share.pick(strategy, 0, topic, excluded, qos0));
+        picks.filter(|target| *target == session.target).count()
+    };
+    assert_eq!(sessions_of_four(PickStrategy::RoundRobin, None, false), 3, "three of four members");
+    assert_eq!(sessions_of_four(PickStrategy::RoundRobin, None, true), 0, "QoS 0 enters no log");
+    share.set_sessions_online(5, 0);
+    for strategy in STRATEGIES {
+        assert_eq!(sessions_of_four(strategy, None, false), 0, "{strategy:?}: one is online elsewhere");
+        assert_eq!(sessions_of_four(strategy, Some(1), false), 4, "{strategy:?}: nobody else is left");
+    }
+    for left in (0..3).rev() {
+        assert!(index.leave_share("g", "a", &session.target), "{left}");
+    }
+    assert!(!index.leave_share("g", "a", &session.target));
+    assert_eq!(share.len(), 1);
+}
+
+/// Whoever leaves moves only what it had; the same key goes to the same member.
+#[test]
+fn hashing_strategies_keep_to_a_member() {
+    let index = SubscriptionIndex::new();
+    for connection in 0..10 {
+        index.join_share("g", "a", member(connection));
+    }
+    let share = index.share("g", "a").expect("it has members");
+    let picks = || -> Vec<_> {
+        (0..1000).map(|topic| share.pick(PickStrategy::HashTopic, 0, mix_topic(topic), None, false)).collect()
+    };
+    let before = picks();
+    assert_eq!(picks(), before);
+    let gone = Some(member(4).target);
+    let had = before.iter().filter(|target| **target == gone).count();
+    assert!((50..200).contains(&had), "about a tenth: {had}");
+    index.leave_share("g", "a", &member(4).target);
+    for (now, before) in picks().into_iter().zip(before) {
+        assert!(now == before || before == gone, "it had nothing to do with it");
+    }
+}
+
+fn mix_topic(topic: u64) -> u64 {
+    topic_hash(&topic.to_string())
+}
+
+#[test]
+fn a_sticky_share_keeps_its_member_until_it_leaves() {
+    let index = SubscriptionIndex::new();
+    for connection in 1..5 {
+        index.join_share("g", "a", member(connection));
+    }
+    let share = index.share("g", "a").expect("it has members");
+    let pick = || share.pick(PickStrategy::Sticky, 0, 0, None, false);
+    let first = pick();
+    assert!(first.is_some() && (0..10).all(|_| pick() == first));
+    index.leave_share("g", "a", &first.expect("picked"));
+    let second = pick();
+    assert!(second.is_some() && second != first && (0..10).all(|_| pick() == second));
+}
+
+#[test]
+fn the_least_loaded_member_is_picked() {
+    let index = SubscriptionIndex::new();
+    for connection in 1..4 {
+        index.join_share("g", "a", member(connection));
+    }
+    let share = index.share("g", "a").expect("it has members");
+    for connection in [1, 1, 3] {
+        share.began(connection);
+    }
+    let pick = |excluded| share.pick(PickStrategy::LeastInflight, 0, 0, excluded, false);
+    assert!((0..5).all(|_| pick(None) == Some(member(2).target)));
+    assert_eq!(pick(Some(2)), Some(member(3).target));
+    share.ended(1);
+    share.ended(1);
+    share.ended(1);
+    share.began(2);
+    assert!((0..5).all(|_| pick(None) == Some(member(1).target)), "never below zero");
+}
+
+/// Threads that subscribe, unsubscribe and match at once: what stands throughout is always found.
+#[test]
+fn readers_and_writers_share_the_index() {
+    let index = SubscriptionIndex::new();
+    let filters = ["a/b", "a/+", "#", "+/b", "a/#"];
+    for (filter, group) in filters.iter().zip(0..) {
+        index.subscribe(filter, Target::Group(group));
+    }
+    std::thread::scope(|scope| {
+        for thread in 0..2u16 {
+            let index = &index;
+            scope.spawn(move || {
+                for round in 0..2000 {
+                    let filter = filters[round % filters.len()];
+                    index.subscribe(filter, Target::Arbiter(thread));
+                    assert!(matched(index, "a/b").arbiters.contains(thread), "its own subscription");
+                    assert!(index.unsubscribe(filter, Target::Arbiter(thread)));
+                    assert!(!matched(index, "a/b").arbiters.contains(thread), "its own end");
+                }
+            });
+        }
+        for _ in 0..2000 {
+            assert_eq!(matched(&index, "a/b").groups.to_vec(), [0, 1, 2, 3, 4]);
+        }
+    });
+    assert_eq!(index.subscriptions(), filters.len());
+}
+
+/// P11: members come and go on some threads while others pick: a share with a steady member never has none.
+#[test]
+fn picks_and_membership_may_be_concurrent() {
+    let index = SubscriptionIndex::new();
+    index.join_share("g", "a/b", member(100));
+    std::thread::scope(|scope| {
+        for thread in 0..2 {
+            let index = &index;
+            scope.spawn(move || {
+                for _ in 0..2000 {
+                    index.join_share("g", "a/b", member(thread));
+                    index.join_share("h", "a/b", member(thread));
+                    assert!(index.leave_share("h", "a/b", &member(thread).target));
+                    assert!(index.leave_share("g", "a/b", &member(thread).target));
+                }
+            });
+        }
+        for round in 0..2000 {
+            let found = matched(&index, "a/b");
+            let steady = found.shares.iter().find(|share| share.name() == "g").expect("it has a steady member");
+            let strategy = STRATEGIES[round % STRATEGIES.len()];
+            assert!(steady.pick(strategy, round as u64, 7, Some(round as u64 % 2), false).is_some(), "{strategy:?}");
+        }
+    });
+    assert_eq!(index.subscriptions(), 1);
+}

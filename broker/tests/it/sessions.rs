@@ -1,0 +1,292 @@
+//! Persistent sessions, retained messages and wills, and what of them survives the process.
+
+use kentongan_proto::mqtt::*;
+
+use crate::support::*;
+
+fn persistent(client_id: &str, clean_start: bool) -> Connect {
+    let mut connect = connect(ProtocolVersion::V5, client_id);
+    connect.clean_start = clean_start;
+    connect.properties.session_expiry_interval = Some(3600);
+    connect
+}
+
+/// P1, P8: what was acknowledged while the subscriber was away, and the process killed, is delivered in its order.
+#[test]
+fn messages_wait_for_an_absent_subscriber_over_kill_and_restart() {
+    let mut broker = Broker::start();
+    let (mut subscriber, connack) = Client::open(&broker, persistent("s", false));
+    assert!(!connack.session_present);
+    assert_eq!(subscriber.subscribe("a/+", QoS::ExactlyOnce), ReasonCode::GrantedQos2);
+    subscriber.disconnect();
+
+    let mut publisher = Client::v5(&broker, "p");
+    for number in 1..=20 {
+        publisher.publish_acknowledged(
+            "a/b",
+            &format!("{number}"),
+            if number % 2 == 0 { qos1(number) } else { qos2(number) },
+        );
+    }
+    broker.restart();
+
+    let (mut subscriber, connack) = Client::open(&broker, persistent("s", false));
+    assert!(connack.session_present, "[MQTT-3.2.2-3]");
+    for number in 1..=20 {
+        let message = subscriber.take_publish();
+        assert_eq!(message.payload, format!("{number}"));
+        assert!(!message.dup);
+    }
+    subscriber.expect_nothing();
+    subscriber.disconnect();
+    broker.restart();
+    let (mut subscriber, _) = Client::open(&broker, persistent("s", false));
+    subscriber.expect_nothing();
+}
+
+/// [MQTT-4.4.0-1], P4: what was in flight comes again with DUP and its identifier; what was acknowledged does not.
+#[test]
+fn unacknowledged_messages_come_again_with_dup_on_resume() {
+    let mut broker = Broker::start();
+    let (mut subscriber, _) = Client::open(&broker, persistent("s", true));
+    subscriber.subscribe("t", QoS::ExactlyOnce);
+    let mut publisher = Client::v311(&broker, "p");
+    publisher.publish_acknowledged("t", "one", qos1(1));
+    publisher.publish_acknowledged("t", "two", qos2(2));
+    publisher.publish_acknowledged("t", "three", qos2(3));
+    let one = subscriber.expect_publish();
+    let two = subscriber.expect_publish();
+    let three = subscriber.expect_publish();
+    let three_id = three.delivery.packet_id().expect("QoS 2");
+    subscriber.send(&Packet::PubRec(Ack::success(three_id)));
+    assert!(matches!(subscriber.receive(), Packet::PubRel(ack) if ack.packet_id == three_id));
+    for round in 0..2 {
+        drop(subscriber);
+        if round == 1 {
+            broker.restart();
+        }
+        (subscriber, _) = Client::open(&broker, persistent("s", false));
+        let again = subscriber.expect_publish();
+        assert!(again.dup);
+        assert_eq!((again.delivery, &again.payload), (one.delivery, &one.payload));
+        let again = subscriber.expect_publish();
+        assert!(again.dup);
+        assert_eq!((again.delivery, &again.payload), (two.delivery, &two.payload));
+        assert!(matches!(subscriber.receive(), Packet::PubRel(ack) if ack.packet_id == three_id), "not PUBLISH again");
+    }
+    subscriber.send(&Packet::PubAck(Ack::success(one.delivery.packet_id().expect("QoS 1"))));
+    let two_id = two.delivery.packet_id().expect("QoS 2");
+    subscriber.send(&Packet::PubRec(Ack::success(two_id)));
+    assert!(matches!(subscriber.receive(), Packet::PubRel(ack) if ack.packet_id == two_id));
+    subscriber.send(&Packet::PubComp(Ack::success(two_id)));
+    subscriber.send(&Packet::PubComp(Ack::success(three_id)));
+    subscriber.expect_nothing();
+    drop(subscriber);
+    let (mut subscriber, _) = Client::open(&broker, persistent("s", false));
+    subscriber.expect_nothing();
+}
+
+/// P3: a QoS 2 message whose PUBREC was lost with the process is not routed twice.
+#[test]
+fn a_qos_2_publish_repeated_after_a_crash_is_delivered_once() {
+    let mut broker = Broker::start();
+    let (mut subscriber, _) = Client::open(&broker, persistent("s", true));
+    subscriber.subscribe("t", QoS::ExactlyOnce);
+    subscriber.disconnect();
+    let (mut publisher, _) = Client::open(&broker, persistent("p", true));
+    publisher.publish("t", "once", qos2(7));
+    assert!(matches!(publisher.receive(), Packet::PubRec(_)));
+    broker.restart();
+    let (mut publisher, connack) = Client::open(&broker, persistent("p", false));
+    assert!(connack.session_present);
+    let mut again = publish("t", "once", qos2(7));
+    again.dup = true;
+    publisher.send(&Packet::Publish(again));
+    publisher.complete(qos2(7));
+    let (mut subscriber, _) = Client::open(&broker, persistent("s", false));
+    assert_eq!(subscriber.take_publish().payload, "once");
+    subscriber.expect_nothing();
+}
+
+/// [MQTT-3.3.1-5], [MQTT-3.3.1-6], P6: the last retained message of each topic, over restarts; a deleted one stays away.
+#[test]
+fn retained_messages_survive_restarts_and_deletions_too() {
+    let mut broker = Broker::start();
+    let mut publisher = Client::v5(&broker, "p");
+    let mut retain = |topic: &str, payload: &str, number| {
+        let mut message = publish(topic, payload, qos1(number));
+        message.retain = true;
+        publisher.send(&Packet::Publish(message));
+        publisher.complete(qos1(number));
+    };
+    retain("r/1", "old", 1);
+    retain("r/1", "new", 2);
+    retain("r/2", "gone", 3);
+    retain("r/2", "", 4);
+    for round in 0..3 {
+        let mut subscriber = Client::v311(&broker, "s");
+        subscriber.subscribe("r/#", QoS::AtLeastOnce);
+        let message = subscriber.take_publish();
+        assert!(message.retain);
+        assert_eq!((message.topic.as_str(), &message.payload[..]), ("r/1", &b"new"[..]), "round {round}");
+        subscriber.expect_nothing();
+        let (mut subscriber, _) = Client::open(&broker, persistent("ps", true));
+        subscriber.subscribe("r/+", QoS::AtLeastOnce);
+        assert_eq!(subscriber.take_publish().payload, "new");
+        subscriber.expect_nothing();
+        broker.restart();
+    }
+}
+
+/// A checkpoint is as good as the log: after a clean stop everything is where it was.
+#[test]
+fn a_clean_stop_and_start_keeps_everything() {
+    let mut broker = Broker::start();
+    let (mut subscriber, _) = Client::open(&broker, persistent("s", true));
+    subscriber.subscribe("t/#", QoS::AtLeastOnce);
+    subscriber.disconnect();
+    let mut publisher = Client::v5(&broker, "p");
+    publisher.publish_acknowledged("t/1", "waits", qos1(1));
+    assert!(broker.terminate().success());
+    match publisher.receive() {
+        Packet::Disconnect(disconnect) => assert_eq!(disconnect.reason_code, ReasonCode::ServerShuttingDown),
+        other => panic!("DISCONNECT expected, got {other:?}"),
+    }
+    broker.restart();
+    let (mut subscriber, connack) = Client::open(&broker, persistent("s", false));
+    assert!(connack.session_present);
+    assert_eq!(subscriber.take_publish().payload, "waits");
+}
+
+/// [MQTT-3.1.4-3], P7: the older connection is told and closed before the newer one hears CONNACK.
+#[test]
+fn a_second_connection_takes_the_session_over() {
+    let broker = Broker::start();
+    for persistent_session in [false, true] {
+        let open = |clean| {
+            let mut asked = persistent("same", clean);
+            if !persistent_session {
+                asked.properties.session_expiry_interval = None;
+            }
+            Client::open(&broker, asked)
+        };
+        let (mut old, _) = open(true);
+        let (mut new, connack) = open(false);
+        assert_eq!(connack.session_present, persistent_session);
+        old.expect_disconnect(ReasonCode::SessionTakenOver);
+        new.expect_nothing();
+        new.disconnect();
+    }
+}
+
+/// [MQTT-3.1.2-8], [MQTT-3.14.4-3], P9.
+#[test]
+fn a_will_is_published_when_the_connection_breaks_and_not_after_disconnect() {
+    let mut broker = Broker::start();
+    let mut watcher = Client::v5(&broker, "w");
+    watcher.subscribe("wills", QoS::AtLeastOnce);
+    for expiry in [0, 3600] {
+        let with_will = || {
+            let mut asked = persistent("dying", true);
+            asked.properties.session_expiry_interval = Some(expiry);
+            asked.will = Some(Will {
+                topic: "wills".to_owned(),
+                payload: "bye".into(),
+                qos: QoS::AtLeastOnce,
+                retain: false,
+                properties: WillProperties::default(),
+            });
+            asked
+        };
+        let (client, _) = Client::open(&broker, with_will());
+        client.disconnect();
+        watcher.expect_nothing();
+        let (client, _) = Client::open(&broker, with_will());
+        drop(client);
+        assert_eq!(watcher.take_publish().payload, "bye");
+        watcher.expect_nothing();
+    }
+    // The process that dies takes the connection along: the will of a persistent session is published at start.
+    let (mut watcher, _) = Client::open(&broker, persistent("pw", true));
+    watcher.subscribe("wills", QoS::AtLeastOnce);
+    let mut asked = persistent("dying", true);
+    asked.will = Some(Will {
+        topic: "wills".to_owned(),
+        payload: "crash".into(),
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        properties: WillProperties::default(),
+    });
+    let (_client, _) = Client::open(&broker, asked);
+    broker.restart();
+    let (mut watcher, _) = Client::open(&broker, persistent("pw", false));
+    assert_eq!(watcher.take_publish().payload, "crash");
+    watcher.expect_nothing();
+}
+
+/// `$delayed/SECONDS/TOPIC`, also over a restart.
+#[test]
+fn a_delayed_message_comes_when_it_is_due() {
+    let mut broker = Broker::start();
+    let (mut subscriber, _) = Client::open(&broker, persistent("s", true));
+    subscriber.subscribe("later", QoS::AtLeastOnce);
+    subscriber.disconnect();
+    let mut publisher = Client::v5(&broker, "p");
+    publisher.publish_acknowledged("$delayed/2/later", "now", qos1(1));
+    broker.restart();
+    let (mut subscriber, _) = Client::open(&broker, persistent("s", false));
+    assert_eq!(subscriber.receive_within(QUIET), None, "not due yet");
+    let message = subscriber.take_publish();
+    assert_eq!((message.topic.as_str(), &message.payload[..]), ("later", &b"now"[..]));
+}
+
+/// 4.8.2: each message goes to one member, persistent and transient ones alike, and none is lost when a member goes.
+#[test]
+fn a_shared_subscription_hands_each_message_to_one_member() {
+    let broker = Broker::start();
+    let mut members =
+        vec![Client::v5(&broker, "m1"), Client::v311(&broker, "m2"), Client::accepted(&broker, persistent("m3", true))];
+    for member in &mut members {
+        assert_eq!(member.subscribe("$share/g/work/#", QoS::AtLeastOnce), ReasonCode::GrantedQos1);
+    }
+    let mut publisher = Client::v5(&broker, "p");
+    for number in 1..=30 {
+        publisher.publish_acknowledged("work/x", &format!("{number}"), qos1(number));
+    }
+    let mut seen = Vec::new();
+    for member in &mut members {
+        let mut own = 0;
+        while let Some(packet) = member.receive_within(QUIET) {
+            let Packet::Publish(message) = packet else {
+                panic!("PUBLISH expected");
+            };
+            member.send(&Packet::PubAck(Ack::success(message.delivery.packet_id().expect("QoS 1"))));
+            seen.push(String::from_utf8_lossy(&message.payload).parse::<u16>().expect("a number"));
+            own += 1;
+        }
+        assert!(own >= 5, "spread over all: {own}");
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, (1..=30).collect::<Vec<_>>());
+}
+
+/// P11: what a member did not acknowledge goes to another one.
+#[test]
+fn unacknowledged_shared_messages_go_to_another_member() {
+    let broker = Broker::start();
+    let mut leaver = Client::v5(&broker, "leaver");
+    leaver.subscribe("$share/g/work", QoS::AtLeastOnce);
+    let mut publisher = Client::v5(&broker, "p");
+    for number in 1..=5 {
+        publisher.publish_acknowledged("work", &format!("{number}"), qos1(number));
+    }
+    for _ in 0..5 {
+        leaver.expect_publish();
+    }
+    let mut heir = Client::v5(&broker, "heir");
+    heir.subscribe("$share/g/work", QoS::AtLeastOnce);
+    drop(leaver);
+    let payloads: Vec<_> = (0..5).map(|_| heir.take_publish().payload).collect();
+    assert_eq!(payloads, ["1", "2", "3", "4", "5"]);
+    heir.expect_nothing();
+}

@@ -1,0 +1,497 @@
+//! A broker process of one's own, and a client that can say anything.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use kentongan_proto::mqtt::codec::{self, FrameStatus, Limits, Sender};
+use kentongan_proto::mqtt::*;
+use tempfile::TempDir;
+
+/// Time within which anything that should happen has happened.
+pub const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Time in which nothing should happen: long against a loopback round trip, short against patience.
+pub const QUIET: Duration = Duration::from_millis(150);
+
+/// A broker process with a data directory of its own. Killed when dropped.
+pub struct Broker {
+    child: Option<Child>,
+    pub address: SocketAddr,
+    pub http: SocketAddr,
+    directory: TempDir,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    logs: mpsc::Receiver<String>,
+}
+
+impl Broker {
+    /// Starts with nothing but addresses chosen by the system.
+    pub fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// Starts with more command line arguments.
+    pub fn with(arguments: &[&str]) -> Self {
+        Self::with_environment(arguments, &[])
+    }
+
+    /// Starts with arguments and with settings from `KENTONGAN_…` variables.
+    pub fn with_environment(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let mut broker = Self {
+            child: None,
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            http: SocketAddr::from(([127, 0, 0, 1], 0)),
+            directory,
+            arguments: arguments.iter().map(|&text| text.to_owned()).collect(),
+            environment: environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
+            logs: mpsc::channel().1,
+        };
+        broker.spawn();
+        broker
+    }
+
+    /// The data directory.
+    pub fn data_dir(&self) -> std::path::PathBuf {
+        self.directory.path().join("data")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("a running broker").id()
+    }
+
+    fn spawn(&mut self) {
+        let mut command = broker_command();
+        command
+            .args(["serve", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data-dir"])
+            .arg(self.data_dir())
+            .args(&self.arguments)
+            .env("KENTONGAN_LOG__FORMAT", "json")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the broker starts");
+        let stderr = child.stderr.take().expect("piped");
+        let (lines, logs) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if std::env::var_os("BROKER_TEST_LOG").is_some() {
+                    eprintln!("{line}");
+                }
+                if lines.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        self.child = Some(child);
+        self.logs = logs;
+        let (mut mqtt, mut http) = (None, None);
+        let mut seen = Vec::new();
+        let deadline = Instant::now() + DEADLINE;
+        while mqtt.is_none() || http.is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(line) = self.logs.recv_timeout(left) else {
+                panic!("the broker did not say where it listens:\n{}", seen.join("\n"));
+            };
+            let address = field(&line, "address").and_then(|text| text.parse().ok());
+            match address {
+                Some(address) if line.contains("MQTT") => mqtt = mqtt.or(Some(address)),
+                Some(address) if line.contains("HTTP") => http = http.or(Some(address)),
+                _ => {}
+            }
+            seen.push(line);
+        }
+        self.address = mqtt.expect("set above");
+        self.http = http.expect("set above");
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("our own child");
+            child.wait().expect("our own child");
+        }
+    }
+
+    /// SIGTERM, and what it answered.
+    pub fn terminate(&mut self) -> std::process::ExitStatus {
+        let mut child = self.child.take().expect("a running broker");
+        let pid = rustix_pid(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("our own child");
+        let deadline = Instant::now() + DEADLINE * 2;
+        loop {
+            if let Some(status) = child.try_wait().expect("our own child") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the broker did not stop");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The same data directory, a new process.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.spawn();
+    }
+
+    /// Waits for a line of the log.
+    pub fn wait_for_log(&self, text: &str) -> String {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.logs.recv_timeout(left) {
+                Ok(line) if line.contains(text) => return line,
+                Ok(_) => {}
+                Err(_) => panic!("no log line with {text:?}"),
+            }
+        }
+    }
+
+    /// The body of an HTTP answer, and its status.
+    pub fn http_get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.http).expect("HTTP listens");
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("written");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        (status, body.to_owned())
+    }
+
+    /// A figure of `/metrics`, all series of the name added up.
+    pub fn metric(&self, name: &str) -> f64 {
+        let (_, body) = self.http_get("/metrics");
+        body.lines()
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+
+    /// Waits until a figure is as wanted.
+    pub fn wait_for_metric(&self, name: &str, wanted: impl Fn(f64) -> bool) {
+        wait_for(&format!("metric {name}"), || wanted(self.metric(name)));
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn rustix_pid(child: &Child) -> rustix::process::Pid {
+    rustix::process::Pid::from_raw(child.id().cast_signed()).expect("a pid is not zero")
+}
+
+fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = line.split_once(&format!("\"{name}\":\""))?;
+    rest.split('"').next()
+}
+
+/// The program, with nothing set from outside: what is meant for the tests is no setting of the broker.
+pub fn broker_command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kentongan"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("KENTONGAN_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Waits for a condition, with a deadline.
+pub fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "never came true: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A client that sends what it is told and reads what comes.
+pub struct Client {
+    pub stream: TcpStream,
+    pub version: ProtocolVersion,
+    buffer: Vec<u8>,
+    /// Read while something else was waited for.
+    stash: VecDeque<Packet>,
+}
+
+/// Starts a CONNECT.
+pub fn connect(version: ProtocolVersion, client_id: &str) -> Connect {
+    Connect {
+        version,
+        bridge: false,
+        clean_start: true,
+        keep_alive: 60,
+        client_id: client_id.to_owned(),
+        will: None,
+        user_name: None,
+        password: None,
+        properties: ConnectProperties::default(),
+    }
+}
+
+/// A PUBLISH without properties.
+pub fn publish(topic: &str, payload: &str, delivery: Delivery) -> Publish {
+    Publish {
+        dup: false,
+        delivery,
+        retain: false,
+        topic: topic.to_owned(),
+        properties: PublishProperties::default(),
+        payload: Bytes::copy_from_slice(payload.as_bytes()),
+    }
+}
+
+pub fn id(number: u16) -> PacketId {
+    PacketId::new(number).expect("not zero")
+}
+
+pub fn qos1(number: u16) -> Delivery {
+    Delivery::AtLeastOnce(id(number))
+}
+
+pub fn qos2(number: u16) -> Delivery {
+    Delivery::ExactlyOnce(id(number))
+}
+
+pub const QOS0: Delivery = Delivery::AtMostOnce;
+
+impl Client {
+    /// A connection on which nothing was said.
+    pub fn raw(broker: &Broker, version: ProtocolVersion) -> Self {
+        let stream = TcpStream::connect(broker.address).expect("the broker listens");
+        stream.set_nodelay(true).expect("a socket option");
+        Self { stream, version, buffer: Vec::new(), stash: VecDeque::new() }
+    }
+
+    /// Sends CONNECT and returns the CONNACK.
+    pub fn open(broker: &Broker, connect: Connect) -> (Self, ConnAck) {
+        let mut client = Self::raw(broker, connect.version);
+        client.send(&Packet::Connect(Box::new(connect)));
+        let connack = client.expect_connack();
+        (client, connack)
+    }
+
+    /// A connected MQTT 5 client with a clean session.
+    pub fn v5(broker: &Broker, client_id: &str) -> Self {
+        Self::accepted(broker, connect(ProtocolVersion::V5, client_id))
+    }
+
+    /// A connected MQTT 3.1.1 client with a clean session.
+    pub fn v311(broker: &Broker, client_id: &str) -> Self {
+        Self::accepted(broker, connect(ProtocolVersion::V3_1_1, client_id))
+    }
+
+    /// A connected client.
+    pub fn accepted(broker: &Broker, connect: Connect) -> Self {
+        let (client, connack) = Self::open(broker, connect);
+        assert_eq!(connack.reason_code, ReasonCode::Success);
+        client
+    }
+
+    pub fn send(&mut self, packet: &Packet) {
+        let mut bytes = Vec::new();
+        codec::encode(packet, self.version, &mut bytes).expect("a packet that can be encoded");
+        self.send_bytes(&bytes);
+    }
+
+    /// Ignores that the broker may have closed: what counts is what it said before.
+    pub fn send_bytes(&mut self, bytes: &[u8]) {
+        drop(self.stream.write_all(bytes));
+    }
+
+    /// The next packet within `wait`; `None` if there is none or the connection was closed.
+    pub fn receive_within(&mut self, wait: Duration) -> Option<Packet> {
+        if let Some(packet) = self.stash.pop_front() {
+            return Some(packet);
+        }
+        self.read_within(wait)
+    }
+
+    fn read_within(&mut self, wait: Duration) -> Option<Packet> {
+        let deadline = Instant::now() + wait;
+        loop {
+            if let Some(packet) = self.decode() {
+                return Some(packet);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            self.stream.set_read_timeout(Some(left)).expect("a socket option");
+            let mut chunk = [0; 16 * 1024];
+            match self.stream.read(&mut chunk) {
+                Ok(count) if count > 0 => self.buffer.extend_from_slice(&chunk[..count]),
+                Ok(_) => return None,
+                Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                    return None;
+                }
+                Err(_) => return None,
+            }
+        }
+    }
+
+    fn decode(&mut self) -> Option<Packet> {
+        let limits = Limits { packet_bytes_max: 268_435_460, ..Limits::default() };
+        let (packet, length) = match codec::split_frame(&self.buffer, Sender::Server, &limits) {
+            Ok(FrameStatus::Complete(frame)) => {
+                let packet = codec::decode(&frame, None, self.version, Sender::Server, &limits);
+                (packet.expect("the broker sends well-formed packets"), frame.len())
+            }
+            Ok(FrameStatus::Incomplete { .. }) => return None,
+            Err(error) => panic!("the broker sent a malformed packet: {error}"),
+        };
+        self.buffer.drain(..length);
+        Some(packet)
+    }
+
+    pub fn receive(&mut self) -> Packet {
+        self.receive_within(DEADLINE).expect("a packet from the broker")
+    }
+
+    pub fn expect_connack(&mut self) -> ConnAck {
+        match self.receive() {
+            Packet::ConnAck(connack) => *connack,
+            other => panic!("CONNACK expected, got {other:?}"),
+        }
+    }
+
+    pub fn expect_publish(&mut self) -> Publish {
+        match self.receive() {
+            Packet::Publish(publish) => publish,
+            other => panic!("PUBLISH expected, got {other:?}"),
+        }
+    }
+
+    /// The next PUBLISH, acknowledged as its QoS demands (QoS 2 through PUBCOMP).
+    pub fn take_publish(&mut self) -> Publish {
+        let publish = self.expect_publish();
+        match publish.delivery {
+            Delivery::AtMostOnce => {}
+            Delivery::AtLeastOnce(id) => self.send(&Packet::PubAck(Ack::success(id))),
+            Delivery::ExactlyOnce(id) => {
+                self.send(&Packet::PubRec(Ack::success(id)));
+                // Other messages of the window may come first.
+                loop {
+                    match self.read_within(DEADLINE).expect("PUBREL") {
+                        Packet::PubRel(ack) if ack.packet_id == id => break,
+                        other => self.stash.push_back(other),
+                    }
+                }
+                self.send(&Packet::PubComp(Ack::success(id)));
+            }
+        }
+        publish
+    }
+
+    /// Nothing comes, and the connection stays: a PINGREQ is the next thing answered.
+    pub fn expect_nothing(&mut self) {
+        self.send(&Packet::PingReq);
+        assert_eq!(self.receive(), Packet::PingResp, "nothing but the answer to PINGREQ");
+        assert_eq!(self.receive_within(QUIET), None);
+    }
+
+    /// The broker closes, and says nothing more before it does.
+    pub fn expect_closed(&mut self) {
+        let deadline = Instant::now() + DEADLINE;
+        assert!(self.buffer.is_empty(), "something was left: {:?}", self.buffer);
+        self.stream.set_read_timeout(Some(DEADLINE)).expect("a socket option");
+        let mut chunk = [0; 256];
+        match self.stream.read(&mut chunk) {
+            Ok(0) => {}
+            Ok(count) => panic!("unexpected bytes before the end: {:?}", &chunk[..count]),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
+            Err(error) => panic!("not closed ({error})"),
+        }
+        assert!(Instant::now() < deadline, "closed too late");
+    }
+
+    /// MQTT 5: DISCONNECT with a reason, then the end.
+    pub fn expect_disconnect(&mut self, reason: ReasonCode) {
+        match self.receive() {
+            Packet::Disconnect(disconnect) => assert_eq!(disconnect.reason_code, reason),
+            other => panic!("DISCONNECT expected, got {other:?}"),
+        }
+        self.expect_closed();
+    }
+
+    pub fn subscribe(&mut self, filter: &str, qos: QoS) -> ReasonCode {
+        self.subscribe_with(filter, SubscriptionOptions::new(qos), None)
+    }
+
+    pub fn subscribe_with(
+        &mut self,
+        filter: &str,
+        options: SubscriptionOptions,
+        subscription_identifier: Option<u32>,
+    ) -> ReasonCode {
+        self.send(&Packet::Subscribe(Subscribe {
+            packet_id: id(65_000),
+            filters: vec![(filter.to_owned(), options)],
+            subscription_identifier,
+            user_properties: Vec::new(),
+        }));
+        match self.receive() {
+            Packet::SubAck(suback) => suback.reason_codes[0],
+            other => panic!("SUBACK expected, got {other:?}"),
+        }
+    }
+
+    pub fn unsubscribe(&mut self, filter: &str) -> Vec<ReasonCode> {
+        self.send(&Packet::Unsubscribe(Unsubscribe {
+            packet_id: id(65_001),
+            filters: vec![filter.to_owned()],
+            user_properties: Vec::new(),
+        }));
+        match self.receive() {
+            Packet::UnsubAck(unsuback) => unsuback.reason_codes,
+            other => panic!("UNSUBACK expected, got {other:?}"),
+        }
+    }
+
+    pub fn publish(&mut self, topic: &str, payload: &str, delivery: Delivery) {
+        self.send(&Packet::Publish(publish(topic, payload, delivery)));
+    }
+
+    /// Publishes and completes the exchange.
+    pub fn publish_acknowledged(&mut self, topic: &str, payload: &str, delivery: Delivery) {
+        self.publish(topic, payload, delivery);
+        self.complete(delivery);
+    }
+
+    /// The acknowledgements that a PUBLISH is owed.
+    pub fn complete(&mut self, delivery: Delivery) {
+        match delivery {
+            Delivery::AtMostOnce => {}
+            Delivery::AtLeastOnce(id) => match self.receive() {
+                Packet::PubAck(ack) => assert_eq!(ack.packet_id, id),
+                other => panic!("PUBACK expected, got {other:?}"),
+            },
+            Delivery::ExactlyOnce(id) => {
+                match self.receive() {
+                    Packet::PubRec(ack) => assert_eq!(ack.packet_id, id),
+                    other => panic!("PUBREC expected, got {other:?}"),
+                }
+                self.send(&Packet::PubRel(Ack::success(id)));
+                match self.receive() {
+                    Packet::PubComp(ack) => assert_eq!(ack.packet_id, id),
+                    other => panic!("PUBCOMP expected, got {other:?}"),
+                }
+            }
+        }
+    }
+
+    pub fn disconnect(mut self) {
+        self.send(&Packet::Disconnect(Disconnect {
+            reason_code: ReasonCode::Success,
+            properties: DisconnectProperties::default(),
+        }));
+        self.expect_closed();
+    }
+}

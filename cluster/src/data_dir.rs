@@ -1,0 +1,154 @@
+//! The directory of a node: one process at a time, one format, one identity.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+/// Raised when the layout of the directory changes its meaning.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Why the directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// The file system said no.
+    #[error("data directory {path}: {error}")]
+    Io {
+        /// Which file or directory.
+        path: PathBuf,
+        /// What it said.
+        error: io::Error,
+    },
+    /// Another process has it.
+    #[error("data directory {path} is in use by another process: stop that one, or give this one another --data-dir")]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Written by a later version.
+    #[error(
+        "data directory {path} has format {found}; this version knows up to {FORMAT_VERSION}: use the version that wrote it"
+    )]
+    NewerFormat {
+        /// The directory.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// Not written by us.
+    #[error("{path} is not what this program wrote there")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// A data directory, locked for this process until it is dropped.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    incarnation: u64,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Makes the directory if need be, locks it, checks its format, and counts this start.
+    ///
+    /// # Errors
+    /// It cannot be used; the message says why and what to do.
+    pub fn open(path: &Path) -> Result<Self, DataDirError> {
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |error| DataDirError::Io { path, error }
+        };
+        fs::create_dir_all(path).map_err(at(path))?;
+        let lock_path = path.join("lock");
+        let lock =
+            OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(at(&lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(DataDirError::InUse { path: path.to_owned() }),
+            Err(TryLockError::Error(error)) => return Err(at(&lock_path)(error)),
+        }
+        check_format(path)?;
+        let incarnation = next_incarnation(path)?;
+        Ok(Self { path: path.to_owned(), incarnation, _lock: lock })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The number of this start: larger than that of every earlier one, power cuts included.
+    #[must_use]
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+}
+
+fn check_format(path: &Path) -> Result<(), DataDirError> {
+    match read_number(&path.join("format"))? {
+        None => write_number(path, "format", u64::from(FORMAT_VERSION)),
+        Some(found) if found > u64::from(FORMAT_VERSION) => {
+            Err(DataDirError::NewerFormat { path: path.to_owned(), found: u32::try_from(found).unwrap_or(u32::MAX) })
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+fn next_incarnation(path: &Path) -> Result<u64, DataDirError> {
+    let incarnation = read_number(&path.join("incarnation"))?.unwrap_or(0) + 1;
+    write_number(path, "incarnation", incarnation)?;
+    Ok(incarnation)
+}
+
+fn read_number(path: &Path) -> Result<Option<u64>, DataDirError> {
+    let mut text = String::new();
+    match File::open(path).and_then(|mut file| file.read_to_string(&mut text)) {
+        Ok(_) => match text.trim().parse() {
+            Ok(number) => Ok(Some(number)),
+            Err(_) => Err(DataDirError::Foreign { path: path.to_owned() }),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(DataDirError::Io { path: path.to_owned(), error }),
+    }
+}
+
+/// Replaces a small file as a whole, or not at all.
+fn write_number(directory: &Path, name: &str, number: u64) -> Result<(), DataDirError> {
+    let new = directory.join(format!("{name}.new"));
+    let write = || -> io::Result<()> {
+        let mut file = File::create(&new)?;
+        writeln!(file, "{number}")?;
+        file.sync_all()?;
+        fs::rename(&new, directory.join(name))?;
+        File::open(directory)?.sync_all()
+    };
+    write().map_err(|error| DataDirError::Io { path: directory.join(name), error })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_process_is_refused_and_each_start_counts() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("data");
+        let first = DataDir::open(&path).expect("opened");
+        assert!(matches!(DataDir::open(&path), Err(DataDirError::InUse { .. })));
+        assert_eq!(first.incarnation(), 1);
+        drop(first);
+        assert_eq!(DataDir::open(&path).expect("opened").incarnation(), 2);
+    }
+
+    #[test]
+    fn a_newer_format_is_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(directory.path().join("format"), "2\n").expect("written");
+        assert!(matches!(DataDir::open(directory.path()), Err(DataDirError::NewerFormat { found: 2, .. })));
+        fs::write(directory.path().join("format"), "x").expect("written");
+        assert!(matches!(DataDir::open(directory.path()), Err(DataDirError::Foreign { .. })));
+    }
+}

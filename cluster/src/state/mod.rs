@@ -1,0 +1,303 @@
+//! Checkpoints: what the state machines had applied, on disk, and the chain that proves it.
+//!
+//! Data goes to fjall, one atomic batch a group with the applied index in it; then fjall is synced; then a line goes into
+//! our own synced manifest; only then may the log be purged. At start both must agree: fjall's journal silently drops
+//! what it cannot parse, and a log silently starts over a gap, so neither is believed alone.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+
+use crate::disk::Disk;
+use crate::pipeline::GroupId;
+
+const MANIFEST: &str = "manifest";
+const MANIFEST_NEW: &str = "manifest-new";
+
+/// The manifest is rewritten when it has grown beyond this.
+const MANIFEST_BYTES_MAX: usize = 64 * 1024;
+
+/// One stored pair of key and value.
+pub type Pair = (Vec<u8>, Vec<u8>);
+
+/// One write: a value, or `None` to delete the key.
+pub type Write = (Vec<u8>, Option<Vec<u8>>);
+
+/// Why the stored state cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The store failed.
+    #[error("state: {0}")]
+    Store(#[from] fjall::Error),
+    /// The disk failed.
+    #[error("state: {0}")]
+    Io(#[from] io::Error),
+    /// A line of the manifest is not what was written.
+    #[error(
+        "the manifest is damaged at line {line}: restore this data directory from a backup, or start with an empty one; nothing was changed"
+    )]
+    Manifest {
+        /// Counted from 1.
+        line: usize,
+    },
+    /// The store is not where the manifest says it is.
+    #[error(
+        "the state of group {group} is at {stored} where a checkpoint at {expected} was completed: part of it was lost. \
+         Restore this data directory from a backup, or start with an empty one; nothing was changed"
+    )]
+    Chain {
+        /// Which group.
+        group: u16,
+        /// What the manifest says.
+        expected: u64,
+        /// What the store has.
+        stored: u64,
+    },
+}
+
+/// The state store of all groups, and its manifest.
+pub struct StateStore {
+    database: Database,
+    data: Keyspace,
+    disk: Arc<dyn Disk>,
+    applied: BTreeMap<GroupId, u64>,
+    manifest_bytes: usize,
+}
+
+impl std::fmt::Debug for StateStore {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("StateStore").field("applied", &self.applied).finish_non_exhaustive()
+    }
+}
+
+/// What one group's checkpoint writes.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Whose.
+    pub group: GroupId,
+    /// Everything up to here is in it.
+    pub applied: u64,
+    /// What changed since the last one.
+    pub writes: Vec<Write>,
+}
+
+impl StateStore {
+    /// Opens the store in `directory` and holds it against the manifest on `disk`.
+    ///
+    /// # Errors
+    /// The disk failed, or a completed checkpoint is not all there.
+    pub fn open(directory: &Path, disk: Arc<dyn Disk>) -> Result<Self, StateError> {
+        let database = Database::builder(directory).cache_size(16 * 1024 * 1024).worker_threads(1).open()?;
+        let data = database.keyspace("groups", KeyspaceCreateOptions::default)?;
+        let (expected, manifest_bytes) = read_manifest(&*disk)?;
+        let mut store = Self { database, data, disk, applied: BTreeMap::new(), manifest_bytes };
+        store.check_chain(&expected)?;
+        Ok(store)
+    }
+
+    /// The store must have what the manifest lists. It may have more: a checkpoint whose line was not written any
+    /// more is whole all the same, for its index stands in its own batch.
+    fn check_chain(&mut self, expected: &BTreeMap<GroupId, u64>) -> Result<(), StateError> {
+        for guard in self.data.prefix(b"a") {
+            let (key, value) = guard.into_inner()?;
+            if let (Ok(group), Ok(applied)) = (key[1..].try_into(), (*value).try_into()) {
+                self.applied.insert(GroupId(u16::from_be_bytes(group)), u64::from_be_bytes(applied));
+            }
+        }
+        for (&group, &applied) in expected {
+            let stored = self.applied.get(&group).copied().unwrap_or(0);
+            if stored < applied {
+                return Err(StateError::Chain { group: group.0, expected: applied, stored });
+            }
+        }
+        Ok(())
+    }
+
+    /// What each group had applied at its last checkpoint.
+    #[must_use]
+    pub fn applied(&self) -> &BTreeMap<GroupId, u64> {
+        &self.applied
+    }
+
+    /// Everything stored for a group, in the order of its keys.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn load(&self, group: GroupId) -> Result<Vec<Pair>, StateError> {
+        let prefix = data_prefix(group);
+        let mut all = Vec::new();
+        for guard in self.data.prefix(prefix) {
+            let (key, value) = guard.into_inner()?;
+            all.push((key[prefix.len()..].to_vec(), value.to_vec()));
+        }
+        Ok(all)
+    }
+
+    /// Writes checkpoints and makes them safe. When this returns, the log before them may go.
+    ///
+    /// # Errors
+    /// The disk failed. The process must end: what the disk has now is unknown.
+    pub fn write(&mut self, checkpoints: Vec<Checkpoint>) -> Result<(), StateError> {
+        let mut lines = String::new();
+        for Checkpoint { group, applied, writes } in checkpoints {
+            let mut batch = self.database.batch();
+            let prefix = data_prefix(group);
+            for (key, value) in writes {
+                let key = [&prefix[..], &key].concat();
+                match value {
+                    Some(value) => batch.insert(&self.data, key, value),
+                    None => batch.remove(&self.data, key),
+                }
+            }
+            batch.insert(&self.data, applied_key(group), applied.to_be_bytes());
+            batch.commit()?;
+            let previous = self.applied.insert(group, applied).unwrap_or(0);
+            lines.push_str(&line(group, applied, previous));
+        }
+        self.database.persist(PersistMode::SyncAll)?;
+        self.write_manifest(&lines)?;
+        Ok(())
+    }
+
+    fn write_manifest(&mut self, lines: &str) -> io::Result<()> {
+        if self.manifest_bytes + lines.len() > MANIFEST_BYTES_MAX {
+            return self.rewrite_manifest();
+        }
+        let new = self.manifest_bytes == 0;
+        let mut file = self.disk.append_to(MANIFEST)?;
+        file.append(lines.as_bytes())?;
+        file.sync()?;
+        if new {
+            self.disk.sync_directory()?;
+        }
+        self.manifest_bytes += lines.len();
+        Ok(())
+    }
+
+    fn rewrite_manifest(&mut self) -> io::Result<()> {
+        let lines: String = self.applied.iter().map(|(&group, &applied)| line(group, applied, applied)).collect();
+        let mut file = self.disk.append_to(MANIFEST_NEW)?;
+        file.truncate(0)?;
+        file.append(lines.as_bytes())?;
+        file.sync()?;
+        self.disk.rename(MANIFEST_NEW, MANIFEST)?;
+        self.disk.sync_directory()?;
+        self.manifest_bytes = lines.len();
+        Ok(())
+    }
+}
+
+fn data_prefix(group: GroupId) -> [u8; 3] {
+    let [high, low] = group.0.to_be_bytes();
+    [b'd', high, low]
+}
+
+fn applied_key(group: GroupId) -> [u8; 3] {
+    let [high, low] = group.0.to_be_bytes();
+    [b'a', high, low]
+}
+
+fn line(group: GroupId, applied: u64, previous: u64) -> String {
+    let text = format!("{} {applied} {previous}", group.0);
+    format!("{text} {:08x}\n", crc32fast::hash(text.as_bytes()))
+}
+
+fn read_manifest(disk: &dyn Disk) -> Result<(BTreeMap<GroupId, u64>, usize), StateError> {
+    let bytes = match disk.read(MANIFEST) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((BTreeMap::new(), 0)),
+        Err(error) => return Err(error.into()),
+    };
+    let mut applied = BTreeMap::new();
+    let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+    for (number, text) in bytes[..whole].split_inclusive(|&byte| byte == b'\n').enumerate() {
+        let (group, index) = parse_line(text).ok_or(StateError::Manifest { line: number + 1 })?;
+        applied.insert(group, index);
+    }
+    if whole < bytes.len() {
+        // The last line was being written when the power went: its checkpoint is judged by the store alone.
+        let mut file = disk.append_to(MANIFEST)?;
+        file.truncate(whole as u64)?;
+        file.sync()?;
+    }
+    Ok((applied, whole))
+}
+
+fn parse_line(line: &[u8]) -> Option<(GroupId, u64)> {
+    let line = std::str::from_utf8(line).ok()?.strip_suffix('\n')?;
+    let (text, crc) = line.rsplit_once(' ')?;
+    if u32::from_str_radix(crc, 16).ok()? != crc32fast::hash(text.as_bytes()) {
+        return None;
+    }
+    let mut fields = text.split(' ');
+    let group = fields.next()?.parse().ok()?;
+    Some((GroupId(group), fields.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::SimDisk;
+
+    fn checkpoint(group: u16, applied: u64, key: &str) -> Checkpoint {
+        let writes = vec![(key.as_bytes().to_vec(), Some(b"x".to_vec()))];
+        Checkpoint { group: GroupId(group), applied, writes }
+    }
+
+    #[test]
+    fn what_a_checkpoint_wrote_is_there_after_a_restart() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+        let mut store = StateStore::open(directory.path(), Arc::clone(&disk)).expect("opened");
+        store.write(vec![checkpoint(1, 5, "a"), checkpoint(2, 6, "b")]).expect("written");
+        store.write(vec![checkpoint(1, 7, "c")]).expect("written");
+        drop(store);
+        let store = StateStore::open(directory.path(), disk).expect("opened");
+        assert_eq!(store.applied(), &BTreeMap::from([(GroupId(1), 7), (GroupId(2), 6)]));
+        let keys: Vec<_> = store.load(GroupId(1)).expect("loaded").into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys, [b"a".to_vec(), b"c".to_vec()]);
+    }
+
+    /// A store that lost a completed checkpoint is refused, not started from an older state.
+    #[test]
+    fn a_store_behind_its_manifest_is_refused() {
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+        let full = tempfile::tempdir().expect("a directory");
+        StateStore::open(full.path(), Arc::clone(&disk))
+            .expect("opened")
+            .write(vec![checkpoint(1, 5, "a")])
+            .expect("written");
+        let empty = tempfile::tempdir().expect("a directory");
+        let refused = StateStore::open(empty.path(), disk).expect_err("refused");
+        assert!(matches!(refused, StateError::Chain { group: 1, expected: 5, stored: 0 }), "{refused}");
+    }
+
+    #[test]
+    fn a_damaged_line_is_told_from_a_torn_one() {
+        let disk = SimDisk::new();
+        let mut file = disk.append_to(MANIFEST).expect("a file");
+        file.append(line(GroupId(1), 5, 0).as_bytes()).expect("written");
+        file.append(b"1 6 5 0000").expect("written");
+        let (applied, _) = read_manifest(&disk).expect("a torn line is cut off");
+        assert_eq!(applied, BTreeMap::from([(GroupId(1), 5)]));
+        disk.damage(MANIFEST, |bytes| bytes[2] = b'9');
+        assert!(matches!(read_manifest(&disk), Err(StateError::Manifest { line: 1 })));
+    }
+
+    #[test]
+    fn a_long_manifest_is_rewritten_short() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let sim = SimDisk::new();
+        let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+        let mut store = StateStore::open(directory.path(), Arc::clone(&disk)).expect("opened");
+        store.manifest_bytes = MANIFEST_BYTES_MAX;
+        store.write(vec![checkpoint(1, 5, "a")]).expect("written");
+        assert!(store.manifest_bytes < 100);
+        sim.power_cycle(|_, _| 0);
+        let (applied, _) = read_manifest(&*disk).expect("read");
+        assert_eq!(applied, BTreeMap::from([(GroupId(1), 5)]));
+    }
+}

@@ -1,0 +1,213 @@
+//! Brokers that we start ourselves, each in a directory and on a port of its own.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use kentongan_proto::mqtt::ProtocolVersion;
+use tempfile::TempDir;
+
+use crate::{scenario::Broker, wire::handshake};
+
+/// How long a broker may take until it accepts a CONNECT.
+const START: Duration = Duration::from_secs(30);
+
+/// How long a broker may take to end after SIGTERM.
+const STOP: Duration = Duration::from_secs(10);
+
+/// mosquitto without limits, disk and log, so that what is compared is the passing of messages.
+const MOSQUITTO_CONF: &str = "\
+listener {port} 127.0.0.1
+allow_anonymous true
+persistence false
+max_queued_messages 0
+max_inflight_messages 0
+set_tcp_nodelay true
+log_dest none
+log_type none
+";
+
+/// How to start a broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recipe {
+    /// The program at this path, with the settings that a comparison needs.
+    Kentongan(PathBuf),
+    /// The program at this path, with a configuration that we write.
+    Mosquitto(PathBuf),
+    /// A shell command with `{port}` and `{dir}` in it.
+    Command(String),
+}
+
+impl Recipe {
+    /// `kentongan`, `mosquitto`, or else a command.
+    pub fn parse(text: &str, kentongan: &Path, mosquitto: &Path) -> Self {
+        match text {
+            "kentongan" => Self::Kentongan(kentongan.to_owned()),
+            "mosquitto" => Self::Mosquitto(mosquitto.to_owned()),
+            command => Self::Command(command.to_owned()),
+        }
+    }
+
+    /// A short name for tables.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Kentongan(_) => "kentongan".into(),
+            Self::Mosquitto(_) => "mosquitto".into(),
+            Self::Command(command) => {
+                let program = command.split_whitespace().next().unwrap_or("?");
+                Path::new(program)
+                    .file_name()
+                    .map_or_else(|| program.into(), |name| name.to_string_lossy().into_owned())
+            }
+        }
+    }
+
+    fn command(&self, port: u16, dir: &Path) -> Result<Command> {
+        Ok(match self {
+            Self::Kentongan(path) => {
+                let mut command = Command::new(path);
+                command.arg("serve").arg("--mqtt").arg(format!("127.0.0.1:{port}"));
+                command.arg("--data-dir").arg(dir.join("data")).arg("--http").arg("127.0.0.1:0");
+                // mosquitto logs nothing either.
+                command.arg("--log").arg("warn");
+                command
+            }
+            Self::Mosquitto(path) => {
+                let mut conf = MOSQUITTO_CONF.replace("{port}", &port.to_string());
+                if rustix::process::geteuid().is_root() {
+                    conf += "user root\n"; // Else it drops to a user that may not exist.
+                }
+                let file = dir.join("mosquitto.conf");
+                fs::write(&file, conf)?;
+                let mut command = Command::new(path);
+                command.arg("-c").arg(file);
+                command
+            }
+            Self::Command(text) => {
+                let text = text.replace("{port}", &port.to_string()).replace("{dir}", &dir.display().to_string());
+                let mut command = Command::new("/bin/sh");
+                // With `exec` the process that we know is the broker, not the shell.
+                command.arg("-c").arg(format!("exec {text}"));
+                command
+            }
+        })
+    }
+}
+
+/// A broker that runs. Dropping it ends the process.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    address: SocketAddr,
+    dir: TempDir,
+}
+
+impl Running {
+    /// Starts a broker and waits until it accepts a CONNECT.
+    pub fn start(recipe: &Recipe) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let port = free_port()?;
+        let log = File::create(dir.path().join("broker.log"))?;
+        let child = recipe
+            .command(port, dir.path())?
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("starting {}", recipe.name()))?;
+        let mut running = Self { child, address: (Ipv4Addr::LOCALHOST, port).into(), dir };
+        running.await_ready().with_context(|| format!("{} did not become ready", recipe.name()))?;
+        Ok(running)
+    }
+
+    fn await_ready(&mut self) -> Result<()> {
+        let deadline = Instant::now() + START;
+        loop {
+            let Err(error) = handshake_works(self.address) else {
+                return Ok(());
+            };
+            if let Some(status) = self.child.try_wait()? {
+                bail!("it ended with {status}: {}", self.log_tail());
+            }
+            if Instant::now() > deadline {
+                return Err(error.context(self.log_tail()));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Where it listens, and its process.
+    pub fn broker(&self) -> Broker {
+        Broker { address: self.address, pid: Some(self.child.id()) }
+    }
+
+    /// Whether the process has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// The end of what it wrote.
+    pub fn log_tail(&self) -> String {
+        let log = fs::read(self.dir.path().join("broker.log")).unwrap_or_default();
+        let tail = &log[log.len().saturating_sub(2000)..];
+        format!("it wrote: {}", String::from_utf8_lossy(tail).trim())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + STOP;
+        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        if let Some(pid) = pid.filter(|_| !self.has_ended()) {
+            // Errors mean that it has ended, which the loop finds out.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            while !self.has_ended() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+fn handshake_works(address: SocketAddr) -> Result<()> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(&handshake::connect(ProtocolVersion::V3_1_1, "lt-probe", 60))?;
+    let mut connack = [0; 4];
+    stream.read_exact(&mut connack)?;
+    ensure!(connack == [0x20, 2, 0, 0], "it answered CONNECT with {connack:?}");
+    stream.write_all(&[0xE0, 0])?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_profiles_and_all_else_is_a_command() {
+        let parse = |text| Recipe::parse(text, Path::new("target/k"), Path::new("/usr/sbin/m"));
+        assert_eq!(parse("kentongan"), Recipe::Kentongan("target/k".into()));
+        assert_eq!(parse("mosquitto").name(), "mosquitto");
+        assert_eq!(parse("/opt/flashmq/bin/flashmq --port {port}").name(), "flashmq");
+    }
+
+    #[test]
+    fn a_program_that_ends_at_once_is_reported_with_what_it_wrote() {
+        let recipe = Recipe::Command("sh -c 'echo no licence >&2; exit 3'".into());
+        let error = format!("{:#}", Running::start(&recipe).unwrap_err());
+        assert!(error.contains("no licence"), "{error}");
+    }
+}

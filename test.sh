@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Everything that a change must pass, on a machine that has only the Rust toolchain.
+#
+#   ./test.sh                 all stages
+#   ./test.sh setup clients   only these, in the order below
+#
+# Stages: setup verify rust clients. Ends at the first stage that fails.
+set -euo pipefail
+# mosquitto lives in sbin, which a user's PATH may lack.
+PATH="$PATH:/usr/sbin:/sbin"
+cd "$(dirname "$0")"
+
+readonly STAGES=(setup verify rust clients)
+readonly PAHO_VERSION=2.2.0
+readonly NODE_MODULES=tests/clients/node_modules
+readonly VENV=.venv
+export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
+
+passed=0
+failed=0
+
+# Debian packages that are not there yet. A machine that has them all needs no network and no root.
+install_debian_packages() {
+    local missing=()
+    local package command
+    while read -r package command; do
+        command -v "$command" >/dev/null || missing+=("$package")
+    done <<'END'
+gcc gcc
+mosquitto mosquitto
+mosquitto-clients mosquitto_pub
+nodejs node
+npm npm
+telnet telnet
+END
+    # Debian's python3 has no ensurepip without this package.
+    [ -x "$VENV/bin/python" ] || python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3 python3-venv)
+    [ ${#missing[@]} -eq 0 ] && return
+    local root=()
+    [ "$(id -u)" -eq 0 ] || root=(sudo)
+    echo "installing ${missing[*]}"
+    "${root[@]}" apt-get -qq update
+    # A broker that the package started would only hold port 1883.
+    DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+setup() {
+    install_debian_packages
+    [ -x "$VENV/bin/python" ] || python3 -m venv "$VENV"
+    "$VENV/bin/python" -c "import importlib.metadata as m; assert m.version('paho-mqtt') == '$PAHO_VERSION'" 2>/dev/null ||
+        "$VENV/bin/pip" install --quiet --disable-pip-version-check "paho-mqtt==$PAHO_VERSION"
+    # The lock file names no registry ("resolved" is left out), so that any mirror serves.
+    if ! cmp -s tests/clients/package-lock.json "$NODE_MODULES/.installed"; then
+        (cd tests/clients && npm ci --silent --no-audit --no-fund --ignore-scripts --omit-lockfile-registry-resolved)
+        cp tests/clients/package-lock.json "$NODE_MODULES/.installed"
+    fi
+}
+
+# Format, lints, generated pages: changes nothing.
+verify() {
+    cargo xtask verify
+}
+
+rust() {
+    local profile=default
+    [ -z "${CI:-}" ] || profile=ci
+    local output
+    output="$(mktemp)"
+    local status=0
+    if cargo nextest --version >/dev/null 2>&1; then
+        cargo nextest run --locked --workspace --profile "$profile" 2>&1 | tee "$output" || status=$?
+    else
+        cargo test --locked --workspace --no-fail-fast 2>&1 | tee "$output" || status=$?
+    fi
+    count "$output"
+    rm -f "$output"
+    return "$status"
+}
+
+clients() {
+    cargo build --locked --package kentongan --bin kentongan
+    local output
+    output="$(mktemp)"
+    local status=0
+    "$VENV/bin/python" tests/clients/run.py --broker "${CARGO_TARGET_DIR:-target}/debug/kentongan" 2>&1 | tee "$output" || status=$?
+    count "$output"
+    rm -f "$output"
+    return "$status"
+}
+
+# Adds what a test runner said of itself to the sum at the end: nextest, cargo test, run.py.
+count() {
+    local plain
+    plain="$(sed 's/\x1b\[[0-9;]*m//g' "$1")"
+    local more_passed more_failed
+    more_passed="$(grep -E '^ *Summary |^test result:|^total: ' <<<"$plain" | grep -oE '[0-9]+ passed' | awk '{ n += $1 } END { print n + 0 }' || true)"
+    more_failed="$(grep -E '^ *Summary |^test result:|^total: ' <<<"$plain" | grep -oE '[0-9]+ (failed|timed out)' | awk '{ n += $1 } END { print n + 0 }' || true)"
+    passed=$((passed + more_passed))
+    failed=$((failed + more_failed))
+}
+
+# However it ends: which stage it was, and the sum.
+finish() {
+    local status=$?
+    if [ $status -ne 0 ]; then
+        echo "== ${stage:-start}: failed"
+        # A stage that counts nothing of its own still failed.
+        [ $failed -gt 0 ] || failed=1
+    fi
+    echo "$passed passed, $failed failed"
+}
+trap finish EXIT
+
+main() {
+    local wanted=("$@")
+    [ $# -gt 0 ] || wanted=("${STAGES[@]}")
+    for stage in "${wanted[@]}"; do
+        # Ask before calling: a misspelt stage must not run a program of that name.
+        [[ " ${STAGES[*]} " == *" $stage "* ]] || { echo "no stage $stage; there are: ${STAGES[*]}" >&2; exit 2; }
+        local started=$SECONDS
+        echo "== $stage"
+        "$stage"
+        echo "== $stage: $((SECONDS - started)) s"
+    done
+}
+
+# In one go, so that a script edited while it runs is not read half old, half new.
+main "$@"
