@@ -49,11 +49,8 @@ impl Message {
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
         let properties = self.properties.as_ref().map_or(0, |properties| {
-            let users: usize = properties
-                .user_properties
-                .iter()
-                .map(|(name, value)| name.len() + value.len() + 48)
-                .sum();
+            let users: usize =
+                properties.user_properties.iter().map(|(name, value)| name.len() + value.len() + 48).sum();
             let correlation = properties.correlation_data.as_ref().map_or(0, Bytes::len);
             let texts = properties.response_topic.as_ref().map_or(0, String::len)
                 + properties.content_type.as_ref().map_or(0, String::len);
