@@ -1,5 +1,6 @@
 //! Checks and generators that the project runs on itself.
 
+mod conformance;
 mod docs;
 
 use std::process::{self, ExitCode};
@@ -21,6 +22,12 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Write docs/reference/conformance.md from the annotations of the tests.
+    Conformance {
+        /// Write nothing; fail if the page is stale.
+        #[arg(long)]
+        check: bool,
+    },
     /// Check everything that needs no running broker, and change nothing.
     Verify,
     /// Mend what a machine can mend: the format and the generated pages.
@@ -30,6 +37,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Docs { check } => docs::run(check),
+        Command::Conformance { check } => conformance::run(check),
         Command::Verify => verify(),
         Command::Fix => fix(),
     };
@@ -45,11 +53,13 @@ fn main() -> ExitCode {
 fn verify() -> anyhow::Result<()> {
     cargo(&["fmt", "--all", "--check"])?;
     docs::run(true)?;
+    conformance::run(true)?;
     cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
 }
 
 fn fix() -> anyhow::Result<()> {
     docs::run(false)?;
+    conformance::run(false)?;
     cargo(&["fmt", "--all"])
 }
 

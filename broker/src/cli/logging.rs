@@ -10,7 +10,10 @@ use crate::config::{LogConfig, LogFormat};
 
 /// Starts logging for the whole process. A subscriber that is there already, as in tests, is left alone.
 pub(super) fn start(config: &LogConfig) {
-    let filter = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    // The store's own account of itself is for its developers; whoever wants it names it.
+    let quiet = ["fjall", "lsm_tree"].into_iter().filter(|target| !config.filter.contains(target));
+    let filter = quiet.fold(config.filter.clone(), |filter, target| format!("{filter},{target}=warn"));
+    let filter = EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let terminal = io::stderr().is_terminal();
     let for_people = match config.format {
         LogFormat::Auto => terminal,

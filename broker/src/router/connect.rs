@@ -101,6 +101,7 @@ impl ArbiterState {
             return;
         };
         client.version = connect.version;
+        client.packet_bytes_max_out = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
         let listener = Arc::clone(&client.listener);
         let peer = client.peer;
         let negotiated = match handshake::negotiate(&connect, &listener.policy, rand::random()) {
@@ -112,7 +113,6 @@ impl ArbiterState {
         }
         if let Some(client) = self.client(key) {
             client.client_id = Arc::clone(&negotiated.client_id);
-            client.packet_bytes_max_out = negotiated.packet_bytes_max_out;
         }
         let mut pending = Box::new(PendingConnect {
             connect,

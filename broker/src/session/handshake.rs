@@ -61,8 +61,6 @@ pub struct Negotiated {
     pub session_expiry_seconds: u32,
     /// In-flight window towards the client [MQTT-3.3.4-9].
     pub window: u16,
-    /// Largest packet to the client [MQTT-3.1.2-24].
-    pub packet_bytes_max_out: u32,
     /// Aliases towards the client.
     pub topic_aliases_out: u16,
     /// Whether Reason Strings and User Properties may be on any packet [MQTT-3.1.2-29].
@@ -108,7 +106,6 @@ pub fn negotiate(connect: &Connect, policy: &Policy, random: u128) -> Result<Neg
         keep_alive_seconds,
         session_expiry_seconds,
         window: window(connect, policy),
-        packet_bytes_max_out: connect.properties.maximum_packet_size.unwrap_or(u32::MAX),
         topic_aliases_out: connect.properties.topic_alias_maximum.unwrap_or(0).min(policy.topic_alias_out_maximum),
         problem_information: connect.properties.request_problem_information.unwrap_or(true),
         properties,

@@ -2,6 +2,7 @@
 
 mod support;
 
+mod conformance;
 mod durability;
 mod first_light;
 mod operation;

@@ -265,7 +265,12 @@ pub const QOS0: Delivery = Delivery::AtMostOnce;
 impl Client {
     /// A connection on which nothing was said.
     pub fn raw(broker: &Broker, version: ProtocolVersion) -> Self {
-        let stream = TcpStream::connect(broker.address).expect("the broker listens");
+        Self::at(broker.address, version)
+    }
+
+    /// The same, to a broker that is no process of its own.
+    pub fn at(address: SocketAddr, version: ProtocolVersion) -> Self {
+        let stream = TcpStream::connect(address).expect("the broker listens");
         stream.set_nodelay(true).expect("a socket option");
         Self { stream, version, buffer: Vec::new(), stash: VecDeque::new() }
     }

@@ -1,0 +1,87 @@
+/* What a power cut would leave of a directory: preloaded into the broker, this keeps, for every file under $POWERCUT_DIR,
+ * its content as of its last sync, and for every directory its names as of its last sync. After kill -9 the test puts the
+ * directory back together from that alone.
+ *
+ *   $POWERCUT_SHADOW/inodes/NUMBER       content as of the last fsync or fdatasync
+ *   $POWERCUT_SHADOW/directories/NUMBER  lines "INODE NAME", after a first line with the path
+ *
+ * $POWERCUT_IGNORE: syncs of paths that contain this do not count, to show that the test would notice. */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static void copy(int from, const char *to) {
+    char path[PATH_MAX], buffer[1 << 16];
+    snprintf(path, sizeof path, "%s.%d", to, gettid());
+    int out = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    off_t at = 0;
+    ssize_t count;
+    while (out >= 0 && (count = pread(from, buffer, sizeof buffer, at)) > 0) {
+        if (write(out, buffer, count) != count) abort();
+        at += count;
+    }
+    close(out);
+    /* Whole or not at all: the process may be killed at any moment. */
+    rename(path, to);
+}
+
+static void list(const char *directory, const char *to) {
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s.%d", to, gettid());
+    FILE *out = fopen(path, "w");
+    DIR *open_directory = opendir(directory);
+    if (!out || !open_directory) abort();
+    fprintf(out, "%s\n", directory);
+    for (struct dirent *entry; (entry = readdir(open_directory));)
+        if (entry->d_name[0] != '.' || (entry->d_name[1] && entry->d_name[1] != '.'))
+            fprintf(out, "%lu %s\n", (unsigned long)entry->d_ino, entry->d_name);
+    closedir(open_directory);
+    fclose(out);
+    rename(path, to);
+}
+
+static void synced(int fd) {
+    const char *root = getenv("POWERCUT_DIR"), *shadow = getenv("POWERCUT_SHADOW"), *ignore = getenv("POWERCUT_IGNORE");
+    char link[64], path[PATH_MAX], to[PATH_MAX];
+    struct stat status;
+    if (!root || !shadow) return;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    if (length < 0 || fstat(fd, &status)) return;
+    path[length] = 0;
+    if (strncmp(path, root, strlen(root)) || (ignore && *ignore && strstr(path + strlen(root), ignore))) return;
+    int is_directory = S_ISDIR(status.st_mode);
+    snprintf(to, sizeof to, "%s/%s/%lu", shadow, is_directory ? "directories" : "inodes", (unsigned long)status.st_ino);
+    if (is_directory) {
+        list(path, to);
+        return;
+    }
+    /* The descriptor may be open for writing only. */
+    int reader = open(link, O_RDONLY);
+    if (reader < 0) return;
+    copy(reader, to);
+    close(reader);
+}
+
+int fsync(int fd) {
+    static int (*real)(int);
+    if (!real) real = (int (*)(int))dlsym(RTLD_NEXT, "fsync");
+    int outcome = real(fd);
+    if (!outcome) synced(fd);
+    return outcome;
+}
+
+int fdatasync(int fd) {
+    static int (*real)(int);
+    if (!real) real = (int (*)(int))dlsym(RTLD_NEXT, "fdatasync");
+    int outcome = real(fd);
+    if (!outcome) synced(fd);
+    return outcome;
+}
