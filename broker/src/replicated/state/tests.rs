@@ -18,18 +18,19 @@ fn config() -> GroupConfig {
     }
 }
 
-const OWNER: Owner = Owner { incarnation: 1, connection: 77 };
+const OWNER: Owner = Owner { incarnation: 1, connection: 77, node: 0 };
 
 /// A state machine whose effects can be compared whole, and whose every state survives its own checkpoint.
 struct Script {
     state: GroupState,
     stored: BTreeMap<Vec<u8>, Vec<u8>>,
     lane: u64,
+    connections: u64,
 }
 
 impl Script {
     fn new() -> Self {
-        Self { state: GroupState::new(config()), stored: BTreeMap::new(), lane: 0 }
+        Self { state: GroupState::new(config()), stored: BTreeMap::new(), lane: 0, connections: 0 }
     }
 
     fn apply(&mut self, command: Command) -> Vec<Effect> {
@@ -61,14 +62,16 @@ impl Script {
         expiry: u32,
         will: Option<WillRecord>,
     ) -> (OpenedSession, Vec<Effect>) {
+        self.connections += 1;
         let effects = self.apply(Command::Connect(Connect {
-            owner: Some(OWNER),
+            owner: Some(Owner { connection: self.connections, ..OWNER }),
             client_id: "c".to_owned(),
             identity: String::new(),
             clean_start,
             session_expiry_seconds: expiry,
             will,
             window_max: 2,
+            ..Connect::default()
         }));
         let opened = effects.iter().find_map(|effect| match effect {
             Effect::Opened(opened) => Some(opened.clone()),
@@ -116,7 +119,7 @@ impl Script {
     }
 
     fn lane_batch(&mut self, messages: Vec<LaneMessage>) -> Vec<Effect> {
-        self.apply(Command::Lane(LaneBatch { lane: 1 << 12, incarnation: 1, messages }))
+        self.apply(Command::Lane(LaneBatch { lane: 1 << 12, incarnation: 1, messages, ..LaneBatch::default() }))
     }
 
     fn acknowledge(&mut self, epoch: u64, kind: u32, packet_id: u32) -> Vec<Effect> {
@@ -169,7 +172,11 @@ fn a_lane_message_that_comes_again_changes_nothing() {
     assert_eq!(deliveries(&script.lane_batch(vec![message.clone()])), [sent(1, false, "one")]);
     script.restart();
     let again = script.lane_batch(vec![message]);
-    assert_eq!(again, [Effect::LaneAnswered { lane: 1 << 12, number: 1, refused: vec![] }], "answered, not applied");
+    assert_eq!(
+        again,
+        [Effect::LaneAnswered { node: 0, lane: 1 << 12, number: 1, refused: vec![] }],
+        "answered, not applied"
+    );
 }
 
 /// P7: what carries an older epoch changes nothing.
@@ -288,7 +295,7 @@ fn a_fence_ends_what_an_older_incarnation_held() {
     let (opened, _) = script.connect_with_will(true, 100, will(0));
     script.subscribe(opened.epoch, "t", false);
     script.restart();
-    let effects = script.apply(Command::Fence(Fence { below: 2, sessions_max: 10 }));
+    let effects = script.apply(Command::Fence(Fence { below: 2, sessions_max: 10, node: 0 }));
     assert_eq!(routes(&effects), 1);
     assert_eq!(effects.last(), Some(&Effect::Fenced { more: false }));
     assert_eq!(script.publish("late"), [], "a lane of the older incarnation");
