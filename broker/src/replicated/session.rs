@@ -111,6 +111,12 @@ pub struct PersistentSession {
 }
 
 impl PersistentSession {
+    /// The connection that is sent what there is: one that has to let go gets nothing more.
+    #[must_use]
+    pub fn served(&self) -> Option<Owner> {
+        self.owner.filter(|_| self.waiting.is_none())
+    }
+
     /// Whether some subscription waits for its retained messages.
     #[must_use]
     pub fn is_reading(&self) -> bool {

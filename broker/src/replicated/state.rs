@@ -680,6 +680,7 @@ impl GroupState {
             if let Some(session) = self.sessions.get_mut(client_id) {
                 session.epoch = owner_epoch;
             }
+            self.pump(client_id, effects);
         }
         if owner_is_dead {
             self.let_go(client_id, true, None, effects);
@@ -705,7 +706,7 @@ impl GroupState {
 
     fn owner(&self, client_id: &str) -> Option<(Owner, u64)> {
         let session = self.sessions.get(client_id)?;
-        Some((session.owner?, session.epoch))
+        Some((session.served()?, session.epoch))
     }
 
     fn subscribe_one(
@@ -1015,8 +1016,10 @@ impl GroupState {
             self.post(Arc::clone(message), None, Some(Arc::clone(name)), effects);
             return;
         };
-        self.turns.insert(Arc::clone(name), Arc::clone(&client_id));
-        self.dirty.changed(Key::Turn(Arc::clone(name)));
+        match self.turns.insert(Arc::clone(name), Arc::clone(&client_id)) {
+            None => self.dirty.created(Key::Turn(Arc::clone(name))),
+            Some(_) => self.dirty.changed(Key::Turn(Arc::clone(name))),
+        }
         let Some(own) = self.sessions.get(&client_id).and_then(|session| session.subscriptions.get(name)).copied()
         else {
             return;
@@ -1133,7 +1136,7 @@ impl GroupState {
         let Some(session) = self.sessions.get_mut(client_id) else {
             return;
         };
-        let Some(owner) = session.owner else {
+        let Some(owner) = session.served() else {
             return;
         };
         let number = session.number;
@@ -1278,7 +1281,9 @@ impl GroupState {
 
     fn routed(&mut self, routed: &command::Routed) {
         for position in &routed.positions {
-            if self.outbox.remove(position).is_some() {
+            // What is not due yet was never handed out to be routed.
+            if self.outbox.get(position).is_some_and(|entry| entry.due_ms.is_none()) {
+                self.outbox.remove(position);
                 self.dirty.deleted(Key::Outbox(*position));
             }
         }
@@ -1349,6 +1354,7 @@ impl GroupState {
         session.held = rest.into_iter().map(|(_, held)| held).collect();
         session.held_bytes -= older.iter().map(|(_, held)| held.message.weight_bytes()).sum::<usize>();
         for (_, HeldBack { message, qos, retain, identifiers }) in older {
+            self.body = None;
             self.enqueue(client_id, &message, Terms { qos, retain, identifiers, share: None }, effects);
         }
     }
@@ -1389,6 +1395,8 @@ impl GroupState {
         session.held_bytes = 0;
         self.dirty.changed(Key::Session(session.number));
         for HeldBack { message, qos, retain, identifiers } in std::mem::take(&mut session.held) {
+            // After a restart no two that wait share a body, so they never do.
+            self.body = None;
             self.enqueue(client_id, &message, Terms { qos, retain, identifiers, share: None }, effects);
         }
         self.pump(client_id, effects);
@@ -1619,5 +1627,7 @@ pub(super) fn absolute(message: &Message) -> MessageRecord {
     MessageRecord::from_message(message, 0)
 }
 
+#[cfg(test)]
+mod replicas;
 #[cfg(test)]
 mod tests;

@@ -294,6 +294,45 @@ impl GroupState {
         writes
     }
 
+    /// All that a checkpoint would have to write if there had been none before, in the order of the keys.
+    pub fn snapshot(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        let of_session = |session: &PersistentSession| {
+            let number = session.number;
+            let in_flight: Vec<_> = session.outbound.resend().into_iter().filter_map(|(.., entry)| entry).collect();
+            let entries = in_flight.into_iter().chain(session.outbound.queued());
+            let entries = entries.map(|entry| Key::Entry(number, entry.sequence)).collect::<Vec<_>>();
+            std::iter::once(Key::Session(number)).chain(entries)
+        };
+        let keys: Vec<_> = (self.sessions.values().flat_map(of_session))
+            .chain(self.bodies.keys().map(|&number| Key::Body(number)))
+            .chain(self.retained.iter().map(|message| Key::Retained(Arc::clone(&message.topic))))
+            .chain(self.outbox.keys().map(|&position| Key::Outbox(position)))
+            .chain(self.turns.keys().map(|share| Key::Turn(Arc::clone(share))))
+            .collect();
+        let entries = self.entries_of(&keys);
+        let mut snapshot: BTreeMap<_, _> =
+            keys.iter().filter_map(|key| Some((key.encode(), self.value(key, &entries)?))).collect();
+        snapshot.insert(META_KEY.to_vec(), self.meta().encode_to_vec());
+        snapshot
+    }
+
+    /// What replicas that applied the same log have in common, and no two different states: FNV-1a over
+    /// [`Self::snapshot`].
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        let mut add = |bytes: &[u8]| {
+            for byte in (bytes.len() as u64).to_be_bytes().iter().chain(bytes) {
+                hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+            }
+        };
+        for (key, value) in self.snapshot() {
+            add(&key);
+            add(&value);
+        }
+        hash
+    }
+
     fn meta(&self) -> MetaRecord {
         MetaRecord {
             clock_ms: self.clock_ms,
