@@ -519,7 +519,8 @@ impl GroupState {
         };
         disown(&mut self.owned, Some(owner), client_id);
         session.to_resend.clear();
-        if let Some(seconds) = expiry_seconds {
+        // What was to end with the connection does so, whatever DISCONNECT says.
+        if let Some(seconds) = expiry_seconds.filter(|_| session.expiry_seconds != 0) {
             session.expiry_seconds = seconds;
         }
         let expiry = session.expiry_seconds;
@@ -569,17 +570,22 @@ impl GroupState {
     }
 
     fn disconnect(&mut self, disconnect: &command::Disconnect, effects: &mut Vec<Effect>) {
-        let Some(client_id) = self.current(&disconnect.client_id, disconnect.epoch) else {
+        let Some(client_id) = self.claimed(&disconnect.client_id, disconnect.epoch) else {
             return;
         };
         self.let_go(&client_id, disconnect.publish_will, disconnect.session_expiry_seconds, effects);
     }
 
     /// The session of that claim; commands of an older epoch change nothing.
-    fn current(&self, client_id: &str, epoch: u64) -> Option<Arc<str>> {
+    fn claimed(&self, client_id: &str, epoch: u64) -> Option<Arc<str>> {
         let session = self.sessions.get(client_id)?;
-        (session.epoch == epoch && session.owner.is_some() && session.waiting.is_none())
-            .then(|| Arc::clone(&session.client_id))
+        (session.epoch == epoch && session.served().is_some()).then(|| Arc::clone(&session.client_id))
+    }
+
+    /// [`Self::claimed`], of a session that is kept here.
+    fn current(&self, client_id: &str, epoch: u64) -> Option<Arc<str>> {
+        self.claimed(client_id, epoch)
+            .filter(|client_id| self.sessions.get(client_id).is_some_and(|own| !own.transient))
     }
 
     fn end_session(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
@@ -987,6 +993,11 @@ impl GroupState {
         }
         // The table's order tells of who came and went before a restart; the state must not.
         matches.sort_by_key(|target| target.connection);
+        for copies in matches.chunk_by_mut(|one, next| one.connection == next.connection) {
+            // A copy that waits is not overtaken by that of another subscription.
+            let held = copies.iter().any(|target| target.held);
+            copies.iter_mut().for_each(|target| target.held = held);
+        }
         for target in &matches {
             let Some(client_id) = self.names.get(&target.connection).cloned() else {
                 continue;
@@ -1487,6 +1498,7 @@ impl GroupState {
             assert!(session.owner.is_some() || (session.to_resend.is_empty() && session.waiting.is_none()));
             assert!(session.owner.is_none() || session.expires_at_ms.is_none(), "who is connected does not expire");
             assert_eq!(session.held_bytes, session.held.iter().map(|held| held.message.weight_bytes()).sum::<usize>());
+            assert!(!session.transient || (session.subscriptions.is_empty() && session.expiry_seconds == 0));
             assert!(session.is_reading() || session.held.is_empty(), "what is held is let go in the end");
             assert_eq!(session.outbound.queue_bytes(), queue_bytes(session));
             let next = session.waiting.as_ref().and_then(|waiting| waiting.connect.owner);
