@@ -264,6 +264,35 @@ impl GroupState {
         }
     }
 
+    /// For a new leader: sends what a living connection should have and, as its owner says, has not. The owner's
+    /// acknowledgements must have been applied before. Nothing that it `has` is sent again [MQTT-4.4.0-1].
+    pub fn redeliver(&self, client_id: &str, epoch: u64, has: impl Fn(PacketId) -> bool, effects: &mut Vec<Effect>) {
+        let session = self.current(client_id, epoch).and_then(|client_id| self.sessions.get(&client_id));
+        let Some((session, owner)) = session.and_then(|session| Some((session, session.served()?))) else {
+            return;
+        };
+        for (packet_id, stage, _, entry) in session.outbound.resend() {
+            if has(packet_id) || session.to_resend.contains(&packet_id) {
+                continue;
+            }
+            match (stage, entry) {
+                (Stage::AwaitingPubComp, _) => effects.push(Effect::Acknowledge {
+                    owner,
+                    epoch,
+                    kind: AckKind::PubRel,
+                    packet_id,
+                    reason: ReasonCode::Success,
+                }),
+                (_, Some(entry)) => {
+                    // Of a session that was resumed it may be the second time, and a second time must say so.
+                    let delivery = delivery(entry, owner, epoch, packet_id, session.resumed, self.clock_ms);
+                    effects.push(Effect::Deliver(Box::new(delivery)));
+                }
+                (_, None) => {}
+            }
+        }
+    }
+
     // Claims.
 
     fn connect(&mut self, connect: command::Connect, effects: &mut Vec<Effect>) {
