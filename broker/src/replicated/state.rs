@@ -395,7 +395,28 @@ impl GroupState {
             && let Some(owner) = waiting.connect.owner
         {
             self.open(client_id, owner, epoch, waiting.connect, effects);
+        } else {
+            self.hand_on_waiting(client_id, effects);
         }
+    }
+
+    /// P11: what waits for a member of a shared subscription that went away goes to those here that are connected. What
+    /// is in flight stays: its client may come back with the answer.
+    fn hand_on_waiting(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
+        let Some(session) = self.sessions.get_mut(client_id) else {
+            return;
+        };
+        let number = session.number;
+        let shares = &self.shares;
+        let has_members = |share: &Arc<str>| shares.get(share).is_some_and(|share| share.online > 0);
+        for entry in session.outbound.extract_queued(|entry| entry.share.as_ref().is_some_and(has_members)) {
+            self.body = None;
+            if let Some(share) = &entry.share {
+                self.deliver_to_share(&entry.message, share, effects);
+            }
+            self.settle(number, &entry);
+        }
+        self.dirty.changed(Key::Session(number));
     }
 
     /// Nobody owns the session: the claim is granted.

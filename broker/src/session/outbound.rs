@@ -351,6 +351,23 @@ impl<M> Outbound<M> {
         self.window.iter().flat_map(|window| window.queue.iter().map(|queued| &queued.message))
     }
 
+    /// Takes out of the queue what `is_wanted` says, in order. What is in flight stays.
+    pub fn extract_queued(&mut self, mut is_wanted: impl FnMut(&M) -> bool) -> Vec<M> {
+        let Some(window) = self.window.as_mut() else {
+            return Vec::new();
+        };
+        let mut extracted = Vec::new();
+        for queued in std::mem::take(&mut window.queue) {
+            if is_wanted(&queued.message) {
+                window.queue_bytes -= queued.weight_bytes;
+                extracted.push(queued.message);
+            } else {
+                window.queue.push_back(queued);
+            }
+        }
+        extracted
+    }
+
     /// The identifier given last: the next one follows it.
     #[must_use]
     pub fn last_id(&self) -> u16 {
@@ -560,6 +577,18 @@ mod tests {
         outbound.offer(3, 1, QoS::ExactlyOnce);
         assert_eq!(outbound.drain_undelivered(), [1, 3]);
         assert_eq!((outbound.in_flight(), outbound.queue_len()), (0, 0));
+    }
+
+    #[test]
+    fn what_is_extracted_leaves_the_rest_in_order() {
+        let mut outbound = outbound(1, 10);
+        outbound.send_now(1, QoS::AtLeastOnce);
+        for number in 2..=5 {
+            assert_eq!(outbound.offer(number, 10, QoS::AtLeastOnce), Offer::Accepted);
+        }
+        assert_eq!(outbound.extract_queued(|number| number % 2 == 1), [3, 5]);
+        assert_eq!(outbound.queued().copied().collect::<Vec<_>>(), [2, 4]);
+        assert_eq!((outbound.in_flight(), outbound.queue_bytes()), (1, 20));
     }
 
     #[test]

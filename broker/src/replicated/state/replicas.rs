@@ -1,6 +1,7 @@
 //! Replicas of one group, one of which is restarted from its checkpoint now and then: whatever happens, they do the same.
 
 use bytes::Bytes;
+use kentongan_proto::topic::matches;
 use proptest::prelude::*;
 
 use super::*;
@@ -117,7 +118,7 @@ impl Replicas {
         }
     }
 
-    fn apply(&mut self, command: Command) {
+    fn apply(&mut self, command: Command) -> Vec<Effect> {
         let bytes = command::encode(command);
         let decoded = || command::decode(bytes.clone()).expect("ours").expect("known");
         let mut effects = Vec::new();
@@ -136,6 +137,7 @@ impl Replicas {
         }
         self.log.push(bytes);
         self.seen.take(&effects);
+        effects
     }
 
     fn restart(&mut self) {
@@ -159,13 +161,13 @@ impl Replicas {
         let filter = FILTERS[usize::from(b) % FILTERS.len()].to_owned();
         match kind {
             0..=2 => self.connect(name, b, c),
-            3 => self.apply(Command::Disconnect(Disconnect {
+            3 => drop(self.apply(Command::Disconnect(Disconnect {
                 client_id: name,
                 epoch,
                 publish_will: b & 1 == 0,
                 session_expiry_seconds: (b & 6 == 6).then_some(u32::from(c & 7)),
-            })),
-            4..=6 => self.apply(Command::Subscribe(Subscribe {
+            }))),
+            4..=6 => drop(self.apply(Command::Subscribe(Subscribe {
                 client_id: name,
                 epoch,
                 packet_id: 1,
@@ -178,13 +180,13 @@ impl Replicas {
                     subscription_identifier: (c & 64 != 0).then_some(u32::from(c)),
                     refused: None,
                 }],
-            })),
-            7 => self.apply(Command::Unsubscribe(Unsubscribe {
+            }))),
+            7 => drop(self.apply(Command::Unsubscribe(Unsubscribe {
                 client_id: name,
                 epoch,
                 packet_id: 2,
                 filters: vec![filter],
-            })),
+            }))),
             8..=14 => self.publish(a, b, c),
             15..=21 => self.acknowledge(name, epoch, b, c),
             22 => {
@@ -199,11 +201,11 @@ impl Replicas {
                 self.apply(Command::Routed(command::Routed { positions: first }));
             }
             24 | 25 => self.page(b, c),
-            26 => self.apply(Command::Tick(Tick {
+            26 => drop(self.apply(Command::Tick(Tick {
                 elapsed_ms: u64::from(b) * 40,
                 wall_ms: 1_000 * self.log.len() as u64,
                 bridge: c < 3,
-            })),
+            }))),
             27 if c < 80 => {
                 self.fenced = (self.fenced + 1).min(3);
                 let below = self.fenced;
@@ -263,22 +265,47 @@ impl Replicas {
         if store_retained && b & 32 != 0 {
             record.payload = Bytes::new();
         }
+        let delay_ms = (c & 127 == 2).then_some(700);
+        let expected = if shares.is_empty() && delay_ms.is_none() { self.copies(&record) } else { 0 };
+        let judged = shares.is_empty();
+        let before = self.held_copies();
         let message = LaneMessage {
             number: self.number,
             message: Some(record),
             match_subscriptions: shares.is_empty(),
             shares,
             store_retained,
-            delay_ms: (c & 127 == 2).then_some(700),
+            delay_ms,
         };
         let answered = self.number.saturating_sub(u64::from(a >> 5));
-        self.apply(Command::Lane(LaneBatch {
-            lane: 1 << 12,
-            incarnation: u64::MAX,
-            messages: vec![message],
-            node: 0,
-            answered,
-        }));
+        let messages = vec![message];
+        let batch = LaneBatch { lane: 1 << 12, incarnation: u64::MAX, messages, node: 0, answered };
+        let effects = self.apply(Command::Lane(batch));
+        let dropped = effects.iter().map(|effect| if let Effect::Dropped { count, .. } = effect { *count } else { 0 });
+        if judged {
+            assert_eq!(self.held_copies() + dropped.sum::<u64>(), before + expected, "P1: kept, or counted as dropped");
+        }
+    }
+
+    /// Copies of a message that the sessions are owed.
+    fn copies(&self, record: &MessageRecord) -> u64 {
+        let plain = |filter: &Arc<str>| !filter.starts_with("$share/");
+        let of_session = |session: &PersistentSession| {
+            let subscriptions = session.subscriptions.iter();
+            let matching = subscriptions.filter(|(filter, _)| plain(filter) && matches(filter, &record.topic));
+            let qos = matching.map(|(_, own)| own.options.qos.min(command::qos(record.qos)));
+            let copies = qos.filter(|&qos| is_wanted(qos)).count() as u64;
+            if self.config.one_each { copies } else { copies.min(1) }
+        };
+        self.living.sessions.values().map(of_session).sum()
+    }
+
+    fn held_copies(&self) -> u64 {
+        let of_session = |session: &PersistentSession| {
+            let in_flight = session.outbound.resend().iter().filter(|(.., entry)| entry.is_some()).count();
+            in_flight + session.outbound.queue_len() + session.held.len()
+        };
+        self.living.sessions.values().map(|session| of_session(session) as u64).sum()
     }
 
     fn acknowledge(&mut self, name: String, epoch: u64, b: u8, c: u8) {

@@ -756,6 +756,31 @@ fn what_a_member_leaves_behind_is_routed_again() {
     assert_eq!(shared.script.state.outbox.len(), 2, "nobody here: another group may have members");
 }
 
+/// P11: what only waits goes to a member that is there; what is in flight waits for the answer of its own.
+#[test]
+fn what_waits_for_a_member_that_went_away_goes_to_one_that_is_there() {
+    let mut shared = ShareScript::new(&["m0", "m1"]);
+    for connection in [0, 1] {
+        let name = if connection == 0 { "m0" } else { "m1" };
+        shared.script.apply(Command::Connect(Connect {
+            window_max: 1,
+            ..Connect { wait_for_release: false, ..claim(owner(1, connection), name) }
+        }));
+    }
+    shared.epochs = BTreeMap::from([("m0", 3), ("m1", 4)]);
+    assert_eq!([shared.publish(), shared.publish()], [Some(0), Some(1)]);
+    assert_eq!([shared.publish(), shared.publish()], [None, None], "both are busy");
+    shared.disconnect("m0", None);
+    let left = |script: &Script, name: &str| {
+        let outbound = &script.state.sessions[name].outbound;
+        (outbound.in_flight(), outbound.queue_len())
+    };
+    assert_eq!(left(&shared.script, "m0"), (1, 0));
+    assert_eq!(left(&shared.script, "m1"), (1, 2));
+    shared.disconnect("m1", None);
+    assert_eq!(left(&shared.script, "m1"), (1, 2), "nobody is there");
+}
+
 /// [MQTT-4.8.2-6]: a refusal is an answer.
 #[test]
 fn what_a_member_refuses_goes_to_nobody_else() {
