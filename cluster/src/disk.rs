@@ -73,6 +73,18 @@ pub trait Disk: Send + Sync {
     fn free_bytes(&self) -> io::Result<u64>;
 }
 
+/// Makes a directory whose name survives a power cut.
+///
+/// # Errors
+/// Those of the file system.
+pub fn make_durable_directory(directory: &Path) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        File::open(parent)?.sync_all()?;
+    }
+    Ok(())
+}
+
 /// A directory of the real file system.
 #[derive(Debug, Clone)]
 pub struct RealDisk {
@@ -85,10 +97,7 @@ impl RealDisk {
     /// # Errors
     /// Those of the file system.
     pub fn open(directory: &Path) -> io::Result<Self> {
-        fs::create_dir_all(directory)?;
-        if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            File::open(parent)?.sync_all()?;
-        }
+        make_durable_directory(directory)?;
         Ok(Self { directory: directory.to_owned() })
     }
 }

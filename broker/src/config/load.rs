@@ -125,8 +125,8 @@ impl Effective {
             let limit = session.packet_bytes_max;
             refuse("session.packet_bytes_before_connect_max", format!("larger than `packet_bytes_max` ({limit})"));
         }
-        if storage.segment_bytes < 1024 * 1024 {
-            refuse("storage.segment_bytes", String::from("at least 1048576"));
+        if storage.segment_bytes < 64 * 1024 {
+            refuse("storage.segment_bytes", String::from("at least 65536"));
         }
         if http.token.is_some() && http.token_file.is_some() {
             refuse("http.token_file", String::from("give either `token` or `token_file`"));

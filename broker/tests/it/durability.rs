@@ -22,6 +22,7 @@ use rand::{RngExt, SeedableRng};
 use self::history::{History, Published, Read, check};
 use self::link::Session;
 use self::load::{Publisher, Stage, Subscriber, read_retained};
+use crate::powercut::PowerCut;
 use crate::support::{Broker, wait_for};
 
 /// Messages of each publisher in a round between two kills.
@@ -168,6 +169,26 @@ fn survive(broker: Broker, version: ProtocolVersion, restart: impl Fn(&mut Broke
 #[test]
 fn kill_9_loses_nothing_that_was_acknowledged_to_mqtt_5() {
     survive(Broker::start(), ProtocolVersion::V5, Broker::restart);
+}
+
+/// P1, F3: the same with the power cut each time, so that only what was synced is left.
+#[test]
+fn a_power_cut_loses_nothing_that_was_acknowledged() {
+    let (broker, power) = PowerCut::start("");
+    survive(broker, ProtocolVersion::V5, |broker| broker.restart_after(|data| power.cut(data)));
+}
+
+/// The test above would notice: with any one kind of sync removed, something acknowledged is gone, or the broker refuses
+/// to start from what is left.
+#[test]
+fn without_any_one_kind_of_sync_a_power_cut_is_noticed() {
+    for ignored in ["log/log-", "state/", "log/manifest", "incarnation"] {
+        let (broker, power) = PowerCut::start(ignored);
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            survive(broker, ProtocolVersion::V5, |broker| broker.restart_after(|data| power.cut(data)));
+        }));
+        assert!(outcome.is_err(), "nobody noticed that {ignored} was never synced");
+    }
 }
 
 #[test]

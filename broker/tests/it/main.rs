@@ -2,9 +2,11 @@
 
 mod support;
 
+mod abuse;
 mod conformance;
 mod durability;
 mod first_light;
 mod operation;
+mod powercut;
 mod rumqttc;
 mod sessions;

@@ -2,8 +2,10 @@
  * its content as of its last sync, and for every directory its names as of its last sync. After kill -9 the test puts the
  * directory back together from that alone.
  *
- *   $POWERCUT_SHADOW/inodes/NUMBER       content as of the last fsync or fdatasync
- *   $POWERCUT_SHADOW/directories/NUMBER  lines "INODE NAME", after a first line with the path
+ *   $POWERCUT_SHADOW/files/KEY        content as of the last fsync or fdatasync
+ *   $POWERCUT_SHADOW/directories/KEY  lines "KEY NAME", as of the last fsync
+ *
+ * KEY is the inode's number and its time of birth, for numbers are used again.
  *
  * $POWERCUT_IGNORE: syncs of paths that contain this do not count, to show that the test would notice. */
 #define _GNU_SOURCE
@@ -32,16 +34,25 @@ static void copy(int from, const char *to) {
     rename(path, to);
 }
 
+static int key(const char *path, char *text, size_t size) {
+    struct statx status;
+    if (statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, STATX_INO | STATX_BTIME | STATX_TYPE, &status)) return -1;
+    snprintf(text, size, "%llu-%lld-%u", (unsigned long long)status.stx_ino, (long long)status.stx_btime.tv_sec,
+             status.stx_btime.tv_nsec);
+    return S_ISDIR(status.stx_mode);
+}
+
 static void list(const char *directory, const char *to) {
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%s.%d", to, gettid());
     FILE *out = fopen(path, "w");
     DIR *open_directory = opendir(directory);
     if (!out || !open_directory) abort();
-    fprintf(out, "%s\n", directory);
-    for (struct dirent *entry; (entry = readdir(open_directory));)
-        if (entry->d_name[0] != '.' || (entry->d_name[1] && entry->d_name[1] != '.'))
-            fprintf(out, "%lu %s\n", (unsigned long)entry->d_ino, entry->d_name);
+    for (struct dirent *entry; (entry = readdir(open_directory));) {
+        char child[PATH_MAX], name[96];
+        snprintf(child, sizeof child, "%s/%s", directory, entry->d_name);
+        if (entry->d_name[0] != '.' && key(child, name, sizeof name) >= 0) fprintf(out, "%s %s\n", name, entry->d_name);
+    }
     closedir(open_directory);
     fclose(out);
     rename(path, to);
@@ -49,16 +60,16 @@ static void list(const char *directory, const char *to) {
 
 static void synced(int fd) {
     const char *root = getenv("POWERCUT_DIR"), *shadow = getenv("POWERCUT_SHADOW"), *ignore = getenv("POWERCUT_IGNORE");
-    char link[64], path[PATH_MAX], to[PATH_MAX];
-    struct stat status;
+    char link[64], path[PATH_MAX], to[PATH_MAX], name[96];
     if (!root || !shadow) return;
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t length = readlink(link, path, sizeof path - 1);
-    if (length < 0 || fstat(fd, &status)) return;
+    if (length < 0) return;
     path[length] = 0;
     if (strncmp(path, root, strlen(root)) || (ignore && *ignore && strstr(path + strlen(root), ignore))) return;
-    int is_directory = S_ISDIR(status.st_mode);
-    snprintf(to, sizeof to, "%s/%s/%lu", shadow, is_directory ? "directories" : "inodes", (unsigned long)status.st_ino);
+    int is_directory = key(path, name, sizeof name);
+    if (is_directory < 0) return;
+    snprintf(to, sizeof to, "%s/%s/%s", shadow, is_directory ? "directories" : "files", name);
     if (is_directory) {
         list(path, to);
         return;

@@ -42,18 +42,7 @@ impl Broker {
 
     /// Starts with arguments and with settings from `KENTONGAN_…` variables.
     pub fn with_environment(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let directory = TempDir::new().expect("a temporary directory");
-        let mut broker = Self {
-            child: None,
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
-            http: SocketAddr::from(([127, 0, 0, 1], 0)),
-            directory,
-            arguments: arguments.iter().map(|&text| text.to_owned()).collect(),
-            environment: environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
-            logs: mpsc::channel().1,
-        };
-        broker.spawn();
-        broker
+        Self::within(TempDir::new().expect("a temporary directory"), arguments, environment)
     }
 
     /// The data directory.
@@ -67,10 +56,11 @@ impl Broker {
 
     fn spawn(&mut self) {
         let mut command = broker_command();
+        command.args(["serve", "--http", "127.0.0.1:0", "--data-dir"]).arg(self.data_dir()).args(&self.arguments);
+        if !self.arguments.iter().any(|argument| argument == "--config") {
+            command.args(["--mqtt", "127.0.0.1:0"]);
+        }
         command
-            .args(["serve", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data-dir"])
-            .arg(self.data_dir())
-            .args(&self.arguments)
             .env("KENTONGAN_LOG__FORMAT", "json")
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
@@ -136,8 +126,35 @@ impl Broker {
 
     /// The same data directory, a new process.
     pub fn restart(&mut self) {
+        self.restart_after(|_| {});
+    }
+
+    /// The same after `between` did something to the data directory.
+    pub fn restart_after(&mut self, between: impl FnOnce(&std::path::Path)) {
         self.kill();
+        between(&self.data_dir());
         self.spawn();
+    }
+
+    /// Starts with a configuration file, which names its listener.
+    pub fn with_file(file: &std::path::Path) -> Self {
+        Self::with(&["--config", file.to_str().expect("UTF-8")])
+    }
+
+    /// Starts in `directory`, under its data directory's name.
+    pub fn within(directory: TempDir, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let owned = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
+        let mut broker = Self {
+            child: None,
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            http: SocketAddr::from(([127, 0, 0, 1], 0)),
+            directory,
+            arguments: arguments.iter().map(|&text| text.to_owned()).collect(),
+            environment: environment.iter().map(owned).collect(),
+            logs: mpsc::channel().1,
+        };
+        broker.spawn();
+        broker
     }
 
     /// Waits for a line of the log.

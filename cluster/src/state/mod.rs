@@ -5,13 +5,14 @@
 //! what it cannot parse, and a log silently starts over a gap, so neither is believed alone.
 
 use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
-use crate::disk::Disk;
+use crate::disk::{Disk, make_durable_directory};
 use crate::pipeline::GroupId;
 
 const MANIFEST: &str = "manifest";
@@ -42,6 +43,24 @@ pub enum StateError {
     Manifest {
         /// Counted from 1.
         line: usize,
+    },
+    /// What the store says of itself is not what was written.
+    #[error(
+        "the state says nothing sensible of how far it goes: restore this data directory from a backup, or start with an empty one; nothing was changed"
+    )]
+    Applied,
+    /// The manifest is not where the store says it was.
+    #[error(
+        "the manifest lists group {group} at {listed}, where the state knows of a checkpoint at {previous} before its last: part \
+         of the manifest was lost. Restore this data directory from a backup, or start with an empty one; nothing was changed"
+    )]
+    ManifestBehind {
+        /// Which group.
+        group: u16,
+        /// What the manifest says.
+        listed: u64,
+        /// What the store says must be there.
+        previous: u64,
     },
     /// The store is not where the manifest says it is.
     #[error(
@@ -90,8 +109,11 @@ impl StateStore {
     /// # Errors
     /// The disk failed, or a completed checkpoint is not all there.
     pub fn open(directory: &Path, disk: Arc<dyn Disk>) -> Result<Self, StateError> {
+        make_durable_directory(directory)?;
         let database = Database::builder(directory).cache_size(16 * 1024 * 1024).worker_threads(1).open()?;
         let data = database.keyspace("groups", KeyspaceCreateOptions::default)?;
+        // fjall syncs the directory of its keyspaces before it makes any in it: without this, a power cut may take them.
+        sync_directories(directory)?;
         let (expected, manifest_bytes) = read_manifest(&*disk)?;
         let mut store = Self { database, data, disk, applied: BTreeMap::new(), manifest_bytes };
         store.check_chain(&expected)?;
@@ -103,9 +125,15 @@ impl StateStore {
     fn check_chain(&mut self, expected: &BTreeMap<GroupId, u64>) -> Result<(), StateError> {
         for guard in self.data.prefix(b"a") {
             let (key, value) = guard.into_inner()?;
-            if let (Ok(group), Ok(applied)) = (key[1..].try_into(), (*value).try_into()) {
-                self.applied.insert(GroupId(u16::from_be_bytes(group)), u64::from_be_bytes(applied));
+            let Some((group, applied, previous)) = parse_applied(&key, &value) else {
+                return Err(StateError::Applied);
+            };
+            // A checkpoint is begun only when the line of the one before it was safe.
+            let listed = expected.get(&group).copied().unwrap_or(0);
+            if listed < previous {
+                return Err(StateError::ManifestBehind { group: group.0, listed, previous });
             }
+            self.applied.insert(group, applied);
         }
         for (&group, &applied) in expected {
             let stored = self.applied.get(&group).copied().unwrap_or(0);
@@ -152,9 +180,9 @@ impl StateStore {
                     None => batch.remove(&self.data, key),
                 }
             }
-            batch.insert(&self.data, applied_key(group), applied.to_be_bytes());
-            batch.commit()?;
             let previous = self.applied.insert(group, applied).unwrap_or(0);
+            batch.insert(&self.data, applied_key(group), [applied.to_be_bytes(), previous.to_be_bytes()].concat());
+            batch.commit()?;
             lines.push_str(&line(group, applied, previous));
         }
         self.database.persist(PersistMode::SyncAll)?;
@@ -190,6 +218,16 @@ impl StateStore {
     }
 }
 
+fn sync_directories(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_directories(&entry.path())?;
+        }
+    }
+    File::open(directory)?.sync_all()
+}
+
 fn data_prefix(group: GroupId) -> [u8; 3] {
     let [high, low] = group.0.to_be_bytes();
     [b'd', high, low]
@@ -198,6 +236,12 @@ fn data_prefix(group: GroupId) -> [u8; 3] {
 fn applied_key(group: GroupId) -> [u8; 3] {
     let [high, low] = group.0.to_be_bytes();
     [b'a', high, low]
+}
+
+fn parse_applied(key: &[u8], value: &[u8]) -> Option<(GroupId, u64, u64)> {
+    let group = GroupId(u16::from_be_bytes(key.get(1..)?.try_into().ok()?));
+    let (applied, previous) = value.split_at_checked(8)?;
+    Some((group, u64::from_be_bytes(applied.try_into().ok()?), u64::from_be_bytes(previous.try_into().ok()?)))
 }
 
 fn line(group: GroupId, applied: u64, previous: u64) -> String {
@@ -273,6 +317,20 @@ mod tests {
         let empty = tempfile::tempdir().expect("a directory");
         let refused = StateStore::open(empty.path(), disk).expect_err("refused");
         assert!(matches!(refused, StateError::Chain { group: 1, expected: 5, stored: 0 }), "{refused}");
+    }
+
+    /// A manifest that lost a line could not tell a lost checkpoint: it is refused as well.
+    #[test]
+    fn a_manifest_behind_its_store_is_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+        let mut store = StateStore::open(directory.path(), Arc::clone(&disk)).expect("opened");
+        store.write(vec![checkpoint(1, 5, "a")]).expect("written");
+        store.write(vec![checkpoint(1, 6, "b")]).expect("written");
+        drop(store);
+        disk.remove(MANIFEST).expect("removed");
+        let refused = StateStore::open(directory.path(), disk).expect_err("refused");
+        assert!(matches!(refused, StateError::ManifestBehind { group: 1, listed: 0, previous: 5 }), "{refused}");
     }
 
     #[test]

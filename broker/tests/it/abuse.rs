@@ -1,0 +1,192 @@
+//! Clients that mean harm, or do not know what they do.
+
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use kentongan_proto::mqtt::codec;
+use kentongan_proto::mqtt::*;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::support::*;
+
+/// The time runs from accepting the connection, not from its last byte.
+#[test]
+fn a_connect_that_dribbles_in_is_cut_off_in_time() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("kentongan.toml");
+    std::fs::write(&file, "[[listener]]\naddress = \"127.0.0.1:0\"\nconnect_timeout_seconds = 1\n").expect("written");
+    let broker = Broker::with_file(&file);
+    let mut silent = Client::raw(&broker, ProtocolVersion::V5);
+    let mut slow = Client::raw(&broker, ProtocolVersion::V5);
+    let mut bytes = Vec::new();
+    let packet = Packet::Connect(Box::new(connect(ProtocolVersion::V5, "slow")));
+    codec::encode(&packet, ProtocolVersion::V5, &mut bytes).expect("encoded");
+    let began = Instant::now();
+    for byte in &bytes {
+        if slow.stream.write_all(&[*byte]).is_err() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert!(began.elapsed() > Duration::from_secs(1));
+    slow.expect_closed();
+    silent.expect_closed();
+}
+
+/// Before a CONNECT was accepted, next to nothing may be promised.
+#[test]
+fn a_large_packet_before_connect_is_refused_by_its_header() {
+    let broker = Broker::start();
+    let mut client = Client::raw(&broker, ProtocolVersion::V5);
+    client.send_bytes(&[0x10, 0x80, 0x80, 0x08]);
+    client.expect_closed();
+}
+
+#[test]
+fn limits_on_properties_levels_filters_and_subscriptions_are_kept() {
+    let broker = Broker::with_environment(
+        &[],
+        &[
+            ("KENTONGAN_SESSION__USER_PROPERTIES_MAX", "2"),
+            ("KENTONGAN_SESSION__TOPIC_LEVELS_MAX", "3"),
+            ("KENTONGAN_SESSION__FILTERS_PER_SUBSCRIBE_MAX", "2"),
+            ("KENTONGAN_SESSION__SUBSCRIPTIONS_MAX", "2"),
+        ],
+    );
+    let mut client = Client::v5(&broker, "a");
+    let mut message = publish("t", "x", QOS0);
+    message.properties.user_properties = vec![("n".to_owned(), "v".to_owned()); 3];
+    client.send(&Packet::Publish(message));
+    client.expect_disconnect(ReasonCode::QuotaExceeded);
+
+    let mut client = Client::v5(&broker, "a");
+    client.publish("a/b/c/d", "x", QOS0);
+    client.expect_disconnect(ReasonCode::TopicNameInvalid);
+
+    let mut client = Client::v5(&broker, "a");
+    assert_eq!(client.subscribe("a/b/c/d", QoS::AtMostOnce), ReasonCode::TopicFilterInvalid);
+    assert_eq!(client.subscribe("a", QoS::AtMostOnce), ReasonCode::Success);
+    assert_eq!(client.subscribe("b", QoS::AtMostOnce), ReasonCode::Success);
+    assert_eq!(client.subscribe("c", QoS::AtMostOnce), ReasonCode::QuotaExceeded);
+    assert_eq!(client.subscribe("b", QoS::AtMostOnce), ReasonCode::Success, "no new one");
+    client.send(&Packet::Subscribe(Subscribe {
+        packet_id: id(1),
+        filters: ["d", "e", "f"].map(|filter| (filter.to_owned(), SubscriptionOptions::new(QoS::AtMostOnce))).to_vec(),
+        subscription_identifier: None,
+        user_properties: Vec::new(),
+    }));
+    client.expect_disconnect(ReasonCode::QuotaExceeded);
+}
+
+/// Its out-buffer is bounded, what does not fit is counted, and nobody else notices.
+#[test]
+fn a_subscriber_that_does_not_read_costs_no_more_than_its_bounds() {
+    let broker = Broker::with_environment(&[], &[("KENTONGAN_SESSION__OUT_BUFFER_BYTES_MAX", "65536")]);
+    let mut stuck = Client::v311(&broker, "stuck");
+    stuck.subscribe("flood", QoS::AtMostOnce);
+    let mut steady = Client::v311(&broker, "steady");
+    steady.subscribe("steady", QoS::AtMostOnce);
+    let mut publisher = Client::v5(&broker, "p");
+    let payload = "x".repeat(10_000);
+    for _ in 0..2_000 {
+        publisher.publish("flood", &payload, QOS0);
+    }
+    publisher.publish_acknowledged("steady", "still served", qos1(1));
+    assert_eq!(steady.expect_publish().payload, "still served");
+    broker.wait_for_metric("kentongan_messages_dropped_total", |value| value > 0.0);
+}
+
+/// A packet whose fields arrive one byte at a time is the same packet.
+#[test]
+fn a_packet_in_single_bytes_is_taken_whole() {
+    let broker = Broker::start();
+    let mut client = Client::v5(&broker, "a");
+    client.subscribe("t", QoS::AtMostOnce);
+    let mut bytes = Vec::new();
+    codec::encode(&Packet::Publish(publish("t", "slowly", QOS0)), ProtocolVersion::V5, &mut bytes).expect("encoded");
+    for byte in bytes {
+        client.send_bytes(&[byte]);
+    }
+    assert_eq!(client.expect_publish().payload, "slowly");
+}
+
+/// Messages beyond the read buffer: whole, in order, among small ones, at every QoS.
+#[test]
+fn large_messages_arrive_whole_among_small_ones() {
+    let broker = Broker::with_environment(&[], &[("KENTONGAN_SESSION__PACKET_BYTES_MAX", "20000000")]);
+    let mut subscriber = Client::v5(&broker, "s");
+    subscriber.subscribe("t", QoS::ExactlyOnce);
+    let mut publisher = Client::v311(&broker, "p");
+    let sizes = [10, 3_000, 70_000, 20, 5_000_000, 32_768, 65_536, 1];
+    for (number, &size) in sizes.iter().enumerate() {
+        let delivery = [QOS0, qos1(number as u16 + 1), qos2(number as u16 + 1)][number % 3];
+        let payload = vec![number as u8; size];
+        let message = Publish { payload: Bytes::from(payload), ..publish("t", "", delivery) };
+        publisher.send(&Packet::Publish(message));
+        publisher.complete(delivery);
+    }
+    for (number, &size) in sizes.iter().enumerate() {
+        let got = subscriber.take_publish();
+        assert_eq!(got.payload.len(), size);
+        assert!(got.payload.iter().all(|&byte| byte == number as u8));
+    }
+}
+
+/// Mutated sessions against a living broker: it serves on, and nothing of them stays.
+/// `KENTONGAN_LIVE_MUTATIONS` says how many (1,000 if it is not set), `KENTONGAN_SEED` repeats a run.
+#[test]
+fn mutated_sessions_leave_nothing_behind() {
+    let count = std::env::var("KENTONGAN_LIVE_MUTATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(1_000_u64);
+    let seed = std::env::var("KENTONGAN_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1_u64);
+    println!("KENTONGAN_SEED={seed}");
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut broker = Broker::start();
+    for _ in 0..count {
+        let version = [ProtocolVersion::V3_1, ProtocolVersion::V3_1_1, ProtocolVersion::V5][random.random_range(0..3)];
+        let mut bytes = Vec::new();
+        for packet in session(version, &mut random) {
+            codec::encode(&packet, version, &mut bytes).expect("encoded");
+        }
+        for _ in 0..random.random_range(1..4) {
+            let at = random.random_range(0..bytes.len());
+            match random.random_range(0..3) {
+                0 => bytes[at] ^= 1 << random.random_range(0..8),
+                1 => bytes.truncate(at.max(1)),
+                _ => bytes.insert(at, random.random()),
+            }
+        }
+        let mut client = Client::raw(&broker, version);
+        client.send_bytes(&bytes);
+        // Half of them wait for what the broker says, half go at once.
+        if random.random() {
+            client.stream.set_read_timeout(Some(Duration::from_millis(10))).expect("a socket option");
+            drop(std::io::Read::read(&mut client.stream, &mut [0; 64]));
+        }
+    }
+    Client::v5(&broker, "after").disconnect();
+    broker.wait_for_metric("kentongan_connections", |value| value == 0.0);
+    broker.wait_for_metric("kentongan_subscriptions", |value| value == 0.0);
+    assert!(broker.terminate().success());
+}
+
+fn session(version: ProtocolVersion, random: &mut SmallRng) -> Vec<Packet> {
+    let mut asked = connect(version, &format!("m{}", random.random_range(0..5)));
+    asked.keep_alive = 5;
+    let filters = vec![("m/#".to_owned(), SubscriptionOptions::new(QoS::ExactlyOnce))];
+    vec![
+        Packet::Connect(Box::new(asked)),
+        Packet::Subscribe(Subscribe {
+            packet_id: id(1),
+            filters,
+            subscription_identifier: None,
+            user_properties: vec![],
+        }),
+        Packet::Publish(publish("m/x", "payload", qos1(2))),
+        Packet::Publish(publish("m/y", "payload", qos2(3))),
+        Packet::PubRel(Ack::success(id(3))),
+        Packet::PingReq,
+        Packet::Unsubscribe(Unsubscribe { packet_id: id(4), filters: vec!["m/#".to_owned()], user_properties: vec![] }),
+    ]
+}

@@ -1,0 +1,113 @@
+//! A power cut: the process is killed, and of its data directory only what had been synced is left.
+//!
+//! `kill -9` keeps the page cache, so it cannot show that a sync is missing. `powercut.c`, preloaded, remembers what each
+//! sync made safe; see there.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::UNIX_EPOCH;
+
+use tempfile::TempDir;
+
+use std::os::unix::fs::MetadataExt as _;
+
+use crate::support::Broker;
+
+/// A directory whose power can be cut.
+pub struct PowerCut {
+    directory: PathBuf,
+}
+
+impl PowerCut {
+    /// A broker under the preload. Syncs of paths that contain `ignored` do not count.
+    pub fn start(ignored: &str) -> (Broker, Self) {
+        let root = TempDir::new().expect("a temporary directory");
+        let directory = root.path().to_owned();
+        let library = directory.join("powercut.so");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/powercut.c");
+        let compiled = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-o"])
+            .arg(&library)
+            .arg(source)
+            .arg("-ldl")
+            .status()
+            .expect("a C compiler");
+        assert!(compiled.success());
+        let own = Self { directory };
+        for kind in ["files", "directories"] {
+            fs::create_dir_all(own.shadow().join(kind)).expect("created");
+        }
+        let text = |path: PathBuf| path.to_str().expect("UTF-8").to_owned();
+        let environment = [
+            ("LD_PRELOAD", text(library)),
+            ("POWERCUT_DIR", text(own.directory.join("data"))),
+            ("POWERCUT_SHADOW", text(own.shadow())),
+            ("POWERCUT_IGNORE", ignored.to_owned()),
+            // Small, so that segments begin and end, and checkpoints come, within a test.
+            ("KENTONGAN_STORAGE__SEGMENT_BYTES", "65536".to_owned()),
+            ("KENTONGAN_STORAGE__CHECKPOINT_LOG_BYTES", "131072".to_owned()),
+        ];
+        let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        (Broker::within(root, &[], &environment), own)
+    }
+
+    fn shadow(&self) -> PathBuf {
+        self.directory.join("shadow")
+    }
+
+    /// Puts `data` back together from what was safe, for the broker that has just been killed.
+    pub fn cut(&self, data: &Path) {
+        let rebuilt = self.directory.join("rebuilt");
+        self.rebuild(data, &rebuilt);
+        fs::remove_dir_all(data).expect("removed");
+        fs::rename(&rebuilt, data).expect("renamed");
+        for kind in ["files", "directories"] {
+            fs::remove_dir_all(self.shadow().join(kind)).expect("removed");
+            fs::create_dir_all(self.shadow().join(kind)).expect("created");
+        }
+        self.remember(data);
+    }
+
+    fn rebuild(&self, from: &Path, to: &Path) {
+        fs::create_dir_all(to).expect("created");
+        // Never synced: nothing in it is sure to be there.
+        let names = fs::read_to_string(self.shadow().join("directories").join(key(from))).unwrap_or_default();
+        for (key, name) in names.lines().filter_map(|line| line.split_once(' ')) {
+            let (old, new) = (from.join(name), to.join(name));
+            if self.shadow().join("directories").join(key).exists() || old.is_dir() {
+                self.rebuild(&old, &new);
+            } else {
+                // Its name was safe before its content ever was: an empty file.
+                let content = fs::read(self.shadow().join("files").join(key)).unwrap_or_default();
+                fs::write(new, content).expect("written");
+            }
+        }
+    }
+
+    /// What a process finds at its start is safe.
+    fn remember(&self, directory: &Path) {
+        let mut names = String::new();
+        for entry in fs::read_dir(directory).expect("read") {
+            let path = entry.expect("an entry").path();
+            let name = path.file_name().expect("a name").to_str().expect("UTF-8").to_owned();
+            writeln!(names, "{} {name}", key(&path)).expect("a string");
+            if path.is_dir() {
+                self.remember(&path);
+            } else {
+                fs::copy(&path, self.shadow().join("files").join(key(&path))).expect("copied");
+            }
+        }
+        fs::write(self.shadow().join("directories").join(key(directory)), names).expect("written");
+    }
+}
+
+fn key(path: &Path) -> String {
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return String::new();
+    };
+    let born = metadata.created().expect("a file system with times of birth");
+    let born = born.duration_since(UNIX_EPOCH).expect("after 1970");
+    format!("{}-{}-{}", metadata.ino(), born.as_secs(), born.subsec_nanos())
+}
