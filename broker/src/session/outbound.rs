@@ -297,26 +297,20 @@ impl<M> Outbound<M> {
     }
 
     /// PUBREC: one that refuses ends the exchange, another leaves the identifier alone in the window and gives the
-    /// message back [MQTT-4.3.3-6]. Its PUBREL is repeated in the order of the PUBRECs [MQTT-4.6.0-4].
+    /// message back [MQTT-4.3.3-6].
     ///
     /// # Errors
     /// The packet is not in flight at QoS 2.
     #[inline]
     pub fn on_pubrec(&mut self, id: PacketId, refused: bool) -> Result<Option<M>, UnknownPacketIdentifier> {
         let window = self.window.as_mut().ok_or(UnknownPacketIdentifier(id))?;
-        let sequence = window.sequence;
         match window.slot(id) {
             Some(slot) if slot.stage != Stage::AwaitingPubAck => {
                 if refused {
                     return Ok(window.free(id));
                 }
-                let message = slot.message.take();
-                if slot.stage == Stage::AwaitingPubRec {
-                    slot.stage = Stage::AwaitingPubComp;
-                    slot.sequence = sequence;
-                    window.sequence += 1;
-                }
-                Ok(message)
+                slot.stage = Stage::AwaitingPubComp;
+                Ok(slot.message.take())
             }
             _ => Err(UnknownPacketIdentifier(id)),
         }
@@ -537,18 +531,6 @@ mod tests {
         let sent = outbound.pop_sendable(|&number| number < 3, |number| expired.push(number));
         assert_eq!(sent.map(|(id, _, message)| (id.get(), *message)), Some((1, 3)));
         assert_eq!(expired, [1, 2]);
-    }
-
-    /// [MQTT-4.6.0-4]: PUBRELs are repeated in the order of the PUBRECs.
-    #[test]
-    fn pubrels_are_repeated_in_the_order_of_the_pubrecs() {
-        let mut outbound = outbound(20, 10);
-        let ids: Vec<_> = (0..3).filter_map(|number| outbound.send_now(number, QoS::ExactlyOnce)).collect();
-        for &id in [ids[2], ids[0], ids[2]].iter() {
-            assert!(outbound.on_pubrec(id, false).is_ok());
-        }
-        let order: Vec<_> = outbound.resend().iter().map(|(id, ..)| *id).collect();
-        assert_eq!(order, [ids[1], ids[2], ids[0]]);
     }
 
     /// What a log says about an identifier must mean the same message after a restart.
