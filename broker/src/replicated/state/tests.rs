@@ -210,6 +210,30 @@ fn the_window_is_filled_at_apply_and_by_acknowledgements() {
     assert_eq!(deliveries(&effects), [sent(2, true, "two"), sent(3, true, "three")], "again, with DUP, in order");
 }
 
+/// The log says "identifier 17 is acknowledged": after a restart that must be the same message as before.
+#[test]
+fn a_restart_gives_messages_the_same_identifiers() {
+    let mut scripts = [Script::new(), Script::new()];
+    let mut given = Vec::new();
+    for (script, restarts) in scripts.iter_mut().zip([false, true]) {
+        let wide = Connect { window_max: 40, clean_start: true, ..claim(OWNER, "c") };
+        script.apply(Command::Connect(wide));
+        script.subscribe(1, "t", false);
+        for number in 0..20 {
+            script.publish(&format!("{number}"));
+        }
+        for id in 2..=20 {
+            script.acknowledge(1, 4, id);
+        }
+        if restarts {
+            script.restart();
+        }
+        let ids: Vec<_> = (0..20).flat_map(|_| deliveries(&script.publish("x"))).map(|(id, ..)| id).collect();
+        given.push(ids);
+    }
+    assert_eq!(given[0], given[1]);
+}
+
 /// P1: what does not fit is dropped by policy, and counted.
 #[test]
 fn a_full_queue_counts_what_it_drops() {
