@@ -924,7 +924,9 @@ impl GroupState {
             return;
         };
         let online = session.owner.is_some();
-        for filter in session.subscriptions.keys().filter(|filter| filter.starts_with("$share/")) {
+        let from: (Bound<&str>, Bound<&str>) = (Bound::Included("$share/"), Bound::Unbounded);
+        let shared = session.subscriptions.range::<str, _>(from).map(|(filter, _)| filter);
+        for filter in shared.take_while(|filter| filter.starts_with("$share/")) {
             if let Some(share) = self.shares.get_mut(filter).filter(|share| share.members.contains_key(client_id)) {
                 share.set(client_id, online);
                 effects.push(Effect::ShareOnline { share: Arc::clone(filter), online: share.online });
@@ -932,9 +934,11 @@ impl GroupState {
         }
     }
 
+    /// Also where nobody is left: a group that was said to have members online would be picked.
     fn share_online(&self, filter: &Arc<str>, effects: &mut Vec<Effect>) {
-        if let Some(share) = self.shares.get(filter) {
-            effects.push(Effect::ShareOnline { share: Arc::clone(filter), online: share.online });
+        if filter.starts_with("$share/") {
+            let online = self.shares.get(filter).map_or(0, |share| share.online);
+            effects.push(Effect::ShareOnline { share: Arc::clone(filter), online });
         }
     }
 
@@ -1280,7 +1284,9 @@ impl GroupState {
                 None
             }
         };
-        session.to_resend.retain(|&id| id != packet_id);
+        if let Some(at) = session.to_resend.iter().position(|&id| id == packet_id) {
+            session.to_resend.remove(at);
+        }
         if let Some(entry) = settled {
             self.settle(number, &entry);
         }
@@ -1549,6 +1555,8 @@ impl GroupState {
             assert!(session.owner.is_none() || session.expires_at_ms.is_none(), "who is connected does not expire");
             assert_eq!(session.held_bytes, session.held.iter().map(|held| held.message.weight_bytes()).sum::<usize>());
             assert!(!session.transient || (session.subscriptions.is_empty() && session.expiry_seconds == 0));
+            let known = session.to_resend.iter().all(|&id| session.outbound.in_flight_under(id).is_some());
+            assert!(known, "what is to be sent again is in flight");
             assert!(session.is_reading() || session.held.is_empty(), "what is held is let go in the end");
             assert_eq!(session.outbound.queue_bytes(), queue_bytes(session));
             let next = session.waiting.as_ref().and_then(|waiting| waiting.connect.owner);
@@ -1656,32 +1664,26 @@ fn delivery(entry: &Entry, owner: Owner, epoch: u64, packet_id: PacketId, dup: b
 /// What was in flight goes out again in its original order [MQTT-4.4.0-1], no more PUBLISH at once than the connection
 /// allows [MQTT-3.3.4-9].
 fn resend(session: &mut PersistentSession, owner: Owner, clock_ms: u64, effects: &mut Vec<Effect>) {
-    if session.to_resend.is_empty() {
-        return;
-    }
-    let in_flight = session.outbound.resend();
-    let waiting = session.to_resend.len();
-    let mut room = usize::from(session.window_max).saturating_sub(in_flight.len() - waiting);
-    let mut sent = 0;
-    for (packet_id, stage, _, entry) in in_flight.iter().filter(|(id, ..)| session.to_resend.contains(id)) {
-        match (stage, entry) {
-            (Stage::AwaitingPubComp, _) => effects.push(Effect::Acknowledge {
+    let sent = session.outbound.in_flight().saturating_sub(session.to_resend.len());
+    let mut room = usize::from(session.window_max).saturating_sub(sent);
+    while let Some(&packet_id) = session.to_resend.front() {
+        match session.outbound.in_flight_under(packet_id) {
+            Some((Stage::AwaitingPubComp, _)) => effects.push(Effect::Acknowledge {
                 owner,
                 epoch: session.epoch,
                 kind: AckKind::PubRel,
-                packet_id: *packet_id,
+                packet_id,
                 reason: ReasonCode::Success,
             }),
-            (_, Some(entry)) if room > 0 => {
+            Some((_, Some(entry))) if room > 0 => {
                 room -= 1;
-                let delivery = delivery(entry, owner, session.epoch, *packet_id, true, clock_ms);
+                let delivery = delivery(entry, owner, session.epoch, packet_id, true, clock_ms);
                 effects.push(Effect::Deliver(Box::new(delivery)));
             }
             _ => break,
         }
-        sent += 1;
+        session.to_resend.pop_front();
     }
-    session.to_resend.drain(..sent);
 }
 
 /// A record of a message, its expiry on the group's own clock.

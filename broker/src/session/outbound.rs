@@ -340,6 +340,14 @@ impl<M> Outbound<M> {
         slots.into_iter().map(|slot| (slot.id, slot.stage, slot.qos, slot.message.as_ref())).collect()
     }
 
+    /// What is in flight under an identifier.
+    #[must_use]
+    pub fn in_flight_under(&self, id: PacketId) -> Option<(Stage, Option<&M>)> {
+        let window = self.window.as_ref()?;
+        let slot = window.slots[window.index(id.get())].as_ref().filter(|slot| slot.id == id)?;
+        Some((slot.stage, slot.message.as_ref()))
+    }
+
     /// What waits behind the window, in order.
     pub fn queued(&self) -> impl Iterator<Item = &M> {
         self.window.iter().flat_map(|window| window.queue.iter().map(|queued| &queued.message))

@@ -763,6 +763,17 @@ fn members_of_a_share_take_turns() {
     assert_eq!([shared.publish(), shared.publish()], [Some(0), Some(1)]);
 }
 
+/// P11: a group that has no member online must not be picked for one.
+#[test]
+fn a_share_without_members_says_that_nobody_is_online() {
+    let mut shared = ShareScript::new(&["m0"]);
+    let effects = shared.disconnect("m0", Some(0));
+    let share: Arc<str> = Arc::from("$share/g/t");
+    let last: Vec<_> = effects.iter().filter(|effect| !matches!(effect, Effect::Session { .. })).collect();
+    let left = Effect::ShareInterest { share: Arc::clone(&share), joined: false };
+    assert_eq!(last, [&left, &Effect::ShareOnline { share, online: 0 }]);
+}
+
 /// P11, [MQTT-4.8.2-4]: what a member has not acknowledged when its session ends goes to another.
 #[test]
 fn what_a_member_leaves_behind_is_routed_again() {
