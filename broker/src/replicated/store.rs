@@ -149,7 +149,7 @@ struct MetaRecord {
     last_position: u64,
     #[prost(uint64, tag = "7")]
     last_read: u64,
-    #[prost(message, repeated, tag = "8")]
+    #[prost(message, repeated, tag = "10")]
     fenced: Vec<FencedRecord>,
     #[prost(message, repeated, tag = "9")]
     lanes: Vec<LaneRecord>,
