@@ -18,6 +18,9 @@ pub struct Owner {
     /// Names the connection within it.
     #[prost(uint64, tag = "2")]
     pub connection: u64,
+    /// The node. Incarnations of different nodes are not compared.
+    #[prost(uint64, tag = "3")]
+    pub node: u64,
 }
 
 /// A User Property.
@@ -168,6 +171,28 @@ pub struct Connect {
     /// In-flight window towards the client.
     #[prost(uint32, tag = "7")]
     pub window_max: u32,
+    /// The present owner may still be connected: the claim is granted when that one has let go ([`Released`]).
+    /// Otherwise the proposer has seen to that.
+    #[prost(bool, tag = "8")]
+    pub wait_for_release: bool,
+    /// The group keeps the claim and the will of a transient session too, so that they survive its node.
+    #[prost(bool, tag = "9")]
+    pub keep_transient: bool,
+}
+
+/// The owner that had to let go has: it closed the connection, withdrew what it had not sent and got answers for the
+/// rest.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Released {
+    /// Which session.
+    #[prost(string, tag = "1")]
+    pub client_id: String,
+    /// Of the claim that ended.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// False if the client had said DISCONNECT with reason 0x00.
+    #[prost(bool, tag = "3")]
+    pub publish_will: bool,
 }
 
 /// A connection ended.
@@ -282,6 +307,12 @@ pub struct LaneBatch {
     /// In the order of their numbers.
     #[prost(message, repeated, tag = "3")]
     pub messages: Vec<LaneMessage>,
+    /// The node; 0 for the lane of an outbox, or where there is only one.
+    #[prost(uint64, tag = "4")]
+    pub node: u64,
+    /// The origin has the answers up to this number: what was refused of them can be forgotten.
+    #[prost(uint64, tag = "5")]
+    pub answered: u64,
 }
 
 /// One acknowledgement.
@@ -374,7 +405,7 @@ pub struct Tick {
     pub bridge: bool,
 }
 
-/// Incarnations below this are over: their connections ended, their lanes are refused.
+/// Incarnations of a node below this are over: their connections ended, their lanes are refused.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct Fence {
     /// The first that is not.
@@ -383,12 +414,15 @@ pub struct Fence {
     /// Sessions to release at most; the leader proposes again until none is left.
     #[prost(uint32, tag = "2")]
     pub sessions_max: u32,
+    /// The node whose incarnations they are.
+    #[prost(uint64, tag = "3")]
+    pub node: u64,
 }
 
 /// The envelope.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct Envelope {
-    #[prost(oneof = "Command", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "Command", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     command: Option<Command>,
 }
 
@@ -428,6 +462,9 @@ pub enum Command {
     /// See [`Fence`].
     #[prost(message, tag = "11")]
     Fence(Fence),
+    /// See [`Released`].
+    #[prost(message, tag = "12")]
+    Released(Released),
 }
 
 /// As it stands in the log.
@@ -470,6 +507,7 @@ mod tests {
             lane: 3,
             incarnation: 1,
             messages: vec![LaneMessage { number: 1, message: Some(record), ..LaneMessage::default() }],
+            ..LaneBatch::default()
         };
         let Ok(Some(Command::Lane(mut back))) = decode(encode(Command::Lane(lane))) else {
             panic!("a lane");

@@ -14,12 +14,23 @@ use crate::message::Message;
 pub enum Effect {
     /// A claim was granted.
     Opened(OpenedSession),
-    /// A claim was refused: the session is another identity's.
+    /// A claim was refused: the session is another identity's, another claim came after it, or its node is dead.
     Refused {
         /// Whose claim.
         owner: Owner,
         /// For CONNACK.
         reason: ReasonCode,
+    },
+    /// A claim waits for this owner to let go: close the connection, withdraw what was not sent, get answers for the
+    /// rest, then propose [`super::command::Released`]. An owner that has no such connection any more proposes it at
+    /// once.
+    Close {
+        /// Who.
+        owner: Owner,
+        /// Which session.
+        client_id: Arc<str>,
+        /// Of its claim.
+        epoch: u64,
     },
     /// A persistent session came to be, or ended.
     Session {
@@ -90,6 +101,8 @@ pub enum Effect {
     },
     /// The messages of a lane up to a number are dealt with.
     LaneAnswered {
+        /// Where it begins.
+        node: u64,
         /// Which lane.
         lane: u64,
         /// The last of them.

@@ -123,7 +123,7 @@ impl Machine {
             if !self.groups[usize::from(group)].retained().is_empty() {
                 shared.retained_possible.store(true, Ordering::Relaxed);
             }
-            let fence = command::Fence { below: shared.incarnation, sessions_max: FENCE_SESSIONS_MAX };
+            let fence = command::Fence { below: shared.incarnation, sessions_max: FENCE_SESSIONS_MAX, node: 0 };
             shared.submitter.propose(group, Command::Fence(fence));
         }
         // Only now does the index know what every group wants: routed earlier, a message would miss some.
@@ -145,6 +145,10 @@ impl Machine {
             Effect::Refused { owner, reason } => {
                 let connection = connection_of(owner);
                 self.push(connection.arbiter(), Event::Refused { connection, reason });
+            }
+            Effect::Close { .. } => {
+                // Claims of this process wait in `waiting`, not in the group.
+                debug_assert!(false, "no claim asks the group to wait");
             }
             Effect::Session { client_id, identity, exists } => {
                 shared.registry.set_persistent(&client_id, &identity, exists);
@@ -192,7 +196,9 @@ impl Machine {
                 let event = Event::Acknowledge { connection, epoch, kind, packet_id, reason };
                 self.push(connection.arbiter(), event);
             }
-            Effect::LaneAnswered { lane, number, refused } => self.lane_answered(shared, group, lane, number, refused),
+            Effect::LaneAnswered { node: _, lane, number, refused } => {
+                self.lane_answered(shared, group, lane, number, refused)
+            }
             Effect::Route { position, message, share } => {
                 self.route(shared, group, position, &message, share.as_deref())
             }
@@ -226,7 +232,7 @@ impl Machine {
 
     fn was_fenced(&mut self, shared: &Shared, group: u16, more: bool) {
         if more {
-            let fence = command::Fence { below: shared.incarnation, sessions_max: FENCE_SESSIONS_MAX };
+            let fence = command::Fence { below: shared.incarnation, sessions_max: FENCE_SESSIONS_MAX, node: 0 };
             shared.submitter.propose(group, Command::Fence(fence));
             return;
         }
@@ -384,7 +390,12 @@ impl Machine {
     fn submit(&mut self, shared: &Shared) {
         for ((origin, target), messages) in std::mem::take(&mut self.lanes) {
             // An outbox outlives every incarnation.
-            let batch = LaneBatch { lane: OUTBOX_LANE | u64::from(origin), incarnation: u64::MAX, messages };
+            let batch = LaneBatch {
+                lane: OUTBOX_LANE | u64::from(origin),
+                incarnation: u64::MAX,
+                messages,
+                ..LaneBatch::default()
+            };
             shared.submitter.propose(target, Command::Lane(batch));
         }
         for (group, positions) in std::mem::take(&mut self.routed) {
@@ -554,13 +565,14 @@ pub fn pick_strategy(setting: SharedStrategy) -> PickStrategy {
 
 fn connect_command(request: &ClaimRequest, incarnation: u64) -> command::Connect {
     command::Connect {
-        owner: Some(Owner { incarnation, connection: request.connection.raw() }),
+        owner: Some(Owner { incarnation, connection: request.connection.raw(), node: 0 }),
         client_id: request.client_id.to_string(),
         identity: request.identity.to_string(),
         clean_start: request.clean_start,
         session_expiry_seconds: request.session_expiry_seconds,
         will: request.will.as_ref().map(|will| will_record(will, &request.client_id)),
         window_max: u32::from(request.window),
+        ..command::Connect::default()
     }
 }
 

@@ -77,9 +77,16 @@ impl Retained {
         {
             return false;
         }
-        self.bytes = bytes;
-        self.messages.insert(Arc::clone(&message.topic), message);
+        self.restore(message);
         true
+    }
+
+    /// [`Self::set`], whatever the bounds: it was there before.
+    pub fn restore(&mut self, message: Arc<Message>) {
+        self.bytes += message.weight_bytes() as u64;
+        if let Some(old) = self.messages.insert(Arc::clone(&message.topic), message) {
+            self.bytes -= old.weight_bytes() as u64;
+        }
     }
 
     /// Removes what is retained for a topic [MQTT-3.3.1-6].

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kentongan_proto::mqtt::{PacketId, QoS, SubscriptionOptions};
 
-use super::command::{Owner, WillRecord};
+use super::command::{Connect, Owner, WillRecord};
 use crate::message::Message;
 use crate::session::outbound::Outbound;
 
@@ -17,8 +17,20 @@ pub struct Subscription {
     pub options: SubscriptionOptions,
     /// Subscription Identifier.
     pub identifier: Option<NonZeroU32>,
-    /// Its retained messages are being read; live ones wait.
+    /// Its retained messages are being read.
     pub read: Option<u64>,
+    /// Live messages wait: from when a read begins until no read of the session is under way, so that none overtakes
+    /// another that waits.
+    pub held: bool,
+}
+
+/// A claim that waits until the owner before it has let go.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Waiting {
+    /// The claim; its epoch is the session's already.
+    pub connect: Connect,
+    /// Of the owner that has to let go.
+    pub owner_epoch: u64,
 }
 
 /// A message in a session's queue or window.
@@ -66,6 +78,12 @@ pub struct PersistentSession {
     pub epoch: u64,
     /// The connection, while there is one.
     pub owner: Option<Owner>,
+    /// The claim that comes next. Only while there is an owner, whose commands then count no more.
+    pub waiting: Option<Box<Waiting>>,
+    /// Nothing but a claim, and perhaps a will: the rest of the session lives and dies with its connection.
+    pub transient: bool,
+    /// Session Present, as the last claim was told.
+    pub resumed: bool,
     /// Session Expiry Interval.
     pub expiry_seconds: u32,
     /// On the group's clock, while nobody is connected.
@@ -84,6 +102,8 @@ pub struct PersistentSession {
     pub received: BTreeSet<PacketId>,
     /// Live messages behind retained ones.
     pub held: Vec<HeldBack>,
+    /// Their weight.
+    pub held_bytes: usize,
     /// Of the next entry.
     pub next_sequence: u64,
     /// In-flight window of the present connection.
@@ -91,6 +111,12 @@ pub struct PersistentSession {
 }
 
 impl PersistentSession {
+    /// The connection that is sent what there is: one that has to let go gets nothing more.
+    #[must_use]
+    pub fn served(&self) -> Option<Owner> {
+        self.owner.filter(|_| self.waiting.is_none())
+    }
+
     /// Whether some subscription waits for its retained messages.
     #[must_use]
     pub fn is_reading(&self) -> bool {

@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kentongan_proto::mqtt::{PacketId, QoS, RetainHandling, SubscriptionOptions};
+use kentongan_proto::mqtt::{PacketId, QoS, ReasonCode, RetainHandling, SubscriptionOptions};
 use prost::Message as _;
 
 use super::command::{self, MessageRecord, Owner, WillRecord};
-use super::session::{Entry, HeldBack, PersistentSession, Subscription};
-use super::state::{Body, GroupConfig, GroupState, OutboxEntry, absolute};
+use super::session::{Entry, HeldBack, PersistentSession, Subscription, Waiting};
+use super::state::{Body, GroupConfig, GroupState, LaneState, OutboxEntry, absolute};
 use crate::session::outbound::{Outbound, OutboundLimits, Stage};
 
 /// What can be stored on its own.
@@ -23,6 +23,8 @@ pub(super) enum Key {
     Body(u64),
     Retained(Arc<str>),
     Outbox(u64),
+    /// Of a shared subscription.
+    Turn(Arc<str>),
 }
 
 impl Key {
@@ -33,6 +35,7 @@ impl Key {
             Self::Entry(session, sequence) => [&b"q"[..], &session.to_be_bytes(), &sequence.to_be_bytes()].concat(),
             Self::Body(number) => [&b"b"[..], &number.to_be_bytes()].concat(),
             Self::Retained(topic) => [&b"r"[..], topic.as_bytes()].concat(),
+            Self::Turn(share) => [&b"t"[..], share.as_bytes()].concat(),
             Self::Outbox(position) => [&b"o"[..], &position.to_be_bytes()].concat(),
         }
     }
@@ -83,6 +86,51 @@ struct LaneRecord {
     lane: u64,
     #[prost(uint64, tag = "2")]
     number: u64,
+    #[prost(uint64, tag = "3")]
+    node: u64,
+    #[prost(uint64, tag = "4")]
+    incarnation: u64,
+    #[prost(message, repeated, tag = "5")]
+    refused: Vec<RefusedRecord>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RefusedRecord {
+    #[prost(uint64, tag = "1")]
+    number: u64,
+    #[prost(uint32, tag = "2")]
+    reason: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct FencedRecord {
+    #[prost(uint64, tag = "1")]
+    node: u64,
+    #[prost(uint64, tag = "2")]
+    below: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RetainedRecord {
+    #[prost(message, optional, tag = "1")]
+    message: Option<MessageRecord>,
+    /// When it is forgotten, on the group's clock.
+    #[prost(uint64, optional, tag = "2")]
+    due_ms: Option<u64>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct TurnRecord {
+    #[prost(string, tag = "1")]
+    last: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct WaitingRecord {
+    #[prost(message, optional, tag = "1")]
+    connect: Option<command::Connect>,
+    #[prost(uint64, tag = "2")]
+    owner_epoch: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -101,8 +149,8 @@ struct MetaRecord {
     last_position: u64,
     #[prost(uint64, tag = "7")]
     last_read: u64,
-    #[prost(uint64, tag = "8")]
-    fenced_below: u64,
+    #[prost(message, repeated, tag = "10")]
+    fenced: Vec<FencedRecord>,
     #[prost(message, repeated, tag = "9")]
     lanes: Vec<LaneRecord>,
 }
@@ -123,6 +171,8 @@ struct SubscriptionRecord {
     identifier: Option<u32>,
     #[prost(uint64, optional, tag = "7")]
     read: Option<u64>,
+    #[prost(bool, tag = "8")]
+    held: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -185,6 +235,14 @@ struct SessionRecord {
     window_max: u32,
     #[prost(uint32, repeated, tag = "16")]
     to_resend: Vec<u32>,
+    #[prost(uint32, tag = "17")]
+    window_slots: u32,
+    #[prost(bool, tag = "18")]
+    transient: bool,
+    #[prost(message, optional, tag = "19")]
+    waiting: Option<WaitingRecord>,
+    #[prost(bool, tag = "20")]
+    resumed: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -236,6 +294,45 @@ impl GroupState {
         writes
     }
 
+    /// All that a checkpoint would have to write if there had been none before, in the order of the keys.
+    pub fn snapshot(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        let of_session = |session: &PersistentSession| {
+            let number = session.number;
+            let in_flight: Vec<_> = session.outbound.resend().into_iter().filter_map(|(.., entry)| entry).collect();
+            let entries = in_flight.into_iter().chain(session.outbound.queued());
+            let entries = entries.map(|entry| Key::Entry(number, entry.sequence)).collect::<Vec<_>>();
+            std::iter::once(Key::Session(number)).chain(entries)
+        };
+        let keys: Vec<_> = (self.sessions.values().flat_map(of_session))
+            .chain(self.bodies.keys().map(|&number| Key::Body(number)))
+            .chain(self.retained.iter().map(|message| Key::Retained(Arc::clone(&message.topic))))
+            .chain(self.outbox.keys().map(|&position| Key::Outbox(position)))
+            .chain(self.turns.keys().map(|share| Key::Turn(Arc::clone(share))))
+            .collect();
+        let entries = self.entries_of(&keys);
+        let mut snapshot: BTreeMap<_, _> =
+            keys.iter().filter_map(|key| Some((key.encode(), self.value(key, &entries)?))).collect();
+        snapshot.insert(META_KEY.to_vec(), self.meta().encode_to_vec());
+        snapshot
+    }
+
+    /// What replicas that applied the same log have in common, and no two different states: FNV-1a over
+    /// [`Self::snapshot`].
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        let mut add = |bytes: &[u8]| {
+            for byte in (bytes.len() as u64).to_be_bytes().iter().chain(bytes) {
+                hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+            }
+        };
+        for (key, value) in self.snapshot() {
+            add(&key);
+            add(&value);
+        }
+        hash
+    }
+
     fn meta(&self) -> MetaRecord {
         MetaRecord {
             clock_ms: self.clock_ms,
@@ -245,8 +342,8 @@ impl GroupState {
             last_body: self.last_body,
             last_position: self.last_position,
             last_read: self.last_read,
-            fenced_below: self.fenced_below,
-            lanes: self.lanes.iter().map(|(&lane, &number)| LaneRecord { lane, number }).collect(),
+            fenced: self.fenced_below.iter().map(|(&node, &below)| FencedRecord { node, below }).collect(),
+            lanes: self.lanes.iter().map(lane_record).collect(),
         }
     }
 
@@ -280,7 +377,11 @@ impl GroupState {
             }
             Key::Entry(session, sequence) => Some(entries.get(&(*session, *sequence))?.encode_to_vec()),
             Key::Body(number) => Some(absolute(&self.bodies.get(number)?.message).encode_to_vec()),
-            Key::Retained(topic) => Some(absolute(self.retained.get(topic)?).encode_to_vec()),
+            Key::Retained(topic) => {
+                let message = Some(absolute(self.retained.get(topic)?));
+                Some(RetainedRecord { message, due_ms: self.retained_dues.get(topic).copied() }.encode_to_vec())
+            }
+            Key::Turn(share) => Some(TurnRecord { last: self.turns.get(share)?.to_string() }.encode_to_vec()),
             Key::Outbox(position) => {
                 let entry = self.outbox.get(position)?;
                 let record = OutboxRecord {
@@ -318,11 +419,16 @@ impl GroupState {
                     state.bodies.insert(number(rest)?, Body { message, references: 0 });
                 }
                 Some((b'r', _)) => {
-                    state.retained.set(Arc::new(MessageRecord::decode(value)?.into_message(0)));
+                    state.restore_retained(RetainedRecord::decode(value)?)?;
                 }
                 Some((b'o', rest)) => {
                     let entry = outbox_entry(OutboxRecord::decode(value)?)?;
                     state.outbox.insert(number(rest)?, entry);
+                }
+                Some((b't', share)) => {
+                    let share =
+                        str::from_utf8(share).map_err(|_| RestoreError::Incomplete("a shared subscription's name"))?;
+                    state.turns.insert(Arc::from(share), Arc::from(TurnRecord::decode(value)?.last));
                 }
                 _ => return Err(RestoreError::Incomplete("a key of no known kind")),
             }
@@ -344,8 +450,19 @@ impl GroupState {
         self.last_body = meta.last_body;
         self.last_position = meta.last_position;
         self.last_read = meta.last_read;
-        self.fenced_below = meta.fenced_below;
-        self.lanes = meta.lanes.into_iter().map(|lane| (lane.lane, lane.number)).collect();
+        self.fenced_below = meta.fenced.into_iter().map(|fenced| (fenced.node, fenced.below)).collect();
+        self.lanes = meta.lanes.into_iter().map(lane_state).collect();
+    }
+
+    fn restore_retained(&mut self, record: RetainedRecord) -> Result<(), RestoreError> {
+        let message = record.message.ok_or(RestoreError::Incomplete("a retained message that is not there"))?;
+        let message = Arc::new(message.into_message(0));
+        // It was within the bounds when it was stored; whether it still is, is for the next one to find out.
+        self.retained.restore(Arc::clone(&message));
+        if let Some(due) = record.due_ms {
+            self.arm_retained_timer(&message.topic, due);
+        }
+        Ok(())
     }
 
     fn restore_session(
@@ -380,21 +497,26 @@ impl GroupState {
             queue.push((entry.clone(), entry.message.weight_bytes(), entry.qos));
         }
         let subscriptions = record.subscriptions.iter().map(subscription).collect();
+        let held = record.held.into_iter().map(held_back).collect::<Result<Vec<_>, _>>()?;
         Ok(PersistentSession {
             number,
             client_id: Arc::from(record.client_id),
             identity: Arc::from(record.identity),
             epoch: record.epoch,
             owner: record.owner,
+            waiting: record.waiting.map(waiting).transpose()?,
+            transient: record.transient,
+            resumed: record.resumed,
             expiry_seconds: record.expiry_seconds,
             expires_at_ms: record.expires_at_ms,
             will: record.will,
             will_due_ms: record.will_due_ms,
             subscriptions,
-            outbound: Outbound::restore(limits, record.last_id as u16, window, queue),
+            outbound: Outbound::restore(limits, record.last_id as u16, record.window_slots as usize, window, queue),
             to_resend: record.to_resend.into_iter().map(id).collect::<Result<_, _>>()?,
             received: record.received.into_iter().map(id).collect::<Result<_, _>>()?,
-            held: record.held.into_iter().map(held_back).collect::<Result<_, _>>()?,
+            held_bytes: held.iter().map(|held| held.message.weight_bytes()).sum(),
+            held,
             next_sequence: record.next_sequence,
             window_max,
         })
@@ -413,6 +535,28 @@ impl GroupState {
             share: record.share.map(Arc::from),
         })
     }
+}
+
+fn lane_record((&(node, lane), state): (&(u64, u64), &LaneState)) -> LaneRecord {
+    let refused = state.refused.iter();
+    LaneRecord {
+        lane,
+        number: state.last,
+        node,
+        incarnation: state.incarnation,
+        refused: refused.map(|&(number, reason)| RefusedRecord { number, reason: reason as u32 }).collect(),
+    }
+}
+
+fn lane_state(record: LaneRecord) -> ((u64, u64), LaneState) {
+    let reason = |reason: u32| ReasonCode::from_byte(reason as u8).unwrap_or(ReasonCode::UnspecifiedError);
+    let refused = record.refused.into_iter().map(|refused| (refused.number, reason(refused.reason))).collect();
+    ((record.node, record.lane), LaneState { incarnation: record.incarnation, last: record.number, refused })
+}
+
+fn waiting(record: WaitingRecord) -> Result<Box<Waiting>, RestoreError> {
+    let connect = record.connect.ok_or(RestoreError::Incomplete("a claim that waits and is not there"))?;
+    Ok(Box::new(Waiting { connect, owner_epoch: record.owner_epoch }))
 }
 
 fn number(bytes: &[u8]) -> Result<u64, RestoreError> {
@@ -475,7 +619,8 @@ fn subscription(record: &SubscriptionRecord) -> (Arc<str>, Subscription) {
         },
     };
     let identifier = record.identifier.and_then(std::num::NonZeroU32::new);
-    (Arc::from(record.filter.as_str()), Subscription { options, identifier, read: record.read })
+    let subscription = Subscription { options, identifier, read: record.read, held: record.held };
+    (Arc::from(record.filter.as_str()), subscription)
 }
 
 fn session_record(session: &PersistentSession) -> SessionRecord {
@@ -510,6 +655,7 @@ fn session_record(session: &PersistentSession) -> SessionRecord {
                 retain_handling: own.options.retain_handling as u32,
                 identifier: own.identifier.map(std::num::NonZeroU32::get),
                 read: own.read,
+                held: own.held,
             })
             .collect(),
         window: window.collect(),
@@ -528,5 +674,12 @@ fn session_record(session: &PersistentSession) -> SessionRecord {
         next_sequence: session.next_sequence,
         window_max: u32::from(session.window_max),
         to_resend: session.to_resend.iter().map(|id| u32::from(id.get())).collect(),
+        window_slots: session.outbound.window_slots() as u32,
+        transient: session.transient,
+        resumed: session.resumed,
+        waiting: session
+            .waiting
+            .as_deref()
+            .map(|waiting| WaitingRecord { connect: Some(waiting.connect.clone()), owner_epoch: waiting.owner_epoch }),
     }
 }

@@ -211,8 +211,9 @@ impl ArbiterState {
         let held = Held { message: Some(message), retain: terms.retain, identifiers, share };
         match session.outbound.offer(held, weight, terms.qos) {
             Offer::Accepted => {}
-            Offer::DroppedNew | Offer::DroppedOldest(_) => {
-                self.counters.messages_dropped.inc(DropReason::QueueMessages)
+            Offer::DroppedNew => self.counters.messages_dropped.inc(DropReason::QueueMessages),
+            Offer::DroppedOldest(oldest) => {
+                self.counters.messages_dropped.add(DropReason::QueueMessages, oldest.len() as u64);
             }
         }
     }

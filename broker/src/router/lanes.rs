@@ -230,7 +230,7 @@ impl ArbiterState {
             let lane = self.lanes.id;
             let incarnation = self.lanes.incarnation;
             let messages = std::mem::take(&mut self.lanes.groups[usize::from(group)].gathered);
-            let batch = LaneBatch { lane, incarnation, messages };
+            let batch = LaneBatch { lane, incarnation, messages, ..LaneBatch::default() };
             self.shared.submitter.propose(group, Command::Lane(batch));
         }
     }

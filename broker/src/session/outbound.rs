@@ -10,6 +10,9 @@ use kentongan_proto::mqtt::{PacketId, QoS};
 /// Slots that a window has at first; it doubles as more are in flight.
 const FIRST_SLOTS: usize = 16;
 
+/// One for each identifier.
+const SLOTS_MAX: usize = 1 << 16;
+
 /// Bounds of one client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutboundLimits {
@@ -59,8 +62,8 @@ pub enum Offer<M> {
     Accepted,
     /// The queue is full and keeps what it has.
     DroppedNew,
-    /// It waits; the oldest one had to go.
-    DroppedOldest(M),
+    /// It waits; these, the oldest, had to go.
+    DroppedOldest(Vec<M>),
 }
 
 /// An acknowledgement for a packet that is not in flight.
@@ -142,7 +145,7 @@ impl<M> Window<M> {
     }
 
     fn grow(&mut self) {
-        let length = (self.slots.len() * 2).min(1 << 16);
+        let length = (self.slots.len() * 2).min(SLOTS_MAX);
         if length == self.slots.len() {
             return;
         }
@@ -235,22 +238,25 @@ impl<M> Outbound<M> {
         Some(window.begin(message, qos))
     }
 
-    /// Puts a message behind the window, within its bounds.
+    /// Puts a message behind the window, within its bounds. One that alone exceeds them is dropped, whatever the policy.
     pub fn offer(&mut self, message: M, weight_bytes: usize, qos: QoS) -> Offer<M> {
         let limits = self.limits;
         let window = self.window.get_or_insert_with(|| Box::new(Window::new()));
-        let full = window.queue.len() >= limits.queue_messages_max
-            || window.queue_bytes + weight_bytes > limits.queue_bytes_max;
-        let mut dropped = None;
-        if full {
-            if limits.drop_policy == DropPolicy::New || window.queue.is_empty() {
-                return Offer::DroppedNew;
-            }
-            dropped = window.dequeue();
+        let is_full = |window: &Window<M>| {
+            window.queue.len() >= limits.queue_messages_max
+                || window.queue_bytes.saturating_add(weight_bytes) > limits.queue_bytes_max
+        };
+        let never_fits = limits.queue_messages_max == 0 || weight_bytes > limits.queue_bytes_max;
+        if never_fits || (limits.drop_policy == DropPolicy::New && is_full(window)) {
+            return Offer::DroppedNew;
+        }
+        let mut dropped = Vec::new();
+        while is_full(window) {
+            dropped.extend(window.dequeue().map(|queued| queued.message));
         }
         window.queue.push_back(Queued { message, qos, weight_bytes });
         window.queue_bytes += weight_bytes;
-        dropped.map_or(Offer::Accepted, |queued| Offer::DroppedOldest(queued.message))
+        if dropped.is_empty() { Offer::Accepted } else { Offer::DroppedOldest(dropped) }
     }
 
     /// Moves the next message from the queue into the window, if it has room. Those that `is_expired` says have
@@ -334,9 +340,34 @@ impl<M> Outbound<M> {
         slots.into_iter().map(|slot| (slot.id, slot.stage, slot.qos, slot.message.as_ref())).collect()
     }
 
+    /// What is in flight under an identifier.
+    #[must_use]
+    pub fn in_flight_under(&self, id: PacketId) -> Option<(Stage, Option<&M>)> {
+        let window = self.window.as_ref()?;
+        let slot = window.slots[window.index(id.get())].as_ref().filter(|slot| slot.id == id)?;
+        Some((slot.stage, slot.message.as_ref()))
+    }
+
     /// What waits behind the window, in order.
     pub fn queued(&self) -> impl Iterator<Item = &M> {
         self.window.iter().flat_map(|window| window.queue.iter().map(|queued| &queued.message))
+    }
+
+    /// Takes out of the queue what `is_wanted` says, in order. What is in flight stays.
+    pub fn extract_queued(&mut self, mut is_wanted: impl FnMut(&M) -> bool) -> Vec<M> {
+        let Some(window) = self.window.as_mut() else {
+            return Vec::new();
+        };
+        let mut extracted = Vec::new();
+        for queued in std::mem::take(&mut window.queue) {
+            if is_wanted(&queued.message) {
+                window.queue_bytes -= queued.weight_bytes;
+                extracted.push(queued.message);
+            } else {
+                window.queue.push_back(queued);
+            }
+        }
+        extracted
     }
 
     /// The identifier given last: the next one follows it.
@@ -345,20 +376,28 @@ impl<M> Outbound<M> {
         self.window.as_ref().map_or(0, |window| window.last_id)
     }
 
-    /// Takes up what [`Self::resend`], [`Self::queued`] and [`Self::last_id`] said, after a restart.
+    /// Slots of the window. The next identifier depends on it: replicas must agree on it, and remember it.
+    #[must_use]
+    pub fn window_slots(&self) -> usize {
+        self.window.as_ref().map_or(FIRST_SLOTS, |window| window.slots.len())
+    }
+
+    /// Takes up what [`Self::resend`], [`Self::queued`], [`Self::last_id`] and [`Self::window_slots`] said, after a
+    /// restart.
     #[must_use]
     pub fn restore(
         limits: OutboundLimits,
         last_id: u16,
+        window_slots: usize,
         in_flight: Vec<(PacketId, Stage, QoS, Option<M>)>,
         queue: Vec<(M, usize, QoS)>,
     ) -> Self {
         let mut window = Window::new();
-        while in_flight.len() * 2 > window.slots.len() {
+        while window.slots.len() < window_slots.min(SLOTS_MAX) {
             window.grow();
         }
-        // Identifiers may lie so that two meet in one slot of a small window; they did not when they were given.
-        while !all_differ(in_flight.iter().map(|(id, ..)| window.index(id.get()))) {
+        // What was in flight fitted; a store that says otherwise must not make us lose any of it.
+        while !all_differ(in_flight.iter().map(|(id, ..)| window.index(id.get()))) && window.slots.len() < SLOTS_MAX {
             window.grow();
         }
         for (id, stage, qos, message) in in_flight {
@@ -481,10 +520,12 @@ mod tests {
         assert_eq!(outbound.offer(2, 10, QoS::AtLeastOnce), Offer::Accepted);
         assert_eq!(outbound.offer(3, 10, QoS::AtLeastOnce), Offer::DroppedNew);
         outbound.limits.drop_policy = DropPolicy::Oldest;
-        assert_eq!(outbound.offer(3, 10, QoS::AtLeastOnce), Offer::DroppedOldest(1));
+        assert_eq!(outbound.offer(3, 10, QoS::AtLeastOnce), Offer::DroppedOldest(vec![1]));
         assert_eq!(outbound.queue_bytes(), 20);
         outbound.limits.queue_messages_max = 10;
-        assert_eq!(outbound.offer(4, 2000, QoS::AtLeastOnce), Offer::DroppedOldest(2), "by bytes as well");
+        assert_eq!(outbound.offer(4, 995, QoS::AtLeastOnce), Offer::DroppedOldest(vec![2, 3]), "as many as it takes");
+        assert_eq!(outbound.offer(5, 1001, QoS::AtLeastOnce), Offer::DroppedNew, "it would never fit");
+        assert_eq!((outbound.queue_len(), outbound.queue_bytes()), (1, 995));
     }
 
     /// [MQTT-3.3.2-5]: what expired before its delivery began is not sent.
@@ -500,6 +541,23 @@ mod tests {
         assert_eq!(expired, [1, 2]);
     }
 
+    /// What a log says about an identifier must mean the same message after a restart.
+    #[test]
+    fn a_restored_window_gives_the_identifiers_that_the_old_one_would_have_given() {
+        let mut old = outbound(100, 10);
+        let ids: Vec<_> = (0..60).filter_map(|number| old.send_now(number, QoS::AtLeastOnce)).collect();
+        for &id in &ids[1..] {
+            assert!(old.on_puback(id).is_ok());
+        }
+        let in_flight = old.resend().into_iter().map(|(id, stage, qos, message)| (id, stage, qos, message.copied()));
+        let mut new = Outbound::restore(old.limits, old.last_id(), old.window_slots(), in_flight.collect(), Vec::new());
+        for number in 0..100_000 {
+            let id = old.send_now(number, QoS::AtLeastOnce).expect("room");
+            assert_eq!(new.send_now(number, QoS::AtLeastOnce), Some(id));
+            assert!(old.on_puback(id).is_ok() && new.on_puback(id).is_ok());
+        }
+    }
+
     /// P11, [MQTT-4.8.2-5]: unacknowledged QoS 1 and what waits goes elsewhere, QoS 2 that was begun does not.
     #[test]
     fn what_another_member_may_get_is_handed_on_in_order() {
@@ -509,6 +567,18 @@ mod tests {
         outbound.offer(3, 1, QoS::ExactlyOnce);
         assert_eq!(outbound.drain_undelivered(), [1, 3]);
         assert_eq!((outbound.in_flight(), outbound.queue_len()), (0, 0));
+    }
+
+    #[test]
+    fn what_is_extracted_leaves_the_rest_in_order() {
+        let mut outbound = outbound(1, 10);
+        outbound.send_now(1, QoS::AtLeastOnce);
+        for number in 2..=5 {
+            assert_eq!(outbound.offer(number, 10, QoS::AtLeastOnce), Offer::Accepted);
+        }
+        assert_eq!(outbound.extract_queued(|number| number % 2 == 1), [3, 5]);
+        assert_eq!(outbound.queued().copied().collect::<Vec<_>>(), [2, 4]);
+        assert_eq!((outbound.in_flight(), outbound.queue_bytes()), (1, 20));
     }
 
     #[test]

@@ -2,8 +2,8 @@ use bytes::Bytes;
 
 use super::*;
 use crate::replicated::command::{
-    Acknowledge, AcknowledgeItem, Connect, Disconnect, Fence, LaneBatch, LaneMessage, Receive, RetainedPage, Subscribe,
-    SubscribeFilter, Tick, WillRecord,
+    Acknowledge, AcknowledgeItem, Connect, Disconnect, Fence, LaneBatch, LaneMessage, Receive, Released, RetainedPage,
+    Subscribe, SubscribeFilter, Tick, Unsubscribe, WillRecord,
 };
 
 fn config() -> GroupConfig {
@@ -18,18 +18,19 @@ fn config() -> GroupConfig {
     }
 }
 
-const OWNER: Owner = Owner { incarnation: 1, connection: 77 };
+const OWNER: Owner = Owner { incarnation: 1, connection: 77, node: 0 };
 
 /// A state machine whose effects can be compared whole, and whose every state survives its own checkpoint.
 struct Script {
     state: GroupState,
     stored: BTreeMap<Vec<u8>, Vec<u8>>,
     lane: u64,
+    connections: u64,
 }
 
 impl Script {
     fn new() -> Self {
-        Self { state: GroupState::new(config()), stored: BTreeMap::new(), lane: 0 }
+        Self { state: GroupState::new(config()), stored: BTreeMap::new(), lane: 0, connections: 0 }
     }
 
     fn apply(&mut self, command: Command) -> Vec<Effect> {
@@ -61,14 +62,16 @@ impl Script {
         expiry: u32,
         will: Option<WillRecord>,
     ) -> (OpenedSession, Vec<Effect>) {
+        self.connections += 1;
         let effects = self.apply(Command::Connect(Connect {
-            owner: Some(OWNER),
+            owner: Some(Owner { connection: self.connections, ..OWNER }),
             client_id: "c".to_owned(),
             identity: String::new(),
             clean_start,
             session_expiry_seconds: expiry,
             will,
             window_max: 2,
+            ..Connect::default()
         }));
         let opened = effects.iter().find_map(|effect| match effect {
             Effect::Opened(opened) => Some(opened.clone()),
@@ -116,7 +119,7 @@ impl Script {
     }
 
     fn lane_batch(&mut self, messages: Vec<LaneMessage>) -> Vec<Effect> {
-        self.apply(Command::Lane(LaneBatch { lane: 1 << 12, incarnation: 1, messages }))
+        self.apply(Command::Lane(LaneBatch { lane: 1 << 12, incarnation: 1, messages, ..LaneBatch::default() }))
     }
 
     fn acknowledge(&mut self, epoch: u64, kind: u32, packet_id: u32) -> Vec<Effect> {
@@ -169,7 +172,11 @@ fn a_lane_message_that_comes_again_changes_nothing() {
     assert_eq!(deliveries(&script.lane_batch(vec![message.clone()])), [sent(1, false, "one")]);
     script.restart();
     let again = script.lane_batch(vec![message]);
-    assert_eq!(again, [Effect::LaneAnswered { lane: 1 << 12, number: 1, refused: vec![] }], "answered, not applied");
+    assert_eq!(
+        again,
+        [Effect::LaneAnswered { node: 0, lane: 1 << 12, number: 1, refused: vec![] }],
+        "answered, not applied"
+    );
 }
 
 /// P7: what carries an older epoch changes nothing.
@@ -201,6 +208,30 @@ fn the_window_is_filled_at_apply_and_by_acknowledgements() {
     script.disconnect(epoch, false);
     let (_, effects) = script.connect_with_will(false, 100, None);
     assert_eq!(deliveries(&effects), [sent(2, true, "two"), sent(3, true, "three")], "again, with DUP, in order");
+}
+
+/// The log says "identifier 17 is acknowledged": after a restart that must be the same message as before.
+#[test]
+fn a_restart_gives_messages_the_same_identifiers() {
+    let mut scripts = [Script::new(), Script::new()];
+    let mut given = Vec::new();
+    for (script, restarts) in scripts.iter_mut().zip([false, true]) {
+        let wide = Connect { window_max: 40, clean_start: true, ..claim(OWNER, "c") };
+        script.apply(Command::Connect(wide));
+        script.subscribe(1, "t", false);
+        for number in 0..20 {
+            script.publish(&format!("{number}"));
+        }
+        for id in 2..=20 {
+            script.acknowledge(1, 4, id);
+        }
+        if restarts {
+            script.restart();
+        }
+        let ids: Vec<_> = (0..20).flat_map(|_| deliveries(&script.publish("x"))).map(|(id, ..)| id).collect();
+        given.push(ids);
+    }
+    assert_eq!(given[0], given[1]);
 }
 
 /// P1: what does not fit is dropped by policy, and counted.
@@ -288,7 +319,7 @@ fn a_fence_ends_what_an_older_incarnation_held() {
     let (opened, _) = script.connect_with_will(true, 100, will(0));
     script.subscribe(opened.epoch, "t", false);
     script.restart();
-    let effects = script.apply(Command::Fence(Fence { below: 2, sessions_max: 10 }));
+    let effects = script.apply(Command::Fence(Fence { below: 2, sessions_max: 10, node: 0 }));
     assert_eq!(routes(&effects), 1);
     assert_eq!(effects.last(), Some(&Effect::Fenced { more: false }));
     assert_eq!(script.publish("late"), [], "a lane of the older incarnation");
@@ -373,4 +404,461 @@ fn a_message_expires_in_the_queue_and_not_in_the_window() {
     script.disconnect(epoch, false);
     let (_, effects) = script.connect_with_will(false, 100, None);
     assert_eq!(deliveries(&effects), [sent(2, true, "two")]);
+}
+
+// Claims in a cluster: the present owner may be on another node.
+
+/// A connection of a node's first incarnation.
+fn owner(node: u64, connection: u64) -> Owner {
+    Owner { incarnation: 1, connection, node }
+}
+
+fn claim(owner: Owner, client_id: &str) -> Connect {
+    Connect {
+        owner: Some(owner),
+        client_id: client_id.to_owned(),
+        session_expiry_seconds: 100,
+        window_max: 10,
+        wait_for_release: true,
+        ..Connect::default()
+    }
+}
+
+fn opened(owner: Owner, epoch: u64, session_present: bool) -> Effect {
+    Effect::Opened(OpenedSession {
+        owner,
+        client_id: Arc::from("c"),
+        epoch,
+        persistent: true,
+        session_present,
+        subscriptions: Vec::new(),
+        received: Vec::new(),
+    })
+}
+
+fn close(owner: Owner, epoch: u64) -> Effect {
+    Effect::Close { owner, client_id: Arc::from("c"), epoch }
+}
+
+fn session(exists: bool) -> Effect {
+    Effect::Session { client_id: Arc::from("c"), identity: Arc::from(""), exists }
+}
+
+fn released(epoch: u64, publish_will: bool) -> Command {
+    Command::Released(Released { client_id: "c".to_owned(), epoch, publish_will })
+}
+
+/// P7: after the new CONNACK nothing of the old connection counts, and the new CONNACK waits for the old one's end.
+#[test]
+fn a_claim_waits_until_the_owner_before_it_has_let_go() {
+    let mut script = Script::new();
+    let (old, new) = (owner(1, 7), owner(2, 9));
+    assert_eq!(script.apply(Command::Connect(claim(old, "c"))), [session(true), opened(old, 1, false)]);
+    assert_eq!(script.apply(Command::Connect(claim(new, "c"))), [close(old, 1)]);
+    assert_eq!(script.disconnect(1, true), [], "the old epoch says nothing any more");
+    script.restart();
+    let mut lead = Vec::new();
+    script.state.lead(&mut lead);
+    assert_eq!(lead, [session(true), close(old, 1)], "a new leader asks again");
+    assert_eq!(script.apply(released(2, true)), [], "nobody but the old owner can say so");
+    assert_eq!(script.apply(released(1, true)), [opened(new, 2, true)]);
+    assert_eq!(script.apply(released(1, true)), [], "said again");
+}
+
+/// Of several that wait, the last one counts.
+#[test]
+fn a_third_claim_takes_the_place_of_the_one_that_waits() {
+    let mut script = Script::new();
+    let (old, second, third) = (owner(1, 7), owner(2, 9), owner(1, 8));
+    script.apply(Command::Connect(claim(old, "c")));
+    script.apply(Command::Connect(claim(second, "c")));
+    let effects = script.apply(Command::Connect(claim(third, "c")));
+    let refused = Effect::Refused { owner: second, reason: ReasonCode::SessionTakenOver };
+    assert_eq!(effects, [refused, close(old, 1)]);
+    assert_eq!(script.apply(released(1, true)), [opened(third, 3, true)]);
+}
+
+/// What a new leader is asked again, because an answer was lost, is answered again; nothing else happens.
+#[test]
+fn a_claim_that_is_proposed_again_is_answered_again() {
+    let mut script = Script::new();
+    let (old, new) = (owner(1, 7), owner(2, 9));
+    let with_will = Connect { will: will(0), ..claim(old, "c") };
+    script.apply(Command::Connect(with_will.clone()));
+    assert_eq!(script.apply(Command::Connect(with_will)), [opened(old, 2, false)], "its will is not published");
+    script.apply(Command::Connect(claim(new, "c")));
+    assert_eq!(script.apply(Command::Connect(claim(new, "c"))), [close(old, 2)]);
+}
+
+/// P9, [MQTT-3.1.3-9]: whoever is taken over has its will published, unless it said goodbye, or the will has a delay
+/// and the session goes on.
+#[test]
+fn a_takeover_publishes_the_will_unless_it_is_delayed_and_the_session_goes_on() {
+    for (delay, clean_start, publish_will, expected) in
+        [(0, false, true, 1), (5, false, true, 0), (5, true, true, 1), (0, false, false, 0), (5, true, false, 0)]
+    {
+        let mut script = Script::new();
+        script.apply(Command::Connect(Connect { will: will(delay), ..claim(owner(1, 7), "c") }));
+        script.apply(Command::Connect(Connect { clean_start, ..claim(owner(2, 9), "c") }));
+        let at_once = routes(&script.apply(released(1, publish_will)));
+        let later = routes(&script.tick(60_000));
+        assert_eq!((at_once, later), (expected, 0), "{delay} s, clean start {clean_start}, abnormal {publish_will}");
+    }
+}
+
+/// A dead owner is waited for by nobody; a dead claim takes nothing from the owner before it.
+#[test]
+fn a_fence_grants_the_claim_that_waits_and_drops_the_one_that_died() {
+    let mut script = Script::new();
+    let (old, new) = (owner(1, 7), owner(2, 9));
+    let fence = |node| Command::Fence(Fence { below: 2, sessions_max: 10, node });
+    let fenced = Effect::Fenced { more: false };
+    script.apply(Command::Connect(claim(old, "c")));
+    script.apply(Command::Connect(claim(new, "c")));
+    assert_eq!(script.apply(fence(1)), [opened(new, 2, true), fenced.clone()]);
+
+    let newer = owner(3, 1);
+    script.apply(Command::Connect(claim(newer, "c")));
+    let refused = Effect::Refused { owner: newer, reason: ReasonCode::SessionTakenOver };
+    assert_eq!(script.apply(fence(3)), [refused, fenced]);
+    script.restart();
+    script.disconnect(2, false);
+    assert_eq!(script.state.sessions["c"].owner, None, "the owner before it may go on, and end");
+    let late = script.apply(Command::Connect(claim(owner(1, 70), "c")));
+    let refused = Effect::Refused { owner: owner(1, 70), reason: ReasonCode::ServerUnavailable };
+    assert_eq!(late, [refused], "nobody would ever release it");
+}
+
+/// Incarnations of one node say nothing about those of another.
+#[test]
+fn a_fence_concerns_one_node() {
+    let mut script = Script::new();
+    let lane = |node, number| {
+        let message = LaneMessage { number, message: Some(record(number, "x")), ..LaneMessage::default() };
+        let (incarnation, messages) = (1, vec![message]);
+        Command::Lane(LaneBatch { lane: 5, incarnation, messages, node, answered: 0 })
+    };
+    let answered = |node, number| Effect::LaneAnswered { node, lane: 5, number, refused: vec![] };
+    assert_eq!(script.apply(lane(1, 1)), [answered(1, 1)]);
+    assert_eq!(script.apply(lane(2, 1)), [answered(2, 1)], "a lane of the same number elsewhere");
+    script.apply(Command::Fence(Fence { below: 2, sessions_max: 10, node: 1 }));
+    script.restart();
+    assert_eq!(script.apply(lane(1, 2)), []);
+    assert_eq!(script.apply(lane(2, 2)), [answered(2, 2)]);
+    assert_eq!(script.state.lanes.len(), 1, "one number for a node outlives its lanes");
+}
+
+/// A fence works in bounded steps, and says whether it is done.
+#[test]
+fn a_fence_releases_so_many_sessions_at_a_time() {
+    let mut script = Script::new();
+    for number in 0..5 {
+        script.apply(Command::Connect(claim(owner(1, number), &format!("c{number}"))));
+    }
+    let mut steps = 0;
+    loop {
+        steps += 1;
+        let effects = script.apply(Command::Fence(Fence { below: 2, sessions_max: 2, node: 1 }));
+        if effects.last() == Some(&Effect::Fenced { more: false }) {
+            break;
+        }
+    }
+    assert_eq!(steps, 3);
+    assert!(script.state.sessions.values().all(|session| session.owner.is_none()));
+}
+
+/// P9: the will of a transient session survives its node, the session does not.
+#[test]
+fn the_will_of_a_transient_session_is_published_when_its_node_dies() {
+    let mut script = Script::new();
+    let transient =
+        Connect { session_expiry_seconds: 0, keep_transient: true, will: will(30), ..claim(owner(1, 7), "c") };
+    let effects = script.apply(Command::Connect(transient.clone()));
+    let expected = OpenedSession {
+        owner: owner(1, 7),
+        client_id: Arc::from("c"),
+        epoch: 1,
+        persistent: false,
+        session_present: false,
+        subscriptions: Vec::new(),
+        received: Vec::new(),
+    };
+    assert_eq!(effects, [Effect::Opened(expected)], "no session that publishes would have to reach");
+    assert_eq!(script.subscribe(1, "t", false), None);
+    script.restart();
+    let effects = script.apply(Command::Fence(Fence { below: 2, sessions_max: 10, node: 1 }));
+    assert_eq!(routes(&effects), 1, "at once: the session ends with its connection [MQTT-3.1.2-8]");
+    assert_eq!(script.state.sessions(), 0);
+
+    script.apply(Command::Connect(Connect { owner: Some(owner(2, 1)), ..transient }));
+    assert_eq!(routes(&script.disconnect(2, false)), 0, "[MQTT-3.14.4-3]");
+    assert_eq!(script.state.sessions(), 0);
+}
+
+/// Security 2: another identity neither resumes nor takes over, nor does it disturb.
+#[test]
+fn another_identity_gets_nothing_of_a_session() {
+    let mut script = Script::new();
+    script.apply(Command::Connect(claim(owner(1, 7), "c")));
+    let stranger = Connect { identity: "mallory".to_owned(), clean_start: true, ..claim(owner(1, 8), "c") };
+    let refused = Effect::Refused { owner: owner(1, 8), reason: ReasonCode::NotAuthorized };
+    assert_eq!(script.apply(Command::Connect(stranger)), [refused]);
+    assert!(script.state.sessions["c"].served().is_some());
+}
+
+// Lanes and retained messages.
+
+/// P6: what was refused stays refused, also if the origin asks a new leader.
+#[test]
+fn a_refusal_is_remembered_until_the_origin_knows_it() {
+    let config = GroupConfig { retained: RetainedLimits { messages_max: 1, bytes_max: 0 }, ..config() };
+    let mut script = Script { state: GroupState::new(config), ..Script::new() };
+    let retain = |number, topic: &str| LaneMessage {
+        number,
+        message: Some(MessageRecord { topic: topic.to_owned(), ..record(number, "x") }),
+        store_retained: true,
+        ..LaneMessage::default()
+    };
+    let messages = vec![retain(1, "a"), retain(2, "b")];
+    let refused = vec![(2, ReasonCode::QuotaExceeded)];
+    let answer = Effect::LaneAnswered { node: 0, lane: 1 << 12, number: 2, refused };
+    assert_eq!(script.lane_batch(messages.clone()), std::slice::from_ref(&answer));
+    script.restart();
+    assert_eq!(script.lane_batch(messages), [answer]);
+    let batch = LaneBatch { lane: 1 << 12, incarnation: 1, messages: vec![], node: 0, answered: 2 };
+    script.apply(Command::Lane(batch));
+    assert!(script.state.lanes[&(0, 1 << 12)].refused.is_empty());
+}
+
+/// P10: the age of a retained message goes on through a restart.
+#[test]
+fn a_retained_message_is_forgotten_at_its_age_whatever_restarts() {
+    let aged = GroupConfig { retained_age_ms_max: 10_000, ..config() };
+    let mut script = Script { state: GroupState::new(aged), ..Script::new() };
+    let mut message = script.message("x");
+    message.store_retained = true;
+    script.lane_batch(vec![message]);
+    script.tick(6_000);
+    let stored: BTreeMap<_, _> = script.state.snapshot();
+    script.state = GroupState::restore(aged, stored).expect("whole");
+    script.tick(3_000);
+    assert_eq!(script.state.retained().len(), 1);
+    script.tick(1_000);
+    assert_eq!(script.state.retained().len(), 0);
+}
+
+// Subscriptions.
+
+/// P1, [MQTT-3.8.4-4]: no publish may miss a subscription while it is replaced.
+#[test]
+fn replacing_a_subscription_never_withdraws_the_interest() {
+    let mut script = Script::new();
+    let epoch = script.connect(true, 100).epoch;
+    let mut subscribe = |filter: &str, qos| {
+        let effects = script.apply(Command::Subscribe(Subscribe {
+            client_id: "c".to_owned(),
+            epoch,
+            packet_id: 1,
+            filters: vec![SubscribeFilter {
+                filter: filter.to_owned(),
+                qos,
+                retain_handling: 2,
+                ..SubscribeFilter::default()
+            }],
+        }));
+        let interest = effects.into_iter().filter_map(|effect| match effect {
+            Effect::Interest { wanted, .. } => Some(wanted),
+            Effect::ShareInterest { joined, .. } => Some(joined),
+            _ => None,
+        });
+        interest.collect::<Vec<_>>()
+    };
+    for filter in ["t", "$share/g/t"] {
+        assert_eq!(subscribe(filter, 1), [true]);
+        assert_eq!(subscribe(filter, 2), [] as [bool; 0], "{filter}");
+        assert_eq!(subscribe(filter, 0), [false], "QoS 0 is delivered directly");
+        assert_eq!(subscribe(filter, 1), [true]);
+    }
+}
+
+/// P5: live messages that wait for a read are let go in order when the read is given up.
+#[test]
+fn what_waits_for_a_read_goes_on_when_the_subscription_is_replaced_or_ends() {
+    for unsubscribe in [true, false] {
+        let mut script = Script::new();
+        let epoch = script.connect(true, 100).epoch;
+        script.subscribe(epoch, "t", true).expect("a read");
+        script.publish("one");
+        let effects = if unsubscribe {
+            let filters = vec!["t".to_owned()];
+            let client_id = "c".to_owned();
+            script.apply(Command::Unsubscribe(Unsubscribe { client_id, epoch, packet_id: 2, filters }))
+        } else {
+            let filter = SubscribeFilter { filter: "t".to_owned(), qos: 1, retain_handling: 2, ..Default::default() };
+            let client_id = "c".to_owned();
+            script.apply(Command::Subscribe(Subscribe { client_id, epoch, packet_id: 2, filters: vec![filter] }))
+        };
+        assert_eq!(deliveries(&effects), [sent(1, false, "one")], "unsubscribed: {unsubscribe}");
+    }
+}
+
+// Shared subscriptions.
+
+struct ShareScript {
+    script: Script,
+    epochs: BTreeMap<&'static str, u64>,
+}
+
+impl ShareScript {
+    /// Members of `$share/g/t`, connected.
+    fn new(members: &[&'static str]) -> Self {
+        let mut script = Script::new();
+        let mut epochs = BTreeMap::new();
+        for (&name, number) in members.iter().zip(0..) {
+            let effects = script.apply(Command::Connect(claim(owner(1, number), name)));
+            let epoch = effects.iter().find_map(|effect| match effect {
+                Effect::Opened(opened) => Some(opened.epoch),
+                _ => None,
+            });
+            let epoch = epoch.expect("opened");
+            epochs.insert(name, epoch);
+            let filter = SubscribeFilter { filter: "$share/g/t".to_owned(), qos: 1, ..SubscribeFilter::default() };
+            let (client_id, filters) = (name.to_owned(), vec![filter]);
+            script.apply(Command::Subscribe(Subscribe { client_id, epoch, packet_id: 1, filters }));
+        }
+        Self { script, epochs }
+    }
+
+    /// The connection that gets the next message.
+    fn publish(&mut self) -> Option<u64> {
+        let mut message = self.script.message("x");
+        message.match_subscriptions = false;
+        message.shares = vec!["$share/g/t".to_owned()];
+        let effects = self.script.lane_batch(vec![message]);
+        effects.iter().find_map(|effect| match effect {
+            Effect::Deliver(delivery) => Some(delivery.owner.connection),
+            _ => None,
+        })
+    }
+
+    fn disconnect(&mut self, name: &str, session_expiry_seconds: Option<u32>) -> Vec<Effect> {
+        let (client_id, epoch) = (name.to_owned(), self.epochs[name]);
+        let disconnect = Disconnect { client_id, epoch, publish_will: false, session_expiry_seconds };
+        self.script.apply(Command::Disconnect(disconnect))
+    }
+}
+
+/// P11: members take turns, whatever restarts; those who are away are passed over.
+#[test]
+fn members_of_a_share_take_turns() {
+    let mut shared = ShareScript::new(&["m2", "m0", "m1"]);
+    let mut turns = Vec::new();
+    for _ in 0..4 {
+        turns.extend(shared.publish());
+        shared.script.restart();
+    }
+    assert_eq!(turns, [1, 2, 0, 1], "in the order of their names: m0, m1, m2");
+    let effects = shared.disconnect("m1", None);
+    assert_eq!(effects, [Effect::ShareOnline { share: Arc::from("$share/g/t"), online: 2 }]);
+    assert_eq!([shared.publish(), shared.publish()], [Some(0), Some(1)]);
+}
+
+/// P11: a group that has no member online must not be picked for one.
+#[test]
+fn a_share_without_members_says_that_nobody_is_online() {
+    let mut shared = ShareScript::new(&["m0"]);
+    let effects = shared.disconnect("m0", Some(0));
+    let share: Arc<str> = Arc::from("$share/g/t");
+    let last: Vec<_> = effects.iter().filter(|effect| !matches!(effect, Effect::Session { .. })).collect();
+    let left = Effect::ShareInterest { share: Arc::clone(&share), joined: false };
+    assert_eq!(last, [&left, &Effect::ShareOnline { share, online: 0 }]);
+}
+
+/// P11, [MQTT-4.8.2-4]: what a member has not acknowledged when its session ends goes to another.
+#[test]
+fn what_a_member_leaves_behind_is_routed_again() {
+    let mut shared = ShareScript::new(&["m0", "m1"]);
+    assert_eq!(shared.publish(), Some(0));
+    let effects = shared.disconnect("m0", Some(0));
+    let share: Arc<str> = Arc::from("$share/g/t");
+    let again = effects.iter().filter_map(|effect| match effect {
+        Effect::Route { share, .. } => share.clone(),
+        _ => None,
+    });
+    assert_eq!(again.collect::<Vec<_>>(), [share]);
+    assert_eq!(routes(&shared.disconnect("m1", Some(0))), 0);
+    assert_eq!(shared.publish(), None);
+    assert_eq!(shared.script.state.outbox.len(), 2, "nobody here: another group may have members");
+}
+
+/// P11: what only waits goes to a member that is there; what is in flight waits for the answer of its own.
+#[test]
+fn what_waits_for_a_member_that_went_away_goes_to_one_that_is_there() {
+    let mut shared = ShareScript::new(&["m0", "m1"]);
+    for connection in [0, 1] {
+        let name = if connection == 0 { "m0" } else { "m1" };
+        shared.script.apply(Command::Connect(Connect {
+            window_max: 1,
+            ..Connect { wait_for_release: false, ..claim(owner(1, connection), name) }
+        }));
+    }
+    shared.epochs = BTreeMap::from([("m0", 3), ("m1", 4)]);
+    assert_eq!([shared.publish(), shared.publish()], [Some(0), Some(1)]);
+    assert_eq!([shared.publish(), shared.publish()], [None, None], "both are busy");
+    shared.disconnect("m0", None);
+    let left = |script: &Script, name: &str| {
+        let outbound = &script.state.sessions[name].outbound;
+        (outbound.in_flight(), outbound.queue_len())
+    };
+    assert_eq!(left(&shared.script, "m0"), (1, 0));
+    assert_eq!(left(&shared.script, "m1"), (1, 2));
+    shared.disconnect("m1", None);
+    assert_eq!(left(&shared.script, "m1"), (1, 2), "nobody is there");
+}
+
+/// [MQTT-4.8.2-6]: a refusal is an answer.
+#[test]
+fn what_a_member_refuses_goes_to_nobody_else() {
+    let mut shared = ShareScript::new(&["m0", "m1"]);
+    assert_eq!(shared.publish(), Some(0));
+    let items = vec![AcknowledgeItem { kind: 4, packet_id: 1, reason: 0x97 }];
+    let (client_id, epoch) = ("m0".to_owned(), shared.epochs["m0"]);
+    assert_eq!(shared.script.apply(Command::Acknowledge(Acknowledge { client_id, epoch, items })), []);
+    assert_eq!(routes(&shared.disconnect("m0", Some(0))), 0);
+    assert!(shared.script.state.bodies.is_empty());
+}
+
+// A change of leader.
+
+/// [MQTT-4.4.0-1]: a living connection gets what it has not, and nothing that it has.
+#[test]
+fn a_new_leader_sends_only_what_the_owner_has_not() {
+    let mut script = Script::new();
+    let epoch = script.connect(true, 100).epoch;
+    script.subscribe(epoch, "t", false);
+    script.publish("one");
+    script.publish("two");
+    let first = PacketId::MIN;
+    let mut effects = Vec::new();
+    script.state.redeliver("c", epoch, |id| id == first, &mut effects);
+    assert_eq!(deliveries(&effects), [sent(2, false, "two")]);
+    effects.clear();
+    script.state.redeliver("c", epoch + 1, |_| false, &mut effects);
+    assert_eq!(effects, [], "not for another claim");
+    script.disconnect(epoch, false);
+    let epoch = script.connect(false, 100).epoch;
+    script.state.redeliver("c", epoch, |_| false, &mut effects);
+    assert_eq!(deliveries(&effects), [sent(1, true, "one"), sent(2, true, "two")], "perhaps the second time: DUP");
+}
+
+// Time.
+
+/// P10: one whose time has come is not resumed, though its timer has not run yet.
+#[test]
+fn a_session_is_over_when_its_time_has_come_not_when_its_timer_runs() {
+    let mut script = Script::new();
+    let epoch = script.connect(true, 10).epoch;
+    script.disconnect(epoch, false);
+    script.state.clock_ms += 10_000;
+    assert!(!script.connect(false, 10).session_present);
 }
