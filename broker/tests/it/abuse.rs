@@ -116,10 +116,8 @@ fn a_packet_in_single_bytes_is_taken_whole() {
 #[test]
 fn large_messages_arrive_whole_among_small_ones() {
     // The subscriber reads only when all is published: QoS 0 must not count as too much for it meanwhile.
-    let settings = [
-        ("KENTONGAN_SESSION__PACKET_BYTES_MAX", "20000000"),
-        ("KENTONGAN_SESSION__OUT_BUFFER_BYTES_MAX", "20000000"),
-    ];
+    let settings =
+        [("KENTONGAN_SESSION__PACKET_BYTES_MAX", "20000000"), ("KENTONGAN_SESSION__OUT_BUFFER_BYTES_MAX", "20000000")];
     let broker = Broker::with_environment(&[], &settings);
     let mut subscriber = Client::v5(&broker, "s");
     subscriber.subscribe("t", QoS::ExactlyOnce);
