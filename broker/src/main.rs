@@ -11,6 +11,9 @@ use kentongan::listener::serve;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // The allocator asks for huge pages, which the kernel then fills 2 MiB at a time: a connection takes 3.1 KiB without
+    // them and 4.6 KiB with them. Where the kernel refuses this, it only costs that memory.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     cli::run(std::env::args_os(), run)
 }
 

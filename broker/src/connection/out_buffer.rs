@@ -39,8 +39,11 @@ impl BufferPool {
     }
 }
 
-/// Bytes of one connection written in one turn, so that a large message does not keep the small ones of others waiting.
+/// Bytes of one connection written in one turn, so that a burst does not keep those of others waiting.
 const FLUSHED_BYTES_MAX: usize = 256 * 1024;
+
+/// The same where large payloads are among them, which come in greater numbers.
+const LARGE_FLUSHED_BYTES_MAX: usize = 64 * 1024;
 
 /// How far [`OutBuffer::flush`] came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,6 +122,12 @@ impl OutBuffer {
         self.len += buffer.len() - before;
     }
 
+    /// Whether it will take several turns to write what waits, because of large payloads.
+    #[must_use]
+    pub fn is_large(&self) -> bool {
+        !self.rest.is_empty() && self.len > LARGE_FLUSHED_BYTES_MAX
+    }
+
     /// Appends a payload without copying it.
     pub fn append_shared(&mut self, payload: Bytes) {
         self.len += payload.len();
@@ -131,15 +140,16 @@ impl OutBuffer {
     /// Those of the socket; the connection is then of no more use.
     pub fn flush(&mut self, transport: &Transport, pool: &mut BufferPool) -> io::Result<Flushed> {
         let before = self.len;
+        let flushed_max = if self.is_large() { LARGE_FLUSHED_BYTES_MAX } else { FLUSHED_BYTES_MAX };
         while self.len > 0 {
-            if before - self.len >= FLUSHED_BYTES_MAX {
+            if before - self.len >= flushed_max {
                 return Ok(Flushed::Part);
             }
             let outcome = if self.rest.is_empty() {
                 let waiting = &self.front[self.written..];
                 transport.try_write(&waiting[..waiting.len().min(FLUSHED_BYTES_MAX)])
             } else {
-                self.write_pieces(transport)
+                self.write_pieces(transport, flushed_max)
             };
             match outcome {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -152,11 +162,10 @@ impl OutBuffer {
         Ok(Flushed::All)
     }
 
-    fn write_pieces(&self, transport: &Transport) -> io::Result<usize> {
+    fn write_pieces(&self, transport: &Transport, mut room: usize) -> io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); PIECES_MAX];
         let mut count = 0;
         let mut skip = self.written;
-        let mut room = FLUSHED_BYTES_MAX;
         let front = (!self.front.is_empty()).then_some(self.front.as_slice());
         for piece in front.into_iter().chain(self.rest.iter().map(Piece::as_slice)).take(PIECES_MAX) {
             let piece = &piece[skip..];

@@ -34,10 +34,14 @@ use crate::subscription::{LocalSubscriptions, MatchCache};
 const READ_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Bytes of a large packet read at once.
-const LARGE_READ_BYTES_MAX: usize = 128 * 1024;
+const LARGE_READ_BYTES_MAX: usize = 64 * 1024;
 
 /// Full reads of one connection in one turn, before the others have theirs.
 const READS_A_TURN_MAX: usize = 2;
+
+/// Bytes of large packets that are read, and as many that are written, in one turn over all connections: what a turn may
+/// add to the latency of small messages.
+const LARGE_BYTES_A_TURN_MAX: usize = 256 * 1024;
 
 /// Seconds that a closing connection may take to accept what is still to be written.
 pub(super) const CLOSING_SECONDS_MAX: u32 = 5;
@@ -69,6 +73,8 @@ pub struct ArbiterState {
     flush_scheduled: bool,
     flush_waker: Option<Waker>,
     read_buffer: Vec<u8>,
+    /// Bytes of large packets that this turn may still read.
+    large_reads_left: usize,
     pub(super) wheel: Wheel,
     pub(super) paused: Vec<ConnectionKey>,
     pub(super) slow_reads: Vec<ConnectionKey>,
@@ -98,6 +104,7 @@ impl ArbiterState {
             flush_scheduled: false,
             flush_waker: None,
             read_buffer: vec![0; READ_BUFFER_BYTES],
+            large_reads_left: LARGE_BYTES_A_TURN_MAX,
             wheel: Wheel::default(),
             paused: Vec::new(),
             slow_reads: Vec::new(),
@@ -276,6 +283,12 @@ impl ArbiterState {
     }
 
     fn read_large(&mut self, key: ConnectionKey, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
+        // The flush task begins the next turn.
+        self.schedule_flush();
+        if self.large_reads_left == 0 {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let limits = self.limits(key);
         let Some(client) = self.client(key) else {
             return Poll::Ready(Ok(0));
@@ -290,14 +303,20 @@ impl ArbiterState {
         };
         let filled = client.partial.len();
         let missing = needed.saturating_sub(filled).max(1);
-        // Memory doubles with what has come; what is read at once stays small, so that others have their turn.
-        client.partial.reserve_exact(missing.min(filled));
+        // What is read at once stays small, so that others have their turn.
+        if client.partial.capacity() == filled {
+            client.partial.reserve_exact(large_capacity(needed, filled) - filled);
+        }
         let room = missing.min(client.partial.capacity() - filled).min(LARGE_READ_BYTES_MAX);
         client.partial.resize(filled + room, 0);
         let mut target = ReadBuf::new(&mut client.partial[filled..]);
         let outcome = client.transport.poll_read(cx, &mut target);
         let count = target.filled().len();
         client.partial.truncate(filled + count);
+        self.large_reads_left = self.large_reads_left.saturating_sub(count);
+        let Some(client) = self.client(key) else {
+            return Poll::Ready(Ok(0));
+        };
         let complete = client.partial.len() >= needed;
         match outcome {
             Poll::Ready(Ok(())) if count > 0 => {
@@ -420,6 +439,7 @@ impl ArbiterState {
             // retained read that knows of the same message.
             self.take_events();
             self.flush_scheduled = false;
+            self.large_reads_left = LARGE_BYTES_A_TURN_MAX;
             self.flush_batches();
             self.flush_lanes();
             self.flush_clients();
@@ -441,8 +461,16 @@ impl ArbiterState {
 
     fn flush_clients(&mut self) {
         let mut dirty = mem::take(&mut self.dirty);
+        let mut large_left = LARGE_BYTES_A_TURN_MAX;
+        let mut unfinished = Vec::new();
         for key in dirty.drain(..) {
-            self.flush_client(key);
+            if self.flush_client(key, &mut large_left) {
+                unfinished.push(key);
+            }
+        }
+        // Behind those that found the turn's bytes used up.
+        for key in unfinished {
+            self.mark_dirty(key);
         }
         // What was marked meanwhile belongs to the next flush.
         if self.dirty.is_empty() {
@@ -450,28 +478,38 @@ impl ArbiterState {
         }
     }
 
-    fn flush_client(&mut self, key: ConnectionKey) {
+    /// `true`: the socket would take more, but it is the turn of others.
+    fn flush_client(&mut self, key: ConnectionKey, large_left: &mut usize) -> bool {
         let id = self.id;
         let Some(client) = self.clients.get_mut(key.index()) else {
-            return;
+            return false;
         };
         if ConnectionKey::new(id, key.index() as u32, client.generation) != key {
-            return;
+            return false;
         }
         client.dirty = false;
         if client.blocked {
-            return;
+            return false;
         }
         let before = client.out.len();
+        let large = client.out.is_large();
+        if large && *large_left == 0 {
+            self.mark_dirty(key);
+            return false;
+        }
         let outcome = client.out.flush(&client.transport, &mut self.pool);
-        self.counters.bytes_sent.add((before - client.out.len()) as u64);
+        let written = before - client.out.len();
+        if large {
+            *large_left = large_left.saturating_sub(written);
+        }
+        self.counters.bytes_sent.add(written as u64);
         match outcome {
             Ok(Flushed::All) if client.phase == Phase::Closing => {
                 client.transport.shut_down_write();
                 wake(client);
             }
             Ok(Flushed::All) => self.after_flush(key),
-            Ok(Flushed::Part) => self.mark_dirty(key),
+            Ok(Flushed::Part) => return true,
             Ok(Flushed::Blocked) => {
                 client.blocked = true;
                 wake(client);
@@ -485,6 +523,7 @@ impl ArbiterState {
                 }
             }
         }
+        false
     }
 
     /// Handles what came from other threads. Stops after a while, so that sockets have their turn.
@@ -598,6 +637,16 @@ impl ArbiterState {
     }
 }
 
+/// Room for a packet of `needed` bytes of which `filled` have come: all of it, or so much that the next step is all of it.
+/// At most 32 times what has come, so that nobody gets memory for a promise; in few steps, because each copies.
+fn large_capacity(needed: usize, filled: usize) -> usize {
+    let mut capacity = needed;
+    while capacity / 16 >= filled * 2 {
+        capacity /= 16;
+    }
+    capacity.max(filled + 1)
+}
+
 pub(super) fn wake(client: &Client) {
     if let Some(waker) = &client.waker {
         waker.wake_by_ref();
@@ -611,4 +660,26 @@ impl ArbiterState {
             client.address = Some(address);
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::large_capacity;
+
+    #[test]
+    fn a_large_packet_gets_memory_as_it_comes_in_steps_that_copy_little() {
+        for needed in [READ + 1, 100_000, 1 << 20, 16_777_300, 256 << 20] {
+            let (mut filled, mut copied) = (READ, 0);
+            while filled < needed {
+                let capacity = large_capacity(needed, filled);
+                assert!(capacity > filled && capacity <= needed.max(filled + 1), "{needed} {filled} {capacity}");
+                assert!(capacity <= filled * 32, "memory for a promise: {needed} {filled} {capacity}");
+                copied += filled;
+                filled = capacity;
+            }
+            assert!(copied <= READ + needed / 7, "{copied} bytes copied for {needed}");
+        }
+    }
+
+    const READ: usize = 32 * 1024;
 }

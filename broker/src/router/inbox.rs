@@ -1,10 +1,10 @@
 //! The way from one thread into an arbiter: a queue, an armed flag and one wake-up.
+//!
+//! Tried by loom (in `inbox_model`), which puts its own types in the place of `sync`.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Waker;
 
-use crossbeam::queue::SegQueue;
-use futures_util::task::AtomicWaker;
+use super::sync::{AtomicBool, AtomicUsize, AtomicWaker, Ordering, SegQueue, fence};
 
 /// A queue into one arbiter. Any thread pushes; only the arbiter pops.
 ///
@@ -43,7 +43,7 @@ impl<T> Inbox<T> {
     /// Wakes the arbiter if it rests.
     pub fn wake(&self) {
         // SeqCst pairs with `arm`: either the arbiter sees the item, or we see the flag.
-        std::sync::atomic::fence(Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         if self.armed.load(Ordering::Relaxed) && self.armed.swap(false, Ordering::AcqRel) {
             self.waker.wake();
         }
@@ -63,7 +63,7 @@ impl<T> Inbox<T> {
     pub fn arm(&self, waker: &Waker) -> bool {
         self.waker.register(waker);
         self.armed.store(true, Ordering::Relaxed);
-        std::sync::atomic::fence(Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         if self.queue.is_empty() {
             return true;
         }
@@ -76,40 +76,5 @@ impl<T> Inbox<T> {
     #[must_use]
     pub fn is_overloaded(&self) -> bool {
         self.bytes.load(Ordering::Relaxed) > self.bytes_high_water
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::AtomicU32;
-    use std::task::Wake;
-
-    use super::*;
-
-    struct Count(AtomicU32);
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::SeqCst);
-        }
-    }
-
-    #[test]
-    fn only_a_resting_arbiter_is_woken_and_only_once() {
-        let inbox = Inbox::new(10);
-        let count = Arc::new(Count(AtomicU32::new(0)));
-        let waker = Waker::from(Arc::clone(&count));
-        inbox.push(1, 4);
-        assert_eq!(count.0.load(Ordering::SeqCst), 0, "nobody rests");
-        assert!(!inbox.arm(&waker), "something is there already");
-        assert_eq!(inbox.pop(), Some(1));
-        inbox.release(4);
-        assert!(inbox.arm(&waker));
-        inbox.push(2, 4);
-        inbox.push(3, 4);
-        assert_eq!(count.0.load(Ordering::SeqCst), 1);
-        assert!(!inbox.is_overloaded());
-        inbox.push(4, 4);
-        assert!(inbox.is_overloaded());
     }
 }

@@ -17,6 +17,10 @@ mod connect;
 mod deliver;
 mod events;
 pub mod inbox;
+#[cfg(test)]
+mod inbox_model;
+#[cfg(test)]
+mod inbox_tests;
 pub mod keep_alive;
 mod lanes;
 mod packets;
@@ -26,6 +30,14 @@ mod retained_read;
 pub mod shared;
 mod subscribe;
 pub mod sys;
+
+/// What [`inbox`] is made of.
+mod sync {
+    pub use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+
+    pub use crossbeam::queue::SegQueue;
+    pub use futures_util::task::AtomicWaker;
+}
 
 pub use arbiter::ArbiterState;
 pub use events::Event;

@@ -16,7 +16,10 @@ use crate::wire::Frame;
 pub const COLLECTED_BYTES_MAX: usize = 64 * 1024;
 
 /// Bytes that one connection may send in one turn, so that a large message does not delay others.
-const FLUSH_BYTES_MAX: usize = 256 * 1024;
+const FLUSH_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes of a large message read in one turn, for the same reason.
+const LARGE_READ_BYTES_MAX: usize = 64 * 1024;
 
 /// Bytes kept of a packet that is not collected: its topic, properties and stamp.
 const HEAD_BYTES: usize = 4096;
@@ -133,7 +136,8 @@ impl Connection {
     pub fn read<'a>(&mut self, scratch: &'a mut [u8]) -> io::Result<Arrived<'a>> {
         let kept = self.partial.len();
         scratch[..kept].copy_from_slice(&self.partial);
-        match self.stream.read(&mut scratch[kept..]) {
+        let room = if self.large.is_some() { LARGE_READ_BYTES_MAX } else { scratch.len() - kept };
+        match self.stream.read(&mut scratch[kept..kept + room]) {
             Ok(0) => Ok(Arrived::End),
             Ok(read) => {
                 self.partial.clear();
