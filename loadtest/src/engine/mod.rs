@@ -6,6 +6,7 @@
 
 mod connection;
 mod publisher;
+mod rest;
 mod schedule;
 mod subscriber;
 
@@ -25,6 +26,7 @@ use crate::{
 use connection::{Arrived, Connection, Flushed, Role, State};
 pub use connection::{begin_connect, close_without_trace};
 pub use publisher::{Publisher, PublisherPlan};
+use rest::Rest;
 pub use schedule::Schedule;
 use subscriber::{Arrival, group_findings};
 pub use subscriber::{Expected, Findings, Subscriber};
@@ -144,6 +146,7 @@ pub struct Engine {
     next_keep_alive_ns: u64,
     woke_ns: u64,
     longest_turn_ns: u64,
+    rest: Rest,
 }
 
 impl Engine {
@@ -180,6 +183,7 @@ impl Engine {
             next_keep_alive_ns: now_ns() + SECOND,
             woke_ns: now_ns(),
             longest_turn_ns: 0,
+            rest: Rest::begin(),
         })
     }
 
@@ -362,6 +366,7 @@ impl Engine {
             wake_at = 1; // Long ago: only look what is ready.
         }
         self.longest_turn_ns = self.longest_turn_ns.max(now_ns() - self.woke_ns);
+        self.rest.take();
         self.wait(wake_at)?;
         self.woke_ns = now_ns();
         for at in 0..self.events.len() {
