@@ -127,6 +127,15 @@ settings! {
         pub topic_alias_maximum: u16 = 64,
         /// Topic Aliases that we use towards an MQTT 5 client; its Topic Alias Maximum applies if it is lower.
         pub topic_alias_out_maximum: u16 = 64,
+        /// PUBLISH packets a second from one connection. One that sends more is not read until the next second. 0 means
+        /// no bound.
+        pub publish_rate_max: u32 = 0,
+        /// Seconds in a row that a connection may exceed that rate before it is closed (0x96). 0 means that it is only
+        /// slowed down.
+        pub publish_rate_seconds_max: u32 = 0,
+        /// Time for which a connection's socket may take nothing of what waits for it before the connection is closed.
+        /// 0 means no bound.
+        pub stalled_seconds_max: u32 = 60,
         /// Length of a Client Identifier.
         pub client_id_bytes_max: NonZeroU16 = nonzero_u16(65_535),
         /// Size of a packet from a client, with its header; announced to MQTT 5 clients as Maximum Packet Size. At most
@@ -213,6 +222,16 @@ settings! {
         pub descriptors_reserve: u32 = 64,
         /// New connections a second that a listener accepts; others wait in its backlog. 0 means no bound.
         pub connect_rate_per_second: u32 = 0,
+        /// New connections a second from one IPv4 address or one IPv6 network of 64 bits, on each listener; more are
+        /// closed at once. 0 means no bound.
+        pub connect_rate_per_address: u32 = 0,
+        /// How often connections may take one Client Identifier from each other within `flap_window_seconds` before it
+        /// is banned (0x8A). 0 means as often as they like.
+        pub flap_takeovers_max: u32 = 20,
+        /// See `flap_takeovers_max`.
+        pub flap_window_seconds: NonZeroU32 = nonzero_u32(10),
+        /// How long such a Client Identifier is banned. Whoever holds it at that moment keeps it.
+        pub flap_ban_seconds: NonZeroU32 = nonzero_u32(60),
     }
 
     /// Metrics and health over HTTP: `/metrics` for Prometheus, `/livez` and `/readyz`.

@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::io::unix::AsyncFd;
 
+use super::rate::AddressRates;
 use super::{Accepted, AcceptedSocket, ListenerContext};
 use crate::config::{ListenerConfig, Settings};
 use crate::router::{Event, Shared};
@@ -85,6 +86,7 @@ pub struct Acceptor {
     connections_max: usize,
     tokens: f64,
     refilled: Instant,
+    addresses: AddressRates,
     logged: Option<Instant>,
 }
 
@@ -103,6 +105,7 @@ impl Acceptor {
         // tokio's own listener is no way round: it would register every accepted socket with the acceptor's poller, to be
         // taken out again for its arbiter, two system calls a connection.
         let socket = unsafe { AsyncFd::register(listener)? };
+        let addresses = AddressRates::new(shared.settings.limits.connect_rate_per_address);
         Ok(Self {
             socket,
             context,
@@ -111,6 +114,7 @@ impl Acceptor {
             connections_max,
             tokens: 0.0,
             refilled: Instant::now(),
+            addresses,
             logged: None,
         })
     }
@@ -160,9 +164,15 @@ impl Acceptor {
         let arbiters = self.shared.inboxes.len();
         let mut batches: Vec<Vec<Accepted>> = (0..arbiters).map(|_| Vec::new()).collect();
         self.tokens -= sockets.len() as f64;
+        let now = Instant::now();
         for (socket, peer) in sockets {
+            if peer.is_some_and(|peer| !self.addresses.admits(peer.ip(), now)) {
+                self.shared.connections_too_fast.fetch_add(1, Ordering::Relaxed);
+                self.log_seldom("an address connects more often than limits.connect_rate_per_address allows");
+                continue;
+            }
             if self.shared.connections.load(Ordering::Relaxed) >= self.connections_max || !self.context.try_open() {
-                self.shared.connections_refused.fetch_add(1, Ordering::Relaxed);
+                self.shared.connections_too_many.fetch_add(1, Ordering::Relaxed);
                 self.log_seldom("as many connections as allowed: new ones are closed");
                 continue;
             }

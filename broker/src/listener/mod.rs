@@ -4,6 +4,7 @@
 //! nothing else spreads them evenly.
 
 mod accept;
+mod rate;
 pub mod serve;
 
 use std::net::{SocketAddr, TcpStream};

@@ -548,6 +548,8 @@ families! {
     publishes_unmatched: Count = "kentongan_publishes_unmatched_total",
     /// Connections accepted from the operating system.
     sockets_accepted: Count = "kentongan_sockets_accepted_total",
+    /// Times that accepting failed because the process or the system had no file descriptor left.
+    descriptors_exhausted: Count = "kentongan_descriptors_exhausted_total",
     /// CONNECTs answered with success.
     connects_accepted: Count = "kentongan_connects_accepted_total",
     /// Connections that were not let in.

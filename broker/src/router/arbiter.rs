@@ -18,7 +18,7 @@ use slab::Slab;
 use tokio::io::ReadBuf;
 
 use super::batch::Batch;
-use super::client::{Client, Phase};
+use super::client::{Client, Phase, PublishRate};
 use super::deliver::Templates;
 use super::keep_alive::Wheel;
 use super::lanes::Lanes;
@@ -27,7 +27,7 @@ use super::{ConnectionKey, Event, Shared};
 use crate::config::Overlapping;
 use crate::connection::{BufferPool, Flushed, OutBuffer, Transport};
 use crate::listener::ListenerContext;
-use crate::metrics::ArbiterCounters;
+use crate::metrics::{ArbiterCounters, ConnectRefusal};
 use crate::subscription::{LocalSubscriptions, MatchCache};
 
 /// Size of the one read buffer of an arbiter.
@@ -78,6 +78,8 @@ pub struct ArbiterState {
     pub(super) wheel: Wheel,
     pub(super) paused: Vec<ConnectionKey>,
     pub(super) slow_reads: Vec<ConnectionKey>,
+    /// Connections whose socket took no more, some of which may take it again by now.
+    stalled: Vec<ConnectionKey>,
 }
 
 impl ArbiterState {
@@ -108,6 +110,7 @@ impl ArbiterState {
             wheel: Wheel::default(),
             paused: Vec::new(),
             slow_reads: Vec::new(),
+            stalled: Vec::new(),
             shared,
         };
         ARBITER.with_borrow_mut(|arbiter| *arbiter = Some(Box::new(state)));
@@ -155,6 +158,9 @@ impl ArbiterState {
             taken_over: false,
             keep_alive_seconds: 0,
             last_activity: now,
+            blocked_since: 0,
+            owes_reading: false,
+            publish_rate: PublishRate::default(),
             packet_bytes_max_out: u32::MAX,
             transport,
             out: OutBuffer::default(),
@@ -208,6 +214,8 @@ impl ArbiterState {
 
     fn poll_read(&mut self, key: ConnectionKey, cx: &mut Context<'_>) -> Poll<()> {
         let mut reads = 0;
+        // Above the bound at which QoS 0 is dropped, so that only what it asks for itself can stop a client.
+        let out_bytes_max = (self.shared.settings.session.out_buffer_bytes_max as usize).saturating_mul(2);
         loop {
             let Some(client) = self.client(key) else {
                 return Poll::Ready(());
@@ -216,6 +224,11 @@ impl ArbiterState {
                 Phase::Closing if client.out.is_empty() => return Poll::Ready(()),
                 Phase::Closing | Phase::Claiming => return Poll::Pending,
                 _ if client.paused => return Poll::Pending,
+                // What is asked of us must not grow what we hold without end: PINGREQ after PINGREQ, never reading.
+                _ if client.out.len() > out_bytes_max => {
+                    client.owes_reading = true;
+                    return Poll::Pending;
+                }
                 _ => {}
             }
             if client.unprocessed {
@@ -508,11 +521,17 @@ impl ArbiterState {
                 client.transport.shut_down_write();
                 wake(client);
             }
-            Ok(Flushed::All) => self.after_flush(key),
+            Ok(Flushed::All) => {
+                if mem::take(&mut client.owes_reading) {
+                    wake(client);
+                }
+                self.after_flush(key);
+            }
             Ok(Flushed::Part) => return true,
             Ok(Flushed::Blocked) => {
                 client.blocked = true;
                 wake(client);
+                self.watch_stalled(key, written > 0);
             }
             Err(_) => {
                 client.out = OutBuffer::default();
@@ -564,10 +583,12 @@ impl ArbiterState {
         }
         if self.id == 0 {
             self.shared.watch_memory();
+            self.count_accepting();
         }
         if self.shared.memory_level() >= MEMORY_LEVEL_CLOSES {
             self.close_slowest();
         }
+        self.end_stalled();
         self.resume_publishers();
         self.continue_slow_reads();
         self.counters.flush();
@@ -580,6 +601,7 @@ impl ArbiterState {
         };
         match client.phase {
             Phase::AwaitingConnect | Phase::Authenticating | Phase::Claiming => {
+                self.counters.connects_refused.inc(ConnectRefusal::ConnectTimeout);
                 self.tear_down(key, super::connect::EndCause::ConnectTimeout);
                 self.end_now(key);
             }
@@ -599,6 +621,50 @@ impl ArbiterState {
                 } else {
                     self.wheel.arm(key, due);
                 }
+            }
+        }
+    }
+
+    /// What the acceptor counted, which has no counters of its own.
+    fn count_accepting(&self) {
+        let taken = |counter: &std::sync::atomic::AtomicU64| counter.swap(0, Ordering::Relaxed);
+        let refused = &self.counters.connects_refused;
+        refused.add(ConnectRefusal::TooManyConnections, taken(&self.shared.connections_too_many));
+        refused.add(ConnectRefusal::ConnectRate, taken(&self.shared.connections_too_fast));
+        self.counters.descriptors_exhausted.add(taken(&self.shared.descriptors_exhausted));
+    }
+
+    /// The socket of `key` takes no more for now.
+    fn watch_stalled(&mut self, key: ConnectionKey, took_some: bool) {
+        let now = self.now_seconds();
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        let watched = client.blocked_since != 0;
+        if took_some || !watched {
+            // Never 0, which means that nobody watches.
+            client.blocked_since = now.max(1);
+        }
+        if !watched {
+            self.stalled.push(key);
+        }
+    }
+
+    /// Ends the connections whose peers have taken nothing for too long.
+    fn end_stalled(&mut self) {
+        let now = self.now_seconds();
+        let longest = self.shared.settings.session.stalled_seconds_max;
+        for key in mem::take(&mut self.stalled) {
+            let Some(client) = self.client(key) else {
+                continue;
+            };
+            if client.out.is_empty() {
+                client.blocked_since = 0;
+            } else if longest != 0 && now.saturating_sub(client.blocked_since) >= longest {
+                self.tear_down(key, super::connect::EndCause::SlowConsumer);
+                self.end_now(key);
+            } else {
+                self.stalled.push(key);
             }
         }
     }

@@ -73,6 +73,8 @@ pub enum EndCause {
     Protocol(&'static str),
     /// Memory ran short, and this client had most of it waiting.
     SlowConsumer,
+    /// It published faster than it may, for too long.
+    TooFast,
     /// This process stops.
     ShuttingDown,
 }
@@ -90,6 +92,7 @@ impl EndCause {
             Self::TakenOver => CloseReason::TakenOver,
             Self::Refused(_) | Self::Malformed { .. } | Self::Protocol(_) => CloseReason::ProtocolError,
             Self::SlowConsumer => CloseReason::SlowConsumer,
+            Self::TooFast => CloseReason::QuotaExceeded,
             Self::ShuttingDown => CloseReason::ShuttingDown,
         }
     }
@@ -215,6 +218,9 @@ impl ArbiterState {
             return self.refuse(key, ReasonCode::NotAuthorized, "the will topic is not allowed");
         }
         let client_id = Arc::clone(&pending.negotiated.client_id);
+        if self.shared.flapping.is_banned(&client_id, self.now_ms) {
+            return self.refuse(key, ReasonCode::Banned, "connections take this client identifier from each other");
+        }
         let transient = pending.negotiated.session_expiry_seconds == 0;
         if transient && self.shared.registry.claim_if_free(&client_id, &pending.identity, key) {
             let opened = Opened::transient(key, client_id);
@@ -445,6 +451,9 @@ impl ArbiterState {
     /// we were done before.
     pub(super) fn on_take_over(&mut self, key: ConnectionKey, client_id: &Arc<str>) {
         self.counters.takeovers.inc();
+        if self.shared.flapping.on_takeover(client_id, self.now_ms) {
+            tracing::warn!(%client_id, "banned for a while: connections take this client identifier from each other");
+        }
         match self.client(key) {
             Some(client) if client.session.is_some() => {
                 client.taken_over = true;

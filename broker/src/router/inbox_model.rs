@@ -94,8 +94,11 @@ fn counting() -> (StdArc<Count>, Waker) {
 /// An arbiter that rests while something waits for it would sleep over it: an item is seen before the rest, or it wakes.
 #[test]
 fn no_item_is_slept_over() {
-    for pushers in [1, 2] {
-        loom::model(move || {
+    for (pushers, preemptions_max) in [(1, None), (2, Some(2))] {
+        let mut model = loom::model::Builder::new();
+        // All interleavings of three threads would take minutes.
+        model.preemption_bound = preemptions_max;
+        model.check(move || {
             let inbox = Arc::new(Inbox::new(100));
             let (count, waker) = counting();
             let threads: Vec<_> = (0..pushers)

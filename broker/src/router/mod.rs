@@ -16,6 +16,7 @@ pub mod client;
 mod connect;
 mod deliver;
 mod events;
+mod flapping;
 pub mod inbox;
 #[cfg(test)]
 mod inbox_model;

@@ -24,6 +24,9 @@ impl ArbiterState {
             (Phase::Connected, PacketType::Publish) => {
                 match codec::decode_publish(frame, version, Sender::Client, limits) {
                     Ok(publish) => {
+                        if self.shared.settings.session.publish_rate_max != 0 && !self.within_publish_rate(key) {
+                            return;
+                        }
                         let payload = Payload::of(publish.payload, source);
                         self.on_publish(key, &publish, payload);
                     }

@@ -10,6 +10,8 @@ use kentongan_proto::mqtt::{Delivery, PublishProperties, PublishRef, QoS, Reason
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::batch::Addressee;
+use super::client::Pace;
+use super::connect::EndCause;
 use super::lanes::Waiter;
 use crate::message::{Message, MessageIdentity};
 use crate::metrics::{DropReason, PublishRefusal};
@@ -486,6 +488,30 @@ impl ArbiterState {
         let waiter = self.lanes.delay(group, publication, topic, seconds * 1000, self.now_ms);
         self.schedule_flush();
         Routed::Waiting(waiter)
+    }
+
+    /// Counts a PUBLISH where connections have a rate. `false`: this one ended its connection.
+    pub(super) fn within_publish_rate(&mut self, key: ConnectionKey) -> bool {
+        let now = self.now_seconds();
+        let (rate_max, seconds_max) = {
+            let session = &self.shared.settings.session;
+            (session.publish_rate_max, session.publish_rate_seconds_max)
+        };
+        let Some(client) = self.client(key) else {
+            return false;
+        };
+        match client.publish_rate.count(now, rate_max, seconds_max) {
+            Pace::Within => true,
+            Pace::Last => {
+                self.pause(key);
+                self.paused.push(key);
+                true
+            }
+            Pace::Exceeded => {
+                self.end(key, EndCause::TooFast, Some(ReasonCode::MessageRateTooHigh));
+                false
+            }
+        }
     }
 
     /// Stops reading a connection until [`Self::resume_reading`].

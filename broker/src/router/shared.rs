@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::Event;
 use super::batch::Batch;
+use super::flapping::Flapping;
 use super::inbox::Inbox;
 use super::registry::Registry;
 use super::sys::SysTree;
@@ -32,6 +33,15 @@ fn resident_bytes() -> Option<u64> {
     Some(pages * rustix::param::page_size() as u64)
 }
 
+fn memory_level(bytes: u64, mark: u64) -> u8 {
+    match bytes {
+        _ if bytes > mark.saturating_mul(12) / 10 => MEMORY_LEVEL_CLOSES,
+        _ if bytes > mark.saturating_mul(11) / 10 => MEMORY_LEVEL_PAUSES,
+        _ if bytes > mark => MEMORY_LEVEL_REFUSES,
+        _ => 0,
+    }
+}
+
 /// Shared by the arbiters, the groups' threads and the acceptor.
 #[derive(Debug)]
 pub struct Shared {
@@ -39,6 +49,8 @@ pub struct Shared {
     pub index: SubscriptionIndex,
     /// Who holds which Client Identifier.
     pub registry: Registry,
+    /// Client Identifiers that are fought over.
+    pub flapping: Flapping,
     /// One for each arbiter.
     pub inboxes: Vec<Inbox<Event>>,
     /// Emptied batches, for the arbiter that fills them.
@@ -60,7 +72,9 @@ pub struct Shared {
     /// Times that accepting failed for want of descriptors.
     pub descriptors_exhausted: AtomicU64,
     /// Connections closed at once, because there are as many as allowed.
-    pub connections_refused: AtomicU64,
+    pub connections_too_many: AtomicU64,
+    /// Connections closed at once, because their address connects too often.
+    pub connections_too_fast: AtomicU64,
     /// This start of this node; larger than that of every earlier one.
     pub incarnation: u64,
     /// See [`Self::memory_level`].
@@ -84,6 +98,7 @@ impl Shared {
         Self {
             index: SubscriptionIndex::new(),
             registry: Registry::default(),
+            flapping: Flapping::new(&settings.limits),
             inboxes: (0..arbiters).map(|_| Inbox::new(INBOX_BYTES_HIGH_WATER)).collect(),
             recycled: (0..arbiters).map(|_| crossbeam::queue::ArrayQueue::new(64)).collect(),
             submitter,
@@ -94,7 +109,8 @@ impl Shared {
             publishers_paused: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
             descriptors_exhausted: AtomicU64::new(0),
-            connections_refused: AtomicU64::new(0),
+            connections_too_many: AtomicU64::new(0),
+            connections_too_fast: AtomicU64::new(0),
             incarnation,
             memory_level: AtomicU8::new(0),
             started: Instant::now(),
@@ -128,12 +144,7 @@ impl Shared {
         if mark == 0 {
             return;
         }
-        let level = match resident_bytes() {
-            Some(bytes) if bytes > mark / 5 * 6 => MEMORY_LEVEL_CLOSES,
-            Some(bytes) if bytes > mark / 10 * 11 => MEMORY_LEVEL_PAUSES,
-            Some(bytes) if bytes > mark => MEMORY_LEVEL_REFUSES,
-            _ => 0,
-        };
+        let level = resident_bytes().map_or(0, |bytes| memory_level(bytes, mark));
         if self.memory_level.swap(level, Ordering::Relaxed) != level {
             tracing::warn!(level, "memory crossed a mark (limits.memory_bytes_high_water)");
             self.wake_paused_publishers();
@@ -150,5 +161,16 @@ impl Shared {
                 inbox.push(Event::ResumePublishers, 0);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_has_three_marks() {
+        let levels = [100, 101, 110, 111, 120, 121].map(|bytes| memory_level(bytes, 100));
+        assert_eq!(levels, [0, 1, 1, 2, 2, 3]);
     }
 }

@@ -193,3 +193,146 @@ fn session(version: ProtocolVersion, random: &mut SmallRng) -> Vec<Packet> {
         Packet::Unsubscribe(Unsubscribe { packet_id: id(4), filters: vec!["m/#".to_owned()], user_properties: vec![] }),
     ]
 }
+
+/// Two devices with one Client Identifier, each of which reconnects when the other threw it out.
+#[test]
+fn a_client_identifier_that_is_fought_over_is_banned() {
+    let settings = [("KENTONGAN_LIMITS__FLAP_TAKEOVERS_MAX", "3"), ("KENTONGAN_LIMITS__FLAP_BAN_SECONDS", "1")];
+    let broker = Broker::with_environment(&[], &settings);
+    let mut holder = Client::v5(&broker, "twin");
+    for _ in 0..4 {
+        let next = Client::v5(&broker, "twin");
+        holder.expect_disconnect(ReasonCode::SessionTakenOver);
+        holder = next;
+    }
+    let (_, refused) = Client::open(&broker, connect(ProtocolVersion::V5, "twin"));
+    assert_eq!(refused.reason_code, ReasonCode::Banned);
+    let (_, refused) = Client::open(&broker, connect(ProtocolVersion::V3_1_1, "twin"));
+    assert_eq!(refused.reason_code, ReasonCode::NotAuthorized, "3.1.1 has no better code");
+    assert_eq!(holder.subscribe("t", QoS::AtMostOnce), ReasonCode::Success, "whoever holds it keeps it");
+    Client::v5(&broker, "other").disconnect();
+    wait_for("the end of the ban", || {
+        Client::open(&broker, connect(ProtocolVersion::V5, "twin")).1.reason_code == ReasonCode::Success
+    });
+}
+
+/// Beyond its rate an address is hung up on before it has said a word; others, and later times, are not affected.
+#[test]
+fn a_flood_of_connections_from_one_address_is_cut_off() {
+    let broker = Broker::with_environment(&[], &[("KENTONGAN_LIMITS__CONNECT_RATE_PER_ADDRESS", "5")]);
+    let mut clients: Vec<_> = (0..30).map(|_| Client::raw(&broker, ProtocolVersion::V5)).collect();
+    broker.wait_for_metric("kentongan_connects_refused_total", |refused| refused >= 20.0);
+    clients.last_mut().expect("one").expect_closed();
+    wait_for("a later connection", || {
+        let mut client = Client::raw(&broker, ProtocolVersion::V5);
+        client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, "later"))));
+        matches!(client.receive_within(Duration::from_secs(1)), Some(Packet::ConnAck(_)))
+    });
+}
+
+/// One that publishes faster than it may is not read, which slows it down, and closed if it goes on.
+#[test]
+fn a_publisher_that_is_too_fast_is_slowed_down_and_then_closed() {
+    let settings =
+        [("KENTONGAN_SESSION__PUBLISH_RATE_MAX", "10"), ("KENTONGAN_SESSION__PUBLISH_RATE_SECONDS_MAX", "2")];
+    let broker = Broker::with_environment(&[], &settings);
+    let mut client = Client::v5(&broker, "fast");
+    let mut within = Client::v5(&broker, "within");
+    let began = Instant::now();
+    for number in 1..=100 {
+        client.publish("t", "x", qos1(number));
+    }
+    for number in 1..=9 {
+        within.publish_acknowledged("t", "x", qos1(number));
+    }
+    let mut acknowledged = 0;
+    loop {
+        match client.receive() {
+            Packet::PubAck(_) => acknowledged += 1,
+            Packet::Disconnect(disconnect) => {
+                assert_eq!(disconnect.reason_code, ReasonCode::MessageRateTooHigh);
+                break;
+            }
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+    assert!((15..=45).contains(&acknowledged), "{acknowledged} acknowledged");
+    assert!(began.elapsed() > Duration::from_secs(1), "slowed down first");
+    within.publish_acknowledged("t", "x", qos1(10));
+}
+
+/// A client that asks and asks and never reads the answers is not listened to for ever.
+#[test]
+fn answers_that_nobody_reads_are_bounded_and_their_connection_is_closed() {
+    let settings =
+        [("KENTONGAN_SESSION__OUT_BUFFER_BYTES_MAX", "65536"), ("KENTONGAN_SESSION__STALLED_SECONDS_MAX", "1")];
+    let broker = Broker::with_environment(&[], &settings);
+    let mut deaf = Client::v5(&broker, "deaf");
+    deaf.stream.set_write_timeout(Some(Duration::from_millis(200))).expect("a socket option");
+    // Each of these is answered with as many bytes; the kernel takes some megabytes each way.
+    let questions = [0xC0, 0].repeat(64 * 1024);
+    while deaf.stream.write_all(&questions).is_ok() {}
+    broker.wait_for_metric("kentongan_connections", |connections| connections == 0.0);
+    let mut steady = Client::v5(&broker, "steady");
+    assert_eq!(steady.subscribe("t", QoS::AtMostOnce), ReasonCode::Success);
+}
+
+/// Over the mark of memory: no new clients, no new messages, and nobody is blamed for the silence that this causes.
+#[test]
+fn short_of_memory_clients_are_refused_and_publishers_not_read() {
+    let idle_bytes = Broker::start().metric("process_resident_memory_bytes") as u64;
+    let mark = (idle_bytes + 48 * 1024 * 1024).to_string();
+    let broker = Broker::with_environment(&[], &[("KENTONGAN_LIMITS__MEMORY_BYTES_HIGH_WATER", &mark)]);
+    let mut away = connect(ProtocolVersion::V5, "away");
+    away.properties.session_expiry_interval = Some(3600);
+    let mut away = Client::accepted(&broker, away);
+    away.subscribe("t", QoS::AtLeastOnce);
+    away.disconnect();
+    let mut asked = connect(ProtocolVersion::V5, "publisher");
+    asked.keep_alive = 1;
+    let mut publisher = Client::accepted(&broker, asked);
+    let payload = "x".repeat(500_000);
+    let mut number = 0;
+    let paused = loop {
+        number += 1;
+        assert!(number < 1000, "never stopped reading");
+        publisher.publish("t", &payload, qos1(number));
+        // Twice as long as a client with this keep-alive may be silent.
+        let asked = Instant::now();
+        if publisher.receive_within(Duration::from_secs(4)).is_none() {
+            break asked.elapsed();
+        }
+    };
+    assert!(paused >= Duration::from_secs(4), "closed, not paused");
+    for (version, reason) in
+        [(ProtocolVersion::V5, ReasonCode::ServerBusy), (ProtocolVersion::V3_1_1, ReasonCode::ServerUnavailable)]
+    {
+        let (_, refused) = Client::open(&broker, connect(version, "late"));
+        assert_eq!(refused.reason_code, reason);
+    }
+}
+
+/// What a session may not keep is dropped by policy and counted, the rest is delivered in order.
+#[test]
+fn a_full_queue_drops_by_policy_and_counts() {
+    for (policy, expected) in [("drop-new", ["0", "1", "2"]), ("drop-oldest", ["5", "6", "7"])] {
+        let settings =
+            [("KENTONGAN_SESSION__QUEUE_MESSAGES_MAX", "3"), ("KENTONGAN_SESSION__QUEUE_DROP_POLICY", policy)];
+        let broker = Broker::with_environment(&[], &settings);
+        let mut asked = connect(ProtocolVersion::V5, "away");
+        asked.clean_start = false;
+        asked.properties.session_expiry_interval = Some(3600);
+        let mut client = Client::accepted(&broker, asked.clone());
+        client.subscribe("t", QoS::AtLeastOnce);
+        client.disconnect();
+        let mut publisher = Client::v5(&broker, "p");
+        for number in 0..8 {
+            publisher.publish_acknowledged("t", &number.to_string(), qos1(number + 1));
+        }
+        broker.wait_for_metric("kentongan_messages_dropped_total", |dropped| dropped == 5.0);
+        let mut client = Client::accepted(&broker, asked);
+        let got = [(); 3].map(|()| client.expect_publish().payload);
+        assert_eq!(got, expected);
+        client.expect_nothing();
+    }
+}

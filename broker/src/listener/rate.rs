@@ -1,0 +1,97 @@
+//! How often one address may connect.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use hashbrown::HashMap;
+
+/// Addresses remembered at a time. Beyond that, those that have not come for a second are forgotten.
+const ADDRESSES_MAX: usize = 65_536;
+
+/// A token bucket of one second for each address.
+#[derive(Debug)]
+pub struct AddressRates {
+    rate: f64,
+    buckets: HashMap<IpAddr, Bucket, foldhash::fast::RandomState>,
+}
+
+#[derive(Debug)]
+struct Bucket {
+    tokens: f64,
+    refilled: Instant,
+}
+
+impl AddressRates {
+    /// `rate` connections a second; 0 means no bound.
+    #[must_use]
+    pub fn new(rate: u32) -> Self {
+        Self { rate: f64::from(rate), buckets: HashMap::default() }
+    }
+
+    /// Whether `address` may connect once more.
+    pub fn admits(&mut self, address: IpAddr, now: Instant) -> bool {
+        if self.rate == 0.0 {
+            return true;
+        }
+        if self.buckets.len() >= ADDRESSES_MAX {
+            self.buckets.retain(|_, bucket| now.duration_since(bucket.refilled) < Duration::from_secs(1));
+            // More than that many in a second: better all of them than none.
+            if self.buckets.len() >= ADDRESSES_MAX {
+                return true;
+            }
+        }
+        let rate = self.rate;
+        let bucket = self.buckets.entry(origin(address)).or_insert(Bucket { tokens: rate, refilled: now });
+        bucket.tokens = (bucket.tokens + rate * now.duration_since(bucket.refilled).as_secs_f64()).min(rate);
+        bucket.refilled = now;
+        let admitted = bucket.tokens >= 1.0;
+        if admitted {
+            bucket.tokens -= 1.0;
+        }
+        admitted
+    }
+}
+
+/// Whoever has one IPv6 address has the whole /64 it lies in. IPv4 addresses may come as IPv6 ones.
+fn origin(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn one_address_is_held_to_its_rate_and_others_are_not() {
+        let mut rates = AddressRates::new(2);
+        let start = Instant::now();
+        let admitted = [0, 0, 0, 500, 500].map(|ms| rates.admits(ip("10.0.0.1"), start + Duration::from_millis(ms)));
+        assert_eq!(admitted, [true, true, false, true, false]);
+        assert!(rates.admits(ip("10.0.0.2"), start));
+    }
+
+    #[test]
+    fn neighbours_in_a_64_share_their_rate_and_a_mapped_address_is_the_ipv4_one() {
+        let mut rates = AddressRates::new(1);
+        let now = Instant::now();
+        assert!(rates.admits(ip("2001:db8::1"), now));
+        assert!(!rates.admits(ip("2001:db8::2"), now));
+        assert!(rates.admits(ip("2001:db8:0:1::1"), now));
+        assert!(rates.admits(ip("::ffff:10.0.0.1"), now));
+        assert!(!rates.admits(ip("10.0.0.1"), now));
+    }
+
+    #[test]
+    fn without_a_rate_nothing_is_remembered() {
+        let mut rates = AddressRates::new(0);
+        assert!((0..100).all(|_| rates.admits(ip("10.0.0.1"), Instant::now())));
+        assert!(rates.buckets.is_empty());
+    }
+}
