@@ -47,9 +47,7 @@ fn contradictory_connect_flags_are_hung_up_on() {
     // Reserved; will QoS and will retain without a will; will QoS 3; password without user name (3.1.1).
     for flags in [0x03, 0x0A, 0x12, 0x22, 0x1E] {
         for level in [4, 5] {
-            let properties: &[u8] = if level == 5 { &[0] } else { &[] };
-            let body = [&[0, 4][..], b"MQTT", &[level, flags, 0, 0], properties, &[0, 0]].concat();
-            raw(&broker, &[&[0x10, body.len() as u8][..], &body].concat()).expect_closed();
+            raw(&broker, &connect_bytes(level, flags, &[b"\0\0"])).expect_closed();
         }
     }
     raw(&broker, b"\x10\x0f\x00\x04MQTT\x04\x42\x00\x00\x00\x00\x00\x01p").expect_closed();
@@ -60,11 +58,24 @@ fn contradictory_connect_flags_are_hung_up_on() {
 #[test]
 fn the_payload_of_connect_is_what_its_flags_say_no_less_and_no_more() {
     let broker = Broker::start();
-    // A will, a user name, a password promised and not there; then one that nobody promised.
-    for flags in [0x06, 0x82, 0xC2] {
-        raw(&broker, &[&b"\x10\x0d\x00\x04MQTT\x04"[..], &[flags], b"\x00\x00\x00\x01a"].concat()).expect_closed();
+    for level in [4, 5] {
+        // A will, a user name, a password promised and not there; then one that nobody promised.
+        for flags in [0x06, 0x82, 0xC2] {
+            raw(&broker, &connect_bytes(level, flags, &[b"\0\x01a"])).expect_closed();
+        }
+        for unannounced in [&b"\0\x01u"[..], b"\0"] {
+            raw(&broker, &connect_bytes(level, 0x02, &[b"\0\x01a", unannounced])).expect_closed();
+        }
     }
-    raw(&broker, b"\x10\x10\x00\x04MQTT\x04\x02\x00\x00\x00\x01a\x00\x01u").expect_closed();
+    // Will Properties are a part of it in MQTT 5: the same bytes without their length.
+    raw(&broker, &connect_bytes(5, 0x06, &[b"\0\x01a", b"\0\x01t", b"\0\x01p"])).expect_closed();
+}
+
+/// CONNECT by hand: `fields` are the payload, each with its length.
+fn connect_bytes(level: u8, flags: u8, fields: &[&[u8]]) -> Vec<u8> {
+    let properties: &[u8] = if level == 5 { &[0] } else { &[] };
+    let body = [&b"\0\x04MQTT"[..], &[level, flags, 0, 0], properties, &fields.concat()].concat();
+    [&[0x10, body.len() as u8], &body[..]].concat()
 }
 
 /// Conformance: [MQTT5-3.1.3-1], [MQTT311-3.1.3-1], [MQTT5-3.1.3-3], [MQTT311-3.1.3-3]
@@ -100,9 +111,13 @@ fn will(topic: &str, payload: &str) -> Will {
 #[test]
 fn the_strings_of_connect_are_utf_8() {
     let broker = Broker::start();
-    raw(&broker, b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x00\x00\x01\xFF").expect_closed();
-    raw(&broker, b"\x10\x12\x00\x04MQTT\x04\x06\x00\x00\x00\x01a\x00\x01\xFF\x00\x00").expect_closed();
-    raw(&broker, b"\x10\x10\x00\x04MQTT\x04\x82\x00\x00\x00\x01a\x00\x01\xFF").expect_closed();
+    for level in [4, 5] {
+        let will_properties: &[u8] = if level == 5 { &[0] } else { &[] };
+        raw(&broker, &connect_bytes(level, 0x02, &[b"\0\x01\xFF"])).expect_closed();
+        raw(&broker, &connect_bytes(level, 0x06, &[b"\0\x01a", will_properties, b"\0\x01\xFF", b"\0\0"]))
+            .expect_closed();
+        raw(&broker, &connect_bytes(level, 0x82, &[b"\0\x01a", b"\0\x01\xFF"])).expect_closed();
+    }
 }
 
 /// Conformance: [MQTT5-3.1.4-5], [MQTT311-3.1.4-4], [MQTT5-3.2.0-1], [MQTT311-3.2.0-1], [MQTT5-3.2.0-2],
