@@ -143,3 +143,78 @@ pub struct AuthProperties {
     /// In their order.
     pub user_properties: UserProperties,
 }
+
+/// The longest of some fields that carry their length in two bytes.
+fn longest<'a>(
+    texts: impl IntoIterator<Item = &'a Option<String>>,
+    data: &Option<Bytes>,
+    users: &UserProperties,
+) -> usize {
+    let texts = texts.into_iter().map(|text| text.as_ref().map_or(0, String::len));
+    let users = users.iter().map(|(name, value)| name.len().max(value.len()));
+    texts.chain(users).max().unwrap_or(0).max(data.as_ref().map_or(0, Bytes::len))
+}
+
+/// Bytes of the longest text among `users`.
+pub(crate) fn longest_user_property(users: &UserProperties) -> usize {
+    longest([], &None, users)
+}
+
+impl ConnectProperties {
+    /// Bytes of the longest field.
+    pub(crate) fn longest_field(&self) -> usize {
+        longest([&self.authentication_method], &self.authentication_data, &self.user_properties)
+    }
+}
+
+impl WillProperties {
+    /// Bytes of the longest field.
+    pub(crate) fn longest_field(&self) -> usize {
+        longest([&self.content_type, &self.response_topic], &self.correlation_data, &self.user_properties)
+    }
+}
+
+impl ConnAckProperties {
+    /// Bytes of the longest field.
+    pub(crate) fn longest_field(&self) -> usize {
+        longest(
+            [
+                &self.assigned_client_identifier,
+                &self.reason_string,
+                &self.response_information,
+                &self.server_reference,
+                &self.authentication_method,
+            ],
+            &self.authentication_data,
+            &self.user_properties,
+        )
+    }
+}
+
+impl PublishProperties {
+    /// Bytes of the longest field.
+    pub(crate) fn longest_field(&self) -> usize {
+        longest([&self.content_type, &self.response_topic], &self.correlation_data, &self.user_properties)
+    }
+}
+
+impl AckProperties {
+    /// Bytes of the longest field.
+    pub(crate) fn longest_field(&self) -> usize {
+        longest([&self.reason_string], &None, &self.user_properties)
+    }
+}
+
+impl DisconnectProperties {
+    /// Bytes of the longest field.
+    pub(crate) fn longest_field(&self) -> usize {
+        longest([&self.reason_string, &self.server_reference], &None, &self.user_properties)
+    }
+}
+
+impl AuthProperties {
+    /// Bytes of the longest field.
+    pub(crate) fn longest_field(&self) -> usize {
+        longest([&self.authentication_method, &self.reason_string], &self.authentication_data, &self.user_properties)
+    }
+}

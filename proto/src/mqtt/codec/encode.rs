@@ -3,6 +3,7 @@
 use super::primitives::{put_binary, put_u16, put_variable, variable_len};
 use super::properties;
 use super::{AckKind, EncodeError, PacketType, PublishHead, block_len};
+use crate::mqtt::property::longest_user_property;
 use crate::mqtt::{
     Ack, AckProperties, Auth, AuthProperties, ConnAck, Connect, Delivery, Disconnect, DisconnectProperties, Packet,
     PacketId, ProtocolVersion, Publish, ReasonCode, SubAck, Subscribe, Unsubscribe,
@@ -40,24 +41,35 @@ pub fn encoded_len(packet: &Packet, version: ProtocolVersion) -> usize {
 }
 
 fn check_fields(packet: &Packet) -> Result<(), EncodeError> {
-    let longest = match packet {
-        Packet::Connect(connect) => [
-            connect.client_id.len(),
-            connect.user_name.as_ref().map_or(0, String::len),
-            connect.password.as_ref().map_or(0, |password| password.len()),
-            connect.will.as_ref().map_or(0, |will| will.payload.len().max(will.topic.len())),
-        ]
-        .into_iter()
-        .max(),
-        Packet::Publish(publish) => Some(publish.topic.len()),
-        Packet::Subscribe(subscribe) => subscribe.filters.iter().map(|(filter, _)| filter.len()).max(),
-        Packet::Unsubscribe(unsubscribe) => unsubscribe.filters.iter().map(String::len).max(),
-        _ => None,
+    let bytes = match packet {
+        Packet::Connect(connect) => {
+            let will = connect
+                .will
+                .as_ref()
+                .map_or(0, |will| will.payload.len().max(will.topic.len()).max(will.properties.longest_field()));
+            let user_name = connect.user_name.as_ref().map_or(0, String::len);
+            let password = connect.password.as_ref().map_or(0, |password| password.len());
+            connect.client_id.len().max(user_name).max(password).max(will).max(connect.properties.longest_field())
+        }
+        Packet::ConnAck(connack) => connack.properties.longest_field(),
+        Packet::Publish(publish) => publish.topic.len().max(publish.properties.longest_field()),
+        Packet::PubAck(ack) | Packet::PubRec(ack) | Packet::PubRel(ack) | Packet::PubComp(ack) => {
+            ack.properties.longest_field()
+        }
+        Packet::Subscribe(subscribe) => {
+            let filter = subscribe.filters.iter().map(|(filter, _)| filter.len()).max().unwrap_or(0);
+            filter.max(longest_user_property(&subscribe.user_properties))
+        }
+        Packet::SubAck(suback) | Packet::UnsubAck(suback) => suback.properties.longest_field(),
+        Packet::Unsubscribe(unsubscribe) => {
+            let filter = unsubscribe.filters.iter().map(String::len).max().unwrap_or(0);
+            filter.max(longest_user_property(&unsubscribe.user_properties))
+        }
+        Packet::PingReq | Packet::PingResp => 0,
+        Packet::Disconnect(disconnect) => disconnect.properties.longest_field(),
+        Packet::Auth(auth) => auth.properties.longest_field(),
     };
-    match longest {
-        Some(bytes) if bytes > usize::from(u16::MAX) => Err(EncodeError::FieldTooLong { bytes }),
-        _ => Ok(()),
-    }
+    if bytes > usize::from(u16::MAX) { Err(EncodeError::FieldTooLong { bytes }) } else { Ok(()) }
 }
 
 fn head(publish: &Publish) -> PublishHead<'_> {

@@ -263,6 +263,30 @@ impl PropertiesRef<'_> {
         self.0.is_empty()
     }
 
+    /// Where the value of a property stands; nothing is copied.
+    #[inline]
+    fn value(&self, wanted: u8) -> Option<Reader<'_>> {
+        let mut rest = Reader::new(self.0);
+        while !rest.is_empty() {
+            let found = rest.u8().ok()?;
+            if found == wanted {
+                return Some(rest);
+            }
+            match found {
+                id::PAYLOAD_FORMAT_INDICATOR => drop(rest.take(1).ok()?),
+                id::TOPIC_ALIAS => drop(rest.take(2).ok()?),
+                id::MESSAGE_EXPIRY_INTERVAL => drop(rest.take(4).ok()?),
+                id::SUBSCRIPTION_IDENTIFIER => drop(rest.variable().ok()?),
+                id::USER_PROPERTY => {
+                    rest.binary().ok()?;
+                    rest.binary().ok()?;
+                }
+                _ => drop(rest.binary().ok()?),
+            }
+        }
+        None
+    }
+
     /// All of them, copied.
     #[must_use]
     pub fn to_owned(&self) -> PublishProperties {
@@ -274,19 +298,19 @@ impl PropertiesRef<'_> {
     #[inline]
     #[must_use]
     pub fn topic_alias(&self) -> Option<u16> {
-        if self.is_empty() { None } else { self.to_owned().topic_alias }
+        self.value(id::TOPIC_ALIAS)?.u16().ok()
     }
 
     /// Message Expiry Interval, seconds.
     #[must_use]
     pub fn message_expiry_interval(&self) -> Option<u32> {
-        if self.is_empty() { None } else { self.to_owned().message_expiry_interval }
+        self.value(id::MESSAGE_EXPIRY_INTERVAL)?.u32().ok()
     }
 
     /// Payload Format Indicator.
     #[must_use]
     pub fn payload_format_indicator(&self) -> Option<u8> {
-        if self.is_empty() { None } else { self.to_owned().payload_format_indicator }
+        self.value(id::PAYLOAD_FORMAT_INDICATOR)?.u8().ok()
     }
 }
 
