@@ -6,6 +6,8 @@ pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod connection;
+pub mod connection_key;
+pub mod groups;
 pub mod http;
 pub mod listener;
 pub mod message;

@@ -59,3 +59,24 @@ impl Message {
         size_of::<Self>() + self.topic.len() + self.payload.len() + properties
     }
 }
+
+/// What `$delayed/SECONDS/TOPIC` stands for.
+#[must_use]
+pub fn delayed(topic: &str) -> Option<(u64, &str)> {
+    let (seconds, topic) = topic.strip_prefix("$delayed/")?.split_once('/')?;
+    let seconds = seconds.parse().ok()?;
+    (!topic.is_empty()).then_some((seconds, topic))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delayed_topic_names_seconds_and_topic() {
+        assert_eq!(delayed("$delayed/30/plant/1"), Some((30, "plant/1")));
+        assert_eq!(delayed("$delayed/x/plant"), None);
+        assert_eq!(delayed("$delayed/3/"), None);
+        assert_eq!(delayed("plant/1"), None);
+    }
+}

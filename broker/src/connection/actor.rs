@@ -6,8 +6,9 @@ use std::task::{Context as TaskContext, Poll};
 
 use actix::{Actor, ActorContext, ActorFuture, AsyncContext, Context, Handler, Message};
 
+use crate::connection_key::ConnectionKey;
 use crate::listener::{Accepted, ListenerContext};
-use crate::router::{ArbiterState, ConnectionKey};
+use crate::router::ArbiterState;
 
 use super::Transport;
 

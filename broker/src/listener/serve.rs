@@ -12,9 +12,9 @@ use super::ListenerContext;
 use super::accept::{Acceptor, bind, has_ipv6};
 use crate::auth::Authority;
 use crate::config::Settings;
+use crate::groups;
 use crate::http::{self, Readiness};
 use crate::metrics::Metrics;
-use crate::replicated;
 use crate::router::{ArbiterState, Event, Shared, sys};
 
 /// The condition of readiness that this module answers for.
@@ -31,7 +31,7 @@ const DESCRIPTORS_OF_OUR_OWN: u64 = 64;
 pub struct Broker {
     shared: Arc<Shared>,
     listeners: Vec<Arc<ListenerContext>>,
-    groups: replicated::Running,
+    groups: groups::Running,
     acceptors: std::thread::JoinHandle<()>,
     stop_accepting: tokio::sync::oneshot::Sender<()>,
     http: Option<http::HttpServer>,
@@ -76,7 +76,7 @@ impl Broker {
         anyhow::ensure!(!sockets.is_empty(), "there is no address to listen on: give one with --mqtt ADDRESS:PORT");
         let readiness = Arc::new(Readiness::new(&[SERVING]));
         let arbiters = number_of_arbiters(&settings);
-        let (shared, groups) = replicated::start(&settings, authority, arbiters, &metrics)?;
+        let (shared, groups) = groups::start(&settings, authority, arbiters, &metrics)?;
         let arbiters = start_arbiters(&shared, arbiters, &metrics);
         let listeners: Vec<_> = sockets.iter().map(|(_, context)| Arc::clone(context)).collect();
         let connections_max = connections_max(descriptors, u64::from(settings.limits.descriptors_reserve));

@@ -5,9 +5,18 @@ use std::sync::Arc;
 
 use kentongan_proto::mqtt::{Connect, PacketId, QoS, ReasonCode, SubscriptionOptions, Will};
 
+use crate::connection_key::ConnectionKey;
 use crate::message::Message;
-use crate::router::ConnectionKey;
 use crate::session::handshake::Negotiated;
+
+/// Where the state of a persistent session lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PersistentSession {
+    /// The group that its Client Identifier hashes to.
+    pub group: u16,
+    /// Of this connection's claim; commands of older epochs are ignored.
+    pub epoch: u64,
+}
 
 /// A CONNECT that must ask who else has its Client Identifier.
 #[derive(Debug, Clone)]

@@ -3,12 +3,11 @@
 //! - [`command`]: what is proposed and committed. [`effect`]: what follows from it.
 //! - [`state`]: the state machine of a group: commands in, effects out; `retained` and `session` are parts of it, `store`
 //!   is what of it goes to disk at a checkpoint.
-//! - [`submitter`]: how arbiters propose. [`machine`]: who applies, and carries the effects out.
+//! - [`submitter`]: how arbiters propose. Who applies, and carries the effects out, is [`crate::groups`].
 
 pub mod command;
 pub mod effect;
 mod interface;
-pub mod machine;
 pub mod retained;
 pub mod session;
 mod slots;
@@ -17,9 +16,8 @@ pub mod store;
 pub mod submitter;
 
 pub use interface::{
-    ClaimRequest, DeliverPersistent, LaneAnswer, Opened, RetainedCursor, RetainedPage, SubscribeOutcome,
-    SubscribedPersistent, UnsubscribedPersistent,
+    ClaimRequest, DeliverPersistent, LaneAnswer, Opened, PersistentSession, RetainedCursor, RetainedPage,
+    SubscribeOutcome, SubscribedPersistent, UnsubscribedPersistent,
 };
-pub use machine::{Running, start};
 pub use slots::Slots;
 pub use submitter::{Query, Submitter};

@@ -784,7 +784,7 @@ impl GroupState {
         let identifier = asked.subscription_identifier.and_then(NonZeroU32::new);
         let mut outcome = FilterOutcome {
             filter: asked.filter,
-            reason: crate::router::granted(options.qos),
+            reason: crate::session::subscribing::granted(options.qos),
             options,
             identifier,
             read: None,
@@ -799,7 +799,7 @@ impl GroupState {
         };
         let filter: Arc<str> = Arc::from(outcome.filter.as_str());
         let replaced = self.remove_quietly(client_id, &filter, effects);
-        if crate::router::wants_retained(&filter, options.retain_handling, replaced.is_none()) {
+        if crate::session::subscribing::wants_retained(&filter, options.retain_handling, replaced.is_none()) {
             self.last_read += 1;
             outcome.read = Some(self.last_read);
         }

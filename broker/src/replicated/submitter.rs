@@ -9,10 +9,9 @@ use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{PacketId, ReasonCode, Subscribe, Unsubscribe};
 
 use super::command::{self, Command, MessageRecord};
-use super::{ClaimRequest, RetainedCursor, Slots};
+use super::{ClaimRequest, PersistentSession, RetainedCursor, Slots};
+use crate::connection_key::ConnectionKey;
 use crate::message::Message;
-use crate::router::ConnectionKey;
-use crate::router::client::PersistentSession;
 
 /// What the thread that applies commands is asked beside them.
 #[derive(Debug)]
@@ -182,7 +181,7 @@ impl Submitter {
         now_ms: u64,
     ) {
         let mut record = MessageRecord::from_message(message, now_ms);
-        let delayed = crate::router::delayed(&message.topic).map(|(seconds, topic)| (seconds, topic.to_owned()));
+        let delayed = crate::message::delayed(&message.topic).map(|(seconds, topic)| (seconds, topic.to_owned()));
         let delay_ms = delayed.map(|(seconds, topic)| {
             record.topic = topic;
             seconds.saturating_mul(1000)

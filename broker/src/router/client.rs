@@ -13,6 +13,7 @@ use super::retained_read::RetainedReads;
 use crate::connection::{ConnectionActor, OutBuffer, Transport};
 use crate::listener::ListenerContext;
 use crate::message::Message;
+use crate::replicated::PersistentSession;
 use crate::session::acknowledgements::Acknowledgements;
 use crate::session::alias::{InboundAliases, OutboundAliases};
 use crate::session::inbound::Inbound;
@@ -54,15 +55,6 @@ pub struct OwnSubscription {
     pub options: SubscriptionOptions,
     /// Subscription Identifier.
     pub identifier: Option<NonZeroU32>,
-}
-
-/// Where the state of a persistent session lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PersistentSession {
-    /// The group that its Client Identifier hashes to.
-    pub group: u16,
-    /// Of this connection's claim; commands of older epochs are ignored.
-    pub epoch: u64,
 }
 
 /// What a connection has once its CONNECT was accepted.

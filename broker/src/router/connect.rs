@@ -10,13 +10,13 @@ use kentongan_proto::mqtt::{
 };
 
 use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, wake};
-use super::client::{ClientSession, PersistentSession, Phase};
+use super::client::{ClientSession, Phase};
 use super::retained_read::RetainedReads;
 use super::shared::MEMORY_LEVEL_REFUSES;
 use super::{ConnectionKey, Event};
 use crate::auth::{Mechanism, MechanismStep};
 use crate::metrics::{CloseReason, ConnectRefusal, PublishRefusal};
-use crate::replicated::{ClaimRequest, Opened};
+use crate::replicated::{ClaimRequest, Opened, PersistentSession};
 use crate::session::SessionError;
 use crate::session::acknowledgements::Acknowledgements;
 use crate::session::alias::{InboundAliases, OutboundAliases};

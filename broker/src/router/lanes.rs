@@ -11,10 +11,9 @@ use slab::Slab;
 
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
-use super::client::PersistentSession;
 use super::publish::Publication;
 use crate::replicated::command::{Command, LaneBatch, LaneMessage, MessageRecord};
-use crate::replicated::{LaneAnswer, Slots};
+use crate::replicated::{LaneAnswer, PersistentSession, Slots};
 
 /// A message whose publisher waits for groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,14 +55,6 @@ pub struct Lanes {
     current: Option<Waiter>,
     touched: Vec<u16>,
     acknowledged: Vec<(PersistentSession, ConnectionKey, AckKind, PacketId, ReasonCode)>,
-}
-
-/// What `$delayed/SECONDS/TOPIC` stands for.
-#[must_use]
-pub(crate) fn delayed(topic: &str) -> Option<(u64, &str)> {
-    let (seconds, topic) = topic.strip_prefix("$delayed/")?.split_once('/')?;
-    let seconds = seconds.parse().ok()?;
-    (!topic.is_empty()).then_some((seconds, topic))
 }
 
 impl Lanes {
@@ -250,18 +241,5 @@ impl ArbiterState {
             let items = run.iter().map(|&(_, _, kind, packet_id, reason)| (kind, packet_id, reason));
             self.shared.submitter.acknowledge(session, &client_id, items);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_delayed_topic_names_seconds_and_topic() {
-        assert_eq!(delayed("$delayed/30/plant/1"), Some((30, "plant/1")));
-        assert_eq!(delayed("$delayed/x/plant"), None);
-        assert_eq!(delayed("$delayed/3/"), None);
-        assert_eq!(delayed("plant/1"), None);
     }
 }

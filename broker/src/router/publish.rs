@@ -247,7 +247,7 @@ impl ArbiterState {
         {
             return Some(ReasonCode::PayloadFormatInvalid);
         }
-        if let Some((seconds, _)) = super::delayed(topic) {
+        if let Some((seconds, _)) = crate::message::delayed(topic) {
             let delayed = &self.shared.settings.delayed;
             if !delayed.enabled {
                 return Some(ReasonCode::NotAuthorized);
@@ -395,7 +395,7 @@ impl ArbiterState {
 
     /// Hands a publication to everyone who wants it: connections here, batches for other arbiters, lanes to groups.
     pub(super) fn route(&mut self, publication: &mut Publication<'_>) -> Routed {
-        if let Some(delay) = super::lanes::delayed(publication.topic) {
+        if let Some(delay) = crate::message::delayed(publication.topic) {
             return self.route_delayed(publication, delay);
         }
         self.templates.begin();
@@ -451,7 +451,7 @@ impl ArbiterState {
     ) -> bool {
         // By the name, so that a publisher that reconnects keeps its member.
         let publisher = publication.publisher_id.map_or(0, |name| self.shared.index.hash(name));
-        let strategy = crate::replicated::machine::pick_strategy(self.shared.settings.shared.strategy);
+        let strategy = self.shared.settings.shared.strategy.into();
         let online_only = publication.qos == QoS::AtMostOnce;
         let picked =
             share.pick(strategy, publisher, publication.topic_hash, excluded.map(ConnectionKey::raw), online_only);

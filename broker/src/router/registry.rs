@@ -1,7 +1,7 @@
 //! Who holds which Client Identifier now: the volatile half of a session's claim.
 //!
 //! A transient session that nobody contends for is claimed here and nowhere else, so that its CONNECT waits for no
-//! other thread. Everything else goes through [`crate::replicated::Machine`], which uses the same table.
+//! other thread. Everything else goes through [`crate::groups::machine::Machine`], which uses the same table.
 
 use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

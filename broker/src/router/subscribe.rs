@@ -4,15 +4,14 @@ use std::num::NonZeroU32;
 use std::sync::atomic::Ordering;
 
 use kentongan_proto::mqtt::codec;
-use kentongan_proto::mqtt::{
-    AckProperties, Packet, PacketId, QoS, ReasonCode, RetainHandling, SubAck, Subscribe, Unsubscribe,
-};
+use kentongan_proto::mqtt::{AckProperties, Packet, PacketId, QoS, ReasonCode, SubAck, Subscribe, Unsubscribe};
 use kentongan_proto::topic::ParsedFilter;
 
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::client::{ClientSession, OwnSubscription};
 use crate::replicated::{SubscribeOutcome, SubscribedPersistent, UnsubscribedPersistent};
+use crate::session::subscribing::{granted, wants_retained};
 use crate::subscription::{LocalSubscription, ShareMember, ShareTarget, Target};
 
 impl ArbiterState {
@@ -268,23 +267,4 @@ impl HashText for foldhash::quality::FixedState {
     fn hash_text(&self, text: &str) -> u64 {
         std::hash::BuildHasher::hash_one(self, text)
     }
-}
-
-/// Granted QoS is what was asked for [MQTT-3.8.4-7].
-pub(crate) fn granted(qos: QoS) -> ReasonCode {
-    match qos {
-        QoS::AtMostOnce => ReasonCode::Success,
-        QoS::AtLeastOnce => ReasonCode::GrantedQos1,
-        QoS::ExactlyOnce => ReasonCode::GrantedQos2,
-    }
-}
-
-/// Retain Handling [MQTT-3.3.1-9, 3.3.1-10, 3.3.1-11]; shared subscriptions get no retained messages (4.8.2).
-pub(crate) fn wants_retained(filter: &str, handling: RetainHandling, new: bool) -> bool {
-    !filter.starts_with("$share/")
-        && match handling {
-            RetainHandling::Always => true,
-            RetainHandling::IfNew => new,
-            RetainHandling::Never => false,
-        }
 }

@@ -5,6 +5,7 @@
 //!
 //! - [`handshake`]: a CONNECT against our limits.
 //! - [`inbound`]: messages from the client: Receive Maximum, QoS 2 identifiers, Topic Aliases.
+//! - [`subscribing`]: what a SUBSCRIBE is granted.
 //! - [`acknowledgements`]: PUBACK and PUBREC leave in the order of their PUBLISH.
 //! - [`outbound`]: messages to the client: the in-flight window and the queue behind it.
 
@@ -13,6 +14,7 @@ pub mod alias;
 pub mod handshake;
 pub mod inbound;
 pub mod outbound;
+pub mod subscribing;
 
 use kentongan_proto::mqtt::ReasonCode;
 

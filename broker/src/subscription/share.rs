@@ -1,5 +1,6 @@
 //! Shared subscriptions: of all members, one gets the message.
 
+use crate::config::SharedStrategy;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
@@ -25,6 +26,19 @@ pub enum PickStrategy {
     HashTopic,
     /// The one with the fewest messages unacknowledged, of up to 64 compared; see [`ShareGroup::began`].
     LeastInflight,
+}
+
+impl From<SharedStrategy> for PickStrategy {
+    fn from(setting: SharedStrategy) -> Self {
+        match setting {
+            SharedStrategy::RoundRobin => Self::RoundRobin,
+            SharedStrategy::Random => Self::Random,
+            SharedStrategy::Sticky => Self::Sticky,
+            SharedStrategy::HashClient => Self::HashClient,
+            SharedStrategy::HashTopic => Self::HashTopic,
+            SharedStrategy::LeastInflight => Self::LeastInflight,
+        }
+    }
 }
 
 /// Who gets the message.

@@ -3,32 +3,28 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::Context;
 use bytes::Bytes;
-use kentongan_cluster::data_dir::DataDir;
-use kentongan_cluster::disk::{Disk, RealDisk};
-use kentongan_cluster::{GroupId, Pipeline, PipelineConfig, StateMachine, StateStore, Write};
+use kentongan_cluster::{GroupId, StateMachine, Write};
 use kentongan_proto::mqtt::{QoS, ReasonCode, Will};
 
-use super::Slots;
-use super::command::{self, Command, LaneBatch, LaneMessage, MessageRecord, Owner, UserProperty, WillRecord};
-use super::effect::{Drop, Effect, FilterOutcome, OpenedSession};
-use super::interface::{
+use crate::connection_key::ConnectionKey;
+use crate::message::Message;
+use crate::metrics::{ArbiterCounters, DropReason};
+use crate::replicated::command::{
+    self, Command, LaneBatch, LaneMessage, MessageRecord, Owner, UserProperty, WillRecord,
+};
+use crate::replicated::effect::{Drop, Effect, FilterOutcome, OpenedSession};
+use crate::replicated::state::{GroupState, OUTBOX_LANE};
+use crate::replicated::submitter::Query;
+use crate::replicated::{
     ClaimRequest, DeliverPersistent, LaneAnswer, Opened, RetainedCursor, RetainedPage, SubscribeOutcome,
     SubscribedPersistent, UnsubscribedPersistent,
 };
-use super::retained::RetainedLimits;
-use super::state::{GroupConfig, GroupState, OUTBOX_LANE};
-use super::submitter::{Query, Submitter};
-use crate::auth::Authority;
-use crate::config::{Durability, Overlapping, Settings, SharedStrategy};
-use crate::message::Message;
-use crate::metrics::{ArbiterCounters, DropReason, Metrics};
 use crate::router::batch::Addressee;
-use crate::router::{ConnectionKey, Event, Shared};
-use crate::subscription::{Matched, PickStrategy, ShareGroup, ShareMember, ShareTarget, Target, topic_hash};
+use crate::router::{Event, Shared};
+use crate::subscription::{Matched, ShareGroup, ShareMember, ShareTarget, Target, topic_hash};
 
 /// Retained messages of one page.
 const PAGE_MESSAGES_MAX: usize = 256;
@@ -344,7 +340,7 @@ impl Machine {
         group: &Arc<ShareGroup>,
         targets: &mut BTreeMap<u16, LaneMessage>,
     ) {
-        let strategy = pick_strategy(shared.settings.shared.strategy);
+        let strategy = shared.settings.shared.strategy.into();
         let online_only = message.qos == QoS::AtMostOnce;
         match group.pick(strategy, 0, topic_hash(&message.topic), None, online_only) {
             Some(ShareTarget::Connection { connection, .. }) => {
@@ -550,19 +546,6 @@ fn on_process_clock(message: &Arc<Message>, clock_ms: u64, now_ms: u64) -> Arc<M
     }
 }
 
-/// The setting as the index knows it.
-#[must_use]
-pub fn pick_strategy(setting: SharedStrategy) -> PickStrategy {
-    match setting {
-        SharedStrategy::RoundRobin => PickStrategy::RoundRobin,
-        SharedStrategy::Random => PickStrategy::Random,
-        SharedStrategy::Sticky => PickStrategy::Sticky,
-        SharedStrategy::HashClient => PickStrategy::HashClient,
-        SharedStrategy::HashTopic => PickStrategy::HashTopic,
-        SharedStrategy::LeastInflight => PickStrategy::LeastInflight,
-    }
-}
-
 fn connect_command(request: &ClaimRequest, incarnation: u64) -> command::Connect {
     command::Connect {
         owner: Some(Owner { incarnation, connection: request.connection.raw(), node: 0 }),
@@ -595,88 +578,5 @@ fn will_record(will: &Will, client_id: &str) -> WillRecord {
             ..MessageRecord::default()
         }),
         delay_seconds: properties.will_delay_interval.unwrap_or(0),
-    }
-}
-
-/// The groups' threads, running.
-#[derive(Debug)]
-pub struct Running {
-    pipeline: Pipeline<Query>,
-    _data_dir: DataDir,
-}
-
-impl Running {
-    /// Writes a last checkpoint and ends the threads.
-    pub fn stop(self) {
-        self.pipeline.stop();
-    }
-}
-
-/// Time within which the groups let go of what an earlier start held.
-const FENCE_SECONDS_MAX: u64 = 600;
-
-/// Opens the data directory, takes up what is stored there, and begins to lead its groups.
-///
-/// # Errors
-/// The directory cannot be used, or what is stored is not whole; the message says what to do.
-pub fn start(
-    settings: &Arc<Settings>,
-    authority: Authority,
-    arbiters: usize,
-    metrics: &Metrics,
-) -> anyhow::Result<(Arc<Shared>, Running)> {
-    let data_dir = DataDir::open(&settings.data_dir)?;
-    let slots = Slots::new(settings.storage.groups.get());
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&data_dir.path().join("log"))?);
-    let store = StateStore::open(&data_dir.path().join("state"), Arc::clone(&disk))?;
-    let config = group_config(settings);
-    let groups = (0..slots.groups())
-        .map(|group| {
-            let stored = store.load(GroupId(group))?;
-            GroupState::restore(config, stored)
-                .with_context(|| format!("the stored state of group {group} cannot be used"))
-        })
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    let shared_cell = SharedCell::default();
-    let (fenced, wait) = mpsc::channel();
-    let machine = Machine::new(groups, Arc::clone(&shared_cell), metrics.arbiter(), fenced);
-    let pipeline = Pipeline::start(pipeline_config(settings), disk, store, machine)?;
-    let submitter = Submitter::new(pipeline.handle().clone(), slots);
-    let shared = Arc::new(Shared::new(Arc::clone(settings), arbiters, submitter, authority, data_dir.incarnation()));
-    if shared_cell.set(Arc::clone(&shared)).is_err() {
-        unreachable!("set once, here");
-    }
-    pipeline.handle().query(Query::Lead);
-    wait.recv_timeout(Duration::from_secs(FENCE_SECONDS_MAX))
-        .context("the groups did not let go of the connections of the process before this one")?;
-    Ok((shared, Running { pipeline, _data_dir: data_dir }))
-}
-
-/// Bounds of the whole node, shared out evenly: names spread evenly over the groups.
-fn group_config(settings: &Settings) -> GroupConfig {
-    let groups = u64::from(settings.storage.groups.get());
-    let share = |bound: u64| if bound == 0 { 0 } else { bound.div_ceil(groups) + bound.div_ceil(groups) / 8 };
-    GroupConfig {
-        queue_messages_max: settings.session.queue_messages_max as usize,
-        queue_bytes_max: usize::try_from(settings.session.queue_bytes_max).unwrap_or(usize::MAX),
-        drop_policy: settings.session.queue_drop_policy.into(),
-        retained: RetainedLimits {
-            messages_max: share(settings.retained.messages_max),
-            bytes_max: share(settings.retained.bytes_max),
-        },
-        one_each: settings.session.overlapping == Overlapping::OneEach,
-        retained_age_ms_max: u64::from(settings.retained.age_seconds_max) * 1000,
-        delayed_messages_max: usize::try_from(share(settings.delayed.messages_max)).unwrap_or(usize::MAX),
-    }
-}
-
-fn pipeline_config(settings: &Settings) -> PipelineConfig {
-    PipelineConfig {
-        groups: settings.storage.groups.get(),
-        segment_bytes: settings.storage.segment_bytes,
-        checkpoint_log_bytes: settings.storage.checkpoint_log_bytes,
-        checkpoint_interval: Duration::from_secs(u64::from(settings.storage.checkpoint_seconds.get())),
-        sync: settings.durability == Durability::Fsync,
-        free_bytes_reserve: settings.storage.free_bytes_reserve,
     }
 }

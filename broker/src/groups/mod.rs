@@ -1,0 +1,9 @@
+//! The groups of this node at work: what was committed is applied here, and its effects are carried out.
+//!
+//! [`crate::replicated`] says what a command changes and what follows; [`machine`] makes it happen, on the one thread on
+//! which groups change; [`start()`] takes up what the disk has.
+
+pub mod machine;
+mod start;
+
+pub use start::{Running, start};
