@@ -290,7 +290,7 @@ impl ArbiterState {
             self.wheel.arm(key, now + u32::from(client.keep_alive_seconds) * 3 / 2 + 1);
         }
         tracing::info!(
-            client_id = %client.client_id, peer = ?client.peer, version = ?version,
+            client_id = %client.client_id, peer = client.peer.map(tracing::field::display), version = ?version,
             session_present = opened.session_present, persistent = opened.group.is_some(), "connected"
         );
         self.counters.connects_accepted.inc();
@@ -333,7 +333,7 @@ impl ArbiterState {
         let Some(client) = self.client(key) else {
             return;
         };
-        tracing::info!(client_id = %client.client_id, peer = ?client.peer, ?reason, text, "refused");
+        tracing::info!(client_id = %client.client_id, peer = client.peer.map(tracing::field::display), ?reason, text, "refused");
         // [MQTT-3.2.2-6] of 3.1.1: where no return code fits, the connection just closes.
         if client.version.is_v5() || codec::v3_connack_code(reason).is_some() {
             let mut properties = ConnAckProperties::default();
@@ -425,7 +425,7 @@ impl ArbiterState {
         };
         let client_id = Arc::clone(&client.client_id);
         let taken_over = client.taken_over;
-        tracing::info!(%client_id, peer = ?client.peer, reason = ?cause, "disconnected");
+        tracing::info!(%client_id, peer = client.peer.map(tracing::field::display), reason = ?cause, "disconnected");
         self.counters.connections.dec();
         self.counters.connections_closed.inc(cause.close_reason());
         self.leave_subscriptions(key, &session);
