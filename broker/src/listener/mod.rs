@@ -34,7 +34,12 @@ pub struct ListenerContext {
     pub limits_before_connect: Limits,
     /// Whether clients need no user name.
     pub allow_anonymous: bool,
-    open: AtomicU32,
+    /// New connections a second; 0 means no bound.
+    pub connect_rate_per_second: u32,
+    /// Subscriptions that a session of its clients may have.
+    pub subscriptions_max: u32,
+    /// Connections open now: one number for the listener, however often its settings are read again.
+    open: Arc<AtomicU32>,
 }
 
 /// Characters of a Client Identifier that MQTT 3.1 allows.
@@ -77,8 +82,16 @@ impl ListenerContext {
             policy,
             limits,
             limits_before_connect: Limits { packet_bytes_max: before, ..limits },
-            open: AtomicU32::new(0),
+            connect_rate_per_second: settings.limits.connect_rate_per_second,
+            subscriptions_max: session.subscriptions_max,
+            open: Arc::default(),
         }
+    }
+
+    /// The same listener under new settings, for its next connections. Those that are there keep what they came by.
+    #[must_use]
+    pub fn reloaded(&self, config: ListenerConfig, settings: &Settings) -> Self {
+        Self { open: Arc::clone(&self.open), ..Self::new(config, settings, self.address) }
     }
 
     /// Counts a connection in, unless the listener has as many as it may.

@@ -8,6 +8,7 @@ mod counters;
 mod load;
 mod process;
 mod reference;
+mod reloads;
 
 use std::sync::{Arc, OnceLock};
 
@@ -20,12 +21,21 @@ pub use counters::{
 use counters::{FAMILIES, Totals};
 pub use load::{Load, LoadAverages};
 pub use reference::reference_page;
+pub use reloads::ReloadOutcome;
+use reloads::Reloads;
 
 /// The metrics of the process. Cheap to clone.
 #[derive(Clone)]
 pub struct Metrics {
     totals: Arc<Totals>,
     prometheus: PrometheusHandle,
+    reloads: Reloads,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Metrics").finish_non_exhaustive()
+    }
 }
 
 impl Metrics {
@@ -54,17 +64,22 @@ impl Metrics {
     }
 
     fn with_recorder(recorder: &PrometheusRecorder) -> Self {
-        let totals = metrics::with_local_recorder(recorder, || {
+        let (totals, reloads) = metrics::with_local_recorder(recorder, || {
             describe();
-            Arc::new(Totals::register())
+            (Arc::new(Totals::register()), Reloads::register())
         });
-        Self { totals, prometheus: recorder.handle() }
+        Self { totals, prometheus: recorder.handle(), reloads }
     }
 
     /// The counters of one more arbiter; it must flush them.
     #[must_use]
     pub fn arbiter(&self) -> ArbiterCounters {
         ArbiterCounters::new(Arc::clone(&self.totals))
+    }
+
+    /// Counts that the settings were read again.
+    pub fn reloaded(&self, outcome: ReloadOutcome) {
+        self.reloads.count(outcome);
     }
 
     /// The text that Prometheus scrapes.
@@ -157,7 +172,7 @@ pub struct Snapshot {
 
 /// Gives the recorder that is current the description of every family.
 fn describe() {
-    for family in FAMILIES {
+    for family in FAMILIES.iter().chain(reloads::FAMILIES) {
         let text = family.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
         match family.kind {
             Kind::Counter => metrics::describe_counter!(family.name, text),

@@ -63,6 +63,8 @@ pub struct Shared {
     pub connections_refused: AtomicU64,
     /// This start of this node; larger than that of every earlier one.
     pub incarnation: u64,
+    /// `limits.memory_bytes_high_water` as read last.
+    pub memory_bytes_high_water: AtomicU64,
     /// See [`Self::memory_level`].
     memory_level: AtomicU8,
     /// Zero of the process clock.
@@ -81,6 +83,7 @@ impl Shared {
         authority: Authority,
         incarnation: u64,
     ) -> Self {
+        let memory_bytes_high_water = AtomicU64::new(settings.limits.memory_bytes_high_water);
         Self {
             index: SubscriptionIndex::new(),
             registry: Registry::default(),
@@ -96,6 +99,7 @@ impl Shared {
             descriptors_exhausted: AtomicU64::new(0),
             connections_refused: AtomicU64::new(0),
             incarnation,
+            memory_bytes_high_water,
             memory_level: AtomicU8::new(0),
             started: Instant::now(),
             random: AtomicU64::new(rand::random()),
@@ -124,11 +128,11 @@ impl Shared {
 
     /// Looks at the resident memory of the process, about once a second.
     pub fn watch_memory(&self) {
-        let mark = self.settings.limits.memory_bytes_high_water;
-        if mark == 0 {
+        let mark = self.memory_bytes_high_water.load(Ordering::Relaxed);
+        if mark == 0 && self.memory_level() == 0 {
             return;
         }
-        let level = match resident_bytes() {
+        let level = match resident_bytes().filter(|_| mark != 0) {
             Some(bytes) if bytes > mark / 5 * 6 => MEMORY_LEVEL_CLOSES,
             Some(bytes) if bytes > mark / 10 * 11 => MEMORY_LEVEL_PAUSES,
             Some(bytes) if bytes > mark => MEMORY_LEVEL_REFUSES,
