@@ -91,6 +91,11 @@ settings! {
         pub keep_alive_seconds_max: u16 = 0 => reloaded,
         /// Bounds the Session Expiry Interval on this listener below that of `[session]`.
         pub session_expiry_seconds_max: Option<u32> = None => reloaded,
+        /// Bounds the messages that may wait for a client of this listener below the bound of `[session]`. Kept with
+        /// the session until its client comes again, perhaps by another listener.
+        pub queue_messages_max: Option<u32> = None => reloaded,
+        /// The same for their bytes.
+        pub queue_bytes_max: Option<u64> = None => reloaded,
         /// Whether clients of this listener may connect without a user name. Unset: as at the top of the file.
         pub allow_anonymous: Option<bool> = None => reloaded,
         /// Time from accepting a connection to its complete CONNECT, in all.

@@ -16,6 +16,7 @@ use kentongan_proto::mqtt::codec::Limits;
 use crate::config::{ListenerConfig, Settings};
 use crate::connection::Transport;
 use crate::session::handshake::Policy;
+use crate::session::outbound::QueueCaps;
 
 pub use accept::{Acceptor, bind};
 
@@ -92,6 +93,16 @@ impl ListenerContext {
     #[must_use]
     pub fn reloaded(&self, config: ListenerConfig, settings: &Settings) -> Self {
         Self { open: Arc::clone(&self.open), ..Self::new(config, settings, self.address) }
+    }
+
+    /// What may wait for a client of this listener, if less than for others.
+    #[must_use]
+    pub fn queue_caps(&self) -> QueueCaps {
+        let bytes = |bound: u64| usize::try_from(bound).unwrap_or(usize::MAX);
+        QueueCaps {
+            messages_max: self.config.queue_messages_max.map(|bound| bound as usize),
+            bytes_max: self.config.queue_bytes_max.map(bytes),
+        }
     }
 
     /// Counts a connection in, unless the listener has as many as it may.
