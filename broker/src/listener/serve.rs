@@ -15,7 +15,7 @@ use crate::auth::Authority;
 use crate::cli::Reloading;
 use crate::config::{self, Settings};
 use crate::http::{self, Readiness};
-use crate::metrics::{Metrics, ReloadOutcome};
+use crate::metrics::{LoadAverages, Metrics, ReloadOutcome};
 use crate::replicated;
 use crate::router::{ArbiterState, Event, Shared, sys};
 
@@ -311,13 +311,18 @@ fn start_sys(shared: &Arc<Shared>, metrics: &Metrics) {
     let shared = Arc::clone(shared);
     let metrics = metrics.clone();
     // The first client finds them there.
-    shared.sys.update(&sys::figures(&metrics.snapshot(), 0));
+    let mut loads = LoadAverages::default();
+    shared.sys.update(&sys::figures(&metrics.snapshot(), &loads, 0));
+    let mut advanced = Instant::now();
     actix_rt::spawn(async move {
         let interval = Duration::from_secs(u64::from(interval));
         let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
         loop {
             tick.tick().await;
-            let figures = sys::figures(&metrics.snapshot(), shared.started.elapsed().as_secs());
+            let snapshot = metrics.snapshot();
+            let now = Instant::now();
+            loads.advance(&snapshot, now - std::mem::replace(&mut advanced, now));
+            let figures = sys::figures(&snapshot, &loads, shared.started.elapsed().as_secs());
             for message in shared.sys.update(&figures) {
                 shared.inboxes[0].push(Event::Publish(message), 0);
             }

@@ -9,9 +9,11 @@ mod load;
 mod process;
 mod reference;
 mod reloads;
+mod storage;
 
 use std::sync::{Arc, OnceLock};
 
+use kentongan_cluster::Stats;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 pub use counters::{
@@ -30,6 +32,7 @@ pub struct Metrics {
     totals: Arc<Totals>,
     prometheus: PrometheusHandle,
     reloads: Reloads,
+    storage: Arc<OnceLock<Arc<Stats>>>,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -68,13 +71,20 @@ impl Metrics {
             describe();
             (Arc::new(Totals::register()), Reloads::register())
         });
-        Self { totals, prometheus: recorder.handle(), reloads }
+        Self { totals, prometheus: recorder.handle(), reloads, storage: Arc::default() }
     }
 
     /// The counters of one more arbiter; it must flush them.
     #[must_use]
     pub fn arbiter(&self) -> ArbiterCounters {
         ArbiterCounters::new(Arc::clone(&self.totals))
+    }
+
+    /// Shows what the log and the checkpoints did, as `stats` count it. The first call holds.
+    pub fn show_storage(&self, stats: Arc<Stats>) {
+        if self.storage.set(stats).is_err() {
+            tracing::warn!("another log is shown in /metrics already");
+        }
     }
 
     /// Counts that the settings were read again.
@@ -86,6 +96,9 @@ impl Metrics {
     #[must_use]
     pub fn render(&self) -> String {
         let mut text = self.prometheus.render();
+        if let Some(stats) = self.storage.get() {
+            storage::render(&mut text, stats);
+        }
         process::render(&mut text);
         text
     }

@@ -41,6 +41,50 @@ fn the_broker_tells_about_itself() {
     client.expect_nothing();
 }
 
+/// Load averages have mosquitto's names, begin at nothing, and grow with what happens.
+#[test]
+fn the_broker_tells_its_load() {
+    let broker = Broker::with(&["--set", "sys.interval_seconds=1"]);
+    let mut client = Client::v311(&broker, "a");
+    client.subscribe("$SYS/broker/load/#", QoS::AtMostOnce);
+    let mut values = std::collections::BTreeMap::new();
+    let deadline = std::time::Instant::now() + DEADLINE;
+    let mut busy = ["messages/received/1min", "bytes/sent/15min", "sockets/5min", "connections/1min"].to_vec();
+    while !busy.is_empty() {
+        assert!(std::time::Instant::now() < deadline, "still nothing for {busy:?}");
+        let message = client.expect_publish();
+        let name = message.topic.strip_prefix("$SYS/broker/load/").expect("as subscribed").to_owned();
+        let value: f64 = std::str::from_utf8(&message.payload).expect("text").parse().expect("a number");
+        if value > 0.0 {
+            busy.retain(|own| *own != name);
+        }
+        values.insert(name, value);
+    }
+    let kinds = ["messages/received", "messages/sent", "publish/received", "publish/sent", "publish/dropped"];
+    let kinds = kinds.into_iter().chain(["bytes/received", "bytes/sent", "sockets", "connections"]);
+    for name in kinds.flat_map(|kind| ["1min", "5min", "15min"].map(|window| format!("{kind}/{window}"))) {
+        assert!(values.remove(&name).is_some(), "{name} is missing");
+    }
+    assert!(values.is_empty(), "more than mosquitto has: {values:?}");
+}
+
+/// What the log does is seen: an acknowledged message was synced.
+#[test]
+fn the_log_is_measured() {
+    let broker = Broker::start();
+    let before = ["kentongan_log_syncs_total", "kentongan_log_commands_total", "kentongan_log_sync_seconds_total"]
+        .map(|name| (name, broker.metric(name)));
+    let mut connect = connect(ProtocolVersion::V5, "s");
+    connect.properties.session_expiry_interval = Some(60);
+    let (mut subscriber, _) = Client::open(&broker, connect);
+    subscriber.subscribe("t", QoS::AtLeastOnce);
+    Client::v5(&broker, "p").publish_acknowledged("t", "x", qos1(1));
+    for (name, before) in before {
+        assert!(broker.metric(name) > before, "{name} did not grow");
+    }
+    assert!(broker.metric("kentongan_log_size_bytes") > 0.0);
+}
+
 #[test]
 fn a_second_process_is_refused_the_data_directory() {
     let broker = Broker::start();
