@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use kentongan::auth::Authority;
-use kentongan::cli;
+use kentongan::cli::{self, Reloading};
 use kentongan::config::Effective;
 use kentongan::listener::serve;
 
@@ -18,6 +18,6 @@ fn main() -> ExitCode {
 }
 
 /// Runs the broker until it is told to stop.
-fn run(effective: Effective) -> anyhow::Result<()> {
-    serve::serve(effective.settings, Authority::default())
+fn run(effective: Effective, reloading: Reloading) -> anyhow::Result<()> {
+    serve::serve(effective.settings, &reloading, Authority::default())
 }

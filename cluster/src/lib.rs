@@ -13,5 +13,5 @@ pub mod log;
 pub mod pipeline;
 pub mod state;
 
-pub use pipeline::{GroupId, Pipeline, PipelineConfig, PipelineHandle, StateMachine};
+pub use pipeline::{GroupId, Pipeline, PipelineConfig, PipelineHandle, StateMachine, Stats};
 pub use state::{StateStore, Write};

@@ -2,18 +2,16 @@
 
 use std::io::{self, IsTerminal};
 
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::config::{LogConfig, LogFormat};
 
 /// Starts logging for the whole process. A subscriber that is there already, as in tests, is left alone.
-pub(super) fn start(config: &LogConfig) {
-    // The store's own account of itself is for its developers; whoever wants it names it.
-    let quiet = ["fjall", "lsm_tree"].into_iter().filter(|target| !config.filter.contains(target));
-    let filter = quiet.fold(config.filter.clone(), |filter, target| format!("{filter},{target}=warn"));
-    let filter = EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new("info"));
+/// What comes back changes the filter.
+pub(super) fn start(config: &LogConfig) -> LogFilter {
+    let (filter, handle) = reload::Layer::new(filter(config));
     let terminal = io::stderr().is_terminal();
     let for_people = match config.format {
         LogFormat::Auto => terminal,
@@ -30,4 +28,25 @@ pub(super) fn start(config: &LogConfig) {
     if let Err(error) = outcome {
         tracing::debug!(%error, "another subscriber logs already");
     }
+    LogFilter(handle)
+}
+
+/// What is logged, as it can be changed while the process runs.
+#[derive(Debug, Clone)]
+pub(super) struct LogFilter(reload::Handle<EnvFilter, Registry>);
+
+impl LogFilter {
+    /// Logs what `config` asks for from now on.
+    pub(super) fn change(&self, config: &LogConfig) {
+        if let Err(error) = self.0.reload(filter(config)) {
+            tracing::debug!(%error, "another subscriber logs");
+        }
+    }
+}
+
+fn filter(config: &LogConfig) -> EnvFilter {
+    // The store's own account of itself is for its developers; whoever wants it names it.
+    let quiet = ["fjall", "lsm_tree"].into_iter().filter(|target| !config.filter.contains(target));
+    let filter = quiet.fold(config.filter.clone(), |filter, target| format!("{filter},{target}=warn"));
+    EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new("info"))
 }

@@ -25,6 +25,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::Effective;
 pub use reference::reference_page;
+pub use serve::Reloading;
 
 /// Something failed while running.
 const EXIT_FAILURE: u8 = 1;
@@ -67,13 +68,13 @@ struct CompletionsArgs {
     shell: clap_complete::Shell,
 }
 
-/// Runs what the command line says. `serve` runs the broker until it is told to stop.
+/// Runs what the command line says. `serve` runs the broker until it is told to stop, and can read the settings again.
 ///
 /// Exit codes: 0 success, 1 something failed while running, 2 the command line or the configuration is wrong, and 27
 /// if `sub -W` ran out of time.
 pub fn run(
     arguments: impl IntoIterator<Item = OsString>,
-    serve: impl FnOnce(Effective) -> anyhow::Result<()>,
+    serve: impl FnOnce(Effective, Reloading) -> anyhow::Result<()>,
 ) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,

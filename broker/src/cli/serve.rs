@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{EXIT_FAILURE, EXIT_USAGE, logging};
-use crate::config::{self, Effective, FlagValue, Settings, Sources};
+use crate::config::{self, ConfigError, Effective, FlagValue, Reload, Settings, Sources};
 
 /// The flags of the broker. Each stands for a setting and wins over every other source of it.
 #[derive(Debug, Clone, Default, Args)]
@@ -71,7 +71,24 @@ impl ServeArgs {
     }
 }
 
-pub(super) fn run(arguments: &ServeArgs, serve: impl FnOnce(Effective) -> anyhow::Result<()>) -> u8 {
+/// The way to the settings while the broker runs.
+#[derive(Debug)]
+pub struct Reloading {
+    sources: Sources,
+    log_filter: logging::LogFilter,
+}
+
+impl Reload for Reloading {
+    fn read(&self) -> Result<Settings, ConfigError> {
+        Effective::load(&self.sources).map(|effective| effective.settings)
+    }
+
+    fn change_log_filter(&self, settings: &Settings) {
+        self.log_filter.change(&settings.log);
+    }
+}
+
+pub(super) fn run(arguments: &ServeArgs, serve: impl FnOnce(Effective, Reloading) -> anyhow::Result<()>) -> u8 {
     let sources = match arguments.sources() {
         Ok(sources) => sources,
         Err(message) => {
@@ -86,14 +103,14 @@ pub(super) fn run(arguments: &ServeArgs, serve: impl FnOnce(Effective) -> anyhow
             return EXIT_USAGE;
         }
     };
-    logging::start(&effective.settings.log);
+    let log_filter = logging::start(&effective.settings.log);
     if is_closed_to_others(&effective.settings) {
         tracing::info!(
             "only clients on this machine can connect; to let others in, start with \
              --mqtt 0.0.0.0:1883 --allow-anonymous"
         );
     }
-    match serve(effective) {
+    match serve(effective, Reloading { sources, log_filter }) {
         Ok(()) => 0,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -152,7 +169,7 @@ mod tests {
             assert_eq!(FlagValue::parse("--set", assignment).unwrap_err(), expected);
         }
         let line = ["kentongan", "--set", "nonsense=1"].map(OsString::from);
-        let code = run_cli(line, |_| panic!("nothing is served with wrong settings"));
+        let code = run_cli(line, |_, _| panic!("nothing is served with wrong settings"));
         assert_eq!(code, std::process::ExitCode::from(EXIT_USAGE));
     }
 }

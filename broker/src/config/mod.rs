@@ -10,6 +10,7 @@
 mod layer;
 mod load;
 mod origin;
+mod reload;
 mod schema;
 mod secret;
 mod settings;
@@ -20,6 +21,7 @@ mod tests;
 pub use layer::{CONFIG_VARIABLE, ENVIRONMENT_PREFIX};
 pub use load::{Effective, FlagValue, Sources};
 pub use origin::{ConfigError, Origin, Problem};
+pub use reload::{Change, ListenerName, Reload, changes};
 pub use schema::{Field, SettingType};
 pub use secret::{REDACTED, Secret};
 pub use settings::*;

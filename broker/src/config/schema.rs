@@ -1,5 +1,6 @@
 //! How a section of settings is written down once and read four ways: as a struct, as its defaults, as the list of
-//! keys that may stand in a file, and as the reference page.
+//! keys that may stand in a file, and as the reference page. `=> reloaded` behind a default says that a running broker
+//! takes a new value in.
 
 use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32};
@@ -22,6 +23,13 @@ pub struct Field {
     pub children: Option<&'static [Field]>,
     /// Whether the section may stand several times (`[[name]]`).
     pub repeated: bool,
+    /// Whether a running broker takes a new value in when it is told to read its settings again.
+    pub reloaded: bool,
+}
+
+/// What `=> reloaded` behind a default means.
+pub(super) const fn is_reloaded(words: &[&str]) -> bool {
+    !words.is_empty()
 }
 
 /// A type that a setting may have.
@@ -98,7 +106,7 @@ macro_rules! settings {
         pub struct $name:ident {
             $(
                 $(#[doc = $doc:literal])*
-                pub $field:ident: $type:ty = $default:expr,
+                pub $field:ident: $type:ty = $default:expr $(=> $reloaded:ident)?,
             )*
         }
     )*) => {$(
@@ -132,6 +140,7 @@ macro_rules! settings {
                     is_secret: <$type as $crate::config::schema::SettingType>::IS_SECRET,
                     children: <$type as $crate::config::schema::SettingType>::CHILDREN,
                     repeated: <$type as $crate::config::schema::SettingType>::REPEATED,
+                    reloaded: $crate::config::schema::is_reloaded(&[$(stringify!($reloaded))?]),
                 },)*
             ];
         }

@@ -41,7 +41,7 @@ settings! {
         pub durability: Durability = Durability::Fsync,
         /// Whether clients may connect without a user name. Unset: only on listeners of a loopback address. A
         /// listener may say otherwise for itself.
-        pub allow_anonymous: Option<bool> = None,
+        pub allow_anonymous: Option<bool> = None => reloaded,
         /// Where MQTT clients connect. Unset: port 1883 of the loopback addresses, 127.0.0.1 and, where there is
         /// one, ::1. A source that names listeners replaces all those of the weaker ones.
         pub listener: Vec<ListenerConfig> = loopback_listeners(),
@@ -82,32 +82,37 @@ settings! {
         pub tcp_user_timeout_seconds: u32 = 0,
         /// Connections at a time on this listener; one more is closed at once. 0 means no bound but that of the
         /// process.
-        pub connections_max: u32 = 0,
+        pub connections_max: u32 = 0 => reloaded,
         /// The shortest Keep Alive. MQTT 5 clients that ask for less are told this one (Server Keep Alive); older
         /// clients are simply given that long.
-        pub keep_alive_seconds_min: u16 = 0,
+        pub keep_alive_seconds_min: u16 = 0 => reloaded,
         /// The longest Keep Alive; also for clients that ask for none. MQTT 5 clients are told (Server Keep
         /// Alive); older clients that ask for more, or none, are held to what they asked for. 0 means no bound.
-        pub keep_alive_seconds_max: u16 = 0,
+        pub keep_alive_seconds_max: u16 = 0 => reloaded,
         /// Bounds the Session Expiry Interval on this listener below that of `[session]`.
-        pub session_expiry_seconds_max: Option<u32> = None,
+        pub session_expiry_seconds_max: Option<u32> = None => reloaded,
+        /// Bounds the messages that may wait for a client of this listener below the bound of `[session]`. Kept with
+        /// the session until its client comes again, perhaps by another listener.
+        pub queue_messages_max: Option<u32> = None => reloaded,
+        /// The same for their bytes.
+        pub queue_bytes_max: Option<u64> = None => reloaded,
         /// Whether clients of this listener may connect without a user name. Unset: as at the top of the file.
-        pub allow_anonymous: Option<bool> = None,
+        pub allow_anonymous: Option<bool> = None => reloaded,
         /// Time from accepting a connection to its complete CONNECT, in all.
-        pub connect_timeout_seconds: NonZeroU32 = nonzero_u32(10),
+        pub connect_timeout_seconds: NonZeroU32 = nonzero_u32(10) => reloaded,
         /// The protocol versions that are spoken here.
         pub protocol_versions: Vec<ProtocolVersion>
-            = vec![ProtocolVersion::V3_1, ProtocolVersion::V3_1_1, ProtocolVersion::V5],
+            = vec![ProtocolVersion::V3_1, ProtocolVersion::V3_1_1, ProtocolVersion::V5] => reloaded,
     }
 
     /// Limits and ways of every client session.
     pub struct SessionConfig {
         /// QoS 1 and 2 messages that a client may have unacknowledged towards us at once; announced to MQTT 5
         /// clients as Receive Maximum. Larger values cost memory per connection.
-        pub receive_maximum: NonZeroU16 = nonzero_u16(1024),
+        pub receive_maximum: NonZeroU16 = nonzero_u16(1024) => reloaded,
         /// QoS 1 and 2 messages that we may have unacknowledged towards a client at once; the client's Receive
         /// Maximum applies if it is lower. Also the number of duplicates a resumed session may see.
-        pub inflight_messages_max: NonZeroU16 = nonzero_u16(128),
+        pub inflight_messages_max: NonZeroU16 = nonzero_u16(128) => reloaded,
         /// Messages that may wait for a client, beside those in flight.
         pub queue_messages_max: u32 = 100_000,
         /// Their bytes: payload, topic, properties and a constant for each.
@@ -116,17 +121,17 @@ settings! {
         /// that waited longest. Either way QoS 0 goes first. Every drop is counted.
         pub queue_drop_policy: QueueDropPolicy = QueueDropPolicy::DropNew,
         /// Session Expiry Interval of MQTT 3.x sessions with Clean Session 0. 4294967295 means that they never expire.
-        pub session_expiry_seconds_default: u32 = u32::MAX,
+        pub session_expiry_seconds_default: u32 = u32::MAX => reloaded,
         /// The longest Session Expiry Interval; MQTT 5 clients that ask for more are told. 4294967295 means no bound.
-        pub session_expiry_seconds_max: u32 = u32::MAX,
+        pub session_expiry_seconds_max: u32 = u32::MAX => reloaded,
         /// Subscriptions of one session; one more is refused with 0x97.
-        pub subscriptions_max: u32 = 10_000,
+        pub subscriptions_max: u32 = 10_000 => reloaded,
         /// Filters in one SUBSCRIBE or UNSUBSCRIBE.
-        pub filters_per_subscribe_max: u32 = 1024,
+        pub filters_per_subscribe_max: u32 = 1024 => reloaded,
         /// Topic Aliases that an MQTT 5 client may use towards us; announced as Topic Alias Maximum.
-        pub topic_alias_maximum: u16 = 64,
+        pub topic_alias_maximum: u16 = 64 => reloaded,
         /// Topic Aliases that we use towards an MQTT 5 client; its Topic Alias Maximum applies if it is lower.
-        pub topic_alias_out_maximum: u16 = 64,
+        pub topic_alias_out_maximum: u16 = 64 => reloaded,
         /// PUBLISH packets a second from one connection. One that sends more is not read until the next second. 0 means
         /// no bound.
         pub publish_rate_max: u32 = 0,
@@ -137,26 +142,26 @@ settings! {
         /// 0 means no bound.
         pub stalled_seconds_max: u32 = 60,
         /// Length of a Client Identifier.
-        pub client_id_bytes_max: NonZeroU16 = nonzero_u16(65_535),
+        pub client_id_bytes_max: NonZeroU16 = nonzero_u16(65_535) => reloaded,
         /// Size of a packet from a client, with its header; announced to MQTT 5 clients as Maximum Packet Size. At most
         /// 268435460.
-        pub packet_bytes_max: NonZeroU32 = nonzero_u32(MIB as u32),
+        pub packet_bytes_max: NonZeroU32 = nonzero_u32(MIB as u32) => reloaded,
         /// Size of a packet before a CONNECT was accepted, that is, of the CONNECT itself.
-        pub packet_bytes_before_connect_max: NonZeroU32 = nonzero_u32(64 * KIB as u32),
+        pub packet_bytes_before_connect_max: NonZeroU32 = nonzero_u32(64 * KIB as u32) => reloaded,
         /// Bytes that may wait for the socket of a client that reads too slowly, before its messages go to its
         /// queue instead.
         pub out_buffer_bytes_max: u64 = 4 * MIB,
         /// User Properties of one packet.
-        pub user_properties_max: u32 = 128,
+        pub user_properties_max: u32 = 128 => reloaded,
         /// Levels of a Topic Name or Topic Filter.
-        pub topic_levels_max: NonZeroU16 = nonzero_u16(128),
+        pub topic_levels_max: NonZeroU16 = nonzero_u16(128) => reloaded,
         /// What a client gets whose subscriptions overlap: `"one-copy"` at the highest QoS of them, or
         /// `"one-each"`.
         pub overlapping: Overlapping = Overlapping::OneCopy,
         /// Whether payloads that claim to be UTF-8 (Payload Format Indicator 1) are checked; refused with 0x99.
         pub check_payload_format: bool = false,
         /// Given to MQTT 5 clients that ask for Response Information.
-        pub response_information: Option<String> = None,
+        pub response_information: Option<String> = None => reloaded,
         /// Where MQTT 5 clients are sent (Server Reference) when this node shuts down.
         pub server_reference: Option<String> = None,
     }
@@ -216,12 +221,12 @@ settings! {
     pub struct LimitsConfig {
         /// Memory of the process at which new clients are refused (0x89); at 110 % of it publishers are no longer
         /// read, at 120 % the slowest subscribers are closed. 0 turns it off.
-        pub memory_bytes_high_water: u64 = 0,
+        pub memory_bytes_high_water: u64 = 0 => reloaded,
         /// File descriptors kept free for the log, peers and HTTP: clients are refused beyond the process's limit less
         /// this.
         pub descriptors_reserve: u32 = 64,
         /// New connections a second that a listener accepts; others wait in its backlog. 0 means no bound.
-        pub connect_rate_per_second: u32 = 0,
+        pub connect_rate_per_second: u32 = 0 => reloaded,
         /// New connections a second from one IPv4 address or one IPv6 network of 64 bits, on each listener; more are
         /// closed at once. 0 means no bound.
         pub connect_rate_per_address: u32 = 0,
@@ -251,7 +256,7 @@ settings! {
     pub struct LogConfig {
         /// What is logged: a level (`error`, `warn`, `info`, `debug`, `trace`), or several with modules, such as
         /// `"info,kentongan::session=debug"`.
-        pub filter: String = String::from("info"),
+        pub filter: String = String::from("info") => reloaded,
         /// `"human"` for people, `"json"` for machines; `"auto"` is the former on a terminal and the latter
         /// elsewhere.
         pub format: LogFormat = LogFormat::Auto,

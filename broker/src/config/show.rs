@@ -125,6 +125,11 @@ A value may be said in several places; the first of these that says it wins:
 Sections are merged key by key; a list, that of listeners included, is taken whole from the strongest source. An unknown
 key is an error, wherever it stands. `kentongan config check FILE` says what is wrong, with file and line;
 `kentongan config show --effective` prints every value and who said it, secrets redacted.
+
+On SIGHUP the broker reads the files again; the command line and the environment are those of its start. If anything is
+wrong, everything stays as it was and the log says what and where. Otherwise what is marked as reloaded takes effect, for
+connections as of the next one, and the log names every other setting that differs from the one in force: that waits for
+a restart.
 ";
 
 fn push_field(page: &mut String, field: &Field, prefix: &str, default: Option<&toml::Value>) {
@@ -132,9 +137,10 @@ fn push_field(page: &mut String, field: &Field, prefix: &str, default: Option<&t
     let default = default.map_or_else(|| String::from("not set"), |value| format!("`{value}`"));
     let _ = write!(
         page,
-        "\n### `{key}`\n\n{}\n\n- Type: {}\n- Default: {default}\n",
+        "\n### `{key}`\n\n{}\n\n- Type: {}\n- Default: {default}\n- Change: {}\n",
         prose(field.doc),
-        (field.type_name)()
+        (field.type_name)(),
+        if field.reloaded { "reloaded on SIGHUP" } else { "needs a restart" }
     );
 }
 

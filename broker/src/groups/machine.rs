@@ -555,6 +555,8 @@ fn connect_command(request: &ClaimRequest, incarnation: u64) -> command::Connect
         session_expiry_seconds: request.session_expiry_seconds,
         will: request.will.as_ref().map(|will| will_record(will, &request.client_id)),
         window_max: u32::from(request.window),
+        queue_messages_max: request.caps.messages_max.map(|bound| bound as u64),
+        queue_bytes_max: request.caps.bytes_max.map(|bound| bound as u64),
         ..command::Connect::default()
     }
 }

@@ -60,6 +60,7 @@ pub fn start(
     let (fenced, wait) = mpsc::channel();
     let machine = Machine::new(groups, Arc::clone(&shared_cell), metrics.arbiter(), fenced);
     let pipeline = Pipeline::start(pipeline_config(settings), disk, store, machine)?;
+    metrics.show_storage(Arc::clone(pipeline.handle().stats()));
     let submitter = Submitter::new(pipeline.handle().clone(), slots);
     let shared = Arc::new(Shared::new(Arc::clone(settings), arbiters, submitter, authority, data_dir.incarnation()));
     if shared_cell.set(Arc::clone(&shared)).is_err() {

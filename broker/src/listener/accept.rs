@@ -10,6 +10,7 @@ use anyhow::Context;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
 
 use super::rate::AddressRates;
 use super::{Accepted, AcceptedSocket, ListenerContext};
@@ -80,7 +81,7 @@ fn accept_one(listener: &TcpListener) -> io::Result<(std::net::TcpStream, Option
 #[derive(Debug)]
 pub struct Acceptor {
     socket: AsyncFd<TcpListener>,
-    context: Arc<ListenerContext>,
+    context: watch::Receiver<Arc<ListenerContext>>,
     shared: Arc<Shared>,
     next_arbiter: usize,
     connections_max: usize,
@@ -91,13 +92,13 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Must be called on the runtime that will run it. `connections_max` bounds the connections of the process.
+    /// Must be called on the runtime that will run it. Connections get the `context` of their time. `connections_max` bounds the connections of the process.
     ///
     /// # Errors
     /// The runtime could not watch one more descriptor.
     pub fn new(
         listener: TcpListener,
-        context: Arc<ListenerContext>,
+        context: watch::Receiver<Arc<ListenerContext>>,
         shared: Arc<Shared>,
         connections_max: usize,
     ) -> io::Result<Self> {
@@ -162,6 +163,8 @@ impl Acceptor {
 
     fn deal_out(&mut self, sockets: Vec<(std::net::TcpStream, Option<SocketAddr>)>) {
         let arbiters = self.shared.inboxes.len();
+        // One look for all of them: connections are many, changes of settings are not.
+        let context = Arc::clone(&self.context.borrow());
         let mut batches: Vec<Vec<Accepted>> = (0..arbiters).map(|_| Vec::new()).collect();
         self.tokens -= sockets.len() as f64;
         let now = Instant::now();
@@ -171,7 +174,7 @@ impl Acceptor {
                 self.log_seldom("an address connects more often than limits.connect_rate_per_address allows");
                 continue;
             }
-            if self.shared.connections.load(Ordering::Relaxed) >= self.connections_max || !self.context.try_open() {
+            if self.shared.connections.load(Ordering::Relaxed) >= self.connections_max || !context.try_open() {
                 self.shared.connections_too_many.fetch_add(1, Ordering::Relaxed);
                 self.log_seldom("as many connections as allowed: new ones are closed");
                 continue;
@@ -179,7 +182,7 @@ impl Acceptor {
             self.next_arbiter = (self.next_arbiter + 1) % arbiters;
             batches[self.next_arbiter].push(Accepted {
                 socket: AcceptedSocket(socket),
-                listener: Arc::clone(&self.context),
+                listener: Arc::clone(&context),
                 peer,
             });
         }
@@ -192,7 +195,7 @@ impl Acceptor {
 
     /// A token bucket of one second: clients beyond the rate wait in the backlog.
     async fn wait_for_rate(&mut self) {
-        let rate = f64::from(self.shared.settings.limits.connect_rate_per_second);
+        let rate = f64::from(self.context.borrow().connect_rate_per_second);
         if rate == 0.0 {
             return;
         }
@@ -207,7 +210,7 @@ impl Acceptor {
     fn log_seldom(&mut self, text: &str) {
         if self.logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
             self.logged = Some(Instant::now());
-            tracing::warn!(listener = %self.context.address, "{text}");
+            tracing::warn!(listener = %self.context.borrow().address, "{text}");
         }
     }
 }

@@ -17,6 +17,7 @@ use kentongan_proto::mqtt::codec::Limits;
 use crate::config::{ListenerConfig, Settings};
 use crate::connection::Transport;
 use crate::session::handshake::Policy;
+use crate::session::outbound::QueueCaps;
 
 pub use accept::{Acceptor, bind};
 
@@ -35,7 +36,12 @@ pub struct ListenerContext {
     pub limits_before_connect: Limits,
     /// Whether clients need no user name.
     pub allow_anonymous: bool,
-    open: AtomicU32,
+    /// New connections a second; 0 means no bound.
+    pub connect_rate_per_second: u32,
+    /// Subscriptions that a session of its clients may have.
+    pub subscriptions_max: u32,
+    /// Connections open now: one number for the listener, however often its settings are read again.
+    open: Arc<AtomicU32>,
 }
 
 /// Characters of a Client Identifier that MQTT 3.1 allows.
@@ -78,7 +84,25 @@ impl ListenerContext {
             policy,
             limits,
             limits_before_connect: Limits { packet_bytes_max: before, ..limits },
-            open: AtomicU32::new(0),
+            connect_rate_per_second: settings.limits.connect_rate_per_second,
+            subscriptions_max: session.subscriptions_max,
+            open: Arc::default(),
+        }
+    }
+
+    /// The same listener under new settings, for its next connections. Those that are there keep what they came by.
+    #[must_use]
+    pub fn reloaded(&self, config: ListenerConfig, settings: &Settings) -> Self {
+        Self { open: Arc::clone(&self.open), ..Self::new(config, settings, self.address) }
+    }
+
+    /// What may wait for a client of this listener, if less than for others.
+    #[must_use]
+    pub fn queue_caps(&self) -> QueueCaps {
+        let bytes = |bound: u64| usize::try_from(bound).unwrap_or(usize::MAX);
+        QueueCaps {
+            messages_max: self.config.queue_messages_max.map(|bound| bound as usize),
+            bytes_max: self.config.queue_bytes_max.map(bytes),
         }
     }
 

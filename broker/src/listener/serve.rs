@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 use actix_rt::{Arbiter, System};
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use super::ListenerContext;
 use super::accept::{Acceptor, bind, has_ipv6};
 use crate::auth::Authority;
-use crate::config::Settings;
+use crate::config::{self, Reload, Settings};
 use crate::groups;
 use crate::http::{self, Readiness};
-use crate::metrics::Metrics;
+use crate::metrics::{LoadAverages, Metrics, ReloadOutcome};
 use crate::router::{ArbiterState, Event, Shared, sys};
 
 /// The condition of readiness that this module answers for.
@@ -30,7 +31,10 @@ const DESCRIPTORS_OF_OUR_OWN: u64 = 64;
 #[derive(Debug)]
 pub struct Broker {
     shared: Arc<Shared>,
-    listeners: Vec<Arc<ListenerContext>>,
+    listeners: Vec<Listener>,
+    started: Arc<Settings>,
+    last: Settings,
+    metrics: Metrics,
     groups: groups::Running,
     acceptors: std::thread::JoinHandle<()>,
     stop_accepting: tokio::sync::oneshot::Sender<()>,
@@ -39,20 +43,36 @@ pub struct Broker {
     readiness: Arc<Readiness>,
 }
 
-/// Serves as `settings` say until SIGTERM or SIGINT.
+/// A listening socket's context, as it can be replaced for the connections to come.
+#[derive(Debug)]
+struct Listener {
+    name: config::ListenerName,
+    context: watch::Sender<Arc<ListenerContext>>,
+}
+
+/// Serves as `settings` say until SIGTERM or SIGINT; on SIGHUP they are read again by `reloading`.
 ///
 /// # Errors
 /// What kept it from starting, and what to do about it.
-pub fn serve(settings: Settings, authority: Authority) -> anyhow::Result<()> {
+pub fn serve(settings: Settings, reloading: &dyn Reload, authority: Authority) -> anyhow::Result<()> {
     let descriptors = raise_descriptor_limit();
     let system = System::new();
     system.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let broker = Broker::start(settings, authority, descriptors)?;
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
-            _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+        // Before the start, so that one that comes early does not end the process.
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut broker = Broker::start(settings, authority, descriptors)?;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+                _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+                _ = hangup.recv() => {
+                    broker.reload(reloading);
+                    continue;
+                }
+            }
+            break;
         }
         broker.stop().await
     })
@@ -67,23 +87,32 @@ impl Broker {
         let metrics = Metrics::install();
         let settings = Arc::new(settings);
         let mut sockets = Vec::new();
-        for config in &settings.listener {
+        let mut listeners = Vec::new();
+        for (index, config) in settings.listener.iter().enumerate() {
             if config.address.is_ipv6() && !has_ipv6() && !is_asked_for(&settings) {
                 continue;
             }
-            sockets.push(bind(config, &settings)?);
+            let (socket, context) = bind(config, &settings)?;
+            let name = settings.listener_name(index).expect("an index of that list");
+            let (context, _) = watch::channel(context);
+            listeners.push(Listener { name, context });
+            sockets.push(socket);
         }
         anyhow::ensure!(!sockets.is_empty(), "there is no address to listen on: give one with --mqtt ADDRESS:PORT");
         let readiness = Arc::new(Readiness::new(&[SERVING]));
         let arbiters = number_of_arbiters(&settings);
         let (shared, groups) = groups::start(&settings, authority, arbiters, &metrics)?;
         let arbiters = start_arbiters(&shared, arbiters, &metrics);
-        let listeners: Vec<_> = sockets.iter().map(|(_, context)| Arc::clone(context)).collect();
+        let sockets = sockets.into_iter().zip(listeners.iter().map(|one| one.context.subscribe())).collect();
         let connections_max = connections_max(descriptors, u64::from(settings.limits.descriptors_reserve));
         start_sys(&shared, &metrics);
         let (acceptors, stop_accepting) = start_acceptors(sockets, &shared, connections_max)?;
         let http = if settings.http.enabled {
-            Some(http::start(&settings.http, metrics.clone(), Arc::clone(&readiness))?)
+            let address = settings.http.address;
+            let started = http::start(&settings.http, metrics.clone(), Arc::clone(&readiness)).with_context(|| {
+                format!("cannot serve HTTP on {address}: is another program there? --http ADDRESS:PORT says where else")
+            })?;
+            Some(started)
         } else {
             None
         };
@@ -92,15 +121,63 @@ impl Broker {
         }
         readiness.set(SERVING, true);
         for listener in &listeners {
+            let listener = listener.context.borrow();
             tracing::info!(address = %listener.address, anonymous = listener.allow_anonymous, "listening for MQTT");
         }
-        Ok(Self { shared, listeners, groups, acceptors, stop_accepting, http, arbiters, readiness })
+        let last = Settings::clone(&settings);
+        Ok(Self {
+            shared,
+            listeners,
+            started: settings,
+            last,
+            metrics,
+            groups,
+            acceptors,
+            stop_accepting,
+            http,
+            arbiters,
+            readiness,
+        })
     }
 
     /// Where clients connect.
     #[must_use]
-    pub fn listeners(&self) -> &[Arc<ListenerContext>] {
-        &self.listeners
+    pub fn listeners(&self) -> Vec<Arc<ListenerContext>> {
+        self.listeners.iter().map(|listener| Arc::clone(&listener.context.borrow())).collect()
+    }
+
+    /// Reads the settings again and takes in what can change in a running broker. If anything is wrong with them,
+    /// nothing changes.
+    pub fn reload(&mut self, reloading: &dyn Reload) {
+        let settings = match reloading.read() {
+            Ok(settings) => settings,
+            Err(error) => {
+                self.metrics.reloaded(ReloadOutcome::Refused);
+                tracing::error!(%error, "SIGHUP: the settings are wrong, everything stays as it was");
+                return;
+            }
+        };
+        let changes = config::changes(&self.started, &self.last, &settings);
+        for listener in &self.listeners {
+            if let Some(config) = settings.listener_like(listener.name) {
+                let context = listener.context.borrow().reloaded(config.clone(), &settings);
+                listener.context.send_replace(Arc::new(context));
+            }
+        }
+        self.shared.memory_bytes_high_water.store(settings.limits.memory_bytes_high_water, Ordering::Relaxed);
+        if settings.log.filter != self.last.log.filter {
+            reloading.change_log_filter(&settings);
+        }
+        self.last = settings;
+        self.metrics.reloaded(ReloadOutcome::Applied);
+        for change in &changes {
+            if change.reloaded {
+                tracing::info!(key = change.key, "a setting changed");
+            } else {
+                tracing::warn!(key = change.key, "a setting changed that needs a restart");
+            }
+        }
+        tracing::info!(changes = changes.len(), "SIGHUP: the settings were read again");
     }
 
     /// Where HTTP is served.
@@ -203,7 +280,7 @@ fn spawn_tasks() {
     });
 }
 
-type Sockets = Vec<(std::net::TcpListener, Arc<ListenerContext>)>;
+type Sockets = Vec<(std::net::TcpListener, watch::Receiver<Arc<ListenerContext>>)>;
 
 fn start_acceptors(
     sockets: Sockets,
@@ -237,13 +314,18 @@ fn start_sys(shared: &Arc<Shared>, metrics: &Metrics) {
     let shared = Arc::clone(shared);
     let metrics = metrics.clone();
     // The first client finds them there.
-    shared.sys.update(&sys::figures(&metrics.snapshot(), 0));
+    let mut loads = LoadAverages::default();
+    shared.sys.update(&sys::figures(&metrics.snapshot(), &loads, 0));
+    let mut advanced = Instant::now();
     actix_rt::spawn(async move {
         let interval = Duration::from_secs(u64::from(interval));
         let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
         loop {
             tick.tick().await;
-            let figures = sys::figures(&metrics.snapshot(), shared.started.elapsed().as_secs());
+            let snapshot = metrics.snapshot();
+            let now = Instant::now();
+            loads.advance(&snapshot, now - std::mem::replace(&mut advanced, now));
+            let figures = sys::figures(&snapshot, &loads, shared.started.elapsed().as_secs());
             for message in shared.sys.update(&figures) {
                 shared.inboxes[0].push(Event::Publish(message), 0);
             }

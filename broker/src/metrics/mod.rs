@@ -8,9 +8,12 @@ mod counters;
 mod load;
 mod process;
 mod reference;
+mod reloads;
+mod storage;
 
 use std::sync::{Arc, OnceLock};
 
+use kentongan_cluster::Stats;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 pub use counters::{
@@ -20,12 +23,22 @@ pub use counters::{
 use counters::{FAMILIES, Totals};
 pub use load::{Load, LoadAverages};
 pub use reference::reference_page;
+pub use reloads::ReloadOutcome;
+use reloads::Reloads;
 
 /// The metrics of the process. Cheap to clone.
 #[derive(Clone)]
 pub struct Metrics {
     totals: Arc<Totals>,
     prometheus: PrometheusHandle,
+    reloads: Reloads,
+    storage: Arc<OnceLock<Arc<Stats>>>,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Metrics").finish_non_exhaustive()
+    }
 }
 
 impl Metrics {
@@ -54,11 +67,11 @@ impl Metrics {
     }
 
     fn with_recorder(recorder: &PrometheusRecorder) -> Self {
-        let totals = metrics::with_local_recorder(recorder, || {
+        let (totals, reloads) = metrics::with_local_recorder(recorder, || {
             describe();
-            Arc::new(Totals::register())
+            (Arc::new(Totals::register()), Reloads::register())
         });
-        Self { totals, prometheus: recorder.handle() }
+        Self { totals, prometheus: recorder.handle(), reloads, storage: Arc::default() }
     }
 
     /// The counters of one more arbiter; it must flush them.
@@ -67,10 +80,25 @@ impl Metrics {
         ArbiterCounters::new(Arc::clone(&self.totals))
     }
 
+    /// Shows what the log and the checkpoints did, as `stats` count it. The first call holds.
+    pub fn show_storage(&self, stats: Arc<Stats>) {
+        if self.storage.set(stats).is_err() {
+            tracing::warn!("another log is shown in /metrics already");
+        }
+    }
+
+    /// Counts that the settings were read again.
+    pub fn reloaded(&self, outcome: ReloadOutcome) {
+        self.reloads.count(outcome);
+    }
+
     /// The text that Prometheus scrapes.
     #[must_use]
     pub fn render(&self) -> String {
         let mut text = self.prometheus.render();
+        if let Some(stats) = self.storage.get() {
+            storage::render(&mut text, stats);
+        }
         process::render(&mut text);
         text
     }
@@ -157,7 +185,7 @@ pub struct Snapshot {
 
 /// Gives the recorder that is current the description of every family.
 fn describe() {
-    for family in FAMILIES {
+    for family in FAMILIES.iter().chain(reloads::FAMILIES) {
         let text = family.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
         match family.kind {
             Kind::Counter => metrics::describe_counter!(family.name, text),

@@ -1,6 +1,5 @@
 //! What the operating system says about the process, under the names that every Prometheus client gives it.
 
-use std::fmt::Write as _;
 use std::fs;
 
 use super::{Family, Kind};
@@ -27,12 +26,7 @@ const fn family(name: &'static str, kind: Kind, doc: &'static [&'static str]) ->
 pub(super) fn render(text: &mut String) {
     for (family, value) in FAMILIES.iter().zip(read()) {
         let Some(value) = value else { continue };
-        let kind = match family.kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-        };
-        let (name, help) = (family.name, family.doc.join(" "));
-        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n\n");
+        family.render(text, value);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::counters::FAMILIES;
-use super::{Family, Kind, process};
+use super::{Family, Kind, process, reloads, storage};
 
 const PREFACE: &str = "\
 <!-- Made from the comments in broker/src/metrics/ by `cargo xtask docs`; change it there. -->
@@ -20,6 +20,8 @@ old.
 pub fn reference_page() -> String {
     let mut page = String::from(PREFACE);
     push_families(&mut page, "The broker", FAMILIES);
+    push_families(&mut page, "The log and the checkpoints", storage::FAMILIES);
+    push_families(&mut page, "Its settings", reloads::FAMILIES);
     push_families(&mut page, "The process", process::FAMILIES);
     page
 }

@@ -178,6 +178,12 @@ pub struct Connect {
     /// The group keeps the claim and the will of a transient session too, so that they survive its node.
     #[prost(bool, tag = "9")]
     pub keep_transient: bool,
+    /// Messages that may wait for the client, if its listener allows fewer than the group.
+    #[prost(uint64, optional, tag = "10")]
+    pub queue_messages_max: Option<u64>,
+    /// Their bytes, likewise.
+    #[prost(uint64, optional, tag = "11")]
+    pub queue_bytes_max: Option<u64>,
 }
 
 /// The owner that had to let go has: it closed the connection, withdrew what it had not sent and got answers for the

@@ -8,6 +8,7 @@ use kentongan_proto::mqtt::{Connect, PacketId, QoS, ReasonCode, SubscriptionOpti
 use crate::connection_key::ConnectionKey;
 use crate::message::Message;
 use crate::session::handshake::Negotiated;
+use crate::session::outbound::QueueCaps;
 
 /// Where the state of a persistent session lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,12 +36,20 @@ pub struct ClaimRequest {
     pub will: Option<Will>,
     /// In-flight window towards the client.
     pub window: u16,
+    /// What the listener allows to wait.
+    pub caps: QueueCaps,
 }
 
 impl ClaimRequest {
     /// The claim of a CONNECT.
     #[must_use]
-    pub fn new(connection: ConnectionKey, connect: &Connect, negotiated: &Negotiated, identity: &Arc<str>) -> Self {
+    pub fn new(
+        connection: ConnectionKey,
+        connect: &Connect,
+        negotiated: &Negotiated,
+        identity: &Arc<str>,
+        caps: QueueCaps,
+    ) -> Self {
         Self {
             connection,
             client_id: Arc::clone(&negotiated.client_id),
@@ -49,6 +58,7 @@ impl ClaimRequest {
             session_expiry_seconds: negotiated.session_expiry_seconds,
             will: connect.will.clone(),
             window: negotiated.window,
+            caps,
         }
     }
 }

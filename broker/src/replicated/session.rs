@@ -8,7 +8,7 @@ use kentongan_proto::mqtt::{PacketId, QoS, SubscriptionOptions};
 
 use super::command::{Connect, Owner, WillRecord};
 use crate::message::Message;
-use crate::session::outbound::Outbound;
+use crate::session::outbound::{Outbound, QueueCaps};
 
 /// A subscription of a persistent session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +108,8 @@ pub struct PersistentSession {
     pub next_sequence: u64,
     /// In-flight window of the present connection.
     pub window_max: u16,
+    /// What the listener of the last claim allows to wait, if less than the group does.
+    pub caps: QueueCaps,
 }
 
 impl PersistentSession {

@@ -19,7 +19,7 @@ use super::session::{Entry, HeldBack, PersistentSession, Subscription, Waiting};
 use super::store::{Dirty, Key};
 use crate::message::Message;
 use crate::session::handshake::NEVER_EXPIRES;
-use crate::session::outbound::{DropPolicy, Offer, Outbound, OutboundLimits, Stage};
+use crate::session::outbound::{DropPolicy, Offer, Outbound, OutboundLimits, QueueCaps, Stage};
 use crate::subscription::{LocalMatch, LocalSubscription, LocalSubscriptions, topic_hash};
 
 /// Live messages of one session that may wait behind retained ones.
@@ -465,13 +465,14 @@ impl GroupState {
             will: None,
             will_due_ms: None,
             subscriptions: BTreeMap::new(),
-            outbound: Outbound::new(self.limits(0)),
+            outbound: Outbound::new(self.limits(0, QueueCaps::default())),
             to_resend: VecDeque::new(),
             received: BTreeSet::new(),
             held: Vec::new(),
             held_bytes: 0,
             next_sequence: 0,
             window_max: 0,
+            caps: QueueCaps::default(),
         };
         if !transient {
             effects.push(session_effect(&session, true));
@@ -481,13 +482,14 @@ impl GroupState {
         self.sessions.insert(Arc::clone(client_id), session);
     }
 
-    fn limits(&self, window_max: u16) -> OutboundLimits {
+    fn limits(&self, window_max: u16, caps: QueueCaps) -> OutboundLimits {
         OutboundLimits {
             window_max,
             queue_messages_max: self.config.queue_messages_max,
             queue_bytes_max: self.config.queue_bytes_max,
             drop_policy: self.config.drop_policy,
         }
+        .capped(caps)
     }
 
     /// A connection takes the session up: whatever waited for its absence to end is off.
@@ -501,7 +503,8 @@ impl GroupState {
         effects: &mut Vec<Effect>,
     ) {
         let window_max = u16::try_from(connect.window_max).unwrap_or(u16::MAX).max(1);
-        let limits = self.limits(window_max);
+        let caps = queue_caps(connect.queue_messages_max, connect.queue_bytes_max);
+        let limits = self.limits(window_max, caps);
         let Some(session) = self.sessions.get_mut(client_id) else {
             return;
         };
@@ -519,6 +522,7 @@ impl GroupState {
         session.expiry_seconds = connect.session_expiry_seconds;
         session.will = connect.will;
         session.window_max = window_max;
+        session.caps = caps;
         session.outbound.set_limits(limits);
         let in_flight = session.outbound.resend();
         session.to_resend = in_flight.iter().map(|(id, ..)| *id).collect();
@@ -1115,7 +1119,7 @@ impl GroupState {
         if held && session.is_reading() {
             let weight = message.weight_bytes();
             let full = session.held.len() >= HELD_MESSAGES_MAX
-                || session.held_bytes.saturating_add(weight) > self.config.queue_bytes_max;
+                || session.held_bytes.saturating_add(weight) > session.outbound.limits().queue_bytes_max;
             if full {
                 effects.push(Effect::Dropped { reason: Drop::QueueFull, count: 1 });
                 return;
@@ -1689,6 +1693,12 @@ fn resend(session: &mut PersistentSession, owner: Owner, clock_ms: u64, effects:
 /// A record of a message, its expiry on the group's own clock.
 pub(super) fn absolute(message: &Message) -> MessageRecord {
     MessageRecord::from_message(message, 0)
+}
+
+/// Caps as they stand in a command and in the store.
+pub(super) fn queue_caps(messages_max: Option<u64>, bytes_max: Option<u64>) -> QueueCaps {
+    let bound = |bound: u64| usize::try_from(bound).unwrap_or(usize::MAX);
+    QueueCaps { messages_max: messages_max.map(bound), bytes_max: bytes_max.map(bound) }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use prost::Message as _;
 
 use super::command::{self, MessageRecord, Owner, WillRecord};
 use super::session::{Entry, HeldBack, PersistentSession, Subscription, Waiting};
-use super::state::{Body, GroupConfig, GroupState, LaneState, OutboxEntry, absolute};
+use super::state::{Body, GroupConfig, GroupState, LaneState, OutboxEntry, absolute, queue_caps};
 use crate::session::outbound::{Outbound, OutboundLimits, Stage};
 
 /// What can be stored on its own.
@@ -243,6 +243,10 @@ struct SessionRecord {
     waiting: Option<WaitingRecord>,
     #[prost(bool, tag = "20")]
     resumed: bool,
+    #[prost(uint64, optional, tag = "21")]
+    queue_messages_max: Option<u64>,
+    #[prost(uint64, optional, tag = "22")]
+    queue_bytes_max: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -472,12 +476,14 @@ impl GroupState {
         mut entries: BTreeMap<u64, EntryRecord>,
     ) -> Result<PersistentSession, RestoreError> {
         let window_max = u16::try_from(record.window_max).unwrap_or(u16::MAX);
+        let caps = queue_caps(record.queue_messages_max, record.queue_bytes_max);
         let limits = OutboundLimits {
             window_max,
             queue_messages_max: self.config.queue_messages_max,
             queue_bytes_max: self.config.queue_bytes_max,
             drop_policy: self.config.drop_policy,
-        };
+        }
+        .capped(caps);
         let mut window = Vec::new();
         for slot in &record.window {
             let entry = match slot.sequence {
@@ -519,6 +525,7 @@ impl GroupState {
             held,
             next_sequence: record.next_sequence,
             window_max,
+            caps,
         })
     }
 
@@ -677,6 +684,8 @@ fn session_record(session: &PersistentSession) -> SessionRecord {
         window_slots: session.outbound.window_slots() as u32,
         transient: session.transient,
         resumed: session.resumed,
+        queue_messages_max: session.caps.messages_max.map(|bound| bound as u64),
+        queue_bytes_max: session.caps.bytes_max.map(|bound| bound as u64),
         waiting: session
             .waiting
             .as_deref()

@@ -229,7 +229,10 @@ impl ArbiterState {
             }
             return self.on_opened(opened);
         }
-        let request = ClaimRequest::new(key, &pending.connect, &pending.negotiated, &pending.identity);
+        let Some(caps) = self.client(key).map(|client| client.listener.queue_caps()) else {
+            return;
+        };
+        let request = ClaimRequest::new(key, &pending.connect, &pending.negotiated, &pending.identity, caps);
         if let Some(client) = self.client(key) {
             client.phase = Phase::Claiming;
             client.pending = Some(pending);
@@ -245,7 +248,8 @@ impl ArbiterState {
             return self.abandon(&opened);
         };
         let PendingConnect { connect, negotiated, identity, mechanism, authentication_data } = *pending;
-        let policy = &self.clients[key.index()].listener.policy;
+        let listener = &self.clients[key.index()].listener;
+        let policy = &listener.policy;
         let session_settings = &self.shared.settings.session;
         let version = connect.version;
         let mut session = Box::new(ClientSession {
@@ -253,12 +257,15 @@ impl ArbiterState {
             owed: Acknowledgements::default(),
             aliases_in: InboundAliases::new(if version.is_v5() { policy.topic_alias_maximum } else { 0 }),
             aliases_out: OutboundAliases::new(negotiated.topic_aliases_out),
-            outbound: Outbound::new(OutboundLimits {
-                window_max: negotiated.window,
-                queue_messages_max: session_settings.queue_messages_max as usize,
-                queue_bytes_max: usize::try_from(session_settings.queue_bytes_max).unwrap_or(usize::MAX),
-                drop_policy: session_settings.queue_drop_policy.into(),
-            }),
+            outbound: Outbound::new(
+                OutboundLimits {
+                    window_max: negotiated.window,
+                    queue_messages_max: session_settings.queue_messages_max as usize,
+                    queue_bytes_max: usize::try_from(session_settings.queue_bytes_max).unwrap_or(usize::MAX),
+                    drop_policy: session_settings.queue_drop_policy.into(),
+                }
+                .capped(listener.queue_caps()),
+            ),
             persistent: opened.group.map(|group| PersistentSession { group, epoch: opened.epoch }),
             will: None,
             subscriptions: hashbrown::HashMap::default(),

@@ -77,6 +77,8 @@ pub struct Shared {
     pub connections_too_fast: AtomicU64,
     /// This start of this node; larger than that of every earlier one.
     pub incarnation: u64,
+    /// `limits.memory_bytes_high_water` as read last.
+    pub memory_bytes_high_water: AtomicU64,
     /// See [`Self::memory_level`].
     memory_level: AtomicU8,
     /// Zero of the process clock.
@@ -95,6 +97,7 @@ impl Shared {
         authority: Authority,
         incarnation: u64,
     ) -> Self {
+        let memory_bytes_high_water = AtomicU64::new(settings.limits.memory_bytes_high_water);
         Self {
             index: SubscriptionIndex::new(),
             registry: Registry::default(),
@@ -112,6 +115,7 @@ impl Shared {
             connections_too_many: AtomicU64::new(0),
             connections_too_fast: AtomicU64::new(0),
             incarnation,
+            memory_bytes_high_water,
             memory_level: AtomicU8::new(0),
             started: Instant::now(),
             random: AtomicU64::new(rand::random()),
@@ -140,11 +144,11 @@ impl Shared {
 
     /// Looks at the resident memory of the process, about once a second.
     pub fn watch_memory(&self) {
-        let mark = self.settings.limits.memory_bytes_high_water;
-        if mark == 0 {
+        let mark = self.memory_bytes_high_water.load(Ordering::Relaxed);
+        if mark == 0 && self.memory_level() == 0 {
             return;
         }
-        let level = resident_bytes().map_or(0, |bytes| memory_level(bytes, mark));
+        let level = resident_bytes().filter(|_| mark != 0).map_or(0, |bytes| memory_level(bytes, mark));
         if self.memory_level.swap(level, Ordering::Relaxed) != level {
             tracing::warn!(level, "memory crossed a mark (limits.memory_bytes_high_water)");
             self.wake_paused_publishers();

@@ -63,15 +63,15 @@ impl ArbiterState {
 
     /// Why a filter is refused, if it is; the others of the same SUBSCRIBE are not touched by that.
     fn filter_refusal(&mut self, key: ConnectionKey, filter: &str) -> Option<ReasonCode> {
-        let limits = &self.shared.settings.session;
         let Ok(parsed) = ParsedFilter::parse(filter) else {
             return Some(ReasonCode::TopicFilterInvalid);
         };
-        if filter.split('/').count() > usize::from(limits.topic_levels_max.get()) {
+        let client = self.clients.get(key.index())?;
+        let listener = &client.listener;
+        if filter.split('/').count() > usize::from(listener.limits.topic_levels_max) {
             return Some(ReasonCode::TopicFilterInvalid);
         }
-        let maximum = limits.subscriptions_max as usize;
-        let client = self.clients.get(key.index())?;
+        let maximum = listener.subscriptions_max as usize;
         let session = client.session.as_ref()?;
         if !self.shared.authority.may_subscribe(&session.identity, &client.client_id, parsed.filter()) {
             return Some(ReasonCode::NotAuthorized);

@@ -11,7 +11,7 @@ use kentongan_proto::mqtt::QoS;
 use kentongan_proto::topic;
 
 use crate::message::{Message, MessageIdentity};
-use crate::metrics::Snapshot;
+use crate::metrics::{Load, LoadAverages, Snapshot};
 
 /// The current values, by topic.
 #[derive(Debug, Default)]
@@ -56,9 +56,9 @@ fn message(name: &str, value: &str) -> Message {
     }
 }
 
-/// The figures of `snapshot` under mosquitto's names.
+/// The figures of `snapshot`, and `loads` up to it, under mosquitto's names.
 #[must_use]
-pub fn figures(snapshot: &Snapshot, uptime_seconds: u64) -> Vec<(&'static str, String)> {
+pub fn figures(snapshot: &Snapshot, loads: &LoadAverages, uptime_seconds: u64) -> Vec<(&'static str, String)> {
     let disconnected = snapshot.clients_total.saturating_sub(snapshot.clients_connected);
     let counts = [
         ("$SYS/broker/clients/connected", snapshot.clients_connected),
@@ -88,7 +88,35 @@ pub fn figures(snapshot: &Snapshot, uptime_seconds: u64) -> Vec<(&'static str, S
         ("$SYS/broker/uptime", format!("{uptime_seconds} seconds")),
     ];
     figures.extend(counts.map(|(name, count)| (name, count.to_string())));
+    for (names, load) in load_averages(loads) {
+        let averages = [load.one_minute, load.five_minutes, load.fifteen_minutes];
+        figures.extend(names.into_iter().zip(averages.map(|average| format!("{average:.2}"))));
+    }
     figures
+}
+
+/// Each average with its names, that over one minute first.
+fn load_averages(loads: &LoadAverages) -> [([&'static str; 3], Load); 9] {
+    macro_rules! names {
+        ($what:literal) => {
+            [
+                concat!("$SYS/broker/load/", $what, "/1min"),
+                concat!("$SYS/broker/load/", $what, "/5min"),
+                concat!("$SYS/broker/load/", $what, "/15min"),
+            ]
+        };
+    }
+    [
+        (names!("messages/received"), loads.messages_received),
+        (names!("messages/sent"), loads.messages_sent),
+        (names!("publish/received"), loads.publish_received),
+        (names!("publish/sent"), loads.publish_sent),
+        (names!("publish/dropped"), loads.publish_dropped),
+        (names!("bytes/received"), loads.bytes_received),
+        (names!("bytes/sent"), loads.bytes_sent),
+        (names!("sockets"), loads.sockets),
+        (names!("connections"), loads.connections),
+    ]
 }
 
 #[cfg(test)]

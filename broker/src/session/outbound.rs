@@ -184,6 +184,27 @@ impl<M> Window<M> {
     }
 }
 
+/// Bounds that the listener adds to those of the node: the lower ones hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QueueCaps {
+    /// On the messages that wait.
+    pub messages_max: Option<usize>,
+    /// On their weight.
+    pub bytes_max: Option<usize>,
+}
+
+impl OutboundLimits {
+    /// The lower of each bound and its cap.
+    #[must_use]
+    pub fn capped(self, caps: QueueCaps) -> Self {
+        Self {
+            queue_messages_max: self.queue_messages_max.min(caps.messages_max.unwrap_or(usize::MAX)),
+            queue_bytes_max: self.queue_bytes_max.min(caps.bytes_max.unwrap_or(usize::MAX)),
+            ..self
+        }
+    }
+}
+
 impl<M> Outbound<M> {
     /// An idle one.
     #[must_use]
@@ -194,6 +215,12 @@ impl<M> Outbound<M> {
     /// New bounds, as a resuming client brings them along. What is in flight stays.
     pub fn set_limits(&mut self, limits: OutboundLimits) {
         self.limits = limits;
+    }
+
+    /// The bounds in force.
+    #[must_use]
+    pub fn limits(&self) -> OutboundLimits {
+        self.limits
     }
 
     /// Messages behind the window.

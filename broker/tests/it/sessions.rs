@@ -44,6 +44,38 @@ fn messages_wait_for_an_absent_subscriber_over_kill_and_restart() {
     subscriber.expect_nothing();
 }
 
+/// What waits for a client is bounded by its listener too, whichever bound is lower, over a restart as well.
+#[test]
+fn a_listener_bounds_what_waits_for_its_clients() {
+    for (caps, kept) in [
+        ("queue_messages_max = 3\n[session]\nqueue_messages_max = 5\n", 3),
+        ("queue_messages_max = 5\n[session]\nqueue_messages_max = 3\n", 3),
+        ("queue_bytes_max = 25000\n", 2),
+    ] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("kentongan.toml");
+        std::fs::write(&file, format!("[[listener]]\naddress = \"127.0.0.1:0\"\n{caps}")).expect("written");
+        let mut broker = Broker::with_file(&file);
+        let (mut subscriber, _) = Client::open(&broker, persistent("s", false));
+        subscriber.subscribe("t", QoS::AtLeastOnce);
+        subscriber.disconnect();
+        let payload = |number: u16| format!("{number}{}", "x".repeat(10_000));
+        let mut publisher = Client::v5(&broker, "p");
+        publisher.publish_acknowledged("t", &payload(1), qos1(1));
+        broker.restart();
+        let mut publisher = Client::v5(&broker, "p");
+        for number in 2..=6 {
+            publisher.publish_acknowledged("t", &payload(number), qos1(number));
+        }
+        broker.wait_for_metric("kentongan_messages_dropped_total", |value| value == f64::from(6 - kept));
+        let (mut subscriber, _) = Client::open(&broker, persistent("s", false));
+        for number in 1..=kept {
+            assert!(subscriber.take_publish().payload == payload(number), "number {number} of {caps}");
+        }
+        subscriber.expect_nothing();
+    }
+}
+
 /// [MQTT-4.4.0-1], P4: what was in flight comes again with DUP and its identifier; what was acknowledged does not.
 #[test]
 fn unacknowledged_messages_come_again_with_dup_on_resume() {

@@ -157,15 +157,29 @@ impl Broker {
         broker
     }
 
+    /// SIGHUP.
+    pub fn hang_up(&self) {
+        let child = self.child.as_ref().expect("a running broker");
+        rustix::process::kill_process(rustix_pid(child), rustix::process::Signal::HUP).expect("our own child");
+    }
+
     /// Waits for a line of the log.
     pub fn wait_for_log(&self, text: &str) -> String {
+        self.logs_until(text).pop().expect("the line that was waited for")
+    }
+
+    /// The log as far as it was not read yet, up to a line with `text`.
+    pub fn logs_until(&self, text: &str) -> Vec<String> {
         let deadline = Instant::now() + DEADLINE;
+        let mut lines = Vec::new();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.logs.recv_timeout(left) {
-                Ok(line) if line.contains(text) => return line,
-                Ok(_) => {}
-                Err(_) => panic!("no log line with {text:?}"),
+                Ok(line) => lines.push(line),
+                Err(_) => panic!("no log line with {text:?}:\n{}", lines.join("\n")),
+            }
+            if lines.last().is_some_and(|line| line.contains(text)) {
+                return lines;
             }
         }
     }

@@ -167,9 +167,9 @@ impl<Q> PipelineHandle<Q> {
         self.full.load(Ordering::Relaxed)
     }
 
-    /// What was done so far.
+    /// What was done so far; outlives the pipeline.
     #[must_use]
-    pub fn stats(&self) -> &Stats {
+    pub fn stats(&self) -> &Arc<Stats> {
         &self.stats
     }
 }

@@ -237,6 +237,8 @@ impl Replicas {
             window_max,
             wait_for_release: b & 4 != 0,
             keep_transient: b & 8 != 0,
+            queue_messages_max: (b & 16 != 0).then_some(2),
+            queue_bytes_max: (b & 48 == 48).then_some(600),
         }));
     }
 

@@ -251,6 +251,37 @@ fn a_full_queue_counts_what_it_drops() {
     assert_eq!(deliveries(&effects), [sent(1, false, "0"), sent(2, false, "1")]);
 }
 
+/// The lower of the group's bound and the listener's holds, is stored with the session, and goes with the next claim.
+#[test]
+fn a_cap_of_the_listener_stays_with_the_session() {
+    for (cap, kept) in [(3, 3), (50, 5)] {
+        let mut script = Script::new();
+        let epoch = script.connect(true, 100).epoch;
+        script.subscribe(epoch, "t", false);
+        script.disconnect(epoch, false);
+        let capped = Connect { queue_messages_max: Some(cap), ..claim(owner(1, 7), "c") };
+        let epoch = script.apply(Command::Connect(capped)).iter().find_map(|effect| match effect {
+            Effect::Opened(opened) => Some(opened.epoch),
+            _ => None,
+        });
+        script.disconnect(epoch.expect("opened"), false);
+        script.restart();
+        let queued = |script: &Script| script.state.sessions["c"].outbound.queue_len();
+        for number in 0..8 {
+            script.publish(&format!("{number}"));
+        }
+        assert_eq!(queued(&script), kept);
+        script.restart();
+        assert_eq!(queued(&script), kept);
+        let epoch = script.connect(false, 100).epoch;
+        script.disconnect(epoch, false);
+        for number in 0..8 {
+            script.publish(&format!("{number}"));
+        }
+        assert_eq!(queued(&script), 5, "a claim without a cap");
+    }
+}
+
 /// P10: a session ends when its time has come, not before, and a restart does not prolong it.
 #[test]
 fn a_session_expires_by_elapsed_time() {
