@@ -1,0 +1,482 @@
+//! Claims: who holds a Client Identifier, from CONNECT to the end of its session and its will.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use kentongan_proto::mqtt::ReasonCode;
+
+use super::{
+    GroupState, Timer, close_effect, disown, own, queue_caps, same_incarnation, session_effect, transient_opened,
+};
+use crate::replicated::command;
+use crate::replicated::command::Owner;
+use crate::replicated::effect::{Drop, Effect, FilterOutcome, OpenedSession};
+use crate::replicated::session::{PersistentSession, Waiting};
+use crate::replicated::store::Key;
+use crate::session::handshake::NEVER_EXPIRES;
+use crate::session::outbound::{Outbound, OutboundLimits, QueueCaps, Stage};
+
+impl GroupState {
+    pub(super) fn connect(&mut self, connect: command::Connect, effects: &mut Vec<Effect>) {
+        let Some(owner) = connect.owner else {
+            return;
+        };
+        if self.is_fenced(owner.node, owner.incarnation) {
+            // Nobody would ever release it.
+            effects.push(Effect::Refused { owner, reason: ReasonCode::ServerUnavailable });
+            return;
+        }
+        let client_id: Arc<str> = Arc::from(connect.client_id.as_str());
+        self.end_if_overdue(&client_id, effects);
+        if self.sessions.get(&client_id).is_some_and(|session| *session.identity != *connect.identity) {
+            effects.push(Effect::Refused { owner, reason: ReasonCode::NotAuthorized });
+            return;
+        }
+        self.last_epoch += 1;
+        let epoch = self.last_epoch;
+        let present = self.sessions.get(&client_id).and_then(|session| Some((session.owner?, session.resumed)));
+        if let Some((present, resumed)) = present
+            && present == owner
+        {
+            // Proposed again because the answer was lost: the same answer, and nothing ends.
+            self.attach(&client_id, owner, epoch, resumed, connect, effects);
+            return;
+        }
+        if connect.wait_for_release && present.is_some() {
+            self.wait(&client_id, connect, epoch, effects);
+            return;
+        }
+        // Another that waited comes too late: this one is granted.
+        self.refuse_waiting(&client_id, effects);
+        self.detach(&client_id, true, None, connect.clean_start, effects);
+        self.open(&client_id, owner, epoch, connect, effects);
+    }
+
+    /// P7: nothing of the new connection before the old one is gone, nothing of the old one from here on.
+    pub(super) fn wait(
+        &mut self,
+        client_id: &Arc<str>,
+        connect: command::Connect,
+        epoch: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        let waiting = self.sessions.get(client_id).and_then(|session| session.waiting.as_ref());
+        if waiting.is_some_and(|waiting| waiting.connect.owner == connect.owner) {
+            effects.extend(self.sessions.get(client_id).and_then(close_effect));
+            return;
+        }
+        let owner_epoch = self.refuse_waiting(client_id, effects);
+        let Some(session) = self.sessions.get_mut(client_id) else {
+            return;
+        };
+        let owner_epoch = owner_epoch.unwrap_or(session.epoch);
+        session.epoch = epoch;
+        own(&mut self.owned, connect.owner, client_id);
+        session.waiting = Some(Box::new(Waiting { connect, owner_epoch }));
+        self.dirty.changed(Key::Session(session.number));
+        effects.extend(close_effect(session));
+    }
+
+    /// The claim that waits does so no more. Returns the epoch of the owner it waited for.
+    pub(super) fn refuse_waiting(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) -> Option<u64> {
+        let session = self.sessions.get_mut(client_id)?;
+        let waiting = session.waiting.take()?;
+        self.dirty.changed(Key::Session(session.number));
+        if let Some(owner) = waiting.connect.owner {
+            if session.owner.is_none_or(|present| !same_incarnation(present, owner)) {
+                disown(&mut self.owned, Some(owner), client_id);
+            }
+            effects.push(Effect::Refused { owner, reason: ReasonCode::SessionTakenOver });
+        }
+        Some(waiting.owner_epoch)
+    }
+
+    pub(super) fn released(&mut self, released: &command::Released, effects: &mut Vec<Effect>) {
+        let Some(session) = self.sessions.get(released.client_id.as_str()) else {
+            return;
+        };
+        let owner_epoch = session.waiting.as_ref().map_or(session.epoch, |waiting| waiting.owner_epoch);
+        if session.owner.is_none() || owner_epoch != released.epoch {
+            return;
+        }
+        let client_id = Arc::clone(&session.client_id);
+        self.let_go(&client_id, released.publish_will, None, effects);
+    }
+
+    /// The owner is gone; whoever waited for that is next.
+    pub(super) fn let_go(
+        &mut self,
+        client_id: &Arc<str>,
+        publish_will: bool,
+        expiry_seconds: Option<u32>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(session) = self.sessions.get_mut(client_id) else {
+            return;
+        };
+        let epoch = session.epoch;
+        let waiting = session.waiting.take();
+        let clean_start = waiting.as_ref().is_some_and(|waiting| waiting.connect.clean_start);
+        disown(&mut self.owned, waiting.as_ref().and_then(|waiting| waiting.connect.owner), client_id);
+        self.detach(client_id, publish_will, expiry_seconds, clean_start, effects);
+        if let Some(waiting) = waiting
+            && let Some(owner) = waiting.connect.owner
+        {
+            self.open(client_id, owner, epoch, waiting.connect, effects);
+        } else {
+            self.hand_on_waiting(client_id, effects);
+        }
+    }
+
+    /// P11: what waits for a member of a shared subscription that went away goes to those here that are connected. What
+    /// is in flight stays: its client may come back with the answer.
+    pub(super) fn hand_on_waiting(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
+        let Some(session) = self.sessions.get_mut(client_id) else {
+            return;
+        };
+        let number = session.number;
+        let shares = &self.shares;
+        let has_members = |share: &Arc<str>| shares.get(share).is_some_and(|share| share.online > 0);
+        for entry in session.outbound.extract_queued(|entry| entry.share.as_ref().is_some_and(has_members)) {
+            self.body = None;
+            if let Some(share) = &entry.share {
+                self.deliver_to_share(&entry.message, share, effects);
+            }
+            self.settle(number, &entry);
+        }
+        self.dirty.changed(Key::Session(number));
+    }
+
+    /// Nobody owns the session: the claim is granted.
+    pub(super) fn open(
+        &mut self,
+        client_id: &Arc<str>,
+        owner: Owner,
+        epoch: u64,
+        connect: command::Connect,
+        effects: &mut Vec<Effect>,
+    ) {
+        if connect.clean_start {
+            self.end_session(client_id, effects);
+        }
+        let session_present = self.sessions.contains_key(client_id);
+        let transient = !session_present && connect.session_expiry_seconds == 0;
+        if transient && !connect.keep_transient {
+            effects.push(Effect::Opened(transient_opened(owner, client_id, epoch)));
+            return;
+        }
+        if !session_present {
+            self.begin_session(client_id, &connect, transient, effects);
+        }
+        self.attach(client_id, owner, epoch, session_present, connect, effects);
+    }
+
+    pub(super) fn begin_session(
+        &mut self,
+        client_id: &Arc<str>,
+        connect: &command::Connect,
+        transient: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.last_number += 1;
+        let session = PersistentSession {
+            number: self.last_number,
+            client_id: Arc::clone(client_id),
+            identity: Arc::from(connect.identity.as_str()),
+            epoch: 0,
+            owner: None,
+            waiting: None,
+            transient,
+            resumed: false,
+            expiry_seconds: 0,
+            expires_at_ms: None,
+            will: None,
+            will_due_ms: None,
+            subscriptions: BTreeMap::new(),
+            outbound: Outbound::new(self.limits(0, QueueCaps::default())),
+            to_resend: VecDeque::new(),
+            received: BTreeSet::new(),
+            held: Vec::new(),
+            held_bytes: 0,
+            next_sequence: 0,
+            window_max: 0,
+            caps: QueueCaps::default(),
+        };
+        if !transient {
+            effects.push(session_effect(&session, true));
+        }
+        self.names.insert(session.number, Arc::clone(client_id));
+        self.dirty.created(Key::Session(session.number));
+        self.sessions.insert(Arc::clone(client_id), session);
+    }
+
+    pub(super) fn limits(&self, window_max: u16, caps: QueueCaps) -> OutboundLimits {
+        OutboundLimits {
+            window_max,
+            queue_messages_max: self.config.queue_messages_max,
+            queue_bytes_max: self.config.queue_bytes_max,
+            drop_policy: self.config.drop_policy,
+        }
+        .capped(caps)
+    }
+
+    /// A connection takes the session up: whatever waited for its absence to end is off.
+    pub(super) fn attach(
+        &mut self,
+        client_id: &Arc<str>,
+        owner: Owner,
+        epoch: u64,
+        session_present: bool,
+        connect: command::Connect,
+        effects: &mut Vec<Effect>,
+    ) {
+        let window_max = u16::try_from(connect.window_max).unwrap_or(u16::MAX).max(1);
+        let caps = queue_caps(connect.queue_messages_max, connect.queue_bytes_max);
+        let limits = self.limits(window_max, caps);
+        let Some(session) = self.sessions.get_mut(client_id) else {
+            return;
+        };
+        if let Some(due) = session.expires_at_ms.take() {
+            self.timers.remove(&(due, Timer::SessionExpiry(Arc::clone(client_id))));
+        }
+        if let Some(due) = session.will_due_ms.take() {
+            // Resumed before the delay ran out: the old will is never sent [MQTT-3.1.3-9].
+            self.timers.remove(&(due, Timer::Will(Arc::clone(client_id))));
+        }
+        session.owner = Some(owner);
+        own(&mut self.owned, Some(owner), client_id);
+        session.epoch = epoch;
+        session.resumed = session_present;
+        session.expiry_seconds = connect.session_expiry_seconds;
+        session.will = connect.will;
+        session.window_max = window_max;
+        session.caps = caps;
+        session.outbound.set_limits(limits);
+        let in_flight = session.outbound.resend();
+        session.to_resend = in_flight.iter().map(|(id, ..)| *id).collect();
+        self.dirty.changed(Key::Session(session.number));
+        if session.transient {
+            effects.push(Effect::Opened(transient_opened(owner, client_id, epoch)));
+            return;
+        }
+        let opened = OpenedSession {
+            owner,
+            client_id: Arc::clone(client_id),
+            epoch,
+            persistent: true,
+            session_present,
+            subscriptions: session
+                .subscriptions
+                .iter()
+                .map(|(filter, own)| FilterOutcome {
+                    filter: filter.to_string(),
+                    reason: ReasonCode::Success,
+                    options: own.options,
+                    identifier: own.identifier,
+                    read: own.read,
+                })
+                .collect(),
+            received: session.received.iter().copied().collect(),
+        };
+        effects.push(Effect::Opened(opened));
+        self.update_shares_online(client_id, effects);
+        self.pump(client_id, effects);
+    }
+
+    /// The session has no connection any more. `ends` says that it does not outlive this, whatever its expiry.
+    pub(super) fn detach(
+        &mut self,
+        client_id: &Arc<str>,
+        publish_will: bool,
+        expiry_seconds: Option<u32>,
+        ends: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        let clock = self.clock_ms;
+        let Some(session) = self.sessions.get_mut(client_id) else {
+            return;
+        };
+        let Some(owner) = session.owner.take() else {
+            return;
+        };
+        disown(&mut self.owned, Some(owner), client_id);
+        session.to_resend.clear();
+        // What was to end with the connection does so, whatever DISCONNECT says.
+        if let Some(seconds) = expiry_seconds.filter(|_| session.expiry_seconds != 0) {
+            session.expiry_seconds = seconds;
+        }
+        let expiry = session.expiry_seconds;
+        self.dirty.changed(Key::Session(session.number));
+        if !publish_will {
+            session.will = None;
+        }
+        let delay_seconds = session.will.as_ref().map(|will| will.delay_seconds);
+        if let Some(delay_seconds) = delay_seconds {
+            // Whichever comes first, the delay or the end of the session [MQTT-3.1.2-8].
+            let due = clock + u64::from(delay_seconds.min(expiry)) * 1000;
+            session.will_due_ms = Some(due);
+            self.timers.insert((due, Timer::Will(Arc::clone(client_id))));
+        }
+        if expiry != NEVER_EXPIRES {
+            let due = clock + u64::from(expiry) * 1000;
+            session.expires_at_ms = Some(due);
+            self.timers.insert((due, Timer::SessionExpiry(Arc::clone(client_id))));
+        }
+        if ends || expiry == 0 {
+            self.end_session(client_id, effects);
+            return;
+        }
+        self.update_shares_online(client_id, effects);
+        if delay_seconds == Some(0) {
+            self.fire_will(client_id, effects);
+        }
+    }
+
+    /// Timers may lag behind the clock when many are due at once: what is over is over.
+    pub(super) fn end_if_overdue(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
+        let clock = self.clock_ms;
+        let Some(session) = self.sessions.get(client_id) else {
+            return;
+        };
+        let (expires, will) = (session.expires_at_ms, session.will_due_ms);
+        if expires.is_some_and(|due| due <= clock) {
+            effects.push(Effect::SessionExpired);
+            self.end_session(client_id, effects);
+        } else if will.is_some_and(|due| due <= clock) {
+            self.fire_will(client_id, effects);
+        }
+    }
+
+    pub(super) fn is_fenced(&self, node: u64, incarnation: u64) -> bool {
+        self.fenced_below.get(&node).is_some_and(|&below| incarnation < below)
+    }
+
+    pub(super) fn disconnect(&mut self, disconnect: &command::Disconnect, effects: &mut Vec<Effect>) {
+        let Some(client_id) = self.claimed(&disconnect.client_id, disconnect.epoch) else {
+            return;
+        };
+        self.let_go(&client_id, disconnect.publish_will, disconnect.session_expiry_seconds, effects);
+    }
+
+    /// The session of that claim; commands of an older epoch change nothing.
+    pub(super) fn claimed(&self, client_id: &str, epoch: u64) -> Option<Arc<str>> {
+        let session = self.sessions.get(client_id)?;
+        (session.epoch == epoch && session.served().is_some()).then(|| Arc::clone(&session.client_id))
+    }
+
+    /// [`Self::claimed`], of a session that is kept here.
+    pub(super) fn current(&self, client_id: &str, epoch: u64) -> Option<Arc<str>> {
+        self.claimed(client_id, epoch)
+            .filter(|client_id| self.sessions.get(client_id).is_some_and(|own| !own.transient))
+    }
+
+    pub(super) fn end_session(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
+        self.fire_will(client_id, effects);
+        let filters: Vec<_> =
+            self.sessions.get(client_id).iter().flat_map(|session| session.subscriptions.keys().cloned()).collect();
+        for filter in filters {
+            self.remove_subscription(client_id, &filter, effects);
+        }
+        let Some(mut session) = self.sessions.remove(client_id) else {
+            return;
+        };
+        self.names.remove(&session.number);
+        if let Some(due) = session.expires_at_ms {
+            self.timers.remove(&(due, Timer::SessionExpiry(Arc::clone(client_id))));
+        }
+        for (.., entry) in session.outbound.resend() {
+            if let Some(entry) = entry {
+                self.dirty.deleted(Key::Entry(session.number, entry.sequence));
+            }
+        }
+        for entry in session.outbound.queued() {
+            self.dirty.deleted(Key::Entry(session.number, entry.sequence));
+        }
+        let began: Vec<u64> = session
+            .outbound
+            .resend()
+            .iter()
+            .filter(|(_, stage, ..)| *stage == Stage::AwaitingPubRec)
+            .filter_map(|(.., entry)| entry.map(|entry| entry.body))
+            .collect();
+        let mut dropped = 0;
+        for entry in session.outbound.drain_undelivered() {
+            match &entry.share {
+                Some(share) => {
+                    self.post(Arc::clone(&entry.message), None, Some(Arc::clone(share)), effects);
+                }
+                None => dropped += 1,
+            }
+            self.release_body(entry.body);
+        }
+        for body in began {
+            self.release_body(body);
+        }
+        if dropped > 0 {
+            effects.push(Effect::Dropped { reason: Drop::SessionEnded, count: dropped });
+        }
+        self.dirty.deleted(Key::Session(session.number));
+        if !session.transient {
+            effects.push(session_effect(&session, false));
+        }
+    }
+
+    /// The will of a session goes to the outbox, once.
+    pub(super) fn fire_will(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
+        let clock = self.clock_ms;
+        let Some(session) = self.sessions.get_mut(client_id) else {
+            return;
+        };
+        let Some(due) = session.will_due_ms.take() else {
+            return;
+        };
+        self.timers.remove(&(due, Timer::Will(Arc::clone(client_id))));
+        self.dirty.changed(Key::Session(session.number));
+        if let Some(record) = session.will.take().and_then(|will| will.message) {
+            let message = Arc::new(record.into_message(clock));
+            effects.push(Effect::WillPublished);
+            self.post(message, None, None, effects);
+        }
+    }
+
+    pub(super) fn fence(&mut self, fence: command::Fence, effects: &mut Vec<Effect>) {
+        let fenced = self.fenced_below.entry(fence.node).or_default();
+        *fenced = fence.below.max(*fenced);
+        let below = *fenced;
+        self.lanes.retain(|&(node, _), lane| node != fence.node || lane.incarnation >= below);
+        let dead = self.owned.range((fence.node, 0)..(fence.node, below));
+        let sessions_max = fence.sessions_max.max(1) as usize;
+        let owned: Vec<_> = dead.flat_map(|(_, sessions)| sessions.iter().cloned()).take(sessions_max).collect();
+        for client_id in owned {
+            self.release_dead(&client_id, effects);
+        }
+        let more = self.owned.range((fence.node, 0)..(fence.node, below)).next().is_some();
+        effects.push(Effect::Fenced { more });
+    }
+
+    /// The node of a session's owner is dead, or that of the claim that waits for it.
+    pub(super) fn release_dead(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
+        let Some(session) = self.sessions.get(client_id) else {
+            return;
+        };
+        let next = session.waiting.as_ref().and_then(|waiting| waiting.connect.owner);
+        let owner = session.owner;
+        let is_dead = |owner: Option<Owner>| owner.is_some_and(|owner| self.is_fenced(owner.node, owner.incarnation));
+        let (owner_is_dead, next_is_dead) = (is_dead(owner), is_dead(next));
+        if next_is_dead && let Some(owner_epoch) = self.refuse_waiting(client_id, effects) {
+            // What the present owner says counts again until it has let go.
+            if let Some(session) = self.sessions.get_mut(client_id) {
+                session.epoch = owner_epoch;
+            }
+            self.pump(client_id, effects);
+        }
+        if owner_is_dead {
+            self.let_go(client_id, true, None, effects);
+        }
+    }
+
+    pub(super) fn owner(&self, client_id: &str) -> Option<(Owner, u64)> {
+        let session = self.sessions.get(client_id)?;
+        Some((session.served()?, session.epoch))
+    }
+}

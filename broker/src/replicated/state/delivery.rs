@@ -1,0 +1,277 @@
+//! From a message to the windows of sessions, and back by their acknowledgements.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use kentongan_proto::mqtt::codec::AckKind;
+use kentongan_proto::mqtt::{PacketId, QoS, ReasonCode};
+
+use super::{Body, GroupState, HELD_MESSAGES_MAX, Terms, delivery, packet_id, resend};
+use crate::message::Message;
+use crate::replicated::command;
+use crate::replicated::effect::{Drop, Effect};
+use crate::replicated::session::{Entry, HeldBack};
+use crate::replicated::store::Key;
+use crate::session::outbound::Offer;
+use crate::subscription::topic_hash;
+
+impl GroupState {
+    pub(super) fn deliver_to_subscribers(&mut self, message: &Arc<Message>, effects: &mut Vec<Effect>) {
+        let mut matches = std::mem::take(&mut self.matches);
+        let hash = topic_hash(&message.topic);
+        if self.config.one_each {
+            self.matcher.matches_each(&message.topic, hash, &mut matches);
+        } else {
+            self.matcher.matches(&message.topic, hash, &mut matches);
+        }
+        // The table's order tells of who came and went before a restart; the state must not.
+        matches.sort_by_key(|target| target.connection);
+        for copies in matches.chunk_by_mut(|one, next| one.connection == next.connection) {
+            // A copy that waits is not overtaken by that of another subscription.
+            let held = copies.iter().any(|target| target.held);
+            copies.iter_mut().for_each(|target| target.held = held);
+        }
+        for target in &matches {
+            let Some(client_id) = self.names.get(&target.connection).cloned() else {
+                continue;
+            };
+            // No Local [MQTT-3.8.3-3].
+            let merged = if *client_id == *message.publisher { target.own() } else { Some(target.merged()) };
+            let Some(merged) = merged else {
+                continue;
+            };
+            let terms = Terms {
+                qos: message.qos.min(merged.qos),
+                retain: message.retain && merged.retain_as_published,
+                identifiers: merged.subscription_identifiers.to_vec(),
+                share: None,
+            };
+            if terms.qos != QoS::AtMostOnce {
+                self.deliver(&client_id, message, terms, target.held, effects);
+            }
+        }
+        self.matches = matches;
+    }
+
+    /// One member gets it: the next one that is connected, else the next one.
+    pub(super) fn deliver_to_share(&mut self, message: &Arc<Message>, name: &Arc<str>, effects: &mut Vec<Effect>) {
+        let Some(client_id) = self.shares.get(name).and_then(|share| share.pick(self.turns.get(name))).cloned() else {
+            // Everyone left while the message was on its way: another group may have members.
+            self.post(Arc::clone(message), None, Some(Arc::clone(name)), effects);
+            return;
+        };
+        match self.turns.insert(Arc::clone(name), Arc::clone(&client_id)) {
+            None => self.dirty.created(Key::Turn(Arc::clone(name))),
+            Some(_) => self.dirty.changed(Key::Turn(Arc::clone(name))),
+        }
+        let Some(own) = self.sessions.get(&client_id).and_then(|session| session.subscriptions.get(name)).copied()
+        else {
+            return;
+        };
+        let terms = Terms {
+            qos: message.qos.min(own.options.qos),
+            retain: message.retain && own.options.retain_as_published,
+            identifiers: own.identifier.map(NonZeroU32::get).into_iter().collect(),
+            share: Some(Arc::clone(name)),
+        };
+        if terms.qos != QoS::AtMostOnce {
+            self.deliver(&client_id, message, terms, false, effects);
+        }
+    }
+
+    /// Into the session's queue, and on into its window.
+    pub(super) fn deliver(
+        &mut self,
+        client_id: &Arc<str>,
+        message: &Arc<Message>,
+        terms: Terms,
+        held: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(session) = self.sessions.get_mut(client_id) else {
+            return;
+        };
+        if held && session.is_reading() {
+            let weight = message.weight_bytes();
+            let full = session.held.len() >= HELD_MESSAGES_MAX
+                || session.held_bytes.saturating_add(weight) > session.outbound.limits().queue_bytes_max;
+            if full {
+                effects.push(Effect::Dropped { reason: Drop::QueueFull, count: 1 });
+                return;
+            }
+            let Terms { qos, retain, identifiers, .. } = terms;
+            session.held.push(HeldBack { message: Arc::clone(message), qos, retain, identifiers });
+            session.held_bytes += weight;
+            self.dirty.changed(Key::Session(session.number));
+            return;
+        }
+        self.enqueue(client_id, message, terms, effects);
+        self.pump(client_id, effects);
+    }
+
+    pub(super) fn enqueue(
+        &mut self,
+        client_id: &Arc<str>,
+        message: &Arc<Message>,
+        terms: Terms,
+        effects: &mut Vec<Effect>,
+    ) {
+        let body = self.body_of(message);
+        let Some(session) = self.sessions.get_mut(client_id) else {
+            return;
+        };
+        let Terms { qos, retain, identifiers, share } = terms;
+        let sequence = session.next_sequence;
+        let number = session.number;
+        let entry = Entry { body, sequence, message: Arc::clone(message), qos, retain, identifiers, share };
+        match session.outbound.offer(entry, message.weight_bytes(), qos) {
+            Offer::DroppedNew => effects.push(Effect::Dropped { reason: Drop::QueueFull, count: 1 }),
+            offer => {
+                session.next_sequence += 1;
+                self.dirty.changed(Key::Session(number));
+                self.dirty.created(Key::Entry(number, sequence));
+                self.reference_body(body, message);
+                if let Offer::DroppedOldest(oldest) = offer {
+                    effects.push(Effect::Dropped { reason: Drop::QueueFull, count: oldest.len() as u64 });
+                    for entry in &oldest {
+                        self.settle(number, entry);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The number of a message's body: the same for all sessions that get it with one command.
+    pub(super) fn body_of(&mut self, message: &Arc<Message>) -> u64 {
+        match &self.body {
+            Some((body, number)) if Arc::ptr_eq(body, message) => *number,
+            _ => {
+                self.last_body += 1;
+                self.body = Some((Arc::clone(message), self.last_body));
+                self.last_body
+            }
+        }
+    }
+
+    pub(super) fn reference_body(&mut self, number: u64, message: &Arc<Message>) {
+        let dirty = &mut self.dirty;
+        let body = self.bodies.entry(number).or_insert_with(|| {
+            dirty.created(Key::Body(number));
+            Body { message: Arc::clone(message), references: 0 }
+        });
+        body.references += 1;
+    }
+
+    pub(super) fn release_body(&mut self, number: u64) {
+        if let Some(body) = self.bodies.get_mut(&number) {
+            body.references -= 1;
+            if body.references == 0 {
+                self.bodies.remove(&number);
+                self.dirty.deleted(Key::Body(number));
+            }
+        }
+    }
+
+    /// An entry left its session for good.
+    pub(super) fn settle(&mut self, session: u64, entry: &Entry) {
+        self.dirty.deleted(Key::Entry(session, entry.sequence));
+        self.release_body(entry.body);
+    }
+
+    /// Sends what the connection may have: first again what was in flight, then what waits.
+    pub(super) fn pump(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
+        let clock = self.clock_ms;
+        let Some(session) = self.sessions.get_mut(client_id) else {
+            return;
+        };
+        let Some(owner) = session.served() else {
+            return;
+        };
+        let number = session.number;
+        let epoch = session.epoch;
+        resend(session, owner, clock, effects);
+        if !session.to_resend.is_empty() {
+            return;
+        }
+        let mut expired = Vec::new();
+        let is_expired = |entry: &Entry| entry.message.expires_at_ms.is_some_and(|at| at <= clock);
+        let mut sent = false;
+        while let Some((packet_id, _, entry)) = session.outbound.pop_sendable(is_expired, |entry| expired.push(entry)) {
+            effects.push(Effect::Deliver(Box::new(delivery(entry, owner, epoch, packet_id, false, clock))));
+            sent = true;
+        }
+        if sent {
+            self.dirty.changed(Key::Session(number));
+        }
+        if !expired.is_empty() {
+            effects.push(Effect::Dropped { reason: Drop::Expired, count: expired.len() as u64 });
+        }
+        for entry in expired {
+            self.settle(number, &entry);
+        }
+    }
+
+    pub(super) fn acknowledge(&mut self, acknowledge: &command::Acknowledge, effects: &mut Vec<Effect>) {
+        let Some(client_id) = self.current(&acknowledge.client_id, acknowledge.epoch) else {
+            return;
+        };
+        for item in &acknowledge.items {
+            if let Some(id) = packet_id(item.packet_id) {
+                self.acknowledge_one(&client_id, item.kind, id, item.reason >= 0x80, effects);
+            }
+        }
+        self.pump(&client_id, effects);
+    }
+
+    pub(super) fn acknowledge_one(
+        &mut self,
+        client_id: &Arc<str>,
+        kind: u32,
+        packet_id: PacketId,
+        refused: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(session) = self.sessions.get_mut(client_id) else {
+            return;
+        };
+        let Some(owner) = session.owner else {
+            return;
+        };
+        let (number, epoch) = (session.number, session.epoch);
+        self.dirty.changed(Key::Session(number));
+        let answer = |kind, known| Effect::Acknowledge {
+            owner,
+            epoch,
+            kind,
+            packet_id,
+            reason: if known { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound },
+        };
+        let settled = match kind {
+            4 => session.outbound.on_puback(packet_id).ok().flatten(),
+            5 => {
+                let outcome = session.outbound.on_pubrec(packet_id, refused);
+                // Committed before PUBREL leaves; one for an identifier we do not know is answered too.
+                if !refused {
+                    effects.push(answer(AckKind::PubRel, outcome.is_ok()));
+                }
+                outcome.ok().flatten()
+            }
+            6 => {
+                let known = session.received.remove(&packet_id);
+                effects.push(answer(AckKind::PubComp, known));
+                None
+            }
+            _ => {
+                // Whether it was known changes nothing for either side.
+                let _ = session.outbound.on_pubcomp(packet_id);
+                None
+            }
+        };
+        if let Some(at) = session.to_resend.iter().position(|&id| id == packet_id) {
+            session.to_resend.remove(at);
+        }
+        if let Some(entry) = settled {
+            self.settle(number, &entry);
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Messages that come by the lanes: matched against the subscriptions committed before them, or kept.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use kentongan_proto::mqtt::ReasonCode;
+
+use super::{GroupState, LaneState, REFUSED_MAX, Timer};
+use crate::message::Message;
+use crate::replicated::command;
+use crate::replicated::effect::Effect;
+use crate::replicated::store::Key;
+
+impl GroupState {
+    pub(super) fn lane(&mut self, batch: command::LaneBatch, effects: &mut Vec<Effect>) {
+        if self.is_fenced(batch.node, batch.incarnation) {
+            return;
+        }
+        let key = (batch.node, batch.lane);
+        let fresh = LaneState { incarnation: batch.incarnation, last: 0, refused: VecDeque::new() };
+        let mut lane = self.lanes.remove(&key).unwrap_or(fresh);
+        lane.incarnation = lane.incarnation.max(batch.incarnation);
+        while lane.refused.front().is_some_and(|&(number, _)| number <= batch.answered) {
+            lane.refused.pop_front();
+        }
+        let first = batch.messages.first().map_or(u64::MAX, |message| message.number);
+        for message in batch.messages {
+            if message.number <= lane.last {
+                continue;
+            }
+            lane.last = message.number;
+            if let Some(reason) = self.take_message(message, effects) {
+                lane.refused.push_back((lane.last, reason));
+            }
+        }
+        // Also those of a batch that comes again: a refusal must not turn into a success by a change of leader.
+        let refused = lane.refused.iter().copied().filter(|&(number, _)| number >= first).collect();
+        while lane.refused.len() > REFUSED_MAX {
+            lane.refused.pop_front();
+        }
+        effects.push(Effect::LaneAnswered { node: batch.node, lane: batch.lane, number: lane.last, refused });
+        self.lanes.insert(key, lane);
+    }
+
+    pub(super) fn take_message(
+        &mut self,
+        lane_message: command::LaneMessage,
+        effects: &mut Vec<Effect>,
+    ) -> Option<ReasonCode> {
+        let message = Arc::new(lane_message.message?.into_message(self.clock_ms));
+        if let Some(delay_ms) = lane_message.delay_ms {
+            return self.delay(message, delay_ms, effects);
+        }
+        if lane_message.match_subscriptions {
+            self.deliver_to_subscribers(&message, effects);
+        }
+        for share in &lane_message.shares {
+            self.deliver_to_share(&message, &Arc::from(share.as_str()), effects);
+        }
+        if lane_message.store_retained { self.retain(&message) } else { None }
+    }
+
+    pub(super) fn delay(
+        &mut self,
+        message: Arc<Message>,
+        delay_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) -> Option<ReasonCode> {
+        if self.delayed >= self.config.delayed_messages_max {
+            return Some(ReasonCode::QuotaExceeded);
+        }
+        self.post(message, Some(self.clock_ms.saturating_add(delay_ms)), None, effects);
+        None
+    }
+
+    /// Stores, replaces or removes the retained message of a topic.
+    pub(super) fn retain(&mut self, message: &Arc<Message>) -> Option<ReasonCode> {
+        let topic = &message.topic;
+        let key = Key::Retained(Arc::clone(topic));
+        if message.payload.is_empty() {
+            // Never stored itself [MQTT-3.3.1-7].
+            self.forget_retained_timer(topic);
+            if self.retained.remove(topic).is_some() {
+                self.dirty.deleted(key);
+            }
+            return None;
+        }
+        let replaced = self.retained.get(topic).is_some();
+        if !self.retained.set(Arc::clone(message)) {
+            return Some(ReasonCode::QuotaExceeded);
+        }
+        if replaced {
+            self.dirty.changed(key)
+        } else {
+            self.dirty.created(key)
+        }
+        self.forget_retained_timer(topic);
+        let age = self.config.retained_age_ms_max;
+        let by_age = (age != 0).then(|| self.clock_ms.saturating_add(age));
+        if let Some(due) = message.expires_at_ms.into_iter().chain(by_age).min() {
+            self.arm_retained_timer(topic, due);
+        }
+        None
+    }
+
+    pub(super) fn forget_retained_timer(&mut self, topic: &Arc<str>) {
+        if let Some(due) = self.retained_dues.remove(topic) {
+            self.timers.remove(&(due, Timer::Retained(Arc::clone(topic))));
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Retained messages for a SUBSCRIBE of a persistent session, and the live ones that wait behind them.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use kentongan_proto::mqtt::QoS;
+
+use super::{GroupState, Terms};
+use crate::message::Message;
+use crate::replicated::command;
+use crate::replicated::effect::Effect;
+use crate::replicated::session::HeldBack;
+use crate::replicated::store::Key;
+
+impl GroupState {
+    pub(super) fn take_retained(&mut self, page: command::RetainedPage, effects: &mut Vec<Effect>) {
+        let clock = self.clock_ms;
+        let Some(session) = self.sessions.get(page.client_id.as_str()) else {
+            return;
+        };
+        let client_id = Arc::clone(&session.client_id);
+        let Some((filter, own)) = session.subscriptions.get_key_value(page.filter.as_str()) else {
+            return;
+        };
+        if own.read != Some(page.read) {
+            return;
+        }
+        let (filter, own) = (Arc::clone(filter), *own);
+        for record in page.messages {
+            let message = Arc::new(record.into_message(clock));
+            let qos = message.qos.min(own.options.qos);
+            if qos == QoS::AtMostOnce {
+                continue;
+            }
+            self.enqueue_held_before(&client_id, &message, effects);
+            let identifiers = own.identifier.map(NonZeroU32::get).into_iter().collect();
+            let terms = Terms { qos, retain: true, identifiers, share: None };
+            self.enqueue(&client_id, &message, terms, effects);
+        }
+        if page.last {
+            self.end_read(&client_id, &filter);
+            self.finish_reads(&client_id, effects);
+        }
+        self.pump(&client_id, effects);
+        if let Some((owner, epoch)) = self.owner(&client_id) {
+            let queued = self.sessions.get(&client_id).map_or(0, |session| session.outbound.queue_len());
+            effects.push(Effect::RetainedTaken { owner, epoch, read: page.read, queued });
+        }
+    }
+
+    /// A live copy of a retained message may wait: it is dropped for the retained one, and what waits of the same topic
+    /// from before it goes first, so that the order stays.
+    pub(super) fn enqueue_held_before(&mut self, client_id: &Arc<str>, retained: &Message, effects: &mut Vec<Effect>) {
+        let Some(session) = self.sessions.get_mut(client_id) else {
+            return;
+        };
+        let Some(copy) = session.held.iter().position(|held| held.message.is_copy_of(retained)) else {
+            return;
+        };
+        let dropped = session.held.remove(copy);
+        session.held_bytes -= dropped.message.weight_bytes();
+        self.dirty.changed(Key::Session(session.number));
+        let (older, rest) = std::mem::take(&mut session.held)
+            .into_iter()
+            .enumerate()
+            .partition::<Vec<_>, _>(|(at, held)| *at < copy && held.message.topic == retained.topic);
+        session.held = rest.into_iter().map(|(_, held)| held).collect();
+        session.held_bytes -= older.iter().map(|(_, held)| held.message.weight_bytes()).sum::<usize>();
+        for (_, HeldBack { message, qos, retain, identifiers }) in older {
+            self.body = None;
+            self.enqueue(client_id, &message, Terms { qos, retain, identifiers, share: None }, effects);
+        }
+    }
+
+    pub(super) fn end_read(&mut self, client_id: &Arc<str>, filter: &Arc<str>) {
+        if let Some(session) = self.sessions.get_mut(client_id)
+            && let Some(own) = session.subscriptions.get_mut(filter)
+        {
+            own.read = None;
+            self.dirty.changed(Key::Session(session.number));
+        }
+    }
+
+    /// Once no subscription of the session waits for retained messages, the live ones that waited follow.
+    pub(super) fn finish_reads(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
+        let Some(session) = self.sessions.get_mut(client_id) else {
+            return;
+        };
+        if session.is_reading() {
+            return;
+        }
+        let number = session.number;
+        let mut released = false;
+        for subscription in session.subscriptions.values_mut() {
+            released |= std::mem::take(&mut subscription.held);
+        }
+        if released {
+            self.matcher.release_held(number);
+            self.dirty.changed(Key::Session(number));
+        }
+        self.enqueue_all_held(client_id, effects);
+    }
+
+    pub(super) fn enqueue_all_held(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
+        let Some(session) = self.sessions.get_mut(client_id).filter(|session| !session.held.is_empty()) else {
+            return;
+        };
+        session.held_bytes = 0;
+        self.dirty.changed(Key::Session(session.number));
+        for HeldBack { message, qos, retain, identifiers } in std::mem::take(&mut session.held) {
+            // After a restart no two that wait share a body, so they never do.
+            self.body = None;
+            self.enqueue(client_id, &message, Terms { qos, retain, identifiers, share: None }, effects);
+        }
+        self.pump(client_id, effects);
+    }
+}

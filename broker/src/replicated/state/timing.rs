@@ -1,0 +1,38 @@
+//! Time, as it was proposed.
+
+use super::{GroupState, TIMERS_PER_TICK_MAX, Timer};
+use crate::replicated::command;
+use crate::replicated::effect::Effect;
+use crate::replicated::store::Key;
+
+impl GroupState {
+    pub(super) fn tick(&mut self, tick: command::Tick, effects: &mut Vec<Effect>) {
+        let bridged = if tick.bridge && self.wall_ms != 0 { tick.wall_ms.saturating_sub(self.wall_ms) } else { 0 };
+        self.clock_ms = self.clock_ms.saturating_add(tick.elapsed_ms.max(bridged));
+        self.wall_ms = self.wall_ms.max(tick.wall_ms);
+        self.run_timers(effects);
+    }
+
+    pub(super) fn run_timers(&mut self, effects: &mut Vec<Effect>) {
+        for _ in 0..TIMERS_PER_TICK_MAX {
+            let Some((_, timer)) = self.timers.first().filter(|(due, _)| *due <= self.clock_ms).cloned() else {
+                return;
+            };
+            self.timers.pop_first();
+            match timer {
+                Timer::Will(client_id) => self.fire_will(&client_id, effects),
+                Timer::SessionExpiry(client_id) => {
+                    effects.push(Effect::SessionExpired);
+                    self.end_session(&client_id, effects);
+                }
+                Timer::Outbox(position) => self.outbox_due(position, effects),
+                Timer::Retained(topic) => {
+                    self.retained_dues.remove(&topic);
+                    if self.retained.remove(&topic).is_some() {
+                        self.dirty.deleted(Key::Retained(topic));
+                    }
+                }
+            }
+        }
+    }
+}
