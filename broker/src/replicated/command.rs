@@ -299,6 +299,39 @@ pub struct LaneMessage {
     /// It waits here, and is routed when this has passed.
     #[prost(uint64, optional, tag = "6")]
     pub delay_ms: Option<u64>,
+    /// Instead of a message: what a client did that its session's group must know.
+    #[prost(oneof = "SessionCommand", tags = "16, 17, 18, 19, 20, 21, 22, 23")]
+    pub command: Option<SessionCommand>,
+}
+
+/// What a client did, as its group must know. It goes by the lane, because an acknowledgement that was applied twice
+/// could free an identifier that is in use again, and one that overtook another could settle what it does not mean.
+#[derive(Clone, PartialEq, Eq, prost::Oneof)]
+pub enum SessionCommand {
+    /// See [`Connect`].
+    #[prost(message, tag = "16")]
+    Connect(Connect),
+    /// See [`Disconnect`].
+    #[prost(message, tag = "17")]
+    Disconnect(Disconnect),
+    /// See [`Subscribe`].
+    #[prost(message, tag = "18")]
+    Subscribe(Subscribe),
+    /// See [`Unsubscribe`].
+    #[prost(message, tag = "19")]
+    Unsubscribe(Unsubscribe),
+    /// See [`Acknowledge`].
+    #[prost(message, tag = "20")]
+    Acknowledge(Acknowledge),
+    /// See [`Receive`].
+    #[prost(message, tag = "21")]
+    Receive(Receive),
+    /// See [`RetainedPage`].
+    #[prost(message, tag = "22")]
+    RetainedPage(RetainedPage),
+    /// See [`Released`].
+    #[prost(message, tag = "23")]
+    Released(Released),
 }
 
 /// What gathered in a lane.
@@ -319,6 +352,10 @@ pub struct LaneBatch {
     /// The origin has the answers up to this number: what was refused of them can be forgotten.
     #[prost(uint64, tag = "5")]
     pub answered: u64,
+    /// The number in this lane before the first one here. A group that has not applied it takes nothing of this batch:
+    /// what came before was lost on its way and will come again.
+    #[prost(uint64, tag = "6")]
+    pub previous: u64,
 }
 
 /// One acknowledgement.

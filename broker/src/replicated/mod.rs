@@ -10,6 +10,7 @@ pub mod effect;
 mod interface;
 pub mod retained;
 pub mod session;
+mod session_command;
 mod slots;
 pub mod state;
 pub mod store;

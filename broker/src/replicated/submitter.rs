@@ -5,13 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use kentongan_cluster::{GroupId, PipelineHandle};
-use kentongan_proto::mqtt::codec::AckKind;
-use kentongan_proto::mqtt::{PacketId, ReasonCode, Subscribe, Unsubscribe};
 
-use super::command::{self, Command, MessageRecord};
-use super::{ClaimRequest, PersistentSession, RetainedCursor, Slots};
+use super::command::{self, Command};
+use super::{ClaimRequest, RetainedCursor, Slots};
 use crate::connection_key::ConnectionKey;
-use crate::message::Message;
 
 /// What the thread that applies commands is asked beside them.
 #[derive(Debug)]
@@ -134,125 +131,6 @@ impl Submitter {
     /// Asks for a part of the retained messages that match `filter`.
     pub fn retained_page(&self, connection: ConnectionKey, number: u64, filter: &str, cursor: RetainedCursor) {
         self.pipeline.query(Query::RetainedPage { connection, number, filter: filter.to_owned(), cursor });
-    }
-
-    /// The connection of a persistent session ended.
-    pub fn disconnect(
-        &self,
-        client_id: &Arc<str>,
-        session: PersistentSession,
-        publish_will: bool,
-        session_expiry_seconds: Option<u32>,
-    ) {
-        let command = command::Disconnect {
-            client_id: client_id.to_string(),
-            epoch: session.epoch,
-            publish_will,
-            session_expiry_seconds,
-        };
-        self.propose(session.group, Command::Disconnect(command));
-    }
-
-    /// What a subscriber acknowledged, in its order; PUBREL among it is a publisher's.
-    pub fn acknowledge(
-        &self,
-        session: PersistentSession,
-        client_id: &Arc<str>,
-        items: impl Iterator<Item = (AckKind, PacketId, ReasonCode)>,
-    ) {
-        let items = items
-            .map(|(kind, packet_id, reason)| command::AcknowledgeItem {
-                kind: kind as u32,
-                packet_id: u32::from(packet_id.get()),
-                reason: reason as u32,
-            })
-            .collect();
-        let command = command::Acknowledge { client_id: client_id.to_string(), epoch: session.epoch, items };
-        self.propose(session.group, Command::Acknowledge(command));
-    }
-
-    /// A QoS 2 message of a persistent session.
-    pub fn receive(
-        &self,
-        message: &Message,
-        session: PersistentSession,
-        client_id: &Arc<str>,
-        packet_id: PacketId,
-        now_ms: u64,
-    ) {
-        let mut record = MessageRecord::from_message(message, now_ms);
-        let delayed = crate::message::delayed(&message.topic).map(|(seconds, topic)| (seconds, topic.to_owned()));
-        let delay_ms = delayed.map(|(seconds, topic)| {
-            record.topic = topic;
-            seconds.saturating_mul(1000)
-        });
-        let command = command::Receive {
-            client_id: client_id.to_string(),
-            epoch: session.epoch,
-            packet_id: u32::from(packet_id.get()),
-            message: Some(record),
-            delay_ms,
-        };
-        self.propose(session.group, Command::Receive(command));
-    }
-
-    /// SUBSCRIBE of a persistent session; `refusals` stand for filters that were refused before.
-    pub fn subscribe(
-        &self,
-        session: PersistentSession,
-        client_id: &Arc<str>,
-        subscribe: &Subscribe,
-        refusals: &[Option<ReasonCode>],
-        retained_possible: bool,
-    ) {
-        let filters = subscribe
-            .filters
-            .iter()
-            .zip(refusals)
-            .map(|((filter, options), refusal)| command::SubscribeFilter {
-                filter: filter.clone(),
-                qos: options.qos as u32,
-                no_local: options.no_local,
-                retain_as_published: options.retain_as_published,
-                // Where there is nothing to be read, the group need not wait for it.
-                retain_handling: if retained_possible { options.retain_handling as u32 } else { 2 },
-                subscription_identifier: subscribe.subscription_identifier,
-                refused: refusal.map(|reason| reason as u32),
-            })
-            .collect();
-        let command = command::Subscribe {
-            client_id: client_id.to_string(),
-            epoch: session.epoch,
-            packet_id: u32::from(subscribe.packet_id.get()),
-            filters,
-        };
-        self.propose(session.group, Command::Subscribe(command));
-    }
-
-    /// Retained messages of QoS 1 and 2 for a subscription of a persistent session.
-    pub fn retained_for_session(
-        &self,
-        session: PersistentSession,
-        client_id: &Arc<str>,
-        filter: &str,
-        read: u64,
-        messages: Vec<MessageRecord>,
-        last: bool,
-    ) {
-        let page =
-            command::RetainedPage { client_id: client_id.to_string(), filter: filter.to_owned(), read, messages, last };
-        self.propose(session.group, Command::RetainedPage(page));
-    }
-
-    /// UNSUBSCRIBE of a persistent session.
-    pub fn unsubscribe(&self, session: PersistentSession, client_id: &Arc<str>, unsubscribe: &Unsubscribe) {
-        let command = command::Unsubscribe {
-            client_id: client_id.to_string(),
-            epoch: session.epoch,
-            packet_id: u32::from(unsubscribe.packet_id.get()),
-            filters: unsubscribe.filters.clone(),
-        };
-        self.propose(session.group, Command::Unsubscribe(command));
     }
 
     /// The mapping of names to groups.

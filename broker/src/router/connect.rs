@@ -16,6 +16,7 @@ use super::shared::MEMORY_LEVEL_REFUSES;
 use super::{ConnectionKey, Event};
 use crate::auth::{Mechanism, MechanismStep};
 use crate::metrics::{CloseReason, ConnectRefusal, PublishRefusal};
+use crate::replicated::command::SessionCommand;
 use crate::replicated::{ClaimRequest, Opened, PersistentSession};
 use crate::session::SessionError;
 use crate::session::acknowledgements::Acknowledgements;
@@ -321,7 +322,8 @@ impl ArbiterState {
     fn abandon(&mut self, opened: &Opened) {
         if let Some(group) = opened.group {
             let persistent = PersistentSession { group, epoch: opened.epoch };
-            self.shared.submitter.disconnect(&opened.client_id, persistent, true, None);
+            self.lanes.command(group, SessionCommand::disconnect(&opened.client_id, persistent, true, None));
+            self.flush_lanes();
         }
         self.shared.registry.release(&opened.client_id, opened.connection);
         self.shared.submitter.released(&opened.client_id);
@@ -441,7 +443,11 @@ impl ArbiterState {
         if let Some(persistent) = persistent {
             // Acknowledgements that came before go first.
             self.flush_lanes();
-            self.shared.submitter.disconnect(&client_id, persistent, publish_will, Some(session_expiry_seconds));
+            let expiry_seconds = Some(session_expiry_seconds);
+            let command = SessionCommand::disconnect(&client_id, persistent, publish_will, expiry_seconds);
+            self.lanes.command(persistent.group, command);
+            // And this before anybody is told that the Client Identifier is free.
+            self.flush_lanes();
         } else {
             self.hand_on_shared(outbound, key);
             if let Some(will) = will.filter(|_| publish_will) {

@@ -12,7 +12,7 @@ use slab::Slab;
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::publish::Publication;
-use crate::replicated::command::{Command, LaneBatch, LaneMessage, MessageRecord};
+use crate::replicated::command::{Command, LaneBatch, LaneMessage, MessageRecord, SessionCommand};
 use crate::replicated::{LaneAnswer, PersistentSession, Slots};
 
 /// A message whose publisher waits for groups.
@@ -137,16 +137,27 @@ impl Lanes {
         waiter
     }
 
-    fn push(&mut self, group: u16, mut message: LaneMessage, waiter: Waiter) {
+    /// What a client did, for the group that keeps its session. Its effects come as events of their own.
+    pub(super) fn command(&mut self, group: u16, command: SessionCommand) {
+        self.gather(group, LaneMessage { command: Some(command), ..LaneMessage::default() });
+    }
+
+    fn push(&mut self, group: u16, message: LaneMessage, waiter: Waiter) {
+        let number = self.gather(group, message);
+        self.groups[usize::from(group)].unanswered.push_back((number, waiter));
+        self.waiting[waiter.0].remaining += 1;
+    }
+
+    /// Gives the next thing in the lane its number.
+    fn gather(&mut self, group: u16, mut message: LaneMessage) -> u64 {
         let lane = &mut self.groups[usize::from(group)];
         lane.next += 1;
         message.number = lane.next;
-        lane.unanswered.push_back((lane.next, waiter));
         if lane.gathered.is_empty() {
             self.touched.push(group);
         }
         lane.gathered.push(message);
-        self.waiting[waiter.0].remaining += 1;
+        lane.next
     }
 
     fn waiter(&mut self) -> Waiter {
@@ -211,22 +222,24 @@ impl Lanes {
 }
 
 impl ArbiterState {
-    /// Proposes what gathered: acknowledgements first, they came from packets before.
+    /// Proposes what gathered.
     pub(super) fn flush_lanes(&mut self) {
         let acknowledged = std::mem::take(&mut self.lanes.acknowledged);
         if !acknowledged.is_empty() {
-            self.propose_acknowledgements(acknowledged);
+            self.gather_acknowledgements(acknowledged);
         }
         for group in std::mem::take(&mut self.lanes.touched) {
             let lane = self.lanes.id;
             let incarnation = self.lanes.incarnation;
             let messages = std::mem::take(&mut self.lanes.groups[usize::from(group)].gathered);
-            let batch = LaneBatch { lane, incarnation, messages, ..LaneBatch::default() };
+            let previous = messages.first().map_or(0, |first| first.number - 1);
+            let batch = LaneBatch { lane, incarnation, messages, previous, ..LaneBatch::default() };
             self.shared.submitter.propose(group, Command::Lane(batch));
         }
     }
 
-    fn propose_acknowledgements(
+    /// Those of one connection become one command.
+    fn gather_acknowledgements(
         &mut self,
         mut acknowledged: Vec<(PersistentSession, ConnectionKey, AckKind, PacketId, ReasonCode)>,
     ) {
@@ -239,7 +252,7 @@ impl ArbiterState {
             };
             let client_id = std::sync::Arc::clone(&client.client_id);
             let items = run.iter().map(|&(_, _, kind, packet_id, reason)| (kind, packet_id, reason));
-            self.shared.submitter.acknowledge(session, &client_id, items);
+            self.lanes.command(session.group, SessionCommand::acknowledge(&client_id, session, items));
         }
     }
 }

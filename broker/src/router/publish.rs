@@ -15,6 +15,7 @@ use super::connect::EndCause;
 use super::lanes::Waiter;
 use crate::message::{Message, MessageIdentity};
 use crate::metrics::{DropReason, PublishRefusal};
+use crate::replicated::command::SessionCommand;
 use crate::session::SessionError;
 use crate::session::inbound::PublishStep;
 use crate::subscription::{CachedMatch, ShareTarget};
@@ -207,8 +208,9 @@ impl ArbiterState {
                 self.shared.retained_possible.store(true, Ordering::Relaxed);
             }
             let message = publication.share_message();
-            self.shared.submitter.receive(&message, persistent, publisher, id, self.now_ms);
-            return;
+            let received = SessionCommand::receive(publisher, persistent, &message, id, self.now_ms);
+            self.lanes.command(persistent.group, received);
+            return self.schedule_flush();
         }
         match self.route(publication) {
             Routed::Done { matched } => {

@@ -15,7 +15,7 @@ use super::deliver::Terms;
 use super::publish::Publication;
 use crate::message::Message;
 use crate::metrics::DropReason;
-use crate::replicated::command::MessageRecord;
+use crate::replicated::command::{MessageRecord, SessionCommand};
 use crate::replicated::{RetainedCursor, RetainedPage};
 
 /// Live messages that may wait behind one connection's retained reads.
@@ -181,8 +181,9 @@ impl ArbiterState {
             return;
         };
         if let Some(persistent) = client.session.as_ref().and_then(|session| session.persistent) {
-            let submitter = &self.shared.submitter;
-            submitter.retained_for_session(persistent, &client.client_id, filter, number, messages, last);
+            let page = SessionCommand::retained_page(&client.client_id, filter, number, messages, last);
+            self.lanes.command(persistent.group, page);
+            self.schedule_flush();
         }
     }
 

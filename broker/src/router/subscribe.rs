@@ -10,6 +10,7 @@ use kentongan_proto::topic::ParsedFilter;
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::client::{ClientSession, OwnSubscription};
+use crate::replicated::command::SessionCommand;
 use crate::replicated::{SubscribeOutcome, SubscribedPersistent, UnsubscribedPersistent};
 use crate::session::subscribing::{granted, wants_retained};
 use crate::subscription::{LocalSubscription, ShareMember, ShareTarget, Target};
@@ -26,7 +27,9 @@ impl ArbiterState {
             self.flush_lanes();
             let possible = subscribe.filters.iter().any(|(filter, _)| self.retained_may_match(filter));
             let client_id = &self.clients[key.index()].client_id;
-            return self.shared.submitter.subscribe(persistent, client_id, &subscribe, &refusals, possible);
+            let command = SessionCommand::subscribe(client_id, persistent, &subscribe, &refusals, possible);
+            self.lanes.command(persistent.group, command);
+            return self.schedule_flush();
         }
         let identifier = subscribe.subscription_identifier.and_then(NonZeroU32::new);
         let mut codes = Vec::with_capacity(subscribe.filters.len());
@@ -169,7 +172,9 @@ impl ArbiterState {
         if let Some(persistent) = session.persistent {
             self.flush_lanes();
             let client_id = &self.clients[key.index()].client_id;
-            return self.shared.submitter.unsubscribe(persistent, client_id, &unsubscribe);
+            let command = SessionCommand::unsubscribe(client_id, persistent, &unsubscribe);
+            self.lanes.command(persistent.group, command);
+            return self.schedule_flush();
         }
         let mut codes = Vec::with_capacity(unsubscribe.filters.len());
         for filter in &unsubscribe.filters {

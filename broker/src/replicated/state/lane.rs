@@ -7,7 +7,7 @@ use kentongan_proto::mqtt::ReasonCode;
 
 use super::{GroupState, LaneState, REFUSED_MAX, Timer};
 use crate::message::Message;
-use crate::replicated::command;
+use crate::replicated::command::{self, SessionCommand};
 use crate::replicated::effect::Effect;
 use crate::replicated::store::Key;
 
@@ -23,23 +23,44 @@ impl GroupState {
         while lane.refused.front().is_some_and(|&(number, _)| number <= batch.answered) {
             lane.refused.pop_front();
         }
+        // Applied over a gap, what was lost in between would be taken for a repetition when it comes again.
+        if batch.previous > lane.last {
+            effects.push(lane_answered(batch.node, batch.lane, &lane, u64::MAX));
+            self.lanes.insert(key, lane);
+            return;
+        }
         let first = batch.messages.first().map_or(u64::MAX, |message| message.number);
         for message in batch.messages {
             if message.number <= lane.last {
                 continue;
             }
             lane.last = message.number;
-            if let Some(reason) = self.take_message(message, effects) {
+            if let Some(command) = message.command {
+                self.session_command(command, effects);
+            } else if let Some(reason) = self.take_message(message, effects) {
                 lane.refused.push_back((lane.last, reason));
             }
+            self.body = None;
         }
         // Also those of a batch that comes again: a refusal must not turn into a success by a change of leader.
-        let refused = lane.refused.iter().copied().filter(|&(number, _)| number >= first).collect();
+        effects.push(lane_answered(batch.node, batch.lane, &lane, first));
         while lane.refused.len() > REFUSED_MAX {
             lane.refused.pop_front();
         }
-        effects.push(Effect::LaneAnswered { node: batch.node, lane: batch.lane, number: lane.last, refused });
         self.lanes.insert(key, lane);
+    }
+
+    fn session_command(&mut self, command: SessionCommand, effects: &mut Vec<Effect>) {
+        match command {
+            SessionCommand::Connect(connect) => self.connect(connect, effects),
+            SessionCommand::Disconnect(disconnect) => self.disconnect(&disconnect, effects),
+            SessionCommand::Subscribe(subscribe) => self.subscribe(subscribe, effects),
+            SessionCommand::Unsubscribe(unsubscribe) => self.unsubscribe(unsubscribe, effects),
+            SessionCommand::Acknowledge(acknowledge) => self.acknowledge(&acknowledge, effects),
+            SessionCommand::Receive(receive) => self.receive(receive, effects),
+            SessionCommand::RetainedPage(page) => self.take_retained(page, effects),
+            SessionCommand::Released(released) => self.released(&released, effects),
+        }
     }
 
     pub(super) fn take_message(
@@ -108,4 +129,10 @@ impl GroupState {
             self.timers.remove(&(due, Timer::Retained(Arc::clone(topic))));
         }
     }
+}
+
+/// Refusals from `first` on are part of the answer.
+fn lane_answered(node: u64, lane: u64, state: &LaneState, first: u64) -> Effect {
+    let refused = state.refused.iter().copied().filter(|&(number, _)| number >= first).collect();
+    Effect::LaneAnswered { node, lane, number: state.last, refused }
 }

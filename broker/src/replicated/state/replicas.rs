@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::replicated::command::{
-    Acknowledge, AcknowledgeItem, Connect, Disconnect, Fence, LaneBatch, LaneMessage, Receive, Released, RetainedPage,
-    Subscribe, SubscribeFilter, Tick, Unsubscribe, WillRecord,
+    self, Acknowledge, AcknowledgeItem, Connect, Disconnect, Fence, LaneBatch, LaneMessage, Receive, Released,
+    RetainedPage, SessionCommand, Subscribe, SubscribeFilter, Tick, Unsubscribe, WillRecord,
 };
 
 const CLIENTS: [&str; 4] = ["ann", "bob", "cyd", "dee"];
@@ -99,6 +99,9 @@ struct Replicas {
     log: Vec<Bytes>,
     seen: Seen,
     number: u64,
+    /// The last number of the lane by which commands of sessions come.
+    in_lane: u64,
+    turn: u64,
     connections: u64,
     fenced: u64,
 }
@@ -113,12 +116,39 @@ impl Replicas {
             log: Vec::new(),
             seen: Seen { one_each: config.one_each, ..Seen::default() },
             number: 0,
+            in_lane: 0,
+            turn: 0,
             connections: 0,
             fenced: 0,
         }
     }
 
+    /// Every other command of a session comes by a lane.
+    fn by_lane(&mut self, command: Command) -> Command {
+        let command = match command {
+            Command::Connect(connect) => SessionCommand::Connect(connect),
+            Command::Disconnect(disconnect) => SessionCommand::Disconnect(disconnect),
+            Command::Subscribe(subscribe) => SessionCommand::Subscribe(subscribe),
+            Command::Unsubscribe(unsubscribe) => SessionCommand::Unsubscribe(unsubscribe),
+            Command::Acknowledge(acknowledge) => SessionCommand::Acknowledge(acknowledge),
+            Command::Receive(receive) => SessionCommand::Receive(receive),
+            Command::RetainedPage(page) => SessionCommand::RetainedPage(page),
+            Command::Released(released) => SessionCommand::Released(released),
+            other => return other,
+        };
+        self.in_lane += 1;
+        Command::Lane(LaneBatch {
+            lane: 2 << 12,
+            incarnation: u64::MAX,
+            messages: vec![LaneMessage { number: self.in_lane, command: Some(command), ..LaneMessage::default() }],
+            previous: self.in_lane - 1,
+            ..LaneBatch::default()
+        })
+    }
+
     fn apply(&mut self, command: Command) -> Vec<Effect> {
+        let command = if self.turn % 2 == 0 { self.by_lane(command) } else { command };
+        self.turn += 1;
         let bytes = command::encode(command);
         let decoded = || command::decode(bytes.clone()).expect("ours").expect("known");
         let mut effects = Vec::new();
@@ -278,10 +308,11 @@ impl Replicas {
             shares,
             store_retained,
             delay_ms,
+            command: None,
         };
         let answered = self.number.saturating_sub(u64::from(a >> 5));
         let messages = vec![message];
-        let batch = LaneBatch { lane: 1 << 12, incarnation: u64::MAX, messages, node: 0, answered };
+        let batch = LaneBatch { lane: 1 << 12, incarnation: u64::MAX, messages, node: 0, answered, previous: 0 };
         let effects = self.apply(Command::Lane(batch));
         let dropped = effects.iter().map(|effect| if let Effect::Dropped { count, .. } = effect { *count } else { 0 });
         if judged {

@@ -2,9 +2,10 @@ use bytes::Bytes;
 
 use super::*;
 use crate::replicated::command::{
-    Acknowledge, AcknowledgeItem, Connect, Disconnect, Fence, LaneBatch, LaneMessage, Receive, Released, RetainedPage,
-    Subscribe, SubscribeFilter, Tick, Unsubscribe, WillRecord,
+    self, Acknowledge, AcknowledgeItem, Connect, Disconnect, Fence, LaneBatch, LaneMessage, Receive, Released,
+    RetainedPage, SessionCommand, Subscribe, SubscribeFilter, Tick, Unsubscribe, WillRecord,
 };
+use crate::replicated::effect::Drop;
 
 fn config() -> GroupConfig {
     GroupConfig {
@@ -567,7 +568,7 @@ fn a_fence_concerns_one_node() {
     let lane = |node, number| {
         let message = LaneMessage { number, message: Some(record(number, "x")), ..LaneMessage::default() };
         let (incarnation, messages) = (1, vec![message]);
-        Command::Lane(LaneBatch { lane: 5, incarnation, messages, node, answered: 0 })
+        Command::Lane(LaneBatch { lane: 5, incarnation, messages, node, ..LaneBatch::default() })
     };
     let answered = |node, number| Effect::LaneAnswered { node, lane: 5, number, refused: vec![] };
     assert_eq!(script.apply(lane(1, 1)), [answered(1, 1)]);
@@ -656,9 +657,49 @@ fn a_refusal_is_remembered_until_the_origin_knows_it() {
     assert_eq!(script.lane_batch(messages.clone()), std::slice::from_ref(&answer));
     script.restart();
     assert_eq!(script.lane_batch(messages), [answer]);
-    let batch = LaneBatch { lane: 1 << 12, incarnation: 1, messages: vec![], node: 0, answered: 2 };
+    let batch = LaneBatch { lane: 1 << 12, incarnation: 1, answered: 2, ..LaneBatch::default() };
     script.apply(Command::Lane(batch));
     assert!(script.state.lanes[&(0, 1 << 12)].refused.is_empty());
+}
+
+/// P1: a batch that overtook a lost one is not applied, or the lost one would be taken for a repetition when it comes.
+#[test]
+fn a_batch_over_a_gap_is_refused_until_what_was_lost_has_come() {
+    let mut script = Script::new();
+    let epoch = script.connect(false, 100).epoch;
+    script.subscribe(epoch, "t", false);
+    script.disconnect(epoch, false);
+    let batch = |number| {
+        let message = Some(record(number, "x"));
+        let messages = vec![LaneMessage { number, message, match_subscriptions: true, ..LaneMessage::default() }];
+        Command::Lane(LaneBatch { lane: 5, incarnation: 1, messages, previous: number - 1, ..LaneBatch::default() })
+    };
+    let answered = |number| Effect::LaneAnswered { node: 0, lane: 5, number, refused: vec![] };
+    assert_eq!(script.apply(batch(1)), [answered(1)]);
+    assert_eq!(script.apply(batch(3)), [answered(1)], "2 is missing");
+    script.restart();
+    assert_eq!(script.apply(batch(2)), [answered(2)]);
+    assert_eq!(script.apply(batch(3)), [answered(3)]);
+    assert_eq!(script.state.bodies.len(), 3, "each is kept once");
+}
+
+/// An acknowledgement that came twice could settle a later message under the same identifier.
+#[test]
+fn a_command_that_comes_again_by_its_lane_is_answered_and_not_applied() {
+    let mut script = Script::new();
+    let epoch = script.connect(false, 100).epoch;
+    script.subscribe(epoch, "t", false);
+    script.publish("first");
+    let items = vec![AcknowledgeItem { kind: 4, packet_id: 1, reason: 0 }];
+    let command = SessionCommand::Acknowledge(Acknowledge { client_id: "c".to_owned(), epoch, items });
+    let message = LaneMessage { number: 1, command: Some(command), ..LaneMessage::default() };
+    let batch = LaneBatch { lane: 5, incarnation: 1, messages: vec![message], ..LaneBatch::default() };
+    let answered = Effect::LaneAnswered { node: 0, lane: 5, number: 1, refused: vec![] };
+    assert_eq!(script.apply(Command::Lane(batch.clone())), std::slice::from_ref(&answered));
+    script.publish("second");
+    assert_eq!(script.state.bodies.len(), 1, "the second, in flight");
+    assert_eq!(script.apply(Command::Lane(batch)), [answered]);
+    assert_eq!(script.state.bodies.len(), 1, "and still");
 }
 
 /// P10: the age of a retained message goes on through a restart.
