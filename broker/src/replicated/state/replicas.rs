@@ -147,7 +147,7 @@ impl Replicas {
     }
 
     fn apply(&mut self, command: Command) -> Vec<Effect> {
-        let command = if self.turn % 2 == 0 { self.by_lane(command) } else { command };
+        let command = if self.turn.is_multiple_of(2) { self.by_lane(command) } else { command };
         self.turn += 1;
         let bytes = command::encode(command);
         let decoded = || command::decode(bytes.clone()).expect("ours").expect("known");
