@@ -7,8 +7,11 @@
 //!
 //! This crate knows nothing of MQTT: commands are bytes, and the state machine is handed in.
 
+pub mod clock;
 pub mod data_dir;
+pub mod directory;
 pub mod disk;
+pub mod identity;
 pub mod log;
 pub mod pipeline;
 pub mod state;
