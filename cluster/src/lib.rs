@@ -12,6 +12,7 @@ pub mod data_dir;
 pub mod directory;
 pub mod disk;
 pub mod identity;
+pub mod lease;
 pub mod log;
 pub mod pipeline;
 pub mod state;
