@@ -11,6 +11,7 @@ pub mod clock;
 pub mod data_dir;
 pub mod directory;
 pub mod disk;
+pub mod fence;
 pub mod identity;
 pub mod lease;
 pub mod log;
