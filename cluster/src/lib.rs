@@ -13,6 +13,7 @@ pub mod directory;
 pub mod disk;
 pub mod fence;
 pub mod identity;
+pub mod interest;
 pub mod lease;
 pub mod log;
 pub mod pipeline;
