@@ -14,6 +14,7 @@ pub mod disk;
 pub mod fence;
 pub mod identity;
 pub mod interest;
+pub mod lane;
 pub mod lease;
 pub mod log;
 pub mod pipeline;
