@@ -7,8 +7,15 @@
 //!
 //! This crate knows nothing of MQTT: commands are bytes, and the state machine is handed in.
 
+pub mod clock;
 pub mod data_dir;
+pub mod directory;
 pub mod disk;
+pub mod fence;
+pub mod identity;
+pub mod interest;
+pub mod lane;
+pub mod lease;
 pub mod log;
 pub mod pipeline;
 pub mod state;

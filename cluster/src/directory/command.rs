@@ -1,0 +1,139 @@
+//! What is proposed to the directory. Protobuf, so that fields can be added: a node that does not know one skips it.
+
+use bytes::Bytes;
+use prost::Message as _;
+
+/// A cluster begins. Counts once: later ones change nothing.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Form {
+    /// Sixteen random bytes that tell this cluster from every other.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub cluster_id: Bytes,
+    /// How many data groups there are, numbered from 0. Slots are dealt to them in turn.
+    #[prost(uint32, tag = "2")]
+    pub groups: u32,
+    /// The nodes it begins with. None of them lives before its own `Join`.
+    #[prost(message, repeated, tag = "3")]
+    pub members: Vec<MemberRecord>,
+    /// Where the groups are kept.
+    #[prost(message, repeated, tag = "4")]
+    pub placements: Vec<Placement>,
+    /// The feature level from the first entry on.
+    #[prost(uint32, tag = "5")]
+    pub feature_level: u32,
+}
+
+/// What is known of a node beside whether it lives.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct MemberRecord {
+    /// Its [`crate::identity::NodeId`].
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    /// Its label; no two living nodes have the same.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// Where other nodes reach it.
+    #[prost(string, tag = "3")]
+    pub peer_address: String,
+    /// Where clients reach it.
+    #[prost(string, tag = "4")]
+    pub client_address: String,
+    /// The highest feature level that its program knows.
+    #[prost(uint32, tag = "5")]
+    pub feature_level: u32,
+}
+
+/// A node registers. The index of this entry becomes its incarnation.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Join {
+    /// As it is now.
+    #[prost(message, optional, tag = "1")]
+    pub member: Option<MemberRecord>,
+    /// Random, drawn for each registration: by it the node knows its own `Join` among those in the log.
+    #[prost(uint64, tag = "2")]
+    pub attempt: u64,
+    /// The newest incarnation of this node that it knows of, living or dead; 0 for none.
+    ///
+    /// The `Join` counts only if there is no newer one. Without that, a `Join` of an earlier start which the network
+    /// delivers late would end the living incarnation at once, while the process behind it holds a lease: sessions would
+    /// move away under an owner that still acknowledges.
+    #[prost(uint64, tag = "3")]
+    pub newest: u64,
+}
+
+/// An incarnation of a node is over, or over and forgotten.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Departed {
+    /// Which node.
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    /// Which of its incarnations.
+    #[prost(uint64, tag = "2")]
+    pub incarnation: u64,
+}
+
+/// Where a group is kept from now on.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Placement {
+    /// Which group.
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    /// Nodes that vote.
+    #[prost(uint64, repeated, tag = "2")]
+    pub voters: Vec<u64>,
+    /// Nodes that follow.
+    #[prost(uint64, repeated, tag = "3")]
+    pub learners: Vec<u64>,
+}
+
+/// Commands may use what was added up to this level.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct FeatureLevel {
+    /// Never lowered.
+    #[prost(uint32, tag = "1")]
+    pub level: u32,
+}
+
+/// The envelope.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct Envelope {
+    #[prost(oneof = "Command", tags = "1, 2, 3, 4, 5, 6")]
+    command: Option<Command>,
+}
+
+/// A command for the directory.
+#[derive(Clone, PartialEq, Eq, prost::Oneof)]
+pub enum Command {
+    /// See [`Form`].
+    #[prost(message, tag = "1")]
+    Form(Form),
+    /// See [`Join`].
+    #[prost(message, tag = "2")]
+    Join(Join),
+    /// Final: a lease ran out. Ignored unless it names the living incarnation.
+    #[prost(message, tag = "3")]
+    Dead(Departed),
+    /// All groups, and all nodes that lived when it died, refuse what comes of it.
+    #[prost(message, tag = "4")]
+    Lost(Departed),
+    /// See [`Placement`].
+    #[prost(message, tag = "5")]
+    Placement(Placement),
+    /// See [`FeatureLevel`].
+    #[prost(message, tag = "6")]
+    FeatureLevel(FeatureLevel),
+}
+
+/// As it stands in the log.
+#[must_use]
+pub fn encode(command: Command) -> Bytes {
+    Envelope { command: Some(command) }.encode_to_vec().into()
+}
+
+/// From the log. `Ok(None)`: a command of a later version, which must not have been proposed before every node knew it.
+///
+/// # Errors
+/// The bytes are no command: the log is not ours, or damaged beyond what its checksums saw.
+pub fn decode(bytes: Bytes) -> Result<Option<Command>, prost::DecodeError> {
+    Envelope::decode(bytes).map(|envelope| envelope.command)
+}

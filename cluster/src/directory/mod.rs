@@ -1,0 +1,407 @@
+//! The directory: who the members are, which of them live, and where everything is kept.
+//!
+//! One Raft group, followed by every node. [`Directory::apply`] is deterministic; what it returns is carried out by whoever
+//! it concerns and is safe to repeat.
+//!
+//! An incarnation of a node goes `(none) → living → dead → lost`, each step an entry of the log. *Dead* is final: the node
+//! may come back, but as another incarnation. *Lost* says that nothing of the dead one can take effect any more; only then
+//! do others go on without its confirmation. What outlives even that is one number a node, [`Directory::fences`]: the
+//! lowest incarnation that is not dead.
+
+pub mod command;
+mod snapshot;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::identity::{Incarnation, NodeId};
+use crate::pipeline::GroupId;
+use command::{Command, Departed, Form, Join, MemberRecord};
+
+pub use snapshot::SnapshotError;
+
+/// Slots of a cluster: names hash to slots, slots belong to groups.
+pub const SLOTS: usize = 4096;
+
+/// What a node is, and which incarnation of it lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// A label.
+    pub name: String,
+    /// Where other nodes reach it.
+    pub peer_address: String,
+    /// Where clients reach it.
+    pub client_address: String,
+    /// The highest feature level that its program knew when it last registered.
+    pub feature_level: u32,
+    /// The incarnation that lives.
+    pub living: Option<Incarnation>,
+    /// Its last incarnation, living or not; 0 before the first.
+    pub newest: Incarnation,
+    /// Of the `Join` that made `newest`.
+    pub attempt: u64,
+}
+
+impl Member {
+    fn new(record: MemberRecord) -> Self {
+        Self {
+            name: record.name,
+            peer_address: record.peer_address,
+            client_address: record.client_address,
+            feature_level: record.feature_level,
+            living: None,
+            newest: Incarnation(0),
+            attempt: 0,
+        }
+    }
+}
+
+/// A dead incarnation that is not lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dead {
+    /// Whose it was.
+    pub node: NodeId,
+    /// Those that lived when it died and have not died since: each must say that it dropped its lanes.
+    ///
+    /// A witness that dies itself no longer counts, or two nodes that die together would wait for each other for ever. What
+    /// it may still apply reaches only clients of a node that holds no lease.
+    pub witnesses: BTreeSet<Incarnation>,
+}
+
+/// Where a group is kept.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// Nodes that vote.
+    pub voters: BTreeSet<NodeId>,
+    /// Nodes that follow.
+    pub learners: BTreeSet<NodeId>,
+}
+
+/// Why a `Join` changed nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum JoinRefusal {
+    /// There is no cluster yet.
+    #[error("no cluster has been formed here")]
+    NotFormed,
+    /// It did not know the newest incarnation of its node. Learn it and try again with a new attempt.
+    #[error("the node has registered since, as incarnation {newest}")]
+    Stale {
+        /// The incarnation to name.
+        newest: Incarnation,
+    },
+    /// Another node of that name lives: give this one another name, or stop that one.
+    #[error("node {by} has this name and is alive: choose another name")]
+    NameTaken {
+        /// The one that has it.
+        by: NodeId,
+    },
+    /// The program is older than what the cluster already uses: upgrade it.
+    #[error("the cluster uses feature level {needed}: upgrade this node")]
+    TooOld {
+        /// The level in use.
+        needed: u32,
+    },
+}
+
+/// What follows from an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// The cluster exists.
+    Formed,
+    /// A node lives.
+    Joined {
+        /// Which.
+        node: NodeId,
+        /// As what.
+        incarnation: Incarnation,
+        /// Of its `Join`.
+        attempt: u64,
+    },
+    /// A `Join` changed nothing.
+    Refused {
+        /// Whose.
+        node: NodeId,
+        /// Of that `Join`.
+        attempt: u64,
+        /// Why.
+        reason: JoinRefusal,
+    },
+    /// Groups fence it, nodes drop its lanes.
+    Died {
+        /// Which node.
+        node: NodeId,
+        /// Which of its incarnations.
+        incarnation: Incarnation,
+    },
+    /// Nobody waits for it any more; its interest goes.
+    Lost {
+        /// Which node.
+        node: NodeId,
+        /// Which of its incarnations.
+        incarnation: Incarnation,
+    },
+    /// A group is kept elsewhere.
+    Placed {
+        /// Which.
+        group: GroupId,
+    },
+    /// The feature level was raised.
+    FeatureLevel {
+        /// To this.
+        level: u32,
+    },
+}
+
+/// The state of the directory after some entry of its log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directory {
+    /// The entry it is the state after.
+    applied: u64,
+    /// Empty before the cluster is formed.
+    cluster_id: Vec<u8>,
+    feature_level: u32,
+    groups: u16,
+    members: BTreeMap<NodeId, Member>,
+    dead: BTreeMap<Incarnation, Dead>,
+    /// The lowest incarnation of each node that is not dead.
+    fences: BTreeMap<NodeId, Incarnation>,
+    placements: BTreeMap<GroupId, Placement>,
+    /// The group of each slot; empty or [`SLOTS`] long.
+    slots: Vec<GroupId>,
+}
+
+impl Default for Directory {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Directory {
+    /// Before the first entry.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            applied: 0,
+            cluster_id: Vec::new(),
+            feature_level: 0,
+            groups: 0,
+            members: BTreeMap::new(),
+            dead: BTreeMap::new(),
+            fences: BTreeMap::new(),
+            placements: BTreeMap::new(),
+            slots: Vec::new(),
+        }
+    }
+
+    /// Applies the entry at `index`. Entries at or below the applied index change nothing.
+    pub fn apply(&mut self, index: u64, command: Command) -> Vec<Effect> {
+        if index <= self.applied {
+            return Vec::new();
+        }
+        self.applied = index;
+        let mut effects = Vec::new();
+        match command {
+            Command::Form(form) => self.form(form, &mut effects),
+            Command::Join(join) => self.join(Incarnation(index), join, &mut effects),
+            Command::Dead(departed) => self.on_dead(departed, &mut effects),
+            Command::Lost(departed) => self.on_lost(departed, &mut effects),
+            Command::Placement(placement) => self.place(placement, &mut effects),
+            Command::FeatureLevel(raise) => self.raise_feature_level(raise.level, &mut effects),
+        }
+        self.assert_invariants();
+        effects
+    }
+
+    /// An entry that carries no command for the directory: Raft's own, or one of a later version.
+    pub fn skip(&mut self, index: u64) {
+        self.applied = self.applied.max(index);
+    }
+
+    /// The entry it is the state after.
+    #[must_use]
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// Sixteen bytes; `None` before the cluster is formed.
+    #[must_use]
+    pub fn cluster_id(&self) -> Option<&[u8]> {
+        self.is_formed().then_some(&self.cluster_id)
+    }
+
+    /// What commands of all groups may use.
+    #[must_use]
+    pub fn feature_level(&self) -> u32 {
+        self.feature_level
+    }
+
+    /// The data groups.
+    pub fn groups(&self) -> impl Iterator<Item = GroupId> + use<> {
+        (0..self.groups).map(GroupId)
+    }
+
+    /// The group of a slot. `None` before the cluster is formed.
+    #[must_use]
+    pub fn group_of_slot(&self, slot: u16) -> Option<GroupId> {
+        self.slots.get(usize::from(slot)).copied()
+    }
+
+    /// Where groups are kept.
+    #[must_use]
+    pub fn placements(&self) -> &BTreeMap<GroupId, Placement> {
+        &self.placements
+    }
+
+    /// All nodes, living or not.
+    #[must_use]
+    pub fn members(&self) -> &BTreeMap<NodeId, Member> {
+        &self.members
+    }
+
+    /// The nodes that live, and as what.
+    pub fn living(&self) -> impl Iterator<Item = (NodeId, Incarnation)> + '_ {
+        self.members.iter().filter_map(|(&node, member)| member.living.map(|living| (node, living)))
+    }
+
+    /// Whether exactly this incarnation lives.
+    #[must_use]
+    pub fn is_living(&self, node: NodeId, incarnation: Incarnation) -> bool {
+        self.members.get(&node).is_some_and(|member| member.living == Some(incarnation))
+    }
+
+    /// Incarnations that are dead and not lost, oldest first.
+    #[must_use]
+    pub fn dead_not_lost(&self) -> &BTreeMap<Incarnation, Dead> {
+        &self.dead
+    }
+
+    /// Everyone that a barrier waits for: who lives, and who is dead but may still act.
+    pub fn not_lost(&self) -> impl Iterator<Item = (NodeId, Incarnation)> + '_ {
+        self.living().chain(self.dead.iter().map(|(&incarnation, dead)| (dead.node, incarnation)))
+    }
+
+    /// The lowest incarnation of each node that is not dead. Outlives everything else that is known of a node, so that a batch
+    /// which was on its way for an hour is still refused.
+    #[must_use]
+    pub fn fences(&self) -> &BTreeMap<NodeId, Incarnation> {
+        &self.fences
+    }
+
+    fn is_formed(&self) -> bool {
+        !self.cluster_id.is_empty()
+    }
+
+    fn form(&mut self, form: Form, effects: &mut Vec<Effect>) {
+        let Ok(groups @ 1..) = u16::try_from(form.groups) else { return };
+        if self.is_formed() || form.cluster_id.is_empty() {
+            return;
+        }
+        self.cluster_id = form.cluster_id.to_vec();
+        self.feature_level = form.feature_level;
+        self.groups = groups;
+        self.slots = (0..SLOTS).map(|slot| GroupId((slot % usize::from(groups)) as u16)).collect();
+        for record in form.members {
+            if let Some(node) = NodeId::new(record.node) {
+                self.members.insert(node, Member::new(record));
+            }
+        }
+        effects.push(Effect::Formed);
+        for placement in form.placements {
+            self.place(placement, &mut Vec::new());
+        }
+    }
+
+    fn join(&mut self, incarnation: Incarnation, join: Join, effects: &mut Vec<Effect>) {
+        let Some((node, record)) = join.member.and_then(|record| Some((NodeId::new(record.node)?, record))) else {
+            return;
+        };
+        if let Err(reason) = self.check_join(node, &record, Incarnation(join.newest)) {
+            effects.push(Effect::Refused { node, attempt: join.attempt, reason });
+            return;
+        }
+        // The lock on the disk proves that the process of the older incarnation is gone.
+        if let Some(older) = self.members.get(&node).and_then(|member| member.living) {
+            self.kill(node, older, effects);
+        }
+        let member =
+            Member { living: Some(incarnation), newest: incarnation, attempt: join.attempt, ..Member::new(record) };
+        self.members.insert(node, member);
+        effects.push(Effect::Joined { node, incarnation, attempt: join.attempt });
+    }
+
+    fn check_join(&self, node: NodeId, record: &MemberRecord, known: Incarnation) -> Result<(), JoinRefusal> {
+        if !self.is_formed() {
+            return Err(JoinRefusal::NotFormed);
+        }
+        if record.feature_level < self.feature_level {
+            return Err(JoinRefusal::TooOld { needed: self.feature_level });
+        }
+        if let Some(newest) = self.members.get(&node).map(|member| member.newest).filter(|&newest| newest > known) {
+            return Err(JoinRefusal::Stale { newest });
+        }
+        let namesake = |(&other, member): (&NodeId, &Member)| {
+            other != node && member.living.is_some() && member.name == record.name
+        };
+        match self.members.iter().find(|&entry| namesake(entry)) {
+            Some((&by, _)) => Err(JoinRefusal::NameTaken { by }),
+            None => Ok(()),
+        }
+    }
+
+    fn on_dead(&mut self, departed: Departed, effects: &mut Vec<Effect>) {
+        let incarnation = Incarnation(departed.incarnation);
+        if let Some(node) = NodeId::new(departed.node).filter(|&node| self.is_living(node, incarnation)) {
+            self.kill(node, incarnation, effects);
+        }
+    }
+
+    fn kill(&mut self, node: NodeId, incarnation: Incarnation, effects: &mut Vec<Effect>) {
+        if let Some(member) = self.members.get_mut(&node) {
+            member.living = None;
+        }
+        for dead in self.dead.values_mut() {
+            dead.witnesses.remove(&incarnation);
+        }
+        let witnesses = self.living().map(|(_, living)| living).collect();
+        self.dead.insert(incarnation, Dead { node, witnesses });
+        self.fences.insert(node, Incarnation(incarnation.0 + 1));
+        effects.push(Effect::Died { node, incarnation });
+    }
+
+    fn on_lost(&mut self, departed: Departed, effects: &mut Vec<Effect>) {
+        let incarnation = Incarnation(departed.incarnation);
+        if let Some(dead) = self.dead.remove(&incarnation) {
+            effects.push(Effect::Lost { node: dead.node, incarnation });
+        }
+    }
+
+    fn place(&mut self, placement: command::Placement, effects: &mut Vec<Effect>) {
+        let Ok(group) = u16::try_from(placement.group).map(GroupId) else { return };
+        if !self.is_formed() {
+            return;
+        }
+        let nodes = |ids: Vec<u64>| ids.into_iter().filter_map(NodeId::new).collect();
+        let placed = Placement { voters: nodes(placement.voters), learners: nodes(placement.learners) };
+        self.placements.insert(group, placed);
+        effects.push(Effect::Placed { group });
+    }
+
+    fn raise_feature_level(&mut self, level: u32, effects: &mut Vec<Effect>) {
+        // Members that are away count too: they come back with the program they went with.
+        let known_to_all = self.members.values().all(|member| member.feature_level >= level);
+        if level > self.feature_level && known_to_all {
+            self.feature_level = level;
+            effects.push(Effect::FeatureLevel { level });
+        }
+    }
+
+    fn assert_invariants(&self) {
+        for (node, living) in self.living() {
+            let fence = self.fences.get(&node).copied().unwrap_or_default();
+            assert!(fence <= living, "an incarnation that lives is not fenced");
+            assert!(!self.dead.contains_key(&living), "an incarnation that lives is not dead");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

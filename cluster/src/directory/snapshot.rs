@@ -1,0 +1,163 @@
+//! The directory as bytes: equal states are equal bytes, so that replicas can be compared by a digest.
+
+use prost::Message as _;
+
+use super::{Dead, Directory, Member, Placement, SLOTS, command};
+use crate::identity::{Incarnation, NodeId};
+use crate::pipeline::GroupId;
+
+/// Why bytes are no state of a directory. They come from a checkpoint or a peer whose checksums agreed: never go on
+/// without them.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// Not protobuf.
+    #[error("the directory's snapshot cannot be read: {0}")]
+    Undecodable(#[from] prost::DecodeError),
+    /// It contradicts itself.
+    #[error("the directory's snapshot is not what this program writes: {0}")]
+    Invalid(&'static str),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Snapshot {
+    #[prost(uint64, tag = "1")]
+    applied: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    cluster_id: Vec<u8>,
+    #[prost(uint32, tag = "3")]
+    feature_level: u32,
+    #[prost(uint32, tag = "4")]
+    groups: u32,
+    #[prost(message, repeated, tag = "5")]
+    members: Vec<MemberState>,
+    #[prost(message, repeated, tag = "6")]
+    dead: Vec<DeadState>,
+    #[prost(message, repeated, tag = "7")]
+    fences: Vec<command::Departed>,
+    #[prost(message, repeated, tag = "8")]
+    placements: Vec<command::Placement>,
+    /// The group of each slot.
+    #[prost(uint32, repeated, tag = "9")]
+    slots: Vec<u32>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct MemberState {
+    #[prost(message, optional, tag = "1")]
+    record: Option<command::MemberRecord>,
+    /// 0: none lives.
+    #[prost(uint64, tag = "2")]
+    living: u64,
+    #[prost(uint64, tag = "3")]
+    newest: u64,
+    #[prost(uint64, tag = "4")]
+    attempt: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct DeadState {
+    #[prost(uint64, tag = "1")]
+    node: u64,
+    #[prost(uint64, tag = "2")]
+    incarnation: u64,
+    #[prost(uint64, repeated, tag = "3")]
+    witnesses: Vec<u64>,
+}
+
+impl Directory {
+    /// The whole state as bytes.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<u8> {
+        let ids = |nodes: &std::collections::BTreeSet<NodeId>| nodes.iter().map(|node| node.get()).collect();
+        Snapshot {
+            applied: self.applied,
+            cluster_id: self.cluster_id.clone(),
+            feature_level: self.feature_level,
+            groups: u32::from(self.groups),
+            members: self.members.iter().map(|(&node, member)| member_state(node, member)).collect(),
+            dead: self.dead.iter().map(|(&incarnation, dead)| dead_state(incarnation, dead)).collect(),
+            fences: (self.fences.iter())
+                .map(|(node, fence)| command::Departed { node: node.get(), incarnation: fence.0 })
+                .collect(),
+            placements: (self.placements.iter())
+                .map(|(group, placement)| command::Placement {
+                    group: u32::from(group.0),
+                    voters: ids(&placement.voters),
+                    learners: ids(&placement.learners),
+                })
+                .collect(),
+            slots: self.slots.iter().map(|group| u32::from(group.0)).collect(),
+        }
+        .encode_to_vec()
+    }
+
+    /// The state that [`Directory::snapshot`] wrote.
+    ///
+    /// # Errors
+    /// The bytes are not what it writes.
+    pub fn restore(bytes: &[u8]) -> Result<Self, SnapshotError> {
+        let snapshot = Snapshot::decode(bytes)?;
+        if !matches!(snapshot.slots.len(), 0 | SLOTS) {
+            return Err(SnapshotError::Invalid("the number of slots"));
+        }
+        Ok(Self {
+            applied: snapshot.applied,
+            cluster_id: snapshot.cluster_id,
+            feature_level: snapshot.feature_level,
+            groups: group(snapshot.groups)?.0,
+            members: snapshot.members.into_iter().map(member).collect::<Result<_, _>>()?,
+            dead: snapshot.dead.into_iter().map(dead).collect::<Result<_, _>>()?,
+            fences: (snapshot.fences.into_iter())
+                .map(|fence| Ok((node(fence.node)?, Incarnation(fence.incarnation))))
+                .collect::<Result<_, SnapshotError>>()?,
+            placements: snapshot.placements.into_iter().map(placement).collect::<Result<_, _>>()?,
+            slots: snapshot.slots.into_iter().map(group).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+fn member_state(node: NodeId, member: &Member) -> MemberState {
+    MemberState {
+        record: Some(command::MemberRecord {
+            node: node.get(),
+            name: member.name.clone(),
+            peer_address: member.peer_address.clone(),
+            client_address: member.client_address.clone(),
+            feature_level: member.feature_level,
+        }),
+        living: member.living.unwrap_or_default().0,
+        newest: member.newest.0,
+        attempt: member.attempt,
+    }
+}
+
+fn member(state: MemberState) -> Result<(NodeId, Member), SnapshotError> {
+    let record = state.record.ok_or(SnapshotError::Invalid("a member without a record"))?;
+    let living = (state.living != 0).then_some(Incarnation(state.living));
+    let id = node(record.node)?;
+    let newest = Incarnation(state.newest);
+    Ok((id, Member { living, newest, attempt: state.attempt, ..Member::new(record) }))
+}
+
+fn dead_state(incarnation: Incarnation, dead: &Dead) -> DeadState {
+    let witnesses = dead.witnesses.iter().map(|witness| witness.0).collect();
+    DeadState { node: dead.node.get(), incarnation: incarnation.0, witnesses }
+}
+
+fn dead(state: DeadState) -> Result<(Incarnation, Dead), SnapshotError> {
+    let witnesses = state.witnesses.into_iter().map(Incarnation).collect();
+    Ok((Incarnation(state.incarnation), Dead { node: node(state.node)?, witnesses }))
+}
+
+fn placement(state: command::Placement) -> Result<(GroupId, Placement), SnapshotError> {
+    let nodes = |ids: Vec<u64>| ids.into_iter().map(node).collect::<Result<_, _>>();
+    Ok((group(state.group)?, Placement { voters: nodes(state.voters)?, learners: nodes(state.learners)? }))
+}
+
+fn node(id: u64) -> Result<NodeId, SnapshotError> {
+    NodeId::new(id).ok_or(SnapshotError::Invalid("a node without an id"))
+}
+
+fn group(id: u32) -> Result<GroupId, SnapshotError> {
+    u16::try_from(id).map(GroupId).map_err(|_| SnapshotError::Invalid("the number of a group"))
+}

@@ -1,0 +1,220 @@
+use bytes::Bytes;
+
+use super::command::{Departed, FeatureLevel};
+use super::*;
+
+fn node(id: u64) -> NodeId {
+    NodeId::new(id).expect("not zero")
+}
+
+fn record(id: u64) -> MemberRecord {
+    MemberRecord {
+        node: id,
+        name: format!("n{id}"),
+        peer_address: format!("n{id}:7000"),
+        client_address: format!("n{id}:1883"),
+        feature_level: 3,
+    }
+}
+
+fn join(id: u64, attempt: u64, newest: u64) -> Command {
+    Command::Join(Join { member: Some(record(id)), attempt, newest })
+}
+
+fn dead(id: u64, incarnation: u64) -> Command {
+    Command::Dead(Departed { node: id, incarnation })
+}
+
+fn lost(id: u64, incarnation: u64) -> Command {
+    Command::Lost(Departed { node: id, incarnation })
+}
+
+fn joined(id: u64, incarnation: u64, attempt: u64) -> Effect {
+    Effect::Joined { node: node(id), incarnation: Incarnation(incarnation), attempt }
+}
+
+fn died(id: u64, incarnation: u64) -> Effect {
+    Effect::Died { node: node(id), incarnation: Incarnation(incarnation) }
+}
+
+fn refused(id: u64, attempt: u64, reason: JoinRefusal) -> Effect {
+    Effect::Refused { node: node(id), attempt, reason }
+}
+
+/// Feeds commands at consecutive indices.
+struct Log(Directory);
+
+impl Log {
+    fn formed() -> Self {
+        let mut log = Self(Directory::new());
+        let placement = command::Placement { group: 0, voters: vec![1, 2, 3], learners: vec![] };
+        let form = Form {
+            cluster_id: Bytes::from_static(&[7; 16]),
+            groups: 16,
+            members: vec![record(1), record(2), record(3)],
+            placements: vec![placement],
+            feature_level: 1,
+        };
+        assert_eq!(log.feed(Command::Form(form)), [Effect::Formed]);
+        log
+    }
+
+    fn feed(&mut self, command: Command) -> Vec<Effect> {
+        let bytes = command::encode(command);
+        let command = command::decode(bytes).expect("own bytes").expect("a command");
+        self.0.apply(self.0.applied() + 1, command)
+    }
+
+    fn living(&self) -> Vec<(u64, u64)> {
+        self.0.living().map(|(node, incarnation)| (node.get(), incarnation.0)).collect()
+    }
+
+    fn witnesses(&self, incarnation: u64) -> Vec<u64> {
+        self.0.dead_not_lost()[&Incarnation(incarnation)].witnesses.iter().map(|witness| witness.0).collect()
+    }
+}
+
+#[test]
+fn a_cluster_is_formed_once() {
+    let mut log = Log::formed();
+    let again = Form { cluster_id: Bytes::from_static(&[8; 16]), groups: 2, ..Form::default() };
+    assert_eq!(log.feed(Command::Form(again)), []);
+    assert_eq!(log.0.cluster_id(), Some(&[7; 16][..]));
+    assert_eq!(log.0.groups().count(), 16);
+    assert_eq!(log.0.group_of_slot(4095), Some(GroupId(15)));
+    assert_eq!(log.0.group_of_slot(4096), None);
+    assert_eq!(log.0.placements()[&GroupId(0)].voters, [1, 2, 3].map(node).into());
+}
+
+#[test]
+fn nobody_joins_what_is_not_formed() {
+    let mut log = Log(Directory::new());
+    assert_eq!(log.feed(join(1, 9, 0)), [refused(1, 9, JoinRefusal::NotFormed)]);
+}
+
+#[test]
+fn the_index_of_a_join_is_the_incarnation() {
+    let mut log = Log::formed();
+    assert_eq!(log.living(), [], "members of Form do not live before they join");
+    assert_eq!(log.feed(join(1, 9, 0)), [joined(1, 2, 9)]);
+    assert_eq!(log.feed(join(2, 9, 0)), [joined(2, 3, 9)]);
+    assert_eq!(log.living(), [(1, 2), (2, 3)]);
+}
+
+#[test]
+fn an_entry_that_is_applied_again_changes_nothing() {
+    let mut log = Log::formed();
+    log.feed(join(1, 9, 0));
+    assert_eq!(log.0.apply(2, dead(1, 2)), []);
+    assert_eq!(log.living(), [(1, 2)]);
+}
+
+#[test]
+fn registering_again_ends_the_older_incarnation_first() {
+    let mut log = Log::formed();
+    log.feed(join(1, 8, 0));
+    log.feed(join(2, 9, 0));
+    assert_eq!(log.feed(join(1, 10, 2)), [died(1, 2), joined(1, 4, 10)]);
+    assert_eq!(log.living(), [(1, 4), (2, 3)]);
+    assert_eq!(log.witnesses(2), [3], "the new incarnation did not live when the old one died");
+    assert_eq!(log.0.not_lost().map(|(_, incarnation)| incarnation.0).collect::<Vec<_>>(), [4, 3, 2]);
+}
+
+/// The network may deliver a `Join` of an earlier start after a later one: it must not end the living incarnation, whose
+/// process holds a lease.
+#[test]
+fn a_join_that_does_not_know_the_newest_incarnation_is_refused() {
+    let mut log = Log::formed();
+    log.feed(join(1, 9, 0));
+    let stale = JoinRefusal::Stale { newest: Incarnation(2) };
+    assert_eq!(log.feed(join(1, 9, 0)), [refused(1, 9, stale)], "a copy of the same");
+    assert_eq!(log.feed(join(1, 8, 0)), [refused(1, 8, stale)], "an earlier one");
+    log.feed(dead(1, 2));
+    assert_eq!(log.feed(join(1, 8, 0)), [refused(1, 8, stale)], "also when the newest is dead");
+    assert_eq!(log.feed(join(1, 11, 2)), [joined(1, 7, 11)]);
+}
+
+#[test]
+fn a_name_belongs_to_one_living_node() {
+    let mut log = Log::formed();
+    log.feed(join(1, 9, 0));
+    let namesake = || {
+        let member = MemberRecord { node: 4, ..record(1) };
+        Command::Join(Join { member: Some(member), attempt: 5, newest: 0 })
+    };
+    assert_eq!(log.feed(namesake()), [refused(4, 5, JoinRefusal::NameTaken { by: node(1) })]);
+    log.feed(dead(1, 2));
+    assert_eq!(log.feed(namesake()), [joined(4, 5, 5)]);
+}
+
+#[test]
+fn dead_is_ignored_unless_it_names_the_living_incarnation() {
+    let mut log = Log::formed();
+    log.feed(join(1, 8, 0));
+    log.feed(join(1, 9, 2));
+    assert_eq!(log.feed(dead(1, 2)), []);
+    assert_eq!(log.feed(dead(2, 3)), []);
+    assert_eq!(log.feed(dead(1, 3)), [died(1, 3)]);
+    assert_eq!(log.feed(dead(1, 3)), [], "and only once");
+}
+
+#[test]
+fn lost_follows_dead_once() {
+    let mut log = Log::formed();
+    log.feed(join(1, 9, 0));
+    assert_eq!(log.feed(lost(1, 2)), [], "not while it lives");
+    log.feed(dead(1, 2));
+    assert_eq!(log.feed(lost(1, 2)), [Effect::Lost { node: node(1), incarnation: Incarnation(2) }]);
+    assert_eq!(log.feed(lost(1, 2)), []);
+    assert_eq!(log.0.fences()[&node(1)], Incarnation(3), "what fences it outlives it");
+}
+
+/// Two nodes that die together would otherwise wait for each other for ever.
+#[test]
+fn a_witness_that_dies_no_longer_counts() {
+    let mut log = Log::formed();
+    for id in 1..=3 {
+        log.feed(join(id, 9, 0));
+    }
+    log.feed(dead(1, 2));
+    assert_eq!(log.witnesses(2), [3, 4]);
+    log.feed(dead(2, 3));
+    assert_eq!(log.witnesses(2), [4]);
+    assert_eq!(log.witnesses(3), [4]);
+}
+
+#[test]
+fn the_feature_level_waits_for_every_member() {
+    let mut log = Log::formed();
+    let raise = |level| Command::FeatureLevel(FeatureLevel { level });
+    assert_eq!(log.feed(raise(4)), [], "all know 3");
+    assert_eq!(log.feed(raise(3)), [Effect::FeatureLevel { level: 3 }]);
+    assert_eq!(log.feed(raise(2)), [], "never lowered");
+    let old = MemberRecord { feature_level: 2, ..record(4) };
+    let join = Command::Join(Join { member: Some(old), attempt: 1, newest: 0 });
+    assert_eq!(log.feed(join), [refused(4, 1, JoinRefusal::TooOld { needed: 3 })]);
+}
+
+#[test]
+fn a_snapshot_restores_the_state_to_the_byte() {
+    let mut log = Log::formed();
+    for id in 1..=3 {
+        log.feed(join(id, 9, 0));
+    }
+    log.feed(dead(2, 3));
+    log.feed(Command::Placement(command::Placement { group: 3, voters: vec![1], learners: vec![3] }));
+    let bytes = log.0.snapshot();
+    let restored = Directory::restore(&bytes).expect("own bytes");
+    assert_eq!(restored, log.0);
+    assert_eq!(restored.snapshot(), bytes);
+    assert_eq!(Directory::restore(&Directory::new().snapshot()).expect("own bytes"), Directory::new());
+}
+
+#[test]
+fn bytes_that_are_no_snapshot_are_refused() {
+    let fence_of_no_node = [0x3a, 2, 0x10, 1];
+    assert!(matches!(Directory::restore(&fence_of_no_node), Err(SnapshotError::Invalid(_))));
+    let one_slot = [0x4a, 1, 0];
+    assert!(matches!(Directory::restore(&one_slot), Err(SnapshotError::Invalid(_))));
+    assert!(matches!(Directory::restore(&[0xff]), Err(SnapshotError::Undecodable(_))));
+}
