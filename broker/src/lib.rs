@@ -12,6 +12,7 @@ pub mod http;
 pub mod listener;
 pub mod message;
 pub mod metrics;
+pub mod peers;
 pub mod replicated;
 pub mod router;
 pub mod session;

@@ -7,17 +7,17 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use kentongan_cluster::{GroupId, StateMachine, Write};
-use kentongan_proto::mqtt::{QoS, ReasonCode, Will};
+use kentongan_proto::mqtt::{QoS, ReasonCode};
 
+use super::pushes::Pushes;
 use crate::connection_key::ConnectionKey;
 use crate::message::Message;
 use crate::metrics::{ArbiterCounters, DropReason};
-use crate::replicated::command::{
-    self, Command, LaneBatch, LaneMessage, MessageRecord, Owner, UserProperty, WillRecord,
-};
+use crate::peers::wire::{EventKind, Resync};
+use crate::replicated::command::{self, Command, LaneBatch, LaneMessage, MessageRecord, Owner};
 use crate::replicated::effect::{Drop, Effect, FilterOutcome, OpenedSession};
 use crate::replicated::state::{GroupState, OUTBOX_LANE};
-use crate::replicated::submitter::Query;
+use crate::replicated::submitter::{Asker, Query};
 use crate::replicated::{
     ClaimRequest, DeliverPersistent, LaneAnswer, Opened, RetainedCursor, RetainedPage, SubscribeOutcome,
     SubscribedPersistent, UnsubscribedPersistent,
@@ -59,6 +59,8 @@ pub struct Machine {
     routed: BTreeMap<u16, Vec<u64>>,
     /// Events for each arbiter, in their order.
     events: Vec<Vec<Event>>,
+    /// Events for the arbiters of other nodes.
+    pushes: Pushes,
     retained: (usize, u64),
     counted: Instant,
 }
@@ -86,6 +88,7 @@ impl Machine {
             lanes: BTreeMap::new(),
             routed: BTreeMap::new(),
             events: Vec::new(),
+            pushes: Pushes::default(),
             retained: (0, 0),
             counted: Instant::now(),
         }
@@ -137,29 +140,29 @@ impl Machine {
 
     fn carry_out_one(&mut self, shared: &Shared, group: u16, effect: Effect) {
         match effect {
-            Effect::Opened(opened) => self.opened(group, opened),
+            Effect::Opened(opened) => self.opened(shared, group, opened),
             Effect::Refused { owner, reason } => {
                 let connection = connection_of(owner);
-                self.push(connection.arbiter(), Event::Refused { connection, reason });
+                self.push_to(shared, group, owner, Event::Refused { connection, reason });
             }
-            Effect::Close { .. } => {
-                // Claims of this process wait in `waiting`, not in the group.
-                debug_assert!(false, "no claim asks the group to wait");
+            Effect::Close { owner, client_id, epoch } => {
+                let connection = connection_of(owner);
+                self.push_to(shared, group, owner, Event::Close { connection, group, client_id, epoch });
             }
             Effect::Session { client_id, identity, exists } => {
                 shared.registry.set_persistent(&client_id, &identity, exists);
                 self.counters.sessions.add(if exists { 1 } else { -1 });
             }
-            Effect::Subscribed { owner, epoch, packet_id, outcomes } => {
+            Effect::Subscribed { owner, epoch, packet_id, ticket, outcomes } => {
                 let connection = connection_of(owner);
                 let outcomes = outcomes.into_iter().map(outcome).collect();
-                let subscribed = SubscribedPersistent { connection, epoch, packet_id, outcomes };
-                self.push(connection.arbiter(), Event::Subscribed(subscribed));
+                let subscribed = SubscribedPersistent { connection, epoch, packet_id, ticket, outcomes };
+                self.push_to(shared, group, owner, Event::Subscribed(subscribed));
             }
-            Effect::Unsubscribed { owner, epoch, packet_id, outcomes } => {
+            Effect::Unsubscribed { owner, epoch, packet_id, ticket, outcomes } => {
                 let connection = connection_of(owner);
-                let unsubscribed = UnsubscribedPersistent { connection, epoch, packet_id, outcomes };
-                self.push(connection.arbiter(), Event::Unsubscribed(unsubscribed));
+                let unsubscribed = UnsubscribedPersistent { connection, epoch, packet_id, ticket, outcomes };
+                self.push_to(shared, group, owner, Event::Unsubscribed(unsubscribed));
             }
             Effect::Interest { filter, wanted: true } => shared.index.subscribe(&filter, Target::Group(group)),
             Effect::Interest { filter, wanted: false } => {
@@ -172,7 +175,8 @@ impl Machine {
                 }
             }
             Effect::Deliver(delivery) => {
-                let connection = connection_of(delivery.owner);
+                let owner = delivery.owner;
+                let connection = connection_of(owner);
                 let now_ms = shared.now_ms();
                 let delivery = DeliverPersistent {
                     connection,
@@ -185,22 +189,22 @@ impl Machine {
                     message: delivery.message,
                     expires_at_ms: delivery.expiry_left_ms.map(|left| now_ms + left),
                 };
-                self.deliver(delivery);
+                self.deliver(shared, group, owner, delivery);
             }
             Effect::Acknowledge { owner, epoch, kind, packet_id, reason } => {
                 let connection = connection_of(owner);
                 let event = Event::Acknowledge { connection, epoch, kind, packet_id, reason };
-                self.push(connection.arbiter(), event);
+                self.push_to(shared, group, owner, event);
             }
-            Effect::LaneAnswered { node: _, lane, number, refused } => {
-                self.lane_answered(shared, group, lane, number, refused)
+            Effect::LaneAnswered { node, lane, number, refused } => {
+                self.lane_answered(shared, group, node, lane, number, refused)
             }
             Effect::Route { position, message, share } => {
                 self.route(shared, group, position, &message, share.as_deref())
             }
             Effect::RetainedTaken { owner, epoch, read, queued } => {
                 let connection = connection_of(owner);
-                self.push(connection.arbiter(), Event::RetainedTaken { connection, epoch, read, queued });
+                self.push_to(shared, group, owner, Event::RetainedTaken { connection, epoch, read, queued });
             }
             Effect::Fenced { more } => self.was_fenced(shared, group, more),
             Effect::Dropped { reason, count } => {
@@ -218,8 +222,11 @@ impl Machine {
     }
 
     /// Consecutive deliveries for an arbiter travel as one event.
-    fn deliver(&mut self, delivery: DeliverPersistent) {
+    fn deliver(&mut self, shared: &Shared, group: u16, owner: Owner, delivery: DeliverPersistent) {
         let arbiter = delivery.connection.arbiter();
+        if shared.cluster.is_some() {
+            return self.push_to(shared, group, owner, Event::Deliver(vec![delivery]));
+        }
         match self.events.get_mut(usize::from(arbiter)).and_then(|events| events.last_mut()) {
             Some(Event::Deliver(deliveries)) => deliveries.push(delivery),
             _ => self.push(arbiter, Event::Deliver(vec![delivery])),
@@ -239,6 +246,47 @@ impl Machine {
             // Start-up may have given up waiting.
             let _ = fenced.send(());
         }
+    }
+
+    // Where the owner is.
+
+    /// To the arbiter that serves a session, here or elsewhere, unless it has still to say what it has: then it will be
+    /// sent what is missing.
+    fn push_to(&mut self, shared: &Shared, group: u16, owner: Owner, event: Event) {
+        let arbiter = connection_of(owner).arbiter();
+        if shared.cluster.is_some() && !self.pushes.is_synced(group, owner.node, arbiter) {
+            return;
+        }
+        self.send(shared, group, (owner.node, owner.incarnation, arbiter), 0, event);
+    }
+
+    fn send(&mut self, shared: &Shared, group: u16, to: (u64, u64, u16), lane: u64, event: Event) {
+        let (node, incarnation, arbiter) = to;
+        match &shared.cluster {
+            Some(cluster) if cluster.node != node => {
+                self.pushes.push(group, node, incarnation, EventKind::of(&event, lane, shared.now_ms()));
+            }
+            // What was meant for the process before this one is for nobody.
+            _ if incarnation == shared.incarnation => self.push(arbiter, event),
+            _ => {}
+        }
+    }
+
+    /// An arbiter says what its clients have.
+    fn resync(&mut self, node: u64, resync: Resync) {
+        let Some(group) = self.pushes.synced(node, &resync) else {
+            return;
+        };
+        let owner = |connection| Owner { incarnation: resync.incarnation, connection, node };
+        let mut effects = Vec::new();
+        let state = &self.groups[usize::from(group)];
+        for served in &resync.sessions {
+            state.resync(&served.client_id, owner(served.connection), served.epoch, &served.has(), &mut effects);
+        }
+        for claim in &resync.claims {
+            state.claim_again(&claim.client_id, owner(claim.connection), &mut effects);
+        }
+        self.carry_out(group, effects);
     }
 
     // Claims.
@@ -269,11 +317,19 @@ impl Machine {
             return self.push(connection.arbiter(), opened.into());
         }
         let group = shared.submitter.slots().group_of(&request.client_id);
-        shared.submitter.propose(group, Command::Connect(connect_command(&request, shared.incarnation)));
+        shared.submitter.propose(
+            group,
+            Command::Connect(request.command(Owner {
+                incarnation: shared.incarnation,
+                connection: request.connection.raw(),
+                node: 0,
+            })),
+        );
     }
 
-    fn opened(&mut self, group: u16, opened: OpenedSession) {
-        let connection = connection_of(opened.owner);
+    fn opened(&mut self, shared: &Shared, group: u16, opened: OpenedSession) {
+        let owner = opened.owner;
+        let connection = connection_of(owner);
         let subscriptions = opened.subscriptions.into_iter().map(outcome).collect();
         let opened = Opened {
             connection,
@@ -284,7 +340,7 @@ impl Machine {
             subscriptions,
             received: opened.received,
         };
-        self.push(connection.arbiter(), opened.into());
+        self.push_to(shared, group, owner, opened.into());
     }
 
     // Outboxes.
@@ -355,13 +411,20 @@ impl Machine {
         }
     }
 
-    fn lane_answered(&mut self, shared: &Shared, group: u16, lane: u64, number: u64, refused: Vec<(u64, ReasonCode)>) {
+    fn lane_answered(
+        &mut self,
+        shared: &Shared,
+        group: u16,
+        node: u64,
+        lane: u64,
+        number: u64,
+        refused: Vec<(u64, ReasonCode)>,
+    ) {
         if lane & OUTBOX_LANE == 0 {
-            let arbiter = (lane & 0xFFF) as u16;
-            if lane >> 12 == shared.incarnation {
-                self.push(arbiter, Event::LaneAnswered(LaneAnswer { group, number, refused }));
-            }
-            return;
+            let (incarnation, arbiter) = (lane >> 12, (lane & 0xFFF) as u16);
+            let answer = LaneAnswer { group, number, refused };
+            // Safe to repeat, so it needs no resync before it.
+            return self.send(shared, group, (node, incarnation, arbiter), lane, Event::LaneAnswered(answer));
         }
         let origin = (lane & !OUTBOX_LANE) as u16;
         let Some(positions) = self.unanswered.get_mut(&(origin, group)) else {
@@ -401,8 +464,10 @@ impl Machine {
 
     // Retained messages.
 
-    fn retained_page(&mut self, connection: ConnectionKey, number: u64, filter: &str, cursor: RetainedCursor) {
+    fn retained_page(&mut self, asker: Asker, number: u64, filter: &str, cursor: RetainedCursor) {
         let shared = self.shared();
+        let connection = asker.connection;
+        let asked = cursor.clone();
         let now_ms = shared.now_ms();
         let slots = shared.submitter.slots();
         let exact = !filter.contains(['+', '#']);
@@ -416,8 +481,10 @@ impl Machine {
             None if exact || usize::from(group) + 1 >= self.groups.len() => None,
             None => Some(RetainedCursor { group: group + 1, after: None }),
         };
-        let page = RetainedPage { connection, number, messages, next };
-        self.push(connection.arbiter(), Event::RetainedPage(page));
+        let page = RetainedPage { connection, number, asked, messages, next };
+        // Known by what was asked for, so it needs no resync before it.
+        let to = (asker.node, asker.incarnation, connection.arbiter());
+        self.send(&shared, group, to, 0, Event::RetainedPage(page));
     }
 
     fn count_retained(&mut self) {
@@ -462,8 +529,9 @@ impl StateMachine for Machine {
                     self.claim(request);
                 }
             }
-            Query::RetainedPage { connection, number, filter, cursor } => {
-                self.retained_page(connection, number, &filter, cursor);
+            Query::Resync { node, resync } => self.resync(node, resync),
+            Query::RetainedPage { asker, number, filter, cursor } => {
+                self.retained_page(asker, number, &filter, cursor);
             }
         }
     }
@@ -474,6 +542,7 @@ impl StateMachine for Machine {
         }
         let shared = self.shared();
         self.submit(&shared);
+        self.pushes.flush(&shared);
         for (arbiter, events) in self.events.iter_mut().enumerate() {
             for event in events.drain(..) {
                 shared.inboxes[arbiter].push(event, 0);
@@ -487,6 +556,9 @@ impl StateMachine for Machine {
             return;
         }
         let shared = self.shared();
+        if let Some(cluster) = &shared.cluster {
+            self.pushes.ask_behind(&*cluster.peers);
+        }
         for (group, state) in self.groups.iter().enumerate() {
             if let Some(due) = state.next_due_ms() {
                 shared.submitter.tick_if_due(group as u16, due.saturating_sub(state.clock_ms()));
@@ -543,42 +615,5 @@ fn on_process_clock(message: &Arc<Message>, clock_ms: u64, now_ms: u64) -> Arc<M
             let expires_at_ms = Some(now_ms + at.saturating_sub(clock_ms));
             Arc::new(Message { expires_at_ms, ..Message::clone(message) })
         }
-    }
-}
-
-fn connect_command(request: &ClaimRequest, incarnation: u64) -> command::Connect {
-    command::Connect {
-        owner: Some(Owner { incarnation, connection: request.connection.raw(), node: 0 }),
-        client_id: request.client_id.to_string(),
-        identity: request.identity.to_string(),
-        clean_start: request.clean_start,
-        session_expiry_seconds: request.session_expiry_seconds,
-        will: request.will.as_ref().map(|will| will_record(will, &request.client_id)),
-        window_max: u32::from(request.window),
-        queue_messages_max: request.caps.messages_max.map(|bound| bound as u64),
-        queue_bytes_max: request.caps.bytes_max.map(|bound| bound as u64),
-        ..command::Connect::default()
-    }
-}
-
-fn will_record(will: &Will, client_id: &str) -> WillRecord {
-    let properties = &will.properties;
-    let user = |(name, value): &(String, String)| UserProperty { name: name.clone(), value: value.clone() };
-    WillRecord {
-        message: Some(MessageRecord {
-            topic: will.topic.clone(),
-            payload: will.payload.clone(),
-            qos: will.qos as u32,
-            retain: will.retain,
-            publisher: client_id.to_owned(),
-            expiry_left_ms: properties.message_expiry_interval.map(|seconds| u64::from(seconds) * 1000),
-            payload_format_indicator: properties.payload_format_indicator.map(u32::from),
-            content_type: properties.content_type.clone(),
-            response_topic: properties.response_topic.clone(),
-            correlation_data: properties.correlation_data.clone(),
-            user_properties: properties.user_properties.iter().map(user).collect(),
-            ..MessageRecord::default()
-        }),
-        delay_seconds: properties.will_delay_interval.unwrap_or(0),
     }
 }

@@ -4,6 +4,7 @@
 //! which groups change; [`start()`] takes up what the disk has.
 
 pub mod machine;
+mod pushes;
 mod start;
 
 pub use start::{Running, start};

@@ -62,7 +62,8 @@ pub fn start(
     let pipeline = Pipeline::start(pipeline_config(settings), disk, store, machine)?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
     let submitter = Submitter::new(pipeline.handle().clone(), slots);
-    let shared = Arc::new(Shared::new(Arc::clone(settings), arbiters, submitter, authority, data_dir.incarnation()));
+    let incarnation = data_dir.incarnation();
+    let shared = Arc::new(Shared::new(Arc::clone(settings), arbiters, submitter, authority, incarnation, None));
     if shared_cell.set(Arc::clone(&shared)).is_err() {
         unreachable!("set once, here");
     }

@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use kentongan_proto::mqtt::{PublishProperties, QoS};
 use prost::Message as _;
+use prost::encoding::{WireType, encode_key, encode_varint};
 
 use crate::message::{Message, MessageIdentity};
 
@@ -259,6 +260,12 @@ pub struct Subscribe {
     /// In their order.
     #[prost(message, repeated, tag = "4")]
     pub filters: Vec<SubscribeFilter>,
+    /// It was proposed before, and its answer may be lost: what it asked for may stand already.
+    #[prost(bool, tag = "6")]
+    pub again: bool,
+    /// Names this SUBSCRIBE at its connection, for a Packet Identifier may soon stand for another. Comes back in the answer.
+    #[prost(uint64, tag = "5")]
+    pub ticket: u64,
 }
 
 /// UNSUBSCRIBE.
@@ -276,6 +283,9 @@ pub struct Unsubscribe {
     /// In their order.
     #[prost(string, repeated, tag = "4")]
     pub filters: Vec<String>,
+    /// As that of [`Subscribe`].
+    #[prost(uint64, tag = "5")]
+    pub ticket: u64,
 }
 
 /// One message of a lane, and what the group is to do with it.
@@ -516,6 +526,27 @@ pub fn encode(command: Command) -> Bytes {
     Envelope { command: Some(command) }.encode_to_vec().into()
 }
 
+/// A batch of a lane as it stands in the log, its messages written before by [`encode_lane_message`]: they are kept
+/// like that until they are answered, whatever the head says by then.
+#[must_use]
+pub fn encode_lane(head: &LaneBatch, messages: &[u8]) -> Bytes {
+    const LANE_TAG: u32 = 5;
+    let length = head.encoded_len() + messages.len();
+    let mut bytes = BytesMut::with_capacity(length + 16);
+    encode_key(LANE_TAG, WireType::LengthDelimited, &mut bytes);
+    encode_varint(length as u64, &mut bytes);
+    // Cannot fail: a `BytesMut` grows.
+    let _ = head.encode(&mut bytes);
+    bytes.extend_from_slice(messages);
+    bytes.freeze()
+}
+
+/// One message of a lane, for [`encode_lane`].
+pub fn encode_lane_message(message: &LaneMessage, out: &mut BytesMut) {
+    const MESSAGES_TAG: u32 = 3;
+    prost::encoding::message::encode(MESSAGES_TAG, message, out);
+}
+
 /// From the log; payloads stay slices of `bytes`. `Ok(None)`: a command of a later version, which must not have been
 /// proposed before every node knew it.
 ///
@@ -557,5 +588,20 @@ mod tests {
         };
         let record = back.messages.remove(0).message.expect("a message");
         assert_eq!(record.into_message(7000), Message { expires_at_ms: Some(7500), ..message });
+    }
+
+    #[test]
+    fn a_lane_put_together_from_pieces_reads_like_one_written_whole() {
+        let message = |number| {
+            let record = MessageRecord { topic: "t".to_owned(), ..MessageRecord::default() };
+            LaneMessage { number, message: Some(record), match_subscriptions: true, ..LaneMessage::default() }
+        };
+        let head = LaneBatch { lane: 3, incarnation: 2, node: 1, answered: 4, previous: 6, messages: vec![] };
+        let mut pieces = BytesMut::new();
+        encode_lane_message(&message(7), &mut pieces);
+        encode_lane_message(&message(8), &mut pieces);
+        let whole = LaneBatch { messages: vec![message(7), message(8)], ..head.clone() };
+        let read = decode(encode_lane(&head, &pieces)).expect("a command");
+        assert_eq!(read, Some(Command::Lane(whole)));
     }
 }

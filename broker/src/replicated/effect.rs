@@ -49,6 +49,8 @@ pub enum Effect {
         epoch: u64,
         /// Packet Identifier.
         packet_id: PacketId,
+        /// Of the command.
+        ticket: u64,
         /// In the order of the filters.
         outcomes: Vec<FilterOutcome>,
     },
@@ -60,6 +62,8 @@ pub enum Effect {
         epoch: u64,
         /// Packet Identifier.
         packet_id: PacketId,
+        /// Of the command.
+        ticket: u64,
         /// In the order of the filters.
         outcomes: Vec<(String, ReasonCode)>,
     },

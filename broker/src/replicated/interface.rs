@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use kentongan_proto::mqtt::{Connect, PacketId, QoS, ReasonCode, SubscriptionOptions, Will};
 
+use super::command::{self, MessageRecord, Owner, UserProperty, WillRecord};
 use crate::connection_key::ConnectionKey;
 use crate::message::Message;
 use crate::session::handshake::Negotiated;
@@ -60,6 +61,45 @@ impl ClaimRequest {
             window: negotiated.window,
             caps,
         }
+    }
+
+    /// As the group will read it; the proposer has seen to it that nobody else is connected.
+    #[must_use]
+    pub fn command(&self, owner: Owner) -> command::Connect {
+        command::Connect {
+            owner: Some(owner),
+            client_id: self.client_id.to_string(),
+            identity: self.identity.to_string(),
+            clean_start: self.clean_start,
+            session_expiry_seconds: self.session_expiry_seconds,
+            will: self.will.as_ref().map(|will| will_record(will, &self.client_id)),
+            window_max: u32::from(self.window),
+            queue_messages_max: self.caps.messages_max.map(|bound| bound as u64),
+            queue_bytes_max: self.caps.bytes_max.map(|bound| bound as u64),
+            ..command::Connect::default()
+        }
+    }
+}
+
+fn will_record(will: &Will, client_id: &str) -> WillRecord {
+    let properties = &will.properties;
+    let user = |(name, value): &(String, String)| UserProperty { name: name.clone(), value: value.clone() };
+    WillRecord {
+        message: Some(MessageRecord {
+            topic: will.topic.clone(),
+            payload: will.payload.clone(),
+            qos: will.qos as u32,
+            retain: will.retain,
+            publisher: client_id.to_owned(),
+            expiry_left_ms: properties.message_expiry_interval.map(|seconds| u64::from(seconds) * 1000),
+            payload_format_indicator: properties.payload_format_indicator.map(u32::from),
+            content_type: properties.content_type.clone(),
+            response_topic: properties.response_topic.clone(),
+            correlation_data: properties.correlation_data.clone(),
+            user_properties: properties.user_properties.iter().map(user).collect(),
+            ..MessageRecord::default()
+        }),
+        delay_seconds: properties.will_delay_interval.unwrap_or(0),
     }
 }
 
@@ -141,6 +181,8 @@ pub struct SubscribedPersistent {
     pub epoch: u64,
     /// Of the SUBSCRIBE.
     pub packet_id: PacketId,
+    /// Of its command.
+    pub ticket: u64,
     /// In the order of its filters.
     pub outcomes: Vec<SubscribeOutcome>,
 }
@@ -169,6 +211,8 @@ pub struct UnsubscribedPersistent {
     pub epoch: u64,
     /// Of the UNSUBSCRIBE.
     pub packet_id: PacketId,
+    /// Of its command.
+    pub ticket: u64,
     /// In the order of its filters.
     pub outcomes: Vec<(String, ReasonCode)>,
 }
@@ -189,6 +233,8 @@ pub struct RetainedPage {
     pub connection: ConnectionKey,
     /// Its number for the read.
     pub number: u64,
+    /// What was asked for.
+    pub asked: RetainedCursor,
     /// Their expiry is on the process clock.
     pub messages: Vec<Arc<Message>>,
     /// `None`: that was all.

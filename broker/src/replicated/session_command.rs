@@ -70,6 +70,7 @@ impl SessionCommand {
         subscribe: &Subscribe,
         refusals: &[Option<ReasonCode>],
         retained_possible: bool,
+        ticket: u64,
     ) -> Self {
         let filters = subscribe
             .filters
@@ -91,6 +92,8 @@ impl SessionCommand {
             epoch: session.epoch,
             packet_id: u32::from(subscribe.packet_id.get()),
             filters,
+            again: false,
+            ticket,
         })
     }
 
@@ -103,12 +106,13 @@ impl SessionCommand {
 
     /// UNSUBSCRIBE of a persistent session.
     #[must_use]
-    pub fn unsubscribe(client_id: &str, session: PersistentSession, unsubscribe: &Unsubscribe) -> Self {
+    pub fn unsubscribe(client_id: &str, session: PersistentSession, unsubscribe: &Unsubscribe, ticket: u64) -> Self {
         Self::Unsubscribe(command::Unsubscribe {
             client_id: client_id.to_owned(),
             epoch: session.epoch,
             packet_id: u32::from(unsubscribe.packet_id.get()),
             filters: unsubscribe.filters.clone(),
+            ticket,
         })
     }
 }

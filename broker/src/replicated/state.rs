@@ -7,6 +7,8 @@ mod claim;
 mod delivery;
 mod lane;
 mod outbox;
+
+pub mod resync;
 mod retained_read;
 mod subscribing;
 mod timing;
@@ -20,9 +22,9 @@ use kentongan_proto::mqtt::{PacketId, QoS, ReasonCode};
 use kentongan_proto::topic::ParsedFilter;
 
 use super::command::{Command, MessageRecord, Owner};
-use super::effect::{Delivery, Effect, OpenedSession};
+use super::effect::{Delivery, Effect, FilterOutcome, OpenedSession};
 use super::retained::{Page, Retained, RetainedLimits};
-use super::session::{Entry, PersistentSession};
+use super::session::{Entry, PersistentSession, Subscription};
 use super::store::Dirty;
 use crate::message::Message;
 use crate::session::outbound::{DropPolicy, QueueCaps, Stage};
@@ -270,35 +272,6 @@ impl GroupState {
         }
     }
 
-    /// For a new leader: sends what a living connection should have and, as its owner says, has not. The owner's
-    /// acknowledgements must have been applied before. Nothing that it `has` is sent again [MQTT-4.4.0-1].
-    pub fn redeliver(&self, client_id: &str, epoch: u64, has: impl Fn(PacketId) -> bool, effects: &mut Vec<Effect>) {
-        let session = self.current(client_id, epoch).and_then(|client_id| self.sessions.get(&client_id));
-        let Some((session, owner)) = session.and_then(|session| Some((session, session.served()?))) else {
-            return;
-        };
-        for (packet_id, stage, _, entry) in session.outbound.resend() {
-            if has(packet_id) || session.to_resend.contains(&packet_id) {
-                continue;
-            }
-            match (stage, entry) {
-                (Stage::AwaitingPubComp, _) => effects.push(Effect::Acknowledge {
-                    owner,
-                    epoch,
-                    kind: AckKind::PubRel,
-                    packet_id,
-                    reason: ReasonCode::Success,
-                }),
-                (_, Some(entry)) => {
-                    // Of a session that was resumed it may be the second time, and a second time must say so.
-                    let delivery = delivery(entry, owner, epoch, packet_id, session.resumed, self.clock_ms);
-                    effects.push(Effect::Deliver(Box::new(delivery)));
-                }
-                (_, None) => {}
-            }
-        }
-    }
-
     pub(super) fn arm_retained_timer(&mut self, topic: &Arc<str>, due: u64) {
         self.timers.insert((due, Timer::Retained(Arc::clone(topic))));
         self.retained_dues.insert(Arc::clone(topic), due);
@@ -403,6 +376,29 @@ fn transient_opened(owner: Owner, client_id: &Arc<str>, epoch: u64) -> OpenedSes
         session_present: false,
         subscriptions: Vec::new(),
         received: Vec::new(),
+    }
+}
+
+/// What the owner of a session is told when its claim is granted.
+fn opened(session: &PersistentSession, owner: Owner) -> OpenedSession {
+    if session.transient {
+        return transient_opened(owner, &session.client_id, session.epoch);
+    }
+    let outcome = |(filter, own): (&Arc<str>, &Subscription)| FilterOutcome {
+        filter: filter.to_string(),
+        reason: ReasonCode::Success,
+        options: own.options,
+        identifier: own.identifier,
+        read: own.read,
+    };
+    OpenedSession {
+        owner,
+        client_id: Arc::clone(&session.client_id),
+        epoch: session.epoch,
+        persistent: true,
+        session_present: session.resumed,
+        subscriptions: session.subscriptions.iter().map(outcome).collect(),
+        received: session.received.iter().copied().collect(),
     }
 }
 

@@ -4,11 +4,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use kentongan_cluster::{GroupId, PipelineHandle};
 
 use super::command::{self, Command};
 use super::{ClaimRequest, RetainedCursor, Slots};
 use crate::connection_key::ConnectionKey;
+use crate::peers::wire::Resync;
 
 /// What the thread that applies commands is asked beside them.
 #[derive(Debug)]
@@ -19,10 +21,17 @@ pub enum Query {
     Claim(ClaimRequest),
     /// A connection that was to be taken over is done.
     Released(Arc<str>),
+    /// What a node has of the sessions that it serves.
+    Resync {
+        /// Which node.
+        node: u64,
+        /// What.
+        resync: Resync,
+    },
     /// A part of the retained messages.
     RetainedPage {
         /// Who asks.
-        connection: ConnectionKey,
+        asker: Asker,
         /// The read's number there.
         number: u64,
         /// Which topics.
@@ -30,6 +39,17 @@ pub enum Query {
         /// Where to go on.
         cursor: RetainedCursor,
     },
+}
+
+/// A connection anywhere in the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asker {
+    /// Its node.
+    pub node: u64,
+    /// The start of that node.
+    pub incarnation: u64,
+    /// The connection there.
+    pub connection: ConnectionKey,
 }
 
 /// Hands commands and questions to the groups. From one thread they arrive in the order in which it said them.
@@ -118,6 +138,17 @@ impl Submitter {
         self.pipeline.propose(GroupId(group), command::encode(command));
     }
 
+    /// Proposes a command that was encoded before.
+    pub fn propose_encoded(&self, group: u16, command: Bytes) {
+        self.tell_time(group);
+        self.pipeline.propose(GroupId(group), command);
+    }
+
+    /// What an arbiter of `node` has of the sessions of a group that this node leads. Behind what was proposed before.
+    pub fn resync(&self, node: u64, resync: Resync) {
+        self.pipeline.query(Query::Resync { node, resync });
+    }
+
     /// Asks for a Client Identifier that may be contended for.
     pub fn claim(&self, request: ClaimRequest) {
         self.pipeline.query(Query::Claim(request));
@@ -129,8 +160,8 @@ impl Submitter {
     }
 
     /// Asks for a part of the retained messages that match `filter`.
-    pub fn retained_page(&self, connection: ConnectionKey, number: u64, filter: &str, cursor: RetainedCursor) {
-        self.pipeline.query(Query::RetainedPage { connection, number, filter: filter.to_owned(), cursor });
+    pub fn retained_page(&self, asker: Asker, number: u64, filter: &str, cursor: RetainedCursor) {
+        self.pipeline.query(Query::RetainedPage { asker, number, filter: filter.to_owned(), cursor });
     }
 
     /// The mapping of names to groups.

@@ -19,6 +19,7 @@ use tokio::io::ReadBuf;
 
 use super::batch::Batch;
 use super::client::{Client, Phase, PublishRate};
+use super::cluster::Departing;
 use super::deliver::Templates;
 use super::keep_alive::Wheel;
 use super::lanes::Lanes;
@@ -80,6 +81,10 @@ pub struct ArbiterState {
     pub(super) slow_reads: Vec<ConnectionKey>,
     /// Connections whose socket took no more, some of which may take it again by now.
     stalled: Vec<ConnectionKey>,
+    /// Connections whose acknowledgements wait for the lease.
+    pub(super) withheld: Vec<ConnectionKey>,
+    /// Connections that are gone, while something that came by them is still on its way.
+    pub(super) departing: hashbrown::HashMap<ConnectionKey, Departing>,
 }
 
 impl ArbiterState {
@@ -99,7 +104,7 @@ impl ArbiterState {
             templates: Templates::default(),
             pool: BufferPool::default(),
             batches: (0..shared.inboxes.len()).map(|_| Batch::default()).collect(),
-            lanes: Lanes::new(shared.incarnation, id, groups),
+            lanes: Lanes::new(shared.cluster.as_ref().map(|cluster| cluster.node), shared.incarnation, id, groups),
             message_number: 0,
             now_ms: shared.now_ms(),
             dirty: Vec::new(),
@@ -111,6 +116,8 @@ impl ArbiterState {
             paused: Vec::new(),
             slow_reads: Vec::new(),
             stalled: Vec::new(),
+            withheld: Vec::new(),
+            departing: hashbrown::HashMap::new(),
             shared,
         };
         ARBITER.with_borrow_mut(|arbiter| *arbiter = Some(Box::new(state)));
@@ -589,6 +596,7 @@ impl ArbiterState {
             self.close_slowest();
         }
         self.end_stalled();
+        self.retry_lanes();
         self.resume_publishers();
         self.continue_slow_reads();
         self.counters.flush();

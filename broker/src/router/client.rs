@@ -9,6 +9,7 @@ use actix::Addr;
 use hashbrown::HashMap;
 use kentongan_proto::mqtt::{ProtocolVersion, SubscriptionOptions, Will};
 
+use super::cluster::Served;
 use super::retained_read::RetainedReads;
 use crate::connection::{ConnectionActor, OutBuffer, Transport};
 use crate::listener::ListenerContext;
@@ -84,6 +85,8 @@ pub struct ClientSession {
     pub session_expiry_seconds: u32,
     /// Reason Strings may go on any packet.
     pub problem_information: bool,
+    /// What the session's group may ask for; only where there are several nodes.
+    pub served: Option<Box<Served>>,
 }
 
 /// How fast a connection publishes, in whole seconds of the arbiter's clock.

@@ -11,12 +11,13 @@ use kentongan_proto::mqtt::{
 
 use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, wake};
 use super::client::{ClientSession, Phase};
+use super::cluster::Served;
 use super::retained_read::RetainedReads;
 use super::shared::MEMORY_LEVEL_REFUSES;
 use super::{ConnectionKey, Event};
 use crate::auth::{Mechanism, MechanismStep};
 use crate::metrics::{CloseReason, ConnectRefusal, PublishRefusal};
-use crate::replicated::command::SessionCommand;
+use crate::replicated::command::{Connect as ConnectCommand, Owner, Released, SessionCommand};
 use crate::replicated::{ClaimRequest, Opened, PersistentSession};
 use crate::session::SessionError;
 use crate::session::acknowledgements::Acknowledgements;
@@ -112,6 +113,9 @@ impl ArbiterState {
             Ok(negotiated) => negotiated,
             Err(refusal) => return self.refuse(key, refusal.reason, refusal.text),
         };
+        if !self.may_acknowledge() {
+            return self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");
+        }
         if self.shared.memory_level() >= MEMORY_LEVEL_REFUSES {
             return self.refuse(key, ReasonCode::ServerBusy, "memory is short");
         }
@@ -222,6 +226,9 @@ impl ArbiterState {
         if self.shared.flapping.is_banned(&client_id, self.now_ms) {
             return self.refuse(key, ReasonCode::Banned, "connections take this client identifier from each other");
         }
+        if self.shared.cluster.is_some() {
+            return self.claim_in_cluster(key, pending);
+        }
         let transient = pending.negotiated.session_expiry_seconds == 0;
         if transient && self.shared.registry.claim_if_free(&client_id, &pending.identity, key) {
             let opened = Opened::transient(key, client_id);
@@ -239,6 +246,24 @@ impl ArbiterState {
             client.pending = Some(pending);
         }
         self.shared.submitter.claim(request);
+    }
+
+    /// With several nodes every claim is its group's to grant, so that two nodes never both do.
+    fn claim_in_cluster(&mut self, key: ConnectionKey, pending: Box<PendingConnect>) {
+        let Some(caps) = self.client(key).map(|client| client.listener.queue_caps()) else {
+            return;
+        };
+        let request = ClaimRequest::new(key, &pending.connect, &pending.negotiated, &pending.identity, caps);
+        let node = self.shared.cluster.as_ref().map_or(0, |cluster| cluster.node);
+        let owner = Owner { incarnation: self.shared.incarnation, connection: key.raw(), node };
+        let group = self.shared.submitter.slots().group_of(&request.client_id);
+        let connect = ConnectCommand { wait_for_release: true, keep_transient: true, ..request.command(owner) };
+        self.lanes.command(group, SessionCommand::Connect(connect));
+        self.schedule_flush();
+        if let Some(client) = self.client(key) {
+            client.phase = Phase::Claiming;
+            client.pending = Some(pending);
+        }
     }
 
     /// The claim was granted: the session begins, CONNACK first [MQTT-3.2.0-1].
@@ -274,9 +299,13 @@ impl ArbiterState {
             identity: Arc::clone(&identity),
             session_expiry_seconds: negotiated.session_expiry_seconds,
             problem_information: negotiated.problem_information,
+            served: None,
         });
         session.inbound.resume(opened.received.iter().copied());
-        if opened.group.is_none() {
+        if self.shared.cluster.is_some() {
+            let group = self.shared.submitter.slots().group_of(&opened.client_id);
+            session.served = Some(Box::new(Served::new(PersistentSession { group, epoch: opened.epoch })));
+        } else if opened.group.is_none() {
             session.will.clone_from(&connect.will.clone().map(Box::new));
         }
         let mut properties = negotiated.properties.clone();
@@ -320,6 +349,12 @@ impl ArbiterState {
 
     /// A claim was granted to a connection that is gone: give it back.
     fn abandon(&mut self, opened: &Opened) {
+        if self.shared.cluster.is_some() {
+            let group = self.shared.submitter.slots().group_of(&opened.client_id);
+            let claim = PersistentSession { group, epoch: opened.epoch };
+            let disconnect = SessionCommand::disconnect(&opened.client_id, claim, true, None);
+            return self.say_last_word(opened.connection, group, disconnect);
+        }
         if let Some(group) = opened.group {
             let persistent = PersistentSession { group, epoch: opened.epoch };
             self.lanes.command(group, SessionCommand::disconnect(&opened.client_id, persistent, true, None));
@@ -439,7 +474,22 @@ impl ArbiterState {
         self.counters.connections_closed.inc(cause.close_reason());
         self.leave_subscriptions(key, &session);
         let publish_will = cause.publishes_will();
-        let ClientSession { outbound, persistent, will, session_expiry_seconds, identity, .. } = *session;
+        let ClientSession { outbound, persistent, will, session_expiry_seconds, identity, served, .. } = *session;
+        if let Some(served) = served {
+            if persistent.is_none() {
+                self.hand_on_shared(outbound, key);
+            }
+            self.flush_lanes();
+            let Served { claim, .. } = *served;
+            let last_word = if cause == EndCause::TakenOver {
+                let client_id = client_id.to_string();
+                SessionCommand::Released(Released { client_id, epoch: claim.epoch, publish_will })
+            } else {
+                SessionCommand::disconnect(&client_id, claim, publish_will, Some(session_expiry_seconds))
+            };
+            self.say_last_word(key, claim.group, last_word);
+            return;
+        }
         if let Some(persistent) = persistent {
             // Acknowledgements that came before go first.
             self.flush_lanes();

@@ -12,6 +12,7 @@ use kentongan_proto::mqtt::{Delivery, PacketId, ProtocolVersion, QoS, ReasonCode
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::client::{Client, Held};
+use super::cluster::Sent;
 use super::publish::Publication;
 use crate::connection::{BufferPool, SHARED_PAYLOAD_BYTES_MIN};
 use crate::message::Message;
@@ -323,6 +324,9 @@ impl ArbiterState {
             return;
         };
         if let Some(persistent) = session.persistent {
+            if let Some(served) = &mut session.served {
+                served.on_acknowledged(kind, id, reason.is_error());
+            }
             self.lanes.acknowledge(persistent, key, kind, id, reason);
             return self.schedule_flush();
         }
@@ -379,6 +383,9 @@ impl ArbiterState {
         if !live {
             return;
         }
+        if let Some(served) = self.served(key) {
+            served.sent.insert(delivery.packet_id, Sent::Published);
+        }
         let mut publication = self.publication_of(&delivery.message);
         publication.expires_at_ms = delivery.expires_at_ms;
         let terms = Terms {
@@ -395,6 +402,9 @@ impl ArbiterState {
                     QoS::ExactlyOnce => (AckKind::PubRec, ReasonCode::PacketTooLarge),
                     _ => (AckKind::PubAck, ReasonCode::Success),
                 };
+                if let Some(served) = self.served(key) {
+                    served.on_acknowledged(kind, delivery.packet_id, reason.is_error());
+                }
                 self.lanes.acknowledge(persistent, key, kind, delivery.packet_id, reason);
                 self.schedule_flush();
             }

@@ -7,6 +7,7 @@ use kentongan_proto::mqtt::{PacketId, ReasonCode};
 
 use super::arbiter::ArbiterState;
 use super::batch::{Addressee, Batch};
+use super::cluster::{Leader, Sent};
 use super::{ConnectionKey, lanes};
 use crate::listener::Accepted;
 use crate::message::Message;
@@ -85,6 +86,26 @@ pub enum Event {
         /// A member of a shared subscription, or all subscribers.
         addressee: Addressee,
     },
+    /// A claim elsewhere waits for a connection to end.
+    Close {
+        /// Which connection.
+        connection: ConnectionKey,
+        /// The group of its session.
+        group: u16,
+        /// What it holds.
+        client_id: Arc<str>,
+        /// Of its claim.
+        epoch: u64,
+    },
+    /// A group has a new leader, or the link to its leader broke.
+    Led {
+        /// Which group.
+        group: u16,
+        /// Who leads it; `None`: nobody, as far as is known.
+        leader: Option<Leader>,
+    },
+    /// This node has a lease again.
+    LeaseBack,
     /// A message that this arbiter routes to everyone.
     Publish(Arc<Message>),
     /// Publishers that paused may look again.
@@ -120,6 +141,9 @@ impl ArbiterState {
                 let mut publication = self.publication_of(&message);
                 self.deliver_here(&mut publication, &addressee);
             }
+            Event::Close { connection, group, client_id, epoch } => self.on_close(connection, group, &client_id, epoch),
+            Event::Led { group, leader } => self.on_led(group, leader),
+            Event::LeaseBack => self.acknowledge_withheld(),
             Event::Publish(message) => self.route_message(&message),
             Event::ResumePublishers => self.resume_publishers(),
             Event::EndAll => self.end_all(),
@@ -153,7 +177,10 @@ impl ArbiterState {
         let mut settled = Vec::new();
         self.lanes.on_answer(answer, &mut settled);
         for lanes::Settled { connection, ticket, reason } in settled {
-            self.settle(connection, ticket, reason);
+            self.on_departed_settled(connection);
+            if let Some(ticket) = ticket {
+                self.settle(connection, ticket, reason);
+            }
         }
     }
 
@@ -167,6 +194,13 @@ impl ArbiterState {
     ) {
         if !self.is_current(key, epoch) {
             return;
+        }
+        if let Some(served) = self.served(key) {
+            match kind {
+                AckKind::PubRel => drop(served.sent.insert(packet_id, Sent::Released)),
+                AckKind::PubComp => drop(served.completing.remove(&packet_id)),
+                _ => {}
+            }
         }
         if kind == AckKind::PubRec {
             self.settle_received(key, packet_id, reason);

@@ -5,14 +5,17 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
+use kentongan_cluster::lane::Outgoing;
 use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{PacketId, ReasonCode};
 use slab::Slab;
 
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
+use super::cluster::Leader;
 use super::publish::Publication;
-use crate::replicated::command::{Command, LaneBatch, LaneMessage, MessageRecord, SessionCommand};
+use crate::replicated::command::{self, Command, LaneBatch, LaneMessage, MessageRecord, SessionCommand};
 use crate::replicated::{LaneAnswer, PersistentSession, Slots};
 
 /// A message whose publisher waits for groups.
@@ -23,7 +26,8 @@ pub(super) struct Waiter(usize);
 struct Waiting {
     /// Groups that have not answered.
     remaining: u32,
-    connection: Option<(ConnectionKey, u64)>,
+    /// By whom the message came, and what is to be settled there.
+    connection: Option<(ConnectionKey, Option<u64>)>,
     /// The worst that a group said.
     reason: ReasonCode,
 }
@@ -33,13 +37,32 @@ struct GroupLane {
     next: u64,
     gathered: Vec<LaneMessage>,
     unanswered: VecDeque<(u64, Waiter)>,
+    /// What was proposed and is not answered, where it could be lost: with several nodes.
+    kept: Option<Kept>,
 }
+
+/// What an arbiter keeps of a lane until it is answered.
+#[derive(Debug)]
+struct Kept {
+    outgoing: Outgoing,
+    leader: Option<Leader>,
+    /// Up to where the group has answered.
+    answered: u64,
+    /// The same a second ago.
+    answered_before: u64,
+    /// The last resync found no room.
+    resync_held: bool,
+}
+
+/// Bytes that may wait in the lanes of one arbiter to one group before its publishers pause.
+const KEPT_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// A publish that may be acknowledged.
 #[derive(Debug)]
 pub(super) struct Settled {
     pub connection: ConnectionKey,
-    pub ticket: u64,
+    /// `None`: of QoS 0, which nobody is told of.
+    pub ticket: Option<u64>,
     pub reason: ReasonCode,
 }
 
@@ -47,6 +70,7 @@ pub(super) struct Settled {
 #[derive(Debug)]
 pub struct Lanes {
     id: u64,
+    node: u64,
     incarnation: u64,
     slots: Slots,
     groups: Vec<GroupLane>,
@@ -58,12 +82,23 @@ pub struct Lanes {
 }
 
 impl Lanes {
-    pub(super) fn new(incarnation: u64, arbiter: u16, groups: u16) -> Self {
+    /// `node`: of how many this is one; `None`: there is no other.
+    pub(super) fn new(node: Option<u64>, incarnation: u64, arbiter: u16, groups: u16) -> Self {
+        let kept = || {
+            node.map(|_| Kept {
+                outgoing: Outgoing::new(KEPT_BYTES_MAX),
+                leader: None,
+                answered: 0,
+                answered_before: 0,
+                resync_held: false,
+            })
+        };
         Self {
             id: incarnation << 12 | u64::from(arbiter),
+            node: node.unwrap_or(0),
             incarnation,
             slots: Slots::new(groups),
-            groups: (0..groups).map(|_| GroupLane::default()).collect(),
+            groups: (0..groups).map(|_| GroupLane { kept: kept(), ..GroupLane::default() }).collect(),
             waiting: Slab::new(),
             current: None,
             touched: Vec::new(),
@@ -175,8 +210,81 @@ impl Lanes {
     /// Who is told when all groups have answered.
     pub(super) fn answer_to(&mut self, waiter: Waiter, connection: ConnectionKey, ticket: Option<u64>) {
         if let Some(waiting) = self.waiting.get_mut(waiter.0) {
-            waiting.connection = ticket.map(|ticket| (connection, ticket));
+            waiting.connection = Some((connection, ticket));
         }
+    }
+
+    /// Messages that came by `key` and that some group has not answered for.
+    pub(super) fn under_way(&self, key: ConnectionKey) -> usize {
+        self.waiting.iter().filter(|(_, waiting)| waiting.connection.is_some_and(|(came_by, _)| came_by == key)).count()
+    }
+
+    /// Who leads a group, as far as this arbiter was told.
+    pub(super) fn leader(&self, group: u16) -> Option<Leader> {
+        self.groups.get(usize::from(group))?.kept.as_ref()?.leader
+    }
+
+    /// Whatever the lane has is to be sent again, to this one.
+    pub(super) fn set_leader(&mut self, group: u16, leader: Option<Leader>) {
+        if let Some(kept) = self.kept(group) {
+            kept.leader = leader;
+            kept.resync_held = false;
+            kept.outgoing.on_reset();
+        }
+    }
+
+    /// The next batch for a group that has a leader, as a command for it.
+    pub(super) fn next_batch(&mut self, group: u16) -> Option<(Leader, Bytes)> {
+        let (lane, node, incarnation) = (self.id, self.node, self.incarnation);
+        let kept = self.kept(group)?;
+        let leader = kept.leader?;
+        let batch = kept.outgoing.next_batch()?;
+        let head =
+            LaneBatch { lane, incarnation, node, answered: kept.answered, previous: batch.previous, messages: vec![] };
+        Some((leader, command::encode_lane(&head, &batch.payload)))
+    }
+
+    /// There was no room for a batch: it is tried again in a second.
+    pub(super) fn hold(&mut self, group: u16) {
+        if let Some(kept) = self.kept(group) {
+            kept.outgoing.on_reset();
+        }
+    }
+
+    /// There was no room for a resync.
+    pub(super) fn hold_resync(&mut self, group: u16) {
+        if let Some(kept) = self.kept(group) {
+            kept.resync_held = true;
+        }
+    }
+
+    /// The groups whose lanes made no progress since this was asked last, which begin anew, and those whose resync found no
+    /// room.
+    pub(super) fn stuck(&mut self) -> (Vec<u16>, Vec<u16>) {
+        let (mut lanes, mut resyncs) = (Vec::new(), Vec::new());
+        for (group, lane) in self.groups.iter_mut().enumerate() {
+            let Some(kept) = &mut lane.kept else {
+                continue;
+            };
+            if std::mem::take(&mut kept.resync_held) {
+                resyncs.push(group as u16);
+            }
+            if !kept.outgoing.is_settled() && kept.answered == kept.answered_before {
+                kept.outgoing.on_reset();
+                lanes.push(group as u16);
+            }
+            kept.answered_before = kept.answered;
+        }
+        (lanes, resyncs)
+    }
+
+    /// Whether publishers should pause until groups have answered.
+    pub(super) fn is_paused(&self) -> bool {
+        self.groups.iter().filter_map(|lane| lane.kept.as_ref()).any(|kept| kept.outgoing.is_paused())
+    }
+
+    fn kept(&mut self, group: u16) -> Option<&mut Kept> {
+        self.groups.get_mut(usize::from(group))?.kept.as_mut()
     }
 
     /// A subscriber's acknowledgement, for the group that keeps its session.
@@ -198,7 +306,13 @@ impl Lanes {
 
     /// A group has answered up to a number.
     pub(super) fn on_answer(&mut self, answer: &LaneAnswer, settled: &mut Vec<Settled>) {
-        let lane = &mut self.groups[usize::from(answer.group)];
+        let Some(lane) = self.groups.get_mut(usize::from(answer.group)) else {
+            return;
+        };
+        if let Some(kept) = &mut lane.kept {
+            kept.answered = kept.answered.max(answer.number);
+            kept.outgoing.on_answer(answer.number);
+        }
         while let Some(&(number, waiter)) = lane.unanswered.front() {
             if number > answer.number {
                 break;
@@ -232,6 +346,13 @@ impl ArbiterState {
             let lane = self.lanes.id;
             let incarnation = self.lanes.incarnation;
             let messages = std::mem::take(&mut self.lanes.groups[usize::from(group)].gathered);
+            if let Some(kept) = self.lanes.kept(group) {
+                for message in messages {
+                    kept.outgoing.push_at(message.number, |out| command::encode_lane_message(&message, out));
+                }
+                self.send_lane(group);
+                continue;
+            }
             let previous = messages.first().map_or(0, |first| first.number - 1);
             let batch = LaneBatch { lane, incarnation, messages, previous, ..LaneBatch::default() };
             self.shared.submitter.propose(group, Command::Lane(batch));

@@ -7,12 +7,14 @@
 //! - [`arbiter`]: the state of one arbiter, and a turn of its loop: read, route, flush.
 //! - `packets`, `connect`, `subscribe`, `publish`, `deliver`: what each kind of packet leads to.
 //! - [`batch`], [`inbox`]: the way between threads. `lanes`: the way to the groups, and what waits for them.
+//! - [`cluster`]: what is said again, and withheld, where there are several nodes.
 //! - [`registry`]: who holds which Client Identifier.
 //! - [`keep_alive`]: the wheel of deadlines.
 
 pub mod arbiter;
 pub mod batch;
 pub mod client;
+pub mod cluster;
 mod connect;
 mod deliver;
 mod events;

@@ -101,7 +101,12 @@ impl ArbiterState {
         let reason = session.inbound.on_pubrel(packet_id);
         match session.persistent {
             // PUBREL is committed before PUBCOMP, so that a crash between them frees nothing twice.
-            Some(persistent) if !reason.is_error() => self.lanes.release(persistent, key, packet_id),
+            Some(persistent) if !reason.is_error() => {
+                if let Some(served) = &mut session.served {
+                    served.completing.insert(packet_id);
+                }
+                self.lanes.release(persistent, key, packet_id);
+            }
             _ => self.write_ack(key, AckKind::PubComp, packet_id, reason),
         }
         self.schedule_flush();

@@ -281,11 +281,17 @@ impl ArbiterState {
         let Some(session) = client.session.as_mut() else {
             return;
         };
-        if session.owed.is_empty() {
+        let first = session.owed.is_empty();
+        if first && self.may_acknowledge() {
             return self.send_owed(key, kind, id, reason);
         }
-        let ticket = session.owed.owe(kind, id);
-        session.owed.settle(ticket, reason);
+        let ticket = self.owe(key, kind, id);
+        if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
+            session.owed.settle(ticket, reason);
+        }
+        if first {
+            self.withheld.push(key);
+        }
     }
 
     fn send_owed(
@@ -327,7 +333,10 @@ impl ArbiterState {
         }
     }
 
-    fn send_settled(&mut self, key: ConnectionKey) {
+    pub(super) fn send_settled(&mut self, key: ConnectionKey) {
+        if !self.may_acknowledge() {
+            return self.withheld.push(key);
+        }
         while let Some(session) = self.client(key).and_then(|client| client.session.as_mut())
             && let Some(owed) = session.owed.pop()
         {
@@ -537,7 +546,7 @@ impl ArbiterState {
 
     /// Pauses the connection if those it publishes to cannot keep up.
     pub(super) fn pause_if_overloaded(&mut self, key: ConnectionKey) {
-        if self.shared.is_overloaded() {
+        if self.shared.is_overloaded() || self.lanes.is_paused() {
             self.shared.publishers_paused.store(true, Ordering::Release);
             self.pause(key);
             self.paused.push(key);
@@ -546,7 +555,7 @@ impl ArbiterState {
 
     /// Those who were waited for caught up.
     pub(super) fn resume_publishers(&mut self) {
-        if self.paused.is_empty() || self.shared.is_overloaded() {
+        if self.paused.is_empty() || self.shared.is_overloaded() || self.lanes.is_paused() {
             return;
         }
         for key in std::mem::take(&mut self.paused) {

@@ -15,7 +15,9 @@ use super::deliver::Terms;
 use super::publish::Publication;
 use crate::message::Message;
 use crate::metrics::DropReason;
+use crate::peers::wire::{Forwarded, ReadRetained};
 use crate::replicated::command::{MessageRecord, SessionCommand};
+use crate::replicated::submitter::Asker;
 use crate::replicated::{RetainedCursor, RetainedPage};
 
 /// Live messages that may wait behind one connection's retained reads.
@@ -38,6 +40,8 @@ struct Read {
     session_read: Option<u64>,
     /// The group has a page that it did not take in yet.
     with_group: bool,
+    /// The page that was asked for and has not come.
+    asked: Option<RetainedCursor>,
 }
 
 #[derive(Debug)]
@@ -97,12 +101,79 @@ impl ArbiterState {
             resume_at: None,
             session_read,
             with_group: false,
+            asked: None,
         });
+        let asked = RetainedCursor::default();
         if filter.starts_with("$SYS") {
+            if let Some(read) = self.read_mut(key, number) {
+                read.asked = Some(asked.clone());
+            }
             let messages = self.shared.sys.matching(filter);
-            return self.on_retained_page(RetainedPage { connection: key, number, messages, next: None });
+            return self.on_retained_page(RetainedPage { connection: key, number, asked, messages, next: None });
         }
-        self.shared.submitter.retained_page(key, number, filter, RetainedCursor::default());
+        self.ask_page(key, number, filter, asked);
+    }
+
+    /// Asks the group whose turn it is for a page, or the one that keeps the only topic that matches.
+    fn ask_page(&mut self, key: ConnectionKey, number: u64, filter: &str, mut cursor: RetainedCursor) {
+        if !filter.contains(['+', '#']) {
+            cursor.group = self.shared.submitter.slots().group_of(filter);
+        }
+        if let Some(read) = self.read_mut(key, number) {
+            read.asked = Some(cursor.clone());
+        }
+        let node = self.shared.cluster.as_ref().map_or(0, |cluster| cluster.node);
+        let asker = Asker { node, incarnation: self.shared.incarnation, connection: key };
+        let Some(cluster) = &self.shared.cluster else {
+            return self.shared.submitter.retained_page(asker, number, filter, cursor);
+        };
+        match self.lanes.leader(cursor.group) {
+            Some(leader) if leader.node == node => {
+                self.shared.submitter.retained_page(asker, number, filter, cursor);
+            }
+            Some(leader) => {
+                let read = ReadRetained {
+                    group: u32::from(cursor.group),
+                    incarnation: asker.incarnation,
+                    connection: key.raw(),
+                    number,
+                    filter: filter.to_owned(),
+                    after: cursor.after,
+                };
+                if cluster.peers.forward(leader.node, Forwarded::Read(read)).is_err() {
+                    self.slow_reads.push(key);
+                }
+            }
+            // Asked when there is one.
+            None => {}
+        }
+    }
+
+    /// A group has another leader, or the link to it broke: what was asked of it may be lost, or its answer.
+    pub(super) fn ask_again(&mut self, group: u16) {
+        let mut lost = Vec::new();
+        for (index, client) in &mut self.clients {
+            let key = ConnectionKey::new(self.id, index as u32, client.generation);
+            let Some(session) = &mut client.session else {
+                continue;
+            };
+            let own = session.persistent.is_some_and(|persistent| persistent.group == group);
+            for read in session.reads.0.iter_mut().flat_map(|state| &mut state.reads) {
+                if own && std::mem::take(&mut read.with_group) {
+                    self.slow_reads.push(key);
+                }
+                if let Some(cursor) = read.asked.as_ref().filter(|cursor| cursor.group == group) {
+                    lost.push((key, read.number, read.filter.clone(), cursor.clone()));
+                }
+            }
+        }
+        for (key, number, filter, cursor) in lost {
+            self.ask_page(key, number, &filter, cursor);
+        }
+    }
+
+    fn read_mut(&mut self, key: ConnectionKey, number: u64) -> Option<&mut Read> {
+        self.reads(key)?.reads.iter_mut().find(|read| read.number == number)
     }
 
     /// A page came.
@@ -115,6 +186,11 @@ impl ArbiterState {
             // Unsubscribed meanwhile.
             return self.finish_reads(key);
         };
+        // A question that was asked twice is answered twice.
+        if read.asked.as_ref() != Some(&page.asked) {
+            return;
+        }
+        read.asked = None;
         read.resume_at = page.next.clone();
         read.with_group = read.session_read.is_some();
         let own = read.own;
@@ -248,7 +324,7 @@ impl ArbiterState {
             .filter_map(|read| Some((read.number, read.filter.clone(), read.resume_at.take()?)))
             .collect();
         for (number, filter, cursor) in wanted {
-            self.shared.submitter.retained_page(key, number, &filter, cursor);
+            self.ask_page(key, number, &filter, cursor);
         }
     }
 

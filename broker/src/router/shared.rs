@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::Event;
 use super::batch::Batch;
+use super::cluster::ClusterView;
 use super::flapping::Flapping;
 use super::inbox::Inbox;
 use super::registry::Registry;
@@ -57,6 +58,8 @@ pub struct Shared {
     pub recycled: Vec<crossbeam::queue::ArrayQueue<Batch>>,
     /// The way to the groups.
     pub submitter: Submitter,
+    /// `None`: this is the only node there is.
+    pub cluster: Option<ClusterView>,
     /// The settings in force at start.
     pub settings: Arc<Settings>,
     /// Who may do what.
@@ -96,6 +99,7 @@ impl Shared {
         submitter: Submitter,
         authority: Authority,
         incarnation: u64,
+        cluster: Option<ClusterView>,
     ) -> Self {
         let memory_bytes_high_water = AtomicU64::new(settings.limits.memory_bytes_high_water);
         Self {
@@ -105,6 +109,7 @@ impl Shared {
             inboxes: (0..arbiters).map(|_| Inbox::new(INBOX_BYTES_HIGH_WATER)).collect(),
             recycled: (0..arbiters).map(|_| crossbeam::queue::ArrayQueue::new(64)).collect(),
             submitter,
+            cluster,
             settings,
             authority,
             sys: SysTree::default(),

@@ -27,9 +27,10 @@ impl ArbiterState {
             self.flush_lanes();
             let possible = subscribe.filters.iter().any(|(filter, _)| self.retained_may_match(filter));
             let client_id = &self.clients[key.index()].client_id;
-            let command = SessionCommand::subscribe(client_id, persistent, &subscribe, &refusals, possible);
-            self.lanes.command(persistent.group, command);
-            return self.schedule_flush();
+            self.message_number += 1;
+            let ticket = self.message_number;
+            let command = SessionCommand::subscribe(client_id, persistent, &subscribe, &refusals, possible, ticket);
+            return self.ask_group(key, persistent.group, ticket, command);
         }
         let identifier = subscribe.subscription_identifier.and_then(NonZeroU32::new);
         let mut codes = Vec::with_capacity(subscribe.filters.len());
@@ -172,9 +173,10 @@ impl ArbiterState {
         if let Some(persistent) = session.persistent {
             self.flush_lanes();
             let client_id = &self.clients[key.index()].client_id;
-            let command = SessionCommand::unsubscribe(client_id, persistent, &unsubscribe);
-            self.lanes.command(persistent.group, command);
-            return self.schedule_flush();
+            self.message_number += 1;
+            let ticket = self.message_number;
+            let command = SessionCommand::unsubscribe(client_id, persistent, &unsubscribe, ticket);
+            return self.ask_group(key, persistent.group, ticket, command);
         }
         let mut codes = Vec::with_capacity(unsubscribe.filters.len());
         for filter in &unsubscribe.filters {
@@ -184,10 +186,28 @@ impl ArbiterState {
         self.write_suback(key, unsubscribe.packet_id, codes, Packet::UnsubAck);
     }
 
+    /// SUBSCRIBE or UNSUBSCRIBE of a persistent session, to be answered by its group.
+    fn ask_group(&mut self, key: ConnectionKey, group: u16, ticket: u64, command: SessionCommand) {
+        if let Some(served) = self.served(key) {
+            served.unanswered.push_back((ticket, command.clone()));
+        }
+        self.lanes.command(group, command);
+        self.schedule_flush();
+    }
+
+    /// Whether an answer is for something that was asked and not answered yet.
+    fn is_answer(&mut self, key: ConnectionKey, ticket: u64) -> bool {
+        let Some(served) = self.served(key) else {
+            return true; // The only node: what is asked is answered once.
+        };
+        let asked = served.unanswered.iter().position(|&(asked, _)| asked == ticket);
+        asked.and_then(|at| served.unanswered.remove(at)).is_some()
+    }
+
     /// A group committed the subscriptions of a persistent session.
     pub(super) fn on_subscribed_persistent(&mut self, subscribed: SubscribedPersistent) {
-        let SubscribedPersistent { connection: key, epoch, packet_id, outcomes } = subscribed;
-        if !self.is_current(key, epoch) {
+        let SubscribedPersistent { connection: key, epoch, packet_id, ticket, outcomes } = subscribed;
+        if !self.is_current(key, epoch) || !self.is_answer(key, ticket) {
             return;
         }
         let mut codes = Vec::with_capacity(outcomes.len());
@@ -217,8 +237,8 @@ impl ArbiterState {
 
     /// A group committed the end of subscriptions of a persistent session.
     pub(super) fn on_unsubscribed_persistent(&mut self, unsubscribed: UnsubscribedPersistent) {
-        let UnsubscribedPersistent { connection: key, epoch, packet_id, outcomes } = unsubscribed;
-        if !self.is_current(key, epoch) {
+        let UnsubscribedPersistent { connection: key, epoch, packet_id, ticket, outcomes } = unsubscribed;
+        if !self.is_current(key, epoch) || !self.is_answer(key, ticket) {
             return;
         }
         let mut codes = Vec::with_capacity(outcomes.len());

@@ -68,6 +68,11 @@ impl Acknowledgements {
         }
     }
 
+    /// The packets of a kind whose message is not settled.
+    pub fn unsettled(&self, kind: AckKind) -> impl Iterator<Item = PacketId> + '_ {
+        self.slots.iter().filter(move |slot| slot.kind == kind && slot.settled.is_none()).map(|slot| slot.packet_id)
+    }
+
     /// The next acknowledgement whose turn has come.
     pub fn pop(&mut self) -> Option<Acknowledgement> {
         let reason = self.slots.front()?.settled?;

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use kentongan_proto::mqtt::ReasonCode;
 
 use super::{
-    GroupState, Timer, close_effect, disown, own, queue_caps, same_incarnation, session_effect, transient_opened,
+    GroupState, Timer, close_effect, disown, opened, own, queue_caps, same_incarnation, session_effect,
+    transient_opened,
 };
 use crate::replicated::command;
 use crate::replicated::command::Owner;
-use crate::replicated::effect::{Drop, Effect, FilterOutcome, OpenedSession};
+use crate::replicated::effect::{Drop, Effect};
 use crate::replicated::session::{PersistentSession, Waiting};
 use crate::replicated::store::Key;
 use crate::session::handshake::NEVER_EXPIRES;
@@ -255,30 +256,11 @@ impl GroupState {
         let in_flight = session.outbound.resend();
         session.to_resend = in_flight.iter().map(|(id, ..)| *id).collect();
         self.dirty.changed(Key::Session(session.number));
-        if session.transient {
-            effects.push(Effect::Opened(transient_opened(owner, client_id, epoch)));
+        let transient = session.transient;
+        effects.push(Effect::Opened(opened(session, owner)));
+        if transient {
             return;
         }
-        let opened = OpenedSession {
-            owner,
-            client_id: Arc::clone(client_id),
-            epoch,
-            persistent: true,
-            session_present,
-            subscriptions: session
-                .subscriptions
-                .iter()
-                .map(|(filter, own)| FilterOutcome {
-                    filter: filter.to_string(),
-                    reason: ReasonCode::Success,
-                    options: own.options,
-                    identifier: own.identifier,
-                    read: own.read,
-                })
-                .collect(),
-            received: session.received.iter().copied().collect(),
-        };
-        effects.push(Effect::Opened(opened));
         self.update_shares_online(client_id, effects);
         self.pump(client_id, effects);
     }

@@ -210,12 +210,14 @@ impl Replicas {
                     subscription_identifier: (c & 64 != 0).then_some(u32::from(c)),
                     refused: None,
                 }],
+                ..Subscribe::default()
             }))),
             7 => drop(self.apply(Command::Unsubscribe(Unsubscribe {
                 client_id: name,
                 epoch,
                 packet_id: 2,
                 filters: vec![filter],
+                ..Unsubscribe::default()
             }))),
             8..=14 => self.publish(a, b, c),
             15..=21 => self.acknowledge(name, epoch, b, c),

@@ -22,11 +22,12 @@ impl GroupState {
         let Some(packet_id) = packet_id(subscribe.packet_id) else {
             return;
         };
-        let outcomes =
-            subscribe.filters.into_iter().map(|filter| self.subscribe_one(&client_id, filter, effects)).collect();
+        let (ticket, again) = (subscribe.ticket, subscribe.again);
+        let filters = subscribe.filters.into_iter();
+        let outcomes = filters.map(|filter| self.subscribe_one(&client_id, filter, again, effects)).collect();
         self.finish_reads(&client_id, effects);
         if let Some((owner, epoch)) = self.owner(&client_id) {
-            effects.push(Effect::Subscribed { owner, epoch, packet_id, outcomes });
+            effects.push(Effect::Subscribed { owner, epoch, packet_id, ticket, outcomes });
         }
     }
 
@@ -34,6 +35,7 @@ impl GroupState {
         &mut self,
         client_id: &Arc<str>,
         asked: command::SubscribeFilter,
+        again: bool,
         effects: &mut Vec<Effect>,
     ) -> FilterOutcome {
         let options = SubscriptionOptions {
@@ -64,7 +66,10 @@ impl GroupState {
         };
         let filter: Arc<str> = Arc::from(outcome.filter.as_str());
         let replaced = self.remove_quietly(client_id, &filter, effects);
-        if crate::session::subscribing::wants_retained(&filter, options.retain_handling, replaced.is_none()) {
+        // Nobody was told of the read that a first try began.
+        let unread = again && replaced.is_some_and(|replaced| replaced.read.is_some());
+        let new = replaced.is_none();
+        if unread || crate::session::subscribing::wants_retained(&filter, options.retain_handling, new) {
             self.last_read += 1;
             outcome.read = Some(self.last_read);
         }
@@ -129,6 +134,7 @@ impl GroupState {
         let Some(packet_id) = packet_id(unsubscribe.packet_id) else {
             return;
         };
+        let ticket = unsubscribe.ticket;
         let mut outcomes = Vec::with_capacity(unsubscribe.filters.len());
         for filter in unsubscribe.filters {
             let existed = self.remove_subscription(&client_id, &Arc::from(filter.as_str()), effects);
@@ -136,7 +142,7 @@ impl GroupState {
             outcomes.push((filter, reason));
         }
         if let Some((owner, epoch)) = self.owner(&client_id) {
-            effects.push(Effect::Unsubscribed { owner, epoch, packet_id, outcomes });
+            effects.push(Effect::Unsubscribed { owner, epoch, packet_id, ticket, outcomes });
         }
     }
 

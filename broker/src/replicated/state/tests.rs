@@ -1,5 +1,6 @@
 use bytes::Bytes;
 
+use super::resync::Has;
 use super::*;
 use crate::replicated::command::{
     self, Acknowledge, AcknowledgeItem, Connect, Disconnect, Fence, LaneBatch, LaneMessage, Receive, Released,
@@ -97,6 +98,7 @@ impl Script {
                 retain_handling: if retained { 0 } else { 2 },
                 ..SubscribeFilter::default()
             }],
+            ..Subscribe::default()
         }));
         effects.iter().find_map(|effect| match effect {
             Effect::Subscribed { outcomes, .. } => Some(outcomes[0].read),
@@ -737,6 +739,7 @@ fn replacing_a_subscription_never_withdraws_the_interest() {
                 retain_handling: 2,
                 ..SubscribeFilter::default()
             }],
+            ..Subscribe::default()
         }));
         let interest = effects.into_iter().filter_map(|effect| match effect {
             Effect::Interest { wanted, .. } => Some(wanted),
@@ -764,11 +767,23 @@ fn what_waits_for_a_read_goes_on_when_the_subscription_is_replaced_or_ends() {
         let effects = if unsubscribe {
             let filters = vec!["t".to_owned()];
             let client_id = "c".to_owned();
-            script.apply(Command::Unsubscribe(Unsubscribe { client_id, epoch, packet_id: 2, filters }))
+            script.apply(Command::Unsubscribe(Unsubscribe {
+                client_id,
+                epoch,
+                packet_id: 2,
+                filters,
+                ..Unsubscribe::default()
+            }))
         } else {
             let filter = SubscribeFilter { filter: "t".to_owned(), qos: 1, retain_handling: 2, ..Default::default() };
             let client_id = "c".to_owned();
-            script.apply(Command::Subscribe(Subscribe { client_id, epoch, packet_id: 2, filters: vec![filter] }))
+            script.apply(Command::Subscribe(Subscribe {
+                client_id,
+                epoch,
+                packet_id: 2,
+                filters: vec![filter],
+                ..Subscribe::default()
+            }))
         };
         assert_eq!(deliveries(&effects), [sent(1, false, "one")], "unsubscribed: {unsubscribe}");
     }
@@ -796,7 +811,13 @@ impl ShareScript {
             epochs.insert(name, epoch);
             let filter = SubscribeFilter { filter: "$share/g/t".to_owned(), qos: 1, ..SubscribeFilter::default() };
             let (client_id, filters) = (name.to_owned(), vec![filter]);
-            script.apply(Command::Subscribe(Subscribe { client_id, epoch, packet_id: 1, filters }));
+            script.apply(Command::Subscribe(Subscribe {
+                client_id,
+                epoch,
+                packet_id: 1,
+                filters,
+                ..Subscribe::default()
+            }));
         }
         Self { script, epochs }
     }
@@ -902,25 +923,103 @@ fn what_a_member_refuses_goes_to_nobody_else() {
 
 // A change of leader.
 
+fn has(sent: &[u16]) -> Has {
+    Has { sent: sent.iter().filter_map(|&id| PacketId::new(id)).collect(), ..Has::default() }
+}
+
 /// [MQTT-4.4.0-1]: a living connection gets what it has not, and nothing that it has.
 #[test]
 fn a_new_leader_sends_only_what_the_owner_has_not() {
     let mut script = Script::new();
-    let epoch = script.connect(true, 100).epoch;
+    let opened = script.connect(true, 100);
+    let (owner, epoch) = (opened.owner, opened.epoch);
     script.subscribe(epoch, "t", false);
-    script.publish("one");
-    script.publish("two");
-    let first = PacketId::MIN;
+    for payload in ["one", "two"] {
+        let mut message = script.message(payload);
+        message.message.as_mut().expect("a message").qos = 2;
+        script.lane_batch(vec![message]);
+    }
     let mut effects = Vec::new();
-    script.state.redeliver("c", epoch, |id| id == first, &mut effects);
+    script.state.resync("c", owner, epoch, &has(&[1]), &mut effects);
     assert_eq!(deliveries(&effects), [sent(2, false, "two")]);
+    script.acknowledge(epoch, 5, 1);
     effects.clear();
-    script.state.redeliver("c", epoch + 1, |_| false, &mut effects);
-    assert_eq!(effects, [], "not for another claim");
+    script.state.resync("c", owner, epoch, &has(&[1, 2]), &mut effects);
+    let pubrel = |id| {
+        let (kind, reason) = (AckKind::PubRel, ReasonCode::Success);
+        Effect::Acknowledge { owner, epoch, kind, packet_id: PacketId::new(id).expect("not zero"), reason }
+    };
+    assert_eq!(effects, [pubrel(1)], "PUBREC was committed, PUBREL was not sent");
+    effects.clear();
+    let released = Has { released: has(&[1]).sent, ..has(&[1, 2]) };
+    script.state.resync("c", owner, epoch, &released, &mut effects);
+    assert_eq!(effects, [], "it has everything");
     script.disconnect(epoch, false);
-    let epoch = script.connect(false, 100).epoch;
-    script.state.redeliver("c", epoch, |_| false, &mut effects);
-    assert_eq!(deliveries(&effects), [sent(1, true, "one"), sent(2, true, "two")], "perhaps the second time: DUP");
+    let opened = script.connect(false, 100);
+    script.state.resync("c", opened.owner, opened.epoch, &has(&[]), &mut effects);
+    assert_eq!(deliveries(&effects), [sent(2, true, "two")], "perhaps the second time: DUP");
+}
+
+/// P7: who was taken over, or taken for dead, and never heard of it, is told when it says that it serves the session.
+#[test]
+fn an_owner_of_another_time_is_told_to_close() {
+    let mut script = Script::new();
+    let old = script.connect(true, 100);
+    let new = script.connect(false, 100);
+    let close =
+        |opened: &OpenedSession| Effect::Close { owner: opened.owner, client_id: Arc::from("c"), epoch: opened.epoch };
+    let mut effects = Vec::new();
+    script.state.resync("c", old.owner, old.epoch, &has(&[]), &mut effects);
+    assert_eq!(effects, [close(&old)]);
+    effects.clear();
+    script.state.resync("c", new.owner, new.epoch, &has(&[]), &mut effects);
+    assert_eq!(effects, []);
+}
+
+/// A claim whose answer was lost with a leader is answered by the next one, with all that follows from it.
+#[test]
+fn a_claim_without_an_answer_is_answered_again() {
+    let mut script = Script::new();
+    let first = script.connect(true, 100);
+    script.subscribe(first.epoch, "t", false);
+    script.publish("one");
+    let mut effects = Vec::new();
+    script.state.claim_again("c", first.owner, &mut effects);
+    assert!(
+        matches!(&effects[0], Effect::Opened(opened) if opened.epoch == first.epoch && opened.subscriptions.len() == 1)
+    );
+    assert_eq!(deliveries(&effects), [sent(1, false, "one")]);
+    let next = Owner { connection: 99, ..first.owner };
+    let waiting = Connect { owner: Some(next), wait_for_release: true, ..claim(next, "c") };
+    script.apply(Command::Connect(waiting));
+    effects.clear();
+    script.state.claim_again("c", next, &mut effects);
+    let close = Effect::Close { owner: first.owner, client_id: Arc::from("c"), epoch: first.epoch };
+    assert_eq!(effects, [close], "it is the present owner's turn");
+    effects.clear();
+    script.state.claim_again("nobody", next, &mut effects);
+    assert_eq!(effects, []);
+}
+
+/// A QoS 2 message that was applied is answered, whoever leads.
+#[test]
+fn what_a_client_waits_for_is_answered_by_a_new_leader() {
+    let mut script = Script::new();
+    let opened = script.connect(true, 100);
+    let (owner, epoch) = (opened.owner, opened.epoch);
+    let (client_id, message) = ("c".to_owned(), Some(record(1, "x")));
+    script.apply(Command::Receive(Receive { client_id, epoch, packet_id: 7, message, delay_ms: None }));
+    let id = |id| PacketId::new(id).expect("not zero");
+    let answer = |kind, packet_id, reason| Effect::Acknowledge { owner, epoch, kind, packet_id, reason };
+    let waits = Has { receiving: vec![id(7), id(8)], completing: vec![id(7), id(9)], ..Has::default() };
+    let mut effects = Vec::new();
+    script.state.resync("c", owner, epoch, &waits, &mut effects);
+    let expected = [
+        answer(AckKind::PubRec, id(7), ReasonCode::Success),
+        answer(AckKind::PubRec, id(8), ReasonCode::QuotaExceeded),
+        answer(AckKind::PubComp, id(9), ReasonCode::Success),
+    ];
+    assert_eq!(effects, expected, "7 was not released yet");
 }
 
 // Time.

@@ -1,0 +1,18 @@
+//! The other nodes, as arbiters and groups see them.
+
+use std::fmt;
+
+pub mod wire;
+
+/// There is no room on the way to that node now. Whoever wanted to say something keeps it, and says it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerFull;
+
+/// The way to the other nodes. Never blocks.
+pub trait Peers: Send + Sync + fmt::Debug {
+    /// Says something to `node`. What was said may still be lost with the link.
+    ///
+    /// # Errors
+    /// No room, or no link.
+    fn forward(&self, node: u64, forwarded: wire::Forwarded) -> Result<(), PeerFull>;
+}

@@ -1,0 +1,94 @@
+//! What a node that serves sessions has of them, and what a leader then sends: what is missing, and nothing else.
+//!
+//! Nothing here changes the state. What the node acknowledged before must have been applied.
+
+use std::collections::BTreeSet;
+
+use kentongan_proto::mqtt::codec::AckKind;
+use kentongan_proto::mqtt::{PacketId, ReasonCode};
+
+use super::{GroupState, close_effect, delivery, opened};
+use crate::replicated::command::Owner;
+use crate::replicated::effect::Effect;
+use crate::replicated::session::PersistentSession;
+use crate::session::outbound::Stage;
+
+/// What an owner has of one session.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Has {
+    /// PUBLISHes that the client was sent and has not acknowledged, and those for which it was sent PUBREL.
+    pub sent: BTreeSet<PacketId>,
+    /// Those of them for which it was sent PUBREL.
+    pub released: BTreeSet<PacketId>,
+    /// QoS 2 messages of the client that wait for PUBREC.
+    pub receiving: Vec<PacketId>,
+    /// PUBRELs of the client that wait for PUBCOMP.
+    pub completing: Vec<PacketId>,
+}
+
+impl GroupState {
+    /// `owner` serves `client_id` under `epoch`, and has this.
+    pub fn resync(&self, client_id: &str, owner: Owner, epoch: u64, has: &Has, effects: &mut Vec<Effect>) {
+        let held = self.sessions.get(client_id).filter(|session| session.owner == Some(owner));
+        match held {
+            Some(session) if session.waiting.is_some() => effects.extend(close_effect(session)),
+            Some(session) if session.epoch == epoch => {
+                self.send_missing(session, owner, has, effects);
+                answer_client(session, owner, has, effects);
+            }
+            // It was taken over and not told, or its node was taken for dead.
+            _ => effects.push(Effect::Close { owner, client_id: client_id.into(), epoch }),
+        }
+    }
+
+    /// `owner` waits for an answer to its claim. If there is none yet, it will come when the claim is applied, or when
+    /// the present owner lets go.
+    pub fn claim_again(&self, client_id: &str, owner: Owner, effects: &mut Vec<Effect>) {
+        let Some(session) = self.sessions.get(client_id) else {
+            return;
+        };
+        if session.waiting.as_ref().is_some_and(|waiting| waiting.connect.owner == Some(owner)) {
+            effects.extend(close_effect(session));
+        } else if session.owner == Some(owner) && session.waiting.is_none() {
+            effects.push(Effect::Opened(opened(session, owner)));
+            self.send_missing(session, owner, &Has::default(), effects);
+        }
+    }
+
+    fn send_missing(&self, session: &PersistentSession, owner: Owner, has: &Has, effects: &mut Vec<Effect>) {
+        let epoch = session.epoch;
+        for (packet_id, stage, _, entry) in session.outbound.resend() {
+            if session.to_resend.contains(&packet_id) {
+                continue; // Its turn comes when the client has acknowledged others.
+            }
+            match (stage, entry) {
+                (Stage::AwaitingPubComp, _) if !has.released.contains(&packet_id) => {
+                    let (kind, reason) = (AckKind::PubRel, ReasonCode::Success);
+                    effects.push(Effect::Acknowledge { owner, epoch, kind, packet_id, reason });
+                }
+                (Stage::AwaitingPubComp, _) => {}
+                // Nothing is sent again on a living connection [MQTT-4.4.0-1].
+                (_, Some(entry)) if !has.sent.contains(&packet_id) => {
+                    // Of a session that was resumed it may be the second time, and a second time must say so.
+                    let delivery = delivery(entry, owner, epoch, packet_id, session.resumed, self.clock_ms);
+                    effects.push(Effect::Deliver(Box::new(delivery)));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn answer_client(session: &PersistentSession, owner: Owner, has: &Has, effects: &mut Vec<Effect>) {
+    let epoch = session.epoch;
+    for &packet_id in &has.receiving {
+        // Applied and not kept: there was no room for it.
+        let taken = session.received.contains(&packet_id);
+        let reason = if taken { ReasonCode::Success } else { ReasonCode::QuotaExceeded };
+        effects.push(Effect::Acknowledge { owner, epoch, kind: AckKind::PubRec, packet_id, reason });
+    }
+    for &packet_id in has.completing.iter().filter(|packet_id| !session.received.contains(packet_id)) {
+        let (kind, reason) = (AckKind::PubComp, ReasonCode::Success);
+        effects.push(Effect::Acknowledge { owner, epoch, kind, packet_id, reason });
+    }
+}

@@ -1,0 +1,281 @@
+//! What an arbiter does where there are several nodes: it sends again what a group's leader may have lost, and says what
+//! its clients have, so that a new leader sends what is missing and nothing else. See `docs/design/replication.md`.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+
+use kentongan_cluster::lease::LeaseCell;
+use kentongan_proto::mqtt::codec::AckKind;
+use kentongan_proto::mqtt::{PacketId, ReasonCode};
+
+use super::ConnectionKey;
+use super::arbiter::ArbiterState;
+use super::client::{Client, Phase};
+use super::connect::EndCause;
+use crate::peers::wire::{Forwarded, PendingClaim, Propose, Resync, ServedSession};
+use crate::peers::{PeerFull, Peers};
+use crate::replicated::PersistentSession;
+use crate::replicated::command::{Released, SessionCommand};
+
+/// What the arbiters know of the cluster.
+pub struct ClusterView {
+    /// This node.
+    pub node: u64,
+    /// Whether what is acknowledged may be believed.
+    pub lease: Arc<LeaseCell>,
+    /// The other nodes.
+    pub peers: Arc<dyn Peers>,
+    /// The clock of leases, in nanoseconds.
+    pub lease_clock: fn() -> u64,
+}
+
+impl fmt::Debug for ClusterView {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("ClusterView").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+impl ClusterView {
+    /// Whether this node may acknowledge now. The clock is read here, so everything that is acknowledged must have been
+    /// matched before.
+    #[must_use]
+    pub fn may_acknowledge(&self) -> bool {
+        self.lease.is_valid((self.lease_clock)())
+    }
+}
+
+/// Who leads a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leader {
+    /// The node.
+    pub node: u64,
+    /// Its term.
+    pub term: u64,
+}
+
+/// How far a message of a session's window came with its client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// PUBLISH was sent.
+    Published,
+    /// PUBREL was sent.
+    Released,
+}
+
+/// What a leader of the session's group may have to be told.
+#[derive(Debug)]
+pub struct Served {
+    /// Of a transient session too: the group keeps its claim and its will.
+    pub claim: PersistentSession,
+    /// What the client was sent and has not acknowledged.
+    pub sent: BTreeMap<PacketId, Sent>,
+    /// Its PUBRELs that wait for PUBCOMP.
+    pub completing: BTreeSet<PacketId>,
+    /// SUBSCRIBEs and UNSUBSCRIBEs of a persistent session without an answer, by their tickets.
+    pub unanswered: VecDeque<(u64, SessionCommand)>,
+}
+
+impl Served {
+    pub(super) fn new(claim: PersistentSession) -> Self {
+        Self { claim, sent: BTreeMap::new(), completing: BTreeSet::new(), unanswered: VecDeque::new() }
+    }
+
+    /// The client acknowledged something that it was sent.
+    pub(super) fn on_acknowledged(&mut self, kind: AckKind, packet_id: PacketId, refused: bool) {
+        match kind {
+            // PUBREC leaves it as it is: whether PUBREL was sent is what counts.
+            AckKind::PubRec if !refused => {}
+            _ => drop(self.sent.remove(&packet_id)),
+        }
+    }
+
+    fn record(&self, client_id: &str, connection: ConnectionKey, receiving: Vec<u32>) -> ServedSession {
+        let number = |id: &PacketId| u32::from(id.get());
+        ServedSession {
+            client_id: client_id.to_owned(),
+            epoch: self.claim.epoch,
+            connection: connection.raw(),
+            sent: self.sent.keys().map(number).collect(),
+            released: self.sent.iter().filter(|(_, sent)| **sent == Sent::Released).map(|(id, _)| number(id)).collect(),
+            receiving,
+            completing: self.completing.iter().map(number).collect(),
+        }
+    }
+}
+
+/// A connection that is gone, while something that came by it is still on its way (P7).
+#[derive(Debug)]
+pub(super) struct Departing {
+    /// Messages that no lane has answered for.
+    pub under_way: usize,
+    /// Said to the session's group once there are none.
+    pub last_word: (u16, SessionCommand),
+}
+
+impl ArbiterState {
+    /// Whether what was matched may be acknowledged.
+    #[inline]
+    pub(super) fn may_acknowledge(&self) -> bool {
+        self.shared.cluster.as_ref().is_none_or(|cluster| cluster.may_acknowledge())
+    }
+
+    /// A group has a new leader, or the link to it broke.
+    pub(super) fn on_led(&mut self, group: u16, leader: Option<Leader>) {
+        // What clients acknowledged goes ahead of what is said of them.
+        self.flush_lanes();
+        self.lanes.set_leader(group, leader);
+        self.send_lane(group);
+        self.resync(group);
+        self.ask_again(group);
+    }
+
+    /// Sends what a lane has, to whoever leads its group.
+    pub(super) fn send_lane(&mut self, group: u16) {
+        let Some(cluster) = &self.shared.cluster else {
+            return;
+        };
+        while let Some((leader, command)) = self.lanes.next_batch(group) {
+            if leader.node == cluster.node {
+                self.shared.submitter.propose_encoded(group, command);
+                continue;
+            }
+            let propose = Propose { group: u32::from(group), command };
+            if let Err(PeerFull) = cluster.peers.forward(leader.node, Forwarded::Propose(propose)) {
+                self.lanes.hold(group);
+                return;
+            }
+        }
+    }
+
+    /// Tells the leader of a group what its clients here have.
+    fn resync(&mut self, group: u16) {
+        let (Some(cluster), Some(leader)) = (&self.shared.cluster, self.lanes.leader(group)) else {
+            return;
+        };
+        let mut resync = Resync {
+            group: u32::from(group),
+            term: leader.term,
+            incarnation: self.shared.incarnation,
+            arbiter: u32::from(self.id),
+            sessions: Vec::new(),
+            claims: Vec::new(),
+        };
+        let mut unanswered = Vec::new();
+        let slots = self.shared.submitter.slots();
+        for (index, client) in &self.clients {
+            let key = ConnectionKey::new(self.id, index as u32, client.generation);
+            if client.phase == Phase::Claiming && slots.group_of(&client.client_id) == group {
+                let client_id = client.client_id.to_string();
+                resync.claims.push(PendingClaim { client_id, connection: key.raw() });
+            }
+            if let Some((served, receiving)) = served_by(client, group) {
+                resync.sessions.push(served.record(&client.client_id, key, receiving));
+                unanswered.extend(served.unanswered.iter().map(|(_, command)| asked_again(command)));
+            }
+        }
+        let sent = if leader.node == cluster.node {
+            self.shared.submitter.resync(cluster.node, resync);
+            Ok(())
+        } else {
+            cluster.peers.forward(leader.node, Forwarded::Resync(resync))
+        };
+        if sent.is_err() {
+            return self.lanes.hold_resync(group);
+        }
+        // Behind the resync, or the leader would not yet push what it answers.
+        for command in unanswered {
+            self.lanes.command(group, command);
+        }
+        self.flush_lanes();
+    }
+
+    /// Once a second: lanes without progress, and what found no room on its way.
+    pub(super) fn retry_lanes(&mut self) {
+        if self.shared.cluster.is_none() {
+            return;
+        }
+        let (lanes, resyncs) = self.lanes.stuck();
+        for group in lanes {
+            self.send_lane(group);
+        }
+        for group in resyncs {
+            self.resync(group);
+        }
+        self.acknowledge_withheld();
+    }
+
+    /// The lease may be back.
+    pub(super) fn acknowledge_withheld(&mut self) {
+        if self.withheld.is_empty() || !self.may_acknowledge() {
+            return;
+        }
+        for key in std::mem::take(&mut self.withheld) {
+            self.send_settled(key);
+        }
+    }
+
+    /// Another claim waits for the connection of `epoch` to end.
+    pub(super) fn on_close(&mut self, key: ConnectionKey, group: u16, client_id: &Arc<str>, epoch: u64) {
+        let holds = self
+            .client(key)
+            .and_then(|client| client.session.as_ref()?.served.as_ref())
+            .is_some_and(|served| served.claim.epoch == epoch);
+        if holds {
+            self.counters.takeovers.inc();
+            return self.end(key, EndCause::TakenOver, Some(ReasonCode::SessionTakenOver));
+        }
+        if !self.departing.contains_key(&key) {
+            // It was gone before, or never learnt that its claim was granted.
+            let released = Released { client_id: client_id.to_string(), epoch, publish_will: true };
+            self.lanes.command(group, SessionCommand::Released(released));
+            self.schedule_flush();
+        }
+    }
+
+    /// The end of a connection, said to its session's group: once everything that came by it is settled.
+    pub(super) fn say_last_word(&mut self, key: ConnectionKey, group: u16, last_word: SessionCommand) {
+        let under_way = self.lanes.under_way(key);
+        if under_way > 0 {
+            self.departing.insert(key, Departing { under_way, last_word: (group, last_word) });
+        } else {
+            self.lanes.command(group, last_word);
+            self.schedule_flush();
+        }
+    }
+
+    /// Something that came by a connection which is gone is settled.
+    pub(super) fn on_departed_settled(&mut self, key: ConnectionKey) {
+        let Some(departing) = self.departing.get_mut(&key) else {
+            return;
+        };
+        departing.under_way -= 1;
+        if departing.under_way == 0
+            && let Some(departing) = self.departing.remove(&key)
+        {
+            let (group, last_word) = departing.last_word;
+            self.lanes.command(group, last_word);
+            self.schedule_flush();
+        }
+    }
+
+    pub(super) fn served(&mut self, key: ConnectionKey) -> Option<&mut Served> {
+        self.client(key)?.session.as_mut()?.served.as_deref_mut()
+    }
+}
+
+fn served_by(client: &Client, group: u16) -> Option<(&Served, Vec<u32>)> {
+    let session = client.session.as_ref()?;
+    let served = session.served.as_ref().filter(|served| served.claim.group == group)?;
+    let receiving = session.owed.unsettled(AckKind::PubRec).map(|id| u32::from(id.get())).collect();
+    // A transient session's own PUBRECs are none of its group's business.
+    Some((served, if session.persistent.is_some() { receiving } else { Vec::new() }))
+}
+
+fn asked_again(command: &SessionCommand) -> SessionCommand {
+    let mut command = command.clone();
+    if let SessionCommand::Subscribe(subscribe) = &mut command {
+        subscribe.again = true;
+    }
+    command
+}
