@@ -3,7 +3,8 @@
 //! [`crate::replicated`] says what a command changes and what follows; [`machine`] makes it happen, on the one thread on
 //! which groups change; [`start()`] takes up what the disk has.
 
-pub mod machine;
+pub mod incoming;
+mod machine;
 mod pushes;
 mod start;
 

@@ -3,16 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kentongan_cluster::lease::LeaseCell;
 use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{PacketId, ReasonCode};
 
-use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::client::{Client, Phase};
 use super::connect::EndCause;
+use super::{ConnectionKey, Event, Shared};
 use crate::peers::wire::{Forwarded, PendingClaim, Propose, Resync, ServedSession};
 use crate::peers::{PeerFull, Peers};
 use crate::replicated::PersistentSession;
@@ -26,6 +26,8 @@ pub struct ClusterView {
     pub lease: Arc<LeaseCell>,
     /// The other nodes.
     pub peers: Arc<dyn Peers>,
+    /// Who leads which group.
+    pub leaders: Leaders,
     /// The clock of leases, in nanoseconds.
     pub lease_clock: fn() -> u64,
 }
@@ -52,6 +54,55 @@ pub struct Leader {
     pub node: u64,
     /// Its term.
     pub term: u64,
+}
+
+/// Who leads each group, as far as this node knows.
+#[derive(Debug, Default)]
+pub struct Leaders(Mutex<BTreeMap<u16, Leader>>);
+
+impl Leaders {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u16, Leader>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody leads a group, as a replica here or the leader itself said. Arbiters hear of it, unless something newer is
+    /// known.
+    pub fn learn(&self, shared: &Shared, group: u16, leader: Leader) {
+        let mut leaders = self.lock();
+        if leaders.get(&group).is_none_or(|known| known.term < leader.term) {
+            leaders.insert(group, leader);
+            tell(shared, group, leader);
+        }
+    }
+
+    /// Does something that holds only while `node` leads `group` in `term`. Word of a new leader that others have for the
+    /// arbiters waits until it is done, so that nothing of an older one comes behind it.
+    pub fn if_leads(&self, shared: &Shared, group: u16, node: u64, term: u64, act: impl FnOnce()) {
+        let mut leaders = self.lock();
+        let known = leaders.get(&group).map_or(0, |known| known.term);
+        if known > term {
+            return;
+        }
+        if known < term {
+            let leader = Leader { node, term };
+            leaders.insert(group, leader);
+            tell(shared, group, leader);
+        }
+        act();
+    }
+
+    /// The link to a node broke: what it said, or was told, may be lost.
+    pub fn on_link_broken(&self, shared: &Shared, node: u64) {
+        for (&group, &leader) in self.lock().iter().filter(|(_, leader)| leader.node == node) {
+            tell(shared, group, leader);
+        }
+    }
+}
+
+fn tell(shared: &Shared, group: u16, leader: Leader) {
+    for inbox in &shared.inboxes {
+        inbox.push(Event::Led { group, leader: Some(leader) }, 0);
+    }
 }
 
 /// How far a message of a session's window came with its client.
