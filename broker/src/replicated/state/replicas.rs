@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::replicated::command::{
-    Acknowledge, AcknowledgeItem, Connect, Disconnect, Fence, LaneBatch, LaneMessage, Receive, Released, RetainedPage,
-    Subscribe, SubscribeFilter, Tick, Unsubscribe, WillRecord,
+    self, Acknowledge, AcknowledgeItem, Connect, Disconnect, Fence, LaneBatch, LaneMessage, Receive, Released,
+    RetainedPage, Subscribe, SubscribeFilter, Tick, Unsubscribe, WillRecord,
 };
 
 const CLIENTS: [&str; 4] = ["ann", "bob", "cyd", "dee"];
