@@ -9,6 +9,7 @@ set -euo pipefail
 # mosquitto lives in sbin, which a user's PATH may lack.
 PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "$0")"
+source tools/debian.sh
 
 readonly STAGES=(setup verify rust clients)
 readonly PAHO_VERSION=2.2.0
@@ -19,33 +20,11 @@ export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
 passed=0
 failed=0
 
-# Debian packages that are not there yet. A machine that has them all needs no network and no root.
-install_debian_packages() {
-    local missing=()
-    local package command
-    while read -r package command; do
-        command -v "$command" >/dev/null || missing+=("$package")
-    done <<'END'
-gcc gcc
-mosquitto mosquitto
-mosquitto-clients mosquitto_pub
-nodejs node
-npm npm
-telnet telnet
-END
-    # Debian's python3 has no ensurepip without this package.
-    [ -x "$VENV/bin/python" ] || python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3 python3-venv)
-    [ ${#missing[@]} -eq 0 ] && return
-    local root=()
-    [ "$(id -u)" -eq 0 ] || root=(sudo)
-    echo "installing ${missing[*]}"
-    "${root[@]}" apt-get -qq update
-    # A broker that the package started would only hold port 1883.
-    DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
-}
-
 setup() {
-    install_debian_packages
+    install_c_compiler
+    install_missing mosquitto:mosquitto mosquitto-clients:mosquitto_pub nodejs:node npm:npm telnet:telnet
+    # Debian's python3 has no ensurepip without this package.
+    [ -x "$VENV/bin/python" ] || python3 -c 'import ensurepip' 2>/dev/null || install_packages python3 python3-venv
     [ -x "$VENV/bin/python" ] || python3 -m venv "$VENV"
     "$VENV/bin/python" -c "import importlib.metadata as m; assert m.version('paho-mqtt') == '$PAHO_VERSION'" 2>/dev/null ||
         "$VENV/bin/pip" install --quiet --disable-pip-version-check "paho-mqtt==$PAHO_VERSION"

@@ -59,6 +59,8 @@ settings! {
         pub storage: StorageConfig = StorageConfig::default(),
         /// What the whole process may use.
         pub limits: LimitsConfig = LimitsConfig::default(),
+        /// What the broker counts.
+        pub metrics: MetricsConfig = MetricsConfig::default(),
         /// Metrics and health over HTTP.
         pub http: HttpConfig = HttpConfig::default(),
         /// The log of events, on standard error.
@@ -237,6 +239,13 @@ settings! {
         pub flap_window_seconds: NonZeroU32 = nonzero_u32(10),
         /// How long such a Client Identifier is banned. Whoever holds it at that moment keeps it.
         pub flap_ban_seconds: NonZeroU32 = nonzero_u32(60),
+    }
+
+    /// What the broker counts.
+    pub struct MetricsConfig {
+        /// Whether the broker counts what it does. If not, the code on the way of a message touches no counter;
+        /// `/metrics` then tells of the log, the checkpoints and the process only, `$SYS` of version, uptime and heap.
+        pub enabled: bool = true,
     }
 
     /// Metrics and health over HTTP: `/metrics` for Prometheus, `/livez` and `/readyz`.

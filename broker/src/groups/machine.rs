@@ -24,6 +24,7 @@ use crate::replicated::{
 };
 use crate::router::batch::Addressee;
 use crate::router::{Event, Shared};
+use crate::session::outbound::Backlog;
 use crate::subscription::{Matched, ShareGroup, ShareMember, ShareTarget, Target, topic_hash};
 
 /// Retained messages of one page.
@@ -37,6 +38,17 @@ const FENCE_SESSIONS_MAX: u32 = 1000;
 
 /// What start-up hands over once it has it: the machine is made before the pipeline that it submits to.
 pub type SharedCell = Arc<OnceLock<Arc<Shared>>>;
+
+/// What all groups hold at one moment, as the metrics show it.
+#[derive(Debug, Clone, Copy, Default)]
+struct HeldByGroups {
+    retained_messages: i64,
+    retained_bytes: i64,
+    delayed_messages: i64,
+    backlog: Backlog,
+    subscriptions: i64,
+    subscriptions_shared: i64,
+}
 
 /// All groups of this node, and what their leader keeps in memory only.
 pub struct Machine {
@@ -61,7 +73,8 @@ pub struct Machine {
     events: Vec<Vec<Event>>,
     /// Events for the arbiters of other nodes.
     pushes: Pushes,
-    retained: (usize, u64),
+    /// What was counted last.
+    held: HeldByGroups,
     counted: Instant,
 }
 
@@ -89,7 +102,7 @@ impl Machine {
             routed: BTreeMap::new(),
             events: Vec::new(),
             pushes: Pushes::default(),
-            retained: (0, 0),
+            held: HeldByGroups::default(),
             counted: Instant::now(),
         }
     }
@@ -209,7 +222,8 @@ impl Machine {
             Effect::Fenced { more } => self.was_fenced(shared, group, more),
             Effect::Dropped { reason, count } => {
                 let reason = match reason {
-                    Drop::QueueFull => DropReason::QueueMessages,
+                    Drop::QueueMessages => DropReason::QueueMessages,
+                    Drop::QueueBytes => DropReason::QueueBytes,
                     Drop::Expired => DropReason::Expired,
                     Drop::SessionEnded => DropReason::SessionEnded,
                     Drop::NoMember => DropReason::NoSharedMember,
@@ -487,12 +501,28 @@ impl Machine {
         self.send(&shared, group, to, 0, Event::RetainedPage(page));
     }
 
-    fn count_retained(&mut self) {
-        let messages = self.groups.iter().map(|group| group.retained().len()).sum::<usize>();
-        let bytes = self.groups.iter().map(|group| group.retained().bytes()).sum::<u64>();
-        self.counters.retained_messages.add(messages as i64 - self.retained.0 as i64);
-        self.counters.retained_bytes.add(bytes as i64 - self.retained.1 as i64);
-        self.retained = (messages, bytes);
+    fn count_held(&mut self) {
+        let mut now = HeldByGroups::default();
+        for group in &self.groups {
+            now.retained_messages += group.retained().len() as i64;
+            now.retained_bytes += group.retained().bytes() as i64;
+            now.delayed_messages += group.delayed() as i64;
+            now.backlog += group.backlog();
+            let (subscriptions, shared) = group.subscriptions();
+            now.subscriptions += subscriptions as i64;
+            now.subscriptions_shared += shared as i64;
+        }
+        let before = std::mem::replace(&mut self.held, now);
+        let backlog = now.backlog - before.backlog;
+        let counters = &self.counters;
+        counters.retained_messages.add(now.retained_messages - before.retained_messages);
+        counters.retained_bytes.add(now.retained_bytes - before.retained_bytes);
+        counters.delayed_messages.add(now.delayed_messages - before.delayed_messages);
+        counters.queued_messages.add(backlog.queued_messages);
+        counters.queued_bytes.add(backlog.queued_bytes);
+        counters.inflight_messages.add(backlog.in_flight);
+        counters.subscriptions.add(now.subscriptions - before.subscriptions);
+        counters.subscriptions_shared.add(now.subscriptions_shared - before.subscriptions_shared);
     }
 }
 
@@ -566,7 +596,7 @@ impl StateMachine for Machine {
         }
         if now.duration_since(self.counted).as_millis() >= 500 {
             self.counted = now;
-            self.count_retained();
+            self.count_held();
             self.counters.flush();
         }
     }

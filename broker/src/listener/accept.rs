@@ -89,6 +89,8 @@ pub struct Acceptor {
     refilled: Instant,
     addresses: AddressRates,
     logged: Option<Instant>,
+    /// Since then.
+    unlogged: u64,
 }
 
 impl Acceptor {
@@ -117,6 +119,7 @@ impl Acceptor {
             refilled: Instant::now(),
             addresses,
             logged: None,
+            unlogged: 0,
         })
     }
 
@@ -137,11 +140,11 @@ impl Acceptor {
     }
 
     async fn accept_some(&mut self) -> io::Result<()> {
-        self.wait_for_rate().await;
+        let accepted_max = self.wait_for_rate().await;
         let mut guard = self.socket.readable().await?;
         let mut accepted = Vec::new();
         let mut failure = None;
-        while accepted.len() < ACCEPTED_A_WAKEUP_MAX {
+        while accepted.len() < accepted_max {
             match accept_one(guard.get_inner()) {
                 Ok(pair) => accepted.push(pair),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -174,7 +177,8 @@ impl Acceptor {
                 self.log_seldom("an address connects more often than limits.connect_rate_per_address allows");
                 continue;
             }
-            if self.shared.connections.load(Ordering::Relaxed) >= self.connections_max || !context.try_open() {
+            // Counted from here on, not by its arbiter: a flood must not find the same room many times.
+            if !self.shared.try_open_connection(&context, self.connections_max) {
                 self.shared.connections_too_many.fetch_add(1, Ordering::Relaxed);
                 self.log_seldom("as many connections as allowed: new ones are closed");
                 continue;
@@ -193,25 +197,31 @@ impl Acceptor {
         }
     }
 
-    /// A token bucket of one second: clients beyond the rate wait in the backlog.
-    async fn wait_for_rate(&mut self) {
-        let rate = f64::from(self.context.borrow().connect_rate_per_second);
-        if rate == 0.0 {
-            return;
-        }
-        let now = Instant::now();
-        self.tokens = (self.tokens + rate * now.duration_since(self.refilled).as_secs_f64()).min(rate);
-        self.refilled = now;
-        if self.tokens < 1.0 {
+    /// A token bucket of one second: clients beyond the rate wait in the backlog. Returns how many may be accepted now.
+    async fn wait_for_rate(&mut self) -> usize {
+        loop {
+            let rate = f64::from(self.context.borrow().connect_rate_per_second);
+            if rate == 0.0 {
+                return ACCEPTED_A_WAKEUP_MAX;
+            }
+            let now = Instant::now();
+            self.tokens = (self.tokens + rate * now.duration_since(self.refilled).as_secs_f64()).min(rate);
+            self.refilled = now;
+            if self.tokens >= 1.0 {
+                return (self.tokens as usize).min(ACCEPTED_A_WAKEUP_MAX);
+            }
             tokio::time::sleep(Duration::from_secs_f64((1.0 - self.tokens) / rate)).await;
         }
     }
 
     fn log_seldom(&mut self, text: &str) {
-        if self.logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
-            self.logged = Some(Instant::now());
-            tracing::warn!(listener = %self.context.borrow().address, "{text}");
+        if self.logged.is_some_and(|at| at.elapsed() < LOG_INTERVAL) {
+            self.unlogged += 1;
+            return;
         }
+        self.logged = Some(Instant::now());
+        let unlogged = std::mem::take(&mut self.unlogged);
+        tracing::warn!(listener = %self.context.borrow().address, unlogged, "{text}");
     }
 }
 
@@ -229,4 +239,91 @@ pub fn has_ipv6() -> bool {
         let loopback = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 0));
         rustix::net::bind(&socket, &loopback).is_ok()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+    use crate::auth::Authority;
+    use crate::config::Settings;
+    use crate::groups;
+    use crate::metrics::Metrics;
+
+    /// The kernel reads the options back as they were set, and hands them on to what it accepts.
+    #[test]
+    fn options_of_a_listener_reach_its_connections() {
+        for (nodelay, keepalive, timeout) in [(true, 60, 0), (false, 0, 7), (true, 123, 30)] {
+            let config = ListenerConfig {
+                address: SocketAddr::from(([127, 0, 0, 1], 0)),
+                nodelay,
+                tcp_keepalive_seconds: keepalive,
+                tcp_user_timeout_seconds: timeout,
+                ..ListenerConfig::default()
+            };
+            let (listener, context) = bind(&config, &Settings::default()).unwrap();
+            let _client = TcpStream::connect(context.address).unwrap();
+            // Non-blocking, and the connection may take a moment to appear.
+            let accepted = std::iter::from_fn(|| {
+                std::thread::sleep(Duration::from_millis(1));
+                Some(accept_one(&listener))
+            })
+            .take(5_000)
+            .find_map(Result::ok);
+            let socket = Socket::from(accepted.expect("a connection").0);
+            assert_eq!(socket.tcp_nodelay().unwrap(), nodelay);
+            assert_eq!(socket.keepalive().unwrap(), keepalive > 0);
+            if keepalive > 0 {
+                assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(keepalive.into()));
+            }
+            let timeout = (timeout > 0).then(|| Duration::from_secs(timeout.into()));
+            assert_eq!(socket.tcp_user_timeout().unwrap(), timeout);
+        }
+    }
+
+    /// What the kernel holds before it is accepted is bounded by the listener.
+    #[test]
+    fn the_backlog_is_that_of_the_settings() {
+        let config = ListenerConfig {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            backlog: std::num::NonZeroU32::MIN,
+            ..ListenerConfig::default()
+        };
+        let (_listener, context) = bind(&config, &Settings::default()).unwrap();
+        let wait = Duration::from_millis(200);
+        let held = (0..20).map(|_| TcpStream::connect_timeout(&context.address, wait)).take_while(Result::is_ok);
+        // The kernel takes one more than it is told.
+        assert!(held.count() <= 3);
+    }
+
+    /// A flood is counted as it is accepted: no arbiter has looked at any of it yet.
+    #[test]
+    fn a_flood_does_not_pass_the_bound_before_its_arbiters_have_counted_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = ListenerConfig { address: SocketAddr::from(([127, 0, 0, 1], 0)), ..ListenerConfig::default() };
+        let settings = Settings { data_dir: directory.path().join("data"), ..Settings::default() };
+        let (listener, context) = bind(&config, &settings).unwrap();
+        let address = context.address;
+        let settings = Arc::new(settings);
+        let (shared, groups) = groups::start(&settings, Authority::default(), 1, &Metrics::isolated()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (_keep, context) = watch::channel(context);
+            let mut acceptor = Acceptor::new(listener, context, Arc::clone(&shared), 4).unwrap();
+            let _flood: Vec<_> = (0..10).map(|_| TcpStream::connect(address).unwrap()).collect();
+            let refused = &shared.connections_too_many;
+            while shared.connections.load(Ordering::Relaxed) + (refused.load(Ordering::Relaxed) as usize) < 10 {
+                acceptor.accept_some().await.unwrap();
+            }
+        });
+        let mut taken = 0;
+        while let Some(event) = shared.inboxes[0].pop() {
+            if let Event::Accepted(sockets) = event {
+                taken += sockets.len();
+            }
+        }
+        assert_eq!((taken, shared.connections_too_many.load(Ordering::Relaxed)), (4, 6));
+        groups.stop();
+    }
 }

@@ -84,7 +84,7 @@ impl Broker {
     /// # Errors
     /// What kept it from starting.
     pub fn start(settings: Settings, authority: Authority, descriptors: u64) -> anyhow::Result<Self> {
-        let metrics = Metrics::install();
+        let metrics = Metrics::install(settings.metrics.enabled);
         let settings = Arc::new(settings);
         let mut sockets = Vec::new();
         let mut listeners = Vec::new();
@@ -313,20 +313,28 @@ fn start_sys(shared: &Arc<Shared>, metrics: &Metrics) {
     }
     let shared = Arc::clone(shared);
     let metrics = metrics.clone();
-    // The first client finds them there.
+    let mut process = sys::Process::new(shared.started);
     let mut loads = LoadAverages::default();
-    shared.sys.update(&sys::figures(&metrics.snapshot(), &loads, 0));
+    let mut figures = move |elapsed| {
+        let mut figures = process.figures();
+        if metrics.is_counting() {
+            let snapshot = metrics.snapshot();
+            loads.advance(&snapshot, elapsed);
+            figures.extend(sys::counted(&snapshot, &loads));
+        }
+        figures
+    };
+    // The first client finds them there.
+    shared.sys.update(&figures(Duration::ZERO));
     let mut advanced = Instant::now();
     actix_rt::spawn(async move {
         let interval = Duration::from_secs(u64::from(interval));
         let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
         loop {
             tick.tick().await;
-            let snapshot = metrics.snapshot();
             let now = Instant::now();
-            loads.advance(&snapshot, now - std::mem::replace(&mut advanced, now));
-            let figures = sys::figures(&snapshot, &loads, shared.started.elapsed().as_secs());
-            for message in shared.sys.update(&figures) {
+            let elapsed = now - std::mem::replace(&mut advanced, now);
+            for message in shared.sys.update(&figures(elapsed)) {
                 shared.inboxes[0].push(Event::Publish(message), 0);
             }
         }

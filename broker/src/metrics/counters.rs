@@ -5,9 +5,23 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use kentongan_proto::mqtt::{Packet, QoS};
+
+/// Whether this process counts at all: off, neither a cell nor a total is touched. One predictable branch a counter, and
+/// written once, before the first arbiter starts.
+static COUNTING: AtomicBool = AtomicBool::new(true);
+
+/// Says so, once, at the start.
+pub(super) fn set_counting(counting: bool) {
+    COUNTING.store(counting, Ordering::Relaxed);
+}
+
+#[inline]
+fn is_counting() -> bool {
+    COUNTING.load(Ordering::Relaxed)
+}
 
 /// A number that only grows, as one arbiter counts it between two flushes.
 #[derive(Debug, Default)]
@@ -23,7 +37,9 @@ impl Count {
     /// Counts `n`.
     #[inline]
     pub fn add(&self, n: u64) {
-        self.0.set(self.0.get().wrapping_add(n));
+        if is_counting() {
+            self.0.set(self.0.get().wrapping_add(n));
+        }
     }
 
     /// What gathered since the last flush.
@@ -53,7 +69,9 @@ impl Level {
     /// Changes it by `n`.
     #[inline]
     pub fn add(&self, n: i64) {
-        self.0.set(self.0.get().wrapping_add(n));
+        if is_counting() {
+            self.0.set(self.0.get().wrapping_add(n));
+        }
     }
 
     /// The change since the last flush.
@@ -213,6 +231,18 @@ labels! {
         PayloadFormatInvalid = "payload_format_invalid",
         /// The broker could not store it.
         Unavailable = "unavailable",
+    }
+
+    /// Why a filter of a SUBSCRIBE was not accepted.
+    pub enum SubscribeRefusal as "reason" {
+        /// The client may not read what it matches.
+        NotAuthorized = "not_authorized",
+        /// It is none, or has too many levels.
+        TopicFilterInvalid = "topic_filter_invalid",
+        /// The session has as many subscriptions as it may.
+        QuotaExceeded = "quota_exceeded",
+        /// Any other reason.
+        Other = "other",
     }
 
     /// Why a client was not let in.
@@ -536,6 +566,10 @@ families! {
     messages_sent: CountBy<QoS, 3> = "kentongan_messages_sent_total",
     /// Deliveries repeated with DUP after a break.
     messages_resent: Count = "kentongan_messages_resent_total",
+    /// Payload bytes of the Application Messages received.
+    payload_bytes_received: Count = "kentongan_received_payload_bytes_total",
+    /// Payload bytes of the Application Messages sent.
+    payload_bytes_sent: Count = "kentongan_sent_payload_bytes_total",
     /// Bytes read from the sockets of clients.
     bytes_received: Count = "kentongan_received_bytes_total",
     /// Bytes written to the sockets of clients.
@@ -544,6 +578,8 @@ families! {
     messages_dropped: CountBy<DropReason, { DropReason::COUNT }> = "kentongan_messages_dropped_total",
     /// PUBLISH packets of clients that were not accepted.
     publishes_refused: CountBy<PublishRefusal, { PublishRefusal::COUNT }> = "kentongan_publishes_refused_total",
+    /// Filters of SUBSCRIBE packets that were not accepted.
+    subscribes_refused: CountBy<SubscribeRefusal, { SubscribeRefusal::COUNT }> = "kentongan_subscribes_refused_total",
     /// Accepted publishes that matched no subscription.
     publishes_unmatched: Count = "kentongan_publishes_unmatched_total",
     /// Connections accepted from the operating system.
@@ -588,14 +624,14 @@ families! {
     inflight_messages: Level = "kentongan_inflight_messages",
     /// Batches handed from one arbiter to another.
     arbiter_batches: Count = "kentongan_arbiter_batches_total",
-    /// Deliveries in those batches.
+    /// Messages in those batches.
     arbiter_batch_deliveries: Count = "kentongan_arbiter_batch_deliveries_total",
-    /// Times an arbiter was woken for batches of others.
+    /// Times an arbiter was woken by other threads, for batches of other arbiters among other things.
     arbiter_wakeups: Count = "kentongan_arbiter_wakeups_total",
     /// Writes to sockets of clients.
     flushes: Count = "kentongan_flushes_total",
-    /// Publishes whose targets were found in the cache of the topic.
+    /// Publishes, and messages of other arbiters, whose subscribers here were found in the cache of the topic.
     route_cache_hits: Count = "kentongan_route_cache_hits_total",
-    /// Publishes whose targets were looked up in the subscription index.
+    /// Publishes, and messages of other arbiters, whose subscribers here had to be looked up.
     route_cache_misses: Count = "kentongan_route_cache_misses_total",
 }

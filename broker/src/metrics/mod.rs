@@ -2,7 +2,8 @@
 //!
 //! Arbiters count in [`ArbiterCounters`], plain cells of their own, and flush them into the totals of the process. The
 //! same flush feeds Prometheus (through the `metrics` recorder) and [`Metrics::snapshot`], from which `$SYS` is
-//! written. Other parts of the process may use the macros of the `metrics` crate directly.
+//! written. Other parts of the process may use the macros of the `metrics` crate directly. A process may also count
+//! nothing at all (`metrics.enabled`).
 
 mod counters;
 mod load;
@@ -18,10 +19,11 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 
 pub use counters::{
     ArbiterCounters, CloseReason, ConnectRefusal, Count, CountBy, DropReason, Family, Kind, Label, Level,
-    MalformedReason, PacketKind, PublishRefusal,
+    MalformedReason, PacketKind, PublishRefusal, SubscribeRefusal,
 };
 use counters::{FAMILIES, Totals};
 pub use load::{Load, LoadAverages};
+pub use process::anonymous_bytes;
 pub use reference::reference_page;
 pub use reloads::ReloadOutcome;
 use reloads::Reloads;
@@ -33,6 +35,7 @@ pub struct Metrics {
     prometheus: PrometheusHandle,
     reloads: Reloads,
     storage: Arc<OnceLock<Arc<Stats>>>,
+    counting: bool,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -45,13 +48,14 @@ impl Metrics {
     /// Installs the recorder of the process, the first time; later calls give the same metrics.
     ///
     /// If another recorder was installed before, what the macros of the `metrics` crate count goes there, and only
-    /// the arbiters' counters are shown here.
-    pub fn install() -> Self {
+    /// the arbiters' counters are shown here. Without `counting`, nobody counts anything in this process.
+    pub fn install(counting: bool) -> Self {
         static INSTALLED: OnceLock<Metrics> = OnceLock::new();
         INSTALLED
             .get_or_init(|| {
                 let recorder = PrometheusBuilder::new().build_recorder();
-                let metrics = Self::with_recorder(&recorder);
+                counters::set_counting(counting);
+                let metrics = Self { counting, ..Self::with_recorder(&recorder) };
                 if metrics::set_global_recorder(recorder).is_err() {
                     tracing::warn!("another metrics recorder is installed; /metrics shows the arbiters' counters only");
                 }
@@ -71,7 +75,7 @@ impl Metrics {
             describe();
             (Arc::new(Totals::register()), Reloads::register())
         });
-        Self { totals, prometheus: recorder.handle(), reloads, storage: Arc::default() }
+        Self { totals, prometheus: recorder.handle(), reloads, storage: Arc::default(), counting: true }
     }
 
     /// The counters of one more arbiter; it must flush them.
@@ -92,10 +96,16 @@ impl Metrics {
         self.reloads.count(outcome);
     }
 
-    /// The text that Prometheus scrapes.
+    /// Whether the broker's own figures are counted.
+    #[must_use]
+    pub fn is_counting(&self) -> bool {
+        self.counting
+    }
+
+    /// The text that Prometheus scrapes. What is not counted is not there, rather than 0.
     #[must_use]
     pub fn render(&self) -> String {
-        let mut text = self.prometheus.render();
+        let mut text = if self.counting { self.prometheus.render() } else { String::new() };
         if let Some(stats) = self.storage.get() {
             storage::render(&mut text, stats);
         }
@@ -125,6 +135,8 @@ impl Metrics {
             publishes_received: sum(&totals.messages_received),
             publishes_sent: sum(&totals.messages_sent),
             publishes_dropped: sum(&totals.messages_dropped),
+            publish_bytes_received: totals.payload_bytes_received.get(),
+            publish_bytes_sent: totals.payload_bytes_sent.get(),
             bytes_received: totals.bytes_received.get(),
             bytes_sent: totals.bytes_sent.get(),
             retained_messages: totals.retained_messages.get(),
@@ -163,6 +175,10 @@ pub struct Snapshot {
     pub publishes_sent: u64,
     /// Application Messages that did not reach a session they were meant for.
     pub publishes_dropped: u64,
+    /// Payload bytes of Application Messages received.
+    pub publish_bytes_received: u64,
+    /// Payload bytes of Application Messages sent.
+    pub publish_bytes_sent: u64,
     /// Bytes read from clients.
     pub bytes_received: u64,
     /// Bytes written to clients.

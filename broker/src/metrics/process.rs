@@ -30,6 +30,13 @@ pub(super) fn render(text: &mut String) {
     }
 }
 
+/// Memory of the process in RAM that is no file's: heap and stacks.
+#[must_use]
+pub fn anonymous_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    Some(after(&status, "RssAnon:")?.parse::<u64>().ok()? * 1024)
+}
+
 /// The values, in the order of [`FAMILIES`].
 fn read() -> [Option<f64>; FAMILIES.len()] {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
@@ -68,6 +75,7 @@ mod tests {
     fn linux_tells_everything() {
         let values = read();
         assert!(values.iter().all(Option::is_some), "{values:?}");
+        assert!(anonymous_bytes().is_some_and(|bytes| bytes as f64 <= values[1].unwrap() * 2.0));
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
         let start = values[6].unwrap();
         assert!((now - start).abs() < 3600.0, "started {} s ago", now - start);

@@ -8,6 +8,7 @@ use kentongan_proto::mqtt::{PacketId, QoS, ReasonCode, SubscriptionOptions};
 
 use super::command::Owner;
 use crate::message::Message;
+use crate::session::outbound::Full;
 
 /// One consequence of an applied command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,14 +156,25 @@ pub enum Effect {
 /// Why a message is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drop {
-    /// The session's queue is full.
-    QueueFull,
+    /// The session's queue holds as many messages as it may.
+    QueueMessages,
+    /// It holds as many bytes as it may.
+    QueueBytes,
     /// Its Message Expiry Interval ran out.
     Expired,
     /// The session ended.
     SessionEnded,
     /// A shared subscription has no member.
     NoMember,
+}
+
+impl From<Full> for Drop {
+    fn from(full: Full) -> Self {
+        match full {
+            Full::Messages => Self::QueueMessages,
+            Full::Bytes => Self::QueueBytes,
+        }
+    }
 }
 
 /// A granted claim.

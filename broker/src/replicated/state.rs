@@ -27,7 +27,7 @@ use super::retained::{Page, Retained, RetainedLimits};
 use super::session::{Entry, PersistentSession, Subscription};
 use super::store::Dirty;
 use crate::message::Message;
-use crate::session::outbound::{DropPolicy, QueueCaps, Stage};
+use crate::session::outbound::{Backlog, DropPolicy, QueueCaps, Stage};
 use crate::subscription::{LocalMatch, LocalSubscriptions};
 
 /// Live messages of one session that may wait behind retained ones.
@@ -155,6 +155,11 @@ pub struct GroupState {
     /// The body of the message that the present command delivers.
     body: Option<(Arc<Message>, u64)>,
     delayed: usize,
+    /// Of all sessions.
+    backlog: Backlog,
+    subscriptions: usize,
+    /// Those of them that are shared.
+    subscriptions_shared: usize,
     matches: Vec<LocalMatch>,
 }
 
@@ -195,6 +200,9 @@ impl GroupState {
             owned: BTreeMap::new(),
             body: None,
             delayed: 0,
+            backlog: Backlog::default(),
+            subscriptions: 0,
+            subscriptions_shared: 0,
             matches: Vec::new(),
         }
     }
@@ -249,6 +257,24 @@ impl GroupState {
         self.sessions.len()
     }
 
+    /// What is held for the sessions here.
+    #[must_use]
+    pub fn backlog(&self) -> Backlog {
+        self.backlog
+    }
+
+    /// Subscriptions of the sessions here, and how many of them are shared.
+    #[must_use]
+    pub fn subscriptions(&self) -> (usize, usize) {
+        (self.subscriptions, self.subscriptions_shared)
+    }
+
+    /// Messages here that wait for their time.
+    #[must_use]
+    pub fn delayed(&self) -> usize {
+        self.delayed
+    }
+
     /// What a new leader must know and carry on with.
     pub fn lead(&self, effects: &mut Vec<Effect>) {
         for session in self.sessions.values() {
@@ -286,6 +312,9 @@ impl GroupState {
                 continue;
             };
             let subscriptions = session.subscriptions.clone();
+            self.backlog += session.outbound.backlog();
+            self.subscriptions += subscriptions.len();
+            self.subscriptions_shared += subscriptions.keys().filter(|filter| filter.starts_with("$share/")).count();
             let (expires, will) = (session.expires_at_ms, session.will_due_ms);
             self.names.insert(session.number, Arc::clone(client_id));
             for (filter, own) in subscriptions {
@@ -355,6 +384,14 @@ impl GroupState {
             assert!(!share.members.is_empty(), "{filter} without members");
             assert_eq!(share.members.values().filter(|online| **online).count(), share.online as usize);
         }
+        let mut backlog = Backlog::default();
+        let mut subscriptions = (0, 0);
+        for session in self.sessions.values() {
+            backlog += session.outbound.backlog();
+            subscriptions.0 += session.subscriptions.len();
+            subscriptions.1 += session.subscriptions.keys().filter(|filter| filter.starts_with("$share/")).count();
+        }
+        assert_eq!((self.backlog, self.subscriptions()), (backlog, subscriptions), "what is counted");
         assert_eq!(self.delayed, self.outbox.values().filter(|entry| entry.due_ms.is_some()).count());
     }
 }

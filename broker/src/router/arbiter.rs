@@ -23,6 +23,7 @@ use super::cluster::Departing;
 use super::deliver::Templates;
 use super::keep_alive::Wheel;
 use super::lanes::Lanes;
+use super::log_rate::LogRate;
 use super::shared::MEMORY_LEVEL_CLOSES;
 use super::{ConnectionKey, Event, Shared};
 use crate::config::Overlapping;
@@ -76,6 +77,7 @@ pub struct ArbiterState {
     read_buffer: Vec<u8>,
     /// Bytes of large packets that this turn may still read.
     large_reads_left: usize,
+    pub(super) refusal_lines: LogRate,
     pub(super) wheel: Wheel,
     pub(super) paused: Vec<ConnectionKey>,
     pub(super) slow_reads: Vec<ConnectionKey>,
@@ -112,6 +114,7 @@ impl ArbiterState {
             flush_waker: None,
             read_buffer: vec![0; READ_BUFFER_BYTES],
             large_reads_left: LARGE_BYTES_A_TURN_MAX,
+            refusal_lines: LogRate::default(),
             wheel: Wheel::default(),
             paused: Vec::new(),
             slow_reads: Vec::new(),
@@ -182,7 +185,6 @@ impl ArbiterState {
         });
         let key = ConnectionKey::new(self.id, index as u32, generation);
         self.wheel.arm(key, now + connect_seconds.get());
-        self.shared.connections.fetch_add(1, Ordering::Relaxed);
         self.counters.sockets_accepted.inc();
         key
     }
@@ -194,8 +196,7 @@ impl ArbiterState {
         }
         self.tear_down(key, super::connect::EndCause::Dropped);
         let client = self.clients.remove(key.index());
-        client.listener.connection_closed();
-        self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        self.shared.connection_closed(&client.listener);
     }
 
     /// Reads and handles what the socket has. `Ready`: the connection is over and the actor should stop.
@@ -474,6 +475,7 @@ impl ArbiterState {
                 let full = mem::replace(batch, empty);
                 let weight = full.weight_bytes();
                 self.counters.arbiter_batches.inc();
+                self.counters.arbiter_batch_deliveries.add(full.len() as u64);
                 self.shared.inboxes[target].push(Event::Batch { from: self.id, batch: full, weight }, weight);
             }
         }
@@ -523,6 +525,7 @@ impl ArbiterState {
             *large_left = large_left.saturating_sub(written);
         }
         self.counters.bytes_sent.add(written as u64);
+        self.counters.flushes.add(u64::from(before > 0));
         match outcome {
             Ok(Flushed::All) if client.phase == Phase::Closing => {
                 client.transport.shut_down_write();
@@ -569,6 +572,7 @@ impl ArbiterState {
 
     /// The event task: [`Self::take_events`] whenever something comes.
     pub fn poll_events(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.counters.arbiter_wakeups.inc();
         loop {
             if self.take_events() {
                 cx.waker().wake_by_ref();
@@ -599,7 +603,14 @@ impl ArbiterState {
         self.retry_lanes();
         self.resume_publishers();
         self.continue_slow_reads();
+        let (hits, misses) = self.cache.take_hits_and_misses();
+        self.counters.route_cache_hits.add(hits);
+        self.counters.route_cache_misses.add(misses);
         self.counters.flush();
+        let unlogged = self.refusal_lines.take_unlogged();
+        if unlogged > 0 {
+            tracing::warn!(unlogged, "more refusals than are logged one by one");
+        }
     }
 
     fn on_deadline(&mut self, key: ConnectionKey) {
@@ -609,7 +620,6 @@ impl ArbiterState {
         };
         match client.phase {
             Phase::AwaitingConnect | Phase::Authenticating | Phase::Claiming => {
-                self.counters.connects_refused.inc(ConnectRefusal::ConnectTimeout);
                 self.tear_down(key, super::connect::EndCause::ConnectTimeout);
                 self.end_now(key);
             }

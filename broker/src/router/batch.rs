@@ -51,6 +51,12 @@ impl Batch {
         self.records.is_empty()
     }
 
+    /// Messages in it.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
     /// What it weighs against the bound of the inbox.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {

@@ -12,6 +12,7 @@ use kentongan_proto::mqtt::{
 use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, wake};
 use super::client::{ClientSession, Phase};
 use super::cluster::Served;
+use super::log_rate::excerpt;
 use super::retained_read::RetainedReads;
 use super::shared::MEMORY_LEVEL_REFUSES;
 use super::{ConnectionKey, Event};
@@ -98,6 +99,16 @@ impl EndCause {
             Self::ShuttingDown => CloseReason::ShuttingDown,
         }
     }
+
+    /// As what it counts if there was no CONNACK yet. `None`: counted already, or nobody refused anything.
+    fn refusal_before_connack(&self) -> Option<ConnectRefusal> {
+        match self {
+            Self::ConnectTimeout => Some(ConnectRefusal::ConnectTimeout),
+            Self::Malformed { .. } | Self::Protocol(_) => Some(ConnectRefusal::Malformed),
+            Self::ShuttingDown => Some(ConnectRefusal::ShuttingDown),
+            _ => None,
+        }
+    }
 }
 
 impl ArbiterState {
@@ -111,7 +122,12 @@ impl ArbiterState {
         let peer = client.peer;
         let negotiated = match handshake::negotiate(&connect, &listener.policy, rand::random()) {
             Ok(negotiated) => negotiated,
-            Err(refusal) => return self.refuse(key, refusal.reason, refusal.text),
+            Err(refusal) => {
+                if let Some(client) = self.client(key) {
+                    client.client_id = Arc::from(excerpt(&connect.client_id));
+                }
+                return self.refuse(key, refusal.reason, refusal.text);
+            }
         };
         if !self.may_acknowledge() {
             return self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");
@@ -308,6 +324,9 @@ impl ArbiterState {
         } else if opened.group.is_none() {
             session.will.clone_from(&connect.will.clone().map(Box::new));
         }
+        if opened.group.is_none() {
+            self.counters.sessions.inc();
+        }
         let mut properties = negotiated.properties.clone();
         properties.authentication_method.clone_from(&connect.properties.authentication_method);
         properties.authentication_data = authentication_data.clone();
@@ -374,10 +393,13 @@ impl ArbiterState {
     /// Answers CONNECT with a refusal and ends the connection [MQTT-3.2.2-7].
     pub(super) fn refuse(&mut self, key: ConnectionKey, reason: ReasonCode, text: &'static str) {
         self.counters.connects_refused.inc(connect_refusal(reason));
+        let logged = self.refusal_lines.admits(self.now_seconds());
         let Some(client) = self.client(key) else {
             return;
         };
-        tracing::info!(client_id = %client.client_id, peer = client.peer.map(tracing::field::display), ?reason, text, "refused");
+        if logged {
+            tracing::info!(client_id = %client.client_id, peer = client.peer.map(tracing::field::display), ?reason, text, "refused");
+        }
         // [MQTT-3.2.2-6] of 3.1.1: where no return code fits, the connection just closes.
         if client.version.is_v5() || codec::v3_connack_code(reason).is_some() {
             let mut properties = ConnAckProperties::default();
@@ -465,7 +487,7 @@ impl ArbiterState {
         };
         client.pending = None;
         let Some(session) = client.session.take() else {
-            return;
+            return self.ended_before_connack(key, &cause);
         };
         let client_id = Arc::clone(&client.client_id);
         let taken_over = client.taken_over;
@@ -477,6 +499,7 @@ impl ArbiterState {
         let ClientSession { outbound, persistent, will, session_expiry_seconds, identity, served, .. } = *session;
         if let Some(served) = served {
             if persistent.is_none() {
+                self.counters.sessions.dec();
                 self.hand_on_shared(outbound, key);
             }
             self.flush_lanes();
@@ -499,6 +522,7 @@ impl ArbiterState {
             // And this before anybody is told that the Client Identifier is free.
             self.flush_lanes();
         } else {
+            self.counters.sessions.dec();
             self.hand_on_shared(outbound, key);
             if let Some(will) = will.filter(|_| publish_will) {
                 self.publish_will(&client_id, &identity, &will);
@@ -507,6 +531,25 @@ impl ArbiterState {
         self.shared.registry.release(&client_id, key);
         if taken_over || persistent.is_some() {
             self.shared.submitter.released(&client_id);
+        }
+    }
+
+    /// A connection that was never accepted is over. One whose CONNECT was refused was logged and counted then.
+    fn ended_before_connack(&mut self, key: ConnectionKey, cause: &EndCause) {
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        if client.phase == Phase::Closing || matches!(cause, EndCause::Refused(_)) {
+            return;
+        }
+        client.phase = Phase::Closing;
+        let (client_id, peer) = (Arc::clone(&client.client_id), client.peer);
+        if let Some(refusal) = cause.refusal_before_connack() {
+            self.counters.connects_refused.inc(refusal);
+        }
+        if self.refusal_lines.admits(self.now_seconds()) {
+            let peer = peer.map(tracing::field::display);
+            tracing::info!(%client_id, peer, reason = ?cause, "ended before CONNACK");
         }
     }
 

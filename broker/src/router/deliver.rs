@@ -16,10 +16,10 @@ use super::cluster::Sent;
 use super::publish::Publication;
 use crate::connection::{BufferPool, SHARED_PAYLOAD_BYTES_MIN};
 use crate::message::Message;
-use crate::metrics::DropReason;
+use crate::metrics::{ArbiterCounters, DropReason};
 use crate::replicated::DeliverPersistent;
 use crate::session::alias::AliasUse;
-use crate::session::outbound::{Offer, Outbound};
+use crate::session::outbound::{Full, Offer, Outbound};
 use crate::subscription::{LocalMatch, ShareGroup};
 
 /// Placeholder in templates of QoS 1 and 2, patched for each connection.
@@ -199,7 +199,9 @@ impl ArbiterState {
             if let Some(share) = terms.share {
                 share.began(key.raw());
             }
-            if let Some(id) = session.outbound.send_now(held, terms.qos) {
+            if let Some(id) =
+                counted(&self.counters, &mut session.outbound, |outbound| outbound.send_now(held, terms.qos))
+            {
                 if !self.write_publication(key, publication, terms, Some(id)) {
                     self.forget(key, terms.qos, id);
                 }
@@ -210,22 +212,22 @@ impl ArbiterState {
         let message = publication.share_message();
         let weight = message.weight_bytes();
         let held = Held { message: Some(message), retain: terms.retain, identifiers, share };
-        match session.outbound.offer(held, weight, terms.qos) {
+        match counted(&self.counters, &mut session.outbound, |outbound| outbound.offer(held, weight, terms.qos)) {
             Offer::Accepted => {}
-            Offer::DroppedNew => self.counters.messages_dropped.inc(DropReason::QueueMessages),
-            Offer::DroppedOldest(oldest) => {
-                self.counters.messages_dropped.add(DropReason::QueueMessages, oldest.len() as u64);
+            Offer::DroppedNew(full) => self.counters.messages_dropped.inc(full.into()),
+            Offer::DroppedOldest(full, oldest) => {
+                self.counters.messages_dropped.add(full.into(), oldest.len() as u64);
             }
         }
     }
 
     /// A packet that the client could not take counts as delivered [MQTT-3.1.2-25].
     fn forget(&mut self, key: ConnectionKey, qos: QoS, id: PacketId) {
-        if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
-            let outcome = match qos {
-                QoS::ExactlyOnce => session.outbound.on_pubrec(id, true),
-                _ => session.outbound.on_puback(id),
-            };
+        if let Some(session) = self.clients[key.index()].session.as_mut() {
+            let outcome = counted(&self.counters, &mut session.outbound, |outbound| match qos {
+                QoS::ExactlyOnce => outbound.on_pubrec(id, true),
+                _ => outbound.on_puback(id),
+            });
             drop(outcome);
         }
     }
@@ -263,9 +265,15 @@ impl ArbiterState {
         if large {
             client.out.append_shared(publication.payload.share());
         }
-        self.counters.messages_sent.inc(terms.qos);
+        self.count_sent(&terms, publication.payload.len());
         self.mark_dirty(key);
         true
+    }
+
+    #[inline]
+    fn count_sent(&self, terms: &Terms<'_>, payload_bytes: usize) {
+        self.counters.messages_sent.inc(terms.qos);
+        self.counters.payload_bytes_sent.add(payload_bytes as u64);
     }
 
     /// A PUBLISH that no other connection gets in the same bytes.
@@ -307,7 +315,10 @@ impl ArbiterState {
         } else {
             client.out.append(&mut self.pool, |out| out.extend_from_slice(publication.payload.as_slice()));
         }
-        self.counters.messages_sent.inc(terms.qos);
+        self.count_sent(&terms, publication.payload.len());
+        if dup {
+            self.counters.messages_resent.inc();
+        }
         self.mark_dirty(key);
         true
     }
@@ -330,11 +341,14 @@ impl ArbiterState {
             self.lanes.acknowledge(persistent, key, kind, id, reason);
             return self.schedule_flush();
         }
-        let settled = match kind {
-            AckKind::PubAck => session.outbound.on_puback(id),
-            AckKind::PubRec => session.outbound.on_pubrec(id, reason.is_error()),
-            AckKind::PubComp | AckKind::PubRel => session.outbound.on_pubcomp(id).map(|()| None),
+        let Some(session) = self.clients[key.index()].session.as_mut() else {
+            return;
         };
+        let settled = counted(&self.counters, &mut session.outbound, |outbound| match kind {
+            AckKind::PubAck => outbound.on_puback(id),
+            AckKind::PubRec => outbound.on_pubrec(id, reason.is_error()),
+            AckKind::PubComp | AckKind::PubRel => outbound.on_pubcomp(id).map(|()| None),
+        });
         let known = settled.is_ok();
         if let Ok(Some(Held { share: Some(share), .. })) = settled {
             share.ended(key.raw());
@@ -351,14 +365,15 @@ impl ArbiterState {
     pub(super) fn send_queued(&mut self, key: ConnectionKey) {
         let now = self.now_ms;
         loop {
-            let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
+            let Some(session) = self.clients.get_mut(key.index()).and_then(|client| client.session.as_mut()) else {
                 return;
             };
             if session.outbound.queue_len() == 0 {
                 return;
             }
             let mut expired = 0;
-            let next = pop_sendable(&mut session.outbound, now, &mut expired);
+            let outbound = &mut session.outbound;
+            let next = counted(&self.counters, outbound, |outbound| pop_sendable(outbound, now, &mut expired));
             self.counters.messages_dropped.add(DropReason::Expired, expired);
             let Some((id, qos, held, message)) = next else {
                 return;
@@ -414,13 +429,38 @@ impl ArbiterState {
     /// Messages of shared subscriptions that a member leaves unacknowledged go to another one (P11), except QoS 2
     /// already begun [MQTT-4.8.2-5].
     pub(super) fn hand_on_shared(&mut self, mut outbound: Outbound<Held>, left: ConnectionKey) {
-        for held in outbound.drain_undelivered() {
+        for held in counted(&self.counters, &mut outbound, Outbound::drain_undelivered) {
             if let (Some(message), Some(share)) = (held.message, held.share) {
                 let mut publication = self.publication_of(&message);
                 self.templates.begin();
                 self.route_to_share(&mut publication, &share, Some(left));
                 self.lanes.take_waiter();
             }
+        }
+    }
+}
+
+/// What is held for a transient session changes in here only, and so is always counted.
+#[inline]
+fn counted<R>(
+    counters: &ArbiterCounters,
+    outbound: &mut Outbound<Held>,
+    act: impl FnOnce(&mut Outbound<Held>) -> R,
+) -> R {
+    let before = outbound.backlog();
+    let outcome = act(outbound);
+    let change = outbound.backlog() - before;
+    counters.queued_messages.add(change.queued_messages);
+    counters.queued_bytes.add(change.queued_bytes);
+    counters.inflight_messages.add(change.in_flight);
+    outcome
+}
+
+impl From<Full> for DropReason {
+    fn from(full: Full) -> Self {
+        match full {
+            Full::Messages => Self::QueueMessages,
+            Full::Bytes => Self::QueueBytes,
         }
     }
 }

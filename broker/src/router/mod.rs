@@ -26,6 +26,7 @@ mod inbox_model;
 mod inbox_tests;
 pub mod keep_alive;
 mod lanes;
+mod log_rate;
 mod packets;
 mod publish;
 pub mod registry;

@@ -9,7 +9,7 @@ use super::arbiter::ArbiterState;
 use super::client::Phase;
 use super::connect::EndCause;
 use super::publish::Payload;
-use crate::metrics::{ConnectRefusal, MalformedReason, PacketKind};
+use crate::metrics::{MalformedReason, PacketKind};
 use crate::session::SessionError;
 
 impl ArbiterState {
@@ -51,7 +51,6 @@ impl ArbiterState {
             // The first packet must be a CONNECT [MQTT-3.1.0-1]; before CONNACK only AUTH and DISCONNECT may
             // follow one that asked for enhanced authentication [MQTT-3.1.2-30].
             (Phase::AwaitingConnect, _) => {
-                self.counters.connects_refused.inc(ConnectRefusal::Malformed);
                 self.end(key, EndCause::Protocol("the first packet was not CONNECT"), None);
             }
             (Phase::Authenticating, _) => {

@@ -13,6 +13,7 @@ use super::batch::Addressee;
 use super::client::Pace;
 use super::connect::EndCause;
 use super::lanes::Waiter;
+use super::log_rate::excerpt;
 use crate::message::{Message, MessageIdentity};
 use crate::metrics::{DropReason, PublishRefusal};
 use crate::replicated::command::SessionCommand;
@@ -135,6 +136,7 @@ impl ArbiterState {
     pub(super) fn on_publish(&mut self, key: ConnectionKey, publish: &PublishRef<'_>, payload: Payload<'_>) {
         let qos = publish.delivery.qos();
         self.counters.messages_received.inc(qos);
+        self.counters.payload_bytes_received.add(payload.len() as u64);
         let Some(client) = self.client(key) else {
             return;
         };
@@ -167,6 +169,9 @@ impl ArbiterState {
         }
         if let Some(reason) = self.refusal(key, topic, publish, payload.as_slice()) {
             self.counters.publishes_refused.inc(publish_refusal(reason));
+            if self.refusal_lines.admits(self.now_seconds()) {
+                tracing::info!(%client_id, topic = excerpt(topic), ?reason, "PUBLISH refused");
+            }
             return self.answer_publish(key, publish.delivery, reason);
         }
         let properties = (!publish.properties.is_empty()).then(|| publish.properties.to_owned());

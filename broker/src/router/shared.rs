@@ -13,6 +13,7 @@ use super::registry::Registry;
 use super::sys::SysTree;
 use crate::auth::Authority;
 use crate::config::Settings;
+use crate::listener::ListenerContext;
 use crate::replicated::Submitter;
 use crate::subscription::SubscriptionIndex;
 
@@ -70,7 +71,7 @@ pub struct Shared {
     pub retained_possible: AtomicBool,
     /// Some arbiter waits for another, or for the groups, to catch up.
     pub publishers_paused: AtomicBool,
-    /// Connections of the whole process.
+    /// Connections of the whole process, those on their way from the acceptor to an arbiter included.
     pub connections: AtomicUsize,
     /// Times that accepting failed for want of descriptors.
     pub descriptors_exhausted: AtomicU64,
@@ -125,6 +126,23 @@ impl Shared {
             started: Instant::now(),
             random: AtomicU64::new(rand::random()),
         }
+    }
+
+    /// Counts a connection in, unless the process has `connections_max` or the listener as many as it may. Whoever
+    /// counts one in must see that it is counted out, by [`Self::connection_closed`].
+    #[must_use]
+    pub fn try_open_connection(&self, listener: &ListenerContext, connections_max: usize) -> bool {
+        let in_room = self.connections.load(Ordering::Relaxed) < connections_max && listener.try_open();
+        if in_room {
+            self.connections.fetch_add(1, Ordering::Relaxed);
+        }
+        in_room
+    }
+
+    /// Counts a connection out.
+    pub fn connection_closed(&self, listener: &ListenerContext) {
+        listener.connection_closed();
+        self.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Milliseconds since the process started.

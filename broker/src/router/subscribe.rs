@@ -10,6 +10,8 @@ use kentongan_proto::topic::ParsedFilter;
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::client::{ClientSession, OwnSubscription};
+use super::log_rate::excerpt;
+use crate::metrics::SubscribeRefusal;
 use crate::replicated::command::SessionCommand;
 use crate::replicated::{SubscribeOutcome, SubscribedPersistent, UnsubscribedPersistent};
 use crate::session::subscribing::{granted, wants_retained};
@@ -19,6 +21,11 @@ impl ArbiterState {
     pub(super) fn on_subscribe(&mut self, key: ConnectionKey, subscribe: Subscribe) {
         let refusals: Vec<Option<ReasonCode>> =
             subscribe.filters.iter().map(|(filter, _)| self.filter_refusal(key, filter)).collect();
+        for ((filter, _), refusal) in subscribe.filters.iter().zip(&refusals) {
+            if let Some(reason) = *refusal {
+                self.on_filter_refused(key, filter, reason);
+            }
+        }
         let Some(session) = self.client(key).and_then(|client| client.session.as_ref()) else {
             return;
         };
@@ -84,6 +91,15 @@ impl ArbiterState {
         (!known && session.subscriptions.len() >= maximum).then_some(ReasonCode::QuotaExceeded)
     }
 
+    fn on_filter_refused(&mut self, key: ConnectionKey, filter: &str, reason: ReasonCode) {
+        self.counters.subscribes_refused.inc(subscribe_refusal(reason));
+        if self.refusal_lines.admits(self.now_seconds())
+            && let Some(client) = self.client(key)
+        {
+            tracing::info!(client_id = %client.client_id, filter = excerpt(filter), ?reason, "SUBSCRIBE refused");
+        }
+    }
+
     /// Makes a subscription stand in the tables: after this every publish finds it.
     pub(super) fn enter_subscription(&mut self, key: ConnectionKey, filter: &str, own: OwnSubscription, held: bool) {
         let Ok(parsed) = ParsedFilter::parse(filter) else {
@@ -124,8 +140,16 @@ impl ArbiterState {
                 }
             }
         }
-        if !replaced {
-            self.counters.subscriptions.inc();
+        if !replaced && persistent.is_none() {
+            self.count_subscription(filter, 1);
+        }
+    }
+
+    /// Of a transient session; those of persistent ones count where they are kept, also while the client is away.
+    fn count_subscription(&self, filter: &str, change: i64) {
+        self.counters.subscriptions.add(change);
+        if filter.starts_with("$share/") {
+            self.counters.subscriptions_shared.add(change);
         }
     }
 
@@ -155,7 +179,9 @@ impl ArbiterState {
             }
             Err(_) => {}
         }
-        self.counters.subscriptions.dec();
+        if group.is_none() {
+            self.count_subscription(filter, -1);
+        }
     }
 
     /// All subscriptions of a connection that ends.
@@ -272,6 +298,15 @@ impl ArbiterState {
         if codec::encoded_len(&packet, client.version) <= client.packet_bytes_max_out as usize {
             self.write_packet(key, &packet);
         }
+    }
+}
+
+fn subscribe_refusal(reason: ReasonCode) -> SubscribeRefusal {
+    match reason {
+        ReasonCode::NotAuthorized => SubscribeRefusal::NotAuthorized,
+        ReasonCode::TopicFilterInvalid => SubscribeRefusal::TopicFilterInvalid,
+        ReasonCode::QuotaExceeded => SubscribeRefusal::QuotaExceeded,
+        _ => SubscribeRefusal::Other,
     }
 }
 

@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
 use bytes::Bytes;
 use kentongan_proto::mqtt::QoS;
 use kentongan_proto::topic;
 
 use crate::message::{Message, MessageIdentity};
-use crate::metrics::{Load, LoadAverages, Snapshot};
+use crate::metrics::{self, Load, LoadAverages, Snapshot};
 
 /// The current values, by topic.
 #[derive(Debug, Default)]
@@ -56,9 +57,38 @@ fn message(name: &str, value: &str) -> Message {
     }
 }
 
-/// The figures of `snapshot`, and `loads` up to it, under mosquitto's names.
+/// What the broker knows of its process, also if it counts nothing.
+#[derive(Debug)]
+pub struct Process {
+    started: Instant,
+    heap_bytes: u64,
+    heap_bytes_max: u64,
+}
+
+impl Process {
+    /// One that started at `started`.
+    #[must_use]
+    pub fn new(started: Instant) -> Self {
+        Self { started, heap_bytes: 0, heap_bytes_max: 0 }
+    }
+
+    /// Its figures now, under mosquitto's names. The heap's largest size is the largest that was seen.
+    pub fn figures(&mut self) -> Vec<(&'static str, String)> {
+        self.heap_bytes = metrics::anonymous_bytes().unwrap_or(self.heap_bytes);
+        self.heap_bytes_max = self.heap_bytes_max.max(self.heap_bytes);
+        let uptime_seconds = self.started.elapsed().as_secs();
+        vec![
+            ("$SYS/broker/version", concat!("kentongan version ", env!("CARGO_PKG_VERSION")).to_owned()),
+            ("$SYS/broker/uptime", format!("{uptime_seconds} seconds")),
+            ("$SYS/broker/heap/current", self.heap_bytes.to_string()),
+            ("$SYS/broker/heap/maximum", self.heap_bytes_max.to_string()),
+        ]
+    }
+}
+
+/// What was counted, `snapshot` and `loads` up to it, under mosquitto's names.
 #[must_use]
-pub fn figures(snapshot: &Snapshot, loads: &LoadAverages, uptime_seconds: u64) -> Vec<(&'static str, String)> {
+pub fn counted(snapshot: &Snapshot, loads: &LoadAverages) -> Vec<(&'static str, String)> {
     let disconnected = snapshot.clients_total.saturating_sub(snapshot.clients_connected);
     let counts = [
         ("$SYS/broker/clients/connected", snapshot.clients_connected),
@@ -71,9 +101,12 @@ pub fn figures(snapshot: &Snapshot, loads: &LoadAverages, uptime_seconds: u64) -
         ("$SYS/broker/messages/received", snapshot.packets_received),
         ("$SYS/broker/messages/sent", snapshot.packets_sent),
         ("$SYS/broker/messages/inflight", snapshot.inflight_messages),
+        ("$SYS/broker/messages/stored", snapshot.stored_messages),
         ("$SYS/broker/publish/messages/received", snapshot.publishes_received),
         ("$SYS/broker/publish/messages/sent", snapshot.publishes_sent),
         ("$SYS/broker/publish/messages/dropped", snapshot.publishes_dropped),
+        ("$SYS/broker/publish/bytes/received", snapshot.publish_bytes_received),
+        ("$SYS/broker/publish/bytes/sent", snapshot.publish_bytes_sent),
         ("$SYS/broker/bytes/received", snapshot.bytes_received),
         ("$SYS/broker/bytes/sent", snapshot.bytes_sent),
         ("$SYS/broker/retained messages/count", snapshot.retained_messages),
@@ -83,11 +116,7 @@ pub fn figures(snapshot: &Snapshot, loads: &LoadAverages, uptime_seconds: u64) -
         ("$SYS/broker/store/messages/bytes", snapshot.stored_bytes),
         ("$SYS/broker/connections/socket/count", snapshot.sockets),
     ];
-    let mut figures = vec![
-        ("$SYS/broker/version", concat!("kentongan version ", env!("CARGO_PKG_VERSION")).to_owned()),
-        ("$SYS/broker/uptime", format!("{uptime_seconds} seconds")),
-    ];
-    figures.extend(counts.map(|(name, count)| (name, count.to_string())));
+    let mut figures: Vec<_> = counts.into_iter().map(|(name, count)| (name, count.to_string())).collect();
     for (names, load) in load_averages(loads) {
         let averages = [load.one_minute, load.five_minutes, load.fifteen_minutes];
         figures.extend(names.into_iter().zip(averages.map(|average| format!("{average:.2}"))));

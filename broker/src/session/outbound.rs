@@ -61,9 +61,49 @@ pub enum Offer<M> {
     /// It waits.
     Accepted,
     /// The queue is full and keeps what it has.
-    DroppedNew,
+    DroppedNew(Full),
     /// It waits; these, the oldest, had to go.
-    DroppedOldest(Vec<M>),
+    DroppedOldest(Full, Vec<M>),
+}
+
+/// Which bound of a queue was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// That on messages.
+    Messages,
+    /// That on their weight.
+    Bytes,
+}
+
+/// What is held for a client, or for several together; also as the difference between two moments.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Messages behind the window.
+    pub queued_messages: i64,
+    /// Their weight.
+    pub queued_bytes: i64,
+    /// Messages in the window.
+    pub in_flight: i64,
+}
+
+impl std::ops::AddAssign for Backlog {
+    fn add_assign(&mut self, other: Self) {
+        self.queued_messages += other.queued_messages;
+        self.queued_bytes += other.queued_bytes;
+        self.in_flight += other.in_flight;
+    }
+}
+
+impl std::ops::Sub for Backlog {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self {
+            queued_messages: self.queued_messages - other.queued_messages,
+            queued_bytes: self.queued_bytes - other.queued_bytes,
+            in_flight: self.in_flight - other.in_flight,
+        }
+    }
 }
 
 /// An acknowledgement for a packet that is not in flight.
@@ -241,6 +281,17 @@ impl<M> Outbound<M> {
         self.window.as_ref().map_or(0, |window| window.in_flight)
     }
 
+    /// All of these.
+    #[inline]
+    #[must_use]
+    pub fn backlog(&self) -> Backlog {
+        self.window.as_ref().map_or_else(Backlog::default, |window| Backlog {
+            queued_messages: window.queue.len() as i64,
+            queued_bytes: window.queue_bytes as i64,
+            in_flight: window.in_flight as i64,
+        })
+    }
+
     fn has_room(&self) -> bool {
         self.in_flight() < usize::from(self.limits.window_max)
     }
@@ -269,21 +320,26 @@ impl<M> Outbound<M> {
     pub fn offer(&mut self, message: M, weight_bytes: usize, qos: QoS) -> Offer<M> {
         let limits = self.limits;
         let window = self.window.get_or_insert_with(|| Box::new(Window::new()));
-        let is_full = |window: &Window<M>| {
-            window.queue.len() >= limits.queue_messages_max
-                || window.queue_bytes.saturating_add(weight_bytes) > limits.queue_bytes_max
+        let reached = |window: &Window<M>| {
+            if window.queue.len() >= limits.queue_messages_max {
+                return Some(Full::Messages);
+            }
+            (window.queue_bytes.saturating_add(weight_bytes) > limits.queue_bytes_max).then_some(Full::Bytes)
         };
         let never_fits = limits.queue_messages_max == 0 || weight_bytes > limits.queue_bytes_max;
-        if never_fits || (limits.drop_policy == DropPolicy::New && is_full(window)) {
-            return Offer::DroppedNew;
+        let full = reached(window);
+        if let Some(full) = full
+            && (never_fits || limits.drop_policy == DropPolicy::New)
+        {
+            return Offer::DroppedNew(full);
         }
         let mut dropped = Vec::new();
-        while is_full(window) {
+        while reached(window).is_some() {
             dropped.extend(window.dequeue().map(|queued| queued.message));
         }
         window.queue.push_back(Queued { message, qos, weight_bytes });
         window.queue_bytes += weight_bytes;
-        if dropped.is_empty() { Offer::Accepted } else { Offer::DroppedOldest(dropped) }
+        full.map_or(Offer::Accepted, |full| Offer::DroppedOldest(full, dropped))
     }
 
     /// Moves the next message from the queue into the window, if it has room. Those that `is_expired` says have
@@ -545,14 +601,15 @@ mod tests {
         let mut outbound = outbound(0, 2);
         assert_eq!(outbound.offer(1, 10, QoS::AtLeastOnce), Offer::Accepted);
         assert_eq!(outbound.offer(2, 10, QoS::AtLeastOnce), Offer::Accepted);
-        assert_eq!(outbound.offer(3, 10, QoS::AtLeastOnce), Offer::DroppedNew);
+        assert_eq!(outbound.offer(3, 10, QoS::AtLeastOnce), Offer::DroppedNew(Full::Messages));
         outbound.limits.drop_policy = DropPolicy::Oldest;
-        assert_eq!(outbound.offer(3, 10, QoS::AtLeastOnce), Offer::DroppedOldest(vec![1]));
+        assert_eq!(outbound.offer(3, 10, QoS::AtLeastOnce), Offer::DroppedOldest(Full::Messages, vec![1]));
         assert_eq!(outbound.queue_bytes(), 20);
         outbound.limits.queue_messages_max = 10;
-        assert_eq!(outbound.offer(4, 995, QoS::AtLeastOnce), Offer::DroppedOldest(vec![2, 3]), "as many as it takes");
-        assert_eq!(outbound.offer(5, 1001, QoS::AtLeastOnce), Offer::DroppedNew, "it would never fit");
-        assert_eq!((outbound.queue_len(), outbound.queue_bytes()), (1, 995));
+        let dropped = Offer::DroppedOldest(Full::Bytes, vec![2, 3]);
+        assert_eq!(outbound.offer(4, 995, QoS::AtLeastOnce), dropped, "as many as it takes");
+        assert_eq!(outbound.offer(5, 1001, QoS::AtLeastOnce), Offer::DroppedNew(Full::Bytes), "it would never fit");
+        assert_eq!(outbound.backlog(), Backlog { queued_messages: 1, queued_bytes: 995, in_flight: 0 });
     }
 
     /// [MQTT-3.3.2-5]: what expired before its delivery began is not sent.

@@ -142,10 +142,10 @@ impl MatchCache {
         }
     }
 
-    /// Look-ups of [`Self::take`] and [`Self::take_local`] that the local half of a slot answered, and all others.
-    #[must_use]
-    pub fn hits_and_misses(&self) -> (u64, u64) {
-        (self.hits, self.misses)
+    /// Look-ups of [`Self::take`] and [`Self::take_local`] that the local half of a slot answered, and all others, since
+    /// the last call.
+    pub fn take_hits_and_misses(&mut self) -> (u64, u64) {
+        (std::mem::take(&mut self.hits), std::mem::take(&mut self.misses))
     }
 
     /// Matches that the slots hold together.

@@ -33,6 +33,128 @@ fn a_connect_that_dribbles_in_is_cut_off_in_time() {
     assert!(began.elapsed() > Duration::from_secs(1));
     slow.expect_closed();
     silent.expect_closed();
+    broker.wait_for_metric(&refused("connects", "connect_timeout"), |count| count == 2.0);
+}
+
+/// The series of a refusal.
+fn refused(what: &str, reason: &str) -> String {
+    format!("kentongan_{what}_refused_total{{reason=\"{reason}\"}}")
+}
+
+fn malformed(reason: &str) -> String {
+    format!("kentongan_packets_malformed_total{{reason=\"{reason}\"}}")
+}
+
+/// Whatever ends a connection before CONNACK leaves a line in the log and a count by its reason.
+#[test]
+fn an_end_before_connack_is_logged_and_counted() {
+    let listener = "[[listener]]\naddress = \"127.0.0.1:0\"\nconnect_timeout_seconds = 1\n";
+    let broker = Broker::with_settings(listener);
+    let table: [(&[u8], &str, Option<&str>); 6] = [
+        (&[], "ConnectTimeout", Some("connect_timeout")),
+        (&[0xC0, 0], "the first packet was not CONNECT", Some("malformed")),
+        (&[0x10, 0x80, 0x80, 0x08], "PacketTooLarge", Some("malformed")),
+        // The length of the properties goes beyond the packet; then a property's value does.
+        (b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x00\x05\x00\x00", "MalformedPacket", Some("malformed")),
+        (b"\x10\x10\x00\x04MQTT\x05\x02\x00\x00\x03\x11\x00\x00\x00\x00", "MalformedPacket", Some("malformed")),
+        (b"\x10\x0d\x00\x04MQTT\x07\x02\x00\x00\x00\x00\x00", "UnsupportedProtocolVersion", Some("protocol_version")),
+    ];
+    for (bytes, logged, counted) in table {
+        let before = counted.map(|reason| broker.metric(&refused("connects", reason)));
+        let mut client = Client::raw(&broker, ProtocolVersion::V5);
+        let peer = client.stream.local_addr().expect("an address").to_string();
+        client.send_bytes(bytes);
+        let line = broker.wait_for_log(&peer);
+        assert!(line.contains(logged), "{bytes:?}: {logged:?} is not in {line}");
+        if let (Some(reason), Some(before)) = (counted, before) {
+            broker.wait_for_metric(&refused("connects", reason), |count| count == before + 1.0);
+        }
+    }
+    // One that goes by itself was refused nothing.
+    let client = Client::raw(&broker, ProtocolVersion::V5);
+    let peer = client.stream.local_addr().expect("an address").to_string();
+    drop(client);
+    let line = broker.wait_for_log(&peer);
+    assert!(line.contains("ended before CONNACK") && line.contains("ClosedByPeer"), "{line}");
+}
+
+/// A flood of refusals does not flood the log: what is left out is counted, and nothing is left out of the metrics.
+#[test]
+fn refusals_are_logged_at_a_bounded_rate() {
+    const FLOOD: usize = 400;
+    let listener = "arbiters = 1\n[[listener]]\naddress = \"127.0.0.1:0\"\nallow_anonymous = false\n";
+    let broker = Broker::with_settings(listener);
+    let began = Instant::now();
+    for _ in 0..FLOOD {
+        let (_, connack) = Client::open(&broker, connect(ProtocolVersion::V5, "nobody"));
+        assert_eq!(connack.reason_code, ReasonCode::NotAuthorized);
+    }
+    broker.wait_for_metric(&refused("connects", "not_authorized"), |count| count == FLOOD as f64);
+    let (mut logged, mut unlogged) = (0, 0);
+    while logged + unlogged < FLOOD {
+        for line in broker.logs_until("refus") {
+            logged += usize::from(line.contains("\"refused\""));
+            if let Some((_, rest)) = line.split_once("\"unlogged\":") {
+                let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+                unlogged += digits.parse::<usize>().expect("a number");
+            }
+        }
+    }
+    assert_eq!(logged + unlogged, FLOOD);
+    let seconds = began.elapsed().as_secs() as usize + 2;
+    assert!(logged <= 20 * seconds, "{logged} lines in {seconds} s");
+}
+
+/// Not only the whole SUBSCRIBE, each filter is counted by its reason, and logged with its client.
+#[test]
+fn refused_filters_and_publishes_are_counted_and_logged() {
+    let settings = [("KENTONGAN_SESSION__SUBSCRIPTIONS_MAX", "1"), ("KENTONGAN_DELAYED__ENABLED", "false")];
+    let broker = Broker::with_environment(&[], &settings);
+    for (client_id, expiry) in [("transient", 0), ("persistent", 60)] {
+        let mut asked = connect(ProtocolVersion::V5, client_id);
+        asked.properties.session_expiry_interval = Some(expiry);
+        let mut client = Client::accepted(&broker, asked);
+        assert_eq!(client.subscribe("a", QoS::AtMostOnce), ReasonCode::Success);
+        for (filter, reason, name) in [
+            ("b", ReasonCode::QuotaExceeded, "quota_exceeded"),
+            ("a/#/b", ReasonCode::TopicFilterInvalid, "topic_filter_invalid"),
+        ] {
+            let series = refused("subscribes", name);
+            let before = broker.metric(&series);
+            assert_eq!(client.subscribe(filter, QoS::AtMostOnce), reason);
+            broker.wait_for_metric(&series, |count| count == before + 1.0);
+            let line = broker.wait_for_log("SUBSCRIBE refused");
+            assert!(line.contains(client_id) && line.contains(filter), "{line}");
+        }
+        let series = refused("publishes", "not_authorized");
+        let before = broker.metric(&series);
+        client.publish("$delayed/1/t", "x", qos1(1));
+        client.complete(qos1(1));
+        broker.wait_for_metric(&series, |count| count == before + 1.0);
+        let line = broker.wait_for_log("PUBLISH refused");
+        assert!(line.contains(client_id) && line.contains("$delayed/1/t"), "{line}");
+    }
+}
+
+/// A property that ends before its value does, in a packet of a connected client.
+#[test]
+fn a_truncated_property_ends_the_connection() {
+    let broker = Broker::start();
+    let table: [&[u8]; 5] = [
+        // Message Expiry Interval of three bytes; a User Property without its value; a length beyond the packet.
+        &[0x30, 8, 0, 1, b'a', 4, 0x02, 0, 0, 0],
+        &[0x30, 8, 0, 1, b'a', 4, 0x26, 0, 1, b'n'],
+        &[0x30, 5, 0, 1, b'a', 9, 0x01],
+        // Subscription Identifier whose last byte is to come; Session Expiry Interval of DISCONNECT.
+        &[0x82, 9, 0, 1, 2, 0x0B, 0x80, 0, 1, b'a', 0],
+        &[0xE0, 4, 0, 2, 0x11, 0],
+    ];
+    for (number, bytes) in table.into_iter().enumerate() {
+        let mut client = Client::v5(&broker, "a");
+        client.send_bytes(bytes);
+        client.expect_disconnect(ReasonCode::MalformedPacket);
+        broker.wait_for_metric(&malformed("malformed_packet"), |count| count == number as f64 + 1.0);
+    }
 }
 
 /// Before a CONNECT was accepted, next to nothing may be promised.
@@ -42,6 +164,7 @@ fn a_large_packet_before_connect_is_refused_by_its_header() {
     let mut client = Client::raw(&broker, ProtocolVersion::V5);
     client.send_bytes(&[0x10, 0x80, 0x80, 0x08]);
     client.expect_closed();
+    broker.wait_for_metric(&malformed("packet_too_large"), |count| count == 1.0);
 }
 
 #[test]
@@ -64,6 +187,7 @@ fn limits_on_properties_levels_filters_and_subscriptions_are_kept() {
     let mut client = Client::v5(&broker, "a");
     client.publish("a/b/c/d", "x", QOS0);
     client.expect_disconnect(ReasonCode::TopicNameInvalid);
+    broker.wait_for_metric(&malformed("topic_name_invalid"), |count| count == 1.0);
 
     let mut client = Client::v5(&broker, "a");
     assert_eq!(client.subscribe("a/b/c/d", QoS::AtMostOnce), ReasonCode::TopicFilterInvalid);
@@ -78,6 +202,8 @@ fn limits_on_properties_levels_filters_and_subscriptions_are_kept() {
         user_properties: Vec::new(),
     }));
     client.expect_disconnect(ReasonCode::QuotaExceeded);
+    broker.wait_for_metric(&refused("subscribes", "topic_filter_invalid"), |count| count == 1.0);
+    broker.wait_for_metric(&refused("subscribes", "quota_exceeded"), |count| count == 1.0);
 }
 
 /// Its out-buffer is bounded, what does not fit is counted, and nobody else notices.
@@ -95,7 +221,7 @@ fn a_subscriber_that_does_not_read_costs_no_more_than_its_bounds() {
     }
     publisher.publish_acknowledged("steady", "still served", qos1(1));
     assert_eq!(steady.expect_publish().payload, "still served");
-    broker.wait_for_metric("kentongan_messages_dropped_total", |value| value > 0.0);
+    broker.wait_for_metric("kentongan_messages_dropped_total{reason=\"slow_consumer\"}", |value| value > 0.0);
 }
 
 /// A packet whose fields arrive one byte at a time is the same packet.
@@ -145,7 +271,12 @@ fn mutated_sessions_leave_nothing_behind() {
     let seed = std::env::var("KENTONGAN_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1_u64);
     println!("KENTONGAN_SEED={seed}");
     let mut random = SmallRng::seed_from_u64(seed);
-    let mut broker = Broker::start();
+    // What a mutation made persistent goes a second after its client.
+    let expiry = [
+        ("KENTONGAN_SESSION__SESSION_EXPIRY_SECONDS_DEFAULT", "1"),
+        ("KENTONGAN_SESSION__SESSION_EXPIRY_SECONDS_MAX", "1"),
+    ];
+    let mut broker = Broker::with_environment(&[], &expiry);
     for _ in 0..count {
         let version = [ProtocolVersion::V3_1, ProtocolVersion::V3_1_1, ProtocolVersion::V5][random.random_range(0..3)];
         let mut bytes = Vec::new();
@@ -210,6 +341,7 @@ fn a_client_identifier_that_is_fought_over_is_banned() {
     let (_, refused) = Client::open(&broker, connect(ProtocolVersion::V3_1_1, "twin"));
     assert_eq!(refused.reason_code, ReasonCode::NotAuthorized, "3.1.1 has no better code");
     assert_eq!(holder.subscribe("t", QoS::AtMostOnce), ReasonCode::Success, "whoever holds it keeps it");
+    broker.wait_for_metric("kentongan_connects_refused_total{reason=\"banned\"}", |count| count == 2.0);
     Client::v5(&broker, "other").disconnect();
     wait_for("the end of the ban", || {
         Client::open(&broker, connect(ProtocolVersion::V5, "twin")).1.reason_code == ReasonCode::Success
@@ -221,7 +353,7 @@ fn a_client_identifier_that_is_fought_over_is_banned() {
 fn a_flood_of_connections_from_one_address_is_cut_off() {
     let broker = Broker::with_environment(&[], &[("KENTONGAN_LIMITS__CONNECT_RATE_PER_ADDRESS", "5")]);
     let mut clients: Vec<_> = (0..30).map(|_| Client::raw(&broker, ProtocolVersion::V5)).collect();
-    broker.wait_for_metric("kentongan_connects_refused_total", |refused| refused >= 20.0);
+    broker.wait_for_metric(&refused("connects", "connect_rate"), |refused| refused >= 20.0);
     clients.last_mut().expect("one").expect_closed();
     wait_for("a later connection", || {
         let mut client = Client::raw(&broker, ProtocolVersion::V5);
@@ -258,7 +390,137 @@ fn a_publisher_that_is_too_fast_is_slowed_down_and_then_closed() {
     }
     assert!((15..=45).contains(&acknowledged), "{acknowledged} acknowledged");
     assert!(began.elapsed() > Duration::from_secs(1), "slowed down first");
+    broker.wait_for_metric("kentongan_connections_closed_total{reason=\"quota_exceeded\"}", |count| count == 1.0);
     within.publish_acknowledged("t", "x", qos1(10));
+}
+
+/// Slowed down for longer than its keep-alive, it is not taken for dead: what it sent waits in the socket, its PINGREQ
+/// behind it.
+#[test]
+fn a_publisher_that_is_slowed_down_is_not_blamed_for_its_silence() {
+    let broker = Broker::with_environment(&[], &[("KENTONGAN_SESSION__PUBLISH_RATE_MAX", "20")]);
+    let mut asked = connect(ProtocolVersion::V5, "fast");
+    asked.keep_alive = 1;
+    let mut client = Client::accepted(&broker, asked);
+    // At 20 a second this takes twice as long as such a client may be silent.
+    for number in 1..=80 {
+        client.publish("t", "x", qos1(number));
+    }
+    let began = Instant::now();
+    for number in 1..=80 {
+        client.complete(qos1(number));
+    }
+    assert!(began.elapsed() > Duration::from_secs(2), "it was not slowed down");
+    assert_eq!(broker.metric("kentongan_keep_alive_timeouts_total"), 0.0);
+    client.send(&Packet::PingReq);
+    assert_eq!(client.receive(), Packet::PingResp);
+}
+
+/// Beyond the rate of a listener clients wait in its backlog, and come in by and by; another listener is not affected.
+#[test]
+fn a_flood_of_connections_to_a_listener_waits_its_turn() {
+    let listener = "[[listener]]\naddress = \"127.0.0.1:0\"\n";
+    let broker = Broker::with_settings(&format!("limits.connect_rate_per_second = 10\n{listener}{listener}"));
+    let other = broker.next_listener();
+    let began = Instant::now();
+    let mut flood: Vec<_> = (0..30)
+        .map(|number| {
+            let mut client = Client::raw(&broker, ProtocolVersion::V5);
+            client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, &format!("flood{number}")))));
+            client
+        })
+        .collect();
+    let mut beside = Client::at(other, ProtocolVersion::V5);
+    beside.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, "beside"))));
+    assert_eq!(beside.expect_connack().reason_code, ReasonCode::Success);
+    if began.elapsed() < Duration::from_secs(1) {
+        let last = flood.last_mut().expect("thirty");
+        assert_eq!(last.receive_within(Duration::from_millis(1)), None, "nobody waits");
+    }
+    let mut last = Duration::ZERO;
+    for (number, client) in flood.iter_mut().enumerate() {
+        assert_eq!(client.expect_connack().reason_code, ReasonCode::Success);
+        // The bucket holds one second's worth, and one more was let in before it was filled.
+        last = began.elapsed();
+        let earliest = Duration::from_secs_f64((number as f64 - 11.0).max(0.0) / 10.0);
+        assert!(last >= earliest, "client {number} came in after {last:?}");
+    }
+    assert!(last > Duration::from_secs(1), "nobody waited");
+    assert_eq!(broker.metric("kentongan_connects_refused_total"), 0.0);
+}
+
+/// Far over the mark of memory, the connection with most bytes waiting is closed; one that reads is not.
+#[test]
+fn far_over_the_mark_of_memory_the_slowest_subscriber_is_closed() {
+    let settings = |mark: u64| {
+        format!(
+            "arbiters = 1\n[[listener]]\naddress = \"127.0.0.1:0\"\n[session]\nout_buffer_bytes_max = 200000000\n\
+             stalled_seconds_max = 0\n[limits]\nmemory_bytes_high_water = {mark}\n"
+        )
+    };
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("kentongan.toml");
+    std::fs::write(&file, settings(0)).expect("written");
+    let broker = Broker::with_file(&file);
+    let mut publisher = Client::v5(&broker, "publisher");
+    let mut steady = Client::v5(&broker, "steady");
+    steady.subscribe("steady", QoS::AtMostOnce);
+    let payload = "x".repeat(100_000);
+    // They never read, the slowest has four times as much before it; the kernel takes some megabytes of each.
+    let _deaf = [("slow", 200), ("slowest", 800)].map(|(client_id, messages)| {
+        let mut client = Client::v5(&broker, client_id);
+        client.subscribe(client_id, QoS::AtMostOnce);
+        for _ in 0..messages {
+            publisher.publish(client_id, &payload, QOS0);
+        }
+        client
+    });
+    publisher.publish_acknowledged("nobody", "", qos1(1));
+    let bytes = broker.metric("process_resident_memory_bytes") as u64;
+    assert!(bytes > 80_000_000, "only {bytes} bytes are held");
+    // Over 120 % of the mark: level 3, until the slowest has gone.
+    std::fs::write(&file, settings(bytes * 10 / 13)).expect("written");
+    broker.hang_up();
+    let line = broker.wait_for_log("disconnected");
+    assert!(line.contains("\"slowest\"") && line.contains("SlowConsumer"), "{line}");
+    broker.wait_for_metric("kentongan_connections_closed_total{reason=\"slow_consumer\"}", |count| count >= 1.0);
+    std::fs::write(&file, settings(0)).expect("written");
+    broker.hang_up();
+    wait_for("a subscriber that is served again", || {
+        publisher.publish("steady", "still here", QOS0);
+        steady.receive_within(QUIET).is_some()
+    });
+}
+
+/// A persistent session whose client stops reading loses its connection and nothing else.
+#[test]
+fn a_persistent_session_closed_by_a_stall_resumes_with_its_messages() {
+    // More than fits into the kernel's buffers is in flight at once.
+    const MESSAGES: u16 = 200;
+    let broker = Broker::with_environment(&[], &[("KENTONGAN_SESSION__STALLED_SECONDS_MAX", "1")]);
+    let mut asked = connect(ProtocolVersion::V5, "stalled");
+    asked.clean_start = false;
+    asked.properties.session_expiry_interval = Some(3600);
+    let mut stalled = Client::accepted(&broker, asked.clone());
+    stalled.subscribe("t", QoS::AtLeastOnce);
+    let mut publisher = Client::v5(&broker, "publisher");
+    let filling = "x".repeat(200_000);
+    for number in 1..=MESSAGES {
+        publisher.publish_acknowledged("t", &format!("{number} {filling}"), qos1(number));
+    }
+    let closed = "kentongan_connections_closed_total{reason=\"slow_consumer\"}";
+    broker.wait_for_metric(closed, |count| count == 1.0);
+    let (mut resumed, connack) = Client::open(&broker, asked);
+    assert!(connack.session_present);
+    for number in 1..=MESSAGES {
+        let message = resumed.take_publish();
+        let text = std::str::from_utf8(&message.payload).expect("as published");
+        assert_eq!(text.split(' ').next(), Some(number.to_string().as_str()));
+    }
+    resumed.expect_nothing();
+    // Those on the way when it ended.
+    broker.wait_for_metric("kentongan_messages_resent_total", |count| count > 0.0);
+    assert_eq!(broker.metric("kentongan_messages_dropped_total"), 0.0);
 }
 
 /// A client that asks and asks and never reads the answers is not listened to for ever.
@@ -310,6 +572,7 @@ fn short_of_memory_clients_are_refused_and_publishers_not_read() {
         let (_, refused) = Client::open(&broker, connect(version, "late"));
         assert_eq!(refused.reason_code, reason);
     }
+    broker.wait_for_metric("kentongan_connects_refused_total{reason=\"busy\"}", |count| count == 2.0);
 }
 
 /// What a session may not keep is dropped by policy and counted, the rest is delivered in order.
@@ -329,10 +592,66 @@ fn a_full_queue_drops_by_policy_and_counts() {
         for number in 0..8 {
             publisher.publish_acknowledged("t", &number.to_string(), qos1(number + 1));
         }
-        broker.wait_for_metric("kentongan_messages_dropped_total", |dropped| dropped == 5.0);
+        let dropped = "kentongan_messages_dropped_total{reason=\"queue_messages\"}";
+        broker.wait_for_metric(dropped, |dropped| dropped == 5.0);
         let mut client = Client::accepted(&broker, asked);
         let got = [(); 3].map(|()| client.expect_publish().payload);
         assert_eq!(got, expected);
         client.expect_nothing();
     }
+}
+
+/// The same behind the window of a client that is connected, whose session ends with it; bounds on messages and bytes.
+#[test]
+fn a_full_queue_of_a_transient_session_drops_by_policy_and_counts() {
+    for (bound, reason) in [("queue_messages_max = 3", "queue_messages"), ("queue_bytes_max = 35000", "queue_bytes")] {
+        for (policy, expected) in [("drop-new", [0, 1, 2, 3]), ("drop-oldest", [0, 5, 6, 7])] {
+            let settings = format!(
+                "[[listener]]\naddress = \"127.0.0.1:0\"\n[session]\nqueue_drop_policy = \"{policy}\"\n{bound}\n"
+            );
+            let broker = Broker::with_settings(&settings);
+            let mut asked = connect(ProtocolVersion::V5, "narrow");
+            asked.properties.receive_maximum = std::num::NonZeroU16::new(1);
+            let mut client = Client::accepted(&broker, asked);
+            client.subscribe("t", QoS::AtLeastOnce);
+            let mut publisher = Client::v5(&broker, "p");
+            for number in 0..8 {
+                publisher.publish_acknowledged("t", &number.to_string().repeat(10_000), qos1(number + 1));
+            }
+            let series = format!("kentongan_messages_dropped_total{{reason=\"{reason}\"}}");
+            broker.wait_for_metric(&series, |dropped| dropped == 4.0);
+            let got = [(); 4].map(|()| client.take_publish().payload[0] - b'0');
+            assert_eq!(got, expected, "{bound} {policy}");
+            client.expect_nothing();
+        }
+    }
+}
+
+/// A client that reads too slowly loses what is of QoS 0; what has a QoS waits for it.
+#[test]
+fn qos_0_gives_way_first() {
+    let broker = Broker::with_environment(&[], &[("KENTONGAN_SESSION__OUT_BUFFER_BYTES_MAX", "65536")]);
+    let mut client = Client::v5(&broker, "slow");
+    client.subscribe("t", QoS::AtLeastOnce);
+    let mut publisher = Client::v5(&broker, "p");
+    let payload = "x".repeat(50_000);
+    let mut number = 0;
+    // Until the kernel's buffers and the out-buffer are full of it.
+    wait_for("a drop", || {
+        for _ in 0..50 {
+            publisher.publish("t", &payload, QOS0);
+        }
+        number += 1;
+        publisher.publish_acknowledged("t", &number.to_string(), qos1(number));
+        broker.metric("kentongan_messages_dropped_total{reason=\"slow_consumer\"}") > 0.0
+    });
+    let mut got = Vec::new();
+    while got.len() < usize::from(number) {
+        let message = client.take_publish();
+        if message.delivery.qos() == QoS::AtLeastOnce {
+            got.push(String::from_utf8_lossy(&message.payload).into_owned());
+        }
+    }
+    assert_eq!(got, (1..=number).map(|number| number.to_string()).collect::<Vec<_>>());
+    assert_eq!(broker.metric("kentongan_messages_dropped_total{reason=\"queue_messages\"}"), 0.0);
 }

@@ -11,3 +11,4 @@ mod powercut;
 mod pub_sub;
 mod rumqttc;
 mod sessions;
+mod settings;

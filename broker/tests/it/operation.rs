@@ -1,5 +1,6 @@
 //! What an operator meets: health, metrics, a second process, a low limit of descriptors.
 
+use bytes::Bytes;
 use kentongan_proto::mqtt::*;
 
 use crate::support::*;
@@ -39,6 +40,78 @@ fn the_broker_tells_about_itself() {
         packet => panic!("PUBACK expected, got {packet:?}"),
     }
     client.expect_nothing();
+}
+
+/// The names of mosquitto 2.0.11, beside its load averages, which have a test of their own; at the end one that only its
+/// manual has.
+const SYS_NAMES: [&str; 27] = [
+    "bytes/received",
+    "bytes/sent",
+    "clients/active",
+    "clients/connected",
+    "clients/disconnected",
+    "clients/expired",
+    "clients/inactive",
+    "clients/maximum",
+    "clients/total",
+    "heap/current",
+    "heap/maximum",
+    "messages/received",
+    "messages/sent",
+    "messages/stored",
+    "publish/bytes/received",
+    "publish/bytes/sent",
+    "publish/messages/dropped",
+    "publish/messages/received",
+    "publish/messages/sent",
+    "retained messages/count",
+    "shared_subscriptions/count",
+    "store/messages/bytes",
+    "store/messages/count",
+    "subscriptions/count",
+    "uptime",
+    "version",
+    "messages/inflight",
+];
+
+/// Every name is there, and those that count say what happened.
+#[test]
+fn the_broker_tells_what_mosquitto_tells() {
+    let broker = Broker::with(&["--set", "sys.interval_seconds=1"]);
+    // One message waits for a client that is away.
+    let mut away = connect(ProtocolVersion::V5, "away");
+    away.properties.session_expiry_interval = Some(60);
+    let mut away = Client::accepted(&broker, away);
+    away.subscribe("t", QoS::AtLeastOnce);
+    away.subscribe("$share/g/x", QoS::AtLeastOnce);
+    away.disconnect();
+    Client::v5(&broker, "publisher").publish_acknowledged("t", "12345", qos1(1));
+    let mut client = Client::v311(&broker, "a");
+    client.subscribe("$SYS/#", QoS::AtMostOnce);
+    let mut values = std::collections::BTreeMap::new();
+    let mut owed = vec![
+        ("clients/disconnected", "1"),
+        ("clients/connected", "1"),
+        ("clients/total", "2"),
+        ("messages/stored", "1"),
+        ("store/messages/count", "1"),
+        ("publish/bytes/received", "5"),
+        ("shared_subscriptions/count", "1"),
+        ("subscriptions/count", "3"),
+    ];
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while !owed.is_empty() || values.len() < SYS_NAMES.len() {
+        assert!(std::time::Instant::now() < deadline, "{owed:?} never came, {values:?} did");
+        let message = client.expect_publish();
+        let name = message.topic.strip_prefix("$SYS/broker/").expect("as subscribed").to_owned();
+        let value = String::from_utf8(message.payload.to_vec()).expect("text");
+        owed.retain(|own| *own != (name.as_str(), value.as_str()));
+        if SYS_NAMES.contains(&name.as_str()) {
+            values.insert(name, value);
+        }
+    }
+    let heap = |name: &str| values[name].parse::<u64>().expect("a number");
+    assert!(heap("heap/current") > 1_000_000 && heap("heap/maximum") >= heap("heap/current"));
 }
 
 /// Load averages have mosquitto's names, begin at nothing, and grow with what happens.
@@ -98,6 +171,240 @@ fn a_second_process_is_refused_the_data_directory() {
     assert!(text.contains("in use by another process"), "{text}");
 }
 
+/// A data directory of a later version is left as it is.
+#[test]
+fn a_newer_format_on_disk_is_refused() {
+    let mut broker = Broker::start();
+    assert!(broker.terminate().success());
+    let format = broker.data_dir().join("format");
+    let known: u64 = std::fs::read_to_string(&format).expect("a format").trim().parse().expect("a number");
+    std::fs::write(&format, format!("{}\n", known + 1)).expect("written");
+    let output = broker_command()
+        .args(["serve", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data-dir"])
+        .arg(broker.data_dir())
+        .output()
+        .expect("it runs");
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains(&format!("has format {}", known + 1)), "{text}");
+    assert!(text.contains("use the version that wrote it"), "{text}");
+    std::fs::write(&format, format!("{known}\n")).expect("written");
+    broker.restart();
+    Client::v5(&broker, "a").disconnect();
+}
+
+/// SIGINT and SIGTERM: clients are told, the state is written, the process ends with success.
+#[test]
+fn a_signal_stops_it_in_good_order() {
+    for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
+        let mut broker = Broker::start();
+        let mut five = Client::v5(&broker, "five");
+        let mut three = Client::v311(&broker, "three");
+        assert!(broker.stop_by(signal).success(), "{signal:?}");
+        five.expect_disconnect(ReasonCode::ServerShuttingDown);
+        three.expect_closed();
+    }
+}
+
+/// Each shell gets a script that knows the subcommands and their flags.
+#[test]
+fn completions_are_written_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = broker_command().args(["completions", shell]).output().expect("it runs");
+        assert_eq!(output.status.code(), Some(0), "{shell}");
+        let script = String::from_utf8(output.stdout).expect("text");
+        for word in ["serve", "data-dir", "will-topic", "config"] {
+            assert!(script.contains(word), "{word} is not in the completions of {shell}");
+        }
+    }
+    let output = broker_command().args(["completions", "tcsh"]).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(2));
+}
+
+/// What is held for sessions, those of a group and those of an arbiter alike, and that nothing of it is left over.
+#[test]
+fn what_is_held_for_sessions_is_measured() {
+    let broker =
+        Broker::with_environment(&[], &[("KENTONGAN_ARBITERS", "2"), ("KENTONGAN_SESSION__QUEUE_MESSAGES_MAX", "2")]);
+    let reaches = |name: &str, expected: f64| {
+        broker.wait_for_metric(&format!("kentongan_{name}"), |value| value == expected);
+    };
+    // A persistent session: one message in flight, two in the queue, one dropped.
+    let mut narrow = connect(ProtocolVersion::V5, "narrow");
+    narrow.clean_start = false;
+    narrow.properties.receive_maximum = std::num::NonZeroU16::new(1);
+    narrow.properties.session_expiry_interval = Some(60);
+    let mut persistent = Client::accepted(&broker, narrow.clone());
+    // The same of a transient one.
+    let mut transient = Client::accepted(
+        &broker,
+        Connect {
+            client_id: "transient".to_owned(),
+            properties: ConnectProperties { session_expiry_interval: None, ..narrow.properties.clone() },
+            ..narrow.clone()
+        },
+    );
+    for client in [&mut persistent, &mut transient] {
+        client.subscribe("t", QoS::AtLeastOnce);
+        client.subscribe("$share/g/s", QoS::AtLeastOnce);
+    }
+    let mut publisher = Client::v5(&broker, "publisher");
+    for number in 1..=4 {
+        publisher.publish_acknowledged("t", "four", qos1(number));
+    }
+    for (name, expected) in [
+        ("connections", 3.0),
+        ("sessions", 3.0),
+        ("subscriptions", 4.0),
+        ("shared_subscriptions", 2.0),
+        ("inflight_messages", 2.0),
+        ("queued_messages", 4.0),
+        ("messages_dropped_total{reason=\"queue_messages\"}", 2.0),
+        ("received_payload_bytes_total", 16.0),
+        ("sent_payload_bytes_total", 8.0),
+    ] {
+        reaches(name, expected);
+    }
+    assert!(broker.metric("kentongan_queued_bytes") > 16.0);
+    // What was in flight is sent again; then all of it is taken, or goes with its session.
+    drop(persistent);
+    reaches("connections", 2.0);
+    let mut persistent = Client::accepted(&broker, narrow);
+    assert!(persistent.take_publish().dup);
+    reaches("messages_resent_total", 1.0);
+    for _ in 0..2 {
+        persistent.take_publish();
+    }
+    persistent.unsubscribe("t");
+    persistent.unsubscribe("$share/g/s");
+    drop(transient);
+    for name in ["inflight_messages", "queued_messages", "queued_bytes", "subscriptions", "shared_subscriptions"] {
+        reaches(name, 0.0);
+    }
+    reaches("sessions", 2.0);
+}
+
+/// No family is dead: each one that `/metrics` names moves when what it counts happens.
+#[test]
+fn every_family_of_metrics_moves() {
+    let broker =
+        Broker::with_environment(&[], &[("KENTONGAN_ARBITERS", "2"), ("KENTONGAN_SESSION__QUEUE_MESSAGES_MAX", "1")]);
+    let (_, metrics) = broker.http_get("/metrics");
+    let families = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    // The log and its checkpoints have tests of their own, and so has the want of descriptors.
+    let elsewhere = ["kentongan_log_", "kentongan_checkpoints_", "kentongan_descriptors_exhausted_total"];
+    let mut unmoved: Vec<_> = families
+        .filter(|name| name.starts_with("kentongan_") && !elsewhere.iter().any(|other| name.starts_with(other)))
+        .map(str::to_owned)
+        .collect();
+    assert!(unmoved.len() > 35, "{unmoved:?}");
+
+    // Two subscribers on different arbiters, each with messages in flight, queued and dropped; one resumes.
+    let with = |client_id: &str, change: &dyn Fn(&mut Connect)| {
+        let mut asked = connect(ProtocolVersion::V5, client_id);
+        change(&mut asked);
+        Client::accepted(&broker, asked)
+    };
+    let narrow = |client_id: &str, expiry| {
+        with(client_id, &|asked| {
+            asked.clean_start = false;
+            asked.properties.receive_maximum = std::num::NonZeroU16::new(1);
+            asked.properties.session_expiry_interval = expiry;
+        })
+    };
+    let mut persistent = narrow("persistent", Some(60));
+    let mut transient = narrow("transient", None);
+    for client in [&mut persistent, &mut transient] {
+        client.subscribe("t", QoS::AtLeastOnce);
+    }
+    transient.subscribe("$share/g/s", QoS::AtLeastOnce);
+    let mut publisher = Client::v5(&broker, "publisher");
+    for (number, topic) in (1..).zip(["t", "t", "t", "nobody", "$delayed/60/t", "$SYS/mine"]) {
+        publisher.publish_acknowledged(topic, "payload", qos1(number));
+    }
+    publisher.send(&Packet::Publish(Publish { retain: true, ..publish("r", "kept", qos1(10)) }));
+    publisher.complete(qos1(10));
+    drop(persistent);
+    let _resumed = narrow("persistent", Some(60));
+    // Ends and refusals.
+    Client::v5(&broker, "confused").subscribe("a/#/b", QoS::AtMostOnce);
+    Client::raw(&broker, ProtocolVersion::V5).send(&Packet::PingReq);
+    Client::v5(&broker, "rude").send_bytes(&[0xC3, 0]);
+    let _silent = with("silent", &|asked| asked.keep_alive = 1);
+    let _twins = [Client::v5(&broker, "twin"), Client::v5(&broker, "twin")];
+    with("brief", &|asked| asked.properties.session_expiry_interval = Some(1)).disconnect();
+    drop(with("mortal", &|asked| {
+        asked.will = Some(Will {
+            topic: "will".to_owned(),
+            payload: Bytes::new(),
+            qos: QoS::AtMostOnce,
+            retain: false,
+            properties: WillProperties::default(),
+        });
+    }));
+    broker.hang_up();
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while !unmoved.is_empty() {
+        assert!(std::time::Instant::now() < deadline, "never moved: {unmoved:?}");
+        unmoved.retain(|name| broker.metric(name) == 0.0);
+    }
+}
+
+/// With metrics off nothing is counted, and nothing is shown that would read as "none".
+#[test]
+fn metrics_can_be_turned_off() {
+    let settings = [("KENTONGAN_METRICS__ENABLED", "false"), ("KENTONGAN_SYS__INTERVAL_SECONDS", "1")];
+    let broker = Broker::with_environment(&[], &settings);
+    let mut subscriber = Client::v5(&broker, "s");
+    subscriber.subscribe("t", QoS::AtLeastOnce);
+    let mut client = Client::v5(&broker, "a");
+    client.publish_acknowledged("t", "x", qos1(1));
+    assert_eq!(subscriber.take_publish().payload, "x");
+    client.subscribe("$SYS/#", QoS::AtMostOnce);
+    let mut names = std::collections::BTreeSet::new();
+    loop {
+        let message = client.expect_publish();
+        // What is retained came first; once this is live, all the others had their chance.
+        if message.topic == "$SYS/broker/uptime" && !message.retain {
+            break;
+        }
+        names.insert(message.topic);
+    }
+    let (_, metrics) = broker.http_get("/metrics");
+    let families: Vec<_> = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+    assert!(families.iter().any(|family| family.starts_with("process_resident_memory_bytes ")), "{metrics}");
+    assert!(families.iter().any(|family| family.starts_with("kentongan_log_syncs_total ")), "{metrics}");
+    for name in ["kentongan_messages_received_total", "kentongan_connections", "kentongan_flushes_total"] {
+        assert!(!metrics.contains(name), "{name} is in {metrics}");
+    }
+    let expected = ["heap/current", "heap/maximum", "uptime", "version"].map(|name| format!("$SYS/broker/{name}"));
+    assert_eq!(names, expected.into());
+}
+
+/// Started with a low soft limit, it takes the hard one; connections leave a reserve, in which HTTP is still served.
+#[test]
+fn connections_leave_a_reserve_of_descriptors() {
+    let broker = Broker::with_descriptors(100, 230, &[("KENTONGAN_LIMITS__DESCRIPTORS_RESERVE", "100")]);
+    assert_eq!(broker.metric("process_max_fds"), 230.0, "the soft limit is raised to the hard one");
+    // 230 less the reserve and 64 of its own.
+    let mut crowd: Vec<_> = (0..66).map(|number| Client::v5(&broker, &format!("crowd{number}"))).collect();
+    let mut flood: Vec<_> = (0..100).map(|_| Client::raw(&broker, ProtocolVersion::V5)).collect();
+    let refused = "kentongan_connects_refused_total{reason=\"too_many_connections\"}";
+    broker.wait_for_metric(refused, |count| count == 100.0);
+    flood.iter_mut().for_each(Client::expect_closed);
+    assert_eq!(broker.metric("kentongan_connections"), 66.0);
+    assert_eq!(broker.metric("kentongan_descriptors_exhausted_total"), 0.0);
+    assert!(broker.metric("process_open_fds") <= 130.0, "the reserve is used");
+    assert_eq!(broker.http_get("/readyz").0, 200);
+    // One goes, one comes.
+    crowd.pop().expect("one").disconnect();
+    wait_for("room", || {
+        let mut client = Client::raw(&broker, ProtocolVersion::V5);
+        client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, "late"))));
+        matches!(client.receive_within(QUIET), Some(Packet::ConnAck(_)))
+    });
+}
+
 /// With few descriptors the acceptor neither spins nor stops: others are served once some are free.
 #[test]
 fn running_out_of_descriptors_is_survived() {
@@ -112,6 +419,7 @@ fn running_out_of_descriptors_is_survived() {
     std::thread::sleep(QUIET * 4);
     assert!(cpu_ticks(&broker) - before < 20, "it spins");
     drop(crowd);
+    broker.wait_for_metric("kentongan_descriptors_exhausted_total", |count| count >= 1.0);
     Client::v5(&broker, "late").disconnect();
 }
 

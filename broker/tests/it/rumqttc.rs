@@ -6,10 +6,10 @@ use crate::support::{Broker, DEADLINE};
 
 /// The same tests on rumqttc's two modules, whose types differ though their names do not.
 macro_rules! tests_of_version {
-    ([$($root:ident)::+], $version:ident, $persist:expr) => {
+    ([$($root:ident)::+], $version:ident, $persist:expr, [$($will_properties:expr)?]) => {
         mod $version {
             use ::$($root)::+::mqttbytes::QoS;
-            use ::$($root)::+::mqttbytes::$version::{ConnAck, Packet, Publish};
+            use ::$($root)::+::mqttbytes::$version::{ConnAck, LastWill, Packet, Publish};
             use ::$($root)::+::{Client, Connection, Event, MqttOptions};
 
             use super::*;
@@ -148,13 +148,68 @@ macro_rules! tests_of_version {
                 came.sort_by_key(|&qos| qos as u8);
                 assert_eq!(came, [QoS::AtLeastOnce, QoS::ExactlyOnce]);
             }
+
+            #[test]
+            fn a_will_is_published_unless_its_client_says_goodbye() {
+                let broker = Broker::start();
+                let (mut subscriber, _) = Rumqttc::connect(Rumqttc::options(&broker, "subscriber"));
+                subscriber.subscribe("rumqttc/will/#", QoS::ExactlyOnce);
+                let with_will = |client_id: &str, qos| {
+                    let mut options = Rumqttc::options(&broker, client_id);
+                    let topic = format!("rumqttc/will/{client_id}");
+                    options.set_last_will(LastWill::new(topic, "gone", qos, true $(, $will_properties)?));
+                    Rumqttc::connect(options).0
+                };
+                with_will("polite", QoS::AtLeastOnce).disconnect();
+                for (client_id, qos) in [("one", QoS::AtLeastOnce), ("two", QoS::ExactlyOnce)] {
+                    drop(with_will(client_id, qos));
+                    let message = subscriber.take();
+                    assert_eq!(message.topic, format!("rumqttc/will/{client_id}"), "and none of the polite one");
+                    assert_eq!(message.payload, "gone");
+                    assert_eq!((message.qos, message.retain), (qos, false), "to whom subscribed before");
+                }
+            }
+
+            #[test]
+            fn each_message_of_a_shared_subscription_reaches_one_member() {
+                let broker = Broker::start();
+                let mut members = ["one", "two"].map(|client_id| {
+                    let (mut member, _) = Rumqttc::connect(Rumqttc::options(&broker, client_id));
+                    member.subscribe("$share/group/rumqttc/shared", QoS::AtLeastOnce);
+                    member
+                });
+                let (mut publisher, _) = Rumqttc::connect(Rumqttc::options(&broker, "publisher"));
+                for number in 0..4 {
+                    publisher.publish("rumqttc/shared", QoS::AtLeastOnce, false, &number.to_string());
+                }
+                // In turn, as the strategy is by default; a fifth message would break the order of what follows.
+                let mut got: Vec<_> = members.iter_mut().flat_map(|member| [member.take(), member.take()]).collect();
+                got.sort_by_key(|message| message.payload.clone());
+                let payloads: Vec<_> = got.iter().map(|message| &message.payload[..]).collect();
+                assert_eq!(payloads, [b"0", b"1", b"2", b"3"]);
+                publisher.publish("rumqttc/shared", QoS::AtLeastOnce, false, "last");
+                publisher.publish("rumqttc/shared", QoS::AtLeastOnce, false, "last");
+                for member in &mut members {
+                    assert_eq!(member.take().payload, "last");
+                }
+            }
         }
     };
 }
 
-tests_of_version!([rumqttc], v4, |options: &mut MqttOptions| {
-    options.set_clean_session(false);
-});
-tests_of_version!([rumqttc::v5], v5, |options: &mut MqttOptions| {
-    options.set_clean_start(false).set_session_expiry_interval(Some(300));
-});
+tests_of_version!(
+    [rumqttc],
+    v4,
+    |options: &mut MqttOptions| {
+        options.set_clean_session(false);
+    },
+    []
+);
+tests_of_version!(
+    [rumqttc::v5],
+    v5,
+    |options: &mut MqttOptions| {
+        options.set_clean_start(false).set_session_expiry_interval(Some(300));
+    },
+    [None]
+);

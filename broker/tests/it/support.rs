@@ -26,6 +26,8 @@ pub struct Broker {
     directory: TempDir,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    /// Soft and hard limit of file descriptors, if not those of the tests.
+    descriptors: Option<(u32, u32)>,
     logs: mpsc::Receiver<String>,
 }
 
@@ -45,6 +47,24 @@ impl Broker {
         Self::within(TempDir::new().expect("a temporary directory"), arguments, environment)
     }
 
+    /// Starts with settings as they stand in a file, the listeners among them.
+    pub fn with_settings(settings: &str) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let file = directory.path().join("kentongan.toml");
+        std::fs::write(&file, settings).expect("written");
+        let arguments = ["--config", file.to_str().expect("UTF-8")];
+        Self::within(directory, &arguments, &[])
+    }
+
+    /// Starts with few file descriptors, as a soft and a hard limit.
+    pub fn with_descriptors(soft: u32, hard: u32, environment: &[(&str, &str)]) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let mut broker = Self::new(directory, &[], environment);
+        broker.descriptors = Some((soft, hard));
+        broker.spawn();
+        broker
+    }
+
     /// The data directory.
     pub fn data_dir(&self) -> std::path::PathBuf {
         self.directory.path().join("data")
@@ -55,7 +75,10 @@ impl Broker {
     }
 
     fn spawn(&mut self) {
-        let mut command = broker_command();
+        let mut command = match self.descriptors {
+            None => broker_command(),
+            Some((soft, hard)) => limited(&broker_command(), soft, hard),
+        };
         command.args(["serve", "--http", "127.0.0.1:0", "--data-dir"]).arg(self.data_dir()).args(&self.arguments);
         if !self.arguments.iter().any(|argument| argument == "--config") {
             command.args(["--mqtt", "127.0.0.1:0"]);
@@ -111,9 +134,14 @@ impl Broker {
 
     /// SIGTERM, and what it answered.
     pub fn terminate(&mut self) -> std::process::ExitStatus {
+        self.stop_by(rustix::process::Signal::TERM)
+    }
+
+    /// A signal that ends it in good order, and what it answered.
+    pub fn stop_by(&mut self, signal: rustix::process::Signal) -> std::process::ExitStatus {
         let mut child = self.child.take().expect("a running broker");
         let pid = rustix_pid(&child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("our own child");
+        rustix::process::kill_process(pid, signal).expect("our own child");
         let deadline = Instant::now() + DEADLINE * 2;
         loop {
             if let Some(status) = child.try_wait().expect("our own child") {
@@ -143,24 +171,35 @@ impl Broker {
 
     /// Starts in `directory`, under its data directory's name.
     pub fn within(directory: TempDir, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut broker = Self::new(directory, arguments, environment);
+        broker.spawn();
+        broker
+    }
+
+    fn new(directory: TempDir, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let owned = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
-        let mut broker = Self {
+        Self {
             child: None,
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             http: SocketAddr::from(([127, 0, 0, 1], 0)),
             directory,
             arguments: arguments.iter().map(|&text| text.to_owned()).collect(),
             environment: environment.iter().map(owned).collect(),
+            descriptors: None,
             logs: mpsc::channel().1,
-        };
-        broker.spawn();
-        broker
+        }
     }
 
     /// SIGHUP.
     pub fn hang_up(&self) {
         let child = self.child.as_ref().expect("a running broker");
         rustix::process::kill_process(rustix_pid(child), rustix::process::Signal::HUP).expect("our own child");
+    }
+
+    /// Waits until one more listener says where it is.
+    pub fn next_listener(&self) -> SocketAddr {
+        let line = self.wait_for_log("listening for MQTT");
+        field(&line, "address").and_then(|text| text.parse().ok()).expect("an address")
     }
 
     /// Waits for a line of the log.
@@ -195,7 +234,7 @@ impl Broker {
         (status, body.to_owned())
     }
 
-    /// A figure of `/metrics`, all series of the name added up.
+    /// A figure of `/metrics`: all series of the name added up, or the one whose label follows the name.
     pub fn metric(&self, name: &str) -> f64 {
         let (_, body) = self.http_get("/metrics");
         body.lines()
@@ -214,6 +253,20 @@ impl Drop for Broker {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// `command` as it is with other limits of file descriptors.
+fn limited(command: &Command, soft: u32, hard: u32) -> Command {
+    let mut shell = Command::new("sh");
+    let script = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" \"$@\"");
+    shell.arg("-c").arg(script).arg(command.get_program());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell
 }
 
 fn rustix_pid(child: &Child) -> rustix::process::Pid {

@@ -38,6 +38,8 @@ log_type none
 pub enum Recipe {
     /// The program at this path, with the settings that a comparison needs.
     Kentongan(PathBuf),
+    /// The same, with metrics off.
+    KentonganUncounted(PathBuf),
     /// The program at this path, with a configuration that we write.
     Mosquitto(PathBuf),
     /// A shell command with `{port}` and `{dir}` in it.
@@ -58,6 +60,7 @@ impl Recipe {
     pub fn name(&self) -> String {
         match self {
             Self::Kentongan(_) => "kentongan".into(),
+            Self::KentonganUncounted(_) => "kentongan without metrics".into(),
             Self::Mosquitto(_) => "mosquitto".into(),
             Self::Command(command) => {
                 let program = command.split_whitespace().next().unwrap_or("?");
@@ -68,10 +71,20 @@ impl Recipe {
         }
     }
 
+    /// The same broker with metrics off, if we know how to turn them off.
+    pub fn uncounted(&self) -> Option<Self> {
+        match self {
+            Self::Kentongan(path) => Some(Self::KentonganUncounted(path.clone())),
+            _ => None,
+        }
+    }
+
     fn command(&self, port: u16, dir: &Path) -> Result<Command> {
         Ok(match self {
-            Self::Kentongan(path) => {
+            Self::Kentongan(path) | Self::KentonganUncounted(path) => {
                 let mut command = Command::new(path);
+                let counts = matches!(self, Self::Kentongan(_));
+                command.env("KENTONGAN_METRICS__ENABLED", counts.to_string());
                 command.arg("serve").arg("--mqtt").arg(format!("127.0.0.1:{port}"));
                 command.arg("--data-dir").arg(dir.join("data")).arg("--http").arg("127.0.0.1:0");
                 // mosquitto logs nothing either.
@@ -202,6 +215,19 @@ mod tests {
         assert_eq!(parse("kentongan"), Recipe::Kentongan("target/k".into()));
         assert_eq!(parse("mosquitto").name(), "mosquitto");
         assert_eq!(parse("/opt/flashmq/bin/flashmq --port {port}").name(), "flashmq");
+    }
+
+    #[test]
+    fn only_our_own_broker_can_be_told_not_to_count() {
+        let counts = |recipe: &Recipe| {
+            let command = recipe.command(1883, Path::new("dir")).unwrap();
+            let variable = command.get_envs().find(|(name, _)| *name == "KENTONGAN_METRICS__ENABLED");
+            variable.and_then(|(_, value)| value?.to_str()).map(str::to_owned)
+        };
+        let kentongan = Recipe::Kentongan("k".into());
+        assert_eq!(counts(&kentongan).as_deref(), Some("true"));
+        assert_eq!(counts(&kentongan.uncounted().unwrap()).as_deref(), Some("false"));
+        assert_eq!(Recipe::Mosquitto("m".into()).uncounted(), None);
     }
 
     #[test]

@@ -70,7 +70,7 @@ pub struct RowResult {
     pub a: Side,
     /// Broker B.
     pub b: Side,
-    /// Broker A in the baseline, in the same rounds, where the target refers to it.
+    /// Broker A in the baseline, or without counting, in the same rounds, where the target refers to that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub baseline: Option<Side>,
     /// Median over the rounds of A / B.
@@ -100,6 +100,7 @@ pub struct Comparison {
 pub fn run(plan: &Plan, progress: &Progress) -> Result<Comparison> {
     let mut a = Running::start(&plan.a)?;
     let mut b = Running::start(&plan.b)?;
+    let mut uncounted = Uncounted::start(plan)?;
     let mut results = Vec::new();
     for row in &plan.rows {
         let mut sides = [Side::default(), Side::default()];
@@ -108,8 +109,14 @@ pub fn run(plan: &Plan, progress: &Progress) -> Result<Comparison> {
             sides[0].rounds.push(run_once(&row.work, &plan.a, &mut a, progress)?);
             sides[1].rounds.push(run_once(&row.work, &plan.b, &mut b, progress)?);
             // In the same round, as what else the machine does changes from minute to minute.
-            if let (Target::OfBaseline(_), Some(work)) = (row.target, &plan.baseline) {
-                baseline.rounds.push(run_once(work, &plan.a, &mut a, progress)?);
+            match (row.target, &plan.baseline, &mut uncounted) {
+                (Target::OfBaseline(_), Some(work), _) => {
+                    baseline.rounds.push(run_once(work, &plan.a, &mut a, progress)?);
+                }
+                (Target::Uncounted(_), _, Some(Uncounted { recipe, running })) => {
+                    baseline.rounds.push(run_once(&row.work, recipe, running, progress)?);
+                }
+                _ => {}
             }
         }
         let [a, b] = sides;
@@ -118,6 +125,24 @@ pub fn run(plan: &Plan, progress: &Progress) -> Result<Comparison> {
         results.push(result);
     }
     Ok(Comparison { a: plan.a.name(), b: plan.b.name(), rounds: plan.rounds, rows: results })
+}
+
+/// Broker A once more, with metrics off.
+struct Uncounted {
+    recipe: Recipe,
+    running: Running,
+}
+
+impl Uncounted {
+    /// Only if a row asks for it, and A can be told to.
+    fn start(plan: &Plan) -> Result<Option<Self>> {
+        let is_wanted = plan.rows.iter().any(|row| matches!(row.target, Target::Uncounted(_)));
+        let Some(recipe) = plan.a.uncounted().filter(|_| is_wanted) else {
+            return Ok(None);
+        };
+        let running = Running::start(&recipe)?;
+        Ok(Some(Self { recipe, running }))
+    }
 }
 
 /// A broker that ends is started again, for the rows to come.
@@ -162,7 +187,7 @@ fn verdict(
     }
     let (figure, limit, other) = match target {
         Target::OfOther(limit) => (ratio, limit, b),
-        Target::OfBaseline(limit) => (ratio_of_baseline, limit, baseline),
+        Target::OfBaseline(limit) | Target::Uncounted(limit) => (ratio_of_baseline, limit, baseline),
     };
     if 2 * usable_pairs(a, other) <= a.rounds.len() {
         let void = a.rounds.iter().chain(&other.rounds).find_map(|outcome| outcome.void.clone());
@@ -233,7 +258,7 @@ impl RowResult {
         let ratio = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
         match self.target {
             Target::OfOther(_) => ratio(self.ratio),
-            Target::OfBaseline(_) => format!("{} own", ratio(self.ratio_of_baseline)),
+            Target::OfBaseline(_) | Target::Uncounted(_) => format!("{} own", ratio(self.ratio_of_baseline)),
         }
     }
 }
@@ -250,7 +275,7 @@ impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::OfOther(limit) => write!(f, "{limit}"),
-            Self::OfBaseline(limit) => write!(f, "own×{limit}"),
+            Self::OfBaseline(limit) | Self::Uncounted(limit) => write!(f, "own×{limit}"),
         }
     }
 }
@@ -337,6 +362,17 @@ mod tests {
         assert_eq!(verdict_of(a.clone(), side(&[100.0; 3])), Verdict::Ok);
         a.rounds[1].void = Some("busy".into());
         assert_eq!(verdict_of(a, side(&[100.0; 3])), Verdict::Void("busy".into()));
+    }
+
+    #[test]
+    fn what_counting_costs_is_measured_against_the_same_row_without() {
+        let row = rows::select(&["metrics".into()], 1.0, 0).unwrap().remove(0);
+        let with = |ns| evaluate(&row, side(&[ns; 3]), side(&[1000.0; 3]), side(&[100.0; 3]));
+        assert_eq!(with(114.0).verdict, Verdict::Ok);
+        assert_eq!(with(116.0).verdict, Verdict::Over);
+        assert_eq!(with(116.0).figure(), "1.16 own");
+        let unmeasured = evaluate(&row, side(&[100.0; 3]), side(&[1000.0; 3]), Side::default());
+        assert!(matches!(unmeasured.verdict, Verdict::Void(_)), "a broker that cannot be told not to count");
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub enum Target {
     OfOther(f64),
     /// At most this multiple of what A itself uses in [`BASELINE`].
     OfBaseline(f64),
+    /// At most this multiple of what A itself uses in the same row when it counts nothing.
+    Uncounted(f64),
 }
 
 /// What a row does.
@@ -73,7 +75,7 @@ pub fn all(seconds: f64, seed: u64) -> Vec<Row> {
     let row = |name, plan, target| Row { name, work: Work::Traffic(plan), target };
     let connect = connect::Plan { version: ProtocolVersion::V3_1_1, rate: 1000.0, seconds, warm_up_seconds: 0.5, seed };
     use QoS::{AtLeastOnce, AtMostOnce, ExactlyOnce};
-    use Target::{OfBaseline, OfOther};
+    use Target::{OfBaseline, OfOther, Uncounted};
     vec![
         row("fan-out", plan(Shape::FanOut, 1, 50, AtMostOnce, 200), OfOther(0.12)),
         row("fan-in", plan(Shape::FanIn, 50, 1, AtMostOnce, 20), OfOther(0.20)),
@@ -91,6 +93,7 @@ pub fn all(seconds: f64, seed: u64) -> Vec<Row> {
         row("payload-1k", traffic::Plan { payload_bytes: 1024, ..pairs(AtMostOnce, 20) }, OfOther(0.3)),
         row("churn", traffic::Plan { churn_per_second: 1000.0, ..pairs(AtMostOnce, 20) }, OfBaseline(1.3)),
         row("mqtt5", traffic::Plan { version: ProtocolVersion::V5, ..pairs(AtMostOnce, 20) }, OfBaseline(1.15)),
+        row("metrics", pairs(AtMostOnce, 20), Uncounted(1.15)),
         Row { name: "connect", work: Work::Connect(connect), target: OfOther(1.2) },
     ]
 }

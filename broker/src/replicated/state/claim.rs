@@ -138,7 +138,10 @@ impl GroupState {
         let number = session.number;
         let shares = &self.shares;
         let has_members = |share: &Arc<str>| shares.get(share).is_some_and(|share| share.online > 0);
-        for entry in session.outbound.extract_queued(|entry| entry.share.as_ref().is_some_and(has_members)) {
+        let before = session.outbound.backlog();
+        let extracted = session.outbound.extract_queued(|entry| entry.share.as_ref().is_some_and(has_members));
+        self.backlog += session.outbound.backlog() - before;
+        for entry in extracted {
             self.body = None;
             if let Some(share) = &entry.share {
                 self.deliver_to_share(&entry.message, share, effects);
@@ -363,6 +366,7 @@ impl GroupState {
             return;
         };
         self.names.remove(&session.number);
+        self.backlog = self.backlog - session.outbound.backlog();
         if let Some(due) = session.expires_at_ms {
             self.timers.remove(&(due, Timer::SessionExpiry(Arc::clone(client_id))));
         }

@@ -93,10 +93,14 @@ impl GroupState {
         };
         if held && session.is_reading() {
             let weight = message.weight_bytes();
-            let full = session.held.len() >= HELD_MESSAGES_MAX
-                || session.held_bytes.saturating_add(weight) > session.outbound.limits().queue_bytes_max;
-            if full {
-                effects.push(Effect::Dropped { reason: Drop::QueueFull, count: 1 });
+            let bytes_max = session.outbound.limits().queue_bytes_max;
+            let full = match session.held.len() {
+                HELD_MESSAGES_MAX.. => Some(Drop::QueueMessages),
+                _ if session.held_bytes.saturating_add(weight) > bytes_max => Some(Drop::QueueBytes),
+                _ => None,
+            };
+            if let Some(reason) = full {
+                effects.push(Effect::Dropped { reason, count: 1 });
                 return;
             }
             let Terms { qos, retain, identifiers, .. } = terms;
@@ -124,15 +128,18 @@ impl GroupState {
         let sequence = session.next_sequence;
         let number = session.number;
         let entry = Entry { body, sequence, message: Arc::clone(message), qos, retain, identifiers, share };
-        match session.outbound.offer(entry, message.weight_bytes(), qos) {
-            Offer::DroppedNew => effects.push(Effect::Dropped { reason: Drop::QueueFull, count: 1 }),
+        let before = session.outbound.backlog();
+        let offer = session.outbound.offer(entry, message.weight_bytes(), qos);
+        self.backlog += session.outbound.backlog() - before;
+        match offer {
+            Offer::DroppedNew(full) => effects.push(Effect::Dropped { reason: full.into(), count: 1 }),
             offer => {
                 session.next_sequence += 1;
                 self.dirty.changed(Key::Session(number));
                 self.dirty.created(Key::Entry(number, sequence));
                 self.reference_body(body, message);
-                if let Offer::DroppedOldest(oldest) = offer {
-                    effects.push(Effect::Dropped { reason: Drop::QueueFull, count: oldest.len() as u64 });
+                if let Offer::DroppedOldest(full, oldest) = offer {
+                    effects.push(Effect::Dropped { reason: full.into(), count: oldest.len() as u64 });
                     for entry in &oldest {
                         self.settle(number, entry);
                     }
@@ -193,6 +200,7 @@ impl GroupState {
         if !session.to_resend.is_empty() {
             return;
         }
+        let before = session.outbound.backlog();
         let mut expired = Vec::new();
         let is_expired = |entry: &Entry| entry.message.expires_at_ms.is_some_and(|at| at <= clock);
         let mut sent = false;
@@ -200,6 +208,7 @@ impl GroupState {
             effects.push(Effect::Deliver(Box::new(delivery(entry, owner, epoch, packet_id, false, clock))));
             sent = true;
         }
+        self.backlog += session.outbound.backlog() - before;
         if sent {
             self.dirty.changed(Key::Session(number));
         }
@@ -246,6 +255,7 @@ impl GroupState {
             packet_id,
             reason: if known { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound },
         };
+        let before = session.outbound.backlog();
         let settled = match kind {
             4 => session.outbound.on_puback(packet_id).ok().flatten(),
             5 => {
@@ -267,6 +277,7 @@ impl GroupState {
                 None
             }
         };
+        self.backlog += session.outbound.backlog() - before;
         if let Some(at) = session.to_resend.iter().position(|&id| id == packet_id) {
             session.to_resend.remove(at);
         }

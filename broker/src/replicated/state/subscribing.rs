@@ -95,7 +95,9 @@ impl GroupState {
         let Some(session) = self.sessions.get_mut(client_id) else {
             return;
         };
-        session.subscriptions.insert(Arc::clone(filter), subscription);
+        let is_new = session.subscriptions.insert(Arc::clone(filter), subscription).is_none();
+        self.subscriptions += usize::from(is_new);
+        self.subscriptions_shared += usize::from(is_new && filter.starts_with("$share/"));
         let online = session.owner.is_some();
         self.dirty.changed(Key::Session(session.number));
         match parsed {
@@ -174,7 +176,9 @@ impl GroupState {
         let number = session.number;
         let subscription = session.subscriptions.remove(filter)?;
         self.dirty.changed(Key::Session(number));
+        self.subscriptions -= 1;
         if filter.starts_with("$share/") {
+            self.subscriptions_shared -= 1;
             if let Some(share) = self.shares.get_mut(filter) {
                 share.remove(client_id);
                 if share.members.is_empty() {

@@ -246,7 +246,7 @@ fn a_full_queue_counts_what_it_drops() {
     script.disconnect(epoch, false);
     let dropped: u64 = (0..8)
         .flat_map(|number| script.publish(&format!("{number}")))
-        .map(|effect| if let Effect::Dropped { reason: Drop::QueueFull, count } = effect { count } else { 0 })
+        .map(|effect| if let Effect::Dropped { reason: Drop::QueueMessages, count } = effect { count } else { 0 })
         .sum();
     assert_eq!(dropped, 3);
     script.restart();
