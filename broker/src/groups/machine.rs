@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use kentongan_cluster::{GroupId, StateMachine, Write};
+use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{QoS, ReasonCode, Will};
 
 use crate::connection_key::ConnectionKey;
-use crate::message::Message;
+use crate::message::{self, Message};
 use crate::metrics::{ArbiterCounters, DropReason};
 use crate::replicated::command::{
     self, Command, LaneBatch, LaneMessage, MessageRecord, Owner, UserProperty, WillRecord,
@@ -24,7 +25,7 @@ use crate::replicated::{
 };
 use crate::router::batch::Addressee;
 use crate::router::{Event, Shared};
-use crate::subscription::{Matched, ShareGroup, ShareMember, ShareTarget, Target, topic_hash};
+use crate::subscription::{Matched, PickStrategy, ShareGroup, ShareMember, ShareTarget, Target, topic_hash};
 
 /// Retained messages of one page.
 const PAGE_MESSAGES_MAX: usize = 256;
@@ -171,6 +172,11 @@ impl Machine {
                     share.set_sessions_online(group, online);
                 }
             }
+            Effect::ShareInFlight { share, least } => {
+                if let Some(share) = find_share(shared, &share) {
+                    share.set_sessions_in_flight(group, least);
+                }
+            }
             Effect::Deliver(delivery) => {
                 let connection = connection_of(delivery.owner);
                 let now_ms = shared.now_ms();
@@ -189,6 +195,9 @@ impl Machine {
             }
             Effect::Acknowledge { owner, epoch, kind, packet_id, reason } => {
                 let connection = connection_of(owner);
+                if kind == AckKind::PubRec && reason.is_error() {
+                    self.counters.publishes_refused.inc(reason.into());
+                }
                 let event = Event::Acknowledge { connection, epoch, kind, packet_id, reason };
                 self.push(connection.arbiter(), event);
             }
@@ -209,9 +218,11 @@ impl Machine {
                     Drop::Expired => DropReason::Expired,
                     Drop::SessionEnded => DropReason::SessionEnded,
                     Drop::NoMember => DropReason::NoSharedMember,
+                    Drop::Delayed => DropReason::Delayed,
                 };
                 self.counters.messages_dropped.add(reason, count);
             }
+            Effect::RetainedNotKept => self.counters.retained_not_kept.inc(),
             Effect::WillPublished => self.counters.wills_published.inc(),
             Effect::SessionExpired => self.counters.sessions_expired.inc(),
         }
@@ -340,12 +351,14 @@ impl Machine {
         group: &Arc<ShareGroup>,
         targets: &mut BTreeMap<u16, LaneMessage>,
     ) {
-        let strategy = shared.settings.shared.strategy.into();
+        let strategy: PickStrategy = shared.settings.shared.strategy.into();
+        let publisher = strategy.publisher_hash(&message.publisher);
+        let topic = strategy.topic_hash(&message.topic, topic_hash(&message.topic));
         let online_only = message.qos == QoS::AtMostOnce;
-        match group.pick(strategy, 0, topic_hash(&message.topic), None, online_only) {
+        match group.pick(strategy, publisher, topic, None, online_only) {
             Some(ShareTarget::Connection { connection, .. }) => {
                 let member = ConnectionKey::from_raw(connection);
-                let addressee = Addressee::Member(member, Arc::clone(group));
+                let addressee = Addressee::Member(member, Arc::clone(group), None);
                 self.push(member.arbiter(), Event::Route { message: Arc::clone(message), addressee });
             }
             Some(ShareTarget::Session { group: target }) => {
@@ -363,6 +376,7 @@ impl Machine {
             }
             return;
         }
+        // Nothing that comes from an outbox asks for what can be refused.
         let origin = (lane & !OUTBOX_LANE) as u16;
         let Some(positions) = self.unanswered.get_mut(&(origin, group)) else {
             return;
@@ -564,9 +578,10 @@ fn connect_command(request: &ClaimRequest, incarnation: u64) -> command::Connect
 fn will_record(will: &Will, client_id: &str) -> WillRecord {
     let properties = &will.properties;
     let user = |(name, value): &(String, String)| UserProperty { name: name.clone(), value: value.clone() };
+    let delayed = message::delayed(&will.topic);
     WillRecord {
         message: Some(MessageRecord {
-            topic: will.topic.clone(),
+            topic: delayed.map_or(will.topic.as_str(), |(_, topic)| topic).to_owned(),
             payload: will.payload.clone(),
             qos: will.qos as u32,
             retain: will.retain,
@@ -580,5 +595,6 @@ fn will_record(will: &Will, client_id: &str) -> WillRecord {
             ..MessageRecord::default()
         }),
         delay_seconds: properties.will_delay_interval.unwrap_or(0),
+        publish_delay_ms: delayed.map(|(seconds, _)| seconds.saturating_mul(1000)),
     }
 }

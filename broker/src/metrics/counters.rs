@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use kentongan_proto::mqtt::{Packet, QoS};
+use kentongan_proto::mqtt::{Packet, QoS, ReasonCode};
 
 /// A number that only grows, as one arbiter counts it between two flushes.
 #[derive(Debug, Default)]
@@ -245,6 +245,8 @@ labels! {
         ShuttingDown = "shutting_down",
         /// The Will Message was not acceptable.
         Will = "will",
+        /// Another server has a place for the client (Server Reference).
+        SentElsewhere = "sent_elsewhere",
     }
 
     /// How a connection ended.
@@ -297,6 +299,17 @@ impl Label for QoS {
     #[inline]
     fn index(self) -> usize {
         self as usize
+    }
+}
+
+impl From<ReasonCode> for PublishRefusal {
+    fn from(reason: ReasonCode) -> Self {
+        match reason {
+            ReasonCode::NotAuthorized => Self::NotAuthorized,
+            ReasonCode::PayloadFormatInvalid => Self::PayloadFormatInvalid,
+            ReasonCode::TopicNameInvalid => Self::TopicNameInvalid,
+            _ => Self::QuotaExceeded,
+        }
     }
 }
 
@@ -544,6 +557,8 @@ families! {
     messages_dropped: CountBy<DropReason, { DropReason::COUNT }> = "kentongan_messages_dropped_total",
     /// PUBLISH packets of clients that were not accepted.
     publishes_refused: CountBy<PublishRefusal, { PublishRefusal::COUNT }> = "kentongan_publishes_refused_total",
+    /// Messages with RETAIN that were delivered but not kept, because of a bound on retained messages.
+    retained_not_kept: Count = "kentongan_retained_not_kept_total",
     /// Accepted publishes that matched no subscription.
     publishes_unmatched: Count = "kentongan_publishes_unmatched_total",
     /// Connections accepted from the operating system.

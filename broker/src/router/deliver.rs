@@ -190,14 +190,14 @@ impl ArbiterState {
         };
         let identifiers = (!terms.identifiers.is_empty()).then(|| Box::from(terms.identifiers));
         let share = terms.share.cloned();
+        if let Some(share) = &share {
+            share.began(key.raw());
+        }
         if session.outbound.can_send() {
             // Once written, nobody needs the message again: a transient session dies with its connection. Only a
             // shared subscription may hand it to another member.
             let message = share.is_some().then(|| publication.share_message());
             let held = Held { message, retain: terms.retain, identifiers, share };
-            if let Some(share) = terms.share {
-                share.began(key.raw());
-            }
             if let Some(id) = session.outbound.send_now(held, terms.qos) {
                 if !self.write_publication(key, publication, terms, Some(id)) {
                     self.forget(key, terms.qos, id);
@@ -211,9 +211,15 @@ impl ArbiterState {
         let held = Held { message: Some(message), retain: terms.retain, identifiers, share };
         match session.outbound.offer(held, weight, terms.qos) {
             Offer::Accepted => {}
-            Offer::DroppedNew => self.counters.messages_dropped.inc(DropReason::QueueMessages),
+            Offer::DroppedNew => {
+                self.counters.messages_dropped.inc(DropReason::QueueMessages);
+                if let Some(share) = terms.share {
+                    share.ended(key.raw());
+                }
+            }
             Offer::DroppedOldest(oldest) => {
                 self.counters.messages_dropped.add(DropReason::QueueMessages, oldest.len() as u64);
+                oldest.iter().for_each(|held| held.end(key));
             }
         }
     }
@@ -225,7 +231,9 @@ impl ArbiterState {
                 QoS::ExactlyOnce => session.outbound.on_pubrec(id, true),
                 _ => session.outbound.on_puback(id),
             };
-            drop(outcome);
+            if let Ok(Some(held)) = outcome {
+                held.end(key);
+            }
         }
     }
 
@@ -332,8 +340,8 @@ impl ArbiterState {
             AckKind::PubComp | AckKind::PubRel => session.outbound.on_pubcomp(id).map(|()| None),
         };
         let known = settled.is_ok();
-        if let Ok(Some(Held { share: Some(share), .. })) = settled {
-            share.ended(key.raw());
+        if let Ok(Some(held)) = settled {
+            held.end(key);
         }
         if kind == AckKind::PubRec && !(known && reason.is_error()) {
             // [MQTT-4.3.3-4]; an identifier we do not know is answered too, so that the client can end the exchange.
@@ -354,7 +362,7 @@ impl ArbiterState {
                 return;
             }
             let mut expired = 0;
-            let next = pop_sendable(&mut session.outbound, now, &mut expired);
+            let next = pop_sendable(&mut session.outbound, key, now, &mut expired);
             self.counters.messages_dropped.add(DropReason::Expired, expired);
             let Some((id, qos, held, message)) = next else {
                 return;
@@ -417,12 +425,16 @@ impl ArbiterState {
 
 fn pop_sendable(
     outbound: &mut Outbound<Held>,
+    key: ConnectionKey,
     now_ms: u64,
     expired: &mut u64,
 ) -> Option<(PacketId, QoS, Held, Arc<Message>)> {
     let is_expired =
         |held: &Held| held.message.as_ref().and_then(|message| message.expires_at_ms).is_some_and(|at| at <= now_ms);
-    let (id, qos, held) = outbound.pop_sendable(is_expired, |_| *expired += 1)?;
+    let (id, qos, held) = outbound.pop_sendable(is_expired, |held| {
+        *expired += 1;
+        held.end(key);
+    })?;
     let message = held.message.clone()?;
     let copy = held.clone();
     if held.share.is_none() {

@@ -35,11 +35,11 @@ struct GroupLane {
     unanswered: VecDeque<(u64, Waiter)>,
 }
 
-/// A publish that may be acknowledged.
+/// A publish that every group answered.
 #[derive(Debug)]
 pub(super) struct Settled {
-    pub connection: ConnectionKey,
-    pub ticket: u64,
+    /// Who is to be told under which ticket, if anybody is.
+    pub waits: Option<(ConnectionKey, u64)>,
     pub reason: ReasonCode,
 }
 
@@ -201,9 +201,9 @@ impl Lanes {
             }
             waiting.remaining -= 1;
             if waiting.remaining == 0 {
-                let waiting = self.waiting.remove(waiter.0);
-                if let Some((connection, ticket)) = waiting.connection {
-                    settled.push(Settled { connection, ticket, reason: waiting.reason });
+                let Waiting { connection: waits, reason, .. } = self.waiting.remove(waiter.0);
+                if waits.is_some() || reason.is_error() {
+                    settled.push(Settled { waits, reason });
                 }
             }
         }
