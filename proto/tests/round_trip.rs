@@ -154,7 +154,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn connack(v5: bool)(
+    fn connack(version: ProtocolVersion)(
         session_present in any::<bool>(),
         reason_code in reason(PacketType::ConnAck),
         (session_expiry_interval, receive_maximum, topic_alias_maximum, server_keep_alive)
@@ -187,7 +187,8 @@ prop_compose! {
             authentication_data: authentication_data.filter(|_| authentication_method.is_some()),
             authentication_method,
         };
-        if v5 {
+        let session_present = session_present && version != ProtocolVersion::V3_1;
+        if version.is_v5() {
             return Packet::ConnAck(Box::new(ConnAck { session_present, reason_code, properties }));
         }
         // Of the codes of 3.1.1, those that say the same in MQTT 5.
@@ -317,7 +318,7 @@ fn packet() -> impl Strategy<Value = (ProtocolVersion, Sender, Packet)> {
         use PacketType::{PubAck, PubComp, PubRec, PubRel, SubAck, UnsubAck};
         let (sender, packet) = match (kind, sender) {
             (0, _) => (Sender::Client, connect(version).boxed()),
-            (1, _) => (Sender::Server, connack(v5).boxed()),
+            (1, _) => (Sender::Server, connack(version).boxed()),
             (2, _) => (Sender::Client, subscribe(v5).boxed()),
             (3, _) => (Sender::Server, suback(v5, SubAck).boxed()),
             (4, _) => (Sender::Client, unsubscribe(v5).boxed()),

@@ -4,8 +4,13 @@ use bytes::Bytes;
 use kentongan_proto::mqtt::codec::{self, DecodeError, EncodeError, FrameStatus, Limits, Sender};
 use kentongan_proto::mqtt::*;
 
-const LIMITS: Limits =
-    Limits { packet_bytes_max: 268_435_460, user_properties_max: 10, filters_max: 10, topic_levels_max: 10 };
+const LIMITS: Limits = Limits {
+    packet_bytes_max: 268_435_460,
+    user_properties_max: 10,
+    filters_max: 10,
+    topic_levels_max: 10,
+    dup_on_requests: false,
+};
 
 fn decode(bytes: &[u8], version: ProtocolVersion, sender: Sender) -> Packet {
     match codec::split_frame(bytes, sender, &LIMITS) {
@@ -169,6 +174,40 @@ fn a_field_of_64_kib_cannot_be_written() {
         assert_eq!(outcome, Err(EncodeError::FieldTooLong { bytes: 65_536 }));
     }
     assert_eq!(out, [1, 2, 3]);
+}
+
+/// MQTT 3.1, sections 3.6, 3.8 and 3.10: what is sent again carries DUP. Later versions reserve the bit.
+#[test]
+fn only_mqtt_3_1_sends_requests_again_with_dup() {
+    let old = Limits { dup_on_requests: true, ..LIMITS };
+    let complete = |limits, first_byte| {
+        let bytes = [first_byte, 2, 0, 1];
+        let frame = codec::split_frame(&bytes, Sender::Client, limits);
+        matches!(frame, Ok(FrameStatus::Complete(frame)) if frame.first_byte == first_byte)
+    };
+    for first_byte in [0x6A, 0x8A, 0xAA] {
+        assert!(complete(&old, first_byte));
+        assert!(complete(&old, first_byte & !0x08), "the first time");
+        assert!(!complete(&LIMITS, first_byte));
+        for flags in [0x0, 0x1, 0x3, 0x8, 0xB, 0xE] {
+            assert!(!complete(&old, first_byte & 0xF0 | flags), "{flags:#x} on {first_byte:#x}");
+        }
+    }
+    assert!(!complete(&old, 0x48), "PUBACK is never sent again by itself");
+}
+
+/// MQTT 3.1, section 3.2: the byte before the return code is not used.
+#[test]
+fn session_present_is_unknown_to_mqtt_3_1() {
+    let packet = |session_present| {
+        let properties = ConnAckProperties::default();
+        Packet::ConnAck(Box::new(ConnAck { session_present, reason_code: ReasonCode::Success, properties }))
+    };
+    let mut encoded = Vec::new();
+    codec::encode(&packet(true), ProtocolVersion::V3_1, &mut encoded).expect("encoded");
+    assert_eq!(encoded, [0x20, 2, 0, 0]);
+    assert_eq!(decode(&[0x20, 2, 0xFF, 0], ProtocolVersion::V3_1, Sender::Server), packet(false));
+    both_ways(&[0x20, 2, 1, 0], ProtocolVersion::V3_1_1, Sender::Server, &packet(true));
 }
 
 /// What a session looks at first is found wherever it stands, and nothing else is taken for it.

@@ -10,6 +10,7 @@ const LIMITS: Limits = Limits {
     user_properties_max: u16::MAX,
     filters_max: u16::MAX,
     topic_levels_max: u16::MAX,
+    dup_on_requests: false,
 };
 
 /// Appends a packet. One that cannot be expressed, such as a Topic Name of more than 65,535 bytes, is an error of the

@@ -177,13 +177,16 @@ settings! {
         pub strategy: SharedStrategy = SharedStrategy::RoundRobin,
     }
 
-    /// Bounds on retained messages. One that would exceed them is refused with 0x97.
+    /// Bounds on retained messages.
     pub struct RetainedConfig {
-        /// Retained messages in all. 0 means no bound.
+        /// Retained messages in all. One more is delivered and acknowledged like any other, but not kept; it is counted in
+        /// `kentongan_retained_not_kept_total`. 0 means no bound.
         pub messages_max: u64 = 1_000_000,
-        /// Their bytes in all. 0 means no bound.
+        /// Their bytes in all. One that would exceed them is delivered and not kept, nor is the one that it was to
+        /// replace; counted likewise. 0 means no bound.
         pub bytes_max: u64 = 1024 * MIB,
-        /// Payload of one. 0 means no bound but that of a packet.
+        /// Payload of one. A message with RETAIN and a larger one is refused with 0x97 and reaches nobody. 0 means no
+        /// bound but that of a packet.
         pub payload_bytes_max: u32 = 0,
         /// Age at which one is forgotten, even if it has no Message Expiry Interval. 0 means never.
         pub age_seconds_max: u32 = 0,

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use kentongan_cluster::{GroupId, StateMachine, Write};
+use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{QoS, ReasonCode};
 
 use super::pushes::Pushes;
@@ -25,7 +26,7 @@ use crate::replicated::{
 use crate::router::batch::Addressee;
 use crate::router::{Event, Shared};
 use crate::session::outbound::Backlog;
-use crate::subscription::{Matched, ShareGroup, ShareMember, ShareTarget, Target, topic_hash};
+use crate::subscription::{Matched, PickStrategy, ShareGroup, ShareMember, ShareTarget, Target, topic_hash};
 
 /// Retained messages of one page.
 const PAGE_MESSAGES_MAX: usize = 256;
@@ -187,6 +188,11 @@ impl Machine {
                     share.set_sessions_online(group, online);
                 }
             }
+            Effect::ShareInFlight { share, least } => {
+                if let Some(share) = find_share(shared, &share) {
+                    share.set_sessions_in_flight(group, least);
+                }
+            }
             Effect::Deliver(delivery) => {
                 let owner = delivery.owner;
                 let connection = connection_of(owner);
@@ -206,6 +212,9 @@ impl Machine {
             }
             Effect::Acknowledge { owner, epoch, kind, packet_id, reason } => {
                 let connection = connection_of(owner);
+                if kind == AckKind::PubRec && reason.is_error() {
+                    self.counters.publishes_refused.inc(reason.into());
+                }
                 let event = Event::Acknowledge { connection, epoch, kind, packet_id, reason };
                 self.push_to(shared, group, owner, event);
             }
@@ -227,9 +236,11 @@ impl Machine {
                     Drop::Expired => DropReason::Expired,
                     Drop::SessionEnded => DropReason::SessionEnded,
                     Drop::NoMember => DropReason::NoSharedMember,
+                    Drop::Delayed => DropReason::Delayed,
                 };
                 self.counters.messages_dropped.add(reason, count);
             }
+            Effect::RetainedNotKept => self.counters.retained_not_kept.inc(),
             Effect::WillPublished => self.counters.wills_published.inc(),
             Effect::SessionExpired => self.counters.sessions_expired.inc(),
         }
@@ -410,12 +421,14 @@ impl Machine {
         group: &Arc<ShareGroup>,
         targets: &mut BTreeMap<u16, LaneMessage>,
     ) {
-        let strategy = shared.settings.shared.strategy.into();
+        let strategy: PickStrategy = shared.settings.shared.strategy.into();
+        let publisher = strategy.publisher_hash(&message.publisher);
+        let topic = strategy.topic_hash(&message.topic, topic_hash(&message.topic));
         let online_only = message.qos == QoS::AtMostOnce;
-        match group.pick(strategy, 0, topic_hash(&message.topic), None, online_only) {
+        match group.pick(strategy, publisher, topic, None, online_only) {
             Some(ShareTarget::Connection { connection, .. }) => {
                 let member = ConnectionKey::from_raw(connection);
-                let addressee = Addressee::Member(member, Arc::clone(group));
+                let addressee = Addressee::Member(member, Arc::clone(group), None);
                 self.push(member.arbiter(), Event::Route { message: Arc::clone(message), addressee });
             }
             Some(ShareTarget::Session { group: target }) => {
@@ -440,6 +453,7 @@ impl Machine {
             // Safe to repeat, so it needs no resync before it.
             return self.send(shared, group, (node, incarnation, arbiter), lane, Event::LaneAnswered(answer));
         }
+        // Nothing that comes from an outbox asks for what can be refused.
         let origin = (lane & !OUTBOX_LANE) as u16;
         let Some(positions) = self.unanswered.get_mut(&(origin, group)) else {
             return;

@@ -86,6 +86,7 @@ fn group_config(settings: &Settings) -> GroupConfig {
             bytes_max: share(settings.retained.bytes_max),
         },
         one_each: settings.session.overlapping == Overlapping::OneEach,
+        share_strategy: settings.shared.strategy.into(),
         retained_age_ms_max: u64::from(settings.retained.age_seconds_max) * 1000,
         delayed_messages_max: usize::try_from(share(settings.delayed.messages_max)).unwrap_or(usize::MAX),
     }

@@ -75,6 +75,7 @@ impl ListenerContext {
             user_properties_max: u16::try_from(session.user_properties_max).unwrap_or(u16::MAX),
             filters_max: u16::try_from(session.filters_per_subscribe_max).unwrap_or(u16::MAX),
             topic_levels_max: session.topic_levels_max.get(),
+            dup_on_requests: false,
         };
         let before = session.packet_bytes_before_connect_max.get().min(limits.packet_bytes_max);
         Self {

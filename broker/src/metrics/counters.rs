@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
-use kentongan_proto::mqtt::{Packet, QoS};
+use kentongan_proto::mqtt::{Packet, QoS, ReasonCode};
 
 /// Whether this process counts at all: off, neither a cell nor a total is touched. One predictable branch a counter, and
 /// written once, before the first arbiter starts.
@@ -275,6 +275,8 @@ labels! {
         ShuttingDown = "shutting_down",
         /// The Will Message was not acceptable.
         Will = "will",
+        /// Another server has a place for the client (Server Reference).
+        SentElsewhere = "sent_elsewhere",
     }
 
     /// How a connection ended.
@@ -327,6 +329,17 @@ impl Label for QoS {
     #[inline]
     fn index(self) -> usize {
         self as usize
+    }
+}
+
+impl From<ReasonCode> for PublishRefusal {
+    fn from(reason: ReasonCode) -> Self {
+        match reason {
+            ReasonCode::NotAuthorized => Self::NotAuthorized,
+            ReasonCode::PayloadFormatInvalid => Self::PayloadFormatInvalid,
+            ReasonCode::TopicNameInvalid => Self::TopicNameInvalid,
+            _ => Self::QuotaExceeded,
+        }
     }
 }
 
@@ -580,6 +593,8 @@ families! {
     publishes_refused: CountBy<PublishRefusal, { PublishRefusal::COUNT }> = "kentongan_publishes_refused_total",
     /// Filters of SUBSCRIBE packets that were not accepted.
     subscribes_refused: CountBy<SubscribeRefusal, { SubscribeRefusal::COUNT }> = "kentongan_subscribes_refused_total",
+    /// Messages with RETAIN that were delivered but not kept, because of a bound on retained messages.
+    retained_not_kept: Count = "kentongan_retained_not_kept_total",
     /// Accepted publishes that matched no subscription.
     publishes_unmatched: Count = "kentongan_publishes_unmatched_total",
     /// Connections accepted from the operating system.

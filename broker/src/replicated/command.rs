@@ -146,6 +146,9 @@ pub struct WillRecord {
     /// Will Delay Interval.
     #[prost(uint32, tag = "2")]
     pub delay_seconds: u32,
+    /// It is routed this long after it was due: its topic was `$delayed/SECONDS/TOPIC`.
+    #[prost(uint64, optional, tag = "3")]
+    pub publish_delay_ms: Option<u64>,
 }
 
 /// A connection claims its session.

@@ -89,6 +89,13 @@ pub enum Effect {
         /// Of this group's sessions.
         online: u32,
     },
+    /// How many messages the least loaded member of a shared subscription has unacknowledged.
+    ShareInFlight {
+        /// `$share/NAME/FILTER`.
+        share: Arc<str>,
+        /// Of this group's sessions that may get a message.
+        least: u32,
+    },
     /// A message of the window is to be sent.
     Deliver(Box<Delivery>),
     /// PUBREC, PUBREL or PUBCOMP may leave.
@@ -147,6 +154,8 @@ pub enum Effect {
         /// How many.
         count: u64,
     },
+    /// A message found no room among the retained ones: it was delivered, but is not kept.
+    RetainedNotKept,
     /// A will was handed to the outbox.
     WillPublished,
     /// A session expired.
@@ -166,6 +175,8 @@ pub enum Drop {
     SessionEnded,
     /// A shared subscription has no member.
     NoMember,
+    /// As many delayed messages wait as may.
+    Delayed,
 }
 
 impl From<Full> for Drop {

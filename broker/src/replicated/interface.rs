@@ -7,7 +7,7 @@ use kentongan_proto::mqtt::{Connect, PacketId, QoS, ReasonCode, SubscriptionOpti
 
 use super::command::{self, MessageRecord, Owner, UserProperty, WillRecord};
 use crate::connection_key::ConnectionKey;
-use crate::message::Message;
+use crate::message::{self, Message};
 use crate::session::handshake::Negotiated;
 use crate::session::outbound::QueueCaps;
 
@@ -83,10 +83,11 @@ impl ClaimRequest {
 
 fn will_record(will: &Will, client_id: &str) -> WillRecord {
     let properties = &will.properties;
+    let delayed = message::delayed(&will.topic);
     let user = |(name, value): &(String, String)| UserProperty { name: name.clone(), value: value.clone() };
     WillRecord {
         message: Some(MessageRecord {
-            topic: will.topic.clone(),
+            topic: delayed.map_or(will.topic.as_str(), |(_, topic)| topic).to_owned(),
             payload: will.payload.clone(),
             qos: will.qos as u32,
             retain: will.retain,
@@ -100,6 +101,7 @@ fn will_record(will: &Will, client_id: &str) -> WillRecord {
             ..MessageRecord::default()
         }),
         delay_seconds: properties.will_delay_interval.unwrap_or(0),
+        publish_delay_ms: delayed.map(|(seconds, _)| seconds.saturating_mul(1000)),
     }
 }
 

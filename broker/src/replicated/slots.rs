@@ -1,5 +1,7 @@
 //! Which group keeps what: names hash to slots, slots belong to groups.
 
+use crate::subscription::name_hash;
+
 /// Slots of the whole cluster; never changes.
 pub const SLOTS: u16 = 4096;
 
@@ -19,10 +21,7 @@ impl Slots {
     /// The slot of a Client Identifier or Topic Name: FNV-1a, because it must never change.
     #[must_use]
     pub fn slot_of(self, name: &str) -> u16 {
-        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        for byte in name.bytes() {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
+        let hash = name_hash(name);
         // The low bits alone mix badly over short names.
         ((hash ^ (hash >> 32)) % u64::from(SLOTS)) as u16
     }

@@ -28,7 +28,7 @@ use super::session::{Entry, PersistentSession, Subscription};
 use super::store::Dirty;
 use crate::message::Message;
 use crate::session::outbound::{Backlog, DropPolicy, QueueCaps, Stage};
-use crate::subscription::{LocalMatch, LocalSubscriptions};
+use crate::subscription::{LocalMatch, LocalSubscriptions, PickStrategy};
 
 /// Live messages of one session that may wait behind retained ones.
 const HELD_MESSAGES_MAX: usize = 10_000;
@@ -54,6 +54,8 @@ pub struct GroupConfig {
     pub retained_age_ms_max: u64,
     /// A session gets one copy for each of its subscriptions that match.
     pub one_each: bool,
+    /// Which member here of a shared subscription gets a message.
+    pub share_strategy: PickStrategy,
     /// Delayed messages that may wait here.
     pub delayed_messages_max: usize,
 }
@@ -88,13 +90,22 @@ impl Share {
         self.online -= u32::from(before);
     }
 
-    /// Whose turn it is after `last`: the next one that is connected, else the next one.
-    fn pick(&self, last: Option<&Arc<str>>) -> Option<&Arc<str>> {
-        let after = last.map_or(Bound::Unbounded, Bound::Excluded);
+    /// How many may get a message: those that are connected, or all if none is.
+    fn eligible(&self) -> usize {
+        if self.online > 0 { self.online as usize } else { self.members.len() }
+    }
+
+    fn is_eligible(&self, member: &str) -> bool {
+        self.members.get(member).is_some_and(|online| *online || self.online == 0)
+    }
+
+    /// Those that may get a message, from the one after `last` on.
+    fn turns<'a>(&'a self, last: Option<&'a Arc<str>>) -> impl Iterator<Item = &'a Arc<str>> {
+        let after = last.map_or(Bound::Unbounded, |last| Bound::Excluded(&**last));
         let until = last.map_or(Bound::Excluded(""), |last| Bound::Included(&**last));
-        let after = self.members.range::<str, _>((after.map(|last| &**last), Bound::Unbounded));
-        let mut turns = after.chain(self.members.range::<str, _>((Bound::Unbounded, until)));
-        if self.online > 0 { turns.find(|(_, online)| **online) } else { turns.next() }.map(|(member, _)| member)
+        let after = self.members.range::<str, _>((after, Bound::Unbounded));
+        let turns = after.chain(self.members.range::<str, _>((Bound::Unbounded, until)));
+        turns.filter(|(_, online)| **online || self.online == 0).map(|(member, _)| member)
     }
 }
 
@@ -161,6 +172,8 @@ pub struct GroupState {
     /// Those of them that are shared.
     subscriptions_shared: usize,
     matches: Vec<LocalMatch>,
+    /// Shared subscriptions whose members' load the present command changed, where that decides who is picked.
+    loads_changed: BTreeSet<Arc<str>>,
 }
 
 /// The terms of one delivery.
@@ -204,6 +217,7 @@ impl GroupState {
             subscriptions: 0,
             subscriptions_shared: 0,
             matches: Vec::new(),
+            loads_changed: BTreeSet::new(),
         }
     }
 
@@ -225,6 +239,9 @@ impl GroupState {
             Command::Released(released) => self.released(&released, effects),
         }
         self.body = None;
+        for share in std::mem::take(&mut self.loads_changed) {
+            effects.extend(self.share_in_flight(share));
+        }
     }
 
     /// When the next timer is due, on the group's clock.
@@ -290,6 +307,9 @@ impl GroupState {
         }
         for filter in self.shares.keys() {
             self.share_online(filter, effects);
+            if self.config.share_strategy == PickStrategy::LeastInflight {
+                effects.extend(self.share_in_flight(Arc::clone(filter)));
+            }
         }
         for (&position, entry) in &self.outbox {
             if entry.due_ms.is_none() {
@@ -336,6 +356,7 @@ impl GroupState {
                 self.timers.insert((due, Timer::Outbox(position)));
             }
         }
+        self.loads_changed.clear();
         self.dirty.clear();
     }
 

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use kentongan_proto::mqtt::codec::{self, FrameStatus, Limits, Sender};
+use kentongan_proto::mqtt::codec::{self, FrameStatus, Limits, PacketType, Sender};
 use kentongan_proto::mqtt::{ProtocolVersion, ReasonCode};
 use slab::Slab;
 use tokio::io::ReadBuf;
@@ -378,13 +378,16 @@ impl ArbiterState {
     /// connection must not be read for now, and remembers that.
     fn consume(&mut self, key: ConnectionKey, buffer: &[u8], source: Option<&Bytes>) -> usize {
         self.now_ms = self.shared.now_ms();
-        let limits = self.limits(key);
+        let mut limits = self.limits(key);
         let mut position = 0;
         while position < buffer.len() {
             match codec::split_frame(&buffer[position..], Sender::Client, &limits) {
                 Ok(FrameStatus::Complete(frame)) => {
                     position += frame.len();
                     self.on_frame(key, &frame, source, &limits);
+                    if frame.packet_type() == PacketType::Connect {
+                        limits = self.limits(key);
+                    }
                 }
                 Ok(FrameStatus::Incomplete { .. }) => break,
                 Err(error) => {
@@ -424,7 +427,7 @@ impl ArbiterState {
         if client.phase == Phase::AwaitingConnect {
             client.listener.limits_before_connect
         } else {
-            client.listener.limits
+            Limits { dup_on_requests: client.version == ProtocolVersion::V3_1, ..client.listener.limits }
         }
     }
 

@@ -17,8 +17,9 @@ use crate::subscription::ShareGroup;
 pub enum Addressee {
     /// Whoever subscribes there; that arbiter matches.
     Subscribers,
-    /// This member of a shared subscription.
-    Member(ConnectionKey, Arc<ShareGroup>),
+    /// This member of a shared subscription. With the publisher's Client Identifier if the member was picked by that: the
+    /// next one is, should this one be gone.
+    Member(ConnectionKey, Arc<ShareGroup>, Option<Arc<str>>),
 }
 
 #[derive(Debug)]
@@ -115,7 +116,10 @@ impl Batch {
                 properties: record.properties.as_deref(),
                 expires_at_ms: record.expires_at_ms,
                 publisher: None,
-                publisher_id: None,
+                publisher_id: match &record.addressee {
+                    Addressee::Subscribers => None,
+                    Addressee::Member(_, _, publisher) => publisher.as_ref(),
+                },
                 message: None,
             };
             take(&mut publication, &record.addressee);

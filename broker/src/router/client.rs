@@ -9,6 +9,7 @@ use actix::Addr;
 use hashbrown::HashMap;
 use kentongan_proto::mqtt::{ProtocolVersion, SubscriptionOptions, Will};
 
+use super::ConnectionKey;
 use super::cluster::Served;
 use super::retained_read::RetainedReads;
 use crate::connection::{ConnectionActor, OutBuffer, Transport};
@@ -49,6 +50,15 @@ pub struct Held {
     pub share: Option<Arc<ShareGroup>>,
 }
 
+impl Held {
+    /// It waits no more for the connection: its shared subscription counts one less there.
+    pub(super) fn end(&self, connection: ConnectionKey) {
+        if let Some(share) = &self.share {
+            share.ended(connection.raw());
+        }
+    }
+}
+
 /// A subscription as the connection remembers it, to be undone when it ends.
 #[derive(Debug, Clone, Copy)]
 pub struct OwnSubscription {
@@ -83,6 +93,8 @@ pub struct ClientSession {
     pub identity: Arc<str>,
     /// Seconds; may be changed by DISCONNECT.
     pub session_expiry_seconds: u32,
+    /// Another broker, which may send back what it got from here unless its subscriptions leave that out.
+    pub bridge: bool,
     /// Reason Strings may go on any packet.
     pub problem_information: bool,
     /// What the session's group may ask for; only where there are several nodes.

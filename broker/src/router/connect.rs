@@ -16,7 +16,7 @@ use super::log_rate::excerpt;
 use super::retained_read::RetainedReads;
 use super::shared::MEMORY_LEVEL_REFUSES;
 use super::{ConnectionKey, Event};
-use crate::auth::{Mechanism, MechanismStep};
+use crate::auth::{Mechanism, MechanismStep, Redirection};
 use crate::metrics::{CloseReason, ConnectRefusal, PublishRefusal};
 use crate::replicated::command::{Connect as ConnectCommand, Owner, Released, SessionCommand};
 use crate::replicated::{ClaimRequest, Opened, PersistentSession};
@@ -80,6 +80,8 @@ pub enum EndCause {
     TooFast,
     /// This process stops.
     ShuttingDown,
+    /// This process stops, and another has a place for the client.
+    SentElsewhere(Redirection),
 }
 
 impl EndCause {
@@ -96,7 +98,7 @@ impl EndCause {
             Self::Refused(_) | Self::Malformed { .. } | Self::Protocol(_) => CloseReason::ProtocolError,
             Self::SlowConsumer => CloseReason::SlowConsumer,
             Self::TooFast => CloseReason::QuotaExceeded,
-            Self::ShuttingDown => CloseReason::ShuttingDown,
+            Self::ShuttingDown | Self::SentElsewhere(_) => CloseReason::ShuttingDown,
         }
     }
 
@@ -233,10 +235,15 @@ impl ArbiterState {
 
     /// The client is who it says: now its Client Identifier.
     fn claim(&mut self, key: ConnectionKey, pending: Box<PendingConnect>) {
+        let authority = &self.shared.authority;
+        if let Some(elsewhere) = authority.elsewhere_on_connect(&pending.identity, &pending.negotiated.client_id) {
+            return self.redirect(key, elsewhere);
+        }
+        // What a PUBLISH of it would be refused for, the client learns now: later there is nobody to be told.
         if let Some(will) = &pending.connect.will
-            && !self.shared.authority.may_publish(&pending.identity, &pending.negotiated.client_id, &will.topic)
+            && let Some(refusal) = self.will_refusal(&pending.identity, &pending.negotiated.client_id, will)
         {
-            return self.refuse(key, ReasonCode::NotAuthorized, "the will topic is not allowed");
+            return self.refuse(key, refusal.reason, refusal.text);
         }
         let client_id = Arc::clone(&pending.negotiated.client_id);
         if self.shared.flapping.is_banned(&client_id, self.now_ms) {
@@ -314,6 +321,7 @@ impl ArbiterState {
             reads: RetainedReads::default(),
             identity: Arc::clone(&identity),
             session_expiry_seconds: negotiated.session_expiry_seconds,
+            bridge: connect.bridge && !version.is_v5(),
             problem_information: negotiated.problem_information,
             served: None,
         });
@@ -392,7 +400,26 @@ impl ArbiterState {
 
     /// Answers CONNECT with a refusal and ends the connection [MQTT-3.2.2-7].
     pub(super) fn refuse(&mut self, key: ConnectionKey, reason: ReasonCode, text: &'static str) {
-        self.counters.connects_refused.inc(connect_refusal(reason));
+        self.refuse_with(key, reason, text, None);
+    }
+
+    /// Answers CONNECT with another server (MQTT 5, section 4.11). Who cannot be told where to go hears that this one is
+    /// not available.
+    fn redirect(&mut self, key: ConnectionKey, to: Redirection) {
+        let v5 = self.client(key).is_some_and(|client| client.version.is_v5());
+        let reason = if v5 { to.reason() } else { ReasonCode::ServerUnavailable };
+        self.refuse_with(key, reason, "another server has a place for the client", Some(to.server_reference));
+    }
+
+    fn refuse_with(
+        &mut self,
+        key: ConnectionKey,
+        reason: ReasonCode,
+        text: &'static str,
+        server_reference: Option<String>,
+    ) {
+        let counted = if server_reference.is_some() { ConnectRefusal::SentElsewhere } else { connect_refusal(reason) };
+        self.counters.connects_refused.inc(counted);
         let logged = self.refusal_lines.admits(self.now_seconds());
         let Some(client) = self.client(key) else {
             return;
@@ -405,14 +432,21 @@ impl ArbiterState {
             let mut properties = ConnAckProperties::default();
             if client.version.is_v5() {
                 properties.reason_string = Some(text.to_owned());
+                properties.server_reference = server_reference;
             }
             let mut packet =
                 Packet::ConnAck(Box::new(ConnAck { session_present: false, reason_code: reason, properties }));
-            if codec::encoded_len(&packet, client.version) > client.packet_bytes_max_out as usize
+            let bound = client.packet_bytes_max_out as usize;
+            if codec::encoded_len(&packet, client.version) > bound
                 && let Packet::ConnAck(connack) = &mut packet
             {
                 // [MQTT-3.2.2-19]
                 connack.properties.reason_string = None;
+            }
+            if codec::encoded_len(&packet, client.version) > bound
+                && let Packet::ConnAck(connack) = &mut packet
+            {
+                connack.properties.server_reference = None;
             }
             self.write_packet(key, &packet);
         }
@@ -431,11 +465,12 @@ impl ArbiterState {
             && client.version.is_v5()
         {
             if client.is_connected() {
-                let text = match &cause {
-                    EndCause::Malformed { text, .. } => Some(text.clone()),
-                    _ => None,
+                let (text, server_reference) = match &cause {
+                    EndCause::Malformed { text, .. } => (Some(text.clone()), None),
+                    EndCause::SentElsewhere(to) => (None, Some(to.server_reference.clone())),
+                    _ => (None, None),
                 };
-                self.write_disconnect(key, reason, text);
+                self.write_disconnect(key, reason, text, server_reference);
             } else if matches!(client.phase, Phase::Authenticating) {
                 return self.refuse(key, reason, "the exchange broke the protocol");
             }
@@ -444,17 +479,17 @@ impl ArbiterState {
         self.begin_closing(key);
     }
 
-    fn write_disconnect(&mut self, key: ConnectionKey, reason_code: ReasonCode, text: Option<String>) {
+    fn write_disconnect(
+        &mut self,
+        key: ConnectionKey,
+        reason_code: ReasonCode,
+        text: Option<String>,
+        server_reference: Option<String>,
+    ) {
         let Some(client) = self.client(key) else {
             return;
         };
         let explains = client.session.as_ref().is_some_and(|session| session.problem_information) || text.is_none();
-        let server_reference = (reason_code == ReasonCode::UseAnotherServer)
-            .then(|| self.shared.settings.session.server_reference.clone())
-            .flatten();
-        let Some(client) = self.client(key) else {
-            return;
-        };
         let mut properties =
             DisconnectProperties { reason_string: text, server_reference, ..DisconnectProperties::default() };
         let bound = client.packet_bytes_max_out as usize;
@@ -578,12 +613,25 @@ impl ArbiterState {
 
     /// Ends every connection, because the process stops.
     pub fn end_all(&mut self) {
-        // Those who can be told where to go instead are told so.
-        let elsewhere = self.shared.settings.session.server_reference.is_some();
-        let reason = if elsewhere { ReasonCode::UseAnotherServer } else { ReasonCode::ServerShuttingDown };
         for key in self.keys() {
-            self.end(key, EndCause::ShuttingDown, Some(reason));
+            // Those who can be told where to go instead are told so.
+            match self.elsewhere(key) {
+                Some(to) => {
+                    let reason = to.reason();
+                    self.end(key, EndCause::SentElsewhere(to), Some(reason));
+                }
+                None => self.end(key, EndCause::ShuttingDown, Some(ReasonCode::ServerShuttingDown)),
+            }
         }
+    }
+
+    fn elsewhere(&mut self, key: ConnectionKey) -> Option<Redirection> {
+        let client = self.client(key)?;
+        let (identity, client_id) = (Arc::clone(&client.session.as_ref()?.identity), Arc::clone(&client.client_id));
+        self.shared.authority.elsewhere_on_shutdown(&identity, &client_id).or_else(|| {
+            let server_reference = self.shared.settings.session.server_reference.clone()?;
+            Some(Redirection { server_reference, permanent: false })
+        })
     }
 
     fn publish_will(&mut self, client_id: &Arc<str>, identity: &Arc<str>, will: &Will) {
@@ -622,6 +670,7 @@ fn connect_refusal(reason: ReasonCode) -> ConnectRefusal {
         ReasonCode::ServerBusy => ConnectRefusal::Busy,
         ReasonCode::ServerShuttingDown => ConnectRefusal::ShuttingDown,
         ReasonCode::ServerUnavailable => ConnectRefusal::Unavailable,
+        ReasonCode::PayloadFormatInvalid | ReasonCode::QuotaExceeded => ConnectRefusal::Will,
         _ => ConnectRefusal::Malformed,
     }
 }

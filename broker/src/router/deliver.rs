@@ -191,14 +191,14 @@ impl ArbiterState {
         };
         let identifiers = (!terms.identifiers.is_empty()).then(|| Box::from(terms.identifiers));
         let share = terms.share.cloned();
+        if let Some(share) = &share {
+            share.began(key.raw());
+        }
         if session.outbound.can_send() {
             // Once written, nobody needs the message again: a transient session dies with its connection. Only a
             // shared subscription may hand it to another member.
             let message = share.is_some().then(|| publication.share_message());
             let held = Held { message, retain: terms.retain, identifiers, share };
-            if let Some(share) = terms.share {
-                share.began(key.raw());
-            }
             if let Some(id) =
                 counted(&self.counters, &mut session.outbound, |outbound| outbound.send_now(held, terms.qos))
             {
@@ -214,9 +214,15 @@ impl ArbiterState {
         let held = Held { message: Some(message), retain: terms.retain, identifiers, share };
         match counted(&self.counters, &mut session.outbound, |outbound| outbound.offer(held, weight, terms.qos)) {
             Offer::Accepted => {}
-            Offer::DroppedNew(full) => self.counters.messages_dropped.inc(full.into()),
+            Offer::DroppedNew(full) => {
+                self.counters.messages_dropped.inc(full.into());
+                if let Some(share) = terms.share {
+                    share.ended(key.raw());
+                }
+            }
             Offer::DroppedOldest(full, oldest) => {
                 self.counters.messages_dropped.add(full.into(), oldest.len() as u64);
+                oldest.iter().for_each(|held| held.end(key));
             }
         }
     }
@@ -228,7 +234,9 @@ impl ArbiterState {
                 QoS::ExactlyOnce => outbound.on_pubrec(id, true),
                 _ => outbound.on_puback(id),
             });
-            drop(outcome);
+            if let Ok(Some(held)) = outcome {
+                held.end(key);
+            }
         }
     }
 
@@ -350,8 +358,8 @@ impl ArbiterState {
             AckKind::PubComp | AckKind::PubRel => outbound.on_pubcomp(id).map(|()| None),
         });
         let known = settled.is_ok();
-        if let Ok(Some(Held { share: Some(share), .. })) = settled {
-            share.ended(key.raw());
+        if let Ok(Some(held)) = settled {
+            held.end(key);
         }
         if kind == AckKind::PubRec && !(known && reason.is_error()) {
             // [MQTT-4.3.3-4]; an identifier we do not know is answered too, so that the client can end the exchange.
@@ -373,7 +381,7 @@ impl ArbiterState {
             }
             let mut expired = 0;
             let outbound = &mut session.outbound;
-            let next = counted(&self.counters, outbound, |outbound| pop_sendable(outbound, now, &mut expired));
+            let next = counted(&self.counters, outbound, |outbound| pop_sendable(outbound, key, now, &mut expired));
             self.counters.messages_dropped.add(DropReason::Expired, expired);
             let Some((id, qos, held, message)) = next else {
                 return;
@@ -467,12 +475,16 @@ impl From<Full> for DropReason {
 
 fn pop_sendable(
     outbound: &mut Outbound<Held>,
+    key: ConnectionKey,
     now_ms: u64,
     expired: &mut u64,
 ) -> Option<(PacketId, QoS, Held, Arc<Message>)> {
     let is_expired =
         |held: &Held| held.message.as_ref().and_then(|message| message.expires_at_ms).is_some_and(|at| at <= now_ms);
-    let (id, qos, held) = outbound.pop_sendable(is_expired, |_| *expired += 1)?;
+    let (id, qos, held) = outbound.pop_sendable(is_expired, |held| {
+        *expired += 1;
+        held.end(key);
+    })?;
     let message = held.message.clone()?;
     let copy = held.clone();
     if held.share.is_none() {

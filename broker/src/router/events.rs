@@ -169,14 +169,20 @@ impl ArbiterState {
                 }
                 self.cache.put_back(cached);
             }
-            Addressee::Member(member, share) => self.deliver_to_member(publication, *member, share),
+            Addressee::Member(member, share, _) => self.deliver_to_member(publication, *member, share),
         }
     }
 
     fn on_lane_answered(&mut self, answer: &LaneAnswer) {
         let mut settled = Vec::new();
         self.lanes.on_answer(answer, &mut settled);
-        for lanes::Settled { connection, ticket, reason } in settled {
+        for lanes::Settled { came_by, ticket, reason } in settled {
+            if reason.is_error() {
+                self.counters.publishes_refused.inc(reason.into());
+            }
+            let Some(connection) = came_by else {
+                continue;
+            };
             self.on_departed_settled(connection);
             if let Some(ticket) = ticket {
                 self.settle(connection, ticket, reason);

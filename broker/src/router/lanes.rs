@@ -57,10 +57,11 @@ struct Kept {
 /// Bytes that may wait in the lanes of one arbiter to one group before its publishers pause.
 const KEPT_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// A publish that may be acknowledged.
+/// A publish that every group answered.
 #[derive(Debug)]
 pub(super) struct Settled {
-    pub connection: ConnectionKey,
+    /// The connection it came by, if it did.
+    pub came_by: Option<ConnectionKey>,
     /// `None`: of QoS 0, which nobody is told of.
     pub ticket: Option<u64>,
     pub reason: ReasonCode,
@@ -326,9 +327,10 @@ impl Lanes {
             }
             waiting.remaining -= 1;
             if waiting.remaining == 0 {
-                let waiting = self.waiting.remove(waiter.0);
-                if let Some((connection, ticket)) = waiting.connection {
-                    settled.push(Settled { connection, ticket, reason: waiting.reason });
+                let Waiting { connection, reason, .. } = self.waiting.remove(waiter.0);
+                if connection.is_some() || reason.is_error() {
+                    let came_by = connection.map(|(came_by, _)| came_by);
+                    settled.push(Settled { came_by, ticket: connection.and_then(|(_, ticket)| ticket), reason });
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use kentongan_proto::mqtt::codec::{self, AckKind, DecodeError, Frame, Limits, PacketType, Sender};
-use kentongan_proto::mqtt::{Auth, Disconnect, Packet, PacketId, ProtocolVersion, ReasonCode};
+use kentongan_proto::mqtt::{Ack, AckProperties, Auth, Disconnect, Packet, PacketId, ProtocolVersion, ReasonCode};
 
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
@@ -181,6 +181,40 @@ impl ArbiterState {
         }
         self.counters.packets_sent.inc(PacketKind::from(packet));
         self.mark_dirty(key);
+    }
+
+    /// PUBACK or PUBREC that refuses, with a Reason String if [`Self::explained`] has one.
+    pub(super) fn write_refusal(
+        &mut self,
+        key: ConnectionKey,
+        kind: AckKind,
+        packet_id: PacketId,
+        reason_code: ReasonCode,
+        text: &str,
+    ) {
+        let wrap = if kind == AckKind::PubAck { Packet::PubAck } else { Packet::PubRec };
+        let packet = self.explained(key, text, |properties| wrap(Ack { packet_id, reason_code, properties }));
+        match packet {
+            Some(packet) => self.write_packet(key, &packet),
+            None => self.write_ack(key, kind, packet_id, reason_code),
+        }
+    }
+
+    /// A packet with a Reason String; `None` if the client does not want one [MQTT-3.1.2-29], or if the packet would
+    /// be larger than it takes [MQTT-3.4.2-2].
+    pub(super) fn explained(
+        &mut self,
+        key: ConnectionKey,
+        text: &str,
+        packet: impl FnOnce(AckProperties) -> Packet,
+    ) -> Option<Packet> {
+        let client = self.client(key)?;
+        let wanted = client.version.is_v5() && client.session.as_ref()?.problem_information;
+        if !wanted {
+            return None;
+        }
+        let packet = packet(AckProperties { reason_string: Some(text.to_owned()), ..AckProperties::default() });
+        (codec::encoded_len(&packet, client.version) <= client.packet_bytes_max_out as usize).then_some(packet)
     }
 
     /// Encodes an acknowledgement.

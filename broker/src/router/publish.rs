@@ -15,11 +15,13 @@ use super::connect::EndCause;
 use super::lanes::Waiter;
 use super::log_rate::excerpt;
 use crate::message::{Message, MessageIdentity};
-use crate::metrics::{DropReason, PublishRefusal};
+use crate::metrics::DropReason;
 use crate::replicated::command::SessionCommand;
 use crate::session::SessionError;
+use crate::session::acknowledgements::Verdict;
+use crate::session::handshake::Refusal;
 use crate::session::inbound::PublishStep;
-use crate::subscription::{CachedMatch, ShareTarget};
+use crate::subscription::{CachedMatch, PickStrategy, ShareTarget};
 
 /// The bytes of an Application Message: a slice that lives for this turn, and its owner if it has one.
 #[derive(Debug, Clone)]
@@ -120,6 +122,14 @@ impl Publication<'_> {
     }
 }
 
+/// What a PUBLISH or a will must answer for before it is accepted.
+struct Asked<'a> {
+    topic: &'a str,
+    payload: &'a [u8],
+    payload_format_indicator: Option<u8>,
+    retain: bool,
+}
+
 /// What became of a publication when it was routed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Routed {
@@ -167,12 +177,13 @@ impl ArbiterState {
             }
             Err(error) => return self.fail(key, &error),
         }
-        if let Some(reason) = self.refusal(key, topic, publish, payload.as_slice()) {
-            self.counters.publishes_refused.inc(publish_refusal(reason));
+        if let Some(refusal) = self.refusal(key, topic, publish, payload.as_slice()) {
+            let reason = refusal.reason;
+            self.counters.publishes_refused.inc(reason.into());
             if self.refusal_lines.admits(self.now_seconds()) {
                 tracing::info!(%client_id, topic = excerpt(topic), ?reason, "PUBLISH refused");
             }
-            return self.answer_publish(key, publish.delivery, reason);
+            return self.answer_publish(key, publish.delivery, refusal.into());
         }
         let properties = (!publish.properties.is_empty()).then(|| publish.properties.to_owned());
         let expires_at_ms = properties
@@ -221,7 +232,7 @@ impl ArbiterState {
             Routed::Done { matched } => {
                 let v5 = self.clients[key.index()].version.is_v5();
                 let reason = if matched || !v5 { ReasonCode::Success } else { ReasonCode::NoMatchingSubscribers };
-                self.answer_publish(key, delivery, reason);
+                self.answer_publish(key, delivery, reason.into());
             }
             Routed::Waiting(waiter) => {
                 let owed = match delivery {
@@ -242,39 +253,63 @@ impl ArbiterState {
     }
 
     /// Why a message is not accepted, if it is not.
-    fn refusal(&self, key: ConnectionKey, topic: &str, publish: &PublishRef<'_>, payload: &[u8]) -> Option<ReasonCode> {
+    fn refusal(&self, key: ConnectionKey, topic: &str, publish: &PublishRef<'_>, payload: &[u8]) -> Option<Refusal> {
         let client = self.clients.get(key.index())?;
         let identity = client.session.as_ref().map(|session| &session.identity)?;
-        if !self.shared.authority.may_publish(identity, &client.client_id, topic) {
-            return Some(ReasonCode::NotAuthorized);
+        let asked = Asked {
+            topic,
+            payload,
+            payload_format_indicator: publish.properties.payload_format_indicator(),
+            retain: publish.retain,
+        };
+        let refused = self.refusal_of(identity, &client.client_id, &asked);
+        if refused.is_none() && publish.delivery.qos() != QoS::AtMostOnce && self.shared.submitter.is_full() {
+            return Some(Refusal { reason: ReasonCode::QuotaExceeded, text: "the disk of this server is full" });
         }
-        if self.shared.settings.session.check_payload_format
-            && publish.properties.payload_format_indicator() == Some(1)
-            && std::str::from_utf8(payload).is_err()
+        refused
+    }
+
+    /// Why a will is not accepted, if it is not: by the same rules as a PUBLISH, but for a full disk, which may have
+    /// room again when the will is due, and must not keep subscribers away until then.
+    pub(super) fn will_refusal(&self, identity: &str, client_id: &str, will: &Will) -> Option<Refusal> {
+        let asked = Asked {
+            topic: &will.topic,
+            payload: &will.payload,
+            payload_format_indicator: will.properties.payload_format_indicator,
+            retain: will.retain,
+        };
+        self.refusal_of(identity, client_id, &asked)
+    }
+
+    fn refusal_of(&self, identity: &str, client_id: &str, asked: &Asked<'_>) -> Option<Refusal> {
+        let refused = |reason, text| Some(Refusal { reason, text });
+        if !self.shared.authority.may_publish(identity, client_id, asked.topic) {
+            return refused(ReasonCode::NotAuthorized, "the client may not publish to that topic");
+        }
+        let settings = &self.shared.settings;
+        if settings.session.check_payload_format
+            && asked.payload_format_indicator == Some(1)
+            && std::str::from_utf8(asked.payload).is_err()
         {
-            return Some(ReasonCode::PayloadFormatInvalid);
+            return refused(ReasonCode::PayloadFormatInvalid, "the payload is not the UTF-8 that it claims to be");
         }
-        if let Some((seconds, _)) = crate::message::delayed(topic) {
-            let delayed = &self.shared.settings.delayed;
-            if !delayed.enabled {
-                return Some(ReasonCode::NotAuthorized);
+        if let Some((seconds, _)) = crate::message::delayed(asked.topic) {
+            if !settings.delayed.enabled {
+                return refused(ReasonCode::NotAuthorized, "delayed publication is turned off here");
             }
-            if seconds > u64::from(delayed.seconds_max) {
-                return Some(ReasonCode::QuotaExceeded);
+            if seconds > u64::from(settings.delayed.seconds_max) {
+                return refused(ReasonCode::QuotaExceeded, "the delay is longer than allowed here");
             }
         }
-        let retained_max = self.shared.settings.retained.payload_bytes_max as usize;
-        if publish.retain && retained_max != 0 && payload.len() > retained_max {
-            return Some(ReasonCode::QuotaExceeded);
-        }
-        if publish.delivery.qos() != QoS::AtMostOnce && self.shared.submitter.is_full() {
-            return Some(ReasonCode::QuotaExceeded);
+        let retained_max = settings.retained.payload_bytes_max as usize;
+        if asked.retain && retained_max != 0 && asked.payload.len() > retained_max {
+            return refused(ReasonCode::QuotaExceeded, "the payload is larger than one that may be retained here");
         }
         None
     }
 
     /// Answers a PUBLISH that is settled now, in its turn [MQTT-3.3.4-1].
-    fn answer_publish(&mut self, key: ConnectionKey, delivery: Delivery, reason: ReasonCode) {
+    fn answer_publish(&mut self, key: ConnectionKey, delivery: Delivery, verdict: Verdict) {
         let (kind, id) = match delivery {
             Delivery::AtMostOnce => return,
             Delivery::AtLeastOnce(id) => (AckKind::PubAck, id),
@@ -288,39 +323,36 @@ impl ArbiterState {
         };
         let first = session.owed.is_empty();
         if first && self.may_acknowledge() {
-            return self.send_owed(key, kind, id, reason);
+            return self.send_owed(key, kind, id, verdict);
         }
         let ticket = self.owe(key, kind, id);
         if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
-            session.owed.settle(ticket, reason);
+            session.owed.settle(ticket, verdict);
         }
         if first {
             self.withheld.push(key);
         }
     }
 
-    fn send_owed(
-        &mut self,
-        key: ConnectionKey,
-        kind: AckKind,
-        id: kentongan_proto::mqtt::PacketId,
-        reason: ReasonCode,
-    ) {
+    fn send_owed(&mut self, key: ConnectionKey, kind: AckKind, id: kentongan_proto::mqtt::PacketId, verdict: Verdict) {
         let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
             return;
         };
         if kind == AckKind::PubAck {
             session.inbound.on_puback_sent();
         } else {
-            session.inbound.on_pubrec_sent(id, reason);
+            session.inbound.on_pubrec_sent(id, verdict.reason);
         }
-        self.write_ack(key, kind, id, reason);
+        match verdict.text {
+            None => self.write_ack(key, kind, id, verdict.reason),
+            Some(text) => self.write_refusal(key, kind, id, verdict.reason, text),
+        }
     }
 
     /// The groups answered for the message behind `ticket`.
     pub(super) fn settle(&mut self, key: ConnectionKey, ticket: u64, reason: ReasonCode) {
         if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
-            session.owed.settle(ticket, reason);
+            session.owed.settle(ticket, of_group(reason));
             self.send_settled(key);
         }
     }
@@ -333,7 +365,7 @@ impl ArbiterState {
         reason: ReasonCode,
     ) {
         if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
-            session.owed.settle_packet(AckKind::PubRec, id, reason);
+            session.owed.settle_packet(AckKind::PubRec, id, of_group(reason));
             self.send_settled(key);
         }
     }
@@ -345,7 +377,7 @@ impl ArbiterState {
         while let Some(session) = self.client(key).and_then(|client| client.session.as_mut())
             && let Some(owed) = session.owed.pop()
         {
-            self.send_owed(key, owed.kind, owed.packet_id, owed.reason);
+            self.send_owed(key, owed.kind, owed.packet_id, owed.verdict);
         }
         let full = self
             .client(key)
@@ -465,20 +497,22 @@ impl ArbiterState {
         share: &Arc<crate::subscription::ShareGroup>,
         excluded: Option<ConnectionKey>,
     ) -> bool {
+        let strategy: PickStrategy = self.shared.settings.shared.strategy.into();
         // By the name, so that a publisher that reconnects keeps its member.
-        let publisher = publication.publisher_id.map_or(0, |name| self.shared.index.hash(name));
-        let strategy = self.shared.settings.shared.strategy.into();
+        let publisher = strategy.publisher_hash(publication.publisher_id.map_or("", |name| name));
+        let topic = strategy.topic_hash(publication.topic, publication.topic_hash);
         let online_only = publication.qos == QoS::AtMostOnce;
-        let picked =
-            share.pick(strategy, publisher, publication.topic_hash, excluded.map(ConnectionKey::raw), online_only);
+        let picked = share.pick(strategy, publisher, topic, excluded.map(ConnectionKey::raw), online_only);
         match picked {
             Some(ShareTarget::Connection { connection, .. }) => {
                 let member = ConnectionKey::from_raw(connection);
                 if member.arbiter() == self.id {
                     self.deliver_to_member(publication, member, share);
                 } else {
+                    let by_publisher = strategy == PickStrategy::HashClient;
+                    let publisher = publication.publisher_id.filter(|_| by_publisher).cloned();
                     self.batches[usize::from(member.arbiter())]
-                        .push(publication, Addressee::Member(member, Arc::clone(share)));
+                        .push(publication, Addressee::Member(member, Arc::clone(share), publisher));
                     self.schedule_flush();
                 }
                 true
@@ -501,7 +535,7 @@ impl ArbiterState {
             self.shared.retained_possible.store(true, Ordering::Relaxed);
         }
         let group = self.lanes.group_of(topic);
-        let waiter = self.lanes.delay(group, publication, topic, seconds * 1000, self.now_ms);
+        let waiter = self.lanes.delay(group, publication, topic, seconds.saturating_mul(1000), self.now_ms);
         self.schedule_flush();
         Routed::Waiting(waiter)
     }
@@ -583,11 +617,8 @@ fn has_something_to_forward(properties: &PublishProperties) -> bool {
         || !properties.user_properties.is_empty()
 }
 
-fn publish_refusal(reason: ReasonCode) -> PublishRefusal {
-    match reason {
-        ReasonCode::NotAuthorized => PublishRefusal::NotAuthorized,
-        ReasonCode::PayloadFormatInvalid => PublishRefusal::PayloadFormatInvalid,
-        ReasonCode::TopicNameInvalid => PublishRefusal::TopicNameInvalid,
-        _ => PublishRefusal::QuotaExceeded,
-    }
+/// A group refuses nothing but one more message that waits for its time.
+fn of_group(reason: ReasonCode) -> Verdict {
+    let text = reason.is_error().then_some("as many delayed messages wait here as may");
+    Verdict { reason, text }
 }

@@ -14,11 +14,14 @@ use super::log_rate::excerpt;
 use crate::metrics::SubscribeRefusal;
 use crate::replicated::command::SessionCommand;
 use crate::replicated::{SubscribeOutcome, SubscribedPersistent, UnsubscribedPersistent};
-use crate::session::subscribing::{granted, wants_retained};
-use crate::subscription::{LocalSubscription, ShareMember, ShareTarget, Target};
+use crate::session::subscribing::{bridge_options, granted, wants_retained};
+use crate::subscription::{LocalSubscription, ShareMember, ShareTarget, Target, name_hash};
 
 impl ArbiterState {
-    pub(super) fn on_subscribe(&mut self, key: ConnectionKey, subscribe: Subscribe) {
+    pub(super) fn on_subscribe(&mut self, key: ConnectionKey, mut subscribe: Subscribe) {
+        if self.client(key).and_then(|client| client.session.as_ref()).is_some_and(|session| session.bridge) {
+            subscribe.filters.iter_mut().for_each(|(filter, options)| *options = bridge_options(filter, *options));
+        }
         let refusals: Vec<Option<ReasonCode>> =
             subscribe.filters.iter().map(|(filter, _)| self.filter_refusal(key, filter)).collect();
         for ((filter, _), refusal) in subscribe.filters.iter().zip(&refusals) {
@@ -282,8 +285,8 @@ impl ArbiterState {
             .is_some_and(|persistent| persistent.epoch == epoch)
     }
 
-    /// SUBACK and UNSUBACK: one code for each filter, in their order [MQTT-3.9.3-1, MQTT-3.11.3-1]. Without a
-    /// Reason String it is never larger than the request was.
+    /// SUBACK and UNSUBACK: one code for each filter, in their order [MQTT-3.9.3-1, MQTT-3.11.3-1]. A Reason String says
+    /// why some were refused; without one it is never larger than the request was.
     fn write_suback(
         &mut self,
         key: ConnectionKey,
@@ -291,6 +294,12 @@ impl ArbiterState {
         reason_codes: Vec<ReasonCode>,
         wrap: fn(SubAck) -> Packet,
     ) {
+        if let Some(text) = refusals_text(&reason_codes) {
+            let packet = |properties| wrap(SubAck { packet_id, reason_codes: reason_codes.clone(), properties });
+            if let Some(packet) = self.explained(key, &text, packet) {
+                return self.write_packet(key, &packet);
+            }
+        }
         let packet = wrap(SubAck { packet_id, reason_codes, properties: AckProperties::default() });
         let Some(client) = self.client(key) else {
             return;
@@ -310,21 +319,26 @@ fn subscribe_refusal(reason: ReasonCode) -> SubscribeRefusal {
     }
 }
 
+/// Why filters were refused, each reason once; `None` if none was.
+fn refusals_text(reason_codes: &[ReasonCode]) -> Option<String> {
+    let explanations = [
+        (ReasonCode::NotAuthorized, "the client may not subscribe to that filter"),
+        (ReasonCode::TopicFilterInvalid, "that is no topic filter, or one with too many levels"),
+        (ReasonCode::QuotaExceeded, "the session has as many subscriptions as it may"),
+    ];
+    let texts: Vec<_> = explanations
+        .iter()
+        .filter(|(reason, _)| reason_codes.contains(reason))
+        .map(|(reason, text)| format!("0x{:02X}: {text}", *reason as u8))
+        .collect();
+    (!texts.is_empty()).then(|| texts.join("; "))
+}
+
 fn share_member(key: ConnectionKey, client_id: &str, group: Option<u16>, own: OwnSubscription) -> ShareMember {
     ShareMember {
         target: ShareTarget::Connection { arbiter: key.arbiter(), connection: key.raw() },
-        client_id_hash: foldhash::quality::FixedState::default().hash_text(client_id),
+        client_id_hash: name_hash(client_id),
         // What has a QoS goes to a persistent member by its group; here only QoS 0.
         qos0_only: group.is_some() && own.options.qos != QoS::AtMostOnce,
-    }
-}
-
-trait HashText {
-    fn hash_text(&self, text: &str) -> u64;
-}
-
-impl HashText for foldhash::quality::FixedState {
-    fn hash_text(&self, text: &str) -> u64 {
-        std::hash::BuildHasher::hash_one(self, text)
     }
 }

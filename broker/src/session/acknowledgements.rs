@@ -6,6 +6,29 @@ use std::collections::VecDeque;
 use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{PacketId, ReasonCode};
 
+use super::handshake::Refusal;
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verdict {
+    /// For PUBACK or PUBREC.
+    pub reason: ReasonCode,
+    /// Why it was refused, for the Reason String.
+    pub text: Option<&'static str>,
+}
+
+impl From<ReasonCode> for Verdict {
+    fn from(reason: ReasonCode) -> Self {
+        Self { reason, text: None }
+    }
+}
+
+impl From<Refusal> for Verdict {
+    fn from(refusal: Refusal) -> Self {
+        Self { reason: refusal.reason, text: Some(refusal.text) }
+    }
+}
+
 /// An acknowledgement that may leave now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Acknowledgement {
@@ -14,14 +37,14 @@ pub struct Acknowledgement {
     /// Of the PUBLISH.
     pub packet_id: PacketId,
     /// What became of the message.
-    pub reason: ReasonCode,
+    pub verdict: Verdict,
 }
 
 #[derive(Debug)]
 struct Slot {
     kind: AckKind,
     packet_id: PacketId,
-    settled: Option<ReasonCode>,
+    settled: Option<Verdict>,
 }
 
 /// The acknowledgements a client is owed, oldest first. Empty it holds no memory worth counting.
@@ -53,18 +76,18 @@ impl Acknowledgements {
     }
 
     /// The message behind `ticket` is safe, or refused. [`Self::pop`] then says what may leave.
-    pub fn settle(&mut self, ticket: u64, reason: ReasonCode) {
+    pub fn settle(&mut self, ticket: u64, verdict: Verdict) {
         let slot = ticket.checked_sub(self.first).and_then(|index| self.slots.get_mut(index as usize));
         if let Some(slot) = slot {
-            slot.settled = Some(reason);
+            slot.settled = Some(verdict);
         }
     }
 
     /// As [`Self::settle`], for who knows the packet but no ticket.
-    pub fn settle_packet(&mut self, kind: AckKind, packet_id: PacketId, reason: ReasonCode) {
+    pub fn settle_packet(&mut self, kind: AckKind, packet_id: PacketId, verdict: Verdict) {
         let slot = self.slots.iter_mut().find(|slot| slot.packet_id == packet_id && slot.kind == kind);
         if let Some(slot) = slot {
-            slot.settled = Some(reason);
+            slot.settled = Some(verdict);
         }
     }
 
@@ -75,10 +98,10 @@ impl Acknowledgements {
 
     /// The next acknowledgement whose turn has come.
     pub fn pop(&mut self) -> Option<Acknowledgement> {
-        let reason = self.slots.front()?.settled?;
+        let verdict = self.slots.front()?.settled?;
         let slot = self.slots.pop_front()?;
         self.first += 1;
-        Some(Acknowledgement { kind: slot.kind, packet_id: slot.packet_id, reason })
+        Some(Acknowledgement { kind: slot.kind, packet_id: slot.packet_id, verdict })
     }
 }
 
@@ -96,10 +119,10 @@ mod tests {
         let mut owed = Acknowledgements::default();
         let first = owed.owe(AckKind::PubAck, id(7));
         let second = owed.owe(AckKind::PubAck, id(3));
-        owed.settle(second, ReasonCode::Success);
+        owed.settle(second, ReasonCode::Success.into());
         assert_eq!(owed.pop(), None);
-        owed.settle(first, ReasonCode::QuotaExceeded);
-        let left: Vec<_> = std::iter::from_fn(|| owed.pop()).map(|ack| (ack.packet_id, ack.reason)).collect();
+        owed.settle(first, ReasonCode::QuotaExceeded.into());
+        let left: Vec<_> = std::iter::from_fn(|| owed.pop()).map(|ack| (ack.packet_id, ack.verdict.reason)).collect();
         assert_eq!(left, [(id(7), ReasonCode::QuotaExceeded), (id(3), ReasonCode::Success)]);
         assert!(owed.is_empty());
         let third = owed.owe(AckKind::PubRec, id(3));
@@ -110,10 +133,10 @@ mod tests {
     fn a_ticket_of_the_past_settles_nothing() {
         let mut owed = Acknowledgements::default();
         let first = owed.owe(AckKind::PubAck, id(1));
-        owed.settle(first, ReasonCode::Success);
+        owed.settle(first, ReasonCode::Success.into());
         assert!(owed.pop().is_some());
         owed.owe(AckKind::PubAck, id(2));
-        owed.settle(first, ReasonCode::Success);
+        owed.settle(first, ReasonCode::Success.into());
         assert_eq!(owed.pop(), None);
     }
 }

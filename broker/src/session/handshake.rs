@@ -39,10 +39,10 @@ pub struct Policy {
     pub versions: Vec<ProtocolVersion>,
 }
 
-/// Why a CONNECT is refused, and what the client hears.
+/// Why a CONNECT, or a PUBLISH, is refused, and what the client hears.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// For CONNACK.
+    /// For CONNACK, PUBACK or PUBREC.
     pub reason: ReasonCode,
     /// For the log and, in MQTT 5, the Reason String.
     pub text: &'static str,
@@ -79,7 +79,7 @@ pub fn negotiate(connect: &Connect, policy: &Policy, random: u128) -> Result<Neg
     }
     let assigned = connect.client_id.is_empty();
     let client_id = client_id(connect, policy, random)?;
-    let keep_alive_seconds = keep_alive(connect.keep_alive, policy);
+    let keep_alive_seconds = keep_alive(connect, policy);
     let session_expiry_seconds = session_expiry(connect, policy);
     let properties = if connect.version.is_v5() {
         ConnAckProperties {
@@ -139,11 +139,18 @@ fn client_id(connect: &Connect, policy: &Policy, random: u128) -> Result<Arc<str
     Ok(Arc::from(id))
 }
 
-fn keep_alive(asked: u16, policy: &Policy) -> u16 {
+fn keep_alive(connect: &Connect, policy: &Policy) -> u16 {
     let longest = policy.keep_alive_seconds_max.map_or(0, NonZeroU16::get);
-    match asked {
-        0 => longest,
-        asked if longest != 0 && asked > longest => longest,
+    match connect.keep_alive {
+        // Only MQTT 5 can be told to send more often [MQTT-3.2.2-21]; another is held to what it asked for.
+        0 => {
+            if connect.version.is_v5() {
+                longest
+            } else {
+                0
+            }
+        }
+        asked if connect.version.is_v5() && longest != 0 && asked > longest => longest,
         asked => asked.max(policy.keep_alive_seconds_min),
     }
 }
@@ -240,6 +247,20 @@ mod tests {
         limits.keep_alive_seconds_max = NonZeroU16::new(30);
         let agreed = negotiate(&connect(ProtocolVersion::V5, "a"), &limits, 1).expect("accepted");
         assert_eq!((agreed.keep_alive_seconds, agreed.properties.server_keep_alive), (30, Some(30)));
+    }
+
+    /// There is no Server Keep Alive before MQTT 5: a client that sends as often as it said must not be cut off.
+    #[test]
+    fn older_clients_are_held_to_the_keep_alive_they_asked_for() {
+        let limits = Policy { keep_alive_seconds_max: NonZeroU16::new(30), keep_alive_seconds_min: 10, ..policy() };
+        let agreed = |version, keep_alive| {
+            let asked = Connect { keep_alive, ..connect(version, "a") };
+            negotiate(&asked, &limits, 1).expect("accepted").keep_alive_seconds
+        };
+        for version in [ProtocolVersion::V3_1, ProtocolVersion::V3_1_1] {
+            assert_eq!([0, 60, 20, 5].map(|asked| agreed(version, asked)), [0, 60, 20, 10], "{version:?}");
+        }
+        assert_eq!([0, 60, 20, 5].map(|asked| agreed(ProtocolVersion::V5, asked)), [30, 30, 20, 10]);
     }
 
     #[test]

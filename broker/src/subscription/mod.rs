@@ -29,7 +29,7 @@ mod trie;
 pub use cache::{CachedMatch, MatchCache};
 pub use index::{ARBITERS_MAX, ArbiterSet, Matched, SubscriptionIndex, Target};
 pub use local::{Identifiers, LocalMatch, LocalStamp, LocalSubscription, LocalSubscriptions, Merged};
-pub use share::{PickStrategy, ShareGroup, ShareMember, ShareTarget};
+pub use share::{LEAST_IN_FLIGHT_COMPARED_MAX, PickStrategy, ShareGroup, ShareMember, ShareTarget, mix, name_hash};
 
 /// What [`shard`] is made of; its model test puts loom's types here.
 mod sync {

@@ -8,7 +8,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
 /// Members compared to find the least loaded: enough to tell, without a walk over thousands for each message.
-const LEAST_IN_FLIGHT_COMPARED_MAX: usize = 64;
+pub const LEAST_IN_FLIGHT_COMPARED_MAX: usize = 64;
 
 /// How one member is picked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -24,8 +24,23 @@ pub enum PickStrategy {
     HashClient,
     /// The same for the same topic; like [`Self::HashClient`].
     HashTopic,
-    /// The one with the fewest messages unacknowledged, of up to 64 compared; see [`ShareGroup::began`].
+    /// The one with the fewest messages unacknowledged, of up to 64 compared; see [`ShareGroup::began`] and
+    /// [`ShareGroup::set_sessions_in_flight`].
     LeastInflight,
+}
+
+impl PickStrategy {
+    /// What [`ShareGroup::pick`] is to know of the publisher.
+    #[must_use]
+    pub fn publisher_hash(self, publisher: &str) -> u64 {
+        if self == Self::HashClient { name_hash(publisher) } else { 0 }
+    }
+
+    /// What it is to know of the topic, whose hash in this process is `topic_hash`.
+    #[must_use]
+    pub fn topic_hash(self, topic: &str, topic_hash: u64) -> u64 {
+        if self == Self::HashTopic { name_hash(topic) } else { topic_hash }
+    }
 }
 
 impl From<SharedStrategy> for PickStrategy {
@@ -83,17 +98,26 @@ impl Connection {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Sessions {
     group: u16,
     members: u32,
     /// `None`: nobody said; all count as if they were.
     online: Option<u32>,
+    /// Messages that the least loaded of them has unacknowledged, as the group said last.
+    least: AtomicU32,
+    /// Messages handed to the group since then.
+    handed: AtomicU32,
 }
 
 impl Sessions {
     fn online(&self) -> u32 {
         self.online.unwrap_or(self.members)
+    }
+
+    /// What the least loaded of `weight` sessions has, if the group hands each message to that one.
+    fn load(&self, weight: u32) -> u32 {
+        self.least.load(Ordering::Relaxed).saturating_add(self.handed.load(Ordering::Relaxed) / weight)
     }
 }
 
@@ -244,7 +268,8 @@ impl ShareGroup {
         })
     }
 
-    /// A message was sent to a member, which has not acknowledged it. Only [`PickStrategy::LeastInflight`] needs it.
+    /// A message was put into the window of a member, or the queue before it. Only [`PickStrategy::LeastInflight`] needs
+    /// it.
     pub fn began(&self, connection: u64) {
         self.with_in_flight(connection, |in_flight| {
             in_flight.fetch_add(1, Ordering::Relaxed);
@@ -268,6 +293,16 @@ impl ShareGroup {
         }
     }
 
+    /// How many messages the least loaded of a group's sessions has unacknowledged.
+    pub fn set_sessions_in_flight(&self, group: u16, least: u32) {
+        self.with(|members| {
+            if let Some(sessions) = members.sessions.iter().find(|sessions| sessions.group == group) {
+                sessions.least.store(least, Ordering::Relaxed);
+                sessions.handed.store(0, Ordering::Relaxed);
+            }
+        });
+    }
+
     /// `false`: the connection had joined before, and now has new options.
     pub(super) fn join(&self, member: &ShareMember) -> bool {
         let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
@@ -281,7 +316,13 @@ impl ShareGroup {
             ShareTarget::Session { group } => {
                 match members.sessions_mut(group) {
                     Some(sessions) => sessions.members += 1,
-                    None => members.sessions.push(Sessions { group, members: 1, online: None }),
+                    None => members.sessions.push(Sessions {
+                        group,
+                        members: 1,
+                        online: None,
+                        least: AtomicU32::new(0),
+                        handed: AtomicU32::new(0),
+                    }),
                 }
                 true
             }
@@ -430,21 +471,39 @@ impl<'a> Candidates<'a> {
         best.map(|(_, target)| target)
     }
 
-    /// Groups count what is in flight themselves: they are picked by their weight, the rest by load.
+    /// The least loaded; of several, the one whose turn it is. A group is as loaded as the least of its sessions.
     fn least_in_flight(&self, ticket: u64) -> Option<ShareTarget> {
-        match self.at(ticket)? {
-            session @ ShareTarget::Session { .. } => Some(session),
-            ShareTarget::Connection { .. } => {
-                let start = ticket as usize % self.connections.len();
-                let (before, from) = self.connections.split_at(start);
-                let excluded = self.excluded.map(|at| self.connections[at].connection);
-                from.iter()
-                    .chain(before)
-                    .filter(|connection| Some(connection.connection) != excluded)
-                    .take(LEAST_IN_FLIGHT_COMPARED_MAX)
-                    .min_by_key(|connection| connection.in_flight.load(Ordering::Relaxed))
-                    .map(Connection::target)
+        let turn = self.at(ticket)?;
+        let (before, from) = self.connections.split_at(ticket as usize % self.connections.len().max(1));
+        let excluded = self.excluded.map(|at| self.connections[at].connection);
+        let connection = from
+            .iter()
+            .chain(before)
+            .filter(|connection| Some(connection.connection) != excluded)
+            .take(LEAST_IN_FLIGHT_COMPARED_MAX)
+            .map(|connection| (connection.in_flight.load(Ordering::Relaxed), connection))
+            .min_by_key(|&(load, _)| load);
+        let (before, from) = self.members.sessions.split_at(ticket as usize % self.members.sessions.len().max(1));
+        let sessions = from
+            .iter()
+            .chain(before)
+            .filter_map(|sessions| match (self.sessions)(sessions) {
+                0 => None,
+                weight => Some((sessions.load(weight), sessions)),
+            })
+            .min_by_key(|&(load, _)| load);
+        match (connection, sessions) {
+            (Some((load, connection)), Some((of_group, _)))
+                if load < of_group || (load == of_group && matches!(turn, ShareTarget::Connection { .. })) =>
+            {
+                Some(connection.target())
             }
+            (_, Some((_, sessions))) => {
+                sessions.handed.fetch_add(1, Ordering::Relaxed);
+                Some(ShareTarget::Session { group: sessions.group })
+            }
+            (Some((_, connection)), None) => Some(connection.target()),
+            (None, None) => None,
         }
     }
 }
@@ -454,8 +513,15 @@ fn unit(draw: u64) -> f64 {
     ((draw >> 11) as f64 + 0.5) / (1u64 << 53) as f64
 }
 
+/// FNV-1a of a Client Identifier or Topic Name: it must never change, for whoever picks by it must pick the same.
+#[must_use]
+pub fn name_hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
 /// SplitMix64's finaliser over both: the same everywhere, so that a simulation repeats.
-fn mix(a: u64, b: u64) -> u64 {
+#[must_use]
+pub fn mix(a: u64, b: u64) -> u64 {
     let mut z = a.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ b;
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

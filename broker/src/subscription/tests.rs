@@ -677,6 +677,30 @@ fn the_least_loaded_member_is_picked() {
     assert!((0..5).all(|_| pick(None) == Some(member(1).target)), "never below zero");
 }
 
+/// A group is as loaded as the least loaded of its sessions, until it says so again by what it was handed.
+#[test]
+fn groups_are_picked_by_the_load_of_their_sessions() {
+    let index = SubscriptionIndex::new();
+    index.join_share("g", "a", member(1));
+    for group in [3, 4, 4] {
+        let target = ShareTarget::Session { group };
+        index.join_share("g", "a", ShareMember { target, client_id_hash: 0, qos0_only: false });
+    }
+    let share = index.share("g", "a").expect("it has members");
+    let pick = || share.pick(PickStrategy::LeastInflight, 0, 0, None, false);
+    share.began(1);
+    share.began(1);
+    share.set_sessions_in_flight(3, 2);
+    share.set_sessions_in_flight(4, 1);
+    let session = |group| Some(ShareTarget::Session { group });
+    assert_eq!([pick(), pick()], [session(4), session(4)], "two sessions take one more each");
+    share.set_sessions_in_flight(3, 0);
+    assert_eq!([pick(), pick()], [session(3), session(3)]);
+    share.set_sessions_online(3, 0);
+    share.set_sessions_online(4, 0);
+    assert_eq!(pick(), Some(member(1).target), "nobody there is connected");
+}
+
 /// Threads that subscribe, unsubscribe and match at once: what stands throughout is always found.
 #[test]
 fn readers_and_writers_share_the_index() {

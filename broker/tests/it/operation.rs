@@ -287,8 +287,12 @@ fn what_is_held_for_sessions_is_measured() {
 /// No family is dead: each one that `/metrics` names moves when what it counts happens.
 #[test]
 fn every_family_of_metrics_moves() {
-    let broker =
-        Broker::with_environment(&[], &[("KENTONGAN_ARBITERS", "2"), ("KENTONGAN_SESSION__QUEUE_MESSAGES_MAX", "1")]);
+    let settings = [
+        ("KENTONGAN_ARBITERS", "2"),
+        ("KENTONGAN_SESSION__QUEUE_MESSAGES_MAX", "1"),
+        ("KENTONGAN_RETAINED__MESSAGES_MAX", "1"),
+    ];
+    let broker = Broker::with_environment(&[], &settings);
     let (_, metrics) = broker.http_get("/metrics");
     let families = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
     // The log and its checkpoints have tests of their own, and so has the want of descriptors.
@@ -324,6 +328,12 @@ fn every_family_of_metrics_moves() {
     }
     publisher.send(&Packet::Publish(Publish { retain: true, ..publish("r", "kept", qos1(10)) }));
     publisher.complete(qos1(10));
+    // More topics than there are groups: some group is asked to keep a second message.
+    for number in 11..40 {
+        publisher
+            .send(&Packet::Publish(Publish { retain: true, ..publish(&format!("r/{number}"), "kept", qos1(number)) }));
+        publisher.complete(qos1(number));
+    }
     drop(persistent);
     let _resumed = narrow("persistent", Some(60));
     // Ends and refusals.

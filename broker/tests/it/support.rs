@@ -8,6 +8,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use kentongan::auth::Authority;
+use kentongan::config::Settings;
+use kentongan::listener::serve;
 use kentongan_proto::mqtt::codec::{self, FrameStatus, Limits, Sender};
 use kentongan_proto::mqtt::*;
 use tempfile::TempDir;
@@ -293,6 +296,50 @@ pub fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
     while !holds() {
         assert!(Instant::now() < deadline, "never came true: {what}");
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A broker in a thread of this process, for what is plugged into one. It ends with the process at the latest.
+pub struct Plugged {
+    pub address: SocketAddr,
+    stop: tokio::sync::oneshot::Sender<()>,
+}
+
+impl Plugged {
+    pub fn start(authority: Authority) -> Self {
+        let (tell, told) = mpsc::channel();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            let directory = tempfile::tempdir().expect("a directory");
+            let mut settings = Settings { data_dir: directory.path().join("data"), ..Settings::default() };
+            settings.listener.truncate(1);
+            settings.listener[0].address.set_port(0);
+            settings.http.enabled = false;
+            actix_rt::System::new().block_on(async move {
+                let descriptors = serve::raise_descriptor_limit();
+                let broker = serve::Broker::start(settings, authority, descriptors).expect("started");
+                tell.send(broker.listeners()[0].address).expect("the test waits");
+                match stopped.await {
+                    Ok(()) => broker.stop().await.expect("stopped"),
+                    // Nobody will stop it, and somebody may still use it.
+                    Err(_) => std::future::pending().await,
+                }
+            });
+        });
+        Self { address: told.recv().expect("a broker that starts"), stop }
+    }
+
+    /// What SIGTERM would do.
+    pub fn stop(self) {
+        self.stop.send(()).expect("a running broker");
+    }
+
+    /// Sends CONNECT and returns the CONNACK.
+    pub fn open(&self, connect: Connect) -> (Client, ConnAck) {
+        let mut client = Client::at(self.address, connect.version);
+        client.send(&Packet::Connect(Box::new(connect)));
+        let connack = client.expect_connack();
+        (client, connack)
     }
 }
 

@@ -120,7 +120,7 @@ pub fn packets(version: ProtocolVersion) -> Vec<(Sender, Packet)> {
         (
             Sender::Server,
             Packet::ConnAck(Box::new(ConnAck {
-                session_present: true,
+                session_present: version != ProtocolVersion::V3_1,
                 reason_code: ReasonCode::Success,
                 properties: if v5 {
                     ConnAckProperties {

@@ -418,10 +418,24 @@ impl GroupState {
         };
         self.timers.remove(&(due, Timer::Will(Arc::clone(client_id))));
         self.dirty.changed(Key::Session(session.number));
-        if let Some(record) = session.will.take().and_then(|will| will.message) {
-            let message = Arc::new(record.into_message(clock));
-            effects.push(Effect::WillPublished);
-            self.post(message, None, None, effects);
+        let Some(will) = session.will.take() else {
+            return;
+        };
+        let Some(record) = will.message else {
+            return;
+        };
+        let message = Arc::new(record.into_message(clock));
+        effects.push(Effect::WillPublished);
+        let refused = match will.publish_delay_ms {
+            Some(delay_ms) => self.delay(message, delay_ms, effects),
+            None => {
+                self.post(message, None, None, effects);
+                None
+            }
+        };
+        if refused.is_some() {
+            // Its publisher is gone and cannot be told.
+            effects.push(Effect::Dropped { reason: Drop::Delayed, count: 1 });
         }
     }
 

@@ -13,7 +13,7 @@ use crate::replicated::effect::{Drop, Effect};
 use crate::replicated::session::{Entry, HeldBack};
 use crate::replicated::store::Key;
 use crate::session::outbound::Offer;
-use crate::subscription::topic_hash;
+use crate::subscription::{LEAST_IN_FLIGHT_COMPARED_MAX, PickStrategy, mix, name_hash, topic_hash};
 
 impl GroupState {
     pub(super) fn deliver_to_subscribers(&mut self, message: &Arc<Message>, effects: &mut Vec<Effect>) {
@@ -53,16 +53,58 @@ impl GroupState {
         self.matches = matches;
     }
 
-    /// One member gets it: the next one that is connected, else the next one.
+    /// The member that gets a message: one that is connected, or any if none is. What it is drawn or reckoned from is the
+    /// same on every replica.
+    fn pick_member(&self, name: &Arc<str>, message: &Message) -> Option<Arc<str>> {
+        let share = self.shares.get(name)?;
+        let last = self.turns.get(name);
+        let closest_to = |key: u64| share.turns(None).max_by_key(|member| mix(name_hash(member), key));
+        let picked = match self.config.share_strategy {
+            PickStrategy::RoundRobin => share.turns(last).next(),
+            PickStrategy::Random => {
+                // Every message that was delivered before, and which one this is.
+                let draw = mix(self.last_body, message.identity.number);
+                share.turns(None).nth((draw % share.eligible().max(1) as u64) as usize)
+            }
+            PickStrategy::Sticky => last.filter(|last| share.is_eligible(last)).or_else(|| share.turns(last).next()),
+            PickStrategy::HashClient => closest_to(name_hash(&message.publisher)),
+            PickStrategy::HashTopic => closest_to(name_hash(&message.topic)),
+            PickStrategy::LeastInflight => {
+                share.turns(last).take(LEAST_IN_FLIGHT_COMPARED_MAX).min_by_key(|member| self.load(member))
+            }
+        };
+        picked.cloned()
+    }
+
+    /// Messages that a session has not acknowledged.
+    fn load(&self, client_id: &str) -> usize {
+        self.sessions.get(client_id).map_or(0, |session| session.outbound.in_flight() + session.outbound.queue_len())
+    }
+
+    /// Remembers to say how loaded the members of a shared subscription are.
+    pub(super) fn load_changed(&mut self, share: &Arc<str>) {
+        if self.config.share_strategy == PickStrategy::LeastInflight {
+            self.loads_changed.insert(Arc::clone(share));
+        }
+    }
+
+    pub(super) fn share_in_flight(&self, share: Arc<str>) -> Option<Effect> {
+        let members = self.shares.get(&share)?.turns(None).take(LEAST_IN_FLIGHT_COMPARED_MAX);
+        let least = members.map(|member| self.load(member)).min()?;
+        Some(Effect::ShareInFlight { share, least: u32::try_from(least).unwrap_or(u32::MAX) })
+    }
+
+    /// One member gets it.
     pub(super) fn deliver_to_share(&mut self, message: &Arc<Message>, name: &Arc<str>, effects: &mut Vec<Effect>) {
-        let Some(client_id) = self.shares.get(name).and_then(|share| share.pick(self.turns.get(name))).cloned() else {
+        let Some(client_id) = self.pick_member(name, message) else {
             // Everyone left while the message was on its way: another group may have members.
             self.post(Arc::clone(message), None, Some(Arc::clone(name)), effects);
             return;
         };
         match self.turns.insert(Arc::clone(name), Arc::clone(&client_id)) {
             None => self.dirty.created(Key::Turn(Arc::clone(name))),
-            Some(_) => self.dirty.changed(Key::Turn(Arc::clone(name))),
+            Some(last) if last != client_id => self.dirty.changed(Key::Turn(Arc::clone(name))),
+            Some(_) => {}
         }
         let Some(own) = self.sessions.get(&client_id).and_then(|session| session.subscriptions.get(name)).copied()
         else {
@@ -125,6 +167,7 @@ impl GroupState {
             return;
         };
         let Terms { qos, retain, identifiers, share } = terms;
+        let changed = share.clone();
         let sequence = session.next_sequence;
         let number = session.number;
         let entry = Entry { body, sequence, message: Arc::clone(message), qos, retain, identifiers, share };
@@ -138,6 +181,9 @@ impl GroupState {
                 self.dirty.changed(Key::Session(number));
                 self.dirty.created(Key::Entry(number, sequence));
                 self.reference_body(body, message);
+                if let Some(share) = changed {
+                    self.load_changed(&share);
+                }
                 if let Offer::DroppedOldest(full, oldest) = offer {
                     effects.push(Effect::Dropped { reason: full.into(), count: oldest.len() as u64 });
                     for entry in &oldest {
@@ -183,6 +229,9 @@ impl GroupState {
     pub(super) fn settle(&mut self, session: u64, entry: &Entry) {
         self.dirty.deleted(Key::Entry(session, entry.sequence));
         self.release_body(entry.body);
+        if let Some(share) = &entry.share {
+            self.load_changed(share);
+        }
     }
 
     /// Sends what the connection may have: first again what was in flight, then what waits.

@@ -63,6 +63,7 @@ impl GroupState {
         }
     }
 
+    /// Deals with a message, or says why it is refused: then nobody has got any of it.
     pub(super) fn take_message(
         &mut self,
         lane_message: command::LaneMessage,
@@ -78,7 +79,10 @@ impl GroupState {
         for share in &lane_message.shares {
             self.deliver_to_share(&message, &Arc::from(share.as_str()), effects);
         }
-        if lane_message.store_retained { self.retain(&message) } else { None }
+        if lane_message.store_retained {
+            self.retain(&message, effects);
+        }
+        None
     }
 
     pub(super) fn delay(
@@ -95,20 +99,20 @@ impl GroupState {
     }
 
     /// Stores, replaces or removes the retained message of a topic.
-    pub(super) fn retain(&mut self, message: &Arc<Message>) -> Option<ReasonCode> {
+    ///
+    /// One that finds no room is not kept, and that is all: others have it already, so it cannot be refused. What was
+    /// retained before goes too, for it would pass for the newest.
+    pub(super) fn retain(&mut self, message: &Arc<Message>, effects: &mut Vec<Effect>) {
         let topic = &message.topic;
-        let key = Key::Retained(Arc::clone(topic));
         if message.payload.is_empty() {
             // Never stored itself [MQTT-3.3.1-7].
-            self.forget_retained_timer(topic);
-            if self.retained.remove(topic).is_some() {
-                self.dirty.deleted(key);
-            }
-            return None;
+            return self.forget_retained(topic);
         }
+        let key = Key::Retained(Arc::clone(topic));
         let replaced = self.retained.get(topic).is_some();
         if !self.retained.set(Arc::clone(message)) {
-            return Some(ReasonCode::QuotaExceeded);
+            effects.push(Effect::RetainedNotKept);
+            return self.forget_retained(topic);
         }
         if replaced {
             self.dirty.changed(key)
@@ -121,7 +125,13 @@ impl GroupState {
         if let Some(due) = message.expires_at_ms.into_iter().chain(by_age).min() {
             self.arm_retained_timer(topic, due);
         }
-        None
+    }
+
+    fn forget_retained(&mut self, topic: &Arc<str>) {
+        self.forget_retained_timer(topic);
+        if self.retained.remove(topic).is_some() {
+            self.dirty.deleted(Key::Retained(Arc::clone(topic)));
+        }
     }
 
     pub(super) fn forget_retained_timer(&mut self, topic: &Arc<str>) {

@@ -264,8 +264,11 @@ impl Replicas {
             client_id: name,
             clean_start: b & 3 == 3,
             session_expiry_seconds: [100, 5, u32::MAX, 0][usize::from(c >> 3) & 3],
-            will: (c & 32 != 0)
-                .then_some(WillRecord { message: Some(record), delay_seconds: u32::from((c >> 6) & 1) * 3 }),
+            will: (c & 32 != 0).then_some(WillRecord {
+                message: Some(record),
+                delay_seconds: u32::from((c >> 6) & 1) * 3,
+                publish_delay_ms: (c & 128 != 0).then_some(2_000),
+            }),
             window_max,
             wait_for_release: b & 4 != 0,
             keep_transient: b & 8 != 0,
@@ -388,14 +391,26 @@ impl Replicas {
     }
 }
 
+fn share_strategy() -> impl Strategy<Value = PickStrategy> {
+    prop::sample::select(vec![
+        PickStrategy::RoundRobin,
+        PickStrategy::Random,
+        PickStrategy::Sticky,
+        PickStrategy::HashClient,
+        PickStrategy::HashTopic,
+        PickStrategy::LeastInflight,
+    ])
+}
+
 fn config() -> impl Strategy<Value = GroupConfig> {
-    (any::<bool>(), any::<bool>(), any::<bool>(), 2_usize..8).prop_map(
-        |(oldest, one_each, ages, queue_messages_max)| GroupConfig {
+    (any::<bool>(), any::<bool>(), any::<bool>(), 2_usize..8, share_strategy()).prop_map(
+        |(oldest, one_each, ages, queue_messages_max, share_strategy)| GroupConfig {
             queue_messages_max,
             queue_bytes_max: 3_000,
             drop_policy: if oldest { DropPolicy::Oldest } else { DropPolicy::New },
             retained: RetainedLimits { messages_max: 2, bytes_max: 0 },
             one_each,
+            share_strategy,
             retained_age_ms_max: if ages { 4_000 } else { 0 },
             delayed_messages_max: 3,
         },

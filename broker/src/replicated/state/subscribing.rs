@@ -116,6 +116,7 @@ impl GroupState {
             ParsedFilter::Shared(_) => {
                 if is_wanted(subscription.options.qos) {
                     self.shares.entry(Arc::clone(filter)).or_default().set(client_id, online);
+                    self.load_changed(filter);
                 }
             }
         }
@@ -187,6 +188,7 @@ impl GroupState {
                         self.dirty.deleted(Key::Turn(Arc::clone(filter)));
                     }
                 }
+                self.load_changed(filter);
             }
         } else {
             self.matcher.remove(filter, number);
@@ -206,10 +208,12 @@ impl GroupState {
         let online = session.owner.is_some();
         let from: (Bound<&str>, Bound<&str>) = (Bound::Included("$share/"), Bound::Unbounded);
         let shared = session.subscriptions.range::<str, _>(from).map(|(filter, _)| filter);
-        for filter in shared.take_while(|filter| filter.starts_with("$share/")) {
-            if let Some(share) = self.shares.get_mut(filter).filter(|share| share.members.contains_key(client_id)) {
+        let shared: Vec<_> = shared.take_while(|filter| filter.starts_with("$share/")).cloned().collect();
+        for filter in shared {
+            if let Some(share) = self.shares.get_mut(&filter).filter(|share| share.members.contains_key(client_id)) {
                 share.set(client_id, online);
-                effects.push(Effect::ShareOnline { share: Arc::clone(filter), online: share.online });
+                effects.push(Effect::ShareOnline { share: Arc::clone(&filter), online: share.online });
+                self.load_changed(&filter);
             }
         }
     }

@@ -15,6 +15,7 @@ fn config() -> GroupConfig {
         drop_policy: DropPolicy::New,
         retained: RetainedLimits::default(),
         one_each: false,
+        share_strategy: PickStrategy::RoundRobin,
         retained_age_ms_max: 0,
         delayed_messages_max: 10,
     }
@@ -50,7 +51,7 @@ impl Script {
                 None => drop(self.stored.remove(&key)),
             }
         }
-        self.state = GroupState::restore(config(), self.stored.clone()).expect("a whole state");
+        self.state = GroupState::restore(self.state.config, self.stored.clone()).expect("a whole state");
         self.state.assert_invariants();
     }
 
@@ -313,7 +314,7 @@ fn wall_time_bridges_a_stop_and_never_runs_backwards() {
 }
 
 fn will(delay_seconds: u32) -> Option<WillRecord> {
-    Some(WillRecord { message: Some(record(0, "bye")), delay_seconds })
+    Some(WillRecord { message: Some(record(0, "bye")), delay_seconds, publish_delay_ms: None })
 }
 
 fn routes(effects: &[Effect]) -> usize {
@@ -344,6 +345,36 @@ fn a_will_is_published_once_after_its_delay_unless_resumed() {
     let (opened, _) = script.connect_with_will(true, 100, will(0));
     assert_eq!(routes(&script.disconnect(opened.epoch, false)), 0, "[MQTT-3.14.4-3]");
     assert_eq!(routes(&script.tick(200_000)), 0);
+}
+
+/// A will to `$delayed/SECONDS/TOPIC` is routed that much later than another, also after a restart.
+#[test]
+fn a_delayed_will_waits_in_the_outbox() {
+    let mut script = Script::new();
+    let (opened, _) = script.connect_with_will(true, 100, delayed_will());
+    script.disconnect(opened.epoch, true);
+    assert_eq!(script.tick(5_000), [Effect::WillPublished], "the Will Delay Interval comes first");
+    script.restart();
+    assert_eq!(routes(&script.tick(9_999)), 0);
+    assert_eq!(routes(&script.tick(1)), 1);
+}
+
+/// Whoever could be told that too many wait already is gone: it is counted.
+#[test]
+fn a_delayed_will_without_room_is_dropped() {
+    let config = GroupConfig { delayed_messages_max: 1, ..config() };
+    let mut script = Script { state: GroupState::new(config), ..Script::new() };
+    for expected in [vec![], vec![Effect::Dropped { reason: Drop::Delayed, count: 1 }]] {
+        let (opened, _) = script.connect_with_will(true, 100, delayed_will());
+        script.disconnect(opened.epoch, true);
+        let effects = script.tick(5_000);
+        assert_eq!(effects[0], Effect::WillPublished);
+        assert_eq!(effects[1..], expected);
+    }
+}
+
+fn delayed_will() -> Option<WillRecord> {
+    Some(WillRecord { publish_delay_ms: Some(10_000), ..will(5).expect("a will") })
 }
 
 /// The connections of a process that died end, their wills are published, its lanes are refused.
@@ -642,18 +673,41 @@ fn another_identity_gets_nothing_of_a_session() {
 
 // Lanes and retained messages.
 
+/// P2: a message that others have already is not refused because it cannot be kept; it is counted. The one before it must
+/// not pass for the newest.
+#[test]
+fn a_message_without_room_among_the_retained_is_delivered_and_not_kept() {
+    let config = GroupConfig { retained: RetainedLimits { messages_max: 0, bytes_max: 500 }, ..config() };
+    let mut script = Script { state: GroupState::new(config), ..Script::new() };
+    let epoch = script.connect(true, 100).epoch;
+    script.subscribe(epoch, "t", false);
+    let retain = |script: &mut Script, payload: &str| {
+        let message = LaneMessage { store_retained: true, ..script.message(payload) };
+        script.lane_batch(vec![message])
+    };
+    retain(&mut script, "fits");
+    assert_eq!(script.state.retained().len(), 1);
+    let effects = retain(&mut script, &"x".repeat(500));
+    assert_eq!(deliveries(&effects).len(), 1);
+    let answer = Effect::LaneAnswered { node: 0, lane: 1 << 12, number: 2, refused: vec![] };
+    assert_eq!(effects[1..], [Effect::RetainedNotKept, answer]);
+    assert_eq!(script.state.retained().len(), 0);
+    script.restart();
+    assert_eq!(script.state.retained().len(), 0);
+}
+
 /// P6: what was refused stays refused, also if the origin asks a new leader.
 #[test]
 fn a_refusal_is_remembered_until_the_origin_knows_it() {
-    let config = GroupConfig { retained: RetainedLimits { messages_max: 1, bytes_max: 0 }, ..config() };
+    let config = GroupConfig { delayed_messages_max: 1, ..config() };
     let mut script = Script { state: GroupState::new(config), ..Script::new() };
-    let retain = |number, topic: &str| LaneMessage {
+    let delay = |number| LaneMessage {
         number,
-        message: Some(MessageRecord { topic: topic.to_owned(), ..record(number, "x") }),
-        store_retained: true,
+        message: Some(record(number, "x")),
+        delay_ms: Some(5_000),
         ..LaneMessage::default()
     };
-    let messages = vec![retain(1, "a"), retain(2, "b")];
+    let messages = vec![delay(1), delay(2)];
     let refused = vec![(2, ReasonCode::QuotaExceeded)];
     let answer = Effect::LaneAnswered { node: 0, lane: 1 << 12, number: 2, refused };
     assert_eq!(script.lane_batch(messages.clone()), std::slice::from_ref(&answer));
@@ -799,7 +853,12 @@ struct ShareScript {
 impl ShareScript {
     /// Members of `$share/g/t`, connected.
     fn new(members: &[&'static str]) -> Self {
-        let mut script = Script::new();
+        Self::with(PickStrategy::RoundRobin, members)
+    }
+
+    fn with(share_strategy: PickStrategy, members: &[&'static str]) -> Self {
+        let config = GroupConfig { share_strategy, ..config() };
+        let mut script = Script { state: GroupState::new(config), ..Script::new() };
         let mut epochs = BTreeMap::new();
         for (&name, number) in members.iter().zip(0..) {
             let effects = script.apply(Command::Connect(claim(owner(1, number), name)));
@@ -834,6 +893,27 @@ impl ShareScript {
         })
     }
 
+    /// The connection that gets, and acknowledges, a message.
+    fn receiver(&mut self, publisher: &str, topic: &str) -> u64 {
+        let mut message = self.script.message("x");
+        message.match_subscriptions = false;
+        message.shares = vec!["$share/g/t".to_owned()];
+        let record = message.message.take().expect("a record");
+        message.message = Some(MessageRecord { publisher: publisher.to_owned(), topic: topic.to_owned(), ..record });
+        let effects = self.script.lane_batch(vec![message]);
+        let delivery = effects.iter().find_map(|effect| match effect {
+            Effect::Deliver(delivery) => Some(delivery),
+            _ => None,
+        });
+        let delivery = delivery.expect("somebody gets it");
+        let client_id = self.script.state.sessions.values().find(|session| session.owner == Some(delivery.owner));
+        let client_id = client_id.expect("its session").client_id.to_string();
+        let items = vec![AcknowledgeItem { kind: 4, packet_id: u32::from(delivery.packet_id.get()), reason: 0 }];
+        let epoch = delivery.epoch;
+        self.script.apply(Command::Acknowledge(Acknowledge { client_id, epoch, items }));
+        delivery.owner.connection
+    }
+
     fn disconnect(&mut self, name: &str, session_expiry_seconds: Option<u32>) -> Vec<Effect> {
         let (client_id, epoch) = (name.to_owned(), self.epochs[name]);
         let disconnect = Disconnect { client_id, epoch, publish_will: false, session_expiry_seconds };
@@ -854,6 +934,82 @@ fn members_of_a_share_take_turns() {
     let effects = shared.disconnect("m1", None);
     assert_eq!(effects, [Effect::ShareOnline { share: Arc::from("$share/g/t"), online: 2 }]);
     assert_eq!([shared.publish(), shared.publish()], [Some(0), Some(1)]);
+}
+
+/// P11: one member until it goes, also through a restart.
+#[test]
+fn a_sticky_share_stays_with_its_member() {
+    let mut shared = ShareScript::with(PickStrategy::Sticky, &["m0", "m1", "m2"]);
+    assert_eq!([shared.receiver("p", "t"), shared.receiver("q", "u")], [0, 0]);
+    shared.script.restart();
+    assert_eq!(shared.receiver("p", "t"), 0);
+    shared.disconnect("m0", None);
+    assert_eq!([shared.receiver("p", "t"), shared.receiver("p", "t")], [1, 1]);
+    shared.script.apply(Command::Connect(claim(owner(1, 7), "m0")));
+    assert_eq!(shared.receiver("p", "t"), 1, "coming back changes nothing");
+}
+
+/// What is drawn comes from the state, so that replicas that restart draw the same.
+#[test]
+fn a_random_share_draws_the_same_on_every_replica() {
+    let mut shared = ShareScript::with(PickStrategy::Random, &["m0", "m1", "m2"]);
+    let mut other = ShareScript::with(PickStrategy::Random, &["m0", "m1", "m2"]);
+    let mut counts = [0; 3];
+    let mut repeats = 0;
+    let mut last = None;
+    for _ in 0..90 {
+        let drawn = shared.receiver("p", "t");
+        other.script.restart();
+        assert_eq!(other.receiver("p", "t"), drawn);
+        counts[drawn as usize] += 1;
+        repeats += u32::from(last.replace(drawn) == Some(drawn));
+    }
+    assert!(counts.iter().all(|count| (15..45).contains(count)), "{counts:?}");
+    assert!((15..45).contains(&repeats), "not in turn: {repeats}");
+}
+
+/// The same member for the same name; one that leaves moves only what was its own.
+#[test]
+fn a_hashing_share_keeps_each_name_with_its_member() {
+    for strategy in [PickStrategy::HashClient, PickStrategy::HashTopic] {
+        let mut shared = ShareScript::with(strategy, &["m0", "m1", "m2"]);
+        let mut receivers = |without: Option<&str>| -> Vec<u64> {
+            if let Some(name) = without {
+                shared.disconnect(name, None);
+            }
+            let names = (0..30).map(|number| format!("name-{number}"));
+            let receiver = |name: String| match strategy {
+                PickStrategy::HashClient => [shared.receiver(&name, "t"), shared.receiver(&name, "u")],
+                _ => [shared.receiver("p", &name), shared.receiver("q", &name)],
+            };
+            let pairs: Vec<_> = names.map(receiver).collect();
+            assert!(pairs.iter().all(|[one, other]| one == other), "{strategy:?}");
+            pairs.into_iter().map(|[one, _]| one).collect()
+        };
+        let before = receivers(None);
+        assert!([0, 1, 2].iter().all(|member| before.contains(member)), "{before:?}");
+        let after = receivers(Some("m1"));
+        let moved =
+            before.iter().zip(&after).all(|(before, after)| if *before == 1 { *after != 1 } else { before == after });
+        assert!(moved, "{before:?} {after:?}");
+    }
+}
+
+/// What waits counts like what is in flight; the group says how loaded its least loaded member is.
+#[test]
+fn a_share_by_load_spares_the_member_with_most_before_it() {
+    let mut shared = ShareScript::with(PickStrategy::LeastInflight, &["m0", "m1"]);
+    assert_eq!([shared.publish(), shared.publish(), shared.publish()], [Some(0), Some(1), Some(0)]);
+    shared.script.restart();
+    assert_eq!([shared.receiver("p", "t"), shared.receiver("p", "t")], [1, 1]);
+    let items = vec![AcknowledgeItem { kind: 4, packet_id: 1, reason: 0 }];
+    let (client_id, epoch) = ("m1".to_owned(), shared.epochs["m1"]);
+    let effects = shared.script.apply(Command::Acknowledge(Acknowledge { client_id, epoch, items }));
+    let share: Arc<str> = Arc::from("$share/g/t");
+    assert_eq!(effects, [Effect::ShareInFlight { share: Arc::clone(&share), least: 0 }]);
+    let effects = shared.disconnect("m1", None);
+    let online = Effect::ShareOnline { share: Arc::clone(&share), online: 1 };
+    assert_eq!(effects, [online, Effect::ShareInFlight { share, least: 2 }], "of those that may be picked");
 }
 
 /// P11: a group that has no member online must not be picked for one.

@@ -1,15 +1,13 @@
 //! Enhanced authentication, with a mechanism plugged into a broker inside this process.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use kentongan::auth::{Authority, Mechanism, MechanismStep};
-use kentongan::config::Settings;
-use kentongan::listener::serve::{self, Broker};
 use kentongan_proto::mqtt::*;
 
-use crate::support::{Client, connect};
+use crate::support::{Client, Plugged, connect};
 
 /// Asks for a word, and then for another.
 #[derive(Default)]
@@ -28,23 +26,9 @@ impl Mechanism for TwoWords {
     }
 }
 
-/// A broker in a thread of its own; it ends with the test's process.
 fn start() -> SocketAddr {
-    let (tell, told) = mpsc::channel();
-    std::thread::spawn(move || {
-        let directory = tempfile::tempdir().expect("a directory");
-        let mut settings = Settings { data_dir: directory.path().join("data"), ..Settings::default() };
-        settings.listener.truncate(1);
-        settings.listener[0].address.set_port(0);
-        settings.http.enabled = false;
-        let authority = Authority::default().with_mechanism("TWO-WORDS", Box::new(|| Box::new(TwoWords::default())));
-        actix_rt::System::new().block_on(async move {
-            let broker = Broker::start(settings, authority, serve::raise_descriptor_limit()).expect("started");
-            tell.send(broker.listeners()[0].address).expect("the test waits");
-            std::future::pending::<()>().await;
-        });
-    });
-    told.recv().expect("a broker that starts")
+    let mechanism = Box::new(|| -> Box<dyn Mechanism> { Box::new(TwoWords::default()) });
+    Plugged::start(Authority::default().with_mechanism("TWO-WORDS", mechanism)).address
 }
 
 fn auth(reason_code: ReasonCode, method: &str, data: &'static [u8]) -> Packet {

@@ -20,7 +20,7 @@ pub fn split_frame<'a>(buffer: &'a [u8], sender: Sender, limits: &Limits) -> Res
     let Some(&first_byte) = buffer.first() else {
         return Ok(FrameStatus::Incomplete { needed: 0 });
     };
-    let packet_type = check_first_byte(first_byte, sender)?;
+    let packet_type = check_first_byte(first_byte, sender, limits.dup_on_requests)?;
     let mut length = 0_u64;
     let mut position = 1;
     loop {
@@ -49,12 +49,15 @@ pub fn split_frame<'a>(buffer: &'a [u8], sender: Sender, limits: &Limits) -> Res
     }
 }
 
-fn check_first_byte(first_byte: u8, sender: Sender) -> Result<PacketType, DecodeError> {
+fn check_first_byte(first_byte: u8, sender: Sender, dup_on_requests: bool) -> Result<PacketType, DecodeError> {
     let (number, flags) = (first_byte >> 4, first_byte & 0x0F);
     let packet_type = PacketType::of(first_byte).ok_or(DecodeError::PacketType { packet_type: number })?;
     let expected = match packet_type {
         PacketType::Publish => {
             return if flags & 0b0110 == 0b0110 { Err(DecodeError::InvalidQos) } else { Ok(packet_type) };
+        }
+        PacketType::PubRel | PacketType::Subscribe | PacketType::Unsubscribe if dup_on_requests => {
+            0b0010 | flags & 0b1000
         }
         PacketType::PubRel | PacketType::Subscribe | PacketType::Unsubscribe => 0b0010,
         _ => 0,
@@ -166,7 +169,7 @@ pub fn decode(
     let v5 = version.is_v5();
     match frame.packet_type {
         PacketType::Connect => Ok(Packet::Connect(Box::new(connect(&mut reader, limits)?))),
-        PacketType::ConnAck => connack(&mut reader, v5, limits),
+        PacketType::ConnAck => connack(&mut reader, version, limits),
         PacketType::Publish => {
             let publish = decode_publish(frame, version, sender, limits)?;
             Ok(Packet::Publish(owned(&publish, source)))
@@ -304,8 +307,10 @@ fn reason(byte: u8, packet_type: PacketType) -> Result<ReasonCode, DecodeError> 
         .ok_or(DecodeError::ReasonCode { code: byte })
 }
 
-fn connack(reader: &mut Reader<'_>, v5: bool, limits: &Limits) -> Result<Packet, DecodeError> {
-    let flags = reader.u8()?;
+fn connack(reader: &mut Reader<'_>, version: ProtocolVersion, limits: &Limits) -> Result<Packet, DecodeError> {
+    let v5 = version.is_v5();
+    // MQTT 3.1 does not use the byte.
+    let flags = reader.u8()? * u8::from(version != ProtocolVersion::V3_1);
     if flags > 1 {
         return Err(DecodeError::Malformed("reserved flags of CONNACK")); // [MQTT-3.2.2-1]
     }

@@ -165,7 +165,7 @@ fn body(packet: &Packet, version: ProtocolVersion) -> (u8, Vec<u8>) {
             PacketType::Connect
         }
         Packet::ConnAck(packet) => {
-            connack(&mut out, packet, v5);
+            connack(&mut out, packet, version);
             PacketType::ConnAck
         }
         Packet::Publish(_) => unreachable!("PUBLISH has an encoder of its own"),
@@ -253,9 +253,10 @@ fn connect(out: &mut Vec<u8>, connect: &Connect) {
     }
 }
 
-fn connack(out: &mut Vec<u8>, connack: &ConnAck, v5: bool) {
-    out.push(u8::from(connack.session_present));
-    if v5 {
+fn connack(out: &mut Vec<u8>, connack: &ConnAck, version: ProtocolVersion) {
+    // MQTT 3.1 knows no Session Present: the whole byte is reserved.
+    out.push(u8::from(connack.session_present && version != ProtocolVersion::V3_1));
+    if version.is_v5() {
         out.push(connack.reason_code as u8);
         properties::put_connack(out, &connack.properties);
     } else {

@@ -36,11 +36,20 @@ pub struct Limits {
     pub filters_max: u16,
     /// Levels of a Topic Name.
     pub topic_levels_max: u16,
+    /// DUP on PUBREL, SUBSCRIBE and UNSUBSCRIBE, which MQTT 3.1 clients set when they send one again. Later versions
+    /// reserve that bit.
+    pub dup_on_requests: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { packet_bytes_max: 1024 * 1024, user_properties_max: 128, filters_max: 1024, topic_levels_max: 128 }
+        Self {
+            packet_bytes_max: 1024 * 1024,
+            user_properties_max: 128,
+            filters_max: 1024,
+            topic_levels_max: 128,
+            dup_on_requests: false,
+        }
     }
 }
 
