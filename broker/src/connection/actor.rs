@@ -35,7 +35,7 @@ impl ConnectionActor {
             match socket.into_transport() {
                 Ok(transport) => Self::start_one(arbiter, transport, listener, peer),
                 Err(error) => {
-                    arbiter.shared.connection_closed(&listener);
+                    arbiter.shared.connection_closed(&listener, arbiter.id);
                     tracing::warn!(%error, "an accepted socket could not be used");
                 }
             }

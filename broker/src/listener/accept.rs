@@ -15,7 +15,8 @@ use tokio::sync::watch;
 use super::rate::AddressRates;
 use super::{Accepted, AcceptedSocket, ListenerContext};
 use crate::config::{ListenerConfig, Settings};
-use crate::router::{Event, Shared};
+use crate::connection::ConnectionActor;
+use crate::router::{ArbiterState, Event, Shared};
 
 /// Sockets accepted before they are handed over.
 const ACCEPTED_A_WAKEUP_MAX: usize = 64;
@@ -83,7 +84,6 @@ pub struct Acceptor {
     socket: AsyncFd<TcpListener>,
     context: watch::Receiver<Arc<ListenerContext>>,
     shared: Arc<Shared>,
-    next_arbiter: usize,
     connections_max: usize,
     tokens: f64,
     refilled: Instant,
@@ -113,7 +113,6 @@ impl Acceptor {
             socket,
             context,
             shared,
-            next_arbiter: 0,
             connections_max,
             tokens: 0.0,
             refilled: Instant::now(),
@@ -123,8 +122,15 @@ impl Acceptor {
         })
     }
 
-    /// Accepts until it is dropped.
-    pub async fn run(mut self) {
+    /// Accepts until `stop` says so, or is gone.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        tokio::select! {
+            () = self.accept() => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+    }
+
+    async fn accept(&mut self) {
         let mut backoff = BACKOFF_MIN;
         loop {
             match self.accept_some().await {
@@ -178,18 +184,20 @@ impl Acceptor {
                 continue;
             }
             // Counted from here on, not by its arbiter: a flood must not find the same room many times.
-            if !self.shared.try_open_connection(&context, self.connections_max) {
+            let Some(arbiter) = self.shared.try_open_connection(&context, self.connections_max) else {
                 self.shared.connections_too_many.fetch_add(1, Ordering::Relaxed);
                 self.log_seldom("as many connections as allowed: new ones are closed");
                 continue;
-            }
-            self.next_arbiter = (self.next_arbiter + 1) % arbiters;
-            batches[self.next_arbiter].push(Accepted {
-                socket: AcceptedSocket(socket),
-                listener: Arc::clone(&context),
-                peer,
-            });
+            };
+            let listener = Arc::clone(&context);
+            batches[usize::from(arbiter)].push(Accepted { socket: AcceptedSocket(socket), listener, peer });
         }
+        // Those that stay on this thread need no wake-up.
+        let own = ArbiterState::with(|arbiter| {
+            let own = std::mem::take(&mut batches[usize::from(arbiter.id)]);
+            ConnectionActor::start_all(arbiter, own);
+        });
+        debug_assert!(own.is_some(), "an acceptor runs on an arbiter");
         for (arbiter, batch) in batches.into_iter().enumerate() {
             if !batch.is_empty() {
                 self.shared.inboxes[arbiter].push(Event::Accepted(batch), 0);

@@ -36,8 +36,7 @@ pub struct Broker {
     last: Settings,
     metrics: Metrics,
     groups: groups::Running,
-    acceptors: std::thread::JoinHandle<()>,
-    stop_accepting: tokio::sync::oneshot::Sender<()>,
+    stop_accepting: watch::Sender<bool>,
     http: Option<http::HttpServer>,
     arbiters: Vec<Arbiter>,
     readiness: Arc<Readiness>,
@@ -106,7 +105,7 @@ impl Broker {
         let sockets = sockets.into_iter().zip(listeners.iter().map(|one| one.context.subscribe())).collect();
         let connections_max = connections_max(descriptors, u64::from(settings.limits.descriptors_reserve));
         start_sys(&shared, &metrics);
-        let (acceptors, stop_accepting) = start_acceptors(sockets, &shared, connections_max)?;
+        let stop_accepting = start_acceptors(sockets, &shared, &arbiters, connections_max)?;
         let http = if settings.http.enabled {
             let address = settings.http.address;
             let started = http::start(&settings.http, metrics.clone(), Arc::clone(&readiness)).with_context(|| {
@@ -132,7 +131,6 @@ impl Broker {
             last,
             metrics,
             groups,
-            acceptors,
             stop_accepting,
             http,
             arbiters,
@@ -192,8 +190,7 @@ impl Broker {
     /// The state could not be written at the end; what was acknowledged is in the log all the same.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.readiness.set(SERVING, false);
-        // Fails only if that thread is gone already.
-        let _ = self.stop_accepting.send(());
+        self.stop_accepting.send_replace(true);
         for inbox in &self.shared.inboxes {
             inbox.push(Event::EndAll, 0);
         }
@@ -211,7 +208,6 @@ impl Broker {
         if let Some(http) = self.http {
             http.shutdown();
         }
-        drop(self.acceptors.join());
         tracing::info!("stopped");
         Ok(())
     }
@@ -282,27 +278,25 @@ fn spawn_tasks() {
 
 type Sockets = Vec<(std::net::TcpListener, watch::Receiver<Arc<ListenerContext>>)>;
 
+/// Acceptors live on the first arbiter: a connection that stays there costs no wake-up of another thread.
 fn start_acceptors(
     sockets: Sockets,
     shared: &Arc<Shared>,
+    arbiters: &[Arbiter],
     connections_max: usize,
-) -> anyhow::Result<(std::thread::JoinHandle<()>, tokio::sync::oneshot::Sender<()>)> {
-    let (stop, stopped) = tokio::sync::oneshot::channel();
+) -> anyhow::Result<watch::Sender<bool>> {
+    let (stop, stopped) = watch::channel(false);
     let shared = Arc::clone(shared);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let thread = std::thread::Builder::new().name("acceptor".to_owned()).spawn(move || {
-        runtime.block_on(async move {
-            for (socket, context) in sockets {
-                match Acceptor::new(socket, context, Arc::clone(&shared), connections_max) {
-                    Ok(acceptor) => drop(tokio::spawn(acceptor.run())),
-                    Err(error) => tracing::error!(%error, "a listener cannot be watched"),
-                }
+    let first = arbiters.first().context("there is no arbiter")?;
+    first.spawn_fn(move || {
+        for (socket, context) in sockets {
+            match Acceptor::new(socket, context, Arc::clone(&shared), connections_max) {
+                Ok(acceptor) => drop(actix_rt::spawn(acceptor.run(stopped.clone()))),
+                Err(error) => tracing::error!(%error, "a listener cannot be watched"),
             }
-            // An error means that the broker is gone, which is the same.
-            drop(stopped.await);
-        });
+        }
     });
-    Ok((thread.context("no thread for the acceptor")?, stop))
+    Ok(stop)
 }
 
 /// `$SYS`, updated by a task of the first arbiter's system.

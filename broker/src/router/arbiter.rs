@@ -196,7 +196,7 @@ impl ArbiterState {
         }
         self.tear_down(key, super::connect::EndCause::Dropped);
         let client = self.clients.remove(key.index());
-        self.shared.connection_closed(&client.listener);
+        self.shared.connection_closed(&client.listener, self.id);
     }
 
     /// Reads and handles what the socket has. `Ready`: the connection is over and the actor should stop.

@@ -73,6 +73,8 @@ pub struct Shared {
     pub publishers_paused: AtomicBool,
     /// Connections of the whole process, those on their way from the acceptor to an arbiter included.
     pub connections: AtomicUsize,
+    /// Those of them that each arbiter has, from when they are accepted.
+    arbiter_connections: Vec<AtomicUsize>,
     /// Times that accepting failed for want of descriptors.
     pub descriptors_exhausted: AtomicU64,
     /// Connections closed at once, because there are as many as allowed.
@@ -117,6 +119,7 @@ impl Shared {
             retained_possible: AtomicBool::new(false),
             publishers_paused: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
+            arbiter_connections: (0..arbiters).map(|_| AtomicUsize::new(0)).collect(),
             descriptors_exhausted: AtomicU64::new(0),
             connections_too_many: AtomicU64::new(0),
             connections_too_fast: AtomicU64::new(0),
@@ -128,21 +131,28 @@ impl Shared {
         }
     }
 
-    /// Counts a connection in, unless the process has `connections_max` or the listener as many as it may. Whoever
-    /// counts one in must see that it is counted out, by [`Self::connection_closed`].
+    /// Counts a connection in, unless the process has `connections_max` or the listener as many as it may, and says which
+    /// arbiter gets it: the one with the fewest, the first of them. So where connections come and go one by one, they stay on
+    /// the thread that accepts. Whoever counts one in must see that it is counted out, by [`Self::connection_closed`].
     #[must_use]
-    pub fn try_open_connection(&self, listener: &ListenerContext, connections_max: usize) -> bool {
-        let in_room = self.connections.load(Ordering::Relaxed) < connections_max && listener.try_open();
-        if in_room {
-            self.connections.fetch_add(1, Ordering::Relaxed);
+    pub fn try_open_connection(&self, listener: &ListenerContext, connections_max: usize) -> Option<u16> {
+        if self.connections.load(Ordering::Relaxed) >= connections_max || !listener.try_open() {
+            return None;
         }
-        in_room
+        let fewest = self.arbiter_connections.iter().enumerate().min_by_key(|(_, count)| count.load(Ordering::Relaxed));
+        let (arbiter, count) = fewest?;
+        count.fetch_add(1, Ordering::Relaxed);
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        Some(arbiter as u16)
     }
 
-    /// Counts a connection out.
-    pub fn connection_closed(&self, listener: &ListenerContext) {
+    /// Counts a connection of an arbiter out.
+    pub fn connection_closed(&self, listener: &ListenerContext, arbiter: u16) {
         listener.connection_closed();
         self.connections.fetch_sub(1, Ordering::Relaxed);
+        if let Some(count) = self.arbiter_connections.get(usize::from(arbiter)) {
+            count.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Milliseconds since the process started.
