@@ -246,7 +246,7 @@ settings! {
 
     /// What the broker counts.
     pub struct MetricsConfig {
-        /// Whether the broker counts what it does. If not, the code on the way of a message touches no counter;
+        /// Whether the broker counts what it does. If not, every counter is passed over where it would count;
         /// `/metrics` then tells of the log, the checkpoints and the process only, `$SYS` of version, uptime and heap.
         pub enabled: bool = true,
     }

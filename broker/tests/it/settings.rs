@@ -105,12 +105,14 @@ fn reason_of(client: &mut Client, message: Publish) -> ReasonCode {
     }
 }
 
-/// What a PUBLISH is answered under a setting, and what it counts as: (settings, topic, payload, says it is UTF-8,
-/// answer, counted as).
+/// Settings, topic, payload, whether it says that it is UTF-8, the answer, what it counts as.
+type Refusal = (&'static str, &'static str, &'static [u8], bool, ReasonCode, &'static str);
+
+/// What a PUBLISH is answered under a setting, and what it counts as.
 #[test]
 fn settings_refuse_publishes_with_their_reason() {
     use ReasonCode::{NoMatchingSubscribers, NotAuthorized, PayloadFormatInvalid, QuotaExceeded, Success};
-    let table: &[(&str, &str, &[u8], bool, ReasonCode, &str)] = &[
+    let table: &[Refusal] = &[
         ("", "t", b"\xFF", true, NoMatchingSubscribers, ""),
         ("session.check_payload_format = true", "t", b"\xFF", true, PayloadFormatInvalid, "payload_format_invalid"),
         ("session.check_payload_format = true", "t", b"text", true, NoMatchingSubscribers, ""),
