@@ -192,12 +192,11 @@ impl Acceptor {
             let listener = Arc::clone(&context);
             batches[usize::from(arbiter)].push(Accepted { socket: AcceptedSocket(socket), listener, peer });
         }
-        // Those that stay on this thread need no wake-up.
-        let own = ArbiterState::with(|arbiter| {
+        // Those that stay on this thread need no wake-up. The others, on a thread that is no arbiter all, go by inbox.
+        ArbiterState::with(|arbiter| {
             let own = std::mem::take(&mut batches[usize::from(arbiter.id)]);
             ConnectionActor::start_all(arbiter, own);
         });
-        debug_assert!(own.is_some(), "an acceptor runs on an arbiter");
         for (arbiter, batch) in batches.into_iter().enumerate() {
             if !batch.is_empty() {
                 self.shared.inboxes[arbiter].push(Event::Accepted(batch), 0);
