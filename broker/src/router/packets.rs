@@ -201,7 +201,7 @@ impl ArbiterState {
     }
 
     /// A packet with a Reason String; `None` if the client does not want one [MQTT-3.1.2-29], or if the packet would
-    /// be larger than it takes [MQTT-3.4.2-2].
+    /// be larger than it takes [MQTT-3.4.2-2], [MQTT-3.5.2-2], [MQTT-3.9.2-1].
     pub(super) fn explained(
         &mut self,
         key: ConnectionKey,
