@@ -9,5 +9,6 @@ mod first_light;
 mod operation;
 mod powercut;
 mod pub_sub;
+mod resume;
 mod rumqttc;
 mod sessions;

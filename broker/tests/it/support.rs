@@ -24,6 +24,8 @@ pub struct Broker {
     pub address: SocketAddr,
     pub http: SocketAddr,
     directory: TempDir,
+    /// Where the data directory is in it.
+    data: &'static str,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     logs: mpsc::Receiver<String>,
@@ -42,12 +44,12 @@ impl Broker {
 
     /// Starts with arguments and with settings from `KENTONGAN_…` variables.
     pub fn with_environment(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        Self::within(TempDir::new().expect("a temporary directory"), arguments, environment)
+        Self::within(TempDir::new().expect("a temporary directory"), "data", arguments, environment)
     }
 
     /// The data directory.
     pub fn data_dir(&self) -> std::path::PathBuf {
-        self.directory.path().join("data")
+        self.directory.path().join(self.data)
     }
 
     pub fn pid(&self) -> u32 {
@@ -126,13 +128,13 @@ impl Broker {
 
     /// The same data directory, a new process.
     pub fn restart(&mut self) {
-        self.restart_after(|_| {});
+        self.restart_after(|| {});
     }
 
-    /// The same after `between` did something to the data directory.
-    pub fn restart_after(&mut self, between: impl FnOnce(&std::path::Path)) {
+    /// The same after something was done `between`.
+    pub fn restart_after(&mut self, between: impl FnOnce()) {
         self.kill();
-        between(&self.data_dir());
+        between();
         self.spawn();
     }
 
@@ -141,14 +143,15 @@ impl Broker {
         Self::with(&["--config", file.to_str().expect("UTF-8")])
     }
 
-    /// Starts in `directory`, under its data directory's name.
-    pub fn within(directory: TempDir, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+    /// Starts in `directory`, with the data directory at the path `data` in it.
+    pub fn within(directory: TempDir, data: &'static str, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let owned = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
         let mut broker = Self {
             child: None,
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             http: SocketAddr::from(([127, 0, 0, 1], 0)),
             directory,
+            data,
             arguments: arguments.iter().map(|&text| text.to_owned()).collect(),
             environment: environment.iter().map(owned).collect(),
             logs: mpsc::channel().1,
