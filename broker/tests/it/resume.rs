@@ -12,13 +12,13 @@ const QUEUED: u64 = 100_000;
 const PAYLOAD_BYTES: usize = 1024;
 
 /// The client's Receive Maximum.
-const WINDOW: u16 = 16;
+const WINDOW: u16 = 32;
 
-/// What the broker may grow by while the queue, of a hundred times [`PAYLOAD_BYTES`] KiB, leaves it.
-const GROWTH_BYTES_MAX: f64 = 24.0 * 1024.0 * 1024.0;
+/// What the broker may grow by while half of the queue leaves it: for the log and the store, and less than that half.
+const GROWTH_BYTES_MAX: f64 = 40.0 * 1024.0 * 1024.0;
 
 /// Publishes that wait for their PUBACK at once.
-const PUBLISHER_WINDOW: u64 = 500;
+const PUBLISHER_WINDOW: u64 = 1000;
 
 fn payload(number: u64) -> Bytes {
     let mut bytes = vec![b'x'; PAYLOAD_BYTES];
