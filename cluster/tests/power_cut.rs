@@ -75,9 +75,10 @@ fn each_sync_is_needed_or_harmless_for_a_reason() {
 /// P1, F2, F3, F9: with all syncs in place, nothing of the above goes wrong.
 #[test]
 fn nothing_applied_is_lost_whenever_the_power_goes() {
-    let scenarios: [Scenario; 6] = [
+    let scenarios: [Scenario; 7] = [
         cut_at_any_operation,
         cut_after_a_sync_in_the_background,
+        cut_with_a_checkpoint_ahead_of_the_log,
         cut_after_a_clean_end,
         cut_after_checkpoints,
         cut_after_manifest_lines,
@@ -321,6 +322,30 @@ fn cut_after_a_sync_in_the_background(ignored: Option<SyncSite>) -> Result<(), F
     let left = disk.after_power_cut(Unsynced::Lost, Unsynced::Lost);
     node.pipeline.stop();
     check(&left, directory.path(), mode, 3)
+}
+
+/// Durability `memory`: a checkpoint may have what the log lost. New records come behind it, and leave a gap in the log.
+fn cut_with_a_checkpoint_ahead_of_the_log(ignored: Option<SyncSite>) -> Result<(), Failure> {
+    let directory = tempfile::tempdir().expect("a directory");
+    let disk = SimDisk::new();
+    disk.ignore_sync(ignored);
+    let mode = Mode { sync: false, checkpoints: true, segment_bytes: 100_000 };
+    let node = Node::start(&disk, directory.path(), mode, &Arc::default())?;
+    node.propose(0..3);
+    let stats = Arc::clone(node.pipeline.handle().stats());
+    wait_until("the log is synced in the background", || stats.syncs.load(Ordering::SeqCst) > 0);
+    let mut proposed = 3;
+    while stats.checkpoints.load(Ordering::SeqCst) == 0 {
+        node.propose(proposed..proposed + 1);
+        proposed += 1;
+    }
+    let left = disk.after_power_cut(Unsynced::Lost, Unsynced::Lost);
+    node.pipeline.stop();
+    let node = Node::start(&left, directory.path(), mode, &Arc::default())?;
+    let found = node.commands().len();
+    node.propose(found..found + 1);
+    node.pipeline.stop();
+    check(&left, directory.path(), mode, found + 1)
 }
 
 /// Durability `memory`: what was applied is safe after a clean end, and stays so when the node goes on.

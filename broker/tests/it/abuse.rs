@@ -177,7 +177,7 @@ const WARM_UP: u64 = 500;
 const DESCRIPTORS_MORE_MAX: f64 = 16.0;
 
 /// What the allocator, the log and the store may keep.
-const RESIDENT_BYTES_MORE_MAX: f64 = 64.0 * 1024.0 * 1024.0;
+const RESIDENT_BYTES_MORE_MAX: f64 = 24.0 * 1024.0 * 1024.0;
 
 fn mutated_sessions(broker: &Broker, count: u64, random: &mut SmallRng) {
     for _ in 0..count {
