@@ -285,8 +285,8 @@ fn check_all(images: Vec<Image>) -> Result<(), Failure> {
     let directory = tempfile::tempdir().expect("a directory");
     let mut seen = BTreeSet::new();
     // Of those that are alike, the last one claims most.
-    let distinct = images.into_iter().rev().filter(|(_, disk)| seen.insert(disk.contents()));
-    distinct.map(|(applied, disk)| check(&disk, directory.path(), LOG_ONLY, applied)).collect()
+    let mut distinct = images.into_iter().rev().filter(|(_, disk)| seen.insert(disk.contents()));
+    distinct.try_for_each(|(applied, disk)| check(&disk, directory.path(), LOG_ONLY, applied))
 }
 
 fn cut_at_any_operation(ignored: Option<SyncSite>) -> Result<(), Failure> {
