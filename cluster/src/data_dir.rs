@@ -4,6 +4,8 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use crate::disk::{SyncSite, make_durable_directory, sync_directory};
+
 /// Raised when the layout of the directory changes its meaning.
 pub const FORMAT_VERSION: u32 = 1;
 
@@ -60,7 +62,7 @@ impl DataDir {
             let path = path.to_owned();
             move |error| DataDirError::Io { path, error }
         };
-        fs::create_dir_all(path).map_err(at(path))?;
+        make_durable_directory(path, SyncSite::DataDirectory).map_err(at(path))?;
         let lock_path = path.join("lock");
         let lock =
             OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(at(&lock_path))?;
@@ -121,9 +123,9 @@ fn write_number(directory: &Path, name: &str, number: u64) -> Result<(), DataDir
     let write = || -> io::Result<()> {
         let mut file = File::create(&new)?;
         writeln!(file, "{number}")?;
-        file.sync_all()?;
+        SyncSite::Number.sync(|| file.sync_all())?;
         fs::rename(&new, directory.join(name))?;
-        File::open(directory)?.sync_all()
+        sync_directory(directory, SyncSite::NumberName)
     };
     write().map_err(|error| DataDirError::Io { path: directory.join(name), error })
 }

@@ -7,6 +7,10 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+mod site;
+
+pub use site::SyncSite;
+
 /// A file that is appended to.
 pub trait AppendFile: Send {
     /// Adds bytes at the end. They may be lost until [`Self::sync`].
@@ -19,7 +23,7 @@ pub trait AppendFile: Send {
     ///
     /// # Errors
     /// Those of the disk. What was not synced before must then be taken for lost: a second try proves nothing.
-    fn sync(&mut self) -> io::Result<()>;
+    fn sync(&mut self, site: SyncSite) -> io::Result<()>;
 
     /// Cuts the file to `length` bytes.
     ///
@@ -64,7 +68,7 @@ pub trait Disk: Send + Sync {
     ///
     /// # Errors
     /// Those of the disk.
-    fn sync_directory(&self) -> io::Result<()>;
+    fn sync_directory(&self, site: SyncSite) -> io::Result<()>;
 
     /// Bytes that can still be written.
     ///
@@ -73,16 +77,39 @@ pub trait Disk: Send + Sync {
     fn free_bytes(&self) -> io::Result<u64>;
 }
 
-/// Makes a directory whose name survives a power cut.
+/// Makes a directory, with the ancestors it needs, so that their names survive a power cut.
 ///
 /// # Errors
 /// Those of the file system.
-pub fn make_durable_directory(directory: &Path) -> io::Result<()> {
+pub fn make_durable_directory(directory: &Path, site: SyncSite) -> io::Result<()> {
+    let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+    let made: Vec<_> = directory.ancestors().take_while(is_missing).collect();
     fs::create_dir_all(directory)?;
-    if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        File::open(parent)?.sync_all()?;
+    if made.is_empty() {
+        // Whoever made it may have ended before the sync. If it lies where we may not look, we did not make it.
+        return match sync_parent(directory, site) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            outcome => outcome,
+        };
     }
-    Ok(())
+    made.into_iter().try_for_each(|path| sync_parent(path, site))
+}
+
+fn sync_parent(path: &Path, site: SyncSite) -> io::Result<()> {
+    match path.parent() {
+        None => Ok(()), // The root was not made by anybody.
+        Some(parent) if parent.as_os_str().is_empty() => sync_directory(Path::new("."), site),
+        Some(parent) => sync_directory(parent, site),
+    }
+}
+
+/// Makes creations, removals and renames in a directory survive a power cut.
+///
+/// # Errors
+/// Those of the file system.
+pub(crate) fn sync_directory(directory: &Path, site: SyncSite) -> io::Result<()> {
+    let directory = File::open(directory)?;
+    site.sync(|| directory.sync_all())
 }
 
 /// A directory of the real file system.
@@ -97,7 +124,7 @@ impl RealDisk {
     /// # Errors
     /// Those of the file system.
     pub fn open(directory: &Path) -> io::Result<Self> {
-        make_durable_directory(directory)?;
+        make_durable_directory(directory, SyncSite::LogDirectory)?;
         Ok(Self { directory: directory.to_owned() })
     }
 }
@@ -109,8 +136,8 @@ impl AppendFile for RealFile {
         self.0.write_all(bytes)
     }
 
-    fn sync(&mut self) -> io::Result<()> {
-        self.0.sync_data()
+    fn sync(&mut self, site: SyncSite) -> io::Result<()> {
+        site.sync(|| self.0.sync_data())
     }
 
     fn truncate(&mut self, length: u64) -> io::Result<()> {
@@ -150,8 +177,8 @@ impl Disk for RealDisk {
         fs::rename(self.directory.join(from), self.directory.join(to))
     }
 
-    fn sync_directory(&self) -> io::Result<()> {
-        File::open(&self.directory)?.sync_all()
+    fn sync_directory(&self, site: SyncSite) -> io::Result<()> {
+        sync_directory(&self.directory, site)
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
@@ -160,24 +187,104 @@ impl Disk for RealDisk {
     }
 }
 
+/// What a power cut leaves of what was not synced. It may be anything: these are the kinds that have gone wrong elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unsynced {
+    /// Nothing.
+    Lost,
+    /// The beginning.
+    Torn,
+    /// The end, behind zeros: blocks are not written in order.
+    Holed,
+    /// All.
+    Kept,
+}
+
 #[derive(Debug, Clone, Default)]
 struct SimFile {
     bytes: Vec<u8>,
-    /// What a power cut leaves at least.
+    /// How much of them a power cut leaves at least.
     synced: usize,
+    /// All that was synced, if part of it was cut off since: that may be undone.
+    before_truncation: Option<Vec<u8>>,
 }
 
-#[derive(Debug, Default)]
+impl SimFile {
+    fn sync(&mut self) {
+        self.synced = self.bytes.len();
+        self.before_truncation = None;
+    }
+
+    fn truncate(&mut self, length: usize) {
+        if length < self.synced {
+            self.before_truncation.get_or_insert_with(|| self.bytes[..self.synced].to_vec());
+            self.synced = length;
+        }
+        self.bytes.truncate(length);
+    }
+
+    /// A file that has these bytes, and has them safely.
+    fn safe(bytes: Vec<u8>) -> Self {
+        Self { synced: bytes.len(), bytes, before_truncation: None }
+    }
+
+    fn after_power_cut(&self, unsynced: Unsynced) -> Self {
+        let half = self.synced + (self.bytes.len() - self.synced) / 2;
+        Self::safe(match (unsynced, &self.before_truncation) {
+            (Unsynced::Lost, Some(before)) => before.clone(),
+            (Unsynced::Lost, None) => self.bytes[..self.synced].to_vec(),
+            (Unsynced::Torn, _) => self.bytes[..half].to_vec(),
+            (Unsynced::Holed, _) => {
+                let mut bytes = self.bytes.clone();
+                bytes[self.synced..half].fill(0);
+                bytes
+            }
+            (Unsynced::Kept, _) => self.bytes.clone(),
+        })
+    }
+}
+
+type SharedFile = Arc<Mutex<SimFile>>;
+type Names = BTreeMap<String, SharedFile>;
+
+/// What a test does at each operation of a disk.
+type Watch = Arc<dyn Fn(&SimDisk) + Send + Sync>;
+
+#[derive(Default)]
 struct SimState {
-    files: BTreeMap<String, Arc<Mutex<SimFile>>>,
-    /// The directory as a power cut leaves it.
-    durable: BTreeMap<String, Arc<Mutex<SimFile>>>,
+    files: Names,
+    /// The directory as it was synced, and after each change since.
+    earlier: Vec<Names>,
     free: Option<u64>,
     operations: u64,
     /// Operations from this number on fail: the power is gone.
     power_until: Option<u64>,
-    /// Syncs that do nothing, by name of the site, to prove that tests would notice.
-    ignored_sync: Option<&'static str>,
+    /// The syncs that do nothing, to prove that tests would notice.
+    ignored: Option<SyncSite>,
+    watch: Option<Watch>,
+}
+
+impl SimState {
+    fn change_names(&mut self, change: impl FnOnce(&mut Names)) {
+        self.earlier.push(self.files.clone());
+        change(&mut self.files);
+    }
+
+    /// The directory as a power cut leaves it.
+    fn names_after_power_cut(&self, unsynced: Unsynced) -> &Names {
+        match unsynced {
+            Unsynced::Lost => self.earlier.first(),
+            Unsynced::Torn => self.earlier.get(self.earlier.len().div_ceil(2)),
+            Unsynced::Holed | Unsynced::Kept => None,
+        }
+        .unwrap_or(&self.files)
+    }
+}
+
+impl std::fmt::Debug for SimState {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("SimState").field("files", &self.files).finish_non_exhaustive()
+    }
 }
 
 /// A disk in memory that can lose what was not synced, tear the last write, run full and fail.
@@ -208,9 +315,14 @@ impl SimDisk {
         locked(&self.state).free = free;
     }
 
-    /// Makes one kind of sync do nothing: `"file"` or `"directory"`.
-    pub fn ignore_sync(&self, kind: Option<&'static str>) {
-        locked(&self.state).ignored_sync = kind;
+    /// Makes the syncs of one site do nothing.
+    pub fn ignore_sync(&self, site: Option<SyncSite>) {
+        locked(&self.state).ignored = site;
+    }
+
+    /// Calls `watch` before each operation, with this disk.
+    pub fn watch(&self, watch: impl Fn(&Self) + Send + Sync + 'static) {
+        locked(&self.state).watch = Some(Arc::new(watch));
     }
 
     /// Operations so far.
@@ -222,17 +334,54 @@ impl SimDisk {
     /// The power comes back: what was not synced is gone, but for a prefix of `torn` bytes of each file's unsynced end.
     pub fn power_cycle(&self, torn: impl Fn(&str, usize) -> usize) {
         let mut state = locked(&self.state);
-        let mut files = BTreeMap::new();
-        for (name, file) in &state.durable {
+        let mut files = Names::new();
+        for (name, file) in state.names_after_power_cut(Unsynced::Lost) {
             let file = locked(file);
             let unsynced = file.bytes.len() - file.synced;
-            let kept = file.synced + torn(name, unsynced).min(unsynced);
-            let bytes = file.bytes[..kept].to_vec();
-            files.insert(name.clone(), Arc::new(Mutex::new(SimFile { bytes, synced: kept })));
+            let kept = torn(name, unsynced).min(unsynced);
+            let left = match kept {
+                0 => file.after_power_cut(Unsynced::Lost),
+                _ => SimFile::safe(file.bytes[..file.synced + kept].to_vec()),
+            };
+            files.insert(name.clone(), Arc::new(Mutex::new(left)));
         }
-        state.durable.clone_from(&files);
         state.files = files;
+        state.earlier.clear();
         state.power_until = None;
+    }
+
+    /// Another disk, with what would be left of this one if the power were cut now.
+    #[must_use]
+    pub fn after_power_cut(&self, names: Unsynced, bytes: Unsynced) -> Self {
+        let state = locked(&self.state);
+        let left = |file: &SharedFile| Arc::new(Mutex::new(locked(file).after_power_cut(bytes)));
+        let files = state.names_after_power_cut(names).iter().map(|(name, file)| (name.clone(), left(file))).collect();
+        Self { state: Arc::new(Mutex::new(SimState { files, ignored: state.ignored, ..SimState::default() })) }
+    }
+
+    /// Another disk, with what would be left of this one if the process were killed now: everything, but no safer.
+    #[must_use]
+    pub fn after_kill(&self) -> Self {
+        let state = locked(&self.state);
+        // A file stays one file, however many states of the directory name it.
+        let mut copies: BTreeMap<*const Mutex<SimFile>, SharedFile> = BTreeMap::new();
+        let mut copy = |names: &Names| -> Names {
+            let mut one = |file: &SharedFile| {
+                let copied =
+                    copies.entry(Arc::as_ptr(file)).or_insert_with(|| Arc::new(Mutex::new(locked(file).clone())));
+                Arc::clone(copied)
+            };
+            names.iter().map(|(name, file)| (name.clone(), one(file))).collect()
+        };
+        let (files, earlier) = (copy(&state.files), state.earlier.iter().map(&mut copy).collect());
+        Self { state: Arc::new(Mutex::new(SimState { files, earlier, ignored: state.ignored, ..SimState::default() })) }
+    }
+
+    /// All names and contents: equal if two disks are.
+    #[must_use]
+    pub fn contents(&self) -> BTreeMap<String, Vec<u8>> {
+        let state = locked(&self.state);
+        state.files.iter().map(|(name, file)| (name.clone(), locked(file).bytes.clone())).collect()
     }
 
     /// Changes a file's bytes behind everybody's back.
@@ -241,11 +390,15 @@ impl SimDisk {
         if let Some(file) = file {
             let mut file = locked(&file);
             change(&mut file.bytes);
-            file.synced = file.bytes.len();
+            file.sync();
         }
     }
 
     fn operate(&self) -> io::Result<MutexGuard<'_, SimState>> {
+        let watch = locked(&self.state).watch.clone();
+        if let Some(watch) = watch {
+            watch(self);
+        }
         let mut state = locked(&self.state);
         state.operations += 1;
         if state.power_until.is_some_and(|until| state.operations > until) {
@@ -257,7 +410,7 @@ impl SimDisk {
 
 struct SimAppend {
     disk: SimDisk,
-    file: Arc<Mutex<SimFile>>,
+    file: SharedFile,
 }
 
 impl AppendFile for SimAppend {
@@ -273,20 +426,17 @@ impl AppendFile for SimAppend {
         Ok(())
     }
 
-    fn sync(&mut self) -> io::Result<()> {
+    fn sync(&mut self, site: SyncSite) -> io::Result<()> {
         let state = self.disk.operate()?;
-        if state.ignored_sync != Some("file") {
-            let mut file = locked(&self.file);
-            file.synced = file.bytes.len();
+        if state.ignored != Some(site) {
+            locked(&self.file).sync();
         }
         Ok(())
     }
 
     fn truncate(&mut self, length: u64) -> io::Result<()> {
         drop(self.disk.operate()?);
-        let mut file = locked(&self.file);
-        file.bytes.truncate(length as usize);
-        file.synced = file.synced.min(file.bytes.len());
+        locked(&self.file).truncate(length as usize);
         Ok(())
     }
 }
@@ -294,7 +444,10 @@ impl AppendFile for SimAppend {
 impl Disk for SimDisk {
     fn append_to(&self, name: &str) -> io::Result<Box<dyn AppendFile>> {
         let mut state = self.operate()?;
-        let file = Arc::clone(state.files.entry(name.to_owned()).or_default());
+        if !state.files.contains_key(name) {
+            state.change_names(|names| drop(names.insert(name.to_owned(), SharedFile::default())));
+        }
+        let file = Arc::clone(&state.files[name]);
         drop(state);
         Ok(Box::new(SimAppend { disk: self.clone(), file }))
     }
@@ -310,20 +463,28 @@ impl Disk for SimDisk {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.operate()?.files.remove(name).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+        let mut state = self.operate()?;
+        if !state.files.contains_key(name) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        state.change_names(|names| drop(names.remove(name)));
+        Ok(())
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut state = self.operate()?;
-        let file = state.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        state.files.insert(to.to_owned(), file);
+        let file = Arc::clone(state.files.get(from).ok_or(io::ErrorKind::NotFound)?);
+        state.change_names(|names| {
+            names.remove(from);
+            names.insert(to.to_owned(), file);
+        });
         Ok(())
     }
 
-    fn sync_directory(&self) -> io::Result<()> {
+    fn sync_directory(&self, site: SyncSite) -> io::Result<()> {
         let mut state = self.operate()?;
-        if state.ignored_sync != Some("directory") {
-            state.durable = state.files.clone();
+        if state.ignored != Some(site) {
+            state.earlier.clear();
         }
         Ok(())
     }

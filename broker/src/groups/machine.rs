@@ -555,7 +555,7 @@ impl StateMachine for Machine {
             }
         }
         #[cfg(debug_assertions)]
-        if state.sessions() < 16 {
+        if state.is_small() {
             state.assert_invariants();
         }
         let effects = std::mem::take(&mut self.effects);

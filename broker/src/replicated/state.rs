@@ -360,6 +360,12 @@ impl GroupState {
         self.dirty.clear();
     }
 
+    /// Whether [`Self::assert_invariants`], which looks at everything, costs little.
+    #[must_use]
+    pub fn is_small(&self) -> bool {
+        self.sessions.len() < 16 && self.bodies.len() < 1000
+    }
+
     /// What must hold after every command.
     ///
     /// # Panics

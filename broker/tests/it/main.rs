@@ -12,6 +12,7 @@ mod plugged;
 mod powercut;
 mod pub_sub;
 mod refusals;
+mod resume;
 mod rumqttc;
 mod sessions;
 mod settings;

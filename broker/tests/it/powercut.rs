@@ -1,4 +1,4 @@
-//! A power cut: the process is killed, and of its data directory only what had been synced is left.
+//! A power cut: the process is killed, and of its disk only what had been synced is left.
 //!
 //! `kill -9` keeps the page cache, so it cannot show that a sync is missing. `powercut.c`, preloaded, remembers what each
 //! sync made safe; see there.
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::UNIX_EPOCH;
 
+use kentongan_cluster::disk::SyncSite;
 use tempfile::TempDir;
 
 use std::os::unix::fs::MetadataExt as _;
@@ -21,8 +22,8 @@ pub struct PowerCut {
 }
 
 impl PowerCut {
-    /// A broker under the preload. Syncs of paths that contain `ignored` do not count.
-    pub fn start(ignored: &str) -> (Broker, Self) {
+    /// A broker under the preload. The syncs of the site `ignored` do not count.
+    pub fn start(ignored: Option<SyncSite>) -> (Broker, Self) {
         let root = TempDir::new().expect("a temporary directory");
         let directory = root.path().to_owned();
         let library = directory.join("powercut.so");
@@ -39,35 +40,44 @@ impl PowerCut {
         for kind in ["files", "directories"] {
             fs::create_dir_all(own.shadow().join(kind)).expect("created");
         }
+        fs::create_dir(own.disk()).expect("created");
+        own.remember(&own.disk());
         let text = |path: PathBuf| path.to_str().expect("UTF-8").to_owned();
         let environment = [
             ("LD_PRELOAD", text(library)),
-            ("POWERCUT_DIR", text(own.directory.join("data"))),
+            ("POWERCUT_DIR", text(own.disk())),
             ("POWERCUT_SHADOW", text(own.shadow())),
-            ("POWERCUT_IGNORE", ignored.to_owned()),
+            ("POWERCUT_IGNORE", ignored.map_or("", SyncSite::name).to_owned()),
+            // On whose behalf a thread syncs, the preload reads in the log.
+            ("KENTONGAN_LOG__FILTER", "info,kentongan_cluster::disk=trace".to_owned()),
             // Small, so that segments begin and end, and checkpoints come, within a test.
             ("KENTONGAN_STORAGE__SEGMENT_BYTES", "65536".to_owned()),
             ("KENTONGAN_STORAGE__CHECKPOINT_LOG_BYTES", "20000".to_owned()),
         ];
         let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        (Broker::within(root, &[], &environment), own)
+        (Broker::within(root, "disk/var/data", &[], &environment), own)
+    }
+
+    /// Only this exists before the broker starts: its data directory lies deeper.
+    fn disk(&self) -> PathBuf {
+        self.directory.join("disk")
     }
 
     fn shadow(&self) -> PathBuf {
         self.directory.join("shadow")
     }
 
-    /// Puts `data` back together from what was safe, for the broker that has just been killed.
-    pub fn cut(&self, data: &Path) {
+    /// Puts the disk back together from what was safe, for the broker that has just been killed.
+    pub fn cut(&self) {
         let rebuilt = self.directory.join("rebuilt");
-        self.rebuild(data, &rebuilt);
-        fs::remove_dir_all(data).expect("removed");
-        fs::rename(&rebuilt, data).expect("renamed");
+        self.rebuild(&self.disk(), &rebuilt);
+        fs::remove_dir_all(self.disk()).expect("removed");
+        fs::rename(&rebuilt, self.disk()).expect("renamed");
         for kind in ["files", "directories"] {
             fs::remove_dir_all(self.shadow().join(kind)).expect("removed");
             fs::create_dir_all(self.shadow().join(kind)).expect("created");
         }
-        self.remember(data);
+        self.remember(&self.disk());
     }
 
     fn rebuild(&self, from: &Path, to: &Path) {

@@ -27,6 +27,8 @@ pub struct Broker {
     pub address: SocketAddr,
     pub http: SocketAddr,
     directory: TempDir,
+    /// Where the data directory is in it.
+    data: &'static str,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     /// Soft and hard limit of file descriptors, if not those of the tests.
@@ -47,7 +49,7 @@ impl Broker {
 
     /// Starts with arguments and with settings from `KENTONGAN_…` variables.
     pub fn with_environment(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        Self::within(TempDir::new().expect("a temporary directory"), arguments, environment)
+        Self::within(TempDir::new().expect("a temporary directory"), "data", arguments, environment)
     }
 
     /// Starts with settings as they stand in a file, the listeners among them.
@@ -56,13 +58,13 @@ impl Broker {
         let file = directory.path().join("kentongan.toml");
         std::fs::write(&file, settings).expect("written");
         let arguments = ["--config", file.to_str().expect("UTF-8")];
-        Self::within(directory, &arguments, &[])
+        Self::within(directory, "data", &arguments, &[])
     }
 
     /// Starts with few file descriptors, as a soft and a hard limit.
     pub fn with_descriptors(soft: u32, hard: u32, environment: &[(&str, &str)]) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
-        let mut broker = Self::new(directory, &[], environment);
+        let mut broker = Self::new(directory, "data", &[], environment);
         broker.descriptors = Some((soft, hard));
         broker.spawn();
         broker
@@ -70,7 +72,7 @@ impl Broker {
 
     /// The data directory.
     pub fn data_dir(&self) -> std::path::PathBuf {
-        self.directory.path().join("data")
+        self.directory.path().join(self.data)
     }
 
     pub fn pid(&self) -> u32 {
@@ -157,13 +159,13 @@ impl Broker {
 
     /// The same data directory, a new process.
     pub fn restart(&mut self) {
-        self.restart_after(|_| {});
+        self.restart_after(|| {});
     }
 
-    /// The same after `between` did something to the data directory.
-    pub fn restart_after(&mut self, between: impl FnOnce(&std::path::Path)) {
+    /// The same after something was done `between`.
+    pub fn restart_after(&mut self, between: impl FnOnce()) {
         self.kill();
-        between(&self.data_dir());
+        between();
         self.spawn();
     }
 
@@ -172,20 +174,21 @@ impl Broker {
         Self::with(&["--config", file.to_str().expect("UTF-8")])
     }
 
-    /// Starts in `directory`, under its data directory's name.
-    pub fn within(directory: TempDir, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut broker = Self::new(directory, arguments, environment);
+    /// Starts in `directory`, with the data directory at the path `data` in it.
+    pub fn within(directory: TempDir, data: &'static str, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut broker = Self::new(directory, data, arguments, environment);
         broker.spawn();
         broker
     }
 
-    fn new(directory: TempDir, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+    fn new(directory: TempDir, data: &'static str, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let owned = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
         Self {
             child: None,
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             http: SocketAddr::from(([127, 0, 0, 1], 0)),
             directory,
+            data,
             arguments: arguments.iter().map(|&text| text.to_owned()).collect(),
             environment: environment.iter().map(owned).collect(),
             descriptors: None,

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::disk::{AppendFile, Disk};
+use crate::disk::{AppendFile, Disk, SyncSite};
 use crate::pipeline::GroupId;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"KTGLOG\0\0";
@@ -125,7 +125,6 @@ impl Log {
             let Some(start) = read_header(name, &bytes, is_last)? else {
                 // Made, but its header never reached the disk: nothing was ever acknowledged from it.
                 disk.remove(name)?;
-                disk.sync_directory()?;
                 continue;
             };
             if position.is_some_and(|position| position != start) {
@@ -139,7 +138,6 @@ impl Log {
             if end < bytes.len() {
                 let mut file = disk.append_to(name)?;
                 file.truncate(end as u64)?;
-                file.sync()?;
                 tracing::warn!(file = %name, bytes = bytes.len() - end, "cut the torn end of the log off: it was never acknowledged");
             }
             position = Some(start + end as u64);
@@ -150,8 +148,10 @@ impl Log {
             Some(last) => {
                 let end = position.unwrap_or(last.start);
                 let mut file = disk.append_to(&last.name)?;
-                // Whole records that an earlier process wrote but did not sync are taken, so they must be safe now.
-                file.sync()?;
+                // Whole records that an earlier process wrote but did not sync are taken, so they must be safe now, and
+                // so must the name of their segment. What was cut off or removed above is gone for good with them.
+                file.sync(SyncSite::LogReopened)?;
+                disk.sync_directory(SyncSite::LogReopenedNames)?;
                 let length = end - last.start;
                 Ok(Self { disk, segments, file, length, synced: end, segment_bytes, buffer: Vec::new() })
             }
@@ -176,8 +176,8 @@ impl Log {
         header.extend_from_slice(&start.to_le_bytes());
         header.extend_from_slice(&crc32fast::hash(&header).to_le_bytes());
         file.append(&header)?;
-        file.sync()?;
-        self.disk.sync_directory()?;
+        file.sync(SyncSite::LogSegmentHeader)?;
+        self.disk.sync_directory(SyncSite::LogSegmentName)?;
         self.file = file;
         self.length = HEADER_BYTES as u64;
         self.synced = start + self.length;
@@ -227,8 +227,8 @@ impl Log {
     ///
     /// # Errors
     /// The disk failed. The process must end: what the disk has now is unknown.
-    pub fn sync(&mut self) -> io::Result<()> {
-        self.file.sync()?;
+    pub fn sync(&mut self, site: SyncSite) -> io::Result<()> {
+        self.file.sync(site)?;
         if let Some(segment) = self.segments.last() {
             self.synced = segment.start + self.length;
         }
@@ -269,7 +269,7 @@ impl Log {
             removed += 1;
         }
         if removed > 0 {
-            self.disk.sync_directory()?;
+            self.disk.sync_directory(SyncSite::LogPurged)?;
         }
         Ok(removed)
     }

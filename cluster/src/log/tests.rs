@@ -21,7 +21,7 @@ fn append(log: &mut Log, records: &[Record]) -> io::Result<()> {
         log.add(record);
     }
     log.write()?;
-    log.sync()
+    log.sync(SyncSite::LogRound)
 }
 
 #[test]
@@ -137,6 +137,6 @@ fn a_full_disk_loses_nothing() {
     assert_eq!(log.write().map_err(|error| error.kind()), Err(io::ErrorKind::StorageFull));
     disk.set_free_bytes(None);
     log.write().expect("written");
-    log.sync().expect("synced");
+    log.sync(SyncSite::LogRound).expect("synced");
     assert_eq!(open(&disk, 1000).expect("opened").1, [record(1, "payload"), record(2, "payload")]);
 }

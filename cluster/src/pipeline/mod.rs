@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
-use crate::disk::Disk;
+use crate::disk::{Disk, SyncSite};
 use crate::log::{Log, LogError, Record};
 use crate::state::{Checkpoint, StateStore, Write};
 
@@ -286,12 +286,10 @@ fn recover<M: StateMachine>(
     let log = Log::open(disk, config.segment_bytes, |record| {
         let done = applied.entry(record.group).or_insert(0);
         let previous = seen.insert(record.group, record.index);
-        let expected = previous.map_or(*done, |previous| previous) + 1;
-        // The first record of a group may lie before its checkpoint, but not beyond the one that follows it.
-        let fits = match previous {
-            Some(_) => record.index == expected,
-            None => record.index <= expected,
-        };
+        let expected = *done + 1;
+        // In order, and without a gap but where the checkpoint has what is missing: records that were not synced may be
+        // lost after it was taken, and new ones are numbered behind it.
+        let fits = record.index <= expected && previous.is_none_or(|previous| record.index > previous);
         if !fits && gap.is_none() {
             gap = Some(LogError::Gap { group: record.group.0, expected, found: record.index });
         }
@@ -365,7 +363,7 @@ impl Writer {
                 break;
             }
         }
-        if let Err(error) = self.log.sync() {
+        if let Err(error) = self.log.sync(SyncSite::LogEnd) {
             give_up("syncing the log", &error);
         }
     }
@@ -401,7 +399,7 @@ impl Writer {
             }
             self.write();
             if self.config.sync {
-                self.sync();
+                self.sync(SyncSite::LogRound);
                 if let Err(error) = self.log.rotate_if_full() {
                     give_up("beginning a segment of the log", &error);
                 }
@@ -429,9 +427,9 @@ impl Writer {
         }
     }
 
-    fn sync(&mut self) {
+    fn sync(&mut self, site: SyncSite) {
         let began = Instant::now();
-        if let Err(error) = self.log.sync() {
+        if let Err(error) = self.log.sync(site) {
             give_up("syncing the log", &error);
         }
         self.unsynced_since = None;
@@ -441,7 +439,7 @@ impl Writer {
 
     fn sync_if_old(&mut self) {
         if self.unsynced_since.is_some_and(|since| since.elapsed() >= SPACE_INTERVAL) {
-            self.sync();
+            self.sync(SyncSite::LogBackground);
             if let Err(error) = self.log.rotate_if_full() {
                 give_up("beginning a segment of the log", &error);
             }

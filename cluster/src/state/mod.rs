@@ -5,14 +5,14 @@
 //! what it cannot parse, and a log silently starts over a gap, so neither is believed alone.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
-use crate::disk::{Disk, make_durable_directory};
+use crate::disk::{Disk, SyncSite, make_durable_directory, sync_directory};
 use crate::pipeline::GroupId;
 
 const MANIFEST: &str = "manifest";
@@ -109,7 +109,7 @@ impl StateStore {
     /// # Errors
     /// The disk failed, or a completed checkpoint is not all there.
     pub fn open(directory: &Path, disk: Arc<dyn Disk>) -> Result<Self, StateError> {
-        make_durable_directory(directory)?;
+        make_durable_directory(directory, SyncSite::StateDirectory)?;
         let database = Database::builder(directory).cache_size(16 * 1024 * 1024).worker_threads(1).open()?;
         let data = database.keyspace("groups", KeyspaceCreateOptions::default)?;
         // fjall syncs the directory of its keyspaces before it makes any in it: without this, a power cut may take them.
@@ -185,7 +185,7 @@ impl StateStore {
             batch.commit()?;
             lines.push_str(&line(group, applied, previous));
         }
-        self.database.persist(PersistMode::SyncAll)?;
+        SyncSite::StateBatches.sync(|| self.database.persist(PersistMode::SyncAll))?;
         self.write_manifest(&lines)?;
         Ok(())
     }
@@ -197,9 +197,9 @@ impl StateStore {
         let new = self.manifest_bytes == 0;
         let mut file = self.disk.append_to(MANIFEST)?;
         file.append(lines.as_bytes())?;
-        file.sync()?;
+        file.sync(SyncSite::ManifestLines)?;
         if new {
-            self.disk.sync_directory()?;
+            self.disk.sync_directory(SyncSite::ManifestName)?;
         }
         self.manifest_bytes += lines.len();
         Ok(())
@@ -210,9 +210,9 @@ impl StateStore {
         let mut file = self.disk.append_to(MANIFEST_NEW)?;
         file.truncate(0)?;
         file.append(lines.as_bytes())?;
-        file.sync()?;
+        file.sync(SyncSite::ManifestRewritten)?;
         self.disk.rename(MANIFEST_NEW, MANIFEST)?;
-        self.disk.sync_directory()?;
+        self.disk.sync_directory(SyncSite::ManifestReplaced)?;
         self.manifest_bytes = lines.len();
         Ok(())
     }
@@ -225,7 +225,7 @@ fn sync_directories(directory: &Path) -> io::Result<()> {
             sync_directories(&entry.path())?;
         }
     }
-    File::open(directory)?.sync_all()
+    sync_directory(directory, SyncSite::StateKeyspaces)
 }
 
 fn data_prefix(group: GroupId) -> [u8; 3] {
@@ -262,10 +262,9 @@ fn read_manifest(disk: &dyn Disk) -> Result<(BTreeMap<GroupId, u64>, usize), Sta
         applied.insert(group, index);
     }
     if whole < bytes.len() {
-        // The last line was being written when the power went: its checkpoint is judged by the store alone.
-        let mut file = disk.append_to(MANIFEST)?;
-        file.truncate(whole as u64)?;
-        file.sync()?;
+        // The last line was being written when the power went: its checkpoint is judged by the store alone. If it comes
+        // back, it is cut off again; the next line is synced in the same file.
+        disk.append_to(MANIFEST)?.truncate(whole as u64)?;
     }
     Ok((applied, whole))
 }
