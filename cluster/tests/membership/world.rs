@@ -490,7 +490,13 @@ impl World {
     fn on_committed(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::Joined { node, incarnation, .. } => self.note("joined", node.get() - 1, incarnation.0),
+                Effect::Joined { node, incarnation, .. } => {
+                    self.note("joined", node.get() - 1, incarnation.0);
+                    // Someone hears of it late, more often than chance would have it.
+                    if self.now < FAULTS_UNTIL && self.random.percent(30) {
+                        self.lag();
+                    }
+                }
                 Effect::Refused { node, .. } => self.note("join refused", node.get() - 1, 0),
                 Effect::Lost { node, incarnation } => self.note("lost", node.get() - 1, incarnation.0),
                 Effect::Died { node, incarnation } => {
@@ -575,10 +581,7 @@ impl World {
                 self.note("election forced", 0, 0);
                 self.elect_anyone();
             }
-            8 | 9 => {
-                self.note("directory lags", machine as u64, 0);
-                self.machines[machine].lags_until = self.now + self.random.in_range(200..3_000) * MS;
-            }
+            8 | 9 => self.lag(),
             _ => {}
         }
     }
@@ -605,6 +608,12 @@ impl World {
             self.note(what, from as u64, to as u64);
             self.cut_until.insert((from, to), until);
         }
+    }
+
+    fn lag(&mut self) {
+        let machine = self.random.below(self.machines.len());
+        self.note("directory lags", machine as u64, 0);
+        self.machines[machine].lags_until = self.now + self.random.in_range(200..3_000) * MS;
     }
 
     fn halve(&mut self) {
