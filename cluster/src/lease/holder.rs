@@ -122,7 +122,7 @@ impl Holder {
     /// The directory says that `incarnation` is dead.
     pub fn on_dead(&mut self, incarnation: Incarnation, outputs: &mut Vec<HolderOutput>) {
         if incarnation == self.incarnation {
-            self.become_(Standing::Dead, outputs);
+            self.enter(Standing::Dead, outputs);
         }
     }
 
@@ -146,10 +146,10 @@ impl Holder {
             _ if now_ns - self.valid_until_ns >= KEEP_CLIENTS_NS => Standing::LapsedLong,
             _ => Standing::Lapsed,
         };
-        self.become_(standing, outputs);
+        self.enter(standing, outputs);
     }
 
-    fn become_(&mut self, standing: Standing, outputs: &mut Vec<HolderOutput>) {
+    fn enter(&mut self, standing: Standing, outputs: &mut Vec<HolderOutput>) {
         let counts = !matches!(standing, Standing::Joining | Standing::Dead);
         self.cell.set(if counts { self.valid_until_ns } else { 0 });
         if standing != self.standing {
