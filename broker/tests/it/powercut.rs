@@ -43,6 +43,9 @@ impl PowerCut {
         fs::create_dir(own.disk()).expect("created");
         own.remember(&own.disk());
         let text = |path: PathBuf| path.to_str().expect("UTF-8").to_owned();
+        // Small, so that checkpoints come within a test; but they sync the directory of the segments, which nobody else may do
+        // for a moment where it is their own names that are not synced.
+        let checkpoints = if ignored == Some(SyncSite::LogSegmentName) { ("100000000", "3600") } else { ("20000", "30") };
         let environment = [
             ("LD_PRELOAD", text(library)),
             ("POWERCUT_DIR", text(own.disk())),
@@ -50,9 +53,10 @@ impl PowerCut {
             ("POWERCUT_IGNORE", ignored.map_or("", SyncSite::name).to_owned()),
             // On whose behalf a thread syncs, the preload reads in the log.
             ("KENTONGAN_LOG__FILTER", "info,kentongan_cluster::disk=trace".to_owned()),
-            // Small, so that segments begin and end, and checkpoints come, within a test.
+            // Small, so that segments begin and end within a test.
             ("KENTONGAN_STORAGE__SEGMENT_BYTES", "65536".to_owned()),
-            ("KENTONGAN_STORAGE__CHECKPOINT_LOG_BYTES", "20000".to_owned()),
+            ("KENTONGAN_STORAGE__CHECKPOINT_LOG_BYTES", checkpoints.0.to_owned()),
+            ("KENTONGAN_STORAGE__CHECKPOINT_SECONDS", checkpoints.1.to_owned()),
         ];
         let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
         (Broker::within(root, "disk/var/data", &[], &environment), own)
