@@ -1,12 +1,23 @@
 //! What other nodes say, on its way to the arbiters and groups here.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+
+use bytes::{Buf, Bytes};
+use kentongan_cluster::identity::{Incarnation, NodeId};
+use kentongan_cluster::lane::{Batch, LaneId, Verdict};
+use prost::Message as _;
 
 use crate::connection_key::ConnectionKey;
-use crate::peers::wire::{AskResync, Forwarded, GroupEvents, Propose, ReadRetained, Resync};
+use crate::message::Message;
+use crate::peers::wire::{
+    AskResync, Forwarded, GroupEvents, Messages, MessagesAnswer, NodeMessage, Propose, ReadRetained, Resync,
+};
 use crate::replicated::RetainedCursor;
 use crate::replicated::submitter::Asker;
+use crate::router::batch::Addressee;
+use crate::router::node_lanes::PeerProcess;
 use crate::router::{Event, Shared};
+use crate::subscription::{Matched, topic_hash};
 
 /// Takes in what `from` said. What cannot be read, or is for another time, is dropped: whoever said it will say it again.
 pub fn take(shared: &Arc<Shared>, from: u64, forwarded: Forwarded) {
@@ -16,6 +27,8 @@ pub fn take(shared: &Arc<Shared>, from: u64, forwarded: Forwarded) {
         Forwarded::Resync(resync) => take_resync(shared, from, resync),
         Forwarded::Read(read) => take_read(shared, from, read),
         Forwarded::AskResync(ask) => take_ask(shared, from, ask),
+        Forwarded::Messages(messages) => take_messages(shared, from, messages),
+        Forwarded::MessagesAnswer(answer) => take_messages_answer(shared, from, answer),
     }
 }
 
@@ -77,4 +90,73 @@ fn take_ask(shared: &Shared, from: u64, ask: AskResync) {
             inbox.push(Event::Led { group, leader }, 0);
         }
     });
+}
+
+/// Messages for the transient sessions here. Answered once the arbiters' inboxes have them: what happens to them then
+/// happens to their subscribers too.
+fn take_messages(shared: &Shared, from: u64, messages: Messages) {
+    let (Some(cluster), Some(origin)) = (&shared.cluster, NodeId::new(from)) else {
+        return;
+    };
+    if messages.target_incarnation != shared.incarnation {
+        return;
+    }
+    let Messages { lane, incarnation, previous, last, items, round, payload, .. } = messages;
+    let batch = Batch { previous, last, items, round, payload };
+    // Held while they are handed on: a batch that comes again by another link waits for its turn.
+    let mut incoming = cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner);
+    let (number, gap_in_round) = match incoming.on_batch(origin, Incarnation(incarnation), LaneId(lane), &batch) {
+        Verdict::Apply { above } => {
+            hand_on(shared, batch.payload, above);
+            (last, None)
+        }
+        Verdict::Duplicate { last } => (last, None),
+        Verdict::Gap { last } => (last, Some(round)),
+        Verdict::Fenced => return,
+        Verdict::Malformed => {
+            tracing::warn!(node = from, "a node sent a batch that makes no sense; it is dropped");
+            return;
+        }
+    };
+    drop(incoming);
+    let answer = MessagesAnswer { lane, incarnation, target_incarnation: shared.incarnation, number, gap_in_round };
+    // If there is no room, the origin sends the batch again.
+    let _ = cluster.peers.forward(from, Forwarded::MessagesAnswer(answer));
+}
+
+fn hand_on(shared: &Shared, mut payload: Bytes, above: u64) {
+    let now_ms = shared.now_ms();
+    let mut matched = Matched::default();
+    while payload.has_remaining() {
+        let Ok(item) = NodeMessage::decode_length_delimited(&mut payload) else {
+            tracing::warn!("a node sent messages that cannot be read; the rest of the batch is dropped");
+            return;
+        };
+        let Some(record) = item.message.filter(|_| item.number > above) else {
+            continue;
+        };
+        let message: Arc<Message> = Arc::new(record.into_message(now_ms));
+        shared.index.matches(&message.topic, topic_hash(&message.topic), &mut matched);
+        for arbiter in matched.arbiters.iter() {
+            if let Some(inbox) = shared.inboxes.get(usize::from(arbiter)) {
+                let weight = message.weight_bytes();
+                let event = Event::Route { message: Arc::clone(&message), addressee: Addressee::Subscribers, weight };
+                inbox.push(event, weight);
+            }
+        }
+    }
+}
+
+fn take_messages_answer(shared: &Shared, from: u64, answer: MessagesAnswer) {
+    let Some(cluster) = shared.cluster.as_ref().filter(|_| answer.incarnation == shared.incarnation) else {
+        return;
+    };
+    let node = cluster.nodes.number(PeerProcess { node: from, incarnation: answer.target_incarnation });
+    let event = match answer.gap_in_round {
+        Some(round) => Event::NodeGap { node, round, last: answer.number },
+        None => Event::NodeAnswered { node, number: answer.number },
+    };
+    if let Some(inbox) = shared.inboxes.get(answer.lane as usize) {
+        inbox.push(event, 0);
+    }
 }

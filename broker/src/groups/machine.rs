@@ -24,6 +24,7 @@ use crate::replicated::{
     SubscribedPersistent, UnsubscribedPersistent,
 };
 use crate::router::batch::Addressee;
+use crate::router::cluster::InterestChanges;
 use crate::router::{Event, Shared};
 use crate::session::outbound::Backlog;
 use crate::subscription::{Matched, PickStrategy, ShareGroup, ShareMember, ShareTarget, Target, topic_hash};
@@ -297,6 +298,13 @@ impl Machine {
         }
     }
 
+    /// The clients of an arbiter here want something else. Whoever is to hear of that has, where there is nobody else.
+    fn interest_changed(&mut self, changes: InterestChanges) {
+        for (connection, ticket) in changes.barriers {
+            self.push(connection.arbiter(), Event::Barrier { connection, ticket });
+        }
+    }
+
     /// An arbiter says what its clients have.
     fn resync(&mut self, node: u64, resync: Resync) {
         let Some(group) = self.pushes.synced(node, &resync) else {
@@ -383,7 +391,8 @@ impl Machine {
             None => {
                 shared.index.matches(&message.topic, topic_hash(&message.topic), &mut matched);
                 for arbiter in matched.arbiters.iter() {
-                    let event = Event::Route { message: Arc::clone(&local), addressee: Addressee::Subscribers };
+                    let event =
+                        Event::Route { message: Arc::clone(&local), addressee: Addressee::Subscribers, weight: 0 };
                     self.push(arbiter, event);
                 }
                 if message.qos != QoS::AtMostOnce {
@@ -429,7 +438,7 @@ impl Machine {
             Some(ShareTarget::Connection { connection, .. }) => {
                 let member = ConnectionKey::from_raw(connection);
                 let addressee = Addressee::Member(member, Arc::clone(group), None);
-                self.push(member.arbiter(), Event::Route { message: Arc::clone(message), addressee });
+                self.push(member.arbiter(), Event::Route { message: Arc::clone(message), addressee, weight: 0 });
             }
             Some(ShareTarget::Session { group: target }) => {
                 targets.entry(target).or_default().shares.push(group.subscription_name().to_owned());
@@ -573,6 +582,7 @@ impl StateMachine for Machine {
                     self.claim(request);
                 }
             }
+            Query::Interest(changes) => self.interest_changed(changes),
             Query::Resync { node, resync } => self.resync(node, resync),
             Query::RetainedPage { asker, number, filter, cursor } => {
                 self.retained_page(asker, number, &filter, cursor);

@@ -21,7 +21,7 @@ use crate::router::Event;
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Forward {
     /// Which.
-    #[prost(oneof = "Forwarded", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "Forwarded", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub forwarded: Option<Forwarded>,
 }
 
@@ -43,6 +43,72 @@ pub enum Forwarded {
     /// From the leader of a group.
     #[prost(message, tag = "5")]
     AskResync(AskResync),
+    /// For the transient sessions of a node.
+    #[prost(message, tag = "6")]
+    Messages(Messages),
+    /// From a node that was sent [`Messages`].
+    #[prost(message, tag = "7")]
+    MessagesAnswer(MessagesAnswer),
+}
+
+/// What gathered in the lane from an arbiter to a node.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Messages {
+    /// The arbiter.
+    #[prost(uint32, tag = "1")]
+    pub lane: u32,
+    /// Of the node that sends this.
+    #[prost(uint64, tag = "2")]
+    pub incarnation: u64,
+    /// Of the node that it is for.
+    #[prost(uint64, tag = "3")]
+    pub target_incarnation: u64,
+    /// The number before the first.
+    #[prost(uint64, tag = "4")]
+    pub previous: u64,
+    /// The last number.
+    #[prost(uint64, tag = "5")]
+    pub last: u64,
+    /// How many there are.
+    #[prost(uint32, tag = "6")]
+    pub items: u32,
+    /// How often the lane has begun anew.
+    #[prost(uint32, tag = "7")]
+    pub round: u32,
+    /// [`NodeMessage`]s, each with its length before it.
+    #[prost(bytes = "bytes", tag = "8")]
+    pub payload: Bytes,
+}
+
+/// One of [`Messages`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct NodeMessage {
+    /// Increasing within the lane.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// The message.
+    #[prost(message, optional, tag = "2")]
+    pub message: Option<MessageRecord>,
+}
+
+/// How far a lane to a node got.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct MessagesAnswer {
+    /// The arbiter whose lane it is.
+    #[prost(uint32, tag = "1")]
+    pub lane: u32,
+    /// Of the node whose lane it is.
+    #[prost(uint64, tag = "2")]
+    pub incarnation: u64,
+    /// Of the node that answers.
+    #[prost(uint64, tag = "3")]
+    pub target_incarnation: u64,
+    /// Everything up to here was handed on.
+    #[prost(uint64, tag = "4")]
+    pub number: u64,
+    /// A batch of this round was refused, for one before it was lost.
+    #[prost(uint32, optional, tag = "5")]
+    pub gap_in_round: Option<u32>,
 }
 
 /// A leader could not say all that it had to: the arbiters of the node are to say what they have.

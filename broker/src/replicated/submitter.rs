@@ -11,6 +11,7 @@ use super::command::{self, Command};
 use super::{ClaimRequest, RetainedCursor, Slots};
 use crate::connection_key::ConnectionKey;
 use crate::peers::wire::Resync;
+use crate::router::cluster::InterestChanges;
 
 /// What the thread that applies commands is asked beside them.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub enum Query {
     Claim(ClaimRequest),
     /// A connection that was to be taken over is done.
     Released(Arc<str>),
+    /// What the clients of an arbiter want has changed.
+    Interest(InterestChanges),
     /// What a node has of the sessions that it serves.
     Resync {
         /// Which node.
@@ -142,6 +145,11 @@ impl Submitter {
     pub fn propose_encoded(&self, group: u16, command: Bytes) {
         self.tell_time(group);
         self.pipeline.propose(GroupId(group), command);
+    }
+
+    /// What the clients of an arbiter want has changed.
+    pub fn interest(&self, changes: InterestChanges) {
+        self.pipeline.query(Query::Interest(changes));
     }
 
     /// What an arbiter of `node` has of the sessions of a group that this node leads. Behind what was proposed before.

@@ -19,7 +19,7 @@ use tokio::io::ReadBuf;
 
 use super::batch::Batch;
 use super::client::{Client, Phase, PublishRate};
-use super::cluster::Departing;
+use super::cluster::{Departing, InterestChanges};
 use super::deliver::Templates;
 use super::keep_alive::Wheel;
 use super::lanes::Lanes;
@@ -83,6 +83,8 @@ pub struct ArbiterState {
     pub(super) slow_reads: Vec<ConnectionKey>,
     /// Connections whose socket took no more, some of which may take it again by now.
     stalled: Vec<ConnectionKey>,
+    /// What clients here want more and less since the last flush.
+    pub(super) interest: InterestChanges,
     /// Connections whose acknowledgements wait for the lease.
     pub(super) withheld: Vec<ConnectionKey>,
     /// Connections that are gone, while something that came by them is still on its way.
@@ -119,6 +121,7 @@ impl ArbiterState {
             paused: Vec::new(),
             slow_reads: Vec::new(),
             stalled: Vec::new(),
+            interest: InterestChanges::default(),
             withheld: Vec::new(),
             departing: hashbrown::HashMap::new(),
             shared,
@@ -466,6 +469,7 @@ impl ArbiterState {
             self.large_reads_left = LARGE_BYTES_A_TURN_MAX;
             self.flush_batches();
             self.flush_lanes();
+            self.flush_interest();
             self.flush_clients();
         }
         Poll::Pending

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kentongan_cluster::lane::Incoming;
 use kentongan_cluster::lease::LeaseCell;
 use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{PacketId, ReasonCode};
@@ -12,6 +13,7 @@ use kentongan_proto::mqtt::{PacketId, ReasonCode};
 use super::arbiter::ArbiterState;
 use super::client::{Client, Phase};
 use super::connect::EndCause;
+use super::node_lanes::Nodes;
 use super::{ConnectionKey, Event, Shared};
 use crate::peers::wire::{Forwarded, PendingClaim, Propose, Resync, ServedSession};
 use crate::peers::{PeerFull, Peers};
@@ -28,6 +30,10 @@ pub struct ClusterView {
     pub peers: Arc<dyn Peers>,
     /// Who leads which group.
     pub leaders: Leaders,
+    /// The other nodes as the subscription index knows them.
+    pub nodes: Nodes,
+    /// How far the lanes from other nodes got.
+    pub incoming: Mutex<Incoming>,
     /// The clock of leases, in nanoseconds.
     pub lease_clock: fn() -> u64,
 }
@@ -125,11 +131,19 @@ pub struct Served {
     pub completing: BTreeSet<PacketId>,
     /// SUBSCRIBEs and UNSUBSCRIBEs of a persistent session without an answer, by their tickets.
     pub unanswered: VecDeque<(u64, SessionCommand)>,
+    /// SUBSCRIBEs of a transient session that not every node has heard of, by their tickets.
+    pub barriers: VecDeque<(u64, PendingSubAck)>,
 }
 
 impl Served {
     pub(super) fn new(claim: PersistentSession) -> Self {
-        Self { claim, sent: BTreeMap::new(), completing: BTreeSet::new(), unanswered: VecDeque::new() }
+        Self {
+            claim,
+            sent: BTreeMap::new(),
+            completing: BTreeSet::new(),
+            unanswered: VecDeque::new(),
+            barriers: VecDeque::new(),
+        }
     }
 
     /// The client acknowledged something that it was sent.
@@ -153,6 +167,26 @@ impl Served {
             completing: self.completing.iter().map(number).collect(),
         }
     }
+}
+
+/// A SUBSCRIBE of a transient session that stands in the tables here.
+#[derive(Debug)]
+pub struct PendingSubAck {
+    /// Packet Identifier.
+    pub packet_id: PacketId,
+    /// One for each filter.
+    pub codes: Vec<ReasonCode>,
+    /// Reads of retained messages that begin when it is answered.
+    pub reads: Vec<u64>,
+}
+
+/// What this arbiter's clients want more and less than they did.
+#[derive(Debug, Default)]
+pub struct InterestChanges {
+    /// In their order: a filter, and whether one more or one less wants it.
+    pub filters: Vec<(Box<str>, bool)>,
+    /// Connections to be told, each with a ticket of its own, when every node has heard of this.
+    pub barriers: Vec<(ConnectionKey, u64)>,
 }
 
 /// A connection that is gone, while something that came by it is still on its way (P7).
@@ -246,6 +280,7 @@ impl ArbiterState {
         if self.shared.cluster.is_none() {
             return;
         }
+        self.retry_node_lanes();
         let (lanes, resyncs) = self.lanes.stuck();
         for group in lanes {
             self.send_lane(group);
@@ -263,6 +298,43 @@ impl ArbiterState {
         }
         for key in std::mem::take(&mut self.withheld) {
             self.send_settled(key);
+        }
+    }
+
+    /// What clients here want changes what other nodes send.
+    #[inline]
+    pub(super) fn change_interest(&mut self, filter: &str, wanted: bool) {
+        if self.shared.cluster.is_some() {
+            self.interest.filters.push((Box::from(filter), wanted));
+            self.schedule_flush();
+        }
+    }
+
+    /// SUBACK waits until every node has heard of the subscription, so that what is acknowledged after it finds it.
+    pub(super) fn await_barrier(&mut self, key: ConnectionKey, suback: PendingSubAck) {
+        self.message_number += 1;
+        let ticket = self.message_number;
+        if let Some(served) = self.served(key) {
+            served.barriers.push_back((ticket, suback));
+            self.interest.barriers.push((key, ticket));
+            self.schedule_flush();
+        }
+    }
+
+    /// Every node has heard of it.
+    pub(super) fn on_barrier(&mut self, key: ConnectionKey, ticket: u64) {
+        let Some(served) = self.served(key) else {
+            return;
+        };
+        let waiting = served.barriers.iter().position(|&(waiting, _)| waiting == ticket);
+        if let Some((_, suback)) = waiting.and_then(|at| served.barriers.remove(at)) {
+            self.answer_subscribe(key, suback);
+        }
+    }
+
+    pub(super) fn flush_interest(&mut self) {
+        if !self.interest.filters.is_empty() || !self.interest.barriers.is_empty() {
+            self.shared.submitter.interest(std::mem::take(&mut self.interest));
         }
     }
 

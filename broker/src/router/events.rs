@@ -85,6 +85,8 @@ pub enum Event {
         message: Arc<Message>,
         /// A member of a shared subscription, or all subscribers.
         addressee: Addressee,
+        /// What it was pushed with.
+        weight: usize,
     },
     /// A claim elsewhere waits for a connection to end.
     Close {
@@ -103,6 +105,39 @@ pub enum Event {
         group: u16,
         /// Who leads it; `None`: nobody, as far as is known.
         leader: Option<Leader>,
+    },
+    /// Another node has handed on what its lane brought.
+    NodeAnswered {
+        /// Its number.
+        node: u16,
+        /// Up to this one.
+        number: u64,
+    },
+    /// Another node refused a batch, for one before it was lost.
+    NodeGap {
+        /// Its number.
+        node: u16,
+        /// Of the batch.
+        round: u32,
+        /// The last that it has.
+        last: u64,
+    },
+    /// The link to another node broke and is there again.
+    NodeReset {
+        /// Its number.
+        node: u16,
+    },
+    /// Another node is lost.
+    NodeLost {
+        /// Its number.
+        node: u16,
+    },
+    /// Every node has heard of a subscription.
+    Barrier {
+        /// Whose.
+        connection: ConnectionKey,
+        /// Which SUBSCRIBE.
+        ticket: u64,
     },
     /// This node has a lease again.
     LeaseBack,
@@ -137,12 +172,26 @@ impl ArbiterState {
             Event::RetainedTaken { connection, epoch, read, queued } => {
                 self.on_retained_taken(connection, epoch, read, queued);
             }
-            Event::Route { message, addressee } => {
+            Event::Route { message, addressee, weight } => {
                 let mut publication = self.publication_of(&message);
                 self.deliver_here(&mut publication, &addressee);
+                self.shared.inboxes[usize::from(self.id)].release(weight);
             }
             Event::Close { connection, group, client_id, epoch } => self.on_close(connection, group, &client_id, epoch),
             Event::Led { group, leader } => self.on_led(group, leader),
+            Event::NodeAnswered { node, number } => {
+                let mut settled = Vec::new();
+                self.lanes.on_node_answer(node, number, &mut settled);
+                self.on_settled(settled);
+            }
+            Event::NodeGap { node, round, last } => self.on_node_gap(node, round, last),
+            Event::NodeReset { node } => self.on_node_reset(node),
+            Event::NodeLost { node } => {
+                let mut settled = Vec::new();
+                self.lanes.on_node_lost(node, &mut settled);
+                self.on_settled(settled);
+            }
+            Event::Barrier { connection, ticket } => self.on_barrier(connection, ticket),
             Event::LeaseBack => self.acknowledge_withheld(),
             Event::Publish(message) => self.route_message(&message),
             Event::ResumePublishers => self.resume_publishers(),
@@ -176,6 +225,11 @@ impl ArbiterState {
     fn on_lane_answered(&mut self, answer: &LaneAnswer) {
         let mut settled = Vec::new();
         self.lanes.on_answer(answer, &mut settled);
+        self.on_settled(settled);
+    }
+
+    /// Messages that every target has answered for.
+    fn on_settled(&mut self, settled: Vec<lanes::Settled>) {
         for lanes::Settled { came_by, ticket, reason } in settled {
             if reason.is_error() {
                 self.counters.publishes_refused.inc(reason.into());

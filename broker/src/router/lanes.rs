@@ -14,6 +14,7 @@ use slab::Slab;
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::cluster::Leader;
+use super::node_lanes::NodeLanes;
 use super::publish::Publication;
 use crate::replicated::command::{self, Command, LaneBatch, LaneMessage, MessageRecord, SessionCommand};
 use crate::replicated::{LaneAnswer, PersistentSession, Slots};
@@ -80,6 +81,7 @@ pub struct Lanes {
     current: Option<Waiter>,
     touched: Vec<u16>,
     acknowledged: Vec<(PersistentSession, ConnectionKey, AckKind, PacketId, ReasonCode)>,
+    pub(super) nodes: NodeLanes,
 }
 
 impl Lanes {
@@ -104,6 +106,7 @@ impl Lanes {
             current: None,
             touched: Vec::new(),
             acknowledged: Vec::new(),
+            nodes: NodeLanes::default(),
         }
     }
 
@@ -181,6 +184,10 @@ impl Lanes {
     fn push(&mut self, group: u16, message: LaneMessage, waiter: Waiter) {
         let number = self.gather(group, message);
         self.groups[usize::from(group)].unanswered.push_back((number, waiter));
+        self.wait_for_one_more(waiter);
+    }
+
+    pub(super) fn wait_for_one_more(&mut self, waiter: Waiter) {
         self.waiting[waiter.0].remaining += 1;
     }
 
@@ -196,7 +203,7 @@ impl Lanes {
         lane.next
     }
 
-    fn waiter(&mut self) -> Waiter {
+    pub(super) fn waiter(&mut self) -> Waiter {
         *self.current.get_or_insert_with(|| {
             Waiter(self.waiting.insert(Waiting { remaining: 0, connection: None, reason: ReasonCode::Success }))
         })
@@ -282,6 +289,7 @@ impl Lanes {
     /// Whether publishers should pause until groups have answered.
     pub(super) fn is_paused(&self) -> bool {
         self.groups.iter().filter_map(|lane| lane.kept.as_ref()).any(|kept| kept.outgoing.is_paused())
+            || self.nodes.is_paused()
     }
 
     fn kept(&mut self, group: u16) -> Option<&mut Kept> {
@@ -314,24 +322,28 @@ impl Lanes {
             kept.answered = kept.answered.max(answer.number);
             kept.outgoing.on_answer(answer.number);
         }
-        while let Some(&(number, waiter)) = lane.unanswered.front() {
-            if number > answer.number {
-                break;
-            }
-            lane.unanswered.pop_front();
-            let Some(waiting) = self.waiting.get_mut(waiter.0) else {
-                continue;
-            };
-            if let Some((_, reason)) = answer.refused.iter().find(|(refused, _)| *refused == number) {
-                waiting.reason = *reason;
-            }
-            waiting.remaining -= 1;
-            if waiting.remaining == 0 {
-                let Waiting { connection, reason, .. } = self.waiting.remove(waiter.0);
-                if connection.is_some() || reason.is_error() {
-                    let came_by = connection.map(|(came_by, _)| came_by);
-                    settled.push(Settled { came_by, ticket: connection.and_then(|(_, ticket)| ticket), reason });
-                }
+        while let Some((number, waiter)) =
+            self.groups[usize::from(answer.group)].unanswered.pop_front_if(|(number, _)| *number <= answer.number)
+        {
+            let refused = answer.refused.iter().find(|(refused, _)| *refused == number);
+            self.settle_one(waiter, refused.map_or(ReasonCode::Success, |(_, reason)| *reason), settled);
+        }
+    }
+
+    /// One of those that `waiter` waits for has answered.
+    pub(super) fn settle_one(&mut self, waiter: Waiter, reason: ReasonCode, settled: &mut Vec<Settled>) {
+        let Some(waiting) = self.waiting.get_mut(waiter.0) else {
+            return;
+        };
+        if reason != ReasonCode::Success {
+            waiting.reason = reason;
+        }
+        waiting.remaining -= 1;
+        if waiting.remaining == 0 {
+            let Waiting { connection, reason, .. } = self.waiting.remove(waiter.0);
+            if connection.is_some() || reason.is_error() {
+                let came_by = connection.map(|(came_by, _)| came_by);
+                settled.push(Settled { came_by, ticket: connection.and_then(|(_, ticket)| ticket), reason });
             }
         }
     }
@@ -344,6 +356,7 @@ impl ArbiterState {
         if !acknowledged.is_empty() {
             self.gather_acknowledgements(acknowledged);
         }
+        self.flush_node_lanes();
         for group in std::mem::take(&mut self.lanes.touched) {
             let lane = self.lanes.id;
             let incarnation = self.lanes.incarnation;

@@ -27,6 +27,7 @@ mod inbox_tests;
 pub mod keep_alive;
 mod lanes;
 mod log_rate;
+pub mod node_lanes;
 mod packets;
 mod publish;
 pub mod registry;

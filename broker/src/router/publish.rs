@@ -466,6 +466,11 @@ impl ArbiterState {
                 self.schedule_flush();
             }
         }
+        for &node in &cached.global.nodes {
+            matched = true;
+            self.lanes.publish_to_node(node, publication, self.now_ms);
+            self.schedule_flush();
+        }
         // QoS 0 never enters a log: it goes directly to those who are connected.
         if publication.qos != QoS::AtMostOnce {
             for &group in &cached.global.groups {

@@ -85,10 +85,20 @@ impl ArbiterState {
         own: OwnSubscription,
         session_read: Option<u64>,
     ) {
-        // What this turn published before goes ahead of the read.
-        self.flush_lanes();
+        let number = self.begin_read(key, filter, own, session_read);
+        self.ask_first_page(key, number);
+    }
+
+    /// From here on live messages of the subscription wait. Nothing is asked for yet. Returns the read's number.
+    pub(super) fn begin_read(
+        &mut self,
+        key: ConnectionKey,
+        filter: &str,
+        own: OwnSubscription,
+        session_read: Option<u64>,
+    ) -> u64 {
         let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
-            return;
+            return 0;
         };
         let state = session.reads.0.get_or_insert_default();
         let number = state.next;
@@ -103,6 +113,16 @@ impl ArbiterState {
             with_group: false,
             asked: None,
         });
+        number
+    }
+
+    pub(super) fn ask_first_page(&mut self, key: ConnectionKey, number: u64) {
+        // What this turn published before goes ahead of the read.
+        self.flush_lanes();
+        let Some(filter) = self.read_mut(key, number).map(|read| read.filter.clone()) else {
+            return;
+        };
+        let filter = &*filter;
         let asked = RetainedCursor::default();
         if filter.starts_with("$SYS") {
             if let Some(read) = self.read_mut(key, number) {

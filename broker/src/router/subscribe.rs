@@ -10,6 +10,7 @@ use kentongan_proto::topic::ParsedFilter;
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::client::{ClientSession, OwnSubscription};
+use super::cluster::PendingSubAck;
 use super::log_rate::excerpt;
 use crate::metrics::SubscribeRefusal;
 use crate::replicated::command::SessionCommand;
@@ -59,9 +60,20 @@ impl ArbiterState {
                 reads.push((filter.as_str(), own));
             }
         }
-        self.write_suback(key, subscribe.packet_id, codes, Packet::SubAck);
-        for (filter, own) in reads {
-            self.read_retained(key, filter, own, None);
+        let reads = reads.into_iter().map(|(filter, own)| self.begin_read(key, filter, own, None)).collect();
+        let suback = PendingSubAck { packet_id: subscribe.packet_id, codes, reads };
+        if self.shared.cluster.is_some() {
+            return self.await_barrier(key, suback);
+        }
+        self.answer_subscribe(key, suback);
+    }
+
+    /// SUBACK, and then what it promises.
+    pub(super) fn answer_subscribe(&mut self, key: ConnectionKey, suback: PendingSubAck) {
+        let PendingSubAck { packet_id, codes, reads } = suback;
+        self.write_suback(key, packet_id, codes, Packet::SubAck);
+        for number in reads {
+            self.ask_first_page(key, number);
         }
     }
 
@@ -118,6 +130,9 @@ impl ArbiterState {
         };
         let persistent = session.persistent;
         let replaced = session.subscriptions.insert(Box::from(filter), own).is_some();
+        if !replaced {
+            self.change_interest(filter, true);
+        }
         match parsed {
             ParsedFilter::Plain(plain) => {
                 self.subscriptions.insert(
@@ -171,6 +186,7 @@ impl ArbiterState {
     }
 
     fn leave(&mut self, key: ConnectionKey, filter: &str, own: OwnSubscription, group: Option<u16>) {
+        self.change_interest(filter, false);
         match ParsedFilter::parse(filter) {
             Ok(ParsedFilter::Plain(plain)) => {
                 self.subscriptions.remove(plain.as_str(), key.raw());

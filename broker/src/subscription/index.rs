@@ -1,4 +1,4 @@
-//! The table that all threads share: which arbiters and groups want a topic.
+//! The table that all threads share: which arbiters, groups and other nodes want a topic.
 //!
 //! A filter's subscribers are counted a target, so only the first and the last of each change what a match returns,
 //! and only those raise a generation: ten thousand clients that come for the same topic outdate its cached matches
@@ -30,6 +30,8 @@ pub enum Target {
     Arbiter(u16),
     /// The Raft group of persistent sessions that subscribed.
     Group(u16),
+    /// Another node, which has transient sessions that subscribed: by its number in [`crate::router::cluster::Nodes`].
+    Node(u16),
 }
 
 /// A set of arbiters.
@@ -101,6 +103,8 @@ pub struct Matched {
     pub arbiters: ArbiterSet,
     /// Those with persistent sessions that want it, ascending, each once.
     pub groups: SmallVec<[u16; 8]>,
+    /// Other nodes with transient sessions that want it, ascending, each once.
+    pub nodes: SmallVec<[u16; 4]>,
     /// Of each, one member gets it.
     pub shares: Vec<Arc<ShareGroup>>,
     stamp: Stamp,
@@ -111,13 +115,14 @@ impl Matched {
     #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.arbiters.is_empty() && self.groups.is_empty() && self.shares.is_empty()
+        self.arbiters.is_empty() && self.groups.is_empty() && self.nodes.is_empty() && self.shares.is_empty()
     }
 
     /// Makes it one that was never made.
     pub(super) fn forget(&mut self) {
         self.arbiters = ArbiterSet::default();
         self.groups.clear();
+        self.nodes.clear();
         self.shares.clear();
         self.stamp = Stamp::default();
     }
@@ -144,6 +149,11 @@ impl Matched {
             Target::Group(group) => {
                 if let Err(at) = self.groups.binary_search(&group) {
                     self.groups.insert(at, group);
+                }
+            }
+            Target::Node(node) => {
+                if let Err(at) = self.nodes.binary_search(&node) {
+                    self.nodes.insert(at, node);
                 }
             }
         }
@@ -435,7 +445,7 @@ fn is_named(share: &ShareGroup, name: &str, filter: &str) -> bool {
     share.name() == name && share.filter() == filter
 }
 
-/// Topic Filter → the arbiters and groups that want it. Any thread may read and change it.
+/// Topic Filter → the arbiters, groups and nodes that want it. Any thread may read and change it.
 pub struct SubscriptionIndex {
     exact: Box<[CachePadded<Shard<ExactFilters>>]>,
     first_level: Box<[CachePadded<Shard<WildcardFilters>>]>,

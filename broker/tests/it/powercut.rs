@@ -45,7 +45,8 @@ impl PowerCut {
         let text = |path: PathBuf| path.to_str().expect("UTF-8").to_owned();
         // Small, so that checkpoints come within a test; but they sync the directory of the segments, which nobody else may do
         // for a moment where it is their own names that are not synced.
-        let checkpoints = if ignored == Some(SyncSite::LogSegmentName) { ("100000000", "3600") } else { ("20000", "30") };
+        let checkpoints =
+            if ignored == Some(SyncSite::LogSegmentName) { ("100000000", "3600") } else { ("20000", "30") };
         let environment = [
             ("LD_PRELOAD", text(library)),
             ("POWERCUT_DIR", text(own.disk())),

@@ -65,6 +65,12 @@ impl Outgoing {
         number
     }
 
+    /// The number that [`Self::push`] gives next.
+    #[must_use]
+    pub fn next_number(&self) -> u64 {
+        self.last + 1
+    }
+
     /// Appends an item under a number of its own, the position in an outbox say.
     ///
     /// # Panics

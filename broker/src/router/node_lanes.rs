@@ -1,0 +1,209 @@
+//! The lanes from an arbiter to other nodes: messages for transient sessions there.
+//!
+//! A message waits until the node has handed it to its arbiters, or is lost. QoS 0 goes the same way, so that a publisher's
+//! messages stay in order, and nobody waits for it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{PoisonError, RwLock};
+
+use kentongan_cluster::lane::Outgoing;
+use kentongan_proto::mqtt::{QoS, ReasonCode};
+use prost::Message as _;
+
+use super::arbiter::ArbiterState;
+use super::lanes::{Lanes, Settled, Waiter};
+use super::publish::Publication;
+use crate::peers::PeerFull;
+use crate::peers::wire::{Forwarded, Messages, NodeMessage};
+use crate::replicated::command::MessageRecord;
+
+/// Bytes that may wait in the lane of one arbiter to one node before its publishers pause.
+const NODE_LANE_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// One start of another node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PeerProcess {
+    /// The node.
+    pub node: u64,
+    /// Which of its starts.
+    pub incarnation: u64,
+}
+
+/// The small numbers by which the subscription index knows other nodes. One number for each start of a node, never given
+/// twice.
+#[derive(Debug, Default)]
+pub struct Nodes(RwLock<Vec<PeerProcess>>);
+
+impl Nodes {
+    /// The number of a process; given now if it has none.
+    ///
+    /// # Panics
+    /// There are no numbers left: a node would have to see 65,536 starts of others.
+    pub fn number(&self, process: PeerProcess) -> u16 {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let at = known.iter().position(|other| *other == process).unwrap_or_else(|| {
+            known.push(process);
+            known.len() - 1
+        });
+        assert!(at <= usize::from(u16::MAX), "no more numbers for nodes");
+        at as u16
+    }
+
+    /// Whose number it is.
+    #[must_use]
+    pub fn get(&self, number: u16) -> Option<PeerProcess> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(usize::from(number)).copied()
+    }
+}
+
+/// One lane.
+#[derive(Debug)]
+struct NodeLane {
+    outgoing: Outgoing,
+    unanswered: VecDeque<(u64, Waiter)>,
+    /// Up to where the node has answered, now and a second ago.
+    answered: u64,
+    answered_before: u64,
+}
+
+/// The lanes of an arbiter to other nodes, by the nodes' numbers.
+#[derive(Debug, Default)]
+pub(super) struct NodeLanes {
+    lanes: BTreeMap<u16, NodeLane>,
+    touched: Vec<u16>,
+}
+
+impl NodeLanes {
+    fn lane(&mut self, node: u16) -> &mut NodeLane {
+        self.lanes.entry(node).or_insert_with(|| NodeLane {
+            outgoing: Outgoing::new(NODE_LANE_BYTES_MAX),
+            unanswered: VecDeque::new(),
+            answered: 0,
+            answered_before: 0,
+        })
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.lanes.values().any(|lane| lane.outgoing.is_paused())
+    }
+
+    /// The lanes that made no progress since this was asked last; they begin anew.
+    fn stuck(&mut self) -> Vec<u16> {
+        let mut stuck = Vec::new();
+        for (&node, lane) in &mut self.lanes {
+            if !lane.outgoing.is_settled() && lane.answered == lane.answered_before {
+                lane.outgoing.on_reset();
+                stuck.push(node);
+            }
+            lane.answered_before = lane.answered;
+        }
+        stuck
+    }
+}
+
+impl Lanes {
+    /// The message goes to the transient sessions of another node that subscribe.
+    pub(super) fn publish_to_node(&mut self, node: u16, publication: &mut Publication<'_>, now_ms: u64) {
+        let waiter = (publication.qos != QoS::AtMostOnce).then(|| self.waiter());
+        let message = MessageRecord::from_message(&publication.share_message(), now_ms);
+        let lane = self.nodes.lane(node);
+        let number = lane.outgoing.next_number();
+        let item = NodeMessage { number, message: Some(message) };
+        lane.outgoing.push_at(number, |out| {
+            // Cannot fail: a `BytesMut` grows.
+            let _ = item.encode_length_delimited(out);
+        });
+        if let Some(waiter) = waiter {
+            lane.unanswered.push_back((number, waiter));
+            self.wait_for_one_more(waiter);
+        }
+        self.nodes.touched.push(node);
+    }
+
+    /// A node handed on everything up to `number`.
+    pub(super) fn on_node_answer(&mut self, node: u16, number: u64, settled: &mut Vec<Settled>) {
+        let Some(lane) = self.nodes.lanes.get_mut(&node) else {
+            return;
+        };
+        lane.outgoing.on_answer(number);
+        lane.answered = lane.answered.max(number);
+        let mut answered = Vec::new();
+        while let Some((_, waiter)) = lane.unanswered.pop_front_if(|(waiting, _)| *waiting <= number) {
+            answered.push(waiter);
+        }
+        for waiter in answered {
+            self.settle_one(waiter, ReasonCode::Success, settled);
+        }
+    }
+
+    /// A node is lost: nobody there waits for anything.
+    pub(super) fn on_node_lost(&mut self, node: u16, settled: &mut Vec<Settled>) {
+        if let Some(lane) = self.nodes.lanes.remove(&node) {
+            for (_, waiter) in lane.unanswered {
+                self.settle_one(waiter, ReasonCode::Success, settled);
+            }
+        }
+    }
+}
+
+impl ArbiterState {
+    /// Sends what gathered for other nodes in this turn.
+    pub(super) fn flush_node_lanes(&mut self) {
+        let mut touched = std::mem::take(&mut self.lanes.nodes.touched);
+        touched.sort_unstable();
+        touched.dedup();
+        for node in touched {
+            self.send_node_lane(node);
+        }
+    }
+
+    fn send_node_lane(&mut self, node: u16) {
+        let Some(cluster) = &self.shared.cluster else {
+            return;
+        };
+        let (Some(target), Some(lane)) = (cluster.nodes.get(node), self.lanes.nodes.lanes.get_mut(&node)) else {
+            return;
+        };
+        while let Some(batch) = lane.outgoing.next_batch() {
+            let messages = Messages {
+                lane: u32::from(self.id),
+                incarnation: self.shared.incarnation,
+                target_incarnation: target.incarnation,
+                previous: batch.previous,
+                last: batch.last,
+                items: batch.items,
+                round: batch.round,
+                payload: batch.payload,
+            };
+            if let Err(PeerFull) = cluster.peers.forward(target.node, Forwarded::Messages(messages)) {
+                lane.outgoing.on_reset();
+                return;
+            }
+        }
+    }
+
+    /// A node refused a batch, because one before it was lost.
+    pub(super) fn on_node_gap(&mut self, node: u16, round: u32, last: u64) {
+        if let Some(lane) = self.lanes.nodes.lanes.get_mut(&node) {
+            // One that has forgotten what it answered is another process: it will be found lost.
+            if lane.outgoing.on_gap(round, last).is_ok() {
+                self.send_node_lane(node);
+            }
+        }
+    }
+
+    /// The link to a node broke and is there again.
+    pub(super) fn on_node_reset(&mut self, node: u16) {
+        if let Some(lane) = self.lanes.nodes.lanes.get_mut(&node) {
+            lane.outgoing.on_reset();
+            self.send_node_lane(node);
+        }
+    }
+
+    /// Once a second.
+    pub(super) fn retry_node_lanes(&mut self) {
+        for node in self.lanes.nodes.stuck() {
+            self.send_node_lane(node);
+        }
+    }
+}
