@@ -105,7 +105,11 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn target(who: u64) -> Target {
-    if who < 3 { Target::Arbiter(who as u16 * 100) } else { Target::Group(who as u16) }
+    match who {
+        0..3 => Target::Arbiter(who as u16 * 100),
+        _ if who % 2 == 0 => Target::Group(who as u16),
+        _ => Target::Node(who as u16),
+    }
 }
 
 fn options(connection: u64, how: u8) -> LocalSubscription {
@@ -138,20 +142,22 @@ fn terms(merged: &Merged) -> (QoS, bool, Vec<u32>) {
 
 fn check_global(index: &SubscriptionIndex, naive: &BTreeMap<(String, u64), u32>, topic: &str) {
     let wanted = naive.keys().filter(|(filter, _)| is_match(filter, topic)).map(|&(_, who)| target(who));
-    let (mut arbiters, mut groups) = (Vec::new(), Vec::new());
+    let (mut arbiters, mut groups, mut nodes) = (Vec::new(), Vec::new(), Vec::new());
     for target in wanted {
         match target {
             Target::Arbiter(arbiter) => arbiters.push(arbiter),
             Target::Group(group) => groups.push(group),
+            Target::Node(node) => nodes.push(node),
         }
     }
-    for list in [&mut arbiters, &mut groups] {
+    for list in [&mut arbiters, &mut groups, &mut nodes] {
         list.sort_unstable();
         list.dedup();
     }
     let matched = matched(index, topic);
     assert_eq!(matched.arbiters.iter().collect::<Vec<_>>(), arbiters, "arbiters of {topic:?}");
     assert_eq!(matched.groups.to_vec(), groups, "groups of {topic:?}");
+    assert_eq!(matched.nodes.to_vec(), nodes, "nodes of {topic:?}");
     assert!(index.is_current(&matched));
 }
 
