@@ -13,8 +13,8 @@ use crate::connection_key::ConnectionKey;
 /// What the thread that applies commands is asked beside them.
 #[derive(Debug)]
 pub enum Query {
-    /// Nothing is replayed any more: begin to act on effects.
-    Lead,
+    /// Start-up has handed over what acting on effects needs.
+    Begin,
     /// A CONNECT that must ask who else has its Client Identifier.
     Claim(ClaimRequest),
     /// A connection that was to be taken over is done.
@@ -120,17 +120,20 @@ impl Submitter {
 
     /// Asks for a Client Identifier that may be contended for.
     pub fn claim(&self, request: ClaimRequest) {
-        self.pipeline.query(Query::Claim(request));
+        let group = GroupId(self.slots.group_of(&request.client_id));
+        self.pipeline.query(group, Query::Claim(request));
     }
 
     /// A connection let go of its Client Identifier, and somebody may wait for that.
     pub fn released(&self, client_id: &Arc<str>) {
-        self.pipeline.query(Query::Released(Arc::clone(client_id)));
+        let group = GroupId(self.slots.group_of(client_id));
+        self.pipeline.query(group, Query::Released(Arc::clone(client_id)));
     }
 
     /// Asks for a part of the retained messages that match `filter`.
     pub fn retained_page(&self, connection: ConnectionKey, number: u64, filter: &str, cursor: RetainedCursor) {
-        self.pipeline.query(Query::RetainedPage { connection, number, filter: filter.to_owned(), cursor });
+        let group = GroupId(if filter.contains(['+', '#']) { cursor.group } else { self.slots.group_of(filter) });
+        self.pipeline.query(group, Query::RetainedPage { connection, number, filter: filter.to_owned(), cursor });
     }
 
     /// The mapping of names to groups.
