@@ -5,9 +5,10 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::disk::{SyncSite, make_durable_directory, sync_directory};
+use crate::identity::NodeId;
 
 /// Raised when the layout of the directory changes its meaning.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Why the directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -26,11 +27,11 @@ pub enum DataDirError {
         /// The directory.
         path: PathBuf,
     },
-    /// Written by a later version.
+    /// Written by another version.
     #[error(
-        "data directory {path} has format {found}; this version knows up to {FORMAT_VERSION}: use the version that wrote it"
+        "data directory {path} has format {found}; this version knows only {FORMAT_VERSION}: use the version that wrote it"
     )]
-    NewerFormat {
+    OtherFormat {
         /// The directory.
         path: PathBuf,
         /// Its format.
@@ -48,6 +49,7 @@ pub enum DataDirError {
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
+    node: NodeId,
     incarnation: u64,
     _lock: File,
 }
@@ -72,14 +74,21 @@ impl DataDir {
             Err(TryLockError::Error(error)) => return Err(at(&lock_path)(error)),
         }
         check_format(path)?;
+        let node = node_id(path)?;
         let incarnation = next_incarnation(path)?;
-        Ok(Self { path: path.to_owned(), incarnation, _lock: lock })
+        Ok(Self { path: path.to_owned(), node, incarnation, _lock: lock })
     }
 
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Who this node is, drawn when the directory was made.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.node
     }
 
     /// The number of this start: larger than that of every earlier one, power cuts included.
@@ -92,11 +101,25 @@ impl DataDir {
 fn check_format(path: &Path) -> Result<(), DataDirError> {
     match read_number(&path.join("format"))? {
         None => write_number(path, "format", u64::from(FORMAT_VERSION)),
-        Some(found) if found > u64::from(FORMAT_VERSION) => {
-            Err(DataDirError::NewerFormat { path: path.to_owned(), found: u32::try_from(found).unwrap_or(u32::MAX) })
+        Some(found) if found != u64::from(FORMAT_VERSION) => {
+            Err(DataDirError::OtherFormat { path: path.to_owned(), found: u32::try_from(found).unwrap_or(u32::MAX) })
         }
         Some(_) => Ok(()),
     }
+}
+
+fn node_id(path: &Path) -> Result<NodeId, DataDirError> {
+    let file = path.join("node");
+    if let Some(id) = read_number(&file)? {
+        return if id == 0 { Err(DataDirError::Foreign { path: file }) } else { Ok(NodeId(id)) };
+    }
+    let mut bytes = [0; 8];
+    let random = Path::new("/dev/urandom");
+    let mut read = || File::open(random)?.read_exact(&mut bytes);
+    read().map_err(|error| DataDirError::Io { path: random.to_owned(), error })?;
+    let id = u64::from_le_bytes(bytes).max(1);
+    write_number(path, "node", id)?;
+    Ok(NodeId(id))
 }
 
 fn next_incarnation(path: &Path) -> Result<u64, DataDirError> {
@@ -141,15 +164,19 @@ mod tests {
         let first = DataDir::open(&path).expect("opened");
         assert!(matches!(DataDir::open(&path), Err(DataDirError::InUse { .. })));
         assert_eq!(first.incarnation(), 1);
+        let node = first.node();
         drop(first);
-        assert_eq!(DataDir::open(&path).expect("opened").incarnation(), 2);
+        let second = DataDir::open(&path).expect("opened");
+        assert_eq!((second.incarnation(), second.node()), (2, node));
     }
 
     #[test]
-    fn a_newer_format_is_refused() {
+    fn another_format_is_refused() {
         let directory = tempfile::tempdir().expect("a directory");
-        fs::write(directory.path().join("format"), "2\n").expect("written");
-        assert!(matches!(DataDir::open(directory.path()), Err(DataDirError::NewerFormat { found: 2, .. })));
+        for found in [FORMAT_VERSION - 1, FORMAT_VERSION + 1] {
+            fs::write(directory.path().join("format"), format!("{found}\n")).expect("written");
+            assert!(matches!(DataDir::open(directory.path()), Err(DataDirError::OtherFormat { .. })));
+        }
         fs::write(directory.path().join("format"), "x").expect("written");
         assert!(matches!(DataDir::open(directory.path()), Err(DataDirError::Foreign { .. })));
     }

@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::directory::Directory;
+use crate::identity::GroupId;
 use crate::identity::{Incarnation, NodeId};
-use crate::pipeline::GroupId;
 
 /// Who says that it has fenced an incarnation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

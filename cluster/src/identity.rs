@@ -1,35 +1,43 @@
 //! Who is who in a cluster.
 
 use std::fmt;
-use std::num::NonZeroU64;
 
-/// A node: random, never zero, kept on its disk. A node with an empty disk is another node, whatever its name.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NodeId(NonZeroU64);
+/// A node: random, never 0, kept on its disk. A node with an empty disk is another node, whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub u64);
 
 impl NodeId {
-    /// `None` for zero, which Raft keeps for "nobody".
+    /// `None` for 0, which Raft keeps for "nobody".
     #[must_use]
     pub fn new(id: u64) -> Option<Self> {
-        NonZeroU64::new(id).map(Self)
+        (id != 0).then_some(Self(id))
     }
 
     /// As it goes over the wire and to disk.
     #[must_use]
     pub fn get(self) -> u64 {
-        self.0.get()
-    }
-}
-
-impl fmt::Debug for NodeId {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "NodeId({self})")
+        self.0
     }
 }
 
 impl fmt::Display for NodeId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{:016x}", self.0)
+    }
+}
+
+/// Names a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupId(pub u16);
+
+impl GroupId {
+    /// The group that keeps members, placement and settings.
+    pub const DIRECTORY: Self = Self(u16::MAX);
+}
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
     }
 }
 

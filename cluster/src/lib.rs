@@ -1,9 +1,9 @@
-//! The log, the checkpoints, and the threads that drive state machines upon them.
+//! The log, the checkpoints, the groups upon them, and the threads that drive state machines.
 //!
-//! A node keeps many groups. What they propose is written by one *writer* thread: everything that gathered since its last
-//! round becomes one write and one sync ([`log`]). Committed commands go to the *apply* thread, which owns the state
-//! machine. From time to time what changed in a group is written to the state store as a *checkpoint* by a third
-//! thread ([`state`]); then the log before it may go.
+//! A node keeps many groups, each replicated by Raft ([`group`]). What all of them write becomes one write and one sync of
+//! one log ([`log`], [`node`]). Committed commands go to the *apply* thread, which owns the state machine ([`pipeline`]).
+//! From time to time what changed in a group is written to the state store as a *checkpoint* by a third thread
+//! ([`state`]); then the log before it may go.
 //!
 //! This crate knows nothing of MQTT: commands are bytes, and the state machine is handed in.
 
@@ -12,13 +12,17 @@ pub mod data_dir;
 pub mod directory;
 pub mod disk;
 pub mod fence;
+pub mod group;
 pub mod identity;
 pub mod interest;
 pub mod lane;
 pub mod lease;
 pub mod log;
+pub mod node;
 pub mod pipeline;
 pub mod state;
 
-pub use pipeline::{GroupId, Pipeline, PipelineConfig, PipelineHandle, StateMachine, Stats};
+pub use group::{CheckpointBase, Configuration};
+pub use identity::{GroupId, Incarnation, NodeId};
+pub use pipeline::{Pipeline, PipelineConfig, PipelineHandle, StateMachine, Stats};
 pub use state::{StateStore, Write};

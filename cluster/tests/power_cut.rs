@@ -12,8 +12,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kentongan_cluster::disk::{Disk, SimDisk, SyncSite, Unsynced};
+use tempfile::TempDir;
+
+use kentongan_cluster::group::{CheckpointBase, Configuration};
+use kentongan_cluster::log::LogId;
+use kentongan_cluster::pipeline::NoPeers;
 use kentongan_cluster::state::Checkpoint;
-use kentongan_cluster::{GroupId, Pipeline, PipelineConfig, StateMachine, StateStore, Write};
+use kentongan_cluster::{GroupId, NodeId, Pipeline, PipelineConfig, StateMachine, StateStore, Write};
 
 /// How a scenario ended badly.
 type Failure = String;
@@ -112,6 +117,12 @@ impl StateMachine for Recorder {
         self.commands.push(command.clone());
     }
 
+    fn lead(&mut self, _: GroupId, _: u64) {}
+
+    fn follow(&mut self, _: GroupId, _: Option<NodeId>) {}
+
+    fn refuse(&mut self, _: Self::Query) {}
+
     fn query(&mut self, query: Self::Query) {
         query.send(self.commands.clone()).expect("the asker waits");
     }
@@ -122,12 +133,12 @@ impl StateMachine for Recorder {
 
     fn tick(&mut self, _: Instant) {}
 
-    fn checkpoint(&mut self, _: GroupId) -> Vec<Write> {
-        if !self.keeps_checkpoints {
-            return Vec::new();
+    fn checkpoint(&mut self, _: GroupId) -> Option<Vec<Write>> {
+        if !self.keeps_checkpoints || self.stored == self.commands.len() {
+            return None;
         }
         let new = self.commands.iter().enumerate().skip(std::mem::replace(&mut self.stored, self.commands.len()));
-        new.map(|(at, command)| ((at as u64).to_be_bytes().to_vec(), Some(command.to_vec()))).collect()
+        Some(new.map(|(at, command)| ((at as u64).to_be_bytes().to_vec(), Some(command.to_vec()))).collect())
     }
 }
 
@@ -163,6 +174,8 @@ impl Node {
             applied: Arc::clone(applied),
         };
         let config = PipelineConfig {
+            node: NodeId(1),
+            seed: 1,
             groups: 1,
             segment_bytes: mode.segment_bytes,
             checkpoint_log_bytes: 300,
@@ -170,14 +183,14 @@ impl Node {
             sync: mode.sync,
             free_bytes_reserve: 0,
         };
-        let pipeline = Pipeline::start(config, disk, store, machine).map_err(|error| refused(&error))?;
+        let pipeline = Pipeline::start(config, disk, store, machine, NoPeers).map_err(|error| refused(&error))?;
         Ok(Self { pipeline, applied: Arc::clone(applied) })
     }
 
     /// All commands applied, which the answer shows to the world.
     fn commands(&self) -> Vec<Bytes> {
         let (answer, answered) = mpsc::channel();
-        self.pipeline.handle().query(answer);
+        self.pipeline.handle().query(GROUP, answer);
         answered.recv().expect("answered")
     }
 
@@ -263,8 +276,8 @@ const CUTS: &[End] = &[
 const KILLS_AND_CUTS: &[End] =
     &[End::Kill, End::Cut(Unsynced::Kept, Unsynced::Lost), End::Cut(Unsynced::Kept, Unsynced::Holed)];
 
-/// The ends of a run of the log alone, at each operation of its disk.
-fn run_log(ignored: Option<SyncSite>, commands: usize, ends: &'static [End]) -> Vec<Image> {
+/// The ends of a run of the log alone, at each operation of its disk, and the store that was made at its start.
+fn run_log(ignored: Option<SyncSite>, commands: usize, ends: &'static [End]) -> (Vec<Image>, TempDir) {
     let directory = tempfile::tempdir().expect("a directory");
     let disk = SimDisk::new();
     disk.ignore_sync(ignored);
@@ -276,26 +289,26 @@ fn run_log(ignored: Option<SyncSite>, commands: usize, ends: &'static [End]) -> 
     disk.watch(|_| {});
     let images = std::mem::take(&mut *images.lock().expect("not poisoned"));
     assert!(images.len() > commands, "a disk that is used");
-    images
+    (images, directory)
 }
 
 /// Judges what the power may leave.
-fn check_all(images: Vec<Image>) -> Result<(), Failure> {
+fn check_all(images: Vec<Image>, store: &Path) -> Result<(), Failure> {
     // No checkpoint is written, so one store serves all.
-    let directory = tempfile::tempdir().expect("a directory");
     let mut seen = BTreeSet::new();
     // Of those that are alike, the last one claims most.
     let mut distinct = images.into_iter().rev().filter(|(_, disk)| seen.insert(disk.contents()));
-    distinct.try_for_each(|(applied, disk)| check(&disk, directory.path(), LOG_ONLY, applied))
+    distinct.try_for_each(|(applied, disk)| check(&disk, store, LOG_ONLY, applied))
 }
 
 fn cut_at_any_operation(ignored: Option<SyncSite>) -> Result<(), Failure> {
-    check_all(run_log(ignored, 12, CUTS))
+    let (images, store) = run_log(ignored, 12, CUTS);
+    check_all(images, store.path())
 }
 
 fn kill_or_cut_and_cut_again(ignored: Option<SyncSite>) -> Result<(), Failure> {
-    let directory = tempfile::tempdir().expect("a directory");
-    for (_, disk) in run_log(ignored, 5, KILLS_AND_CUTS) {
+    let (images, directory) = run_log(ignored, 5, KILLS_AND_CUTS);
+    for (_, disk) in images {
         let applied = Arc::default();
         let images = watch(&disk, &applied, CUTS);
         let node = Node::start(&disk, directory.path(), LOG_ONLY, &applied)?;
@@ -304,7 +317,7 @@ fn kill_or_cut_and_cut_again(ignored: Option<SyncSite>) -> Result<(), Failure> {
         node.pipeline.stop();
         disk.watch(|_| {});
         let images = std::mem::take(&mut *images.lock().expect("not poisoned"));
-        check_all(images)?;
+        check_all(images, directory.path())?;
     }
     Ok(())
 }
@@ -395,15 +408,20 @@ fn write_checkpoints(ignored: Option<SyncSite>, groups: u16, checkpoints: u64) -
     let mut store = StateStore::open(directory.path(), Arc::new(disk.clone())).expect("opened");
     for applied in 1..=checkpoints {
         let write = || (b"key".to_vec(), Some(applied.to_be_bytes().to_vec()));
-        let one = |group| Checkpoint { group: GroupId(group), applied, writes: vec![write()] };
+        let base = CheckpointBase {
+            applied: LogId { index: applied, term: 1 },
+            configuration: Configuration::of([NodeId(1)]),
+        };
+        let one = |group| Checkpoint { group: GroupId(group), base: base.clone(), writes: vec![write()] };
         store.write((0..groups).map(one).collect()).expect("written");
     }
     drop(store);
     let left = disk.after_power_cut(Unsynced::Lost, Unsynced::Lost);
     let store = StateStore::open(directory.path(), Arc::new(left)).map_err(|error| format!("refused: {error}"))?;
-    match store.applied().values().all(|&applied| applied == checkpoints) && store.applied().len() == groups.into() {
+    let bases = store.bases();
+    match bases.values().all(|base| base.applied.index == checkpoints) && bases.len() == groups.into() {
         true => Ok(()),
-        false => Err(format!("the store is at {:?}", store.applied())),
+        false => Err(format!("the store is at {bases:?}")),
     }
 }
 

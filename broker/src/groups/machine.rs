@@ -1,12 +1,12 @@
 //! Applies what was committed, and carries the effects out: the one thread on which groups change.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Instant;
 
 use bytes::Bytes;
-use kentongan_cluster::{GroupId, StateMachine, Write};
+use kentongan_cluster::{GroupId, NodeId, StateMachine, Write};
 use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{QoS, ReasonCode};
 
@@ -58,6 +58,9 @@ pub struct Machine {
     shared: SharedCell,
     counters: ArbiterCounters,
     effects: Vec<Effect>,
+    /// Groups that this node leads.
+    led: BTreeSet<u16>,
+    /// Whether effects are acted upon.
     leads: bool,
     /// Told once every group has let go of what an earlier start held.
     fenced: Option<mpsc::Sender<()>>,
@@ -95,6 +98,7 @@ impl Machine {
             shared,
             counters,
             effects: Vec::new(),
+            led: BTreeSet::new(),
             leads: false,
             fenced: Some(fenced),
             waiting: HashMap::new(),
@@ -124,9 +128,15 @@ impl Machine {
         self.events[arbiter].push(event);
     }
 
-    fn lead(&mut self) {
+    /// Begins to act on effects once every group is led, and start-up handed over what that needs.
+    fn begin_if_due(&mut self) {
+        let Some(shared) = self.shared.get().cloned() else {
+            return;
+        };
+        if self.leads || self.led.len() < self.groups.len() {
+            return;
+        }
         self.leads = true;
-        let shared = self.shared();
         let mut to_route = Vec::new();
         for group in 0..self.groups.len() as u16 {
             let mut effects = Vec::new();
@@ -573,9 +583,26 @@ impl StateMachine for Machine {
         }
     }
 
+    fn lead(&mut self, group: GroupId, _term: u64) {
+        self.led.insert(group.0);
+        self.begin_if_due();
+    }
+
+    fn follow(&mut self, group: GroupId, _leader: Option<NodeId>) {
+        self.led.remove(&group.0);
+    }
+
+    fn refuse(&mut self, query: Query) {
+        if let Query::Claim(request) = query {
+            let connection = request.connection;
+            let reason = ReasonCode::ServerUnavailable;
+            self.push(connection.arbiter(), Event::Refused { connection, reason });
+        }
+    }
+
     fn query(&mut self, query: Query) {
         match query {
-            Query::Lead => self.lead(),
+            Query::Begin => self.begin_if_due(),
             Query::Claim(request) => self.claim(request),
             Query::Released(client_id) => {
                 if let Some(request) = self.waiting.remove(&client_id) {
@@ -625,8 +652,8 @@ impl StateMachine for Machine {
         }
     }
 
-    fn checkpoint(&mut self, group: GroupId) -> Vec<Write> {
-        self.groups[usize::from(group.0)].take_dirty()
+    fn checkpoint(&mut self, group: GroupId) -> Option<Vec<Write>> {
+        Some(self.groups[usize::from(group.0)].take_dirty())
     }
 }
 

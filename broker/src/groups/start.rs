@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use kentongan_cluster::data_dir::DataDir;
 use kentongan_cluster::disk::{Disk, RealDisk};
+use kentongan_cluster::pipeline::NoPeers;
 use kentongan_cluster::{GroupId, Pipeline, PipelineConfig, StateStore};
 
 use super::machine::{Machine, SharedCell};
@@ -59,7 +60,7 @@ pub fn start(
     let shared_cell = SharedCell::default();
     let (fenced, wait) = mpsc::channel();
     let machine = Machine::new(groups, Arc::clone(&shared_cell), metrics.arbiter(), fenced);
-    let pipeline = Pipeline::start(pipeline_config(settings), disk, store, machine)?;
+    let pipeline = Pipeline::start(pipeline_config(settings, &data_dir), disk, store, machine, NoPeers)?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
     let submitter = Submitter::new(pipeline.handle().clone(), slots);
     let incarnation = data_dir.incarnation();
@@ -67,7 +68,7 @@ pub fn start(
     if shared_cell.set(Arc::clone(&shared)).is_err() {
         unreachable!("set once, here");
     }
-    pipeline.handle().query(Query::Lead);
+    pipeline.handle().query(GroupId(0), Query::Begin);
     wait.recv_timeout(Duration::from_secs(FENCE_SECONDS_MAX))
         .context("the groups did not let go of the connections of the process before this one")?;
     Ok((shared, Running { pipeline, _data_dir: data_dir }))
@@ -92,8 +93,11 @@ fn group_config(settings: &Settings) -> GroupConfig {
     }
 }
 
-fn pipeline_config(settings: &Settings) -> PipelineConfig {
+fn pipeline_config(settings: &Settings, data_dir: &DataDir) -> PipelineConfig {
+    let node = data_dir.node();
     PipelineConfig {
+        node,
+        seed: node.0.rotate_left(32) ^ data_dir.incarnation(),
         groups: settings.storage.groups.get(),
         segment_bytes: settings.storage.segment_bytes,
         checkpoint_log_bytes: settings.storage.checkpoint_log_bytes,

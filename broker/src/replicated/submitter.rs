@@ -16,8 +16,8 @@ use crate::router::cluster::InterestChanges;
 /// What the thread that applies commands is asked beside them.
 #[derive(Debug)]
 pub enum Query {
-    /// Nothing is replayed any more: begin to act on effects.
-    Lead,
+    /// Start-up has handed over what acting on effects needs.
+    Begin,
     /// A CONNECT that must ask who else has its Client Identifier.
     Claim(ClaimRequest),
     /// A connection that was to be taken over is done.
@@ -149,27 +149,31 @@ impl Submitter {
 
     /// What the clients of an arbiter want has changed.
     pub fn interest(&self, changes: InterestChanges) {
-        self.pipeline.query(Query::Interest(changes));
+        self.pipeline.notify(Query::Interest(changes));
     }
 
     /// What an arbiter of `node` has of the sessions of a group that this node leads. Behind what was proposed before.
     pub fn resync(&self, node: u64, resync: Resync) {
-        self.pipeline.query(Query::Resync { node, resync });
+        let group = GroupId(u16::try_from(resync.group).unwrap_or(u16::MAX));
+        self.pipeline.query(group, Query::Resync { node, resync });
     }
 
     /// Asks for a Client Identifier that may be contended for.
     pub fn claim(&self, request: ClaimRequest) {
-        self.pipeline.query(Query::Claim(request));
+        let group = GroupId(self.slots.group_of(&request.client_id));
+        self.pipeline.query(group, Query::Claim(request));
     }
 
     /// A connection let go of its Client Identifier, and somebody may wait for that.
     pub fn released(&self, client_id: &Arc<str>) {
-        self.pipeline.query(Query::Released(Arc::clone(client_id)));
+        let group = GroupId(self.slots.group_of(client_id));
+        self.pipeline.query(group, Query::Released(Arc::clone(client_id)));
     }
 
     /// Asks for a part of the retained messages that match `filter`.
     pub fn retained_page(&self, asker: Asker, number: u64, filter: &str, cursor: RetainedCursor) {
-        self.pipeline.query(Query::RetainedPage { asker, number, filter: filter.to_owned(), cursor });
+        let group = GroupId(if filter.contains(['+', '#']) { cursor.group } else { self.slots.group_of(filter) });
+        self.pipeline.read(group, Query::RetainedPage { asker, number, filter: filter.to_owned(), cursor });
     }
 
     /// The mapping of names to groups.

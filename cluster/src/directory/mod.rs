@@ -13,8 +13,8 @@ mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::identity::GroupId;
 use crate::identity::{Incarnation, NodeId};
-use crate::pipeline::GroupId;
 use command::{Command, Departed, Form, Join, MemberRecord};
 
 pub use snapshot::SnapshotError;

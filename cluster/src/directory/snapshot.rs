@@ -3,8 +3,8 @@
 use prost::Message as _;
 
 use super::{Dead, Directory, Member, Placement, SLOTS, command};
+use crate::identity::GroupId;
 use crate::identity::{Incarnation, NodeId};
-use crate::pipeline::GroupId;
 
 /// Why bytes are no state of a directory. They come from a checkpoint or a peer whose checksums agreed: never go on
 /// without them.

@@ -15,8 +15,8 @@ mod table;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::identity::GroupId;
 use crate::identity::{Incarnation, NodeId};
-use crate::pipeline::GroupId;
 
 pub use barrier::{Barrier, BarrierFull};
 pub use source::{Feed, Source};

@@ -1,38 +1,43 @@
 //! The log of all groups: segments of records, one writer, one sync a round.
 //!
-//! A segment is a file `log-NUMBER`: a header, then records. A record is
+//! A segment is a file `log-NUMBER`: a header, an *opening*, then records. A record is
 //!
 //! ```text
-//! mark u32 | crc u32 | length u32 | synced u64 | group u16 | index u64 | payload
+//! mark u32 | crc u32 | length u32 | synced u64 | kind u8 | group u16 | three numbers u64 | payload
 //! ```
+//!
+//! An *entry* has index, term and payload; it takes the place of whatever stood at its index and behind (Raft lets a
+//! leader overwrite what was never committed). A *hard state* has term, vote and commit. A *base* has the index and term
+//! after which the group's log begins; it is written when a group is made and when a snapshot took the place of its log.
+//! The opening of a segment is the base and hard state of every group as of its beginning, so that the segments before
+//! it may go.
 //!
 //! `crc` covers everything after it. `synced` is the position in the log (bytes since its beginning, over all segments)
 //! up to which everything was known to be on disk when the record was written. That tells a torn end, which a power cut
 //! may leave, from damage to what was acknowledged: if a later record says that the damaged place had been synced, the log
 //! is damaged and is not touched.
 
+mod record;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+pub use self::record::{EntryKind, HardState, LogEntry, LogId};
+use self::record::{Record, parse, u32_at, u64_at, was_synced};
 use crate::disk::{AppendFile, Disk, SyncSite};
-use crate::pipeline::GroupId;
+use crate::identity::GroupId;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"KTGLOG\0\0";
 
 /// Raised when the bytes of a segment change their meaning.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
-/// Magic, version, the segment's position in the log, CRC of those.
-const HEADER_BYTES: usize = 8 + 4 + 8 + 4;
-
-const RECORD_MARK: u32 = 0x4B52_4543;
-const RECORD_BYTES: usize = 4 + 4 + 4 + 8 + 2 + 8;
-
-/// Largest payload of one record; larger is damage.
-const PAYLOAD_BYTES_MAX: usize = 1 << 30;
+/// Magic, version, the segment's position in the log, length of the opening, CRC of those.
+const HEADER_BYTES: usize = 8 + 4 + 8 + 4 + 4;
 
 /// Why the log cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -40,9 +45,9 @@ pub enum LogError {
     /// The disk failed.
     #[error("log: {0}")]
     Io(#[from] io::Error),
-    /// Written by a later version.
-    #[error("{file} has log format {found}; this version knows up to {FORMAT_VERSION}: use the version that wrote it")]
-    NewerFormat {
+    /// Written by another version.
+    #[error("{file} has log format {found}; this version knows only {FORMAT_VERSION}: use the version that wrote it")]
+    OtherFormat {
         /// The segment.
         file: String,
         /// Its version.
@@ -63,7 +68,7 @@ pub enum LogError {
     #[error("the log of group {group} goes on at {found} where {expected} was expected: part of it is missing")]
     Gap {
         /// Whose.
-        group: u16,
+        group: GroupId,
         /// What should come.
         expected: u64,
         /// What came.
@@ -71,15 +76,57 @@ pub enum LogError {
     },
 }
 
-/// One record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record {
-    /// Whose.
-    pub group: GroupId,
-    /// Its place in the group's log.
-    pub index: u64,
-    /// What was proposed.
-    pub payload: Bytes,
+/// What the log has of one group.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GroupLog {
+    /// The entries begin after this. The term is 0 where it is no longer known; then a checkpoint lies beyond.
+    pub base: LogId,
+    /// Consecutive.
+    pub entries: Vec<LogEntry>,
+    /// As last written.
+    pub hard: HardState,
+}
+
+impl GroupLog {
+    /// Where it ends.
+    #[must_use]
+    pub fn last(&self) -> LogId {
+        self.entries.last().map_or(self.base, |entry| entry.id)
+    }
+
+    /// The term of the entry at `index`, if that is still known.
+    #[must_use]
+    pub fn term_at(&self, index: u64) -> Option<u64> {
+        let behind_base = index.checked_sub(self.base.index)? as usize;
+        match behind_base.checked_sub(1) {
+            None => Some(self.base.term),
+            Some(at) => self.entries.get(at).map(|entry| entry.id.term),
+        }
+    }
+
+    fn put(&mut self, group: GroupId, entry: LogEntry) -> Result<(), LogError> {
+        let (index, expected) = (entry.id.index, self.last().index + 1);
+        if index > expected {
+            return Err(LogError::Gap { group, expected, found: index });
+        }
+        match index.checked_sub(self.base.index + 1) {
+            Some(kept) => self.entries.truncate(kept as usize),
+            // The overwritten entries are in segments that went because a checkpoint lies beyond them.
+            None => {
+                self.base = LogId { index: index.saturating_sub(1), term: 0 };
+                self.entries.clear();
+            }
+        }
+        self.entries.push(entry);
+        Ok(())
+    }
+}
+
+/// What a segment's opening says of a group.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tail {
+    last: LogId,
+    hard: HardState,
 }
 
 #[derive(Debug)]
@@ -87,8 +134,8 @@ struct Segment {
     name: String,
     /// Its first byte's position in the log.
     start: u64,
-    /// Highest index of each group in it.
-    last: BTreeMap<GroupId, u64>,
+    /// Where the log of each group ended when it was begun.
+    opening: BTreeMap<GroupId, u64>,
 }
 
 /// The log, open for writing.
@@ -102,6 +149,10 @@ pub struct Log {
     synced: u64,
     segment_bytes: u64,
     buffer: Vec<u8>,
+    /// Every group with what was added.
+    tails: BTreeMap<GroupId, Tail>,
+    /// Syncs of rounds, and the time they took.
+    syncs: (u64, Duration),
 }
 
 impl std::fmt::Debug for Log {
@@ -111,40 +162,48 @@ impl std::fmt::Debug for Log {
 }
 
 impl Log {
-    /// Reads what is there, hands every whole record to `take`, cuts a torn end off, and opens the log for writing.
+    /// Reads what is there, cuts a torn end off, and opens the log for writing.
     ///
     /// # Errors
     /// The disk failed, or what was safely written before is not there.
-    pub fn open(disk: Arc<dyn Disk>, segment_bytes: u64, mut take: impl FnMut(Record)) -> Result<Self, LogError> {
+    pub fn open(disk: Arc<dyn Disk>, segment_bytes: u64) -> Result<(Self, BTreeMap<GroupId, GroupLog>), LogError> {
         let names: Vec<_> = disk.list()?.into_iter().filter(|name| name.starts_with("log-")).collect();
         let mut segments: Vec<Segment> = Vec::new();
+        let mut groups: BTreeMap<GroupId, GroupLog> = BTreeMap::new();
         let mut position = None;
         for (number, name) in names.iter().enumerate() {
             let bytes = Bytes::from(disk.read(name)?);
             let is_last = number + 1 == names.len();
-            let Some(start) = read_header(name, &bytes, is_last)? else {
-                // Made, but its header never reached the disk: nothing was ever acknowledged from it.
+            // The first segment kept has all that is known: only the very first one may be unfinished.
+            let may_be_unfinished = is_last && (number > 0 || *name == segment_name(0));
+            let Some(header) = read_header(name, &bytes, may_be_unfinished)? else {
+                // Made, but its opening never reached the disk: nothing was ever acknowledged from it.
                 disk.remove(name)?;
                 continue;
             };
-            if position.is_some_and(|position| position != start) {
+            if position.is_some_and(|position| position != header.start) {
                 return Err(LogError::Damaged { file: name.clone(), offset: 0 });
             }
-            let mut segment = Segment { name: name.clone(), start, last: BTreeMap::new() };
-            let end = read_records(&segment.name, start, &bytes, is_last, |record| {
-                segment.last.insert(record.group, record.index);
-                take(record);
+            let opening_end = HEADER_BYTES + header.opening;
+            let mut opening = BTreeMap::new();
+            let end = read_records(name, header.start, &bytes, is_last, |at, group, record| {
+                if at < opening_end
+                    && let Record::Base(base) = record
+                {
+                    opening.insert(group, base.index);
+                }
+                take(&mut groups, group, record)
             })?;
             if end < bytes.len() {
                 let mut file = disk.append_to(name)?;
                 file.truncate(end as u64)?;
                 tracing::warn!(file = %name, bytes = bytes.len() - end, "cut the torn end of the log off: it was never acknowledged");
             }
-            position = Some(start + end as u64);
-            segments.push(segment);
+            position = Some(header.start + end as u64);
+            segments.push(Segment { name: name.clone(), start: header.start, opening });
         }
-        match segments.last() {
-            None => Self::start(disk, segment_bytes),
+        let log = match segments.last() {
+            None => Self::start(disk, segment_bytes)?,
             Some(last) => {
                 let end = position.unwrap_or(last.start);
                 let mut file = disk.append_to(&last.name)?;
@@ -153,53 +212,87 @@ impl Log {
                 file.sync(SyncSite::LogReopened)?;
                 disk.sync_directory(SyncSite::LogReopenedNames)?;
                 let length = end - last.start;
-                Ok(Self { disk, segments, file, length, synced: end, segment_bytes, buffer: Vec::new() })
+                let tails = groups.iter().map(|(&group, log)| (group, Tail { last: log.last(), hard: log.hard }));
+                let tails = tails.collect();
+                let syncs = Default::default();
+                Self { disk, segments, file, length, synced: end, segment_bytes, buffer: Vec::new(), tails, syncs }
             }
-        }
+        };
+        Ok((log, groups))
     }
 
     fn start(disk: Arc<dyn Disk>, segment_bytes: u64) -> Result<Self, LogError> {
         let file = disk.append_to(&segment_name(0))?;
-        let mut log =
-            Self { disk, segments: Vec::new(), file, length: 0, synced: 0, segment_bytes, buffer: Vec::new() };
+        let mut log = Self {
+            disk,
+            segments: Vec::new(),
+            file,
+            length: 0,
+            synced: 0,
+            segment_bytes,
+            buffer: Vec::new(),
+            tails: BTreeMap::new(),
+            syncs: Default::default(),
+        };
         log.begin_segment(0)?;
         Ok(log)
     }
 
-    fn begin_segment(&mut self, start: u64) -> Result<(), LogError> {
+    fn begin_segment(&mut self, start: u64) -> io::Result<()> {
         let name = segment_name(start);
+        let mut opening = Vec::new();
+        for (&group, tail) in &self.tails {
+            record::encode_base(&mut opening, self.synced, group, tail.last);
+            record::encode_hard_state(&mut opening, self.synced, group, tail.hard);
+        }
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + opening.len());
+        bytes.extend_from_slice(SEGMENT_MAGIC);
+        bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes.extend_from_slice(&start.to_le_bytes());
+        bytes.extend_from_slice(&(opening.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+        bytes.extend_from_slice(&opening);
         let mut file = self.disk.append_to(&name)?;
         file.truncate(0)?;
-        let mut header = Vec::with_capacity(HEADER_BYTES);
-        header.extend_from_slice(SEGMENT_MAGIC);
-        header.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-        header.extend_from_slice(&start.to_le_bytes());
-        header.extend_from_slice(&crc32fast::hash(&header).to_le_bytes());
-        file.append(&header)?;
+        file.append(&bytes)?;
         file.sync(SyncSite::LogSegmentHeader)?;
         self.disk.sync_directory(SyncSite::LogSegmentName)?;
         self.file = file;
-        self.length = HEADER_BYTES as u64;
+        self.length = bytes.len() as u64;
         self.synced = start + self.length;
-        self.segments.push(Segment { name, start, last: BTreeMap::new() });
+        let opening = self.tails.iter().map(|(&group, tail)| (group, tail.last.index)).collect();
+        self.segments.push(Segment { name, start, opening });
         Ok(())
     }
 
-    /// Adds a record to the round. Nothing is written before [`Self::write`].
-    pub fn add(&mut self, record: &Record) {
-        let start = self.buffer.len();
-        self.buffer.extend_from_slice(&RECORD_MARK.to_le_bytes());
-        self.buffer.extend_from_slice(&[0; 4]);
-        self.buffer.extend_from_slice(&(record.payload.len() as u32).to_le_bytes());
-        self.buffer.extend_from_slice(&self.synced.to_le_bytes());
-        self.buffer.extend_from_slice(&record.group.0.to_le_bytes());
-        self.buffer.extend_from_slice(&record.index.to_le_bytes());
-        self.buffer.extend_from_slice(&record.payload);
-        let crc = crc32fast::hash(&self.buffer[start + 8..]);
-        self.buffer[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
-        if let Some(segment) = self.segments.last_mut() {
-            segment.last.insert(record.group, record.index);
-        }
+    /// Adds an entry to the round, in the place of whatever stands at its index and behind. Nothing is written before
+    /// [`Self::write`].
+    ///
+    /// # Panics
+    /// Entries would be missing before it: a broken invariant of ours, which must not reach the disk.
+    pub fn add_entry(&mut self, group: GroupId, id: LogId, kind: EntryKind, payload: &[u8]) {
+        let tail = self.tails.entry(group).or_default();
+        assert!(id.index <= tail.last.index + 1, "the log of group {group} would have a gap before {}", id.index);
+        tail.last = id;
+        record::encode_entry(&mut self.buffer, self.synced, group, id, kind, payload);
+    }
+
+    /// Adds a group's hard state to the round.
+    pub fn add_hard_state(&mut self, group: GroupId, hard: HardState) {
+        self.tails.entry(group).or_default().hard = hard;
+        record::encode_hard_state(&mut self.buffer, self.synced, group, hard);
+    }
+
+    /// Adds to the round that the log of a group begins after `base`.
+    pub fn add_base(&mut self, group: GroupId, base: LogId) {
+        self.tails.entry(group).or_default().last = base;
+        record::encode_base(&mut self.buffer, self.synced, group, base);
+    }
+
+    /// Whether something was added and not written.
+    #[must_use]
+    pub fn has_round(&self) -> bool {
+        !self.buffer.is_empty()
     }
 
     /// Writes the round. On an error it is still there, to be written again when there is room.
@@ -228,18 +321,28 @@ impl Log {
     /// # Errors
     /// The disk failed. The process must end: what the disk has now is unknown.
     pub fn sync(&mut self, site: SyncSite) -> io::Result<()> {
+        let began = Instant::now();
         self.file.sync(site)?;
+        self.syncs.0 += 1;
+        self.syncs.1 += began.elapsed();
         if let Some(segment) = self.segments.last() {
             self.synced = segment.start + self.length;
         }
         Ok(())
     }
 
-    /// Begins a new segment if the last one is full. Call after [`Self::sync`].
+    /// How often [`Self::sync`] was called, and the time it took.
+    #[must_use]
+    pub fn syncs(&self) -> (u64, Duration) {
+        self.syncs
+    }
+
+    /// Begins a new segment if the last one is full. Call after [`Self::sync`]. Where there is no room for one, the old
+    /// segment is just longer.
     ///
     /// # Errors
-    /// The disk is full (then the old segment is just longer), or failed.
-    pub fn rotate_if_full(&mut self) -> Result<(), LogError> {
+    /// The disk failed.
+    pub fn rotate_if_full(&mut self) -> io::Result<()> {
         let Some(segment) = self.segments.last() else {
             return Ok(());
         };
@@ -247,31 +350,30 @@ impl Log {
             return Ok(());
         }
         let end = segment.start + self.length;
-        self.begin_segment(end)
+        match self.begin_segment(end) {
+            Err(error) if is_full(&error) => {
+                // If a power cut brings it back, it is found unfinished.
+                self.disk.remove(&segment_name(end))
+            }
+            result => result,
+        }
     }
 
-    /// Removes the segments of which every record is in a checkpoint; the last one always stays.
+    /// Removes the segments of which every entry is in a checkpoint; the last one always stays.
     ///
     /// # Errors
     /// The disk failed.
     pub fn purge(&mut self, checkpointed: &BTreeMap<GroupId, u64>) -> io::Result<usize> {
-        let mut removed = 0;
-        while self.segments.len() > 1 {
-            let safe = self.segments[0]
-                .last
-                .iter()
-                .all(|(group, index)| checkpointed.get(group).is_some_and(|applied| applied >= index));
-            if !safe {
-                break;
-            }
-            self.disk.remove(&self.segments[0].name)?;
-            self.segments.remove(0);
-            removed += 1;
+        let covered = |(group, last): (&GroupId, &u64)| checkpointed.get(group).is_some_and(|applied| applied >= last);
+        // What lies before a segment is no longer needed once every group's checkpoint reaches its opening.
+        let needless = self.segments.iter().rposition(|segment| segment.opening.iter().all(covered)).unwrap_or(0);
+        for segment in self.segments.drain(..needless) {
+            self.disk.remove(&segment.name)?;
         }
-        if removed > 0 {
+        if needless > 0 {
             self.disk.sync_directory(SyncSite::LogPurged)?;
         }
-        Ok(removed)
+        Ok(needless)
     }
 
     /// Bytes from the first record kept to the end.
@@ -302,57 +404,59 @@ fn segment_name(start: u64) -> String {
     format!("log-{start:020}")
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+/// Whether the disk had no room, so that the same may be tried again.
+#[must_use]
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+struct Header {
+    /// The segment's position in the log.
+    start: u64,
+    /// Bytes of the opening.
+    opening: usize,
 }
 
-/// The segment's position in the log; `None`: the last segment was never finished.
-fn read_header(name: &str, bytes: &[u8], is_last: bool) -> Result<Option<u64>, LogError> {
+/// `None`: the segment was never finished.
+fn read_header(name: &str, bytes: &Bytes, may_be_unfinished: bool) -> Result<Option<Header>, LogError> {
     let damaged = || LogError::Damaged { file: name.to_owned(), offset: 0 };
-    if bytes.len() < HEADER_BYTES {
-        return if is_last { Ok(None) } else { Err(damaged()) };
+    let version = u32_at(bytes, 8).unwrap_or(FORMAT_VERSION);
+    // 0 is what a write that was cut short may leave.
+    if bytes.starts_with(SEGMENT_MAGIC) && version != FORMAT_VERSION && version != 0 {
+        return Err(LogError::OtherFormat { file: name.to_owned(), found: version });
     }
-    let (magic, version) = (&bytes[..8], u32_at(bytes, 8).unwrap_or(0));
-    if magic == SEGMENT_MAGIC && version > FORMAT_VERSION {
-        return Err(LogError::NewerFormat { file: name.to_owned(), found: version });
+    let whole = bytes.len() >= HEADER_BYTES
+        && bytes.starts_with(SEGMENT_MAGIC)
+        && u32_at(bytes, HEADER_BYTES - 4) == Some(crc32fast::hash(&bytes[..HEADER_BYTES - 4]));
+    let header = match (u64_at(bytes, 12), u32_at(bytes, 20)) {
+        (Some(start), Some(opening)) if whole => Header { start, opening: opening as usize },
+        // Header and opening are one write, of which any part may be missing. A record behind them knows that they were safe.
+        _ if may_be_unfinished && !was_synced(start_of(name), bytes, 0) => return Ok(None),
+        _ => return Err(damaged()),
+    };
+    // The opening is synced with the header before the first record is written: with records behind it, it was safe.
+    let opening_end = HEADER_BYTES.saturating_add(header.opening);
+    if may_be_unfinished && bytes.len() <= opening_end && !is_whole(bytes, opening_end) {
+        return Ok(None);
     }
-    let whole =
-        magic == SEGMENT_MAGIC && u32_at(bytes, HEADER_BYTES - 4) == Some(crc32fast::hash(&bytes[..HEADER_BYTES - 4]));
-    match u64_at(bytes, 12) {
-        Some(start) if whole => Ok(Some(start)),
-        // Its header is synced before the first record is written, so with records behind it, it was safe.
-        _ if is_last && bytes.len() == HEADER_BYTES => Ok(None),
-        _ => Err(damaged()),
-    }
+    Ok(Some(header))
 }
 
-struct Parsed {
-    record: Record,
-    synced: u64,
-    length: usize,
+/// Where a segment begins, by its name.
+fn start_of(name: &str) -> u64 {
+    name.strip_prefix("log-").and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
-fn parse(bytes: &Bytes, at: usize) -> Option<Parsed> {
-    if u32_at(bytes, at)? != RECORD_MARK {
-        return None;
+/// Whether whole records reach from the header to `end`.
+fn is_whole(bytes: &Bytes, end: usize) -> bool {
+    let mut at = HEADER_BYTES;
+    while at < end {
+        match parse(bytes, at) {
+            Some(parsed) => at += parsed.length,
+            None => return false,
+        }
     }
-    let length = u32_at(bytes, at + 8)? as usize;
-    if length > PAYLOAD_BYTES_MAX {
-        return None;
-    }
-    let end = at.checked_add(RECORD_BYTES)?.checked_add(length)?;
-    let covered = bytes.get(at + 8..end)?;
-    if crc32fast::hash(covered) != u32_at(bytes, at + 4)? {
-        return None;
-    }
-    let group = GroupId(u16::from_le_bytes(bytes.get(at + 20..at + 22)?.try_into().ok()?));
-    let index = u64_at(bytes, at + 22)?;
-    let payload = bytes.slice(at + RECORD_BYTES..end);
-    Some(Parsed { record: Record { group, index, payload }, synced: u64_at(bytes, at + 12)?, length: end - at })
+    true
 }
 
 /// Hands out the whole records and returns where they end.
@@ -361,7 +465,7 @@ fn read_records(
     start: u64,
     bytes: &Bytes,
     is_last: bool,
-    mut take: impl FnMut(Record),
+    mut take: impl FnMut(usize, GroupId, Record) -> Result<(), LogError>,
 ) -> Result<usize, LogError> {
     let mut at = HEADER_BYTES;
     while at < bytes.len() {
@@ -371,24 +475,25 @@ fn read_records(
             }
             return Ok(at);
         };
+        take(at, parsed.group, parsed.record)?;
         at += parsed.length;
-        take(parsed.record);
     }
     Ok(at)
 }
 
-/// Whether some record behind the damage at `damaged` knew that place to be on disk.
-fn was_synced(start: u64, bytes: &Bytes, damaged: usize) -> bool {
-    let mark = RECORD_MARK.to_le_bytes();
-    let mut from = damaged + 1;
-    while let Some(found) = bytes[from.min(bytes.len())..].windows(4).position(|window| window == mark) {
-        let at = from + found;
-        if parse(bytes, at).is_some_and(|parsed| parsed.synced > start + damaged as u64) {
-            return true;
+fn take(groups: &mut BTreeMap<GroupId, GroupLog>, group: GroupId, record: Record) -> Result<(), LogError> {
+    let log = groups.entry(group).or_default();
+    match record {
+        Record::Entry(entry) => log.put(group, entry)?,
+        Record::HardState(hard) => log.hard = hard,
+        // In an opening: it only says again where the log ends.
+        Record::Base(base) if base == log.last() => {}
+        Record::Base(base) => {
+            log.base = base;
+            log.entries.clear();
         }
-        from = at + 1;
     }
-    false
+    Ok(())
 }
 
 #[cfg(test)]

@@ -6,19 +6,26 @@ use bytes::Bytes;
 use super::*;
 use crate::disk::SimDisk;
 
-fn record(index: u64, payload: &str) -> Record {
-    Record { group: GroupId(3), index, payload: Bytes::copy_from_slice(payload.as_bytes()) }
+const GROUP: GroupId = GroupId(3);
+
+/// An entry of term 1.
+fn entry(index: u64, payload: &str) -> LogEntry {
+    let payload = Bytes::copy_from_slice(payload.as_bytes());
+    LogEntry { id: LogId { index, term: 1 }, kind: EntryKind::Commands, payload }
 }
 
-fn open(disk: &SimDisk, segment_bytes: u64) -> Result<(Log, Vec<Record>), LogError> {
-    let mut records = Vec::new();
-    let log = Log::open(Arc::new(disk.clone()), segment_bytes, |record| records.push(record))?;
-    Ok((log, records))
+fn open(disk: &SimDisk, segment_bytes: u64) -> Result<(Log, Vec<LogEntry>), LogError> {
+    let (log, mut groups) = Log::open(Arc::new(disk.clone()), segment_bytes)?;
+    Ok((log, groups.remove(&GROUP).unwrap_or_default().entries))
 }
 
-fn append(log: &mut Log, records: &[Record]) -> io::Result<()> {
-    for record in records {
-        log.add(record);
+fn add(log: &mut Log, entry: &LogEntry) {
+    log.add_entry(GROUP, entry.id, entry.kind, &entry.payload);
+}
+
+fn append(log: &mut Log, entries: &[LogEntry]) -> io::Result<()> {
+    for entry in entries {
+        add(log, entry);
     }
     log.write()?;
     log.sync(SyncSite::LogRound)
@@ -28,7 +35,7 @@ fn append(log: &mut Log, records: &[Record]) -> io::Result<()> {
 fn what_was_synced_is_read_again_over_segments() {
     let disk = SimDisk::new();
     let (mut log, _) = open(&disk, 100).expect("opened");
-    let records: Vec<_> = (1..=20).map(|index| record(index, "some payload")).collect();
+    let records: Vec<_> = (1..=20).map(|index| entry(index, "some payload")).collect();
     for record in &records {
         append(&mut log, std::slice::from_ref(record)).expect("written");
         log.rotate_if_full().expect("rotated");
@@ -44,15 +51,15 @@ fn a_tail_torn_at_any_byte_is_cut_off() {
     for torn in 0..200 {
         let disk = SimDisk::new();
         let (mut log, _) = open(&disk, 1000).expect("opened");
-        append(&mut log, &[record(1, "first"), record(2, "second")]).expect("written");
-        log.add(&record(3, "third"));
-        log.add(&record(4, "fourth"));
+        append(&mut log, &[entry(1, "first"), entry(2, "second")]).expect("written");
+        add(&mut log, &entry(3, "third"));
+        add(&mut log, &entry(4, "fourth"));
         log.write().expect("written");
         disk.power_cycle(|_, unsynced| torn.min(unsynced));
         let (mut log, records) = open(&disk, 1000).expect("opened");
         assert!(records.len() >= 2 && records.len() <= 4, "torn at {torn}: {}", records.len());
         let next = records.len() as u64 + 1;
-        append(&mut log, &[record(next, "again")]).expect("written");
+        append(&mut log, &[entry(next, "again")]).expect("written");
         disk.power_cycle(|_, _| 0);
         assert_eq!(open(&disk, 1000).expect("opened").1.len() as u64, next);
     }
@@ -65,20 +72,20 @@ fn a_flipped_bit_in_the_middle_is_refused_and_not_repaired() {
         let disk = SimDisk::new();
         let (mut log, _) = open(&disk, 100_000).expect("opened");
         for index in 1..=5 {
-            append(&mut log, &[record(index, "payload")]).expect("written");
+            append(&mut log, &[entry(index, "payload")]).expect("written");
         }
         disk
     };
     let name = segment_name(0);
     let length = fresh().read(&name).expect("read").len();
-    let record_bytes = RECORD_BYTES + "payload".len();
-    for position in 0..length - record_bytes {
+    let entry_bytes = record::RECORD_BYTES + "payload".len();
+    for position in 0..length - entry_bytes {
         let disk = fresh();
         disk.damage(&name, |bytes| bytes[position] ^= 0x10);
         let before = disk.read(&name).expect("read");
         let refused = open(&disk, 100_000);
         assert!(
-            matches!(refused, Err(LogError::Damaged { .. } | LogError::NewerFormat { .. })),
+            matches!(refused, Err(LogError::Damaged { .. } | LogError::OtherFormat { .. })),
             "a flip at {position} was not seen"
         );
         assert_eq!(disk.read(&name).expect("read"), before, "nothing was changed");
@@ -90,7 +97,7 @@ fn damage_in_an_earlier_segment_is_refused() {
     let disk = SimDisk::new();
     let (mut log, _) = open(&disk, 60).expect("opened");
     for index in 1..=3 {
-        append(&mut log, &[record(index, "payload")]).expect("written");
+        append(&mut log, &[entry(index, "payload")]).expect("written");
         log.rotate_if_full().expect("rotated");
     }
     let names = disk.list().expect("listed");
@@ -103,11 +110,13 @@ fn damage_in_an_earlier_segment_is_refused() {
 }
 
 #[test]
-fn a_newer_format_is_refused() {
+fn another_format_is_refused() {
     let disk = SimDisk::new();
     drop(open(&disk, 100).expect("opened"));
-    disk.damage(&segment_name(0), |bytes| bytes[8] = 9);
-    assert!(matches!(open(&disk, 100), Err(LogError::NewerFormat { found: 9, .. })));
+    for version in [1, 9] {
+        disk.damage(&segment_name(0), |bytes| bytes[8] = version);
+        assert!(matches!(open(&disk, 100), Err(LogError::OtherFormat { .. })));
+    }
 }
 
 /// F11: only what every group's checkpoint covers is removed.
@@ -116,14 +125,16 @@ fn segments_are_purged_only_behind_checkpoints() {
     let disk = SimDisk::new();
     let (mut log, _) = open(&disk, 60).expect("opened");
     for index in 1..=4 {
-        append(&mut log, &[record(index, "payload")]).expect("written");
+        append(&mut log, &[entry(index, "payload")]).expect("written");
         log.rotate_if_full().expect("rotated");
     }
     assert_eq!(log.purge(&BTreeMap::new()).expect("purged"), 0);
-    assert_eq!(log.purge(&BTreeMap::from([(GroupId(3), 2)])).expect("purged"), 2);
-    assert_eq!(log.purge(&BTreeMap::from([(GroupId(3), 99)])).expect("purged"), 2, "the last segment stays");
+    assert_eq!(log.purge(&BTreeMap::from([(GROUP, 2)])).expect("purged"), 2);
+    assert_eq!(log.purge(&BTreeMap::from([(GROUP, 99)])).expect("purged"), 2, "the last segment stays");
     disk.power_cycle(|_, _| 0);
-    assert_eq!(open(&disk, 60).expect("opened").1, []);
+    let (_, groups) = Log::open(Arc::new(disk), 60).expect("opened");
+    let base = LogId { index: 4, term: 1 };
+    assert_eq!(groups[&GROUP], GroupLog { base, ..GroupLog::default() }, "the opening says where the log ended");
 }
 
 /// F10: what could not be written for want of room is written once there is some, and nothing of it twice.
@@ -131,12 +142,105 @@ fn segments_are_purged_only_behind_checkpoints() {
 fn a_full_disk_loses_nothing() {
     let disk = SimDisk::new();
     let (mut log, _) = open(&disk, 1000).expect("opened");
-    append(&mut log, &[record(1, "payload")]).expect("written");
+    append(&mut log, &[entry(1, "payload")]).expect("written");
     disk.set_free_bytes(Some(10));
-    log.add(&record(2, "payload"));
+    add(&mut log, &entry(2, "payload"));
     assert_eq!(log.write().map_err(|error| error.kind()), Err(io::ErrorKind::StorageFull));
     disk.set_free_bytes(None);
     log.write().expect("written");
     log.sync(SyncSite::LogRound).expect("synced");
-    assert_eq!(open(&disk, 1000).expect("opened").1, [record(1, "payload"), record(2, "payload")]);
+    assert_eq!(open(&disk, 1000).expect("opened").1, [entry(1, "payload"), entry(2, "payload")]);
+}
+
+/// Raft, section 5.3: a leader overwrites what was never committed.
+#[test]
+fn an_entry_takes_the_place_of_what_stands_behind_it() {
+    let disk = SimDisk::new();
+    let (mut log, _) = open(&disk, 10_000).expect("opened");
+    append(&mut log, &[entry(1, "a"), entry(2, "b"), entry(3, "c")]).expect("written");
+    let other = LogEntry { id: LogId { index: 2, term: 2 }, ..entry(2, "other") };
+    append(&mut log, std::slice::from_ref(&other)).expect("written");
+    assert_eq!(open(&disk, 10_000).expect("opened").1, [entry(1, "a"), other]);
+}
+
+/// Entries overwritten across a segment, of which the older one went.
+#[test]
+fn an_overwritten_opening_is_read_behind_a_checkpoint() {
+    let disk = SimDisk::new();
+    let (mut log, _) = open(&disk, 60).expect("opened");
+    append(&mut log, &[entry(1, "a"), entry(2, "b"), entry(3, "c")]).expect("written");
+    log.rotate_if_full().expect("rotated");
+    let later = |index| LogEntry { id: LogId { index, term: 2 }, ..entry(index, "later") };
+    append(&mut log, &[later(2), later(3), later(4)]).expect("written");
+    assert_eq!(log.purge(&BTreeMap::from([(GROUP, 2)])).expect("purged"), 0, "the opening reaches to 3");
+    assert_eq!(log.purge(&BTreeMap::from([(GROUP, 4)])).expect("purged"), 1);
+    assert_eq!(open(&disk, 60).expect("opened").1, [later(2), later(3), later(4)]);
+}
+
+#[test]
+fn a_gap_between_entries_is_refused() {
+    let mut log = GroupLog::default();
+    log.put(GROUP, entry(1, "a")).expect("follows");
+    assert!(matches!(log.put(GROUP, entry(3, "c")), Err(LogError::Gap { expected: 2, found: 3, .. })));
+}
+
+/// The state of every group outlives the segment in which it was written.
+#[test]
+fn hard_states_and_bases_are_in_every_opening() {
+    let disk = SimDisk::new();
+    let (mut log, _) = open(&disk, 60).expect("opened");
+    let hard = HardState { term: 7, vote: 2, commit: 5 };
+    log.add_base(GroupId(9), LogId { index: 5, term: 5 });
+    log.add_hard_state(GroupId(9), hard);
+    append(&mut log, &[entry(1, "a")]).expect("written");
+    log.rotate_if_full().expect("rotated");
+    assert_eq!(log.purge(&BTreeMap::from([(GROUP, 1), (GroupId(9), 5)])).expect("purged"), 1);
+    disk.power_cycle(|_, _| 0);
+    let (_, groups) = Log::open(Arc::new(disk), 60).expect("opened");
+    assert_eq!((groups[&GroupId(9)].base, groups[&GroupId(9)].hard), (LogId { index: 5, term: 5 }, hard));
+    assert_eq!(groups[&GROUP].last(), LogId { index: 1, term: 1 });
+}
+
+/// A snapshot takes the place of the log.
+#[test]
+fn a_base_takes_the_place_of_all_entries() {
+    let disk = SimDisk::new();
+    let (mut log, _) = open(&disk, 10_000).expect("opened");
+    append(&mut log, &[entry(1, "a"), entry(2, "b")]).expect("written");
+    let base = LogId { index: 8, term: 3 };
+    log.add_base(GROUP, base);
+    append(&mut log, &[LogEntry { id: LogId { index: 9, term: 3 }, ..entry(9, "i") }]).expect("written");
+    let (_, groups) = Log::open(Arc::new(disk), 10_000).expect("opened");
+    assert_eq!((groups[&GROUP].base, groups[&GROUP].entries.len()), (base, 1));
+}
+
+/// The power goes while a segment begins: at any byte of it the log is whole.
+#[test]
+fn a_torn_opening_is_no_segment() {
+    for torn in 0..200 {
+        let disk = SimDisk::new();
+        let (mut log, _) = open(&disk, 60).expect("opened");
+        append(&mut log, &[entry(1, "first")]).expect("written");
+        log.rotate_if_full().expect("rotated");
+        let names = disk.list().expect("listed");
+        disk.damage(&names[1], |bytes| bytes.truncate(torn));
+        let (mut log, entries) = open(&disk, 60).expect("opened");
+        assert_eq!(entries, [entry(1, "first")], "torn at {torn}");
+        append(&mut log, &[entry(2, "second")]).expect("written");
+        assert_eq!(open(&disk, 60).expect("opened").1.len(), 2, "torn at {torn}");
+    }
+}
+
+/// F10: no room for a segment leaves the old one longer, and no trace.
+#[test]
+fn a_segment_that_finds_no_room_is_not_begun() {
+    let disk = SimDisk::new();
+    let (mut log, _) = open(&disk, 60).expect("opened");
+    append(&mut log, &[entry(1, "payload")]).expect("written");
+    disk.set_free_bytes(Some(10));
+    log.rotate_if_full().expect("stays");
+    disk.set_free_bytes(None);
+    assert_eq!(disk.list().expect("listed").len(), 1);
+    append(&mut log, &[entry(2, "payload")]).expect("written");
+    assert_eq!(open(&disk, 60).expect("opened").1.len(), 2);
 }

@@ -1,22 +1,25 @@
-//! From a proposal to an applied command, on a cluster of one.
+//! From a proposal to an applied command: the threads around [`Node`] and the state machine.
 //!
-//! Everything that gathered becomes one round: one record a group, one write, one sync. Then the round goes to the apply
-//! thread, and the writer takes the next one, so a round is synced while the one before is applied. What one thread
-//! submits keeps its order, questions included.
+//! The *raft thread* owns the node. Everything that gathered becomes one round: one entry a group, one write, one sync. What
+//! a round committed goes to the *apply thread*, which owns the state machine, while the raft thread takes the next one.
+//! What one thread submits to a group keeps its order, questions included. The *checkpoint thread* writes what changed to
+//! the state store.
 
-use std::collections::BTreeMap;
-use std::io;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use crate::disk::{Disk, SyncSite};
-use crate::log::{Log, LogError, Record};
-use crate::state::{Checkpoint, StateStore, Write};
+use crate::group::{CheckpointBase, Committed, Configuration, Role};
+use crate::identity::{GroupId, NodeId};
+use crate::log::{LogId, is_full};
+use crate::node::{Node, NodeConfig, OpenError, Sink};
+use crate::state::{Checkpoint, StateError, StateStore, Write};
 
 /// Bytes submitted and not yet applied above which submitters should pause.
 const IN_FLIGHT_BYTES_HIGH_WATER: usize = 64 * 1024 * 1024;
@@ -24,11 +27,11 @@ const IN_FLIGHT_BYTES_HIGH_WATER: usize = 64 * 1024 * 1024;
 /// Bytes of one round: bounds the time that its first command waits for the others.
 const ROUND_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// Rounds that may wait to be applied.
-const ROUNDS_MAX: usize = 16;
-
 /// How often the state machine hears that time passes.
 const TICK: Duration = Duration::from_millis(100);
+
+/// How often the groups do.
+const RAFT_TICK: Duration = Duration::from_millis(50);
 
 /// How often free space is looked at.
 const SPACE_INTERVAL: Duration = Duration::from_secs(1);
@@ -36,20 +39,26 @@ const SPACE_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause before a write is tried again on a full disk.
 const FULL_PAUSE: Duration = Duration::from_millis(100);
 
-/// Names a group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct GroupId(pub u16);
-
 /// What commands are applied to: all groups of a node. Lives on the apply thread.
 pub trait StateMachine: Send + 'static {
     /// What can be asked in the order of the commands.
     type Query: Send + 'static;
 
-    /// Applies one committed command. Deterministic. `live` is false while the log is read again at start.
+    /// Applies one committed command. Deterministic. `live` is whether this node leads the group, and so acts upon what
+    /// follows from it; it is false while the log is read again at start.
     fn apply(&mut self, group: GroupId, index: u64, command: &Bytes, live: bool);
 
-    /// Answers a question. What its asker proposed before has been applied.
+    /// This node leads the group from here on. Everything committed before has been applied.
+    fn lead(&mut self, group: GroupId, term: u64);
+
+    /// This node does not lead the group, or not any more.
+    fn follow(&mut self, group: GroupId, leader: Option<NodeId>);
+
+    /// Answers a question. What its asker proposed to the group before has been applied.
     fn query(&mut self, query: Self::Query);
+
+    /// Refuses a question: this node does not lead the group that it is for.
+    fn refuse(&mut self, query: Self::Query);
 
     /// A round was applied: what gathered may be handed out. May submit.
     fn flush(&mut self);
@@ -58,13 +67,32 @@ pub trait StateMachine: Send + 'static {
     fn tick(&mut self, now: Instant);
 
     /// What changed in a group since this was last asked; empty if nothing did.
-    fn checkpoint(&mut self, group: GroupId) -> Vec<Write>;
+    /// `None`: not now, what was applied since the last one stays in the log.
+    fn checkpoint(&mut self, group: GroupId) -> Option<Vec<Write>>;
+}
+
+/// Where messages to other nodes go.
+pub trait Peers: Send + 'static {
+    /// Sends a Raft message. It may be lost; that must not block.
+    fn send(&mut self, to: NodeId, group: GroupId, message: Bytes);
+}
+
+/// A node that is alone.
+#[derive(Debug, Clone, Copy)]
+pub struct NoPeers;
+
+impl Peers for NoPeers {
+    fn send(&mut self, _: NodeId, _: GroupId, _: Bytes) {}
 }
 
 /// How the log and the checkpoints are kept.
 #[derive(Debug, Clone)]
 pub struct PipelineConfig {
-    /// Groups are numbered from 0.
+    /// Who this is.
+    pub node: NodeId,
+    /// For what is drawn by chance; another one at each start.
+    pub seed: u64,
+    /// Groups are numbered from 0. Those that are not there yet are made, with this node as their only member.
     pub groups: u16,
     /// Size of a segment of the log.
     pub segment_bytes: u64,
@@ -78,22 +106,47 @@ pub struct PipelineConfig {
     pub free_bytes_reserve: u64,
 }
 
+/// Why the pipeline cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The groups cannot be taken up.
+    #[error(transparent)]
+    Node(#[from] OpenError),
+    /// The first checkpoints of new groups could not be written.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
 enum Submission<Q> {
     Propose(GroupId, Bytes),
-    Query(Q),
-    Purge(BTreeMap<GroupId, u64>),
+    Query(GroupId, Q),
+    Read(GroupId, Q),
+    Notify(Q),
+    Message(NodeId, GroupId, Bytes),
+    Checkpointed(Vec<(GroupId, CheckpointBase)>),
     Stop,
 }
 
 enum Item<Q> {
-    Command(GroupId, u64, Bytes),
+    Commands { group: GroupId, id: LogId, commands: Vec<Bytes>, live: bool },
+    Configuration(GroupId, LogId, Configuration),
+    Empty(GroupId, LogId),
+    Lead(GroupId, u64),
+    Follow(GroupId, Option<NodeId>),
     Query(Q),
+    Refuse(Q),
 }
 
 struct Round<Q> {
     items: Vec<Item<Q>>,
     bytes: usize,
     log_position: u64,
+}
+
+impl<Q> Default for Round<Q> {
+    fn default() -> Self {
+        Self { items: Vec::new(), bytes: 0, log_position: 0 }
+    }
 }
 
 /// What the pipeline did, for metrics.
@@ -145,9 +198,25 @@ impl<Q> PipelineHandle<Q> {
         self.submit(Submission::Propose(group, command));
     }
 
-    /// Submits a question.
-    pub fn query(&self, query: Q) {
-        self.submit(Submission::Query(query));
+    /// Submits a question to a group.
+    pub fn query(&self, group: GroupId, query: Q) {
+        self.submit(Submission::Query(group, query));
+    }
+
+    /// Submits a question whose answer must be what was committed anywhere before it was asked: a majority confirms that
+    /// this node still leads. What its asker proposed to the group before has been applied too.
+    pub fn read(&self, group: GroupId, query: Q) {
+        self.submit(Submission::Read(group, query));
+    }
+
+    /// Tells the state machine something that concerns no group.
+    pub fn notify(&self, query: Q) {
+        self.submit(Submission::Notify(query));
+    }
+
+    /// Hands in what a peer sent.
+    pub fn step(&self, from: NodeId, group: GroupId, message: Bytes) {
+        self.submit(Submission::Message(from, group, message));
     }
 
     fn submit(&self, submission: Submission<Q>) {
@@ -177,7 +246,7 @@ impl<Q> PipelineHandle<Q> {
 /// A running pipeline.
 pub struct Pipeline<Q> {
     handle: PipelineHandle<Q>,
-    writer: JoinHandle<()>,
+    raft: JoinHandle<()>,
     applier: JoinHandle<()>,
     checkpointer: JoinHandle<()>,
 }
@@ -189,50 +258,66 @@ impl<Q> std::fmt::Debug for Pipeline<Q> {
 }
 
 impl<Q: Send + 'static> Pipeline<Q> {
-    /// Applies again what the log has beyond the checkpoints, and starts the threads.
+    /// Takes up the groups, makes those that are not there, and starts the threads. What the log has beyond the
+    /// checkpoints is applied again, before [`StateMachine::lead`].
     ///
     /// # Errors
     /// The log is damaged, or does not reach back to the checkpoints.
     pub fn start<M: StateMachine<Query = Q>>(
         config: PipelineConfig,
         disk: Arc<dyn Disk>,
-        store: StateStore,
-        mut machine: M,
-    ) -> Result<Self, LogError> {
-        let mut applied: BTreeMap<GroupId, u64> = store.applied().clone();
-        let log = recover(&config, disk, &mut applied, &mut machine)?;
+        mut store: StateStore,
+        machine: M,
+        peers: impl Peers,
+    ) -> Result<Self, StartError> {
+        make_groups(&config, &mut store)?;
+        let node_config = NodeConfig::new(config.node, config.segment_bytes, config.sync, config.seed);
+        let node = Node::open(node_config, disk, store.bases().clone())?;
         let (submissions, submitted) = unbounded();
-        let (rounds, committed) = bounded(ROUNDS_MAX);
+        let (rounds, committed) = unbounded();
         let (checkpoints, to_write) = bounded(1);
         let handle =
             PipelineHandle { submissions, in_flight: Arc::default(), full: Arc::default(), stats: Arc::default() };
-        let checkpointed = Arc::new(AtomicBool::new(true));
-        let writer = Writer {
-            next: applied.clone(),
-            log,
+        let idle = Arc::new(AtomicBool::new(true));
+        let outcome = Outcome {
+            round: Round::default(),
+            peers,
+            in_flight: Arc::clone(&handle.in_flight),
+            stats: Arc::clone(&handle.stats),
+            outstanding: BTreeMap::new(),
+            leading: BTreeSet::new(),
+            queries: BTreeMap::new(),
+            reads: BTreeSet::new(),
+            reads_due: Vec::new(),
+            unfetched: Vec::new(),
+        };
+        let raft = RaftThread {
+            node,
+            outcome,
             config: config.clone(),
             full: Arc::clone(&handle.full),
             stats: Arc::clone(&handle.stats),
+            next_query: 0,
+            ticked: Instant::now(),
             disk_checked: None,
             unsynced_since: None,
         };
         let applier = Applier {
             machine,
-            applied,
+            applied: store.bases().clone(),
+            checkpointed: store.bases().iter().map(|(&group, base)| (group, base.applied.index)).collect(),
             config,
             in_flight: Arc::clone(&handle.in_flight),
             checkpoints,
-            idle: Arc::clone(&checkpointed),
+            idle: Arc::clone(&idle),
             last_checkpoint: (Instant::now(), 0),
         };
-        let purge = handle.submissions.clone();
+        let completed = handle.submissions.clone();
         let stats = Arc::clone(&handle.stats);
         Ok(Self {
-            writer: spawn("log", move || writer.run(&submitted, &rounds)),
+            raft: spawn("raft", move || raft.run(&submitted, &rounds)),
             applier: spawn("apply", move || applier.run(&committed)),
-            checkpointer: spawn("checkpoint", move || {
-                write_checkpoints(store, &to_write, &purge, &checkpointed, &stats)
-            }),
+            checkpointer: spawn("checkpoint", move || write_checkpoints(store, &to_write, &completed, &idle, &stats)),
             handle,
         })
     }
@@ -246,7 +331,7 @@ impl<Q: Send + 'static> Pipeline<Q> {
     /// Commits and applies what was submitted, writes a last checkpoint, and ends the threads.
     pub fn stop(self) {
         self.handle.submit(Submission::Stop);
-        for thread in [self.writer, self.applier, self.checkpointer] {
+        for thread in [self.raft, self.applier, self.checkpointer] {
             // A thread that panicked has ended the process.
             drop(thread.join());
         }
@@ -275,148 +360,203 @@ fn give_up(what: &str, error: &dyn std::fmt::Display) -> ! {
     std::process::abort();
 }
 
-fn recover<M: StateMachine>(
-    config: &PipelineConfig,
-    disk: Arc<dyn Disk>,
-    applied: &mut BTreeMap<GroupId, u64>,
-    machine: &mut M,
-) -> Result<Log, LogError> {
-    let mut seen: BTreeMap<GroupId, u64> = BTreeMap::new();
-    let mut gap = None;
-    let log = Log::open(disk, config.segment_bytes, |record| {
-        let done = applied.entry(record.group).or_insert(0);
-        let previous = seen.insert(record.group, record.index);
-        let expected = *done + 1;
-        // In order, and without a gap but where the checkpoint has what is missing: records that were not synced may be
-        // lost after it was taken, and new ones are numbered behind it.
-        let fits = record.index <= expected && previous.is_none_or(|previous| record.index > previous);
-        if !fits && gap.is_none() {
-            gap = Some(LogError::Gap { group: record.group.0, expected, found: record.index });
-        }
-        if gap.is_none() && record.index > *done {
-            *done = record.index;
-            for command in unpack(record.payload) {
-                machine.apply(record.group, record.index, &command, false);
+/// A group begins with a checkpoint that says who its members are.
+fn make_groups(config: &PipelineConfig, store: &mut StateStore) -> Result<(), StateError> {
+    let new = (0..config.groups).map(GroupId).filter(|group| !store.bases().contains_key(group));
+    let alone = CheckpointBase::new_group(Configuration::of([config.node]));
+    let first: Vec<_> = new.map(|group| Checkpoint { group, base: alone.clone(), writes: Vec::new() }).collect();
+    if first.is_empty() { Ok(()) } else { store.write(first) }
+}
+
+/// What rounds come to: gathered for the apply thread, or sent.
+struct Outcome<Q, P> {
+    round: Round<Q>,
+    peers: P,
+    in_flight: Arc<AtomicUsize>,
+    stats: Arc<Stats>,
+    /// Bytes proposed in this leadership and not handed out, by group.
+    outstanding: BTreeMap<GroupId, usize>,
+    /// Groups of which [`Item::Lead`] was said.
+    leading: BTreeSet<GroupId>,
+    queries: BTreeMap<u64, Q>,
+    /// Those of them that a majority must confirm, once what was proposed before them is committed.
+    reads: BTreeSet<u64>,
+    /// Those whose turn that is now.
+    reads_due: Vec<(GroupId, u64)>,
+    /// Snapshots that cannot be fetched: nothing streams them yet.
+    unfetched: Vec<GroupId>,
+}
+
+impl<Q, P: Peers> Sink for Outcome<Q, P> {
+    fn send(&mut self, to: NodeId, group: GroupId, message: Bytes) {
+        self.peers.send(to, group, message);
+    }
+
+    fn committed(&mut self, group: GroupId, id: LogId, what: Committed) {
+        let item = match what {
+            Committed::Empty => Item::Empty(group, id),
+            Committed::Configuration(configuration) => Item::Configuration(group, id, configuration),
+            Committed::Commands(commands) => {
+                let live = self.leading.contains(&group);
+                if live {
+                    self.stats.commands.fetch_add(commands.len() as u64, Ordering::Relaxed);
+                    self.settle(group, commands.iter().map(Bytes::len).sum());
+                }
+                Item::Commands { group, id, commands, live }
             }
-        }
-    })?;
-    if let Some(gap) = gap {
-        return Err(gap);
+        };
+        self.round.items.push(item);
     }
-    // A group whose log ends before its checkpoint has lost what the checkpoint was made from: harmless, but new
-    // entries must be numbered after the checkpoint, which `applied` sees to.
-    Ok(log)
-}
 
-/// Many commands in one entry: their lengths stand before them.
-fn pack(commands: &[Bytes]) -> Bytes {
-    let mut packed = BytesMut::with_capacity(commands.iter().map(|command| command.len() + 4).sum());
-    for command in commands {
-        packed.put_u32_le(command.len() as u32);
-        packed.extend_from_slice(command);
-    }
-    packed.freeze()
-}
-
-fn unpack(mut packed: Bytes) -> impl Iterator<Item = Bytes> {
-    std::iter::from_fn(move || {
-        if packed.len() < 4 {
-            return None;
+    fn role(&mut self, group: GroupId, term: u64, role: Role) {
+        if role == (Role::Leader { ready: true }) {
+            self.leading.insert(group);
+            return self.round.items.push(Item::Lead(group, term));
         }
-        let length = (packed.get_u32_le() as usize).min(packed.len());
-        Some(packed.split_to(length))
-    })
+        self.leading.remove(&group);
+        // What was proposed under an earlier term may be lost: nobody waits for it here any more.
+        let lost = self.outstanding.remove(&group).unwrap_or(0);
+        self.in_flight.fetch_sub(lost, Ordering::Relaxed);
+        if let Role::Follower { leader } = role {
+            self.round.items.push(Item::Follow(group, leader));
+        }
+    }
+
+    fn query(&mut self, group: GroupId, token: u64) {
+        if self.reads.remove(&token) {
+            return self.reads_due.push((group, token));
+        }
+        self.round.items.extend(self.queries.remove(&token).map(Item::Query));
+    }
+
+    fn query_dropped(&mut self, _: GroupId, token: u64) {
+        self.reads.remove(&token);
+        self.round.items.extend(self.queries.remove(&token).map(Item::Refuse));
+    }
+
+    fn read_ready(&mut self, _: GroupId, token: u64, _: u64) {
+        self.round.items.extend(self.queries.remove(&token).map(Item::Query));
+    }
+
+    fn read_dropped(&mut self, _: GroupId, token: u64) {
+        self.round.items.extend(self.queries.remove(&token).map(Item::Refuse));
+    }
+
+    fn fetch_snapshot(&mut self, group: GroupId, _: NodeId, _: &CheckpointBase) {
+        self.unfetched.push(group);
+    }
 }
 
-struct Writer {
-    log: Log,
-    /// Index of the last entry of each group.
-    next: BTreeMap<GroupId, u64>,
+impl<Q, P> Outcome<Q, P> {
+    /// Bytes that are in flight until the apply thread is done with the round.
+    fn settle(&mut self, group: GroupId, bytes: usize) {
+        let outstanding = self.outstanding.entry(group).or_default();
+        let settled = bytes.min(*outstanding);
+        *outstanding -= settled;
+        self.round.bytes += settled;
+    }
+}
+
+struct RaftThread<Q, P> {
+    node: Node,
+    outcome: Outcome<Q, P>,
     config: PipelineConfig,
     full: Arc<AtomicBool>,
     stats: Arc<Stats>,
+    next_query: u64,
+    ticked: Instant,
     disk_checked: Option<Instant>,
     unsynced_since: Option<Instant>,
 }
 
-impl Writer {
-    fn run<Q>(mut self, submitted: &Receiver<Submission<Q>>, rounds: &Sender<Round<Q>>) {
-        let mut stopping = false;
-        while !stopping {
-            let first = submitted.recv_timeout(SPACE_INTERVAL);
-            self.check_space();
-            self.sync_if_old();
-            let first = match first {
-                Ok(first) => first,
-                Err(RecvTimeoutError::Timeout) => continue,
+impl<Q, P: Peers> RaftThread<Q, P> {
+    fn run(mut self, submitted: &Receiver<Submission<Q>>, rounds: &Sender<Round<Q>>) {
+        // The first round hands out what is to be applied again, and elects a node that is alone.
+        let (mut busy, mut stopping) = (true, false);
+        while busy || !stopping {
+            let pause = if busy { Duration::ZERO } else { RAFT_TICK.saturating_sub(self.ticked.elapsed()) };
+            let first = match submitted.recv_timeout(pause) {
+                Ok(first) => Some(first),
+                Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            let mut round = Round { items: Vec::new(), bytes: 0, log_position: 0 };
-            let mut commands: BTreeMap<GroupId, Vec<Bytes>> = BTreeMap::new();
-            let mut next = Some(first);
+            self.check_space();
+            self.sync_if_old();
+            self.tick_if_due();
+            let (mut next, mut bytes) = (first, 0);
             while let Some(submission) = next {
-                stopping |= self.take(submission, &mut round, &mut commands);
-                next = if round.bytes < ROUND_BYTES_MAX { submitted.try_recv().ok() } else { None };
+                match self.take(submission) {
+                    Some(taken) => bytes += taken,
+                    None => stopping = true,
+                }
+                next = if bytes < ROUND_BYTES_MAX { submitted.try_recv().ok() } else { None };
             }
-            self.commit(&mut round, commands);
-            if rounds.send(round).is_err() {
+            busy = self.round();
+            let mut round = std::mem::take(&mut self.outcome.round);
+            round.log_position = self.node.log().position();
+            if !round.items.is_empty() && rounds.send(round).is_err() {
                 break;
             }
         }
-        if let Err(error) = self.log.sync(SyncSite::LogEnd) {
+        if let Err(error) = self.node.sync(SyncSite::LogEnd) {
             give_up("syncing the log", &error);
         }
     }
 
-    fn take<Q>(
-        &mut self,
-        submission: Submission<Q>,
-        round: &mut Round<Q>,
-        commands: &mut BTreeMap<GroupId, Vec<Bytes>>,
-    ) -> bool {
+    /// Bytes that it adds to the round; `None`: the last one.
+    fn take(&mut self, submission: Submission<Q>) -> Option<usize> {
         match submission {
             Submission::Propose(group, command) => {
-                let gathered = commands.entry(group).or_default();
-                if gathered.is_empty() {
-                    *self.next.entry(group).or_insert(0) += 1;
+                let bytes = command.len();
+                if self.node.propose(group, &command).is_ok() {
+                    *self.outcome.outstanding.entry(group).or_default() += bytes;
+                } else {
+                    self.outcome.in_flight.fetch_sub(bytes, Ordering::Relaxed);
                 }
-                round.bytes += command.len();
-                round.items.push(Item::Command(group, self.next[&group], command.clone()));
-                gathered.push(command);
+                return Some(bytes);
             }
-            Submission::Query(query) => round.items.push(Item::Query(query)),
-            Submission::Purge(checkpointed) => self.purge(&checkpointed),
-            Submission::Stop => return true,
+            Submission::Notify(query) => self.outcome.round.items.push(Item::Query(query)),
+            Submission::Read(group, query) => {
+                self.next_query += 1;
+                // Nobody else can lead the group of a node that is alone.
+                if !self.node.is_alone(group) {
+                    self.outcome.reads.insert(self.next_query);
+                }
+                match self.node.query(group, self.next_query) {
+                    Ok(()) => drop(self.outcome.queries.insert(self.next_query, query)),
+                    Err(_) => {
+                        self.outcome.reads.remove(&self.next_query);
+                        self.outcome.round.items.push(Item::Refuse(query));
+                    }
+                }
+            }
+            Submission::Query(group, query) => {
+                self.next_query += 1;
+                match self.node.query(group, self.next_query) {
+                    Ok(()) => drop(self.outcome.queries.insert(self.next_query, query)),
+                    Err(_) => self.outcome.round.items.push(Item::Refuse(query)),
+                }
+            }
+            Submission::Message(from, group, message) => {
+                let bytes = message.len();
+                if let Err(error) = self.node.step(from, group, message) {
+                    tracing::warn!(%error, %group, "a message of a peer was refused");
+                }
+                return Some(bytes);
+            }
+            Submission::Checkpointed(checkpoints) => self.checkpointed(checkpoints),
+            Submission::Stop => return None,
         }
-        false
+        Some(0)
     }
 
-    fn commit<Q>(&mut self, round: &mut Round<Q>, commands: BTreeMap<GroupId, Vec<Bytes>>) {
-        if !commands.is_empty() {
-            for (group, commands) in commands {
-                self.stats.commands.fetch_add(commands.len() as u64, Ordering::Relaxed);
-                self.log.add(&Record { group, index: self.next[&group], payload: pack(&commands) });
-            }
-            self.write();
-            if self.config.sync {
-                self.sync(SyncSite::LogRound);
-                if let Err(error) = self.log.rotate_if_full() {
-                    give_up("beginning a segment of the log", &error);
-                }
-            } else {
-                self.unsynced_since.get_or_insert_with(Instant::now);
-            }
-        }
-        self.stats.log_bytes.store(self.log.bytes(), Ordering::Relaxed);
-        round.log_position = self.log.position();
-    }
-
-    /// Waits for room if there is none: what was accepted is not given up.
-    fn write(&mut self) {
-        loop {
-            match self.log.write() {
-                Ok(()) => return,
-                Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+    /// One round; waits for room on the disk if there is none: what was accepted is not given up. Returns whether there is
+    /// more to be done.
+    fn round(&mut self) -> bool {
+        let round = loop {
+            match self.node.round(&mut self.outcome) {
+                Ok(round) => break round,
+                Err(error) if is_full(&error) => {
                     if !self.full.swap(true, Ordering::Relaxed) {
                         tracing::error!("the disk is full: nothing is acknowledged until there is room again");
                     }
@@ -424,30 +564,51 @@ impl Writer {
                 }
                 Err(error) => give_up("writing the log", &error),
             }
+        };
+        if round.wrote && !self.config.sync {
+            self.unsynced_since.get_or_insert_with(Instant::now);
         }
+        for group in self.outcome.unfetched.drain(..) {
+            self.node.fetch_failed(group);
+        }
+        let mut busy = round.busy;
+        for (group, token) in std::mem::take(&mut self.outcome.reads_due) {
+            busy = true;
+            if self.node.read_index(group, token).is_err() {
+                self.outcome.read_dropped(group, token);
+            }
+        }
+        self.show();
+        busy
     }
 
-    fn sync(&mut self, site: SyncSite) {
-        let began = Instant::now();
-        if let Err(error) = self.log.sync(site) {
-            give_up("syncing the log", &error);
+    fn show(&self) {
+        let log = self.node.log();
+        let (syncs, time) = log.syncs();
+        self.stats.syncs.store(syncs, Ordering::Relaxed);
+        self.stats.sync_nanoseconds.store(time.as_nanos() as u64, Ordering::Relaxed);
+        self.stats.log_bytes.store(log.bytes(), Ordering::Relaxed);
+    }
+
+    fn tick_if_due(&mut self) {
+        if self.ticked.elapsed() >= RAFT_TICK {
+            // Ticks missed during a slow sync are not made up for: a leader was not silent, this node was deaf.
+            self.ticked = Instant::now();
+            self.node.tick();
         }
-        self.unsynced_since = None;
-        self.stats.syncs.fetch_add(1, Ordering::Relaxed);
-        self.stats.sync_nanoseconds.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
     }
 
     fn sync_if_old(&mut self) {
         if self.unsynced_since.is_some_and(|since| since.elapsed() >= SPACE_INTERVAL) {
-            self.sync(SyncSite::LogBackground);
-            if let Err(error) = self.log.rotate_if_full() {
-                give_up("beginning a segment of the log", &error);
+            if let Err(error) = self.node.sync(SyncSite::LogBackground) {
+                give_up("syncing the log", &error);
             }
+            self.unsynced_since = None;
         }
     }
 
-    fn purge(&mut self, checkpointed: &BTreeMap<GroupId, u64>) {
-        match self.log.purge(checkpointed) {
+    fn checkpointed(&mut self, checkpoints: Vec<(GroupId, CheckpointBase)>) {
+        match self.node.checkpointed(checkpoints) {
             Ok(removed) => {
                 self.stats.segments_purged.fetch_add(removed as u64, Ordering::Relaxed);
             }
@@ -460,7 +621,7 @@ impl Writer {
             return;
         }
         self.disk_checked = Some(Instant::now());
-        if let Ok(free) = self.log.free_bytes() {
+        if let Ok(free) = self.node.log().free_bytes() {
             let full = free < self.config.free_bytes_reserve;
             if self.full.swap(full, Ordering::Relaxed) != full {
                 tracing::warn!(free_bytes = free, full, "free space on disk crossed its reserve");
@@ -471,7 +632,9 @@ impl Writer {
 
 struct Applier<M: StateMachine> {
     machine: M,
-    applied: BTreeMap<GroupId, u64>,
+    applied: BTreeMap<GroupId, CheckpointBase>,
+    /// What the last checkpoint of each group has, or the one that is being written.
+    checkpointed: BTreeMap<GroupId, u64>,
     config: PipelineConfig,
     in_flight: Arc<AtomicUsize>,
     checkpoints: Sender<Vec<Checkpoint>>,
@@ -502,16 +665,29 @@ impl<M: StateMachine> Applier<M> {
     fn apply(&mut self, round: Round<M::Query>) {
         for item in round.items {
             match item {
-                Item::Command(group, index, command) => {
-                    self.machine.apply(group, index, &command, true);
-                    self.applied.insert(group, index);
+                Item::Commands { group, id, commands, live } => {
+                    for command in &commands {
+                        self.machine.apply(group, id.index, command, live);
+                    }
+                    self.applied(group, id);
                 }
+                Item::Configuration(group, id, configuration) => self.applied(group, id).configuration = configuration,
+                Item::Empty(group, id) => drop(self.applied(group, id)),
+                Item::Lead(group, term) => self.machine.lead(group, term),
+                Item::Follow(group, leader) => self.machine.follow(group, leader),
                 Item::Query(query) => self.machine.query(query),
+                Item::Refuse(query) => self.machine.refuse(query),
             }
         }
         self.in_flight.fetch_sub(round.bytes, Ordering::Relaxed);
         self.machine.flush();
         self.checkpoint_if_due(round.log_position);
+    }
+
+    fn applied(&mut self, group: GroupId, id: LogId) -> &mut CheckpointBase {
+        let base = self.applied.entry(group).or_default();
+        base.applied = id;
+        base
     }
 
     /// `position` is 0 where only time passed.
@@ -527,11 +703,14 @@ impl<M: StateMachine> Applier<M> {
 
     fn checkpoint(&mut self) {
         let mut checkpoints = Vec::new();
-        for group in (0..self.config.groups).map(GroupId) {
-            let writes = self.machine.checkpoint(group);
-            if !writes.is_empty() {
-                let applied = self.applied.get(&group).copied().unwrap_or(0);
-                checkpoints.push(Checkpoint { group, applied, writes });
+        for (&group, base) in &self.applied {
+            let Some(writes) = self.machine.checkpoint(group) else {
+                continue;
+            };
+            // Entries that changed nothing keep the log as well, until a checkpoint says so.
+            let advanced = self.checkpointed.insert(group, base.applied.index) != Some(base.applied.index);
+            if advanced || !writes.is_empty() {
+                checkpoints.push(Checkpoint { group, base: base.clone(), writes });
             }
         }
         if !checkpoints.is_empty() {
@@ -545,17 +724,18 @@ impl<M: StateMachine> Applier<M> {
 fn write_checkpoints<Q>(
     mut store: StateStore,
     to_write: &Receiver<Vec<Checkpoint>>,
-    purge: &Sender<Submission<Q>>,
+    completed: &Sender<Submission<Q>>,
     idle: &AtomicBool,
     stats: &Stats,
 ) {
     for checkpoints in to_write {
+        let bases = checkpoints.iter().map(|checkpoint| (checkpoint.group, checkpoint.base.clone())).collect();
         if let Err(error) = store.write(checkpoints) {
             give_up("writing a checkpoint", &error);
         }
         stats.checkpoints.fetch_add(1, Ordering::Relaxed);
         // Fails only at the end, when the log stays as it is.
-        drop(purge.send(Submission::Purge(store.applied().clone())));
+        drop(completed.send(Submission::Checkpointed(bases)));
         idle.store(true, Ordering::Release);
     }
 }

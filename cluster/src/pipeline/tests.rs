@@ -33,6 +33,12 @@ impl StateMachine for Recorder {
         self.dirty.push(group);
     }
 
+    fn lead(&mut self, _: GroupId, _: u64) {}
+
+    fn follow(&mut self, _: GroupId, _: Option<NodeId>) {}
+
+    fn refuse(&mut self, _: Self::Query) {}
+
     fn query(&mut self, query: Self::Query) {
         query.send(self.commands.clone()).expect("the asker waits");
     }
@@ -43,19 +49,21 @@ impl StateMachine for Recorder {
 
     fn tick(&mut self, _: Instant) {}
 
-    fn checkpoint(&mut self, group: GroupId) -> Vec<Write> {
+    fn checkpoint(&mut self, group: GroupId) -> Option<Vec<Write>> {
         if !self.dirty.contains(&group) {
-            return Vec::new();
+            return None;
         }
         self.dirty.retain(|dirty| *dirty != group);
         let commands = self.commands.get(&group).cloned().unwrap_or_default();
         let numbered = commands.into_iter().enumerate();
-        numbered.map(|(at, command)| ((at as u64).to_be_bytes().to_vec(), Some(command.to_vec()))).collect()
+        Some(numbered.map(|(at, command)| ((at as u64).to_be_bytes().to_vec(), Some(command.to_vec()))).collect())
     }
 }
 
 fn config() -> PipelineConfig {
     PipelineConfig {
+        node: NodeId(1),
+        seed: 1,
         groups: 2,
         segment_bytes: 200,
         checkpoint_log_bytes: 300,
@@ -75,16 +83,18 @@ fn commands_are_applied_once_and_in_order_over_restarts() {
     for start in 0..5 {
         let store = StateStore::open(directory.path(), Arc::clone(&disk)).expect("opened");
         let machine = Recorder::from_store(&store, &shared);
-        let pipeline = Pipeline::start(config(), Arc::clone(&disk), store, machine).expect("started");
+        let pipeline = Pipeline::start(config(), Arc::clone(&disk), store, machine, NoPeers).expect("started");
         for number in 0..50 {
             let group = GroupId(number % 2);
             let command = Bytes::from(format!("{start}-{number}"));
             expected.entry(group).or_default().push(command.clone());
             pipeline.handle().propose(group, command);
         }
-        let (answer, answered) = mpsc::channel();
-        pipeline.handle().query(answer);
-        assert_eq!(answered.recv().expect("answered"), expected);
+        for group in [GroupId(0), GroupId(1)] {
+            let (answer, answered) = mpsc::channel();
+            pipeline.handle().query(group, answer);
+            assert_eq!(answered.recv().expect("answered")[&group], expected[&group]);
+        }
         pipeline.stop();
     }
 }

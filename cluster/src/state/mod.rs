@@ -13,7 +13,9 @@ use std::sync::Arc;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use crate::disk::{Disk, SyncSite, make_durable_directory, sync_directory};
-use crate::pipeline::GroupId;
+use crate::group::{CheckpointBase, Configuration};
+use crate::identity::GroupId;
+use crate::log::LogId;
 
 const MANIFEST: &str = "manifest";
 const MANIFEST_NEW: &str = "manifest-new";
@@ -82,13 +84,13 @@ pub struct StateStore {
     database: Database,
     data: Keyspace,
     disk: Arc<dyn Disk>,
-    applied: BTreeMap<GroupId, u64>,
+    bases: BTreeMap<GroupId, CheckpointBase>,
     manifest_bytes: usize,
 }
 
 impl std::fmt::Debug for StateStore {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("StateStore").field("applied", &self.applied).finish_non_exhaustive()
+        formatter.debug_struct("StateStore").field("bases", &self.bases).finish_non_exhaustive()
     }
 }
 
@@ -98,7 +100,7 @@ pub struct Checkpoint {
     /// Whose.
     pub group: GroupId,
     /// Everything up to here is in it.
-    pub applied: u64,
+    pub base: CheckpointBase,
     /// What changed since the last one.
     pub writes: Vec<Write>,
 }
@@ -115,7 +117,7 @@ impl StateStore {
         // fjall syncs the directory of its keyspaces before it makes any in it: without this, a power cut may take them.
         sync_directories(directory)?;
         let (expected, manifest_bytes) = read_manifest(&*disk)?;
-        let mut store = Self { database, data, disk, applied: BTreeMap::new(), manifest_bytes };
+        let mut store = Self { database, data, disk, bases: BTreeMap::new(), manifest_bytes };
         store.check_chain(&expected)?;
         Ok(store)
     }
@@ -125,7 +127,7 @@ impl StateStore {
     fn check_chain(&mut self, expected: &BTreeMap<GroupId, u64>) -> Result<(), StateError> {
         for guard in self.data.prefix(b"a") {
             let (key, value) = guard.into_inner()?;
-            let Some((group, applied, previous)) = parse_applied(&key, &value) else {
+            let Some((group, base, previous)) = parse_base(&key, &value) else {
                 return Err(StateError::Applied);
             };
             // A checkpoint is begun only when the line of the one before it was safe.
@@ -133,10 +135,10 @@ impl StateStore {
             if listed < previous {
                 return Err(StateError::ManifestBehind { group: group.0, listed, previous });
             }
-            self.applied.insert(group, applied);
+            self.bases.insert(group, base);
         }
         for (&group, &applied) in expected {
-            let stored = self.applied.get(&group).copied().unwrap_or(0);
+            let stored = self.bases.get(&group).map_or(0, |base| base.applied.index);
             if stored < applied {
                 return Err(StateError::Chain { group: group.0, expected: applied, stored });
             }
@@ -144,10 +146,10 @@ impl StateStore {
         Ok(())
     }
 
-    /// What each group had applied at its last checkpoint.
+    /// How far each group's last checkpoint goes.
     #[must_use]
-    pub fn applied(&self) -> &BTreeMap<GroupId, u64> {
-        &self.applied
+    pub fn bases(&self) -> &BTreeMap<GroupId, CheckpointBase> {
+        &self.bases
     }
 
     /// Everything stored for a group, in the order of its keys.
@@ -170,7 +172,7 @@ impl StateStore {
     /// The disk failed. The process must end: what the disk has now is unknown.
     pub fn write(&mut self, checkpoints: Vec<Checkpoint>) -> Result<(), StateError> {
         let mut lines = String::new();
-        for Checkpoint { group, applied, writes } in checkpoints {
+        for Checkpoint { group, base, writes } in checkpoints {
             let mut batch = self.database.batch();
             let prefix = data_prefix(group);
             for (key, value) in writes {
@@ -180,10 +182,11 @@ impl StateStore {
                     None => batch.remove(&self.data, key),
                 }
             }
-            let previous = self.applied.insert(group, applied).unwrap_or(0);
-            batch.insert(&self.data, applied_key(group), [applied.to_be_bytes(), previous.to_be_bytes()].concat());
+            let previous = self.bases.get(&group).map_or(0, |base| base.applied.index);
+            batch.insert(&self.data, base_key(group), base_bytes(&base, previous));
             batch.commit()?;
-            lines.push_str(&line(group, applied, previous));
+            lines.push_str(&line(group, base.applied.index, previous));
+            self.bases.insert(group, base);
         }
         SyncSite::StateBatches.sync(|| self.database.persist(PersistMode::SyncAll))?;
         self.write_manifest(&lines)?;
@@ -206,7 +209,8 @@ impl StateStore {
     }
 
     fn rewrite_manifest(&mut self) -> io::Result<()> {
-        let lines: String = self.applied.iter().map(|(&group, &applied)| line(group, applied, applied)).collect();
+        let lines: String =
+            self.bases.iter().map(|(&group, base)| line(group, base.applied.index, base.applied.index)).collect();
         let mut file = self.disk.append_to(MANIFEST_NEW)?;
         file.truncate(0)?;
         file.append(lines.as_bytes())?;
@@ -233,15 +237,25 @@ fn data_prefix(group: GroupId) -> [u8; 3] {
     [b'd', high, low]
 }
 
-fn applied_key(group: GroupId) -> [u8; 3] {
+fn base_key(group: GroupId) -> [u8; 3] {
     let [high, low] = group.0.to_be_bytes();
     [b'a', high, low]
 }
 
-fn parse_applied(key: &[u8], value: &[u8]) -> Option<(GroupId, u64, u64)> {
+/// Index, index of the checkpoint before, term, members.
+fn base_bytes(base: &CheckpointBase, previous: u64) -> Vec<u8> {
+    let LogId { index, term } = base.applied;
+    let mut bytes = [index, previous, term].map(u64::to_be_bytes).concat();
+    bytes.extend_from_slice(&base.configuration.to_bytes());
+    bytes
+}
+
+fn parse_base(key: &[u8], value: &[u8]) -> Option<(GroupId, CheckpointBase, u64)> {
     let group = GroupId(u16::from_be_bytes(key.get(1..)?.try_into().ok()?));
-    let (applied, previous) = value.split_at_checked(8)?;
-    Some((group, u64::from_be_bytes(applied.try_into().ok()?), u64::from_be_bytes(previous.try_into().ok()?)))
+    let number = |at: usize| Some(u64::from_be_bytes(value.get(at..at + 8)?.try_into().ok()?));
+    let (index, previous, term) = (number(0)?, number(8)?, number(16)?);
+    let configuration = Configuration::from_bytes(value.get(24..)?)?;
+    Some((group, CheckpointBase { applied: LogId { index, term }, configuration }, previous))
 }
 
 fn line(group: GroupId, applied: u64, previous: u64) -> String {
@@ -284,10 +298,16 @@ fn parse_line(line: &[u8]) -> Option<(GroupId, u64)> {
 mod tests {
     use super::*;
     use crate::disk::SimDisk;
+    use crate::identity::NodeId;
 
     fn checkpoint(group: u16, applied: u64, key: &str) -> Checkpoint {
         let writes = vec![(key.as_bytes().to_vec(), Some(b"x".to_vec()))];
-        Checkpoint { group: GroupId(group), applied, writes }
+        let configuration = Configuration::of([NodeId(1)]);
+        Checkpoint {
+            group: GroupId(group),
+            base: CheckpointBase { applied: LogId { index: applied, term: 1 }, configuration },
+            writes,
+        }
     }
 
     #[test]
@@ -299,7 +319,9 @@ mod tests {
         store.write(vec![checkpoint(1, 7, "c")]).expect("written");
         drop(store);
         let store = StateStore::open(directory.path(), disk).expect("opened");
-        assert_eq!(store.applied(), &BTreeMap::from([(GroupId(1), 7), (GroupId(2), 6)]));
+        let applied: Vec<_> = store.bases().iter().map(|(&group, base)| (group, base.applied.index)).collect();
+        assert_eq!(applied, [(GroupId(1), 7), (GroupId(2), 6)]);
+        assert_eq!(store.bases()[&GroupId(1)].configuration, Configuration::of([NodeId(1)]));
         let keys: Vec<_> = store.load(GroupId(1)).expect("loaded").into_iter().map(|(key, _)| key).collect();
         assert_eq!(keys, [b"a".to_vec(), b"c".to_vec()]);
     }

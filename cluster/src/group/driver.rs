@@ -1,0 +1,808 @@
+//! One group of one node upon `raft-rs`' RawNode.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use prost011::Message as _;
+use raft::eraftpb::{ConfChange, ConfChangeV2, Entry, Message, MessageType};
+use raft::{Config, ProgressState, RawNode, ReadOnlyOption, Ready, SnapshotStatus, StateRole};
+
+use super::configuration::{Change, CheckpointBase, Configuration, conf_change};
+use super::message::{self, Known, MessageError};
+use super::packing::{Pack, unpack};
+use super::reads::Reads;
+use super::storage::{GroupStorage, kind_of};
+use crate::identity::{GroupId, NodeId};
+use crate::log::{self, EntryKind, GroupLog, Log, LogId};
+#[cfg(test)]
+use crate::node::PlantedBug;
+use crate::node::Sink;
+
+const MESSAGE_BYTES_MAX: u64 = 1024 * 1024;
+const MESSAGES_IN_FLIGHT_MAX: usize = 256;
+
+/// Proposed and not committed; what comes on top waits outside of Raft.
+const UNCOMMITTED_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Handed out in one round: an election looks through what was not.
+const COMMITTED_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// Ticks after which a snapshot of which nothing was heard is offered again.
+const SNAPSHOT_TICKS: u64 = 200;
+
+/// Entries that a learner may lack of what is committed when it gets a vote.
+const LEARNER_LAG_MAX: u64 = 64;
+
+/// What became of an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Committed {
+    /// Commands, in their order.
+    Commands(Vec<Bytes>),
+    /// The members are these now.
+    Configuration(Configuration),
+    /// Nothing: a new leader's first entry.
+    Empty,
+}
+
+/// What a node is in a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It decides the order.
+    Leader {
+        /// Whether it handed out an entry of its own term, and so everything committed before.
+        ready: bool,
+    },
+    /// It follows, or waits for an election.
+    Follower {
+        /// Who leads, if known.
+        leader: Option<NodeId>,
+    },
+}
+
+/// The node does not lead the group: ask there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("this node does not lead the group")]
+pub struct NotLeader {
+    /// Who leads, if known.
+    pub leader: Option<NodeId>,
+}
+
+/// Why members were not changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeChangeError {
+    /// Another node leads.
+    #[error(transparent)]
+    NotLeader(#[from] NotLeader),
+    /// A vote in the hand of a node without the log would stop the group. It must be a learner first and catch up.
+    #[error("node {0} has not caught up with the group: make it a learner and try again later")]
+    NotCaughtUp(NodeId),
+    /// The leader cannot take its own vote: hand leadership over first.
+    #[error("a leader cannot take its own vote: hand leadership over first")]
+    OwnVote,
+    /// Another change, or an election, is under way.
+    #[error("the group cannot change its members now: try again later")]
+    Busy,
+}
+
+/// One member as the leader sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Which node.
+    pub node: NodeId,
+    /// It has the log up to here.
+    pub matched: u64,
+    /// Heard of within an election timeout.
+    pub active: bool,
+}
+
+/// A group as this node sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// The latest term seen.
+    pub term: u64,
+    /// What this node is in it.
+    pub role: Role,
+    /// Known to be committed.
+    pub committed: u64,
+    /// Handed out.
+    pub handed_out: LogId,
+    /// Where the log ends.
+    pub last: u64,
+    /// The members.
+    pub configuration: Configuration,
+    /// Empty if this node does not lead.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// How a group is driven.
+#[derive(Debug, Clone)]
+pub(crate) struct GroupConfig {
+    pub(crate) node: NodeId,
+    pub(crate) election_ticks: u32,
+    pub(crate) heartbeat_ticks: u32,
+    pub(crate) seed: u64,
+    #[cfg(test)]
+    pub(crate) planted: Option<PlantedBug>,
+}
+
+/// What happened between rounds.
+#[derive(Debug)]
+enum Event {
+    QueryDropped(u64),
+    ReadDropped(u64),
+    Fetch(NodeId, CheckpointBase),
+}
+
+/// Commands on their way into entries, and questions in their order among them.
+#[derive(Debug, Default)]
+struct Proposals {
+    pack: Pack,
+    /// Closed, and not in the log yet.
+    packs: VecDeque<Bytes>,
+    /// Number of the last pack that was closed, and of the last that was handed out.
+    closed: u64,
+    handed_out: u64,
+    /// Numbers of packs in the log, with their index.
+    proposed: VecDeque<(u64, u64)>,
+    /// Questions, with the number of the pack that they come after.
+    queries: VecDeque<(u64, u64)>,
+}
+
+impl Proposals {
+    fn push(&mut self, command: &[u8]) {
+        if !self.pack.has_room_for(command) {
+            self.close();
+        }
+        self.pack.push(command);
+    }
+
+    fn close(&mut self) {
+        if !self.pack.is_empty() {
+            self.packs.push_back(self.pack.take());
+            self.closed += 1;
+        }
+    }
+
+    fn query(&mut self, token: u64) {
+        self.close();
+        self.queries.push_back((self.closed, token));
+    }
+
+    fn in_log(&mut self, index: u64) {
+        let number = self.proposed.back().map_or(self.handed_out, |&(number, _)| number) + 1;
+        self.proposed.push_back((number, index));
+    }
+
+    fn was_handed_out(&mut self, index: u64) {
+        while let Some(&(number, proposed)) = self.proposed.front()
+            && proposed <= index
+        {
+            self.handed_out = number;
+            self.proposed.pop_front();
+        }
+    }
+
+    fn next_query(&mut self) -> Option<u64> {
+        let &(after, token) = self.queries.front()?;
+        (after <= self.handed_out).then(|| self.queries.pop_front())?;
+        Some(token)
+    }
+
+    /// All is given up; tokens of the questions.
+    fn give_up(&mut self) -> impl Iterator<Item = u64> {
+        let queries = std::mem::take(self).queries;
+        queries.into_iter().map(|(_, token)| token)
+    }
+}
+
+/// SplitMix64: election timeouts need no more.
+#[derive(Debug)]
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+}
+
+/// One group of this node.
+pub(crate) struct Group {
+    id: GroupId,
+    config: GroupConfig,
+    raw: RawNode<GroupStorage>,
+    configuration: Configuration,
+    random: Random,
+    /// Ticks so far.
+    now: u64,
+    election_timeout: usize,
+    /// The term in which this node leads.
+    leading: Option<u64>,
+    /// Whether it handed out an entry of that term.
+    is_ready: bool,
+    reported: Option<(u64, Role)>,
+    proposals: Proposals,
+    reads: Reads,
+    events: Vec<Event>,
+    handed_out: LogId,
+    /// As the log has it.
+    written: log::HardState,
+    /// A snapshot that is being fetched, and from whom.
+    fetching: Option<(NodeId, CheckpointBase)>,
+}
+
+impl std::fmt::Debug for Group {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Group").field("id", &self.id).field("status", &self.status()).finish_non_exhaustive()
+    }
+}
+
+impl Group {
+    /// Takes a group up where its checkpoint and its log left it. A sole voter leads at once.
+    pub(crate) fn open(
+        id: GroupId,
+        config: GroupConfig,
+        checkpoint: CheckpointBase,
+        log: &GroupLog,
+    ) -> raft::Result<Self> {
+        let mut random = Random(config.seed ^ (u64::from(id.0) << 48));
+        let first_question = random.next();
+        let configuration = checkpoint.configuration.clone();
+        let handed_out = checkpoint.applied;
+        let storage = GroupStorage::new(checkpoint, log);
+        let mut group = Self {
+            id,
+            raw: raw_node(id, &config, storage, handed_out.index)?,
+            configuration,
+            now: 0,
+            election_timeout: 0,
+            leading: None,
+            is_ready: false,
+            reported: None,
+            proposals: Proposals::default(),
+            reads: Reads::new(config.node, u64::from(config.election_ticks), first_question),
+            events: Vec::new(),
+            handed_out,
+            written: log.hard,
+            fetching: None,
+            config,
+            random,
+        };
+        group.draw_election_timeout();
+        if group.configuration.is_only(group.config.node) {
+            group.campaign();
+        }
+        Ok(group)
+    }
+
+    fn campaign(&mut self) {
+        // Refused only while a change of members is not handed out yet; then the election timeout tries again.
+        let _ = self.raw.campaign();
+        self.note_leadership();
+    }
+
+    fn draw_election_timeout(&mut self) {
+        let least = u64::from(self.config.election_ticks);
+        self.election_timeout = (least + self.random.next() % least) as usize;
+    }
+
+    /// Time passes.
+    pub(crate) fn tick(&mut self) {
+        self.now += 1;
+        // raft-rs draws its own from a source that no seed governs.
+        self.raw.raft.set_randomized_election_timeout(self.election_timeout);
+        self.raw.tick();
+        if self.raw.raft.election_elapsed == 0 {
+            self.draw_election_timeout();
+        }
+        if self.now.is_multiple_of(SNAPSHOT_TICKS) {
+            self.offer_snapshots_again();
+        }
+        let given_up = self.reads.tick(self.now);
+        self.events.extend(given_up.into_iter().map(Event::ReadDropped));
+        self.note_leadership();
+    }
+
+    /// Its receiver, or the news of it, may be gone.
+    fn offer_snapshots_again(&mut self) {
+        let in_doubt =
+            |(&node, progress): (&u64, &raft::Progress)| (progress.state == ProgressState::Snapshot).then_some(node);
+        let mut nodes: Vec<_> = self.raw.raft.prs().iter().filter_map(in_doubt).collect();
+        nodes.sort_unstable();
+        nodes.into_iter().for_each(|node| self.raw.report_snapshot(node, SnapshotStatus::Failure));
+    }
+
+    /// Takes a message from a peer.
+    pub(crate) fn step(&mut self, from: NodeId, bytes: Bytes) -> Result<(), MessageError> {
+        let raft_log = &self.raw.raft.raft_log;
+        let known = Known {
+            me: self.config.node,
+            term: self.raw.raft.term,
+            leads: self.leading.is_some(),
+            committed: raft_log.committed,
+            last: raft_log.last_index(),
+            term_of: &|index| (index >= raft_log.first_index()).then(|| raft_log.term(index).ok()).flatten(),
+        };
+        let message = message::decode(from, bytes, &known)?;
+        if let Some(offered) = self.offered_snapshot(&message) {
+            if self.fetching.is_none() && offered.configuration.contains(self.config.node) {
+                self.fetching = Some((from, offered.clone()));
+                self.events.push(Event::Fetch(from, offered));
+            }
+            return Ok(());
+        }
+        // raft-rs would pass it on under the asker's name. The asker tries again, and knows better by then.
+        if message.get_msg_type() == MessageType::MsgReadIndex && self.leading.is_none() {
+            return Ok(());
+        }
+        // Refused are only messages of nodes that are no members any more.
+        let _ = self.raw.step(message);
+        self.note_leadership();
+        Ok(())
+    }
+
+    /// A snapshot that must be fetched before Raft can go on from it.
+    fn offered_snapshot(&self, message: &Message) -> Option<CheckpointBase> {
+        let snapshot = message.snapshot.as_ref().filter(|_| message.get_msg_type() == MessageType::MsgSnapshot)?;
+        let metadata = snapshot.get_metadata();
+        let raft_log = &self.raw.raft.raft_log;
+        let is_known = metadata.index <= raft_log.committed || raft_log.match_term(metadata.index, metadata.term);
+        if message.term < self.raw.raft.term || is_known {
+            return None;
+        }
+        let applied = LogId { index: metadata.index, term: metadata.term };
+        Some(CheckpointBase { applied, configuration: message::configuration_of(snapshot)? })
+    }
+
+    fn note_leadership(&mut self) {
+        let leading = (self.raw.raft.state == StateRole::Leader).then_some(self.raw.raft.term);
+        if leading != self.leading {
+            self.leading = leading;
+            self.is_ready = false;
+            let dropped = self.proposals.give_up();
+            self.events.extend(dropped.map(Event::QueryDropped));
+        }
+    }
+
+    fn check_leads(&self) -> Result<(), NotLeader> {
+        match self.leading {
+            Some(_) => Ok(()),
+            None => Err(NotLeader { leader: self.leader() }),
+        }
+    }
+
+    fn leader(&self) -> Option<NodeId> {
+        Some(NodeId(self.raw.raft.leader_id)).filter(|leader| leader.0 != raft::INVALID_ID)
+    }
+
+    /// Adds a command to the next entry.
+    pub(crate) fn propose(&mut self, command: &[u8]) -> Result<(), NotLeader> {
+        self.check_leads()?;
+        self.proposals.push(command);
+        Ok(())
+    }
+
+    /// Asks to be told when everything proposed before was handed out, and nothing proposed after.
+    pub(crate) fn query(&mut self, token: u64) -> Result<(), NotLeader> {
+        self.check_leads()?;
+        self.proposals.query(token);
+        Ok(())
+    }
+
+    /// Asks to be told when everything was handed out that was committed anywhere before now.
+    pub(crate) fn read_index(&mut self, token: u64) {
+        self.reads.add(token, self.now);
+    }
+
+    pub(crate) fn propose_change(&mut self, changes: &[Change]) -> Result<(), ProposeChangeError> {
+        self.check_leads()?;
+        for change in changes {
+            match *change {
+                Change::AddVoter(node) if !self.has_caught_up(node) => {
+                    return Err(ProposeChangeError::NotCaughtUp(node));
+                }
+                Change::AddLearner(node) | Change::Remove(node) if node == self.config.node => {
+                    return Err(ProposeChangeError::OwnVote);
+                }
+                _ => {}
+            }
+        }
+        if self.raw.raft.has_pending_conf() {
+            return Err(ProposeChangeError::Busy);
+        }
+        self.raw.propose_conf_change(Vec::new(), conf_change(changes)).map_err(|_| ProposeChangeError::Busy)
+    }
+
+    fn has_caught_up(&self, node: NodeId) -> bool {
+        #[cfg(test)]
+        if self.config.planted == Some(PlantedBug::PromoteEarly) {
+            return true;
+        }
+        // 0: it has not even a snapshot, however young the group is.
+        let caught_up = |progress: &raft::Progress| {
+            progress.matched > 0 && progress.matched + LEARNER_LAG_MAX >= self.raw.raft.raft_log.committed
+        };
+        self.raw.raft.prs().get(node.0).is_some_and(caught_up)
+    }
+
+    pub(crate) fn transfer_leader(&mut self, to: NodeId) -> Result<(), NotLeader> {
+        self.check_leads()?;
+        self.raw.transfer_leader(to.0);
+        Ok(())
+    }
+
+    pub(crate) fn report_unreachable(&mut self, node: NodeId) {
+        self.raw.report_unreachable(node.0);
+    }
+
+    pub(crate) fn report_snapshot(&mut self, node: NodeId, delivered: bool) {
+        self.raw.report_snapshot(node.0, if delivered { SnapshotStatus::Finish } else { SnapshotStatus::Failure });
+    }
+
+    /// A checkpoint of what was handed out here was completed.
+    pub(crate) fn checkpointed(&mut self, checkpoint: CheckpointBase) {
+        if checkpoint.applied.index > self.checkpoint().applied.index {
+            self.raw.mut_store().set_checkpoint(checkpoint);
+        }
+    }
+
+    pub(crate) fn checkpoint(&self) -> &CheckpointBase {
+        self.raw.store().checkpoint()
+    }
+
+    /// The fetch of a snapshot came to nothing.
+    pub(crate) fn fetch_failed(&mut self) {
+        self.fetching = None;
+    }
+
+    /// A snapshot is this node's checkpoint now: the group goes on from there, as if it had been restarted upon it.
+    pub(crate) fn installed(&mut self, checkpoint: CheckpointBase, log: &mut Log) -> raft::Result<()> {
+        let source = self.fetching.take().map(|(from, _)| from);
+        if checkpoint.applied.index <= self.handed_out.index {
+            self.checkpointed(checkpoint);
+            return Ok(());
+        }
+        let entries = self.raw.store().behind_snapshot(&checkpoint);
+        let hard = self.raw.raft.hard_state();
+        let hard = log::HardState { term: hard.term, vote: hard.vote, commit: hard.commit };
+        let group_log = GroupLog { base: checkpoint.applied, entries, hard };
+        let storage = GroupStorage::new(checkpoint.clone(), &group_log);
+        write_anew(log, self.id, &group_log, storage.hard());
+        self.written = storage.hard();
+        self.raw = raw_node(self.id, &self.config, storage, checkpoint.applied.index)?;
+        self.configuration = checkpoint.configuration;
+        self.handed_out = checkpoint.applied;
+        self.note_leadership();
+        if let Some(source) = source {
+            self.say_how_far(source);
+        }
+        Ok(())
+    }
+
+    /// The leader sends nothing until it hears that the snapshot arrived. Leaves after the sync, like all of a follower.
+    fn say_how_far(&mut self, leader: NodeId) {
+        let raft = &mut self.raw.raft;
+        let index = raft.raft_log.committed;
+        raft.msgs.push(Message {
+            msg_type: MessageType::MsgAppendResponse as i32,
+            to: leader.0,
+            from: raft.r.id,
+            term: raft.r.term,
+            index,
+            commit: index,
+            ..Message::default()
+        });
+    }
+
+    // A round.
+
+    /// Whether [`Self::begin_round`] would do anything.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.events.is_empty() || self.raw.has_ready()
+    }
+
+    /// Sends what may leave before the sync, hands out what is committed, and adds what must be synced to the log. What it
+    /// returns goes to [`Self::finish_round`] once that is done; in between the group must be left alone.
+    pub(crate) fn begin_round(&mut self, log: &mut Log, sink: &mut dyn Sink) -> Option<Ready> {
+        self.propose_packs();
+        self.ask_for_reads();
+        self.report_events(sink);
+        self.report_role(sink);
+        self.release_queries(sink);
+        if !self.raw.has_ready() {
+            self.release_reads(sink);
+            return None;
+        }
+        let mut ready = self.raw.ready();
+        self.send(ready.take_messages(), sink);
+        let committed = ready.take_committed_entries();
+        self.hand_out(committed, sink);
+        for read in ready.take_read_states() {
+            self.reads.answered(read.index, &read.request_ctx);
+        }
+        self.release_reads(sink);
+        self.write(&mut ready, log);
+        Some(ready)
+    }
+
+    fn propose_packs(&mut self) {
+        self.proposals.close();
+        while let Some(pack) = self.proposals.packs.pop_front() {
+            let entry = Entry { data: pack.clone(), ..Entry::default() };
+            let message = Message {
+                msg_type: MessageType::MsgPropose as i32,
+                from: self.config.node.0,
+                entries: vec![entry],
+                ..Message::default()
+            };
+            // Too much is uncommitted, or leadership is being handed over: it waits here.
+            if self.raw.raft.step(message).is_err() {
+                self.proposals.packs.push_front(pack);
+                break;
+            }
+            self.proposals.in_log(self.raw.raft.raft_log.last_index());
+        }
+    }
+
+    fn ask_for_reads(&mut self) {
+        #[cfg(test)]
+        if self.config.planted == Some(PlantedBug::ReadWithoutQuorum) && self.leading.is_some() {
+            if let Some(context) = self.reads.ask(self.now) {
+                self.reads.answered(self.raw.raft.raft_log.committed, &context);
+            }
+            return;
+        }
+        let may_be_answered = match self.leading {
+            Some(_) => self.raw.raft.commit_to_current_term(),
+            None => self.leader().is_some(),
+        };
+        if may_be_answered && let Some(context) = self.reads.ask(self.now) {
+            self.raw.read_index(context);
+        }
+    }
+
+    fn report_events(&mut self, sink: &mut dyn Sink) {
+        for event in self.events.drain(..) {
+            match event {
+                Event::QueryDropped(token) => sink.query_dropped(self.id, token),
+                Event::ReadDropped(token) => sink.read_dropped(self.id, token),
+                Event::Fetch(from, checkpoint) => sink.fetch_snapshot(self.id, from, &checkpoint),
+            }
+        }
+    }
+
+    fn role(&self) -> Role {
+        match self.leading {
+            Some(_) => Role::Leader { ready: self.is_ready },
+            None => Role::Follower { leader: self.leader() },
+        }
+    }
+
+    fn report_role(&mut self, sink: &mut dyn Sink) {
+        let now = (self.raw.raft.term, self.role());
+        if self.reported != Some(now) {
+            self.reported = Some(now);
+            sink.role(self.id, now.0, now.1);
+        }
+    }
+
+    fn send(&self, messages: Vec<Message>, sink: &mut dyn Sink) {
+        for message in messages {
+            // `batch_append` of raft-rs 0.7 adds entries to an append without any that is still waiting, though a rejection
+            // has moved the next index back since: its receiver would acknowledge entries that it never got. Lost
+            // messages are sent again, rightly.
+            if !message::entries_follow(&message) {
+                continue;
+            }
+            sink.send(NodeId(message.to), self.id, message::encode(&message));
+        }
+    }
+
+    fn write(&mut self, ready: &mut Ready, log: &mut Log) {
+        let must_sync = ready.must_sync();
+        for entry in ready.entries() {
+            log.add_entry(self.id, LogId { index: entry.index, term: entry.term }, kind_of(entry), &entry.data);
+        }
+        let storage = self.raw.mut_store();
+        storage.append(ready.take_entries());
+        if let Some(hard) = ready.hs() {
+            storage.set_hard(hard.clone());
+        }
+        // A commit index alone is worth no sync: it is found again.
+        if must_sync && storage.hard() != self.written {
+            self.written = storage.hard();
+            log.add_hard_state(self.id, self.written);
+        }
+    }
+
+    /// What the round added to the log is safe: sends the rest, and hands out what that committed.
+    pub(crate) fn finish_round(&mut self, mut ready: Ready, sink: &mut dyn Sink) {
+        self.send(ready.take_persisted_messages(), sink);
+        let mut light = self.raw.advance_append(ready);
+        if let Some(commit) = light.commit_index() {
+            self.raw.mut_store().set_commit(commit);
+        }
+        self.send(light.take_messages(), sink);
+        self.hand_out(light.take_committed_entries(), sink);
+        #[cfg(test)]
+        self.hand_out_uncommitted(sink);
+        let applied = self.handed_out.index.min(self.raw.raft.raft_log.committed);
+        self.raw.advance_apply_to(applied);
+        if self.is_alone() {
+            self.raw.mut_store().forget_to(applied);
+        }
+    }
+
+    fn hand_out(&mut self, entries: Vec<Entry>, sink: &mut dyn Sink) {
+        for entry in entries {
+            let id = LogId { index: entry.index, term: entry.term };
+            #[cfg(test)]
+            if id.index <= self.handed_out.index {
+                continue;
+            }
+            debug_assert_eq!(id.index, self.handed_out.index + 1, "entries are handed out one after the other");
+            let committed = match kind_of(&entry) {
+                EntryKind::Commands if entry.data.is_empty() => Committed::Empty,
+                EntryKind::Commands => Committed::Commands(unpack(entry.data).collect()),
+                EntryKind::ConfChange | EntryKind::ConfChangeV2 => {
+                    self.change_configuration(&entry);
+                    Committed::Configuration(self.configuration.clone())
+                }
+            };
+            sink.committed(self.id, id, committed);
+            self.handed_out = id;
+            self.proposals.was_handed_out(id.index);
+            if self.leading == Some(id.term) && !self.is_ready {
+                self.is_ready = true;
+                self.report_role(sink);
+            }
+            self.release_queries(sink);
+        }
+        self.release_reads(sink);
+    }
+
+    #[cfg(test)]
+    fn hand_out_uncommitted(&mut self, sink: &mut dyn Sink) {
+        if self.config.planted == Some(PlantedBug::HandOutBeforeCommit) && self.is_ready {
+            let from = self.handed_out.index + 1;
+            let context = raft::GetEntriesContext::empty(false);
+            let entries = self.raw.raft.raft_log.entries(from, None, context).unwrap_or_default();
+            self.hand_out(entries, sink);
+        }
+    }
+
+    /// One that cannot be read, or is against the rules, changes nothing: on every replica alike.
+    fn change_configuration(&mut self, entry: &Entry) {
+        let changed = match kind_of(entry) {
+            EntryKind::ConfChange => {
+                ConfChange::decode(entry.data.clone()).ok().and_then(|change| self.raw.apply_conf_change(&change).ok())
+            }
+            _ => ConfChangeV2::decode(entry.data.clone())
+                .ok()
+                .and_then(|change| self.raw.apply_conf_change(&change).ok()),
+        };
+        match changed {
+            Some(state) => self.configuration = Configuration::from(&state),
+            None => {
+                tracing::error!(group = %self.id, index = entry.index, "a change of members against the rules is ignored")
+            }
+        }
+        if self.leading.is_some() && !self.configuration.votes(self.config.node) {
+            self.step_down();
+        }
+    }
+
+    /// A leader that lost its vote: raft-rs 0.7 leaves it in office, and fails over its missing progress.
+    fn step_down(&mut self) {
+        let term = self.raw.raft.term;
+        self.raw.raft.become_follower(term, raft::INVALID_ID);
+        self.raw.raft.msgs.clear();
+        self.note_leadership();
+    }
+
+    fn release_queries(&mut self, sink: &mut dyn Sink) {
+        while self.is_ready
+            && let Some(token) = self.proposals.next_query()
+        {
+            sink.query(self.id, token);
+        }
+    }
+
+    fn release_reads(&mut self, sink: &mut dyn Sink) {
+        for (token, index) in self.reads.take_ready(self.handed_out.index) {
+            sink.read_ready(self.id, token, index);
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn entries(&self) -> std::collections::BTreeMap<u64, (u64, u64)> {
+        let entries = self.raw.raft.raft_log.all_entries();
+        let digest = |entry: &Entry| (entry.term, u64::from(crc32fast::hash(&entry.data)));
+        entries.iter().map(|entry| (entry.index, digest(entry))).collect()
+    }
+
+    /// Whether this node is the only member.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.configuration.is_only(self.config.node)
+    }
+
+    pub(crate) fn status(&self) -> GroupStatus {
+        let raft = &self.raw.raft;
+        let mut peers = Vec::new();
+        if self.leading.is_some() {
+            peers.extend(raft.prs().iter().map(|(&node, progress)| PeerStatus {
+                node: NodeId(node),
+                matched: progress.matched,
+                active: progress.recent_active,
+            }));
+            peers.sort_unstable_by_key(|peer| peer.node);
+        }
+        GroupStatus {
+            term: raft.term,
+            role: self.role(),
+            committed: raft.raft_log.committed,
+            handed_out: self.handed_out,
+            last: raft.raft_log.last_index(),
+            configuration: self.configuration.clone(),
+            peers,
+        }
+    }
+}
+
+/// Adds to the round that a group's log is this, whatever it was.
+pub(crate) fn write_anew(log: &mut Log, id: GroupId, group: &GroupLog, hard: log::HardState) {
+    log.add_base(id, group.base);
+    for entry in &group.entries {
+        log.add_entry(id, entry.id, entry.kind, &entry.payload);
+    }
+    log.add_hard_state(id, hard);
+}
+
+fn raw_node(
+    id: GroupId,
+    config: &GroupConfig,
+    storage: GroupStorage,
+    applied: u64,
+) -> raft::Result<RawNode<GroupStorage>> {
+    let election_tick = config.election_ticks as usize;
+    let config = Config {
+        id: config.node.0,
+        election_tick,
+        heartbeat_tick: config.heartbeat_ticks as usize,
+        min_election_tick: election_tick,
+        max_election_tick: 2 * election_tick,
+        applied,
+        pre_vote: true,
+        check_quorum: true,
+        batch_append: true,
+        read_only_option: ReadOnlyOption::Safe,
+        max_inflight_msgs: MESSAGES_IN_FLIGHT_MAX,
+        max_size_per_msg: MESSAGE_BYTES_MAX,
+        max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
+        max_committed_size_per_ready: COMMITTED_BYTES_MAX,
+        ..Config::default()
+    };
+    RawNode::new(&config, storage, &slog::Logger::root(ToTracing(id), slog::o!()))
+}
+
+/// What `raft-rs` has to say goes where everything else does.
+struct ToTracing(GroupId);
+
+impl slog::Drain for ToTracing {
+    type Ok = ();
+    type Err = slog::Never;
+
+    fn log(&self, record: &slog::Record<'_>, _: &slog::OwnedKVList) -> Result<(), slog::Never> {
+        let group = self.0;
+        match record.level() {
+            slog::Level::Critical | slog::Level::Error => tracing::error!(%group, "raft: {}", record.msg()),
+            slog::Level::Warning => tracing::warn!(%group, "raft: {}", record.msg()),
+            slog::Level::Info => tracing::debug!(%group, "raft: {}", record.msg()),
+            slog::Level::Debug | slog::Level::Trace => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,407 @@
+//! All groups of one node, and the one log below them.
+//!
+//! Whoever owns a [`Node`] feeds it (proposals, messages, ticks) and then calls [`Node::round`]: what every group has to
+//! send, to write and to hand out becomes one write and one sync, and goes to a [`Sink`] in the order in which it may.
+//! Nothing here reads a clock or touches a socket; the log writes to the [`Disk`] it was given.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use raft::Ready;
+
+use crate::disk::{Disk, SyncSite};
+use crate::group::{
+    Change, CheckpointBase, Committed, Group, GroupConfig, GroupStatus, MessageError, NotLeader, ProposeChangeError,
+    Role,
+};
+use crate::group::{GroupStorage, write_anew};
+use crate::identity::{GroupId, NodeId};
+use crate::log::{GroupLog, Log, LogError};
+
+/// Where the outcome of a round goes.
+///
+/// What is handed over for one group keeps its order: `committed` one index after the other, `role` and `query` at their
+/// place among them.
+pub trait Sink {
+    /// A Raft message for a peer. It may be lost.
+    fn send(&mut self, to: NodeId, group: GroupId, message: Bytes);
+
+    /// An entry is committed, with everything before it: it will never be another.
+    fn committed(&mut self, group: GroupId, id: crate::log::LogId, what: Committed);
+
+    /// What this node is in a group has changed.
+    fn role(&mut self, group: GroupId, term: u64, role: Role);
+
+    /// Everything proposed before [`Node::query`] has been handed over, and nothing proposed after it.
+    fn query(&mut self, group: GroupId, token: u64);
+
+    /// A question will not be answered: this node does not lead the group any more.
+    fn query_dropped(&mut self, group: GroupId, token: u64);
+
+    /// Everything has been handed over, up to `index` at least, that was committed anywhere before [`Node::read_index`].
+    fn read_ready(&mut self, group: GroupId, token: u64, index: u64);
+
+    /// No majority confirmed a read in time.
+    fn read_dropped(&mut self, group: GroupId, token: u64);
+
+    /// The group must go on from a checkpoint that `from` has. Answer with [`Node::installed`] or [`Node::fetch_failed`].
+    fn fetch_snapshot(&mut self, group: GroupId, from: NodeId, checkpoint: &CheckpointBase);
+}
+
+/// Mistakes that the simulation must find.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PlantedBug {
+    SkipSync,
+    HandOutBeforeCommit,
+    PurgeBeforeCheckpoint,
+    PromoteEarly,
+    ReadWithoutQuorum,
+}
+
+/// How a node drives its groups.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Who it is.
+    pub node: NodeId,
+    /// Size of a segment of the log.
+    pub segment_bytes: u64,
+    /// Whether a round is synced before what depends on it leaves. If not, [`Node::sync`] must be called soon after.
+    pub sync: bool,
+    /// A follower that hears nothing for this many ticks, up to twice as many, stands for election.
+    pub election_ticks: u32,
+    /// A leader is heard of this often.
+    pub heartbeat_ticks: u32,
+    /// For everything drawn by chance. Another one at each start.
+    pub seed: u64,
+    #[cfg(test)]
+    pub(crate) planted: Option<PlantedBug>,
+}
+
+impl NodeConfig {
+    /// With the usual times.
+    #[must_use]
+    pub fn new(node: NodeId, segment_bytes: u64, sync: bool, seed: u64) -> Self {
+        Self {
+            node,
+            segment_bytes,
+            sync,
+            election_ticks: 20,
+            heartbeat_ticks: 2,
+            seed,
+            #[cfg(test)]
+            planted: None,
+        }
+    }
+}
+
+/// Why a node cannot take up its groups.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The log cannot be used.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// What is stored of a group contradicts itself.
+    #[error("group {group} cannot be taken up: {error}")]
+    Group {
+        /// Which group.
+        group: GroupId,
+        /// What raft-rs says.
+        error: raft::Error,
+    },
+    /// A group has a log and no checkpoint, and every group is made with one.
+    #[error(
+        "group {group} has a log and no checkpoint: part of the state was lost. Restore this data directory from a backup, \
+         or start with an empty one; nothing was changed"
+    )]
+    NoCheckpoint {
+        /// Which group.
+        group: GroupId,
+    },
+}
+
+/// What a round did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Round {
+    /// Whether something is left for another round.
+    pub busy: bool,
+    /// Whether something was written to the log.
+    pub wrote: bool,
+}
+
+/// All groups of one node.
+#[derive(Debug)]
+pub struct Node {
+    config: NodeConfig,
+    log: Log,
+    groups: BTreeMap<GroupId, Group>,
+    /// Groups whose part of the present round is not safe yet.
+    writing: Vec<(GroupId, Ready)>,
+}
+
+impl Node {
+    /// Takes up the groups that have a checkpoint. What their log has beyond it and is known to be committed is handed out
+    /// again by the first round.
+    ///
+    /// # Errors
+    /// The log is damaged, or does not reach back to a checkpoint.
+    pub fn open(
+        config: NodeConfig,
+        disk: Arc<dyn Disk>,
+        checkpoints: BTreeMap<GroupId, CheckpointBase>,
+    ) -> Result<Self, OpenError> {
+        let (log, mut logs) = Log::open(disk, config.segment_bytes)?;
+        let mut node = Self { config, log, groups: BTreeMap::new(), writing: Vec::new() };
+        for (group, checkpoint) in checkpoints {
+            let log = logs.remove(&group);
+            node.open_group(group, checkpoint, log)?;
+        }
+        match logs.pop_first() {
+            Some((group, _)) => Err(OpenError::NoCheckpoint { group }),
+            None => Ok(node),
+        }
+    }
+
+    fn open_group(&mut self, id: GroupId, checkpoint: CheckpointBase, log: Option<GroupLog>) -> Result<(), OpenError> {
+        let applied = checkpoint.applied;
+        let log = match log {
+            Some(log) if log.base.index > applied.index => {
+                let (expected, found) = (applied.index + 1, log.base.index + 1);
+                return Err(LogError::Gap { group: id, expected, found }.into());
+            }
+            Some(log) if log.term_at(applied.index) == Some(applied.term) => log,
+            // The group is new; or the checkpoint was a snapshot whose base is not in the log yet; or one whose log was never
+            // synced (durability `memory`).
+            log => {
+                let hard = log.unwrap_or_default().hard;
+                let log = GroupLog { base: applied, entries: Vec::new(), hard };
+                let hard = GroupStorage::new(checkpoint.clone(), &log).hard();
+                write_anew(&mut self.log, id, &log, hard);
+                GroupLog { hard, ..log }
+            }
+        };
+        let config = GroupConfig {
+            node: self.config.node,
+            election_ticks: self.config.election_ticks,
+            heartbeat_ticks: self.config.heartbeat_ticks,
+            seed: self.config.seed,
+            #[cfg(test)]
+            planted: self.config.planted,
+        };
+        let group = Group::open(id, config, checkpoint, &log).map_err(|error| OpenError::Group { group: id, error })?;
+        self.groups.insert(id, group);
+        Ok(())
+    }
+
+    /// Makes a group, whose first checkpoint must be safe. An empty configuration makes a group that waits to be told of
+    /// one by a leader's snapshot. Nothing happens if it is here.
+    ///
+    /// # Errors
+    /// The configuration contradicts itself.
+    pub fn create_group(&mut self, group: GroupId, checkpoint: CheckpointBase) -> Result<(), OpenError> {
+        if self.groups.contains_key(&group) {
+            return Ok(());
+        }
+        self.open_group(group, checkpoint, None)
+    }
+
+    /// Time passes.
+    pub fn tick(&mut self) {
+        self.assert_between_rounds();
+        self.groups.values_mut().for_each(Group::tick);
+    }
+
+    /// Takes a message from a peer.
+    ///
+    /// # Errors
+    /// It is none that an honest peer would send. Nothing was changed.
+    pub fn step(&mut self, from: NodeId, group: GroupId, message: Bytes) -> Result<(), MessageError> {
+        self.assert_between_rounds();
+        match self.groups.get_mut(&group) {
+            Some(group) => group.step(from, message),
+            None => Err(MessageError::UnknownGroup { from }),
+        }
+    }
+
+    /// raft-rs must be left alone while what it said is being written.
+    fn assert_between_rounds(&self) {
+        assert!(self.writing.is_empty(), "a round that found no room comes before anything else");
+    }
+
+    fn led(&mut self, group: GroupId) -> Result<&mut Group, NotLeader> {
+        self.assert_between_rounds();
+        self.groups.get_mut(&group).ok_or(NotLeader { leader: None })
+    }
+
+    /// Proposes a command. It may still be lost if this node stops leading; that is told by [`Sink::role`].
+    ///
+    /// # Errors
+    /// This node does not lead the group.
+    pub fn propose(&mut self, group: GroupId, command: &[u8]) -> Result<(), NotLeader> {
+        self.led(group)?.propose(command)
+    }
+
+    /// Asks for [`Sink::query`] with this token once everything that was proposed here before has been handed out, and
+    /// before anything that is proposed after.
+    ///
+    /// # Errors
+    /// This node does not lead the group.
+    pub fn query(&mut self, group: GroupId, token: u64) -> Result<(), NotLeader> {
+        self.led(group)?.query(token)
+    }
+
+    /// Asks for [`Sink::read_ready`] with this token once everything was handed out that is committed anywhere now. Can be
+    /// asked of any replica.
+    ///
+    /// # Errors
+    /// This node has no such group.
+    pub fn read_index(&mut self, group: GroupId, token: u64) -> Result<(), NotLeader> {
+        self.led(group)?.read_index(token);
+        Ok(())
+    }
+
+    /// Proposes that the members change.
+    ///
+    /// # Errors
+    /// They cannot be changed now, or not here.
+    pub fn propose_change(&mut self, group: GroupId, changes: &[Change]) -> Result<(), ProposeChangeError> {
+        self.led(group)?.propose_change(changes)
+    }
+
+    /// Hands leadership over, if the other one catches up within an election timeout.
+    ///
+    /// # Errors
+    /// This node does not lead the group.
+    pub fn transfer_leader(&mut self, group: GroupId, to: NodeId) -> Result<(), NotLeader> {
+        self.led(group)?.transfer_leader(to)
+    }
+
+    /// Messages to a peer were lost: groups that lead send carefully until they hear of it.
+    pub fn report_unreachable(&mut self, peer: NodeId) {
+        self.assert_between_rounds();
+        self.groups.values_mut().for_each(|group| group.report_unreachable(peer));
+    }
+
+    /// A peer has fetched a snapshot, or failed to.
+    pub fn report_snapshot(&mut self, group: GroupId, peer: NodeId, delivered: bool) {
+        self.assert_between_rounds();
+        if let Some(group) = self.groups.get_mut(&group) {
+            group.report_snapshot(peer, delivered);
+        }
+    }
+
+    /// A snapshot was installed: it is this node's checkpoint, and safe. The group goes on from it with the next round.
+    ///
+    /// # Errors
+    /// Its configuration contradicts itself.
+    pub fn installed(&mut self, id: GroupId, checkpoint: CheckpointBase) -> Result<(), OpenError> {
+        self.assert_between_rounds();
+        match self.groups.get_mut(&id) {
+            None => Ok(()),
+            Some(group) => {
+                group.installed(checkpoint, &mut self.log).map_err(|error| OpenError::Group { group: id, error })
+            }
+        }
+    }
+
+    /// A snapshot could not be fetched. The leader will offer one again.
+    pub fn fetch_failed(&mut self, group: GroupId) {
+        if let Some(group) = self.groups.get_mut(&group) {
+            group.fetch_failed();
+        }
+    }
+
+    /// Checkpoints were completed, and are safe: what they have may go from memory and from the log. Returns how many
+    /// segments went.
+    ///
+    /// # Errors
+    /// The disk failed to remove a segment; it only takes room.
+    pub fn checkpointed(
+        &mut self,
+        checkpoints: impl IntoIterator<Item = (GroupId, CheckpointBase)>,
+    ) -> io::Result<usize> {
+        for (group, checkpoint) in checkpoints {
+            if let Some(group) = self.groups.get_mut(&group) {
+                group.checkpointed(checkpoint);
+            }
+        }
+        let reached = |(&id, group): (&GroupId, &Group)| (id, group.checkpoint().applied.index);
+        #[cfg(test)]
+        let reached = |(&id, group): (&GroupId, &Group)| match self.config.planted {
+            Some(PlantedBug::PurgeBeforeCheckpoint) => (id, group.status().handed_out.index),
+            _ => reached((&id, group)),
+        };
+        self.log.purge(&self.groups.iter().map(reached).collect())
+    }
+
+    /// Sends, writes, syncs and hands out what gathered. If there was no room on the disk, the round is still there: call
+    /// this again, and nothing else before it succeeds.
+    ///
+    /// # Errors
+    /// The disk is full, or failed. If it failed, the process must end: what the disk has now is unknown.
+    pub fn round(&mut self, sink: &mut dyn Sink) -> io::Result<Round> {
+        if self.writing.is_empty() {
+            for (&id, group) in &mut self.groups {
+                let ready = group.begin_round(&mut self.log, sink);
+                self.writing.extend(ready.map(|ready| (id, ready)));
+            }
+        }
+        let wrote = self.log.has_round();
+        if wrote {
+            self.log.write()?;
+            if self.config.sync {
+                self.sync(SyncSite::LogRound)?;
+            }
+        }
+        let mut busy = false;
+        for (id, ready) in self.writing.drain(..) {
+            if let Some(group) = self.groups.get_mut(&id) {
+                group.finish_round(ready, sink);
+                busy |= group.is_busy();
+            }
+        }
+        Ok(Round { busy, wrote })
+    }
+
+    /// Makes what was written survive a power cut.
+    ///
+    /// # Errors
+    /// The disk failed. The process must end: what the disk has now is unknown.
+    pub fn sync(&mut self, site: SyncSite) -> io::Result<()> {
+        #[cfg(test)]
+        if self.config.planted == Some(PlantedBug::SkipSync) {
+            return Ok(());
+        }
+        // A full disk here is no reason to try again: what a failed sync left is unknown.
+        self.log.sync(site).and_then(|()| self.log.rotate_if_full()).map_err(io::Error::other)
+    }
+
+    /// One group as this node sees it.
+    #[must_use]
+    pub fn status(&self, group: GroupId) -> Option<GroupStatus> {
+        self.groups.get(&group).map(Group::status)
+    }
+
+    /// Whether this node is the group's only member, so that nobody else could lead it.
+    #[must_use]
+    pub fn is_alone(&self, group: GroupId) -> bool {
+        self.groups.get(&group).is_some_and(Group::is_alone)
+    }
+
+    /// Term and a hash of the payload of every entry in memory, by index.
+    #[cfg(test)]
+    fn entries(&self, group: GroupId) -> BTreeMap<u64, (u64, u64)> {
+        self.groups.get(&group).map(Group::entries).unwrap_or_default()
+    }
+
+    /// The log below.
+    #[must_use]
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+}
+
+#[cfg(test)]
+mod simulation;
