@@ -119,7 +119,7 @@ impl StateMachine for Recorder {
 
     fn lead(&mut self, _: GroupId, _: u64) {}
 
-    fn follow(&mut self, _: GroupId, _: Option<NodeId>) {}
+    fn follow(&mut self, _: GroupId, _: u64, _: Option<NodeId>) {}
 
     fn refuse(&mut self, _: Self::Query) {}
 

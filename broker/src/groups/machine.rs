@@ -24,7 +24,7 @@ use crate::replicated::{
     SubscribedPersistent, UnsubscribedPersistent,
 };
 use crate::router::batch::Addressee;
-use crate::router::cluster::InterestChanges;
+use crate::router::cluster::{InterestChanges, Leader};
 use crate::router::{Event, Shared};
 use crate::session::outbound::Backlog;
 use crate::subscription::{Matched, PickStrategy, ShareGroup, ShareMember, ShareTarget, Target, topic_hash};
@@ -153,6 +153,25 @@ impl Machine {
         // Only now does the index know what every group wants: routed earlier, a message would miss some.
         for (group, routes) in to_route.into_iter().enumerate() {
             self.carry_out(group as u16, routes);
+        }
+    }
+
+    /// Arbiters send what they have for a group to whoever leads it.
+    fn learn_leader(&self, group: u16, leader: Leader) {
+        if let Some(shared) = self.shared.get()
+            && let Some(cluster) = &shared.cluster
+        {
+            cluster.leaders.learn(shared, group, leader);
+        }
+    }
+
+    /// What was said to a node, or by it, may be lost.
+    fn on_link_broken(&mut self, node: u64) {
+        self.pushes.on_link_broken(node);
+        if let Some(shared) = self.shared.get()
+            && let Some(cluster) = &shared.cluster
+        {
+            cluster.leaders.on_link_broken(shared, node);
         }
     }
 
@@ -583,13 +602,21 @@ impl StateMachine for Machine {
         }
     }
 
-    fn lead(&mut self, group: GroupId, _term: u64) {
+    fn lead(&mut self, group: GroupId, term: u64) {
         self.led.insert(group.0);
+        self.pushes.lead(group.0, term);
         self.begin_if_due();
+        if let Some(cluster) = self.shared.get().and_then(|shared| shared.cluster.as_ref()) {
+            self.learn_leader(group.0, Leader { node: cluster.node, term });
+        }
     }
 
-    fn follow(&mut self, group: GroupId, _leader: Option<NodeId>) {
+    fn follow(&mut self, group: GroupId, term: u64, leader: Option<NodeId>) {
         self.led.remove(&group.0);
+        self.pushes.follow(group.0);
+        if let Some(node) = leader {
+            self.learn_leader(group.0, Leader { node: node.get(), term });
+        }
     }
 
     fn refuse(&mut self, query: Query) {
@@ -609,6 +636,7 @@ impl StateMachine for Machine {
                     self.claim(request);
                 }
             }
+            Query::LinkBroken(node) => self.on_link_broken(node),
             Query::Interest(changes) => self.interest_changed(changes),
             Query::Resync { node, resync } => self.resync(node, resync),
             Query::RetainedPage { asker, number, filter, cursor } => {

@@ -24,6 +24,8 @@ pub enum Query {
     Released(Arc<str>),
     /// What the clients of an arbiter want has changed.
     Interest(InterestChanges),
+    /// The link to this node broke.
+    LinkBroken(u64),
     /// What a node has of the sessions that it serves.
     Resync {
         /// Which node.
@@ -150,6 +152,11 @@ impl Submitter {
     /// What the clients of an arbiter want has changed.
     pub fn interest(&self, changes: InterestChanges) {
         self.pipeline.notify(Query::Interest(changes));
+    }
+
+    /// The link to a node broke: what was said over it may be lost.
+    pub fn link_broken(&self, node: u64) {
+        self.pipeline.notify(Query::LinkBroken(node));
     }
 
     /// What an arbiter of `node` has of the sessions of a group that this node leads. Behind what was proposed before.

@@ -51,8 +51,8 @@ pub trait StateMachine: Send + 'static {
     /// This node leads the group from here on. Everything committed before has been applied.
     fn lead(&mut self, group: GroupId, term: u64);
 
-    /// This node does not lead the group, or not any more.
-    fn follow(&mut self, group: GroupId, leader: Option<NodeId>);
+    /// This node does not lead the group, or not any more. `leader` is who does in `term`, if that is known.
+    fn follow(&mut self, group: GroupId, term: u64, leader: Option<NodeId>);
 
     /// Answers a question. What its asker proposed to the group before has been applied.
     fn query(&mut self, query: Self::Query);
@@ -132,7 +132,7 @@ enum Item<Q> {
     Configuration(GroupId, LogId, Configuration),
     Empty(GroupId, LogId),
     Lead(GroupId, u64),
-    Follow(GroupId, Option<NodeId>),
+    Follow(GroupId, u64, Option<NodeId>),
     Query(Q),
     Refuse(Q),
 }
@@ -418,7 +418,7 @@ impl<Q, P: Peers> Sink for Outcome<Q, P> {
         let lost = self.outstanding.remove(&group).unwrap_or(0);
         self.in_flight.fetch_sub(lost, Ordering::Relaxed);
         if let Role::Follower { leader } = role {
-            self.round.items.push(Item::Follow(group, leader));
+            self.round.items.push(Item::Follow(group, term, leader));
         }
     }
 
@@ -674,7 +674,7 @@ impl<M: StateMachine> Applier<M> {
                 Item::Configuration(group, id, configuration) => self.applied(group, id).configuration = configuration,
                 Item::Empty(group, id) => drop(self.applied(group, id)),
                 Item::Lead(group, term) => self.machine.lead(group, term),
-                Item::Follow(group, leader) => self.machine.follow(group, leader),
+                Item::Follow(group, term, leader) => self.machine.follow(group, term, leader),
                 Item::Query(query) => self.machine.query(query),
                 Item::Refuse(query) => self.machine.refuse(query),
             }
