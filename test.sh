@@ -57,7 +57,7 @@ rust() {
     return "$status"
 }
 
-# What the hot paths take, against instructions/counts.tsv. Where the counts are of another kind of processor nothing is compared.
+# What the hot paths take, against instructions/counts.tsv.
 instructions() {
     cargo xtask instructions
 }

@@ -19,12 +19,21 @@ const QOS_1: Delivery = Delivery::AtLeastOnce(PacketId::MIN);
 pub const ROWS: &[Row] = &[
     Row { name: "decode PUBLISH, QoS 0, 3.1.1", run: |counter| decode_publish(counter, &publish(QOS_0), V3_1_1) },
     Row { name: "decode PUBLISH, QoS 1, 3.1.1", run: |counter| decode_publish(counter, &publish(QOS_1), V3_1_1) },
-    Row { name: "decode PUBLISH, QoS 0, 5, three properties", run: |c| decode_publish(c, &rich_publish(QOS_0), V5) },
-    Row { name: "decode PUBLISH, QoS 1, 5, three properties", run: |c| decode_publish(c, &rich_publish(QOS_1), V5) },
+    Row {
+        name: "decode PUBLISH, QoS 0, 5, three properties",
+        run: |counter| decode_publish(counter, &rich_publish(QOS_0), V5),
+    },
+    Row {
+        name: "decode PUBLISH, QoS 1, 5, three properties",
+        run: |counter| decode_publish(counter, &rich_publish(QOS_1), V5),
+    },
     Row { name: "decode PUBACK, 3.1.1", run: decode_puback },
     Row { name: "decode SUBSCRIBE, three filters, 5", run: decode_subscribe },
     Row { name: "encode PUBLISH, QoS 1, 3.1.1", run: |counter| encode_publish(counter, &publish(QOS_1), V3_1_1) },
-    Row { name: "encode PUBLISH, QoS 1, 5, three properties", run: |c| encode_publish(c, &rich_publish(QOS_1), V5) },
+    Row {
+        name: "encode PUBLISH, QoS 1, 5, three properties",
+        run: |counter| encode_publish(counter, &rich_publish(QOS_1), V5),
+    },
     Row { name: "encode PUBACK, 3.1.1", run: encode_puback },
 ];
 
