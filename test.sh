@@ -4,14 +4,14 @@
 #   ./test.sh                 all stages
 #   ./test.sh setup clients   only these, in the order below
 #
-# Stages: setup verify rust clients. Ends at the first stage that fails.
+# Stages: setup verify rust instructions clients. Ends at the first stage that fails.
 set -euo pipefail
 # mosquitto lives in sbin, which a user's PATH may lack.
 PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "$0")"
 source tools/debian.sh
 
-readonly STAGES=(setup verify rust clients)
+readonly STAGES=(setup verify rust instructions clients)
 readonly PAHO_VERSION=2.2.0
 readonly NODE_MODULES=tests/clients/node_modules
 readonly VENV=.venv
@@ -22,7 +22,8 @@ failed=0
 
 setup() {
     install_c_compiler
-    install_missing mosquitto:mosquitto mosquitto-clients:mosquitto_pub nodejs:node npm:npm telnet:telnet
+    install_missing mosquitto:mosquitto mosquitto-clients:mosquitto_pub nodejs:node npm:npm telnet:telnet \
+        valgrind:valgrind
     # Debian's python3 has no ensurepip without this package.
     [ -x "$VENV/bin/python" ] || python3 -c 'import ensurepip' 2>/dev/null || install_packages python3 python3-venv
     [ -x "$VENV/bin/python" ] || python3 -m venv "$VENV"
@@ -54,6 +55,11 @@ rust() {
     count "$output"
     rm -f "$output"
     return "$status"
+}
+
+# What the hot paths take, against instructions/counts.tsv.
+instructions() {
+    cargo xtask instructions
 }
 
 clients() {

@@ -28,6 +28,12 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Count the instructions of the hot paths and hold them against instructions/counts.tsv (needs valgrind).
+    Instructions {
+        /// Write the file anew instead.
+        #[arg(long)]
+        update: bool,
+    },
     /// Check everything that needs no running broker, and change nothing.
     Verify,
     /// Mend what a machine can mend: the format and the generated pages.
@@ -38,6 +44,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Docs { check } => docs::run(check),
         Command::Conformance { check } => conformance::run(check),
+        Command::Instructions { update } => instructions(update),
         Command::Verify => verify(),
         Command::Fix => fix(),
     };
@@ -55,6 +62,15 @@ fn verify() -> anyhow::Result<()> {
     docs::run(true)?;
     conformance::run(true)?;
     cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
+}
+
+/// The program that counts is built like what it counts, and not like this one.
+fn instructions(update: bool) -> anyhow::Result<()> {
+    let mut arguments = vec!["run", "--locked", "--profile", "counting", "--package", "instructions", "--", "compare"];
+    if update {
+        arguments.push("--update");
+    }
+    cargo(&arguments)
 }
 
 fn fix() -> anyhow::Result<()> {
