@@ -19,8 +19,8 @@ mod violation;
 
 pub use check::check;
 pub use event::{
-    Action, Answer, ClosedBy, Connect, Delivery, Event, MessageId, Nanoseconds, Publish, Subscribe, Subscription, Symbol,
-    What, Will,
+    Action, Answer, ClosedBy, Connect, Delivery, Event, MessageId, Nanoseconds, Publish, Subscribe, Subscription,
+    Symbol, What, Will,
 };
 pub use history::{History, ReadError};
 pub use settings::{SECOND, Settings};

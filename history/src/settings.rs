@@ -27,6 +27,9 @@ pub struct Settings {
     pub answer_max: Nanoseconds,
     /// How long before the end of its connection a client's own acknowledgement may still be lost (P11).
     pub acknowledgement_loss_max: Nanoseconds,
+    /// A PUBLISH that was not answered may have been refused, so that its second try is its first effect. If nothing
+    /// is ever refused, order is checked across second tries as well.
+    pub may_refuse: bool,
     /// The cluster held no session before the history begins.
     pub starts_empty: bool,
 }
@@ -43,6 +46,7 @@ impl Default for Settings {
             recovery_max: 10 * SECOND,
             answer_max: 5 * SECOND,
             acknowledgement_loss_max: SECOND,
+            may_refuse: true,
             starts_empty: true,
         }
     }

@@ -71,7 +71,7 @@ fn a_history_that_is_broken_once_is_rejected() {
     }
     println!("{seed} histories: {counts:?}");
     for mutation in MUTATIONS {
-        assert!(counts.get(&mutation).is_some_and(|&count| count >= 10), "{mutation:?} hardly tried: {counts:?}");
+        assert!(counts.get(&mutation).is_some_and(|&count| count >= 5), "{mutation:?} hardly tried: {counts:?}");
     }
 }
 
@@ -221,9 +221,9 @@ impl<'r> Subject<'r> {
             && !self.dropped_of_any
             && !self.dropped.contains(&self.client(fact.event).0)
             && self.delivery(fact).qos > 0
-            && fact.message.is_some_and(|message| {
-                self.acknowledged.contains_key(&message) && self.only_send(message).is_some()
-            })
+            && fact
+                .message
+                .is_some_and(|message| self.acknowledged.contains_key(&message) && self.only_send(message).is_some())
             && self.recording.settled_sessions.contains(&fact.session)
     }
 
@@ -292,6 +292,7 @@ impl<'r> Subject<'r> {
                     && self.client(one.event) == self.client(other.event)
                     && self.delivery(one).qos == self.delivery(other).qos
                     && self.follows(one, other)
+                    && self.sends[&other.message.expect("a plain copy has a number")][0] < one.event
             });
             if let Some(other) = other {
                 let (first, second) = (self.delivery(one), self.delivery(other));
@@ -360,7 +361,8 @@ impl<'r> Subject<'r> {
             }
         }
         let &index = candidates.get(random.below(candidates.len().max(1) as u64) as usize)?;
-        if let What::Client { action: Action::ConnAck { session_present, .. }, .. } = &mut history.events_mut()[index].what
+        if let What::Client { action: Action::ConnAck { session_present, .. }, .. } =
+            &mut history.events_mut()[index].what
         {
             *session_present = false;
         }
@@ -375,7 +377,8 @@ impl<'r> Subject<'r> {
         };
         let mut writes: Vec<_> = self.sends.keys().filter_map(retained).collect();
         writes.sort_by_key(|write| write.0);
-        let plain = |fact: &&DeliveryFact| !self.delivery(fact).dup && !self.intricate.contains(&self.client(fact.event).0);
+        let plain =
+            |fact: &&DeliveryFact| !self.delivery(fact).dup && !self.intricate.contains(&self.client(fact.event).0);
         for fact in facts.iter().filter(|fact| fact.first_read).filter(plain) {
             let delivery = self.delivery(fact);
             let since = fact.read_since?;

@@ -65,13 +65,8 @@ impl Script {
 
     fn subscribe(&mut self, client: &'static str, filter: &'static str, qos: u8) {
         self.packet_id += 1;
-        let filters = vec![Subscription {
-            filter,
-            qos,
-            no_local: false,
-            retain_as_published: false,
-            retain_handling: 0,
-        }];
+        let filters =
+            vec![Subscription { filter, qos, no_local: false, retain_as_published: false, retain_handling: 0 }];
         let packet_id = self.packet_id;
         self.line(client, Action::SubscribeSent(Box::new(Subscribe { packet_id, filters })));
         self.line(client, Action::SubAck { packet_id, reasons: Box::new([qos]) });

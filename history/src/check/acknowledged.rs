@@ -79,12 +79,7 @@ fn missed(
 }
 
 /// The first delivery of a message that the publisher sent later, while the subscription stood.
-fn overtaken<'a>(
-    story: &'a Story<'_>,
-    session: &'a Session,
-    span: &Span,
-    message: &Message,
-) -> Option<&'a Delivery> {
+fn overtaken<'a>(story: &'a Story<'_>, session: &'a Session, span: &Span, message: &Message) -> Option<&'a Delivery> {
     if session.last_delivery_at <= message.accepted.at {
         return None;
     }

@@ -14,7 +14,7 @@ pub(super) fn check(story: &Story<'_>, report: &mut Report<'_>) {
         }
         if delivery.message == NONE {
             if !emptied.contains(&delivery.topic) || carries_number(story, delivery) {
-                report.add(Promise::P2, &[delivery.mark.event], "what was delivered was never published".into());
+                report.add(Promise::P2, &[delivery.mark.event], "what was delivered had not been published".into());
             }
             continue;
         }
@@ -53,15 +53,13 @@ fn accuse(story: &Story<'_>, delivery: &Delivery, message: &Message) -> Option<(
         return Some(("came with a QoS above its own", events));
     }
     let own = story.sessions[delivery.session as usize].client == message.publisher && message.will_of == NONE;
-    let mut reasons = story
-        .spans_of(delivery)
-        .filter(|span| is_reason(span, delivery, message, own))
-        .peekable();
+    let mut reasons = story.spans_of(delivery).filter(|span| is_reason(span, delivery, message, own)).peekable();
     if reasons.peek().is_none() {
         events.extend(story.spans_of(delivery).map(|span| span.ended_by).filter(|&event| event != NONE));
         return Some(("was not subscribed to when it was sent, and came", events));
     }
-    wrong_qos(delivery, message, reasons).then_some(("came with a QoS that no subscription of it explains", events))
+    let publisher = story.sessions[delivery.session as usize].client == message.publisher;
+    wrong_qos(delivery, message, publisher, reasons).then_some(("came with a QoS that no subscription of it explains", events))
 }
 
 fn is_reason(span: &Span, delivery: &Delivery, message: &Message, own: bool) -> bool {
@@ -76,13 +74,20 @@ fn is_reason(span: &Span, delivery: &Delivery, message: &Message, own: bool) -> 
 }
 
 /// One copy comes, at the highest QoS of all that match [MQTT-3.3.4-2]; a shared subscription has a copy of its own.
-fn wrong_qos<'a>(delivery: &Delivery, message: &Message, reasons: impl Iterator<Item = &'a Span>) -> bool {
+///
+/// Whether No Local keeps a client from its own will, the specification does not say.
+fn wrong_qos<'a>(
+    delivery: &Delivery,
+    message: &Message,
+    by_itself: bool,
+    reasons: impl Iterator<Item = &'a Span>,
+) -> bool {
     let (mut lowest, mut highest) = (0, 0);
     let mut shared = false;
     for span in reasons {
         highest = highest.max(span.qos);
         shared |= span.shared;
-        if span.must_take(message.first.at, delivery.mark.at) {
+        if span.must_take(message.first.at, delivery.mark.at) && !(span.no_local && by_itself) {
             lowest = lowest.max(span.qos);
         }
     }

@@ -50,8 +50,7 @@ pub(super) fn check(story: &Story<'_>, report: &mut Report<'_>) {
                         story.history.name(message.publisher),
                         story.session_name(index as u32)
                     );
-                    let events =
-                        [message.first.event, overtaking.first.event, later.mark.event, delivery.mark.event];
+                    let events = [message.first.event, overtaking.first.event, later.mark.event, delivery.mark.event];
                     report.add(Promise::P5, &events, summary);
                 }
             }

@@ -68,10 +68,12 @@ fn check_break(story: &Story<'_>, delivery: &Delivery, report: &mut Report<'_>) 
         return;
     }
     let message = &story.messages[delivery.message as usize];
-    let session = &story.sessions[delivery.session as usize];
-    let earlier = session.connections.iter().any(|&c| {
+    let client = story.sessions[delivery.session as usize].client;
+    let earlier = story.clients[client.0 as usize].iter().any(|&c| {
         let connection = &story.connections[c as usize];
+        // A CONNECT that was not answered may have been served nevertheless.
         c != delivery.connection
+            && (connection.session == delivery.session || connection.accepted().is_none())
             && connection.connect.event < story.connections[delivery.connection as usize].connect.event
             && connection.ended.1 >= message.first.at
     });

@@ -55,7 +55,9 @@ struct Register<'a> {
 /// Assigns each retained copy to the earliest SUBSCRIBE that it can belong to.
 fn read_values(story: &Story<'_>, registers: &mut BTreeMap<Symbol, Register<'_>>) {
     let mut earlier: BTreeMap<(u32, Symbol), usize> = BTreeMap::new();
-    for delivery in story.deliveries.iter().filter(|delivery| delivery.kind == Kind::Retained && delivery.session != NONE) {
+    for delivery in
+        story.deliveries.iter().filter(|delivery| delivery.kind == Kind::Retained && delivery.session != NONE)
+    {
         let Some(register) = registers.get_mut(&delivery.topic) else { continue };
         // A copy that is sent again tells when it was read less well than the first.
         if delivery.message == NONE || !delivery.new {
@@ -77,9 +79,10 @@ fn read_values(story: &Story<'_>, registers: &mut BTreeMap<Symbol, Register<'_>>
 fn read_absences<'a>(story: &'a Story<'_>, topic: Symbol, register: &mut Register<'a>) {
     for span in story.spans_on(topic).filter(|span| span.must_read && span.suback.is_some() && !span.no_local) {
         let session = &story.sessions[span.session as usize];
-        let got_any = session.deliveries.iter().map(|&delivery| &story.deliveries[delivery as usize]).any(|delivery| {
-            delivery.topic == topic && delivery.retain && delivery.mark.event > span.subscribe.event
-        });
+        let got_any =
+            session.deliveries.iter().map(|&delivery| &story.deliveries[delivery as usize]).any(|delivery| {
+                delivery.topic == topic && delivery.retain && delivery.mark.event > span.subscribe.event
+            });
         if got_any {
             continue;
         }
@@ -216,8 +219,7 @@ impl Register<'_> {
             let reads = self.reads.get(&index).into_iter().flatten().map(|read| read.end.at).min();
             let written_by = message.acknowledged.map(|mark| mark.at).into_iter().chain(reads).min();
             if written_by.is_some_and(|at| at < read.start.at) {
-                let started = message.accepted.at.max(message.first.at);
-                last = last.max(Some((started, index)));
+                last = last.max(Some((message.first.at, index)));
             }
         }
         let (started, index) = last?;
@@ -237,10 +239,8 @@ impl Register<'_> {
 fn report_stale(story: &Story<'_>, topic: &str, outer: &Zone, inner: &Zone, report: &mut Report<'_>) {
     let (old, new) = (&story.messages[outer.message as usize], &story.messages[inner.message as usize]);
     let what = if new.empty { "deleted" } else { "replaced" };
-    let summary = format!(
-        "retained {topic}: m{} was there, was {what} by m{}, and was there again",
-        old.id.0, new.id.0
-    );
+    let summary =
+        format!("retained {topic}: m{} was there, was {what} by m{}, and was there again", old.id.0, new.id.0);
     let marks = [outer.first_end, outer.last_start, inner.first_end, inner.last_start];
     let mut events: Vec<u32> = marks.iter().map(|mark| mark.event).filter(|&event| event != NONE).collect();
     events.extend([old.first.event, new.first.event]);

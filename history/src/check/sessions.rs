@@ -6,8 +6,7 @@ use crate::violation::{Promise, Report};
 pub(super) fn check(story: &Story<'_>, report: &mut Report<'_>) {
     for connection in &story.connections {
         let Some(connack) = connection.accepted() else { continue };
-        let previous =
-            (connection.previous != NONE).then(|| &story.connections[connection.previous as usize]);
+        let previous = (connection.previous != NONE).then(|| &story.connections[connection.previous as usize]);
         let client = story.history.name(connection.client);
         let mut events = vec![connection.connect.event, connack.event];
         if let Some(previous) = previous {
@@ -16,11 +15,8 @@ pub(super) fn check(story: &Story<'_>, report: &mut Report<'_>) {
         }
         if connection.must_resume && !connection.session_present {
             let expired = previous.is_some_and(|previous| ended_and_expires(previous, connection));
-            let (promise, why) = if expired {
-                (Promise::P10, "it had not expired")
-            } else {
-                (Promise::P8, "nothing ended it")
-            };
+            let (promise, why) =
+                if expired { (Promise::P10, "it had not expired") } else { (Promise::P8, "nothing ended it") };
             report.add(promise, &events, format!("Session Present is 0 for {client}, whose session lives: {why}"));
         }
         if connection.must_be_new && connection.session_present {

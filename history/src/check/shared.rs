@@ -84,9 +84,10 @@ fn hands_over(story: &Story<'_>, first: &Delivery, second: &Delivery) -> bool {
 /// Whether one connection of the member lasted all that time.
 fn stays(story: &Story<'_>, span: &Span, from: Nanoseconds, to: Nanoseconds) -> bool {
     let connections = &story.sessions[span.session as usize].connections;
-    connections.iter().map(|&c| &story.connections[c as usize]).any(|connection| {
-        connection.accepted().is_some_and(|connack| connack.at < from) && connection.ended.0 > to
-    })
+    connections
+        .iter()
+        .map(|&c| &story.connections[c as usize])
+        .any(|connection| connection.accepted().is_some_and(|connack| connack.at < from) && connection.ended.0 > to)
 }
 
 fn check_arrival(
@@ -101,7 +102,8 @@ fn check_arrival(
     let Some(acknowledged) = message.acknowledged else { return };
     let sent_at = message.accepted.at;
     let expires_at = message.expiry.map_or(NEVER, |expiry| after(sent_at, expiry));
-    let Some((mark, connected)) = story.quiesced.iter().zip(connected).find(|(mark, _)| mark.event > acknowledged.event)
+    let Some((mark, connected)) =
+        story.quiesced.iter().zip(connected).find(|(mark, _)| mark.event > acknowledged.event)
     else {
         return;
     };

@@ -327,8 +327,8 @@ impl<'h> Story<'h> {
             let mut until = NEVER;
             if let Some((closed, by)) = connection.closed {
                 let last = connection.last_received_at;
-                let disturbed = self.faults.overlap(last, closed.at)
-                    || self.faults.node_down(connection.node, last, closed.at);
+                let disturbed =
+                    self.faults.overlap(last, closed.at) || self.faults.node_down(connection.node, last, closed.at);
                 from = if disturbed { last } else { closed.at.saturating_sub(self.settings.transit_max).max(last) };
                 until = self.faults.extend(closed.at, self.settings.detection_max);
                 if let Some(disconnect) = connection.disconnect {
@@ -345,8 +345,7 @@ impl<'h> Story<'h> {
                     connection.left = acted && disconnect.reason == 0;
                     if let Some(expiry) = connection.disconnect_expiry {
                         let (low, high) = connection.expiry;
-                        connection.expiry =
-                            if acted { (expiry, expiry) } else { (low.min(expiry), high.max(expiry)) };
+                        connection.expiry = if acted { (expiry, expiry) } else { (low.min(expiry), high.max(expiry)) };
                     }
                 }
             }
@@ -399,10 +398,12 @@ impl<'h> Story<'h> {
     fn unsure_between<'a>(&'a self, unsure: &'a [u32], c: u32) -> impl Iterator<Item = &'a Connection> {
         let connection = &self.connections[c as usize];
         let connack_at = connection.accepted().map_or(NEVER, |mark| mark.at);
-        let since = if connection.previous == NONE { 0 } else { self.connections[connection.previous as usize].connect.at };
-        unsure.iter().map(|&u| &self.connections[u as usize]).filter(move |other| {
-            other.connect.at < connack_at && self.effect_until(other) >= since
-        })
+        let since =
+            if connection.previous == NONE { 0 } else { self.connections[connection.previous as usize].connect.at };
+        unsure
+            .iter()
+            .map(|&u| &self.connections[u as usize])
+            .filter(move |other| other.connect.at < connack_at && self.effect_until(other) >= since)
     }
 
     fn judge_session_present(&mut self, c: u32, unsure: &[u32]) {
@@ -418,17 +419,19 @@ impl<'h> Story<'h> {
             let (low, high) = previous.expiry;
             let lives_until = after(previous.ended.0, low).saturating_sub(settings.clock_skew_max);
             must_resume = !racing && low > 0 && lives_until >= connack.at;
-            let gone_at = after(previous.ended.1, high)
-                .saturating_add(settings.expiry_late_max + settings.clock_skew_max);
+            let gone_at =
+                after(previous.ended.1, high).saturating_add(settings.expiry_late_max + settings.clock_skew_max);
             may_resume |= racing || gone_at >= connect_at;
             // An open connection is taken over: whether a session of no expiry survives that, nobody says.
             may_resume |= previous.ended.1 >= connect_at;
         }
         for other in self.unsure_between(unsure, c) {
             may_resume = true;
-            must_resume &= !other.clean_start && other.expiry.0 > 0 && previous.is_some_and(|previous| {
-                after(previous.ended.0, other.expiry.0.min(previous.expiry.0)) >= connack.at
-            });
+            must_resume &= !other.clean_start
+                && other.expiry.0 > 0
+                && previous.is_some_and(|previous| {
+                    after(previous.ended.0, other.expiry.0.min(previous.expiry.0)) >= connack.at
+                });
         }
         let clean_start = connection.clean_start;
         let connection = &mut self.connections[c as usize];
@@ -832,7 +835,10 @@ impl<'h> Story<'h> {
             let entered = &mut self.sessions[session as usize];
             entered.deliveries.push(index);
             entered.last_delivery_at = mark.at;
-            if delivery.qos > 0 {
+            // What was on its way on a connection that was replaced tells nothing of the successor's identifiers.
+            let stale = self.connections[c as usize].superseded.is_some_and(|newer| newer.event < mark.event);
+            seen.new &= !(stale && delivery.qos == 2);
+            if delivery.qos > 0 && !stale {
                 let open = &mut entered.open_deliveries;
                 let position = open.iter().position(|&(id, _)| id == delivery.packet_id);
                 let before = position.map(|position| open.swap_remove(position).1);
@@ -966,9 +972,10 @@ impl<'h> Story<'h> {
     pub(crate) fn spans_of<'a>(&'a self, delivery: &'a Delivery) -> impl Iterator<Item = &'a Span> {
         let spans: &[u32] =
             if delivery.session == NONE { &[] } else { &self.sessions[delivery.session as usize].spans };
-        spans.iter().map(|&span| &self.spans[span as usize]).filter(move |span| {
-            span.subscribe.event < delivery.mark.event && self.matches(span, delivery.topic)
-        })
+        spans
+            .iter()
+            .map(|&span| &self.spans[span as usize])
+            .filter(move |span| span.subscribe.event < delivery.mark.event && self.matches(span, delivery.topic))
     }
 
     /// Deliveries of a message, in order of time.
@@ -988,15 +995,18 @@ impl<'h> Story<'h> {
     }
 
     /// Whether the publisher sent `first` before `then` in a way that no second try can turn round: each PUBLISH of
-    /// `then` follows one of `first` on its connection, or all of `first` on connections that were over.
+    /// `then` follows all of `first`. If nothing is ever refused, it is enough that it follows one on its connection:
+    /// second tries keep their order [MQTT-4.6.0-1].
     pub(crate) fn precedes(&self, first: &Message, then: &Message) -> bool {
         let opened = |send: &Send| self.connections[send.connection as usize].connect.event;
+        let follows_all = |later: &Send| {
+            self.sends_of(first).all(|send| send.mark.event < later.mark.event && opened(send) <= opened(later))
+        };
+        let follows_one = |later: &Send| {
+            self.sends_of(first).any(|send| send.connection == later.connection && send.mark.event < later.mark.event)
+        };
         first.publisher == then.publisher
-            && self.sends_of(then).all(|later| {
-                let mut earlier = self.sends_of(first);
-                earlier.any(|send| send.connection == later.connection && send.mark.event < later.mark.event)
-                    || self.sends_of(first).all(|send| send.mark.event < later.mark.event && opened(send) < opened(later))
-            })
+            && self.sends_of(then).all(|later| follows_all(later) || (!self.settings.may_refuse && follows_one(later)))
     }
 
     /// Whether a session is connected at a time, by a connection that nothing has replaced.

@@ -57,7 +57,9 @@ fn accuse(story: &Story<'_>, send: &Send, newer: Mark) -> Option<(&'static str, 
     }
     // No subscription of before explains the delivery: the message was matched after the new CONNACK.
     let matched_later = |delivery: &&super::story::Delivery| {
-        delivery.kind == Kind::Live && story.spans_of(delivery).all(|span| span.subscribe.event > newer.event)
+        // A shared group may have held it for another member.
+        delivery.kind == Kind::Live
+            && story.spans_of(delivery).all(|span| span.subscribe.event > newer.event && !span.shared)
     };
     let open = only_try && message.qos == 1 && send.answer.is_none();
     let delivery = story.deliveries_of(message).filter(|_| open).find(matched_later)?;

@@ -22,11 +22,8 @@ pub(super) fn check(story: &Story<'_>, report: &mut Report<'_>, losses: &mut Los
         let will = Will::of(story, index);
         for delivery in story.deliveries_of(will.message) {
             if let Some(what) = will.accuse(story, delivery) {
-                let summary = format!(
-                    "{} of {} {what}",
-                    story.message_name(will.message),
-                    story.history.name(connection.client)
-                );
+                let summary =
+                    format!("{} of {} {what}", story.message_name(will.message), story.history.name(connection.client));
                 report.add(Promise::P9, &will.events(&[delivery.mark.event]), summary);
             }
         }
@@ -107,17 +104,10 @@ impl<'a> Will<'a> {
             && (self.delay.1 == 0 || self.next_connect_at > after(connection.ended.1, self.delay.1))
     }
 
-    fn check_arrival(
-        &self,
-        story: &Story<'_>,
-        connected: &[Vec<bool>],
-        report: &mut Report<'_>,
-        losses: &mut Losses,
-    ) {
+    fn check_arrival(&self, story: &Story<'_>, connected: &[Vec<bool>], report: &mut Report<'_>, losses: &mut Losses) {
         let settings = story.settings;
         let allowance = after(0, self.delay.1).saturating_add(settings.will_late_max + settings.clock_skew_max);
-        let deadline =
-            story.faults.extend(self.connection.ended.1, allowance).saturating_add(settings.transit_max);
+        let deadline = story.faults.extend(self.connection.ended.1, allowance).saturating_add(settings.transit_max);
         for span in story.spans_on(self.message.topic) {
             let session = &story.sessions[span.session as usize];
             let takes = !span.shared

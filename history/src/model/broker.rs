@@ -38,15 +38,41 @@ pub(super) struct Will {
 
 #[derive(Debug, Clone)]
 pub(super) enum ToServer {
-    Connect { client: ClientNumber, clean_start: bool, expiry: u32, will: Option<Will> },
-    Subscribe { packet_id: u16, sent_at: Nanoseconds, filters: Vec<Subscription<&'static str>> },
-    Unsubscribe { packet_id: u16, filters: Vec<&'static str> },
-    Publish { packet_id: u16, message: Message },
-    PubRel { packet_id: u16 },
-    PubAck { packet_id: u16 },
-    PubRec { packet_id: u16 },
-    PubComp { packet_id: u16 },
-    Disconnect { reason: u8, expiry: Option<u32> },
+    Connect {
+        client: ClientNumber,
+        clean_start: bool,
+        expiry: u32,
+        will: Option<Will>,
+    },
+    Subscribe {
+        packet_id: u16,
+        sent_at: Nanoseconds,
+        filters: Vec<Subscription<&'static str>>,
+    },
+    Unsubscribe {
+        packet_id: u16,
+        filters: Vec<&'static str>,
+    },
+    Publish {
+        packet_id: u16,
+        message: Message,
+    },
+    PubRel {
+        packet_id: u16,
+    },
+    PubAck {
+        packet_id: u16,
+    },
+    PubRec {
+        packet_id: u16,
+    },
+    PubComp {
+        packet_id: u16,
+    },
+    Disconnect {
+        reason: u8,
+        expiry: Option<u32>,
+    },
     /// The end of the stream.
     End,
 }
@@ -166,7 +192,13 @@ impl Broker {
     }
 
     /// The client has read a SUBACK: what it publishes from now on is owed.
-    pub(super) fn subscription_known(&mut self, client: ClientNumber, number: u32, filter: &'static str, now: Nanoseconds) {
+    pub(super) fn subscription_known(
+        &mut self,
+        client: ClientNumber,
+        number: u32,
+        filter: &'static str,
+        now: Nanoseconds,
+    ) {
         if let Some(session) = self.sessions.get_mut(&client).filter(|session| session.number == number) {
             session.acknowledged.entry(filter).or_insert(now);
         }
@@ -463,7 +495,13 @@ impl Broker {
     }
 
     /// Picks a member: one that is connected if there is one.
-    fn route_shared(&mut self, now: Nanoseconds, share: &'static str, message: &Rc<Message>, effects: &mut Vec<Effect>) {
+    fn route_shared(
+        &mut self,
+        now: Nanoseconds,
+        share: &'static str,
+        message: &Rc<Message>,
+        effects: &mut Vec<Effect>,
+    ) {
         let members = |connected: bool| -> Vec<(ClientNumber, u32, u8)> {
             let of = |(client, session): (&ClientNumber, &Session)| {
                 let qos = session.subscriptions.get(share)?.qos;
@@ -478,7 +516,7 @@ impl Broker {
         if candidates.is_empty() {
             return;
         }
-        let (client, number, qos) = *self.random.pick(&candidates);
+        let (client, number, qos) = self.random.pick(&candidates);
         let origin = self.origin(number, Some(share));
         let copy = Copy { message: Rc::clone(message), qos: qos.min(message.qos), retain: false, origin };
         self.hand(now, client, copy, effects);

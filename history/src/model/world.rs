@@ -54,6 +54,8 @@ struct Connection {
     client_open: bool,
     server_open: bool,
     accepted: bool,
+    /// DISCONNECT was sent: nothing may follow it.
+    leaving: bool,
     /// When the last packet of each direction arrives: they keep their order.
     to_server_at: Nanoseconds,
     to_client_at: Nanoseconds,
@@ -102,10 +104,10 @@ impl World {
     pub(super) fn new(seed: u64, events_wanted: usize) -> Self {
         let mut random = Random::new(seed);
         let queue_max = if random.percent(20) { 3 } else { 10_000 };
-        let broker = Broker::new(queue_max, Random::new(random.next()));
+        let broker = Broker::new(queue_max, Random::new(random.number()));
         let count = 4 + random.below(NAMES.len() as u64 - 3) as usize;
         let clients = (0..count).map(|_| Client::new(&mut random)).collect();
-        let pace = *random.pick(&[1, 1, 5, 40]);
+        let pace = random.pick(&[1, 1, 5, 40]);
         let mut world = Self {
             now: 0,
             queue: BTreeMap::new(),
@@ -207,7 +209,8 @@ impl World {
             Happening::Acts(client) => self.act(client),
             Happening::Connects(client) => self.connect_again(client),
             Happening::PublishesOnOld(c) => {
-                if self.connections[c].client_open && self.connections[c].accepted {
+                let connection = &self.connections[c];
+                if connection.client_open && connection.accepted && !connection.leaving {
                     self.publish_untracked(c);
                 }
             }
@@ -321,14 +324,16 @@ impl World {
         let client = self.connections[c].client;
         self.clients[client].doubtful |= !self.connections[c].accepted;
         if self.clients[client].current == Some(c) {
-            let wait = (20 * MILLISECOND + self.random.below(300 * MILLISECOND)) * if self.random.percent(10) { 15 } else { 1 };
+            let wait = (20 * MILLISECOND + self.random.below(300 * MILLISECOND))
+                * if self.random.percent(10) { 15 } else { 1 };
             self.after(wait, Happening::Connects(client));
         }
     }
 
     fn connect_again(&mut self, client: ClientNumber) {
         let open = self.clients[client].current.is_some_and(|c| self.connections[c].client_open);
-        if !open && !(self.stopping && self.clients[client].leaves) {
+        let stays_away = self.stopping && self.clients[client].leaves;
+        if !open && !stays_away {
             self.connect(client);
         }
     }
@@ -354,13 +359,14 @@ impl World {
             client_open: true,
             server_open: true,
             accepted: false,
+            leaving: false,
             to_server_at: 0,
             to_client_at: 0,
         });
-        let will = self.random.percent(30).then(|| Will {
-            message: self.new_message(),
-            delay: *self.random.pick(&[0, 0, 1, 2]),
-        });
+        let will = self
+            .random
+            .percent(30)
+            .then(|| Will { message: self.new_message(), delay: self.random.pick(&[0, 0, 1, 2]) });
         let will = will.map(|will| Will { message: Message { empty: false, expiry: None, ..will.message }, ..will });
         let told = will.as_ref().map(|will| crate::Will {
             topic: will.message.topic,
@@ -383,7 +389,7 @@ impl World {
         let retain = self.random.percent(20);
         Message {
             id: MessageId(self.next_message),
-            topic: *self.random.pick(&TOPICS),
+            topic: self.random.pick(&TOPICS),
             qos: self.random.below(3) as u8,
             retain,
             empty: retain && self.random.percent(20),
@@ -395,7 +401,8 @@ impl World {
 
     fn act(&mut self, client: ClientNumber) {
         let Some(c) = self.clients[client].current else { return };
-        if self.stopping || !self.connections[c].client_open {
+        let connection = &self.connections[c];
+        if self.stopping || !connection.client_open || !connection.accepted || connection.leaving {
             return;
         }
         match self.random.below(100) {
@@ -470,7 +477,7 @@ impl World {
         let packet_id = self.packet_id(client);
         let mut filters: Vec<Subscription<&'static str>> = Vec::new();
         for _ in 0..1 + self.random.below(2) {
-            let filter = *self.random.pick(&FILTERS);
+            let filter = self.random.pick(&FILTERS);
             if filters.iter().any(|subscription| subscription.filter == filter) {
                 continue;
             }
@@ -480,7 +487,7 @@ impl World {
                 qos: self.random.below(3) as u8,
                 no_local: !filter.starts_with("$share/") && self.random.percent(15),
                 retain_as_published: self.random.percent(15),
-                retain_handling: *self.random.pick(&[0, 0, 0, 1, 2]),
+                retain_handling: self.random.pick(&[0, 0, 0, 1, 2]),
             });
         }
         let subscribe = Subscribe { packet_id, filters: filters.clone() };
@@ -490,10 +497,10 @@ impl World {
 
     fn unsubscribe(&mut self, client: ClientNumber, c: ConnectionNumber) {
         let packet_id = self.packet_id(client);
-        let mut filter = *self.random.pick(&FILTERS);
+        let mut filter = self.random.pick(&FILTERS);
         for _ in 0..5 {
             if !self.broker.subscribes(client, filter) {
-                filter = *self.random.pick(&FILTERS);
+                filter = self.random.pick(&FILTERS);
             }
         }
         *self.clients[client].touched.entry(filter).or_default() += 1;
@@ -502,6 +509,7 @@ impl World {
     }
 
     fn disconnect(&mut self, c: ConnectionNumber) {
+        self.connections[c].leaving = true;
         let reason = if self.random.percent(30) { 4 } else { 0 };
         let keeps = self.clients[self.connections[c].client].expiry > 0;
         let expiry = (keeps && self.random.percent(10)).then_some(1);
@@ -511,15 +519,13 @@ impl World {
             self.send_to_server(c, ToServer::End);
             self.client_closed(c, ClosedBy::Client);
         } else {
-            // It sends nothing more and waits for the server to close.
-            let client = self.connections[c].client;
+            // It waits for the server to close.
             self.after(SECOND, Happening::Breaks(c));
-            self.clients[client].current = Some(c);
         }
     }
 
     fn acknowledge(&mut self, c: ConnectionNumber, packet_id: u16, qos: u8) {
-        if !self.connections[c].client_open {
+        if !self.connections[c].client_open || self.connections[c].leaving {
             return;
         }
         let answer = Answer { packet_id, reason: 0 };
@@ -552,19 +558,19 @@ impl World {
             }
             ToClient::PubAck { packet_id, reason } => {
                 self.record(c, Action::PubAckReceived(Answer { packet_id, reason }));
-                self.clients[client].forget(packet_id);
+                self.forget(client, c, packet_id);
             }
             ToClient::PubRec { packet_id, reason } => {
                 self.record(c, Action::PubRecReceived(Answer { packet_id, reason }));
                 if reason >= 0x80 {
-                    self.clients[client].forget(packet_id);
-                } else {
+                    self.forget(client, c, packet_id);
+                } else if self.clients[client].current == Some(c) {
                     self.release(client, c, packet_id);
                 }
             }
             ToClient::PubComp { packet_id } => {
                 self.record(c, Action::PubCompReceived(Answer { packet_id, reason: 0 }));
-                self.clients[client].forget(packet_id);
+                self.forget(client, c, packet_id);
             }
             ToClient::Publish { delivery, origin } => self.receive_publish(client, c, delivery, origin),
             ToClient::PubRel { packet_id } => {
@@ -574,6 +580,14 @@ impl World {
             }
             ToClient::Disconnect { reason } => self.record(c, Action::DisconnectReceived { reason }),
             ToClient::End => self.client_closed(c, ClosedBy::Server),
+        }
+    }
+
+    /// An answer on a connection that was replaced says nothing of what its successor sent.
+    fn forget(&mut self, client: ClientNumber, c: ConnectionNumber, packet_id: u16) {
+        let held = &mut self.clients[client];
+        if held.current == Some(c) {
+            held.unacknowledged.retain(|kept| kept.packet_id != packet_id);
         }
     }
 
@@ -635,8 +649,8 @@ impl World {
 impl Client {
     fn new(random: &mut Random) -> Self {
         Self {
-            expiry: *random.pick(&[0, 2, 5, u32::MAX, u32::MAX]),
-            clean_percent: *random.pick(&[0, 0, 10, 100]),
+            expiry: random.pick(&[0, 2, 5, u32::MAX, u32::MAX]),
+            clean_percent: random.pick(&[0, 0, 10, 100]),
             leaves: random.percent(20),
             current: None,
             connections: 0,
@@ -645,9 +659,5 @@ impl Client {
             touched: BTreeMap::new(),
             doubtful: false,
         }
-    }
-
-    fn forget(&mut self, packet_id: u16) {
-        self.unacknowledged.retain(|kept| kept.packet_id != packet_id);
     }
 }
