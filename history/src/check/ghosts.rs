@@ -59,7 +59,8 @@ fn accuse(story: &Story<'_>, delivery: &Delivery, message: &Message) -> Option<(
         return Some(("was not subscribed to when it was sent, and came", events));
     }
     let publisher = story.sessions[delivery.session as usize].client == message.publisher;
-    wrong_qos(delivery, message, publisher, reasons).then_some(("came with a QoS that no subscription of it explains", events))
+    wrong_qos(delivery, message, publisher, reasons)
+        .then_some(("came with a QoS that no subscription of it explains", events))
 }
 
 fn is_reason(span: &Span, delivery: &Delivery, message: &Message, own: bool) -> bool {

@@ -606,7 +606,10 @@ impl<'h> Story<'h> {
             if subscription.retain_handling == 1 {
                 // Retain Handling 1 reads only for a new subscription: sure if none may stand.
                 span.must_read = replaced.is_none() && share.is_none();
-                span.may_read &= replaced.is_none_or(|old| self.spans[old as usize].must.0 == NEVER);
+                span.may_read &= replaced.is_none_or(|old| {
+                    let (since, until) = self.spans[old as usize].must;
+                    since == NEVER || until < mark.at
+                });
             }
             let index = self.spans.len() as u32;
             self.spans.push(span);

@@ -525,6 +525,9 @@ impl Broker {
     fn hand(&mut self, now: Nanoseconds, client: ClientNumber, copy: Copy, effects: &mut Vec<Effect>) {
         let queue_max = self.queue_max;
         let Some(session) = self.sessions.get_mut(&client) else { return };
+        if copy.message.is_expired(now) {
+            return;
+        }
         if copy.qos == 0 {
             if let Some(connection) = session.connection {
                 effects.push(Effect::Send(connection, copy.packet(0, false, now)));
