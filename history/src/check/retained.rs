@@ -54,7 +54,7 @@ struct Register<'a> {
 
 /// Assigns each retained copy to the earliest SUBSCRIBE that it can belong to.
 fn read_values(story: &Story<'_>, registers: &mut BTreeMap<Symbol, Register<'_>>) {
-    let mut earlier: BTreeMap<(u32, Symbol), usize> = BTreeMap::new();
+    let mut earlier: BTreeMap<(u32, Symbol, u8), usize> = BTreeMap::new();
     for delivery in
         story.deliveries.iter().filter(|delivery| delivery.kind == Kind::Retained && delivery.session != NONE)
     {
@@ -63,8 +63,8 @@ fn read_values(story: &Story<'_>, registers: &mut BTreeMap<Symbol, Register<'_>>
         if delivery.message == NONE || !delivery.new {
             continue;
         }
-        // Each SUBSCRIBE reads a topic once, and they are served in order.
-        let before = earlier.entry((delivery.session, delivery.topic)).or_default();
+        // Each SUBSCRIBE reads a topic once, and those of one QoS are served in order.
+        let before = earlier.entry((delivery.session, delivery.topic, delivery.qos)).or_default();
         let readers: Vec<&Span> = story.spans_of(delivery).filter(|span| span.may_read).collect();
         let Some(span) = readers.get((*before).min(readers.len().saturating_sub(1))) else { continue };
         *before += 1;
