@@ -1,0 +1,99 @@
+//! P1: what was acknowledged reaches every matching session.
+//!
+//! A message is owed to a session whose SUBACK came before it was sent and whose subscription stood until it must have
+//! arrived: until a mark that says that everything has, or until a later message of the same publisher, topic and QoS
+//! came (it would have been before it). Not owed is what may have expired by then.
+
+use super::Losses;
+use super::faults::NEVER;
+use super::story::{Delivery, Kind, Mark, Message, NONE, Session, Span, Story, after};
+use crate::violation::{Promise, Report};
+
+pub(super) fn check(story: &Story<'_>, report: &Report<'_>, losses: &mut Losses) {
+    let connected = connected_at_marks(story);
+    let mut got = vec![NONE; story.sessions.len()];
+    let mut judged = vec![NONE; story.sessions.len()];
+    for (index, message) in story.messages.iter().enumerate() {
+        let Some(acknowledged) = message.acknowledged else { continue };
+        // The receiver of an empty payload cannot tell which message it is.
+        if message.empty {
+            continue;
+        }
+        for delivery in story.deliveries_of(message).filter(|delivery| delivery.session != NONE) {
+            got[delivery.session as usize] = index as u32;
+        }
+        for span in story.spans_on(message.topic) {
+            let session = span.session as usize;
+            if got[session] == index as u32 || judged[session] == index as u32 || !may_owe(story, span, message) {
+                continue;
+            }
+            let Some(proof) = missed(story, &connected, span, message, acknowledged) else { continue };
+            judged[session] = index as u32;
+            let summary = format!(
+                "{} was acknowledged and is missing in {}",
+                story.message_name(message),
+                story.session_name(span.session)
+            );
+            let mut events = vec![message.accepted.event, acknowledged.event, proof.event];
+            events.extend(span.suback.map(|mark| mark.event));
+            losses.add(report, story.sessions[session].client, Promise::P1, &events, summary);
+        }
+    }
+}
+
+fn may_owe(story: &Story<'_>, span: &Span, message: &Message) -> bool {
+    let session = &story.sessions[span.session as usize];
+    !span.shared
+        && span.qos > 0
+        && span.must.0 < message.accepted.at
+        && span.must.1 > message.accepted.at
+        && session.ends.1 >= message.accepted.at
+        && !(span.no_local && session.client == message.publisher)
+}
+
+/// The sessions that are connected at each mark of quiescence.
+pub(super) fn connected_at_marks(story: &Story<'_>) -> Vec<Vec<bool>> {
+    let at = |mark: &Mark| story.sessions.iter().map(|session| story.connected_at(session, mark.at)).collect();
+    story.quiesced.iter().map(at).collect()
+}
+
+/// The event at which the message should have been there; none if its absence proves nothing.
+fn missed(
+    story: &Story<'_>,
+    connected: &[Vec<bool>],
+    span: &Span,
+    message: &Message,
+    acknowledged: Mark,
+) -> Option<Mark> {
+    let expires_at = message.expiry.map_or(NEVER, |expiry| after(message.accepted.at, expiry));
+    let drained = story.quiesced.iter().zip(connected).find(|(mark, connected)| {
+        mark.event > acknowledged.event
+            && connected[span.session as usize]
+            && span.must_take(message.accepted.at, mark.at)
+            && mark.at < expires_at
+    });
+    drained.map(|(mark, _)| *mark).or_else(|| {
+        let session = &story.sessions[span.session as usize];
+        overtaken(story, session, span, message).filter(|delivery| delivery.mark.at < expires_at).map(|d| d.mark)
+    })
+}
+
+/// The first delivery of a message that the publisher sent later, while the subscription stood.
+fn overtaken<'a>(story: &'a Story<'_>, session: &'a Session, span: &Span, message: &Message) -> Option<&'a Delivery> {
+    if session.last_delivery_at <= message.accepted.at {
+        return None;
+    }
+    let from = session
+        .deliveries
+        .partition_point(|&delivery| story.deliveries[delivery as usize].mark.event < message.accepted.event);
+    session.deliveries[from..].iter().map(|&delivery| &story.deliveries[delivery as usize]).find(|delivery| {
+        delivery.message != NONE && delivery.qos > 0 && delivery.kind == Kind::Live && {
+            let later = &story.messages[delivery.message as usize];
+            later.topic == message.topic
+                && later.qos == message.qos
+                && later.will_of == NONE
+                && delivery.mark.at < span.must.1
+                && story.precedes(message, later)
+        }
+    })
+}

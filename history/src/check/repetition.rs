@@ -1,0 +1,140 @@
+//! P3 and P4: nothing is handed on twice, and what is sent again is marked and has a reason.
+
+use std::collections::BTreeMap;
+
+use super::story::{Delivery, Kind, Message, NONE, Story};
+use crate::violation::{Promise, Report};
+
+pub(super) fn check(story: &Story<'_>, report: &mut Report<'_>) {
+    let mut seen = vec![NONE; story.messages.len()];
+    for (index, session) in story.sessions.iter().enumerate() {
+        let mut repeated = Vec::new();
+        let mut duplicates: BTreeMap<u32, u32> = BTreeMap::new();
+        for &delivery in &session.deliveries {
+            let delivery = &story.deliveries[delivery as usize];
+            check_identifier(story, delivery, report);
+            if delivery.dup {
+                *duplicates.entry(delivery.connection).or_default() += 1;
+                check_break(story, delivery, report);
+            }
+            if delivery.message == NONE {
+                continue;
+            }
+            if std::mem::replace(&mut seen[delivery.message as usize], index as u32) == index as u32 {
+                repeated.push(delivery.message);
+            }
+        }
+        repeated.sort_unstable();
+        repeated.dedup();
+        for message in repeated {
+            check_repeated(story, index as u32, &story.messages[message as usize], report);
+        }
+        for (connection, count) in duplicates {
+            if count > story.settings.in_flight_max {
+                let summary = format!(
+                    "{count} duplicates after one break, in flight are at most {}, in {}",
+                    story.settings.in_flight_max,
+                    story.session_name(index as u32)
+                );
+                let connack = story.connections[connection as usize].accepted().map(|mark| mark.event);
+                report.add(Promise::P4, connack.as_slice(), summary);
+            }
+        }
+    }
+}
+
+/// A Packet Identifier in flight names one message [MQTT-2.2.1-4].
+fn check_identifier(story: &Story<'_>, delivery: &Delivery, report: &mut Report<'_>) {
+    if delivery.collides != NONE {
+        let before = &story.deliveries[delivery.collides as usize];
+        let summary = format!(
+            "a Packet Identifier was used for another message while in flight, in {}",
+            story.session_name(delivery.session)
+        );
+        report.add(Promise::P4, &[before.mark.event, delivery.mark.event], summary);
+    }
+    // What was on its way on a connection that is being replaced may be read after its repetition on the new one.
+    let replaced = story.connections[delivery.connection as usize].superseded;
+    let stale = replaced.is_some_and(|newer| newer.event < delivery.mark.event);
+    if delivery.qos == 2 && !delivery.new && !delivery.dup && !stale {
+        let summary = format!("QoS 2 was sent again without DUP in {}", story.session_name(delivery.session));
+        report.add(Promise::P4, &[delivery.mark.event], summary);
+    }
+}
+
+/// DUP needs an earlier connection of the session on which the message could have been sent.
+fn check_break(story: &Story<'_>, delivery: &Delivery, report: &mut Report<'_>) {
+    if delivery.message == NONE {
+        return;
+    }
+    let message = &story.messages[delivery.message as usize];
+    let client = story.sessions[delivery.session as usize].client;
+    let earlier = story.clients[client.0 as usize].iter().any(|&c| {
+        let connection = &story.connections[c as usize];
+        // A CONNECT that was not answered may have been served nevertheless.
+        c != delivery.connection
+            && (connection.session == delivery.session || connection.accepted().is_none())
+            && connection.connect.event < story.connections[delivery.connection as usize].connect.event
+            && connection.ended.1 >= message.first.at
+    });
+    if !earlier || delivery.qos == 0 {
+        let summary = format!(
+            "{} came with DUP, and no break explains it, in {}",
+            story.message_name(message),
+            story.session_name(delivery.session)
+        );
+        report.add(Promise::P4, &[message.first.event, delivery.mark.event], summary);
+    }
+}
+
+fn check_repeated(story: &Story<'_>, session: u32, message: &Message, report: &mut Report<'_>) {
+    let deliveries: Vec<&Delivery> = story.deliveries_of(message).filter(|d| d.session == session).collect();
+    let Some(&last) = deliveries.last() else { return };
+    let allowed = Allowed::of(story, last, message);
+    let is = |kind: Kind| move |d: &&&Delivery| d.kind == kind;
+    let new = |kind: Kind| deliveries.iter().filter(is(kind)).filter(|d| d.new).count() as u32;
+    let (live, retained, either) = (new(Kind::Live), new(Kind::Retained), new(Kind::Either));
+    let events: Vec<u32> =
+        [message.first.event].into_iter().chain(deliveries.iter().map(|delivery| delivery.mark.event)).collect();
+    let name = || format!("{} in {}", story.message_name(message), story.session_name(session));
+    if live > allowed.live || live + retained + either > allowed.live + allowed.retained {
+        let promise = match last.qos {
+            _ if message.will_of != NONE => Promise::P9,
+            2 => Promise::P3,
+            _ => Promise::P4,
+        };
+        let summary = format!("handed on {} times as new: {}", live + retained + either, name());
+        report.add(promise, &events, summary);
+        return;
+    }
+    let mut on_connection: BTreeMap<u32, u32> = BTreeMap::new();
+    for delivery in deliveries.iter().filter(is(Kind::Live)) {
+        *on_connection.entry(delivery.connection).or_default() += 1;
+    }
+    if on_connection.values().any(|&count| count > allowed.live) {
+        report.add(Promise::P4, &events, format!("sent again on a living connection: {}", name()));
+    }
+}
+
+/// How often a session may get one message as new.
+struct Allowed {
+    live: u32,
+    retained: u32,
+}
+
+impl Allowed {
+    fn of(story: &Story<'_>, last: &Delivery, message: &Message) -> Self {
+        let mut shares = Vec::new();
+        let mut plain = 0;
+        let mut retained = 0;
+        for span in story.spans_of(last).filter(|span| span.may_until >= message.first.at) {
+            if !span.shared {
+                plain = 1;
+            } else if !shares.contains(&span.filter) {
+                shares.push(span.filter);
+            }
+            retained += u32::from(span.may_read);
+        }
+        Self { live: message.tries * (plain + shares.len() as u32).max(1), retained }
+    }
+}

@@ -1,0 +1,721 @@
+//! The promises, one by one: a history that keeps each, and ones that break it.
+
+use std::collections::HashMap;
+
+use kentongan_history::{
+    Action, Answer, ClosedBy, Connect, Delivery, History, MessageId, Promise, Publish, SECOND, Settings, Subscribe,
+    Subscription, What, Will, check,
+};
+
+const EVER: u32 = u32::MAX;
+const TOPIC: &str = "plant/1/temp";
+
+/// A history that is written line by line; each line takes 10 ms.
+#[derive(Default)]
+struct Script {
+    history: History,
+    now: u64,
+    connections: HashMap<&'static str, u32>,
+    packet_id: u16,
+}
+
+impl Script {
+    fn wait(&mut self, seconds: u64) {
+        self.now += seconds * SECOND;
+    }
+
+    fn line(&mut self, client: &'static str, action: Action<&str>) {
+        let connection = *self.connections.entry(client).or_insert(1);
+        self.line_on(client, connection, action);
+    }
+
+    fn line_on(&mut self, client: &'static str, connection: u32, action: Action<&str>) {
+        self.mark(What::Client { client, connection, node: 1, action });
+    }
+
+    fn mark(&mut self, what: What<&str>) {
+        self.now += SECOND / 100;
+        let event = kentongan_history::Event { at: self.now, what }.map(&mut |text| self.history.symbol(text));
+        self.history.events_mut().push(event);
+    }
+
+    fn connect_with(&mut self, client: &'static str, connect: Connect<&str>, session_present: bool) {
+        *self.connections.entry(client).or_insert(0) += 1;
+        self.line(client, Action::ConnectSent(Box::new(connect)));
+        self.line(client, Action::ConnAck { reason: 0, session_present, session_expiry: None });
+    }
+
+    fn connect(&mut self, client: &'static str, session_expiry: u32) {
+        self.connect_with(client, Connect { clean_start: false, session_expiry, will: None }, false);
+    }
+
+    fn resume(&mut self, client: &'static str, session_expiry: u32) {
+        self.connect_with(client, Connect { clean_start: false, session_expiry, will: None }, true);
+    }
+
+    fn connect_with_will(&mut self, client: &'static str, message: u64, delay: u32) {
+        let will = Will { topic: TOPIC, qos: 1, retain: false, delay, message: MessageId(message) };
+        let connect = Connect { clean_start: false, session_expiry: EVER, will: Some(will) };
+        self.connect_with(client, connect, false);
+    }
+
+    fn close(&mut self, client: &'static str) {
+        self.line(client, Action::ConnectionClosed { by: ClosedBy::Client });
+    }
+
+    fn subscribe(&mut self, client: &'static str, filter: &'static str, qos: u8) {
+        self.packet_id += 1;
+        let filters =
+            vec![Subscription { filter, qos, no_local: false, retain_as_published: false, retain_handling: 0 }];
+        let packet_id = self.packet_id;
+        self.line(client, Action::SubscribeSent(Box::new(Subscribe { packet_id, filters })));
+        self.line(client, Action::SubAck { packet_id, reasons: Box::new([qos]) });
+    }
+
+    fn unsubscribe(&mut self, client: &'static str, filter: &'static str) {
+        self.packet_id += 1;
+        let packet_id = self.packet_id;
+        self.line(client, Action::UnsubscribeSent { packet_id, filters: Box::new([filter]) });
+        self.line(client, Action::UnsubAck { packet_id, reasons: Box::new([0]) });
+    }
+
+    fn send(&mut self, client: &'static str, message: u64, qos: u8) -> Publish<&'static str> {
+        self.packet_id += 1;
+        let publish = Publish {
+            packet_id: if qos > 0 { self.packet_id } else { 0 },
+            dup: false,
+            qos,
+            retain: false,
+            topic: TOPIC,
+            expiry: None,
+            message: MessageId(message),
+            empty: false,
+        };
+        self.line(client, Action::PublishSent(publish.clone()));
+        publish
+    }
+
+    fn acknowledge(&mut self, client: &'static str, packet_id: u16, qos: u8, reason: u8) {
+        let answer = Answer { packet_id, reason };
+        let action = if qos == 1 { Action::PubAckReceived(answer) } else { Action::PubRecReceived(answer) };
+        self.line(client, action);
+    }
+
+    /// Sent and acknowledged.
+    fn publish(&mut self, client: &'static str, message: u64, qos: u8) {
+        let sent = self.send(client, message, qos);
+        self.acknowledge(client, sent.packet_id, qos, 0);
+    }
+
+    fn publish_expiring(&mut self, client: &'static str, message: u64, expiry: u32) {
+        self.packet_id += 1;
+        let packet_id = self.packet_id;
+        let publish = Publish {
+            packet_id,
+            dup: false,
+            qos: 1,
+            retain: false,
+            topic: TOPIC,
+            expiry: Some(expiry),
+            message: MessageId(message),
+            empty: false,
+        };
+        self.line(client, Action::PublishSent(publish));
+        self.acknowledge(client, packet_id, 1, 0);
+    }
+
+    fn retain(&mut self, client: &'static str, message: u64, empty: bool) {
+        self.packet_id += 1;
+        let packet_id = self.packet_id;
+        let publish = Publish {
+            packet_id,
+            dup: false,
+            qos: 1,
+            retain: true,
+            topic: TOPIC,
+            expiry: None,
+            message: MessageId(message),
+            empty,
+        };
+        self.line(client, Action::PublishSent(publish));
+        self.acknowledge(client, packet_id, 1, 0);
+    }
+
+    fn deliver_as(&mut self, client: &'static str, message: u64, qos: u8, packet_id: u16, dup: bool, retain: bool) {
+        let delivery = Delivery {
+            packet_id,
+            dup,
+            qos,
+            retain,
+            topic: TOPIC,
+            message: Some(MessageId(message)),
+            expiry: None,
+            identifiers: Box::default(),
+        };
+        self.line(client, Action::Delivered(delivery));
+    }
+
+    /// Delivered for the first time under a Packet Identifier of its own.
+    fn deliver(&mut self, client: &'static str, message: u64, qos: u8) {
+        self.deliver_as(client, message, qos, 1_000 + message as u16, false, false);
+    }
+
+    fn puback(&mut self, client: &'static str, message: u64) {
+        self.line(client, Action::PubAckSent(Answer { packet_id: 1_000 + message as u16, reason: 0 }));
+    }
+
+    fn broken(&self) -> Vec<Promise> {
+        let violations = check(&self.history, &Settings::default());
+        violations.iter().map(|violation| violation.promise).collect()
+    }
+
+    #[track_caller]
+    fn keeps_all(&self) {
+        let violations = check(&self.history, &Settings::default());
+        assert!(violations.is_empty(), "{}", violations[0]);
+    }
+
+    #[track_caller]
+    fn breaks(&self, promise: Promise) {
+        assert_eq!(self.broken(), [promise]);
+    }
+}
+
+/// A history of a subscriber with a session that lasts, and a publisher.
+fn pair(qos: u8) -> Script {
+    let mut script = Script::default();
+    script.connect("sub", EVER);
+    script.connect("pub", 0);
+    script.subscribe("sub", TOPIC, qos);
+    script
+}
+
+#[test]
+fn p1_acknowledged_messages_arrive_or_are_counted_as_dropped() {
+    let mut kept = pair(1);
+    kept.publish("pub", 1, 1);
+    kept.deliver("sub", 1, 1);
+    kept.mark(What::Quiesced);
+    kept.keeps_all();
+
+    let mut counted = pair(1);
+    counted.publish("pub", 1, 1);
+    counted.mark(What::Dropped { reason: "queue_full", count: 1, client: None });
+    counted.mark(What::Quiesced);
+    counted.keeps_all();
+
+    let mut lost = pair(1);
+    lost.publish("pub", 1, 1);
+    lost.mark(What::Quiesced);
+    lost.breaks(Promise::P1);
+
+    let mut lost_beside_a_counted_one = pair(1);
+    lost_beside_a_counted_one.publish("pub", 1, 1);
+    lost_beside_a_counted_one.publish("pub", 2, 1);
+    lost_beside_a_counted_one.mark(What::Dropped { reason: "queue_full", count: 1, client: None });
+    lost_beside_a_counted_one.mark(What::Quiesced);
+    assert_eq!(lost_beside_a_counted_one.broken(), [Promise::P1, Promise::P1], "either of them");
+}
+
+#[test]
+fn p1_what_was_not_acknowledged_may_arrive_or_not() {
+    let mut missing = pair(1);
+    missing.send("pub", 1, 1);
+    missing.mark(What::Quiesced);
+    missing.keeps_all();
+
+    let mut there = pair(1);
+    there.send("pub", 1, 1);
+    there.deliver("sub", 1, 1);
+    there.mark(What::Quiesced);
+    there.keeps_all();
+}
+
+#[test]
+fn p1_a_message_that_a_later_one_overtook_is_lost() {
+    let mut lost = pair(1);
+    lost.publish("pub", 1, 1);
+    lost.publish("pub", 2, 1);
+    lost.deliver("sub", 2, 1);
+    lost.close("sub");
+    lost.breaks(Promise::P1);
+}
+
+#[test]
+fn p1_a_subscription_in_doubt_owes_nothing() {
+    // A CONNECT with Clean Start got no answer: the session may be a new one.
+    let mut doubt = pair(1);
+    doubt.close("sub");
+    doubt.connections.insert("sub", 2);
+    let clean = Connect { clean_start: true, session_expiry: EVER, will: None };
+    doubt.line("sub", Action::ConnectSent(Box::new(clean)));
+    doubt.close("sub");
+    doubt.resume("sub", EVER);
+    doubt.publish("pub", 1, 1);
+    doubt.mark(What::Quiesced);
+    doubt.keeps_all();
+}
+
+#[test]
+fn p2_only_what_was_published_is_delivered() {
+    let mut ghost = pair(1);
+    ghost.deliver("sub", 1, 1);
+    ghost.breaks(Promise::P2);
+
+    let mut refused = pair(1);
+    let sent = refused.send("pub", 1, 1);
+    refused.acknowledge("pub", sent.packet_id, 1, 0x97);
+    refused.keeps_all();
+    refused.deliver("sub", 1, 1);
+    refused.breaks(Promise::P2);
+}
+
+#[test]
+fn p2_nothing_published_after_unsuback_arrives() {
+    let mut before = pair(1);
+    before.publish("pub", 1, 1);
+    before.unsubscribe("sub", TOPIC);
+    before.deliver("sub", 1, 1);
+    before.keeps_all();
+
+    let mut after = pair(1);
+    after.unsubscribe("sub", TOPIC);
+    after.publish("pub", 1, 1);
+    after.deliver("sub", 1, 1);
+    after.breaks(Promise::P2);
+}
+
+#[test]
+fn p2_overlapping_subscriptions_give_one_copy_at_the_highest_qos() {
+    let mut highest = pair(0);
+    highest.subscribe("sub", "plant/#", 2);
+    highest.publish("pub", 1, 2);
+    highest.deliver("sub", 1, 2);
+    highest.keeps_all();
+
+    let mut lower = pair(0);
+    lower.subscribe("sub", "plant/#", 2);
+    lower.publish("pub", 1, 2);
+    lower.deliver("sub", 1, 0);
+    lower.breaks(Promise::P2);
+}
+
+#[test]
+fn p3_qos_2_is_handed_on_once() {
+    let mut again = pair(2);
+    again.publish("pub", 1, 2);
+    again.deliver_as("sub", 1, 2, 7, false, false);
+    again.close("sub");
+    again.resume("sub", EVER);
+    again.deliver_as("sub", 1, 2, 7, true, false);
+    again.keeps_all();
+
+    // The receiver had released the Packet Identifier: to it, this is a new message.
+    let mut twice = pair(2);
+    twice.publish("pub", 1, 2);
+    twice.deliver_as("sub", 1, 2, 7, false, false);
+    twice.line("sub", Action::PubRecSent(Answer { packet_id: 7, reason: 0 }));
+    twice.line("sub", Action::PubRelReceived(Answer { packet_id: 7, reason: 0 }));
+    twice.close("sub");
+    twice.resume("sub", EVER);
+    twice.deliver_as("sub", 1, 2, 7, true, false);
+    twice.breaks(Promise::P3);
+}
+
+#[test]
+fn p4_a_duplicate_carries_dup_and_follows_a_break() {
+    let mut after_a_break = pair(1);
+    after_a_break.publish("pub", 1, 1);
+    after_a_break.deliver("sub", 1, 1);
+    after_a_break.close("sub");
+    after_a_break.resume("sub", EVER);
+    after_a_break.deliver_as("sub", 1, 1, 1_001, true, false);
+    after_a_break.keeps_all();
+
+    let mut without_dup = pair(1);
+    without_dup.publish("pub", 1, 1);
+    without_dup.deliver("sub", 1, 1);
+    without_dup.close("sub");
+    without_dup.resume("sub", EVER);
+    without_dup.deliver("sub", 1, 1);
+    without_dup.breaks(Promise::P4);
+
+    let mut without_a_break = pair(1);
+    without_a_break.publish("pub", 1, 1);
+    without_a_break.deliver_as("sub", 1, 1, 7, true, false);
+    without_a_break.breaks(Promise::P4);
+}
+
+#[test]
+fn p4_duplicates_are_bounded_by_the_window() {
+    let mut script = pair(1);
+    (1..=3).for_each(|message| script.publish("pub", message, 1));
+    (1..=3).for_each(|message| script.deliver("sub", message, 1));
+    script.close("sub");
+    script.resume("sub", EVER);
+    (1..=3).for_each(|message| script.deliver_as("sub", message, 1, 1_000 + message as u16, true, false));
+    let broken = |in_flight_max| check(&script.history, &Settings { in_flight_max, ..Settings::default() }).len();
+    assert_eq!(broken(3), 0);
+    assert_eq!(broken(2), 1);
+}
+
+#[test]
+fn p4_a_second_try_of_the_publisher_is_a_new_message() {
+    let mut script = pair(1);
+    script.send("pub", 1, 1);
+    script.close("pub");
+    script.connect("pub", 0);
+    script.publish("pub", 1, 1);
+    script.deliver_as("sub", 1, 1, 7, false, false);
+    script.deliver_as("sub", 1, 1, 8, false, false);
+    script.keeps_all();
+    script.deliver_as("sub", 1, 1, 9, false, false);
+    script.breaks(Promise::P4);
+}
+
+#[test]
+fn p5_first_deliveries_keep_publisher_order() {
+    let mut script = pair(1);
+    script.publish("pub", 1, 1);
+    script.publish("pub", 2, 1);
+    let mut swapped = Script { history: script.history.clone(), now: script.now, ..pair(1) };
+    script.deliver("sub", 1, 1);
+    script.deliver("sub", 2, 1);
+    script.keeps_all();
+    swapped.deliver("sub", 2, 1);
+    swapped.deliver("sub", 1, 1);
+    swapped.breaks(Promise::P5);
+}
+
+#[test]
+fn p6_a_retained_topic_is_a_linearizable_register() {
+    let reads = |message: u64| {
+        let mut script = Script::default();
+        script.connect("pub", 0);
+        script.retain("pub", 1, false);
+        script.retain("pub", 2, false);
+        script.connect("sub", 0);
+        script.subscribe("sub", TOPIC, 1);
+        script.deliver_as("sub", message, 1, 7, false, true);
+        script
+    };
+    reads(2).keeps_all();
+    reads(1).breaks(Promise::P6);
+}
+
+#[test]
+fn p6_an_acknowledged_retained_message_is_not_missing() {
+    let mut script = Script::default();
+    script.connect("pub", 0);
+    script.retain("pub", 1, false);
+    script.connect("sub", 0);
+    script.subscribe("sub", TOPIC, 1);
+    script.keeps_all();
+    script.mark(What::Quiesced);
+    script.breaks(Promise::P6);
+}
+
+#[test]
+fn p6_a_delete_never_comes_back() {
+    let mut script = Script::default();
+    script.connect("pub", 0);
+    script.retain("pub", 1, false);
+    script.retain("pub", 2, true);
+    script.connect("sub", 0);
+    script.subscribe("sub", TOPIC, 1);
+    let quiet = Script { history: script.history.clone(), now: script.now, ..Script::default() };
+    quiet.keeps_all();
+    script.deliver_as("sub", 1, 1, 7, false, true);
+    script.breaks(Promise::P6);
+}
+
+#[test]
+fn p6_reads_are_monotonic_although_the_write_is_not_acknowledged() {
+    let mut script = Script::default();
+    script.connect("pub", 0);
+    script.retain("pub", 1, false);
+    script.packet_id += 1;
+    let publish = Publish {
+        packet_id: script.packet_id,
+        dup: false,
+        qos: 1,
+        retain: true,
+        topic: TOPIC,
+        expiry: None,
+        message: MessageId(2),
+        empty: false,
+    };
+    script.line("pub", Action::PublishSent(publish));
+    script.connect("new", 0);
+    script.subscribe("new", TOPIC, 1);
+    script.deliver_as("new", 2, 1, 7, false, true);
+    script.connect("old", 0);
+    script.subscribe("old", TOPIC, 1);
+    script.keeps_all();
+    script.deliver_as("old", 1, 1, 7, false, true);
+    script.breaks(Promise::P6);
+}
+
+#[test]
+fn p7_nothing_of_the_old_connection_takes_effect_after_the_new_connack() {
+    let mut script = pair(1);
+    script.connect("pub", 0);
+    let late = Publish {
+        packet_id: 500,
+        dup: false,
+        qos: 1,
+        retain: false,
+        topic: TOPIC,
+        expiry: None,
+        message: MessageId(1),
+        empty: false,
+    };
+    script.line_on("pub", 1, Action::PublishSent(late));
+    script.keeps_all();
+    script.line_on("pub", 1, Action::PubAckReceived(Answer { packet_id: 500, reason: 0 }));
+    script.breaks(Promise::P7);
+}
+
+#[test]
+fn p8_session_present_is_1_exactly_when_the_session_lives() {
+    let comes_back = |clean_start: bool, session_present: bool| {
+        let mut script = pair(1);
+        script.close("sub");
+        let connect = Connect { clean_start, session_expiry: EVER, will: None };
+        script.connect_with("sub", connect, session_present);
+        script
+    };
+    comes_back(false, true).keeps_all();
+    comes_back(true, false).keeps_all();
+    comes_back(false, false).breaks(Promise::P8);
+    comes_back(true, true).breaks(Promise::P8);
+
+    let mut never_seen = Script::default();
+    never_seen.resume("sub", EVER);
+    never_seen.breaks(Promise::P8);
+}
+
+#[test]
+fn p9_a_will_is_published_once_per_abnormal_end() {
+    let ended = || {
+        let mut script = pair(1);
+        script.connect_with_will("ill", 9, 0);
+        script.close("ill");
+        script
+    };
+    let mut once = ended();
+    once.wait(1);
+    once.deliver("sub", 9, 1);
+    once.wait(30);
+    once.mark(What::Quiesced);
+    once.keeps_all();
+
+    let mut twice = ended();
+    twice.deliver_as("sub", 9, 1, 7, false, false);
+    twice.deliver_as("sub", 9, 1, 8, false, false);
+    twice.breaks(Promise::P9);
+
+    let mut never = ended();
+    never.wait(30);
+    never.mark(What::Quiesced);
+    never.breaks(Promise::P9);
+
+    let mut late = ended();
+    late.wait(20);
+    late.deliver("sub", 9, 1);
+    late.breaks(Promise::P9);
+}
+
+#[test]
+fn p9_no_will_after_a_normal_disconnect_that_was_acted_on() {
+    let mut script = pair(1);
+    script.connect_with_will("well", 9, 0);
+    script.line("well", Action::DisconnectSent { reason: 0, session_expiry: None });
+    script.line("well", Action::ConnectionClosed { by: ClosedBy::Server });
+    script.wait(30);
+    script.keeps_all();
+    script.deliver("sub", 9, 1);
+    script.breaks(Promise::P9);
+}
+
+#[test]
+fn p9_resuming_cancels_a_delayed_will() {
+    let mut script = pair(1);
+    script.connect_with_will("ill", 9, 10);
+    script.close("ill");
+    script.wait(3);
+    script.resume("ill", EVER);
+    script.wait(30);
+    script.keeps_all();
+    script.deliver("sub", 9, 1);
+    script.breaks(Promise::P9);
+}
+
+#[test]
+fn p10_sessions_live_as_long_as_their_expiry() {
+    let comes_back = |after: u64, session_present: bool| {
+        let mut script = Script::default();
+        script.connect("sub", 20);
+        script.close("sub");
+        script.wait(after);
+        let connect = Connect { clean_start: false, session_expiry: 20, will: None };
+        script.connect_with("sub", connect, session_present);
+        script
+    };
+    comes_back(10, true).keeps_all();
+    comes_back(22, true).keeps_all();
+    comes_back(22, false).keeps_all();
+    comes_back(10, false).breaks(Promise::P10);
+    comes_back(60, true).breaks(Promise::P10);
+}
+
+#[test]
+fn p10_messages_come_until_their_expiry() {
+    let mut in_time = pair(1);
+    in_time.publish_expiring("pub", 1, 10);
+    in_time.wait(9);
+    in_time.deliver("sub", 1, 1);
+    in_time.keeps_all();
+
+    let mut expired = pair(1);
+    expired.publish_expiring("pub", 1, 10);
+    expired.wait(11);
+    expired.mark(What::Quiesced);
+    expired.keeps_all();
+
+    let mut late = pair(1);
+    late.publish_expiring("pub", 1, 10);
+    late.wait(20);
+    late.deliver("sub", 1, 1);
+    late.breaks(Promise::P10);
+
+    let mut early = pair(1);
+    early.publish_expiring("pub", 1, 10);
+    early.wait(5);
+    early.mark(What::Quiesced);
+    early.breaks(Promise::P1);
+}
+
+/// Two members of a shared group, and a publisher.
+fn group() -> Script {
+    let mut script = Script::default();
+    script.connect("one", 0);
+    script.connect("two", 0);
+    script.connect("pub", 0);
+    script.subscribe("one", "$share/group/plant/#", 1);
+    script.subscribe("two", "$share/group/plant/#", 1);
+    script.publish("pub", 1, 1);
+    script
+}
+
+#[test]
+fn p11_a_shared_group_hands_a_message_to_one_live_member() {
+    let mut one = group();
+    one.deliver("one", 1, 1);
+    one.puback("one", 1);
+    one.mark(What::Quiesced);
+    one.keeps_all();
+
+    let mut both = group();
+    both.deliver("one", 1, 1);
+    both.puback("one", 1);
+    both.deliver("two", 1, 1);
+    both.breaks(Promise::P11);
+
+    let mut none = group();
+    none.mark(What::Quiesced);
+    none.breaks(Promise::P11);
+}
+
+#[test]
+fn p11_another_member_gets_what_a_dead_one_had_not_acknowledged() {
+    let mut handed_over = group();
+    handed_over.deliver("one", 1, 1);
+    handed_over.close("one");
+    handed_over.wait(2);
+    handed_over.deliver("two", 1, 1);
+    handed_over.puback("two", 1);
+    handed_over.wait(60);
+    handed_over.mark(What::Quiesced);
+    handed_over.keeps_all();
+
+    let mut forgotten = group();
+    forgotten.deliver("one", 1, 1);
+    forgotten.close("one");
+    forgotten.wait(60);
+    forgotten.mark(What::Quiesced);
+    forgotten.breaks(Promise::P11);
+
+    let mut acknowledged = group();
+    acknowledged.deliver("one", 1, 1);
+    acknowledged.puback("one", 1);
+    acknowledged.wait(10);
+    acknowledged.close("one");
+    acknowledged.deliver("two", 1, 1);
+    acknowledged.breaks(Promise::P11);
+}
+
+#[test]
+fn p12_clients_are_served_soon_after_a_heal() {
+    let healed = |wait: u64| {
+        let mut script = Script::default();
+        script.mark(What::FaultBegan { fault: 1, kind: "partition" });
+        script.wait(10);
+        script.mark(What::FaultHealed { fault: 1 });
+        script.wait(wait);
+        script.connections.insert("late", 1);
+        let connect = Connect { clean_start: true, session_expiry: 0, will: None };
+        script.line("late", Action::ConnectSent(Box::new(connect)));
+        script.line("late", Action::ConnAck { reason: 0x88, session_present: false, session_expiry: None });
+        script.wait(20);
+        script.mark(What::Quiesced);
+        script
+    };
+    healed(5).keeps_all();
+    healed(15).breaks(Promise::P12);
+}
+
+#[test]
+fn p12_the_registry_is_in_order_after_a_heal() {
+    let registry = |owners: &[&'static str], routes: &[&'static str], leaderless: &[u16]| {
+        let mut script = pair(1);
+        script.mark(What::FaultBegan { fault: 1, kind: "partition" });
+        script.mark(What::FaultHealed { fault: 1 });
+        script.wait(15);
+        script.mark(What::Registry {
+            owners: owners.to_vec(),
+            routes: routes.to_vec(),
+            leaderless: leaderless.to_vec(),
+        });
+        script
+    };
+    registry(&["sub", "pub"], &[TOPIC], &[]).keeps_all();
+    registry(&["sub", "pub", "sub"], &[TOPIC], &[]).breaks(Promise::P12);
+    registry(&["sub", "pub"], &["nobody/wants"], &[]).breaks(Promise::P12);
+    registry(&["sub", "pub"], &[TOPIC], &[3]).breaks(Promise::P12);
+}
+
+/// A violation names the promise, the message and the session, and shows the events.
+#[test]
+fn a_violation_can_be_read() {
+    let mut lost = pair(1);
+    lost.publish("pub", 1, 1);
+    lost.mark(What::Quiesced);
+    let text = check(&lost.history, &Settings::default())[0].to_string();
+    assert!(text.starts_with("P1: message m1 on plant/1/temp (QoS 1)"), "{text}");
+    assert!(text.contains("the session of sub") && text.contains("-> PUBLISH") && text.contains("quiesced"), "{text}");
+}
+
+/// What is written is what is read.
+#[test]
+fn a_history_survives_its_file() {
+    let history = kentongan_history::model::record(7, 500).history;
+    let mut file = Vec::new();
+    history.write_json_lines(&mut file).expect("memory takes all");
+    let read = History::read_json_lines(file.as_slice()).expect("what was written is a history");
+    let mut again = Vec::new();
+    read.write_json_lines(&mut again).expect("memory takes all");
+    assert_eq!(read.events().len(), history.events().len());
+    assert_eq!(again, file);
+    assert!(History::read_json_lines(&b"{\"at\":1}\n"[..]).is_err());
+}
