@@ -153,7 +153,9 @@ impl Granter {
         let asking = |node| self.waiting.contains_key(&node) || in_round.is_some_and(|round| round.contains_key(&node));
         for (&node, lease) in &mut self.leases {
             let proposed_lately = lease.condemned_ns.is_some_and(|at| now_ns.saturating_sub(at) < PROPOSE_INTERVAL_NS);
-            if now_ns >= lease.ends_ns && !proposed_lately && !asking(node) {
+            // But once its death is proposed there is no way back: nothing it asks is granted.
+            let spared = lease.condemned_ns.is_none() && asking(node);
+            if now_ns >= lease.ends_ns && !proposed_lately && !spared {
                 lease.condemned_ns = Some(now_ns);
                 outputs.push(GranterOutput::ProposeDead { node, incarnation: lease.incarnation });
             }
