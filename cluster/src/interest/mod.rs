@@ -52,8 +52,8 @@ pub struct Update {
     pub source: SourceId,
     /// What the receiver holds once it has taken this; for a snapshot, once it has taken its last piece.
     pub version: Version,
-    /// The source is complete as of this index of the directory, counted like `version`: every subscription that was
-    /// acknowledged by someone who had not applied that entry is in it. 0 if nothing can be said.
+    /// An index of the directory: with `version` everything is held that was acknowledged without waiting for some node
+    /// which had joined by then. 0 if nothing can be said.
     pub as_of: u64,
     /// The piece.
     pub content: Content,

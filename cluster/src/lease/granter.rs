@@ -72,7 +72,7 @@ struct Round {
 }
 
 #[derive(Debug)]
-struct Term {
+struct Lease {
     incarnation: Incarnation,
     ends_ns: u64,
     /// When its death was last proposed.
@@ -93,7 +93,7 @@ struct Term {
 /// - Whose renewal waits for a round is not silent.
 #[derive(Debug)]
 pub struct Granter {
-    terms: BTreeMap<NodeId, Term>,
+    leases: BTreeMap<NodeId, Lease>,
     waiting: Renewals,
     round: Option<Round>,
     next_token: u64,
@@ -106,7 +106,7 @@ impl Granter {
     #[must_use]
     pub fn new(now_ns: u64, directory: &Directory) -> Self {
         let mut granter =
-            Self { terms: BTreeMap::new(), waiting: Renewals::new(), round: None, next_token: 1, proven_ns: now_ns };
+            Self { leases: BTreeMap::new(), waiting: Renewals::new(), round: None, next_token: 1, proven_ns: now_ns };
         granter.follow(now_ns, directory);
         granter
     }
@@ -151,29 +151,31 @@ impl Granter {
         // Who waits for an answer is not silent.
         let in_round = self.round.as_ref().map(|round| &round.renewals);
         let asking = |node| self.waiting.contains_key(&node) || in_round.is_some_and(|round| round.contains_key(&node));
-        for (&node, term) in &mut self.terms {
-            let proposed_lately = term.condemned_ns.is_some_and(|at| now_ns.saturating_sub(at) < PROPOSE_INTERVAL_NS);
-            if now_ns >= term.ends_ns && !proposed_lately && !asking(node) {
-                term.condemned_ns = Some(now_ns);
-                outputs.push(GranterOutput::ProposeDead { node, incarnation: term.incarnation });
+        for (&node, lease) in &mut self.leases {
+            let proposed_lately = lease.condemned_ns.is_some_and(|at| now_ns.saturating_sub(at) < PROPOSE_INTERVAL_NS);
+            // But once its death is proposed there is no way back: nothing it asks is granted.
+            let spared = lease.condemned_ns.is_none() && asking(node);
+            if now_ns >= lease.ends_ns && !proposed_lately && !spared {
+                lease.condemned_ns = Some(now_ns);
+                outputs.push(GranterOutput::ProposeDead { node, incarnation: lease.incarnation });
             }
         }
     }
 
     /// Knows exactly those who live; who is new among them gets one full lease.
     fn follow(&mut self, now_ns: u64, directory: &Directory) {
-        self.terms.retain(|&node, term| directory.is_living(node, term.incarnation));
+        self.leases.retain(|&node, lease| directory.is_living(node, lease.incarnation));
         for (node, incarnation) in directory.living() {
-            let new = || Term { incarnation, ends_ns: now_ns + GRANTED_NS, condemned_ns: None };
-            self.terms.entry(node).or_insert_with(new);
+            let new = || Lease { incarnation, ends_ns: now_ns + GRANTED_NS, condemned_ns: None };
+            self.leases.entry(node).or_insert_with(new);
         }
     }
 
     /// Leadership is known as of `begun_ns`.
     fn prove(&mut self, now_ns: u64, begun_ns: u64) {
         if now_ns.saturating_sub(self.proven_ns) > PROOF_AGE_NS_MAX {
-            for term in self.terms.values_mut() {
-                term.ends_ns = term.ends_ns.max(now_ns + GRANTED_NS);
+            for lease in self.leases.values_mut() {
+                lease.ends_ns = lease.ends_ns.max(now_ns + GRANTED_NS);
             }
         }
         self.proven_ns = self.proven_ns.max(begun_ns);
@@ -185,10 +187,10 @@ impl Granter {
             outputs.push(GranterOutput::Refuse { node, incarnation });
             return;
         }
-        let Some(term) = self.terms.get_mut(&node).filter(|term| term.condemned_ns.is_none()) else {
+        let Some(lease) = self.leases.get_mut(&node).filter(|lease| lease.condemned_ns.is_none()) else {
             return; // It hears of its death once that is committed.
         };
-        term.ends_ns = term.ends_ns.max(received_ns + GRANTED_NS);
+        lease.ends_ns = lease.ends_ns.max(received_ns + GRANTED_NS);
         outputs.push(GranterOutput::Grant { node, incarnation, sequence });
     }
 

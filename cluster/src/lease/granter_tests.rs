@@ -201,3 +201,15 @@ fn who_waits_for_an_answer_is_not_silent() {
     assert_eq!(leader.read(1_660, token), [grant(2, 1)]);
     assert_eq!(leader.tick(1_661), []);
 }
+
+/// Proposals get lost. It is granted nothing any more, so it must not keep itself half alive by asking.
+#[test]
+fn who_was_proposed_dead_is_proposed_again_while_it_asks() {
+    let mut leader = Leader::new();
+    leader.run_healthy(0, 1_650);
+    assert_eq!(leader.tick(1_650), [propose_dead(2)]);
+    leader.run_healthy(1_660, 1_900);
+    let start = leader.renewal(1_940, 2, 7);
+    assert!(matches!(start[..], [StartRead(_)]), "{start:?}");
+    assert_eq!(leader.tick(1_950), [propose_dead(2)]);
+}

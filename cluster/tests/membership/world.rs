@@ -341,6 +341,7 @@ impl World {
             }
             Step::EndTurn => self.with_process(machine, |process, clock| process.end_turn(clock)),
         }
+        self.check_that_no_lease_outlives(machine);
     }
 
     fn tick(&mut self, machine: usize) {
@@ -505,7 +506,7 @@ impl World {
                         let at = self.now + self.random.in_range(10..500) * MS;
                         self.fenced_at.insert((group, incarnation), at);
                     }
-                    self.check_that_no_lease_outlives(node.get() as usize - 1, incarnation);
+                    self.check_that_no_lease_outlives(node.get() as usize - 1);
                 }
                 Effect::Formed | Effect::Placed { .. } | Effect::FeatureLevel { .. } => {}
             }
@@ -760,15 +761,15 @@ impl World {
         }
     }
 
-    fn check_that_no_lease_outlives(&mut self, machine: usize, incarnation: Incarnation) {
+    /// Nor an incarnation that is ended by another of the same node, so never do two of a node serve.
+    fn check_that_no_lease_outlives(&mut self, machine: usize) {
         let state = &self.machines[machine];
-        let Some(process) = state.process.as_ref().filter(|process| process.incarnation() == Some(incarnation)) else {
+        let Some(process) = &state.process else { return };
+        let Some(incarnation) = process.incarnation().filter(|_| process.holds_lease(state.clock(self.now))) else {
             return;
         };
-        if process.holds_lease(state.clock(self.now)) {
-            self.violated(format!(
-                "lease: {incarnation} of machine {machine} was declared dead while it holds a lease"
-            ));
+        if !self.consensus.directory.is_living(node(machine), incarnation) {
+            self.violated(format!("lease: {incarnation} of machine {machine} is dead and holds a lease"));
         }
     }
 
