@@ -12,6 +12,7 @@ pub mod disk;
 pub mod log;
 pub mod pipeline;
 pub mod state;
+pub mod transport;
 
 pub use pipeline::{GroupId, Pipeline, PipelineConfig, PipelineHandle, StateMachine, Stats};
 pub use state::{StateStore, Write};

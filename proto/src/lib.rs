@@ -3,4 +3,5 @@
 //! No runtime, no clock, no randomness, no I/O: bytes in, typed values out, and back.
 
 pub mod mqtt;
+pub mod peer;
 pub mod topic;
