@@ -119,10 +119,11 @@ fn a_message_that_fits_no_frame_is_refused_to_its_sender() {
     assert_eq!(one.send(&two, Class::Forward, vec![0; 16 * MIB]), Err(SendError::TooLarge));
     let longest = Bytes::from(vec![7; 16 * MIB - 64]);
     one.send(&two, Class::Append, longest.clone()).unwrap();
-    two.find("the longest message", |event| match event {
-        Event::Batch(incoming) => Some(assert_eq!(incoming.messages.iter().next().unwrap().body, longest)),
+    let arrived = two.find("the longest message", |event| match event {
+        Event::Batch(incoming) => incoming.messages.iter().next(),
         _ => None,
     });
+    assert!(arrived.body == longest);
 }
 
 /// Opens a link to a node by hand, as node 1, and sends frames; returns how the node ended it.

@@ -150,17 +150,6 @@ impl Node {
         self.transport.send(to.node, class, LANE, body.into())
     }
 
-    /// Sends, waiting while the queue is full.
-    fn send_all(&self, to: &Node, class: Class, bodies: impl IntoIterator<Item = Bytes>) {
-        for body in bodies {
-            eventually("there is room", || match self.send(to, class, body.clone()) {
-                Ok(()) => true,
-                Err(SendError::Full) => false,
-                Err(error) => panic!("{error}"),
-            });
-        }
-    }
-
     /// The numbers that came from one node in one class, until there are so many.
     fn numbers(&self, from: &Node, wanted: Class, count: usize) -> Vec<u64> {
         let mut numbers = Vec::new();
