@@ -49,7 +49,7 @@ impl Class {
 }
 
 /// Names one life of a link: one direction between two nodes, for one class. What was sent in it arrives in order, all
-/// but an unknown end; what is sent in the next one may overtake nothing of it.
+/// but an unknown end, and before anything that is sent in the next one.
 ///
 /// The dialler chooses it. Unequal between processes (upper half), rising within one (lower half).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -80,8 +80,8 @@ pub enum Direction {
 /// Something the node must know of.
 #[derive(Debug)]
 pub enum Event {
-    /// A link began. Whoever keeps what was not answered sends it again when this is outgoing: of what was sent in an
-    /// earlier epoch nothing can still arrive unless it was handed over at the other end before this began there.
+    /// A link began. Nothing of an earlier epoch of it can still arrive at the other end. If it is outgoing, whoever keeps
+    /// what was not answered sends it again.
     LinkUp {
         /// The other end.
         peer: NodeId,
@@ -124,7 +124,8 @@ pub struct Incoming {
     pub credit: Credit,
 }
 
-/// Takes events. Called on the transport's own thread, so it must not wait; [`Incoming::credit`] bounds what it holds.
+/// Takes events. Called on the transport's own thread, or on the one that sets the peers, so it must not wait;
+/// [`Incoming::credit`] bounds what it holds. Of the transport it may call [`send`](super::Transport::send) only.
 pub trait Sink: Send + Sync + 'static {
     /// Takes one event. Those of one link come in order.
     fn on_event(&self, event: Event);

@@ -283,22 +283,22 @@ impl Transport {
         }
         let mut links = lock(&shared.links);
         let mut peers = shared.peers.write().unwrap_or_else(PoisonError::into_inner);
-        peers.retain(|node, peer| {
-            let stays = wanted.get(node).is_some_and(|wanted| *wanted == peer.address());
-            if stays {
-                wanted.remove(node);
-            } else {
-                links.remove(node).into_iter().flatten().for_each(|task| task.abort());
-                peer.inboxes.iter().for_each(|inbox| inbox.close());
-            }
-            stays
-        });
+        let leaves =
+            |node: &NodeId, peer: &mut Arc<Peer>| wanted.get(node).is_none_or(|wanted| *wanted != peer.address());
+        let gone: Vec<Arc<Peer>> = peers.extract_if(.., leaves).map(|(_, peer)| peer).collect();
+        for peer in &gone {
+            links.remove(&peer.node).into_iter().flatten().for_each(|task| task.abort());
+        }
+        wanted.retain(|node, _| !peers.contains_key(node));
         for (node, PeerAddress { name, address, .. }) in wanted {
             let peer = Arc::new(Peer::new(node, name, address, shared));
             let keep = |class| self.inner.runtime.spawn(link::keep(Arc::clone(shared), Arc::clone(&peer), class));
             links.insert(node, Class::ALL.map(keep).into());
             peers.insert(node, peer);
         }
+        // The sink hears of these, and may send.
+        drop((links, peers));
+        gone.iter().flat_map(|peer| &peer.inboxes).for_each(|inbox| inbox.close());
         Ok(())
     }
 

@@ -327,6 +327,11 @@ mod tests {
         assert_eq!(outbox.push(LEASE, body(1)), Err(SendError::Down));
         assert!(stream.next().now_or_never().unwrap().is_none(), "the old stream ends");
         assert_eq!(outbox.stats.class(Class::Control).dropped_reset.load(Ordering::Relaxed), 1);
+
+        let mut stream = outbox.open_stream(wire::Opening::default());
+        assert!(stream.next().now_or_never().flatten().unwrap().opening.is_some());
+        outbox.up();
+        assert!(stream.next().now_or_never().is_none(), "the next epoch begins empty");
     }
 
     #[test]

@@ -98,7 +98,7 @@ fn another_node_at_a_members_address_is_refused_by_the_dialler() {
     address.node = NodeId(0x77);
     one.transport.set_peers([address]).unwrap();
     two.know(&[&one]);
-    assert!(one.last_error().contains("expected node 0000000000000077"), "{}", one.last_error());
+    eventually("it is told why", || one.last_error().contains("expected node 0000000000000077"));
     let begun =
         one.events.try_iter().any(|event| matches!(event, Event::LinkUp { direction: Direction::Outgoing, .. }));
     assert!(!begun);
