@@ -5,6 +5,8 @@
 //! From time to time what changed in a group is written to the state store as a *checkpoint* by a third thread
 //! ([`state`]); then the log before it may go.
 //!
+//! Nodes speak with each other over links that carry batches of opaque messages ([`transport`]).
+//!
 //! This crate knows nothing of MQTT: commands are bytes, and the state machine is handed in.
 
 pub mod clock;
@@ -21,6 +23,7 @@ pub mod log;
 pub mod node;
 pub mod pipeline;
 pub mod state;
+pub mod transport;
 
 pub use group::{CheckpointBase, Configuration};
 pub use identity::{GroupId, Incarnation, NodeId};

@@ -2,6 +2,7 @@
 
 mod conformance;
 mod docs;
+mod peer;
 
 use std::process::{self, ExitCode};
 
@@ -34,9 +35,15 @@ enum Command {
         #[arg(long)]
         update: bool,
     },
+    /// Write the Rust of the peer link from its protobuf.
+    Peer {
+        /// Write nothing; fail if a file is stale.
+        #[arg(long)]
+        check: bool,
+    },
     /// Check everything that needs no running broker, and change nothing.
     Verify,
-    /// Mend what a machine can mend: the format and the generated pages.
+    /// Mend what a machine can mend: the format and what is generated.
     Fix,
 }
 
@@ -45,6 +52,7 @@ fn main() -> ExitCode {
         Command::Docs { check } => docs::run(check),
         Command::Conformance { check } => conformance::run(check),
         Command::Instructions { update } => instructions(update),
+        Command::Peer { check } => peer::run(check),
         Command::Verify => verify(),
         Command::Fix => fix(),
     };
@@ -61,6 +69,7 @@ fn verify() -> anyhow::Result<()> {
     cargo(&["fmt", "--all", "--check"])?;
     docs::run(true)?;
     conformance::run(true)?;
+    peer::run(true)?;
     cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
 }
 
@@ -76,6 +85,7 @@ fn instructions(update: bool) -> anyhow::Result<()> {
 fn fix() -> anyhow::Result<()> {
     docs::run(false)?;
     conformance::run(false)?;
+    peer::run(false)?;
     cargo(&["fmt", "--all"])
 }
 

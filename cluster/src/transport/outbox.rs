@@ -1,0 +1,353 @@
+//! What waits to be sent to one peer in one class.
+//!
+//! Whoever sends never waits: it appends under a short lock, and wakes the connection only if that was idle. The
+//! connection takes whatever gathered meanwhile as one frame, so batches grow with the load and no timer makes them.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use futures_util::Stream;
+use kentongan_proto::peer::{Kind, MESSAGE_HEADER_BYTES, Message, pack, wire};
+
+use super::event::Class;
+use super::stats::{TransportStats, add, count};
+
+/// A frame takes messages until it is this long. Longer frames cost less per message, but by now that gains nothing,
+/// and encoding one delays everything else on the transport's thread.
+const FRAME_BYTES_TARGET: usize = 256 * 1024;
+
+/// Memory of a waiting message beside its body.
+const MESSAGE_OVERHEAD_BYTES: usize = size_of::<Message>();
+
+/// Why a message was not taken. It is gone; whoever must not lose it keeps it and sends it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// The peer, or the network, takes less than is sent: try again later.
+    #[error("the queue to this peer is full")]
+    Full,
+    /// There is no link now: wait for its `LinkUp`.
+    #[error("there is no link to this peer now")]
+    Down,
+    /// The node is none of the peers.
+    #[error("this node is none of the peers")]
+    UnknownPeer,
+    /// No frame can hold it: our own mistake.
+    #[error("the message is longer than a frame may be")]
+    TooLarge,
+    /// The transport is stopping.
+    #[error("the transport is stopping")]
+    Stopping,
+}
+
+/// A bounded queue that is open while its link is up.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    class: Class,
+    bytes_max: usize,
+    message_bytes_max: usize,
+    stats: Arc<TransportStats>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Messages are taken only while the link is up; while it is not, the queue is empty.
+    up: bool,
+    /// No more messages are taken; the stream ends once the queue is empty.
+    finishing: bool,
+    /// Counts streams: one that is not the newest ends.
+    stream: u64,
+    queue: VecDeque<Message>,
+    bytes: usize,
+    /// Bytes of those in the queue that Raft could do without.
+    raft_bytes: usize,
+    /// The connection, if it waits for messages.
+    waker: Option<Waker>,
+}
+
+impl Outbox {
+    pub(super) fn new(class: Class, bytes_max: usize, frame_bytes_max: usize, stats: Arc<TransportStats>) -> Arc<Self> {
+        let message_bytes_max = max_body_bytes(frame_bytes_max);
+        Arc::new(Self { class, bytes_max, message_bytes_max, stats, state: Mutex::default() })
+    }
+
+    /// Appends a message. Never waits.
+    pub(super) fn push(&self, kind: Kind, body: Bytes) -> Result<(), SendError> {
+        let mut state = self.lock();
+        self.admit(&mut state, kind, body.len()).inspect_err(|error| match error {
+            SendError::Full => count(&self.stats.class(self.class).refused_full),
+            SendError::Down => count(&self.stats.class(self.class).refused_down),
+            _ => {}
+        })?;
+        state.append(Message { kind, body });
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    fn admit(&self, state: &mut State, kind: Kind, body_bytes: usize) -> Result<(), SendError> {
+        if body_bytes > self.message_bytes_max {
+            return Err(SendError::TooLarge);
+        }
+        if state.finishing {
+            return Err(SendError::Stopping);
+        }
+        if !state.up {
+            return Err(SendError::Down);
+        }
+        if state.bytes + cost(body_bytes) > self.bytes_max && kind == Kind::RAFT {
+            let dropped = state.drop_oldest_raft(self.bytes_max / 4 + cost(body_bytes));
+            add(&self.stats.class(self.class).dropped_oldest, dropped);
+        }
+        // One that alone is over the bound still goes when nothing else waits, or it never would.
+        if state.bytes + cost(body_bytes) > self.bytes_max && !state.queue.is_empty() {
+            return Err(SendError::Full);
+        }
+        Ok(())
+    }
+
+    /// Begins a stream; those before it end.
+    pub(super) fn open_stream(self: &Arc<Self>, opening: wire::Opening) -> Outgoing {
+        let mut state = self.lock();
+        state.stream += 1;
+        let first = wire::Frame { opening: Some(opening), batch: Bytes::new() };
+        Outgoing { outbox: Arc::clone(self), stream: state.stream, first: Some(first) }
+    }
+
+    /// The link is up: messages are taken from here on.
+    pub(super) fn up(&self) {
+        self.lock().up = true;
+    }
+
+    /// The link is down: what waits is dropped, because only the upper layer knows what of the rest arrived.
+    pub(super) fn down(&self) {
+        let mut state = self.lock();
+        state.up = false;
+        state.stream += 1;
+        add(&self.stats.class(self.class).dropped_reset, state.queue.len());
+        state.queue.clear();
+        (state.bytes, state.raft_bytes) = (0, 0);
+        state.waker = None;
+    }
+
+    /// Takes no more messages, and ends the stream when all that wait were sent.
+    pub(super) fn finish(&self) {
+        let mut state = self.lock();
+        state.finishing = true;
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn is_finishing(&self) -> bool {
+        self.lock().finishing
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.lock().up
+    }
+
+    /// A thread that panicked while it held the lock left a whole message in or out: the state is good.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The longest body that a frame of this size can hold: fields and lengths around it take less than this.
+pub(super) fn max_body_bytes(frame_bytes_max: usize) -> usize {
+    frame_bytes_max.saturating_sub(64)
+}
+
+fn cost(body_bytes: usize) -> usize {
+    body_bytes + MESSAGE_OVERHEAD_BYTES
+}
+
+impl State {
+    fn append(&mut self, message: Message) {
+        let cost = cost(message.body.len());
+        self.bytes += cost;
+        if message.kind == Kind::RAFT {
+            self.raft_bytes += cost;
+        }
+        self.queue.push_back(message);
+    }
+
+    /// Drops Raft messages from the front until `wanted` bytes are free; returns how many. More than one message needs,
+    /// so that the walk over the queue is paid for by many.
+    fn drop_oldest_raft(&mut self, wanted: usize) -> usize {
+        if self.raft_bytes == 0 {
+            return 0;
+        }
+        let (before, mut freed) = (self.queue.len(), 0);
+        self.queue.retain(|message| {
+            let drop = message.kind == Kind::RAFT && freed < wanted;
+            freed += if drop { cost(message.body.len()) } else { 0 };
+            !drop
+        });
+        self.bytes -= freed;
+        self.raft_bytes -= freed;
+        before - self.queue.len()
+    }
+
+    /// Takes what one frame holds from the front.
+    fn take_frame(&mut self) -> Vec<Message> {
+        let mut bytes = 0;
+        let fits = self.queue.iter().take_while(|message| {
+            let fits = bytes == 0 || bytes + message.body.len() <= FRAME_BYTES_TARGET;
+            bytes += message.body.len() + MESSAGE_HEADER_BYTES;
+            fits
+        });
+        let count = fits.count();
+        let taken: Vec<Message> = self.queue.drain(..count).collect();
+        for message in &taken {
+            self.bytes -= cost(message.body.len());
+            if message.kind == Kind::RAFT {
+                self.raft_bytes -= cost(message.body.len());
+            }
+        }
+        taken
+    }
+}
+
+/// The frames of one stream: its opening, then whatever gathers.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    outbox: Arc<Outbox>,
+    stream: u64,
+    first: Option<wire::Frame>,
+}
+
+impl Stream for Outgoing {
+    type Item = wire::Frame;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<wire::Frame>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(first));
+        }
+        let mut state = self.outbox.lock();
+        if state.stream != self.stream {
+            return Poll::Ready(None);
+        }
+        if state.queue.is_empty() {
+            if state.finishing {
+                return Poll::Ready(None);
+            }
+            state.waker = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        let messages = state.take_frame();
+        drop(state);
+        let batch = pack(messages.iter());
+        let stats = self.outbox.stats.class(self.outbox.class);
+        count(&stats.frames_sent);
+        add(&stats.messages_sent, messages.len());
+        add(&stats.bytes_sent, batch.len());
+        Poll::Ready(Some(wire::Frame { opening: None, batch }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use futures_util::{FutureExt, StreamExt};
+    use kentongan_proto::peer::Batch;
+
+    use super::*;
+
+    const LEASE: Kind = Kind(2);
+
+    fn outbox(bytes_max: usize) -> (Arc<Outbox>, Outgoing) {
+        let outbox = Outbox::new(Class::Control, bytes_max, 1024, Arc::default());
+        let mut stream = outbox.open_stream(wire::Opening::default());
+        assert!(stream.next().now_or_never().flatten().unwrap().opening.is_some());
+        outbox.up();
+        (outbox, stream)
+    }
+
+    fn body(number: u8) -> Bytes {
+        Bytes::from(vec![number; 100])
+    }
+
+    fn next_numbers(stream: &mut Outgoing) -> Vec<u8> {
+        let frame = stream.next().now_or_never().flatten().unwrap();
+        Batch::parse(frame.batch).unwrap().iter().map(|message| message.body[0]).collect()
+    }
+
+    #[test]
+    fn what_gathered_is_one_frame_in_order() {
+        let (outbox, mut stream) = outbox(10_000);
+        assert!(stream.next().now_or_never().is_none(), "nothing yet");
+        for number in 0..5 {
+            outbox.push(LEASE, body(number)).unwrap();
+        }
+        assert_eq!(next_numbers(&mut stream), [0, 1, 2, 3, 4]);
+        assert!(stream.next().now_or_never().is_none());
+    }
+
+    #[test]
+    fn a_full_queue_refuses_what_must_not_be_lost() {
+        let (outbox, mut stream) = outbox(3 * cost(100));
+        for number in 0..3 {
+            outbox.push(LEASE, body(number)).unwrap();
+        }
+        assert_eq!(outbox.push(LEASE, body(3)), Err(SendError::Full));
+        assert_eq!(outbox.push(Kind::RAFT, body(3)), Err(SendError::Full), "no raft message is there to make room");
+        assert_eq!(outbox.stats.class(Class::Control).refused_full.load(Ordering::Relaxed), 2);
+        assert_eq!(next_numbers(&mut stream), [0, 1, 2]);
+        outbox.push(LEASE, body(4)).unwrap();
+    }
+
+    #[test]
+    fn the_oldest_raft_messages_make_room_for_newer_ones() {
+        let (outbox, mut stream) = outbox(4 * cost(100));
+        for (kind, number) in [(LEASE, 0), (Kind::RAFT, 1), (Kind::RAFT, 2), (Kind::RAFT, 3)] {
+            outbox.push(kind, body(number)).unwrap();
+        }
+        outbox.push(Kind::RAFT, body(4)).unwrap();
+        assert_eq!(next_numbers(&mut stream), [0, 3, 4], "a quarter of the queue beside the message's own room");
+        assert_eq!(outbox.stats.class(Class::Control).dropped_oldest.load(Ordering::Relaxed), 2);
+        assert_eq!(outbox.lock().bytes, 0);
+        assert_eq!(outbox.lock().raft_bytes, 0);
+    }
+
+    #[test]
+    fn without_a_link_nothing_is_taken_and_nothing_waits() {
+        let (outbox, mut stream) = outbox(10_000);
+        outbox.push(LEASE, body(0)).unwrap();
+        outbox.down();
+        assert_eq!(outbox.push(LEASE, body(1)), Err(SendError::Down));
+        assert!(stream.next().now_or_never().unwrap().is_none(), "the old stream ends");
+        assert_eq!(outbox.stats.class(Class::Control).dropped_reset.load(Ordering::Relaxed), 1);
+
+        let mut stream = outbox.open_stream(wire::Opening::default());
+        assert!(stream.next().now_or_never().flatten().unwrap().opening.is_some());
+        outbox.up();
+        assert!(stream.next().now_or_never().is_none(), "the next epoch begins empty");
+    }
+
+    #[test]
+    fn what_waits_when_the_end_comes_is_still_sent() {
+        let (outbox, mut stream) = outbox(10_000);
+        outbox.push(LEASE, body(0)).unwrap();
+        outbox.finish();
+        assert_eq!(outbox.push(LEASE, body(1)), Err(SendError::Stopping));
+        assert_eq!(next_numbers(&mut stream), [0]);
+        assert!(stream.next().now_or_never().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_message_that_no_frame_can_hold_is_refused() {
+        let (outbox, _stream) = outbox(10_000);
+        assert_eq!(outbox.push(LEASE, Bytes::from(vec![0; 1024])), Err(SendError::TooLarge));
+        outbox.push(LEASE, Bytes::from(vec![0; 1024 - 64])).unwrap();
+    }
+}

@@ -1,0 +1,240 @@
+//! The peers as this node knows them, and the links with each.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use kentongan_proto::peer::{Batch, wire};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::credit::Budget;
+use super::event::{Class, Direction, Event, Incoming, LinkEpoch, Sink};
+use super::identity::{LocalIdentity, NodeId, PeerHello};
+use super::outbox::Outbox;
+use super::refusal::Refusal;
+use super::stats::{TransportStats, add, count};
+use super::tls::Tls;
+use super::{PeerAddress, PeerStatus, TransportConfig};
+
+/// What every part of the transport knows.
+pub(super) struct Shared {
+    pub config: TransportConfig,
+    pub identity: RwLock<LocalIdentity>,
+    pub tls: Option<Tls>,
+    pub sink: Arc<dyn Sink>,
+    pub stats: Arc<TransportStats>,
+    pub peers: RwLock<BTreeMap<NodeId, Arc<Peer>>>,
+    /// Random for each start of the process.
+    pub nonce: u64,
+    /// The tasks that keep the outgoing links up, one a class.
+    pub links: Mutex<BTreeMap<NodeId, Vec<JoinHandle<()>>>>,
+    links_begun: AtomicU32,
+}
+
+impl Shared {
+    pub(super) fn new(config: TransportConfig, tls: Option<Tls>, sink: Arc<dyn Sink>) -> Self {
+        Self {
+            identity: RwLock::new(config.identity.clone()),
+            tls,
+            sink,
+            stats: Arc::default(),
+            peers: RwLock::default(),
+            links: Mutex::default(),
+            nonce: rand::random(),
+            links_begun: AtomicU32::new(0),
+            config,
+        }
+    }
+
+    pub(super) fn identity(&self) -> LocalIdentity {
+        self.identity.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn hello(&self) -> wire::Hello {
+        self.identity().hello(self.nonce)
+    }
+
+    pub(super) fn next_epoch(&self) -> LinkEpoch {
+        let number = self.links_begun.fetch_add(1, Ordering::Relaxed) + 1;
+        LinkEpoch(self.nonce >> 32 << 32 | u64::from(number))
+    }
+
+    pub(super) fn peer(&self, node: NodeId) -> Option<Arc<Peer>> {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner).get(&node).cloned()
+    }
+}
+
+/// A peer and the links with it.
+pub(super) struct Peer {
+    pub node: NodeId,
+    pub name: String,
+    pub address: String,
+    pub outboxes: [Arc<Outbox>; Class::COUNT],
+    pub inboxes: [Arc<Inbox>; Class::COUNT],
+    /// Why there is no link to it, as last seen.
+    pub last_error: Mutex<Option<String>>,
+}
+
+impl Peer {
+    pub(super) fn new(node: NodeId, name: String, address: String, shared: &Shared) -> Self {
+        let config = &shared.config;
+        let outbox = |class| {
+            let bytes_max = match class {
+                Class::Control => config.control_queue_bytes_max,
+                Class::Append => config.append_queue_bytes_max,
+                Class::Forward => config.forward_queue_bytes_max,
+            };
+            Outbox::new(class, bytes_max, config.frame_bytes_max, Arc::clone(&shared.stats))
+        };
+        Self {
+            node,
+            name,
+            address,
+            outboxes: Class::ALL.map(outbox),
+            inboxes: Class::ALL.map(|class| Arc::new(Inbox::new(node, class, shared))),
+            last_error: Mutex::default(),
+        }
+    }
+
+    pub(super) fn address(&self) -> PeerAddress {
+        PeerAddress { node: self.node, name: self.name.clone(), address: self.address.clone() }
+    }
+
+    pub(super) fn status(&self) -> PeerStatus {
+        let up = |is_up: &dyn Fn(usize) -> bool| Class::ALL.into_iter().filter(|class| is_up(class.index())).collect();
+        PeerStatus {
+            peer: self.address(),
+            outgoing: up(&|index| self.outboxes[index].is_up()),
+            incoming: up(&|index| self.inboxes[index].is_up()),
+            last_error: self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+}
+
+/// Where the messages of one peer and class come in. Has at most one link at a time.
+pub(super) struct Inbox {
+    peer: NodeId,
+    class: Class,
+    sink: Arc<dyn Sink>,
+    stats: Arc<TransportStats>,
+    budget: Arc<Budget>,
+    current: Mutex<Current>,
+}
+
+#[derive(Default)]
+struct Current {
+    /// The peer was taken from the set: no link may begin any more.
+    closed: bool,
+    link: Option<CurrentLink>,
+}
+
+struct CurrentLink {
+    epoch: LinkEpoch,
+    /// Dropped when another link takes this one's place.
+    _place: oneshot::Sender<()>,
+}
+
+impl Inbox {
+    fn new(peer: NodeId, class: Class, shared: &Shared) -> Self {
+        Self {
+            peer,
+            class,
+            sink: Arc::clone(&shared.sink),
+            stats: Arc::clone(&shared.stats),
+            budget: Budget::new(shared.config.receive_bytes_max),
+            current: Mutex::default(),
+        }
+    }
+
+    /// Begins a link in the place of the one before it.
+    pub(super) fn accept(self: &Arc<Self>, epoch: LinkEpoch, hello: PeerHello) -> Result<IncomingLink, Refusal> {
+        let mut current = self.lock();
+        let is_late = current.link.as_ref().is_some_and(|link| epoch == link.epoch || epoch.is_before(link.epoch));
+        if current.closed || is_late {
+            return Err(Refusal::Superseded);
+        }
+        self.end(&mut current);
+        let (place, superseded) = oneshot::channel();
+        current.link = Some(CurrentLink { epoch, _place: place });
+        count(&self.stats.class(self.class).links_up);
+        self.sink.on_event(Event::LinkUp {
+            peer: self.peer,
+            class: self.class,
+            direction: Direction::Incoming,
+            epoch,
+            hello,
+        });
+        Ok(IncomingLink { inbox: Arc::clone(self), epoch, superseded })
+    }
+
+    /// Ends the link, for good.
+    pub(super) fn close(&self) {
+        let mut current = self.lock();
+        current.closed = true;
+        self.end(&mut current);
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.lock().link.is_some()
+    }
+
+    fn end(&self, current: &mut Current) {
+        if let Some(link) = current.link.take() {
+            let (peer, class) = (self.peer, self.class);
+            self.sink.on_event(Event::LinkDown { peer, class, direction: Direction::Incoming, epoch: link.epoch });
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A link on which messages come in. Dropping it ends it.
+pub(super) struct IncomingLink {
+    inbox: Arc<Inbox>,
+    epoch: LinkEpoch,
+    superseded: oneshot::Receiver<()>,
+}
+
+impl IncomingLink {
+    /// Waits until more may be read. False if another link has taken this one's place.
+    pub(super) async fn room(&mut self) -> bool {
+        tokio::select! {
+            () = self.inbox.budget.room() => true,
+            _ = &mut self.superseded => false,
+        }
+    }
+
+    /// Waits for what another link's beginning, or the end of the peer's membership, does to this one.
+    pub(super) async fn superseded(&mut self) {
+        // Nothing is ever sent: the sender is dropped.
+        let _ = (&mut self.superseded).await;
+    }
+
+    /// Hands messages over, unless another link has taken this one's place: after its `LinkUp` nothing older may come.
+    pub(super) fn deliver(&self, messages: Batch) -> Result<(), Refusal> {
+        let current = self.inbox.lock();
+        if current.link.as_ref().is_none_or(|link| link.epoch != self.epoch) {
+            return Err(Refusal::Superseded);
+        }
+        let stats = self.inbox.stats.class(self.inbox.class);
+        count(&stats.frames_received);
+        add(&stats.messages_received, messages.len());
+        add(&stats.bytes_received, messages.packed_bytes());
+        let credit = self.inbox.budget.hold(messages.packed_bytes());
+        let (from, class, epoch) = (self.inbox.peer, self.inbox.class, self.epoch);
+        self.inbox.sink.on_event(Event::Batch(Incoming { from, class, epoch, messages, credit }));
+        Ok(())
+    }
+}
+
+impl Drop for IncomingLink {
+    fn drop(&mut self) {
+        let mut current = self.inbox.lock();
+        if current.link.as_ref().is_some_and(|link| link.epoch == self.epoch) {
+            self.inbox.end(&mut current);
+        }
+    }
+}

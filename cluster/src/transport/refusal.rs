@@ -1,0 +1,94 @@
+//! Why a node turns a peer away, in words for whoever must mend it.
+
+use tonic::{Code, Status};
+
+use super::identity::{ClusterId, NodeId};
+
+/// Why a peer was turned away. The text reads the same on both sides: "the peer" is the one that was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Bytes that no build of ours sends.
+    #[error("the peer broke the protocol: {0}")]
+    Malformed(&'static str),
+    /// One of two clusters has a wrong address in its list.
+    #[error(
+        "the peer belongs to cluster {}, not to {}: check the addresses and seeds of both",
+        show(theirs),
+        show(ours)
+    )]
+    WrongCluster {
+        /// That of the peer.
+        theirs: Option<ClusterId>,
+        /// That of the refusing node.
+        ours: Option<ClusterId>,
+    },
+    /// The peer's certificate was made for another node.
+    #[error(
+        "the peer calls itself {name:?}, but its certificate is for another name: its node name must be one of the DNS names in its certificate"
+    )]
+    WrongCertificate {
+        /// What it calls itself.
+        name: String,
+    },
+    /// Another node answers at a member's address.
+    #[error(
+        "expected node {expected} ({expected_name:?}) but the peer is {found} ({found_name:?}): its address is stale, or its disk was replaced"
+    )]
+    WrongNode {
+        /// Who should be there.
+        expected: NodeId,
+        /// Its name.
+        expected_name: String,
+        /// Who is there.
+        found: NodeId,
+        /// Its name.
+        found_name: String,
+    },
+    /// The peer is not, or not yet, a member as far as this node knows.
+    #[error("node {node} is no member that this node knows of yet")]
+    UnknownPeer {
+        /// The peer.
+        node: NodeId,
+    },
+    /// The versions are too far apart for a rolling upgrade.
+    #[error(
+        "the peer speaks protocol versions {min} to {max}, none of which this node speaks: upgrade one step at a time"
+    )]
+    Version {
+        /// Its lowest.
+        min: u32,
+        /// Its highest.
+        max: u32,
+    },
+    /// A link that its own dialler has given up for a newer one, or that was taken from the set of peers.
+    #[error("a newer link has taken the place of this one, or the peer is no longer a member")]
+    Superseded,
+    /// As many as may be served are being served.
+    #[error("busy with other requests: try again later")]
+    Busy,
+    /// What was asked for is not here, or not now.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+fn show(cluster: &Option<ClusterId>) -> String {
+    cluster.map_or_else(|| "none".to_owned(), |cluster| cluster.to_string())
+}
+
+impl Refusal {
+    /// How it crosses the wire. Each has a code of its own.
+    pub(super) fn to_status(&self) -> Status {
+        let code = match self {
+            Refusal::Malformed(_) => Code::InvalidArgument,
+            Refusal::WrongCluster { .. } => Code::FailedPrecondition,
+            Refusal::WrongCertificate { .. } => Code::Unauthenticated,
+            Refusal::WrongNode { .. } => Code::PermissionDenied,
+            Refusal::UnknownPeer { .. } => Code::NotFound,
+            Refusal::Version { .. } => Code::Unimplemented,
+            Refusal::Superseded => Code::Aborted,
+            Refusal::Busy => Code::ResourceExhausted,
+            Refusal::Unavailable(_) => Code::Unavailable,
+        };
+        Status::new(code, self.to_string())
+    }
+}

@@ -1,0 +1,180 @@
+//! Links begin, carry messages in order, break and begin anew.
+
+use super::proxy::Proxy;
+use super::*;
+
+#[test]
+fn three_nodes_exchange_all_classes_in_order() {
+    const MESSAGES: u64 = 2_000;
+    let nodes = [node(1), node(2), node(3)];
+    for node in &nodes {
+        node.know(&[&nodes[0], &nodes[1], &nodes[2]]);
+    }
+    nodes.iter().for_each(Node::wait_all_up);
+    for from in &nodes {
+        for to in nodes.iter().filter(|to| to.node != from.node) {
+            for (class, number) in Class::ALL.into_iter().flat_map(|class| (0..MESSAGES).map(move |n| (class, n))) {
+                from.send(to, class, numbered(number)).unwrap();
+            }
+        }
+    }
+    for to in &nodes {
+        let mut came: BTreeMap<(NodeId, Class), Vec<u64>> = BTreeMap::new();
+        to.find("all messages", |event| {
+            if let Event::Batch(incoming) = event {
+                let numbers = came.entry((incoming.from, incoming.class)).or_default();
+                numbers.extend(incoming.messages.iter().map(|message| number_of(&message.body)));
+            }
+            (came.values().map(Vec::len).sum::<usize>() >= 6 * MESSAGES as usize).then_some(())
+        });
+        assert_eq!(came.len(), 6);
+        assert!(came.values().all(|numbers| numbers.iter().copied().eq(0..MESSAGES)));
+    }
+}
+
+#[test]
+fn both_ends_learn_of_each_other_and_of_the_same_epoch() {
+    let (one, two) = (node(1), node(2));
+    one.know(&[&two]);
+    two.know(&[&one]);
+    let sender = one.up(&two, Class::Forward, Direction::Outgoing);
+    let receiver = two.up(&one, Class::Forward, Direction::Incoming);
+    assert_eq!(sender.epoch, receiver.epoch);
+    assert_eq!((sender.hello.name.as_str(), sender.hello.incarnation), ("n2", Some(Incarnation(102))));
+    assert_eq!((receiver.hello.node, receiver.hello.cluster), (NodeId(1), Some(CLUSTER)));
+}
+
+#[test]
+fn a_reset_gives_both_ends_a_new_epoch_and_nothing_older_follows_it() {
+    let (one, two) = (node(1), node(2));
+    let proxy = Proxy::before(two.transport.local_address());
+    one.transport.set_peers([two.address_behind(proxy.address)]).unwrap();
+    two.know(&[&one]);
+    let before = one.up(&two, Class::Forward, Direction::Outgoing).epoch;
+    assert_eq!(two.up(&one, Class::Forward, Direction::Incoming).epoch, before);
+
+    // Some of these are under way when the network is cut.
+    (0..1_000).for_each(|number| one.send(&two, Class::Forward, numbered(number)).unwrap());
+    proxy.cut();
+    assert_eq!(one.down(&two, Class::Forward, Direction::Outgoing), before);
+    let after = one.up(&two, Class::Forward, Direction::Outgoing).epoch;
+    assert!(before.is_before(after));
+    one.send(&two, Class::Forward, numbered(5_000)).unwrap();
+
+    let mut events = Vec::new();
+    two.find("the first message of the new epoch", |event| {
+        let last = matches!(&event, Event::Batch(incoming) if incoming.epoch == after);
+        match event {
+            Event::Batch(incoming) if incoming.class == Class::Forward => events.push(("batch", incoming.epoch)),
+            Event::LinkDown { class: Class::Forward, direction: Direction::Incoming, epoch, .. } => {
+                events.push(("down", epoch))
+            }
+            Event::LinkUp { class: Class::Forward, direction: Direction::Incoming, epoch, .. } => {
+                events.push(("up", epoch))
+            }
+            _ => {}
+        }
+        last.then_some(())
+    });
+    events.dedup();
+    let end = [("down", before), ("up", after), ("batch", after)];
+    assert!(events.ends_with(&end), "{events:?}");
+    assert!(events[..events.len() - 3].iter().all(|event| *event == ("batch", before)), "{events:?}");
+}
+
+#[test]
+fn a_peer_that_restarts_at_another_port_is_found_there() {
+    let (one, two) = pair();
+    let address = two.address();
+    two.transport.stop(Duration::ZERO);
+    let lost = one.down(&two, Class::Forward, Direction::Outgoing);
+    assert_eq!(one.send(&two, Class::Forward, numbered(0)), Err(SendError::Down));
+
+    let two = node(2);
+    assert_ne!(two.address(), address);
+    one.know(&[&two]);
+    two.know(&[&one]);
+    assert_ne!(one.up(&two, Class::Forward, Direction::Outgoing).epoch, lost);
+    two.wait_all_up();
+    one.send(&two, Class::Forward, numbered(7)).unwrap();
+    assert_eq!(two.numbers(&one, Class::Forward, 1), [7]);
+}
+
+#[test]
+fn a_peer_that_falls_silent_is_noticed() {
+    let quick = |number| TransportConfig {
+        keep_alive_interval: Duration::from_millis(200),
+        keep_alive_timeout: Duration::from_millis(300),
+        ..config(number)
+    };
+    let (one, two) = (start(quick(1)), start(quick(2)));
+    let proxy = Proxy::before(two.transport.local_address());
+    one.transport.set_peers([two.address_behind(proxy.address)]).unwrap();
+    two.know(&[&one]);
+    one.up(&two, Class::Control, Direction::Outgoing);
+    two.up(&one, Class::Control, Direction::Incoming);
+    proxy.stall(true);
+    one.down(&two, Class::Control, Direction::Outgoing);
+    two.down(&one, Class::Control, Direction::Incoming);
+    proxy.stall(false);
+    one.up(&two, Class::Control, Direction::Outgoing);
+}
+
+#[test]
+fn a_node_that_is_no_longer_a_peer_loses_its_links() {
+    let (one, two) = pair();
+    one.know(&[]);
+    one.down(&two, Class::Forward, Direction::Incoming);
+    two.down(&one, Class::Forward, Direction::Outgoing);
+    assert_eq!(one.send(&two, Class::Forward, numbered(0)), Err(SendError::UnknownPeer));
+    eventually("it is told why", || two.last_error().contains("is no member"));
+    one.know(&[&two]);
+    one.wait_all_up();
+}
+
+#[test]
+fn links_that_did_not_change_stay_up_when_the_peers_are_set_again() {
+    let (one, two) = pair();
+    let three = node(3);
+    one.know(&[&two, &three]);
+    three.know(&[&one]);
+    three.wait_all_up();
+    one.wait_all_up();
+    let changed = one.events.try_iter().any(|event| matches!(event, Event::LinkDown { .. }));
+    assert!(!changed);
+}
+
+/// The opening of a link that its dialler gave up may arrive after that of the next one.
+#[test]
+fn a_late_opening_does_not_take_the_place_of_a_newer_link() {
+    let (sink, events) = unbounded();
+    let shared = Shared::new(config(1), None, Arc::new(sink));
+    let peer = Peer::new(NodeId(2), "n2".into(), "127.0.0.1:1".into(), &shared);
+    let inbox = &peer.inboxes[Class::Forward.index()];
+    let hello = PeerHello::verify(Some(config(2).identity.hello(1)), None).unwrap();
+    let accept = |epoch| inbox.accept(LinkEpoch(epoch), hello.clone());
+
+    let newer = accept(7 << 32 | 2).unwrap();
+    assert_eq!(accept(7 << 32 | 1).err(), Some(Refusal::Superseded));
+    let batch = || kentongan_proto::peer::Batch::parse(Bytes::new()).unwrap();
+    assert_eq!(newer.deliver(batch()), Ok(()));
+    // Another process of the same node counts anew.
+    let restarted = accept(6 << 32 | 1).unwrap();
+    assert_eq!(newer.deliver(batch()), Err(Refusal::Superseded));
+    drop(newer);
+    assert_eq!(restarted.deliver(batch()), Ok(()));
+    assert_eq!(events.len(), 5, "up, batch, down, up, batch");
+}
+
+#[test]
+fn stopping_sends_what_waits() {
+    const MESSAGES: u64 = 20_000;
+    let (one, two) = pair();
+    (0..MESSAGES).for_each(|number| one.send(&two, Class::Forward, numbered(number)).unwrap());
+    one.transport.stop(DEADLINE);
+    let numbers = two.numbers(&one, Class::Forward, MESSAGES as usize);
+    assert!(numbers.into_iter().eq(0..MESSAGES));
+    two.down(&one, Class::Forward, Direction::Incoming);
+    let downs = one.events.try_iter().filter(|event| matches!(event, Event::LinkDown { .. })).count();
+    assert_eq!(downs, 6, "each link that was up is down, and nothing follows");
+}

@@ -1,0 +1,210 @@
+//! Who is believed, and who is turned away.
+
+use std::fs;
+use std::path::Path;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tempfile::TempDir;
+
+use super::*;
+
+/// An authority, and a directory for the files of the nodes that it vouches for.
+struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap() }
+    }
+
+    /// Writes the files of a node whose certificate is for this name.
+    fn write(&self, directory: &Path, name: &str) -> TlsFiles {
+        let files = TlsFiles {
+            ca: directory.join("ca.pem"),
+            certificate: directory.join("node.pem"),
+            key: directory.join("node.key"),
+        };
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
+        fs::write(&files.ca, self.issuer.pem()).unwrap();
+        fs::write(&files.certificate, certificate.pem()).unwrap();
+        fs::write(&files.key, key.serialize_pem()).unwrap();
+        files
+    }
+}
+
+/// A node with TLS, and the directory of its certificates.
+fn secure(number: u64, authority: &Authority) -> (Node, TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let tls = Some(authority.write(directory.path(), &format!("n{number}")));
+    (start(TransportConfig { tls, ..config(number) }), directory)
+}
+
+#[test]
+fn nodes_of_one_authority_speak_with_each_other() {
+    let authority = Authority::new();
+    let ((one, _one), (two, _two)) = (secure(1, &authority), secure(2, &authority));
+    let (one, two) = join(one, two);
+    one.send(&two, Class::Append, numbered(7)).unwrap();
+    assert_eq!(two.numbers(&one, Class::Append, 1), [7]);
+    assert_eq!(one.transport.who(two.address().address).recv_timeout(DEADLINE).unwrap().unwrap().name, "n2");
+    assert_eq!(one.transport.fetch_snapshot(two.node, GroupId(3), 77).filter(Result::is_ok).count(), 50);
+}
+
+#[test]
+fn a_node_of_another_authority_is_refused_from_both_sides() {
+    let ((one, _one), (two, _two)) = (secure(1, &Authority::new()), secure(2, &Authority::new()));
+    one.know(&[&two]);
+    two.know(&[&one]);
+    for node in [&one, &two] {
+        assert!(node.last_error().contains("TLS"), "{}", node.last_error());
+        eventually("it is counted", || value(&node.transport.stats().failed_handshakes) > 0);
+        assert!(node.events.is_empty(), "no link began");
+    }
+}
+
+#[test]
+fn a_node_without_a_certificate_is_refused() {
+    let (secure, _directory) = secure(1, &Authority::new());
+    let plain = node(2);
+    secure.know(&[&plain]);
+    plain.know(&[&secure]);
+    secure.last_error();
+    plain.last_error();
+    assert!(secure.events.is_empty() && plain.events.is_empty(), "no link began");
+}
+
+#[test]
+fn a_node_of_another_cluster_is_refused() {
+    let mut other = config(2);
+    other.identity.cluster = Some(ClusterId(0xbad));
+    let (one, two) = (node(1), start(other));
+    one.know(&[&two]);
+    two.know(&[&one]);
+    for node in [&one, &two] {
+        let error = node.last_error();
+        assert!(error.contains(&CLUSTER.to_string()) && error.contains(&ClusterId(0xbad).to_string()), "{error}");
+        assert!(node.events.is_empty(), "no link began");
+    }
+}
+
+#[test]
+fn another_node_at_a_members_address_is_refused_by_the_dialler() {
+    let (one, two) = (node(1), node(2));
+    let mut address = two.address();
+    address.node = NodeId(0x77);
+    one.transport.set_peers([address]).unwrap();
+    two.know(&[&one]);
+    eventually("it is told why", || one.last_error().contains("expected node 0000000000000077"));
+    let begun =
+        one.events.try_iter().any(|event| matches!(event, Event::LinkUp { direction: Direction::Outgoing, .. }));
+    assert!(!begun);
+}
+
+#[test]
+fn a_certificate_for_another_name_is_refused() {
+    let authority = Authority::new();
+    let ((one, _one), (two, _two)) = (secure(1, &authority), secure(2, &authority));
+    // Node 3 of the cluster says that it is node 2. Its own start would refuse that, so the lie is told by hand.
+    let mut liar = config(2).identity.hello(9);
+    let certificate_of_two = by_hand(async {
+        let tls = one.transport.inner.shared.tls.as_ref();
+        dial(&two.address().address, tls, config(1).timing()).await.unwrap().certificate.unwrap()
+    });
+    assert!(PeerHello::verify(Some(liar.clone()), Some(&certificate_of_two)).is_ok());
+    liar.name = "n3".into();
+    let refused = PeerHello::verify(Some(liar.clone()), Some(&certificate_of_two));
+    assert_eq!(refused, Err(Refusal::WrongCertificate { name: "n3".into() }));
+
+    // The same over the wire: node 1 knows a node 3, and the holder of node 2's certificate says that it is that one.
+    let three = PeerAddress { node: NodeId(3), name: "n3".into(), address: "127.0.0.1:1".into() };
+    one.transport.set_peers([three]).unwrap();
+    liar.node_id = 3;
+    let status = by_hand(async {
+        let tls = two.transport.inner.shared.tls.as_ref();
+        let connection = dial(&one.address().address, tls, config(1).timing()).await.unwrap();
+        let mut client = PeerClient::with_origin(connection.channel.clone(), Channel::origin());
+        let opening =
+            wire::Opening { hello: Some(liar), class: wire::TrafficClass::Control.into(), epoch: 1 << 32 | 1 };
+        let first = wire::Frame { opening: Some(opening), batch: Bytes::new() };
+        client.link(futures_util::stream::iter([first])).await.map(drop).unwrap_err()
+    });
+    assert_eq!(status.code(), tonic::Code::Unauthenticated, "{status}");
+    assert!(one.events.is_empty(), "no link began");
+}
+
+fn by_hand<T>(talk: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { timeout(DEADLINE, talk).await.unwrap() })
+}
+
+#[test]
+fn a_node_does_not_start_with_a_certificate_for_another_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let tls = Some(Authority::new().write(directory.path(), "n9"));
+    let error = try_start(TransportConfig { tls, ..config(1) }).unwrap_err().to_string();
+    assert!(error.contains("no DNS name equal to the node's name") && error.contains("node.pem"), "{error}");
+}
+
+#[test]
+fn without_tls_nothing_leaves_the_machine() {
+    for listen in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"] {
+        let error =
+            try_start(TransportConfig { listen: listen.parse().unwrap(), ..config(1) }).unwrap_err().to_string();
+        assert!(error.contains(listen) && error.contains("need TLS"), "{error}");
+    }
+    let one = node(1);
+    let elsewhere = PeerAddress { node: NodeId(2), name: "n2".into(), address: "192.0.2.1:7000".into() };
+    let error = one.transport.set_peers([elsewhere]).unwrap_err().to_string();
+    assert!(error.contains("192.0.2.1:7000"), "{error}");
+    let error = one.transport.who("192.0.2.1:7000".into()).recv_timeout(DEADLINE).unwrap().unwrap_err();
+    assert!(matches!(error, LinkError::PlainNotLoopback(_)), "{error}");
+}
+
+fn try_start(config: TransportConfig) -> Result<Transport, TransportError> {
+    Transport::start(config, Arc::new(unbounded().0), Arc::new(Echo))
+}
+
+#[test]
+fn certificates_change_while_links_stay_up() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let ((one, one_files), (two, two_files)) = (secure(1, &old), secure(2, &old));
+    let (one, two) = join(one, two);
+    let who = |from: &Node, whom: &Node| from.transport.who(whom.address().address).recv_timeout(DEADLINE).unwrap();
+
+    new.write(one_files.path(), "n1");
+    one.transport.reload_certificates().unwrap();
+    assert!(who(&one, &two).is_err(), "one has changed, two has not");
+    new.write(two_files.path(), "n2");
+    two.transport.reload_certificates().unwrap();
+    assert_eq!(who(&one, &two).unwrap().name, "n2");
+    let (outsider, _files) = secure(3, &old);
+    assert!(who(&outsider, &two).is_err(), "the old authority is no longer believed");
+    assert!(one.events.is_empty() && two.events.is_empty(), "the links stayed up");
+    one.send(&two, Class::Control, numbered(7)).unwrap();
+    assert_eq!(two.numbers(&one, Class::Control, 1), [7]);
+}
+
+#[test]
+fn invalid_certificates_change_nothing() {
+    let authority = Authority::new();
+    let ((one, files), (two, _two)) = (secure(1, &authority), secure(2, &authority));
+    let other_key = KeyPair::generate().unwrap().serialize_pem();
+    for (file, bytes) in [
+        ("node.pem", b"nonsense".as_slice()),
+        ("ca.pem", b""),
+        ("node.key", other_key.as_bytes()),
+        ("ca.pem", Authority::new().issuer.pem().as_bytes()),
+    ] {
+        authority.write(files.path(), "n1");
+        fs::write(files.path().join(file), bytes).unwrap();
+        let error = one.transport.reload_certificates().unwrap_err().to_string();
+        assert!(error.contains(files.path().to_str().unwrap()), "{error}");
+        let answer = one.transport.who(two.address().address).recv_timeout(DEADLINE).unwrap();
+        assert_eq!(answer.unwrap().name, "n2");
+    }
+    assert!(matches!(node(4).transport.reload_certificates(), Err(TlsError::Plain)));
+}
