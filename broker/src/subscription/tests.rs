@@ -107,7 +107,7 @@ fn step() -> impl Strategy<Value = Step> {
 fn target(who: u64) -> Target {
     match who {
         0..3 => Target::Arbiter(who as u16 * 100),
-        _ if who % 2 == 0 => Target::Group(who as u16),
+        _ if who.is_multiple_of(2) => Target::Group(who as u16),
         _ => Target::Node(who as u16),
     }
 }
