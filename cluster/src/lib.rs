@@ -17,6 +17,7 @@ pub mod interest;
 pub mod lane;
 pub mod lease;
 pub mod log;
+pub mod membership;
 pub mod pipeline;
 pub mod state;
 

@@ -81,7 +81,7 @@ fn assert_caught(plant: Plant) {
 }
 
 /// Every kind of fault and of event that the seeds must have seen.
-const KINDS: [&str; 24] = [
+const KINDS: [&str; 25] = [
     "acknowledged",
     "applied",
     "closed",
@@ -93,6 +93,7 @@ const KINDS: [&str; 24] = [
     "directory lags",
     "elected",
     "election forced",
+    "group elected",
     "halved",
     "join refused",
     "joined",

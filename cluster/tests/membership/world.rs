@@ -6,12 +6,12 @@ use std::ops::Range;
 use kentongan_cluster::GroupId;
 use kentongan_cluster::directory::Effect;
 use kentongan_cluster::directory::command::{Command, Form};
-use kentongan_cluster::identity::Incarnation;
-use kentongan_cluster::lease::{ReadToken, Standing};
+use kentongan_cluster::identity::{Incarnation, NodeId};
+use kentongan_cluster::lease::Standing;
 
 use crate::Plant;
 use crate::consensus::Consensus;
-use crate::process::{Action, Message, Process, node};
+use crate::process::{Action, Message, Process, member, node};
 use crate::random::Random;
 
 const MS: u64 = 1_000_000;
@@ -24,6 +24,15 @@ const WORK_UNTIL: u64 = 24_000 * MS;
 const EVENTS_MAX: u64 = 500_000;
 const END: u64 = 30_000 * MS;
 
+/// Of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Leadership {
+    term: u64,
+    machine: usize,
+    /// Which of its processes.
+    process: u64,
+}
+
 #[derive(Debug)]
 enum Event {
     /// Of one process, so it is lost with it and waits while it is stopped.
@@ -32,13 +41,19 @@ enum Event {
     Resume(usize),
     Start(usize),
     Replicated(u64, u64),
-    ReadQuorum {
+    DirectoryReadQuorum {
         machine: usize,
         process: u64,
         term: u64,
-        token: ReadToken,
+        token: u64,
         index: u64,
     },
+    GroupReadQuorum {
+        group: GroupId,
+        leadership: Leadership,
+        token: u64,
+    },
+
     LateProposal(Command),
     Elections,
     Fault,
@@ -50,7 +65,9 @@ enum Event {
 enum Step {
     Tick,
     Link(usize),
-    Read { term: u64, token: ReadToken, index: u64 },
+    DirectoryRead { token: u64, index: u64 },
+    GroupRead(u64),
+    GroupDeposed(GroupId, u64),
     Learn(u64),
     Arrive(u64),
     BeginTurn,
@@ -111,8 +128,9 @@ pub struct World {
     consensus: Consensus,
     /// When the leader was last seen to lead.
     leader_seen: u64,
-    /// When each group will have fenced a dead incarnation.
-    fenced_at: BTreeMap<(GroupId, Incarnation), u64>,
+    /// When each group will have fenced what is below an incarnation, of which node.
+    fenced_at: BTreeMap<(GroupId, Incarnation), (NodeId, u64)>,
+    groups: Vec<Leadership>,
     /// Number of the present connection between two machines.
     links: BTreeMap<(usize, usize), u64>,
     /// Whose process has not noticed that its connection to a peer broke.
@@ -174,6 +192,7 @@ impl World {
             consensus: Consensus::new(),
             leader_seen: 0,
             fenced_at: BTreeMap::new(),
+            groups: vec![Leadership { term: 0, machine: 0, process: 0 }; usize::from(GROUPS)],
             links: BTreeMap::new(),
             unnoticed: BTreeSet::new(),
             streams: BTreeMap::new(),
@@ -194,7 +213,8 @@ impl World {
     }
 
     fn begin(&mut self) {
-        let form = Form { cluster_id: vec![1].into(), groups: u32::from(GROUPS), ..Form::default() };
+        let members = (0..self.voters).map(member).collect();
+        let form = Form { cluster_id: vec![1].into(), groups: u32::from(GROUPS), members, ..Form::default() };
         self.consensus.commit(Command::Form(form));
         for machine in 0..self.machines.len() {
             if machine < self.voters {
@@ -241,13 +261,19 @@ impl World {
             Event::Resume(machine) => self.resume(machine),
             Event::Start(machine) => self.start(machine),
             Event::Replicated(term, proposal) => self.on_replicated(term, proposal),
-            Event::ReadQuorum { machine, process, term, token, index } => {
-                let leads = self.consensus.term == term && self.consensus.leader == (machine, process);
-                if leads && self.leader_has_quorum() {
-                    let read = Step::Read { term, token, index };
+            Event::DirectoryReadQuorum { machine, process, term, token, index } => {
+                if self.confirms_directory_read(machine, term) {
+                    let read = Step::DirectoryRead { token, index };
                     self.schedule_late(0..5, 3, 5..800, Event::Of(machine, process, read));
                 }
             }
+            Event::GroupReadQuorum { group, leadership, token } => {
+                if self.groups[usize::from(group.0)] == leadership && self.leads_with_quorum(leadership) {
+                    let Leadership { machine, process, .. } = leadership;
+                    self.schedule_late(0..5, 3, 5..800, Event::Of(machine, process, Step::GroupRead(token)));
+                }
+            }
+
             Event::LateProposal(command) => self.propose(command),
             Event::Elections => self.watch_leader(),
             Event::Fault => self.fault(),
@@ -284,7 +310,7 @@ impl World {
         for peer in 0..self.machines.len() {
             self.unnoticed.remove(&(machine, peer));
             let link = self.link(machine, peer);
-            self.with_process(machine, |process, _| process.on_link(peer, link));
+            self.with_process(machine, |process, clock| process.on_link(clock, peer, link));
         }
         self.schedule_step(machine, 0..50, Step::Tick);
     }
@@ -322,8 +348,12 @@ impl World {
         match step {
             Step::Tick => self.tick(machine),
             Step::Link(peer) => self.notice_link(machine, peer),
-            Step::Read { term, token, index } => {
-                self.with_process(machine, |process, clock| process.on_read(clock, term, token, index));
+            Step::DirectoryRead { token, index } => {
+                self.with_process(machine, |process, clock| process.on_directory_read(clock, token, index));
+            }
+            Step::GroupRead(token) => self.with_process(machine, |process, clock| process.on_group_read(clock, token)),
+            Step::GroupDeposed(group, term) => {
+                self.with_process(machine, |process, clock| process.on_group_deposed(clock, group, term));
             }
             Step::Learn(index) if self.now < self.machines[machine].lags_until => {
                 self.schedule_step(machine, 50..100, Step::Learn(index));
@@ -345,8 +375,9 @@ impl World {
 
     fn tick(&mut self, machine: usize) {
         let now = self.now;
-        let due = self.fenced_at.iter().filter(|&(_, &at)| at <= now).map(|(&fenced, _)| fenced);
-        let fenced: Vec<_> = due.collect();
+        let is_replica = machine < self.voters;
+        let due = self.fenced_at.iter().filter(|&(_, &(_, at))| at <= now && is_replica);
+        let fenced: Vec<_> = due.map(|(&(group, below), &(node, _))| (group, node, below)).collect();
         let machines = self.machines.len();
         self.with_process(machine, |process, clock| {
             process.tick(clock, &fenced);
@@ -369,11 +400,26 @@ impl World {
     fn carry_out(&mut self, machine: usize, action: Action) {
         match action {
             Action::Send(to, message) => self.send(machine, to, message),
-            Action::StartRead { term, token } => {
+            Action::StartDirectoryRead { term, token } => {
                 let index = self.consensus.committed();
                 let process = self.machines[machine].started;
-                let quorum = Event::ReadQuorum { machine, process, term, token, index };
+                let quorum = Event::DirectoryReadQuorum { machine, process, term, token, index };
                 self.schedule_late(0..10, 3, 10..500, quorum);
+            }
+            Action::StartGroupRead { group, token } => {
+                let leadership = self.groups[usize::from(group.0)];
+                if (leadership.machine, leadership.process) == (machine, self.machines[machine].started) {
+                    let quorum = Event::GroupReadQuorum { group, leadership, token };
+                    self.schedule_late(0..10, 3, 10..500, quorum);
+                }
+            }
+            Action::ProposeFence { group, node, below } => {
+                let leadership = self.groups[usize::from(group.0)];
+                let leads = (leadership.machine, leadership.process) == (machine, self.machines[machine].started);
+                if leads && self.leads_with_quorum(leadership) && !self.fenced_at.contains_key(&(group, below)) {
+                    let at = self.now + self.random.in_range(10..500) * MS;
+                    self.fenced_at.insert((group, below), (node, at));
+                }
             }
             Action::Propose { term, command } => {
                 let process = self.machines[machine].started;
@@ -423,9 +469,9 @@ impl World {
     fn notice_link(&mut self, machine: usize, peer: usize) {
         self.unnoticed.remove(&(machine, peer));
         let link = self.link(machine, peer);
-        self.with_process(machine, |process, _| {
+        self.with_process(machine, |process, clock| {
             if process.link(peer) != link {
-                process.on_link(peer, link);
+                process.on_link(clock, peer, link);
             }
         });
     }
@@ -455,7 +501,7 @@ impl World {
         self.notice_link(to, from);
         if let Message::Heartbeat { term, commit } = message {
             let mut follows = false;
-            self.with_process(to, |process, _| follows = process.on_heartbeat(term, from));
+            self.with_process(to, |process, clock| follows = process.on_heartbeat(clock, term, from));
             if follows {
                 self.learn(to, commit);
             }
@@ -501,10 +547,6 @@ impl World {
                 Effect::Lost { node, incarnation } => self.note("lost", node.get() - 1, incarnation.0),
                 Effect::Died { node, incarnation } => {
                     self.note("died", node.get() - 1, incarnation.0);
-                    for group in (0..GROUPS).map(GroupId) {
-                        let at = self.now + self.random.in_range(10..500) * MS;
-                        self.fenced_at.insert((group, incarnation), at);
-                    }
                     self.check_that_no_lease_outlives(node.get() as usize - 1, incarnation);
                 }
                 Effect::Formed | Effect::Placed { .. } | Effect::FeatureLevel { .. } => {}
@@ -527,7 +569,47 @@ impl World {
         self.machines[machine].started == process && self.reaches_quorum(machine)
     }
 
+    /// Also of one who does not lead: its question goes to the leader and back.
+    fn confirms_directory_read(&self, machine: usize, term: u64) -> bool {
+        let (leader, process) = self.consensus.leader;
+        let asks_leader = !self.is_cut(machine, leader) && !self.is_cut(leader, machine);
+        let leads = self.machines[leader].started == process;
+        self.consensus.term == term && leads && asks_leader && self.leader_has_quorum()
+    }
+
+    fn leads_with_quorum(&self, leadership: Leadership) -> bool {
+        let Leadership { machine, process, .. } = leadership;
+        self.machines[machine].started == process && self.reaches_quorum(machine)
+    }
+
+    /// Groups change hands at times without a reason.
+    fn watch_groups(&mut self) {
+        for group in 0..GROUPS {
+            let leadership = self.groups[usize::from(group)];
+            let wanders = self.now < FAULTS_UNTIL && self.random.percent(2);
+            if (leadership.term > 0 && self.leads_with_quorum(leadership) && !wanders) || self.random.percent(70) {
+                continue;
+            }
+            let machine = self.random.below(self.voters);
+            if self.reaches_quorum(machine) {
+                self.elect_in_group(GroupId(group), machine);
+            }
+        }
+    }
+
+    /// The leader before hears of it later.
+    fn elect_in_group(&mut self, group: GroupId, machine: usize) {
+        let before = self.groups[usize::from(group.0)];
+        let leadership = Leadership { term: before.term + 1, machine, process: self.machines[machine].started };
+        self.groups[usize::from(group.0)] = leadership;
+        self.note("group elected", group.0.into(), machine as u64);
+        self.with_process(machine, |process, clock| process.on_group_elected(clock, group, leadership.term));
+        let deposed = Event::Of(before.machine, before.process, Step::GroupDeposed(group, before.term));
+        self.schedule(0..1_500, deposed);
+    }
+
     fn watch_leader(&mut self) {
+        self.watch_groups();
         if self.leader_has_quorum() {
             self.leader_seen = self.now;
         } else if self.now - self.leader_seen > self.random.in_range(300..900) * MS {
@@ -677,7 +759,7 @@ impl World {
         if self.is_up(machine) && subscription.acknowledged_at.is_some() {
             self.subscriptions.remove(&id);
             self.note("unsubscribe", id, machine as u64);
-            self.with_process(machine, |process, _| process.unsubscribe(topic, id));
+            self.with_process(machine, |process, clock| process.unsubscribe(clock, topic, id));
         }
     }
 
