@@ -523,17 +523,10 @@ impl Membership {
     }
 
     /// A replica here was restored at index `version`, instead of the entries before.
-    pub fn on_group_restored(
-        &mut self,
-        now_ns: u64,
-        group: GroupId,
-        version: Version,
-        entries: impl IntoIterator<Item = Entry>,
-    ) {
+    pub fn on_group_restored(&mut self, group: GroupId, version: Version, entries: impl IntoIterator<Item = Entry>) {
         let recent_bytes_max = self.limits.recent_bytes_max;
-        self.group(group).source =
-            Source::restored(SourceId::Group(group), version, entries).with_recent_bytes_max(recent_bytes_max);
-        self.settle(now_ns);
+        let source = Source::restored(SourceId::Group(group), version, entries);
+        self.group(group).source = source.with_recent_bytes_max(recent_bytes_max);
     }
 
     /// The entry at index `version` changed a filter of the group; at every replica. Returns a version that holds it. Sent by

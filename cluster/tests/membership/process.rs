@@ -10,7 +10,7 @@ use kentongan_cluster::GroupId;
 use kentongan_cluster::directory::Directory;
 use kentongan_cluster::directory::command::{self, Command, Departed, MemberRecord};
 use kentongan_cluster::identity::{Incarnation, NodeId};
-use kentongan_cluster::interest::{LinkId, SourceId};
+use kentongan_cluster::interest::{LinkId, SourceId, Version};
 use kentongan_cluster::lane::{Batch, Incoming, LaneId, Outgoing, Verdict};
 use kentongan_cluster::lease::{LeaseCell, Standing};
 use kentongan_cluster::membership::wire::{self, Body};
@@ -74,6 +74,14 @@ pub enum Action {
     },
 }
 
+/// An entry of a group.
+#[derive(Debug, Clone, Copy)]
+pub struct GroupChange {
+    pub topic: u64,
+    pub subscription: u64,
+    pub wanted: bool,
+}
+
 #[derive(Default)]
 struct Publish {
     /// Targets that have not answered.
@@ -111,6 +119,8 @@ pub struct Process {
     reads: Vec<(u64, u64)>,
     /// Terms in which groups are led here.
     led: BTreeMap<GroupId, u64>,
+    /// Entries of groups, by replicas here.
+    group_applied: BTreeMap<GroupId, u64>,
     links: BTreeMap<usize, u64>,
     /// What the others want.
     index: BTreeMap<SourceId, BTreeSet<Arc<str>>>,
@@ -142,6 +152,11 @@ fn filter(topic: u64) -> Arc<str> {
     Arc::from(format!("topic/{topic}"))
 }
 
+/// Of a persistent session.
+pub fn group_filter(topic: u64, subscription: u64) -> Arc<str> {
+    Arc::from(format!("group/{topic}/{subscription}"))
+}
+
 impl Process {
     pub fn new(me: usize, plant: Plant, attempt: u64) -> Self {
         let cell = Arc::new(LeaseCell::new());
@@ -153,6 +168,7 @@ impl Process {
             leader: (0, me),
             reads: Vec::new(),
             led: BTreeMap::new(),
+            group_applied: BTreeMap::new(),
             links: BTreeMap::new(),
             index: BTreeMap::new(),
             life: None,
@@ -270,6 +286,36 @@ impl Process {
             self.membership.on_group_role(now_ns, group, None);
             self.carry_out(now_ns);
         }
+    }
+
+    pub fn group_applied(&self, group: GroupId) -> u64 {
+        self.group_applied.get(&group).copied().unwrap_or(0)
+    }
+
+    pub fn restore_group(&mut self, group: GroupId, index: u64, filters: Vec<Arc<str>>) {
+        self.group_applied.insert(group, index);
+        self.membership.on_group_restored(group, Version(index), filters.into_iter().map(|filter| (filter, 1)));
+    }
+
+    /// The entry after the last.
+    pub fn apply_group(&mut self, now_ns: u64, group: GroupId, change: GroupChange) {
+        let index = self.group_applied(group) + 1;
+        self.group_applied.insert(group, index);
+        let GroupChange { topic, subscription, wanted } = change;
+        let filter = group_filter(topic, subscription);
+        let version = self.membership.set_group_interest(group, Version(index), &filter, u32::from(wanted));
+        if wanted {
+            let waits = self.membership.wait_group(group, version, subscription);
+            if waits == Ok(true) || (waits == Ok(false) && self.plant == Plant::SkipBarrier) {
+                self.actions.push(Action::Subscribed(subscription));
+            }
+        }
+        self.carry_out(now_ns);
+    }
+
+    /// What a group wants, as far as it is known here.
+    pub fn group_interest(&self, group: GroupId) -> Vec<Arc<str>> {
+        self.index.get(&SourceId::Group(group)).into_iter().flatten().cloned().collect()
     }
 
     pub fn on_group_read(&mut self, now_ns: u64, token: u64) {
@@ -522,6 +568,14 @@ impl Process {
             self.actions.push(Action::Delivered { publish, subscription });
         }
         let name = filter(topic);
+        let prefix = format!("group/{topic}/");
+        for filter in (self.index.iter()).filter(|(source, _)| matches!(source, SourceId::Group(_))).flat_map(|of| of.1)
+        {
+            if let Some(subscription) = filter.strip_prefix(&prefix) {
+                let subscription = subscription.parse().expect("a number");
+                self.actions.push(Action::Delivered { publish, subscription });
+            }
+        }
         for (&source, filters) in &self.index {
             if !filters.contains(&name) {
                 continue;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
+use std::sync::Arc;
 
 use kentongan_cluster::GroupId;
 use kentongan_cluster::directory::Effect;
@@ -11,7 +12,7 @@ use kentongan_cluster::lease::Standing;
 
 use crate::Plant;
 use crate::consensus::Consensus;
-use crate::process::{Action, Message, Process, member, node};
+use crate::process::{Action, GroupChange, Message, Process, group_filter, member, node};
 use crate::random::Random;
 
 const MS: u64 = 1_000_000;
@@ -52,7 +53,9 @@ enum Event {
         group: GroupId,
         leadership: Leadership,
         token: u64,
+        index: u64,
     },
+    GroupReplicated(GroupId, Leadership, GroupChange),
 
     LateProposal(Command),
     Elections,
@@ -66,7 +69,8 @@ enum Step {
     Tick,
     Link(usize),
     DirectoryRead { token: u64, index: u64 },
-    GroupRead(u64),
+    GroupRead(GroupId, u64, u64),
+    LearnGroup(GroupId),
     GroupDeposed(GroupId, u64),
     Learn(u64),
     Arrive(u64),
@@ -103,6 +107,13 @@ struct Subscription {
     acknowledged_at: Option<u64>,
 }
 
+/// Of a persistent session.
+struct GroupSubscription {
+    group: GroupId,
+    topic: u64,
+    acknowledged_at: Option<u64>,
+}
+
 struct Publish {
     topic: u64,
     sent_at: u64,
@@ -131,6 +142,7 @@ pub struct World {
     /// When each group will have fenced what is below an incarnation, of which node.
     fenced_at: BTreeMap<(GroupId, Incarnation), (NodeId, u64)>,
     groups: Vec<Leadership>,
+    group_logs: Vec<Vec<GroupChange>>,
     /// Number of the present connection between two machines.
     links: BTreeMap<(usize, usize), u64>,
     /// Whose process has not noticed that its connection to a peer broke.
@@ -139,6 +151,7 @@ pub struct World {
     cut_until: BTreeMap<(usize, usize), u64>,
     next_id: u64,
     subscriptions: BTreeMap<u64, Subscription>,
+    group_subscriptions: BTreeMap<u64, GroupSubscription>,
     publishes: BTreeMap<u64, Publish>,
     delivered: BTreeSet<(u64, u64)>,
     /// Last number, by origin and target.
@@ -192,6 +205,8 @@ impl World {
             consensus: Consensus::new(),
             leader_seen: 0,
             fenced_at: BTreeMap::new(),
+            group_logs: vec![Vec::new(); usize::from(GROUPS)],
+            group_subscriptions: BTreeMap::new(),
             groups: vec![Leadership { term: 0, machine: 0, process: 0 }; usize::from(GROUPS)],
             links: BTreeMap::new(),
             unnoticed: BTreeSet::new(),
@@ -267,12 +282,14 @@ impl World {
                     self.schedule_late(0..5, 3, 5..800, Event::Of(machine, process, read));
                 }
             }
-            Event::GroupReadQuorum { group, leadership, token } => {
+            Event::GroupReadQuorum { group, leadership, token, index } => {
                 if self.groups[usize::from(group.0)] == leadership && self.leads_with_quorum(leadership) {
                     let Leadership { machine, process, .. } = leadership;
-                    self.schedule_late(0..5, 3, 5..800, Event::Of(machine, process, Step::GroupRead(token)));
+                    let read = Step::GroupRead(group, token, index);
+                    self.schedule_late(0..5, 3, 5..800, Event::Of(machine, process, read));
                 }
             }
+            Event::GroupReplicated(group, leadership, change) => self.on_group_replicated(group, leadership, change),
 
             Event::LateProposal(command) => self.propose(command),
             Event::Elections => self.watch_leader(),
@@ -307,6 +324,7 @@ impl World {
         state.in_turn = false;
         state.process = Some(Process::new(machine, self.plant, attempt));
         self.note("start", machine as u64, 0);
+        self.restore_groups(machine);
         for peer in 0..self.machines.len() {
             self.unnoticed.remove(&(machine, peer));
             let link = self.link(machine, peer);
@@ -351,7 +369,17 @@ impl World {
             Step::DirectoryRead { token, index } => {
                 self.with_process(machine, |process, clock| process.on_directory_read(clock, token, index));
             }
-            Step::GroupRead(token) => self.with_process(machine, |process, clock| process.on_group_read(clock, token)),
+            Step::GroupRead(group, token, index) => {
+                self.learn_group(machine, group, index);
+                self.with_process(machine, |process, clock| process.on_group_read(clock, token));
+            }
+            Step::LearnGroup(group) if self.now < self.machines[machine].lags_until => {
+                self.schedule_step(machine, 50..100, Step::LearnGroup(group));
+            }
+            Step::LearnGroup(group) => {
+                let committed = self.group_logs[usize::from(group.0)].len() as u64;
+                self.learn_group(machine, group, committed);
+            }
             Step::GroupDeposed(group, term) => {
                 self.with_process(machine, |process, clock| process.on_group_deposed(clock, group, term));
             }
@@ -391,9 +419,95 @@ impl World {
             return;
         }
         let Some(applied) = self.machines[machine].process.as_ref().map(Process::applied) else { return };
+        if applied + 1 < index && self.random.percent(20) {
+            self.note("restored", machine as u64, index);
+            let directory = self.consensus.directory.clone();
+            self.with_process(machine, |process, clock| process.restore(clock, directory));
+            return;
+        }
         for index in applied + 1..=index {
             let command = self.consensus.entry(index);
             self.with_process(machine, |process, clock| process.apply(clock, index, command));
+        }
+    }
+
+    // Groups
+
+    /// What a group wants after its first entries.
+    fn group_interest(&self, group: GroupId, index: u64) -> BTreeSet<Arc<str>> {
+        let mut filters = BTreeSet::new();
+        for change in &self.group_logs[usize::from(group.0)][..index as usize] {
+            let filter = group_filter(change.topic, change.subscription);
+            if change.wanted {
+                filters.insert(filter);
+            } else {
+                filters.remove(&filter);
+            }
+        }
+        filters
+    }
+
+    /// A process begins with a checkpoint, which may be old.
+    fn restore_groups(&mut self, machine: usize) {
+        if machine >= self.voters {
+            return;
+        }
+        for group in (0..GROUPS).map(GroupId) {
+            let committed = self.group_logs[usize::from(group.0)].len() as u64;
+            let index = self.random.in_range(committed / 2..committed + 1);
+            let filters = self.group_interest(group, index).into_iter().collect();
+            self.with_process(machine, |process, _| process.restore_group(group, index, filters));
+            self.schedule_step(machine, 0..50, Step::LearnGroup(group));
+        }
+    }
+
+    fn learn_group(&mut self, machine: usize, group: GroupId, index: u64) {
+        let process = self.machines[machine].process.as_ref();
+        let Some(applied) = process.map(|process| process.group_applied(group)) else { return };
+        for index in applied..index {
+            let change = self.group_logs[usize::from(group.0)][index as usize];
+            self.with_process(machine, |process, clock| process.apply_group(clock, group, change));
+        }
+    }
+
+    fn change_group(&mut self, group: GroupId, change: GroupChange) {
+        let replicated = Event::GroupReplicated(group, self.groups[usize::from(group.0)], change);
+        self.schedule_late(1..20, 3, 20..1_000, replicated);
+    }
+
+    /// What is not committed by who proposed it is proposed again by whoever leads, as its session would.
+    fn on_group_replicated(&mut self, group: GroupId, leadership: Leadership, change: GroupChange) {
+        if self.groups[usize::from(group.0)] != leadership || !self.leads_with_quorum(leadership) {
+            self.schedule(50..100, Event::GroupReplicated(group, self.groups[usize::from(group.0)], change));
+            return;
+        }
+        self.group_logs[usize::from(group.0)].push(change);
+        for machine in 0..self.voters {
+            let process = self.machines[machine].started;
+            self.schedule_late(0..20, 10, 20..1_000, Event::Of(machine, process, Step::LearnGroup(group)));
+        }
+    }
+
+    fn subscribe_in_group(&mut self, topic: u64) {
+        if self.group_subscriptions.len() >= SUBSCRIPTIONS_MAX {
+            return;
+        }
+        let id = self.next_id();
+        let group = GroupId(self.random.below(usize::from(GROUPS)) as u16);
+        self.group_subscriptions.insert(id, GroupSubscription { group, topic, acknowledged_at: None });
+        self.note("subscribe in group", id, group.0.into());
+        self.change_group(group, GroupChange { topic, subscription: id, wanted: true });
+    }
+
+    fn unsubscribe_in_group(&mut self) {
+        let choice = self.random.below(SUBSCRIPTIONS_MAX);
+        let Some((&id, subscription)) = self.group_subscriptions.iter().nth(choice) else { return };
+        let (group, topic) = (subscription.group, subscription.topic);
+        // One that is not acknowledged has been given up by its leader, at the latest by now.
+        if self.group_logs[usize::from(group.0)].iter().any(|change| change.subscription == id) {
+            self.group_subscriptions.remove(&id);
+            self.note("unsubscribe in group", id, group.0.into());
+            self.change_group(group, GroupChange { topic, subscription: id, wanted: false });
         }
     }
 
@@ -409,7 +523,8 @@ impl World {
             Action::StartGroupRead { group, token } => {
                 let leadership = self.groups[usize::from(group.0)];
                 if (leadership.machine, leadership.process) == (machine, self.machines[machine].started) {
-                    let quorum = Event::GroupReadQuorum { group, leadership, token };
+                    let index = self.group_logs[usize::from(group.0)].len() as u64;
+                    let quorum = Event::GroupReadQuorum { group, leadership, token, index };
                     self.schedule_late(0..10, 3, 10..500, quorum);
                 }
             }
@@ -725,8 +840,10 @@ impl World {
         self.schedule(2..25, Event::Work);
         let topic = self.random.below(TOPICS) as u64;
         match self.random.in_range(0..100) {
-            0..15 => self.subscribe(topic),
-            15..27 => self.unsubscribe(),
+            0..10 => self.subscribe(topic),
+            10..18 => self.unsubscribe(),
+            18..24 => self.subscribe_in_group(topic),
+            24..30 => self.unsubscribe_in_group(),
             _ => self.publish(topic),
         }
     }
@@ -786,10 +903,16 @@ impl World {
 
     fn on_subscribed(&mut self, id: u64) {
         let now = self.now;
-        let Some(subscription) = self.subscriptions.get_mut(&id) else { return };
-        subscription.acknowledged_at = Some(now);
-        let topic = subscription.topic;
-        self.note("subscribed", id, topic);
+        let (what, topic) = if let Some(subscription) = self.subscriptions.get_mut(&id) {
+            subscription.acknowledged_at = Some(now);
+            ("subscribed", subscription.topic)
+        } else if let Some(subscription) = self.group_subscriptions.get_mut(&id) {
+            subscription.acknowledged_at.get_or_insert(now);
+            ("subscribed in group", subscription.topic)
+        } else {
+            return;
+        };
+        self.note(what, id, topic);
         for _ in 0..4 {
             self.schedule(0..5, Event::Publish(topic));
         }
@@ -825,6 +948,20 @@ impl World {
             let at = subscription.machine;
             self.violated(format!("P1: {publish}, acknowledged at machine {machine}, missed {id} at machine {at}"));
         }
+        self.check_groups(machine, publish);
+    }
+
+    /// P1 of persistent sessions.
+    fn check_groups(&mut self, machine: usize, publish: u64) {
+        let Publish { topic, sent_at } = self.publishes[&publish];
+        let missed = self.group_subscriptions.iter().find(|&(&id, subscription)| {
+            let owed = subscription.topic == topic && subscription.acknowledged_at.is_some_and(|at| at < sent_at);
+            owed && !self.delivered.contains(&(publish, id))
+        });
+        if let Some((&id, subscription)) = missed {
+            let group = subscription.group;
+            self.violated(format!("P1: {publish}, acknowledged at machine {machine}, missed {id} of {group:?}"));
+        }
     }
 
     fn on_applied(&mut self, machine: usize, origin: Incarnation, target: Incarnation, number: u64) {
@@ -854,6 +991,16 @@ impl World {
         }
     }
 
+    fn check_that_interest_is_known(&mut self, machine: usize) {
+        for group in (0..GROUPS).map(GroupId) {
+            let wanted = self.group_interest(group, self.group_logs[usize::from(group.0)].len() as u64);
+            let process = self.machines[machine].process.as_ref().expect("started");
+            if !process.group_interest(group).into_iter().eq(wanted) {
+                self.violated(format!("liveness: machine {machine} does not know what {group:?} wants"));
+            }
+        }
+    }
+
     /// The faults are long over: everyone serves, and nothing waits.
     fn check_that_all_is_well(&mut self) {
         if let Some((incarnation, _)) = self.consensus.directory.dead_not_lost().first_key_value() {
@@ -865,6 +1012,7 @@ impl World {
             if standing != Some(Standing::Serving) || unfinished != 0 {
                 self.violated(format!("liveness: machine {machine} is {standing:?}, {unfinished} wait"));
             }
+            self.check_that_interest_is_known(machine);
         }
     }
 }
