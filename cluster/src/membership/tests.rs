@@ -313,7 +313,7 @@ fn a_dead_node_is_fenced_then_lost_and_registers_when_its_clients_are_closed() {
     assert!(!cluster.subscribe(2, "b", 2));
     cluster.pass(2_000);
     let died = Output::Died { node: id(3), below };
-    assert_eq!(cluster.seen(2), [died.clone()]);
+    assert_eq!(cluster.seen(2), std::slice::from_ref(&died));
     let fence = Output::ProposeFence { group: GROUP, node: id(3), below };
     assert_eq!(cluster.seen(1), [interest(cluster.source(2), "b", 0, 1), died.clone(), fence.clone()]);
     cluster.pass(1_100);
