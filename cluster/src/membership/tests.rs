@@ -256,13 +256,14 @@ fn who_joins_is_waited_for_from_then_on_and_ends_the_endless_lease() {
     assert!(!cluster.is_valid(1, cluster.now_ms + 2_000), "others may declare this node dead now");
     assert!(cluster.is_valid(1, cluster.now_ms + 500));
     assert!(!cluster.subscribe(1, "b", 2), "node 2 does not know");
+    assert!(!cluster.subscribe_in_group(1, "c", 3));
     cluster.pass(1_000);
-    assert_eq!(cluster.seen(1), []);
+    assert_eq!(cluster.seen(1), [interest(SourceId::Group(GROUP), "c", 0, 1)]);
 
     cluster.away.clear();
     cluster.link(2);
     cluster.pass(1_000);
-    assert_eq!(cluster.seen(1), [released(2)]);
+    assert_eq!(cluster.seen(1), [released(2), Output::Released { group: Some(GROUP), waiter: 3 }]);
     let source = cluster.source(1);
     let seen = cluster.seen(2);
     assert!(seen.contains(&interest(source, "a", 0, 1)) && seen.contains(&interest(source, "b", 0, 1)), "{seen:?}");
@@ -311,11 +312,13 @@ fn a_dead_node_is_fenced_then_lost_and_registers_when_its_clients_are_closed() {
     }
     cluster.away.insert(3);
     assert!(!cluster.subscribe(2, "b", 2));
+    assert!(!cluster.subscribe_in_group(1, "c", 3));
+    let wanted = interest(SourceId::Group(GROUP), "c", 0, 1);
     cluster.pass(2_000);
     let died = Output::Died { node: id(3), below };
-    assert_eq!(cluster.seen(2), std::slice::from_ref(&died));
+    assert_eq!(cluster.seen(2), [wanted.clone(), died.clone()]);
     let fence = Output::ProposeFence { group: GROUP, node: id(3), below };
-    assert_eq!(cluster.seen(1), [interest(cluster.source(2), "b", 0, 1), died.clone(), fence.clone()]);
+    assert_eq!(cluster.seen(1), [interest(cluster.source(2), "b", 0, 1), wanted, died.clone(), fence.clone()]);
     cluster.pass(1_100);
     assert_eq!(cluster.seen(1), [fence], "again, until it is complete");
     assert_eq!(cluster.seen(2), [], "it may still act upon what it knew");
@@ -324,7 +327,8 @@ fn a_dead_node_is_fenced_then_lost_and_registers_when_its_clients_are_closed() {
     cluster.pass(1_000);
     let gone = interest(source, "a", 1, 0);
     let lost = Output::Lost { node: id(3), incarnation: dead };
-    assert_eq!(cluster.seen(2), [gone, lost, released(2)]);
+    assert_eq!(cluster.seen(2), [gone.clone(), lost.clone(), released(2)]);
+    assert_eq!(cluster.seen(1), [gone, lost, Output::Released { group: Some(GROUP), waiter: 3 }]);
 
     cluster.seen(3);
     cluster.away.clear();
@@ -396,14 +400,15 @@ fn a_new_leader_of_a_group_releases_nobody_before_it_knows_who_joined() {
     cluster.group_leader = 2;
     cluster.with(2, |membership, _| membership.set_group_interest(GROUP, Version(1), &filter("a"), 1));
     cluster.with(2, |membership, now| membership.on_group_role(now, GROUP, Some(2)));
-    cluster.pass(400);
-    let waits = cluster.with(2, |membership, _| membership.wait_group(GROUP, Version(1), 3));
-    assert_eq!(waits, Ok(false));
-    cluster.pass(400);
-    let waiter = Output::Released { group: Some(GROUP), waiter: 3 };
-    assert!(!cluster.seen(2).contains(&waiter), "though everyone it knows of has confirmed");
+    cluster.seen(2);
+    assert!(!cluster.subscribe_in_group(2, "b", 3));
+    cluster.pass(1_000);
+    let change = interest(SourceId::Group(GROUP), "b", 0, 1);
+    assert_eq!(cluster.seen(1), std::slice::from_ref(&change));
+    assert_eq!(cluster.seen(2), [change], "and nobody is released");
     cluster.rounds_fail = false;
-    cluster.pass(400);
+    cluster.pass(1_000);
+    let waiter = Output::Released { group: Some(GROUP), waiter: 3 };
     assert!(cluster.seen(2).contains(&waiter));
 }
 
@@ -446,6 +451,36 @@ fn a_new_link_brings_what_was_lost_with_the_old_one() {
     cluster.link(2);
     assert_eq!(cluster.seen(2), [interest(cluster.source(1), "b", 0, 1)], "and not everything again");
     assert_eq!(cluster.seen(1), [released(1), released(2)]);
+}
+
+/// Either side may notice first, and the other not at all.
+#[test]
+fn one_side_that_notices_a_new_link_is_enough() {
+    for (notices, peer) in [(1, 2), (2, 1)] {
+        let mut cluster = Cluster::serving(&[1, 2]);
+        cluster.away.insert(2);
+        cluster.subscribe(1, "a", 1);
+        cluster.subscribe_in_group(1, "b", 2);
+        cluster.away.clear();
+        cluster.seen(1);
+        cluster.with(notices, |membership, now| membership.on_link(now, id(peer), Some(LinkId(7))));
+        let expected = [interest(cluster.source(1), "a", 0, 1), interest(SourceId::Group(GROUP), "b", 0, 1)];
+        let seen = cluster.seen(2);
+        assert!(expected.iter().all(|change| seen.contains(change)), "noticed by {notices}: {seen:?}");
+        assert_eq!(cluster.seen(1).len(), 2, "both are released");
+    }
+}
+
+#[test]
+fn a_node_asks_to_be_registered_until_it_is() {
+    let mut cluster = Cluster::serving(&[1]);
+    cluster.away.insert(1);
+    cluster.start(2);
+    cluster.pass(500);
+    assert_eq!(cluster.node(2).incarnation(), None);
+    cluster.away.clear();
+    cluster.pass(1_000);
+    assert_eq!(cluster.node(2).standing(), Some(Standing::Serving));
 }
 
 #[test]
