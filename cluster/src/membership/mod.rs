@@ -16,7 +16,7 @@ mod leading;
 mod supply;
 pub mod wire;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -34,8 +34,11 @@ use wire::{Body, Malformed};
 /// How often a node asks to be registered.
 const REGISTER_INTERVAL_NS: u64 = 200_000_000;
 
-/// How long a ReadIndex round may take before another is begun in its place.
+/// How long a ReadIndex round may take before another is begun.
 const READ_TIMEOUT_NS: u64 = 300_000_000;
+
+/// Rounds to the same end that may still be answered.
+const ROUNDS_MAX: usize = 8;
 
 /// How often a fence is proposed until it is complete.
 const FENCE_INTERVAL_NS: u64 = 1_000_000_000;
@@ -186,6 +189,31 @@ struct Round {
     as_of: u64,
 }
 
+/// ReadIndex rounds to the same end. One that is lost is followed by another; one that is only slow still counts.
+#[derive(Debug, Default)]
+struct Rounds(VecDeque<Round>);
+
+impl Rounds {
+    fn is_under_way(&self, now_ns: u64, as_of: u64) -> bool {
+        let lately = |round: &Round| now_ns.saturating_sub(round.begun_ns) < READ_TIMEOUT_NS;
+        self.0.back().is_some_and(|round| lately(round) && round.as_of >= as_of)
+    }
+
+    fn begin(&mut self, round: Round) {
+        if self.0.len() == ROUNDS_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back(round);
+    }
+
+    /// What was begun before can only say less.
+    fn complete(&mut self, token: u64) -> Option<Round> {
+        let round = *self.0.iter().find(|round| round.token == token)?;
+        self.0.retain(|other| other.token > token);
+        Some(round)
+    }
+}
+
 /// What ends with the leadership of a group.
 #[derive(Debug)]
 struct Led {
@@ -193,9 +221,9 @@ struct Led {
     supply: Supply,
     receivers_known: bool,
     /// Of the directory: who has joined?
-    receivers: Option<Round>,
+    receivers: Rounds,
     /// Of the group: does this node still lead it?
-    leadership: Option<Round>,
+    leadership: Rounds,
 }
 
 #[derive(Debug)]
@@ -463,10 +491,10 @@ impl Membership {
 
     fn on_group_read(&mut self, group: GroupId, token: u64) {
         let Some(led) = self.groups.get_mut(&group).and_then(|group| group.led.as_mut()) else { return };
-        if let Some(round) = led.leadership.take_if(|round| round.token == token) {
+        if let Some(round) = led.leadership.complete(token) {
             led.supply.as_of = led.supply.as_of.max(round.as_of);
         }
-        if led.receivers.take_if(|round| round.token == token).is_some() {
+        if led.receivers.complete(token).is_some() {
             led.receivers_known = true;
             self.with_barrier(group, Barrier::on_receivers_known);
         }
@@ -515,7 +543,8 @@ impl Membership {
             return;
         }
         let supply = Supply::new(barrier, 0);
-        state.led = term.map(|term| Led { term, supply, receivers_known: false, receivers: None, leadership: None });
+        let (receivers, leadership) = (Rounds::default(), Rounds::default());
+        state.led = term.map(|term| Led { term, supply, receivers_known: false, receivers, leadership });
         self.start_group_rounds(now_ns);
         self.offer(now_ns);
         self.propose_fences(now_ns);
@@ -558,11 +587,12 @@ impl Membership {
     fn propose_fences(&mut self, now_ns: u64) {
         self.fence_at_ns = now_ns + FENCE_INTERVAL_NS;
         for group in self.led() {
-            for (&incarnation, dead) in self.directory.dead_not_lost() {
-                if !self.is_fenced(group, dead.node, incarnation) {
-                    let below = self.directory.fences().get(&dead.node).copied().unwrap_or_default();
-                    self.outputs.push(Output::ProposeFence { group, node: dead.node, below });
-                }
+            let unfenced = (self.directory.dead_not_lost().iter())
+                .filter(|&(&incarnation, dead)| !self.is_fenced(group, dead.node, incarnation))
+                .map(|(_, dead)| dead.node);
+            for node in unfenced.collect::<BTreeSet<_>>() {
+                let below = self.directory.fences().get(&node).copied().unwrap_or_default();
+                self.outputs.push(Output::ProposeFence { group, node, below });
             }
         }
     }
@@ -578,17 +608,12 @@ impl Membership {
         for id in self.led() {
             let (directory_token, group_token) = (self.token(), self.token());
             let Some(led) = self.groups.get_mut(&id).and_then(|group| group.led.as_mut()) else { continue };
-            let under_way = |round: &Option<Round>, as_of| {
-                round.is_some_and(|round| {
-                    now_ns.saturating_sub(round.begun_ns) < READ_TIMEOUT_NS && round.as_of >= as_of
-                })
-            };
-            if !led.receivers_known && !under_way(&led.receivers, 0) {
-                led.receivers = Some(Round { token: directory_token, begun_ns: now_ns, as_of });
+            if !led.receivers_known && !led.receivers.is_under_way(now_ns, 0) {
+                led.receivers.begin(Round { token: directory_token, begun_ns: now_ns, as_of });
                 self.outputs.push(Output::StartDirectoryRead { token: directory_token });
             }
-            if led.supply.as_of < as_of && !under_way(&led.leadership, as_of) {
-                led.leadership = Some(Round { token: group_token, begun_ns: now_ns, as_of });
+            if led.supply.as_of < as_of && !led.leadership.is_under_way(now_ns, as_of) {
+                led.leadership.begin(Round { token: group_token, begun_ns: now_ns, as_of });
                 self.outputs.push(Output::StartGroupRead { group: id, token: group_token });
             }
         }

@@ -1,7 +1,5 @@
 //! Scripts of a few nodes over a log and links that do what the script says.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use super::*;
 use crate::directory::command::Form;
 use crate::interest::{Content, Update};
@@ -410,6 +408,37 @@ fn a_new_leader_of_a_group_releases_nobody_before_it_knows_who_joined() {
     cluster.pass(1_000);
     let waiter = Output::Released { group: Some(GROUP), waiter: 3 };
     assert!(cluster.seen(2).contains(&waiter));
+}
+
+/// Apply may be far behind, for longer than another round is waited for.
+#[test]
+fn a_slow_round_counts_though_others_were_begun() {
+    let mut membership = Membership::new(id(1), record(1), 1, Arc::default(), Limits::default());
+    let join = Join { member: Some(record(2)), attempt: 1, newest: 0 };
+    let form = Form { cluster_id: vec![1].into(), groups: 1, ..Form::default() };
+    for (index, command) in [(1, Command::Form(form)), (2, Command::Join(join))] {
+        membership.on_directory(0, index, command::encode(command)).expect("ours");
+    }
+    membership.on_group_role(0, GROUP, Some(1));
+    let first = membership.take_outputs();
+    let [.., Output::StartDirectoryRead { token: directory }, Output::StartGroupRead { token: group, .. }] = first[..]
+    else {
+        panic!("{first:?}")
+    };
+    membership.tick(1_000 * MS);
+    let led = |membership: &Membership| {
+        let led = membership.groups[&GROUP].led.as_ref().expect("led");
+        (led.receivers_known, led.supply.as_of, led.receivers.0.len(), led.leadership.0.len())
+    };
+    assert_eq!(led(&membership), (false, 0, 2, 2));
+    membership.on_read(1_100 * MS, directory);
+    membership.on_read(1_100 * MS, group);
+    assert_eq!(led(&membership), (true, 2, 1, 1));
+    let mut rounds = Rounds::default();
+    for token in 0..100 {
+        rounds.begin(Round { token, begun_ns: 0, as_of: 0 });
+    }
+    assert!(rounds.0.len() <= ROUNDS_MAX && rounds.complete(0).is_none());
 }
 
 #[test]
