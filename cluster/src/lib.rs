@@ -5,6 +5,9 @@
 //! machine. From time to time what changed in a group is written to the state store as a *checkpoint* by a third
 //! thread ([`state`]); then the log before it may go.
 //!
+//! Which nodes there are, and whose acknowledgements can be believed, is the matter of [`membership`] and of the cores it
+//! wires together: [`directory`], [`lease`], [`fence`] and [`interest`].
+//!
 //! This crate knows nothing of MQTT: commands are bytes, and the state machine is handed in.
 
 pub mod clock;
