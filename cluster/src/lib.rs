@@ -7,6 +7,9 @@
 //!
 //! Nodes speak with each other over links that carry batches of opaque messages ([`transport`]).
 //!
+//! Which nodes there are, and whose acknowledgements can be believed, is the matter of [`membership`] and of the cores it
+//! wires together: [`directory`], [`lease`], [`fence`] and [`interest`].
+//!
 //! This crate knows nothing of MQTT: commands are bytes, and the state machine is handed in.
 
 pub mod clock;
@@ -20,6 +23,7 @@ pub mod interest;
 pub mod lane;
 pub mod lease;
 pub mod log;
+pub mod membership;
 pub mod node;
 pub mod pipeline;
 pub mod state;

@@ -93,6 +93,12 @@ impl Table {
         self.views.keys().copied()
     }
 
+    /// Whether interest of that source is taken.
+    #[must_use]
+    pub fn follows(&self, source: SourceId) -> bool {
+        self.views.contains_key(&source)
+    }
+
     /// What to ask a source to begin from over a new link. Keep what is held until then: it was confirmed, and others count
     /// on it.
     #[must_use]

@@ -56,6 +56,7 @@ pub struct Holder {
     /// By what was granted, whether it counts yet or not.
     valid_until_ns: u64,
     interest_complete: bool,
+    alone: bool,
     /// Sequence, and when it was sent.
     unanswered: VecDeque<(u64, u64)>,
     next_sequence: u64,
@@ -73,6 +74,7 @@ impl Holder {
             standing: Standing::Joining,
             valid_until_ns: 0,
             interest_complete: false,
+            alone: false,
             unanswered: VecDeque::new(),
             next_sequence: 1,
             renew_at_ns: 0,
@@ -119,6 +121,15 @@ impl Holder {
         self.judge(now_ns, outputs);
     }
 
+    /// Whether nobody else was ever a member. Then nobody can take the lease away, so it does not end; it is renewed all the
+    /// same, to be valid when somebody joins.
+    pub fn set_alone(&mut self, now_ns: u64, alone: bool, outputs: &mut Vec<HolderOutput>) {
+        if self.alone != alone {
+            self.alone = alone;
+            self.judge(now_ns, outputs);
+        }
+    }
+
     /// The directory says that `incarnation` is dead.
     pub fn on_dead(&mut self, incarnation: Incarnation, outputs: &mut Vec<HolderOutput>) {
         if incarnation == self.incarnation {
@@ -138,7 +149,7 @@ impl Holder {
     }
 
     fn judge(&mut self, now_ns: u64, outputs: &mut Vec<HolderOutput>) {
-        let valid = now_ns < self.valid_until_ns;
+        let valid = self.alone || now_ns < self.valid_until_ns;
         let standing = match self.standing {
             Standing::Dead => Standing::Dead,
             Standing::Joining if !(valid && self.interest_complete) => Standing::Joining,
@@ -151,7 +162,11 @@ impl Holder {
 
     fn enter(&mut self, standing: Standing, outputs: &mut Vec<HolderOutput>) {
         let counts = !matches!(standing, Standing::Joining | Standing::Dead);
-        self.cell.set(if counts { self.valid_until_ns } else { 0 });
+        self.cell.set(match (counts, self.alone) {
+            (false, _) => 0,
+            (true, false) => self.valid_until_ns,
+            (true, true) => u64::MAX,
+        });
         if standing != self.standing {
             self.standing = standing;
             outputs.push(HolderOutput::Changed(standing));

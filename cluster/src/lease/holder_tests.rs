@@ -150,3 +150,29 @@ fn unanswered_renewals_are_bounded() {
 fn the_lease_of_a_cluster_of_one_never_ends() {
     assert!(LeaseCell::endless().is_valid(u64::MAX - 1));
 }
+
+/// It is renewed all the same, so it does not end at once when somebody joins.
+#[test]
+fn the_lease_of_a_node_that_was_never_with_others_ends_when_somebody_joins() {
+    let mut node = Node::serving();
+    let mut outputs = Vec::new();
+    node.holder.set_alone(1_200 * MS, true, &mut outputs);
+    assert!(node.is_valid(1_000_000));
+    node.tick(100_000);
+    assert_eq!(node.granted(100_010, 2), [], "nothing lapsed meanwhile");
+    node.holder.set_alone(100_100 * MS, false, &mut outputs);
+    assert_eq!(outputs, []);
+    assert!(node.is_valid(101_000));
+    assert!(!node.is_valid(102_000));
+}
+
+#[test]
+fn a_joiner_serves_alone_only_when_it_knows_what_its_groups_want() {
+    let mut node = Node::joining();
+    let mut outputs = Vec::new();
+    node.holder.set_alone(1_000 * MS, true, &mut outputs);
+    assert_eq!(outputs, []);
+    assert!(!node.is_valid(1_000));
+    assert_eq!(node.complete(1_100), [Changed(Standing::Serving)]);
+    assert!(node.is_valid(1_000_000));
+}

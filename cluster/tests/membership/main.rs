@@ -5,10 +5,11 @@
 //! Checked of each seed:
 //! - P1 of transient sessions: no publish is acknowledged that misses a subscription whose SUBACK came before it was sent,
 //!   unless the subscriber's node died.
+//! - P1 of persistent sessions: the same, whatever died.
 //! - Takeover: nothing is acknowledged by a dead incarnation, and no lease outlives its incarnation, so no two incarnations of
 //!   a node ever serve at once.
 //! - Lanes: every item is applied once and in order; none of a lost incarnation at a node that lives.
-//! - When the faults are over, everyone serves and nothing waits.
+//! - When the faults are over, everyone serves, nothing waits, and what groups want is known everywhere.
 //!
 //! `KENTONGAN_SEED=n` runs one seed and prints what happened; `KENTONGAN_SEEDS=n` runs more than usual.
 
@@ -41,6 +42,8 @@ pub enum Plant {
     ForgetLane,
     /// The lease is looked at before the socket is read.
     LeaseBeforeMatch,
+    /// The leader of a group acknowledges a subscription before everyone knows of it.
+    SkipBarrier,
     /// A `Join` counts also if it does not know the newest incarnation of its node.
     StaleJoin,
 }
@@ -50,8 +53,18 @@ const SEEDS_TO_CATCH: u64 = 200;
 
 /// Of what clients did, the last lines; of everything else, all.
 const CLIENT_LINES: usize = 60;
-const CLIENT_KINDS: [&str; 7] =
-    ["acknowledged", "applied", "delivered", "publish", "subscribe", "subscribed", "unsubscribe"];
+const CLIENT_KINDS: [&str; 10] = [
+    "acknowledged",
+    "applied",
+    "delivered",
+    "publish",
+    "subscribe",
+    "subscribe in group",
+    "subscribed",
+    "subscribed in group",
+    "unsubscribe",
+    "unsubscribe in group",
+];
 
 fn report(seed: u64, outcome: &Outcome) -> String {
     let mut text = format!("seed {seed}: {}\n", outcome.violation.as_deref().unwrap_or("no violation"));
@@ -81,7 +94,7 @@ fn assert_caught(plant: Plant) {
 }
 
 /// Every kind of fault and of event that the seeds must have seen.
-const KINDS: [&str; 24] = [
+const KINDS: [&str; 29] = [
     "acknowledged",
     "applied",
     "closed",
@@ -93,6 +106,7 @@ const KINDS: [&str; 24] = [
     "directory lags",
     "elected",
     "election forced",
+    "group elected",
     "halved",
     "join refused",
     "joined",
@@ -101,11 +115,15 @@ const KINDS: [&str; 24] = [
     "paused",
     "publish",
     "registered",
+    "restored",
     "resume",
     "start",
     "subscribe",
+    "subscribe in group",
     "subscribed",
+    "subscribed in group",
     "unsubscribe",
+    "unsubscribe in group",
 ];
 
 fn pass(seeds: std::ops::Range<u64>) {
@@ -197,6 +215,11 @@ fn a_forgotten_lane_is_caught() {
 #[test]
 fn a_lease_looked_at_before_the_match_is_caught() {
     assert_caught(Plant::LeaseBeforeMatch);
+}
+
+#[test]
+fn a_barrier_of_a_group_that_is_skipped_is_caught() {
+    assert_caught(Plant::SkipBarrier);
 }
 
 #[test]

@@ -2,16 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
+use std::sync::Arc;
 
 use kentongan_cluster::GroupId;
 use kentongan_cluster::directory::Effect;
 use kentongan_cluster::directory::command::{Command, Form};
-use kentongan_cluster::identity::Incarnation;
-use kentongan_cluster::lease::{ReadToken, Standing};
+use kentongan_cluster::identity::{Incarnation, NodeId};
+use kentongan_cluster::lease::Standing;
 
 use crate::Plant;
 use crate::consensus::Consensus;
-use crate::process::{Action, Message, Process, node};
+use crate::process::{Action, GroupChange, Message, Process, group_filter, member, node};
 use crate::random::Random;
 
 const MS: u64 = 1_000_000;
@@ -24,6 +25,15 @@ const WORK_UNTIL: u64 = 24_000 * MS;
 const EVENTS_MAX: u64 = 500_000;
 const END: u64 = 30_000 * MS;
 
+/// Of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Leadership {
+    term: u64,
+    machine: usize,
+    /// Which of its processes.
+    process: u64,
+}
+
 #[derive(Debug)]
 enum Event {
     /// Of one process, so it is lost with it and waits while it is stopped.
@@ -32,13 +42,21 @@ enum Event {
     Resume(usize),
     Start(usize),
     Replicated(u64, u64),
-    ReadQuorum {
+    DirectoryReadQuorum {
         machine: usize,
         process: u64,
         term: u64,
-        token: ReadToken,
+        token: u64,
         index: u64,
     },
+    GroupReadQuorum {
+        group: GroupId,
+        leadership: Leadership,
+        token: u64,
+        index: u64,
+    },
+    GroupReplicated(GroupId, Leadership, GroupChange),
+
     LateProposal(Command),
     Elections,
     Fault,
@@ -50,7 +68,10 @@ enum Event {
 enum Step {
     Tick,
     Link(usize),
-    Read { term: u64, token: ReadToken, index: u64 },
+    DirectoryRead { token: u64, index: u64 },
+    GroupRead(GroupId, u64, u64),
+    LearnGroup(GroupId),
+    GroupDeposed(GroupId, u64),
     Learn(u64),
     Arrive(u64),
     BeginTurn,
@@ -86,6 +107,13 @@ struct Subscription {
     acknowledged_at: Option<u64>,
 }
 
+/// Of a persistent session.
+struct GroupSubscription {
+    group: GroupId,
+    topic: u64,
+    acknowledged_at: Option<u64>,
+}
+
 struct Publish {
     topic: u64,
     sent_at: u64,
@@ -111,8 +139,10 @@ pub struct World {
     consensus: Consensus,
     /// When the leader was last seen to lead.
     leader_seen: u64,
-    /// When each group will have fenced a dead incarnation.
-    fenced_at: BTreeMap<(GroupId, Incarnation), u64>,
+    /// When each group will have fenced what is below an incarnation, of which node.
+    fenced_at: BTreeMap<(GroupId, Incarnation), (NodeId, u64)>,
+    groups: Vec<Leadership>,
+    group_logs: Vec<Vec<GroupChange>>,
     /// Number of the present connection between two machines.
     links: BTreeMap<(usize, usize), u64>,
     /// Whose process has not noticed that its connection to a peer broke.
@@ -121,6 +151,7 @@ pub struct World {
     cut_until: BTreeMap<(usize, usize), u64>,
     next_id: u64,
     subscriptions: BTreeMap<u64, Subscription>,
+    group_subscriptions: BTreeMap<u64, GroupSubscription>,
     publishes: BTreeMap<u64, Publish>,
     delivered: BTreeSet<(u64, u64)>,
     /// Last number, by origin and target.
@@ -174,6 +205,9 @@ impl World {
             consensus: Consensus::new(),
             leader_seen: 0,
             fenced_at: BTreeMap::new(),
+            group_logs: vec![Vec::new(); usize::from(GROUPS)],
+            group_subscriptions: BTreeMap::new(),
+            groups: vec![Leadership { term: 0, machine: 0, process: 0 }; usize::from(GROUPS)],
             links: BTreeMap::new(),
             unnoticed: BTreeSet::new(),
             streams: BTreeMap::new(),
@@ -194,7 +228,8 @@ impl World {
     }
 
     fn begin(&mut self) {
-        let form = Form { cluster_id: vec![1].into(), groups: u32::from(GROUPS), ..Form::default() };
+        let members = (0..self.voters).map(member).collect();
+        let form = Form { cluster_id: vec![1].into(), groups: u32::from(GROUPS), members, ..Form::default() };
         self.consensus.commit(Command::Form(form));
         for machine in 0..self.machines.len() {
             if machine < self.voters {
@@ -241,13 +276,21 @@ impl World {
             Event::Resume(machine) => self.resume(machine),
             Event::Start(machine) => self.start(machine),
             Event::Replicated(term, proposal) => self.on_replicated(term, proposal),
-            Event::ReadQuorum { machine, process, term, token, index } => {
-                let leads = self.consensus.term == term && self.consensus.leader == (machine, process);
-                if leads && self.leader_has_quorum() {
-                    let read = Step::Read { term, token, index };
+            Event::DirectoryReadQuorum { machine, process, term, token, index } => {
+                if self.confirms_directory_read(machine, term) {
+                    let read = Step::DirectoryRead { token, index };
                     self.schedule_late(0..5, 3, 5..800, Event::Of(machine, process, read));
                 }
             }
+            Event::GroupReadQuorum { group, leadership, token, index } => {
+                if self.groups[usize::from(group.0)] == leadership && self.leads_with_quorum(leadership) {
+                    let Leadership { machine, process, .. } = leadership;
+                    let read = Step::GroupRead(group, token, index);
+                    self.schedule_late(0..5, 3, 5..800, Event::Of(machine, process, read));
+                }
+            }
+            Event::GroupReplicated(group, leadership, change) => self.on_group_replicated(group, leadership, change),
+
             Event::LateProposal(command) => self.propose(command),
             Event::Elections => self.watch_leader(),
             Event::Fault => self.fault(),
@@ -281,10 +324,11 @@ impl World {
         state.in_turn = false;
         state.process = Some(Process::new(machine, self.plant, attempt));
         self.note("start", machine as u64, 0);
+        self.restore_groups(machine);
         for peer in 0..self.machines.len() {
             self.unnoticed.remove(&(machine, peer));
             let link = self.link(machine, peer);
-            self.with_process(machine, |process, _| process.on_link(peer, link));
+            self.with_process(machine, |process, clock| process.on_link(clock, peer, link));
         }
         self.schedule_step(machine, 0..50, Step::Tick);
     }
@@ -322,8 +366,22 @@ impl World {
         match step {
             Step::Tick => self.tick(machine),
             Step::Link(peer) => self.notice_link(machine, peer),
-            Step::Read { term, token, index } => {
-                self.with_process(machine, |process, clock| process.on_read(clock, term, token, index));
+            Step::DirectoryRead { token, index } => {
+                self.with_process(machine, |process, clock| process.on_directory_read(clock, token, index));
+            }
+            Step::GroupRead(group, token, index) => {
+                self.learn_group(machine, group, index);
+                self.with_process(machine, |process, clock| process.on_group_read(clock, token));
+            }
+            Step::LearnGroup(group) if self.now < self.machines[machine].lags_until => {
+                self.schedule_step(machine, 50..100, Step::LearnGroup(group));
+            }
+            Step::LearnGroup(group) => {
+                let committed = self.group_logs[usize::from(group.0)].len() as u64;
+                self.learn_group(machine, group, committed);
+            }
+            Step::GroupDeposed(group, term) => {
+                self.with_process(machine, |process, clock| process.on_group_deposed(clock, group, term));
             }
             Step::Learn(index) if self.now < self.machines[machine].lags_until => {
                 self.schedule_step(machine, 50..100, Step::Learn(index));
@@ -346,8 +404,9 @@ impl World {
 
     fn tick(&mut self, machine: usize) {
         let now = self.now;
-        let due = self.fenced_at.iter().filter(|&(_, &at)| at <= now).map(|(&fenced, _)| fenced);
-        let fenced: Vec<_> = due.collect();
+        let is_replica = machine < self.voters;
+        let due = self.fenced_at.iter().filter(|&(_, &(_, at))| at <= now && is_replica);
+        let fenced: Vec<_> = due.map(|(&(group, below), &(node, _))| (group, node, below)).collect();
         let machines = self.machines.len();
         self.with_process(machine, |process, clock| {
             process.tick(clock, &fenced);
@@ -361,20 +420,122 @@ impl World {
             return;
         }
         let Some(applied) = self.machines[machine].process.as_ref().map(Process::applied) else { return };
+        if applied + 1 < index && self.random.percent(20) {
+            self.note("restored", machine as u64, index);
+            let directory = self.consensus.directory.clone();
+            self.with_process(machine, |process, clock| process.restore(clock, directory));
+            return;
+        }
         for index in applied + 1..=index {
             let command = self.consensus.entry(index);
             self.with_process(machine, |process, clock| process.apply(clock, index, command));
         }
     }
 
+    // Groups
+
+    /// What a group wants after its first entries.
+    fn group_interest(&self, group: GroupId, index: u64) -> BTreeSet<Arc<str>> {
+        let mut filters = BTreeSet::new();
+        for change in &self.group_logs[usize::from(group.0)][..index as usize] {
+            let filter = group_filter(change.topic, change.subscription);
+            if change.wanted {
+                filters.insert(filter);
+            } else {
+                filters.remove(&filter);
+            }
+        }
+        filters
+    }
+
+    /// A process begins with a checkpoint, which may be old.
+    fn restore_groups(&mut self, machine: usize) {
+        if machine >= self.voters {
+            return;
+        }
+        for group in (0..GROUPS).map(GroupId) {
+            let committed = self.group_logs[usize::from(group.0)].len() as u64;
+            let index = self.random.in_range(committed / 2..committed + 1);
+            let filters = self.group_interest(group, index).into_iter().collect();
+            self.with_process(machine, |process, _| process.restore_group(group, index, filters));
+            self.schedule_step(machine, 0..50, Step::LearnGroup(group));
+        }
+    }
+
+    fn learn_group(&mut self, machine: usize, group: GroupId, index: u64) {
+        let process = self.machines[machine].process.as_ref();
+        let Some(applied) = process.map(|process| process.group_applied(group)) else { return };
+        for index in applied..index {
+            let change = self.group_logs[usize::from(group.0)][index as usize];
+            self.with_process(machine, |process, clock| process.apply_group(clock, group, change));
+        }
+    }
+
+    fn change_group(&mut self, group: GroupId, change: GroupChange) {
+        let replicated = Event::GroupReplicated(group, self.groups[usize::from(group.0)], change);
+        self.schedule_late(1..20, 3, 20..1_000, replicated);
+    }
+
+    /// What is not committed by who proposed it is proposed again by whoever leads, as its session would.
+    fn on_group_replicated(&mut self, group: GroupId, leadership: Leadership, change: GroupChange) {
+        if self.groups[usize::from(group.0)] != leadership || !self.leads_with_quorum(leadership) {
+            self.schedule(50..100, Event::GroupReplicated(group, self.groups[usize::from(group.0)], change));
+            return;
+        }
+        self.group_logs[usize::from(group.0)].push(change);
+        for machine in 0..self.voters {
+            let process = self.machines[machine].started;
+            self.schedule_late(0..20, 10, 20..1_000, Event::Of(machine, process, Step::LearnGroup(group)));
+        }
+    }
+
+    fn subscribe_in_group(&mut self, topic: u64) {
+        if self.group_subscriptions.len() >= SUBSCRIPTIONS_MAX {
+            return;
+        }
+        let id = self.next_id();
+        let group = GroupId(self.random.below(usize::from(GROUPS)) as u16);
+        self.group_subscriptions.insert(id, GroupSubscription { group, topic, acknowledged_at: None });
+        self.note("subscribe in group", id, group.0.into());
+        self.change_group(group, GroupChange { topic, subscription: id, wanted: true });
+    }
+
+    fn unsubscribe_in_group(&mut self) {
+        let choice = self.random.below(SUBSCRIPTIONS_MAX);
+        let Some((&id, subscription)) = self.group_subscriptions.iter().nth(choice) else { return };
+        let (group, topic) = (subscription.group, subscription.topic);
+        // One that is not acknowledged has been given up by its leader, at the latest by now.
+        if self.group_logs[usize::from(group.0)].iter().any(|change| change.subscription == id) {
+            self.group_subscriptions.remove(&id);
+            self.note("unsubscribe in group", id, group.0.into());
+            self.change_group(group, GroupChange { topic, subscription: id, wanted: false });
+        }
+    }
+
     fn carry_out(&mut self, machine: usize, action: Action) {
         match action {
             Action::Send(to, message) => self.send(machine, to, message),
-            Action::StartRead { term, token } => {
+            Action::StartDirectoryRead { term, token } => {
                 let index = self.consensus.committed();
                 let process = self.machines[machine].started;
-                let quorum = Event::ReadQuorum { machine, process, term, token, index };
+                let quorum = Event::DirectoryReadQuorum { machine, process, term, token, index };
                 self.schedule_late(0..10, 3, 10..500, quorum);
+            }
+            Action::StartGroupRead { group, token } => {
+                let leadership = self.groups[usize::from(group.0)];
+                if (leadership.machine, leadership.process) == (machine, self.machines[machine].started) {
+                    let index = self.group_logs[usize::from(group.0)].len() as u64;
+                    let quorum = Event::GroupReadQuorum { group, leadership, token, index };
+                    self.schedule_late(0..10, 3, 10..500, quorum);
+                }
+            }
+            Action::ProposeFence { group, node, below } => {
+                let leadership = self.groups[usize::from(group.0)];
+                let leads = (leadership.machine, leadership.process) == (machine, self.machines[machine].started);
+                if leads && self.leads_with_quorum(leadership) && !self.fenced_at.contains_key(&(group, below)) {
+                    let at = self.now + self.random.in_range(10..500) * MS;
+                    self.fenced_at.insert((group, below), (node, at));
+                }
             }
             Action::Propose { term, command } => {
                 let process = self.machines[machine].started;
@@ -424,9 +585,9 @@ impl World {
     fn notice_link(&mut self, machine: usize, peer: usize) {
         self.unnoticed.remove(&(machine, peer));
         let link = self.link(machine, peer);
-        self.with_process(machine, |process, _| {
+        self.with_process(machine, |process, clock| {
             if process.link(peer) != link {
-                process.on_link(peer, link);
+                process.on_link(clock, peer, link);
             }
         });
     }
@@ -456,7 +617,7 @@ impl World {
         self.notice_link(to, from);
         if let Message::Heartbeat { term, commit } = message {
             let mut follows = false;
-            self.with_process(to, |process, _| follows = process.on_heartbeat(term, from));
+            self.with_process(to, |process, clock| follows = process.on_heartbeat(clock, term, from));
             if follows {
                 self.learn(to, commit);
             }
@@ -502,10 +663,6 @@ impl World {
                 Effect::Lost { node, incarnation } => self.note("lost", node.get() - 1, incarnation.0),
                 Effect::Died { node, incarnation } => {
                     self.note("died", node.get() - 1, incarnation.0);
-                    for group in (0..GROUPS).map(GroupId) {
-                        let at = self.now + self.random.in_range(10..500) * MS;
-                        self.fenced_at.insert((group, incarnation), at);
-                    }
                     self.check_that_no_lease_outlives(node.get() as usize - 1);
                 }
                 Effect::Formed | Effect::Placed { .. } | Effect::FeatureLevel { .. } => {}
@@ -528,7 +685,47 @@ impl World {
         self.machines[machine].started == process && self.reaches_quorum(machine)
     }
 
+    /// Also of one who does not lead: its question goes to the leader and back.
+    fn confirms_directory_read(&self, machine: usize, term: u64) -> bool {
+        let (leader, process) = self.consensus.leader;
+        let asks_leader = !self.is_cut(machine, leader) && !self.is_cut(leader, machine);
+        let leads = self.machines[leader].started == process;
+        self.consensus.term == term && leads && asks_leader && self.leader_has_quorum()
+    }
+
+    fn leads_with_quorum(&self, leadership: Leadership) -> bool {
+        let Leadership { machine, process, .. } = leadership;
+        self.machines[machine].started == process && self.reaches_quorum(machine)
+    }
+
+    /// Groups change hands at times without a reason.
+    fn watch_groups(&mut self) {
+        for group in 0..GROUPS {
+            let leadership = self.groups[usize::from(group)];
+            let wanders = self.now < FAULTS_UNTIL && self.random.percent(2);
+            if (leadership.term > 0 && self.leads_with_quorum(leadership) && !wanders) || self.random.percent(70) {
+                continue;
+            }
+            let machine = self.random.below(self.voters);
+            if self.reaches_quorum(machine) {
+                self.elect_in_group(GroupId(group), machine);
+            }
+        }
+    }
+
+    /// The leader before hears of it later.
+    fn elect_in_group(&mut self, group: GroupId, machine: usize) {
+        let before = self.groups[usize::from(group.0)];
+        let leadership = Leadership { term: before.term + 1, machine, process: self.machines[machine].started };
+        self.groups[usize::from(group.0)] = leadership;
+        self.note("group elected", group.0.into(), machine as u64);
+        self.with_process(machine, |process, clock| process.on_group_elected(clock, group, leadership.term));
+        let deposed = Event::Of(before.machine, before.process, Step::GroupDeposed(group, before.term));
+        self.schedule(0..1_500, deposed);
+    }
+
     fn watch_leader(&mut self) {
+        self.watch_groups();
         if self.leader_has_quorum() {
             self.leader_seen = self.now;
         } else if self.now - self.leader_seen > self.random.in_range(300..900) * MS {
@@ -644,8 +841,10 @@ impl World {
         self.schedule(2..25, Event::Work);
         let topic = self.random.below(TOPICS) as u64;
         match self.random.in_range(0..100) {
-            0..15 => self.subscribe(topic),
-            15..27 => self.unsubscribe(),
+            0..10 => self.subscribe(topic),
+            10..18 => self.unsubscribe(),
+            18..24 => self.subscribe_in_group(topic),
+            24..30 => self.unsubscribe_in_group(),
             _ => self.publish(topic),
         }
     }
@@ -678,7 +877,7 @@ impl World {
         if self.is_up(machine) && subscription.acknowledged_at.is_some() {
             self.subscriptions.remove(&id);
             self.note("unsubscribe", id, machine as u64);
-            self.with_process(machine, |process, _| process.unsubscribe(topic, id));
+            self.with_process(machine, |process, clock| process.unsubscribe(clock, topic, id));
         }
     }
 
@@ -705,10 +904,16 @@ impl World {
 
     fn on_subscribed(&mut self, id: u64) {
         let now = self.now;
-        let Some(subscription) = self.subscriptions.get_mut(&id) else { return };
-        subscription.acknowledged_at = Some(now);
-        let topic = subscription.topic;
-        self.note("subscribed", id, topic);
+        let (what, topic) = if let Some(subscription) = self.subscriptions.get_mut(&id) {
+            subscription.acknowledged_at = Some(now);
+            ("subscribed", subscription.topic)
+        } else if let Some(subscription) = self.group_subscriptions.get_mut(&id) {
+            subscription.acknowledged_at.get_or_insert(now);
+            ("subscribed in group", subscription.topic)
+        } else {
+            return;
+        };
+        self.note(what, id, topic);
         for _ in 0..4 {
             self.schedule(0..5, Event::Publish(topic));
         }
@@ -744,6 +949,20 @@ impl World {
             let at = subscription.machine;
             self.violated(format!("P1: {publish}, acknowledged at machine {machine}, missed {id} at machine {at}"));
         }
+        self.check_groups(machine, publish);
+    }
+
+    /// P1 of persistent sessions.
+    fn check_groups(&mut self, machine: usize, publish: u64) {
+        let Publish { topic, sent_at } = self.publishes[&publish];
+        let missed = self.group_subscriptions.iter().find(|&(&id, subscription)| {
+            let owed = subscription.topic == topic && subscription.acknowledged_at.is_some_and(|at| at < sent_at);
+            owed && !self.delivered.contains(&(publish, id))
+        });
+        if let Some((&id, subscription)) = missed {
+            let group = subscription.group;
+            self.violated(format!("P1: {publish}, acknowledged at machine {machine}, missed {id} of {group:?}"));
+        }
     }
 
     fn on_applied(&mut self, machine: usize, origin: Incarnation, target: Incarnation, number: u64) {
@@ -773,6 +992,16 @@ impl World {
         }
     }
 
+    fn check_that_interest_is_known(&mut self, machine: usize) {
+        for group in (0..GROUPS).map(GroupId) {
+            let wanted = self.group_interest(group, self.group_logs[usize::from(group.0)].len() as u64);
+            let process = self.machines[machine].process.as_ref().expect("started");
+            if !process.group_interest(group).into_iter().eq(wanted) {
+                self.violated(format!("liveness: machine {machine} does not know what {group:?} wants"));
+            }
+        }
+    }
+
     /// The faults are long over: everyone serves, and nothing waits.
     fn check_that_all_is_well(&mut self) {
         if let Some((incarnation, _)) = self.consensus.directory.dead_not_lost().first_key_value() {
@@ -784,6 +1013,7 @@ impl World {
             if standing != Some(Standing::Serving) || unfinished != 0 {
                 self.violated(format!("liveness: machine {machine} is {standing:?}, {unfinished} wait"));
             }
+            self.check_that_interest_is_known(machine);
         }
     }
 }

@@ -1,0 +1,78 @@
+//! What the leader of the directory has beside the others.
+
+use super::wire::{Fenced, Renewal};
+use crate::directory::Directory;
+use crate::fence::{Fences, Witness};
+use crate::identity::GroupId;
+use crate::identity::{Incarnation, NodeId};
+use crate::lease::{Granter, GranterOutput, ReadToken};
+
+/// How often a loss is proposed until it is committed.
+const PROPOSE_INTERVAL_NS: u64 = 300_000_000;
+
+/// One leadership of the directory.
+#[derive(Debug)]
+pub(super) struct Leading {
+    pub(super) term: u64,
+    granter: Granter,
+    fences: Fences,
+    /// The round under way: the granter begins another only in its place.
+    round: Option<(u64, ReadToken)>,
+    propose_lost_at_ns: u64,
+}
+
+impl Leading {
+    pub(super) fn new(now_ns: u64, term: u64, directory: &Directory) -> Self {
+        let granter = Granter::new(now_ns, directory);
+        Self { term, granter, fences: Fences::new(), round: None, propose_lost_at_ns: 0 }
+    }
+
+    pub(super) fn on_renewal(
+        &mut self,
+        now_ns: u64,
+        node: NodeId,
+        renewal: &Renewal,
+        directory: &Directory,
+        outputs: &mut Vec<GranterOutput>,
+    ) {
+        let incarnation = Incarnation(renewal.incarnation);
+        let dropped: Vec<_> = renewal.dropped.iter().copied().map(Incarnation).collect();
+        self.fences.on_fenced(directory, Witness::Node(incarnation), &dropped);
+        for Fenced { group, incarnation } in &renewal.fenced {
+            // A group that there is not is one nobody asks for.
+            if let Ok(group) = u16::try_from(*group) {
+                self.fences.on_fenced(directory, Witness::Group(GroupId(group)), &[Incarnation(*incarnation)]);
+            }
+        }
+        self.granter.on_renewal(now_ns, node, incarnation, renewal.sequence, outputs);
+    }
+
+    /// The round of the granter goes by this number, which no other round of the process has.
+    pub(super) fn on_round_begun(&mut self, token: u64, round: ReadToken) {
+        self.round = Some((token, round));
+    }
+
+    pub(super) fn on_read(&mut self, now_ns: u64, token: u64, directory: &Directory, outputs: &mut Vec<GranterOutput>) {
+        if let Some((_, round)) = self.round.take_if(|(begun, _)| *begun == token) {
+            self.granter.on_read(now_ns, round, directory, outputs);
+        }
+    }
+
+    /// Time passed. Returns those whose loss is to be proposed.
+    pub(super) fn tick(
+        &mut self,
+        now_ns: u64,
+        directory: &Directory,
+        outputs: &mut Vec<GranterOutput>,
+    ) -> Vec<(NodeId, Incarnation)> {
+        self.granter.tick(now_ns, directory, outputs);
+        if now_ns < self.propose_lost_at_ns {
+            return Vec::new();
+        }
+        let lost = self.fences.lost(directory);
+        if !lost.is_empty() {
+            self.propose_lost_at_ns = now_ns + PROPOSE_INTERVAL_NS;
+        }
+        lost
+    }
+}

@@ -1,0 +1,620 @@
+//! Scripts of a few nodes over a log and links that do what the script says.
+
+use super::*;
+use crate::directory::command::Form;
+use crate::interest::{Content, Update};
+
+const MS: u64 = 1_000_000;
+const GROUP: GroupId = GroupId(0);
+
+fn id(node: u64) -> NodeId {
+    NodeId::new(node).expect("not zero")
+}
+
+fn record(node: u64) -> MemberRecord {
+    MemberRecord { node, name: format!("node {node}"), ..MemberRecord::default() }
+}
+
+fn filter(name: &str) -> Arc<str> {
+    Arc::from(name)
+}
+
+fn interest(source: SourceId, name: &str, old: u32, new: u32) -> Output {
+    Output::Interest { source, filter: filter(name), old, new }
+}
+
+fn released(waiter: u64) -> Output {
+    Output::Released { group: None, waiter }
+}
+
+struct Node {
+    membership: Membership,
+    cell: Arc<LeaseCell>,
+    /// What was to be done, but for messages, proposals and rounds, which the script carries out.
+    seen: Vec<Output>,
+    messages_sent: usize,
+}
+
+struct Cluster {
+    now_ms: u64,
+    nodes: BTreeMap<u64, Node>,
+    /// The entry at index `i + 1`.
+    log: Vec<Bytes>,
+    term: u64,
+    leader: u64,
+    group_leader: u64,
+    /// Cut off from everyone.
+    away: BTreeSet<u64>,
+    /// Rounds get no majority.
+    rounds_fail: bool,
+}
+
+impl Cluster {
+    /// Formed of these nodes, of which the first leads the directory and the only group.
+    fn of(nodes: &[u64]) -> Self {
+        let members = nodes.iter().map(|&node| record(node)).collect();
+        let form = Form { cluster_id: vec![1].into(), groups: 1, members, ..Form::default() };
+        let mut cluster = Self {
+            now_ms: 1_000,
+            nodes: BTreeMap::new(),
+            log: vec![command::encode(Command::Form(form))],
+            term: 1,
+            leader: nodes[0],
+            group_leader: nodes[0],
+            away: BTreeSet::new(),
+            rounds_fail: false,
+        };
+        for &node in nodes {
+            cluster.start(node);
+        }
+        cluster.with(nodes[0], |membership, now| membership.on_group_role(now, GROUP, Some(1)));
+        cluster
+    }
+
+    /// The same, and every node serves.
+    fn serving(nodes: &[u64]) -> Self {
+        let mut cluster = Self::of(nodes);
+        cluster.pass(1_000);
+        for &node in nodes {
+            assert_eq!(cluster.node(node).standing(), Some(Standing::Serving), "node {node}");
+            cluster.seen(node);
+        }
+        cluster
+    }
+
+    fn start(&mut self, node: u64) {
+        let cell = Arc::new(LeaseCell::new());
+        let limits = Limits { update_bytes_max: 100, feed_bytes_per_tick: 1_000, ..Limits::default() };
+        let membership = Membership::new(id(node), record(node), node * 1_000, Arc::clone(&cell), limits);
+        self.nodes.insert(node, Node { membership, cell, seen: Vec::new(), messages_sent: 0 });
+        self.link(node);
+        self.elect(self.leader);
+    }
+
+    /// New links from a node to everyone.
+    fn link(&mut self, node: u64) {
+        let others: Vec<_> = self.nodes.keys().copied().filter(|&other| other != node).collect();
+        for other in others {
+            let link = Some(LinkId(self.now_ms * 100 + node * 10 + other));
+            self.with(node, |membership, now| membership.on_link(now, id(other), link));
+            self.with(other, |membership, now| membership.on_link(now, id(node), link));
+        }
+    }
+
+    fn node(&self, node: u64) -> &Membership {
+        &self.nodes[&node].membership
+    }
+
+    fn with<T>(&mut self, node: u64, input: impl FnOnce(&mut Membership, u64) -> T) -> T {
+        let now_ns = self.now_ms * MS;
+        let membership = &mut self.nodes.get_mut(&node).expect("started").membership;
+        let result = input(membership, now_ns);
+        membership.flush(now_ns);
+        self.run();
+        result
+    }
+
+    fn elect(&mut self, leader: u64) {
+        if leader != self.leader {
+            self.term += 1;
+            self.leader = leader;
+        }
+        let term = self.term;
+        let present: Vec<_> = self.nodes.keys().copied().filter(|node| !self.away.contains(node)).collect();
+        for node in present {
+            self.with(node, |membership, now| membership.on_directory_role(now, Some(id(leader)), term));
+        }
+    }
+
+    fn seen(&mut self, node: u64) -> Vec<Output> {
+        std::mem::take(&mut self.nodes.get_mut(&node).expect("started").seen)
+    }
+
+    fn incarnation(&self, node: u64) -> Incarnation {
+        self.node(node).incarnation().expect("registered")
+    }
+
+    fn source(&self, node: u64) -> SourceId {
+        SourceId::Node(id(node), self.incarnation(node))
+    }
+
+    fn is_valid(&self, node: u64, at_ms: u64) -> bool {
+        self.nodes[&node].cell.is_valid(at_ms * MS)
+    }
+
+    /// Subscribes at a node; returns whether everyone knows at once.
+    fn subscribe(&mut self, node: u64, name: &str, waiter: u64) -> bool {
+        self.with(node, |membership, _| {
+            let version = membership.set_node_interest(&filter(name), 1).expect("registered");
+            membership.wait_node(version, waiter).expect("room")
+        })
+    }
+
+    fn subscribe_in_group(&mut self, index: u64, name: &str, waiter: u64) -> bool {
+        let leader = self.group_leader;
+        self.with(leader, |membership, _| {
+            let version = membership.set_group_interest(GROUP, Version(index), &filter(name), 1);
+            membership.wait_group(GROUP, version, waiter).expect("room")
+        })
+    }
+
+    /// Time passes in steps of 100 ms.
+    fn pass(&mut self, ms: u64) {
+        for _ in 0..ms / 100 {
+            self.now_ms += 100;
+            let nodes: Vec<_> = self.nodes.keys().copied().collect();
+            for node in nodes {
+                self.with(node, |membership, now| membership.tick(now));
+            }
+        }
+    }
+
+    /// Until nothing is left to do.
+    fn run(&mut self) {
+        loop {
+            let mut done = 0;
+            let nodes: Vec<_> = self.nodes.keys().copied().collect();
+            for node in nodes {
+                self.learn(node);
+                for output in self.nodes.get_mut(&node).expect("started").membership.take_outputs() {
+                    done += 1;
+                    self.on_output(node, output);
+                }
+            }
+            if done == 0 {
+                break;
+            }
+        }
+    }
+
+    fn learn(&mut self, node: u64) {
+        if self.away.contains(&node) {
+            return;
+        }
+        let now_ns = self.now_ms * MS;
+        let membership = &mut self.nodes.get_mut(&node).expect("started").membership;
+        for index in membership.directory().applied()..self.log.len() as u64 {
+            membership.on_directory(now_ns, index + 1, self.log[index as usize].clone()).expect("ours");
+        }
+    }
+
+    fn on_output(&mut self, node: u64, output: Output) {
+        let now_ns = self.now_ms * MS;
+        let is_away = self.away.contains(&node);
+        match output {
+            Output::Send { to, message } => {
+                self.nodes.get_mut(&node).expect("started").messages_sent += 1;
+                if !is_away && !self.away.contains(&to.get()) {
+                    let to = &mut self.nodes.get_mut(&to.get()).expect("started").membership;
+                    to.on_message(now_ns, id(node), message).expect("well-formed");
+                }
+            }
+            Output::Propose { term, command } => {
+                if node == self.leader && term == self.term && !is_away {
+                    self.log.push(command);
+                }
+            }
+            Output::StartDirectoryRead { token } => {
+                if !is_away && !self.rounds_fail && !self.away.contains(&self.leader) {
+                    self.learn(node);
+                    self.nodes.get_mut(&node).expect("started").membership.on_read(now_ns, token);
+                }
+            }
+            Output::StartGroupRead { group: _, token } => {
+                if !is_away && !self.rounds_fail && node == self.group_leader {
+                    self.nodes.get_mut(&node).expect("started").membership.on_read(now_ns, token);
+                }
+            }
+            output => self.nodes.get_mut(&node).expect("started").seen.push(output),
+        }
+    }
+}
+
+#[test]
+fn the_first_node_alone_serves_without_a_message_and_without_end() {
+    let mut cluster = Cluster::of(&[1]);
+    cluster.pass(300);
+    let joined = Output::Joined { incarnation: Incarnation(2) };
+    assert_eq!(cluster.seen(1), [joined, Output::Standing(Standing::Serving)]);
+    assert!(cluster.is_valid(1, u64::MAX / MS), "nobody could take it away");
+    assert!(cluster.subscribe(1, "a", 1), "nobody else need know");
+    assert!(!cluster.subscribe_in_group(1, "b", 2), "the node itself matches against it");
+    let released = Output::Released { group: Some(GROUP), waiter: 2 };
+    assert_eq!(cluster.seen(1), [interest(SourceId::Group(GROUP), "b", 0, 1), released]);
+    assert_eq!(cluster.nodes[&1].messages_sent, 0);
+}
+
+#[test]
+fn who_joins_is_waited_for_from_then_on_and_ends_the_endless_lease() {
+    let mut cluster = Cluster::serving(&[1]);
+    assert!(cluster.subscribe(1, "a", 1));
+    cluster.start(2);
+    cluster.away.insert(2);
+    assert_eq!(cluster.log.len(), 3, "its Join is committed");
+    assert!(!cluster.is_valid(1, cluster.now_ms + 2_000), "others may declare this node dead now");
+    assert!(cluster.is_valid(1, cluster.now_ms + 500));
+    assert!(!cluster.subscribe(1, "b", 2), "node 2 does not know");
+    assert!(!cluster.subscribe_in_group(1, "c", 3));
+    cluster.pass(1_000);
+    assert_eq!(cluster.seen(1), [interest(SourceId::Group(GROUP), "c", 0, 1)]);
+
+    cluster.away.clear();
+    cluster.link(2);
+    cluster.pass(1_000);
+    assert_eq!(cluster.seen(1), [released(2), Output::Released { group: Some(GROUP), waiter: 3 }]);
+    let source = cluster.source(1);
+    let seen = cluster.seen(2);
+    assert!(seen.contains(&interest(source, "a", 0, 1)) && seen.contains(&interest(source, "b", 0, 1)), "{seen:?}");
+    assert_eq!(seen.last(), Some(&Output::Standing(Standing::Serving)), "after it knows: {seen:?}");
+}
+
+#[test]
+fn another_leader_of_the_directory_renews_the_leases() {
+    let mut cluster = Cluster::serving(&[1, 2, 3]);
+    cluster.elect(2);
+    cluster.pass(5_000);
+    for node in [1, 2, 3] {
+        assert_eq!(cluster.seen(node), [], "node {node}");
+        assert!(cluster.is_valid(node, cluster.now_ms));
+    }
+}
+
+#[test]
+fn leases_lapse_without_a_majority_and_return_with_it() {
+    let mut cluster = Cluster::serving(&[1, 2, 3]);
+    cluster.rounds_fail = true;
+    cluster.pass(3_000);
+    for node in [1, 2, 3] {
+        assert_eq!(cluster.seen(node), [Output::Standing(Standing::Lapsed)], "node {node}");
+        assert!(!cluster.is_valid(node, cluster.now_ms));
+    }
+    cluster.rounds_fail = false;
+    cluster.pass(1_000);
+    for node in [1, 2, 3] {
+        assert_eq!(cluster.seen(node), [Output::Standing(Standing::Serving)], "nobody died");
+    }
+    cluster.rounds_fail = true;
+    cluster.pass(12_000);
+    let lapsed = [Output::Standing(Standing::Lapsed), Output::Standing(Standing::LapsedLong)];
+    assert_eq!(cluster.seen(3), lapsed);
+}
+
+#[test]
+fn a_dead_node_is_fenced_then_lost_and_registers_when_its_clients_are_closed() {
+    let mut cluster = Cluster::serving(&[1, 2, 3]);
+    let (dead, below) = (cluster.incarnation(3), Incarnation(cluster.incarnation(3).0 + 1));
+    let source = cluster.source(3);
+    cluster.subscribe(3, "a", 1);
+    for node in [1, 2, 3] {
+        cluster.seen(node);
+    }
+    cluster.away.insert(3);
+    assert!(!cluster.subscribe(2, "b", 2));
+    assert!(!cluster.subscribe_in_group(1, "c", 3));
+    let wanted = interest(SourceId::Group(GROUP), "c", 0, 1);
+    cluster.pass(2_000);
+    let died = Output::Died { node: id(3), below };
+    assert_eq!(cluster.seen(2), [wanted.clone(), died.clone()]);
+    let fence = Output::ProposeFence { group: GROUP, node: id(3), below };
+    assert_eq!(cluster.seen(1), [interest(cluster.source(2), "b", 0, 1), wanted, died.clone(), fence.clone()]);
+    cluster.pass(1_100);
+    assert_eq!(cluster.seen(1), [fence], "again, until it is complete");
+    assert_eq!(cluster.seen(2), [], "it may still act upon what it knew");
+
+    cluster.with(2, |membership, _| membership.on_group_fenced(GROUP, id(3), below));
+    cluster.pass(1_000);
+    let gone = interest(source, "a", 1, 0);
+    let lost = Output::Lost { node: id(3), incarnation: dead };
+    assert_eq!(cluster.seen(2), [gone.clone(), lost.clone(), released(2)]);
+    assert_eq!(cluster.seen(1), [gone, lost, Output::Released { group: Some(GROUP), waiter: 3 }]);
+
+    cluster.seen(3);
+    cluster.away.clear();
+    cluster.link(3);
+    cluster.pass(1_000);
+    let seen = cluster.seen(3);
+    assert_eq!(seen[..2], [Output::Standing(Standing::Dead), died], "{seen:?}");
+    assert_eq!(cluster.node(3).incarnation(), None, "its clients are still there");
+    cluster.with(3, |membership, now| membership.on_clients_closed(now));
+    cluster.pass(1_000);
+    assert!(cluster.incarnation(3) > dead);
+    assert_eq!(cluster.node(3).standing(), Some(Standing::Serving));
+}
+
+#[test]
+fn a_process_that_starts_again_takes_the_place_of_the_one_before() {
+    let mut cluster = Cluster::serving(&[1, 2, 3]);
+    let before = cluster.incarnation(3);
+    cluster.nodes.remove(&3);
+    cluster.away.insert(3);
+    let cell = Arc::new(LeaseCell::new());
+    let membership = Membership::new(id(3), record(3), 77, Arc::clone(&cell), Limits::default());
+    cluster.nodes.insert(3, Node { membership, cell, seen: Vec::new(), messages_sent: 0 });
+    cluster.away.clear();
+    cluster.learn(3);
+    assert_eq!(cluster.node(3).incarnation(), None, "that Join was not its own");
+    cluster.link(3);
+    cluster.elect(1);
+    assert_eq!(cluster.node(1).directory().dead_not_lost().keys().collect::<Vec<_>>(), [&before]);
+    cluster.pass(1_000);
+    assert_eq!(cluster.node(3).standing(), Some(Standing::Serving));
+}
+
+/// What a deposed leader knows of a group may lack what its successor acknowledged.
+#[test]
+fn a_late_joiner_serves_when_it_knows_what_nodes_and_groups_want() {
+    let mut cluster = Cluster::serving(&[1, 2]);
+    cluster.subscribe(2, "a", 1);
+    cluster.subscribe_in_group(1, "b", 2);
+    cluster.group_leader = 9;
+    cluster.start(3);
+    cluster.pass(1_000);
+    assert_eq!(cluster.node(3).standing(), Some(Standing::Joining), "who leads the group is not known");
+    let group = SourceId::Group(GROUP);
+    let joined = Output::Joined { incarnation: cluster.incarnation(3) };
+    let seen = cluster.seen(3);
+    assert_eq!(seen.first(), Some(&joined), "{seen:?}");
+    let known: BTreeSet<_> = seen[1..].iter().map(|output| format!("{output:?}")).collect();
+    let expected = [interest(cluster.source(2), "a", 0, 1), interest(group, "b", 0, 1)];
+    assert_eq!(known, expected.iter().map(|output| format!("{output:?}")).collect());
+
+    cluster.group_leader = 1;
+    cluster.pass(1_000);
+    assert_eq!(cluster.seen(3), [Output::Standing(Standing::Serving)]);
+}
+
+/// Its predecessor may have counted a node whose `Join` is not applied here yet.
+#[test]
+fn a_new_leader_of_a_group_releases_nobody_before_it_knows_who_joined() {
+    let mut cluster = Cluster::serving(&[1, 2]);
+    let before = cluster.subscribe_in_group(1, "a", 1);
+    assert!(!before);
+    cluster.seen(1);
+    cluster.rounds_fail = true;
+    cluster.with(1, |membership, now| membership.on_group_role(now, GROUP, None));
+    assert_eq!(cluster.node(1).groups[&GROUP].source.value("a"), 1, "replicas keep it");
+    let refused = cluster.with(1, |membership, _| membership.wait_group(GROUP, Version(1), 2));
+    assert_eq!(refused, Err(WaitError::NotLed));
+    cluster.group_leader = 2;
+    cluster.with(2, |membership, _| membership.set_group_interest(GROUP, Version(1), &filter("a"), 1));
+    cluster.with(2, |membership, now| membership.on_group_role(now, GROUP, Some(2)));
+    cluster.seen(2);
+    assert!(!cluster.subscribe_in_group(2, "b", 3));
+    cluster.pass(1_000);
+    let change = interest(SourceId::Group(GROUP), "b", 0, 1);
+    assert_eq!(cluster.seen(1), std::slice::from_ref(&change));
+    assert_eq!(cluster.seen(2), [change], "and nobody is released");
+    cluster.rounds_fail = false;
+    cluster.pass(1_000);
+    let waiter = Output::Released { group: Some(GROUP), waiter: 3 };
+    assert!(cluster.seen(2).contains(&waiter));
+}
+
+/// Apply may be far behind, for longer than another round is waited for.
+#[test]
+fn a_slow_round_counts_though_others_were_begun() {
+    let mut membership = Membership::new(id(1), record(1), 1, Arc::default(), Limits::default());
+    let join = Join { member: Some(record(2)), attempt: 1, newest: 0 };
+    let form = Form { cluster_id: vec![1].into(), groups: 1, ..Form::default() };
+    for (index, command) in [(1, Command::Form(form)), (2, Command::Join(join))] {
+        membership.on_directory(0, index, command::encode(command)).expect("ours");
+    }
+    membership.on_group_role(0, GROUP, Some(1));
+    let first = membership.take_outputs();
+    let [.., Output::StartDirectoryRead { token: directory }, Output::StartGroupRead { token: group, .. }] = first[..]
+    else {
+        panic!("{first:?}")
+    };
+    membership.tick(1_000 * MS);
+    let led = |membership: &Membership| {
+        let led = membership.groups[&GROUP].led.as_ref().expect("led");
+        (led.receivers_known, led.supply.as_of, led.receivers.0.len(), led.leadership.0.len())
+    };
+    assert_eq!(led(&membership), (false, 0, 2, 2));
+    membership.on_read(1_100 * MS, directory);
+    membership.on_read(1_100 * MS, group);
+    assert_eq!(led(&membership), (true, 2, 1, 1));
+    let mut rounds = Rounds::default();
+    for token in 0..100 {
+        rounds.begin(Round { token, begun_ns: 0, as_of: 0 });
+    }
+    assert!(rounds.0.len() <= ROUNDS_MAX && rounds.complete(0).is_none());
+}
+
+#[test]
+fn a_restored_directory_says_what_happened_meanwhile() {
+    let mut cluster = Cluster::serving(&[1, 2, 3]);
+    let (second, third) = (cluster.incarnation(2), cluster.incarnation(3));
+    let mut ahead = cluster.node(1).directory().clone();
+    let dead = |node, incarnation: Incarnation| Departed { node, incarnation: incarnation.0 };
+    let at = ahead.applied();
+    ahead.apply(at + 1, Command::Dead(dead(3, third)));
+    ahead.apply(at + 2, Command::Lost(dead(3, third)));
+    ahead.apply(at + 3, Command::Dead(dead(2, second)));
+    let now_ns = cluster.now_ms * MS;
+    let membership = &mut cluster.nodes.get_mut(&2).expect("started").membership;
+    membership.on_directory_restored(now_ns, ahead);
+    let happened = membership.take_outputs();
+    let expected = [
+        Output::Standing(Standing::Dead),
+        Output::Died { node: id(2), below: Incarnation(second.0 + 1) },
+        Output::Died { node: id(3), below: Incarnation(third.0 + 1) },
+        Output::Lost { node: id(3), incarnation: third },
+    ];
+    assert_eq!(happened, expected);
+    assert_eq!(membership.set_node_interest(&filter("a"), 1), None);
+    assert_eq!(membership.wait_node(Version(1), 1), Err(WaitError::NotRegistered));
+}
+
+/// Messages are lost with their link; what both sides know is kept.
+#[test]
+fn a_new_link_brings_what_was_lost_with_the_old_one() {
+    let mut cluster = Cluster::serving(&[1, 2]);
+    cluster.subscribe(1, "a", 1);
+    assert_eq!(cluster.seen(2), [interest(cluster.source(1), "a", 0, 1)]);
+    cluster.away.insert(2);
+    cluster.subscribe(1, "b", 2);
+    cluster.away.clear();
+    cluster.pass(300);
+    assert_eq!(cluster.seen(2), [], "the source believes that it was sent");
+    cluster.link(2);
+    assert_eq!(cluster.seen(2), [interest(cluster.source(1), "b", 0, 1)], "and not everything again");
+    assert_eq!(cluster.seen(1), [released(1), released(2)]);
+}
+
+/// Either side may notice first, and the other not at all.
+#[test]
+fn one_side_that_notices_a_new_link_is_enough() {
+    for (notices, peer) in [(1, 2), (2, 1)] {
+        let mut cluster = Cluster::serving(&[1, 2]);
+        cluster.away.insert(2);
+        cluster.subscribe(1, "a", 1);
+        cluster.subscribe_in_group(1, "b", 2);
+        cluster.away.clear();
+        cluster.seen(1);
+        cluster.with(notices, |membership, now| membership.on_link(now, id(peer), Some(LinkId(7))));
+        let expected = [interest(cluster.source(1), "a", 0, 1), interest(SourceId::Group(GROUP), "b", 0, 1)];
+        let seen = cluster.seen(2);
+        assert!(expected.iter().all(|change| seen.contains(change)), "noticed by {notices}: {seen:?}");
+        assert_eq!(cluster.seen(1).len(), 2, "both are released");
+    }
+}
+
+#[test]
+fn a_node_asks_to_be_registered_until_it_is() {
+    let mut cluster = Cluster::serving(&[1]);
+    cluster.away.insert(1);
+    cluster.start(2);
+    cluster.pass(500);
+    assert_eq!(cluster.node(2).incarnation(), None);
+    cluster.away.clear();
+    cluster.pass(1_000);
+    assert_eq!(cluster.node(2).standing(), Some(Standing::Serving));
+}
+
+#[test]
+fn much_interest_is_spread_over_ticks() {
+    let mut cluster = Cluster::serving(&[1, 2]);
+    let names: Vec<_> = (0..100).map(|number| filter(&format!("filter {number}"))).collect();
+    cluster.with(1, |membership, _| {
+        for name in &names {
+            membership.set_node_interest(name, 1);
+        }
+    });
+    let first = cluster.seen(2).len();
+    assert!(first > 0 && first < 30, "{first} at once");
+    cluster.pass(2_000);
+    assert_eq!(first + cluster.seen(2).len(), 100);
+}
+
+mod bytes_of_others {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn take(cluster: &mut Cluster, peer: u64, message: Bytes) -> Result<(), Malformed> {
+        cluster.with(1, |membership, now| membership.on_message(now, id(peer), message))
+    }
+
+    #[test]
+    fn what_says_something_about_others_is_malformed() {
+        let mut cluster = Cluster::serving(&[1, 2]);
+        let join = Join { member: Some(record(3)), attempt: 1, newest: 0 };
+        let update = Update {
+            source: cluster.source(1),
+            version: Version(5),
+            as_of: 9,
+            content: Content::Delta { from: Version(0), changes: vec![(filter("a"), 1)] },
+        };
+        let nowhere = wire::SourceRecord { node: 0, incarnation: 3, group: None };
+        let far_group = wire::SourceRecord { node: 0, incarnation: 0, group: Some(70_000) };
+        let back = wire::UpdateRecord { from: Some(9), version: 3, ..cluster_update(&cluster) };
+        let malformed = [
+            Body::Join(join),
+            Body::Update(update.into()),
+            Body::Update(back),
+            Body::Offer(wire::Offer { source: None }),
+            Body::Offer(wire::Offer { source: Some(nowhere) }),
+            Body::Confirm(wire::Confirm { source: Some(far_group), version: 1, receiver: 1 }),
+        ];
+        for body in malformed {
+            let message = wire::encode(body.clone());
+            assert!(matches!(take(&mut cluster, 2, message), Err(Malformed::Invalid(_))), "{body:?}");
+        }
+        let garbage = take(&mut cluster, 2, Bytes::from_static(&[0xff; 9]));
+        assert!(matches!(garbage, Err(Malformed::Undecodable(_))));
+        assert_eq!(cluster.seen(1), []);
+    }
+
+    fn cluster_update(cluster: &Cluster) -> wire::UpdateRecord {
+        wire::UpdateRecord { source: Some(cluster.source(2).into()), ..wire::UpdateRecord::default() }
+    }
+
+    /// A field and a kind of message that this program does not know.
+    #[test]
+    fn what_a_later_version_adds_is_skipped() {
+        let mut cluster = Cluster::serving(&[1, 2]);
+        let later_kind = Bytes::from_static(&[0x9a, 0x06, 0x01, 0x00]);
+        assert_eq!(take(&mut cluster, 2, later_kind), Ok(()));
+        let content = Content::Delta { from: Version(0), changes: vec![(filter("a"), 7)] };
+        let update = Update { source: cluster.source(2), version: Version(1), as_of: 0, content };
+        let mut message = wire::encode(Body::Update(update.into())).to_vec();
+        message.extend([0x98, 0x06, 0x01]);
+        assert_eq!(take(&mut cluster, 2, message.into()), Ok(()));
+        assert_eq!(cluster.seen(1), [interest(cluster.source(2), "a", 0, 7)]);
+    }
+
+    fn source() -> impl Strategy<Value = SourceId> {
+        let node = (1..u64::MAX, any::<u64>()).prop_map(|(node, of)| SourceId::Node(id(node), Incarnation(of)));
+        prop_oneof![node, any::<u16>().prop_map(|group| SourceId::Group(GroupId(group)))]
+    }
+
+    fn update() -> impl Strategy<Value = Update> {
+        let entries = || prop::collection::vec((".{0,9}".prop_map(Arc::from), any::<u32>()), 0..5);
+        let snapshot = (any::<u32>(), any::<bool>(), entries()).prop_map(|(piece, last, entries)| Content::Snapshot {
+            piece,
+            last,
+            entries,
+        });
+        let delta = (0..100_u64, entries()).prop_map(|(from, changes)| Content::Delta { from: Version(from), changes });
+        (source(), 100..u64::MAX, any::<u64>(), prop_oneof![snapshot, delta])
+            .prop_map(|(source, version, as_of, content)| Update { source, version: Version(version), as_of, content })
+    }
+
+    proptest! {
+        #[test]
+        fn updates_survive_the_wire(update in update()) {
+            let message = wire::encode(Body::Update(update.clone().into()));
+            let Ok(Some(Body::Update(record))) = wire::decode(message) else { panic!("another message") };
+            prop_assert_eq!(Update::try_from(record), Ok(update));
+        }
+
+        #[test]
+        fn no_bytes_make_a_node_panic(message in prop::collection::vec(any::<u8>(), 0..60), kind in 0..9_u8) {
+            let mut cluster = Cluster::of(&[1, 2]);
+            let mut framed = vec![kind << 3 | 2, message.len() as u8];
+            framed.extend(message);
+            let _ = take(&mut cluster, 2, framed.into());
+        }
+    }
+}
