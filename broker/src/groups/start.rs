@@ -68,7 +68,7 @@ pub fn start(
     if shared_cell.set(Arc::clone(&shared)).is_err() {
         unreachable!("set once, here");
     }
-    pipeline.handle().query(GroupId(0), Query::Begin);
+    pipeline.handle().notify(Query::Begin);
     wait.recv_timeout(Duration::from_secs(FENCE_SECONDS_MAX))
         .context("the groups did not let go of the connections of the process before this one")?;
     Ok((shared, Running { pipeline, _data_dir: data_dir }))
