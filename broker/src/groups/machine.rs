@@ -20,11 +20,11 @@ use crate::replicated::effect::{Drop, Effect, FilterOutcome, OpenedSession};
 use crate::replicated::state::{GroupState, OUTBOX_LANE};
 use crate::replicated::submitter::{Asker, Query};
 use crate::replicated::{
-    ClaimRequest, DeliverPersistent, LaneAnswer, Opened, RetainedCursor, RetainedPage, SubscribeOutcome,
-    SubscribedPersistent, UnsubscribedPersistent,
+    ClaimRequest, DeliverPersistent, InterestChanges, LaneAnswer, Opened, RetainedCursor, RetainedPage,
+    SubscribeOutcome, SubscribedPersistent, UnsubscribedPersistent,
 };
 use crate::router::batch::Addressee;
-use crate::router::cluster::{InterestChanges, Leader};
+use crate::router::cluster::Leader;
 use crate::router::{Event, Shared};
 use crate::session::outbound::Backlog;
 use crate::subscription::{Matched, PickStrategy, ShareGroup, ShareMember, ShareTarget, Target, topic_hash};

@@ -242,3 +242,12 @@ pub struct RetainedPage {
     /// `None`: that was all.
     pub next: Option<RetainedCursor>,
 }
+
+/// What the clients of an arbiter want more and less than they did.
+#[derive(Debug, Default)]
+pub struct InterestChanges {
+    /// In their order: a filter, and whether one more or one less wants it.
+    pub filters: Vec<(Box<str>, bool)>,
+    /// Connections to be told, each with a ticket of its own, when every node has heard of this.
+    pub barriers: Vec<(ConnectionKey, u64)>,
+}

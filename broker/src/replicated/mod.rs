@@ -17,8 +17,8 @@ pub mod store;
 pub mod submitter;
 
 pub use interface::{
-    ClaimRequest, DeliverPersistent, LaneAnswer, Opened, PersistentSession, RetainedCursor, RetainedPage,
-    SubscribeOutcome, SubscribedPersistent, UnsubscribedPersistent,
+    ClaimRequest, DeliverPersistent, InterestChanges, LaneAnswer, Opened, PersistentSession, RetainedCursor,
+    RetainedPage, SubscribeOutcome, SubscribedPersistent, UnsubscribedPersistent,
 };
 pub use slots::Slots;
 pub use submitter::{Query, Submitter};

@@ -8,10 +8,9 @@ use bytes::Bytes;
 use kentongan_cluster::{GroupId, PipelineHandle};
 
 use super::command::{self, Command};
-use super::{ClaimRequest, RetainedCursor, Slots};
+use super::{ClaimRequest, InterestChanges, RetainedCursor, Slots};
 use crate::connection_key::ConnectionKey;
 use crate::peers::wire::Resync;
-use crate::router::cluster::InterestChanges;
 
 /// What the thread that applies commands is asked beside them.
 #[derive(Debug)]

@@ -19,7 +19,7 @@ use tokio::io::ReadBuf;
 
 use super::batch::Batch;
 use super::client::{Client, Phase, PublishRate};
-use super::cluster::{Departing, InterestChanges};
+use super::cluster::Departing;
 use super::deliver::Templates;
 use super::keep_alive::Wheel;
 use super::lanes::Lanes;
@@ -30,6 +30,7 @@ use crate::config::Overlapping;
 use crate::connection::{BufferPool, Flushed, OutBuffer, Transport};
 use crate::listener::ListenerContext;
 use crate::metrics::{ArbiterCounters, ConnectRefusal};
+use crate::replicated::InterestChanges;
 use crate::subscription::{LocalSubscriptions, MatchCache};
 
 /// Size of the one read buffer of an arbiter.

@@ -180,15 +180,6 @@ pub struct PendingSubAck {
     pub reads: Vec<u64>,
 }
 
-/// What this arbiter's clients want more and less than they did.
-#[derive(Debug, Default)]
-pub struct InterestChanges {
-    /// In their order: a filter, and whether one more or one less wants it.
-    pub filters: Vec<(Box<str>, bool)>,
-    /// Connections to be told, each with a ticket of its own, when every node has heard of this.
-    pub barriers: Vec<(ConnectionKey, u64)>,
-}
-
 /// A connection that is gone, while something that came by it is still on its way (P7).
 #[derive(Debug)]
 pub(super) struct Departing {
