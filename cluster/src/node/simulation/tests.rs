@@ -4,11 +4,11 @@ fn plan(seed: u64, nodes: u64) -> Plan {
     Plan { seed, nodes, steps: 2000, planted: None }
 }
 
-/// Seeds of one test: `SIM_SEEDS` of them, from `SIM_SEED` on.
+/// Seeds of one test: `KENTONGAN_SEEDS` of them, from `KENTONGAN_SEED` on.
 fn seeds(usual: u64) -> std::ops::Range<u64> {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let first = number("SIM_SEED").unwrap_or(1);
-    first..first + number("SIM_SEEDS").unwrap_or(usual)
+    let first = number("KENTONGAN_SEED").unwrap_or(1);
+    first..first + number("KENTONGAN_SEEDS").unwrap_or(usual)
 }
 
 fn hold(nodes: u64, usual: u64, kinds: &[&'static str]) {
