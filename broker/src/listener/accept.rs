@@ -333,4 +333,25 @@ mod tests {
         assert_eq!((taken, refused()), (4, 6));
         groups.stop();
     }
+
+    /// Long connections spread evenly; one that comes and goes alone stays where it is accepted.
+    #[test]
+    fn a_connection_goes_to_the_arbiter_that_has_the_fewest() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = ListenerConfig { address: SocketAddr::from(([127, 0, 0, 1], 0)), ..ListenerConfig::default() };
+        let settings = Settings { data_dir: directory.path().join("data"), ..Settings::default() };
+        let (_listener, context) = bind(&config, &settings).unwrap();
+        let (shared, groups) =
+            groups::start(&Arc::new(settings), Authority::default(), 2, &Metrics::isolated()).unwrap();
+        let opened = |count| (0..count).map(|_| shared.try_open_connection(&context, 9)).collect::<Vec<_>>();
+        assert_eq!(opened(4), [Some(0), Some(1), Some(0), Some(1)]);
+        shared.connection_closed(&context, 1);
+        shared.connection_closed(&context, 1);
+        assert_eq!(opened(3), [Some(1), Some(1), Some(0)]);
+        for _ in 0..3 {
+            shared.connection_closed(&context, 0);
+            assert_eq!(opened(1), [Some(0)], "alone, it comes back to the first");
+        }
+        groups.stop();
+    }
 }
