@@ -73,7 +73,7 @@ struct Host {
 }
 
 impl Sink for Host {
-    fn send(&mut self, to: NodeId, _: GroupId, message: Bytes) {
+    fn send(&mut self, to: NodeId, _: GroupId, message: Bytes, _: bool) {
         self.sent.push_back((to, message));
     }
 

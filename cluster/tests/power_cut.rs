@@ -131,7 +131,9 @@ impl StateMachine for Recorder {
         self.applied.store(self.commands.len(), Ordering::SeqCst);
     }
 
-    fn tick(&mut self, _: Instant) {}
+    fn tick(&mut self, _: Duration) {}
+
+    fn restore(&mut self, _: GroupId, _: u64, _: &[(Vec<u8>, Vec<u8>)]) {}
 
     fn checkpoint(&mut self, _: GroupId) -> Option<Vec<Write>> {
         if !self.keeps_checkpoints || self.stored == self.commands.len() {
@@ -176,7 +178,7 @@ impl Node {
         let config = PipelineConfig {
             node: NodeId(1),
             seed: 1,
-            groups: 1,
+            groups: vec![(GroupId(0), Configuration::of([NodeId(1)]))],
             segment_bytes: mode.segment_bytes,
             checkpoint_log_bytes: 300,
             checkpoint_interval: Duration::from_secs(3600),
@@ -412,7 +414,8 @@ fn write_checkpoints(ignored: Option<SyncSite>, groups: u16, checkpoints: u64) -
             applied: LogId { index: applied, term: 1 },
             configuration: Configuration::of([NodeId(1)]),
         };
-        let one = |group| Checkpoint { group: GroupId(group), base: base.clone(), writes: vec![write()] };
+        let one =
+            |group| Checkpoint { group: GroupId(group), base: base.clone(), writes: vec![write()], replace: false };
         store.write((0..groups).map(one).collect()).expect("written");
     }
     drop(store);

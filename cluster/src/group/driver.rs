@@ -597,7 +597,8 @@ impl Group {
             if !message::entries_follow(&message) {
                 continue;
             }
-            sink.send(NodeId(message.to), self.id, message::encode(&message));
+            let carries_entries = message.get_msg_type() == MessageType::MsgAppend && !message.entries.is_empty();
+            sink.send(NodeId(message.to), self.id, message::encode(&message), carries_entries);
         }
     }
 

@@ -25,8 +25,8 @@ use crate::log::{GroupLog, Log, LogError};
 /// What is handed over for one group keeps its order: `committed` one index after the other, `role` and `query` at their
 /// place among them.
 pub trait Sink {
-    /// A Raft message for a peer. It may be lost.
-    fn send(&mut self, to: NodeId, group: GroupId, message: Bytes);
+    /// A Raft message for a peer. It may be lost. Those that carry entries may be large, and should keep their order.
+    fn send(&mut self, to: NodeId, group: GroupId, message: Bytes, carries_entries: bool);
 
     /// An entry is committed, with everything before it: it will never be another.
     fn committed(&mut self, group: GroupId, id: crate::log::LogId, what: Committed);
@@ -382,6 +382,11 @@ impl Node {
     #[must_use]
     pub fn status(&self, group: GroupId) -> Option<GroupStatus> {
         self.groups.get(&group).map(Group::status)
+    }
+
+    /// The groups here.
+    pub fn groups(&self) -> impl Iterator<Item = GroupId> + '_ {
+        self.groups.keys().copied()
     }
 
     /// Whether this node is the group's only member, so that nobody else could lead it.

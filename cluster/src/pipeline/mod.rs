@@ -5,6 +5,10 @@
 //! What one thread submits to a group keeps its order, questions included. The *checkpoint thread* writes what changed to
 //! the state store.
 
+mod apply;
+mod inline;
+mod raft;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -12,29 +16,22 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, select, unbounded};
 
+pub use self::inline::{Inline, InlineError};
+
+use self::apply::{Applier, TICK, write_checkpoints};
+use self::raft::{Outcome, RAFT_TICK, ROUND_BYTES_MAX, RaftThread};
 use crate::disk::{Disk, SyncSite};
-use crate::group::{CheckpointBase, Committed, Configuration, Role};
+use crate::group::{CheckpointBase, Configuration, GroupStatus};
 use crate::identity::{GroupId, NodeId};
-use crate::log::{LogId, is_full};
-use crate::node::{Node, NodeConfig, OpenError, Sink};
-use crate::state::{Checkpoint, StateError, StateStore, Write};
+use crate::log::LogId;
+use crate::node::{Node, NodeConfig, OpenError};
+use crate::state::{Checkpoint, Pair, StateError, StateStore, Write};
+use crate::transport::Credit;
 
 /// Bytes submitted and not yet applied above which submitters should pause.
 const IN_FLIGHT_BYTES_HIGH_WATER: usize = 64 * 1024 * 1024;
-
-/// Bytes of one round: bounds the time that its first command waits for the others.
-const ROUND_BYTES_MAX: usize = 8 * 1024 * 1024;
-
-/// How often the state machine hears that time passes.
-const TICK: Duration = Duration::from_millis(100);
-
-/// How often the groups do.
-const RAFT_TICK: Duration = Duration::from_millis(50);
-
-/// How often free space is looked at.
-const SPACE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Pause before a write is tried again on a full disk.
 const FULL_PAUSE: Duration = Duration::from_millis(100);
@@ -57,24 +54,33 @@ pub trait StateMachine: Send + 'static {
     /// Answers a question. What its asker proposed to the group before has been applied.
     fn query(&mut self, query: Self::Query);
 
-    /// Refuses a question: this node does not lead the group that it is for.
+    /// Refuses a question: this node does not lead the group that it is for, or no majority answered.
     fn refuse(&mut self, query: Self::Query);
 
     /// A round was applied: what gathered may be handed out. May submit.
     fn flush(&mut self);
 
-    /// Time passes. May submit.
-    fn tick(&mut self, now: Instant);
+    /// Time passes; since the pipeline started. May submit.
+    fn tick(&mut self, now: Duration);
+
+    /// Replaces the state of a group by what another node had after the entry at `index`.
+    fn restore(&mut self, group: GroupId, index: u64, pairs: &[Pair]);
 
     /// What changed in a group since this was last asked; empty if nothing did.
     /// `None`: not now, what was applied since the last one stays in the log.
     fn checkpoint(&mut self, group: GroupId) -> Option<Vec<Write>>;
 }
 
-/// Where messages to other nodes go.
+/// What became of the fetch of a checkpoint: everything in it, or nothing.
+pub type Fetched = Box<dyn FnOnce(Option<(CheckpointBase, Vec<Pair>)>) + Send>;
+
+/// The way to other nodes. Nothing here may block.
 pub trait Peers: Send + 'static {
-    /// Sends a Raft message. It may be lost; that must not block.
-    fn send(&mut self, to: NodeId, group: GroupId, message: Bytes);
+    /// Sends a Raft message. It may be lost.
+    fn send(&mut self, to: NodeId, group: GroupId, message: Bytes, carries_entries: bool);
+
+    /// Fetches the newest checkpoint of a group from a node, and calls `fetched` once, from any thread.
+    fn fetch_snapshot(&mut self, from: NodeId, group: GroupId, fetched: Fetched);
 }
 
 /// A node that is alone.
@@ -82,7 +88,11 @@ pub trait Peers: Send + 'static {
 pub struct NoPeers;
 
 impl Peers for NoPeers {
-    fn send(&mut self, _: NodeId, _: GroupId, _: Bytes) {}
+    fn send(&mut self, _: NodeId, _: GroupId, _: Bytes, _: bool) {}
+
+    fn fetch_snapshot(&mut self, _: NodeId, _: GroupId, fetched: Fetched) {
+        fetched(None);
+    }
 }
 
 /// How the log and the checkpoints are kept.
@@ -92,8 +102,8 @@ pub struct PipelineConfig {
     pub node: NodeId,
     /// For what is drawn by chance; another one at each start.
     pub seed: u64,
-    /// Groups are numbered from 0. Those that are not there yet are made, with this node as their only member.
-    pub groups: u16,
+    /// The groups, with the members that they begin with. Those that are not there yet are made.
+    pub groups: Vec<(GroupId, Configuration)>,
     /// Size of a segment of the log.
     pub segment_bytes: u64,
     /// Log after which a checkpoint is written.
@@ -119,10 +129,16 @@ pub enum StartError {
 
 enum Submission<Q> {
     Propose(GroupId, Bytes),
+    ProposeIn(GroupId, u64, Bytes),
     Query(GroupId, Q),
     Read(GroupId, Q),
-    Notify(Q),
+    ReadIndex(GroupId, Q),
     Message(NodeId, GroupId, Bytes),
+    Release(Credit),
+    Unreachable(NodeId),
+    Fetched(GroupId, Option<(CheckpointBase, Vec<Pair>)>),
+    Installed(GroupId, CheckpointBase),
+    Status(Sender<Vec<(GroupId, GroupStatus)>>),
     Checkpointed(Vec<(GroupId, CheckpointBase)>),
     Stop,
 }
@@ -135,6 +151,7 @@ enum Item<Q> {
     Follow(GroupId, u64, Option<NodeId>),
     Query(Q),
     Refuse(Q),
+    Install { group: GroupId, base: CheckpointBase, pairs: Vec<Pair> },
 }
 
 struct Round<Q> {
@@ -169,6 +186,7 @@ pub struct Stats {
 /// Submits to the groups. Cheap to clone.
 pub struct PipelineHandle<Q> {
     submissions: Sender<Submission<Q>>,
+    notifications: Sender<Q>,
     in_flight: Arc<AtomicUsize>,
     full: Arc<AtomicBool>,
     stats: Arc<Stats>,
@@ -178,6 +196,7 @@ impl<Q> Clone for PipelineHandle<Q> {
     fn clone(&self) -> Self {
         Self {
             submissions: self.submissions.clone(),
+            notifications: self.notifications.clone(),
             in_flight: Arc::clone(&self.in_flight),
             full: Arc::clone(&self.full),
             stats: Arc::clone(&self.stats),
@@ -209,14 +228,45 @@ impl<Q> PipelineHandle<Q> {
         self.submit(Submission::Read(group, query));
     }
 
-    /// Tells the state machine something that concerns no group.
+    /// The same of any replica, in no order with what was proposed.
+    pub fn read_index(&self, group: GroupId, query: Q) {
+        self.submit(Submission::ReadIndex(group, query));
+    }
+
+    /// Submits a command, unless this node does not lead the group in `term` any more.
+    pub fn propose_in(&self, group: GroupId, term: u64, command: Bytes) {
+        self.in_flight.fetch_add(command.len(), Ordering::Relaxed);
+        self.submit(Submission::ProposeIn(group, term, command));
+    }
+
+    /// Tells the state machine something that concerns no group. It does not wait for the disk, as what goes through the
+    /// log does.
     pub fn notify(&self, query: Q) {
-        self.submit(Submission::Notify(query));
+        // Fails only when the pipeline has stopped; then there is nobody to tell.
+        drop(self.notifications.send(query));
     }
 
     /// Hands in what a peer sent.
     pub fn step(&self, from: NodeId, group: GroupId, message: Bytes) {
         self.submit(Submission::Message(from, group, message));
+    }
+
+    /// Gives room back to a peer, once everything that was handed in before was dealt with.
+    pub fn release(&self, credit: Credit) {
+        self.submit(Submission::Release(credit));
+    }
+
+    /// What was sent to a peer may be lost.
+    pub fn unreachable(&self, peer: NodeId) {
+        self.submit(Submission::Unreachable(peer));
+    }
+
+    /// Asks how all groups are. The channel closes without an answer if the pipeline has stopped.
+    #[must_use]
+    pub fn status(&self) -> Receiver<Vec<(GroupId, GroupStatus)>> {
+        let (answer, answered) = bounded(1);
+        self.submit(Submission::Status(answer));
+        answered
     }
 
     fn submit(&self, submission: Submission<Q>) {
@@ -266,58 +316,27 @@ impl<Q: Send + 'static> Pipeline<Q> {
     pub fn start<M: StateMachine<Query = Q>>(
         config: PipelineConfig,
         disk: Arc<dyn Disk>,
-        mut store: StateStore,
+        store: StateStore,
         machine: M,
         peers: impl Peers,
     ) -> Result<Self, StartError> {
-        make_groups(&config, &mut store)?;
-        let node_config = NodeConfig::new(config.node, config.segment_bytes, config.sync, config.seed);
-        let node = Node::open(node_config, disk, store.bases().clone())?;
-        let (submissions, submitted) = unbounded();
+        let started = Instant::now();
+        let parts = Parts::new(config, disk, store, machine, peers, Duration::ZERO)?;
+        let Parts { raft, applier, mut store, submitted, notified, to_write, handle, idle } = parts;
         let (rounds, committed) = unbounded();
-        let (checkpoints, to_write) = bounded(1);
-        let handle =
-            PipelineHandle { submissions, in_flight: Arc::default(), full: Arc::default(), stats: Arc::default() };
-        let idle = Arc::new(AtomicBool::new(true));
-        let outcome = Outcome {
-            round: Round::default(),
-            peers,
-            in_flight: Arc::clone(&handle.in_flight),
-            stats: Arc::clone(&handle.stats),
-            outstanding: BTreeMap::new(),
-            leading: BTreeSet::new(),
-            queries: BTreeMap::new(),
-            reads: BTreeSet::new(),
-            reads_due: Vec::new(),
-            unfetched: Vec::new(),
+        let (completed, stats) = (handle.submissions.clone(), Arc::clone(&handle.stats));
+        let checkpoints = move || {
+            for checkpoints in &to_write {
+                if let Err(error) = write_checkpoints(&mut store, checkpoints, &completed, &stats) {
+                    give_up("writing a checkpoint", &error);
+                }
+                idle.store(true, Ordering::Release);
+            }
         };
-        let raft = RaftThread {
-            node,
-            outcome,
-            config: config.clone(),
-            full: Arc::clone(&handle.full),
-            stats: Arc::clone(&handle.stats),
-            next_query: 0,
-            ticked: Instant::now(),
-            disk_checked: None,
-            unsynced_since: None,
-        };
-        let applier = Applier {
-            machine,
-            applied: store.bases().clone(),
-            checkpointed: store.bases().iter().map(|(&group, base)| (group, base.applied.index)).collect(),
-            config,
-            in_flight: Arc::clone(&handle.in_flight),
-            checkpoints,
-            idle: Arc::clone(&idle),
-            last_checkpoint: (Instant::now(), 0),
-        };
-        let completed = handle.submissions.clone();
-        let stats = Arc::clone(&handle.stats);
         Ok(Self {
-            raft: spawn("raft", move || raft.run(&submitted, &rounds)),
-            applier: spawn("apply", move || applier.run(&committed)),
-            checkpointer: spawn("checkpoint", move || write_checkpoints(store, &to_write, &completed, &idle, &stats)),
+            raft: spawn("raft", move || run_raft(raft, started, &submitted, &rounds)),
+            applier: spawn("apply", move || run_applier(applier, started, &committed, &notified)),
+            checkpointer: spawn("checkpoint", checkpoints),
             handle,
         })
     }
@@ -362,382 +381,161 @@ fn give_up(what: &str, error: &dyn std::fmt::Display) -> ! {
 
 /// A group begins with a checkpoint that says who its members are.
 fn make_groups(config: &PipelineConfig, store: &mut StateStore) -> Result<(), StateError> {
-    let new = (0..config.groups).map(GroupId).filter(|group| !store.bases().contains_key(group));
-    let alone = CheckpointBase::new_group(Configuration::of([config.node]));
-    let first: Vec<_> = new.map(|group| Checkpoint { group, base: alone.clone(), writes: Vec::new() }).collect();
+    let new = config.groups.iter().filter(|(group, _)| !store.bases().contains_key(group));
+    let first = new.map(|(group, members)| Checkpoint {
+        group: *group,
+        base: CheckpointBase::new_group(members.clone()),
+        writes: Vec::new(),
+        replace: false,
+    });
+    let first: Vec<_> = first.collect();
     if first.is_empty() { Ok(()) } else { store.write(first) }
 }
 
-/// What rounds come to: gathered for the apply thread, or sent.
-struct Outcome<Q, P> {
-    round: Round<Q>,
-    peers: P,
-    in_flight: Arc<AtomicUsize>,
-    stats: Arc<Stats>,
-    /// Bytes proposed in this leadership and not handed out, by group.
-    outstanding: BTreeMap<GroupId, usize>,
-    /// Groups of which [`Item::Lead`] was said.
-    leading: BTreeSet<GroupId>,
-    queries: BTreeMap<u64, Q>,
-    /// Those of them that a majority must confirm, once what was proposed before them is committed.
-    reads: BTreeSet<u64>,
-    /// Those whose turn that is now.
-    reads_due: Vec<(GroupId, u64)>,
-    /// Snapshots that cannot be fetched: nothing streams them yet.
-    unfetched: Vec<GroupId>,
+/// What a pipeline is made of, before anybody drives it.
+struct Parts<M: StateMachine, P> {
+    raft: RaftThread<M::Query, P>,
+    applier: Applier<M>,
+    store: StateStore,
+    submitted: Receiver<Submission<M::Query>>,
+    notified: Receiver<M::Query>,
+    to_write: Receiver<Vec<Checkpoint>>,
+    handle: PipelineHandle<M::Query>,
+    idle: Arc<AtomicBool>,
 }
 
-impl<Q, P: Peers> Sink for Outcome<Q, P> {
-    fn send(&mut self, to: NodeId, group: GroupId, message: Bytes) {
-        self.peers.send(to, group, message);
-    }
-
-    fn committed(&mut self, group: GroupId, id: LogId, what: Committed) {
-        let item = match what {
-            Committed::Empty => Item::Empty(group, id),
-            Committed::Configuration(configuration) => Item::Configuration(group, id, configuration),
-            Committed::Commands(commands) => {
-                let live = self.leading.contains(&group);
-                if live {
-                    self.stats.commands.fetch_add(commands.len() as u64, Ordering::Relaxed);
-                    self.settle(group, commands.iter().map(Bytes::len).sum());
-                }
-                Item::Commands { group, id, commands, live }
-            }
+impl<M: StateMachine, P: Peers> Parts<M, P> {
+    fn new(
+        config: PipelineConfig,
+        disk: Arc<dyn Disk>,
+        mut store: StateStore,
+        machine: M,
+        peers: P,
+        now: Duration,
+    ) -> Result<Self, StartError> {
+        make_groups(&config, &mut store)?;
+        let node_config = NodeConfig::new(config.node, config.segment_bytes, config.sync, config.seed);
+        let node = Node::open(node_config, disk, store.bases().clone())?;
+        let (submissions, submitted) = unbounded();
+        let (notifications, notified) = unbounded();
+        // One more than is begun at a time: a snapshot is written behind a checkpoint.
+        let (checkpoints, to_write) = unbounded();
+        let handle = PipelineHandle {
+            submissions,
+            notifications,
+            in_flight: Arc::default(),
+            full: Arc::default(),
+            stats: Arc::default(),
         };
-        self.round.items.push(item);
-    }
-
-    fn role(&mut self, group: GroupId, term: u64, role: Role) {
-        if role == (Role::Leader { ready: true }) {
-            self.leading.insert(group);
-            return self.round.items.push(Item::Lead(group, term));
-        }
-        self.leading.remove(&group);
-        // What was proposed under an earlier term may be lost: nobody waits for it here any more.
-        let lost = self.outstanding.remove(&group).unwrap_or(0);
-        self.in_flight.fetch_sub(lost, Ordering::Relaxed);
-        if let Role::Follower { leader } = role {
-            self.round.items.push(Item::Follow(group, term, leader));
-        }
-    }
-
-    fn query(&mut self, group: GroupId, token: u64) {
-        if self.reads.remove(&token) {
-            return self.reads_due.push((group, token));
-        }
-        self.round.items.extend(self.queries.remove(&token).map(Item::Query));
-    }
-
-    fn query_dropped(&mut self, _: GroupId, token: u64) {
-        self.reads.remove(&token);
-        self.round.items.extend(self.queries.remove(&token).map(Item::Refuse));
-    }
-
-    fn read_ready(&mut self, _: GroupId, token: u64, _: u64) {
-        self.round.items.extend(self.queries.remove(&token).map(Item::Query));
-    }
-
-    fn read_dropped(&mut self, _: GroupId, token: u64) {
-        self.round.items.extend(self.queries.remove(&token).map(Item::Refuse));
-    }
-
-    fn fetch_snapshot(&mut self, group: GroupId, _: NodeId, _: &CheckpointBase) {
-        self.unfetched.push(group);
+        let idle = Arc::new(AtomicBool::new(true));
+        let outcome = Outcome {
+            round: Round::default(),
+            peers,
+            in_flight: Arc::clone(&handle.in_flight),
+            stats: Arc::clone(&handle.stats),
+            submissions: handle.submissions.clone(),
+            outstanding: BTreeMap::new(),
+            leading: BTreeSet::new(),
+            queries: BTreeMap::new(),
+            reads: BTreeSet::new(),
+            reads_due: Vec::new(),
+        };
+        let raft = RaftThread {
+            node,
+            outcome,
+            config: config.clone(),
+            full: Arc::clone(&handle.full),
+            stats: Arc::clone(&handle.stats),
+            next_query: 0,
+            ticked: now,
+            disk_checked: None,
+            unsynced_since: None,
+        };
+        let applier = Applier {
+            machine,
+            applied: store.bases().clone(),
+            checkpointed: store.bases().iter().map(|(&group, base)| (group, base.applied.index)).collect(),
+            config,
+            in_flight: Arc::clone(&handle.in_flight),
+            checkpoints,
+            idle: Arc::clone(&idle),
+            last_checkpoint: (now, 0),
+            ticked: now,
+        };
+        Ok(Self { raft, applier, store, submitted, notified, to_write, handle, idle })
     }
 }
 
-impl<Q, P> Outcome<Q, P> {
-    /// Bytes that are in flight until the apply thread is done with the round.
-    fn settle(&mut self, group: GroupId, bytes: usize) {
-        let outstanding = self.outstanding.entry(group).or_default();
-        let settled = bytes.min(*outstanding);
-        *outstanding -= settled;
-        self.round.bytes += settled;
-    }
-}
-
-struct RaftThread<Q, P> {
-    node: Node,
-    outcome: Outcome<Q, P>,
-    config: PipelineConfig,
-    full: Arc<AtomicBool>,
-    stats: Arc<Stats>,
-    next_query: u64,
-    ticked: Instant,
-    disk_checked: Option<Instant>,
-    unsynced_since: Option<Instant>,
-}
-
-impl<Q, P: Peers> RaftThread<Q, P> {
-    fn run(mut self, submitted: &Receiver<Submission<Q>>, rounds: &Sender<Round<Q>>) {
-        // The first round hands out what is to be applied again, and elects a node that is alone.
-        let (mut busy, mut stopping) = (true, false);
-        while busy || !stopping {
-            let pause = if busy { Duration::ZERO } else { RAFT_TICK.saturating_sub(self.ticked.elapsed()) };
-            let first = match submitted.recv_timeout(pause) {
-                Ok(first) => Some(first),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => break,
-            };
-            self.check_space();
-            self.sync_if_old();
-            self.tick_if_due();
-            let (mut next, mut bytes) = (first, 0);
-            while let Some(submission) = next {
-                match self.take(submission) {
-                    Some(taken) => bytes += taken,
-                    None => stopping = true,
-                }
-                next = if bytes < ROUND_BYTES_MAX { submitted.try_recv().ok() } else { None };
-            }
-            busy = self.round();
-            let mut round = std::mem::take(&mut self.outcome.round);
-            round.log_position = self.node.log().position();
-            if !round.items.is_empty() && rounds.send(round).is_err() {
-                break;
-            }
-        }
-        if let Err(error) = self.node.sync(SyncSite::LogEnd) {
+fn run_raft<Q: Send + 'static, P: Peers>(
+    mut raft: RaftThread<Q, P>,
+    started: Instant,
+    submitted: &Receiver<Submission<Q>>,
+    rounds: &Sender<Round<Q>>,
+) {
+    // The first round hands out what is to be applied again, and elects a node that is alone.
+    let (mut busy, mut stopping) = (true, false);
+    while busy || !stopping {
+        let idle = RAFT_TICK.saturating_sub(started.elapsed().saturating_sub(raft.ticked));
+        let first = match submitted.recv_timeout(if busy { Duration::ZERO } else { idle }) {
+            Ok(first) => Some(first),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => break,
+        };
+        if let Err(error) = raft.on_time(started.elapsed()) {
             give_up("syncing the log", &error);
         }
-    }
-
-    /// Bytes that it adds to the round; `None`: the last one.
-    fn take(&mut self, submission: Submission<Q>) -> Option<usize> {
-        match submission {
-            Submission::Propose(group, command) => {
-                let bytes = command.len();
-                if self.node.propose(group, &command).is_ok() {
-                    *self.outcome.outstanding.entry(group).or_default() += bytes;
-                } else {
-                    self.outcome.in_flight.fetch_sub(bytes, Ordering::Relaxed);
-                }
-                return Some(bytes);
+        let (mut next, mut bytes) = (first, 0);
+        while let Some(submission) = next {
+            match raft.take(submission) {
+                Some(taken) => bytes += taken,
+                None => stopping = true,
             }
-            Submission::Notify(query) => self.outcome.round.items.push(Item::Query(query)),
-            Submission::Read(group, query) => {
-                self.next_query += 1;
-                // Nobody else can lead the group of a node that is alone.
-                if !self.node.is_alone(group) {
-                    self.outcome.reads.insert(self.next_query);
-                }
-                match self.node.query(group, self.next_query) {
-                    Ok(()) => drop(self.outcome.queries.insert(self.next_query, query)),
-                    Err(_) => {
-                        self.outcome.reads.remove(&self.next_query);
-                        self.outcome.round.items.push(Item::Refuse(query));
-                    }
-                }
-            }
-            Submission::Query(group, query) => {
-                self.next_query += 1;
-                match self.node.query(group, self.next_query) {
-                    Ok(()) => drop(self.outcome.queries.insert(self.next_query, query)),
-                    Err(_) => self.outcome.round.items.push(Item::Refuse(query)),
-                }
-            }
-            Submission::Message(from, group, message) => {
-                let bytes = message.len();
-                if let Err(error) = self.node.step(from, group, message) {
-                    tracing::warn!(%error, %group, "a message of a peer was refused");
-                }
-                return Some(bytes);
-            }
-            Submission::Checkpointed(checkpoints) => self.checkpointed(checkpoints),
-            Submission::Stop => return None,
+            next = if bytes < ROUND_BYTES_MAX { submitted.try_recv().ok() } else { None };
         }
-        Some(0)
-    }
-
-    /// One round; waits for room on the disk if there is none: what was accepted is not given up. Returns whether there is
-    /// more to be done.
-    fn round(&mut self) -> bool {
-        let round = loop {
-            match self.node.round(&mut self.outcome) {
-                Ok(round) => break round,
-                Err(error) if is_full(&error) => {
-                    if !self.full.swap(true, Ordering::Relaxed) {
-                        tracing::error!("the disk is full: nothing is acknowledged until there is room again");
-                    }
-                    std::thread::sleep(FULL_PAUSE);
-                }
-                Err(error) => give_up("writing the log", &error),
-            }
-        };
-        if round.wrote && !self.config.sync {
-            self.unsynced_since.get_or_insert_with(Instant::now);
-        }
-        for group in self.outcome.unfetched.drain(..) {
-            self.node.fetch_failed(group);
-        }
-        let mut busy = round.busy;
-        for (group, token) in std::mem::take(&mut self.outcome.reads_due) {
-            busy = true;
-            if self.node.read_index(group, token).is_err() {
-                self.outcome.read_dropped(group, token);
-            }
-        }
-        self.show();
-        busy
-    }
-
-    fn show(&self) {
-        let log = self.node.log();
-        let (syncs, time) = log.syncs();
-        self.stats.syncs.store(syncs, Ordering::Relaxed);
-        self.stats.sync_nanoseconds.store(time.as_nanos() as u64, Ordering::Relaxed);
-        self.stats.log_bytes.store(log.bytes(), Ordering::Relaxed);
-    }
-
-    fn tick_if_due(&mut self) {
-        if self.ticked.elapsed() >= RAFT_TICK {
-            // Ticks missed during a slow sync are not made up for: a leader was not silent, this node was deaf.
-            self.ticked = Instant::now();
-            self.node.tick();
+        busy = whole_round(&mut raft, started);
+        if let Some(round) = raft.take_round()
+            && rounds.send(round).is_err()
+        {
+            break;
         }
     }
-
-    fn sync_if_old(&mut self) {
-        if self.unsynced_since.is_some_and(|since| since.elapsed() >= SPACE_INTERVAL) {
-            if let Err(error) = self.node.sync(SyncSite::LogBackground) {
-                give_up("syncing the log", &error);
-            }
-            self.unsynced_since = None;
-        }
+    if let Err(error) = raft.node.sync(SyncSite::LogEnd) {
+        give_up("syncing the log", &error);
     }
+}
 
-    fn checkpointed(&mut self, checkpoints: Vec<(GroupId, CheckpointBase)>) {
-        match self.node.checkpointed(checkpoints) {
-            Ok(removed) => {
-                self.stats.segments_purged.fetch_add(removed as u64, Ordering::Relaxed);
-            }
-            Err(error) => tracing::warn!(%error, "old segments of the log could not be removed; they only take room"),
-        }
-    }
-
-    fn check_space(&mut self) {
-        if self.disk_checked.is_some_and(|at| at.elapsed() < SPACE_INTERVAL) {
-            return;
-        }
-        self.disk_checked = Some(Instant::now());
-        if let Ok(free) = self.node.log().free_bytes() {
-            let full = free < self.config.free_bytes_reserve;
-            if self.full.swap(full, Ordering::Relaxed) != full {
-                tracing::warn!(free_bytes = free, full, "free space on disk crossed its reserve");
-            }
+/// Waits for room on the disk if there is none: what was accepted is not given up.
+fn whole_round<Q: Send + 'static, P: Peers>(raft: &mut RaftThread<Q, P>, started: Instant) -> bool {
+    loop {
+        match raft.round(started.elapsed()) {
+            Ok(Some(busy)) => return busy,
+            Ok(None) => std::thread::sleep(FULL_PAUSE),
+            Err(error) => give_up("writing the log", &error),
         }
     }
 }
 
-struct Applier<M: StateMachine> {
-    machine: M,
-    applied: BTreeMap<GroupId, CheckpointBase>,
-    /// What the last checkpoint of each group has, or the one that is being written.
-    checkpointed: BTreeMap<GroupId, u64>,
-    config: PipelineConfig,
-    in_flight: Arc<AtomicUsize>,
-    checkpoints: Sender<Vec<Checkpoint>>,
-    /// Whether no checkpoint is being written.
-    idle: Arc<AtomicBool>,
-    last_checkpoint: (Instant, u64),
-}
-
-impl<M: StateMachine> Applier<M> {
-    fn run(mut self, committed: &Receiver<Round<M::Query>>) {
-        let mut ticked = Instant::now();
-        loop {
-            match committed.recv_timeout(TICK) {
-                Ok(round) => self.apply(round),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-            if ticked.elapsed() >= TICK {
-                ticked = Instant::now();
-                self.machine.tick(ticked);
-                self.machine.flush();
-                self.checkpoint_if_due(0);
-            }
-        }
-        self.checkpoint();
-    }
-
-    fn apply(&mut self, round: Round<M::Query>) {
-        for item in round.items {
-            match item {
-                Item::Commands { group, id, commands, live } => {
-                    for command in &commands {
-                        self.machine.apply(group, id.index, command, live);
-                    }
-                    self.applied(group, id);
-                }
-                Item::Configuration(group, id, configuration) => self.applied(group, id).configuration = configuration,
-                Item::Empty(group, id) => drop(self.applied(group, id)),
-                Item::Lead(group, term) => self.machine.lead(group, term),
-                Item::Follow(group, term, leader) => self.machine.follow(group, term, leader),
-                Item::Query(query) => self.machine.query(query),
-                Item::Refuse(query) => self.machine.refuse(query),
-            }
-        }
-        self.in_flight.fetch_sub(round.bytes, Ordering::Relaxed);
-        self.machine.flush();
-        self.checkpoint_if_due(round.log_position);
-    }
-
-    fn applied(&mut self, group: GroupId, id: LogId) -> &mut CheckpointBase {
-        let base = self.applied.entry(group).or_default();
-        base.applied = id;
-        base
-    }
-
-    /// `position` is 0 where only time passed.
-    fn checkpoint_if_due(&mut self, position: u64) {
-        let (at, before) = self.last_checkpoint;
-        let by_log = position.saturating_sub(before) >= self.config.checkpoint_log_bytes;
-        let by_time = at.elapsed() >= self.config.checkpoint_interval;
-        if (by_log || by_time) && self.idle.load(Ordering::Acquire) {
-            self.last_checkpoint = (Instant::now(), position.max(before));
-            self.checkpoint();
-        }
-    }
-
-    fn checkpoint(&mut self) {
-        let mut checkpoints = Vec::new();
-        for (&group, base) in &self.applied {
-            let Some(writes) = self.machine.checkpoint(group) else {
-                continue;
-            };
-            // Entries that changed nothing keep the log as well, until a checkpoint says so.
-            let advanced = self.checkpointed.insert(group, base.applied.index) != Some(base.applied.index);
-            if advanced || !writes.is_empty() {
-                checkpoints.push(Checkpoint { group, base: base.clone(), writes });
-            }
-        }
-        if !checkpoints.is_empty() {
-            self.idle.store(false, Ordering::Release);
-            // Fails only if the thread is gone, which ends the process.
-            drop(self.checkpoints.send(checkpoints));
-        }
-    }
-}
-
-fn write_checkpoints<Q>(
-    mut store: StateStore,
-    to_write: &Receiver<Vec<Checkpoint>>,
-    completed: &Sender<Submission<Q>>,
-    idle: &AtomicBool,
-    stats: &Stats,
+fn run_applier<M: StateMachine>(
+    mut applier: Applier<M>,
+    started: Instant,
+    committed: &Receiver<Round<M::Query>>,
+    notified: &Receiver<M::Query>,
 ) {
-    for checkpoints in to_write {
-        let bases = checkpoints.iter().map(|checkpoint| (checkpoint.group, checkpoint.base.clone())).collect();
-        if let Err(error) = store.write(checkpoints) {
-            give_up("writing a checkpoint", &error);
+    loop {
+        select! {
+            recv(committed) -> round => match round {
+                Ok(round) => applier.apply(started.elapsed(), round),
+                Err(_) => break,
+            },
+            // Its senders are the handles, one of which the machine's own submitter may hold: it never closes.
+            recv(notified) -> query => if let Ok(query) = query {
+                applier.notified(query);
+            },
+            default(TICK) => {}
         }
-        stats.checkpoints.fetch_add(1, Ordering::Relaxed);
-        // Fails only at the end, when the log stays as it is.
-        drop(completed.send(Submission::Checkpointed(bases)));
-        idle.store(true, Ordering::Release);
+        applier.tick_if_due(started.elapsed());
     }
+    applier.checkpoint();
 }
 
 #[cfg(test)]

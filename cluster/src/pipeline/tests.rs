@@ -47,7 +47,9 @@ impl StateMachine for Recorder {
         *self.shared.lock().expect("not poisoned") = self.commands.clone();
     }
 
-    fn tick(&mut self, _: Instant) {}
+    fn tick(&mut self, _: Duration) {}
+
+    fn restore(&mut self, _: GroupId, _: u64, _: &[Pair]) {}
 
     fn checkpoint(&mut self, group: GroupId) -> Option<Vec<Write>> {
         if !self.dirty.contains(&group) {
@@ -64,7 +66,7 @@ fn config() -> PipelineConfig {
     PipelineConfig {
         node: NodeId(1),
         seed: 1,
-        groups: 2,
+        groups: [0, 1].map(|group| (GroupId(group), Configuration::of([NodeId(1)]))).to_vec(),
         segment_bytes: 200,
         checkpoint_log_bytes: 300,
         checkpoint_interval: Duration::from_secs(3600),

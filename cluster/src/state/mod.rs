@@ -4,14 +4,21 @@
 //! our own synced manifest; only then may the log be purged. At start both must agree: fjall's journal silently drops
 //! what it cannot parse, and a log silently starts over a gap, so neither is believed alone.
 
+mod backend;
+mod snapshot;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{Database, KeyspaceCreateOptions};
 
+pub use backend::{MemoryState, PairIter, StateReader};
+pub use snapshot::{SnapshotStreamError, chunks, collect};
+
+use self::backend::Backend;
 use crate::disk::{Disk, SyncSite, make_durable_directory, sync_directory};
 use crate::group::{CheckpointBase, Configuration};
 use crate::identity::GroupId;
@@ -81,8 +88,7 @@ pub enum StateError {
 
 /// The state store of all groups, and its manifest.
 pub struct StateStore {
-    database: Database,
-    data: Keyspace,
+    backend: Backend,
     disk: Arc<dyn Disk>,
     bases: BTreeMap<GroupId, CheckpointBase>,
     manifest_bytes: usize,
@@ -103,6 +109,8 @@ pub struct Checkpoint {
     pub base: CheckpointBase,
     /// What changed since the last one.
     pub writes: Vec<Write>,
+    /// What was stored of the group goes first: the checkpoint is another node's, and whole.
+    pub replace: bool,
 }
 
 impl StateStore {
@@ -116,8 +124,20 @@ impl StateStore {
         let data = database.keyspace("groups", KeyspaceCreateOptions::default)?;
         // fjall syncs the directory of its keyspaces before it makes any in it: without this, a power cut may take them.
         sync_directories(directory)?;
+        Self::over(Backend::Fjall { database, data }, disk)
+    }
+
+    /// A store in memory, for simulations: what was written and not synced is lost when its owner says so.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn in_memory(state: &MemoryState, disk: Arc<dyn Disk>) -> Result<Self, StateError> {
+        Self::over(Backend::Memory(state.clone()), disk)
+    }
+
+    fn over(backend: Backend, disk: Arc<dyn Disk>) -> Result<Self, StateError> {
         let (expected, manifest_bytes) = read_manifest(&*disk)?;
-        let mut store = Self { database, data, disk, bases: BTreeMap::new(), manifest_bytes };
+        let mut store = Self { backend, disk, bases: BTreeMap::new(), manifest_bytes };
         store.check_chain(&expected)?;
         Ok(store)
     }
@@ -125,8 +145,8 @@ impl StateStore {
     /// The store must have what the manifest lists. It may have more: a checkpoint whose line was not written any
     /// more is whole all the same, for its index stands in its own batch.
     fn check_chain(&mut self, expected: &BTreeMap<GroupId, u64>) -> Result<(), StateError> {
-        for guard in self.data.prefix(b"a") {
-            let (key, value) = guard.into_inner()?;
+        for pair in self.backend.read().prefix(b"a") {
+            let (key, value) = pair?;
             let Some((group, base, previous)) = parse_base(&key, &value) else {
                 return Err(StateError::Applied);
             };
@@ -157,13 +177,13 @@ impl StateStore {
     /// # Errors
     /// The store failed.
     pub fn load(&self, group: GroupId) -> Result<Vec<Pair>, StateError> {
-        let prefix = data_prefix(group);
-        let mut all = Vec::new();
-        for guard in self.data.prefix(prefix) {
-            let (key, value) = guard.into_inner()?;
-            all.push((key[prefix.len()..].to_vec(), value.to_vec()));
-        }
-        Ok(all)
+        self.backend.read().group(group).collect()
+    }
+
+    /// Reads what is stored, beside the thread that writes.
+    #[must_use]
+    pub fn reader(&self) -> StateReader {
+        StateReader::of(self.backend.clone())
     }
 
     /// Writes checkpoints and makes them safe. When this returns, the log before them may go.
@@ -172,23 +192,23 @@ impl StateStore {
     /// The disk failed. The process must end: what the disk has now is unknown.
     pub fn write(&mut self, checkpoints: Vec<Checkpoint>) -> Result<(), StateError> {
         let mut lines = String::new();
-        for Checkpoint { group, base, writes } in checkpoints {
-            let mut batch = self.database.batch();
+        for Checkpoint { group, base, writes, replace } in checkpoints {
+            let mut batch = Vec::with_capacity(writes.len() + 1);
             let prefix = data_prefix(group);
-            for (key, value) in writes {
-                let key = [&prefix[..], &key].concat();
-                match value {
-                    Some(value) => batch.insert(&self.data, key, value),
-                    None => batch.remove(&self.data, key),
+            if replace {
+                let old = self.backend.read().prefix(&prefix);
+                for pair in old {
+                    batch.push((pair?.0, None));
                 }
             }
+            batch.extend(writes.into_iter().map(|(key, value)| ([&prefix[..], &key].concat(), value)));
             let previous = self.bases.get(&group).map_or(0, |base| base.applied.index);
-            batch.insert(&self.data, base_key(group), base_bytes(&base, previous));
-            batch.commit()?;
+            batch.push((base_key(group).to_vec(), Some(base_bytes(&base, previous))));
+            self.backend.commit(batch)?;
             lines.push_str(&line(group, base.applied.index, previous));
             self.bases.insert(group, base);
         }
-        SyncSite::StateBatches.sync(|| self.database.persist(PersistMode::SyncAll))?;
+        SyncSite::StateBatches.sync(|| self.backend.sync())?;
         self.write_manifest(&lines)?;
         Ok(())
     }
@@ -307,6 +327,7 @@ mod tests {
             group: GroupId(group),
             base: CheckpointBase { applied: LogId { index: applied, term: 1 }, configuration },
             writes,
+            replace: false,
         }
     }
 

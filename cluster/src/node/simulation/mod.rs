@@ -141,7 +141,7 @@ enum Out {
 struct Outs(Vec<Out>);
 
 impl Sink for Outs {
-    fn send(&mut self, to: NodeId, group: GroupId, message: Bytes) {
+    fn send(&mut self, to: NodeId, group: GroupId, message: Bytes, _: bool) {
         self.0.push(Out::Send(to, group, message));
     }
 

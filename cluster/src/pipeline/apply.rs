@@ -1,0 +1,162 @@
+//! The apply thread, which owns the state machine, and the checkpoints of what it applied.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crossbeam::channel::Sender;
+
+use super::{Item, PipelineConfig, Round, StateMachine, Stats, Submission};
+use crate::group::CheckpointBase;
+use crate::identity::GroupId;
+use crate::log::LogId;
+use crate::state::{Checkpoint, Pair, StateError, StateStore};
+
+/// How often the state machine hears that time passes.
+pub(super) const TICK: Duration = Duration::from_millis(100);
+
+pub(super) struct Applier<M: StateMachine> {
+    pub(super) machine: M,
+    pub(super) applied: BTreeMap<GroupId, CheckpointBase>,
+    /// What the last checkpoint of each group has, or the one that is being written.
+    pub(super) checkpointed: BTreeMap<GroupId, u64>,
+    pub(super) config: PipelineConfig,
+    pub(super) in_flight: Arc<AtomicUsize>,
+    pub(super) checkpoints: Sender<Vec<Checkpoint>>,
+    /// Whether no checkpoint is being written.
+    pub(super) idle: Arc<AtomicBool>,
+    pub(super) last_checkpoint: (Duration, u64),
+    pub(super) ticked: Duration,
+}
+
+impl<M: StateMachine> Applier<M> {
+    pub(super) fn tick_if_due(&mut self, now: Duration) {
+        if now.saturating_sub(self.ticked) >= TICK {
+            self.ticked = now;
+            self.machine.tick(now);
+            self.machine.flush();
+            self.checkpoint_if_due(now, 0);
+        }
+    }
+
+    /// Something was said that concerns no group.
+    pub(super) fn notified(&mut self, query: M::Query) {
+        self.machine.query(query);
+        self.machine.flush();
+    }
+
+    pub(super) fn apply(&mut self, now: Duration, round: Round<M::Query>) {
+        for item in round.items {
+            match item {
+                Item::Commands { group, id, commands, live } => {
+                    // A snapshot may have come before them.
+                    if self.is_new(group, id) {
+                        for command in &commands {
+                            self.machine.apply(group, id.index, command, live);
+                        }
+                        self.applied(group, id);
+                    }
+                }
+                Item::Configuration(group, id, configuration) => {
+                    if self.is_new(group, id) {
+                        self.applied(group, id).configuration = configuration;
+                    }
+                }
+                Item::Empty(group, id) => {
+                    if self.is_new(group, id) {
+                        self.applied(group, id);
+                    }
+                }
+                Item::Lead(group, term) => self.machine.lead(group, term),
+                Item::Follow(group, term, leader) => self.machine.follow(group, term, leader),
+                Item::Query(query) => self.machine.query(query),
+                Item::Refuse(query) => self.machine.refuse(query),
+                Item::Install { group, base, pairs } => self.install(group, base, pairs),
+            }
+        }
+        self.in_flight.fetch_sub(round.bytes, Ordering::Relaxed);
+        self.machine.flush();
+        self.checkpoint_if_due(now, round.log_position);
+    }
+
+    fn is_new(&self, group: GroupId, id: LogId) -> bool {
+        self.applied.get(&group).is_none_or(|base| id.index > base.applied.index)
+    }
+
+    fn applied(&mut self, group: GroupId, id: LogId) -> &mut CheckpointBase {
+        let base = self.applied.entry(group).or_default();
+        base.applied = id;
+        base
+    }
+
+    /// The group goes on from another node's checkpoint, which is written here before Raft hears of it.
+    fn install(&mut self, group: GroupId, base: CheckpointBase, pairs: Vec<Pair>) {
+        debug_assert!(self.is_new(group, base.applied), "an older one is refused where it comes in");
+        self.machine.restore(group, base.applied.index, &pairs);
+        self.applied.insert(group, base.clone());
+        self.checkpointed.insert(group, base.applied.index);
+        let writes = pairs.into_iter().map(|(key, value)| (key, Some(value))).collect();
+        self.write(vec![Checkpoint { group, base, writes, replace: true }]);
+    }
+
+    /// `position` is 0 where only time passed.
+    fn checkpoint_if_due(&mut self, now: Duration, position: u64) {
+        let (at, before) = self.last_checkpoint;
+        let by_log = position.saturating_sub(before) >= self.config.checkpoint_log_bytes;
+        let by_time = now.saturating_sub(at) >= self.config.checkpoint_interval;
+        if (by_log || by_time) && self.idle.load(Ordering::Acquire) {
+            self.last_checkpoint = (now, position.max(before));
+            self.checkpoint();
+        }
+    }
+
+    pub(super) fn checkpoint(&mut self) {
+        let mut checkpoints = Vec::new();
+        for (&group, base) in &self.applied {
+            let Some(writes) = self.machine.checkpoint(group) else {
+                continue;
+            };
+            // Entries that changed nothing keep the log as well, until a checkpoint says so.
+            let advanced = self.checkpointed.insert(group, base.applied.index) != Some(base.applied.index);
+            if advanced || !writes.is_empty() {
+                checkpoints.push(Checkpoint { group, base: base.clone(), writes, replace: false });
+            }
+        }
+        if !checkpoints.is_empty() {
+            self.write(checkpoints);
+        }
+    }
+
+    fn write(&mut self, checkpoints: Vec<Checkpoint>) {
+        self.idle.store(false, Ordering::Release);
+        // Fails only if the thread is gone, which ends the process.
+        drop(self.checkpoints.send(checkpoints));
+    }
+}
+
+/// Makes checkpoints safe, and says so.
+///
+/// # Errors
+/// The disk failed: the process must end.
+pub(super) fn write_checkpoints<Q>(
+    store: &mut StateStore,
+    checkpoints: Vec<Checkpoint>,
+    completed: &Sender<Submission<Q>>,
+    stats: &Stats,
+) -> Result<(), StateError> {
+    let (mut bases, mut installed) = (Vec::new(), Vec::new());
+    for Checkpoint { group, base, replace, .. } in &checkpoints {
+        if *replace { &mut installed } else { &mut bases }.push((*group, base.clone()));
+    }
+    store.write(checkpoints)?;
+    stats.checkpoints.fetch_add(1, Ordering::Relaxed);
+    // These fail only at the end, when the log stays as it is.
+    for (group, base) in installed {
+        drop(completed.send(Submission::Installed(group, base)));
+    }
+    if !bases.is_empty() {
+        drop(completed.send(Submission::Checkpointed(bases)));
+    }
+    Ok(())
+}

@@ -1,0 +1,308 @@
+//! The raft thread: everything that gathered becomes one round.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use crossbeam::channel::Sender;
+
+use super::{Item, Peers, PipelineConfig, Round, Stats, Submission, give_up};
+use crate::disk::SyncSite;
+use crate::group::{CheckpointBase, Committed, GroupStatus, Role};
+use crate::identity::{GroupId, NodeId};
+use crate::log::is_full;
+use crate::node::{Node, Sink};
+
+/// Bytes of one round: bounds the time that its first command waits for the others.
+pub(super) const ROUND_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// How often the groups hear that time passes.
+pub(super) const RAFT_TICK: Duration = Duration::from_millis(50);
+
+/// How often free space is looked at.
+const SPACE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What rounds come to: gathered for the apply thread, or sent.
+pub(super) struct Outcome<Q, P> {
+    pub(super) round: Round<Q>,
+    pub(super) peers: P,
+    pub(super) in_flight: Arc<AtomicUsize>,
+    pub(super) stats: Arc<Stats>,
+    /// For snapshots that come later.
+    pub(super) submissions: Sender<Submission<Q>>,
+    /// Bytes proposed in this leadership and not handed out, by group.
+    pub(super) outstanding: BTreeMap<GroupId, usize>,
+    /// Groups of which [`Item::Lead`] was said.
+    pub(super) leading: BTreeSet<GroupId>,
+    pub(super) queries: BTreeMap<u64, Q>,
+    /// Those of them that a majority must confirm, once what was proposed before them is committed.
+    pub(super) reads: BTreeSet<u64>,
+    /// Those whose turn that is now.
+    pub(super) reads_due: Vec<(GroupId, u64)>,
+}
+
+impl<Q: Send + 'static, P: Peers> Sink for Outcome<Q, P> {
+    fn send(&mut self, to: NodeId, group: GroupId, message: Bytes, carries_entries: bool) {
+        self.peers.send(to, group, message, carries_entries);
+    }
+
+    fn committed(&mut self, group: GroupId, id: crate::log::LogId, what: Committed) {
+        let item = match what {
+            Committed::Empty => Item::Empty(group, id),
+            Committed::Configuration(configuration) => Item::Configuration(group, id, configuration),
+            Committed::Commands(commands) => {
+                let live = self.leading.contains(&group);
+                if live {
+                    self.stats.commands.fetch_add(commands.len() as u64, Ordering::Relaxed);
+                    self.settle(group, commands.iter().map(Bytes::len).sum());
+                }
+                Item::Commands { group, id, commands, live }
+            }
+        };
+        self.round.items.push(item);
+    }
+
+    fn role(&mut self, group: GroupId, term: u64, role: Role) {
+        if role == (Role::Leader { ready: true }) {
+            self.leading.insert(group);
+            return self.round.items.push(Item::Lead(group, term));
+        }
+        self.leading.remove(&group);
+        // What was proposed under an earlier term may be lost: nobody waits for it here any more.
+        let lost = self.outstanding.remove(&group).unwrap_or(0);
+        self.in_flight.fetch_sub(lost, Ordering::Relaxed);
+        if let Role::Follower { leader } = role {
+            self.round.items.push(Item::Follow(group, term, leader));
+        }
+    }
+
+    fn query(&mut self, group: GroupId, token: u64) {
+        if self.reads.remove(&token) {
+            return self.reads_due.push((group, token));
+        }
+        self.round.items.extend(self.queries.remove(&token).map(Item::Query));
+    }
+
+    fn query_dropped(&mut self, _: GroupId, token: u64) {
+        self.reads.remove(&token);
+        self.round.items.extend(self.queries.remove(&token).map(Item::Refuse));
+    }
+
+    fn read_ready(&mut self, _: GroupId, token: u64, _: u64) {
+        self.round.items.extend(self.queries.remove(&token).map(Item::Query));
+    }
+
+    fn read_dropped(&mut self, _: GroupId, token: u64) {
+        self.round.items.extend(self.queries.remove(&token).map(Item::Refuse));
+    }
+
+    fn fetch_snapshot(&mut self, group: GroupId, from: NodeId, _: &CheckpointBase) {
+        let submissions = self.submissions.clone();
+        let done = move |fetched| drop(submissions.send(Submission::Fetched(group, fetched)));
+        self.peers.fetch_snapshot(from, group, Box::new(done));
+    }
+}
+
+impl<Q, P> Outcome<Q, P> {
+    /// Bytes that are in flight until the apply thread is done with the round.
+    fn settle(&mut self, group: GroupId, bytes: usize) {
+        let outstanding = self.outstanding.entry(group).or_default();
+        let settled = bytes.min(*outstanding);
+        *outstanding -= settled;
+        self.round.bytes += settled;
+    }
+}
+
+pub(super) struct RaftThread<Q, P> {
+    pub(super) node: Node,
+    pub(super) outcome: Outcome<Q, P>,
+    pub(super) config: PipelineConfig,
+    pub(super) full: Arc<AtomicBool>,
+    pub(super) stats: Arc<Stats>,
+    pub(super) next_query: u64,
+    pub(super) ticked: Duration,
+    pub(super) disk_checked: Option<Duration>,
+    pub(super) unsynced_since: Option<Duration>,
+}
+
+impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
+    /// What is due by time.
+    ///
+    /// # Errors
+    /// The disk failed: the process must end.
+    pub(super) fn on_time(&mut self, now: Duration) -> io::Result<()> {
+        self.check_space(now);
+        self.sync_if_old(now)?;
+        self.tick_if_due(now);
+        Ok(())
+    }
+
+    /// Bytes that it adds to the round; `None`: the last one.
+    pub(super) fn take(&mut self, submission: Submission<Q>) -> Option<usize> {
+        match submission {
+            Submission::Propose(group, command) => return Some(self.propose(group, &command)),
+            Submission::ProposeIn(group, term, command) => {
+                let leads = |status: GroupStatus| status.term == term && matches!(status.role, Role::Leader { .. });
+                if self.node.status(group).is_some_and(leads) {
+                    return Some(self.propose(group, &command));
+                }
+                self.outcome.in_flight.fetch_sub(command.len(), Ordering::Relaxed);
+            }
+            Submission::Read(group, query) => {
+                self.next_query += 1;
+                // Nobody else can lead the group of a node that is alone.
+                if !self.node.is_alone(group) {
+                    self.outcome.reads.insert(self.next_query);
+                }
+                self.query(group, query);
+            }
+            Submission::Query(group, query) => {
+                self.next_query += 1;
+                self.query(group, query);
+            }
+            Submission::ReadIndex(group, query) => {
+                self.next_query += 1;
+                match self.node.read_index(group, self.next_query) {
+                    Ok(()) => drop(self.outcome.queries.insert(self.next_query, query)),
+                    Err(_) => self.outcome.round.items.push(Item::Refuse(query)),
+                }
+            }
+            Submission::Message(from, group, message) => {
+                let bytes = message.len();
+                if let Err(error) = self.node.step(from, group, message) {
+                    tracing::warn!(%error, %group, "a message of a peer was refused");
+                }
+                return Some(bytes);
+            }
+            Submission::Release(credit) => drop(credit),
+            Submission::Unreachable(peer) => self.node.report_unreachable(peer),
+            Submission::Fetched(group, fetched) => {
+                // What was handed out meanwhile is worth as much.
+                let handed_out = self.node.status(group).map_or(0, |status| status.handed_out.index);
+                match fetched.filter(|(base, _)| base.applied.index > handed_out) {
+                    Some((base, pairs)) => self.outcome.round.items.push(Item::Install { group, base, pairs }),
+                    None => self.node.fetch_failed(group),
+                }
+            }
+            Submission::Installed(group, base) => {
+                if let Err(error) = self.node.installed(group, base) {
+                    give_up("taking up a snapshot", &error);
+                }
+            }
+            Submission::Status(answer) => {
+                let statuses = self.node.groups().map(|group| (group, self.node.status(group)));
+                // An asker that is gone needs no answer.
+                let _ = answer.send(statuses.filter_map(|(group, status)| Some((group, status?))).collect());
+            }
+            Submission::Checkpointed(checkpoints) => self.checkpointed(checkpoints),
+            Submission::Stop => return None,
+        }
+        Some(0)
+    }
+
+    fn propose(&mut self, group: GroupId, command: &[u8]) -> usize {
+        let bytes = command.len();
+        if self.node.propose(group, command).is_ok() {
+            *self.outcome.outstanding.entry(group).or_default() += bytes;
+        } else {
+            self.outcome.in_flight.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        bytes
+    }
+
+    fn query(&mut self, group: GroupId, query: Q) {
+        match self.node.query(group, self.next_query) {
+            Ok(()) => drop(self.outcome.queries.insert(self.next_query, query)),
+            Err(_) => {
+                self.outcome.reads.remove(&self.next_query);
+                self.outcome.round.items.push(Item::Refuse(query));
+            }
+        }
+    }
+
+    /// One round. Returns whether there is more to be done; `None`: the disk is full, and nothing but this may be tried
+    /// again, for what was accepted is not given up.
+    ///
+    /// # Errors
+    /// The disk failed: the process must end.
+    pub(super) fn round(&mut self, now: Duration) -> io::Result<Option<bool>> {
+        let round = match self.node.round(&mut self.outcome) {
+            Ok(round) => round,
+            Err(error) if is_full(&error) => {
+                if !self.full.swap(true, Ordering::Relaxed) {
+                    tracing::error!("the disk is full: nothing is acknowledged until there is room again");
+                }
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        if round.wrote && !self.config.sync {
+            self.unsynced_since.get_or_insert(now);
+        }
+        let mut busy = round.busy;
+        for (group, token) in std::mem::take(&mut self.outcome.reads_due) {
+            busy = true;
+            if self.node.read_index(group, token).is_err() {
+                self.outcome.read_dropped(group, token);
+            }
+        }
+        self.show();
+        Ok(Some(busy))
+    }
+
+    /// What the rounds came to, for the apply thread.
+    pub(super) fn take_round(&mut self) -> Option<Round<Q>> {
+        let mut round = std::mem::take(&mut self.outcome.round);
+        round.log_position = self.node.log().position();
+        (!round.items.is_empty()).then_some(round)
+    }
+
+    fn show(&self) {
+        let log = self.node.log();
+        let (syncs, time) = log.syncs();
+        self.stats.syncs.store(syncs, Ordering::Relaxed);
+        self.stats.sync_nanoseconds.store(time.as_nanos() as u64, Ordering::Relaxed);
+        self.stats.log_bytes.store(log.bytes(), Ordering::Relaxed);
+    }
+
+    fn tick_if_due(&mut self, now: Duration) {
+        if now.saturating_sub(self.ticked) >= RAFT_TICK {
+            // Ticks missed during a slow sync are not made up for: a leader was not silent, this node was deaf.
+            self.ticked = now;
+            self.node.tick();
+        }
+    }
+
+    fn sync_if_old(&mut self, now: Duration) -> io::Result<()> {
+        if self.unsynced_since.is_some_and(|since| now.saturating_sub(since) >= SPACE_INTERVAL) {
+            self.node.sync(SyncSite::LogBackground)?;
+            self.unsynced_since = None;
+        }
+        Ok(())
+    }
+
+    fn checkpointed(&mut self, checkpoints: Vec<(GroupId, CheckpointBase)>) {
+        match self.node.checkpointed(checkpoints) {
+            Ok(removed) => {
+                self.stats.segments_purged.fetch_add(removed as u64, Ordering::Relaxed);
+            }
+            Err(error) => tracing::warn!(%error, "old segments of the log could not be removed; they only take room"),
+        }
+    }
+
+    fn check_space(&mut self, now: Duration) {
+        if self.disk_checked.is_some_and(|at| now.saturating_sub(at) < SPACE_INTERVAL) {
+            return;
+        }
+        self.disk_checked = Some(now);
+        if let Ok(free) = self.node.log().free_bytes() {
+            let full = free < self.config.free_bytes_reserve;
+            if self.full.swap(full, Ordering::Relaxed) != full {
+                tracing::warn!(free_bytes = free, full, "free space on disk crossed its reserve");
+            }
+        }
+    }
+}
