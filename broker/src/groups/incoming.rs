@@ -64,7 +64,7 @@ fn take_events(shared: &Shared, from: u64, events: GroupEvents) {
     let (Some(cluster), Some(group)) = (&shared.cluster, known_group(shared, events.group)) else {
         return;
     };
-    if events.incarnation != shared.incarnation {
+    if events.incarnation != shared.incarnation() {
         return;
     }
     let now_ms = shared.now_ms();
@@ -98,7 +98,7 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
     let (Some(cluster), Some(origin)) = (&shared.cluster, NodeId::new(from)) else {
         return;
     };
-    if messages.target_incarnation != shared.incarnation {
+    if messages.target_incarnation != shared.incarnation() {
         return;
     }
     let Messages { lane, incarnation, previous, last, items, round, payload, .. } = messages;
@@ -119,7 +119,7 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
         }
     };
     drop(incoming);
-    let answer = MessagesAnswer { lane, incarnation, target_incarnation: shared.incarnation, number, gap_in_round };
+    let answer = MessagesAnswer { lane, incarnation, target_incarnation: shared.incarnation(), number, gap_in_round };
     // If there is no room, the origin sends the batch again.
     let _ = cluster.peers.forward(from, Forwarded::MessagesAnswer(answer));
 }
@@ -148,7 +148,7 @@ fn hand_on(shared: &Shared, mut payload: Bytes, above: u64) {
 }
 
 fn take_messages_answer(shared: &Shared, from: u64, answer: MessagesAnswer) {
-    let Some(cluster) = shared.cluster.as_ref().filter(|_| answer.incarnation == shared.incarnation) else {
+    let Some(cluster) = shared.cluster.as_ref().filter(|_| answer.incarnation == shared.incarnation()) else {
         return;
     };
     let node = cluster.nodes.number(PeerProcess { node: from, incarnation: answer.target_incarnation });

@@ -147,7 +147,7 @@ impl Machine {
             if !self.groups[usize::from(group)].retained().is_empty() {
                 shared.retained_possible.store(true, Ordering::Relaxed);
             }
-            let fence = command::Fence { below: shared.incarnation, sessions_max: FENCE_SESSIONS_MAX, node: 0 };
+            let fence = command::Fence { below: shared.incarnation(), sessions_max: FENCE_SESSIONS_MAX, node: 0 };
             shared.submitter.propose(group, Command::Fence(fence));
         }
         // Only now does the index know what every group wants: routed earlier, a message would miss some.
@@ -290,7 +290,7 @@ impl Machine {
 
     fn was_fenced(&mut self, shared: &Shared, group: u16, more: bool) {
         if more {
-            let fence = command::Fence { below: shared.incarnation, sessions_max: FENCE_SESSIONS_MAX, node: 0 };
+            let fence = command::Fence { below: shared.incarnation(), sessions_max: FENCE_SESSIONS_MAX, node: 0 };
             shared.submitter.propose(group, Command::Fence(fence));
             return;
         }
@@ -322,7 +322,7 @@ impl Machine {
                 self.pushes.push(group, node, incarnation, EventKind::of(&event, lane, shared.now_ms()));
             }
             // What was meant for the process before this one is for nobody.
-            _ if incarnation == shared.incarnation => self.push(arbiter, event),
+            _ if incarnation == shared.incarnation() => self.push(arbiter, event),
             _ => {}
         }
     }
@@ -382,7 +382,7 @@ impl Machine {
         shared.submitter.propose(
             group,
             Command::Connect(request.command(Owner {
-                incarnation: shared.incarnation,
+                incarnation: shared.incarnation(),
                 connection: request.connection.raw(),
                 node: 0,
             })),

@@ -459,6 +459,10 @@ pub struct Tick {
     /// The first tick after a stop of all replicas: wall time bridges it.
     #[prost(bool, tag = "3")]
     pub bridge: bool,
+    /// The group's clock when that last tick was applied: two ticks that count from the same moment must not add up. `None`:
+    /// whenever this is applied.
+    #[prost(uint64, optional, tag = "4")]
+    pub from_ms: Option<u64>,
 }
 
 /// Incarnations of a node below this are over: their connections ended, their lanes are refused.

@@ -144,6 +144,10 @@ pub enum Effect {
     },
     /// A fence was applied.
     Fenced {
+        /// Whose incarnations.
+        node: u64,
+        /// The first that is not over.
+        below: u64,
         /// Sessions of older incarnations are still to be released.
         more: bool,
     },

@@ -109,7 +109,7 @@ impl ArbiterState {
             templates: Templates::default(),
             pool: BufferPool::default(),
             batches: (0..shared.inboxes.len()).map(|_| Batch::default()).collect(),
-            lanes: Lanes::new(shared.cluster.as_ref().map(|cluster| cluster.node), shared.incarnation, id, groups),
+            lanes: Lanes::new(shared.cluster.as_ref().map(|cluster| cluster.node), shared.incarnation(), id, groups),
             message_number: 0,
             now_ms: shared.now_ms(),
             dirty: Vec::new(),

@@ -232,7 +232,7 @@ impl ArbiterState {
         let mut resync = Resync {
             group: u32::from(group),
             term: leader.term,
-            incarnation: self.shared.incarnation,
+            incarnation: self.shared.incarnation(),
             arbiter: u32::from(self.id),
             sessions: Vec::new(),
             claims: Vec::new(),

@@ -278,7 +278,7 @@ impl ArbiterState {
         };
         let request = ClaimRequest::new(key, &pending.connect, &pending.negotiated, &pending.identity, caps);
         let node = self.shared.cluster.as_ref().map_or(0, |cluster| cluster.node);
-        let owner = Owner { incarnation: self.shared.incarnation, connection: key.raw(), node };
+        let owner = Owner { incarnation: self.shared.incarnation(), connection: key.raw(), node };
         let group = self.shared.submitter.slots().group_of(&request.client_id);
         let connect = ConnectCommand { wait_for_release: true, keep_transient: true, ..request.command(owner) };
         self.lanes.command(group, SessionCommand::Connect(connect));

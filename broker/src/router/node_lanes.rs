@@ -167,7 +167,7 @@ impl ArbiterState {
         while let Some(batch) = lane.outgoing.next_batch() {
             let messages = Messages {
                 lane: u32::from(self.id),
-                incarnation: self.shared.incarnation,
+                incarnation: self.shared.incarnation(),
                 target_incarnation: target.incarnation,
                 previous: batch.previous,
                 last: batch.last,

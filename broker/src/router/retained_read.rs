@@ -143,7 +143,7 @@ impl ArbiterState {
             read.asked = Some(cursor.clone());
         }
         let node = self.shared.cluster.as_ref().map_or(0, |cluster| cluster.node);
-        let asker = Asker { node, incarnation: self.shared.incarnation, connection: key };
+        let asker = Asker { node, incarnation: self.shared.incarnation(), connection: key };
         let Some(cluster) = &self.shared.cluster else {
             return self.shared.submitter.retained_page(asker, number, filter, cursor);
         };

@@ -81,8 +81,8 @@ pub struct Shared {
     pub connections_too_many: AtomicU64,
     /// Connections closed at once, because their address connects too often.
     pub connections_too_fast: AtomicU64,
-    /// This start of this node; larger than that of every earlier one.
-    pub incarnation: u64,
+    /// See [`Self::incarnation`].
+    incarnation: AtomicU64,
     /// `limits.memory_bytes_high_water` as read last.
     pub memory_bytes_high_water: AtomicU64,
     /// See [`Self::memory_level`].
@@ -123,7 +123,7 @@ impl Shared {
             descriptors_exhausted: AtomicU64::new(0),
             connections_too_many: AtomicU64::new(0),
             connections_too_fast: AtomicU64::new(0),
-            incarnation,
+            incarnation: AtomicU64::new(incarnation),
             memory_bytes_high_water,
             memory_level: AtomicU8::new(0),
             started: Instant::now(),
@@ -153,6 +153,18 @@ impl Shared {
         if let Some(count) = self.arbiter_connections.get(usize::from(arbiter)) {
             count.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    /// As what this node is known: larger than every earlier one of it. Where there are several nodes, its last registration;
+    /// 0 before the first.
+    #[must_use]
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation.load(Ordering::Acquire)
+    }
+
+    /// This node was registered (anew). No client of the registration before is left.
+    pub fn set_incarnation(&self, incarnation: u64) {
+        self.incarnation.store(incarnation, Ordering::Release);
     }
 
     /// Milliseconds since the process started.

@@ -451,7 +451,7 @@ impl GroupState {
             self.release_dead(&client_id, effects);
         }
         let more = self.owned.range((fence.node, 0)..(fence.node, below)).next().is_some();
-        effects.push(Effect::Fenced { more });
+        effects.push(Effect::Fenced { node: fence.node, below, more });
     }
 
     /// The node of a session's owner is dead, or that of the claim that waits for it.

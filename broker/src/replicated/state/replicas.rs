@@ -237,6 +237,7 @@ impl Replicas {
                 elapsed_ms: u64::from(b) * 40,
                 wall_ms: 1_000 * self.log.len() as u64,
                 bridge: c < 3,
+                from_ms: (c & 4 == 0).then_some(self.living.clock_ms),
             }))),
             27 if c < 80 => {
                 self.fenced = (self.fenced + 1).min(3);

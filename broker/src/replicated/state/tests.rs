@@ -132,7 +132,7 @@ impl Script {
     }
 
     fn tick(&mut self, elapsed_ms: u64) -> Vec<Effect> {
-        self.apply(Command::Tick(Tick { elapsed_ms, wall_ms: 0, bridge: false }))
+        self.apply(Command::Tick(Tick { elapsed_ms, ..Tick::default() }))
     }
 }
 
@@ -305,11 +305,11 @@ fn a_session_expires_by_elapsed_time() {
 #[test]
 fn wall_time_bridges_a_stop_and_never_runs_backwards() {
     let mut script = Script::new();
-    script.apply(Command::Tick(Tick { elapsed_ms: 0, wall_ms: 1_000_000, bridge: true }));
+    script.apply(Command::Tick(Tick { elapsed_ms: 0, wall_ms: 1_000_000, bridge: true, from_ms: None }));
     assert_eq!(script.state.clock_ms(), 0, "the first start bridges nothing");
-    script.apply(Command::Tick(Tick { elapsed_ms: 5, wall_ms: 1_060_000, bridge: true }));
+    script.apply(Command::Tick(Tick { elapsed_ms: 5, wall_ms: 1_060_000, bridge: true, from_ms: None }));
     assert_eq!(script.state.clock_ms(), 60_000);
-    script.apply(Command::Tick(Tick { elapsed_ms: 7, wall_ms: 3, bridge: true }));
+    script.apply(Command::Tick(Tick { elapsed_ms: 7, wall_ms: 3, bridge: true, from_ms: None }));
     assert_eq!(script.state.clock_ms(), 60_007);
 }
 
@@ -386,7 +386,7 @@ fn a_fence_ends_what_an_older_incarnation_held() {
     script.restart();
     let effects = script.apply(Command::Fence(Fence { below: 2, sessions_max: 10, node: 0 }));
     assert_eq!(routes(&effects), 1);
-    assert_eq!(effects.last(), Some(&Effect::Fenced { more: false }));
+    assert_eq!(effects.last(), Some(&Effect::Fenced { node: 1, below: 2, more: false }));
     assert_eq!(script.publish("late"), [], "a lane of the older incarnation");
     assert_eq!(script.acknowledge(opened.epoch, 4, 1), []);
 }
@@ -577,7 +577,7 @@ fn a_fence_grants_the_claim_that_waits_and_drops_the_one_that_died() {
     let mut script = Script::new();
     let (old, new) = (owner(1, 7), owner(2, 9));
     let fence = |node| Command::Fence(Fence { below: 2, sessions_max: 10, node });
-    let fenced = Effect::Fenced { more: false };
+    let fenced = Effect::Fenced { node: 1, below: 2, more: false };
     script.apply(Command::Connect(claim(old, "c")));
     script.apply(Command::Connect(claim(new, "c")));
     assert_eq!(script.apply(fence(1)), [opened(new, 2, true), fenced.clone()]);
@@ -624,7 +624,7 @@ fn a_fence_releases_so_many_sessions_at_a_time() {
     loop {
         steps += 1;
         let effects = script.apply(Command::Fence(Fence { below: 2, sessions_max: 2, node: 1 }));
-        if effects.last() == Some(&Effect::Fenced { more: false }) {
+        if effects.last() == Some(&Effect::Fenced { node: 1, below: 2, more: false }) {
             break;
         }
     }

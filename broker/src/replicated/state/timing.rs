@@ -8,7 +8,8 @@ use crate::replicated::store::Key;
 impl GroupState {
     pub(super) fn tick(&mut self, tick: command::Tick, effects: &mut Vec<Effect>) {
         let bridged = if tick.bridge && self.wall_ms != 0 { tick.wall_ms.saturating_sub(self.wall_ms) } else { 0 };
-        self.clock_ms = self.clock_ms.saturating_add(tick.elapsed_ms.max(bridged));
+        let from_ms = tick.from_ms.unwrap_or(self.clock_ms);
+        self.clock_ms = self.clock_ms.max(from_ms.saturating_add(tick.elapsed_ms.max(bridged)));
         self.wall_ms = self.wall_ms.max(tick.wall_ms);
         self.run_timers(effects);
     }
