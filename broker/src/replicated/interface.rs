@@ -10,6 +10,7 @@ use crate::connection_key::ConnectionKey;
 use crate::message::{self, Message};
 use crate::session::handshake::Negotiated;
 use crate::session::outbound::QueueCaps;
+use crate::subscription::InterestKind;
 
 /// Where the state of a persistent session lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -246,8 +247,8 @@ pub struct RetainedPage {
 /// What the clients of an arbiter want more and less than they did.
 #[derive(Debug, Default)]
 pub struct InterestChanges {
-    /// In their order: a filter, and whether one more or one less wants it.
-    pub filters: Vec<(Box<str>, bool)>,
+    /// In their order: a filter, what is wanted of it, and whether one more or one less wants that.
+    pub filters: Vec<(Box<str>, InterestKind, bool)>,
     /// Connections to be told, each with a ticket of its own, when every node has heard of this.
     pub barriers: Vec<(ConnectionKey, u64)>,
 }

@@ -19,6 +19,7 @@ use crate::peers::wire::{Forwarded, PendingClaim, Propose, Resync, ServedSession
 use crate::peers::{PeerFull, Peers};
 use crate::replicated::PersistentSession;
 use crate::replicated::command::{Released, SessionCommand};
+use crate::subscription::InterestKind;
 
 /// What the arbiters know of the cluster.
 pub struct ClusterView {
@@ -294,9 +295,9 @@ impl ArbiterState {
 
     /// What clients here want changes what other nodes send.
     #[inline]
-    pub(super) fn change_interest(&mut self, filter: &str, wanted: bool) {
+    pub(super) fn change_interest(&mut self, filter: &str, kind: InterestKind, wanted: bool) {
         if self.shared.cluster.is_some() {
-            self.interest.filters.push((Box::from(filter), wanted));
+            self.interest.filters.push((Box::from(filter), kind, wanted));
             self.schedule_flush();
         }
     }

@@ -466,7 +466,7 @@ impl ArbiterState {
                 self.schedule_flush();
             }
         }
-        for &node in &cached.global.nodes {
+        for node in cached.global.nodes_for(publication.qos) {
             matched = true;
             self.lanes.publish_to_node(node, publication, self.now_ms);
             self.schedule_flush();

@@ -16,7 +16,7 @@ use crate::metrics::SubscribeRefusal;
 use crate::replicated::command::SessionCommand;
 use crate::replicated::{SubscribeOutcome, SubscribedPersistent, UnsubscribedPersistent};
 use crate::session::subscribing::{bridge_options, granted, wants_retained};
-use crate::subscription::{LocalSubscription, ShareMember, ShareTarget, Target, name_hash};
+use crate::subscription::{InterestKind, LocalSubscription, ShareMember, ShareTarget, Target, name_hash};
 
 impl ArbiterState {
     pub(super) fn on_subscribe(&mut self, key: ConnectionKey, mut subscribe: Subscribe) {
@@ -129,9 +129,15 @@ impl ArbiterState {
             return;
         };
         let persistent = session.persistent;
-        let replaced = session.subscriptions.insert(Box::from(filter), own).is_some();
-        if !replaced {
-            self.change_interest(filter, true);
+        let kind = interest_kind(persistent.is_some(), own);
+        let before = session.subscriptions.insert(Box::from(filter), own);
+        let kind_before = before.map(|before| interest_kind(persistent.is_some(), before));
+        let replaced = before.is_some();
+        if kind_before != Some(kind) {
+            self.change_interest(filter, kind, true);
+            if let Some(before) = kind_before {
+                self.change_interest(filter, before, false);
+            }
         }
         match parsed {
             ParsedFilter::Plain(plain) => {
@@ -152,7 +158,8 @@ impl ArbiterState {
                 }
             }
             ParsedFilter::Shared(shared) => {
-                if !replaced {
+                // A member that keeps its kind keeps its place, too, and what is counted there.
+                if kind_before != Some(kind) {
                     let member = share_member(key, &client_id, persistent.map(|persistent| persistent.group), own);
                     self.shared.index.join_share(shared.share_name(), shared.filter().as_str(), member);
                 }
@@ -186,7 +193,7 @@ impl ArbiterState {
     }
 
     fn leave(&mut self, key: ConnectionKey, filter: &str, own: OwnSubscription, group: Option<u16>) {
-        self.change_interest(filter, false);
+        self.change_interest(filter, interest_kind(group.is_some(), own), false);
         match ParsedFilter::parse(filter) {
             Ok(ParsedFilter::Plain(plain)) => {
                 self.subscriptions.remove(plain.as_str(), key.raw());
@@ -354,7 +361,11 @@ fn share_member(key: ConnectionKey, client_id: &str, group: Option<u16>, own: Ow
     ShareMember {
         target: ShareTarget::Connection { arbiter: key.arbiter(), connection: key.raw() },
         client_id_hash: name_hash(client_id),
-        // What has a QoS goes to a persistent member by its group; here only QoS 0.
-        qos0_only: group.is_some() && own.options.qos != QoS::AtMostOnce,
+        qos0_only: interest_kind(group.is_some(), own) == InterestKind::Qos0Only,
     }
+}
+
+/// What has a QoS goes to a persistent session by its group, as far as it was granted that; directly goes only QoS 0.
+fn interest_kind(persistent: bool, own: OwnSubscription) -> InterestKind {
+    if persistent && own.options.qos != QoS::AtMostOnce { InterestKind::Qos0Only } else { InterestKind::Any }
 }

@@ -13,10 +13,13 @@ use std::sync::Arc;
 
 use crossbeam::utils::CachePadded;
 use hashbrown::HashTable;
+use kentongan_proto::mqtt::QoS;
+use kentongan_proto::topic::ParsedFilter;
 use smallvec::SmallVec;
 
+use super::interest::{NodeInterest, ShareSessions};
 use super::shard::{Change, Shard};
-use super::share::{ShareGroup, ShareMember, ShareTarget};
+use super::share::{ShareGroup, ShareMember, ShareTarget, Told};
 use super::trie::{FilterValue, WildcardTrie};
 use super::{Place, SHARDS, first_level_shard, shard_of, topic_hash};
 
@@ -30,8 +33,20 @@ pub enum Target {
     Arbiter(u16),
     /// The Raft group of persistent sessions that subscribed.
     Group(u16),
-    /// Another node, which has transient sessions that subscribed: by its number in [`crate::router::cluster::Nodes`].
+    /// Another node, whose clients want messages of any QoS directly: by its number in
+    /// [`crate::router::node_lanes::Nodes`].
     Node(u16),
+    /// Another node, whose clients want only those of QoS 0 directly.
+    NodeQos0(u16),
+}
+
+/// Another node that wants a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MatchedNode {
+    /// Its number.
+    pub node: u16,
+    /// It gets what has a QoS by the groups of its sessions.
+    pub qos0_only: bool,
 }
 
 /// A set of arbiters.
@@ -103,8 +118,8 @@ pub struct Matched {
     pub arbiters: ArbiterSet,
     /// Those with persistent sessions that want it, ascending, each once.
     pub groups: SmallVec<[u16; 8]>,
-    /// Other nodes with transient sessions that want it, ascending, each once.
-    pub nodes: SmallVec<[u16; 4]>,
+    /// Other nodes whose clients want it directly, ascending, each once. See [`Self::nodes_for`].
+    pub nodes: SmallVec<[MatchedNode; 4]>,
     /// Of each, one member gets it.
     pub shares: Vec<Arc<ShareGroup>>,
     stamp: Stamp,
@@ -116,6 +131,15 @@ impl Matched {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.arbiters.is_empty() && self.groups.is_empty() && self.nodes.is_empty() && self.shares.is_empty()
+    }
+
+    /// The other nodes that a message of this QoS is sent to, for their clients.
+    #[inline]
+    pub fn nodes_for(&self, qos: QoS) -> impl Iterator<Item = u16> + '_ {
+        self.nodes
+            .iter()
+            .filter(move |matched| qos == QoS::AtMostOnce || !matched.qos0_only)
+            .map(|matched| matched.node)
     }
 
     /// Makes it one that was never made.
@@ -151,11 +175,16 @@ impl Matched {
                     self.groups.insert(at, group);
                 }
             }
-            Target::Node(node) => {
-                if let Err(at) = self.nodes.binary_search(&node) {
-                    self.nodes.insert(at, node);
-                }
-            }
+            Target::Node(node) => self.add_node(node, false),
+            Target::NodeQos0(node) => self.add_node(node, true),
+        }
+    }
+
+    fn add_node(&mut self, node: u16, qos0_only: bool) {
+        match self.nodes.binary_search_by_key(&node, |matched| matched.node) {
+            // By several filters: who wants any QoS by one of them wants it.
+            Ok(at) => self.nodes[at].qos0_only &= qos0_only,
+            Err(at) => self.nodes.insert(at, MatchedNode { node, qos0_only }),
         }
     }
 }
@@ -365,8 +394,12 @@ impl Filters for WildcardFilters {
 enum Edit<'a> {
     Subscribe(Target),
     Unsubscribe(Target),
+    /// One subscriber less at the first, and one more at the second.
+    Move(Option<Target>, Option<Target>),
     Join(&'a str, &'a ShareMember),
     Leave(&'a str, &'a ShareTarget),
+    /// What a node or a group says of its members.
+    Weigh(&'a str, Told),
 }
 
 /// What an edit did.
@@ -376,60 +409,87 @@ enum Effect {
     Nothing,
     /// A member of a share has new options; it was counted before.
     Replaced,
-    /// Counted, one more or less; `matches_change` if what a match returns is now different.
-    Counted { matches_change: bool },
+    /// Counted, so many more or less; `matches_change` if what a match returns is now different.
+    Counted { change: isize, matches_change: bool },
 }
 
 impl Edit<'_> {
     /// Returns whether it found what it was to undo, and what that did to matches.
     fn apply<F: Filters>(self, filters: &mut F, filter: &str) -> (bool, Change) {
-        let create = matches!(self, Self::Subscribe(_) | Self::Join(..));
+        let create = match self {
+            Self::Subscribe(_) | Self::Join(..) => true,
+            Self::Unsubscribe(_) | Self::Leave(..) => false,
+            Self::Move(_, to) => to.is_some(),
+            Self::Weigh(_, told) => told.members() > 0,
+        };
         let effect = filters.edit(filter, create, |targets| match self {
-            Self::Subscribe(target) => Effect::Counted { matches_change: targets.add(target) },
+            Self::Subscribe(target) => Effect::Counted { change: 1, matches_change: targets.add(target) },
             Self::Unsubscribe(target) => {
                 let removed = targets.remove(target);
-                removed.map_or(Effect::Nothing, |matches_change| Effect::Counted { matches_change })
+                removed.map_or(Effect::Nothing, |matches_change| Effect::Counted { change: -1, matches_change })
             }
+            Self::Move(from, to) => move_subscriber(targets, from, to),
             Self::Join(name, member) => join(targets, name, filter, member),
-            Self::Leave(name, target) => leave(targets, name, filter, target),
+            Self::Leave(name, target) => leave(targets, name, filter, |share| share.leave(target).then_some(1)),
+            Self::Weigh(name, told) if told.members() > 0 => weigh(targets, name, filter, told),
+            Self::Weigh(name, told) => leave(targets, name, filter, |share| share.forget(told)),
         });
-        let matches_change = match effect {
+        let (change, matches_change) = match effect {
             None | Some(Effect::Nothing) => return (false, Change::None),
             Some(Effect::Replaced) => return (true, Change::None),
-            Some(Effect::Counted { matches_change }) => matches_change,
+            Some(Effect::Counted { change, matches_change }) => (change, matches_change),
         };
-        if create {
-            *filters.subscriptions() += 1;
-        } else {
-            *filters.subscriptions() -= 1;
-        }
+        let subscriptions = filters.subscriptions();
+        *subscriptions = subscriptions.saturating_add_signed(change);
         let occupied = !filters.is_empty();
         (true, if matches_change { Change::Changed { occupied } } else { Change::None })
     }
 }
 
-fn join(targets: &mut Targets, name: &str, filter: &str, member: &ShareMember) -> Effect {
-    let shares = targets.make_many().shares.get_or_insert_default();
-    if let Some(share) = shares.iter().find(|share| is_named(share, name, filter)) {
-        let new = share.join(member);
-        return if new { Effect::Counted { matches_change: false } } else { Effect::Replaced };
+/// The new target first, though nobody looks in between: what is wanted throughout keeps its place.
+fn move_subscriber(targets: &mut Targets, from: Option<Target>, to: Option<Target>) -> Effect {
+    let added = to.map(|to| targets.add(to));
+    let removed = from.and_then(|from| targets.remove(from));
+    if added.is_none() && removed.is_none() {
+        return Effect::Nothing;
     }
-    let share = ShareGroup::new(name, filter);
-    share.join(member);
-    shares.push(Arc::new(share));
-    Effect::Counted { matches_change: true }
+    let change = isize::from(added.is_some()) - isize::from(removed.is_some());
+    Effect::Counted { change, matches_change: added == Some(true) || removed == Some(true) }
 }
 
-fn leave(targets: &mut Targets, name: &str, filter: &str, target: &ShareTarget) -> Effect {
+/// The share of that name, made if there is none: `true`.
+fn share_of<'t>(targets: &'t mut Targets, name: &str, filter: &str) -> (&'t ShareGroup, bool) {
+    let shares = targets.make_many().shares.get_or_insert_default();
+    let known = shares.iter().position(|share| is_named(share, name, filter));
+    let at = known.unwrap_or_else(|| {
+        shares.push(Arc::new(ShareGroup::new(name, filter)));
+        shares.len() - 1
+    });
+    (&shares[at], known.is_none())
+}
+
+fn join(targets: &mut Targets, name: &str, filter: &str, member: &ShareMember) -> Effect {
+    let (share, made) = share_of(targets, name, filter);
+    if share.join(member) { Effect::Counted { change: 1, matches_change: made } } else { Effect::Replaced }
+}
+
+/// What is told of some members makes there be some.
+fn weigh(targets: &mut Targets, name: &str, filter: &str, told: Told) -> Effect {
+    let (share, made) = share_of(targets, name, filter);
+    Effect::Counted { change: share.weigh(told), matches_change: made }
+}
+
+/// `leave` says how many members left; `None`: it found nobody who could.
+fn leave(targets: &mut Targets, name: &str, filter: &str, leave: impl FnOnce(&ShareGroup) -> Option<usize>) -> Effect {
     let Targets::Many(many) = targets else {
         return Effect::Nothing;
     };
     let Some(at) = many.shares().iter().position(|share| is_named(share, name, filter)) else {
         return Effect::Nothing;
     };
-    if !many.shares()[at].leave(target) {
+    let Some(left) = leave(&many.shares()[at]) else {
         return Effect::Nothing;
-    }
+    };
     let gone = many.shares()[at].is_empty();
     if gone && let Some(shares) = &mut many.shares {
         shares.remove(at);
@@ -438,7 +498,7 @@ fn leave(targets: &mut Targets, name: &str, filter: &str, target: &ShareTarget) 
         }
         targets.shrink();
     }
-    Effect::Counted { matches_change: gone }
+    Effect::Counted { change: -isize::try_from(left).unwrap_or(isize::MAX), matches_change: gone }
 }
 
 fn is_named(share: &ShareGroup, name: &str, filter: &str) -> bool {
@@ -506,6 +566,48 @@ impl SubscriptionIndex {
     /// Takes a member out; the last one takes the shared subscription with it. `false`: it was none.
     pub fn leave_share(&self, share_name: &str, filter: &str, target: &ShareTarget) -> bool {
         self.apply(filter, Edit::Leave(share_name, target))
+    }
+
+    /// What another node says that its clients want of a filter, or of `$share/NAME/FILTER`, changes from one
+    /// [`NodeInterest::to_value`] to another. `old` is what this was called with last, or 0.
+    pub fn set_node(&self, filter: &str, node: u16, old: u32, new: u32) {
+        let (old, new) = (NodeInterest::from_value(old), NodeInterest::from_value(new));
+        match ParsedFilter::parse(filter) {
+            Ok(ParsedFilter::Plain(plain)) => {
+                let target = |interest: NodeInterest| match interest {
+                    NodeInterest { any: 0, qos0_only: 0 } => None,
+                    NodeInterest { any: 0, .. } => Some(Target::NodeQos0(node)),
+                    _ => Some(Target::Node(node)),
+                };
+                self.move_target(plain.as_str(), target(old), target(new));
+            }
+            Ok(ParsedFilter::Shared(shared)) => {
+                self.apply(shared.filter().as_str(), Edit::Weigh(shared.share_name(), Told::Node(node, new)));
+            }
+            Err(_) => tracing::warn!(filter, "another node wants what is no topic filter; it gets nothing for it"),
+        }
+    }
+
+    /// What a group says that its persistent sessions want changes: of a filter their number, of `$share/NAME/FILTER` a
+    /// [`ShareSessions::to_value`]. `old` is what this was called with last, or 0.
+    pub fn set_group(&self, filter: &str, group: u16, old: u32, new: u32) {
+        match ParsedFilter::parse(filter) {
+            Ok(ParsedFilter::Plain(plain)) => {
+                let target = |sessions: u32| (sessions > 0).then_some(Target::Group(group));
+                self.move_target(plain.as_str(), target(old), target(new));
+            }
+            Ok(ParsedFilter::Shared(shared)) => {
+                let told = Told::Group(group, ShareSessions::from_value(new));
+                self.apply(shared.filter().as_str(), Edit::Weigh(shared.share_name(), told));
+            }
+            Err(_) => tracing::warn!(filter, "a group wants what is no topic filter; it gets nothing for it"),
+        }
+    }
+
+    fn move_target(&self, filter: &str, from: Option<Target>, to: Option<Target>) {
+        if from != to {
+            self.apply(filter, Edit::Move(from, to));
+        }
     }
 
     fn apply(&self, filter: &str, edit: Edit<'_>) -> bool {

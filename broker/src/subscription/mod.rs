@@ -17,6 +17,7 @@ use std::sync::LazyLock;
 
 mod cache;
 mod index;
+mod interest;
 mod local;
 mod shard;
 #[cfg(test)]
@@ -27,7 +28,8 @@ mod tests;
 mod trie;
 
 pub use cache::{CachedMatch, MatchCache};
-pub use index::{ARBITERS_MAX, ArbiterSet, Matched, SubscriptionIndex, Target};
+pub use index::{ARBITERS_MAX, ArbiterSet, Matched, MatchedNode, SubscriptionIndex, Target};
+pub use interest::{InterestKind, NodeInterest, ShareSessions};
 pub use local::{Identifiers, LocalMatch, LocalStamp, LocalSubscription, LocalSubscriptions, Merged};
 pub use share::{LEAST_IN_FLIGHT_COMPARED_MAX, PickStrategy, ShareGroup, ShareMember, ShareTarget, mix, name_hash};
 

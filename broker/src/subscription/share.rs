@@ -7,6 +7,8 @@ use std::sync::{PoisonError, RwLock};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
+use super::interest::{NodeInterest, ShareSessions};
+
 /// Members compared to find the least loaded: enough to tell, without a walk over thousands for each message.
 pub const LEAST_IN_FLIGHT_COMPARED_MAX: usize = 64;
 
@@ -84,6 +86,22 @@ pub struct ShareMember {
     pub qos0_only: bool,
 }
 
+/// What is told of the members that a node, or a group, has of a shared subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    Node(u16, NodeInterest),
+    Group(u16, ShareSessions),
+}
+
+impl Told {
+    pub(super) fn members(self) -> u32 {
+        match self {
+            Self::Node(_, interest) => interest.any.saturating_add(interest.qos0_only),
+            Self::Group(_, sessions) => sessions.members,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Connection {
     arbiter: u16,
@@ -130,11 +148,13 @@ struct Members {
     positions: HashMap<u64, u32, RandomState>,
     /// Few: at most as many as there are groups.
     sessions: Vec<Sessions>,
+    /// Other nodes that have members, by their numbers. Few.
+    nodes: Vec<(u16, NodeInterest)>,
 }
 
 impl Members {
     fn is_empty(&self) -> bool {
-        self.connections.is_empty() && self.sessions.is_empty()
+        self.connections.is_empty() && self.sessions.is_empty() && self.nodes.is_empty()
     }
 
     /// `false`: it had joined before, and now has new options.
@@ -175,6 +195,35 @@ impl Members {
 
     fn sessions_mut(&mut self, group: u16) -> Option<&mut Sessions> {
         self.sessions.iter_mut().find(|sessions| sessions.group == group)
+    }
+
+    fn len(&self) -> usize {
+        let sessions: u32 = self.sessions.iter().map(|sessions| sessions.members).sum();
+        let of_nodes = self.nodes.iter().map(|&(node, interest)| Told::Node(node, interest).members() as usize);
+        self.connections.len() + sessions as usize + of_nodes.sum::<usize>()
+    }
+
+    fn weigh_sessions(&mut self, group: u16, told: ShareSessions) {
+        match self.sessions_mut(group) {
+            Some(sessions) => {
+                sessions.members = told.members;
+                sessions.online = Some(told.online);
+            }
+            None => self.sessions.push(Sessions {
+                group,
+                members: told.members,
+                online: Some(told.online),
+                least: AtomicU32::new(0),
+                handed: AtomicU32::new(0),
+            }),
+        }
+    }
+
+    fn weigh_node(&mut self, node: u16, told: NodeInterest) {
+        match self.nodes.iter_mut().find(|(known, _)| *known == node) {
+            Some((_, interest)) => *interest = told,
+            None => self.nodes.push((node, told)),
+        }
     }
 }
 
@@ -222,13 +271,10 @@ impl ShareGroup {
         &self.subscription_name
     }
 
-    /// Connections and persistent sessions that have joined.
+    /// Connections and persistent sessions that have joined, and what other nodes have.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.with(|members| {
-            let sessions: u32 = members.sessions.iter().map(|sessions| sessions.members).sum();
-            members.connections.len() + sessions as usize
-        })
+        self.with(Members::len)
     }
 
     /// Whether everyone left. Such a group is in the index no more.
@@ -343,6 +389,29 @@ impl ShareGroup {
                 true
             }
         }
+    }
+
+    /// Takes what is told for what there is. Returns by how many members that is more.
+    pub(super) fn weigh(&self, told: Told) -> isize {
+        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+        let before = members.len() as isize;
+        match told {
+            Told::Node(node, interest) => members.weigh_node(node, interest),
+            Told::Group(group, sessions) => members.weigh_sessions(group, sessions),
+        }
+        members.len() as isize - before
+    }
+
+    /// The node or group has no members any more. Returns how many it had; `None`: none.
+    pub(super) fn forget(&self, told: Told) -> Option<usize> {
+        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+        let before = members.len();
+        match told {
+            Told::Node(node, _) => members.nodes.retain(|(known, _)| *known != node),
+            Told::Group(group, _) => members.sessions.retain(|sessions| sessions.group != group),
+        }
+        let left = before - members.len();
+        (left > 0).then_some(left)
     }
 
     fn pick_stuck(&self, candidates: &Candidates<'_>) -> Option<ShareTarget> {

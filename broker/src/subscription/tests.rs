@@ -107,8 +107,10 @@ fn step() -> impl Strategy<Value = Step> {
 fn target(who: u64) -> Target {
     match who {
         0..3 => Target::Arbiter(who as u16 * 100),
-        _ if who.is_multiple_of(2) => Target::Group(who as u16),
-        _ => Target::Node(who as u16),
+        3 => Target::Node(3),
+        4 => Target::Group(4),
+        // The same node: what wants any QoS hides what wants less.
+        _ => Target::NodeQos0(3),
     }
 }
 
@@ -142,22 +144,25 @@ fn terms(merged: &Merged) -> (QoS, bool, Vec<u32>) {
 
 fn check_global(index: &SubscriptionIndex, naive: &BTreeMap<(String, u64), u32>, topic: &str) {
     let wanted = naive.keys().filter(|(filter, _)| is_match(filter, topic)).map(|&(_, who)| target(who));
-    let (mut arbiters, mut groups, mut nodes) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut arbiters, mut groups, mut nodes, mut nodes_qos0) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for target in wanted {
         match target {
             Target::Arbiter(arbiter) => arbiters.push(arbiter),
             Target::Group(group) => groups.push(group),
             Target::Node(node) => nodes.push(node),
+            Target::NodeQos0(node) => nodes_qos0.push(node),
         }
     }
-    for list in [&mut arbiters, &mut groups, &mut nodes] {
+    nodes_qos0.extend(&nodes);
+    for list in [&mut arbiters, &mut groups, &mut nodes, &mut nodes_qos0] {
         list.sort_unstable();
         list.dedup();
     }
     let matched = matched(index, topic);
     assert_eq!(matched.arbiters.iter().collect::<Vec<_>>(), arbiters, "arbiters of {topic:?}");
     assert_eq!(matched.groups.to_vec(), groups, "groups of {topic:?}");
-    assert_eq!(matched.nodes.to_vec(), nodes, "nodes of {topic:?}");
+    assert_eq!(matched.nodes_for(QoS::AtLeastOnce).collect::<Vec<_>>(), nodes, "nodes of {topic:?}");
+    assert_eq!(matched.nodes_for(QoS::AtMostOnce).collect::<Vec<_>>(), nodes_qos0, "nodes for QoS 0 of {topic:?}");
     assert!(index.is_current(&matched));
 }
 
@@ -274,6 +279,93 @@ proptest! {
             }
         }
     }
+}
+
+/// What some node or group says of some filter.
+fn told() -> impl Strategy<Value = (usize, u16, bool, u32)> {
+    let half = || prop::sample::select(vec![0, 0, 1, 2, 700, 0xFFFF]);
+    (0..6usize, 0..2u16, any::<bool>(), half(), half())
+        .prop_map(|(filter, who, node, high, low)| (filter, who, node, high << 16 | low))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
+
+    /// Values that jump by any amount: the index always says what the last ones say, and nothing is left behind them.
+    #[test]
+    fn the_index_follows_what_nodes_and_groups_say(steps in prop::collection::vec(told(), 1..60)) {
+        const FILTERS: [&str; 6] = ["a/b", "a/+", "#", "$share/g/a/b", "$share/g/a/+", "$share/h/a/b"];
+        let index = SubscriptionIndex::new();
+        index.subscribe("a/b", Target::Arbiter(1));
+        let mut values: BTreeMap<(usize, u16, bool), u32> = BTreeMap::new();
+        let say = |key: (usize, u16, bool), old, new| match key {
+            (filter, who, true) => index.set_node(FILTERS[filter], who, old, new),
+            (filter, who, false) => index.set_group(FILTERS[filter], who, old, new),
+        };
+        for (filter, who, node, value) in steps {
+            let key = (filter, who, node);
+            let old = values.insert(key, value).unwrap_or(0);
+            say(key, old, value);
+
+            let found = matched(&index, "a/b");
+            let plain = |node: bool, wants: fn(u32) -> bool| -> Vec<u16> {
+                let wants = |who: &u16| (0..3).any(|filter| values.get(&(filter, *who, node)).is_some_and(|value| wants(*value)));
+                (0..2).filter(wants).collect()
+            };
+            prop_assert_eq!(found.nodes_for(QoS::AtMostOnce).collect::<Vec<_>>(), plain(true, |value| value > 0));
+            prop_assert_eq!(found.nodes_for(QoS::ExactlyOnce).collect::<Vec<_>>(), plain(true, |value| value >> 16 > 0));
+            prop_assert_eq!(found.groups.to_vec(), plain(false, |value| value > 0));
+            for (shared, name) in FILTERS.iter().enumerate().skip(3) {
+                let members: u32 = values
+                    .iter()
+                    .filter(|((filter, ..), _)| *filter == shared)
+                    .map(|((_, _, node), value)| (value >> 16) + if *node { value & 0xFFFF } else { 0 })
+                    .sum();
+                let share = found.shares.iter().find(|share| share.subscription_name() == *name);
+                prop_assert_eq!(share.map_or(0, |share| share.len()), members as usize, "{}", name);
+                prop_assert_eq!(share.is_some(), members > 0);
+            }
+        }
+        for (key, value) in values {
+            say(key, value, 0);
+        }
+        prop_assert_eq!((index.subscriptions(), index.filters()), (1, 1), "only the arbiter's own is left");
+    }
+}
+
+/// What is told is 0 exactly if nothing is wanted, and more than fits is told as the most that does.
+#[test]
+fn counts_that_do_not_fit_are_told_as_the_most_that_do() {
+    let mut interest = NodeInterest::default();
+    assert_eq!(interest.to_value(), 0);
+    interest.change(InterestKind::Any, true);
+    interest.change(InterestKind::Qos0Only, true);
+    interest.change(InterestKind::Any, false);
+    interest.change(InterestKind::Any, false);
+    assert_eq!(NodeInterest::from_value(interest.to_value()), NodeInterest { any: 0, qos0_only: 1 });
+    let many = NodeInterest { any: 70_000, qos0_only: u32::MAX };
+    assert_eq!(NodeInterest::from_value(many.to_value()), NodeInterest { any: 65_535, qos0_only: 65_535 });
+    let sessions = ShareSessions { members: 70_000, online: 3 };
+    assert_eq!(ShareSessions::from_value(sessions.to_value()), ShareSessions { members: 65_535, online: 3 });
+    assert_eq!(ShareSessions { members: 0, online: 5 }.to_value(), 0, "nobody can be online who is no member");
+}
+
+/// Only the first and the last subscription of a node, and a change of what it wants, outdate matches.
+#[test]
+fn a_node_with_more_subscriptions_outdates_nothing() {
+    let index = SubscriptionIndex::new();
+    let value = |any, qos0_only| NodeInterest { any, qos0_only }.to_value();
+    index.set_node("a/b", 1, 0, value(0, 1));
+    let found = matched(&index, "a/b");
+    index.set_node("a/b", 1, value(0, 1), value(0, 9));
+    assert!(index.is_current(&found));
+    index.set_node("a/b", 1, value(0, 9), value(1, 9));
+    assert!(!index.is_current(&found));
+    let found = matched(&index, "a/b");
+    index.set_node("a/b", 1, value(1, 9), value(5, 0));
+    assert!(index.is_current(&found));
+    index.set_node("a/b", 1, value(5, 0), 0);
+    assert!(matched(&index, "a/b").is_empty() && index.filters() == 0);
 }
 
 const STRATEGIES: [PickStrategy; 6] = [

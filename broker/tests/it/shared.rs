@@ -79,6 +79,29 @@ fn only(receivers: &[usize]) -> usize {
     receivers[0]
 }
 
+/// [MQTT-3.8.4-3]: a persistent member that is granted another QoS gets what is published then, by whichever way.
+#[test]
+fn a_member_that_subscribes_again_with_another_qos_still_gets_everything() {
+    let broker = broker("round-robin");
+    let mut publisher = Client::v5(&broker, "publisher");
+    let mut asked = connect(ProtocolVersion::V5, "member");
+    asked.properties.session_expiry_interval = Some(100);
+    let mut member = Client::accepted(&broker, asked);
+    for (qos, granted) in [
+        (QoS::AtLeastOnce, ReasonCode::GrantedQos1),
+        (QoS::AtMostOnce, ReasonCode::Success),
+        (QoS::AtLeastOnce, ReasonCode::GrantedQos1),
+    ] {
+        assert_eq!(member.subscribe("$share/group/again", qos), granted);
+        publisher.publish_acknowledged("again", "x", qos1(1));
+        let received = member.take_publish();
+        assert_eq!(received.delivery.qos(), qos);
+        publisher.publish("again", "0", Delivery::AtMostOnce);
+        assert_eq!(member.take_publish().payload, "0");
+        member.expect_nothing();
+    }
+}
+
 #[test]
 fn round_robin_gives_each_member_its_turn() {
     let broker = broker("round-robin");
