@@ -10,14 +10,18 @@ use prost::Message as _;
 use crate::connection_key::ConnectionKey;
 use crate::message::Message;
 use crate::peers::wire::{
-    AskResync, Forwarded, GroupEvents, Messages, MessagesAnswer, NodeMessage, Propose, ReadRetained, Resync,
+    AskResync, Forwarded, GroupEvents, Messages, MessagesAnswer, NodeMessage, OUTBOX_LANE, OutboxAnswered, Propose,
+    ReadRetained, Resync,
 };
 use crate::replicated::RetainedCursor;
-use crate::replicated::submitter::Asker;
+use crate::replicated::submitter::{Asker, OutboxTarget};
 use crate::router::batch::Addressee;
 use crate::router::node_lanes::PeerProcess;
 use crate::router::{Event, Shared};
 use crate::subscription::{Matched, topic_hash};
+
+/// Stands for whatever node leads a group, in the lanes of outboxes.
+pub(super) const OUTBOXES: NodeId = NodeId(u64::MAX);
 
 /// Takes in what `from` said. What cannot be read, or is for another time, is dropped: whoever said it will say it again.
 pub fn take(shared: &Arc<Shared>, from: u64, forwarded: Forwarded) {
@@ -29,6 +33,7 @@ pub fn take(shared: &Arc<Shared>, from: u64, forwarded: Forwarded) {
         Forwarded::AskResync(ask) => take_ask(shared, from, ask),
         Forwarded::Messages(messages) => take_messages(shared, from, messages),
         Forwarded::MessagesAnswer(answer) => take_messages_answer(shared, from, answer),
+        Forwarded::OutboxAnswered(answer) => take_outbox_answered(shared, answer),
     }
 }
 
@@ -102,6 +107,8 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
         return;
     }
     let Messages { lane, incarnation, previous, last, items, round, payload, .. } = messages;
+    // Whoever leads a group, its outbox has one lane.
+    let origin = if lane & OUTBOX_LANE == 0 { origin } else { OUTBOXES };
     let batch = Batch { previous, last, items, round, payload };
     // Held while they are handed on: a batch that comes again by another link waits for its turn.
     let mut incoming = cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner);
@@ -147,11 +154,27 @@ fn hand_on(shared: &Shared, mut payload: Bytes, above: u64) {
     }
 }
 
+fn take_outbox_answered(shared: &Shared, answer: OutboxAnswered) {
+    if let (Some(origin), Some(group)) = (known_group(shared, answer.origin), known_group(shared, answer.group)) {
+        shared.submitter.outbox_answered(origin, OutboxTarget::Group(group), answer.number, None);
+    }
+}
+
 fn take_messages_answer(shared: &Shared, from: u64, answer: MessagesAnswer) {
-    let Some(cluster) = shared.cluster.as_ref().filter(|_| answer.incarnation == shared.incarnation()) else {
+    let Some(cluster) = &shared.cluster else {
         return;
     };
     let node = cluster.nodes.number(PeerProcess { node: from, incarnation: answer.target_incarnation });
+    if answer.lane & OUTBOX_LANE != 0 {
+        if let Some(origin) = known_group(shared, answer.lane & !OUTBOX_LANE) {
+            let target = OutboxTarget::Node(node);
+            shared.submitter.outbox_answered(origin, target, answer.number, answer.gap_in_round);
+        }
+        return;
+    }
+    if answer.incarnation != shared.incarnation() {
+        return;
+    }
     let event = match answer.gap_in_round {
         Some(round) => Event::NodeGap { node, round, last: answer.number },
         None => Event::NodeAnswered { node, number: answer.number },

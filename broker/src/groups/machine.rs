@@ -2,26 +2,33 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock, mpsc};
-use std::time::Instant;
+use std::sync::{Arc, OnceLock, PoisonError, mpsc};
+use std::time::Duration;
 
 use bytes::Bytes;
-use kentongan_cluster::{GroupId, NodeId, StateMachine, Write};
+use kentongan_cluster::lane::{Batch, LaneId, Verdict};
+use kentongan_cluster::{GroupId, Incarnation, NodeId, StateMachine, Write};
 use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{QoS, ReasonCode};
 
+use prost::Message as _;
+
+use super::incoming::OUTBOXES;
+use super::member::Member;
+use super::outboxes::Outboxes;
 use super::pushes::Pushes;
 use crate::connection_key::ConnectionKey;
 use crate::message::Message;
 use crate::metrics::{ArbiterCounters, DropReason};
-use crate::peers::wire::{EventKind, Resync};
+use crate::peers::PeerFull;
+use crate::peers::wire::{self, EventKind, Forwarded, Messages, NodeMessage, OutboxAnswered, Propose, Resync};
 use crate::replicated::command::{self, Command, LaneBatch, LaneMessage, MessageRecord, Owner};
 use crate::replicated::effect::{Drop, Effect, FilterOutcome, OpenedSession};
-use crate::replicated::state::{GroupState, OUTBOX_LANE};
-use crate::replicated::submitter::{Asker, Query};
+use crate::replicated::state::{GroupConfig, GroupState, OUTBOX_LANE};
+use crate::replicated::submitter::{Asker, OutboxTarget, Query};
 use crate::replicated::{
-    ClaimRequest, DeliverPersistent, InterestChanges, LaneAnswer, Opened, RetainedCursor, RetainedPage,
-    SubscribeOutcome, SubscribedPersistent, UnsubscribedPersistent,
+    ClaimRequest, DeliverPersistent, LaneAnswer, Opened, RetainedCursor, RetainedPage, SubscribeOutcome,
+    SubscribedPersistent, UnsubscribedPersistent,
 };
 use crate::router::batch::Addressee;
 use crate::router::cluster::Leader;
@@ -36,7 +43,18 @@ const PAGE_MESSAGES_MAX: usize = 256;
 const PAGE_SCAN_MAX: usize = 4096;
 
 /// Sessions released by one fence command.
-const FENCE_SESSIONS_MAX: u32 = 1000;
+pub(super) const FENCE_SESSIONS_MAX: u32 = 1000;
+
+/// Calls of `tick` after which lanes of outboxes without progress begin anew.
+const RETRY_TICKS: u32 = 10;
+
+/// An entry of an outbox that cannot be routed yet.
+#[derive(Debug)]
+struct Unrouted {
+    position: u64,
+    message: Arc<Message>,
+    share: Option<Arc<str>>,
+}
 
 /// What start-up hands over once it has it: the machine is made before the pipeline that it submits to.
 pub type SharedCell = Arc<OnceLock<Arc<Shared>>>;
@@ -44,6 +62,7 @@ pub type SharedCell = Arc<OnceLock<Arc<Shared>>>;
 /// What all groups hold at one moment, as the metrics show it.
 #[derive(Debug, Clone, Copy, Default)]
 struct HeldByGroups {
+    sessions: i64,
     retained_messages: i64,
     retained_bytes: i64,
     delayed_messages: i64,
@@ -54,8 +73,11 @@ struct HeldByGroups {
 
 /// All groups of this node, and what their leader keeps in memory only.
 pub struct Machine {
-    groups: Vec<GroupState>,
-    shared: SharedCell,
+    pub(super) groups: Vec<GroupState>,
+    config: GroupConfig,
+    pub(super) shared: SharedCell,
+    /// `None`: this is the only node there is.
+    pub(super) member: Option<Member>,
     counters: ArbiterCounters,
     effects: Vec<Effect>,
     /// Groups that this node leads.
@@ -67,60 +89,60 @@ pub struct Machine {
     unfenced: usize,
     /// CONNECTs that wait until the present owner has let go.
     waiting: HashMap<Arc<str>, ClaimRequest>,
-    /// Outbox entries under way: lanes that have not answered.
-    routing: HashMap<(u16, u64), usize>,
-    /// By (origin, target): positions in their order.
-    unanswered: BTreeMap<(u16, u16), VecDeque<u64>>,
-    /// Lane messages of outboxes, by (origin, target).
-    lanes: BTreeMap<(u16, u16), Vec<LaneMessage>>,
-    routed: BTreeMap<u16, Vec<u64>>,
+    pub(super) outboxes: Outboxes,
+    /// Entries of outboxes that wait for the lease, by their groups.
+    unrouted: BTreeMap<u16, VecDeque<Unrouted>>,
+    retry_in: u32,
     /// Events for each arbiter, in their order.
     events: Vec<Vec<Event>>,
     /// Events for the arbiters of other nodes.
     pushes: Pushes,
     /// What was counted last.
     held: HeldByGroups,
-    counted: Instant,
+    counted: Duration,
 }
 
 impl Machine {
-    /// `groups` are as the store had them.
+    /// `groups` are as the store had them; `member` knows them already.
     #[must_use]
     pub fn new(
         groups: Vec<GroupState>,
+        config: GroupConfig,
         shared: SharedCell,
         counters: ArbiterCounters,
         fenced: mpsc::Sender<()>,
+        member: Option<Member>,
     ) -> Self {
         Self {
             unfenced: groups.len(),
             groups,
+            config,
             shared,
+            member,
             counters,
             effects: Vec::new(),
             led: BTreeSet::new(),
             leads: false,
             fenced: Some(fenced),
             waiting: HashMap::new(),
-            routing: HashMap::new(),
-            unanswered: BTreeMap::new(),
-            lanes: BTreeMap::new(),
-            routed: BTreeMap::new(),
+            outboxes: Outboxes::default(),
+            unrouted: BTreeMap::new(),
+            retry_in: RETRY_TICKS,
             events: Vec::new(),
             pushes: Pushes::default(),
             held: HeldByGroups::default(),
-            counted: Instant::now(),
+            counted: Duration::ZERO,
         }
     }
 
-    fn shared(&self) -> Arc<Shared> {
+    pub(super) fn shared(&self) -> Arc<Shared> {
         match self.shared.get() {
             Some(shared) => Arc::clone(shared),
             None => unreachable!("effects are carried out only after start-up handed it over"),
         }
     }
 
-    fn push(&mut self, arbiter: u16, event: Event) {
+    pub(super) fn push(&mut self, arbiter: u16, event: Event) {
         let arbiter = usize::from(arbiter);
         if self.events.len() <= arbiter {
             self.events.resize_with(arbiter + 1, Vec::new);
@@ -133,7 +155,7 @@ impl Machine {
         let Some(shared) = self.shared.get().cloned() else {
             return;
         };
-        if self.leads || self.led.len() < self.groups.len() {
+        if self.leads || self.member.is_some() || self.led.len() < self.groups.len() {
             return;
         }
         self.leads = true;
@@ -156,6 +178,16 @@ impl Machine {
         }
     }
 
+    /// Where there are several nodes, each group is led on its own.
+    fn begin_to_lead(&mut self, group: u16) {
+        let mut effects = Vec::new();
+        self.groups[usize::from(group)].lead(&mut effects);
+        // The index hears of the group's interest as of any other's.
+        let is_wanted = |effect: &Effect| matches!(effect, Effect::Route { .. } | Effect::Close { .. });
+        effects.retain(is_wanted);
+        self.carry_out(group, effects);
+    }
+
     /// Arbiters send what they have for a group to whoever leads it.
     fn learn_leader(&self, group: u16, leader: Leader) {
         if let Some(shared) = self.shared.get()
@@ -165,13 +197,13 @@ impl Machine {
         }
     }
 
-    /// What was said to a node, or by it, may be lost.
-    fn on_link_broken(&mut self, node: u64) {
-        self.pushes.on_link_broken(node);
-        if let Some(shared) = self.shared.get()
+    /// What was said to a node may be lost.
+    fn on_link_broken(&mut self, node: NodeId) {
+        self.pushes.on_link_broken(node.get());
+        if let Some(shared) = self.shared.get().cloned()
             && let Some(cluster) = &shared.cluster
         {
-            cluster.leaders.on_link_broken(shared, node);
+            self.reset_outboxes_to(cluster, node);
         }
     }
 
@@ -195,13 +227,16 @@ impl Machine {
             }
             Effect::Session { client_id, identity, exists } => {
                 shared.registry.set_persistent(&client_id, &identity, exists);
-                self.counters.sessions.add(if exists { 1 } else { -1 });
             }
             Effect::Subscribed { owner, epoch, packet_id, ticket, outcomes } => {
                 let connection = connection_of(owner);
                 let outcomes = outcomes.into_iter().map(outcome).collect();
                 let subscribed = SubscribedPersistent { connection, epoch, packet_id, ticket, outcomes };
-                self.push_to(shared, group, owner, Event::Subscribed(subscribed));
+                let event = Event::Subscribed(subscribed);
+                match &self.member {
+                    None => self.push_to(shared, group, owner, event),
+                    Some(_) => self.await_subscribed(group, owner, event),
+                }
             }
             Effect::Unsubscribed { owner, epoch, packet_id, ticket, outcomes } => {
                 let connection = connection_of(owner);
@@ -252,13 +287,13 @@ impl Machine {
                 self.lane_answered(shared, group, node, lane, number, refused)
             }
             Effect::Route { position, message, share } => {
-                self.route(shared, group, position, &message, share.as_deref())
+                self.unrouted.entry(group).or_default().push_back(Unrouted { position, message, share });
             }
             Effect::RetainedTaken { owner, epoch, read, queued } => {
                 let connection = connection_of(owner);
                 self.push_to(shared, group, owner, Event::RetainedTaken { connection, epoch, read, queued });
             }
-            Effect::Fenced { more } => self.was_fenced(shared, group, more),
+            Effect::Fenced { node, below, more } => self.was_fenced(shared, group, node, below, more),
             Effect::Dropped { reason, count } => {
                 let reason = match reason {
                     Drop::QueueMessages => DropReason::QueueMessages,
@@ -288,9 +323,9 @@ impl Machine {
         }
     }
 
-    fn was_fenced(&mut self, shared: &Shared, group: u16, more: bool) {
+    fn was_fenced(&mut self, shared: &Shared, group: u16, node: u64, below: u64, more: bool) {
         if more {
-            let fence = command::Fence { below: shared.incarnation(), sessions_max: FENCE_SESSIONS_MAX, node: 0 };
+            let fence = command::Fence { below, sessions_max: FENCE_SESSIONS_MAX, node };
             shared.submitter.propose(group, Command::Fence(fence));
             return;
         }
@@ -307,7 +342,7 @@ impl Machine {
 
     /// To the arbiter that serves a session, here or elsewhere, unless it has still to say what it has: then it will be
     /// sent what is missing.
-    fn push_to(&mut self, shared: &Shared, group: u16, owner: Owner, event: Event) {
+    pub(super) fn push_to(&mut self, shared: &Shared, group: u16, owner: Owner, event: Event) {
         let arbiter = connection_of(owner).arbiter();
         if shared.cluster.is_some() && !self.pushes.is_synced(group, owner.node, arbiter) {
             return;
@@ -324,13 +359,6 @@ impl Machine {
             // What was meant for the process before this one is for nobody.
             _ if incarnation == shared.incarnation() => self.push(arbiter, event),
             _ => {}
-        }
-    }
-
-    /// The clients of an arbiter here want something else. Whoever is to hear of that has, where there is nobody else.
-    fn interest_changed(&mut self, changes: InterestChanges) {
-        for (connection, ticket) in changes.barriers {
-            self.push(connection.arbiter(), Event::Barrier { connection, ticket });
         }
     }
 
@@ -407,72 +435,108 @@ impl Machine {
 
     // Outboxes.
 
-    fn route(&mut self, shared: &Shared, origin: u16, position: u64, message: &Arc<Message>, share: Option<&str>) {
-        let mut targets: BTreeMap<u16, LaneMessage> = BTreeMap::new();
-        let mut matched = Matched::default();
-        let clock = self.groups[usize::from(origin)].clock_ms();
-        let local = on_process_clock(message, clock, shared.now_ms());
-        match share {
-            Some(name) => match find_share(shared, name) {
-                Some(group) => self.route_to_share(shared, &local, &group, &mut targets),
-                None => self.counters.messages_dropped.inc(DropReason::NoSharedMember),
-            },
-            None => {
-                shared.index.matches(&message.topic, topic_hash(&message.topic), &mut matched);
-                for arbiter in matched.arbiters.iter() {
-                    let event =
-                        Event::Route { message: Arc::clone(&local), addressee: Addressee::Subscribers, weight: 0 };
-                    self.push(arbiter, event);
+    /// Routes what may be routed. What was matched counts only under a lease that is looked at afterwards: without one the
+    /// index may lack a subscription that was acknowledged elsewhere.
+    fn route_outboxes(&mut self, shared: &Shared) {
+        for origin in self.unrouted.keys().copied().collect::<Vec<_>>() {
+            while let Some(entry) = self.unrouted.get_mut(&origin).and_then(VecDeque::pop_front) {
+                let targets = self.targets(shared, origin, &entry);
+                if let Some(cluster) = &shared.cluster
+                    && !cluster.may_acknowledge()
+                {
+                    self.unrouted.entry(origin).or_default().push_front(entry);
+                    return;
                 }
-                if message.qos != QoS::AtMostOnce {
-                    for &group in &matched.groups {
-                        targets.entry(group).or_default().match_subscriptions = true;
-                    }
-                }
-                for group in &matched.shares {
-                    self.route_to_share(shared, &local, group, &mut targets);
-                }
-                if message.retain {
-                    shared.retained_possible.store(true, Ordering::Relaxed);
-                    let group = shared.submitter.slots().group_of(&message.topic);
-                    targets.entry(group).or_default().store_retained = true;
-                }
+                self.route(shared, origin, &entry, targets);
             }
-        }
-        if targets.is_empty() {
-            self.routed.entry(origin).or_default().push(position);
-            return;
-        }
-        self.routing.insert((origin, position), targets.len());
-        for (target, mut lane_message) in targets {
-            lane_message.number = position;
-            lane_message.message = Some(MessageRecord::from_message(message, clock));
-            self.unanswered.entry((origin, target)).or_default().push_back(position);
-            self.lanes.entry((origin, target)).or_default().push(lane_message);
+            self.unrouted.remove(&origin);
         }
     }
 
-    fn route_to_share(
-        &mut self,
-        shared: &Shared,
-        message: &Arc<Message>,
-        group: &Arc<ShareGroup>,
-        targets: &mut BTreeMap<u16, LaneMessage>,
-    ) {
+    fn targets(&self, shared: &Shared, origin: u16, entry: &Unrouted) -> Targets {
+        let Unrouted { message, share, .. } = entry;
+        let mut targets = Targets::default();
+        match share {
+            Some(name) => match find_share(shared, name) {
+                Some(group) => self.pick(shared, message, &group, &mut targets),
+                None => targets.unserved += 1,
+            },
+            None => {
+                let mut matched = Matched::default();
+                shared.index.matches(&message.topic, topic_hash(&message.topic), &mut matched);
+                targets.arbiters.extend(matched.arbiters.iter());
+                targets.nodes.extend(matched.nodes_for(message.qos));
+                if message.qos != QoS::AtMostOnce {
+                    for &group in &matched.groups {
+                        targets.groups.entry(group).or_default().match_subscriptions = true;
+                    }
+                }
+                for group in &matched.shares {
+                    self.pick(shared, message, group, &mut targets);
+                }
+                if message.retain {
+                    let group = shared.submitter.slots().group_of(&message.topic);
+                    targets.groups.entry(group).or_default().store_retained = true;
+                }
+            }
+        }
+        let clock = self.groups[usize::from(origin)].clock_ms();
+        for lane_message in targets.groups.values_mut() {
+            lane_message.number = entry.position;
+            lane_message.message = Some(MessageRecord::from_message(message, clock));
+        }
+        targets
+    }
+
+    fn pick(&self, shared: &Shared, message: &Arc<Message>, group: &Arc<ShareGroup>, targets: &mut Targets) {
         let strategy: PickStrategy = shared.settings.shared.strategy.into();
         let publisher = strategy.publisher_hash(&message.publisher);
         let topic = strategy.topic_hash(&message.topic, topic_hash(&message.topic));
         let online_only = message.qos == QoS::AtMostOnce;
         match group.pick(strategy, publisher, topic, None, online_only) {
             Some(ShareTarget::Connection { connection, .. }) => {
-                let member = ConnectionKey::from_raw(connection);
-                let addressee = Addressee::Member(member, Arc::clone(group), None);
-                self.push(member.arbiter(), Event::Route { message: Arc::clone(message), addressee, weight: 0 });
+                targets.members.push((ConnectionKey::from_raw(connection), Arc::clone(group)));
             }
             Some(ShareTarget::Session { group: target }) => {
-                targets.entry(target).or_default().shares.push(group.subscription_name().to_owned());
+                targets.groups.entry(target).or_default().shares.push(group.subscription_name().to_owned());
             }
-            None => self.counters.messages_dropped.inc(DropReason::NoSharedMember),
+            None => targets.unserved += 1,
+        }
+    }
+
+    fn route(&mut self, shared: &Shared, origin: u16, entry: &Unrouted, targets: Targets) {
+        let position = entry.position;
+        let clock = self.groups[usize::from(origin)].clock_ms();
+        let local = on_process_clock(&entry.message, clock, shared.now_ms());
+        if targets.unserved > 0 {
+            self.counters.messages_dropped.add(DropReason::NoSharedMember, targets.unserved);
+        }
+        if entry.message.retain {
+            shared.retained_possible.store(true, Ordering::Relaxed);
+        }
+        if !(targets.arbiters.is_empty() && targets.members.is_empty()) && is_first_time(shared, origin, position) {
+            for arbiter in targets.arbiters {
+                let event = Event::Route { message: Arc::clone(&local), addressee: Addressee::Subscribers, weight: 0 };
+                self.push(arbiter, event);
+            }
+            for (member, group) in targets.members {
+                let addressee = Addressee::Member(member, group, None);
+                self.push(member.arbiter(), Event::Route { message: Arc::clone(&local), addressee, weight: 0 });
+            }
+        }
+        self.outboxes.begin(origin, position, targets.groups.len() + targets.nodes.len());
+        for (target, lane_message) in targets.groups {
+            self.outboxes.push(origin, OutboxTarget::Group(target), position, |out| {
+                command::encode_lane_message(&lane_message, out);
+            });
+        }
+        for node in targets.nodes {
+            let record = MessageRecord::from_message(&local, shared.now_ms());
+            let item = NodeMessage { number: position, message: Some(record) };
+            self.outboxes.push(origin, OutboxTarget::Node(node), position, |out| {
+                // Cannot fail: a `BytesMut` grows.
+                let _ = item.encode_length_delimited(out);
+            });
         }
     }
 
@@ -493,38 +557,71 @@ impl Machine {
         }
         // Nothing that comes from an outbox asks for what can be refused.
         let origin = (lane & !OUTBOX_LANE) as u16;
-        let Some(positions) = self.unanswered.get_mut(&(origin, group)) else {
-            return;
-        };
-        while let Some(&position) = positions.front()
-            && position <= number
+        if self.led.contains(&origin) {
+            return self.outboxes.on_answer(origin, OutboxTarget::Group(group), number);
+        }
+        if let Some(cluster) = &shared.cluster
+            && let Some(leader) = cluster.leaders.get(origin)
         {
-            positions.pop_front();
-            let Some(remaining) = self.routing.get_mut(&(origin, position)) else {
-                continue;
-            };
-            *remaining -= 1;
-            if *remaining == 0 {
-                self.routing.remove(&(origin, position));
-                self.routed.entry(origin).or_default().push(position);
-            }
+            let answered = OutboxAnswered { origin: u32::from(origin), group: u32::from(group), number };
+            // Whoever hears no answer sends again.
+            let _ = cluster.peers.forward(leader.node, Forwarded::OutboxAnswered(answered));
         }
     }
 
-    /// Proposes what routing led to.
+    /// Sends and proposes what routing led to.
     fn submit(&mut self, shared: &Shared) {
-        for ((origin, target), messages) in std::mem::take(&mut self.lanes) {
-            // An outbox outlives every incarnation.
-            let batch = LaneBatch {
-                lane: OUTBOX_LANE | u64::from(origin),
-                incarnation: u64::MAX,
-                messages,
-                ..LaneBatch::default()
-            };
-            shared.submitter.propose(target, Command::Lane(batch));
+        self.route_outboxes(shared);
+        for (origin, target) in self.outboxes.take_touched() {
+            while let Some(batch) = self.outboxes.next_batch(origin, target) {
+                if self.send_batch(shared, origin, target, batch).is_err() {
+                    self.outboxes.hold(origin, target);
+                    break;
+                }
+            }
         }
-        for (group, positions) in std::mem::take(&mut self.routed) {
+        for (group, positions) in self.outboxes.take_routed() {
             shared.submitter.propose(group, Command::Routed(command::Routed { positions }));
+        }
+    }
+
+    fn send_batch(&self, shared: &Shared, origin: u16, target: OutboxTarget, batch: Batch) -> Result<(), PeerFull> {
+        match target {
+            OutboxTarget::Group(group) => {
+                // An outbox outlives every incarnation.
+                let lane = OUTBOX_LANE | u64::from(origin);
+                let incarnation = u64::MAX;
+                let head = LaneBatch { lane, incarnation, previous: batch.previous, ..LaneBatch::default() };
+                let command = command::encode_lane(&head, &batch.payload);
+                let leader = shared.cluster.as_ref().map(|cluster| (cluster, cluster.leaders.get(group)));
+                match leader {
+                    None => shared.submitter.propose_encoded(group, command),
+                    Some((cluster, Some(leader))) if leader.node == cluster.node => {
+                        shared.submitter.propose_encoded(group, command);
+                    }
+                    Some((cluster, Some(leader))) => {
+                        let propose = Propose { group: u32::from(group), command };
+                        return cluster.peers.forward(leader.node, Forwarded::Propose(propose));
+                    }
+                    Some((_, None)) => return Err(PeerFull),
+                }
+                Ok(())
+            }
+            OutboxTarget::Node(node) => {
+                let cluster = shared.cluster.as_ref().ok_or(PeerFull)?;
+                let process = cluster.nodes.get(node).ok_or(PeerFull)?;
+                let messages = Messages {
+                    lane: wire::OUTBOX_LANE | u32::from(origin),
+                    incarnation: wire::OUTBOX_INCARNATION,
+                    target_incarnation: process.incarnation,
+                    previous: batch.previous,
+                    last: batch.last,
+                    items: batch.items,
+                    round: batch.round,
+                    payload: batch.payload,
+                };
+                cluster.peers.forward(process.node, Forwarded::Messages(messages))
+            }
         }
     }
 
@@ -555,7 +652,12 @@ impl Machine {
 
     fn count_held(&mut self) {
         let mut now = HeldByGroups::default();
-        for group in &self.groups {
+        for (number, group) in self.groups.iter().enumerate() {
+            // Each counts where it is led.
+            if self.member.is_some() && !self.led.contains(&(number as u16)) {
+                continue;
+            }
+            now.sessions += group.persistent_sessions() as i64;
             now.retained_messages += group.retained().len() as i64;
             now.retained_bytes += group.retained().bytes() as i64;
             now.delayed_messages += group.delayed() as i64;
@@ -567,6 +669,7 @@ impl Machine {
         let before = std::mem::replace(&mut self.held, now);
         let backlog = now.backlog - before.backlog;
         let counters = &self.counters;
+        counters.sessions.add(now.sessions - before.sessions);
         counters.retained_messages.add(now.retained_messages - before.retained_messages);
         counters.retained_bytes.add(now.retained_bytes - before.retained_bytes);
         counters.delayed_messages.add(now.delayed_messages - before.delayed_messages);
@@ -581,10 +684,20 @@ impl Machine {
 impl StateMachine for Machine {
     type Query = Query;
 
-    fn apply(&mut self, group: GroupId, _index: u64, entry: &Bytes, live: bool) {
+    fn apply(&mut self, group: GroupId, index: u64, entry: &Bytes, live: bool) {
+        if group == GroupId::DIRECTORY {
+            return self.apply_directory(index, entry);
+        }
         let state = &mut self.groups[usize::from(group.0)];
+        let mut effects = std::mem::take(&mut self.effects);
         match command::decode(entry.clone()) {
-            Ok(Some(command)) => state.apply(command, &mut self.effects),
+            Ok(Some(command)) => {
+                let is_tick = matches!(command, Command::Tick(_));
+                state.apply(command, &mut effects);
+                if let Some(shared) = self.shared.get().filter(|_| is_tick) {
+                    shared.submitter.ticked(group.0, state.clock_ms(), state.wall_ms());
+                }
+            }
             Ok(None) => tracing::error!("the log holds a command that this version does not know; it is skipped"),
             Err(error) => {
                 // Its checksum was right, so these are the bytes that were written: not a disk's fault.
@@ -596,25 +709,44 @@ impl StateMachine for Machine {
         if state.is_small() {
             state.assert_invariants();
         }
-        let effects = std::mem::take(&mut self.effects);
-        if live && self.leads {
+        if let Some(member) = &mut self.member {
+            // All of it before anybody is told: SUBACK waits for the interest of its own entry.
+            effects.retain(|effect| !member.note(group.0, index, effect));
+            if live && self.led.contains(&group.0) {
+                self.carry_out(group.0, effects);
+            }
+        } else if live && self.leads {
             self.carry_out(group.0, effects);
         }
     }
 
     fn lead(&mut self, group: GroupId, term: u64) {
+        let me = self.shared.get().and_then(|shared| shared.cluster.as_ref()).map(|cluster| cluster.node);
+        if group == GroupId::DIRECTORY {
+            return self.on_directory_role(me.and_then(NodeId::new), term);
+        }
         self.led.insert(group.0);
         self.pushes.lead(group.0, term);
         self.begin_if_due();
-        if let Some(cluster) = self.shared.get().and_then(|shared| shared.cluster.as_ref()) {
-            self.learn_leader(group.0, Leader { node: cluster.node, term });
+        if let Some(node) = me {
+            self.on_group_role(group.0, Some(term));
+            self.outboxes.reset(OutboxTarget::Group(group.0));
+            self.begin_to_lead(group.0);
+            self.learn_leader(group.0, Leader { node, term });
         }
     }
 
     fn follow(&mut self, group: GroupId, term: u64, leader: Option<NodeId>) {
+        if group == GroupId::DIRECTORY {
+            return self.on_directory_role(leader, term);
+        }
         self.led.remove(&group.0);
         self.pushes.follow(group.0);
+        self.outboxes.forget(group.0);
+        self.unrouted.remove(&group.0);
+        self.on_group_role(group.0, None);
         if let Some(node) = leader {
+            self.outboxes.reset(OutboxTarget::Group(group.0));
             self.learn_leader(group.0, Leader { node: node.get(), term });
         }
     }
@@ -637,7 +769,15 @@ impl StateMachine for Machine {
                 }
             }
             Query::LinkBroken(node) => self.on_link_broken(node),
-            Query::Interest(changes) => self.interest_changed(changes),
+            Query::ControlLink { node, link } => self.on_control_link(node, link),
+            Query::Control { node, message } => self.on_control(node, message),
+            Query::RoundComplete(token) => self.on_round_complete(token),
+            Query::ClientsClosed => self.on_clients_closed(),
+            Query::OutboxAnswered { origin, target, number, gap_in_round } => match gap_in_round {
+                Some(round) => self.outboxes.on_gap(origin, target, round, number),
+                None => self.outboxes.on_answer(origin, target, number),
+            },
+            Query::Interest(changes) => self.change_interest(changes),
             Query::Resync { node, resync } => self.resync(node, resync),
             Query::RetainedPage { asker, number, filter, cursor } => {
                 self.retained_page(asker, number, &filter, cursor);
@@ -646,10 +786,13 @@ impl StateMachine for Machine {
     }
 
     fn flush(&mut self) {
-        if !self.leads {
+        if !self.leads && self.member.is_none() {
             return;
         }
-        let shared = self.shared();
+        let Some(shared) = self.shared.get().cloned() else {
+            return;
+        };
+        self.carry_out_membership();
         self.submit(&shared);
         self.pushes.flush(&shared);
         for (arbiter, events) in self.events.iter_mut().enumerate() {
@@ -660,29 +803,79 @@ impl StateMachine for Machine {
         shared.wake_paused_publishers();
     }
 
-    fn tick(&mut self, now: Instant) {
-        if !self.leads {
+    fn tick(&mut self, now: Duration) {
+        let Some(shared) = self.shared.get().cloned().filter(|_| self.leads || self.member.is_some()) else {
             return;
-        }
-        let shared = self.shared();
+        };
         if let Some(cluster) = &shared.cluster {
-            self.pushes.ask_behind(&*cluster.peers);
-        }
-        for (group, state) in self.groups.iter().enumerate() {
-            if let Some(due) = state.next_due_ms() {
-                shared.submitter.tick_if_due(group as u16, due.saturating_sub(state.clock_ms()));
+            self.tick_member();
+            self.pushes.ask(&*cluster.peers, &self.other_nodes(cluster.node));
+            self.retry_in -= 1;
+            if self.retry_in == 0 {
+                self.retry_in = RETRY_TICKS;
+                self.outboxes.retry();
             }
         }
-        if now.duration_since(self.counted).as_millis() >= 500 {
+        for &group in &self.led {
+            let state = &self.groups[usize::from(group)];
+            if let Some(due) = state.next_due_ms() {
+                shared.submitter.tick_if_due(group, due.saturating_sub(state.clock_ms()));
+            }
+        }
+        if now.saturating_sub(self.counted).as_millis() >= 500 {
             self.counted = now;
             self.count_held();
             self.counters.flush();
         }
     }
 
+    fn restore(&mut self, group: GroupId, index: u64, pairs: &[(Vec<u8>, Vec<u8>)]) {
+        if group == GroupId::DIRECTORY {
+            return self.restore_directory(pairs);
+        }
+        match GroupState::restore(self.config, pairs.iter().cloned()) {
+            Ok(state) => {
+                if let Some(member) = &mut self.member {
+                    member.restored(group.0, index, &state);
+                }
+                self.groups[usize::from(group.0)] = state;
+            }
+            Err(error) => {
+                tracing::error!(%error, %group, "the state that another node sent of a group cannot be used");
+                std::process::abort();
+            }
+        }
+    }
+
     fn checkpoint(&mut self, group: GroupId) -> Option<Vec<Write>> {
+        if group == GroupId::DIRECTORY {
+            return self.member.as_mut().and_then(Member::directory_writes);
+        }
         Some(self.groups[usize::from(group.0)].take_dirty())
     }
+}
+
+/// Whom an entry of an outbox goes to.
+#[derive(Debug, Default)]
+struct Targets {
+    arbiters: Vec<u16>,
+    members: Vec<(ConnectionKey, Arc<ShareGroup>)>,
+    nodes: BTreeSet<u16>,
+    groups: BTreeMap<u16, LaneMessage>,
+    /// Shared subscriptions that nobody could take it for.
+    unserved: u64,
+}
+
+/// Whether the clients here have not had it from whoever led the group before.
+fn is_first_time(shared: &Shared, origin: u16, position: u64) -> bool {
+    let Some(cluster) = &shared.cluster else {
+        return true;
+    };
+    let lane = LaneId(wire::OUTBOX_LANE | u32::from(origin));
+    let batch = Batch { previous: 0, last: position, items: 1, round: 0, payload: Bytes::new() };
+    let mut incoming = cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner);
+    let verdict = incoming.on_batch(OUTBOXES, Incarnation(wire::OUTBOX_INCARNATION), lane, &batch);
+    matches!(verdict, Verdict::Apply { .. })
 }
 
 fn connection_of(owner: Owner) -> ConnectionKey {

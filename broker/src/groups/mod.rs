@@ -5,6 +5,8 @@
 
 pub mod incoming;
 mod machine;
+mod member;
+mod outboxes;
 mod pushes;
 mod start;
 

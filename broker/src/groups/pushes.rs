@@ -1,7 +1,7 @@
 //! What the leaders here have for arbiters elsewhere, and which arbiters may be told anything at all.
 //!
 //! A leader pushes nothing to an arbiter before that has said what its clients have (its *resync*): what the leader before
-//! sent may be under way still, and would be sent twice on a living connection.
+//! sent may be under way still, and would be sent twice on a living connection. Who has not said so is asked.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,13 +9,29 @@ use crate::peers::wire::{AskResync, EventKind, Forwarded, GroupEvent, GroupEvent
 use crate::peers::{PeerFull, Peers};
 use crate::router::Shared;
 
+/// Calls of [`Pushes::ask`] between two questions to one node.
+const ASK_TICKS: u32 = 5;
+
+/// What one node said to one leader.
+#[derive(Debug, Default)]
+struct Synced {
+    arbiters: BTreeSet<u16>,
+    /// How many it has; 0 before it said anything.
+    of: u32,
+    /// Until it is asked (again).
+    ask_in: u32,
+}
+
+impl Synced {
+    fn is_complete(&self) -> bool {
+        self.of != 0 && self.arbiters.len() >= self.of as usize
+    }
+}
+
 #[derive(Debug, Default)]
 struct Led {
     term: u64,
-    /// Arbiters, by node, that have said what they have.
-    synced: BTreeSet<(u64, u16)>,
-    /// Nodes that are to say so again: not all of what was for them found room.
-    behind: BTreeSet<u64>,
+    nodes: BTreeMap<u64, Synced>,
 }
 
 /// Of all groups that this node leads.
@@ -41,26 +57,29 @@ impl Pushes {
     /// The link to a node broke: what was said may be lost.
     pub(super) fn on_link_broken(&mut self, node: u64) {
         for led in self.led.values_mut() {
-            led.synced.retain(|&(synced, _)| synced != node);
+            led.nodes.remove(&node);
         }
         self.gathered.retain(|&(to, ..), _| to != node);
     }
 
     pub(super) fn is_synced(&self, group: u16, node: u64, arbiter: u16) -> bool {
-        self.led.get(&group).is_some_and(|led| led.synced.contains(&(node, arbiter)))
+        let nodes = self.led.get(&group).map(|led| &led.nodes);
+        nodes.and_then(|nodes| nodes.get(&node)).is_some_and(|synced| synced.arbiters.contains(&arbiter))
     }
 
     /// An arbiter has said what it has. `None`: to another leader than this.
     pub(super) fn synced(&mut self, node: u64, resync: &Resync) -> Option<u16> {
-        let group = u16::try_from(resync.group).ok()?;
+        let (group, arbiter) = (u16::try_from(resync.group).ok()?, u16::try_from(resync.arbiter).ok()?);
         let led = self.led.get_mut(&group).filter(|led| led.term == resync.term)?;
-        led.synced.insert((node, u16::try_from(resync.arbiter).ok()?));
+        let synced = led.nodes.entry(node).or_default();
+        synced.arbiters.insert(arbiter);
+        synced.of = resync.arbiters;
         Some(group)
     }
 
     /// For an arbiter of another node, when the turn ends.
     pub(super) fn push(&mut self, group: u16, node: u64, incarnation: u64, events: Vec<EventKind>) {
-        if self.led.get(&group).is_some_and(|led| !led.behind.contains(&node)) {
+        if self.led.contains_key(&group) {
             let gathered = self.gathered.entry((node, incarnation, group)).or_default();
             gathered.extend(events.into_iter().map(|kind| GroupEvent { kind: Some(kind) }));
         }
@@ -77,17 +96,25 @@ impl Pushes {
             };
             let events = GroupEvents { group: u32::from(group), term: led.term, incarnation, events };
             if let Err(PeerFull) = cluster.peers.forward(node, Forwarded::Events(events)) {
-                led.behind.insert(node);
-                led.synced.retain(|&(synced, _)| synced != node);
+                led.nodes.remove(&node);
             }
         }
     }
 
-    /// Now and then: asks those that are behind.
-    pub(super) fn ask_behind(&mut self, peers: &dyn Peers) {
+    /// About every 100 ms: asks those of `nodes` that have not said what all of their arbiters have.
+    pub(super) fn ask(&mut self, peers: &dyn Peers, nodes: &[u64]) {
         for (&group, led) in &mut self.led {
             let ask = AskResync { group: u32::from(group), term: led.term };
-            led.behind.retain(|&node| peers.forward(node, Forwarded::AskResync(ask)).is_err());
+            for &node in nodes {
+                let synced = led.nodes.entry(node).or_insert_with(|| Synced { ask_in: ASK_TICKS, ..Synced::default() });
+                if synced.is_complete() {
+                    continue;
+                }
+                synced.ask_in = synced.ask_in.saturating_sub(1);
+                if synced.ask_in == 0 && peers.forward(node, Forwarded::AskResync(ask)).is_ok() {
+                    synced.ask_in = ASK_TICKS;
+                }
+            }
         }
     }
 }

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use bytes::Bytes;
+
+pub mod links;
 pub mod wire;
 
 /// There is no room on the way to that node now. Whoever wanted to say something keeps it, and says it again.
@@ -15,4 +18,7 @@ pub trait Peers: Send + Sync + fmt::Debug {
     /// # Errors
     /// No room, or no link.
     fn forward(&self, node: u64, forwarded: wire::Forwarded) -> Result<(), PeerFull>;
+
+    /// Says something of membership to `node`. It arrives, in order, or the link breaks.
+    fn control(&self, node: u64, message: Bytes);
 }

@@ -21,7 +21,7 @@ use crate::router::Event;
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Forward {
     /// Which.
-    #[prost(oneof = "Forwarded", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "Forwarded", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub forwarded: Option<Forwarded>,
 }
 
@@ -49,6 +49,30 @@ pub enum Forwarded {
     /// From a node that was sent [`Messages`].
     #[prost(message, tag = "7")]
     MessagesAnswer(MessagesAnswer),
+    /// For the leader of a group whose outbox it is.
+    #[prost(message, tag = "8")]
+    OutboxAnswered(OutboxAnswered),
+}
+
+/// Marks a lane of [`Messages`] that leads from the outbox of a group, whose number the rest is. It outlives every
+/// incarnation of the nodes that lead the group.
+pub const OUTBOX_LANE: u32 = 1 << 31;
+
+/// As the incarnation of an outbox's lane.
+pub const OUTBOX_INCARNATION: u64 = u64::MAX;
+
+/// A group has taken what came to it from the outbox of another.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct OutboxAnswered {
+    /// Whose outbox it is.
+    #[prost(uint32, tag = "1")]
+    pub origin: u32,
+    /// Which group answers.
+    #[prost(uint32, tag = "2")]
+    pub group: u32,
+    /// Everything up to this position.
+    #[prost(uint64, tag = "3")]
+    pub number: u64,
 }
 
 /// What gathered in the lane from an arbiter to a node.
@@ -172,6 +196,9 @@ pub struct Resync {
     /// The arbiter whose connections these are.
     #[prost(uint32, tag = "6")]
     pub arbiter: u32,
+    /// How many arbiters the node has.
+    #[prost(uint32, tag = "7")]
+    pub arbiters: u32,
     /// Its sessions.
     #[prost(message, repeated, tag = "3")]
     pub sessions: Vec<ServedSession>,

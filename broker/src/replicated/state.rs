@@ -166,6 +166,8 @@ pub struct GroupState {
     /// The body of the message that the present command delivers.
     body: Option<(Arc<Message>, u64)>,
     delayed: usize,
+    /// Sessions that outlive their connections.
+    persistent: usize,
     /// Of all sessions.
     backlog: Backlog,
     subscriptions: usize,
@@ -213,6 +215,7 @@ impl GroupState {
             owned: BTreeMap::new(),
             body: None,
             delayed: 0,
+            persistent: 0,
             backlog: Backlog::default(),
             subscriptions: 0,
             subscriptions_shared: 0,
@@ -274,6 +277,39 @@ impl GroupState {
         self.sessions.len()
     }
 
+    /// Those of them that outlive their connections.
+    #[must_use]
+    pub fn persistent_sessions(&self) -> usize {
+        self.persistent
+    }
+
+    /// The group's wall clock, as its last tick said.
+    #[must_use]
+    pub fn wall_ms(&self) -> u64 {
+        self.wall_ms
+    }
+
+    /// What the sessions here want: of each filter how many do, of each shared subscription how many members it has and
+    /// how many of them are connected.
+    pub fn for_each_interest(&self, mut tell: impl FnMut(&Arc<str>, u32, u32)) {
+        let mut plain: HashMap<&Arc<str>, u32> = HashMap::new();
+        for session in self.sessions.values() {
+            for (filter, subscription) in &session.subscriptions {
+                if is_wanted(subscription.options.qos) && !filter.starts_with("$share/") {
+                    *plain.entry(filter).or_default() += 1;
+                }
+            }
+        }
+        plain.into_iter().for_each(|(filter, sessions)| tell(filter, sessions, 0));
+        self.shares.iter().for_each(|(share, of)| tell(share, of.members.len() as u32, of.online));
+    }
+
+    /// The fences that are complete: all sessions of those incarnations are released.
+    pub fn fences_complete(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let is_complete = |&(&node, &below): &(&u64, &u64)| self.owned.range((node, 0)..(node, below)).next().is_none();
+        self.fenced_below.iter().filter(is_complete).map(|(&node, &below)| (node, below))
+    }
+
     /// What is held for the sessions here.
     #[must_use]
     pub fn backlog(&self) -> Backlog {
@@ -332,6 +368,7 @@ impl GroupState {
                 continue;
             };
             let subscriptions = session.subscriptions.clone();
+            self.persistent += usize::from(!session.transient);
             self.backlog += session.outbound.backlog();
             self.subscriptions += subscriptions.len();
             self.subscriptions_shared += subscriptions.keys().filter(|filter| filter.starts_with("$share/")).count();
@@ -419,6 +456,7 @@ impl GroupState {
             subscriptions.1 += session.subscriptions.keys().filter(|filter| filter.starts_with("$share/")).count();
         }
         assert_eq!((self.backlog, self.subscriptions()), (backlog, subscriptions), "what is counted");
+        assert_eq!(self.persistent, self.sessions.values().filter(|session| !session.transient).count());
         assert_eq!(self.delayed, self.outbox.values().filter(|entry| entry.due_ms.is_some()).count());
     }
 }

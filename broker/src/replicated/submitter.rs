@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use kentongan_cluster::{GroupId, PipelineHandle};
+use kentongan_cluster::interest::LinkId;
+use kentongan_cluster::{GroupId, NodeId, PipelineHandle};
 
 use super::command::{self, Command};
 use super::{ClaimRequest, InterestChanges, RetainedCursor, Slots};
@@ -23,8 +24,37 @@ pub enum Query {
     Released(Arc<str>),
     /// What the clients of an arbiter want has changed.
     Interest(InterestChanges),
-    /// The link to this node broke.
-    LinkBroken(u64),
+    /// What is sent to this node, or by it, in the forward class goes over another link now.
+    LinkBroken(NodeId),
+    /// The control link from or to a node changed: `None`, nothing comes over it now.
+    ControlLink {
+        /// Which node.
+        node: NodeId,
+        /// The same for the same link, and for no other.
+        link: Option<LinkId>,
+    },
+    /// A control message of a node.
+    Control {
+        /// Which node.
+        node: NodeId,
+        /// See [`kentongan_cluster::membership::wire`].
+        message: Bytes,
+    },
+    /// A ReadIndex round that membership asked for is complete.
+    RoundComplete(u64),
+    /// An arbiter has closed the clients of a registration that ended.
+    ClientsClosed,
+    /// A target has what came from an outbox, or lacks what came before it.
+    OutboxAnswered {
+        /// Whose outbox.
+        origin: u16,
+        /// Which target.
+        target: OutboxTarget,
+        /// It has everything up to here.
+        number: u64,
+        /// It refused a batch of this round.
+        gap_in_round: Option<u32>,
+    },
     /// What a node has of the sessions that it serves.
     Resync {
         /// Which node.
@@ -43,6 +73,15 @@ pub enum Query {
         /// Where to go on.
         cursor: RetainedCursor,
     },
+}
+
+/// Where a lane from an outbox leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OutboxTarget {
+    /// The persistent sessions, or the retained messages, of a group.
+    Group(u16),
+    /// The transient sessions of another node, by its number in the index.
+    Node(u16),
 }
 
 /// A connection anywhere in the cluster.
@@ -65,28 +104,44 @@ pub struct Submitter {
     started: Instant,
 }
 
-/// A group's clock as its leader keeps it.
-#[derive(Debug)]
+/// A group's clock as it is known here.
+#[derive(Debug, Default)]
 struct Clock {
-    /// Process time of the last tick that was submitted.
-    ticked_ms: AtomicU64,
-    /// Whoever submits a tick holds it, so that each stretch of time is told once.
-    telling: Mutex<bool>,
+    /// Process time of the last tick that was proposed; 0 before the first.
+    proposed_ms: AtomicU64,
+    /// The last tick that was applied here, if it was no old one.
+    applied: Mutex<Option<Applied>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Applied {
+    /// The group's clock after it.
+    clock_ms: u64,
+    /// Process time.
+    at_ms: u64,
 }
 
 /// A group's clock may lag this much behind when a command reaches it.
 const LAG_MS_MAX: u64 = 500;
 
+/// A tick that says an older time than this is one that the log kept while no replica ran.
+const TICK_AGE_MS_MAX: u64 = 5000;
+
 impl Submitter {
     /// To the groups of `slots`, by `pipeline`.
     #[must_use]
     pub fn new(pipeline: PipelineHandle<Query>, slots: Slots) -> Self {
-        let clock = |_| Clock { ticked_ms: AtomicU64::new(0), telling: Mutex::new(false) };
-        Self { pipeline, slots, clocks: (0..slots.groups()).map(clock).collect(), started: Instant::now() }
+        let clocks = (0..slots.groups()).map(|_| Clock::default()).collect();
+        Self { pipeline, slots, clocks, started: Instant::now() }
     }
 
     fn now_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+        // Never 0, which stands for "not yet".
+        self.started.elapsed().as_millis() as u64 + 1
+    }
+
+    fn wall_ms() -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
     }
 
     /// Sees to it that the group knows the time before what is submitted next: its messages expire by that clock. An
@@ -95,32 +150,48 @@ impl Submitter {
         let Some(clock) = self.clocks.get(usize::from(group)) else {
             return;
         };
-        if self.now_ms().saturating_sub(clock.ticked_ms.load(Ordering::Acquire)) <= LAG_MS_MAX
-            && self.now_ms() > LAG_MS_MAX
-        {
-            return;
-        }
-        let mut told = clock.telling.lock().unwrap_or_else(PoisonError::into_inner);
         let now_ms = self.now_ms();
-        let elapsed_ms = now_ms.saturating_sub(clock.ticked_ms.load(Ordering::Acquire));
-        if *told && elapsed_ms <= LAG_MS_MAX {
+        let proposed_ms = clock.proposed_ms.load(Ordering::Acquire);
+        if proposed_ms != 0 && now_ms.saturating_sub(proposed_ms) <= LAG_MS_MAX {
             return;
         }
-        let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-        // The first one bridges the time that the node was down, by the wall clock.
-        let tick = command::Tick { elapsed_ms, wall_ms, bridge: !*told };
-        *told = true;
+        // Of several threads one tells it, and before it goes on.
+        let applied = clock.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        if clock.proposed_ms.load(Ordering::Acquire) != proposed_ms {
+            return;
+        }
+        let tick = match *applied {
+            Some(Applied { clock_ms, at_ms }) => command::Tick {
+                elapsed_ms: now_ms.saturating_sub(at_ms),
+                wall_ms: Self::wall_ms(),
+                bridge: false,
+                from_ms: Some(clock_ms),
+            },
+            // The first one bridges the time that no replica ran, by the wall clock.
+            None => command::Tick { elapsed_ms: 0, wall_ms: Self::wall_ms(), bridge: true, from_ms: None },
+        };
         self.pipeline.propose(GroupId(group), command::encode(Command::Tick(tick)));
-        clock.ticked_ms.store(now_ms, Ordering::Release);
+        clock.proposed_ms.store(now_ms, Ordering::Release);
+    }
+
+    /// A tick was applied here, which left the group's clock at `clock_ms`, and said that the wall clock was at `wall_ms`.
+    pub fn ticked(&self, group: u16, clock_ms: u64, wall_ms: u64) {
+        let is_recent = Self::wall_ms().abs_diff(wall_ms) < TICK_AGE_MS_MAX;
+        if let Some(clock) = self.clocks.get(usize::from(group)) {
+            let applied = Applied { clock_ms, at_ms: self.now_ms() };
+            *clock.applied.lock().unwrap_or_else(PoisonError::into_inner) = is_recent.then_some(applied);
+        }
     }
 
     /// A timer of the group is due `in_ms` after its last tick: ticks when that time has come.
     pub fn tick_if_due(&self, group: u16, in_ms: u64) {
-        if let Some(clock) = self.clocks.get(usize::from(group)) {
-            let elapsed_ms = self.now_ms().saturating_sub(clock.ticked_ms.load(Ordering::Acquire));
-            if elapsed_ms >= in_ms && elapsed_ms > LAG_MS_MAX {
-                self.tell_time(group);
-            }
+        let Some(clock) = self.clocks.get(usize::from(group)) else {
+            return;
+        };
+        let applied = *clock.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        let elapsed_ms = applied.map_or(u64::MAX, |applied| self.now_ms().saturating_sub(applied.at_ms));
+        if elapsed_ms >= in_ms && elapsed_ms > LAG_MS_MAX {
+            self.tell_time(group);
         }
     }
 
@@ -153,9 +224,20 @@ impl Submitter {
         self.pipeline.notify(Query::Interest(changes));
     }
 
-    /// The link to a node broke: what was said over it may be lost.
-    pub fn link_broken(&self, node: u64) {
-        self.pipeline.notify(Query::LinkBroken(node));
+    /// Tells the thread that applies something that concerns no group.
+    pub fn notify(&self, query: Query) {
+        self.pipeline.notify(query);
+    }
+
+    /// The way to the groups themselves.
+    #[must_use]
+    pub fn pipeline(&self) -> &PipelineHandle<Query> {
+        &self.pipeline
+    }
+
+    /// A target of an outbox's lane has everything up to `number`; or lacks what came before a batch of that round.
+    pub fn outbox_answered(&self, origin: u16, target: OutboxTarget, number: u64, gap_in_round: Option<u32>) {
+        self.pipeline.notify(Query::OutboxAnswered { origin, target, number, gap_in_round });
     }
 
     /// What an arbiter of `node` has of the sessions of a group that this node leads. Behind what was proposed before.

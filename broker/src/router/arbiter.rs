@@ -88,6 +88,8 @@ pub struct ArbiterState {
     pub(super) interest: InterestChanges,
     /// Connections whose acknowledgements wait for the lease.
     pub(super) withheld: Vec<ConnectionKey>,
+    /// SUBSCRIBEs that every node has heard of, and whose answers wait for the lease.
+    pub(super) withheld_barriers: Vec<(ConnectionKey, u64)>,
     /// Connections that are gone, while something that came by them is still on its way.
     pub(super) departing: hashbrown::HashMap<ConnectionKey, Departing>,
 }
@@ -124,6 +126,7 @@ impl ArbiterState {
             stalled: Vec::new(),
             interest: InterestChanges::default(),
             withheld: Vec::new(),
+            withheld_barriers: Vec::new(),
             departing: hashbrown::HashMap::new(),
             shared,
         };

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kentongan_cluster::lane::Incoming;
@@ -13,12 +14,13 @@ use kentongan_proto::mqtt::{PacketId, ReasonCode};
 use super::arbiter::ArbiterState;
 use super::client::{Client, Phase};
 use super::connect::EndCause;
+use super::lanes::Lanes;
 use super::node_lanes::Nodes;
 use super::{ConnectionKey, Event, Shared};
 use crate::peers::wire::{Forwarded, PendingClaim, Propose, Resync, ServedSession};
 use crate::peers::{PeerFull, Peers};
-use crate::replicated::PersistentSession;
 use crate::replicated::command::{Released, SessionCommand};
+use crate::replicated::{PersistentSession, Query};
 use crate::subscription::InterestKind;
 
 /// What the arbiters know of the cluster.
@@ -37,6 +39,8 @@ pub struct ClusterView {
     pub incoming: Mutex<Incoming>,
     /// The clock of leases, in nanoseconds.
     pub lease_clock: fn() -> u64,
+    /// Whether this node holds a lease, as of a moment ago: for those who want to know, not for acknowledgements.
+    pub serving: AtomicBool,
 }
 
 impl fmt::Debug for ClusterView {
@@ -46,6 +50,16 @@ impl fmt::Debug for ClusterView {
 }
 
 impl ClusterView {
+    /// The link to a node broke and is there again: what it said, or was told, may be lost.
+    pub fn on_link_broken(&self, shared: &Shared, node: u64) {
+        self.leaders.on_link_broken(shared, node);
+        for number in self.nodes.of(node) {
+            for inbox in &shared.inboxes {
+                inbox.push(Event::NodeReset { node: number }, 0);
+            }
+        }
+    }
+
     /// Whether this node may acknowledge now. The clock is read here, so everything that is acknowledged must have been
     /// matched before.
     #[must_use]
@@ -70,6 +84,18 @@ pub struct Leaders(Mutex<BTreeMap<u16, Leader>>);
 impl Leaders {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u16, Leader>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who leads a group.
+    #[must_use]
+    pub fn get(&self, group: u16) -> Option<Leader> {
+        self.lock().get(&group).copied()
+    }
+
+    /// Who leads which group.
+    #[must_use]
+    pub fn all(&self) -> BTreeMap<u16, Leader> {
+        self.lock().clone()
     }
 
     /// Somebody leads a group, as a replica here or the leader itself said. Arbiters hear of it, unless something newer is
@@ -235,6 +261,7 @@ impl ArbiterState {
             term: leader.term,
             incarnation: self.shared.incarnation(),
             arbiter: u32::from(self.id),
+            arbiters: self.shared.inboxes.len() as u32,
             sessions: Vec::new(),
             claims: Vec::new(),
         };
@@ -285,11 +312,49 @@ impl ArbiterState {
 
     /// The lease may be back.
     pub(super) fn acknowledge_withheld(&mut self) {
-        if self.withheld.is_empty() || !self.may_acknowledge() {
+        if (self.withheld.is_empty() && self.withheld_barriers.is_empty()) || !self.may_acknowledge() {
             return;
         }
         for key in std::mem::take(&mut self.withheld) {
             self.send_settled(key);
+        }
+        for (key, ticket) in std::mem::take(&mut self.withheld_barriers) {
+            self.on_barrier(key, ticket);
+        }
+    }
+
+    /// This node was registered (anew): its lanes begin.
+    pub(super) fn on_registered(&mut self, incarnation: u64) {
+        let Some(cluster) = &self.shared.cluster else {
+            return;
+        };
+        let leaders = cluster.leaders.all();
+        self.lanes = Lanes::new(Some(cluster.node), incarnation, self.id, self.shared.submitter.slots().groups());
+        for (group, leader) in leaders {
+            self.on_led(group, Some(leader));
+        }
+    }
+
+    /// This node was declared dead: nothing that its clients did here counts any more, and others may be connected
+    /// elsewhere by their names.
+    pub(super) fn on_unregistered(&mut self) {
+        for key in self.keys() {
+            self.end(key, EndCause::CutOff, Some(ReasonCode::ServerUnavailable));
+        }
+        self.flush_interest();
+        self.departing.clear();
+        self.withheld.clear();
+        self.withheld_barriers.clear();
+        if let Some(cluster) = &self.shared.cluster {
+            self.lanes = Lanes::new(Some(cluster.node), 0, self.id, self.shared.submitter.slots().groups());
+        }
+        self.shared.submitter.notify(Query::ClientsClosed);
+    }
+
+    /// The majority is elsewhere: clients are to find it.
+    pub(super) fn on_cut_off(&mut self) {
+        for key in self.keys() {
+            self.end(key, EndCause::CutOff, Some(ReasonCode::ServerUnavailable));
         }
     }
 
@@ -315,6 +380,10 @@ impl ArbiterState {
 
     /// Every node has heard of it.
     pub(super) fn on_barrier(&mut self, key: ConnectionKey, ticket: u64) {
+        if !self.may_acknowledge() {
+            // Declared dead, its interest may be forgotten already.
+            return self.withheld_barriers.push((key, ticket));
+        }
         let Some(served) = self.served(key) else {
             return;
         };

@@ -80,6 +80,8 @@ pub enum EndCause {
     TooFast,
     /// This process stops.
     ShuttingDown,
+    /// This node lost the majority of the cluster.
+    CutOff,
     /// This process stops, and another has a place for the client.
     SentElsewhere(Redirection),
 }
@@ -99,6 +101,7 @@ impl EndCause {
             Self::SlowConsumer => CloseReason::SlowConsumer,
             Self::TooFast => CloseReason::QuotaExceeded,
             Self::ShuttingDown | Self::SentElsewhere(_) => CloseReason::ShuttingDown,
+            Self::CutOff => CloseReason::Unavailable,
         }
     }
 
@@ -296,6 +299,11 @@ impl ArbiterState {
             // The connection went while its claim was under way.
             return self.abandon(&opened);
         };
+        if !self.may_acknowledge() {
+            // Another node may have granted it since.
+            self.abandon(&opened);
+            return self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");
+        }
         let PendingConnect { connect, negotiated, identity, mechanism, authentication_data } = *pending;
         let listener = &self.clients[key.index()].listener;
         let policy = &listener.policy;

@@ -141,6 +141,15 @@ pub enum Event {
     },
     /// This node has a lease again.
     LeaseBack,
+    /// This node has had no lease for long.
+    CutOff,
+    /// This node was declared dead.
+    Unregistered,
+    /// This node was registered (anew).
+    Registered {
+        /// As this.
+        incarnation: u64,
+    },
     /// A message that this arbiter routes to everyone.
     Publish(Arc<Message>),
     /// Publishers that paused may look again.
@@ -193,6 +202,9 @@ impl ArbiterState {
             }
             Event::Barrier { connection, ticket } => self.on_barrier(connection, ticket),
             Event::LeaseBack => self.acknowledge_withheld(),
+            Event::CutOff => self.on_cut_off(),
+            Event::Unregistered => self.on_unregistered(),
+            Event::Registered { incarnation } => self.on_registered(incarnation),
             Event::Publish(message) => self.route_message(&message),
             Event::ResumePublishers => self.resume_publishers(),
             Event::EndAll => self.end_all(),

@@ -49,6 +49,13 @@ impl Nodes {
         at as u16
     }
 
+    /// The numbers of all starts of a node.
+    #[must_use]
+    pub fn of(&self, node: u64) -> Vec<u16> {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        (0..).zip(known.iter()).filter(|(_, process)| process.node == node).map(|(number, _)| number).collect()
+    }
+
     /// Whose number it is.
     #[must_use]
     pub fn get(&self, number: u16) -> Option<PeerProcess> {

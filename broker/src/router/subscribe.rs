@@ -267,6 +267,16 @@ impl ArbiterState {
             codes.push(outcome.reason);
             self.enter_outcome(key, outcome);
         }
+        if self.shared.cluster.is_some() {
+            // What goes directly, QoS 0, is wanted by this node: the others must have heard of that as well.
+            let reads = outcomes.iter().filter(|outcome| outcome.read.is_some());
+            let reads = reads.map(|outcome| {
+                let own = OwnSubscription { options: outcome.options, identifier: outcome.identifier };
+                self.begin_read(key, &outcome.filter, own, outcome.read)
+            });
+            let reads = reads.collect();
+            return self.await_barrier(key, PendingSubAck { packet_id, codes, reads });
+        }
         self.write_suback(key, packet_id, codes, Packet::SubAck);
         self.read_outcomes(key, &outcomes);
     }

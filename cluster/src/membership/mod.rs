@@ -567,6 +567,12 @@ impl Membership {
         self.group(group).source.set_at(version, filter, value)
     }
 
+    /// Of the last change of a group's interest.
+    #[must_use]
+    pub fn group_version(&self, group: GroupId) -> Version {
+        self.groups.get(&group).map_or(Version(0), |group| group.source.version())
+    }
+
     /// Waits until every node holds `version` of a group that is led here; returns whether they all do already. Otherwise
     /// `waiter` comes back in [`Output::Released`].
     ///
@@ -625,6 +631,12 @@ impl Membership {
     /// registered, so that nobody may subscribe. Sent by [`Membership::flush`].
     pub fn set_node_interest(&mut self, filter: &Arc<str>, value: u32) -> Option<Version> {
         self.life.as_mut().map(|life| life.source.set(filter, value))
+    }
+
+    /// Of the last change of this node's interest. `None`: it is not registered.
+    #[must_use]
+    pub fn node_version(&self) -> Option<Version> {
+        self.life.as_ref().map(|life| life.source.version())
     }
 
     /// Waits until every other node holds `version` of this node's interest; returns whether they all do already. Otherwise

@@ -266,6 +266,14 @@ impl Transport {
         peer.outboxes[class.index()].push(kind, body)
     }
 
+    /// Ends the link to a peer in one class. It is dialled again, and both ends hear of it as of any other end.
+    pub fn break_link(&self, to: NodeId, class: Class) {
+        let peers = self.inner.shared.peers.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(peer) = peers.get(&to) {
+            peer.outboxes[class.index()].down();
+        }
+    }
+
     /// Says what changed about this node. Its id and name are fixed; hellos from here on carry the rest.
     pub fn set_identity(&self, cluster: Option<ClusterId>, incarnation: Option<Incarnation>, feature_level: u32) {
         let mut identity = self.inner.shared.identity.write().unwrap_or_else(PoisonError::into_inner);

@@ -207,6 +207,7 @@ impl GroupState {
             caps: QueueCaps::default(),
         };
         if !transient {
+            self.persistent += 1;
             effects.push(session_effect(&session, true));
         }
         self.names.insert(session.number, Arc::clone(client_id));
@@ -403,6 +404,7 @@ impl GroupState {
         }
         self.dirty.deleted(Key::Session(session.number));
         if !session.transient {
+            self.persistent -= 1;
             effects.push(session_effect(&session, false));
         }
     }

@@ -577,15 +577,15 @@ fn a_fence_grants_the_claim_that_waits_and_drops_the_one_that_died() {
     let mut script = Script::new();
     let (old, new) = (owner(1, 7), owner(2, 9));
     let fence = |node| Command::Fence(Fence { below: 2, sessions_max: 10, node });
-    let fenced = Effect::Fenced { node: 1, below: 2, more: false };
+    let fenced = |node| Effect::Fenced { node, below: 2, more: false };
     script.apply(Command::Connect(claim(old, "c")));
     script.apply(Command::Connect(claim(new, "c")));
-    assert_eq!(script.apply(fence(1)), [opened(new, 2, true), fenced.clone()]);
+    assert_eq!(script.apply(fence(1)), [opened(new, 2, true), fenced(1)]);
 
     let newer = owner(3, 1);
     script.apply(Command::Connect(claim(newer, "c")));
     let refused = Effect::Refused { owner: newer, reason: ReasonCode::SessionTakenOver };
-    assert_eq!(script.apply(fence(3)), [refused, fenced]);
+    assert_eq!(script.apply(fence(3)), [refused, fenced(3)]);
     script.restart();
     script.disconnect(2, false);
     assert_eq!(script.state.sessions["c"].owner, None, "the owner before it may go on, and end");

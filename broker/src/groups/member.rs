@@ -1,0 +1,462 @@
+//! This node's part in the cluster, as the thread that applies has it: what [`Membership`] hears and what it wants done.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError};
+
+use bytes::Bytes;
+use kentongan_cluster::directory::Directory;
+use kentongan_cluster::directory::command::{self as directory_command, Form};
+use kentongan_cluster::interest::{LinkId, SourceId, Version};
+use kentongan_cluster::lane::Incoming;
+use kentongan_cluster::lease::Standing;
+use kentongan_cluster::membership::{Membership, Output, WaitError};
+use kentongan_cluster::{GroupId, NodeId, Write};
+
+use super::machine::{FENCE_SESSIONS_MAX, Machine};
+use crate::connection_key::ConnectionKey;
+use crate::replicated::command::{self, Command, Owner};
+use crate::replicated::effect::Effect;
+use crate::replicated::state::GroupState;
+use crate::replicated::submitter::OutboxTarget;
+use crate::replicated::{InterestChanges, Query};
+use crate::router::cluster::ClusterView;
+use crate::router::node_lanes::PeerProcess;
+use crate::router::{Event, Shared};
+use crate::subscription::{NodeInterest, ShareSessions};
+
+/// Under which the directory stands in a checkpoint.
+const DIRECTORY_KEY: &[u8] = b"directory";
+
+/// Who waits until every node has heard of a subscription.
+#[derive(Debug)]
+enum Waiter {
+    /// A transient session here.
+    Here { connection: ConnectionKey, ticket: u64 },
+    /// The owner of a persistent session.
+    Owner { group: u16, owner: Owner, subscribed: Event },
+}
+
+/// What a group's persistent sessions want of a filter.
+#[derive(Debug, Clone, Copy, Default)]
+struct GroupInterest {
+    sessions: u32,
+    online: u32,
+}
+
+impl GroupInterest {
+    fn to_value(self, is_share: bool) -> u32 {
+        if is_share { ShareSessions { members: self.sessions, online: self.online }.to_value() } else { self.sessions }
+    }
+}
+
+/// What the applying thread has where there are several nodes.
+#[derive(Debug)]
+pub(super) struct Member {
+    membership: Membership,
+    /// Proposed by whoever leads a directory that is empty.
+    form: Form,
+    /// Whether the directory changed since its last checkpoint.
+    directory_is_dirty: bool,
+    node_interest: HashMap<Arc<str>, NodeInterest>,
+    group_interest: Vec<HashMap<Arc<str>, GroupInterest>>,
+    waiters: BTreeMap<u64, Waiter>,
+    next_waiter: u64,
+    /// Those that found no room at their barrier.
+    crowded: Vec<Waiter>,
+    /// Arbiters that still have clients of a registration that ended.
+    closing: usize,
+}
+
+impl Member {
+    pub(super) fn new(membership: Membership, form: Form, groups: usize) -> Self {
+        Self {
+            membership,
+            form,
+            directory_is_dirty: false,
+            node_interest: HashMap::new(),
+            group_interest: (0..groups).map(|_| HashMap::new()).collect(),
+            waiters: BTreeMap::new(),
+            next_waiter: 0,
+            crowded: Vec::new(),
+            closing: 0,
+        }
+    }
+
+    pub(super) fn directory(&self) -> &Directory {
+        self.membership.directory()
+    }
+
+    pub(super) fn standing(&self) -> Option<Standing> {
+        self.membership.standing()
+    }
+
+    /// The directory as it was stored.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(super) fn restore_directory(&mut self, now_ns: u64, pairs: &[(Vec<u8>, Vec<u8>)]) -> anyhow::Result<()> {
+        if let Some((_, bytes)) = pairs.iter().find(|(key, _)| key == DIRECTORY_KEY) {
+            let directory = Directory::restore(bytes)?;
+            self.membership.on_directory_restored(now_ns, directory);
+        }
+        Ok(())
+    }
+
+    /// A group is as it was stored after the entry at `index`.
+    pub(super) fn restored(&mut self, group: u16, index: u64, state: &GroupState) {
+        let mut interest: HashMap<Arc<str>, GroupInterest> = HashMap::new();
+        state.for_each_interest(|filter, sessions, online| {
+            interest.insert(Arc::clone(filter), GroupInterest { sessions, online });
+        });
+        let value = |(filter, wanted): (&Arc<str>, &GroupInterest)| {
+            (Arc::clone(filter), wanted.to_value(filter.starts_with("$share/")))
+        };
+        let entries: Vec<_> = interest.iter().map(value).collect();
+        self.membership.on_group_restored(GroupId(group), Version(index), entries);
+        self.group_interest[usize::from(group)] = interest;
+        for (node, below) in state.fences_complete() {
+            if let Some(node) = NodeId::new(node) {
+                self.membership.on_group_fenced(GroupId(group), node, kentongan_cluster::Incarnation(below));
+            }
+        }
+    }
+
+    /// What of a group's effects every replica must know. `false`: it is none of that.
+    pub(super) fn note(&mut self, group: u16, index: u64, effect: &Effect) -> bool {
+        match effect {
+            Effect::Interest { filter, wanted } | Effect::ShareInterest { share: filter, joined: wanted } => {
+                self.change(group, index, filter, |interest| {
+                    interest.sessions =
+                        if *wanted { interest.sessions + 1 } else { interest.sessions.saturating_sub(1) };
+                });
+            }
+            Effect::ShareOnline { share, online } => {
+                self.change(group, index, share, |interest| interest.online = *online);
+            }
+            Effect::Fenced { node, below, more: false } => {
+                if let Some(node) = NodeId::new(*node) {
+                    self.membership.on_group_fenced(GroupId(group), node, kentongan_cluster::Incarnation(*below));
+                }
+            }
+            // Loads are compared on one node only.
+            Effect::ShareInFlight { .. } | Effect::Session { .. } => {}
+            _ => return false,
+        }
+        true
+    }
+
+    fn change(&mut self, group: u16, index: u64, filter: &Arc<str>, change: impl FnOnce(&mut GroupInterest)) {
+        let interests = &mut self.group_interest[usize::from(group)];
+        let interest = interests.entry(Arc::clone(filter)).or_default();
+        change(interest);
+        let value = interest.to_value(filter.starts_with("$share/"));
+        if interest.sessions == 0 {
+            interests.remove(filter);
+        }
+        self.membership.set_group_interest(GroupId(group), Version(index), filter, value);
+    }
+
+    pub(super) fn directory_writes(&mut self) -> Option<Vec<Write>> {
+        if !std::mem::take(&mut self.directory_is_dirty) {
+            return Some(Vec::new());
+        }
+        let bytes = self.membership.directory().snapshot();
+        Some(vec![(DIRECTORY_KEY.to_vec(), Some(bytes))])
+    }
+
+    fn wait(&mut self, waiter: Waiter) -> Option<Waiter> {
+        self.next_waiter += 1;
+        let number = self.next_waiter;
+        let waits = match &waiter {
+            Waiter::Here { .. } => match self.membership.node_version() {
+                Some(version) => self.membership.wait_node(version, number),
+                None => Err(WaitError::NotRegistered),
+            },
+            Waiter::Owner { group, .. } => {
+                let group = GroupId(*group);
+                self.membership.wait_group(group, self.membership.group_version(group), number)
+            }
+        };
+        match waits {
+            Ok(true) => return Some(waiter),
+            Ok(false) => drop(self.waiters.insert(number, waiter)),
+            Err(WaitError::Full(_)) => self.crowded.push(waiter),
+            // Its client is being closed; or it comes again to the new leader, with the resync.
+            Err(WaitError::NotRegistered | WaitError::NotLed) => {}
+        }
+        None
+    }
+}
+
+impl Machine {
+    fn now_ns(&self) -> u64 {
+        match self.shared.get().and_then(|shared| shared.cluster.as_ref()) {
+            Some(cluster) => (cluster.lease_clock)(),
+            // Nothing is believed before start-up is complete.
+            None => kentongan_cluster::clock::boottime_ns(),
+        }
+    }
+
+    pub(super) fn apply_directory(&mut self, index: u64, entry: &Bytes) {
+        let now_ns = self.now_ns();
+        let Some(member) = &mut self.member else {
+            return;
+        };
+        member.directory_is_dirty = true;
+        if let Err(error) = member.membership.on_directory(now_ns, index, entry.clone()) {
+            // Its checksum was right, so these are the bytes that were written: not a disk's fault.
+            tracing::error!(%error, "the directory's log holds something that is no command");
+            std::process::abort();
+        }
+    }
+
+    pub(super) fn restore_directory(&mut self, pairs: &[(Vec<u8>, Vec<u8>)]) {
+        let now_ns = self.now_ns();
+        if let Some(member) = &mut self.member
+            && let Err(error) = member.restore_directory(now_ns, pairs)
+        {
+            tracing::error!(%error, "the directory that another node sent cannot be used");
+            std::process::abort();
+        }
+    }
+
+    pub(super) fn on_directory_role(&mut self, leader: Option<NodeId>, term: u64) {
+        let now_ns = self.now_ns();
+        let Some(member) = &mut self.member else {
+            return;
+        };
+        member.membership.on_directory_role(now_ns, leader, term);
+        let leads = self.shared.get().and_then(|shared| shared.cluster.as_ref()).map(|cluster| NodeId(cluster.node));
+        if leader.is_some() && leader == leads {
+            self.form_if_needed(term);
+        }
+    }
+
+    /// The first leader of a directory says what cluster it is of; every member has the same record.
+    fn form_if_needed(&self, term: u64) {
+        if let (Some(member), Some(shared)) = (&self.member, self.shared.get())
+            && member.directory().cluster_id().is_none()
+        {
+            let form = directory_command::encode(directory_command::Command::Form(member.form.clone()));
+            shared.submitter.pipeline().propose_in(GroupId::DIRECTORY, term, form);
+        }
+    }
+
+    pub(super) fn on_group_role(&mut self, group: u16, term: Option<u64>) {
+        let now_ns = self.now_ns();
+        if let Some(member) = &mut self.member {
+            member.membership.on_group_role(now_ns, GroupId(group), term);
+            let is_of_group = |waiter: &Waiter| matches!(waiter, Waiter::Owner { group: of, .. } if *of == group);
+            member.waiters.retain(|_, waiter| !is_of_group(waiter));
+            member.crowded.retain(|waiter| !is_of_group(waiter));
+        }
+    }
+
+    pub(super) fn on_control_link(&mut self, node: NodeId, link: Option<LinkId>) {
+        let now_ns = self.now_ns();
+        if let Some(member) = &mut self.member {
+            member.membership.on_link(now_ns, node, link);
+        }
+    }
+
+    pub(super) fn on_control(&mut self, node: NodeId, message: Bytes) {
+        let now_ns = self.now_ns();
+        if let Some(member) = &mut self.member
+            && let Err(error) = member.membership.on_message(now_ns, node, message)
+        {
+            tracing::warn!(%node, %error, "a control message of a node is dropped");
+        }
+    }
+
+    pub(super) fn on_round_complete(&mut self, token: u64) {
+        let now_ns = self.now_ns();
+        if let Some(member) = &mut self.member {
+            member.membership.on_read(now_ns, token);
+        }
+    }
+
+    /// An arbiter has no client of the registration that ended.
+    pub(super) fn on_clients_closed(&mut self) {
+        let now_ns = self.now_ns();
+        if let Some(member) = &mut self.member {
+            member.closing = member.closing.saturating_sub(1);
+            if member.closing == 0 {
+                member.membership.on_clients_closed(now_ns);
+            }
+        }
+    }
+
+    /// The clients of an arbiter here want something else.
+    pub(super) fn change_interest(&mut self, changes: InterestChanges) {
+        let Some(member) = &mut self.member else {
+            return;
+        };
+        for (filter, kind, wanted) in changes.filters {
+            let filter: Arc<str> = Arc::from(filter);
+            let interest = member.node_interest.entry(Arc::clone(&filter)).or_default();
+            interest.change(kind, wanted);
+            let value = interest.to_value();
+            if value == 0 {
+                member.node_interest.remove(&filter);
+            }
+            member.membership.set_node_interest(&filter, value);
+        }
+        let waiters = changes.barriers.into_iter().map(|(connection, ticket)| Waiter::Here { connection, ticket });
+        let passed: Vec<_> = waiters.filter_map(|waiter| member.wait(waiter)).collect();
+        for waiter in passed {
+            self.release(waiter);
+        }
+    }
+
+    /// SUBACK of a persistent session leaves when every node has heard of the subscription.
+    pub(super) fn await_subscribed(&mut self, group: u16, owner: Owner, subscribed: Event) {
+        let passed = self.member.as_mut().and_then(|member| member.wait(Waiter::Owner { group, owner, subscribed }));
+        if let Some(waiter) = passed {
+            self.release(waiter);
+        }
+    }
+
+    fn release(&mut self, waiter: Waiter) {
+        match waiter {
+            Waiter::Here { connection, ticket } => {
+                self.push(connection.arbiter(), Event::Barrier { connection, ticket });
+            }
+            Waiter::Owner { group, owner, subscribed } => {
+                let shared = self.shared();
+                self.push_to(&shared, group, owner, subscribed);
+            }
+        }
+    }
+
+    pub(super) fn tick_member(&mut self) {
+        let now_ns = self.now_ns();
+        let Some(member) = &mut self.member else {
+            return;
+        };
+        member.membership.tick(now_ns);
+        let crowded = std::mem::take(&mut member.crowded);
+        let passed: Vec<_> = crowded.into_iter().filter_map(|waiter| member.wait(waiter)).collect();
+        for waiter in passed {
+            self.release(waiter);
+        }
+    }
+
+    /// Carries out what membership wants done, in its order.
+    pub(super) fn carry_out_membership(&mut self) {
+        let Some(shared) = self.shared.get().cloned() else {
+            return;
+        };
+        let now_ns = self.now_ns();
+        if let Some(member) = &mut self.member {
+            member.membership.flush(now_ns);
+        }
+        loop {
+            let outputs = self.member.as_mut().map(|member| member.membership.take_outputs()).unwrap_or_default();
+            if outputs.is_empty() {
+                return;
+            }
+            for output in outputs {
+                if let Some(cluster) = &shared.cluster {
+                    self.carry_out_output(&shared, cluster, output);
+                }
+            }
+        }
+    }
+
+    fn carry_out_output(&mut self, shared: &Shared, cluster: &ClusterView, output: Output) {
+        let pipeline = shared.submitter.pipeline();
+        match output {
+            Output::Send { to, message } => cluster.peers.control(to.get(), message),
+            Output::Propose { term, command } => pipeline.propose_in(GroupId::DIRECTORY, term, command),
+            Output::StartDirectoryRead { token } => {
+                pipeline.read_index(GroupId::DIRECTORY, Query::RoundComplete(token));
+            }
+            Output::StartGroupRead { group, token } => pipeline.read_index(group, Query::RoundComplete(token)),
+            Output::ProposeFence { group, node, below } => {
+                let fence = command::Fence { below: below.0, sessions_max: FENCE_SESSIONS_MAX, node: node.get() };
+                shared.submitter.propose(group.0, Command::Fence(fence));
+            }
+            Output::Interest { source: SourceId::Node(node, incarnation), filter, old, new } => {
+                let number = cluster.nodes.number(PeerProcess { node: node.get(), incarnation: incarnation.0 });
+                shared.index.set_node(&filter, number, old, new);
+            }
+            Output::Interest { source: SourceId::Group(group), filter, old, new } => {
+                shared.index.set_group(&filter, group.0, old, new);
+            }
+            Output::Released { waiter, .. } => {
+                if let Some(waiter) = self.member.as_mut().and_then(|member| member.waiters.remove(&waiter)) {
+                    self.release(waiter);
+                }
+            }
+            Output::Died { node, below } => {
+                tracing::warn!(%node, %below, "incarnations of a node below this are dead");
+                cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner).on_dead(node, below);
+            }
+            Output::Lost { node, incarnation } => {
+                let process = PeerProcess { node: node.get(), incarnation: incarnation.0 };
+                let number = cluster.nodes.number(process);
+                self.outboxes.on_node_lost(number);
+                self.tell_all(shared, || Event::NodeLost { node: number });
+            }
+            Output::Joined { incarnation } => self.registered(shared, cluster, incarnation.0),
+            Output::JoinRefused { reason } => {
+                tracing::error!(%reason, "the cluster does not take this node; it is asked again");
+            }
+            Output::Standing(standing) => self.on_standing(shared, cluster, standing),
+        }
+    }
+
+    fn registered(&mut self, shared: &Shared, cluster: &ClusterView, incarnation: u64) {
+        if let Some(member) = &self.member {
+            let fences = member.directory().fences();
+            *cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner) = Incoming::new(fences);
+        }
+        tracing::info!(incarnation, "registered with the cluster");
+        shared.set_incarnation(incarnation);
+        self.tell_all(shared, || Event::Registered { incarnation });
+    }
+
+    fn on_standing(&mut self, shared: &Shared, cluster: &ClusterView, standing: Standing) {
+        cluster.serving.store(standing == Standing::Serving, std::sync::atomic::Ordering::Release);
+        match standing {
+            Standing::Joining => {}
+            Standing::Serving => {
+                tracing::info!("this node holds a lease");
+                self.tell_all(shared, || Event::LeaseBack);
+            }
+            Standing::Lapsed => tracing::warn!("the lease ran out: nothing is acknowledged until it is back"),
+            Standing::LapsedLong => {
+                tracing::warn!("without a lease for long: clients are sent to find other nodes");
+                self.tell_all(shared, || Event::CutOff);
+            }
+            Standing::Dead => {
+                tracing::warn!("this node was declared dead: it closes its clients and registers again");
+                if let Some(member) = &mut self.member {
+                    member.closing = shared.inboxes.len();
+                    member.waiters.retain(|_, waiter| matches!(waiter, Waiter::Owner { .. }));
+                    member.crowded.retain(|waiter| matches!(waiter, Waiter::Owner { .. }));
+                }
+                self.tell_all(shared, || Event::Unregistered);
+            }
+        }
+    }
+
+    fn tell_all(&mut self, shared: &Shared, event: impl Fn() -> Event) {
+        for arbiter in 0..shared.inboxes.len() as u16 {
+            self.push(arbiter, event());
+        }
+    }
+
+    /// The other nodes that live.
+    pub(super) fn other_nodes(&self, me: u64) -> Vec<u64> {
+        let living = self.member.iter().flat_map(|member| member.directory().living());
+        living.map(|(node, _)| node.get()).filter(|&node| node != me).collect()
+    }
+
+    /// The lanes that lead to a node begin anew.
+    pub(super) fn reset_outboxes_to(&mut self, cluster: &ClusterView, node: NodeId) {
+        for number in cluster.nodes.of(node.get()) {
+            self.outboxes.reset(OutboxTarget::Node(number));
+        }
+    }
+}

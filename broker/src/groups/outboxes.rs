@@ -1,0 +1,209 @@
+//! The way of messages out of the outboxes of the groups that are led here.
+//!
+//! A lane leads from a group's outbox to one target; a message's number in it is its position in the outbox. So a target
+//! knows, whoever leads the group, what it has had. A new leader begins at the oldest entry; numbers have gaps, because it
+//! may match differently than the one before.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use bytes::BytesMut;
+use kentongan_cluster::lane::{Batch, Outgoing};
+
+use crate::replicated::submitter::OutboxTarget;
+
+/// Bytes that may wait in one lane before nothing more should be put into it.
+const LANE_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+#[derive(Debug)]
+struct Lane {
+    outgoing: Outgoing,
+    unanswered: VecDeque<u64>,
+    /// Something was answered since this was last asked.
+    progress: bool,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Outboxes {
+    /// By (origin, target).
+    lanes: BTreeMap<(u16, OutboxTarget), Lane>,
+    /// Entries under way: lanes that have not answered.
+    routing: HashMap<(u16, u64), usize>,
+    routed: BTreeMap<u16, Vec<u64>>,
+    touched: BTreeSet<(u16, OutboxTarget)>,
+}
+
+impl Outboxes {
+    /// The entry at `position` goes into as many lanes.
+    pub(super) fn begin(&mut self, origin: u16, position: u64, lanes: usize) {
+        if lanes == 0 {
+            self.routed.entry(origin).or_default().push(position);
+        } else {
+            self.routing.insert((origin, position), lanes);
+        }
+    }
+
+    /// Puts it into one of them.
+    pub(super) fn push(&mut self, origin: u16, target: OutboxTarget, position: u64, write: impl FnOnce(&mut BytesMut)) {
+        let new = || Lane { outgoing: Outgoing::new(LANE_BYTES_MAX), unanswered: VecDeque::new(), progress: true };
+        let lane = self.lanes.entry((origin, target)).or_insert_with(new);
+        lane.outgoing.push_at(position, write);
+        lane.unanswered.push_back(position);
+        self.touched.insert((origin, target));
+    }
+
+    /// A target has everything up to `number`.
+    pub(super) fn on_answer(&mut self, origin: u16, target: OutboxTarget, number: u64) {
+        let Some(lane) = self.lanes.get_mut(&(origin, target)) else {
+            return;
+        };
+        lane.outgoing.on_answer(number);
+        while let Some(position) = lane.unanswered.pop_front_if(|position| *position <= number) {
+            lane.progress = true;
+            settle(&mut self.routing, &mut self.routed, origin, position);
+        }
+    }
+
+    /// A target refused a batch, for one before it was lost.
+    pub(super) fn on_gap(&mut self, origin: u16, target: OutboxTarget, round: u32, last: u64) {
+        // One that has forgotten what it answered is another process: it will be found lost.
+        if let Some(lane) = self.lanes.get_mut(&(origin, target))
+            && lane.outgoing.on_gap(round, last).is_ok()
+        {
+            self.touched.insert((origin, target));
+        }
+    }
+
+    /// Nobody there waits for anything any more.
+    pub(super) fn on_node_lost(&mut self, node: u16) {
+        let lost = |(_, target): &(u16, OutboxTarget)| *target == OutboxTarget::Node(node);
+        for ((origin, _), lane) in self.lanes.extract_if(.., |key, _| lost(key)) {
+            for position in lane.unanswered {
+                settle(&mut self.routing, &mut self.routed, origin, position);
+            }
+        }
+        self.touched.retain(|key| !lost(key));
+    }
+
+    /// What was sent to a target may be lost.
+    pub(super) fn reset(&mut self, target: OutboxTarget) {
+        for (&key, lane) in self.lanes.iter_mut().filter(|((_, other), _)| *other == target) {
+            lane.outgoing.on_reset();
+            self.touched.insert(key);
+        }
+    }
+
+    /// Another node leads the group: its outbox is that one's to route.
+    pub(super) fn forget(&mut self, origin: u16) {
+        self.lanes.retain(|&(other, _), _| other != origin);
+        self.routing.retain(|&(other, _), _| other != origin);
+        self.touched.retain(|&(other, _)| other != origin);
+        self.routed.remove(&origin);
+    }
+
+    /// Lanes without progress since this was asked last begin anew.
+    pub(super) fn retry(&mut self) {
+        for (&key, lane) in &mut self.lanes {
+            if !lane.unanswered.is_empty() && !std::mem::take(&mut lane.progress) {
+                lane.outgoing.on_reset();
+                self.touched.insert(key);
+            }
+        }
+    }
+
+    /// There was no room for a batch: it is tried again by [`Self::retry`].
+    pub(super) fn hold(&mut self, origin: u16, target: OutboxTarget) {
+        if let Some(lane) = self.lanes.get_mut(&(origin, target)) {
+            lane.outgoing.on_reset();
+        }
+    }
+
+    /// The lanes that have something to send.
+    pub(super) fn take_touched(&mut self) -> BTreeSet<(u16, OutboxTarget)> {
+        std::mem::take(&mut self.touched)
+    }
+
+    /// The next batch of a lane.
+    pub(super) fn next_batch(&mut self, origin: u16, target: OutboxTarget) -> Option<Batch> {
+        self.lanes.get_mut(&(origin, target))?.outgoing.next_batch()
+    }
+
+    /// Entries that every lane has answered for, by their groups.
+    pub(super) fn take_routed(&mut self) -> BTreeMap<u16, Vec<u64>> {
+        std::mem::take(&mut self.routed)
+    }
+}
+
+fn settle(routing: &mut HashMap<(u16, u64), usize>, routed: &mut BTreeMap<u16, Vec<u64>>, origin: u16, position: u64) {
+    let Some(remaining) = routing.get_mut(&(origin, position)) else {
+        return;
+    };
+    *remaining -= 1;
+    if *remaining == 0 {
+        routing.remove(&(origin, position));
+        routed.entry(origin).or_default().push(position);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BufMut as _;
+
+    use super::*;
+
+    const GROUP: OutboxTarget = OutboxTarget::Group(5);
+    const NODE: OutboxTarget = OutboxTarget::Node(1);
+
+    fn post(outboxes: &mut Outboxes, position: u64, targets: &[OutboxTarget]) {
+        outboxes.begin(3, position, targets.len());
+        for &target in targets {
+            outboxes.push(3, target, position, |out| out.put_u8(position as u8));
+        }
+    }
+
+    #[test]
+    fn an_entry_is_routed_when_every_lane_answered() {
+        let mut outboxes = Outboxes::default();
+        post(&mut outboxes, 4, &[GROUP, NODE]);
+        post(&mut outboxes, 9, &[GROUP]);
+        post(&mut outboxes, 10, &[]);
+        outboxes.on_answer(3, GROUP, 9);
+        assert_eq!(outboxes.take_routed(), BTreeMap::from([(3, vec![10, 9])]));
+        outboxes.on_answer(3, NODE, 4);
+        assert_eq!(outboxes.take_routed(), BTreeMap::from([(3, vec![4])]));
+    }
+
+    #[test]
+    fn what_a_lost_node_did_not_answer_is_settled() {
+        let mut outboxes = Outboxes::default();
+        post(&mut outboxes, 4, &[NODE]);
+        outboxes.on_node_lost(1);
+        assert_eq!(outboxes.take_routed(), BTreeMap::from([(3, vec![4])]));
+        assert!(outboxes.next_batch(3, NODE).is_none());
+    }
+
+    #[test]
+    fn a_lane_without_progress_sends_everything_again() {
+        let mut outboxes = Outboxes::default();
+        post(&mut outboxes, 4, &[GROUP]);
+        let first = outboxes.next_batch(3, GROUP).expect("a batch");
+        assert_eq!((first.previous, first.last), (0, 4));
+        outboxes.take_touched();
+        outboxes.retry();
+        assert!(outboxes.take_touched().is_empty(), "it has just begun");
+        outboxes.retry();
+        assert_eq!(outboxes.take_touched(), BTreeSet::from([(3, GROUP)]));
+        assert_eq!(outboxes.next_batch(3, GROUP).map(|batch| (batch.previous, batch.last)), Some((0, 4)));
+        outboxes.on_answer(3, GROUP, 4);
+        assert!(outboxes.next_batch(3, GROUP).is_none());
+    }
+
+    #[test]
+    fn a_group_led_elsewhere_is_forgotten() {
+        let mut outboxes = Outboxes::default();
+        post(&mut outboxes, 4, &[GROUP]);
+        outboxes.forget(3);
+        outboxes.on_answer(3, GROUP, 4);
+        assert!(outboxes.take_routed().is_empty());
+    }
+}

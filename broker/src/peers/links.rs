@@ -1,0 +1,196 @@
+//! The way to the other nodes over [`Transport`], and what comes that way.
+//!
+//! Raft messages with entries have a class of their own, so that heartbeats, leases and interest never wait behind them;
+//! lanes and pushes have the third.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use kentongan_cluster::interest::LinkId;
+use kentongan_cluster::pipeline::{Fetched, Peers as RaftPeers};
+use kentongan_cluster::transport::{Class, Direction, Event, Incoming, LinkEpoch, SendError, Sink, Transport};
+use kentongan_cluster::{GroupId, NodeId, PipelineHandle, state};
+use kentongan_proto::peer::Kind;
+use prost::Message as _;
+
+use super::wire::{Forward, Forwarded};
+use super::{PeerFull, Peers};
+use crate::groups::incoming;
+use crate::replicated::Query;
+use crate::router::Shared;
+
+/// A message of [`kentongan_cluster::membership`].
+const MEMBERSHIP: Kind = Kind(2);
+
+/// A [`Forward`].
+const FORWARD: Kind = Kind(3);
+
+/// What arbiters and groups say to other nodes.
+#[derive(Debug, Clone)]
+pub struct Links(pub Transport);
+
+impl Peers for Links {
+    fn forward(&self, node: u64, forwarded: Forwarded) -> Result<(), PeerFull> {
+        let node = NodeId::new(node).ok_or(PeerFull)?;
+        let body = Forward { forwarded: Some(forwarded) }.encode_to_vec().into();
+        self.0.send(node, Class::Forward, FORWARD, body).map_err(|error| {
+            if error == SendError::TooLarge {
+                tracing::error!(%node, "what this node has for another is longer than a frame may be; it cannot be sent");
+            }
+            PeerFull
+        })
+    }
+
+    fn control(&self, node: u64, message: Bytes) {
+        let Some(node) = NodeId::new(node) else {
+            return;
+        };
+        match self.0.send(node, Class::Control, MEMBERSHIP, message) {
+            // Where there is no link, its next one begins with everything anew.
+            Ok(()) | Err(SendError::Down | SendError::Stopping | SendError::UnknownPeer) => {}
+            Err(error @ (SendError::Full | SendError::TooLarge)) => {
+                tracing::warn!(%node, %error, "a control message found no room; the link is made anew");
+                self.0.break_link(node, Class::Control);
+            }
+        }
+    }
+}
+
+/// What Raft says to other nodes.
+#[derive(Debug, Clone)]
+pub struct RaftLinks(pub Transport);
+
+impl RaftPeers for RaftLinks {
+    fn send(&mut self, to: NodeId, group: GroupId, message: Bytes, carries_entries: bool) {
+        let class = if carries_entries { Class::Append } else { Class::Control };
+        let mut body = BytesMut::with_capacity(2 + message.len());
+        body.put_u16(group.0);
+        body.put_slice(&message);
+        // Raft sends again what is lost.
+        let _ = self.0.send(to, class, Kind::RAFT, body.freeze());
+    }
+
+    fn fetch_snapshot(&mut self, from: NodeId, group: GroupId, fetched: Fetched) {
+        let transport = self.0.clone();
+        let fetch = move || {
+            let collected = state::collect(group, transport.fetch_snapshot(from, group, 0));
+            if let Err(error) = &collected {
+                tracing::warn!(%group, %from, %error, "a snapshot could not be fetched; it is tried again");
+            }
+            fetched(collected.ok());
+        };
+        if let Err(error) = std::thread::Builder::new().name("snapshot".into()).spawn(fetch) {
+            tracing::error!(%error, "the system gives no thread to fetch a snapshot");
+        }
+    }
+}
+
+/// The newest links of a node in one class, each way.
+#[derive(Debug, Default)]
+struct Ways {
+    incoming: Option<LinkEpoch>,
+    outgoing: Option<LinkEpoch>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    control: BTreeMap<NodeId, Ways>,
+    links: u64,
+}
+
+/// Takes what the transport hears.
+#[derive(Debug, Default)]
+pub struct LinkSink {
+    started: OnceLock<(Arc<Shared>, PipelineHandle<Query>)>,
+    known: Mutex<Known>,
+}
+
+impl LinkSink {
+    /// The node is there: before this, nobody speaks with it.
+    pub fn start(&self, shared: Arc<Shared>, pipeline: PipelineHandle<Query>) {
+        if self.started.set((shared, pipeline)).is_err() {
+            unreachable!("a node starts once");
+        }
+    }
+
+    fn on_control(&self, pipeline: &PipelineHandle<Query>, node: NodeId, change: impl FnOnce(&mut Ways)) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let ways = known.control.entry(node).or_default();
+        change(ways);
+        // Whichever way changed, what was said over it may be lost, so both begin anew. What comes is heard as soon as it
+        // can come: the other side may know of both before this one does.
+        let up = ways.incoming.is_some();
+        known.links += 1;
+        let link = up.then_some(LinkId(known.links));
+        pipeline.notify(Query::ControlLink { node, link });
+    }
+
+    fn on_link(&self, peer: NodeId, class: Class, direction: Direction, epoch: LinkEpoch, up: bool) {
+        let Some((shared, pipeline)) = self.started.get() else {
+            return;
+        };
+        match class {
+            Class::Control => self.on_control(pipeline, peer, |ways| {
+                let way = if direction == Direction::Incoming { &mut ways.incoming } else { &mut ways.outgoing };
+                if up {
+                    *way = Some(epoch);
+                } else if *way == Some(epoch) {
+                    *way = None;
+                }
+            }),
+            Class::Append if !up && direction == Direction::Outgoing => pipeline.unreachable(peer),
+            Class::Append => {}
+            // Once it is there again: what is sent again before that is lost as well.
+            Class::Forward if up => {
+                pipeline.notify(Query::LinkBroken(peer));
+                if let Some(cluster) = &shared.cluster {
+                    cluster.on_link_broken(shared, peer.get());
+                }
+            }
+            Class::Forward => {}
+        }
+    }
+
+    fn on_batch(&self, batch: Incoming) {
+        let Some((shared, pipeline)) = self.started.get() else {
+            return;
+        };
+        let from = batch.from;
+        let mut raft = false;
+        for message in &batch.messages {
+            let mut body = message.body;
+            match message.kind {
+                Kind::RAFT if body.len() >= 2 => {
+                    let group = GroupId(body.get_u16());
+                    pipeline.step(from, group, body);
+                    raft = true;
+                }
+                // What is kept of it is small; a copy lets the rest of the batch go.
+                MEMBERSHIP => {
+                    let message = Bytes::copy_from_slice(&body);
+                    pipeline.notify(Query::Control { node: from, message });
+                }
+                FORWARD => match Forward::decode(body) {
+                    Ok(Forward { forwarded: Some(forwarded) }) => incoming::take(shared, from.get(), forwarded),
+                    Ok(_) => {}
+                    Err(error) => tracing::warn!(%from, %error, "what a node forwarded cannot be read; it is dropped"),
+                },
+                kind => tracing::debug!(%from, ?kind, "a message of a kind that this version does not know"),
+            }
+        }
+        if raft {
+            pipeline.release(batch.credit);
+        }
+    }
+}
+
+impl Sink for LinkSink {
+    fn on_event(&self, event: Event) {
+        match event {
+            Event::LinkUp { peer, class, direction, epoch, .. } => self.on_link(peer, class, direction, epoch, true),
+            Event::LinkDown { peer, class, direction, epoch } => self.on_link(peer, class, direction, epoch, false),
+            Event::Batch(batch) => self.on_batch(batch),
+        }
+    }
+}
