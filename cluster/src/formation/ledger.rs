@@ -180,6 +180,7 @@ impl Ledger {
             return Err(PromiseError::Formed(formation.cluster_id));
         }
         let mut members = check(proposal, self.node)?;
+        let mut bound = BTreeSet::new();
         if let Some(earlier) = &self.promise {
             let is_same_cluster = earlier.cluster_id == proposal.cluster_id && earlier.decider == proposal.decider;
             let is_again = is_same_cluster && earlier.number == proposal.number;
@@ -187,18 +188,23 @@ impl Ledger {
                 let Proposal { number, decider, decider_name: name, .. } = earlier.clone();
                 return Err(PromiseError::Promised { number, decider, name });
             }
+            bound.extend(&earlier.bound);
+            if !is_same_cluster {
+                bound.extend(&earlier.members);
+                bound.remove(&earlier.decider);
+            }
+            if let Some(&missing) = bound.difference(&members).next() {
+                return Err(PromiseError::Missing { missing });
+            }
             if is_same_cluster {
                 members.extend(&earlier.members);
-            } else if let Some(&missing) =
-                earlier.members.iter().find(|&&member| member != earlier.decider && !members.contains(&member))
-            {
-                return Err(PromiseError::Missing { missing });
             }
         }
         if members.len() > MEMBERS_MAX {
             return Err(PromiseError::Malformed("too many nodes were named for this cluster"));
         }
-        let promise = Proposal { members: members.into_iter().collect(), ..proposal.clone() };
+        let (members, bound) = (members.into_iter().collect(), bound.into_iter().collect());
+        let promise = Proposal { members, bound, ..proposal.clone() };
         if self.promise.as_ref() != Some(&promise) {
             self.write_promise(&promise)?;
             self.promise = Some(promise);
@@ -251,6 +257,11 @@ impl Ledger {
         self.write_formation(&formation)?;
         self.formation = Some(formation);
         Ok(())
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_unsure(&self) -> bool {
+        self.is_unsure
     }
 
     fn write_promise(&mut self, promise: &Proposal) -> Result<(), LedgerError> {

@@ -16,7 +16,7 @@
 //!    given to exactly that list of members.
 //! 3. A node becomes part of a cluster (*adopts* it) only if its last promise is for it, and then promises nothing else.
 //! 4. A promise for one cluster gives way to one for another only if that one names all members ever named for the first,
-//!    but for the decider of the first.
+//!    but for the decider of the first; and so must whatever is promised after it.
 //!
 //! Let X and Y be decided, and Y have the higher number. By (4), whoever promised X and then Y, perhaps others between, saw
 //! each member of X, but for its decider, named for Y or itself be a decider between. Such a member either promised Y or
@@ -57,13 +57,13 @@ use self::plan::{Seen, Step, next_step};
 use self::record::Promised;
 use crate::NodeId;
 use crate::directory::command::MemberRecord;
-use crate::disk::{Disk, RealDisk};
+use crate::disk::RealDisk;
 use crate::transport::{Asked, LinkError, PeerHello, Question, Target, Transport};
 
 pub use self::ledger::{AdoptError, Ledger, LedgerError, PromiseError};
 pub use self::record::{Formation, FormationRecordError, MEMBERS_MAX, Proposal};
 
-/// Pause between two looks at the seeds.
+/// Pause between two looks at the seeds, see [`Inner::round`].
 const ROUND: Duration = Duration::from_millis(200);
 
 /// Pause between two log lines that say the same.
@@ -124,6 +124,8 @@ struct Inner {
     me: MemberRecord,
     seeds: Vec<String>,
     groups: u16,
+    /// Pause between two looks at the seeds.
+    round: Duration,
     /// Never locked by the transport's thread: whoever holds it may wait for the disk.
     ledger: Mutex<Ledger>,
     /// What the ledger has.
@@ -140,15 +142,21 @@ impl Forming {
     /// # Errors
     /// What is there cannot be read, or not be made safe.
     pub fn open(data_dir: &Path, me: MemberRecord, seeds: Vec<String>, groups: u16) -> Result<Self, FormationError> {
-        Self::on_disk(Arc::new(RealDisk::existing(data_dir)), me, seeds, groups)
+        let ledger = Ledger::open(Arc::new(RealDisk::existing(data_dir)), NodeId(me.node))?;
+        Self::with(ledger, me, seeds, groups, ROUND)
     }
 
-    fn on_disk(disk: Arc<dyn Disk>, me: MemberRecord, seeds: Vec<String>, groups: u16) -> Result<Self, FormationError> {
-        let ledger = Ledger::open(disk, NodeId(me.node))?;
+    fn with(
+        ledger: Ledger,
+        me: MemberRecord,
+        seeds: Vec<String>,
+        groups: u16,
+        round: Duration,
+    ) -> Result<Self, FormationError> {
         let formation = OnceLock::new();
         let is_formed = ledger.formation().cloned().is_some_and(|found| formation.set(found).is_ok());
         let ledger = Mutex::new(ledger);
-        let inner = Arc::new(Inner { me, seeds, groups, ledger, formation, first: AtomicU64::new(0) });
+        let inner = Arc::new(Inner { me, seeds, groups, round, ledger, formation, first: AtomicU64::new(0) });
         let proposals = if is_formed { None } else { Some(inner.spawn_promising()?) };
         Ok(Self { inner, proposals: Mutex::new(proposals) })
     }
@@ -304,7 +312,7 @@ impl<'a> Search<'a> {
                     }
                 }
             }
-            self.pause(ROUND)?;
+            self.pause(self.inner.round)?;
         }
     }
 

@@ -131,6 +131,10 @@ pub struct Proposal {
     /// The nodes that it is to begin with, the decider among them. In a promise: all that were ever named for it.
     #[prost(uint64, repeated, tag = "5")]
     pub members: Vec<u64>,
+    /// In a promise: nodes that must be among the members whatever is promised from here on, because of what was promised
+    /// before. Empty on the wire.
+    #[prost(uint64, repeated, tag = "6")]
+    pub(super) bound: Vec<u64>,
 }
 
 impl Proposal {
@@ -138,7 +142,14 @@ impl Proposal {
     #[must_use]
     pub fn new(cluster: ClusterId, number: u32, decider: &MemberRecord, members: Vec<u64>) -> Self {
         let (node, name) = (decider.node, decider.name.clone());
-        Self { cluster_id: cluster_bytes(cluster), number, decider: node, decider_name: name, members }
+        Self {
+            cluster_id: cluster_bytes(cluster),
+            number,
+            decider: node,
+            decider_name: name,
+            members,
+            bound: Vec::new(),
+        }
     }
 
     /// The cluster's id; `None` if it has none, which no proposal of ours lacks.
