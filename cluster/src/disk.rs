@@ -125,7 +125,13 @@ impl RealDisk {
     /// Those of the file system.
     pub fn open(directory: &Path) -> io::Result<Self> {
         make_durable_directory(directory, SyncSite::LogDirectory)?;
-        Ok(Self { directory: directory.to_owned() })
+        Ok(Self::existing(directory))
+    }
+
+    /// One that is there, and whose name is safe.
+    #[must_use]
+    pub fn existing(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
     }
 }
 

@@ -7,6 +7,8 @@
 //!
 //! Nodes speak with each other over links that carry batches of opaque messages ([`transport`]).
 //!
+//! How nodes become a cluster at all is the matter of [`formation`].
+//!
 //! Which nodes there are, and whose acknowledgements can be believed, is the matter of [`membership`] and of the cores it
 //! wires together: [`directory`], [`lease`], [`fence`] and [`interest`].
 //!
@@ -17,6 +19,7 @@ pub mod data_dir;
 pub mod directory;
 pub mod disk;
 pub mod fence;
+pub mod formation;
 pub mod group;
 pub mod identity;
 pub mod interest;

@@ -14,10 +14,13 @@ use bytes::Bytes;
 use kentongan_cluster::disk::{Disk, SimDisk, SyncSite, Unsynced};
 use tempfile::TempDir;
 
+use kentongan_cluster::directory::command::MemberRecord;
+use kentongan_cluster::formation::{Formation, Ledger, Proposal};
 use kentongan_cluster::group::{CheckpointBase, Configuration};
 use kentongan_cluster::log::LogId;
 use kentongan_cluster::pipeline::NoPeers;
 use kentongan_cluster::state::Checkpoint;
+use kentongan_cluster::transport::ClusterId;
 use kentongan_cluster::{GroupId, NodeId, Pipeline, PipelineConfig, StateMachine, StateStore, Write};
 
 /// How a scenario ended badly.
@@ -50,6 +53,8 @@ fn expectation(site: SyncSite) -> Expectation {
         ),
         SyncSite::ManifestLines | SyncSite::ManifestName => Needed(cut_after_manifest_lines),
         SyncSite::ManifestRewritten | SyncSite::ManifestReplaced => Needed(cut_after_a_manifest_was_rewritten),
+        SyncSite::Promise | SyncSite::PromiseName => Needed(cut_after_a_promise),
+        SyncSite::Formation | SyncSite::FormationName => Needed(cut_after_a_formation),
         SyncSite::DataDirectory
         | SyncSite::Number
         | SyncSite::NumberName
@@ -80,7 +85,7 @@ fn each_sync_is_needed_or_harmless_for_a_reason() {
 /// P1, F2, F3, F9: with all syncs in place, nothing of the above goes wrong.
 #[test]
 fn nothing_applied_is_lost_whenever_the_power_goes() {
-    let scenarios: [Scenario; 7] = [
+    let scenarios: [Scenario; 9] = [
         cut_at_any_operation,
         cut_after_a_sync_in_the_background,
         cut_with_a_checkpoint_ahead_of_the_log,
@@ -88,6 +93,8 @@ fn nothing_applied_is_lost_whenever_the_power_goes() {
         cut_after_checkpoints,
         cut_after_manifest_lines,
         cut_after_a_manifest_was_rewritten,
+        cut_after_a_promise,
+        cut_after_a_formation,
     ];
     for scenario in scenarios {
         assert_eq!(scenario(None), Ok(()));
@@ -438,4 +445,73 @@ fn cut_after_a_manifest_was_rewritten(ignored: Option<SyncSite>) -> Result<(), F
     let lines_bytes = usize::from(groups) * "100 1 0 01234567\n".len();
     let fit = (manifest_bytes_max / lines_bytes) as u64;
     (fit..fit + 4).try_for_each(|checkpoints| write_checkpoints(ignored, groups, checkpoints))
+}
+
+/// The node whose promises are tried.
+const ONE: NodeId = NodeId(1);
+
+fn member(node: u64) -> MemberRecord {
+    MemberRecord { node, name: format!("n{node}"), ..MemberRecord::default() }
+}
+
+/// What node 2 proposes.
+fn proposal(number: u32) -> Proposal {
+    Proposal::new(ClusterId(number.into()), number, &member(2), vec![1, 2])
+}
+
+fn ledger(disk: &SimDisk) -> Result<Ledger, Failure> {
+    Ledger::open(Arc::new(disk.clone()), ONE).map_err(|error| format!("refused: {error}"))
+}
+
+/// Runs `change` on ledgers that find `before`, and sees whether at any moment, after `kill -9` and a restart too, what a
+/// ledger says survives a power cut: its promise is never lower and its formation never gone.
+fn promises_survive(
+    ignored: Option<SyncSite>,
+    before: &SimDisk,
+    change: impl Fn(&mut Ledger) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let kills = Arc::new(Mutex::new(Vec::new()));
+    let disk = before.after_kill();
+    disk.ignore_sync(ignored);
+    let killed = Arc::clone(&kills);
+    disk.watch(move |disk| killed.lock().expect("not poisoned").push(disk.after_kill()));
+    change(&mut ledger(&disk)?)?;
+    disk.watch(|_| {});
+    let mut ends = std::mem::take(&mut *kills.lock().expect("not poisoned"));
+    ends.push(disk);
+    for end in ends {
+        end.ignore_sync(ignored);
+        let said = ledger(&end)?;
+        for cut in CUTS {
+            let left = cut.of(&end);
+            left.ignore_sync(None);
+            let found = ledger(&left)?;
+            if found.formation() != said.formation() {
+                return Err(format!("{said:?}, and after a power cut {found:?}"));
+            }
+            if said.formation().is_none() && found.promise() != said.promise() {
+                return Err(format!("{said:?}, and after a power cut {found:?}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whatever a node promised, once, or again with a higher number.
+fn cut_after_a_promise(ignored: Option<SyncSite>) -> Result<(), Failure> {
+    let promise = |number| {
+        move |ledger: &mut Ledger| ledger.make_promise(&proposal(number)).map_err(|error| format!("refused: {error}"))
+    };
+    let disk = SimDisk::new();
+    promises_survive(ignored, &disk, promise(1))?;
+    promise(1)(&mut ledger(&disk)?)?;
+    promises_survive(ignored, &disk, promise(2))
+}
+
+/// A node that adopts a cluster is part of it for ever.
+fn cut_after_a_formation(ignored: Option<SyncSite>) -> Result<(), Failure> {
+    let disk = SimDisk::new();
+    ledger(&disk)?.make_promise(&proposal(1)).map_err(|error| error.to_string())?;
+    let formation = Formation { cluster_id: ClusterId(1), groups: 2, members: vec![member(1), member(2)] };
+    promises_survive(ignored, &disk, |ledger| ledger.adopt(formation.clone()).map_err(|error| error.to_string()))
 }

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::layer::{self, ENVIRONMENT_PREFIX, Layer};
 use super::origin::{ConfigError, Origin, Problem};
 use super::secret::Secret;
-use super::{PACKET_BYTES_LIMIT, Settings};
+use super::{ClusterConfig, DEFAULT_PEER_PORT, NODE_NAME_BYTES_MAX, PACKET_BYTES_LIMIT, Settings};
 
 /// Where settings may come from, the weakest first.
 #[derive(Debug, Default)]
@@ -137,6 +137,7 @@ impl Effective {
         if listener.is_empty() {
             refuse("listener", String::from("there must be one"));
         }
+        self.settings.cluster_contradictions(&mut refuse);
         for (index, one) in listener.iter().enumerate() {
             let at = |name: &str| format!("listener[{index}].{name}");
             if one.keep_alive_seconds_max != 0 && one.keep_alive_seconds_min > one.keep_alive_seconds_max {
@@ -166,6 +167,62 @@ impl Effective {
         self.origins.insert(String::from("http.token"), origin);
         Ok(())
     }
+}
+
+impl Settings {
+    /// What is wrong with how this node finds, and is found by, others.
+    fn cluster_contradictions(&self, refuse: &mut impl FnMut(&str, String)) {
+        let ClusterConfig { address, advertise, seeds, ca_file, certificate_file, key_file } = &self.cluster;
+        if let Some(name) = &self.node
+            && (name.is_empty() || name.len() > NODE_NAME_BYTES_MAX || name.chars().any(char::is_control))
+        {
+            refuse("node", format!("1 to {NODE_NAME_BYTES_MAX} bytes, none of them a control character"));
+        }
+        let files = [ca_file, certificate_file, key_file].map(Option::is_some);
+        if files.contains(&true) && files.contains(&false) {
+            let message = "give all of `ca_file`, `certificate_file` and `key_file`, or none of them";
+            refuse("cluster.ca_file", String::from(message));
+        }
+        let advertised = advertise.iter().map(|text| ("cluster.advertise", text));
+        for (key, text) in advertised.chain(seeds.iter().map(|text| ("cluster.seeds", text))) {
+            if let Err(message) = check_host_port(text) {
+                refuse(key, message);
+            }
+        }
+        if let Some(twice) = seeds.iter().enumerate().find(|(index, seed)| seeds[..*index].contains(seed)) {
+            refuse("cluster.seeds", format!("{} stands there twice", twice.1));
+        }
+        let Some(address) = address else {
+            for (key, is_set) in [("cluster.advertise", advertise.is_some()), ("cluster.seeds", !seeds.is_empty())] {
+                if is_set {
+                    let message = "means nothing without `cluster.address` (--cluster), where others connect";
+                    refuse(key, String::from(message));
+                }
+            }
+            return;
+        };
+        if address.ip().is_unspecified() && advertise.is_none() {
+            let message =
+                format!("others cannot dial {address}: say where they do with `cluster.advertise` (--advertise)");
+            refuse("cluster.address", message);
+        }
+        if !address.ip().to_canonical().is_loopback() && !files.contains(&true) {
+            let message = "without `cluster.ca_file`, `cluster.certificate_file` and `cluster.key_file` it must be a \
+                           loopback address: other machines could read and forge everything";
+            refuse("cluster.address", String::from(message));
+        }
+    }
+}
+
+/// Whether `text` is a host and a port that can be dialled.
+pub(crate) fn check_host_port(text: &str) -> Result<(), String> {
+    let is_dialled = match text.rsplit_once(':') {
+        None => false,
+        // An IPv6 address needs its brackets, or its end would be taken for the port.
+        Some((host, _)) if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) => false,
+        Some((host, port)) => !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0),
+    };
+    if is_dialled { Ok(()) } else { Err(format!("{text:?} must be HOST:PORT, such as 127.0.0.1:{DEFAULT_PEER_PORT}")) }
 }
 
 /// Every source by itself, the weakest first.

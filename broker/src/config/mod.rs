@@ -19,6 +19,7 @@ mod show;
 mod tests;
 
 pub use layer::{CONFIG_VARIABLE, ENVIRONMENT_PREFIX};
+pub(crate) use load::check_host_port;
 pub use load::{Effective, FlagValue, Sources};
 pub use origin::{ConfigError, Origin, Problem};
 pub use reload::{Change, ListenerName, Reload, changes};

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 
+use kentongan_cluster::transport::TlsFiles;
 use kentongan_proto::mqtt;
 
 use super::schema::{choices, settings};
@@ -14,6 +15,12 @@ const MIB: u64 = 1024 * KIB;
 
 /// The largest packet that MQTT can express: Remaining Length 268,435,455 and five bytes of fixed header.
 pub const PACKET_BYTES_LIMIT: u32 = 268_435_460;
+
+/// The longest name of a node: that of a DNS name.
+pub const NODE_NAME_BYTES_MAX: usize = 253;
+
+/// Where the first of several nodes on one machine listens for the others.
+pub const DEFAULT_PEER_PORT: u16 = 7001;
 
 const fn nonzero_u16(value: u16) -> NonZeroU16 {
     NonZeroU16::new(value).expect("a default that must not be zero")
@@ -33,6 +40,9 @@ settings! {
     pub struct Settings {
         /// Where sessions, retained messages and the log are kept. Made if it does not exist; one process at a time.
         pub data_dir: PathBuf = PathBuf::from("./kentongan-data"),
+        /// What this node is called: a label for people, its own among the nodes of a cluster. With TLS between nodes, one
+        /// of the DNS names in its certificate. Unset: the name of the host.
+        pub node: Option<String> = None,
         /// Threads that serve connections. 0 means one a core.
         pub arbiters: usize = 0,
         /// What an acknowledgement of QoS 1 and 2 means: `"fsync"`, the message is on the disks of a majority;
@@ -55,6 +65,8 @@ settings! {
         pub delayed: DelayedConfig = DelayedConfig::default(),
         /// The broker's account of itself under `$SYS`.
         pub sys: SysConfig = SysConfig::default(),
+        /// The other nodes.
+        pub cluster: ClusterConfig = ClusterConfig::default(),
         /// The log and the state on disk.
         pub storage: StorageConfig = StorageConfig::default(),
         /// What the whole process may use.
@@ -208,6 +220,25 @@ settings! {
         pub interval_seconds: u32 = 10,
     }
 
+    /// The other nodes, and how they and this one find and trust each other.
+    pub struct ClusterConfig {
+        /// Where other nodes connect. Unset: this node is alone. Without the three files below, a loopback address, and
+        /// all nodes on this machine.
+        pub address: Option<SocketAddr> = None,
+        /// Where other nodes dial this one, as `"HOST:PORT"`. Unset: `address`, which then must be one that they can dial.
+        pub advertise: Option<String> = None,
+        /// Where the nodes are that form the cluster, each as `"HOST:PORT"`, this one among them: the same list, in the same
+        /// order, on all of them. They form one cluster of all of them, once, when all of them are there; the first decides.
+        /// Empty: this node forms a cluster of its own.
+        pub seeds: Vec<String> = Vec::new(),
+        /// Certificates (PEM) of the authorities that make nodes members of this cluster. Give all three files, or none.
+        pub ca_file: Option<PathBuf> = None,
+        /// This node's certificate (PEM), followed by those between it and the authority. It must be for the node's name.
+        pub certificate_file: Option<PathBuf> = None,
+        /// Its private key (PEM).
+        pub key_file: Option<PathBuf> = None,
+    }
+
     /// The log and the state on disk.
     pub struct StorageConfig {
         /// Raft groups that sessions and topics are spread over. Fixed when the cluster forms.
@@ -334,6 +365,34 @@ choices! {
         Human = "human",
         /// For machines, one object a line.
         Json = "json",
+    }
+}
+
+impl Settings {
+    /// What this node is called.
+    #[must_use]
+    pub fn node_name(&self) -> String {
+        let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        self.node.clone().unwrap_or_else(host)
+    }
+}
+
+impl ClusterConfig {
+    /// Where other nodes dial this one; `None` if it is alone.
+    #[must_use]
+    pub fn advertised(&self) -> Option<String> {
+        let address = self.address?;
+        Some(self.advertise.clone().unwrap_or_else(|| address.to_string()))
+    }
+
+    /// The certificates, if all three files are given.
+    #[must_use]
+    pub fn tls(&self) -> Option<TlsFiles> {
+        Some(TlsFiles {
+            ca: self.ca_file.clone()?,
+            certificate: self.certificate_file.clone()?,
+            key: self.key_file.clone()?,
+        })
     }
 }
 

@@ -37,6 +37,14 @@ sites! {
     Number = "number",
     /// That it replaced the old one.
     NumberName = "number_name",
+    /// A promise to join a cluster, before it replaces an earlier one.
+    Promise = "promise",
+    /// That it replaced it.
+    PromiseName = "promise_name",
+    /// How this node's cluster was formed, before the file has its name.
+    Formation = "formation",
+    /// That it has.
+    FormationName = "formation_name",
     /// The name of the log's directory.
     LogDirectory = "log_directory",
     /// The name of the state store's directory.

@@ -34,7 +34,11 @@ fn expectation(site: SyncSite) -> Expectation {
         SyncSite::LogDirectory => {
             Harmless("the same directory is synced for the name of the state before anything is served")
         }
-        SyncSite::ManifestName
+        SyncSite::Promise
+        | SyncSite::PromiseName
+        | SyncSite::Formation
+        | SyncSite::FormationName
+        | SyncSite::ManifestName
         | SyncSite::ManifestRewritten
         | SyncSite::ManifestReplaced
         | SyncSite::LogReopened

@@ -1,0 +1,229 @@
+//! What is written down about a formation, on disk and on the wire.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use prost::Message as _;
+
+use crate::directory::command::{self, MemberRecord};
+use crate::transport::{ClusterId, PeerAddress};
+use crate::{GroupId, NodeId};
+
+/// Nodes that may form a cluster together.
+pub const MEMBERS_MAX: usize = 256;
+
+/// The feature level that a cluster begins with.
+const FEATURE_LEVEL: u32 = 1;
+
+/// How a cluster began: what each of its first members must know before it takes part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Formation {
+    /// Tells this cluster from every other.
+    pub cluster_id: ClusterId,
+    /// How many data groups there are; never changed.
+    pub groups: u16,
+    /// The nodes it begins with. All of them vote in all groups.
+    pub members: Vec<MemberRecord>,
+}
+
+/// Bytes are not a formation: whoever wrote or sent them is not of our kind.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("this is no record of how a cluster was formed: {0}")]
+pub struct FormationRecordError(&'static str);
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct FormationRecord {
+    #[prost(bytes = "bytes", tag = "1")]
+    cluster_id: Bytes,
+    #[prost(uint32, tag = "2")]
+    groups: u32,
+    #[prost(message, repeated, tag = "3")]
+    members: Vec<MemberRecord>,
+}
+
+impl Formation {
+    /// As it is kept and sent.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let record = FormationRecord {
+            cluster_id: cluster_bytes(self.cluster_id),
+            groups: self.groups.into(),
+            members: self.members.clone(),
+        };
+        record.encode_to_vec().into()
+    }
+
+    /// Reads what [`Self::encode`] wrote.
+    ///
+    /// # Errors
+    /// It is something else, or names no usable cluster.
+    pub fn decode(bytes: Bytes) -> Result<Self, FormationRecordError> {
+        let record = FormationRecord::decode(bytes).map_err(|_| FormationRecordError("not its format"))?;
+        let cluster_id =
+            read_cluster(&record.cluster_id).ok_or(FormationRecordError("a cluster id of another length"))?;
+        let groups = u16::try_from(record.groups).ok().filter(|groups| (1..GroupId::DIRECTORY.0).contains(groups));
+        let groups = groups.ok_or(FormationRecordError("an impossible number of groups"))?;
+        let nodes: BTreeSet<u64> = record.members.iter().map(|member| member.node).collect();
+        let is_set = nodes.len() == record.members.len() && !nodes.contains(&0);
+        if !is_set || nodes.is_empty() || nodes.len() > MEMBERS_MAX {
+            return Err(FormationRecordError("no members, too many, or one twice"));
+        }
+        Ok(Self { cluster_id, groups, members: record.members })
+    }
+
+    /// The first command of the directory's log.
+    #[must_use]
+    pub fn form_command(&self) -> command::Form {
+        let voters: Vec<u64> = self.members.iter().map(|member| member.node).collect();
+        let groups = (0..self.groups).chain([GroupId::DIRECTORY.0]);
+        let placement =
+            |group: u16| command::Placement { group: group.into(), voters: voters.clone(), learners: Vec::new() };
+        command::Form {
+            cluster_id: cluster_bytes(self.cluster_id),
+            groups: self.groups.into(),
+            members: self.members.clone(),
+            placements: groups.map(placement).collect(),
+            feature_level: FEATURE_LEVEL,
+        }
+    }
+
+    /// Where the members are, for [`Transport::set_peers`](crate::transport::Transport::set_peers). This node may be among
+    /// them.
+    #[must_use]
+    pub fn peers(&self) -> Vec<PeerAddress> {
+        let peer = |member: &MemberRecord| PeerAddress {
+            node: NodeId(member.node),
+            name: member.name.clone(),
+            address: member.peer_address.clone(),
+        };
+        self.members.iter().map(peer).collect()
+    }
+
+    /// Who votes, in every group.
+    #[must_use]
+    pub fn voters(&self) -> Vec<NodeId> {
+        self.members.iter().map(|member| NodeId(member.node)).collect()
+    }
+
+    /// Whether it names this node.
+    #[must_use]
+    pub fn lists(&self, node: NodeId) -> bool {
+        self.members.iter().any(|member| member.node == node.0)
+    }
+}
+
+/// A cluster that one node, its *decider*, wants to form, and what others promise: to be part of it and of none with a
+/// lower number.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Proposal {
+    /// The cluster's id: sixteen bytes, drawn by the decider.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) cluster_id: Bytes,
+    /// Proposals are in this order.
+    #[prost(uint32, tag = "2")]
+    pub number: u32,
+    /// Who decides that the cluster is formed. Nobody else can.
+    #[prost(uint64, tag = "3")]
+    pub decider: u64,
+    /// Its name, to tell people.
+    #[prost(string, tag = "4")]
+    pub decider_name: String,
+    /// The nodes that it is to begin with, the decider among them. In a promise: all that were ever named for it.
+    #[prost(uint64, repeated, tag = "5")]
+    pub members: Vec<u64>,
+    /// In a promise: nodes that must be among the members whatever is promised from here on, because of what was promised
+    /// before. Empty on the wire.
+    #[prost(uint64, repeated, tag = "6")]
+    pub(super) bound: Vec<u64>,
+}
+
+impl Proposal {
+    /// One for a cluster of these members.
+    #[must_use]
+    pub fn new(cluster: ClusterId, number: u32, decider: &MemberRecord, members: Vec<u64>) -> Self {
+        let (node, name) = (decider.node, decider.name.clone());
+        Self {
+            cluster_id: cluster_bytes(cluster),
+            number,
+            decider: node,
+            decider_name: name,
+            members,
+            bound: Vec::new(),
+        }
+    }
+
+    /// The cluster's id; `None` if it has none, which no proposal of ours lacks.
+    #[must_use]
+    pub fn cluster(&self) -> Option<ClusterId> {
+        read_cluster(&self.cluster_id)
+    }
+}
+
+/// What a node says to a [`Proposal`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(super) struct Promised {
+    /// Who it is, if it promised.
+    #[prost(message, optional, tag = "1")]
+    pub member: Option<MemberRecord>,
+    /// Why it did not.
+    #[prost(string, tag = "2")]
+    pub refusal: String,
+    /// The number that it promised already: one above it might be taken.
+    #[prost(uint32, tag = "3")]
+    pub number: u32,
+}
+
+fn cluster_bytes(cluster: ClusterId) -> Bytes {
+    Bytes::copy_from_slice(&cluster.0.to_be_bytes())
+}
+
+fn read_cluster(bytes: &[u8]) -> Option<ClusterId> {
+    Some(ClusterId(u128::from_be_bytes(bytes.try_into().ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(node: u64) -> MemberRecord {
+        MemberRecord {
+            node,
+            name: format!("n{node}"),
+            peer_address: format!("127.0.0.1:{node}"),
+            client_address: String::new(),
+            feature_level: 1,
+        }
+    }
+
+    fn formation() -> Formation {
+        Formation { cluster_id: ClusterId(7), groups: 2, members: (1..=3).map(member).collect() }
+    }
+
+    #[test]
+    fn a_formation_is_read_back() {
+        assert_eq!(Formation::decode(formation().encode()), Ok(formation()));
+    }
+
+    #[test]
+    fn every_group_and_the_directory_are_voted_by_all() {
+        let form = formation().form_command();
+        let placed: Vec<_> = form.placements.iter().map(|one| (one.group, one.voters.clone())).collect();
+        assert_eq!(placed, [(0, vec![1, 2, 3]), (1, vec![1, 2, 3]), (u16::MAX.into(), vec![1, 2, 3])]);
+        assert_eq!((form.groups, form.members, form.feature_level), (2, formation().members, 1));
+    }
+
+    #[test]
+    fn what_names_no_usable_cluster_is_refused() {
+        for wrong in [
+            Formation { groups: 0, ..formation() },
+            Formation { groups: u16::MAX, ..formation() },
+            Formation { members: Vec::new(), ..formation() },
+            Formation { members: vec![member(1), member(1)], ..formation() },
+            Formation { members: vec![member(1), member(0)], ..formation() },
+        ] {
+            assert!(Formation::decode(wrong.encode()).is_err(), "{wrong:?}");
+        }
+        assert!(Formation::decode(Bytes::from_static(b"\xff\xff")).is_err());
+        assert!(Formation::decode(Bytes::new()).is_err());
+    }
+}
