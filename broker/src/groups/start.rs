@@ -1,41 +1,67 @@
-//! From a data directory to groups that are led.
+//! From a data directory to groups at work: alone, or as one node of a cluster.
 
-use std::sync::{Arc, mpsc};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
 use anyhow::Context;
+use kentongan_cluster::clock::boottime_ns;
 use kentongan_cluster::data_dir::DataDir;
+use kentongan_cluster::directory::command::MemberRecord;
 use kentongan_cluster::disk::{Disk, RealDisk};
+use kentongan_cluster::formation::{Formation, Forming};
+use kentongan_cluster::lane::Incoming;
+use kentongan_cluster::lease::LeaseCell;
+use kentongan_cluster::membership::{Limits, Membership};
 use kentongan_cluster::pipeline::NoPeers;
-use kentongan_cluster::{GroupId, Pipeline, PipelineConfig, StateStore};
+use kentongan_cluster::state::StateReader;
+use kentongan_cluster::transport::{
+    Asked, LocalIdentity, PeerHello, Question, Responder, SnapshotChunks, TlsFiles, Transport, TransportConfig,
+};
+use kentongan_cluster::{Configuration, GroupId, NodeId, Pipeline, PipelineConfig, PipelineHandle, StateStore, state};
 
 use super::machine::{Machine, SharedCell};
+use super::member::Member;
 use crate::auth::Authority;
 use crate::config::{Durability, Overlapping, Settings};
 use crate::metrics::Metrics;
+use crate::peers::links::{LinkSink, Links, RaftLinks};
 use crate::replicated::retained::RetainedLimits;
 use crate::replicated::state::{GroupConfig, GroupState};
 use crate::replicated::{Query, Slots, Submitter};
 use crate::router::Shared;
+use crate::router::cluster::{ClusterView, Leaders};
+use crate::router::node_lanes::Nodes;
 
 /// The groups' threads, running.
 #[derive(Debug)]
 pub struct Running {
     pipeline: Pipeline<Query>,
+    transport: Option<Transport>,
     _data_dir: DataDir,
 }
 
 impl Running {
     /// Writes a last checkpoint and ends the threads.
     pub fn stop(self) {
+        if let Some(transport) = self.transport {
+            transport.stop(TRANSPORT_STOP_MAX);
+        }
         self.pipeline.stop();
     }
 }
 
+/// Time within which what waits for other nodes is sent at the end.
+const TRANSPORT_STOP_MAX: Duration = Duration::from_secs(1);
+
 /// Time within which the groups let go of what an earlier start held.
 const FENCE_SECONDS_MAX: u64 = 600;
 
-/// Opens the data directory, takes up what is stored there, and begins to lead its groups.
+/// The newest behaviour that the state machines of this version have.
+const FEATURE_LEVEL: u32 = 1;
+
+/// Opens the data directory, takes up what is stored there, and begins to work: alone, or, where the settings name an
+/// address for other nodes, as one of a cluster, for whose formation it waits as long as `stop` is false.
 ///
 /// # Errors
 /// The directory cannot be used, or what is stored is not whole; the message says what to do.
@@ -44,34 +70,222 @@ pub fn start(
     authority: Authority,
     arbiters: usize,
     metrics: &Metrics,
+    stop: &AtomicBool,
 ) -> anyhow::Result<(Arc<Shared>, Running)> {
     let data_dir = DataDir::open(&settings.data_dir)?;
+    match settings.cluster.address {
+        None => start_alone(settings, authority, arbiters, metrics, data_dir),
+        Some(address) => start_member(settings, authority, arbiters, metrics, data_dir, address, stop),
+    }
+}
+
+fn start_alone(
+    settings: &Arc<Settings>,
+    authority: Authority,
+    arbiters: usize,
+    metrics: &Metrics,
+    data_dir: DataDir,
+) -> anyhow::Result<(Arc<Shared>, Running)> {
     let slots = Slots::new(settings.storage.groups.get());
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&data_dir.path().join("log"))?);
-    let store = StateStore::open(&data_dir.path().join("state"), Arc::clone(&disk))?;
+    let (disk, store) = open_store(&data_dir)?;
+    anyhow::ensure!(
+        !store.bases().contains_key(&GroupId::DIRECTORY),
+        "this data directory belongs to a node of a cluster: start it with --cluster ADDRESS:PORT, as before"
+    );
     let config = group_config(settings);
-    let groups = (0..slots.groups())
-        .map(|group| {
-            let stored = store.load(GroupId(group))?;
-            GroupState::restore(config, stored)
-                .with_context(|| format!("the stored state of group {group} cannot be used"))
-        })
-        .collect::<anyhow::Result<Vec<_>>>()?;
+    let groups = restore_groups(&store, slots, config)?;
     let shared_cell = SharedCell::default();
     let (fenced, wait) = mpsc::channel();
-    let machine = Machine::new(groups, Arc::clone(&shared_cell), metrics.arbiter(), fenced);
-    let pipeline = Pipeline::start(pipeline_config(settings, &data_dir), disk, store, machine, NoPeers)?;
+    let machine = Machine::new(groups, config, Arc::clone(&shared_cell), metrics.arbiter(), fenced, None);
+    let members = Configuration::of([data_dir.node()]);
+    let first = (0..slots.groups()).map(|group| (GroupId(group), members.clone())).collect();
+    let pipeline = Pipeline::start(pipeline_config(settings, &data_dir, first), disk, store, machine, NoPeers)?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
     let submitter = Submitter::new(pipeline.handle().clone(), slots);
     let incarnation = data_dir.incarnation();
     let shared = Arc::new(Shared::new(Arc::clone(settings), arbiters, submitter, authority, incarnation, None));
-    if shared_cell.set(Arc::clone(&shared)).is_err() {
-        unreachable!("set once, here");
-    }
+    set_once(&shared_cell, Arc::clone(&shared));
     pipeline.handle().notify(Query::Begin);
     wait.recv_timeout(Duration::from_secs(FENCE_SECONDS_MAX))
         .context("the groups did not let go of the connections of the process before this one")?;
-    Ok((shared, Running { pipeline, _data_dir: data_dir }))
+    Ok((shared, Running { pipeline, transport: None, _data_dir: data_dir }))
+}
+
+fn start_member(
+    settings: &Arc<Settings>,
+    authority: Authority,
+    arbiters: usize,
+    metrics: &Metrics,
+    data_dir: DataDir,
+    address: std::net::SocketAddr,
+    stop: &AtomicBool,
+) -> anyhow::Result<(Arc<Shared>, Running)> {
+    let me = member_record(settings, data_dir.node(), address);
+    let sink = Arc::new(LinkSink::default());
+    let answers = Arc::new(Answers::default());
+    let transport = start_transport(settings, &me, address, &sink, &answers)?;
+    let forming = Arc::new(Forming::open(
+        data_dir.path(),
+        me.clone(),
+        settings.cluster.seeds.clone(),
+        settings.storage.groups.get(),
+    )?);
+    set_once(&answers.forming, Arc::clone(&forming));
+    let formation = forming.run(&transport, stop)?;
+    let (disk, store) = open_store(&data_dir)?;
+    check_store(&store)?;
+    set_once(&answers.reader, store.reader());
+
+    let slots = Slots::new(formation.groups);
+    let config = group_config(settings);
+    let groups = restore_groups(&store, slots, config)?;
+    let lease = Arc::new(LeaseCell::default());
+    let membership = Membership::new(data_dir.node(), me, rand::random(), Arc::clone(&lease), Limits::default());
+    let member = take_up(&store, membership, &formation, &groups)?;
+    let shared_cell = SharedCell::default();
+    let (fenced, _) = mpsc::channel();
+    let machine = Machine::new(groups, config, Arc::clone(&shared_cell), metrics.arbiter(), fenced, Some(member));
+    let raft_links = RaftLinks(transport.clone());
+    let first = first_members(&formation);
+    let pipeline = Pipeline::start(pipeline_config(settings, &data_dir, first), disk, store, machine, raft_links)?;
+    metrics.show_storage(Arc::clone(pipeline.handle().stats()));
+    set_once(&answers.pipeline, pipeline.handle().clone());
+
+    let submitter = Submitter::new(pipeline.handle().clone(), slots);
+    let cluster = ClusterView {
+        node: data_dir.node().get(),
+        lease,
+        peers: Arc::new(Links(transport.clone())),
+        leaders: Leaders::default(),
+        nodes: Nodes::default(),
+        incoming: Mutex::new(Incoming::new(&Default::default())),
+        lease_clock: boottime_ns,
+        serving: AtomicBool::new(false),
+    };
+    let shared = Shared::new(Arc::clone(settings), arbiters, submitter, authority, 0, Some(cluster));
+    // What other nodes retain, this one does not see.
+    shared.retained_possible.store(true, std::sync::atomic::Ordering::Relaxed);
+    let shared = Arc::new(shared);
+    set_once(&shared_cell, Arc::clone(&shared));
+    pipeline.handle().notify(Query::Begin);
+    sink.start(Arc::clone(&shared), pipeline.handle().clone());
+    transport.set_peers(formation.peers())?;
+    Ok((shared, Running { pipeline, transport: Some(transport), _data_dir: data_dir }))
+}
+
+fn set_once<T>(cell: &OnceLock<T>, value: T) {
+    if cell.set(value).is_err() {
+        unreachable!("start-up sets it, once");
+    }
+}
+
+fn open_store(data_dir: &DataDir) -> anyhow::Result<(Arc<dyn Disk>, StateStore)> {
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&data_dir.path().join("log"))?);
+    let store = StateStore::open(&data_dir.path().join("state"), Arc::clone(&disk))?;
+    Ok((disk, store))
+}
+
+/// A cluster's node has a directory from its first start on.
+fn check_store(store: &StateStore) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        store.bases().is_empty() || store.bases().contains_key(&GroupId::DIRECTORY),
+        "this data directory belongs to a node that is alone: start it without --cluster, or start this one with an empty \
+         directory (--data-dir)"
+    );
+    Ok(())
+}
+
+fn restore_groups(store: &StateStore, slots: Slots, config: GroupConfig) -> anyhow::Result<Vec<GroupState>> {
+    let restore = |group| {
+        let stored = store.load(GroupId(group))?;
+        GroupState::restore(config, stored).with_context(|| format!("the stored state of group {group} cannot be used"))
+    };
+    (0..slots.groups()).map(restore).collect()
+}
+
+fn take_up(
+    store: &StateStore,
+    membership: Membership,
+    formation: &Formation,
+    groups: &[GroupState],
+) -> anyhow::Result<Member> {
+    let mut member = Member::new(membership, formation.form_command(), groups.len());
+    member.restore_directory(boottime_ns(), &store.load(GroupId::DIRECTORY)?)?;
+    for (number, state) in (0..).zip(groups) {
+        let index = store.bases().get(&GroupId(number)).map_or(0, |base| base.applied.index);
+        member.restored(number, index, state);
+    }
+    Ok(member)
+}
+
+/// All groups, and who votes in them at first.
+fn first_members(formation: &Formation) -> Vec<(GroupId, Configuration)> {
+    let members = Configuration::of(formation.voters());
+    (0..formation.groups).map(GroupId).chain([GroupId::DIRECTORY]).map(|group| (group, members.clone())).collect()
+}
+
+fn member_record(settings: &Settings, node: NodeId, address: std::net::SocketAddr) -> MemberRecord {
+    MemberRecord {
+        node: node.get(),
+        name: settings.node_name(),
+        peer_address: settings.cluster.advertise.clone().unwrap_or_else(|| address.to_string()),
+        client_address: settings.listener.first().map_or_else(String::new, |listener| listener.address.to_string()),
+        feature_level: FEATURE_LEVEL,
+    }
+}
+
+fn start_transport(
+    settings: &Settings,
+    me: &MemberRecord,
+    address: std::net::SocketAddr,
+    sink: &Arc<LinkSink>,
+    answers: &Arc<Answers>,
+) -> anyhow::Result<Transport> {
+    let identity = LocalIdentity {
+        cluster: None,
+        node: NodeId(me.node),
+        name: me.name.clone(),
+        incarnation: None,
+        feature_level: me.feature_level,
+    };
+    let mut config = TransportConfig::new(address, identity);
+    let cluster = &settings.cluster;
+    if let (Some(ca), Some(certificate), Some(key)) = (&cluster.ca_file, &cluster.certificate_file, &cluster.key_file) {
+        config.tls = Some(TlsFiles { ca: ca.clone(), certificate: certificate.clone(), key: key.clone() });
+    }
+    let sink: Arc<LinkSink> = Arc::clone(sink);
+    let transport = Transport::start(config, sink, Arc::<Answers>::clone(answers))?;
+    tracing::info!(address = %transport.local_address(), name = me.name, node = %NodeId(me.node), "listening for other nodes");
+    Ok(transport)
+}
+
+/// Answers what other nodes ask beside the links.
+#[derive(Default)]
+struct Answers {
+    forming: OnceLock<Arc<Forming>>,
+    reader: OnceLock<StateReader>,
+    pipeline: OnceLock<PipelineHandle<Query>>,
+}
+
+impl Responder for Answers {
+    fn on_question(&self, asked: Asked) {
+        let not_yet = || Err("this node is still starting: ask again".to_owned());
+        match asked.question {
+            Question::Promise | Question::Form => match self.forming.get() {
+                Some(forming) => forming.answer(asked),
+                None => asked.answer.send(not_yet()),
+            },
+            Question::Status => asked.answer.send(not_yet()),
+        }
+    }
+
+    fn open_snapshot(&self, _: &PeerHello, group: GroupId, _: u64) -> Result<SnapshotChunks, String> {
+        let reader = self.reader.get().ok_or_else(|| "this node is still starting".to_owned())?;
+        match state::chunks(reader, group) {
+            Ok(chunks) => Ok(Box::new(chunks)),
+            Err(error) => Err(error.to_string()),
+        }
+    }
 }
 
 /// Bounds of the whole node, shared out evenly: names spread evenly over the groups.
@@ -93,12 +307,12 @@ fn group_config(settings: &Settings) -> GroupConfig {
     }
 }
 
-fn pipeline_config(settings: &Settings, data_dir: &DataDir) -> PipelineConfig {
+fn pipeline_config(settings: &Settings, data_dir: &DataDir, groups: Vec<(GroupId, Configuration)>) -> PipelineConfig {
     let node = data_dir.node();
     PipelineConfig {
         node,
         seed: node.0.rotate_left(32) ^ data_dir.incarnation(),
-        groups: settings.storage.groups.get(),
+        groups,
         segment_bytes: settings.storage.segment_bytes,
         checkpoint_log_bytes: settings.storage.checkpoint_log_bytes,
         checkpoint_interval: Duration::from_secs(u64::from(settings.storage.checkpoint_seconds.get())),

@@ -313,7 +313,8 @@ mod tests {
         let (listener, context) = bind(&config, &settings).unwrap();
         let address = context.address;
         let settings = Arc::new(settings);
-        let (shared, groups) = groups::start(&settings, Authority::default(), 1, &Metrics::isolated()).unwrap();
+        let (shared, groups) =
+            groups::start(&settings, Authority::default(), 1, &Metrics::isolated(), &AtomicBool::new(false)).unwrap();
         let refused = || shared.connections_too_many.load(Ordering::Relaxed);
         let mut taken = 0;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -342,7 +343,8 @@ mod tests {
         let settings = Settings { data_dir: directory.path().join("data"), ..Settings::default() };
         let (_listener, context) = bind(&config, &settings).unwrap();
         let (shared, groups) =
-            groups::start(&Arc::new(settings), Authority::default(), 2, &Metrics::isolated()).unwrap();
+            groups::start(&Arc::new(settings), Authority::default(), 2, &Metrics::isolated(), &AtomicBool::new(false))
+                .unwrap();
         let opened = |count| (0..count).map(|_| shared.try_open_connection(&context, 9)).collect::<Vec<_>>();
         assert_eq!(opened(4), [Some(0), Some(1), Some(0), Some(1)]);
         shared.connection_closed(&context, 1);

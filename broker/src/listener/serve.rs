@@ -1,7 +1,7 @@
 //! From settings to a running broker, and from a signal to its end.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use actix_rt::{Arbiter, System};
@@ -20,6 +20,12 @@ use crate::router::{ArbiterState, Event, Shared, sys};
 
 /// The condition of readiness that this module answers for.
 const SERVING: &str = "serving";
+
+/// Likewise: the node holds a lease.
+const LEASE: &str = "lease";
+
+/// How often readiness looks at the lease.
+const LEASE_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Time for clients to take their DISCONNECT when the process stops.
 const STOP_SECONDS_MAX: u64 = 10;
@@ -55,13 +61,21 @@ struct Listener {
 /// What kept it from starting, and what to do about it.
 pub fn serve(settings: Settings, reloading: &dyn Reload, authority: Authority) -> anyhow::Result<()> {
     let descriptors = raise_descriptor_limit();
+    let stop = stop_on_signal()?;
     let system = System::new();
     system.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         // Before the start, so that one that comes early does not end the process.
         let mut hangup = signal(SignalKind::hangup())?;
-        let mut broker = Broker::start(settings, authority, descriptors)?;
+        let mut broker = match Broker::start(settings, authority, descriptors, &stop) {
+            Ok(broker) => broker,
+            Err(_) if stop.load(Ordering::Relaxed) => {
+                tracing::info!("stopped before it had started");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         loop {
             tokio::select! {
                 _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
@@ -77,12 +91,38 @@ pub fn serve(settings: Settings, reloading: &dyn Reload, authority: Authority) -
     })
 }
 
+/// Becomes true when the process is told to stop: starting may wait for other nodes, on the thread that would hear of it.
+fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let (mut terminate, mut interrupt) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+    };
+    let wait = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stopped.store(true, Ordering::Relaxed);
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(wait))?;
+    Ok(stop)
+}
+
 impl Broker {
-    /// Starts everything and returns once clients can connect. Must run inside an actix system.
+    /// Starts everything and returns once clients can connect. Must run inside an actix system. A node of a cluster waits
+    /// for the others until `stop` is true.
     ///
     /// # Errors
     /// What kept it from starting.
-    pub fn start(settings: Settings, authority: Authority, descriptors: u64) -> anyhow::Result<Self> {
+    pub fn start(
+        settings: Settings,
+        authority: Authority,
+        descriptors: u64,
+        stop: &AtomicBool,
+    ) -> anyhow::Result<Self> {
         let metrics = Metrics::install(settings.metrics.enabled);
         let settings = Arc::new(settings);
         let mut sockets = Vec::new();
@@ -100,7 +140,7 @@ impl Broker {
         anyhow::ensure!(!sockets.is_empty(), "there is no address to listen on: give one with --mqtt ADDRESS:PORT");
         let readiness = Arc::new(Readiness::new(&[SERVING]));
         let arbiters = number_of_arbiters(&settings);
-        let (shared, groups) = groups::start(&settings, authority, arbiters, &metrics)?;
+        let (shared, groups) = groups::start(&settings, authority, arbiters, &metrics, stop)?;
         let arbiters = start_arbiters(&shared, arbiters, &metrics);
         let sockets = sockets.into_iter().zip(listeners.iter().map(|one| one.context.subscribe())).collect();
         let connections_max = connections_max(descriptors, u64::from(settings.limits.descriptors_reserve));
@@ -119,6 +159,7 @@ impl Broker {
             tracing::info!(address = %http.address(), "listening for HTTP");
         }
         readiness.set(SERVING, true);
+        watch_lease(&shared, &readiness);
         for listener in &listeners {
             let listener = listener.context.borrow();
             tracing::info!(address = %listener.address, anonymous = listener.allow_anonymous, "listening for MQTT");
@@ -211,6 +252,22 @@ impl Broker {
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// A node that holds no lease is not ready.
+fn watch_lease(shared: &Arc<Shared>, readiness: &Arc<Readiness>) {
+    if shared.cluster.is_none() {
+        return;
+    }
+    let (shared, readiness) = (Arc::clone(shared), Arc::clone(readiness));
+    readiness.set(LEASE, false);
+    actix_rt::spawn(async move {
+        let mut look = tokio::time::interval(LEASE_LOOK_INTERVAL);
+        while let Some(cluster) = &shared.cluster {
+            look.tick().await;
+            readiness.set(LEASE, cluster.may_acknowledge());
+        }
+    });
 }
 
 /// Whether somebody named the listeners, rather than the default.

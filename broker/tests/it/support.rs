@@ -1,5 +1,6 @@
 //! A broker process of one's own, and a client that can say anything.
 
+use std::sync::atomic::AtomicBool;
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -320,7 +321,8 @@ impl Plugged {
             settings.http.enabled = false;
             actix_rt::System::new().block_on(async move {
                 let descriptors = serve::raise_descriptor_limit();
-                let broker = serve::Broker::start(settings, authority, descriptors).expect("started");
+                let broker =
+                    serve::Broker::start(settings, authority, descriptors, &AtomicBool::new(false)).expect("started");
                 tell.send(broker.listeners()[0].address).expect("the test waits");
                 match stopped.await {
                     Ok(()) => broker.stop().await.expect("stopped"),
