@@ -373,6 +373,7 @@ impl Machine {
             }
             Output::StartGroupRead { group, token } => pipeline.read_index(group, Query::RoundComplete(token)),
             Output::ProposeFence { group, node, below } => {
+                tracing::debug!(%group, %node, %below, "a fence is proposed");
                 let fence = command::Fence { below: below.0, sessions_max: FENCE_SESSIONS_MAX, node: node.get() };
                 shared.submitter.propose(group.0, Command::Fence(fence));
             }
@@ -393,6 +394,7 @@ impl Machine {
                 cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner).on_dead(node, below);
             }
             Output::Lost { node, incarnation } => {
+                tracing::info!(%node, %incarnation, "nobody waits for a dead incarnation of a node any more");
                 let process = PeerProcess { node: node.get(), incarnation: incarnation.0 };
                 let number = cluster.nodes.number(process);
                 self.outboxes.on_node_lost(number);

@@ -1,10 +1,10 @@
 //! A broker process of one's own, and a client that can say anything.
 
-use std::sync::atomic::AtomicBool;
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 

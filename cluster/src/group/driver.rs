@@ -594,10 +594,11 @@ impl Group {
             // `batch_append` of raft-rs 0.7 adds entries to an append without any that is still waiting, though a rejection
             // has moved the next index back since: its receiver would acknowledge entries that it never got. Lost
             // messages are sent again, rightly.
-            if !message::entries_follow(&message) {
+            let is_append = message.get_msg_type() == MessageType::MsgAppend;
+            if is_append && !message::entries_follow(&message) {
                 continue;
             }
-            let carries_entries = message.get_msg_type() == MessageType::MsgAppend && !message.entries.is_empty();
+            let carries_entries = is_append && !message.entries.is_empty();
             sink.send(NodeId(message.to), self.id, message::encode(&message), carries_entries);
         }
     }

@@ -312,5 +312,8 @@ fn there_are_never_two_clusters() {
         begun_twice += usize::from(world.adopted.len() > 1);
     }
     println!("{formed} formed, {begun_twice} decided twice");
-    assert!(formed > 300 && begun_twice > 100, "not for lack of clusters: {formed} formed, {begun_twice} decided twice");
+    assert!(
+        formed > 300 && begun_twice > 100,
+        "not for lack of clusters: {formed} formed, {begun_twice} decided twice"
+    );
 }
