@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+pub mod status;
 pub mod wire;
 
 /// There is no room on the way to that node now. Whoever wanted to say something keeps it, and says it again.
