@@ -6,8 +6,10 @@
 //! Absent: the broker. It comes in as a function, so that this module does not know what it is made of.
 
 mod client;
+mod cluster;
 mod config;
 mod format;
+mod local;
 mod logging;
 mod options;
 mod property;
@@ -58,6 +60,9 @@ enum Command {
     /// Look at settings.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Ask the nodes of a cluster.
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
     /// Print what makes a shell complete this command line.
     Completions(CompletionsArgs),
 }
@@ -90,6 +95,7 @@ pub fn run(
         Some(Command::Pub(arguments)) => publish::run(&arguments),
         Some(Command::Sub(arguments)) => subscribe::run(&arguments),
         Some(Command::Config(command)) => config::run(&command),
+        Some(Command::Cluster(command)) => cluster::run(&command),
         Some(Command::Completions(CompletionsArgs { shell })) => completions(shell),
     };
     ExitCode::from(code)

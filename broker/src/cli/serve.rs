@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::local::{Local, parse_peer, parse_peer_listener};
 use super::{EXIT_FAILURE, EXIT_USAGE, logging};
 use crate::config::{self, ConfigError, Effective, FlagValue, Reload, Settings, Sources};
 
@@ -26,6 +27,23 @@ pub(super) struct ServeArgs {
     /// Where sessions, retained messages and the log are kept.
     #[arg(long, value_name = "DIRECTORY")]
     data_dir: Option<PathBuf>,
+    /// What this node is called, its own name among those of its cluster; without it, the name of the host.
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// Where other nodes connect; a port alone is one of 127.0.0.1. Without it this node is alone.
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_peer_listener)]
+    cluster: Option<SocketAddr>,
+    /// Where other nodes dial this one, if that is not the address of --cluster.
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_peer)]
+    advertise: Option<String>,
+    /// The nodes that form the cluster together, this one among them, in the same order on all of them; a port alone is one
+    /// of 127.0.0.1.
+    #[arg(long, value_name = "HOST:PORT,...", value_delimiter = ',', value_parser = parse_peer)]
+    seeds: Vec<String>,
+    /// Node N of M on this machine, such as 1/3: says its name (kentongan-N), data directory (./kentongan-N), ports of
+    /// 127.0.0.1 (MQTT 1882+N, HTTP 8089+N, peers 7000+N) and seeds, unless other flags say them.
+    #[arg(long, value_name = "N/M")]
+    local: Option<Local>,
     /// What is logged: a level, or several with modules, such as info,kentongan::session=debug.
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
@@ -41,7 +59,8 @@ impl ServeArgs {
     }
 
     fn flags(&self) -> Result<Vec<FlagValue>, String> {
-        let mut flags = Vec::new();
+        // Others are stronger, so it comes first.
+        let mut flags = self.local.map(Local::flags).unwrap_or_default();
         for assignment in &self.set {
             flags.push(FlagValue::parse("--set", assignment)?);
         }
@@ -63,6 +82,18 @@ impl ServeArgs {
                 return Err(format!("flag --data-dir: {} is not UTF-8", directory.display()));
             };
             flags.push(FlagValue::new("--data-dir", "data_dir", directory));
+        }
+        if let Some(name) = &self.node {
+            flags.push(FlagValue::new("--node", "node", name.as_str()));
+        }
+        if let Some(address) = self.cluster {
+            flags.push(FlagValue::new("--cluster", "cluster.address", address.to_string()));
+        }
+        if let Some(address) = &self.advertise {
+            flags.push(FlagValue::new("--advertise", "cluster.advertise", address.as_str()));
+        }
+        if !self.seeds.is_empty() {
+            flags.push(FlagValue::new("--seeds", "cluster.seeds", self.seeds.clone()));
         }
         if let Some(filter) = &self.log {
             flags.push(FlagValue::new("--log", "log.filter", filter.as_str()));
@@ -154,6 +185,56 @@ mod tests {
         assert_eq!(settings.session.response_information.as_deref(), Some("3"));
         assert!(!is_closed_to_others(&settings));
         assert!(is_closed_to_others(&Settings::default()));
+    }
+
+    #[test]
+    fn three_nodes_on_one_machine_are_three_short_lines() {
+        let long = settings(
+            "kentongan --node kentongan-2 --cluster 7002 --seeds 7001,7002,7003 --mqtt 127.0.0.1:1884 --http 127.0.0.1:8091 \
+             --data-dir ./kentongan-2",
+        );
+        assert_eq!(settings("kentongan --local 2/3"), long);
+        assert_eq!(long.node_name(), "kentongan-2");
+        assert_eq!(long.cluster.seeds, ["127.0.0.1:7001", "127.0.0.1:7002", "127.0.0.1:7003"]);
+        assert_eq!(long.cluster.advertised().as_deref(), Some("127.0.0.1:7002"));
+    }
+
+    #[test]
+    fn other_flags_win_over_what_a_local_node_derives() {
+        let settings = settings(
+            "kentongan --local 1/3 --node a --cluster 7101 --advertise localhost:7101 --mqtt 127.0.0.1:1 --set data_dir=/d \
+             --set cluster.seeds=[\"h:1\"]",
+        );
+        assert_eq!(settings.node_name(), "a");
+        assert_eq!(settings.cluster.address.map(|address| address.port()), Some(7101));
+        assert_eq!(settings.cluster.advertised().as_deref(), Some("localhost:7101"));
+        assert_eq!(settings.listener.len(), 1);
+        assert_eq!(settings.listener[0].address.port(), 1);
+        assert_eq!(settings.data_dir.to_str(), Some("/d"));
+        assert_eq!(settings.cluster.seeds, ["h:1"]);
+        assert_eq!(settings.http.address.port(), 8090);
+    }
+
+    #[test]
+    fn serve_takes_the_same_flags() {
+        let line = "kentongan serve --node n1 --cluster 7001 --seeds 7001,7002";
+        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+        let Some(super::super::Command::Serve(serve)) = cli.command else { panic!("a command of its own") };
+        let keys: Vec<String> = serve.flags().unwrap().into_iter().map(|flag| flag.key).collect();
+        assert_eq!(keys, ["node", "cluster.address", "cluster.seeds"]);
+    }
+
+    #[test]
+    fn a_wrong_place_is_blamed_on_its_flag() {
+        for (line, expected) in [
+            ("kentongan --cluster host:1", "--cluster <ADDRESS:PORT>"),
+            ("kentongan --seeds 7001,host", "--seeds <HOST:PORT,...>"),
+            ("kentongan --advertise host", "--advertise <HOST:PORT>"),
+            ("kentongan --local 4/3", "--local <N/M>"),
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains("such as"), "{error}");
+        }
     }
 
     #[test]

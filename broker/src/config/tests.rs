@@ -298,3 +298,39 @@ fn anonymous_clients_may_come_over_loopback_unless_somebody_says_otherwise() {
         assert_eq!(found, expected, "{address} {own:?} {said:?}");
     }
 }
+
+#[test]
+fn how_nodes_find_each_other_is_checked() {
+    let cluster = |text: &str| Scene::new().file(&format!("[cluster]\n{text}\n")).complaints();
+    for (text, expected) in [
+        ("seeds = [\"a:1\"]", "k.toml:2: `cluster.seeds`: means nothing without `cluster.address` (--cluster)"),
+        ("advertise = \"a:1\"", "k.toml:2: `cluster.advertise`: means nothing without `cluster.address`"),
+        ("address = \"127.0.0.1:1\"\nseeds = [\"a\"]", "k.toml:3: `cluster.seeds`: \"a\" must be HOST:PORT"),
+        ("address = \"127.0.0.1:1\"\nseeds = [\"a:1\", \"a:1\"]", "`cluster.seeds`: a:1 stands there twice"),
+        ("address = \"127.0.0.1:1\"\nadvertise = \"a:0\"", "k.toml:3: `cluster.advertise`: \"a:0\" must be HOST:PORT"),
+        ("address = \"192.0.2.1:1\"", "k.toml:2: `cluster.address`: without `cluster.ca_file`"),
+        ("address = \"0.0.0.0:1\"", "k.toml:2: `cluster.address`: others cannot dial 0.0.0.0:1"),
+        ("key_file = \"k\"", "k.toml:2: `cluster.ca_file`: give all of"),
+    ] {
+        let found = cluster(text);
+        assert!(found.contains(expected), "{text}: {found}");
+    }
+    for name in ["", "a\nb", &"n".repeat(254)] {
+        let found = Scene::new().flag("--node", "node", name).complaints();
+        assert!(found.starts_with("flag --node: `node`: 1 to 253 bytes"), "{found}");
+    }
+}
+
+#[test]
+fn a_node_that_others_can_reach_says_where_and_as_whom() {
+    let files = "ca_file = \"/ca\"\ncertificate_file = \"/certificate\"\nkey_file = \"/key\"";
+    let text = format!("node = \"n1\"\n[cluster]\naddress = \"[::]:7001\"\nadvertise = \"n1.example:7001\"\n{files}\n");
+    let settings = Scene::new().file(&text).load().settings;
+    assert_eq!(
+        (settings.node_name().as_str(), settings.cluster.advertised().as_deref()),
+        ("n1", Some("n1.example:7001"))
+    );
+    assert!(settings.cluster.tls().is_some_and(|files| files.key == Path::new("/key")));
+    let alone = Settings::default();
+    assert!(alone.cluster.advertised().is_none() && alone.cluster.tls().is_none() && !alone.node_name().is_empty());
+}

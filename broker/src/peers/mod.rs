@@ -5,6 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 
 pub mod links;
+pub mod status;
 pub mod wire;
 
 /// There is no room on the way to that node now. Whoever wanted to say something keeps it, and says it again.

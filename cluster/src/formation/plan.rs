@@ -78,3 +78,79 @@ fn silent(seen: &[Seen<'_>]) -> String {
         .collect();
     format!("waiting for {} of {} seeds: {}", silent.len(), seen.len(), silent.join(", "))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::ClusterId;
+
+    fn me() -> MemberRecord {
+        MemberRecord { node: 1, name: "n1".into(), ..MemberRecord::default() }
+    }
+
+    fn is(node: u64, cluster: Option<u128>) -> Option<Result<PeerHello, String>> {
+        let (node, cluster) = (NodeId(node), cluster.map(ClusterId));
+        let name = format!("n{}", node.0);
+        Some(Ok(PeerHello { cluster, node, name, incarnation: None, protocol: 1, feature_level: 1, nonce: 0 }))
+    }
+
+    fn step(answers: &[Option<Result<PeerHello, String>>]) -> Step {
+        let names: Vec<String> = (0..answers.len()).map(|index| format!("s{index}")).collect();
+        let seen: Vec<Seen<'_>> = names.iter().map(String::as_str).zip(answers.iter().map(Option::as_ref)).collect();
+        next_step(&me(), &seen).unwrap()
+    }
+
+    fn waits_for(answers: &[Option<Result<PeerHello, String>>], expected: &str) {
+        match step(answers) {
+            Step::Wait(reason) => assert!(reason.contains(expected), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_first_seed_forms_once_all_are_there() {
+        let others = vec![("s1".to_owned(), NodeId(2)), ("s2".to_owned(), NodeId(3))];
+        assert_eq!(step(&[is(1, None), is(2, None), is(3, None)]), Step::Form(others));
+        assert_eq!(step(&[is(1, None)]), Step::Form(Vec::new()));
+    }
+
+    #[test]
+    fn seeds_that_do_not_answer_are_named_with_the_reason() {
+        let refused = Some(Err("refused".to_owned()));
+        let expected = "waiting for 2 of 3 seeds: s1 (refused), s2 (asked just now)";
+        waits_for(&[is(1, None), refused, None], expected);
+    }
+
+    #[test]
+    fn whoever_is_not_the_first_seed_waits_for_it() {
+        waits_for(&[is(2, None), is(1, None)], "s0, forms the cluster");
+        waits_for(&[is(2, None), is(3, None)], "none of them is this node");
+    }
+
+    #[test]
+    fn where_there_is_a_cluster_none_is_formed() {
+        assert_eq!(step(&[is(1, None), is(2, Some(7)), None]), Step::Fetch(vec!["s1".to_owned()]));
+        let both = vec!["s1".to_owned(), "s2".to_owned()];
+        assert_eq!(step(&[is(1, None), is(2, Some(7)), is(3, Some(8))]), Step::Fetch(both));
+    }
+
+    #[test]
+    fn a_node_that_is_listed_twice_is_not_counted_twice() {
+        waits_for(&[is(1, None), is(1, None)], "seeds s0 and s1 are one node");
+        waits_for(&[is(1, None), is(2, None), is(2, None)], "seeds s1 and s2 are one node");
+    }
+
+    #[test]
+    fn names_of_others_that_are_alike_are_waited_out_and_the_own_one_is_an_error() {
+        let mut named = is(3, None);
+        if let Some(Ok(hello)) = &mut named {
+            hello.name = "n2".into();
+        }
+        waits_for(&[is(1, None), is(2, None), named.clone()], "seeds s1 and s2 are both called \"n2\"");
+        if let Some(Ok(hello)) = &mut named {
+            hello.name = "n1".into();
+        }
+        let error = next_step(&me(), &[("s0", is(1, None).as_ref()), ("s1", named.as_ref())]).unwrap_err();
+        assert!(matches!(error, FormationError::SameName { node: NodeId(3), .. }), "{error}");
+    }
+}

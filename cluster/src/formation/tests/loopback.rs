@@ -359,18 +359,29 @@ fn a_node_that_promised_forms_no_cluster_of_its_own_while_others_might_have_form
 }
 
 #[test]
-fn only_the_decider_may_ask_for_its_proposal() {
-    let (nodes, _seeds) = nodes(1);
-    let asker = place(9, "n9");
-    let proposal = Proposal::new(ClusterId(5), 1, &nodes[0].member, vec![1, 9]);
-    let ask = |body: Bytes| {
-        let target = Target::Address(nodes[0].member.peer_address.clone());
-        let answer = asker.transport.ask(target, Question::Promise, body).recv_timeout(DEADLINE).unwrap();
+fn only_the_first_seed_may_ask_and_only_for_its_own_proposal() {
+    let (first, stranger, asked) = (place(1, "n1"), place(9, "n9"), place(2, "n2"));
+    let seeds = [first.address(), asked.address()];
+    let node = asked.search(&seeds);
+    eventually("it knows its first seed", || node.forming.inner.first.load(Ordering::Relaxed) == 1);
+    let ask = |asker: &Place, body: Vec<u8>| {
+        let target = Target::Address(node.member.peer_address.clone());
+        let answer = asker.transport.ask(target, Question::Promise, body.into()).recv_timeout(DEADLINE).unwrap();
         Promised::decode(answer.unwrap().1).unwrap()
     };
-    for body in [proposal.encode_to_vec().into(), Bytes::from_static(b"\xff")] {
-        let answer = ask(body);
-        assert!(answer.member.is_none() && !answer.refusal.is_empty(), "{answer:?}");
+    let proposal =
+        |decider: &Place| Proposal::new(ClusterId(5), 1, &decider.member, vec![decider.member.node, 2]).encode_to_vec();
+    for (asker, body, expected) in [
+        (&first, proposal(&stranger), "another node is to decide"),
+        (&stranger, proposal(&first), "another node is to decide"),
+        (&stranger, proposal(&stranger), "the first of its seeds is"),
+        (&first, vec![0xff], "malformed"),
+    ] {
+        let answer = ask(asker, body);
+        assert!(answer.member.is_none() && answer.refusal.contains(expected), "{answer:?}");
     }
-    asker.transport.stop(Duration::ZERO);
+    assert_eq!(node.promise(), None);
+    assert_eq!(ask(&first, proposal(&first)).member, Some(node.member.clone()));
+    assert!(node.promise().is_some());
+    [first, stranger].iter().for_each(|place| place.transport.stop(Duration::ZERO));
 }

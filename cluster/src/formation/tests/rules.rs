@@ -102,6 +102,17 @@ fn nonsense_is_not_promised() {
 }
 
 #[test]
+fn a_decider_decides_only_what_it_proposed_last() {
+    let mut ledger = ledger(1);
+    let first = ledger.propose(&member(1), vec![1, 2], 1).unwrap();
+    let cluster = first.cluster().unwrap().0;
+    let raised = ledger.propose(&member(1), vec![1, 2], 2).unwrap();
+    let refused = ledger.decide(&first, formation_of(cluster, &[1, 2]));
+    assert!(matches!(refused, Err(AdoptError::NotPromised(_))), "{refused:?}");
+    ledger.decide(&raised, formation_of(cluster, &[1, 2])).unwrap();
+}
+
+#[test]
 fn what_is_proposed_again_after_a_restart_is_the_same_cluster() {
     let disk = SimDisk::new();
     let open = || Ledger::open(Arc::new(disk.clone()), NodeId(1)).unwrap();
@@ -166,6 +177,9 @@ impl Place {
     }
 }
 
+/// As many messages may be under way.
+const NETWORK_MAX: usize = 12;
+
 /// What is under way.
 enum Message {
     Proposal { to: usize, proposal: Proposal },
@@ -199,21 +213,33 @@ impl World {
 
     fn step(&mut self) {
         let at = self.below(self.places.len());
-        match self.below(24) {
-            0..=3 => self.propose(at),
-            4..=15 => self.deliver(),
-            16..=17 => self.decide(at),
-            18..=20 => self.fetch(at),
-            21..=22 => {
+        match self.below(32) {
+            // Mostly one of them, or nothing would ever be decided.
+            0..=2 => self.propose(0),
+            3 => self.propose(at),
+            4..=20 => self.deliver(),
+            21..=24 => (0..self.places.len()).for_each(|at| self.decide(at)),
+            25..=29 => self.fetch(at),
+            30 => {
                 let is_power_cut = self.below(2) == 0;
                 self.places[at].restart(is_power_cut);
             }
-            _ if self.lost.len() < 2 => {
-                let node = self.places[at].node;
-                self.lost.insert(node);
-                self.places[at] = Place::new(node + 100);
-            }
-            _ => {}
+            _ => self.lose(at),
+        }
+        // What is late may be very late, but something must arrive.
+        while self.network.len() > NETWORK_MAX {
+            let dropped = self.below(self.network.len());
+            self.network.swap_remove(dropped);
+        }
+    }
+
+    /// A disk is gone, seldom and mostly that of whoever proposes.
+    fn lose(&mut self, at: usize) {
+        let at = if self.below(2) == 0 { 0 } else { at };
+        if self.lost.len() < 2 && self.below(2) == 0 {
+            let node = self.places[at].node;
+            self.lost.insert(node);
+            self.places[at] = Place::new(node + 100);
         }
     }
 

@@ -665,7 +665,11 @@ impl Simulation {
                 let handed_out = client.handed_out;
                 return Err(format!("node {id} answers a question at {handed_out}, not in {least:?}..={most}"));
             }
-            Some(Waiting::Read(_)) => self.count("read"),
+            Some(Waiting::Read(_)) => {
+                let status = host.node.as_ref().and_then(|node| node.status(group));
+                let leads = status.is_some_and(|status| matches!(status.role, Role::Leader { .. }));
+                self.count(if leads { "read" } else { "read by a follower" });
+            }
             Some(Waiting::Query(..)) => self.count("query"),
             None => return Err(format!("node {id} answers a question twice")),
         }

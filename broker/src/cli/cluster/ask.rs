@@ -1,0 +1,110 @@
+//! Asking the nodes, one and then the others.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use crossbeam::channel::Receiver;
+use kentongan_cluster::formation::MEMBERS_MAX;
+use kentongan_cluster::transport::{
+    Asked, Event, LinkError, LocalIdentity, PeerHello, Question, Responder, Sink, SnapshotChunks, Target, Transport,
+    TransportConfig,
+};
+use kentongan_cluster::{GroupId, NodeId};
+
+use crate::config::Settings;
+use crate::peers::status::{MemberStatus, NodeStatus};
+
+/// What was found out, in the order of the nodes' names.
+#[derive(Debug)]
+pub(super) struct Survey {
+    pub(super) nodes: Vec<Surveyed>,
+}
+
+/// A node, and what it said or why it said nothing.
+#[derive(Debug)]
+pub(super) struct Surveyed {
+    /// As the node that was asked first knows it.
+    pub(super) member: MemberStatus,
+    pub(super) answer: Result<NodeStatus, String>,
+}
+
+/// Nobody keeps links with an operator's client, and it answers nothing.
+struct Client;
+
+impl Sink for Client {
+    fn on_event(&self, _: Event) {}
+}
+
+impl Responder for Client {
+    fn on_question(&self, asked: Asked) {
+        asked.answer.send(Err("this is no node".to_owned()));
+    }
+
+    fn open_snapshot(&self, _: &PeerHello, _: GroupId, _: u64) -> Result<SnapshotChunks, String> {
+        Err("this is no node".to_owned())
+    }
+}
+
+/// Something to ask with: a node of no cluster, for as long as this takes.
+pub(super) fn client(settings: &Settings) -> anyhow::Result<Transport> {
+    let identity = LocalIdentity {
+        cluster: None,
+        node: NodeId(rand::random::<u64>().max(1)),
+        name: settings.node_name(),
+        incarnation: None,
+        feature_level: 0,
+    };
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let config = TransportConfig { tls: settings.cluster.tls(), ..TransportConfig::new(listen, identity) };
+    let client = Arc::new(Client);
+    Ok(Transport::start(config, Arc::<Client>::clone(&client), client)?)
+}
+
+/// Asks one node, and then those that it knows of.
+pub(super) fn survey(transport: &Transport, peer: &str) -> anyhow::Result<Survey> {
+    let (hello, status) = answer(&ask(transport, peer)).map_err(anyhow::Error::msg).with_context(|| {
+        format!("cannot ask {peer}; --peer is where other nodes connect to a node (its --cluster), not its MQTT port")
+    })?;
+    let mut members = status.members.clone();
+    if members.iter().all(|member| member.node != hello.node.0) {
+        let (node, name, peer_address) = (status.node, status.name.clone(), peer.to_owned());
+        members.push(MemberStatus { node, name, peer_address, ..MemberStatus::default() });
+    }
+    members.truncate(MEMBERS_MAX);
+    let is_first = |member: &MemberStatus| member.node == hello.node.0;
+    let asked: Vec<_> = members
+        .into_iter()
+        .map(|member| (member.clone(), (!is_first(&member)).then(|| ask(transport, &member.peer_address))))
+        .collect();
+    let surveyed = |(member, asking): (MemberStatus, Option<Asking>)| {
+        let answer = asking.map_or_else(|| Ok(status.clone()), |asking| answer_of(&member, &asking));
+        Surveyed { member, answer }
+    };
+    let mut nodes: Vec<_> = asked.into_iter().map(surveyed).collect();
+    nodes.sort_by(|one, other| (&one.member.name, one.member.node).cmp(&(&other.member.name, other.member.node)));
+    Ok(Survey { nodes })
+}
+
+type Asking = Receiver<Result<(PeerHello, Bytes), LinkError>>;
+
+fn ask(transport: &Transport, peer: &str) -> Asking {
+    transport.ask(Target::Address(peer.to_owned()), Question::Status, Bytes::new())
+}
+
+/// Waits for an answer; the transport bounds for how long.
+fn answer(asking: &Asking) -> Result<(PeerHello, NodeStatus), String> {
+    let answered = asking.recv().unwrap_or(Err(LinkError::Stopped));
+    let (hello, body) = answered.map_err(|error| error.to_string())?;
+    let status = NodeStatus::decode_answer(body).map_err(|_| "its answer is malformed".to_owned())?;
+    Ok((hello, status))
+}
+
+fn answer_of(member: &MemberStatus, asking: &Asking) -> Result<NodeStatus, String> {
+    let (hello, status) = answer(asking)?;
+    match hello.node.0 == member.node {
+        true => Ok(status),
+        false => Err(format!("node {} ({:?}) answers at {} now", hello.node, hello.name, member.peer_address)),
+    }
+}

@@ -1,0 +1,97 @@
+//! `kentongan cluster`: what the nodes say of themselves and of each other.
+//!
+//! It speaks as a peer that is no member: it asks one node, learns from it who the others are, and asks each of those too.
+
+mod ask;
+mod show;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use super::local::parse_peer;
+use super::{EXIT_FAILURE, EXIT_USAGE, print_bytes};
+use crate::config::{self, DEFAULT_PEER_PORT, Effective, FlagValue, Settings, Sources};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ClusterCommand {
+    /// Print how the nodes are, their links and their groups. A node that cannot be reached is named with the reason.
+    Status(StatusArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// The node that is asked first, where other nodes connect to it; a port alone is one of 127.0.0.1. Without it, the
+    /// node that the settings are for, else 127.0.0.1:7001.
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_peer)]
+    peer: Option<String>,
+    /// Print everything that the nodes say, as JSON.
+    #[arg(long)]
+    json: bool,
+    /// Configuration file of a node, for where it is and for the certificates.
+    #[arg(long, short = 'c', value_name = "FILE", env = config::CONFIG_VARIABLE, hide_env_values = true)]
+    config: Option<PathBuf>,
+    /// As whom to speak: a DNS name in the certificate. Without it, the name of the host.
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// Certificates of the authorities of the cluster, if its nodes speak TLS with each other.
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// A certificate from one of them.
+    #[arg(long, value_name = "FILE")]
+    certificate_file: Option<PathBuf>,
+    /// Its private key.
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+}
+
+impl StatusArgs {
+    fn settings(&self) -> Result<Settings, String> {
+        let mut flags = Vec::new();
+        if let Some(name) = &self.node {
+            flags.push(FlagValue::new("--node", "node", name.as_str()));
+        }
+        for (flag, key, file) in [
+            ("--ca-file", "cluster.ca_file", &self.ca_file),
+            ("--certificate-file", "cluster.certificate_file", &self.certificate_file),
+            ("--key-file", "cluster.key_file", &self.key_file),
+        ] {
+            let Some(file) = file else { continue };
+            let file = file.to_str().ok_or_else(|| format!("flag {flag}: {} is not UTF-8", file.display()))?;
+            flags.push(FlagValue::new(flag, key, file));
+        }
+        let sources = Sources { file: self.config.clone(), environment: std::env::vars_os().collect(), flags };
+        Effective::load(&sources).map(|effective| effective.settings).map_err(|error| error.to_string())
+    }
+}
+
+pub(super) fn run(command: &ClusterCommand) -> u8 {
+    let ClusterCommand::Status(arguments) = command;
+    let settings = match arguments.settings() {
+        Ok(settings) => settings,
+        Err(message) => {
+            eprintln!("kentongan cluster: {message}");
+            return EXIT_USAGE;
+        }
+    };
+    let own = || settings.cluster.advertised().unwrap_or_else(|| format!("127.0.0.1:{DEFAULT_PEER_PORT}"));
+    let peer = arguments.peer.clone().unwrap_or_else(own);
+    match status(&settings, &peer, arguments.json) {
+        Ok(text) => print_bytes(text.as_bytes()),
+        Err(error) => {
+            eprintln!("kentongan cluster: {error:#}");
+            EXIT_FAILURE
+        }
+    }
+}
+
+fn status(settings: &Settings, peer: &str, json: bool) -> anyhow::Result<String> {
+    let transport = ask::client(settings)?;
+    let survey = ask::survey(&transport, peer);
+    transport.stop(Duration::ZERO);
+    let survey = survey?;
+    Ok(if json { show::json(&survey) } else { show::table(&survey) })
+}

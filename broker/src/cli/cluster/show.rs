@@ -1,0 +1,243 @@
+//! The answers for people, and for programs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use kentongan_cluster::{GroupId, NodeId};
+use serde_json::{Value, json};
+
+use super::ask::{Survey, Surveyed};
+use crate::peers::status::{GroupStatus, NodeStatus, Standing};
+
+const NODE_COLUMNS: [&str; 11] = [
+    "NODE",
+    "ID",
+    "STANDING",
+    "LEASE",
+    "CONNECTIONS",
+    "LEADS",
+    "FOLLOWS",
+    "LINKS",
+    "PEERS AT",
+    "CLIENTS AT",
+    "INCARNATION",
+];
+
+const GROUP_COLUMNS: [&str; 6] = ["GROUP", "LEADER", "TERM", "COMMITTED", "NOT COMMITTED", "BEHIND"];
+
+/// Nodes, links that are not up, and groups.
+pub(super) fn table(survey: &Survey) -> String {
+    let mut text = String::new();
+    let clusters: BTreeSet<&str> = survey.answers().map(|(_, status)| status.cluster.as_str()).collect();
+    for cluster in clusters {
+        let _ = match cluster {
+            "" => writeln!(text, "not in a cluster yet"),
+            cluster => writeln!(text, "cluster {}", plain(cluster)),
+        };
+    }
+    text.push('\n');
+    let rows: Vec<Vec<String>> = survey.nodes.iter().map(node_row).collect();
+    push_table(&mut text, &NODE_COLUMNS, &rows);
+    push_silent(&mut text, survey);
+    push_broken_links(&mut text, survey);
+    let groups = survey.groups();
+    if !groups.is_empty() {
+        text.push('\n');
+        let rows: Vec<Vec<String>> = groups.iter().map(|(group, seen)| group_row(survey, *group, seen)).collect();
+        push_table(&mut text, &GROUP_COLUMNS, &rows);
+    }
+    text
+}
+
+impl Survey {
+    /// Those that answered.
+    fn answers(&self) -> impl Iterator<Item = (&Surveyed, &NodeStatus)> {
+        self.nodes.iter().filter_map(|node| Some((node, node.answer.as_ref().ok()?)))
+    }
+
+    fn name_of(&self, node: u64) -> String {
+        let known = self.nodes.iter().find(|known| known.member.node == node);
+        known.map_or_else(|| NodeId(node).to_string(), |known| plain(&known.member.name))
+    }
+
+    /// Each group, with what each node says of it.
+    fn groups(&self) -> BTreeMap<u32, Vec<(u64, &GroupStatus)>> {
+        let mut groups: BTreeMap<u32, Vec<(u64, &GroupStatus)>> = BTreeMap::new();
+        for (node, status) in self.answers() {
+            for group in &status.groups {
+                groups.entry(group.group).or_default().push((node.member.node, group));
+            }
+        }
+        groups
+    }
+}
+
+fn node_row(node: &Surveyed) -> Vec<String> {
+    let member = &node.member;
+    let mut row = vec![plain(&member.name), NodeId(member.node).to_string()];
+    match &node.answer {
+        Err(_) => row.extend(["NO ANSWER", "", "", "", "", ""].map(String::from)),
+        Ok(status) => {
+            let standing = Standing::try_from(status.standing).unwrap_or(Standing::Unregistered);
+            let leads = status.groups.iter().filter(|group| group.leads).count();
+            let up = status.links.iter().filter(|link| link.up).count();
+            row.extend([
+                standing.name().to_owned(),
+                lease(standing, status.lease_ms_left),
+                status.connections.to_string(),
+                leads.to_string(),
+                (status.groups.len() - leads).to_string(),
+                format!("{up}/{}", status.links.len()),
+            ]);
+        }
+    }
+    row.extend([plain(&member.peer_address), plain(&member.client_address)]);
+    let incarnation = node.answer.as_ref().map_or(member.incarnation, |status| status.incarnation);
+    row.push(if incarnation == 0 { "none".to_owned() } else { incarnation.to_string() });
+    row
+}
+
+fn lease(standing: Standing, ms_left: Option<u64>) -> String {
+    match (standing, ms_left) {
+        (Standing::Serving, None) => "no end".to_owned(),
+        (_, None) => "none".to_owned(),
+        (_, Some(ms)) => format!("{}.{:03} s", ms / 1000, ms % 1000),
+    }
+}
+
+fn push_silent(text: &mut String, survey: &Survey) {
+    let silent: Vec<_> = survey.nodes.iter().filter_map(|node| Some((node, node.answer.as_ref().err()?))).collect();
+    if !silent.is_empty() {
+        text.push_str("\nNo answer from\n");
+    }
+    for (node, error) in silent {
+        let _ = writeln!(text, "  {}: {}", plain(&node.member.name), plain(error));
+    }
+}
+
+fn push_broken_links(text: &mut String, survey: &Survey) {
+    let mut is_first = true;
+    for (node, status) in survey.answers() {
+        for link in status.links.iter().filter(|link| !link.up) {
+            if std::mem::take(&mut is_first) {
+                text.push_str("\nLinks that are not up\n");
+            }
+            let why = if link.last_error.is_empty() { "not all of them are there yet" } else { &link.last_error };
+            let (from, to) = (plain(&node.member.name), survey.name_of(link.peer));
+            let _ = writeln!(text, "  {from} with {to}: {}", plain(why));
+        }
+    }
+}
+
+/// What the newest term says of a group, and who is how far behind the most that anybody knows to be committed.
+fn group_row(survey: &Survey, group: u32, seen: &[(u64, &GroupStatus)]) -> Vec<String> {
+    let term = seen.iter().map(|(_, status)| status.term).max().unwrap_or(0);
+    let committed = seen.iter().map(|(_, status)| status.committed).max().unwrap_or(0);
+    let newest = || seen.iter().filter(|(_, status)| status.term == term);
+    // Its own word first: the others may not have heard of it.
+    let leading = newest().find(|(_, status)| status.leads);
+    let heard_of = || newest().find(|(_, status)| status.leader != 0).map(|(_, status)| status.leader);
+    let leader = leading.map(|(node, _)| *node).or_else(heard_of);
+    let waiting = leading.map(|(_, status)| status.last.saturating_sub(committed));
+    let behind: Vec<String> = seen
+        .iter()
+        .filter(|(_, status)| status.applied < committed || status.committed < committed)
+        .map(|(node, status)| {
+            let (commits, applies) = (committed - status.committed, committed.saturating_sub(status.applied));
+            format!("{} (commits {commits}, applies {applies})", survey.name_of(*node))
+        })
+        .collect();
+    vec![
+        if group == u32::from(GroupId::DIRECTORY.0) { "directory".to_owned() } else { group.to_string() },
+        leader.map_or_else(|| "none known".to_owned(), |leader| survey.name_of(leader)),
+        term.to_string(),
+        committed.to_string(),
+        waiting.map_or_else(|| "unknown".to_owned(), |waiting| waiting.to_string()),
+        if behind.is_empty() { "none".to_owned() } else { behind.join(", ") },
+    ]
+}
+
+/// Columns as wide as what stands in them, two blanks between.
+fn push_table(text: &mut String, columns: &[&str], rows: &[Vec<String>]) {
+    let heading: Vec<String> = columns.iter().map(|column| (*column).to_owned()).collect();
+    let lines = || std::iter::once(&heading).chain(rows);
+    let width = |column: usize| lines().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+    for line in lines() {
+        let cells = line.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));
+        let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+}
+
+/// What came over the network and must not move the cursor of a terminal.
+fn plain(text: &str) -> String {
+    text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
+}
+
+/// Everything that was said. Node ids are texts, since a JSON number cannot hold them in every language.
+pub(super) fn json(survey: &Survey) -> String {
+    let nodes: Vec<Value> = survey.nodes.iter().map(node_json).collect();
+    format!("{:#}\n", json!({ "nodes": nodes }))
+}
+
+fn node_json(node: &Surveyed) -> Value {
+    let member = &node.member;
+    let mut value = json!({
+        "name": member.name,
+        "node": id(member.node),
+        "peer_address": member.peer_address,
+        "client_address": member.client_address,
+    });
+    let more = match &node.answer {
+        Err(error) => json!({ "error": error }),
+        Ok(status) => json!({ "status": status_json(status) }),
+    };
+    if let (Value::Object(value), Value::Object(more)) = (&mut value, more) {
+        value.extend(more);
+    }
+    value
+}
+
+fn status_json(status: &NodeStatus) -> Value {
+    let members = status.members.iter().map(|member| {
+        json!({
+            "name": member.name,
+            "node": id(member.node),
+            "peer_address": member.peer_address,
+            "client_address": member.client_address,
+            "incarnation": member.incarnation,
+        })
+    });
+    let groups = status.groups.iter().map(|group| {
+        json!({
+            "group": group.group,
+            "leads": group.leads,
+            "leader": (group.leader != 0).then(|| id(group.leader)),
+            "term": group.term,
+            "committed": group.committed,
+            "applied": group.applied,
+            "last": group.last,
+        })
+    });
+    let links = status.links.iter().map(|link| {
+        let last_error = Some(&link.last_error).filter(|error| !error.is_empty());
+        json!({ "peer": id(link.peer), "up": link.up, "last_error": last_error })
+    });
+    json!({
+        "name": status.name,
+        "node": id(status.node),
+        "version": status.version,
+        "cluster": Some(&status.cluster).filter(|cluster| !cluster.is_empty()),
+        "incarnation": status.incarnation,
+        "standing": Standing::try_from(status.standing).unwrap_or(Standing::Unregistered).name(),
+        "lease_ms_left": status.lease_ms_left,
+        "connections": status.connections,
+        "members": members.collect::<Vec<_>>(),
+        "groups": groups.collect::<Vec<_>>(),
+        "links": links.collect::<Vec<_>>(),
+    })
+}
+
+fn id(node: u64) -> String {
+    NodeId(node).to_string()
+}

@@ -1,0 +1,187 @@
+//! Nodes with canned answers, asked over loopback.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, OnceLock};
+
+use kentongan_cluster::transport::{
+    Asked, Event, LocalIdentity, PeerHello, Question, Responder, Sink, SnapshotChunks, Transport, TransportConfig,
+};
+use kentongan_cluster::{GroupId, NodeId};
+
+use super::*;
+use crate::peers::status::{GroupStatus, LinkStatus, MemberStatus, NodeStatus, Standing};
+
+/// Answers with what it is given, once it is.
+#[derive(Clone, Default)]
+struct Canned(Arc<OnceLock<NodeStatus>>);
+
+impl Responder for Canned {
+    fn on_question(&self, asked: Asked) {
+        assert_eq!(asked.question, Question::Status);
+        asked.answer.send(self.0.get().map(NodeStatus::encode_answer).ok_or_else(|| "not yet".to_owned()));
+    }
+
+    fn open_snapshot(&self, _: &PeerHello, _: GroupId, _: u64) -> Result<SnapshotChunks, String> {
+        Err("there are none".to_owned())
+    }
+}
+
+impl Sink for Canned {
+    fn on_event(&self, _: Event) {}
+}
+
+struct Node {
+    transport: Transport,
+    canned: Canned,
+    member: MemberStatus,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.transport.stop(Duration::ZERO);
+    }
+}
+
+fn node(number: u64) -> Node {
+    let name = format!("n{number}");
+    let identity =
+        LocalIdentity { cluster: None, node: NodeId(number), name: name.clone(), incarnation: None, feature_level: 1 };
+    let canned = Canned::default();
+    let config = TransportConfig::new(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), identity);
+    let transport = Transport::start(config, Arc::new(canned.clone()), Arc::new(canned.clone())).unwrap();
+    let peer_address = transport.local_address().to_string();
+    let client_address = format!("127.0.0.1:{}", 1882 + number);
+    let member = MemberStatus { node: number, name, peer_address, client_address, incarnation: 40 + number };
+    Node { transport, canned, member }
+}
+
+fn group(group: u32, leads: bool, leader: u64, committed: u64, applied: u64) -> GroupStatus {
+    GroupStatus { group, leads, leader, term: 3, committed, applied, last: committed + 2 }
+}
+
+fn link(peer: u64, last_error: &str) -> LinkStatus {
+    LinkStatus { peer, up: last_error.is_empty(), last_error: last_error.to_owned() }
+}
+
+/// Nodes 1 and 2 of three; there was a node 3, and another one is where it was.
+fn scene() -> (Vec<Node>, String) {
+    let nodes = vec![node(1), node(2), node(4)];
+    let mut members: Vec<MemberStatus> = nodes[..2].iter().map(|node| node.member.clone()).collect();
+    let peer_address = nodes[2].member.peer_address.clone();
+    members.push(MemberStatus { node: 3, name: "n3".into(), peer_address, ..MemberStatus::default() });
+    let directory = u32::from(GroupId::DIRECTORY.0);
+    let one = NodeStatus {
+        node: 1,
+        name: "n1".into(),
+        version: "0.1.0".into(),
+        cluster: "c1".into(),
+        incarnation: 41,
+        standing: Standing::Serving.into(),
+        lease_ms_left: Some(1234),
+        connections: 7,
+        members: members.clone(),
+        groups: vec![group(0, true, 1, 90, 90), group(1, false, 2, 50, 50), group(directory, true, 1, 9, 9)],
+        links: vec![link(2, ""), link(3, "127.0.0.1:7003: refused\u{1b}[2J")],
+    };
+    let two = NodeStatus {
+        node: 2,
+        name: "n2".into(),
+        incarnation: 42,
+        standing: Standing::Lapsed.into(),
+        lease_ms_left: None,
+        connections: 0,
+        groups: vec![group(0, false, 1, 88, 80), group(1, true, 2, 50, 50), group(directory, false, 0, 9, 9)],
+        links: vec![link(1, ""), link(3, "")],
+        ..one.clone()
+    };
+    for (node, status) in nodes.iter().zip([one.clone(), two, NodeStatus { node: 4, ..one }]) {
+        node.canned.0.set(status).unwrap();
+    }
+    let peer = nodes[0].member.peer_address.clone();
+    (nodes, peer)
+}
+
+#[test]
+fn all_nodes_are_asked_and_shown_with_links_and_groups() {
+    let (nodes, peer) = scene();
+    let text = status(&Settings::default(), &peer, false).unwrap();
+    let [one, two, three] = [0, 1, 2].map(|index| nodes[index].member.peer_address.as_str());
+    let width = [one, two, three, "PEERS AT"].map(str::len).into_iter().max().unwrap();
+    let expected = format!(
+        "cluster c1
+
+NODE  ID                STANDING   LEASE    CONNECTIONS  LEADS  FOLLOWS  LINKS  {:width$}  CLIENTS AT      INCARNATION
+n1    0000000000000001  serving    1.234 s  7            2      1        1/2    {one:width$}  127.0.0.1:1883  41
+n2    0000000000000002  lapsed     none     0            1      2        2/2    {two:width$}  127.0.0.1:1884  42
+n3    0000000000000003  NO ANSWER                                               {three:width$}                  none
+
+No answer from
+  n3: node 0000000000000004 (\"n4\") answers at {three} now
+
+Links that are not up
+  n1 with n3: 127.0.0.1:7003: refused\u{fffd}[2J
+
+GROUP      LEADER  TERM  COMMITTED  NOT COMMITTED  BEHIND
+0          n1      3     90         2              n2 (commits 2, applies 10)
+1          n2      3     50         2              none
+directory  n1      3     9          2              none
+",
+        "PEERS AT"
+    );
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn json_has_everything_that_was_said() {
+    let (nodes, peer) = scene();
+    let text = status(&Settings::default(), &peer, true).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let found = &value["nodes"];
+    assert_eq!(found[0]["name"], "n1");
+    assert_eq!(found[0]["peer_address"], nodes[0].member.peer_address);
+    let status = &found[0]["status"];
+    assert_eq!((&status["standing"], &status["lease_ms_left"]), (&"serving".into(), &1234.into()));
+    assert_eq!((&status["cluster"], &status["version"]), (&"c1".into(), &"0.1.0".into()));
+    assert_eq!((&status["incarnation"], &status["connections"]), (&41.into(), &7.into()));
+    assert_eq!(status["members"][1]["node"], "0000000000000002");
+    assert_eq!(status["members"][1]["incarnation"], 42);
+    assert_eq!(status["links"][0], serde_json::json!({ "peer": id(2), "up": true, "last_error": null }));
+    assert_eq!(status["links"][1]["up"], false);
+    let expected = serde_json::json!({
+        "group": 0, "leads": false, "leader": id(1), "term": 3, "committed": 88, "applied": 80, "last": 90,
+    });
+    assert_eq!(found[1]["status"]["groups"][0], expected);
+    assert_eq!(found[1]["status"]["groups"][2]["leader"], serde_json::Value::Null);
+    assert!(found[2]["error"].as_str().unwrap().contains("answers at") && found[2].get("status").is_none());
+}
+
+fn id(node: u64) -> String {
+    NodeId(node).to_string()
+}
+
+#[test]
+fn a_node_that_is_gone_is_named_with_the_reason() {
+    let (mut nodes, peer) = scene();
+    drop(nodes.remove(1));
+    let text = status(&Settings::default(), &peer, false).unwrap();
+    assert!(text.contains("\nn2    0000000000000002  NO ANSWER "), "{text}");
+    assert!(text.contains("\n  n2: 127.0.0.1:") && text.contains("refused"), "{text}");
+}
+
+#[test]
+fn a_node_without_a_cluster_is_shown_alone() {
+    let alone = node(1);
+    alone.canned.0.set(NodeStatus { node: 1, name: "n1".into(), ..NodeStatus::default() }).unwrap();
+    let text = status(&Settings::default(), &alone.member.peer_address, false).unwrap();
+    assert!(text.starts_with("not in a cluster yet\n"), "{text}");
+    assert!(text.contains("n1    0000000000000001  unregistered  none   0 "), "{text}");
+}
+
+#[test]
+fn where_no_node_is_one_is_told_what_to_look_for() {
+    let gone = node(1);
+    let peer = gone.member.peer_address.clone();
+    drop(gone);
+    let error = format!("{:#}", status(&Settings::default(), &peer, false).unwrap_err());
+    assert!(error.contains(&peer) && error.contains("--peer") && error.contains("refused"), "{error}");
+}
