@@ -27,7 +27,9 @@ use crate::router::batch::Addressee;
 use crate::router::cluster::Leader;
 use crate::router::{Event, Shared};
 use crate::session::outbound::Backlog;
-use crate::subscription::{Matched, PickStrategy, ShareGroup, ShareMember, ShareTarget, Target, topic_hash};
+use crate::subscription::{
+    Matched, PassedOver, PickStrategy, ShareGroup, ShareMember, ShareTarget, Target, topic_hash,
+};
 
 /// Retained messages of one page.
 const PAGE_MESSAGES_MAX: usize = 256;
@@ -463,7 +465,7 @@ impl Machine {
         let publisher = strategy.publisher_hash(&message.publisher);
         let topic = strategy.topic_hash(&message.topic, topic_hash(&message.topic));
         let online_only = message.qos == QoS::AtMostOnce;
-        match group.pick(strategy, publisher, topic, None, online_only) {
+        match group.pick(strategy, publisher, topic, PassedOver::Nobody, online_only) {
             Some(ShareTarget::Connection { connection, .. }) => {
                 let member = ConnectionKey::from_raw(connection);
                 let addressee = Addressee::Member(member, Arc::clone(group), None);
@@ -471,6 +473,11 @@ impl Machine {
             }
             Some(ShareTarget::Session { group: target }) => {
                 targets.entry(target).or_default().shares.push(group.subscription_name().to_owned());
+            }
+            Some(ShareTarget::Node { .. }) => {
+                // Only arbiters have lanes to nodes; which one does not matter.
+                let (message, share) = (Arc::clone(message), Arc::clone(group));
+                self.push(0, Event::RouteShare { message, share, member: None, weight: 0 });
             }
             None => self.counters.messages_dropped.inc(DropReason::NoSharedMember),
         }

@@ -266,14 +266,14 @@ proptest! {
             for (share, strategy) in shares.iter().flat_map(|share| STRATEGIES.map(|strategy| (share, strategy))) {
                 for qos0 in [false, true] {
                     let eligible = |&(&other, &qos0_only): &(&u64, &bool)| other != who && (qos0 || !qos0_only);
-                    let picked = share.pick(strategy, 1, 2, Some(who), qos0);
+                    let picked = share.pick(strategy, 1, 2, PassedOver::Connection(who), qos0);
                     match picked {
                         None => prop_assert!(!members.iter().any(|each| eligible(&each))),
                         Some(ShareTarget::Connection { connection, .. }) => {
                             let key = members.get_key_value(&connection);
                             prop_assert!(key.is_some_and(|each| eligible(&each)), "{:?} picked {}", strategy, connection);
                         }
-                        Some(ShareTarget::Session { .. }) => prop_assert!(false, "there is no session"),
+                        Some(other) => prop_assert!(false, "{:?} is no connection", other),
                     }
                 }
             }
@@ -672,7 +672,8 @@ fn a_share_lives_as_long_as_it_has_members() {
 
     let share = index.share("g", "a/+").expect("it has members");
     assert_eq!((share.name(), share.filter(), share.len()), ("g", "a/+", 3));
-    let mut picked: Vec<_> = (0..9).filter_map(|_| share.pick(PickStrategy::RoundRobin, 0, 0, None, false)).collect();
+    let mut picked: Vec<_> =
+        (0..9).filter_map(|_| share.pick(PickStrategy::RoundRobin, 0, 0, PassedOver::Nobody, false)).collect();
     picked.sort_by_key(|target| format!("{target:?}"));
     let expected: Vec<_> = (0..3).flat_map(|connection| [member(connection).target; 3]).collect();
     assert_eq!(picked, expected, "each a third");
@@ -683,7 +684,7 @@ fn a_share_lives_as_long_as_it_has_members() {
     }
     assert!(!index.is_current(&found), "the share is gone");
     assert!(index.share("g", "a/+").is_none() && !index.leave_share("g", "a/+", &member(0).target));
-    assert_eq!(share.pick(PickStrategy::RoundRobin, 0, 0, None, false), None, "held on to, but empty");
+    assert_eq!(share.pick(PickStrategy::RoundRobin, 0, 0, PassedOver::Nobody, false), None, "held on to, but empty");
 }
 
 /// Persistent members weigh by their number, and wait while others are online.
@@ -696,8 +697,10 @@ fn sessions_are_picked_by_their_group() {
         index.join_share("g", "a", session);
     }
     let share = index.share("g", "a").expect("it has members");
-    let sessions_of_four = |strategy, excluded, qos0| {
-        let picks = (0..4).filter_map(|topic| share.pick(strategy, 0, topic, excluded, qos0));
+    let sessions_of_four = |strategy, excluded: Option<u64>, qos0| {
+        let picks = (0..4).filter_map(|topic| {
+            share.pick(strategy, 0, topic, excluded.map_or(PassedOver::Nobody, PassedOver::Connection), qos0)
+        });
         picks.filter(|target| *target == session.target).count()
     };
     assert_eq!(sessions_of_four(PickStrategy::RoundRobin, None, false), 3, "three of four members");
@@ -723,7 +726,9 @@ fn hashing_strategies_keep_to_a_member() {
     }
     let share = index.share("g", "a").expect("it has members");
     let picks = || -> Vec<_> {
-        (0..1000).map(|topic| share.pick(PickStrategy::HashTopic, 0, mix_topic(topic), None, false)).collect()
+        (0..1000)
+            .map(|topic| share.pick(PickStrategy::HashTopic, 0, mix_topic(topic), PassedOver::Nobody, false))
+            .collect()
     };
     let before = picks();
     assert_eq!(picks(), before);
@@ -747,7 +752,7 @@ fn a_sticky_share_keeps_its_member_until_it_leaves() {
         index.join_share("g", "a", member(connection));
     }
     let share = index.share("g", "a").expect("it has members");
-    let pick = || share.pick(PickStrategy::Sticky, 0, 0, None, false);
+    let pick = || share.pick(PickStrategy::Sticky, 0, 0, PassedOver::Nobody, false);
     let first = pick();
     assert!(first.is_some() && (0..10).all(|_| pick() == first));
     index.leave_share("g", "a", &first.expect("picked"));
@@ -765,7 +770,10 @@ fn the_least_loaded_member_is_picked() {
     for connection in [1, 1, 3] {
         share.began(connection);
     }
-    let pick = |excluded| share.pick(PickStrategy::LeastInflight, 0, 0, excluded, false);
+    let pick = |excluded: Option<u64>| {
+        let passed_over = excluded.map_or(PassedOver::Nobody, PassedOver::Connection);
+        share.pick(PickStrategy::LeastInflight, 0, 0, passed_over, false)
+    };
     assert!((0..5).all(|_| pick(None) == Some(member(2).target)));
     assert_eq!(pick(Some(2)), Some(member(3).target));
     share.ended(1);
@@ -785,7 +793,7 @@ fn groups_are_picked_by_the_load_of_their_sessions() {
         index.join_share("g", "a", ShareMember { target, client_id_hash: 0, qos0_only: false });
     }
     let share = index.share("g", "a").expect("it has members");
-    let pick = || share.pick(PickStrategy::LeastInflight, 0, 0, None, false);
+    let pick = || share.pick(PickStrategy::LeastInflight, 0, 0, PassedOver::Nobody, false);
     share.began(1);
     share.began(1);
     share.set_sessions_in_flight(3, 2);
@@ -848,7 +856,10 @@ fn picks_and_membership_may_be_concurrent() {
             let found = matched(&index, "a/b");
             let steady = found.shares.iter().find(|share| share.name() == "g").expect("it has a steady member");
             let strategy = STRATEGIES[round % STRATEGIES.len()];
-            assert!(steady.pick(strategy, round as u64, 7, Some(round as u64 % 2), false).is_some(), "{strategy:?}");
+            assert!(
+                steady.pick(strategy, round as u64, 7, PassedOver::Connection(round as u64 % 2), false).is_some(),
+                "{strategy:?}"
+            );
         }
     });
     assert_eq!(index.subscriptions(), 1);
