@@ -711,6 +711,8 @@ impl ArbiterState {
                 self.resume_reading(key);
             }
         }
+        // Others may wait for no more than this.
+        self.shared.wake_paused_publishers();
     }
 }
 
