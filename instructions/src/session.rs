@@ -65,7 +65,7 @@ fn inbound_qos2(counter: &mut Counter) {
 }
 
 fn message() -> Held {
-    Held { message: None, retain: false, identifiers: None, share: None }
+    Held { message: None, retain: false, identifiers: None, share: None, origin: None }
 }
 
 /// A window with messages in flight, and the oldest of them.

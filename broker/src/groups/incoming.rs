@@ -1,24 +1,27 @@
 //! What other nodes say, on its way to the arbiters and groups here.
 
+use std::num::NonZeroU64;
 use std::sync::{Arc, PoisonError};
 
 use bytes::{Buf, Bytes};
 use kentongan_cluster::identity::{Incarnation, NodeId};
 use kentongan_cluster::lane::{Batch, LaneId, Verdict};
+use kentongan_proto::mqtt::QoS;
 use prost::Message as _;
 
 use crate::connection_key::ConnectionKey;
 use crate::message::Message;
 use crate::peers::wire::{
     AskResync, Forwarded, GroupEvents, Messages, MessagesAnswer, NodeMessage, OUTBOX_LANE, OutboxAnswered, Propose,
-    ReadRetained, Resync,
+    ReadRetained, Resync, ShareSettled,
 };
 use crate::replicated::RetainedCursor;
 use crate::replicated::submitter::{Asker, OutboxTarget};
 use crate::router::batch::Addressee;
 use crate::router::node_lanes::PeerProcess;
+use crate::router::share_settling::{ShareAnswer, ShareOrigin, ShareOutcome};
 use crate::router::{Event, Shared};
-use crate::subscription::{Matched, topic_hash};
+use crate::subscription::{Matched, PassedOver, PickStrategy, ShareGroup, ShareTarget, topic_hash};
 
 /// Stands for whatever node leads a group, in the lanes of outboxes.
 pub(super) const OUTBOXES: NodeId = NodeId(u64::MAX);
@@ -107,14 +110,18 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
         return;
     }
     let Messages { lane, incarnation, previous, last, items, round, payload, .. } = messages;
-    // Whoever leads a group, its outbox has one lane.
-    let origin = if lane & OUTBOX_LANE == 0 { origin } else { OUTBOXES };
+    // Whoever leads a group, its outbox has one lane. What comes from there is for nobody who would be answered for.
+    let (origin, number) = if lane & OUTBOX_LANE == 0 { (origin, lane) } else { (OUTBOXES, 0) };
+    let Ok(arbiter) = u16::try_from(number) else {
+        return;
+    };
     let batch = Batch { previous, last, items, round, payload };
     // Held while they are handed on: a batch that comes again by another link waits for its turn.
     let mut incoming = cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner);
     let (number, gap_in_round) = match incoming.on_batch(origin, Incarnation(incarnation), LaneId(lane), &batch) {
         Verdict::Apply { above } => {
-            hand_on(shared, batch.payload, above);
+            let node = cluster.nodes.number(PeerProcess { node: from, incarnation });
+            Origin { shared, node, arbiter }.take_items(batch.payload, above);
             (last, None)
         }
         Verdict::Duplicate { last } => (last, None),
@@ -131,27 +138,114 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
     let _ = cluster.peers.forward(from, Forwarded::MessagesAnswer(answer));
 }
 
-fn hand_on(shared: &Shared, mut payload: Bytes, above: u64) {
-    let now_ms = shared.now_ms();
-    let mut matched = Matched::default();
-    while payload.has_remaining() {
-        let Ok(item) = NodeMessage::decode_length_delimited(&mut payload) else {
-            tracing::warn!("a node sent messages that cannot be read; the rest of the batch is dropped");
-            return;
-        };
-        let Some(record) = item.message.filter(|_| item.number > above) else {
-            continue;
-        };
-        let message: Arc<Message> = Arc::new(record.into_message(now_ms));
-        shared.index.matches(&message.topic, topic_hash(&message.topic), &mut matched);
-        for arbiter in matched.arbiters.iter() {
-            if let Some(inbox) = shared.inboxes.get(usize::from(arbiter)) {
-                let weight = message.weight_bytes();
-                let event = Event::Route { message: Arc::clone(&message), addressee: Addressee::Subscribers, weight };
-                inbox.push(event, weight);
+/// Whose lane it is that brings messages.
+#[derive(Clone, Copy)]
+struct Origin<'a> {
+    shared: &'a Shared,
+    node: u16,
+    arbiter: u16,
+}
+
+impl Origin<'_> {
+    /// Hands on the items above a number.
+    fn take_items(self, mut payload: Bytes, above: u64) {
+        let now_ms = self.shared.now_ms();
+        let mut matched = Matched::default();
+        while payload.has_remaining() {
+            let Ok(item) = NodeMessage::decode_length_delimited(&mut payload) else {
+                tracing::warn!("a node sent messages that cannot be read; the rest of the batch is dropped");
+                return;
+            };
+            if item.number <= above {
+                continue;
+            }
+            self.take_answers(&item.settled);
+            let Some(record) = item.message else {
+                continue;
+            };
+            let message: Arc<Message> = Arc::new(record.into_message(now_ms));
+            if item.direct {
+                self.hand_to_subscribers(&message, &mut matched);
+            }
+            for (share, at) in item.shares.iter().zip(0..) {
+                self.hand_to_member(&message, share, at, item.number);
             }
         }
     }
+
+    fn hand_to_subscribers(self, message: &Arc<Message>, matched: &mut Matched) {
+        self.shared.index.matches(&message.topic, topic_hash(&message.topic), matched);
+        for arbiter in matched.arbiters.iter() {
+            let weight = message.weight_bytes();
+            let event = Event::Route { message: Arc::clone(message), addressee: Addressee::Subscribers, weight };
+            self.push(arbiter, event, weight);
+        }
+    }
+
+    /// One connection here that is a member gets it.
+    fn hand_to_member(self, message: &Arc<Message>, share: &str, at: u16, number: u64) {
+        let Some(number) = NonZeroU64::new(number) else {
+            return; // Lanes count from 1.
+        };
+        let origin = ShareOrigin { node: self.node, arbiter: self.arbiter, share: at, number };
+        let qos0 = message.qos == QoS::AtMostOnce;
+        let picked = self.find_share(share).and_then(|share| Some((pick_here(self.shared, &share, message)?, share)));
+        match picked {
+            Some((member, share)) => {
+                let weight = message.weight_bytes();
+                let (message, arbiter) = (Arc::clone(message), member.arbiter());
+                self.push(
+                    arbiter,
+                    Event::RouteShare { message, share, member: Some((member, origin)), weight },
+                    weight,
+                );
+            }
+            // Some arbiter must say so; it has nothing else to do with it.
+            None => self.push(self.any_arbiter(), Event::NoMember { origin: (!qos0).then_some(origin) }, 0),
+        }
+    }
+
+    fn find_share(self, subscription_name: &str) -> Option<Arc<ShareGroup>> {
+        let (name, filter) = subscription_name.strip_prefix("$share/")?.split_once('/')?;
+        self.shared.index.share(name, filter)
+    }
+
+    /// What became of messages that the other node had for its members, for the arbiters here that keep them.
+    fn take_answers(self, settled: &[ShareSettled]) {
+        for run in settled.chunk_by(|first, second| first.lane == second.lane) {
+            let Ok(arbiter) = u16::try_from(run[0].lane) else {
+                continue;
+            };
+            let answers = run.iter().filter_map(answer).collect();
+            self.push(arbiter, Event::ShareAnswered { node: self.node, answers }, 0);
+        }
+    }
+
+    fn any_arbiter(self) -> u16 {
+        (usize::from(self.arbiter) % self.shared.inboxes.len().max(1)) as u16
+    }
+
+    fn push(self, arbiter: u16, event: Event, weight: usize) {
+        if let Some(inbox) = self.shared.inboxes.get(usize::from(arbiter)) {
+            inbox.push(event, weight);
+        }
+    }
+}
+
+fn pick_here(shared: &Shared, share: &ShareGroup, message: &Message) -> Option<ConnectionKey> {
+    let strategy: PickStrategy = shared.settings.shared.strategy.into();
+    let publisher = strategy.publisher_hash(&message.publisher);
+    let topic = strategy.topic_hash(&message.topic, topic_hash(&message.topic));
+    let qos0 = message.qos == QoS::AtMostOnce;
+    match share.pick_here(strategy, publisher, topic, PassedOver::Nobody, qos0)? {
+        ShareTarget::Connection { connection, .. } => Some(ConnectionKey::from_raw(connection)),
+        ShareTarget::Session { .. } | ShareTarget::Node { .. } => None,
+    }
+}
+
+fn answer(settled: &ShareSettled) -> Option<ShareAnswer> {
+    let outcome = if settled.given_back { ShareOutcome::GivenBack } else { ShareOutcome::Settled };
+    Some(ShareAnswer { number: settled.number, share: u16::try_from(settled.share).ok()?, outcome })
 }
 
 fn take_outbox_answered(shared: &Shared, answer: OutboxAnswered) {

@@ -34,7 +34,9 @@ use crate::router::batch::Addressee;
 use crate::router::cluster::Leader;
 use crate::router::{Event, Shared};
 use crate::session::outbound::Backlog;
-use crate::subscription::{Matched, PickStrategy, ShareGroup, ShareMember, ShareTarget, Target, topic_hash};
+use crate::subscription::{
+    Matched, PassedOver, PickStrategy, ShareGroup, ShareMember, ShareTarget, Target, topic_hash,
+};
 
 /// Retained messages of one page.
 const PAGE_MESSAGES_MAX: usize = 256;
@@ -493,13 +495,14 @@ impl Machine {
         let publisher = strategy.publisher_hash(&message.publisher);
         let topic = strategy.topic_hash(&message.topic, topic_hash(&message.topic));
         let online_only = message.qos == QoS::AtMostOnce;
-        match group.pick(strategy, publisher, topic, None, online_only) {
+        match group.pick(strategy, publisher, topic, PassedOver::Nobody, online_only) {
             Some(ShareTarget::Connection { connection, .. }) => {
                 targets.members.push((ConnectionKey::from_raw(connection), Arc::clone(group)));
             }
             Some(ShareTarget::Session { group: target }) => {
                 targets.groups.entry(target).or_default().shares.push(group.subscription_name().to_owned());
             }
+            Some(ShareTarget::Node { .. }) => targets.elsewhere.push(Arc::clone(group)),
             None => targets.unserved += 1,
         }
     }
@@ -524,6 +527,11 @@ impl Machine {
                 self.push(member.arbiter(), Event::Route { message: Arc::clone(&local), addressee, weight: 0 });
             }
         }
+        for share in targets.elsewhere {
+            // Only arbiters have lanes to nodes; which one does not matter.
+            let message = Arc::clone(&local);
+            self.push(0, Event::RouteShare { message, share, member: None, weight: 0 });
+        }
         self.outboxes.begin(origin, position, targets.groups.len() + targets.nodes.len());
         for (target, lane_message) in targets.groups {
             self.outboxes.push(origin, OutboxTarget::Group(target), position, |out| {
@@ -532,7 +540,7 @@ impl Machine {
         }
         for node in targets.nodes {
             let record = MessageRecord::from_message(&local, shared.now_ms());
-            let item = NodeMessage { number: position, message: Some(record) };
+            let item = NodeMessage { number: position, message: Some(record), direct: true, ..NodeMessage::default() };
             self.outboxes.push(origin, OutboxTarget::Node(node), position, |out| {
                 // Cannot fail: a `BytesMut` grows.
                 let _ = item.encode_length_delimited(out);
@@ -860,6 +868,8 @@ impl StateMachine for Machine {
 struct Targets {
     arbiters: Vec<u16>,
     members: Vec<(ConnectionKey, Arc<ShareGroup>)>,
+    /// Those whose turn is at another node.
+    elsewhere: Vec<Arc<ShareGroup>>,
     nodes: BTreeSet<u16>,
     groups: BTreeMap<u16, LaneMessage>,
     /// Shared subscriptions that nobody could take it for.

@@ -635,6 +635,8 @@ families! {
     queued_messages: Level = "kentongan_queued_messages",
     /// Bytes of the messages that wait in the queues of sessions.
     queued_bytes: Level = "kentongan_queued_bytes",
+    /// Messages of shared subscriptions that were handed to other nodes, whose members have not acknowledged them.
+    shared_elsewhere: Level = "kentongan_shared_messages_elsewhere",
     /// Messages sent to clients and not yet acknowledged.
     inflight_messages: Level = "kentongan_inflight_messages",
     /// Batches handed from one arbiter to another.

@@ -43,7 +43,7 @@ pub enum Forwarded {
     /// From the leader of a group.
     #[prost(message, tag = "5")]
     AskResync(AskResync),
-    /// For the transient sessions of a node.
+    /// For the clients of a node.
     #[prost(message, tag = "6")]
     Messages(Messages),
     /// From a node that was sent [`Messages`].
@@ -110,9 +110,35 @@ pub struct NodeMessage {
     /// Increasing within the lane.
     #[prost(uint64, tag = "1")]
     pub number: u64,
-    /// The message.
+    /// The message, if it is one.
     #[prost(message, optional, tag = "2")]
     pub message: Option<MessageRecord>,
+    /// For all who subscribe directly.
+    #[prost(bool, tag = "3")]
+    pub direct: bool,
+    /// `$share/NAME/FILTER`: for one member of each.
+    #[prost(string, repeated, tag = "4")]
+    pub shares: Vec<String>,
+    /// What became of messages that members here had from the other node.
+    #[prost(message, repeated, tag = "5")]
+    pub settled: Vec<ShareSettled>,
+}
+
+/// What became of a message that was handed to this node for a member of a shared subscription.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct ShareSettled {
+    /// The arbiter whose lane it came by.
+    #[prost(uint32, tag = "1")]
+    pub lane: u32,
+    /// Its number there.
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    /// Which of its `shares`.
+    #[prost(uint32, tag = "3")]
+    pub share: u32,
+    /// There was nobody left to take it.
+    #[prost(bool, tag = "4")]
+    pub given_back: bool,
 }
 
 /// How far a lane to a node got.

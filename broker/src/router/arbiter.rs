@@ -24,6 +24,7 @@ use super::deliver::Templates;
 use super::keep_alive::Wheel;
 use super::lanes::Lanes;
 use super::log_rate::LogRate;
+use super::share_settling::ShareSettling;
 use super::shared::MEMORY_LEVEL_CLOSES;
 use super::{ConnectionKey, Event, Shared};
 use crate::config::Overlapping;
@@ -84,6 +85,8 @@ pub struct ArbiterState {
     pub(super) slow_reads: Vec<ConnectionKey>,
     /// Connections whose socket took no more, some of which may take it again by now.
     stalled: Vec<ConnectionKey>,
+    /// What other nodes have for members of shared subscriptions there.
+    pub(super) settling: ShareSettling,
     /// What clients here want more and less since the last flush.
     pub(super) interest: InterestChanges,
     /// Connections whose acknowledgements wait for the lease.
@@ -97,8 +100,13 @@ pub struct ArbiterState {
 impl ArbiterState {
     /// Makes this thread the arbiter `id`.
     pub fn install(id: u16, shared: Arc<Shared>, counters: ArbiterCounters) {
+        let state = Box::new(Self::new(id, shared, counters));
+        ARBITER.with_borrow_mut(|arbiter| *arbiter = Some(state));
+    }
+
+    pub(super) fn new(id: u16, shared: Arc<Shared>, counters: ArbiterCounters) -> Self {
         let groups = shared.settings.storage.groups.get();
-        let state = Self {
+        Self {
             id,
             counters,
             clients: Slab::new(),
@@ -124,13 +132,13 @@ impl ArbiterState {
             paused: Vec::new(),
             slow_reads: Vec::new(),
             stalled: Vec::new(),
+            settling: ShareSettling::default(),
             interest: InterestChanges::default(),
             withheld: Vec::new(),
             withheld_barriers: Vec::new(),
             departing: hashbrown::HashMap::new(),
             shared,
-        };
-        ARBITER.with_borrow_mut(|arbiter| *arbiter = Some(Box::new(state)));
+        }
     }
 
     /// Calls `act` with this thread's arbiter. `None` on a thread that is none, or no more.

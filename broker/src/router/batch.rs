@@ -8,6 +8,7 @@ use kentongan_proto::mqtt::{PublishProperties, QoS};
 
 use super::ConnectionKey;
 use super::publish::{Payload, Publication};
+use super::share_settling::ShareOrigin;
 use crate::connection::SHARED_PAYLOAD_BYTES_MIN;
 use crate::message::MessageIdentity;
 use crate::subscription::ShareGroup;
@@ -34,6 +35,7 @@ struct Record {
     qos: QoS,
     retain: bool,
     addressee: Addressee,
+    origin: Option<ShareOrigin>,
 }
 
 /// Messages from one arbiter to another. Emptied ones go back to where they were filled.
@@ -86,6 +88,7 @@ impl Batch {
             qos: publication.qos,
             retain: publication.retain,
             addressee,
+            origin: publication.origin,
         });
     }
 
@@ -120,6 +123,7 @@ impl Batch {
                     Addressee::Subscribers => None,
                     Addressee::Member(_, _, publisher) => publisher.as_ref(),
                 },
+                origin: record.origin,
                 message: None,
             };
             take(&mut publication, &record.addressee);

@@ -9,9 +9,9 @@ use actix::Addr;
 use hashbrown::HashMap;
 use kentongan_proto::mqtt::{ProtocolVersion, SubscriptionOptions, Will};
 
-use super::ConnectionKey;
 use super::cluster::Served;
 use super::retained_read::RetainedReads;
+use super::share_settling::ShareOrigin;
 use crate::connection::{ConnectionActor, OutBuffer, Transport};
 use crate::listener::ListenerContext;
 use crate::message::Message;
@@ -48,15 +48,8 @@ pub struct Held {
     pub identifiers: Option<Box<[u32]>>,
     /// The shared subscription it came by, to whose other members it goes if this session ends.
     pub share: Option<Arc<ShareGroup>>,
-}
-
-impl Held {
-    /// It waits no more for the connection: its shared subscription counts one less there.
-    pub(super) fn end(&self, connection: ConnectionKey) {
-        if let Some(share) = &self.share {
-            share.ended(connection.raw());
-        }
-    }
+    /// The node that picked this one for it, and waits for what becomes of it.
+    pub origin: Option<ShareOrigin>,
 }
 
 /// A subscription as the connection remembers it, to be undone when it ends.

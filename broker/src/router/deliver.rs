@@ -14,13 +14,14 @@ use super::arbiter::ArbiterState;
 use super::client::{Client, Held};
 use super::cluster::Sent;
 use super::publish::Publication;
+use super::share_settling::{ShareOrigin, ShareOutcome};
 use crate::connection::{BufferPool, SHARED_PAYLOAD_BYTES_MIN};
 use crate::message::Message;
 use crate::metrics::{ArbiterCounters, DropReason};
 use crate::replicated::DeliverPersistent;
 use crate::session::alias::AliasUse;
 use crate::session::outbound::{Full, Offer, Outbound};
-use crate::subscription::{LocalMatch, ShareGroup};
+use crate::subscription::{LocalMatch, PassedOver, ShareGroup};
 
 /// Placeholder in templates of QoS 1 and 2, patched for each connection.
 const ANY_ID: PacketId = NonZeroU16::MIN;
@@ -144,13 +145,16 @@ impl ArbiterState {
     ) {
         let subscription = self
             .client(member)
+            .filter(|client| client.is_connected())
             .and_then(|client| client.session.as_ref())
-            .and_then(|session| session.subscriptions.get(share.subscription_name()).copied());
+            .and_then(|session| {
+                let own = session.subscriptions.get(share.subscription_name()).copied()?;
+                let by_group = session.persistent.is_some() && publication.qos.min(own.options.qos) != QoS::AtMostOnce;
+                (!by_group).then_some(own)
+            });
         let Some(own) = subscription else {
-            // The member left while the message was on its way: another one gets it.
-            self.route_to_share(publication, share, Some(member));
-            self.lanes.take_waiter();
-            return;
+            // The member left while the message was on its way, or its group took over: another one gets it.
+            return self.route_to_share(publication, share, PassedOver::Connection(member.raw()));
         };
         let identifier = own.identifier.map(std::num::NonZeroU32::get);
         let terms = Terms {
@@ -160,6 +164,32 @@ impl ArbiterState {
             share: Some(share),
         };
         self.deliver(member, publication, terms);
+        if terms.qos == QoS::AtMostOnce
+            && publication.qos != QoS::AtMostOnce
+            && let Some(origin) = publication.origin
+        {
+            // Nobody will acknowledge it.
+            self.answer_origin(origin, ShareOutcome::Settled);
+        }
+    }
+
+    /// What became of a message that another node has for a member here.
+    pub(super) fn answer_origin(&mut self, origin: ShareOrigin, outcome: ShareOutcome) {
+        self.lanes.nodes.settle(origin, outcome);
+        self.schedule_flush();
+    }
+
+    /// Messages wait no more for a connection: their shared subscriptions count them there no longer, and nobody else is to
+    /// get them.
+    fn end_held(&mut self, key: ConnectionKey, ended: impl IntoIterator<Item = Held>) {
+        for held in ended {
+            if let Some(share) = &held.share {
+                share.ended(key.raw());
+            }
+            if let Some(origin) = held.origin {
+                self.answer_origin(origin, ShareOutcome::Settled);
+            }
+        }
     }
 
     /// A publication to a connection, by its terms.
@@ -191,6 +221,7 @@ impl ArbiterState {
         };
         let identifiers = (!terms.identifiers.is_empty()).then(|| Box::from(terms.identifiers));
         let share = terms.share.cloned();
+        let origin = publication.origin;
         if let Some(share) = &share {
             share.began(key.raw());
         }
@@ -198,7 +229,7 @@ impl ArbiterState {
             // Once written, nobody needs the message again: a transient session dies with its connection. Only a
             // shared subscription may hand it to another member.
             let message = share.is_some().then(|| publication.share_message());
-            let held = Held { message, retain: terms.retain, identifiers, share };
+            let held = Held { message, retain: terms.retain, identifiers, share, origin };
             if let Some(id) =
                 counted(&self.counters, &mut session.outbound, |outbound| outbound.send_now(held, terms.qos))
             {
@@ -211,7 +242,7 @@ impl ArbiterState {
         }
         let message = publication.share_message();
         let weight = message.weight_bytes();
-        let held = Held { message: Some(message), retain: terms.retain, identifiers, share };
+        let held = Held { message: Some(message), retain: terms.retain, identifiers, share, origin };
         match counted(&self.counters, &mut session.outbound, |outbound| outbound.offer(held, weight, terms.qos)) {
             Offer::Accepted => {}
             Offer::DroppedNew(full) => {
@@ -219,10 +250,13 @@ impl ArbiterState {
                 if let Some(share) = terms.share {
                     share.ended(key.raw());
                 }
+                if let Some(origin) = origin {
+                    self.answer_origin(origin, ShareOutcome::Settled);
+                }
             }
             Offer::DroppedOldest(full, oldest) => {
                 self.counters.messages_dropped.add(full.into(), oldest.len() as u64);
-                oldest.iter().for_each(|held| held.end(key));
+                self.end_held(key, oldest);
             }
         }
     }
@@ -234,9 +268,7 @@ impl ArbiterState {
                 QoS::ExactlyOnce => outbound.on_pubrec(id, true),
                 _ => outbound.on_puback(id),
             });
-            if let Ok(Some(held)) = outcome {
-                held.end(key);
-            }
+            self.end_held(key, outcome.ok().flatten());
         }
     }
 
@@ -358,9 +390,7 @@ impl ArbiterState {
             AckKind::PubComp | AckKind::PubRel => outbound.on_pubcomp(id).map(|()| None),
         });
         let known = settled.is_ok();
-        if let Ok(Some(held)) = settled {
-            held.end(key);
-        }
+        self.end_held(key, settled.ok().flatten());
         if kind == AckKind::PubRec && !(known && reason.is_error()) {
             // [MQTT-4.3.3-4]; an identifier we do not know is answered too, so that the client can end the exchange.
             let reason = if known { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound };
@@ -379,10 +409,11 @@ impl ArbiterState {
             if session.outbound.queue_len() == 0 {
                 return;
             }
-            let mut expired = 0;
+            let mut expired = Vec::new();
             let outbound = &mut session.outbound;
-            let next = counted(&self.counters, outbound, |outbound| pop_sendable(outbound, key, now, &mut expired));
-            self.counters.messages_dropped.add(DropReason::Expired, expired);
+            let next = counted(&self.counters, outbound, |outbound| pop_sendable(outbound, now, &mut expired));
+            self.counters.messages_dropped.add(DropReason::Expired, expired.len() as u64);
+            self.end_held(key, expired);
             let Some((id, qos, held, message)) = next else {
                 return;
             };
@@ -437,12 +468,13 @@ impl ArbiterState {
     /// Messages of shared subscriptions that a member leaves unacknowledged go to another one (P11), except QoS 2
     /// already begun [MQTT-4.8.2-5].
     pub(super) fn hand_on_shared(&mut self, mut outbound: Outbound<Held>, left: ConnectionKey) {
+        self.end_held(left, outbound.take_begun());
         for held in counted(&self.counters, &mut outbound, Outbound::drain_undelivered) {
             if let (Some(message), Some(share)) = (held.message, held.share) {
                 let mut publication = self.publication_of(&message);
+                publication.origin = held.origin;
                 self.templates.begin();
-                self.route_to_share(&mut publication, &share, Some(left));
-                self.lanes.take_waiter();
+                self.route_to_share(&mut publication, &share, PassedOver::Connection(left.raw()));
             }
         }
     }
@@ -475,16 +507,12 @@ impl From<Full> for DropReason {
 
 fn pop_sendable(
     outbound: &mut Outbound<Held>,
-    key: ConnectionKey,
     now_ms: u64,
-    expired: &mut u64,
+    expired: &mut Vec<Held>,
 ) -> Option<(PacketId, QoS, Held, Arc<Message>)> {
     let is_expired =
         |held: &Held| held.message.as_ref().and_then(|message| message.expires_at_ms).is_some_and(|at| at <= now_ms);
-    let (id, qos, held) = outbound.pop_sendable(is_expired, |held| {
-        *expired += 1;
-        held.end(key);
-    })?;
+    let (id, qos, held) = outbound.pop_sendable(is_expired, |held| expired.push(held))?;
     let message = held.message.clone()?;
     let copy = held.clone();
     if held.share.is_none() {

@@ -8,12 +8,15 @@ use kentongan_proto::mqtt::{PacketId, ReasonCode};
 use super::arbiter::ArbiterState;
 use super::batch::{Addressee, Batch};
 use super::cluster::{Leader, Sent};
+use super::share_settling::{Kept, ShareAnswer, ShareOrigin, ShareOutcome};
 use super::{ConnectionKey, lanes};
 use crate::listener::Accepted;
 use crate::message::Message;
+use crate::metrics::DropReason;
 use crate::replicated::{
     DeliverPersistent, LaneAnswer, Opened, RetainedPage, SubscribedPersistent, UnsubscribedPersistent,
 };
+use crate::subscription::{PassedOver, ShareGroup};
 
 /// One thing for an arbiter to do.
 #[derive(Debug)]
@@ -87,6 +90,29 @@ pub enum Event {
         addressee: Addressee,
         /// What it was pushed with.
         weight: usize,
+    },
+    /// A message for one member of a shared subscription that this arbiter routes.
+    RouteShare {
+        /// The message, its expiry on the process clock.
+        message: Arc<Message>,
+        /// For whose members.
+        share: Arc<ShareGroup>,
+        /// A member here, picked for another node, which waits for what becomes of it. `None`: anybody.
+        member: Option<(ConnectionKey, ShareOrigin)>,
+        /// What it was pushed with.
+        weight: usize,
+    },
+    /// Another node has a message for a member here, and there is none.
+    NoMember {
+        /// Whose answer waits; `None`: nobody's, it is of QoS 0.
+        origin: Option<ShareOrigin>,
+    },
+    /// Another node says what became of messages that it was handed for its members.
+    ShareAnswered {
+        /// Its number.
+        node: u16,
+        /// One a message.
+        answers: Vec<ShareAnswer>,
     },
     /// A claim elsewhere waits for a connection to end.
     Close {
@@ -186,6 +212,12 @@ impl ArbiterState {
                 self.deliver_here(&mut publication, &addressee);
                 self.shared.inboxes[usize::from(self.id)].release(weight);
             }
+            Event::RouteShare { message, share, member, weight } => {
+                self.on_route_share(&message, &share, member);
+                self.shared.inboxes[usize::from(self.id)].release(weight);
+            }
+            Event::NoMember { origin } => self.on_nobody(origin),
+            Event::ShareAnswered { node, answers } => self.on_share_answered(node, answers),
             Event::Close { connection, group, client_id, epoch } => self.on_close(connection, group, &client_id, epoch),
             Event::Led { group, leader } => self.on_led(group, leader),
             Event::NodeAnswered { node, number } => {
@@ -199,6 +231,7 @@ impl ArbiterState {
                 let mut settled = Vec::new();
                 self.lanes.on_node_lost(node, &mut settled);
                 self.on_settled(settled);
+                self.on_share_node_lost(node);
             }
             Event::Barrier { connection, ticket } => self.on_barrier(connection, ticket),
             Event::LeaseBack => self.acknowledge_withheld(),
@@ -234,6 +267,57 @@ impl ArbiterState {
         }
     }
 
+    fn on_route_share(
+        &mut self,
+        message: &Arc<Message>,
+        share: &Arc<ShareGroup>,
+        member: Option<(ConnectionKey, ShareOrigin)>,
+    ) {
+        self.templates.begin();
+        let mut publication = self.publication_of(message);
+        match member {
+            Some((member, origin)) => {
+                publication.origin = Some(origin);
+                self.deliver_to_member(&mut publication, member, share);
+            }
+            None => self.route_to_share(&mut publication, share, PassedOver::Nobody),
+        }
+    }
+
+    fn on_share_answered(&mut self, node: u16, answers: Vec<ShareAnswer>) {
+        for answer in answers {
+            let Some(kept) = self.settling.on_answer(node, answer) else {
+                continue;
+            };
+            kept.share.ended_at_node(node);
+            self.counters.shared_elsewhere.dec();
+            if answer.outcome == ShareOutcome::GivenBack {
+                self.pick_again(&kept, PassedOver::Node(node));
+            }
+        }
+        self.resume_publishers();
+    }
+
+    /// What a lost node had for its members goes to others.
+    fn on_share_node_lost(&mut self, node: u16) {
+        for kept in self.settling.on_node_lost(node) {
+            self.counters.shared_elsewhere.dec();
+            self.pick_again(&kept, PassedOver::Node(node));
+        }
+        self.resume_publishers();
+    }
+
+    fn pick_again(&mut self, kept: &Kept, passed_over: PassedOver) {
+        // All members may have left since, and others come: those are members of another group of the same name.
+        let share = self.shared.index.share(kept.share.name(), kept.share.filter());
+        let Some(share) = share.filter(|_| kept.may_go_on()) else {
+            return self.counters.messages_dropped.inc(DropReason::NoSharedMember);
+        };
+        self.templates.begin();
+        let mut publication = self.publication_of(&kept.message);
+        self.route_to_share_again(&mut publication, &share, passed_over, kept.given_back);
+    }
+
     fn on_lane_answered(&mut self, answer: &LaneAnswer) {
         let mut settled = Vec::new();
         self.lanes.on_answer(answer, &mut settled);
@@ -254,6 +338,7 @@ impl ArbiterState {
                 self.settle(connection, ticket, reason);
             }
         }
+        self.resume_publishers();
     }
 
     fn on_group_acknowledges(

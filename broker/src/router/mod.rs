@@ -7,7 +7,8 @@
 //! - [`arbiter`]: the state of one arbiter, and a turn of its loop: read, route, flush.
 //! - `packets`, `connect`, `subscribe`, `publish`, `deliver`: what each kind of packet leads to.
 //! - [`batch`], [`inbox`]: the way between threads. `lanes`: the way to the groups, and what waits for them.
-//! - [`cluster`]: what is said again, and withheld, where there are several nodes.
+//! - [`cluster`]: what is said again, and withheld, where there are several nodes. [`share_settling`]: messages for a
+//!   member elsewhere, until they are settled.
 //! - [`registry`]: who holds which Client Identifier.
 //! - [`keep_alive`]: the wheel of deadlines.
 
@@ -32,6 +33,7 @@ mod packets;
 mod publish;
 pub mod registry;
 mod retained_read;
+pub mod share_settling;
 pub mod shared;
 mod subscribe;
 pub mod sys;

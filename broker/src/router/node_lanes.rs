@@ -1,10 +1,11 @@
-//! The lanes from an arbiter to other nodes: messages for transient sessions there.
+//! The lanes from an arbiter to other nodes: messages for the clients there, and what became of those that came from there
+//! for members of shared subscriptions here.
 //!
 //! A message waits until the node has handed it to its arbiters, or is lost. QoS 0 goes the same way, so that a publisher's
 //! messages stay in order, and nobody waits for it.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::{PoisonError, RwLock};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use kentongan_cluster::lane::Outgoing;
 use kentongan_proto::mqtt::{QoS, ReasonCode};
@@ -13,9 +14,14 @@ use prost::Message as _;
 use super::arbiter::ArbiterState;
 use super::lanes::{Lanes, Settled, Waiter};
 use super::publish::Publication;
+use super::share_settling::{ShareOrigin, ShareOutcome};
 use crate::peers::PeerFull;
-use crate::peers::wire::{Forwarded, Messages, NodeMessage};
+use crate::peers::wire::{Forwarded, Messages, NodeMessage, ShareSettled};
 use crate::replicated::command::MessageRecord;
+use crate::subscription::ShareGroup;
+
+/// Answers that go in one item.
+const SETTLED_AN_ITEM_MAX: usize = 1024;
 
 /// Bytes that may wait in the lane of one arbiter to one node before its publishers pause.
 const NODE_LANE_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -78,6 +84,10 @@ struct NodeLane {
 pub(super) struct NodeLanes {
     lanes: BTreeMap<u16, NodeLane>,
     touched: Vec<u16>,
+    /// What the next item of each lane says of messages that came from there.
+    settled: BTreeMap<u16, Vec<ShareSettled>>,
+    /// Their numbers are never given again, so nothing may open a lane to them: nobody would answer.
+    lost: BTreeSet<u16>,
 }
 
 impl NodeLanes {
@@ -88,6 +98,41 @@ impl NodeLanes {
             answered: 0,
             answered_before: 0,
         })
+    }
+
+    /// Something for the lane, whose number it returns. `None`: the node is lost.
+    fn push(&mut self, node: u16, item: impl FnOnce(u64) -> NodeMessage) -> Option<u64> {
+        if self.lost.contains(&node) {
+            return None;
+        }
+        let lane = self.lane(node);
+        let number = lane.outgoing.next_number();
+        let item = item(number);
+        lane.outgoing.push_at(number, |out| {
+            // Cannot fail: a `BytesMut` grows.
+            let _ = item.encode_length_delimited(out);
+        });
+        self.touched.push(node);
+        Some(number)
+    }
+
+    /// What became of a message that came from another node. Said when the turn ends.
+    pub(super) fn settle(&mut self, origin: ShareOrigin, outcome: ShareOutcome) {
+        let settled = ShareSettled {
+            lane: u32::from(origin.arbiter),
+            number: origin.number.get(),
+            share: u32::from(origin.share),
+            given_back: outcome == ShareOutcome::GivenBack,
+        };
+        self.settled.entry(origin.node).or_default().push(settled);
+    }
+
+    fn push_settled(&mut self) {
+        for (node, settled) in std::mem::take(&mut self.settled) {
+            for settled in settled.chunks(SETTLED_AN_ITEM_MAX) {
+                self.push(node, |number| NodeMessage { number, settled: settled.to_vec(), ..NodeMessage::default() });
+            }
+        }
     }
 
     pub(super) fn is_paused(&self) -> bool {
@@ -109,22 +154,26 @@ impl NodeLanes {
 }
 
 impl Lanes {
-    /// The message goes to the transient sessions of another node that subscribe.
-    pub(super) fn publish_to_node(&mut self, node: u16, publication: &mut Publication<'_>, now_ms: u64) {
-        let waiter = (publication.qos != QoS::AtMostOnce).then(|| self.waiter());
-        let message = MessageRecord::from_message(&publication.share_message(), now_ms);
-        let lane = self.nodes.lane(node);
-        let number = lane.outgoing.next_number();
-        let item = NodeMessage { number, message: Some(message) };
-        lane.outgoing.push_at(number, |out| {
-            // Cannot fail: a `BytesMut` grows.
-            let _ = item.encode_length_delimited(out);
-        });
-        if let Some(waiter) = waiter {
-            lane.unanswered.push_back((number, waiter));
+    /// The message goes to the clients of another node: those that subscribe, if it is `direct`, and one member of each of
+    /// `shares`. Returns its number in the lane; `None`: the node is lost.
+    pub(super) fn publish_to_node(
+        &mut self,
+        node: u16,
+        publication: &mut Publication<'_>,
+        now_ms: u64,
+        direct: bool,
+        shares: &[Arc<ShareGroup>],
+    ) -> Option<u64> {
+        let message = Some(MessageRecord::from_message(&publication.share_message(), now_ms));
+        let shares = shares.iter().map(|share| share.subscription_name().to_owned()).collect();
+        let item = |number| NodeMessage { number, message, direct, shares, ..NodeMessage::default() };
+        let number = self.nodes.push(node, item)?;
+        if publication.qos != QoS::AtMostOnce {
+            let waiter = self.waiter();
+            self.nodes.lane(node).unanswered.push_back((number, waiter));
             self.wait_for_one_more(waiter);
         }
-        self.nodes.touched.push(node);
+        Some(number)
     }
 
     /// A node handed on everything up to `number`.
@@ -145,6 +194,8 @@ impl Lanes {
 
     /// A node is lost: nobody there waits for anything.
     pub(super) fn on_node_lost(&mut self, node: u16, settled: &mut Vec<Settled>) {
+        self.nodes.lost.insert(node);
+        self.nodes.settled.remove(&node);
         if let Some(lane) = self.nodes.lanes.remove(&node) {
             for (_, waiter) in lane.unanswered {
                 self.settle_one(waiter, ReasonCode::Success, settled);
@@ -156,6 +207,7 @@ impl Lanes {
 impl ArbiterState {
     /// Sends what gathered for other nodes in this turn.
     pub(super) fn flush_node_lanes(&mut self) {
+        self.lanes.nodes.push_settled();
         let mut touched = std::mem::take(&mut self.lanes.nodes.touched);
         touched.sort_unstable();
         touched.dedup();

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{Delivery, PublishProperties, PublishRef, QoS, ReasonCode, Will};
+use smallvec::SmallVec;
 
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
@@ -14,6 +15,7 @@ use super::client::Pace;
 use super::connect::EndCause;
 use super::lanes::Waiter;
 use super::log_rate::excerpt;
+use super::share_settling::{Kept, ShareOrigin, ShareOutcome};
 use crate::message::{Message, MessageIdentity};
 use crate::metrics::DropReason;
 use crate::replicated::command::SessionCommand;
@@ -21,7 +23,7 @@ use crate::session::SessionError;
 use crate::session::acknowledgements::Verdict;
 use crate::session::handshake::Refusal;
 use crate::session::inbound::PublishStep;
-use crate::subscription::{CachedMatch, PickStrategy, ShareTarget};
+use crate::subscription::{CachedMatch, PassedOver, PickStrategy, ShareGroup, ShareTarget};
 
 /// The bytes of an Application Message: a slice that lives for this turn, and its owner if it has one.
 #[derive(Debug, Clone)]
@@ -97,6 +99,8 @@ pub struct Publication<'a> {
     pub publisher: Option<ConnectionKey>,
     /// The publisher's Client Identifier.
     pub publisher_id: Option<&'a Arc<str>>,
+    /// The node that has it for one member of a shared subscription here, and waits for what becomes of it.
+    pub origin: Option<ShareOrigin>,
     /// The same as something to keep, made when first asked for.
     pub message: Option<Arc<Message>>,
 }
@@ -129,6 +133,9 @@ struct Asked<'a> {
     payload_format_indicator: Option<u8>,
     retain: bool,
 }
+
+/// The nodes that were picked for a member of a shared subscription.
+type Elsewhere = SmallVec<[(u16, Arc<ShareGroup>); 2]>;
 
 /// What became of a publication when it was routed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,6 +210,7 @@ impl ArbiterState {
             expires_at_ms,
             publisher: Some(key),
             publisher_id: Some(&client_id),
+            origin: None,
             message: None,
         };
         self.accept(key, publish.delivery, &mut publication);
@@ -412,6 +420,7 @@ impl ArbiterState {
             expires_at_ms,
             publisher: None,
             publisher_id: Some(client_id),
+            origin: None,
             message: None,
         };
         // Nobody waits for it: what the groups answer is for no connection.
@@ -437,6 +446,7 @@ impl ArbiterState {
             expires_at_ms: message.expires_at_ms,
             publisher: None,
             publisher_id: Some(&message.publisher),
+            origin: None,
             message: Some(Arc::clone(message)),
         }
     }
@@ -466,19 +476,18 @@ impl ArbiterState {
                 self.schedule_flush();
             }
         }
-        for node in cached.global.nodes_for(publication.qos) {
-            matched = true;
-            self.lanes.publish_to_node(node, publication, self.now_ms);
-            self.schedule_flush();
-        }
         // QoS 0 never enters a log: it goes directly to those who are connected.
         if publication.qos != QoS::AtMostOnce {
             for &group in &cached.global.groups {
                 self.lanes.publish(group, publication, self.now_ms, None);
             }
         }
+        let mut elsewhere = Elsewhere::new();
         for share in &cached.global.shares {
-            matched |= self.route_to_share(publication, share, None);
+            matched |= self.hand_to_member(publication, share, PassedOver::Nobody, &mut elsewhere);
+        }
+        if !(elsewhere.is_empty() && cached.global.nodes.is_empty()) {
+            matched |= self.route_to_nodes(publication, cached.global.nodes_for(publication.qos), &elsewhere, 0);
         }
         if publication.retain {
             self.shared.retained_possible.store(true, Ordering::Relaxed);
@@ -495,19 +504,49 @@ impl ArbiterState {
         Routed::Done { matched }
     }
 
-    /// One member of the group gets it. `excluded` did not take it.
+    /// One member of the group gets it, but not who was passed over. Nobody waits for it any more.
     pub(super) fn route_to_share(
         &mut self,
         publication: &mut Publication<'_>,
-        share: &Arc<crate::subscription::ShareGroup>,
-        excluded: Option<ConnectionKey>,
+        share: &Arc<ShareGroup>,
+        passed_over: PassedOver,
+    ) {
+        self.route_to_share_again(publication, share, passed_over, 0);
+    }
+
+    /// The same for a message that nodes gave back so many times.
+    pub(super) fn route_to_share_again(
+        &mut self,
+        publication: &mut Publication<'_>,
+        share: &Arc<ShareGroup>,
+        passed_over: PassedOver,
+        given_back: u8,
+    ) {
+        let mut elsewhere = Elsewhere::new();
+        self.hand_to_member(publication, share, passed_over, &mut elsewhere);
+        if !elsewhere.is_empty() {
+            self.route_to_nodes(publication, std::iter::empty(), &elsewhere, given_back);
+        }
+        self.lanes.take_waiter();
+    }
+
+    /// Picks a member and hands it the message; if it is one of another node, says so in `elsewhere`. `false`: there is none.
+    fn hand_to_member(
+        &mut self,
+        publication: &mut Publication<'_>,
+        share: &Arc<ShareGroup>,
+        passed_over: PassedOver,
+        elsewhere: &mut Elsewhere,
     ) -> bool {
         let strategy: PickStrategy = self.shared.settings.shared.strategy.into();
         // By the name, so that a publisher that reconnects keeps its member.
         let publisher = strategy.publisher_hash(publication.publisher_id.map_or("", |name| name));
         let topic = strategy.topic_hash(publication.topic, publication.topic_hash);
         let online_only = publication.qos == QoS::AtMostOnce;
-        let picked = share.pick(strategy, publisher, topic, excluded.map(ConnectionKey::raw), online_only);
+        let picked = match publication.origin {
+            None => share.pick(strategy, publisher, topic, passed_over, online_only),
+            Some(_) => share.pick_here(strategy, publisher, topic, passed_over, online_only),
+        };
         match picked {
             Some(ShareTarget::Connection { connection, .. }) => {
                 let member = ConnectionKey::from_raw(connection);
@@ -523,14 +562,74 @@ impl ArbiterState {
                 true
             }
             Some(ShareTarget::Session { group }) => {
-                let name = format!("$share/{}/{}", share.name(), share.filter());
+                let name = share.subscription_name().to_owned();
                 self.lanes.publish(group, publication, self.now_ms, Some(name));
+                // Whoever hands a message on for somebody else does not wait, and so would not see to it.
+                self.schedule_flush();
+                true
+            }
+            Some(ShareTarget::Node { node }) => {
+                elsewhere.push((node, Arc::clone(share)));
                 true
             }
             None => {
-                self.counters.messages_dropped.inc(DropReason::NoSharedMember);
+                self.on_nobody(publication.origin.filter(|_| !online_only));
                 false
             }
+        }
+    }
+
+    /// A message found no member: whoever answers for it picks again, or it is gone.
+    pub(super) fn on_nobody(&mut self, origin: Option<ShareOrigin>) {
+        match origin {
+            Some(origin) => self.answer_origin(origin, ShareOutcome::GivenBack),
+            None => self.counters.messages_dropped.inc(DropReason::NoSharedMember),
+        }
+    }
+
+    /// Hands a message to other nodes: to those that want it directly, and to those where members were picked, each once.
+    fn route_to_nodes(
+        &mut self,
+        publication: &mut Publication<'_>,
+        direct: impl Iterator<Item = u16>,
+        members: &Elsewhere,
+        given_back: u8,
+    ) -> bool {
+        let mut nodes: SmallVec<[(u16, bool); 4]> = direct.map(|node| (node, true)).collect();
+        for &(node, _) in members {
+            if nodes.iter().all(|&(known, _)| known != node) {
+                nodes.push((node, false));
+            }
+        }
+        for &(node, direct) in &nodes {
+            let of_node = members.iter().filter(|(of, _)| *of == node).map(|(_, share)| Arc::clone(share));
+            let shares: SmallVec<[Arc<ShareGroup>; 2]> = of_node.collect();
+            match self.lanes.publish_to_node(node, publication, self.now_ms, direct, &shares) {
+                Some(number) if publication.qos != QoS::AtMostOnce => {
+                    self.keep_for_members(publication, (node, number), shares, given_back);
+                }
+                Some(_) => {}
+                None => self.counters.messages_dropped.inc(DropReason::NodeLost),
+            }
+        }
+        if !nodes.is_empty() {
+            self.schedule_flush();
+        }
+        !nodes.is_empty()
+    }
+
+    fn keep_for_members(
+        &mut self,
+        publication: &mut Publication<'_>,
+        (node, number): (u16, u64),
+        shares: SmallVec<[Arc<ShareGroup>; 2]>,
+        given_back: u8,
+    ) {
+        for (share, at) in shares.into_iter().zip(0..) {
+            share.began_at_node(node);
+            let message = publication.share_message();
+            self.settling.keep(node, number, at, Kept { message, share, given_back });
+            self.counters.shared_elsewhere.inc();
         }
     }
 
@@ -590,7 +689,7 @@ impl ArbiterState {
 
     /// Pauses the connection if those it publishes to cannot keep up.
     pub(super) fn pause_if_overloaded(&mut self, key: ConnectionKey) {
-        if self.shared.is_overloaded() || self.lanes.is_paused() {
+        if self.shared.is_overloaded() || self.lanes.is_paused() || self.settling.is_paused() {
             self.shared.publishers_paused.store(true, Ordering::Release);
             self.pause(key);
             self.paused.push(key);
@@ -599,7 +698,8 @@ impl ArbiterState {
 
     /// Those who were waited for caught up.
     pub(super) fn resume_publishers(&mut self) {
-        if self.paused.is_empty() || self.shared.is_overloaded() || self.lanes.is_paused() {
+        if self.paused.is_empty() || self.shared.is_overloaded() || self.lanes.is_paused() || self.settling.is_paused()
+        {
             return;
         }
         for key in std::mem::take(&mut self.paused) {
@@ -611,6 +711,8 @@ impl ArbiterState {
                 self.resume_reading(key);
             }
         }
+        // Others may wait for no more than this.
+        self.shared.wake_paused_publishers();
     }
 }
 

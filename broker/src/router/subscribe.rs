@@ -179,7 +179,7 @@ impl ArbiterState {
     }
 
     /// Takes one subscription out of the tables. `false`: it did not stand there.
-    fn remove_subscription(&mut self, key: ConnectionKey, filter: &str) -> bool {
+    pub(super) fn remove_subscription(&mut self, key: ConnectionKey, filter: &str) -> bool {
         let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
             return false;
         };

@@ -497,6 +497,13 @@ impl<M> Outbound<M> {
         Self { limits, window: Some(Box::new(window)) }
     }
 
+    /// What was begun at QoS 2 and not answered by PUBREC: no other session may get it [MQTT-4.8.2-5]. It stays in the
+    /// window, as an identifier alone.
+    pub fn take_begun(&mut self) -> Vec<M> {
+        let slots = self.window.iter_mut().flat_map(|window| window.slots.iter_mut().flatten());
+        slots.filter(|slot| slot.stage == Stage::AwaitingPubRec).filter_map(|slot| slot.message.take()).collect()
+    }
+
     /// Empties it: what another session may get instead, in order. QoS 2 that was begun is not among it
     /// [MQTT-4.8.2-5].
     pub fn drain_undelivered(&mut self) -> Vec<M> {

@@ -31,7 +31,9 @@ pub use cache::{CachedMatch, MatchCache};
 pub use index::{ARBITERS_MAX, ArbiterSet, Matched, MatchedNode, SubscriptionIndex, Target};
 pub use interest::{InterestKind, NodeInterest, ShareSessions};
 pub use local::{Identifiers, LocalMatch, LocalStamp, LocalSubscription, LocalSubscriptions, Merged};
-pub use share::{LEAST_IN_FLIGHT_COMPARED_MAX, PickStrategy, ShareGroup, ShareMember, ShareTarget, mix, name_hash};
+pub use share::{
+    LEAST_IN_FLIGHT_COMPARED_MAX, PassedOver, PickStrategy, ShareGroup, ShareMember, ShareTarget, mix, name_hash,
+};
 
 /// What [`shard`] is made of; its model test puts loom's types here.
 mod sync {

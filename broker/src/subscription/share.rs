@@ -1,4 +1,8 @@
 //! Shared subscriptions: of all members, one gets the message.
+//!
+//! A member on this node is known by its connection. Those on another node are known by their number only, and whoever picks
+//! that node leaves it to it to pick one of them. Members here come before those: what a strategy spreads is spread among
+//! them, as long as there are any. A member that a strategy has stuck to, or that a hash leads to, is not left for that.
 
 use crate::config::SharedStrategy;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -73,6 +77,23 @@ pub enum ShareTarget {
         /// The group.
         group: u16,
     },
+    /// Another node, which picks among its connections. Weighs as many members as it says it has.
+    Node {
+        /// Its number.
+        node: u16,
+    },
+}
+
+/// Who did not take a message, and so does not get it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PassedOver {
+    /// Nobody: it is picked for the first time.
+    #[default]
+    Nobody,
+    /// A connection, which is gone.
+    Connection(u64),
+    /// A node, which had no member any more. It may have one by now, so it is picked if there is nobody else.
+    Node(u16),
 }
 
 /// One member, as it joins. For each persistent session of a group, [`ShareTarget::Session`] joins once.
@@ -128,6 +149,25 @@ struct Sessions {
     handed: AtomicU32,
 }
 
+/// The members of another node.
+#[derive(Debug)]
+struct OfNode {
+    node: u16,
+    interest: NodeInterest,
+    /// Messages handed to it that are not settled there.
+    handed: AtomicU32,
+}
+
+impl OfNode {
+    fn told(&self) -> Told {
+        Told::Node(self.node, self.interest)
+    }
+
+    fn target(&self) -> ShareTarget {
+        ShareTarget::Node { node: self.node }
+    }
+}
+
 impl Sessions {
     fn online(&self) -> u32 {
         self.online.unwrap_or(self.members)
@@ -148,8 +188,8 @@ struct Members {
     positions: HashMap<u64, u32, RandomState>,
     /// Few: at most as many as there are groups.
     sessions: Vec<Sessions>,
-    /// Other nodes that have members, by their numbers. Few.
-    nodes: Vec<(u16, NodeInterest)>,
+    /// Few.
+    nodes: Vec<OfNode>,
 }
 
 impl Members {
@@ -199,7 +239,7 @@ impl Members {
 
     fn len(&self) -> usize {
         let sessions: u32 = self.sessions.iter().map(|sessions| sessions.members).sum();
-        let of_nodes = self.nodes.iter().map(|&(node, interest)| Told::Node(node, interest).members() as usize);
+        let of_nodes = self.nodes.iter().map(|of_node| of_node.told().members() as usize);
         self.connections.len() + sessions as usize + of_nodes.sum::<usize>()
     }
 
@@ -220,9 +260,9 @@ impl Members {
     }
 
     fn weigh_node(&mut self, node: u16, told: NodeInterest) {
-        match self.nodes.iter_mut().find(|(known, _)| *known == node) {
-            Some((_, interest)) => *interest = told,
-            None => self.nodes.push((node, told)),
+        match self.nodes.iter_mut().find(|of_node| of_node.node == node) {
+            Some(of_node) => of_node.interest = told,
+            None => self.nodes.push(OfNode { node, interest: told, handed: AtomicU32::new(0) }),
         }
     }
 }
@@ -286,32 +326,56 @@ impl ShareGroup {
     /// The member that gets a message.
     ///
     /// `publisher` stands for the publishing client in [`PickStrategy::HashClient`], `topic_hash` for the topic in
-    /// [`PickStrategy::HashTopic`]. `excluded` is a connection that did not take the message. `online_only`: it is of
-    /// QoS 0, so persistent sessions do not get it by their group. Otherwise groups are passed over that have
-    /// nobody online, as long as there is somebody else.
+    /// [`PickStrategy::HashTopic`]. `online_only`: it is of QoS 0, so persistent sessions do not get it by their group.
+    /// Otherwise groups are passed over that have nobody online, as long as there is somebody else.
     #[must_use]
     pub fn pick(
         &self,
         strategy: PickStrategy,
         publisher: u64,
         topic_hash: u64,
-        excluded: Option<u64>,
+        passed_over: PassedOver,
         online_only: bool,
     ) -> Option<ShareTarget> {
-        self.with(|members| {
-            let candidates = Candidates::of(members, excluded, online_only);
-            if candidates.weight == 0 {
-                return None;
-            }
-            match strategy {
-                PickStrategy::RoundRobin => candidates.at(self.next()),
-                PickStrategy::Random => candidates.at(mix(self.next(), topic_hash)),
-                PickStrategy::Sticky => self.pick_stuck(&candidates),
-                PickStrategy::HashClient => candidates.closest_to(publisher),
-                PickStrategy::HashTopic => candidates.closest_to(topic_hash),
-                PickStrategy::LeastInflight => candidates.least_in_flight(self.next()),
-            }
-        })
+        let asked = Asked { passed_over, online_only, here: false };
+        self.with(|members| self.pick_among(members, strategy, publisher, topic_hash, asked))
+    }
+
+    /// The member that gets a message which another node has for one of those here: never a node or a group, which might
+    /// send it back.
+    #[must_use]
+    pub fn pick_here(
+        &self,
+        strategy: PickStrategy,
+        publisher: u64,
+        topic_hash: u64,
+        passed_over: PassedOver,
+        online_only: bool,
+    ) -> Option<ShareTarget> {
+        let asked = Asked { passed_over, online_only, here: true };
+        self.with(|members| self.pick_among(members, strategy, publisher, topic_hash, asked))
+    }
+
+    fn pick_among(
+        &self,
+        members: &Members,
+        strategy: PickStrategy,
+        publisher: u64,
+        topic_hash: u64,
+        asked: Asked,
+    ) -> Option<ShareTarget> {
+        let candidates = Candidates::of(members, asked);
+        if candidates.weight == 0 {
+            return None;
+        }
+        match strategy {
+            PickStrategy::RoundRobin => candidates.here_first().at(self.next()),
+            PickStrategy::Random => candidates.here_first().at(mix(self.next(), topic_hash)),
+            PickStrategy::Sticky => self.pick_stuck(candidates),
+            PickStrategy::HashClient => candidates.closest_to(publisher),
+            PickStrategy::HashTopic => candidates.closest_to(topic_hash),
+            PickStrategy::LeastInflight => candidates.here_first().least_in_flight(self.next()),
+        }
     }
 
     /// A message was put into the window of a member, or the queue before it. Only [`PickStrategy::LeastInflight`] needs
@@ -328,6 +392,21 @@ impl ShareGroup {
             // A member that left and came back starts at zero.
             let less = |count: u32| count.checked_sub(1);
             let _ = in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        });
+    }
+
+    /// A message was handed to another node for a member there.
+    pub fn began_at_node(&self, node: u16) {
+        self.with_node(node, |handed| {
+            handed.fetch_add(1, Ordering::Relaxed);
+        });
+    }
+
+    /// It is settled there, or given back.
+    pub fn ended_at_node(&self, node: u16) {
+        self.with_node(node, |handed| {
+            let less = |count: u32| count.checked_sub(1);
+            let _ = handed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         });
     }
 
@@ -372,6 +451,8 @@ impl ShareGroup {
                 }
                 true
             }
+            // What a node has is told of all its members together: see `weigh`.
+            ShareTarget::Node { .. } => false,
         }
     }
 
@@ -388,6 +469,7 @@ impl ShareGroup {
                 members.sessions.retain(|sessions| sessions.members > 0);
                 true
             }
+            ShareTarget::Node { .. } => false,
         }
     }
 
@@ -407,19 +489,19 @@ impl ShareGroup {
         let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
         let before = members.len();
         match told {
-            Told::Node(node, _) => members.nodes.retain(|(known, _)| *known != node),
+            Told::Node(node, _) => members.nodes.retain(|of_node| of_node.node != node),
             Told::Group(group, _) => members.sessions.retain(|sessions| sessions.group != group),
         }
         let left = before - members.len();
         (left > 0).then_some(left)
     }
 
-    fn pick_stuck(&self, candidates: &Candidates<'_>) -> Option<ShareTarget> {
+    fn pick_stuck(&self, candidates: Candidates<'_>) -> Option<ShareTarget> {
         let stuck = self.stuck.load(Ordering::Relaxed);
         if let Some(target) = candidates.find(stuck) {
             return Some(target);
         }
-        let target = candidates.at(self.next())?;
+        let target = candidates.here_first().at(self.next())?;
         self.stuck.store(key_of(&target), Ordering::Relaxed);
         Some(target)
     }
@@ -430,6 +512,14 @@ impl ShareGroup {
 
     fn with<R>(&self, look: impl FnOnce(&Members) -> R) -> R {
         look(&self.members.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn with_node(&self, node: u16, act: impl FnOnce(&AtomicU32)) {
+        self.with(|members| {
+            if let Some(of_node) = members.nodes.iter().find(|of_node| of_node.node == node) {
+                act(&of_node.handed);
+            }
+        });
     }
 
     fn with_in_flight(&self, connection: u64, act: impl FnOnce(&AtomicU32)) {
@@ -446,10 +536,21 @@ fn key_of(target: &ShareTarget) -> u64 {
     match *target {
         ShareTarget::Connection { connection, .. } => connection,
         ShareTarget::Session { group } => SESSION_KEY | u64::from(group),
+        ShareTarget::Node { node } => NODE_KEY | u64::from(node),
     }
 }
 
 const SESSION_KEY: u64 = 0xFFFF_FFFF_FFFF_0000;
+const NODE_KEY: u64 = 0xFFFF_FFFF_FFFE_0000;
+
+/// What a pick is for.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    passed_over: PassedOver,
+    online_only: bool,
+    /// Only connections of this node.
+    here: bool,
+}
 
 /// Those who may be picked for one message, each as often as it weighs.
 struct Candidates<'a> {
@@ -459,35 +560,73 @@ struct Candidates<'a> {
     excluded: Option<usize>,
     /// What the sessions of a group weigh: all of them, those online, or nothing.
     sessions: fn(&Sessions) -> u32,
+    /// What the members of a node weigh.
+    nodes: fn(&OfNode) -> u32,
+    /// The node that weighs nothing all the same.
+    passed_over: Option<u16>,
     weight: u64,
 }
 
 impl<'a> Candidates<'a> {
-    fn of(members: &'a Members, excluded: Option<u64>, online_only: bool) -> Self {
-        let count = if online_only { members.connections.len() } else { members.any_qos };
+    fn of(members: &'a Members, asked: Asked) -> Self {
+        let count = if asked.online_only { members.connections.len() } else { members.any_qos };
         let connections = &members.connections[..count];
-        let excluded = excluded
-            .and_then(|connection| members.positions.get(&connection))
-            .map(|&position| position as usize)
-            .filter(|&position| position < count);
-        let direct = (count - usize::from(excluded.is_some())) as u64;
-        let sum = |weight: fn(&Sessions) -> u32| -> u64 {
-            members.sessions.iter().map(|sessions| u64::from(weight(sessions))).sum()
+        let excluded = match asked.passed_over {
+            PassedOver::Connection(connection) => members.positions.get(&connection),
+            _ => None,
         };
-        let mut sessions: fn(&Sessions) -> u32 = |_| 0;
-        if !online_only {
-            sessions = Sessions::online;
-            if direct + sum(sessions) == 0 {
-                sessions = |sessions| sessions.members;
+        let excluded = excluded.map(|&position| position as usize).filter(|&position| position < count);
+        let mut candidates =
+            Self { members, connections, excluded, sessions: |_| 0, nodes: |_| 0, passed_over: None, weight: 0 };
+        if !asked.here {
+            if let PassedOver::Node(node) = asked.passed_over {
+                candidates.passed_over = Some(node);
+            }
+            if asked.online_only {
+                candidates.nodes = |of_node| of_node.told().members();
+            } else {
+                candidates.nodes = |of_node| of_node.interest.any;
+                candidates.sessions = Sessions::online;
+                if candidates.sum() == 0 {
+                    candidates.sessions = |sessions| sessions.members;
+                }
+            }
+            if candidates.sum() == 0 {
+                candidates.passed_over = None;
             }
         }
-        Self { members, connections, excluded, sessions, weight: direct + sum(sessions) }
+        candidates.weight = candidates.sum();
+        candidates
+    }
+
+    /// Without other nodes, as long as somebody is connected here.
+    fn here_first(mut self) -> Self {
+        if !self.members.nodes.is_empty() && self.here() > 0 {
+            self.nodes = |_| 0;
+            self.weight = self.sum();
+        }
+        self
+    }
+
+    /// Connections that may be picked.
+    fn here(&self) -> u64 {
+        (self.connections.len() - usize::from(self.excluded.is_some())) as u64
+    }
+
+    fn sum(&self) -> u64 {
+        let sessions: u64 = self.members.sessions.iter().map(|sessions| u64::from((self.sessions)(sessions))).sum();
+        let nodes: u64 = self.members.nodes.iter().map(|of_node| u64::from(self.of_node(of_node))).sum();
+        self.here() + sessions + nodes
+    }
+
+    fn of_node(&self, of_node: &OfNode) -> u32 {
+        if self.passed_over == Some(of_node.node) { 0 } else { (self.nodes)(of_node) }
     }
 
     /// The one at `ticket`, counted round and round.
     fn at(&self, ticket: u64) -> Option<ShareTarget> {
         let mut ticket = ticket % self.weight;
-        let direct = (self.connections.len() - usize::from(self.excluded.is_some())) as u64;
+        let direct = self.here();
         if ticket < direct {
             let ticket = ticket as usize;
             let skip = usize::from(self.excluded.is_some_and(|excluded| excluded <= ticket));
@@ -501,6 +640,13 @@ impl<'a> Candidates<'a> {
             }
             ticket -= weight;
         }
+        for of_node in &self.members.nodes {
+            let weight = u64::from(self.of_node(of_node));
+            if ticket < weight {
+                return Some(of_node.target());
+            }
+            ticket -= weight;
+        }
         None
     }
 
@@ -510,6 +656,10 @@ impl<'a> Candidates<'a> {
             let is_it = |sessions: &&Sessions| sessions.group == group && (self.sessions)(sessions) > 0;
             self.members.sessions.iter().find(is_it)?;
             return Some(ShareTarget::Session { group });
+        }
+        if key >= NODE_KEY {
+            let is_it = |of_node: &&OfNode| of_node.node == key as u16 && self.of_node(of_node) > 0;
+            return self.members.nodes.iter().find(is_it).map(OfNode::target);
         }
         let position = *self.members.positions.get(&key)? as usize;
         let eligible = position < self.connections.len() && self.excluded != Some(position);
@@ -523,24 +673,27 @@ impl<'a> Candidates<'a> {
     }
 
     /// Rendezvous hashing: the highest draw wins, and each member draws by its own hash and the key's. A group draws
-    /// once for all its sessions, as high as the best of so many would be.
+    /// once for all its sessions, and a node for all its members, as high as the best of so many would be.
     fn closest_to(&self, key: u64) -> Option<ShareTarget> {
         let direct = self
             .direct()
             .map(|connection| (mix(connection.client_id_hash, key), connection.target()))
             .max_by_key(|&(draw, _)| draw)
             .map(|(draw, target)| (unit(draw), target));
-        let sessions = self.members.sessions.iter().filter_map(|sessions| {
-            let weight = (self.sessions)(sessions);
-            let target = ShareTarget::Session { group: sessions.group };
+        let sessions = self.members.sessions.iter();
+        let sessions =
+            sessions.map(|sessions| ((self.sessions)(sessions), ShareTarget::Session { group: sessions.group }));
+        let nodes = self.members.nodes.iter().map(|of_node| (self.of_node(of_node), of_node.target()));
+        let together = sessions.chain(nodes).filter(|&(weight, _)| weight > 0).map(|(weight, target)| {
             let draw = unit(mix(key_of(&target), key)).powf(f64::from(weight).recip());
-            (weight > 0).then_some((draw, target))
+            (draw, target)
         });
-        let best = direct.into_iter().chain(sessions).max_by(|(a, _), (b, _)| a.total_cmp(b));
+        let best = direct.into_iter().chain(together).max_by(|(a, _), (b, _)| a.total_cmp(b));
         best.map(|(_, target)| target)
     }
 
-    /// The least loaded; of several, the one whose turn it is. A group is as loaded as the least of its sessions.
+    /// The least loaded; of several, the one whose turn it is. A group is as loaded as the least of its sessions, a node as
+    /// what it was handed from here makes for each of its members.
     fn least_in_flight(&self, ticket: u64) -> Option<ShareTarget> {
         let turn = self.at(ticket)?;
         let (before, from) = self.connections.split_at(ticket as usize % self.connections.len().max(1));
@@ -561,6 +714,19 @@ impl<'a> Candidates<'a> {
                 weight => Some((sessions.load(weight), sessions)),
             })
             .min_by_key(|&(load, _)| load);
+        let node = (self.members.nodes.iter())
+            .filter_map(|of_node| match self.of_node(of_node) {
+                0 => None,
+                weight => Some((of_node.handed.load(Ordering::Relaxed) / weight, of_node)),
+            })
+            .min_by_key(|&(load, _)| load);
+        if let Some((load, of_node)) = node {
+            // Nobody is connected here.
+            let by_turn = matches!(turn, ShareTarget::Node { .. });
+            if sessions.is_none_or(|(of_group, _)| load < of_group || (load == of_group && by_turn)) {
+                return Some(of_node.target());
+            }
+        }
         match (connection, sessions) {
             (Some((load, connection)), Some((of_group, _)))
                 if load < of_group || (load == of_group && matches!(turn, ShareTarget::Connection { .. })) =>

@@ -266,14 +266,14 @@ proptest! {
             for (share, strategy) in shares.iter().flat_map(|share| STRATEGIES.map(|strategy| (share, strategy))) {
                 for qos0 in [false, true] {
                     let eligible = |&(&other, &qos0_only): &(&u64, &bool)| other != who && (qos0 || !qos0_only);
-                    let picked = share.pick(strategy, 1, 2, Some(who), qos0);
+                    let picked = share.pick(strategy, 1, 2, PassedOver::Connection(who), qos0);
                     match picked {
                         None => prop_assert!(!members.iter().any(|each| eligible(&each))),
                         Some(ShareTarget::Connection { connection, .. }) => {
                             let key = members.get_key_value(&connection);
                             prop_assert!(key.is_some_and(|each| eligible(&each)), "{:?} picked {}", strategy, connection);
                         }
-                        Some(ShareTarget::Session { .. }) => prop_assert!(false, "there is no session"),
+                        Some(other) => prop_assert!(false, "{:?} is no connection", other),
                     }
                 }
             }
@@ -672,7 +672,8 @@ fn a_share_lives_as_long_as_it_has_members() {
 
     let share = index.share("g", "a/+").expect("it has members");
     assert_eq!((share.name(), share.filter(), share.len()), ("g", "a/+", 3));
-    let mut picked: Vec<_> = (0..9).filter_map(|_| share.pick(PickStrategy::RoundRobin, 0, 0, None, false)).collect();
+    let mut picked: Vec<_> =
+        (0..9).filter_map(|_| share.pick(PickStrategy::RoundRobin, 0, 0, PassedOver::Nobody, false)).collect();
     picked.sort_by_key(|target| format!("{target:?}"));
     let expected: Vec<_> = (0..3).flat_map(|connection| [member(connection).target; 3]).collect();
     assert_eq!(picked, expected, "each a third");
@@ -683,7 +684,7 @@ fn a_share_lives_as_long_as_it_has_members() {
     }
     assert!(!index.is_current(&found), "the share is gone");
     assert!(index.share("g", "a/+").is_none() && !index.leave_share("g", "a/+", &member(0).target));
-    assert_eq!(share.pick(PickStrategy::RoundRobin, 0, 0, None, false), None, "held on to, but empty");
+    assert_eq!(share.pick(PickStrategy::RoundRobin, 0, 0, PassedOver::Nobody, false), None, "held on to, but empty");
 }
 
 /// Persistent members weigh by their number, and wait while others are online.
@@ -696,8 +697,10 @@ fn sessions_are_picked_by_their_group() {
         index.join_share("g", "a", session);
     }
     let share = index.share("g", "a").expect("it has members");
-    let sessions_of_four = |strategy, excluded, qos0| {
-        let picks = (0..4).filter_map(|topic| share.pick(strategy, 0, topic, excluded, qos0));
+    let sessions_of_four = |strategy, excluded: Option<u64>, qos0| {
+        let picks = (0..4).filter_map(|topic| {
+            share.pick(strategy, 0, topic, excluded.map_or(PassedOver::Nobody, PassedOver::Connection), qos0)
+        });
         picks.filter(|target| *target == session.target).count()
     };
     assert_eq!(sessions_of_four(PickStrategy::RoundRobin, None, false), 3, "three of four members");
@@ -714,6 +717,109 @@ fn sessions_are_picked_by_their_group() {
     assert_eq!(share.len(), 1);
 }
 
+fn with_nodes(members: &[(u16, NodeInterest)]) -> (SubscriptionIndex, std::sync::Arc<ShareGroup>) {
+    let index = SubscriptionIndex::new();
+    for &(node, interest) in members {
+        index.set_node("$share/g/a", node, 0, interest.to_value());
+    }
+    let share = index.share("g", "a").expect("it has members");
+    (index, share)
+}
+
+const fn node(node: u16) -> ShareTarget {
+    ShareTarget::Node { node }
+}
+
+/// Each node gets as many as it has members, and for QoS 0 those count that get the rest by their groups.
+#[test]
+fn nodes_weigh_by_their_members() {
+    let interest = |any, qos0_only| NodeInterest { any, qos0_only };
+    let (_index, share) = with_nodes(&[(1, interest(1, 3)), (2, interest(2, 0)), (3, interest(0, 1))]);
+    assert_eq!(share.len(), 7);
+    let picks = |online_only, of: u16| {
+        let picks = (0..21).map(|_| share.pick(PickStrategy::RoundRobin, 0, 0, PassedOver::Nobody, online_only));
+        picks.filter(|picked| *picked == Some(node(of))).count()
+    };
+    assert_eq!([1, 2, 3].map(|of| picks(false, of)), [7, 14, 0]);
+    assert_eq!([1, 2, 3].map(|of| picks(true, of)), [12, 6, 3]);
+}
+
+/// What is spread is spread among the members here, and groups, as long as somebody is connected here. What another node
+/// handed over stays here.
+#[test]
+fn nodes_come_after_members_here() {
+    let some = NodeInterest { any: 5, qos0_only: 0 };
+    let (index, share) = with_nodes(&[(1, some)]);
+    index.join_share("g", "a", member(7));
+    for strategy in STRATEGIES {
+        let pick = |passed_over| share.pick(strategy, 1, 2, passed_over, false);
+        match strategy {
+            PickStrategy::HashClient | PickStrategy::HashTopic => {
+                let picks: Vec<_> =
+                    (0..200).map(|key| share.pick(strategy, key, key, PassedOver::Nobody, false)).collect();
+                let here = picks.iter().filter(|picked| **picked == Some(member(7).target)).count();
+                assert!((15..70).contains(&here), "about a sixth: {here}");
+            }
+            _ => assert_eq!(pick(PassedOver::Nobody), Some(member(7).target), "{strategy:?}"),
+        }
+        assert_eq!(pick(PassedOver::Connection(7)), Some(node(1)), "{strategy:?}");
+        assert_eq!(pick(PassedOver::Node(1)), Some(member(7).target), "{strategy:?}");
+        let here = |passed_over| share.pick_here(strategy, 1, 2, passed_over, false);
+        assert_eq!(here(PassedOver::Nobody), Some(member(7).target), "{strategy:?}");
+        assert_eq!(here(PassedOver::Connection(7)), None, "{strategy:?}");
+    }
+    assert!(index.leave_share("g", "a", &member(7).target));
+    for strategy in STRATEGIES {
+        assert_eq!(share.pick(strategy, 1, 2, PassedOver::Node(1), false), Some(node(1)), "{strategy:?}: nobody else");
+    }
+    // Sessions that wait for their client are rather picked than a node that has just said that it has nobody.
+    index.set_group("$share/g/a", 3, 0, ShareSessions { members: 1, online: 0 }.to_value());
+    for strategy in STRATEGIES {
+        assert_eq!(share.pick(strategy, 1, 2, PassedOver::Nobody, false), Some(node(1)), "{strategy:?}");
+        let session = Some(ShareTarget::Session { group: 3 });
+        assert_eq!(share.pick(strategy, 1, 2, PassedOver::Node(1), false), session, "{strategy:?}");
+    }
+}
+
+/// A member that was stuck to, or that a hash leads to, is not left because another one joins on this node.
+#[test]
+fn a_node_that_was_picked_for_good_is_kept() {
+    let one = NodeInterest { any: 1, qos0_only: 0 };
+    let (index, share) = with_nodes(&[(1, one), (2, one)]);
+    let stuck = share.pick(PickStrategy::Sticky, 0, 0, PassedOver::Nobody, false);
+    let hashed = |key| share.pick(PickStrategy::HashTopic, 0, mix_topic(key), PassedOver::Nobody, false);
+    let before: Vec<_> = (0..100).map(hashed).collect();
+    assert!(before.contains(&Some(node(1))) && before.contains(&Some(node(2))));
+    index.join_share("g", "a", member(7));
+    assert_eq!(share.pick(PickStrategy::Sticky, 0, 0, PassedOver::Nobody, false), stuck);
+    for (key, before) in (0..).zip(before) {
+        let now = hashed(key);
+        assert!(now == before || now == Some(member(7).target), "only the new one takes some");
+    }
+}
+
+/// Nodes are as loaded as what they were handed from here makes for each of their members.
+#[test]
+fn nodes_are_picked_by_what_they_were_handed() {
+    let (index, share) =
+        with_nodes(&[(1, NodeInterest { any: 1, qos0_only: 0 }), (2, NodeInterest { any: 2, qos0_only: 0 })]);
+    index.set_group("$share/g/a", 3, 0, ShareSessions { members: 1, online: 1 }.to_value());
+    let pick = || share.pick(PickStrategy::LeastInflight, 0, 0, PassedOver::Nobody, false);
+    share.set_sessions_in_flight(3, 9);
+    for _ in 0..2 {
+        share.began_at_node(1);
+        share.began_at_node(2);
+    }
+    assert!((0..5).all(|_| pick() == Some(node(2))));
+    for _ in 0..3 {
+        share.ended_at_node(1);
+    }
+    assert!((0..5).all(|_| pick() == Some(node(1))), "never below zero");
+    share.set_sessions_in_flight(3, 0);
+    share.began_at_node(1);
+    assert_eq!(pick(), Some(ShareTarget::Session { group: 3 }));
+}
+
 /// Whoever leaves moves only what it had; the same key goes to the same member.
 #[test]
 fn hashing_strategies_keep_to_a_member() {
@@ -723,7 +829,9 @@ fn hashing_strategies_keep_to_a_member() {
     }
     let share = index.share("g", "a").expect("it has members");
     let picks = || -> Vec<_> {
-        (0..1000).map(|topic| share.pick(PickStrategy::HashTopic, 0, mix_topic(topic), None, false)).collect()
+        (0..1000)
+            .map(|topic| share.pick(PickStrategy::HashTopic, 0, mix_topic(topic), PassedOver::Nobody, false))
+            .collect()
     };
     let before = picks();
     assert_eq!(picks(), before);
@@ -747,7 +855,7 @@ fn a_sticky_share_keeps_its_member_until_it_leaves() {
         index.join_share("g", "a", member(connection));
     }
     let share = index.share("g", "a").expect("it has members");
-    let pick = || share.pick(PickStrategy::Sticky, 0, 0, None, false);
+    let pick = || share.pick(PickStrategy::Sticky, 0, 0, PassedOver::Nobody, false);
     let first = pick();
     assert!(first.is_some() && (0..10).all(|_| pick() == first));
     index.leave_share("g", "a", &first.expect("picked"));
@@ -765,7 +873,10 @@ fn the_least_loaded_member_is_picked() {
     for connection in [1, 1, 3] {
         share.began(connection);
     }
-    let pick = |excluded| share.pick(PickStrategy::LeastInflight, 0, 0, excluded, false);
+    let pick = |excluded: Option<u64>| {
+        let passed_over = excluded.map_or(PassedOver::Nobody, PassedOver::Connection);
+        share.pick(PickStrategy::LeastInflight, 0, 0, passed_over, false)
+    };
     assert!((0..5).all(|_| pick(None) == Some(member(2).target)));
     assert_eq!(pick(Some(2)), Some(member(3).target));
     share.ended(1);
@@ -785,7 +896,7 @@ fn groups_are_picked_by_the_load_of_their_sessions() {
         index.join_share("g", "a", ShareMember { target, client_id_hash: 0, qos0_only: false });
     }
     let share = index.share("g", "a").expect("it has members");
-    let pick = || share.pick(PickStrategy::LeastInflight, 0, 0, None, false);
+    let pick = || share.pick(PickStrategy::LeastInflight, 0, 0, PassedOver::Nobody, false);
     share.began(1);
     share.began(1);
     share.set_sessions_in_flight(3, 2);
@@ -848,7 +959,10 @@ fn picks_and_membership_may_be_concurrent() {
             let found = matched(&index, "a/b");
             let steady = found.shares.iter().find(|share| share.name() == "g").expect("it has a steady member");
             let strategy = STRATEGIES[round % STRATEGIES.len()];
-            assert!(steady.pick(strategy, round as u64, 7, Some(round as u64 % 2), false).is_some(), "{strategy:?}");
+            assert!(
+                steady.pick(strategy, round as u64, 7, PassedOver::Connection(round as u64 % 2), false).is_some(),
+                "{strategy:?}"
+            );
         }
     });
     assert_eq!(index.subscriptions(), 1);

@@ -37,7 +37,8 @@ fn a_node_alone_keeps_every_promise() {
 #[test]
 fn three_nodes_keep_every_promise() {
     let faults = ["crash", "restart", "cut", "full disk", "lost message", "failed snapshot"];
-    let operations = ["propose", "query", "read", "read by a follower", "checkpoint", "purge", "election", "snapshot", "transfer"];
+    let operations =
+        ["propose", "query", "read", "read by a follower", "checkpoint", "purge", "election", "snapshot", "transfer"];
     hold(3, 30, &[&faults[..], &operations].concat());
 }
 

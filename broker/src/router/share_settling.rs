@@ -1,0 +1,144 @@
+//! Messages of shared subscriptions that were handed to another node for a member there, until they are settled (P11).
+//!
+//! The *origin* is the arbiter that picked the node. It keeps the message until one of these:
+//!
+//! - The node says that it is settled: a member acknowledged it (PUBACK, or PUBREC, whatever the reason), or it was
+//!   dropped there as any message may be. At QoS 2 that is the moment from which on nobody else may get it [MQTT-4.8.2-5].
+//! - The node gives it back: no member is left there. The origin picks again.
+//! - The node is lost. The origin picks again among the others.
+//!
+//! On the *target* the message stays what it is, one that another node answers for: a member that goes leaves it to another
+//! connection there, never to a group or a further node, which would have to answer to two. So there is one answer a message,
+//! and it comes from whoever has it last.
+//!
+//! Answers go by the lane of the arbiter that has them to the origin's node, between its messages. A lane brings each item
+//! once, whatever is lost or repeated below it, and ends only with the node that it leads to or comes from. That is all that
+//! is needed here:
+//!
+//! - No answer is lost while both nodes live. So nothing is kept for ever.
+//! - No answer comes twice. If one did, it would find nothing: the number in the origin's lane names one message, and is never
+//!   given again.
+//! - An origin that is lost takes with it what it kept; answers for it end with the lane. A target that is lost has no
+//!   living member, so what it left unanswered can be picked again without a second copy on a living connection.
+//!
+//! The publisher waits for none of this, only for the lane's answer.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+use crate::message::Message;
+use crate::subscription::ShareGroup;
+
+/// Messages that an arbiter keeps before its publishers pause; they go on when half of them are settled.
+const KEPT_MESSAGES_MAX: usize = 64 * 1024;
+
+/// The same in bytes.
+const KEPT_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Times that a message is given back before it counts as one that nobody takes: nodes whose counts of members are wrong
+/// must not hand it round for ever.
+const GIVEN_BACK_MAX: u8 = 16;
+
+/// Which message it was that another node handed to this one, for a member here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShareOrigin {
+    /// The node that it came from.
+    pub node: u16,
+    /// The arbiter there.
+    pub arbiter: u16,
+    /// Which of the shared subscriptions that the item was for.
+    pub share: u16,
+    /// Of the item in the lane.
+    pub number: NonZeroU64,
+}
+
+/// What became of a message that was handed to another node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShareOutcome {
+    /// Nobody else is to get it.
+    Settled,
+    /// There was nobody who could.
+    GivenBack,
+}
+
+/// What a node answers for one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShareAnswer {
+    /// Of the item in the origin's lane.
+    pub number: u64,
+    /// Which of its shared subscriptions.
+    pub share: u16,
+    /// What became of it.
+    pub outcome: ShareOutcome,
+}
+
+/// A message that another node has for one of its members.
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
+    pub message: Arc<Message>,
+    pub share: Arc<ShareGroup>,
+    /// How often it came back.
+    pub given_back: u8,
+}
+
+impl Kept {
+    fn weight_bytes(&self) -> usize {
+        self.message.weight_bytes() + size_of::<Self>()
+    }
+
+    /// Whether it may be picked for somebody once more.
+    pub(super) fn may_go_on(&self) -> bool {
+        self.given_back < GIVEN_BACK_MAX
+    }
+}
+
+/// All that an arbiter keeps, by (node, number in the lane to it, which shared subscription of that item).
+#[derive(Debug, Default)]
+pub(super) struct ShareSettling {
+    kept: BTreeMap<(u16, u64, u16), Kept>,
+    bytes: usize,
+    paused: bool,
+}
+
+impl ShareSettling {
+    /// The message stands in the lane to `node`.
+    pub(super) fn keep(&mut self, node: u16, number: u64, share: u16, kept: Kept) {
+        self.bytes += kept.weight_bytes();
+        self.kept.insert((node, number, share), kept);
+        self.paused |= self.kept.len() >= KEPT_MESSAGES_MAX || self.bytes >= KEPT_BYTES_MAX;
+    }
+
+    /// The node answers for a message, which is kept no more. `None`: it was not.
+    pub(super) fn on_answer(&mut self, node: u16, answer: ShareAnswer) -> Option<Kept> {
+        let mut kept = self.kept.remove(&(node, answer.number, answer.share))?;
+        self.removed(&kept);
+        if answer.outcome == ShareOutcome::GivenBack {
+            kept.given_back += 1;
+        }
+        Some(kept)
+    }
+
+    /// The node is lost. Returns what it had, in order.
+    pub(super) fn on_node_lost(&mut self, node: u16) -> Vec<Kept> {
+        let of_node = self.kept.extract_if((node, 0, 0)..=(node, u64::MAX, u16::MAX), |_, _| true);
+        let left: Vec<Kept> = of_node.map(|(_, kept)| kept).collect();
+        for kept in &left {
+            self.removed(kept);
+        }
+        left
+    }
+
+    fn removed(&mut self, kept: &Kept) {
+        self.bytes -= kept.weight_bytes();
+        self.paused &= self.kept.len() > KEPT_MESSAGES_MAX / 2 || self.bytes > KEPT_BYTES_MAX / 2;
+    }
+
+    /// Whether publishers should pause until nodes have answered.
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused
+    }
+}
+
+#[cfg(test)]
+mod tests;
