@@ -80,7 +80,7 @@ pub struct Machine {
     pushes: Pushes,
     /// What was counted last.
     held: HeldByGroups,
-    counted: Instant,
+    counted: Option<Instant>,
 }
 
 impl Machine {
@@ -109,7 +109,7 @@ impl Machine {
             events: Vec::new(),
             pushes: Pushes::default(),
             held: HeldByGroups::default(),
-            counted: Instant::now(),
+            counted: None,
         }
     }
 
@@ -673,8 +673,8 @@ impl StateMachine for Machine {
                 shared.submitter.tick_if_due(group as u16, due.saturating_sub(state.clock_ms()));
             }
         }
-        if now.duration_since(self.counted).as_millis() >= 500 {
-            self.counted = now;
+        if self.counted.is_none_or(|counted| now.duration_since(counted).as_millis() >= 500) {
+            self.counted = Some(now);
             self.count_held();
             self.counters.flush();
         }

@@ -11,6 +11,7 @@ use kentongan_cluster::{GroupId, Pipeline, PipelineConfig, StateStore};
 
 use super::machine::{Machine, SharedCell};
 use crate::auth::Authority;
+use crate::clock::Clock;
 use crate::config::{Durability, Overlapping, Settings};
 use crate::metrics::Metrics;
 use crate::replicated::retained::RetainedLimits;
@@ -62,9 +63,10 @@ pub fn start(
     let machine = Machine::new(groups, Arc::clone(&shared_cell), metrics.arbiter(), fenced);
     let pipeline = Pipeline::start(pipeline_config(settings, &data_dir), disk, store, machine, NoPeers)?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
-    let submitter = Submitter::new(pipeline.handle().clone(), slots);
+    let clock = Clock::real();
+    let submitter = Submitter::new(pipeline.handle().clone(), slots, clock.clone());
     let incarnation = data_dir.incarnation();
-    let shared = Arc::new(Shared::new(Arc::clone(settings), arbiters, submitter, authority, incarnation, None));
+    let shared = Arc::new(Shared::new(Arc::clone(settings), arbiters, submitter, authority, incarnation, None, clock));
     if shared_cell.set(Arc::clone(&shared)).is_err() {
         unreachable!("set once, here");
     }

@@ -2,13 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use kentongan_cluster::{GroupId, PipelineHandle};
 
 use super::command::{self, Command};
 use super::{ClaimRequest, InterestChanges, RetainedCursor, Slots};
+use crate::clock::Clock;
 use crate::connection_key::ConnectionKey;
 use crate::peers::wire::Resync;
 
@@ -61,13 +61,13 @@ pub struct Asker {
 pub struct Submitter {
     pipeline: PipelineHandle<Query>,
     slots: Slots,
-    clocks: Arc<[Clock]>,
-    started: Instant,
+    clocks: Arc<[GroupClock]>,
+    clock: Clock,
 }
 
 /// A group's clock as its leader keeps it.
 #[derive(Debug)]
-struct Clock {
+struct GroupClock {
     /// Process time of the last tick that was submitted.
     ticked_ms: AtomicU64,
     /// Whoever submits a tick holds it, so that each stretch of time is told once.
@@ -80,13 +80,13 @@ const LAG_MS_MAX: u64 = 500;
 impl Submitter {
     /// To the groups of `slots`, by `pipeline`.
     #[must_use]
-    pub fn new(pipeline: PipelineHandle<Query>, slots: Slots) -> Self {
-        let clock = |_| Clock { ticked_ms: AtomicU64::new(0), telling: Mutex::new(false) };
-        Self { pipeline, slots, clocks: (0..slots.groups()).map(clock).collect(), started: Instant::now() }
+    pub fn new(pipeline: PipelineHandle<Query>, slots: Slots, clock: Clock) -> Self {
+        let group_clock = |_| GroupClock { ticked_ms: AtomicU64::new(0), telling: Mutex::new(false) };
+        Self { pipeline, slots, clocks: (0..slots.groups()).map(group_clock).collect(), clock }
     }
 
     fn now_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+        self.clock.now_ms()
     }
 
     /// Sees to it that the group knows the time before what is submitted next: its messages expire by that clock. An
@@ -106,7 +106,7 @@ impl Submitter {
         if *told && elapsed_ms <= LAG_MS_MAX {
             return;
         }
-        let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let wall_ms = self.clock.wall_ms();
         // The first one bridges the time that the node was down, by the wall clock.
         let tick = command::Tick { elapsed_ms, wall_ms, bridge: !*told };
         *told = true;

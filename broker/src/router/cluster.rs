@@ -15,6 +15,7 @@ use super::client::{Client, Phase};
 use super::connect::EndCause;
 use super::node_lanes::Nodes;
 use super::{ConnectionKey, Event, Shared};
+use crate::clock::Clock;
 use crate::peers::wire::{Forwarded, PendingClaim, Propose, Resync, ServedSession};
 use crate::peers::{PeerFull, Peers};
 use crate::replicated::PersistentSession;
@@ -34,8 +35,8 @@ pub struct ClusterView {
     pub nodes: Nodes,
     /// How far the lanes from other nodes got.
     pub incoming: Mutex<Incoming>,
-    /// The clock of leases, in nanoseconds.
-    pub lease_clock: fn() -> u64,
+    /// By which the lease is counted.
+    pub clock: Clock,
 }
 
 impl fmt::Debug for ClusterView {
@@ -49,7 +50,7 @@ impl ClusterView {
     /// matched before.
     #[must_use]
     pub fn may_acknowledge(&self) -> bool {
-        self.lease.is_valid((self.lease_clock)())
+        self.lease.is_valid(self.clock.boottime_ns())
     }
 }
 
