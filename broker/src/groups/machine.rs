@@ -461,7 +461,7 @@ impl Machine {
     ) {
         let strategy: PickStrategy = shared.settings.shared.strategy.into();
         let publisher = strategy.publisher_hash(&message.publisher);
-        let topic = strategy.topic_hash(&message.topic, topic_hash(&message.topic));
+        let topic = strategy.topic_hash(&message.topic);
         let online_only = message.qos == QoS::AtMostOnce;
         match group.pick(strategy, publisher, topic, None, online_only) {
             Some(ShareTarget::Connection { connection, .. }) => {
