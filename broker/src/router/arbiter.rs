@@ -95,8 +95,15 @@ pub struct ArbiterState {
 impl ArbiterState {
     /// Makes this thread the arbiter `id`.
     pub fn install(id: u16, shared: Arc<Shared>, counters: ArbiterCounters) {
+        let state = Self::new(id, shared, counters);
+        ARBITER.with_borrow_mut(|arbiter| *arbiter = Some(Box::new(state)));
+    }
+
+    /// The arbiter `id`, without connections. Somebody must drive it: the tasks of its thread, or [`super::stepped`].
+    #[must_use]
+    pub fn new(id: u16, shared: Arc<Shared>, counters: ArbiterCounters) -> Self {
         let groups = shared.settings.storage.groups.get();
-        let state = Self {
+        Self {
             id,
             counters,
             clients: Slab::new(),
@@ -126,8 +133,7 @@ impl ArbiterState {
             withheld: Vec::new(),
             departing: hashbrown::HashMap::new(),
             shared,
-        };
-        ARBITER.with_borrow_mut(|arbiter| *arbiter = Some(Box::new(state)));
+        }
     }
 
     /// Calls `act` with this thread's arbiter. `None` on a thread that is none, or no more.

@@ -10,6 +10,7 @@
 //! - [`cluster`]: what is said again, and withheld, where there are several nodes.
 //! - [`registry`]: who holds which Client Identifier.
 //! - [`keep_alive`]: the wheel of deadlines.
+//! - [`stepped`]: an arbiter without a thread, for simulations.
 
 pub mod arbiter;
 pub mod batch;
@@ -33,6 +34,7 @@ mod publish;
 pub mod registry;
 mod retained_read;
 pub mod shared;
+pub mod stepped;
 mod subscribe;
 pub mod sys;
 
@@ -48,3 +50,4 @@ use crate::connection_key::ConnectionKey;
 pub use arbiter::ArbiterState;
 pub use events::Event;
 pub use shared::Shared;
+pub use stepped::SteppedArbiter;
