@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kentongan_cluster::PipelineHandle;
+use kentongan_cluster::lane::Incoming;
+use kentongan_cluster::lease::LeaseCell;
 use kentongan_proto::mqtt::codec::{self, FrameStatus, Limits, Sender};
 use kentongan_proto::mqtt::{
     Ack, Connect, ConnectProperties, Delivery, Disconnect, DisconnectProperties, Packet, PacketId, ProtocolVersion,
@@ -23,8 +25,12 @@ use crate::auth::Authority;
 use crate::clock::{Clock, ManualClock};
 use crate::config::{ListenerConfig, Settings, SharedStrategy};
 use crate::metrics::Metrics;
+use crate::peers::wire::Forwarded;
+use crate::peers::{PeerFull, Peers};
 use crate::random::Random;
-use crate::replicated::{Slots, Submitter};
+use crate::replicated::{Opened, Slots, Submitter};
+use crate::router::cluster::{ClusterView, Leaders};
+use crate::router::node_lanes::Nodes;
 
 /// Things done in one run, before everything is let come to rest.
 const STEPS: u32 = 3_000;
@@ -63,6 +69,22 @@ struct Client {
 }
 
 impl Client {
+    fn new(stream: MemoryStream, version: ProtocolVersion) -> Self {
+        Self {
+            version,
+            stream,
+            to_write: VecDeque::new(),
+            unparsed: Vec::new(),
+            connected: false,
+            leaving: false,
+            over: false,
+            next_id: 0,
+            unacknowledged: BTreeMap::new(),
+            begun: BTreeSet::new(),
+            published: 0,
+        }
+    }
+
     fn send(&mut self, packet: &Packet) {
         let mut bytes = Vec::new();
         codec::encode(packet, self.version, &mut bytes).expect("a packet that can be expressed");
@@ -109,6 +131,21 @@ fn name_of(payload: &[u8]) -> Option<MessageName> {
     Some((client.parse().ok()?, number.parse().ok()?))
 }
 
+/// Of a transient session without a will.
+fn connect(version: ProtocolVersion, client_id: String, keep_alive: u16) -> Connect {
+    Connect {
+        version,
+        bridge: false,
+        clean_start: true,
+        keep_alive,
+        client_id,
+        will: None,
+        user_name: None,
+        password: None,
+        properties: ConnectProperties::default(),
+    }
+}
+
 impl World {
     fn new(seed: u64) -> Self {
         let mut random = SmallRng::seed_from_u64(seed);
@@ -153,19 +190,7 @@ impl World {
         self.arbiters[usize::from(arbiter)].add_connection(there, Arc::clone(&self.listener), None);
         let number = self.clients.len();
         let version = if self.random.random() { ProtocolVersion::V5 } else { ProtocolVersion::V3_1_1 };
-        let mut client = Client {
-            version,
-            stream: here,
-            to_write: VecDeque::new(),
-            unparsed: Vec::new(),
-            connected: false,
-            leaving: false,
-            over: false,
-            next_id: 0,
-            unacknowledged: BTreeMap::new(),
-            begun: BTreeSet::new(),
-            published: 0,
-        };
+        let mut client = Client::new(here, version);
         let assigned = self.random.random_bool(0.3);
         let will = self.random.random_bool(0.5).then(|| Will {
             topic: "t/will".to_owned(),
@@ -178,17 +203,9 @@ impl World {
             topic_alias_maximum: (version.is_v5() && self.random.random()).then_some(2),
             ..ConnectProperties::default()
         };
-        client.send(&Packet::Connect(Box::new(Connect {
-            version,
-            bridge: false,
-            clean_start: true,
-            keep_alive,
-            client_id: if assigned { String::new() } else { format!("client-{number}") },
-            will,
-            user_name: None,
-            password: None,
-            properties,
-        })));
+        let client_id = if assigned { String::new() } else { format!("client-{number}") };
+        let connect = Connect { will, properties, ..connect(version, client_id, keep_alive) };
+        client.send(&Packet::Connect(Box::new(connect)));
         self.clients.push(client);
     }
 
@@ -460,6 +477,68 @@ fn the_same_seed_gives_the_same_bytes() {
         assert_eq!(World::run(seed).transcript, World::run(seed).transcript);
     }
     assert_ne!(World::run(1).transcript, World::run(2).transcript);
+}
+
+#[derive(Debug)]
+struct NoPeers;
+
+impl Peers for NoPeers {
+    fn forward(&self, _: u64, _: Forwarded) -> Result<(), PeerFull> {
+        Err(PeerFull)
+    }
+}
+
+/// One of several nodes, whose leaders nobody knows.
+fn one_of_several(clock: Clock) -> ClusterView {
+    ClusterView {
+        node: 1,
+        lease: Arc::new(LeaseCell::endless()),
+        peers: Arc::new(NoPeers),
+        leaders: Leaders::default(),
+        nodes: Nodes::default(),
+        incoming: Mutex::new(Incoming::new(&BTreeMap::new())),
+        clock,
+    }
+}
+
+/// A connection with these subscriptions ends: what other nodes are to hear of it.
+fn interest_that_ends(filters: &[String]) -> Vec<(Box<str>, bool)> {
+    let settings = Arc::new(Settings::default());
+    let clock = Clock::manual(Arc::new(ManualClock::new(0)));
+    let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
+    let cluster = Some(one_of_several(clock.clone()));
+    let shared = Shared::new(Arc::clone(&settings), 1, submitter, Authority::default(), 1, cluster, clock);
+    let shared = Arc::new(shared);
+    let mut arbiter = SteppedArbiter::new(0, Arc::clone(&shared), Metrics::isolated().arbiter());
+    let address = SocketAddr::from(([127, 0, 0, 1], 1883));
+    let listener = Arc::new(ListenerContext::new(ListenerConfig::default(), &settings, address));
+    assert_eq!(shared.try_open_connection(&listener, 1), Some(0));
+    let (here, there) = MemoryStream::pair(4096);
+    let connection = arbiter.add_connection(there, listener, None);
+    let mut client = Client::new(here, ProtocolVersion::V5);
+    client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, "c".to_owned(), 0))));
+    client.write(usize::MAX);
+    arbiter.run();
+    // The group grants the claim.
+    shared.inboxes[0].push(Opened::transient(connection, Arc::from("c")).into(), 0);
+    let filters = filters.iter().map(|filter| (filter.clone(), SubscriptionOptions::new(QoS::AtMostOnce)));
+    let packet_id = client.packet_id();
+    let filters = filters.collect();
+    let subscribe = Subscribe { packet_id, filters, subscription_identifier: None, user_properties: vec![] };
+    client.send(&Packet::Subscribe(subscribe));
+    client.write(usize::MAX);
+    arbiter.run();
+    drop(client);
+    // The connection's task, and not yet the flush, which hands the changes on.
+    assert!(arbiter.step(0));
+    arbiter.state.interest.filters.clone()
+}
+
+#[test]
+fn the_interest_that_ends_with_a_connection_is_told_in_the_order_of_the_filters() {
+    let filters: Vec<_> = (10..50).map(|number| format!("t/{number}")).collect();
+    let expected: Vec<_> = filters.iter().map(|filter| (Box::from(filter.as_str()), false)).collect();
+    assert_eq!(interest_that_ends(&filters), expected);
 }
 
 /// FNV-1a.
