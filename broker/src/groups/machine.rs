@@ -80,7 +80,7 @@ pub struct Machine {
     pushes: Pushes,
     /// What was counted last.
     held: HeldByGroups,
-    counted: Option<Instant>,
+    counted: Instant,
 }
 
 impl Machine {
@@ -109,7 +109,7 @@ impl Machine {
             events: Vec::new(),
             pushes: Pushes::default(),
             held: HeldByGroups::default(),
-            counted: None,
+            counted: Instant::now(),
         }
     }
 
@@ -461,7 +461,7 @@ impl Machine {
     ) {
         let strategy: PickStrategy = shared.settings.shared.strategy.into();
         let publisher = strategy.publisher_hash(&message.publisher);
-        let topic = strategy.topic_hash(&message.topic);
+        let topic = strategy.topic_hash(&message.topic, topic_hash(&message.topic));
         let online_only = message.qos == QoS::AtMostOnce;
         match group.pick(strategy, publisher, topic, None, online_only) {
             Some(ShareTarget::Connection { connection, .. }) => {
@@ -673,8 +673,8 @@ impl StateMachine for Machine {
                 shared.submitter.tick_if_due(group as u16, due.saturating_sub(state.clock_ms()));
             }
         }
-        if self.counted.is_none_or(|counted| now.duration_since(counted).as_millis() >= 500) {
-            self.counted = Some(now);
+        if now.duration_since(self.counted).as_millis() >= 500 {
+            self.counted = now;
             self.count_held();
             self.counters.flush();
         }

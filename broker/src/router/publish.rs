@@ -505,7 +505,7 @@ impl ArbiterState {
         let strategy: PickStrategy = self.shared.settings.shared.strategy.into();
         // By the name, so that a publisher that reconnects keeps its member.
         let publisher = strategy.publisher_hash(publication.publisher_id.map_or("", |name| name));
-        let topic = strategy.topic_hash(publication.topic);
+        let topic = strategy.topic_hash(publication.topic, publication.topic_hash);
         let online_only = publication.qos == QoS::AtMostOnce;
         let picked = share.pick(strategy, publisher, topic, excluded.map(ConnectionKey::raw), online_only);
         match picked {

@@ -36,10 +36,10 @@ impl PickStrategy {
         if self == Self::HashClient { name_hash(publisher) } else { 0 }
     }
 
-    /// What it is to know of the topic.
+    /// What it is to know of the topic, whose hash in this process is `topic_hash`.
     #[must_use]
-    pub fn topic_hash(self, topic: &str) -> u64 {
-        if matches!(self, Self::HashTopic | Self::Random) { name_hash(topic) } else { 0 }
+    pub fn topic_hash(self, topic: &str, topic_hash: u64) -> u64 {
+        if matches!(self, Self::HashTopic | Self::Random) { name_hash(topic) } else { topic_hash }
     }
 }
 
