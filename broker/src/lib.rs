@@ -4,6 +4,7 @@
 
 pub mod auth;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod connection;
 pub mod connection_key;
@@ -13,6 +14,7 @@ pub mod listener;
 pub mod message;
 pub mod metrics;
 pub mod peers;
+pub mod random;
 pub mod replicated;
 pub mod router;
 pub mod session;

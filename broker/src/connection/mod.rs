@@ -5,9 +5,11 @@
 //! messages: close, take over, drain.
 
 mod actor;
+mod memory;
 mod out_buffer;
 mod transport;
 
 pub use actor::{ConnectionActor, EndConnection};
+pub use memory::MemoryStream;
 pub use out_buffer::{BufferPool, Flushed, OutBuffer, SHARED_PAYLOAD_BYTES_MIN};
 pub use transport::Transport;

@@ -7,11 +7,15 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::MemoryStream;
+
 /// An ordered, lossless byte stream [MQTT-4.2-1].
 #[derive(Debug)]
 pub enum Transport {
     /// Plain TCP.
     Tcp(TcpStream),
+    /// None at all, for simulations.
+    Memory(MemoryStream),
 }
 
 impl Transport {
@@ -23,6 +27,7 @@ impl Transport {
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Memory(stream) => stream.poll_read(cx, buffer),
         }
     }
 
@@ -30,6 +35,7 @@ impl Transport {
     pub fn poll_write_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => stream.poll_write_ready(cx),
+            Self::Memory(stream) => stream.poll_write_ready(cx),
         }
     }
 
@@ -38,6 +44,7 @@ impl Transport {
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.try_write(bytes),
+            Self::Memory(stream) => stream.try_write(bytes),
         }
     }
 
@@ -45,6 +52,8 @@ impl Transport {
     pub fn try_write_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.try_write_vectored(pieces),
+            // Some of it, as may happen on a socket too.
+            Self::Memory(stream) => stream.try_write(pieces.first().map_or(&[], |first| first)),
         }
     }
 
@@ -52,15 +61,26 @@ impl Transport {
     /// nobody will read is discarded first: closing over it would reset the connection and take our last words along.
     pub fn shut_down_write(&self) {
         const DISCARDED_BYTES_MAX: usize = 256 * 1024;
-        let Self::Tcp(stream) = self;
         let mut discarded = [0; 4096];
         for _ in 0..DISCARDED_BYTES_MAX / discarded.len() {
-            if !matches!(stream.try_read(&mut discarded), Ok(count) if count > 0) {
+            if !matches!(self.try_read(&mut discarded), Ok(count) if count > 0) {
                 break;
             }
         }
-        let outcome = socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write);
-        // The peer may have gone first; then there is nothing left to say.
-        drop(outcome);
+        match self {
+            Self::Tcp(stream) => {
+                let outcome = socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write);
+                // The peer may have gone first; then there is nothing left to say.
+                drop(outcome);
+            }
+            Self::Memory(stream) => stream.shut_down_write(),
+        }
+    }
+
+    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.try_read(buffer),
+            Self::Memory(stream) => stream.try_read(buffer),
+        }
     }
 }

@@ -781,6 +781,8 @@ impl StateMachine for Machine {
             Query::Control { node, message } => self.on_control(node, message),
             Query::RoundComplete(token) => self.on_round_complete(token),
             Query::ClientsClosed => self.on_clients_closed(),
+            // An asker that is gone needs no answer.
+            Query::Status(answer) => drop(answer.send(self.status())),
             Query::OutboxAnswered { origin, target, number, gap_in_round } => match gap_in_round {
                 Some(round) => self.outboxes.on_gap(origin, target, round, number),
                 None => self.outboxes.on_answer(origin, target, number),

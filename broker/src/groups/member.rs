@@ -14,6 +14,7 @@ use kentongan_cluster::{GroupId, NodeId, Write};
 
 use super::machine::{FENCE_SESSIONS_MAX, Machine};
 use crate::connection_key::ConnectionKey;
+use crate::peers::status::{self, MemberStatus, NodeStatus};
 use crate::replicated::command::{self, Command, Owner};
 use crate::replicated::effect::Effect;
 use crate::replicated::state::GroupState;
@@ -84,10 +85,6 @@ impl Member {
 
     pub(super) fn directory(&self) -> &Directory {
         self.membership.directory()
-    }
-
-    pub(super) fn standing(&self) -> Option<Standing> {
-        self.membership.standing()
     }
 
     /// The directory as it was stored.
@@ -191,7 +188,7 @@ impl Member {
 impl Machine {
     fn now_ns(&self) -> u64 {
         match self.shared.get().and_then(|shared| shared.cluster.as_ref()) {
-            Some(cluster) => (cluster.lease_clock)(),
+            Some(cluster) => cluster.clock.boottime_ns(),
             // Nothing is believed before start-up is complete.
             None => kentongan_cluster::clock::boottime_ns(),
         }
@@ -453,6 +450,30 @@ impl Machine {
     pub(super) fn other_nodes(&self, me: u64) -> Vec<u64> {
         let living = self.member.iter().flat_map(|member| member.directory().living());
         living.map(|(node, _)| node.get()).filter(|&node| node != me).collect()
+    }
+
+    /// How this node is, as far as this thread knows.
+    pub(super) fn status(&self) -> NodeStatus {
+        let (Some(member), Some(shared)) = (&self.member, self.shared.get()) else {
+            return NodeStatus::default();
+        };
+        let Some(cluster) = &shared.cluster else {
+            return NodeStatus::default();
+        };
+        let directory = member.directory();
+        let left_ns = cluster.lease.valid_until_ns().saturating_sub(cluster.clock.boottime_ns());
+        NodeStatus {
+            node: cluster.node,
+            name: shared.settings.node_name(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cluster: directory.cluster_id().unwrap_or_default().iter().map(|byte| format!("{byte:02x}")).collect(),
+            incarnation: shared.incarnation(),
+            standing: status::Standing::from(member.membership.standing()).into(),
+            lease_ms_left: (1..u64::MAX / 2).contains(&left_ns).then_some(left_ns / 1_000_000),
+            connections: shared.connections.load(std::sync::atomic::Ordering::Relaxed) as u64,
+            members: MemberStatus::of(directory),
+            ..NodeStatus::default()
+        }
     }
 
     /// The lanes that lead to a node begin anew.

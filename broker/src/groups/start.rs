@@ -16,16 +16,19 @@ use kentongan_cluster::membership::{Limits, Membership};
 use kentongan_cluster::pipeline::NoPeers;
 use kentongan_cluster::state::StateReader;
 use kentongan_cluster::transport::{
-    Asked, LocalIdentity, PeerHello, Question, Responder, SnapshotChunks, TlsFiles, Transport, TransportConfig,
+    Answerer, Asked, LocalIdentity, PeerHello, Question, Responder, SnapshotChunks, TlsFiles, Transport,
+    TransportConfig,
 };
 use kentongan_cluster::{Configuration, GroupId, NodeId, Pipeline, PipelineConfig, PipelineHandle, StateStore, state};
 
 use super::machine::{Machine, SharedCell};
 use super::member::Member;
 use crate::auth::Authority;
+use crate::clock::Clock;
 use crate::config::{Durability, Overlapping, Settings};
 use crate::metrics::Metrics;
 use crate::peers::links::{LinkSink, Links, RaftLinks};
+use crate::peers::status::{GroupStatus, NodeStatus};
 use crate::replicated::retained::RetainedLimits;
 use crate::replicated::state::{GroupConfig, GroupState};
 use crate::replicated::{Query, Slots, Submitter};
@@ -56,6 +59,9 @@ const TRANSPORT_STOP_MAX: Duration = Duration::from_secs(1);
 
 /// Time within which the groups let go of what an earlier start held.
 const FENCE_SECONDS_MAX: u64 = 600;
+
+/// Time that threads of this node have to say how they are.
+const STATUS_MAX: Duration = Duration::from_secs(2);
 
 /// The newest behaviour that the state machines of this version have.
 const FEATURE_LEVEL: u32 = 1;
@@ -101,9 +107,10 @@ fn start_alone(
     let first = (0..slots.groups()).map(|group| (GroupId(group), members.clone())).collect();
     let pipeline = Pipeline::start(pipeline_config(settings, &data_dir, first), disk, store, machine, NoPeers)?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
-    let submitter = Submitter::new(pipeline.handle().clone(), slots);
+    let clock = Clock::real();
+    let submitter = Submitter::new(pipeline.handle().clone(), slots, clock.clone());
     let incarnation = data_dir.incarnation();
-    let shared = Arc::new(Shared::new(Arc::clone(settings), arbiters, submitter, authority, incarnation, None));
+    let shared = Arc::new(Shared::new(Arc::clone(settings), arbiters, submitter, authority, incarnation, None, clock));
     set_once(&shared_cell, Arc::clone(&shared));
     pipeline.handle().notify(Query::Begin);
     wait.recv_timeout(Duration::from_secs(FENCE_SECONDS_MAX))
@@ -149,9 +156,10 @@ fn start_member(
     let first = first_members(&formation);
     let pipeline = Pipeline::start(pipeline_config(settings, &data_dir, first), disk, store, machine, raft_links)?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
-    set_once(&answers.pipeline, pipeline.handle().clone());
+    let asking = Asking { me: data_dir.node(), pipeline: pipeline.handle().clone(), transport: transport.clone() };
 
-    let submitter = Submitter::new(pipeline.handle().clone(), slots);
+    let clock = Clock::real();
+    let submitter = Submitter::new(pipeline.handle().clone(), slots, clock.clone());
     let cluster = ClusterView {
         node: data_dir.node().get(),
         lease,
@@ -159,16 +167,17 @@ fn start_member(
         leaders: Leaders::default(),
         nodes: Nodes::default(),
         incoming: Mutex::new(Incoming::new(&Default::default())),
-        lease_clock: boottime_ns,
+        clock: clock.clone(),
         serving: AtomicBool::new(false),
     };
-    let shared = Shared::new(Arc::clone(settings), arbiters, submitter, authority, 0, Some(cluster));
+    let shared = Shared::new(Arc::clone(settings), arbiters, submitter, authority, 0, Some(cluster), clock);
     // What other nodes retain, this one does not see.
     shared.retained_possible.store(true, std::sync::atomic::Ordering::Relaxed);
     let shared = Arc::new(shared);
     set_once(&shared_cell, Arc::clone(&shared));
     pipeline.handle().notify(Query::Begin);
     sink.start(Arc::clone(&shared), pipeline.handle().clone());
+    set_once(&answers.running, asking);
     transport.set_peers(formation.peers())?;
     Ok((shared, Running { pipeline, transport: Some(transport), _data_dir: data_dir }))
 }
@@ -264,7 +273,40 @@ fn start_transport(
 struct Answers {
     forming: OnceLock<Arc<Forming>>,
     reader: OnceLock<StateReader>,
-    pipeline: OnceLock<PipelineHandle<Query>>,
+    running: OnceLock<Asking>,
+}
+
+/// Whom to ask how this node is.
+struct Asking {
+    me: NodeId,
+    pipeline: PipelineHandle<Query>,
+    transport: Transport,
+}
+
+impl Asking {
+    /// On a thread of its own: it waits for the others.
+    fn answer_status(&self, answer: Answerer) {
+        let (me, pipeline, transport) = (self.me, self.pipeline.clone(), self.transport.clone());
+        let ask = move || answer.send(status(me, &pipeline, &transport).map(|status| status.encode_answer()));
+        if let Err(error) = std::thread::Builder::new().name("status".into()).spawn(ask) {
+            tracing::error!(%error, "the system gives no thread to say how this node is");
+        }
+    }
+}
+
+fn status(me: NodeId, pipeline: &PipelineHandle<Query>, transport: &Transport) -> Result<NodeStatus, String> {
+    let (answer, answered) = crossbeam::channel::bounded(1);
+    pipeline.notify(Query::Status(answer));
+    let groups = pipeline.status();
+    let silent = |_| "this node is too busy to say how it is: ask again".to_owned();
+    let status = answered.recv_timeout(STATUS_MAX).map_err(silent)?;
+    let groups = groups.recv_timeout(STATUS_MAX).map_err(silent)?;
+    let group = |(group, status): &(GroupId, _)| {
+        let raft: &kentongan_cluster::group::GroupStatus = status;
+        GroupStatus::new(*group, me, raft, raft.handed_out.index)
+    };
+    let groups = groups.iter().map(group).collect();
+    Ok(NodeStatus { groups, links: transport.peers().into_iter().map(Into::into).collect(), ..status })
 }
 
 impl Responder for Answers {
@@ -275,7 +317,10 @@ impl Responder for Answers {
                 Some(forming) => forming.answer(asked),
                 None => asked.answer.send(not_yet()),
             },
-            Question::Status => asked.answer.send(not_yet()),
+            Question::Status => match self.running.get() {
+                Some(running) => running.answer_status(asked.answer),
+                None => asked.answer.send(not_yet()),
+            },
         }
     }
 

@@ -251,6 +251,7 @@ pub fn has_ipv6() -> bool {
 #[cfg(test)]
 mod tests {
     use std::net::TcpStream;
+    use std::sync::atomic::AtomicBool;
 
     use super::*;
     use crate::auth::Authority;

@@ -364,7 +364,7 @@ fn start_sys(shared: &Arc<Shared>, metrics: &Metrics) {
     }
     let shared = Arc::clone(shared);
     let metrics = metrics.clone();
-    let mut process = sys::Process::new(shared.started);
+    let mut process = sys::Process::new(shared.clock.clone());
     let mut loads = LoadAverages::default();
     let mut figures = move |elapsed| {
         let mut figures = process.figures();

@@ -330,7 +330,10 @@ impl GroupState {
 
     /// What a new leader must know and carry on with.
     pub fn lead(&self, effects: &mut Vec<Effect>) {
-        for session in self.sessions.values() {
+        // Effects come in the same order whatever the keys of the tables are, so that a simulation repeats.
+        let mut sessions: Vec<_> = self.sessions.values().collect();
+        sessions.sort_unstable_by_key(|session| &session.client_id);
+        for session in sessions {
             if !session.transient {
                 effects.push(session_effect(session, true));
             }
@@ -341,7 +344,9 @@ impl GroupState {
             }
             effects.extend(close_effect(session));
         }
-        for filter in self.shares.keys() {
+        let mut shares: Vec<_> = self.shares.keys().collect();
+        shares.sort_unstable();
+        for filter in shares {
             self.share_online(filter, effects);
             if self.config.share_strategy == PickStrategy::LeastInflight {
                 effects.extend(self.share_in_flight(Arc::clone(filter)));

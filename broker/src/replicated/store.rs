@@ -290,7 +290,9 @@ impl GroupState {
         if !self.dirty.touched {
             return Vec::new();
         }
-        let keys: Vec<Key> = self.dirty.keys.keys().cloned().collect();
+        let mut keys: Vec<Key> = self.dirty.keys.keys().cloned().collect();
+        // So that the same history writes the same bytes.
+        keys.sort_unstable();
         let entries = self.entries_of(&keys);
         let mut writes = vec![(META_KEY.to_vec(), Some(self.meta().encode_to_vec()))];
         writes.extend(keys.iter().map(|key| (key.encode(), self.value(key, &entries))));

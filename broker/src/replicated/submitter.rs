@@ -2,15 +2,17 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use crossbeam::channel::Sender;
 use kentongan_cluster::interest::LinkId;
 use kentongan_cluster::{GroupId, NodeId, PipelineHandle};
 
 use super::command::{self, Command};
 use super::{ClaimRequest, InterestChanges, RetainedCursor, Slots};
+use crate::clock::Clock;
 use crate::connection_key::ConnectionKey;
+use crate::peers::status::NodeStatus;
 use crate::peers::wire::Resync;
 
 /// What the thread that applies commands is asked beside them.
@@ -44,6 +46,8 @@ pub enum Query {
     RoundComplete(u64),
     /// An arbiter has closed the clients of a registration that ended.
     ClientsClosed,
+    /// An operator asks how this node is: as much of it as is known to who applies.
+    Status(Sender<NodeStatus>),
     /// A target has what came from an outbox, or lacks what came before it.
     OutboxAnswered {
         /// Whose outbox.
@@ -100,13 +104,13 @@ pub struct Asker {
 pub struct Submitter {
     pipeline: PipelineHandle<Query>,
     slots: Slots,
-    clocks: Arc<[Clock]>,
-    started: Instant,
+    clocks: Arc<[GroupClock]>,
+    clock: Clock,
 }
 
 /// A group's clock as it is known here.
 #[derive(Debug, Default)]
-struct Clock {
+struct GroupClock {
     /// Process time of the last tick that was proposed; 0 before the first.
     proposed_ms: AtomicU64,
     /// The last tick that was applied here, if it was no old one.
@@ -130,18 +134,13 @@ const TICK_AGE_MS_MAX: u64 = 5000;
 impl Submitter {
     /// To the groups of `slots`, by `pipeline`.
     #[must_use]
-    pub fn new(pipeline: PipelineHandle<Query>, slots: Slots) -> Self {
-        let clocks = (0..slots.groups()).map(|_| Clock::default()).collect();
-        Self { pipeline, slots, clocks, started: Instant::now() }
+    pub fn new(pipeline: PipelineHandle<Query>, slots: Slots, clock: Clock) -> Self {
+        Self { pipeline, slots, clocks: (0..slots.groups()).map(|_| GroupClock::default()).collect(), clock }
     }
 
     fn now_ms(&self) -> u64 {
         // Never 0, which stands for "not yet".
-        self.started.elapsed().as_millis() as u64 + 1
-    }
-
-    fn wall_ms() -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+        self.clock.now_ms() + 1
     }
 
     /// Sees to it that the group knows the time before what is submitted next: its messages expire by that clock. An
@@ -163,12 +162,12 @@ impl Submitter {
         let tick = match *applied {
             Some(Applied { clock_ms, at_ms }) => command::Tick {
                 elapsed_ms: now_ms.saturating_sub(at_ms),
-                wall_ms: Self::wall_ms(),
+                wall_ms: self.clock.wall_ms(),
                 bridge: false,
                 from_ms: Some(clock_ms),
             },
             // The first one bridges the time that no replica ran, by the wall clock.
-            None => command::Tick { elapsed_ms: 0, wall_ms: Self::wall_ms(), bridge: true, from_ms: None },
+            None => command::Tick { elapsed_ms: 0, wall_ms: self.clock.wall_ms(), bridge: true, from_ms: None },
         };
         self.pipeline.propose(GroupId(group), command::encode(Command::Tick(tick)));
         clock.proposed_ms.store(now_ms, Ordering::Release);
@@ -176,7 +175,7 @@ impl Submitter {
 
     /// A tick was applied here, which left the group's clock at `clock_ms`, and said that the wall clock was at `wall_ms`.
     pub fn ticked(&self, group: u16, clock_ms: u64, wall_ms: u64) {
-        let is_recent = Self::wall_ms().abs_diff(wall_ms) < TICK_AGE_MS_MAX;
+        let is_recent = self.clock.wall_ms().abs_diff(wall_ms) < TICK_AGE_MS_MAX;
         if let Some(clock) = self.clocks.get(usize::from(group)) {
             let applied = Applied { clock_ms, at_ms: self.now_ms() };
             *clock.applied.lock().unwrap_or_else(PoisonError::into_inner) = is_recent.then_some(applied);

@@ -100,11 +100,13 @@ pub struct ArbiterState {
 impl ArbiterState {
     /// Makes this thread the arbiter `id`.
     pub fn install(id: u16, shared: Arc<Shared>, counters: ArbiterCounters) {
-        let state = Box::new(Self::new(id, shared, counters));
-        ARBITER.with_borrow_mut(|arbiter| *arbiter = Some(state));
+        let state = Self::new(id, shared, counters);
+        ARBITER.with_borrow_mut(|arbiter| *arbiter = Some(Box::new(state)));
     }
 
-    pub(super) fn new(id: u16, shared: Arc<Shared>, counters: ArbiterCounters) -> Self {
+    /// The arbiter `id`, without connections. Somebody must drive it: the tasks of its thread, or [`super::stepped`].
+    #[must_use]
+    pub fn new(id: u16, shared: Arc<Shared>, counters: ArbiterCounters) -> Self {
         let groups = shared.settings.storage.groups.get();
         Self {
             id,

@@ -17,6 +17,7 @@ use super::connect::EndCause;
 use super::lanes::Lanes;
 use super::node_lanes::Nodes;
 use super::{ConnectionKey, Event, Shared};
+use crate::clock::Clock;
 use crate::peers::wire::{Forwarded, PendingClaim, Propose, Resync, ServedSession};
 use crate::peers::{PeerFull, Peers};
 use crate::replicated::command::{Released, SessionCommand};
@@ -37,8 +38,8 @@ pub struct ClusterView {
     pub nodes: Nodes,
     /// How far the lanes from other nodes got.
     pub incoming: Mutex<Incoming>,
-    /// The clock of leases, in nanoseconds.
-    pub lease_clock: fn() -> u64,
+    /// By which the lease is counted.
+    pub clock: Clock,
     /// Whether this node holds a lease, as of a moment ago: for those who want to know, not for acknowledgements.
     pub serving: AtomicBool,
 }
@@ -64,7 +65,7 @@ impl ClusterView {
     /// matched before.
     #[must_use]
     pub fn may_acknowledge(&self) -> bool {
-        self.lease.is_valid((self.lease_clock)())
+        self.lease.is_valid(self.clock.boottime_ns())
     }
 }
 

@@ -125,7 +125,7 @@ impl ArbiterState {
         client.packet_bytes_max_out = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
         let listener = Arc::clone(&client.listener);
         let peer = client.peer;
-        let negotiated = match handshake::negotiate(&connect, &listener.policy, rand::random()) {
+        let negotiated = match handshake::negotiate(&connect, &listener.policy, self.shared.random.draw()) {
             Ok(negotiated) => negotiated,
             Err(refusal) => {
                 if let Some(client) = self.client(key) {

@@ -11,6 +11,7 @@
 //!   member elsewhere, until they are settled.
 //! - [`registry`]: who holds which Client Identifier.
 //! - [`keep_alive`]: the wheel of deadlines.
+//! - [`stepped`]: an arbiter without a thread, for simulations.
 
 pub mod arbiter;
 pub mod batch;
@@ -35,6 +36,7 @@ pub mod registry;
 mod retained_read;
 pub mod share_settling;
 pub mod shared;
+pub mod stepped;
 mod subscribe;
 pub mod sys;
 
@@ -50,3 +52,4 @@ use crate::connection_key::ConnectionKey;
 pub use arbiter::ArbiterState;
 pub use events::Event;
 pub use shared::Shared;
+pub use stepped::SteppedArbiter;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
 
 use super::Event;
 use super::batch::Batch;
@@ -12,8 +11,10 @@ use super::inbox::Inbox;
 use super::registry::Registry;
 use super::sys::SysTree;
 use crate::auth::Authority;
+use crate::clock::Clock;
 use crate::config::Settings;
 use crate::listener::ListenerContext;
+use crate::random::Random;
 use crate::replicated::Submitter;
 use crate::subscription::SubscriptionIndex;
 
@@ -87,10 +88,10 @@ pub struct Shared {
     pub memory_bytes_high_water: AtomicU64,
     /// See [`Self::memory_level`].
     memory_level: AtomicU8,
-    /// Zero of the process clock.
-    pub started: Instant,
-    /// Makes shared groups that pick at random differ from each other.
-    pub random: AtomicU64,
+    /// The clocks of the node.
+    pub clock: Clock,
+    /// What is drawn by chance comes from here.
+    pub random: Random,
 }
 
 impl Shared {
@@ -103,6 +104,7 @@ impl Shared {
         authority: Authority,
         incarnation: u64,
         cluster: Option<ClusterView>,
+        clock: Clock,
     ) -> Self {
         let memory_bytes_high_water = AtomicU64::new(settings.limits.memory_bytes_high_water);
         Self {
@@ -126,8 +128,8 @@ impl Shared {
             incarnation: AtomicU64::new(incarnation),
             memory_bytes_high_water,
             memory_level: AtomicU8::new(0),
-            started: Instant::now(),
-            random: AtomicU64::new(rand::random()),
+            clock,
+            random: Random::of_process(),
         }
     }
 
@@ -168,9 +170,10 @@ impl Shared {
     }
 
     /// Milliseconds since the process started.
+    #[inline]
     #[must_use]
     pub fn now_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+        self.clock.now_ms()
     }
 
     /// Whether publishers should pause: an arbiter or the groups have too much before them.

@@ -213,7 +213,10 @@ impl ArbiterState {
     /// All subscriptions of a connection that ends.
     pub(super) fn leave_subscriptions(&mut self, key: ConnectionKey, session: &ClientSession) {
         let group = session.persistent.map(|persistent| persistent.group);
-        for (filter, own) in &session.subscriptions {
+        let mut subscriptions: Vec<_> = session.subscriptions.iter().collect();
+        // Other nodes hear of it in this order, and a simulation repeats: it must not be that of a table with random keys.
+        subscriptions.sort_unstable_by_key(|&(filter, _)| filter);
+        for (filter, own) in subscriptions {
             self.leave(key, filter, *own, group);
         }
     }

@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
 
 use bytes::Bytes;
 use kentongan_proto::mqtt::QoS;
 use kentongan_proto::topic;
 
+use crate::clock::Clock;
 use crate::message::{Message, MessageIdentity};
 use crate::metrics::{self, Load, LoadAverages, Snapshot};
 
@@ -60,23 +60,23 @@ fn message(name: &str, value: &str) -> Message {
 /// What the broker knows of its process, also if it counts nothing.
 #[derive(Debug)]
 pub struct Process {
-    started: Instant,
+    clock: Clock,
     heap_bytes: u64,
     heap_bytes_max: u64,
 }
 
 impl Process {
-    /// One that started at `started`.
+    /// The one that `clock` counts from the start of.
     #[must_use]
-    pub fn new(started: Instant) -> Self {
-        Self { started, heap_bytes: 0, heap_bytes_max: 0 }
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, heap_bytes: 0, heap_bytes_max: 0 }
     }
 
     /// Its figures now, under mosquitto's names. The heap's largest size is the largest that was seen.
     pub fn figures(&mut self) -> Vec<(&'static str, String)> {
         self.heap_bytes = metrics::anonymous_bytes().unwrap_or(self.heap_bytes);
         self.heap_bytes_max = self.heap_bytes_max.max(self.heap_bytes);
-        let uptime_seconds = self.started.elapsed().as_secs();
+        let uptime_seconds = self.clock.elapsed().as_secs();
         vec![
             ("$SYS/broker/version", concat!("kentongan version ", env!("CARGO_PKG_VERSION")).to_owned()),
             ("$SYS/broker/uptime", format!("{uptime_seconds} seconds")),

@@ -44,7 +44,8 @@ mod sync {
 /// Shards of each kind, in both tables.
 const SHARDS: usize = 64;
 
-/// Keyed once a process, so that nobody outside can choose topics that collide.
+/// Keyed once a process, so that nobody outside can choose topics that collide. Only where things stand in tables follows
+/// from its hashes, never what is found there or in which order.
 static TOPIC_HASHER: LazyLock<foldhash::quality::RandomState> = LazyLock::new(Default::default);
 
 /// The hash of a Topic Name, or of a filter without wildcards, by which both tables find it. The same in the whole

@@ -45,7 +45,7 @@ impl PickStrategy {
     /// What it is to know of the topic, whose hash in this process is `topic_hash`.
     #[must_use]
     pub fn topic_hash(self, topic: &str, topic_hash: u64) -> u64 {
-        if self == Self::HashTopic { name_hash(topic) } else { topic_hash }
+        if matches!(self, Self::HashTopic | Self::Random) { name_hash(topic) } else { topic_hash }
     }
 }
 
@@ -326,8 +326,8 @@ impl ShareGroup {
     /// The member that gets a message.
     ///
     /// `publisher` stands for the publishing client in [`PickStrategy::HashClient`], `topic_hash` for the topic in
-    /// [`PickStrategy::HashTopic`]. `online_only`: it is of QoS 0, so persistent sessions do not get it by their group.
-    /// Otherwise groups are passed over that have nobody online, as long as there is somebody else.
+    /// [`PickStrategy::HashTopic`] and [`PickStrategy::Random`]. `online_only`: it is of QoS 0, so persistent sessions do not
+    /// get it by their group. Otherwise groups are passed over that have nobody online, as long as there is somebody else.
     #[must_use]
     pub fn pick(
         &self,

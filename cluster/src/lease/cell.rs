@@ -34,6 +34,12 @@ impl LeaseCell {
         now_ns < self.valid_until.load(Ordering::Acquire)
     }
 
+    /// Until when; 0 for not at all, [`u64::MAX`] for as long as the node is alone.
+    #[must_use]
+    pub fn valid_until_ns(&self) -> u64 {
+        self.valid_until.load(Ordering::Acquire)
+    }
+
     pub(super) fn set(&self, valid_until_ns: u64) {
         self.valid_until.store(valid_until_ns, Ordering::Release);
     }

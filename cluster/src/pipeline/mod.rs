@@ -211,6 +211,14 @@ impl<Q> std::fmt::Debug for PipelineHandle<Q> {
 }
 
 impl<Q> PipelineHandle<Q> {
+    /// That of a pipeline that has ended: whatever is submitted is dropped. For trials of what needs no group.
+    #[must_use]
+    pub fn ended() -> Self {
+        let (submissions, _) = unbounded();
+        let (notifications, _) = unbounded();
+        Self { submissions, notifications, in_flight: Arc::default(), full: Arc::default(), stats: Arc::default() }
+    }
+
     /// Submits a command to be committed and applied.
     pub fn propose(&self, group: GroupId, command: Bytes) {
         self.in_flight.fetch_add(command.len(), Ordering::Relaxed);

@@ -4,10 +4,12 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::AtomicBool;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::task::{Context, Waker};
 
 use bytes::Bytes;
+use kentongan_cluster::PipelineHandle;
 use kentongan_cluster::lane::Incoming;
 use kentongan_cluster::lease::LeaseCell;
 use kentongan_proto::mqtt::codec::AckKind;
@@ -17,16 +19,16 @@ use prost::Message as _;
 
 use super::*;
 use crate::auth::Authority;
+use crate::clock::Clock;
 use crate::config::{ListenerConfig, Settings, SharedStrategy};
 use crate::connection::Transport;
 use crate::connection_key::ConnectionKey;
-use crate::groups;
 use crate::listener::ListenerContext;
 use crate::message::MessageIdentity;
 use crate::metrics::Metrics;
 use crate::peers::wire::{Forwarded, NodeMessage};
 use crate::peers::{PeerFull, Peers};
-use crate::replicated::{PersistentSession, Submitter};
+use crate::replicated::{PersistentSession, Slots, Submitter};
 use crate::router::client::{ClientSession, OwnSubscription, Phase};
 use crate::router::cluster::{ClusterView, Leaders};
 use crate::router::connect::EndCause;
@@ -44,16 +46,8 @@ const ARBITERS: u16 = 2;
 const QUEUE_MESSAGES_MAX: usize = 100;
 
 /// The way to groups that nothing in here asks for anything.
-static SUBMITTER: LazyLock<Submitter> = LazyLock::new(|| {
-    let directory = tempfile::tempdir().expect("a directory for temporary files").keep();
-    let settings = Settings { data_dir: directory.join("data"), ..Settings::default() };
-    let (shared, running) = groups::start(&Arc::new(settings), Authority::default(), 1, &Metrics::isolated())
-        .expect("groups in an empty directory");
-    // They run as long as the tests do.
-    std::mem::forget(running);
-    let _ = std::fs::remove_dir_all(directory);
-    shared.submitter.clone()
-});
+static SUBMITTER: LazyLock<Submitter> =
+    LazyLock::new(|| Submitter::new(PipelineHandle::ended(), Slots::new(16), Clock::real()));
 
 /// What is under way between nodes: from, to, what.
 #[derive(Debug, Default)]
@@ -72,6 +66,8 @@ struct From {
 }
 
 impl Peers for From {
+    fn control(&self, _: u64, _: Bytes) {}
+
     fn forward(&self, node: u64, forwarded: Forwarded) -> Result<(), PeerFull> {
         self.network.lock().push_back((self.node, node, forwarded));
         Ok(())
@@ -97,11 +93,20 @@ impl Node {
             leaders: Leaders::default(),
             nodes: Nodes::default(),
             incoming: Mutex::new(Incoming::new(&BTreeMap::new())),
-            lease_clock: || 0,
+            clock: Clock::real(),
+            serving: AtomicBool::new(true),
         };
         let (authority, submitter) = (Authority::default(), SUBMITTER.clone());
         let settings = Arc::new(settings);
-        let shared = Shared::new(settings, usize::from(ARBITERS), submitter, authority, incarnation(id), Some(cluster));
+        let shared = Shared::new(
+            settings,
+            usize::from(ARBITERS),
+            submitter,
+            authority,
+            incarnation(id),
+            Some(cluster),
+            Clock::real(),
+        );
         let shared = Arc::new(shared);
         let metrics = Metrics::isolated();
         let arbiters = (0..ARBITERS).map(|arbiter| ArbiterState::new(arbiter, Arc::clone(&shared), metrics.arbiter()));
@@ -267,7 +272,7 @@ impl Cluster {
         for (from, to, forwarded) in under_way {
             let reaches = !loses() && !self.lost.contains(&from) && !self.lost.contains(&to);
             if let Some(node) = self.nodes.iter().find(|node| node.id == to && reaches) {
-                groups::incoming::take(&node.shared, from, forwarded);
+                crate::groups::incoming::take(&node.shared, from, forwarded);
             }
         }
     }

@@ -1,0 +1,574 @@
+//! Two arbiters of one node in one thread, with clients that come and go, from one seed.
+//!
+//! All sessions are transient and nothing is retained, so no group is needed. `KENTONGAN_SEED` and `KENTONGAN_SEEDS` say
+//! which seeds are run.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kentongan_cluster::PipelineHandle;
+use kentongan_cluster::lane::Incoming;
+use kentongan_cluster::lease::LeaseCell;
+use kentongan_proto::mqtt::codec::{self, FrameStatus, Limits, Sender};
+use kentongan_proto::mqtt::{
+    Ack, Connect, ConnectProperties, Delivery, Disconnect, DisconnectProperties, Packet, PacketId, ProtocolVersion,
+    Publish, PublishProperties, QoS, ReasonCode, Subscribe, SubscriptionOptions, Unsubscribe, Will, WillProperties,
+};
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom as _;
+use rand::{RngExt as _, SeedableRng as _};
+
+use super::*;
+use crate::auth::Authority;
+use crate::clock::{Clock, ManualClock};
+use crate::config::{ListenerConfig, Settings, SharedStrategy};
+use crate::metrics::Metrics;
+use crate::peers::wire::Forwarded;
+use crate::peers::{PeerFull, Peers};
+use crate::random::Random;
+use crate::replicated::{Opened, Slots, Submitter};
+use crate::router::cluster::{ClusterView, Leaders};
+use crate::router::node_lanes::Nodes;
+use crate::subscription::InterestKind;
+
+/// Things done in one run, before everything is let come to rest.
+const STEPS: u32 = 3_000;
+
+/// Clients at a time.
+const CLIENTS_MAX: usize = 10;
+
+/// Small enough to be full now and then.
+const STREAM_BYTES_MAX: usize = 256;
+
+/// Unacknowledged messages of one client.
+const UNACKNOWLEDGED_MAX: usize = 8;
+
+const TOPICS: [&str; 5] = ["t/a", "t/b", "t/a/c", "u", "u/a"];
+const FILTERS: [&str; 9] = ["t/a", "u", "t/+", "t/#", "+/a", "#", "$share/g/t/+", "$share/g/#", "$share/h/t/a"];
+const ANY_QOS: [QoS; 3] = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce];
+
+/// A message by who published it and which of its messages it is.
+type MessageName = (usize, u64);
+
+struct Client {
+    version: ProtocolVersion,
+    stream: MemoryStream,
+    to_write: VecDeque<u8>,
+    unparsed: Vec<u8>,
+    connected: bool,
+    /// It has said all that it will say.
+    leaving: bool,
+    /// The stream came to its end.
+    over: bool,
+    next_id: u16,
+    unacknowledged: BTreeMap<PacketId, MessageName>,
+    /// Messages of QoS 2 that it got and whose PUBREL has not come.
+    begun: BTreeSet<PacketId>,
+    published: u64,
+}
+
+impl Client {
+    fn new(stream: MemoryStream, version: ProtocolVersion) -> Self {
+        Self {
+            version,
+            stream,
+            to_write: VecDeque::new(),
+            unparsed: Vec::new(),
+            connected: false,
+            leaving: false,
+            over: false,
+            next_id: 0,
+            unacknowledged: BTreeMap::new(),
+            begun: BTreeSet::new(),
+            published: 0,
+        }
+    }
+
+    fn send(&mut self, packet: &Packet) {
+        let mut bytes = Vec::new();
+        codec::encode(packet, self.version, &mut bytes).expect("a packet that can be expressed");
+        self.to_write.extend(bytes);
+    }
+
+    fn packet_id(&mut self) -> PacketId {
+        self.next_id = self.next_id % 1000 + 1;
+        PacketId::new(self.next_id).expect("not zero")
+    }
+
+    /// Writes up to `bytes_max` of what it has to say. `true`: some of it went.
+    fn write(&mut self, bytes_max: usize) -> bool {
+        let (next, _) = self.to_write.as_slices();
+        match self.stream.try_write(&next[..next.len().min(bytes_max)]) {
+            Ok(count) => {
+                self.to_write.drain(..count);
+                count > 0
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+struct World {
+    random: SmallRng,
+    machine: Arc<ManualClock>,
+    elapsed_ms: u64,
+    shared: Arc<Shared>,
+    listener: Arc<ListenerContext>,
+    arbiters: [SteppedArbiter; 2],
+    clients: Vec<Client>,
+    /// All that clients read, in the order in which they did.
+    transcript: Vec<u8>,
+    /// Messages with a QoS whose publisher was told that they are safe.
+    accepted: BTreeSet<MessageName>,
+    /// What the first client, which subscribes to everything, got, with the QoS of its publication.
+    witnessed: Vec<(MessageName, QoS)>,
+    qos_of: BTreeMap<MessageName, QoS>,
+}
+
+fn name_of(payload: &[u8]) -> Option<MessageName> {
+    let (client, number) = std::str::from_utf8(payload).ok()?.split_once('-')?;
+    Some((client.parse().ok()?, number.parse().ok()?))
+}
+
+/// Of a transient session without a will.
+fn connect(version: ProtocolVersion, client_id: String, keep_alive: u16) -> Connect {
+    Connect {
+        version,
+        bridge: false,
+        clean_start: true,
+        keep_alive,
+        client_id,
+        will: None,
+        user_name: None,
+        password: None,
+        properties: ConnectProperties::default(),
+    }
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut random = SmallRng::seed_from_u64(seed);
+        let mut settings = Settings::default();
+        let strategies = [SharedStrategy::Random, SharedStrategy::RoundRobin, SharedStrategy::LeastInflight];
+        settings.shared.strategy = *strategies.choose(&mut random).expect("there are some");
+        settings.session.topic_alias_out_maximum = 3;
+        let settings = Arc::new(settings);
+        let machine = Arc::new(ManualClock::new(1_000_000));
+        let clock = Clock::manual(Arc::clone(&machine));
+        let slots = Slots::new(settings.storage.groups.get());
+        let submitter = Submitter::new(PipelineHandle::ended(), slots, clock.clone());
+        let mut shared = Shared::new(Arc::clone(&settings), 2, submitter, Authority::default(), 1, None, clock);
+        shared.random = Random::seeded(seed);
+        let shared = Arc::new(shared);
+        let metrics = Metrics::isolated();
+        let arbiters = [0, 1].map(|id| SteppedArbiter::new(id, Arc::clone(&shared), metrics.arbiter()));
+        let address = SocketAddr::from(([127, 0, 0, 1], 1883));
+        let listener = Arc::new(ListenerContext::new(ListenerConfig::default(), &settings, address));
+        Self {
+            random,
+            machine,
+            elapsed_ms: 0,
+            shared,
+            listener,
+            arbiters,
+            clients: Vec::new(),
+            transcript: Vec::new(),
+            accepted: BTreeSet::new(),
+            witnessed: Vec::new(),
+            qos_of: BTreeMap::new(),
+        }
+    }
+
+    fn qos(&mut self) -> QoS {
+        *ANY_QOS.choose(&mut self.random).expect("there are some")
+    }
+
+    fn connect(&mut self, keep_alive: u16) {
+        let arbiter = self.shared.try_open_connection(&self.listener, usize::MAX).expect("there is no bound");
+        let (here, there) = MemoryStream::pair(STREAM_BYTES_MAX);
+        self.arbiters[usize::from(arbiter)].add_connection(there, Arc::clone(&self.listener), None);
+        let number = self.clients.len();
+        let version = if self.random.random() { ProtocolVersion::V5 } else { ProtocolVersion::V3_1_1 };
+        let mut client = Client::new(here, version);
+        let assigned = self.random.random_bool(0.3);
+        let will = self.random.random_bool(0.5).then(|| Will {
+            topic: "t/will".to_owned(),
+            payload: Bytes::from(format!("will of {number}")),
+            qos: self.qos(),
+            retain: false,
+            properties: WillProperties::default(),
+        });
+        let properties = ConnectProperties {
+            topic_alias_maximum: (version.is_v5() && self.random.random()).then_some(2),
+            ..ConnectProperties::default()
+        };
+        let client_id = if assigned { String::new() } else { format!("client-{number}") };
+        let connect = Connect { will, properties, ..connect(version, client_id, keep_alive) };
+        client.send(&Packet::Connect(Box::new(connect)));
+        self.clients.push(client);
+    }
+
+    /// Somebody does something, or the other way round.
+    fn step(&mut self) {
+        match self.random.random_range(0..100) {
+            0..35 => {
+                let (arbiter, choice) = (self.random.random_range(0..2), self.random.random_range(0..8));
+                self.arbiters[arbiter].step(choice);
+            }
+            35..55 => {
+                let (at, bytes_max) =
+                    (self.random.random_range(0..self.clients.len()), self.random.random_range(1..64));
+                self.clients[at].write(bytes_max);
+            }
+            55..75 => {
+                let at = self.random.random_range(0..self.clients.len());
+                let bytes_max = self.random.random_range(1..200);
+                self.read(at, bytes_max);
+            }
+            75..97 => self.act(),
+            _ => {
+                let by_ms = self.random.random_range(1..400);
+                self.pass(by_ms);
+            }
+        }
+    }
+
+    fn pass(&mut self, by_ms: u64) {
+        let seconds = self.elapsed_ms / 1000;
+        self.elapsed_ms += by_ms;
+        self.machine.advance(Duration::from_millis(by_ms));
+        for _ in seconds..self.elapsed_ms / 1000 {
+            self.arbiters.iter_mut().for_each(SteppedArbiter::on_second);
+        }
+    }
+
+    fn act(&mut self) {
+        let living: Vec<usize> = (0..self.clients.len()).filter(|&at| !self.clients[at].leaving).collect();
+        let kind = self.random.random_range(0..100);
+        if living.len() < CLIENTS_MAX && kind < 10 {
+            let keep_alive = if self.random.random_bool(0.1) { 2 } else { 0 };
+            return self.connect(keep_alive);
+        }
+        let at = *living.choose(&mut self.random).expect("the witness stays");
+        if !self.clients[at].connected {
+            return;
+        }
+        match kind {
+            10..75 => self.publish(at),
+            75..85 => self.subscribe(at, None),
+            85..91 if at > 0 => {
+                let filter = (*FILTERS.choose(&mut self.random).expect("there are some")).to_owned();
+                let packet_id = self.clients[at].packet_id();
+                let packet = Unsubscribe { packet_id, filters: vec![filter], user_properties: vec![] };
+                self.clients[at].send(&Packet::Unsubscribe(packet));
+            }
+            91..95 => self.clients[at].send(&Packet::PingReq),
+            95.. if at > 0 => self.leave(at),
+            _ => {}
+        }
+    }
+
+    /// Of one or several filters, in one SUBSCRIBE.
+    fn subscribe(&mut self, at: usize, only: Option<(&str, QoS)>) {
+        let filters = match only {
+            Some((filter, qos)) => vec![(filter.to_owned(), SubscriptionOptions::new(qos))],
+            // The witness gets nothing twice, and nothing that is taken from it.
+            None if at == 0 => return,
+            None => (0..self.random.random_range(1..5))
+                .map(|_| {
+                    let filter = (*FILTERS.choose(&mut self.random).expect("there are some")).to_owned();
+                    (filter, SubscriptionOptions::new(self.qos()))
+                })
+                .collect(),
+        };
+        let packet_id = self.clients[at].packet_id();
+        let packet = Subscribe { packet_id, filters, subscription_identifier: None, user_properties: vec![] };
+        self.clients[at].send(&Packet::Subscribe(packet));
+    }
+
+    fn publish(&mut self, at: usize) {
+        let qos = self.qos();
+        let topic = (*TOPICS.choose(&mut self.random).expect("there are some")).to_owned();
+        let client = &mut self.clients[at];
+        if client.unacknowledged.len() >= UNACKNOWLEDGED_MAX {
+            return;
+        }
+        client.published += 1;
+        let name = (at, client.published);
+        let delivery = match qos {
+            QoS::AtMostOnce => Delivery::AtMostOnce,
+            QoS::AtLeastOnce => Delivery::AtLeastOnce(client.packet_id()),
+            QoS::ExactlyOnce => Delivery::ExactlyOnce(client.packet_id()),
+        };
+        if let Some(id) = delivery.packet_id() {
+            client.unacknowledged.insert(id, name);
+        }
+        self.qos_of.insert(name, qos);
+        let payload = Bytes::from(format!("{}-{}", name.0, name.1));
+        let properties = PublishProperties::default();
+        client.send(&Packet::Publish(Publish { dup: false, delivery, retain: false, topic, properties, payload }));
+    }
+
+    fn leave(&mut self, at: usize) {
+        let how = self.random.random_range(0..3);
+        let client = &mut self.clients[at];
+        client.leaving = true;
+        match how {
+            0 => client.send(&Packet::Disconnect(Disconnect {
+                reason_code: ReasonCode::Success,
+                properties: DisconnectProperties::default(),
+            })),
+            1 => client.stream.shut_down_write(),
+            _ => client.stream.reset(),
+        }
+    }
+
+    /// A client reads. `true`: there was something.
+    fn read(&mut self, at: usize, bytes_max: usize) -> bool {
+        let mut buffer = vec![0; bytes_max];
+        let client = &mut self.clients[at];
+        match client.stream.try_read(&mut buffer) {
+            Ok(0) => client.over = true,
+            Ok(count) => {
+                self.transcript.extend_from_slice(&(at as u32).to_be_bytes());
+                self.transcript.extend_from_slice(&buffer[..count]);
+                client.unparsed.extend_from_slice(&buffer[..count]);
+                self.parse(at);
+                return true;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => client.over = true,
+        }
+        false
+    }
+
+    fn parse(&mut self, at: usize) {
+        let limits = Limits::default();
+        loop {
+            let client = &mut self.clients[at];
+            let unparsed = std::mem::take(&mut client.unparsed);
+            let status = codec::split_frame(&unparsed, Sender::Server, &limits).expect("the broker keeps the protocol");
+            let FrameStatus::Complete(frame) = status else {
+                client.unparsed = unparsed;
+                return;
+            };
+            let packet = codec::decode(&frame, None, client.version, Sender::Server, &limits);
+            client.unparsed = unparsed[frame.len()..].to_vec();
+            self.on_packet(at, packet.expect("the broker keeps the protocol"));
+        }
+    }
+
+    fn on_packet(&mut self, at: usize, packet: Packet) {
+        let client = &mut self.clients[at];
+        match packet {
+            Packet::ConnAck(connack) => {
+                assert_eq!((connack.reason_code, connack.session_present), (ReasonCode::Success, false));
+                client.connected = true;
+            }
+            Packet::Publish(publish) => {
+                assert!(!publish.dup, "nothing is sent again on a living connection");
+                match publish.delivery {
+                    Delivery::AtMostOnce => {}
+                    Delivery::AtLeastOnce(id) => client.send(&Packet::PubAck(Ack::success(id))),
+                    Delivery::ExactlyOnce(id) => {
+                        assert!(client.begun.insert(id), "a Packet Identifier in use");
+                        client.send(&Packet::PubRec(Ack::success(id)));
+                    }
+                }
+                if let Some(name) = name_of(&publish.payload).filter(|_| at == 0) {
+                    self.witnessed.push((name, self.qos_of[&name]));
+                }
+            }
+            Packet::PubAck(ack) => {
+                let name = client.unacknowledged.remove(&ack.packet_id).expect("a message that was published");
+                self.accepted.insert(name);
+            }
+            Packet::PubRec(ack) => {
+                self.accepted.insert(client.unacknowledged[&ack.packet_id]);
+                client.send(&Packet::PubRel(Ack::success(ack.packet_id)));
+            }
+            Packet::PubComp(ack) => drop(client.unacknowledged.remove(&ack.packet_id)),
+            Packet::PubRel(ack) => {
+                assert!(client.begun.remove(&ack.packet_id), "a Packet Identifier that is not in use");
+                client.send(&Packet::PubComp(Ack::success(ack.packet_id)));
+            }
+            Packet::Disconnect(_) | Packet::SubAck(_) | Packet::UnsubAck(_) | Packet::PingResp => {}
+            other => panic!("a client got {other:?}"),
+        }
+    }
+
+    /// Until nobody has anything to say or to do any more.
+    fn come_to_rest(&mut self) {
+        loop {
+            let mut moved = false;
+            for arbiter in &mut self.arbiters {
+                moved |= arbiter.waiting() > 0;
+                arbiter.run();
+            }
+            for at in 0..self.clients.len() {
+                moved |= self.clients[at].write(usize::MAX);
+                moved |= self.read(at, 1024);
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    fn run(seed: u64) -> Self {
+        let mut world = Self::new(seed);
+        world.connect(0);
+        world.come_to_rest();
+        world.subscribe(0, Some(("#", QoS::ExactlyOnce)));
+        world.come_to_rest();
+        for _ in 0..STEPS {
+            world.step();
+        }
+        world.come_to_rest();
+        world
+    }
+
+    /// P1, P2, P3 and P5, as far as one who is always there can tell.
+    fn check(&self) {
+        for (at, client) in self.clients.iter().enumerate().filter(|(_, client)| !client.leaving && !client.over) {
+            assert!(client.connected && client.unacknowledged.is_empty() && client.begun.is_empty(), "client {at}");
+        }
+        let mut seen = BTreeSet::new();
+        let mut last = BTreeMap::new();
+        for &((publisher, number), qos) in &self.witnessed {
+            assert!(seen.insert((publisher, number)), "message {number} of {publisher} came twice");
+            let before = last.insert((publisher, qos), number);
+            assert!(before.is_none_or(|before| before < number), "message {number} of {publisher} is out of order");
+        }
+        let missing: Vec<_> = self.accepted.difference(&seen).collect();
+        assert!(missing.is_empty(), "accepted and not delivered: {missing:?}");
+        let open = self.clients.iter().filter(|client| !client.over).count();
+        let here = self.arbiters.iter().map(|arbiter| arbiter.state().connections()).sum::<usize>();
+        assert_eq!(here, open, "connections that are over are removed");
+    }
+}
+
+fn seeds(usual: u64) -> std::ops::Range<u64> {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let first = number("KENTONGAN_SEED").unwrap_or(1);
+    first..first + number("KENTONGAN_SEEDS").unwrap_or(usual)
+}
+
+#[test]
+fn whoever_stays_gets_every_accepted_message_once_and_in_order() {
+    let (mut publications, mut silent) = (0, 0);
+    for seed in seeds(30) {
+        println!("KENTONGAN_SEED={seed}");
+        let world = World::run(seed);
+        world.check();
+        publications += world.accepted.len();
+        // Whom the arbiter closed without being asked: time passes for it, and for it alone.
+        silent += world.clients.iter().filter(|client| client.over && !client.leaving).count();
+    }
+    assert!(publications > 1_000, "only {publications} messages were accepted");
+    assert!(silent > 0, "nobody's keep-alive ran out");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes() {
+    for seed in seeds(5) {
+        println!("KENTONGAN_SEED={seed}");
+        assert_eq!(World::run(seed).transcript, World::run(seed).transcript);
+    }
+    assert_ne!(World::run(1).transcript, World::run(2).transcript);
+}
+
+#[derive(Debug)]
+struct NoPeers;
+
+impl Peers for NoPeers {
+    fn control(&self, _: u64, _: Bytes) {}
+
+    fn forward(&self, _: u64, _: Forwarded) -> Result<(), PeerFull> {
+        Err(PeerFull)
+    }
+}
+
+/// One of several nodes, whose leaders nobody knows.
+fn one_of_several(clock: Clock) -> ClusterView {
+    ClusterView {
+        node: 1,
+        lease: Arc::new(LeaseCell::endless()),
+        peers: Arc::new(NoPeers),
+        leaders: Leaders::default(),
+        nodes: Nodes::default(),
+        incoming: Mutex::new(Incoming::new(&BTreeMap::new())),
+        clock,
+        serving: std::sync::atomic::AtomicBool::new(true),
+    }
+}
+
+/// A connection with these subscriptions ends: what other nodes are to hear of it.
+fn interest_that_ends(filters: &[String]) -> Vec<(Box<str>, InterestKind, bool)> {
+    let settings = Arc::new(Settings::default());
+    let clock = Clock::manual(Arc::new(ManualClock::new(0)));
+    let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
+    let cluster = Some(one_of_several(clock.clone()));
+    let shared = Shared::new(Arc::clone(&settings), 1, submitter, Authority::default(), 1, cluster, clock);
+    let shared = Arc::new(shared);
+    let mut arbiter = SteppedArbiter::new(0, Arc::clone(&shared), Metrics::isolated().arbiter());
+    let address = SocketAddr::from(([127, 0, 0, 1], 1883));
+    let listener = Arc::new(ListenerContext::new(ListenerConfig::default(), &settings, address));
+    assert_eq!(shared.try_open_connection(&listener, 1), Some(0));
+    let (here, there) = MemoryStream::pair(4096);
+    let connection = arbiter.add_connection(there, listener, None);
+    let mut client = Client::new(here, ProtocolVersion::V5);
+    client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, "c".to_owned(), 0))));
+    client.write(usize::MAX);
+    arbiter.run();
+    // The group grants the claim.
+    shared.inboxes[0].push(Opened::transient(connection, Arc::from("c")).into(), 0);
+    let filters = filters.iter().map(|filter| (filter.clone(), SubscriptionOptions::new(QoS::AtMostOnce)));
+    let packet_id = client.packet_id();
+    let filters = filters.collect();
+    let subscribe = Subscribe { packet_id, filters, subscription_identifier: None, user_properties: vec![] };
+    client.send(&Packet::Subscribe(subscribe));
+    client.write(usize::MAX);
+    arbiter.run();
+    drop(client);
+    // The connection's task, and not yet the flush, which hands the changes on.
+    assert!(arbiter.step(0));
+    arbiter.state.interest.filters.clone()
+}
+
+#[test]
+fn the_interest_that_ends_with_a_connection_is_told_in_the_order_of_the_filters() {
+    let filters: Vec<_> = (10..50).map(|number| format!("t/{number}")).collect();
+    let expected: Vec<_> =
+        filters.iter().map(|filter| (Box::from(filter.as_str()), InterestKind::Any, false)).collect();
+    assert_eq!(interest_that_ends(&filters), expected);
+}
+
+/// FNV-1a.
+fn digest(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+/// Some tables have one key for the whole process.
+#[test]
+fn the_same_seed_gives_the_same_bytes_in_another_process() {
+    const OTHER: &str = "KENTONGAN_STEPPED_IN_OTHER_PROCESS";
+    const NAME: &str = "router::stepped::tests::the_same_seed_gives_the_same_bytes_in_another_process";
+    let digests: Vec<String> =
+        (1..6).map(|seed| format!("{seed}={:016x}", digest(&World::run(seed).transcript))).collect();
+    let line = format!("digests: {}", digests.join(" "));
+    if std::env::var_os(OTHER).is_some() {
+        println!("{line}");
+        return;
+    }
+    let test = std::env::current_exe().expect("this is one");
+    let output = std::process::Command::new(test)
+        .args(["--exact", NAME, "--nocapture"])
+        .env(OTHER, "1")
+        .output()
+        .expect("it can be started once more");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains(&line), "{line}\nbut there:\n{said}");
+}
