@@ -267,7 +267,10 @@ impl World {
         let members: Vec<u64> = self.places.iter().map(|place| place.node).collect();
         let place = &mut self.places[at];
         let Ok(proposal) = place.ledger.propose(&member(place.node), members, place.number) else { return };
-        place.asking = Some((proposal.clone(), BTreeSet::from([place.node])));
+        // Promises of earlier rounds count, which is more than a node grants itself.
+        if place.asking.as_ref().is_none_or(|(asked, _)| *asked != proposal) {
+            place.asking = Some((proposal.clone(), BTreeSet::from([place.node])));
+        }
         let others = (0..self.places.len()).filter(|&to| to != at);
         self.network.extend(others.map(|to| Message::Proposal { to, proposal: proposal.clone() }));
     }
