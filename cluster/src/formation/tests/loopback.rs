@@ -227,6 +227,24 @@ fn a_node_without_seeds_forms_alone_and_at_once() {
 }
 
 #[test]
+fn what_was_formed_is_found_in_the_data_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let Place { member, transport, .. } = place(1, "n1");
+    let open = || Forming::open(directory.path(), member.clone(), Vec::new(), GROUPS).unwrap();
+    let formation = open().run(&transport, &AtomicBool::new(false)).unwrap();
+    assert_eq!(open().formation(), Some(formation));
+    transport.stop(Duration::ZERO);
+}
+
+#[test]
+fn a_node_that_is_told_to_stop_ends_its_search() {
+    let (places, seeds) = places(2);
+    let mut node = places.into_iter().next().unwrap().search(&seeds);
+    node.stop.store(true, Ordering::Relaxed);
+    assert!(matches!(node.outcome(), Err(FormationError::Stopped)));
+}
+
+#[test]
 fn a_node_that_is_its_only_seed_forms_alone() {
     let place = place(1, "n1");
     let seeds = [place.address()];
