@@ -9,7 +9,7 @@ use kentongan_cluster::clock::boottime_ns;
 use kentongan_cluster::data_dir::DataDir;
 use kentongan_cluster::directory::command::MemberRecord;
 use kentongan_cluster::disk::{Disk, RealDisk};
-use kentongan_cluster::formation::{Formation, Forming};
+use kentongan_cluster::formation::{Formation, Forming, Terms};
 use kentongan_cluster::lane::Incoming;
 use kentongan_cluster::lease::LeaseCell;
 use kentongan_cluster::membership::{Limits, Membership};
@@ -131,20 +131,21 @@ fn start_member(
     let sink = Arc::new(LinkSink::default());
     let answers = Arc::new(Answers::default());
     let transport = start_transport(settings, &me, address, &sink, &answers)?;
-    let forming = Arc::new(Forming::open(
-        data_dir.path(),
-        me.clone(),
-        settings.cluster.seeds.clone(),
-        settings.storage.groups.get(),
-    )?);
+    let own = group_config(settings);
+    let terms = Terms { groups: settings.storage.groups.get(), settings: own.encode() };
+    let forming = Forming::open(data_dir.path(), me.clone(), settings.cluster.seeds.clone(), terms)?;
+    let forming = Arc::new(forming);
     set_once(&answers.forming, Arc::clone(&forming));
     let formation = forming.run(&transport, stop)?;
     let (disk, store) = open_store(&data_dir)?;
     check_store(&store)?;
     set_once(&answers.reader, store.reader());
 
-    let slots = Slots::new(formation.groups);
-    let config = group_config(settings);
+    let slots = Slots::new(formation.terms.groups);
+    let config = GroupConfig::decode(formation.terms.settings.clone())?;
+    if config != own || slots.groups() != settings.storage.groups.get() {
+        tracing::warn!(agreed = ?config, "what sessions may hold here, and the number of groups, stay as the cluster was formed with");
+    }
     let groups = restore_groups(&store, slots, config)?;
     let lease = Arc::new(LeaseCell::default());
     let membership = Membership::new(data_dir.node(), me, rand::random(), Arc::clone(&lease), Limits::default());
@@ -230,7 +231,7 @@ fn take_up(
 /// All groups, and who votes in them at first.
 fn first_members(formation: &Formation) -> Vec<(GroupId, Configuration)> {
     let members = Configuration::of(formation.voters());
-    (0..formation.groups).map(GroupId).chain([GroupId::DIRECTORY]).map(|group| (group, members.clone())).collect()
+    (0..formation.terms.groups).map(GroupId).chain([GroupId::DIRECTORY]).map(|group| (group, members.clone())).collect()
 }
 
 fn member_record(settings: &Settings, node: NodeId, address: std::net::SocketAddr) -> MemberRecord {
