@@ -167,7 +167,7 @@ impl Origin<'_> {
             if item.direct {
                 self.hand_to_subscribers(&message, &mut matched);
             }
-            for (share, at) in item.shares.iter().zip(0..) {
+            for (share, at) in item.shares.iter().zip(0..=u16::MAX) {
                 self.hand_to_member(&message, share, at, item.number);
             }
         }

@@ -167,22 +167,16 @@ impl Machine {
             return;
         }
         self.leads = true;
-        let mut to_route = Vec::new();
         for group in 0..self.groups.len() as u16 {
             let mut effects = Vec::new();
             self.groups[usize::from(group)].lead(&mut effects);
-            let (routes, others) = effects.into_iter().partition(|effect| matches!(effect, Effect::Route { .. }));
-            self.carry_out(group, others);
-            to_route.push(routes);
+            // What is to be routed waits for the flush: before the index knows what every group wants, it would miss some.
+            self.carry_out(group, effects);
             if !self.groups[usize::from(group)].retained().is_empty() {
                 shared.retained_possible.store(true, Ordering::Relaxed);
             }
             let fence = command::Fence { below: shared.incarnation(), sessions_max: FENCE_SESSIONS_MAX, node: 0 };
             shared.submitter.propose(group, Command::Fence(fence));
-        }
-        // Only now does the index know what every group wants: routed earlier, a message would miss some.
-        for (group, routes) in to_route.into_iter().enumerate() {
-            self.carry_out(group as u16, routes);
         }
     }
 

@@ -8,7 +8,7 @@ use anyhow::Context;
 use kentongan_cluster::data_dir::DataDir;
 use kentongan_cluster::directory::command::MemberRecord;
 use kentongan_cluster::disk::{Disk, RealDisk};
-use kentongan_cluster::formation::{Formation, Forming};
+use kentongan_cluster::formation::{Formation, Forming, Terms};
 use kentongan_cluster::lane::Incoming;
 use kentongan_cluster::lease::LeaseCell;
 use kentongan_cluster::membership::{Limits, Membership};
@@ -129,12 +129,10 @@ fn start_member(
     let sink = Arc::new(LinkSink::default());
     let answers = Arc::new(Answers::default());
     let transport = start_transport(settings, &me, address, &sink, &answers)?;
-    let forming = Arc::new(Forming::open(
-        data_dir.path(),
-        me.clone(),
-        settings.cluster.seeds.clone(),
-        settings.storage.groups.get(),
-    )?);
+    let own = group_config(settings);
+    let terms = Terms { groups: settings.storage.groups.get(), settings: own.encode() };
+    let forming = Forming::open(data_dir.path(), me.clone(), settings.cluster.seeds.clone(), terms)?;
+    let forming = Arc::new(forming);
     set_once(&answers.forming, Arc::clone(&forming));
     let formation = forming.run(&transport, stop)?;
     let (disk, store) = open_store(&data_dir)?;
@@ -149,6 +147,10 @@ fn start_member(
         random: Random::of_process(),
     };
     let (assembly, machine) = assemble_member(setting, metrics, &store, &formation, me, rand::random())?;
+    let agreed = &formation.terms;
+    if GroupConfig::decode(agreed.settings.clone())? != own || agreed.groups != settings.storage.groups.get() {
+        tracing::warn!(?agreed, "what sessions may hold here, and the number of groups, stay as the cluster was formed with");
+    }
     let config = pipeline_config(settings, data_dir.node(), data_dir.incarnation(), first_members(&formation));
     let pipeline = Pipeline::start(config, disk, store, machine, RaftLinks(transport.clone()))?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
@@ -209,8 +211,8 @@ pub(crate) fn assemble_member(
     me: MemberRecord,
     nonce: u64,
 ) -> anyhow::Result<(Assembly, Machine)> {
-    let slots = Slots::new(formation.groups);
-    let config = group_config(&setting.settings);
+    let slots = Slots::new(formation.terms.groups);
+    let config = GroupConfig::decode(formation.terms.settings.clone())?;
     let groups = restore_groups(store, slots, config)?;
     let lease = Arc::new(LeaseCell::default());
     let node = NodeId(me.node);
@@ -310,7 +312,7 @@ fn take_up(
 /// All groups, and who votes in them at first.
 pub(crate) fn first_members(formation: &Formation) -> Vec<(GroupId, Configuration)> {
     let members = Configuration::of(formation.voters());
-    (0..formation.groups).map(GroupId).chain([GroupId::DIRECTORY]).map(|group| (group, members.clone())).collect()
+    (0..formation.terms.groups).map(GroupId).chain([GroupId::DIRECTORY]).map(|group| (group, members.clone())).collect()
 }
 
 pub(crate) fn member_record(settings: &Settings, node: NodeId, address: std::net::SocketAddr) -> MemberRecord {
@@ -414,7 +416,7 @@ impl Responder for Answers {
 }
 
 /// Bounds of the whole node, shared out evenly: names spread evenly over the groups.
-fn group_config(settings: &Settings) -> GroupConfig {
+pub(crate) fn group_config(settings: &Settings) -> GroupConfig {
     let groups = u64::from(settings.storage.groups.get());
     let share = |bound: u64| if bound == 0 { 0 } else { bound.div_ceil(groups) + bound.div_ceil(groups) / 8 };
     GroupConfig {

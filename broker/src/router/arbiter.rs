@@ -107,7 +107,7 @@ impl ArbiterState {
     /// The arbiter `id`, without connections. Somebody must drive it: the tasks of its thread, or [`super::stepped`].
     #[must_use]
     pub fn new(id: u16, shared: Arc<Shared>, counters: ArbiterCounters) -> Self {
-        let groups = shared.settings.storage.groups.get();
+        let groups = shared.submitter.slots().groups();
         Self {
             id,
             counters,

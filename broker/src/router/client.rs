@@ -48,8 +48,9 @@ pub struct Held {
     pub identifiers: Option<Box<[u32]>>,
     /// The shared subscription it came by, to whose other members it goes if this session ends.
     pub share: Option<Arc<ShareGroup>>,
-    /// The node that picked this one for it, and waits for what becomes of it.
-    pub origin: Option<ShareOrigin>,
+    /// The node that picked this one for it, and waits for what becomes of it. Boxed, for few come so, and all are copied
+    /// into the window.
+    pub origin: Option<Box<ShareOrigin>>,
 }
 
 /// A subscription as the connection remembers it, to be undone when it ends.

@@ -187,7 +187,7 @@ impl ArbiterState {
                 share.ended(key.raw());
             }
             if let Some(origin) = held.origin {
-                self.answer_origin(origin, ShareOutcome::Settled);
+                self.answer_origin(*origin, ShareOutcome::Settled);
             }
         }
     }
@@ -229,7 +229,7 @@ impl ArbiterState {
             // Once written, nobody needs the message again: a transient session dies with its connection. Only a
             // shared subscription may hand it to another member.
             let message = share.is_some().then(|| publication.share_message());
-            let held = Held { message, retain: terms.retain, identifiers, share, origin };
+            let held = Held { message, retain: terms.retain, identifiers, share, origin: origin.map(Box::new) };
             if let Some(id) =
                 counted(&self.counters, &mut session.outbound, |outbound| outbound.send_now(held, terms.qos))
             {
@@ -242,7 +242,8 @@ impl ArbiterState {
         }
         let message = publication.share_message();
         let weight = message.weight_bytes();
-        let held = Held { message: Some(message), retain: terms.retain, identifiers, share, origin };
+        let boxed = origin.map(Box::new);
+        let held = Held { message: Some(message), retain: terms.retain, identifiers, share, origin: boxed };
         match counted(&self.counters, &mut session.outbound, |outbound| outbound.offer(held, weight, terms.qos)) {
             Offer::Accepted => {}
             Offer::DroppedNew(full) => {
@@ -472,7 +473,7 @@ impl ArbiterState {
         for held in counted(&self.counters, &mut outbound, Outbound::drain_undelivered) {
             if let (Some(message), Some(share)) = (held.message, held.share) {
                 let mut publication = self.publication_of(&message);
-                publication.origin = held.origin;
+                publication.origin = held.origin.map(|origin| *origin);
                 self.templates.begin();
                 self.route_to_share(&mut publication, &share, PassedOver::Connection(left.raw()));
             }

@@ -308,6 +308,9 @@ impl ArbiterState {
     }
 
     fn pick_again(&mut self, kept: &Kept, passed_over: PassedOver) {
+        if kept.message.expires_at_ms.is_some_and(|at| at <= self.now_ms) {
+            return self.counters.messages_dropped.inc(DropReason::Expired);
+        }
         // All members may have left since, and others come: those are members of another group of the same name.
         let share = self.shared.index.share(kept.share.name(), kept.share.filter());
         let Some(share) = share.filter(|_| kept.may_go_on()) else {

@@ -102,7 +102,7 @@ impl NodeLanes {
 
     /// Something for the lane, whose number it returns. `None`: the node is lost.
     fn push(&mut self, node: u16, item: impl FnOnce(u64) -> NodeMessage) -> Option<u64> {
-        if self.lost.contains(&node) {
+        if self.is_lost(node) {
             return None;
         }
         let lane = self.lane(node);
@@ -114,6 +114,10 @@ impl NodeLanes {
         });
         self.touched.push(node);
         Some(number)
+    }
+
+    pub(super) fn is_lost(&self, node: u16) -> bool {
+        self.lost.contains(&node)
     }
 
     /// What became of a message that came from another node. Said when the turn ends.

@@ -522,6 +522,8 @@ impl ArbiterState {
         passed_over: PassedOver,
         given_back: u8,
     ) {
+        // Who was to be answered may be lost: then it is for this node to see to the message.
+        publication.origin = publication.origin.filter(|origin| !self.lanes.nodes.is_lost(origin.node));
         let mut elsewhere = Elsewhere::new();
         self.hand_to_member(publication, share, passed_over, &mut elsewhere);
         if !elsewhere.is_empty() {
@@ -625,7 +627,7 @@ impl ArbiterState {
         shares: SmallVec<[Arc<ShareGroup>; 2]>,
         given_back: u8,
     ) {
-        for (share, at) in shares.into_iter().zip(0..) {
+        for (share, at) in shares.into_iter().zip(0..=u16::MAX) {
             share.began_at_node(node);
             let message = publication.share_message();
             self.settling.keep(node, number, at, Kept { message, share, given_back });

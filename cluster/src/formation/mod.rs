@@ -61,7 +61,7 @@ use crate::disk::RealDisk;
 use crate::transport::{Asked, LinkError, PeerHello, Question, Target, Transport};
 
 pub use self::ledger::{AdoptError, Ledger, LedgerError, PromiseError};
-pub use self::record::{Formation, FormationRecordError, MEMBERS_MAX, Proposal};
+pub use self::record::{Formation, FormationRecordError, MEMBERS_MAX, Proposal, Terms};
 
 /// Pause between two looks at the seeds, see [`Inner::round`].
 const ROUND: Duration = Duration::from_millis(200);
@@ -123,7 +123,7 @@ pub struct Forming {
 struct Inner {
     me: MemberRecord,
     seeds: Vec<String>,
-    groups: u16,
+    terms: Terms,
     /// Pause between two looks at the seeds.
     round: Duration,
     /// Never locked by the transport's thread: whoever holds it may wait for the disk.
@@ -137,26 +137,26 @@ struct Inner {
 impl Forming {
     /// Takes up what a data directory, which exists and is locked, has from earlier starts. `me` is this node as others shall
     /// know it, `seeds` where the nodes are that form the cluster, in the same order on all of them; with none this node
-    /// forms one alone, of `groups` groups.
+    /// forms one alone. `terms` count if this node is the one that decides.
     ///
     /// # Errors
     /// What is there cannot be read, or not be made safe.
-    pub fn open(data_dir: &Path, me: MemberRecord, seeds: Vec<String>, groups: u16) -> Result<Self, FormationError> {
+    pub fn open(data_dir: &Path, me: MemberRecord, seeds: Vec<String>, terms: Terms) -> Result<Self, FormationError> {
         let ledger = Ledger::open(Arc::new(RealDisk::existing(data_dir)), NodeId(me.node))?;
-        Self::with(ledger, me, seeds, groups, ROUND)
+        Self::with(ledger, me, seeds, terms, ROUND)
     }
 
     fn with(
         ledger: Ledger,
         me: MemberRecord,
         seeds: Vec<String>,
-        groups: u16,
+        terms: Terms,
         round: Duration,
     ) -> Result<Self, FormationError> {
         let formation = OnceLock::new();
         let is_formed = ledger.formation().cloned().is_some_and(|found| formation.set(found).is_ok());
         let ledger = Mutex::new(ledger);
-        let inner = Arc::new(Inner { me, seeds, groups, round, ledger, formation, first: AtomicU64::new(0) });
+        let inner = Arc::new(Inner { me, seeds, terms, round, ledger, formation, first: AtomicU64::new(0) });
         let proposals = if is_formed { None } else { Some(inner.spawn_promising()?) };
         Ok(Self { inner, proposals: Mutex::new(proposals) })
     }
@@ -317,10 +317,10 @@ impl<'a> Search<'a> {
     }
 
     fn form_alone(&self) -> Result<Formation, FormationError> {
-        let Inner { me, groups, ledger, .. } = self.inner;
+        let Inner { me, terms, ledger, .. } = self.inner;
         let mut ledger = lock(ledger);
         let proposal = ledger.propose(me, vec![me.node], 1).map_err(FormationError::Alone)?;
-        let formation = formation(&proposal, *groups, vec![me.clone()]);
+        let formation = formation(&proposal, terms, vec![me.clone()]);
         match ledger.decide(&proposal, formation.clone()) {
             Ok(()) => Ok(self.inner.settle(formation)),
             Err(AdoptError::Ledger(error)) => Err(error.into()),
@@ -402,7 +402,7 @@ impl<'a> Search<'a> {
         if records.len() < proposal.members.len() {
             return Ok(None);
         }
-        let formation = formation(&proposal, self.inner.groups, records);
+        let formation = formation(&proposal, &self.inner.terms, records);
         match lock(&self.inner.ledger).decide(&proposal, formation.clone()) {
             Ok(()) => Ok(Some(formation)),
             Err(AdoptError::Ledger(error)) => Err(error.into()),
@@ -442,10 +442,10 @@ impl<'a> Search<'a> {
     }
 }
 
-fn formation(proposal: &Proposal, groups: u16, mut members: Vec<MemberRecord>) -> Formation {
+fn formation(proposal: &Proposal, terms: &Terms, mut members: Vec<MemberRecord>) -> Formation {
     members.sort_by_key(|member| member.node);
     let cluster_id = proposal.cluster().expect("a proposal of our own has a cluster id");
-    Formation { cluster_id, groups, members }
+    Formation { cluster_id, terms: terms.clone(), members }
 }
 
 /// What `node` said to our proposal.

@@ -386,7 +386,7 @@ fn a_fence_ends_what_an_older_incarnation_held() {
     script.restart();
     let effects = script.apply(Command::Fence(Fence { below: 2, sessions_max: 10, node: 0 }));
     assert_eq!(routes(&effects), 1);
-    assert_eq!(effects.last(), Some(&Effect::Fenced { node: 1, below: 2, more: false }));
+    assert_eq!(effects.last(), Some(&Effect::Fenced { node: 0, below: 2, more: false }));
     assert_eq!(script.publish("late"), [], "a lane of the older incarnation");
     assert_eq!(script.acknowledge(opened.epoch, 4, 1), []);
 }
