@@ -149,7 +149,10 @@ fn start_member(
     let (assembly, machine) = assemble_member(setting, metrics, &store, &formation, me, rand::random())?;
     let agreed = &formation.terms;
     if GroupConfig::decode(agreed.settings.clone())? != own || agreed.groups != settings.storage.groups.get() {
-        tracing::warn!(?agreed, "what sessions may hold here, and the number of groups, stay as the cluster was formed with");
+        tracing::warn!(
+            ?agreed,
+            "what sessions may hold here, and the number of groups, stay as the cluster was formed with"
+        );
     }
     let config = pipeline_config(settings, data_dir.node(), data_dir.incarnation(), first_members(&formation));
     let pipeline = Pipeline::start(config, disk, store, machine, RaftLinks(transport.clone()))?;
