@@ -489,9 +489,7 @@ impl World {
             return Err(format!("the process of node {} ended: {why}", host + 1));
         }
         self.count("process ended by its disk");
-        self.crash(host, false);
-        self.hosts[host].mend_disk();
-        self.hosts[host].disk_fails = false;
+        self.kill(host);
         self.after(50 * MS, 2 * SECOND, Event::Start(host));
         Ok(())
     }
@@ -864,6 +862,9 @@ impl World {
         if self.hosts[host].process.is_some() {
             self.crash(host, false);
             self.hosts[host].kill();
+        }
+        if std::mem::take(&mut self.hosts[host].disk_fails) {
+            self.hosts[host].mend_disk();
         }
     }
 
