@@ -101,6 +101,14 @@ pub enum FormationError {
         "this node cannot form a cluster of its own: {0}; start it with the seeds it had (--seeds), or with an empty data directory"
     )]
     Alone(#[source] PromiseError),
+    /// Others know it by another name and would not speak with it. Alone it may be called what it likes.
+    #[error(
+        "this node was called {was:?} when its cluster was formed, and others know it so: start it with --node {was}"
+    )]
+    Renamed {
+        /// Its name.
+        was: String,
+    },
     /// What was promised cannot be read or written.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -153,6 +161,9 @@ impl Forming {
         groups: u16,
         round: Duration,
     ) -> Result<Self, FormationError> {
+        if let Some(was) = ledger.formation().and_then(|formation| other_name(formation, &me)) {
+            return Err(FormationError::Renamed { was });
+        }
         let formation = OnceLock::new();
         let is_formed = ledger.formation().cloned().is_some_and(|found| formation.set(found).is_ok());
         let ledger = Mutex::new(ledger);
@@ -238,11 +249,9 @@ impl Inner {
             return Err(PromiseError::Malformed("another node is to decide than the one that asks"));
         }
         match self.first.load(Ordering::Relaxed) {
-            _ if self.seeds.is_empty() => return Err(PromiseError::NoSeeds),
-            0 => return Err(PromiseError::NotYet { seed: self.seeds[0].clone() }),
-            first if first != from.node.0 => {
-                return Err(PromiseError::NotFirst { seed: self.seeds[0].clone(), first });
-            }
+            _ if self.seeds.is_empty() => Err(PromiseError::NoSeeds),
+            0 => Err(PromiseError::NotYet { seed: self.seeds[0].clone() }),
+            first if first != from.node.0 => Err(PromiseError::NotFirst { seed: self.seeds[0].clone(), first }),
             _ => lock(&self.ledger).make_promise(&proposal),
         }
     }
@@ -440,6 +449,12 @@ impl<'a> Search<'a> {
         }
         Err(FormationError::Stopped)
     }
+}
+
+/// What other members know `me` as, if that is another name.
+fn other_name(formation: &Formation, me: &MemberRecord) -> Option<String> {
+    let known = formation.members.iter().find(|member| member.node == me.node)?;
+    (formation.members.len() > 1 && known.name != me.name).then(|| known.name.clone())
 }
 
 fn formation(proposal: &Proposal, groups: u16, mut members: Vec<MemberRecord>) -> Formation {
