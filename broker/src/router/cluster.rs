@@ -349,6 +349,7 @@ impl ArbiterState {
         if let Some(cluster) = &self.shared.cluster {
             self.lanes = Lanes::new(Some(cluster.node), 0, self.id, self.shared.submitter.slots().groups());
         }
+        self.forget_handed_over();
         self.shared.submitter.notify(Query::ClientsClosed);
     }
 

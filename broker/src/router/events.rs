@@ -307,6 +307,15 @@ impl ArbiterState {
         self.resume_publishers();
     }
 
+    /// This node was declared dead: those who have messages from here answer to nobody for them. The numbers of the lanes
+    /// begin anew, so nothing may be left that an answer could be mistaken for.
+    pub(super) fn forget_handed_over(&mut self) {
+        for (node, kept) in self.settling.take_all() {
+            kept.share.ended_at_node(node);
+            self.counters.shared_elsewhere.dec();
+        }
+    }
+
     fn pick_again(&mut self, kept: &Kept, passed_over: PassedOver) {
         if kept.message.expires_at_ms.is_some_and(|at| at <= self.now_ms) {
             return self.counters.messages_dropped.inc(DropReason::Expired);
