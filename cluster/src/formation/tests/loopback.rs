@@ -247,7 +247,7 @@ fn a_member_keeps_its_name_unless_it_is_alone() {
         assert_one_cluster(&mut nodes);
         let renamed = MemberRecord { name: "other".into(), ..nodes[0].member.clone() };
         let ledger = Ledger::open(Arc::new(nodes[0].disk.clone()), NodeId(1)).unwrap();
-        match Forming::with(ledger, renamed, seeds, GROUPS, ROUND) {
+        match Forming::with(ledger, renamed, seeds, terms(), ROUND) {
             Ok(_) => assert!(may_rename),
             Err(error) => assert!(!may_rename && error.to_string().contains("--node n1"), "{error}"),
         }
