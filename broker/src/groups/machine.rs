@@ -75,7 +75,7 @@ struct HeldByGroups {
 
 /// All groups of this node, and what their leader keeps in memory only.
 pub struct Machine {
-    pub(super) groups: Vec<GroupState>,
+    pub(crate) groups: Vec<GroupState>,
     config: GroupConfig,
     pub(super) shared: SharedCell,
     /// `None`: this is the only node there is.
@@ -107,7 +107,7 @@ pub struct Machine {
 impl Machine {
     /// `groups` are as the store had them; `member` knows them already.
     #[must_use]
-    pub fn new(
+    pub(super) fn new(
         groups: Vec<GroupState>,
         config: GroupConfig,
         shared: SharedCell,
@@ -135,6 +135,12 @@ impl Machine {
             held: HeldByGroups::default(),
             counted: Duration::ZERO,
         }
+    }
+
+    /// Adds what was counted since the last time to what the metrics show.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn flush_counters(&self) {
+        self.counters.flush();
     }
 
     pub(super) fn shared(&self) -> Arc<Shared> {

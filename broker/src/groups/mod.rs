@@ -4,10 +4,10 @@
 //! which groups change; [`start()`] takes up what the disk has.
 
 pub mod incoming;
-mod machine;
+pub(crate) mod machine;
 mod member;
 mod outboxes;
 mod pushes;
-mod start;
+pub(crate) mod start;
 
 pub use start::{Running, start};
