@@ -9,7 +9,7 @@
 //! The same is tried on three processes that are one broker, see `cluster/kills.rs`.
 
 mod history;
-mod link;
+pub mod link;
 mod load;
 mod sites;
 

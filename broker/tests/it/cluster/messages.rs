@@ -155,7 +155,7 @@ fn a_node_without_a_majority_refuses_and_withholds_until_it_has_one() {
         assert_eq!(reason, ReasonCode::ServerUnavailable, "{version:?}");
         assert!(took < refused_within, "{version:?}: refused after {took:?}");
     }
-    assert!(!cluster.nodes[0].is_ready());
+    wait_for("readiness is off", || !cluster.nodes[0].is_ready());
     publisher.publish("news", "is withheld", qos1(1));
     publisher.publish("news", "goes on", QOS0);
     let mut came = Vec::new();

@@ -6,3 +6,4 @@ mod kills;
 mod membership;
 mod messages;
 mod sessions;
+mod workload;

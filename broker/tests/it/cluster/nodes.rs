@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Client, broker_command, connect};
+use crate::support::{Client, DEADLINE, broker_command, connect};
 
 /// Time within which nodes form a cluster, or one that was killed is back, on a machine that has much to do.
 pub const FORMED_WITHIN: Duration = Duration::from_secs(30);
@@ -161,9 +161,7 @@ impl Node {
 
     /// A connected MQTT 5 client with a session of its own that ends with the connection.
     pub fn client(&self, client_id: &str) -> Client {
-        let (client, connack) = self.open(connect(ProtocolVersion::V5, client_id));
-        assert_eq!(connack.reason_code, ReasonCode::Success);
-        client
+        self.accepted(&connect(ProtocolVersion::V5, client_id)).0
     }
 
     /// A connected MQTT 5 client whose session outlives the connection; also whether it was there.
@@ -171,9 +169,23 @@ impl Node {
         let mut asked = connect(ProtocolVersion::V5, client_id);
         asked.clean_start = false;
         asked.properties.session_expiry_interval = Some(3600);
-        let (client, connack) = self.open(asked);
-        assert_eq!(connack.reason_code, ReasonCode::Success);
+        let (client, connack) = self.accepted(&asked);
         (client, connack.session_present)
+    }
+
+    /// As a client would, it comes again if the node has no majority for a moment: when another one was killed that led
+    /// the directory, say.
+    pub fn accepted(&self, asked: &Connect) -> (Client, ConnAck) {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let (client, connack) = self.open(asked.clone());
+            match connack.reason_code {
+                ReasonCode::Success => return (client, connack),
+                ReasonCode::ServerUnavailable => assert!(Instant::now() < deadline, "{} is not available", self.name),
+                other => panic!("{} refuses {:?}: {other:?}", self.name, asked.client_id),
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 

@@ -145,9 +145,11 @@ fn the_wills_of_a_killed_node_are_published_once() {
         .into_iter()
         .map(|qos| cluster.nodes[0].open(with_will(&format!("mortal-{}", qos as u8), qos)))
         .collect();
-    let (quiet, _) = cluster.nodes[0].open(with_will("says-goodbye", QoS::AtLeastOnce));
-    quiet.disconnect();
-
+    let leaving: Vec<_> = (0..10)
+        .map(|number| cluster.nodes[0].open(with_will(&format!("says-goodbye-{number}"), QoS::AtLeastOnce)).0)
+        .collect();
+    // Their wills are discarded once they see the end of their connections, and be it the last thing that the node does.
+    leaving.into_iter().for_each(Client::disconnect);
     cluster.nodes[0].kill();
     let killed = Instant::now();
     for watcher in [&mut kept, &mut live] {
