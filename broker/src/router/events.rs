@@ -165,6 +165,8 @@ pub enum Event {
         /// Which SUBSCRIBE.
         ticket: u64,
     },
+    /// This node's lease ran out.
+    LeaseLapsed,
     /// This node has a lease again.
     LeaseBack,
     /// This node has had no lease for long.
@@ -234,6 +236,7 @@ impl ArbiterState {
                 self.on_share_node_lost(node);
             }
             Event::Barrier { connection, ticket } => self.on_barrier(connection, ticket),
+            Event::LeaseLapsed => self.refuse_claims(),
             Event::LeaseBack => self.acknowledge_withheld(),
             Event::CutOff => self.on_cut_off(),
             Event::Unregistered => self.on_unregistered(),
