@@ -422,7 +422,10 @@ impl Machine {
                 tracing::info!("this node holds a lease");
                 self.tell_all(shared, || Event::LeaseBack);
             }
-            Standing::Lapsed => tracing::warn!("the lease ran out: nothing is acknowledged until it is back"),
+            Standing::Lapsed => {
+                tracing::warn!("the lease ran out: nothing is acknowledged until it is back");
+                self.tell_all(shared, || Event::LeaseLapsed);
+            }
             Standing::LapsedLong => {
                 tracing::warn!("without a lease for long: clients are sent to find other nodes");
                 self.tell_all(shared, || Event::CutOff);

@@ -15,8 +15,7 @@ use kentongan_cluster::membership::{Limits, Membership};
 use kentongan_cluster::pipeline::NoPeers;
 use kentongan_cluster::state::StateReader;
 use kentongan_cluster::transport::{
-    Answerer, Asked, LocalIdentity, PeerHello, Question, Responder, SnapshotChunks, TlsFiles, Transport,
-    TransportConfig,
+    Answerer, Asked, LocalIdentity, PeerHello, Question, Responder, SnapshotChunks, Transport, TransportConfig,
 };
 use kentongan_cluster::{Configuration, GroupId, NodeId, Pipeline, PipelineConfig, PipelineHandle, StateStore, state};
 
@@ -125,7 +124,10 @@ fn start_member(
     address: std::net::SocketAddr,
     stop: &AtomicBool,
 ) -> anyhow::Result<(Arc<Shared>, Running)> {
-    let me = member_record(settings, data_dir.node(), address);
+    let (disk, store) = open_store(&data_dir)?;
+    // Before it promises to be part of a cluster in which it could not work.
+    check_store(&store)?;
+    let me = member_record(settings, data_dir.node());
     let sink = Arc::new(LinkSink::default());
     let answers = Arc::new(Answers::default());
     let transport = start_transport(settings, &me, address, &sink, &answers)?;
@@ -135,8 +137,6 @@ fn start_member(
     let forming = Arc::new(forming);
     set_once(&answers.forming, Arc::clone(&forming));
     let formation = forming.run(&transport, stop)?;
-    let (disk, store) = open_store(&data_dir)?;
-    check_store(&store)?;
     set_once(&answers.reader, store.reader());
 
     let setting = Setting {
@@ -318,11 +318,11 @@ pub(crate) fn first_members(formation: &Formation) -> Vec<(GroupId, Configuratio
     (0..formation.terms.groups).map(GroupId).chain([GroupId::DIRECTORY]).map(|group| (group, members.clone())).collect()
 }
 
-pub(crate) fn member_record(settings: &Settings, node: NodeId, address: std::net::SocketAddr) -> MemberRecord {
+pub(crate) fn member_record(settings: &Settings, node: NodeId) -> MemberRecord {
     MemberRecord {
         node: node.get(),
         name: settings.node_name(),
-        peer_address: settings.cluster.advertise.clone().unwrap_or_else(|| address.to_string()),
+        peer_address: settings.cluster.advertised().unwrap_or_default(),
         client_address: settings.listener.first().map_or_else(String::new, |listener| listener.address.to_string()),
         feature_level: FEATURE_LEVEL,
     }
@@ -343,10 +343,7 @@ fn start_transport(
         feature_level: me.feature_level,
     };
     let mut config = TransportConfig::new(address, identity);
-    let cluster = &settings.cluster;
-    if let (Some(ca), Some(certificate), Some(key)) = (&cluster.ca_file, &cluster.certificate_file, &cluster.key_file) {
-        config.tls = Some(TlsFiles { ca: ca.clone(), certificate: certificate.clone(), key: key.clone() });
-    }
+    config.tls = settings.cluster.tls();
     let sink: Arc<LinkSink> = Arc::clone(sink);
     let transport = Transport::start(config, sink, Arc::<Answers>::clone(answers))?;
     tracing::info!(address = %transport.local_address(), name = me.name, node = %NodeId(me.node), "listening for other nodes");
