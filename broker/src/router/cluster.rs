@@ -358,7 +358,7 @@ impl ArbiterState {
     /// elsewhere by their names.
     pub(super) fn on_unregistered(&mut self) {
         for key in self.keys() {
-            self.end(key, EndCause::CutOff, Some(ReasonCode::ServerUnavailable));
+            self.end(key, EndCause::CutOff, Some(ReasonCode::UseAnotherServer));
         }
         self.flush_interest();
         self.departing.clear();
@@ -374,7 +374,7 @@ impl ArbiterState {
     /// The majority is elsewhere: clients are to find it.
     pub(super) fn on_cut_off(&mut self) {
         for key in self.keys() {
-            self.end(key, EndCause::CutOff, Some(ReasonCode::ServerUnavailable));
+            self.end(key, EndCause::CutOff, Some(ReasonCode::UseAnotherServer));
         }
     }
 

@@ -631,8 +631,9 @@ impl ArbiterState {
                 self.end(key, EndCause::TakenOver, Some(ReasonCode::SessionTakenOver));
             }
             Some(client) if client.phase == Phase::Claiming => {
-                // It is the registered owner but was not told yet; Opened will find nothing pending.
-                self.refuse(key, ReasonCode::SessionTakenOver, "a newer connection has the client identifier");
+                // It is the registered owner but was not told yet; Opened will find nothing pending. "Session taken over" is
+                // for DISCONNECT only.
+                self.refuse(key, ReasonCode::ServerBusy, "a newer connection has the client identifier");
             }
             _ => {
                 self.shared.registry.release(client_id, key);
