@@ -335,7 +335,7 @@ impl Responder for Answers {
 }
 
 /// Bounds of the whole node, shared out evenly: names spread evenly over the groups.
-fn group_config(settings: &Settings) -> GroupConfig {
+pub(crate) fn group_config(settings: &Settings) -> GroupConfig {
     let groups = u64::from(settings.storage.groups.get());
     let share = |bound: u64| if bound == 0 { 0 } else { bound.div_ceil(groups) + bound.div_ceil(groups) / 8 };
     GroupConfig {

@@ -349,7 +349,8 @@ impl Workload {
             // [MQTT-3.8.3-4]
             options.no_local = !is_shared && self.percent(12);
             options.retain_as_published = self.percent(10);
-            let handling = [RetainHandling::Always, RetainHandling::Always, RetainHandling::IfNew, RetainHandling::Never];
+            let handling =
+                [RetainHandling::Always, RetainHandling::Always, RetainHandling::IfNew, RetainHandling::Never];
             options.retain_handling = handling.choose(&mut self.random).copied().unwrap_or_default();
         }
         if options.no_local {
@@ -368,8 +369,7 @@ impl Workload {
         let identity = self.clients[client].identity;
         let filter = self.identities[identity].character.kind.filter(&mut self.random);
         let packet_id = self.identities[identity].packet_id();
-        let packet =
-            mqtt::Unsubscribe { packet_id, filters: vec![filter.to_owned()], user_properties: Vec::new() };
+        let packet = mqtt::Unsubscribe { packet_id, filters: vec![filter.to_owned()], user_properties: Vec::new() };
         let filters = Box::new([self.history.symbol(filter)]);
         self.clients[client].requests_open += 1;
         let action = Action::UnsubscribeSent { packet_id: packet_id.get(), filters };

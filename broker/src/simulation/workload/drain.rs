@@ -83,7 +83,8 @@ impl Workload {
     }
 
     pub(super) fn go_on_draining(&mut self, now_ns: u64) {
-        let is_quiet = now_ns >= self.last_packet_ns + QUIET_NS && (0..self.identities.len()).all(|i| self.is_at_rest(i));
+        let is_quiet =
+            now_ns >= self.last_packet_ns + QUIET_NS && (0..self.identities.len()).all(|i| self.is_at_rest(i));
         match self.drain {
             Drain::Resuming { until_ns } => {
                 let is_due = now_ns >= self.last_closed_ns + wills_due_ns();
@@ -113,9 +114,8 @@ impl Workload {
     fn is_at_rest(&self, identity: usize) -> bool {
         let one = &self.identities[identity];
         let clients = || one.clients.clone().map(|client| &self.clients[client]);
-        let is_connected = one
-            .current
-            .is_some_and(|link| self.is_open(link) && self.clients[link.client].phase == Phase::Connected);
+        let is_connected =
+            one.current.is_some_and(|link| self.is_open(link) && self.clients[link.client].phase == Phase::Connected);
         let is_quiet = clients().all(|client| client.stream.is_none() || client.is_quiet());
         let is_opening = clients().any(|client| client.phase == Phase::Opening);
         let is_settled = !is_connected || one.unacknowledged.is_empty();

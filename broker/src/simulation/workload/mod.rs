@@ -373,9 +373,7 @@ impl Workload {
         let symbol = self.identities[connection.identity].symbol;
         let (number, node) = (connection.link.number, connection.node as u16);
         let history = &mut self.history;
-        connection
-            .outgoing
-            .write(stream, |action| history.push_client(now_ns, symbol, number, node, action));
+        connection.outgoing.write(stream, |action| history.push_client(now_ns, symbol, number, node, action));
     }
 
     /// The connection is over for the client, whoever ended it.

@@ -6,19 +6,16 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom as _;
 
 /// Few, so that everybody meets everybody.
-pub(super) const TOPICS: [&str; 8] =
-    ["t/0/a", "t/0/b", "t/1/a", "t/1/b", "t/2/a", "u/0", "u/1", "v"];
+pub(super) const TOPICS: [&str; 8] = ["t/0/a", "t/0/b", "t/1/a", "t/1/b", "t/2/a", "u/0", "u/1", "v"];
 
 /// Where retained messages are read and written most.
 pub(super) const RETAINED_TOPICS: [&str; 3] = ["t/0/a", "u/0", "v"];
 
 /// Exact ones first: several of them match no more than one topic.
-pub(super) const FILTERS: [&str; 13] = [
-    "t/0/a", "t/0/b", "t/1/a", "t/1/b", "t/2/a", "u/0", "u/1", "v", "t/+/a", "t/0/#", "u/+", "+/0", "#",
-];
+pub(super) const FILTERS: [&str; 13] =
+    ["t/0/a", "t/0/b", "t/1/a", "t/1/b", "t/2/a", "u/0", "u/1", "v", "t/+/a", "t/0/#", "u/+", "+/0", "#"];
 
-pub(super) const SHARES: [&str; 5] =
-    ["$share/g/t/+/a", "$share/g/u/#", "$share/h/t/0/a", "$share/h/#", "$share/g/v"];
+pub(super) const SHARES: [&str; 5] = ["$share/g/t/+/a", "$share/g/u/#", "$share/h/t/0/a", "$share/h/#", "$share/g/v"];
 
 /// Read by those that come for retained messages only.
 pub(super) const READ_FILTERS: [&str; 4] = ["#", "t/+/a", "u/0", "v"];
