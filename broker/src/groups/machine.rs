@@ -107,7 +107,7 @@ pub struct Machine {
 impl Machine {
     /// `groups` are as the store had them; `member` knows them already.
     #[must_use]
-    pub(super) fn new(
+    pub(crate) fn new(
         groups: Vec<GroupState>,
         config: GroupConfig,
         shared: SharedCell,
