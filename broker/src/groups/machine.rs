@@ -107,7 +107,7 @@ pub struct Machine {
 impl Machine {
     /// `groups` are as the store had them; `member` knows them already.
     #[must_use]
-    pub(super) fn new(
+    pub(crate) fn new(
         groups: Vec<GroupState>,
         config: GroupConfig,
         shared: SharedCell,
@@ -482,10 +482,10 @@ impl Machine {
                 }
             }
         }
-        let clock = self.groups[usize::from(origin)].clock_ms();
+        let latest = self.groups[usize::from(origin)].latest_ms();
         for lane_message in targets.groups.values_mut() {
             lane_message.number = entry.position;
-            lane_message.message = Some(MessageRecord::from_message(message, clock));
+            lane_message.message = Some(MessageRecord::from_message(message, latest));
         }
         targets
     }
@@ -509,8 +509,8 @@ impl Machine {
 
     fn route(&mut self, shared: &Shared, origin: u16, entry: &Unrouted, targets: Targets) {
         let position = entry.position;
-        let clock = self.groups[usize::from(origin)].clock_ms();
-        let local = on_process_clock(&entry.message, clock, shared.now_ms());
+        let latest = self.groups[usize::from(origin)].latest_ms();
+        let local = on_process_clock(&entry.message, latest, shared.now_ms());
         if targets.unserved > 0 {
             self.counters.messages_dropped.add(DropReason::NoSharedMember, targets.unserved);
         }
@@ -646,7 +646,7 @@ impl Machine {
         let mut messages = Vec::new();
         let state = &self.groups[usize::from(group)];
         let page = state.retained_page(filter, cursor.after.as_deref(), PAGE_MESSAGES_MAX, PAGE_SCAN_MAX);
-        messages.extend(page.messages.iter().map(|message| on_process_clock(message, state.clock_ms(), now_ms)));
+        messages.extend(page.messages.iter().map(|message| on_process_clock(message, state.latest_ms(), now_ms)));
         let next = match page.next {
             Some(after) => Some(RetainedCursor { group, after: Some(after.to_string()) }),
             None if exact || usize::from(group) + 1 >= self.groups.len() => None,
@@ -921,12 +921,12 @@ fn share_interest(shared: &Shared, group: u16, share: &str, joined: bool) {
     }
 }
 
-/// The message with its expiry moved from a group's clock to that of the process.
-fn on_process_clock(message: &Arc<Message>, clock_ms: u64, now_ms: u64) -> Arc<Message> {
+/// The message with its expiry moved from a group's clock, which is at `latest_ms` at most, to that of the process.
+fn on_process_clock(message: &Arc<Message>, latest_ms: u64, now_ms: u64) -> Arc<Message> {
     match message.expires_at_ms {
         None => Arc::clone(message),
         Some(at) => {
-            let expires_at_ms = Some(now_ms + at.saturating_sub(clock_ms));
+            let expires_at_ms = Some(now_ms + at.saturating_sub(latest_ms).max(1));
             Arc::new(Message { expires_at_ms, ..Message::clone(message) })
         }
     }

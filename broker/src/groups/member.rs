@@ -53,7 +53,7 @@ impl GroupInterest {
 
 /// What the applying thread has where there are several nodes.
 #[derive(Debug)]
-pub(super) struct Member {
+pub(crate) struct Member {
     membership: Membership,
     /// Proposed by whoever leads a directory that is empty.
     form: Form,

@@ -5,7 +5,7 @@
 
 pub mod incoming;
 pub(crate) mod machine;
-mod member;
+pub(crate) mod member;
 mod outboxes;
 mod pushes;
 pub(crate) mod start;

@@ -110,8 +110,8 @@ impl ArbiterState {
     #[inline]
     pub(super) fn deliver_matched(&mut self, publication: &mut Publication<'_>, target: &LocalMatch) {
         let key = ConnectionKey::from_raw(target.connection);
-        // No Local [MQTT-3.3.1.3]: what the publisher's own connection gets leaves those subscriptions out.
-        let merged = if publication.publisher == Some(key) {
+        // No Local [MQTT-3.8.3-3]: what the publisher itself gets leaves those subscriptions out.
+        let merged = if self.is_publisher(key, publication) {
             match target.own() {
                 Some(merged) => merged,
                 None => return,
@@ -134,6 +134,17 @@ impl ArbiterState {
             return;
         }
         self.deliver(key, publication, terms);
+    }
+
+    /// Whether a connection is that of the publisher. What a group has routed, or another node, comes by no connection: then
+    /// the Client Identifier tells.
+    #[inline]
+    fn is_publisher(&mut self, key: ConnectionKey, publication: &Publication<'_>) -> bool {
+        match (publication.publisher, publication.publisher_id) {
+            (Some(publisher), _) => publisher == key,
+            (None, None) => false,
+            (None, Some(publisher)) => self.client(key).is_some_and(|client| *client.client_id == **publisher),
+        }
     }
 
     /// A publication to the member of a shared subscription that was picked for it.
