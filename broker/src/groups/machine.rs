@@ -740,7 +740,7 @@ impl StateMachine for Machine {
             self.on_group_role(group.0, Some(term));
             self.outboxes.reset(OutboxTarget::Group(group.0));
             self.begin_to_lead(group.0);
-            self.learn_leader(group.0, Leader { node, term });
+            self.learn_leader(group.0, Leader { node, term, round: 0 });
         }
     }
 
@@ -755,7 +755,7 @@ impl StateMachine for Machine {
         self.on_group_role(group.0, None);
         if let Some(node) = leader {
             self.outboxes.reset(OutboxTarget::Group(group.0));
-            self.learn_leader(group.0, Leader { node: node.get(), term });
+            self.learn_leader(group.0, Leader { node: node.get(), term, round: 0 });
         }
     }
 
