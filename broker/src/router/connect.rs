@@ -433,6 +433,8 @@ impl ArbiterState {
         server_reference: Option<String>,
     ) {
         let counted = if server_reference.is_some() { ConnectRefusal::SentElsewhere } else { connect_refusal(reason) };
+        // CONNACK has no such code (MQTT 5, section 3.2.2.2).
+        let reason = if reason == ReasonCode::SessionTakenOver { ReasonCode::UnspecifiedError } else { reason };
         self.counters.connects_refused.inc(counted);
         let logged = self.refusal_lines.admits(self.now_seconds());
         let Some(client) = self.client(key) else {
