@@ -9,7 +9,7 @@ use kentongan_proto::mqtt::{
     Will,
 };
 
-use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, wake};
+use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, LEAVING_SECONDS_MAX, wake};
 use super::client::{ClientSession, Phase};
 use super::cluster::{LastWord, Served};
 use super::log_rate::excerpt;
@@ -525,13 +525,20 @@ impl ArbiterState {
     }
 
     pub(super) fn begin_closing(&mut self, key: ConnectionKey) {
-        self.close_by_deadline(key, Phase::Closing);
+        self.close_by_deadline(key, Phase::Closing, CLOSING_SECONDS_MAX);
     }
 
-    fn close_by_deadline(&mut self, key: ConnectionKey, phase: Phase) {
-        let due = self.now_seconds() + CLOSING_SECONDS_MAX;
+    /// DISCONNECT was said to the group: the connection is closed when that is committed.
+    fn begin_leaving(&mut self, key: ConnectionKey) {
+        self.close_by_deadline(key, Phase::Leaving, LEAVING_SECONDS_MAX);
+    }
+
+    fn close_by_deadline(&mut self, key: ConnectionKey, phase: Phase, seconds_max: u32) {
+        let due = self.now_seconds() + seconds_max;
         if let Some(client) = self.client(key) {
             client.phase = phase;
+            // What its Keep Alive armed comes up before.
+            client.last_activity = due;
             wake(client);
             self.wheel.arm(key, due);
             self.mark_dirty(key);
@@ -571,7 +578,7 @@ impl ArbiterState {
             let awaited = cause.is_asked_for();
             self.say_last_word(key, LastWord { group: claim.group, command: last_word, awaited });
             if awaited {
-                self.close_by_deadline(key, Phase::Leaving);
+                self.begin_leaving(key);
             }
             return;
         }
@@ -582,7 +589,7 @@ impl ArbiterState {
             let command = SessionCommand::disconnect(&client_id, persistent, publish_will, expiry_seconds);
             if cause.is_asked_for() {
                 self.lanes.command_of(key, persistent.group, command);
-                self.close_by_deadline(key, Phase::Leaving);
+                self.begin_leaving(key);
             } else {
                 self.lanes.command(persistent.group, command);
             }
