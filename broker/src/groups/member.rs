@@ -455,7 +455,7 @@ impl Machine {
     }
 
     /// How this node is, as far as this thread knows.
-    pub(super) fn status(&self) -> NodeStatus {
+    pub(crate) fn status(&self) -> NodeStatus {
         let (Some(member), Some(shared)) = (&self.member, self.shared.get()) else {
             return NodeStatus::default();
         };

@@ -256,7 +256,7 @@ impl World {
         self.heal_all();
         self.run_until(self.now_ns + RECOVERY_NS)?;
         if !self.all_serve() {
-            return Err("some node does not serve 10 s after everything healed".to_owned());
+            return Err(format!("some node does not serve 10 s after everything healed{}", self.describe_hosts()));
         }
         self.workload.begin_drain(self.now_ns);
         self.wake_clients();
@@ -1004,6 +1004,17 @@ impl World {
     /// A violation, with what its client saw just before.
     fn tell(&self, violation: &Violation) -> String {
         violation.to_string()
+    }
+
+    /// What clients saw, an event a line.
+    #[must_use]
+    pub fn history(&self) -> String {
+        let history = self.workload.history();
+        (0..history.events().len()).map(|index| format!("{index:>7} {}\n", history.describe(index))).collect()
+    }
+
+    fn describe_hosts(&self) -> String {
+        self.hosts.iter().map(Host::describe).collect()
     }
 
     /// The last things that happened, one a line.
