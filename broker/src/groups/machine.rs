@@ -243,7 +243,13 @@ impl Machine {
             Effect::Unsubscribed { owner, epoch, packet_id, ticket, outcomes } => {
                 let connection = connection_of(owner);
                 let unsubscribed = UnsubscribedPersistent { connection, epoch, packet_id, ticket, outcomes };
-                self.push_to(shared, group, owner, Event::Unsubscribed(unsubscribed));
+                let event = Event::Unsubscribed(unsubscribed);
+                match &self.member {
+                    None => self.push_to(shared, group, owner, event),
+                    // Behind the SUBACK that may wait: the owner would enter what it has just left, and a SUBSCRIBE that is
+                    // proposed again because it has no answer would undo the UNSUBSCRIBE.
+                    Some(_) => self.await_subscribed(group, owner, event),
+                }
             }
             Effect::Interest { filter, wanted: true } => shared.index.subscribe(&filter, Target::Group(group)),
             Effect::Interest { filter, wanted: false } => {
