@@ -33,6 +33,9 @@ pub enum Phase {
     Claiming,
     /// CONNACK was sent.
     Connected,
+    /// DISCONNECT came, and the group that keeps the will has not said that it knows: closed before, a client would count
+    /// on that in vain.
+    Leaving,
     /// Only what is in the buffer is still written.
     Closing,
 }

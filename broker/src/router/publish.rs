@@ -382,18 +382,27 @@ impl ArbiterState {
         if !self.may_acknowledge() {
             return self.withheld.push(key);
         }
+        let was_full = self.is_full(key);
         while let Some(session) = self.client(key).and_then(|client| client.session.as_mut())
             && let Some(owed) = session.owed.pop()
         {
             self.send_owed(key, owed.kind, owed.packet_id, owed.verdict);
         }
-        let full = self
-            .client(key)
-            .and_then(|client| client.session.as_ref())
-            .is_some_and(|session| session.inbound.is_full());
-        if !full && !self.shared.publishers_paused.load(Ordering::Relaxed) {
-            self.resume_reading(key);
+        if self.is_full(key) {
+            return;
         }
+        if !self.shared.publishers_paused.load(Ordering::Relaxed) {
+            self.resume_reading(key);
+        } else if was_full {
+            // It goes on with the others: until now it waited for its own acknowledgements only.
+            self.paused.push(key);
+        }
+    }
+
+    /// Whether the client has sent as much as it may without an answer.
+    fn is_full(&mut self, key: ConnectionKey) -> bool {
+        let session = self.client(key).and_then(|client| client.session.as_ref());
+        session.is_some_and(|session| session.inbound.is_full())
     }
 
     /// Publishes the Will Message of a transient session [MQTT-3.1.2-8].
@@ -705,11 +714,7 @@ impl ArbiterState {
             return;
         }
         for key in std::mem::take(&mut self.paused) {
-            let full = self
-                .client(key)
-                .and_then(|client| client.session.as_ref())
-                .is_some_and(|session| session.inbound.is_full());
-            if !full {
+            if !self.is_full(key) {
                 self.resume_reading(key);
             }
         }

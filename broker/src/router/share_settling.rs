@@ -131,6 +131,11 @@ impl ShareSettling {
         left
     }
 
+    /// This node is lost itself. Returns what it kept, each with the node that has it.
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = (u16, Kept)> + use<> {
+        std::mem::take(self).kept.into_iter().map(|((node, ..), kept)| (node, kept))
+    }
+
     fn removed(&mut self, kept: &Kept) {
         self.bytes -= kept.weight_bytes();
         self.paused &= self.kept.len() > KEPT_MESSAGES_MAX / 2 || self.bytes > KEPT_BYTES_MAX / 2;

@@ -63,7 +63,8 @@ fn check_identifier(story: &Story<'_>, delivery: &Delivery, report: &mut Report<
     }
 }
 
-/// DUP needs an earlier connection of the session on which the message could have been sent.
+/// DUP needs an earlier connection of the session on which the message could have been sent, or a fault: who takes over from
+/// another node may not know what that one sent.
 fn check_break(story: &Story<'_>, delivery: &Delivery, report: &mut Report<'_>) {
     if delivery.message == NONE {
         return;
@@ -78,7 +79,9 @@ fn check_break(story: &Story<'_>, delivery: &Delivery, report: &mut Report<'_>) 
             && connection.connect.event < story.connections[delivery.connection as usize].connect.event
             && connection.ended.1 >= message.first.at
     });
-    if !earlier || delivery.qos == 0 {
+    let since = message.first.at.saturating_sub(story.settings.recovery_max);
+    let disturbed = story.faults.any(since, delivery.mark.at);
+    if !(earlier || disturbed) || delivery.qos == 0 {
         let summary = format!(
             "{} came with DUP, and no break explains it, in {}",
             story.message_name(message),

@@ -617,6 +617,21 @@ fn what_a_lost_node_handed_over_stays_in_good_hands() {
     assert_eq!(cluster.nodes[1].kept(), 0);
 }
 
+/// A node that was declared dead and registers again begins its lanes anew: what it kept is the others' by then, and no
+/// answer for something new is taken for one of it.
+#[test]
+fn a_node_that_was_declared_dead_keeps_nothing_from_before() {
+    let mut cluster = round_robin();
+    let member = cluster.join(1, 0, 10, QoS::AtLeastOnce);
+    cluster.publish_at(0, QoS::AtLeastOnce);
+    cluster.run();
+    assert_eq!(cluster.kept(), [1, 0, 0]);
+    cluster.nodes[0].arbiters[0].on_unregistered();
+    assert_eq!(cluster.kept(), [0, 0, 0]);
+    assert_eq!(cluster.nodes[0].arbiters[0].settling.bytes, 0);
+    assert_eq!(cluster.texts(member), ["1"]);
+}
+
 /// Answers for a node that is lost open no lane to it, which nobody would ever close.
 #[test]
 fn nothing_is_said_to_a_lost_node() {

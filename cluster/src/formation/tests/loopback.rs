@@ -241,6 +241,20 @@ fn what_was_formed_is_found_in_the_data_directory() {
 }
 
 #[test]
+fn a_member_keeps_its_name_unless_it_is_alone() {
+    for (count, may_rename) in [(1, true), (2, false)] {
+        let (mut nodes, seeds) = nodes(count);
+        assert_one_cluster(&mut nodes);
+        let renamed = MemberRecord { name: "other".into(), ..nodes[0].member.clone() };
+        let ledger = Ledger::open(Arc::new(nodes[0].disk.clone()), NodeId(1)).unwrap();
+        match Forming::with(ledger, renamed, seeds, terms(), ROUND) {
+            Ok(_) => assert!(may_rename),
+            Err(error) => assert!(!may_rename && error.to_string().contains("--node n1"), "{error}"),
+        }
+    }
+}
+
+#[test]
 fn a_node_that_is_told_to_stop_ends_its_search() {
     let (places, seeds) = places(2);
     let mut node = places.into_iter().next().unwrap().search(&seeds);
