@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use clap::Parser;
+use clap::builder::TypedValueParser as _;
 use kentongan::simulation::{Plan, Summary, run_seed};
 
 #[global_allocator]
@@ -28,6 +29,9 @@ struct Options {
     /// Prints everything that happens.
     #[arg(long)]
     trace: bool,
+    /// Leaves out all faults but those whose names begin so.
+    #[arg(long, value_parser = clap::builder::StringValueParser::new().map(|name| &*name.leak()))]
+    only: Option<&'static str>,
     /// Runs each seed twice, and compares.
     #[arg(long)]
     twice: bool,
@@ -66,7 +70,7 @@ fn main() -> anyhow::Result<()> {
                     if seed >= first.saturating_add(seeds) {
                         break;
                     }
-                    let plan = Plan { trace: options.trace, ..Plan::of_seed(seed) };
+                    let plan = Plan { trace: options.trace, only: options.only, ..Plan::of_seed(seed) };
                     let outcome = run_seed(seed, plan);
                     if options.twice {
                         let (one, other) = (hash(&outcome), hash(&run_seed(seed, plan)));

@@ -107,7 +107,7 @@ pub struct Machine {
 impl Machine {
     /// `groups` are as the store had them; `member` knows them already.
     #[must_use]
-    pub(super) fn new(
+    pub(crate) fn new(
         groups: Vec<GroupState>,
         config: GroupConfig,
         shared: SharedCell,
@@ -739,7 +739,7 @@ impl StateMachine for Machine {
             self.on_group_role(group.0, Some(term));
             self.outboxes.reset(OutboxTarget::Group(group.0));
             self.begin_to_lead(group.0);
-            self.learn_leader(group.0, Leader { node, term });
+            self.learn_leader(group.0, Leader { node, term, round: 0 });
         }
     }
 
@@ -754,7 +754,7 @@ impl StateMachine for Machine {
         self.on_group_role(group.0, None);
         if let Some(node) = leader {
             self.outboxes.reset(OutboxTarget::Group(group.0));
-            self.learn_leader(group.0, Leader { node: node.get(), term });
+            self.learn_leader(group.0, Leader { node: node.get(), term, round: 0 });
         }
     }
 

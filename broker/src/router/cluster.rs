@@ -76,6 +76,8 @@ pub struct Leader {
     pub node: u64,
     /// Its term.
     pub term: u64,
+    /// The last round in which it asked for a resync.
+    pub round: u32,
 }
 
 /// Who leads each group, as far as this node knows.
@@ -118,11 +120,21 @@ impl Leaders {
             return;
         }
         if known < term {
-            let leader = Leader { node, term };
+            let leader = Leader { node, term, round: 0 };
             leaders.insert(group, leader);
             tell(shared, group, leader);
         }
         act();
+    }
+
+    /// A leader asks what the clients here have, because what it said may be lost.
+    pub fn on_asked(&self, shared: &Shared, group: u16, leader: Leader) {
+        let mut leaders = self.lock();
+        let is_old = |known: &Leader| (known.term, known.round) > (leader.term, leader.round);
+        if !leaders.get(&group).is_some_and(is_old) {
+            leaders.insert(group, leader);
+            tell(shared, group, leader);
+        }
     }
 
     /// The link to a node broke: what it said, or was told, may be lost.
@@ -269,6 +281,7 @@ impl ArbiterState {
         let mut resync = Resync {
             group: u32::from(group),
             term: leader.term,
+            round: leader.round,
             incarnation: self.shared.incarnation(),
             arbiter: u32::from(self.id),
             arbiters: self.shared.inboxes.len() as u32,
@@ -358,7 +371,7 @@ impl ArbiterState {
     /// elsewhere by their names.
     pub(super) fn on_unregistered(&mut self) {
         for key in self.keys() {
-            self.end(key, EndCause::CutOff, Some(ReasonCode::ServerUnavailable));
+            self.end(key, EndCause::CutOff, Some(ReasonCode::UseAnotherServer));
         }
         self.flush_interest();
         self.departing.clear();
@@ -374,7 +387,7 @@ impl ArbiterState {
     /// The majority is elsewhere: clients are to find it.
     pub(super) fn on_cut_off(&mut self) {
         for key in self.keys() {
-            self.end(key, EndCause::CutOff, Some(ReasonCode::ServerUnavailable));
+            self.end(key, EndCause::CutOff, Some(ReasonCode::UseAnotherServer));
         }
     }
 

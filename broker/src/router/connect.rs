@@ -433,6 +433,8 @@ impl ArbiterState {
         server_reference: Option<String>,
     ) {
         let counted = if server_reference.is_some() { ConnectRefusal::SentElsewhere } else { connect_refusal(reason) };
+        // CONNACK has no such code (MQTT 5, section 3.2.2.2).
+        let reason = if reason == ReasonCode::SessionTakenOver { ReasonCode::UnspecifiedError } else { reason };
         self.counters.connects_refused.inc(counted);
         let logged = self.refusal_lines.admits(self.now_seconds());
         let Some(client) = self.client(key) else {
@@ -631,8 +633,9 @@ impl ArbiterState {
                 self.end(key, EndCause::TakenOver, Some(ReasonCode::SessionTakenOver));
             }
             Some(client) if client.phase == Phase::Claiming => {
-                // It is the registered owner but was not told yet; Opened will find nothing pending.
-                self.refuse(key, ReasonCode::SessionTakenOver, "a newer connection has the client identifier");
+                // It is the registered owner but was not told yet; Opened will find nothing pending. "Session taken over" is
+                // for DISCONNECT only.
+                self.refuse(key, ReasonCode::ServerBusy, "a newer connection has the client identifier");
             }
             _ => {
                 self.shared.registry.release(client_id, key);

@@ -190,6 +190,11 @@ impl ArbiterState {
             if self.refusal_lines.admits(self.now_seconds()) {
                 tracing::info!(%client_id, topic = excerpt(topic), ?reason, "PUBLISH refused");
             }
+            let will_pass = reason == ReasonCode::QuotaExceeded && self.shared.submitter.is_full();
+            if will_pass && self.client(key).is_some_and(|client| !client.version.is_v5()) {
+                // An older PUBACK can only say that the message is safe. Without one it comes again.
+                return self.end(key, EndCause::Refused(reason), None);
+            }
             return self.answer_publish(key, publish.delivery, refusal.into());
         }
         let properties = (!publish.properties.is_empty()).then(|| publish.properties.to_owned());

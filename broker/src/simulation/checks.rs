@@ -19,8 +19,7 @@ pub(super) struct Replicas {
     entries: BTreeMap<(GroupId, u64), (u64, usize)>,
     /// The state of a group after an entry.
     digests: BTreeMap<(GroupId, u64), (u64, usize)>,
-    /// Effects and commands of the whole run.
-    pub(super) hash: Hash,
+
     pub(super) compared: u64,
     pub(super) restored: u64,
 }
@@ -54,7 +53,7 @@ impl Hash {
 
 impl Replicas {
     pub(super) fn new() -> Self {
-        Self { entries: BTreeMap::new(), digests: BTreeMap::new(), hash: Hash::default(), compared: 0, restored: 0 }
+        Self { entries: BTreeMap::new(), digests: BTreeMap::new(), compared: 0, restored: 0 }
     }
 
     fn entry(&mut self, node: usize, group: GroupId, index: u64, hash: u64) {
@@ -81,10 +80,6 @@ pub(super) struct Watched {
 impl Watched {
     pub(super) fn new(node: usize, machine: Machine, replicas: Arc<Mutex<Replicas>>) -> Self {
         Self { node, machine, replicas, applying: BTreeMap::new() }
-    }
-
-    pub(super) fn machine(&self) -> &Machine {
-        &self.machine
     }
 
     pub(super) fn flush_counters(&self) {

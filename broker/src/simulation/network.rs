@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use kentongan_cluster::pipeline::{Fetched, Peers as RaftPeers};
-use kentongan_cluster::transport::{Class, LinkEpoch};
+use kentongan_cluster::transport::Class;
 use kentongan_cluster::{GroupId, NodeId};
 use kentongan_proto::peer::Kind;
 use rand::rngs::SmallRng;
@@ -48,12 +48,6 @@ pub(super) struct Link {
     scheduled: bool,
     frames: VecDeque<Frame>,
     bytes: usize,
-}
-
-impl Link {
-    pub(super) fn link_epoch(&self) -> LinkEpoch {
-        LinkEpoch(self.epoch)
-    }
 }
 
 struct State {

@@ -31,9 +31,9 @@ impl Plan {
     #[must_use]
     pub fn of_seed(seed: u64) -> Self {
         match seed % 8 {
-            0 => Self { nodes: 1, alone: true, trace: false },
-            4 => Self { nodes: 1, alone: false, trace: false },
-            _ => Self { nodes: 3, alone: false, trace: false },
+            0 => Self { nodes: 1, alone: true, trace: false, only: None },
+            4 => Self { nodes: 1, alone: false, trace: false, only: None },
+            _ => Self { nodes: 3, alone: false, trace: false, only: None },
         }
     }
 }

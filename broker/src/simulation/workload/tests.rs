@@ -51,7 +51,12 @@ const EVERYTHING: [&str; 38] = [
 /// A run that is as it should be: its history, and how often clients did what.
 fn run(seed: u64) -> (History, BTreeMap<&'static str, u64>) {
     let mut world = World::new(seed, Plan { nodes: 1, alone: true, trace: false });
-    let outcome = world.run().unwrap_or_else(|why| panic!("KENTONGAN_SEED={seed}: {why}"));
+    let outcome = world.run();
+    if std::env::var_os("KENTONGAN_PRINT").is_some() {
+        let history = world.history();
+        (0..history.events().len()).for_each(|index| println!("{index:>7} {}", history.describe(index)));
+    }
+    let outcome = outcome.unwrap_or_else(|why| panic!("KENTONGAN_SEED={seed}: {why}"));
     (world.history().clone(), outcome.counts)
 }
 

@@ -260,7 +260,15 @@ impl Cluster {
 
     /// Which node leads the group that keeps this Client Identifier or Topic Name, as all that run say.
     pub fn leader_of(&self, name: &str) -> usize {
-        let group = Slots::new(GROUPS).group_of(name);
+        self.leader_of_group(Slots::new(GROUPS).group_of(name))
+    }
+
+    /// Which node leads the directory.
+    pub fn directory_leader(&self) -> usize {
+        self.leader_of_group(u16::MAX)
+    }
+
+    fn leader_of_group(&self, group: u16) -> usize {
         let asked = self.nodes.iter().position(|node| node.child.is_some()).expect("a running node");
         let deadline = Instant::now() + FORMED_WITHIN;
         loop {
@@ -276,12 +284,6 @@ impl Cluster {
             }
             assert!(Instant::now() < deadline, "group {group} is led by {leaders:?}");
         }
-    }
-
-    /// A name whose group is led by that node.
-    pub fn name_led_by(&self, node: usize, stem: &str) -> String {
-        let mut names = (0..).map(|number| format!("{stem}-{number}"));
-        names.find(|name| self.leader_of(name) == node).expect("every node leads some group")
     }
 }
 
