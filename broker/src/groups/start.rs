@@ -152,7 +152,7 @@ fn start_member(
     let shared_cell = SharedCell::default();
     let (fenced, _) = mpsc::channel();
     let machine = Machine::new(groups, config, Arc::clone(&shared_cell), metrics.arbiter(), fenced, Some(member));
-    let raft_links = RaftLinks(transport.clone());
+    let raft_links = RaftLinks::new(transport.clone());
     let first = first_members(&formation);
     let pipeline = Pipeline::start(pipeline_config(settings, &data_dir, first), disk, store, machine, raft_links)?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));

@@ -31,7 +31,7 @@ mod lanes;
 mod log_rate;
 pub mod node_lanes;
 mod packets;
-mod publish;
+pub mod publish;
 pub mod registry;
 mod retained_read;
 pub mod share_settling;

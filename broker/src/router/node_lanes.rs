@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use bytes::BytesMut;
 use kentongan_cluster::lane::Outgoing;
 use kentongan_proto::mqtt::{QoS, ReasonCode};
 use prost::Message as _;
@@ -16,6 +17,7 @@ use super::lanes::{Lanes, Settled, Waiter};
 use super::publish::Publication;
 use super::share_settling::{ShareOrigin, ShareOutcome};
 use crate::peers::PeerFull;
+use crate::peers::plain::PlainMessage;
 use crate::peers::wire::{Forwarded, Messages, NodeMessage, ShareSettled};
 use crate::replicated::command::MessageRecord;
 use crate::subscription::ShareGroup;
@@ -102,17 +104,23 @@ impl NodeLanes {
 
     /// Something for the lane, whose number it returns. `None`: the node is lost.
     fn push(&mut self, node: u16, item: impl FnOnce(u64) -> NodeMessage) -> Option<u64> {
+        self.push_with(node, |number, out| {
+            // Cannot fail: a `BytesMut` grows.
+            let _ = item(number).encode_length_delimited(out);
+        })
+    }
+
+    /// The same for what `write` writes, given the number.
+    fn push_with(&mut self, node: u16, write: impl FnOnce(u64, &mut BytesMut)) -> Option<u64> {
         if self.lost.contains(&node) {
             return None;
         }
         let lane = self.lane(node);
         let number = lane.outgoing.next_number();
-        let item = item(number);
-        lane.outgoing.push_at(number, |out| {
-            // Cannot fail: a `BytesMut` grows.
-            let _ = item.encode_length_delimited(out);
-        });
-        self.touched.push(node);
+        lane.outgoing.push_at(number, |out| write(number, out));
+        if self.touched.last() != Some(&node) {
+            self.touched.push(node);
+        }
         Some(number)
     }
 
@@ -164,10 +172,19 @@ impl Lanes {
         direct: bool,
         shares: &[Arc<ShareGroup>],
     ) -> Option<u64> {
-        let message = Some(MessageRecord::from_message(&publication.share_message(), now_ms));
-        let shares = shares.iter().map(|share| share.subscription_name().to_owned()).collect();
-        let item = |number| NodeMessage { number, message, direct, shares, ..NodeMessage::default() };
-        let number = self.nodes.push(node, item)?;
+        let number = if direct && shares.is_empty() && publication.properties.is_none() {
+            let (topic, payload) = (publication.topic, publication.payload.as_slice());
+            let Publication { identity, qos, retain, .. } = *publication;
+            let expiry_left_ms = publication.expires_at_ms.map(|at| at.saturating_sub(now_ms));
+            self.nodes.push_with(node, |number, out| {
+                PlainMessage { number, identity, topic, payload, qos, retain, expiry_left_ms }.write(out);
+            })?
+        } else {
+            let message = Some(MessageRecord::from_message(&publication.share_message(), now_ms));
+            let shares = shares.iter().map(|share| share.subscription_name().to_owned()).collect();
+            let item = |number| NodeMessage { number, message, direct, shares, ..NodeMessage::default() };
+            self.nodes.push(node, item)?
+        };
         if publication.qos != QoS::AtMostOnce {
             let waiter = self.waiter();
             self.nodes.lane(node).unanswered.push_back((number, waiter));

@@ -266,6 +266,14 @@ impl Transport {
         peer.outboxes[class.index()].push(kind, body)
     }
 
+    /// Sends messages that may be lost, one after the other. None of them is waited for, and a full queue drops some.
+    pub fn send_all(&self, to: NodeId, class: Class, kind: Kind, bodies: impl IntoIterator<Item = Bytes>) {
+        let peers = self.inner.shared.peers.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(peer) = peers.get(&to) {
+            peer.outboxes[class.index()].push_all(kind, bodies);
+        }
+    }
+
     /// Ends the link to a peer in one class. It is dialled again, and both ends hear of it as of any other end.
     pub fn break_link(&self, to: NodeId, class: Class) {
         let peers = self.inner.shared.peers.read().unwrap_or_else(PoisonError::into_inner);

@@ -77,21 +77,32 @@ impl Outbox {
     /// Appends a message. Never waits.
     pub(super) fn push(&self, kind: Kind, body: Bytes) -> Result<(), SendError> {
         let mut state = self.lock();
-        self.admit(&mut state, kind, body.len()).inspect_err(|error| match error {
-            SendError::Full => count(&self.stats.class(self.class).refused_full),
-            SendError::Down => count(&self.stats.class(self.class).refused_down),
-            _ => {}
-        })?;
+        self.admit(&mut state, kind, body.len())?;
         state.append(Message { kind, body });
-        let waker = state.waker.take();
-        drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wake(state);
         Ok(())
     }
 
+    /// Appends messages that may be lost, as many as are taken, and wakes the connection once for all of them.
+    pub(super) fn push_all(&self, kind: Kind, bodies: impl IntoIterator<Item = Bytes>) {
+        let mut state = self.lock();
+        for body in bodies {
+            if self.admit(&mut state, kind, body.len()).is_ok() {
+                state.append(Message { kind, body });
+            }
+        }
+        wake(state);
+    }
+
     fn admit(&self, state: &mut State, kind: Kind, body_bytes: usize) -> Result<(), SendError> {
+        self.has_room(state, kind, body_bytes).inspect_err(|error| match error {
+            SendError::Full => count(&self.stats.class(self.class).refused_full),
+            SendError::Down => count(&self.stats.class(self.class).refused_down),
+            _ => {}
+        })
+    }
+
+    fn has_room(&self, state: &mut State, kind: Kind, body_bytes: usize) -> Result<(), SendError> {
         if body_bytes > self.message_bytes_max {
             return Err(SendError::TooLarge);
         }
@@ -140,11 +151,7 @@ impl Outbox {
     pub(super) fn finish(&self) {
         let mut state = self.lock();
         state.finishing = true;
-        let waker = state.waker.take();
-        drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wake(state);
     }
 
     pub(super) fn is_finishing(&self) -> bool {
@@ -158,6 +165,15 @@ impl Outbox {
     /// A thread that panicked while it held the lock left a whole message in or out: the state is good.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Wakes the connection if it waits, outside of the lock.
+fn wake(mut state: MutexGuard<'_, State>) {
+    let waker = state.waker.take();
+    drop(state);
+    if let Some(waker) = waker {
+        waker.wake();
     }
 }
 
@@ -291,6 +307,23 @@ mod tests {
         }
         assert_eq!(next_numbers(&mut stream), [0, 1, 2, 3, 4]);
         assert!(stream.next().now_or_never().is_none());
+    }
+
+    #[test]
+    fn many_at_once_wake_the_connection_once() {
+        struct Counting(std::sync::atomic::AtomicUsize);
+        impl std::task::Wake for Counting {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let (outbox, mut stream) = outbox(10_000);
+        let wakes = Arc::new(Counting(Default::default()));
+        let waker = Waker::from(Arc::clone(&wakes));
+        assert!(stream.poll_next_unpin(&mut Context::from_waker(&waker)).is_pending());
+        outbox.push_all(Kind::RAFT, (0..5).map(body));
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        assert_eq!(next_numbers(&mut stream), [0, 1, 2, 3, 4]);
     }
 
     #[test]
