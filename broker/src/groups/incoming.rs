@@ -114,7 +114,7 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
     if messages.target_incarnation != shared.incarnation() {
         return;
     }
-    let Messages { lane, incarnation, previous, last, items, round, payload, .. } = messages;
+    let Messages { lane, incarnation, previous, last, items, round, payload, patient, .. } = messages;
     // Whoever leads a group, its outbox has one lane. What comes from there is for nobody who would be answered for.
     let (origin, number) = if lane & OUTBOX_LANE == 0 { (origin, lane) } else { (OUTBOXES, 0) };
     let Ok(arbiter) = u16::try_from(number) else {
@@ -123,22 +123,36 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
     let batch = Batch { previous, last, items, round, payload };
     // Held while they are handed on: a batch that comes again by another link waits for its turn.
     let mut incoming = cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner);
-    let (number, gap_in_round) = match incoming.on_batch(origin, Incarnation(incarnation), LaneId(lane), &batch) {
-        Verdict::Apply { above } => {
-            let node = cluster.nodes.number(PeerProcess { node: from, incarnation });
-            Origin { shared, node, arbiter }.take_items(batch.payload, above);
-            (last, None)
-        }
-        Verdict::Duplicate { last } => (last, None),
-        Verdict::Gap { last } => (last, Some(round)),
-        Verdict::Fenced => return,
-        Verdict::Malformed => {
-            tracing::warn!(node = from, "a node sent a batch that makes no sense; it is dropped");
-            return;
-        }
-    };
+    let (number, gap_in_round, patient) =
+        match incoming.on_batch(origin, Incarnation(incarnation), LaneId(lane), &batch) {
+            Verdict::Apply { above } => {
+                let node = cluster.nodes.number(PeerProcess { node: from, incarnation });
+                Origin { shared, node, arbiter }.take_items(batch.payload, above);
+                (last, None, patient)
+            }
+            Verdict::Duplicate { last } => (last, None, false),
+            Verdict::Gap { last } => (last, Some(round), false),
+            Verdict::Fenced => return,
+            Verdict::Malformed => {
+                tracing::warn!(node = from, "a node sent a batch that makes no sense; it is dropped");
+                return;
+            }
+        };
     drop(incoming);
     let answer = MessagesAnswer { lane, incarnation, target_incarnation: shared.incarnation(), number, gap_in_round };
+    let now_ms = shared.now_ms();
+    let mut patient_answers = cluster.patient_answers.lock().unwrap_or_else(PoisonError::into_inner);
+    let answer = match patient {
+        true => patient_answers.on_patient(from, answer, now_ms),
+        false => {
+            patient_answers.on_answered(from, lane, now_ms);
+            Some(answer)
+        }
+    };
+    drop(patient_answers);
+    let Some(answer) = answer else {
+        return;
+    };
     // If there is no room, the origin sends the batch again.
     let _ = cluster.peers.forward(from, Forwarded::MessagesAnswer(answer));
 }

@@ -167,6 +167,7 @@ fn start_member(
         leaders: Leaders::default(),
         nodes: Nodes::default(),
         incoming: Mutex::new(Incoming::new(&Default::default())),
+        patient_answers: Mutex::default(),
         clock: clock.clone(),
         serving: AtomicBool::new(false),
     };

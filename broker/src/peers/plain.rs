@@ -199,7 +199,8 @@ mod tests {
             let mut written = Vec::new();
             plain.write(&mut written);
             prop_assert_eq!(&written, &in_full(&plain).encode_length_delimited_to_vec());
-            prop_assert_eq!(PlainMessage::read(&in_full(&plain).encode_to_vec()), Some(plain));
+            let in_full = in_full(&plain).encode_to_vec();
+            prop_assert_eq!(PlainMessage::read(&in_full), Some(plain));
         }
 
         #[test]

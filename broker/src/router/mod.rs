@@ -31,6 +31,7 @@ mod lanes;
 mod log_rate;
 pub mod node_lanes;
 mod packets;
+pub mod patient_answers;
 pub mod publish;
 pub mod registry;
 mod retained_read;

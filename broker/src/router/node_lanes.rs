@@ -76,6 +76,10 @@ impl Nodes {
 struct NodeLane {
     outgoing: Outgoing,
     unanswered: VecDeque<(u64, Waiter)>,
+    /// Somebody waits for what was pushed since the last batch.
+    awaited: bool,
+    /// Sent before, this time or an earlier one.
+    sent: u64,
     /// Up to where the node has answered, now and a second ago.
     answered: u64,
     answered_before: u64,
@@ -97,6 +101,8 @@ impl NodeLanes {
         self.lanes.entry(node).or_insert_with(|| NodeLane {
             outgoing: Outgoing::new(NODE_LANE_BYTES_MAX),
             unanswered: VecDeque::new(),
+            awaited: false,
+            sent: 0,
             answered: 0,
             answered_before: 0,
         })
@@ -104,13 +110,15 @@ impl NodeLanes {
 
     /// Something for the lane, whose number it returns. `None`: the node is lost.
     fn push(&mut self, node: u16, item: impl FnOnce(u64) -> NodeMessage) -> Option<u64> {
-        self.push_with(node, |number, out| {
+        let number = self.push_with(node, |number, out| {
             // Cannot fail: a `BytesMut` grows.
             let _ = item(number).encode_length_delimited(out);
-        })
+        })?;
+        self.lane(node).awaited = true;
+        Some(number)
     }
 
-    /// The same for what `write` writes, given the number.
+    /// The same for what `write` writes, given the number. Whether anybody waits for it is for the caller to say.
     fn push_with(&mut self, node: u16, write: impl FnOnce(u64, &mut BytesMut)) -> Option<u64> {
         if self.lost.contains(&node) {
             return None;
@@ -187,7 +195,9 @@ impl Lanes {
         };
         if publication.qos != QoS::AtMostOnce {
             let waiter = self.waiter();
-            self.nodes.lane(node).unanswered.push_back((number, waiter));
+            let lane = self.nodes.lane(node);
+            lane.unanswered.push_back((number, waiter));
+            lane.awaited = true;
             self.wait_for_one_more(waiter);
         }
         Some(number)
@@ -241,6 +251,10 @@ impl ArbiterState {
             return;
         };
         while let Some(batch) = lane.outgoing.next_batch() {
+            // What is sent again may have been lost with an answer, so it is answered whatever it is.
+            let is_new = batch.previous >= lane.sent;
+            let patient = is_new && !std::mem::take(&mut lane.awaited);
+            lane.sent = lane.sent.max(batch.last);
             let messages = Messages {
                 lane: u32::from(self.id),
                 incarnation: self.shared.incarnation(),
@@ -250,6 +264,7 @@ impl ArbiterState {
                 items: batch.items,
                 round: batch.round,
                 payload: batch.payload,
+                patient,
             };
             if let Err(PeerFull) = cluster.peers.forward(target.node, Forwarded::Messages(messages)) {
                 lane.outgoing.on_reset();

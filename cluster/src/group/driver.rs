@@ -780,6 +780,9 @@ fn raw_node(
         pre_vote: true,
         check_quorum: true,
         batch_append: true,
+        // A follower learns what is committed with the next entry or heartbeat. Only the directory is waited for at
+        // followers; elsewhere a message that says no more would wake two nodes for every round.
+        skip_bcast_commit: id != GroupId::DIRECTORY,
         read_only_option: ReadOnlyOption::Safe,
         max_inflight_msgs: MESSAGES_IN_FLIGHT_MAX,
         max_size_per_msg: MESSAGE_BYTES_MAX,

@@ -93,7 +93,7 @@ impl NodeConfig {
             segment_bytes,
             sync,
             election_ticks: 20,
-            heartbeat_ticks: 2,
+            heartbeat_ticks: 4,
             seed,
             #[cfg(test)]
             planted: None,
