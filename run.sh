@@ -8,4 +8,4 @@ cd "$(dirname "$0")"
 source tools/debian.sh
 
 install_c_compiler
-exec cargo run --locked --release --bin kentongan -- "$@"
+exec cargo run --locked --release --package kentongan --bin kentongan -- "$@"

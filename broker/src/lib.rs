@@ -18,4 +18,6 @@ pub mod random;
 pub mod replicated;
 pub mod router;
 pub mod session;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulation;
 pub mod subscription;

@@ -15,7 +15,7 @@ use kentongan_cluster::disk::{Disk, SimDisk, SyncSite, Unsynced};
 use tempfile::TempDir;
 
 use kentongan_cluster::directory::command::MemberRecord;
-use kentongan_cluster::formation::{Formation, Ledger, Proposal};
+use kentongan_cluster::formation::{Formation, Ledger, Proposal, Terms};
 use kentongan_cluster::group::{CheckpointBase, Configuration};
 use kentongan_cluster::log::LogId;
 use kentongan_cluster::pipeline::NoPeers;
@@ -512,6 +512,7 @@ fn cut_after_a_promise(ignored: Option<SyncSite>) -> Result<(), Failure> {
 fn cut_after_a_formation(ignored: Option<SyncSite>) -> Result<(), Failure> {
     let disk = SimDisk::new();
     ledger(&disk)?.make_promise(&proposal(1)).map_err(|error| error.to_string())?;
-    let formation = Formation { cluster_id: ClusterId(1), groups: 2, members: vec![member(1), member(2)] };
+    let terms = Terms { groups: 2, settings: Bytes::new() };
+    let formation = Formation { cluster_id: ClusterId(1), terms, members: vec![member(1), member(2)] };
     promises_survive(ignored, &disk, |ledger| ledger.adopt(formation.clone()).map_err(|error| error.to_string()))
 }

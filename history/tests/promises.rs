@@ -346,6 +346,47 @@ fn p4_a_duplicate_carries_dup_and_follows_a_break() {
     without_a_break.breaks(Promise::P4);
 }
 
+/// A message that is matched while a SUBSCRIBE is under way may come by the subscription that stands, at QoS 0, and by the new
+/// one too [MQTT-3.3.4-2]; not once the new one was acknowledged.
+#[test]
+fn p4_overlapping_subscriptions_may_have_a_copy_each_while_one_of_them_is_made() {
+    let with = |acknowledged_first: bool| {
+        let mut script = Script::default();
+        script.connect("ani", EVER);
+        script.connect("budi", EVER);
+        script.subscribe("budi", "plant/1/temp", 0);
+        if acknowledged_first {
+            script.subscribe("budi", "#", 1);
+        }
+        let sent = script.send("ani", 1, 1);
+        let subscribe = |script: &mut Script| {
+            let filters = vec![Subscription {
+                filter: "#",
+                qos: 1,
+                no_local: false,
+                retain_as_published: false,
+                retain_handling: 0,
+            }];
+            script.line("budi", Action::SubscribeSent(Box::new(Subscribe { packet_id: 90, filters })));
+        };
+        if !acknowledged_first {
+            subscribe(&mut script);
+        }
+        script.acknowledge("ani", sent.packet_id, 1, 0);
+        script.deliver("budi", 1, 0);
+        if !acknowledged_first {
+            script.line("budi", Action::SubAck { packet_id: 90, reasons: Box::new([1]) });
+        }
+        script.deliver("budi", 1, 1);
+        script
+    };
+    with(false).keeps_all();
+    let mut thrice = with(false);
+    thrice.deliver("budi", 1, 1);
+    thrice.breaks(Promise::P4);
+    assert!(with(true).broken().contains(&Promise::P4));
+}
+
 #[test]
 fn p4_duplicates_are_bounded_by_the_window() {
     let mut script = pair(1);

@@ -52,7 +52,9 @@ def properties(packet, **values):
 class Client:
     """A connected paho client. `messages` are those that came, in their order."""
 
-    def __init__(self, version, client_id=None, clean=True, expiry=None, will=None, **connect_properties):
+    def __init__(
+        self, version, client_id=None, clean=True, expiry=None, will=None, address=(HOST, PORT), **connect_properties
+    ):
         self.version = version
         self.client_id = client_id or unique("paho")
         arguments = {"clean_session": clean} if version != V5 else {}
@@ -79,12 +81,14 @@ class Client:
             self.paho.will_set(**will)
         if version == V5:
             more = self._connect_properties(expiry, connect_properties)
-            self.paho.connect(HOST, PORT, clean_start=clean, properties=more)
+            self.paho.connect(*address, clean_start=clean, properties=more)
         else:
-            self.paho.connect(HOST, PORT)
+            self.paho.connect(*address)
         self.paho.loop_start()
         _, reason_code, _ = wait_for("CONNACK", lambda: self.connack)
-        assert not reason_code.is_failure, reason_code
+        if reason_code.is_failure:
+            self.paho.loop_stop()
+            raise ConnectionError(f"CONNECT was refused: {reason_code}")
 
     @staticmethod
     def _connect_properties(expiry, more):

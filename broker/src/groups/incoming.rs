@@ -22,6 +22,7 @@ use crate::peers::wire::{
 use crate::replicated::RetainedCursor;
 use crate::replicated::submitter::{Asker, OutboxTarget};
 use crate::router::batch::{self, Addressee};
+use crate::router::cluster::Leader;
 use crate::router::node_lanes::PeerProcess;
 use crate::router::publish::{Payload, Publication};
 use crate::router::share_settling::{ShareAnswer, ShareOrigin, ShareOutcome};
@@ -97,12 +98,8 @@ fn take_ask(shared: &Shared, from: u64, ask: AskResync) {
     let (Some(cluster), Some(group)) = (&shared.cluster, known_group(shared, ask.group)) else {
         return;
     };
-    cluster.leaders.if_leads(shared, group, from, ask.term, || {
-        let leader = Some(crate::router::cluster::Leader { node: from, term: ask.term });
-        for inbox in &shared.inboxes {
-            inbox.push(Event::Led { group, leader }, 0);
-        }
-    });
+    let leader = Leader { node: from, term: ask.term, round: ask.round };
+    cluster.leaders.on_asked(shared, group, leader);
 }
 
 /// Messages for the transient sessions here. Answered once the arbiters' inboxes have them: what happens to them then
@@ -255,7 +252,7 @@ impl Origin<'_> {
         if item.direct {
             self.hand_to_subscribers(&message, handing);
         }
-        for (share, at) in item.shares.iter().zip(0..) {
+        for (share, at) in item.shares.iter().zip(0..=u16::MAX) {
             self.hand_to_member(&message, share, at, item.number);
         }
     }

@@ -75,7 +75,7 @@ struct HeldByGroups {
 
 /// All groups of this node, and what their leader keeps in memory only.
 pub struct Machine {
-    pub(super) groups: Vec<GroupState>,
+    pub(crate) groups: Vec<GroupState>,
     config: GroupConfig,
     pub(super) shared: SharedCell,
     /// `None`: this is the only node there is.
@@ -107,7 +107,7 @@ pub struct Machine {
 impl Machine {
     /// `groups` are as the store had them; `member` knows them already.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         groups: Vec<GroupState>,
         config: GroupConfig,
         shared: SharedCell,
@@ -137,6 +137,12 @@ impl Machine {
         }
     }
 
+    /// Adds what was counted since the last time to what the metrics show.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn flush_counters(&self) {
+        self.counters.flush();
+    }
+
     pub(super) fn shared(&self) -> Arc<Shared> {
         match self.shared.get() {
             Some(shared) => Arc::clone(shared),
@@ -161,22 +167,16 @@ impl Machine {
             return;
         }
         self.leads = true;
-        let mut to_route = Vec::new();
         for group in 0..self.groups.len() as u16 {
             let mut effects = Vec::new();
             self.groups[usize::from(group)].lead(&mut effects);
-            let (routes, others) = effects.into_iter().partition(|effect| matches!(effect, Effect::Route { .. }));
-            self.carry_out(group, others);
-            to_route.push(routes);
+            // What is to be routed waits for the flush: before the index knows what every group wants, it would miss some.
+            self.carry_out(group, effects);
             if !self.groups[usize::from(group)].retained().is_empty() {
                 shared.retained_possible.store(true, Ordering::Relaxed);
             }
             let fence = command::Fence { below: shared.incarnation(), sessions_max: FENCE_SESSIONS_MAX, node: 0 };
             shared.submitter.propose(group, Command::Fence(fence));
-        }
-        // Only now does the index know what every group wants: routed earlier, a message would miss some.
-        for (group, routes) in to_route.into_iter().enumerate() {
-            self.carry_out(group as u16, routes);
         }
     }
 
@@ -482,10 +482,10 @@ impl Machine {
                 }
             }
         }
-        let clock = self.groups[usize::from(origin)].clock_ms();
+        let latest = self.groups[usize::from(origin)].latest_ms();
         for lane_message in targets.groups.values_mut() {
             lane_message.number = entry.position;
-            lane_message.message = Some(MessageRecord::from_message(message, clock));
+            lane_message.message = Some(MessageRecord::from_message(message, latest));
         }
         targets
     }
@@ -509,8 +509,8 @@ impl Machine {
 
     fn route(&mut self, shared: &Shared, origin: u16, entry: &Unrouted, targets: Targets) {
         let position = entry.position;
-        let clock = self.groups[usize::from(origin)].clock_ms();
-        let local = on_process_clock(&entry.message, clock, shared.now_ms());
+        let latest = self.groups[usize::from(origin)].latest_ms();
+        let local = on_process_clock(&entry.message, latest, shared.now_ms());
         if targets.unserved > 0 {
             self.counters.messages_dropped.add(DropReason::NoSharedMember, targets.unserved);
         }
@@ -647,7 +647,7 @@ impl Machine {
         let mut messages = Vec::new();
         let state = &self.groups[usize::from(group)];
         let page = state.retained_page(filter, cursor.after.as_deref(), PAGE_MESSAGES_MAX, PAGE_SCAN_MAX);
-        messages.extend(page.messages.iter().map(|message| on_process_clock(message, state.clock_ms(), now_ms)));
+        messages.extend(page.messages.iter().map(|message| on_process_clock(message, state.latest_ms(), now_ms)));
         let next = match page.next {
             Some(after) => Some(RetainedCursor { group, after: Some(after.to_string()) }),
             None if exact || usize::from(group) + 1 >= self.groups.len() => None,
@@ -741,7 +741,7 @@ impl StateMachine for Machine {
             self.on_group_role(group.0, Some(term));
             self.outboxes.reset(OutboxTarget::Group(group.0));
             self.begin_to_lead(group.0);
-            self.learn_leader(group.0, Leader { node, term });
+            self.learn_leader(group.0, Leader { node, term, round: 0 });
         }
     }
 
@@ -756,7 +756,7 @@ impl StateMachine for Machine {
         self.on_group_role(group.0, None);
         if let Some(node) = leader {
             self.outboxes.reset(OutboxTarget::Group(group.0));
-            self.learn_leader(group.0, Leader { node: node.get(), term });
+            self.learn_leader(group.0, Leader { node: node.get(), term, round: 0 });
         }
     }
 
@@ -923,12 +923,12 @@ fn share_interest(shared: &Shared, group: u16, share: &str, joined: bool) {
     }
 }
 
-/// The message with its expiry moved from a group's clock to that of the process.
-fn on_process_clock(message: &Arc<Message>, clock_ms: u64, now_ms: u64) -> Arc<Message> {
+/// The message with its expiry moved from a group's clock, which is at `latest_ms` at most, to that of the process.
+fn on_process_clock(message: &Arc<Message>, latest_ms: u64, now_ms: u64) -> Arc<Message> {
     match message.expires_at_ms {
         None => Arc::clone(message),
         Some(at) => {
-            let expires_at_ms = Some(now_ms + at.saturating_sub(clock_ms));
+            let expires_at_ms = Some(now_ms + at.saturating_sub(latest_ms).max(1));
             Arc::new(Message { expires_at_ms, ..Message::clone(message) })
         }
     }

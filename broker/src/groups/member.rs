@@ -13,6 +13,7 @@ use kentongan_cluster::membership::{Membership, Output, WaitError};
 use kentongan_cluster::{GroupId, NodeId, Write};
 
 use super::machine::{FENCE_SESSIONS_MAX, Machine};
+use crate::clock::Clock;
 use crate::connection_key::ConnectionKey;
 use crate::peers::status::{self, MemberStatus, NodeStatus};
 use crate::replicated::command::{self, Command, Owner};
@@ -52,7 +53,7 @@ impl GroupInterest {
 
 /// What the applying thread has where there are several nodes.
 #[derive(Debug)]
-pub(super) struct Member {
+pub(crate) struct Member {
     membership: Membership,
     /// Proposed by whoever leads a directory that is empty.
     form: Form,
@@ -66,10 +67,11 @@ pub(super) struct Member {
     crowded: Vec<Waiter>,
     /// Arbiters that still have clients of a registration that ended.
     closing: usize,
+    clock: Clock,
 }
 
 impl Member {
-    pub(super) fn new(membership: Membership, form: Form, groups: usize) -> Self {
+    pub(super) fn new(membership: Membership, form: Form, groups: usize, clock: Clock) -> Self {
         Self {
             membership,
             form,
@@ -80,6 +82,7 @@ impl Member {
             next_waiter: 0,
             crowded: Vec::new(),
             closing: 0,
+            clock,
         }
     }
 
@@ -187,11 +190,7 @@ impl Member {
 
 impl Machine {
     fn now_ns(&self) -> u64 {
-        match self.shared.get().and_then(|shared| shared.cluster.as_ref()) {
-            Some(cluster) => cluster.clock.boottime_ns(),
-            // Nothing is believed before start-up is complete.
-            None => kentongan_cluster::clock::boottime_ns(),
-        }
+        self.member.as_ref().map_or(0, |member| member.clock.boottime_ns())
     }
 
     pub(super) fn apply_directory(&mut self, index: u64, entry: &Bytes) {
@@ -423,7 +422,10 @@ impl Machine {
                 tracing::info!("this node holds a lease");
                 self.tell_all(shared, || Event::LeaseBack);
             }
-            Standing::Lapsed => tracing::warn!("the lease ran out: nothing is acknowledged until it is back"),
+            Standing::Lapsed => {
+                tracing::warn!("the lease ran out: nothing is acknowledged until it is back");
+                self.tell_all(shared, || Event::LeaseLapsed);
+            }
             Standing::LapsedLong => {
                 tracing::warn!("without a lease for long: clients are sent to find other nodes");
                 self.tell_all(shared, || Event::CutOff);

@@ -4,10 +4,10 @@
 //! which groups change; [`start()`] takes up what the disk has.
 
 pub mod incoming;
-mod machine;
-mod member;
+pub(crate) mod machine;
+pub(crate) mod member;
 mod outboxes;
 mod pushes;
-mod start;
+pub(crate) mod start;
 
 pub use start::{Running, start};

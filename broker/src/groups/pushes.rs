@@ -20,9 +20,17 @@ struct Synced {
     of: u32,
     /// Until it is asked (again).
     ask_in: u32,
+    /// What was said for an earlier one does not count: see [`Synced::forget`].
+    round: u32,
 }
 
 impl Synced {
+    /// What the node was told may be lost. What it says next may have been written before the rest of that came, and if it
+    /// were believed, that rest would be sent twice on living connections: only what it says in a new round tells.
+    fn forget(&mut self) {
+        *self = Self { round: self.round + 1, ask_in: 1, ..Self::default() };
+    }
+
     fn is_complete(&self) -> bool {
         self.of != 0 && self.arbiters.len() >= self.of as usize
     }
@@ -57,7 +65,7 @@ impl Pushes {
     /// The link to a node broke: what was said may be lost.
     pub(super) fn on_link_broken(&mut self, node: u64) {
         for led in self.led.values_mut() {
-            led.nodes.remove(&node);
+            led.nodes.entry(node).and_modify(Synced::forget);
         }
         self.gathered.retain(|&(to, ..), _| to != node);
     }
@@ -67,12 +75,15 @@ impl Pushes {
         nodes.and_then(|nodes| nodes.get(&node)).is_some_and(|synced| synced.arbiters.contains(&arbiter))
     }
 
-    /// An arbiter has said what it has. `None`: to another leader than this.
+    /// An arbiter has said what it has. `None`: to another leader than this; or it says so again, and may not have got yet
+    /// what it was sent since the first time.
     pub(super) fn synced(&mut self, node: u64, resync: &Resync) -> Option<u16> {
         let (group, arbiter) = (u16::try_from(resync.group).ok()?, u16::try_from(resync.arbiter).ok()?);
         let led = self.led.get_mut(&group).filter(|led| led.term == resync.term)?;
         let synced = led.nodes.entry(node).or_default();
-        synced.arbiters.insert(arbiter);
+        if synced.round != resync.round || !synced.arbiters.insert(arbiter) {
+            return None;
+        }
         synced.of = resync.arbiters;
         Some(group)
     }
@@ -96,7 +107,7 @@ impl Pushes {
             };
             let events = GroupEvents { group: u32::from(group), term: led.term, incarnation, events };
             if let Err(PeerFull) = cluster.peers.forward(node, Forwarded::Events(events)) {
-                led.nodes.remove(&node);
+                led.nodes.entry(node).and_modify(Synced::forget);
             }
         }
     }
@@ -104,17 +115,41 @@ impl Pushes {
     /// About every 100 ms: asks those of `nodes` that have not said what all of their arbiters have.
     pub(super) fn ask(&mut self, peers: &dyn Peers, nodes: &[u64]) {
         for (&group, led) in &mut self.led {
-            let ask = AskResync { group: u32::from(group), term: led.term };
             for &node in nodes {
                 let synced = led.nodes.entry(node).or_insert_with(|| Synced { ask_in: ASK_TICKS, ..Synced::default() });
                 if synced.is_complete() {
                     continue;
                 }
                 synced.ask_in = synced.ask_in.saturating_sub(1);
+                let ask = AskResync { group: u32::from(group), term: led.term, round: synced.round };
                 if synced.ask_in == 0 && peers.forward(node, Forwarded::AskResync(ask)).is_ok() {
                     synced.ask_in = ASK_TICKS;
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resync(arbiter: u32, round: u32) -> Resync {
+        Resync { group: 1, term: 5, arbiter, arbiters: 2, round, ..Resync::default() }
+    }
+
+    /// The second word was written before what the first one led to came: it would be sent again on living connections.
+    #[test]
+    fn an_arbiter_is_believed_once_until_what_it_was_told_may_be_lost() {
+        let mut pushes = Pushes::default();
+        pushes.lead(1, 5);
+        assert_eq!(pushes.synced(7, &resync(0, 0)), Some(1));
+        assert_eq!(pushes.synced(7, &resync(0, 0)), None);
+        assert_eq!(pushes.synced(7, &resync(1, 0)), Some(1));
+        pushes.on_link_broken(7);
+        assert!(!pushes.is_synced(1, 7, 0));
+        assert_eq!(pushes.synced(7, &resync(0, 0)), None, "it was on its way when the link broke");
+        assert_eq!(pushes.synced(7, &resync(0, 1)), Some(1));
+        assert!(pushes.is_synced(1, 7, 0) && !pushes.is_synced(1, 7, 1));
     }
 }

@@ -5,19 +5,17 @@ use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
 use anyhow::Context;
-use kentongan_cluster::clock::boottime_ns;
 use kentongan_cluster::data_dir::DataDir;
 use kentongan_cluster::directory::command::MemberRecord;
 use kentongan_cluster::disk::{Disk, RealDisk};
-use kentongan_cluster::formation::{Formation, Forming};
+use kentongan_cluster::formation::{Formation, Forming, Terms};
 use kentongan_cluster::lane::Incoming;
 use kentongan_cluster::lease::LeaseCell;
 use kentongan_cluster::membership::{Limits, Membership};
 use kentongan_cluster::pipeline::NoPeers;
 use kentongan_cluster::state::StateReader;
 use kentongan_cluster::transport::{
-    Answerer, Asked, LocalIdentity, PeerHello, Question, Responder, SnapshotChunks, TlsFiles, Transport,
-    TransportConfig,
+    Answerer, Asked, LocalIdentity, PeerHello, Question, Responder, SnapshotChunks, Transport, TransportConfig,
 };
 use kentongan_cluster::{Configuration, GroupId, NodeId, Pipeline, PipelineConfig, PipelineHandle, StateStore, state};
 
@@ -27,8 +25,10 @@ use crate::auth::Authority;
 use crate::clock::Clock;
 use crate::config::{Durability, Overlapping, Settings};
 use crate::metrics::Metrics;
+use crate::peers::Peers;
 use crate::peers::links::{LinkSink, Links, RaftLinks};
 use crate::peers::status::{GroupStatus, NodeStatus};
+use crate::random::Random;
 use crate::replicated::retained::RetainedLimits;
 use crate::replicated::state::{GroupConfig, GroupState};
 use crate::replicated::{Query, Slots, Submitter};
@@ -92,27 +92,24 @@ fn start_alone(
     metrics: &Metrics,
     data_dir: DataDir,
 ) -> anyhow::Result<(Arc<Shared>, Running)> {
-    let slots = Slots::new(settings.storage.groups.get());
     let (disk, store) = open_store(&data_dir)?;
     anyhow::ensure!(
         !store.bases().contains_key(&GroupId::DIRECTORY),
         "this data directory belongs to a node of a cluster: start it with --cluster ADDRESS:PORT, as before"
     );
-    let config = group_config(settings);
-    let groups = restore_groups(&store, slots, config)?;
-    let shared_cell = SharedCell::default();
-    let (fenced, wait) = mpsc::channel();
-    let machine = Machine::new(groups, config, Arc::clone(&shared_cell), metrics.arbiter(), fenced, None);
-    let members = Configuration::of([data_dir.node()]);
-    let first = (0..slots.groups()).map(|group| (GroupId(group), members.clone())).collect();
-    let pipeline = Pipeline::start(pipeline_config(settings, &data_dir, first), disk, store, machine, NoPeers)?;
+    let setting = Setting {
+        settings: Arc::clone(settings),
+        authority,
+        arbiters,
+        clock: Clock::real(),
+        random: Random::of_process(),
+    };
+    let (assembly, machine) = assemble_alone(setting, metrics, &store)?;
+    let config =
+        pipeline_config(settings, data_dir.node(), data_dir.incarnation(), assembly.first_members(data_dir.node()));
+    let pipeline = Pipeline::start(config, disk, store, machine, NoPeers)?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
-    let clock = Clock::real();
-    let submitter = Submitter::new(pipeline.handle().clone(), slots, clock.clone());
-    let incarnation = data_dir.incarnation();
-    let shared = Arc::new(Shared::new(Arc::clone(settings), arbiters, submitter, authority, incarnation, None, clock));
-    set_once(&shared_cell, Arc::clone(&shared));
-    pipeline.handle().notify(Query::Begin);
+    let (shared, wait) = assembly.connect(pipeline.handle(), data_dir.incarnation(), None);
     wait.recv_timeout(Duration::from_secs(FENCE_SECONDS_MAX))
         .context("the groups did not let go of the connections of the process before this one")?;
     Ok((shared, Running { pipeline, transport: None, _data_dir: data_dir }))
@@ -127,60 +124,147 @@ fn start_member(
     address: std::net::SocketAddr,
     stop: &AtomicBool,
 ) -> anyhow::Result<(Arc<Shared>, Running)> {
-    let me = member_record(settings, data_dir.node(), address);
+    let (disk, store) = open_store(&data_dir)?;
+    // Before it promises to be part of a cluster in which it could not work.
+    check_store(&store)?;
+    let me = member_record(settings, data_dir.node());
     let sink = Arc::new(LinkSink::default());
     let answers = Arc::new(Answers::default());
     let transport = start_transport(settings, &me, address, &sink, &answers)?;
-    let forming = Arc::new(Forming::open(
-        data_dir.path(),
-        me.clone(),
-        settings.cluster.seeds.clone(),
-        settings.storage.groups.get(),
-    )?);
+    let own = group_config(settings);
+    let terms = Terms { groups: settings.storage.groups.get(), settings: own.encode() };
+    let forming = Forming::open(data_dir.path(), me.clone(), settings.cluster.seeds.clone(), terms)?;
+    let forming = Arc::new(forming);
     set_once(&answers.forming, Arc::clone(&forming));
     let formation = forming.run(&transport, stop)?;
-    let (disk, store) = open_store(&data_dir)?;
-    check_store(&store)?;
     set_once(&answers.reader, store.reader());
 
-    let slots = Slots::new(formation.groups);
-    let config = group_config(settings);
-    let groups = restore_groups(&store, slots, config)?;
-    let lease = Arc::new(LeaseCell::default());
-    let membership = Membership::new(data_dir.node(), me, rand::random(), Arc::clone(&lease), Limits::default());
-    let member = take_up(&store, membership, &formation, &groups)?;
-    let shared_cell = SharedCell::default();
-    let (fenced, _) = mpsc::channel();
-    let machine = Machine::new(groups, config, Arc::clone(&shared_cell), metrics.arbiter(), fenced, Some(member));
-    let raft_links = RaftLinks::new(transport.clone());
-    let first = first_members(&formation);
-    let pipeline = Pipeline::start(pipeline_config(settings, &data_dir, first), disk, store, machine, raft_links)?;
+    let setting = Setting {
+        settings: Arc::clone(settings),
+        authority,
+        arbiters,
+        clock: Clock::real(),
+        random: Random::of_process(),
+    };
+    let (assembly, machine) = assemble_member(setting, metrics, &store, &formation, me, rand::random())?;
+    let agreed = &formation.terms;
+    if GroupConfig::decode(agreed.settings.clone())? != own || agreed.groups != settings.storage.groups.get() {
+        tracing::warn!(
+            ?agreed,
+            "what sessions may hold here, and the number of groups, stay as the cluster was formed with"
+        );
+    }
+    let config = pipeline_config(settings, data_dir.node(), data_dir.incarnation(), first_members(&formation));
+    let pipeline = Pipeline::start(config, disk, store, machine, RaftLinks::new(transport.clone()))?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
     let asking = Asking { me: data_dir.node(), pipeline: pipeline.handle().clone(), transport: transport.clone() };
-
-    let clock = Clock::real();
-    let submitter = Submitter::new(pipeline.handle().clone(), slots, clock.clone());
-    let cluster = ClusterView {
-        node: data_dir.node().get(),
-        lease,
-        peers: Arc::new(Links(transport.clone())),
-        leaders: Leaders::default(),
-        nodes: Nodes::default(),
-        incoming: Mutex::new(Incoming::new(&Default::default())),
-        patient_answers: Mutex::default(),
-        clock: clock.clone(),
-        serving: AtomicBool::new(false),
-    };
-    let shared = Shared::new(Arc::clone(settings), arbiters, submitter, authority, 0, Some(cluster), clock);
-    // What other nodes retain, this one does not see.
-    shared.retained_possible.store(true, std::sync::atomic::Ordering::Relaxed);
-    let shared = Arc::new(shared);
-    set_once(&shared_cell, Arc::clone(&shared));
-    pipeline.handle().notify(Query::Begin);
+    let (shared, _) = assembly.connect(pipeline.handle(), 0, Some(Arc::new(Links(transport.clone()))));
     sink.start(Arc::clone(&shared), pipeline.handle().clone());
     set_once(&answers.running, asking);
     transport.set_peers(formation.peers())?;
     Ok((shared, Running { pipeline, transport: Some(transport), _data_dir: data_dir }))
+}
+
+/// What a node is started with, beside what is stored.
+pub(crate) struct Setting {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) authority: Authority,
+    pub(crate) arbiters: usize,
+    pub(crate) clock: Clock,
+    pub(crate) random: Random,
+}
+
+/// A node whose machine waits for its pipeline.
+pub(crate) struct Assembly {
+    setting: Setting,
+    slots: Slots,
+    shared_cell: SharedCell,
+    fenced: mpsc::Receiver<()>,
+    /// Who it is in a cluster, and its lease.
+    member: Option<(NodeId, Arc<LeaseCell>)>,
+}
+
+/// A node that is the only one there is, from what it has stored.
+///
+/// # Errors
+/// What is stored cannot be used.
+pub(crate) fn assemble_alone(
+    setting: Setting,
+    metrics: &Metrics,
+    store: &StateStore,
+) -> anyhow::Result<(Assembly, Machine)> {
+    let slots = Slots::new(setting.settings.storage.groups.get());
+    let config = group_config(&setting.settings);
+    let groups = restore_groups(store, slots, config)?;
+    let shared_cell = SharedCell::default();
+    let (fenced, wait) = mpsc::channel();
+    let machine = Machine::new(groups, config, Arc::clone(&shared_cell), metrics.arbiter(), fenced, None);
+    Ok((Assembly { setting, slots, shared_cell, fenced: wait, member: None }, machine))
+}
+
+/// A node of a cluster, from what it has stored. `nonce` is another one at each start.
+///
+/// # Errors
+/// What is stored cannot be used.
+pub(crate) fn assemble_member(
+    setting: Setting,
+    metrics: &Metrics,
+    store: &StateStore,
+    formation: &Formation,
+    me: MemberRecord,
+    nonce: u64,
+) -> anyhow::Result<(Assembly, Machine)> {
+    let slots = Slots::new(formation.terms.groups);
+    let config = GroupConfig::decode(formation.terms.settings.clone())?;
+    let groups = restore_groups(store, slots, config)?;
+    let lease = Arc::new(LeaseCell::default());
+    let node = NodeId(me.node);
+    let membership = Membership::new(node, me, nonce, Arc::clone(&lease), Limits::default());
+    let member = take_up(store, membership, formation, &groups, &setting.clock)?;
+    let shared_cell = SharedCell::default();
+    let (fenced, wait) = mpsc::channel();
+    let machine = Machine::new(groups, config, Arc::clone(&shared_cell), metrics.arbiter(), fenced, Some(member));
+    Ok((Assembly { setting, slots, shared_cell, fenced: wait, member: Some((node, lease)) }, machine))
+}
+
+impl Assembly {
+    /// All groups of a node that is alone.
+    pub(crate) fn first_members(&self, node: NodeId) -> Vec<(GroupId, Configuration)> {
+        let members = Configuration::of([node]);
+        (0..self.slots.groups()).map(|group| (GroupId(group), members.clone())).collect()
+    }
+
+    /// The pipeline is there: hands the machine what it needs to act. Also returns what says that a node that is alone has let
+    /// go of what an earlier start held.
+    pub(crate) fn connect(
+        self,
+        pipeline: &PipelineHandle<Query>,
+        incarnation: u64,
+        peers: Option<Arc<dyn Peers>>,
+    ) -> (Arc<Shared>, mpsc::Receiver<()>) {
+        let Setting { settings, authority, arbiters, clock, random } = self.setting;
+        let submitter = Submitter::new(pipeline.clone(), self.slots, clock.clone());
+        let cluster = self.member.zip(peers).map(|((node, lease), peers)| ClusterView {
+            node: node.get(),
+            lease,
+            peers,
+            leaders: Leaders::default(),
+            nodes: Nodes::default(),
+            incoming: Mutex::new(Incoming::new(&Default::default())),
+            patient_answers: Mutex::default(),
+            clock: clock.clone(),
+            serving: AtomicBool::new(false),
+        });
+        // What other nodes retain, this one does not see.
+        let retained_possible = cluster.is_some();
+        let mut shared = Shared::new(settings, arbiters, submitter, authority, incarnation, cluster, clock);
+        shared.random = random;
+        shared.retained_possible.store(retained_possible, std::sync::atomic::Ordering::Relaxed);
+        let shared = Arc::new(shared);
+        set_once(&self.shared_cell, Arc::clone(&shared));
+        pipeline.notify(Query::Begin);
+        (shared, self.fenced)
+    }
 }
 
 fn set_once<T>(cell: &OnceLock<T>, value: T) {
@@ -218,9 +302,10 @@ fn take_up(
     membership: Membership,
     formation: &Formation,
     groups: &[GroupState],
+    clock: &Clock,
 ) -> anyhow::Result<Member> {
-    let mut member = Member::new(membership, formation.form_command(), groups.len());
-    member.restore_directory(boottime_ns(), &store.load(GroupId::DIRECTORY)?)?;
+    let mut member = Member::new(membership, formation.form_command(), groups.len(), clock.clone());
+    member.restore_directory(clock.boottime_ns(), &store.load(GroupId::DIRECTORY)?)?;
     for (number, state) in (0..).zip(groups) {
         let index = store.bases().get(&GroupId(number)).map_or(0, |base| base.applied.index);
         member.restored(number, index, state);
@@ -229,16 +314,16 @@ fn take_up(
 }
 
 /// All groups, and who votes in them at first.
-fn first_members(formation: &Formation) -> Vec<(GroupId, Configuration)> {
+pub(crate) fn first_members(formation: &Formation) -> Vec<(GroupId, Configuration)> {
     let members = Configuration::of(formation.voters());
-    (0..formation.groups).map(GroupId).chain([GroupId::DIRECTORY]).map(|group| (group, members.clone())).collect()
+    (0..formation.terms.groups).map(GroupId).chain([GroupId::DIRECTORY]).map(|group| (group, members.clone())).collect()
 }
 
-fn member_record(settings: &Settings, node: NodeId, address: std::net::SocketAddr) -> MemberRecord {
+pub(crate) fn member_record(settings: &Settings, node: NodeId) -> MemberRecord {
     MemberRecord {
         node: node.get(),
         name: settings.node_name(),
-        peer_address: settings.cluster.advertise.clone().unwrap_or_else(|| address.to_string()),
+        peer_address: settings.cluster.advertised().unwrap_or_default(),
         client_address: settings.listener.first().map_or_else(String::new, |listener| listener.address.to_string()),
         feature_level: FEATURE_LEVEL,
     }
@@ -259,10 +344,7 @@ fn start_transport(
         feature_level: me.feature_level,
     };
     let mut config = TransportConfig::new(address, identity);
-    let cluster = &settings.cluster;
-    if let (Some(ca), Some(certificate), Some(key)) = (&cluster.ca_file, &cluster.certificate_file, &cluster.key_file) {
-        config.tls = Some(TlsFiles { ca: ca.clone(), certificate: certificate.clone(), key: key.clone() });
-    }
+    config.tls = settings.cluster.tls();
     let sink: Arc<LinkSink> = Arc::clone(sink);
     let transport = Transport::start(config, sink, Arc::<Answers>::clone(answers))?;
     tracing::info!(address = %transport.local_address(), name = me.name, node = %NodeId(me.node), "listening for other nodes");
@@ -335,7 +417,7 @@ impl Responder for Answers {
 }
 
 /// Bounds of the whole node, shared out evenly: names spread evenly over the groups.
-fn group_config(settings: &Settings) -> GroupConfig {
+pub(crate) fn group_config(settings: &Settings) -> GroupConfig {
     let groups = u64::from(settings.storage.groups.get());
     let share = |bound: u64| if bound == 0 { 0 } else { bound.div_ceil(groups) + bound.div_ceil(groups) / 8 };
     GroupConfig {
@@ -353,11 +435,16 @@ fn group_config(settings: &Settings) -> GroupConfig {
     }
 }
 
-fn pipeline_config(settings: &Settings, data_dir: &DataDir, groups: Vec<(GroupId, Configuration)>) -> PipelineConfig {
-    let node = data_dir.node();
+/// `incarnation` is that of the data directory: another one at each start.
+pub(crate) fn pipeline_config(
+    settings: &Settings,
+    node: NodeId,
+    incarnation: u64,
+    groups: Vec<(GroupId, Configuration)>,
+) -> PipelineConfig {
     PipelineConfig {
         node,
-        seed: node.0.rotate_left(32) ^ data_dir.incarnation(),
+        seed: node.0.rotate_left(32) ^ incarnation,
         groups,
         segment_bytes: settings.storage.segment_bytes,
         checkpoint_log_bytes: settings.storage.checkpoint_log_bytes,

@@ -21,10 +21,28 @@ use crate::replicated::Query;
 use crate::router::Shared;
 
 /// A message of [`kentongan_cluster::membership`].
-const MEMBERSHIP: Kind = Kind(2);
+pub(crate) const MEMBERSHIP: Kind = Kind(2);
 
 /// A [`Forward`].
-const FORWARD: Kind = Kind(3);
+pub(crate) const FORWARD: Kind = Kind(3);
+
+/// As it crosses the wire.
+pub(crate) fn forward_body(forwarded: Forwarded) -> Bytes {
+    Forward { forwarded: Some(forwarded) }.encode_to_vec().into()
+}
+
+/// A Raft message as it crosses the wire.
+pub(crate) fn raft_body(group: GroupId, message: &[u8]) -> Bytes {
+    let mut body = BytesMut::with_capacity(2 + message.len());
+    body.put_u16(group.0);
+    body.put_slice(message);
+    body.freeze()
+}
+
+/// By which a Raft message goes.
+pub(crate) fn raft_class(carries_entries: bool) -> Class {
+    if carries_entries { Class::Append } else { Class::Control }
+}
 
 /// What arbiters and groups say to other nodes.
 #[derive(Debug, Clone)]
@@ -33,8 +51,7 @@ pub struct Links(pub Transport);
 impl Peers for Links {
     fn forward(&self, node: u64, forwarded: Forwarded) -> Result<(), PeerFull> {
         let node = NodeId::new(node).ok_or(PeerFull)?;
-        let body = Forward { forwarded: Some(forwarded) }.encode_to_vec().into();
-        self.0.send(node, Class::Forward, FORWARD, body).map_err(|error| {
+        self.0.send(node, Class::Forward, FORWARD, forward_body(forwarded)).map_err(|error| {
             if error == SendError::TooLarge {
                 tracing::error!(%node, "what this node has for another is longer than a frame may be; it cannot be sent");
             }
@@ -74,11 +91,8 @@ impl RaftLinks {
 
 impl RaftPeers for RaftLinks {
     fn send(&mut self, to: NodeId, group: GroupId, message: Bytes, carries_entries: bool) {
-        let class = if carries_entries { Class::Append } else { Class::Control };
-        let mut body = BytesMut::with_capacity(2 + message.len());
-        body.put_u16(group.0);
-        body.put_slice(&message);
-        self.gathered.entry((to, class)).or_default().push(body.freeze());
+        let class = raft_class(carries_entries);
+        self.gathered.entry((to, class)).or_default().push(raft_body(group, &message));
     }
 
     fn flush(&mut self) {
@@ -143,7 +157,8 @@ impl LinkSink {
         pipeline.notify(Query::ControlLink { node, link });
     }
 
-    fn on_link(&self, peer: NodeId, class: Class, direction: Direction, epoch: LinkEpoch, up: bool) {
+    /// A link began or ended.
+    pub(crate) fn on_link(&self, peer: NodeId, class: Class, direction: Direction, epoch: LinkEpoch, up: bool) {
         let Some((shared, pipeline)) = self.started.get() else {
             return;
         };
@@ -170,34 +185,40 @@ impl LinkSink {
     }
 
     fn on_batch(&self, batch: Incoming) {
-        let Some((shared, pipeline)) = self.started.get() else {
+        let Some((_, pipeline)) = self.started.get() else {
             return;
         };
-        let from = batch.from;
         let mut raft = false;
         for message in &batch.messages {
-            let mut body = message.body;
-            match message.kind {
-                Kind::RAFT if body.len() >= 2 => {
-                    let group = GroupId(body.get_u16());
-                    pipeline.step(from, group, body);
-                    raft = true;
-                }
-                // What is kept of it is small; a copy lets the rest of the batch go.
-                MEMBERSHIP => {
-                    let message = Bytes::copy_from_slice(&body);
-                    pipeline.notify(Query::Control { node: from, message });
-                }
-                FORWARD => match Forward::decode(body) {
-                    Ok(Forward { forwarded: Some(forwarded) }) => incoming::take(shared, from.get(), forwarded),
-                    Ok(_) => {}
-                    Err(error) => tracing::warn!(%from, %error, "what a node forwarded cannot be read; it is dropped"),
-                },
-                kind => tracing::debug!(%from, ?kind, "a message of a kind that this version does not know"),
-            }
+            raft |= message.kind == Kind::RAFT;
+            self.on_message(batch.from, message.kind, message.body);
         }
         if raft {
             pipeline.release(batch.credit);
+        }
+    }
+
+    /// One message of a batch.
+    pub(crate) fn on_message(&self, from: NodeId, kind: Kind, mut body: Bytes) {
+        let Some((shared, pipeline)) = self.started.get() else {
+            return;
+        };
+        match kind {
+            Kind::RAFT if body.len() >= 2 => {
+                let group = GroupId(body.get_u16());
+                pipeline.step(from, group, body);
+            }
+            // What is kept of it is small; a copy lets the rest of the batch go.
+            MEMBERSHIP => {
+                let message = Bytes::copy_from_slice(&body);
+                pipeline.notify(Query::Control { node: from, message });
+            }
+            FORWARD => match Forward::decode(body) {
+                Ok(Forward { forwarded: Some(forwarded) }) => incoming::take(shared, from.get(), forwarded),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%from, %error, "what a node forwarded cannot be read; it is dropped"),
+            },
+            kind => tracing::debug!(%from, ?kind, "a message of a kind that this version does not know"),
         }
     }
 }

@@ -173,6 +173,9 @@ pub struct AskResync {
     /// The leader's term.
     #[prost(uint64, tag = "2")]
     pub term: u64,
+    /// The answer says it again. Another one each time that something the leader said may be lost.
+    #[prost(uint32, tag = "3")]
+    pub round: u32,
 }
 
 /// A lane's batch for a group. Whoever does not lead the group drops it: its origin sends it again.
@@ -234,6 +237,10 @@ pub struct Resync {
     /// Claims that were not answered.
     #[prost(message, repeated, tag = "4")]
     pub claims: Vec<PendingClaim>,
+    /// The last round that this leader asked in; 0 if it did not. What was said for an earlier one may be older than what the
+    /// leader sent since.
+    #[prost(uint32, tag = "8")]
+    pub round: u32,
 }
 
 /// One session of a [`Resync`].

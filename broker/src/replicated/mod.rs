@@ -7,6 +7,7 @@
 
 pub mod command;
 pub mod effect;
+pub mod group_settings;
 mod interface;
 pub mod retained;
 pub mod session;

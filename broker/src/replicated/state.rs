@@ -30,6 +30,8 @@ use crate::message::Message;
 use crate::session::outbound::{Backlog, DropPolicy, QueueCaps, Stage};
 use crate::subscription::{LocalMatch, LocalSubscriptions, PickStrategy};
 
+pub(crate) use timing::CLOCK_LAG_MS_MAX;
+
 /// Live messages of one session that may wait behind retained ones.
 const HELD_MESSAGES_MAX: usize = 10_000;
 
@@ -553,7 +555,7 @@ fn route(position: u64, entry: &OutboxEntry) -> Effect {
 /// Marks the lanes of outboxes, which outlive every incarnation.
 pub const OUTBOX_LANE: u64 = 1 << 63;
 
-fn delivery(entry: &Entry, owner: Owner, epoch: u64, packet_id: PacketId, dup: bool, clock_ms: u64) -> Delivery {
+fn delivery(entry: &Entry, owner: Owner, epoch: u64, packet_id: PacketId, dup: bool, latest_ms: u64) -> Delivery {
     Delivery {
         owner,
         epoch,
@@ -563,13 +565,14 @@ fn delivery(entry: &Entry, owner: Owner, epoch: u64, packet_id: PacketId, dup: b
         retain: entry.retain,
         identifiers: entry.identifiers.clone(),
         message: Arc::clone(&entry.message),
-        expiry_left_ms: entry.message.expires_at_ms.map(|at| at.saturating_sub(clock_ms)),
+        // What is handed out still lives.
+        expiry_left_ms: entry.message.expires_at_ms.map(|at| at.saturating_sub(latest_ms).max(1)),
     }
 }
 
 /// What was in flight goes out again in its original order [MQTT-4.4.0-1], no more PUBLISH at once than the connection
 /// allows [MQTT-3.3.4-9].
-fn resend(session: &mut PersistentSession, owner: Owner, clock_ms: u64, effects: &mut Vec<Effect>) {
+fn resend(session: &mut PersistentSession, owner: Owner, latest_ms: u64, effects: &mut Vec<Effect>) {
     let sent = session.outbound.in_flight().saturating_sub(session.to_resend.len());
     let mut room = usize::from(session.window_max).saturating_sub(sent);
     while let Some(&packet_id) = session.to_resend.front() {
@@ -583,7 +586,7 @@ fn resend(session: &mut PersistentSession, owner: Owner, clock_ms: u64, effects:
             }),
             Some((_, Some(entry))) if room > 0 => {
                 room -= 1;
-                let delivery = delivery(entry, owner, session.epoch, packet_id, true, clock_ms);
+                let delivery = delivery(entry, owner, session.epoch, packet_id, true, latest_ms);
                 effects.push(Effect::Deliver(Box::new(delivery)));
             }
             _ => break,

@@ -9,6 +9,7 @@ use kentongan_cluster::interest::LinkId;
 use kentongan_cluster::{GroupId, NodeId, PipelineHandle};
 
 use super::command::{self, Command};
+use super::state::CLOCK_LAG_MS_MAX;
 use super::{ClaimRequest, InterestChanges, RetainedCursor, Slots};
 use crate::clock::Clock;
 use crate::connection_key::ConnectionKey;
@@ -125,9 +126,6 @@ struct Applied {
     at_ms: u64,
 }
 
-/// A group's clock may lag this much behind when a command reaches it.
-const LAG_MS_MAX: u64 = 500;
-
 /// A tick that says an older time than this is one that the log kept while no replica ran.
 const TICK_AGE_MS_MAX: u64 = 5000;
 
@@ -151,7 +149,7 @@ impl Submitter {
         };
         let now_ms = self.now_ms();
         let proposed_ms = clock.proposed_ms.load(Ordering::Acquire);
-        if proposed_ms != 0 && now_ms.saturating_sub(proposed_ms) <= LAG_MS_MAX {
+        if proposed_ms != 0 && now_ms.saturating_sub(proposed_ms) <= CLOCK_LAG_MS_MAX {
             return;
         }
         // Of several threads one tells it, and before it goes on.
@@ -189,7 +187,7 @@ impl Submitter {
         };
         let applied = *clock.applied.lock().unwrap_or_else(PoisonError::into_inner);
         let elapsed_ms = applied.map_or(u64::MAX, |applied| self.now_ms().saturating_sub(applied.at_ms));
-        if elapsed_ms >= in_ms && elapsed_ms > LAG_MS_MAX {
+        if elapsed_ms >= in_ms && elapsed_ms > CLOCK_LAG_MS_MAX {
             self.tell_time(group);
         }
     }

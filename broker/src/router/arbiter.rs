@@ -107,7 +107,7 @@ impl ArbiterState {
     /// The arbiter `id`, without connections. Somebody must drive it: the tasks of its thread, or [`super::stepped`].
     #[must_use]
     pub fn new(id: u16, shared: Arc<Shared>, counters: ArbiterCounters) -> Self {
-        let groups = shared.settings.storage.groups.get();
+        let groups = shared.submitter.slots().groups();
         Self {
             id,
             counters,
@@ -247,7 +247,7 @@ impl ArbiterState {
             };
             match client.phase {
                 Phase::Closing if client.out.is_empty() => return Poll::Ready(()),
-                Phase::Closing | Phase::Claiming => return Poll::Pending,
+                Phase::Closing | Phase::Leaving | Phase::Claiming => return Poll::Pending,
                 _ if client.paused => return Poll::Pending,
                 // What is asked of us must not grow what we hold without end: PINGREQ after PINGREQ, never reading.
                 _ if client.out.len() > out_bytes_max => {
@@ -644,7 +644,7 @@ impl ArbiterState {
                 self.tear_down(key, super::connect::EndCause::ConnectTimeout);
                 self.end_now(key);
             }
-            Phase::Closing => self.end_now(key),
+            Phase::Leaving | Phase::Closing => self.end_now(key),
             Phase::Connected if client.keep_alive_seconds == 0 => {}
             Phase::Connected => {
                 // One and a half times the keep-alive [MQTT-3.1.2-22]; the clock counts whole seconds.

@@ -33,6 +33,9 @@ pub enum Phase {
     Claiming,
     /// CONNACK was sent.
     Connected,
+    /// DISCONNECT came, and the group that keeps the will has not said that it knows: closed before, a client would count
+    /// on that in vain.
+    Leaving,
     /// Only what is in the buffer is still written.
     Closing,
 }
@@ -48,8 +51,9 @@ pub struct Held {
     pub identifiers: Option<Box<[u32]>>,
     /// The shared subscription it came by, to whose other members it goes if this session ends.
     pub share: Option<Arc<ShareGroup>>,
-    /// The node that picked this one for it, and waits for what becomes of it.
-    pub origin: Option<ShareOrigin>,
+    /// The node that picked this one for it, and waits for what becomes of it. Boxed, for few come so, and all are copied
+    /// into the window.
+    pub origin: Option<Box<ShareOrigin>>,
 }
 
 /// A subscription as the connection remembers it, to be undone when it ends.

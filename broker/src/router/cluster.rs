@@ -88,6 +88,8 @@ pub struct Leader {
     pub node: u64,
     /// Its term.
     pub term: u64,
+    /// The last round in which it asked for a resync.
+    pub round: u32,
 }
 
 /// Who leads each group, as far as this node knows.
@@ -130,11 +132,21 @@ impl Leaders {
             return;
         }
         if known < term {
-            let leader = Leader { node, term };
+            let leader = Leader { node, term, round: 0 };
             leaders.insert(group, leader);
             tell(shared, group, leader);
         }
         act();
+    }
+
+    /// A leader asks what the clients here have, because what it said may be lost.
+    pub fn on_asked(&self, shared: &Shared, group: u16, leader: Leader) {
+        let mut leaders = self.lock();
+        let is_old = |known: &Leader| (known.term, known.round) > (leader.term, leader.round);
+        if !leaders.get(&group).is_some_and(is_old) {
+            leaders.insert(group, leader);
+            tell(shared, group, leader);
+        }
     }
 
     /// The link to a node broke: what it said, or was told, may be lost.
@@ -226,7 +238,16 @@ pub(super) struct Departing {
     /// Messages that no lane has answered for.
     pub under_way: usize,
     /// Said to the session's group once there are none.
-    pub last_word: (u16, SessionCommand),
+    pub last_word: LastWord,
+}
+
+/// The end of a connection, for its session's group.
+#[derive(Debug)]
+pub(super) struct LastWord {
+    pub group: u16,
+    pub command: SessionCommand,
+    /// The client waits until the group knows.
+    pub awaited: bool,
 }
 
 impl ArbiterState {
@@ -272,6 +293,7 @@ impl ArbiterState {
         let mut resync = Resync {
             group: u32::from(group),
             term: leader.term,
+            round: leader.round,
             incarnation: self.shared.incarnation(),
             arbiter: u32::from(self.id),
             arbiters: self.shared.inboxes.len() as u32,
@@ -323,6 +345,15 @@ impl ArbiterState {
         self.acknowledge_withheld();
     }
 
+    /// Nobody may grant what clients wait for here: they try elsewhere.
+    pub(super) fn refuse_claims(&mut self) {
+        for key in self.keys() {
+            if self.client(key).is_some_and(|client| client.phase == Phase::Claiming) {
+                self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");
+            }
+        }
+    }
+
     /// The lease may be back.
     pub(super) fn acknowledge_withheld(&mut self) {
         if (self.withheld.is_empty() && self.withheld_barriers.is_empty()) || !self.may_acknowledge() {
@@ -352,7 +383,7 @@ impl ArbiterState {
     /// elsewhere by their names.
     pub(super) fn on_unregistered(&mut self) {
         for key in self.keys() {
-            self.end(key, EndCause::CutOff, Some(ReasonCode::ServerUnavailable));
+            self.end(key, EndCause::CutOff, Some(ReasonCode::UseAnotherServer));
         }
         self.flush_interest();
         self.departing.clear();
@@ -361,13 +392,14 @@ impl ArbiterState {
         if let Some(cluster) = &self.shared.cluster {
             self.lanes = Lanes::new(Some(cluster.node), 0, self.id, self.shared.submitter.slots().groups());
         }
+        self.forget_handed_over();
         self.shared.submitter.notify(Query::ClientsClosed);
     }
 
     /// The majority is elsewhere: clients are to find it.
     pub(super) fn on_cut_off(&mut self) {
         for key in self.keys() {
-            self.end(key, EndCause::CutOff, Some(ReasonCode::ServerUnavailable));
+            self.end(key, EndCause::CutOff, Some(ReasonCode::UseAnotherServer));
         }
     }
 
@@ -431,28 +463,40 @@ impl ArbiterState {
     }
 
     /// The end of a connection, said to its session's group: once everything that came by it is settled.
-    pub(super) fn say_last_word(&mut self, key: ConnectionKey, group: u16, last_word: SessionCommand) {
+    pub(super) fn say_last_word(&mut self, key: ConnectionKey, last_word: LastWord) {
         let under_way = self.lanes.under_way(key);
         if under_way > 0 {
-            self.departing.insert(key, Departing { under_way, last_word: (group, last_word) });
+            self.departing.insert(key, Departing { under_way, last_word });
         } else {
-            self.lanes.command(group, last_word);
-            self.schedule_flush();
+            self.say(key, last_word);
         }
+    }
+
+    fn say(&mut self, key: ConnectionKey, LastWord { group, command, awaited }: LastWord) {
+        if awaited {
+            self.lanes.command_of(key, group, command);
+        } else {
+            self.lanes.command(group, command);
+        }
+        self.schedule_flush();
     }
 
     /// Something that came by a connection which is gone is settled.
     pub(super) fn on_departed_settled(&mut self, key: ConnectionKey) {
         let Some(departing) = self.departing.get_mut(&key) else {
-            return;
+            return self.on_last_word_heard(key);
         };
         departing.under_way -= 1;
         if departing.under_way == 0
             && let Some(departing) = self.departing.remove(&key)
         {
-            let (group, last_word) = departing.last_word;
-            self.lanes.command(group, last_word);
-            self.schedule_flush();
+            self.say(key, departing.last_word);
+        }
+    }
+
+    fn on_last_word_heard(&mut self, key: ConnectionKey) {
+        if self.client(key).is_some_and(|client| client.phase == Phase::Leaving) {
+            self.begin_closing(key);
         }
     }
 

@@ -11,7 +11,7 @@ use kentongan_proto::mqtt::{
 
 use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, wake};
 use super::client::{ClientSession, Phase};
-use super::cluster::Served;
+use super::cluster::{LastWord, Served};
 use super::log_rate::excerpt;
 use super::retained_read::RetainedReads;
 use super::shared::MEMORY_LEVEL_REFUSES;
@@ -89,6 +89,11 @@ pub enum EndCause {
 impl EndCause {
     fn publishes_will(&self) -> bool {
         *self != Self::Disconnected
+    }
+
+    /// DISCONNECT counts from the end of the connection, so that is when the group must know (P9).
+    fn is_asked_for(&self) -> bool {
+        matches!(self, Self::Disconnected | Self::DisconnectedWithWill)
     }
 
     fn close_reason(&self) -> CloseReason {
@@ -388,7 +393,8 @@ impl ArbiterState {
             let group = self.shared.submitter.slots().group_of(&opened.client_id);
             let claim = PersistentSession { group, epoch: opened.epoch };
             let disconnect = SessionCommand::disconnect(&opened.client_id, claim, true, None);
-            return self.say_last_word(opened.connection, group, disconnect);
+            let last_word = LastWord { group, command: disconnect, awaited: false };
+            return self.say_last_word(opened.connection, last_word);
         }
         if let Some(group) = opened.group {
             let persistent = PersistentSession { group, epoch: opened.epoch };
@@ -427,6 +433,8 @@ impl ArbiterState {
         server_reference: Option<String>,
     ) {
         let counted = if server_reference.is_some() { ConnectRefusal::SentElsewhere } else { connect_refusal(reason) };
+        // CONNACK has no such code (MQTT 5, section 3.2.2.2).
+        let reason = if reason == ReasonCode::SessionTakenOver { ReasonCode::UnspecifiedError } else { reason };
         self.counters.connects_refused.inc(counted);
         let logged = self.refusal_lines.admits(self.now_seconds());
         let Some(client) = self.client(key) else {
@@ -484,7 +492,10 @@ impl ArbiterState {
             }
         }
         self.tear_down(key, cause);
-        self.begin_closing(key);
+        // One that leaves is closed when its group has heard of it.
+        if self.client(key).is_some_and(|client| client.phase != Phase::Leaving) {
+            self.begin_closing(key);
+        }
     }
 
     fn write_disconnect(
@@ -513,10 +524,14 @@ impl ArbiterState {
         self.write_packet(key, &Packet::Disconnect(Disconnect { reason_code, properties }));
     }
 
-    fn begin_closing(&mut self, key: ConnectionKey) {
+    pub(super) fn begin_closing(&mut self, key: ConnectionKey) {
+        self.close_by_deadline(key, Phase::Closing);
+    }
+
+    fn close_by_deadline(&mut self, key: ConnectionKey, phase: Phase) {
         let due = self.now_seconds() + CLOSING_SECONDS_MAX;
         if let Some(client) = self.client(key) {
-            client.phase = Phase::Closing;
+            client.phase = phase;
             wake(client);
             self.wheel.arm(key, due);
             self.mark_dirty(key);
@@ -553,7 +568,11 @@ impl ArbiterState {
             } else {
                 SessionCommand::disconnect(&client_id, claim, publish_will, Some(session_expiry_seconds))
             };
-            self.say_last_word(key, claim.group, last_word);
+            let awaited = cause.is_asked_for();
+            self.say_last_word(key, LastWord { group: claim.group, command: last_word, awaited });
+            if awaited {
+                self.close_by_deadline(key, Phase::Leaving);
+            }
             return;
         }
         if let Some(persistent) = persistent {
@@ -561,7 +580,12 @@ impl ArbiterState {
             self.flush_lanes();
             let expiry_seconds = Some(session_expiry_seconds);
             let command = SessionCommand::disconnect(&client_id, persistent, publish_will, expiry_seconds);
-            self.lanes.command(persistent.group, command);
+            if cause.is_asked_for() {
+                self.lanes.command_of(key, persistent.group, command);
+                self.close_by_deadline(key, Phase::Leaving);
+            } else {
+                self.lanes.command(persistent.group, command);
+            }
             // And this before anybody is told that the Client Identifier is free.
             self.flush_lanes();
         } else {
@@ -582,7 +606,7 @@ impl ArbiterState {
         let Some(client) = self.client(key) else {
             return;
         };
-        if client.phase == Phase::Closing || matches!(cause, EndCause::Refused(_)) {
+        if matches!(client.phase, Phase::Leaving | Phase::Closing) || matches!(cause, EndCause::Refused(_)) {
             return;
         }
         client.phase = Phase::Closing;
@@ -609,8 +633,9 @@ impl ArbiterState {
                 self.end(key, EndCause::TakenOver, Some(ReasonCode::SessionTakenOver));
             }
             Some(client) if client.phase == Phase::Claiming => {
-                // It is the registered owner but was not told yet; Opened will find nothing pending.
-                self.refuse(key, ReasonCode::SessionTakenOver, "a newer connection has the client identifier");
+                // It is the registered owner but was not told yet; Opened will find nothing pending. "Session taken over" is
+                // for DISCONNECT only.
+                self.refuse(key, ReasonCode::ServerBusy, "a newer connection has the client identifier");
             }
             _ => {
                 self.shared.registry.release(client_id, key);

@@ -110,8 +110,8 @@ impl ArbiterState {
     #[inline]
     pub(super) fn deliver_matched(&mut self, publication: &mut Publication<'_>, target: &LocalMatch) {
         let key = ConnectionKey::from_raw(target.connection);
-        // No Local [MQTT-3.3.1.3]: what the publisher's own connection gets leaves those subscriptions out.
-        let merged = if publication.publisher == Some(key) {
+        // No Local [MQTT-3.8.3-3]: what the publisher itself gets leaves those subscriptions out.
+        let merged = if self.is_publisher(key, publication) {
             match target.own() {
                 Some(merged) => merged,
                 None => return,
@@ -134,6 +134,17 @@ impl ArbiterState {
             return;
         }
         self.deliver(key, publication, terms);
+    }
+
+    /// Whether a connection is that of the publisher. What a group has routed, or another node, comes by no connection: then
+    /// the Client Identifier tells.
+    #[inline]
+    fn is_publisher(&mut self, key: ConnectionKey, publication: &Publication<'_>) -> bool {
+        match (publication.publisher, publication.publisher_id) {
+            (Some(publisher), _) => publisher == key,
+            (None, None) => false,
+            (None, Some(publisher)) => self.client(key).is_some_and(|client| *client.client_id == **publisher),
+        }
     }
 
     /// A publication to the member of a shared subscription that was picked for it.
@@ -187,7 +198,7 @@ impl ArbiterState {
                 share.ended(key.raw());
             }
             if let Some(origin) = held.origin {
-                self.answer_origin(origin, ShareOutcome::Settled);
+                self.answer_origin(*origin, ShareOutcome::Settled);
             }
         }
     }
@@ -229,7 +240,7 @@ impl ArbiterState {
             // Once written, nobody needs the message again: a transient session dies with its connection. Only a
             // shared subscription may hand it to another member.
             let message = share.is_some().then(|| publication.share_message());
-            let held = Held { message, retain: terms.retain, identifiers, share, origin };
+            let held = Held { message, retain: terms.retain, identifiers, share, origin: origin.map(Box::new) };
             if let Some(id) =
                 counted(&self.counters, &mut session.outbound, |outbound| outbound.send_now(held, terms.qos))
             {
@@ -242,7 +253,8 @@ impl ArbiterState {
         }
         let message = publication.share_message();
         let weight = message.weight_bytes();
-        let held = Held { message: Some(message), retain: terms.retain, identifiers, share, origin };
+        let boxed = origin.map(Box::new);
+        let held = Held { message: Some(message), retain: terms.retain, identifiers, share, origin: boxed };
         match counted(&self.counters, &mut session.outbound, |outbound| outbound.offer(held, weight, terms.qos)) {
             Offer::Accepted => {}
             Offer::DroppedNew(full) => {
@@ -472,7 +484,7 @@ impl ArbiterState {
         for held in counted(&self.counters, &mut outbound, Outbound::drain_undelivered) {
             if let (Some(message), Some(share)) = (held.message, held.share) {
                 let mut publication = self.publication_of(&message);
-                publication.origin = held.origin;
+                publication.origin = held.origin.map(|origin| *origin);
                 self.templates.begin();
                 self.route_to_share(&mut publication, &share, PassedOver::Connection(left.raw()));
             }

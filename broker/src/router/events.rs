@@ -165,6 +165,8 @@ pub enum Event {
         /// Which SUBSCRIBE.
         ticket: u64,
     },
+    /// This node's lease ran out.
+    LeaseLapsed,
     /// This node has a lease again.
     LeaseBack,
     /// This node has had no lease for long.
@@ -234,6 +236,7 @@ impl ArbiterState {
                 self.on_share_node_lost(node);
             }
             Event::Barrier { connection, ticket } => self.on_barrier(connection, ticket),
+            Event::LeaseLapsed => self.refuse_claims(),
             Event::LeaseBack => self.acknowledge_withheld(),
             Event::CutOff => self.on_cut_off(),
             Event::Unregistered => self.on_unregistered(),
@@ -309,7 +312,19 @@ impl ArbiterState {
         self.resume_publishers();
     }
 
+    /// This node was declared dead: those who have messages from here answer to nobody for them. The numbers of the lanes
+    /// begin anew, so nothing may be left that an answer could be mistaken for.
+    pub(super) fn forget_handed_over(&mut self) {
+        for (node, kept) in self.settling.take_all() {
+            kept.share.ended_at_node(node);
+            self.counters.shared_elsewhere.dec();
+        }
+    }
+
     fn pick_again(&mut self, kept: &Kept, passed_over: PassedOver) {
+        if kept.message.expires_at_ms.is_some_and(|at| at <= self.now_ms) {
+            return self.counters.messages_dropped.inc(DropReason::Expired);
+        }
         // All members may have left since, and others come: those are members of another group of the same name.
         let share = self.shared.index.share(kept.share.name(), kept.share.filter());
         let Some(share) = share.filter(|_| kept.may_go_on()) else {

@@ -181,6 +181,13 @@ impl Lanes {
         self.gather(group, LaneMessage { command: Some(command), ..LaneMessage::default() });
     }
 
+    /// The same, and the connection by which it came waits for the group's answer.
+    pub(super) fn command_of(&mut self, connection: ConnectionKey, group: u16, command: SessionCommand) {
+        let waiting = Waiting { remaining: 0, connection: Some((connection, None)), reason: ReasonCode::Success };
+        let waiter = Waiter(self.waiting.insert(waiting));
+        self.push(group, LaneMessage { command: Some(command), ..LaneMessage::default() }, waiter);
+    }
+
     fn push(&mut self, group: u16, message: LaneMessage, waiter: Waiter) {
         let number = self.gather(group, message);
         self.groups[usize::from(group)].unanswered.push_back((number, waiter));

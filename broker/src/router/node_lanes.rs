@@ -120,7 +120,7 @@ impl NodeLanes {
 
     /// The same for what `write` writes, given the number. Whether anybody waits for it is for the caller to say.
     fn push_with(&mut self, node: u16, write: impl FnOnce(u64, &mut BytesMut)) -> Option<u64> {
-        if self.lost.contains(&node) {
+        if self.is_lost(node) {
             return None;
         }
         let lane = self.lane(node);
@@ -130,6 +130,10 @@ impl NodeLanes {
             self.touched.push(node);
         }
         Some(number)
+    }
+
+    pub(super) fn is_lost(&self, node: u16) -> bool {
+        self.lost.contains(&node)
     }
 
     /// What became of a message that came from another node. Said when the turn ends.

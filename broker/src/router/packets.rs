@@ -60,7 +60,7 @@ impl ArbiterState {
                     Some(ReasonCode::ProtocolError),
                 );
             }
-            (Phase::Claiming | Phase::Closing, _) => {}
+            (Phase::Claiming | Phase::Leaving | Phase::Closing, _) => {}
         }
     }
 

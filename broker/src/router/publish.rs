@@ -191,6 +191,11 @@ impl ArbiterState {
             if self.refusal_lines.admits(self.now_seconds()) {
                 tracing::info!(%client_id, topic = excerpt(topic), ?reason, "PUBLISH refused");
             }
+            let will_pass = reason == ReasonCode::QuotaExceeded && self.shared.submitter.is_full();
+            if will_pass && self.client(key).is_some_and(|client| !client.version.is_v5()) {
+                // An older PUBACK can only say that the message is safe. Without one it comes again.
+                return self.end(key, EndCause::Refused(reason), None);
+            }
             return self.answer_publish(key, publish.delivery, refusal.into());
         }
         let properties = (!publish.properties.is_empty()).then(|| publish.properties.to_owned());
@@ -383,18 +388,27 @@ impl ArbiterState {
         if !self.may_acknowledge() {
             return self.withheld.push(key);
         }
+        let was_full = self.is_full(key);
         while let Some(session) = self.client(key).and_then(|client| client.session.as_mut())
             && let Some(owed) = session.owed.pop()
         {
             self.send_owed(key, owed.kind, owed.packet_id, owed.verdict);
         }
-        let full = self
-            .client(key)
-            .and_then(|client| client.session.as_ref())
-            .is_some_and(|session| session.inbound.is_full());
-        if !full && !self.shared.publishers_paused.load(Ordering::Relaxed) {
-            self.resume_reading(key);
+        if self.is_full(key) {
+            return;
         }
+        if !self.shared.publishers_paused.load(Ordering::Relaxed) {
+            self.resume_reading(key);
+        } else if was_full {
+            // It goes on with the others: until now it waited for its own acknowledgements only.
+            self.paused.push(key);
+        }
+    }
+
+    /// Whether the client has sent as much as it may without an answer.
+    fn is_full(&mut self, key: ConnectionKey) -> bool {
+        let session = self.client(key).and_then(|client| client.session.as_ref());
+        session.is_some_and(|session| session.inbound.is_full())
     }
 
     /// Publishes the Will Message of a transient session [MQTT-3.1.2-8].
@@ -523,6 +537,8 @@ impl ArbiterState {
         passed_over: PassedOver,
         given_back: u8,
     ) {
+        // Who was to be answered may be lost: then it is for this node to see to the message.
+        publication.origin = publication.origin.filter(|origin| !self.lanes.nodes.is_lost(origin.node));
         let mut elsewhere = Elsewhere::new();
         self.hand_to_member(publication, share, passed_over, &mut elsewhere);
         if !elsewhere.is_empty() {
@@ -626,7 +642,7 @@ impl ArbiterState {
         shares: SmallVec<[Arc<ShareGroup>; 2]>,
         given_back: u8,
     ) {
-        for (share, at) in shares.into_iter().zip(0..) {
+        for (share, at) in shares.into_iter().zip(0..=u16::MAX) {
             share.began_at_node(node);
             let message = publication.share_message();
             self.settling.keep(node, number, at, Kept { message, share, given_back });
@@ -704,11 +720,7 @@ impl ArbiterState {
             return;
         }
         for key in std::mem::take(&mut self.paused) {
-            let full = self
-                .client(key)
-                .and_then(|client| client.session.as_ref())
-                .is_some_and(|session| session.inbound.is_full());
-            if !full {
+            if !self.is_full(key) {
                 self.resume_reading(key);
             }
         }

@@ -18,8 +18,10 @@
 //! - No answer is lost while both nodes live. So nothing is kept for ever.
 //! - No answer comes twice. If one did, it would find nothing: the number in the origin's lane names one message, and is never
 //!   given again.
-//! - An origin that is lost takes with it what it kept; answers for it end with the lane. A target that is lost has no
-//!   living member, so what it left unanswered can be picked again without a second copy on a living connection.
+//! - An origin that is lost takes with it what it kept; answers for it end with the lane, and a message that its member leaves
+//!   after that is the target's own.
+//! - A target that is lost has no living member, so what it left unanswered can be picked again without a second copy on a
+//!   living connection.
 //!
 //! The publisher waits for none of this, only for the lane's answer.
 
@@ -127,6 +129,11 @@ impl ShareSettling {
             self.removed(kept);
         }
         left
+    }
+
+    /// This node is lost itself. Returns what it kept, each with the node that has it.
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = (u16, Kept)> + use<> {
+        std::mem::take(self).kept.into_iter().map(|((node, ..), kept)| (node, kept))
     }
 
     fn removed(&mut self, kept: &Kept) {

@@ -2,8 +2,8 @@
 //!
 //! Two tables, because what is shared between threads should be small and change rarely:
 //!
-//! - [`SubscriptionIndex`], one a process: Topic Filter → the arbiters and groups that want it, counted, and the
-//!   shared subscriptions. Every thread reads it.
+//! - [`SubscriptionIndex`], one a process: Topic Filter → the arbiters, groups and other nodes that want it, counted, and
+//!   the shared subscriptions. Every thread reads it.
 //! - [`LocalSubscriptions`], one an arbiter: Topic Filter → its connections, with their options. One thread.
 //!
 //! Both keep filters without wildcards in a hash table, where one look-up answers for all of them, and only the

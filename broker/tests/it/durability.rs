@@ -5,12 +5,15 @@
 //! which [`check`] judges.
 //!
 //! `KENTONGAN_KILLS` says how often to kill (default 3), `KENTONGAN_SEED` repeats the moments of a run.
+//!
+//! The same is tried on three processes that are one broker, see `cluster/kills.rs`.
 
 mod history;
-mod link;
+pub mod link;
 mod load;
 mod sites;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread::{self, JoinHandle};
@@ -55,22 +58,42 @@ fn publishers(stage: &Arc<Stage>) -> Vec<Publisher> {
         .collect()
 }
 
+/// The processes that serve the clients of a run.
+pub trait Brokers {
+    /// Where clients can connect.
+    fn addresses(&self) -> Vec<SocketAddr>;
+
+    /// Where they may try while one or all of them are killed and started again.
+    fn addresses_meanwhile(&self) -> Vec<SocketAddr>;
+}
+
+impl Brokers for Broker {
+    fn addresses(&self) -> Vec<SocketAddr> {
+        vec![self.address]
+    }
+
+    /// Its port is free then, for anybody.
+    fn addresses_meanwhile(&self) -> Vec<SocketAddr> {
+        Vec::new()
+    }
+}
+
 /// A run: the clients, and what only the one who kills notes.
-struct Run {
+struct Run<B> {
     stage: Arc<Stage>,
-    broker: Broker,
+    broker: B,
     publishers: Vec<JoinHandle<Vec<Published>>>,
     retained_publishers: Vec<usize>,
     reads: Vec<Read>,
     random: SmallRng,
 }
 
-impl Run {
-    fn start(broker: Broker, version: ProtocolVersion) -> (Self, JoinHandle<Vec<history::Received>>) {
+impl<B: Brokers> Run<B> {
+    fn start(broker: B, version: ProtocolVersion) -> (Self, JoinHandle<Vec<history::Received>>) {
         let seed = std::env::var("KENTONGAN_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
         println!("KENTONGAN_SEED={seed}");
         let stage = Arc::new(Stage::default());
-        *stage.address.lock().expect("no poison") = Some(broker.address);
+        *stage.addresses.lock().expect("no poison") = broker.addresses();
         let subscriber = Subscriber { version, stage: Arc::clone(&stage) };
         subscriber.subscribe();
         let publishers = publishers(&stage);
@@ -87,7 +110,7 @@ impl Run {
     }
 
     /// Load up to a moment of chance, then `kill -9`, then a new process.
-    fn round(&mut self, number: u64, restart: impl FnOnce(&mut Broker)) {
+    fn round(&mut self, number: u64, restart: impl FnOnce(&mut B)) {
         // Away, there, and there again: so that both a queue and what is in flight are tried.
         self.stage.online.store(!number.is_multiple_of(3), SeqCst);
         let before = self.stage.acknowledged.load(SeqCst);
@@ -96,17 +119,19 @@ impl Run {
         let enough = before + self.random.random_range(all / 10..all * 9 / 10);
         wait_for("load goes on", || self.stage.acknowledged.load(SeqCst) >= enough);
         self.read_retained();
-        *self.stage.address.lock().expect("no poison") = None;
+        *self.stage.addresses.lock().expect("no poison") = self.broker.addresses_meanwhile();
         let started = Instant::now();
         restart(&mut self.broker);
         println!("round {number}: serving {:?} after the kill", started.elapsed());
-        *self.stage.address.lock().expect("no poison") = Some(self.broker.address);
+        *self.stage.addresses.lock().expect("no poison") = self.broker.addresses();
         self.read_retained();
     }
 
     fn read_retained(&mut self) {
+        let addresses = self.broker.addresses();
+        let address = addresses[self.random.random_range(0..addresses.len())];
         let started_at = self.stage.tick();
-        let found = read_retained(self.broker.address, self.retained_publishers.len(), Duration::from_secs(5))
+        let found = read_retained(address, self.retained_publishers.len(), Duration::from_secs(5))
             .expect("a broker that runs answers");
         let ended_at = self.stage.tick();
         self.reads.extend(self.retained_publishers.iter().map(|&publisher| {
@@ -148,15 +173,15 @@ impl Run {
     }
 }
 
-fn kills() -> u64 {
+pub fn kills() -> u64 {
     std::env::var("KENTONGAN_KILLS").map_or(3, |text| text.parse().expect("KENTONGAN_KILLS is a number"))
 }
 
 /// Kills, restarts, and judges.
-fn survive(broker: Broker, version: ProtocolVersion, kills: u64, restart: impl Fn(&mut Broker)) {
+pub fn survive<B: Brokers>(broker: B, version: ProtocolVersion, kills: u64, mut restart: impl FnMut(&mut B)) {
     let (mut run, subscriber) = Run::start(broker, version);
     for number in 0..kills {
-        run.round(number, &restart);
+        run.round(number, &mut restart);
     }
     let history = run.finish(subscriber);
     let acknowledged = history.published.iter().filter(|one| one.acknowledged_at.is_some()).count();

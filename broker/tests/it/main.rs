@@ -3,6 +3,7 @@
 mod support;
 
 mod abuse;
+mod cluster;
 mod conformance;
 mod durability;
 mod first_light;

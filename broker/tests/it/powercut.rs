@@ -14,7 +14,11 @@ use tempfile::TempDir;
 
 use std::os::unix::fs::MetadataExt as _;
 
+use crate::cluster::nodes::Cluster;
 use crate::support::Broker;
+
+/// The data directory, in that of the test.
+const DATA: &str = "disk/var/data";
 
 /// A directory whose power can be cut.
 pub struct PowerCut {
@@ -25,7 +29,27 @@ impl PowerCut {
     /// A broker under the preload. The syncs of the site `ignored` do not count.
     pub fn start(ignored: Option<SyncSite>) -> (Broker, Self) {
         let root = TempDir::new().expect("a temporary directory");
-        let directory = root.path().to_owned();
+        let (own, environment) = Self::prepare(root.path(), ignored);
+        let environment: Vec<_> = environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        (Broker::within(root, DATA, &[], &environment), own)
+    }
+
+    /// Three nodes under the preload, whose power is cut together.
+    pub fn start_cluster(ignored: Option<SyncSite>) -> (Cluster, Vec<Self>) {
+        let root = TempDir::new().expect("a temporary directory");
+        let prepare = |number| {
+            let directory = root.path().join(format!("n{number}"));
+            fs::create_dir(&directory).expect("created");
+            Self::prepare(&directory, ignored)
+        };
+        let (cuts, environments): (Vec<_>, Vec<_>) = (1..=3).map(prepare).unzip();
+        let data_dirs = cuts.iter().map(|cut: &Self| cut.directory.join(DATA)).collect();
+        (Cluster::within(root, data_dirs, |node| environments[node].clone()), cuts)
+    }
+
+    /// A disk in `directory`, and the environment of the process that writes to it.
+    fn prepare(directory: &Path, ignored: Option<SyncSite>) -> (Self, Vec<(String, String)>) {
+        let directory = directory.to_owned();
         let library = directory.join("powercut.so");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/powercut.c");
         let compiled = Command::new("cc")
@@ -59,8 +83,7 @@ impl PowerCut {
             ("KENTONGAN_STORAGE__CHECKPOINT_LOG_BYTES", checkpoints.0.to_owned()),
             ("KENTONGAN_STORAGE__CHECKPOINT_SECONDS", checkpoints.1.to_owned()),
         ];
-        let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        (Broker::within(root, "disk/var/data", &[], &environment), own)
+        (own, environment.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
     /// Only this exists before the broker starts: its data directory lies deeper.

@@ -408,6 +408,11 @@ impl Client {
     pub fn at(address: SocketAddr, version: ProtocolVersion) -> Self {
         let stream = TcpStream::connect(address).expect("the broker listens");
         stream.set_nodelay(true).expect("a socket option");
+        Self::on(stream, version)
+    }
+
+    /// On a connection that is there.
+    pub fn on(stream: TcpStream, version: ProtocolVersion) -> Self {
         Self { stream, version, buffer: Vec::new(), stash: VecDeque::new() }
     }
 

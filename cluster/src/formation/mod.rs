@@ -18,18 +18,19 @@
 //! 4. A promise for one cluster gives way to one for another only if that one names all members ever named for the first,
 //!    but for the decider of the first; and so must whatever is promised after it.
 //!
-//! Let X and Y be decided, and Y have the higher number. By (4), whoever promised X and then Y, perhaps others between, saw
-//! each member of X, but for its decider, named for Y or itself be a decider between. Such a member either promised Y or
-//! proposed something above X. If it did so after it adopted X, that broke (3), so Y was not decided; if before, by (1) and (3)
-//! it never adopts X. So of X's members at most its decider is ever part of X, which is no majority of two or more; and a
-//! cluster of one needed no promise. If nobody promised both, then X and Y have no members in common that are not the
-//! decider of one of them; and a decider of X that promised Y did so before it decided X, and could then not decide it (2), or
-//! after, and did not promise. Then they were formed by different nodes with different lists of seeds.
+//! Let X and Y be decided, and Y's number be no lower than X's. Whoever promised both promised X first (1). If anybody did,
+//! then by (4) each member of X but its decider is a member of Y, or was itself the decider of something promised between.
+//! So each has promised or proposed something above X; had it adopted X before, it could not have (3), and after it, it
+//! never adopts X (1, 3). That leaves X its decider alone, no majority of two or more members; and a cluster of one asked
+//! nobody for a promise. If nobody promised both, then X and Y share no member but perhaps a decider; and the decider of X
+//! promised Y either before it decided X, which it then could not (2), or after, which it would not (3). So they share none:
+//! different nodes were given different lists.
 //!
 //! (4) is what lets a first seed that lost its disk begin again under another node id: the promises to its former self give
 //! way, since nobody else is missing. A second node that lost its disk may have been the other half of a majority, so then
-//! an operator must say that nothing was stored. A seed that lost its disk before the decision, while the first one did not, is
-//! simply asked again: it is the same cluster. When the numbers do not suffice, the refusal says so and the decider raises its own.
+//! an operator must say that nothing was stored. A seed that lost its disk before the decision, while the first one did
+//! not, is simply asked again: it is the same cluster. A refusal for the sake of (1) names the number promised, and the
+//! decider goes above it.
 //!
 //! That nodes promise only to whoever answers at the first seed of *their* lists is not needed for safety: it keeps nodes
 //! with unlike lists from taking promises from each other for ever, and lets the log say that the lists are unlike.
@@ -44,7 +45,7 @@ mod tests;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use std::{io, thread};
@@ -61,7 +62,7 @@ use crate::disk::RealDisk;
 use crate::transport::{Asked, LinkError, PeerHello, Question, Target, Transport};
 
 pub use self::ledger::{AdoptError, Ledger, LedgerError, PromiseError};
-pub use self::record::{Formation, FormationRecordError, MEMBERS_MAX, Proposal};
+pub use self::record::{Formation, FormationRecordError, MEMBERS_MAX, Proposal, Terms};
 
 /// Pause between two looks at the seeds, see [`Inner::round`].
 const ROUND: Duration = Duration::from_millis(200);
@@ -101,6 +102,14 @@ pub enum FormationError {
         "this node cannot form a cluster of its own: {0}; start it with the seeds it had (--seeds), or with an empty data directory"
     )]
     Alone(#[source] PromiseError),
+    /// Others know it by another name and would not speak with it. Alone it may be called what it likes.
+    #[error(
+        "this node was called {was:?} when its cluster was formed, and others know it so: start it with --node {was}"
+    )]
+    Renamed {
+        /// Its name.
+        was: String,
+    },
     /// What was promised cannot be read or written.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -123,7 +132,7 @@ pub struct Forming {
 struct Inner {
     me: MemberRecord,
     seeds: Vec<String>,
-    groups: u16,
+    terms: Terms,
     /// Pause between two looks at the seeds.
     round: Duration,
     /// Never locked by the transport's thread: whoever holds it may wait for the disk.
@@ -137,26 +146,29 @@ struct Inner {
 impl Forming {
     /// Takes up what a data directory, which exists and is locked, has from earlier starts. `me` is this node as others shall
     /// know it, `seeds` where the nodes are that form the cluster, in the same order on all of them; with none this node
-    /// forms one alone, of `groups` groups.
+    /// forms one alone. `terms` count if this node is the one that decides.
     ///
     /// # Errors
     /// What is there cannot be read, or not be made safe.
-    pub fn open(data_dir: &Path, me: MemberRecord, seeds: Vec<String>, groups: u16) -> Result<Self, FormationError> {
+    pub fn open(data_dir: &Path, me: MemberRecord, seeds: Vec<String>, terms: Terms) -> Result<Self, FormationError> {
         let ledger = Ledger::open(Arc::new(RealDisk::existing(data_dir)), NodeId(me.node))?;
-        Self::with(ledger, me, seeds, groups, ROUND)
+        Self::with(ledger, me, seeds, terms, ROUND)
     }
 
     fn with(
         ledger: Ledger,
         me: MemberRecord,
         seeds: Vec<String>,
-        groups: u16,
+        terms: Terms,
         round: Duration,
     ) -> Result<Self, FormationError> {
+        if let Some(was) = ledger.formation().and_then(|formation| other_name(formation, &me)) {
+            return Err(FormationError::Renamed { was });
+        }
         let formation = OnceLock::new();
         let is_formed = ledger.formation().cloned().is_some_and(|found| formation.set(found).is_ok());
         let ledger = Mutex::new(ledger);
-        let inner = Arc::new(Inner { me, seeds, groups, round, ledger, formation, first: AtomicU64::new(0) });
+        let inner = Arc::new(Inner { me, seeds, terms, round, ledger, formation, first: AtomicU64::new(0) });
         let proposals = if is_formed { None } else { Some(inner.spawn_promising()?) };
         Ok(Self { inner, proposals: Mutex::new(proposals) })
     }
@@ -171,10 +183,8 @@ impl Forming {
     pub fn answer(&self, asked: Asked) {
         match asked.question {
             Question::Form => {
-                let formation = self.inner.formation.get();
-                asked
-                    .answer
-                    .send(formation.map(Formation::encode).ok_or_else(|| "no cluster is formed here".to_owned()));
+                let record = self.inner.formation.get().map(Formation::encode);
+                asked.answer.send(record.ok_or_else(|| "no cluster is formed here".to_owned()));
             }
             Question::Promise => self.answer_promise(asked),
             Question::Status => asked.answer.send(Err("this is not about forming a cluster".to_owned())),
@@ -190,8 +200,7 @@ impl Forming {
             None => return asked.answer.send(Err("this node has ended its search for a cluster".to_owned())),
         };
         if let Some(refused) = refused {
-            let (std::sync::mpsc::TrySendError::Full(asked) | std::sync::mpsc::TrySendError::Disconnected(asked)) =
-                refused;
+            let (TrySendError::Full(asked) | TrySendError::Disconnected(asked)) = refused;
             asked.answer.send(Err("too many proposals at once: try again later".to_owned()));
         }
     }
@@ -238,11 +247,9 @@ impl Inner {
             return Err(PromiseError::Malformed("another node is to decide than the one that asks"));
         }
         match self.first.load(Ordering::Relaxed) {
-            _ if self.seeds.is_empty() => return Err(PromiseError::NoSeeds),
-            0 => return Err(PromiseError::NotYet { seed: self.seeds[0].clone() }),
-            first if first != from.node.0 => {
-                return Err(PromiseError::NotFirst { seed: self.seeds[0].clone(), first });
-            }
+            _ if self.seeds.is_empty() => Err(PromiseError::NoSeeds),
+            0 => Err(PromiseError::NotYet { seed: self.seeds[0].clone() }),
+            first if first != from.node.0 => Err(PromiseError::NotFirst { seed: self.seeds[0].clone(), first }),
             _ => lock(&self.ledger).make_promise(&proposal),
         }
     }
@@ -317,10 +324,10 @@ impl<'a> Search<'a> {
     }
 
     fn form_alone(&self) -> Result<Formation, FormationError> {
-        let Inner { me, groups, ledger, .. } = self.inner;
+        let Inner { me, terms, ledger, .. } = self.inner;
         let mut ledger = lock(ledger);
         let proposal = ledger.propose(me, vec![me.node], 1).map_err(FormationError::Alone)?;
-        let formation = formation(&proposal, *groups, vec![me.clone()]);
+        let formation = formation(&proposal, terms, vec![me.clone()]);
         match ledger.decide(&proposal, formation.clone()) {
             Ok(()) => Ok(self.inner.settle(formation)),
             Err(AdoptError::Ledger(error)) => Err(error.into()),
@@ -402,7 +409,7 @@ impl<'a> Search<'a> {
         if records.len() < proposal.members.len() {
             return Ok(None);
         }
-        let formation = formation(&proposal, self.inner.groups, records);
+        let formation = formation(&proposal, &self.inner.terms, records);
         match lock(&self.inner.ledger).decide(&proposal, formation.clone()) {
             Ok(()) => Ok(Some(formation)),
             Err(AdoptError::Ledger(error)) => Err(error.into()),
@@ -442,10 +449,16 @@ impl<'a> Search<'a> {
     }
 }
 
-fn formation(proposal: &Proposal, groups: u16, mut members: Vec<MemberRecord>) -> Formation {
+/// What other members know `me` as, if that is another name.
+fn other_name(formation: &Formation, me: &MemberRecord) -> Option<String> {
+    let known = formation.members.iter().find(|member| member.node == me.node)?;
+    (formation.members.len() > 1 && known.name != me.name).then(|| known.name.clone())
+}
+
+fn formation(proposal: &Proposal, terms: &Terms, mut members: Vec<MemberRecord>) -> Formation {
     members.sort_by_key(|member| member.node);
     let cluster_id = proposal.cluster().expect("a proposal of our own has a cluster id");
-    Formation { cluster_id, groups, members }
+    Formation { cluster_id, terms: terms.clone(), members }
 }
 
 /// What `node` said to our proposal.

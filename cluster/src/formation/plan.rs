@@ -55,7 +55,7 @@ pub(super) fn next_step(me: &MemberRecord, seen: &[Seen<'_>]) -> Result<Step, Fo
             let others = answered.iter().filter(|seed| !is_me(seed));
             Ok(Step::Form(others.map(|(seed, hello)| ((*seed).to_owned(), hello.node)).collect()))
         }
-        Some((seed, _)) if answered.iter().any(|seed| is_me(seed)) => {
+        Some((seed, _)) if answered.iter().any(is_me) => {
             Ok(Step::Wait(format!("all seeds are there, and the first one, {seed}, forms the cluster")))
         }
         _ => Ok(Step::Wait(

@@ -15,13 +15,22 @@ pub const MEMBERS_MAX: usize = 256;
 /// The feature level that a cluster begins with.
 const FEATURE_LEVEL: u32 = 1;
 
+/// What the node that forms a cluster decides for all of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Terms {
+    /// How many data groups there are; never changed.
+    pub groups: u16,
+    /// What the state machines must agree on, as they wrote it.
+    pub settings: Bytes,
+}
+
 /// How a cluster began: what each of its first members must know before it takes part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Formation {
     /// Tells this cluster from every other.
     pub cluster_id: ClusterId,
-    /// How many data groups there are; never changed.
-    pub groups: u16,
+    /// What was decided with it.
+    pub terms: Terms,
     /// The nodes it begins with. All of them vote in all groups.
     pub members: Vec<MemberRecord>,
 }
@@ -39,6 +48,8 @@ struct FormationRecord {
     groups: u32,
     #[prost(message, repeated, tag = "3")]
     members: Vec<MemberRecord>,
+    #[prost(bytes = "bytes", tag = "4")]
+    settings: Bytes,
 }
 
 impl Formation {
@@ -47,8 +58,9 @@ impl Formation {
     pub fn encode(&self) -> Bytes {
         let record = FormationRecord {
             cluster_id: cluster_bytes(self.cluster_id),
-            groups: self.groups.into(),
+            groups: self.terms.groups.into(),
             members: self.members.clone(),
+            settings: self.terms.settings.clone(),
         };
         record.encode_to_vec().into()
     }
@@ -68,19 +80,21 @@ impl Formation {
         if !is_set || nodes.is_empty() || nodes.len() > MEMBERS_MAX {
             return Err(FormationRecordError("no members, too many, or one twice"));
         }
-        Ok(Self { cluster_id, groups, members: record.members })
+        // A copy: what it was part of need not stay.
+        let settings = Bytes::copy_from_slice(&record.settings);
+        Ok(Self { cluster_id, terms: Terms { groups, settings }, members: record.members })
     }
 
     /// The first command of the directory's log.
     #[must_use]
     pub fn form_command(&self) -> command::Form {
         let voters: Vec<u64> = self.members.iter().map(|member| member.node).collect();
-        let groups = (0..self.groups).chain([GroupId::DIRECTORY.0]);
+        let groups = (0..self.terms.groups).chain([GroupId::DIRECTORY.0]);
         let placement =
             |group: u16| command::Placement { group: group.into(), voters: voters.clone(), learners: Vec::new() };
         command::Form {
             cluster_id: cluster_bytes(self.cluster_id),
-            groups: self.groups.into(),
+            groups: self.terms.groups.into(),
             members: self.members.clone(),
             placements: groups.map(placement).collect(),
             feature_level: FEATURE_LEVEL,
@@ -196,7 +210,8 @@ mod tests {
     }
 
     fn formation() -> Formation {
-        Formation { cluster_id: ClusterId(7), groups: 2, members: (1..=3).map(member).collect() }
+        let terms = Terms { groups: 2, settings: Bytes::from_static(b"settings") };
+        Formation { cluster_id: ClusterId(7), terms, members: (1..=3).map(member).collect() }
     }
 
     #[test]
@@ -215,8 +230,8 @@ mod tests {
     #[test]
     fn what_names_no_usable_cluster_is_refused() {
         for wrong in [
-            Formation { groups: 0, ..formation() },
-            Formation { groups: u16::MAX, ..formation() },
+            Formation { terms: Terms { groups: 0, ..formation().terms }, ..formation() },
+            Formation { terms: Terms { groups: u16::MAX, ..formation().terms }, ..formation() },
             Formation { members: Vec::new(), ..formation() },
             Formation { members: vec![member(1), member(1)], ..formation() },
             Formation { members: vec![member(1), member(0)], ..formation() },

@@ -386,6 +386,10 @@ impl Group {
     pub(crate) fn propose(&mut self, command: &[u8]) -> Result<(), NotLeader> {
         self.check_leads()?;
         self.proposals.push(command);
+        if self.id == GroupId::DIRECTORY {
+            // The index of its entry becomes the name of an incarnation.
+            self.proposals.close();
+        }
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! The pipeline without threads, for simulations: whoever owns it says what time it is, and when it is its turn.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use crossbeam::channel::Receiver;
 
 use super::apply::{Applier, write_checkpoints};
 use super::raft::{ROUND_BYTES_MAX, RaftThread};
-use super::{Parts, Peers, PipelineConfig, PipelineHandle, StartError, StateMachine, Submission};
+use super::{Parts, Peers, PipelineConfig, PipelineHandle, Round, StartError, StateMachine, Submission};
 use crate::disk::Disk;
 use crate::node::Node;
 use crate::state::{Checkpoint, StateError, StateStore};
@@ -34,6 +35,10 @@ pub struct Inline<M: StateMachine, P: Peers> {
     handle: PipelineHandle<M::Query>,
     /// A round found no room on the disk, and comes before anything else.
     full: bool,
+    /// The last round left something for another.
+    busy: bool,
+    /// What rounds came to, and was not applied yet.
+    rounds: VecDeque<Round<M::Query>>,
 }
 
 impl<M: StateMachine, P: Peers> std::fmt::Debug for Inline<M, P> {
@@ -57,7 +62,8 @@ impl<M: StateMachine, P: Peers> Inline<M, P> {
     ) -> Result<Self, StartError> {
         let Parts { raft, applier, store, submitted, notified, to_write, handle, .. } =
             Parts::new(config, disk, store, machine, peers, now)?;
-        Ok(Self { raft, applier, store, submitted, notified, to_write, handle, full: false })
+        let rounds = VecDeque::new();
+        Ok(Self { raft, applier, store, submitted, notified, to_write, handle, full: false, busy: true, rounds })
     }
 
     /// To submit with.
@@ -83,11 +89,41 @@ impl<M: StateMachine, P: Peers> Inline<M, P> {
         &self.raft.node
     }
 
-    /// Does what is due at `now` and what was submitted, in one round. Returns whether another is wanted at once.
+    /// Does what is due at `now` and what was submitted, in one turn of each thread. Returns whether another is wanted at
+    /// once.
     ///
     /// # Errors
     /// The process would have ended.
     pub fn turn(&mut self, now: Duration) -> Result<bool, InlineError> {
+        self.turn_raft(now)?;
+        while self.turn_apply(now) {}
+        while self.turn_checkpoint()? {}
+        Ok(self.raft_waits() || self.apply_waits())
+    }
+
+    /// Whether the thread that owns the log would go on at once.
+    #[must_use]
+    pub fn raft_waits(&self) -> bool {
+        !self.full && (self.busy || !self.submitted.is_empty())
+    }
+
+    /// Whether the thread that owns the state machine would go on at once.
+    #[must_use]
+    pub fn apply_waits(&self) -> bool {
+        !self.rounds.is_empty() || !self.notified.is_empty()
+    }
+
+    /// Whether a checkpoint is to be written.
+    #[must_use]
+    pub fn checkpoint_waits(&self) -> bool {
+        !self.to_write.is_empty()
+    }
+
+    /// A turn of the thread that owns the log.
+    ///
+    /// # Errors
+    /// The process would have ended.
+    pub fn turn_raft(&mut self, now: Duration) -> Result<(), InlineError> {
         if !self.full {
             self.raft.on_time(now)?;
             let mut bytes = 0;
@@ -99,17 +135,39 @@ impl<M: StateMachine, P: Peers> Inline<M, P> {
         }
         let round = self.raft.round(now)?;
         self.full = round.is_none();
-        if let Some(round) = self.raft.take_round() {
+        self.busy = round == Some(true);
+        self.rounds.extend(self.raft.take_round());
+        Ok(())
+    }
+
+    /// A turn of the thread that owns the state machine: one round, one notice, or what is due. `false`: nothing waited.
+    pub fn turn_apply(&mut self, now: Duration) -> bool {
+        // Two queues that a thread takes from as it likes: whichever is longer is as good as any.
+        let waited = if self.rounds.len() >= self.notified.len()
+            && let Some(round) = self.rounds.pop_front()
+        {
             self.applier.apply(now, round);
-        }
-        while let Ok(query) = self.notified.try_recv() {
+            true
+        } else if let Ok(query) = self.notified.try_recv() {
             self.applier.notified(query);
-        }
+            true
+        } else {
+            false
+        };
         self.applier.tick_if_due(now);
-        while let Ok(checkpoints) = self.to_write.try_recv() {
-            write_checkpoints(&mut self.store, checkpoints, &self.handle.submissions, &self.handle.stats)?;
-            self.applier.idle.store(true, std::sync::atomic::Ordering::Release);
-        }
-        Ok(!self.full && (round == Some(true) || !self.submitted.is_empty() || !self.notified.is_empty()))
+        waited
+    }
+
+    /// A turn of the thread that writes checkpoints. `false`: there was none to write.
+    ///
+    /// # Errors
+    /// The process would have ended.
+    pub fn turn_checkpoint(&mut self) -> Result<bool, InlineError> {
+        let Ok(checkpoints) = self.to_write.try_recv() else {
+            return Ok(false);
+        };
+        write_checkpoints(&mut self.store, checkpoints, &self.handle.submissions, &self.handle.stats)?;
+        self.applier.idle.store(true, std::sync::atomic::Ordering::Release);
+        Ok(true)
     }
 }

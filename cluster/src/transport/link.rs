@@ -22,28 +22,34 @@ use super::stubs::peer_client::PeerClient;
 /// Keeps the link to a peer for one class up, until its outbox is finished.
 pub(super) async fn keep(shared: Arc<Shared>, peer: Arc<Peer>, class: Class) {
     let mut backoff = Backoff::new(shared.config.backoff_min, shared.config.backoff_max);
+    let mut failures = 0;
     loop {
         let begun = Instant::now();
         let ended = run(&shared, &peer, class).await;
         if begun.elapsed() > shared.config.backoff_max {
             backoff.reset();
+            failures = 0;
         }
+        failures += 1;
         if peer.outboxes[class.index()].is_finishing() {
             return;
         }
-        report(&peer, class, ended);
+        report(&peer, class, ended, failures);
         sleep(backoff.next()).await;
     }
 }
 
-fn report(peer: &Peer, class: Class, ended: Result<(), LinkError>) {
+/// Failures in a row of which nothing is said aloud: nodes that start together do not know each other at once.
+const FAILURES_EXPECTED: u32 = 3;
+
+fn report(peer: &Peer, class: Class, ended: Result<(), LinkError>, failures: u32) {
     let text = match ended {
         Ok(()) => "the peer ended the link".to_owned(),
         Err(error) => error.to_string(),
     };
     let mut last = peer.last_error.lock().unwrap_or_else(PoisonError::into_inner);
     // Once for each reason: an unreachable peer is dialled for days.
-    if last.as_ref() != Some(&text) {
+    if failures == FAILURES_EXPECTED || (failures > FAILURES_EXPECTED && last.as_ref() != Some(&text)) {
         tracing::warn!(peer = %peer.node, name = peer.name, address = peer.address, ?class, "no link: {text}");
     }
     *last = Some(text);

@@ -58,6 +58,11 @@ impl Shared {
         self.identity().hello(self.nonce)
     }
 
+    /// Whether this node is to speak with anybody.
+    pub(super) fn has_peers(&self) -> bool {
+        !self.peers.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     pub(super) fn next_epoch(&self) -> LinkEpoch {
         let number = self.links_begun.fetch_add(1, Ordering::Relaxed) + 1;
         LinkEpoch(self.nonce >> 32 << 32 | u64::from(number))

@@ -116,7 +116,12 @@ impl PeerService {
 
     fn refuse(&self, refusal: &Refusal) -> Status {
         count(&self.shared.stats.refused_peers);
-        tracing::warn!("a peer was refused: {refusal}");
+        if self.shared.has_peers() {
+            tracing::warn!("a peer was refused: {refusal}");
+        } else {
+            // A cluster forms: one node knows so before the other.
+            tracing::debug!("a peer was refused: {refusal}");
+        }
         refusal.to_status()
     }
 

@@ -93,6 +93,8 @@ fn overtaken<'a>(story: &'a Story<'_>, session: &'a Session, span: &Span, messag
                 && later.qos == message.qos
                 && later.will_of == NONE
                 && delivery.mark.at < span.must.1
+                // A shared subscription promises no order: its copy may overtake what waits for retained messages.
+                && !story.spans_of(delivery).any(|span| span.shared)
                 && story.precedes(message, later)
         }
     })

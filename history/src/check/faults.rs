@@ -78,6 +78,11 @@ impl Faults {
         self.windows.iter().any(|&(began, healed)| began <= to && healed >= from)
     }
 
+    /// Whether a fault was on, or any node down, at some time of an interval.
+    pub(crate) fn any(&self, from: Nanoseconds, to: Nanoseconds) -> bool {
+        self.overlap(from, to) || self.crashes.iter().any(|&(_, crashed, up)| crashed <= to && up >= from)
+    }
+
     /// Whether that node was down at some time of an interval.
     pub(crate) fn node_down(&self, node: u16, from: Nanoseconds, to: Nanoseconds) -> bool {
         self.crashes.iter().any(|&(down, crashed, up)| down == node && crashed <= to && up >= from)

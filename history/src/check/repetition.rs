@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::faults::NEVER;
 use super::story::{Delivery, Kind, Message, NONE, Story};
 use crate::violation::{Promise, Report};
 
@@ -62,7 +63,8 @@ fn check_identifier(story: &Story<'_>, delivery: &Delivery, report: &mut Report<
     }
 }
 
-/// DUP needs an earlier connection of the session on which the message could have been sent.
+/// DUP needs an earlier connection of the session on which the message could have been sent, or a fault: who takes over from
+/// another node may not know what that one sent.
 fn check_break(story: &Story<'_>, delivery: &Delivery, report: &mut Report<'_>) {
     if delivery.message == NONE {
         return;
@@ -77,7 +79,9 @@ fn check_break(story: &Story<'_>, delivery: &Delivery, report: &mut Report<'_>) 
             && connection.connect.event < story.connections[delivery.connection as usize].connect.event
             && connection.ended.1 >= message.first.at
     });
-    if !earlier || delivery.qos == 0 {
+    let since = message.first.at.saturating_sub(story.settings.recovery_max);
+    let disturbed = story.faults.any(since, delivery.mark.at);
+    if !(earlier || disturbed) || delivery.qos == 0 {
         let summary = format!(
             "{} came with DUP, and no break explains it, in {}",
             story.message_name(message),
@@ -90,7 +94,10 @@ fn check_break(story: &Story<'_>, delivery: &Delivery, report: &mut Report<'_>) 
 fn check_repeated(story: &Story<'_>, session: u32, message: &Message, report: &mut Report<'_>) {
     let deliveries: Vec<&Delivery> = story.deliveries_of(message).filter(|d| d.session == session).collect();
     let Some(&last) = deliveries.last() else { return };
-    let allowed = Allowed::of(story, last, message);
+    let mut allowed = Allowed::of(story, last, message);
+    if is_split(story, &deliveries, message) {
+        allowed.live += message.tries;
+    }
     let is = |kind: Kind| move |d: &&&Delivery| d.kind == kind;
     let new = |kind: Kind| deliveries.iter().filter(is(kind)).filter(|d| d.new).count() as u32;
     let (live, retained, either) = (new(Kind::Live), new(Kind::Retained), new(Kind::Either));
@@ -114,6 +121,20 @@ fn check_repeated(story: &Story<'_>, session: u32, message: &Message, report: &m
     if on_connection.values().any(|&count| count > allowed.live) {
         report.add(Promise::P4, &events, format!("sent again on a living connection: {}", name()));
     }
+}
+
+/// Whether one copy may have come by a subscription that was just being made or ended, and another by one that stands: each
+/// matching subscription may have a copy of its own [MQTT-3.3.4-2]. They are told apart by QoS: one of them is 0.
+fn is_split(story: &Story<'_>, deliveries: &[&Delivery], message: &Message) -> bool {
+    let live = || deliveries.iter().filter(|delivery| delivery.kind == Kind::Live);
+    let (Some(last), true, true) = (live().last(), live().any(|d| d.qos == 0), live().any(|d| d.qos > 0)) else {
+        return false;
+    };
+    // When it was matched, only the publisher's acknowledgement bounds.
+    let matched_by = message.acknowledged.map_or(NEVER, |mark| mark.at.saturating_add(story.settings.transit_max));
+    let until = last.mark.at.min(matched_by);
+    let mut spans = story.spans_of(last).filter(|span| !span.shared && span.may_until >= message.first.at);
+    spans.any(|span| span.subscribe.at <= until && !span.must_take(message.first.at, until))
 }
 
 /// How often a session may get one message as new.

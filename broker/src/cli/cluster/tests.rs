@@ -1,13 +1,19 @@
 //! Nodes with canned answers, asked over loopback.
 
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use clap::Parser as _;
 use kentongan_cluster::transport::{
-    Asked, Event, LocalIdentity, PeerHello, Question, Responder, Sink, SnapshotChunks, Transport, TransportConfig,
+    Asked, Event, LocalIdentity, PeerHello, Question, Responder, Sink, SnapshotChunks, TlsFiles, Transport,
+    TransportConfig,
 };
 use kentongan_cluster::{GroupId, NodeId};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
+use super::super::{Cli, Command};
 use super::*;
 use crate::peers::status::{GroupStatus, LinkStatus, MemberStatus, NodeStatus, Standing};
 
@@ -43,11 +49,16 @@ impl Drop for Node {
 }
 
 fn node(number: u64) -> Node {
+    node_with(number, None)
+}
+
+fn node_with(number: u64, tls: Option<TlsFiles>) -> Node {
     let name = format!("n{number}");
     let identity =
         LocalIdentity { cluster: None, node: NodeId(number), name: name.clone(), incarnation: None, feature_level: 1 };
     let canned = Canned::default();
-    let config = TransportConfig::new(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), identity);
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let config = TransportConfig { tls, ..TransportConfig::new(listen, identity) };
     let transport = Transport::start(config, Arc::new(canned.clone()), Arc::new(canned.clone())).unwrap();
     let peer_address = transport.local_address().to_string();
     let client_address = format!("127.0.0.1:{}", 1882 + number);
@@ -184,4 +195,39 @@ fn where_no_node_is_one_is_told_what_to_look_for() {
     drop(gone);
     let error = format!("{:#}", status(&Settings::default(), &peer, false).unwrap_err());
     assert!(error.contains(&peer) && error.contains("--peer") && error.contains("refused"), "{error}");
+}
+
+/// Writes an authority, a certificate from it for `name`, and its key.
+fn certificates(directory: &Path, name: &str) -> TlsFiles {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+    let [ca, certificate_file, key_file] = ["ca.pem", "node.pem", "node.key"].map(|file| directory.join(file));
+    fs::write(&ca, issuer.pem()).unwrap();
+    fs::write(&certificate_file, certificate.pem()).unwrap();
+    fs::write(&key_file, key.serialize_pem()).unwrap();
+    TlsFiles { ca, certificate: certificate_file, key: key_file }
+}
+
+#[test]
+fn nodes_with_tls_are_asked_with_the_certificate_of_the_flags() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = node_with(1, Some(certificates(directory.path(), "n1")));
+    node.canned.0.set(NodeStatus { node: 1, name: "n1".into(), ..NodeStatus::default() }).unwrap();
+    let peer = node.member.peer_address.as_str();
+    let within = |file: &str| directory.path().join(file).to_str().unwrap().to_owned();
+    let (ca, certificate, key) = (within("ca.pem"), within("node.pem"), within("node.key"));
+    let files = ["--ca-file", &ca, "--certificate-file", &certificate, "--key-file", &key];
+    let settings = |name: &str| {
+        let line = ["kentongan", "cluster", "status", "--node", name].into_iter().chain(files);
+        let cli = Cli::try_parse_from(line).unwrap();
+        let Some(Command::Cluster(ClusterCommand::Status(arguments))) = cli.command else { panic!("this command") };
+        arguments.settings().unwrap()
+    };
+    assert!(status(&settings("n1"), peer, false).unwrap().contains("n1    0000000000000001"));
+    let other_name = format!("{:#}", status(&settings("n2"), peer, false).unwrap_err());
+    assert!(other_name.contains("\"n2\"") && other_name.contains("certificate"), "{other_name}");
+    assert!(status(&Settings::default(), peer, false).is_err(), "without a certificate");
 }

@@ -278,7 +278,7 @@ impl GroupState {
         ends: bool,
         effects: &mut Vec<Effect>,
     ) {
-        let clock = self.clock_ms;
+        let (clock, latest) = (self.clock_ms, self.latest_ms());
         let Some(session) = self.sessions.get_mut(client_id) else {
             return;
         };
@@ -299,12 +299,15 @@ impl GroupState {
         let delay_seconds = session.will.as_ref().map(|will| will.delay_seconds);
         if let Some(delay_seconds) = delay_seconds {
             // Whichever comes first, the delay or the end of the session [MQTT-3.1.2-8].
-            let due = clock + u64::from(delay_seconds.min(expiry)) * 1000;
+            let due = match delay_seconds.min(expiry) {
+                0 => clock,
+                delay_seconds => latest + u64::from(delay_seconds) * 1000,
+            };
             session.will_due_ms = Some(due);
             self.timers.insert((due, Timer::Will(Arc::clone(client_id))));
         }
         if expiry != NEVER_EXPIRES {
-            let due = clock + u64::from(expiry) * 1000;
+            let due = latest + u64::from(expiry) * 1000;
             session.expires_at_ms = Some(due);
             self.timers.insert((due, Timer::SessionExpiry(Arc::clone(client_id))));
         }
@@ -411,7 +414,7 @@ impl GroupState {
 
     /// The will of a session goes to the outbox, once.
     pub(super) fn fire_will(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
-        let clock = self.clock_ms;
+        let latest = self.latest_ms();
         let Some(session) = self.sessions.get_mut(client_id) else {
             return;
         };
@@ -426,7 +429,7 @@ impl GroupState {
         let Some(record) = will.message else {
             return;
         };
-        let message = Arc::new(record.into_message(clock));
+        let message = Arc::new(record.into_message(latest));
         effects.push(Effect::WillPublished);
         let refused = match will.publish_delay_ms {
             Some(delay_ms) => self.delay(message, delay_ms, effects),

@@ -236,7 +236,7 @@ impl GroupState {
 
     /// Sends what the connection may have: first again what was in flight, then what waits.
     pub(super) fn pump(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
-        let clock = self.clock_ms;
+        let (clock, latest) = (self.clock_ms, self.latest_ms());
         let Some(session) = self.sessions.get_mut(client_id) else {
             return;
         };
@@ -245,7 +245,7 @@ impl GroupState {
         };
         let number = session.number;
         let epoch = session.epoch;
-        resend(session, owner, clock, effects);
+        resend(session, owner, latest, effects);
         if !session.to_resend.is_empty() {
             return;
         }
@@ -254,7 +254,7 @@ impl GroupState {
         let is_expired = |entry: &Entry| entry.message.expires_at_ms.is_some_and(|at| at <= clock);
         let mut sent = false;
         while let Some((packet_id, _, entry)) = session.outbound.pop_sendable(is_expired, |entry| expired.push(entry)) {
-            effects.push(Effect::Deliver(Box::new(delivery(entry, owner, epoch, packet_id, false, clock))));
+            effects.push(Effect::Deliver(Box::new(delivery(entry, owner, epoch, packet_id, false, latest))));
             sent = true;
         }
         self.backlog += session.outbound.backlog() - before;

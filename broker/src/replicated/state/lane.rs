@@ -69,7 +69,7 @@ impl GroupState {
         lane_message: command::LaneMessage,
         effects: &mut Vec<Effect>,
     ) -> Option<ReasonCode> {
-        let message = Arc::new(lane_message.message?.into_message(self.clock_ms));
+        let message = Arc::new(lane_message.message?.into_message(self.latest_ms()));
         if let Some(delay_ms) = lane_message.delay_ms {
             return self.delay(message, delay_ms, effects);
         }
@@ -94,7 +94,7 @@ impl GroupState {
         if self.delayed >= self.config.delayed_messages_max {
             return Some(ReasonCode::QuotaExceeded);
         }
-        self.post(message, Some(self.clock_ms.saturating_add(delay_ms)), None, effects);
+        self.post(message, Some(self.latest_ms().saturating_add(delay_ms)), None, effects);
         None
     }
 
@@ -121,7 +121,7 @@ impl GroupState {
         }
         self.forget_retained_timer(topic);
         let age = self.config.retained_age_ms_max;
-        let by_age = (age != 0).then(|| self.clock_ms.saturating_add(age));
+        let by_age = (age != 0).then(|| self.latest_ms().saturating_add(age));
         if let Some(due) = message.expires_at_ms.into_iter().chain(by_age).min() {
             self.arm_retained_timer(topic, due);
         }

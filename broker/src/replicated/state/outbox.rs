@@ -30,7 +30,7 @@ impl GroupState {
         // Until PUBREL, a repeated identifier is answered and not routed again [MQTT-4.3.3-10].
         if session.received.insert(packet_id) {
             self.dirty.changed(Key::Session(session.number));
-            let message = Arc::new(record.into_message(self.clock_ms));
+            let message = Arc::new(record.into_message(self.latest_ms()));
             let refused = match receive.delay_ms {
                 Some(delay_ms) => self.delay(message, delay_ms, effects),
                 None => {

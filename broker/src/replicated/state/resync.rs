@@ -70,7 +70,7 @@ impl GroupState {
                 // Nothing is sent again on a living connection [MQTT-4.4.0-1].
                 (_, Some(entry)) if !has.sent.contains(&packet_id) => {
                     // Of a session that was resumed it may be the second time, and a second time must say so.
-                    let delivery = delivery(entry, owner, epoch, packet_id, session.resumed, self.clock_ms);
+                    let delivery = delivery(entry, owner, epoch, packet_id, session.resumed, self.latest_ms());
                     effects.push(Effect::Deliver(Box::new(delivery)));
                 }
                 _ => {}

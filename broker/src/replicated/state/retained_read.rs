@@ -14,7 +14,7 @@ use crate::replicated::store::Key;
 
 impl GroupState {
     pub(super) fn take_retained(&mut self, page: command::RetainedPage, effects: &mut Vec<Effect>) {
-        let clock = self.clock_ms;
+        let latest = self.latest_ms();
         let Some(session) = self.sessions.get(page.client_id.as_str()) else {
             return;
         };
@@ -27,7 +27,7 @@ impl GroupState {
         }
         let (filter, own) = (Arc::clone(filter), *own);
         for record in page.messages {
-            let message = Arc::new(record.into_message(clock));
+            let message = Arc::new(record.into_message(latest));
             let qos = message.qos.min(own.options.qos);
             if qos == QoS::AtMostOnce {
                 continue;

@@ -5,7 +5,17 @@ use crate::replicated::command;
 use crate::replicated::effect::Effect;
 use crate::replicated::store::Key;
 
+/// A group's clock may lag this much behind the time when a command reaches it.
+pub(crate) const CLOCK_LAG_MS_MAX: u64 = 500;
+
 impl GroupState {
+    /// The group's clock, if it lags as much as it may: what shall last some time lasts from here, so that it does not end
+    /// too early, and how much of that is left is counted from here too.
+    #[must_use]
+    pub fn latest_ms(&self) -> u64 {
+        self.clock_ms.saturating_add(CLOCK_LAG_MS_MAX)
+    }
+
     pub(super) fn tick(&mut self, tick: command::Tick, effects: &mut Vec<Effect>) {
         let bridged = if tick.bridge && self.wall_ms != 0 { tick.wall_ms.saturating_sub(self.wall_ms) } else { 0 };
         let from_ms = tick.from_ms.unwrap_or(self.clock_ms);

@@ -78,6 +78,7 @@ struct Node {
     id: u64,
     shared: Arc<Shared>,
     arbiters: Vec<ArbiterState>,
+    metrics: Metrics,
     /// What its clients want, as the apply thread counts it.
     interest: BTreeMap<Box<str>, NodeInterest>,
 }
@@ -111,7 +112,7 @@ impl Node {
         let shared = Arc::new(shared);
         let metrics = Metrics::isolated();
         let arbiters = (0..ARBITERS).map(|arbiter| ArbiterState::new(arbiter, Arc::clone(&shared), metrics.arbiter()));
-        Self { id, arbiters: arbiters.collect(), shared, interest: BTreeMap::new() }
+        Self { id, arbiters: arbiters.collect(), metrics, shared, interest: BTreeMap::new() }
     }
 
     /// The number by which it knows another one.
@@ -120,8 +121,13 @@ impl Node {
         cluster.nodes.number(PeerProcess { node: of, incarnation: incarnation(of) })
     }
 
+    /// What it keeps of what others have, which is what its metrics say.
     fn kept(&self) -> usize {
-        self.arbiters.iter().map(|arbiter| arbiter.settling.kept.len()).sum()
+        let kept = self.arbiters.iter().map(|arbiter| arbiter.settling.kept.len()).sum();
+        self.arbiters.iter().for_each(|arbiter| arbiter.counters.flush());
+        let shown = format!("kentongan_shared_messages_elsewhere {kept}\n");
+        assert!(self.metrics.render().contains(&shown), "{shown}");
+        kept
     }
 }
 
@@ -527,6 +533,22 @@ fn what_a_node_cannot_hand_to_anybody_comes_back() {
     assert_eq!(cluster.kept(), [0, 0, 0]);
 }
 
+/// [MQTT-3.3.2-5]: a message that comes back after its time is begun with nobody else.
+#[test]
+fn what_expired_meanwhile_is_not_picked_again() {
+    let mut cluster = round_robin();
+    let first = cluster.join(1, 0, 1, QoS::AtLeastOnce);
+    let expires_at_ms = Some(cluster.nodes[0].shared.now_ms());
+    let expiring = Message { expires_at_ms, ..Message::clone(&cluster.publish(QoS::AtLeastOnce)) };
+    cluster.nodes[0].arbiters[0].route_message(&Arc::new(expiring));
+    cluster.run();
+    assert_eq!(cluster.kept(), [1, 0, 0]);
+    let second = cluster.join(2, 0, 1, QoS::AtLeastOnce);
+    cluster.leave(first);
+    cluster.run();
+    assert_eq!((cluster.has(second), cluster.kept()), (vec![], vec![0, 0, 0]));
+}
+
 /// The member left while the message was on its way.
 #[test]
 fn a_member_that_is_gone_before_its_message_comes_is_passed_over() {
@@ -576,6 +598,39 @@ fn what_a_lost_node_had_goes_to_others() {
     cluster.acknowledge_all(second);
     cluster.run();
     assert_eq!(cluster.kept(), [0, 0, 0]);
+}
+
+/// P11: the origin is lost, and then the member goes: the node that has the message is its origin now.
+#[test]
+fn what_a_lost_node_handed_over_stays_in_good_hands() {
+    let mut cluster = round_robin();
+    let first = cluster.join(1, 0, 10, QoS::AtLeastOnce);
+    cluster.publish_at(0, QoS::AtLeastOnce);
+    cluster.run();
+    cluster.lose(0);
+    cluster.run();
+    let second = cluster.join(2, 0, 10, QoS::AtLeastOnce);
+    cluster.leave(first);
+    cluster.run();
+    assert_eq!((cluster.texts(second), cluster.nodes[1].kept()), (vec!["1".into()], 1));
+    cluster.acknowledge_all(second);
+    cluster.run();
+    assert_eq!(cluster.nodes[1].kept(), 0);
+}
+
+/// A node that was declared dead and registers again begins its lanes anew: what it kept is the others' by then, and no
+/// answer for something new is taken for one of it.
+#[test]
+fn a_node_that_was_declared_dead_keeps_nothing_from_before() {
+    let mut cluster = round_robin();
+    let member = cluster.join(1, 0, 10, QoS::AtLeastOnce);
+    cluster.publish_at(0, QoS::AtLeastOnce);
+    cluster.run();
+    assert_eq!(cluster.kept(), [1, 0, 0]);
+    cluster.nodes[0].arbiters[0].on_unregistered();
+    assert_eq!(cluster.kept(), [0, 0, 0]);
+    assert_eq!(cluster.nodes[0].arbiters[0].settling.bytes, 0);
+    assert_eq!(cluster.texts(member), ["1"]);
 }
 
 /// Answers for a node that is lost open no lane to it, which nobody would ever close.

@@ -23,6 +23,14 @@ pub enum Session {
 }
 
 impl Link {
+    /// A connection on which nothing was said.
+    pub fn dial(address: SocketAddr, version: ProtocolVersion) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, DEADLINE)?;
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(DEADLINE))?;
+        Ok(Self { stream, version, incoming: Vec::new() })
+    }
+
     /// Connects; also says whether a session was there.
     pub fn open(
         address: SocketAddr,
@@ -30,9 +38,7 @@ impl Link {
         client_id: &str,
         session: Session,
     ) -> io::Result<(Self, bool)> {
-        let stream = TcpStream::connect_timeout(&address, DEADLINE)?;
-        stream.set_nodelay(true)?;
-        let mut link = Self { stream, version, incoming: Vec::new() };
+        let mut link = Self::dial(address, version)?;
         let mut connect = connect(version, client_id);
         connect.clean_start = session == Session::Transient;
         if version.is_v5() && session == Session::Persistent {

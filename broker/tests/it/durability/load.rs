@@ -22,8 +22,8 @@ const WINDOW: usize = 8;
 /// What the clients of a run share with the one who kills.
 #[derive(Default)]
 pub struct Stage {
-    /// Where the broker is; `None` while it is down.
-    pub address: Mutex<Option<SocketAddr>>,
+    /// Where the broker is, on which nodes; empty while it is down.
+    pub addresses: Mutex<Vec<SocketAddr>>,
     clock: AtomicU64,
     /// How many messages each publisher may have published.
     pub allowed: AtomicU64,
@@ -44,9 +44,18 @@ impl Stage {
         self.clock.fetch_add(1, SeqCst)
     }
 
-    /// Connects once the broker is there; `None` if it went again.
-    fn connect(&self, version: ProtocolVersion, client_id: &str, session: Session) -> Option<(Link, bool)> {
-        let address = *self.address.lock().expect("no poison");
+    /// Connects to the node of that place once the broker is there; `None` if it went again.
+    fn connect(
+        &self,
+        version: ProtocolVersion,
+        client_id: &str,
+        session: Session,
+        place: usize,
+    ) -> Option<(Link, bool)> {
+        let address = {
+            let addresses = self.addresses.lock().expect("no poison");
+            addresses.get(place % addresses.len().max(1)).copied()
+        };
         let connected = address.map(|address| Link::open(address, version, client_id, session));
         if let Some(Ok(connected)) = connected {
             return Some(connected);
@@ -94,9 +103,12 @@ impl Publisher {
         let mut record = Vec::new();
         let mut flights = VecDeque::new();
         let mut connected_before = false;
+        // Each begins on a node of its own, and after a break tries the next one.
+        let mut place = self.number;
         while !self.done(&record, &flights) {
             let client_id = format!("publisher-{}", self.number);
-            let Some((mut link, present)) = self.stage.connect(self.version, &client_id, self.session) else {
+            place += 1;
+            let Some((mut link, present)) = self.stage.connect(self.version, &client_id, self.session, place) else {
                 continue;
             };
             if self.session == Session::Transient {
@@ -234,11 +246,11 @@ struct Inbound {
 }
 
 impl Subscriber {
-    const CLIENT_ID: &str = "subscriber";
+    pub const CLIENT_ID: &str = "subscriber";
 
     /// Subscribes, which must succeed, before any publisher begins.
     pub fn subscribe(&self) {
-        let connected = self.stage.connect(self.version, Self::CLIENT_ID, Session::Persistent);
+        let connected = self.stage.connect(self.version, Self::CLIENT_ID, Session::Persistent, 0);
         let (mut link, _) = connected.expect("a broker that was just started");
         link.subscribe("live/#", QoS::ExactlyOnce).expect("a subscription");
     }
@@ -247,12 +259,14 @@ impl Subscriber {
     pub fn run(self) -> Vec<Received> {
         let mut inbound = Inbound::default();
         let mut connection = 0;
+        let mut place = 0;
         while !self.stage.subscriber_ends.load(SeqCst) {
             if !self.stage.online.load(SeqCst) {
                 std::thread::sleep(GLANCE);
                 continue;
             }
-            let connected = self.stage.connect(self.version, Self::CLIENT_ID, Session::Persistent);
+            let connected = self.stage.connect(self.version, Self::CLIENT_ID, Session::Persistent, place);
+            place += 1;
             let Some((mut link, present)) = connected else {
                 continue;
             };

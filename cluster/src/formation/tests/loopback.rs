@@ -19,6 +19,10 @@ const ROUND: Duration = Duration::from_millis(10);
 
 const GROUPS: u16 = 4;
 
+fn terms() -> Terms {
+    Terms { groups: GROUPS, settings: Bytes::from_static(b"settings") }
+}
+
 /// Operations of a disk with which an empty ledger is opened, ..
 const OPENING: u64 = 2;
 
@@ -100,7 +104,7 @@ impl Place {
     fn search(self, seeds: &[String]) -> Node {
         let Self { member, disk, transport, delegate } = self;
         let ledger = Ledger::open(Arc::new(disk.clone()), NodeId(member.node)).unwrap();
-        let forming = Forming::with(ledger, member.clone(), seeds.to_vec(), GROUPS, ROUND);
+        let forming = Forming::with(ledger, member.clone(), seeds.to_vec(), terms(), ROUND);
         let forming = Arc::new(forming.unwrap());
         assert!(delegate.0.set(Arc::clone(&forming)).is_ok());
         let stop = Arc::new(AtomicBool::new(false));
@@ -191,7 +195,7 @@ fn assert_one_cluster(nodes: &mut [Node]) -> Formation {
     let formations: Vec<Formation> = nodes.iter_mut().map(Node::formed).collect();
     let mut members: Vec<MemberRecord> = nodes.iter().map(|node| node.member.clone()).collect();
     members.sort_by_key(|member| member.node);
-    let expected = Formation { cluster_id: formations[0].cluster_id, groups: GROUPS, members };
+    let expected = Formation { cluster_id: formations[0].cluster_id, terms: terms(), members };
     for (node, formation) in nodes.iter().zip(&formations) {
         assert_eq!(*formation, expected, "{}", node.member.name);
         assert_eq!(node.forming.formation().as_ref(), Some(formation));
@@ -220,10 +224,42 @@ fn three_nodes_become_one_cluster_and_stay_it() {
 fn a_node_without_seeds_forms_alone_and_at_once() {
     let mut alone = place(1, "n1").search(&[]);
     let formation = alone.formed();
-    assert_eq!((formation.voters(), formation.groups), (vec![NodeId(1)], GROUPS));
+    assert_eq!((formation.voters(), formation.terms.groups), (vec![NodeId(1)], GROUPS));
     assert_eq!(identity_of(&alone), Some(formation.cluster_id));
     let mut again = restart(alone.power_cut(), &[]);
     assert_eq!(again.formed(), formation);
+}
+
+#[test]
+fn what_was_formed_is_found_in_the_data_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let Place { member, transport, .. } = place(1, "n1");
+    let open = || Forming::open(directory.path(), member.clone(), Vec::new(), terms()).unwrap();
+    let formation = open().run(&transport, &AtomicBool::new(false)).unwrap();
+    assert_eq!(open().formation(), Some(formation));
+    transport.stop(Duration::ZERO);
+}
+
+#[test]
+fn a_member_keeps_its_name_unless_it_is_alone() {
+    for (count, may_rename) in [(1, true), (2, false)] {
+        let (mut nodes, seeds) = nodes(count);
+        assert_one_cluster(&mut nodes);
+        let renamed = MemberRecord { name: "other".into(), ..nodes[0].member.clone() };
+        let ledger = Ledger::open(Arc::new(nodes[0].disk.clone()), NodeId(1)).unwrap();
+        match Forming::with(ledger, renamed, seeds, terms(), ROUND) {
+            Ok(_) => assert!(may_rename),
+            Err(error) => assert!(!may_rename && error.to_string().contains("--node n1"), "{error}"),
+        }
+    }
+}
+
+#[test]
+fn a_node_that_is_told_to_stop_ends_its_search() {
+    let (places, seeds) = places(2);
+    let mut node = places.into_iter().next().unwrap().search(&seeds);
+    node.stop.store(true, Ordering::Relaxed);
+    assert!(matches!(node.outcome(), Err(FormationError::Stopped)));
 }
 
 #[test]

@@ -1,0 +1,141 @@
+//! What befalls a cluster: drawn before the run, so that it depends on the seed alone.
+
+use rand::RngExt as _;
+use rand::rngs::SmallRng;
+
+/// Milliseconds, as nanoseconds.
+pub(super) const MS: u64 = 1_000_000;
+
+/// Seconds, as nanoseconds.
+pub(super) const SECOND: u64 = 1_000 * MS;
+
+/// One kind of fault, and whom it befalls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// The process is killed.
+    Kill(usize),
+    /// The machine loses its power.
+    PowerCut(usize),
+    /// All processes are killed.
+    KillAll,
+    /// All machines lose their power.
+    PowerCutAll,
+    /// The process stands still, while its clocks run on.
+    Pause(usize),
+    /// All links between two nodes break.
+    Break(usize, usize),
+    /// One link breaks.
+    BreakOne(usize),
+    /// Nothing passes from one node to another.
+    OneWay(usize, usize),
+    /// Nothing passes between a node and the others.
+    Isolate(usize),
+    /// Frames take long.
+    Delay,
+    /// The wall clock is set an hour on, or back.
+    WallJump(usize, bool),
+    /// The disk has little room left; or none.
+    DiskFull(usize, bool),
+    /// The disk fails, and the process ends.
+    DiskError(usize),
+    /// Connections of clients to a node break.
+    ResetClients(usize),
+    /// Nothing passes between clients and a node.
+    CutClients(usize),
+}
+
+impl Fault {
+    /// Its name in histories and counts.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Kill(_) => "kill",
+            Self::PowerCut(_) => "power cut",
+            Self::KillAll => "kill all",
+            Self::PowerCutAll => "power cut of all",
+            Self::Pause(_) => "pause",
+            Self::Break(..) => "links broken",
+            Self::BreakOne(_) => "link broken",
+            Self::OneWay(..) => "one-way cut",
+            Self::Isolate(_) => "isolated",
+            Self::Delay => "delay",
+            Self::WallJump(..) => "wall clock set",
+            Self::DiskFull(_, false) => "disk nearly full",
+            Self::DiskFull(_, true) => "disk full",
+            Self::DiskError(_) => "disk error",
+            Self::ResetClients(_) => "clients reset",
+            Self::CutClients(_) => "clients cut",
+        }
+    }
+
+    fn draw(nodes: usize, random: &mut SmallRng) -> Self {
+        let node = random.random_range(0..nodes);
+        if nodes == 1 {
+            return match random.random_range(0..9) {
+                0 | 1 => Self::Kill(node),
+                2 | 3 => Self::PowerCut(node),
+                4 => Self::Pause(node),
+                5 => Self::DiskFull(node, random.random()),
+                6 => Self::DiskError(node),
+                7 => Self::WallJump(node, random.random()),
+                _ if random.random() => Self::ResetClients(node),
+                _ => Self::CutClients(node),
+            };
+        }
+        let other = (node + random.random_range(1..nodes)) % nodes;
+        match random.random_range(0..22) {
+            0..3 => Self::Kill(node),
+            3..5 => Self::PowerCut(node),
+            5 => Self::KillAll,
+            6 => Self::PowerCutAll,
+            7..9 => Self::Pause(node),
+            9..11 => Self::Break(node, other),
+            11 => Self::BreakOne(random.random_range(0..usize::MAX)),
+            12..14 => Self::OneWay(node, other),
+            14..16 => Self::Isolate(node),
+            16 => Self::Delay,
+            17 => Self::WallJump(node, random.random()),
+            18 => Self::DiskFull(node, random.random()),
+            19 => Self::DiskError(node),
+            20 => Self::ResetClients(node),
+            _ => Self::CutClients(node),
+        }
+    }
+
+    fn lasts_ns(self, random: &mut SmallRng) -> u64 {
+        match self {
+            Self::Kill(_) | Self::PowerCut(_) | Self::DiskError(_) => random.random_range(50 * MS..6 * SECOND),
+            Self::KillAll | Self::PowerCutAll => random.random_range(20 * MS..2 * SECOND),
+            Self::Pause(_) => random.random_range(100 * MS..8 * SECOND),
+            Self::Break(..) | Self::BreakOne(_) | Self::ResetClients(_) | Self::WallJump(..) => 0,
+            Self::OneWay(..) | Self::Isolate(_) => random.random_range(100 * MS..7 * SECOND),
+            Self::Delay | Self::DiskFull(..) => random.random_range(500 * MS..4 * SECOND),
+            Self::CutClients(_) => random.random_range(100 * MS..5 * SECOND),
+        }
+    }
+}
+
+/// A fault and when it comes and goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Planned {
+    pub(super) at_ns: u64,
+    pub(super) lasts_ns: u64,
+    pub(super) fault: Fault,
+}
+
+/// The faults of a run, between `from_ns` and `to_ns`; how many, the seed says.
+pub(super) fn plan(nodes: usize, from_ns: u64, to_ns: u64, random: &mut SmallRng) -> Vec<Planned> {
+    let count = random.random_range(6..14);
+    // Where a clock is set, little can be said of what expires.
+    let sets_clocks = random.random_ratio(1, 6);
+    let mut planned: Vec<_> = (0..count)
+        .map(|_| {
+            let mut fault = Fault::draw(nodes, random);
+            while matches!(fault, Fault::WallJump(..)) && !sets_clocks {
+                fault = Fault::draw(nodes, random);
+            }
+            Planned { at_ns: random.random_range(from_ns..to_ns), lasts_ns: fault.lasts_ns(random), fault }
+        })
+        .collect();
+    planned.sort_by_key(|planned| planned.at_ns);
+    planned
+}

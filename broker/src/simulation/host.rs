@@ -1,0 +1,324 @@
+//! A simulated machine, which outlives what runs on it, and the broker's process there.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kentongan_cluster::directory::command::MemberRecord;
+use kentongan_cluster::disk::{Disk, SimDisk, SyncSite, Unsynced};
+use kentongan_cluster::formation::{Formation, Terms};
+use kentongan_cluster::pipeline::{Inline, InlineError};
+use kentongan_cluster::state::{MemoryState, StateReader, StateStore};
+use kentongan_cluster::transport::ClusterId;
+use kentongan_cluster::{GroupId, NodeId};
+use rand::RngExt as _;
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom as _;
+
+use super::checks::{Replicas, Watched};
+use super::network::{Network, SimLinks};
+use crate::auth::Authority;
+use crate::clock::{Clock, ManualClock};
+use crate::config::{ListenerConfig, Settings};
+use crate::connection::MemoryStream;
+use crate::groups::start::{self, Setting};
+use crate::listener::ListenerContext;
+use crate::metrics::Metrics;
+use crate::peers::links::LinkSink;
+use crate::random::Random;
+use crate::router::{Shared, SteppedArbiter};
+
+/// Wall clock at which machines boot, as milliseconds since 1970.
+const WALL_MS: u64 = 1_800_000_000_000;
+
+/// Threads that serve connections, on each node.
+pub(super) const ARBITERS: usize = 2;
+
+/// What all nodes of a run have in common.
+pub(super) struct Cluster {
+    pub(super) settings: Arc<Settings>,
+    pub(super) listener: Arc<ListenerContext>,
+    /// `None`: the only node is alone, without a cluster.
+    pub(super) formation: Option<Formation>,
+    pub(super) network: Network,
+    pub(super) replicas: Arc<Mutex<Replicas>>,
+}
+
+impl Cluster {
+    pub(super) fn new(settings: Settings, nodes: usize, alone: bool, network: Network) -> Self {
+        let settings = Arc::new(settings);
+        let address = SocketAddr::from(([127, 0, 0, 1], 1883));
+        let listener = Arc::new(ListenerContext::new(ListenerConfig::default(), &settings, address));
+        let formation = Formation {
+            cluster_id: ClusterId(7),
+            terms: Terms { groups: settings.storage.groups.get(), settings: start::group_config(&settings).encode() },
+            members: (0..nodes).map(member).collect(),
+        };
+        let replicas = Arc::new(Mutex::new(Replicas::new()));
+        Self { settings, listener, formation: (!alone).then_some(formation), network, replicas }
+    }
+}
+
+fn member(node: usize) -> MemberRecord {
+    MemberRecord {
+        node: node as u64 + 1,
+        name: format!("node-{}", node + 1),
+        peer_address: format!("127.0.0.1:{}", 7000 + node),
+        client_address: format!("127.0.0.1:{}", 1883 + node),
+        feature_level: 1,
+    }
+}
+
+/// A machine: its disk, its clocks, and the process there, if one runs.
+pub(super) struct Host {
+    pub(super) index: usize,
+    disk: SimDisk,
+    state: MemoryState,
+    clock: Arc<ManualClock>,
+    /// How fast its clock runs, in thousandths.
+    pub(super) rate: u64,
+    /// World time up to which the clock has run.
+    clock_at_ns: u64,
+    pub(super) paused: bool,
+    pub(super) process: Option<Process>,
+    /// Starts so far; what was meant for an earlier one is for nobody.
+    pub(super) starts: u64,
+    pub(super) metrics: Metrics,
+    /// What the process is to find missing when it syncs.
+    pub(super) ignored_sync: Option<SyncSite>,
+    /// Its disk was told to fail: the process may end by itself.
+    pub(super) disk_fails: bool,
+    /// It may be unable to start.
+    pub(super) is_disk_full: bool,
+}
+
+/// A process of the broker.
+pub(super) struct Process {
+    pub(super) shared: Arc<Shared>,
+    pub(super) arbiters: Vec<SteppedArbiter>,
+    pub(super) pipeline: Inline<Watched, SimLinks>,
+    pub(super) sink: LinkSink,
+    reader: StateReader,
+    clock: Clock,
+    /// Somebody was told to give it its next turn.
+    pub(super) scheduled: bool,
+}
+
+/// Which thread of a process had its turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    Idle,
+    Raft,
+    Apply,
+    Checkpoint,
+    Arbiter(usize),
+}
+
+impl Host {
+    pub(super) fn new(index: usize, rate: u64) -> Self {
+        Self {
+            index,
+            disk: SimDisk::new(),
+            state: MemoryState::default(),
+            clock: Arc::new(ManualClock::new(WALL_MS)),
+            rate,
+            clock_at_ns: 0,
+            paused: false,
+            process: None,
+            starts: 0,
+            metrics: Metrics::isolated(),
+            ignored_sync: None,
+            disk_fails: false,
+            is_disk_full: false,
+        }
+    }
+
+    /// Its clock runs, whether or not anything else does.
+    pub(super) fn run_clock(&mut self, now_ns: u64) {
+        let by_ns = (now_ns - self.clock_at_ns) * self.rate / 1000;
+        self.clock_at_ns = now_ns;
+        self.clock.advance(Duration::from_nanos(by_ns));
+    }
+
+    /// Somebody sets the wall clock, `by_ms` ahead of where it started or behind.
+    pub(super) fn jump_wall(&mut self, now_ns: u64, by_ms: i64) {
+        self.run_clock(now_ns);
+        let up_ms = Clock::manual(Arc::clone(&self.clock)).boottime_ns() / 1_000_000;
+        self.clock.set_wall_ms((WALL_MS + up_ms).saturating_add_signed(by_ms));
+    }
+
+    pub(super) fn set_free_bytes(&self, free: Option<u64>) {
+        self.disk.set_free_bytes(free);
+    }
+
+    /// Each operation of its disk fails, after so many more.
+    pub(super) fn fail_disk_after(&self, operations: u64) {
+        self.disk.cut_power_after(operations);
+    }
+
+    /// Starts the process on what is stored.
+    ///
+    /// # Errors
+    /// What is stored cannot be used.
+    pub(super) fn start(&mut self, now_ns: u64, cluster: &Cluster, random: &mut SmallRng) -> anyhow::Result<()> {
+        self.run_clock(now_ns);
+        self.starts += 1;
+        self.disk.ignore_sync(self.ignored_sync);
+        let clock = Clock::manual(Arc::clone(&self.clock));
+        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+        let store = StateStore::in_memory(&self.state, Arc::clone(&disk))?;
+        let reader = store.reader();
+        let setting = Setting {
+            settings: Arc::clone(&cluster.settings),
+            authority: Authority::default(),
+            arbiters: ARBITERS,
+            clock: clock.clone(),
+            random: Random::seeded(random.random()),
+        };
+        let node = NodeId(self.index as u64 + 1);
+        let links = SimLinks { node: self.index, network: cluster.network.clone() };
+        let (assembly, machine, first, peers): (_, _, _, SimLinks) = match &cluster.formation {
+            None => {
+                let (assembly, machine) = start::assemble_alone(setting, &self.metrics, &store)?;
+                let first = assembly.first_members(node);
+                (assembly, machine, first, links.clone())
+            }
+            Some(formation) => {
+                let me = member(self.index);
+                let nonce = random.random();
+                let (assembly, machine) = start::assemble_member(setting, &self.metrics, &store, formation, me, nonce)?;
+                (assembly, machine, start::first_members(formation), links.clone())
+            }
+        };
+        let machine = Watched::new(self.index, machine, Arc::clone(&cluster.replicas));
+        let config = start::pipeline_config(&cluster.settings, node, random.random(), first);
+        let pipeline = Inline::start(config, disk, store, machine, peers, clock.elapsed())?;
+        let is_member = cluster.formation.is_some();
+        let incarnation = if is_member { 0 } else { self.starts };
+        let (shared, _) = assembly.connect(
+            pipeline.handle(),
+            incarnation,
+            is_member.then(|| Arc::new(links) as Arc<dyn crate::peers::Peers>),
+        );
+        let sink = LinkSink::default();
+        sink.start(Arc::clone(&shared), pipeline.handle().clone());
+        let arbiter = |id| SteppedArbiter::new(id as u16, Arc::clone(&shared), self.metrics.arbiter());
+        let arbiters = (0..ARBITERS).map(arbiter).collect();
+        self.process = Some(Process { shared, arbiters, pipeline, sink, reader, clock, scheduled: false });
+        Ok(())
+    }
+
+    /// The process ends where it stands.
+    pub(super) fn kill(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.arbiters.iter().for_each(|arbiter| arbiter.state().counters.flush());
+            process.pipeline.machine().flush_counters();
+        }
+        self.paused = false;
+    }
+
+    /// The machine loses its power, and with it what was not synced.
+    pub(super) fn cut_power(&mut self, random: &mut SmallRng) {
+        self.kill();
+        let kinds = [Unsynced::Lost, Unsynced::Torn, Unsynced::Holed, Unsynced::Kept];
+        let kind = |random: &mut SmallRng| *kinds.choose(random).unwrap_or(&Unsynced::Lost);
+        // Names of files are lost as whole operations: there is nothing to be holed.
+        let names = kind(random);
+        let bytes = kind(random);
+        self.disk = self.disk.after_power_cut(names, bytes);
+        self.state.power_cut(|batches| random.random_range(0..=batches));
+    }
+
+    /// The disk does again what it is told. Whoever failed on it must have ended.
+    pub(super) fn mend_disk(&mut self) {
+        self.disk = self.disk.after_kill();
+    }
+}
+
+impl Process {
+    /// Threads that want a turn.
+    fn waiting(&self, into: &mut Vec<Turn>) {
+        into.clear();
+        if self.pipeline.raft_waits() {
+            into.push(Turn::Raft);
+        }
+        if self.pipeline.apply_waits() {
+            into.push(Turn::Apply);
+        }
+        if self.pipeline.checkpoint_waits() {
+            into.push(Turn::Checkpoint);
+        }
+        let arbiters = self.arbiters.iter().enumerate().filter(|(_, arbiter)| arbiter.waiting() > 0);
+        into.extend(arbiters.map(|(arbiter, _)| Turn::Arbiter(arbiter)));
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        !self.pipeline.raft_waits()
+            && !self.pipeline.apply_waits()
+            && !self.pipeline.checkpoint_waits()
+            && self.arbiters.iter().all(|arbiter| arbiter.waiting() == 0)
+    }
+
+    /// Gives one of its threads a turn.
+    ///
+    /// # Errors
+    /// The process would have ended.
+    pub(super) fn step(&mut self, random: &mut SmallRng, waiting: &mut Vec<Turn>) -> Result<Turn, InlineError> {
+        self.waiting(waiting);
+        let turn = waiting.choose(random).copied().unwrap_or(Turn::Idle);
+        match turn {
+            Turn::Idle => {}
+            Turn::Raft => self.pipeline.turn_raft(self.clock.elapsed())?,
+            Turn::Apply => drop(self.pipeline.turn_apply(self.clock.elapsed())),
+            Turn::Checkpoint => drop(self.pipeline.turn_checkpoint()?),
+            Turn::Arbiter(arbiter) => {
+                let arbiter = &mut self.arbiters[arbiter];
+                let choice = random.random_range(0..arbiter.waiting());
+                arbiter.step(choice);
+            }
+        }
+        Ok(turn)
+    }
+
+    /// Time passed.
+    ///
+    /// # Errors
+    /// The process would have ended.
+    pub(super) fn tick(&mut self) -> Result<(), InlineError> {
+        let now = self.clock.elapsed();
+        self.pipeline.turn_raft(now)?;
+        self.pipeline.turn_apply(now);
+        Ok(())
+    }
+
+    pub(super) fn on_second(&mut self) {
+        for arbiter in &mut self.arbiters {
+            arbiter.on_second();
+        }
+    }
+
+    /// Takes in a client.
+    pub(super) fn accept(&mut self, stream: MemoryStream, cluster: &Cluster) -> bool {
+        let Some(arbiter) = self.shared.try_open_connection(&cluster.listener, usize::MAX) else {
+            return false;
+        };
+        self.arbiters[usize::from(arbiter)].add_connection(stream, Arc::clone(&cluster.listener), None);
+        true
+    }
+
+    /// Whether it acknowledges, as of a moment ago.
+    pub(super) fn serves(&self) -> bool {
+        let serving =
+            |cluster: &crate::router::cluster::ClusterView| cluster.serving.load(std::sync::atomic::Ordering::Relaxed);
+        self.shared.cluster.as_ref().is_none_or(serving)
+    }
+
+    /// Its newest checkpoint of a group, as it would be sent.
+    pub(super) fn checkpoint(
+        &self,
+        group: GroupId,
+    ) -> Option<(kentongan_cluster::CheckpointBase, Vec<kentongan_cluster::state::Pair>)> {
+        let chunks = kentongan_cluster::state::chunks(&self.reader, group).ok()?;
+        kentongan_cluster::state::collect(group, chunks).ok()
+    }
+}

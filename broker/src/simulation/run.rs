@@ -1,0 +1,79 @@
+//! One seed after the other, and what is said of one that fails.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::world::{Outcome, Plan, World};
+
+/// A seed whose run is not as it should be.
+#[derive(Debug)]
+pub struct Failure {
+    /// The seed.
+    pub seed: u64,
+    /// What is wrong.
+    pub why: String,
+    /// What happened last.
+    pub trace: String,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { seed, why, trace } = self;
+        write!(
+            formatter,
+            "{trace}seed {seed} failed: {why}\nagain: KENTONGAN_SEED={seed} cargo run --bin sim -- --seed {seed}"
+        )
+    }
+}
+
+impl Plan {
+    /// What a seed is run with: three nodes, as a rule.
+    #[must_use]
+    pub fn of_seed(seed: u64) -> Self {
+        match seed % 8 {
+            0 => Self { nodes: 1, alone: true, trace: false, only: None },
+            4 => Self { nodes: 1, alone: false, trace: false, only: None },
+            _ => Self { nodes: 3, alone: false, trace: false, only: None },
+        }
+    }
+}
+
+/// Runs a seed.
+///
+/// # Errors
+/// It is not as it should be.
+pub fn run_seed(seed: u64, plan: Plan) -> Result<Outcome, Box<Failure>> {
+    let mut world = World::new(seed, plan);
+    let outcome = catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        Err(text
+            .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
+            .unwrap_or_else(|| "it panicked".into()))
+    });
+    outcome.map_err(|why| Box::new(Failure { seed, why, trace: world.last_events() }))
+}
+
+/// What several runs came to.
+#[derive(Debug, Default)]
+pub struct Summary {
+    /// Runs that were as they should be.
+    pub passed: u64,
+    /// Events in all of them.
+    pub events: u64,
+    /// The fewest events of one.
+    pub events_min: u64,
+    /// How often each kind of thing was done.
+    pub counts: BTreeMap<&'static str, u64>,
+}
+
+impl Summary {
+    /// One more run was as it should be.
+    pub fn add(&mut self, outcome: &Outcome) {
+        self.events_min = if self.passed == 0 { outcome.events } else { self.events_min.min(outcome.events) };
+        self.passed += 1;
+        self.events += outcome.events;
+        for (name, count) in &outcome.counts {
+            *self.counts.entry(name).or_default() += count;
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Messages from a client of one node to clients of others.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use kentongan_proto::mqtt::*;
+
+use super::nodes::Cluster;
+use crate::support::*;
+
+/// P1: SUBACK means that every node knows, so nobody has to wait after it.
+#[test]
+fn what_is_published_on_one_node_right_after_suback_on_another_arrives() {
+    let cluster = Cluster::start();
+    let mut clients: Vec<_> = cluster.nodes.iter().map(|node| node.client(&format!("client-{}", node.name))).collect();
+    let (mut kept, _) = cluster.nodes[0].persistent("kept");
+    for round in 0..100 {
+        let (subscribes, publishes) = (round % 3, (round + 1 + round / 3 % 2) % 3);
+        let id = round as u16 + 1;
+        // Exact filters and wildcards take different ways.
+        let filter = |topic: &str| if round % 2 == 0 { topic.to_owned() } else { format!("{topic}/#") };
+
+        let topic = format!("rooms/{round}");
+        assert_eq!(clients[subscribes].subscribe(&filter(&topic), QoS::AtLeastOnce), ReasonCode::GrantedQos1);
+        clients[publishes].publish_acknowledged(&topic, "now", qos1(id));
+        assert_eq!(clients[subscribes].take_publish().topic, topic);
+
+        let topic = format!("kept/{round}");
+        assert_eq!(kept.subscribe(&filter(&topic), QoS::AtLeastOnce), ReasonCode::GrantedQos1);
+        clients[1 + round % 2].publish_acknowledged(&topic, "now", qos1(id));
+        assert_eq!(kept.take_publish().topic, topic);
+    }
+}
+
+/// What a new subscription finds on a topic.
+fn retained_at(cluster: &Cluster, node: usize, filter: &str) -> Vec<String> {
+    let mut reader = cluster.nodes[node].client("reader");
+    reader.subscribe(filter, QoS::AtMostOnce);
+    let mut found = Vec::new();
+    reader.send(&Packet::PingReq);
+    // Retained messages are read by the groups; an answer to PINGREQ does not wait for them.
+    let mut wait = DEADLINE;
+    while let Some(packet) = reader.receive_within(wait) {
+        match packet {
+            Packet::Publish(message) => found.push(String::from_utf8(message.payload.to_vec()).expect("our own")),
+            Packet::PingResp => wait = QUIET,
+            other => panic!("a retained message expected, got {other:?}"),
+        }
+    }
+    reader.disconnect();
+    found.sort_unstable();
+    found
+}
+
+/// P6: a retained topic is one register, wherever it is written and read.
+#[test]
+fn what_is_retained_or_deleted_on_one_node_is_so_on_all_at_once() {
+    let cluster = Cluster::start();
+    let mut writers: Vec<_> = cluster.nodes.iter().map(|node| node.client(&format!("writer-{}", node.name))).collect();
+    let mut write = |node: usize, payload: &str, id: u16| {
+        let message = Publish { retain: true, ..publish("board/1", payload, qos1(id)) };
+        writers[node].send(&Packet::Publish(message));
+        writers[node].complete(qos1(id));
+    };
+    for round in 0..12 {
+        let (writes, reads) = (round % 3, (round + 1) % 3);
+        let text = format!("value {round}");
+        write(writes, &text, 1);
+        let filter = ["board/1", "board/+", "#"][round / 3 % 3];
+        assert_eq!(retained_at(&cluster, reads, filter), [text], "{filter}");
+        write(reads, "", 2);
+        assert_eq!(retained_at(&cluster, writes, filter), [""; 0], "{filter}: deleted");
+    }
+}
+
+/// Sends PUBREL, and waits for PUBCOMP.
+fn release(client: &mut Client, number: u16) {
+    client.send(&Packet::PubRel(Ack::success(id(number))));
+    match client.receive() {
+        Packet::PubComp(ack) => assert_eq!(ack.packet_id, id(number)),
+        other => panic!("PUBCOMP expected, got {other:?}"),
+    }
+}
+
+/// P3: whatever was said to the killed node, the publisher finishes on another, and the subscriber gets it once.
+#[test]
+fn qos_2_is_handed_on_once_though_the_publishers_node_is_killed() {
+    let mut cluster = Cluster::start();
+    let (mut subscriber, _) = cluster.nodes[1].persistent("subscriber");
+    subscriber.subscribe("parcels", QoS::ExactlyOnce);
+    let (mut publisher, _) = cluster.nodes[0].persistent("publisher");
+    publisher.publish("parcels", "received", qos2(1));
+    assert!(matches!(publisher.receive(), Packet::PubRec(_)));
+    publisher.publish("parcels", "perhaps received", qos2(2));
+    cluster.nodes[0].kill();
+
+    let (mut publisher, present) = cluster.nodes[2].persistent("publisher");
+    assert!(present);
+    publisher.send(&Packet::Publish(Publish { dup: true, ..publish("parcels", "perhaps received", qos2(2)) }));
+    assert!(matches!(publisher.receive(), Packet::PubRec(_)));
+    release(&mut publisher, 1);
+    release(&mut publisher, 2);
+    for expected in ["received", "perhaps received"] {
+        assert_eq!(&subscriber.take_publish().payload[..], expected.as_bytes());
+    }
+    cluster.nodes[0].restart();
+    subscriber.expect_nothing();
+}
+
+/// P11: what the members of a killed node had not acknowledged goes to the others, and nothing goes to two that live.
+#[test]
+fn a_shared_group_hands_what_a_killed_node_had_to_members_elsewhere() {
+    const MESSAGES: u16 = 60;
+    let mut cluster = Cluster::start();
+    let mut dies = cluster.nodes[0].client("dies");
+    dies.subscribe("$share/work/jobs", QoS::AtLeastOnce);
+    let mut lives = cluster.nodes[1].client("lives");
+    lives.subscribe("$share/work/jobs", QoS::AtLeastOnce);
+    let mut publisher = cluster.nodes[2].client("publisher");
+    for number in 1..=MESSAGES {
+        publisher.publish_acknowledged("jobs", &number.to_string(), qos1(number));
+    }
+    // It has some and acknowledges none.
+    dies.expect_publish();
+    cluster.nodes[0].kill();
+
+    let mut done = BTreeSet::new();
+    while done.len() < usize::from(MESSAGES) {
+        let message = lives.take_publish();
+        let number: u16 = String::from_utf8_lossy(&message.payload).parse().expect("our own payload");
+        assert!(done.insert(number), "{number} came twice to a member that lives");
+    }
+    lives.expect_nothing();
+}
+
+fn connect_refused(cluster: &Cluster, version: ProtocolVersion) -> (ReasonCode, Duration) {
+    let asked = Instant::now();
+    let (_, connack) = cluster.nodes[0].open(connect(version, "newcomer"));
+    (connack.reason_code, asked.elapsed())
+}
+
+/// F12: a node without its majority promises nothing, says so to whoever comes, and is whole again when the others are.
+#[test]
+fn a_node_without_a_majority_refuses_and_withholds_until_it_has_one() {
+    let refused_within = Duration::from_secs(2);
+    let mut cluster = Cluster::start();
+    let mut publisher = cluster.nodes[0].client("publisher");
+    let mut local = cluster.nodes[0].client("local");
+    local.subscribe("news", QoS::AtLeastOnce);
+    cluster.nodes[1].kill();
+    cluster.nodes[2].kill();
+
+    for version in [ProtocolVersion::V5, ProtocolVersion::V3_1_1] {
+        let (reason, took) = connect_refused(&cluster, version);
+        assert_eq!(reason, ReasonCode::ServerUnavailable, "{version:?}");
+        assert!(took < refused_within, "{version:?}: refused after {took:?}");
+    }
+    wait_for("readiness is off", || !cluster.nodes[0].is_ready());
+    publisher.publish("news", "is withheld", qos1(1));
+    publisher.publish("news", "goes on", QOS0);
+    let mut came = Vec::new();
+    while came.last().is_none_or(|payload| payload != "goes on") {
+        came.push(String::from_utf8(local.take_publish().payload.to_vec()).expect("our own"));
+    }
+    assert_eq!(publisher.receive_within(Duration::from_secs(2)), None, "an acknowledgement without a majority");
+
+    cluster.nodes[1].spawn();
+    cluster.nodes[2].spawn();
+    cluster.wait_until_ready();
+    // It is answered now, or its client was sent to find the majority.
+    match publisher.receive() {
+        Packet::PubAck(ack) => assert_eq!(ack.reason_code, ReasonCode::Success),
+        Packet::Disconnect(disconnect) => assert_eq!(disconnect.reason_code, ReasonCode::ServerUnavailable),
+        other => panic!("PUBACK or DISCONNECT expected, got {other:?}"),
+    }
+    let mut subscriber = cluster.nodes[0].client("subscriber");
+    subscriber.subscribe("news", QoS::AtLeastOnce);
+    cluster.nodes[2].client("writer").publish_acknowledged("news", "whole again", qos1(1));
+    assert_eq!(&subscriber.take_publish().payload[..], b"whole again");
+}

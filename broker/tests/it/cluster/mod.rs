@@ -1,0 +1,9 @@
+//! Three processes that are one broker, and the promises that they make together.
+
+pub mod nodes;
+
+mod kills;
+mod membership;
+mod messages;
+mod sessions;
+mod workload;

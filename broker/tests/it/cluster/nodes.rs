@@ -1,0 +1,313 @@
+//! Several processes that are one broker, on this machine.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use kentongan::replicated::Slots;
+use kentongan_proto::mqtt::*;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::{Client, DEADLINE, broker_command, connect};
+
+/// Time within which nodes form a cluster, or one that was killed is back, on a machine that has much to do.
+pub const FORMED_WITHIN: Duration = Duration::from_secs(30);
+
+/// Groups of a cluster, by the default settings.
+const GROUPS: u16 = 16;
+
+/// Lines of a node's log that are shown when a test fails.
+const LOG_LINES_SHOWN: usize = 400;
+
+/// A process of the cluster, or its place while it is down. Its addresses and its data directory stay what they are.
+pub struct Node {
+    pub name: String,
+    pub address: SocketAddr,
+    http: SocketAddr,
+    peers: SocketAddr,
+    pub data_dir: PathBuf,
+    seeds: String,
+    environment: Vec<(String, String)>,
+    child: Option<Child>,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Node {
+    /// Starts the process. It may wait for others before it listens.
+    pub fn spawn(&mut self) {
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        let mut child = broker_command()
+            .args(["serve", "--node", &self.name, "--seeds", &self.seeds])
+            .args(["--cluster", &self.peers.to_string()])
+            .args(["--mqtt", &self.address.to_string()])
+            .args(["--http", &self.http.to_string()])
+            .arg("--data-dir")
+            .arg(&self.data_dir)
+            .env("KENTONGAN_LOG__FORMAT", "json")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the broker starts");
+        let stderr = child.stderr.take().expect("piped");
+        let (log, name) = (Arc::clone(&self.log), self.name.clone());
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                // What the preload of a power cut reads says nothing to people.
+                if line.contains("\"TRACE\"") {
+                    continue;
+                }
+                if std::env::var_os("BROKER_TEST_LOG").is_some() {
+                    eprintln!("{name}: {line}");
+                }
+                log.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+            }
+        });
+        self.note("started");
+        self.child = Some(child);
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("our own child");
+            child.wait().expect("our own child");
+            self.note("killed");
+        }
+    }
+
+    /// SIGSTOP: it says nothing and hears nothing, and does not know it.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+        self.note("paused");
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) {
+        self.note("goes on");
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("a running node");
+        let pid = Pid::from_raw(child.id().cast_signed()).expect("a pid is not zero");
+        kill_process(pid, signal).expect("our own child");
+    }
+
+    fn note(&self, what: &str) {
+        let line = format!("-- the test: {what} at {:?}", std::time::SystemTime::now());
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+    }
+
+    /// The same data directory, a new process, which is ready for clients.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.spawn();
+        self.wait_until_ready();
+    }
+
+    pub fn wait_until_ready(&mut self) {
+        let deadline = Instant::now() + FORMED_WITHIN;
+        while !self.is_ready() {
+            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().expect("our own child")) {
+                panic!("{} ended: {status}", self.name);
+            }
+            assert!(Instant::now() < deadline, "{} is not ready", self.name);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn is_ready(&self) -> bool {
+        matches!(self.http_get("/readyz"), Some((200, _)))
+    }
+
+    /// Status and body of an HTTP answer, if it gives one.
+    fn http_get(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect_timeout(&self.http, Duration::from_secs(1)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let status = answer.split(' ').nth(1)?.parse().ok()?;
+        Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
+    }
+
+    /// Sums of a counter of `/metrics` by the value of its first label.
+    pub fn counters(&self, name: &str) -> Vec<(String, u64)> {
+        let (_, body) = self.http_get("/metrics").expect("a running node");
+        let series = body.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{'));
+        series
+            .filter_map(|rest| {
+                let (labels, value) = rest.rsplit_once("} ")?;
+                Some((labels.split('"').nth(1)?.to_owned(), value.parse::<f64>().ok()? as u64))
+            })
+            .collect()
+    }
+
+    /// Sends CONNECT and returns the CONNACK.
+    pub fn open(&self, connect: Connect) -> (Client, ConnAck) {
+        let mut client = Client::at(self.address, connect.version);
+        client.send(&Packet::Connect(Box::new(connect)));
+        let connack = client.expect_connack();
+        (client, connack)
+    }
+
+    /// A connected MQTT 5 client with a session of its own that ends with the connection.
+    pub fn client(&self, client_id: &str) -> Client {
+        self.accepted(&connect(ProtocolVersion::V5, client_id)).0
+    }
+
+    /// A connected MQTT 5 client whose session outlives the connection; also whether it was there.
+    pub fn persistent(&self, client_id: &str) -> (Client, bool) {
+        let mut asked = connect(ProtocolVersion::V5, client_id);
+        asked.clean_start = false;
+        asked.properties.session_expiry_interval = Some(3600);
+        let (client, connack) = self.accepted(&asked);
+        (client, connack.session_present)
+    }
+
+    /// As a client would, it comes again if the node has no majority for a moment: when another one was killed that led
+    /// the directory, say.
+    pub fn accepted(&self, asked: &Connect) -> (Client, ConnAck) {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let (client, connack) = self.open(asked.clone());
+            match connack.reason_code {
+                ReasonCode::Success => return (client, connack),
+                ReasonCode::ServerUnavailable => assert!(Instant::now() < deadline, "{} is not available", self.name),
+                other => panic!("{} refuses {:?}: {other:?}", self.name, asked.client_id),
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Nodes that know each other. All are killed when it is dropped; if the test failed, their logs are printed.
+pub struct Cluster {
+    pub nodes: Vec<Node>,
+    _directory: TempDir,
+}
+
+impl Cluster {
+    /// Three nodes, ready for clients.
+    pub fn start() -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let places = (1..=3).map(|number| directory.path().join(format!("n{number}"))).collect();
+        Self::within(directory, places, |_| Vec::new())
+    }
+
+    /// Nodes with these data directories, which lie in `directory`, and more environment variables for each.
+    pub fn within(
+        directory: TempDir,
+        data_dirs: Vec<PathBuf>,
+        environment: impl Fn(usize) -> Vec<(String, String)>,
+    ) -> Self {
+        let (host, base) = place();
+        let at = |port: usize| SocketAddr::from((host, base + port as u16));
+        let seeds: Vec<_> = (0..data_dirs.len()).map(|index| at(index * 3).to_string()).collect();
+        let node = |(index, data_dir): (usize, PathBuf)| Node {
+            name: format!("n{}", index + 1),
+            peers: at(index * 3),
+            address: at(index * 3 + 1),
+            http: at(index * 3 + 2),
+            data_dir,
+            seeds: seeds.join(","),
+            environment: environment(index),
+            child: None,
+            log: Arc::default(),
+        };
+        let mut cluster = Self { nodes: data_dirs.into_iter().enumerate().map(node).collect(), _directory: directory };
+        cluster.nodes.iter_mut().for_each(Node::spawn);
+        cluster.wait_until_ready();
+        cluster
+    }
+
+    pub fn wait_until_ready(&mut self) {
+        self.nodes.iter_mut().for_each(Node::wait_until_ready);
+    }
+
+    /// Kills all of them at once, and starts them again after something was done `between`.
+    pub fn restart_all_after(&mut self, between: impl FnOnce()) {
+        self.nodes.iter_mut().for_each(Node::kill);
+        between();
+        self.nodes.iter_mut().for_each(Node::spawn);
+        self.wait_until_ready();
+    }
+
+    /// What `kentongan cluster status --json` says, asked at `node`.
+    pub fn status_at(&self, node: usize) -> Value {
+        let output = broker_command()
+            .args(["cluster", "status", "--json", "--peer", &self.nodes[node].peers.to_string()])
+            .output()
+            .expect("the program runs");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "cluster status failed: {error}");
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
+    /// Which node leads the group that keeps this Client Identifier or Topic Name, as all that run say.
+    pub fn leader_of(&self, name: &str) -> usize {
+        self.leader_of_group(Slots::new(GROUPS).group_of(name))
+    }
+
+    /// Which node leads the directory.
+    pub fn directory_leader(&self) -> usize {
+        self.leader_of_group(u16::MAX)
+    }
+
+    fn leader_of_group(&self, group: u16) -> usize {
+        let asked = self.nodes.iter().position(|node| node.child.is_some()).expect("a running node");
+        let deadline = Instant::now() + FORMED_WITHIN;
+        loop {
+            let status = self.status_at(asked);
+            let leads = |node: &Value| {
+                let groups = node["status"]["groups"].as_array()?;
+                let found = groups.iter().find(|one| one["group"] == group)?;
+                (found["leads"] == true).then(|| node["name"].as_str().map(str::to_owned))?
+            };
+            let leaders: Vec<_> = status["nodes"].as_array().expect("nodes").iter().filter_map(leads).collect();
+            if let [leader] = &leaders[..] {
+                return self.nodes.iter().position(|node| node.name == *leader).expect("one of ours");
+            }
+            assert!(Instant::now() < deadline, "group {group} is led by {leaders:?}");
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.nodes.iter_mut().for_each(Node::kill);
+        if !std::thread::panicking() {
+            return;
+        }
+        for node in &self.nodes {
+            let log = node.log.lock().unwrap_or_else(PoisonError::into_inner);
+            let skipped = log.len().saturating_sub(LOG_LINES_SHOWN);
+            eprintln!("== log of {} ({skipped} lines before it left out)", node.name);
+            log[skipped..].iter().for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+/// An address of the loopback network that no other process of the tests has, and the first of some ports there that no
+/// other cluster of this process has: nodes must know each other's ports before they listen.
+fn place() -> (Ipv4Addr, u16) {
+    static CLUSTERS: AtomicU16 = AtomicU16::new(0);
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    let base = 7000 + 20 * CLUSTERS.fetch_add(1, Ordering::Relaxed);
+    // Numbers of processes have 22 bits.
+    (Ipv4Addr::new(127, 64 + high % 64, middle, low), base)
+}

@@ -1,0 +1,92 @@
+"""Three processes that are one broker, on this machine, for suites that kill some of them.
+
+KENTONGAN names the binary.
+"""
+
+import os
+import pathlib
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+# Time within which nodes form a cluster, or one that was killed is back.
+READY_SECONDS = 30
+
+
+def place():
+    """An address of the loopback network that no other process has: nodes must know each other's ports before they listen."""
+    number = os.getpid()  # 22 bits.
+    return f"127.{192 + (number >> 16) % 63}.{number >> 8 & 255}.{number & 255}"
+
+
+class Node:
+    """A process of the cluster, or its place while it is down. Its addresses and its data directory stay what they are."""
+
+    def __init__(self, number, host, directory):
+        base = 7000 + 3 * number
+        self.host, self.port = host, base + 1
+        self.http = f"{host}:{base + 2}"
+        self.log = pathlib.Path(directory, f"n{number}.log")
+        peers = [f"{host}:{7000 + 3 * other}" for other in range(3)]
+        self.command = [os.environ["KENTONGAN"], "serve", "--node", f"n{number}", "--seeds", ",".join(peers)]
+        self.command += ["--cluster", peers[number], "--mqtt", f"{host}:{self.port}", "--http", self.http]
+        self.command += ["--data-dir", f"{directory}/n{number}"]
+        self.process = None
+
+    def start(self):
+        with self.log.open("a", encoding="utf-8") as log:
+            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def kill(self):
+        """kill -9."""
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def is_ready(self):
+        try:
+            return urllib.request.urlopen(f"http://{self.http}/readyz", timeout=1).status == 200
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            return False
+
+    def wait_until_ready(self):
+        deadline = time.monotonic() + READY_SECONDS
+        while not self.is_ready():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"a node is not ready:\n{self.log.read_text(encoding='utf-8')[-4000:]}")
+            time.sleep(0.02)
+
+    def restart(self):
+        self.kill()
+        self.start()
+        self.wait_until_ready()
+
+    @property
+    def address(self):
+        return (self.host, self.port)
+
+
+class Cluster:
+    """Three nodes, ready for clients."""
+
+    def __init__(self):
+        self.directory = tempfile.TemporaryDirectory(prefix="kentongan-cluster-")
+        host = place()
+        self.nodes = [Node(number, host, self.directory.name) for number in range(3)]
+        for node in self.nodes:
+            node.start()
+        for node in self.nodes:
+            node.wait_until_ready()
+
+    def restart_killed(self):
+        for node in self.nodes:
+            if node.process is None:
+                node.restart()
+
+    def stop(self):
+        for node in self.nodes:
+            node.kill()
+        self.directory.cleanup()
