@@ -626,6 +626,7 @@ impl Machine {
                     items: batch.items,
                     round: batch.round,
                     payload: batch.payload,
+                    patient: false,
                 };
                 cluster.peers.forward(process.node, Forwarded::Messages(messages))
             }
@@ -818,6 +819,7 @@ impl StateMachine for Machine {
         };
         if let Some(cluster) = &shared.cluster {
             self.tick_member();
+            cluster.answer_patient(shared.now_ms());
             self.pushes.ask(&*cluster.peers, &self.other_nodes(cluster.node));
             self.retry_in -= 1;
             if self.retry_in == 0 {
