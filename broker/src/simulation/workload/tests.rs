@@ -50,7 +50,7 @@ const EVERYTHING: [&str; 38] = [
 
 /// A run that is as it should be: its history, and how often clients did what.
 fn run(seed: u64) -> (History, BTreeMap<&'static str, u64>) {
-    let mut world = World::new(seed, Plan { nodes: 1, alone: true, trace: false });
+    let mut world = World::new(seed, Plan { nodes: 1, alone: true, trace: false, only: None });
     let outcome = world.run();
     if std::env::var_os("KENTONGAN_PRINT").is_some() {
         let history = world.history();
