@@ -515,8 +515,7 @@ impl Machine {
 
     fn route(&mut self, shared: &Shared, origin: u16, entry: &Unrouted, targets: Targets) {
         let position = entry.position;
-        let latest = self.groups[usize::from(origin)].latest_ms();
-        let local = on_process_clock(&entry.message, latest, shared.now_ms());
+        let local = on_process_clock(&entry.message, &self.groups[usize::from(origin)], shared.now_ms());
         if targets.unserved > 0 {
             self.counters.messages_dropped.add(DropReason::NoSharedMember, targets.unserved);
         }
@@ -633,6 +632,7 @@ impl Machine {
                     items: batch.items,
                     round: batch.round,
                     payload: batch.payload,
+                    patient: false,
                 };
                 cluster.peers.forward(process.node, Forwarded::Messages(messages))
             }
@@ -652,7 +652,7 @@ impl Machine {
         let mut messages = Vec::new();
         let state = &self.groups[usize::from(group)];
         let page = state.retained_page(filter, cursor.after.as_deref(), PAGE_MESSAGES_MAX, PAGE_SCAN_MAX);
-        messages.extend(page.messages.iter().map(|message| on_process_clock(message, state.latest_ms(), now_ms)));
+        messages.extend(page.messages.iter().map(|message| on_process_clock(message, state, now_ms)));
         let next = match page.next {
             Some(after) => Some(RetainedCursor { group, after: Some(after.to_string()) }),
             None if exact || usize::from(group) + 1 >= self.groups.len() => None,
@@ -825,6 +825,7 @@ impl StateMachine for Machine {
         };
         if let Some(cluster) = &shared.cluster {
             self.tick_member();
+            cluster.answer_patient(shared.now_ms());
             self.pushes.ask(&*cluster.peers, &self.other_nodes(cluster.node));
             self.retry_in -= 1;
             if self.retry_in == 0 {
@@ -927,13 +928,14 @@ fn share_interest(shared: &Shared, group: u16, share: &str, joined: bool) {
     }
 }
 
-/// The message with its expiry moved from a group's clock, which is at `latest_ms` at most, to that of the process.
-fn on_process_clock(message: &Arc<Message>, latest_ms: u64, now_ms: u64) -> Arc<Message> {
+/// The message with its expiry moved from its group's clock to that of the process.
+fn on_process_clock(message: &Arc<Message>, group: &GroupState, now_ms: u64) -> Arc<Message> {
     match message.expires_at_ms {
         None => Arc::clone(message),
         Some(at) => {
-            let expires_at_ms = Some(now_ms + at.saturating_sub(latest_ms).max(1));
-            Arc::new(Message { expires_at_ms, ..Message::clone(message) })
+            let is_over = at <= group.clock_ms();
+            let left_ms = if is_over { 0 } else { at.saturating_sub(group.latest_ms()).max(1) };
+            Arc::new(Message { expires_at_ms: Some(now_ms + left_ms), ..Message::clone(message) })
         }
     }
 }

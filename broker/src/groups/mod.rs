@@ -5,7 +5,7 @@
 
 pub mod incoming;
 pub(crate) mod machine;
-pub(crate) mod member;
+mod member;
 mod outboxes;
 mod pushes;
 pub(crate) mod start;

@@ -502,7 +502,7 @@ impl ArbiterState {
                 let weight = full.weight_bytes();
                 self.counters.arbiter_batches.inc();
                 self.counters.arbiter_batch_deliveries.add(full.len() as u64);
-                self.shared.inboxes[target].push(Event::Batch { from: self.id, batch: full, weight }, weight);
+                self.shared.inboxes[target].push(Event::Batch { from: Some(self.id), batch: full, weight }, weight);
             }
         }
     }

@@ -16,6 +16,7 @@ use super::client::{Client, Phase};
 use super::connect::EndCause;
 use super::lanes::Lanes;
 use super::node_lanes::Nodes;
+use super::patient_answers::PatientAnswers;
 use super::{ConnectionKey, Event, Shared};
 use crate::clock::Clock;
 use crate::peers::wire::{Forwarded, PendingClaim, Propose, Resync, ServedSession};
@@ -38,6 +39,8 @@ pub struct ClusterView {
     pub nodes: Nodes,
     /// How far the lanes from other nodes got.
     pub incoming: Mutex<Incoming>,
+    /// What those lanes have still to be told.
+    pub patient_answers: Mutex<PatientAnswers>,
     /// By which the lease is counted.
     pub clock: Clock,
     /// Whether this node holds a lease, as of a moment ago: for those who want to know, not for acknowledgements.
@@ -58,6 +61,15 @@ impl ClusterView {
             for inbox in &shared.inboxes {
                 inbox.push(Event::NodeReset { node: number }, 0);
             }
+        }
+    }
+
+    /// Answers lanes from other nodes that have waited long enough. From time to time.
+    pub fn answer_patient(&self, now_ms: u64) {
+        let due = self.patient_answers.lock().unwrap_or_else(PoisonError::into_inner).take_due(now_ms);
+        for (node, answer) in due {
+            // If there is no room, the origin sends the batch again.
+            let _ = self.peers.forward(node, Forwarded::MessagesAnswer(answer));
         }
     }
 

@@ -276,6 +276,12 @@ impl World {
         self.judge()
     }
 
+    /// What clients saw.
+    #[cfg(test)]
+    pub(super) fn history(&self) -> &kentongan_history::History {
+        self.workload.history()
+    }
+
     fn judge(&mut self) -> Result<Outcome, String> {
         let mut counts = std::mem::take(&mut self.counts);
         for (name, count) in self.workload.counts() {

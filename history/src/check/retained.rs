@@ -92,7 +92,8 @@ fn read_absences<'a>(story: &'a Story<'_>, topic: Symbol, register: &mut Registe
     }
 }
 
-/// Live messages of a subscription wait for its retained ones: the first of them is the end of reading.
+/// Live messages of a subscription wait for its retained ones: the first of them is the end of reading. One of QoS 0 waits
+/// only for those of QoS 0, for the others wait in turn for what the client has to acknowledge.
 fn end_of_reading(story: &Story<'_>, span: &Span) -> Option<Mark> {
     let suback = span.suback?;
     let connection = &story.connections[span.connection as usize];
@@ -103,6 +104,7 @@ fn end_of_reading(story: &Story<'_>, span: &Span) -> Option<Mark> {
         delivery.connection == span.connection
             && delivery.kind == Kind::Live
             && !delivery.dup
+            && (delivery.qos > 0 || span.qos == 0)
             && story.spans_of(delivery).all(|reason| reason.subscribe.event == span.subscribe.event)
             && story.matches(span, delivery.topic)
             && delivery.message != NONE

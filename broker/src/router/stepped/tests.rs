@@ -500,6 +500,7 @@ fn one_of_several(clock: Clock) -> ClusterView {
         leaders: Leaders::default(),
         nodes: Nodes::default(),
         incoming: Mutex::new(Incoming::new(&BTreeMap::new())),
+        patient_answers: Mutex::default(),
         clock,
         serving: std::sync::atomic::AtomicBool::new(true),
     }

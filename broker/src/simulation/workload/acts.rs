@@ -423,7 +423,8 @@ impl Workload {
     fn send_ack(&mut self, client: usize, kind: AckKind, packet_id: PacketId) {
         let connection = &mut self.clients[client];
         let one = &mut self.identities[connection.identity];
-        if kind == AckKind::PubRel && one.current == Some(connection.link) {
+        if kind == AckKind::PubRel {
+            // By whichever connection: the PUBLISH is not sent again [MQTT-4.3.3-6].
             one.release(packet_id);
         }
         let answer = Answer { packet_id: packet_id.get(), reason: 0 };
