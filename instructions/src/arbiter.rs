@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -73,8 +74,8 @@ impl Broker {
         let directory = tempfile::tempdir().expect("a directory for temporary files");
         let settings = Arc::new(Settings { data_dir: directory.path().join("data"), ..Settings::default() });
         let metrics = Metrics::isolated();
-        let (shared, groups) =
-            groups::start(&settings, Authority::default(), 1, &metrics).expect("an empty data directory");
+        let (shared, groups) = groups::start(&settings, Authority::default(), 1, &metrics, &AtomicBool::new(false))
+            .expect("an empty data directory");
         ArbiterState::install(0, shared, metrics.arbiter());
         let address = SocketAddr::from(([127, 0, 0, 1], 1883));
         let listener = Arc::new(ListenerContext::new(ListenerConfig::default(), &settings, address));

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use kentongan_proto::mqtt::{ProtocolVersion, QoS};
 
 use crate::{
+    cluster,
     compare::broker::{Recipe, Running},
     scenario::{Broker, PATIENCE_SECONDS, connect, idle, large, retained, traffic},
 };
@@ -36,6 +37,8 @@ pub enum Command {
     Retained(Retained),
     /// Start two brokers and compare their CPU time per message, row by row.
     Compare(Compare),
+    /// Start several nodes of Kentongan that are one broker: what they cost beside one, and what happens when one is killed.
+    Cluster(Cluster),
 }
 
 /// The broker that is tried.
@@ -73,7 +76,7 @@ impl Where {
 
     /// The broker, which runs elsewhere or was started by us.
     pub fn broker(&self, started: Option<&Running>) -> Broker {
-        started.map_or(Broker { address: self.broker, pid: self.pid }, Running::broker)
+        started.map_or_else(|| Broker::one(self.broker, self.pid), Running::broker)
     }
 }
 
@@ -156,6 +159,9 @@ pub struct Run {
     /// allows. Latency then counts from when a message was due.
     #[arg(long)]
     rate: Option<f64>,
+    /// Let the broker keep the sessions of subscribers.
+    #[arg(long)]
+    persistent: bool,
     /// SUBSCRIBEs, and as many UNSUBSCRIBEs, a second by other clients.
     #[arg(long, default_value_t = 0.0, value_name = "PER_SECOND")]
     churn: f64,
@@ -203,6 +209,7 @@ impl Run {
             publishers: self.publishers.unwrap_or(publishers),
             subscribers: self.subscribers.unwrap_or(subscribers),
             rate: self.rate,
+            keeps_sessions: self.persistent,
             churn_per_second: self.churn,
             seconds: self.seconds,
             warm_up_seconds: self.warm_up,
@@ -356,6 +363,56 @@ pub struct Compare {
     /// Write every round to this file, as JSON; `-` is standard output.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Cluster {
+    /// How many nodes.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(2..=9))]
+    nodes: u16,
+    /// Rows to do, separated by commas; all of them, if none is named.
+    #[arg(long, value_delimiter = ',')]
+    rows: Vec<cluster::Row>,
+    /// How often each row is done.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: u16,
+    /// Length of each measured interval.
+    #[arg(long, default_value_t = 5.0)]
+    seconds: f64,
+    /// Messages that a publisher of the durable row may have sent and its subscriber not yet received.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=65_535))]
+    durable_window: u32,
+    /// Nodes to kill, one after the other, in the failover row.
+    #[arg(long, default_value_t = 10)]
+    kills: usize,
+    #[command(flatten)]
+    programs: Programs,
+    /// Of topics and client identifiers.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// End with 1 also when a figure misses its target.
+    #[arg(long)]
+    pub enforce: bool,
+    /// Write every round to this file, as JSON; `-` is standard output.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+impl Cluster {
+    /// What is asked for.
+    pub fn plan(&self) -> cluster::Plan {
+        cluster::Plan {
+            kentongan: self.programs.kentongan.clone(),
+            mosquitto: self.programs.recipe("mosquitto"),
+            nodes: usize::from(self.nodes),
+            rows: if self.rows.is_empty() { cluster::Row::value_variants().to_vec() } else { self.rows.clone() },
+            rounds: usize::from(self.rounds),
+            seconds: self.seconds,
+            durable_window: self.durable_window,
+            kills: self.kills,
+            seed: self.seed,
+        }
+    }
 }
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {

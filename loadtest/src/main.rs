@@ -1,12 +1,14 @@
 //! Load, comparison and verification for MQTT brokers.
 //!
 //! `engine` is the generator; `scenario` uses it, one file a scenario; `measure` counts; `compare`
-//! starts brokers and does the rows; `wire` is bytes.
+//! starts brokers and does the rows; `cluster` does so with nodes that are one broker; `wire` is bytes.
 
 mod cli;
+mod cluster;
 mod compare;
 mod engine;
 mod measure;
+mod process;
 mod report;
 mod scenario;
 mod wire;
@@ -37,10 +39,11 @@ fn main() -> ExitCode {
 fn start(cli: &Cli) -> Result<bool> {
     raise_descriptor_limit().context("raising the limit of open descriptors")?;
     let progress = Progress::new();
-    type Scenario<'a> = Box<dyn FnOnce(Broker) -> Result<Outcome> + 'a>;
+    type Scenario<'a> = Box<dyn FnOnce(&Broker) -> Result<Outcome> + 'a>;
     let progress = &progress;
     let (at, scenario): (_, Scenario<'_>) = match &cli.command {
         Command::Compare(arguments) => return compare(arguments, progress),
+        Command::Cluster(arguments) => return cluster(arguments, progress),
         Command::Run(run) => match run.plan() {
             RunPlan::Traffic(plan) => (&run.at, Box::new(move |broker| traffic::run(&plan, broker, progress))),
             RunPlan::Connect(plan) => (&run.at, Box::new(move |broker| connect::run(&plan, broker, progress))),
@@ -52,7 +55,7 @@ fn start(cli: &Cli) -> Result<bool> {
         }
     };
     let started = at.start()?;
-    let outcome = scenario(at.broker(started.as_ref()));
+    let outcome = scenario(&at.broker(started.as_ref()));
     progress.clear();
     let outcome = outcome?;
     publish(&outcome, at.json.as_deref())?;
@@ -74,6 +77,14 @@ fn compare(arguments: &cli::Compare, progress: &Progress) -> Result<bool> {
     publish(&comparison, arguments.json.as_deref())?;
     let failed = |row: &compare::RowResult| matches!(row.verdict, compare::Verdict::Failed(_));
     Ok(if arguments.enforce { comparison.is_ok() } else { !comparison.rows.iter().any(failed) })
+}
+
+fn cluster(arguments: &cli::Cluster, progress: &Progress) -> Result<bool> {
+    let results = cluster::run(&arguments.plan(), progress);
+    progress.clear();
+    let results = results?;
+    publish(&results, arguments.json.as_deref())?;
+    Ok(if arguments.enforce { results.is_ok() } else { !results.has_failed() })
 }
 
 /// To people on standard output; as JSON where asked for.

@@ -32,6 +32,9 @@ struct Options {
     /// Leaves out all faults but those whose names begin so.
     #[arg(long, value_parser = clap::builder::StringValueParser::new().map(|name| &*name.leak()))]
     only: Option<&'static str>,
+    /// Prints what clients saw, of a seed that fails.
+    #[arg(long)]
+    history: bool,
     /// Runs each seed twice, and compares.
     #[arg(long)]
     twice: bool,
@@ -82,6 +85,9 @@ fn main() -> anyhow::Result<()> {
                     match outcome {
                         Ok(outcome) => summary.lock().unwrap_or_else(PoisonError::into_inner).add(&outcome),
                         Err(failure) => {
+                            if options.history {
+                                eprintln!("{}", failure.history);
+                            }
                             if options.brief {
                                 let why: String = failure
                                     .why

@@ -1,5 +1,6 @@
 //! What other nodes say, on its way to the arbiters and groups here.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::sync::{Arc, PoisonError};
 
@@ -8,18 +9,22 @@ use kentongan_cluster::identity::{Incarnation, NodeId};
 use kentongan_cluster::lane::{Batch, LaneId, Verdict};
 use kentongan_proto::mqtt::QoS;
 use prost::Message as _;
+use prost::encoding::decode_varint;
 
+use crate::connection::SHARED_PAYLOAD_BYTES_MIN;
 use crate::connection_key::ConnectionKey;
 use crate::message::Message;
+use crate::peers::plain::PlainMessage;
 use crate::peers::wire::{
     AskResync, Forwarded, GroupEvents, Messages, MessagesAnswer, NodeMessage, OUTBOX_LANE, OutboxAnswered, Propose,
     ReadRetained, Resync, ShareSettled,
 };
 use crate::replicated::RetainedCursor;
 use crate::replicated::submitter::{Asker, OutboxTarget};
-use crate::router::batch::Addressee;
+use crate::router::batch::{self, Addressee};
 use crate::router::cluster::Leader;
 use crate::router::node_lanes::PeerProcess;
+use crate::router::publish::{Payload, Publication};
 use crate::router::share_settling::{ShareAnswer, ShareOrigin, ShareOutcome};
 use crate::router::{Event, Shared};
 use crate::subscription::{Matched, PassedOver, PickStrategy, ShareGroup, ShareTarget, topic_hash};
@@ -106,7 +111,7 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
     if messages.target_incarnation != shared.incarnation() {
         return;
     }
-    let Messages { lane, incarnation, previous, last, items, round, payload, .. } = messages;
+    let Messages { lane, incarnation, previous, last, items, round, payload, patient, .. } = messages;
     // Whoever leads a group, its outbox has one lane. What comes from there is for nobody who would be answered for.
     let (origin, number) = if lane & OUTBOX_LANE == 0 { (origin, lane) } else { (OUTBOXES, 0) };
     let Ok(arbiter) = u16::try_from(number) else {
@@ -115,22 +120,36 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
     let batch = Batch { previous, last, items, round, payload };
     // Held while they are handed on: a batch that comes again by another link waits for its turn.
     let mut incoming = cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner);
-    let (number, gap_in_round) = match incoming.on_batch(origin, Incarnation(incarnation), LaneId(lane), &batch) {
-        Verdict::Apply { above } => {
-            let node = cluster.nodes.number(PeerProcess { node: from, incarnation });
-            Origin { shared, node, arbiter }.take_items(batch.payload, above);
-            (last, None)
-        }
-        Verdict::Duplicate { last } => (last, None),
-        Verdict::Gap { last } => (last, Some(round)),
-        Verdict::Fenced => return,
-        Verdict::Malformed => {
-            tracing::warn!(node = from, "a node sent a batch that makes no sense; it is dropped");
-            return;
-        }
-    };
+    let (number, gap_in_round, patient) =
+        match incoming.on_batch(origin, Incarnation(incarnation), LaneId(lane), &batch) {
+            Verdict::Apply { above } => {
+                let node = cluster.nodes.number(PeerProcess { node: from, incarnation });
+                Origin { shared, node, arbiter }.take_items(batch.payload, above);
+                (last, None, patient)
+            }
+            Verdict::Duplicate { last } => (last, None, false),
+            Verdict::Gap { last } => (last, Some(round), false),
+            Verdict::Fenced => return,
+            Verdict::Malformed => {
+                tracing::warn!(node = from, "a node sent a batch that makes no sense; it is dropped");
+                return;
+            }
+        };
     drop(incoming);
     let answer = MessagesAnswer { lane, incarnation, target_incarnation: shared.incarnation(), number, gap_in_round };
+    let now_ms = shared.now_ms();
+    let mut patient_answers = cluster.patient_answers.lock().unwrap_or_else(PoisonError::into_inner);
+    let answer = match patient {
+        true => patient_answers.on_patient(from, answer, now_ms),
+        false => {
+            patient_answers.on_answered(from, lane, now_ms);
+            Some(answer)
+        }
+    };
+    drop(patient_answers);
+    let Some(answer) = answer else {
+        return;
+    };
     // If there is no room, the origin sends the batch again.
     let _ = cluster.peers.forward(from, Forwarded::MessagesAnswer(answer));
 }
@@ -143,36 +162,104 @@ struct Origin<'a> {
     arbiter: u16,
 }
 
-impl Origin<'_> {
-    /// Hands on the items above a number.
-    fn take_items(self, mut payload: Bytes, above: u64) {
-        let now_ms = self.shared.now_ms();
-        let mut matched = Matched::default();
-        while payload.has_remaining() {
-            let Ok(item) = NodeMessage::decode_length_delimited(&mut payload) else {
-                tracing::warn!("a node sent messages that cannot be read; the rest of the batch is dropped");
-                return;
-            };
-            if item.number <= above {
-                continue;
-            }
-            self.take_answers(&item.settled);
-            let Some(record) = item.message else {
-                continue;
-            };
-            let message: Arc<Message> = Arc::new(record.into_message(now_ms));
-            if item.direct {
-                self.hand_to_subscribers(&message, &mut matched);
-            }
-            for (share, at) in item.shares.iter().zip(0..=u16::MAX) {
-                self.hand_to_member(&message, share, at, item.number);
-            }
+/// What is on its way to the arbiters of this node, and who wants the topic at hand.
+#[derive(Default)]
+struct Handing {
+    topic: String,
+    topic_hash: u64,
+    matched: Matched,
+    batches: BTreeMap<u16, batch::Batch>,
+}
+
+impl Handing {
+    /// A publisher's messages come in runs of one topic, which is looked up once.
+    fn match_topic(&mut self, shared: &Shared, topic: &str) {
+        if self.topic != topic || !shared.index.is_current(&self.matched) {
+            topic.clone_into(&mut self.topic);
+            self.topic_hash = topic_hash(topic);
+            shared.index.matches(topic, self.topic_hash, &mut self.matched);
         }
     }
 
-    fn hand_to_subscribers(self, message: &Arc<Message>, matched: &mut Matched) {
-        self.shared.index.matches(&message.topic, topic_hash(&message.topic), matched);
-        for arbiter in matched.arbiters.iter() {
+    fn hand_to_subscribers(&mut self, publication: &mut Publication<'_>) {
+        for arbiter in self.matched.arbiters.iter() {
+            self.batches.entry(arbiter).or_default().push(publication, Addressee::Subscribers);
+        }
+    }
+
+    /// Into the inboxes. What is pushed there after this comes after it.
+    fn finish(&mut self, origin: Origin<'_>) {
+        for (arbiter, batch) in std::mem::take(&mut self.batches) {
+            let weight = batch.weight_bytes();
+            origin.push(arbiter, Event::Batch { from: None, batch, weight }, weight);
+        }
+    }
+}
+
+impl Origin<'_> {
+    /// Hands on the items above a number. When this returns, they are in the inboxes.
+    fn take_items(self, mut payload: Bytes, above: u64) {
+        let now_ms = self.shared.now_ms();
+        let mut handing = Handing::default();
+        while payload.has_remaining() {
+            let Some(item) = take_delimited(&mut payload) else {
+                tracing::warn!("a node sent messages that cannot be read; the rest of the batch is dropped");
+                break;
+            };
+            match PlainMessage::read(&item) {
+                Some(plain) if plain.number <= above => {}
+                Some(plain) => self.hand_on_plain(&plain, &item, now_ms, &mut handing),
+                None => match NodeMessage::decode(item) {
+                    Ok(item) if item.number <= above => {}
+                    Ok(item) => self.hand_on(item, now_ms, &mut handing),
+                    Err(error) => {
+                        tracing::warn!(%error, "a node sent a message that cannot be read; the rest is dropped");
+                        break;
+                    }
+                },
+            }
+        }
+        handing.finish(self);
+    }
+
+    fn hand_on_plain(self, plain: &PlainMessage<'_>, item: &Bytes, now_ms: u64, handing: &mut Handing) {
+        handing.match_topic(self.shared, plain.topic);
+        let mut publication = Publication {
+            identity: plain.identity,
+            topic: plain.topic,
+            topic_hash: handing.topic_hash,
+            payload: Payload::of(plain.payload, Some(item).filter(|_| plain.payload.len() >= SHARED_PAYLOAD_BYTES_MIN)),
+            qos: plain.qos,
+            retain: plain.retain,
+            properties: None,
+            expires_at_ms: plain.expiry_left_ms.map(|left| now_ms.saturating_add(left)),
+            publisher: None,
+            publisher_id: None,
+            origin: None,
+            message: None,
+        };
+        handing.hand_to_subscribers(&mut publication);
+    }
+
+    fn hand_on(self, item: NodeMessage, now_ms: u64, handing: &mut Handing) {
+        // Whatever goes to an inbox by itself goes behind what gathered for it.
+        handing.finish(self);
+        self.take_answers(&item.settled);
+        let Some(record) = item.message else {
+            return;
+        };
+        let message: Arc<Message> = Arc::new(record.into_message(now_ms));
+        if item.direct {
+            self.hand_to_subscribers(&message, handing);
+        }
+        for (share, at) in item.shares.iter().zip(0..=u16::MAX) {
+            self.hand_to_member(&message, share, at, item.number);
+        }
+    }
+
+    fn hand_to_subscribers(self, message: &Arc<Message>, handing: &mut Handing) {
+        handing.match_topic(self.shared, &message.topic);
+        for arbiter in handing.matched.arbiters.iter() {
             let weight = message.weight_bytes();
             let event = Event::Route { message: Arc::clone(message), addressee: Addressee::Subscribers, weight };
             self.push(arbiter, event, weight);
@@ -227,6 +314,12 @@ impl Origin<'_> {
             inbox.push(event, weight);
         }
     }
+}
+
+/// The next item, which has its length before it.
+fn take_delimited(payload: &mut Bytes) -> Option<Bytes> {
+    let length = usize::try_from(decode_varint(payload).ok()?).ok()?;
+    (length <= payload.len()).then(|| payload.split_to(length))
 }
 
 fn pick_here(shared: &Shared, share: &ShareGroup, message: &Message) -> Option<ConnectionKey> {

@@ -243,7 +243,13 @@ impl Machine {
             Effect::Unsubscribed { owner, epoch, packet_id, ticket, outcomes } => {
                 let connection = connection_of(owner);
                 let unsubscribed = UnsubscribedPersistent { connection, epoch, packet_id, ticket, outcomes };
-                self.push_to(shared, group, owner, Event::Unsubscribed(unsubscribed));
+                let event = Event::Unsubscribed(unsubscribed);
+                match &self.member {
+                    None => self.push_to(shared, group, owner, event),
+                    // Behind the SUBACK that may wait: the owner would enter what it has just left, and a SUBSCRIBE that is
+                    // proposed again because it has no answer would undo the UNSUBSCRIBE.
+                    Some(_) => self.await_subscribed(group, owner, event),
+                }
             }
             Effect::Interest { filter, wanted: true } => shared.index.subscribe(&filter, Target::Group(group)),
             Effect::Interest { filter, wanted: false } => {
@@ -626,6 +632,7 @@ impl Machine {
                     items: batch.items,
                     round: batch.round,
                     payload: batch.payload,
+                    patient: false,
                 };
                 cluster.peers.forward(process.node, Forwarded::Messages(messages))
             }
@@ -818,6 +825,7 @@ impl StateMachine for Machine {
         };
         if let Some(cluster) = &shared.cluster {
             self.tick_member();
+            cluster.answer_patient(shared.now_ms());
             self.pushes.ask(&*cluster.peers, &self.other_nodes(cluster.node));
             self.retry_in -= 1;
             if self.retry_in == 0 {

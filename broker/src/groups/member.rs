@@ -35,7 +35,7 @@ enum Waiter {
     /// A transient session here.
     Here { connection: ConnectionKey, ticket: u64 },
     /// The owner of a persistent session.
-    Owner { group: u16, owner: Owner, subscribed: Event },
+    Owner { group: u16, owner: Owner, answer: Event },
 }
 
 /// What a group's persistent sessions want of a filter.
@@ -304,9 +304,9 @@ impl Machine {
         }
     }
 
-    /// SUBACK of a persistent session leaves when every node has heard of the subscription.
-    pub(super) fn await_subscribed(&mut self, group: u16, owner: Owner, subscribed: Event) {
-        let passed = self.member.as_mut().and_then(|member| member.wait(Waiter::Owner { group, owner, subscribed }));
+    /// SUBACK of a persistent session leaves when every node has heard of the subscription, and UNSUBACK in its turn.
+    pub(super) fn await_subscribed(&mut self, group: u16, owner: Owner, answer: Event) {
+        let passed = self.member.as_mut().and_then(|member| member.wait(Waiter::Owner { group, owner, answer }));
         if let Some(waiter) = passed {
             self.release(waiter);
         }
@@ -317,9 +317,9 @@ impl Machine {
             Waiter::Here { connection, ticket } => {
                 self.push(connection.arbiter(), Event::Barrier { connection, ticket });
             }
-            Waiter::Owner { group, owner, subscribed } => {
+            Waiter::Owner { group, owner, answer } => {
                 let shared = self.shared();
-                self.push_to(&shared, group, owner, subscribed);
+                self.push_to(&shared, group, owner, answer);
             }
         }
     }
@@ -455,7 +455,7 @@ impl Machine {
     }
 
     /// How this node is, as far as this thread knows.
-    pub(super) fn status(&self) -> NodeStatus {
+    pub(crate) fn status(&self) -> NodeStatus {
         let (Some(member), Some(shared)) = (&self.member, self.shared.get()) else {
             return NodeStatus::default();
         };

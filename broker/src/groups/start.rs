@@ -155,7 +155,7 @@ fn start_member(
         );
     }
     let config = pipeline_config(settings, data_dir.node(), data_dir.incarnation(), first_members(&formation));
-    let pipeline = Pipeline::start(config, disk, store, machine, RaftLinks(transport.clone()))?;
+    let pipeline = Pipeline::start(config, disk, store, machine, RaftLinks::new(transport.clone()))?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
     let asking = Asking { me: data_dir.node(), pipeline: pipeline.handle().clone(), transport: transport.clone() };
     let (shared, _) = assembly.connect(pipeline.handle(), 0, Some(Arc::new(Links(transport.clone()))));
@@ -251,6 +251,7 @@ impl Assembly {
             leaders: Leaders::default(),
             nodes: Nodes::default(),
             incoming: Mutex::new(Incoming::new(&Default::default())),
+            patient_answers: Mutex::default(),
             clock: clock.clone(),
             serving: AtomicBool::new(false),
         });

@@ -74,18 +74,36 @@ impl Peers for Links {
     }
 }
 
-/// What Raft says to other nodes.
-#[derive(Debug, Clone)]
-pub struct RaftLinks(pub Transport);
+/// What Raft says to other nodes: what all groups have to say at once wakes each link once.
+#[derive(Debug)]
+pub struct RaftLinks {
+    transport: Transport,
+    gathered: BTreeMap<(NodeId, Class), Vec<Bytes>>,
+}
+
+impl RaftLinks {
+    /// By `transport`.
+    #[must_use]
+    pub fn new(transport: Transport) -> Self {
+        Self { transport, gathered: BTreeMap::new() }
+    }
+}
 
 impl RaftPeers for RaftLinks {
     fn send(&mut self, to: NodeId, group: GroupId, message: Bytes, carries_entries: bool) {
-        // Raft sends again what is lost.
-        let _ = self.0.send(to, raft_class(carries_entries), Kind::RAFT, raft_body(group, &message));
+        let class = raft_class(carries_entries);
+        self.gathered.entry((to, class)).or_default().push(raft_body(group, &message));
+    }
+
+    fn flush(&mut self) {
+        for (&(to, class), bodies) in self.gathered.iter_mut().filter(|(_, bodies)| !bodies.is_empty()) {
+            // Raft sends again what is lost.
+            self.transport.send_all(to, class, Kind::RAFT, bodies.drain(..));
+        }
     }
 
     fn fetch_snapshot(&mut self, from: NodeId, group: GroupId, fetched: Fetched) {
-        let transport = self.0.clone();
+        let transport = self.transport.clone();
         let fetch = move || {
             let collected = state::collect(group, transport.fetch_snapshot(from, group, 0));
             if let Err(error) = &collected {

@@ -5,6 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 
 pub mod links;
+pub mod plain;
 pub mod status;
 pub mod wire;
 

@@ -102,6 +102,9 @@ pub struct Messages {
     /// [`NodeMessage`]s, each with its length before it.
     #[prost(bytes = "bytes", tag = "8")]
     pub payload: Bytes,
+    /// Nobody waits for the answer, which may come later.
+    #[prost(bool, tag = "9")]
+    pub patient: bool,
 }
 
 /// One of [`Messages`].

@@ -50,6 +50,11 @@ const LARGE_BYTES_A_TURN_MAX: usize = 256 * 1024;
 /// Seconds that a closing connection may take to accept what is still to be written.
 pub(super) const CLOSING_SECONDS_MAX: u32 = 5;
 
+/// How long a connection whose client said DISCONNECT waits for its group to hear of it. Long, because once it is closed its will
+/// must not be published (P9), and a group may be without a leader for a while; a client that keeps to the standard
+/// [MQTT-3.14.4-1] does not wait.
+pub(super) const LEAVING_SECONDS_MAX: u32 = 60;
+
 thread_local! {
     static ARBITER: RefCell<Option<Box<ArbiterState>>> = const { RefCell::new(None) };
 }
@@ -497,7 +502,7 @@ impl ArbiterState {
                 let weight = full.weight_bytes();
                 self.counters.arbiter_batches.inc();
                 self.counters.arbiter_batch_deliveries.add(full.len() as u64);
-                self.shared.inboxes[target].push(Event::Batch { from: self.id, batch: full, weight }, weight);
+                self.shared.inboxes[target].push(Event::Batch { from: Some(self.id), batch: full, weight }, weight);
             }
         }
     }
@@ -644,7 +649,13 @@ impl ArbiterState {
                 self.tear_down(key, super::connect::EndCause::ConnectTimeout);
                 self.end_now(key);
             }
-            Phase::Leaving | Phase::Closing => self.end_now(key),
+            Phase::Leaving | Phase::Closing if now < client.last_activity => {}
+            Phase::Leaving => {
+                // Nobody knows whether its group has heard of DISCONNECT, so it must not look as if (P9).
+                client.transport.reset_when_closed();
+                self.end_now(key);
+            }
+            Phase::Closing => self.end_now(key),
             Phase::Connected if client.keep_alive_seconds == 0 => {}
             Phase::Connected => {
                 // One and a half times the keep-alive [MQTT-3.1.2-22]; the clock counts whole seconds.

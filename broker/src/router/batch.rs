@@ -1,4 +1,4 @@
-//! What crosses from one arbiter to another: the messages of a turn in one flat arena.
+//! What crosses to an arbiter from another, or from another node: the messages of a turn in one flat arena.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -16,6 +16,7 @@ use super::client::{Client, Phase};
 use super::connect::EndCause;
 use super::lanes::Lanes;
 use super::node_lanes::Nodes;
+use super::patient_answers::PatientAnswers;
 use super::{ConnectionKey, Event, Shared};
 use crate::clock::Clock;
 use crate::peers::wire::{Forwarded, PendingClaim, Propose, Resync, ServedSession};
@@ -23,6 +24,9 @@ use crate::peers::{PeerFull, Peers};
 use crate::replicated::command::{Released, SessionCommand};
 use crate::replicated::{PersistentSession, Query};
 use crate::subscription::InterestKind;
+
+/// What clients are told who must find another node.
+const CUT_OFF: ReasonCode = ReasonCode::UseAnotherServer;
 
 /// What the arbiters know of the cluster.
 pub struct ClusterView {
@@ -38,6 +42,8 @@ pub struct ClusterView {
     pub nodes: Nodes,
     /// How far the lanes from other nodes got.
     pub incoming: Mutex<Incoming>,
+    /// What those lanes have still to be told.
+    pub patient_answers: Mutex<PatientAnswers>,
     /// By which the lease is counted.
     pub clock: Clock,
     /// Whether this node holds a lease, as of a moment ago: for those who want to know, not for acknowledgements.
@@ -58,6 +64,15 @@ impl ClusterView {
             for inbox in &shared.inboxes {
                 inbox.push(Event::NodeReset { node: number }, 0);
             }
+        }
+    }
+
+    /// Answers lanes from other nodes that have waited long enough. From time to time.
+    pub fn answer_patient(&self, now_ms: u64) {
+        let due = self.patient_answers.lock().unwrap_or_else(PoisonError::into_inner).take_due(now_ms);
+        for (node, answer) in due {
+            // If there is no room, the origin sends the batch again.
+            let _ = self.peers.forward(node, Forwarded::MessagesAnswer(answer));
         }
     }
 
@@ -171,6 +186,8 @@ pub struct Served {
     pub completing: BTreeSet<PacketId>,
     /// SUBSCRIBEs and UNSUBSCRIBEs of a persistent session without an answer, by their tickets.
     pub unanswered: VecDeque<(u64, SessionCommand)>,
+    /// What UNSUBACK said is gone while an earlier SUBSCRIBE still waited for its barrier: ticket and filter.
+    pub unsubscribed: Vec<(u64, Box<str>)>,
     /// SUBSCRIBEs of a transient session that not every node has heard of, by their tickets.
     pub barriers: VecDeque<(u64, PendingSubAck)>,
 }
@@ -182,6 +199,7 @@ impl Served {
             sent: BTreeMap::new(),
             completing: BTreeSet::new(),
             unanswered: VecDeque::new(),
+            unsubscribed: Vec::new(),
             barriers: VecDeque::new(),
         }
     }
@@ -371,7 +389,7 @@ impl ArbiterState {
     /// elsewhere by their names.
     pub(super) fn on_unregistered(&mut self) {
         for key in self.keys() {
-            self.end(key, EndCause::CutOff, Some(ReasonCode::UseAnotherServer));
+            self.end(key, EndCause::CutOff, Some(CUT_OFF));
         }
         self.flush_interest();
         self.departing.clear();
@@ -387,7 +405,7 @@ impl ArbiterState {
     /// The majority is elsewhere: clients are to find it.
     pub(super) fn on_cut_off(&mut self) {
         for key in self.keys() {
-            self.end(key, EndCause::CutOff, Some(ReasonCode::UseAnotherServer));
+            self.end(key, EndCause::CutOff, Some(CUT_OFF));
         }
     }
 

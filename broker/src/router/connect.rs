@@ -9,7 +9,7 @@ use kentongan_proto::mqtt::{
     Will,
 };
 
-use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, wake};
+use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, LEAVING_SECONDS_MAX, wake};
 use super::client::{ClientSession, Phase};
 use super::cluster::{LastWord, Served};
 use super::log_rate::excerpt;
@@ -301,6 +301,9 @@ impl ArbiterState {
     pub(super) fn on_opened(&mut self, opened: Opened) {
         let key = opened.connection;
         let Some(pending) = self.client(key).and_then(|client| client.pending.take()) else {
+            if self.is_known_claim(key, opened.epoch) {
+                return;
+            }
             // The connection went while its claim was under way.
             return self.abandon(&opened);
         };
@@ -388,6 +391,12 @@ impl ArbiterState {
     }
 
     /// A claim was granted to a connection that is gone: give it back.
+    /// Whether the claim was granted before. A leader that is told twice what waits here, since the link to it broke or it
+    /// asked again, may grant it twice.
+    fn is_known_claim(&mut self, key: ConnectionKey, epoch: u64) -> bool {
+        self.departing.contains_key(&key) || self.served(key).is_some_and(|served| served.claim.epoch == epoch)
+    }
+
     fn abandon(&mut self, opened: &Opened) {
         if self.shared.cluster.is_some() {
             let group = self.shared.submitter.slots().group_of(&opened.client_id);
@@ -525,13 +534,20 @@ impl ArbiterState {
     }
 
     pub(super) fn begin_closing(&mut self, key: ConnectionKey) {
-        self.close_by_deadline(key, Phase::Closing);
+        self.close_by_deadline(key, Phase::Closing, CLOSING_SECONDS_MAX);
     }
 
-    fn close_by_deadline(&mut self, key: ConnectionKey, phase: Phase) {
-        let due = self.now_seconds() + CLOSING_SECONDS_MAX;
+    /// DISCONNECT was said to the group: the connection is closed when that is committed.
+    fn begin_leaving(&mut self, key: ConnectionKey) {
+        self.close_by_deadline(key, Phase::Leaving, LEAVING_SECONDS_MAX);
+    }
+
+    fn close_by_deadline(&mut self, key: ConnectionKey, phase: Phase, seconds_max: u32) {
+        let due = self.now_seconds() + seconds_max;
         if let Some(client) = self.client(key) {
             client.phase = phase;
+            // What its Keep Alive armed comes up before.
+            client.last_activity = due;
             wake(client);
             self.wheel.arm(key, due);
             self.mark_dirty(key);
@@ -571,7 +587,7 @@ impl ArbiterState {
             let awaited = cause.is_asked_for();
             self.say_last_word(key, LastWord { group: claim.group, command: last_word, awaited });
             if awaited {
-                self.close_by_deadline(key, Phase::Leaving);
+                self.begin_leaving(key);
             }
             return;
         }
@@ -582,7 +598,7 @@ impl ArbiterState {
             let command = SessionCommand::disconnect(&client_id, persistent, publish_will, expiry_seconds);
             if cause.is_asked_for() {
                 self.lanes.command_of(key, persistent.group, command);
-                self.close_by_deadline(key, Phase::Leaving);
+                self.begin_leaving(key);
             } else {
                 self.lanes.command(persistent.group, command);
             }

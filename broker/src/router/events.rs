@@ -23,10 +23,10 @@ use crate::subscription::{PassedOver, ShareGroup};
 pub enum Event {
     /// Sockets for it.
     Accepted(Vec<Accepted>),
-    /// Messages from another arbiter.
+    /// Messages from another arbiter or node.
     Batch {
-        /// Who filled it and gets it back.
-        from: u16,
+        /// The arbiter that filled it and gets it back; `None`: it brings what came from another node.
+        from: Option<u16>,
         /// The messages.
         batch: Batch,
         /// What it was pushed with.
@@ -247,11 +247,13 @@ impl ArbiterState {
         }
     }
 
-    fn on_batch(&mut self, from: u16, mut batch: Batch, weight: usize) {
+    fn on_batch(&mut self, from: Option<u16>, mut batch: Batch, weight: usize) {
         batch.drain(|publication, addressee| self.deliver_here(publication, addressee));
         self.shared.inboxes[usize::from(self.id)].release(weight);
-        // Full: more batches are under way than are worth keeping.
-        drop(self.shared.recycled[usize::from(from)].push(batch));
+        if let Some(from) = from {
+            // Full: more batches are under way than are worth keeping.
+            drop(self.shared.recycled[usize::from(from)].push(batch));
+        }
         self.shared.wake_paused_publishers();
     }
 

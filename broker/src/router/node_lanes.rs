@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use bytes::BytesMut;
 use kentongan_cluster::lane::Outgoing;
 use kentongan_proto::mqtt::{QoS, ReasonCode};
 use prost::Message as _;
@@ -16,6 +17,7 @@ use super::lanes::{Lanes, Settled, Waiter};
 use super::publish::Publication;
 use super::share_settling::{ShareOrigin, ShareOutcome};
 use crate::peers::PeerFull;
+use crate::peers::plain::PlainMessage;
 use crate::peers::wire::{Forwarded, Messages, NodeMessage, ShareSettled};
 use crate::replicated::command::MessageRecord;
 use crate::subscription::ShareGroup;
@@ -74,6 +76,10 @@ impl Nodes {
 struct NodeLane {
     outgoing: Outgoing,
     unanswered: VecDeque<(u64, Waiter)>,
+    /// Somebody waits for what was pushed since the last batch.
+    awaited: bool,
+    /// Sent before, this time or an earlier one.
+    sent: u64,
     /// Up to where the node has answered, now and a second ago.
     answered: u64,
     answered_before: u64,
@@ -95,6 +101,8 @@ impl NodeLanes {
         self.lanes.entry(node).or_insert_with(|| NodeLane {
             outgoing: Outgoing::new(NODE_LANE_BYTES_MAX),
             unanswered: VecDeque::new(),
+            awaited: false,
+            sent: 0,
             answered: 0,
             answered_before: 0,
         })
@@ -102,17 +110,25 @@ impl NodeLanes {
 
     /// Something for the lane, whose number it returns. `None`: the node is lost.
     fn push(&mut self, node: u16, item: impl FnOnce(u64) -> NodeMessage) -> Option<u64> {
+        let number = self.push_with(node, |number, out| {
+            // Cannot fail: a `BytesMut` grows.
+            let _ = item(number).encode_length_delimited(out);
+        })?;
+        self.lane(node).awaited = true;
+        Some(number)
+    }
+
+    /// The same for what `write` writes, given the number. Whether anybody waits for it is for the caller to say.
+    fn push_with(&mut self, node: u16, write: impl FnOnce(u64, &mut BytesMut)) -> Option<u64> {
         if self.is_lost(node) {
             return None;
         }
         let lane = self.lane(node);
         let number = lane.outgoing.next_number();
-        let item = item(number);
-        lane.outgoing.push_at(number, |out| {
-            // Cannot fail: a `BytesMut` grows.
-            let _ = item.encode_length_delimited(out);
-        });
-        self.touched.push(node);
+        lane.outgoing.push_at(number, |out| write(number, out));
+        if self.touched.last() != Some(&node) {
+            self.touched.push(node);
+        }
         Some(number)
     }
 
@@ -168,13 +184,24 @@ impl Lanes {
         direct: bool,
         shares: &[Arc<ShareGroup>],
     ) -> Option<u64> {
-        let message = Some(MessageRecord::from_message(&publication.share_message(), now_ms));
-        let shares = shares.iter().map(|share| share.subscription_name().to_owned()).collect();
-        let item = |number| NodeMessage { number, message, direct, shares, ..NodeMessage::default() };
-        let number = self.nodes.push(node, item)?;
+        let number = if direct && shares.is_empty() && publication.properties.is_none() {
+            let (topic, payload) = (publication.topic, publication.payload.as_slice());
+            let Publication { identity, qos, retain, .. } = *publication;
+            let expiry_left_ms = publication.expires_at_ms.map(|at| at.saturating_sub(now_ms));
+            self.nodes.push_with(node, |number, out| {
+                PlainMessage { number, identity, topic, payload, qos, retain, expiry_left_ms }.write(out);
+            })?
+        } else {
+            let message = Some(MessageRecord::from_message(&publication.share_message(), now_ms));
+            let shares = shares.iter().map(|share| share.subscription_name().to_owned()).collect();
+            let item = |number| NodeMessage { number, message, direct, shares, ..NodeMessage::default() };
+            self.nodes.push(node, item)?
+        };
         if publication.qos != QoS::AtMostOnce {
             let waiter = self.waiter();
-            self.nodes.lane(node).unanswered.push_back((number, waiter));
+            let lane = self.nodes.lane(node);
+            lane.unanswered.push_back((number, waiter));
+            lane.awaited = true;
             self.wait_for_one_more(waiter);
         }
         Some(number)
@@ -228,6 +255,10 @@ impl ArbiterState {
             return;
         };
         while let Some(batch) = lane.outgoing.next_batch() {
+            // What is sent again may have been lost with an answer, so it is answered whatever it is.
+            let is_new = batch.previous >= lane.sent;
+            let patient = is_new && !std::mem::take(&mut lane.awaited);
+            lane.sent = lane.sent.max(batch.last);
             let messages = Messages {
                 lane: u32::from(self.id),
                 incarnation: self.shared.incarnation(),
@@ -237,6 +268,7 @@ impl ArbiterState {
                 items: batch.items,
                 round: batch.round,
                 payload: batch.payload,
+                patient,
             };
             if let Err(PeerFull) = cluster.peers.forward(target.node, Forwarded::Messages(messages)) {
                 lane.outgoing.on_reset();

@@ -46,7 +46,8 @@ impl<'a> Payload<'a> {
     }
 
     /// `slice` as part of `source`, if it has one.
-    pub(super) fn of(slice: &'a [u8], source: Option<&Bytes>) -> Self {
+    #[must_use]
+    pub fn of(slice: &'a [u8], source: Option<&Bytes>) -> Self {
         Self { slice, owner: source.map(|source| source.slice_ref(slice)) }
     }
 

@@ -42,6 +42,8 @@ struct Read {
     with_group: bool,
     /// The page that was asked for and has not come.
     asked: Option<RetainedCursor>,
+    /// A second passed since.
+    is_late: bool,
 }
 
 #[derive(Debug)]
@@ -64,8 +66,13 @@ struct State {
 }
 
 impl RetainedReads {
+    /// Whether retained messages are still to come for a subscription.
+    pub(super) fn is_reading(&self, filter: &str) -> bool {
+        self.0.as_ref().is_some_and(|state| state.reads.iter().any(|read| &*read.filter == filter))
+    }
+
     /// The subscription is gone: what is still to come of it is not sent.
-    pub(super) fn forget(&mut self, filter: &str) {
+    fn forget(&mut self, filter: &str) {
         if let Some(state) = &mut self.0 {
             state.reads.retain(|read| &*read.filter != filter);
         }
@@ -112,6 +119,7 @@ impl ArbiterState {
             session_read,
             with_group: false,
             asked: None,
+            is_late: false,
         });
         number
     }
@@ -141,12 +149,15 @@ impl ArbiterState {
         }
         if let Some(read) = self.read_mut(key, number) {
             read.asked = Some(cursor.clone());
+            read.is_late = false;
         }
         let node = self.shared.cluster.as_ref().map_or(0, |cluster| cluster.node);
         let asker = Asker { node, incarnation: self.shared.incarnation(), connection: key };
         let Some(cluster) = &self.shared.cluster else {
             return self.shared.submitter.retained_page(asker, number, filter, cursor);
         };
+        // A leader that no majority confirms answers nothing, and may lead all the same when it is asked again.
+        self.slow_reads.push(key);
         match self.lanes.leader(cursor.group) {
             Some(leader) if leader.node == node => {
                 self.shared.submitter.retained_page(asker, number, filter, cursor);
@@ -160,9 +171,8 @@ impl ArbiterState {
                     filter: filter.to_owned(),
                     after: cursor.after,
                 };
-                if cluster.peers.forward(leader.node, Forwarded::Read(read)).is_err() {
-                    self.slow_reads.push(key);
-                }
+                // If there is no room, it is late.
+                let _ = cluster.peers.forward(leader.node, Forwarded::Read(read));
             }
             // Asked when there is one.
             None => {}
@@ -301,9 +311,32 @@ impl ArbiterState {
         }
     }
 
-    /// Once a second: reads whose sessions had enough to do.
+    /// Once a second: reads whose sessions had enough to do, and pages that do not come. One that is asked for twice and
+    /// comes twice counts once.
     pub(super) fn continue_slow_reads(&mut self) {
-        for key in std::mem::take(&mut self.slow_reads) {
+        let mut keys = std::mem::take(&mut self.slow_reads);
+        keys.sort_unstable_by_key(|key| key.raw());
+        keys.dedup();
+        for key in keys {
+            let Some(state) = self.reads(key) else {
+                continue;
+            };
+            let mut late = Vec::new();
+            let mut waits = false;
+            for read in &mut state.reads {
+                if let Some(asked) = &read.asked {
+                    waits = true;
+                    if std::mem::replace(&mut read.is_late, true) {
+                        late.push((read.number, read.filter.clone(), asked.clone()));
+                    }
+                }
+            }
+            if waits && late.is_empty() && self.shared.cluster.is_some() {
+                self.slow_reads.push(key);
+            }
+            for (number, filter, cursor) in late {
+                self.ask_page(key, number, &filter, cursor);
+            }
             self.continue_reads(key);
         }
     }
@@ -346,6 +379,23 @@ impl ArbiterState {
         for (number, filter, cursor) in wanted {
             self.ask_page(key, number, &filter, cursor);
         }
+    }
+
+    /// A subscription is gone. What waited because of its read must not be overtaken by what another subscription lets
+    /// through from now on.
+    pub(super) fn forget_read(&mut self, key: ConnectionKey, filter: &str) {
+        let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
+            return;
+        };
+        if !session.reads.is_reading(filter) {
+            return;
+        }
+        session.reads.forget(filter);
+        let held = session.reads.0.as_mut().map(|state| std::mem::take(&mut state.held)).unwrap_or_default();
+        for held in &held {
+            self.deliver_held(key, held);
+        }
+        self.finish_reads(key);
     }
 
     /// Once no read is left, the live messages that waited follow.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use kentongan_cluster::{GroupId, NodeId, StateMachine, Write};
 
 use crate::groups::machine::Machine;
+use crate::peers::status::NodeStatus;
 use crate::replicated::Query;
 
 /// Entries between two comparisons of whole states.
@@ -80,6 +81,10 @@ pub(super) struct Watched {
 impl Watched {
     pub(super) fn new(node: usize, machine: Machine, replicas: Arc<Mutex<Replicas>>) -> Self {
         Self { node, machine, replicas, applying: BTreeMap::new() }
+    }
+
+    pub(super) fn status(&self) -> NodeStatus {
+        self.machine.status()
     }
 
     pub(super) fn flush_counters(&self) {

@@ -124,7 +124,7 @@ pub(super) struct Planned {
 
 /// The faults of a run, between `from_ns` and `to_ns`; how many, the seed says.
 pub(super) fn plan(nodes: usize, from_ns: u64, to_ns: u64, random: &mut SmallRng) -> Vec<Planned> {
-    let count = random.random_range(6..14);
+    let count = random.random_range(6..14) * if nodes == 1 { 2 } else { 1 };
     // Where a clock is set, little can be said of what expires.
     let sets_clocks = random.random_ratio(1, 6);
     let mut planned: Vec<_> = (0..count)

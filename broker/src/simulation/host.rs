@@ -208,6 +208,17 @@ impl Host {
         Ok(())
     }
 
+    /// For the reader.
+    pub(super) fn describe(&self) -> String {
+        let Some(process) = &self.process else {
+            return format!("\n  node {}: down", self.index + 1);
+        };
+        let node = process.pipeline.node();
+        let groups: String = node.groups().map(|group| format!("\n    {group}: {:?}", node.status(group))).collect();
+        let status = process.pipeline.machine().status();
+        format!("\n  node {}: {status:?}{groups}", self.index + 1)
+    }
+
     /// The process ends where it stands.
     pub(super) fn kill(&mut self) {
         if let Some(process) = self.process.take() {

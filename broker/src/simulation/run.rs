@@ -14,11 +14,13 @@ pub struct Failure {
     pub why: String,
     /// What happened last.
     pub trace: String,
+    /// What clients saw.
+    pub history: String,
 }
 
 impl std::fmt::Display for Failure {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { seed, why, trace } = self;
+        let Self { seed, why, trace, .. } = self;
         write!(
             formatter,
             "{trace}seed {seed} failed: {why}\nagain: KENTONGAN_SEED={seed} cargo run --bin sim -- --seed {seed}"
@@ -50,7 +52,7 @@ pub fn run_seed(seed: u64, plan: Plan) -> Result<Outcome, Box<Failure>> {
             .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
             .unwrap_or_else(|| "it panicked".into()))
     });
-    outcome.map_err(|why| Box::new(Failure { seed, why, trace: world.last_events() }))
+    outcome.map_err(|why| Box::new(Failure { seed, why, trace: world.last_events(), history: world.history_text() }))
 }
 
 /// What several runs came to.

@@ -295,6 +295,10 @@ impl Group {
         // raft-rs draws its own from a source that no seed governs.
         self.raw.raft.set_randomized_election_timeout(self.election_timeout);
         self.raw.tick();
+        // All groups of a node at the same tick, so that a frame to each peer carries them all.
+        if self.leading.is_some() && self.now.is_multiple_of(u64::from(self.config.heartbeat_ticks)) {
+            self.raw.ping();
+        }
         if self.raw.raft.election_elapsed == 0 {
             self.draw_election_timeout();
         }
@@ -777,13 +781,17 @@ fn raw_node(
     let config = Config {
         id: config.node.0,
         election_tick,
-        heartbeat_tick: config.heartbeat_ticks as usize,
+        // As late as it may be: `Group::tick` says when.
+        heartbeat_tick: election_tick - 1,
         min_election_tick: election_tick,
         max_election_tick: 2 * election_tick,
         applied,
         pre_vote: true,
         check_quorum: true,
         batch_append: true,
+        // A follower learns what is committed with the next entry or heartbeat. Only the directory is waited for at
+        // followers; elsewhere a message that says no more would wake two nodes for every round.
+        skip_bcast_commit: id != GroupId::DIRECTORY,
         read_only_option: ReadOnlyOption::Safe,
         max_inflight_msgs: MESSAGES_IN_FLIGHT_MAX,
         max_size_per_msg: MESSAGE_BYTES_MAX,

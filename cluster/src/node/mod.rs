@@ -28,6 +28,10 @@ pub trait Sink {
     /// A Raft message for a peer. It may be lost. Those that carry entries may be large, and should keep their order.
     fn send(&mut self, to: NodeId, group: GroupId, message: Bytes, carries_entries: bool);
 
+    /// What was handed to [`Sink::send`] is all that can leave for now: what comes next is said after a sync, or in another
+    /// round. Many messages may wait for this, so that their links are woken once.
+    fn flush(&mut self) {}
+
     /// An entry is committed, with everything before it: it will never be another.
     fn committed(&mut self, group: GroupId, id: crate::log::LogId, what: Committed);
 
@@ -89,7 +93,7 @@ impl NodeConfig {
             segment_bytes,
             sync,
             election_ticks: 20,
-            heartbeat_ticks: 2,
+            heartbeat_ticks: 4,
             seed,
             #[cfg(test)]
             planted: None,
@@ -348,6 +352,7 @@ impl Node {
                 self.writing.extend(ready.map(|ready| (id, ready)));
             }
         }
+        sink.flush();
         let wrote = self.log.has_round();
         if wrote {
             self.log.write()?;
@@ -362,6 +367,7 @@ impl Node {
                 busy |= group.is_busy();
             }
         }
+        sink.flush();
         Ok(Round { busy, wrote })
     }
 

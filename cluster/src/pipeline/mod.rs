@@ -21,7 +21,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, select, un
 pub use self::inline::{Inline, InlineError};
 
 use self::apply::{Applier, TICK, write_checkpoints};
-use self::raft::{Outcome, RAFT_TICK, ROUND_BYTES_MAX, RaftThread};
+use self::raft::{Outcome, RAFT_TICK, ROUND_BYTES_MAX, ROUND_INTERVAL_MIN, RaftThread};
 use crate::disk::{Disk, SyncSite};
 use crate::group::{CheckpointBase, Configuration, GroupStatus};
 use crate::identity::{GroupId, NodeId};
@@ -76,8 +76,11 @@ pub type Fetched = Box<dyn FnOnce(Option<(CheckpointBase, Vec<Pair>)>) + Send>;
 
 /// The way to other nodes. Nothing here may block.
 pub trait Peers: Send + 'static {
-    /// Sends a Raft message. It may be lost.
+    /// Sends a Raft message. It may be lost, and it may wait until [`Self::flush`].
     fn send(&mut self, to: NodeId, group: GroupId, message: Bytes, carries_entries: bool);
+
+    /// Nothing more is sent for now.
+    fn flush(&mut self) {}
 
     /// Fetches the newest checkpoint of a group from a node, and calls `fetched` once, from any thread.
     fn fetch_snapshot(&mut self, from: NodeId, group: GroupId, fetched: Fetched);
@@ -482,6 +485,7 @@ fn run_raft<Q: Send + 'static, P: Peers>(
 ) {
     // The first round hands out what is to be applied again, and elects a node that is alone.
     let (mut busy, mut stopping) = (true, false);
+    let mut round_began = Duration::ZERO;
     while busy || !stopping {
         let idle = RAFT_TICK.saturating_sub(started.elapsed().saturating_sub(raft.ticked));
         let first = match submitted.recv_timeout(if busy { Duration::ZERO } else { idle }) {
@@ -489,7 +493,12 @@ fn run_raft<Q: Send + 'static, P: Peers>(
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => break,
         };
-        if let Err(error) = raft.on_time(started.elapsed()) {
+        if first.is_some() && raft.has_peers() {
+            // Asleep, not waiting for more: what comes meanwhile wakes nobody.
+            std::thread::sleep((round_began + ROUND_INTERVAL_MIN).saturating_sub(started.elapsed()));
+        }
+        round_began = started.elapsed();
+        if let Err(error) = raft.on_time(round_began) {
             give_up("syncing the log", &error);
         }
         let (mut next, mut bytes) = (first, 0);

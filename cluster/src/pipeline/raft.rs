@@ -19,6 +19,10 @@ use crate::node::{Node, Sink};
 /// Bytes of one round: bounds the time that its first command waits for the others.
 pub(super) const ROUND_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// From the beginning of one round with peers to that of the next. A round wakes threads on three nodes and syncs three
+/// disks, whatever is in it; one that comes after a pause waits for nothing.
+pub(super) const ROUND_INTERVAL_MIN: Duration = Duration::from_millis(1);
+
 /// How often the groups hear that time passes.
 pub(super) const RAFT_TICK: Duration = Duration::from_millis(50);
 
@@ -47,6 +51,10 @@ pub(super) struct Outcome<Q, P> {
 impl<Q: Send + 'static, P: Peers> Sink for Outcome<Q, P> {
     fn send(&mut self, to: NodeId, group: GroupId, message: Bytes, carries_entries: bool) {
         self.peers.send(to, group, message, carries_entries);
+    }
+
+    fn flush(&mut self) {
+        self.peers.flush();
     }
 
     fn committed(&mut self, group: GroupId, id: crate::log::LogId, what: Committed) {
@@ -251,6 +259,11 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
         }
         self.show();
         Ok(Some(busy))
+    }
+
+    /// Whether any group has other members.
+    pub(super) fn has_peers(&self) -> bool {
+        self.node.groups().any(|group| !self.node.is_alone(group))
     }
 
     /// What the rounds came to, for the apply thread.

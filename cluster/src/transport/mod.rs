@@ -8,11 +8,12 @@
 //! Beside the links a node may ask another who it is ([`Transport::who`]), ask it [`Question`]s while a cluster forms, and
 //! fetch a checkpoint. What is absent: what any message means. What crosses the wire is in `kentongan_proto::peer`.
 //!
-//! [`outbox`] is the sender's queue, [`link`] dials, [`service`] accepts, [`credit`] bounds what was received, [`identity`]
+//! [`outbox`] is the sender's queue, [`doorbell`] wakes who sends from it, [`link`] dials, [`service`] accepts, [`credit`] bounds what was received, [`identity`]
 //! and [`tls`] decide who is believed.
 
 mod connection;
 mod credit;
+mod doorbell;
 mod event;
 mod identity;
 mod link;
@@ -30,6 +31,7 @@ mod tests;
 mod tls;
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -266,6 +268,14 @@ impl Transport {
         peer.outboxes[class.index()].push(kind, body)
     }
 
+    /// Sends messages that may be lost, one after the other. None of them is waited for, and a full queue drops some.
+    pub fn send_all(&self, to: NodeId, class: Class, kind: Kind, bodies: impl IntoIterator<Item = Bytes>) {
+        let peers = self.inner.shared.peers.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(peer) = peers.get(&to) {
+            peer.outboxes[class.index()].push_all(kind, bodies);
+        }
+    }
+
     /// Ends the link to a peer in one class. It is dialled again, and both ends hear of it as of any other end.
     pub fn break_link(&self, to: NodeId, class: Class) {
         let peers = self.inner.shared.peers.read().unwrap_or_else(PoisonError::into_inner);
@@ -481,6 +491,8 @@ fn verify_plain(address: &str) -> Result<(), TransportError> {
 async fn run(listener: TcpListener, service: PeerService, stopped: oneshot::Receiver<Duration>) {
     let shared = Arc::clone(&service.shared);
     let accepting = tokio::spawn(accept(listener, service));
+    let doorbell = Arc::clone(&shared.doorbell);
+    tokio::spawn(poll_fn(move |context| doorbell.poll_answer(context)));
     // A transport that was dropped drains nothing.
     let within = stopped.await.unwrap_or_default();
     accepting.abort();

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use kentongan_proto::peer::{Kind, MESSAGE_HEADER_BYTES, Message, pack, wire};
 
+use super::doorbell::Doorbell;
 use super::event::Class;
 use super::stats::{TransportStats, add, count};
 
@@ -49,6 +50,7 @@ pub(super) struct Outbox {
     bytes_max: usize,
     message_bytes_max: usize,
     stats: Arc<TransportStats>,
+    doorbell: Arc<Doorbell>,
     state: Mutex<State>,
 }
 
@@ -69,29 +71,55 @@ struct State {
 }
 
 impl Outbox {
-    pub(super) fn new(class: Class, bytes_max: usize, frame_bytes_max: usize, stats: Arc<TransportStats>) -> Arc<Self> {
+    pub(super) fn new(
+        class: Class,
+        bytes_max: usize,
+        frame_bytes_max: usize,
+        stats: Arc<TransportStats>,
+        doorbell: Arc<Doorbell>,
+    ) -> Arc<Self> {
         let message_bytes_max = max_body_bytes(frame_bytes_max);
-        Arc::new(Self { class, bytes_max, message_bytes_max, stats, state: Mutex::default() })
+        Arc::new(Self { class, bytes_max, message_bytes_max, stats, doorbell, state: Mutex::default() })
     }
 
     /// Appends a message. Never waits.
     pub(super) fn push(&self, kind: Kind, body: Bytes) -> Result<(), SendError> {
         let mut state = self.lock();
-        self.admit(&mut state, kind, body.len()).inspect_err(|error| match error {
-            SendError::Full => count(&self.stats.class(self.class).refused_full),
-            SendError::Down => count(&self.stats.class(self.class).refused_down),
-            _ => {}
-        })?;
+        self.admit(&mut state, kind, body.len())?;
         state.append(Message { kind, body });
-        let waker = state.waker.take();
-        drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.wake(state);
         Ok(())
     }
 
+    /// Appends messages that may be lost, as many as are taken, and wakes the connection once for all of them.
+    pub(super) fn push_all(&self, kind: Kind, bodies: impl IntoIterator<Item = Bytes>) {
+        let mut state = self.lock();
+        for body in bodies {
+            if self.admit(&mut state, kind, body.len()).is_ok() {
+                state.append(Message { kind, body });
+            }
+        }
+        self.wake(state);
+    }
+
+    /// Wakes the connection if it waits, outside of the lock.
+    fn wake(&self, mut state: MutexGuard<'_, State>) {
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            self.doorbell.ring(waker);
+        }
+    }
+
     fn admit(&self, state: &mut State, kind: Kind, body_bytes: usize) -> Result<(), SendError> {
+        self.has_room(state, kind, body_bytes).inspect_err(|error| match error {
+            SendError::Full => count(&self.stats.class(self.class).refused_full),
+            SendError::Down => count(&self.stats.class(self.class).refused_down),
+            _ => {}
+        })
+    }
+
+    fn has_room(&self, state: &mut State, kind: Kind, body_bytes: usize) -> Result<(), SendError> {
         if body_bytes > self.message_bytes_max {
             return Err(SendError::TooLarge);
         }
@@ -140,11 +168,7 @@ impl Outbox {
     pub(super) fn finish(&self) {
         let mut state = self.lock();
         state.finishing = true;
-        let waker = state.waker.take();
-        drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.wake(state);
     }
 
     pub(super) fn is_finishing(&self) -> bool {
@@ -266,7 +290,7 @@ mod tests {
     const LEASE: Kind = Kind(2);
 
     fn outbox(bytes_max: usize) -> (Arc<Outbox>, Outgoing) {
-        let outbox = Outbox::new(Class::Control, bytes_max, 1024, Arc::default());
+        let outbox = Outbox::new(Class::Control, bytes_max, 1024, Arc::default(), Arc::default());
         let mut stream = outbox.open_stream(wire::Opening::default());
         assert!(stream.next().now_or_never().flatten().unwrap().opening.is_some());
         outbox.up();
@@ -290,6 +314,14 @@ mod tests {
             outbox.push(LEASE, body(number)).unwrap();
         }
         assert_eq!(next_numbers(&mut stream), [0, 1, 2, 3, 4]);
+        assert!(stream.next().now_or_never().is_none());
+    }
+
+    #[test]
+    fn of_many_at_once_a_full_queue_takes_the_newest() {
+        let (outbox, mut stream) = outbox(4 * cost(100));
+        outbox.push_all(Kind::RAFT, (0..5).map(body));
+        assert_eq!(next_numbers(&mut stream), [2, 3, 4]);
         assert!(stream.next().now_or_never().is_none());
     }
 

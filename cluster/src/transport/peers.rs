@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::credit::Budget;
+use super::doorbell::Doorbell;
 use super::event::{Class, Direction, Event, Incoming, LinkEpoch, Sink};
 use super::identity::{LocalIdentity, NodeId, PeerHello};
 use super::outbox::Outbox;
@@ -24,6 +25,7 @@ pub(super) struct Shared {
     pub tls: Option<Tls>,
     pub sink: Arc<dyn Sink>,
     pub stats: Arc<TransportStats>,
+    pub doorbell: Arc<Doorbell>,
     pub peers: RwLock<BTreeMap<NodeId, Arc<Peer>>>,
     /// Random for each start of the process.
     pub nonce: u64,
@@ -39,6 +41,7 @@ impl Shared {
             tls,
             sink,
             stats: Arc::default(),
+            doorbell: Arc::default(),
             peers: RwLock::default(),
             links: Mutex::default(),
             nonce: rand::random(),
@@ -90,7 +93,13 @@ impl Peer {
                 Class::Append => config.append_queue_bytes_max,
                 Class::Forward => config.forward_queue_bytes_max,
             };
-            Outbox::new(class, bytes_max, config.frame_bytes_max, Arc::clone(&shared.stats))
+            Outbox::new(
+                class,
+                bytes_max,
+                config.frame_bytes_max,
+                Arc::clone(&shared.stats),
+                Arc::clone(&shared.doorbell),
+            )
         };
         Self {
             node,

@@ -1,25 +1,19 @@
 //! Brokers that we start ourselves, each in a directory and on a port of its own.
 
 use std::{
-    fs::{self, File},
-    io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    fs,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    process::Command,
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use kentongan_proto::mqtt::ProtocolVersion;
+use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use crate::{scenario::Broker, wire::handshake};
-
-/// How long a broker may take until it accepts a CONNECT.
-const START: Duration = Duration::from_secs(30);
-
-/// How long a broker may take to end after SIGTERM.
-const STOP: Duration = Duration::from_secs(10);
+use crate::{
+    process::{Process, accepts_connect, free_port},
+    scenario::Broker,
+};
 
 /// mosquitto without limits, disk and log, so that what is compared is the passing of messages.
 const MOSQUITTO_CONF: &str = "\
@@ -116,9 +110,10 @@ impl Recipe {
 /// A broker that runs. Dropping it ends the process.
 #[derive(Debug)]
 pub struct Running {
-    child: Child,
+    process: Process,
     address: SocketAddr,
-    dir: TempDir,
+    /// Held until the process has ended.
+    _dir: TempDir,
 }
 
 impl Running {
@@ -126,83 +121,30 @@ impl Running {
     pub fn start(recipe: &Recipe) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let port = free_port()?;
-        let log = File::create(dir.path().join("broker.log"))?;
-        let child = recipe
-            .command(port, dir.path())?
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("starting {}", recipe.name()))?;
-        let mut running = Self { child, address: (Ipv4Addr::LOCALHOST, port).into(), dir };
-        running.await_ready().with_context(|| format!("{} did not become ready", recipe.name()))?;
-        Ok(running)
-    }
-
-    fn await_ready(&mut self) -> Result<()> {
-        let deadline = Instant::now() + START;
-        loop {
-            let Err(error) = handshake_works(self.address) else {
-                return Ok(());
-            };
-            if let Some(status) = self.child.try_wait()? {
-                bail!("it ended with {status}: {}", self.log_tail());
-            }
-            if Instant::now() > deadline {
-                return Err(error.context(self.log_tail()));
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let mut command = recipe.command(port, dir.path())?;
+        let log = dir.path().join("broker.log");
+        let mut process = Process::start(&mut command, log).with_context(|| format!("starting {}", recipe.name()))?;
+        let address = (Ipv4Addr::LOCALHOST, port).into();
+        process
+            .await_ready(|| accepts_connect(address))
+            .with_context(|| format!("{} did not become ready", recipe.name()))?;
+        Ok(Self { process, address, _dir: dir })
     }
 
     /// Where it listens, and its process.
     pub fn broker(&self) -> Broker {
-        Broker { address: self.address, pid: Some(self.child.id()) }
+        Broker::one(self.address, Some(self.process.id()))
     }
 
     /// Whether the process has ended by itself.
     pub fn has_ended(&mut self) -> bool {
-        !matches!(self.child.try_wait(), Ok(None))
+        self.process.has_ended()
     }
 
     /// The end of what it wrote.
     pub fn log_tail(&self) -> String {
-        let log = fs::read(self.dir.path().join("broker.log")).unwrap_or_default();
-        let tail = &log[log.len().saturating_sub(2000)..];
-        format!("it wrote: {}", String::from_utf8_lossy(tail).trim())
+        self.process.log_tail()
     }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let deadline = Instant::now() + STOP;
-        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
-        if let Some(pid) = pid.filter(|_| !self.has_ended()) {
-            // Errors mean that it has ended, which the loop finds out.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-            while !self.has_ended() && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
-}
-
-fn handshake_works(address: SocketAddr) -> Result<()> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    stream.write_all(&handshake::connect(ProtocolVersion::V3_1_1, "lt-probe", 60))?;
-    let mut connack = [0; 4];
-    stream.read_exact(&mut connack)?;
-    ensure!(connack == [0x20, 2, 0, 0], "it answered CONNECT with {connack:?}");
-    stream.write_all(&[0xE0, 0])?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -148,8 +148,8 @@ impl Uncounted {
 /// A broker that ends is started again, for the rows to come.
 fn run_once(work: &Work, recipe: &Recipe, running: &mut Running, progress: &Progress) -> Result<Outcome> {
     let outcome = match work {
-        Work::Traffic(plan) => scenario::traffic::run(plan, running.broker(), progress),
-        Work::Connect(plan) => scenario::connect::run(plan, running.broker(), progress),
+        Work::Traffic(plan) => scenario::traffic::run(plan, &running.broker(), progress),
+        Work::Connect(plan) => scenario::connect::run(plan, &running.broker(), progress),
     };
     let mut outcome =
         outcome.unwrap_or_else(|error| Outcome { failures: vec![format!("{error:#}")], ..Outcome::default() });
@@ -242,7 +242,8 @@ fn median_ratio(a: &Side, b: &Side) -> Option<f64> {
     median(ratios.collect())
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// `None` of nothing.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() {

@@ -65,6 +65,7 @@ pub fn all(seconds: f64, seed: u64) -> Vec<Row> {
         publishers,
         subscribers,
         rate: None,
+        keeps_sessions: false,
         churn_per_second: 0.0,
         seconds,
         warm_up_seconds: 0.5,

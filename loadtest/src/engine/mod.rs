@@ -77,6 +77,36 @@ pub enum Fault {
     UnexpectedPacket(u8),
 }
 
+/// Where clients connect: in turn, where there are several addresses.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// Where publishers and all others connect. At least one.
+    pub publishers: Vec<SocketAddr>,
+    /// Where subscribers connect. At least one.
+    pub subscribers: Vec<SocketAddr>,
+}
+
+impl From<SocketAddr> for Places {
+    fn from(address: SocketAddr) -> Self {
+        Self { publishers: vec![address], subscribers: vec![address] }
+    }
+}
+
+impl Places {
+    /// Where the publisher with this index connects.
+    pub fn of_publisher(&self, index: usize) -> SocketAddr {
+        self.publishers[index % self.publishers.len()]
+    }
+
+    fn of(&self, role: Role) -> SocketAddr {
+        match role {
+            Role::Subscriber(index) => self.subscribers[index % self.subscribers.len()],
+            Role::Publisher(index) => self.of_publisher(index),
+            Role::Churner => self.publishers[0],
+        }
+    }
+}
+
 /// What has happened since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -129,7 +159,8 @@ struct Churn {
 
 /// The generator. Dropping it closes all connections as they are.
 pub struct Engine {
-    address: SocketAddr,
+    places: Places,
+    keeps_sessions: bool,
     version: ProtocolVersion,
     epoll: OwnedFd,
     timer: OwnedFd,
@@ -150,14 +181,15 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// A generator towards the broker at `address`; `run` marks its messages and topics.
-    pub fn new(address: SocketAddr, version: ProtocolVersion, run: u32) -> Result<Self> {
+    /// A generator towards the broker at `places`; `run` marks its messages and topics.
+    pub fn new(places: Places, version: ProtocolVersion, run: u32) -> Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("creating an epoll")?;
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
             .context("creating a timer")?;
         epoll::add(&epoll, &timer, epoll::EventData::new_u64(TIMER), epoll::EventFlags::IN)?;
         Ok(Self {
-            address,
+            places,
+            keeps_sessions: false,
             version,
             epoll,
             timer,
@@ -185,6 +217,11 @@ impl Engine {
             longest_turn_ns: 0,
             rest: Rest::begin(),
         })
+    }
+
+    /// Lets the broker keep the sessions of subscribers that are added.
+    pub fn keep_sessions(&mut self) {
+        self.keeps_sessions = true;
     }
 
     /// The beginning of all topics of this run.
@@ -261,9 +298,12 @@ impl Engine {
 
     fn open(&mut self, planned: Planned) -> Result<()> {
         let Planned { client_id, role, subscription } = planned;
-        let connect = handshake::connect(self.version, &client_id, KEEP_ALIVE_SECONDS);
-        let mut connection = Connection::open(self.address, client_id, self.version, role)
-            .with_context(|| format!("connecting to {}", self.address))?;
+        let address = self.places.of(role);
+        let is_kept = self.keeps_sessions && matches!(role, Role::Subscriber(_));
+        let session = if is_kept { handshake::Session::Kept } else { handshake::Session::Clean };
+        let connect = handshake::connect(self.version, &client_id, KEEP_ALIVE_SECONDS, session);
+        let mut connection = Connection::open(address, client_id, self.version, role)
+            .with_context(|| format!("connecting to {address}"))?;
         connection.out.bytes = connect;
         connection.subscription = subscription;
         let index = self.connections.len();

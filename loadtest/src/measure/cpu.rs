@@ -46,6 +46,20 @@ impl CpuUse {
     }
 }
 
+/// Two processes at the same time.
+impl std::ops::Add for CpuUse {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            on_cpu_ns: self.on_cpu_ns + other.on_cpu_ns,
+            waiting_ns: self.waiting_ns + other.waiting_ns,
+            elapsed_ns: self.elapsed_ns.max(other.elapsed_ns),
+            threads_ended: self.threads_ended || other.threads_ended,
+        }
+    }
+}
+
 impl CpuSample {
     /// Reads the CPU time of process `pid`.
     pub fn of(pid: u32) -> Result<Self> {

@@ -14,6 +14,13 @@ pub struct Memory {
     pub peak_bytes: u64,
 }
 
+impl std::ops::AddAssign for Memory {
+    fn add_assign(&mut self, other: Self) {
+        self.resident_bytes += other.resident_bytes;
+        self.peak_bytes += other.peak_bytes;
+    }
+}
+
 impl Memory {
     /// Reads the memory of process `pid`.
     pub fn of(pid: u32) -> Result<Self> {

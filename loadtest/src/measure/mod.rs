@@ -1,11 +1,13 @@
-//! What is measured: sequence numbers, latencies, and the CPU and memory of processes.
+//! What is measured: sequence numbers, latencies, the CPU and memory of processes, and the disk.
 
 mod cpu;
+mod disk;
 mod latency;
 mod memory;
 mod sequence;
 
 pub use cpu::{CpuSample, CpuUse, OwnCpu};
+pub use disk::{DiskProber, syncs_per_second};
 pub use latency::{Latency, LatencySummary};
 pub use memory::Memory;
 pub use sequence::{Observation, SequenceChecker};

@@ -14,8 +14,8 @@ use rustix::event::{Timespec, epoll};
 
 use super::{Broker, Interval, Outcome, PATIENCE_NS, run_number};
 use crate::{
-    engine::{Counts, Fault, Schedule, begin_connect, close_without_trace},
-    measure::{Latency, Memory, SECOND, now_ns},
+    engine::{Counts, Fault, Places, Schedule, begin_connect, close_without_trace},
+    measure::{Latency, SECOND, now_ns},
     report::Progress,
     wire::{self, handshake, packet_type},
 };
@@ -58,7 +58,7 @@ struct Slot {
 }
 
 struct Connector {
-    broker: Broker,
+    places: Places,
     version: ProtocolVersion,
     run: u32,
     epoll: std::os::fd::OwnedFd,
@@ -70,19 +70,15 @@ struct Connector {
 }
 
 /// Runs `plan` against `broker`.
-pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> {
+pub fn run(plan: &Plan, broker: &Broker, progress: &Progress) -> Result<Outcome> {
     ensure!(plan.rate > 0.0, "connecting needs a rate above zero");
     ensure!(
         plan.rate * (plan.seconds + plan.warm_up_seconds) <= CONNECTIONS_MAX,
         "more than {CONNECTIONS_MAX} connections in one run: lower the rate or the seconds"
     );
-    let mut outcome = Outcome {
-        scenario: plan.describe(),
-        memory_before: broker.pid.map(Memory::of).transpose()?,
-        ..Outcome::default()
-    };
+    let mut outcome = Outcome { scenario: plan.describe(), memory_before: broker.memory()?, ..Outcome::default() };
     let mut connector = Connector {
-        broker,
+        places: broker.places.clone(),
         version: plan.version,
         run: run_number(plan.seed),
         epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
@@ -114,7 +110,7 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     if open > 0 {
         outcome.failures.push(format!("{open} connections were not answered or not closed after DISCONNECT"));
     }
-    outcome.memory_after = broker.pid.map(Memory::of).transpose()?;
+    outcome.memory_after = broker.memory()?;
     Ok(outcome)
 }
 
@@ -145,10 +141,10 @@ impl Connector {
         let client_id = format!("lt-{:08x}-k{}", self.run, self.begun);
         self.begun += 1;
         self.counts.published += 1;
-        let stream = begin_connect(self.broker.address).context("connecting")?;
+        let stream = begin_connect(self.places.of_publisher(self.begun as usize)).context("connecting")?;
         let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT;
         epoll::add(&self.epoll, &stream, epoll::EventData::new_u64(index as u64), flags)?;
-        let to_send = handshake::connect(self.version, &client_id, 60);
+        let to_send = handshake::connect(self.version, &client_id, 60, handshake::Session::Clean);
         self.slots[index] = Some(Slot { stream, due_ns, to_send, received: Vec::new(), is_accepted: false });
         Ok(())
     }

@@ -32,14 +32,14 @@ pub struct Plan {
 }
 
 /// Runs `plan` against `broker`.
-pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> {
+pub fn run(plan: &Plan, broker: &Broker, progress: &Progress) -> Result<Outcome> {
     let clients = u64::from(plan.clients);
     let mut outcome = Outcome {
         scenario: format!("idle {} connections QoS {} {} B", plan.clients, plan.qos as u8, plan.payload_bytes),
-        memory_before: broker.pid.map(Memory::of).transpose()?,
+        memory_before: broker.memory()?,
         ..Outcome::default()
     };
-    let mut engine = Engine::new(broker.address, plan.version, run_number(plan.seed))?;
+    let mut engine = Engine::new(broker.places.clone(), plan.version, run_number(plan.seed))?;
     let before = format!("{}/idle/", engine.topic_root());
     let target = Target::Numbered { before, after: String::new(), count: clients };
     for number in 0..clients {
@@ -66,14 +66,14 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     outcome.own_stall_ms = engine.longest_turn_ns() as f64 / 1e6;
     outcome.judge(engine.findings(), true);
 
-    let served = broker.pid.map(Memory::of).transpose()?;
+    let served = broker.memory()?;
     let interval = Interval::begin(broker, engine.counts())?;
     let length = (plan.seconds * SECOND as f64) as u64;
     let end = now_ns() + length;
     engine.run_until(end, &mut || progress.until(&outcome.scenario, end, length))?;
     interval.end(broker, engine.counts(), &mut outcome)?;
     outcome.published_in_all = engine.counts().published;
-    outcome.memory_after = broker.pid.map(Memory::of).transpose()?;
+    outcome.memory_after = broker.memory()?;
     if let (Some(before), Some(served), Some(after)) = (outcome.memory_before, served, outcome.memory_after) {
         let each = |memory: Memory| memory.resident_bytes.saturating_sub(before.resident_bytes) as f64 / clients as f64;
         outcome.note("resident bytes a connection when served", each(served));

@@ -6,7 +6,7 @@ use kentongan_proto::mqtt::{ProtocolVersion, QoS};
 use super::{Broker, ESTABLISH_NS, Interval, Outcome, run_number};
 use crate::{
     engine::{Engine, Expected, PublisherPlan},
-    measure::{Memory, SECOND, now_ns},
+    measure::{SECOND, now_ns},
     report::Progress,
     wire::Target,
 };
@@ -43,14 +43,14 @@ pub struct Plan {
 
 /// Runs `plan` against `broker`. The outcome's latency is that of the small messages while large
 /// ones are under way.
-pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> {
+pub fn run(plan: &Plan, broker: &Broker, progress: &Progress) -> Result<Outcome> {
     let mut outcome = Outcome {
         scenario: format!("large {}×{} of {} B QoS {}", plan.pairs, plan.messages, plan.payload_bytes, plan.qos as u8),
-        memory_before: broker.pid.map(Memory::of).transpose()?,
+        memory_before: broker.memory()?,
         ..Outcome::default()
     };
-    let peak_is_ours = broker.pid.is_some_and(Memory::reset_peak);
-    let mut engine = Engine::new(broker.address, plan.version, run_number(plan.seed))?;
+    let peak_is_ours = broker.reset_peak();
+    let mut engine = Engine::new(broker.places.clone(), plan.version, run_number(plan.seed))?;
     let root = engine.topic_root();
     for n in 0..SMALL_PAIRS + plan.pairs {
         engine.add_subscriber(format!("{root}/{n}"), plan.qos, &Expected::Each { first: n, count: 1 });
@@ -107,7 +107,7 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     let large_latency = engine.latency(1).summary();
     outcome.published_in_all = engine.counts().published;
     outcome.judge(engine.findings(), true);
-    outcome.memory_after = broker.pid.map(Memory::of).transpose()?;
+    outcome.memory_after = broker.memory()?;
     outcome.note("p50 of small messages alone, µs", small_alone.p50_us);
     outcome.note("p99 of small messages alone, µs", small_alone.p99_us);
     outcome.note("p99 of small messages beside large ones, µs", outcome.latency.p99_us);

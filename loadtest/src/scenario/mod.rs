@@ -16,7 +16,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    engine::{Counts, Findings},
+    engine::{Counts, Findings, Places},
     measure::{CpuSample, CpuUse, LatencySummary, Memory, OwnCpu, SECOND},
 };
 
@@ -31,13 +31,37 @@ const PATIENCE_NS: u64 = 5 * SECOND;
 /// How long all connections of a scenario may take to open.
 const ESTABLISH_NS: u64 = 60 * SECOND;
 
-/// The broker that is tried.
-#[derive(Debug, Clone, Copy)]
+/// The broker that is tried: one process, or several that are one broker.
+#[derive(Debug, Clone)]
 pub struct Broker {
     /// Where it listens for MQTT over TCP.
-    pub address: SocketAddr,
-    /// Its process, when it runs on this machine: its CPU and memory are read from `/proc`.
-    pub pid: Option<u32>,
+    pub places: Places,
+    /// Its processes, as far as they run on this machine: their CPU and memory are read from `/proc`, and added up.
+    pub pids: Vec<u32>,
+}
+
+impl Broker {
+    /// One process.
+    pub fn one(address: SocketAddr, pid: Option<u32>) -> Self {
+        Self { places: address.into(), pids: pid.into_iter().collect() }
+    }
+
+    fn memory(&self) -> Result<Option<Memory>> {
+        let mut sum = None;
+        for pid in &self.pids {
+            *sum.get_or_insert_default() += Memory::of(*pid)?;
+        }
+        Ok(sum)
+    }
+
+    /// Whether all of it begins to count its peak anew.
+    fn reset_peak(&self) -> bool {
+        !self.pids.is_empty() && self.pids.iter().all(|pid| Memory::reset_peak(*pid))
+    }
+
+    fn cpu(&self) -> Result<Vec<CpuSample>> {
+        self.pids.iter().map(|pid| CpuSample::of(*pid)).collect()
+    }
 }
 
 /// What a scenario saw.
@@ -115,25 +139,24 @@ impl Outcome {
 
 /// CPU and counts at the beginning of a measured interval.
 struct Interval {
-    broker: Option<CpuSample>,
+    broker: Vec<CpuSample>,
     own: OwnCpu,
     counts: Counts,
 }
 
 impl Interval {
-    fn begin(broker: Broker, counts: Counts) -> Result<Self> {
-        let sample = broker.pid.map(CpuSample::of).transpose()?;
-        Ok(Self { broker: sample, own: OwnCpu::now(), counts })
+    fn begin(broker: &Broker, counts: Counts) -> Result<Self> {
+        Ok(Self { broker: broker.cpu()?, own: OwnCpu::now(), counts })
     }
 
     /// Fills in what the interval has measured.
-    fn end(self, broker: Broker, counts: Counts, outcome: &mut Outcome) -> Result<()> {
+    fn end(self, broker: &Broker, counts: Counts, outcome: &mut Outcome) -> Result<()> {
         outcome.own_share = self.own.share_since();
         outcome.seconds = self.own.elapsed_ns() as f64 / 1e9;
         outcome.published = counts.published - self.counts.published;
         outcome.delivered = counts.delivered - self.counts.delivered;
-        if let (Some(pid), Some(before)) = (broker.pid, &self.broker) {
-            let used = CpuSample::of(pid)?.since(before);
+        let used = broker.cpu()?.into_iter().zip(&self.broker).map(|(now, before)| now.since(before));
+        if let Some(used) = used.reduce(|sum, one| sum + one) {
             outcome.broker_cpu = Some(used);
             let messages = outcome.published + outcome.delivered;
             outcome.cpu_ns_per_message = (messages > 0).then(|| used.on_cpu_ns as f64 / messages as f64);
@@ -147,7 +170,7 @@ impl Interval {
 
 /// A number that marks the messages and topics of one run: of the seed and the clock, so that two
 /// runs on one broker do not meet.
-fn run_number(seed: u64) -> u32 {
+pub fn run_number(seed: u64) -> u32 {
     use rand::{RngExt, SeedableRng};
     rand::rngs::SmallRng::seed_from_u64(seed ^ crate::measure::now_ns()).random()
 }

@@ -7,7 +7,7 @@ use kentongan_proto::mqtt::{ProtocolVersion, QoS};
 use super::{Broker, ESTABLISH_NS, Interval, Outcome, PATIENCE_NS, run_number};
 use crate::{
     engine::{Engine, Expected, Findings, PublisherPlan},
-    measure::{Memory, SECOND, now_ns},
+    measure::{SECOND, now_ns},
     report::Progress,
     wire::Target,
 };
@@ -46,15 +46,15 @@ pub struct Plan {
 
 /// Runs `plan` against `broker`. The outcome's latency is that of the live messages while the
 /// retained ones are being delivered.
-pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> {
+pub fn run(plan: &Plan, broker: &Broker, progress: &Progress) -> Result<Outcome> {
     ensure!(plan.qos != QoS::AtMostOnce, "storing needs acknowledgements: QoS 1 or 2");
     ensure!(plan.messages > 0 && plan.messages < 10_000_000, "between one and ten million messages can be numbered");
     let mut outcome = Outcome {
         scenario: format!("retained {} of {} B QoS {}", plan.messages, plan.payload_bytes, plan.qos as u8),
-        memory_before: broker.pid.map(Memory::of).transpose()?,
+        memory_before: broker.memory()?,
         ..Outcome::default()
     };
-    let mut engine = Engine::new(broker.address, plan.version, run_number(plan.seed))?;
+    let mut engine = Engine::new(broker.places.clone(), plan.version, run_number(plan.seed))?;
     let root = engine.topic_root();
     // Two levels, so that `+/x` finds them all; the live ones have more.
     let before = format!("{}-", root.replace('/', "-"));
@@ -96,8 +96,8 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     })?;
     let seconds = |from: u64| (now_ns() - from) as f64 / 1e9;
     outcome.note("stored a second", plan.messages as f64 / seconds(begun));
-    if let (Some(before), Some(pid)) = (outcome.memory_before, broker.pid) {
-        let grown = Memory::of(pid)?.resident_bytes.saturating_sub(before.resident_bytes);
+    if let (Some(before), Some(now)) = (outcome.memory_before, broker.memory()?) {
+        let grown = now.resident_bytes.saturating_sub(before.resident_bytes);
         outcome.note("resident bytes a retained message", grown as f64 / plan.messages as f64);
     }
 
@@ -143,7 +143,7 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     outcome.note("p99 of live messages beside, µs", outcome.latency.p99_us);
     outcome.published_in_all = engine.counts().published;
     outcome.judge(engine.findings(), true);
-    outcome.memory_after = broker.pid.map(Memory::of).transpose()?;
+    outcome.memory_after = broker.memory()?;
     if let Some(memory) = outcome.memory_after {
         outcome.note("resident MiB at the peak", memory.peak_bytes as f64 / f64::from(1 << 20));
     }
@@ -155,8 +155,8 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
 }
 
 /// Deletes what was retained, by messages without payload [MQTT-3.3.1-6].
-fn clear(plan: &Plan, broker: Broker, target: Target, outcome: &mut Outcome) -> Result<()> {
-    let mut engine = Engine::new(broker.address, plan.version, run_number(plan.seed))?;
+fn clear(plan: &Plan, broker: &Broker, target: Target, outcome: &mut Outcome) -> Result<()> {
+    let mut engine = Engine::new(broker.places.clone(), plan.version, run_number(plan.seed))?;
     engine.add_publisher(&PublisherPlan {
         target,
         qos: plan.qos,

@@ -131,7 +131,7 @@ fn start(sabotage: Sabotage) -> Broker {
             thread::spawn(move || serve(stream.unwrap(), sabotage, &relay));
         }
     });
-    Broker { address, pid: None }
+    Broker::one(address, None)
 }
 
 fn run(sabotage: Sabotage, shape: Shape, subscribers: u32, payload_bytes: usize) -> anyhow::Result<Outcome> {
@@ -144,13 +144,14 @@ fn run(sabotage: Sabotage, shape: Shape, subscribers: u32, payload_bytes: usize)
         publishers: 1,
         subscribers,
         rate: None,
+        keeps_sessions: false,
         churn_per_second: 0.0,
         seconds: 0.2,
         warm_up_seconds: 0.0,
         patience_seconds: 0.3,
         seed: 1,
     };
-    traffic::run(&plan, start(sabotage), &Progress::new())
+    traffic::run(&plan, &start(sabotage), &Progress::new())
 }
 
 fn findings(sabotage: Sabotage) -> Findings {
@@ -215,9 +216,9 @@ fn a_faithful_relay_passes_the_other_scenarios() {
     let progress = Progress::new();
     let relay = || start(Sabotage::Nothing);
     let outcomes = [
-        idle::run(&idle, relay(), &progress).unwrap(),
-        large::run(&large, relay(), &progress).unwrap(),
-        connect::run(&connect, relay(), &progress).unwrap(),
+        idle::run(&idle, &relay(), &progress).unwrap(),
+        large::run(&large, &relay(), &progress).unwrap(),
+        connect::run(&connect, &relay(), &progress).unwrap(),
     ];
     for outcome in &outcomes {
         assert!(outcome.is_clean(), "{}: {:?}", outcome.scenario, outcome.failures);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Broker, ESTABLISH_NS, Interval, Outcome, PATIENCE_NS, run_number};
 use crate::{
     engine::{Engine, Expected, PublisherPlan},
-    measure::{Memory, SECOND, now_ns},
+    measure::{SECOND, now_ns},
     report::Progress,
     wire::Target,
 };
@@ -46,6 +46,8 @@ pub struct Plan {
     pub subscribers: u32,
     /// Messages a second in all; without it each publisher sends as soon as its window allows.
     pub rate: Option<f64>,
+    /// Subscribers have sessions that outlive their connections.
+    pub keeps_sessions: bool,
     /// SUBSCRIBEs, and as many UNSUBSCRIBEs, a second by other clients.
     pub churn_per_second: f64,
     /// Length of the measured interval.
@@ -75,6 +77,9 @@ impl Plan {
             "{shape} {}→{} QoS {} window {} {} B {version}",
             self.publishers, self.subscribers, self.qos as u8, self.window, self.payload_bytes
         );
+        if self.keeps_sessions {
+            text += " into persistent sessions";
+        }
         if let Some(rate) = self.rate {
             text += &format!(" at {rate}/s");
         }
@@ -94,6 +99,9 @@ impl Plan {
             Shape::FanIn | Shape::FanOut => self.subscribers,
             Shape::Pairs | Shape::Shared => 1,
         };
+        if self.keeps_sessions {
+            engine.keep_sessions();
+        }
         for n in 0..self.subscribers {
             let all = Expected::Each { first: 0, count: self.publishers };
             let (filter, expected) = match self.shape {
@@ -126,16 +134,16 @@ impl Plan {
 }
 
 /// Runs `plan` against `broker`.
-pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> {
+pub fn run(plan: &Plan, broker: &Broker, progress: &Progress) -> Result<Outcome> {
     ensure!(plan.publishers > 0 && plan.subscribers > 0, "a publisher and a subscriber are needed");
     ensure!(
         plan.shape != Shape::Pairs || plan.publishers == plan.subscribers,
         "pairs need as many publishers as subscribers"
     );
     let mut outcome = Outcome { scenario: plan.describe(), ..Outcome::default() };
-    outcome.memory_before = broker.pid.map(Memory::of).transpose()?;
+    outcome.memory_before = broker.memory()?;
 
-    let mut engine = Engine::new(broker.address, plan.version, run_number(plan.seed))?;
+    let mut engine = Engine::new(broker.places.clone(), plan.version, run_number(plan.seed))?;
     plan.add_clients(&mut engine);
     engine.establish(ESTABLISH_NS)?;
     if let Some(rate) = plan.rate {
@@ -166,7 +174,7 @@ pub fn run(plan: &Plan, broker: Broker, progress: &Progress) -> Result<Outcome> 
     if outcome.delivered == 0 {
         outcome.failures.push("nothing was delivered in the measured interval".into());
     }
-    outcome.memory_after = broker.pid.map(Memory::of).transpose()?;
+    outcome.memory_after = broker.memory()?;
     if !engine.close(PATIENCE_NS)? {
         outcome.failures.push("the broker did not close all connections after DISCONNECT".into());
     }

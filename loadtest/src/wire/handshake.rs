@@ -11,15 +11,28 @@ pub struct Allowed {
     pub receive_maximum: u16,
 }
 
-/// A CONNECT with clean start, without will and credentials.
-pub fn connect(version: ProtocolVersion, client_id: &str, keep_alive_seconds: u16) -> Vec<u8> {
+/// What becomes of a session when its connection ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Session {
+    /// It begins anew and ends with its connection.
+    Clean,
+    /// It is taken up, and stays: in MQTT 5 for an hour, before as long as the broker keeps it.
+    Kept,
+}
+
+/// A CONNECT without will and credentials.
+pub fn connect(version: ProtocolVersion, client_id: &str, keep_alive_seconds: u16, session: Session) -> Vec<u8> {
     let level = if version.is_v5() { 5 } else { 4 };
+    let flags = if session == Session::Clean { 0x02 } else { 0 };
     let mut body = Vec::new();
     append_string(&mut body, "MQTT");
-    body.extend_from_slice(&[level, 0x02]);
+    body.extend_from_slice(&[level, flags]);
     body.extend_from_slice(&keep_alive_seconds.to_be_bytes());
-    if version.is_v5() {
-        body.push(0);
+    match session {
+        _ if !version.is_v5() => {}
+        Session::Clean => body.push(0),
+        // Session Expiry Interval: an hour.
+        Session::Kept => body.extend_from_slice(&[5, 0x11, 0, 0, 0x0E, 0x10]),
     }
     append_string(&mut body, client_id);
     packet(0x10, &body)
@@ -111,10 +124,13 @@ mod tests {
 
     #[test]
     fn connect_is_as_the_standard_writes_it() {
-        let v3 = connect(ProtocolVersion::V3_1_1, "ab", 60);
+        let v3 = connect(ProtocolVersion::V3_1_1, "ab", 60, Session::Clean);
         assert_eq!(v3, [0x10, 14, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 60, 0, 2, b'a', b'b']);
-        let v5 = connect(ProtocolVersion::V5, "ab", 60);
+        let v5 = connect(ProtocolVersion::V5, "ab", 60, Session::Clean);
         assert_eq!(v5, [0x10, 15, 0, 4, b'M', b'Q', b'T', b'T', 5, 2, 0, 60, 0, 0, 2, b'a', b'b']);
+        let kept = connect(ProtocolVersion::V5, "ab", 60, Session::Kept);
+        assert_eq!(kept[8..17], [5, 0, 0, 60, 5, 0x11, 0, 0, 0x0E]);
+        assert_eq!(connect(ProtocolVersion::V3_1_1, "ab", 60, Session::Kept)[9], 0);
     }
 
     #[test]

@@ -94,6 +94,7 @@ impl Node {
             leaders: Leaders::default(),
             nodes: Nodes::default(),
             incoming: Mutex::new(Incoming::new(&BTreeMap::new())),
+            patient_answers: Mutex::default(),
             clock: Clock::real(),
             serving: AtomicBool::new(true),
         };
