@@ -567,6 +567,32 @@ fn p9_a_will_is_published_once_per_abnormal_end() {
     late.breaks(Promise::P9);
 }
 
+/// A node that is cut off is dead to the others before its clients know.
+#[test]
+fn p9_a_will_may_come_while_its_client_still_talks_to_a_node_that_is_cut_off() {
+    let with = |cut_off: bool| {
+        let mut script = Script::default();
+        script.connect("budi", EVER);
+        script.subscribe("budi", TOPIC, 1);
+        script.connect_with_will("ani", 1, 1);
+        if cut_off {
+            let kind = "partition";
+            script.mark(What::FaultBegan { fault: 1, kind });
+        }
+        script.wait(8);
+        script.deliver("budi", 1, 1);
+        script.line("ani", Action::PingResp);
+        script.wait(4);
+        script.close("ani");
+        if cut_off {
+            script.mark(What::FaultHealed { fault: 1 });
+        }
+        script
+    };
+    with(true).keeps_all();
+    with(false).breaks(Promise::P9);
+}
+
 #[test]
 fn p9_no_will_after_a_normal_disconnect_that_was_acted_on() {
     let mut script = pair(1);

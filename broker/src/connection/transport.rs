@@ -77,6 +77,18 @@ impl Transport {
         }
     }
 
+    /// Lets the stream end so that the peer sees a broken connection, not one that was closed.
+    pub fn reset_when_closed(&self) {
+        match self {
+            Self::Tcp(stream) => {
+                let outcome = socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
+                // It is closed all the same.
+                drop(outcome);
+            }
+            Self::Memory(_) => {}
+        }
+    }
+
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.try_read(buffer),

@@ -650,7 +650,12 @@ impl ArbiterState {
                 self.end_now(key);
             }
             Phase::Leaving | Phase::Closing if now < client.last_activity => {}
-            Phase::Leaving | Phase::Closing => self.end_now(key),
+            Phase::Leaving => {
+                // Nobody knows whether its group has heard of DISCONNECT, so it must not look as if (P9).
+                client.transport.reset_when_closed();
+                self.end_now(key);
+            }
+            Phase::Closing => self.end_now(key),
             Phase::Connected if client.keep_alive_seconds == 0 => {}
             Phase::Connected => {
                 // One and a half times the keep-alive [MQTT-3.1.2-22]; the clock counts whole seconds.

@@ -25,6 +25,9 @@ use crate::replicated::command::{Released, SessionCommand};
 use crate::replicated::{PersistentSession, Query};
 use crate::subscription::InterestKind;
 
+/// What clients are told who must find another node.
+const CUT_OFF: ReasonCode = ReasonCode::UseAnotherServer;
+
 /// What the arbiters know of the cluster.
 pub struct ClusterView {
     /// This node.
@@ -183,6 +186,8 @@ pub struct Served {
     pub completing: BTreeSet<PacketId>,
     /// SUBSCRIBEs and UNSUBSCRIBEs of a persistent session without an answer, by their tickets.
     pub unanswered: VecDeque<(u64, SessionCommand)>,
+    /// What UNSUBACK said is gone while an earlier SUBSCRIBE still waited for its barrier: ticket and filter.
+    pub unsubscribed: Vec<(u64, Box<str>)>,
     /// SUBSCRIBEs of a transient session that not every node has heard of, by their tickets.
     pub barriers: VecDeque<(u64, PendingSubAck)>,
 }
@@ -194,6 +199,7 @@ impl Served {
             sent: BTreeMap::new(),
             completing: BTreeSet::new(),
             unanswered: VecDeque::new(),
+            unsubscribed: Vec::new(),
             barriers: VecDeque::new(),
         }
     }
@@ -383,7 +389,7 @@ impl ArbiterState {
     /// elsewhere by their names.
     pub(super) fn on_unregistered(&mut self) {
         for key in self.keys() {
-            self.end(key, EndCause::CutOff, Some(ReasonCode::UseAnotherServer));
+            self.end(key, EndCause::CutOff, Some(CUT_OFF));
         }
         self.flush_interest();
         self.departing.clear();
@@ -399,7 +405,7 @@ impl ArbiterState {
     /// The majority is elsewhere: clients are to find it.
     pub(super) fn on_cut_off(&mut self) {
         for key in self.keys() {
-            self.end(key, EndCause::CutOff, Some(ReasonCode::UseAnotherServer));
+            self.end(key, EndCause::CutOff, Some(CUT_OFF));
         }
     }
 

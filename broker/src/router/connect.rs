@@ -301,6 +301,9 @@ impl ArbiterState {
     pub(super) fn on_opened(&mut self, opened: Opened) {
         let key = opened.connection;
         let Some(pending) = self.client(key).and_then(|client| client.pending.take()) else {
+            if self.is_known_claim(key, opened.epoch) {
+                return;
+            }
             // The connection went while its claim was under way.
             return self.abandon(&opened);
         };
@@ -388,6 +391,12 @@ impl ArbiterState {
     }
 
     /// A claim was granted to a connection that is gone: give it back.
+    /// Whether the claim was granted before. A leader that is told twice what waits here, since the link to it broke or it
+    /// asked again, may grant it twice.
+    fn is_known_claim(&mut self, key: ConnectionKey, epoch: u64) -> bool {
+        self.departing.contains_key(&key) || self.served(key).is_some_and(|served| served.claim.epoch == epoch)
+    }
+
     fn abandon(&mut self, opened: &Opened) {
         if self.shared.cluster.is_some() {
             let group = self.shared.submitter.slots().group_of(&opened.client_id);

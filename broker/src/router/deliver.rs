@@ -86,14 +86,17 @@ fn head<'a>(
         retain,
         topic: publication.topic,
         topic_alias: None,
-        // What is left of it [MQTT-3.3.2-6], rounded up: a message that still lives never says 0.
-        message_expiry_interval: publication
-            .expires_at_ms
-            .map(|at| at.saturating_sub(now_ms).div_ceil(1000).min(u64::from(u32::MAX)) as u32),
+        message_expiry_interval: publication.expires_at_ms.map(|at| seconds_left(at.saturating_sub(now_ms))),
         properties: publication.properties,
         subscription_identifiers: &[],
         payload_len: publication.payload.len(),
     }
+}
+
+/// What is left of a Message Expiry Interval [MQTT-3.3.2-6]. To the nearest second, since nodes' clocks of milliseconds
+/// differ and it must not say more than it came with; and a message that still lives never says 0.
+fn seconds_left(left_ms: u64) -> u32 {
+    ((left_ms + 500) / 1000).clamp(1, u64::from(u32::MAX)) as u32
 }
 
 /// How a message goes to one connection.

@@ -66,8 +66,13 @@ struct State {
 }
 
 impl RetainedReads {
+    /// Whether retained messages are still to come for a subscription.
+    pub(super) fn is_reading(&self, filter: &str) -> bool {
+        self.0.as_ref().is_some_and(|state| state.reads.iter().any(|read| &*read.filter == filter))
+    }
+
     /// The subscription is gone: what is still to come of it is not sent.
-    pub(super) fn forget(&mut self, filter: &str) {
+    fn forget(&mut self, filter: &str) {
         if let Some(state) = &mut self.0 {
             state.reads.retain(|read| &*read.filter != filter);
         }
@@ -374,6 +379,23 @@ impl ArbiterState {
         for (number, filter, cursor) in wanted {
             self.ask_page(key, number, &filter, cursor);
         }
+    }
+
+    /// A subscription is gone. What waited because of its read must not be overtaken by what another subscription lets
+    /// through from now on.
+    pub(super) fn forget_read(&mut self, key: ConnectionKey, filter: &str) {
+        let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
+            return;
+        };
+        if !session.reads.is_reading(filter) {
+            return;
+        }
+        session.reads.forget(filter);
+        let held = session.reads.0.as_mut().map(|state| std::mem::take(&mut state.held)).unwrap_or_default();
+        for held in &held {
+            self.deliver_held(key, held);
+        }
+        self.finish_reads(key);
     }
 
     /// Once no read is left, the live messages that waited follow.

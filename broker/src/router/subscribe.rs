@@ -129,6 +129,8 @@ impl ArbiterState {
             return;
         };
         let persistent = session.persistent;
+        // A second SUBSCRIBE does not let live messages past the retained ones that the first one still waits for.
+        let held = held || session.reads.is_reading(filter);
         let kind = interest_kind(persistent.is_some(), own);
         let before = session.subscriptions.insert(Box::from(filter), own);
         let kind_before = before.map(|before| interest_kind(persistent.is_some(), before));
@@ -186,9 +188,9 @@ impl ArbiterState {
         let Some(own) = session.subscriptions.remove(filter) else {
             return false;
         };
-        session.reads.forget(filter);
         let group = session.persistent.map(|persistent| persistent.group);
         self.leave(key, filter, own, group);
+        self.forget_read(key, filter);
         true
     }
 
@@ -259,6 +261,26 @@ impl ArbiterState {
         asked.and_then(|at| served.unanswered.remove(at)).is_some()
     }
 
+    /// Whether an UNSUBSCRIBE that came after the SUBSCRIBE of `ticket` was answered before it: only SUBACK waits until
+    /// every node has heard.
+    fn is_unsubscribed_since(&mut self, key: ConnectionKey, ticket: u64, filter: &str) -> bool {
+        let is_later = |(since, gone): &(u64, Box<str>)| *since > ticket && **gone == *filter;
+        self.served(key).is_some_and(|served| served.unsubscribed.iter().any(is_later))
+    }
+
+    /// See [`ArbiterState::is_unsubscribed_since`].
+    fn remember_unsubscribed(&mut self, key: ConnectionKey, ticket: u64, filter: &str) {
+        let Some(served) = self.served(key) else {
+            return;
+        };
+        // Nothing older is answered any more.
+        let oldest = served.unanswered.iter().map(|&(asked, _)| asked).min().unwrap_or(u64::MAX);
+        served.unsubscribed.retain(|&(since, _)| since > oldest);
+        if ticket > oldest {
+            served.unsubscribed.push((ticket, Box::from(filter)));
+        }
+    }
+
     /// A group committed the subscriptions of a persistent session.
     pub(super) fn on_subscribed_persistent(&mut self, subscribed: SubscribedPersistent) {
         let SubscribedPersistent { connection: key, epoch, packet_id, ticket, outcomes } = subscribed;
@@ -268,7 +290,9 @@ impl ArbiterState {
         let mut codes = Vec::with_capacity(outcomes.len());
         for outcome in &outcomes {
             codes.push(outcome.reason);
-            self.enter_outcome(key, outcome);
+            if !self.is_unsubscribed_since(key, ticket, &outcome.filter) {
+                self.enter_outcome(key, outcome);
+            }
         }
         if self.shared.cluster.is_some() {
             // What goes directly, QoS 0, is wanted by this node: the others must have heard of that as well.
@@ -308,6 +332,7 @@ impl ArbiterState {
         }
         let mut codes = Vec::with_capacity(outcomes.len());
         for (filter, reason) in outcomes {
+            self.remember_unsubscribed(key, ticket, &filter);
             self.remove_subscription(key, &filter);
             codes.push(reason);
         }

@@ -52,7 +52,7 @@ pub fn run_seed(seed: u64, plan: Plan) -> Result<Outcome, Box<Failure>> {
             .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
             .unwrap_or_else(|| "it panicked".into()))
     });
-    outcome.map_err(|why| Box::new(Failure { seed, why, trace: world.last_events(), history: world.history() }))
+    outcome.map_err(|why| Box::new(Failure { seed, why, trace: world.last_events(), history: world.history_text() }))
 }
 
 /// What several runs came to.

@@ -1061,7 +1061,7 @@ impl World {
 
     /// What clients saw, an event a line.
     #[must_use]
-    pub fn history(&self) -> String {
+    pub fn history_text(&self) -> String {
         let history = self.workload.history();
         (0..history.events().len()).map(|index| format!("{index:>7} {}\n", history.describe(index))).collect()
     }

@@ -83,6 +83,12 @@ impl Faults {
         self.overlap(from, to) || self.crashes.iter().any(|&(_, crashed, up)| crashed <= to && up >= from)
     }
 
+    /// When the first fault that was on at some time of an interval may have begun to count.
+    pub(crate) fn first_within(&self, from: Nanoseconds, to: Nanoseconds) -> Option<Nanoseconds> {
+        let within = self.windows.iter().filter(|&&(began, healed)| began <= to && healed >= from);
+        within.map(|&(began, _)| began.max(from)).min()
+    }
+
     /// Whether that node was down at some time of an interval.
     pub(crate) fn node_down(&self, node: u16, from: Nanoseconds, to: Nanoseconds) -> bool {
         self.crashes.iter().any(|&(down, crashed, up)| down == node && crashed <= to && up >= from)

@@ -331,6 +331,12 @@ impl<'h> Story<'h> {
                     self.faults.overlap(last, closed.at) || self.faults.node_down(connection.node, last, closed.at);
                 from = if disturbed { last } else { closed.at.saturating_sub(self.settings.transit_max).max(last) };
                 until = self.faults.extend(closed.at, self.settings.detection_max);
+                // A node that is cut off goes on answering PINGREQ when the others have taken it for dead.
+                if let Some(accepted) = connection.accepted()
+                    && let Some(began) = self.faults.first_within(accepted.at, closed.at)
+                {
+                    from = from.min(began);
+                }
                 if let Some(disconnect) = connection.disconnect {
                     from = from.min(disconnect.mark.at);
                     // A DISCONNECT counts once the server has closed the connection, unless something else may have.
@@ -805,7 +811,8 @@ impl<'h> Story<'h> {
                 message.accepted = if message.qos == 2 { message.first } else { send.mark };
             }
             message.refused = false;
-        } else if message.tries == 1 {
+        } else if message.first_send == message.last_send && message.acknowledged.is_none() {
+            // Of several PUBLISH packets another may have been accepted, and not answered.
             message.refused = true;
         }
         let connection = &mut self.connections[c as usize];

@@ -29,7 +29,7 @@ use crate::peers::wire::Forwarded;
 use crate::peers::{PeerFull, Peers};
 use crate::random::Random;
 use crate::replicated::{Opened, Slots, Submitter};
-use crate::router::cluster::{ClusterView, Leaders};
+use crate::router::cluster::{ClusterView, Leader, Leaders};
 use crate::router::node_lanes::Nodes;
 use crate::subscription::InterestKind;
 
@@ -506,8 +506,8 @@ fn one_of_several(clock: Clock) -> ClusterView {
     }
 }
 
-/// A connection with these subscriptions ends: what other nodes are to hear of it.
-fn interest_that_ends(filters: &[String]) -> Vec<(Box<str>, InterestKind, bool)> {
+/// An arbiter of one of several nodes, and a client whose claim was granted.
+fn client_of_several_nodes() -> (SteppedArbiter, Client, ConnectionKey) {
     let settings = Arc::new(Settings::default());
     let clock = Clock::manual(Arc::new(ManualClock::new(0)));
     let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
@@ -524,8 +524,19 @@ fn interest_that_ends(filters: &[String]) -> Vec<(Box<str>, InterestKind, bool)>
     client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, "c".to_owned(), 0))));
     client.write(usize::MAX);
     arbiter.run();
-    // The group grants the claim.
-    shared.inboxes[0].push(Opened::transient(connection, Arc::from("c")).into(), 0);
+    grant(&mut arbiter, connection);
+    (arbiter, client, connection)
+}
+
+/// The group grants the claim of a connection.
+fn grant(arbiter: &mut SteppedArbiter, connection: ConnectionKey) {
+    arbiter.state.shared.inboxes[0].push(Opened::transient(connection, Arc::from("c")).into(), 0);
+    arbiter.run();
+}
+
+/// A connection with these subscriptions ends: what other nodes are to hear of it.
+fn interest_that_ends(filters: &[String]) -> Vec<(Box<str>, InterestKind, bool)> {
+    let (mut arbiter, mut client, _) = client_of_several_nodes();
     let filters = filters.iter().map(|filter| (filter.clone(), SubscriptionOptions::new(QoS::AtMostOnce)));
     let packet_id = client.packet_id();
     let filters = filters.collect();
@@ -545,6 +556,23 @@ fn the_interest_that_ends_with_a_connection_is_told_in_the_order_of_the_filters(
     let expected: Vec<_> =
         filters.iter().map(|filter| (Box::from(filter.as_str()), InterestKind::Any, false)).collect();
     assert_eq!(interest_that_ends(&filters), expected);
+}
+
+/// Bytes of all that the lane to the only group has for its leader.
+fn said_to_group(arbiter: &mut SteppedArbiter) -> usize {
+    arbiter.state.flush_lanes();
+    arbiter.state.lanes.set_leader(0, Some(Leader { node: 2, term: 1, round: 0 }));
+    std::iter::from_fn(|| arbiter.state.lanes.next_batch(0)).map(|(_, batch)| batch.len()).sum()
+}
+
+/// P7, P9: a leader that heard twice of a claim may grant it twice. The second time must not end what stands.
+#[test]
+fn a_claim_that_is_granted_twice_is_not_given_up() {
+    let (mut arbiter, _client, connection) = client_of_several_nodes();
+    let said = said_to_group(&mut arbiter);
+    assert!(said > 0, "CONNECT at least");
+    grant(&mut arbiter, connection);
+    assert_eq!(said_to_group(&mut arbiter), said, "nothing more");
 }
 
 /// FNV-1a.

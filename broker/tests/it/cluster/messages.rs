@@ -170,7 +170,7 @@ fn a_node_without_a_majority_refuses_and_withholds_until_it_has_one() {
     // It is answered now, or its client was sent to find the majority.
     match publisher.receive() {
         Packet::PubAck(ack) => assert_eq!(ack.reason_code, ReasonCode::Success),
-        Packet::Disconnect(disconnect) => assert_eq!(disconnect.reason_code, ReasonCode::ServerUnavailable),
+        Packet::Disconnect(disconnect) => assert_eq!(disconnect.reason_code, ReasonCode::ServerBusy),
         other => panic!("PUBACK or DISCONNECT expected, got {other:?}"),
     }
     let mut subscriber = cluster.nodes[0].client("subscriber");

@@ -183,3 +183,42 @@ fn a_connection_that_breaks_disturbs_no_other() {
     steady.publish("t", "x", QOS0);
     assert_eq!(steady.expect_publish().payload, "x");
 }
+
+/// P5: live messages wait while the retained ones of their subscription are read. When that subscription goes meanwhile,
+/// they go ahead of what another one lets through.
+#[test]
+fn what_waits_for_retained_messages_is_not_overtaken_when_its_subscription_goes() {
+    let broker = Broker::start();
+    let mut client = Client::v5(&broker, "client");
+    let kept = Publish { retain: true, ..publish("kept", "kept", qos1(1)) };
+    client.send(&Packet::Publish(kept));
+    client.complete(qos1(1));
+    assert_eq!(client.subscribe("news/1", QoS::AtMostOnce), ReasonCode::Success);
+
+    // In one go, so that no retained message can have come before the end.
+    let subscribe = Packet::Subscribe(Subscribe {
+        packet_id: id(2),
+        filters: vec![("news/#".to_owned(), SubscriptionOptions::new(QoS::AtMostOnce))],
+        subscription_identifier: None,
+        user_properties: Vec::new(),
+    });
+    let unsubscribe = Packet::Unsubscribe(Unsubscribe {
+        packet_id: id(3),
+        filters: vec!["news/#".to_owned()],
+        user_properties: Vec::new(),
+    });
+    let news = |text| Packet::Publish(publish("news/1", text, QOS0));
+    let mut bytes = Vec::new();
+    for packet in [subscribe, news("first"), unsubscribe, news("second")] {
+        kentongan_proto::mqtt::codec::encode(&packet, client.version, &mut bytes)
+            .expect("a packet that can be encoded");
+    }
+    client.send_bytes(&bytes);
+    let mut payloads = Vec::new();
+    while payloads.len() < 2 {
+        if let Packet::Publish(message) = client.receive() {
+            payloads.push(message.payload);
+        }
+    }
+    assert_eq!(payloads, ["first", "second"]);
+}

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -39,6 +39,8 @@ const RETAINED_FILTERS: [&str; 3] = ["r/1", "r/2", "r/#"];
 pub struct Stage {
     pub recorder: Recorder,
     pub addresses: Vec<SocketAddr>,
+    /// Whether each node is stopped, or was and may not know yet that others went on without it.
+    pub stopped: [AtomicBool; 3],
     pub act: AtomicU8,
     /// Packets that came to anybody, and what somebody waits for.
     pub packets: AtomicU64,
@@ -541,6 +543,10 @@ impl Actor {
 
     /// The same of a connection that a newer one replaced, on which something is said all the same.
     fn finish_replaced(&mut self, connection: &mut Connection) {
+        // A node that was stopped takes for its own, until it looks at its lease, what then comes from its clients.
+        if self.stage.stopped[usize::from(connection.node)].load(SeqCst) {
+            return self.watch_end(connection);
+        }
         let flight = Flight {
             packet_id: id(20_000),
             message: self.stage.recorder.message(),

@@ -50,6 +50,7 @@ impl Run {
         let stage = Arc::new(Stage {
             recorder: Recorder::new(),
             addresses: cluster.nodes.iter().map(|node| node.address).collect(),
+            stopped: Default::default(),
             act: AtomicU8::new(Act::Play as u8),
             packets: AtomicU64::new(0),
             unsettled: AtomicUsize::new(0),
@@ -100,10 +101,12 @@ impl Run {
         println!("{:>10} node {victim} is stopped", self.stage.recorder.now() / 1_000_000);
         let kind = self.stage.recorder.symbol("stopped");
         self.note(What::FaultBegan { fault: self.faults, kind });
+        self.stage.stopped[victim].store(true, SeqCst);
         self.cluster.nodes[victim].pause();
         self.wait(FAULT);
         self.cluster.nodes[victim].resume();
         self.cluster.nodes[victim].wait_until_ready();
+        self.stage.stopped[victim].store(false, SeqCst);
         self.note(What::FaultHealed { fault: self.faults });
         println!("{:>10} node {victim} goes on", self.stage.recorder.now() / 1_000_000);
     }
