@@ -14,6 +14,7 @@ pub mod listener;
 pub mod message;
 pub mod metrics;
 pub mod peers;
+pub mod plants;
 pub mod random;
 pub mod replicated;
 pub mod router;

@@ -6,10 +6,14 @@ use std::time::Instant;
 
 use clap::Parser;
 use clap::builder::TypedValueParser as _;
+use kentongan::plants::Plant;
 use kentongan::simulation::{Plan, Summary, run_seed};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// So many seeds do everything that a simulation can do.
+const MANY: u64 = 500;
 
 /// Runs whole clusters on simulated time, from seeds. A seed that fails is printed with what happened last.
 #[derive(Debug, Parser)]
@@ -23,6 +27,9 @@ struct Options {
     /// Threads, each with a seed of its own at a time.
     #[arg(long)]
     threads: Option<usize>,
+    /// Makes a mistake, which some seed must find: its name, as `SkipSync`.
+    #[arg(long, value_parser = plant)]
+    plant: Option<Plant>,
     /// Goes on behind a seed that fails.
     #[arg(long)]
     keep_going: bool,
@@ -41,6 +48,10 @@ struct Options {
     /// Prints the first lines of each failure only.
     #[arg(long)]
     brief: bool,
+}
+
+fn plant(name: &str) -> Result<Plant, String> {
+    Plant::ALL.into_iter().find(|plant| format!("{plant:?}") == name).ok_or_else(|| format!("one of {:?}", Plant::ALL))
 }
 
 fn main() -> anyhow::Result<()> {
@@ -73,7 +84,8 @@ fn main() -> anyhow::Result<()> {
                     if seed >= first.saturating_add(seeds) {
                         break;
                     }
-                    let plan = Plan { trace: options.trace, only: options.only, ..Plan::of_seed(seed) };
+                    let plan =
+                        Plan { trace: options.trace, only: options.only, plant: options.plant, ..Plan::of_seed(seed) };
                     let outcome = run_seed(seed, plan);
                     if options.twice {
                         let (one, other) = (hash(&outcome), hash(&run_seed(seed, plan)));
@@ -121,6 +133,8 @@ fn main() -> anyhow::Result<()> {
         summary.events_min,
     );
     anyhow::ensure!(failed.into_inner() == 0, "some seeds failed");
+    let missing: Vec<_> = summary.missing().collect();
+    anyhow::ensure!(seeds < MANY || options.only.is_some() || missing.is_empty(), "in none of the seeds: {missing:?}");
     Ok(())
 }
 

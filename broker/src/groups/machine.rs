@@ -22,6 +22,7 @@ use crate::message::Message;
 use crate::metrics::{ArbiterCounters, DropReason};
 use crate::peers::PeerFull;
 use crate::peers::wire::{self, EventKind, Forwarded, Messages, NodeMessage, OutboxAnswered, Propose, Resync};
+use crate::plants::{Plant, is_planted};
 use crate::replicated::command::{self, Command, LaneBatch, LaneMessage, MessageRecord, Owner};
 use crate::replicated::effect::{Drop, Effect, FilterOutcome, OpenedSession};
 use crate::replicated::state::{GroupConfig, GroupState, OUTBOX_LANE};
@@ -536,6 +537,9 @@ impl Machine {
             // Only arbiters have lanes to nodes; which one does not matter.
             let message = Arc::clone(&local);
             self.push(0, Event::RouteShare { message, share, member: None, weight: 0 });
+        }
+        if is_planted(Plant::LoseOutbox) {
+            shared.submitter.propose(origin, Command::Routed(command::Routed { positions: vec![position] }));
         }
         self.outboxes.begin(origin, position, targets.groups.len() + targets.nodes.len());
         for (target, lane_message) in targets.groups {

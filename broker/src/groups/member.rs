@@ -16,6 +16,7 @@ use super::machine::{FENCE_SESSIONS_MAX, Machine};
 use crate::clock::Clock;
 use crate::connection_key::ConnectionKey;
 use crate::peers::status::{self, MemberStatus, NodeStatus};
+use crate::plants::{Plant, is_planted};
 use crate::replicated::command::{self, Command, Owner};
 use crate::replicated::effect::Effect;
 use crate::replicated::state::GroupState;
@@ -368,6 +369,11 @@ impl Machine {
                 pipeline.read_index(GroupId::DIRECTORY, Query::RoundComplete(token));
             }
             Output::StartGroupRead { group, token } => pipeline.read_index(group, Query::RoundComplete(token)),
+            Output::ProposeFence { group, node, below } if is_planted(Plant::SkipFence) => {
+                if let Some(member) = &mut self.member {
+                    member.membership.on_group_fenced(group, node, below);
+                }
+            }
             Output::ProposeFence { group, node, below } => {
                 tracing::debug!(%group, %node, %below, "a fence is proposed");
                 let fence = command::Fence { below: below.0, sessions_max: FENCE_SESSIONS_MAX, node: node.get() };

@@ -18,6 +18,7 @@ use super::log_rate::excerpt;
 use super::share_settling::{Kept, ShareOrigin, ShareOutcome};
 use crate::message::{Message, MessageIdentity};
 use crate::metrics::DropReason;
+use crate::plants::{Plant, is_planted};
 use crate::replicated::command::SessionCommand;
 use crate::session::SessionError;
 use crate::session::acknowledgements::Verdict;
@@ -247,6 +248,10 @@ impl ArbiterState {
                 let v5 = self.clients[key.index()].version.is_v5();
                 let reason = if matched || !v5 { ReasonCode::Success } else { ReasonCode::NoMatchingSubscribers };
                 self.answer_publish(key, delivery, reason.into());
+            }
+            Routed::Waiting(waiter) if is_planted(Plant::AcknowledgeEarly) => {
+                self.lanes.answer_to(waiter, key, None);
+                self.answer_publish(key, delivery, ReasonCode::Success.into());
             }
             Routed::Waiting(waiter) => {
                 let owed = match delivery {

@@ -44,6 +44,26 @@ pub(super) enum Fault {
     CutClients(usize),
 }
 
+/// The names of all kinds.
+pub(super) const NAMES: [&str; 16] = [
+    "kill",
+    "power cut",
+    "kill all",
+    "power cut of all",
+    "pause",
+    "links broken",
+    "link broken",
+    "one-way cut",
+    "isolated",
+    "delay",
+    "wall clock set",
+    "disk nearly full",
+    "disk full",
+    "disk error",
+    "clients reset",
+    "clients cut",
+];
+
 impl Fault {
     /// Its name in histories and counts.
     pub(super) fn name(self) -> &'static str {

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use super::faults;
 use super::world::{Outcome, Plan, World};
+use crate::plants;
 
 /// A seed whose run is not as it should be.
 #[derive(Debug)]
@@ -33,9 +35,9 @@ impl Plan {
     #[must_use]
     pub fn of_seed(seed: u64) -> Self {
         match seed % 8 {
-            0 => Self { nodes: 1, alone: true, trace: false, only: None },
-            4 => Self { nodes: 1, alone: false, trace: false, only: None },
-            _ => Self { nodes: 3, alone: false, trace: false, only: None },
+            0 => Self { nodes: 1, alone: true, trace: false, only: None, plant: None },
+            4 => Self { nodes: 1, alone: false, trace: false, only: None, plant: None },
+            _ => Self { nodes: 3, alone: false, trace: false, only: None, plant: None },
         }
     }
 }
@@ -45,6 +47,7 @@ impl Plan {
 /// # Errors
 /// It is not as it should be.
 pub fn run_seed(seed: u64, plan: Plan) -> Result<Outcome, Box<Failure>> {
+    plants::plant(plan.plant);
     let mut world = World::new(seed, plan);
     let outcome = catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -52,11 +55,12 @@ pub fn run_seed(seed: u64, plan: Plan) -> Result<Outcome, Box<Failure>> {
             .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
             .unwrap_or_else(|| "it panicked".into()))
     });
+    plants::plant(None);
     outcome.map_err(|why| Box::new(Failure { seed, why, trace: world.last_events(), history: world.history_text() }))
 }
 
 /// What several runs came to.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Summary {
     /// Runs that were as they should be.
     pub passed: u64,
@@ -68,7 +72,29 @@ pub struct Summary {
     pub counts: BTreeMap<&'static str, u64>,
 }
 
+/// What must have happened in many runs, beside the faults.
+const HAPPENINGS: [&str; 6] = [
+    "start",
+    "process ended by its disk",
+    "entries compared",
+    "snapshot fetched",
+    "snapshot broken off",
+    "snapshots installed",
+];
+
+impl Default for Summary {
+    fn default() -> Self {
+        let counts = faults::NAMES.into_iter().chain(HAPPENINGS).map(|name| (name, 0)).collect();
+        Self { passed: 0, events: 0, events_min: 0, counts }
+    }
+}
+
 impl Summary {
+    /// What never happened.
+    pub fn missing(&self) -> impl Iterator<Item = &'static str> {
+        self.counts.iter().filter(|(_, count)| **count == 0).map(|(name, _)| *name)
+    }
+
     /// One more run was as it should be.
     pub fn add(&mut self, outcome: &Outcome) {
         self.events_min = if self.passed == 0 { outcome.events } else { self.events_min.min(outcome.events) };

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use bytes::Bytes;
 use kentongan_cluster::NodeId;
+use kentongan_cluster::disk::SyncSite;
 use kentongan_cluster::transport::{Direction, LinkEpoch};
 use kentongan_history::{Action, Promise, Violation, What};
 use kentongan_proto::peer::Kind;
@@ -18,6 +19,7 @@ use super::network::{Fetch, LinkIndex, Network};
 use super::streams::{Carried, Ready};
 use super::workload::{Fault as Mark, Wish, Workload, WorkloadPlan};
 use crate::config::Settings;
+use crate::plants::Plant;
 
 /// Events that a failure shows.
 const TRACE_MAX: usize = 400;
@@ -120,6 +122,8 @@ pub struct Plan {
     pub trace: bool,
     /// Of the faults that were drawn, only those whose names begin so.
     pub only: Option<&'static str>,
+    /// The mistake that is made.
+    pub plant: Option<Plant>,
 }
 
 /// What came of a run.
@@ -194,6 +198,7 @@ impl World {
         let mut hosts: Vec<_> = (0..plan.nodes).map(host).collect();
         for host in &mut hosts {
             host.rate = random.random_range(960..=1040);
+            host.ignored_sync = (plan.plant == Some(Plant::SkipSync)).then_some(SyncSite::LogRound);
         }
         let links = plan.nodes * plan.nodes * 3;
         Self {
@@ -684,7 +689,8 @@ impl World {
         let Some(Fetch { from, to, group, fetched }) = self.fetches[fetch].take() else {
             return;
         };
-        let fails = self.hosts[from].paused || self.is_cut(from, to) || self.random.random_ratio(1, 8);
+        let fails =
+            self.hosts[from].paused || self.is_cut(from, to) || (!self.healed && self.random.random_ratio(1, 8));
         let process = self.hosts[from].process.as_ref().filter(|_| !fails);
         fetched(process.and_then(|process| process.checkpoint(group)));
         self.count(if fails { "snapshot broken off" } else { "snapshot fetched" });

@@ -27,8 +27,9 @@ const UNCOMMITTED_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Handed out in one round: an election looks through what was not.
 const COMMITTED_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// Ticks after which a snapshot of which nothing was heard is offered again.
-const SNAPSHOT_TICKS: u64 = 200;
+/// Ticks after which a snapshot of which nothing was heard is offered again. Its receiver fetches it once at a time, so an offer
+/// too many costs nothing; and one that failed as a fault healed must be tried again in good time (P12).
+const SNAPSHOT_TICKS: u64 = 40;
 
 /// Entries that a learner may lack of what is committed when it gets a vote.
 const LEARNER_LAG_MAX: u64 = 64;

@@ -7,6 +7,7 @@ use kentongan_proto::mqtt::ReasonCode;
 
 use super::{GroupState, LaneState, REFUSED_MAX, Timer};
 use crate::message::Message;
+use crate::plants::{Plant, is_planted};
 use crate::replicated::command::{self, SessionCommand};
 use crate::replicated::effect::Effect;
 use crate::replicated::store::Key;
@@ -31,7 +32,7 @@ impl GroupState {
         }
         let first = batch.messages.first().map_or(u64::MAX, |message| message.number);
         for message in batch.messages {
-            if message.number <= lane.last {
+            if message.number <= lane.last && !is_planted(Plant::ForgetLane) {
                 continue;
             }
             lane.last = message.number;
