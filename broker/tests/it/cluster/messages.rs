@@ -178,3 +178,33 @@ fn a_node_without_a_majority_refuses_and_withholds_until_it_has_one() {
     cluster.nodes[2].client("writer").publish_acknowledged("news", "whole again", qos1(1));
     assert_eq!(&subscriber.take_publish().payload[..], b"whole again");
 }
+
+/// P5: live messages wait while the retained ones of their subscription are read, which takes a question to every group.
+/// When that subscription goes meanwhile, they go ahead of what another one lets through.
+#[test]
+fn what_waits_for_retained_messages_is_not_overtaken_when_its_subscription_goes() {
+    let cluster = Cluster::start();
+    let mut client = cluster.nodes[0].client("client");
+    assert_eq!(client.subscribe("news/1", QoS::AtLeastOnce), ReasonCode::GrantedQos1);
+    for round in 0..20 {
+        assert_eq!(client.subscribe("news/#", QoS::AtLeastOnce), ReasonCode::GrantedQos1);
+        client.publish("news/1", &format!("{round} first"), qos1(1));
+        let packet_id = id(3);
+        let filters = vec!["news/#".to_owned()];
+        client.send(&Packet::Unsubscribe(Unsubscribe { packet_id, filters, user_properties: Vec::new() }));
+        client.publish("news/1", &format!("{round} second"), qos1(2));
+        let (mut came, mut answers) = (Vec::new(), 0);
+        while came.len() < 2 || answers < 3 {
+            match client.receive() {
+                Packet::Publish(message) => {
+                    if let Delivery::AtLeastOnce(id) = message.delivery {
+                        client.send(&Packet::PubAck(Ack::success(id)));
+                    }
+                    came.push(String::from_utf8(message.payload.to_vec()).expect("our own"));
+                }
+                _ => answers += 1,
+            }
+        }
+        assert_eq!(came, [format!("{round} first"), format!("{round} second")]);
+    }
+}
