@@ -4,14 +4,14 @@
 #   ./test.sh                 all stages
 #   ./test.sh setup clients   only these, in the order below
 #
-# Stages: setup verify rust instructions clients. Ends at the first stage that fails.
+# Stages: setup verify rust simulation instructions clients. Ends at the first stage that fails.
 set -euo pipefail
 # mosquitto lives in sbin, which a user's PATH may lack.
 PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "$0")"
 source tools/debian.sh
 
-readonly STAGES=(setup verify rust instructions clients)
+readonly STAGES=(setup verify rust simulation instructions clients)
 readonly PAHO_VERSION=2.2.0
 readonly NODE_MODULES=tests/clients/node_modules
 readonly VENV=.venv
@@ -55,6 +55,11 @@ rust() {
     count "$output"
     rm -f "$output"
     return "$status"
+}
+
+# Whole clusters on simulated time, with faults: KENTONGAN_SIMULATIONS of them, each from a seed of its own.
+simulation() {
+    cargo run --locked --profile quick --bin sim -- --seeds "${KENTONGAN_SIMULATIONS:-1000}"
 }
 
 # What the hot paths take, against instructions/counts.tsv.

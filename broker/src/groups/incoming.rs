@@ -111,6 +111,11 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
     if messages.target_incarnation != shared.incarnation() {
         return;
     }
+    // Taken for dead without knowing it, this node may have clients who are connected elsewhere by now, and get what is sent
+    // there (P7). Not answered, it comes again.
+    if !cluster.may_acknowledge() {
+        return;
+    }
     let Messages { lane, incarnation, previous, last, items, round, payload, patient, .. } = messages;
     // Whoever leads a group, its outbox has one lane. What comes from there is for nobody who would be answered for.
     let (origin, number) = if lane & OUTBOX_LANE == 0 { (origin, lane) } else { (OUTBOXES, 0) };
@@ -124,7 +129,7 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
         match incoming.on_batch(origin, Incarnation(incarnation), LaneId(lane), &batch) {
             Verdict::Apply { above } => {
                 let node = cluster.nodes.number(PeerProcess { node: from, incarnation });
-                Origin { shared, node, arbiter }.take_items(batch.payload, above);
+                Origin { shared, node, arbiter, is_outbox: origin == OUTBOXES }.take_items(batch.payload, above);
                 (last, None, patient)
             }
             Verdict::Duplicate { last } => (last, None, false),
@@ -160,6 +165,8 @@ struct Origin<'a> {
     shared: &'a Shared,
     node: u16,
     arbiter: u16,
+    /// It is that of an outbox, whose messages' publishers may be connected here.
+    is_outbox: bool,
 }
 
 /// What is on its way to the arbiters of this node, and who wants the topic at hand.
@@ -206,7 +213,8 @@ impl Origin<'_> {
                 tracing::warn!("a node sent messages that cannot be read; the rest of the batch is dropped");
                 break;
             };
-            match PlainMessage::read(&item) {
+            // A plain message does not say who published it, which No Local asks [MQTT-3.8.3-3].
+            match PlainMessage::read(&item).filter(|_| !self.is_outbox) {
                 Some(plain) if plain.number <= above => {}
                 Some(plain) => self.hand_on_plain(&plain, &item, now_ms, &mut handing),
                 None => match NodeMessage::decode(item) {

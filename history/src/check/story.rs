@@ -811,7 +811,8 @@ impl<'h> Story<'h> {
                 message.accepted = if message.qos == 2 { message.first } else { send.mark };
             }
             message.refused = false;
-        } else if message.tries == 1 {
+        } else if message.first_send == message.last_send && message.acknowledged.is_none() {
+            // Of several PUBLISH packets another may have been accepted, and not answered.
             message.refused = true;
         }
         let connection = &mut self.connections[c as usize];
