@@ -60,7 +60,6 @@ pub struct RetainedReads(Option<Box<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    next: u64,
     reads: VecDeque<Read>,
     held: Vec<HeldBack>,
 }
@@ -104,12 +103,13 @@ impl ArbiterState {
         own: OwnSubscription,
         session_read: Option<u64>,
     ) -> u64 {
+        // Never used again: a page that was asked for twice may come when the read is over and another has begun.
+        self.message_number += 1;
+        let number = self.message_number;
         let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
             return 0;
         };
         let state = session.reads.0.get_or_insert_default();
-        let number = state.next;
-        state.next += 1;
         let filter_copy = Box::from(filter);
         state.reads.push_back(Read {
             number,
