@@ -96,6 +96,8 @@ pub struct ArbiterState {
     pub(super) interest: InterestChanges,
     /// Connections whose acknowledgements wait for the lease.
     pub(super) withheld: Vec<ConnectionKey>,
+    /// Connections that are not read until the lease is back.
+    pub(super) unread: Vec<ConnectionKey>,
     /// SUBSCRIBEs that every node has heard of, and whose answers wait for the lease.
     pub(super) withheld_barriers: Vec<(ConnectionKey, u64)>,
     /// Connections that are gone, while something that came by them is still on its way.
@@ -143,6 +145,7 @@ impl ArbiterState {
             interest: InterestChanges::default(),
             withheld: Vec::new(),
             withheld_barriers: Vec::new(),
+            unread: Vec::new(),
             departing: hashbrown::HashMap::new(),
             shared,
         }
@@ -405,6 +408,9 @@ impl ArbiterState {
         while position < buffer.len() {
             match codec::split_frame(&buffer[position..], Sender::Client, &limits) {
                 Ok(FrameStatus::Complete(frame)) => {
+                    if self.shared.cluster.is_some() && self.waits_for_lease(key, &frame) {
+                        break;
+                    }
                     position += frame.len();
                     self.on_frame(key, &frame, source, &limits);
                     if frame.packet_type() == PacketType::Connect {

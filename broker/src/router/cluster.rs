@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kentongan_cluster::lane::Incoming;
 use kentongan_cluster::lease::LeaseCell;
-use kentongan_proto::mqtt::codec::AckKind;
+use kentongan_proto::mqtt::codec::{AckKind, Frame, PacketType};
 use kentongan_proto::mqtt::{PacketId, ReasonCode};
 
 use super::arbiter::ArbiterState;
@@ -27,6 +27,9 @@ use crate::subscription::InterestKind;
 
 /// What clients are told who must find another node.
 const CUT_OFF: ReasonCode = ReasonCode::UseAnotherServer;
+
+/// Where the fixed header of a PUBLISH has its QoS.
+const PUBLISH_QOS_BITS: u8 = 0b0110;
 
 /// What the arbiters know of the cluster.
 pub struct ClusterView {
@@ -360,9 +363,27 @@ impl ArbiterState {
         }
     }
 
+    /// Without a lease the client may be connected elsewhere by now: nothing that it says here, and that waits for an answer or
+    /// counts on one, takes effect before the lease is back (P7). QoS 0 goes on.
+    pub(super) fn waits_for_lease(&mut self, key: ConnectionKey, frame: &Frame<'_>) -> bool {
+        let goes_on = match frame.packet_type() {
+            PacketType::Publish => frame.first_byte & PUBLISH_QOS_BITS == 0,
+            packet_type => matches!(packet_type, PacketType::PingReq | PacketType::Disconnect),
+        };
+        if goes_on || !self.client(key).is_some_and(|client| client.is_connected()) || self.may_acknowledge() {
+            return false;
+        }
+        if let Some(client) = self.client(key) {
+            (client.paused, client.unprocessed) = (true, true);
+        }
+        self.unread.push(key);
+        true
+    }
+
     /// The lease may be back.
     pub(super) fn acknowledge_withheld(&mut self) {
-        if (self.withheld.is_empty() && self.withheld_barriers.is_empty()) || !self.may_acknowledge() {
+        let nothing_waits = self.withheld.is_empty() && self.withheld_barriers.is_empty() && self.unread.is_empty();
+        if nothing_waits || !self.may_acknowledge() {
             return;
         }
         for key in std::mem::take(&mut self.withheld) {
@@ -370,6 +391,9 @@ impl ArbiterState {
         }
         for (key, ticket) in std::mem::take(&mut self.withheld_barriers) {
             self.on_barrier(key, ticket);
+        }
+        for key in std::mem::take(&mut self.unread) {
+            self.resume_reading(key);
         }
     }
 
@@ -395,6 +419,7 @@ impl ArbiterState {
         self.departing.clear();
         self.withheld.clear();
         self.withheld_barriers.clear();
+        self.unread.clear();
         if let Some(cluster) = &self.shared.cluster {
             self.lanes = Lanes::new(Some(cluster.node), 0, self.id, self.shared.submitter.slots().groups());
         }

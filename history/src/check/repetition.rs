@@ -98,6 +98,7 @@ fn check_repeated(story: &Story<'_>, session: u32, message: &Message, report: &m
     if is_split(story, &deliveries, message) {
         allowed.live += message.tries;
     }
+    allowed.live += met_again(story, &deliveries) * message.tries;
     let is = |kind: Kind| move |d: &&&Delivery| d.kind == kind;
     let new = |kind: Kind| deliveries.iter().filter(is(kind)).filter(|d| d.new).count() as u32;
     let (live, retained, either) = (new(Kind::Live), new(Kind::Retained), new(Kind::Either));
@@ -135,6 +136,19 @@ fn is_split(story: &Story<'_>, deliveries: &[&Delivery], message: &Message) -> b
     let until = last.mark.at.min(matched_by);
     let mut spans = story.spans_of(last).filter(|span| !span.shared && span.may_until >= message.first.at);
     spans.any(|span| span.subscribe.at <= until && !span.must_take(message.first.at, until))
+}
+
+/// Further nodes at which a session met a message of QoS 0. One that moves finds on its new node what is still on its way
+/// there, and had come on the old one; at QoS 0 nobody keeps what a session had.
+fn met_again(story: &Story<'_>, deliveries: &[&Delivery]) -> u32 {
+    let new = || deliveries.iter().filter(|delivery| delivery.new && delivery.kind == Kind::Live);
+    if new().any(|delivery| delivery.qos > 0) {
+        return 0;
+    }
+    let mut nodes: Vec<u16> = new().map(|delivery| story.connections[delivery.connection as usize].node).collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    nodes.len().saturating_sub(1) as u32
 }
 
 /// How often a session may get one message as new.
