@@ -127,7 +127,7 @@ fn check_repeated(story: &Story<'_>, session: u32, message: &Message, report: &m
 /// matching subscription may have a copy of its own [MQTT-3.3.4-2]. They are told apart by QoS: one of them is 0.
 fn is_split(story: &Story<'_>, deliveries: &[&Delivery], message: &Message) -> bool {
     let live = || deliveries.iter().filter(|delivery| delivery.kind == Kind::Live);
-    let (Some(last), true, true) = (live().last(), live().any(|d| d.qos == 0), live().any(|d| d.qos > 0)) else {
+    let (Some(last), true, true) = (live().next_back(), live().any(|d| d.qos == 0), live().any(|d| d.qos > 0)) else {
         return false;
     };
     // When it was matched, only the publisher's acknowledgement bounds.

@@ -65,11 +65,17 @@ impl GroupState {
             return outcome;
         };
         let filter: Arc<str> = Arc::from(outcome.filter.as_str());
+        if again {
+            // Its first try was applied, for lanes lose nothing; so what stands is what it led to, and who asked may have been
+            // told by now. Another read than the one that was begun would be one that nobody reads.
+            let session = self.sessions.get(client_id);
+            let standing = session.and_then(|session| session.subscriptions.get(&filter));
+            outcome.read = standing.and_then(|subscription| subscription.read);
+            return outcome;
+        }
         let replaced = self.remove_quietly(client_id, &filter, effects);
-        // Nobody was told of the read that a first try began.
-        let unread = again && replaced.is_some_and(|replaced| replaced.read.is_some());
         let new = replaced.is_none();
-        if unread || crate::session::subscribing::wants_retained(&filter, options.retain_handling, new) {
+        if crate::session::subscribing::wants_retained(&filter, options.retain_handling, new) {
             self.last_read += 1;
             outcome.read = Some(self.last_read);
         }

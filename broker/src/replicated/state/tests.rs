@@ -89,6 +89,10 @@ impl Script {
     }
 
     fn subscribe(&mut self, epoch: u64, filter: &str, retained: bool) -> Option<u64> {
+        self.subscribe_once_more(epoch, filter, retained, false)
+    }
+
+    fn subscribe_once_more(&mut self, epoch: u64, filter: &str, retained: bool, again: bool) -> Option<u64> {
         let effects = self.apply(Command::Subscribe(Subscribe {
             client_id: "c".to_owned(),
             epoch,
@@ -99,6 +103,7 @@ impl Script {
                 retain_handling: if retained { 0 } else { 2 },
                 ..SubscribeFilter::default()
             }],
+            again,
             ..Subscribe::default()
         }));
         effects.iter().find_map(|effect| match effect {
@@ -543,6 +548,19 @@ fn a_third_claim_takes_the_place_of_the_one_that_waits() {
     let refused = Effect::Refused { owner: second, reason: ReasonCode::SessionTakenOver };
     assert_eq!(effects, [refused, close(old, 1)]);
     assert_eq!(script.apply(released(1, true)), [opened(third, 3, true)]);
+}
+
+/// A SUBSCRIBE whose answer may be lost is asked again. Another read would be one that nobody reads, and what waits behind
+/// it would wait for ever (found by simulation, seed 26).
+#[test]
+fn a_subscription_that_is_asked_for_again_keeps_its_read() {
+    let mut script = Script::new();
+    let opened = script.connect(false, 60);
+    let read = script.subscribe(opened.epoch, "t", true);
+    assert!(read.is_some());
+    assert_eq!(script.subscribe_once_more(opened.epoch, "t", true, true), read);
+    assert_eq!(script.subscribe_once_more(opened.epoch, "gone", true, true), None);
+    assert!(!script.state.sessions["c"].subscriptions.contains_key("gone"), "it was unsubscribed since");
 }
 
 /// What a new leader is asked again, because an answer was lost, is answered again; nothing else happens.
