@@ -53,7 +53,7 @@ fn an_acknowledgement_before_the_commit_is_found() {
 
 #[test]
 fn what_is_pushed_to_who_may_have_it_is_found() {
-    is_found(Plant::PushUnsynced, 2);
+    is_found(Plant::PushUnsynced, 7);
 }
 
 #[test]
