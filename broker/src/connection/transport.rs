@@ -85,7 +85,7 @@ impl Transport {
                 // It is closed all the same.
                 drop(outcome);
             }
-            Self::Memory(_) => {}
+            Self::Memory(stream) => stream.reset(),
         }
     }
 

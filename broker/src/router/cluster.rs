@@ -413,7 +413,7 @@ impl ArbiterState {
     /// elsewhere by their names.
     pub(super) fn on_unregistered(&mut self) {
         for key in self.keys() {
-            self.end(key, EndCause::CutOff, Some(CUT_OFF));
+            self.cut_off(key);
         }
         self.flush_interest();
         self.departing.clear();
@@ -430,8 +430,26 @@ impl ArbiterState {
     /// The majority is elsewhere: clients are to find it.
     pub(super) fn on_cut_off(&mut self) {
         for key in self.keys() {
-            self.end(key, EndCause::CutOff, Some(CUT_OFF));
+            // Whoever leaves waits for its group, which may still hear of it.
+            if self.client(key).is_some_and(|client| client.phase != Phase::Leaving) {
+                self.cut_off(key);
+            }
         }
+    }
+
+    fn cut_off(&mut self, key: ConnectionKey) {
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        let leaves = client.phase == Phase::Leaving;
+        if leaves || client.paused || client.unprocessed {
+            // A DISCONNECT of which no group will hear may be among it. It must not look as if that counted (P9).
+            client.transport.reset_when_closed();
+        }
+        if leaves {
+            return self.begin_closing(key);
+        }
+        self.end(key, EndCause::CutOff, Some(CUT_OFF));
     }
 
     /// What clients here want changes what other nodes send.
