@@ -390,13 +390,13 @@ impl ArbiterState {
         self.read_outcomes(key, &opened.subscriptions);
     }
 
-    /// A claim was granted to a connection that is gone: give it back.
     /// Whether the claim was granted before. A leader that is told twice what waits here, since the link to it broke or it
     /// asked again, may grant it twice.
     fn is_known_claim(&mut self, key: ConnectionKey, epoch: u64) -> bool {
         self.departing.contains_key(&key) || self.served(key).is_some_and(|served| served.claim.epoch == epoch)
     }
 
+    /// A claim was granted to a connection that is gone: give it back.
     fn abandon(&mut self, opened: &Opened) {
         if self.shared.cluster.is_some() {
             let group = self.shared.submitter.slots().group_of(&opened.client_id);

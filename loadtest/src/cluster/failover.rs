@@ -76,7 +76,7 @@ pub fn run(nodes: &mut Nodes, kills: usize, run: u32, mut tell: impl FnMut(usize
         let victim = number % nodes.count();
         results.push(kill_one(nodes, victim, run, number)?);
         nodes.restart(victim)?;
-        // Groups that it will lead again, and its lease.
+        // It is ready, but its caches and its disk are not at rest yet, and the next kill is not to pay for this restart.
         thread::sleep(Duration::from_secs(2));
     }
     Ok(results)
