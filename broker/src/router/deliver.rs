@@ -187,9 +187,9 @@ impl ArbiterState {
         }
     }
 
-    /// What became of a message that another node has for a member here.
+    /// What became of a message that another node, or an outbox, has for a member here.
     pub(super) fn answer_origin(&mut self, origin: ShareOrigin, outcome: ShareOutcome) {
-        self.lanes.nodes.settle(origin, outcome);
+        self.lanes.answer_keeper(origin, outcome);
         self.schedule_flush();
     }
 

@@ -86,23 +86,23 @@ pub enum Event {
     Route {
         /// The message, its expiry on the process clock.
         message: Arc<Message>,
-        /// A member of a shared subscription, or all subscribers.
-        addressee: Addressee,
         /// What it was pushed with.
         weight: usize,
     },
-    /// A message for one member of a shared subscription that this arbiter routes.
+    /// A message for a member of a shared subscription.
     RouteShare {
         /// The message, its expiry on the process clock.
         message: Arc<Message>,
         /// For whose members.
         share: Arc<ShareGroup>,
-        /// A member here, picked for another node, which waits for what becomes of it. `None`: anybody.
-        member: Option<(ConnectionKey, ShareOrigin)>,
+        /// Who was picked of those here.
+        member: ConnectionKey,
+        /// Who waits for what becomes of it.
+        origin: ShareOrigin,
         /// What it was pushed with.
         weight: usize,
     },
-    /// Another node has a message for a member here, and there is none.
+    /// Another node, or an outbox, has a message for a member here, and there is none.
     NoMember {
         /// Whose answer waits; `None`: nobody's, it is of QoS 0.
         origin: Option<ShareOrigin>,
@@ -209,13 +209,16 @@ impl ArbiterState {
             Event::RetainedTaken { connection, epoch, read, queued } => {
                 self.on_retained_taken(connection, epoch, read, queued);
             }
-            Event::Route { message, addressee, weight } => {
+            Event::Route { message, weight } => {
                 let mut publication = self.publication_of(&message);
-                self.deliver_here(&mut publication, &addressee);
+                self.deliver_here(&mut publication, &Addressee::Subscribers);
                 self.shared.inboxes[usize::from(self.id)].release(weight);
             }
-            Event::RouteShare { message, share, member, weight } => {
-                self.on_route_share(&message, &share, member);
+            Event::RouteShare { message, share, member, origin, weight } => {
+                self.templates.begin();
+                let mut publication = self.publication_of(&message);
+                publication.origin = Some(origin);
+                self.deliver_to_member(&mut publication, member, &share);
                 self.shared.inboxes[usize::from(self.id)].release(weight);
             }
             Event::NoMember { origin } => self.on_nobody(origin),
@@ -269,23 +272,6 @@ impl ArbiterState {
                 self.cache.put_back(cached);
             }
             Addressee::Member(member, share, _) => self.deliver_to_member(publication, *member, share),
-        }
-    }
-
-    fn on_route_share(
-        &mut self,
-        message: &Arc<Message>,
-        share: &Arc<ShareGroup>,
-        member: Option<(ConnectionKey, ShareOrigin)>,
-    ) {
-        self.templates.begin();
-        let mut publication = self.publication_of(message);
-        match member {
-            Some((member, origin)) => {
-                publication.origin = Some(origin);
-                self.deliver_to_member(&mut publication, member, share);
-            }
-            None => self.route_to_share(&mut publication, share, PassedOver::Nobody),
         }
     }
 
