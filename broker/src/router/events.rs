@@ -8,7 +8,7 @@ use kentongan_proto::mqtt::{PacketId, ReasonCode};
 use super::arbiter::ArbiterState;
 use super::batch::{Addressee, Batch};
 use super::cluster::{Leader, Sent};
-use super::share_settling::{Kept, ShareAnswer, ShareOrigin, ShareOutcome};
+use super::share_settling::{Kept, ShareAnswer, ShareOrigin, ShareOutcome, Taken};
 use super::{ConnectionKey, lanes};
 use crate::listener::Accepted;
 use crate::message::Message;
@@ -325,6 +325,20 @@ impl ArbiterState {
         let mut settled = Vec::new();
         self.lanes.on_answer(answer, &mut settled);
         self.on_settled(settled);
+        self.on_taken(answer.group, answer.number);
+    }
+
+    /// A group's outbox has let go of what its lane said up to `number`: it is this node's to deliver.
+    fn on_taken(&mut self, group: u16, number: u64) {
+        let taken: Vec<_> = self.taken.extract_if((group, 0)..=(group, number), |_, _| true).collect();
+        for (_, Taken { message, share, member }) in taken {
+            if message.expires_at_ms.is_some_and(|at| at <= self.now_ms) {
+                self.counters.messages_dropped.inc(DropReason::Expired);
+                continue;
+            }
+            self.templates.begin();
+            self.deliver_to_member(&mut self.publication_of(&message), member, &share);
+        }
     }
 
     /// Messages that every target has answered for.

@@ -19,7 +19,7 @@ use super::share_settling::{ShareKeeper, ShareOrigin, ShareOutcome};
 use crate::peers::PeerFull;
 use crate::peers::plain::PlainMessage;
 use crate::peers::wire::{Forwarded, Messages, NodeMessage, ShareSettled};
-use crate::replicated::command::{MessageRecord, OutboxSettled, SessionCommand};
+use crate::replicated::command::MessageRecord;
 use crate::subscription::ShareGroup;
 
 /// Answers that go in one item.
@@ -176,10 +176,7 @@ impl Lanes {
                 let (lane, share) = (u32::from(arbiter), u32::from(origin.share));
                 self.nodes.settle(node, ShareSettled { lane, number, share, given_back });
             }
-            ShareKeeper::Outbox { group } => {
-                let settled = OutboxSettled { position: number, given_back };
-                self.command(group, SessionCommand::OutboxSettled(settled));
-            }
+            ShareKeeper::Outbox { group } => drop(self.settle_outbox(group, number, given_back)),
         }
     }
 

@@ -30,6 +30,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
+use crate::connection_key::ConnectionKey;
 use crate::message::Message;
 use crate::subscription::ShareGroup;
 
@@ -77,6 +78,17 @@ pub enum ShareKeeper {
         /// Which.
         group: u16,
     },
+}
+
+/// A message that a member here gets once the outbox it comes from has let go of it.
+///
+/// What a member began at QoS 2 nobody else may get [MQTT-4.8.2-5], and when a node is lost, nobody knows what was begun there.
+/// So the outbox hears of it *before*.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub message: Arc<Message>,
+    pub share: Arc<ShareGroup>,
+    pub member: ConnectionKey,
 }
 
 /// What became of a message that was handed to another node.
