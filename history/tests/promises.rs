@@ -722,6 +722,30 @@ fn p11_another_member_gets_what_a_dead_one_had_not_acknowledged() {
     acknowledged.breaks(Promise::P11);
 }
 
+/// What a client had not read when it said DISCONNECT it may still read, after another member was given the same.
+#[test]
+fn p11_a_member_that_leaves_reads_what_was_on_its_way() {
+    let says_disconnect = |script: &mut Script| {
+        script.line("one", Action::DisconnectSent { reason: 0, session_expiry: None });
+        script.wait(1);
+    };
+    let mut left = group();
+    says_disconnect(&mut left);
+    left.deliver("two", 1, 1);
+    left.puback("two", 1);
+    left.deliver("one", 1, 1);
+    left.line("one", Action::ConnectionClosed { by: ClosedBy::Server });
+    left.keeps_all();
+
+    let mut stayed = group();
+    stayed.deliver("two", 1, 1);
+    stayed.puback("two", 1);
+    stayed.wait(2);
+    says_disconnect(&mut stayed);
+    stayed.deliver("one", 1, 1);
+    stayed.breaks(Promise::P11);
+}
+
 #[test]
 fn p12_clients_are_served_soon_after_a_heal() {
     let healed = |wait: u64| {

@@ -424,6 +424,7 @@ impl ArbiterState {
             self.lanes = Lanes::new(Some(cluster.node), 0, self.id, self.shared.submitter.slots().groups());
         }
         self.forget_handed_over();
+        self.taken.clear();
         self.shared.submitter.notify(Query::ClientsClosed);
     }
 

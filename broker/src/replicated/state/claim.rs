@@ -338,7 +338,9 @@ impl GroupState {
         }
     }
 
-    pub(super) fn is_fenced(&self, node: u64, incarnation: u64) -> bool {
+    /// Whether an incarnation of a node is over, as far as this group knows.
+    #[must_use]
+    pub fn is_fenced(&self, node: u64, incarnation: u64) -> bool {
         self.fenced_below.get(&node).is_some_and(|&below| incarnation < below)
     }
 
@@ -454,11 +456,23 @@ impl GroupState {
         let dead = self.owned.range((fence.node, 0)..(fence.node, below));
         let sessions_max = fence.sessions_max.max(1) as usize;
         let owned: Vec<_> = dead.flat_map(|(_, sessions)| sessions.iter().cloned()).take(sessions_max).collect();
+        let picked = self.picked_at.range((fence.node, 0)..(fence.node, below));
+        let picks_max = sessions_max - owned.len();
+        let picked: Vec<u64> = picked.flat_map(|(_, positions)| positions.iter().copied()).take(picks_max).collect();
         for client_id in owned {
             self.release_dead(&client_id, effects);
         }
-        let more = self.owned.range((fence.node, 0)..(fence.node, below)).next().is_some();
+        for position in picked {
+            self.pick_again(position, effects);
+        }
+        let more = self.has_of_dead(fence.node, below);
         effects.push(Effect::Fenced { node: fence.node, below, more });
+    }
+
+    /// Whether incarnations of a node below `below` have sessions here, or something to settle.
+    pub(super) fn has_of_dead(&self, node: u64, below: u64) -> bool {
+        let dead = (node, 0)..(node, below);
+        self.owned.range(dead.clone()).next().is_some() || self.picked_at.range(dead).next().is_some()
     }
 
     /// The node of a session's owner is dead, or that of the claim that waits for it.

@@ -1051,7 +1051,7 @@ fn what_a_member_leaves_behind_is_routed_again() {
     let effects = shared.disconnect("m0", Some(0));
     let share: Arc<str> = Arc::from("$share/g/t");
     let again = effects.iter().filter_map(|effect| match effect {
-        Effect::Route { share, .. } => share.clone(),
+        Effect::Route { position } => shared.script.state.outbox[position].share.clone(),
         _ => None,
     });
     assert_eq!(again.collect::<Vec<_>>(), [share]);
