@@ -541,6 +541,7 @@ fn p9_a_will_is_published_once_per_abnormal_end() {
     let ended = || {
         let mut script = pair(1);
         script.connect_with_will("ill", 9, 0);
+        script.wait(2);
         script.close("ill");
         script
     };
@@ -616,6 +617,41 @@ fn p9_resuming_cancels_a_delayed_will() {
     script.keeps_all();
     script.deliver("sub", 9, 1);
     script.breaks(Promise::P9);
+}
+
+/// Whether it still comes in time to cancel the will, only the server's clock says (found by simulation, seed 568).
+#[test]
+fn p9_resuming_when_the_delay_has_just_passed_may_cancel_the_will() {
+    let resumed_after = |seconds: u64| {
+        let mut script = pair(1);
+        script.connect_with_will("ill", 9, 10);
+        script.wait(2);
+        script.line("ill", Action::DisconnectSent { reason: 4, session_expiry: None });
+        script.line("ill", Action::ConnectionClosed { by: ClosedBy::Server });
+        script.wait(seconds);
+        script.resume("ill", EVER);
+        script.wait(30);
+        script.mark(What::Quiesced);
+        script
+    };
+    resumed_after(10).keeps_all();
+    resumed_after(12).breaks(Promise::P9);
+}
+
+/// The server ended the connection, and published the will, before the client had read what was under way (found by
+/// simulation, seed 482).
+#[test]
+fn p9_a_will_is_not_owed_to_who_subscribed_while_its_client_was_still_reading() {
+    let mut script = Script::default();
+    script.connect_with_will("ill", 9, 0);
+    script.connect("sub", EVER);
+    script.subscribe("sub", TOPIC, 1);
+    script.line("ill", Action::PingResp);
+    script.line("ill", Action::DisconnectReceived { reason: 0x8d });
+    script.line("ill", Action::ConnectionClosed { by: ClosedBy::Server });
+    script.wait(30);
+    script.mark(What::Quiesced);
+    script.keeps_all();
 }
 
 #[test]

@@ -195,6 +195,7 @@ impl ArbiterState {
             unprocessed: false,
             paused: false,
             taken_over: false,
+            breaks_off: false,
             keep_alive_seconds: 0,
             last_activity: now,
             blocked_since: 0,
@@ -225,6 +226,9 @@ impl ArbiterState {
         }
         self.tear_down(key, super::connect::EndCause::Dropped);
         let client = self.clients.remove(key.index());
+        if client.breaks_off {
+            client.transport.reset_when_closed();
+        }
         self.shared.connection_closed(&client.listener, self.id);
     }
 
@@ -564,7 +568,9 @@ impl ArbiterState {
         self.counters.flushes.add(u64::from(before > 0));
         match outcome {
             Ok(Flushed::All) if client.phase == Phase::Closing => {
-                client.transport.shut_down_write();
+                if !client.breaks_off {
+                    client.transport.shut_down_write();
+                }
                 wake(client);
             }
             Ok(Flushed::All) => {
@@ -661,8 +667,8 @@ impl ArbiterState {
             }
             Phase::Leaving | Phase::Closing if now < client.last_activity => {}
             Phase::Leaving => {
-                // Nobody knows whether its group has heard of DISCONNECT, so it must not look as if (P9).
-                client.transport.reset_when_closed();
+                // Nobody knows whether its group has heard of DISCONNECT.
+                client.breaks_off = true;
                 self.end_now(key);
             }
             Phase::Closing => self.end_now(key),
@@ -741,10 +747,11 @@ impl ArbiterState {
         self.end_now(key);
     }
 
-    /// Stops the actor without waiting for unwritten bytes.
+    /// Stops the actor without waiting for unwritten bytes, our DISCONNECT maybe among them.
     pub(super) fn end_now(&mut self, key: ConnectionKey) {
         if let Some(client) = self.client(key) {
             client.phase = Phase::Closing;
+            client.breaks_off |= !client.out.is_empty();
             client.out = OutBuffer::default();
             wake(client);
         }

@@ -442,12 +442,9 @@ impl ArbiterState {
         let Some(client) = self.client(key) else {
             return;
         };
-        let leaves = client.phase == Phase::Leaving;
-        if leaves || client.paused || client.unprocessed {
-            // A DISCONNECT of which no group will hear may be among it. It must not look as if that counted (P9).
-            client.transport.reset_when_closed();
-        }
-        if leaves {
+        if client.phase == Phase::Leaving {
+            // No group will hear of its DISCONNECT.
+            client.breaks_off = true;
             return self.begin_closing(key);
         }
         self.end(key, EndCause::CutOff, Some(CUT_OFF));

@@ -326,7 +326,8 @@ impl<'h> Story<'h> {
             let mut from = NEVER;
             let mut until = NEVER;
             if let Some((closed, by)) = connection.closed {
-                let last = connection.last_received_at;
+                // What came last may have been under way for a while, longer than the server's end took.
+                let last = connection.last_received_at.saturating_sub(self.settings.transit_max);
                 let disturbed =
                     self.faults.overlap(last, closed.at) || self.faults.node_down(connection.node, last, closed.at);
                 from = if disturbed { last } else { closed.at.saturating_sub(self.settings.transit_max).max(last) };

@@ -94,16 +94,18 @@ impl GroupState {
     }
 
     pub(super) fn released(&mut self, released: &command::Released, effects: &mut Vec<Effect>) {
-        let Some(session) = self.sessions.get(released.client_id.as_str()) else {
+        let Some(client_id) = self.owned_under(&released.client_id, released.epoch) else {
             return;
         };
-        let owner_epoch = session.waiting.as_ref().map_or(session.epoch, |waiting| waiting.owner_epoch);
-        let is_of_owner = owner_epoch == released.epoch || is_planted(Plant::IgnoreEpoch);
-        if session.owner.is_none() || !is_of_owner {
-            return;
-        }
-        let client_id = Arc::clone(&session.client_id);
         self.let_go(&client_id, released.publish_will, None, effects);
+    }
+
+    /// The session whose owner has that epoch, also while a claim waits for it to let go.
+    fn owned_under(&self, client_id: &str, epoch: u64) -> Option<Arc<str>> {
+        let session = self.sessions.get(client_id).filter(|session| session.owner.is_some())?;
+        let owner_epoch = session.waiting.as_ref().map_or(session.epoch, |waiting| waiting.owner_epoch);
+        let is_of_owner = owner_epoch == epoch || is_planted(Plant::IgnoreEpoch);
+        is_of_owner.then(|| Arc::clone(&session.client_id))
     }
 
     /// The owner is gone; whoever waited for that is next.
@@ -344,8 +346,10 @@ impl GroupState {
         self.fenced_below.get(&node).is_some_and(|&below| incarnation < below)
     }
 
+    /// A connection ended of its own accord. With that its owner has let go, whoever waits for it: this is said once everything
+    /// that came by the connection is settled, and it alone tells whether the client had said DISCONNECT (P9).
     pub(super) fn disconnect(&mut self, disconnect: &command::Disconnect, effects: &mut Vec<Effect>) {
-        let Some(client_id) = self.claimed(&disconnect.client_id, disconnect.epoch) else {
+        let Some(client_id) = self.owned_under(&disconnect.client_id, disconnect.epoch) else {
             return;
         };
         self.let_go(&client_id, disconnect.publish_will, disconnect.session_expiry_seconds, effects);
