@@ -456,6 +456,25 @@ fn p6_an_acknowledged_retained_message_is_not_missing() {
     script.breaks(Promise::P6);
 }
 
+/// UNSUBSCRIBE stops what had not begun to be sent [MQTT-3.10.4-2, MQTT-3.10.4-3].
+#[test]
+fn p6_a_subscription_that_is_given_up_is_owed_no_retained_message() {
+    let script = |is_given_up: bool| {
+        let mut script = Script::default();
+        script.connect("pub", 0);
+        script.retain("pub", 1, false);
+        script.connect("sub", 0);
+        script.subscribe("sub", TOPIC, 1);
+        if is_given_up {
+            script.unsubscribe("sub", TOPIC);
+        }
+        script.mark(What::Quiesced);
+        script
+    };
+    script(true).keeps_all();
+    script(false).breaks(Promise::P6);
+}
+
 #[test]
 fn p6_a_delete_never_comes_back() {
     let mut script = Script::default();

@@ -108,6 +108,8 @@ pub(crate) struct Span {
     pub(crate) connection: u32,
     /// Stands for sure after the first and before the second.
     pub(crate) must: (Nanoseconds, Nanoseconds),
+    /// When an UNSUBSCRIBE of it was sent.
+    pub(crate) unsubscribe_at: Nanoseconds,
     /// Stands possibly after SUBSCRIBE was sent and not after this.
     pub(crate) may_until: Nanoseconds,
     pub(crate) ended_by: u32,
@@ -595,6 +597,7 @@ impl<'h> Story<'h> {
                 suback: None,
                 connection: c,
                 must: (NEVER, NEVER),
+                unsubscribe_at: NEVER,
                 may_until: NEVER,
                 ended_by: NONE,
             };
@@ -702,6 +705,7 @@ impl<'h> Story<'h> {
             let span = &mut self.spans[span as usize];
             if filters.contains(&span.filter) {
                 span.must.1 = span.must.1.min(mark.at);
+                span.unsubscribe_at = span.unsubscribe_at.min(mark.at);
             }
         }
     }
