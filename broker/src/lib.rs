@@ -8,6 +8,7 @@ pub mod clock;
 pub mod config;
 pub mod connection;
 pub mod connection_key;
+pub mod drops;
 pub mod groups;
 pub mod http;
 pub mod listener;

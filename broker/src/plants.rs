@@ -18,11 +18,23 @@ pub enum Plant {
     LoseOutbox,
     /// A connection that was replaced lets go of its successor's session.
     IgnoreEpoch,
+    /// The directory's leader grants leases from what it knows, without asking a majority.
+    GrantWithoutQuorum,
+    /// The directory's leader acts on a death that it has only proposed.
+    DeadUncommitted,
+    /// A node that joins takes interest from before its `Join`, so that others need not have counted it in their barriers.
+    LateJoiner,
+    /// What a node wants is forgotten when the link to it is made anew.
+    DropInterest,
+    /// What the client has is sent again when a leader hears of it.
+    ResendLiving,
+    /// The log is purged for a checkpoint that is written only when the next one is due.
+    PurgeEarly,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 13] = [
         Self::SkipSync,
         Self::AcknowledgeEarly,
         Self::PushUnsynced,
@@ -30,6 +42,12 @@ impl Plant {
         Self::ForgetLane,
         Self::LoseOutbox,
         Self::IgnoreEpoch,
+        Self::GrantWithoutQuorum,
+        Self::DeadUncommitted,
+        Self::LateJoiner,
+        Self::DropInterest,
+        Self::ResendLiving,
+        Self::PurgeEarly,
     ];
 }
 
@@ -40,18 +58,49 @@ pub(crate) const fn is_planted(_: Plant) -> bool {
     false
 }
 
+/// What another node, known here by a number, wants of a filter.
+#[cfg(not(any(test, feature = "simulation")))]
+#[inline(always)]
+pub(crate) fn note_interest(_: (u64, u16), _: &std::sync::Arc<str>, _: u32) {}
+
+/// What was noted of it, to be forgotten.
+#[cfg(not(any(test, feature = "simulation")))]
+#[inline(always)]
+pub(crate) fn take_interest(_: (u64, u16)) -> impl Iterator<Item = (std::sync::Arc<str>, u32)> {
+    std::iter::empty()
+}
+
 #[cfg(any(test, feature = "simulation"))]
-pub(crate) use planting::{is_planted, plant};
+pub(crate) use planting::{is_planted, note_interest, plant, take_interest};
 
 #[cfg(any(test, feature = "simulation"))]
 mod planting {
-    use std::cell::Cell;
+    use std::cell::{Cell, RefCell};
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
 
     use super::Plant;
+
+    /// By (node, number of another node there), and filter.
+    type Interest = BTreeMap<(u64, u16), BTreeMap<Arc<str>, u32>>;
 
     thread_local! {
         /// A simulation runs on one thread.
         static PLANTED: Cell<Option<Plant>> = const { Cell::new(None) };
+        /// For [`Plant::DropInterest`].
+        static INTEREST: RefCell<Interest> = const { RefCell::new(BTreeMap::new()) };
+    }
+
+    pub(crate) fn note_interest(of: (u64, u16), filter: &Arc<str>, wanted: u32) {
+        if is_planted(Plant::DropInterest) {
+            INTEREST.with_borrow_mut(|interest| {
+                interest.entry(of).or_default().insert(Arc::clone(filter), wanted);
+            });
+        }
+    }
+
+    pub(crate) fn take_interest(of: (u64, u16)) -> impl Iterator<Item = (Arc<str>, u32)> {
+        INTEREST.with_borrow_mut(|interest| interest.remove(&of).unwrap_or_default()).into_iter()
     }
 
     pub(crate) fn is_planted(plant: Plant) -> bool {
@@ -61,5 +110,6 @@ mod planting {
     /// Makes this mistake, and no other, on this thread from here on.
     pub(crate) fn plant(plant: Option<Plant>) {
         PLANTED.set(plant);
+        INTEREST.with_borrow_mut(BTreeMap::clear);
     }
 }

@@ -16,6 +16,8 @@ struct Script {
     history: History,
     now: u64,
     connections: HashMap<&'static str, u32>,
+    /// Of those that are not on node 1.
+    nodes: HashMap<&'static str, u16>,
     packet_id: u16,
 }
 
@@ -30,7 +32,8 @@ impl Script {
     }
 
     fn line_on(&mut self, client: &'static str, connection: u32, action: Action<&str>) {
-        self.mark(What::Client { client, connection, node: 1, action });
+        let node = self.nodes.get(client).copied().unwrap_or(1);
+        self.mark(What::Client { client, connection, node, action });
     }
 
     fn mark(&mut self, what: What<&str>) {
@@ -61,6 +64,13 @@ impl Script {
 
     fn close(&mut self, client: &'static str) {
         self.line(client, Action::ConnectionClosed { by: ClosedBy::Client });
+    }
+
+    /// Resumed on another node.
+    fn move_to(&mut self, client: &'static str, node: u16) {
+        self.close(client);
+        self.nodes.insert(client, node);
+        self.resume(client, EVER);
     }
 
     fn subscribe(&mut self, client: &'static str, filter: &'static str, qos: u8) {
@@ -821,6 +831,37 @@ fn p12_clients_are_served_soon_after_a_heal() {
     healed(15).breaks(Promise::P12);
 }
 
+/// At QoS 0 nobody keeps what a session had: one that moves may find on its new node what is still on its way there.
+#[test]
+fn p4_qos_0_may_come_once_more_on_another_node_while_it_is_under_way() {
+    let met = |copies_before: usize, qos: u8, to: u16, wait: u64, copies_after: usize| {
+        let mut script = pair(qos);
+        script.send("pub", 1, qos);
+        (0..copies_before).for_each(|_| script.deliver_as("sub", 1, qos, 0, false, false));
+        script.wait(wait);
+        script.move_to("sub", to);
+        (0..copies_after).for_each(|_| script.deliver_as("sub", 1, qos, 0, false, false));
+        script
+    };
+    met(1, 0, 2, 0, 1).keeps_all();
+    met(1, 0, 1, 0, 1).breaks(Promise::P4);
+    met(2, 0, 2, 0, 0).breaks(Promise::P4);
+    met(2, 0, 2, 0, 1).breaks(Promise::P4);
+    met(1, 0, 2, 0, 2).breaks(Promise::P4);
+    met(1, 1, 2, 0, 1).breaks(Promise::P4);
+    met(1, 0, 2, 60, 1).breaks(Promise::P4);
+
+    let mut kept_by_a_fault = pair(0);
+    kept_by_a_fault.send("pub", 1, 0);
+    kept_by_a_fault.deliver_as("sub", 1, 0, 0, false, false);
+    kept_by_a_fault.mark(What::FaultBegan { fault: 1, kind: "pause" });
+    kept_by_a_fault.wait(60);
+    kept_by_a_fault.mark(What::FaultHealed { fault: 1 });
+    kept_by_a_fault.move_to("sub", 2);
+    kept_by_a_fault.deliver_as("sub", 1, 0, 0, false, false);
+    kept_by_a_fault.keeps_all();
+}
+
 #[test]
 fn p12_the_registry_is_in_order_after_a_heal() {
     let registry = |owners: &[&'static str], routes: &[&'static str], leaderless: &[u16]| {
@@ -839,6 +880,8 @@ fn p12_the_registry_is_in_order_after_a_heal() {
     registry(&["sub", "pub", "sub"], &[TOPIC], &[]).breaks(Promise::P12);
     registry(&["sub", "pub"], &["nobody/wants"], &[]).breaks(Promise::P12);
     registry(&["sub", "pub"], &[TOPIC], &[3]).breaks(Promise::P12);
+    registry(&["pub"], &[TOPIC], &[]).breaks(Promise::P12);
+    registry(&["sub", "pub", "nobody"], &[TOPIC], &[]).breaks(Promise::P12);
 }
 
 /// A violation names the promise, the message and the session, and shows the events.

@@ -1,5 +1,8 @@
 //! Applies what was committed, and carries the effects out: the one thread on which groups change.
 
+#[cfg(any(test, feature = "simulation"))]
+mod inspect;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, PoisonError, mpsc};

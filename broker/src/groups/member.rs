@@ -9,14 +9,14 @@ use kentongan_cluster::directory::command::{self as directory_command, Form};
 use kentongan_cluster::interest::{LinkId, SourceId, Version};
 use kentongan_cluster::lane::Incoming;
 use kentongan_cluster::lease::Standing;
-use kentongan_cluster::membership::{Membership, Output, WaitError};
-use kentongan_cluster::{GroupId, NodeId, Write};
+use kentongan_cluster::membership::{Membership, Output, WaitError, wire};
+use kentongan_cluster::{GroupId, Incarnation, NodeId, Write};
 
 use super::machine::{FENCE_SESSIONS_MAX, Machine};
 use crate::clock::Clock;
 use crate::connection_key::ConnectionKey;
 use crate::peers::status::{self, MemberStatus, NodeStatus};
-use crate::plants::{Plant, is_planted};
+use crate::plants::{self, Plant, is_planted};
 use crate::replicated::command::{self, Command, Owner};
 use crate::replicated::effect::Effect;
 use crate::replicated::state::GroupState;
@@ -170,6 +170,12 @@ impl Member {
         Some(vec![(DIRECTORY_KEY.to_vec(), Some(bytes))])
     }
 
+    /// Who waits until every node has heard of something.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) fn open_barriers(&self) -> usize {
+        self.waiters.len() + self.crowded.len()
+    }
+
     fn wait(&mut self, waiter: Waiter) -> Option<Waiter> {
         self.next_waiter += 1;
         let number = self.next_waiter;
@@ -256,6 +262,9 @@ impl Machine {
 
     pub(super) fn on_control_link(&mut self, node: NodeId, link: Option<LinkId>) {
         let now_ns = self.now_ns();
+        if is_planted(Plant::DropInterest) {
+            self.drop_interest_of(node);
+        }
         if let Some(member) = &mut self.member {
             member.membership.on_link(now_ns, node, link);
         }
@@ -263,6 +272,7 @@ impl Machine {
 
     pub(super) fn on_control(&mut self, node: NodeId, message: Bytes) {
         let now_ns = self.now_ns();
+        let message = if is_planted(Plant::LateJoiner) { as_of_anything(message) } else { message };
         if let Some(member) = &mut self.member
             && let Err(error) = member.membership.on_message(now_ns, node, message)
         {
@@ -369,7 +379,13 @@ impl Machine {
         let pipeline = shared.submitter.pipeline();
         match output {
             Output::Send { to, message } => cluster.peers.control(to.get(), message),
-            Output::Propose { term, command } => pipeline.propose_in(GroupId::DIRECTORY, term, command),
+            Output::Propose { term, command } => {
+                if is_planted(Plant::DeadUncommitted) {
+                    self.act_on_death(shared, cluster, &command);
+                }
+                pipeline.propose_in(GroupId::DIRECTORY, term, command);
+            }
+            Output::StartDirectoryRead { token } if self.grants_without_quorum() => self.on_round_complete(token),
             Output::StartDirectoryRead { token } => {
                 pipeline.read_index(GroupId::DIRECTORY, Query::RoundComplete(token));
             }
@@ -386,6 +402,7 @@ impl Machine {
             }
             Output::Interest { source: SourceId::Node(node, incarnation), filter, old, new } => {
                 let number = cluster.nodes.number(PeerProcess { node: node.get(), incarnation: incarnation.0 });
+                plants::note_interest((cluster.node, number), &filter, new);
                 shared.index.set_node(&filter, number, old, new);
             }
             Output::Interest { source: SourceId::Group(group), filter, old, new } => {
@@ -494,5 +511,56 @@ impl Machine {
         for number in cluster.nodes.of(node.get()) {
             self.outboxes.reset(OutboxTarget::Node(number));
         }
+    }
+}
+
+/// Mistakes that simulations must find.
+impl Machine {
+    fn grants_without_quorum(&self) -> bool {
+        is_planted(Plant::GrantWithoutQuorum)
+            && self.member.as_ref().is_some_and(|member| member.membership.leads_directory())
+    }
+
+    fn drop_interest_of(&self, node: NodeId) {
+        if let Some(shared) = self.shared.get()
+            && let Some(cluster) = &shared.cluster
+        {
+            for number in cluster.nodes.of(node.get()) {
+                for (filter, wanted) in plants::take_interest((cluster.node, number)) {
+                    shared.index.set_node(&filter, number, wanted, 0);
+                }
+            }
+        }
+    }
+
+    /// As if the proposal were committed, and everybody had fenced the dead one.
+    fn act_on_death(&mut self, shared: &Shared, cluster: &ClusterView, command: &Bytes) {
+        let Ok(Some(directory_command::Command::Dead(departed))) = directory_command::decode(command.clone()) else {
+            return;
+        };
+        let now_ns = self.now_ns();
+        let (Some(node), Some(me)) = (NodeId::new(departed.node), NodeId::new(cluster.node)) else {
+            return;
+        };
+        let incarnation = Incarnation(departed.incarnation);
+        if let Some(member) = &mut self.member
+            && let Some(own) = member.membership.incarnation()
+        {
+            let source = Some(SourceId::Node(me, own).into());
+            let confirm = wire::Confirm { source, version: u64::MAX, receiver: departed.incarnation };
+            let _ = member.membership.on_message(now_ns, node, wire::encode(wire::Body::Confirm(confirm)));
+        }
+        self.carry_out_output(shared, cluster, Output::Died { node, below: Incarnation(incarnation.0 + 1) });
+        self.carry_out_output(shared, cluster, Output::Lost { node, incarnation });
+    }
+}
+
+fn as_of_anything(message: Bytes) -> Bytes {
+    match wire::decode(message.clone()) {
+        Ok(Some(wire::Body::Update(mut update))) => {
+            update.as_of = u64::MAX;
+            wire::encode(wire::Body::Update(update))
+        }
+        _ => message,
     }
 }

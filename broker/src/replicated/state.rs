@@ -5,6 +5,8 @@
 
 mod claim;
 mod delivery;
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) mod inspect;
 mod lane;
 mod outbox;
 

@@ -16,6 +16,7 @@ use super::cluster::Sent;
 use super::publish::Publication;
 use super::share_settling::{ShareKeeper, ShareOrigin, ShareOutcome, Taken};
 use crate::connection::{BufferPool, SHARED_PAYLOAD_BYTES_MIN};
+use crate::drops::{self, Bound};
 use crate::message::Message;
 use crate::metrics::{ArbiterCounters, DropReason};
 use crate::replicated::DeliverPersistent;
@@ -271,6 +272,7 @@ impl ArbiterState {
             Offer::Accepted => {}
             Offer::DroppedNew(full) => {
                 self.counters.messages_dropped.inc(full.into());
+                drops::note(&self.clients[key.index()].client_id, full, 1);
                 if let Some(share) = terms.share {
                     share.ended(key.raw());
                 }
@@ -280,6 +282,7 @@ impl ArbiterState {
             }
             Offer::DroppedOldest(full, oldest) => {
                 self.counters.messages_dropped.add(full.into(), oldest.len() as u64);
+                drops::note(&self.clients[key.index()].client_id, full, oldest.len());
                 self.end_held(key, oldest);
             }
         }
@@ -316,6 +319,9 @@ impl ArbiterState {
         let total = template.bytes.len() + if large { publication.payload.len() } else { 0 };
         if total > client.packet_bytes_max_out as usize {
             self.counters.messages_dropped.inc(DropReason::PacketTooLarge);
+            if terms.qos != QoS::AtMostOnce {
+                drops::note(&client.client_id, Bound::PacketSize, 1);
+            }
             return false;
         }
         client.out.append(&mut self.pool, |out| {
@@ -357,6 +363,9 @@ impl ArbiterState {
         }
         if codec::publish_len(&head, client.version) > client.packet_bytes_max_out as usize {
             self.counters.messages_dropped.inc(DropReason::PacketTooLarge);
+            if terms.qos != QoS::AtMostOnce {
+                drops::note(&client.client_id, Bound::PacketSize, 1);
+            }
             return false;
         }
         // Not at QoS 2: widely used clients look at the Topic Name again when PUBREL comes, and have forgotten the alias.

@@ -305,6 +305,22 @@ impl Lanes {
             || self.nodes.is_paused()
     }
 
+    /// What nobody waits for any more, once everything came to rest.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) fn leftovers(&self) -> Vec<String> {
+        let mut left = self.nodes.leftovers();
+        if !self.waiting.is_empty() {
+            left.push(format!("{} messages that wait for groups and nodes", self.waiting.len()));
+        }
+        for (group, lane) in self.groups.iter().enumerate() {
+            let is_settled = lane.kept.as_ref().is_none_or(|kept| kept.outgoing.is_settled());
+            if !(lane.gathered.is_empty() && lane.unanswered.is_empty() && is_settled) {
+                left.push(format!("something in the lane to group {group}"));
+            }
+        }
+        left
+    }
+
     fn kept(&mut self, group: u16) -> Option<&mut Kept> {
         self.groups.get_mut(usize::from(group))?.kept.as_mut()
     }

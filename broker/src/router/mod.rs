@@ -26,6 +26,8 @@ pub mod inbox;
 mod inbox_model;
 #[cfg(test)]
 mod inbox_tests;
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) mod inspect;
 pub mod keep_alive;
 mod lanes;
 mod log_rate;

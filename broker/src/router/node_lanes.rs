@@ -152,6 +152,22 @@ impl NodeLanes {
         self.lanes.values().any(|lane| lane.outgoing.is_paused())
     }
 
+    /// What nobody waits for any more, once everything came to rest.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) fn leftovers(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        for (&node, lane) in &self.lanes {
+            if self.is_lost(node) {
+                left.push(format!("a lane to node number {node}, which is lost"));
+            }
+            if !lane.unanswered.is_empty() || !lane.outgoing.is_settled() {
+                left.push(format!("something in the lane to node number {node}"));
+            }
+        }
+        left.extend(self.settled.keys().map(|node| format!("answers for node number {node}")));
+        left
+    }
+
     /// The lanes that made no progress since this was asked last; they begin anew.
     fn stuck(&mut self) -> Vec<u16> {
         let mut stuck = Vec::new();

@@ -13,6 +13,7 @@ use super::arbiter::ArbiterState;
 use super::client::OwnSubscription;
 use super::deliver::Terms;
 use super::publish::Publication;
+use crate::drops::{self, Bound};
 use crate::message::Message;
 use crate::metrics::DropReason;
 use crate::peers::wire::{Forwarded, ReadRetained};
@@ -75,6 +76,12 @@ impl RetainedReads {
         if let Some(state) = &mut self.0 {
             state.reads.retain(|read| &*read.filter != filter);
         }
+    }
+
+    /// Whether retained messages are still to come.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) fn is_under_way(&self) -> bool {
+        self.0.as_ref().is_some_and(|state| !state.reads.is_empty() || !state.held.is_empty())
     }
 
     fn waits_for_client(&self) -> bool {
@@ -430,6 +437,9 @@ impl ArbiterState {
         };
         if state.held.len() >= HELD_MESSAGES_MAX {
             self.counters.messages_dropped.inc(DropReason::QueueMessages);
+            if terms.qos != QoS::AtMostOnce {
+                drops::note(&self.clients[key.index()].client_id, Bound::QueueMessages, 1);
+            }
             return true;
         }
         let message = publication.share_message();

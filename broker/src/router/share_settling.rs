@@ -177,6 +177,12 @@ impl ShareSettling {
         self.paused &= self.kept.len() > KEPT_MESSAGES_MAX / 2 || self.bytes > KEPT_BYTES_MAX / 2;
     }
 
+    /// Messages that are kept.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) fn len(&self) -> usize {
+        self.kept.len()
+    }
+
     /// Whether publishers should pause until nodes have answered.
     pub(super) fn is_paused(&self) -> bool {
         self.paused

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use kentongan_cluster::{GroupId, NodeId, StateMachine, Write};
 
+use crate::drops;
 use crate::groups::machine::Machine;
 use crate::peers::status::NodeStatus;
 use crate::replicated::Query;
@@ -20,6 +21,8 @@ pub(super) struct Replicas {
     entries: BTreeMap<(GroupId, u64), (u64, usize)>,
     /// The state of a group after an entry.
     digests: BTreeMap<(GroupId, u64), (u64, usize)>,
+    /// The latest entry of each group that anybody applied, and who did first.
+    latest: BTreeMap<GroupId, (u64, usize)>,
 
     pub(super) compared: u64,
     pub(super) restored: u64,
@@ -54,13 +57,22 @@ impl Hash {
 
 impl Replicas {
     pub(super) fn new() -> Self {
-        Self { entries: BTreeMap::new(), digests: BTreeMap::new(), compared: 0, restored: 0 }
+        Self { entries: BTreeMap::new(), digests: BTreeMap::new(), latest: BTreeMap::new(), compared: 0, restored: 0 }
     }
 
     fn entry(&mut self, node: usize, group: GroupId, index: u64, hash: u64) {
         let &mut (first, by) = self.entries.entry((group, index)).or_insert((hash, node));
         self.compared += u64::from(by != node);
         assert_eq!(first, hash, "entry {index} of group {group} is one thing on node {by} and another on node {node}");
+    }
+
+    /// Whether nobody else applied the entry before this node.
+    fn is_first(&mut self, node: usize, group: GroupId, index: u64) -> bool {
+        let latest = self.latest.entry(group).or_insert((index, node));
+        if latest.0 < index {
+            *latest = (index, node);
+        }
+        *latest == (index, node)
     }
 
     fn digest(&mut self, node: usize, group: GroupId, index: u64, digest: u64) {
@@ -81,6 +93,10 @@ pub(super) struct Watched {
 impl Watched {
     pub(super) fn new(node: usize, machine: Machine, replicas: Arc<Mutex<Replicas>>) -> Self {
         Self { node, machine, replicas, applying: BTreeMap::new() }
+    }
+
+    pub(super) fn machine(&self) -> &Machine {
+        &self.machine
     }
 
     pub(super) fn status(&self) -> NodeStatus {
@@ -125,7 +141,14 @@ impl StateMachine for Watched {
         if let Some((_, hash)) = self.applying.get_mut(&group) {
             hash.bytes(command);
         }
+        let noted = drops::noted();
         self.machine.apply(group, index, command, live);
+        // What falls to a bound falls on every replica, and is told of once.
+        if drops::noted() > noted
+            && !self.replicas.lock().unwrap_or_else(PoisonError::into_inner).is_first(self.node, group, index)
+        {
+            drops::forget_after(noted);
+        }
     }
 
     fn lead(&mut self, group: GroupId, term: u64) {

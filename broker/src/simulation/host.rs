@@ -25,6 +25,7 @@ use crate::groups::start::{self, Setting};
 use crate::listener::ListenerContext;
 use crate::metrics::Metrics;
 use crate::peers::links::LinkSink;
+use crate::plants::{Plant, is_planted};
 use crate::random::Random;
 use crate::router::{Shared, SteppedArbiter};
 
@@ -192,7 +193,10 @@ impl Host {
         };
         let machine = Watched::new(self.index, machine, Arc::clone(&cluster.replicas));
         let config = start::pipeline_config(&cluster.settings, node, random.random(), first);
-        let pipeline = Inline::start(config, disk, store, machine, peers, clock.elapsed())?;
+        let mut pipeline = Inline::start(config, disk, store, machine, peers, clock.elapsed())?;
+        if is_planted(Plant::PurgeEarly) {
+            pipeline.purge_early();
+        }
         let is_member = cluster.formation.is_some();
         let incarnation = if is_member { 0 } else { self.starts };
         let (shared, _) = assembly.connect(

@@ -27,6 +27,7 @@ mod checks;
 mod faults;
 mod host;
 mod network;
+mod registry;
 mod run;
 mod streams;
 #[cfg(test)]

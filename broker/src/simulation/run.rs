@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::faults;
+use super::workload;
 use super::world::{Outcome, Plan, World};
-use crate::plants;
+use crate::{drops, plants};
 
 /// A seed whose run is not as it should be.
 #[derive(Debug)]
@@ -48,6 +49,7 @@ impl Plan {
 /// It is not as it should be.
 pub fn run_seed(seed: u64, plan: Plan) -> Result<Outcome, Box<Failure>> {
     plants::plant(plan.plant);
+    drops::listen(true);
     let mut world = World::new(seed, plan);
     let outcome = catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -56,6 +58,7 @@ pub fn run_seed(seed: u64, plan: Plan) -> Result<Outcome, Box<Failure>> {
             .unwrap_or_else(|| "it panicked".into()))
     });
     plants::plant(None);
+    drops::listen(false);
     outcome.map_err(|why| Box::new(Failure { seed, why, trace: world.last_events(), history: world.history_text() }))
 }
 
@@ -72,19 +75,23 @@ pub struct Summary {
     pub counts: BTreeMap<&'static str, u64>,
 }
 
-/// What must have happened in many runs, beside the faults.
-const HAPPENINGS: [&str; 6] = [
+/// What must have happened in many runs, beside the faults and what clients do.
+const HAPPENINGS: [&str; 9] = [
     "start",
     "process ended by its disk",
     "entries compared",
     "snapshot fetched",
     "snapshot broken off",
     "snapshots installed",
+    "dropped for too many messages",
+    "dropped for too many bytes",
+    "dropped for its size",
 ];
 
 impl Default for Summary {
     fn default() -> Self {
-        let counts = faults::NAMES.into_iter().chain(HAPPENINGS).map(|name| (name, 0)).collect();
+        let counts =
+            faults::NAMES.into_iter().chain(workload::OPERATIONS).chain(HAPPENINGS).map(|name| (name, 0)).collect();
         Self { passed: 0, events: 0, events_min: 0, counts }
     }
 }

@@ -16,9 +16,11 @@ use super::checks::Hash;
 use super::faults::{self, Fault, MS, Planned, SECOND};
 use super::host::{Cluster, Host, Turn};
 use super::network::{Fetch, LinkIndex, Network};
+use super::registry::Registry;
 use super::streams::{Carried, Ready};
 use super::workload::{Fault as Mark, Wish, Workload, WorkloadPlan};
-use crate::config::Settings;
+use crate::config::{QueueDropPolicy, Settings};
+use crate::drops::{self, Bound};
 use crate::plants::Plant;
 
 /// Events that a failure shows.
@@ -179,6 +181,14 @@ fn settings(random: &mut SmallRng) -> Settings {
     settings.storage.free_bytes_reserve = RESERVE_BYTES;
     settings.sys.interval_seconds = 0;
     settings.limits.memory_bytes_high_water = 0;
+    match random.random_range(0..8) {
+        0 | 1 => settings.session.queue_messages_max = random.random_range(2..20),
+        2 => settings.session.queue_bytes_max = random.random_range(2..16) * 1024,
+        _ => {}
+    }
+    if random.random() {
+        settings.session.queue_drop_policy = QueueDropPolicy::DropOldest;
+    }
     // Clients fight over their names, as a rule.
     settings.limits.flap_takeovers_max = 0;
     settings
@@ -278,7 +288,15 @@ impl World {
         }
         self.run_until(self.now_ns + SECOND)?;
         self.compare_replicas()?;
-        self.judge()
+        let registry = Registry::read(&self.hosts);
+        let (owners, routes) = (registry.owners.iter(), registry.routes.iter());
+        self.workload.on_registry(
+            self.now_ns,
+            owners.map(|name| &**name),
+            routes.map(|filter| &**filter),
+            registry.leaderless,
+        );
+        self.judge(registry.wrong)
     }
 
     /// What clients saw.
@@ -287,7 +305,8 @@ impl World {
         self.workload.history()
     }
 
-    fn judge(&mut self) -> Result<Outcome, String> {
+    /// `wrong`: what is known to be.
+    fn judge(&mut self, mut wrong: Vec<String>) -> Result<Outcome, String> {
         let mut counts = std::mem::take(&mut self.counts);
         for (name, count) in self.workload.counts() {
             *counts.entry(name).or_default() += count;
@@ -297,7 +316,7 @@ impl World {
             *counts.entry("entries compared").or_default() += replicas.compared;
             *counts.entry("snapshots installed").or_default() += replicas.restored;
         }
-        let mut wrong: Vec<String> = self.workload.complaints().to_vec();
+        wrong.extend_from_slice(self.workload.complaints());
         let violations = kentongan_history::check(self.workload.history(), &self.judged_by());
         let found = violations
             .iter()
@@ -440,6 +459,15 @@ impl World {
         for link in self.network.take_refused() {
             self.count("control link full");
             self.break_link(link, 0);
+        }
+        for drops::Noted { client_id, bound, count } in drops::take() {
+            self.count(match bound {
+                Bound::QueueMessages => "dropped for too many messages",
+                Bound::QueueBytes => "dropped for too many bytes",
+                Bound::PacketSize => "dropped for its size",
+            });
+            let dropped = Mark::Dropped { reason: bound.name(), count: count as u64, client: &client_id };
+            self.workload.on_fault(self.now_ns, dropped);
         }
         for fetch in self.network.take_fetches() {
             self.fetches.push(Some(fetch));

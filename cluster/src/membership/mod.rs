@@ -529,6 +529,12 @@ impl Membership {
         }
     }
 
+    /// Whether this node leads the directory, as far as it knows.
+    #[must_use]
+    pub fn leads_directory(&self) -> bool {
+        self.leading.is_some()
+    }
+
     // Groups
 
     /// The term in which this node leads a group; `None` if it does not. Who waited at the group's barrier under an earlier

@@ -39,6 +39,9 @@ pub struct Inline<M: StateMachine, P: Peers> {
     busy: bool,
     /// What rounds came to, and was not applied yet.
     rounds: VecDeque<Round<M::Query>>,
+    /// See [`Self::purge_early`].
+    purges_early: bool,
+    unwritten: Vec<Checkpoint>,
 }
 
 impl<M: StateMachine, P: Peers> std::fmt::Debug for Inline<M, P> {
@@ -62,8 +65,26 @@ impl<M: StateMachine, P: Peers> Inline<M, P> {
     ) -> Result<Self, StartError> {
         let Parts { raft, applier, store, submitted, notified, to_write, handle, .. } =
             Parts::new(config, disk, store, machine, peers, now)?;
-        let rounds = VecDeque::new();
-        Ok(Self { raft, applier, store, submitted, notified, to_write, handle, full: false, busy: true, rounds })
+        Ok(Self {
+            raft,
+            applier,
+            store,
+            submitted,
+            notified,
+            to_write,
+            handle,
+            full: false,
+            busy: true,
+            rounds: VecDeque::new(),
+            purges_early: false,
+            unwritten: Vec::new(),
+        })
+    }
+
+    /// A mistake that simulations must find: a checkpoint counts as complete, so that the log may be purged, and is written
+    /// only when the next one is due.
+    pub fn purge_early(&mut self) {
+        self.purges_early = true;
     }
 
     /// To submit with.
@@ -166,7 +187,16 @@ impl<M: StateMachine, P: Peers> Inline<M, P> {
         let Ok(checkpoints) = self.to_write.try_recv() else {
             return Ok(false);
         };
-        write_checkpoints(&mut self.store, checkpoints, &self.handle.submissions, &self.handle.stats)?;
+        if self.purges_early && checkpoints.iter().all(|checkpoint| !checkpoint.replace) {
+            let bases = checkpoints.iter().map(|checkpoint| (checkpoint.group, checkpoint.base.clone())).collect();
+            drop(self.handle.submissions.send(Submission::Checkpointed(bases)));
+            self.store.write(std::mem::replace(&mut self.unwritten, checkpoints))?;
+        } else {
+            if !self.unwritten.is_empty() {
+                self.store.write(std::mem::take(&mut self.unwritten))?;
+            }
+            write_checkpoints(&mut self.store, checkpoints, &self.handle.submissions, &self.handle.stats)?;
+        }
         self.applier.idle.store(true, std::sync::atomic::Ordering::Release);
         Ok(true)
     }

@@ -53,11 +53,23 @@ pub fn check(history: &History, settings: &Settings) -> Vec<Violation> {
 
 /// Messages that a client should have got. Only so many may be missing as the metrics say were dropped.
 #[derive(Default)]
-struct Losses(Vec<(Symbol, Violation)>);
+struct Losses(Vec<(Vec<Symbol>, Violation)>);
 
 impl Losses {
     fn add(&mut self, report: &Report<'_>, client: Symbol, promise: Promise, events: &[u32], summary: String) {
-        self.0.push((client, report.violation(promise, events, summary)));
+        self.add_of_any(report, vec![client], promise, events, summary);
+    }
+
+    /// Any of these should have got it, and may have been the one that it was dropped for.
+    fn add_of_any(
+        &mut self,
+        report: &Report<'_>,
+        clients: Vec<Symbol>,
+        promise: Promise,
+        events: &[u32],
+        summary: String,
+    ) {
+        self.0.push((clients, report.violation(promise, events, summary)));
     }
 
     fn settle(mut self, history: &History, report: &mut Report<'_>) {
@@ -70,12 +82,14 @@ impl Losses {
                 _ => {}
             }
         }
-        self.0.retain(|(client, _)| match of_client.get_mut(client) {
-            Some(count) if *count > 0 => {
+        // Those that only one client can have lost come first, so that no other takes its drops.
+        self.0.sort_by_key(|(clients, _)| clients.len());
+        self.0.retain(|(clients, _)| {
+            let dropping = clients.iter().find(|client| of_client.get(client).is_some_and(|&count| count > 0));
+            if let Some(count) = dropping.and_then(|client| of_client.get_mut(client)) {
                 *count -= 1;
-                false
             }
-            _ => true,
+            dropping.is_none()
         });
         // Which of them were dropped nobody can tell: all are shown.
         if self.0.len() as u64 > of_any {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::story::{Mark, NONE, Story};
+use super::story::{Connection, Mark, NONE, Story};
 use crate::event::{Action, Nanoseconds, Symbol, What};
 use crate::violation::{Promise, Report};
 
@@ -105,6 +105,21 @@ fn stays_open(story: &Story<'_>, connection: u32, until: Nanoseconds) -> bool {
         && connection.superseded.is_none_or(|newer| newer.at > until)
 }
 
+/// The CONNACK of a connection that was there some time before, and that nothing ended until the registry was looked at.
+fn stays_connected(story: &Story<'_>, connection: &Connection, at: Mark) -> Option<Mark> {
+    let connack = connection.accepted()?;
+    let is_settled = connack.at.saturating_add(story.settings.answer_max) <= at.at;
+    let is_there = connection.disconnect.is_none()
+        && connection.superseded.is_none()
+        && connection.closed_at() > at.at.saturating_add(story.settings.transit_max);
+    (is_settled && is_there).then_some(connack)
+}
+
+/// Whether the server knew of its end long before.
+fn ended_before(story: &Story<'_>, connection: &Connection, at: Mark) -> bool {
+    connection.ended.1.saturating_add(story.settings.recovery_max) < at.at
+}
+
 fn check_registry(
     story: &Story<'_>,
     mark: Mark,
@@ -117,6 +132,22 @@ fn check_registry(
     for &client in owners.iter().filter(|&&client| !once.insert(client)) {
         let summary = format!("{} is registered more than once", story.history.name(client));
         report.add(Promise::P12, &[mark.event], summary);
+    }
+    for client in 0..story.clients.len() as u32 {
+        let client = Symbol(client);
+        let connections = || story.clients[client.0 as usize].iter().map(|&c| &story.connections[c as usize]);
+        let name = story.history.name(client);
+        if !owners.contains(&client) {
+            if let Some(connack) = connections().find_map(|connection| stays_connected(story, connection, mark)) {
+                report.add(
+                    Promise::P12,
+                    &[connack.event, mark.event],
+                    format!("{name} is connected and not registered"),
+                );
+            }
+        } else if connections().all(|connection| ended_before(story, connection, mark)) {
+            report.add(Promise::P12, &[mark.event], format!("{name} is registered, and its connections are long gone"));
+        }
     }
     for &filter in routes {
         let wanted = story.spans.iter().any(|span| {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::faults::NEVER;
-use super::story::{Delivery, Kind, Message, NONE, Story};
+use super::story::{Delivery, Kind, Message, NONE, Story, after};
+use crate::event::Nanoseconds;
 use crate::violation::{Promise, Report};
 
 pub(super) fn check(story: &Story<'_>, report: &mut Report<'_>) {
@@ -98,7 +99,7 @@ fn check_repeated(story: &Story<'_>, session: u32, message: &Message, report: &m
     if is_split(story, &deliveries, message) {
         allowed.live += message.tries;
     }
-    allowed.live += met_again(story, &deliveries) * message.tries;
+    allowed.live += met_again(story, &deliveries, message) * message.tries;
     let is = |kind: Kind| move |d: &&&Delivery| d.kind == kind;
     let new = |kind: Kind| deliveries.iter().filter(is(kind)).filter(|d| d.new).count() as u32;
     let (live, retained, either) = (new(Kind::Live), new(Kind::Retained), new(Kind::Either));
@@ -139,16 +140,35 @@ fn is_split(story: &Story<'_>, deliveries: &[&Delivery], message: &Message) -> b
 }
 
 /// Further nodes at which a session met a message of QoS 0. One that moves finds on its new node what is still on its way
-/// there, and had come on the old one; at QoS 0 nobody keeps what a session had.
-fn met_again(story: &Story<'_>, deliveries: &[&Delivery]) -> u32 {
+/// there, and had come on the old one; at QoS 0 nobody keeps what a session had. Nothing is on its way for long, unless a
+/// fault keeps it.
+fn met_again(story: &Story<'_>, deliveries: &[&Delivery], message: &Message) -> u32 {
     let new = || deliveries.iter().filter(|delivery| delivery.new && delivery.kind == Kind::Live);
     if new().any(|delivery| delivery.qos > 0) {
         return 0;
     }
-    let mut nodes: Vec<u16> = new().map(|delivery| story.connections[delivery.connection as usize].node).collect();
-    nodes.sort_unstable();
-    nodes.dedup();
-    nodes.len().saturating_sub(1) as u32
+    let sent_at = message_last_sent_at(story, message);
+    let arrives_by =
+        story.faults.extend(sent_at, story.settings.recovery_max).saturating_add(story.settings.transit_max);
+    let mut nodes: Vec<u16> = Vec::new();
+    let mut met = 0;
+    for delivery in new() {
+        let node = story.connections[delivery.connection as usize].node;
+        if !nodes.contains(&node) {
+            met += u32::from(!nodes.is_empty() && delivery.mark.at <= arrives_by);
+            nodes.push(node);
+        }
+    }
+    met
+}
+
+/// Of a will, when its connection may have ended last.
+fn message_last_sent_at(story: &Story<'_>, message: &Message) -> Nanoseconds {
+    if message.will_of != NONE {
+        let connection = &story.connections[message.will_of as usize];
+        return after(connection.ended.1, connection.will_delay);
+    }
+    story.sends_of(message).map(|send| send.mark.at).max().unwrap_or(message.first.at)
 }
 
 /// How often a session may get one message as new.

@@ -112,7 +112,9 @@ fn check_arrival(
     };
     let present = |span: &Span| connected[span.session as usize] && span.must.1 > mark.at;
     let owner = members.iter().find(|span| present(span) && span.qos > 0 && span.must.0 < sent_at);
-    let Some(owner) = owner.filter(|_| mark.at < expires_at) else { return };
+    if owner.is_none() || mark.at >= expires_at {
+        return;
+    }
     // A member that is away may keep the message, or have taken it along.
     let may_keep = |span: &&&Span| {
         let session = &story.sessions[span.session as usize];
@@ -141,5 +143,8 @@ fn check_arrival(
     let summary = format!("{} {what} of {}", story.message_name(message), story.history.name(group));
     let mut events = vec![message.accepted.event, acknowledged.event, mark.event];
     events.extend(story.deliveries_of(message).map(|delivery| delivery.mark.event));
-    losses.add(report, story.sessions[owner.session as usize].client, Promise::P11, &events, summary);
+    let mut clients: Vec<Symbol> = members.iter().map(|span| story.sessions[span.session as usize].client).collect();
+    clients.sort_unstable();
+    clients.dedup();
+    losses.add_of_any(report, clients, Promise::P11, &events, summary);
 }

@@ -7,12 +7,13 @@ use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{PacketId, QoS, ReasonCode};
 
 use super::{Body, GroupState, HELD_MESSAGES_MAX, Terms, delivery, packet_id, resend};
+use crate::drops;
 use crate::message::Message;
 use crate::replicated::command;
 use crate::replicated::effect::{Drop, Effect};
 use crate::replicated::session::{Entry, HeldBack};
 use crate::replicated::store::Key;
-use crate::session::outbound::Offer;
+use crate::session::outbound::{Full, Offer};
 use crate::subscription::{LEAST_IN_FLIGHT_COMPARED_MAX, PickStrategy, mix, name_hash, topic_hash};
 
 impl GroupState {
@@ -137,12 +138,13 @@ impl GroupState {
             let weight = message.weight_bytes();
             let bytes_max = session.outbound.limits().queue_bytes_max;
             let full = match session.held.len() {
-                HELD_MESSAGES_MAX.. => Some(Drop::QueueMessages),
-                _ if session.held_bytes.saturating_add(weight) > bytes_max => Some(Drop::QueueBytes),
+                HELD_MESSAGES_MAX.. => Some(Full::Messages),
+                _ if session.held_bytes.saturating_add(weight) > bytes_max => Some(Full::Bytes),
                 _ => None,
             };
-            if let Some(reason) = full {
-                effects.push(Effect::Dropped { reason, count: 1 });
+            if let Some(full) = full {
+                drops::note(client_id, full, 1);
+                effects.push(Effect::Dropped { reason: full.into(), count: 1 });
                 return;
             }
             let Terms { qos, retain, identifiers, .. } = terms;
@@ -175,7 +177,10 @@ impl GroupState {
         let offer = session.outbound.offer(entry, message.weight_bytes(), qos);
         self.backlog += session.outbound.backlog() - before;
         match offer {
-            Offer::DroppedNew(full) => effects.push(Effect::Dropped { reason: full.into(), count: 1 }),
+            Offer::DroppedNew(full) => {
+                drops::note(client_id, full, 1);
+                effects.push(Effect::Dropped { reason: full.into(), count: 1 });
+            }
             offer => {
                 session.next_sequence += 1;
                 self.dirty.changed(Key::Session(number));
@@ -185,6 +190,7 @@ impl GroupState {
                     self.load_changed(&share);
                 }
                 if let Offer::DroppedOldest(full, oldest) = offer {
+                    drops::note(client_id, full, oldest.len());
                     effects.push(Effect::Dropped { reason: full.into(), count: oldest.len() as u64 });
                     for entry in &oldest {
                         self.settle(number, entry);

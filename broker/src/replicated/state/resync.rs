@@ -8,6 +8,7 @@ use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{PacketId, ReasonCode};
 
 use super::{GroupState, close_effect, delivery, opened};
+use crate::plants::{Plant, is_planted};
 use crate::replicated::command::Owner;
 use crate::replicated::effect::Effect;
 use crate::replicated::session::PersistentSession;
@@ -68,7 +69,7 @@ impl GroupState {
                 }
                 (Stage::AwaitingPubComp, _) => {}
                 // Nothing is sent again on a living connection [MQTT-4.4.0-1].
-                (_, Some(entry)) if !has.sent.contains(&packet_id) => {
+                (_, Some(entry)) if !has.sent.contains(&packet_id) || is_planted(Plant::ResendLiving) => {
                     // Of a session that was resumed it may be the second time, and a second time must say so.
                     let delivery = delivery(entry, owner, epoch, packet_id, session.resumed, self.latest_ms());
                     effects.push(Effect::Deliver(Box::new(delivery)));

@@ -27,6 +27,9 @@ const END_WAIT_NS: u64 = 3 * SECOND_NS;
 /// Unanswered SUBSCRIBEs and UNSUBSCRIBEs of one client.
 const REQUESTS_OPEN_MAX: u32 = 3;
 
+/// Topic Aliases of one client: fewer than there are topics.
+const ALIASES_MAX: u16 = 3;
+
 const QOS: [QoS; 3] = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce];
 
 impl Workload {
@@ -110,6 +113,8 @@ impl Workload {
             properties: ConnectProperties {
                 session_expiry_interval: (is_v5 && expiry > 0).then_some(expiry),
                 receive_maximum: character.receive_maximum.and_then(PacketId::new),
+                topic_alias_maximum: character.topic_alias_maximum,
+                maximum_packet_size: character.maximum_packet_size,
                 ..ConnectProperties::default()
             },
         };
@@ -226,7 +231,14 @@ impl Workload {
         };
         let empty = retain && self.percent(20);
         let expiry = (is_v5 && !empty && self.percent(12)).then(|| self.random.random_range(1..6));
-        let padding = if self.percent(10) { self.random.random_range(0..600) } else { 0 };
+        let padding = match self.random.random_range(0..100) {
+            0..10 => self.random.random_range(0..600),
+            10..12 => self.random.random_range(1_000..6_000),
+            _ => 0,
+        };
+        if padding >= 1_000 {
+            self.count("large message published");
+        }
         let message = self.next_message();
         let packet_id = (qos != QoS::AtMostOnce).then(|| self.identities[identity].packet_id());
         let publish = Publish {
@@ -253,6 +265,7 @@ impl Workload {
     }
 
     fn send_publish(&mut self, client: usize, publish: &Publish, topic: &str, padding: usize) {
+        let (topic, topic_alias) = self.choose_alias(client, topic);
         let connection = &mut self.clients[client];
         let version = self.identities[connection.identity].character.version;
         let MessageId(number) = publish.message;
@@ -269,7 +282,7 @@ impl Workload {
             delivery,
             retain: publish.retain,
             topic,
-            topic_alias: None,
+            topic_alias,
             message_expiry_interval: publish.expiry,
             properties: Some(&properties),
             subscription_identifiers: &[],
@@ -282,6 +295,30 @@ impl Workload {
                 out.resize(out.len() + padding, 0);
             }
         });
+    }
+
+    /// How a topic is said on this connection: now and then by an alias, which is given first.
+    fn choose_alias<'a>(&mut self, client: usize, topic: &'a str) -> (&'a str, Option<u16>) {
+        let connection = &self.clients[client];
+        let known = connection.aliases.iter().position(|known| known == topic);
+        let given = connection.aliases.len();
+        let is_room = given < usize::from(connection.alias_maximum.min(ALIASES_MAX));
+        match known {
+            Some(at) if self.percent(70) => {
+                self.count("published by a Topic Alias");
+                ("", Some(at as u16 + 1))
+            }
+            None if is_room && self.percent(30) => {
+                self.clients[client].aliases.push(topic.to_owned());
+                (topic, Some(self.clients[client].aliases.len() as u16))
+            }
+            // Now another topic has the alias.
+            None if given > 0 && self.percent(5) => {
+                self.clients[client].aliases[0] = topic.to_owned();
+                (topic, Some(1))
+            }
+            _ => (topic, None),
+        }
     }
 
     /// Goes on with what was not acknowledged: the same handshakes in the same session; else second tries, or none.
@@ -316,12 +353,13 @@ impl Workload {
         let character = self.identities[identity].character.clone();
         let (kind, is_v5) = (character.kind, character.version.is_v5());
         let count = count.unwrap_or_else(|| self.random.random_range(1..3));
-        let (mut filters, mut told) = (Vec::new(), Vec::new());
+        let (mut filters, mut told, mut chosen) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..count {
             let filter = kind.filter(&mut self.random);
-            if filters.iter().any(|(other, _): &(String, _)| other == filter) {
+            if chosen.contains(&filter) {
                 continue;
             }
+            chosen.push(filter);
             let options = self.subscription_options(kind, is_v5, filter.starts_with("$share/"));
             told.push(Subscription {
                 filter: self.history.symbol(filter),
@@ -334,6 +372,10 @@ impl Workload {
         }
         let packet_id = self.identities[identity].packet_id();
         let subscription_identifier = (is_v5 && self.percent(30)).then(|| self.random.random_range(1..100));
+        if let Some(identifier) = subscription_identifier {
+            self.count("subscribed with a Subscription Identifier");
+            self.identities[identity].identifiers.extend(chosen.iter().map(|&filter| (identifier, filter)));
+        }
         let packet = mqtt::Subscribe { packet_id, filters, subscription_identifier, user_properties: Vec::new() };
         let action = Action::SubscribeSent(Box::new(Subscribe { packet_id: packet_id.get(), filters: told }));
         self.clients[client].requests_open += 1;
@@ -352,6 +394,11 @@ impl Workload {
             let handling =
                 [RetainHandling::Always, RetainHandling::Always, RetainHandling::IfNew, RetainHandling::Never];
             options.retain_handling = handling.choose(&mut self.random).copied().unwrap_or_default();
+        }
+        match options.retain_handling {
+            RetainHandling::Always => {}
+            RetainHandling::IfNew => self.count("subscribed for retained messages if new"),
+            RetainHandling::Never => self.count("subscribed for no retained messages"),
         }
         if options.no_local {
             self.count("subscribed without own messages");
@@ -459,7 +506,13 @@ impl Workload {
         let character = &self.identities[connection.identity].character;
         let (version, keeps) = (character.version, character.expiry > 0);
         let with_will = version == ProtocolVersion::V5 && self.percent(30);
-        let expiry = (version == ProtocolVersion::V5 && keeps && self.percent(10)).then_some(2);
+        // From 0 to another one would break the protocol [MQTT-3.14.2-2].
+        let expiry = if version == ProtocolVersion::V5 && keeps && self.percent(20) {
+            self.count("left with another Session Expiry Interval");
+            [0, 2, 2, 6, 3600].choose(&mut self.random).copied()
+        } else {
+            None
+        };
         let reason_code = if with_will { ReasonCode::DisconnectWithWillMessage } else { ReasonCode::Success };
         let properties = DisconnectProperties { session_expiry_interval: expiry, ..DisconnectProperties::default() };
         let action = Action::DisconnectSent { reason: reason_code as u8, session_expiry: expiry };

@@ -1,6 +1,6 @@
 //! A client's end of one connection: the stream, what waits to be written to it, and what was read and is no packet yet.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 use kentongan_history::{Action, ClosedBy};
@@ -55,6 +55,12 @@ pub(super) struct Connection {
     pub(super) reads_again_ns: u64,
     /// SUBSCRIBEs and UNSUBSCRIBEs without an answer.
     pub(super) requests_open: u32,
+    /// Topic Aliases that the server takes.
+    pub(super) alias_maximum: u16,
+    /// The topics that the client gave one, in the order of their numbers, from 1 on.
+    pub(super) aliases: Vec<String>,
+    /// Those that the server gave.
+    pub(super) aliases_of_server: BTreeMap<u16, String>,
 }
 
 impl Connection {
@@ -71,6 +77,9 @@ impl Connection {
             is_silent: false,
             reads_again_ns: 0,
             requests_open: 0,
+            alias_maximum: 0,
+            aliases: Vec::new(),
+            aliases_of_server: BTreeMap::new(),
         }
     }
 

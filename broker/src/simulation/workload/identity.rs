@@ -1,5 +1,6 @@
 //! A Client Identifier, and the client's part of its session: what its clients, which take it from each other, share.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kentongan_history::{Publish, Symbol};
@@ -38,6 +39,8 @@ pub(super) struct Identity {
     pub(super) connections: u32,
     next_packet_id: u16,
     pub(super) unacknowledged: Vec<Unacknowledged>,
+    /// Subscription Identifiers that it ever gave, each with its filter.
+    pub(super) identifiers: BTreeSet<(u32, &'static str)>,
 }
 
 impl Identity {
@@ -51,6 +54,7 @@ impl Identity {
             connections: 0,
             next_packet_id: 0,
             unacknowledged: Vec::new(),
+            identifiers: BTreeSet::new(),
         }
     }
 

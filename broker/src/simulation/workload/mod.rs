@@ -30,6 +30,7 @@ use self::identity::Identity;
 use self::plan::{Character, Kind};
 use crate::connection::MemoryStream;
 
+pub(super) use self::plan::TOPICS;
 pub use self::plan::WorkloadPlan;
 
 const MILLISECOND: u64 = 1_000_000;
@@ -40,6 +41,58 @@ const CLIENTS_EACH: usize = 2;
 /// How long the oldest byte may be under way between a client and its node, while no fault is on, for the histories to be
 /// judged by [`Workload::settings`]: what slow readers leave unread is under way too.
 const TRANSIT_SECONDS_MAX: u64 = 2;
+
+/// What clients do, and what becomes of it: none is missing from a few seeds.
+pub(super) const OPERATIONS: [&str; 48] = [
+    "-> CONNECT",
+    "<- CONNACK",
+    "-> SUBSCRIBE",
+    "<- SUBACK",
+    "-> UNSUBSCRIBE",
+    "<- UNSUBACK",
+    "-> PUBLISH",
+    "<- PUBACK",
+    "<- PUBREC",
+    "-> PUBREL",
+    "<- PUBCOMP",
+    "<- PUBLISH",
+    "-> PUBACK",
+    "-> PUBREC",
+    "<- PUBREL",
+    "-> PUBCOMP",
+    "<- PINGRESP",
+    "-> DISCONNECT",
+    "<- DISCONNECT",
+    "session begun",
+    "session resumed",
+    "resent in the same session",
+    "taken over",
+    "published on a replaced connection",
+    "acknowledged late",
+    "fell silent",
+    "vanished",
+    "left",
+    "left with the will",
+    "message with expiry published",
+    "retained message published",
+    "retained message deleted",
+    "retained will",
+    "will of QoS 0",
+    "will of QoS 1",
+    "will of QoS 2",
+    "will with delay",
+    "subscribed as one of a group",
+    "subscribed without own messages",
+    "subscribed for retained messages if new",
+    "subscribed for no retained messages",
+    "subscribed with a Subscription Identifier",
+    "received with a Subscription Identifier",
+    "published by a Topic Alias",
+    "received by a Topic Alias",
+    "large message published",
+    "message published",
+    "left with another Session Expiry Interval",
+];
 
 /// What clients want of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,12 +137,14 @@ pub enum Fault<'a> {
         /// Which.
         fault: u32,
     },
-    /// A node counted messages that it dropped for a bound, QoS 0 or not.
+    /// Messages above QoS 0 fell to a bound, and were counted.
     Dropped {
         /// The metric's reason.
         reason: &'a str,
-        /// How many since it was said last.
+        /// How many.
         count: u64,
+        /// The Client Identifier of the session that lost them.
+        client: &'a str,
     },
 }
 
@@ -264,8 +319,9 @@ impl Workload {
             Fault::NodeRecovered { node } => What::NodeRecovered { node: node as u16 },
             Fault::Began { fault, kind } => What::FaultBegan { fault, kind: self.history.symbol(kind) },
             Fault::Healed { fault } => What::FaultHealed { fault },
-            Fault::Dropped { reason, count } => {
-                What::Dropped { reason: self.history.symbol(reason), count, client: None }
+            Fault::Dropped { reason, count, client } => {
+                let client = Some(self.history.symbol(client));
+                What::Dropped { reason: self.history.symbol(reason), count, client }
             }
         };
         self.history.push(now_ns, what);

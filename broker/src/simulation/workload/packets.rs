@@ -1,6 +1,6 @@
 //! What clients do with the packets they receive.
 
-use kentongan_history::{Action, Answer, Delivery, MessageId};
+use kentongan_history::{Action, Answer, Delivery, MessageId, matching};
 use kentongan_proto::mqtt::codec::{self, AckKind, FrameStatus, Limits, Sender};
 use kentongan_proto::mqtt::{self, Ack, ConnAck, Packet, Publish};
 
@@ -104,6 +104,7 @@ impl Workload {
             return self.complain(client, "was sent CONNACK once more");
         }
         connection.phase = Phase::Connected;
+        connection.alias_maximum = connack.properties.topic_alias_maximum.unwrap_or(0);
         let (link, identity) = (connection.link, connection.identity);
         self.resume(client, session_present);
         self.count(if session_present { "session resumed" } else { "session begun" });
@@ -125,12 +126,16 @@ impl Workload {
             None if publish.payload.is_empty() => None,
             None => return self.complain(client, "was sent a payload that nobody published"),
         };
+        let Some(topic) = self.topic_of(client, publish) else {
+            return self.complain(client, "was sent a Topic Alias that it was never told of, or did not allow");
+        };
+        self.look_at_identifiers(client, &topic, &publish.properties.subscription_identifiers);
         let delivery = Delivery {
             packet_id: publish.delivery.packet_id().map_or(0, mqtt::PacketId::get),
             dup: publish.dup,
             qos: publish.delivery.qos() as u8,
             retain: publish.retain,
-            topic: self.history.symbol(&publish.topic),
+            topic: self.history.symbol(&topic),
             message,
             expiry: publish.properties.message_expiry_interval,
             identifiers: publish.properties.subscription_identifiers.as_slice().into(),
@@ -140,6 +145,40 @@ impl Workload {
             mqtt::Delivery::AtMostOnce => {}
             mqtt::Delivery::AtLeastOnce(packet_id) => self.owe(now_ns, client, AckKind::PubAck, packet_id),
             mqtt::Delivery::ExactlyOnce(packet_id) => self.owe(now_ns, client, AckKind::PubRec, packet_id),
+        }
+    }
+
+    /// The Topic Name, or what an alias stands for. `None`: nothing.
+    fn topic_of(&mut self, client: usize, publish: &Publish) -> Option<String> {
+        let Some(alias) = publish.properties.topic_alias else {
+            return Some(publish.topic.clone());
+        };
+        let connection = &mut self.clients[client];
+        let maximum = self.identities[connection.identity].character.topic_alias_maximum.unwrap_or(0);
+        if alias == 0 || alias > maximum {
+            return None;
+        }
+        if publish.topic.is_empty() {
+            let topic = connection.aliases_of_server.get(&alias).cloned();
+            self.count("received by a Topic Alias");
+            return topic;
+        }
+        connection.aliases_of_server.insert(alias, publish.topic.clone());
+        Some(publish.topic.clone())
+    }
+
+    /// A Subscription Identifier is of a filter that matches [MQTT-3.3.4-3].
+    fn look_at_identifiers(&mut self, client: usize, topic: &str, identifiers: &[u32]) {
+        if !identifiers.is_empty() {
+            self.count("received with a Subscription Identifier");
+        }
+        let known = &self.identities[self.clients[client].identity].identifiers;
+        let plain = |filter: &'static str| matching::split_share(filter).map_or(filter, |(_, plain)| plain);
+        let is_known = |&identifier: &u32| {
+            known.iter().any(|&(given, filter)| given == identifier && matching::matches(plain(filter), topic))
+        };
+        if !identifiers.iter().all(is_known) {
+            self.complain(client, &format!("was sent {topic} with {identifiers:?}, which none of its filters has"));
         }
     }
 

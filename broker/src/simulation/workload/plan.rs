@@ -6,7 +6,7 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom as _;
 
 /// Few, so that everybody meets everybody.
-pub(super) const TOPICS: [&str; 8] = ["t/0/a", "t/0/b", "t/1/a", "t/1/b", "t/2/a", "u/0", "u/1", "v"];
+pub(in crate::simulation) const TOPICS: [&str; 8] = ["t/0/a", "t/0/b", "t/1/a", "t/1/b", "t/2/a", "u/0", "u/1", "v"];
 
 /// Where retained messages are read and written most.
 pub(super) const RETAINED_TOPICS: [&str; 3] = ["t/0/a", "u/0", "v"];
@@ -188,6 +188,9 @@ pub(super) struct Character {
     pub(super) clean_percent: u32,
     pub(super) keep_alive: u16,
     pub(super) receive_maximum: Option<u16>,
+    /// Of the server towards it.
+    pub(super) topic_alias_maximum: Option<u16>,
+    pub(super) maximum_packet_size: Option<u32>,
     /// Reads only now and then.
     pub(super) is_slow: bool,
     pub(super) will_percent: u32,
@@ -219,6 +222,8 @@ impl Character {
             },
             keep_alive: random.random_range(2..=KEEP_ALIVE_SECONDS_MAX),
             receive_maximum: (version.is_v5() && random.random_bool(0.3)).then(|| random.random_range(1..=8)),
+            topic_alias_maximum: (version.is_v5() && random.random_bool(0.4)).then(|| random.random_range(1..=5)),
+            maximum_packet_size: (version.is_v5() && random.random_bool(0.1)).then(|| random.random_range(400..3000)),
             // Whoever publishes reads its answers, or they would seem late.
             is_slow: kind == Kind::Member && random.random_bool(0.3),
             will_percent: if kind == Kind::LastReader { 0 } else { 50 },
@@ -228,7 +233,12 @@ impl Character {
 
     /// One that reads at the end.
     pub(super) fn last_reader(random: &mut SmallRng) -> Self {
-        Self { version: ProtocolVersion::V5, receive_maximum: None, ..Self::draw(Kind::LastReader, random) }
+        Self {
+            version: ProtocolVersion::V5,
+            receive_maximum: None,
+            maximum_packet_size: None,
+            ..Self::draw(Kind::LastReader, random)
+        }
     }
 }
 
