@@ -880,6 +880,23 @@ fn what_waits_for_a_read_goes_on_when_the_subscription_is_replaced_or_ends() {
     }
 }
 
+/// P1: what is asked again because its answer may be lost must not undo what was asked behind it.
+#[test]
+fn an_unsubscribe_that_is_asked_again_leaves_the_subscription_that_followed_it() {
+    let mut script = Script::new();
+    let epoch = script.connect(true, 100).epoch;
+    let unsubscribe = |again| {
+        let filters = vec!["t".to_owned()];
+        let client_id = "c".to_owned();
+        Command::Unsubscribe(Unsubscribe { client_id, epoch, packet_id: 2, filters, again, ticket: 7 })
+    };
+    script.apply(unsubscribe(false));
+    script.subscribe(epoch, "t", false);
+    let effects = script.apply(unsubscribe(true));
+    assert!(matches!(&effects[..], [Effect::Unsubscribed { ticket: 7, .. }]), "it is answered: {effects:?}");
+    assert_eq!(deliveries(&script.publish("one")), [sent(1, false, "one")]);
+}
+
 // Shared subscriptions.
 
 struct ShareScript {
