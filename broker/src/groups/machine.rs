@@ -489,10 +489,10 @@ impl Machine {
                 }
             }
         }
-        let latest = self.groups[usize::from(origin)].latest_ms();
+        let local = on_process_clock(message, &self.groups[usize::from(origin)], shared.now_ms());
         for lane_message in targets.groups.values_mut() {
             lane_message.number = entry.position;
-            lane_message.message = Some(MessageRecord::from_message(message, latest));
+            lane_message.message = Some(MessageRecord::from_message(&local, 0));
         }
         targets
     }
@@ -548,7 +548,7 @@ impl Machine {
             });
         }
         for node in targets.nodes {
-            let record = MessageRecord::from_message(&local, shared.now_ms());
+            let record = MessageRecord::from_message(&local, 0);
             let item = NodeMessage { number: position, message: Some(record), direct: true, ..NodeMessage::default() };
             self.outboxes.push(origin, OutboxTarget::Node(node), position, |out| {
                 // Cannot fail: a `BytesMut` grows.
@@ -608,7 +608,8 @@ impl Machine {
                 // An outbox outlives every incarnation.
                 let lane = OUTBOX_LANE | u64::from(origin);
                 let incarnation = u64::MAX;
-                let head = LaneBatch { lane, incarnation, previous: batch.previous, ..LaneBatch::default() };
+                let (previous, clock_ms) = (batch.previous, shared.now_ms());
+                let head = LaneBatch { lane, incarnation, previous, clock_ms, ..LaneBatch::default() };
                 let command = command::encode_lane(&head, &batch.payload);
                 let leader = shared.cluster.as_ref().map(|cluster| (cluster, cluster.leaders.get(group)));
                 match leader {
@@ -637,6 +638,7 @@ impl Machine {
                     round: batch.round,
                     payload: batch.payload,
                     patient: false,
+                    clock_ms: shared.now_ms(),
                 };
                 cluster.peers.forward(process.node, Forwarded::Messages(messages))
             }
