@@ -116,7 +116,7 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
     if !cluster.may_acknowledge() {
         return;
     }
-    let Messages { lane, incarnation, previous, last, items, round, payload, patient, .. } = messages;
+    let Messages { lane, incarnation, previous, last, items, round, payload, patient, clock_ms, .. } = messages;
     // Whoever leads a group, its outbox has one lane.
     let (origin, number) = match lane & OUTBOX_LANE {
         0 => (origin, u16::try_from(lane).ok()),
@@ -132,7 +132,8 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
         match incoming.on_batch(origin, Incarnation(incarnation), LaneId(lane), &batch) {
             Verdict::Apply { above } => {
                 let node = cluster.nodes.number(PeerProcess { node: from, incarnation });
-                Origin { shared, node, number, is_outbox: origin == OUTBOXES }.take_items(batch.payload, above);
+                Origin { shared, node, number, is_outbox: origin == OUTBOXES, clock_ms }
+                    .take_items(batch.payload, above);
                 (last, None, patient)
             }
             Verdict::Duplicate { last } => (last, None, false),
@@ -172,6 +173,8 @@ struct Origin<'a> {
     number: u16,
     /// It is that of an outbox, whose messages' publishers may be connected here.
     is_outbox: bool,
+    /// What its clock said when this was sent.
+    clock_ms: u64,
 }
 
 /// What is on its way to the arbiters of this node, and who wants the topic at hand.
@@ -245,7 +248,7 @@ impl Origin<'_> {
             qos: plain.qos,
             retain: plain.retain,
             properties: None,
-            expires_at_ms: plain.expiry_left_ms.map(|left| now_ms.saturating_add(left)),
+            expires_at_ms: plain.expiry_left_ms.map(|left| self.expires_at_ms(left, now_ms)),
             publisher: None,
             publisher_id: None,
             origin: None,
@@ -261,12 +264,21 @@ impl Origin<'_> {
         let Some(record) = item.message else {
             return;
         };
-        let message: Arc<Message> = Arc::new(record.into_message(now_ms));
+        let expires_at_ms = record.expiry_left_ms.map(|left| self.expires_at_ms(left, now_ms));
+        let message: Arc<Message> = Arc::new(Message { expires_at_ms, ..record.into_message(now_ms) });
         if item.direct {
             self.hand_to_subscribers(&message, handing);
         }
         for (share, at) in item.shares.iter().zip(0..=u16::MAX) {
             self.hand_to_member(&message, share, at, item.number);
+        }
+    }
+
+    /// By the clock here, of what was written by that of the origin. What expired on its way is over.
+    fn expires_at_ms(self, left_ms: u64, now_ms: u64) -> u64 {
+        match left_ms.saturating_sub(self.clock_ms) {
+            0 => now_ms.saturating_sub(1),
+            left_ms => now_ms.saturating_add(left_ms),
         }
     }
 

@@ -264,6 +264,9 @@ impl ArbiterState {
     fn deliver_here(&mut self, publication: &mut super::publish::Publication<'_>, addressee: &Addressee) {
         self.templates.begin();
         match addressee {
+            Addressee::Subscribers if self.is_over(publication) => {
+                self.counters.messages_dropped.inc(DropReason::Expired)
+            }
             Addressee::Subscribers => {
                 let cached = self.cache.take_local(publication.topic, publication.topic_hash, &self.subscriptions);
                 for target in &cached.local {

@@ -442,6 +442,9 @@ impl GroupState {
         let refused = match will.publish_delay_ms {
             Some(delay_ms) => self.delay(message, delay_ms, effects),
             None => {
+                if is_planted(Plant::WillTwice) {
+                    self.post(Arc::clone(&message), None, None, effects);
+                }
                 self.post(message, None, None, effects);
                 None
             }

@@ -25,7 +25,7 @@ use crate::replicated::store::Key;
 const GIVEN_BACK_MAX: u32 = 16;
 
 impl GroupState {
-    pub(super) fn receive(&mut self, receive: command::Receive, effects: &mut Vec<Effect>) {
+    pub(super) fn receive(&mut self, receive: command::Receive, clock_ms: u64, effects: &mut Vec<Effect>) {
         let Some(client_id) = self.current(&receive.client_id, receive.epoch) else {
             return;
         };
@@ -43,9 +43,9 @@ impl GroupState {
         // Until PUBREL, a repeated identifier is answered and not routed again [MQTT-4.3.3-10].
         if session.received.insert(packet_id) {
             self.dirty.changed(Key::Session(session.number));
-            let message = Arc::new(record.into_message(self.latest_ms()));
+            let message = Arc::new(self.arrived(record, clock_ms));
             let refused = match receive.delay_ms {
-                Some(delay_ms) => self.delay(message, delay_ms, effects),
+                Some(delay_ms) => self.delay(message, delay_ms.saturating_sub(clock_ms), effects),
                 None => {
                     self.post(message, None, None, effects);
                     None

@@ -478,6 +478,40 @@ fn a_message_expires_in_the_queue_and_not_in_the_window() {
     assert_eq!(deliveries(&effects), [sent(2, true, "two")]);
 }
 
+/// P10: expiries and delays run while a batch waits for a leader (found by simulation, seeds 14 and 328).
+#[test]
+fn what_is_left_of_an_expiry_or_a_delay_is_what_the_lane_left_of_it() {
+    let mut script = Script::new();
+    let epoch = script.connect(true, 100).epoch;
+    script.subscribe(epoch, "t", false);
+    let expiring = |script: &mut Script, payload| {
+        let mut message = script.message(payload);
+        // The origin's clock said 20 s when it came, and it lives for 5.
+        message.message.as_mut().expect("there is one").expiry_left_ms = Some(25_000);
+        message
+    };
+    let sent_at = |script: &mut Script, clock_ms, messages| {
+        let batch = LaneBatch { lane: 1 << 12, incarnation: 1, messages, clock_ms, ..LaneBatch::default() };
+        script.apply(Command::Lane(batch))
+    };
+    let message = expiring(&mut script, "in time");
+    let effects = sent_at(&mut script, 22_000, vec![message]);
+    let left = effects.iter().find_map(|effect| match effect {
+        Effect::Deliver(delivery) => Some(delivery.expiry_left_ms),
+        _ => None,
+    });
+    assert_eq!(left, Some(Some(3_000)));
+    let message = expiring(&mut script, "too late");
+    let effects = sent_at(&mut script, 25_000, vec![message]);
+    assert_eq!(effects[0], Effect::Dropped { reason: Drop::Expired, count: 1 });
+    assert_eq!(deliveries(&effects), []);
+
+    let message = LaneMessage { delay_ms: Some(30_000), ..script.message("delayed") };
+    sent_at(&mut script, 27_000, vec![message]);
+    assert_eq!(routes(&script.tick(3_400)), 0, "the group's clock may lag");
+    assert_eq!(routes(&script.tick(200)), 1);
+}
+
 // Claims in a cluster: the present owner may be on another node.
 
 /// A connection of a node's first incarnation.
@@ -1156,7 +1190,8 @@ fn pick(script: &mut Script, position: u64, target: PickTarget, routed: bool) ->
 fn settle(script: &mut Script, number: u64, position: u64, given_back: bool) -> Vec<Effect> {
     let command = Some(SessionCommand::OutboxSettled(OutboxSettled { position, given_back }));
     let messages = vec![LaneMessage { number, command, ..LaneMessage::default() }];
-    let lane = LaneBatch { lane: 5 << 12, incarnation: 5, node: 1, messages, previous: number - 1, answered: 0 };
+    let lane =
+        LaneBatch { lane: 5 << 12, incarnation: 5, node: 1, messages, previous: number - 1, answered: 0, clock_ms: 0 };
     let mut effects = script.apply(Command::Lane(lane));
     effects.retain(|effect| !matches!(effect, Effect::LaneAnswered { .. }));
     effects
