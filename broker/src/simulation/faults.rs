@@ -38,14 +38,18 @@ pub(super) enum Fault {
     DiskFull(usize, bool),
     /// The disk fails, and the process ends.
     DiskError(usize),
+    /// The disk takes long: the thread that waits for it does nothing, while all others go on.
+    DiskStall(usize),
     /// Connections of clients to a node break.
     ResetClients(usize),
     /// Nothing passes between clients and a node.
     CutClients(usize),
+    /// No fault: everybody publishes and subscribes much at once.
+    Rush,
 }
 
 /// The names of all kinds.
-pub(super) const NAMES: [&str; 16] = [
+pub(super) const NAMES: [&str; 18] = [
     "kill",
     "power cut",
     "kill all",
@@ -60,8 +64,10 @@ pub(super) const NAMES: [&str; 16] = [
     "disk nearly full",
     "disk full",
     "disk error",
+    "disk stalls",
     "clients reset",
     "clients cut",
+    "clients hurry",
 ];
 
 impl Fault {
@@ -84,25 +90,45 @@ impl Fault {
             Self::DiskError(_) => "disk error",
             Self::ResetClients(_) => "clients reset",
             Self::CutClients(_) => "clients cut",
+            Self::DiskStall(_) => "disk stalls",
+            Self::Rush => "clients hurry",
         }
+    }
+
+    /// The same for whoever leads the directory by then.
+    pub(super) fn of_leader(self, leader: usize) -> Self {
+        match self {
+            Self::Pause(_) => Self::Pause(leader),
+            Self::Isolate(_) => Self::Isolate(leader),
+            Self::DiskStall(_) => Self::DiskStall(leader),
+            Self::OneWay(from, to) if to == leader => Self::OneWay(to, from),
+            Self::OneWay(_, to) => Self::OneWay(leader, to),
+            other => other,
+        }
+    }
+
+    /// Whether the history tells when it begins and ends: crashes are told as what they are, and haste is none.
+    pub(super) fn is_marked(self) -> bool {
+        !matches!(self, Self::Kill(_) | Self::PowerCut(_) | Self::KillAll | Self::PowerCutAll | Self::Rush)
     }
 
     fn draw(nodes: usize, random: &mut SmallRng) -> Self {
         let node = random.random_range(0..nodes);
         if nodes == 1 {
-            return match random.random_range(0..9) {
+            return match random.random_range(0..10) {
                 0 | 1 => Self::Kill(node),
                 2 | 3 => Self::PowerCut(node),
                 4 => Self::Pause(node),
                 5 => Self::DiskFull(node, random.random()),
                 6 => Self::DiskError(node),
                 7 => Self::WallJump(node, random.random()),
+                8 => Self::DiskStall(node),
                 _ if random.random() => Self::ResetClients(node),
                 _ => Self::CutClients(node),
             };
         }
         let other = (node + random.random_range(1..nodes)) % nodes;
-        match random.random_range(0..22) {
+        match random.random_range(0..26) {
             0..3 => Self::Kill(node),
             3..5 => Self::PowerCut(node),
             5 => Self::KillAll,
@@ -117,7 +143,9 @@ impl Fault {
             18 => Self::DiskFull(node, random.random()),
             19 => Self::DiskError(node),
             20 => Self::ResetClients(node),
-            _ => Self::CutClients(node),
+            21 => Self::CutClients(node),
+            22..24 => Self::DiskStall(node),
+            _ => Self::Rush,
         }
     }
 
@@ -130,8 +158,15 @@ impl Fault {
             Self::OneWay(..) | Self::Isolate(_) => random.random_range(100 * MS..7 * SECOND),
             Self::Delay | Self::DiskFull(..) => random.random_range(500 * MS..4 * SECOND),
             Self::CutClients(_) => random.random_range(100 * MS..5 * SECOND),
+            Self::DiskStall(_) => random.random_range(100 * MS..5 * SECOND),
+            Self::Rush => random.random_range(200 * MS..2 * SECOND),
         }
     }
+}
+
+/// About as long as leases and elections take: who was away may come back while it is being decided what it was.
+fn undecided_ns(random: &mut SmallRng) -> u64 {
+    random.random_range(SECOND..4 * SECOND)
 }
 
 /// A fault and when it comes and goes.
@@ -140,6 +175,8 @@ pub(super) struct Planned {
     pub(super) at_ns: u64,
     pub(super) lasts_ns: u64,
     pub(super) fault: Fault,
+    /// It befalls whoever leads the directory, where the kind has one whom it befalls.
+    pub(super) of_leader: bool,
 }
 
 /// The faults of a run, between `from_ns` and `to_ns`; how many, the seed says.
@@ -153,9 +190,29 @@ pub(super) fn plan(nodes: usize, from_ns: u64, to_ns: u64, random: &mut SmallRng
             while matches!(fault, Fault::WallJump(..)) && !sets_clocks {
                 fault = Fault::draw(nodes, random);
             }
-            Planned { at_ns: random.random_range(from_ns..to_ns), lasts_ns: fault.lasts_ns(random), fault }
+            let of_leader = nodes > 1 && random.random_ratio(1, 3);
+            let lasts_ns = if of_leader { undecided_ns(random) } else { fault.lasts_ns(random) };
+            Planned { at_ns: random.random_range(from_ns..to_ns), lasts_ns, fault, of_leader }
         })
         .collect();
+    if nodes > 1 && random.random_ratio(1, 3) {
+        planned.extend(rejoin(nodes, random.random_range(from_ns..to_ns), random));
+    }
     planned.sort_by_key(|planned| planned.at_ns);
     planned
+}
+
+/// A process comes back and registers, while another node does not hear of it, and everybody subscribes and publishes.
+fn rejoin(nodes: usize, at_ns: u64, random: &mut SmallRng) -> [Planned; 4] {
+    let joiner = random.random_range(0..nodes);
+    let deaf = (joiner + random.random_range(1..nodes)) % nodes;
+    let away_ns = random.random_range(2 * SECOND..4 * SECOND);
+    let back_ns = at_ns + away_ns;
+    let planned = |at_ns, lasts_ns, fault, of_leader| Planned { at_ns, lasts_ns, fault, of_leader };
+    [
+        planned(at_ns, away_ns, Fault::Kill(joiner), false),
+        planned(back_ns - random.random_range(0..400 * MS), 1_300 * MS, Fault::OneWay(joiner, deaf), true),
+        planned(back_ns - 400 * MS, 2 * SECOND, Fault::Delay, false),
+        planned(back_ns, 1_500 * MS, Fault::Rush, false),
+    ]
 }

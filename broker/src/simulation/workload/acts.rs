@@ -193,6 +193,20 @@ impl Workload {
         self.act_later(now_ns, link);
     }
 
+    pub(super) fn hurry(&mut self, now_ns: u64, client: usize) {
+        let connection = &self.clients[client];
+        let may = connection.phase == Phase::Connected && !connection.is_silent && self.drain == Drain::No;
+        if !may || !self.is_current(client) {
+            return;
+        }
+        match self.random.random_range(0..10) {
+            0..7 => self.publish(client),
+            7..9 => self.subscribe(client, Some(1)),
+            _ => self.unsubscribe(client),
+        }
+        self.write(now_ns, client);
+    }
+
     /// A connection that is just being replaced: its messages are never tried again, and their fate is unknown.
     fn act_on_old(&mut self, now_ns: u64, client: usize) {
         self.count("published on a replaced connection");
