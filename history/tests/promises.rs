@@ -498,6 +498,25 @@ fn p6_an_acknowledged_retained_message_is_not_missing() {
     script.breaks(Promise::P6);
 }
 
+/// UNSUBSCRIBE stops what had not begun to be sent [MQTT-3.10.4-2, MQTT-3.10.4-3].
+#[test]
+fn p6_a_subscription_that_is_given_up_is_owed_no_retained_message() {
+    let script = |is_given_up: bool| {
+        let mut script = Script::default();
+        script.connect("pub", 0);
+        script.retain("pub", 1, false);
+        script.connect("sub", 0);
+        script.subscribe("sub", TOPIC, 1);
+        if is_given_up {
+            script.unsubscribe("sub", TOPIC);
+        }
+        script.mark(What::Quiesced);
+        script
+    };
+    script(true).keeps_all();
+    script(false).breaks(Promise::P6);
+}
+
 #[test]
 fn p6_a_delete_never_comes_back() {
     let mut script = Script::default();
@@ -583,6 +602,7 @@ fn p9_a_will_is_published_once_per_abnormal_end() {
     let ended = || {
         let mut script = pair(1);
         script.connect_with_will("ill", 9, 0);
+        script.wait(2);
         script.close("ill");
         script
     };
@@ -658,6 +678,41 @@ fn p9_resuming_cancels_a_delayed_will() {
     script.keeps_all();
     script.deliver("sub", 9, 1);
     script.breaks(Promise::P9);
+}
+
+/// Whether it still comes in time to cancel the will, only the server's clock says (found by simulation, seed 568).
+#[test]
+fn p9_resuming_when_the_delay_has_just_passed_may_cancel_the_will() {
+    let resumed_after = |seconds: u64| {
+        let mut script = pair(1);
+        script.connect_with_will("ill", 9, 10);
+        script.wait(2);
+        script.line("ill", Action::DisconnectSent { reason: 4, session_expiry: None });
+        script.line("ill", Action::ConnectionClosed { by: ClosedBy::Server });
+        script.wait(seconds);
+        script.resume("ill", EVER);
+        script.wait(30);
+        script.mark(What::Quiesced);
+        script
+    };
+    resumed_after(10).keeps_all();
+    resumed_after(12).breaks(Promise::P9);
+}
+
+/// The server ended the connection, and published the will, before the client had read what was under way (found by
+/// simulation, seed 482).
+#[test]
+fn p9_a_will_is_not_owed_to_who_subscribed_while_its_client_was_still_reading() {
+    let mut script = Script::default();
+    script.connect_with_will("ill", 9, 0);
+    script.connect("sub", EVER);
+    script.subscribe("sub", TOPIC, 1);
+    script.line("ill", Action::PingResp);
+    script.line("ill", Action::DisconnectReceived { reason: 0x8d });
+    script.line("ill", Action::ConnectionClosed { by: ClosedBy::Server });
+    script.wait(30);
+    script.mark(What::Quiesced);
+    script.keeps_all();
 }
 
 #[test]
@@ -762,6 +817,30 @@ fn p11_another_member_gets_what_a_dead_one_had_not_acknowledged() {
     acknowledged.close("one");
     acknowledged.deliver("two", 1, 1);
     acknowledged.breaks(Promise::P11);
+}
+
+/// What a client had not read when it said DISCONNECT it may still read, after another member was given the same.
+#[test]
+fn p11_a_member_that_leaves_reads_what_was_on_its_way() {
+    let says_disconnect = |script: &mut Script| {
+        script.line("one", Action::DisconnectSent { reason: 0, session_expiry: None });
+        script.wait(1);
+    };
+    let mut left = group();
+    says_disconnect(&mut left);
+    left.deliver("two", 1, 1);
+    left.puback("two", 1);
+    left.deliver("one", 1, 1);
+    left.line("one", Action::ConnectionClosed { by: ClosedBy::Server });
+    left.keeps_all();
+
+    let mut stayed = group();
+    stayed.deliver("two", 1, 1);
+    stayed.puback("two", 1);
+    stayed.wait(2);
+    says_disconnect(&mut stayed);
+    stayed.deliver("one", 1, 1);
+    stayed.breaks(Promise::P11);
 }
 
 #[test]

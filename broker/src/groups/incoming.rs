@@ -25,7 +25,7 @@ use crate::router::batch::{self, Addressee};
 use crate::router::cluster::Leader;
 use crate::router::node_lanes::PeerProcess;
 use crate::router::publish::{Payload, Publication};
-use crate::router::share_settling::{ShareAnswer, ShareOrigin, ShareOutcome};
+use crate::router::share_settling::{ShareAnswer, ShareKeeper, ShareOrigin, ShareOutcome};
 use crate::router::{Event, Shared};
 use crate::subscription::{Matched, PassedOver, PickStrategy, ShareGroup, ShareTarget, topic_hash};
 
@@ -117,19 +117,22 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
         return;
     }
     let Messages { lane, incarnation, previous, last, items, round, payload, patient, .. } = messages;
-    // Whoever leads a group, its outbox has one lane. What comes from there is for nobody who would be answered for.
-    let (origin, number) = if lane & OUTBOX_LANE == 0 { (origin, lane) } else { (OUTBOXES, 0) };
-    let Ok(arbiter) = u16::try_from(number) else {
+    // Whoever leads a group, its outbox has one lane.
+    let (origin, number) = match lane & OUTBOX_LANE {
+        0 => (origin, u16::try_from(lane).ok()),
+        _ => (OUTBOXES, known_group(shared, lane & !OUTBOX_LANE)),
+    };
+    let Some(number) = number else {
         return;
     };
     let batch = Batch { previous, last, items, round, payload };
     // Held while they are handed on: a batch that comes again by another link waits for its turn.
     let mut incoming = cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner);
-    let (number, gap_in_round, patient) =
+    let (answered, gap_in_round, patient) =
         match incoming.on_batch(origin, Incarnation(incarnation), LaneId(lane), &batch) {
             Verdict::Apply { above } => {
                 let node = cluster.nodes.number(PeerProcess { node: from, incarnation });
-                Origin { shared, node, arbiter, is_outbox: origin == OUTBOXES }.take_items(batch.payload, above);
+                Origin { shared, node, number, is_outbox: origin == OUTBOXES }.take_items(batch.payload, above);
                 (last, None, patient)
             }
             Verdict::Duplicate { last } => (last, None, false),
@@ -141,7 +144,8 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
             }
         };
     drop(incoming);
-    let answer = MessagesAnswer { lane, incarnation, target_incarnation: shared.incarnation(), number, gap_in_round };
+    let target_incarnation = shared.incarnation();
+    let answer = MessagesAnswer { lane, incarnation, target_incarnation, number: answered, gap_in_round };
     let now_ms = shared.now_ms();
     let mut patient_answers = cluster.patient_answers.lock().unwrap_or_else(PoisonError::into_inner);
     let answer = match patient {
@@ -164,7 +168,8 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
 struct Origin<'a> {
     shared: &'a Shared,
     node: u16,
-    arbiter: u16,
+    /// The arbiter there; of an outbox, the group.
+    number: u16,
     /// It is that of an outbox, whose messages' publishers may be connected here.
     is_outbox: bool,
 }
@@ -269,37 +274,25 @@ impl Origin<'_> {
         handing.match_topic(self.shared, &message.topic);
         for arbiter in handing.matched.arbiters.iter() {
             let weight = message.weight_bytes();
-            let event = Event::Route { message: Arc::clone(message), addressee: Addressee::Subscribers, weight };
-            self.push(arbiter, event, weight);
+            self.push(arbiter, Event::Route { message: Arc::clone(message), weight }, weight);
         }
     }
 
     /// One connection here that is a member gets it.
     fn hand_to_member(self, message: &Arc<Message>, share: &str, at: u16, number: u64) {
-        let Some(number) = NonZeroU64::new(number) else {
+        let origin = if self.is_outbox {
+            ShareOrigin::outbox(self.number, number)
+        } else {
+            let keeper = ShareKeeper::Arbiter { node: self.node, arbiter: self.number };
+            NonZeroU64::new(number).map(|number| ShareOrigin { keeper, share: at, number })
+        };
+        let Some(origin) = origin else {
             return; // Lanes count from 1.
         };
-        let origin = ShareOrigin { node: self.node, arbiter: self.arbiter, share: at, number };
-        let qos0 = message.qos == QoS::AtMostOnce;
-        let picked = self.find_share(share).and_then(|share| Some((pick_here(self.shared, &share, message)?, share)));
-        match picked {
-            Some((member, share)) => {
-                let weight = message.weight_bytes();
-                let (message, arbiter) = (Arc::clone(message), member.arbiter());
-                self.push(
-                    arbiter,
-                    Event::RouteShare { message, share, member: Some((member, origin)), weight },
-                    weight,
-                );
-            }
-            // Some arbiter must say so; it has nothing else to do with it.
-            None => self.push(self.any_arbiter(), Event::NoMember { origin: (!qos0).then_some(origin) }, 0),
-        }
-    }
-
-    fn find_share(self, subscription_name: &str) -> Option<Arc<ShareGroup>> {
-        let (name, filter) = subscription_name.strip_prefix("$share/")?.split_once('/')?;
-        self.shared.index.share(name, filter)
+        let weight = message.weight_bytes();
+        let (arbiter, event) = for_member(self.shared, message, share, origin, weight);
+        let weight = if matches!(event, Event::RouteShare { .. }) { weight } else { 0 };
+        self.push(arbiter, event, weight);
     }
 
     /// What became of messages that the other node had for its members, for the arbiters here that keep them.
@@ -313,10 +306,6 @@ impl Origin<'_> {
         }
     }
 
-    fn any_arbiter(self) -> u16 {
-        (usize::from(self.arbiter) % self.shared.inboxes.len().max(1)) as u16
-    }
-
     fn push(self, arbiter: u16, event: Event, weight: usize) {
         if let Some(inbox) = self.shared.inboxes.get(usize::from(arbiter)) {
             inbox.push(event, weight);
@@ -328,6 +317,41 @@ impl Origin<'_> {
 fn take_delimited(payload: &mut Bytes) -> Option<Bytes> {
     let length = usize::try_from(decode_varint(payload).ok()?).ok()?;
     (length <= payload.len()).then(|| payload.split_to(length))
+}
+
+/// What an arbiter here is told of a message that `origin` has for one member here of a shared subscription, and which
+/// arbiter. `weight`: what it is pushed with.
+pub(super) fn for_member(
+    shared: &Shared,
+    message: &Arc<Message>,
+    share: &str,
+    origin: ShareOrigin,
+    weight: usize,
+) -> (u16, Event) {
+    let picked = find_share(shared, share).and_then(|share| Some((pick_here(shared, &share, message)?, share)));
+    match picked {
+        Some((member, share)) => {
+            let message = Arc::clone(message);
+            (member.arbiter(), Event::RouteShare { message, share, member, origin, weight })
+        }
+        None => {
+            // Some arbiter must say so; it has nothing else to do with it.
+            let any = origin.number.get() % shared.inboxes.len().max(1) as u64;
+            let origin = (message.qos != QoS::AtMostOnce).then_some(origin);
+            (any as u16, Event::NoMember { origin })
+        }
+    }
+}
+
+/// By `$share/NAME/FILTER`.
+pub(super) fn find_share(shared: &Shared, share: &str) -> Option<Arc<ShareGroup>> {
+    let (name, filter) = share_parts(share)?;
+    shared.index.share(name, filter)
+}
+
+/// NAME and FILTER of `$share/NAME/FILTER`.
+pub(super) fn share_parts(share: &str) -> Option<(&str, &str)> {
+    share.strip_prefix("$share/")?.split_once('/')
 }
 
 fn pick_here(shared: &Shared, share: &ShareGroup, message: &Message) -> Option<ConnectionKey> {

@@ -16,7 +16,7 @@ use kentongan_proto::mqtt::{QoS, ReasonCode};
 
 use prost::Message as _;
 
-use super::incoming::OUTBOXES;
+use super::incoming::{OUTBOXES, find_share, for_member, share_parts};
 use super::member::Member;
 use super::outboxes::Outboxes;
 use super::pushes::Pushes;
@@ -28,14 +28,15 @@ use crate::peers::wire::{self, EventKind, Forwarded, Messages, NodeMessage, Outb
 use crate::plants::{Plant, is_planted};
 use crate::replicated::command::{self, Command, LaneBatch, LaneMessage, MessageRecord, Owner};
 use crate::replicated::effect::{Drop, Effect, FilterOutcome, OpenedSession};
-use crate::replicated::state::{GroupConfig, GroupState, OUTBOX_LANE};
+use crate::replicated::state::{GroupConfig, GroupState, OUTBOX_LANE, OutboxEntry, PickTarget};
 use crate::replicated::submitter::{Asker, OutboxTarget, Query};
 use crate::replicated::{
     ClaimRequest, DeliverPersistent, LaneAnswer, Opened, RetainedCursor, RetainedPage, SubscribeOutcome,
     SubscribedPersistent, UnsubscribedPersistent,
 };
-use crate::router::batch::Addressee;
 use crate::router::cluster::Leader;
+use crate::router::node_lanes::PeerProcess;
+use crate::router::share_settling::ShareOrigin;
 use crate::router::{Event, Shared};
 use crate::session::outbound::Backlog;
 use crate::subscription::{
@@ -54,13 +55,8 @@ pub(super) const FENCE_SESSIONS_MAX: u32 = 1000;
 /// Calls of `tick` after which lanes of outboxes without progress begin anew.
 const RETRY_TICKS: u32 = 10;
 
-/// An entry of an outbox that cannot be routed yet.
-#[derive(Debug)]
-struct Unrouted {
-    position: u64,
-    message: Arc<Message>,
-    share: Option<Arc<str>>,
-}
+/// Entries of an outbox of which one command says who gets them.
+const PICKED_ENTRIES_MAX: usize = 1024;
 
 /// What start-up hands over once it has it: the machine is made before the pipeline that it submits to.
 pub type SharedCell = Arc<OnceLock<Arc<Shared>>>;
@@ -96,8 +92,8 @@ pub struct Machine {
     /// CONNECTs that wait until the present owner has let go.
     waiting: HashMap<Arc<str>, ClaimRequest>,
     pub(super) outboxes: Outboxes,
-    /// Entries of outboxes that wait for the lease, by their groups.
-    unrouted: BTreeMap<u16, VecDeque<Unrouted>>,
+    /// Positions in outboxes that wait for the lease, by their groups.
+    unrouted: BTreeMap<u16, VecDeque<u64>>,
     retry_in: u32,
     /// Events for each arbiter, in their order.
     events: Vec<Vec<Event>>,
@@ -298,9 +294,8 @@ impl Machine {
             Effect::LaneAnswered { node, lane, number, refused } => {
                 self.lane_answered(shared, group, node, lane, number, refused)
             }
-            Effect::Route { position, message, share } => {
-                self.unrouted.entry(group).or_default().push_back(Unrouted { position, message, share });
-            }
+            Effect::Route { position } => self.unrouted.entry(group).or_default().push_back(position),
+            Effect::Picked { position } => self.outboxes.on_picked(group, position),
             Effect::RetainedTaken { owner, epoch, read, queued } => {
                 let connection = connection_of(owner);
                 self.push_to(shared, group, owner, Event::RetainedTaken { connection, epoch, read, queued });
@@ -451,29 +446,34 @@ impl Machine {
     /// index may lack a subscription that was acknowledged elsewhere.
     fn route_outboxes(&mut self, shared: &Shared) {
         for origin in self.unrouted.keys().copied().collect::<Vec<_>>() {
-            while let Some(entry) = self.unrouted.get_mut(&origin).and_then(VecDeque::pop_front) {
-                let targets = self.targets(shared, origin, &entry);
+            while let Some(position) = self.unrouted.get_mut(&origin).and_then(VecDeque::pop_front) {
+                // What was picked for a node that is fenced by now stands elsewhere.
+                let Some(entry) = self.groups[usize::from(origin)].outbox_entry(position).cloned() else {
+                    continue;
+                };
+                let targets = self.targets(shared, origin, position, &entry);
                 if let Some(cluster) = &shared.cluster
                     && !cluster.may_acknowledge()
                 {
-                    self.unrouted.entry(origin).or_default().push_front(entry);
+                    self.unrouted.entry(origin).or_default().push_front(position);
                     return;
                 }
-                self.route(shared, origin, &entry, targets);
+                self.route(shared, origin, position, &entry.message, targets);
             }
             self.unrouted.remove(&origin);
         }
     }
 
-    fn targets(&self, shared: &Shared, origin: u16, entry: &Unrouted) -> Targets {
-        let Unrouted { message, share, .. } = entry;
+    fn targets(&self, shared: &Shared, origin: u16, position: u64, entry: &OutboxEntry) -> Targets {
+        let message = &entry.message;
         let mut targets = Targets::default();
-        match share {
-            Some(name) => match find_share(shared, name) {
-                Some(group) => self.pick(shared, message, &group, &mut targets),
+        match (&entry.share, entry.pick) {
+            (Some(name), Some(pick)) => self.to_picked(shared, origin, name, pick, &mut targets),
+            (Some(name), None) => match find_share(shared, name) {
+                Some(group) => self.pick(shared, origin, entry, &group, &mut targets),
                 None => targets.unserved += 1,
             },
-            None => {
+            (None, _) => {
                 let mut matched = Matched::default();
                 shared.index.matches(&message.topic, topic_hash(&message.topic), &mut matched);
                 targets.arbiters.extend(matched.arbiters.iter());
@@ -483,8 +483,8 @@ impl Machine {
                         targets.groups.entry(group).or_default().match_subscriptions = true;
                     }
                 }
-                for group in &matched.shares {
-                    self.pick(shared, message, group, &mut targets);
+                for group in matched.shares.iter().filter(|_| !entry.picked) {
+                    self.pick(shared, origin, entry, group, &mut targets);
                 }
                 if message.retain {
                     let group = shared.submitter.slots().group_of(&message.topic);
@@ -494,65 +494,108 @@ impl Machine {
         }
         let latest = self.groups[usize::from(origin)].latest_ms();
         for lane_message in targets.groups.values_mut() {
-            lane_message.number = entry.position;
+            lane_message.number = position;
             lane_message.message = Some(MessageRecord::from_message(message, latest));
         }
         targets
     }
 
-    fn pick(&self, shared: &Shared, message: &Arc<Message>, group: &Arc<ShareGroup>, targets: &mut Targets) {
+    /// Who is to get a message of a shared subscription, which is committed before it is sent.
+    fn pick(&self, shared: &Shared, origin: u16, entry: &OutboxEntry, share: &ShareGroup, targets: &mut Targets) {
+        let message = &entry.message;
         let strategy: PickStrategy = shared.settings.shared.strategy.into();
         let publisher = strategy.publisher_hash(&message.publisher);
         let topic = strategy.topic_hash(&message.topic, topic_hash(&message.topic));
         let online_only = message.qos == QoS::AtMostOnce;
-        match group.pick(strategy, publisher, topic, PassedOver::Nobody, online_only) {
-            Some(ShareTarget::Connection { connection, .. }) => {
-                targets.members.push((ConnectionKey::from_raw(connection), Arc::clone(group)));
+        let nodes = shared.cluster.as_ref().map(|cluster| &cluster.nodes);
+        let passed_over = match (entry.passed_over, nodes) {
+            (Some((node, incarnation)), Some(nodes)) => {
+                PassedOver::Node(nodes.number(PeerProcess { node, incarnation }))
             }
-            Some(ShareTarget::Session { group: target }) => {
-                targets.groups.entry(target).or_default().shares.push(group.subscription_name().to_owned());
+            _ => PassedOver::Nobody,
+        };
+        // The index knows the dead until they are lost.
+        let state = &self.groups[usize::from(origin)];
+        let process = |number: u16| nodes.and_then(|nodes| nodes.get(number));
+        let is_dead = |number: u16| process(number).is_some_and(|of| state.is_fenced(of.node, of.incarnation));
+        let target = match share.pick_living(strategy, publisher, topic, passed_over, online_only, &is_dead) {
+            Some(ShareTarget::Connection { .. }) => Some(own_process(shared)),
+            Some(ShareTarget::Session { group }) => Some(PickTarget::Group(group)),
+            Some(ShareTarget::Node { node }) => process(node)
+                .map(|PeerProcess { node, incarnation }| PickTarget::Node { node, incarnation }),
+            None => None,
+        };
+        match target {
+            Some(target) => {
+                let share = share.subscription_name().to_owned();
+                targets.picks.push(command::Pick { share, target: Some(target.record()) });
             }
-            Some(ShareTarget::Node { .. }) => targets.elsewhere.push(Arc::clone(group)),
             None => targets.unserved += 1,
         }
     }
 
-    fn route(&mut self, shared: &Shared, origin: u16, entry: &Unrouted, targets: Targets) {
-        let position = entry.position;
-        let local = on_process_clock(&entry.message, &self.groups[usize::from(origin)], shared.now_ms());
+    /// To whom was picked.
+    fn to_picked(&self, shared: &Shared, origin: u16, share: &Arc<str>, pick: PickTarget, targets: &mut Targets) {
+        let (node, incarnation) = match pick {
+            PickTarget::Group(group) => {
+                targets.groups.entry(group).or_default().shares.push(share.to_string());
+                return;
+            }
+            pick if pick == own_process(shared) => {
+                targets.member_here = Some(Arc::clone(share));
+                return;
+            }
+            PickTarget::Node { node, incarnation } => (node, incarnation),
+        };
+        let Some(cluster) = &shared.cluster else {
+            return;
+        };
+        // Nobody would answer for one that is lost. What was picked for it is for others when the fence is applied here.
+        if node != cluster.node
+            && !self.groups[usize::from(origin)].is_fenced(node, incarnation)
+            && self.member.as_ref().is_some_and(|member| member.is_not_lost(node, incarnation))
+        {
+            targets.share = Some(Arc::clone(share));
+            targets.nodes.insert(cluster.nodes.number(PeerProcess { node, incarnation }));
+        }
+    }
+
+    fn route(&mut self, shared: &Shared, origin: u16, position: u64, message: &Arc<Message>, targets: Targets) {
+        let local = on_process_clock(message, &self.groups[usize::from(origin)], shared.now_ms());
         if targets.unserved > 0 {
             self.counters.messages_dropped.add(DropReason::NoSharedMember, targets.unserved);
         }
-        if entry.message.retain {
+        if message.retain {
             shared.retained_possible.store(true, Ordering::Relaxed);
         }
-        if !(targets.arbiters.is_empty() && targets.members.is_empty()) && is_first_time(shared, origin, position) {
+        let is_for_here = !targets.arbiters.is_empty() || targets.member_here.is_some();
+        if is_for_here && is_first_time(shared, origin, position) {
             for arbiter in targets.arbiters {
-                let event = Event::Route { message: Arc::clone(&local), addressee: Addressee::Subscribers, weight: 0 };
+                self.push(arbiter, Event::Route { message: Arc::clone(&local), weight: 0 });
+            }
+            if let (Some(share), Some(origin)) = (&targets.member_here, ShareOrigin::outbox(origin, position)) {
+                let (arbiter, event) = for_member(shared, &local, share, origin, 0);
                 self.push(arbiter, event);
             }
-            for (member, group) in targets.members {
-                let addressee = Addressee::Member(member, group, None);
-                self.push(member.arbiter(), Event::Route { message: Arc::clone(&local), addressee, weight: 0 });
-            }
-        }
-        for share in targets.elsewhere {
-            // Only arbiters have lanes to nodes; which one does not matter.
-            let message = Arc::clone(&local);
-            self.push(0, Event::RouteShare { message, share, member: None, weight: 0 });
         }
         if is_planted(Plant::LoseOutbox) {
             shared.submitter.propose(origin, Command::Routed(command::Routed { positions: vec![position] }));
         }
-        self.outboxes.begin(origin, position, targets.groups.len() + targets.nodes.len());
+        let lanes = targets.groups.len() + targets.nodes.len();
+        let picks = targets.picks;
+        let picked = (!picks.is_empty()).then(|| command::PickedEntry { position, picks, routed: lanes == 0 });
+        self.outboxes.begin(origin, position, lanes, picked);
         for (target, lane_message) in targets.groups {
             self.outboxes.push(origin, OutboxTarget::Group(target), position, |out| {
                 command::encode_lane_message(&lane_message, out);
             });
         }
+        let direct = targets.share.is_none();
+        let shares: Vec<_> = targets.share.iter().map(|share| share.to_string()).collect();
         for node in targets.nodes {
-            let record = MessageRecord::from_message(&local, shared.now_ms());
-            let item = NodeMessage { number: position, message: Some(record), direct: true, ..NodeMessage::default() };
+            let message = Some(MessageRecord::from_message(&local, shared.now_ms()));
+            let shares = shares.clone();
+            let item = NodeMessage { number: position, message, direct, shares, ..NodeMessage::default() };
             self.outboxes.push(origin, OutboxTarget::Node(node), position, |out| {
                 // Cannot fail: a `BytesMut` grows.
                 let _ = item.encode_length_delimited(out);
@@ -592,6 +635,11 @@ impl Machine {
     /// Sends and proposes what routing led to.
     fn submit(&mut self, shared: &Shared) {
         self.route_outboxes(shared);
+        for (group, picked) in self.outboxes.take_picked() {
+            for entries in picked.chunks(PICKED_ENTRIES_MAX) {
+                shared.submitter.propose(group, Command::Picked(command::Picked { entries: entries.to_vec() }));
+            }
+        }
         for (origin, target) in self.outboxes.take_touched() {
             while let Some(batch) = self.outboxes.next_batch(origin, target) {
                 if self.send_batch(shared, origin, target, batch).is_err() {
@@ -600,8 +648,13 @@ impl Machine {
                 }
             }
         }
-        for (group, positions) in self.outboxes.take_routed() {
-            shared.submitter.propose(group, Command::Routed(command::Routed { positions }));
+        for (group, mut positions) in self.outboxes.take_routed() {
+            // Some are settled already.
+            let state = &self.groups[usize::from(group)];
+            positions.retain(|&position| state.outbox_entry(position).is_some());
+            if !positions.is_empty() {
+                shared.submitter.propose(group, Command::Routed(command::Routed { positions }));
+            }
         }
     }
 
@@ -883,13 +936,22 @@ impl StateMachine for Machine {
 #[derive(Debug, Default)]
 struct Targets {
     arbiters: Vec<u16>,
-    members: Vec<(ConnectionKey, Arc<ShareGroup>)>,
-    /// Those whose turn is at another node.
-    elsewhere: Vec<Arc<ShareGroup>>,
+    /// `$share/NAME/FILTER`, for a member here.
+    member_here: Option<Arc<str>>,
     nodes: BTreeSet<u16>,
+    /// For a member at the node; else it is for all there who subscribe.
+    share: Option<Arc<str>>,
     groups: BTreeMap<u16, LaneMessage>,
+    /// Who is to get it of shared subscriptions.
+    picks: Vec<command::Pick>,
     /// Shared subscriptions that nobody could take it for.
     unserved: u64,
+}
+
+/// This start of this node, as one that can be picked.
+fn own_process(shared: &Shared) -> PickTarget {
+    let node = shared.cluster.as_ref().map_or(0, |cluster| cluster.node);
+    PickTarget::Node { node, incarnation: shared.incarnation() }
 }
 
 /// Whether the clients here have not had it from whoever led the group before.
@@ -911,15 +973,6 @@ fn connection_of(owner: Owner) -> ConnectionKey {
 fn outcome(outcome: FilterOutcome) -> SubscribeOutcome {
     let FilterOutcome { filter, reason, options, identifier, read } = outcome;
     SubscribeOutcome { filter, reason, options, identifier, read }
-}
-
-fn share_parts(share: &str) -> Option<(&str, &str)> {
-    share.strip_prefix("$share/")?.split_once('/')
-}
-
-fn find_share(shared: &Shared, share: &str) -> Option<Arc<ShareGroup>> {
-    let (name, filter) = share_parts(share)?;
-    shared.index.share(name, filter)
 }
 
 fn share_interest(shared: &Shared, group: u16, share: &str, joined: bool) {

@@ -91,6 +91,11 @@ impl Member {
         self.membership.directory()
     }
 
+    /// Whether somebody may still wait for that incarnation of a node, so that its loss is still to come.
+    pub(super) fn is_not_lost(&self, node: u64, incarnation: u64) -> bool {
+        self.directory().not_lost().any(|(other, of)| other.get() == node && of.0 == incarnation)
+    }
+
     /// The directory as it was stored.
     ///
     /// # Errors

@@ -3,12 +3,16 @@
 //! A lane leads from a group's outbox to one target; a message's number in it is its position in the outbox. So a target
 //! knows, whoever leads the group, what it has had. A new leader begins at the oldest entry; numbers have gaps, because it
 //! may match differently than the one before.
+//!
+//! Who gets an entry of shared subscriptions is proposed and waited for as if it were one more lane; what is picked comes
+//! back as entries of its own.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use bytes::BytesMut;
 use kentongan_cluster::lane::{Batch, Outgoing};
 
+use crate::replicated::command::PickedEntry;
 use crate::replicated::submitter::OutboxTarget;
 
 /// Bytes that may wait in one lane before nothing more should be put into it.
@@ -31,16 +35,37 @@ pub(super) struct Outboxes {
     routing: HashMap<(u16, u64), usize>,
     routed: BTreeMap<u16, Vec<u64>>,
     touched: BTreeSet<(u16, OutboxTarget)>,
+    /// What was proposed for shared subscriptions and is not committed.
+    picking: BTreeMap<(u16, u64), PickedEntry>,
+    /// What is to be proposed, by the groups.
+    picked: BTreeMap<u16, Vec<PickedEntry>>,
 }
 
 impl Outboxes {
-    /// The entry at `position` goes into as many lanes.
-    pub(super) fn begin(&mut self, origin: u16, position: u64, lanes: usize) {
-        if lanes == 0 {
+    /// The entry at `position` goes into as many lanes; `picked` says who else is to get it.
+    pub(super) fn begin(&mut self, origin: u16, position: u64, lanes: usize, picked: Option<PickedEntry>) {
+        let answers = lanes + usize::from(picked.is_some());
+        if answers == 0 {
             self.routed.entry(origin).or_default().push(position);
-        } else {
-            self.routing.insert((origin, position), lanes);
+            return;
         }
+        self.routing.insert((origin, position), answers);
+        if let Some(picked) = picked {
+            self.picking.insert((origin, position), picked.clone());
+            self.picked.entry(origin).or_default().push(picked);
+        }
+    }
+
+    /// What was picked for the entry at `position`, by whomever, is committed.
+    pub(super) fn on_picked(&mut self, origin: u16, position: u64) {
+        if self.picking.remove(&(origin, position)).is_some() {
+            settle(&mut self.routing, &mut self.routed, origin, position);
+        }
+    }
+
+    /// What is to be proposed of who gets what.
+    pub(super) fn take_picked(&mut self) -> BTreeMap<u16, Vec<PickedEntry>> {
+        std::mem::take(&mut self.picked)
     }
 
     /// Puts it into one of them.
@@ -98,11 +123,18 @@ impl Outboxes {
         self.lanes.retain(|&(other, _), _| other != origin);
         self.routing.retain(|&(other, _), _| other != origin);
         self.touched.retain(|&(other, _)| other != origin);
+        self.picking.retain(|&(other, _), _| other != origin);
+        self.picked.remove(&origin);
         self.routed.remove(&origin);
     }
 
-    /// Lanes without progress since this was asked last begin anew.
+    /// Lanes without progress since this was asked last begin anew. What was picked is proposed again: a proposal may be lost,
+    /// and the first one that is committed counts.
     pub(super) fn retry(&mut self) {
+        self.picked.clear();
+        for (&(origin, _), picked) in &self.picking {
+            self.picked.entry(origin).or_default().push(picked.clone());
+        }
         for (&key, lane) in &mut self.lanes {
             if !lane.unanswered.is_empty() && !std::mem::take(&mut lane.progress) {
                 lane.outgoing.on_reset();
@@ -155,7 +187,7 @@ mod tests {
     const NODE: OutboxTarget = OutboxTarget::Node(1);
 
     fn post(outboxes: &mut Outboxes, position: u64, targets: &[OutboxTarget]) {
-        outboxes.begin(3, position, targets.len());
+        outboxes.begin(3, position, targets.len(), None);
         for &target in targets {
             outboxes.push(3, target, position, |out| out.put_u8(position as u8));
         }
@@ -199,11 +231,35 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_of_shared_subscriptions_is_routed_when_its_picks_are_committed_too() {
+        let mut outboxes = Outboxes::default();
+        let picked = PickedEntry { position: 4, ..PickedEntry::default() };
+        outboxes.begin(3, 4, 1, Some(picked.clone()));
+        outboxes.push(3, GROUP, 4, |out| out.put_u8(4));
+        assert!(outboxes.next_batch(3, GROUP).is_some(), "others do not wait for that");
+        let proposed = BTreeMap::from([(3, vec![picked])]);
+        assert_eq!(outboxes.take_picked(), proposed);
+        assert!(outboxes.take_picked().is_empty());
+        outboxes.on_answer(3, GROUP, 4);
+        assert!(outboxes.take_routed().is_empty());
+        outboxes.retry();
+        assert_eq!(outboxes.take_picked(), proposed, "the proposal may be lost");
+        outboxes.on_picked(3, 4);
+        outboxes.on_picked(3, 4);
+        assert_eq!(outboxes.take_routed(), BTreeMap::from([(3, vec![4])]));
+        outboxes.retry();
+        assert!(outboxes.take_picked().is_empty());
+    }
+
+    #[test]
     fn a_group_led_elsewhere_is_forgotten() {
         let mut outboxes = Outboxes::default();
         post(&mut outboxes, 4, &[GROUP]);
+        outboxes.begin(3, 5, 0, Some(PickedEntry { position: 5, ..PickedEntry::default() }));
         outboxes.forget(3);
         outboxes.on_answer(3, GROUP, 4);
-        assert!(outboxes.take_routed().is_empty());
+        outboxes.on_picked(3, 5);
+        outboxes.retry();
+        assert!(outboxes.take_routed().is_empty() && outboxes.take_picked().is_empty());
     }
 }

@@ -312,8 +312,9 @@ pub struct LaneMessage {
     /// It waits here, and is routed when this has passed.
     #[prost(uint64, optional, tag = "6")]
     pub delay_ms: Option<u64>,
-    /// Instead of a message: what a client did that its session's group must know.
-    #[prost(oneof = "SessionCommand", tags = "16, 17, 18, 19, 20, 21, 22, 23")]
+    /// Instead of a message: what a client did that its session's group must know, or what became of a message of the group's
+    /// outbox.
+    #[prost(oneof = "SessionCommand", tags = "16, 17, 18, 19, 20, 21, 22, 23, 24")]
     pub command: Option<SessionCommand>,
 }
 
@@ -345,6 +346,9 @@ pub enum SessionCommand {
     /// See [`Released`].
     #[prost(message, tag = "23")]
     Released(Released),
+    /// See [`OutboxSettled`].
+    #[prost(message, tag = "24")]
+    OutboxSettled(OutboxSettled),
 }
 
 /// What gathered in a lane.
@@ -427,6 +431,64 @@ pub struct Routed {
     pub positions: Vec<u64>,
 }
 
+/// Who gets outbox entries that are for shared subscriptions. What counts for each entry is the first that is committed.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Picked {
+    /// In the order of their positions.
+    #[prost(message, repeated, tag = "1")]
+    pub entries: Vec<PickedEntry>,
+}
+
+/// One entry of [`Picked`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct PickedEntry {
+    /// Its position.
+    #[prost(uint64, tag = "1")]
+    pub position: u64,
+    /// Of each shared subscription that it is for.
+    #[prost(message, repeated, tag = "2")]
+    pub picks: Vec<Pick>,
+    /// It is for nobody else: the outbox needs it no more.
+    #[prost(bool, tag = "3")]
+    pub routed: bool,
+}
+
+/// Who gets a message of one shared subscription.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Pick {
+    /// `$share/NAME/FILTER`.
+    #[prost(string, tag = "1")]
+    pub share: String,
+    /// Who.
+    #[prost(message, optional, tag = "2")]
+    pub target: Option<PickTargetRecord>,
+}
+
+/// A group, or one start of a node.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct PickTargetRecord {
+    /// The group; `None`: it is a node.
+    #[prost(uint32, optional, tag = "1")]
+    pub group: Option<u32>,
+    /// The node; 0 where there is only one.
+    #[prost(uint64, tag = "2")]
+    pub node: u64,
+    /// Which of its starts.
+    #[prost(uint64, tag = "3")]
+    pub incarnation: u64,
+}
+
+/// What became of a message that an outbox had for a member of a shared subscription on the node that says so.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct OutboxSettled {
+    /// Its position.
+    #[prost(uint64, tag = "1")]
+    pub position: u64,
+    /// There was nobody left to take it.
+    #[prost(bool, tag = "2")]
+    pub given_back: bool,
+}
+
 /// Retained messages for a subscription that waits for them.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct RetainedPage {
@@ -482,7 +544,7 @@ pub struct Fence {
 /// The envelope.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct Envelope {
-    #[prost(oneof = "Command", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
+    #[prost(oneof = "Command", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     command: Option<Command>,
 }
 
@@ -525,6 +587,9 @@ pub enum Command {
     /// See [`Released`].
     #[prost(message, tag = "12")]
     Released(Released),
+    /// See [`Picked`].
+    #[prost(message, tag = "13")]
+    Picked(Picked),
 }
 
 /// As it stands in the log.

@@ -126,10 +126,11 @@ pub enum Effect {
     Route {
         /// Its position, which is its number in the outbox's lane.
         position: u64,
-        /// The message.
-        message: Arc<Message>,
-        /// Only to a member of this shared subscription.
-        share: Option<Arc<str>>,
+    },
+    /// It is decided who gets an entry of the outbox of shared subscriptions, or there is no such entry any more.
+    Picked {
+        /// Its position.
+        position: u64,
     },
     /// A page of retained messages was taken in.
     RetainedTaken {

@@ -23,7 +23,7 @@ use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{PacketId, QoS, ReasonCode};
 use kentongan_proto::topic::ParsedFilter;
 
-use super::command::{Command, MessageRecord, Owner};
+use super::command::{Command, MessageRecord, Owner, PickTargetRecord};
 use super::effect::{Delivery, Effect, FilterOutcome, OpenedSession};
 use super::retained::{Page, Retained, RetainedLimits};
 use super::session::{Entry, PersistentSession, Subscription};
@@ -73,6 +73,69 @@ pub struct OutboxEntry {
     pub due_ms: Option<u64>,
     /// Only to a member of this shared subscription.
     pub share: Option<Arc<str>>,
+    /// Who was picked of [`Self::share`].
+    pub pick: Option<PickTarget>,
+    /// For each shared subscription that its topic matches there is an entry with a pick.
+    pub picked: bool,
+    /// Every lane has answered. It is kept for what becomes of it at the node that was picked.
+    pub routed: bool,
+    /// How often nodes gave the message back.
+    pub given_back: u32,
+    /// The node that did so last, and which of its starts: others come first.
+    pub passed_over: Option<(u64, u64)>,
+}
+
+impl OutboxEntry {
+    fn new(message: Arc<Message>, due_ms: Option<u64>, share: Option<Arc<str>>) -> Self {
+        Self { message, due_ms, share, pick: None, picked: false, routed: false, given_back: 0, passed_over: None }
+    }
+
+    /// Whether it is still to be decided who gets it of shared subscriptions.
+    fn awaits_pick(&self) -> bool {
+        self.due_ms.is_none() && self.pick.is_none() && !self.picked
+    }
+
+    /// The node whose member is to settle it. Nobody settles QoS 0.
+    fn settled_at(&self) -> Option<(u64, u64)> {
+        match self.pick {
+            Some(PickTarget::Node { node, incarnation }) if is_wanted(self.message.qos) => Some((node, incarnation)),
+            _ => None,
+        }
+    }
+}
+
+/// Who was picked for a message of a shared subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PickTarget {
+    /// A group, for one of its sessions.
+    Group(u16),
+    /// One start of a node, for a connection there.
+    Node {
+        /// The node; 0 where there is only one.
+        node: u64,
+        /// Which of its starts.
+        incarnation: u64,
+    },
+}
+
+impl PickTarget {
+    /// As it stands in a command and in the store.
+    #[must_use]
+    pub fn record(self) -> PickTargetRecord {
+        match self {
+            Self::Group(group) => PickTargetRecord { group: Some(u32::from(group)), ..PickTargetRecord::default() },
+            Self::Node { node, incarnation } => PickTargetRecord { group: None, node, incarnation },
+        }
+    }
+
+    /// `None`: there can be no such group.
+    #[must_use]
+    pub fn from_record(record: PickTargetRecord) -> Option<Self> {
+        match record.group {
+            Some(group) => u16::try_from(group).ok().map(Self::Group),
+            None => Some(Self::Node { node: record.node, incarnation: record.incarnation }),
+        }
+    }
 }
 
 /// The members here of a shared subscription; those granted QoS 0 are not among them, they are served directly.
@@ -167,6 +230,8 @@ pub struct GroupState {
     timers: BTreeSet<(u64, Timer)>,
     /// (Node, incarnation) → the sessions that it owns, or will own once another has let go.
     owned: BTreeMap<(u64, u64), BTreeSet<Arc<str>>>,
+    /// (Node, incarnation) → the positions of what members there are to settle.
+    picked_at: BTreeMap<(u64, u64), BTreeSet<u64>>,
     /// The body of the message that the present command delivers.
     body: Option<(Arc<Message>, u64)>,
     delayed: usize,
@@ -217,6 +282,7 @@ impl GroupState {
             shares: HashMap::new(),
             timers: BTreeSet::new(),
             owned: BTreeMap::new(),
+            picked_at: BTreeMap::new(),
             body: None,
             delayed: 0,
             persistent: 0,
@@ -240,6 +306,7 @@ impl GroupState {
             Command::Acknowledge(acknowledge) => self.acknowledge(&acknowledge, effects),
             Command::Receive(receive) => self.receive(receive, effects),
             Command::Routed(routed) => self.routed(&routed),
+            Command::Picked(picked) => self.picked(picked, effects),
             Command::RetainedPage(page) => self.take_retained(page, effects),
             Command::Tick(tick) => self.tick(tick, effects),
             Command::Fence(fence) => self.fence(fence, effects),
@@ -308,9 +375,16 @@ impl GroupState {
         self.shares.iter().for_each(|(share, of)| tell(share, of.members.len() as u32, of.online));
     }
 
-    /// The fences that are complete: all sessions of those incarnations are released.
+    /// An entry of the outbox.
+    #[must_use]
+    pub fn outbox_entry(&self, position: u64) -> Option<&OutboxEntry> {
+        self.outbox.get(&position)
+    }
+
+    /// The fences that are complete: all sessions of those incarnations are released, and what they had for members of
+    /// shared subscriptions is for others.
     pub fn fences_complete(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let is_complete = |&(&node, &below): &(&u64, &u64)| self.owned.range((node, 0)..(node, below)).next().is_none();
+        let is_complete = |&(&node, &below): &(&u64, &u64)| !self.has_of_dead(node, below);
         self.fenced_below.iter().filter(is_complete).map(|(&node, &below)| (node, below))
     }
 
@@ -357,8 +431,8 @@ impl GroupState {
             }
         }
         for (&position, entry) in &self.outbox {
-            if entry.due_ms.is_none() {
-                effects.push(route(position, entry));
+            if entry.due_ms.is_none() && !entry.routed {
+                effects.push(Effect::Route { position });
             }
         }
     }
@@ -400,6 +474,9 @@ impl GroupState {
             if let Some(due) = entry.due_ms {
                 self.delayed += 1;
                 self.timers.insert((due, Timer::Outbox(position)));
+            }
+            if let Some(at) = entry.settled_at() {
+                self.picked_at.entry(at).or_default().insert(position);
             }
         }
         self.loads_changed.clear();
@@ -467,6 +544,15 @@ impl GroupState {
         assert_eq!((self.backlog, self.subscriptions()), (backlog, subscriptions), "what is counted");
         assert_eq!(self.persistent, self.sessions.values().filter(|session| !session.transient).count());
         assert_eq!(self.delayed, self.outbox.values().filter(|entry| entry.due_ms.is_some()).count());
+        let mut picked_at: BTreeMap<(u64, u64), BTreeSet<u64>> = BTreeMap::new();
+        for (&position, entry) in &self.outbox {
+            assert!(entry.pick.is_none() || entry.share.is_some(), "who was picked was picked of something");
+            assert!(!entry.routed || entry.settled_at().is_some(), "what is routed and kept is to be settled");
+            if let Some(at) = entry.settled_at() {
+                picked_at.entry(at).or_default().insert(position);
+            }
+        }
+        assert_eq!(self.picked_at, picked_at, "a fence finds every pick of its incarnation");
     }
 }
 
@@ -548,10 +634,6 @@ fn is_wanted(qos: QoS) -> bool {
 
 fn queue_bytes(session: &PersistentSession) -> usize {
     session.outbound.queued().map(|entry| entry.message.weight_bytes()).sum()
-}
-
-fn route(position: u64, entry: &OutboxEntry) -> Effect {
-    Effect::Route { position, message: Arc::clone(&entry.message), share: entry.share.clone() }
 }
 
 /// Marks the lanes of outboxes, which outlive every incarnation.

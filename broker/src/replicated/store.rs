@@ -9,9 +9,9 @@ use bytes::Bytes;
 use kentongan_proto::mqtt::{PacketId, QoS, ReasonCode, RetainHandling, SubscriptionOptions};
 use prost::Message as _;
 
-use super::command::{self, MessageRecord, Owner, WillRecord};
+use super::command::{self, MessageRecord, Owner, PickTargetRecord, WillRecord};
 use super::session::{Entry, HeldBack, PersistentSession, Subscription, Waiting};
-use super::state::{Body, GroupConfig, GroupState, LaneState, OutboxEntry, absolute, queue_caps};
+use super::state::{Body, GroupConfig, GroupState, LaneState, OutboxEntry, PickTarget, absolute, queue_caps};
 use crate::session::outbound::{Outbound, OutboundLimits, Stage};
 
 /// What can be stored on its own.
@@ -271,6 +271,17 @@ struct OutboxRecord {
     due_ms: Option<u64>,
     #[prost(string, optional, tag = "3")]
     share: Option<String>,
+    #[prost(message, optional, tag = "4")]
+    pick: Option<PickTargetRecord>,
+    #[prost(bool, tag = "5")]
+    picked: bool,
+    #[prost(bool, tag = "6")]
+    routed: bool,
+    #[prost(uint32, tag = "7")]
+    given_back: u32,
+    /// A node.
+    #[prost(message, optional, tag = "8")]
+    passed_over: Option<PickTargetRecord>,
 }
 
 /// What is stored does not make sense: it was written by something else, or is damaged.
@@ -390,10 +401,16 @@ impl GroupState {
             Key::Turn(share) => Some(TurnRecord { last: self.turns.get(share)?.to_string() }.encode_to_vec()),
             Key::Outbox(position) => {
                 let entry = self.outbox.get(position)?;
+                let node = |(node, incarnation)| PickTarget::Node { node, incarnation }.record();
                 let record = OutboxRecord {
                     message: Some(absolute(&entry.message)),
                     due_ms: entry.due_ms,
                     share: entry.share.as_deref().map(str::to_owned),
+                    pick: entry.pick.map(PickTarget::record),
+                    picked: entry.picked,
+                    routed: entry.routed,
+                    given_back: entry.given_back,
+                    passed_over: entry.passed_over.map(node),
                 };
                 Some(record.encode_to_vec())
             }
@@ -599,10 +616,16 @@ fn entry_record(entry: &Entry) -> EntryRecord {
 
 fn outbox_entry(record: OutboxRecord) -> Result<OutboxEntry, RestoreError> {
     let message = record.message.ok_or(RestoreError::Incomplete("an outbox entry without a message"))?;
+    let target = |pick| PickTarget::from_record(pick).ok_or(RestoreError::Incomplete("a group that was picked"));
     Ok(OutboxEntry {
         message: Arc::new(message.into_message(0)),
         due_ms: record.due_ms,
         share: record.share.map(Arc::from),
+        pick: record.pick.map(target).transpose()?,
+        picked: record.picked,
+        routed: record.routed,
+        given_back: record.given_back,
+        passed_over: record.passed_over.map(|node| (node.node, node.incarnation)),
     })
 }
 

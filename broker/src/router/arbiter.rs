@@ -6,6 +6,7 @@
 //! that were ready with it.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,7 +25,7 @@ use super::deliver::Templates;
 use super::keep_alive::Wheel;
 use super::lanes::Lanes;
 use super::log_rate::LogRate;
-use super::share_settling::ShareSettling;
+use super::share_settling::{ShareSettling, Taken};
 use super::shared::MEMORY_LEVEL_CLOSES;
 use super::{ConnectionKey, Event, Shared};
 use crate::config::Overlapping;
@@ -92,6 +93,8 @@ pub struct ArbiterState {
     stalled: Vec<ConnectionKey>,
     /// What other nodes have for members of shared subscriptions there.
     pub(super) settling: ShareSettling,
+    /// What outboxes had for members here, and are to let go of first: by the number in the lane to the group that says so.
+    pub(super) taken: BTreeMap<(u16, u64), Taken>,
     /// What clients here want more and less since the last flush.
     pub(super) interest: InterestChanges,
     /// Connections whose acknowledgements wait for the lease.
@@ -142,6 +145,7 @@ impl ArbiterState {
             slow_reads: Vec::new(),
             stalled: Vec::new(),
             settling: ShareSettling::default(),
+            taken: BTreeMap::new(),
             interest: InterestChanges::default(),
             withheld: Vec::new(),
             withheld_barriers: Vec::new(),
@@ -191,6 +195,7 @@ impl ArbiterState {
             unprocessed: false,
             paused: false,
             taken_over: false,
+            breaks_off: false,
             keep_alive_seconds: 0,
             last_activity: now,
             blocked_since: 0,
@@ -221,6 +226,9 @@ impl ArbiterState {
         }
         self.tear_down(key, super::connect::EndCause::Dropped);
         let client = self.clients.remove(key.index());
+        if client.breaks_off {
+            client.transport.reset_when_closed();
+        }
         self.shared.connection_closed(&client.listener, self.id);
     }
 
@@ -560,7 +568,9 @@ impl ArbiterState {
         self.counters.flushes.add(u64::from(before > 0));
         match outcome {
             Ok(Flushed::All) if client.phase == Phase::Closing => {
-                client.transport.shut_down_write();
+                if !client.breaks_off {
+                    client.transport.shut_down_write();
+                }
                 wake(client);
             }
             Ok(Flushed::All) => {
@@ -657,8 +667,8 @@ impl ArbiterState {
             }
             Phase::Leaving | Phase::Closing if now < client.last_activity => {}
             Phase::Leaving => {
-                // Nobody knows whether its group has heard of DISCONNECT, so it must not look as if (P9).
-                client.transport.reset_when_closed();
+                // Nobody knows whether its group has heard of DISCONNECT.
+                client.breaks_off = true;
                 self.end_now(key);
             }
             Phase::Closing => self.end_now(key),
@@ -737,10 +747,11 @@ impl ArbiterState {
         self.end_now(key);
     }
 
-    /// Stops the actor without waiting for unwritten bytes.
+    /// Stops the actor without waiting for unwritten bytes, our DISCONNECT maybe among them.
     pub(super) fn end_now(&mut self, key: ConnectionKey) {
         if let Some(client) = self.client(key) {
             client.phase = Phase::Closing;
+            client.breaks_off |= !client.out.is_empty();
             client.out = OutBuffer::default();
             wake(client);
         }

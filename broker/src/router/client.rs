@@ -80,6 +80,8 @@ pub struct ClientSession {
     pub outbound: Outbound<Held>,
     /// `None`: the session ends with the connection, and no group knows of it.
     pub persistent: Option<PersistentSession>,
+    /// CONNECT brought a Will Message, whoever keeps it.
+    pub has_will: bool,
     /// Published if the connection ends abnormally (transient sessions; a group keeps that of a persistent one).
     pub will: Option<Box<Will>>,
     /// By Topic Filter, shared ones with their `$share/NAME/`.
@@ -153,6 +155,9 @@ pub struct Client {
     pub paused: bool,
     /// Another connection claims the Client Identifier and waits for our release.
     pub taken_over: bool,
+    /// It is to end so that the peer sees a broken connection: closed in an orderly way it would pass for the answer to a
+    /// DISCONNECT that nobody read, or that no group has heard of (P9).
+    pub breaks_off: bool,
     /// Seconds; 0 is off.
     pub keep_alive_seconds: u16,
     /// Second of the arbiter's clock in which the last packet came.

@@ -424,6 +424,7 @@ impl ArbiterState {
             self.lanes = Lanes::new(Some(cluster.node), 0, self.id, self.shared.submitter.slots().groups());
         }
         self.forget_handed_over();
+        self.taken.clear();
         self.shared.submitter.notify(Query::ClientsClosed);
     }
 
@@ -441,12 +442,9 @@ impl ArbiterState {
         let Some(client) = self.client(key) else {
             return;
         };
-        let leaves = client.phase == Phase::Leaving;
-        if leaves || client.paused || client.unprocessed {
-            // A DISCONNECT of which no group will hear may be among it. It must not look as if that counted (P9).
-            client.transport.reset_when_closed();
-        }
-        if leaves {
+        if client.phase == Phase::Leaving {
+            // No group will hear of its DISCONNECT.
+            client.breaks_off = true;
             return self.begin_closing(key);
         }
         self.end(key, EndCause::CutOff, Some(CUT_OFF));

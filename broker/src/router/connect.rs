@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use kentongan_proto::mqtt::codec;
 use kentongan_proto::mqtt::{
-    Auth, AuthProperties, ConnAck, ConnAckProperties, Connect, Disconnect, DisconnectProperties, Packet, ReasonCode,
-    Will,
+    Auth, AuthProperties, ConnAck, ConnAckProperties, Connect, Disconnect, DisconnectProperties, Packet,
+    ProtocolVersion, ReasonCode, Will,
 };
 
 use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, LEAVING_SECONDS_MAX, wake};
@@ -94,6 +94,11 @@ impl EndCause {
     /// DISCONNECT counts from the end of the connection, so that is when the group must know (P9).
     fn is_asked_for(&self) -> bool {
         matches!(self, Self::Disconnected | Self::DisconnectedWithWill)
+    }
+
+    /// Whether a client that says DISCONNECT at the same time can tell that it does not count: one of MQTT 5 is told by ours.
+    fn is_told(&self, version: ProtocolVersion) -> bool {
+        self.is_asked_for() || (version.is_v5() && *self != Self::Dropped)
     }
 
     fn close_reason(&self) -> CloseReason {
@@ -332,6 +337,7 @@ impl ArbiterState {
                 .capped(listener.queue_caps()),
             ),
             persistent: opened.group.map(|group| PersistentSession { group, epoch: opened.epoch }),
+            has_will: connect.will.is_some(),
             will: None,
             subscriptions: hashbrown::HashMap::default(),
             reads: RetainedReads::default(),
@@ -563,6 +569,7 @@ impl ArbiterState {
         let Some(session) = client.session.take() else {
             return self.ended_before_connack(key, &cause);
         };
+        client.breaks_off |= session.has_will && !cause.is_told(client.version);
         let client_id = Arc::clone(&client.client_id);
         let taken_over = client.taken_over;
         tracing::info!(%client_id, peer = client.peer.map(tracing::field::display), reason = ?cause, "disconnected");

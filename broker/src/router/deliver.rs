@@ -14,7 +14,7 @@ use super::arbiter::ArbiterState;
 use super::client::{Client, Held};
 use super::cluster::Sent;
 use super::publish::Publication;
-use super::share_settling::{ShareOrigin, ShareOutcome};
+use super::share_settling::{ShareKeeper, ShareOrigin, ShareOutcome, Taken};
 use crate::connection::{BufferPool, SHARED_PAYLOAD_BYTES_MIN};
 use crate::drops::{self, Bound};
 use crate::message::Message;
@@ -172,8 +172,17 @@ impl ArbiterState {
             return self.route_to_share(publication, share, PassedOver::Connection(member.raw()));
         };
         let identifier = own.identifier.map(std::num::NonZeroU32::get);
+        let qos = publication.qos.min(own.options.qos);
+        if let (QoS::ExactlyOnce, Some(origin)) = (qos, publication.origin)
+            && let ShareKeeper::Outbox { group } = origin.keeper
+        {
+            let number = self.lanes.settle_outbox(group, origin.number.get(), false);
+            let taken = Taken { message: publication.share_message(), share: Arc::clone(share), member };
+            self.taken.insert((group, number), taken);
+            return self.schedule_flush();
+        }
         let terms = Terms {
-            qos: publication.qos.min(own.options.qos),
+            qos,
             retain: publication.retain && own.options.retain_as_published,
             identifiers: identifier.as_slice(),
             share: Some(share),
@@ -188,9 +197,9 @@ impl ArbiterState {
         }
     }
 
-    /// What became of a message that another node has for a member here.
+    /// What became of a message that another node, or an outbox, has for a member here.
     pub(super) fn answer_origin(&mut self, origin: ShareOrigin, outcome: ShareOutcome) {
-        self.lanes.nodes.settle(origin, outcome);
+        self.lanes.answer_keeper(origin, outcome);
         self.schedule_flush();
     }
 

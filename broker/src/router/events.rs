@@ -8,7 +8,7 @@ use kentongan_proto::mqtt::{PacketId, ReasonCode};
 use super::arbiter::ArbiterState;
 use super::batch::{Addressee, Batch};
 use super::cluster::{Leader, Sent};
-use super::share_settling::{Kept, ShareAnswer, ShareOrigin, ShareOutcome};
+use super::share_settling::{Kept, ShareAnswer, ShareOrigin, ShareOutcome, Taken};
 use super::{ConnectionKey, lanes};
 use crate::listener::Accepted;
 use crate::message::Message;
@@ -86,23 +86,23 @@ pub enum Event {
     Route {
         /// The message, its expiry on the process clock.
         message: Arc<Message>,
-        /// A member of a shared subscription, or all subscribers.
-        addressee: Addressee,
         /// What it was pushed with.
         weight: usize,
     },
-    /// A message for one member of a shared subscription that this arbiter routes.
+    /// A message for a member of a shared subscription.
     RouteShare {
         /// The message, its expiry on the process clock.
         message: Arc<Message>,
         /// For whose members.
         share: Arc<ShareGroup>,
-        /// A member here, picked for another node, which waits for what becomes of it. `None`: anybody.
-        member: Option<(ConnectionKey, ShareOrigin)>,
+        /// Who was picked of those here.
+        member: ConnectionKey,
+        /// Who waits for what becomes of it.
+        origin: ShareOrigin,
         /// What it was pushed with.
         weight: usize,
     },
-    /// Another node has a message for a member here, and there is none.
+    /// Another node, or an outbox, has a message for a member here, and there is none.
     NoMember {
         /// Whose answer waits; `None`: nobody's, it is of QoS 0.
         origin: Option<ShareOrigin>,
@@ -209,13 +209,16 @@ impl ArbiterState {
             Event::RetainedTaken { connection, epoch, read, queued } => {
                 self.on_retained_taken(connection, epoch, read, queued);
             }
-            Event::Route { message, addressee, weight } => {
+            Event::Route { message, weight } => {
                 let mut publication = self.publication_of(&message);
-                self.deliver_here(&mut publication, &addressee);
+                self.deliver_here(&mut publication, &Addressee::Subscribers);
                 self.shared.inboxes[usize::from(self.id)].release(weight);
             }
-            Event::RouteShare { message, share, member, weight } => {
-                self.on_route_share(&message, &share, member);
+            Event::RouteShare { message, share, member, origin, weight } => {
+                self.templates.begin();
+                let mut publication = self.publication_of(&message);
+                publication.origin = Some(origin);
+                self.deliver_to_member(&mut publication, member, &share);
                 self.shared.inboxes[usize::from(self.id)].release(weight);
             }
             Event::NoMember { origin } => self.on_nobody(origin),
@@ -272,23 +275,6 @@ impl ArbiterState {
         }
     }
 
-    fn on_route_share(
-        &mut self,
-        message: &Arc<Message>,
-        share: &Arc<ShareGroup>,
-        member: Option<(ConnectionKey, ShareOrigin)>,
-    ) {
-        self.templates.begin();
-        let mut publication = self.publication_of(message);
-        match member {
-            Some((member, origin)) => {
-                publication.origin = Some(origin);
-                self.deliver_to_member(&mut publication, member, share);
-            }
-            None => self.route_to_share(&mut publication, share, PassedOver::Nobody),
-        }
-    }
-
     fn on_share_answered(&mut self, node: u16, answers: Vec<ShareAnswer>) {
         for answer in answers {
             let Some(kept) = self.settling.on_answer(node, answer) else {
@@ -339,6 +325,20 @@ impl ArbiterState {
         let mut settled = Vec::new();
         self.lanes.on_answer(answer, &mut settled);
         self.on_settled(settled);
+        self.on_taken(answer.group, answer.number);
+    }
+
+    /// A group's outbox has let go of what its lane said up to `number`: it is this node's to deliver.
+    fn on_taken(&mut self, group: u16, number: u64) {
+        let taken: Vec<_> = self.taken.extract_if((group, 0)..=(group, number), |_, _| true).collect();
+        for (_, Taken { message, share, member }) in taken {
+            if message.expires_at_ms.is_some_and(|at| at <= self.now_ms) {
+                self.counters.messages_dropped.inc(DropReason::Expired);
+                continue;
+            }
+            self.templates.begin();
+            self.deliver_to_member(&mut self.publication_of(&message), member, &share);
+        }
     }
 
     /// Messages that every target has answered for.

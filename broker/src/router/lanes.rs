@@ -16,7 +16,7 @@ use super::arbiter::ArbiterState;
 use super::cluster::Leader;
 use super::node_lanes::NodeLanes;
 use super::publish::Publication;
-use crate::replicated::command::{self, Command, LaneBatch, LaneMessage, MessageRecord, SessionCommand};
+use crate::replicated::command::{self, Command, LaneBatch, LaneMessage, MessageRecord, OutboxSettled, SessionCommand};
 use crate::replicated::{LaneAnswer, PersistentSession, Slots};
 
 /// A message whose publisher waits for groups.
@@ -186,6 +186,12 @@ impl Lanes {
         let waiting = Waiting { remaining: 0, connection: Some((connection, None)), reason: ReasonCode::Success };
         let waiter = Waiter(self.waiting.insert(waiting));
         self.push(group, LaneMessage { command: Some(command), ..LaneMessage::default() }, waiter);
+    }
+
+    /// What became of a message that the group's outbox has for a member here. Returns its number in the lane.
+    pub(super) fn settle_outbox(&mut self, group: u16, position: u64, given_back: bool) -> u64 {
+        let command = Some(SessionCommand::OutboxSettled(OutboxSettled { position, given_back }));
+        self.gather(group, LaneMessage { command, ..LaneMessage::default() })
     }
 
     fn push(&mut self, group: u16, message: LaneMessage, waiter: Waiter) {

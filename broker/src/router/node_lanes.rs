@@ -15,7 +15,7 @@ use prost::Message as _;
 use super::arbiter::ArbiterState;
 use super::lanes::{Lanes, Settled, Waiter};
 use super::publish::Publication;
-use super::share_settling::{ShareOrigin, ShareOutcome};
+use super::share_settling::{ShareKeeper, ShareOrigin, ShareOutcome};
 use crate::peers::PeerFull;
 use crate::peers::plain::PlainMessage;
 use crate::peers::wire::{Forwarded, Messages, NodeMessage, ShareSettled};
@@ -136,15 +136,8 @@ impl NodeLanes {
         self.lost.contains(&node)
     }
 
-    /// What became of a message that came from another node. Said when the turn ends.
-    pub(super) fn settle(&mut self, origin: ShareOrigin, outcome: ShareOutcome) {
-        let settled = ShareSettled {
-            lane: u32::from(origin.arbiter),
-            number: origin.number.get(),
-            share: u32::from(origin.share),
-            given_back: outcome == ShareOutcome::GivenBack,
-        };
-        self.settled.entry(origin.node).or_default().push(settled);
+    fn settle(&mut self, node: u16, settled: ShareSettled) {
+        self.settled.entry(node).or_default().push(settled);
     }
 
     fn push_settled(&mut self) {
@@ -190,6 +183,19 @@ impl NodeLanes {
 }
 
 impl Lanes {
+    /// What became of a message that another node, or an outbox, keeps. Said when the turn ends.
+    pub(super) fn answer_keeper(&mut self, origin: ShareOrigin, outcome: ShareOutcome) {
+        let given_back = outcome == ShareOutcome::GivenBack;
+        let number = origin.number.get();
+        match origin.keeper {
+            ShareKeeper::Arbiter { node, arbiter } => {
+                let (lane, share) = (u32::from(arbiter), u32::from(origin.share));
+                self.nodes.settle(node, ShareSettled { lane, number, share, given_back });
+            }
+            ShareKeeper::Outbox { group } => drop(self.settle_outbox(group, number, given_back)),
+        }
+    }
+
     /// The message goes to the clients of another node: those that subscribe, if it is `direct`, and one member of each of
     /// `shares`. Returns its number in the lane; `None`: the node is lost.
     pub(super) fn publish_to_node(

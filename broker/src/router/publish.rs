@@ -15,7 +15,7 @@ use super::client::Pace;
 use super::connect::EndCause;
 use super::lanes::Waiter;
 use super::log_rate::excerpt;
-use super::share_settling::{Kept, ShareOrigin, ShareOutcome};
+use super::share_settling::{Kept, ShareKeeper, ShareOrigin, ShareOutcome};
 use crate::message::{Message, MessageIdentity};
 use crate::metrics::DropReason;
 use crate::plants::{Plant, is_planted};
@@ -101,7 +101,7 @@ pub struct Publication<'a> {
     pub publisher: Option<ConnectionKey>,
     /// The publisher's Client Identifier.
     pub publisher_id: Option<&'a Arc<str>>,
-    /// The node that has it for one member of a shared subscription here, and waits for what becomes of it.
+    /// Who has it for one member of a shared subscription here, and waits for what becomes of it.
     pub origin: Option<ShareOrigin>,
     /// The same as something to keep, made when first asked for.
     pub message: Option<Arc<Message>>,
@@ -543,7 +543,10 @@ impl ArbiterState {
         given_back: u8,
     ) {
         // Who was to be answered may be lost: then it is for this node to see to the message.
-        publication.origin = publication.origin.filter(|origin| !self.lanes.nodes.is_lost(origin.node));
+        publication.origin = publication.origin.filter(|origin| match origin.keeper {
+            ShareKeeper::Arbiter { node, .. } => !self.lanes.nodes.is_lost(node),
+            ShareKeeper::Outbox { .. } => true,
+        });
         let mut elsewhere = Elsewhere::new();
         self.hand_to_member(publication, share, passed_over, &mut elsewhere);
         if !elsewhere.is_empty() {

@@ -1,6 +1,7 @@
 //! Messages of shared subscriptions that were handed to another node for a member there, until they are settled (P11).
 //!
-//! The *origin* is the arbiter that picked the node. It keeps the message until one of these:
+//! The *origin* is the arbiter that picked the node, or the group whose outbox the message comes from. It keeps the message
+//! until one of these:
 //!
 //! - The node says that it is settled: a member acknowledged it (PUBACK, or PUBREC, whatever the reason), or it was
 //!   dropped there as any message may be. At QoS 2 that is the moment from which on nobody else may get it [MQTT-4.8.2-5].
@@ -11,15 +12,15 @@
 //! connection there, never to a group or a further node, which would have to answer to two. So there is one answer a message,
 //! and it comes from whoever has it last.
 //!
-//! Answers go by the lane of the arbiter that has them to the origin's node, between its messages. A lane brings each item
-//! once, whatever is lost or repeated below it, and ends only with the node that it leads to or comes from. That is all that
-//! is needed here:
+//! Answers go by the lane of the arbiter that has them to the origin's node, between its messages, or to the group. A lane brings
+//! each item once, whatever is lost or repeated below it, and ends only with the node that it leads to or comes from. That is
+//! all that is needed here:
 //!
 //! - No answer is lost while both nodes live. So nothing is kept for ever.
-//! - No answer comes twice. If one did, it would find nothing: the number in the origin's lane names one message, and is never
-//!   given again.
+//! - No answer comes twice. If one did, it would find nothing: the number in the origin's lane, or the position in the outbox,
+//!   names one message, and is never given again.
 //! - An origin that is lost takes with it what it kept; answers for it end with the lane, and a message that its member leaves
-//!   after that is the target's own.
+//!   after that is the target's own. A group is not lost. What it keeps is told in `replicated::state::outbox`.
 //! - A target that is lost has no living member, so what it left unanswered can be picked again without a second copy on a
 //!   living connection.
 //!
@@ -29,6 +30,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
+use crate::connection_key::ConnectionKey;
 use crate::message::Message;
 use crate::subscription::ShareGroup;
 
@@ -45,14 +47,48 @@ const GIVEN_BACK_MAX: u8 = 16;
 /// Which message it was that another node handed to this one, for a member here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShareOrigin {
-    /// The node that it came from.
-    pub node: u16,
-    /// The arbiter there.
-    pub arbiter: u16,
+    /// Who keeps it.
+    pub keeper: ShareKeeper,
     /// Which of the shared subscriptions that the item was for.
     pub share: u16,
-    /// Of the item in the lane.
+    /// Of the item in the lane; of an outbox, its position.
     pub number: NonZeroU64,
+}
+
+impl ShareOrigin {
+    /// What a group has at `position` of its outbox. `None`: they count from 1.
+    #[must_use]
+    pub fn outbox(group: u16, position: u64) -> Option<Self> {
+        Some(Self { keeper: ShareKeeper::Outbox { group }, share: 0, number: NonZeroU64::new(position)? })
+    }
+}
+
+/// Who keeps a message of a shared subscription that a member of this node is to settle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShareKeeper {
+    /// An arbiter of another node.
+    Arbiter {
+        /// The node.
+        node: u16,
+        /// The arbiter there.
+        arbiter: u16,
+    },
+    /// A group, in its outbox.
+    Outbox {
+        /// Which.
+        group: u16,
+    },
+}
+
+/// A message that a member here gets once the outbox it comes from has let go of it.
+///
+/// What a member began at QoS 2 nobody else may get [MQTT-4.8.2-5], and when a node is lost, nobody knows what was begun there.
+/// So the outbox hears of it *before*.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub message: Arc<Message>,
+    pub share: Arc<ShareGroup>,
+    pub member: ConnectionKey,
 }
 
 /// What became of a message that was handed to another node.

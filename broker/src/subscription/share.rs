@@ -337,7 +337,21 @@ impl ShareGroup {
         passed_over: PassedOver,
         online_only: bool,
     ) -> Option<ShareTarget> {
-        let asked = Asked { passed_over, online_only, here: false };
+        self.pick_living(strategy, publisher, topic_hash, passed_over, online_only, &|_| false)
+    }
+
+    /// The same, but never a node of which `is_dead` says that it is.
+    #[must_use]
+    pub fn pick_living(
+        &self,
+        strategy: PickStrategy,
+        publisher: u64,
+        topic_hash: u64,
+        passed_over: PassedOver,
+        online_only: bool,
+        is_dead: &dyn Fn(u16) -> bool,
+    ) -> Option<ShareTarget> {
+        let asked = Asked { passed_over, online_only, here: false, is_dead };
         self.with(|members| self.pick_among(members, strategy, publisher, topic_hash, asked))
     }
 
@@ -352,7 +366,7 @@ impl ShareGroup {
         passed_over: PassedOver,
         online_only: bool,
     ) -> Option<ShareTarget> {
-        let asked = Asked { passed_over, online_only, here: true };
+        let asked = Asked { passed_over, online_only, here: true, is_dead: &|_| false };
         self.with(|members| self.pick_among(members, strategy, publisher, topic_hash, asked))
     }
 
@@ -362,7 +376,7 @@ impl ShareGroup {
         strategy: PickStrategy,
         publisher: u64,
         topic_hash: u64,
-        asked: Asked,
+        asked: Asked<'_>,
     ) -> Option<ShareTarget> {
         let candidates = Candidates::of(members, asked);
         if candidates.weight == 0 {
@@ -544,12 +558,13 @@ const SESSION_KEY: u64 = 0xFFFF_FFFF_FFFF_0000;
 const NODE_KEY: u64 = 0xFFFF_FFFF_FFFE_0000;
 
 /// What a pick is for.
-#[derive(Debug, Clone, Copy)]
-struct Asked {
+#[derive(Clone, Copy)]
+struct Asked<'a> {
     passed_over: PassedOver,
     online_only: bool,
     /// Only connections of this node.
     here: bool,
+    is_dead: &'a dyn Fn(u16) -> bool,
 }
 
 /// Those who may be picked for one message, each as often as it weighs.
@@ -564,11 +579,13 @@ struct Candidates<'a> {
     nodes: fn(&OfNode) -> u32,
     /// The node that weighs nothing all the same.
     passed_over: Option<u16>,
+    /// Neither do those.
+    is_dead: &'a dyn Fn(u16) -> bool,
     weight: u64,
 }
 
 impl<'a> Candidates<'a> {
-    fn of(members: &'a Members, asked: Asked) -> Self {
+    fn of(members: &'a Members, asked: Asked<'a>) -> Self {
         let count = if asked.online_only { members.connections.len() } else { members.any_qos };
         let connections = &members.connections[..count];
         let excluded = match asked.passed_over {
@@ -576,8 +593,10 @@ impl<'a> Candidates<'a> {
             _ => None,
         };
         let excluded = excluded.map(|&position| position as usize).filter(|&position| position < count);
+        let is_dead = asked.is_dead;
+        let (passed_over, weight) = (None, 0);
         let mut candidates =
-            Self { members, connections, excluded, sessions: |_| 0, nodes: |_| 0, passed_over: None, weight: 0 };
+            Self { members, connections, excluded, sessions: |_| 0, nodes: |_| 0, passed_over, is_dead, weight };
         if !asked.here {
             if let PassedOver::Node(node) = asked.passed_over {
                 candidates.passed_over = Some(node);
@@ -620,7 +639,7 @@ impl<'a> Candidates<'a> {
     }
 
     fn of_node(&self, of_node: &OfNode) -> u32 {
-        if self.passed_over == Some(of_node.node) { 0 } else { (self.nodes)(of_node) }
+        if self.passed_over == Some(of_node.node) || (self.is_dead)(of_node.node) { 0 } else { (self.nodes)(of_node) }
     }
 
     /// The one at `ticket`, counted round and round.

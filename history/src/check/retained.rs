@@ -94,6 +94,8 @@ fn read_absences<'a>(story: &'a Story<'_>, topic: Symbol, register: &mut Registe
 
 /// Live messages of a subscription wait for its retained ones: the first of them is the end of reading. One of QoS 0 waits
 /// only for those of QoS 0, for the others wait in turn for what the client has to acknowledge.
+///
+/// A subscription that was given up before may have been read to no end: what had not begun to be sent is not owed.
 fn end_of_reading(story: &Story<'_>, span: &Span) -> Option<Mark> {
     let suback = span.suback?;
     let connection = &story.connections[span.connection as usize];
@@ -112,7 +114,8 @@ fn end_of_reading(story: &Story<'_>, span: &Span) -> Option<Mark> {
     });
     let drained = story.quiesced.iter().find(|mark| mark.event > suback.event && mark.at < over).copied();
     let live = live.map(|delivery| delivery.mark);
-    live.into_iter().chain(drained).min_by_key(|mark| mark.event)
+    let end = live.into_iter().chain(drained).min_by_key(|mark| mark.event)?;
+    (end.at < span.unsubscribe_at).then_some(end)
 }
 
 /// The operations of one value, or of one write whose value proves nothing more.

@@ -34,7 +34,9 @@ pub(super) fn check(story: &Story<'_>, report: &mut Report<'_>, losses: &mut Los
     }
 }
 
-/// The first delivery to each session that can only have it from this group, by time.
+/// The first delivery to each session that can only have it from this group, in the order in which they can have been written:
+/// a client that ended its connection reads what was on its way all the same, and so may have it later than another to whom it
+/// was handed because of that end.
 fn received_by<'a>(story: &'a Story<'_>, message: &'a Message, group: Symbol) -> Vec<&'a Delivery> {
     let mut received: Vec<&Delivery> = Vec::new();
     for delivery in story.deliveries_of(message).filter(|delivery| delivery.kind == Kind::Live) {
@@ -44,6 +46,7 @@ fn received_by<'a>(story: &'a Story<'_>, message: &'a Message, group: Symbol) ->
             received.push(delivery);
         }
     }
+    received.sort_by_key(|delivery| delivery.mark.at.min(story.connections[delivery.connection as usize].ended.0));
     received
 }
 

@@ -108,6 +108,8 @@ pub(crate) struct Span {
     pub(crate) connection: u32,
     /// Stands for sure after the first and before the second.
     pub(crate) must: (Nanoseconds, Nanoseconds),
+    /// When an UNSUBSCRIBE of it was sent.
+    pub(crate) unsubscribe_at: Nanoseconds,
     /// Stands possibly after SUBSCRIBE was sent and not after this.
     pub(crate) may_until: Nanoseconds,
     pub(crate) ended_by: u32,
@@ -326,7 +328,8 @@ impl<'h> Story<'h> {
             let mut from = NEVER;
             let mut until = NEVER;
             if let Some((closed, by)) = connection.closed {
-                let last = connection.last_received_at;
+                // What came last may have been under way for a while, longer than the server's end took.
+                let last = connection.last_received_at.saturating_sub(self.settings.transit_max);
                 let disturbed =
                     self.faults.overlap(last, closed.at) || self.faults.node_down(connection.node, last, closed.at);
                 from = if disturbed { last } else { closed.at.saturating_sub(self.settings.transit_max).max(last) };
@@ -594,6 +597,7 @@ impl<'h> Story<'h> {
                 suback: None,
                 connection: c,
                 must: (NEVER, NEVER),
+                unsubscribe_at: NEVER,
                 may_until: NEVER,
                 ended_by: NONE,
             };
@@ -701,6 +705,7 @@ impl<'h> Story<'h> {
             let span = &mut self.spans[span as usize];
             if filters.contains(&span.filter) {
                 span.must.1 = span.must.1.min(mark.at);
+                span.unsubscribe_at = span.unsubscribe_at.min(mark.at);
             }
         }
     }

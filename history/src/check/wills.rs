@@ -7,6 +7,7 @@ use super::acknowledged::connected_at_marks;
 use super::faults::NEVER;
 use super::story::{Connection, Delivery, Message, NONE, Span, Story, after};
 use crate::event::Nanoseconds;
+use crate::settings::SECOND;
 use crate::violation::{Promise, Report};
 
 pub(super) fn check(story: &Story<'_>, report: &mut Report<'_>, losses: &mut Losses) {
@@ -27,7 +28,7 @@ pub(super) fn check(story: &Story<'_>, report: &mut Report<'_>, losses: &mut Los
                 report.add(Promise::P9, &will.events(&[delivery.mark.event]), summary);
             }
         }
-        if will.is_owed() {
+        if will.is_owed(story) {
             will.check_arrival(story, &connected, report, losses);
         }
     }
@@ -95,13 +96,19 @@ impl<'a> Will<'a> {
     }
 
     /// It must be published: the end was abnormal for sure, and nobody may have resumed the session.
-    fn is_owed(&self) -> bool {
+    fn is_owed(&self, story: &Story<'_>) -> bool {
         let connection = self.connection;
         connection.accepted().is_some()
             && connection.ended.1 != NEVER
             && connection.disconnect.is_none_or(|disconnect| disconnect.reason != 0)
             && self.message.qos > 0
-            && (self.delay.1 == 0 || self.next_connect_at > after(connection.ended.1, self.delay.1))
+            && (self.delay.1 == 0 || self.next_connect_at > self.due_by(story))
+    }
+
+    /// When its delay has passed for the server too, whose clock may count whole seconds, and may stand still while nobody is there
+    /// to count. Until then resuming still cancels it.
+    fn due_by(&self, story: &Story<'_>) -> Nanoseconds {
+        story.faults.extend(after(self.connection.ended.1, self.delay.1), SECOND)
     }
 
     fn check_arrival(&self, story: &Story<'_>, connected: &[Vec<bool>], report: &mut Report<'_>, losses: &mut Losses) {

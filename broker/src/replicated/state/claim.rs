@@ -94,16 +94,18 @@ impl GroupState {
     }
 
     pub(super) fn released(&mut self, released: &command::Released, effects: &mut Vec<Effect>) {
-        let Some(session) = self.sessions.get(released.client_id.as_str()) else {
+        let Some(client_id) = self.owned_under(&released.client_id, released.epoch) else {
             return;
         };
-        let owner_epoch = session.waiting.as_ref().map_or(session.epoch, |waiting| waiting.owner_epoch);
-        let is_of_owner = owner_epoch == released.epoch || is_planted(Plant::IgnoreEpoch);
-        if session.owner.is_none() || !is_of_owner {
-            return;
-        }
-        let client_id = Arc::clone(&session.client_id);
         self.let_go(&client_id, released.publish_will, None, effects);
+    }
+
+    /// The session whose owner has that epoch, also while a claim waits for it to let go.
+    fn owned_under(&self, client_id: &str, epoch: u64) -> Option<Arc<str>> {
+        let session = self.sessions.get(client_id).filter(|session| session.owner.is_some())?;
+        let owner_epoch = session.waiting.as_ref().map_or(session.epoch, |waiting| waiting.owner_epoch);
+        let is_of_owner = owner_epoch == epoch || is_planted(Plant::IgnoreEpoch);
+        is_of_owner.then(|| Arc::clone(&session.client_id))
     }
 
     /// The owner is gone; whoever waited for that is next.
@@ -338,12 +340,16 @@ impl GroupState {
         }
     }
 
-    pub(super) fn is_fenced(&self, node: u64, incarnation: u64) -> bool {
+    /// Whether an incarnation of a node is over, as far as this group knows.
+    #[must_use]
+    pub fn is_fenced(&self, node: u64, incarnation: u64) -> bool {
         self.fenced_below.get(&node).is_some_and(|&below| incarnation < below)
     }
 
+    /// A connection ended of its own accord. With that its owner has let go, whoever waits for it: this is said once everything
+    /// that came by the connection is settled, and it alone tells whether the client had said DISCONNECT (P9).
     pub(super) fn disconnect(&mut self, disconnect: &command::Disconnect, effects: &mut Vec<Effect>) {
-        let Some(client_id) = self.claimed(&disconnect.client_id, disconnect.epoch) else {
+        let Some(client_id) = self.owned_under(&disconnect.client_id, disconnect.epoch) else {
             return;
         };
         self.let_go(&client_id, disconnect.publish_will, disconnect.session_expiry_seconds, effects);
@@ -454,11 +460,23 @@ impl GroupState {
         let dead = self.owned.range((fence.node, 0)..(fence.node, below));
         let sessions_max = fence.sessions_max.max(1) as usize;
         let owned: Vec<_> = dead.flat_map(|(_, sessions)| sessions.iter().cloned()).take(sessions_max).collect();
+        let picked = self.picked_at.range((fence.node, 0)..(fence.node, below));
+        let picks_max = sessions_max - owned.len();
+        let picked: Vec<u64> = picked.flat_map(|(_, positions)| positions.iter().copied()).take(picks_max).collect();
         for client_id in owned {
             self.release_dead(&client_id, effects);
         }
-        let more = self.owned.range((fence.node, 0)..(fence.node, below)).next().is_some();
+        for position in picked {
+            self.pick_again(position, effects);
+        }
+        let more = self.has_of_dead(fence.node, below);
         effects.push(Effect::Fenced { node: fence.node, below, more });
+    }
+
+    /// Whether incarnations of a node below `below` have sessions here, or something to settle.
+    pub(super) fn has_of_dead(&self, node: u64, below: u64) -> bool {
+        let dead = (node, 0)..(node, below);
+        self.owned.range(dead.clone()).next().is_some() || self.picked_at.range(dead).next().is_some()
     }
 
     /// The node of a session's owner is dead, or that of the claim that waits for it.

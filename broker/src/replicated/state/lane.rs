@@ -61,6 +61,7 @@ impl GroupState {
             SessionCommand::Receive(receive) => self.receive(receive, effects),
             SessionCommand::RetainedPage(page) => self.take_retained(page, effects),
             SessionCommand::Released(released) => self.released(&released, effects),
+            SessionCommand::OutboxSettled(settled) => self.outbox_settled(settled, effects),
         }
     }
 

@@ -1,15 +1,28 @@
 //! Messages that must survive their origin until every lane has them.
+//!
+//! Which member of a shared subscription gets one is committed before anything is sent: a new leader would pick another, and
+//! two would get it. An entry is for everybody at first. What the leader picks ([`command::Picked`]) becomes an entry of its
+//! own for each shared subscription, at a *new* position: targets ignore what is not above the last position that they had,
+//! and whoever led before may have routed what stands behind the old one.
+//!
+//! An entry that a node was picked for is kept until a member there settled it; one that the node gives back, or whose node is
+//! fenced, becomes an entry without a pick again, at a new position as well. So the outbox is to these messages what an arbiter is to those
+//! of its own publishers (`router::share_settling`), and outlives its node.
 
 use std::sync::Arc;
 
 use kentongan_proto::mqtt::ReasonCode;
 use kentongan_proto::mqtt::codec::AckKind;
 
-use super::{GroupState, OutboxEntry, Timer, packet_id, route};
+use super::{GroupState, OutboxEntry, PickTarget, Timer, packet_id};
 use crate::message::Message;
 use crate::replicated::command;
-use crate::replicated::effect::Effect;
+use crate::replicated::effect::{Drop, Effect};
 use crate::replicated::store::Key;
+
+/// Times that a message is given back before it counts as one that nobody takes: nodes whose counts of members are wrong
+/// must not hand it round for ever.
+const GIVEN_BACK_MAX: u32 = 16;
 
 impl GroupState {
     pub(super) fn receive(&mut self, receive: command::Receive, effects: &mut Vec<Effect>) {
@@ -56,36 +69,129 @@ impl GroupState {
         share: Option<Arc<str>>,
         effects: &mut Vec<Effect>,
     ) {
+        self.post_entry(OutboxEntry::new(message, due_ms, share), effects);
+    }
+
+    /// The same for one that was in an outbox before. Positions increase in the order of routing.
+    fn post_entry(&mut self, entry: OutboxEntry, effects: &mut Vec<Effect>) {
         self.last_position += 1;
         let position = self.last_position;
-        let entry = OutboxEntry { message, due_ms, share };
-        match due_ms {
+        match entry.due_ms {
             Some(due) => {
                 self.delayed += 1;
                 self.timers.insert((due, Timer::Outbox(position)));
             }
-            None => effects.push(route(position, &entry)),
+            None => effects.push(Effect::Route { position }),
+        }
+        if let Some(at) = entry.settled_at() {
+            self.picked_at.entry(at).or_default().insert(position);
         }
         self.outbox.insert(position, entry);
         self.dirty.created(Key::Outbox(position));
     }
 
+    fn remove_entry(&mut self, position: u64) -> Option<OutboxEntry> {
+        let entry = self.outbox.remove(&position)?;
+        self.dirty.deleted(Key::Outbox(position));
+        self.delayed -= usize::from(entry.due_ms.is_some());
+        if let Some(at) = entry.settled_at()
+            && let Some(positions) = self.picked_at.get_mut(&at)
+        {
+            positions.remove(&position);
+            if positions.is_empty() {
+                self.picked_at.remove(&at);
+            }
+        }
+        Some(entry)
+    }
+
     pub(super) fn routed(&mut self, routed: &command::Routed) {
-        for position in &routed.positions {
-            // What is not due yet was never handed out to be routed.
-            if self.outbox.get(position).is_some_and(|entry| entry.due_ms.is_none()) {
-                self.outbox.remove(position);
-                self.dirty.deleted(Key::Outbox(*position));
+        for &position in &routed.positions {
+            match self.outbox.get_mut(&position) {
+                // What is not due yet was never handed out to be routed.
+                Some(entry) if entry.due_ms.is_some() => {}
+                Some(entry) if entry.settled_at().is_some() => {
+                    entry.routed = true;
+                    self.dirty.changed(Key::Outbox(position));
+                }
+                _ => drop(self.remove_entry(position)),
             }
         }
     }
 
-    /// A delayed message is due: it goes on under a new position, for positions increase in the order of routing.
+    /// A delayed message is due: it goes on under a new position.
     pub(super) fn outbox_due(&mut self, position: u64, effects: &mut Vec<Effect>) {
-        if let Some(entry) = self.outbox.remove(&position) {
-            self.delayed -= 1;
-            self.dirty.deleted(Key::Outbox(position));
-            self.post(entry.message, None, entry.share, effects);
+        if let Some(entry) = self.remove_entry(position) {
+            self.post_entry(OutboxEntry { due_ms: None, ..entry }, effects);
         }
+    }
+
+    /// It is decided who gets messages of shared subscriptions.
+    pub(super) fn picked(&mut self, picked: command::Picked, effects: &mut Vec<Effect>) {
+        for entry in picked.entries {
+            let position = entry.position;
+            self.picked_one(entry, effects);
+            effects.push(Effect::Picked { position });
+        }
+    }
+
+    fn picked_one(&mut self, picked: command::PickedEntry, effects: &mut Vec<Effect>) {
+        let position = picked.position;
+        let Some(entry) = self.outbox.get_mut(&position).filter(|entry| entry.awaits_pick()) else {
+            // Another leader was first, or somebody picks who leads no more.
+            return;
+        };
+        let (message, given_back) = (Arc::clone(&entry.message), entry.given_back);
+        if picked.routed || entry.share.is_some() {
+            self.remove_entry(position);
+        } else {
+            entry.picked = true;
+            self.dirty.changed(Key::Outbox(position));
+        }
+        for pick in picked.picks {
+            let target = pick.target.and_then(PickTarget::from_record);
+            // Proposed before the fence, committed after it: nothing was sent there yet.
+            let is_over = |target: &PickTarget| match *target {
+                PickTarget::Group(_) => false,
+                PickTarget::Node { node, incarnation } => self.is_fenced(node, incarnation),
+            };
+            let pick_target = target.filter(|target| !is_over(target));
+            let share = Some(Arc::from(pick.share));
+            let entry = OutboxEntry::new(Arc::clone(&message), None, share);
+            self.post_entry(OutboxEntry { pick: pick_target, given_back, ..entry }, effects);
+        }
+    }
+
+    /// The node that was picked for an entry says what became of it.
+    pub(super) fn outbox_settled(&mut self, settled: command::OutboxSettled, effects: &mut Vec<Effect>) {
+        let position = settled.position;
+        let Some(entry) = self.outbox.get_mut(&position) else {
+            return;
+        };
+        let Some(at) = entry.settled_at() else {
+            return;
+        };
+        if !settled.given_back {
+            self.remove_entry(position);
+            return;
+        }
+        entry.given_back += 1;
+        entry.passed_over = Some(at);
+        self.pick_again(position, effects);
+    }
+
+    /// Nobody at the node that was picked can acknowledge the message any more: another target is to get it.
+    pub(super) fn pick_again(&mut self, position: u64, effects: &mut Vec<Effect>) {
+        let Some(entry) = self.remove_entry(position) else {
+            return;
+        };
+        let reason = if entry.message.expires_at_ms.is_some_and(|at| at <= self.clock_ms) {
+            Drop::Expired
+        } else if entry.given_back >= GIVEN_BACK_MAX {
+            Drop::NoMember
+        } else {
+            return self.post_entry(OutboxEntry { pick: None, routed: false, ..entry }, effects);
+        };
+        effects.push(Effect::Dropped { reason, count: 1 });
     }
 }

@@ -527,7 +527,7 @@ fn a_claim_waits_until_the_owner_before_it_has_let_go() {
     let (old, new) = (owner(1, 7), owner(2, 9));
     assert_eq!(script.apply(Command::Connect(claim(old, "c"))), [session(true), opened(old, 1, false)]);
     assert_eq!(script.apply(Command::Connect(claim(new, "c"))), [close(old, 1)]);
-    assert_eq!(script.disconnect(1, true), [], "the old epoch says nothing any more");
+    assert_eq!(script.disconnect(2, true), [], "the new one is not granted yet");
     script.restart();
     let mut lead = Vec::new();
     script.state.lead(&mut lead);
@@ -535,6 +535,23 @@ fn a_claim_waits_until_the_owner_before_it_has_let_go() {
     assert_eq!(script.apply(released(2, true)), [], "nobody but the old owner can say so");
     assert_eq!(script.apply(released(1, true)), [opened(new, 2, true)]);
     assert_eq!(script.apply(released(1, true)), [], "said again");
+}
+
+/// P9: an owner that ended by itself, before it heard of the claim that waits for it, says so with DISCONNECT. That is its last
+/// word; what it is told to close after that it no longer knows, and would be taken for an abnormal end.
+#[test]
+fn a_disconnect_that_crosses_a_claim_lets_go() {
+    for (publish_will, expected) in [(false, 0), (true, 1)] {
+        let mut script = Script::new();
+        let (old, new) = (owner(1, 7), owner(2, 9));
+        script.apply(Command::Connect(Connect { will: will(0), ..claim(old, "c") }));
+        assert_eq!(script.apply(Command::Connect(claim(new, "c"))), [close(old, 1)]);
+        let effects = script.disconnect(1, publish_will);
+        assert_eq!(routes(&effects), expected, "abnormal: {publish_will}");
+        assert_eq!(effects.last(), Some(&opened(new, 2, true)));
+        assert_eq!(script.apply(released(1, true)), [], "the answer to being told to close");
+        assert_eq!(script.disconnect(1, true), [], "said again");
+    }
 }
 
 /// Of several that wait, the last one counts.
@@ -1051,7 +1068,7 @@ fn what_a_member_leaves_behind_is_routed_again() {
     let effects = shared.disconnect("m0", Some(0));
     let share: Arc<str> = Arc::from("$share/g/t");
     let again = effects.iter().filter_map(|effect| match effect {
-        Effect::Route { share, .. } => share.clone(),
+        Effect::Route { position } => shared.script.state.outbox[position].share.clone(),
         _ => None,
     });
     assert_eq!(again.collect::<Vec<_>>(), [share]);

@@ -195,6 +195,7 @@ impl Cluster {
                 drop_policy: DropPolicy::New,
             }),
             persistent: None,
+            has_will: false,
             will: None,
             subscriptions: hashbrown::HashMap::default(),
             reads: RetainedReads::default(),

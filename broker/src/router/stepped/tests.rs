@@ -480,6 +480,51 @@ fn the_same_seed_gives_the_same_bytes() {
     assert_ne!(World::run(1).transcript, World::run(2).transcript);
 }
 
+/// How the connection of a client ends for it whose Keep Alive runs out while nobody reads what it says: whether the broker says
+/// DISCONNECT, and then the end of the stream or an error.
+fn end_of_a_silent_client(version: ProtocolVersion, will: bool) -> (bool, std::io::Result<usize>) {
+    let mut world = World::new(1);
+    let arbiter = world.shared.try_open_connection(&world.listener, usize::MAX).expect("there is no bound");
+    let (here, there) = MemoryStream::pair(4096);
+    world.arbiters[usize::from(arbiter)].add_connection(there, Arc::clone(&world.listener), None);
+    let mut client = Client::new(here, version);
+    let will = will.then(|| Will {
+        topic: "t/will".to_owned(),
+        payload: Bytes::new(),
+        qos: QoS::AtMostOnce,
+        retain: false,
+        properties: WillProperties::default(),
+    });
+    client.send(&Packet::Connect(Box::new(Connect { will, ..connect(version, "c".to_owned(), 2) })));
+    client.write(usize::MAX);
+    world.arbiters.iter_mut().for_each(SteppedArbiter::run);
+    let mut buffer = [0; 256];
+    assert!(client.stream.try_read(&mut buffer).expect("CONNACK") > 0);
+
+    let properties = DisconnectProperties::default();
+    client.send(&Packet::Disconnect(Disconnect { reason_code: ReasonCode::Success, properties }));
+    client.write(usize::MAX);
+    world.pass(10_000);
+    world.arbiters.iter_mut().for_each(SteppedArbiter::run);
+    match client.stream.try_read(&mut buffer) {
+        Ok(count) if count > 0 => (true, client.stream.try_read(&mut buffer)),
+        end => (false, end),
+    }
+}
+
+/// P9, [MQTT-3.14.4-3]: the end of the stream tells a client that its DISCONNECT counts. Where it does not, and the client cannot be
+/// told, the connection breaks (found by simulation, seed 344).
+#[test]
+fn a_connection_that_ends_over_an_unread_disconnect_does_not_end_as_if_that_counted() {
+    let end = |version, will| {
+        let (told, end) = end_of_a_silent_client(version, will);
+        (told, end.map_err(|error| error.kind()))
+    };
+    assert_eq!(end(ProtocolVersion::V3_1_1, true), (false, Err(std::io::ErrorKind::ConnectionReset)));
+    assert_eq!(end(ProtocolVersion::V3_1_1, false), (false, Ok(0)), "without a will nothing hangs on it");
+    assert_eq!(end(ProtocolVersion::V5, true), (true, Ok(0)));
+}
+
 #[derive(Debug)]
 struct NoPeers;
 

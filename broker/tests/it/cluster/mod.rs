@@ -6,4 +6,5 @@ mod kills;
 mod membership;
 mod messages;
 mod sessions;
+mod snapshots;
 mod workload;

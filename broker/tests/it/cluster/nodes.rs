@@ -151,6 +151,13 @@ impl Node {
             .collect()
     }
 
+    /// A gauge of `/metrics` without labels.
+    pub fn gauge(&self, name: &str) -> u64 {
+        let (_, body) = self.http_get("/metrics").expect("a running node");
+        let value = body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.expect("a gauge that there is").parse::<f64>().expect("a number") as u64
+    }
+
     /// Sends CONNECT and returns the CONNACK.
     pub fn open(&self, connect: Connect) -> (Client, ConnAck) {
         let mut client = Client::at(self.address, connect.version);
@@ -258,9 +265,14 @@ impl Cluster {
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
+    /// The group that keeps this Client Identifier or Topic Name.
+    pub fn group_of(&self, name: &str) -> u16 {
+        Slots::new(GROUPS).group_of(name)
+    }
+
     /// Which node leads the group that keeps this Client Identifier or Topic Name, as all that run say.
     pub fn leader_of(&self, name: &str) -> usize {
-        self.leader_of_group(Slots::new(GROUPS).group_of(name))
+        self.leader_of_group(self.group_of(name))
     }
 
     /// Which node leads the directory.
