@@ -9,6 +9,9 @@ pub(super) const MS: u64 = 1_000_000;
 /// Seconds, as nanoseconds.
 pub(super) const SECOND: u64 = 1_000 * MS;
 
+/// By then a plot is over.
+const PLOT_NS: u64 = 8 * SECOND;
+
 /// One kind of fault, and whom it befalls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -46,10 +49,12 @@ pub(super) enum Fault {
     CutClients(usize),
     /// No fault: everybody publishes and subscribes much at once.
     Rush,
+    /// Several, one after the other.
+    Plot(Plot),
 }
 
 /// The names of all kinds.
-pub(super) const NAMES: [&str; 18] = [
+pub(super) const NAMES: [&str; 21] = [
     "kill",
     "power cut",
     "kill all",
@@ -68,6 +73,9 @@ pub(super) const NAMES: [&str; 18] = [
     "clients reset",
     "clients cut",
     "clients hurry",
+    "a usurper",
+    "a condemned node",
+    "a late joiner",
 ];
 
 impl Fault {
@@ -92,6 +100,9 @@ impl Fault {
             Self::CutClients(_) => "clients cut",
             Self::DiskStall(_) => "disk stalls",
             Self::Rush => "clients hurry",
+            Self::Plot(Plot::Usurper) => "a usurper",
+            Self::Plot(Plot::Condemned) => "a condemned node",
+            Self::Plot(Plot::LateJoiner) => "a late joiner",
         }
     }
 
@@ -109,7 +120,8 @@ impl Fault {
 
     /// Whether the history tells when it begins and ends: crashes are told as what they are, and haste is none.
     pub(super) fn is_marked(self) -> bool {
-        !matches!(self, Self::Kill(_) | Self::PowerCut(_) | Self::KillAll | Self::PowerCutAll | Self::Rush)
+        let is_crash = matches!(self, Self::Kill(_) | Self::PowerCut(_) | Self::KillAll | Self::PowerCutAll);
+        !is_crash && !matches!(self, Self::Rush | Self::Plot(_))
     }
 
     fn draw(nodes: usize, random: &mut SmallRng) -> Self {
@@ -160,6 +172,7 @@ impl Fault {
             Self::CutClients(_) => random.random_range(100 * MS..5 * SECOND),
             Self::DiskStall(_) => random.random_range(100 * MS..5 * SECOND),
             Self::Rush => random.random_range(200 * MS..2 * SECOND),
+            Self::Plot(_) => PLOT_NS,
         }
     }
 }
@@ -195,24 +208,59 @@ pub(super) fn plan(nodes: usize, from_ns: u64, to_ns: u64, random: &mut SmallRng
             Planned { at_ns: random.random_range(from_ns..to_ns), lasts_ns, fault, of_leader }
         })
         .collect();
-    if nodes > 1 && random.random_ratio(1, 3) {
-        planned.extend(rejoin(nodes, random.random_range(from_ns..to_ns), random));
+    if nodes == 3 && random.random() {
+        let plot = [Plot::Usurper, Plot::Condemned, Plot::LateJoiner][random.random_range(0..3)];
+        // It takes that everything else is as it should be.
+        let over_ns = planned.iter().map(|planned| planned.at_ns + planned.lasts_ns).max().unwrap_or(to_ns);
+        let at_ns = over_ns + random.random_range(4 * SECOND..5 * SECOND);
+        planned.push(Planned { at_ns, lasts_ns: PLOT_NS, fault: Fault::Plot(plot), of_leader: false });
     }
     planned.sort_by_key(|planned| planned.at_ns);
     planned
 }
 
-/// A process comes back and registers, while another node does not hear of it, and everybody subscribes and publishes.
-fn rejoin(nodes: usize, at_ns: u64, random: &mut SmallRng) -> [Planned; 4] {
-    let joiner = random.random_range(0..nodes);
-    let deaf = (joiner + random.random_range(1..nodes)) % nodes;
-    let away_ns = random.random_range(2 * SECOND..4 * SECOND);
-    let back_ns = at_ns + away_ns;
-    let planned = |at_ns, lasts_ns, fault, of_leader| Planned { at_ns, lasts_ns, fault, of_leader };
-    [
-        planned(at_ns, away_ns, Fault::Kill(joiner), false),
-        planned(back_ns - random.random_range(0..400 * MS), 1_300 * MS, Fault::OneWay(joiner, deaf), true),
-        planned(back_ns - 400 * MS, 2 * SECOND, Fault::Delay, false),
-        planned(back_ns, 1_500 * MS, Fault::Rush, false),
-    ]
+/// What one fault alone hardly leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Plot {
+    /// Whoever leads the directory does not notice that it was deposed and declared dead, and its clients go on.
+    Usurper,
+    /// Whoever leads the directory proposes a death, and is deposed before it is committed; both go on.
+    Condemned,
+    /// A process registers anew while another node does not hear of that, and of which it hears nothing new.
+    LateJoiner,
+}
+
+impl Plot {
+    /// What befalls whom from `at_ns` on.
+    pub(super) fn acts(
+        self,
+        at_ns: u64,
+        leader: usize,
+        [one, other]: [usize; 2],
+        random: &mut SmallRng,
+    ) -> Vec<Planned> {
+        let mut acts = Vec::new();
+        let mut act = |from_ns: u64, lasts_ns: u64, fault| {
+            acts.push(Planned { at_ns: at_ns + from_ns, lasts_ns, fault, of_leader: false });
+        };
+        match self {
+            Self::Usurper => {
+                act(0, random.random_range(5 * SECOND..7 * SECOND), Fault::DiskStall(leader));
+                act(4 * SECOND, 2 * SECOND, Fault::Rush);
+            }
+            Self::Condemned => {
+                act(0, 2_200 * MS, Fault::OneWay(one, leader));
+                act(1_200 * MS, random.random_range(2_400 * MS..2_900 * MS), Fault::DiskStall(leader));
+                act(4_200 * MS, 2 * SECOND, Fault::Rush);
+            }
+            Self::LateJoiner => {
+                let away_ns = random.random_range(2 * SECOND..3 * SECOND);
+                act(0, away_ns, Fault::Kill(one));
+                act(away_ns - 100 * MS, 1_300 * MS, Fault::OneWay(leader, other));
+                act(away_ns + random.random_range(300 * MS..700 * MS), 800 * MS, Fault::OneWay(other, one));
+                act(away_ns + 300 * MS, 1_500 * MS, Fault::Rush);
+            }
+        }
+        acts
+    }
 }

@@ -324,12 +324,17 @@ impl Process {
         }
     }
 
-    /// Takes in a client, once it takes in any.
-    pub(super) fn accept(&mut self, stream: MemoryStream, cluster: &Cluster) -> bool {
-        if self.fenced.as_ref().is_some_and(|fenced| fenced.try_recv().is_err()) {
-            return false;
+    /// Whether it takes in clients by now.
+    pub(super) fn listens(&mut self) -> bool {
+        let is_fenced = self.fenced.as_ref().is_none_or(|fenced| fenced.try_recv().is_ok());
+        if is_fenced {
+            self.fenced = None;
         }
-        self.fenced = None;
+        is_fenced
+    }
+
+    /// Takes in a client.
+    pub(super) fn accept(&mut self, stream: MemoryStream, cluster: &Cluster) -> bool {
         let Some(arbiter) = self.shared.try_open_connection(&cluster.listener, usize::MAX) else {
             return false;
         };

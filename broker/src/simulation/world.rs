@@ -14,7 +14,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::checks::Hash;
-use super::faults::{self, Fault, MS, Planned, SECOND};
+use super::faults::{self, Fault, MS, Planned, Plot, SECOND};
 use super::host::{Cluster, Host, Turn};
 use super::network::{Fetch, LinkIndex, Network};
 use super::registry::Registry;
@@ -767,6 +767,7 @@ impl World {
         let reachable = self.clients_cut[host] == 0 && !paused;
         self.hosts[host].run_clock(self.now_ns);
         let process = self.hosts[host].process.as_mut().filter(|_| reachable);
+        let process = process.and_then(|process| process.listens().then_some(process));
         let opened = process.and_then(|process| {
             let (carried, client_end, node_end) = Carried::new(stream, client, host, &self.ready);
             process.accept(node_end, &self.cluster).then_some((carried, client_end))
@@ -807,6 +808,23 @@ impl World {
         };
         let leaders = self.hosts.iter().filter_map(|host| Some((leads(host)?, host.index)));
         leaders.max().map(|(_, host)| host)
+    }
+
+    fn plot(&mut self, plot: Plot) {
+        let Some(leader) = self.directory_leader() else {
+            return;
+        };
+        let nodes = self.hosts.len();
+        let mut others = [(leader + 1) % nodes, (leader + 2) % nodes];
+        if self.random.random() {
+            others.reverse();
+        }
+        for planned in plot.acts(self.now_ns, leader, others, &mut self.random) {
+            let number = self.faults.len();
+            self.faults.push(planned);
+            self.at(planned.at_ns, Event::Begin(number));
+            self.at(planned.at_ns + planned.lasts_ns, Event::End(number));
+        }
     }
 
     fn begin(&mut self, number: usize) {
@@ -876,6 +894,7 @@ impl World {
                 }
             }
             Fault::DiskStall(host) => self.hosts[host].disk_stalls += 1,
+            Fault::Plot(plot) => self.plot(plot),
             Fault::Rush => {
                 self.workload.rush(self.now_ns, self.faults[number].lasts_ns);
                 self.wake_clients();
@@ -929,6 +948,7 @@ impl World {
             }
             Fault::DiskError(_)
             | Fault::Rush
+            | Fault::Plot(_)
             | Fault::Break(..)
             | Fault::BreakOne(_)
             | Fault::ResetClients(_)
@@ -1059,7 +1079,7 @@ impl World {
     }
 
     /// Time may be told by clocks that run fast or slow, and after a stop of all replicas by one that was set.
-    fn judged_by(&self) -> kentongan_history::Settings {
+    pub(super) fn judged_by(&self) -> kentongan_history::Settings {
         let is_set = |planned: &Planned| matches!(planned.fault, Fault::WallJump(..));
         let set_ns = if self.faults.iter().any(is_set) { 2 * 3600 * SECOND } else { 0 };
         kentongan_history::Settings { clock_skew_max: self.now_ns / 25 + set_ns, ..Workload::settings() }

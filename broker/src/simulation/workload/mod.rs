@@ -30,8 +30,8 @@ use self::identity::Identity;
 use self::plan::{Character, Kind};
 use crate::connection::MemoryStream;
 
-pub(super) use self::plan::TOPICS;
 pub use self::plan::WorkloadPlan;
+pub(super) use self::plan::{QUIET_TOPICS, TOPICS};
 
 const MILLISECOND: u64 = 1_000_000;
 
