@@ -287,6 +287,9 @@ pub struct Unsubscribe {
     #[prost(string, repeated, tag = "4")]
     pub filters: Vec<String>,
     /// As that of [`Subscribe`].
+    #[prost(bool, tag = "6")]
+    pub again: bool,
+    /// As that of [`Subscribe`].
     #[prost(uint64, tag = "5")]
     pub ticket: u64,
 }

@@ -112,6 +112,7 @@ impl SessionCommand {
             epoch: session.epoch,
             packet_id: u32::from(unsubscribe.packet_id.get()),
             filters: unsubscribe.filters.clone(),
+            again: false,
             ticket,
         })
     }

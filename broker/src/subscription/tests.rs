@@ -781,6 +781,23 @@ fn nodes_come_after_members_here() {
     }
 }
 
+/// What an outbox keeps is not picked for a node that is dead and not lost yet, not even if there is nobody else.
+#[test]
+fn the_dead_are_not_picked() {
+    let one = NodeInterest { any: 1, qos0_only: 0 };
+    let (index, share) = with_nodes(&[(1, one), (2, one), (3, one)]);
+    for strategy in STRATEGIES {
+        for passed_over in [PassedOver::Nobody, PassedOver::Node(1), PassedOver::Node(3)] {
+            let pick = |is_dead: &dyn Fn(u16) -> bool| share.pick_living(strategy, 1, 2, passed_over, false, is_dead);
+            assert_eq!(pick(&|node| node != 3), Some(node(3)), "{strategy:?}");
+            assert_eq!(pick(&|_| true), None, "{strategy:?}");
+        }
+    }
+    index.set_group("$share/g/a", 3, 0, ShareSessions { members: 1, online: 0 }.to_value());
+    let picked = share.pick_living(PickStrategy::RoundRobin, 1, 2, PassedOver::Nobody, false, &|_| true);
+    assert_eq!(picked, Some(ShareTarget::Session { group: 3 }));
+}
+
 /// A member that was stuck to, or that a hash leads to, is not left because another one joins on this node.
 #[test]
 fn a_node_that_was_picked_for_good_is_kept() {

@@ -34,9 +34,7 @@ pub(super) fn check(story: &Story<'_>, report: &mut Report<'_>, losses: &mut Los
     }
 }
 
-/// The first delivery to each session that can only have it from this group, in the order in which they can have been written:
-/// a client that ended its connection reads what was on its way all the same, and so may have it later than another to whom it
-/// was handed because of that end.
+/// The first delivery to each session that can only have it from this group, by time.
 fn received_by<'a>(story: &'a Story<'_>, message: &'a Message, group: Symbol) -> Vec<&'a Delivery> {
     let mut received: Vec<&Delivery> = Vec::new();
     for delivery in story.deliveries_of(message).filter(|delivery| delivery.kind == Kind::Live) {
@@ -46,7 +44,6 @@ fn received_by<'a>(story: &'a Story<'_>, message: &'a Message, group: Symbol) ->
             received.push(delivery);
         }
     }
-    received.sort_by_key(|delivery| delivery.mark.at.min(story.connections[delivery.connection as usize].ended.0));
     received
 }
 
@@ -57,7 +54,9 @@ fn check_one_member(
     received: &[&Delivery],
     report: &mut Report<'_>,
 ) {
-    let mut unexplained = received.windows(2).filter(|pair| !hands_over(story, pair[0], pair[1]));
+    // In either order: whose connection ended reads what was on its way all the same, maybe after who has it because of that end.
+    let is_handed_over = |one, other| hands_over(story, one, other) || hands_over(story, other, one);
+    let mut unexplained = received.windows(2).filter(|pair| !is_handed_over(pair[0], pair[1]));
     let spare = message.tries as usize - 1;
     if let Some(pair) = unexplained.nth(spare) {
         let summary = format!(
@@ -80,8 +79,10 @@ fn hands_over(story: &Story<'_>, first: &Delivery, second: &Delivery) -> bool {
         ended_from <= ack.at.saturating_add(story.settings.acknowledgement_loss_max)
             || story.faults.overlap(ack.at, ended_from)
     };
+    // What the client read last may have been long on its way, and its connection ended before.
+    let ended_before = ended_from <= second.mark.at.saturating_add(story.settings.transit_max);
     // What a member began at QoS 2 stays with it [MQTT-4.8.2-5]; QoS 0 is sent once.
-    first.qos == 1 && ended_from <= second.mark.at && first.acknowledged.is_none_or(lost)
+    first.qos == 1 && ended_before && first.acknowledged.is_none_or(lost)
 }
 
 /// Whether one connection of the member lasted all that time.

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::replicated::command::{
-    self, Acknowledge, AcknowledgeItem, Connect, Disconnect, Fence, LaneBatch, LaneMessage, Receive, Released,
-    RetainedPage, SessionCommand, Subscribe, SubscribeFilter, Tick, Unsubscribe, WillRecord,
+    self, Acknowledge, AcknowledgeItem, Connect, Disconnect, Fence, LaneBatch, LaneMessage, OutboxSettled, Receive,
+    Released, RetainedPage, SessionCommand, Subscribe, SubscribeFilter, Tick, Unsubscribe, WillRecord,
 };
 
 const CLIENTS: [&str; 4] = ["ann", "bob", "cyd", "dee"];
@@ -136,6 +136,10 @@ impl Replicas {
             Command::Released(released) => SessionCommand::Released(released),
             other => return other,
         };
+        self.lane_of(command)
+    }
+
+    fn lane_of(&mut self, command: SessionCommand) -> Command {
         self.in_lane += 1;
         Command::Lane(LaneBatch {
             lane: 2 << 12,
@@ -249,8 +253,39 @@ impl Replicas {
                     self.apply(Command::Released(Released { client_id, epoch, publish_will: b & 1 == 0 }));
                 }
             }
+            29 | 30 => self.pick(a, b, c),
+            31 => {
+                let position = self.position(a);
+                let settled = OutboxSettled { position, given_back: b & 1 == 0 };
+                let command = self.lane_of(SessionCommand::OutboxSettled(settled));
+                self.apply(command);
+            }
             _ => self.restart(),
         }
+    }
+
+    /// One that is in the outbox, or none any more.
+    fn position(&self, a: u8) -> u64 {
+        let positions: Vec<u64> = self.living.outbox.keys().copied().collect();
+        positions.get(usize::from(a) % (positions.len() + 1)).copied().unwrap_or(1)
+    }
+
+    fn pick(&mut self, a: u8, b: u8, c: u8) {
+        let position = self.position(a);
+        let pick = |(number, share): (u8, &str)| {
+            let target = match (b >> number) & 1 {
+                0 => PickTarget::Group(3),
+                _ => PickTarget::Node { node: u64::from(c & 1), incarnation: u64::from(c >> 6) },
+            };
+            command::Pick { share: share.to_owned(), target: Some(target.record()) }
+        };
+        let share = self.living.outbox.get(&position).and_then(|entry| entry.share.clone());
+        let picks = match &share {
+            Some(share) => vec![pick((0, share))],
+            None => (0..).zip(&FILTERS[5..7]).map(|(number, share)| pick((number, share))).collect(),
+        };
+        let entries = vec![command::PickedEntry { position, picks, routed: c & 2 == 0 }];
+        self.apply(Command::Picked(command::Picked { entries }));
     }
 
     fn connect(&mut self, name: String, b: u8, c: u8) {
@@ -423,7 +458,7 @@ proptest! {
     #[test]
     fn replicas_do_the_same_whatever_happens_to_them(
         config in config(),
-        steps in prop::collection::vec((0_u8..31, any::<u8>(), any::<u8>(), any::<u8>()), 1..150),
+        steps in prop::collection::vec((0_u8..34, any::<u8>(), any::<u8>(), any::<u8>()), 1..150),
     ) {
         let mut replicas = Replicas::new(config);
         for step in steps {

@@ -3,8 +3,8 @@ use bytes::Bytes;
 use super::resync::Has;
 use super::*;
 use crate::replicated::command::{
-    self, Acknowledge, AcknowledgeItem, Connect, Disconnect, Fence, LaneBatch, LaneMessage, Receive, Released,
-    RetainedPage, SessionCommand, Subscribe, SubscribeFilter, Tick, Unsubscribe, WillRecord,
+    self, Acknowledge, AcknowledgeItem, Connect, Disconnect, Fence, LaneBatch, LaneMessage, OutboxSettled, Receive,
+    Released, RetainedPage, SessionCommand, Subscribe, SubscribeFilter, Tick, Unsubscribe, WillRecord,
 };
 use crate::replicated::effect::Drop;
 
@@ -880,6 +880,23 @@ fn what_waits_for_a_read_goes_on_when_the_subscription_is_replaced_or_ends() {
     }
 }
 
+/// P1: what is asked again because its answer may be lost must not undo what was asked behind it.
+#[test]
+fn an_unsubscribe_that_is_asked_again_leaves_the_subscription_that_followed_it() {
+    let mut script = Script::new();
+    let epoch = script.connect(true, 100).epoch;
+    let unsubscribe = |again| {
+        let filters = vec!["t".to_owned()];
+        let client_id = "c".to_owned();
+        Command::Unsubscribe(Unsubscribe { client_id, epoch, packet_id: 2, filters, again, ticket: 7 })
+    };
+    script.apply(unsubscribe(false));
+    script.subscribe(epoch, "t", false);
+    let effects = script.apply(unsubscribe(true));
+    assert!(matches!(&effects[..], [Effect::Unsubscribed { ticket: 7, .. }]), "it is answered: {effects:?}");
+    assert_eq!(deliveries(&script.publish("one")), [sent(1, false, "one")]);
+}
+
 // Shared subscriptions.
 
 struct ShareScript {
@@ -1112,6 +1129,185 @@ fn what_a_member_refuses_goes_to_nobody_else() {
     assert_eq!(shared.script.apply(Command::Acknowledge(Acknowledge { client_id, epoch, items })), []);
     assert_eq!(routes(&shared.disconnect("m0", Some(0))), 0);
     assert!(shared.script.state.bodies.is_empty());
+}
+
+// Shared subscriptions, out of an outbox.
+
+const SHARE: &str = "$share/g/t";
+const ON_ONE: PickTarget = PickTarget::Node { node: 1, incarnation: 5 };
+const ON_TWO: PickTarget = PickTarget::Node { node: 2, incarnation: 6 };
+
+/// A message of QoS 1 stands at position 1 of an outbox.
+fn posted() -> Script {
+    let mut script = Script::new();
+    let (opened, _) = script.connect_with_will(true, 100, will(0));
+    assert_eq!(routes(&script.disconnect(opened.epoch, true)), 1);
+    script
+}
+
+/// A leader says who gets it of `SHARE`; `routed`: it is for nobody else.
+fn pick(script: &mut Script, position: u64, target: PickTarget, routed: bool) -> Vec<Effect> {
+    let picks = vec![command::Pick { share: SHARE.to_owned(), target: Some(target.record()) }];
+    let entries = vec![command::PickedEntry { position, picks, routed }];
+    script.apply(Command::Picked(command::Picked { entries }))
+}
+
+/// The node of `ON_ONE` says what became of a message, by the lane of one of its arbiters.
+fn settle(script: &mut Script, number: u64, position: u64, given_back: bool) -> Vec<Effect> {
+    let command = Some(SessionCommand::OutboxSettled(OutboxSettled { position, given_back }));
+    let messages = vec![LaneMessage { number, command, ..LaneMessage::default() }];
+    let lane = LaneBatch { lane: 5 << 12, incarnation: 5, node: 1, messages, previous: number - 1, answered: 0 };
+    let mut effects = script.apply(Command::Lane(lane));
+    effects.retain(|effect| !matches!(effect, Effect::LaneAnswered { .. }));
+    effects
+}
+
+/// What a new leader routes.
+fn routed_by_a_new_leader(script: &mut Script) -> Vec<u64> {
+    script.restart();
+    let mut effects = Vec::new();
+    script.state.lead(&mut effects);
+    let position = |effect: &Effect| if let Effect::Route { position } = effect { Some(*position) } else { None };
+    effects.iter().filter_map(position).collect()
+}
+
+fn picked(script: &Script) -> Vec<(u64, Option<PickTarget>)> {
+    script.state.outbox.iter().map(|(&position, entry)| (position, entry.pick)).collect()
+}
+
+/// P11: whoever routes an entry, the member that is committed gets it; what that one had already it ignores.
+#[test]
+fn what_one_leader_picked_every_leader_routes() {
+    let mut script = posted();
+    let route = Effect::Route { position: 2 };
+    assert_eq!(pick(&mut script, 1, PickTarget::Group(3), true), [route, Effect::Picked { position: 1 }]);
+    assert_eq!(routed_by_a_new_leader(&mut script), [2]);
+    assert_eq!(pick(&mut script, 1, ON_TWO, true), [Effect::Picked { position: 1 }], "it comes too late");
+    assert_eq!(picked(&script), [(2, Some(PickTarget::Group(3)))]);
+
+    let mut group = ShareScript::new(&["m0", "m1"]);
+    let message = LaneMessage {
+        number: 2,
+        message: Some(record(2, "bye")),
+        shares: vec![SHARE.to_owned()],
+        ..LaneMessage::default()
+    };
+    let batch = LaneBatch { lane: OUTBOX_LANE, incarnation: u64::MAX, messages: vec![message], ..LaneBatch::default() };
+    assert_eq!(deliveries(&group.script.apply(Command::Lane(batch.clone()))), [sent(1, false, "bye")]);
+    assert_eq!(deliveries(&group.script.apply(Command::Lane(batch))), [], "from another leader");
+    script.apply(Command::Routed(command::Routed { positions: vec![2] }));
+    assert_eq!(routed_by_a_new_leader(&mut script), [] as [u64; 0]);
+}
+
+/// Who subscribes for himself does not wait for a pick, and a pick not for him.
+#[test]
+fn an_entry_outlives_its_picks_until_the_others_have_it() {
+    let mut script = posted();
+    pick(&mut script, 1, ON_ONE, false);
+    assert_eq!(routed_by_a_new_leader(&mut script), [1, 2]);
+    assert!(script.state.outbox[&1].picked, "whoever routes it now leaves shared subscriptions out");
+    script.apply(Command::Routed(command::Routed { positions: vec![1] }));
+    assert_eq!(picked(&script), [(2, Some(ON_ONE))]);
+}
+
+/// P11: a message for a transient member is kept until it is settled, and sent once.
+#[test]
+fn what_a_node_was_picked_for_is_kept_until_a_member_there_settled_it() {
+    let mut script = posted();
+    pick(&mut script, 1, ON_ONE, true);
+    script.apply(Command::Routed(command::Routed { positions: vec![2] }));
+    assert_eq!(routed_by_a_new_leader(&mut script), [] as [u64; 0], "the node has it");
+    assert_eq!(picked(&script), [(2, Some(ON_ONE))]);
+    assert_eq!(settle(&mut script, 1, 2, false), []);
+    script.restart();
+    assert_eq!(picked(&script), []);
+    assert_eq!(settle(&mut script, 2, 2, true), [], "of a position that is no more");
+}
+
+/// P11: when the node that was picked dies, another is picked, and that is committed too.
+#[test]
+fn a_pick_whose_node_is_fenced_is_made_again() {
+    let mut script = posted();
+    pick(&mut script, 1, ON_ONE, true);
+    script.apply(Command::Routed(command::Routed { positions: vec![2] }));
+    script.restart();
+    let fence = |below| Command::Fence(Fence { below, sessions_max: 10, node: 1 });
+    let fenced = |below| Effect::Fenced { node: 1, below, more: false };
+    assert_eq!(script.apply(fence(5)), [fenced(5)], "that is an older one");
+    assert_eq!(script.apply(fence(6)), [Effect::Route { position: 3 }, fenced(6)]);
+    assert_eq!(picked(&script), [(3, None)], "above what any target has had");
+    assert_eq!(settle(&mut script, 1, 2, false), [], "of the dead");
+
+    let [route, _] = &pick(&mut script, 3, ON_ONE, true)[..] else {
+        panic!("an entry of its own");
+    };
+    assert_eq!(route, &Effect::Route { position: 4 });
+    assert_eq!(picked(&script), [(4, None)], "proposed before the fence: nobody was sent it");
+    pick(&mut script, 4, ON_TWO, true);
+    assert_eq!(routed_by_a_new_leader(&mut script), [5]);
+    assert_eq!(picked(&script), [(5, Some(ON_TWO))]);
+}
+
+/// A fence counts as complete when nothing is left to the dead.
+#[test]
+fn a_fence_makes_so_many_picks_again_at_a_time() {
+    let mut script = posted();
+    let picks = vec![command::Pick { share: SHARE.to_owned(), target: Some(ON_ONE.record()) }; 3];
+    let entries = vec![command::PickedEntry { position: 1, picks, routed: true }];
+    script.apply(Command::Picked(command::Picked { entries }));
+    let fence = Fence { below: 6, sessions_max: 2, node: 1 };
+    let effects = script.apply(Command::Fence(fence));
+    assert_eq!((routes(&effects), effects.last()), (2, Some(&Effect::Fenced { node: 1, below: 6, more: true })));
+    assert_eq!(script.state.fences_complete().count(), 0);
+    let effects = script.apply(Command::Fence(fence));
+    assert_eq!((routes(&effects), effects.last()), (1, Some(&Effect::Fenced { node: 1, below: 6, more: false })));
+    assert_eq!(script.state.fences_complete().count(), 1);
+}
+
+/// What a node gives back goes to others first, and not round for ever; what has expired meanwhile goes to nobody.
+#[test]
+fn what_a_node_gives_back_is_picked_again_so_many_times() {
+    let mut script = posted();
+    let mut position = 1;
+    let mut times = 0;
+    let last = loop {
+        pick(&mut script, position, ON_ONE, true);
+        times += 1;
+        let effects = settle(&mut script, times, position + 1, true);
+        let [Effect::Route { position: again }] = effects[..] else {
+            break effects;
+        };
+        position = again;
+        assert_eq!(script.state.outbox[&position].passed_over, Some((1, 5)));
+        script.restart();
+    };
+    assert_eq!((times, last), (16, vec![Effect::Dropped { reason: Drop::NoMember, count: 1 }]));
+    assert_eq!(picked(&script), []);
+
+    let mut script = Script::new();
+    let record = MessageRecord { expiry_left_ms: Some(1_000), ..record(0, "bye") };
+    let will = WillRecord { message: Some(record), delay_seconds: 0, publish_delay_ms: None };
+    let (opened, _) = script.connect_with_will(true, 100, Some(will));
+    script.disconnect(opened.epoch, true);
+    pick(&mut script, 1, ON_ONE, true);
+    script.tick(1_000 + CLOCK_LAG_MS_MAX);
+    assert_eq!(settle(&mut script, 1, 2, true), [Effect::Dropped { reason: Drop::Expired, count: 1 }]);
+}
+
+/// Nobody settles QoS 0: it is gone when it is sent.
+#[test]
+fn a_pick_of_qos_0_is_kept_until_it_is_sent() {
+    let mut script = Script::new();
+    let message = Some(MessageRecord { qos: 0, ..record(0, "bye") });
+    let (opened, _) =
+        script.connect_with_will(true, 100, Some(WillRecord { message, delay_seconds: 0, publish_delay_ms: None }));
+    script.disconnect(opened.epoch, true);
+    pick(&mut script, 1, ON_ONE, true);
+    assert_eq!(routed_by_a_new_leader(&mut script), [2]);
+    let effects = script.apply(Command::Fence(Fence { below: 6, sessions_max: 10, node: 1 }));
+    assert_eq!(effects, [Effect::Fenced { node: 1, below: 6, more: false }], "it may have been sent");
+    script.apply(Command::Routed(command::Routed { positions: vec![2] }));
+    assert_eq!(picked(&script), []);
 }
 
 // A change of leader.

@@ -26,11 +26,12 @@ use crate::connection_key::ConnectionKey;
 use crate::listener::ListenerContext;
 use crate::message::MessageIdentity;
 use crate::metrics::Metrics;
-use crate::peers::wire::{Forwarded, NodeMessage};
+use crate::peers::wire::{Forwarded, Messages, NodeMessage, OUTBOX_INCARNATION, OUTBOX_LANE};
 use crate::peers::{PeerFull, Peers};
-use crate::replicated::{PersistentSession, Slots, Submitter};
+use crate::replicated::command::{self, Command, MessageRecord, OutboxSettled, SessionCommand};
+use crate::replicated::{LaneAnswer, PersistentSession, Slots, Submitter};
 use crate::router::client::{ClientSession, OwnSubscription, Phase};
-use crate::router::cluster::{ClusterView, Leaders};
+use crate::router::cluster::{ClusterView, Leader, Leaders};
 use crate::router::connect::EndCause;
 use crate::router::node_lanes::{Nodes, PeerProcess};
 use crate::router::retained_read::RetainedReads;
@@ -397,6 +398,110 @@ fn a_message_is_kept_until_a_member_elsewhere_acknowledges_it() {
     cluster.run();
     assert_eq!(cluster.kept(), [0, 0, 0], "refused, and that is final");
     assert!(cluster.network.lock().is_empty());
+}
+
+/// The group whose outbox has a message for a member of the first node, and where it is led: at the second.
+const GROUP: u16 = 3;
+
+impl Cluster {
+    /// What the outbox has for a member of the first node arrives there.
+    fn arrive_from_outbox(&mut self, position: u64, qos: QoS) {
+        let message = self.publish(qos);
+        let record = MessageRecord::from_message(&message, 0);
+        let item = NodeMessage {
+            number: position,
+            message: Some(record),
+            shares: vec![SHARE.to_owned()],
+            ..NodeMessage::default()
+        };
+        let messages = Messages {
+            lane: OUTBOX_LANE | u32::from(GROUP),
+            incarnation: OUTBOX_INCARNATION,
+            target_incarnation: incarnation(1),
+            previous: 0,
+            last: position,
+            items: 1,
+            payload: item.encode_length_delimited_to_vec().into(),
+            ..Messages::default()
+        };
+        for arbiter in &mut self.nodes[0].arbiters {
+            if arbiter.lanes.leader(GROUP).is_none() {
+                arbiter.lanes.set_leader(GROUP, Some(Leader { node: 2, term: 1, round: 0 }));
+            }
+        }
+        crate::groups::incoming::take(&self.nodes[0].shared, 2, Forwarded::Messages(messages));
+        self.turn();
+    }
+
+    /// What the group is told of its outbox: (number in the lane, what).
+    fn settled(&mut self) -> Vec<(u64, OutboxSettled)> {
+        self.turn();
+        let sent = std::mem::take(&mut *self.network.lock());
+        let commands = sent.into_iter().filter_map(|(_, to, forwarded)| match forwarded {
+            Forwarded::Propose(propose) => Some((to, propose)),
+            _ => None,
+        });
+        let mut settled = Vec::new();
+        for (to, propose) in commands {
+            assert_eq!((to, propose.group), (2, u32::from(GROUP)));
+            let Ok(Some(Command::Lane(batch))) = command::decode(propose.command) else {
+                panic!("a lane");
+            };
+            for message in batch.messages {
+                let Some(SessionCommand::OutboxSettled(of)) = message.command else {
+                    panic!("nothing else is said");
+                };
+                settled.push((message.number, of));
+            }
+        }
+        settled
+    }
+}
+
+/// P11: the outbox keeps a message until the member has acknowledged it; it comes again only as one that is ignored.
+#[test]
+fn what_comes_from_an_outbox_is_settled_in_its_group() {
+    let mut cluster = round_robin();
+    let member = cluster.join(0, 1, 10, QoS::AtLeastOnce);
+    cluster.arrive_from_outbox(4, QoS::ExactlyOnce);
+    cluster.arrive_from_outbox(4, QoS::ExactlyOnce);
+    assert_eq!(cluster.texts(member), ["1"]);
+    assert_eq!(cluster.settled(), []);
+    cluster.acknowledge_all(member);
+    assert_eq!(cluster.settled(), [(1, OutboxSettled { position: 4, given_back: false })]);
+}
+
+/// P11: a member that leaves hands it on here, and the last one gives it back.
+#[test]
+fn what_nobody_here_takes_goes_back_to_its_outbox() {
+    let mut cluster = round_robin();
+    let first = cluster.join(0, 0, 10, QoS::AtLeastOnce);
+    cluster.arrive_from_outbox(4, QoS::AtLeastOnce);
+    let second = cluster.join(0, 0, 10, QoS::AtLeastOnce);
+    cluster.leave(first);
+    cluster.turn();
+    assert_eq!(cluster.texts(second), ["1"]);
+    assert_eq!(cluster.settled(), []);
+    cluster.leave(second);
+    assert_eq!(cluster.settled(), [(1, OutboxSettled { position: 4, given_back: true })]);
+}
+
+/// [MQTT-4.8.2-5]: what a member begins at QoS 2 must go to nobody else, even if this node dies right after. So the group
+/// hears of it before.
+#[test]
+fn an_outbox_lets_go_of_what_a_member_will_begin() {
+    let mut cluster = round_robin();
+    let member = cluster.join(0, 1, 10, QoS::ExactlyOnce);
+    cluster.arrive_from_outbox(4, QoS::ExactlyOnce);
+    assert_eq!(cluster.texts(member), [] as [&str; 0]);
+    let settled = cluster.settled();
+    assert_eq!(settled, [(1, OutboxSettled { position: 4, given_back: false })]);
+    let answer = LaneAnswer { group: GROUP, number: 1, refused: Vec::new() };
+    cluster.nodes[0].shared.inboxes[1].push(Event::LaneAnswered(answer), 0);
+    cluster.turn();
+    assert_eq!(cluster.texts(member), ["1"]);
+    cluster.acknowledge_all(member);
+    assert_eq!(cluster.settled(), [], "that was said");
 }
 
 /// QoS 0, and a member that was granted no more, acknowledge nothing.
