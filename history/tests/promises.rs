@@ -227,6 +227,38 @@ fn p1_acknowledged_messages_arrive_or_are_counted_as_dropped() {
     assert_eq!(lost_beside_a_counted_one.broken(), [Promise::P1, Promise::P1], "either of them");
 }
 
+/// A will that two subscriptions of a session match is owed to it once, and so one drop excuses it.
+#[test]
+fn p9_a_will_that_is_missing_is_missed_once_a_session() {
+    let missing = |drops: u64| {
+        let mut script = Script::default();
+        script.connect("sub", EVER);
+        script.subscribe("sub", TOPIC, 1);
+        script.subscribe("sub", "plant/#", 1);
+        script.connect_with_will("pub", 1, 0);
+        script.close("pub");
+        script.wait(30);
+        if drops > 0 {
+            script.mark(What::Dropped { reason: "queue_full", count: drops, client: Some("sub") });
+        }
+        script.mark(What::Quiesced);
+        script
+    };
+    missing(0).breaks(Promise::P9);
+    missing(1).keeps_all();
+}
+
+/// The refusal of one PUBLISH says nothing of another of the same message.
+#[test]
+fn p2_a_message_that_is_tried_again_after_a_refusal_may_come() {
+    let mut script = pair(2);
+    let sent = script.send("pub", 1, 2);
+    script.acknowledge("pub", sent.packet_id, 2, 0x97);
+    script.line("pub", Action::PublishSent(Publish { dup: true, ..sent }));
+    script.deliver("sub", 1, 2);
+    script.keeps_all();
+}
+
 #[test]
 fn p1_what_was_not_acknowledged_may_arrive_or_not() {
     let mut missing = pair(1);

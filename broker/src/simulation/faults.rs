@@ -9,6 +9,9 @@ pub(super) const MS: u64 = 1_000_000;
 /// Seconds, as nanoseconds.
 pub(super) const SECOND: u64 = 1_000 * MS;
 
+/// By then a plot is over.
+const PLOT_NS: u64 = 8 * SECOND;
+
 /// One kind of fault, and whom it befalls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -38,14 +41,20 @@ pub(super) enum Fault {
     DiskFull(usize, bool),
     /// The disk fails, and the process ends.
     DiskError(usize),
+    /// The disk takes long: the thread that waits for it does nothing, while all others go on.
+    DiskStall(usize),
     /// Connections of clients to a node break.
     ResetClients(usize),
     /// Nothing passes between clients and a node.
     CutClients(usize),
+    /// No fault: everybody publishes and subscribes much at once.
+    Rush,
+    /// Several, one after the other.
+    Plot(Plot),
 }
 
 /// The names of all kinds.
-pub(super) const NAMES: [&str; 16] = [
+pub(super) const NAMES: [&str; 21] = [
     "kill",
     "power cut",
     "kill all",
@@ -60,8 +69,13 @@ pub(super) const NAMES: [&str; 16] = [
     "disk nearly full",
     "disk full",
     "disk error",
+    "disk stalls",
     "clients reset",
     "clients cut",
+    "clients hurry",
+    "a usurper",
+    "a condemned node",
+    "a late joiner",
 ];
 
 impl Fault {
@@ -84,25 +98,49 @@ impl Fault {
             Self::DiskError(_) => "disk error",
             Self::ResetClients(_) => "clients reset",
             Self::CutClients(_) => "clients cut",
+            Self::DiskStall(_) => "disk stalls",
+            Self::Rush => "clients hurry",
+            Self::Plot(Plot::Usurper) => "a usurper",
+            Self::Plot(Plot::Condemned) => "a condemned node",
+            Self::Plot(Plot::LateJoiner) => "a late joiner",
         }
+    }
+
+    /// The same for whoever leads the directory by then.
+    pub(super) fn of_leader(self, leader: usize) -> Self {
+        match self {
+            Self::Pause(_) => Self::Pause(leader),
+            Self::Isolate(_) => Self::Isolate(leader),
+            Self::DiskStall(_) => Self::DiskStall(leader),
+            Self::OneWay(from, to) if to == leader => Self::OneWay(to, from),
+            Self::OneWay(_, to) => Self::OneWay(leader, to),
+            other => other,
+        }
+    }
+
+    /// Whether the history tells when it begins and ends: crashes are told as what they are, and haste is none.
+    pub(super) fn is_marked(self) -> bool {
+        let is_crash = matches!(self, Self::Kill(_) | Self::PowerCut(_) | Self::KillAll | Self::PowerCutAll);
+        !is_crash && !matches!(self, Self::Rush | Self::Plot(_))
     }
 
     fn draw(nodes: usize, random: &mut SmallRng) -> Self {
         let node = random.random_range(0..nodes);
         if nodes == 1 {
-            return match random.random_range(0..9) {
+            return match random.random_range(0..10) {
                 0 | 1 => Self::Kill(node),
                 2 | 3 => Self::PowerCut(node),
                 4 => Self::Pause(node),
                 5 => Self::DiskFull(node, random.random()),
                 6 => Self::DiskError(node),
                 7 => Self::WallJump(node, random.random()),
+                8 => Self::DiskStall(node),
                 _ if random.random() => Self::ResetClients(node),
                 _ => Self::CutClients(node),
             };
         }
         let other = (node + random.random_range(1..nodes)) % nodes;
-        match random.random_range(0..22) {
+        match random.random_range(0..26) {
             0..3 => Self::Kill(node),
             3..5 => Self::PowerCut(node),
             5 => Self::KillAll,
@@ -117,7 +155,9 @@ impl Fault {
             18 => Self::DiskFull(node, random.random()),
             19 => Self::DiskError(node),
             20 => Self::ResetClients(node),
-            _ => Self::CutClients(node),
+            21 => Self::CutClients(node),
+            22..24 => Self::DiskStall(node),
+            _ => Self::Rush,
         }
     }
 
@@ -130,8 +170,16 @@ impl Fault {
             Self::OneWay(..) | Self::Isolate(_) => random.random_range(100 * MS..7 * SECOND),
             Self::Delay | Self::DiskFull(..) => random.random_range(500 * MS..4 * SECOND),
             Self::CutClients(_) => random.random_range(100 * MS..5 * SECOND),
+            Self::DiskStall(_) => random.random_range(100 * MS..5 * SECOND),
+            Self::Rush => random.random_range(200 * MS..2 * SECOND),
+            Self::Plot(_) => PLOT_NS,
         }
     }
+}
+
+/// About as long as leases and elections take: who was away may come back while it is being decided what it was.
+fn undecided_ns(random: &mut SmallRng) -> u64 {
+    random.random_range(SECOND..4 * SECOND)
 }
 
 /// A fault and when it comes and goes.
@@ -140,6 +188,8 @@ pub(super) struct Planned {
     pub(super) at_ns: u64,
     pub(super) lasts_ns: u64,
     pub(super) fault: Fault,
+    /// It befalls whoever leads the directory, where the kind has one whom it befalls.
+    pub(super) of_leader: bool,
 }
 
 /// The faults of a run, between `from_ns` and `to_ns`; how many, the seed says.
@@ -153,9 +203,64 @@ pub(super) fn plan(nodes: usize, from_ns: u64, to_ns: u64, random: &mut SmallRng
             while matches!(fault, Fault::WallJump(..)) && !sets_clocks {
                 fault = Fault::draw(nodes, random);
             }
-            Planned { at_ns: random.random_range(from_ns..to_ns), lasts_ns: fault.lasts_ns(random), fault }
+            let of_leader = nodes > 1 && random.random_ratio(1, 3);
+            let lasts_ns = if of_leader { undecided_ns(random) } else { fault.lasts_ns(random) };
+            Planned { at_ns: random.random_range(from_ns..to_ns), lasts_ns, fault, of_leader }
         })
         .collect();
+    if nodes == 3 && random.random() {
+        let plot = [Plot::Usurper, Plot::Condemned, Plot::LateJoiner][random.random_range(0..3)];
+        // It takes that everything else is as it should be.
+        let over_ns = planned.iter().map(|planned| planned.at_ns + planned.lasts_ns).max().unwrap_or(to_ns);
+        let at_ns = over_ns + random.random_range(4 * SECOND..5 * SECOND);
+        planned.push(Planned { at_ns, lasts_ns: PLOT_NS, fault: Fault::Plot(plot), of_leader: false });
+    }
     planned.sort_by_key(|planned| planned.at_ns);
     planned
+}
+
+/// What one fault alone hardly leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Plot {
+    /// Whoever leads the directory does not notice that it was deposed and declared dead, and its clients go on.
+    Usurper,
+    /// Whoever leads the directory proposes a death, and is deposed before it is committed; both go on.
+    Condemned,
+    /// A process registers anew while another node does not hear of that, and of which it hears nothing new.
+    LateJoiner,
+}
+
+impl Plot {
+    /// What befalls whom from `at_ns` on.
+    pub(super) fn acts(
+        self,
+        at_ns: u64,
+        leader: usize,
+        [one, other]: [usize; 2],
+        random: &mut SmallRng,
+    ) -> Vec<Planned> {
+        let mut acts = Vec::new();
+        let mut act = |from_ns: u64, lasts_ns: u64, fault| {
+            acts.push(Planned { at_ns: at_ns + from_ns, lasts_ns, fault, of_leader: false });
+        };
+        match self {
+            Self::Usurper => {
+                act(0, random.random_range(5 * SECOND..7 * SECOND), Fault::DiskStall(leader));
+                act(4 * SECOND, 2 * SECOND, Fault::Rush);
+            }
+            Self::Condemned => {
+                act(0, 2_200 * MS, Fault::OneWay(one, leader));
+                act(1_200 * MS, random.random_range(2_400 * MS..2_900 * MS), Fault::DiskStall(leader));
+                act(4_200 * MS, 2 * SECOND, Fault::Rush);
+            }
+            Self::LateJoiner => {
+                let away_ns = random.random_range(2 * SECOND..3 * SECOND);
+                act(0, away_ns, Fault::Kill(one));
+                act(away_ns - 100 * MS, 1_300 * MS, Fault::OneWay(leader, other));
+                act(away_ns + random.random_range(300 * MS..700 * MS), 800 * MS, Fault::OneWay(other, one));
+                act(away_ns + 300 * MS, 1_500 * MS, Fault::Rush);
+            }
+        }
+        acts
+    }
 }

@@ -1,7 +1,7 @@
 //! A simulated machine, which outlives what runs on it, and the broker's process there.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use kentongan_cluster::directory::command::MemberRecord;
@@ -91,6 +91,8 @@ pub(super) struct Host {
     pub(super) disk_fails: bool,
     /// It may be unable to start.
     pub(super) is_disk_full: bool,
+    /// Faults because of which its disk takes long just now.
+    pub(super) disk_stalls: u32,
 }
 
 /// A process of the broker.
@@ -103,6 +105,8 @@ pub(super) struct Process {
     clock: Clock,
     /// Somebody was told to give it its next turn.
     pub(super) scheduled: bool,
+    /// Until then a node that is alone takes nobody in: its groups still hold what an earlier start held.
+    fenced: Option<mpsc::Receiver<()>>,
 }
 
 /// Which thread of a process had its turn.
@@ -131,6 +135,7 @@ impl Host {
             ignored_sync: None,
             disk_fails: false,
             is_disk_full: false,
+            disk_stalls: 0,
         }
     }
 
@@ -199,7 +204,7 @@ impl Host {
         }
         let is_member = cluster.formation.is_some();
         let incarnation = if is_member { 0 } else { self.starts };
-        let (shared, _) = assembly.connect(
+        let (shared, fenced) = assembly.connect(
             pipeline.handle(),
             incarnation,
             is_member.then(|| Arc::new(links) as Arc<dyn crate::peers::Peers>),
@@ -208,7 +213,8 @@ impl Host {
         sink.start(Arc::clone(&shared), pipeline.handle().clone());
         let arbiter = |id| SteppedArbiter::new(id as u16, Arc::clone(&shared), self.metrics.arbiter());
         let arbiters = (0..ARBITERS).map(arbiter).collect();
-        self.process = Some(Process { shared, arbiters, pipeline, sink, reader, clock, scheduled: false });
+        let fenced = (!is_member).then_some(fenced);
+        self.process = Some(Process { shared, arbiters, pipeline, sink, reader, clock, scheduled: false, fenced });
         Ok(())
     }
 
@@ -252,25 +258,24 @@ impl Host {
 
 impl Process {
     /// Threads that want a turn.
-    fn waiting(&self, into: &mut Vec<Turn>) {
+    fn waiting(&self, disk_stalls: bool, into: &mut Vec<Turn>) {
         into.clear();
-        if self.pipeline.raft_waits() {
+        if self.pipeline.raft_waits() && !disk_stalls {
             into.push(Turn::Raft);
         }
         if self.pipeline.apply_waits() {
             into.push(Turn::Apply);
         }
-        if self.pipeline.checkpoint_waits() {
+        if self.pipeline.checkpoint_waits() && !disk_stalls {
             into.push(Turn::Checkpoint);
         }
         let arbiters = self.arbiters.iter().enumerate().filter(|(_, arbiter)| arbiter.waiting() > 0);
         into.extend(arbiters.map(|(arbiter, _)| Turn::Arbiter(arbiter)));
     }
 
-    pub(super) fn is_idle(&self) -> bool {
-        !self.pipeline.raft_waits()
+    pub(super) fn is_idle(&self, disk_stalls: bool) -> bool {
+        (disk_stalls || !self.pipeline.raft_waits() && !self.pipeline.checkpoint_waits())
             && !self.pipeline.apply_waits()
-            && !self.pipeline.checkpoint_waits()
             && self.arbiters.iter().all(|arbiter| arbiter.waiting() == 0)
     }
 
@@ -278,8 +283,13 @@ impl Process {
     ///
     /// # Errors
     /// The process would have ended.
-    pub(super) fn step(&mut self, random: &mut SmallRng, waiting: &mut Vec<Turn>) -> Result<Turn, InlineError> {
-        self.waiting(waiting);
+    pub(super) fn step(
+        &mut self,
+        disk_stalls: bool,
+        random: &mut SmallRng,
+        waiting: &mut Vec<Turn>,
+    ) -> Result<Turn, InlineError> {
+        self.waiting(disk_stalls, waiting);
         let turn = waiting.choose(random).copied().unwrap_or(Turn::Idle);
         match turn {
             Turn::Idle => {}
@@ -299,9 +309,11 @@ impl Process {
     ///
     /// # Errors
     /// The process would have ended.
-    pub(super) fn tick(&mut self) -> Result<(), InlineError> {
+    pub(super) fn tick(&mut self, disk_stalls: bool) -> Result<(), InlineError> {
         let now = self.clock.elapsed();
-        self.pipeline.turn_raft(now)?;
+        if !disk_stalls {
+            self.pipeline.turn_raft(now)?;
+        }
         self.pipeline.turn_apply(now);
         Ok(())
     }
@@ -310,6 +322,15 @@ impl Process {
         for arbiter in &mut self.arbiters {
             arbiter.on_second();
         }
+    }
+
+    /// Whether it takes in clients by now.
+    pub(super) fn listens(&mut self) -> bool {
+        let is_fenced = self.fenced.as_ref().is_none_or(|fenced| fenced.try_recv().is_ok());
+        if is_fenced {
+            self.fenced = None;
+        }
+        is_fenced
     }
 
     /// Takes in a client.

@@ -31,6 +31,8 @@ mod registry;
 mod run;
 mod streams;
 #[cfg(test)]
+mod tampering;
+#[cfg(test)]
 mod tests;
 pub mod workload;
 mod world;

@@ -148,16 +148,17 @@ impl Registry {
     fn read_node(&mut self, process: &Process, served: &[Served], wants: &[GroupWants]) {
         let shared = &process.shared;
         let node = shared.cluster.as_ref().map_or(0, |cluster| cluster.node);
+        let topics: Vec<_> = workload::TOPICS.into_iter().chain(workload::QUIET_TOPICS).collect();
         let mut left = process.pipeline.machine().machine().leftovers();
         for arbiter in &process.arbiters {
-            left.extend(arbiter.state().leftovers(&workload::TOPICS));
+            left.extend(arbiter.state().leftovers(&topics));
         }
         if shared.cluster.is_some() && !shared.registry.is_empty() {
             left.push(format!("{} Client Identifiers in the table of a node that is alone", shared.registry.len()));
         }
         let expected = expected_index(process, served, wants);
         let differs = |topic: &&&str| routes_of(&shared.index, topic) != routes_of(&expected, topic);
-        if let Some(topic) = workload::TOPICS.iter().find(differs) {
+        if let Some(topic) = topics.iter().find(differs) {
             let (found, wanted) = (routes_of(&shared.index, topic), routes_of(&expected, topic));
             left.push(format!("{topic} is routed to {found:?}, and wanted by {wanted:?}"));
         }

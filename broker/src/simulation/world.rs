@@ -4,16 +4,17 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use bytes::Bytes;
-use kentongan_cluster::NodeId;
 use kentongan_cluster::disk::SyncSite;
+use kentongan_cluster::group::Role;
 use kentongan_cluster::transport::{Direction, LinkEpoch};
+use kentongan_cluster::{GroupId, NodeId};
 use kentongan_history::{Action, Promise, Violation, What};
 use kentongan_proto::peer::Kind;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::checks::Hash;
-use super::faults::{self, Fault, MS, Planned, SECOND};
+use super::faults::{self, Fault, MS, Planned, Plot, SECOND};
 use super::host::{Cluster, Host, Turn};
 use super::network::{Fetch, LinkIndex, Network};
 use super::registry::Registry;
@@ -477,11 +478,11 @@ impl World {
     }
 
     fn make_runnable(&mut self, host: usize) {
-        let start = self.hosts[host].starts;
+        let (start, stalls) = (self.hosts[host].starts, self.hosts[host].disk_stalls > 0);
         let Some(process) = self.hosts[host].process.as_mut().filter(|process| !process.scheduled) else {
             return;
         };
-        if process.is_idle() {
+        if process.is_idle(stalls) {
             return;
         }
         process.scheduled = true;
@@ -494,11 +495,12 @@ impl World {
             return Ok(());
         }
         let mut waiting = std::mem::take(&mut self.waiting);
+        let stalls = self.hosts[host].disk_stalls > 0;
         let Some(process) = &mut self.hosts[host].process else {
             return Ok(());
         };
         process.scheduled = false;
-        let turn = process.step(&mut self.random, &mut waiting);
+        let turn = process.step(stalls, &mut self.random, &mut waiting);
         self.waiting = waiting;
         match turn {
             Ok(turn) => self.hash.number(match turn {
@@ -517,10 +519,11 @@ impl World {
         if self.hosts[host].starts != start {
             return Ok(());
         }
+        let stalls = self.hosts[host].disk_stalls > 0;
         let Some(process) = &mut self.hosts[host].process else {
             return Ok(());
         };
-        match process.tick() {
+        match process.tick(stalls) {
             Ok(()) => self.after(48 * MS, 53 * MS, Event::Tick { host, start }),
             Err(error) => self.process_failed(host, &error.to_string())?,
         }
@@ -764,6 +767,7 @@ impl World {
         let reachable = self.clients_cut[host] == 0 && !paused;
         self.hosts[host].run_clock(self.now_ns);
         let process = self.hosts[host].process.as_mut().filter(|_| reachable);
+        let process = process.and_then(|process| process.listens().then_some(process));
         let opened = process.and_then(|process| {
             let (carried, client_end, node_end) = Carried::new(stream, client, host, &self.ready);
             process.accept(node_end, &self.cluster).then_some((carried, client_end))
@@ -796,13 +800,43 @@ impl World {
 
     // Faults.
 
+    /// Who decides who is dead.
+    fn directory_leader(&self) -> Option<usize> {
+        let leads = |host: &Host| {
+            let status = host.process.as_ref()?.pipeline.node().status(GroupId::DIRECTORY)?;
+            matches!(status.role, Role::Leader { .. }).then_some(status.term)
+        };
+        let leaders = self.hosts.iter().filter_map(|host| Some((leads(host)?, host.index)));
+        leaders.max().map(|(_, host)| host)
+    }
+
+    fn plot(&mut self, plot: Plot) {
+        let Some(leader) = self.directory_leader() else {
+            return;
+        };
+        let nodes = self.hosts.len();
+        let mut others = [(leader + 1) % nodes, (leader + 2) % nodes];
+        if self.random.random() {
+            others.reverse();
+        }
+        for planned in plot.acts(self.now_ns, leader, others, &mut self.random) {
+            let number = self.faults.len();
+            self.faults.push(planned);
+            self.at(planned.at_ns, Event::Begin(number));
+            self.at(planned.at_ns + planned.lasts_ns, Event::End(number));
+        }
+    }
+
     fn begin(&mut self, number: usize) {
+        if let Some(leader) = self.directory_leader().filter(|_| self.faults[number].of_leader) {
+            self.faults[number].fault = self.faults[number].fault.of_leader(leader);
+        }
         let fault = self.faults[number].fault;
         if self.plan.trace {
             eprintln!("{:>12.6} FAULT {fault:?}", self.now_ns as f64 / 1e9);
         }
         self.count(fault.name());
-        if !matches!(fault, Fault::Kill(_) | Fault::PowerCut(_) | Fault::KillAll | Fault::PowerCutAll) {
+        if fault.is_marked() {
             self.workload.on_fault(self.now_ns, Mark::Began { fault: number as u32, kind: fault.name() });
         }
         match fault {
@@ -859,6 +893,12 @@ impl World {
                     self.hosts[host].disk_fails = true;
                 }
             }
+            Fault::DiskStall(host) => self.hosts[host].disk_stalls += 1,
+            Fault::Plot(plot) => self.plot(plot),
+            Fault::Rush => {
+                self.workload.rush(self.now_ns, self.faults[number].lasts_ns);
+                self.wake_clients();
+            }
             Fault::ResetClients(host) => {
                 for stream in 0..self.streams.len() {
                     if self.streams[stream].host == host && !self.streams[stream].over {
@@ -902,13 +942,19 @@ impl World {
                 self.clients_cut[host] = self.clients_cut[host].saturating_sub(1);
                 self.pass_clients(host);
             }
+            Fault::DiskStall(host) => {
+                self.hosts[host].disk_stalls = self.hosts[host].disk_stalls.saturating_sub(1);
+                self.make_runnable(host);
+            }
             Fault::DiskError(_)
+            | Fault::Rush
+            | Fault::Plot(_)
             | Fault::Break(..)
             | Fault::BreakOne(_)
             | Fault::ResetClients(_)
             | Fault::WallJump(..) => {}
         }
-        if !matches!(fault, Fault::Kill(_) | Fault::PowerCut(_) | Fault::KillAll | Fault::PowerCutAll) {
+        if fault.is_marked() {
             self.workload.on_fault(self.now_ns, Mark::Healed { fault: number as u32 });
         }
     }
@@ -1021,7 +1067,9 @@ impl World {
             }
             self.hosts[from].set_free_bytes(None);
             self.hosts[from].is_disk_full = false;
+            self.hosts[from].disk_stalls = 0;
             self.resume(from);
+            self.make_runnable(from);
             self.clients_cut[from] = 0;
             self.pass_clients(from);
             if self.hosts[from].process.is_none() {
@@ -1031,7 +1079,7 @@ impl World {
     }
 
     /// Time may be told by clocks that run fast or slow, and after a stop of all replicas by one that was set.
-    fn judged_by(&self) -> kentongan_history::Settings {
+    pub(super) fn judged_by(&self) -> kentongan_history::Settings {
         let is_set = |planned: &Planned| matches!(planned.fault, Fault::WallJump(..));
         let set_ns = if self.faults.iter().any(is_set) { 2 * 3600 * SECOND } else { 0 };
         kentongan_history::Settings { clock_skew_max: self.now_ns / 25 + set_ns, ..Workload::settings() }
@@ -1077,7 +1125,9 @@ impl World {
     /// Whether others may have been unable to hear of the node shortly before.
     fn was_cut_off(&self, node: usize, at_ns: u64) -> bool {
         let touches = |fault: Fault| match fault {
-            Fault::Pause(host) | Fault::Isolate(host) | Fault::DiskFull(host, _) => host == node,
+            Fault::Pause(host) | Fault::Isolate(host) | Fault::DiskFull(host, _) | Fault::DiskStall(host) => {
+                host == node
+            }
             Fault::OneWay(one, other) | Fault::Break(one, other) => one == node || other == node,
             Fault::Delay => true,
             _ => false,

@@ -750,6 +750,8 @@ impl<'h> Story<'h> {
                 let message = &mut self.messages[message as usize];
                 message.last_send = send;
                 message.tries += u32::from(!again);
+                // What one try was told, another need not be.
+                message.refused = false;
                 self.message_of[&publish.message]
             }
             None => self.add_message(mark, c, publish, send),

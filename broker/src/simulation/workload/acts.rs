@@ -193,6 +193,22 @@ impl Workload {
         self.act_later(now_ns, link);
     }
 
+    pub(super) fn hurry(&mut self, now_ns: u64, client: usize) {
+        let connection = &self.clients[client];
+        let may = connection.phase == Phase::Connected && !connection.is_silent && self.drain == Drain::No;
+        if !may || !self.is_current(client) {
+            return;
+        }
+        match self.random.random_range(0..20) {
+            0..7 => self.publish(client),
+            7..14 => self.publish_quietly(client),
+            14..16 => self.subscribe(client, Some(1)),
+            16..19 => self.subscribe_quietly(client),
+            _ => self.unsubscribe(client),
+        }
+        self.write(now_ns, client);
+    }
+
     /// A connection that is just being replaced: its messages are never tried again, and their fate is unknown.
     fn act_on_old(&mut self, now_ns: u64, client: usize) {
         self.count("published on a replaced connection");
@@ -262,6 +278,30 @@ impl Workload {
             (_, _, Some(_)) => "message with expiry published",
             _ => "message published",
         });
+    }
+
+    /// At QoS 1, on a topic that few want.
+    fn publish_quietly(&mut self, client: usize) {
+        let identity = self.clients[client].identity;
+        if !self.identities[identity].may_publish() || self.identities[identity].character.is_slow {
+            return;
+        }
+        let name = plan::QUIET_TOPICS.choose(&mut self.random).copied().unwrap_or("$x/0");
+        let packet_id = self.identities[identity].packet_id();
+        let publish = Publish {
+            packet_id: packet_id.get(),
+            dup: false,
+            qos: 1,
+            retain: false,
+            topic: self.history.symbol(name),
+            expiry: None,
+            message: self.next_message(),
+            empty: false,
+        };
+        self.send_publish(client, &publish, name, 0);
+        let one = Unacknowledged { packet_id, publish, padding: 0, released: false };
+        self.identities[identity].unacknowledged.push(one);
+        self.count("message published on a quiet topic");
     }
 
     fn send_publish(&mut self, client: usize, publish: &Publish, topic: &str, padding: usize) {
@@ -346,20 +386,32 @@ impl Workload {
     }
 
     pub(super) fn subscribe(&mut self, client: usize, count: Option<usize>) {
+        let kind = self.identities[self.clients[client].identity].character.kind;
+        let count = count.unwrap_or_else(|| self.random.random_range(1..3));
+        let mut chosen = Vec::new();
+        for _ in 0..count {
+            let filter = kind.filter(&mut self.random);
+            if !chosen.contains(&filter) {
+                chosen.push(filter);
+            }
+        }
+        self.subscribe_to(client, &chosen);
+    }
+
+    fn subscribe_quietly(&mut self, client: usize) {
+        let filter = plan::QUIET_TOPICS.choose(&mut self.random).copied().unwrap_or("$x/0");
+        self.subscribe_to(client, &[filter]);
+    }
+
+    fn subscribe_to(&mut self, client: usize, chosen: &[&'static str]) {
         if self.clients[client].requests_open >= REQUESTS_OPEN_MAX {
             return;
         }
         let identity = self.clients[client].identity;
-        let character = self.identities[identity].character.clone();
+        let character = &self.identities[identity].character;
         let (kind, is_v5) = (character.kind, character.version.is_v5());
-        let count = count.unwrap_or_else(|| self.random.random_range(1..3));
-        let (mut filters, mut told, mut chosen) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..count {
-            let filter = kind.filter(&mut self.random);
-            if chosen.contains(&filter) {
-                continue;
-            }
-            chosen.push(filter);
+        let (mut filters, mut told) = (Vec::new(), Vec::new());
+        for &filter in chosen {
             let options = self.subscription_options(kind, is_v5, filter.starts_with("$share/"));
             told.push(Subscription {
                 filter: self.history.symbol(filter),

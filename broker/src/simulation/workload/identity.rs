@@ -10,7 +10,7 @@ use super::connection::Link;
 use super::plan::Character;
 
 /// QoS 1 and 2 messages that one client has unacknowledged at a time.
-const UNACKNOWLEDGED_MAX: usize = 6;
+const UNACKNOWLEDGED_MAX: usize = 12;
 
 /// Packet Identifiers come round often, so that one that is used too early shows.
 const PACKET_ID_MAX: u16 = 60;

@@ -30,13 +30,16 @@ use self::identity::Identity;
 use self::plan::{Character, Kind};
 use crate::connection::MemoryStream;
 
-pub(super) use self::plan::TOPICS;
 pub use self::plan::WorkloadPlan;
+pub(super) use self::plan::{QUIET_TOPICS, TOPICS};
 
 const MILLISECOND: u64 = 1_000_000;
 
 /// Clients of one Client Identifier.
 const CLIENTS_EACH: usize = 2;
+
+/// What a client does in a rush beside what it does anyway.
+const RUSH_ACTS_MAX: usize = 16;
 
 /// How long the oldest byte may be under way between a client and its node, while no fault is on, for the histories to be
 /// judged by [`Workload::settings`]: what slow readers leave unread is under way too.
@@ -154,6 +157,8 @@ enum Happening {
     /// A Client Identifier should have a connection.
     Connect(usize),
     Act(Link),
+    /// Once more, beside what it does anyway.
+    Hurry(Link),
     Acknowledge(Link),
     Ping(Link),
     Read(Link),
@@ -259,6 +264,7 @@ impl Workload {
             Happening::Connect(identity) => self.connect_if_needed(now_ns, identity),
             Happening::Drain => self.go_on_draining(now_ns),
             Happening::Act(link) if self.is_open(link) => self.act(now_ns, link.client),
+            Happening::Hurry(link) if self.is_open(link) => self.hurry(now_ns, link.client),
             Happening::Acknowledge(link) if self.is_open(link) => self.acknowledge_due(now_ns, link.client),
             Happening::Ping(link) if self.is_open(link) => self.ping(now_ns, link.client),
             Happening::Read(link) if self.is_open(link) => self.on_stream(now_ns, link.client),
@@ -269,6 +275,17 @@ impl Workload {
             Happening::Vanish(link) if self.is_open(link) => self.vanish(now_ns, link.client),
             Happening::Close(link) if self.is_open(link) => self.close(now_ns, link.client, ClosedBy::Client),
             _ => {}
+        }
+    }
+
+    /// For some time everybody publishes and subscribes much.
+    pub fn rush(&mut self, now_ns: u64, lasts_ns: u64) {
+        for client in 0..self.clients.len() {
+            let link = self.clients[client].link;
+            for _ in 0..self.random.random_range(4..RUSH_ACTS_MAX) {
+                let wait_ns = self.random.random_range(0..lasts_ns);
+                self.at(now_ns + wait_ns, Happening::Hurry(link));
+            }
         }
     }
 

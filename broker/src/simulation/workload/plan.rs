@@ -8,6 +8,10 @@ use rand::seq::IndexedRandom as _;
 /// Few, so that everybody meets everybody.
 pub(in crate::simulation) const TOPICS: [&str; 8] = ["t/0/a", "t/0/b", "t/1/a", "t/1/b", "t/2/a", "u/0", "u/1", "v"];
 
+/// Of interest in a rush only, and matched by no wildcard [MQTT-4.7.2-1]: many a node has nobody who wants them, and so nobody
+/// to wait for before it acknowledges.
+pub(in crate::simulation) const QUIET_TOPICS: [&str; 5] = ["$x/0", "$x/1", "$x/2", "$x/3", "$x/4"];
+
 /// Where retained messages are read and written most.
 pub(super) const RETAINED_TOPICS: [&str; 3] = ["t/0/a", "u/0", "v"];
 
