@@ -271,6 +271,16 @@ struct OutboxRecord {
     due_ms: Option<u64>,
     #[prost(string, optional, tag = "3")]
     share: Option<String>,
+    #[prost(message, optional, tag = "4")]
+    awaited_by: Option<HeldPubRecRecord>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct HeldPubRecRecord {
+    #[prost(uint64, tag = "1")]
+    session: u64,
+    #[prost(uint32, tag = "2")]
+    packet_id: u32,
 }
 
 /// What is stored does not make sense: it was written by something else, or is damaged.
@@ -394,6 +404,10 @@ impl GroupState {
                     message: Some(absolute(&entry.message)),
                     due_ms: entry.due_ms,
                     share: entry.share.as_deref().map(str::to_owned),
+                    awaited_by: entry.awaited_by.map(|(session, packet_id)| HeldPubRecRecord {
+                        session,
+                        packet_id: u32::from(packet_id.get()),
+                    }),
                 };
                 Some(record.encode_to_vec())
             }
@@ -599,10 +613,12 @@ fn entry_record(entry: &Entry) -> EntryRecord {
 
 fn outbox_entry(record: OutboxRecord) -> Result<OutboxEntry, RestoreError> {
     let message = record.message.ok_or(RestoreError::Incomplete("an outbox entry without a message"))?;
+    let held = |held: HeldPubRecRecord| Ok::<_, RestoreError>((held.session, id(held.packet_id)?));
     Ok(OutboxEntry {
         message: Arc::new(message.into_message(0)),
         due_ms: record.due_ms,
         share: record.share.map(Arc::from),
+        awaited_by: record.awaited_by.map(held).transpose()?,
     })
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kentongan_proto::mqtt::ReasonCode;
 use kentongan_proto::mqtt::codec::AckKind;
 
-use super::{GroupState, OutboxEntry, Timer, packet_id, route};
+use super::{GroupState, HeldPubRec, OutboxEntry, Timer, packet_id, route};
 use crate::message::Message;
 use crate::replicated::command;
 use crate::replicated::effect::Effect;
@@ -26,15 +26,20 @@ impl GroupState {
             return;
         };
         let epoch = session.epoch;
+        let held = (session.number, packet_id);
         let mut reason = ReasonCode::Success;
         // Until PUBREL, a repeated identifier is answered and not routed again [MQTT-4.3.3-10].
         if session.received.insert(packet_id) {
             self.dirty.changed(Key::Session(session.number));
             let message = Arc::new(record.into_message(self.latest_ms()));
+            let retain = message.retain;
             let refused = match receive.delay_ms {
                 Some(delay_ms) => self.delay(message, delay_ms, effects),
                 None => {
                     self.post(message, None, None, effects);
+                    if retain {
+                        self.hold_pubrec(held);
+                    }
                     None
                 }
             };
@@ -45,7 +50,34 @@ impl GroupState {
                 }
             }
         }
-        effects.push(Effect::Acknowledge { owner, epoch, kind: AckKind::PubRec, packet_id, reason });
+        if !self.held_pubrecs.contains(&held) {
+            effects.push(Effect::Acknowledge { owner, epoch, kind: AckKind::PubRec, packet_id, reason });
+        }
+    }
+
+    /// What was posted last is to be retained: the client may not believe that it is before it is routed (P6). Until then
+    /// whoever subscribes would find what was retained before, and what the client publishes next, with another QoS, goes
+    /// another way and might be overwritten by it.
+    fn hold_pubrec(&mut self, held: HeldPubRec) {
+        if let Some(entry) = self.outbox.get_mut(&self.last_position) {
+            entry.awaited_by = Some(held);
+            self.held_pubrecs.insert(held);
+        }
+    }
+
+    /// The message of a PUBREC is routed. A client that is away is answered when it sends PUBLISH again.
+    fn release_pubrec(&mut self, held: HeldPubRec, effects: &mut Vec<Effect>) {
+        self.held_pubrecs.remove(&held);
+        let (number, packet_id) = held;
+        let Some(session) = self.names.get(&number).and_then(|client_id| self.sessions.get(client_id)) else {
+            return;
+        };
+        if let Some(owner) = session.served()
+            && session.received.contains(&packet_id)
+        {
+            let (epoch, kind, reason) = (session.epoch, AckKind::PubRec, ReasonCode::Success);
+            effects.push(Effect::Acknowledge { owner, epoch, kind, packet_id, reason });
+        }
     }
 
     /// Into the outbox: from here on this group sees to it that the message is routed.
@@ -58,7 +90,7 @@ impl GroupState {
     ) {
         self.last_position += 1;
         let position = self.last_position;
-        let entry = OutboxEntry { message, due_ms, share };
+        let entry = OutboxEntry { message, due_ms, share, awaited_by: None };
         match due_ms {
             Some(due) => {
                 self.delayed += 1;
@@ -70,12 +102,16 @@ impl GroupState {
         self.dirty.created(Key::Outbox(position));
     }
 
-    pub(super) fn routed(&mut self, routed: &command::Routed) {
+    pub(super) fn routed(&mut self, routed: &command::Routed, effects: &mut Vec<Effect>) {
         for position in &routed.positions {
             // What is not due yet was never handed out to be routed.
-            if self.outbox.get(position).is_some_and(|entry| entry.due_ms.is_none()) {
-                self.outbox.remove(position);
-                self.dirty.deleted(Key::Outbox(*position));
+            if self.outbox.get(position).is_none_or(|entry| entry.due_ms.is_some()) {
+                continue;
+            }
+            self.dirty.deleted(Key::Outbox(*position));
+            let entry = self.outbox.remove(position);
+            if let Some(held) = entry.and_then(|entry| entry.awaited_by) {
+                self.release_pubrec(held, effects);
             }
         }
     }

@@ -422,6 +422,59 @@ fn a_qos_2_message_is_taken_once() {
     assert_eq!(routes(&script.apply(Command::Receive(receive))), 1, "after PUBREL it is a new message [MQTT-4.3.3-12]");
 }
 
+/// P6: PUBREC says that the message is retained, and it is not before its group has it (found by simulation, seed 575).
+#[test]
+fn a_qos_2_message_to_be_retained_is_acknowledged_when_it_is_routed() {
+    let mut script = Script::new();
+    let first = script.connect(true, 100);
+    let retained = MessageRecord { retain: true, ..record(5, "x") };
+    let receive = |epoch| {
+        let (client_id, message) = ("c".to_owned(), Some(retained.clone()));
+        Command::Receive(Receive { client_id, epoch, packet_id: 9, message, delay_ms: None })
+    };
+    let effects = script.apply(receive(first.epoch));
+    assert_eq!((routes(&effects), effects.len()), (1, 1), "no PUBREC: {effects:?}");
+    script.restart();
+    let id = PacketId::new(9).expect("not zero");
+    let waits = Has { receiving: vec![id], ..Has::default() };
+    let mut effects = Vec::new();
+    script.state.resync("c", first.owner, first.epoch, &waits, &mut effects);
+    assert_eq!(effects, [], "nor by a new leader");
+    let second = script.connect(false, 100);
+    assert_eq!(second.received, [], "so the node asks here when PUBLISH comes again");
+    assert_eq!(script.apply(receive(second.epoch)), [], "not routed again, and not answered yet");
+    let routed = || Command::Routed(command::Routed { positions: vec![1] });
+    let pubrec = |opened: &OpenedSession| Effect::Acknowledge {
+        owner: opened.owner,
+        epoch: opened.epoch,
+        kind: AckKind::PubRec,
+        packet_id: id,
+        reason: ReasonCode::Success,
+    };
+    assert_eq!(script.apply(routed()), [pubrec(&second)]);
+    assert_eq!(script.apply(routed()), [], "said again");
+    assert_eq!(script.apply(receive(second.epoch)), [pubrec(&second)]);
+    assert_eq!(script.connect(false, 100).received, [id], "the node may answer by itself");
+}
+
+/// Who waited for it is away, or begins a new session under the same name.
+#[test]
+fn a_held_pubrec_is_for_its_own_session_only() {
+    for clean_start in [false, true] {
+        let mut script = Script::new();
+        let epoch = script.connect(true, 100).epoch;
+        let message = Some(MessageRecord { retain: true, ..record(5, "x") });
+        let client_id = "c".to_owned();
+        script.apply(Command::Receive(Receive { client_id, epoch, packet_id: 9, message, delay_ms: None }));
+        script.disconnect(epoch, false);
+        if clean_start {
+            script.connect(true, 100);
+        }
+        let routed = Command::Routed(command::Routed { positions: vec![1] });
+        assert_eq!(script.apply(routed), [], "clean start: {clean_start}");
+    }
+}
+
 /// Live messages wait behind retained ones; what is in both comes once, and the order of the topic stays.
 #[test]
 fn live_messages_wait_until_the_retained_ones_are_there() {
