@@ -616,6 +616,24 @@ fn a_subscription_that_is_asked_for_again_keeps_its_read() {
     assert!(!script.state.sessions["c"].subscriptions.contains_key("gone"), "it was unsubscribed since");
 }
 
+/// The same of an UNSUBSCRIBE: what was subscribed to since stays. It was taken away, and its SUBSCRIBE, asked for again too,
+/// was granted and stood nowhere (found by simulation: P1).
+#[test]
+fn an_unsubscribe_that_is_asked_for_again_takes_nothing_away() {
+    let mut script = Script::new();
+    let epoch = script.connect(false, 60).epoch;
+    let unsubscribe = |again| {
+        let (client_id, filters) = ("c".to_owned(), vec!["t".to_owned()]);
+        Command::Unsubscribe(Unsubscribe { client_id, epoch, packet_id: 1, filters, again, ..Unsubscribe::default() })
+    };
+    script.subscribe(epoch, "t", false);
+    script.apply(unsubscribe(false));
+    script.subscribe(epoch, "t", false);
+    let effects = script.apply(unsubscribe(true));
+    assert!(matches!(&effects[..], [Effect::Unsubscribed { outcomes, .. }] if outcomes.len() == 1), "{effects:?}");
+    assert!(script.state.sessions["c"].subscriptions.contains_key("t"));
+}
+
 /// What a new leader is asked again, because an answer was lost, is answered again; nothing else happens.
 #[test]
 fn a_claim_that_is_proposed_again_is_answered_again() {
