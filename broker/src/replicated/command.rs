@@ -286,7 +286,7 @@ pub struct Unsubscribe {
     /// In their order.
     #[prost(string, repeated, tag = "4")]
     pub filters: Vec<String>,
-    /// As that of [`Subscribe`].
+    /// As that of [`Subscribe`]: what was subscribed to since must stay.
     #[prost(bool, tag = "6")]
     pub again: bool,
     /// As that of [`Subscribe`].

@@ -265,7 +265,7 @@ impl GroupState {
         session.to_resend = in_flight.iter().map(|(id, ..)| *id).collect();
         self.dirty.changed(Key::Session(session.number));
         let transient = session.transient;
-        effects.push(Effect::Opened(opened(session, owner)));
+        effects.push(Effect::Opened(opened(session, owner, &self.held_pubrecs)));
         if transient {
             return;
         }
