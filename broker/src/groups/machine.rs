@@ -518,8 +518,9 @@ impl Machine {
         let target = match share.pick_living(strategy, publisher, topic, passed_over, online_only, &is_dead) {
             Some(ShareTarget::Connection { .. }) => Some(own_process(shared)),
             Some(ShareTarget::Session { group }) => Some(PickTarget::Group(group)),
-            Some(ShareTarget::Node { node }) => process(node)
-                .map(|PeerProcess { node, incarnation }| PickTarget::Node { node, incarnation }),
+            Some(ShareTarget::Node { node }) => {
+                process(node).map(|PeerProcess { node, incarnation }| PickTarget::Node { node, incarnation })
+            }
             None => None,
         };
         match target {
