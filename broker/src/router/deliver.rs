@@ -185,7 +185,9 @@ impl ArbiterState {
         };
         let identifier = own.identifier.map(std::num::NonZeroU32::get);
         let qos = publication.qos.min(own.options.qos);
-        if let (QoS::ExactlyOnce, Some(origin)) = (qos, publication.origin)
+        // Only at QoS 1 a message may be sent twice. One of QoS 0 nobody waits for.
+        let may_repeat = qos == QoS::AtLeastOnce || publication.qos == QoS::AtMostOnce;
+        if let Some(origin) = publication.origin.filter(|_| !may_repeat)
             && let ShareKeeper::Outbox { group } = origin.keeper
         {
             let number = self.lanes.settle_outbox(group, origin.number.get(), false);

@@ -6,8 +6,8 @@
 //! and whoever led before may have routed what stands behind the old one.
 //!
 //! An entry that a node was picked for is kept until a member there settled it; one that the node gives back, or whose node is
-//! fenced, becomes an entry without a pick again, at a new position as well. So the outbox is to these messages what an arbiter is to those
-//! of its own publishers (`router::share_settling`), and outlives its node.
+//! fenced, becomes an entry without a pick again, at a new position as well. So the outbox is to these messages what an arbiter
+//! is to those of its own publishers (`router::share_settling`), and outlives its node.
 
 use std::sync::Arc;
 

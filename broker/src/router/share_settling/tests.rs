@@ -491,22 +491,28 @@ fn what_nobody_here_takes_goes_back_to_its_outbox() {
     assert_eq!(cluster.settled(), [(1, OutboxSettled { position: 4, given_back: true })]);
 }
 
-/// [MQTT-4.8.2-5]: what a member begins at QoS 2 must go to nobody else, even if this node dies right after. So the group
-/// hears of it before.
+/// [MQTT-4.8.2-5]: what a member begins at QoS 2, or gets at QoS 0, must go to nobody else, even if this node dies right after.
+/// So the group hears of it before.
 #[test]
-fn an_outbox_lets_go_of_what_a_member_will_begin() {
-    let mut cluster = round_robin();
-    let member = cluster.join(0, 1, 10, QoS::ExactlyOnce);
-    cluster.arrive_from_outbox(4, QoS::ExactlyOnce);
-    assert_eq!(cluster.texts(member), [] as [&str; 0]);
-    let settled = cluster.settled();
-    assert_eq!(settled, [(1, OutboxSettled { position: 4, given_back: false })]);
-    let answer = LaneAnswer { group: GROUP, number: 1, refused: Vec::new() };
-    cluster.nodes[0].shared.inboxes[1].push(Event::LaneAnswered(answer), 0);
-    cluster.turn();
-    assert_eq!(cluster.texts(member), ["1"]);
-    cluster.acknowledge_all(member);
-    assert_eq!(cluster.settled(), [], "that was said");
+fn an_outbox_lets_go_of_what_cannot_be_repeated() {
+    for qos in [QoS::ExactlyOnce, QoS::AtMostOnce] {
+        let mut cluster = round_robin();
+        let member = cluster.join(0, 1, 10, qos);
+        let written = |cluster: &mut Cluster| {
+            let client = cluster.arbiter(member).client(member.key).expect("connected");
+            client.out.len()
+        };
+        cluster.arrive_from_outbox(4, QoS::ExactlyOnce);
+        assert_eq!(written(&mut cluster), 0, "{qos:?}");
+        let settled = cluster.settled();
+        assert_eq!(settled, [(1, OutboxSettled { position: 4, given_back: false })], "{qos:?}");
+        let answer = LaneAnswer { group: GROUP, number: 1, refused: Vec::new() };
+        cluster.nodes[0].shared.inboxes[1].push(Event::LaneAnswered(answer), 0);
+        cluster.nodes[0].arbiters[1].take_events();
+        assert_ne!(written(&mut cluster), 0, "{qos:?}");
+        cluster.acknowledge_all(member);
+        assert_eq!(cluster.settled(), [], "{qos:?}: that was said");
+    }
 }
 
 /// QoS 0, and a member that was granted no more, acknowledge nothing.
