@@ -8,9 +8,10 @@
 //! Beside the links a node may ask another who it is ([`Transport::who`]), ask it [`Question`]s while a cluster forms, and
 //! fetch a checkpoint. What is absent: what any message means. What crosses the wire is in `kentongan_proto::peer`.
 //!
-//! [`outbox`] is the sender's queue, [`doorbell`] wakes who sends from it, [`link`] dials, [`service`] accepts, [`credit`] bounds what was received, [`identity`]
-//! and [`tls`] decide who is believed.
+//! [`outbox`] is the sender's queue, [`codec`] writes its frames, [`doorbell`] wakes who sends them, [`link`]
+//! dials, [`service`] accepts, [`credit`] bounds what was received, [`identity`] and [`tls`] decide who is believed.
 
+mod codec;
 mod connection;
 mod credit;
 mod doorbell;
@@ -263,6 +264,11 @@ impl Transport {
     ///
     /// Taken does not mean arrived: a link that breaks loses what was under way.
     pub fn send(&self, to: NodeId, class: Class, kind: Kind, body: Bytes) -> Result<(), SendError> {
+        self.send_pieces(to, class, kind, [body, Bytes::new()])
+    }
+
+    /// The same for a message whose body is in two pieces.
+    pub fn send_pieces(&self, to: NodeId, class: Class, kind: Kind, body: [Bytes; 2]) -> Result<(), SendError> {
         let peers = self.inner.shared.peers.read().unwrap_or_else(PoisonError::into_inner);
         let peer = peers.get(&to).ok_or(SendError::UnknownPeer)?;
         peer.outboxes[class.index()].push(kind, body)
