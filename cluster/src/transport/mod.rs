@@ -8,8 +8,9 @@
 //! Beside the links a node may ask another who it is ([`Transport::who`]), ask it [`Question`]s while a cluster forms, and
 //! fetch a checkpoint. What is absent: what any message means. What crosses the wire is in `kentongan_proto::peer`.
 //!
-//! [`outbox`] is the sender's queue, [`codec`] writes its frames, [`doorbell`] wakes who sends them, [`link`]
-//! dials, [`service`] accepts, [`credit`] bounds what was received, [`identity`] and [`tls`] decide who is believed.
+//! [`outbox`] is the sender's queue, [`codec`] writes its frames, [`doorbell`] wakes who sends them, [`rest`] puts
+//! the thread to sleep, [`link`] dials, [`service`] accepts, [`credit`] bounds what was received, [`identity`] and [`tls`] decide
+//! who is believed.
 
 mod codec;
 mod connection;
@@ -22,6 +23,7 @@ mod outbox;
 mod peers;
 mod refusal;
 mod requests;
+mod rest;
 mod service;
 mod stats;
 #[allow(missing_docs, unused_qualifications, clippy::all)]
@@ -49,6 +51,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use self::connection::{Channel, Connection, Timing, dial, is_within_machine};
 use self::peers::{Peer, Shared};
+use self::rest::give_way;
 use self::service::PeerService;
 use self::stats::count;
 use self::stubs::peer_client::PeerClient;
@@ -236,6 +239,7 @@ impl Transport {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(BLOCKING_THREADS_MAX)
+            .on_thread_park(give_way())
             .build()
             .map_err(TransportError::Thread)?;
 
