@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::sync::{Arc, PoisonError};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use kentongan_cluster::identity::{Incarnation, NodeId};
 use kentongan_cluster::lane::{Batch, LaneId, Verdict};
 use kentongan_proto::mqtt::QoS;
@@ -133,7 +133,7 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
             Verdict::Apply { above } => {
                 let node = cluster.nodes.number(PeerProcess { node: from, incarnation });
                 Origin { shared, node, number, is_outbox: origin == OUTBOXES, clock_ms }
-                    .take_items(batch.payload, above);
+                    .take_items(&batch.payload, above);
                 (last, None, patient)
             }
             Verdict::Duplicate { last } => (last, None, false),
@@ -196,9 +196,11 @@ impl Handing {
         }
     }
 
-    fn hand_to_subscribers(&mut self, publication: &mut Publication<'_>) {
+    fn hand_to_subscribers(&mut self, shared: &Shared, publication: &mut Publication<'_>) {
         for arbiter in self.matched.arbiters.iter() {
-            self.batches.entry(arbiter).or_default().push(publication, Addressee::Subscribers);
+            let batch = self.batches.entry(arbiter);
+            let batch = batch.or_insert_with(|| shared.recycled_from_nodes.pop().unwrap_or_default());
+            batch.push(publication, Addressee::Subscribers);
         }
     }
 
@@ -213,19 +215,20 @@ impl Handing {
 
 impl Origin<'_> {
     /// Hands on the items above a number. When this returns, they are in the inboxes.
-    fn take_items(self, mut payload: Bytes, above: u64) {
+    fn take_items(self, payload: &Bytes, above: u64) {
         let now_ms = self.shared.now_ms();
         let mut handing = Handing::default();
-        while payload.has_remaining() {
-            let Some(item) = take_delimited(&mut payload) else {
+        let mut rest = &payload[..];
+        while !rest.is_empty() {
+            let Some(item) = take_delimited(&mut rest) else {
                 tracing::warn!("a node sent messages that cannot be read; the rest of the batch is dropped");
                 break;
             };
             // A plain message does not say who published it, which No Local asks [MQTT-3.8.3-3].
-            match PlainMessage::read(&item).filter(|_| !self.is_outbox) {
+            match PlainMessage::read(item).filter(|_| !self.is_outbox) {
                 Some(plain) if plain.number <= above => {}
-                Some(plain) => self.hand_on_plain(&plain, &item, now_ms, &mut handing),
-                None => match NodeMessage::decode(item) {
+                Some(plain) => self.hand_on_plain(&plain, payload, now_ms, &mut handing),
+                None => match NodeMessage::decode(payload.slice_ref(item)) {
                     Ok(item) if item.number <= above => {}
                     Ok(item) => self.hand_on(item, now_ms, &mut handing),
                     Err(error) => {
@@ -238,13 +241,17 @@ impl Origin<'_> {
         handing.finish(self);
     }
 
-    fn hand_on_plain(self, plain: &PlainMessage<'_>, item: &Bytes, now_ms: u64, handing: &mut Handing) {
+    /// `batch` is where it was read from.
+    fn hand_on_plain(self, plain: &PlainMessage<'_>, batch: &Bytes, now_ms: u64, handing: &mut Handing) {
         handing.match_topic(self.shared, plain.topic);
         let mut publication = Publication {
             identity: plain.identity,
             topic: plain.topic,
             topic_hash: handing.topic_hash,
-            payload: Payload::of(plain.payload, Some(item).filter(|_| plain.payload.len() >= SHARED_PAYLOAD_BYTES_MIN)),
+            payload: Payload::of(
+                plain.payload,
+                Some(batch).filter(|_| plain.payload.len() >= SHARED_PAYLOAD_BYTES_MIN),
+            ),
             qos: plain.qos,
             retain: plain.retain,
             properties: None,
@@ -254,7 +261,7 @@ impl Origin<'_> {
             origin: None,
             message: None,
         };
-        handing.hand_to_subscribers(&mut publication);
+        handing.hand_to_subscribers(self.shared, &mut publication);
     }
 
     fn hand_on(self, item: NodeMessage, now_ms: u64, handing: &mut Handing) {
@@ -326,9 +333,9 @@ impl Origin<'_> {
 }
 
 /// The next item, which has its length before it.
-fn take_delimited(payload: &mut Bytes) -> Option<Bytes> {
+fn take_delimited<'a>(payload: &mut &'a [u8]) -> Option<&'a [u8]> {
     let length = usize::try_from(decode_varint(payload).ok()?).ok()?;
-    (length <= payload.len()).then(|| payload.split_to(length))
+    payload.split_off(..length)
 }
 
 /// What an arbiter here is told of a message that `origin` has for one member here of a shared subscription, and which
