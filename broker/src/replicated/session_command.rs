@@ -113,6 +113,7 @@ impl SessionCommand {
             packet_id: u32::from(unsubscribe.packet_id.get()),
             filters: unsubscribe.filters.clone(),
             ticket,
+            again: false,
         })
     }
 }

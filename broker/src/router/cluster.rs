@@ -561,8 +561,10 @@ fn served_by(client: &Client, group: u16) -> Option<(&Served, Vec<u32>)> {
 
 fn asked_again(command: &SessionCommand) -> SessionCommand {
     let mut command = command.clone();
-    if let SessionCommand::Subscribe(subscribe) = &mut command {
-        subscribe.again = true;
+    match &mut command {
+        SessionCommand::Subscribe(subscribe) => subscribe.again = true,
+        SessionCommand::Unsubscribe(unsubscribe) => unsubscribe.again = true,
+        _ => {}
     }
     command
 }

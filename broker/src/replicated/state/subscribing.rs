@@ -146,7 +146,9 @@ impl GroupState {
         let ticket = unsubscribe.ticket;
         let mut outcomes = Vec::with_capacity(unsubscribe.filters.len());
         for filter in unsubscribe.filters {
-            let existed = self.remove_subscription(&client_id, &Arc::from(filter.as_str()), effects);
+            // Its first try was applied, and a SUBSCRIBE that the client sent behind it may have been since.
+            let existed =
+                unsubscribe.again || self.remove_subscription(&client_id, &Arc::from(filter.as_str()), effects);
             let reason = if existed { ReasonCode::Success } else { ReasonCode::NoSubscriptionExisted };
             outcomes.push((filter, reason));
         }

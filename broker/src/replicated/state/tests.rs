@@ -614,6 +614,30 @@ fn a_subscription_that_is_asked_for_again_keeps_its_read() {
     assert!(!script.state.sessions["c"].subscriptions.contains_key("gone"), "it was unsubscribed since");
 }
 
+/// P1: an UNSUBSCRIBE whose answer may be lost is asked again with the SUBSCRIBE that the client sent right behind it. The first
+/// try of both was applied; the second of one must not undo what the first of the other did (found by simulation, seed 3281).
+#[test]
+fn an_unsubscribe_that_is_asked_for_again_leaves_what_was_subscribed_since() {
+    let mut script = Script::new();
+    let epoch = script.connect(false, 60).epoch;
+    let unsubscribe = |again| {
+        let (client_id, filters) = ("c".to_owned(), vec!["t".to_owned()]);
+        Command::Unsubscribe(Unsubscribe { client_id, epoch, packet_id: 1, filters, again, ..Unsubscribe::default() })
+    };
+    let reasons = |effects: &[Effect]| match effects.last() {
+        Some(Effect::Unsubscribed { outcomes, .. }) => outcomes.iter().map(|(_, reason)| *reason).collect(),
+        _ => Vec::new(),
+    };
+    script.subscribe(epoch, "t", false);
+    assert_eq!(reasons(&script.apply(unsubscribe(false))), [ReasonCode::Success]);
+    script.subscribe(epoch, "t", false);
+    assert_eq!(reasons(&script.apply(unsubscribe(true))), [ReasonCode::Success], "answered all the same");
+    script.subscribe_once_more(epoch, "t", false, true);
+    assert!(script.state.sessions["c"].subscriptions.contains_key("t"));
+    script.apply(unsubscribe(false));
+    assert!(script.state.sessions["c"].subscriptions.is_empty());
+}
+
 /// What a new leader is asked again, because an answer was lost, is answered again; nothing else happens.
 #[test]
 fn a_claim_that_is_proposed_again_is_answered_again() {
