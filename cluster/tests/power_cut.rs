@@ -120,6 +120,8 @@ struct Recorder {
 impl StateMachine for Recorder {
     type Query = mpsc::Sender<Vec<Bytes>>;
 
+    fn reread(&mut self, _: GroupId, _: u64) {}
+
     fn apply(&mut self, _: GroupId, _: u64, command: &Bytes, _: bool) {
         self.commands.push(command.clone());
     }

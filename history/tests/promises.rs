@@ -429,6 +429,61 @@ fn p4_overlapping_subscriptions_may_have_a_copy_each_while_one_of_them_is_made()
     assert!(with(true).broken().contains(&Promise::P4));
 }
 
+/// A message is matched when its publisher has no answer yet, or again with a second try; and one of QoS 2 when its PUBREC has long
+/// come, for that says only that it is in an outbox (found by simulation, seeds 2493 and 3611).
+#[test]
+fn p4_a_subscription_may_be_replaced_until_the_last_try_is_matched() {
+    let with = |qos: u8, second_try: bool| {
+        let mut script = Script::default();
+        script.connect("ani", EVER);
+        script.connect("budi", EVER);
+        script.subscribe("budi", TOPIC, 0);
+        let sent = script.send("ani", 1, qos);
+        script.acknowledge("ani", sent.packet_id, qos, 0);
+        script.deliver("budi", 1, 0);
+        script.wait(5);
+        let filters = vec![Subscription {
+            filter: TOPIC,
+            qos: 1,
+            no_local: false,
+            retain_as_published: false,
+            retain_handling: 0,
+        }];
+        script.line("budi", Action::SubscribeSent(Box::new(Subscribe { packet_id: 90, filters })));
+        if second_try {
+            script.send("ani", 1, qos);
+            script.deliver("budi", 1, 0);
+        }
+        script.deliver("budi", 1, 1);
+        script
+    };
+    with(2, false).keeps_all();
+    with(1, true).keeps_all();
+    with(1, false).breaks(Promise::P4);
+}
+
+/// With RETAIN as published a live copy looks like a retained one, and is live all the same (found by simulation, seed 4795).
+#[test]
+fn p4_copies_of_two_subscriptions_may_have_retain_as_published() {
+    let mut script = Script::default();
+    script.connect("ani", EVER);
+    script.connect("budi", EVER);
+    for (packet_id, qos) in [(90, 0), (91, 1)] {
+        let filters =
+            vec![Subscription { filter: TOPIC, qos, no_local: false, retain_as_published: true, retain_handling: 2 }];
+        script.line("budi", Action::SubscribeSent(Box::new(Subscribe { packet_id, filters })));
+        if qos == 0 {
+            script.line("budi", Action::SubAck { packet_id, reasons: Box::new([qos]) });
+        }
+    }
+    script.retain("ani", 1, false);
+    script.deliver_as("budi", 1, 0, 0, false, true);
+    script.deliver_as("budi", 1, 1, 7, false, true);
+    script.keeps_all();
+    script.deliver_as("budi", 1, 1, 8, false, true);
+    script.breaks(Promise::P4);
+}
+
 #[test]
 fn p4_duplicates_are_bounded_by_the_window() {
     let mut script = pair(1);

@@ -99,6 +99,8 @@ pub struct Machine {
     events: Vec<Vec<Event>>,
     /// Events for the arbiters of other nodes.
     pushes: Pushes,
+    /// Up to where the log of each group was there when this process started.
+    reread: BTreeMap<u16, u64>,
     /// What was counted last.
     held: HeldByGroups,
     counted: Duration,
@@ -132,6 +134,7 @@ impl Machine {
             retry_in: RETRY_TICKS,
             events: Vec::new(),
             pushes: Pushes::default(),
+            reread: BTreeMap::new(),
             held: HeldByGroups::default(),
             counted: Duration::ZERO,
         }
@@ -761,6 +764,10 @@ impl Machine {
 impl StateMachine for Machine {
     type Query = Query;
 
+    fn reread(&mut self, group: GroupId, last: u64) {
+        self.reread.insert(group.0, last);
+    }
+
     fn apply(&mut self, group: GroupId, index: u64, entry: &Bytes, live: bool) {
         if group == GroupId::DIRECTORY {
             return self.apply_directory(index, entry);
@@ -772,7 +779,8 @@ impl StateMachine for Machine {
                 let is_tick = matches!(command, Command::Tick(_));
                 state.apply(command, &mut effects);
                 if let Some(shared) = self.shared.get().filter(|_| is_tick) {
-                    shared.submitter.ticked(group.0, state.clock_ms(), state.wall_ms());
+                    let is_reread = self.reread.get(&group.0).is_some_and(|&last| index <= last);
+                    shared.submitter.ticked(group.0, state.clock_ms(), state.wall_ms(), is_reread);
                 }
             }
             Ok(None) => tracing::error!("the log holds a command that this version does not know; it is skipped"),

@@ -114,6 +114,7 @@ impl SessionCommand {
             filters: unsubscribe.filters.clone(),
             again: false,
             ticket,
+            again: false,
         })
     }
 }

@@ -133,6 +133,10 @@ impl Watched {
 impl StateMachine for Watched {
     type Query = Query;
 
+    fn reread(&mut self, group: GroupId, last: u64) {
+        self.machine.reread(group, last);
+    }
+
     fn apply(&mut self, group: GroupId, index: u64, command: &Bytes, live: bool) {
         if self.applying.get(&group).is_none_or(|(applying, _)| *applying != index) {
             self.complete(group);

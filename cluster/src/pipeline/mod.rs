@@ -41,6 +41,10 @@ pub trait StateMachine: Send + 'static {
     /// What can be asked in the order of the commands.
     type Query: Send + 'static;
 
+    /// The log has entries of the group up to `last` when the pipeline starts. When those were proposed nobody here knows; the ones
+    /// beyond the checkpoint are applied again.
+    fn reread(&mut self, group: GroupId, last: u64);
+
     /// Applies one committed command. Deterministic. `live` is whether this node leads the group, and so acts upon what
     /// follows from it; it is false while the log is read again at start.
     fn apply(&mut self, group: GroupId, index: u64, command: &Bytes, live: bool);
@@ -420,13 +424,16 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
         config: PipelineConfig,
         disk: Arc<dyn Disk>,
         mut store: StateStore,
-        machine: M,
+        mut machine: M,
         peers: P,
         now: Duration,
     ) -> Result<Self, StartError> {
         make_groups(&config, &mut store)?;
         let node_config = NodeConfig::new(config.node, config.segment_bytes, config.sync, config.seed);
         let node = Node::open(node_config, disk, store.bases().clone())?;
+        for (group, status) in node.groups().filter_map(|group| Some((group, node.status(group)?))) {
+            machine.reread(group, status.last);
+        }
         let (submissions, submitted) = unbounded();
         let (notifications, notified) = unbounded();
         // One more than is begun at a time: a snapshot is written behind a checkpoint.

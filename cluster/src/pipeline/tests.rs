@@ -9,6 +9,7 @@ use crate::disk::SimDisk;
 struct Recorder {
     commands: BTreeMap<GroupId, Vec<Bytes>>,
     dirty: Vec<GroupId>,
+    reread: BTreeMap<GroupId, u64>,
     shared: Arc<Mutex<BTreeMap<GroupId, Vec<Bytes>>>>,
 }
 
@@ -21,14 +22,19 @@ impl Recorder {
                 (group, stored.into_iter().map(|(_, value)| Bytes::from(value)).collect())
             })
             .collect();
-        Self { commands, dirty: Vec::new(), shared: Arc::clone(shared) }
+        Self { commands, dirty: Vec::new(), reread: BTreeMap::new(), shared: Arc::clone(shared) }
     }
 }
 
 impl StateMachine for Recorder {
     type Query = mpsc::Sender<BTreeMap<GroupId, Vec<Bytes>>>;
 
-    fn apply(&mut self, group: GroupId, _: u64, command: &Bytes, _: bool) {
+    fn reread(&mut self, group: GroupId, last: u64) {
+        self.reread.insert(group, last);
+    }
+
+    fn apply(&mut self, group: GroupId, index: u64, command: &Bytes, live: bool) {
+        assert_eq!(live, index > self.reread[&group], "what a node that is alone does not propose it rereads");
         self.commands.entry(group).or_default().push(command.clone());
         self.dirty.push(group);
     }

@@ -128,15 +128,23 @@ fn check_repeated(story: &Story<'_>, session: u32, message: &Message, report: &m
 /// Whether one copy may have come by a subscription that was just being made or ended, and another by one that stands: each
 /// matching subscription may have a copy of its own [MQTT-3.3.4-2]. They are told apart by QoS: one of them is 0.
 fn is_split(story: &Story<'_>, deliveries: &[&Delivery], message: &Message) -> bool {
-    let live = || deliveries.iter().filter(|delivery| delivery.kind == Kind::Live);
+    let live = || deliveries.iter().filter(|delivery| delivery.kind != Kind::Retained);
     let (Some(last), true, true) = (live().next_back(), live().any(|d| d.qos == 0), live().any(|d| d.qos > 0)) else {
         return false;
     };
-    // When it was matched, only the publisher's acknowledgement bounds.
-    let matched_by = message.acknowledged.map_or(NEVER, |mark| mark.at.saturating_add(story.settings.transit_max));
-    let until = last.mark.at.min(matched_by);
+    let until = last.mark.at.min(matched_by(story, message));
     let mut spans = story.spans_of(last).filter(|span| !span.shared && span.may_until >= message.first.at);
     spans.any(|span| span.subscribe.at <= until && !span.must_take(message.first.at, until))
+}
+
+/// When it was matched for the last time. Only the publisher's acknowledgement of each try bounds that; and not of QoS 2, which says
+/// no more than that the message is in an outbox.
+fn matched_by(story: &Story<'_>, message: &Message) -> Nanoseconds {
+    if message.qos == 2 || message.will_of != NONE {
+        return NEVER;
+    }
+    let answered = story.sends_of(message).map(|send| send.answer.map_or(NEVER, |answer| answer.mark.at));
+    answered.max().map_or(NEVER, |at| at.saturating_add(story.settings.transit_max))
 }
 
 /// Further nodes at which a session met a message of QoS 0. One that moves finds on its new node what is still on its way
