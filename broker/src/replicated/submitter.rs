@@ -255,9 +255,9 @@ impl Submitter {
         self.pipeline.query(group, Query::Released(Arc::clone(client_id)));
     }
 
-    /// Asks for a part of the retained messages that match `filter`.
+    /// Asks the group of the cursor for a part of the retained messages that match `filter`.
     pub fn retained_page(&self, asker: Asker, number: u64, filter: &str, cursor: RetainedCursor) {
-        let group = GroupId(if filter.contains(['+', '#']) { cursor.group } else { self.slots.group_of(filter) });
+        let group = GroupId(cursor.group);
         self.pipeline.read(group, Query::RetainedPage { asker, number, filter: filter.to_owned(), cursor });
     }
 
