@@ -18,11 +18,13 @@ pub enum Plant {
     LoseOutbox,
     /// A connection that was replaced lets go of its successor's session.
     IgnoreEpoch,
+    /// Retained messages are read at the replica here, whoever leads.
+    ReadStale,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::SkipSync,
         Self::AcknowledgeEarly,
         Self::PushUnsynced,
@@ -30,6 +32,7 @@ impl Plant {
         Self::ForgetLane,
         Self::LoseOutbox,
         Self::IgnoreEpoch,
+        Self::ReadStale,
     ];
 }
 

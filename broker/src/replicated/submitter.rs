@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::connection_key::ConnectionKey;
 use crate::peers::status::NodeStatus;
 use crate::peers::wire::Resync;
+use crate::plants::{Plant, is_planted};
 
 /// What the thread that applies commands is asked beside them.
 #[derive(Debug)]
@@ -258,7 +259,11 @@ impl Submitter {
     /// Asks the group of the cursor for a part of the retained messages that match `filter`.
     pub fn retained_page(&self, asker: Asker, number: u64, filter: &str, cursor: RetainedCursor) {
         let group = GroupId(cursor.group);
-        self.pipeline.read(group, Query::RetainedPage { asker, number, filter: filter.to_owned(), cursor });
+        let query = Query::RetainedPage { asker, number, filter: filter.to_owned(), cursor };
+        if is_planted(Plant::ReadStale) {
+            return self.pipeline.notify(query);
+        }
+        self.pipeline.read(group, query);
     }
 
     /// The mapping of names to groups.

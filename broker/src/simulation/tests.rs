@@ -75,3 +75,8 @@ fn an_outbox_that_lets_go_early_is_found() {
 fn an_epoch_that_nobody_looks_at_is_found() {
     is_found(Plant::IgnoreEpoch, 9);
 }
+
+#[test]
+fn a_replica_that_is_behind_is_found() {
+    is_found(Plant::ReadStale, 1);
+}
