@@ -7,7 +7,7 @@ use super::*;
 use crate::simulation::{Plan, World};
 
 /// What a few seeds must come to, whatever else they do.
-const EVERYTHING: [&str; 38] = [
+const EVERYTHING: [&str; 39] = [
     "-> CONNECT",
     "<- CONNACK",
     "-> SUBSCRIBE",
@@ -46,6 +46,7 @@ const EVERYTHING: [&str; 38] = [
     "will of QoS 2",
     "will with delay",
     "subscribed as one of a group",
+    "subscription taken back at once",
 ];
 
 /// A run of a node that is alone and is as it should be: its history, and how often clients did what.
