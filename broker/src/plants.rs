@@ -32,11 +32,13 @@ pub enum Plant {
     PurgeEarly,
     /// A Will Message goes into the outbox twice.
     WillTwice,
+    /// Retained messages are read at the replica here, whoever leads.
+    ReadStale,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::SkipSync,
         Self::AcknowledgeEarly,
         Self::PushUnsynced,
@@ -51,6 +53,7 @@ impl Plant {
         Self::ResendLiving,
         Self::PurgeEarly,
         Self::WillTwice,
+        Self::ReadStale,
     ];
 }
 

@@ -74,9 +74,12 @@ impl Script {
     }
 
     fn subscribe(&mut self, client: &'static str, filter: &'static str, qos: u8) {
+        self.subscribe_handling(client, filter, qos, 0);
+    }
+
+    fn subscribe_handling(&mut self, client: &'static str, filter: &'static str, qos: u8, retain_handling: u8) {
         self.packet_id += 1;
-        let filters =
-            vec![Subscription { filter, qos, no_local: false, retain_as_published: false, retain_handling: 0 }];
+        let filters = vec![Subscription { filter, qos, no_local: false, retain_as_published: false, retain_handling }];
         let packet_id = self.packet_id;
         self.line(client, Action::SubscribeSent(Box::new(Subscribe { packet_id, filters })));
         self.line(client, Action::SubAck { packet_id, reasons: Box::new([qos]) });
@@ -553,23 +556,41 @@ fn p6_an_acknowledged_retained_message_is_not_missing() {
     script.breaks(Promise::P6);
 }
 
-/// UNSUBSCRIBE stops what had not begun to be sent [MQTT-3.10.4-2, MQTT-3.10.4-3].
+/// UNSUBSCRIBE stops what had not begun to be sent [MQTT-3.10.4-2, MQTT-3.10.4-3], and so does a SUBSCRIBE that wants nothing
+/// retained. One that only wants nothing twice does not.
 #[test]
 fn p6_a_subscription_that_is_given_up_is_owed_no_retained_message() {
-    let script = |is_given_up: bool| {
+    let script = |then: fn(&mut Script)| {
         let mut script = Script::default();
         script.connect("pub", 0);
         script.retain("pub", 1, false);
         script.connect("sub", 0);
         script.subscribe("sub", TOPIC, 1);
-        if is_given_up {
-            script.unsubscribe("sub", TOPIC);
-        }
+        then(&mut script);
         script.mark(What::Quiesced);
         script
     };
-    script(true).keeps_all();
-    script(false).breaks(Promise::P6);
+    script(|script| script.unsubscribe("sub", TOPIC)).keeps_all();
+    script(|script| script.subscribe_handling("sub", TOPIC, 1, 2)).keeps_all();
+    script(|script| script.subscribe_handling("sub", TOPIC, 1, 1)).breaks(Promise::P6);
+    script(|_| ()).breaks(Promise::P6);
+}
+
+/// What a subscription reads may still be on its way when another SUBSCRIBE counts on it.
+#[test]
+fn p2_a_retained_message_may_come_for_a_subscription_that_reads_by_the_one_before() {
+    let script = |retain_handling| {
+        let mut script = Script::default();
+        script.connect("pub", 0);
+        script.connect("sub", 0);
+        script.subscribe("sub", TOPIC, 1);
+        script.subscribe_handling("sub", TOPIC, 1, retain_handling);
+        script.retain("pub", 1, false);
+        script.deliver_as("sub", 1, 1, 7, false, true);
+        script
+    };
+    script(1).keeps_all();
+    script(2).breaks(Promise::P2);
 }
 
 #[test]

@@ -712,18 +712,12 @@ impl Machine {
         let connection = asker.connection;
         let asked = cursor.clone();
         let now_ms = shared.now_ms();
-        let slots = shared.submitter.slots();
-        let exact = !filter.contains(['+', '#']);
-        let group = if exact { slots.group_of(filter) } else { cursor.group };
+        let group = cursor.group;
         let mut messages = Vec::new();
         let state = &self.groups[usize::from(group)];
         let page = state.retained_page(filter, cursor.after.as_deref(), PAGE_MESSAGES_MAX, PAGE_SCAN_MAX);
         messages.extend(page.messages.iter().map(|message| on_process_clock(message, state, now_ms)));
-        let next = match page.next {
-            Some(after) => Some(RetainedCursor { group, after: Some(after.to_string()) }),
-            None if exact || usize::from(group) + 1 >= self.groups.len() => None,
-            None => Some(RetainedCursor { group: group + 1, after: None }),
-        };
+        let next = page.next.map(|after| RetainedCursor { group, after: Some(after.to_string()) });
         let page = RetainedPage { connection, number, asked, messages, next };
         // Known by what was asked for, so it needs no resync before it.
         let to = (asker.node, asker.incarnation, connection.arbiter());

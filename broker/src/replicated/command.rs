@@ -292,9 +292,6 @@ pub struct Unsubscribe {
     /// As that of [`Subscribe`].
     #[prost(uint64, tag = "5")]
     pub ticket: u64,
-    /// As that of [`Subscribe`]: what stands of its filters, a SUBSCRIBE behind it has made.
-    #[prost(bool, tag = "6")]
-    pub again: bool,
 }
 
 /// One message of a lane, and what the group is to do with it.

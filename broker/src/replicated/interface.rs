@@ -220,10 +220,10 @@ pub struct UnsubscribedPersistent {
     pub outcomes: Vec<(String, ReasonCode)>,
 }
 
-/// Where a retained read goes on: a group, and the last topic looked at there.
+/// Where a retained read goes on in a group: behind the last topic looked at there.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RetainedCursor {
-    /// The group whose turn it is.
+    /// Which group is asked.
     pub group: u16,
     /// Topics up to this one were looked at.
     pub after: Option<String>,
@@ -240,7 +240,7 @@ pub struct RetainedPage {
     pub asked: RetainedCursor,
     /// Their expiry is on the process clock.
     pub messages: Vec<Arc<Message>>,
-    /// `None`: that was all.
+    /// `None`: the group has no more.
     pub next: Option<RetainedCursor>,
 }
 

@@ -114,7 +114,6 @@ impl SessionCommand {
             filters: unsubscribe.filters.clone(),
             again: false,
             ticket,
-            again: false,
         })
     }
 }

@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::connection_key::ConnectionKey;
 use crate::peers::status::NodeStatus;
 use crate::peers::wire::Resync;
+use crate::plants::{Plant, is_planted};
 
 /// What the thread that applies commands is asked beside them.
 #[derive(Debug)]
@@ -256,10 +257,14 @@ impl Submitter {
         self.pipeline.query(group, Query::Released(Arc::clone(client_id)));
     }
 
-    /// Asks for a part of the retained messages that match `filter`.
+    /// Asks the group of the cursor for a part of the retained messages that match `filter`.
     pub fn retained_page(&self, asker: Asker, number: u64, filter: &str, cursor: RetainedCursor) {
-        let group = GroupId(if filter.contains(['+', '#']) { cursor.group } else { self.slots.group_of(filter) });
-        self.pipeline.read(group, Query::RetainedPage { asker, number, filter: filter.to_owned(), cursor });
+        let group = GroupId(cursor.group);
+        let query = Query::RetainedPage { asker, number, filter: filter.to_owned(), cursor };
+        if is_planted(Plant::ReadStale) {
+            return self.pipeline.notify(query);
+        }
+        self.pipeline.read(group, query);
     }
 
     /// The mapping of names to groups.

@@ -4,6 +4,7 @@
 //! Live messages that come by it wait, bounded, until the retained ones are sent; what is in both is sent once.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use kentongan_proto::mqtt::QoS;
@@ -17,6 +18,7 @@ use crate::drops::{self, Bound};
 use crate::message::Message;
 use crate::metrics::DropReason;
 use crate::peers::wire::{Forwarded, ReadRetained};
+use crate::plants::{Plant, is_planted};
 use crate::replicated::command::{MessageRecord, SessionCommand};
 use crate::replicated::submitter::Asker;
 use crate::replicated::{RetainedCursor, RetainedPage};
@@ -24,27 +26,63 @@ use crate::replicated::{RetainedCursor, RetainedPage};
 /// Live messages that may wait behind one connection's retained reads.
 const HELD_MESSAGES_MAX: usize = 10_000;
 
+/// Pages that one connection waits for at once. With no more groups than that, a wildcard takes as long as the slowest of
+/// them; what may come for a client that turns out to be slow is bounded by it.
+const PAGES_AT_ONCE: usize = 16;
+
 /// Unwritten bytes above which the next page is not asked for.
 const PAGE_OUT_BYTES_MAX: usize = 128 * 1024;
 
 /// Queued messages above which the next page is not asked for.
 const PAGE_QUEUE_MESSAGES_MAX: usize = 256;
 
+/// A page that was asked for and has not come.
+#[derive(Debug)]
+struct Question {
+    cursor: RetainedCursor,
+    /// A second passed since.
+    is_late: bool,
+}
+
 #[derive(Debug)]
 struct Read {
     number: u64,
     filter: Box<str>,
     own: OwnSubscription,
-    /// Where the next page starts, if it waits for the client to take what it has.
-    resume_at: Option<RetainedCursor>,
+    /// Those whose first page was not asked for yet. Until SUBACK there are none.
+    groups: Range<u16>,
+    /// Where groups that have more go on, once the client has taken what it has.
+    further: Vec<RetainedCursor>,
+    asked: Vec<Question>,
     /// The number by which a group knows it: messages with a QoS go into the queue of the session there.
     session_read: Option<u64>,
-    /// The group has a page that it did not take in yet.
-    with_group: bool,
-    /// The page that was asked for and has not come.
-    asked: Option<RetainedCursor>,
-    /// A second passed since.
-    is_late: bool,
+    /// Pages that the group has not taken in yet.
+    with_group: usize,
+}
+
+impl Read {
+    /// Once the first page was asked for: whether all have come.
+    fn is_complete(&self) -> bool {
+        self.groups.is_empty() && self.further.is_empty() && self.asked.is_empty()
+    }
+
+    fn has_more(&self) -> bool {
+        !self.groups.is_empty() || !self.further.is_empty()
+    }
+
+    /// The next page, which counts as asked for.
+    fn next_page(&mut self) -> Option<RetainedCursor> {
+        let first = |group| RetainedCursor { group, after: None };
+        let cursor = self.further.pop().or_else(|| self.groups.next().map(first))?;
+        self.asked.push(Question { cursor: cursor.clone(), is_late: false });
+        Some(cursor)
+    }
+
+    /// Whether the page was waited for. A question that was asked twice is answered twice.
+    fn is_answered_by(&mut self, page: &RetainedPage) -> bool {
+        let at = self.asked.iter().position(|question| question.cursor == page.asked);
+        at.map(|at| self.asked.swap_remove(at)).is_some()
+    }
 }
 
 #[derive(Debug)]
@@ -65,13 +103,31 @@ struct State {
     held: Vec<HeldBack>,
 }
 
+impl State {
+    /// The pages to ask for now, of the oldest read first: read number, filter, page.
+    fn next_pages(&mut self) -> Vec<(u64, Box<str>, RetainedCursor)> {
+        let under_way: usize = self.reads.iter().map(|read| read.asked.len()).sum();
+        let mut room = PAGES_AT_ONCE.saturating_sub(under_way);
+        let mut pages = Vec::new();
+        for read in self.reads.iter_mut().filter(|read| read.with_group == 0) {
+            while room > 0
+                && let Some(cursor) = read.next_page()
+            {
+                room -= 1;
+                pages.push((read.number, read.filter.clone(), cursor));
+            }
+        }
+        pages
+    }
+}
+
 impl RetainedReads {
     /// Whether retained messages are still to come for a subscription.
     pub(super) fn is_reading(&self, filter: &str) -> bool {
         self.0.as_ref().is_some_and(|state| state.reads.iter().any(|read| &*read.filter == filter))
     }
 
-    /// The subscription is gone: what is still to come of it is not sent.
+    /// What is still to come of a subscription is not sent: it is gone, or read anew.
     fn forget(&mut self, filter: &str) {
         if let Some(state) = &mut self.0 {
             state.reads.retain(|read| &*read.filter != filter);
@@ -84,8 +140,14 @@ impl RetainedReads {
         self.0.as_ref().is_some_and(|state| !state.reads.is_empty() || !state.held.is_empty())
     }
 
+    /// The subscription was replaced: what is still to come of it comes by the terms of the new one.
+    pub(super) fn change_terms(&mut self, filter: &str, own: OwnSubscription) {
+        let reads = self.0.iter_mut().flat_map(|state| &mut state.reads);
+        reads.filter(|read| &*read.filter == filter).for_each(|read| read.own = own);
+    }
+
     fn waits_for_client(&self) -> bool {
-        self.0.as_ref().is_some_and(|state| state.reads.iter().any(|read| read.resume_at.is_some()))
+        self.0.as_ref().is_some_and(|state| state.reads.iter().any(Read::has_more))
     }
 }
 
@@ -116,17 +178,18 @@ impl ArbiterState {
         let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
             return 0;
         };
+        // Of a subscription that was replaced: what this one reads is newer, and the group takes nothing more for that one.
+        session.reads.forget(filter);
         let state = session.reads.0.get_or_insert_default();
-        let filter_copy = Box::from(filter);
         state.reads.push_back(Read {
             number,
-            filter: filter_copy,
+            filter: Box::from(filter),
             own,
-            resume_at: None,
+            groups: 0..0,
+            further: Vec::new(),
+            asked: Vec::new(),
             session_read,
-            with_group: false,
-            asked: None,
-            is_late: false,
+            with_group: 0,
         });
         number
     }
@@ -134,30 +197,27 @@ impl ArbiterState {
     pub(super) fn ask_first_page(&mut self, key: ConnectionKey, number: u64) {
         // What this turn published before goes ahead of the read.
         self.flush_lanes();
-        let Some(filter) = self.read_mut(key, number).map(|read| read.filter.clone()) else {
+        let slots = self.shared.submitter.slots();
+        let Some(read) = self.read_mut(key, number) else {
             return;
         };
-        let filter = &*filter;
-        let asked = RetainedCursor::default();
-        if filter.starts_with("$SYS") {
-            if let Some(read) = self.read_mut(key, number) {
-                read.asked = Some(asked.clone());
-            }
-            let messages = self.shared.sys.matching(filter);
+        if read.filter.starts_with("$SYS") {
+            let (filter, asked) = (read.filter.clone(), RetainedCursor::default());
+            read.asked.push(Question { cursor: asked.clone(), is_late: false });
+            let messages = self.shared.sys.matching(&filter);
             return self.on_retained_page(RetainedPage { connection: key, number, asked, messages, next: None });
         }
-        self.ask_page(key, number, filter, asked);
+        read.groups = if read.filter.contains(['+', '#']) {
+            0..slots.groups()
+        } else {
+            let keeper = slots.group_of(&read.filter);
+            keeper..keeper + 1
+        };
+        self.continue_reads(key);
     }
 
-    /// Asks the group whose turn it is for a page, or the one that keeps the only topic that matches.
-    fn ask_page(&mut self, key: ConnectionKey, number: u64, filter: &str, mut cursor: RetainedCursor) {
-        if !filter.contains(['+', '#']) {
-            cursor.group = self.shared.submitter.slots().group_of(filter);
-        }
-        if let Some(read) = self.read_mut(key, number) {
-            read.asked = Some(cursor.clone());
-            read.is_late = false;
-        }
+    /// Asks a group for a page.
+    fn ask_page(&mut self, key: ConnectionKey, number: u64, filter: &str, cursor: RetainedCursor) {
         let node = self.shared.cluster.as_ref().map_or(0, |cluster| cluster.node);
         let asker = Asker { node, incarnation: self.shared.incarnation(), connection: key };
         let Some(cluster) = &self.shared.cluster else {
@@ -166,7 +226,7 @@ impl ArbiterState {
         // A leader that no majority confirms answers nothing, and may lead all the same when it is asked again.
         self.slow_reads.push(key);
         match self.lanes.leader(cursor.group) {
-            Some(leader) if leader.node == node => {
+            Some(leader) if leader.node == node || is_planted(Plant::ReadStale) => {
                 self.shared.submitter.retained_page(asker, number, filter, cursor);
             }
             Some(leader) => {
@@ -196,10 +256,10 @@ impl ArbiterState {
             };
             let own = session.persistent.is_some_and(|persistent| persistent.group == group);
             for read in session.reads.0.iter_mut().flat_map(|state| &mut state.reads) {
-                if own && std::mem::take(&mut read.with_group) {
+                if own && std::mem::take(&mut read.with_group) > 0 {
                     self.slow_reads.push(key);
                 }
-                if let Some(cursor) = read.asked.as_ref().filter(|cursor| cursor.group == group) {
+                for Question { cursor, .. } in read.asked.iter().filter(|question| question.cursor.group == group) {
                     lost.push((key, read.number, read.filter.clone(), cursor.clone()));
                 }
             }
@@ -223,13 +283,11 @@ impl ArbiterState {
             // Unsubscribed meanwhile.
             return self.finish_reads(key);
         };
-        // A question that was asked twice is answered twice.
-        if read.asked.as_ref() != Some(&page.asked) {
+        if !read.is_answered_by(&page) {
             return;
         }
-        read.asked = None;
-        read.resume_at = page.next.clone();
-        read.with_group = read.session_read.is_some();
+        read.further.extend(page.next.clone());
+        let is_complete = read.is_complete();
         let own = read.own;
         let session_read = read.session_read.map(|number| (number, read.filter.clone()));
         let mut for_group = Vec::new();
@@ -242,16 +300,21 @@ impl ArbiterState {
             self.deliver_retained(key, message, own);
         }
         if let Some((number, filter)) = session_read {
-            self.hand_to_group(key, &filter, number, for_group, page.next.is_none());
+            // Most groups have nothing: each page is an entry of the session's group, for which the read waits.
+            if is_complete || !for_group.is_empty() {
+                if let Some(read) = self.read_mut(key, page.number) {
+                    read.with_group += 1;
+                }
+                self.hand_to_group(key, &filter, number, for_group, is_complete);
+            }
         }
-        if page.next.is_none() {
+        if is_complete {
             if let Some(state) = self.reads(key) {
                 state.reads.retain(|read| read.number != page.number);
             }
             self.finish_reads(key);
-        } else {
-            self.continue_reads(key);
         }
+        self.continue_reads(key);
     }
 
     /// A live copy of a retained message may wait: it is dropped for the retained one, and what waits of the same topic
@@ -309,7 +372,7 @@ impl ArbiterState {
             return;
         };
         for read in state.reads.iter_mut().filter(|read| read.session_read == Some(number)) {
-            read.with_group = false;
+            read.with_group = read.with_group.saturating_sub(1);
         }
         if queued <= PAGE_QUEUE_MESSAGES_MAX {
             self.continue_reads(key);
@@ -331,11 +394,13 @@ impl ArbiterState {
             let mut late = Vec::new();
             let mut waits = false;
             for read in &mut state.reads {
-                if let Some(asked) = &read.asked {
+                for question in &mut read.asked {
                     waits = true;
-                    if std::mem::replace(&mut read.is_late, true) {
-                        late.push((read.number, read.filter.clone(), asked.clone()));
+                    if question.is_late {
+                        late.push((read.number, read.filter.clone(), question.cursor.clone()));
                     }
+                    // Asked again it has another second or two.
+                    question.is_late = !question.is_late;
                 }
             }
             if waits && late.is_empty() && self.shared.cluster.is_some() {
@@ -360,7 +425,7 @@ impl ArbiterState {
         self.deliver(key, &mut publication, terms);
     }
 
-    /// Asks for the next page of every read that waits, if the client has taken enough.
+    /// Asks for more pages of the reads that wait, the oldest first, if the client has taken enough.
     pub(super) fn continue_reads(&mut self, key: ConnectionKey) {
         let Some(client) = self.client(key) else {
             return;
@@ -377,13 +442,7 @@ impl ArbiterState {
         let Some(state) = self.reads(key) else {
             return;
         };
-        let wanted: Vec<_> = state
-            .reads
-            .iter_mut()
-            .filter(|read| !read.with_group)
-            .filter_map(|read| Some((read.number, read.filter.clone(), read.resume_at.take()?)))
-            .collect();
-        for (number, filter, cursor) in wanted {
+        for (number, filter, cursor) in state.next_pages() {
             self.ask_page(key, number, &filter, cursor);
         }
     }
@@ -464,5 +523,74 @@ impl ArbiterState {
         if waits {
             self.continue_reads(key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kentongan_proto::mqtt::SubscriptionOptions;
+
+    use super::*;
+
+    fn read(number: u64, groups: Range<u16>) -> Read {
+        Read {
+            number,
+            filter: Box::from("#"),
+            own: OwnSubscription { options: SubscriptionOptions::new(QoS::AtMostOnce), identifier: None },
+            groups,
+            further: Vec::new(),
+            asked: Vec::new(),
+            session_read: None,
+            with_group: 0,
+        }
+    }
+
+    fn page(group: u16, after: Option<&str>, more: Option<&str>) -> RetainedPage {
+        let at = |after: &str| RetainedCursor { group, after: Some(after.to_owned()) };
+        RetainedPage {
+            connection: ConnectionKey::new(0, 0, 0),
+            number: 1,
+            asked: RetainedCursor { group, after: after.map(str::to_owned) },
+            messages: Vec::new(),
+            next: more.map(at),
+        }
+    }
+
+    fn take(read: &mut Read, page: &RetainedPage) -> bool {
+        let answered = read.is_answered_by(page);
+        read.further.extend(page.next.clone());
+        answered
+    }
+
+    fn groups(state: &mut State) -> Vec<(u64, u16)> {
+        state.next_pages().into_iter().map(|(number, _, cursor)| (number, cursor.group)).collect()
+    }
+
+    /// All groups are asked at once, but no more of them than the bound, whichever read it is for.
+    #[test]
+    fn a_connection_waits_for_a_bounded_number_of_pages() {
+        let mut state = State { reads: [read(1, 0..12), read(2, 0..12)].into(), held: Vec::new() };
+        let first: Vec<_> = (0..12).map(|group| (1, group)).chain((0..4).map(|group| (2, group))).collect();
+        assert_eq!(groups(&mut state), first);
+        assert_eq!(groups(&mut state), []);
+        assert!(take(&mut state.reads[0], &page(3, None, None)));
+        assert_eq!(groups(&mut state), [(2, 4)]);
+    }
+
+    /// A group that has more is asked again, and a read is over when every group said that this was all.
+    #[test]
+    fn a_read_is_complete_when_no_group_has_more() {
+        let mut state = State { reads: [read(1, 0..2)].into(), held: Vec::new() };
+        assert_eq!(groups(&mut state), [(1, 0), (1, 1)]);
+        assert!(take(&mut state.reads[0], &page(0, None, Some("a"))));
+        assert!(!take(&mut state.reads[0], &page(0, None, None)), "a question that was asked twice is answered twice");
+        state.reads[0].with_group = 1;
+        assert_eq!(groups(&mut state), [], "the session's group has not taken it in");
+        state.reads[0].with_group = 0;
+        assert_eq!(groups(&mut state), [(1, 0)]);
+        assert!(take(&mut state.reads[0], &page(1, None, None)));
+        assert!(!state.reads[0].is_complete());
+        assert!(take(&mut state.reads[0], &page(0, Some("a"), None)));
+        assert!(state.reads[0].is_complete());
     }
 }

@@ -4,7 +4,9 @@ use std::num::NonZeroU32;
 use std::sync::atomic::Ordering;
 
 use kentongan_proto::mqtt::codec;
-use kentongan_proto::mqtt::{AckProperties, Packet, PacketId, QoS, ReasonCode, SubAck, Subscribe, Unsubscribe};
+use kentongan_proto::mqtt::{
+    AckProperties, Packet, PacketId, QoS, ReasonCode, RetainHandling, SubAck, Subscribe, Unsubscribe,
+};
 use kentongan_proto::topic::ParsedFilter;
 
 use super::ConnectionKey;
@@ -121,6 +123,9 @@ impl ArbiterState {
             return;
         };
         let id = self.id;
+        if own.options.retain_handling == RetainHandling::Never {
+            self.forget_read(key, filter);
+        }
         let Some(client) = self.client(key) else {
             return;
         };
@@ -129,7 +134,9 @@ impl ArbiterState {
             return;
         };
         let persistent = session.persistent;
-        // A second SUBSCRIBE does not let live messages past the retained ones that the first one still waits for.
+        // Another SUBSCRIBE takes the place of the first: what that one still waits for comes by the terms of this one, and
+        // live messages do not get past it.
+        session.reads.change_terms(filter, own);
         let held = held || session.reads.is_reading(filter);
         let kind = interest_kind(persistent.is_some(), own);
         let before = session.subscriptions.insert(Box::from(filter), own);

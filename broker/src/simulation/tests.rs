@@ -126,3 +126,8 @@ fn a_log_that_is_purged_too_early_is_found() {
 fn a_will_that_is_published_twice_is_found() {
     is_found(Plant::WillTwice, &[], &["P9"]);
 }
+
+#[test]
+fn a_replica_that_is_behind_is_found() {
+    is_found(Plant::ReadStale, &[], &["P6"]);
+}

@@ -1,8 +1,14 @@
 //! Persistent sessions, retained messages and wills, and what of them survives the process.
 
+use std::collections::BTreeSet;
+
+use kentongan::replicated::Slots;
 use kentongan_proto::mqtt::*;
 
 use crate::support::*;
+
+/// By the default settings.
+const GROUPS: u16 = 16;
 
 fn persistent(client_id: &str, clean_start: bool) -> Connect {
     let mut connect = connect(ProtocolVersion::V5, client_id);
@@ -138,6 +144,54 @@ fn a_qos_2_publish_repeated_after_a_crash_is_delivered_once() {
     let (mut subscriber, _) = Client::open(&broker, persistent("s", false));
     assert_eq!(subscriber.take_publish().payload, "once");
     subscriber.expect_nothing();
+}
+
+/// A second SUBSCRIBE takes the place of one whose retained messages are still being read. Live messages wait for the
+/// second then, and not for what nobody goes on with.
+#[test]
+fn a_subscription_that_is_replaced_while_it_is_read_goes_on() {
+    // More than a page, in one group.
+    let topics = (0..).map(|number| format!("r/{number}")).filter(|topic| Slots::new(GROUPS).group_of(topic) == 0);
+    let topics: Vec<_> = topics.take(300).collect();
+    let broker = Broker::start();
+    let mut publisher = Client::v5(&broker, "p");
+    for (topic, number) in topics.iter().zip(1..) {
+        let mut message = publish(topic, "kept", qos1(number));
+        message.retain = true;
+        publisher.send(&Packet::Publish(message));
+        publisher.complete(qos1(number));
+    }
+    let (mut subscriber, _) = Client::open(&broker, persistent("s", false));
+    let mut both = Vec::new();
+    for number in [1, 2] {
+        let packet = Packet::Subscribe(Subscribe {
+            packet_id: id(number),
+            filters: vec![("r/#".to_owned(), SubscriptionOptions::new(QoS::AtLeastOnce))],
+            subscription_identifier: None,
+            user_properties: Vec::new(),
+        });
+        codec::encode(&packet, ProtocolVersion::V5, &mut both).expect("it fits");
+    }
+    subscriber.send_bytes(&both);
+    let mut missing: BTreeSet<_> = topics.iter().cloned().chain(["r/live".to_owned()]).collect();
+    let mut granted = 0;
+    while !missing.is_empty() {
+        match subscriber.receive() {
+            Packet::SubAck(_) => {
+                granted += 1;
+                if granted == 2 {
+                    publisher.publish("r/live", "live", Delivery::AtMostOnce);
+                }
+            }
+            Packet::Publish(message) => {
+                if let Some(id) = message.delivery.packet_id() {
+                    subscriber.send(&Packet::PubAck(Ack::success(id)));
+                }
+                missing.remove(&message.topic);
+            }
+            other => panic!("no reason for {other:?}"),
+        }
+    }
 }
 
 /// [MQTT-3.3.1-5], [MQTT-3.3.1-6], P6: the last retained message of each topic, over restarts; a deleted one stays away.

@@ -115,7 +115,7 @@ fn end_of_reading(story: &Story<'_>, span: &Span) -> Option<Mark> {
     let drained = story.quiesced.iter().find(|mark| mark.event > suback.event && mark.at < over).copied();
     let live = live.map(|delivery| delivery.mark);
     let end = live.into_iter().chain(drained).min_by_key(|mark| mark.event)?;
-    (end.at < span.unsubscribe_at).then_some(end)
+    (end.at < span.given_up_at).then_some(end)
 }
 
 /// The operations of one value, or of one write whose value proves nothing more.

@@ -108,8 +108,9 @@ pub(crate) struct Span {
     pub(crate) connection: u32,
     /// Stands for sure after the first and before the second.
     pub(crate) must: (Nanoseconds, Nanoseconds),
-    /// When an UNSUBSCRIBE of it was sent.
-    pub(crate) unsubscribe_at: Nanoseconds,
+    /// When the client said that it wants no more retained messages of it: UNSUBSCRIBE, or a SUBSCRIBE with Retain
+    /// Handling 2, was sent.
+    pub(crate) given_up_at: Nanoseconds,
     /// Stands possibly after SUBSCRIBE was sent and not after this.
     pub(crate) may_until: Nanoseconds,
     pub(crate) ended_by: u32,
@@ -597,7 +598,7 @@ impl<'h> Story<'h> {
                 suback: None,
                 connection: c,
                 must: (NEVER, NEVER),
-                unsubscribe_at: NEVER,
+                given_up_at: NEVER,
                 may_until: NEVER,
                 ended_by: NONE,
             };
@@ -610,15 +611,19 @@ impl<'h> Story<'h> {
             let replaced = self.open_span(session, subscription.filter);
             // From now on either of the two may be in force; the answer will tell.
             if let Some(old) = replaced {
-                let must = &mut self.spans[old as usize].must;
-                must.1 = must.1.min(mark.at);
+                let old = &mut self.spans[old as usize];
+                old.must.1 = old.must.1.min(mark.at);
+                if subscription.retain_handling == 2 {
+                    old.given_up_at = old.given_up_at.min(mark.at);
+                }
             }
             if subscription.retain_handling == 1 {
-                // Retain Handling 1 reads only for a new subscription: sure if none may stand.
+                // Retain Handling 1 reads only for a new subscription: sure if none may stand. What the one before it reads
+                // may still be on its way.
                 span.must_read = replaced.is_none() && share.is_none();
                 span.may_read &= replaced.is_none_or(|old| {
-                    let (since, until) = self.spans[old as usize].must;
-                    since == NEVER || until < mark.at
+                    let old = &self.spans[old as usize];
+                    old.must.0 == NEVER || old.must.1 < mark.at || old.may_read
                 });
             }
             let index = self.spans.len() as u32;
@@ -705,7 +710,7 @@ impl<'h> Story<'h> {
             let span = &mut self.spans[span as usize];
             if filters.contains(&span.filter) {
                 span.must.1 = span.must.1.min(mark.at);
-                span.unsubscribe_at = span.unsubscribe_at.min(mark.at);
+                span.given_up_at = span.given_up_at.min(mark.at);
             }
         }
     }

@@ -79,7 +79,10 @@ impl GroupState {
             self.last_read += 1;
             outcome.read = Some(self.last_read);
         }
-        let subscription = Subscription { options, identifier, read: outcome.read, held: outcome.read.is_some() };
+        // Retain Handling 1 says that what there was is known: by a read that may not have come to its end.
+        let goes_on = replaced.as_ref().filter(|_| options.retain_handling == RetainHandling::IfNew);
+        let read = outcome.read.or(goes_on.and_then(|replaced| replaced.read));
+        let subscription = Subscription { options, identifier, read, held: read.is_some() };
         self.enter_subscription(client_id, &filter, &parsed, subscription);
         // Replacing must not lose messages [MQTT-3.8.4-4]: the interest never lapses in between.
         let was_wanted = replaced.is_some_and(|replaced| is_wanted(replaced.options.qos));

@@ -93,6 +93,10 @@ impl Script {
     }
 
     fn subscribe_once_more(&mut self, epoch: u64, filter: &str, retained: bool, again: bool) -> Option<u64> {
+        self.subscribe_handling(epoch, filter, if retained { 0 } else { 2 }, again)
+    }
+
+    fn subscribe_handling(&mut self, epoch: u64, filter: &str, retain_handling: u32, again: bool) -> Option<u64> {
         let effects = self.apply(Command::Subscribe(Subscribe {
             client_id: "c".to_owned(),
             epoch,
@@ -100,7 +104,7 @@ impl Script {
             filters: vec![SubscribeFilter {
                 filter: filter.to_owned(),
                 qos: 2,
-                retain_handling: if retained { 0 } else { 2 },
+                retain_handling,
                 ..SubscribeFilter::default()
             }],
             again,
@@ -472,6 +476,23 @@ fn a_held_pubrec_is_for_its_own_session_only() {
         }
         let routed = Command::Routed(command::Routed { positions: vec![1] });
         assert_eq!(script.apply(routed), [], "clean start: {clean_start}");
+    }
+}
+
+/// [MQTT-3.3.1-9, MQTT-3.3.1-10]: what the first SUBSCRIBE was owed comes although it was replaced, for the second counts on
+/// it; unless that one wants nothing [MQTT-3.3.1-11].
+#[test]
+fn a_read_goes_on_for_a_subscription_that_counts_on_it() {
+    for (handling, delivered) in [(1, 1), (2, 0)] {
+        let mut script = Script::new();
+        let opened = script.connect(true, 100);
+        let read = script.subscribe_handling(opened.epoch, "t", 0, false).expect("a read");
+        assert_eq!(script.subscribe_handling(opened.epoch, "t", handling, false), None);
+        let (client_id, filter) = ("c".to_owned(), "t".to_owned());
+        let messages = vec![MessageRecord { retain: true, ..record(1, "x") }];
+        let page = RetainedPage { client_id, filter, read, messages, last: true };
+        let effects = script.apply(Command::RetainedPage(page));
+        assert_eq!(deliveries(&effects).len(), delivered, "Retain Handling {handling}: {effects:?}");
     }
 }
 

@@ -422,6 +422,8 @@ impl Workload {
             });
             filters.push((filter.to_owned(), options));
         }
+        // While its retained messages are still being read.
+        let taken_back = (kind != Kind::LastReader && self.percent(8)).then(|| filters[0].0.clone());
         let packet_id = self.identities[identity].packet_id();
         let subscription_identifier = (is_v5 && self.percent(30)).then(|| self.random.random_range(1..100));
         if let Some(identifier) = subscription_identifier {
@@ -432,6 +434,10 @@ impl Workload {
         let action = Action::SubscribeSent(Box::new(Subscribe { packet_id: packet_id.get(), filters: told }));
         self.clients[client].requests_open += 1;
         self.send(client, Some(action), &Packet::Subscribe(packet));
+        if let Some(filter) = taken_back {
+            self.count("subscription taken back at once");
+            self.unsubscribe_from(client, &filter);
+        }
     }
 
     fn subscription_options(&mut self, kind: Kind, is_v5: bool, is_shared: bool) -> SubscriptionOptions {
@@ -467,6 +473,11 @@ impl Workload {
         }
         let identity = self.clients[client].identity;
         let filter = self.identities[identity].character.kind.filter(&mut self.random);
+        self.unsubscribe_from(client, filter);
+    }
+
+    fn unsubscribe_from(&mut self, client: usize, filter: &str) {
+        let identity = self.clients[client].identity;
         let packet_id = self.identities[identity].packet_id();
         let packet = mqtt::Unsubscribe { packet_id, filters: vec![filter.to_owned()], user_properties: Vec::new() };
         let filters = Box::new([self.history.symbol(filter)]);

@@ -46,7 +46,7 @@ const RUSH_ACTS_MAX: usize = 16;
 const TRANSIT_SECONDS_MAX: u64 = 2;
 
 /// What clients do, and what becomes of it: none is missing from a few seeds.
-pub(super) const OPERATIONS: [&str; 48] = [
+pub(super) const OPERATIONS: [&str; 49] = [
     "-> CONNECT",
     "<- CONNACK",
     "-> SUBSCRIBE",
@@ -88,6 +88,7 @@ pub(super) const OPERATIONS: [&str; 48] = [
     "subscribed without own messages",
     "subscribed for retained messages if new",
     "subscribed for no retained messages",
+    "subscription taken back at once",
     "subscribed with a Subscription Identifier",
     "received with a Subscription Identifier",
     "published by a Topic Alias",

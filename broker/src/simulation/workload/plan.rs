@@ -208,7 +208,8 @@ impl Character {
         let keeps = match kind {
             Kind::Subscriber | Kind::Member | Kind::Claimer => random.random_bool(0.75),
             Kind::Publisher => random.random_bool(0.4),
-            Kind::Reader | Kind::LastReader => false,
+            Kind::Reader => random.random_bool(0.4),
+            Kind::LastReader => false,
         };
         let expiry = match (keeps, version) {
             (false, _) => 0,

@@ -83,6 +83,11 @@ impl Node {
         }
     }
 
+    /// Of the process that runs.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("a running node").id()
+    }
+
     /// SIGSTOP: it says nothing and hears nothing, and does not know it.
     pub fn pause(&self) {
         self.signal(Signal::STOP);

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -45,6 +45,9 @@ pub struct Stage {
     /// Packets that came to anybody, and what somebody waits for.
     pub packets: AtomicU64,
     pub unsettled: AtomicUsize,
+    /// The nodes' processes, and whether nobody needs to look at them any more.
+    pub pids: [AtomicU32; 3],
+    pub is_over: AtomicBool,
 }
 
 /// What clients do now.
@@ -367,8 +370,7 @@ impl Actor {
         }
         let retain = self.random.random_ratio(1, 8);
         let topics: &[&'static str] = if retain { &RETAINED_TOPICS } else { &TOPICS };
-        // A retained QoS 2 message is acknowledged by PUBREC as far as the checker goes, which is before it is kept.
-        let qos = if retain { 1 } else { self.random.random_range(0..3) };
+        let qos = self.random.random_range(if retain { 1..3 } else { 0..3 });
         let flight = Flight {
             packet_id: self.packet_id(),
             message: self.stage.recorder.message(),

@@ -5,9 +5,10 @@
 
 mod actor;
 mod recorder;
+mod stalls;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -30,16 +31,18 @@ const FAULT: std::ops::Range<Duration> = Duration::from_millis(100)..Duration::f
 /// P12, and a while in which the clients see that it holds.
 const RECOVERED: Duration = Duration::from_secs(12);
 
-/// With nothing more to come, nothing has come for so long.
-const QUIET: Duration = Duration::from_secs(2);
+/// With nothing more to come, nothing has come for so long. A page of retained messages that was lost is asked for again
+/// within 2 s, of which a client knows nothing.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// Time for all that is owed to arrive.
-const SETTLED_WITHIN: Duration = Duration::from_secs(60);
+const SETTLED_WITHIN: Duration = Duration::from_secs(180);
 
 struct Run {
     stage: Arc<Stage>,
     cluster: Cluster,
     clients: Vec<JoinHandle<()>>,
+    watch: JoinHandle<Duration>,
     random: SmallRng,
     faults: u32,
 }
@@ -54,13 +57,16 @@ impl Run {
             act: AtomicU8::new(Act::Play as u8),
             packets: AtomicU64::new(0),
             unsettled: AtomicUsize::new(0),
+            pids: std::array::from_fn(|node| AtomicU32::new(cluster.nodes[node].pid())),
+            is_over: AtomicBool::new(false),
         });
+        let watch = stalls::watch(Arc::clone(&stage));
         let client = |number| {
             let actor = Actor::new(Arc::clone(&stage), number, seed);
             thread::spawn(|| actor.run())
         };
         let clients = (0..CLIENTS).map(client).collect();
-        Self { stage, cluster, clients, random: SmallRng::seed_from_u64(seed), faults: 0 }
+        Self { stage, cluster, clients, watch, random: SmallRng::seed_from_u64(seed), faults: 0 }
     }
 
     fn note(&self, what: What) {
@@ -88,7 +94,10 @@ impl Run {
             self.cluster.nodes[victim].kill();
         }
         self.wait(FAULT);
-        victims.iter().for_each(|&victim| self.cluster.nodes[victim].spawn());
+        for &victim in victims {
+            self.cluster.nodes[victim].spawn();
+            self.stage.pids[victim].store(self.cluster.nodes[victim].pid(), SeqCst);
+        }
         for &victim in victims {
             self.cluster.nodes[victim].wait_until_ready();
             self.note(What::NodeRecovered { node: victim as u16 });
@@ -189,7 +198,9 @@ fn no_promise_is_broken_while_nodes_are_killed_and_stopped() {
         run.fault();
     }
     run.settle();
-    let Run { stage, cluster, .. } = run;
+    let Run { stage, cluster, watch, .. } = run;
+    stage.is_over.store(true, SeqCst);
+    println!("the machine stalled the nodes for {:?}", watch.join().expect("it does not panic"));
     let stage = Arc::into_inner(stage).expect("all clients have gone");
     judge(&stage.recorder.finish(), seed);
     drop(cluster);

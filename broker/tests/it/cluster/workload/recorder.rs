@@ -27,7 +27,10 @@ impl Recorder {
     }
 
     pub fn note(&self, what: What) {
-        let at = self.now();
+        self.note_at(self.now(), what);
+    }
+
+    pub fn note_at(&self, at: Nanoseconds, what: What) {
         self.history.lock().unwrap_or_else(PoisonError::into_inner).push(at, what);
     }
 
