@@ -32,11 +32,13 @@ pub enum Plant {
     ResendLiving,
     /// The log is purged for a checkpoint that is written only when the next one is due.
     PurgeEarly,
+    /// A Will Message goes into the outbox twice.
+    WillTwice,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::SkipSync,
         Self::AcknowledgeEarly,
         Self::PushUnsynced,
@@ -51,6 +53,7 @@ impl Plant {
         Self::DropInterest,
         Self::ResendLiving,
         Self::PurgeEarly,
+        Self::WillTwice,
     ];
 }
 

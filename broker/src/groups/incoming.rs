@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::sync::{Arc, PoisonError};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use kentongan_cluster::identity::{Incarnation, NodeId};
 use kentongan_cluster::lane::{Batch, LaneId, Verdict};
 use kentongan_proto::mqtt::QoS;
@@ -116,7 +116,7 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
     if !cluster.may_acknowledge() {
         return;
     }
-    let Messages { lane, incarnation, previous, last, items, round, payload, patient, .. } = messages;
+    let Messages { lane, incarnation, previous, last, items, round, payload, patient, clock_ms, .. } = messages;
     // Whoever leads a group, its outbox has one lane.
     let (origin, number) = match lane & OUTBOX_LANE {
         0 => (origin, u16::try_from(lane).ok()),
@@ -132,7 +132,8 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
         match incoming.on_batch(origin, Incarnation(incarnation), LaneId(lane), &batch) {
             Verdict::Apply { above } => {
                 let node = cluster.nodes.number(PeerProcess { node: from, incarnation });
-                Origin { shared, node, number, is_outbox: origin == OUTBOXES }.take_items(batch.payload, above);
+                Origin { shared, node, number, is_outbox: origin == OUTBOXES, clock_ms }
+                    .take_items(&batch.payload, above);
                 (last, None, patient)
             }
             Verdict::Duplicate { last } => (last, None, false),
@@ -172,6 +173,8 @@ struct Origin<'a> {
     number: u16,
     /// It is that of an outbox, whose messages' publishers may be connected here.
     is_outbox: bool,
+    /// What its clock said when this was sent.
+    clock_ms: u64,
 }
 
 /// What is on its way to the arbiters of this node, and who wants the topic at hand.
@@ -193,9 +196,11 @@ impl Handing {
         }
     }
 
-    fn hand_to_subscribers(&mut self, publication: &mut Publication<'_>) {
+    fn hand_to_subscribers(&mut self, shared: &Shared, publication: &mut Publication<'_>) {
         for arbiter in self.matched.arbiters.iter() {
-            self.batches.entry(arbiter).or_default().push(publication, Addressee::Subscribers);
+            let batch = self.batches.entry(arbiter);
+            let batch = batch.or_insert_with(|| shared.recycled_from_nodes.pop().unwrap_or_default());
+            batch.push(publication, Addressee::Subscribers);
         }
     }
 
@@ -210,19 +215,20 @@ impl Handing {
 
 impl Origin<'_> {
     /// Hands on the items above a number. When this returns, they are in the inboxes.
-    fn take_items(self, mut payload: Bytes, above: u64) {
+    fn take_items(self, payload: &Bytes, above: u64) {
         let now_ms = self.shared.now_ms();
         let mut handing = Handing::default();
-        while payload.has_remaining() {
-            let Some(item) = take_delimited(&mut payload) else {
+        let mut rest = &payload[..];
+        while !rest.is_empty() {
+            let Some(item) = take_delimited(&mut rest) else {
                 tracing::warn!("a node sent messages that cannot be read; the rest of the batch is dropped");
                 break;
             };
             // A plain message does not say who published it, which No Local asks [MQTT-3.8.3-3].
-            match PlainMessage::read(&item).filter(|_| !self.is_outbox) {
+            match PlainMessage::read(item).filter(|_| !self.is_outbox) {
                 Some(plain) if plain.number <= above => {}
-                Some(plain) => self.hand_on_plain(&plain, &item, now_ms, &mut handing),
-                None => match NodeMessage::decode(item) {
+                Some(plain) => self.hand_on_plain(&plain, payload, now_ms, &mut handing),
+                None => match NodeMessage::decode(payload.slice_ref(item)) {
                     Ok(item) if item.number <= above => {}
                     Ok(item) => self.hand_on(item, now_ms, &mut handing),
                     Err(error) => {
@@ -235,23 +241,27 @@ impl Origin<'_> {
         handing.finish(self);
     }
 
-    fn hand_on_plain(self, plain: &PlainMessage<'_>, item: &Bytes, now_ms: u64, handing: &mut Handing) {
+    /// `batch` is where it was read from.
+    fn hand_on_plain(self, plain: &PlainMessage<'_>, batch: &Bytes, now_ms: u64, handing: &mut Handing) {
         handing.match_topic(self.shared, plain.topic);
         let mut publication = Publication {
             identity: plain.identity,
             topic: plain.topic,
             topic_hash: handing.topic_hash,
-            payload: Payload::of(plain.payload, Some(item).filter(|_| plain.payload.len() >= SHARED_PAYLOAD_BYTES_MIN)),
+            payload: Payload::of(
+                plain.payload,
+                Some(batch).filter(|_| plain.payload.len() >= SHARED_PAYLOAD_BYTES_MIN),
+            ),
             qos: plain.qos,
             retain: plain.retain,
             properties: None,
-            expires_at_ms: plain.expiry_left_ms.map(|left| now_ms.saturating_add(left)),
+            expires_at_ms: plain.expiry_left_ms.map(|left| self.expires_at_ms(left, now_ms)),
             publisher: None,
             publisher_id: None,
             origin: None,
             message: None,
         };
-        handing.hand_to_subscribers(&mut publication);
+        handing.hand_to_subscribers(self.shared, &mut publication);
     }
 
     fn hand_on(self, item: NodeMessage, now_ms: u64, handing: &mut Handing) {
@@ -261,12 +271,21 @@ impl Origin<'_> {
         let Some(record) = item.message else {
             return;
         };
-        let message: Arc<Message> = Arc::new(record.into_message(now_ms));
+        let expires_at_ms = record.expiry_left_ms.map(|left| self.expires_at_ms(left, now_ms));
+        let message: Arc<Message> = Arc::new(Message { expires_at_ms, ..record.into_message(now_ms) });
         if item.direct {
             self.hand_to_subscribers(&message, handing);
         }
         for (share, at) in item.shares.iter().zip(0..=u16::MAX) {
             self.hand_to_member(&message, share, at, item.number);
+        }
+    }
+
+    /// By the clock here, of what was written by that of the origin. What expired on its way is over.
+    fn expires_at_ms(self, left_ms: u64, now_ms: u64) -> u64 {
+        match left_ms.saturating_sub(self.clock_ms) {
+            0 => now_ms.saturating_sub(1),
+            left_ms => now_ms.saturating_add(left_ms),
         }
     }
 
@@ -314,9 +333,9 @@ impl Origin<'_> {
 }
 
 /// The next item, which has its length before it.
-fn take_delimited(payload: &mut Bytes) -> Option<Bytes> {
+fn take_delimited<'a>(payload: &mut &'a [u8]) -> Option<&'a [u8]> {
     let length = usize::try_from(decode_varint(payload).ok()?).ok()?;
-    (length <= payload.len()).then(|| payload.split_to(length))
+    payload.split_off(..length)
 }
 
 /// What an arbiter here is told of a message that `origin` has for one member here of a shared subscription, and which

@@ -492,9 +492,9 @@ impl Machine {
                 }
             }
         }
-        let latest = self.groups[usize::from(origin)].latest_ms();
+        let local = on_process_clock(message, &self.groups[usize::from(origin)], shared.now_ms());
         for lane_message in targets.groups.values_mut() {
-            lane_message.message = Some(MessageRecord::from_message(message, latest));
+            lane_message.message = Some(MessageRecord::from_message(&local, 0));
         }
         targets
     }
@@ -594,7 +594,7 @@ impl Machine {
         let direct = targets.share.is_none();
         let shares: Vec<_> = targets.share.iter().map(|share| share.to_string()).collect();
         for node in targets.nodes {
-            let message = Some(MessageRecord::from_message(&local, shared.now_ms()));
+            let message = Some(MessageRecord::from_message(&local, 0));
             let shares = shares.clone();
             self.outboxes.push(origin, OutboxTarget::Node(node), position, |number, out| {
                 let item = NodeMessage { number, message, direct, shares, ..NodeMessage::default() };
@@ -665,7 +665,8 @@ impl Machine {
                 // An outbox outlives every incarnation.
                 let lane = OUTBOX_LANE | u64::from(origin);
                 let incarnation = u64::MAX;
-                let head = LaneBatch { lane, incarnation, previous: batch.previous, ..LaneBatch::default() };
+                let (previous, clock_ms) = (batch.previous, shared.now_ms());
+                let head = LaneBatch { lane, incarnation, previous, clock_ms, ..LaneBatch::default() };
                 let command = command::encode_lane(&head, &batch.payload);
                 let leader = shared.cluster.as_ref().map(|cluster| (cluster, cluster.leaders.get(group)));
                 match leader {
@@ -694,6 +695,7 @@ impl Machine {
                     round: batch.round,
                     payload: batch.payload,
                     patient: false,
+                    clock_ms: shared.now_ms(),
                 };
                 cluster.peers.forward(process.node, Forwarded::Messages(messages))
             }

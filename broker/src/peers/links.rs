@@ -13,8 +13,9 @@ use kentongan_cluster::transport::{Class, Direction, Event, Incoming, LinkEpoch,
 use kentongan_cluster::{GroupId, NodeId, PipelineHandle, state};
 use kentongan_proto::peer::Kind;
 use prost::Message as _;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
-use super::wire::{Forward, Forwarded};
+use super::wire::{Forward, Forwarded, Messages};
 use super::{PeerFull, Peers};
 use crate::groups::incoming;
 use crate::replicated::Query;
@@ -27,8 +28,37 @@ pub(crate) const MEMBERSHIP: Kind = Kind(2);
 pub(crate) const FORWARD: Kind = Kind(3);
 
 /// As it crosses the wire.
+#[cfg(any(test, feature = "simulation"))]
 pub(crate) fn forward_body(forwarded: Forwarded) -> Bytes {
-    Forward { forwarded: Some(forwarded) }.encode_to_vec().into()
+    match forward_pieces(forwarded) {
+        [whole, rest] if rest.is_empty() => whole,
+        pieces => pieces.concat().into(),
+    }
+}
+
+/// The same in two pieces, the second of which is what a lane keeps until it is answered, and so is not copied here.
+fn forward_pieces(forwarded: Forwarded) -> [Bytes; 2] {
+    match forwarded {
+        Forwarded::Messages(messages) if !messages.payload.is_empty() => messages_pieces(messages),
+        other => [Forward { forwarded: Some(other) }.encode_to_vec().into(), Bytes::new()],
+    }
+}
+
+/// Fields may stand in any order, so `payload` is the last.
+fn messages_pieces(mut messages: Messages) -> [Bytes; 2] {
+    const FORWARDED_MESSAGES_TAG: u32 = 6;
+    const MESSAGES_PAYLOAD_TAG: u32 = 8;
+    let payload = std::mem::take(&mut messages.payload);
+    let payload_field = key_len(MESSAGES_PAYLOAD_TAG) + encoded_len_varint(payload.len() as u64) + payload.len();
+    let length = messages.encoded_len() + payload_field;
+    let mut head = BytesMut::with_capacity(length - payload.len() + 16);
+    encode_key(FORWARDED_MESSAGES_TAG, WireType::LengthDelimited, &mut head);
+    encode_varint(length as u64, &mut head);
+    // Cannot fail: a `BytesMut` grows.
+    let _ = messages.encode(&mut head);
+    encode_key(MESSAGES_PAYLOAD_TAG, WireType::LengthDelimited, &mut head);
+    encode_varint(payload.len() as u64, &mut head);
+    [head.freeze(), payload]
 }
 
 /// A Raft message as it crosses the wire.
@@ -51,7 +81,7 @@ pub struct Links(pub Transport);
 impl Peers for Links {
     fn forward(&self, node: u64, forwarded: Forwarded) -> Result<(), PeerFull> {
         let node = NodeId::new(node).ok_or(PeerFull)?;
-        self.0.send(node, Class::Forward, FORWARD, forward_body(forwarded)).map_err(|error| {
+        self.0.send_pieces(node, Class::Forward, FORWARD, forward_pieces(forwarded)).map_err(|error| {
             if error == SendError::TooLarge {
                 tracing::error!(%node, "what this node has for another is longer than a frame may be; it cannot be sent");
             }
@@ -229,6 +259,32 @@ impl Sink for LinkSink {
             Event::LinkUp { peer, class, direction, epoch, .. } => self.on_link(peer, class, direction, epoch, true),
             Event::LinkDown { peer, class, direction, epoch } => self.on_link(peer, class, direction, epoch, false),
             Event::Batch(batch) => self.on_batch(batch),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// What is written by hand says the same as the message that it stands for.
+        #[test]
+        fn a_batch_in_two_pieces_is_read_as_it_was(
+            lane: u32, incarnation: u64, target_incarnation: u64, previous: u64, last: u64, items: u32, round: u32,
+            payload in proptest::collection::vec(any::<u8>(), 0..300), patient: bool, clock_ms: u64,
+        ) {
+            let payload = Bytes::from(payload);
+            let messages = Messages {
+                lane, incarnation, target_incarnation, previous, last, items, round, payload: payload.clone(), patient,
+                clock_ms,
+            };
+            let pieces = forward_pieces(Forwarded::Messages(messages.clone()));
+            prop_assert!(payload.is_empty() || pieces[1].as_ptr() == payload.as_ptr(), "not copied");
+            let read = Forward::decode(forward_body(Forwarded::Messages(messages.clone()))).unwrap();
+            prop_assert_eq!(read.forwarded, Some(Forwarded::Messages(messages)));
         }
     }
 }

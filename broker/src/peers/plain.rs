@@ -39,7 +39,7 @@ pub struct PlainMessage<'a> {
     pub qos: QoS,
     /// As published.
     pub retain: bool,
-    /// Milliseconds that it may still wait.
+    /// Milliseconds that it might still wait when the clock of its batch said 0.
     pub expiry_left_ms: Option<u64>,
 }
 

@@ -105,6 +105,9 @@ pub struct Messages {
     /// Nobody waits for the answer, which may come later.
     #[prost(bool, tag = "9")]
     pub patient: bool,
+    /// What the clock says by which expiries are written, as that of a [`LaneBatch`](crate::replicated::command::LaneBatch).
+    #[prost(uint64, tag = "10")]
+    pub clock_ms: u64,
 }
 
 /// One of [`Messages`].

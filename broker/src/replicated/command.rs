@@ -59,7 +59,7 @@ pub struct MessageRecord {
     /// Client Identifier of the publisher.
     #[prost(string, tag = "7")]
     pub publisher: String,
-    /// Milliseconds that it may still wait, when it was proposed or stored.
+    /// Milliseconds that it may still wait; in a lane those that it might when the clock of its [`LaneBatch`] said 0.
     #[prost(uint64, optional, tag = "8")]
     pub expiry_left_ms: Option<u64>,
     /// Payload Format Indicator.
@@ -286,7 +286,7 @@ pub struct Unsubscribe {
     /// In their order.
     #[prost(string, repeated, tag = "4")]
     pub filters: Vec<String>,
-    /// As that of [`Subscribe`].
+    /// As that of [`Subscribe`]: what was subscribed to since must stay.
     #[prost(bool, tag = "6")]
     pub again: bool,
     /// As that of [`Subscribe`].
@@ -312,7 +312,7 @@ pub struct LaneMessage {
     /// It is retained here; empty, it removes what is.
     #[prost(bool, tag = "5")]
     pub store_retained: bool,
-    /// It waits here, and is routed when this has passed.
+    /// It waits here, and is routed when this has passed, counted from when the clock of the batch said 0.
     #[prost(uint64, optional, tag = "6")]
     pub delay_ms: Option<u64>,
     /// Instead of a message: what a client did that its session's group must know, or what became of a message of the group's
@@ -376,6 +376,10 @@ pub struct LaneBatch {
     /// what came before was lost on its way and will come again.
     #[prost(uint64, tag = "6")]
     pub previous: u64,
+    /// What the origin's clock says when this is sent. Expiries and delays are written as of when it said 0, so that what is left
+    /// of them is right however long a batch had to wait, and however often it is sent.
+    #[prost(uint64, tag = "7")]
+    pub clock_ms: u64,
 }
 
 /// One acknowledgement.
@@ -421,7 +425,7 @@ pub struct Receive {
     /// The message.
     #[prost(message, optional, tag = "4")]
     pub message: Option<MessageRecord>,
-    /// It is routed when this has passed.
+    /// As that of [`LaneMessage`].
     #[prost(uint64, optional, tag = "5")]
     pub delay_ms: Option<u64>,
 }
@@ -671,7 +675,8 @@ mod tests {
             let record = MessageRecord { topic: "t".to_owned(), ..MessageRecord::default() };
             LaneMessage { number, message: Some(record), match_subscriptions: true, ..LaneMessage::default() }
         };
-        let head = LaneBatch { lane: 3, incarnation: 2, node: 1, answered: 4, previous: 6, messages: vec![] };
+        let head =
+            LaneBatch { lane: 3, incarnation: 2, node: 1, answered: 4, previous: 6, messages: vec![], clock_ms: 9 };
         let mut pieces = BytesMut::new();
         encode_lane_message(&message(7), &mut pieces);
         encode_lane_message(&message(8), &mut pieces);

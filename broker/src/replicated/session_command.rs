@@ -47,11 +47,11 @@ impl SessionCommand {
         packet_id: PacketId,
         now_ms: u64,
     ) -> Self {
-        let mut record = MessageRecord::from_message(message, now_ms);
+        let mut record = MessageRecord::from_message(message, 0);
         let delayed = crate::message::delayed(&message.topic).map(|(seconds, topic)| (seconds, topic.to_owned()));
         let delay_ms = delayed.map(|(seconds, topic)| {
             record.topic = topic;
-            seconds.saturating_mul(1000)
+            now_ms.saturating_add(seconds.saturating_mul(1000))
         });
         Self::Receive(command::Receive {
             client_id: client_id.to_owned(),

@@ -83,11 +83,23 @@ pub struct OutboxEntry {
     pub given_back: u32,
     /// The node that did so last, and which of its starts: others come first.
     pub passed_over: Option<(u64, u64)>,
+    /// The PUBREC that waits until it is routed.
+    pub awaited_by: Option<HeldPubRec>,
 }
 
 impl OutboxEntry {
     fn new(message: Arc<Message>, due_ms: Option<u64>, share: Option<Arc<str>>) -> Self {
-        Self { message, due_ms, share, pick: None, picked: false, routed: false, given_back: 0, passed_over: None }
+        Self {
+            message,
+            due_ms,
+            share,
+            pick: None,
+            picked: false,
+            routed: false,
+            given_back: 0,
+            passed_over: None,
+            awaited_by: None,
+        }
     }
 
     /// Whether it is still to be decided who gets it of shared subscriptions.
@@ -137,6 +149,9 @@ impl PickTarget {
         }
     }
 }
+
+/// A PUBREC that waits until the message is retained (P6): the number of the session, and the Packet Identifier.
+pub type HeldPubRec = (u64, PacketId);
 
 /// The members here of a shared subscription; those granted QoS 0 are not among them, they are served directly.
 #[derive(Debug, Default)]
@@ -235,6 +250,8 @@ pub struct GroupState {
     /// The body of the message that the present command delivers.
     body: Option<(Arc<Message>, u64)>,
     delayed: usize,
+    /// Those that entries of the outbox are awaited by.
+    held_pubrecs: BTreeSet<HeldPubRec>,
     /// Sessions that outlive their connections.
     persistent: usize,
     /// Of all sessions.
@@ -285,6 +302,7 @@ impl GroupState {
             picked_at: BTreeMap::new(),
             body: None,
             delayed: 0,
+            held_pubrecs: BTreeSet::new(),
             persistent: 0,
             backlog: Backlog::default(),
             subscriptions: 0,
@@ -304,10 +322,10 @@ impl GroupState {
             Command::Unsubscribe(unsubscribe) => self.unsubscribe(unsubscribe, effects),
             Command::Lane(batch) => self.lane(batch, effects),
             Command::Acknowledge(acknowledge) => self.acknowledge(&acknowledge, effects),
-            Command::Receive(receive) => self.receive(receive, effects),
-            Command::Routed(routed) => self.routed(&routed),
+            Command::Receive(receive) => self.receive(receive, 0, effects),
+            Command::Routed(routed) => self.routed(&routed, effects),
             Command::Picked(picked) => self.picked(picked, effects),
-            Command::RetainedPage(page) => self.take_retained(page, effects),
+            Command::RetainedPage(page) => self.take_retained(page, 0, effects),
             Command::Tick(tick) => self.tick(tick, effects),
             Command::Fence(fence) => self.fence(fence, effects),
             Command::Released(released) => self.released(&released, effects),
@@ -471,6 +489,7 @@ impl GroupState {
             }
         }
         for (&position, entry) in &self.outbox {
+            self.held_pubrecs.extend(entry.awaited_by);
             if let Some(due) = entry.due_ms {
                 self.delayed += 1;
                 self.timers.insert((due, Timer::Outbox(position)));
@@ -553,6 +572,8 @@ impl GroupState {
             }
         }
         assert_eq!(self.picked_at, picked_at, "a fence finds every pick of its incarnation");
+        let held_pubrecs = self.outbox.values().filter_map(|entry| entry.awaited_by);
+        assert_eq!(self.held_pubrecs, held_pubrecs.collect(), "each is released once its message is routed");
     }
 }
 
@@ -576,8 +597,9 @@ fn transient_opened(owner: Owner, client_id: &Arc<str>, epoch: u64) -> OpenedSes
     }
 }
 
-/// What the owner of a session is told when its claim is granted.
-fn opened(session: &PersistentSession, owner: Owner) -> OpenedSession {
+/// What the owner of a session is told when its claim is granted. A message whose PUBREC is held is to be sent again, or
+/// nobody would ask for the answer.
+fn opened(session: &PersistentSession, owner: Owner, held_pubrecs: &BTreeSet<HeldPubRec>) -> OpenedSession {
     if session.transient {
         return transient_opened(owner, &session.client_id, session.epoch);
     }
@@ -595,8 +617,16 @@ fn opened(session: &PersistentSession, owner: Owner) -> OpenedSession {
         persistent: true,
         session_present: session.resumed,
         subscriptions: session.subscriptions.iter().map(outcome).collect(),
-        received: session.received.iter().copied().collect(),
+        received: answered(session, held_pubrecs).collect(),
     }
+}
+
+/// QoS 2 identifiers of the client whose PUBREC was sent, or may be.
+fn answered<'a>(
+    session: &'a PersistentSession,
+    held_pubrecs: &'a BTreeSet<HeldPubRec>,
+) -> impl Iterator<Item = PacketId> + 'a {
+    session.received.iter().copied().filter(|&packet_id| !held_pubrecs.contains(&(session.number, packet_id)))
 }
 
 fn close_effect(session: &PersistentSession) -> Option<Effect> {

@@ -282,6 +282,16 @@ struct OutboxRecord {
     /// A node.
     #[prost(message, optional, tag = "8")]
     passed_over: Option<PickTargetRecord>,
+    #[prost(message, optional, tag = "9")]
+    awaited_by: Option<HeldPubRecRecord>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct HeldPubRecRecord {
+    #[prost(uint64, tag = "1")]
+    session: u64,
+    #[prost(uint32, tag = "2")]
+    packet_id: u32,
 }
 
 /// What is stored does not make sense: it was written by something else, or is damaged.
@@ -411,6 +421,10 @@ impl GroupState {
                     routed: entry.routed,
                     given_back: entry.given_back,
                     passed_over: entry.passed_over.map(node),
+                    awaited_by: entry.awaited_by.map(|(session, packet_id)| HeldPubRecRecord {
+                        session,
+                        packet_id: u32::from(packet_id.get()),
+                    }),
                 };
                 Some(record.encode_to_vec())
             }
@@ -617,6 +631,7 @@ fn entry_record(entry: &Entry) -> EntryRecord {
 fn outbox_entry(record: OutboxRecord) -> Result<OutboxEntry, RestoreError> {
     let message = record.message.ok_or(RestoreError::Incomplete("an outbox entry without a message"))?;
     let target = |pick| PickTarget::from_record(pick).ok_or(RestoreError::Incomplete("a group that was picked"));
+    let held = |held: HeldPubRecRecord| Ok::<_, RestoreError>((held.session, id(held.packet_id)?));
     Ok(OutboxEntry {
         message: Arc::new(message.into_message(0)),
         due_ms: record.due_ms,
@@ -626,6 +641,7 @@ fn outbox_entry(record: OutboxRecord) -> Result<OutboxEntry, RestoreError> {
         routed: record.routed,
         given_back: record.given_back,
         passed_over: record.passed_over.map(|node| (node.node, node.incarnation)),
+        awaited_by: record.awaited_by.map(held).transpose()?,
     })
 }
 

@@ -66,6 +66,12 @@ impl Batch {
         self.arena.len() + self.large_bytes + self.records.len() * size_of::<Record>()
     }
 
+    /// Memory that it keeps when it is emptied.
+    #[must_use]
+    pub fn capacity_bytes(&self) -> usize {
+        self.arena.capacity() + self.records.capacity() * size_of::<Record>()
+    }
+
     /// Copies a message in; a large payload is shared.
     #[inline]
     pub fn push(&mut self, publication: &mut Publication<'_>, addressee: Addressee) {

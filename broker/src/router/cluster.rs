@@ -281,7 +281,7 @@ impl ArbiterState {
         let Some(cluster) = &self.shared.cluster else {
             return;
         };
-        while let Some((leader, command)) = self.lanes.next_batch(group) {
+        while let Some((leader, command)) = self.lanes.next_batch(group, self.now_ms) {
             if leader.node == cluster.node {
                 self.shared.submitter.propose_encoded(group, command);
                 continue;

@@ -140,6 +140,11 @@ impl ArbiterState {
         self.deliver(key, publication, terms);
     }
 
+    /// Whether it expired on its way here. One whose Message Expiry Interval is 0 may still be delivered at once.
+    pub(super) fn is_over(&self, publication: &Publication<'_>) -> bool {
+        publication.expires_at_ms.is_some_and(|at| at < self.now_ms)
+    }
+
     /// Whether a connection is that of the publisher. What a group has routed, or another node, comes by no connection: then
     /// the Client Identifier tells.
     #[inline]
@@ -158,6 +163,13 @@ impl ArbiterState {
         member: ConnectionKey,
         share: &Arc<ShareGroup>,
     ) {
+        if self.is_over(publication) {
+            self.counters.messages_dropped.inc(DropReason::Expired);
+            if let Some(origin) = publication.origin.filter(|_| publication.qos != QoS::AtMostOnce) {
+                self.answer_origin(origin, ShareOutcome::Settled);
+            }
+            return;
+        }
         let subscription = self
             .client(member)
             .filter(|client| client.is_connected())
@@ -173,7 +185,9 @@ impl ArbiterState {
         };
         let identifier = own.identifier.map(std::num::NonZeroU32::get);
         let qos = publication.qos.min(own.options.qos);
-        if let (QoS::ExactlyOnce, Some(origin)) = (qos, publication.origin)
+        // Only at QoS 1 a message may be sent twice. One of QoS 0 nobody waits for.
+        let may_repeat = qos == QoS::AtLeastOnce || publication.qos == QoS::AtMostOnce;
+        if let Some(origin) = publication.origin.filter(|_| !may_repeat)
             && let ShareKeeper::Outbox { group } = origin.keeper
         {
             let number = self.lanes.settle_outbox(group, origin.number.get(), false);

@@ -18,6 +18,9 @@ use crate::replicated::{
 };
 use crate::subscription::{PassedOver, ShareGroup};
 
+/// Emptied batches with more memory than this are not kept for others.
+const RECYCLED_BYTES_MAX: usize = 256 * 1024;
+
 /// One thing for an arbiter to do.
 #[derive(Debug)]
 pub enum Event {
@@ -25,7 +28,8 @@ pub enum Event {
     Accepted(Vec<Accepted>),
     /// Messages from another arbiter or node.
     Batch {
-        /// The arbiter that filled it and gets it back; `None`: it brings what came from another node.
+        /// The arbiter that filled it and gets it back; `None`: it brings what came from another node, and goes back to
+        /// [`Shared::recycled_from_nodes`](super::Shared::recycled_from_nodes).
         from: Option<u16>,
         /// The messages.
         batch: Batch,
@@ -253,9 +257,12 @@ impl ArbiterState {
     fn on_batch(&mut self, from: Option<u16>, mut batch: Batch, weight: usize) {
         batch.drain(|publication, addressee| self.deliver_here(publication, addressee));
         self.shared.inboxes[usize::from(self.id)].release(weight);
-        if let Some(from) = from {
-            // Full: more batches are under way than are worth keeping.
-            drop(self.shared.recycled[usize::from(from)].push(batch));
+        // Full: more batches are under way than are worth keeping.
+        match from {
+            Some(from) => drop(self.shared.recycled[usize::from(from)].push(batch)),
+            // What a lane sends after a pause may be megabytes; a turn never is.
+            None if batch.capacity_bytes() > RECYCLED_BYTES_MAX => {}
+            None => drop(self.shared.recycled_from_nodes.push(batch)),
         }
         self.shared.wake_paused_publishers();
     }
@@ -264,6 +271,9 @@ impl ArbiterState {
     fn deliver_here(&mut self, publication: &mut super::publish::Publication<'_>, addressee: &Addressee) {
         self.templates.begin();
         match addressee {
+            Addressee::Subscribers if self.is_over(publication) => {
+                self.counters.messages_dropped.inc(DropReason::Expired)
+            }
             Addressee::Subscribers => {
                 let cached = self.cache.take_local(publication.topic, publication.topic_hash, &self.subscriptions);
                 for target in &cached.local {

@@ -121,14 +121,8 @@ impl Lanes {
     }
 
     /// The message goes to the persistent sessions of `group`: those that subscribe, or a member of `share`.
-    pub(super) fn publish(
-        &mut self,
-        group: u16,
-        publication: &mut Publication<'_>,
-        now_ms: u64,
-        share: Option<String>,
-    ) {
-        let message = self.entry(group, publication, now_ms);
+    pub(super) fn publish(&mut self, group: u16, publication: &mut Publication<'_>, share: Option<String>) {
+        let message = self.entry(group, publication);
         match share {
             Some(share) => message.shares.push(share),
             None => message.match_subscriptions = true,
@@ -136,17 +130,17 @@ impl Lanes {
     }
 
     /// The message becomes (or, empty, removes) the retained message of its topic.
-    pub(super) fn store_retained(&mut self, group: u16, publication: &mut Publication<'_>, now_ms: u64) {
-        self.entry(group, publication, now_ms).store_retained = true;
+    pub(super) fn store_retained(&mut self, group: u16, publication: &mut Publication<'_>) {
+        self.entry(group, publication).store_retained = true;
     }
 
     /// The entry of the publication at hand in a lane: the last one, if that is its own already.
-    fn entry(&mut self, group: u16, publication: &mut Publication<'_>, now_ms: u64) -> &mut LaneMessage {
+    fn entry(&mut self, group: u16, publication: &mut Publication<'_>) -> &mut LaneMessage {
         let waiter = self.waiter();
         let lane = &mut self.groups[usize::from(group)];
         let own = lane.unanswered.back().is_some_and(|&(_, last)| last == waiter) && !lane.gathered.is_empty();
         if !own {
-            let record = MessageRecord::from_message(&publication.share_message(), now_ms);
+            let record = MessageRecord::from_message(&publication.share_message(), 0);
             self.push(group, LaneMessage { message: Some(record), ..LaneMessage::default() }, waiter);
         }
         let Some(last) = self.groups[usize::from(group)].gathered.last_mut() else {
@@ -165,13 +159,10 @@ impl Lanes {
         now_ms: u64,
     ) -> Waiter {
         let waiter = self.waiter();
-        let mut record = MessageRecord::from_message(&publication.share_message(), now_ms);
+        let mut record = MessageRecord::from_message(&publication.share_message(), 0);
         record.topic = topic.to_owned();
-        self.push(
-            group,
-            LaneMessage { message: Some(record), delay_ms: Some(delay_ms), ..LaneMessage::default() },
-            waiter,
-        );
+        let delay_ms = Some(now_ms.saturating_add(delay_ms));
+        self.push(group, LaneMessage { message: Some(record), delay_ms, ..LaneMessage::default() }, waiter);
         self.current = None;
         waiter
     }
@@ -255,13 +246,13 @@ impl Lanes {
     }
 
     /// The next batch for a group that has a leader, as a command for it.
-    pub(super) fn next_batch(&mut self, group: u16) -> Option<(Leader, Bytes)> {
+    pub(super) fn next_batch(&mut self, group: u16, clock_ms: u64) -> Option<(Leader, Bytes)> {
         let (lane, node, incarnation) = (self.id, self.node, self.incarnation);
         let kept = self.kept(group)?;
         let leader = kept.leader?;
         let batch = kept.outgoing.next_batch()?;
-        let head =
-            LaneBatch { lane, incarnation, node, answered: kept.answered, previous: batch.previous, messages: vec![] };
+        let (answered, previous) = (kept.answered, batch.previous);
+        let head = LaneBatch { lane, incarnation, node, answered, previous, messages: vec![], clock_ms };
         Some((leader, command::encode_lane(&head, &batch.payload)))
     }
 
@@ -398,7 +389,8 @@ impl ArbiterState {
                 continue;
             }
             let previous = messages.first().map_or(0, |first| first.number - 1);
-            let batch = LaneBatch { lane, incarnation, messages, previous, ..LaneBatch::default() };
+            let clock_ms = self.now_ms;
+            let batch = LaneBatch { lane, incarnation, messages, previous, clock_ms, ..LaneBatch::default() };
             self.shared.submitter.propose(group, Command::Lane(batch));
         }
     }

@@ -202,19 +202,17 @@ impl Lanes {
         &mut self,
         node: u16,
         publication: &mut Publication<'_>,
-        now_ms: u64,
         direct: bool,
         shares: &[Arc<ShareGroup>],
     ) -> Option<u64> {
         let number = if direct && shares.is_empty() && publication.properties.is_none() {
             let (topic, payload) = (publication.topic, publication.payload.as_slice());
-            let Publication { identity, qos, retain, .. } = *publication;
-            let expiry_left_ms = publication.expires_at_ms.map(|at| at.saturating_sub(now_ms));
+            let Publication { identity, qos, retain, expires_at_ms: expiry_left_ms, .. } = *publication;
             self.nodes.push_with(node, |number, out| {
                 PlainMessage { number, identity, topic, payload, qos, retain, expiry_left_ms }.write(out);
             })?
         } else {
-            let message = Some(MessageRecord::from_message(&publication.share_message(), now_ms));
+            let message = Some(MessageRecord::from_message(&publication.share_message(), 0));
             let shares = shares.iter().map(|share| share.subscription_name().to_owned()).collect();
             let item = |number| NodeMessage { number, message, direct, shares, ..NodeMessage::default() };
             self.nodes.push(node, item)?
@@ -291,6 +289,7 @@ impl ArbiterState {
                 round: batch.round,
                 payload: batch.payload,
                 patient,
+                clock_ms: self.now_ms,
             };
             if let Err(PeerFull) = cluster.peers.forward(target.node, Forwarded::Messages(messages)) {
                 lane.outgoing.on_reset();

@@ -499,7 +499,7 @@ impl ArbiterState {
         // QoS 0 never enters a log: it goes directly to those who are connected.
         if publication.qos != QoS::AtMostOnce {
             for &group in &cached.global.groups {
-                self.lanes.publish(group, publication, self.now_ms, None);
+                self.lanes.publish(group, publication, None);
             }
         }
         let mut elsewhere = Elsewhere::new();
@@ -512,7 +512,7 @@ impl ArbiterState {
         if publication.retain {
             self.shared.retained_possible.store(true, Ordering::Relaxed);
             let group = self.lanes.group_of(publication.topic);
-            self.lanes.store_retained(group, publication, self.now_ms);
+            self.lanes.store_retained(group, publication);
         }
         if let Some(waiter) = self.lanes.take_waiter() {
             self.schedule_flush();
@@ -588,7 +588,7 @@ impl ArbiterState {
             }
             Some(ShareTarget::Session { group }) => {
                 let name = share.subscription_name().to_owned();
-                self.lanes.publish(group, publication, self.now_ms, Some(name));
+                self.lanes.publish(group, publication, Some(name));
                 // Whoever hands a message on for somebody else does not wait, and so would not see to it.
                 self.schedule_flush();
                 true
@@ -629,7 +629,7 @@ impl ArbiterState {
         for &(node, direct) in &nodes {
             let of_node = members.iter().filter(|(of, _)| *of == node).map(|(_, share)| Arc::clone(share));
             let shares: SmallVec<[Arc<ShareGroup>; 2]> = of_node.collect();
-            match self.lanes.publish_to_node(node, publication, self.now_ms, direct, &shares) {
+            match self.lanes.publish_to_node(node, publication, direct, &shares) {
                 Some(number) if publication.qos != QoS::AtMostOnce => {
                     self.keep_for_members(publication, (node, number), shares, given_back);
                 }

@@ -235,7 +235,7 @@ impl ArbiterState {
         let mut for_group = Vec::new();
         for message in &page.messages {
             if session_read.is_some() && message.qos.min(own.options.qos) != QoS::AtMostOnce {
-                for_group.push(MessageRecord::from_message(message, self.now_ms));
+                for_group.push(MessageRecord::from_message(message, 0));
                 continue;
             }
             self.deliver_held_before(key, message);

@@ -82,8 +82,8 @@ pub enum ShareKeeper {
 
 /// A message that a member here gets once the outbox it comes from has let go of it.
 ///
-/// What a member began at QoS 2 nobody else may get [MQTT-4.8.2-5], and when a node is lost, nobody knows what was begun there.
-/// So the outbox hears of it *before*.
+/// What a member began at QoS 2 nobody else may get [MQTT-4.8.2-5], what it got at QoS 0 was sent, and when a node is lost, nobody
+/// knows what of that happened there. So the outbox hears of it *before*.
 #[derive(Debug)]
 pub(super) struct Taken {
     pub message: Arc<Message>,

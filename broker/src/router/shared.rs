@@ -58,6 +58,8 @@ pub struct Shared {
     pub inboxes: Vec<Inbox<Event>>,
     /// Emptied batches, for the arbiter that fills them.
     pub recycled: Vec<crossbeam::queue::ArrayQueue<Batch>>,
+    /// Likewise, for what comes from other nodes.
+    pub recycled_from_nodes: crossbeam::queue::ArrayQueue<Batch>,
     /// The way to the groups.
     pub submitter: Submitter,
     /// `None`: this is the only node there is.
@@ -113,6 +115,7 @@ impl Shared {
             flapping: Flapping::new(&settings.limits),
             inboxes: (0..arbiters).map(|_| Inbox::new(INBOX_BYTES_HIGH_WATER)).collect(),
             recycled: (0..arbiters).map(|_| crossbeam::queue::ArrayQueue::new(64)).collect(),
+            recycled_from_nodes: crossbeam::queue::ArrayQueue::new(64),
             submitter,
             cluster,
             settings,

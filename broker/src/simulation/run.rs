@@ -96,11 +96,12 @@ fn signs(plant: Plant) -> &'static [&'static str] {
         Plant::SkipSync | Plant::PurgeEarly => &["node", "P1:", "entry", "after entry"],
         Plant::AcknowledgeEarly | Plant::LateJoiner => &["P1:"],
         Plant::PushUnsynced | Plant::ResendLiving | Plant::ForgetLane => &["P3:", "P4:"],
-        Plant::SkipFence | Plant::GrantWithoutQuorum => &["P1:", "P7:"],
+        Plant::GrantWithoutQuorum => &["P1:", "P7:"],
+        Plant::WillTwice => &["P9:"],
         Plant::LoseOutbox => &["P1:", "P9:", "P11:"],
         Plant::RenumberOutbox => &["P1:", "P3:", "P4:", "P9:", "P11:", "node"],
         Plant::IgnoreEpoch => &["P7:", "P9:"],
-        Plant::DeadUncommitted => &["P1:", "node", "HeldSession"],
+        Plant::SkipFence | Plant::DeadUncommitted => &["P1:", "node", "HeldSession"],
         Plant::DropInterest => &["P1:", "node"],
     }
 }

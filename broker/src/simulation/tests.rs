@@ -113,3 +113,8 @@ fn interest_that_goes_with_a_link_is_found() {
 fn a_log_that_is_purged_too_early_is_found() {
     is_found(Plant::PurgeEarly, &[]);
 }
+
+#[test]
+fn a_will_that_is_published_twice_is_found() {
+    is_found(Plant::WillTwice, &[]);
+}

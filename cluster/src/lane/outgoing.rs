@@ -7,6 +7,9 @@ use bytes::BytesMut;
 
 use super::Batch;
 
+/// Room that an idle lane keeps for what it gathers next.
+const GATHERING_BYTES_RESERVED_MAX: usize = 32 * 1024;
+
 /// The target has forgotten what it had answered: it is not the target it was. Everything in the lane is in doubt; the target
 /// must be given up as lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -159,6 +162,8 @@ impl Outgoing {
     fn cut(&mut self) {
         let previous = self.batches.back().map_or(self.settled, |batch| batch.last);
         let payload = self.gathering.split().freeze();
+        // The next one will be about as long, and is not to be moved as it grows.
+        self.gathering.reserve(payload.len().min(GATHERING_BYTES_RESERVED_MAX));
         let items = std::mem::take(&mut self.gathering_items);
         self.batches.push_back(Batch { previous, last: self.last, items, round: self.round, payload });
     }

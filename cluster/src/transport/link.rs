@@ -11,13 +11,13 @@ use kentongan_proto::peer::wire;
 use rand::RngExt;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::connection::{Channel, Connection, LinkError, dial};
+use super::codec::open_link;
+use super::connection::{Connection, LinkError, dial};
 use super::event::{Class, Direction, Event, LinkEpoch};
 use super::identity::PeerHello;
 use super::outbox::Outbox;
 use super::peers::{Peer, Shared};
 use super::stats::count;
-use super::stubs::peer_client::PeerClient;
 
 /// Keeps the link to a peer for one class up, until its outbox is finished.
 pub(super) async fn keep(shared: Arc<Shared>, peer: Arc<Peer>, class: Class) {
@@ -82,11 +82,10 @@ async fn open(shared: &Shared, peer: &Peer, class: Class, epoch: LinkEpoch) -> R
     let connection = dial(&peer.address, shared.tls.as_ref(), shared.config.timing()).await?;
     let opening = wire::Opening { hello: Some(shared.hello()), class: class.to_wire().into(), epoch: epoch.0 };
     let outgoing = peer.outboxes[class.index()].open_stream(opening);
-    let mut client = PeerClient::with_origin(connection.channel.clone(), Channel::origin())
-        .max_decoding_message_size(shared.config.frame_bytes_max);
     let answer = async {
-        let mut frames = client.link(outgoing).await?.into_inner();
-        Ok::<_, tonic::Status>((frames.message().await?, frames))
+        let opened = open_link(connection.channel.clone(), outgoing, shared.config.frame_bytes_max).await?;
+        let mut frames = opened.into_inner();
+        Ok::<_, LinkError>((frames.message().await?, frames))
     };
     let (first, frames) =
         timeout(shared.config.connect_timeout, answer).await.map_err(|_| LinkError::Timeout("the peer's hello"))??;

@@ -8,9 +8,11 @@
 //! Beside the links a node may ask another who it is ([`Transport::who`]), ask it [`Question`]s while a cluster forms, and
 //! fetch a checkpoint. What is absent: what any message means. What crosses the wire is in `kentongan_proto::peer`.
 //!
-//! [`outbox`] is the sender's queue, [`doorbell`] wakes who sends from it, [`link`] dials, [`service`] accepts, [`credit`] bounds what was received, [`identity`]
-//! and [`tls`] decide who is believed.
+//! [`outbox`] is the sender's queue, [`codec`] writes its frames, [`doorbell`] wakes who sends them, [`rest`] puts
+//! the thread to sleep, [`link`] dials, [`service`] accepts, [`credit`] bounds what was received, [`identity`] and [`tls`] decide
+//! who is believed.
 
+mod codec;
 mod connection;
 mod credit;
 mod doorbell;
@@ -21,6 +23,7 @@ mod outbox;
 mod peers;
 mod refusal;
 mod requests;
+mod rest;
 mod service;
 mod stats;
 #[allow(missing_docs, unused_qualifications, clippy::all)]
@@ -48,6 +51,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use self::connection::{Channel, Connection, Timing, dial, is_within_machine};
 use self::peers::{Peer, Shared};
+use self::rest::give_way;
 use self::service::PeerService;
 use self::stats::count;
 use self::stubs::peer_client::PeerClient;
@@ -235,6 +239,7 @@ impl Transport {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(BLOCKING_THREADS_MAX)
+            .on_thread_park(give_way())
             .build()
             .map_err(TransportError::Thread)?;
 
@@ -263,6 +268,11 @@ impl Transport {
     ///
     /// Taken does not mean arrived: a link that breaks loses what was under way.
     pub fn send(&self, to: NodeId, class: Class, kind: Kind, body: Bytes) -> Result<(), SendError> {
+        self.send_pieces(to, class, kind, [body, Bytes::new()])
+    }
+
+    /// The same for a message whose body is in two pieces.
+    pub fn send_pieces(&self, to: NodeId, class: Class, kind: Kind, body: [Bytes; 2]) -> Result<(), SendError> {
         let peers = self.inner.shared.peers.read().unwrap_or_else(PoisonError::into_inner);
         let peer = peers.get(&to).ok_or(SendError::UnknownPeer)?;
         peer.outboxes[class.index()].push(kind, body)

@@ -10,8 +10,9 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use futures_util::Stream;
-use kentongan_proto::peer::{Kind, MESSAGE_HEADER_BYTES, Message, pack, wire};
+use kentongan_proto::peer::{Kind, MESSAGE_HEADER_BYTES, wire};
 
+use super::codec::{Frame, batch_bytes};
 use super::doorbell::Doorbell;
 use super::event::Class;
 use super::stats::{TransportStats, add, count};
@@ -21,7 +22,7 @@ use super::stats::{TransportStats, add, count};
 const FRAME_BYTES_TARGET: usize = 256 * 1024;
 
 /// Memory of a waiting message beside its body.
-const MESSAGE_OVERHEAD_BYTES: usize = size_of::<Message>();
+const MESSAGE_OVERHEAD_BYTES: usize = size_of::<Waiting>();
 
 /// Why a message was not taken. It is gone; whoever must not lose it keeps it and sends it again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +44,20 @@ pub enum SendError {
     Stopping,
 }
 
+/// A message that waits. Its body may be in two pieces, so that what somebody keeps anyway need not be copied behind its
+/// head.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub kind: Kind,
+    pub body: [Bytes; 2],
+}
+
+impl Waiting {
+    pub(super) fn body_bytes(&self) -> usize {
+        self.body.iter().map(Bytes::len).sum()
+    }
+}
+
 /// A bounded queue that is open while its link is up.
 #[derive(Debug)]
 pub(super) struct Outbox {
@@ -62,7 +77,7 @@ struct State {
     finishing: bool,
     /// Counts streams: one that is not the newest ends.
     stream: u64,
-    queue: VecDeque<Message>,
+    queue: VecDeque<Waiting>,
     bytes: usize,
     /// Bytes of those in the queue that Raft could do without.
     raft_bytes: usize,
@@ -83,10 +98,11 @@ impl Outbox {
     }
 
     /// Appends a message. Never waits.
-    pub(super) fn push(&self, kind: Kind, body: Bytes) -> Result<(), SendError> {
+    pub(super) fn push(&self, kind: Kind, body: [Bytes; 2]) -> Result<(), SendError> {
+        let message = Waiting { kind, body };
         let mut state = self.lock();
-        self.admit(&mut state, kind, body.len())?;
-        state.append(Message { kind, body });
+        self.admit(&mut state, kind, message.body_bytes())?;
+        state.append(message);
         self.wake(state);
         Ok(())
     }
@@ -96,7 +112,7 @@ impl Outbox {
         let mut state = self.lock();
         for body in bodies {
             if self.admit(&mut state, kind, body.len()).is_ok() {
-                state.append(Message { kind, body });
+                state.append(Waiting { kind, body: [body, Bytes::new()] });
             }
         }
         self.wake(state);
@@ -144,8 +160,7 @@ impl Outbox {
     pub(super) fn open_stream(self: &Arc<Self>, opening: wire::Opening) -> Outgoing {
         let mut state = self.lock();
         state.stream += 1;
-        let first = wire::Frame { opening: Some(opening), batch: Bytes::new() };
-        Outgoing { outbox: Arc::clone(self), stream: state.stream, first: Some(first) }
+        Outgoing { outbox: Arc::clone(self), stream: state.stream, opening: Some(opening) }
     }
 
     /// The link is up: messages are taken from here on.
@@ -195,8 +210,8 @@ fn cost(body_bytes: usize) -> usize {
 }
 
 impl State {
-    fn append(&mut self, message: Message) {
-        let cost = cost(message.body.len());
+    fn append(&mut self, message: Waiting) {
+        let cost = cost(message.body_bytes());
         self.bytes += cost;
         if message.kind == Kind::RAFT {
             self.raft_bytes += cost;
@@ -213,7 +228,7 @@ impl State {
         let (before, mut freed) = (self.queue.len(), 0);
         self.queue.retain(|message| {
             let drop = message.kind == Kind::RAFT && freed < wanted;
-            freed += if drop { cost(message.body.len()) } else { 0 };
+            freed += if drop { cost(message.body_bytes()) } else { 0 };
             !drop
         });
         self.bytes -= freed;
@@ -222,19 +237,19 @@ impl State {
     }
 
     /// Takes what one frame holds from the front.
-    fn take_frame(&mut self) -> Vec<Message> {
+    fn take_frame(&mut self) -> Vec<Waiting> {
         let mut bytes = 0;
         let fits = self.queue.iter().take_while(|message| {
-            let fits = bytes == 0 || bytes + message.body.len() <= FRAME_BYTES_TARGET;
-            bytes += message.body.len() + MESSAGE_HEADER_BYTES;
+            let fits = bytes == 0 || bytes + message.body_bytes() <= FRAME_BYTES_TARGET;
+            bytes += message.body_bytes() + MESSAGE_HEADER_BYTES;
             fits
         });
         let count = fits.count();
-        let taken: Vec<Message> = self.queue.drain(..count).collect();
+        let taken: Vec<Waiting> = self.queue.drain(..count).collect();
         for message in &taken {
-            self.bytes -= cost(message.body.len());
+            self.bytes -= cost(message.body_bytes());
             if message.kind == Kind::RAFT {
-                self.raft_bytes -= cost(message.body.len());
+                self.raft_bytes -= cost(message.body_bytes());
             }
         }
         taken
@@ -246,15 +261,15 @@ impl State {
 pub(super) struct Outgoing {
     outbox: Arc<Outbox>,
     stream: u64,
-    first: Option<wire::Frame>,
+    opening: Option<wire::Opening>,
 }
 
 impl Stream for Outgoing {
-    type Item = wire::Frame;
+    type Item = Frame;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<wire::Frame>> {
-        if let Some(first) = self.first.take() {
-            return Poll::Ready(Some(first));
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Frame>> {
+        if let Some(opening) = self.opening.take() {
+            return Poll::Ready(Some(Frame::Opening(opening)));
         }
         let mut state = self.outbox.lock();
         if state.stream != self.stream {
@@ -269,12 +284,11 @@ impl Stream for Outgoing {
         }
         let messages = state.take_frame();
         drop(state);
-        let batch = pack(messages.iter());
         let stats = self.outbox.stats.class(self.outbox.class);
         count(&stats.frames_sent);
         add(&stats.messages_sent, messages.len());
-        add(&stats.bytes_sent, batch.len());
-        Poll::Ready(Some(wire::Frame { opening: None, batch }))
+        add(&stats.bytes_sent, batch_bytes(&messages));
+        Poll::Ready(Some(Frame::Messages(messages)))
     }
 }
 
@@ -283,7 +297,6 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use futures_util::{FutureExt, StreamExt};
-    use kentongan_proto::peer::Batch;
 
     use super::*;
 
@@ -292,7 +305,7 @@ mod tests {
     fn outbox(bytes_max: usize) -> (Arc<Outbox>, Outgoing) {
         let outbox = Outbox::new(Class::Control, bytes_max, 1024, Arc::default(), Arc::default());
         let mut stream = outbox.open_stream(wire::Opening::default());
-        assert!(stream.next().now_or_never().flatten().unwrap().opening.is_some());
+        assert!(matches!(stream.next().now_or_never().flatten(), Some(Frame::Opening(_))));
         outbox.up();
         (outbox, stream)
     }
@@ -301,9 +314,15 @@ mod tests {
         Bytes::from(vec![number; 100])
     }
 
+    fn pieces(number: u8) -> [Bytes; 2] {
+        [Bytes::from(vec![number; 40]), Bytes::from(vec![number; 60])]
+    }
+
     fn next_numbers(stream: &mut Outgoing) -> Vec<u8> {
-        let frame = stream.next().now_or_never().flatten().unwrap();
-        Batch::parse(frame.batch).unwrap().iter().map(|message| message.body[0]).collect()
+        let Some(Frame::Messages(messages)) = stream.next().now_or_never().flatten() else {
+            panic!("no batch");
+        };
+        messages.iter().map(|message| message.body[0][0]).collect()
     }
 
     #[test]
@@ -311,7 +330,7 @@ mod tests {
         let (outbox, mut stream) = outbox(10_000);
         assert!(stream.next().now_or_never().is_none(), "nothing yet");
         for number in 0..5 {
-            outbox.push(LEASE, body(number)).unwrap();
+            outbox.push(LEASE, pieces(number)).unwrap();
         }
         assert_eq!(next_numbers(&mut stream), [0, 1, 2, 3, 4]);
         assert!(stream.next().now_or_never().is_none());
@@ -329,22 +348,22 @@ mod tests {
     fn a_full_queue_refuses_what_must_not_be_lost() {
         let (outbox, mut stream) = outbox(3 * cost(100));
         for number in 0..3 {
-            outbox.push(LEASE, body(number)).unwrap();
+            outbox.push(LEASE, pieces(number)).unwrap();
         }
-        assert_eq!(outbox.push(LEASE, body(3)), Err(SendError::Full));
-        assert_eq!(outbox.push(Kind::RAFT, body(3)), Err(SendError::Full), "no raft message is there to make room");
+        assert_eq!(outbox.push(LEASE, pieces(3)), Err(SendError::Full));
+        assert_eq!(outbox.push(Kind::RAFT, pieces(3)), Err(SendError::Full), "no raft message is there to make room");
         assert_eq!(outbox.stats.class(Class::Control).refused_full.load(Ordering::Relaxed), 2);
         assert_eq!(next_numbers(&mut stream), [0, 1, 2]);
-        outbox.push(LEASE, body(4)).unwrap();
+        outbox.push(LEASE, pieces(4)).unwrap();
     }
 
     #[test]
     fn the_oldest_raft_messages_make_room_for_newer_ones() {
         let (outbox, mut stream) = outbox(4 * cost(100));
         for (kind, number) in [(LEASE, 0), (Kind::RAFT, 1), (Kind::RAFT, 2), (Kind::RAFT, 3)] {
-            outbox.push(kind, body(number)).unwrap();
+            outbox.push(kind, pieces(number)).unwrap();
         }
-        outbox.push(Kind::RAFT, body(4)).unwrap();
+        outbox.push(Kind::RAFT, pieces(4)).unwrap();
         assert_eq!(next_numbers(&mut stream), [0, 3, 4], "a quarter of the queue beside the message's own room");
         assert_eq!(outbox.stats.class(Class::Control).dropped_oldest.load(Ordering::Relaxed), 2);
         assert_eq!(outbox.lock().bytes, 0);
@@ -354,14 +373,14 @@ mod tests {
     #[test]
     fn without_a_link_nothing_is_taken_and_nothing_waits() {
         let (outbox, mut stream) = outbox(10_000);
-        outbox.push(LEASE, body(0)).unwrap();
+        outbox.push(LEASE, pieces(0)).unwrap();
         outbox.down();
-        assert_eq!(outbox.push(LEASE, body(1)), Err(SendError::Down));
+        assert_eq!(outbox.push(LEASE, pieces(1)), Err(SendError::Down));
         assert!(stream.next().now_or_never().unwrap().is_none(), "the old stream ends");
         assert_eq!(outbox.stats.class(Class::Control).dropped_reset.load(Ordering::Relaxed), 1);
 
         let mut stream = outbox.open_stream(wire::Opening::default());
-        assert!(stream.next().now_or_never().flatten().unwrap().opening.is_some());
+        assert!(matches!(stream.next().now_or_never().flatten(), Some(Frame::Opening(_))));
         outbox.up();
         assert!(stream.next().now_or_never().is_none(), "the next epoch begins empty");
     }
@@ -369,9 +388,9 @@ mod tests {
     #[test]
     fn what_waits_when_the_end_comes_is_still_sent() {
         let (outbox, mut stream) = outbox(10_000);
-        outbox.push(LEASE, body(0)).unwrap();
+        outbox.push(LEASE, pieces(0)).unwrap();
         outbox.finish();
-        assert_eq!(outbox.push(LEASE, body(1)), Err(SendError::Stopping));
+        assert_eq!(outbox.push(LEASE, pieces(1)), Err(SendError::Stopping));
         assert_eq!(next_numbers(&mut stream), [0]);
         assert!(stream.next().now_or_never().unwrap().is_none());
     }
@@ -379,7 +398,10 @@ mod tests {
     #[test]
     fn a_message_that_no_frame_can_hold_is_refused() {
         let (outbox, _stream) = outbox(10_000);
-        assert_eq!(outbox.push(LEASE, Bytes::from(vec![0; 1024])), Err(SendError::TooLarge));
-        outbox.push(LEASE, Bytes::from(vec![0; 1024 - 64])).unwrap();
+        assert_eq!(
+            outbox.push(LEASE, [Bytes::from(vec![0; 24]), Bytes::from(vec![0; 1000])]),
+            Err(SendError::TooLarge)
+        );
+        outbox.push(LEASE, [Bytes::from(vec![0; 960]), Bytes::new()]).unwrap();
     }
 }

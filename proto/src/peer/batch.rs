@@ -3,7 +3,7 @@
 //! A repeated protobuf field would cost a receiver more memory than arrived (a few bytes of an empty message become a
 //! structure of dozens), so messages stay packed until they are looked at.
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes};
 
 /// Bytes in front of each message: its kind and its length.
 pub const MESSAGE_HEADER_BYTES: usize = 6;
@@ -101,17 +101,13 @@ impl Iterator for Iter {
     }
 }
 
-/// Packs messages into the bytes that [`Batch::parse`] reads. A body must be shorter than 4 GiB.
-pub fn pack<'a>(messages: impl Iterator<Item = &'a Message> + Clone) -> Bytes {
-    let total = messages.clone().map(|message| MESSAGE_HEADER_BYTES + message.body.len()).sum();
-    let mut packed = BytesMut::with_capacity(total);
-    for message in messages {
-        debug_assert!(u32::try_from(message.body.len()).is_ok());
-        packed.put_u16_le(message.kind.0);
-        packed.put_u32_le(message.body.len() as u32);
-        packed.put_slice(&message.body);
-    }
-    packed.freeze()
+/// Appends a message in the bytes that [`Batch::parse`] reads. Its body, in one piece or several, must be shorter than 4 GiB.
+pub fn pack(kind: Kind, body: &[Bytes], packed: &mut impl BufMut) {
+    let length = body.iter().map(Bytes::len).sum::<usize>();
+    debug_assert!(u32::try_from(length).is_ok());
+    packed.put_u16_le(kind.0);
+    packed.put_u32_le(length as u32);
+    body.iter().for_each(|piece| packed.put_slice(piece));
 }
 
 /// The length of the body of the message that `rest` begins with, if that message is whole.
@@ -123,16 +119,25 @@ fn body_length(rest: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::BytesMut;
     use proptest::prelude::*;
 
     use super::*;
 
     proptest! {
         #[test]
-        fn messages_survive_packing(bodies in prop::collection::vec((any::<u16>(), prop::collection::vec(any::<u8>(), 0..40)), 0..20)) {
-            let messages: Vec<Message> =
-                bodies.into_iter().map(|(kind, body)| Message { kind: Kind(kind), body: body.into() }).collect();
-            let batch = Batch::parse(pack(messages.iter())).unwrap();
+        fn messages_survive_packing(
+            bodies in prop::collection::vec((any::<u16>(), prop::collection::vec(any::<u8>(), 0..40), 0..40usize), 0..20),
+        ) {
+            let mut packed = BytesMut::new();
+            let mut messages = Vec::new();
+            for (kind, body, cut) in bodies {
+                let (kind, body) = (Kind(kind), Bytes::from(body));
+                let cut = cut.min(body.len());
+                pack(kind, &[body.slice(..cut), body.slice(cut..)], &mut packed);
+                messages.push(Message { kind, body });
+            }
+            let batch = Batch::parse(packed.freeze()).unwrap();
             prop_assert_eq!(batch.len(), messages.len());
             prop_assert_eq!(batch.iter().collect::<Vec<_>>(), messages);
         }
@@ -147,8 +152,8 @@ mod tests {
 
     #[test]
     fn a_message_longer_than_its_batch_is_refused() {
-        let first = Message { kind: Kind(7), body: Bytes::from_static(b"whole") };
-        let mut packed = BytesMut::from(&pack([&first].into_iter())[..]);
+        let mut packed = BytesMut::new();
+        pack(Kind(7), &[Bytes::from_static(b"whole")], &mut packed);
         packed.put_slice(&[7, 0, 255, 255, 255, 255, 1]);
         assert_eq!(Batch::parse(packed.freeze()), Err(BatchError { offset: 11 }));
     }

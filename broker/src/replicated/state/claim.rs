@@ -265,7 +265,7 @@ impl GroupState {
         session.to_resend = in_flight.iter().map(|(id, ..)| *id).collect();
         self.dirty.changed(Key::Session(session.number));
         let transient = session.transient;
-        effects.push(Effect::Opened(opened(session, owner)));
+        effects.push(Effect::Opened(opened(session, owner, &self.held_pubrecs)));
         if transient {
             return;
         }
@@ -442,6 +442,9 @@ impl GroupState {
         let refused = match will.publish_delay_ms {
             Some(delay_ms) => self.delay(message, delay_ms, effects),
             None => {
+                if is_planted(Plant::WillTwice) {
+                    self.post(Arc::clone(&message), None, None, effects);
+                }
                 self.post(message, None, None, effects);
                 None
             }

@@ -37,8 +37,8 @@ impl GroupState {
             }
             lane.last = message.number;
             if let Some(command) = message.command {
-                self.session_command(command, effects);
-            } else if let Some(reason) = self.take_message(message, effects) {
+                self.session_command(command, batch.clock_ms, effects);
+            } else if let Some(reason) = self.take_message(message, batch.clock_ms, effects) {
                 lane.refused.push_back((lane.last, reason));
             }
             self.body = None;
@@ -51,15 +51,15 @@ impl GroupState {
         self.lanes.insert(key, lane);
     }
 
-    fn session_command(&mut self, command: SessionCommand, effects: &mut Vec<Effect>) {
+    fn session_command(&mut self, command: SessionCommand, clock_ms: u64, effects: &mut Vec<Effect>) {
         match command {
             SessionCommand::Connect(connect) => self.connect(connect, effects),
             SessionCommand::Disconnect(disconnect) => self.disconnect(&disconnect, effects),
             SessionCommand::Subscribe(subscribe) => self.subscribe(subscribe, effects),
             SessionCommand::Unsubscribe(unsubscribe) => self.unsubscribe(unsubscribe, effects),
             SessionCommand::Acknowledge(acknowledge) => self.acknowledge(&acknowledge, effects),
-            SessionCommand::Receive(receive) => self.receive(receive, effects),
-            SessionCommand::RetainedPage(page) => self.take_retained(page, effects),
+            SessionCommand::Receive(receive) => self.receive(receive, clock_ms, effects),
+            SessionCommand::RetainedPage(page) => self.take_retained(page, clock_ms, effects),
             SessionCommand::Released(released) => self.released(&released, effects),
             SessionCommand::OutboxSettled(settled) => self.outbox_settled(settled, effects),
         }
@@ -69,11 +69,12 @@ impl GroupState {
     pub(super) fn take_message(
         &mut self,
         lane_message: command::LaneMessage,
+        clock_ms: u64,
         effects: &mut Vec<Effect>,
     ) -> Option<ReasonCode> {
-        let message = Arc::new(lane_message.message?.into_message(self.latest_ms()));
+        let message = Arc::new(self.arrived(lane_message.message?, clock_ms));
         if let Some(delay_ms) = lane_message.delay_ms {
-            return self.delay(message, delay_ms, effects);
+            return self.delay(message, delay_ms.saturating_sub(clock_ms), effects);
         }
         if lane_message.match_subscriptions {
             self.deliver_to_subscribers(&message, effects);
@@ -85,6 +86,14 @@ impl GroupState {
             self.retain(&message, effects);
         }
         None
+    }
+
+    /// A message that was written by the clock of its lane's origin, which said `clock_ms` when it was sent. What expired on its
+    /// way is over by every clock; what did not lives at least as long as is left.
+    pub(super) fn arrived(&self, mut record: command::MessageRecord, clock_ms: u64) -> Message {
+        record.expiry_left_ms = record.expiry_left_ms.map(|left| left.saturating_sub(clock_ms));
+        let is_over = record.expiry_left_ms == Some(0);
+        record.into_message(if is_over { self.clock_ms } else { self.latest_ms() })
     }
 
     pub(super) fn delay(

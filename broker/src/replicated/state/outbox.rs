@@ -6,15 +6,15 @@
 //! and whoever led before may have routed what stands behind the old one.
 //!
 //! An entry that a node was picked for is kept until a member there settled it; one that the node gives back, or whose node is
-//! fenced, becomes an entry without a pick again, at a new position as well. So the outbox is to these messages what an arbiter is to those
-//! of its own publishers (`router::share_settling`), and outlives its node.
+//! fenced, becomes an entry without a pick again, at a new position as well. So the outbox is to these messages what an arbiter
+//! is to those of its own publishers (`router::share_settling`), and outlives its node.
 
 use std::sync::Arc;
 
 use kentongan_proto::mqtt::ReasonCode;
 use kentongan_proto::mqtt::codec::AckKind;
 
-use super::{GroupState, OutboxEntry, PickTarget, Timer, packet_id};
+use super::{GroupState, HeldPubRec, OutboxEntry, PickTarget, Timer, packet_id};
 use crate::message::Message;
 use crate::replicated::command;
 use crate::replicated::effect::{Drop, Effect};
@@ -25,7 +25,7 @@ use crate::replicated::store::Key;
 const GIVEN_BACK_MAX: u32 = 16;
 
 impl GroupState {
-    pub(super) fn receive(&mut self, receive: command::Receive, effects: &mut Vec<Effect>) {
+    pub(super) fn receive(&mut self, receive: command::Receive, clock_ms: u64, effects: &mut Vec<Effect>) {
         let Some(client_id) = self.current(&receive.client_id, receive.epoch) else {
             return;
         };
@@ -39,15 +39,20 @@ impl GroupState {
             return;
         };
         let epoch = session.epoch;
+        let held = (session.number, packet_id);
         let mut reason = ReasonCode::Success;
         // Until PUBREL, a repeated identifier is answered and not routed again [MQTT-4.3.3-10].
         if session.received.insert(packet_id) {
             self.dirty.changed(Key::Session(session.number));
-            let message = Arc::new(record.into_message(self.latest_ms()));
+            let message = Arc::new(self.arrived(record, clock_ms));
+            let retain = message.retain;
             let refused = match receive.delay_ms {
-                Some(delay_ms) => self.delay(message, delay_ms, effects),
+                Some(delay_ms) => self.delay(message, delay_ms.saturating_sub(clock_ms), effects),
                 None => {
                     self.post(message, None, None, effects);
+                    if retain {
+                        self.hold_pubrec(held);
+                    }
                     None
                 }
             };
@@ -58,7 +63,34 @@ impl GroupState {
                 }
             }
         }
-        effects.push(Effect::Acknowledge { owner, epoch, kind: AckKind::PubRec, packet_id, reason });
+        if !self.held_pubrecs.contains(&held) {
+            effects.push(Effect::Acknowledge { owner, epoch, kind: AckKind::PubRec, packet_id, reason });
+        }
+    }
+
+    /// What was posted last is to be retained: the client may not believe that it is before it is routed (P6). Until then
+    /// whoever subscribes would find what was retained before, and what the client publishes next, with another QoS, goes
+    /// another way and might be overwritten by it.
+    fn hold_pubrec(&mut self, held: HeldPubRec) {
+        if let Some(entry) = self.outbox.get_mut(&self.last_position) {
+            entry.awaited_by = Some(held);
+            self.held_pubrecs.insert(held);
+        }
+    }
+
+    /// The message of a PUBREC is routed. A client that is away is answered when it sends PUBLISH again.
+    fn release_pubrec(&mut self, held: HeldPubRec, effects: &mut Vec<Effect>) {
+        self.held_pubrecs.remove(&held);
+        let (number, packet_id) = held;
+        let Some(session) = self.names.get(&number).and_then(|client_id| self.sessions.get(client_id)) else {
+            return;
+        };
+        if let Some(owner) = session.served()
+            && session.received.contains(&packet_id)
+        {
+            let (epoch, kind, reason) = (session.epoch, AckKind::PubRec, ReasonCode::Success);
+            effects.push(Effect::Acknowledge { owner, epoch, kind, packet_id, reason });
+        }
     }
 
     /// Into the outbox: from here on this group sees to it that the message is routed.
@@ -105,7 +137,15 @@ impl GroupState {
         Some(entry)
     }
 
-    pub(super) fn routed(&mut self, routed: &command::Routed) {
+    /// It is wherever it has to be, and whoever waits for that may know.
+    fn remove_routed(&mut self, position: u64, effects: &mut Vec<Effect>) {
+        let entry = self.remove_entry(position);
+        if let Some(held) = entry.and_then(|entry| entry.awaited_by) {
+            self.release_pubrec(held, effects);
+        }
+    }
+
+    pub(super) fn routed(&mut self, routed: &command::Routed, effects: &mut Vec<Effect>) {
         for &position in &routed.positions {
             match self.outbox.get_mut(&position) {
                 // What is not due yet was never handed out to be routed.
@@ -114,7 +154,7 @@ impl GroupState {
                     entry.routed = true;
                     self.dirty.changed(Key::Outbox(position));
                 }
-                _ => drop(self.remove_entry(position)),
+                _ => self.remove_routed(position, effects),
             }
         }
     }
@@ -143,7 +183,7 @@ impl GroupState {
         };
         let (message, given_back) = (Arc::clone(&entry.message), entry.given_back);
         if picked.routed || entry.share.is_some() {
-            self.remove_entry(position);
+            self.remove_routed(position, effects);
         } else {
             entry.picked = true;
             self.dirty.changed(Key::Outbox(position));

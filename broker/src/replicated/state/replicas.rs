@@ -353,7 +353,8 @@ impl Replicas {
         };
         let answered = self.number.saturating_sub(u64::from(a >> 5));
         let messages = vec![message];
-        let batch = LaneBatch { lane: 1 << 12, incarnation: u64::MAX, messages, node: 0, answered, previous: 0 };
+        let batch =
+            LaneBatch { lane: 1 << 12, incarnation: u64::MAX, messages, node: 0, answered, previous: 0, clock_ms: 0 };
         let effects = self.apply(Command::Lane(batch));
         let dropped = effects.iter().map(|effect| if let Effect::Dropped { count, .. } = effect { *count } else { 0 });
         if judged {

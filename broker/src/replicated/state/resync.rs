@@ -35,7 +35,7 @@ impl GroupState {
             Some(session) if session.waiting.is_some() => effects.extend(close_effect(session)),
             Some(session) if session.epoch == epoch => {
                 self.send_missing(session, owner, has, effects);
-                answer_client(session, owner, has, effects);
+                self.answer_client(session, owner, has, effects);
             }
             // It was taken over and not told, or its node was taken for dead.
             _ => effects.push(Effect::Close { owner, client_id: client_id.into(), epoch }),
@@ -51,7 +51,7 @@ impl GroupState {
         if session.waiting.as_ref().is_some_and(|waiting| waiting.connect.owner == Some(owner)) {
             effects.extend(close_effect(session));
         } else if session.owner == Some(owner) && session.waiting.is_none() {
-            effects.push(Effect::Opened(opened(session, owner)));
+            effects.push(Effect::Opened(opened(session, owner, &self.held_pubrecs)));
             self.send_missing(session, owner, &Has::default(), effects);
         }
     }
@@ -78,18 +78,19 @@ impl GroupState {
             }
         }
     }
-}
 
-fn answer_client(session: &PersistentSession, owner: Owner, has: &Has, effects: &mut Vec<Effect>) {
-    let epoch = session.epoch;
-    for &packet_id in &has.receiving {
-        // Applied and not kept: there was no room for it.
-        let taken = session.received.contains(&packet_id);
-        let reason = if taken { ReasonCode::Success } else { ReasonCode::QuotaExceeded };
-        effects.push(Effect::Acknowledge { owner, epoch, kind: AckKind::PubRec, packet_id, reason });
-    }
-    for &packet_id in has.completing.iter().filter(|packet_id| !session.received.contains(packet_id)) {
-        let (kind, reason) = (AckKind::PubComp, ReasonCode::Success);
-        effects.push(Effect::Acknowledge { owner, epoch, kind, packet_id, reason });
+    fn answer_client(&self, session: &PersistentSession, owner: Owner, has: &Has, effects: &mut Vec<Effect>) {
+        let epoch = session.epoch;
+        let is_held = |packet_id| self.held_pubrecs.contains(&(session.number, packet_id));
+        for &packet_id in has.receiving.iter().filter(|packet_id| !is_held(**packet_id)) {
+            // Applied and not kept: there was no room for it.
+            let taken = session.received.contains(&packet_id);
+            let reason = if taken { ReasonCode::Success } else { ReasonCode::QuotaExceeded };
+            effects.push(Effect::Acknowledge { owner, epoch, kind: AckKind::PubRec, packet_id, reason });
+        }
+        for &packet_id in has.completing.iter().filter(|packet_id| !session.received.contains(packet_id)) {
+            let (kind, reason) = (AckKind::PubComp, ReasonCode::Success);
+            effects.push(Effect::Acknowledge { owner, epoch, kind, packet_id, reason });
+        }
     }
 }

@@ -13,8 +13,7 @@ use crate::replicated::session::HeldBack;
 use crate::replicated::store::Key;
 
 impl GroupState {
-    pub(super) fn take_retained(&mut self, page: command::RetainedPage, effects: &mut Vec<Effect>) {
-        let latest = self.latest_ms();
+    pub(super) fn take_retained(&mut self, page: command::RetainedPage, clock_ms: u64, effects: &mut Vec<Effect>) {
         let Some(session) = self.sessions.get(page.client_id.as_str()) else {
             return;
         };
@@ -27,7 +26,7 @@ impl GroupState {
         }
         let (filter, own) = (Arc::clone(filter), *own);
         for record in page.messages {
-            let message = Arc::new(record.into_message(latest));
+            let message = Arc::new(self.arrived(record, clock_ms));
             let qos = message.qos.min(own.options.qos);
             if qos == QoS::AtMostOnce {
                 continue;

@@ -148,7 +148,8 @@ impl GroupState {
         for filter in unsubscribe.filters {
             // Its first try was applied, as that of a SUBSCRIBE: what stands now was asked for behind it. Whether there was
             // anything then, nobody knows any more.
-            let existed = unsubscribe.again || self.remove_subscription(&client_id, &Arc::from(filter.as_str()), effects);
+            let existed =
+                unsubscribe.again || self.remove_subscription(&client_id, &Arc::from(filter.as_str()), effects);
             let reason = if existed { ReasonCode::Success } else { ReasonCode::NoSubscriptionExisted };
             outcomes.push((filter, reason));
         }

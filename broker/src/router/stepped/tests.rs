@@ -28,10 +28,11 @@ use crate::metrics::Metrics;
 use crate::peers::wire::Forwarded;
 use crate::peers::{PeerFull, Peers};
 use crate::random::Random;
+use crate::replicated::command::{self, Command};
 use crate::replicated::{Opened, Slots, Submitter};
 use crate::router::cluster::{ClusterView, Leader, Leaders};
 use crate::router::node_lanes::Nodes;
-use crate::subscription::InterestKind;
+use crate::subscription::{InterestKind, Target};
 
 /// Things done in one run, before everything is let come to rest.
 const STEPS: u32 = 3_000;
@@ -607,7 +608,35 @@ fn the_interest_that_ends_with_a_connection_is_told_in_the_order_of_the_filters(
 fn said_to_group(arbiter: &mut SteppedArbiter) -> usize {
     arbiter.state.flush_lanes();
     arbiter.state.lanes.set_leader(0, Some(Leader { node: 2, term: 1, round: 0 }));
-    std::iter::from_fn(|| arbiter.state.lanes.next_batch(0)).map(|(_, batch)| batch.len()).sum()
+    std::iter::from_fn(|| arbiter.state.lanes.next_batch(0, 0)).map(|(_, batch)| batch.len()).sum()
+}
+
+/// P10: what waits for a leader is written once, but its expiry runs.
+#[test]
+fn a_batch_says_the_time_at_which_it_is_sent_each_time() {
+    let (mut arbiter, mut client, _) = client_of_several_nodes();
+    let shared = Arc::clone(&arbiter.state.shared);
+    shared.index.subscribe("t", Target::Group(0));
+    let properties = PublishProperties { message_expiry_interval: Some(5), ..PublishProperties::default() };
+    let delivery = Delivery::AtLeastOnce(client.packet_id());
+    let (topic, payload) = ("t".to_owned(), Bytes::new());
+    client.send(&Packet::Publish(Publish { dup: false, delivery, retain: false, topic, properties, payload }));
+    client.write(usize::MAX);
+    arbiter.run();
+    let mut left_at = |clock_ms| {
+        arbiter.state.lanes.set_leader(0, Some(Leader { node: 2, term: 1, round: 0 }));
+        let batches = std::iter::from_fn(|| arbiter.state.lanes.next_batch(0, clock_ms));
+        let mut left = Vec::new();
+        for (_, batch) in batches {
+            let Ok(Some(Command::Lane(batch))) = command::decode(batch) else { panic!("a batch of a lane") };
+            let expiries = batch.messages.iter().filter_map(|message| message.message.as_ref()?.expiry_left_ms);
+            left.extend(expiries.map(|left| left.saturating_sub(batch.clock_ms)));
+        }
+        left
+    };
+    let began_ms = shared.now_ms();
+    assert_eq!(left_at(began_ms + 1_000), [4_000]);
+    assert_eq!(left_at(began_ms + 3_000), [2_000], "sent again");
 }
 
 /// P7, P9: a leader that heard twice of a claim may grant it twice. The second time must not end what stands.

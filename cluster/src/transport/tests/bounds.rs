@@ -2,8 +2,9 @@
 
 use std::io::Write;
 
+use bytes::BytesMut;
 use futures_util::stream;
-use kentongan_proto::peer::{Message, pack};
+use kentongan_proto::peer::pack;
 use tonic::Code;
 
 use super::*;
@@ -160,7 +161,9 @@ fn listener() -> Node {
 #[test]
 fn a_batch_that_is_none_ends_the_link_and_is_counted() {
     let two = listener();
-    let good = wire::Frame { opening: None, batch: pack([&Message { kind: LANE, body: numbered(7) }].into_iter()) };
+    let mut packed = BytesMut::new();
+    pack(LANE, &[numbered(7)], &mut packed);
+    let good = wire::Frame { opening: None, batch: packed.freeze() };
     let bad = wire::Frame { opening: None, batch: Bytes::from_static(&[1, 0, 255, 255, 255, 255]) };
     let status = speak_badly(&two, opening(), vec![good, bad]);
     assert_eq!(status.code(), Code::InvalidArgument, "{status}");
