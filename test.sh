@@ -61,6 +61,7 @@ rust() {
 # reasons that docs/design/replication.md lists; these do not.
 simulation() {
     cargo run --locked --profile quick --bin sim -- --seed 106 --seeds 125
+    cargo run --locked --profile quick --bin sim -- --plants
 }
 
 # What the hot paths take, against instructions/counts.tsv.

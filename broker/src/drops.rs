@@ -71,13 +71,9 @@ mod noting {
         });
     }
 
-    /// From here on what is noted on this thread is kept, or not.
+    /// From here on what is noted on this thread is kept, or not. Nothing is left of before.
     pub(crate) fn listen(listens: bool) {
-        NOTED.with_borrow_mut(|noted| match (listens, &noted) {
-            (true, None) => *noted = Some(Vec::new()),
-            (true, Some(_)) => {}
-            (false, _) => *noted = None,
-        });
+        NOTED.set(listens.then(Vec::new));
     }
 
     /// How many notes wait to be taken.

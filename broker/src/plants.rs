@@ -16,6 +16,8 @@ pub enum Plant {
     ForgetLane,
     /// An entry of an outbox is let go before its targets have it.
     LoseOutbox,
+    /// What an outbox sends to a target is numbered one by one, anew by each leader.
+    RenumberOutbox,
     /// A connection that was replaced lets go of its successor's session.
     IgnoreEpoch,
     /// The directory's leader grants leases from what it knows, without asking a majority.
@@ -45,6 +47,7 @@ impl Plant {
         Self::SkipFence,
         Self::ForgetLane,
         Self::LoseOutbox,
+        Self::RenumberOutbox,
         Self::IgnoreEpoch,
         Self::GrantWithoutQuorum,
         Self::DeadUncommitted,

@@ -1,19 +1,22 @@
 //! Runs whole clusters on simulated time, a seed at a time.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use clap::Parser;
 use clap::builder::TypedValueParser as _;
 use kentongan::plants::Plant;
-use kentongan::simulation::{Plan, Summary, run_seed};
+use kentongan::simulation::{Found, Plan, Summary, find, run_seed};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// So many seeds do everything that a simulation can do.
 const MANY: u64 = 500;
+
+/// Seeds that a mistake may take to be found.
+const PLANT_SEEDS_MAX: u64 = 200;
 
 /// Runs whole clusters on simulated time, from seeds. A seed that fails is printed with what happened last.
 #[derive(Debug, Parser)]
@@ -30,6 +33,9 @@ struct Options {
     /// Makes a mistake, which some seed must find: its name, as `SkipSync`.
     #[arg(long, value_parser = plant)]
     plant: Option<Plant>,
+    /// Makes each mistake there is, from the first seed on until one finds it, and wants that to be within 200 seeds.
+    #[arg(long)]
+    plants: bool,
     /// Goes on behind a seed that fails.
     #[arg(long)]
     keep_going: bool,
@@ -73,6 +79,9 @@ fn main() -> anyhow::Result<()> {
         options.seeds
     };
     let threads = options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    if options.plants {
+        return find_plants(first, threads);
+    }
     let (next, failed, stop) = (AtomicU64::new(first), AtomicU64::new(0), AtomicBool::new(false));
     let summary = Mutex::new(Summary::default());
     let started = Instant::now();
@@ -135,6 +144,25 @@ fn main() -> anyhow::Result<()> {
     anyhow::ensure!(failed.into_inner() == 0, "some seeds failed");
     let missing: Vec<_> = summary.missing().collect();
     anyhow::ensure!(seeds < MANY || options.only.is_some() || missing.is_empty(), "in none of the seeds: {missing:?}");
+    Ok(())
+}
+
+fn find_plants(first: u64, threads: usize) -> anyhow::Result<()> {
+    let (next, missing) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(|| {
+                while let Some(&plant) = Plant::ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    match find(plant, first..first + PLANT_SEEDS_MAX) {
+                        Some(Found { seed, tried, why }) => println!("{plant:?}: seed {seed}, {tried} tried: {why}"),
+                        None => missing.lock().unwrap_or_else(PoisonError::into_inner).push(plant),
+                    }
+                }
+            });
+        }
+    });
+    let missing = missing.into_inner().unwrap_or_else(PoisonError::into_inner);
+    anyhow::ensure!(missing.is_empty(), "{PLANT_SEEDS_MAX} seeds do not find {missing:?}");
     Ok(())
 }
 

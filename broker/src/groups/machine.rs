@@ -454,7 +454,7 @@ impl Machine {
                 let Some(entry) = self.groups[usize::from(origin)].outbox_entry(position).cloned() else {
                     continue;
                 };
-                let targets = self.targets(shared, origin, position, &entry);
+                let targets = self.targets(shared, origin, &entry);
                 if let Some(cluster) = &shared.cluster
                     && !cluster.may_acknowledge()
                 {
@@ -467,7 +467,7 @@ impl Machine {
         }
     }
 
-    fn targets(&self, shared: &Shared, origin: u16, position: u64, entry: &OutboxEntry) -> Targets {
+    fn targets(&self, shared: &Shared, origin: u16, entry: &OutboxEntry) -> Targets {
         let message = &entry.message;
         let mut targets = Targets::default();
         match (&entry.share, entry.pick) {
@@ -497,7 +497,6 @@ impl Machine {
         }
         let local = on_process_clock(message, &self.groups[usize::from(origin)], shared.now_ms());
         for lane_message in targets.groups.values_mut() {
-            lane_message.number = position;
             lane_message.message = Some(MessageRecord::from_message(&local, 0));
         }
         targets
@@ -589,8 +588,9 @@ impl Machine {
         let picks = targets.picks;
         let picked = (!picks.is_empty()).then(|| command::PickedEntry { position, picks, routed: lanes == 0 });
         self.outboxes.begin(origin, position, lanes, picked);
-        for (target, lane_message) in targets.groups {
-            self.outboxes.push(origin, OutboxTarget::Group(target), position, |out| {
+        for (target, mut lane_message) in targets.groups {
+            self.outboxes.push(origin, OutboxTarget::Group(target), position, |number, out| {
+                lane_message.number = number;
                 command::encode_lane_message(&lane_message, out);
             });
         }
@@ -599,8 +599,8 @@ impl Machine {
         for node in targets.nodes {
             let message = Some(MessageRecord::from_message(&local, 0));
             let shares = shares.clone();
-            let item = NodeMessage { number: position, message, direct, shares, ..NodeMessage::default() };
-            self.outboxes.push(origin, OutboxTarget::Node(node), position, |out| {
+            self.outboxes.push(origin, OutboxTarget::Node(node), position, |number, out| {
+                let item = NodeMessage { number, message, direct, shares, ..NodeMessage::default() };
                 // Cannot fail: a `BytesMut` grows.
                 let _ = item.encode_length_delimited(out);
             });

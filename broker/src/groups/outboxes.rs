@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use bytes::BytesMut;
 use kentongan_cluster::lane::{Batch, Outgoing};
 
+use crate::plants::{Plant, is_planted};
 use crate::replicated::command::PickedEntry;
 use crate::replicated::submitter::OutboxTarget;
 
@@ -21,7 +22,8 @@ const LANE_BYTES_MAX: usize = 8 * 1024 * 1024;
 #[derive(Debug)]
 struct Lane {
     outgoing: Outgoing,
-    unanswered: VecDeque<u64>,
+    /// Numbers, each with its position in the outbox, which is the same.
+    unanswered: VecDeque<(u64, u64)>,
     /// Something was answered since this was last asked.
     progress: bool,
 }
@@ -68,12 +70,19 @@ impl Outboxes {
         std::mem::take(&mut self.picked)
     }
 
-    /// Puts it into one of them.
-    pub(super) fn push(&mut self, origin: u16, target: OutboxTarget, position: u64, write: impl FnOnce(&mut BytesMut)) {
+    /// Puts it into one of them. `write` is told its number there.
+    pub(super) fn push(
+        &mut self,
+        origin: u16,
+        target: OutboxTarget,
+        position: u64,
+        write: impl FnOnce(u64, &mut BytesMut),
+    ) {
         let new = || Lane { outgoing: Outgoing::new(LANE_BYTES_MAX), unanswered: VecDeque::new(), progress: true };
         let lane = self.lanes.entry((origin, target)).or_insert_with(new);
-        lane.outgoing.push_at(position, write);
-        lane.unanswered.push_back(position);
+        let number = if is_planted(Plant::RenumberOutbox) { lane.outgoing.next_number() } else { position };
+        lane.outgoing.push_at(number, |out| write(number, out));
+        lane.unanswered.push_back((number, position));
         self.touched.insert((origin, target));
     }
 
@@ -83,7 +92,7 @@ impl Outboxes {
             return;
         };
         lane.outgoing.on_answer(number);
-        while let Some(position) = lane.unanswered.pop_front_if(|position| *position <= number) {
+        while let Some((_, position)) = lane.unanswered.pop_front_if(|(answered, _)| *answered <= number) {
             lane.progress = true;
             settle(&mut self.routing, &mut self.routed, origin, position);
         }
@@ -103,7 +112,7 @@ impl Outboxes {
     pub(super) fn on_node_lost(&mut self, node: u16) {
         let lost = |(_, target): &(u16, OutboxTarget)| *target == OutboxTarget::Node(node);
         for ((origin, _), lane) in self.lanes.extract_if(.., |key, _| lost(key)) {
-            for position in lane.unanswered {
+            for (_, position) in lane.unanswered {
                 settle(&mut self.routing, &mut self.routed, origin, position);
             }
         }
@@ -189,7 +198,7 @@ mod tests {
     fn post(outboxes: &mut Outboxes, position: u64, targets: &[OutboxTarget]) {
         outboxes.begin(3, position, targets.len(), None);
         for &target in targets {
-            outboxes.push(3, target, position, |out| out.put_u8(position as u8));
+            outboxes.push(3, target, position, |_, out| out.put_u8(position as u8));
         }
     }
 
@@ -235,7 +244,7 @@ mod tests {
         let mut outboxes = Outboxes::default();
         let picked = PickedEntry { position: 4, ..PickedEntry::default() };
         outboxes.begin(3, 4, 1, Some(picked.clone()));
-        outboxes.push(3, GROUP, 4, |out| out.put_u8(4));
+        outboxes.push(3, GROUP, 4, |_, out| out.put_u8(4));
         assert!(outboxes.next_batch(3, GROUP).is_some(), "others do not wait for that");
         let proposed = BTreeMap::from([(3, vec![picked])]);
         assert_eq!(outboxes.take_picked(), proposed);

@@ -9,6 +9,8 @@
 //!   connections of clients. `faults`: what befalls them all. [`workload`]: the clients, who record what they see.
 //! - `checks`: what must hold whatever clients see: every replica applies the same entries and has the same state after them. Clients'
 //!   histories are judged by [`kentongan_history`].
+//! - `registry`: what nodes hold at the end. Who is connected is registered once, at the epoch its group says; the tables of each
+//!   node are those of one that heard of everything once; and nothing is left that nobody waits for (P12).
 //! - `run`: one seed after the other, for tests and for the program `sim`.
 //!
 //! Absent: the acceptor, TLS, the forming of a cluster, HTTP. Members of a cluster do not change.
@@ -20,7 +22,7 @@
 //! | mistake | found in |
 //! |---|---|
 //! | a sync is skipped, commands are handed out before they are committed, the log is purged before the checkpoint, a learner is promoted early, a read without quorum | `cluster/src/node/simulation` |
-//! | a node is taken for dead before that is committed, interest is dropped when a link is made anew, an epoch of a lease is ignored | `cluster/tests/membership` |
+//! | a lease is looked at before the match, a barrier of a group is skipped, a stale `Join` counts; and those of the directory that are planted here too | `cluster/tests/membership` |
 //! | any one of the syncs is removed | `cluster/tests/power_cut.rs` |
 
 mod checks;
@@ -37,5 +39,5 @@ mod tests;
 pub mod workload;
 mod world;
 
-pub use run::{Failure, Summary, run_seed};
+pub use run::{Failure, Found, Summary, find, run_seed};
 pub use world::{Outcome, Plan, World};

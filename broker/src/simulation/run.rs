@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::faults;
 use super::workload;
 use super::world::{Outcome, Plan, World};
+use crate::plants::Plant;
 use crate::{drops, plants};
 
 /// A seed whose run is not as it should be.
@@ -49,7 +50,6 @@ impl Plan {
 /// It is not as it should be.
 pub fn run_seed(seed: u64, plan: Plan) -> Result<Outcome, Box<Failure>> {
     plants::plant(plan.plant);
-    drops::listen(true);
     let mut world = World::new(seed, plan);
     let outcome = catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -60,6 +60,50 @@ pub fn run_seed(seed: u64, plan: Plan) -> Result<Outcome, Box<Failure>> {
     plants::plant(None);
     drops::listen(false);
     outcome.map_err(|why| Box::new(Failure { seed, why, trace: world.last_events(), history: world.history_text() }))
+}
+
+/// A seed that shows a mistake.
+#[derive(Debug)]
+pub struct Found {
+    /// The seed.
+    pub seed: u64,
+    /// How many were tried, this one included.
+    pub tried: usize,
+    /// What is said of it.
+    pub why: String,
+}
+
+/// The first of `seeds` that finds a mistake: it is as it should be without it, and with it some of what is said is what the mistake
+/// must lead to. Any change of what happens makes other seeds fail, if there are seeds that fail: the reason tells.
+pub fn find(plant: Plant, seeds: impl Iterator<Item = u64>) -> Option<Found> {
+    let run = |seed, plant| run_seed(seed, Plan { plant, ..Plan::of_seed(seed) });
+    let is_sign = |line: &str| signs(plant).iter().any(|sign| line.starts_with(sign));
+    for (number, seed) in seeds.enumerate() {
+        if let Err(failure) = run(seed, Some(plant))
+            && let Some(why) = failure.why.lines().find(|line| is_sign(line))
+            && run(seed, None).is_ok()
+        {
+            return Some(Found { seed, tried: number + 1, why: why.to_owned() });
+        }
+    }
+    None
+}
+
+/// What is said where a mistake is made: promises that are broken, replicas that differ, nodes that cannot start or hold what they
+/// should not.
+fn signs(plant: Plant) -> &'static [&'static str] {
+    match plant {
+        Plant::SkipSync | Plant::PurgeEarly => &["node", "P1:", "entry", "after entry"],
+        Plant::AcknowledgeEarly | Plant::LateJoiner => &["P1:"],
+        Plant::PushUnsynced | Plant::ResendLiving | Plant::ForgetLane => &["P3:", "P4:"],
+        Plant::GrantWithoutQuorum => &["P1:", "P7:"],
+        Plant::WillTwice => &["P9:"],
+        Plant::LoseOutbox => &["P1:", "P9:", "P11:"],
+        Plant::RenumberOutbox => &["P1:", "P3:", "P4:", "P9:", "P11:", "node"],
+        Plant::IgnoreEpoch => &["P7:", "P9:"],
+        Plant::SkipFence | Plant::DeadUncommitted => &["P1:", "node", "HeldSession"],
+        Plant::DropInterest => &["P1:", "node"],
+    }
 }
 
 /// What several runs came to.

@@ -249,6 +249,7 @@ impl World {
     /// # Errors
     /// What is not as it should be.
     pub fn run(&mut self) -> Result<Outcome, String> {
+        drops::listen(true);
         for host in 0..self.hosts.len() {
             let at_ns = self.random.random_range(0..200 * MS);
             self.at(at_ns, Event::Start(host));
