@@ -121,5 +121,5 @@ fn a_will_that_is_published_twice_is_found() {
 
 #[test]
 fn a_replica_that_is_behind_is_found() {
-    is_found(Plant::ReadStale, &[], &["P6"]);
+    is_found(Plant::ReadStale, &[]);
 }
