@@ -68,7 +68,7 @@ fn a_lane_that_begins_anew_is_found() {
 
 #[test]
 fn an_outbox_that_lets_go_early_is_found() {
-    is_found(Plant::LoseOutbox, 95);
+    is_found(Plant::LoseOutbox, 447);
 }
 
 #[test]
@@ -78,5 +78,5 @@ fn an_epoch_that_nobody_looks_at_is_found() {
 
 #[test]
 fn a_replica_that_is_behind_is_found() {
-    is_found(Plant::ReadStale, 3);
+    is_found(Plant::ReadStale, 23);
 }
