@@ -511,6 +511,7 @@ impl ArbiterState {
 
     /// The end of a connection, said to its session's group: once everything that came by it is settled.
     pub(super) fn say_last_word(&mut self, key: ConnectionKey, last_word: LastWord) {
+        self.lanes.await_nodes(key);
         let under_way = self.lanes.under_way(key);
         if under_way > 0 {
             self.departing.insert(key, Departing { under_way, last_word });

@@ -2,7 +2,7 @@
 //! for members of shared subscriptions here.
 //!
 //! A message waits until the node has handed it to its arbiters, or is lost. QoS 0 goes the same way, so that a publisher's
-//! messages stay in order, and nobody waits for it.
+//! messages stay in order, and nobody waits for it but the end of a connection.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -12,6 +12,7 @@ use kentongan_cluster::lane::Outgoing;
 use kentongan_proto::mqtt::{QoS, ReasonCode};
 use prost::Message as _;
 
+use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::lanes::{Lanes, Settled, Waiter};
 use super::publish::Publication;
@@ -227,6 +228,23 @@ impl Lanes {
         Some(number)
     }
 
+    /// A connection ends, and waits for what went to other nodes so far, whatever its QoS: what its client sends elsewhere
+    /// must not come before it (P5).
+    pub(super) fn await_nodes(&mut self, connection: ConnectionKey) {
+        let unsettled = self.nodes.lanes.iter().filter(|(_, lane)| !lane.outgoing.is_settled());
+        let unsettled: Vec<_> = unsettled.map(|(&node, lane)| (node, lane.outgoing.next_number() - 1)).collect();
+        for (node, last) in unsettled {
+            let waiter = self.waiter();
+            let lane = self.nodes.lane(node);
+            lane.unanswered.push_back((last, waiter));
+            lane.awaited = true;
+            self.wait_for_one_more(waiter);
+        }
+        if let Some(waiter) = self.take_waiter() {
+            self.answer_to(waiter, connection, None);
+        }
+    }
+
     /// A node handed on everything up to `number`.
     pub(super) fn on_node_answer(&mut self, node: u16, number: u64, settled: &mut Vec<Settled>) {
         let Some(lane) = self.nodes.lanes.get_mut(&node) else {
@@ -321,5 +339,49 @@ impl ArbiterState {
         for node in self.lanes.nodes.stuck() {
             self.send_node_lane(node);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::MessageIdentity;
+    use crate::router::publish::Payload;
+
+    fn publication(qos: QoS) -> Publication<'static> {
+        Publication {
+            identity: MessageIdentity::default(),
+            topic: "t",
+            topic_hash: 0,
+            payload: Payload::copied(b"x"),
+            qos,
+            retain: false,
+            properties: None,
+            expires_at_ms: None,
+            publisher: None,
+            publisher_id: None,
+            origin: None,
+            message: None,
+        }
+    }
+
+    /// P5: the session's next connection may be elsewhere, and must not begin before.
+    #[test]
+    fn the_end_of_a_connection_waits_for_qos_0_as_well() {
+        let mut lanes = Lanes::new(Some(1), 1, 0, 16);
+        let connection = ConnectionKey::new(0, 1, 1);
+        lanes.await_nodes(connection);
+        assert_eq!(lanes.under_way(connection), 0, "nothing is on its way");
+        let last = [5, 5, 6].map(|node| lanes.publish_to_node(node, &mut publication(QoS::AtMostOnce), 0, true, &[]));
+        assert_eq!(last, [Some(1), Some(2), Some(1)]);
+        assert!(lanes.take_waiter().is_none());
+        lanes.await_nodes(connection);
+        assert_eq!(lanes.under_way(connection), 1);
+        let mut settled = Vec::new();
+        lanes.on_node_answer(5, 2, &mut settled);
+        assert_eq!(settled.len(), 0, "one of two nodes");
+        lanes.on_node_lost(6, &mut settled);
+        let came_by: Vec<_> = settled.iter().map(|settled| (settled.came_by, settled.ticket)).collect();
+        assert_eq!(came_by, [(Some(connection), None)]);
     }
 }
