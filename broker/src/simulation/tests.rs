@@ -73,5 +73,5 @@ fn an_outbox_that_lets_go_early_is_found() {
 
 #[test]
 fn an_epoch_that_nobody_looks_at_is_found() {
-    is_found(Plant::IgnoreEpoch, 9);
+    is_found(Plant::IgnoreEpoch, 6);
 }
