@@ -1316,6 +1316,9 @@ fn an_entry_outlives_its_picks_until_the_others_have_it() {
     pick(&mut script, 1, ON_ONE, false);
     assert_eq!(routed_by_a_new_leader(&mut script), [1, 2]);
     assert!(script.state.outbox[&1].picked, "whoever routes it now leaves shared subscriptions out");
+    assert_eq!(pick(&mut script, 1, ON_TWO, false), [Effect::Picked { position: 1 }], "it comes too late");
+    assert_eq!(pick(&mut script, 2, ON_TWO, true), [Effect::Picked { position: 2 }], "that is decided");
+    assert_eq!(picked(&script), [(1, None), (2, Some(ON_ONE))]);
     script.apply(Command::Routed(command::Routed { positions: vec![1] }));
     assert_eq!(picked(&script), [(2, Some(ON_ONE))]);
 }
