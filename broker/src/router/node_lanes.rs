@@ -372,7 +372,7 @@ mod tests {
         let connection = ConnectionKey::new(0, 1, 1);
         lanes.await_nodes(connection);
         assert_eq!(lanes.under_way(connection), 0, "nothing is on its way");
-        let last = [5, 5, 6].map(|node| lanes.publish_to_node(node, &mut publication(QoS::AtMostOnce), 0, true, &[]));
+        let last = [5, 5, 6].map(|node| lanes.publish_to_node(node, &mut publication(QoS::AtMostOnce), true, &[]));
         assert_eq!(last, [Some(1), Some(2), Some(1)]);
         assert!(lanes.take_waiter().is_none());
         lanes.await_nodes(connection);
