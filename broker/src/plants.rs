@@ -24,8 +24,6 @@ pub enum Plant {
     GrantWithoutQuorum,
     /// The directory's leader acts on a death that it has only proposed.
     DeadUncommitted,
-    /// A node that joins takes interest from before its `Join`, so that others need not have counted it in their barriers.
-    LateJoiner,
     /// What a node wants is forgotten when the link to it is made anew.
     DropInterest,
     /// What the client has is sent again when a leader hears of it.
@@ -40,7 +38,7 @@ pub enum Plant {
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 15] = [
         Self::SkipSync,
         Self::AcknowledgeEarly,
         Self::PushUnsynced,
@@ -51,7 +49,6 @@ impl Plant {
         Self::IgnoreEpoch,
         Self::GrantWithoutQuorum,
         Self::DeadUncommitted,
-        Self::LateJoiner,
         Self::DropInterest,
         Self::ResendLiving,
         Self::PurgeEarly,

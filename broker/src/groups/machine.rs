@@ -386,6 +386,13 @@ impl Machine {
         for claim in &resync.claims {
             state.claim_again(&claim.client_id, owner(claim.connection), &mut effects);
         }
+        let served = resync.sessions.iter().map(|served| served.connection);
+        let known: BTreeSet<u64> = served.chain(resync.claims.iter().map(|claim| claim.connection)).collect();
+        let is_unknown = |owner| {
+            let arbiter = connection_of(owner).arbiter();
+            u32::from(arbiter) == resync.arbiter && !known.contains(&owner.connection)
+        };
+        state.close_unknown((node, resync.incarnation), is_unknown, &mut effects);
         self.carry_out(group, effects);
     }
 

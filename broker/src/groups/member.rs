@@ -272,7 +272,6 @@ impl Machine {
 
     pub(super) fn on_control(&mut self, node: NodeId, message: Bytes) {
         let now_ns = self.now_ns();
-        let message = if is_planted(Plant::LateJoiner) { as_of_anything(message) } else { message };
         if let Some(member) = &mut self.member
             && let Err(error) = member.membership.on_message(now_ns, node, message)
         {
@@ -552,15 +551,5 @@ impl Machine {
         }
         self.carry_out_output(shared, cluster, Output::Died { node, below: Incarnation(incarnation.0 + 1) });
         self.carry_out_output(shared, cluster, Output::Lost { node, incarnation });
-    }
-}
-
-fn as_of_anything(message: Bytes) -> Bytes {
-    match wire::decode(message.clone()) {
-        Ok(Some(wire::Body::Update(mut update))) => {
-            update.as_of = u64::MAX;
-            wire::encode(wire::Body::Update(update))
-        }
-        _ => message,
     }
 }

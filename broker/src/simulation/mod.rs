@@ -22,7 +22,7 @@
 //! | mistake | found in |
 //! |---|---|
 //! | a sync is skipped, commands are handed out before they are committed, the log is purged before the checkpoint, a learner is promoted early, a read without quorum | `cluster/src/node/simulation` |
-//! | a lease is looked at before the match, a barrier of a group is skipped, a stale `Join` counts; and those of the directory that are planted here too | `cluster/tests/membership` |
+//! | a lease is looked at before the match, a barrier of a group is skipped, a stale `Join` counts, a late joiner misses a barrier; and those of the directory that are planted here too | `cluster/tests/membership` |
 //! | any one of the syncs is removed | `cluster/tests/power_cut.rs` |
 
 mod checks;

@@ -62,7 +62,7 @@ impl Mutation {
 fn seeds() -> std::ops::Range<u64> {
     let number = |name| std::env::var(name).ok().and_then(|text: String| text.parse::<u64>().ok());
     let first = number("KENTONGAN_SEED").unwrap_or(1);
-    first..first + number("KENTONGAN_SEEDS").unwrap_or(10)
+    first..first + number("KENTONGAN_SEEDS").unwrap_or(5)
 }
 
 #[test]

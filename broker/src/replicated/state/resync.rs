@@ -3,6 +3,7 @@
 //! Nothing here changes the state. What the node acknowledged before must have been applied.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{PacketId, ReasonCode};
@@ -53,6 +54,28 @@ impl GroupState {
         } else if session.owner == Some(owner) && session.waiting.is_none() {
             effects.push(Effect::Opened(opened(session, owner, &self.held_pubrecs)));
             self.send_missing(session, owner, &Has::default(), effects);
+        }
+    }
+
+    /// Connections of a process that own sessions here, and that it does not have (any more): who is gone, and was never told that its
+    /// claim was granted, or that another one waits. Each is asked to let go; nobody else would ever ask.
+    pub fn close_unknown(
+        &self,
+        (node, incarnation): (u64, u64),
+        is_unknown: impl Fn(Owner) -> bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        for client_id in self.owned.get(&(node, incarnation)).into_iter().flatten() {
+            let Some(session) = self.sessions.get(client_id) else { continue };
+            let Some(owner) = session.owner.filter(|owner| (owner.node, owner.incarnation) == (node, incarnation))
+            else {
+                // Its claim waits.
+                continue;
+            };
+            if is_unknown(owner) {
+                let epoch = session.waiting.as_ref().map_or(session.epoch, |waiting| waiting.owner_epoch);
+                effects.push(Effect::Close { owner, client_id: Arc::clone(client_id), epoch });
+            }
         }
     }
 

@@ -1462,6 +1462,25 @@ fn a_new_leader_sends_only_what_the_owner_has_not() {
     assert_eq!(deliveries(&effects), [sent(2, true, "two")], "perhaps the second time: DUP");
 }
 
+/// P12: a connection that is gone and was never told that its claim was granted says nothing of it in a resync. Nobody else would
+/// ask it to let go, and whoever comes next would wait for it for ever (found by simulation).
+#[test]
+fn who_does_not_know_that_it_owns_a_session_is_asked_to_let_go() {
+    let mut script = Script::new();
+    let opened = script.connect(false, 60);
+    let owner = opened.owner;
+    let close = |script: &Script, process, unknown: bool| {
+        let mut effects = Vec::new();
+        script.state.close_unknown(process, |_| unknown, &mut effects);
+        effects
+    };
+    let here = (owner.node, owner.incarnation);
+    assert_eq!(close(&script, here, false), [], "it is served");
+    assert_eq!(close(&script, (owner.node, owner.incarnation + 1), true), [], "that of another process");
+    let effects = close(&script, here, true);
+    assert!(matches!(&effects[..], [Effect::Close { epoch, .. }] if *epoch == opened.epoch), "{effects:?}");
+}
+
 /// P7: who was taken over, or taken for dead, and never heard of it, is told when it says that it serves the session.
 #[test]
 fn an_owner_of_another_time_is_told_to_close() {
