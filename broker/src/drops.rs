@@ -3,7 +3,7 @@
 
 use crate::session::outbound::Full;
 
-/// The bound that a message above QoS 0 fell to, although its session lived and it had not expired.
+/// The bound that a message above QoS 0, or a retained one, fell to, although its session lived and it had not expired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bound {
     /// Too many messages waited.

@@ -333,7 +333,7 @@ impl ArbiterState {
         let total = template.bytes.len() + if large { publication.payload.len() } else { 0 };
         if total > client.packet_bytes_max_out as usize {
             self.counters.messages_dropped.inc(DropReason::PacketTooLarge);
-            if terms.qos != QoS::AtMostOnce {
+            if terms.qos != QoS::AtMostOnce || terms.retain {
                 drops::note(&client.client_id, Bound::PacketSize, 1);
             }
             return false;
@@ -377,7 +377,7 @@ impl ArbiterState {
         }
         if codec::publish_len(&head, client.version) > client.packet_bytes_max_out as usize {
             self.counters.messages_dropped.inc(DropReason::PacketTooLarge);
-            if terms.qos != QoS::AtMostOnce {
+            if terms.qos != QoS::AtMostOnce || terms.retain {
                 drops::note(&client.client_id, Bound::PacketSize, 1);
             }
             return false;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::faults::NEVER;
-use super::story::{Delivery, Kind, Message, NONE, Story, after};
+use super::story::{Delivery, Kind, Message, NONE, Span, Story, after};
 use crate::event::Nanoseconds;
 use crate::violation::{Promise, Report};
 
@@ -179,6 +179,18 @@ fn message_last_sent_at(story: &Story<'_>, message: &Message) -> Nanoseconds {
     story.sends_of(message).map(|send| send.mark.at).max().unwrap_or(message.first.at)
 }
 
+/// Connections that took the session up when what a SUBSCRIBE had to read may not have been read to its end: it is read from the
+/// beginning then.
+fn times_begun_anew(story: &Story<'_>, span: &Span) -> u32 {
+    let read_by = story.faults.extend(span.subscribe.at, story.settings.recovery_max);
+    let connections = story.sessions[span.session as usize].connections.iter();
+    let later = connections.map(|&c| &story.connections[c as usize]).filter(|connection| {
+        let connected = connection.connect;
+        connected.event > span.subscribe.event && connected.at <= read_by && connected.at <= span.may_until
+    });
+    later.count() as u32
+}
+
 /// How often a session may get one message as new.
 struct Allowed {
     live: u32,
@@ -196,7 +208,9 @@ impl Allowed {
             } else if !shares.contains(&span.filter) {
                 shares.push(span.filter);
             }
-            retained += u32::from(span.may_read);
+            if span.may_read {
+                retained += 1 + times_begun_anew(story, span);
+            }
         }
         Self { live: message.tries * (plain + shares.len() as u32).max(1), retained }
     }

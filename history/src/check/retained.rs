@@ -172,7 +172,9 @@ impl Register<'_> {
             }
         }
         for (client, read) in &self.absences {
-            let between = around(read.start.at, read.end.at).map(|zone| zone.message);
+            // Nodes' clocks differ: what has expired on one may still be there on another.
+            let may_be_over = |zone: &&Zone| may_expire_at(story, &story.messages[zone.message as usize]) < read.end.at;
+            let between = around(read.start.at, read.end.at).filter(|zone| !may_be_over(zone)).map(|zone| zone.message);
             if let Some(lost) = between.or_else(|| self.surely_there(story, *read)) {
                 let message = &story.messages[lost as usize];
                 let summary = format!(
@@ -230,15 +232,16 @@ impl Register<'_> {
         let (started, index) = last?;
         let ended = self.writes.iter().any(|(_, message)| {
             let until = if message.tries == 1 { message.acknowledged.map_or(NEVER, |mark| mark.at) } else { NEVER };
-            let since = match message.expiry {
-                _ if message.empty => message.first.at,
-                Some(expiry) => after(message.first.at, expiry).saturating_sub(story.settings.clock_skew_max),
-                None => NEVER,
-            };
+            let since = if message.empty { message.first.at } else { may_expire_at(story, message) };
             until >= started && since < read.end.at
         });
         (!ended).then_some(index)
     }
+}
+
+/// The earliest that it may be gone for its expiry.
+fn may_expire_at(story: &Story<'_>, message: &Message) -> Nanoseconds {
+    message.expiry.map_or(NEVER, |expiry| after(message.first.at, expiry).saturating_sub(story.settings.clock_skew_max))
 }
 
 fn report_stale(story: &Story<'_>, topic: &str, outer: &Zone, inner: &Zone, report: &mut Report<'_>) {
