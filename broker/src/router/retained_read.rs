@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use kentongan_proto::mqtt::QoS;
+use kentongan_proto::topic;
 
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
@@ -447,7 +448,7 @@ impl ArbiterState {
         }
     }
 
-    /// A subscription is gone. What waited because of its read must not be overtaken by what another subscription lets
+    /// A subscription is gone. What waited because of its read only must not be overtaken by what another subscription lets
     /// through from now on.
     pub(super) fn forget_read(&mut self, key: ConnectionKey, filter: &str) {
         let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
@@ -457,8 +458,14 @@ impl ArbiterState {
             return;
         }
         session.reads.forget(filter);
-        let held = session.reads.0.as_mut().map(|state| std::mem::take(&mut state.held)).unwrap_or_default();
-        for held in &held {
+        let Some(state) = session.reads.0.as_mut() else {
+            return;
+        };
+        let reads = &state.reads;
+        let is_held = |held: &HeldBack| reads.iter().any(|read| topic::matches(&read.filter, &held.message.topic));
+        let (held, free): (Vec<_>, Vec<_>) = std::mem::take(&mut state.held).into_iter().partition(is_held);
+        state.held = held;
+        for held in &free {
             self.deliver_held(key, held);
         }
         self.finish_reads(key);

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use super::Losses;
 use super::faults::NEVER;
-use super::story::{Delivery, Kind, Mark, Message, NONE, Span, Story, after};
+use super::story::{Delivery, Kind, Mark, Message, NONE, Span, Story};
 use crate::event::{Nanoseconds, Symbol};
 use crate::violation::{Promise, Report};
 
@@ -173,7 +173,8 @@ impl Register<'_> {
         }
         for (client, read) in &self.absences {
             // Nodes' clocks differ: what has expired on one may still be there on another.
-            let may_be_over = |zone: &&Zone| may_expire_at(story, &story.messages[zone.message as usize]) < read.end.at;
+            let expires_at = |message: &Message| story.may_expire_at(message, message.first.at);
+            let may_be_over = |zone: &&Zone| expires_at(&story.messages[zone.message as usize]) < read.end.at;
             let between = around(read.start.at, read.end.at).filter(|zone| !may_be_over(zone)).map(|zone| zone.message);
             if let Some(lost) = between.or_else(|| self.surely_there(story, *read)) {
                 let message = &story.messages[lost as usize];
@@ -232,16 +233,11 @@ impl Register<'_> {
         let (started, index) = last?;
         let ended = self.writes.iter().any(|(_, message)| {
             let until = if message.tries == 1 { message.acknowledged.map_or(NEVER, |mark| mark.at) } else { NEVER };
-            let since = if message.empty { message.first.at } else { may_expire_at(story, message) };
+            let since = if message.empty { message.first.at } else { story.may_expire_at(message, message.first.at) };
             until >= started && since < read.end.at
         });
         (!ended).then_some(index)
     }
-}
-
-/// The earliest that it may be gone for its expiry.
-fn may_expire_at(story: &Story<'_>, message: &Message) -> Nanoseconds {
-    message.expiry.map_or(NEVER, |expiry| after(message.first.at, expiry).saturating_sub(story.settings.clock_skew_max))
 }
 
 fn report_stale(story: &Story<'_>, topic: &str, outer: &Zone, inner: &Zone, report: &mut Report<'_>) {

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Losses;
 use super::acknowledged::connected_at_marks;
-use super::faults::NEVER;
-use super::story::{Delivery, Kind, Mark, Message, NONE, Span, Story, after};
+use super::story::{Delivery, Kind, Mark, Message, NONE, Span, Story};
 use crate::event::{Nanoseconds, Symbol};
 use crate::violation::{Promise, Report};
 
@@ -105,7 +104,7 @@ fn check_arrival(
 ) {
     let Some(acknowledged) = message.acknowledged else { return };
     let sent_at = message.accepted.at;
-    let expires_at = message.expiry.map_or(NEVER, |expiry| after(sent_at, expiry));
+    let expires_at = story.may_expire_at(message, sent_at);
     let Some((mark, connected)) =
         story.quiesced.iter().zip(connected).find(|(mark, _)| mark.event > acknowledged.event)
     else {

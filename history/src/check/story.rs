@@ -1048,6 +1048,11 @@ impl<'h> Story<'h> {
         format!("the session of {} begun at {first:.3} s", self.history.name(session.client))
     }
 
+    /// The earliest that a message which was taken at `since` may be gone for its expiry: nodes' clocks differ.
+    pub(crate) fn may_expire_at(&self, message: &Message, since: Nanoseconds) -> Nanoseconds {
+        message.expiry.map_or(NEVER, |expiry| after(since, expiry).saturating_sub(self.settings.clock_skew_max))
+    }
+
     /// A message as a reader knows it.
     pub(crate) fn message_name(&self, message: &Message) -> String {
         let kind = if message.will_of == NONE { "message" } else { "will" };

@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use kentongan_proto::mqtt::QoS;
+use kentongan_proto::topic;
 
 use super::{GroupState, Terms};
 use crate::message::Message;
@@ -100,13 +101,32 @@ impl GroupState {
         self.enqueue_all_held(client_id, effects);
     }
 
-    pub(super) fn enqueue_all_held(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
-        let Some(session) = self.sessions.get_mut(client_id).filter(|session| !session.held.is_empty()) else {
+    fn enqueue_all_held(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
+        let held = self.sessions.get_mut(client_id).map(|session| std::mem::take(&mut session.held));
+        self.enqueue_held(client_id, held.unwrap_or_default(), effects);
+    }
+
+    /// A subscription is gone that held messages back. Those that no other one holds back as well must not be overtaken by what
+    /// another subscription lets through from now on.
+    pub(super) fn enqueue_no_longer_held(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
+        let Some(session) = self.sessions.get_mut(client_id) else {
             return;
         };
-        session.held_bytes = 0;
+        let holding = session.subscriptions.iter().filter(|(_, subscription)| subscription.held);
+        let holding: Vec<_> = holding.map(|(filter, _)| Arc::clone(filter)).collect();
+        let is_held = |held: &HeldBack| holding.iter().any(|filter| topic::matches(filter, &held.message.topic));
+        let (held, free) = std::mem::take(&mut session.held).into_iter().partition(is_held);
+        session.held = held;
+        self.enqueue_held(client_id, free, effects);
+    }
+
+    fn enqueue_held(&mut self, client_id: &Arc<str>, held: Vec<HeldBack>, effects: &mut Vec<Effect>) {
+        let Some(session) = self.sessions.get_mut(client_id).filter(|_| !held.is_empty()) else {
+            return;
+        };
+        session.held_bytes = session.held.iter().map(|held| held.message.weight_bytes()).sum();
         self.dirty.changed(Key::Session(session.number));
-        for HeldBack { message, qos, retain, identifiers } in std::mem::take(&mut session.held) {
+        for HeldBack { message, qos, retain, identifiers } in held {
             // After a restart no two that wait share a body, so they never do.
             self.body = None;
             self.enqueue(client_id, &message, Terms { qos, retain, identifiers, share: None }, effects);

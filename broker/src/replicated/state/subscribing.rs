@@ -206,8 +206,7 @@ impl GroupState {
             self.matcher.remove(filter, number);
         }
         if subscription.held {
-            // What waits because of it must not be overtaken by what another subscription lets through from now on.
-            self.enqueue_all_held(client_id, effects);
+            self.enqueue_no_longer_held(client_id, effects);
         }
         Some(subscription)
     }
