@@ -377,6 +377,7 @@ impl Machine {
         let Some(group) = self.pushes.synced(node, &resync) else {
             return;
         };
+        let shared = self.shared();
         let owner = |connection| Owner { incarnation: resync.incarnation, connection, node };
         let mut effects = Vec::new();
         let state = &self.groups[usize::from(group)];
@@ -384,7 +385,9 @@ impl Machine {
             state.resync(&served.client_id, owner(served.connection), served.epoch, &served.has(), &mut effects);
         }
         for claim in &resync.claims {
-            state.claim_again(&claim.client_id, owner(claim.connection), &mut effects);
+            if let Some(released) = state.claim_again(&claim.client_id, owner(claim.connection), &mut effects) {
+                shared.submitter.propose(group, Command::Released(released));
+            }
         }
         let served = resync.sessions.iter().map(|served| served.connection);
         let known: BTreeSet<u64> = served.chain(resync.claims.iter().map(|claim| claim.connection)).collect();

@@ -10,7 +10,7 @@ use kentongan_proto::mqtt::{PacketId, ReasonCode};
 
 use super::{GroupState, close_effect, delivery, opened};
 use crate::plants::{Plant, is_planted};
-use crate::replicated::command::Owner;
+use crate::replicated::command::{Owner, Released};
 use crate::replicated::effect::Effect;
 use crate::replicated::session::PersistentSession;
 use crate::session::outbound::Stage;
@@ -44,17 +44,23 @@ impl GroupState {
     }
 
     /// `owner` waits for an answer to its claim. If there is none yet, it will come when the claim is applied, or when
-    /// the present owner lets go.
-    pub fn claim_again(&self, client_id: &str, owner: Owner, effects: &mut Vec<Effect>) {
-        let Some(session) = self.sessions.get(client_id) else {
-            return;
-        };
+    /// the present owner lets go. Returns what must be proposed: if it was granted, and another one waits already, it lets go before it
+    /// was ever served.
+    #[must_use]
+    pub fn claim_again(&self, client_id: &str, owner: Owner, effects: &mut Vec<Effect>) -> Option<Released> {
+        let session = self.sessions.get(client_id)?;
         if session.waiting.as_ref().is_some_and(|waiting| waiting.connect.owner == Some(owner)) {
             effects.extend(close_effect(session));
-        } else if session.owner == Some(owner) && session.waiting.is_none() {
+        } else if session.owner == Some(owner) {
+            if let Some(waiting) = &session.waiting {
+                effects.push(Effect::Refused { owner, reason: ReasonCode::SessionTakenOver });
+                let (client_id, epoch) = (client_id.to_owned(), waiting.owner_epoch);
+                return Some(Released { client_id, epoch, publish_will: false });
+            }
             effects.push(Effect::Opened(opened(session, owner, &self.held_pubrecs)));
             self.send_missing(session, owner, &Has::default(), effects);
         }
+        None
     }
 
     /// Connections of a process that own sessions here, and that it does not have (any more): who is gone, and was never told that its

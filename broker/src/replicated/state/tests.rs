@@ -1505,7 +1505,7 @@ fn a_claim_without_an_answer_is_answered_again() {
     script.subscribe(first.epoch, "t", false);
     script.publish("one");
     let mut effects = Vec::new();
-    script.state.claim_again("c", first.owner, &mut effects);
+    assert_eq!(script.state.claim_again("c", first.owner, &mut effects), None);
     assert!(
         matches!(&effects[0], Effect::Opened(opened) if opened.epoch == first.epoch && opened.subscriptions.len() == 1)
     );
@@ -1514,12 +1514,18 @@ fn a_claim_without_an_answer_is_answered_again() {
     let waiting = Connect { owner: Some(next), wait_for_release: true, ..claim(next, "c") };
     script.apply(Command::Connect(waiting));
     effects.clear();
-    script.state.claim_again("c", next, &mut effects);
+    assert_eq!(script.state.claim_again("c", next, &mut effects), None);
     let close = Effect::Close { owner: first.owner, client_id: Arc::from("c"), epoch: first.epoch };
     assert_eq!(effects, [close], "it is the present owner's turn");
     effects.clear();
-    script.state.claim_again("nobody", next, &mut effects);
+    assert_eq!(script.state.claim_again("nobody", next, &mut effects), None);
     assert_eq!(effects, []);
+    // The one that it waits for was never told that it had been granted, and lets go without having been served.
+    let released = script.state.claim_again("c", first.owner, &mut effects).expect("it lets go");
+    assert_eq!(effects, [Effect::Refused { owner: first.owner, reason: ReasonCode::SessionTakenOver }]);
+    assert_eq!((released.epoch, released.publish_will), (first.epoch, false));
+    let effects = script.apply(Command::Released(released));
+    assert!(matches!(&effects[0], Effect::Opened(opened) if opened.owner == next), "{effects:?}");
 }
 
 /// A QoS 2 message that was applied is answered, whoever leads.
