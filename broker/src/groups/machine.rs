@@ -596,7 +596,7 @@ impl Machine {
         }
         let lanes = targets.groups.len() + targets.nodes.len();
         let picks = targets.picks;
-        let picked = (!picks.is_empty()).then(|| command::PickedEntry { position, picks, routed: lanes == 0 });
+        let picked = (!picks.is_empty()).then_some(command::PickedEntry { position, picks, routed: lanes == 0 });
         self.outboxes.begin(origin, position, lanes, picked);
         for (target, mut lane_message) in targets.groups {
             self.outboxes.push(origin, OutboxTarget::Group(target), position, |number, out| {

@@ -278,7 +278,7 @@ impl<'h> Subject<'h> {
     /// Two deliveries on one connection, the second of a message that its publisher sent later on the same connection, on the
     /// same topic and at the same QoS.
     fn pairs(&self, plain: &[usize]) -> Vec<(usize, usize)> {
-        let mut last: HashMap<(Symbol, u32, Symbol, u32, Symbol, u8, u8), usize> = HashMap::new();
+        let mut last = HashMap::new();
         let mut pairs = Vec::new();
         for &at in plain {
             let (Some((client, connection, _)), Some(one)) = (self.of(at), self.delivery(at)) else { continue };
