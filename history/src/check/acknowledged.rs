@@ -5,7 +5,8 @@
 //! came (it would have been before it). Not owed is what may have expired by then.
 
 use super::Losses;
-use super::story::{Delivery, Kind, Mark, Message, NONE, Session, Span, Story};
+use super::faults::NEVER;
+use super::story::{Delivery, Kind, Mark, Message, NONE, Session, Span, Story, after};
 use crate::violation::{Promise, Report};
 
 pub(super) fn check(story: &Story<'_>, report: &Report<'_>, losses: &mut Losses) {
@@ -64,7 +65,7 @@ fn missed(
     message: &Message,
     acknowledged: Mark,
 ) -> Option<Mark> {
-    let expires_at = story.may_expire_at(message, message.accepted.at);
+    let expires_at = message.expiry.map_or(NEVER, |expiry| after(message.accepted.at, expiry));
     let drained = story.quiesced.iter().zip(connected).find(|(mark, connected)| {
         mark.event > acknowledged.event
             && connected[span.session as usize]

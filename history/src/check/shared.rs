@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::Losses;
 use super::acknowledged::connected_at_marks;
-use super::story::{Delivery, Kind, Mark, Message, NONE, Span, Story};
+use super::faults::NEVER;
+use super::story::{Delivery, Kind, Mark, Message, NONE, Span, Story, after};
 use crate::event::{Nanoseconds, Symbol};
 use crate::violation::{Promise, Report};
 
@@ -104,7 +105,7 @@ fn check_arrival(
 ) {
     let Some(acknowledged) = message.acknowledged else { return };
     let sent_at = message.accepted.at;
-    let expires_at = story.may_expire_at(message, sent_at);
+    let expires_at = message.expiry.map_or(NEVER, |expiry| after(sent_at, expiry));
     let Some((mark, connected)) =
         story.quiesced.iter().zip(connected).find(|(mark, _)| mark.event > acknowledged.event)
     else {
