@@ -239,6 +239,7 @@ fn p9_a_will_that_is_missing_is_missed_once_a_session() {
         script.subscribe("sub", TOPIC, 1);
         script.subscribe("sub", "plant/#", 1);
         script.connect_with_will("pub", 1, 0);
+        script.wait(2);
         script.close("pub");
         script.wait(30);
         if drops > 0 {
