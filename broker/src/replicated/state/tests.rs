@@ -1006,6 +1006,28 @@ fn what_waits_for_a_read_goes_on_when_the_subscription_is_replaced_or_ends() {
     }
 }
 
+/// P6: what waits for the retained messages of one filter goes on waiting though another filter that was read is given up.
+#[test]
+fn what_waits_for_one_read_still_waits_when_another_is_given_up() {
+    let mut script = Script::new();
+    let epoch = script.connect(true, 100).epoch;
+    script.subscribe(epoch, "t", true).expect("a read");
+    script.subscribe(epoch, "u", true).expect("another");
+    script.publish("one");
+    let mut unsubscribe = |filter: &str| {
+        let (client_id, filters) = ("c".to_owned(), vec![filter.to_owned()]);
+        script.apply(Command::Unsubscribe(Unsubscribe {
+            client_id,
+            epoch,
+            packet_id: 9,
+            filters,
+            ..Unsubscribe::default()
+        }))
+    };
+    assert_eq!(deliveries(&unsubscribe("u")), []);
+    assert_eq!(deliveries(&unsubscribe("t")), [sent(1, false, "one")]);
+}
+
 // Shared subscriptions.
 
 struct ShareScript {
