@@ -296,7 +296,9 @@ impl Group {
         // raft-rs draws its own from a source that no seed governs.
         self.raw.raft.set_randomized_election_timeout(self.election_timeout);
         self.raw.tick();
-        // All groups of a node at the same tick, so that a frame to each peer carries them all.
+        // All groups of a node at the same tick, so that a frame to each peer carries them all; raft-rs has its own from time to
+        // time, of one group, which would go in a frame of its own and be answered in another.
+        self.raw.raft.msgs.retain(|message| message.get_msg_type() != MessageType::MsgHeartbeat);
         if self.leading.is_some() && self.now.is_multiple_of(u64::from(self.config.heartbeat_ticks)) {
             self.raw.ping();
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crossbeam::channel::Sender;
 
+use super::bell::Ringing;
 use super::{Item, PipelineConfig, Round, StateMachine, Stats, Submission};
 use crate::group::CheckpointBase;
 use crate::identity::GroupId;
@@ -142,7 +143,7 @@ impl<M: StateMachine> Applier<M> {
 pub(super) fn write_checkpoints<Q>(
     store: &mut StateStore,
     checkpoints: Vec<Checkpoint>,
-    completed: &Sender<Submission<Q>>,
+    completed: &Ringing<Submission<Q>>,
     stats: &Stats,
 ) -> Result<(), StateError> {
     let (mut bases, mut installed) = (Vec::new(), Vec::new());

@@ -6,6 +6,7 @@
 //! the state store.
 
 mod apply;
+mod bell;
 mod inline;
 mod raft;
 
@@ -16,11 +17,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, select, unbounded};
+use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 
 pub use self::inline::{Inline, InlineError};
 
 use self::apply::{Applier, TICK, write_checkpoints};
+use self::bell::{Bell, Ringing};
 use self::raft::{Outcome, RAFT_TICK, ROUND_BYTES_MAX, ROUND_INTERVAL_MIN, RaftThread};
 use crate::disk::{Disk, SyncSite};
 use crate::group::{CheckpointBase, Configuration, GroupStatus};
@@ -192,8 +194,8 @@ pub struct Stats {
 
 /// Submits to the groups. Cheap to clone.
 pub struct PipelineHandle<Q> {
-    submissions: Sender<Submission<Q>>,
-    notifications: Sender<Q>,
+    submissions: Ringing<Submission<Q>>,
+    notifications: Ringing<Q>,
     in_flight: Arc<AtomicUsize>,
     full: Arc<AtomicBool>,
     stats: Arc<Stats>,
@@ -221,8 +223,8 @@ impl<Q> PipelineHandle<Q> {
     /// That of a pipeline that has ended: whatever is submitted is dropped. For trials of what needs no group.
     #[must_use]
     pub fn ended() -> Self {
-        let (submissions, _) = unbounded();
-        let (notifications, _) = unbounded();
+        let bell = Bell::new();
+        let ((submissions, _), (notifications, _)) = (bell.channel(), bell.channel());
         Self { submissions, notifications, in_flight: Arc::default(), full: Arc::default(), stats: Arc::default() }
     }
 
@@ -337,8 +339,8 @@ impl<Q: Send + 'static> Pipeline<Q> {
     ) -> Result<Self, StartError> {
         let started = Instant::now();
         let parts = Parts::new(config, disk, store, machine, peers, Duration::ZERO)?;
-        let Parts { raft, applier, mut store, submitted, notified, to_write, handle, idle } = parts;
-        let (rounds, committed) = unbounded();
+        let Parts { raft, applier, mut store, bells, submitted, notified, to_write, handle, idle } = parts;
+        let (rounds, committed) = bells.apply.channel();
         let (completed, stats) = (handle.submissions.clone(), Arc::clone(&handle.stats));
         let checkpoints = move || {
             for checkpoints in &to_write {
@@ -349,8 +351,8 @@ impl<Q: Send + 'static> Pipeline<Q> {
             }
         };
         Ok(Self {
-            raft: spawn("raft", move || run_raft(raft, started, &submitted, &rounds)),
-            applier: spawn("apply", move || run_applier(applier, started, &committed, &notified)),
+            raft: spawn("raft", move || run_raft(raft, started, &bells.raft, &submitted, &rounds)),
+            applier: spawn("apply", move || run_applier(applier, started, &bells.apply, &committed, &notified)),
             checkpointer: spawn("checkpoint", checkpoints),
             handle,
         })
@@ -407,11 +409,18 @@ fn make_groups(config: &PipelineConfig, store: &mut StateStore) -> Result<(), St
     if first.is_empty() { Ok(()) } else { store.write(first) }
 }
 
+/// What wakes the threads.
+struct Bells {
+    raft: Bell,
+    apply: Bell,
+}
+
 /// What a pipeline is made of, before anybody drives it.
 struct Parts<M: StateMachine, P> {
     raft: RaftThread<M::Query, P>,
     applier: Applier<M>,
     store: StateStore,
+    bells: Bells,
     submitted: Receiver<Submission<M::Query>>,
     notified: Receiver<M::Query>,
     to_write: Receiver<Vec<Checkpoint>>,
@@ -434,8 +443,9 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
         for (group, status) in node.groups().filter_map(|group| Some((group, node.status(group)?))) {
             machine.reread(group, status.last);
         }
-        let (submissions, submitted) = unbounded();
-        let (notifications, notified) = unbounded();
+        let bells = Bells { raft: Bell::new(), apply: Bell::new() };
+        let (submissions, submitted) = bells.raft.channel();
+        let (notifications, notified) = bells.apply.channel();
         // One more than is begun at a time: a snapshot is written behind a checkpoint.
         let (checkpoints, to_write) = unbounded();
         let handle = PipelineHandle {
@@ -480,26 +490,27 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
             last_checkpoint: (now, 0),
             ticked: now,
         };
-        Ok(Self { raft, applier, store, submitted, notified, to_write, handle, idle })
+        Ok(Self { raft, applier, store, bells, submitted, notified, to_write, handle, idle })
     }
 }
 
 fn run_raft<Q: Send + 'static, P: Peers>(
     mut raft: RaftThread<Q, P>,
     started: Instant,
+    bell: &Bell,
     submitted: &Receiver<Submission<Q>>,
-    rounds: &Sender<Round<Q>>,
+    rounds: &Ringing<Round<Q>>,
 ) {
     // The first round hands out what is to be applied again, and elects a node that is alone.
     let (mut busy, mut stopping) = (true, false);
     let mut round_began = Duration::ZERO;
     while busy || !stopping {
         let idle = RAFT_TICK.saturating_sub(started.elapsed().saturating_sub(raft.ticked));
-        let first = match submitted.recv_timeout(if busy { Duration::ZERO } else { idle }) {
-            Ok(first) => Some(first),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => break,
-        };
+        let mut first = submitted.try_recv().ok();
+        if first.is_none() && !busy {
+            bell.wait(idle);
+            first = submitted.try_recv().ok();
+        }
         if first.is_some() && raft.has_peers() {
             // Asleep, not waiting for more: what comes meanwhile wakes nobody.
             std::thread::sleep((round_began + ROUND_INTERVAL_MIN).saturating_sub(started.elapsed()));
@@ -542,22 +553,26 @@ fn whole_round<Q: Send + 'static, P: Peers>(raft: &mut RaftThread<Q, P>, started
 fn run_applier<M: StateMachine>(
     mut applier: Applier<M>,
     started: Instant,
+    bell: &Bell,
     committed: &Receiver<Round<M::Query>>,
     notified: &Receiver<M::Query>,
 ) {
     loop {
-        select! {
-            recv(committed) -> round => match round {
-                Ok(round) => applier.apply(started.elapsed(), round),
-                Err(_) => break,
-            },
-            // Its senders are the handles, one of which the machine's own submitter may hold: it never closes.
-            recv(notified) -> query => if let Ok(query) = query {
-                applier.notified(query);
-            },
-            default(TICK) => {}
+        let (round, query) = (committed.try_recv(), notified.try_recv());
+        let idle = round.is_err() && query.is_err();
+        match round {
+            Ok(round) => applier.apply(started.elapsed(), round),
+            Err(TryRecvError::Empty) => {}
+            Err(TryRecvError::Disconnected) => break,
+        }
+        // Its senders are the handles, one of which the machine's own submitter may hold: it never closes.
+        if let Ok(query) = query {
+            applier.notified(query);
         }
         applier.tick_if_due(started.elapsed());
+        if idle {
+            bell.wait(TICK);
+        }
     }
     applier.checkpoint();
 }

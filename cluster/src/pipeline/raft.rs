@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use crossbeam::channel::Sender;
 
+use super::bell::Ringing;
 use super::{Item, Peers, PipelineConfig, Round, Stats, Submission, give_up};
 use crate::disk::SyncSite;
 use crate::group::{CheckpointBase, Committed, GroupStatus, Role};
@@ -36,7 +36,7 @@ pub(super) struct Outcome<Q, P> {
     pub(super) in_flight: Arc<AtomicUsize>,
     pub(super) stats: Arc<Stats>,
     /// For snapshots that come later.
-    pub(super) submissions: Sender<Submission<Q>>,
+    pub(super) submissions: Ringing<Submission<Q>>,
     /// Bytes proposed in this leadership and not handed out, by group.
     pub(super) outstanding: BTreeMap<GroupId, usize>,
     /// Groups of which [`Item::Lead`] was said.

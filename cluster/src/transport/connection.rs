@@ -32,6 +32,9 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// HTTP/2 frames of the default 16 KiB cost a header and a call each.
 const HTTP2_FRAME_BYTES: u32 = 256 * 1024;
 
+/// How many times as long as the client the server waits before it asks for a sign of life.
+const SERVER_PATIENCE: u32 = 3;
+
 /// A link, a question and a snapshot need one each, on connections of their own.
 const STREAMS_MAX: u32 = 4;
 
@@ -215,7 +218,8 @@ where
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(HTTP2_FRAME_BYTES)
         .max_concurrent_streams(STREAMS_MAX)
-        .keep_alive_interval(timing.keep_alive_interval)
+        // Who dialled is the one that has something to send, and asks more often.
+        .keep_alive_interval(timing.keep_alive_interval * SERVER_PATIENCE)
         .keep_alive_timeout(timing.keep_alive_timeout)
         .serve_connection(TokioIo::new(io), service)
         .await
