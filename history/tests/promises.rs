@@ -1009,6 +1009,27 @@ fn p4_qos_0_may_come_once_more_on_another_node_while_it_is_under_way() {
     met(1, 1, 2, 0, 1).breaks(Promise::P4);
     met(1, 0, 2, 60, 1).breaks(Promise::P4);
 
+    // Another process of the same node, as outboxes may tell it again (found by simulation, seed 2786).
+    let mut restarted = pair(0);
+    restarted.send("pub", 1, 2);
+    restarted.deliver_as("sub", 1, 0, 0, false, false);
+    restarted.mark(What::NodeCrashed { node: 1 });
+    restarted.close("sub");
+    restarted.mark(What::NodeRecovered { node: 1 });
+    restarted.resume("sub", EVER);
+    restarted.deliver_as("sub", 1, 0, 0, false, false);
+    restarted.keeps_all();
+
+    // Beside the copy of a shared subscription (seed 3911).
+    let mut shared = pair(0);
+    shared.subscribe("sub", "$share/g/#", 1);
+    shared.send("pub", 1, 1);
+    shared.deliver_as("sub", 1, 0, 0, false, false);
+    shared.deliver("sub", 1, 1);
+    shared.move_to("sub", 2);
+    shared.deliver_as("sub", 1, 0, 0, false, false);
+    shared.keeps_all();
+
     let mut kept_by_a_fault = pair(0);
     kept_by_a_fault.send("pub", 1, 0);
     kept_by_a_fault.deliver_as("sub", 1, 0, 0, false, false);
@@ -1018,6 +1039,24 @@ fn p4_qos_0_may_come_once_more_on_another_node_while_it_is_under_way() {
     kept_by_a_fault.move_to("sub", 2);
     kept_by_a_fault.deliver_as("sub", 1, 0, 0, false, false);
     kept_by_a_fault.keeps_all();
+}
+
+/// What is still on its way to the new node is late there (found by simulation, seed 2937).
+#[test]
+fn p5_qos_0_may_be_late_on_the_node_that_a_session_moved_to_while_it_is_under_way() {
+    let late = |to: u16, wait: u64| {
+        let mut script = pair(0);
+        script.send("pub", 1, 0);
+        script.send("pub", 2, 0);
+        script.deliver_as("sub", 2, 0, 0, false, false);
+        script.wait(wait);
+        script.move_to("sub", to);
+        script.deliver_as("sub", 1, 0, 0, false, false);
+        script
+    };
+    late(2, 0).keeps_all();
+    late(1, 0).breaks(Promise::P5);
+    late(2, 60).breaks(Promise::P5);
 }
 
 #[test]
