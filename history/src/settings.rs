@@ -32,6 +32,8 @@ pub struct Settings {
     pub may_refuse: bool,
     /// The cluster held no session before the history begins.
     pub starts_empty: bool,
+    /// Only its node knows of a session that ends with its connection, as where there is no cluster: its will dies with the process.
+    pub transient_wills_die_with_node: bool,
 }
 
 impl Default for Settings {
@@ -48,6 +50,7 @@ impl Default for Settings {
             acknowledgement_loss_max: SECOND,
             may_refuse: true,
             starts_empty: true,
+            transient_wills_die_with_node: false,
         }
     }
 }

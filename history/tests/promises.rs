@@ -559,6 +559,31 @@ fn p6_an_acknowledged_retained_message_is_not_missing() {
 
 /// UNSUBSCRIBE stops what had not begun to be sent [MQTT-3.10.4-2, MQTT-3.10.4-3], and so does a SUBSCRIBE that wants nothing
 /// retained. One that only wants nothing twice does not.
+/// What comes by a shared subscription does not wait for the retained messages of another (found by simulation, seed 1200).
+#[test]
+fn p6_a_message_that_a_shared_subscription_may_have_brought_is_no_end_of_reading() {
+    let lacking = |shared: &'static str| {
+        let mut script = Script::default();
+        script.connect("pub", 0);
+        script.retain("pub", 1, false);
+        script.connect("sub", EVER);
+        let filters = [shared, TOPIC].map(|filter| Subscription {
+            filter,
+            qos: 1,
+            no_local: false,
+            retain_as_published: false,
+            retain_handling: 0,
+        });
+        script.line("sub", Action::SubscribeSent(Box::new(Subscribe { packet_id: 90, filters: filters.to_vec() })));
+        script.line("sub", Action::SubAck { packet_id: 90, reasons: Box::new([1, 1]) });
+        script.publish("pub", 2, 1);
+        script.deliver("sub", 2, 1);
+        script
+    };
+    lacking("$share/h/#").keeps_all();
+    lacking("$share/h/other").breaks(Promise::P6);
+}
+
 #[test]
 fn p6_a_subscription_that_is_given_up_is_owed_no_retained_message() {
     let script = |then: fn(&mut Script)| {
@@ -704,6 +729,30 @@ fn p9_a_will_is_published_once_per_abnormal_end() {
     late.wait(20);
     late.deliver("sub", 9, 1);
     late.breaks(Promise::P9);
+}
+
+/// A will that was lost with the only process that knew of it takes no drop from another (found by simulation, seed 280).
+#[test]
+fn p9_a_will_dies_with_a_node_that_is_alone_if_its_session_was_to_end_anyway() {
+    let settings = Settings { transient_wills_die_with_node: true, ..Settings::default() };
+    let missing = |session_expiry: u32, crashes_after: u64, settings: &Settings| {
+        let mut script = pair(1);
+        let will = Will { topic: TOPIC, qos: 1, retain: false, delay: 0, message: MessageId(9) };
+        script.connect_with("ill", Connect { clean_start: false, session_expiry, will: Some(will) }, false);
+        script.wait(2);
+        script.close("ill");
+        script.wait(crashes_after);
+        script.mark(What::NodeCrashed { node: 1 });
+        script.wait(1);
+        script.mark(What::NodeRecovered { node: 1 });
+        script.wait(60);
+        script.mark(What::Quiesced);
+        check(&script.history, settings).len()
+    };
+    assert_eq!(missing(0, 1, &settings), 0);
+    assert_eq!(missing(0, 60, &settings), 1, "it was published long before");
+    assert_eq!(missing(60, 1, &settings), 1, "its group knew of it");
+    assert_eq!(missing(0, 1, &Settings::default()), 1, "in a cluster all do");
 }
 
 /// A node that is cut off is dead to the others before its clients know.
@@ -960,6 +1009,27 @@ fn p4_qos_0_may_come_once_more_on_another_node_while_it_is_under_way() {
     met(1, 1, 2, 0, 1).breaks(Promise::P4);
     met(1, 0, 2, 60, 1).breaks(Promise::P4);
 
+    // Another process of the same node, as outboxes may tell it again (found by simulation, seed 2786).
+    let mut restarted = pair(0);
+    restarted.send("pub", 1, 2);
+    restarted.deliver_as("sub", 1, 0, 0, false, false);
+    restarted.mark(What::NodeCrashed { node: 1 });
+    restarted.close("sub");
+    restarted.mark(What::NodeRecovered { node: 1 });
+    restarted.resume("sub", EVER);
+    restarted.deliver_as("sub", 1, 0, 0, false, false);
+    restarted.keeps_all();
+
+    // Beside the copy of a shared subscription (seed 3911).
+    let mut shared = pair(0);
+    shared.subscribe("sub", "$share/g/#", 1);
+    shared.send("pub", 1, 1);
+    shared.deliver_as("sub", 1, 0, 0, false, false);
+    shared.deliver("sub", 1, 1);
+    shared.move_to("sub", 2);
+    shared.deliver_as("sub", 1, 0, 0, false, false);
+    shared.keeps_all();
+
     let mut kept_by_a_fault = pair(0);
     kept_by_a_fault.send("pub", 1, 0);
     kept_by_a_fault.deliver_as("sub", 1, 0, 0, false, false);
@@ -969,6 +1039,24 @@ fn p4_qos_0_may_come_once_more_on_another_node_while_it_is_under_way() {
     kept_by_a_fault.move_to("sub", 2);
     kept_by_a_fault.deliver_as("sub", 1, 0, 0, false, false);
     kept_by_a_fault.keeps_all();
+}
+
+/// What is still on its way to the new node is late there (found by simulation, seed 2937).
+#[test]
+fn p5_qos_0_may_be_late_on_the_node_that_a_session_moved_to_while_it_is_under_way() {
+    let late = |to: u16, wait: u64| {
+        let mut script = pair(0);
+        script.send("pub", 1, 0);
+        script.send("pub", 2, 0);
+        script.deliver_as("sub", 2, 0, 0, false, false);
+        script.wait(wait);
+        script.move_to("sub", to);
+        script.deliver_as("sub", 1, 0, 0, false, false);
+        script
+    };
+    late(2, 0).keeps_all();
+    late(1, 0).breaks(Promise::P5);
+    late(2, 60).breaks(Promise::P5);
 }
 
 #[test]

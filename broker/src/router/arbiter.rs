@@ -495,12 +495,9 @@ impl ArbiterState {
             self.flush_waker = Some(cx.waker().clone());
         }
         if self.flush_scheduled {
-            // Batches first: a live copy must be in the other arbiters' inboxes before a group can answer a
-            // retained read that knows of the same message.
             self.take_events();
             self.flush_scheduled = false;
             self.large_reads_left = LARGE_BYTES_A_TURN_MAX;
-            self.flush_batches();
             self.flush_lanes();
             self.flush_interest();
             self.flush_clients();
@@ -508,7 +505,8 @@ impl ArbiterState {
         Poll::Pending
     }
 
-    fn flush_batches(&mut self) {
+    /// What gathered for the other arbiters here goes into their inboxes.
+    pub(super) fn flush_batches(&mut self) {
         for (target, batch) in self.batches.iter_mut().enumerate() {
             if !batch.is_empty() {
                 let empty = self.shared.recycled[usize::from(self.id)].pop().unwrap_or_default();

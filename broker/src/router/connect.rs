@@ -618,6 +618,8 @@ impl ArbiterState {
                 self.publish_will(&client_id, &identity, &will);
             }
         }
+        // The Client Identifier may be taken elsewhere at once: what it sent must be under way before (P5).
+        self.flush_batches();
         self.shared.registry.release(&client_id, key);
         if taken_over || persistent.is_some() {
             self.shared.submitter.released(&client_id);

@@ -371,7 +371,11 @@ impl Lanes {
 
 impl ArbiterState {
     /// Proposes what gathered.
+    ///
+    /// And before that, what gathered for other arbiters: a live copy must be in their inboxes before a group can answer a
+    /// retained read that knows of the same message, or grant the claim of the session's next connection.
     pub(super) fn flush_lanes(&mut self) {
+        self.flush_batches();
         let acknowledged = std::mem::take(&mut self.lanes.acknowledged);
         if !acknowledged.is_empty() {
             self.gather_acknowledgements(acknowledged);

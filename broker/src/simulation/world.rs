@@ -320,9 +320,7 @@ impl World {
         }
         wrong.extend_from_slice(self.workload.complaints());
         let violations = kentongan_history::check(self.workload.history(), &self.judged_by());
-        let found = violations
-            .iter()
-            .filter(|violation| !self.is_lost_with_the_only_node(violation) && !self.is_of_a_node_cut_off(violation));
+        let found = violations.iter().filter(|violation| !self.is_of_a_node_cut_off(violation));
         wrong.extend(found.map(|violation| self.tell(violation)));
         if !wrong.is_empty() {
             return Err(wrong.join("\n"));
@@ -1083,19 +1081,11 @@ impl World {
     pub(super) fn judged_by(&self) -> kentongan_history::Settings {
         let is_set = |planned: &Planned| matches!(planned.fault, Fault::WallJump(..));
         let set_ns = if self.faults.iter().any(is_set) { 2 * 3600 * SECOND } else { 0 };
-        kentongan_history::Settings { clock_skew_max: self.now_ns / 25 + set_ns, ..Workload::settings() }
-    }
-
-    /// Of a transient session only one node knows, if there is no other: its will is lost with the process.
-    fn is_lost_with_the_only_node(&self, violation: &Violation) -> bool {
-        let is_transient = |index: usize| match &self.workload.history().events()[index].what {
-            What::Client { action: Action::ConnectSent(connect), .. } => connect.session_expiry == 0,
-            _ => false,
-        };
-        self.plan.alone
-            && violation.promise == Promise::P9
-            && violation.summary.contains("is missing")
-            && violation.events.iter().any(|(index, _)| is_transient(*index))
+        kentongan_history::Settings {
+            clock_skew_max: self.now_ns / 25 + set_ns,
+            transient_wills_die_with_node: self.plan.alone,
+            ..Workload::settings()
+        }
     }
 
     /// Others take a node that they do not hear of for dead, before it closes its clients: their wills are published while the

@@ -94,6 +94,11 @@ impl Faults {
         self.crashes.iter().any(|&(down, crashed, up)| down == node && crashed <= to && up >= from)
     }
 
+    /// How often that node had crashed by a time.
+    pub(crate) fn crashes_of(&self, node: u16, by: Nanoseconds) -> usize {
+        self.crashes.iter().filter(|&&(down, crashed, _)| down == node && crashed <= by).count()
+    }
+
     /// A deadline counted from `from`; if a fault falls between, counted anew from its heal.
     pub(crate) fn extend(&self, from: Nanoseconds, allowance: Nanoseconds) -> Nanoseconds {
         let mut deadline = from.saturating_add(allowance);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::story::{Kind, NONE, NumberMap, Story};
+use super::story::{Delivery, Kind, NONE, NumberMap, Story};
 use crate::violation::{Promise, Report};
 
 /// What was delivered of one publisher, topic and QoS.
@@ -41,7 +41,7 @@ pub(super) fn check(story: &Story<'_>, report: &mut Report<'_>) {
                 let overtook = chain.deliveries.iter().rev().map(|&d| &story.deliveries[d as usize]);
                 let overtook = overtook
                     .map(|later| (later, &story.messages[later.message as usize]))
-                    .find(|(_, later)| story.precedes(message, later));
+                    .find(|(by, later)| story.precedes(message, later) && !is_late_where_it_moved(story, delivery, by));
                 if let Some((later, overtaking)) = overtook {
                     let summary = format!(
                         "{} came after m{}, which {} sent later, in {}",
@@ -58,4 +58,11 @@ pub(super) fn check(story: &Story<'_>, report: &mut Report<'_>) {
             chain.deliveries.push(number);
         }
     }
+}
+
+/// At QoS 0 a session that moves may find on its new node what had not come there yet, and its successor had come on the old one.
+fn is_late_where_it_moved(story: &Story<'_>, late: &Delivery, overtook: &Delivery) -> bool {
+    late.qos == 0
+        && story.process_of(late) != story.process_of(overtook)
+        && late.mark.at <= story.may_meet_again_until(&story.messages[late.message as usize])
 }

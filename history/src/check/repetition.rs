@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::faults::NEVER;
-use super::story::{Delivery, Kind, Message, NONE, Span, Story, after};
+use super::story::{Delivery, Kind, Message, NONE, Span, Story};
 use crate::event::Nanoseconds;
 use crate::violation::{Promise, Report};
 
@@ -147,36 +147,20 @@ fn matched_by(story: &Story<'_>, message: &Message) -> Nanoseconds {
     answered.max().map_or(NEVER, |at| at.saturating_add(story.settings.transit_max))
 }
 
-/// Further nodes at which a session met a message of QoS 0. One that moves finds on its new node what is still on its way
-/// there, and had come on the old one; at QoS 0 nobody keeps what a session had. Nothing is on its way for long, unless a
-/// fault keeps it.
+/// Further processes at which a session met a message at QoS 0, of which nobody keeps what a session had. See
+/// [`Story::may_meet_again_until`].
 fn met_again(story: &Story<'_>, deliveries: &[&Delivery], message: &Message) -> u32 {
-    let new = || deliveries.iter().filter(|delivery| delivery.new && delivery.kind == Kind::Live);
-    if new().any(|delivery| delivery.qos > 0) {
-        return 0;
-    }
-    let sent_at = message_last_sent_at(story, message);
-    let arrives_by =
-        story.faults.extend(sent_at, story.settings.recovery_max).saturating_add(story.settings.transit_max);
-    let mut nodes: Vec<u16> = Vec::new();
+    let until = story.may_meet_again_until(message);
+    let mut processes = Vec::new();
     let mut met = 0;
-    for delivery in new() {
-        let node = story.connections[delivery.connection as usize].node;
-        if !nodes.contains(&node) {
-            met += u32::from(!nodes.is_empty() && delivery.mark.at <= arrives_by);
-            nodes.push(node);
+    for delivery in deliveries.iter().filter(|delivery| delivery.qos == 0 && delivery.kind == Kind::Live) {
+        let process = story.process_of(delivery);
+        if !processes.contains(&process) {
+            met += u32::from(!processes.is_empty() && delivery.mark.at <= until);
+            processes.push(process);
         }
     }
     met
-}
-
-/// Of a will, when its connection may have ended last.
-fn message_last_sent_at(story: &Story<'_>, message: &Message) -> Nanoseconds {
-    if message.will_of != NONE {
-        let connection = &story.connections[message.will_of as usize];
-        return after(connection.ended.1, connection.will_delay);
-    }
-    story.sends_of(message).map(|send| send.mark.at).max().unwrap_or(message.first.at)
 }
 
 /// Connections that took the session up when what a SUBSCRIBE had to read may not have been read to its end: it is read from the

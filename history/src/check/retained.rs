@@ -93,7 +93,8 @@ fn read_absences<'a>(story: &'a Story<'_>, topic: Symbol, register: &mut Registe
 }
 
 /// Live messages of a subscription wait for its retained ones: the first of them is the end of reading. One of QoS 0 waits
-/// only for those of QoS 0, for the others wait in turn for what the client has to acknowledge.
+/// only for those of QoS 0, for the others wait in turn for what the client has to acknowledge. What a shared subscription may
+/// have brought waited for nothing.
 ///
 /// A subscription that was given up before may have been read to no end: what had not begun to be sent is not owed.
 fn end_of_reading(story: &Story<'_>, span: &Span) -> Option<Mark> {
@@ -107,7 +108,7 @@ fn end_of_reading(story: &Story<'_>, span: &Span) -> Option<Mark> {
             && delivery.kind == Kind::Live
             && !delivery.dup
             && (delivery.qos > 0 || span.qos == 0)
-            && story.spans_of(delivery).all(|reason| reason.subscribe.event == span.subscribe.event)
+            && story.spans_of(delivery).all(|reason| !reason.shared && reason.subscribe.event == span.subscribe.event)
             && story.matches(span, delivery.topic)
             && delivery.message != NONE
             && story.messages[delivery.message as usize].first.event > suback.event

@@ -1053,6 +1053,26 @@ impl<'h> Story<'h> {
         message.expiry.map_or(NEVER, |expiry| after(since, expiry).saturating_sub(self.settings.clock_skew_max))
     }
 
+    /// Until when a session that moves may find on its new node what is still on its way there, although a later message, or
+    /// the same, had come on the old one: at QoS 0 nobody keeps what a session had. Nothing is on its way for long, unless
+    /// a fault keeps it.
+    pub(crate) fn may_meet_again_until(&self, message: &Message) -> Nanoseconds {
+        let sent_at = if message.will_of == NONE {
+            self.sends_of(message).map(|send| send.mark.at).max().unwrap_or(message.first.at)
+        } else {
+            // When its connection may have ended last.
+            let connection = &self.connections[message.will_of as usize];
+            after(connection.ended.1, connection.will_delay)
+        };
+        self.faults.extend(sent_at, self.settings.recovery_max).saturating_add(self.settings.transit_max)
+    }
+
+    /// By which process a delivery came: the node, and how often it had crashed by then.
+    pub(crate) fn process_of(&self, delivery: &Delivery) -> (u16, usize) {
+        let node = self.connections[delivery.connection as usize].node;
+        (node, self.faults.crashes_of(node, delivery.mark.at))
+    }
+
     /// A message as a reader knows it.
     pub(crate) fn message_name(&self, message: &Message) -> String {
         let kind = if message.will_of == NONE { "message" } else { "will" };

@@ -103,6 +103,16 @@ impl<'a> Will<'a> {
             && connection.disconnect.is_none_or(|disconnect| disconnect.reason != 0)
             && self.message.qos > 0
             && (self.delay.1 == 0 || self.next_connect_at > self.due_by(story))
+            && !self.died_with_its_node(story)
+    }
+
+    /// The process ended before the will was surely published, and nobody else knew of it.
+    fn died_with_its_node(&self, story: &Story<'_>) -> bool {
+        let connection = self.connection;
+        let published_by = story.faults.extend(connection.ended.1, story.settings.will_late_max);
+        story.settings.transient_wills_die_with_node
+            && connection.expiry.0 == 0
+            && story.faults.node_down(connection.node, connection.connect.at, published_by)
     }
 
     /// When its delay has passed for the server too, whose clock may count whole seconds, and may stand still while nobody is there

@@ -526,6 +526,55 @@ fn a_connection_that_ends_over_an_unread_disconnect_does_not_end_as_if_that_coun
     assert_eq!(end(ProtocolVersion::V5, true), (true, Ok(0)));
 }
 
+/// P5, P7: a client comes back on another arbiter before the turn has ended in which it went.
+#[test]
+fn what_a_connection_sent_is_under_way_to_other_arbiters_before_its_client_may_come_back() {
+    let mut world = World::new(1);
+    let open = |world: &mut World, arbiter: usize, client_id: &str| {
+        let (here, there) = MemoryStream::pair(4096);
+        while world.shared.try_open_connection(&world.listener, usize::MAX) != Some(arbiter as u16) {}
+        world.arbiters[arbiter].add_connection(there, Arc::clone(&world.listener), None);
+        let version = ProtocolVersion::V5;
+        let mut client = Client::new(here, version);
+        client.send(&Packet::Connect(Box::new(connect(version, client_id.to_owned(), 0))));
+        client.write(usize::MAX);
+        world.arbiters[arbiter].run();
+        client
+    };
+    let publish = |client: &mut Client, payload: &'static str| {
+        let (topic, payload) = ("t".to_owned(), Bytes::from(payload));
+        let properties = PublishProperties::default();
+        let delivery = Delivery::AtMostOnce;
+        client.send(&Packet::Publish(Publish { dup: false, delivery, retain: false, topic, properties, payload }));
+    };
+    let mut subscriber = open(&mut world, 1, "subscriber");
+    let filters = vec![("t".to_owned(), SubscriptionOptions::new(QoS::AtMostOnce))];
+    let packet_id = subscriber.packet_id();
+    let subscribe = Subscribe { packet_id, filters, subscription_identifier: None, user_properties: vec![] };
+    subscriber.send(&Packet::Subscribe(subscribe));
+    subscriber.write(usize::MAX);
+    world.arbiters[1].run();
+
+    let mut publisher = open(&mut world, 0, "publisher");
+    publish(&mut publisher, "before");
+    let properties = DisconnectProperties::default();
+    publisher.send(&Packet::Disconnect(Disconnect { reason_code: ReasonCode::Success, properties }));
+    publisher.write(usize::MAX);
+    assert!(world.arbiters[0].step(0), "the connection's task, and not yet the flush");
+    let mut again = open(&mut world, 1, "publisher");
+    publish(&mut again, "after");
+    again.write(usize::MAX);
+    world.arbiters[1].run();
+    world.arbiters.iter_mut().rev().for_each(SteppedArbiter::run);
+    world.arbiters[1].run();
+
+    let mut got = vec![0; 1024];
+    let count = subscriber.stream.try_read(&mut got).expect("there is something");
+    let at = |payload: &[u8]| got[..count].windows(payload.len()).position(|window| window == payload);
+    let (before, after) = (at(b"before").expect("the first"), at(b"after").expect("the second"));
+    assert!(before < after);
+}
+
 #[derive(Debug)]
 struct NoPeers;
 
