@@ -76,6 +76,14 @@ pub struct Placement {
     pub learners: BTreeSet<NodeId>,
 }
 
+impl Placement {
+    /// Whether the node has a replica, with a vote or without.
+    #[must_use]
+    pub fn keeps(&self, node: NodeId) -> bool {
+        self.voters.contains(&node) || self.learners.contains(&node)
+    }
+}
+
 /// Why a `Join` changed nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum JoinRefusal {
