@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use kentongan_cluster::data_dir::DataDir;
 use kentongan_cluster::directory::command::MemberRecord;
+use kentongan_cluster::directory::{Placement, VOTERS};
 use kentongan_cluster::disk::{Disk, RealDisk};
 use kentongan_cluster::formation::{Formation, Forming, Terms};
 use kentongan_cluster::lane::Incoming;
@@ -132,7 +133,7 @@ fn start_member(
     let answers = Arc::new(Answers::default());
     let transport = start_transport(settings, &me, address, &sink, &answers)?;
     let own = group_config(settings);
-    let terms = Terms { groups: settings.storage.groups.get(), settings: own.encode() };
+    let terms = Terms { groups: settings.storage.groups.get(), voters: VOTERS, settings: own.encode() };
     let forming = Forming::open(data_dir.path(), me.clone(), settings.cluster.seeds.clone(), terms)?;
     let forming = Arc::new(forming);
     set_once(&answers.forming, Arc::clone(&forming));
@@ -313,10 +314,13 @@ fn take_up(
     Ok(member)
 }
 
-/// All groups, and who votes in them at first.
+/// All groups, and their members at first.
 pub(crate) fn first_members(formation: &Formation) -> Vec<(GroupId, Configuration)> {
-    let members = Configuration::of(formation.voters());
-    (0..formation.terms.groups).map(GroupId).chain([GroupId::DIRECTORY]).map(|group| (group, members.clone())).collect()
+    let members = |placed: Placement| Configuration {
+        learners: placed.learners.into_iter().collect(),
+        ..Configuration::of(placed.voters)
+    };
+    formation.placements().into_iter().map(|(group, placed)| (group, members(placed))).collect()
 }
 
 pub(crate) fn member_record(settings: &Settings, node: NodeId) -> MemberRecord {

@@ -1,11 +1,12 @@
 //! What is written down about a formation, on disk and on the wire.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use prost::Message as _;
 
 use crate::directory::command::{self, MemberRecord};
+use crate::directory::{Placement, VOTERS};
 use crate::transport::{ClusterId, PeerAddress};
 use crate::{GroupId, NodeId};
 
@@ -20,6 +21,8 @@ const FEATURE_LEVEL: u32 = 1;
 pub struct Terms {
     /// How many data groups there are; never changed.
     pub groups: u16,
+    /// How many nodes vote in each of them, once there are as many.
+    pub voters: u16,
     /// What the state machines must agree on, as they wrote it.
     pub settings: Bytes,
 }
@@ -50,6 +53,9 @@ struct FormationRecord {
     members: Vec<MemberRecord>,
     #[prost(bytes = "bytes", tag = "4")]
     settings: Bytes,
+    /// 0 in records from before there was such a setting.
+    #[prost(uint32, tag = "5")]
+    voters: u32,
 }
 
 impl Formation {
@@ -61,6 +67,7 @@ impl Formation {
             groups: self.terms.groups.into(),
             members: self.members.clone(),
             settings: self.terms.settings.clone(),
+            voters: self.terms.voters.into(),
         };
         record.encode_to_vec().into()
     }
@@ -82,23 +89,33 @@ impl Formation {
         }
         // A copy: what it was part of need not stay.
         let settings = Bytes::copy_from_slice(&record.settings);
-        Ok(Self { cluster_id, terms: Terms { groups, settings }, members: record.members })
+        let voters = match record.voters {
+            0 => VOTERS,
+            voters => u16::try_from(voters).map_err(|_| FormationRecordError("an impossible number of voters"))?,
+        };
+        Ok(Self { cluster_id, terms: Terms { groups, voters, settings }, members: record.members })
     }
 
     /// The first command of the directory's log.
     #[must_use]
     pub fn form_command(&self) -> command::Form {
-        let voters: Vec<u64> = self.members.iter().map(|member| member.node).collect();
-        let groups = (0..self.terms.groups).chain([GroupId::DIRECTORY.0]);
-        let placement =
-            |group: u16| command::Placement { group: group.into(), voters: voters.clone(), learners: Vec::new() };
+        let placements = self.placements();
         command::Form {
             cluster_id: cluster_bytes(self.cluster_id),
             groups: self.terms.groups.into(),
             members: self.members.clone(),
-            placements: groups.map(placement).collect(),
+            placements: placements.iter().map(|(&group, placement)| placement.command(group)).collect(),
             feature_level: FEATURE_LEVEL,
+            voters: self.terms.voters.into(),
         }
+    }
+
+    /// Where the groups and the directory are kept at first.
+    #[must_use]
+    pub fn placements(&self) -> BTreeMap<GroupId, Placement> {
+        let placement = Placement { voters: self.voters().into_iter().collect(), learners: BTreeSet::new() };
+        let groups = (0..self.terms.groups).map(GroupId).chain([GroupId::DIRECTORY]);
+        groups.map(|group| (group, placement.clone())).collect()
     }
 
     /// Where the members are, for [`Transport::set_peers`](crate::transport::Transport::set_peers). This node may be among
@@ -210,7 +227,7 @@ mod tests {
     }
 
     fn formation() -> Formation {
-        let terms = Terms { groups: 2, settings: Bytes::from_static(b"settings") };
+        let terms = Terms { groups: 2, voters: 3, settings: Bytes::from_static(b"settings") };
         Formation { cluster_id: ClusterId(7), terms, members: (1..=3).map(member).collect() }
     }
 
