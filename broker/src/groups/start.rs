@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use kentongan_cluster::data_dir::DataDir;
 use kentongan_cluster::directory::command::MemberRecord;
+use kentongan_cluster::directory::VOTERS;
 use kentongan_cluster::disk::{Disk, RealDisk};
 use kentongan_cluster::formation::{Formation, Forming, Terms};
 use kentongan_cluster::lane::Incoming;
@@ -132,7 +133,7 @@ fn start_member(
     let answers = Arc::new(Answers::default());
     let transport = start_transport(settings, &me, address, &sink, &answers)?;
     let own = group_config(settings);
-    let terms = Terms { groups: settings.storage.groups.get(), settings: own.encode() };
+    let terms = Terms { groups: settings.storage.groups.get(), voters: VOTERS, settings: own.encode() };
     let forming = Forming::open(data_dir.path(), me.clone(), settings.cluster.seeds.clone(), terms)?;
     let forming = Arc::new(forming);
     set_once(&answers.forming, Arc::clone(&forming));

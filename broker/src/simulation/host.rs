@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
+use kentongan_cluster::directory::VOTERS;
 use kentongan_cluster::directory::command::MemberRecord;
 use kentongan_cluster::disk::{Disk, SimDisk, SyncSite, Unsynced};
 use kentongan_cluster::formation::{Formation, Terms};
@@ -52,7 +53,11 @@ impl Cluster {
         let listener = Arc::new(ListenerContext::new(ListenerConfig::default(), &settings, address));
         let formation = Formation {
             cluster_id: ClusterId(7),
-            terms: Terms { groups: settings.storage.groups.get(), settings: start::group_config(&settings).encode() },
+            terms: Terms {
+                groups: settings.storage.groups.get(),
+                voters: VOTERS,
+                settings: start::group_config(&settings).encode(),
+            },
             members: (0..nodes).map(member).collect(),
         };
         let replicas = Arc::new(Mutex::new(Replicas::new()));

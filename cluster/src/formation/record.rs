@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use prost::Message as _;
 
-use crate::directory::Placement;
 use crate::directory::command::{self, MemberRecord};
+use crate::directory::{Placement, VOTERS};
 use crate::transport::{ClusterId, PeerAddress};
 use crate::{GroupId, NodeId};
 
@@ -16,9 +16,6 @@ pub const MEMBERS_MAX: usize = 256;
 /// The feature level that a cluster begins with.
 const FEATURE_LEVEL: u32 = 1;
 
-/// Nodes that vote in a group, where there are as many.
-const GROUP_VOTERS: usize = 3;
-
 /// Nodes that vote in the directory, where there are as many. The others follow it: it is what every node must know.
 const DIRECTORY_VOTERS: usize = 5;
 
@@ -27,6 +24,8 @@ const DIRECTORY_VOTERS: usize = 5;
 pub struct Terms {
     /// How many data groups there are; never changed.
     pub groups: u16,
+    /// How many nodes vote in each of them, once there are as many.
+    pub voters: u16,
     /// What the state machines must agree on, as they wrote it.
     pub settings: Bytes,
 }
@@ -57,6 +56,9 @@ struct FormationRecord {
     members: Vec<MemberRecord>,
     #[prost(bytes = "bytes", tag = "4")]
     settings: Bytes,
+    /// 0 in records from before there was such a setting.
+    #[prost(uint32, tag = "5")]
+    voters: u32,
 }
 
 impl Formation {
@@ -68,6 +70,7 @@ impl Formation {
             groups: self.terms.groups.into(),
             members: self.members.clone(),
             settings: self.terms.settings.clone(),
+            voters: self.terms.voters.into(),
         };
         record.encode_to_vec().into()
     }
@@ -89,24 +92,24 @@ impl Formation {
         }
         // A copy: what it was part of need not stay.
         let settings = Bytes::copy_from_slice(&record.settings);
-        Ok(Self { cluster_id, terms: Terms { groups, settings }, members: record.members })
+        let voters = match record.voters {
+            0 => VOTERS,
+            voters => u16::try_from(voters).map_err(|_| FormationRecordError("an impossible number of voters"))?,
+        };
+        Ok(Self { cluster_id, terms: Terms { groups, voters, settings }, members: record.members })
     }
 
     /// The first command of the directory's log.
     #[must_use]
     pub fn form_command(&self) -> command::Form {
-        let numbers = |nodes: BTreeSet<NodeId>| nodes.into_iter().map(NodeId::get).collect();
-        let placement = |(group, placed): (GroupId, Placement)| command::Placement {
-            group: group.0.into(),
-            voters: numbers(placed.voters),
-            learners: numbers(placed.learners),
-        };
+        let placements = self.placements();
         command::Form {
             cluster_id: cluster_bytes(self.cluster_id),
             groups: self.terms.groups.into(),
             members: self.members.clone(),
-            placements: self.placements().into_iter().map(placement).collect(),
+            placements: placements.iter().map(|(&group, placement)| placement.command(group)).collect(),
             feature_level: FEATURE_LEVEL,
+            voters: self.terms.voters.into(),
         }
     }
 
@@ -128,16 +131,17 @@ impl Formation {
         self.members.iter().map(|member| NodeId(member.node)).collect()
     }
 
-    /// Who keeps what at first: each group is with three of the nodes, dealt out in turn, and the directory with all of them.
+    /// Who keeps what at first: each group is with as many nodes as are to vote, dealt out in turn, and the directory with
+    /// all of them.
     #[must_use]
     pub fn placements(&self) -> BTreeMap<GroupId, Placement> {
-        let nodes = self.nodes();
+        let (nodes, voters) = (self.nodes(), usize::from(self.terms.voters));
         let groups = (0..self.terms.groups).map(|group| {
             // Where all keep it, only the one that votes by itself has its turn.
-            let turn = if nodes.len() > GROUP_VOTERS { GROUP_VOTERS } else { 1 };
+            let turn = if nodes.len() > voters { voters } else { 1 };
             let keepers = nodes.iter().copied().cycle().skip(usize::from(group) * turn % nodes.len().max(1));
-            let keepers: Vec<_> = keepers.take(nodes.len().min(GROUP_VOTERS)).collect();
-            (GroupId(group), place(GROUP_VOTERS, &keepers))
+            let keepers: Vec<_> = keepers.take(nodes.len().min(voters)).collect();
+            (GroupId(group), place(voters, &keepers))
         });
         groups.chain([(GroupId::DIRECTORY, place(DIRECTORY_VOTERS, &nodes))]).collect()
     }
@@ -240,7 +244,7 @@ mod tests {
     }
 
     fn formation() -> Formation {
-        let terms = Terms { groups: 2, settings: Bytes::from_static(b"settings") };
+        let terms = Terms { groups: 2, voters: 3, settings: Bytes::from_static(b"settings") };
         Formation { cluster_id: ClusterId(7), terms, members: (1..=3).map(member).collect() }
     }
 

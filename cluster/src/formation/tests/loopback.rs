@@ -20,7 +20,7 @@ const ROUND: Duration = Duration::from_millis(10);
 const GROUPS: u16 = 4;
 
 fn terms() -> Terms {
-    Terms { groups: GROUPS, settings: Bytes::from_static(b"settings") }
+    Terms { groups: GROUPS, voters: 3, settings: Bytes::from_static(b"settings") }
 }
 
 /// Operations of a disk with which an empty ledger is opened, ..
