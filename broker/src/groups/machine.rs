@@ -75,6 +75,7 @@ struct HeldByGroups {
 
 /// The groups that this node keeps, and what their leader keeps in memory only.
 pub struct Machine {
+    /// Of those that it does not keep, empty ones.
     pub(crate) groups: BTreeMap<u16, GroupState>,
     config: GroupConfig,
     pub(super) shared: SharedCell,
@@ -800,8 +801,8 @@ impl StateMachine for Machine {
             return self.apply_directory(index, entry);
         }
         let Some(state) = self.groups.get_mut(&group.0) else {
-            // Whoever follows a group begins with its state, whose index is above 0.
-            tracing::error!(%group, "the log has an entry of a group whose state is not here");
+            // Each group begins with a state, be it empty.
+            tracing::error!(%group, "the log has an entry of a group that there is not");
             std::process::abort();
         };
         let mut effects = std::mem::take(&mut self.effects);
@@ -1013,7 +1014,7 @@ fn is_first_time(shared: &Shared, origin: u16, position: u64) -> bool {
 /// Whether a node has a replica of a group, by the directory.
 fn keeps(member: Option<&Member>) -> impl Fn(u16, u64) -> bool {
     move |group, node| {
-        let placed = member.and_then(|member| member.directory().placements().get(&GroupId(group)));
+        let placed = member.and_then(|member| member.directory().placement(GroupId(group)));
         NodeId::new(node).zip(placed).is_some_and(|(node, placed)| placed.keeps(node))
     }
 }

@@ -15,7 +15,7 @@ use kentongan_cluster::{GroupId, Incarnation, NodeId, Write};
 use super::machine::{FENCE_SESSIONS_MAX, Machine};
 use crate::clock::Clock;
 use crate::connection_key::ConnectionKey;
-use crate::peers::status::{self, MemberStatus, NodeStatus};
+use crate::peers::status::{self, MemberStatus, NodeStatus, RouteStatus};
 use crate::plants::{self, Plant, is_planted};
 use crate::replicated::command::{self, Command, Owner};
 use crate::replicated::effect::Effect;
@@ -502,6 +502,7 @@ impl Machine {
             lease_ms_left: (1..u64::MAX / 2).contains(&left_ns).then_some(left_ns / 1_000_000),
             connections: shared.connections.load(std::sync::atomic::Ordering::Relaxed) as u64,
             members: MemberStatus::of(directory),
+            routes: RouteStatus::of(shared.submitter.slots().groups(), &cluster.leaders.all()),
             ..NodeStatus::default()
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use kentongan_cluster::data_dir::DataDir;
 use kentongan_cluster::directory::command::MemberRecord;
-use kentongan_cluster::directory::VOTERS;
+use kentongan_cluster::directory::{Placement, VOTERS};
 use kentongan_cluster::disk::{Disk, RealDisk};
 use kentongan_cluster::formation::{Formation, Forming, Terms};
 use kentongan_cluster::lane::Incoming;
@@ -202,7 +202,7 @@ pub(crate) fn assemble_alone(
 ) -> anyhow::Result<(Assembly, Machine)> {
     let slots = Slots::new(setting.settings.storage.groups.get());
     let config = group_config(&setting.settings);
-    let new_groups = (0..slots.groups()).map(|group| (GroupId(group), Configuration::of([node]))).collect();
+    let new_groups: NewGroups = (0..slots.groups()).map(|group| (GroupId(group), Configuration::of([node]))).collect();
     let groups = restore_groups(store, &new_groups, config)?;
     let shared_cell = SharedCell::default();
     let (fenced, wait) = mpsc::channel();
@@ -300,7 +300,7 @@ fn check_store(store: &StateStore) -> anyhow::Result<()> {
 /// The groups that are stored, and those that are to be made.
 fn restore_groups(
     store: &StateStore,
-    new_groups: &NewGroups,
+    new_groups: &[(GroupId, Configuration)],
     config: GroupConfig,
 ) -> anyhow::Result<BTreeMap<u16, GroupState>> {
     let kept = store.bases().keys().chain(new_groups.iter().map(|(group, _)| group));
@@ -329,16 +329,19 @@ fn take_up(
     Ok(member)
 }
 
-/// What a node makes of the groups that the formation gave it. Once it has made them, which it did if it has a directory, none
-/// is made again by that: one that it gave away since would come back without its log, and vote.
+/// What a node makes at its first start: those groups that the formation gave it, and of the others what waits for a leader to
+/// send it everything, should one be kept here later. Once it has made them, which it did if it has a directory, none is made
+/// again: its votes would be forgotten.
 fn new_groups(store: &StateStore, formation: &Formation, node: NodeId) -> NewGroups {
     if store.bases().contains_key(&GroupId::DIRECTORY) {
         return Vec::new();
     }
-    let placements = formation.placements().into_iter();
-    let members = placements.map(|(group, placed)| (group, Configuration::from(&placed)));
+    let members = |placed: &Placement| match placed.keeps(node) {
+        true => Configuration::from(placed),
+        false => Configuration::default(),
+    };
     // The directory is the last, and they are stored in this order.
-    members.filter(|(_, members)| members.contains(node)).collect()
+    formation.placements().iter().map(|(&group, placed)| (group, members(placed))).collect()
 }
 
 pub(crate) fn member_record(settings: &Settings, node: NodeId) -> MemberRecord {
@@ -410,7 +413,7 @@ fn status(me: NodeId, pipeline: &PipelineHandle<Query>, transport: &Transport) -
         let raft: &kentongan_cluster::group::GroupStatus = status;
         GroupStatus::new(*group, me, raft, raft.handed_out.index)
     };
-    let groups = groups.iter().map(group).collect();
+    let groups = groups.iter().filter(|(_, status)| status.configuration.contains(me)).map(group).collect();
     Ok(NodeStatus { groups, links: transport.peers().into_iter().map(Into::into).collect(), ..status })
 }
 
@@ -473,5 +476,45 @@ pub(crate) fn pipeline_config(
         checkpoint_interval: Duration::from_secs(u64::from(settings.storage.checkpoint_seconds.get())),
         sync: settings.durability == Durability::Fsync,
         free_bytes_reserve: settings.storage.free_bytes_reserve,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kentongan_cluster::CheckpointBase;
+    use kentongan_cluster::disk::SimDisk;
+    use kentongan_cluster::state::{Checkpoint, MemoryState};
+    use kentongan_cluster::transport::ClusterId;
+
+    use super::*;
+
+    fn checkpoint(group: GroupId) -> Checkpoint {
+        let base = CheckpointBase::new_group(Configuration::of([NodeId(1)]));
+        Checkpoint { group, base, writes: Vec::new(), replace: false }
+    }
+
+    /// What it has of a group that is not there any more is not made anew: it would vote again.
+    #[test]
+    fn a_node_makes_its_groups_once_and_keeps_those_that_the_formation_gave_it() {
+        let settings = Settings::default();
+        let member = |node| MemberRecord { node, name: format!("n{node}"), ..MemberRecord::default() };
+        let terms = Terms { groups: 5, voters: 3, settings: group_config(&settings).encode() };
+        let formation = Formation { cluster_id: ClusterId(7), terms, members: (1..=5).map(member).collect() };
+        let mut store = StateStore::in_memory(&MemoryState::default(), Arc::new(SimDisk::new())).unwrap();
+        let made = |store: &StateStore| new_groups(store, &formation, NodeId(1));
+
+        let new = made(&store);
+        let all = [0, 1, 2, 3, 4].map(GroupId).into_iter().chain([GroupId::DIRECTORY]);
+        assert!(new.iter().map(|(group, _)| *group).eq(all), "{new:?}");
+        let kept = new.iter().filter(|(_, members)| members.contains(NodeId(1))).map(|(group, _)| group.0);
+        assert_eq!(kept.collect::<Vec<_>>(), [0, 1, 3, GroupId::DIRECTORY.0]);
+        assert!([2, 4].iter().all(|&other| new[other].1 == Configuration::default()), "they wait to be told: {new:?}");
+
+        store.write(vec![checkpoint(GroupId(0))]).unwrap();
+        assert_eq!(made(&store), new, "the power was cut before all of them were there");
+        store.write(vec![checkpoint(GroupId(3)), checkpoint(GroupId::DIRECTORY)]).unwrap();
+        assert_eq!(made(&store), []);
+        let restored = restore_groups(&store, &[], group_config(&settings)).unwrap();
+        assert_eq!(restored.keys().copied().collect::<Vec<_>>(), [0, 3]);
     }
 }
