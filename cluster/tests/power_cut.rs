@@ -514,7 +514,7 @@ fn cut_after_a_promise(ignored: Option<SyncSite>) -> Result<(), Failure> {
 fn cut_after_a_formation(ignored: Option<SyncSite>) -> Result<(), Failure> {
     let disk = SimDisk::new();
     ledger(&disk)?.make_promise(&proposal(1)).map_err(|error| error.to_string())?;
-    let terms = Terms { groups: 2, settings: Bytes::new() };
+    let terms = Terms { groups: 2, voters: 3, settings: Bytes::new() };
     let formation = Formation { cluster_id: ClusterId(1), terms, members: vec![member(1), member(2)] };
     promises_survive(ignored, &disk, |ledger| ledger.adopt(formation.clone()).map_err(|error| error.to_string()))
 }

@@ -557,8 +557,6 @@ fn p6_an_acknowledged_retained_message_is_not_missing() {
     script.breaks(Promise::P6);
 }
 
-/// UNSUBSCRIBE stops what had not begun to be sent [MQTT-3.10.4-2, MQTT-3.10.4-3], and so does a SUBSCRIBE that wants nothing
-/// retained. One that only wants nothing twice does not.
 /// What comes by a shared subscription does not wait for the retained messages of another (found by simulation, seed 1200).
 #[test]
 fn p6_a_message_that_a_shared_subscription_may_have_brought_is_no_end_of_reading() {
@@ -584,6 +582,8 @@ fn p6_a_message_that_a_shared_subscription_may_have_brought_is_no_end_of_reading
     lacking("$share/h/other").breaks(Promise::P6);
 }
 
+/// UNSUBSCRIBE stops what had not begun to be sent [MQTT-3.10.4-2, MQTT-3.10.4-3], and so does a SUBSCRIBE that wants nothing
+/// retained. One that only wants nothing twice does not.
 #[test]
 fn p6_a_subscription_that_is_given_up_is_owed_no_retained_message() {
     let script = |then: fn(&mut Script)| {

@@ -1,5 +1,6 @@
 //! From a data directory to groups at work: alone, or as one node of a cluster.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use kentongan_cluster::data_dir::DataDir;
 use kentongan_cluster::directory::command::MemberRecord;
+use kentongan_cluster::directory::{Placement, VOTERS};
 use kentongan_cluster::disk::{Disk, RealDisk};
 use kentongan_cluster::formation::{Formation, Forming, Terms};
 use kentongan_cluster::lane::Incoming;
@@ -104,9 +106,8 @@ fn start_alone(
         clock: Clock::real(),
         random: Random::of_process(),
     };
-    let (assembly, machine) = assemble_alone(setting, metrics, &store)?;
-    let config =
-        pipeline_config(settings, data_dir.node(), data_dir.incarnation(), assembly.first_members(data_dir.node()));
+    let (assembly, machine) = assemble_alone(setting, metrics, &store, data_dir.node())?;
+    let config = pipeline_config(settings, data_dir.node(), data_dir.incarnation(), assembly.new_groups());
     let pipeline = Pipeline::start(config, disk, store, machine, NoPeers)?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
     let (shared, wait) = assembly.connect(pipeline.handle(), data_dir.incarnation(), None);
@@ -132,7 +133,7 @@ fn start_member(
     let answers = Arc::new(Answers::default());
     let transport = start_transport(settings, &me, address, &sink, &answers)?;
     let own = group_config(settings);
-    let terms = Terms { groups: settings.storage.groups.get(), settings: own.encode() };
+    let terms = Terms { groups: settings.storage.groups.get(), voters: VOTERS, settings: own.encode() };
     let forming = Forming::open(data_dir.path(), me.clone(), settings.cluster.seeds.clone(), terms)?;
     let forming = Arc::new(forming);
     set_once(&answers.forming, Arc::clone(&forming));
@@ -154,7 +155,7 @@ fn start_member(
             "what sessions may hold here, and the number of groups, stay as the cluster was formed with"
         );
     }
-    let config = pipeline_config(settings, data_dir.node(), data_dir.incarnation(), first_members(&formation));
+    let config = pipeline_config(settings, data_dir.node(), data_dir.incarnation(), assembly.new_groups());
     let pipeline = Pipeline::start(config, disk, store, machine, RaftLinks::new(transport.clone()))?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
     let asking = Asking { me: data_dir.node(), pipeline: pipeline.handle().clone(), transport: transport.clone() };
@@ -174,10 +175,15 @@ pub(crate) struct Setting {
     pub(crate) random: Random,
 }
 
+/// Groups that are to be made, with their first members.
+type NewGroups = Vec<(GroupId, Configuration)>;
+
 /// A node whose machine waits for its pipeline.
 pub(crate) struct Assembly {
     setting: Setting,
     slots: Slots,
+    /// Groups that are to be made, with their first members.
+    new_groups: NewGroups,
     shared_cell: SharedCell,
     fenced: mpsc::Receiver<()>,
     /// Who it is in a cluster, and its lease.
@@ -192,14 +198,16 @@ pub(crate) fn assemble_alone(
     setting: Setting,
     metrics: &Metrics,
     store: &StateStore,
+    node: NodeId,
 ) -> anyhow::Result<(Assembly, Machine)> {
     let slots = Slots::new(setting.settings.storage.groups.get());
     let config = group_config(&setting.settings);
-    let groups = restore_groups(store, slots, config)?;
+    let new_groups: NewGroups = (0..slots.groups()).map(|group| (GroupId(group), Configuration::of([node]))).collect();
+    let groups = restore_groups(store, &new_groups, config)?;
     let shared_cell = SharedCell::default();
     let (fenced, wait) = mpsc::channel();
     let machine = Machine::new(groups, config, Arc::clone(&shared_cell), metrics.arbiter(), fenced, None);
-    Ok((Assembly { setting, slots, shared_cell, fenced: wait, member: None }, machine))
+    Ok((Assembly { setting, slots, new_groups, shared_cell, fenced: wait, member: None }, machine))
 }
 
 /// A node of a cluster, from what it has stored. `nonce` is another one at each start.
@@ -216,22 +224,22 @@ pub(crate) fn assemble_member(
 ) -> anyhow::Result<(Assembly, Machine)> {
     let slots = Slots::new(formation.terms.groups);
     let config = GroupConfig::decode(formation.terms.settings.clone())?;
-    let groups = restore_groups(store, slots, config)?;
-    let lease = Arc::new(LeaseCell::default());
     let node = NodeId(me.node);
+    let new_groups = new_groups(store, formation, node);
+    let groups = restore_groups(store, &new_groups, config)?;
+    let lease = Arc::new(LeaseCell::default());
     let membership = Membership::new(node, me, nonce, Arc::clone(&lease), Limits::default());
     let member = take_up(store, membership, formation, &groups, &setting.clock)?;
     let shared_cell = SharedCell::default();
     let (fenced, wait) = mpsc::channel();
     let machine = Machine::new(groups, config, Arc::clone(&shared_cell), metrics.arbiter(), fenced, Some(member));
-    Ok((Assembly { setting, slots, shared_cell, fenced: wait, member: Some((node, lease)) }, machine))
+    Ok((Assembly { setting, slots, new_groups, shared_cell, fenced: wait, member: Some((node, lease)) }, machine))
 }
 
 impl Assembly {
-    /// All groups of a node that is alone.
-    pub(crate) fn first_members(&self, node: NodeId) -> Vec<(GroupId, Configuration)> {
-        let members = Configuration::of([node]);
-        (0..self.slots.groups()).map(|group| (GroupId(group), members.clone())).collect()
+    /// What the pipeline is to make of groups that are not there yet.
+    pub(crate) fn new_groups(&self) -> NewGroups {
+        self.new_groups.clone()
     }
 
     /// The pipeline is there: hands the machine what it needs to act. Also returns what says that a node that is alone has let
@@ -289,34 +297,51 @@ fn check_store(store: &StateStore) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn restore_groups(store: &StateStore, slots: Slots, config: GroupConfig) -> anyhow::Result<Vec<GroupState>> {
-    let restore = |group| {
-        let stored = store.load(GroupId(group))?;
-        GroupState::restore(config, stored).with_context(|| format!("the stored state of group {group} cannot be used"))
+/// The groups that are stored, and those that are to be made.
+fn restore_groups(
+    store: &StateStore,
+    new_groups: &[(GroupId, Configuration)],
+    config: GroupConfig,
+) -> anyhow::Result<BTreeMap<u16, GroupState>> {
+    let kept = store.bases().keys().chain(new_groups.iter().map(|(group, _)| group));
+    let kept: BTreeSet<GroupId> = kept.copied().filter(|&group| group != GroupId::DIRECTORY).collect();
+    let restore = |group: GroupId| {
+        let stored = store.load(group)?;
+        let state = GroupState::restore(config, stored);
+        Ok((group.0, state.with_context(|| format!("the stored state of group {group} cannot be used"))?))
     };
-    (0..slots.groups()).map(restore).collect()
+    kept.into_iter().map(restore).collect()
 }
 
 fn take_up(
     store: &StateStore,
     membership: Membership,
     formation: &Formation,
-    groups: &[GroupState],
+    groups: &BTreeMap<u16, GroupState>,
     clock: &Clock,
 ) -> anyhow::Result<Member> {
-    let mut member = Member::new(membership, formation.form_command(), groups.len(), clock.clone());
+    let mut member = Member::new(membership, formation.form_command(), clock.clone());
     member.restore_directory(clock.boottime_ns(), &store.load(GroupId::DIRECTORY)?)?;
-    for (number, state) in (0..).zip(groups) {
+    for (&number, state) in groups {
         let index = store.bases().get(&GroupId(number)).map_or(0, |base| base.applied.index);
         member.restored(number, index, state);
     }
     Ok(member)
 }
 
-/// All groups, and who votes in them at first.
-pub(crate) fn first_members(formation: &Formation) -> Vec<(GroupId, Configuration)> {
-    let members = Configuration::of(formation.voters());
-    (0..formation.terms.groups).map(GroupId).chain([GroupId::DIRECTORY]).map(|group| (group, members.clone())).collect()
+/// What a node makes at its first start: those groups that the formation gave it, and of the others what waits for a leader to
+/// send it everything, should one be kept here later. Once it has made them, which it did if it has a directory, none is made
+/// again: its votes would be forgotten.
+fn new_groups(store: &StateStore, formation: &Formation, node: NodeId) -> NewGroups {
+    if store.bases().contains_key(&GroupId::DIRECTORY) {
+        return Vec::new();
+    }
+    let members = |placed: &Placement| match placed.keeps(node) {
+        true => Configuration::from(placed),
+        false => Configuration::default(),
+    };
+    // The directory is the last, and they are stored in this order.
+    formation.placements().iter().map(|(&group, placed)| (group, members(placed))).collect()
 }
 
 pub(crate) fn member_record(settings: &Settings, node: NodeId) -> MemberRecord {
@@ -388,7 +413,7 @@ fn status(me: NodeId, pipeline: &PipelineHandle<Query>, transport: &Transport) -
         let raft: &kentongan_cluster::group::GroupStatus = status;
         GroupStatus::new(*group, me, raft, raft.handed_out.index)
     };
-    let groups = groups.iter().map(group).collect();
+    let groups = groups.iter().filter(|(_, status)| status.configuration.contains(me)).map(group).collect();
     Ok(NodeStatus { groups, links: transport.peers().into_iter().map(Into::into).collect(), ..status })
 }
 
@@ -451,5 +476,45 @@ pub(crate) fn pipeline_config(
         checkpoint_interval: Duration::from_secs(u64::from(settings.storage.checkpoint_seconds.get())),
         sync: settings.durability == Durability::Fsync,
         free_bytes_reserve: settings.storage.free_bytes_reserve,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kentongan_cluster::CheckpointBase;
+    use kentongan_cluster::disk::SimDisk;
+    use kentongan_cluster::state::{Checkpoint, MemoryState};
+    use kentongan_cluster::transport::ClusterId;
+
+    use super::*;
+
+    fn checkpoint(group: GroupId) -> Checkpoint {
+        let base = CheckpointBase::new_group(Configuration::of([NodeId(1)]));
+        Checkpoint { group, base, writes: Vec::new(), replace: false }
+    }
+
+    /// What it has of a group that is not there any more is not made anew: it would vote again.
+    #[test]
+    fn a_node_makes_its_groups_once_and_keeps_those_that_the_formation_gave_it() {
+        let settings = Settings::default();
+        let member = |node| MemberRecord { node, name: format!("n{node}"), ..MemberRecord::default() };
+        let terms = Terms { groups: 5, voters: 3, settings: group_config(&settings).encode() };
+        let formation = Formation { cluster_id: ClusterId(7), terms, members: (1..=5).map(member).collect() };
+        let mut store = StateStore::in_memory(&MemoryState::default(), Arc::new(SimDisk::new())).unwrap();
+        let made = |store: &StateStore| new_groups(store, &formation, NodeId(1));
+
+        let new = made(&store);
+        let all = [0, 1, 2, 3, 4].map(GroupId).into_iter().chain([GroupId::DIRECTORY]);
+        assert!(new.iter().map(|(group, _)| *group).eq(all), "{new:?}");
+        let kept = new.iter().filter(|(_, members)| members.contains(NodeId(1))).map(|(group, _)| group.0);
+        assert_eq!(kept.collect::<Vec<_>>(), [0, 1, 3, GroupId::DIRECTORY.0]);
+        assert!([2, 4].iter().all(|&other| new[other].1 == Configuration::default()), "they wait to be told: {new:?}");
+
+        store.write(vec![checkpoint(GroupId(0))]).unwrap();
+        assert_eq!(made(&store), new, "the power was cut before all of them were there");
+        store.write(vec![checkpoint(GroupId(3)), checkpoint(GroupId::DIRECTORY)]).unwrap();
+        assert_eq!(made(&store), []);
+        let restored = restore_groups(&store, &[], group_config(&settings)).unwrap();
+        assert_eq!(restored.keys().copied().collect::<Vec<_>>(), [0, 3]);
     }
 }

@@ -1,5 +1,7 @@
 //! What a node tells an operator about itself, as protobuf: fields may be added, and who does not know one skips it.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use kentongan_cluster::directory::Directory;
 use kentongan_cluster::group::{self, Role};
@@ -7,6 +9,8 @@ use kentongan_cluster::lease;
 use kentongan_cluster::transport::{Class, PeerStatus};
 use kentongan_cluster::{GroupId, NodeId};
 use prost::Message as _;
+
+use crate::router::cluster::Leader;
 
 /// How a node is, as it sees things itself.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -44,6 +48,9 @@ pub struct NodeStatus {
     /// Its links with other nodes.
     #[prost(message, repeated, tag = "11")]
     pub links: Vec<LinkStatus>,
+    /// All groups but the directory, with where what it has for them goes.
+    #[prost(message, repeated, tag = "14")]
+    pub routes: Vec<RouteStatus>,
 }
 
 /// What a node may do, as it knows itself.
@@ -108,6 +115,20 @@ pub struct GroupStatus {
     /// The index at which its log ends.
     #[prost(uint64, tag = "7")]
     pub last: u64,
+}
+
+/// The leader of a group as the clients' threads of a node know it, which need not keep the group.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct RouteStatus {
+    /// Which.
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    /// Who leads; 0 if they have heard of nobody.
+    #[prost(uint64, tag = "2")]
+    pub leader: u64,
+    /// In which term.
+    #[prost(uint64, tag = "3")]
+    pub term: u64,
 }
 
 /// The links between one node and another, as the former sees them.
@@ -201,6 +222,19 @@ impl GroupStatus {
             applied,
             last: status.last,
         }
+    }
+}
+
+impl RouteStatus {
+    /// Of all `groups`.
+    #[must_use]
+    pub fn of(groups: u16, leaders: &BTreeMap<u16, Leader>) -> Vec<Self> {
+        let route = |group| {
+            let leader = leaders.get(&group);
+            let (node, term) = leader.map_or((0, 0), |leader| (leader.node, leader.term));
+            Self { group: group.into(), leader: node, term }
+        };
+        (0..groups).map(route).collect()
     }
 }
 

@@ -164,6 +164,7 @@ impl Leaders {
 }
 
 fn tell(shared: &Shared, group: u16, leader: Leader) {
+    shared.submitter.notify(Query::Led(group));
     for inbox in &shared.inboxes {
         inbox.push(Event::Led { group, leader: Some(leader) }, 0);
     }
@@ -351,16 +352,35 @@ impl ArbiterState {
         for group in resyncs {
             self.resync(group);
         }
+        self.refuse_claims_of_silent_groups();
         self.acknowledge_withheld();
     }
 
     /// Nobody may grant what clients wait for here: they try elsewhere.
     pub(super) fn refuse_claims(&mut self) {
-        for key in self.keys() {
-            if self.client(key).is_some_and(|client| client.phase == Phase::Claiming) {
-                self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");
+        for key in self.claiming() {
+            self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");
+        }
+    }
+
+    /// Those who keep a group may be away though this node has a lease. Clients try again later.
+    fn refuse_claims_of_silent_groups(&mut self) {
+        if !self.lanes.is_any_silent() {
+            return;
+        }
+        let slots = self.shared.submitter.slots();
+        for key in self.claiming() {
+            let group = self.client(key).map(|client| slots.group_of(&client.client_id));
+            if group.is_some_and(|group| self.lanes.is_silent(group)) {
+                self.refuse(key, ReasonCode::ServerUnavailable, "too few of the nodes that keep its session are there");
             }
         }
+    }
+
+    fn claiming(&mut self) -> Vec<ConnectionKey> {
+        let mut keys = self.keys();
+        keys.retain(|&key| self.client(key).is_some_and(|client| client.phase == Phase::Claiming));
+        keys
     }
 
     /// Without a lease the client may be connected elsewhere by now: nothing that it says here, and that waits for an answer or

@@ -42,6 +42,12 @@ struct GroupLane {
     kept: Option<Kept>,
 }
 
+impl GroupLane {
+    fn is_silent(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.silent_seconds >= SILENT_SECONDS)
+    }
+}
+
 /// What an arbiter keeps of a lane until it is answered.
 #[derive(Debug)]
 struct Kept {
@@ -51,12 +57,17 @@ struct Kept {
     answered: u64,
     /// The same a second ago.
     answered_before: u64,
+    /// How long it has not, though something is to be answered.
+    silent_seconds: u32,
     /// The last resync found no room.
     resync_held: bool,
 }
 
 /// Bytes that may wait in the lanes of one arbiter to one group before its publishers pause.
 const KEPT_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Seconds without an answer after which clients are not kept waiting for a group.
+const SILENT_SECONDS: u32 = 4;
 
 /// A publish that every group answered.
 #[derive(Debug)]
@@ -93,6 +104,7 @@ impl Lanes {
                 leader: None,
                 answered: 0,
                 answered_before: 0,
+                silent_seconds: 0,
                 resync_held: false,
             })
         };
@@ -283,11 +295,24 @@ impl Lanes {
             }
             if !kept.outgoing.is_settled() && kept.answered == kept.answered_before {
                 kept.outgoing.on_reset();
+                kept.silent_seconds = kept.silent_seconds.saturating_add(1);
                 lanes.push(group as u16);
+            } else {
+                kept.silent_seconds = 0;
             }
             kept.answered_before = kept.answered;
         }
         (lanes, resyncs)
+    }
+
+    /// Whether a group has answered nothing for longer than it takes to find another leader: it has no majority, as far as can
+    /// be seen from here.
+    pub(super) fn is_silent(&self, group: u16) -> bool {
+        self.groups.get(usize::from(group)).is_some_and(GroupLane::is_silent)
+    }
+
+    pub(super) fn is_any_silent(&self) -> bool {
+        self.groups.iter().any(GroupLane::is_silent)
     }
 
     /// Whether publishers should pause until groups have answered.
@@ -415,5 +440,32 @@ impl ArbiterState {
             let items = run.iter().map(|&(_, _, kind, packet_id, reason)| (kind, packet_id, reason));
             self.lanes.command(session.group, SessionCommand::acknowledge(&client_id, session, items));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node that has a lease may hear nothing of a group: those who keep it are not those who vote in the directory.
+    #[test]
+    fn a_group_is_silent_that_answers_nothing_for_longer_than_an_election() {
+        let mut lanes = Lanes::new(Some(1), 7, 0, 2);
+        let say = |lanes: &mut Lanes, number| {
+            if let Some(kept) = lanes.kept(1) {
+                kept.outgoing.push_at(number, |_| {});
+            }
+        };
+        say(&mut lanes, 1);
+        for second in 1..SILENT_SECONDS {
+            assert_eq!(lanes.stuck(), (vec![1], vec![]), "second {second}: it begins anew");
+            assert!(!lanes.is_silent(1));
+        }
+        lanes.stuck();
+        assert!(lanes.is_silent(1) && !lanes.is_silent(0), "nothing was said to the other one");
+        say(&mut lanes, 2);
+        lanes.on_answer(&LaneAnswer { group: 1, number: 1, refused: vec![] }, &mut Vec::new());
+        assert_eq!(lanes.stuck(), (vec![], vec![]));
+        assert!(!lanes.is_silent(1), "it has answered something");
     }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
+use kentongan_cluster::directory::VOTERS;
 use kentongan_cluster::directory::command::MemberRecord;
 use kentongan_cluster::disk::{Disk, SimDisk, SyncSite, Unsynced};
 use kentongan_cluster::formation::{Formation, Terms};
@@ -52,7 +53,11 @@ impl Cluster {
         let listener = Arc::new(ListenerContext::new(ListenerConfig::default(), &settings, address));
         let formation = Formation {
             cluster_id: ClusterId(7),
-            terms: Terms { groups: settings.storage.groups.get(), settings: start::group_config(&settings).encode() },
+            terms: Terms {
+                groups: settings.storage.groups.get(),
+                voters: VOTERS,
+                settings: start::group_config(&settings).encode(),
+            },
             members: (0..nodes).map(member).collect(),
         };
         let replicas = Arc::new(Mutex::new(Replicas::new()));
@@ -183,22 +188,17 @@ impl Host {
         };
         let node = NodeId(self.index as u64 + 1);
         let links = SimLinks { node: self.index, network: cluster.network.clone() };
-        let (assembly, machine, first, peers): (_, _, _, SimLinks) = match &cluster.formation {
-            None => {
-                let (assembly, machine) = start::assemble_alone(setting, &self.metrics, &store)?;
-                let first = assembly.first_members(node);
-                (assembly, machine, first, links.clone())
-            }
+        let (assembly, machine) = match &cluster.formation {
+            None => start::assemble_alone(setting, &self.metrics, &store, node)?,
             Some(formation) => {
                 let me = member(self.index);
                 let nonce = random.random();
-                let (assembly, machine) = start::assemble_member(setting, &self.metrics, &store, formation, me, nonce)?;
-                (assembly, machine, start::first_members(formation), links.clone())
+                start::assemble_member(setting, &self.metrics, &store, formation, me, nonce)?
             }
         };
         let machine = Watched::new(self.index, machine, Arc::clone(&cluster.replicas));
-        let config = start::pipeline_config(&cluster.settings, node, random.random(), first);
-        let mut pipeline = Inline::start(config, disk, store, machine, peers, clock.elapsed())?;
+        let config = start::pipeline_config(&cluster.settings, node, random.random(), assembly.new_groups());
+        let mut pipeline = Inline::start(config, disk, store, machine, links.clone(), clock.elapsed())?;
         if is_planted(Plant::PurgeEarly) {
             pipeline.purge_early();
         }

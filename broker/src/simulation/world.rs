@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::num::NonZeroU16;
 
 use bytes::Bytes;
 use kentongan_cluster::disk::SyncSite;
@@ -173,10 +174,11 @@ pub struct World {
     wakes: Vec<usize>,
 }
 
-fn settings(random: &mut SmallRng) -> Settings {
+fn settings(nodes: usize, random: &mut SmallRng) -> Settings {
     let mut settings = Settings::default();
-    settings.storage.groups =
-        std::num::NonZeroU16::new(random.random_range(1..=3)).unwrap_or(std::num::NonZeroU16::MIN);
+    // With as many that each node lacks some.
+    let more = nodes.saturating_sub(VOTERS) as u16;
+    settings.storage.groups = NonZeroU16::MIN.saturating_add(random.random_range(0..3) + more);
     settings.storage.segment_bytes = random.random_range(8..64) * 1024;
     settings.storage.checkpoint_log_bytes = random.random_range(16..128) * 1024;
     settings.storage.free_bytes_reserve = RESERVE_BYTES;
@@ -195,6 +197,9 @@ fn settings(random: &mut SmallRng) -> Settings {
     settings
 }
 
+/// Nodes that keep a group.
+const VOTERS: usize = 3;
+
 const RESERVE_BYTES: u64 = 1024 * 1024;
 
 impl World {
@@ -203,7 +208,7 @@ impl World {
     pub fn new(seed: u64, plan: Plan) -> Self {
         let mut random = SmallRng::seed_from_u64(seed);
         let network = Network::new(plan.nodes, random.random());
-        let settings = settings(&mut random);
+        let settings = settings(plan.nodes, &mut random);
         let cluster = Cluster::new(settings, plan.nodes, plan.alone, network.clone());
         let host = |index| Host::new(index, 1000);
         let mut hosts: Vec<_> = (0..plan.nodes).map(host).collect();

@@ -21,6 +21,9 @@ pub struct Form {
     /// The feature level from the first entry on.
     #[prost(uint32, tag = "5")]
     pub feature_level: u32,
+    /// How many nodes vote in each data group once there are as many; 0 for [`super::VOTERS`].
+    #[prost(uint32, tag = "6")]
+    pub voters: u32,
 }
 
 /// What is known of a node beside whether it lives.

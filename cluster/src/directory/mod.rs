@@ -22,6 +22,9 @@ pub use snapshot::SnapshotError;
 /// Slots of a cluster: names hash to slots, slots belong to groups.
 pub const SLOTS: usize = 4096;
 
+/// Nodes that vote in a group, where nothing else was decided.
+pub const VOTERS: u16 = 3;
+
 /// What a node is, and which incarnation of it lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
@@ -67,13 +70,35 @@ pub struct Dead {
     pub witnesses: BTreeSet<Incarnation>,
 }
 
-/// Where a group is kept.
+/// Where a group is to be kept.
+///
+/// It is committed before the group's leader moves towards it, so for a while the group's own configuration may differ.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Placement {
     /// Nodes that vote.
     pub voters: BTreeSet<NodeId>,
     /// Nodes that follow.
     pub learners: BTreeSet<NodeId>,
+}
+
+impl Placement {
+    /// Whether a node is to have a replica.
+    #[must_use]
+    pub fn keeps(&self, node: NodeId) -> bool {
+        self.voters.contains(&node) || self.learners.contains(&node)
+    }
+
+    /// Every node that is to have a replica.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.voters.iter().chain(&self.learners).copied()
+    }
+
+    /// The command that says so.
+    #[must_use]
+    pub fn command(&self, group: GroupId) -> command::Placement {
+        let ids = |nodes: &BTreeSet<NodeId>| nodes.iter().map(|node| node.get()).collect();
+        command::Placement { group: group.0.into(), voters: ids(&self.voters), learners: ids(&self.learners) }
+    }
 }
 
 /// Why a `Join` changed nothing.
@@ -160,6 +185,8 @@ pub struct Directory {
     cluster_id: Vec<u8>,
     feature_level: u32,
     groups: u16,
+    /// Of each data group, once there are as many nodes.
+    voters: u16,
     members: BTreeMap<NodeId, Member>,
     dead: BTreeMap<Incarnation, Dead>,
     /// The lowest incarnation of each node that is not dead.
@@ -184,6 +211,7 @@ impl Directory {
             cluster_id: Vec::new(),
             feature_level: 0,
             groups: 0,
+            voters: VOTERS,
             members: BTreeMap::new(),
             dead: BTreeMap::new(),
             fences: BTreeMap::new(),
@@ -245,10 +273,22 @@ impl Directory {
         self.slots.get(usize::from(slot)).copied()
     }
 
-    /// Where groups are kept.
+    /// How many nodes vote in each data group once there are as many.
+    #[must_use]
+    pub fn voters(&self) -> u16 {
+        self.voters
+    }
+
+    /// Where groups are to be kept, the directory among them.
     #[must_use]
     pub fn placements(&self) -> &BTreeMap<GroupId, Placement> {
         &self.placements
+    }
+
+    /// Where a group is to be kept. `None` before the cluster is formed.
+    #[must_use]
+    pub fn placement(&self, group: GroupId) -> Option<&Placement> {
+        self.placements.get(&group)
     }
 
     /// All nodes, living or not.
@@ -298,6 +338,7 @@ impl Directory {
         self.cluster_id = form.cluster_id.to_vec();
         self.feature_level = form.feature_level;
         self.groups = groups;
+        self.voters = u16::try_from(form.voters).ok().filter(|&voters| voters > 0).unwrap_or(VOTERS);
         self.slots = (0..SLOTS).map(|slot| GroupId((slot % usize::from(groups)) as u16)).collect();
         for record in form.members {
             if let Some(node) = NodeId::new(record.node) {

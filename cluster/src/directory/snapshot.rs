@@ -2,7 +2,7 @@
 
 use prost::Message as _;
 
-use super::{Dead, Directory, Member, Placement, SLOTS, command};
+use super::{Dead, Directory, Member, Placement, SLOTS, VOTERS, command};
 use crate::identity::GroupId;
 use crate::identity::{Incarnation, NodeId};
 
@@ -39,6 +39,8 @@ struct Snapshot {
     /// The group of each slot.
     #[prost(uint32, repeated, tag = "9")]
     slots: Vec<u32>,
+    #[prost(uint32, tag = "10")]
+    voters: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -68,7 +70,6 @@ impl Directory {
     /// The whole state as bytes.
     #[must_use]
     pub fn snapshot(&self) -> Vec<u8> {
-        let ids = |nodes: &std::collections::BTreeSet<NodeId>| nodes.iter().map(|node| node.get()).collect();
         Snapshot {
             applied: self.applied,
             cluster_id: self.cluster_id.clone(),
@@ -79,14 +80,9 @@ impl Directory {
             fences: (self.fences.iter())
                 .map(|(node, fence)| command::Departed { node: node.get(), incarnation: fence.0 })
                 .collect(),
-            placements: (self.placements.iter())
-                .map(|(group, placement)| command::Placement {
-                    group: u32::from(group.0),
-                    voters: ids(&placement.voters),
-                    learners: ids(&placement.learners),
-                })
-                .collect(),
+            placements: self.placements.iter().map(|(&group, placement)| placement.command(group)).collect(),
             slots: self.slots.iter().map(|group| u32::from(group.0)).collect(),
+            voters: u32::from(self.voters),
         }
         .encode_to_vec()
     }
@@ -105,6 +101,11 @@ impl Directory {
             cluster_id: snapshot.cluster_id,
             feature_level: snapshot.feature_level,
             groups: group(snapshot.groups)?.0,
+            voters: match u16::try_from(snapshot.voters) {
+                Ok(voters @ 1..) => voters,
+                // Written before there was such a setting.
+                _ => VOTERS,
+            },
             members: snapshot.members.into_iter().map(member).collect::<Result<_, _>>()?,
             dead: snapshot.dead.into_iter().map(dead).collect::<Result<_, _>>()?,
             fences: (snapshot.fences.into_iter())

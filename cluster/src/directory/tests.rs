@@ -54,6 +54,7 @@ impl Log {
             members: vec![record(1), record(2), record(3)],
             placements: vec![placement],
             feature_level: 1,
+            voters: 5,
         };
         assert_eq!(log.feed(Command::Form(form)), [Effect::Formed]);
         log
@@ -83,7 +84,20 @@ fn a_cluster_is_formed_once() {
     assert_eq!(log.0.groups().count(), 16);
     assert_eq!(log.0.group_of_slot(4095), Some(GroupId(15)));
     assert_eq!(log.0.group_of_slot(4096), None);
-    assert_eq!(log.0.placements()[&GroupId(0)].voters, [1, 2, 3].map(node).into());
+    assert_eq!(log.0.voters(), 5);
+    assert_eq!(log.0.placement(GroupId(0)).map(|placed| placed.voters.clone()), Some([1, 2, 3].map(node).into()));
+}
+
+#[test]
+fn a_group_is_placed_anew_as_a_whole() {
+    let mut log = Log::formed();
+    let placed = Placement { voters: [1].map(node).into(), learners: [2].map(node).into() };
+    let command = placed.command(GroupId(0));
+    assert_eq!(log.feed(Command::Placement(command.clone())), [Effect::Placed { group: GroupId(0) }]);
+    assert_eq!(log.0.placement(GroupId(0)), Some(&placed));
+    assert_eq!(log.feed(Command::Placement(command)), [Effect::Placed { group: GroupId(0) }], "safe to repeat");
+    assert_eq!(placed.nodes().collect::<Vec<_>>(), [1, 2].map(node));
+    assert!(placed.keeps(node(2)) && !placed.keeps(node(3)));
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! What is written down about a formation, on disk and on the wire.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use prost::Message as _;
 
 use crate::directory::command::{self, MemberRecord};
+use crate::directory::{Placement, VOTERS};
 use crate::transport::{ClusterId, PeerAddress};
 use crate::{GroupId, NodeId};
 
@@ -15,11 +16,16 @@ pub const MEMBERS_MAX: usize = 256;
 /// The feature level that a cluster begins with.
 const FEATURE_LEVEL: u32 = 1;
 
+/// Nodes that vote in the directory, where there are as many. The others follow it: it is what every node must know.
+const DIRECTORY_VOTERS: usize = 5;
+
 /// What the node that forms a cluster decides for all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Terms {
     /// How many data groups there are; never changed.
     pub groups: u16,
+    /// How many nodes vote in each of them, once there are as many.
+    pub voters: u16,
     /// What the state machines must agree on, as they wrote it.
     pub settings: Bytes,
 }
@@ -31,7 +37,7 @@ pub struct Formation {
     pub cluster_id: ClusterId,
     /// What was decided with it.
     pub terms: Terms,
-    /// The nodes it begins with. All of them vote in all groups.
+    /// The nodes it begins with; see [`Self::placements`].
     pub members: Vec<MemberRecord>,
 }
 
@@ -50,6 +56,9 @@ struct FormationRecord {
     members: Vec<MemberRecord>,
     #[prost(bytes = "bytes", tag = "4")]
     settings: Bytes,
+    /// 0 in records from before there was such a setting.
+    #[prost(uint32, tag = "5")]
+    voters: u32,
 }
 
 impl Formation {
@@ -61,6 +70,7 @@ impl Formation {
             groups: self.terms.groups.into(),
             members: self.members.clone(),
             settings: self.terms.settings.clone(),
+            voters: self.terms.voters.into(),
         };
         record.encode_to_vec().into()
     }
@@ -82,22 +92,24 @@ impl Formation {
         }
         // A copy: what it was part of need not stay.
         let settings = Bytes::copy_from_slice(&record.settings);
-        Ok(Self { cluster_id, terms: Terms { groups, settings }, members: record.members })
+        let voters = match record.voters {
+            0 => VOTERS,
+            voters => u16::try_from(voters).map_err(|_| FormationRecordError("an impossible number of voters"))?,
+        };
+        Ok(Self { cluster_id, terms: Terms { groups, voters, settings }, members: record.members })
     }
 
     /// The first command of the directory's log.
     #[must_use]
     pub fn form_command(&self) -> command::Form {
-        let voters: Vec<u64> = self.members.iter().map(|member| member.node).collect();
-        let groups = (0..self.terms.groups).chain([GroupId::DIRECTORY.0]);
-        let placement =
-            |group: u16| command::Placement { group: group.into(), voters: voters.clone(), learners: Vec::new() };
+        let placements = self.placements();
         command::Form {
             cluster_id: cluster_bytes(self.cluster_id),
             groups: self.terms.groups.into(),
             members: self.members.clone(),
-            placements: groups.map(placement).collect(),
+            placements: placements.iter().map(|(&group, placement)| placement.command(group)).collect(),
             feature_level: FEATURE_LEVEL,
+            voters: self.terms.voters.into(),
         }
     }
 
@@ -113,10 +125,25 @@ impl Formation {
         self.members.iter().map(peer).collect()
     }
 
-    /// Who votes, in every group.
+    /// The nodes it begins with.
     #[must_use]
-    pub fn voters(&self) -> Vec<NodeId> {
+    pub fn nodes(&self) -> Vec<NodeId> {
         self.members.iter().map(|member| NodeId(member.node)).collect()
+    }
+
+    /// Who keeps what at first: each group is with as many nodes as are to vote, dealt out in turn, and the directory with
+    /// all of them.
+    #[must_use]
+    pub fn placements(&self) -> BTreeMap<GroupId, Placement> {
+        let (nodes, voters) = (self.nodes(), usize::from(self.terms.voters));
+        let groups = (0..self.terms.groups).map(|group| {
+            // Where all keep it, only the one that votes by itself has its turn.
+            let turn = if nodes.len() > voters { voters } else { 1 };
+            let keepers = nodes.iter().copied().cycle().skip(usize::from(group) * turn % nodes.len().max(1));
+            let keepers: Vec<_> = keepers.take(nodes.len().min(voters)).collect();
+            (GroupId(group), place(voters, &keepers))
+        });
+        groups.chain([(GroupId::DIRECTORY, place(DIRECTORY_VOTERS, &nodes))]).collect()
     }
 
     /// Whether it names this node.
@@ -187,6 +214,13 @@ pub(super) struct Promised {
     pub number: u32,
 }
 
+/// The first of `nodes` vote, an odd number of them and `voters` at most, and the others follow.
+fn place(voters: usize, nodes: &[NodeId]) -> Placement {
+    let most = nodes.len().min(voters);
+    let (voting, following) = nodes.split_at(most.saturating_sub(usize::from(most.is_multiple_of(2))));
+    Placement { voters: voting.iter().copied().collect(), learners: following.iter().copied().collect() }
+}
+
 fn cluster_bytes(cluster: ClusterId) -> Bytes {
     Bytes::copy_from_slice(&cluster.0.to_be_bytes())
 }
@@ -210,7 +244,7 @@ mod tests {
     }
 
     fn formation() -> Formation {
-        let terms = Terms { groups: 2, settings: Bytes::from_static(b"settings") };
+        let terms = Terms { groups: 2, voters: 3, settings: Bytes::from_static(b"settings") };
         Formation { cluster_id: ClusterId(7), terms, members: (1..=3).map(member).collect() }
     }
 
@@ -219,12 +253,48 @@ mod tests {
         assert_eq!(Formation::decode(formation().encode()), Ok(formation()));
     }
 
+    /// Voters and learners of each group, in the order of the groups, the directory last.
+    fn placed(nodes: u64, groups: u16) -> Vec<(Vec<u64>, Vec<u64>)> {
+        let terms = Terms { groups, ..formation().terms };
+        let form = Formation { terms, members: (1..=nodes).map(member).collect(), ..formation() }.form_command();
+        let numbers: Vec<_> = form.placements.iter().map(|placed| placed.group).collect();
+        assert_eq!(numbers, (0..u32::from(groups)).chain([u16::MAX.into()]).collect::<Vec<_>>());
+        form.placements.into_iter().map(|placed| (placed.voters, placed.learners)).collect()
+    }
+
     #[test]
-    fn every_group_and_the_directory_are_voted_by_all() {
+    fn the_first_command_says_what_was_agreed() {
         let form = formation().form_command();
-        let placed: Vec<_> = form.placements.iter().map(|one| (one.group, one.voters.clone())).collect();
-        assert_eq!(placed, [(0, vec![1, 2, 3]), (1, vec![1, 2, 3]), (u16::MAX.into(), vec![1, 2, 3])]);
         assert_eq!((form.groups, form.members, form.feature_level), (2, formation().members, 1));
+    }
+
+    #[test]
+    fn each_group_is_with_three_nodes_and_the_directory_with_all() {
+        let all = |nodes: &[u64]| (nodes.to_vec(), Vec::new());
+        assert_eq!(placed(1, 2), [all(&[1]), all(&[1]), all(&[1])]);
+        assert_eq!(placed(3, 2), [all(&[1, 2, 3]), all(&[1, 2, 3]), all(&[1, 2, 3])]);
+        let of_five = [&[1, 2, 3][..], &[1, 4, 5], &[2, 3, 4], &[1, 2, 5], &[3, 4, 5], &[1, 2, 3], &[1, 2, 3, 4, 5]];
+        assert_eq!(placed(5, 6), of_five.map(all));
+    }
+
+    /// An even number of voters bears no more losses than one less.
+    #[test]
+    fn an_odd_number_votes_and_the_others_follow() {
+        assert_eq!(placed(2, 2), [(vec![1], vec![2]), (vec![2], vec![1]), (vec![1], vec![2])]);
+        assert_eq!(placed(4, 1), [(vec![1, 2, 3], vec![]), (vec![1, 2, 3], vec![4])]);
+        assert_eq!(placed(7, 1).last(), Some(&(vec![1, 2, 3, 4, 5], vec![6, 7])));
+    }
+
+    /// Capacity grows with the nodes.
+    #[test]
+    fn no_node_keeps_two_groups_more_than_another() {
+        for nodes in 3..=20 {
+            let placed = placed(nodes, 16);
+            let kept = |node| placed[..16].iter().filter(|(voters, _)| voters.contains(&node)).count();
+            let kept: Vec<_> = (1..=nodes).map(kept).collect();
+            let (least, most) = (kept.iter().min().copied(), kept.iter().max().copied());
+            assert!(most <= least.map(|least| least + 1), "of {nodes}: {kept:?}");
+        }
     }
 
     #[test]

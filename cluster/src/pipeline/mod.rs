@@ -111,7 +111,8 @@ pub struct PipelineConfig {
     pub node: NodeId,
     /// For what is drawn by chance; another one at each start.
     pub seed: u64,
-    /// The groups, with the members that they begin with. Those that are not there yet are made.
+    /// The groups, with the members that they begin with. Those that are not there yet are made; without members, they wait for
+    /// a leader that makes this node one.
     pub groups: Vec<(GroupId, Configuration)>,
     /// Size of a segment of the log.
     pub segment_bytes: u64,
@@ -401,7 +402,7 @@ fn make_groups(config: &PipelineConfig, store: &mut StateStore) -> Result<(), St
     let new = config.groups.iter().filter(|(group, _)| !store.bases().contains_key(group));
     let first = new.map(|(group, members)| Checkpoint {
         group: *group,
-        base: CheckpointBase::new_group(members.clone()),
+        base: first_base(members),
         writes: Vec::new(),
         replace: false,
     });
@@ -413,6 +414,11 @@ fn make_groups(config: &PipelineConfig, store: &mut StateStore) -> Result<(), St
 struct Bells {
     raft: Bell,
     apply: Bell,
+}
+
+/// Without members it is as if there were nothing: a leader's snapshot says who they are.
+fn first_base(members: &Configuration) -> CheckpointBase {
+    if members.voters.is_empty() { CheckpointBase::default() } else { CheckpointBase::new_group(members.clone()) }
 }
 
 /// What a pipeline is made of, before anybody drives it.

@@ -23,7 +23,7 @@ const NODE_COLUMNS: [&str; 11] = [
     "INCARNATION",
 ];
 
-const GROUP_COLUMNS: [&str; 6] = ["GROUP", "LEADER", "TERM", "COMMITTED", "NOT COMMITTED", "BEHIND"];
+const GROUP_COLUMNS: [&str; 7] = ["GROUP", "LEADER", "TERM", "COMMITTED", "NOT COMMITTED", "KEPT BY", "BEHIND"];
 
 /// Nodes, links that are not up, and groups.
 pub(super) fn table(survey: &Survey) -> String {
@@ -60,12 +60,15 @@ impl Survey {
         known.map_or_else(|| NodeId(node).to_string(), |known| plain(&known.member.name))
     }
 
-    /// Each group, with what each node says of it.
+    /// Each group, with what each node says of it that keeps it. Nodes that keep none of it know that there is such a group.
     fn groups(&self) -> BTreeMap<u32, Vec<(u64, &GroupStatus)>> {
         let mut groups: BTreeMap<u32, Vec<(u64, &GroupStatus)>> = BTreeMap::new();
         for (node, status) in self.answers() {
             for group in &status.groups {
                 groups.entry(group.group).or_default().push((node.member.node, group));
+            }
+            for route in &status.routes {
+                groups.entry(route.group).or_default();
             }
         }
         groups
@@ -138,6 +141,7 @@ fn group_row(survey: &Survey, group: u32, seen: &[(u64, &GroupStatus)]) -> Vec<S
     let leading = newest().find(|(_, status)| status.leads);
     let heard_of = || newest().find(|(_, status)| status.leader != 0).map(|(_, status)| status.leader);
     let leader = leading.map(|(node, _)| *node).or_else(heard_of);
+    let kept_by: Vec<String> = seen.iter().map(|(node, _)| survey.name_of(*node)).collect();
     let waiting = leading.map(|(_, status)| status.last.saturating_sub(committed));
     let behind: Vec<String> = seen
         .iter()
@@ -153,6 +157,7 @@ fn group_row(survey: &Survey, group: u32, seen: &[(u64, &GroupStatus)]) -> Vec<S
         term.to_string(),
         committed.to_string(),
         waiting.map_or_else(|| "unknown".to_owned(), |waiting| waiting.to_string()),
+        if kept_by.is_empty() { "none that answers".to_owned() } else { kept_by.join(", ") },
         if behind.is_empty() { "none".to_owned() } else { behind.join(", ") },
     ]
 }
@@ -219,6 +224,9 @@ fn status_json(status: &NodeStatus) -> Value {
             "last": group.last,
         })
     });
+    let routes = status.routes.iter().map(|route| {
+        json!({ "group": route.group, "leader": (route.leader != 0).then(|| id(route.leader)), "term": route.term })
+    });
     let links = status.links.iter().map(|link| {
         let last_error = Some(&link.last_error).filter(|error| !error.is_empty());
         json!({ "peer": id(link.peer), "up": link.up, "last_error": last_error })
@@ -234,6 +242,7 @@ fn status_json(status: &NodeStatus) -> Value {
         "connections": status.connections,
         "members": members.collect::<Vec<_>>(),
         "groups": groups.collect::<Vec<_>>(),
+        "routes": routes.collect::<Vec<_>>(),
         "links": links.collect::<Vec<_>>(),
     })
 }

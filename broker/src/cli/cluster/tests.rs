@@ -15,7 +15,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 
 use super::super::{Cli, Command};
 use super::*;
-use crate::peers::status::{GroupStatus, LinkStatus, MemberStatus, NodeStatus, Standing};
+use crate::peers::status::{GroupStatus, LinkStatus, MemberStatus, NodeStatus, RouteStatus, Standing};
 
 /// Answers with what it is given, once it is.
 #[derive(Clone, Default)]
@@ -93,6 +93,7 @@ fn scene() -> (Vec<Node>, String) {
         members: members.clone(),
         groups: vec![group(0, true, 1, 90, 90), group(1, false, 2, 50, 50), group(directory, true, 1, 9, 9)],
         links: vec![link(2, ""), link(3, "127.0.0.1:7003: refused\u{1b}[2J")],
+        routes: vec![RouteStatus { group: 0, leader: 1, term: 3 }, RouteStatus { group: 2, leader: 0, term: 0 }],
     };
     let two = NodeStatus {
         node: 2,
@@ -132,10 +133,11 @@ No answer from
 Links that are not up
   n1 with n3: 127.0.0.1:7003: refused\u{fffd}[2J
 
-GROUP      LEADER  TERM  COMMITTED  NOT COMMITTED  BEHIND
-0          n1      3     90         2              n2 (commits 2, applies 10)
-1          n2      3     50         2              none
-directory  n1      3     9          2              none
+GROUP      LEADER      TERM  COMMITTED  NOT COMMITTED  KEPT BY            BEHIND
+0          n1          3     90         2              n1, n2             n2 (commits 2, applies 10)
+1          n2          3     50         2              n1, n2             none
+2          none known  0     0          unknown        none that answers  none
+directory  n1          3     9          2              n1, n2             none
 ",
         "PEERS AT"
     );
@@ -163,6 +165,8 @@ fn json_has_everything_that_was_said() {
     });
     assert_eq!(found[1]["status"]["groups"][0], expected);
     assert_eq!(found[1]["status"]["groups"][2]["leader"], serde_json::Value::Null);
+    assert_eq!(status["routes"][0], serde_json::json!({ "group": 0, "leader": id(1), "term": 3 }));
+    assert_eq!(status["routes"][1]["leader"], serde_json::Value::Null);
     assert!(found[2]["error"].as_str().unwrap().contains("answers at") && found[2].get("status").is_none());
 }
 

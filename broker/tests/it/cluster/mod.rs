@@ -1,4 +1,4 @@
-//! Three processes that are one broker, and the promises that they make together.
+//! Several processes that are one broker, and the promises that they make together.
 
 pub mod nodes;
 
@@ -7,4 +7,5 @@ mod membership;
 mod messages;
 mod sessions;
 mod snapshots;
+mod spread;
 mod workload;

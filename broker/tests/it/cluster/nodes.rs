@@ -216,8 +216,13 @@ pub struct Cluster {
 impl Cluster {
     /// Three nodes, ready for clients.
     pub fn start() -> Self {
+        Self::of(3)
+    }
+
+    /// So many nodes, ready for clients.
+    pub fn of(nodes: usize) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
-        let places = (1..=3).map(|number| directory.path().join(format!("n{number}"))).collect();
+        let places = (1..=nodes).map(|number| directory.path().join(format!("n{number}"))).collect();
         Self::within(directory, places, |_| Vec::new())
     }
 

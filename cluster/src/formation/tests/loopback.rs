@@ -20,7 +20,7 @@ const ROUND: Duration = Duration::from_millis(10);
 const GROUPS: u16 = 4;
 
 fn terms() -> Terms {
-    Terms { groups: GROUPS, settings: Bytes::from_static(b"settings") }
+    Terms { groups: GROUPS, voters: 3, settings: Bytes::from_static(b"settings") }
 }
 
 /// Operations of a disk with which an empty ledger is opened, ..
@@ -224,7 +224,7 @@ fn three_nodes_become_one_cluster_and_stay_it() {
 fn a_node_without_seeds_forms_alone_and_at_once() {
     let mut alone = place(1, "n1").search(&[]);
     let formation = alone.formed();
-    assert_eq!((formation.voters(), formation.terms.groups), (vec![NodeId(1)], GROUPS));
+    assert_eq!((formation.nodes(), formation.terms.groups), (vec![NodeId(1)], GROUPS));
     assert_eq!(identity_of(&alone), Some(formation.cluster_id));
     let mut again = restart(alone.power_cut(), &[]);
     assert_eq!(again.formed(), formation);
@@ -266,7 +266,7 @@ fn a_node_that_is_told_to_stop_ends_its_search() {
 fn a_node_that_is_its_only_seed_forms_alone() {
     let place = place(1, "n1");
     let seeds = [place.address()];
-    assert_eq!(place.search(&seeds).formed().voters(), [NodeId(1)]);
+    assert_eq!(place.search(&seeds).formed().nodes(), [NodeId(1)]);
 }
 
 #[test]

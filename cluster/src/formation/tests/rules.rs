@@ -21,7 +21,7 @@ fn proposal(cluster: u128, number: u32, decider: u64, members: &[u64]) -> Propos
 
 fn formation_of(cluster: u128, members: &[u64]) -> Formation {
     let members = members.iter().copied().map(member).collect();
-    Formation { cluster_id: ClusterId(cluster), terms: Terms { groups: 1, settings: Bytes::new() }, members }
+    Formation { cluster_id: ClusterId(cluster), terms: Terms { groups: 1, voters: 3, settings: Bytes::new() }, members }
 }
 
 #[test]
