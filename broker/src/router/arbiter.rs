@@ -6,7 +6,6 @@
 //! that were ready with it.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,7 +24,7 @@ use super::deliver::Templates;
 use super::keep_alive::Wheel;
 use super::lanes::Lanes;
 use super::log_rate::LogRate;
-use super::share_settling::{ShareSettling, Taken};
+use super::share_settling::{ShareSettling, ShareTaking};
 use super::shared::MEMORY_LEVEL_CLOSES;
 use super::{ConnectionKey, Event, Shared};
 use crate::config::Overlapping;
@@ -93,8 +92,8 @@ pub struct ArbiterState {
     stalled: Vec<ConnectionKey>,
     /// What other nodes have for members of shared subscriptions there.
     pub(super) settling: ShareSettling,
-    /// What outboxes had for members here, and are to let go of first: by the number in the lane to the group that says so.
-    pub(super) taken: BTreeMap<(u16, u64), Taken>,
+    /// What other nodes and outboxes have for members here, and are to let go of first.
+    pub(super) taking: ShareTaking,
     /// What clients here want more and less since the last flush.
     pub(super) interest: InterestChanges,
     /// Connections whose acknowledgements wait for the lease.
@@ -145,7 +144,7 @@ impl ArbiterState {
             slow_reads: Vec::new(),
             stalled: Vec::new(),
             settling: ShareSettling::default(),
-            taken: BTreeMap::new(),
+            taking: ShareTaking::default(),
             interest: InterestChanges::default(),
             withheld: Vec::new(),
             withheld_barriers: Vec::new(),

@@ -17,6 +17,7 @@ use super::connect::EndCause;
 use super::lanes::Lanes;
 use super::node_lanes::Nodes;
 use super::patient_answers::PatientAnswers;
+use super::share_settling::ShareTaking;
 use super::{ConnectionKey, Event, Shared};
 use crate::clock::Clock;
 use crate::peers::wire::{Forwarded, PendingClaim, Propose, Resync, ServedSession};
@@ -444,7 +445,7 @@ impl ArbiterState {
             self.lanes = Lanes::new(Some(cluster.node), 0, self.id, self.shared.submitter.slots().groups());
         }
         self.forget_handed_over();
-        self.taken.clear();
+        self.taking = ShareTaking::default();
         self.shared.submitter.notify(Query::ClientsClosed);
     }
 

@@ -187,13 +187,8 @@ impl ArbiterState {
         let qos = publication.qos.min(own.options.qos);
         // Only at QoS 1 a message may be sent twice. One of QoS 0 nobody waits for.
         let may_repeat = qos == QoS::AtLeastOnce || publication.qos == QoS::AtMostOnce;
-        if let Some(origin) = publication.origin.filter(|_| !may_repeat)
-            && let ShareKeeper::Outbox { group } = origin.keeper
-        {
-            let number = self.lanes.settle_outbox(group, origin.number.get(), false);
-            let taken = Taken { message: publication.share_message(), share: Arc::clone(share), member };
-            self.taken.insert((group, number), taken);
-            return self.schedule_flush();
+        if let Some(origin) = publication.origin.filter(|origin| !may_repeat && self.lanes.is_there(origin.keeper)) {
+            return self.take_first(publication, origin, member, share);
         }
         let terms = Terms {
             qos,
@@ -209,6 +204,33 @@ impl ArbiterState {
             // Nobody will acknowledge it.
             self.answer_origin(origin, ShareOutcome::Settled);
         }
+    }
+
+    /// Whoever keeps a message says first that it let go of it; then the member gets it.
+    fn take_first(
+        &mut self,
+        publication: &mut Publication<'_>,
+        origin: ShareOrigin,
+        member: ConnectionKey,
+        share: &Arc<ShareGroup>,
+    ) {
+        if let Some(full) = self.taking.full() {
+            self.counters.messages_dropped.inc(full.into());
+            drops::note(&self.clients[member.index()].client_id, full, 1);
+            return self.answer_origin(origin, ShareOutcome::Settled);
+        }
+        let taken = Taken { message: publication.share_message(), share: Arc::clone(share), member };
+        match origin.keeper {
+            ShareKeeper::Outbox { group } => {
+                let number = self.lanes.settle_outbox(group, origin.number.get(), false);
+                self.taking.take_from_outbox(group, number, taken);
+            }
+            ShareKeeper::Arbiter { node, .. } => {
+                self.lanes.answer_keeper(origin, ShareOutcome::Settled);
+                self.taking.take_from_node(node, taken);
+            }
+        }
+        self.schedule_flush();
     }
 
     /// What became of a message that another node, or an outbox, has for a member here.

@@ -8,7 +8,7 @@ use kentongan_proto::mqtt::{PacketId, ReasonCode};
 use super::arbiter::ArbiterState;
 use super::batch::{Addressee, Batch};
 use super::cluster::{Leader, Sent};
-use super::share_settling::{Kept, ShareAnswer, ShareOrigin, ShareOutcome, Taken};
+use super::share_settling::{Kept, ShareAnswer, ShareOrigin, ShareOutcome, Taken, TellingLane};
 use super::{ConnectionKey, lanes};
 use crate::listener::Accepted;
 use crate::message::Message;
@@ -233,6 +233,8 @@ impl ArbiterState {
                 let mut settled = Vec::new();
                 self.lanes.on_node_answer(node, number, &mut settled);
                 self.on_settled(settled);
+                let let_go = self.taking.on_answer(TellingLane::Node(node), number);
+                self.hand_to_takers(let_go);
             }
             Event::NodeGap { node, round, last } => self.on_node_gap(node, round, last),
             Event::NodeReset { node } => self.on_node_reset(node),
@@ -299,8 +301,10 @@ impl ArbiterState {
         self.resume_publishers();
     }
 
-    /// What a lost node had for its members goes to others.
+    /// What a lost node had for its members goes to others, and what it kept to those here for whom it was taken.
     fn on_share_node_lost(&mut self, node: u16) {
+        let let_go = self.taking.on_node_lost(node);
+        self.hand_to_takers(let_go);
         for kept in self.settling.on_node_lost(node) {
             self.counters.shared_elsewhere.dec();
             self.pick_again(&kept, PassedOver::Node(node));
@@ -335,13 +339,13 @@ impl ArbiterState {
         let mut settled = Vec::new();
         self.lanes.on_answer(answer, &mut settled);
         self.on_settled(settled);
-        self.on_taken(answer.group, answer.number);
+        let let_go = self.taking.on_answer(TellingLane::Group(answer.group), answer.number);
+        self.hand_to_takers(let_go);
     }
 
-    /// A group's outbox has let go of what its lane said up to `number`: it is this node's to deliver.
-    fn on_taken(&mut self, group: u16, number: u64) {
-        let taken: Vec<_> = self.taken.extract_if((group, 0)..=(group, number), |_, _| true).collect();
-        for (_, Taken { message, share, member }) in taken {
+    /// Nobody else has these any more: they are this node's to deliver.
+    fn hand_to_takers(&mut self, taken: Vec<Taken>) {
+        for Taken { message, share, member } in taken {
             if message.expires_at_ms.is_some_and(|at| at <= self.now_ms) {
                 self.counters.messages_dropped.inc(DropReason::Expired);
                 continue;

@@ -57,6 +57,7 @@ impl ArbiterState {
             ("SUBSCRIBEs whose answers wait for the lease", self.withheld_barriers.len()),
             ("changes of interest that nobody was told of", self.interest.filters.len() + self.interest.barriers.len()),
             ("messages that other nodes have for their members", self.settling.len()),
+            ("messages that are taken and not let go", self.taking.len()),
         ];
         left.extend(lists.into_iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{count} {what}")));
         left.extend(self.lanes.leftovers());

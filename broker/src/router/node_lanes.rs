@@ -11,6 +11,7 @@ use bytes::BytesMut;
 use kentongan_cluster::lane::Outgoing;
 use kentongan_proto::mqtt::{QoS, ReasonCode};
 use prost::Message as _;
+use smallvec::SmallVec;
 
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
@@ -141,12 +142,16 @@ impl NodeLanes {
         self.settled.entry(node).or_default().push(settled);
     }
 
-    fn push_settled(&mut self) {
+    /// Returns in which lanes all of it stands now, and up to which number.
+    fn push_settled(&mut self) -> SmallVec<[(u16, u64); 4]> {
+        let mut pushed = SmallVec::new();
         for (node, settled) in std::mem::take(&mut self.settled) {
-            for settled in settled.chunks(SETTLED_AN_ITEM_MAX) {
-                self.push(node, |number| NodeMessage { number, settled: settled.to_vec(), ..NodeMessage::default() });
-            }
+            let numbers = settled.chunks(SETTLED_AN_ITEM_MAX).map(|settled| {
+                self.push(node, |number| NodeMessage { number, settled: settled.to_vec(), ..NodeMessage::default() })
+            });
+            pushed.extend(numbers.last().flatten().map(|last| (node, last)));
         }
+        pushed
     }
 
     pub(super) fn is_paused(&self) -> bool {
@@ -184,6 +189,14 @@ impl NodeLanes {
 }
 
 impl Lanes {
+    /// Whether whoever keeps a message may still hear what became of it.
+    pub(super) fn is_there(&self, keeper: ShareKeeper) -> bool {
+        match keeper {
+            ShareKeeper::Arbiter { node, .. } => !self.nodes.is_lost(node),
+            ShareKeeper::Outbox { .. } => true,
+        }
+    }
+
     /// What became of a message that another node, or an outbox, keeps. Said when the turn ends.
     pub(super) fn answer_keeper(&mut self, origin: ShareOrigin, outcome: ShareOutcome) {
         let given_back = outcome == ShareOutcome::GivenBack;
@@ -276,7 +289,9 @@ impl Lanes {
 impl ArbiterState {
     /// Sends what gathered for other nodes in this turn.
     pub(super) fn flush_node_lanes(&mut self) {
-        self.lanes.nodes.push_settled();
+        for (node, number) in self.lanes.nodes.push_settled() {
+            self.taking.on_told(node, number);
+        }
         let mut touched = std::mem::take(&mut self.lanes.nodes.touched);
         touched.sort_unstable();
         touched.dedup();

@@ -15,7 +15,7 @@ use super::client::Pace;
 use super::connect::EndCause;
 use super::lanes::Waiter;
 use super::log_rate::excerpt;
-use super::share_settling::{Kept, ShareKeeper, ShareOrigin, ShareOutcome};
+use super::share_settling::{Kept, ShareOrigin, ShareOutcome};
 use crate::message::{Message, MessageIdentity};
 use crate::metrics::DropReason;
 use crate::plants::{Plant, is_planted};
@@ -543,10 +543,7 @@ impl ArbiterState {
         given_back: u8,
     ) {
         // Who was to be answered may be lost: then it is for this node to see to the message.
-        publication.origin = publication.origin.filter(|origin| match origin.keeper {
-            ShareKeeper::Arbiter { node, .. } => !self.lanes.nodes.is_lost(node),
-            ShareKeeper::Outbox { .. } => true,
-        });
+        publication.origin = publication.origin.filter(|origin| self.lanes.is_there(origin.keeper));
         let mut elsewhere = Elsewhere::new();
         self.hand_to_member(publication, share, passed_over, &mut elsewhere);
         if !elsewhere.is_empty() {

@@ -3,8 +3,8 @@
 //! The *origin* is the arbiter that picked the node, or the group whose outbox the message comes from. It keeps the message
 //! until one of these:
 //!
-//! - The node says that it is settled: a member acknowledged it (PUBACK, or PUBREC, whatever the reason), or it was
-//!   dropped there as any message may be. At QoS 2 that is the moment from which on nobody else may get it [MQTT-4.8.2-5].
+//! - The node says that it is settled: a member acknowledged it (PUBACK), or it was dropped there as any message may be, or
+//!   it is *taken* (below).
 //! - The node gives it back: no member is left there. The origin picks again.
 //! - The node is lost. The origin picks again among the others.
 //!
@@ -24,6 +24,15 @@
 //! - A target that is lost has no living member, so what it left unanswered can be picked again without a second copy on a
 //!   living connection.
 //!
+//! What a member begins at QoS 2 nobody else may get [MQTT-4.8.2-5], what it gets at QoS 0 is sent once, and when a node is lost,
+//! nobody knows what of that happened there. So such a message is *taken*: the node says first that it is settled, and its member
+//! gets it when the lane has answered, for then the origin has let go of it; or when the origin is lost, for then nobody else
+//! picks it again. If the node is lost in between, nobody gets it, and the member's session is gone with it. Meanwhile the
+//! member may leave: the message is the node's own by then, and goes to whoever else may have it, here or elsewhere.
+//!
+//! Nothing else waits for what is taken, as a shared subscription promises no order [MQTT-4.6.0-6]. What one publisher sends at one
+//! QoS comes to one member in order all the same, by the lanes there and back.
+//!
 //! The publisher waits for none of this, only for the lane's answer.
 
 use std::collections::BTreeMap;
@@ -32,6 +41,7 @@ use std::sync::Arc;
 
 use crate::connection_key::ConnectionKey;
 use crate::message::Message;
+use crate::session::outbound::Full;
 use crate::subscription::ShareGroup;
 
 /// Messages that an arbiter keeps before its publishers pause; they go on when half of them are settled.
@@ -39,6 +49,12 @@ const KEPT_MESSAGES_MAX: usize = 64 * 1024;
 
 /// The same in bytes.
 const KEPT_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Messages that an arbiter has taken for its members and that others have not let go of yet; what finds no room is dropped.
+const TAKEN_MESSAGES_MAX: usize = 64 * 1024;
+
+/// The same in bytes.
+const TAKEN_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// Times that a message is given back before it counts as one that nobody takes: nodes whose counts of members are wrong
 /// must not hand it round for ever.
@@ -80,15 +96,104 @@ pub enum ShareKeeper {
     },
 }
 
-/// A message that a member here gets once the outbox it comes from has let go of it.
-///
-/// What a member began at QoS 2 nobody else may get [MQTT-4.8.2-5], what it got at QoS 0 was sent, and when a node is lost, nobody
-/// knows what of that happened there. So the outbox hears of it *before*.
+/// A message that a member here gets once whoever keeps it has let go of it.
 #[derive(Debug)]
 pub(super) struct Taken {
     pub message: Arc<Message>,
     pub share: Arc<ShareGroup>,
     pub member: ConnectionKey,
+}
+
+impl Taken {
+    fn weight_bytes(&self) -> usize {
+        self.message.weight_bytes() + size_of::<Self>()
+    }
+}
+
+/// By which lane the keeper of a message is told that it is settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum TellingLane {
+    /// To the node of the arbiter that keeps it.
+    Node(u16),
+    /// To the group in whose outbox it is.
+    Group(u16),
+}
+
+/// All that an arbiter has taken, until those who kept it have let go.
+#[derive(Debug, Default)]
+pub(super) struct ShareTaking {
+    /// What other nodes are told of when the turn ends, by node.
+    untold: BTreeMap<u16, Vec<Taken>>,
+    /// By the lane, and the number in it behind which it may go on.
+    told: BTreeMap<(TellingLane, u64), Vec<Taken>>,
+    messages: usize,
+    bytes: usize,
+}
+
+impl ShareTaking {
+    /// The bound that there is no room within for one more.
+    pub(super) fn full(&self) -> Option<Full> {
+        match self {
+            _ if self.messages >= TAKEN_MESSAGES_MAX => Some(Full::Messages),
+            _ if self.bytes >= TAKEN_BYTES_MAX => Some(Full::Bytes),
+            _ => None,
+        }
+    }
+
+    /// The group whose outbox has it is told by `number` in the lane.
+    pub(super) fn take_from_outbox(&mut self, group: u16, number: u64, taken: Taken) {
+        self.added(&taken);
+        self.told.entry((TellingLane::Group(group), number)).or_default().push(taken);
+    }
+
+    /// The node that has it is told when the turn ends.
+    pub(super) fn take_from_node(&mut self, node: u16, taken: Taken) {
+        self.added(&taken);
+        self.untold.entry(node).or_default().push(taken);
+    }
+
+    /// The node is told, of all so far, by what stands in the lane up to `number`.
+    pub(super) fn on_told(&mut self, node: u16, number: u64) {
+        if let Some(taken) = self.untold.remove(&node) {
+            self.told.entry((TellingLane::Node(node), number)).or_default().extend(taken);
+        }
+    }
+
+    /// The lane has answered up to `number`. Returns what may go on, in the order in which it was taken.
+    pub(super) fn on_answer(&mut self, lane: TellingLane, number: u64) -> Vec<Taken> {
+        if self.told.is_empty() {
+            return Vec::new();
+        }
+        let answered = self.told.extract_if((lane, 0)..=(lane, number), |_, _| true);
+        let taken: Vec<Taken> = answered.flat_map(|(_, taken)| taken).collect();
+        self.removed(&taken);
+        taken
+    }
+
+    /// The node is lost, so nobody else picks what it kept. Returns what may go on.
+    pub(super) fn on_node_lost(&mut self, node: u16) -> Vec<Taken> {
+        let mut taken = self.on_answer(TellingLane::Node(node), u64::MAX);
+        let untold = self.untold.remove(&node).unwrap_or_default();
+        self.removed(&untold);
+        taken.extend(untold);
+        taken
+    }
+
+    fn added(&mut self, taken: &Taken) {
+        self.messages += 1;
+        self.bytes += taken.weight_bytes();
+    }
+
+    fn removed(&mut self, taken: &[Taken]) {
+        self.messages -= taken.len();
+        self.bytes -= taken.iter().map(Taken::weight_bytes).sum::<usize>();
+    }
+
+    /// Messages that are taken and not let go.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) fn len(&self) -> usize {
+        self.messages
+    }
 }
 
 /// What became of a message that was handed to another node.
