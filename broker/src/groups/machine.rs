@@ -843,6 +843,9 @@ impl StateMachine for Machine {
             return self.on_directory_role(me.and_then(NodeId::new), term);
         }
         self.led.insert(group.0);
+        if let Some(shared) = self.shared.get() {
+            shared.submitter.led(group.0);
+        }
         self.pushes.lead(group.0, term);
         self.begin_if_due();
         if let Some(node) = me {

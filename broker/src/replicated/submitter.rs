@@ -115,8 +115,10 @@ pub struct Submitter {
 /// A group's clock as it is known here.
 #[derive(Debug, Default)]
 struct GroupClock {
-    /// Process time of the last tick that was proposed; 0 before the first.
+    /// Process time of the last tick that was proposed; 0 before the first of a leadership.
     proposed_ms: AtomicU64,
+    /// Process time at which a tick was applied last.
+    applied_ms: AtomicU64,
     /// The last tick that was applied here, if it was no old one.
     applied: Mutex<Option<Applied>>,
 }
@@ -128,6 +130,9 @@ struct Applied {
     /// Process time.
     at_ms: u64,
 }
+
+/// A tick that is not applied so long after it was proposed may have been dropped, as whoever does not lead drops proposals.
+const TICK_RETRY_MS: u64 = 50;
 
 /// A tick that says an older time than this is one that the log kept while no replica ran.
 const TICK_AGE_MS_MAX: u64 = 5000;
@@ -152,7 +157,10 @@ impl Submitter {
         };
         let now_ms = self.now_ms();
         let proposed_ms = clock.proposed_ms.load(Ordering::Acquire);
-        if proposed_ms != 0 && now_ms.saturating_sub(proposed_ms) <= CLOCK_LAG_MS_MAX {
+        let age_ms = now_ms.saturating_sub(proposed_ms);
+        // A message that got ahead of the tick would be given its time by a clock that stands, and lose it when that goes on.
+        let is_applied = || clock.applied_ms.load(Ordering::Acquire) >= proposed_ms;
+        if proposed_ms != 0 && (age_ms <= TICK_RETRY_MS || age_ms <= CLOCK_LAG_MS_MAX && is_applied()) {
             return;
         }
         // Of several threads one tells it, and before it goes on.
@@ -180,7 +188,15 @@ impl Submitter {
         let is_recent = !is_reread && self.clock.wall_ms().abs_diff(wall_ms) < TICK_AGE_MS_MAX;
         if let Some(clock) = self.clocks.get(usize::from(group)) {
             let applied = Applied { clock_ms, at_ms: self.now_ms() };
+            clock.applied_ms.store(applied.at_ms, Ordering::Release);
             *clock.applied.lock().unwrap_or_else(PoisonError::into_inner) = is_recent.then_some(applied);
+        }
+    }
+
+    /// This node leads the group from now on: what it proposed before is not in the log for sure.
+    pub fn led(&self, group: u16) {
+        if let Some(clock) = self.clocks.get(usize::from(group)) {
+            clock.proposed_ms.store(0, Ordering::Release);
         }
     }
 
@@ -300,5 +316,29 @@ mod tests {
         assert_eq!(counts_from(&submitter), None, "the wall clock bridges the time that no process ran");
         submitter.ticked(0, 3_500, clock.wall_ms(), false);
         assert_eq!(counts_from(&submitter), Some(3_500));
+    }
+
+    /// P1: what is proposed while nobody leads is lost, a tick too, and a group that has not heard of the time takes a message as if
+    /// none had passed (found by simulation, seed 5637).
+    #[test]
+    fn a_tick_that_may_be_lost_is_proposed_again_before_anything_else() {
+        let machine = Arc::new(ManualClock::new(1_000_000));
+        let clock = Clock::manual(Arc::clone(&machine));
+        let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
+        let proposes = |after_ms: u64| {
+            machine.advance(Duration::from_millis(after_ms));
+            let before = submitter.clocks[0].proposed_ms.load(Ordering::Relaxed);
+            submitter.propose_encoded(0, Bytes::new());
+            submitter.clocks[0].proposed_ms.load(Ordering::Relaxed) != before
+        };
+        assert!(proposes(0));
+        assert!(!proposes(TICK_RETRY_MS), "it is under way");
+        assert!(proposes(1), "it should be there by now");
+        submitter.ticked(0, 500, clock.wall_ms(), false);
+        assert!(!proposes(CLOCK_LAG_MS_MAX));
+        assert!(proposes(1), "time for the next one");
+        submitter.ticked(0, 1_000, clock.wall_ms(), false);
+        submitter.led(0);
+        assert!(proposes(1), "nothing is known of what was proposed as a follower");
     }
 }

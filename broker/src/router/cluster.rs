@@ -191,8 +191,9 @@ pub struct Served {
     pub completing: BTreeSet<PacketId>,
     /// SUBSCRIBEs and UNSUBSCRIBEs of a persistent session without an answer, by their tickets.
     pub unanswered: VecDeque<(u64, SessionCommand)>,
-    /// What UNSUBACK said is gone while an earlier SUBSCRIBE still waited for its barrier: ticket and filter.
-    pub unsubscribed: Vec<(u64, Box<str>)>,
+    /// What was answered of a SUBSCRIBE or UNSUBSCRIBE while an earlier one still waited, for a barrier or for a new leader
+    /// to hear of it: ticket and filter.
+    pub answered_ahead: Vec<(u64, Box<str>)>,
     /// SUBSCRIBEs of a transient session that not every node has heard of, by their tickets.
     pub barriers: VecDeque<(u64, PendingSubAck)>,
 }
@@ -204,7 +205,7 @@ impl Served {
             sent: BTreeMap::new(),
             completing: BTreeSet::new(),
             unanswered: VecDeque::new(),
-            unsubscribed: Vec::new(),
+            answered_ahead: Vec::new(),
             barriers: VecDeque::new(),
         }
     }

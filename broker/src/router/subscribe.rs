@@ -268,23 +268,23 @@ impl ArbiterState {
         asked.and_then(|at| served.unanswered.remove(at)).is_some()
     }
 
-    /// Whether an UNSUBSCRIBE that came after the SUBSCRIBE of `ticket` was answered before it: only SUBACK waits until
-    /// every node has heard.
-    fn is_unsubscribed_since(&mut self, key: ConnectionKey, ticket: u64, filter: &str) -> bool {
-        let is_later = |(since, gone): &(u64, Box<str>)| *since > ticket && **gone == *filter;
-        self.served(key).is_some_and(|served| served.unsubscribed.iter().any(is_later))
+    /// Whether a SUBSCRIBE or UNSUBSCRIBE of the filter that came after that of `ticket` was answered before it: SUBACK waits
+    /// until every node has heard, and one that is asked for again by a new leader is answered behind what it had not heard of.
+    fn is_answered_since(&mut self, key: ConnectionKey, ticket: u64, filter: &str) -> bool {
+        let is_later = |(since, ahead): &(u64, Box<str>)| *since > ticket && **ahead == *filter;
+        self.served(key).is_some_and(|served| served.answered_ahead.iter().any(is_later))
     }
 
-    /// See [`ArbiterState::is_unsubscribed_since`].
-    fn remember_unsubscribed(&mut self, key: ConnectionKey, ticket: u64, filter: &str) {
+    /// See [`ArbiterState::is_answered_since`].
+    fn remember_answered(&mut self, key: ConnectionKey, ticket: u64, filter: &str) {
         let Some(served) = self.served(key) else {
             return;
         };
         // Nothing older is answered any more.
         let oldest = served.unanswered.iter().map(|&(asked, _)| asked).min().unwrap_or(u64::MAX);
-        served.unsubscribed.retain(|&(since, _)| since > oldest);
+        served.answered_ahead.retain(|&(since, _)| since > oldest);
         if ticket > oldest {
-            served.unsubscribed.push((ticket, Box::from(filter)));
+            served.answered_ahead.push((ticket, Box::from(filter)));
         }
     }
 
@@ -294,21 +294,17 @@ impl ArbiterState {
         if !self.is_current(key, epoch) || !self.is_answer(key, ticket) {
             return;
         }
-        let mut codes = Vec::with_capacity(outcomes.len());
-        for outcome in &outcomes {
-            codes.push(outcome.reason);
-            if !self.is_unsubscribed_since(key, ticket, &outcome.filter) {
-                self.enter_outcome(key, outcome);
-            }
+        let codes = outcomes.iter().map(|outcome| outcome.reason).collect();
+        let is_overtaken = |outcome: &SubscribeOutcome| self.is_answered_since(key, ticket, &outcome.filter);
+        let overtaken: Vec<bool> = outcomes.iter().map(is_overtaken).collect();
+        for (outcome, _) in outcomes.iter().zip(&overtaken).filter(|(_, overtaken)| !**overtaken) {
+            self.enter_outcome(key, outcome);
         }
+        outcomes.iter().for_each(|outcome| self.remember_answered(key, ticket, &outcome.filter));
         if self.shared.cluster.is_some() {
             // What goes directly, QoS 0, is wanted by this node: the others must have heard of that as well.
-            let reads = outcomes.iter().filter(|outcome| outcome.read.is_some());
-            let reads = reads.map(|outcome| {
-                let own = OwnSubscription { options: outcome.options, identifier: outcome.identifier };
-                self.begin_read(key, &outcome.filter, own, outcome.read)
-            });
-            let reads = reads.collect();
+            let reads = outcomes.iter().zip(overtaken);
+            let reads = reads.filter_map(|(outcome, overtaken)| self.begin_read_of(key, outcome, overtaken)).collect();
             return self.await_barrier(key, PendingSubAck { packet_id, codes, reads });
         }
         self.write_suback(key, packet_id, codes, Packet::SubAck);
@@ -321,6 +317,21 @@ impl ArbiterState {
             let own = OwnSubscription { options: outcome.options, identifier: outcome.identifier };
             self.enter_subscription(key, &outcome.filter, own, outcome.read.is_some());
         }
+    }
+
+    /// The read that a subscription waits for: by the terms that stand, if it is `overtaken` by a later SUBSCRIBE, and not again
+    /// if that one has begun it.
+    fn begin_read_of(&mut self, key: ConnectionKey, outcome: &SubscribeOutcome, overtaken: bool) -> Option<u64> {
+        outcome.read?;
+        let mut own = OwnSubscription { options: outcome.options, identifier: outcome.identifier };
+        if overtaken {
+            let session = self.client(key)?.session.as_ref()?;
+            own = *session.subscriptions.get(outcome.filter.as_str())?;
+            if session.reads.is_reading(&outcome.filter) {
+                return None;
+            }
+        }
+        Some(self.begin_read(key, &outcome.filter, own, outcome.read))
     }
 
     /// The retained messages that subscriptions of a persistent session wait for.
@@ -339,8 +350,10 @@ impl ArbiterState {
         }
         let mut codes = Vec::with_capacity(outcomes.len());
         for (filter, reason) in outcomes {
-            self.remember_unsubscribed(key, ticket, &filter);
-            self.remove_subscription(key, &filter);
+            if !self.is_answered_since(key, ticket, &filter) {
+                self.remove_subscription(key, &filter);
+            }
+            self.remember_answered(key, ticket, &filter);
             codes.push(reason);
         }
         self.write_suback(key, packet_id, codes, Packet::UnsubAck);

@@ -29,7 +29,8 @@ use crate::peers::wire::Forwarded;
 use crate::peers::{PeerFull, Peers};
 use crate::random::Random;
 use crate::replicated::command::{self, Command};
-use crate::replicated::{Opened, Slots, Submitter};
+use crate::replicated::{Opened, Slots, Submitter, SubscribeOutcome, SubscribedPersistent};
+use crate::router::Event;
 use crate::router::cluster::{ClusterView, Leader, Leaders};
 use crate::router::node_lanes::Nodes;
 use crate::subscription::{InterestKind, Target};
@@ -603,6 +604,13 @@ fn one_of_several(clock: Clock) -> ClusterView {
 
 /// An arbiter of one of several nodes, and a client whose claim was granted.
 fn client_of_several_nodes() -> (SteppedArbiter, Client, ConnectionKey) {
+    let (mut arbiter, client, connection) = claimant_of_several_nodes();
+    grant(&mut arbiter, connection);
+    (arbiter, client, connection)
+}
+
+/// The same before the claim is granted.
+fn claimant_of_several_nodes() -> (SteppedArbiter, Client, ConnectionKey) {
     let settings = Arc::new(Settings::default());
     let clock = Clock::manual(Arc::new(ManualClock::new(0)));
     let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
@@ -619,7 +627,6 @@ fn client_of_several_nodes() -> (SteppedArbiter, Client, ConnectionKey) {
     client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, "c".to_owned(), 0))));
     client.write(usize::MAX);
     arbiter.run();
-    grant(&mut arbiter, connection);
     (arbiter, client, connection)
 }
 
@@ -696,6 +703,39 @@ fn a_claim_that_is_granted_twice_is_not_given_up() {
     assert!(said > 0, "CONNECT at least");
     grant(&mut arbiter, connection);
     assert_eq!(said_to_group(&mut arbiter), said, "nothing more");
+}
+
+/// P2, P4: of a SUBSCRIBE that it had not heard of a new leader is told again, behind a later one that it had. That one stands
+/// (found by simulation, seed 6735).
+#[test]
+fn the_answer_to_an_earlier_subscribe_undoes_no_later_one() {
+    let (mut arbiter, mut client, connection) = claimant_of_several_nodes();
+    let opened = Opened { epoch: 1, group: Some(0), ..Opened::transient(connection, Arc::from("c")) };
+    arbiter.state.shared.inboxes[0].push(opened.into(), 0);
+    arbiter.run();
+    let asked = [QoS::AtMostOnce, QoS::AtLeastOnce].map(|qos| {
+        let packet_id = client.packet_id();
+        let filters = vec![("t".to_owned(), SubscriptionOptions::new(qos))];
+        let subscribe = Subscribe { packet_id, filters, subscription_identifier: None, user_properties: vec![] };
+        client.send(&Packet::Subscribe(subscribe));
+        (packet_id, SubscriptionOptions::new(qos))
+    });
+    client.write(usize::MAX);
+    arbiter.run();
+    let served = arbiter.state.served(connection).expect("it is served");
+    let tickets: Vec<_> = served.unanswered.iter().map(|&(ticket, _)| ticket).collect();
+    for ((packet_id, options), &ticket) in asked.into_iter().zip(&tickets).rev() {
+        let (filter, reason) = ("t".to_owned(), ReasonCode::Success);
+        let outcomes = vec![SubscribeOutcome { filter, reason, options, identifier: None, read: None }];
+        let subscribed = SubscribedPersistent { connection, epoch: 1, packet_id, ticket, outcomes };
+        arbiter.state.shared.inboxes[0].push(Event::Subscribed(subscribed), 0);
+        arbiter.run();
+    }
+    let session = arbiter.state.client(connection).and_then(|client| client.session.as_ref());
+    let standing = session.and_then(|session| session.subscriptions.get("t")).expect("a subscription");
+    assert_eq!(standing.options.qos, QoS::AtLeastOnce);
+    let served = arbiter.state.served(connection).expect("it is served");
+    assert!(served.unanswered.is_empty(), "both are answered");
 }
 
 /// FNV-1a.
