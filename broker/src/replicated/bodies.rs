@@ -7,7 +7,7 @@
 //! [`Bodies::read`] waits for the disk, on the thread that applies, for a few rows. So that it is seldom called, the front of a
 //! queue that is being emptied is filled up beforehand by another thread: see [`Bodies::ask`].
 
-use std::collections::{BTreeMap, HashMap, hash_map};
+use std::collections::{BTreeMap, HashMap, btree_map, hash_map};
 use std::sync::Arc;
 
 use prost::Message as _;
@@ -93,8 +93,8 @@ impl PageRequest {
         let entries = read_entries(&*rows, session, from, until, READ_AHEAD_MAX)?;
         let mut bodies = BTreeMap::new();
         for (_, record) in &entries {
-            if !bodies.contains_key(&record.body) {
-                bodies.insert(record.body, read_body(&*rows, record.body)?);
+            if let btree_map::Entry::Vacant(place) = bodies.entry(record.body) {
+                place.insert(read_body(&*rows, record.body)?);
             }
         }
         Ok(ReadPage { rows, session, from, round, entries, bodies })
