@@ -8,7 +8,7 @@ use crate::disk::{SyncSite, make_durable_directory, sync_directory};
 use crate::identity::NodeId;
 
 /// Raised when the layout of the directory changes its meaning.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 /// Why the directory cannot be used.
 #[derive(Debug, thiserror::Error)]

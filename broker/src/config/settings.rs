@@ -131,6 +131,10 @@ settings! {
         pub queue_messages_max: u32 = 100_000,
         /// Their bytes: payload, topic, properties and a constant for each.
         pub queue_bytes_max: u64 = 64 * MIB,
+        /// Memory of a node for messages that wait in persistent sessions, about. Beyond it the middle of long queues is in the
+        /// data directory only, and read back when its turn comes. What waits for a checkpoint, and what is in flight,
+        /// is in memory in any case.
+        pub queue_memory_bytes_max: u64 = 256 * MIB,
         /// What gives way when the queue is full: `"drop-new"`, the message that comes; `"drop-oldest"`, the one
         /// that waited longest. Either way QoS 0 goes first. Every drop is counted.
         pub queue_drop_policy: QueueDropPolicy = QueueDropPolicy::DropNew,

@@ -9,7 +9,9 @@ use std::sync::{Arc, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
+use crossbeam::channel::{Receiver, Sender, unbounded};
 use kentongan_cluster::lane::{Batch, LaneId, Verdict};
+use kentongan_cluster::state::StateReader;
 use kentongan_cluster::{GroupId, Incarnation, NodeId, StateMachine, Write};
 use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{QoS, ReasonCode};
@@ -20,6 +22,7 @@ use super::incoming::{OUTBOXES, find_share, for_member, share_parts};
 use super::member::Member;
 use super::outboxes::Outboxes;
 use super::pushes::Pushes;
+use super::read_ahead::ReadAhead;
 use crate::connection_key::ConnectionKey;
 use crate::message::Message;
 use crate::metrics::{ArbiterCounters, DropReason};
@@ -28,6 +31,7 @@ use crate::peers::wire::{self, EventKind, Forwarded, Messages, NodeMessage, Outb
 use crate::plants::{Plant, is_planted};
 use crate::replicated::command::{self, Command, LaneBatch, LaneMessage, MessageRecord, Owner};
 use crate::replicated::effect::{Drop, Effect, FilterOutcome, OpenedSession};
+use crate::replicated::rows::GroupRows;
 use crate::replicated::state::{GroupConfig, GroupState, OUTBOX_LANE, OutboxEntry, PickTarget};
 use crate::replicated::submitter::{Asker, OutboxTarget, Query};
 use crate::replicated::{
@@ -49,6 +53,9 @@ const PAGE_MESSAGES_MAX: usize = 256;
 /// Topics looked at for one page: bounds the time that others wait behind it.
 const PAGE_SCAN_MAX: usize = 4096;
 
+/// What must have come since the last checkpoint, at least, for memory to be a reason for another.
+const GROWTH_BYTES_MIN: usize = 1024 * 1024;
+
 /// Sessions released by one fence command.
 pub(super) const FENCE_SESSIONS_MAX: u32 = 1000;
 
@@ -69,8 +76,37 @@ struct HeldByGroups {
     retained_bytes: i64,
     delayed_messages: i64,
     backlog: Backlog,
+    queue_memory_bytes: i64,
     subscriptions: i64,
     subscriptions_shared: i64,
+}
+
+/// How much of the sessions' queues is in memory, and where the rest is.
+pub(crate) struct QueueMemory {
+    bytes_max: usize,
+    reader: StateReader,
+    /// When something was let go of last, how much was left.
+    bytes_left: usize,
+    /// Who reads pages before they are needed. `None`: they are read when they are.
+    read_ahead: Option<Sender<ReadAhead>>,
+}
+
+impl QueueMemory {
+    /// Up to `bytes_max` there is no need to let go of anything.
+    pub(crate) fn new(bytes_max: usize, reader: StateReader) -> Self {
+        Self { bytes_max, reader, bytes_left: 0, read_ahead: None }
+    }
+
+    /// Whether so much came since something was let go of last that a checkpoint is due for it.
+    fn wants_checkpoint(&self, bytes: usize) -> bool {
+        let growth = (self.bytes_max / 8).max(GROWTH_BYTES_MIN);
+        bytes > self.bytes_max && bytes >= self.bytes_left.saturating_add(growth)
+    }
+
+    /// How much may be left when something is let go of: there must be room for what comes, and for what is read back.
+    fn bytes_left_max(&self) -> usize {
+        self.bytes_max / 4 * 3
+    }
 }
 
 /// The groups that this node keeps, and what their leader keeps in memory only.
@@ -78,6 +114,7 @@ pub struct Machine {
     /// Of those that it does not keep, empty ones.
     pub(crate) groups: BTreeMap<u16, GroupState>,
     config: GroupConfig,
+    memory: QueueMemory,
     pub(super) shared: SharedCell,
     /// `None`: this is the only node there is.
     pub(super) member: Option<Member>,
@@ -113,6 +150,7 @@ impl Machine {
     pub(crate) fn new(
         groups: BTreeMap<u16, GroupState>,
         config: GroupConfig,
+        memory: QueueMemory,
         shared: SharedCell,
         counters: ArbiterCounters,
         fenced: mpsc::Sender<()>,
@@ -122,6 +160,7 @@ impl Machine {
             unfenced: groups.len(),
             groups,
             config,
+            memory,
             shared,
             member,
             counters,
@@ -138,6 +177,31 @@ impl Machine {
             reread: BTreeMap::new(),
             held: HeldByGroups::default(),
             counted: Duration::ZERO,
+        }
+    }
+
+    /// Pages of queues are read by whoever takes what is asked for here, before they are needed.
+    pub(super) fn read_ahead(&mut self) -> Receiver<ReadAhead> {
+        let (ask, asked) = unbounded();
+        self.memory.read_ahead = Some(ask);
+        asked
+    }
+
+    fn queue_memory_bytes(&self) -> usize {
+        self.groups.values().map(GroupState::queue_memory_bytes).sum()
+    }
+
+    /// Asks for what queues will soon run out of, if what is read beforehand finds room.
+    fn ask_for_pages(&mut self) {
+        let has_room = self.queue_memory_bytes() <= self.memory.bytes_max;
+        let Some(ask) = self.memory.read_ahead.as_ref().filter(|_| has_room) else {
+            return;
+        };
+        for (&group, state) in &mut self.groups {
+            for request in state.take_page_requests() {
+                // Fails only when the thread is gone: then they are read when they are needed.
+                drop(ask.send(ReadAhead { group, request }));
+            }
         }
     }
 
@@ -759,7 +823,8 @@ impl Machine {
     }
 
     fn count_held(&mut self) {
-        let mut now = HeldByGroups::default();
+        let queue_memory_bytes = self.queue_memory_bytes() as i64;
+        let mut now = HeldByGroups { queue_memory_bytes, ..HeldByGroups::default() };
         for (number, group) in &self.groups {
             // Each counts where it is led.
             if self.member.is_some() && !self.led.contains(number) {
@@ -781,6 +846,7 @@ impl Machine {
         counters.retained_messages.add(now.retained_messages - before.retained_messages);
         counters.retained_bytes.add(now.retained_bytes - before.retained_bytes);
         counters.delayed_messages.add(now.delayed_messages - before.delayed_messages);
+        counters.queue_memory_bytes.add(now.queue_memory_bytes - before.queue_memory_bytes);
         counters.queued_messages.add(backlog.queued_messages);
         counters.queued_bytes.add(backlog.queued_bytes);
         counters.inflight_messages.add(backlog.in_flight);
@@ -899,6 +965,11 @@ impl StateMachine for Machine {
                 Some(round) => self.outboxes.on_gap(origin, target, round, number),
                 None => self.outboxes.on_answer(origin, target, number),
             },
+            Query::QueuePage { group, page } => {
+                if let Some(state) = self.groups.get_mut(&group) {
+                    state.take_page(*page);
+                }
+            }
             Query::Interest(changes) => self.change_interest(changes),
             Query::Resync { node, resync } => self.resync(node, resync),
             Query::RetainedPage { asker, number, filter, cursor } => {
@@ -915,6 +986,7 @@ impl StateMachine for Machine {
             return;
         };
         self.carry_out_membership();
+        self.ask_for_pages();
         self.submit(&shared);
         self.pushes.flush(&shared);
         for (arbiter, events) in self.events.iter_mut().enumerate() {
@@ -958,11 +1030,12 @@ impl StateMachine for Machine {
         if group == GroupId::DIRECTORY {
             return self.restore_directory(pairs);
         }
-        match GroupState::restore(self.config, pairs.iter().cloned()) {
-            Ok(state) => {
+        match GroupState::restore(self.config, pairs) {
+            Ok(mut state) => {
                 if let Some(member) = &mut self.member {
                     member.restored(group.0, index, &state);
                 }
+                state.keep_in(Arc::new(GroupRows { reader: self.memory.reader.clone(), group }));
                 self.groups.insert(group.0, state);
             }
             Err(error) => {
@@ -977,6 +1050,22 @@ impl StateMachine for Machine {
             return self.member.as_mut().and_then(Member::directory_writes);
         }
         self.groups.get_mut(&group.0).map(GroupState::take_dirty)
+    }
+
+    fn wants_checkpoint(&self) -> bool {
+        self.memory.wants_checkpoint(self.queue_memory_bytes())
+    }
+
+    fn stored(&mut self) {
+        let (bytes, left_max) = (self.queue_memory_bytes(), self.memory.bytes_left_max());
+        if bytes > left_max {
+            for group in self.groups.values_mut() {
+                // Each gives as much of what it has.
+                let share = group.queue_memory_bytes() as u128 * left_max as u128 / bytes as u128;
+                group.put_away(share as usize);
+            }
+        }
+        self.memory.bytes_left = self.queue_memory_bytes();
     }
 }
 

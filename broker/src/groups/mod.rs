@@ -8,6 +8,7 @@ pub(crate) mod machine;
 mod member;
 mod outboxes;
 mod pushes;
+mod read_ahead;
 pub(crate) mod start;
 
 pub use start::{Running, start};

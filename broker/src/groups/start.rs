@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -21,8 +22,9 @@ use kentongan_cluster::transport::{
 };
 use kentongan_cluster::{Configuration, GroupId, NodeId, Pipeline, PipelineConfig, PipelineHandle, StateStore, state};
 
-use super::machine::{Machine, SharedCell};
+use super::machine::{Machine, QueueMemory, SharedCell};
 use super::member::Member;
+use super::read_ahead;
 use crate::auth::Authority;
 use crate::clock::Clock;
 use crate::config::{Durability, Overlapping, Settings};
@@ -32,6 +34,7 @@ use crate::peers::links::{LinkSink, Links, RaftLinks};
 use crate::peers::status::{GroupStatus, NodeStatus};
 use crate::random::Random;
 use crate::replicated::retained::RetainedLimits;
+use crate::replicated::rows::GroupRows;
 use crate::replicated::state::{GroupConfig, GroupState};
 use crate::replicated::{Query, Slots, Submitter};
 use crate::router::Shared;
@@ -42,6 +45,7 @@ use crate::router::node_lanes::Nodes;
 #[derive(Debug)]
 pub struct Running {
     pipeline: Pipeline<Query>,
+    read_ahead: JoinHandle<()>,
     transport: Option<Transport>,
     _data_dir: DataDir,
 }
@@ -53,6 +57,8 @@ impl Running {
             transport.stop(TRANSPORT_STOP_MAX);
         }
         self.pipeline.stop();
+        // Nobody asks any more. It lets go of the store before another opens it.
+        drop(self.read_ahead.join());
     }
 }
 
@@ -64,6 +70,9 @@ const FENCE_SECONDS_MAX: u64 = 600;
 
 /// Time that threads of this node have to say how they are.
 const STATUS_MAX: Duration = Duration::from_secs(2);
+
+/// Messages of each queue that are in memory at first.
+const FRONT_MESSAGES: usize = 64;
 
 /// The newest behaviour that the state machines of this version have.
 const FEATURE_LEVEL: u32 = 1;
@@ -106,14 +115,16 @@ fn start_alone(
         clock: Clock::real(),
         random: Random::of_process(),
     };
-    let (assembly, machine) = assemble_alone(setting, metrics, &store, data_dir.node())?;
+    let (assembly, mut machine) = assemble_alone(setting, metrics, &store, data_dir.node())?;
+    let reading = machine.read_ahead();
     let config = pipeline_config(settings, data_dir.node(), data_dir.incarnation(), assembly.new_groups());
     let pipeline = Pipeline::start(config, disk, store, machine, NoPeers)?;
+    let read_ahead = read_ahead::start(reading, pipeline.handle().clone())?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
     let (shared, wait) = assembly.connect(pipeline.handle(), data_dir.incarnation(), None);
     wait.recv_timeout(Duration::from_secs(FENCE_SECONDS_MAX))
         .context("the groups did not let go of the connections of the process before this one")?;
-    Ok((shared, Running { pipeline, transport: None, _data_dir: data_dir }))
+    Ok((shared, Running { pipeline, read_ahead, transport: None, _data_dir: data_dir }))
 }
 
 fn start_member(
@@ -147,7 +158,8 @@ fn start_member(
         clock: Clock::real(),
         random: Random::of_process(),
     };
-    let (assembly, machine) = assemble_member(setting, metrics, &store, &formation, me, rand::random())?;
+    let (assembly, mut machine) = assemble_member(setting, metrics, &store, &formation, me, rand::random())?;
+    let reading = machine.read_ahead();
     let agreed = &formation.terms;
     if GroupConfig::decode(agreed.settings.clone())? != own || agreed.groups != settings.storage.groups.get() {
         tracing::warn!(
@@ -157,13 +169,14 @@ fn start_member(
     }
     let config = pipeline_config(settings, data_dir.node(), data_dir.incarnation(), assembly.new_groups());
     let pipeline = Pipeline::start(config, disk, store, machine, RaftLinks::new(transport.clone()))?;
+    let read_ahead = read_ahead::start(reading, pipeline.handle().clone())?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
     let asking = Asking { me: data_dir.node(), pipeline: pipeline.handle().clone(), transport: transport.clone() };
     let (shared, _) = assembly.connect(pipeline.handle(), 0, Some(Arc::new(Links(transport.clone()))));
     sink.start(Arc::clone(&shared), pipeline.handle().clone());
     set_once(&answers.running, asking);
     transport.set_peers(formation.peers())?;
-    Ok((shared, Running { pipeline, transport: Some(transport), _data_dir: data_dir }))
+    Ok((shared, Running { pipeline, read_ahead, transport: Some(transport), _data_dir: data_dir }))
 }
 
 /// What a node is started with, beside what is stored.
@@ -206,7 +219,8 @@ pub(crate) fn assemble_alone(
     let groups = restore_groups(store, &new_groups, config)?;
     let shared_cell = SharedCell::default();
     let (fenced, wait) = mpsc::channel();
-    let machine = Machine::new(groups, config, Arc::clone(&shared_cell), metrics.arbiter(), fenced, None);
+    let memory = queue_memory(&setting.settings, store);
+    let machine = Machine::new(groups, config, memory, Arc::clone(&shared_cell), metrics.arbiter(), fenced, None);
     Ok((Assembly { setting, slots, new_groups, shared_cell, fenced: wait, member: None }, machine))
 }
 
@@ -232,7 +246,9 @@ pub(crate) fn assemble_member(
     let member = take_up(store, membership, formation, &groups, &setting.clock)?;
     let shared_cell = SharedCell::default();
     let (fenced, wait) = mpsc::channel();
-    let machine = Machine::new(groups, config, Arc::clone(&shared_cell), metrics.arbiter(), fenced, Some(member));
+    let memory = queue_memory(&setting.settings, store);
+    let machine =
+        Machine::new(groups, config, memory, Arc::clone(&shared_cell), metrics.arbiter(), fenced, Some(member));
     Ok((Assembly { setting, slots, new_groups, shared_cell, fenced: wait, member: Some((node, lease)) }, machine))
 }
 
@@ -306,11 +322,16 @@ fn restore_groups(
     let kept = store.bases().keys().chain(new_groups.iter().map(|(group, _)| group));
     let kept: BTreeSet<GroupId> = kept.copied().filter(|&group| group != GroupId::DIRECTORY).collect();
     let restore = |group: GroupId| {
-        let stored = store.load(group)?;
-        let state = GroupState::restore(config, stored);
+        let rows = Arc::new(GroupRows { reader: store.reader(), group });
+        let state = GroupState::resume(config, rows, FRONT_MESSAGES);
         Ok((group.0, state.with_context(|| format!("the stored state of group {group} cannot be used"))?))
     };
     kept.into_iter().map(restore).collect()
+}
+
+fn queue_memory(settings: &Settings, store: &StateStore) -> QueueMemory {
+    let bytes_max = usize::try_from(settings.session.queue_memory_bytes_max).unwrap_or(usize::MAX);
+    QueueMemory::new(bytes_max, store.reader())
 }
 
 fn take_up(

@@ -635,6 +635,8 @@ families! {
     queued_messages: Level = "kentongan_queued_messages",
     /// Bytes of the messages that wait in the queues of sessions.
     queued_bytes: Level = "kentongan_queued_bytes",
+    /// Memory that messages of persistent sessions take here, about. The rest of what waits is in the data directory only.
+    queue_memory_bytes: Level = "kentongan_queue_memory_bytes",
     /// Messages of shared subscriptions that were handed to other nodes, whose members have not acknowledged them.
     shared_elsewhere: Level = "kentongan_shared_messages_elsewhere",
     /// Messages sent to clients and not yet acknowledged.

@@ -55,6 +55,8 @@ pub struct Entry {
 /// A live message that waits until retained ones are sent.
 #[derive(Debug, Clone)]
 pub struct HeldBack {
+    /// Its place in the session, which is also its key in the store.
+    pub sequence: u64,
     /// The message.
     pub message: Arc<Message>,
     /// As delivered.
@@ -106,6 +108,8 @@ pub struct PersistentSession {
     pub held_bytes: usize,
     /// Of the next entry.
     pub next_sequence: u64,
+    /// Whether anything came by a shared subscription since the queue was empty.
+    pub may_queue_shared: bool,
     /// In-flight window of the present connection.
     pub window_max: u16,
     /// What the listener of the last claim allows to wait, if less than the group does.

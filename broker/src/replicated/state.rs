@@ -9,7 +9,7 @@ mod delivery;
 pub(crate) mod inspect;
 mod lane;
 mod outbox;
-
+mod paging;
 pub mod resync;
 mod retained_read;
 mod subscribing;
@@ -23,11 +23,12 @@ use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{PacketId, QoS, ReasonCode};
 use kentongan_proto::topic::ParsedFilter;
 
+use super::bodies::Bodies;
 use super::command::{Command, MessageRecord, Owner, PickTargetRecord};
 use super::effect::{Delivery, Effect, FilterOutcome, OpenedSession};
 use super::retained::{Page, Retained, RetainedLimits};
 use super::session::{Entry, PersistentSession, Subscription};
-use super::store::Dirty;
+use super::store::{Dirty, EntryRecord};
 use crate::message::Message;
 use crate::session::outbound::{Backlog, DropPolicy, QueueCaps, Stage};
 use crate::subscription::{LocalMatch, LocalSubscriptions, PickStrategy};
@@ -201,12 +202,6 @@ pub(super) struct LaneState {
     pub refused: VecDeque<(u64, ReasonCode)>,
 }
 
-#[derive(Debug)]
-pub(super) struct Body {
-    pub message: Arc<Message>,
-    pub references: u32,
-}
-
 /// What happens when its time has come.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
@@ -233,7 +228,7 @@ pub struct GroupState {
     pub(super) lanes: BTreeMap<(u64, u64), LaneState>,
     pub(super) sessions: HashMap<Arc<str>, PersistentSession>,
     pub(super) names: HashMap<u64, Arc<str>>,
-    pub(super) bodies: HashMap<u64, Body>,
+    pub(super) bodies: Bodies,
     pub(super) retained: Retained,
     pub(super) outbox: BTreeMap<u64, OutboxEntry>,
     pub(super) dirty: Dirty,
@@ -260,6 +255,10 @@ pub struct GroupState {
     /// Those of them that are shared.
     subscriptions_shared: usize,
     matches: Vec<LocalMatch>,
+    /// Sessions of which more should be in memory soon.
+    running_out: BTreeSet<u64>,
+    /// Sessions out of whose queues something was taken since the last checkpoint, behind the first: the store still has it.
+    pub(super) fresh_gaps: BTreeSet<u64>,
     /// Shared subscriptions whose members' load the present command changed, where that decides who is picked.
     loads_changed: BTreeSet<Arc<str>>,
 }
@@ -289,7 +288,9 @@ impl GroupState {
             lanes: BTreeMap::new(),
             sessions: HashMap::new(),
             names: HashMap::new(),
-            bodies: HashMap::new(),
+            bodies: Bodies::default(),
+            running_out: BTreeSet::new(),
+            fresh_gaps: BTreeSet::new(),
             retained: Retained::new(config.retained),
             outbox: BTreeMap::new(),
             dirty: Dirty::default(),
@@ -502,10 +503,46 @@ impl GroupState {
         self.dirty.clear();
     }
 
+    /// Every body is in some queue, and known to be in as many as it is; every queue weighs what it is known to weigh.
+    fn assert_bodies(&self) {
+        let mut references: HashMap<u64, u32> = HashMap::new();
+        for session in self.sessions.values() {
+            let mut bytes = 0;
+            let mut add = |body: u64, weight_bytes: usize| {
+                *references.entry(body).or_default() += 1;
+                bytes += weight_bytes;
+            };
+            session.outbound.queued().for_each(|entry| add(entry.body, entry.message.weight_bytes()));
+            let mut messages = session.outbound.queued().count();
+            if let Some(middle) = session.outbound.middle() {
+                let tell = |_, record: EntryRecord| {
+                    let in_memory = self.bodies.message(record.body).map(Arc::clone);
+                    let message = in_memory.map_or_else(|| self.bodies.read_body(record.body).map(|read| read.0), Ok);
+                    add(record.body, message.expect("what is not in memory is stored").weight_bytes());
+                    messages += 1;
+                };
+                let told = self.bodies.for_each_away(session.number, middle, tell);
+                told.expect("what is not in memory is stored");
+            }
+            let in_flight = session.outbound.resend();
+            in_flight.into_iter().filter_map(|(.., entry)| entry).for_each(|entry| add(entry.body, 0));
+            assert_eq!((messages, bytes), (session.outbound.queue_len(), session.outbound.queue_bytes()));
+        }
+        for number in self.bodies.numbers() {
+            assert!(references.contains_key(&number), "body {number} is in no queue");
+        }
+        for (number, count) in references {
+            let known = self.bodies.references(number);
+            let known = known.unwrap_or_else(|| self.bodies.read_body(number).expect("it is stored").1);
+            assert_eq!(known, count, "references of body {number}");
+        }
+    }
+
     /// Whether [`Self::assert_invariants`], which looks at everything, costs little.
     #[must_use]
     pub fn is_small(&self) -> bool {
-        self.sessions.len() < 16 && self.bodies.len() < 1000
+        let is_here = |session: &PersistentSession| session.outbound.middle().is_none();
+        self.sessions.len() < 16 && self.bodies.len() < 1000 && self.sessions.values().all(is_here)
     }
 
     /// What must hold after every command.
@@ -513,17 +550,8 @@ impl GroupState {
     /// # Panics
     /// It does not: the node must stop rather than spread that.
     pub fn assert_invariants(&self) {
-        let mut references: HashMap<u64, u32> = HashMap::new();
+        self.assert_bodies();
         for session in self.sessions.values() {
-            let in_flight = session.outbound.resend();
-            for (.., entry) in &in_flight {
-                if let Some(entry) = entry {
-                    *references.entry(entry.body).or_default() += 1;
-                }
-            }
-            for entry in session.outbound.queued() {
-                *references.entry(entry.body).or_default() += 1;
-            }
             assert_eq!(self.names.get(&session.number), Some(&session.client_id));
             assert!(session.owner.is_some() || (session.to_resend.is_empty() && session.waiting.is_none()));
             assert!(session.owner.is_none() || session.expires_at_ms.is_none(), "who is connected does not expire");
@@ -532,7 +560,7 @@ impl GroupState {
             let known = session.to_resend.iter().all(|&id| session.outbound.in_flight_under(id).is_some());
             assert!(known, "what is to be sent again is in flight");
             assert!(session.is_reading() || session.held.is_empty(), "what is held is let go in the end");
-            assert_eq!(session.outbound.queue_bytes(), queue_bytes(session));
+            assert!(session.held.is_sorted_by_key(|held| held.sequence));
             let next = session.waiting.as_ref().and_then(|waiting| waiting.connect.owner);
             for owner in session.owner.into_iter().chain(next) {
                 let sessions = &self.owned[&(owner.node, owner.incarnation)];
@@ -544,10 +572,6 @@ impl GroupState {
                     assert_eq!(online, session.owner.is_some());
                 }
             }
-        }
-        assert_eq!(references.len(), self.bodies.len(), "every body is in some queue");
-        for (number, body) in &self.bodies {
-            assert_eq!(references.get(number), Some(&body.references), "references of body {number}");
         }
         for (filter, share) in &self.shares {
             assert!(!share.members.is_empty(), "{filter} without members");
@@ -662,10 +686,6 @@ fn is_wanted(qos: QoS) -> bool {
     qos != QoS::AtMostOnce
 }
 
-fn queue_bytes(session: &PersistentSession) -> usize {
-    session.outbound.queued().map(|entry| entry.message.weight_bytes()).sum()
-}
-
 /// Marks the lanes of outboxes, which outlive every incarnation.
 pub const OUTBOX_LANE: u64 = 1 << 63;
 
@@ -720,6 +740,8 @@ pub(super) fn queue_caps(messages_max: Option<u64>, bytes_max: Option<u64>) -> Q
     QueueCaps { messages_max: messages_max.map(bound), bytes_max: bytes_max.map(bound) }
 }
 
+#[cfg(test)]
+mod checkpoints;
 #[cfg(test)]
 mod replicas;
 #[cfg(test)]

@@ -1,26 +1,38 @@
 //! What of a group's state goes to disk at a checkpoint, and how it comes back.
 //!
-//! Only what changed since the last checkpoint is written, and what came and went between two is never written at all.
+//! Only what changed since the last checkpoint is written, and what came and went between two is never written at all. So nothing that
+//! grows without a small bound is one value: a session's head is, and its subscriptions and messages have rows of their own.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use kentongan_cluster::state::{Pair, StateError};
 use kentongan_proto::mqtt::{PacketId, QoS, ReasonCode, RetainHandling, SubscriptionOptions};
 use prost::Message as _;
 
+use super::bodies::{read_entries, references_value};
 use super::command::{self, MessageRecord, Owner, PickTargetRecord, WillRecord};
+use super::rows::{Pairs, StoredRows};
 use super::session::{Entry, HeldBack, PersistentSession, Subscription, Waiting};
-use super::state::{Body, GroupConfig, GroupState, LaneState, OutboxEntry, PickTarget, absolute, queue_caps};
-use crate::session::outbound::{Outbound, OutboundLimits, Stage};
+use super::state::{GroupConfig, GroupState, LaneState, OutboxEntry, PickTarget, absolute, queue_caps};
+use crate::message::Message;
+use crate::session::outbound::{Middle, Outbound, Stage};
 
 /// What can be stored on its own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Key {
     Session(u64),
+    /// Of a session, by its filter.
+    Subscription(u64, Arc<str>),
+    /// Of a session, by sequence.
+    Held(u64, u64),
     /// Of a session, by sequence.
     Entry(u64, u64),
     Body(u64),
+    /// To a body, where there are several.
+    References(u64),
     Retained(Arc<str>),
     Outbox(u64),
     /// Of a shared subscription.
@@ -28,10 +40,13 @@ pub(super) enum Key {
 }
 
 impl Key {
-    /// Sorted as stored: sessions, entries in their order, bodies, retained, outbox.
-    fn encode(&self) -> Vec<u8> {
+    /// What belongs together stands together, in its order.
+    pub(super) fn encode(&self) -> Vec<u8> {
         match self {
             Self::Session(number) => [&b"s"[..], &number.to_be_bytes()].concat(),
+            Self::Subscription(session, filter) => [&b"f"[..], &session.to_be_bytes(), filter.as_bytes()].concat(),
+            Self::Held(session, sequence) => [&b"h"[..], &session.to_be_bytes(), &sequence.to_be_bytes()].concat(),
+            Self::References(number) => [&b"c"[..], &number.to_be_bytes()].concat(),
             Self::Entry(session, sequence) => [&b"q"[..], &session.to_be_bytes(), &sequence.to_be_bytes()].concat(),
             Self::Body(number) => [&b"b"[..], &number.to_be_bytes()].concat(),
             Self::Retained(topic) => [&b"r"[..], topic.as_bytes()].concat(),
@@ -69,6 +84,20 @@ impl Dirty {
             Some(true) => drop(self.keys.remove(&key)),
             _ => drop(self.keys.insert(key, false)),
         }
+    }
+
+    /// What is gone, where only its owner knows whether it was stored.
+    pub fn unwritten(&mut self, key: Key, was_stored: bool) {
+        if was_stored {
+            self.keys.insert(key, false);
+        } else {
+            self.keys.remove(&key);
+        }
+    }
+
+    /// Whether it is to be written, or deleted.
+    pub fn contains(&self, key: &Key) -> bool {
+        self.keys.contains_key(key)
     }
 
     pub fn clear(&mut self) {
@@ -157,8 +186,6 @@ struct MetaRecord {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct SubscriptionRecord {
-    #[prost(string, tag = "1")]
-    filter: String,
     #[prost(uint32, tag = "2")]
     qos: u32,
     #[prost(bool, tag = "3")]
@@ -219,16 +246,12 @@ struct SessionRecord {
     will: Option<WillRecord>,
     #[prost(uint64, optional, tag = "8")]
     will_due_ms: Option<u64>,
-    #[prost(message, repeated, tag = "9")]
-    subscriptions: Vec<SubscriptionRecord>,
     #[prost(message, repeated, tag = "10")]
     window: Vec<WindowRecord>,
     #[prost(uint32, tag = "11")]
     last_id: u32,
     #[prost(uint32, repeated, tag = "12")]
     received: Vec<u32>,
-    #[prost(message, repeated, tag = "13")]
-    held: Vec<HeldRecord>,
     #[prost(uint64, tag = "14")]
     next_sequence: u64,
     #[prost(uint32, tag = "15")]
@@ -247,12 +270,25 @@ struct SessionRecord {
     queue_messages_max: Option<u64>,
     #[prost(uint64, optional, tag = "22")]
     queue_bytes_max: Option<u64>,
+    /// Of the messages behind the window, whose entries follow those in it.
+    #[prost(uint64, tag = "23")]
+    queued_messages: u64,
+    #[prost(uint64, tag = "24")]
+    queued_bytes: u64,
+    #[prost(bool, tag = "25")]
+    may_queue_shared: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct EntryRecord {
+pub(super) struct ReferencesRecord {
+    #[prost(uint32, tag = "1")]
+    pub(super) references: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct EntryRecord {
     #[prost(uint64, tag = "1")]
-    body: u64,
+    pub(super) body: u64,
     #[prost(uint32, tag = "2")]
     qos: u32,
     #[prost(bool, tag = "3")]
@@ -261,6 +297,20 @@ struct EntryRecord {
     identifiers: Vec<u32>,
     #[prost(string, optional, tag = "5")]
     share: Option<String>,
+}
+
+impl EntryRecord {
+    pub(super) fn into_entry(self, sequence: u64, message: Arc<Message>) -> Entry {
+        Entry {
+            body: self.body,
+            sequence,
+            message,
+            qos: command::qos(self.qos),
+            retain: self.retain,
+            identifiers: self.identifiers,
+            share: self.share.map(Arc::from),
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -300,6 +350,9 @@ pub enum RestoreError {
     /// A value is no record.
     #[error("a stored record cannot be read: {0}")]
     Record(#[from] prost::DecodeError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StateError),
     /// A record refers to one that is not there.
     #[error("the stored state is incomplete: {0}")]
     Incomplete(&'static str),
@@ -316,22 +369,39 @@ impl GroupState {
         keys.sort_unstable();
         let entries = self.entries_of(&keys);
         let mut writes = vec![(META_KEY.to_vec(), Some(self.meta().encode_to_vec()))];
-        writes.extend(keys.iter().map(|key| (key.encode(), self.value(key, &entries))));
+        for key in &keys {
+            let value = match key {
+                Key::References(number) => match self.bodies.references_to_write(*number) {
+                    Some(value) => value,
+                    None => continue,
+                },
+                key => self.value(key, &entries),
+            };
+            writes.push((key.encode(), value));
+        }
         self.dirty.clear();
+        self.fresh_gaps.clear();
         writes
     }
 
     /// All that a checkpoint would have to write if there had been none before, in the order of the keys.
+    ///
+    /// # Panics
+    /// What is not in memory cannot be read.
     pub fn snapshot(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
         let of_session = |session: &PersistentSession| {
             let number = session.number;
             let in_flight: Vec<_> = session.outbound.resend().into_iter().filter_map(|(.., entry)| entry).collect();
             let entries = in_flight.into_iter().chain(session.outbound.queued());
-            let entries = entries.map(|entry| Key::Entry(number, entry.sequence)).collect::<Vec<_>>();
-            std::iter::once(Key::Session(number)).chain(entries)
+            let entries = entries.map(|entry| Key::Entry(number, entry.sequence));
+            let subscriptions =
+                session.subscriptions.keys().map(|filter| Key::Subscription(number, Arc::clone(filter)));
+            let held = session.held.iter().map(|held| Key::Held(number, held.sequence));
+            let rows: Vec<_> = subscriptions.chain(held).chain(entries).collect();
+            std::iter::once(Key::Session(number)).chain(rows)
         };
         let keys: Vec<_> = (self.sessions.values().flat_map(of_session))
-            .chain(self.bodies.keys().map(|&number| Key::Body(number)))
+            .chain(self.bodies.numbers().flat_map(|number| [Key::Body(number), Key::References(number)]))
             .chain(self.retained.iter().map(|message| Key::Retained(Arc::clone(&message.topic))))
             .chain(self.outbox.keys().map(|&position| Key::Outbox(position)))
             .chain(self.turns.keys().map(|share| Key::Turn(Arc::clone(share))))
@@ -340,7 +410,28 @@ impl GroupState {
         let mut snapshot: BTreeMap<_, _> =
             keys.iter().filter_map(|key| Some((key.encode(), self.value(key, &entries)?))).collect();
         snapshot.insert(META_KEY.to_vec(), self.meta().encode_to_vec());
+        for session in self.sessions.values() {
+            self.add_away(session, &mut snapshot);
+        }
         snapshot
+    }
+
+    /// What of a session is in the store only.
+    fn add_away(&self, session: &PersistentSession, snapshot: &mut BTreeMap<Vec<u8>, Vec<u8>>) {
+        let Some(middle) = session.outbound.middle() else {
+            return;
+        };
+        let mut add = |sequence, record: EntryRecord| {
+            snapshot.insert(Key::Entry(session.number, sequence).encode(), record.encode_to_vec());
+            if self.bodies.message(record.body).is_none() {
+                let (message, references) =
+                    self.bodies.read_body(record.body).expect("what is not in memory is stored");
+                snapshot.insert(Key::Body(record.body).encode(), absolute(&message).encode_to_vec());
+                let references = references_value(references);
+                snapshot.extend(references.map(|value| (Key::References(record.body).encode(), value)));
+            }
+        };
+        self.bodies.for_each_away(session.number, middle, &mut add).expect("what is not in memory is stored");
     }
 
     /// What replicas that applied the same log have in common, and no two different states: FNV-1a over
@@ -374,7 +465,7 @@ impl GroupState {
         }
     }
 
-    /// The entries that `keys` name, found with one walk over each session concerned.
+    /// The entries that `keys` name. What is in the store only did not change.
     fn entries_of(&self, keys: &[Key]) -> HashMap<(u64, u64), EntryRecord> {
         let mut wanted: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
         for key in keys {
@@ -387,9 +478,11 @@ impl GroupState {
             let Some(session) = self.names.get(&number).and_then(|name| self.sessions.get(name)) else {
                 continue;
             };
-            let in_flight = session.outbound.resend();
-            let entries = in_flight.iter().filter_map(|(.., entry)| *entry).chain(session.outbound.queued());
-            for entry in entries.filter(|entry| sequences.contains(&entry.sequence)) {
+            let in_flight = session.outbound.resend().into_iter().filter_map(|(.., entry)| entry);
+            let queued = sequences
+                .iter()
+                .filter_map(|sequence| session.outbound.find_queued(|entry| entry.sequence.cmp(sequence)));
+            for entry in in_flight.filter(|entry| sequences.contains(&entry.sequence)).chain(queued) {
                 found.insert((number, entry.sequence), entry_record(entry));
             }
         }
@@ -403,7 +496,17 @@ impl GroupState {
                 Some(session_record(session).encode_to_vec())
             }
             Key::Entry(session, sequence) => Some(entries.get(&(*session, *sequence))?.encode_to_vec()),
-            Key::Body(number) => Some(absolute(&self.bodies.get(number)?.message).encode_to_vec()),
+            Key::Subscription(number, filter) => {
+                let session = self.names.get(number).and_then(|name| self.sessions.get(name))?;
+                Some(subscription_record(session.subscriptions.get(filter)?).encode_to_vec())
+            }
+            Key::Held(number, sequence) => {
+                let session = self.names.get(number).and_then(|name| self.sessions.get(name))?;
+                let at = session.held.binary_search_by_key(sequence, |held| held.sequence).ok()?;
+                Some(held_record(&session.held[at]).encode_to_vec())
+            }
+            Key::Body(number) => Some(absolute(self.bodies.message(*number)?).encode_to_vec()),
+            Key::References(number) => references_value(self.bodies.references(*number)?),
             Key::Retained(topic) => {
                 let message = Some(absolute(self.retained.get(topic)?));
                 Some(RetainedRecord { message, due_ms: self.retained_dues.get(topic).copied() }.encode_to_vec())
@@ -431,50 +534,62 @@ impl GroupState {
         }
     }
 
-    /// The state that checkpoints left behind, from all its keys in their order.
+    /// The state that another node's checkpoints left behind, from all its keys. All of it is in memory until some of it is
+    /// [put away](Self::put_away).
     ///
     /// # Errors
-    /// What is stored is not a whole state.
-    pub fn restore(
-        config: GroupConfig,
-        stored: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>,
-    ) -> Result<Self, RestoreError> {
+    /// What came is not a whole state.
+    pub fn restore<'a>(config: GroupConfig, stored: impl Into<Cow<'a, [Pair]>>) -> Result<Self, RestoreError> {
+        Self::read(config, &Pairs::new(stored), usize::MAX)
+    }
+
+    /// The state that checkpoints left behind in `rows`, where long queues stay but for their first `front_max` messages.
+    ///
+    /// # Errors
+    /// What is stored is not a whole state, or the store failed.
+    pub fn resume(config: GroupConfig, rows: Arc<dyn StoredRows>, front_max: usize) -> Result<Self, RestoreError> {
+        let mut state = Self::read(config, &*rows, front_max)?;
+        state.keep_in(rows);
+        Ok(state)
+    }
+
+    fn read(config: GroupConfig, rows: &dyn StoredRows, front_max: usize) -> Result<Self, RestoreError> {
         let mut state = Self::new(config);
-        let mut sessions = Vec::new();
-        let mut entries: BTreeMap<u64, BTreeMap<u64, EntryRecord>> = BTreeMap::new();
-        for (key, value) in stored {
-            let value = Bytes::from(value);
-            match key.split_first() {
-                Some((b'm', _)) => state.restore_meta(MetaRecord::decode(value)?),
-                Some((b's', rest)) => sessions.push((number(rest)?, SessionRecord::decode(value)?)),
-                Some((b'q', rest)) if rest.len() == 16 => {
-                    let (session, sequence) = (number(&rest[..8])?, number(&rest[8..])?);
-                    entries.entry(session).or_default().insert(sequence, EntryRecord::decode(value)?);
-                }
-                Some((b'b', rest)) => {
-                    let message = Arc::new(MessageRecord::decode(value)?.into_message(0));
-                    state.bodies.insert(number(rest)?, Body { message, references: 0 });
-                }
-                Some((b'r', _)) => {
-                    state.restore_retained(RetainedRecord::decode(value)?)?;
-                }
-                Some((b'o', rest)) => {
-                    let entry = outbox_entry(OutboxRecord::decode(value)?)?;
-                    state.outbox.insert(number(rest)?, entry);
-                }
-                Some((b't', share)) => {
-                    let share =
-                        str::from_utf8(share).map_err(|_| RestoreError::Incomplete("a shared subscription's name"))?;
-                    state.turns.insert(Arc::from(share), Arc::from(TurnRecord::decode(value)?.last));
-                }
-                _ => return Err(RestoreError::Incomplete("a key of no known kind")),
-            }
+        if let Some(meta) = rows.get(META_KEY)? {
+            state.restore_meta(MetaRecord::decode(&meta[..])?);
         }
-        for (number, record) in sessions {
-            let session = state.restore_session(number, record, entries.remove(&number).unwrap_or_default())?;
+        scan(rows, b'r', |_, value| state.restore_retained(RetainedRecord::decode(value)?))?;
+        scan(rows, b'o', |rest, value| {
+            let entry = outbox_entry(OutboxRecord::decode(value)?)?;
+            state.outbox.insert(number(rest)?, entry);
+            Ok(())
+        })?;
+        scan(rows, b't', |share, value| {
+            state.turns.insert(Arc::from(text(share)?), Arc::from(TurnRecord::decode(value)?.last));
+            Ok(())
+        })?;
+        let mut subscriptions: HashMap<u64, BTreeMap<Arc<str>, Subscription>> = HashMap::new();
+        scan(rows, b'f', |rest, value| {
+            let (session, filter) = rest.split_at_checked(8).ok_or(RestoreError::Incomplete(WRONG_LENGTH))?;
+            let own = subscriptions.entry(number(session)?).or_default();
+            own.insert(Arc::from(text(filter)?), subscription(&SubscriptionRecord::decode(value)?));
+            Ok(())
+        })?;
+        let mut held: HashMap<u64, Vec<HeldBack>> = HashMap::new();
+        scan(rows, b'h', |rest, value| {
+            let (session, sequence) = rest.split_at_checked(8).ok_or(RestoreError::Incomplete(WRONG_LENGTH))?;
+            let record = held_back(number(sequence)?, HeldRecord::decode(value)?)?;
+            held.entry(number(session)?).or_default().push(record);
+            Ok(())
+        })?;
+        scan(rows, b's', |rest, value| {
+            let number = number(rest)?;
+            let own = subscriptions.remove(&number).unwrap_or_default();
+            let held = held.remove(&number).unwrap_or_default();
+            let session = state.restore_session(rows, front_max, number, SessionRecord::decode(value)?, own, held)?;
             state.sessions.insert(Arc::clone(&session.client_id), session);
-        }
-        state.bodies.retain(|_, body| body.references > 0);
+            Ok(())
+        })?;
         state.rebuild();
         Ok(state)
     }
@@ -504,39 +619,16 @@ impl GroupState {
 
     fn restore_session(
         &mut self,
+        rows: &dyn StoredRows,
+        front_max: usize,
         number: u64,
         record: SessionRecord,
-        mut entries: BTreeMap<u64, EntryRecord>,
+        subscriptions: BTreeMap<Arc<str>, Subscription>,
+        held: Vec<HeldBack>,
     ) -> Result<PersistentSession, RestoreError> {
         let window_max = u16::try_from(record.window_max).unwrap_or(u16::MAX);
         let caps = queue_caps(record.queue_messages_max, record.queue_bytes_max);
-        let limits = OutboundLimits {
-            window_max,
-            queue_messages_max: self.config.queue_messages_max,
-            queue_bytes_max: self.config.queue_bytes_max,
-            drop_policy: self.config.drop_policy,
-        }
-        .capped(caps);
-        let mut window = Vec::new();
-        for slot in &record.window {
-            let entry = match slot.sequence {
-                Some(sequence) => {
-                    let record = entries
-                        .remove(&sequence)
-                        .ok_or(RestoreError::Incomplete("a message in flight has no entry"))?;
-                    Some(self.entry(sequence, record)?)
-                }
-                None => None,
-            };
-            window.push((id(slot.packet_id)?, stage(slot.stage), command::qos(slot.qos), entry));
-        }
-        let mut queue = Vec::new();
-        for (sequence, record) in entries {
-            let entry = self.entry(sequence, record)?;
-            queue.push((entry.clone(), entry.message.weight_bytes(), entry.qos));
-        }
-        let subscriptions = record.subscriptions.iter().map(subscription).collect();
-        let held = record.held.into_iter().map(held_back).collect::<Result<Vec<_>, _>>()?;
+        let outbound = self.restore_outbound(rows, front_max, number, &record)?;
         Ok(PersistentSession {
             number,
             client_id: Arc::from(record.client_id),
@@ -551,30 +643,93 @@ impl GroupState {
             will: record.will,
             will_due_ms: record.will_due_ms,
             subscriptions,
-            outbound: Outbound::restore(limits, record.last_id as u16, record.window_slots as usize, window, queue),
+            outbound,
             to_resend: record.to_resend.into_iter().map(id).collect::<Result<_, _>>()?,
             received: record.received.into_iter().map(id).collect::<Result<_, _>>()?,
             held_bytes: held.iter().map(|held| held.message.weight_bytes()).sum(),
             held,
             next_sequence: record.next_sequence,
+            may_queue_shared: record.may_queue_shared,
             window_max,
             caps,
         })
     }
 
-    fn entry(&mut self, sequence: u64, record: EntryRecord) -> Result<Entry, RestoreError> {
-        let body = self.bodies.get_mut(&record.body).ok_or(RestoreError::Incomplete("a queued message has no body"))?;
-        body.references += 1;
-        Ok(Entry {
-            body: record.body,
-            sequence,
-            message: Arc::clone(&body.message),
-            qos: command::qos(record.qos),
-            retain: record.retain,
-            identifiers: record.identifiers,
-            share: record.share.map(Arc::from),
-        })
+    /// The window, and of what waits behind it the first messages.
+    fn restore_outbound(
+        &mut self,
+        rows: &dyn StoredRows,
+        front_max: usize,
+        number: u64,
+        record: &SessionRecord,
+    ) -> Result<Outbound<Entry>, RestoreError> {
+        let window_max = u16::try_from(record.window_max).unwrap_or(u16::MAX);
+        let limits = self.limits(window_max, queue_caps(record.queue_messages_max, record.queue_bytes_max));
+        let queued_messages = usize::try_from(record.queued_messages).unwrap_or(usize::MAX);
+        let queued_bytes = usize::try_from(record.queued_bytes).unwrap_or(usize::MAX);
+        let in_flight = record.window.iter().filter(|slot| slot.sequence.is_some()).count();
+        // What is in flight came before what waits.
+        let front = queued_messages.min(front_max);
+        let wanted = in_flight.saturating_add(front);
+        let read = if wanted == 0 { Vec::new() } else { read_entries(rows, number, 0, record.next_sequence, wanted)? };
+        if read.len() != wanted {
+            return Err(RestoreError::Incomplete("a message in flight, or one that waits, has no entry"));
+        }
+        let next = read.last().map_or(0, |(sequence, _)| sequence + 1);
+        let mut entries: BTreeMap<_, _> = read.into_iter().collect();
+        let mut window = Vec::new();
+        for slot in &record.window {
+            let entry = match slot.sequence {
+                Some(sequence) => {
+                    let missing = RestoreError::Incomplete("a message in flight has no entry");
+                    Some(self.bodies.restore(rows, sequence, entries.remove(&sequence).ok_or(missing)?)?)
+                }
+                None => None,
+            };
+            window.push((id(slot.packet_id)?, stage(slot.stage), command::qos(slot.qos), entry));
+        }
+        let mut queue = Vec::with_capacity(entries.len());
+        for (sequence, record) in entries {
+            let entry = self.bodies.restore(rows, sequence, record)?;
+            let (weight_bytes, qos) = (entry.message.weight_bytes(), entry.qos);
+            queue.push((entry, weight_bytes, qos));
+        }
+        let front_bytes = queue.iter().map(|(_, weight_bytes, _)| weight_bytes).sum();
+        let bytes =
+            queued_bytes.checked_sub(front_bytes).ok_or(RestoreError::Incomplete("a queue that weighs more"))?;
+        let messages = queued_messages - queue.len();
+        let middle = (messages > 0).then_some(Middle { messages, bytes, from: next, until: record.next_sequence });
+        let slots = record.window_slots as usize;
+        Ok(Outbound::restore(limits, record.last_id as u16, slots, window, queue, middle))
     }
+}
+
+const WRONG_LENGTH: &str = "a key of the wrong length";
+
+/// Pairs that are read at once.
+const SCAN_PAIRS: usize = 1024;
+
+/// All rows of one kind, by what follows it in their keys.
+fn scan(
+    rows: &dyn StoredRows,
+    kind: u8,
+    mut take: impl FnMut(&[u8], Bytes) -> Result<(), RestoreError>,
+) -> Result<(), RestoreError> {
+    let mut from = vec![kind];
+    loop {
+        let pairs = rows.range(&from, &[kind + 1], SCAN_PAIRS)?;
+        let Some((last, _)) = pairs.last() else {
+            return Ok(());
+        };
+        from = [last, &[0][..]].concat();
+        for (key, value) in pairs {
+            take(&key[1..], value.into())?;
+        }
+    }
+}
+
+fn text(bytes: &[u8]) -> Result<&str, RestoreError> {
+    str::from_utf8(bytes).map_err(|_| RestoreError::Incomplete("a name in a key"))
 }
 
 fn lane_record((&(node, lane), state): (&(u64, u64), &LaneState)) -> LaneRecord {
@@ -599,8 +754,8 @@ fn waiting(record: WaitingRecord) -> Result<Box<Waiting>, RestoreError> {
     Ok(Box::new(Waiting { connect, owner_epoch: record.owner_epoch }))
 }
 
-fn number(bytes: &[u8]) -> Result<u64, RestoreError> {
-    bytes.try_into().map(u64::from_be_bytes).map_err(|_| RestoreError::Incomplete("a key of the wrong length"))
+pub(super) fn number(bytes: &[u8]) -> Result<u64, RestoreError> {
+    bytes.try_into().map(u64::from_be_bytes).map_err(|_| RestoreError::Incomplete(WRONG_LENGTH))
 }
 
 fn id(number: u32) -> Result<PacketId, RestoreError> {
@@ -645,9 +800,19 @@ fn outbox_entry(record: OutboxRecord) -> Result<OutboxEntry, RestoreError> {
     })
 }
 
-fn held_back(record: HeldRecord) -> Result<HeldBack, RestoreError> {
+fn held_record(held: &HeldBack) -> HeldRecord {
+    HeldRecord {
+        message: Some(absolute(&held.message)),
+        qos: held.qos as u32,
+        retain: held.retain,
+        identifiers: held.identifiers.clone(),
+    }
+}
+
+fn held_back(sequence: u64, record: HeldRecord) -> Result<HeldBack, RestoreError> {
     let message = record.message.ok_or(RestoreError::Incomplete("a held message that is not there"))?;
     Ok(HeldBack {
+        sequence,
         message: Arc::new(message.into_message(0)),
         qos: command::qos(record.qos),
         retain: record.retain,
@@ -655,7 +820,19 @@ fn held_back(record: HeldRecord) -> Result<HeldBack, RestoreError> {
     })
 }
 
-fn subscription(record: &SubscriptionRecord) -> (Arc<str>, Subscription) {
+fn subscription_record(own: &Subscription) -> SubscriptionRecord {
+    SubscriptionRecord {
+        qos: own.options.qos as u32,
+        no_local: own.options.no_local,
+        retain_as_published: own.options.retain_as_published,
+        retain_handling: own.options.retain_handling as u32,
+        identifier: own.identifier.map(std::num::NonZeroU32::get),
+        read: own.read,
+        held: own.held,
+    }
+}
+
+fn subscription(record: &SubscriptionRecord) -> Subscription {
     let options = SubscriptionOptions {
         qos: command::qos(record.qos),
         no_local: record.no_local,
@@ -667,8 +844,7 @@ fn subscription(record: &SubscriptionRecord) -> (Arc<str>, Subscription) {
         },
     };
     let identifier = record.identifier.and_then(std::num::NonZeroU32::new);
-    let subscription = Subscription { options, identifier, read: record.read, held: record.held };
-    (Arc::from(record.filter.as_str()), subscription)
+    Subscription { options, identifier, read: record.read, held: record.held }
 }
 
 fn session_record(session: &PersistentSession) -> SessionRecord {
@@ -692,33 +868,9 @@ fn session_record(session: &PersistentSession) -> SessionRecord {
         expires_at_ms: session.expires_at_ms,
         will: session.will.clone(),
         will_due_ms: session.will_due_ms,
-        subscriptions: session
-            .subscriptions
-            .iter()
-            .map(|(filter, own)| SubscriptionRecord {
-                filter: filter.to_string(),
-                qos: own.options.qos as u32,
-                no_local: own.options.no_local,
-                retain_as_published: own.options.retain_as_published,
-                retain_handling: own.options.retain_handling as u32,
-                identifier: own.identifier.map(std::num::NonZeroU32::get),
-                read: own.read,
-                held: own.held,
-            })
-            .collect(),
         window: window.collect(),
         last_id: u32::from(session.outbound.last_id()),
         received: session.received.iter().map(|id| u32::from(id.get())).collect(),
-        held: session
-            .held
-            .iter()
-            .map(|held| HeldRecord {
-                message: Some(absolute(&held.message)),
-                qos: held.qos as u32,
-                retain: held.retain,
-                identifiers: held.identifiers.clone(),
-            })
-            .collect(),
         next_sequence: session.next_sequence,
         window_max: u32::from(session.window_max),
         to_resend: session.to_resend.iter().map(|id| u32::from(id.get())).collect(),
@@ -727,6 +879,9 @@ fn session_record(session: &PersistentSession) -> SessionRecord {
         resumed: session.resumed,
         queue_messages_max: session.caps.messages_max.map(|bound| bound as u64),
         queue_bytes_max: session.caps.bytes_max.map(|bound| bound as u64),
+        queued_messages: session.outbound.queue_len() as u64,
+        queued_bytes: session.outbound.queue_bytes() as u64,
+        may_queue_shared: session.may_queue_shared,
         waiting: session
             .waiting
             .as_deref()

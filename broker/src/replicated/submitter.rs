@@ -10,7 +10,7 @@ use kentongan_cluster::{GroupId, NodeId, PipelineHandle};
 
 use super::command::{self, Command};
 use super::state::CLOCK_LAG_MS_MAX;
-use super::{ClaimRequest, InterestChanges, RetainedCursor, Slots};
+use super::{ClaimRequest, InterestChanges, ReadPage, RetainedCursor, Slots};
 use crate::clock::Clock;
 use crate::connection_key::ConnectionKey;
 use crate::peers::status::NodeStatus;
@@ -26,6 +26,13 @@ pub enum Query {
     Claim(ClaimRequest),
     /// A connection that was to be taken over is done.
     Released(Arc<str>),
+    /// A part of a session's queue was read back.
+    QueuePage {
+        /// Whose.
+        group: u16,
+        /// What was read.
+        page: Box<ReadPage>,
+    },
     /// What the clients of an arbiter want has changed.
     Interest(InterestChanges),
     /// A group is led by another node now, or the link to its leader broke: what was sent there may be lost.

@@ -2,6 +2,9 @@
 //!
 //! One implementation for transient sessions, whose messages live with the connection, and for persistent ones, whose
 //! messages live in a group's state: `M` is whatever they keep of a message.
+//!
+//! The middle of a long queue may be in a store only ([`Middle`]). It counts against the bounds like the rest, and is read back, a
+//! [`Page`] at a time, when the front runs out: what is in memory changes nothing of what is done.
 
 use std::collections::VecDeque;
 
@@ -127,6 +130,41 @@ struct Queued<M> {
     weight_bytes: usize,
 }
 
+/// The part of a queue that only a store has: behind the front, which goes out first, before the tail, which came last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Middle {
+    /// How many.
+    pub messages: usize,
+    /// Their weight.
+    pub bytes: usize,
+    /// The place in the session of the first, or one between that and the front's last.
+    pub from: u64,
+    /// A place behind the last one, and no further than the tail's first.
+    pub until: u64,
+}
+
+/// What was read back from the beginning of a [`Middle`].
+#[derive(Debug)]
+pub struct Page<M> {
+    /// Each with its weight and its QoS, in order.
+    pub messages: Vec<(M, usize, QoS)>,
+    /// The place behind the last of them.
+    pub next: u64,
+}
+
+impl<M> Page<M> {
+    /// That of a queue whose middle is in memory.
+    fn none(_: Middle) -> Self {
+        Self { messages: Vec::new(), next: 0 }
+    }
+}
+
+#[derive(Debug)]
+struct Beyond<M> {
+    middle: Middle,
+    tail: VecDeque<Queued<M>>,
+}
+
 #[derive(Debug)]
 struct Window<M> {
     /// Indexed by Packet Identifier modulo its length, a power of two.
@@ -134,7 +172,11 @@ struct Window<M> {
     in_flight: usize,
     last_id: u16,
     sequence: u64,
+    /// The front of it, or all.
     queue: VecDeque<Queued<M>>,
+    /// What stands behind the front, where that is not all.
+    beyond: Option<Box<Beyond<M>>>,
+    /// Of all three parts.
     queue_bytes: usize,
 }
 
@@ -153,6 +195,7 @@ impl<M> Window<M> {
             last_id: 0,
             sequence: 0,
             queue: VecDeque::new(),
+            beyond: None,
             queue_bytes: 0,
         }
     }
@@ -214,7 +257,46 @@ impl<M> Window<M> {
         self.slots[index].take().and_then(|slot| slot.message)
     }
 
-    fn dequeue(&mut self) -> Option<Queued<M>> {
+    fn queue_len(&self) -> usize {
+        let beyond = self.beyond.as_ref().map_or(0, |beyond| beyond.middle.messages + beyond.tail.len());
+        self.queue.len() + beyond
+    }
+
+    fn push(&mut self, queued: Queued<M>) {
+        self.queue_bytes += queued.weight_bytes;
+        match &mut self.beyond {
+            Some(beyond) => beyond.tail.push_back(queued),
+            None => self.queue.push_back(queued),
+        }
+    }
+
+    /// What was read back joins the front.
+    fn take_page(&mut self, page: Page<M>) {
+        let Some(beyond) = &mut self.beyond else {
+            return;
+        };
+        let middle = &mut beyond.middle;
+        middle.from = page.next;
+        for (message, weight_bytes, qos) in page.messages {
+            middle.messages -= 1;
+            middle.bytes -= weight_bytes;
+            self.queue.push_back(Queued { message, qos, weight_bytes });
+        }
+        if middle.messages == 0 {
+            let tail = std::mem::take(&mut beyond.tail);
+            self.queue.extend(tail);
+            self.beyond = None;
+        }
+    }
+
+    /// The first of the queue, read back by `read` if it has to be.
+    fn dequeue(&mut self, read: &mut impl FnMut(Middle) -> Page<M>) -> Option<Queued<M>> {
+        if self.queue.is_empty()
+            && let Some(beyond) = &self.beyond
+        {
+            let page = read(beyond.middle);
+            self.take_page(page);
+        }
         let queued = self.queue.pop_front()?;
         self.queue_bytes -= queued.weight_bytes;
         if self.queue.is_empty() {
@@ -266,7 +348,7 @@ impl<M> Outbound<M> {
     /// Messages behind the window.
     #[must_use]
     pub fn queue_len(&self) -> usize {
-        self.window.as_ref().map_or(0, |window| window.queue.len())
+        self.window.as_ref().map_or(0, |window| window.queue_len())
     }
 
     /// Their weight.
@@ -286,7 +368,7 @@ impl<M> Outbound<M> {
     #[must_use]
     pub fn backlog(&self) -> Backlog {
         self.window.as_ref().map_or_else(Backlog::default, |window| Backlog {
-            queued_messages: window.queue.len() as i64,
+            queued_messages: window.queue_len() as i64,
             queued_bytes: window.queue_bytes as i64,
             in_flight: window.in_flight as i64,
         })
@@ -302,7 +384,7 @@ impl<M> Outbound<M> {
     pub fn can_send(&self) -> bool {
         match &self.window {
             None => self.limits.window_max > 0,
-            Some(window) => window.queue.is_empty() && window.in_flight < usize::from(self.limits.window_max),
+            Some(window) => window.queue_len() == 0 && window.in_flight < usize::from(self.limits.window_max),
         }
     }
 
@@ -318,10 +400,21 @@ impl<M> Outbound<M> {
 
     /// Puts a message behind the window, within its bounds. One that alone exceeds them is dropped, whatever the policy.
     pub fn offer(&mut self, message: M, weight_bytes: usize, qos: QoS) -> Offer<M> {
+        self.offer_reading(message, weight_bytes, qos, Page::none)
+    }
+
+    /// The same where the middle of the queue may have to be read back.
+    pub fn offer_reading(
+        &mut self,
+        message: M,
+        weight_bytes: usize,
+        qos: QoS,
+        mut read: impl FnMut(Middle) -> Page<M>,
+    ) -> Offer<M> {
         let limits = self.limits;
         let window = self.window.get_or_insert_with(|| Box::new(Window::new()));
         let reached = |window: &Window<M>| {
-            if window.queue.len() >= limits.queue_messages_max {
+            if window.queue_len() >= limits.queue_messages_max {
                 return Some(Full::Messages);
             }
             (window.queue_bytes.saturating_add(weight_bytes) > limits.queue_bytes_max).then_some(Full::Bytes)
@@ -334,11 +427,12 @@ impl<M> Outbound<M> {
             return Offer::DroppedNew(full);
         }
         let mut dropped = Vec::new();
-        while reached(window).is_some() {
-            dropped.extend(window.dequeue().map(|queued| queued.message));
+        while reached(window).is_some()
+            && let Some(oldest) = window.dequeue(&mut read)
+        {
+            dropped.push(oldest.message);
         }
-        window.queue.push_back(Queued { message, qos, weight_bytes });
-        window.queue_bytes += weight_bytes;
+        window.push(Queued { message, qos, weight_bytes });
         full.map_or(Offer::Accepted, |full| Offer::DroppedOldest(full, dropped))
     }
 
@@ -347,14 +441,24 @@ impl<M> Outbound<M> {
     pub fn pop_sendable(
         &mut self,
         is_expired: impl Fn(&M) -> bool,
+        dropped: impl FnMut(M),
+    ) -> Option<(PacketId, QoS, &mut M)> {
+        self.pop_sendable_reading(is_expired, dropped, Page::none)
+    }
+
+    /// The same where the middle of the queue may have to be read back.
+    pub fn pop_sendable_reading(
+        &mut self,
+        is_expired: impl Fn(&M) -> bool,
         mut dropped: impl FnMut(M),
+        mut read: impl FnMut(Middle) -> Page<M>,
     ) -> Option<(PacketId, QoS, &mut M)> {
         if !self.has_room() {
             return None;
         }
         let window = self.window.as_mut()?;
         let queued = loop {
-            let queued = window.dequeue()?;
+            let queued = window.dequeue(&mut read)?;
             if is_expired(&queued.message) {
                 dropped(queued.message);
             } else {
@@ -431,12 +535,99 @@ impl<M> Outbound<M> {
         Some((slot.stage, slot.message.as_ref()))
     }
 
-    /// What waits behind the window, in order.
+    /// What waits behind the window and is in memory, in order.
     pub fn queued(&self) -> impl Iterator<Item = &M> {
-        self.window.iter().flat_map(|window| window.queue.iter().map(|queued| &queued.message))
+        let parts = self.window.iter().flat_map(|window| {
+            let tail = window.beyond.iter().flat_map(|beyond| &beyond.tail);
+            window.queue.iter().chain(tail)
+        });
+        parts.map(|queued| &queued.message)
     }
 
-    /// Takes out of the queue what `is_wanted` says, in order. What is in flight stays.
+    /// What waits and is in memory, found by its place.
+    pub fn find_queued(&self, place: impl Fn(&M) -> std::cmp::Ordering) -> Option<&M> {
+        let window = self.window.as_ref()?;
+        let tail = window.beyond.as_ref().map(|beyond| &beyond.tail);
+        let mut parts = std::iter::once(&window.queue).chain(tail);
+        let found = parts.find_map(|part| part.get(part.binary_search_by(|queued| place(&queued.message)).ok()?));
+        found.map(|queued| &queued.message)
+    }
+
+    /// What of the queue is in a store only.
+    #[must_use]
+    pub fn middle(&self) -> Option<Middle> {
+        Some(self.window.as_ref()?.beyond.as_ref()?.middle)
+    }
+
+    /// How many messages stand before the middle; all that wait, if it has none.
+    #[must_use]
+    pub fn front_len(&self) -> usize {
+        self.window.as_ref().map_or(0, |window| window.queue.len())
+    }
+
+    /// What was read back from the beginning of the middle joins the front.
+    pub fn take_page(&mut self, page: Page<M>) {
+        if let Some(window) = &mut self.window {
+            window.take_page(page);
+        }
+    }
+
+    /// Takes the first message out of the queue, whatever it is.
+    pub fn pop_queued(&mut self, mut read: impl FnMut(Middle) -> Page<M>) -> Option<M> {
+        Some(self.window.as_mut()?.dequeue(&mut read)?.message)
+    }
+
+    /// Lets go of what a store has, beyond the first `front_max` messages, and gives it back. `place` is that of a message in
+    /// the session. What is not stored must be newer than all that is.
+    pub fn put_away(&mut self, front_max: usize, is_stored: impl Fn(&M) -> bool, place: impl Fn(&M) -> u64) -> Vec<M> {
+        let Some(window) = self.window.as_mut() else {
+            return Vec::new();
+        };
+        let mut gone = Vec::new();
+        match &mut window.beyond {
+            None => {
+                let front = window.queue.len().min(front_max);
+                let mut rest = window.queue.split_off(front);
+                let stored = rest.partition_point(|queued| is_stored(&queued.message));
+                let tail = rest.split_off(stored);
+                let (Some(first), Some(last)) = (rest.front(), rest.back()) else {
+                    window.queue.extend(tail);
+                    return gone;
+                };
+                let bytes = rest.iter().map(|queued| queued.weight_bytes).sum();
+                let (from, until) = (place(&first.message), place(&last.message) + 1);
+                let middle = Middle { messages: rest.len(), bytes, from, until };
+                gone.extend(rest.into_iter().map(|queued| queued.message));
+                window.beyond = Some(Box::new(Beyond { middle, tail }));
+            }
+            Some(beyond) => {
+                let middle = &mut beyond.middle;
+                // All of the front is stored: what is behind it is.
+                let back = window.queue.split_off(window.queue.len().min(front_max));
+                if let Some(first) = back.front() {
+                    middle.from = place(&first.message);
+                }
+                let stored = beyond.tail.partition_point(|queued| is_stored(&queued.message));
+                let tail = beyond.tail.split_off(stored);
+                let older = std::mem::replace(&mut beyond.tail, tail);
+                if let Some(last) = older.back() {
+                    middle.until = place(&last.message) + 1;
+                }
+                for queued in back.into_iter().chain(older) {
+                    middle.messages += 1;
+                    middle.bytes += queued.weight_bytes;
+                    gone.push(queued.message);
+                }
+            }
+        }
+        window.queue.shrink_to_fit();
+        if let Some(beyond) = &mut window.beyond {
+            beyond.tail.shrink_to_fit();
+        }
+        gone
+    }
+
+    /// Takes out of the queue what `is_wanted` says, in order. What is in flight stays. All of the queue must be in memory.
     pub fn extract_queued(&mut self, mut is_wanted: impl FnMut(&M) -> bool) -> Vec<M> {
         let Some(window) = self.window.as_mut() else {
             return Vec::new();
@@ -466,7 +657,7 @@ impl<M> Outbound<M> {
     }
 
     /// Takes up what [`Self::resend`], [`Self::queued`], [`Self::last_id`] and [`Self::window_slots`] said, after a
-    /// restart.
+    /// restart. `queue` is what stands before `middle`, or all.
     #[must_use]
     pub fn restore(
         limits: OutboundLimits,
@@ -474,6 +665,7 @@ impl<M> Outbound<M> {
         window_slots: usize,
         in_flight: Vec<(PacketId, Stage, QoS, Option<M>)>,
         queue: Vec<(M, usize, QoS)>,
+        middle: Option<Middle>,
     ) -> Self {
         let mut window = Window::new();
         while window.slots.len() < window_slots.min(SLOTS_MAX) {
@@ -491,8 +683,11 @@ impl<M> Outbound<M> {
         }
         window.last_id = last_id;
         for (message, weight_bytes, qos) in queue {
-            window.queue_bytes += weight_bytes;
-            window.queue.push_back(Queued { message, qos, weight_bytes });
+            window.push(Queued { message, qos, weight_bytes });
+        }
+        if let Some(middle) = middle {
+            window.queue_bytes += middle.bytes;
+            window.beyond = Some(Box::new(Beyond { middle, tail: VecDeque::new() }));
         }
         Self { limits, window: Some(Box::new(window)) }
     }
@@ -505,19 +700,24 @@ impl<M> Outbound<M> {
     }
 
     /// Empties it: what another session may get instead, in order. QoS 2 that was begun is not among it
-    /// [MQTT-4.8.2-5].
+    /// [MQTT-4.8.2-5]. All of the queue must be in memory.
     pub fn drain_undelivered(&mut self) -> Vec<M> {
-        let Some(window) = self.window.take() else {
+        let mut drained = self.drain_in_flight();
+        let queue = self.window.take().map(|window| window.queue);
+        drained.extend(queue.into_iter().flatten().map(|queued| queued.message));
+        drained
+    }
+
+    /// Empties the window alone: what another session may get instead, in order.
+    pub fn drain_in_flight(&mut self) -> Vec<M> {
+        let Some(window) = self.window.as_mut() else {
             return Vec::new();
         };
-        let mut slots: Vec<_> = window.slots.into_iter().flatten().collect();
+        let mut slots: Vec<_> = window.slots.iter_mut().filter_map(Option::take).collect();
+        window.in_flight = 0;
         slots.sort_by_key(|slot| slot.sequence);
-        slots
-            .into_iter()
-            .filter(|slot| slot.stage == Stage::AwaitingPubAck)
-            .filter_map(|slot| slot.message)
-            .chain(window.queue.into_iter().map(|queued| queued.message))
-            .collect()
+        let acknowledged_once = slots.into_iter().filter(|slot| slot.stage == Stage::AwaitingPubAck);
+        acknowledged_once.filter_map(|slot| slot.message).collect()
     }
 }
 
@@ -641,7 +841,8 @@ mod tests {
             assert!(old.on_puback(id).is_ok());
         }
         let in_flight = old.resend().into_iter().map(|(id, stage, qos, message)| (id, stage, qos, message.copied()));
-        let mut new = Outbound::restore(old.limits, old.last_id(), old.window_slots(), in_flight.collect(), Vec::new());
+        let mut new =
+            Outbound::restore(old.limits, old.last_id(), old.window_slots(), in_flight.collect(), Vec::new(), None);
         for number in 0..100_000 {
             let id = old.send_now(number, QoS::AtLeastOnce).expect("room");
             assert_eq!(new.send_now(number, QoS::AtLeastOnce), Some(id));
@@ -670,6 +871,55 @@ mod tests {
         assert_eq!(outbound.extract_queued(|number| number % 2 == 1), [3, 5]);
         assert_eq!(outbound.queued().copied().collect::<Vec<_>>(), [2, 4]);
         assert_eq!((outbound.in_flight(), outbound.queue_bytes()), (1, 20));
+    }
+
+    /// A long queue whose middle is stored does what one does that is in memory, whenever it is put away.
+    #[test]
+    fn a_queue_whose_middle_is_away_is_the_same_queue() {
+        let mut whole = outbound(1, 20);
+        let mut paged = outbound(1, 20);
+        for queue in [&mut whole, &mut paged] {
+            queue.limits.drop_policy = DropPolicy::Oldest;
+            queue.send_now(0, QoS::AtLeastOnce);
+        }
+        let read = |stored: &[u32], middle: Middle| {
+            let numbers = stored.iter().copied().filter(|&number| (middle.from..middle.until).contains(&number.into()));
+            let messages: Vec<_> = numbers.take(2).map(|number| (number, 10, QoS::AtLeastOnce)).collect();
+            let next = messages.last().map_or(middle.until, |(number, ..)| u64::from(*number) + 1);
+            Page { messages, next }
+        };
+        let mut last = 0;
+        for step in 0..2_000_u32 {
+            match step * 7 % 11 {
+                0..=4 => {
+                    last += 1;
+                    let stored: Vec<u32> = (1..last).collect();
+                    let expected = whole.offer(last, 10, QoS::AtLeastOnce);
+                    let offered = paged.offer_reading(last, 10, QoS::AtLeastOnce, |middle| read(&stored, middle));
+                    assert_eq!(offered, expected);
+                }
+                5 | 6 => {
+                    let known = last.saturating_sub(step % 3);
+                    let (front, before) = (step as usize % 4, paged.backlog());
+                    paged.put_away(front, |&number| number <= known, |&number| number.into());
+                    assert_eq!(paged.backlog(), before);
+                    assert!(paged.front_len() <= front || paged.middle().is_none());
+                }
+                _ => {
+                    let stored: Vec<u32> = (1..=last).collect();
+                    let id = |queue: &Outbound<u32>| queue.resend().first().map(|slot| slot.0);
+                    if let Some(id) = id(&whole) {
+                        assert_eq!(whole.on_puback(id), paged.on_puback(id));
+                    }
+                    let (expected, mut dropped) = (pop(&mut whole), Vec::new());
+                    let read = |middle| read(&stored, middle);
+                    let next = paged.pop_sendable_reading(|_| false, |number| dropped.push(number), read);
+                    assert_eq!(next.map(|(id, _, number)| (id.get(), *number)), expected);
+                }
+            }
+            assert_eq!(whole.backlog(), paged.backlog());
+        }
+        assert!(last > 500 && paged.queue_len() > 0);
     }
 
     #[test]

@@ -189,4 +189,12 @@ impl StateMachine for Watched {
         self.complete(group);
         self.machine.checkpoint(group)
     }
+
+    fn wants_checkpoint(&self) -> bool {
+        self.machine.wants_checkpoint()
+    }
+
+    fn stored(&mut self) {
+        self.machine.stored();
+    }
 }

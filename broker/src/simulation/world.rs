@@ -192,6 +192,10 @@ fn settings(nodes: usize, random: &mut SmallRng) -> Settings {
     if random.random() {
         settings.session.queue_drop_policy = QueueDropPolicy::DropOldest;
     }
+    // Half of the nodes keep no queue in memory that their store has. No draw of its own: it changes nothing that can be seen.
+    if settings.storage.checkpoint_log_bytes.is_multiple_of(2048) {
+        settings.session.queue_memory_bytes_max = 0;
+    }
     // Clients fight over their names, as a rule.
     settings.limits.flap_takeovers_max = 0;
     settings

@@ -82,6 +82,8 @@ impl PowerCut {
             ("KENTONGAN_STORAGE__SEGMENT_BYTES", "65536".to_owned()),
             ("KENTONGAN_STORAGE__CHECKPOINT_LOG_BYTES", checkpoints.0.to_owned()),
             ("KENTONGAN_STORAGE__CHECKPOINT_SECONDS", checkpoints.1.to_owned()),
+            // What the store has of queues is in the store only.
+            ("KENTONGAN_SESSION__QUEUE_MEMORY_BYTES_MAX", "0".to_owned()),
         ];
         (own, environment.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::Sender;
@@ -25,8 +25,12 @@ pub(super) struct Applier<M: StateMachine> {
     pub(super) config: PipelineConfig,
     pub(super) in_flight: Arc<AtomicUsize>,
     pub(super) checkpoints: Sender<Vec<Checkpoint>>,
-    /// Whether no checkpoint is being written.
-    pub(super) idle: Arc<AtomicBool>,
+    /// Checkpoints that are to be written, the one that is being written among them.
+    pub(super) unwritten: Arc<AtomicUsize>,
+    /// Whether the state machine hears of it when all are.
+    pub(super) tells_stored: bool,
+    /// Whether it has heard of the last one.
+    pub(super) is_told: bool,
     pub(super) last_checkpoint: (Duration, u64),
     pub(super) ticked: Duration,
 }
@@ -103,10 +107,16 @@ impl<M: StateMachine> Applier<M> {
 
     /// `position` is 0 where only time passed.
     fn checkpoint_if_due(&mut self, now: Duration, position: u64) {
+        if self.unwritten.load(Ordering::Acquire) > 0 {
+            return;
+        }
+        if !std::mem::replace(&mut self.is_told, true) && self.tells_stored {
+            self.machine.stored();
+        }
         let (at, before) = self.last_checkpoint;
         let by_log = position.saturating_sub(before) >= self.config.checkpoint_log_bytes;
         let by_time = now.saturating_sub(at) >= self.config.checkpoint_interval;
-        if (by_log || by_time) && self.idle.load(Ordering::Acquire) {
+        if by_log || by_time || self.machine.wants_checkpoint() {
             self.last_checkpoint = (now, position.max(before));
             self.checkpoint();
         }
@@ -130,7 +140,8 @@ impl<M: StateMachine> Applier<M> {
     }
 
     fn write(&mut self, checkpoints: Vec<Checkpoint>) {
-        self.idle.store(false, Ordering::Release);
+        self.is_told = false;
+        self.unwritten.fetch_add(1, Ordering::Relaxed);
         // Fails only if the thread is gone, which ends the process.
         drop(self.checkpoints.send(checkpoints));
     }

@@ -85,6 +85,7 @@ impl<M: StateMachine, P: Peers> Inline<M, P> {
     /// only when the next one is due.
     pub fn purge_early(&mut self) {
         self.purges_early = true;
+        self.applier.tells_stored = false;
     }
 
     /// To submit with.
@@ -197,7 +198,7 @@ impl<M: StateMachine, P: Peers> Inline<M, P> {
             }
             write_checkpoints(&mut self.store, checkpoints, &self.handle.submissions, &self.handle.stats)?;
         }
-        self.applier.idle.store(true, std::sync::atomic::Ordering::Release);
+        self.applier.unwritten.fetch_sub(1, std::sync::atomic::Ordering::Release);
         Ok(true)
     }
 }

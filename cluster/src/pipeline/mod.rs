@@ -75,6 +75,14 @@ pub trait StateMachine: Send + 'static {
     /// What changed in a group since this was last asked; empty if nothing did.
     /// `None`: not now, what was applied since the last one stays in the log.
     fn checkpoint(&mut self, group: GroupId) -> Option<Vec<Write>>;
+
+    /// Whether a checkpoint should be written before it is due, because too much waits for one in memory.
+    fn wants_checkpoint(&self) -> bool {
+        false
+    }
+
+    /// Everything that [`Self::checkpoint`] returned and [`Self::restore`] was given is stored, and can be read back.
+    fn stored(&mut self) {}
 }
 
 /// What became of the fetch of a checkpoint: everything in it, or nothing.
@@ -340,7 +348,7 @@ impl<Q: Send + 'static> Pipeline<Q> {
     ) -> Result<Self, StartError> {
         let started = Instant::now();
         let parts = Parts::new(config, disk, store, machine, peers, Duration::ZERO)?;
-        let Parts { raft, applier, mut store, bells, submitted, notified, to_write, handle, idle } = parts;
+        let Parts { raft, applier, mut store, bells, submitted, notified, to_write, handle, unwritten } = parts;
         let (rounds, committed) = bells.apply.channel();
         let (completed, stats) = (handle.submissions.clone(), Arc::clone(&handle.stats));
         let checkpoints = move || {
@@ -348,7 +356,7 @@ impl<Q: Send + 'static> Pipeline<Q> {
                 if let Err(error) = write_checkpoints(&mut store, checkpoints, &completed, &stats) {
                     give_up("writing a checkpoint", &error);
                 }
-                idle.store(true, Ordering::Release);
+                unwritten.fetch_sub(1, Ordering::Release);
             }
         };
         Ok(Self {
@@ -431,7 +439,7 @@ struct Parts<M: StateMachine, P> {
     notified: Receiver<M::Query>,
     to_write: Receiver<Vec<Checkpoint>>,
     handle: PipelineHandle<M::Query>,
-    idle: Arc<AtomicBool>,
+    unwritten: Arc<AtomicUsize>,
 }
 
 impl<M: StateMachine, P: Peers> Parts<M, P> {
@@ -461,7 +469,7 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
             full: Arc::default(),
             stats: Arc::default(),
         };
-        let idle = Arc::new(AtomicBool::new(true));
+        let unwritten = Arc::<AtomicUsize>::default();
         let outcome = Outcome {
             round: Round::default(),
             peers,
@@ -492,11 +500,13 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
             config,
             in_flight: Arc::clone(&handle.in_flight),
             checkpoints,
-            idle: Arc::clone(&idle),
+            unwritten: Arc::clone(&unwritten),
+            tells_stored: true,
+            is_told: true,
             last_checkpoint: (now, 0),
             ticked: now,
         };
-        Ok(Self { raft, applier, store, bells, submitted, notified, to_write, handle, idle })
+        Ok(Self { raft, applier, store, bells, submitted, notified, to_write, handle, unwritten })
     }
 }
 

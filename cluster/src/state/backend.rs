@@ -1,6 +1,7 @@
 //! Where pairs are kept: in fjall, or in memory for simulations.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fjall::{Database, Keyspace, PersistMode, Readable, Snapshot};
@@ -24,6 +25,28 @@ impl Backend {
         match self {
             Self::Fjall { database, data } => View::Fjall { snapshot: database.snapshot(), data: data.clone() },
             Self::Memory(state) => View::Memory(state.lock().seen()),
+        }
+    }
+
+    /// One value as of now.
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
+        match self {
+            Self::Fjall { data, .. } => Ok(data.get(key)?.map(|value| value.to_vec())),
+            Self::Memory(state) => Ok(state.lock().get(key)),
+        }
+    }
+
+    /// The first pairs from one key on, below another.
+    fn range(&self, from: &[u8], until: &[u8], pairs_max: usize) -> Result<Vec<Pair>, StateError> {
+        match self {
+            Self::Fjall { data, .. } => {
+                let pair = |guard: fjall::Guard| {
+                    let (key, value) = guard.into_inner()?;
+                    Ok((key.to_vec(), value.to_vec()))
+                };
+                data.range(from..until).take(pairs_max).map(pair).collect()
+            }
+            Self::Memory(state) => Ok(state.lock().range(from, until, pairs_max)),
         }
     }
 
@@ -118,6 +141,27 @@ impl StateReader {
         let view = self.0.read();
         Ok(view.base(group)?.map(|base| (base, view.group(group))))
     }
+
+    /// What is stored of a group under a key.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn get(&self, group: GroupId, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
+        self.0.get(&[&data_prefix(group)[..], key].concat())
+    }
+
+    /// What is stored of a group from one key on and below another, in order, and no more than so many pairs.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn range(&self, group: GroupId, from: &[u8], until: &[u8], pairs_max: usize) -> Result<Vec<Pair>, StateError> {
+        let prefix = data_prefix(group);
+        let mut pairs = self.0.range(&[&prefix[..], from].concat(), &[&prefix[..], until].concat(), pairs_max)?;
+        for (key, _) in &mut pairs {
+            key.drain(..prefix.len());
+        }
+        Ok(pairs)
+    }
 }
 
 /// The pairs of a simulated node, which outlive its processes.
@@ -139,6 +183,21 @@ impl Pairs {
                 None => drop(self.synced.remove(&key)),
             }
         }
+    }
+
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        let unsynced = self.unsynced.iter().rev().flat_map(|batch| batch.iter().rev());
+        let written = unsynced.filter(|(written, _)| written == key).map(|(_, value)| value.clone()).next();
+        written.unwrap_or_else(|| self.synced.get(key).cloned())
+    }
+
+    fn range(&self, from: &[u8], until: &[u8], pairs_max: usize) -> Vec<Pair> {
+        let of = |(key, value): (&Vec<u8>, &Vec<u8>)| (key.clone(), Some(value.clone()));
+        let bounds = (Bound::Included(from), Bound::Excluded(until));
+        let mut pairs: BTreeMap<_, _> = self.synced.range::<[u8], _>(bounds).map(of).collect();
+        let unsynced = self.unsynced.iter().flatten().filter(|(key, _)| (from..until).contains(&&key[..]));
+        pairs.extend(unsynced.cloned());
+        pairs.into_iter().filter_map(|(key, value)| Some((key, value?))).take(pairs_max).collect()
     }
 
     fn seen(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {

@@ -347,6 +347,36 @@ mod tests {
         assert_eq!(keys, [b"a".to_vec(), b"c".to_vec()]);
     }
 
+    /// Whether they are synced or not, the newest writes are what is read, and of one group only.
+    #[test]
+    fn rows_are_read_as_they_were_written_last() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let on_disk = StateStore::open(directory.path(), Arc::new(SimDisk::new())).expect("opened");
+        let state = MemoryState::default();
+        let in_memory = StateStore::in_memory(&state, Arc::new(SimDisk::new())).expect("opened");
+        for mut store in [on_disk, in_memory] {
+            let reader = store.reader();
+            store.write(vec![checkpoint(1, 5, "a"), checkpoint(2, 5, "b")]).expect("written");
+            store.write(vec![checkpoint(1, 6, "b"), checkpoint(1, 7, "c"), checkpoint(1, 8, "d")]).expect("written");
+            let writes = vec![(b"a".to_vec(), Some(b"y".to_vec())), (b"c".to_vec(), None)];
+            store.write(vec![Checkpoint { writes, ..checkpoint(1, 9, "") }]).expect("written");
+            assert_eq!(reader.get(GroupId(1), b"a").expect("read"), Some(b"y".to_vec()));
+            assert_eq!(reader.get(GroupId(1), b"c").expect("read"), None);
+            let keys = |from: &str, until: &str, pairs_max| {
+                let pairs = reader.range(GroupId(1), from.as_bytes(), until.as_bytes(), pairs_max).expect("read");
+                pairs.into_iter().map(|(key, _)| String::from_utf8_lossy(&key).into_owned()).collect::<String>()
+            };
+            assert_eq!([keys("a", "d", 9), keys("b", "z", 9), keys("a", "z", 2)], ["ab", "bd", "ab"]);
+            // What was handed over and not synced counts as well.
+            store
+                .backend
+                .commit(vec![(b"d\x00\x01e".to_vec(), Some(vec![])), (b"d\x00\x01b".to_vec(), None)])
+                .expect("taken");
+            assert_eq!(keys("a", "z", 9), "ade");
+            assert_eq!(reader.get(GroupId(1), b"b").expect("read"), None);
+        }
+    }
+
     /// A store that lost a completed checkpoint is refused, not started from an older state.
     #[test]
     fn a_store_behind_its_manifest_is_refused() {

@@ -16,7 +16,7 @@ use crate::replicated::effect::{Drop, Effect};
 use crate::replicated::session::{PersistentSession, Waiting};
 use crate::replicated::store::Key;
 use crate::session::handshake::NEVER_EXPIRES;
-use crate::session::outbound::{Outbound, OutboundLimits, QueueCaps, Stage};
+use crate::session::outbound::{Outbound, OutboundLimits, QueueCaps};
 
 impl GroupState {
     pub(super) fn connect(&mut self, connect: command::Connect, effects: &mut Vec<Effect>) {
@@ -140,11 +140,22 @@ impl GroupState {
             return;
         };
         let number = session.number;
+        if session.may_queue_shared {
+            while let Some(middle) = session.outbound.middle() {
+                session.outbound.take_page(self.bodies.read(number, middle));
+            }
+        }
         let shares = &self.shares;
         let has_members = |share: &Arc<str>| shares.get(share).is_some_and(|share| share.online > 0);
         let before = session.outbound.backlog();
-        let extracted = session.outbound.extract_queued(|entry| entry.share.as_ref().is_some_and(has_members));
+        let extracted = match session.may_queue_shared {
+            true => session.outbound.extract_queued(|entry| entry.share.as_ref().is_some_and(has_members)),
+            false => Vec::new(),
+        };
         self.backlog += session.outbound.backlog() - before;
+        if !extracted.is_empty() {
+            self.fresh_gaps.insert(number);
+        }
         for entry in extracted {
             self.body = None;
             if let Some(share) = &entry.share {
@@ -207,6 +218,7 @@ impl GroupState {
             held: Vec::new(),
             held_bytes: 0,
             next_sequence: 0,
+            may_queue_shared: false,
             window_max: 0,
             caps: QueueCaps::default(),
         };
@@ -219,7 +231,7 @@ impl GroupState {
         self.sessions.insert(Arc::clone(client_id), session);
     }
 
-    pub(super) fn limits(&self, window_max: u16, caps: QueueCaps) -> OutboundLimits {
+    pub(in crate::replicated) fn limits(&self, window_max: u16, caps: QueueCaps) -> OutboundLimits {
         OutboundLimits {
             window_max,
             queue_messages_max: self.config.queue_messages_max,
@@ -382,34 +394,27 @@ impl GroupState {
         if let Some(due) = session.expires_at_ms {
             self.timers.remove(&(due, Timer::SessionExpiry(Arc::clone(client_id))));
         }
-        for (.., entry) in session.outbound.resend() {
-            if let Some(entry) = entry {
-                self.dirty.deleted(Key::Entry(session.number, entry.sequence));
-            }
+        let number = session.number;
+        for entry in session.outbound.take_begun() {
+            self.dirty.deleted(Key::Entry(number, entry.sequence));
+            self.bodies.release(entry.body, &mut self.dirty);
         }
-        for entry in session.outbound.queued() {
-            self.dirty.deleted(Key::Entry(session.number, entry.sequence));
-        }
-        let began: Vec<u64> = session
-            .outbound
-            .resend()
-            .iter()
-            .filter(|(_, stage, ..)| *stage == Stage::AwaitingPubRec)
-            .filter_map(|(.., entry)| entry.map(|entry| entry.body))
-            .collect();
         let mut dropped = 0;
-        for entry in session.outbound.drain_undelivered() {
+        let mut undelivered = session.outbound.drain_in_flight().into_iter();
+        // A page after the other: the queue may be longer than there is memory.
+        while let Some(entry) =
+            undelivered.next().or_else(|| session.outbound.pop_queued(|middle| self.bodies.read(number, middle)))
+        {
             match &entry.share {
                 Some(share) => {
                     self.post(Arc::clone(&entry.message), None, Some(Arc::clone(share)), effects);
                 }
                 None => dropped += 1,
             }
-            self.release_body(entry.body);
+            self.dirty.deleted(Key::Entry(number, entry.sequence));
+            self.bodies.release(entry.body, &mut self.dirty);
         }
-        for body in began {
-            self.release_body(body);
-        }
+        self.bodies.forget(number);
         if dropped > 0 {
             effects.push(Effect::Dropped { reason: Drop::SessionEnded, count: dropped });
         }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{PacketId, QoS, ReasonCode};
 
-use super::{Body, GroupState, HELD_MESSAGES_MAX, Terms, delivery, packet_id, resend};
+use super::paging::is_running_out;
+use super::{GroupState, HELD_MESSAGES_MAX, Terms, delivery, packet_id, resend};
 use crate::drops;
 use crate::message::Message;
 use crate::replicated::command;
@@ -148,9 +149,12 @@ impl GroupState {
                 return;
             }
             let Terms { qos, retain, identifiers, .. } = terms;
-            session.held.push(HeldBack { message: Arc::clone(message), qos, retain, identifiers });
+            let sequence = session.next_sequence;
+            session.next_sequence += 1;
+            session.held.push(HeldBack { sequence, message: Arc::clone(message), qos, retain, identifiers });
             session.held_bytes += weight;
             self.dirty.changed(Key::Session(session.number));
+            self.dirty.created(Key::Held(session.number, sequence));
             return;
         }
         self.enqueue(client_id, message, terms, effects);
@@ -174,7 +178,10 @@ impl GroupState {
         let number = session.number;
         let entry = Entry { body, sequence, message: Arc::clone(message), qos, retain, identifiers, share };
         let before = session.outbound.backlog();
-        let offer = session.outbound.offer(entry, message.weight_bytes(), qos);
+        let was_empty = session.outbound.queue_len() == 0;
+        let read = |middle| self.bodies.read(number, middle);
+        let offer = session.outbound.offer_reading(entry, message.weight_bytes(), qos, read);
+        let runs_out = matches!(offer, Offer::DroppedOldest(..)) && is_running_out(&session.outbound);
         self.backlog += session.outbound.backlog() - before;
         match offer {
             Offer::DroppedNew(full) => {
@@ -183,9 +190,10 @@ impl GroupState {
             }
             offer => {
                 session.next_sequence += 1;
+                session.may_queue_shared = changed.is_some() || (session.may_queue_shared && !was_empty);
                 self.dirty.changed(Key::Session(number));
                 self.dirty.created(Key::Entry(number, sequence));
-                self.reference_body(body, message);
+                self.bodies.reference(body, message, &mut self.dirty);
                 if let Some(share) = changed {
                     self.load_changed(&share);
                 }
@@ -195,6 +203,9 @@ impl GroupState {
                     for entry in &oldest {
                         self.settle(number, entry);
                     }
+                }
+                if runs_out {
+                    self.running_out.insert(number);
                 }
             }
         }
@@ -212,29 +223,10 @@ impl GroupState {
         }
     }
 
-    pub(super) fn reference_body(&mut self, number: u64, message: &Arc<Message>) {
-        let dirty = &mut self.dirty;
-        let body = self.bodies.entry(number).or_insert_with(|| {
-            dirty.created(Key::Body(number));
-            Body { message: Arc::clone(message), references: 0 }
-        });
-        body.references += 1;
-    }
-
-    pub(super) fn release_body(&mut self, number: u64) {
-        if let Some(body) = self.bodies.get_mut(&number) {
-            body.references -= 1;
-            if body.references == 0 {
-                self.bodies.remove(&number);
-                self.dirty.deleted(Key::Body(number));
-            }
-        }
-    }
-
     /// An entry left its session for good.
     pub(super) fn settle(&mut self, session: u64, entry: &Entry) {
         self.dirty.deleted(Key::Entry(session, entry.sequence));
-        self.release_body(entry.body);
+        self.bodies.release(entry.body, &mut self.dirty);
         if let Some(share) = &entry.share {
             self.load_changed(share);
         }
@@ -259,12 +251,18 @@ impl GroupState {
         let mut expired = Vec::new();
         let is_expired = |entry: &Entry| entry.message.expires_at_ms.is_some_and(|at| at <= clock);
         let mut sent = false;
-        while let Some((packet_id, _, entry)) = session.outbound.pop_sendable(is_expired, |entry| expired.push(entry)) {
+        let (outbound, bodies) = (&mut session.outbound, &mut self.bodies);
+        while let Some((packet_id, _, entry)) =
+            outbound.pop_sendable_reading(is_expired, |entry| expired.push(entry), |middle| bodies.read(number, middle))
+        {
             effects.push(Effect::Deliver(Box::new(delivery(entry, owner, epoch, packet_id, false, latest))));
             sent = true;
         }
+        if is_running_out(outbound) {
+            self.running_out.insert(number);
+        }
         self.backlog += session.outbound.backlog() - before;
-        if sent {
+        if sent || !expired.is_empty() {
             self.dirty.changed(Key::Session(number));
         }
         if !expired.is_empty() {

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use kentongan_proto::mqtt::ReasonCode;
 
 use super::{GroupState, LaneState, REFUSED_MAX, Timer};
@@ -11,6 +12,10 @@ use crate::plants::{Plant, is_planted};
 use crate::replicated::command::{self, SessionCommand};
 use crate::replicated::effect::Effect;
 use crate::replicated::store::Key;
+
+/// A payload is a part of its whole batch, which would be kept as long as any message of it waits: one that is small beside a
+/// batch is copied.
+const OWN_PAYLOAD_BYTES_MAX: usize = 16 * 1024;
 
 impl GroupState {
     pub(super) fn lane(&mut self, batch: command::LaneBatch, effects: &mut Vec<Effect>) {
@@ -92,6 +97,9 @@ impl GroupState {
     /// way is over by every clock; what did not lives at least as long as is left.
     pub(super) fn arrived(&self, mut record: command::MessageRecord, clock_ms: u64) -> Message {
         record.expiry_left_ms = record.expiry_left_ms.map(|left| left.saturating_sub(clock_ms));
+        if record.payload.len() <= OWN_PAYLOAD_BYTES_MAX {
+            record.payload = Bytes::copy_from_slice(&record.payload);
+        }
         let is_over = record.expiry_left_ms == Some(0);
         record.into_message(if is_over { self.clock_ms } else { self.latest_ms() })
     }

@@ -1,14 +1,17 @@
-//! Replicas of one group, one of which is restarted from its checkpoint now and then: whatever happens, they do the same.
+//! Replicas of one group, one of which is restarted from its checkpoint now and then, and has little of its queues in memory:
+//! whatever happens, they do the same.
 
 use bytes::Bytes;
 use kentongan_proto::topic::matches;
 use proptest::prelude::*;
 
 use super::*;
+use crate::replicated::ReadPage;
 use crate::replicated::command::{
     self, Acknowledge, AcknowledgeItem, Connect, Disconnect, Fence, LaneBatch, LaneMessage, OutboxSettled, Receive,
     Released, RetainedPage, SessionCommand, Subscribe, SubscribeFilter, Tick, Unsubscribe, WillRecord,
 };
+use crate::replicated::rows::MemoryRows;
 
 const CLIENTS: [&str; 4] = ["ann", "bob", "cyd", "dee"];
 const TOPICS: [&str; 3] = ["a", "a/x", "b"];
@@ -95,7 +98,7 @@ struct Replicas {
     config: GroupConfig,
     living: GroupState,
     restarted: GroupState,
-    stored: BTreeMap<Vec<u8>, Vec<u8>>,
+    stored: Arc<MemoryRows>,
     log: Vec<Bytes>,
     seen: Seen,
     number: u64,
@@ -104,15 +107,20 @@ struct Replicas {
     turn: u64,
     connections: u64,
     fenced: u64,
+    /// Pages that were read and not taken yet.
+    pages: Vec<ReadPage>,
 }
 
 impl Replicas {
     fn new(config: GroupConfig) -> Self {
+        let stored = Arc::<MemoryRows>::default();
+        let mut restarted = GroupState::new(config);
+        restarted.keep_in(Arc::<MemoryRows>::clone(&stored));
         Self {
             config,
             living: GroupState::new(config),
-            restarted: GroupState::new(config),
-            stored: BTreeMap::new(),
+            restarted,
+            stored,
             log: Vec::new(),
             seen: Seen { one_each: config.one_each, ..Seen::default() },
             number: 0,
@@ -120,6 +128,7 @@ impl Replicas {
             turn: 0,
             connections: 0,
             fenced: 0,
+            pages: Vec::new(),
         }
     }
 
@@ -174,18 +183,51 @@ impl Replicas {
         effects
     }
 
-    fn restart(&mut self) {
+    fn checkpoint(&mut self) {
+        self.stored.write(self.restarted.take_dirty());
+        assert_eq!(self.stored.all(), self.restarted.snapshot(), "the checkpoints together are the state");
+    }
+
+    fn restart(&mut self, a: u8) {
         if self.log.is_empty() {
             return;
         }
-        for (key, value) in self.restarted.take_dirty() {
-            match value {
-                Some(value) => drop(self.stored.insert(key, value)),
-                None => assert!(self.stored.remove(&key).is_some(), "what was never stored is deleted"),
+        self.checkpoint();
+        self.restarted = match a % 4 {
+            0 => {
+                let mut whole =
+                    GroupState::restore(self.config, Vec::from_iter(self.stored.all())).expect("a whole state");
+                whole.keep_in(Arc::<MemoryRows>::clone(&self.stored));
+                whole
+            }
+            front => {
+                let front_max = usize::from(front) - 1;
+                GroupState::resume(self.config, Arc::<MemoryRows>::clone(&self.stored), front_max)
+                    .expect("a whole state")
+            }
+        };
+        assert_eq!(self.restarted.digest(), self.living.digest());
+    }
+
+    /// The last checkpoint is complete, and memory is scarce; or a page comes that was asked for before.
+    fn put_away(&mut self, a: u8) {
+        if self.log.is_empty() {
+            return;
+        }
+        match a % 4 {
+            0 => {
+                for request in self.restarted.take_page_requests() {
+                    self.pages.push(request.read().expect("it is stored"));
+                }
+            }
+            1 => self.pages.drain(..).for_each(|page| self.restarted.take_page(page)),
+            2 => self.restarted.put_away(0),
+            _ => {
+                self.checkpoint();
+                self.restarted.put_away(2_000);
             }
         }
-        assert_eq!(self.stored, self.restarted.snapshot(), "the checkpoints together are the state");
-        self.restarted = GroupState::restore(self.config, self.stored.clone()).expect("a whole state");
+        self.restarted.assert_invariants();
         assert_eq!(self.restarted.digest(), self.living.digest());
     }
 
@@ -260,7 +302,8 @@ impl Replicas {
                 let command = self.lane_of(SessionCommand::OutboxSettled(settled));
                 self.apply(command);
             }
-            _ => self.restart(),
+            32 => self.restart(a),
+            _ => self.put_away(a),
         }
     }
 
@@ -459,7 +502,7 @@ proptest! {
     #[test]
     fn replicas_do_the_same_whatever_happens_to_them(
         config in config(),
-        steps in prop::collection::vec((0_u8..34, any::<u8>(), any::<u8>(), any::<u8>()), 1..150),
+        steps in prop::collection::vec((0_u8..36, any::<u8>(), any::<u8>(), any::<u8>()), 1..150),
     ) {
         let mut replicas = Replicas::new(config);
         for step in steps {

@@ -59,14 +59,16 @@ impl GroupState {
         };
         let dropped = session.held.remove(copy);
         session.held_bytes -= dropped.message.weight_bytes();
-        self.dirty.changed(Key::Session(session.number));
+        let number = session.number;
+        self.dirty.deleted(Key::Held(number, dropped.sequence));
         let (older, rest) = std::mem::take(&mut session.held)
             .into_iter()
             .enumerate()
             .partition::<Vec<_>, _>(|(at, held)| *at < copy && held.message.topic == retained.topic);
         session.held = rest.into_iter().map(|(_, held)| held).collect();
         session.held_bytes -= older.iter().map(|(_, held)| held.message.weight_bytes()).sum::<usize>();
-        for (_, HeldBack { message, qos, retain, identifiers }) in older {
+        for (_, HeldBack { sequence, message, qos, retain, identifiers }) in older {
+            self.dirty.deleted(Key::Held(number, sequence));
             self.body = None;
             self.enqueue(client_id, &message, Terms { qos, retain, identifiers, share: None }, effects);
         }
@@ -77,7 +79,7 @@ impl GroupState {
             && let Some(own) = session.subscriptions.get_mut(filter)
         {
             own.read = None;
-            self.dirty.changed(Key::Session(session.number));
+            self.dirty.changed(Key::Subscription(session.number, Arc::clone(filter)));
         }
     }
 
@@ -91,12 +93,14 @@ impl GroupState {
         }
         let number = session.number;
         let mut released = false;
-        for subscription in session.subscriptions.values_mut() {
-            released |= std::mem::take(&mut subscription.held);
+        for (filter, subscription) in &mut session.subscriptions {
+            if std::mem::take(&mut subscription.held) {
+                released = true;
+                self.dirty.changed(Key::Subscription(number, Arc::clone(filter)));
+            }
         }
         if released {
             self.matcher.release_held(number);
-            self.dirty.changed(Key::Session(number));
         }
         self.enqueue_all_held(client_id, effects);
     }
@@ -125,8 +129,9 @@ impl GroupState {
             return;
         };
         session.held_bytes = session.held.iter().map(|held| held.message.weight_bytes()).sum();
-        self.dirty.changed(Key::Session(session.number));
-        for HeldBack { message, qos, retain, identifiers } in held {
+        let number = session.number;
+        for HeldBack { sequence, message, qos, retain, identifiers } in held {
+            self.dirty.deleted(Key::Held(number, sequence));
             // After a restart no two that wait share a body, so they never do.
             self.body = None;
             self.enqueue(client_id, &message, Terms { qos, retain, identifiers, share: None }, effects);

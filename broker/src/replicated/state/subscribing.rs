@@ -105,10 +105,15 @@ impl GroupState {
             return;
         };
         let is_new = session.subscriptions.insert(Arc::clone(filter), subscription).is_none();
+        let key = Key::Subscription(session.number, Arc::clone(filter));
+        if is_new {
+            self.dirty.created(key)
+        } else {
+            self.dirty.changed(key)
+        }
         self.subscriptions += usize::from(is_new);
         self.subscriptions_shared += usize::from(is_new && filter.starts_with("$share/"));
         let online = session.owner.is_some();
-        self.dirty.changed(Key::Session(session.number));
         match parsed {
             ParsedFilter::Plain(plain) => {
                 let local = LocalSubscription {
@@ -188,7 +193,7 @@ impl GroupState {
         let session = self.sessions.get_mut(client_id)?;
         let number = session.number;
         let subscription = session.subscriptions.remove(filter)?;
-        self.dirty.changed(Key::Session(number));
+        self.dirty.deleted(Key::Subscription(number, Arc::clone(filter)));
         self.subscriptions -= 1;
         if filter.starts_with("$share/") {
             self.subscriptions_shared -= 1;

@@ -8,7 +8,7 @@ use crate::replicated::command::{
 };
 use crate::replicated::effect::Drop;
 
-fn config() -> GroupConfig {
+pub(super) fn config() -> GroupConfig {
     GroupConfig {
         queue_messages_max: 5,
         queue_bytes_max: 1_000_000,
@@ -24,19 +24,19 @@ fn config() -> GroupConfig {
 const OWNER: Owner = Owner { incarnation: 1, connection: 77, node: 0 };
 
 /// A state machine whose effects can be compared whole, and whose every state survives its own checkpoint.
-struct Script {
-    state: GroupState,
+pub(super) struct Script {
+    pub(super) state: GroupState,
     stored: BTreeMap<Vec<u8>, Vec<u8>>,
-    lane: u64,
+    pub(super) lane: u64,
     connections: u64,
 }
 
 impl Script {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { state: GroupState::new(config()), stored: BTreeMap::new(), lane: 0, connections: 0 }
     }
 
-    fn apply(&mut self, command: Command) -> Vec<Effect> {
+    pub(super) fn apply(&mut self, command: Command) -> Vec<Effect> {
         let mut effects = Vec::new();
         self.state.apply(command, &mut effects);
         self.state.assert_invariants();
@@ -51,15 +51,16 @@ impl Script {
                 None => drop(self.stored.remove(&key)),
             }
         }
-        self.state = GroupState::restore(self.state.config, self.stored.clone()).expect("a whole state");
+        self.state =
+            GroupState::restore(self.state.config, Vec::from_iter(self.stored.clone())).expect("a whole state");
         self.state.assert_invariants();
     }
 
-    fn connect(&mut self, clean_start: bool, expiry: u32) -> OpenedSession {
+    pub(super) fn connect(&mut self, clean_start: bool, expiry: u32) -> OpenedSession {
         self.connect_with_will(clean_start, expiry, None).0
     }
 
-    fn connect_with_will(
+    pub(super) fn connect_with_will(
         &mut self,
         clean_start: bool,
         expiry: u32,
@@ -83,12 +84,12 @@ impl Script {
         (opened.expect("opened"), effects)
     }
 
-    fn disconnect(&mut self, epoch: u64, publish_will: bool) -> Vec<Effect> {
+    pub(super) fn disconnect(&mut self, epoch: u64, publish_will: bool) -> Vec<Effect> {
         let client_id = "c".to_owned();
         self.apply(Command::Disconnect(Disconnect { client_id, epoch, publish_will, session_expiry_seconds: None }))
     }
 
-    fn subscribe(&mut self, epoch: u64, filter: &str, retained: bool) -> Option<u64> {
+    pub(super) fn subscribe(&mut self, epoch: u64, filter: &str, retained: bool) -> Option<u64> {
         self.subscribe_once_more(epoch, filter, retained, false)
     }
 
@@ -116,7 +117,7 @@ impl Script {
         })?
     }
 
-    fn message(&mut self, payload: &str) -> LaneMessage {
+    pub(super) fn message(&mut self, payload: &str) -> LaneMessage {
         self.lane += 1;
         LaneMessage {
             number: self.lane,
@@ -126,16 +127,16 @@ impl Script {
         }
     }
 
-    fn publish(&mut self, payload: &str) -> Vec<Effect> {
+    pub(super) fn publish(&mut self, payload: &str) -> Vec<Effect> {
         let message = self.message(payload);
         self.lane_batch(vec![message])
     }
 
-    fn lane_batch(&mut self, messages: Vec<LaneMessage>) -> Vec<Effect> {
+    pub(super) fn lane_batch(&mut self, messages: Vec<LaneMessage>) -> Vec<Effect> {
         self.apply(Command::Lane(LaneBatch { lane: 1 << 12, incarnation: 1, messages, ..LaneBatch::default() }))
     }
 
-    fn acknowledge(&mut self, epoch: u64, kind: u32, packet_id: u32) -> Vec<Effect> {
+    pub(super) fn acknowledge(&mut self, epoch: u64, kind: u32, packet_id: u32) -> Vec<Effect> {
         let items = vec![AcknowledgeItem { kind, packet_id, reason: 0 }];
         self.apply(Command::Acknowledge(Acknowledge { client_id: "c".to_owned(), epoch, items }))
     }
@@ -145,7 +146,7 @@ impl Script {
     }
 }
 
-fn record(number: u64, payload: &str) -> MessageRecord {
+pub(super) fn record(number: u64, payload: &str) -> MessageRecord {
     MessageRecord {
         lane: 1 << 12,
         number,
@@ -157,7 +158,7 @@ fn record(number: u64, payload: &str) -> MessageRecord {
 }
 
 /// (Packet Identifier, DUP, payload) of what is to be sent.
-fn deliveries(effects: &[Effect]) -> Vec<(u16, bool, String)> {
+pub(super) fn deliveries(effects: &[Effect]) -> Vec<(u16, bool, String)> {
     effects
         .iter()
         .filter_map(|effect| match effect {
@@ -171,7 +172,7 @@ fn deliveries(effects: &[Effect]) -> Vec<(u16, bool, String)> {
         .collect()
 }
 
-fn sent(id: u16, dup: bool, payload: &str) -> (u16, bool, String) {
+pub(super) fn sent(id: u16, dup: bool, payload: &str) -> (u16, bool, String) {
     (id, dup, payload.to_owned())
 }
 
@@ -589,11 +590,11 @@ fn what_is_left_of_an_expiry_or_a_delay_is_what_the_lane_left_of_it() {
 // Claims in a cluster: the present owner may be on another node.
 
 /// A connection of a node's first incarnation.
-fn owner(node: u64, connection: u64) -> Owner {
+pub(super) fn owner(node: u64, connection: u64) -> Owner {
     Owner { incarnation: 1, connection, node }
 }
 
-fn claim(owner: Owner, client_id: &str) -> Connect {
+pub(super) fn claim(owner: Owner, client_id: &str) -> Connect {
     Connect {
         owner: Some(owner),
         client_id: client_id.to_owned(),
@@ -931,7 +932,7 @@ fn a_retained_message_is_forgotten_at_its_age_whatever_restarts() {
     script.lane_batch(vec![message]);
     script.tick(6_000);
     let stored: BTreeMap<_, _> = script.state.snapshot();
-    script.state = GroupState::restore(aged, stored).expect("whole");
+    script.state = GroupState::restore(aged, Vec::from_iter(stored)).expect("whole");
     script.tick(3_000);
     assert_eq!(script.state.retained().len(), 1);
     script.tick(1_000 + CLOCK_LAG_MS_MAX);
@@ -1259,7 +1260,7 @@ fn what_a_member_refuses_goes_to_nobody_else() {
     let (client_id, epoch) = ("m0".to_owned(), shared.epochs["m0"]);
     assert_eq!(shared.script.apply(Command::Acknowledge(Acknowledge { client_id, epoch, items })), []);
     assert_eq!(routes(&shared.disconnect("m0", Some(0))), 0);
-    assert!(shared.script.state.bodies.is_empty());
+    assert_eq!(shared.script.state.bodies.len(), 0);
 }
 
 // Shared subscriptions, out of an outbox.

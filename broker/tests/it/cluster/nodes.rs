@@ -20,7 +20,7 @@ use crate::support::{Client, DEADLINE, broker_command, connect};
 pub const FORMED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Groups of a cluster, by the default settings.
-const GROUPS: u16 = 16;
+pub const GROUPS: u16 = 16;
 
 /// Lines of a node's log that are shown when a test fails.
 const LOG_LINES_SHOWN: usize = 400;

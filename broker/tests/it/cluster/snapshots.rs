@@ -15,12 +15,13 @@ const PAYLOAD_BYTES: usize = 32 * 1024;
 /// Times that another leader is asked for, by killing the one there is.
 const ELECTIONS_MAX: usize = 20;
 
-/// Small segments, and checkpoints all the time: the log goes soon.
+/// Small segments, and checkpoints all the time: the log goes soon. Most of the queue is in the store only, whoever leads.
 fn forgetful() -> Vec<(String, String)> {
     let settings = [
         ("KENTONGAN_STORAGE__SEGMENT_BYTES", "65536"),
         ("KENTONGAN_STORAGE__CHECKPOINT_LOG_BYTES", "65536"),
         ("KENTONGAN_STORAGE__CHECKPOINT_SECONDS", "1"),
+        ("KENTONGAN_SESSION__QUEUE_MEMORY_BYTES_MAX", "1000000"),
     ];
     settings.map(|(name, value)| (String::from(name), String::from(value))).to_vec()
 }
@@ -107,4 +108,46 @@ fn a_node_that_was_away_for_long_has_everything_from_a_snapshot() {
     reader.subscribe("notice", QoS::AtMostOnce);
     let notice = reader.take_publish();
     assert_eq!((&notice.payload[..], notice.retain), (&b"kept"[..], true));
+}
+
+/// A killed node is back, and has everything, within 10 s: 10,000 persistent sessions, 100,000 retained messages.
+/// `cargo nextest run --release -p kentongan --run-ignored only --no-capture -E 'test(a_killed_node_with_many)'`.
+#[test]
+#[ignore = "a minute or more in a debug build"]
+fn a_killed_node_with_many_sessions_is_back_soon() {
+    const SESSIONS: usize = 10_000;
+    const RETAINED: u32 = 100_000;
+    let mut cluster = Cluster::start();
+    for number in 0..SESSIONS {
+        let (mut client, _) = cluster.nodes[number % 3].persistent(&format!("session-{number}"));
+        client.subscribe(&format!("letters/{number}"), QoS::AtLeastOnce);
+        client.disconnect();
+    }
+    let retain = |cluster: &Cluster, from: u32, until: u32| {
+        let mut writer = cluster.nodes[0].client("writer");
+        for first in (from..until).step_by(1000) {
+            let numbers = first..(first + 1000).min(until);
+            for number in numbers.clone() {
+                let mut kept = publish(&format!("kept/{number}"), "a value", qos1((number % 1000) as u16 + 1));
+                kept.retain = true;
+                writer.send(&Packet::Publish(kept));
+            }
+            numbers
+                .for_each(|_| assert!(matches!(writer.receive(), Packet::PubAck(ack) if !ack.reason_code.is_error())));
+        }
+    };
+    retain(&cluster, 0, RETAINED);
+    cluster.nodes[2].kill();
+    retain(&cluster, 0, 10_000);
+
+    let began = Instant::now();
+    cluster.nodes[2].spawn();
+    cluster.nodes[2].wait_until_ready();
+    println!("ready after {:.1} s", began.elapsed().as_secs_f64());
+    let groups = super::nodes::GROUPS;
+    while (0..groups).any(|group| applied(&cluster, 2, group).0 < applied(&cluster, 0, group).1) {
+        assert!(began.elapsed() < Duration::from_secs(10), "it does not catch up");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    println!("caught up after {:.1} s", began.elapsed().as_secs_f64());
 }
