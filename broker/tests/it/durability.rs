@@ -9,7 +9,6 @@
 //! The same is tried on three processes that are one broker, see `cluster/kills.rs`.
 
 mod history;
-pub mod link;
 mod load;
 mod sites;
 
@@ -20,11 +19,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use kentongan_proto::mqtt::{ProtocolVersion, QoS};
+use kentongan_workload::Session;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use self::history::{History, Published, Read, check};
-use self::link::Session;
 use self::load::{Publisher, Stage, Subscriber, read_retained};
 use crate::powercut::PowerCut;
 use crate::support::{Broker, wait_for};
