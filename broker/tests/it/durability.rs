@@ -25,7 +25,7 @@ use rand::{RngExt, SeedableRng};
 
 use self::history::{History, Published, Read, check};
 use self::load::{Publisher, Stage, Subscriber, read_retained};
-use crate::powercut::PowerCut;
+use crate::powercut;
 use crate::support::{Broker, wait_for};
 
 /// Messages of each publisher in a round between two kills.
@@ -205,8 +205,8 @@ fn kill_9_loses_nothing_that_was_acknowledged_to_mqtt_5() {
 /// P1, F3: the same with the power cut each time, so that only what was synced is left.
 #[test]
 fn a_power_cut_loses_nothing_that_was_acknowledged() {
-    let (broker, power) = PowerCut::start(None);
-    survive(broker, ProtocolVersion::V5, kills(), |broker| broker.restart_after(|| power.cut()));
+    let (broker, power) = powercut::start(None);
+    survive(broker, ProtocolVersion::V5, kills(), |broker| broker.restart_after(|| powercut::cut(&power)));
 }
 
 #[test]
