@@ -501,6 +501,22 @@ fn p4_duplicates_are_bounded_by_the_window() {
     assert_eq!(broken(2), 1);
 }
 
+/// Each leader that is new may mark once more what it does not know.
+#[test]
+fn p4_duplicates_are_bounded_for_each_loss_of_a_node() {
+    let mut script = pair(1);
+    for crash in 0..2 {
+        let messages = crash * 3 + 1..=crash * 3 + 3;
+        script.mark(What::NodeCrashed { node: 2 });
+        messages.clone().for_each(|message| script.publish("pub", message, 1));
+        messages.for_each(|message| script.deliver_as("sub", message, 1, 1_000 + message as u16, true, false));
+        script.mark(What::NodeRecovered { node: 2 });
+    }
+    let broken = |in_flight_max| check(&script.history, &Settings { in_flight_max, ..Settings::default() }).len();
+    assert_eq!(broken(3), 0);
+    assert_eq!(broken(2), 2);
+}
+
 #[test]
 fn p4_a_second_try_of_the_publisher_is_a_new_message() {
     let mut script = pair(1);

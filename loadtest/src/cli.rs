@@ -11,6 +11,7 @@ use kentongan_proto::mqtt::{ProtocolVersion, QoS};
 use crate::{
     cluster,
     compare::broker::{Recipe, Running},
+    faults::{self, Fault, Schedule},
     scenario::{Broker, PATIENCE_SECONDS, connect, idle, large, retained, traffic},
 };
 
@@ -39,6 +40,8 @@ pub enum Command {
     Compare(Compare),
     /// Start several nodes of Kentongan that are one broker: what they cost beside one, and what happens when one is killed.
     Cluster(Cluster),
+    /// Start nodes that are one broker, kill, stop, cut and starve them under load, and check what their clients saw.
+    Faults(Faults),
 }
 
 /// The broker that is tried.
@@ -412,6 +415,86 @@ impl Cluster {
             kills: self.kills,
             seed: self.seed,
         }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Faults {
+    /// The broker; without it `kentongan` beside this program.
+    #[arg(long, value_name = "PATH")]
+    broker: Option<PathBuf>,
+    /// How many nodes.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(3..=9))]
+    nodes: u16,
+    /// Faults to inject, separated by commas; all of them, if none is named.
+    #[arg(long, value_delimiter = ',', ignore_case = true)]
+    faults: Vec<Fault>,
+    /// How often every case of each fault is injected.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: u16,
+    /// Begin no further cluster after so long under load, whatever the rounds.
+    #[arg(long)]
+    minutes: Option<f64>,
+    /// QoS 1 and 2 messages a second in all.
+    #[arg(long, default_value_t = 1000.0)]
+    rate: f64,
+    /// How many clients, of every kind.
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u16).range(8..=1000))]
+    clients: u16,
+    /// Of the schedule, and of what clients do; without it, drawn and printed.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Do what this file says, which a run kept; it has a seed and a number of nodes of its own.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "rounds", "faults", "nodes"])]
+    schedule: Option<PathBuf>,
+    /// Where the schedule is kept, and histories and logs if something is wrong; without it, a directory for temporary files.
+    #[arg(long, value_name = "DIRECTORY")]
+    keep: Option<PathBuf>,
+    /// Keep all histories and logs.
+    #[arg(long)]
+    keep_all: bool,
+    /// A fault that cannot be injected here is no failure.
+    #[arg(long)]
+    allow_skips: bool,
+    /// A run in which less was done than shows anything is no failure.
+    #[arg(long)]
+    allow_little: bool,
+    /// Write what was seen to this file, as JSON; `-` is standard output.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+impl Faults {
+    /// What is asked for.
+    pub fn plan(&self) -> anyhow::Result<faults::Plan> {
+        let asked = if self.faults.is_empty() { Fault::ALL.to_vec() } else { self.faults.clone() };
+        let (schedule, faults) = match &self.schedule {
+            Some(path) => {
+                let schedule = faults::read_schedule(path)?;
+                let faults = schedule.faults();
+                (schedule, faults)
+            }
+            None => {
+                let seed = self.seed.unwrap_or_else(rand::random);
+                (Schedule::draw(seed, usize::from(self.nodes), &asked, usize::from(self.rounds)), asked)
+            }
+        };
+        let beside = std::env::current_exe().map(|own| own.with_file_name("kentongan"));
+        Ok(faults::Plan {
+            program: self.broker.clone().map_or(beside, Ok)?,
+            keep: self.keep.clone().unwrap_or_else(|| {
+                let run = format!("kentongan-faults-{}-{}", schedule.seed, std::process::id());
+                std::env::temp_dir().join(run)
+            }),
+            schedule,
+            faults,
+            clients: usize::from(self.clients),
+            messages_per_second: self.rate,
+            keep_all: self.keep_all,
+            minutes: self.minutes,
+            allow_skips: self.allow_skips,
+            allow_little: self.allow_little,
+        })
     }
 }
 

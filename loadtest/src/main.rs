@@ -1,13 +1,16 @@
 //! Load, comparison and verification for MQTT brokers.
 //!
 //! `engine` is the generator; `scenario` uses it, one file a scenario; `measure` counts; `compare`
-//! starts brokers and does the rows; `cluster` does so with nodes that are one broker; `wire` is bytes.
+//! starts brokers and does the rows; `cluster` does so with nodes that are one broker; `faults` does
+//! everything to such nodes that they must bear; `wire` is bytes.
 
 mod cli;
 mod cluster;
 mod compare;
 mod engine;
+mod faults;
 mod measure;
+mod nodes;
 mod process;
 mod report;
 mod scenario;
@@ -44,6 +47,7 @@ fn start(cli: &Cli) -> Result<bool> {
     let (at, scenario): (_, Scenario<'_>) = match &cli.command {
         Command::Compare(arguments) => return compare(arguments, progress),
         Command::Cluster(arguments) => return cluster(arguments, progress),
+        Command::Faults(arguments) => return faults(arguments, progress),
         Command::Run(run) => match run.plan() {
             RunPlan::Traffic(plan) => (&run.at, Box::new(move |broker| traffic::run(&plan, broker, progress))),
             RunPlan::Connect(plan) => (&run.at, Box::new(move |broker| connect::run(&plan, broker, progress))),
@@ -85,6 +89,14 @@ fn cluster(arguments: &cli::Cluster, progress: &Progress) -> Result<bool> {
     let results = results?;
     publish(&results, arguments.json.as_deref())?;
     Ok(if arguments.enforce { results.is_ok() } else { !results.has_failed() })
+}
+
+fn faults(arguments: &cli::Faults, progress: &Progress) -> Result<bool> {
+    let results = faults::run(&arguments.plan()?, progress);
+    progress.clear();
+    let results = results?;
+    publish(&results, arguments.json.as_deref())?;
+    Ok(results.is_ok())
 }
 
 /// To people on standard output; as JSON where asked for.

@@ -5,18 +5,19 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use kentongan_proto::mqtt::ProtocolVersion;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wire::handshake::{self, Session};
 
 /// How long a broker may take until it is ready.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(60);
 
 /// How long a broker may take to end after SIGTERM.
 const STOP: Duration = Duration::from_secs(10);
@@ -70,6 +71,24 @@ impl Process {
         Ok(())
     }
 
+    /// Waits until it ends by itself.
+    pub fn await_end(&mut self, within: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + within;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            ensure!(Instant::now() < deadline, "it still runs; {}", self.log_tail());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("a process without a number")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
     /// The end of what it wrote.
     pub fn log_tail(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
@@ -79,10 +98,9 @@ impl Process {
 
     /// Asks it to end, without waiting.
     pub fn terminate(&mut self) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
-        if let Some(pid) = pid.filter(|_| !self.has_ended()) {
+        if !self.has_ended() {
             // Errors mean that it has ended, which who waits finds out.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            let _ = self.signal(Signal::TERM);
         }
     }
 }

@@ -24,8 +24,11 @@ const SERVING: &str = "serving";
 /// Likewise: the node holds a lease.
 const LEASE: &str = "lease";
 
-/// How often readiness looks at the lease.
-const LEASE_LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Likewise: its disk has room for new work.
+const DISK: &str = "disk";
+
+/// How often readiness looks at both.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Time for clients to take their DISCONNECT when the process stops.
 const STOP_SECONDS_MAX: u64 = 10;
@@ -159,7 +162,7 @@ impl Broker {
             tracing::info!(address = %http.address(), "listening for HTTP");
         }
         readiness.set(SERVING, true);
-        watch_lease(&shared, &readiness);
+        watch_node(&shared, &readiness);
         for listener in &listeners {
             let listener = listener.context.borrow();
             tracing::info!(address = %listener.address, anonymous = listener.allow_anonymous, "listening for MQTT");
@@ -254,18 +257,21 @@ impl Broker {
     }
 }
 
-/// A node that holds no lease is not ready.
-fn watch_lease(shared: &Arc<Shared>, readiness: &Arc<Readiness>) {
-    if shared.cluster.is_none() {
-        return;
-    }
+/// A node that holds no lease, or refuses new work because its disk is full, is not ready.
+fn watch_node(shared: &Arc<Shared>, readiness: &Arc<Readiness>) {
     let (shared, readiness) = (Arc::clone(shared), Arc::clone(readiness));
-    readiness.set(LEASE, false);
+    readiness.set(DISK, true);
+    if shared.cluster.is_some() {
+        readiness.set(LEASE, false);
+    }
     actix_rt::spawn(async move {
-        let mut look = tokio::time::interval(LEASE_LOOK_INTERVAL);
-        while let Some(cluster) = &shared.cluster {
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        loop {
             look.tick().await;
-            readiness.set(LEASE, cluster.may_acknowledge());
+            readiness.set(DISK, !shared.submitter.is_full());
+            if let Some(cluster) = &shared.cluster {
+                readiness.set(LEASE, cluster.may_acknowledge());
+            }
         }
     });
 }

@@ -9,7 +9,6 @@
 //! The same is tried on three processes that are one broker, see `cluster/kills.rs`.
 
 mod history;
-pub mod link;
 mod load;
 mod sites;
 
@@ -20,13 +19,13 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use kentongan_proto::mqtt::{ProtocolVersion, QoS};
+use kentongan_workload::Session;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use self::history::{History, Published, Read, check};
-use self::link::Session;
 use self::load::{Publisher, Stage, Subscriber, read_retained};
-use crate::powercut::PowerCut;
+use crate::powercut;
 use crate::support::{Broker, wait_for};
 
 /// Messages of each publisher in a round between two kills.
@@ -206,8 +205,8 @@ fn kill_9_loses_nothing_that_was_acknowledged_to_mqtt_5() {
 /// P1, F3: the same with the power cut each time, so that only what was synced is left.
 #[test]
 fn a_power_cut_loses_nothing_that_was_acknowledged() {
-    let (broker, power) = PowerCut::start(None);
-    survive(broker, ProtocolVersion::V5, kills(), |broker| broker.restart_after(|| power.cut()));
+    let (broker, power) = powercut::start(None);
+    survive(broker, ProtocolVersion::V5, kills(), |broker| broker.restart_after(|| powercut::cut(&power)));
 }
 
 #[test]

@@ -24,6 +24,14 @@ fn health_and_metrics_are_served() {
     broker.wait_for_metric("kentongan_subscriptions", |value| value == 0.0);
 }
 
+/// F10: who spreads clients over nodes is to leave out one that refuses what they publish.
+#[test]
+fn a_node_whose_disk_has_no_room_is_not_ready() {
+    let more_than_any_disk = [("KENTONGAN_STORAGE__FREE_BYTES_RESERVE", "9000000000000000000")];
+    let broker = Broker::with_environment(&[], &more_than_any_disk);
+    wait_for("not ready", || broker.http_get("/readyz") == (503, "not ready: disk\n".to_owned()));
+}
+
 /// `$SYS` has mosquitto's names, as retained messages, and nobody else may speak there.
 #[test]
 fn the_broker_tells_about_itself() {

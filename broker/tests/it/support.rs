@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
@@ -29,7 +30,7 @@ pub struct Broker {
     pub http: SocketAddr,
     directory: TempDir,
     /// Where the data directory is in it.
-    data: &'static str,
+    data: PathBuf,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     /// Soft and hard limit of file descriptors, if not those of the tests.
@@ -72,8 +73,8 @@ impl Broker {
     }
 
     /// The data directory.
-    pub fn data_dir(&self) -> std::path::PathBuf {
-        self.directory.path().join(self.data)
+    pub fn data_dir(&self) -> PathBuf {
+        self.directory.path().join(&self.data)
     }
 
     pub fn pid(&self) -> u32 {
@@ -176,20 +177,25 @@ impl Broker {
     }
 
     /// Starts in `directory`, with the data directory at the path `data` in it.
-    pub fn within(directory: TempDir, data: &'static str, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+    pub fn within(
+        directory: TempDir,
+        data: impl Into<PathBuf>,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
         let mut broker = Self::new(directory, data, arguments, environment);
         broker.spawn();
         broker
     }
 
-    fn new(directory: TempDir, data: &'static str, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+    fn new(directory: TempDir, data: impl Into<PathBuf>, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let owned = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
         Self {
             child: None,
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             http: SocketAddr::from(([127, 0, 0, 1], 0)),
             directory,
-            data,
+            data: data.into(),
             arguments: arguments.iter().map(|&text| text.to_owned()).collect(),
             environment: environment.iter().map(owned).collect(),
             descriptors: None,

@@ -11,12 +11,15 @@ pub(super) fn check(story: &Story<'_>, report: &mut Report<'_>) {
     let mut seen = vec![NONE; story.messages.len()];
     for (index, session) in story.sessions.iter().enumerate() {
         let mut repeated = Vec::new();
-        let mut duplicates: BTreeMap<u32, u32> = BTreeMap::new();
+        // By connection, and by what befell the cluster before: another leader goes on with a living connection, and knows of
+        // what its owner was not sent only that it may have been.
+        let mut duplicates: BTreeMap<(u32, usize), u32> = BTreeMap::new();
         for &delivery in &session.deliveries {
             let delivery = &story.deliveries[delivery as usize];
             check_identifier(story, delivery, report);
             if delivery.dup {
-                *duplicates.entry(delivery.connection).or_default() += 1;
+                let changes = story.faults.changes_until(delivery.mark.at);
+                *duplicates.entry((delivery.connection, changes)).or_default() += 1;
                 check_break(story, delivery, report);
             }
             if delivery.message == NONE {
@@ -31,7 +34,7 @@ pub(super) fn check(story: &Story<'_>, report: &mut Report<'_>) {
         for message in repeated {
             check_repeated(story, index as u32, &story.messages[message as usize], report);
         }
-        for (connection, count) in duplicates {
+        for ((connection, _), count) in duplicates {
             if count > story.settings.in_flight_max {
                 let summary = format!(
                     "{count} duplicates after one break, in flight are at most {}, in {}",

@@ -18,9 +18,9 @@ use anyhow::{Result, anyhow, bail, ensure};
 use kentongan_proto::mqtt::{ProtocolVersion, QoS};
 use serde::{Deserialize, Serialize};
 
-use super::nodes::Nodes;
 use crate::{
     measure::{SECOND, now_ns},
+    nodes::Nodes,
     wire::{
         PublishTemplate, Target,
         handshake::{self, Session},

@@ -5,7 +5,6 @@
 
 mod failover;
 mod figure;
-mod nodes;
 
 use std::{path::PathBuf, thread, time::Duration};
 
@@ -16,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     compare::broker::{Recipe, Running},
     measure::{CpuSample, DiskProber, syncs_per_second},
+    nodes::Nodes,
     report::{Progress, Table},
     scenario::{
         Broker, Outcome, PATIENCE_SECONDS, connect, run_number,
@@ -23,7 +23,6 @@ use crate::{
     },
 };
 use figure::{Figure, Limit, Unit, medians};
-use nodes::Nodes;
 
 /// The metric that counts syncs of the log.
 const SYNCS: &str = "kentongan_log_syncs_total";

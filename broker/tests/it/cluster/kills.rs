@@ -8,7 +8,7 @@ use kentongan_proto::mqtt::ProtocolVersion;
 
 use super::nodes::Cluster;
 use crate::durability::{Brokers, kills, survive};
-use crate::powercut::PowerCut;
+use crate::powercut;
 
 impl Brokers for Cluster {
     fn addresses(&self) -> Vec<SocketAddr> {
@@ -43,19 +43,19 @@ fn killing_all_nodes_loses_nothing_that_was_acknowledged() {
 /// P1, F3: the power of all nodes is cut, so that only what was synced is left on any of them.
 #[test]
 fn a_power_cut_of_all_nodes_loses_nothing_that_was_acknowledged() {
-    let (cluster, cuts) = PowerCut::start_cluster(None);
+    let (cluster, cuts) = powercut::start_cluster(None);
     survive(cluster, ProtocolVersion::V5, kills().min(2), |cluster| {
-        cluster.restart_all_after(|| cuts.iter().for_each(PowerCut::cut));
+        cluster.restart_all_after(|| cuts.iter().for_each(powercut::cut));
     });
 }
 
 /// And without the one sync that a message waits for, something is lost, or no node starts again.
 #[test]
 fn a_power_cut_of_nodes_that_do_not_sync_their_log_is_noticed() {
-    let (cluster, cuts) = PowerCut::start_cluster(Some(SyncSite::LogRound));
+    let (cluster, cuts) = powercut::start_cluster(Some(SyncSite::LogRound));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         survive(cluster, ProtocolVersion::V5, 2, |cluster| {
-            cluster.restart_all_after(|| cuts.iter().for_each(PowerCut::cut));
+            cluster.restart_all_after(|| cuts.iter().for_each(powercut::cut));
         });
     }));
     assert!(outcome.is_err(), "nobody noticed that the log was never synced");

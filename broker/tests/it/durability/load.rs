@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kentongan_proto::mqtt::*;
+use kentongan_workload::{Link, Session};
 
 use super::history::{Published, Received, Tick};
-use super::link::{Link, Session};
 use crate::support::{id, publish};
 
 /// How long a client waits for a packet before it looks at what it should do.

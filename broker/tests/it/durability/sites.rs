@@ -7,7 +7,7 @@ use kentongan_cluster::disk::SyncSite;
 use kentongan_proto::mqtt::ProtocolVersion;
 
 use super::survive;
-use crate::powercut::PowerCut;
+use crate::powercut;
 
 enum Expectation {
     Noticed,
@@ -61,9 +61,9 @@ fn each_sync_is_needed_or_harmless_for_a_reason() {
             continue;
         }
         println!("without {site}:");
-        let (broker, power) = PowerCut::start(Some(site));
+        let (broker, power) = powercut::start(Some(site));
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            survive(broker, ProtocolVersion::V5, CUTS, |broker| broker.restart_after(|| power.cut()));
+            survive(broker, ProtocolVersion::V5, CUTS, |broker| broker.restart_after(|| powercut::cut(&power)));
         }));
         match expected {
             Expectation::Harmless(reason) => assert!(outcome.is_ok(), "{site} was taken for harmless: {reason}"),

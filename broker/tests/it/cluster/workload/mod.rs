@@ -3,21 +3,16 @@
 //! `KENTONGAN_KILLS` says how many faults there are (default 4), `KENTONGAN_SEED` repeats the decisions of a run, though not
 //! its moments. A history that shows a broken promise is kept, and its path printed.
 
-mod actor;
-mod recorder;
-mod stalls;
-
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kentongan_history::{History, Settings, What, check};
+use kentongan_workload::{Act, Client, Habits, Seat, Stage, SubscribedTopics, quiet, watch};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use self::actor::{Act, Actor, Stage};
-use self::recorder::Recorder;
 use super::nodes::Cluster;
 
 const CLIENTS: usize = 10;
@@ -31,12 +26,19 @@ const FAULT: std::ops::Range<Duration> = Duration::from_millis(100)..Duration::f
 /// P12, and a while in which the clients see that it holds.
 const RECOVERED: Duration = Duration::from_secs(12);
 
-/// With nothing more to come, nothing has come for so long. A page of retained messages that was lost is asked for again
-/// within 2 s, of which a client knows nothing.
-const QUIET: Duration = Duration::from_secs(5);
-
 /// Time for all that is owed to arrive.
 const SETTLED_WITHIN: Duration = Duration::from_secs(180);
+
+fn habits() -> Habits {
+    Habits {
+        clients: CLIENTS,
+        messages_per_second: 350.0,
+        subscribes_per_second: 20.0,
+        unsubscribes_per_second: 10.0,
+        departures_per_second: 5.0,
+        topics: SubscribedTopics::crowded(),
+    }
+}
 
 struct Run {
     stage: Arc<Stage>,
@@ -50,20 +52,12 @@ struct Run {
 impl Run {
     fn start(seed: u64) -> Self {
         let cluster = Cluster::start();
-        let stage = Arc::new(Stage {
-            recorder: Recorder::new(),
-            addresses: cluster.nodes.iter().map(|node| node.address).collect(),
-            stopped: Default::default(),
-            act: AtomicU8::new(Act::Play as u8),
-            packets: AtomicU64::new(0),
-            unsettled: AtomicUsize::new(0),
-            pids: std::array::from_fn(|node| AtomicU32::new(cluster.nodes[node].pid())),
-            is_over: AtomicBool::new(false),
-        });
-        let watch = stalls::watch(Arc::clone(&stage));
+        let seats = cluster.nodes.iter().map(|node| Seat::new(node.address, node.pid())).collect();
+        let stage = Arc::new(Stage::new(seats, habits()));
+        let watch = watch(Arc::clone(&stage));
         let client = |number| {
-            let actor = Actor::new(Arc::clone(&stage), number, seed);
-            thread::spawn(|| actor.run())
+            let client = Client::new(Arc::clone(&stage), number, seed);
+            thread::spawn(|| client.run())
         };
         let clients = (0..CLIENTS).map(client).collect();
         Self { stage, cluster, clients, watch, random: SmallRng::seed_from_u64(seed), faults: 0 }
@@ -96,7 +90,7 @@ impl Run {
         self.wait(FAULT);
         for &victim in victims {
             self.cluster.nodes[victim].spawn();
-            self.stage.pids[victim].store(self.cluster.nodes[victim].pid(), SeqCst);
+            self.stage.seats[victim].pid.store(self.cluster.nodes[victim].pid(), SeqCst);
         }
         for &victim in victims {
             self.cluster.nodes[victim].wait_until_ready();
@@ -110,12 +104,12 @@ impl Run {
         println!("{:>10} node {victim} is stopped", self.stage.recorder.now() / 1_000_000);
         let kind = self.stage.recorder.symbol("stopped");
         self.note(What::FaultBegan { fault: self.faults, kind });
-        self.stage.stopped[victim].store(true, SeqCst);
+        self.stage.seats[victim].stopped.store(true, SeqCst);
         self.cluster.nodes[victim].pause();
         self.wait(FAULT);
         self.cluster.nodes[victim].resume();
         self.cluster.nodes[victim].wait_until_ready();
-        self.stage.stopped[victim].store(false, SeqCst);
+        self.stage.seats[victim].stopped.store(false, SeqCst);
         self.note(What::FaultHealed { fault: self.faults });
         println!("{:>10} node {victim} goes on", self.stage.recorder.now() / 1_000_000);
     }
@@ -124,16 +118,8 @@ impl Run {
     fn settle(&mut self) {
         self.wait(RECOVERED..RECOVERED + Duration::from_millis(1));
         self.stage.set_act(Act::Settle);
-        let deadline = Instant::now() + SETTLED_WITHIN;
-        let (mut seen, mut since) = (0, Instant::now());
-        while since.elapsed() < QUIET {
-            let now = self.stage.packets.load(SeqCst);
-            if now != seen || self.stage.unsettled.load(SeqCst) > 0 {
-                (seen, since) = (now, Instant::now());
-            }
-            assert!(Instant::now() < deadline, "packets still come, or something is not acknowledged");
-            thread::sleep(Duration::from_millis(10));
-        }
+        let is_quiet = quiet(&self.stage, SETTLED_WITHIN);
+        assert!(is_quiet, "packets still come, or something is not acknowledged");
         let leaderless = self.leaderless();
         self.note(What::Registry { owners: Vec::new(), routes: Vec::new(), leaderless });
         self.note_drops();
@@ -199,7 +185,7 @@ fn no_promise_is_broken_while_nodes_are_killed_and_stopped() {
     }
     run.settle();
     let Run { stage, cluster, watch, .. } = run;
-    stage.is_over.store(true, SeqCst);
+    stage.end_watch();
     println!("the machine stalled the nodes for {:?}", watch.join().expect("it does not panic"));
     let stage = Arc::into_inner(stage).expect("all clients have gone");
     judge(&stage.recorder.finish(), seed);

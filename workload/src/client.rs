@@ -2,9 +2,8 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,11 +13,11 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
-use super::recorder::Recorder;
-use crate::durability::link::Link;
-use crate::support::{id, publish};
+use crate::habits::{Keeps, Kind};
+use crate::link::Link;
+use crate::stage::{Act, Stage};
 
-/// How long a client waits for a packet before it does something.
+/// How long a client waits for a packet before it looks at what it should do.
 const GLANCE: Duration = Duration::from_millis(10);
 
 /// How long it waits for CONNACK, and for the end after DISCONNECT.
@@ -30,57 +29,18 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(3);
 /// Unacknowledged messages it has at most.
 const WINDOW: usize = 8;
 
-const TOPICS: [&str; 3] = ["t/1", "t/2", "t/3"];
-const RETAINED_TOPICS: [&str; 2] = ["r/1", "r/2"];
-const FILTERS: [&str; 7] = ["t/1", "t/2", "t/#", "t/+", "#", "w/#", "$share/s/t/#"];
-const RETAINED_FILTERS: [&str; 3] = ["r/1", "r/2", "r/#"];
+/// How much of what it could not do in time a client does later, all at once.
+const BACKLOG: Duration = Duration::from_millis(500);
 
-/// What the clients of a run share with the one who kills.
-pub struct Stage {
-    pub recorder: Recorder,
-    pub addresses: Vec<SocketAddr>,
-    /// Whether each node is stopped, or was and may not know yet that others went on without it.
-    pub stopped: [AtomicBool; 3],
-    pub act: AtomicU8,
-    /// Packets that came to anybody, and what somebody waits for.
-    pub packets: AtomicU64,
-    pub unsettled: AtomicUsize,
-    /// The nodes' processes, and whether nobody needs to look at them any more.
-    pub pids: [AtomicU32; 3],
-    pub is_over: AtomicBool,
-}
-
-/// What clients do now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Act {
-    /// Whatever comes to their mind.
-    Play,
-    /// They finish what they began, and receive what they are owed.
-    Settle,
-    /// They go.
-    End,
-}
-
-impl Stage {
-    pub fn act(&self) -> Act {
-        match self.act.load(SeqCst) {
-            0 => Act::Play,
-            1 => Act::Settle,
-            _ => Act::End,
-        }
-    }
-
-    pub fn set_act(&self, act: Act) {
-        self.act.store(act as u8, SeqCst);
-    }
-}
+/// Of its messages so many have QoS 1 or 2.
+const ACKNOWLEDGED_SHARE: f64 = 17.0 / 24.0;
 
 /// A message whose exchange has not ended.
+#[derive(Debug)]
 struct Flight {
     packet_id: PacketId,
     message: MessageId,
-    topic: &'static str,
+    topic: Arc<str>,
     retain: bool,
     empty: bool,
     expiry: Option<u32>,
@@ -96,11 +56,14 @@ struct Connection {
     node: u16,
 }
 
-pub struct Actor {
+/// A client of a run.
+#[derive(Debug)]
+pub struct Client {
     stage: Arc<Stage>,
     name: Symbol,
     number: usize,
     client_id: String,
+    kind: Kind,
     /// Session Expiry Interval in seconds.
     expiry: u32,
     random: SmallRng,
@@ -115,6 +78,8 @@ pub struct Actor {
     returns: bool,
     /// What the stage was told last.
     reported: usize,
+    /// When it does something next.
+    due: Instant,
 }
 
 /// How a connection ended for the client.
@@ -136,21 +101,26 @@ impl From<io::Error> for End {
     }
 }
 
-impl Actor {
+impl Client {
+    /// The client with this number; what it does follows from the seed, when it does so from the nodes too.
+    #[must_use]
     pub fn new(stage: Arc<Stage>, number: usize, seed: u64) -> Self {
         let client_id = format!("client-{number}");
         let mut random = SmallRng::seed_from_u64(seed.wrapping_add(number as u64));
-        // Most have a session that stays; some have one that may run out.
-        let expiry = match number % 4 {
-            0 => 0,
-            3 => random.random_range(2..5),
-            _ => 3600,
+        let kind = Kind::of(number);
+        let expiry = match (kind.session, kind.version) {
+            (Keeps::Nothing, _) => 0,
+            (Keeps::Briefly, _) => random.random_range(2..5),
+            // The absence of Clean Session.
+            (Keeps::Everything, ProtocolVersion::V3_1_1) => u32::MAX,
+            (Keeps::Everything, _) => 3600,
         };
         Self {
             name: stage.recorder.symbol(&client_id),
             stage,
             number,
             client_id,
+            kind,
             expiry,
             random,
             connections: 0,
@@ -161,10 +131,14 @@ impl Actor {
             unanswered: 0,
             returns: false,
             reported: 0,
+            due: Instant::now(),
         }
     }
 
     /// Comes and goes until the run ends.
+    ///
+    /// # Panics
+    /// A node sends what no client asked for, or what is no MQTT.
     pub fn run(mut self) {
         let mut held: Option<Connection> = None;
         loop {
@@ -229,10 +203,13 @@ impl Actor {
     fn connect(&mut self) -> Option<Connection> {
         self.node = match self.random.random_ratio(1, 2) {
             true => self.node + 1,
-            false => self.random.random_range(0..3),
+            false => self.random.random_range(0..self.stage.seats.len()),
         };
-        let node = self.node % self.stage.addresses.len();
-        let link = Link::dial(self.stage.addresses[node], ProtocolVersion::V5).ok()?;
+        let mut node = self.node % self.stage.seats.len();
+        if self.stage.is_left(node as u16) {
+            node = (node + 1) % self.stage.seats.len();
+        }
+        let link = Link::dial(self.stage.seats[node].address, self.kind.version).ok()?;
         self.connections += 1;
         let mut connection = Connection { link, number: self.connections, node: node as u16 };
         match self.ask(&mut connection) {
@@ -253,31 +230,19 @@ impl Actor {
     /// CONNECT and CONNACK: whether it was accepted.
     fn ask(&mut self, connection: &mut Connection) -> Result<bool, End> {
         let settles = self.stage.act() != Act::Play;
-        let clean_start = self.random.random_ratio(1, 20) && !settles;
+        let is_v5 = self.kind.version.is_v5();
+        let clean_start = (self.random.random_ratio(1, 20) && !settles) || (!is_v5 && self.expiry == 0);
+        // A Clean Session ends with its connection.
+        let kept = if clean_start && !is_v5 { 0 } else { self.expiry };
         let will = (self.random.random_ratio(1, 2) && !settles).then(|| kentongan_history::Will {
             topic: self.stage.recorder.symbol(&format!("w/{}", self.client_id)),
             qos: self.random.random_range(1..3),
             retain: false,
-            delay: self.random.random_range(0..2),
+            delay: if is_v5 { self.random.random_range(0..2) } else { 0 },
             message: self.stage.recorder.message(),
         });
-        let properties = |delay| WillProperties { will_delay_interval: Some(delay), ..WillProperties::default() };
-        let connect = Connect {
-            clean_start,
-            will: will.as_ref().map(|will| Will {
-                qos: if will.qos == 1 { QoS::AtLeastOnce } else { QoS::ExactlyOnce },
-                retain: false,
-                topic: format!("w/{}", self.client_id),
-                payload: Bytes::from(will.message.0.to_string()),
-                properties: properties(will.delay),
-            }),
-            properties: ConnectProperties {
-                session_expiry_interval: Some(self.expiry),
-                ..ConnectProperties::default()
-            },
-            ..crate::support::connect(ProtocolVersion::V5, &self.client_id)
-        };
-        let noted = kentongan_history::Connect { clean_start, session_expiry: self.expiry, will };
+        let connect = self.connect_packet(clean_start, will.as_ref());
+        let noted = kentongan_history::Connect { clean_start, session_expiry: kept, will };
         self.send(connection, &Packet::Connect(Box::new(connect)), Action::ConnectSent(Box::new(noted)))?;
         let Some(Packet::ConnAck(connack)) = connection.link.receive_within(PATIENCE)? else {
             return Err(End::Closed(ClosedBy::Client));
@@ -295,13 +260,40 @@ impl Actor {
         }
         self.send_again(connection)?;
         let is_new = !self.returns || !session_present;
-        self.returns = self.expiry > 0;
+        self.returns = kept > 0;
         if is_new {
             for _ in 0..2 {
                 self.subscribe(connection)?;
             }
         }
         Ok(true)
+    }
+
+    fn connect_packet(&self, clean_start: bool, will: Option<&kentongan_history::Will>) -> Connect {
+        let is_v5 = self.kind.version.is_v5();
+        Connect {
+            version: self.kind.version,
+            bridge: false,
+            clean_start,
+            keep_alive: 60,
+            client_id: self.client_id.clone(),
+            will: will.map(|will| Will {
+                qos: if will.qos == 1 { QoS::AtLeastOnce } else { QoS::ExactlyOnce },
+                retain: false,
+                topic: format!("w/{}", self.client_id),
+                payload: Bytes::from(will.message.0.to_string()),
+                properties: WillProperties {
+                    will_delay_interval: is_v5.then_some(will.delay),
+                    ..WillProperties::default()
+                },
+            }),
+            user_name: None,
+            password: None,
+            properties: ConnectProperties {
+                session_expiry_interval: is_v5.then_some(self.expiry),
+                ..ConnectProperties::default()
+            },
+        }
     }
 
     /// What is left from the connection before, in its order [MQTT-4.4.0-1].
@@ -323,14 +315,18 @@ impl Actor {
     fn serve(&mut self, connection: &mut Connection) -> Result<(), End> {
         loop {
             self.report(self.flights.len() + self.unanswered);
-            if let Some(packet) = connection.link.receive_within(GLANCE)? {
+            let wait = GLANCE.min(self.due.saturating_duration_since(Instant::now()));
+            if let Some(packet) = connection.link.receive_within(wait)? {
                 self.on_packet(connection, packet)?;
-            } else {
-                match self.stage.act() {
-                    Act::Play => self.play(connection)?,
-                    Act::Settle => {}
-                    Act::End => return Ok(()),
-                }
+            }
+            if self.stage.is_left(connection.node) {
+                return Err(End::Replaced);
+            }
+            match self.stage.act() {
+                Act::Play if self.due <= Instant::now() => self.play(connection)?,
+                Act::Play => {}
+                Act::Settle => self.due = Instant::now() + GLANCE,
+                Act::End => return Ok(()),
             }
             if self.flights.is_empty() {
                 self.flights_since = Instant::now();
@@ -341,22 +337,42 @@ impl Actor {
     }
 
     fn play(&mut self, connection: &mut Connection) -> Result<(), End> {
-        match self.random.random_range(0..1000) {
-            0..500 => self.publish(connection),
-            500..520 => self.subscribe(connection),
-            520..530 => self.unsubscribe(connection),
-            530..535 => {
-                let reason = if self.random.random_ratio(1, 3) { 4 } else { 0 };
-                let reason_code = if reason == 0 { ReasonCode::Success } else { ReasonCode::DisconnectWithWillMessage };
-                let packet = Disconnect { reason_code, properties: DisconnectProperties::default() };
-                let noted = Action::DisconnectSent { reason, session_expiry: None };
-                self.send(connection, &Packet::Disconnect(packet), noted)?;
-                Err(End::Left)
-            }
-            535..540 => Err(End::Closed(ClosedBy::Client)),
-            540..545 => Err(End::Replaced),
-            _ => Ok(()),
+        let habits = &self.stage.habits;
+        let publishes = habits.messages_per_second / ACKNOWLEDGED_SHARE;
+        let (subscribes, unsubscribes) = (habits.subscribes_per_second, habits.unsubscribes_per_second);
+        let departures = habits.departures_per_second;
+        let all = publishes + subscribes + unsubscribes + 3.0 * departures;
+        let pause = Duration::from_secs_f64(habits.clients as f64 / all * self.random.random_range(0.5..1.5));
+        self.due = (self.due + pause).max(Instant::now().checked_sub(BACKLOG).unwrap_or(self.due));
+
+        let mut drawn = self.random.random_range(0.0..all);
+        let mut is = |rate: f64| {
+            drawn -= rate;
+            drawn < 0.0
+        };
+        if is(publishes) {
+            self.publish(connection)
+        } else if is(subscribes) {
+            self.subscribe(connection)
+        } else if is(unsubscribes) {
+            self.unsubscribe(connection)
+        } else if is(departures) {
+            self.leave(connection)
+        } else if is(departures) {
+            Err(End::Closed(ClosedBy::Client))
+        } else {
+            Err(End::Replaced)
         }
+    }
+
+    fn leave(&mut self, connection: &mut Connection) -> Result<(), End> {
+        let with_will = self.kind.version.is_v5() && self.random.random_ratio(1, 3);
+        let (reason, reason_code) =
+            if with_will { (4, ReasonCode::DisconnectWithWillMessage) } else { (0, ReasonCode::Success) };
+        let packet = Disconnect { reason_code, properties: DisconnectProperties::default() };
+        let noted = Action::DisconnectSent { reason, session_expiry: None };
+        self.send(connection, &Packet::Disconnect(packet), noted)?;
+        Err(End::Left)
     }
 
     fn packet_id(&mut self) -> PacketId {
@@ -369,15 +385,18 @@ impl Actor {
             return Ok(());
         }
         let retain = self.random.random_ratio(1, 8);
-        let topics: &[&'static str] = if retain { &RETAINED_TOPICS } else { &TOPICS };
+        let topics = &self.stage.habits.topics;
+        let topics = if retain { &topics.retained } else { &topics.plain };
+        let topic = Arc::clone(topics.choose(&mut self.random).expect("there are topics"));
         let qos = self.random.random_range(if retain { 1..3 } else { 0..3 });
+        let expires = self.kind.version.is_v5() && !retain && self.random.random_ratio(1, 10);
         let flight = Flight {
             packet_id: self.packet_id(),
             message: self.stage.recorder.message(),
-            topic: topics.choose(&mut self.random).expect("there are topics"),
+            topic,
             retain,
             empty: retain && self.random.random_ratio(1, 4),
-            expiry: (!retain && self.random.random_ratio(1, 10)).then_some(3),
+            expiry: expires.then_some(3),
             exactly_once: qos == 2,
             released: false,
         };
@@ -403,20 +422,21 @@ impl Actor {
     }
 
     fn subscribe(&mut self, connection: &mut Connection) -> Result<(), End> {
-        let filters: &[&str] = if self.random.random_ratio(1, 3) { &RETAINED_FILTERS } else { &FILTERS };
-        let filter = *filters.choose(&mut self.random).expect("there are filters");
+        let topics = &self.stage.habits.topics;
+        let filters = if self.random.random_ratio(1, 3) { &topics.retained_filters } else { &topics.filters };
+        let filter = Arc::clone(filters.choose(&mut self.random).expect("there are filters"));
         // One QoS 0 subscription beside another: while the group has an upgrade that the node has not, both give a copy.
         let qos = if self.number % 5 == 4 { 0 } else { self.random.random_range(1..3) };
         let granted = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce][usize::from(qos)];
         let packet_id = self.packet_id();
         let packet = Subscribe {
             packet_id,
-            filters: vec![(filter.to_owned(), SubscriptionOptions::new(granted))],
+            filters: vec![(filter.to_string(), SubscriptionOptions::new(granted))],
             subscription_identifier: None,
             user_properties: Vec::new(),
         };
         let subscription = kentongan_history::Subscription {
-            filter: self.stage.recorder.symbol(filter),
+            filter: self.stage.recorder.symbol(&filter),
             qos,
             no_local: false,
             retain_as_published: false,
@@ -428,10 +448,11 @@ impl Actor {
     }
 
     fn unsubscribe(&mut self, connection: &mut Connection) -> Result<(), End> {
-        let filter = *FILTERS.choose(&mut self.random).expect("there are filters");
+        let filters = &self.stage.habits.topics.filters;
+        let filter = Arc::clone(filters.choose(&mut self.random).expect("there are filters"));
         let packet_id = self.packet_id();
-        let packet = Unsubscribe { packet_id, filters: vec![filter.to_owned()], user_properties: Vec::new() };
-        let filters = Box::new([self.stage.recorder.symbol(filter)]);
+        let packet = Unsubscribe { packet_id, filters: vec![filter.to_string()], user_properties: Vec::new() };
+        let filters = Box::new([self.stage.recorder.symbol(&filter)]);
         self.unanswered += 1;
         let noted = Action::UnsubscribeSent { packet_id: packet_id.get(), filters };
         self.send(connection, &Packet::Unsubscribe(packet), noted)
@@ -444,6 +465,7 @@ impl Actor {
             Packet::Publish(message) => self.on_publish(at, connection, &message),
             Packet::PubAck(ack) => {
                 self.note_at(at, connection, Action::PubAckReceived(answered(&ack)));
+                self.count_accepted(&ack);
                 self.settle(ack.packet_id);
                 Ok(())
             }
@@ -453,6 +475,7 @@ impl Actor {
                     self.settle(ack.packet_id);
                     return Ok(());
                 }
+                self.count_accepted(&ack);
                 if let Some(flight) = self.flights.iter_mut().find(|flight| flight.packet_id == ack.packet_id) {
                     flight.released = true;
                 }
@@ -486,6 +509,13 @@ impl Actor {
                 Err(End::Closed(ClosedBy::Server))
             }
             other => panic!("no client asked for {other:?}"),
+        }
+    }
+
+    fn count_accepted(&self, ack: &Ack) {
+        let is_ours = self.flights.iter().any(|flight| flight.packet_id == ack.packet_id && !flight.released);
+        if is_ours && !ack.reason_code.is_error() {
+            self.stage.acknowledged.fetch_add(1, SeqCst);
         }
     }
 
@@ -546,13 +576,13 @@ impl Actor {
     /// The same of a connection that a newer one replaced, on which something is said all the same.
     fn finish_replaced(&mut self, connection: &mut Connection) {
         // A node that was stopped takes for its own, until it looks at its lease, what then comes from its clients.
-        if self.stage.stopped[usize::from(connection.node)].load(SeqCst) {
+        if self.stage.seats[usize::from(connection.node)].stopped.load(SeqCst) {
             return self.watch_end(connection);
         }
         let flight = Flight {
             packet_id: id(20_000),
             message: self.stage.recorder.message(),
-            topic: TOPICS[0],
+            topic: Arc::clone(&self.stage.habits.topics.plain[0]),
             retain: false,
             empty: false,
             expiry: None,
@@ -589,25 +619,27 @@ impl Actor {
 }
 
 fn publish_packet(flight: &Flight, delivery: Delivery, dup: bool) -> Packet {
-    let payload = if flight.empty { String::new() } else { flight.message.0.to_string() };
-    let mut message = publish(flight.topic, &payload, delivery);
-    message.dup = dup;
-    message.retain = flight.retain;
-    message.properties.message_expiry_interval = flight.expiry;
-    Packet::Publish(message)
+    let payload = if flight.empty { Bytes::new() } else { flight.message.0.to_string().into() };
+    let properties = PublishProperties { message_expiry_interval: flight.expiry, ..PublishProperties::default() };
+    let topic = flight.topic.to_string();
+    Packet::Publish(Publish { dup, delivery, retain: flight.retain, topic, properties, payload })
 }
 
-fn noted_publish(actor: &Actor, flight: &Flight, qos: u8, dup: bool) -> Action {
+fn noted_publish(client: &Client, flight: &Flight, qos: u8, dup: bool) -> Action {
     Action::PublishSent(kentongan_history::Publish {
         packet_id: if qos == 0 { 0 } else { flight.packet_id.get() },
         dup,
         qos,
         retain: flight.retain,
-        topic: actor.stage.recorder.symbol(flight.topic),
+        topic: client.stage.recorder.symbol(&flight.topic),
         expiry: flight.expiry,
         message: flight.message,
         empty: flight.empty,
     })
+}
+
+fn id(number: u16) -> PacketId {
+    PacketId::new(number).expect("not zero")
 }
 
 fn answer(packet_id: PacketId) -> Answer {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use kentongan_history::What;
 
-use super::actor::Stage;
+use crate::stage::Stage;
 
 /// Between two looks.
 const GLANCE: Duration = Duration::from_millis(250);
@@ -28,10 +28,13 @@ const SYNC_MAX: Duration = Duration::from_millis(500);
 /// A stall is over when there was none for so long.
 const CALM: Duration = Duration::from_secs(1);
 
-/// Numbers of these faults, beside those that the test makes.
+/// Numbers of these faults, beside those that are made.
 const FIRST_FAULT: u32 = 1_000_000;
 
 /// Looks until the run ends, and then says how long the nodes were stalled.
+///
+/// # Panics
+/// There is no room for a file of a few kilobytes.
 pub fn watch(stage: Arc<Stage>) -> JoinHandle<Duration> {
     thread::spawn(move || {
         let mut file = tempfile::tempfile().expect("a temporary file");
@@ -68,7 +71,7 @@ struct Watch {
 impl Watch {
     /// How long the thread of a node that waited most did so since the last look.
     fn waited_most(&mut self) -> Duration {
-        let threads: Vec<_> = self.stage.pids.iter().flat_map(|pid| threads_of(pid.load(SeqCst))).collect();
+        let threads: Vec<_> = self.stage.seats.iter().flat_map(|seat| threads_of(seat.pid.load(SeqCst))).collect();
         let before = std::mem::replace(&mut self.waited, threads);
         let since = |&(thread, waited): &(u32, u64)| {
             let at_last_look = before.iter().find(|(other, _)| *other == thread)?.1;
@@ -84,6 +87,7 @@ impl Watch {
             (true, None) => {
                 self.stalled = Some((Instant::now(), Instant::now()));
                 self.faults += 1;
+                self.stage.stalls.fetch_add(1, SeqCst);
                 let kind = self.stage.recorder.symbol("the machine is busy");
                 self.stage.recorder.note_at(since, What::FaultBegan { fault: self.faults, kind });
             }

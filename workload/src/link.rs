@@ -1,4 +1,4 @@
-//! A connection that may break at any byte, and says so instead of failing the test.
+//! A connection that may break at any byte, and says so.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 use kentongan_proto::mqtt::codec::{self, FrameStatus, Limits, Sender};
 use kentongan_proto::mqtt::*;
 
-use crate::support::{DEADLINE, connect};
+/// Time within which a broker that is well answers.
+const DEADLINE: Duration = Duration::from_secs(10);
 
+/// A connection of a client.
+#[derive(Debug)]
 pub struct Link {
     stream: TcpStream,
     version: ProtocolVersion,
@@ -18,12 +21,17 @@ pub struct Link {
 /// The session a client wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Session {
+    /// One that ends with its connection.
     Transient,
+    /// One that stays.
     Persistent,
 }
 
 impl Link {
     /// A connection on which nothing was said.
+    ///
+    /// # Errors
+    /// Nobody listens there.
     pub fn dial(address: SocketAddr, version: ProtocolVersion) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&address, DEADLINE)?;
         stream.set_nodelay(true)?;
@@ -32,6 +40,9 @@ impl Link {
     }
 
     /// Connects; also says whether a session was there.
+    ///
+    /// # Errors
+    /// The connection broke, or the broker refuses it.
     pub fn open(
         address: SocketAddr,
         version: ProtocolVersion,
@@ -39,8 +50,17 @@ impl Link {
         session: Session,
     ) -> io::Result<(Self, bool)> {
         let mut link = Self::dial(address, version)?;
-        let mut connect = connect(version, client_id);
-        connect.clean_start = session == Session::Transient;
+        let mut connect = Connect {
+            version,
+            bridge: false,
+            clean_start: session == Session::Transient,
+            keep_alive: 60,
+            client_id: client_id.to_owned(),
+            will: None,
+            user_name: None,
+            password: None,
+            properties: ConnectProperties::default(),
+        };
         if version.is_v5() && session == Session::Persistent {
             connect.properties.session_expiry_interval = Some(3600);
         }
@@ -51,6 +71,13 @@ impl Link {
         }
     }
 
+    /// Sends a packet.
+    ///
+    /// # Errors
+    /// The connection broke, or takes nothing.
+    ///
+    /// # Panics
+    /// The packet cannot be encoded, which is the caller's mistake.
     pub fn send(&mut self, packet: &Packet) -> io::Result<()> {
         let mut bytes = Vec::new();
         codec::encode(packet, self.version, &mut bytes).expect("a packet that can be encoded");
@@ -58,6 +85,12 @@ impl Link {
     }
 
     /// The next packet; `None` if there is none within `wait`.
+    ///
+    /// # Errors
+    /// The connection ended.
+    ///
+    /// # Panics
+    /// What comes is no MQTT: a mistake of the broker that no promise speaks of.
     pub fn receive_within(&mut self, wait: Duration) -> io::Result<Option<Packet>> {
         let deadline = Instant::now() + wait;
         loop {
@@ -82,10 +115,17 @@ impl Link {
     }
 
     /// The next packet, which is due.
+    ///
+    /// # Errors
+    /// The connection ended, or there is none.
     pub fn expect(&mut self) -> io::Result<Packet> {
         self.receive_within(DEADLINE)?.ok_or_else(|| ErrorKind::TimedOut.into())
     }
 
+    /// Subscribes, on a connection on which nothing else happens.
+    ///
+    /// # Errors
+    /// The connection ended, or the broker refuses.
     pub fn subscribe(&mut self, filter: &str, qos: QoS) -> io::Result<()> {
         let packet_id = PacketId::MIN;
         self.send(&Packet::Subscribe(Subscribe {
