@@ -21,6 +21,9 @@ pub struct Settings {
     pub transit_max: Nanoseconds,
     /// How far nodes' clocks may be apart; expiry may err by it.
     pub clock_skew_max: Nanoseconds,
+    /// How far a wall clock may have been set wrong: by so much a message that was acknowledged may expire early, where wall time
+    /// bridged a stop (F7). Part of the skew.
+    pub clocks_set_max: Nanoseconds,
     /// After a heal, how long until clients must be served (P12).
     pub recovery_max: Nanoseconds,
     /// How long an answer may take when the cluster has recovered.
@@ -45,6 +48,7 @@ impl Default for Settings {
             detection_max: 5 * SECOND,
             transit_max: SECOND,
             clock_skew_max: 0,
+            clocks_set_max: 0,
             recovery_max: 10 * SECOND,
             answer_max: 5 * SECOND,
             acknowledgement_loss_max: SECOND,

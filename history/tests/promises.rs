@@ -230,6 +230,21 @@ fn p1_acknowledged_messages_arrive_or_are_counted_as_dropped() {
     assert_eq!(lost_beside_a_counted_one.broken(), [Promise::P1, Promise::P1], "either of them");
 }
 
+/// F7: where wall time bridged a stop, expiry errs by as much as that was set wrong.
+#[test]
+fn p1_a_message_is_not_owed_when_it_has_expired_by_a_clock_that_was_set() {
+    let missing = |clocks_set_max: u64| {
+        let mut script = pair(1);
+        script.publish_expiring("pub", 1, 4);
+        script.wait(2);
+        script.publish("pub", 2, 1);
+        script.deliver("sub", 2, 1);
+        check(&script.history, &Settings { clocks_set_max, ..Settings::default() }).len()
+    };
+    assert_eq!(missing(3 * SECOND), 0);
+    assert_eq!(missing(SECOND), 1);
+}
+
 /// A will that two subscriptions of a session match is owed to it once, and so one drop excuses it.
 #[test]
 fn p9_a_will_that_is_missing_is_missed_once_a_session() {

@@ -77,7 +77,7 @@ fn a_history_of_whole_nodes_that_is_broken_once_is_rejected() {
         histories += 1;
         let (history, settings) = (world.history(), world.judged_by());
         let before: Vec<_> = check(history, &settings).iter().map(|violation| violation.promise).collect();
-        let subject = Subject::new(history);
+        let subject = Subject::new(history, settings.clocks_set_max);
         let mut random = SmallRng::seed_from_u64(seed);
         for mutation in MUTATIONS {
             for tampered in subject.tamper(mutation, &mut random) {
@@ -107,6 +107,8 @@ fn assert_rejected(seed: u64, mutation: Mutation, tampered: &History, settings: 
 /// What there is to know of a history.
 struct Subject<'h> {
     history: &'h History,
+    /// Messages may expire early by it, in nanoseconds.
+    clocks_set_max: u64,
     /// Every PUBLISH of each message; none of a will.
     sends: HashMap<MessageId, Vec<usize>>,
     /// When it was acknowledged with success.
@@ -122,9 +124,10 @@ struct Subject<'h> {
 }
 
 impl<'h> Subject<'h> {
-    fn new(history: &'h History) -> Self {
+    fn new(history: &'h History, clocks_set_max: u64) -> Self {
         let mut subject = Self {
             history,
+            clocks_set_max,
             sends: HashMap::new(),
             acknowledged: HashMap::new(),
             copies: HashMap::new(),
@@ -313,7 +316,9 @@ impl<'h> Subject<'h> {
         };
         let lasts = match publish.expiry {
             None => !expires,
-            Some(expiry) => expires && self.at(other) < self.at(sent) + u64::from(expiry) * SECOND / 2,
+            Some(expiry) => {
+                expires && self.at(other) + self.clocks_set_max < self.at(sent) + u64::from(expiry) * SECOND / 2
+            }
         };
         let publisher = self.of(sent).map(|(publisher, ..)| publisher);
         lasts
@@ -325,14 +330,23 @@ impl<'h> Subject<'h> {
     }
 
     /// Whether a SUBSCRIBE of that connection was granted QoS 1 or 2 for the topic before `from`, and nothing that the client sent
-    /// touches subscriptions that match it between the SUBSCRIBE and `until`.
+    /// touches subscriptions that match it between the SUBSCRIBE and `until`. A CONNECT before that which was not accepted leaves it
+    /// open whether the session is another one.
     fn stands(&self, client: Symbol, connection: u32, topic: Symbol, from: usize, until: usize) -> bool {
         let matches = |filter: &Symbol| matching::matches(self.history.name(*filter), self.history.name(topic));
         let mut asked = None;
         let mut granted = false;
-        for event in 0..until {
-            let Some((other, of, action)) = self.of(event) else { continue };
-            if other != client || of != connection {
+        let mut unanswered = HashSet::new();
+        // What was sent in the same instant may have been sent before, by the checker's clock.
+        let in_time = |&event: &usize| event < until || self.at(event) == self.at(until);
+        for event in (0..self.history.events().len()).take_while(in_time) {
+            let Some((_, of, action)) = self.of(event).filter(|(other, ..)| *other == client) else { continue };
+            match action {
+                Action::ConnectSent(_) => drop(unanswered.insert(of)),
+                Action::ConnAck { reason: 0, .. } => drop(unanswered.remove(&of)),
+                _ => {}
+            }
+            if of != connection {
                 continue;
             }
             match action {
@@ -351,7 +365,7 @@ impl<'h> Subject<'h> {
                 Action::SubAck { packet_id, reasons } => {
                     if let Some((asked_id, position)) = asked
                         && asked_id == *packet_id
-                        && event < from
+                        && self.at(event) < self.at(from)
                     {
                         granted = reasons.get(position).is_some_and(|&reason| matches!(reason, 1 | 2));
                     }
@@ -362,7 +376,7 @@ impl<'h> Subject<'h> {
                 _ => {}
             }
         }
-        granted
+        granted && unanswered.is_empty()
     }
 
     /// CONNACKs of sessions that never expire, of clients of whom every CONNECT was accepted and was sent after the CONNACK

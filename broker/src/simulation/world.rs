@@ -1092,6 +1092,7 @@ impl World {
         let set_ns = if self.faults.iter().any(is_set) { 2 * 3600 * SECOND } else { 0 };
         kentongan_history::Settings {
             clock_skew_max: self.now_ns / 25 + set_ns,
+            clocks_set_max: set_ns,
             transient_wills_die_with_node: self.plan.alone,
             ..Workload::settings()
         }

@@ -66,6 +66,7 @@ fn missed(
     acknowledged: Mark,
 ) -> Option<Mark> {
     let expires_at = message.expiry.map_or(NEVER, |expiry| after(message.accepted.at, expiry));
+    let expires_at = expires_at.saturating_sub(story.settings.clocks_set_max);
     let drained = story.quiesced.iter().zip(connected).find(|(mark, connected)| {
         mark.event > acknowledged.event
             && connected[span.session as usize]
