@@ -87,6 +87,8 @@ struct Wait {
     from: Nanoseconds,
     /// When it was acknowledged, or the connection was over.
     to: Nanoseconds,
+    /// The client listened all the time.
+    heard: bool,
 }
 
 /// Reads a history once.
@@ -156,12 +158,11 @@ impl Reader<'_> {
             }
             Action::ConnectionClosed { .. } | Action::DisconnectSent { .. } => {
                 self.open.remove(&who);
-                let left = self.waiting.remove(&who).unwrap_or_default();
-                self.waited.extend(left.into_iter().map(|wait| Wait { to: at, ..wait }));
+                self.on_end(at, who);
             }
             Action::PublishSent(publish) if publish.qos > 0 => {
                 let Publish { packet_id, message, .. } = *publish;
-                let wait = Wait { packet_id, message, node, from: at, to: at };
+                let wait = Wait { packet_id, message, node, from: at, to: at, heard: true };
                 self.waiting.entry(who).or_default().push(wait);
                 self.on_published(at, publish.topic);
             }
@@ -206,7 +207,18 @@ impl Reader<'_> {
             self.counts.acknowledged += 1;
             self.in_episode(|episode| episode.acknowledged += 1);
         }
-        self.waited.push(wait);
+        self.waited.extend(Some(wait).filter(|wait| wait.heard));
+    }
+
+    fn on_end(&mut self, at: Nanoseconds, who: (Symbol, u32)) {
+        // Until a connection that was taken over ends, its client listens to nothing else.
+        if self.open.iter().any(|&(client, _)| client == who.0) {
+            let of_client = self.waiting.iter_mut().filter(|((client, _), _)| *client == who.0);
+            of_client.flat_map(|(_, waiting)| waiting).for_each(|wait| wait.heard = false);
+        }
+        let left = self.waiting.remove(&who).unwrap_or_default();
+        let left = left.into_iter().filter(|wait| wait.heard);
+        self.waited.extend(left.map(|wait| Wait { to: at, ..wait }));
     }
 
     /// Without DUP, what was seen before is the copy of another subscription.
@@ -373,5 +385,13 @@ mod tests {
         told.does(8000, 1, Action::ConnectionClosed { by: ClosedBy::Client });
         assert_eq!(recovered(&told, vec![1], 90_000), Some(7000));
         assert_eq!(recovered(&told, vec![1], 5500), Some(2100), "the next fault has a part in it");
+        // A client that watches its old connection hears no answer on the new one.
+        told.connects(9000, 2);
+        told.publishes(9000, 2, 4);
+        told.connects(9100, 3);
+        told.publishes(9100, 3, 5);
+        told.does(12_000, 2, Action::ConnectionClosed { by: ClosedBy::Client });
+        told.is_answered(12_000, 3, 5, 0);
+        assert_eq!(recovered(&told, vec![1], 90_000), Some(7000));
     }
 }

@@ -78,7 +78,7 @@ pub struct Row {
     pub fault: Fault,
     /// What was seen, each time.
     pub episodes: Vec<Episode>,
-    /// Broken promises that show since its beginning, before that of the next fault.
+    /// Broken promises that show after its beginning, before that of the next fault.
     pub violations: u64,
     /// Those of P1: acknowledged messages that did not arrive.
     pub lost: u64,
@@ -209,10 +209,10 @@ impl Results {
         Ok(())
     }
 
-    /// To the last fault that began before the first event which shows it.
+    /// To the last fault that began before the last event which shows it.
     fn attribute(&mut self, violation: &Violation, history: &kentongan_history::History, episodes: &[Episode]) {
-        let first = violation.events.first().map_or(0, |&(index, _)| history.events()[index].at);
-        let last_before = episodes.iter().rev().find(|episode| episode.mark.began <= first).or(episodes.first());
+        let shown = violation.events.last().map_or(0, |&(index, _)| history.events()[index].at);
+        let last_before = episodes.iter().rev().find(|episode| episode.mark.began <= shown).or(episodes.first());
         if let Some(row) = last_before.map(|episode| episode.mark.fault).and_then(|fault| self.row(fault)) {
             row.violations += 1;
             row.lost += u64::from(violation.promise == Promise::P1);
