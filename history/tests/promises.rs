@@ -976,6 +976,47 @@ fn p11_another_member_gets_what_a_dead_one_had_not_acknowledged() {
     acknowledged.breaks(Promise::P11);
 }
 
+/// Two nodes have a message for a transient member, and nobody has it once both are lost.
+#[test]
+fn p11_what_origin_and_member_had_may_be_lost_with_both_their_nodes() {
+    struct Lost {
+        of_member: bool,
+        of_publisher: bool,
+        member_expiry: u32,
+        qos: u8,
+    }
+    let lost = |lost: &Lost| {
+        let mut script = Script::default();
+        script.nodes.extend([("one", 2), ("two", 3)]);
+        script.connect("one", lost.member_expiry);
+        script.connect("two", 0);
+        script.connect("pub", EVER);
+        script.subscribe("one", "$share/group/plant/#", 1);
+        script.subscribe("two", "$share/group/plant/#", 1);
+        script.publish("pub", 1, lost.qos);
+        script.deliver("one", 1, 1);
+        for (node, client, is_lost) in [(1, "pub", lost.of_publisher), (2, "one", lost.of_member)] {
+            if is_lost {
+                script.mark(What::NodeCrashed { node });
+            }
+            script.line(client, Action::ConnectionClosed { by: ClosedBy::Server });
+            script.wait(10);
+            if is_lost {
+                script.mark(What::NodeRecovered { node });
+            }
+        }
+        script.wait(60);
+        script.mark(What::Quiesced);
+        script
+    };
+    let both = Lost { of_member: true, of_publisher: true, member_expiry: 0, qos: 1 };
+    lost(&both).keeps_all();
+    lost(&Lost { of_member: false, ..both }).breaks(Promise::P11);
+    lost(&Lost { of_publisher: false, ..both }).breaks(Promise::P11);
+    lost(&Lost { member_expiry: 30, ..both }).breaks(Promise::P11);
+    lost(&Lost { qos: 2, ..both }).breaks(Promise::P11);
+}
+
 /// What a client had not read when it said DISCONNECT it may still read, after another member was given the same.
 #[test]
 fn p11_a_member_that_leaves_reads_what_was_on_its_way() {

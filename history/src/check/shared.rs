@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::Losses;
 use super::acknowledged::connected_at_marks;
 use super::faults::NEVER;
-use super::story::{Delivery, Kind, Mark, Message, NONE, Span, Story, after};
-use crate::event::{Nanoseconds, Symbol};
+use super::story::{Delivery, Kind, Mark, Message, NONE, Session, Span, Story, after};
+use crate::event::{ClosedBy, Nanoseconds, Symbol};
 use crate::violation::{Promise, Report};
 
 pub(super) fn check(story: &Story<'_>, report: &mut Report<'_>, losses: &mut Losses) {
@@ -94,6 +94,32 @@ fn stays(story: &Story<'_>, span: &Span, from: Nanoseconds, to: Nanoseconds) -> 
         .any(|connection| connection.accepted().is_some_and(|connack| connack.at < from) && connection.ended.0 > to)
 }
 
+/// Whether the nodes of both are lost that had the message: the publisher's, which keeps it until it is settled, and that of a
+/// member whose session was no more than a connection.
+///
+/// Seed 1927 of the simulation: m63 is acknowledged to a publisher at node 1 and reaches a member with a transient session at
+/// node 2. Node 1 crashes; the member has not acknowledged m63 when node 2 crashes, too. Of transient sessions a node keeps nothing
+/// on its disk, so nobody is left who knows of m63. The same goes for one crash if both are clients of that node.
+fn dies_with_its_origin(story: &Story<'_>, message: &Message, session: &Session) -> bool {
+    let Some(last) = session.connections.last().map(|&c| &story.connections[c as usize]) else {
+        return false;
+    };
+    let (from, until) = last.ended;
+    // A node that is cut off is taken for dead, and closes its clients.
+    let lost = |node, from, until| story.faults.node_down(node, from, until) || story.faults.overlap(from, until);
+    let left = last.left || last.closed.is_some_and(|(_, by)| by == ClosedBy::Client);
+    if left || last.expiry.1 > 0 || !lost(last.node, from, until) {
+        return false;
+    }
+    let mut sends = story.sends_of(message).filter(|send| send.mark.event == message.accepted.event);
+    sends.any(|send| {
+        let publisher = &story.connections[send.connection as usize];
+        // What a persistent session publishes at QoS 2 is in the outbox of its group, as wills are.
+        let is_in_outbox = message.qos == 2 && publisher.expiry.1 > 0;
+        !is_in_outbox && lost(publisher.node, send.mark.at, until)
+    })
+}
+
 fn check_arrival(
     story: &Story<'_>,
     connected: &[Vec<bool>],
@@ -120,7 +146,10 @@ fn check_arrival(
     let may_keep = |span: &&&Span| {
         let session = &story.sessions[span.session as usize];
         let possible = span.subscribe.at < mark.at && span.may_until > sent_at && session.ends.1 > sent_at;
-        let passes_on = session.ends.1 < mark.at && message.qos.min(span.qos) == 1 && span.must.1 > session.ends.1;
+        let passes_on = session.ends.1 < mark.at
+            && message.qos.min(span.qos) == 1
+            && span.must.1 > session.ends.1
+            && !dies_with_its_origin(story, message, session);
         // At QoS 0 a message is lost with its connection.
         let loses = span.qos == 0 && !stays(story, span, sent_at, mark.at);
         possible && (loses || !present(span) && !passes_on)
