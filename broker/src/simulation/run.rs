@@ -36,10 +36,12 @@ impl Plan {
     /// What a seed is run with: three nodes, as a rule.
     #[must_use]
     pub fn of_seed(seed: u64) -> Self {
-        match seed % 8 {
-            0 => Self { nodes: 1, alone: true, trace: false, only: None, plant: None },
-            4 => Self { nodes: 1, alone: false, trace: false, only: None, plant: None },
-            _ => Self { nodes: 3, alone: false, trace: false, only: None, plant: None },
+        let usual = Self { nodes: 3, alone: false, grows: false, trace: false, only: None, plant: None };
+        match seed % 16 {
+            0 | 8 => Self { nodes: 1, alone: true, ..usual },
+            4 => Self { nodes: 1, ..usual },
+            12 => Self { grows: true, ..usual },
+            _ => usual,
         }
     }
 }
@@ -121,8 +123,10 @@ pub struct Summary {
 }
 
 /// What must have happened in many runs, beside the faults and what clients do.
-const HAPPENINGS: [&str; 9] = [
+const HAPPENINGS: [&str; 11] = [
     "start",
+    "joined",
+    "disk lost",
     "process ended by its disk",
     "entries compared",
     "snapshot fetched",
