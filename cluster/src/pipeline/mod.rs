@@ -23,7 +23,7 @@ pub use self::inline::{Inline, InlineError};
 use self::apply::{Applier, TICK, write_checkpoints};
 use self::raft::{Outcome, RAFT_TICK, ROUND_BYTES_MAX, ROUND_INTERVAL_MIN, RaftThread};
 use crate::disk::{Disk, SyncSite};
-use crate::group::{CheckpointBase, Configuration, GroupStatus};
+use crate::group::{CheckpointBase, Configuration, GroupStatus, Target};
 use crate::identity::{GroupId, NodeId};
 use crate::log::LogId;
 use crate::node::{Node, NodeConfig, OpenError};
@@ -66,6 +66,9 @@ pub trait StateMachine: Send + 'static {
 
     /// Time passes; since the pipeline started. May submit.
     fn tick(&mut self, now: Duration);
+
+    /// These are the members of a group from here on. Said of each group at the start, and after each restore.
+    fn members(&mut self, group: GroupId, configuration: &Configuration);
 
     /// Replaces the state of a group by what another node had after the entry at `index`.
     fn restore(&mut self, group: GroupId, index: u64, pairs: &[Pair]);
@@ -146,6 +149,7 @@ enum Submission<Q> {
     Unreachable(NodeId),
     Fetched(GroupId, Option<(CheckpointBase, Vec<Pair>)>),
     Installed(GroupId, CheckpointBase),
+    Place(GroupId, u64, Target),
     Status(Sender<Vec<(GroupId, GroupStatus)>>),
     Checkpointed(Vec<(GroupId, CheckpointBase)>),
     Stop,
@@ -260,6 +264,11 @@ impl<Q> PipelineHandle<Q> {
     pub fn notify(&self, query: Q) {
         // Fails only when the pipeline has stopped; then there is nobody to tell.
         drop(self.notifications.send(query));
+    }
+
+    /// Says where a group is to be kept, if this node leads it in `term`.
+    pub fn place(&self, group: GroupId, term: u64, target: Target) {
+        self.submit(Submission::Place(group, term, target));
     }
 
     /// Hands in what a peer sent.
@@ -439,6 +448,7 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
         let node = Node::open(node_config, disk, store.bases().clone())?;
         for (group, status) in node.groups().filter_map(|group| Some((group, node.status(group)?))) {
             machine.reread(group, status.last);
+            machine.members(group, &status.configuration);
         }
         let (submissions, submitted) = unbounded();
         let (notifications, notified) = unbounded();
@@ -484,6 +494,7 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
             checkpoints,
             idle: Arc::clone(&idle),
             last_checkpoint: (now, 0),
+            wanted: false,
             ticked: now,
         };
         Ok(Self { raft, applier, store, submitted, notified, to_write, handle, idle })
