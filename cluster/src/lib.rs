@@ -9,6 +9,8 @@
 //!
 //! How nodes become a cluster at all is the matter of [`formation`].
 //!
+//! Where groups are kept, and how they get there, is the matter of [`placement`].
+//!
 //! Which nodes there are, and whose acknowledgements can be believed, is the matter of [`membership`] and of the cores it
 //! wires together: [`directory`], [`lease`], [`fence`] and [`interest`].
 //!
@@ -29,6 +31,7 @@ pub mod log;
 pub mod membership;
 pub mod node;
 pub mod pipeline;
+pub mod placement;
 pub mod state;
 pub mod transport;
 

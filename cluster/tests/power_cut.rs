@@ -142,6 +142,8 @@ impl StateMachine for Recorder {
 
     fn tick(&mut self, _: Duration) {}
 
+    fn members(&mut self, _: GroupId, _: &Configuration) {}
+
     fn restore(&mut self, _: GroupId, _: u64, _: &[(Vec<u8>, Vec<u8>)]) {}
 
     fn checkpoint(&mut self, _: GroupId) -> Option<Vec<Write>> {
@@ -515,6 +517,7 @@ fn cut_after_a_formation(ignored: Option<SyncSite>) -> Result<(), Failure> {
     let disk = SimDisk::new();
     ledger(&disk)?.make_promise(&proposal(1)).map_err(|error| error.to_string())?;
     let terms = Terms { groups: 2, voters: 3, settings: Bytes::new() };
-    let formation = Formation { cluster_id: ClusterId(1), terms, members: vec![member(1), member(2)] };
+    let formation =
+        Formation { cluster_id: ClusterId(1), terms, members: vec![member(1), member(2)], is_joined: false };
     promises_survive(ignored, &disk, |ledger| ledger.adopt(formation.clone()).map_err(|error| error.to_string()))
 }

@@ -36,10 +36,13 @@ pub(super) struct ServeArgs {
     /// Where other nodes dial this one, if that is not the address of --cluster.
     #[arg(long, value_name = "HOST:PORT", value_parser = parse_peer)]
     advertise: Option<String>,
-    /// The nodes that form the cluster together, this one among them, in the same order on all of them; a port alone is one
-    /// of 127.0.0.1.
+    /// The nodes that form the cluster together, this one among them, in the same order on all of them; or some of the nodes
+    /// of a cluster that there is, to join it. A port alone is one of 127.0.0.1.
     #[arg(long, value_name = "HOST:PORT,...", value_delimiter = ',', value_parser = parse_peer)]
     seeds: Vec<String>,
+    /// What this node shares its fate with, such as a rack or a site: what several nodes keep is kept in different zones.
+    #[arg(long, value_name = "NAME")]
+    zone: Option<String>,
     /// Node N of M on this machine, such as 1/3: says its name (kentongan-N), data directory (./kentongan-N), ports of
     /// 127.0.0.1 (MQTT 1882+N, HTTP 8089+N, peers 7000+N) and seeds, unless other flags say them.
     #[arg(long, value_name = "N/M")]
@@ -94,6 +97,9 @@ impl ServeArgs {
         }
         if !self.seeds.is_empty() {
             flags.push(FlagValue::new("--seeds", "cluster.seeds", self.seeds.clone()));
+        }
+        if let Some(zone) = &self.zone {
+            flags.push(FlagValue::new("--zone", "cluster.zone", zone.as_str()));
         }
         if let Some(filter) = &self.log {
             flags.push(FlagValue::new("--log", "log.filter", filter.as_str()));
@@ -173,7 +179,7 @@ mod tests {
     fn flags_become_settings() {
         let settings = settings(
             "kentongan --mqtt 0.0.0.0:1 --mqtt [::]:2 --allow-anonymous --http 127.0.0.1:0 --data-dir /d \
-             --log debug --set session.receive_maximum=7 --set session.response_information=3",
+             --zone rack-1 --log debug --set session.receive_maximum=7 --set session.response_information=3",
         );
         let addresses: Vec<_> = settings.listener.iter().map(|one| one.address.to_string()).collect();
         assert_eq!(addresses, ["0.0.0.0:1", "[::]:2"]);
@@ -181,6 +187,7 @@ mod tests {
         assert_eq!(settings.http.address.port(), 0);
         assert_eq!(settings.data_dir.to_str(), Some("/d"));
         assert_eq!(settings.log.filter, "debug");
+        assert_eq!(settings.cluster.zone.as_deref(), Some("rack-1"));
         assert_eq!(settings.session.receive_maximum.get(), 7);
         assert_eq!(settings.session.response_information.as_deref(), Some("3"));
         assert!(!is_closed_to_others(&settings));

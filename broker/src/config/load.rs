@@ -172,7 +172,14 @@ impl Effective {
 impl Settings {
     /// What is wrong with how this node finds, and is found by, others.
     fn cluster_contradictions(&self, refuse: &mut impl FnMut(&str, String)) {
-        let ClusterConfig { address, advertise, seeds, ca_file, certificate_file, key_file } = &self.cluster;
+        let ClusterConfig { address, advertise, seeds, zone, voters, ca_file, certificate_file, key_file } =
+            &self.cluster;
+        if zone.as_ref().is_some_and(|zone| zone.is_empty() || zone.len() > NODE_NAME_BYTES_MAX) {
+            refuse("cluster.zone", format!("1 to {NODE_NAME_BYTES_MAX} bytes"));
+        }
+        if voters.get().is_multiple_of(2) {
+            refuse("cluster.voters", String::from("an odd number: with an even one no more nodes may be lost"));
+        }
         if let Some(name) = &self.node
             && (name.is_empty() || name.len() > NODE_NAME_BYTES_MAX || name.chars().any(char::is_control))
         {

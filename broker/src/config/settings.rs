@@ -233,8 +233,15 @@ settings! {
         pub advertise: Option<String> = None,
         /// Where the nodes are that form the cluster, each as `"HOST:PORT"`, this one among them: the same list, in the same
         /// order, on all of them. They form one cluster of all of them, once, when all of them are there; the first decides.
-        /// Empty: this node forms a cluster of its own.
+        /// Where one of them belongs to a cluster already, this node joins that one. Empty: this node forms a cluster of its
+        /// own.
         pub seeds: Vec<String> = Vec::new(),
+        /// What this node shares its fate with: a rack, a room, a site. What is kept by several nodes is kept in different
+        /// zones, if there are as many. Unset: a zone of its own.
+        pub zone: Option<String> = None,
+        /// Nodes that keep each group of sessions and topics and decide by majority, an odd number: one of 3, or two of 5, may be
+        /// lost. Fewer as long as there are fewer nodes. Fixed when the cluster forms.
+        pub voters: NonZeroU16 = nonzero_u16(3),
         /// Certificates (PEM) of the authorities that make nodes members of this cluster. Give all three files, or none.
         pub ca_file: Option<PathBuf> = None,
         /// This node's certificate (PEM), followed by those between it and the authority. It must be for the node's name.

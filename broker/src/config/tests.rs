@@ -311,6 +311,8 @@ fn how_nodes_find_each_other_is_checked() {
         ("address = \"192.0.2.1:1\"", "k.toml:2: `cluster.address`: without `cluster.ca_file`"),
         ("address = \"0.0.0.0:1\"", "k.toml:2: `cluster.address`: others cannot dial 0.0.0.0:1"),
         ("key_file = \"k\"", "k.toml:2: `cluster.ca_file`: give all of"),
+        ("voters = 2", "k.toml:2: `cluster.voters`: an odd number"),
+        ("zone = \"\"", "k.toml:2: `cluster.zone`: 1 to 253 bytes"),
     ] {
         let found = cluster(text);
         assert!(found.contains(expected), "{text}: {found}");

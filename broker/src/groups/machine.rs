@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use kentongan_cluster::lane::{Batch, LaneId, Verdict};
 use kentongan_cluster::state::StateReader;
-use kentongan_cluster::{GroupId, Incarnation, NodeId, StateMachine, Write};
+use kentongan_cluster::{Configuration, GroupId, Incarnation, NodeId, StateMachine, Write};
 use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{QoS, ReasonCode};
 
@@ -947,6 +947,7 @@ impl StateMachine for Machine {
     fn query(&mut self, query: Query) {
         match query {
             Query::Begin => self.begin_if_due(),
+            Query::Listening => self.on_listening(),
             Query::Claim(request) => self.claim(request),
             Query::Released(client_id) => {
                 if let Some(request) = self.waiting.remove(&client_id) {
@@ -959,6 +960,8 @@ impl StateMachine for Machine {
             Query::Control { node, message } => self.on_control(node, message),
             Query::RoundComplete(token) => self.on_round_complete(token),
             Query::ClientsClosed => self.on_clients_closed(),
+            Query::Admit(record, answer) => self.wish(|membership| membership.admit(record), &answer),
+            Query::Remove(node, answer) => self.wish(|membership| membership.remove(node), &answer),
             // An asker that is gone needs no answer.
             Query::Status(answer) => drop(answer.send(self.status())),
             Query::OutboxAnswered { origin, target, number, gap_in_round } => match gap_in_round {
@@ -1024,6 +1027,10 @@ impl StateMachine for Machine {
             self.count_held();
             self.counters.flush();
         }
+    }
+
+    fn members(&mut self, group: GroupId, configuration: &Configuration) {
+        self.on_configuration(group, configuration);
     }
 
     fn restore(&mut self, group: GroupId, index: u64, pairs: &[(Vec<u8>, Vec<u8>)]) {

@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
+use crossbeam::channel::Sender;
 use kentongan_cluster::directory::Directory;
-use kentongan_cluster::directory::command::{self as directory_command, Form};
+use kentongan_cluster::directory::command::{self as directory_command, Form, MemberRecord};
 use kentongan_cluster::interest::{LinkId, SourceId, Version};
 use kentongan_cluster::lane::Incoming;
 use kentongan_cluster::lease::Standing;
-use kentongan_cluster::membership::{Membership, Output, WaitError, wire};
-use kentongan_cluster::{GroupId, Incarnation, NodeId, Write};
+use kentongan_cluster::membership::{Membership, Output, WaitError, Wish, wire};
+use kentongan_cluster::transport::PeerAddress;
+use kentongan_cluster::{Configuration, GroupId, Incarnation, NodeId, Write};
 
 use super::machine::{FENCE_SESSIONS_MAX, Machine};
 use crate::clock::Clock;
@@ -69,6 +71,8 @@ pub(crate) struct Member {
     crowded: Vec<Waiter>,
     /// Arbiters that still have clients of a registration that ended.
     closing: usize,
+    /// Links may begin.
+    listens: bool,
     clock: Clock,
 }
 
@@ -84,12 +88,18 @@ impl Member {
             next_waiter: 0,
             crowded: Vec::new(),
             closing: 0,
+            listens: false,
             clock,
         }
     }
 
     pub(super) fn directory(&self) -> &Directory {
         self.membership.directory()
+    }
+
+    /// All members, as they said of themselves.
+    pub(super) fn records(&self) -> impl Iterator<Item = MemberRecord> + '_ {
+        self.directory().members().iter().map(|(&node, member)| member.record(node))
     }
 
     /// Whether somebody may still wait for that incarnation of a node, so that its loss is still to come.
@@ -199,6 +209,11 @@ impl Member {
         }
         None
     }
+}
+
+fn peer_address(record: &MemberRecord) -> PeerAddress {
+    let (name, address) = (record.name.clone(), record.peer_address.clone());
+    PeerAddress { node: NodeId(record.node), name, address }
 }
 
 impl Machine {
@@ -424,11 +439,56 @@ impl Machine {
                 self.outboxes.on_node_lost(number);
                 self.tell_all(shared, || Event::NodeLost { node: number });
             }
+            Output::Place { group, term, target } => pipeline.place(group, term, target),
+            Output::Members => self.link_members(cluster),
+            Output::Removed => {
+                tracing::error!(
+                    "this node was removed from its cluster: it serves nobody any more, and what it has nobody counts on; stop it"
+                );
+            }
             Output::Joined { incarnation } => self.registered(shared, cluster, incarnation.0),
             Output::JoinRefused { reason } => {
                 tracing::error!(%reason, "the cluster does not take this node; it is asked again");
             }
             Output::Standing(standing) => self.on_standing(shared, cluster, standing),
+        }
+    }
+
+    pub(super) fn on_listening(&mut self) {
+        if let Some(member) = &mut self.member {
+            member.listens = true;
+        }
+        if let Some(cluster) = self.shared.get().and_then(|shared| shared.cluster.as_ref()) {
+            self.link_members(cluster);
+        }
+    }
+
+    /// Those that this node began with, until the directory says who there is.
+    fn link_members(&self, cluster: &ClusterView) {
+        let Some(member) = self.member.as_ref().filter(|member| member.listens) else {
+            return;
+        };
+        let is_known = member.directory().cluster_id().is_some();
+        let records = if is_known { member.records().collect() } else { member.form.members.clone() };
+        cluster.peers.members(records.iter().map(peer_address).collect());
+    }
+
+    pub(super) fn on_configuration(&mut self, group: GroupId, configuration: &Configuration) {
+        if let Some(member) = &mut self.member {
+            member.membership.on_configuration(group, configuration.clone());
+        }
+    }
+
+    /// What only the leader of the directory can do.
+    pub(super) fn wish(
+        &mut self,
+        wish: impl FnOnce(&mut Membership) -> Wish,
+        answer: &Sender<(Wish, Vec<MemberRecord>)>,
+    ) {
+        if let Some(member) = &mut self.member {
+            let outcome = wish(&mut member.membership);
+            // An asker that is gone needs no answer.
+            let _ = answer.send((outcome, member.records().collect()));
         }
     }
 

@@ -196,6 +196,8 @@ mod tests {
         }
 
         fn control(&self, _: u64, _: bytes::Bytes) {}
+
+        fn members(&self, _: Vec<kentongan_cluster::transport::PeerAddress>) {}
     }
 
     /// Nothing else would tell it; and what it has for the group waits until it knows.

@@ -7,20 +7,24 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
+use bytes::Bytes;
+use crossbeam::channel::Sender;
 use kentongan_cluster::data_dir::DataDir;
-use kentongan_cluster::directory::command::MemberRecord;
-use kentongan_cluster::directory::{Placement, VOTERS};
+use kentongan_cluster::directory::Placement;
+use kentongan_cluster::directory::command::{Departing, MemberRecord};
 use kentongan_cluster::disk::{Disk, RealDisk};
-use kentongan_cluster::formation::{Formation, Forming, Terms};
+use kentongan_cluster::formation::{Formation, Forming, Joined, Terms};
 use kentongan_cluster::lane::Incoming;
 use kentongan_cluster::lease::LeaseCell;
-use kentongan_cluster::membership::{Limits, Membership};
+use kentongan_cluster::membership::{Limits, Membership, Wish};
 use kentongan_cluster::pipeline::NoPeers;
 use kentongan_cluster::state::StateReader;
 use kentongan_cluster::transport::{
     Answerer, Asked, LocalIdentity, PeerHello, Question, Responder, SnapshotChunks, Transport, TransportConfig,
 };
 use kentongan_cluster::{Configuration, GroupId, NodeId, Pipeline, PipelineConfig, PipelineHandle, StateStore, state};
+
+use prost::Message as _;
 
 use super::machine::{Machine, QueueMemory, SharedCell};
 use super::member::Member;
@@ -144,7 +148,8 @@ fn start_member(
     let answers = Arc::new(Answers::default());
     let transport = start_transport(settings, &me, address, &sink, &answers)?;
     let own = group_config(settings);
-    let terms = Terms { groups: settings.storage.groups.get(), voters: VOTERS, settings: own.encode() };
+    let terms =
+        Terms { groups: settings.storage.groups.get(), voters: settings.cluster.voters.get(), settings: own.encode() };
     let forming = Forming::open(data_dir.path(), me.clone(), settings.cluster.seeds.clone(), terms)?;
     let forming = Arc::new(forming);
     set_once(&answers.forming, Arc::clone(&forming));
@@ -171,11 +176,16 @@ fn start_member(
     let pipeline = Pipeline::start(config, disk, store, machine, RaftLinks::new(transport.clone()))?;
     let read_ahead = read_ahead::start(reading, pipeline.handle().clone())?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
-    let asking = Asking { me: data_dir.node(), pipeline: pipeline.handle().clone(), transport: transport.clone() };
+    let asking = Asking {
+        me: data_dir.node(),
+        formation: formation.clone(),
+        pipeline: pipeline.handle().clone(),
+        transport: transport.clone(),
+    };
     let (shared, _) = assembly.connect(pipeline.handle(), 0, Some(Arc::new(Links(transport.clone()))));
     sink.start(Arc::clone(&shared), pipeline.handle().clone());
     set_once(&answers.running, asking);
-    transport.set_peers(formation.peers())?;
+    pipeline.handle().notify(Query::Listening);
     Ok((shared, Running { pipeline, read_ahead, transport: Some(transport), _data_dir: data_dir }))
 }
 
@@ -372,6 +382,7 @@ pub(crate) fn member_record(settings: &Settings, node: NodeId) -> MemberRecord {
         peer_address: settings.cluster.advertised().unwrap_or_default(),
         client_address: settings.listener.first().map_or_else(String::new, |listener| listener.address.to_string()),
         feature_level: FEATURE_LEVEL,
+        zone: settings.cluster.zone.clone().unwrap_or_default(),
     }
 }
 
@@ -408,11 +419,46 @@ struct Answers {
 /// Whom to ask how this node is.
 struct Asking {
     me: NodeId,
+    formation: Formation,
     pipeline: PipelineHandle<Query>,
     transport: Transport,
 }
 
 impl Asking {
+    /// Makes the asker a member, if whoever leads the directory is here.
+    fn answer_join(&self, from: &PeerHello, body: Bytes, answer: Answerer) {
+        match MemberRecord::decode(body) {
+            Ok(record) if record.node == from.node.0 && record.name == from.name => {
+                self.answer_wish(answer, |outcome| Query::Admit(record, outcome));
+            }
+            _ => answer.send(Err("it asks for another node".to_owned())),
+        }
+    }
+
+    /// Removes a member, if whoever leads the directory is here.
+    fn answer_remove(&self, body: Bytes, answer: Answerer) {
+        match Departing::decode(body).ok().and_then(|departing| NodeId::new(departing.node)) {
+            Some(node) => self.answer_wish(answer, |outcome| Query::Remove(node, outcome)),
+            None => answer.send(Err("it names no node".to_owned())),
+        }
+    }
+
+    /// On a thread of its own: it waits for the others.
+    fn answer_wish(&self, answer: Answerer, query: impl FnOnce(Sender<(Wish, Vec<MemberRecord>)>) -> Query) {
+        let (asked, outcome) = crossbeam::channel::bounded(1);
+        self.pipeline.notify(query(asked));
+        let formation = self.formation.clone();
+        let wait = move || {
+            answer.send(match outcome.recv_timeout(STATUS_MAX) {
+                Ok((wish, members)) => Ok(joined(wish, members, formation).encode_to_vec().into()),
+                Err(_) => Err("this node is too busy: ask again".to_owned()),
+            });
+        };
+        if let Err(error) = std::thread::Builder::new().name("members".into()).spawn(wait) {
+            tracing::error!(%error, "the system gives no thread to say what becomes of a member");
+        }
+    }
+
     /// On a thread of its own: it waits for the others.
     fn answer_status(&self, answer: Answerer) {
         let (me, pipeline, transport) = (self.me, self.pipeline.clone(), self.transport.clone());
@@ -420,6 +466,15 @@ impl Asking {
         if let Err(error) = std::thread::Builder::new().name("status".into()).spawn(ask) {
             tracing::error!(%error, "the system gives no thread to say how this node is");
         }
+    }
+}
+
+fn joined(wish: Wish, members: Vec<MemberRecord>, formation: Formation) -> Joined {
+    match wish {
+        Wish::Fulfilled => Joined { formation: Formation { members, ..formation }.encode(), ..Joined::default() },
+        Wish::Elsewhere { address } => Joined { elsewhere: address, ..Joined::default() },
+        Wish::Refused(reason) => Joined { refusal: reason.to_string(), ..Joined::default() },
+        Wish::Proposed | Wish::NoLeader => Joined::default(),
     }
 }
 
@@ -446,9 +501,13 @@ impl Responder for Answers {
                 Some(forming) => forming.answer(asked),
                 None => asked.answer.send(not_yet()),
             },
-            Question::Status => match self.running.get() {
-                Some(running) => running.answer_status(asked.answer),
+            Question::Join | Question::Remove | Question::Status => match self.running.get() {
                 None => asked.answer.send(not_yet()),
+                Some(running) => match asked.question {
+                    Question::Join => running.answer_join(&asked.from, asked.body, asked.answer),
+                    Question::Remove => running.answer_remove(asked.body, asked.answer),
+                    _ => running.answer_status(asked.answer),
+                },
             },
         }
     }
@@ -520,7 +579,8 @@ mod tests {
         let settings = Settings::default();
         let member = |node| MemberRecord { node, name: format!("n{node}"), ..MemberRecord::default() };
         let terms = Terms { groups: 5, voters: 3, settings: group_config(&settings).encode() };
-        let formation = Formation { cluster_id: ClusterId(7), terms, members: (1..=5).map(member).collect() };
+        let members = (1..=5).map(member).collect();
+        let formation = Formation { cluster_id: ClusterId(7), terms, members, is_joined: false };
         let mut store = StateStore::in_memory(&MemoryState::default(), Arc::new(SimDisk::new())).unwrap();
         let made = |store: &StateStore| new_groups(store, &formation, NodeId(1));
 

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kentongan_cluster::interest::LinkId;
 use kentongan_cluster::pipeline::{Fetched, Peers as RaftPeers};
-use kentongan_cluster::transport::{Class, Direction, Event, Incoming, LinkEpoch, SendError, Sink, Transport};
+use kentongan_cluster::transport::{
+    Class, Direction, Event, Incoming, LinkEpoch, PeerAddress, SendError, Sink, Transport,
+};
 use kentongan_cluster::{GroupId, NodeId, PipelineHandle, state};
 use kentongan_proto::peer::Kind;
 use prost::Message as _;
@@ -100,6 +102,12 @@ impl Peers for Links {
                 tracing::warn!(%node, %error, "a control message found no room; the link is made anew");
                 self.0.break_link(node, Class::Control);
             }
+        }
+    }
+
+    fn members(&self, members: Vec<PeerAddress>) {
+        if let Err(error) = self.0.set_peers(members) {
+            tracing::error!(%error, "the members that the cluster has now cannot all be linked with; the links stay as they are");
         }
     }
 }

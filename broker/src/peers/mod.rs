@@ -3,6 +3,7 @@
 use std::fmt;
 
 use bytes::Bytes;
+use kentongan_cluster::transport::PeerAddress;
 
 pub mod links;
 pub mod plain;
@@ -23,4 +24,7 @@ pub trait Peers: Send + Sync + fmt::Debug {
 
     /// Says something of membership to `node`. It arrives, in order, or the link breaks.
     fn control(&self, node: u64, message: Bytes);
+
+    /// From here on these are the nodes that there are. Those that were linked with and are not among them are no more.
+    fn members(&self, members: Vec<PeerAddress>);
 }

@@ -89,6 +89,12 @@ pub struct MemberStatus {
     /// The registration that lives; 0 if none does.
     #[prost(uint64, tag = "5")]
     pub incarnation: u64,
+    /// What it shares its fate with; empty if nobody said.
+    #[prost(string, tag = "6")]
+    pub zone: String,
+    /// It is to go: its groups move away.
+    #[prost(bool, tag = "7")]
+    pub leaves: bool,
 }
 
 /// A group as one node sees it.
@@ -115,6 +121,12 @@ pub struct GroupStatus {
     /// The index at which its log ends.
     #[prost(uint64, tag = "7")]
     pub last: u64,
+    /// The nodes that vote in it, as far as it has applied.
+    #[prost(uint64, repeated, tag = "8")]
+    pub voters: Vec<u64>,
+    /// The nodes that follow it without a vote.
+    #[prost(uint64, repeated, tag = "9")]
+    pub learners: Vec<u64>,
 }
 
 /// The leader of a group as the clients' threads of a node know it, which need not keep the group.
@@ -200,6 +212,8 @@ impl MemberStatus {
             peer_address: member.peer_address.clone(),
             client_address: member.client_address.clone(),
             incarnation: member.living.map_or(0, |living| living.0),
+            zone: member.zone.clone(),
+            leaves: member.leaves,
         };
         directory.members().iter().map(member).collect()
     }
@@ -213,6 +227,7 @@ impl GroupStatus {
             Role::Leader { .. } => (true, Some(own)),
             Role::Follower { leader } => (false, leader),
         };
+        let ids = |nodes: &[NodeId]| nodes.iter().map(|node| node.0).collect();
         Self {
             group: group.0.into(),
             leads,
@@ -221,6 +236,8 @@ impl GroupStatus {
             committed: status.committed,
             applied,
             last: status.last,
+            voters: ids(&status.configuration.voters),
+            learners: ids(&status.configuration.learners),
         }
     }
 }

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use crossbeam::channel::Sender;
+use kentongan_cluster::directory::command::MemberRecord;
 use kentongan_cluster::interest::LinkId;
+use kentongan_cluster::membership::Wish;
 use kentongan_cluster::{GroupId, NodeId, PipelineHandle};
 
 use super::command::{self, Command};
@@ -22,6 +24,8 @@ use crate::plants::{Plant, is_planted};
 pub enum Query {
     /// Start-up has handed over what acting on effects needs.
     Begin,
+    /// What comes over links is heard from here on, so they may begin.
+    Listening,
     /// A CONNECT that must ask who else has its Client Identifier.
     Claim(ClaimRequest),
     /// A connection that was to be taken over is done.
@@ -57,6 +61,10 @@ pub enum Query {
     RoundComplete(u64),
     /// An arbiter has closed the clients of a registration that ended.
     ClientsClosed,
+    /// A node wants to be a member.
+    Admit(MemberRecord, Sender<(Wish, Vec<MemberRecord>)>),
+    /// An operator wants a member gone.
+    Remove(NodeId, Sender<(Wish, Vec<MemberRecord>)>),
     /// An operator asks how this node is: as much of it as is known to who applies.
     Status(Sender<NodeStatus>),
     /// A target has what came from an outbox, or lacks what came before it.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use kentongan_cluster::{GroupId, NodeId, StateMachine, Write};
+use kentongan_cluster::{Configuration, GroupId, NodeId, StateMachine, Write};
 
 use crate::drops;
 use crate::groups::machine::Machine;
@@ -177,6 +177,10 @@ impl StateMachine for Watched {
 
     fn tick(&mut self, now: Duration) {
         self.machine.tick(now);
+    }
+
+    fn members(&mut self, group: GroupId, configuration: &Configuration) {
+        self.machine.members(group, configuration);
     }
 
     fn restore(&mut self, group: GroupId, index: u64, pairs: &[(Vec<u8>, Vec<u8>)]) {

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use kentongan_cluster::directory::VOTERS;
 use kentongan_cluster::directory::command::MemberRecord;
 use kentongan_cluster::disk::{Disk, SimDisk, SyncSite, Unsynced};
 use kentongan_cluster::formation::{Formation, Terms};
@@ -42,12 +41,15 @@ pub(super) struct Cluster {
     pub(super) listener: Arc<ListenerContext>,
     /// `None`: the only node is alone, without a cluster.
     pub(super) formation: Option<Formation>,
+    /// As those have it that joined later.
+    pub(super) joined: Formation,
     pub(super) network: Network,
     pub(super) replicas: Arc<Mutex<Replicas>>,
 }
 
 impl Cluster {
-    pub(super) fn new(settings: Settings, nodes: usize, alone: bool, network: Network) -> Self {
+    /// `founders` of the nodes form it, the others join.
+    pub(super) fn new(settings: Settings, nodes: usize, founders: usize, alone: bool, network: Network) -> Self {
         let settings = Arc::new(settings);
         let address = SocketAddr::from(([127, 0, 0, 1], 1883));
         let listener = Arc::new(ListenerContext::new(ListenerConfig::default(), &settings, address));
@@ -55,23 +57,28 @@ impl Cluster {
             cluster_id: ClusterId(7),
             terms: Terms {
                 groups: settings.storage.groups.get(),
-                voters: VOTERS,
+                voters: settings.cluster.voters.get(),
                 settings: start::group_config(&settings).encode(),
             },
-            members: (0..nodes).map(member).collect(),
+            members: (0..founders).map(|host| member(host, network.id(host))).collect(),
+            is_joined: false,
         };
+        let members = (0..nodes).map(|host| member(host, network.id(host))).collect();
+        let joined = Formation { members, is_joined: true, ..formation.clone() };
         let replicas = Arc::new(Mutex::new(Replicas::new()));
-        Self { settings, listener, formation: (!alone).then_some(formation), network, replicas }
+        Self { settings, listener, formation: (!alone).then_some(formation), joined, network, replicas }
     }
 }
 
-fn member(node: usize) -> MemberRecord {
+/// The node that is at a place.
+pub(super) fn member(node: usize, id: NodeId) -> MemberRecord {
     MemberRecord {
-        node: node as u64 + 1,
+        node: id.0,
         name: format!("node-{}", node + 1),
         peer_address: format!("127.0.0.1:{}", 7000 + node),
         client_address: format!("127.0.0.1:{}", 1883 + node),
         feature_level: 1,
+        zone: String::new(),
     }
 }
 
@@ -98,6 +105,10 @@ pub(super) struct Host {
     pub(super) is_disk_full: bool,
     /// Faults because of which its disk takes long just now.
     pub(super) disk_stalls: u32,
+    /// It belongs to the cluster: it was there when that was formed, or was told that it is a member.
+    pub(super) is_member: bool,
+    /// It did not form the cluster.
+    pub(super) is_joined: bool,
 }
 
 /// A process of the broker.
@@ -141,7 +152,23 @@ impl Host {
             disk_fails: false,
             is_disk_full: false,
             disk_stalls: 0,
+            is_member: true,
+            is_joined: false,
         }
+    }
+
+    /// Its disk is gone, with all that was on it: another node is to be there.
+    pub(super) fn lose_disk(&mut self) {
+        self.kill();
+        (self.disk, self.state) = (SimDisk::new(), MemoryState::default());
+        (self.disk_fails, self.is_disk_full) = (false, false);
+        self.await_membership();
+    }
+
+    /// It does not start before it is a member.
+    pub(super) fn await_membership(&mut self) {
+        self.is_member = false;
+        self.is_joined = true;
     }
 
     /// Its clock runs, whether or not anything else does.
@@ -186,12 +213,13 @@ impl Host {
             clock: clock.clone(),
             random: Random::seeded(random.random()),
         };
-        let node = NodeId(self.index as u64 + 1);
+        let node = cluster.network.id(self.index);
         let links = SimLinks { node: self.index, network: cluster.network.clone() };
         let (assembly, machine) = match &cluster.formation {
             None => start::assemble_alone(setting, &self.metrics, &store, node)?,
             Some(formation) => {
-                let me = member(self.index);
+                let formation = if self.is_joined { &cluster.joined } else { formation };
+                let me = member(self.index, node);
                 let nonce = random.random();
                 start::assemble_member(setting, &self.metrics, &store, formation, me, nonce)?
             }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use kentongan_cluster::pipeline::{Fetched, Peers as RaftPeers};
-use kentongan_cluster::transport::Class;
+use kentongan_cluster::transport::{Class, PeerAddress};
 use kentongan_cluster::{GroupId, NodeId};
 use kentongan_proto::peer::Kind;
 use rand::rngs::SmallRng;
@@ -52,6 +52,8 @@ pub(super) struct Link {
 
 struct State {
     nodes: usize,
+    /// Who is at each place: another one once a disk was lost.
+    ids: Vec<NodeId>,
     random: SmallRng,
     now_ns: u64,
     links: Vec<Link>,
@@ -103,6 +105,7 @@ impl Network {
         }
         Self(Arc::new(Mutex::new(State {
             nodes,
+            ids: (1..=nodes as u64).map(NodeId).collect(),
             random: SmallRng::seed_from_u64(seed),
             now_ns: 0,
             links,
@@ -115,6 +118,18 @@ impl Network {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who is at a place.
+    pub(super) fn id(&self, host: usize) -> NodeId {
+        self.lock().ids[host]
+    }
+
+    /// Another node is there from here on.
+    pub(super) fn replace(&self, host: usize) {
+        let mut state = self.lock();
+        let nodes = state.nodes as u64;
+        state.ids[host].0 += nodes;
     }
 
     pub(super) fn set_now(&self, now_ns: u64) {
@@ -203,11 +218,10 @@ impl Network {
 
     fn send(&self, from: usize, to: NodeId, class: Class, kind: Kind, body: Bytes) -> Result<(), SendRefused> {
         let mut state = self.lock();
-        let State { nodes, random, now_ns, links, fresh, delay_ns_max, .. } = &mut *state;
-        let to = to.0 as usize - 1;
-        if to >= *nodes || to == from {
+        let State { nodes, ids, random, now_ns, links, fresh, delay_ns_max, .. } = &mut *state;
+        let Some(to) = ids.iter().position(|&id| id == to).filter(|&to| to != from) else {
             return Err(SendRefused::Down);
-        }
+        };
         let index = (from * *nodes + to) * Class::ALL.len() + class as usize;
         let link = &mut links[index];
         if !link.open {
@@ -260,6 +274,9 @@ impl Peers for SimLinks {
             self.network.lock().refused.push(link);
         }
     }
+
+    // Everybody can reach everybody: who is a member is asked where a link begins.
+    fn members(&self, _: Vec<PeerAddress>) {}
 }
 
 impl RaftPeers for SimLinks {
@@ -270,7 +287,13 @@ impl RaftPeers for SimLinks {
     }
 
     fn fetch_snapshot(&mut self, from: NodeId, group: GroupId, fetched: Fetched) {
-        let fetch = Fetch { from: from.0 as usize - 1, to: self.node, group, fetched };
-        self.network.lock().fetches.push(fetch);
+        let mut state = self.network.lock();
+        match state.ids.iter().position(|&id| id == from) {
+            Some(from) => state.fetches.push(Fetch { from, to: self.node, group, fetched }),
+            None => {
+                drop(state);
+                fetched(None);
+            }
+        }
     }
 }

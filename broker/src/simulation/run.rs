@@ -37,12 +37,14 @@ impl Plan {
     /// the directory.
     #[must_use]
     pub fn of_seed(seed: u64) -> Self {
-        match seed % 8 {
-            0 => Self { nodes: 1, alone: true, trace: false, only: None, plant: None },
-            4 => Self { nodes: 1, alone: false, trace: false, only: None, plant: None },
-            3 if seed % 16 < 8 => Self { nodes: 5, alone: false, trace: false, only: None, plant: None },
-            3 => Self { nodes: 4, alone: false, trace: false, only: None, plant: None },
-            _ => Self { nodes: 3, alone: false, trace: false, only: None, plant: None },
+        let usual = Self { nodes: 3, alone: false, grows: false, trace: false, only: None, plant: None };
+        match seed % 16 {
+            0 | 8 => Self { nodes: 1, alone: true, ..usual },
+            4 => Self { nodes: 1, ..usual },
+            12 => Self { grows: true, ..usual },
+            3 => Self { nodes: 5, ..usual },
+            11 => Self { nodes: 4, ..usual },
+            _ => usual,
         }
     }
 }
@@ -124,8 +126,10 @@ pub struct Summary {
 }
 
 /// What must have happened in many runs, beside the faults and what clients do.
-const HAPPENINGS: [&str; 9] = [
+const HAPPENINGS: [&str; 11] = [
     "start",
+    "joined",
+    "disk lost",
     "process ended by its disk",
     "entries compared",
     "snapshot fetched",

@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::num::NonZeroU16;
 
 use bytes::Bytes;
+use crossbeam::channel::{Receiver, bounded};
+use kentongan_cluster::directory::command::MemberRecord;
 use kentongan_cluster::disk::SyncSite;
 use kentongan_cluster::group::Role;
+use kentongan_cluster::membership;
 use kentongan_cluster::transport::{Direction, LinkEpoch};
-use kentongan_cluster::{GroupId, NodeId};
+use kentongan_cluster::{Configuration, GroupId};
 use kentongan_history::{Action, Promise, Violation, What};
 use kentongan_proto::peer::Kind;
 use rand::rngs::SmallRng;
@@ -16,7 +19,7 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use super::checks::Hash;
 use super::faults::{self, Fault, MS, Planned, Plot, SECOND};
-use super::host::{Cluster, Host, Turn};
+use super::host::{self, Cluster, Host, Turn};
 use super::network::{Fetch, LinkIndex, Network};
 use super::registry::Registry;
 use super::streams::{Carried, Ready};
@@ -24,6 +27,7 @@ use super::workload::{Fault as Mark, Wish, Workload, WorkloadPlan};
 use crate::config::{QueueDropPolicy, Settings};
 use crate::drops::{self, Bound};
 use crate::plants::Plant;
+use crate::replicated::Query;
 
 /// Events that a failure shows.
 const TRACE_MAX: usize = 400;
@@ -80,6 +84,12 @@ enum Event {
     End(usize),
     /// A process is started.
     Start(usize),
+    /// A node that is no member asks to be one.
+    Join(usize),
+    /// A node loses its disk, once the others can do without.
+    LoseDisk(usize),
+    /// Another node is where one lost its disk.
+    Replace(usize),
 }
 
 struct Queued {
@@ -122,6 +132,8 @@ pub struct Plan {
     pub nodes: usize,
     /// The one node knows of no cluster.
     pub alone: bool,
+    /// The first node forms a cluster of its own, and the others join it; later one of them loses its disk.
+    pub grows: bool,
     /// Everything that happens is printed.
     pub trace: bool,
     /// Of the faults that were drawn, only those whose names begin so.
@@ -159,6 +171,8 @@ pub struct World {
     streams: Vec<Carried>,
     stream_of: BTreeMap<usize, usize>,
     clients_cut: Vec<u32>,
+    /// What nodes that ask to be members were answered.
+    asked: Vec<Option<Receiver<(membership::Wish, Vec<MemberRecord>)>>>,
     ready: Ready,
     workload: Workload,
     clients_at_ns: u64,
@@ -213,11 +227,15 @@ impl World {
         let mut random = SmallRng::seed_from_u64(seed);
         let network = Network::new(plan.nodes, random.random());
         let settings = settings(plan.nodes, &mut random);
-        let cluster = Cluster::new(settings, plan.nodes, plan.alone, network.clone());
+        let founders = if plan.grows { 1 } else { plan.nodes };
+        let cluster = Cluster::new(settings, plan.nodes, founders, plan.alone, network.clone());
         let host = |index| Host::new(index, 1000);
         let mut hosts: Vec<_> = (0..plan.nodes).map(host).collect();
         for host in &mut hosts {
             host.rate = random.random_range(960..=1040);
+            if host.index >= founders {
+                host.await_membership();
+            }
             host.ignored_sync = (plan.plant == Some(Plant::SkipSync)).then_some(SyncSite::LogRound);
         }
         let links = plan.nodes * plan.nodes * 3;
@@ -236,6 +254,7 @@ impl World {
             streams: Vec::new(),
             stream_of: BTreeMap::new(),
             clients_cut: vec![0; plan.nodes],
+            asked: (0..plan.nodes).map(|_| None).collect(),
             ready: Ready::default(),
             workload: Workload::new(&WorkloadPlan::new(random.random()), plan.nodes),
             clients_at_ns: u64::MAX,
@@ -281,11 +300,14 @@ impl World {
             self.at(planned.at_ns, Event::Begin(number));
             self.at(planned.at_ns + planned.lasts_ns, Event::End(number));
         }
+        if self.plan.grows {
+            self.plan_growth(from_ns, from_ns + faults_ns);
+        }
         let end_ns = self.faults.iter().map(|planned| planned.at_ns + planned.lasts_ns).max().unwrap_or(0);
         self.run_until(end_ns.max(from_ns + faults_ns) + 1)?;
         self.heal_all();
         self.run_until(self.now_ns + RECOVERY_NS)?;
-        if !self.all_serve() {
+        if !self.all_serve() || self.hosts.iter().any(|host| !host.is_member) {
             return Err(format!("some node does not serve 10 s after everything healed{}", self.describe_hosts()));
         }
         self.workload.begin_drain(self.now_ns);
@@ -298,6 +320,7 @@ impl World {
             self.next()?;
         }
         self.run_until(self.now_ns + SECOND)?;
+        self.check_placement()?;
         self.compare_replicas()?;
         let registry = Registry::read(&self.hosts);
         let (owners, routes) = (registry.owners.iter(), registry.routes.iter());
@@ -353,8 +376,27 @@ impl World {
         Ok(())
     }
 
+    /// A cluster that grew is kept by all: three vote in every group, and nobody else is counted on.
+    fn check_placement(&self) -> Result<(), String> {
+        let settled = |host: &Host, group| {
+            let status = host.process.as_ref().and_then(|process| process.pipeline.node().status(group));
+            status.is_some_and(|status| {
+                let mut voters: Vec<_> = (0..self.hosts.len()).map(|host| self.network.id(host)).collect();
+                voters.sort_unstable();
+                status.configuration == Configuration::of(voters)
+            })
+        };
+        let groups = || (0..self.cluster.settings.storage.groups.get()).map(GroupId).chain([GroupId::DIRECTORY]);
+        if self.plan.grows && !self.hosts.iter().all(|host| groups().all(|group| settled(host, group))) {
+            return Err(format!("the groups are not kept by all three nodes in the end{}", self.describe_hosts()));
+        }
+        Ok(())
+    }
+
+    /// Those that there are.
     fn all_serve(&self) -> bool {
-        self.hosts.iter().all(|host| host.process.as_ref().is_some_and(|process| process.serves()))
+        let mut members = self.hosts.iter().filter(|host| host.is_member);
+        members.all(|host| host.process.as_ref().is_some_and(|process| process.serves()))
     }
 
     fn at(&mut self, at_ns: u64, event: Event) {
@@ -443,6 +485,12 @@ impl World {
             Event::Begin(fault) => self.begin(fault),
             Event::End(fault) => self.end(fault),
             Event::Start(host) => self.start(host)?,
+            Event::Join(host) => self.join(host)?,
+            Event::LoseDisk(host) => self.lose_disk(host),
+            Event::Replace(host) => {
+                self.network.replace(host);
+                self.join(host)?;
+            }
         }
         if let Some(host) = host {
             self.make_runnable(host);
@@ -560,7 +608,7 @@ impl World {
     // Processes.
 
     fn start(&mut self, host: usize) -> Result<(), String> {
-        if self.hosts[host].process.is_some() {
+        if self.hosts[host].process.is_some() || !self.hosts[host].is_member {
             return Ok(());
         }
         let now_ns = self.now_ns;
@@ -585,6 +633,59 @@ impl World {
         }
         self.make_runnable(host);
         Ok(())
+    }
+
+    // Members.
+
+    /// The others join while faults go on, and later one of the three loses its disk.
+    fn plan_growth(&mut self, from_ns: u64, until_ns: u64) {
+        let third_ns = (until_ns - from_ns) / 3;
+        for host in 1..self.hosts.len() {
+            let at_ns = from_ns + self.random.random_range(0..third_ns);
+            self.at(at_ns, Event::Join(host));
+        }
+        let (host, at_ns) = (self.random.random_range(0..self.hosts.len()), from_ns + 2 * third_ns);
+        self.at(at_ns, Event::LoseDisk(host));
+    }
+
+    /// Asks whoever is there, until it hears that it is a member; then its process starts.
+    fn join(&mut self, host: usize) -> Result<(), String> {
+        let answer = self.asked[host].take().and_then(|answer| answer.try_recv().ok());
+        if let Some((membership::Wish::Fulfilled, _)) = answer {
+            self.count("joined");
+            self.hosts[host].is_member = true;
+            return self.start(host);
+        }
+        let asked = self.random.random_range(0..self.hosts.len());
+        if let Some(process) = &self.hosts[asked].process {
+            let (answer, answered) = bounded(1);
+            let record = host::member(host, self.network.id(host));
+            process.pipeline.handle().notify(Query::Admit(record, answer));
+            self.asked[host] = Some(answered);
+            self.make_runnable(asked);
+        }
+        self.after(100 * MS, 400 * MS, Event::Join(host));
+        Ok(())
+    }
+
+    /// Only where every group has three voters; who loses more than a minority may lose what was acknowledged.
+    fn lose_disk(&mut self, host: usize) {
+        let can_bear = |group| {
+            let of = |host: &Host| host.process.as_ref()?.pipeline.node().status(group);
+            let ahead = self.hosts.iter().filter_map(of).max_by_key(|status| status.handed_out.index);
+            ahead.is_some_and(|status| status.configuration.voters.len() == 3)
+        };
+        let mut groups = (0..self.cluster.settings.storage.groups.get()).map(GroupId).chain([GroupId::DIRECTORY]);
+        if self.healed {
+            return;
+        }
+        if !groups.all(can_bear) || self.hosts[host].process.is_none() {
+            return self.after(100 * MS, 500 * MS, Event::LoseDisk(host));
+        }
+        self.count("disk lost");
+        self.crash(host, false);
+        self.hosts[host].lose_disk();
+        self.after(3 * SECOND, 4 * SECOND, Event::Replace(host));
     }
 
     /// The process ends without a word; `silently`, as when the power goes, so that others notice late.
@@ -646,7 +747,7 @@ impl World {
         let (from, to, class) = self.network.with(link, |link| (link.from, link.to, link.class));
         let (host, peer) = if direction == Direction::Incoming { (to, from) } else { (from, to) };
         if let Some(process) = &self.hosts[host].process {
-            process.sink.on_link(NodeId(peer as u64 + 1), class, direction, LinkEpoch(epoch), up);
+            process.sink.on_link(self.network.id(peer), class, direction, LinkEpoch(epoch), up);
         }
     }
 
@@ -720,7 +821,7 @@ impl World {
         };
         for (kind, body) in frames {
             self.hash.bytes(&body);
-            process.sink.on_message(NodeId(from as u64 + 1), kind, body);
+            process.sink.on_message(self.network.id(from), kind, body);
         }
     }
 

@@ -44,6 +44,9 @@ pub struct MemberRecord {
     /// The highest feature level that its program knows.
     #[prost(uint32, tag = "5")]
     pub feature_level: u32,
+    /// What it shares its fate with: a rack, a room, a site. Empty if nobody said.
+    #[prost(string, tag = "6")]
+    pub zone: String,
 }
 
 /// A node registers. The index of this entry becomes its incarnation.
@@ -75,6 +78,22 @@ pub struct Departed {
     pub incarnation: u64,
 }
 
+/// A node that the cluster did not begin with becomes a member. It lives only from its `Join` on.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Admit {
+    /// As it says of itself.
+    #[prost(message, optional, tag = "1")]
+    pub member: Option<MemberRecord>,
+}
+
+/// What becomes of a member.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Departing {
+    /// Which.
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+}
+
 /// Where a group is kept from now on.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Placement {
@@ -100,7 +119,7 @@ pub struct FeatureLevel {
 /// The envelope.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct Envelope {
-    #[prost(oneof = "Command", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "Command", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     command: Option<Command>,
 }
 
@@ -125,6 +144,15 @@ pub enum Command {
     /// See [`FeatureLevel`].
     #[prost(message, tag = "6")]
     FeatureLevel(FeatureLevel),
+    /// See [`Admit`].
+    #[prost(message, tag = "7")]
+    Admit(Admit),
+    /// A member is to go: first the groups that it keeps are moved away.
+    #[prost(message, tag = "8")]
+    Remove(Departing),
+    /// No group counts on it any more: it is no member from here on, and never will be again.
+    #[prost(message, tag = "9")]
+    Removed(Departing),
 }
 
 /// As it stands in the log.

@@ -7,6 +7,10 @@
 //! may come back, but as another incarnation. *Lost* says that nothing of the dead one can take effect any more; only then
 //! do others go on without its confirmation. What outlives even that is one number a node, [`Directory::fences`]: the
 //! lowest incarnation that is not dead.
+//!
+//! A node is *admitted*, and a member from then on; it *leaves* once it is told to go, or another node takes the name that
+//! it had when it died; it is *removed* when no group counts on it any more. That too is final: who removed a disk and
+//! finds it again starts it empty, as another node.
 
 pub mod command;
 mod snapshot;
@@ -15,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::identity::GroupId;
 use crate::identity::{Incarnation, NodeId};
-use command::{Command, Departed, Form, Join, MemberRecord};
+use command::{Admit, Command, Departed, Form, Join, MemberRecord};
 
 pub use snapshot::SnapshotError;
 
@@ -36,6 +40,10 @@ pub struct Member {
     pub client_address: String,
     /// The highest feature level that its program knew when it last registered.
     pub feature_level: u32,
+    /// What it shares its fate with; empty if nobody said.
+    pub zone: String,
+    /// It is to go: groups are moved away from it.
+    pub leaves: bool,
     /// The incarnation that lives.
     pub living: Option<Incarnation>,
     /// Its last incarnation, living or not; 0 before the first.
@@ -51,9 +59,24 @@ impl Member {
             peer_address: record.peer_address,
             client_address: record.client_address,
             feature_level: record.feature_level,
+            zone: record.zone,
+            leaves: false,
             living: None,
             newest: Incarnation(0),
             attempt: 0,
+        }
+    }
+
+    /// As it said of itself when it registered last, or was admitted.
+    #[must_use]
+    pub fn record(&self, node: NodeId) -> MemberRecord {
+        MemberRecord {
+            node: node.get(),
+            name: self.name.clone(),
+            peer_address: self.peer_address.clone(),
+            client_address: self.client_address.clone(),
+            feature_level: self.feature_level,
+            zone: self.zone.clone(),
         }
     }
 }
@@ -101,7 +124,7 @@ impl Placement {
     }
 }
 
-/// Why a `Join` changed nothing.
+/// Why a `Join` or an `Admit` changed nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum JoinRefusal {
     /// There is no cluster yet.
@@ -119,6 +142,9 @@ pub enum JoinRefusal {
         /// The one that has it.
         by: NodeId,
     },
+    /// It was a member once. What it has on its disk nobody counts on: give it an empty one.
+    #[error("this node was removed from the cluster: start it with an empty data directory, as a new node")]
+    Removed,
     /// The program is older than what the cluster already uses: upgrade it.
     #[error("the cluster uses feature level {needed}: upgrade this node")]
     TooOld {
@@ -164,6 +190,21 @@ pub enum Effect {
         /// Which of its incarnations.
         incarnation: Incarnation,
     },
+    /// A node is a member now.
+    Admitted {
+        /// Which.
+        node: NodeId,
+    },
+    /// A member is to go.
+    Leaves {
+        /// Which.
+        node: NodeId,
+    },
+    /// A node is no member any more.
+    Removed {
+        /// Which.
+        node: NodeId,
+    },
     /// A group is kept elsewhere.
     Placed {
         /// Which.
@@ -192,6 +233,9 @@ pub struct Directory {
     /// The lowest incarnation of each node that is not dead.
     fences: BTreeMap<NodeId, Incarnation>,
     placements: BTreeMap<GroupId, Placement>,
+    /// The entries that said so.
+    placed_at: BTreeMap<GroupId, u64>,
+    removed: BTreeSet<NodeId>,
     /// The group of each slot; empty or [`SLOTS`] long.
     slots: Vec<GroupId>,
 }
@@ -216,6 +260,8 @@ impl Directory {
             dead: BTreeMap::new(),
             fences: BTreeMap::new(),
             placements: BTreeMap::new(),
+            placed_at: BTreeMap::new(),
+            removed: BTreeSet::new(),
             slots: Vec::new(),
         }
     }
@@ -234,6 +280,9 @@ impl Directory {
             Command::Lost(departed) => self.on_lost(departed, &mut effects),
             Command::Placement(placement) => self.place(placement, &mut effects),
             Command::FeatureLevel(raise) => self.raise_feature_level(raise.level, &mut effects),
+            Command::Admit(admit) => self.admit(admit, &mut effects),
+            Command::Remove(departing) => self.on_remove(departing.node, &mut effects),
+            Command::Removed(departing) => self.on_removed(departing.node, &mut effects),
         }
         self.assert_invariants();
         effects
@@ -289,6 +338,18 @@ impl Directory {
     #[must_use]
     pub fn placement(&self, group: GroupId) -> Option<&Placement> {
         self.placements.get(&group)
+    }
+
+    /// The entry that said last where a group is to be kept; 0 before.
+    #[must_use]
+    pub fn placed_at(&self, group: GroupId) -> u64 {
+        self.placed_at.get(&group).copied().unwrap_or(0)
+    }
+
+    /// Nodes that were members and will never be again.
+    #[must_use]
+    pub fn removed(&self) -> &BTreeSet<NodeId> {
+        &self.removed
     }
 
     /// All nodes, living or not.
@@ -363,21 +424,34 @@ impl Directory {
         if let Some(older) = self.members.get(&node).and_then(|member| member.living) {
             self.kill(node, older, effects);
         }
-        let member =
-            Member { living: Some(incarnation), newest: incarnation, attempt: join.attempt, ..Member::new(record) };
+        let leaves = self.members.get(&node).is_some_and(|member| member.leaves);
+        let (living, newest, attempt) = (Some(incarnation), incarnation, join.attempt);
+        let member = Member { living, newest, attempt, leaves, ..Member::new(record) };
         self.members.insert(node, member);
         effects.push(Effect::Joined { node, incarnation, attempt: join.attempt });
     }
 
     fn check_join(&self, node: NodeId, record: &MemberRecord, known: Incarnation) -> Result<(), JoinRefusal> {
+        self.check_admit(node, record)?;
+        match self.members.get(&node).map(|member| member.newest).filter(|&newest| newest > known) {
+            Some(newest) => Err(JoinRefusal::Stale { newest }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the cluster would take a node as a member.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check_admit(&self, node: NodeId, record: &MemberRecord) -> Result<(), JoinRefusal> {
         if !self.is_formed() {
             return Err(JoinRefusal::NotFormed);
         }
+        if self.removed.contains(&node) {
+            return Err(JoinRefusal::Removed);
+        }
         if record.feature_level < self.feature_level {
             return Err(JoinRefusal::TooOld { needed: self.feature_level });
-        }
-        if let Some(newest) = self.members.get(&node).map(|member| member.newest).filter(|&newest| newest > known) {
-            return Err(JoinRefusal::Stale { newest });
         }
         let namesake = |(&other, member): (&NodeId, &Member)| {
             other != node && member.living.is_some() && member.name == record.name
@@ -386,6 +460,46 @@ impl Directory {
             Some((&by, _)) => Err(JoinRefusal::NameTaken { by }),
             None => Ok(()),
         }
+    }
+
+    /// A node that knows itself admitted may ask again: it is a member already.
+    fn admit(&mut self, admit: Admit, effects: &mut Vec<Effect>) {
+        let Some((node, record)) = admit.member.and_then(|record| Some((NodeId::new(record.node)?, record))) else {
+            return;
+        };
+        if self.members.contains_key(&node) || self.check_admit(node, &record).is_err() {
+            return;
+        }
+        // A disk was lost: nobody lives under that name, so this is its successor.
+        for (&older, member) in &mut self.members {
+            if member.name == record.name && !member.leaves {
+                member.leaves = true;
+                effects.push(Effect::Leaves { node: older });
+            }
+        }
+        self.members.insert(node, Member::new(record));
+        effects.push(Effect::Admitted { node });
+    }
+
+    /// Somebody must stay to keep what there is.
+    fn on_remove(&mut self, node: u64, effects: &mut Vec<Effect>) {
+        let Some(node) = NodeId::new(node) else { return };
+        let others_stay = self.members.iter().any(|(&other, member)| other != node && !member.leaves);
+        if let Some(member) = self.members.get_mut(&node).filter(|member| !member.leaves && others_stay) {
+            member.leaves = true;
+            effects.push(Effect::Leaves { node });
+        }
+    }
+
+    fn on_removed(&mut self, node: u64, effects: &mut Vec<Effect>) {
+        let Some(node) = NodeId::new(node) else { return };
+        let Some(member) = self.members.get(&node).filter(|member| member.leaves) else { return };
+        if let Some(living) = member.living {
+            self.kill(node, living, effects);
+        }
+        self.members.remove(&node);
+        self.removed.insert(node);
+        effects.push(Effect::Removed { node });
     }
 
     fn on_dead(&mut self, departed: Departed, effects: &mut Vec<Effect>) {
@@ -423,6 +537,7 @@ impl Directory {
         let nodes = |ids: Vec<u64>| ids.into_iter().filter_map(NodeId::new).collect();
         let placed = Placement { voters: nodes(placement.voters), learners: nodes(placement.learners) };
         self.placements.insert(group, placed);
+        self.placed_at.insert(group, self.applied);
         effects.push(Effect::Placed { group });
     }
 
@@ -440,6 +555,7 @@ impl Directory {
             let fence = self.fences.get(&node).copied().unwrap_or_default();
             assert!(fence <= living, "an incarnation that lives is not fenced");
             assert!(!self.dead.contains_key(&living), "an incarnation that lives is not dead");
+            assert!(!self.removed.contains(&node), "who was removed does not live");
         }
     }
 }

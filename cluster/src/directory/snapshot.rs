@@ -41,6 +41,18 @@ struct Snapshot {
     slots: Vec<u32>,
     #[prost(uint32, tag = "10")]
     voters: u32,
+    #[prost(uint64, repeated, tag = "11")]
+    removed: Vec<u64>,
+    #[prost(message, repeated, tag = "12")]
+    placed_at: Vec<PlacedAt>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PlacedAt {
+    #[prost(uint32, tag = "1")]
+    group: u32,
+    #[prost(uint64, tag = "2")]
+    index: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -54,6 +66,8 @@ struct MemberState {
     newest: u64,
     #[prost(uint64, tag = "4")]
     attempt: u64,
+    #[prost(bool, tag = "5")]
+    leaves: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -83,6 +97,10 @@ impl Directory {
             placements: self.placements.iter().map(|(&group, placement)| placement.command(group)).collect(),
             slots: self.slots.iter().map(|group| u32::from(group.0)).collect(),
             voters: u32::from(self.voters),
+            removed: self.removed.iter().map(|node| node.get()).collect(),
+            placed_at: (self.placed_at.iter())
+                .map(|(group, &index)| PlacedAt { group: u32::from(group.0), index })
+                .collect(),
         }
         .encode_to_vec()
     }
@@ -112,6 +130,10 @@ impl Directory {
                 .map(|fence| Ok((node(fence.node)?, Incarnation(fence.incarnation))))
                 .collect::<Result<_, SnapshotError>>()?,
             placements: snapshot.placements.into_iter().map(placement).collect::<Result<_, _>>()?,
+            placed_at: (snapshot.placed_at.into_iter())
+                .map(|placed| Ok((group(placed.group)?, placed.index)))
+                .collect::<Result<_, SnapshotError>>()?,
+            removed: snapshot.removed.into_iter().map(node).collect::<Result<_, _>>()?,
             slots: snapshot.slots.into_iter().map(group).collect::<Result<_, _>>()?,
         })
     }
@@ -119,16 +141,11 @@ impl Directory {
 
 fn member_state(node: NodeId, member: &Member) -> MemberState {
     MemberState {
-        record: Some(command::MemberRecord {
-            node: node.get(),
-            name: member.name.clone(),
-            peer_address: member.peer_address.clone(),
-            client_address: member.client_address.clone(),
-            feature_level: member.feature_level,
-        }),
+        record: Some(member.record(node)),
         living: member.living.unwrap_or_default().0,
         newest: member.newest.0,
         attempt: member.attempt,
+        leaves: member.leaves,
     }
 }
 
@@ -137,7 +154,7 @@ fn member(state: MemberState) -> Result<(NodeId, Member), SnapshotError> {
     let living = (state.living != 0).then_some(Incarnation(state.living));
     let id = node(record.node)?;
     let newest = Incarnation(state.newest);
-    Ok((id, Member { living, newest, attempt: state.attempt, ..Member::new(record) }))
+    Ok((id, Member { living, newest, attempt: state.attempt, leaves: state.leaves, ..Member::new(record) }))
 }
 
 fn dead_state(incarnation: Incarnation, dead: &Dead) -> DeadState {

@@ -1,6 +1,6 @@
 use bytes::Bytes;
 
-use super::command::{Departed, FeatureLevel};
+use super::command::{Departed, Departing, FeatureLevel};
 use super::*;
 
 fn node(id: u64) -> NodeId {
@@ -14,7 +14,20 @@ fn record(id: u64) -> MemberRecord {
         peer_address: format!("n{id}:7000"),
         client_address: format!("n{id}:1883"),
         feature_level: 3,
+        zone: format!("z{id}"),
     }
+}
+
+fn admit(record: MemberRecord) -> Command {
+    Command::Admit(Admit { member: Some(record) })
+}
+
+fn remove(id: u64) -> Command {
+    Command::Remove(Departing { node: id })
+}
+
+fn removed(id: u64) -> Command {
+    Command::Removed(Departing { node: id })
 }
 
 fn join(id: u64, attempt: u64, newest: u64) -> Command {
@@ -198,6 +211,52 @@ fn a_witness_that_dies_no_longer_counts() {
 }
 
 #[test]
+fn a_node_is_admitted_once_and_lives_only_when_it_registers() {
+    let mut log = Log::formed();
+    assert_eq!(log.feed(admit(record(4))), [Effect::Admitted { node: node(4) }]);
+    assert_eq!(log.feed(admit(record(4))), [], "safe to repeat");
+    assert_eq!((log.living(), log.0.members().len()), (vec![], 4));
+    assert_eq!(log.0.members()[&node(4)].record(node(4)), record(4));
+    assert_eq!(log.feed(join(4, 9, 0)), [joined(4, 4, 9)]);
+}
+
+/// A lost disk: what comes back under the name is another node.
+#[test]
+fn a_new_node_takes_the_name_of_a_dead_one_and_its_place() {
+    let mut log = Log::formed();
+    log.feed(join(1, 9, 0));
+    let successor = || admit(MemberRecord { name: "n1".into(), ..record(4) });
+    assert_eq!(log.feed(successor()), [], "the name is taken while its owner lives");
+    log.feed(dead(1, 2));
+    assert_eq!(log.feed(successor()), [Effect::Leaves { node: node(1) }, Effect::Admitted { node: node(4) }]);
+    assert!(log.0.members()[&node(1)].leaves && !log.0.members()[&node(4)].leaves);
+}
+
+#[test]
+fn a_member_that_leaves_is_removed_for_good() {
+    let mut log = Log::formed();
+    log.feed(join(3, 9, 0));
+    assert_eq!(log.feed(removed(3)), [], "not before it was told to leave");
+    assert_eq!(log.feed(remove(3)), [Effect::Leaves { node: node(3) }]);
+    assert_eq!(log.feed(remove(3)), [], "safe to repeat");
+    assert_eq!(log.feed(join(3, 10, 2)), [died(3, 2), joined(3, 6, 10)], "it serves until its groups have moved");
+    assert!(log.0.members()[&node(3)].leaves, "and still leaves");
+    assert_eq!(log.feed(removed(3)), [died(3, 6), Effect::Removed { node: node(3) }]);
+    assert_eq!(log.feed(removed(3)), []);
+    assert_eq!(log.feed(join(3, 11, 6)), [refused(3, 11, JoinRefusal::Removed)]);
+    assert_eq!(log.feed(admit(record(3))), []);
+    assert_eq!(log.0.fences()[&node(3)], Incarnation(7), "what fences it outlives it");
+}
+
+#[test]
+fn the_last_member_that_stays_cannot_be_removed() {
+    let mut log = Log::formed();
+    log.feed(remove(1));
+    log.feed(remove(2));
+    assert_eq!(log.feed(remove(3)), []);
+}
+
+#[test]
 fn the_feature_level_waits_for_every_member() {
     let mut log = Log::formed();
     let raise = |level| Command::FeatureLevel(FeatureLevel { level });
@@ -216,6 +275,9 @@ fn a_snapshot_restores_the_state_to_the_byte() {
         log.feed(join(id, 9, 0));
     }
     log.feed(dead(2, 3));
+    log.feed(remove(2));
+    log.feed(removed(2));
+    log.feed(remove(1));
     log.feed(Command::Placement(command::Placement { group: 3, voters: vec![1], learners: vec![3] }));
     let bytes = log.0.snapshot();
     let restored = Directory::restore(&bytes).expect("own bytes");

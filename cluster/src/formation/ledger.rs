@@ -98,10 +98,7 @@ pub enum PromiseError {
 #[derive(Debug, thiserror::Error)]
 pub enum AdoptError {
     /// It is not one of the members.
-    #[error(
-        "cluster {0} was formed without this node: either it was not there then, or its data directory is not the one it \
-         had then; nodes cannot be added to a cluster yet"
-    )]
+    #[error("cluster {0} was formed without this node: it must ask to join")]
     NotListed(ClusterId),
     /// It promised to be part of another cluster, or of none so far.
     #[error(
@@ -254,6 +251,26 @@ impl Ledger {
         if self.formation.is_some() || promised != Some(formation.cluster_id) {
             return Err(AdoptError::NotPromised(formation.cluster_id));
         }
+        self.write_formation(&formation)?;
+        self.formation = Some(formation);
+        Ok(())
+    }
+
+    /// Becomes part of a cluster that there is, whose members have committed that it is one of them.
+    ///
+    /// What it promised before is no hindrance: it takes no part in what it promised, from here on, and was no member of
+    /// this one when that was formed.
+    ///
+    /// # Errors
+    /// It is part of a cluster, or cannot write this down.
+    pub fn join(&mut self, formation: Formation) -> Result<(), AdoptError> {
+        if !formation.lists(self.node) {
+            return Err(AdoptError::NotListed(formation.cluster_id));
+        }
+        if self.formation.is_some() {
+            return Err(AdoptError::NotPromised(formation.cluster_id));
+        }
+        let formation = Formation { is_joined: true, ..formation };
         self.write_formation(&formation)?;
         self.formation = Some(formation);
         Ok(())

@@ -35,7 +35,14 @@
 //! That nodes promise only to whoever answers at the first seed of *their* lists is not needed for safety: it keeps nodes
 //! with unlike lists from taking promises from each other for ever, and lets the log say that the lists are unlike.
 //!
-//! Absent: adding nodes to a cluster that exists.
+//! # Joining
+//!
+//! A node that finds a cluster whose record does not list it asks to be a member ([`Question::Join`]). Whoever leads the
+//! directory commits that it is one; the asker asks again until it hears so, and only then writes down that it belongs to the
+//! cluster. It keeps nothing at first: what it is to keep, the leaders of the groups send it.
+//!
+//! Had it promised to be part of another cluster, that one is harmed no more than by its loss: it never adopts it, so it
+//! never votes there, and the argument above counts it among those that did not.
 
 mod ledger;
 mod plan;
@@ -59,10 +66,10 @@ use self::record::Promised;
 use crate::NodeId;
 use crate::directory::command::MemberRecord;
 use crate::disk::RealDisk;
-use crate::transport::{Asked, LinkError, PeerHello, Question, Target, Transport};
+use crate::transport::{Asked, ClusterId, LinkError, PeerHello, Question, Target, Transport};
 
 pub use self::ledger::{AdoptError, Ledger, LedgerError, PromiseError};
-pub use self::record::{Formation, FormationRecordError, MEMBERS_MAX, Proposal, Terms};
+pub use self::record::{Formation, FormationRecordError, Joined, MEMBERS_MAX, Proposal, Terms};
 
 /// Pause between two looks at the seeds, see [`Inner::round`].
 const ROUND: Duration = Duration::from_millis(200);
@@ -75,6 +82,9 @@ const SAID: Duration = Duration::from_secs(1);
 
 /// How soon a stop is noticed.
 const STOP_NOTICED: Duration = Duration::from_millis(50);
+
+/// Members that send a node that asks to join on to another one, at a time.
+const JOIN_HOPS_MAX: usize = 3;
 
 /// Proposals that may wait for the disk; there is one first seed, which waits for its answer.
 const PROPOSALS_MAX: usize = 16;
@@ -187,7 +197,9 @@ impl Forming {
                 asked.answer.send(record.ok_or_else(|| "no cluster is formed here".to_owned()));
             }
             Question::Promise => self.answer_promise(asked),
-            Question::Status => asked.answer.send(Err("this is not about forming a cluster".to_owned())),
+            Question::Join | Question::Remove | Question::Status => {
+                asked.answer.send(Err("this is not about forming a cluster".to_owned()))
+            }
         }
     }
 
@@ -256,7 +268,10 @@ impl Inner {
 
     /// Keeps what the ledger has just taken up.
     fn settle(&self, formation: Formation) -> Formation {
-        tracing::info!(cluster = %formation.cluster_id, nodes = formation.members.len(), "this node is part of a cluster");
+        let joined = formation.is_joined;
+        tracing::info!(
+            joined,
+            cluster = %formation.cluster_id, nodes = formation.members.len(), "this node is part of a cluster");
         self.formation.get_or_init(|| formation).clone()
     }
 }
@@ -367,15 +382,67 @@ impl<'a> Search<'a> {
             };
             let refused = match record {
                 Err(error) => error,
-                Ok(formation) => match lock(&self.inner.ledger).adopt(formation.clone()) {
-                    Ok(()) => return Ok(Some(formation)),
-                    Err(AdoptError::Ledger(error)) => return Err(error.into()),
-                    Err(error) => error.to_string(),
+                // How a node joined is its own matter: who is listed there may have been admitted after the formation.
+                Ok(formation) if formation.is_joined => match self.join(address.clone(), formation.cluster_id)? {
+                    Ok(formation) => return Ok(Some(formation)),
+                    Err(waiting) => waiting,
                 },
+                Ok(formation) => {
+                    let adopted = lock(&self.inner.ledger).adopt(formation.clone());
+                    match adopted {
+                        Ok(()) => return Ok(Some(formation)),
+                        Err(AdoptError::Ledger(error)) => return Err(error.into()),
+                        Err(AdoptError::NotListed(cluster)) => match self.join(address.clone(), cluster)? {
+                            Ok(formation) => return Ok(Some(formation)),
+                            Err(waiting) => waiting,
+                        },
+                        Err(error) => error.to_string(),
+                    }
+                }
             };
             self.waiting.say(&format!("seed {address} is part of a cluster: {refused}"));
         }
         Ok(None)
+    }
+
+    /// Asks to be a member of a cluster that there is: at `address`, and where that one sends us. The inner error says what is
+    /// waited for.
+    fn join(&self, address: String, cluster: ClusterId) -> Result<Result<Formation, String>, FormationError> {
+        let mut address = address;
+        for _ in 0..JOIN_HOPS_MAX {
+            let body = Bytes::from(self.inner.me.encode_to_vec());
+            let (_, asking) = self.ask(address.clone(), Question::Join, body);
+            let joined = match self.wait(&asking)? {
+                Ok((_, body)) => Joined::decode(body).map_err(|_| "its answer is malformed".to_owned()),
+                Err(error) => Err(error.to_string()),
+            };
+            match joined {
+                Err(error) => return Ok(Err(error)),
+                Ok(Joined { refusal, .. }) if !refusal.is_empty() => {
+                    return Ok(Err(format!("it does not take this node: {refusal}")));
+                }
+                Ok(Joined { elsewhere, .. }) if !elsewhere.is_empty() => address = elsewhere,
+                Ok(Joined { formation, .. }) if formation.is_empty() => {
+                    return Ok(Err("asked to be a member".to_owned()));
+                }
+                Ok(Joined { formation, .. }) => return self.take_part(formation, cluster),
+            }
+        }
+        Ok(Err("its members do not agree on who leads".to_owned()))
+    }
+
+    fn take_part(&self, record: Bytes, cluster: ClusterId) -> Result<Result<Formation, String>, FormationError> {
+        let formation = match Formation::decode(record) {
+            Ok(formation) if formation.cluster_id == cluster => Formation { is_joined: true, ..formation },
+            Ok(_) => return Ok(Err("its members are of another cluster".to_owned())),
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let joined = lock(&self.inner.ledger).join(formation.clone());
+        match joined {
+            Ok(()) => Ok(Ok(formation)),
+            Err(AdoptError::Ledger(error)) => Err(error.into()),
+            Err(error) => Ok(Err(error.to_string())),
+        }
     }
 
     /// Asks all others for their promises, and decides if all gave them.
@@ -458,7 +525,7 @@ fn other_name(formation: &Formation, me: &MemberRecord) -> Option<String> {
 fn formation(proposal: &Proposal, terms: &Terms, mut members: Vec<MemberRecord>) -> Formation {
     members.sort_by_key(|member| member.node);
     let cluster_id = proposal.cluster().expect("a proposal of our own has a cluster id");
-    Formation { cluster_id, terms: terms.clone(), members }
+    Formation { cluster_id, terms: terms.clone(), members, is_joined: false }
 }
 
 /// What `node` said to our proposal.

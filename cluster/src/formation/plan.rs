@@ -59,9 +59,7 @@ pub(super) fn next_step(me: &MemberRecord, seen: &[Seen<'_>]) -> Result<Step, Fo
             Ok(Step::Wait(format!("all seeds are there, and the first one, {seed}, forms the cluster")))
         }
         _ => Ok(Step::Wait(
-            "all seeds are there and none of them is this node, so they form a cluster without it: nodes cannot be added to \
-             one yet"
-                .to_owned(),
+            "all seeds are there and none of them is this node, so they form a cluster, which it then joins".to_owned(),
         )),
     }
 }

@@ -7,7 +7,7 @@ use prost::Message as _;
 
 use crate::directory::command::{self, MemberRecord};
 use crate::directory::{Placement, VOTERS};
-use crate::transport::{ClusterId, PeerAddress};
+use crate::transport::ClusterId;
 use crate::{GroupId, NodeId};
 
 /// Nodes that may form a cluster together.
@@ -37,8 +37,10 @@ pub struct Formation {
     pub cluster_id: ClusterId,
     /// What was decided with it.
     pub terms: Terms,
-    /// The nodes it begins with; see [`Self::placements`].
+    /// The nodes it begins with, see [`Self::placements`]; or those that there were when this node was admitted.
     pub members: Vec<MemberRecord>,
+    /// This node joined a cluster that there was: it keeps nothing before others send it.
+    pub is_joined: bool,
 }
 
 /// Bytes are not a formation: whoever wrote or sent them is not of our kind.
@@ -59,6 +61,8 @@ struct FormationRecord {
     /// 0 in records from before there was such a setting.
     #[prost(uint32, tag = "5")]
     voters: u32,
+    #[prost(bool, tag = "6")]
+    is_joined: bool,
 }
 
 impl Formation {
@@ -71,6 +75,7 @@ impl Formation {
             members: self.members.clone(),
             settings: self.terms.settings.clone(),
             voters: self.terms.voters.into(),
+            is_joined: self.is_joined,
         };
         record.encode_to_vec().into()
     }
@@ -96,7 +101,8 @@ impl Formation {
             0 => VOTERS,
             voters => u16::try_from(voters).map_err(|_| FormationRecordError("an impossible number of voters"))?,
         };
-        Ok(Self { cluster_id, terms: Terms { groups, voters, settings }, members: record.members })
+        let terms = Terms { groups, voters, settings };
+        Ok(Self { cluster_id, terms, members: record.members, is_joined: record.is_joined })
     }
 
     /// The first command of the directory's log.
@@ -113,18 +119,6 @@ impl Formation {
         }
     }
 
-    /// Where the members are, for [`Transport::set_peers`](crate::transport::Transport::set_peers). This node may be among
-    /// them.
-    #[must_use]
-    pub fn peers(&self) -> Vec<PeerAddress> {
-        let peer = |member: &MemberRecord| PeerAddress {
-            node: NodeId(member.node),
-            name: member.name.clone(),
-            address: member.peer_address.clone(),
-        };
-        self.members.iter().map(peer).collect()
-    }
-
     /// The nodes it begins with.
     #[must_use]
     pub fn nodes(&self) -> Vec<NodeId> {
@@ -132,10 +126,11 @@ impl Formation {
     }
 
     /// Who keeps what at first: each group is with as many nodes as are to vote, dealt out in turn, and the directory with
-    /// all of them.
+    /// all of them. One that joined must be told.
     #[must_use]
     pub fn placements(&self) -> BTreeMap<GroupId, Placement> {
-        let (nodes, voters) = (self.nodes(), usize::from(self.terms.voters));
+        let nodes = if self.is_joined { Vec::new() } else { self.nodes() };
+        let voters = usize::from(self.terms.voters);
         let groups = (0..self.terms.groups).map(|group| {
             // Where all keep it, only the one that votes by itself has its turn.
             let turn = if nodes.len() > voters { voters } else { 1 };
@@ -151,6 +146,20 @@ impl Formation {
     pub fn lists(&self, node: NodeId) -> bool {
         self.members.iter().any(|member| member.node == node.0)
     }
+}
+
+/// The answer to a node that wants to be a member.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Joined {
+    /// The record of the cluster, if the node is a member now.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub formation: Bytes,
+    /// Where to ask instead, if it is known.
+    #[prost(string, tag = "2")]
+    pub elsewhere: String,
+    /// Why the cluster does not take the node.
+    #[prost(string, tag = "3")]
+    pub refusal: String,
 }
 
 /// A cluster that one node, its *decider*, wants to form, and what others promise: to be part of it and of none with a
@@ -240,12 +249,13 @@ mod tests {
             peer_address: format!("127.0.0.1:{node}"),
             client_address: String::new(),
             feature_level: 1,
+            zone: String::new(),
         }
     }
 
     fn formation() -> Formation {
         let terms = Terms { groups: 2, voters: 3, settings: Bytes::from_static(b"settings") };
-        Formation { cluster_id: ClusterId(7), terms, members: (1..=3).map(member).collect() }
+        Formation { cluster_id: ClusterId(7), terms, members: (1..=3).map(member).collect(), is_joined: false }
     }
 
     #[test]
@@ -260,6 +270,14 @@ mod tests {
         let numbers: Vec<_> = form.placements.iter().map(|placed| placed.group).collect();
         assert_eq!(numbers, (0..u32::from(groups)).chain([u16::MAX.into()]).collect::<Vec<_>>());
         form.placements.into_iter().map(|placed| (placed.voters, placed.learners)).collect()
+    }
+
+    #[test]
+    fn who_joined_keeps_nothing_before_it_is_told() {
+        let joined = Formation { is_joined: true, ..formation() };
+        assert_eq!(Formation::decode(joined.encode()), Ok(joined.clone()));
+        assert!(joined.placements().values().all(|placed| placed == &Placement::default()));
+        assert_eq!(joined.placements().len(), 3, "but it knows which groups there are");
     }
 
     #[test]

@@ -12,11 +12,13 @@ use super::message::{self, Known, MessageError};
 use super::packing::{Pack, unpack};
 use super::reads::Reads;
 use super::storage::{GroupStorage, kind_of};
+use crate::directory::Placement;
 use crate::identity::{GroupId, NodeId};
 use crate::log::{self, EntryKind, GroupLog, Log, LogId};
 #[cfg(test)]
 use crate::node::PlantedBug;
 use crate::node::Sink;
+use crate::placement::transition::{self, Transition};
 
 const MESSAGE_BYTES_MAX: u64 = 1024 * 1024;
 const MESSAGES_IN_FLIGHT_MAX: usize = 256;
@@ -30,6 +32,12 @@ const COMMITTED_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Ticks after which a snapshot of which nothing was heard is offered again. Its receiver fetches it once at a time, so an offer
 /// too many costs nothing; and one that failed as a fault healed must be tried again in good time (P12).
 const SNAPSHOT_TICKS: u64 = 40;
+
+/// How often a leader looks whether its group is where it is to be.
+const PLACE_TICKS: u64 = 4;
+
+/// Ticks between two tries to let another one lead: one that cannot take over must not stop the group again and again.
+const HAND_OVER_TICKS: u64 = 200;
 
 /// Entries that a learner may lack of what is committed when it gets a vote.
 const LEARNER_LAG_MAX: u64 = 64;
@@ -113,6 +121,15 @@ pub struct GroupStatus {
     pub configuration: Configuration,
     /// Empty if this node does not lead.
     pub peers: Vec<PeerStatus>,
+}
+
+/// Where a group is to be kept, and who is to lead it there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// By whom it is to be kept.
+    pub placement: Placement,
+    /// Who is to lead it, if it can.
+    pub leader: Option<NodeId>,
 }
 
 /// How a group is driven.
@@ -233,6 +250,10 @@ pub(crate) struct Group {
     written: log::HardState,
     /// A snapshot that is being fetched, and from whom.
     fetching: Option<(NodeId, CheckpointBase)>,
+    /// As this node was told since it leads.
+    target: Option<Target>,
+    /// When another one was last to take over.
+    handed_over: Option<u64>,
 }
 
 impl std::fmt::Debug for Group {
@@ -269,6 +290,8 @@ impl Group {
             handed_out,
             written: log.hard,
             fetching: None,
+            target: None,
+            handed_over: None,
             config,
             random,
         };
@@ -311,6 +334,41 @@ impl Group {
         let given_up = self.reads.tick(self.now);
         self.events.extend(given_up.into_iter().map(Event::ReadDropped));
         self.note_leadership();
+        if self.now.is_multiple_of(PLACE_TICKS) {
+            self.approach_target();
+        }
+    }
+
+    /// Says where the group is to be kept: its leader goes there, one step after the other. Forgotten when another one leads,
+    /// which must hear of it anew: it may know better.
+    pub(crate) fn place(&mut self, term: u64, target: Target) {
+        if self.leading == Some(term) {
+            self.target = Some(target);
+        }
+    }
+
+    fn approach_target(&mut self) {
+        let Some(target) = self.target.as_ref().filter(|_| self.is_ready && !self.raw.raft.has_pending_conf()) else {
+            return;
+        };
+        let me = self.config.node;
+        let peer = |node: NodeId| {
+            let is_active =
+                node == me || self.raw.raft.prs().get(node.0).is_some_and(|progress| progress.recent_active);
+            transition::Peer { is_ready: is_active && self.has_caught_up(node) }
+        };
+        let step = transition::next(me, &self.configuration, &target.placement, target.leader, peer);
+        match step {
+            None => {}
+            // Refused while another change or an election is under way; the next look finds out.
+            Some(Transition::Change(changes)) => drop(self.propose_change(&changes)),
+            Some(Transition::HandOver(to)) => {
+                if self.handed_over.is_none_or(|at| self.now - at >= HAND_OVER_TICKS) {
+                    self.handed_over = Some(self.now);
+                    self.raw.transfer_leader(to.0);
+                }
+            }
+        }
     }
 
     /// Its receiver, or the news of it, may be gone.
@@ -369,6 +427,7 @@ impl Group {
         if leading != self.leading {
             self.leading = leading;
             self.is_ready = false;
+            self.target = None;
             let dropped = self.proposals.give_up();
             self.events.extend(dropped.map(Event::QueryDropped));
         }

@@ -1,14 +1,22 @@
 //! What the leader of the directory has beside the others.
 
-use super::wire::{Fenced, Renewal};
+use std::collections::BTreeMap;
+
+use super::wire::{Fenced, Renewal, Settled};
 use crate::directory::Directory;
+use crate::directory::command::Command;
 use crate::fence::{Fences, Witness};
+use crate::group::Target;
 use crate::identity::GroupId;
 use crate::identity::{Incarnation, NodeId};
 use crate::lease::{Granter, GranterOutput, ReadToken};
+use crate::placement;
 
 /// How often a loss is proposed until it is committed.
 const PROPOSE_INTERVAL_NS: u64 = 300_000_000;
+
+/// How often a change of where groups are kept is proposed.
+const PLAN_INTERVAL_NS: u64 = 300_000_000;
 
 /// One leadership of the directory.
 #[derive(Debug)]
@@ -19,12 +27,26 @@ pub(super) struct Leading {
     /// The round under way: the granter begins another only in its place.
     round: Option<(u64, ReadToken)>,
     propose_lost_at_ns: u64,
+    plan_at_ns: u64,
+    /// The entries of the directory by which groups are kept where they are, as their leaders say.
+    settled: BTreeMap<GroupId, u64>,
+    /// What was said last of where the directory itself is to be kept.
+    pub(super) target: Option<Target>,
 }
 
 impl Leading {
     pub(super) fn new(now_ns: u64, term: u64, directory: &Directory) -> Self {
         let granter = Granter::new(now_ns, directory);
-        Self { term, granter, fences: Fences::new(), round: None, propose_lost_at_ns: 0 }
+        Self {
+            term,
+            granter,
+            fences: Fences::new(),
+            round: None,
+            propose_lost_at_ns: 0,
+            plan_at_ns: 0,
+            settled: BTreeMap::new(),
+            target: None,
+        }
     }
 
     pub(super) fn on_renewal(
@@ -44,7 +66,29 @@ impl Leading {
                 self.fences.on_fenced(directory, Witness::Group(GroupId(group)), &[Incarnation(*incarnation)]);
             }
         }
+        for &Settled { group, placed_at } in &renewal.settled {
+            if let Some(group) =
+                u16::try_from(group).ok().map(GroupId).filter(|&group| directory.placement(group).is_some())
+            {
+                let known = self.settled.entry(group).or_default();
+                *known = placed_at.max(*known);
+            }
+        }
         self.granter.on_renewal(now_ns, node, incarnation, renewal.sequence, outputs);
+    }
+
+    /// What is to change in where groups are kept. `is_settled` is said of the directory itself.
+    pub(super) fn plan(&mut self, now_ns: u64, directory: &Directory, is_settled: bool) -> Option<Command> {
+        if now_ns < self.plan_at_ns {
+            return None;
+        }
+        let step = placement::next_step(directory, |group| match group {
+            GroupId::DIRECTORY => is_settled,
+            group => self.settled.get(&group) == Some(&directory.placed_at(group)),
+        })?;
+        self.plan_at_ns = now_ns + PLAN_INTERVAL_NS;
+        tracing::info!(?step, "the next step of where groups are kept");
+        Some(step.command())
     }
 
     /// The round of the granter goes by this number, which no other round of the process has.

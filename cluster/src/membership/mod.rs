@@ -23,10 +23,12 @@ use bytes::Bytes;
 
 use crate::directory::command::{self, Command, Departed, Join, MemberRecord};
 use crate::directory::{Directory, Effect, JoinRefusal};
+use crate::group::{Configuration, Target};
 use crate::identity::GroupId;
 use crate::identity::{Incarnation, NodeId};
 use crate::interest::{Barrier, BarrierFull, Entry, LinkId, Source, SourceId, Table, TableOutput, Version};
 use crate::lease::{GranterOutput, Holder, HolderOutput, LeaseCell, Standing};
+use crate::placement::{self, transition};
 use leading::Leading;
 use supply::Supply;
 use wire::{Body, Malformed};
@@ -153,6 +155,19 @@ pub enum Output {
         /// Why.
         reason: JoinRefusal,
     },
+    /// A group that is led here is to be kept like this; see [`crate::node::Node::place`].
+    Place {
+        /// Which group.
+        group: GroupId,
+        /// In which it is led.
+        term: u64,
+        /// Where it is to be kept.
+        target: Target,
+    },
+    /// Links are to be kept with the members as [`Membership::directory`] has them, and with nobody else.
+    Members,
+    /// This node is no member any more, and never will be again: it serves nobody and ends. [`Standing::Dead`] came before.
+    Removed,
     /// What the node may do has changed. After [`Standing::Dead`] it registers again when
     /// [`Membership::on_clients_closed`] says that nobody is left who could count on the dead incarnation.
     Standing(Standing),
@@ -170,6 +185,24 @@ pub enum WaitError {
     /// The SUBSCRIBE comes again to the group's leader, with the resync.
     #[error("this node does not lead the group")]
     NotLed,
+}
+
+/// What became of a wish that only the leader of the directory can fulfil. Unless it is fulfilled or refused, ask again soon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wish {
+    /// It is so, by the committed directory.
+    Fulfilled,
+    /// It was proposed.
+    Proposed,
+    /// Another node leads: ask it.
+    Elsewhere {
+        /// Where it is.
+        address: String,
+    },
+    /// Nobody leads as far as this node knows.
+    NoLeader,
+    /// It cannot be.
+    Refused(JoinRefusal),
 }
 
 /// What ends with an incarnation.
@@ -224,6 +257,8 @@ struct Led {
     receivers: Rounds,
     /// Of the group: does this node still lead it?
     leadership: Rounds,
+    /// What was said last of where the group is to be kept.
+    target: Option<Target>,
 }
 
 #[derive(Debug)]
@@ -255,6 +290,12 @@ pub struct Membership {
     life: Option<Life>,
     /// Clients of a dead incarnation are still here.
     closing: bool,
+    /// It is no member any more.
+    removed: bool,
+    /// The members of each group that has a replica here, by what is applied of it.
+    configurations: BTreeMap<GroupId, Configuration>,
+    /// Who is to lead each group, by the directory.
+    preferred: BTreeMap<GroupId, NodeId>,
     register_at_ns: u64,
     fence_at_ns: u64,
     next_token: u64,
@@ -283,6 +324,9 @@ impl Membership {
             fenced: BTreeMap::new(),
             life: None,
             closing: false,
+            removed: false,
+            configurations: BTreeMap::new(),
+            preferred: BTreeMap::new(),
             register_at_ns: 0,
             fence_at_ns: 0,
             next_token: 1,
@@ -361,10 +405,20 @@ impl Membership {
             let attempt = newest.map_or(0, |member| member.attempt);
             effects.push(Effect::Joined { node, incarnation, attempt });
         }
+        let admitted = now.members().keys().filter(|node| !before.members().contains_key(node));
+        effects.extend(admitted.map(|&node| Effect::Admitted { node }));
+        effects.extend(now.removed().difference(before.removed()).map(|&node| Effect::Removed { node }));
         effects
     }
 
     fn on_effects(&mut self, now_ns: u64, effects: Vec<Effect>) {
+        let members_changed = |effect: &Effect| {
+            matches!(effect, Effect::Formed | Effect::Admitted { .. } | Effect::Joined { .. } | Effect::Removed { .. })
+        };
+        if effects.iter().any(members_changed) {
+            self.outputs.push(Output::Members);
+        }
+        self.preferred = placement::leaders(&self.directory);
         for effect in effects {
             match effect {
                 Effect::Joined { node, incarnation, attempt } => self.on_joined(node, incarnation, attempt),
@@ -376,7 +430,17 @@ impl Membership {
                         self.outputs.push(Output::JoinRefused { reason });
                     }
                 }
-                Effect::Formed | Effect::Refused { .. } | Effect::Placed { .. } | Effect::FeatureLevel { .. } => {}
+                Effect::Removed { node } if node == self.me => {
+                    self.removed = true;
+                    self.outputs.push(Output::Removed);
+                }
+                Effect::Formed
+                | Effect::Refused { .. }
+                | Effect::Admitted { .. }
+                | Effect::Leaves { .. }
+                | Effect::Removed { .. }
+                | Effect::Placed { .. }
+                | Effect::FeatureLevel { .. } => {}
             }
         }
         for group in self.directory.groups() {
@@ -384,6 +448,7 @@ impl Membership {
         }
         let alone = self.is_alone();
         self.with_holder(|holder, outputs| holder.set_alone(now_ns, alone, outputs));
+        self.place();
         self.offer(now_ns);
         self.start_group_rounds(now_ns);
         self.settle(now_ns);
@@ -471,6 +536,7 @@ impl Membership {
             self.leading = None;
         } else if self.leading.as_ref().is_none_or(|leading| leading.term != term) {
             self.leading = Some(Leading::new(now_ns, term, &self.directory));
+            self.place();
         }
         self.register(now_ns);
         self.settle(now_ns);
@@ -486,6 +552,7 @@ impl Membership {
         for group in self.led() {
             self.on_group_read(group, token);
         }
+        self.place();
         self.settle(now_ns);
     }
 
@@ -529,6 +596,78 @@ impl Membership {
         }
     }
 
+    // Where groups are kept
+
+    /// These are the members of a group that has a replica here, by what is applied of it.
+    pub fn on_configuration(&mut self, group: GroupId, configuration: Configuration) {
+        self.configurations.insert(group, configuration);
+    }
+
+    /// Says of each group that is led here where it is to be kept, if that is news. Not before this node has heard of every
+    /// placement that the leader before may have acted upon.
+    fn place(&mut self) {
+        let wanted = |directory: &Directory, preferred: &BTreeMap<GroupId, NodeId>, group| {
+            let placement = directory.placement(group)?.clone();
+            Some(Target { placement, leader: preferred.get(&group).copied() })
+        };
+        if let Some(leading) = &mut self.leading {
+            let target = wanted(&self.directory, &self.preferred, GroupId::DIRECTORY);
+            if leading.target != target
+                && let Some(target) = target
+            {
+                leading.target = Some(target.clone());
+                self.outputs.push(Output::Place { group: GroupId::DIRECTORY, term: leading.term, target });
+            }
+        }
+        for (&group, state) in &mut self.groups {
+            let Some(led) = state.led.as_mut().filter(|led| led.receivers_known) else { continue };
+            let target = wanted(&self.directory, &self.preferred, group);
+            if led.target != target
+                && let Some(target) = target
+            {
+                led.target = Some(target.clone());
+                self.outputs.push(Output::Place { group, term: led.term, target });
+            }
+        }
+    }
+
+    fn is_settled(&self, group: GroupId) -> bool {
+        let (now, wanted) = (self.configurations.get(&group), self.directory.placement(group));
+        now.zip(wanted).is_some_and(|(now, wanted)| transition::is_settled(now, wanted))
+    }
+
+    /// A node wants to be a member.
+    pub fn admit(&mut self, record: MemberRecord) -> Wish {
+        let Some(node) = NodeId::new(record.node) else { return Wish::NoLeader };
+        if self.directory.members().contains_key(&node) {
+            return Wish::Fulfilled;
+        }
+        match self.directory.check_admit(node, &record) {
+            Err(reason) => Wish::Refused(reason),
+            Ok(()) => self.wish(Command::Admit(command::Admit { member: Some(record) })),
+        }
+    }
+
+    /// An operator wants a member gone.
+    pub fn remove(&mut self, node: NodeId) -> Wish {
+        match self.directory.members().get(&node) {
+            None => Wish::Fulfilled,
+            Some(member) if member.leaves => Wish::Proposed,
+            Some(_) => self.wish(Command::Remove(command::Departing { node: node.get() })),
+        }
+    }
+
+    fn wish(&mut self, command: Command) -> Wish {
+        if self.leading.is_some() {
+            self.propose(command);
+            return Wish::Proposed;
+        }
+        match self.leader.and_then(|leader| self.directory.members().get(&leader)) {
+            Some(member) => Wish::Elsewhere { address: member.peer_address.clone() },
+            None => Wish::NoLeader,
+        }
+    }
+
     /// Whether this node leads the directory, as far as it knows.
     #[must_use]
     pub fn leads_directory(&self) -> bool {
@@ -550,7 +689,10 @@ impl Membership {
         }
         let supply = Supply::new(barrier, 0);
         let (receivers, leadership) = (Rounds::default(), Rounds::default());
-        state.led = term.map(|term| Led { term, supply, receivers_known: false, receivers, leadership });
+        state.led = term.map(|term| {
+            let (receivers_known, target) = (false, None);
+            Led { term, supply, receivers_known, receivers, leadership, target }
+        });
         self.start_group_rounds(now_ns);
         self.offer(now_ns);
         self.propose_fences(now_ns);
@@ -670,7 +812,7 @@ impl Membership {
 
     fn register(&mut self, now_ns: u64) {
         let Some(leader) = self.leader else { return };
-        if self.life.is_some() || self.closing || now_ns < self.register_at_ns {
+        if self.life.is_some() || self.closing || self.removed || now_ns < self.register_at_ns {
             return;
         }
         self.register_at_ns = now_ns + REGISTER_INTERVAL_NS;
@@ -704,7 +846,17 @@ impl Membership {
             let groups = self.directory.groups().filter(|&group| self.is_fenced(group, of.node, dead));
             fenced.extend(groups.map(|group| wire::Fenced { group: group.0.into(), incarnation: dead.0 }));
         }
-        self.send(leader, Body::Renewal(wire::Renewal { incarnation, sequence, dropped, fenced }));
+        let is_known = |group: &&GroupId| {
+            let led = self.groups.get(group).and_then(|group| group.led.as_ref());
+            led.is_some_and(|led| led.receivers_known) && self.is_settled(**group)
+        };
+        let settled = self
+            .groups
+            .keys()
+            .filter(is_known)
+            .map(|&group| wire::Settled { group: group.0.into(), placed_at: self.directory.placed_at(group) });
+        let settled = settled.collect();
+        self.send(leader, Body::Renewal(wire::Renewal { incarnation, sequence, dropped, fenced, settled }));
     }
 
     /// Time passed. Call about every 100 ms.
@@ -734,6 +886,12 @@ impl Membership {
             self.propose(Command::Lost(departed(node, incarnation)));
         }
         self.lead(outputs);
+        let is_settled = self.is_settled(GroupId::DIRECTORY);
+        if let Some(leading) = &mut self.leading
+            && let Some(command) = leading.plan(now_ns, &self.directory, is_settled)
+        {
+            self.propose(command);
+        }
     }
 
     // Messages

@@ -1,6 +1,7 @@
 //! Scripts of a few nodes over a log and links that do what the script says.
 
 use super::*;
+use crate::directory::Placement;
 use crate::directory::command::Form;
 use crate::interest::{Content, Update};
 
@@ -27,6 +28,11 @@ fn released(waiter: u64) -> Output {
     Output::Released { group: None, waiter }
 }
 
+fn placement(voters: &[u64], learners: &[u64]) -> Placement {
+    let ids = |nodes: &[u64]| nodes.iter().copied().map(id).collect();
+    Placement { voters: ids(voters), learners: ids(learners) }
+}
+
 struct Node {
     membership: Membership,
     cell: Arc<LeaseCell>,
@@ -50,10 +56,20 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// Formed of these nodes, of which the first leads the directory and the only group.
+    /// Formed of these nodes, of which the first leads the directory and the only group. Nothing is placed.
     fn of(nodes: &[u64]) -> Self {
+        Self::with_placements(nodes, Vec::new())
+    }
+
+    /// The same, and both are kept by all of them.
+    fn placed(nodes: &[u64]) -> Self {
+        let placement = placement(nodes, &[]);
+        Self::with_placements(nodes, vec![placement.command(GROUP), placement.command(GroupId::DIRECTORY)])
+    }
+
+    fn with_placements(nodes: &[u64], placements: Vec<command::Placement>) -> Self {
         let members = nodes.iter().map(|&node| record(node)).collect();
-        let form = Form { cluster_id: vec![1].into(), groups: 1, members, ..Form::default() };
+        let form = Form { cluster_id: vec![1].into(), groups: 1, members, placements, ..Form::default() };
         let mut cluster = Self {
             now_ms: 1_000,
             nodes: BTreeMap::new(),
@@ -128,6 +144,34 @@ impl Cluster {
 
     fn seen(&mut self, node: u64) -> Vec<Output> {
         std::mem::take(&mut self.nodes.get_mut(&node).expect("started").seen)
+    }
+
+    /// A group's members, as every node that keeps it has applied them.
+    fn members_are(&mut self, group: GroupId, placement: &Placement) {
+        let learners = placement.learners.iter().copied().collect();
+        let configuration = Configuration { learners, ..Configuration::of(placement.voters.iter().copied()) };
+        for node in self.nodes.keys().copied().collect::<Vec<_>>() {
+            self.with(node, |membership, _| membership.on_configuration(group, configuration.clone()));
+        }
+    }
+
+    /// Groups move where the directory says, as it says so, until it says nothing new.
+    fn settle(&mut self) {
+        for _ in 0..20 {
+            for (group, placement) in self.node(self.leader).directory().placements().clone() {
+                self.members_are(group, &placement);
+            }
+            self.pass(500);
+        }
+    }
+
+    /// Where the leaders of groups were told to keep them, the last word of each.
+    fn targets(&mut self, node: u64) -> BTreeMap<GroupId, Placement> {
+        let place = |output| match output {
+            Output::Place { group, target, .. } => Some((group, target.placement)),
+            _ => None,
+        };
+        self.seen(node).into_iter().filter_map(place).collect()
     }
 
     fn incarnation(&self, node: u64) -> Incarnation {
@@ -225,6 +269,8 @@ impl Cluster {
                     self.nodes.get_mut(&node).expect("started").membership.on_read(now_ns, token);
                 }
             }
+            // Every node here can reach every other.
+            Output::Members => {}
             output => self.nodes.get_mut(&node).expect("started").seen.push(output),
         }
     }
@@ -617,4 +663,84 @@ mod bytes_of_others {
             let _ = take(&mut cluster, 2, framed.into());
         }
     }
+}
+
+/// A node asks whoever it knows; who leads the directory has it admitted, and the others say who that is.
+#[test]
+fn a_node_is_admitted_by_whoever_leads_the_directory() {
+    let mut cluster = Cluster::placed(&[1, 2]);
+    cluster.pass(1_000);
+    let elsewhere = Wish::Elsewhere { address: String::new() };
+    assert_eq!(cluster.with(2, |membership, _| membership.admit(record(3))), elsewhere);
+    assert_eq!(cluster.with(1, |membership, _| membership.admit(record(3))), Wish::Proposed);
+    for node in [1, 2] {
+        assert_eq!(cluster.with(node, |membership, _| membership.admit(record(3))), Wish::Fulfilled);
+    }
+    let namesake = MemberRecord { name: record(1).name, ..record(4) };
+    let taken = Wish::Refused(JoinRefusal::NameTaken { by: id(1) });
+    assert_eq!(cluster.with(1, |membership, _| membership.admit(namesake)), taken);
+    cluster.leader = 9;
+    cluster.with(1, |membership, now| membership.on_directory_role(now, None, 2));
+    assert_eq!(cluster.with(1, |membership, _| membership.admit(record(5))), Wish::NoLeader);
+}
+
+/// Growth from one to three, from the side of the directory: the leader of each group is told where it is to be kept.
+#[test]
+fn groups_are_told_where_they_are_to_be_kept_as_nodes_come() {
+    let mut cluster = Cluster::placed(&[1]);
+    cluster.settle();
+    let (alone, two, three) = (placement(&[1], &[]), placement(&[1], &[2]), placement(&[1, 2, 3], &[]));
+    let both =
+        |placement: &Placement| BTreeMap::from([GROUP, GroupId::DIRECTORY].map(|group| (group, placement.clone())));
+    assert_eq!(cluster.targets(1), both(&alone));
+    for (node, expected) in [(2, &two), (3, &three)] {
+        cluster.with(1, |membership, _| membership.admit(record(node)));
+        cluster.start(node);
+        cluster.settle();
+        assert_eq!(cluster.targets(1), both(expected));
+        assert_eq!(cluster.node(node).standing(), Some(Standing::Serving));
+    }
+    assert_eq!(cluster.targets(2), BTreeMap::new(), "who leads nothing is told nothing");
+}
+
+/// A new leader of a group may have heard less of the directory than the one before, which acted upon it.
+#[test]
+fn a_leader_is_told_nothing_before_it_knows_every_placement_there_was() {
+    let mut cluster = Cluster::placed(&[1, 2, 3]);
+    cluster.settle();
+    cluster.seen(2);
+    cluster.rounds_fail = true;
+    cluster.with(1, |membership, now| membership.on_group_role(now, GROUP, None));
+    cluster.group_leader = 2;
+    cluster.with(2, |membership, now| membership.on_group_role(now, GROUP, Some(2)));
+    cluster.pass(1_000);
+    assert_eq!(cluster.targets(2), BTreeMap::new());
+    cluster.rounds_fail = false;
+    cluster.pass(1_000);
+    assert_eq!(cluster.targets(2), BTreeMap::from([(GROUP, placement(&[1, 2, 3], &[]))]));
+}
+
+/// It is removed only when the groups have moved, by the word of their leaders; it hears of it, and never registers again.
+#[test]
+fn a_member_that_leaves_is_removed_when_its_groups_have_moved() {
+    let mut cluster = Cluster::placed(&[1, 2, 3]);
+    cluster.settle();
+    assert_eq!(cluster.with(2, |membership, _| membership.remove(id(3))), Wish::Elsewhere { address: String::new() });
+    assert_eq!(cluster.with(1, |membership, _| membership.remove(id(3))), Wish::Proposed);
+    cluster.seen(3);
+    cluster.pass(5_000);
+    assert!(cluster.node(1).directory().members().contains_key(&id(3)), "the groups have not moved");
+    assert_eq!(cluster.node(3).standing(), Some(Standing::Serving), "it is counted on, and serves");
+    cluster.settle();
+    assert_eq!(cluster.node(1).directory().removed(), &BTreeSet::from([id(3)]));
+    let seen = cluster.seen(3);
+    let position = |wanted: &Output| seen.iter().position(|output| output == wanted);
+    let (dead, removed) = (position(&Output::Standing(Standing::Dead)), position(&Output::Removed));
+    assert!(dead.is_some() && dead < removed, "{seen:?}");
+    let entries = cluster.log.len();
+    cluster.with(3, |membership, now| membership.on_clients_closed(now));
+    cluster.pass(2_000);
+    assert_eq!(cluster.node(3).incarnation(), None);
+    assert_eq!(cluster.with(1, |membership, _| membership.remove(id(3))), Wish::Fulfilled);
+    assert!(cluster.log.len() <= entries + 1, "it asks for nothing any more, and only its fence is completed");
 }

@@ -77,6 +77,20 @@ pub struct Renewal {
     /// What groups have fenced, as its sender knows from their committed state.
     #[prost(message, repeated, tag = "4")]
     pub fenced: Vec<Fenced>,
+    /// Groups that its sender leads and that are kept where the directory says.
+    #[prost(message, repeated, tag = "5")]
+    pub settled: Vec<Settled>,
+}
+
+/// A group is kept where the directory says.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Settled {
+    /// Which group.
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    /// The entry of the directory that said so.
+    #[prost(uint64, tag = "2")]
+    pub placed_at: u64,
 }
 
 /// The fence of one group is complete.

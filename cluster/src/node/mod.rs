@@ -14,7 +14,7 @@ use raft::Ready;
 use crate::disk::{Disk, SyncSite};
 use crate::group::{
     Change, CheckpointBase, Committed, Group, GroupConfig, GroupStatus, MessageError, NotLeader, ProposeChangeError,
-    Role,
+    Role, Target,
 };
 use crate::group::{GroupStorage, write_anew};
 use crate::identity::{GroupId, NodeId};
@@ -272,6 +272,15 @@ impl Node {
     /// They cannot be changed now, or not here.
     pub fn propose_change(&mut self, group: GroupId, changes: &[Change]) -> Result<(), ProposeChangeError> {
         self.led(group)?.propose_change(changes)
+    }
+
+    /// Says where a group is to be kept, to its leader of this term: it goes there step by step. Whoever leads another term must
+    /// be told anew.
+    pub fn place(&mut self, group: GroupId, term: u64, target: Target) {
+        self.assert_between_rounds();
+        if let Some(group) = self.groups.get_mut(&group) {
+            group.place(term, target);
+        }
     }
 
     /// Hands leadership over, if the other one catches up within an election timeout.

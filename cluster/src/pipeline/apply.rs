@@ -32,6 +32,8 @@ pub(super) struct Applier<M: StateMachine> {
     /// Whether it has heard of the last one.
     pub(super) is_told: bool,
     pub(super) last_checkpoint: (Duration, u64),
+    /// Somebody waits for a checkpoint: it joined a group after the last one.
+    pub(super) wanted: bool,
     pub(super) ticked: Duration,
 }
 
@@ -65,7 +67,11 @@ impl<M: StateMachine> Applier<M> {
                 }
                 Item::Configuration(group, id, configuration) => {
                     if self.is_new(group, id) {
-                        self.applied(group, id).configuration = configuration;
+                        self.machine.members(group, &configuration);
+                        let before = std::mem::replace(&mut self.applied(group, id).configuration, configuration);
+                        let now = &self.applied[&group].configuration;
+                        // Who is new begins with a snapshot that names it.
+                        self.wanted |= now.learners.iter().any(|&node| !before.contains(node));
                     }
                 }
                 Item::Empty(group, id) => {
@@ -99,6 +105,7 @@ impl<M: StateMachine> Applier<M> {
     fn install(&mut self, group: GroupId, base: CheckpointBase, pairs: Vec<Pair>) {
         debug_assert!(self.is_new(group, base.applied), "an older one is refused where it comes in");
         self.machine.restore(group, base.applied.index, &pairs);
+        self.machine.members(group, &base.configuration);
         self.applied.insert(group, base.clone());
         self.checkpointed.insert(group, base.applied.index);
         let writes = pairs.into_iter().map(|(key, value)| (key, Some(value))).collect();
@@ -116,7 +123,8 @@ impl<M: StateMachine> Applier<M> {
         let (at, before) = self.last_checkpoint;
         let by_log = position.saturating_sub(before) >= self.config.checkpoint_log_bytes;
         let by_time = now.saturating_sub(at) >= self.config.checkpoint_interval;
-        if by_log || by_time || self.machine.wants_checkpoint() {
+        if by_log || by_time || self.wanted || self.machine.wants_checkpoint() {
+            self.wanted = false;
             self.last_checkpoint = (now, position.max(before));
             self.checkpoint();
         }

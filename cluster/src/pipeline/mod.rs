@@ -25,7 +25,7 @@ use self::apply::{Applier, TICK, write_checkpoints};
 use self::bell::{Bell, Ringing};
 use self::raft::{Outcome, RAFT_TICK, ROUND_BYTES_MAX, ROUND_INTERVAL_MIN, RaftThread};
 use crate::disk::{Disk, SyncSite};
-use crate::group::{CheckpointBase, Configuration, GroupStatus};
+use crate::group::{CheckpointBase, Configuration, GroupStatus, Target};
 use crate::identity::{GroupId, NodeId};
 use crate::log::LogId;
 use crate::node::{Node, NodeConfig, OpenError};
@@ -68,6 +68,9 @@ pub trait StateMachine: Send + 'static {
 
     /// Time passes; since the pipeline started. May submit.
     fn tick(&mut self, now: Duration);
+
+    /// These are the members of a group from here on. Said of each group at the start, and after each restore.
+    fn members(&mut self, group: GroupId, configuration: &Configuration);
 
     /// Replaces the state of a group by what another node had after the entry at `index`.
     fn restore(&mut self, group: GroupId, index: u64, pairs: &[Pair]);
@@ -156,6 +159,7 @@ enum Submission<Q> {
     Unreachable(NodeId),
     Fetched(GroupId, Option<(CheckpointBase, Vec<Pair>)>),
     Installed(GroupId, CheckpointBase),
+    Place(GroupId, u64, Target),
     Status(Sender<Vec<(GroupId, GroupStatus)>>),
     Checkpointed(Vec<(GroupId, CheckpointBase)>),
     Stop,
@@ -270,6 +274,11 @@ impl<Q> PipelineHandle<Q> {
     pub fn notify(&self, query: Q) {
         // Fails only when the pipeline has stopped; then there is nobody to tell.
         drop(self.notifications.send(query));
+    }
+
+    /// Says where a group is to be kept, if this node leads it in `term`.
+    pub fn place(&self, group: GroupId, term: u64, target: Target) {
+        self.submit(Submission::Place(group, term, target));
     }
 
     /// Hands in what a peer sent.
@@ -456,6 +465,7 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
         let node = Node::open(node_config, disk, store.bases().clone())?;
         for (group, status) in node.groups().filter_map(|group| Some((group, node.status(group)?))) {
             machine.reread(group, status.last);
+            machine.members(group, &status.configuration);
         }
         let bells = Bells { raft: Bell::new(), apply: Bell::new() };
         let (submissions, submitted) = bells.raft.channel();
@@ -504,6 +514,7 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
             tells_stored: true,
             is_told: true,
             last_checkpoint: (now, 0),
+            wanted: false,
             ticked: now,
         };
         Ok(Self { raft, applier, store, bells, submitted, notified, to_write, handle, unwritten })

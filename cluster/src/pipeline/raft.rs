@@ -200,6 +200,7 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
                     give_up("taking up a snapshot", &error);
                 }
             }
+            Submission::Place(group, term, target) => self.node.place(group, term, target),
             Submission::Status(answer) => {
                 let statuses = self.node.groups().map(|group| (group, self.node.status(group)));
                 // An asker that is gone needs no answer.

@@ -55,6 +55,8 @@ impl StateMachine for Recorder {
 
     fn tick(&mut self, _: Duration) {}
 
+    fn members(&mut self, _: GroupId, _: &Configuration) {}
+
     fn restore(&mut self, _: GroupId, _: u64, _: &[Pair]) {}
 
     fn checkpoint(&mut self, group: GroupId) -> Option<Vec<Write>> {

@@ -365,6 +365,8 @@ impl Transport {
             let answer = match question {
                 Question::Promise => call.client.promise(request).await,
                 Question::Form => call.client.form(request).await,
+                Question::Join => call.client.join(request).await,
+                Question::Remove => call.client.remove(request).await,
                 Question::Status => call.client.status(request).await,
             }?;
             let answer = answer.into_inner();

@@ -16,6 +16,10 @@ pub enum Question {
     Promise,
     /// To take note that the cluster was formed.
     Form,
+    /// To have the asker made a member of its cluster.
+    Join,
+    /// To have a member removed from its cluster.
+    Remove,
     /// How it is.
     Status,
 }

@@ -68,6 +68,14 @@ impl Peer for PeerService {
         self.ask(Question::Form, request.into_inner()).await
     }
 
+    async fn join(&self, request: Request<wire::Question>) -> Answered<wire::Answer> {
+        self.ask(Question::Join, request.into_inner()).await
+    }
+
+    async fn remove(&self, request: Request<wire::Question>) -> Answered<wire::Answer> {
+        self.ask(Question::Remove, request.into_inner()).await
+    }
+
     async fn status(&self, request: Request<wire::Question>) -> Answered<wire::Answer> {
         self.ask(Question::Status, request.into_inner()).await
     }

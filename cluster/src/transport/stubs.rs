@@ -187,6 +187,56 @@ pub mod peer_client {
                 .insert(GrpcMethod::new("kentongan.peer.v1.Peer", "Form"));
             self.inner.unary(req, path, codec).await
         }
+        /// Asks a member to have the asker made one too.
+        pub async fn join(
+            &mut self,
+            request: impl tonic::IntoRequest<::kentongan_proto::peer::wire::Question>,
+        ) -> std::result::Result<
+            tonic::Response<::kentongan_proto::peer::wire::Answer>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/kentongan.peer.v1.Peer/Join",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kentongan.peer.v1.Peer", "Join"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Asks a member to have another one removed.
+        pub async fn remove(
+            &mut self,
+            request: impl tonic::IntoRequest<::kentongan_proto::peer::wire::Question>,
+        ) -> std::result::Result<
+            tonic::Response<::kentongan_proto::peer::wire::Answer>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/kentongan.peer.v1.Peer/Remove",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kentongan.peer.v1.Peer", "Remove"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Asks a node how it is.
         pub async fn status(
             &mut self,
@@ -291,6 +341,22 @@ pub mod peer_server {
         >;
         /// Tells a node that the cluster it promised to join was formed.
         async fn form(
+            &self,
+            request: tonic::Request<::kentongan_proto::peer::wire::Question>,
+        ) -> std::result::Result<
+            tonic::Response<::kentongan_proto::peer::wire::Answer>,
+            tonic::Status,
+        >;
+        /// Asks a member to have the asker made one too.
+        async fn join(
+            &self,
+            request: tonic::Request<::kentongan_proto::peer::wire::Question>,
+        ) -> std::result::Result<
+            tonic::Response<::kentongan_proto::peer::wire::Answer>,
+            tonic::Status,
+        >;
+        /// Asks a member to have another one removed.
+        async fn remove(
             &self,
             request: tonic::Request<::kentongan_proto::peer::wire::Question>,
         ) -> std::result::Result<
@@ -575,6 +641,102 @@ pub mod peer_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = FormSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kentongan.peer.v1.Peer/Join" => {
+                    #[allow(non_camel_case_types)]
+                    struct JoinSvc<T: Peer>(pub Arc<T>);
+                    impl<
+                        T: Peer,
+                    > tonic::server::UnaryService<
+                        ::kentongan_proto::peer::wire::Question,
+                    > for JoinSvc<T> {
+                        type Response = ::kentongan_proto::peer::wire::Answer;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                ::kentongan_proto::peer::wire::Question,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::join(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = JoinSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kentongan.peer.v1.Peer/Remove" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveSvc<T: Peer>(pub Arc<T>);
+                    impl<
+                        T: Peer,
+                    > tonic::server::UnaryService<
+                        ::kentongan_proto::peer::wire::Question,
+                    > for RemoveSvc<T> {
+                        type Response = ::kentongan_proto::peer::wire::Answer;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                ::kentongan_proto::peer::wire::Question,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::remove(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -368,6 +368,9 @@ impl Process {
             Output::Released { group: Some(_), waiter } => self.actions.push(Action::Subscribed(waiter)),
             Output::Died { node, below } => self.on_died(node, below),
             Output::Lost { incarnation, .. } => self.on_lost(incarnation),
+            // Nothing is placed in this world, and everybody is linked with everybody.
+            Output::Place { .. } | Output::Members => {}
+            Output::Removed => panic!("nobody is removed here"),
             Output::Joined { incarnation } => self.begin(incarnation),
             Output::JoinRefused { reason } => panic!("{reason}"),
             Output::Standing(Standing::LapsedLong) => self.close_clients(),

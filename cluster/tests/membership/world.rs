@@ -665,7 +665,12 @@ impl World {
                     self.note("died", node.get() - 1, incarnation.0);
                     self.check_that_no_lease_outlives(node.get() as usize - 1);
                 }
-                Effect::Formed | Effect::Placed { .. } | Effect::FeatureLevel { .. } => {}
+                Effect::Formed
+                | Effect::Admitted { .. }
+                | Effect::Leaves { .. }
+                | Effect::Removed { .. }
+                | Effect::Placed { .. }
+                | Effect::FeatureLevel { .. } => {}
             }
         }
     }

@@ -2,16 +2,19 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bytes::Bytes;
 use crossbeam::channel::Receiver;
-use kentongan_cluster::formation::MEMBERS_MAX;
+use kentongan_cluster::directory::command::Departing;
+use kentongan_cluster::formation::{Joined, MEMBERS_MAX};
 use kentongan_cluster::transport::{
     Asked, Event, LinkError, LocalIdentity, PeerHello, Question, Responder, Sink, SnapshotChunks, Target, Transport,
     TransportConfig,
 };
 use kentongan_cluster::{GroupId, NodeId};
+use prost::Message as _;
 
 use crate::config::Settings;
 use crate::peers::status::{MemberStatus, NodeStatus};
@@ -86,6 +89,45 @@ pub(super) fn survey(transport: &Transport, peer: &str) -> anyhow::Result<Survey
     nodes.sort_by(|one, other| (&one.member.name, one.member.node).cmp(&(&other.member.name, other.member.node)));
     Ok(Survey { nodes })
 }
+
+/// Asks again and again for a member to be removed, until it is none.
+pub(super) fn remove(transport: &Transport, peer: &str, member: &str, wait: Duration) -> anyhow::Result<()> {
+    let (_, status) =
+        answer(&ask(transport, peer)).map_err(anyhow::Error::msg).with_context(|| format!("cannot ask {peer}"))?;
+    let is_meant = |known: &&MemberStatus| known.name == member || NodeId(known.node).to_string() == member;
+    let meant: Vec<_> = status.members.iter().filter(is_meant).collect();
+    let node = match meant[..] {
+        [one] => one.node,
+        [] => anyhow::bail!("no node is called {member}"),
+        _ => anyhow::bail!("several nodes are called {member}: say the id of one"),
+    };
+    let stays = |known: &&MemberStatus| known.node != node && !known.leaves;
+    anyhow::ensure!(status.members.iter().any(|known| stays(&known)), "nobody would be left to keep what there is");
+    let body = Bytes::from(Departing { node }.encode_to_vec());
+    let (deadline, mut address) = (Instant::now() + wait, peer.to_owned());
+    loop {
+        let asking = transport.ask(Target::Address(address.clone()), Question::Remove, body.clone());
+        let answered = asking.recv().unwrap_or(Err(LinkError::Stopped));
+        let last = match answered.map(|(_, body)| Joined::decode(body)) {
+            Ok(Ok(joined)) if !joined.formation.is_empty() => return Ok(()),
+            Ok(Ok(joined)) if !joined.elsewhere.is_empty() => {
+                address = joined.elsewhere;
+                "its groups have not moved yet".to_owned()
+            }
+            Ok(Ok(_)) => "its groups have not moved yet".to_owned(),
+            Ok(Err(_)) => "the answer is malformed".to_owned(),
+            Err(error) => {
+                address = peer.to_owned();
+                error.to_string()
+            }
+        };
+        anyhow::ensure!(Instant::now() < deadline, "it is not done: {last}");
+        std::thread::sleep(REMOVE_PAUSE);
+    }
+}
+
+/// Between two looks whether a member was removed.
+const REMOVE_PAUSE: Duration = Duration::from_millis(200);
 
 type Asking = Receiver<Result<(PeerHello, Bytes), LinkError>>;
 

@@ -20,17 +20,38 @@ use crate::config::{self, DEFAULT_PEER_PORT, Effective, FlagValue, Settings, Sou
 pub(super) enum ClusterCommand {
     /// Print how the nodes are, their links and their groups. A node that cannot be reached is named with the reason.
     Status(StatusArgs),
+    /// Remove a node for good: what it keeps is moved to others, and then it is no member any more and serves nobody.
+    Remove(RemoveArgs),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
+    #[command(flatten)]
+    asked: AskedArgs,
+    /// Print everything that the nodes say, as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RemoveArgs {
+    /// Its name, or its id if several have that name.
+    #[arg(value_name = "NODE")]
+    member: String,
+    #[command(flatten)]
+    asked: AskedArgs,
+    /// How long to wait until it is done. It goes on all the same afterwards.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    wait_seconds: u64,
+}
+
+/// Whom to ask, and as whom.
+#[derive(Debug, Args)]
+pub(super) struct AskedArgs {
     /// The node that is asked first, where other nodes connect to it; a port alone is one of 127.0.0.1. Without it, the
     /// node that the settings are for, else 127.0.0.1:7001.
     #[arg(long, value_name = "HOST:PORT", value_parser = parse_peer)]
     peer: Option<String>,
-    /// Print everything that the nodes say, as JSON.
-    #[arg(long)]
-    json: bool,
     /// Configuration file of a node, for where it is and for the certificates.
     #[arg(long, short = 'c', value_name = "FILE", env = config::CONFIG_VARIABLE, hide_env_values = true)]
     config: Option<PathBuf>,
@@ -48,7 +69,7 @@ pub(super) struct StatusArgs {
     key_file: Option<PathBuf>,
 }
 
-impl StatusArgs {
+impl AskedArgs {
     fn settings(&self) -> Result<Settings, String> {
         let mut flags = Vec::new();
         if let Some(name) = &self.node {
@@ -69,8 +90,8 @@ impl StatusArgs {
 }
 
 pub(super) fn run(command: &ClusterCommand) -> u8 {
-    let ClusterCommand::Status(arguments) = command;
-    let settings = match arguments.settings() {
+    let (ClusterCommand::Status(StatusArgs { asked, .. }) | ClusterCommand::Remove(RemoveArgs { asked, .. })) = command;
+    let settings = match asked.settings() {
         Ok(settings) => settings,
         Err(message) => {
             eprintln!("kentongan cluster: {message}");
@@ -78,14 +99,27 @@ pub(super) fn run(command: &ClusterCommand) -> u8 {
         }
     };
     let own = || settings.cluster.advertised().unwrap_or_else(|| format!("127.0.0.1:{DEFAULT_PEER_PORT}"));
-    let peer = arguments.peer.clone().unwrap_or_else(own);
-    match status(&settings, &peer, arguments.json) {
+    let peer = asked.peer.clone().unwrap_or_else(own);
+    let outcome = match command {
+        ClusterCommand::Status(arguments) => status(&settings, &peer, arguments.json),
+        ClusterCommand::Remove(arguments) => {
+            remove(&settings, &peer, &arguments.member, Duration::from_secs(arguments.wait_seconds))
+        }
+    };
+    match outcome {
         Ok(text) => print_bytes(text.as_bytes()),
         Err(error) => {
             eprintln!("kentongan cluster: {error:#}");
             EXIT_FAILURE
         }
     }
+}
+
+fn remove(settings: &Settings, peer: &str, member: &str, wait: Duration) -> anyhow::Result<String> {
+    let transport = ask::client(settings)?;
+    let removed = ask::remove(&transport, peer, member, wait);
+    transport.stop(Duration::ZERO);
+    removed.map(|()| format!("{member} is no member any more\n"))
 }
 
 fn status(settings: &Settings, peer: &str, json: bool) -> anyhow::Result<String> {

@@ -211,6 +211,8 @@ fn status_json(status: &NodeStatus) -> Value {
             "peer_address": member.peer_address,
             "client_address": member.client_address,
             "incarnation": member.incarnation,
+            "zone": Some(&member.zone).filter(|zone| !zone.is_empty()),
+            "leaves": member.leaves,
         })
     });
     let groups = status.groups.iter().map(|group| {
@@ -222,6 +224,8 @@ fn status_json(status: &NodeStatus) -> Value {
             "committed": group.committed,
             "applied": group.applied,
             "last": group.last,
+            "voters": group.voters.iter().copied().map(id).collect::<Vec<_>>(),
+            "learners": group.learners.iter().copied().map(id).collect::<Vec<_>>(),
         })
     });
     let routes = status.routes.iter().map(|route| {

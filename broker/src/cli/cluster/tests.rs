@@ -62,12 +62,29 @@ fn node_with(number: u64, tls: Option<TlsFiles>) -> Node {
     let transport = Transport::start(config, Arc::new(canned.clone()), Arc::new(canned.clone())).unwrap();
     let peer_address = transport.local_address().to_string();
     let client_address = format!("127.0.0.1:{}", 1882 + number);
-    let member = MemberStatus { node: number, name, peer_address, client_address, incarnation: 40 + number };
+    let member = MemberStatus {
+        node: number,
+        name,
+        peer_address,
+        client_address,
+        incarnation: 40 + number,
+        ..MemberStatus::default()
+    };
     Node { transport, canned, member }
 }
 
 fn group(group: u32, leads: bool, leader: u64, committed: u64, applied: u64) -> GroupStatus {
-    GroupStatus { group, leads, leader, term: 3, committed, applied, last: committed + 2 }
+    GroupStatus {
+        group,
+        leads,
+        leader,
+        term: 3,
+        committed,
+        applied,
+        last: committed + 2,
+        voters: vec![1, 2],
+        learners: vec![3],
+    }
 }
 
 fn link(peer: u64, last_error: &str) -> LinkStatus {
@@ -162,6 +179,7 @@ fn json_has_everything_that_was_said() {
     assert_eq!(status["links"][1]["up"], false);
     let expected = serde_json::json!({
         "group": 0, "leads": false, "leader": id(1), "term": 3, "committed": 88, "applied": 80, "last": 90,
+        "voters": [id(1), id(2)], "learners": [id(3)],
     });
     assert_eq!(found[1]["status"]["groups"][0], expected);
     assert_eq!(found[1]["status"]["groups"][2]["leader"], serde_json::Value::Null);
@@ -228,7 +246,7 @@ fn nodes_with_tls_are_asked_with_the_certificate_of_the_flags() {
         let line = ["kentongan", "cluster", "status", "--node", name].into_iter().chain(files);
         let cli = Cli::try_parse_from(line).unwrap();
         let Some(Command::Cluster(ClusterCommand::Status(arguments))) = cli.command else { panic!("this command") };
-        arguments.settings().unwrap()
+        arguments.asked.settings().unwrap()
     };
     assert!(status(&settings("n1"), peer, false).unwrap().contains("n1    0000000000000001"));
     let other_name = format!("{:#}", status(&settings("n2"), peer, false).unwrap_err());

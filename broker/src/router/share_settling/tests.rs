@@ -74,6 +74,8 @@ impl Peers for From {
         self.network.lock().push_back((self.node, node, forwarded));
         Ok(())
     }
+
+    fn members(&self, _: Vec<kentongan_cluster::transport::PeerAddress>) {}
 }
 
 struct Node {

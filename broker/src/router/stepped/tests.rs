@@ -585,6 +585,8 @@ impl Peers for NoPeers {
     fn forward(&self, _: u64, _: Forwarded) -> Result<(), PeerFull> {
         Err(PeerFull)
     }
+
+    fn members(&self, _: Vec<kentongan_cluster::transport::PeerAddress>) {}
 }
 
 /// One of several nodes, whose leaders nobody knows.

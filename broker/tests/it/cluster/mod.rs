@@ -2,6 +2,7 @@
 
 pub mod nodes;
 
+mod growth;
 mod kills;
 mod membership;
 mod messages;

@@ -43,7 +43,8 @@ impl Node {
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let mut child = broker_command()
-            .args(["serve", "--node", &self.name, "--seeds", &self.seeds])
+            .args(["serve", "--node", &self.name])
+            .args((!self.seeds.is_empty()).then_some(["--seeds", &self.seeds]).into_iter().flatten())
             .args(["--cluster", &self.peers.to_string()])
             .args(["--mqtt", &self.address.to_string()])
             .args(["--http", &self.http.to_string()])
@@ -232,6 +233,31 @@ impl Cluster {
         data_dirs: Vec<PathBuf>,
         environment: impl Fn(usize) -> Vec<(String, String)>,
     ) -> Self {
+        let mut cluster = Self::places(directory, data_dirs, environment);
+        cluster.nodes.iter_mut().for_each(Node::spawn);
+        cluster.wait_until_ready();
+        cluster
+    }
+
+    /// One node of three, ready for clients, which forms a cluster of its own; the others know where it is and do not run.
+    pub fn start_first_of_three() -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let places = (1..=3).map(|number| directory.path().join(format!("n{number}"))).collect();
+        let mut cluster = Self::places(directory, places, |_| Vec::new());
+        let first = cluster.nodes[0].peers.to_string();
+        cluster.nodes.iter_mut().for_each(|node| node.seeds.clone_from(&first));
+        cluster.nodes[0].seeds.clear();
+        cluster.nodes[0].spawn();
+        cluster.nodes[0].wait_until_ready();
+        cluster
+    }
+
+    /// Places of nodes, none of which runs.
+    fn places(
+        directory: TempDir,
+        data_dirs: Vec<PathBuf>,
+        environment: impl Fn(usize) -> Vec<(String, String)>,
+    ) -> Self {
         let (host, base) = place();
         let at = |port: usize| SocketAddr::from((host, base + port as u16));
         let seeds: Vec<_> = (0..data_dirs.len()).map(|index| at(index * 3).to_string()).collect();
@@ -246,10 +272,7 @@ impl Cluster {
             child: None,
             log: Arc::default(),
         };
-        let mut cluster = Self { nodes: data_dirs.into_iter().enumerate().map(node).collect(), _directory: directory };
-        cluster.nodes.iter_mut().for_each(Node::spawn);
-        cluster.wait_until_ready();
-        cluster
+        Self { nodes: data_dirs.into_iter().enumerate().map(node).collect(), _directory: directory }
     }
 
     pub fn wait_until_ready(&mut self) {
@@ -262,6 +285,33 @@ impl Cluster {
         between();
         self.nodes.iter_mut().for_each(Node::spawn);
         self.wait_until_ready();
+    }
+
+    /// Waits until every group is kept by as many nodes: those that vote, and those that follow, as its leader has it.
+    pub fn wait_until_kept_by(&self, asked: usize, voters: usize, learners: usize) {
+        let deadline = Instant::now() + FORMED_WITHIN;
+        loop {
+            let status = self.status_at(asked);
+            let nodes = status["nodes"].as_array().expect("nodes");
+            let led: Vec<_> = (nodes.iter().filter_map(|node| node["status"]["groups"].as_array()).flatten())
+                .filter(|group| group["leads"] == true)
+                .collect();
+            let count = |group: &Value, list: &str| group[list].as_array().map_or(0, Vec::len);
+            let is_there = |group: &&Value| (count(group, "voters"), count(group, "learners")) == (voters, learners);
+            if led.len() == usize::from(GROUPS) + 1 && led.iter().all(is_there) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not kept by {voters} and {learners}: {led:#?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Runs `kentongan cluster remove NAME`, asked at another node, until it is done.
+    pub fn remove(&self, asked: usize, name: &str) {
+        let peer = self.nodes[asked].peers.to_string();
+        let output = broker_command().args(["cluster", "remove", name, "--peer", &peer]).output();
+        let output = output.expect("the program runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// What `kentongan cluster status --json` says, asked at `node`.

@@ -10,7 +10,7 @@ use crate::support::*;
 const NODES: usize = 5;
 
 /// Messages that a test publishes one after the other.
-const MESSAGES: usize = 300;
+const MESSAGES: usize = 150;
 
 impl Cluster {
     /// Which nodes keep each group, as those that run say.

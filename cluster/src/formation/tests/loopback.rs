@@ -37,11 +37,19 @@ impl Sink for Deaf {
 
 /// Delegates to the node's `Forming`, which is made after the transport because it wants the port.
 #[derive(Clone, Default)]
-struct Delegate(Arc<OnceLock<Arc<Forming>>>);
+struct Delegate {
+    forming: Arc<OnceLock<Arc<Forming>>>,
+    /// What those that ask to join are answered, one after the other, the first one last.
+    joined: Arc<Mutex<Vec<Joined>>>,
+}
 
 impl Responder for Delegate {
     fn on_question(&self, asked: Asked) {
-        match self.0.get() {
+        if asked.question == Question::Join {
+            let answer = lock(&self.joined).pop().map(|joined| joined.encode_to_vec().into());
+            return asked.answer.send(answer.ok_or_else(|| "nobody is admitted here".to_owned()));
+        }
+        match self.forming.get() {
             Some(forming) => forming.answer(asked),
             None => asked.answer.send(Err("starting".to_owned())),
         }
@@ -92,6 +100,7 @@ fn place_at(address: SocketAddr, node: u64, name: &str, disk: SimDisk) -> Place 
         peer_address: transport.local_address().to_string(),
         client_address: format!("{name}:1883"),
         feature_level: 1,
+        zone: String::new(),
     };
     Place { member, disk, transport, delegate }
 }
@@ -106,7 +115,7 @@ impl Place {
         let ledger = Ledger::open(Arc::new(disk.clone()), NodeId(member.node)).unwrap();
         let forming = Forming::with(ledger, member.clone(), seeds.to_vec(), terms(), ROUND);
         let forming = Arc::new(forming.unwrap());
-        assert!(delegate.0.set(Arc::clone(&forming)).is_ok());
+        assert!(delegate.forming.set(Arc::clone(&forming)).is_ok());
         let stop = Arc::new(AtomicBool::new(false));
         let search = thread::spawn({
             let (forming, transport, stop) = (Arc::clone(&forming), transport.clone(), Arc::clone(&stop));
@@ -195,7 +204,7 @@ fn assert_one_cluster(nodes: &mut [Node]) -> Formation {
     let formations: Vec<Formation> = nodes.iter_mut().map(Node::formed).collect();
     let mut members: Vec<MemberRecord> = nodes.iter().map(|node| node.member.clone()).collect();
     members.sort_by_key(|member| member.node);
-    let expected = Formation { cluster_id: formations[0].cluster_id, terms: terms(), members };
+    let expected = Formation { cluster_id: formations[0].cluster_id, terms: terms(), members, is_joined: false };
     for (node, formation) in nodes.iter().zip(&formations) {
         assert_eq!(*formation, expected, "{}", node.member.name);
         assert_eq!(node.forming.formation().as_ref(), Some(formation));
@@ -352,6 +361,39 @@ fn a_node_that_is_no_seed_forms_nothing_and_waits() {
     thread::sleep(A_WHILE);
     assert!(stranger.forming.formation().is_none());
     assert!(stranger.search.as_ref().is_some_and(|search| !search.is_finished()));
+}
+
+/// It asks until it is told that it is a member, where it is sent to, and belongs to the cluster from then on.
+#[test]
+fn a_node_that_finds_a_cluster_joins_it() {
+    let places = [place(1, "n1"), place(2, "n2"), place(3, "n3")];
+    let [one, two, three] = &places;
+    let admitting = [one.delegate.joined.clone(), two.delegate.joined.clone()];
+    let joiner = three.member.clone();
+    let (seeds, elsewhere) = ([one.address()], two.address());
+    let [one, two, three] = places;
+    let mut alone = one.search(&[]);
+    let formation = alone.formed();
+    let members = vec![formation.members[0].clone(), joiner];
+    let record = |cluster_id| Formation { cluster_id, members: members.clone(), ..formation.clone() }.encode();
+    let is_member = |formation| Joined { formation, ..Joined::default() };
+    *lock(&admitting[0]) = (0..3).map(|_| Joined { elsewhere: elsewhere.clone(), ..Joined::default() }).collect();
+    *lock(&admitting[1]) = vec![
+        is_member(record(formation.cluster_id)),
+        is_member(record(ClusterId(99))),
+        Joined { refusal: "the name is taken".to_owned(), ..Joined::default() },
+        Joined::default(),
+    ];
+    lock(&admitting[0]).push(Joined { elsewhere, ..Joined::default() });
+    // Node 2 only answers.
+    let mut joined = three.search(&seeds);
+    let expected = Formation { members: members.clone(), is_joined: true, ..formation.clone() };
+    assert_eq!(joined.formed(), expected);
+    assert_eq!(identity_of(&joined), Some(formation.cluster_id));
+    assert!(lock(&admitting[0]).is_empty() && lock(&admitting[1]).is_empty(), "it asked as often as it was told to");
+    let mut again = restart(joined.power_cut(), &seeds);
+    assert_eq!(again.formed(), expected, "and asks nobody again");
+    two.transport.stop(Duration::ZERO);
 }
 
 #[test]

@@ -21,7 +21,12 @@ fn proposal(cluster: u128, number: u32, decider: u64, members: &[u64]) -> Propos
 
 fn formation_of(cluster: u128, members: &[u64]) -> Formation {
     let members = members.iter().copied().map(member).collect();
-    Formation { cluster_id: ClusterId(cluster), terms: Terms { groups: 1, voters: 3, settings: Bytes::new() }, members }
+    Formation {
+        cluster_id: ClusterId(cluster),
+        terms: Terms { groups: 1, voters: 3, settings: Bytes::new() },
+        members,
+        is_joined: false,
+    }
 }
 
 #[test]
@@ -87,6 +92,21 @@ fn a_node_that_is_not_listed_or_never_promised_adopts_nothing() {
     ledger.make_promise(&proposal(7, 1, 1, &[1, 2, 3])).unwrap();
     let refused = ledger.adopt(formation_of(7, &[1, 2, 13]));
     assert!(matches!(refused, Err(AdoptError::NotListed(ClusterId(7)))), "{refused:?}");
+}
+
+/// Whatever it promised: what it never adopts it harms no more than by being lost.
+#[test]
+fn a_node_joins_a_cluster_that_there_is_once() {
+    let mut ledger = ledger(3);
+    ledger.make_promise(&proposal(7, 1, 1, &[1, 2, 3])).unwrap();
+    let refused = ledger.join(formation_of(8, &[4, 5]));
+    assert!(matches!(refused, Err(AdoptError::NotListed(ClusterId(8)))), "not before it is a member: {refused:?}");
+    ledger.join(formation_of(8, &[4, 5, 3])).unwrap();
+    assert!(ledger.formation().is_some_and(|formation| formation.is_joined));
+    assert!(matches!(ledger.adopt(formation_of(7, &[1, 2, 3])), Err(AdoptError::NotPromised(_))));
+    assert!(matches!(ledger.join(formation_of(9, &[3])), Err(AdoptError::NotPromised(_))));
+    let refused = ledger.make_promise(&proposal(7, 2, 1, &[1, 2, 3]));
+    assert!(matches!(refused, Err(PromiseError::Formed(ClusterId(8)))), "{refused:?}");
 }
 
 #[test]

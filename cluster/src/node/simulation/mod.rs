@@ -10,10 +10,12 @@ use bytes::Bytes;
 
 use self::checker::{Checker, Digest, Violation, logs_match};
 use super::{Node, NodeConfig, PlantedBug, Sink};
+use crate::directory::Placement;
 use crate::disk::SimDisk;
-use crate::group::{Change, CheckpointBase, Committed, Configuration, Role};
+use crate::group::{Change, CheckpointBase, Committed, Configuration, Role, Target};
 use crate::identity::{GroupId, NodeId};
 use crate::log::{LogId, is_full};
+use crate::placement::transition::is_settled;
 
 const GROUPS: [GroupId; 2] = [GroupId(0), GroupId::DIRECTORY];
 
@@ -52,6 +54,8 @@ struct Plan {
     seed: u64,
     nodes: u64,
     steps: u64,
+    /// Groups are placed anew now and then, and go there; else members are changed one by one, as it comes.
+    placed: bool,
     planted: Option<PlantedBug>,
 }
 
@@ -105,6 +109,8 @@ struct Host {
     node: Option<Node>,
     starts: u64,
     restart_at: u64,
+    /// Its disk is gone: it never comes back.
+    is_lost: bool,
     full_until: u64,
     /// Durable.
     checkpoints: BTreeMap<GroupId, Machine>,
@@ -186,6 +192,8 @@ struct Simulation {
     cuts: BTreeMap<(NodeId, NodeId), u64>,
     /// No more faults.
     healing: bool,
+    /// Where groups are to be kept, as a directory would say.
+    targets: BTreeMap<GroupId, Target>,
     checker: Checker,
     tokens: u64,
     hash: Digest,
@@ -216,6 +224,7 @@ impl Simulation {
                 node: None,
                 starts: 0,
                 restart_at: 0,
+                is_lost: false,
                 full_until: 0,
                 checkpoints: GROUPS.iter().map(|&group| (group, machine.clone())).collect(),
                 machines: BTreeMap::new(),
@@ -234,6 +243,7 @@ impl Simulation {
             packets: 0,
             cuts: BTreeMap::new(),
             healing: false,
+            targets: BTreeMap::new(),
             checker: Checker::default(),
             tokens: 0,
             hash: Digest::default(),
@@ -298,7 +308,7 @@ impl Simulation {
         self.deliver()?;
         for at in 0..self.hosts.len() {
             let host = &mut self.hosts[at];
-            if host.node.is_none() && host.restart_at <= self.now {
+            if host.node.is_none() && host.restart_at <= self.now && !host.is_lost {
                 self.count("restart");
                 self.start(at)?;
             }
@@ -310,6 +320,7 @@ impl Simulation {
                 self.round(at)?;
             }
             self.finish_background_work(at)?;
+            self.tell_targets(at);
             if let Some(node) = &mut self.hosts[at].node
                 && (self.now + at as u64).is_multiple_of(TICK_STEPS)
             {
@@ -343,10 +354,32 @@ impl Simulation {
             self.cuts.insert((self.hosts[at].id, other), until);
             self.count("cut");
         }
+        if self.plan.placed && self.random.once_in(500) {
+            self.lose_disk(at);
+        }
         if self.random.once_in(600) && is_up {
             let free = self.random.below(500);
             self.hosts[at].disk.set_free_bytes(Some(free));
             self.count("little room");
+        }
+    }
+
+    /// One for good in a run, of which the groups that have three voters or more can bear the loss.
+    fn lose_disk(&mut self, at: usize) {
+        let bears = |group: GroupId| {
+            let machines = self.hosts.iter().map(|host| &host.machines[&group]);
+            let ahead = machines.max_by_key(|machine| machine.base.applied.index);
+            ahead.is_some_and(|machine| machine.base.configuration.voters.len() >= 3)
+        };
+        if self.hosts.iter().any(|host| host.is_lost) || !GROUPS.into_iter().all(bears) {
+            return;
+        }
+        self.crash(at);
+        self.hosts[at].is_lost = true;
+        self.count("lost disk");
+        let nodes: Vec<NodeId> = self.hosts.iter().filter(|host| !host.is_lost).map(|host| host.id).collect();
+        for group in GROUPS {
+            self.place(group, nodes.clone());
         }
     }
 
@@ -371,7 +404,40 @@ impl Simulation {
                     node.report_unreachable(peer);
                 }
             }
+            _ if self.plan.placed => {
+                if self.random.once_in(10) {
+                    let nodes = self.hosts.iter().filter(|host| !host.is_lost).map(|host| host.id).collect();
+                    self.place(group, nodes);
+                }
+            }
             _ => self.change_members(at, group),
+        }
+    }
+
+    /// Three or five of these vote, drawn by lot, and some of the others follow.
+    fn place(&mut self, group: GroupId, mut nodes: Vec<NodeId>) {
+        for at in (1..nodes.len()).rev() {
+            let other = self.random.below(at as u64 + 1) as usize;
+            nodes.swap(at, other);
+        }
+        let seats = if nodes.len() >= 5 && self.random.once_in(3) { 5 } else { 3 };
+        let rest = nodes.split_off(seats.min(nodes.len()));
+        let learners = rest.into_iter().filter(|_| self.random.once_in(2)).collect();
+        let leader = nodes.first().copied();
+        let placement = Placement { voters: nodes.into_iter().collect(), learners };
+        self.targets.insert(group, Target { placement, leader });
+        self.count("placed");
+    }
+
+    /// Whoever leads knows where its group is to be kept.
+    fn tell_targets(&mut self, at: usize) {
+        let Some(node) = &mut self.hosts[at].node else {
+            return;
+        };
+        for (&group, target) in &self.targets {
+            if let Some(status) = node.status(group).filter(|status| matches!(status.role, Role::Leader { .. })) {
+                node.place(group, status.term, target.clone());
+            }
         }
     }
 
@@ -620,6 +686,12 @@ impl Simulation {
                 client.handed_out = number;
             }
         }
+        if let Committed::Configuration(configuration) = what
+            && self.plan.placed
+        {
+            self.check_step(at, group, configuration)?;
+        }
+        let host = &mut self.hosts[at];
         let machine = host.machines.entry(group).or_default();
         match id.index.checked_sub(machine.base.applied.index) {
             Some(1) => machine.apply(id, what),
@@ -628,6 +700,22 @@ impl Simulation {
             Some(_) => {
                 let applied = machine.base.applied.index;
                 return Err(format!("node {node} hands out {} of group {group} after {applied}", id.index));
+            }
+        }
+        Ok(())
+    }
+
+    /// A step towards where a group is to be kept: an odd number of voters, and no vote without the log.
+    fn check_step(&mut self, at: usize, group: GroupId, now: &Configuration) -> Result<(), Violation> {
+        if now.voters.len().is_multiple_of(2) {
+            return Err(format!("group {group} has an even number of voters: {now:?}"));
+        }
+        let before = self.hosts[at].machines[&group].base.configuration.clone();
+        for node in now.voters.iter().filter(|&&node| !before.votes(node)) {
+            self.count("promote");
+            let promoted = self.hosts[node.0 as usize - 1].node.as_ref().and_then(|node| node.status(group));
+            if promoted.is_some_and(|status| status.last == 0) {
+                return Err(format!("node {node} has nothing of group {group} and was given a vote"));
             }
         }
         Ok(())
@@ -732,9 +820,11 @@ impl Simulation {
                 [&ahead.base.configuration.voters, &ahead.base.configuration.learners].into_iter().flatten().collect();
             let last = ahead.base.applied.index;
             let mut behind = machines.filter(|(id, _)| members.contains(id));
+            let is_there = |target: &Target| is_settled(&ahead.base.configuration, &target.placement);
             last >= self.checker.last(group)
+                && self.targets.get(&group).is_none_or(is_there)
                 && behind.all(|(_, machine)| machine.base.applied.index + 4 >= last)
-                && self.hosts.iter().all(|host| host.node.is_some())
+                && self.hosts.iter().all(|host| host.node.is_some() || host.is_lost)
         })
     }
 }

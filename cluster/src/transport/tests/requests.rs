@@ -31,7 +31,7 @@ fn a_question_is_answered_or_refused_in_words() {
         let answer = one.transport.ask(Target::Peer(two.node), question, numbered(7));
         answer.recv_timeout(DEADLINE).unwrap()
     };
-    for question in [Question::Promise, Question::Status] {
+    for question in [Question::Promise, Question::Join, Question::Remove, Question::Status] {
         let (who, answer) = ask(question).unwrap();
         assert_eq!((who.node, answer), (two.node, numbered(7)));
     }

@@ -1,0 +1,108 @@
+//! Nodes come, lose their disks and go, and what the others keep stays.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kentongan_proto::mqtt::*;
+
+use super::nodes::{Cluster, Node};
+use crate::support::*;
+
+/// A session that subscribes, and is away; and a retained message.
+fn leave_a_session(node: &Node) {
+    let (mut reader, _) = node.persistent("reader");
+    assert_eq!(reader.subscribe("letters/#", QoS::AtLeastOnce), ReasonCode::GrantedQos1);
+    reader.disconnect();
+    let mut writer = node.client("clerk");
+    writer.send(&Packet::Publish(Publish { retain: true, ..publish("notice", "kept", qos1(1)) }));
+    writer.complete(qos1(1));
+    writer.disconnect();
+}
+
+/// Publishes one letter after the other, each acknowledged before the next, while something is done; says how many.
+fn while_writing(mut writer: Client, first: u32, done: impl FnOnce()) -> u32 {
+    let stop = Arc::new(AtomicBool::new(false));
+    let writing = {
+        let stop = Arc::clone(&stop);
+        std::thread::spawn(move || {
+            let mut next = first;
+            while !stop.load(Ordering::Relaxed) {
+                writer.publish_acknowledged(&format!("letters/{next}"), "x", qos1(1));
+                next += 1;
+            }
+            writer.disconnect();
+            next
+        })
+    };
+    done();
+    stop.store(true, Ordering::Relaxed);
+    writing.join().expect("every letter is acknowledged")
+}
+
+/// Everything that was left is found at a node.
+fn find_everything(node: &Node, letters: u32) {
+    let (mut reader, present) = node.persistent("reader");
+    assert!(present, "the session is there");
+    for number in 1..letters {
+        assert_eq!(reader.take_publish().topic, format!("letters/{number}"));
+    }
+    reader.expect_nothing();
+    reader.subscribe("notice", QoS::AtMostOnce);
+    let notice = reader.take_publish();
+    assert_eq!((&notice.payload[..], notice.retain), (&b"kept"[..], true));
+}
+
+/// Growth under load, one by one; then the node that it began with is killed, and nothing is missing.
+#[test]
+fn a_single_node_grows_to_three_and_is_not_needed_any_more() {
+    let mut cluster = Cluster::start_first_of_three();
+    leave_a_session(&cluster.nodes[0]);
+    let letters = while_writing(cluster.nodes[0].client("writer"), 1, || {
+        cluster.nodes[1].spawn();
+        cluster.nodes[1].wait_until_ready();
+        cluster.wait_until_kept_by(1, 1, 1);
+    });
+    let letters = while_writing(cluster.nodes[0].client("writer"), letters, || {
+        cluster.nodes[2].spawn();
+        cluster.nodes[2].wait_until_ready();
+        cluster.wait_until_kept_by(0, 3, 0);
+    });
+    cluster.nodes[0].kill();
+    find_everything(&cluster.nodes[1], letters);
+    assert!(letters > 20, "{letters} letters were written meanwhile");
+}
+
+/// F8: an empty disk under the same name is another node, which gets a vote once it has caught up.
+#[test]
+fn a_node_that_lost_its_disk_is_replaced_under_its_name() {
+    let mut cluster = Cluster::start();
+    cluster.wait_until_kept_by(0, 3, 0);
+    leave_a_session(&cluster.nodes[1]);
+    cluster.nodes[2].kill();
+    std::fs::remove_dir_all(&cluster.nodes[2].data_dir).expect("a data directory");
+    let letters = while_writing(cluster.nodes[0].client("writer"), 1, || {
+        cluster.nodes[2].spawn();
+        cluster.nodes[2].wait_until_ready();
+    });
+    wait_for("its former self is no member", || {
+        let status = cluster.status_at(0);
+        let nodes = status["nodes"].as_array().expect("nodes");
+        nodes.len() == 3 && nodes.iter().all(|node| node["status"]["standing"] == "serving")
+    });
+    cluster.wait_until_kept_by(2, 3, 0);
+    cluster.nodes[0].kill();
+    find_everything(&cluster.nodes[2], letters);
+}
+
+/// What it keeps moves away first; it learns that it is removed, and serves nobody.
+#[test]
+fn a_node_that_is_removed_is_not_counted_on_and_stops_serving() {
+    let mut cluster = Cluster::start();
+    cluster.wait_until_kept_by(0, 3, 0);
+    leave_a_session(&cluster.nodes[2]);
+    let letters = while_writing(cluster.nodes[1].client("writer"), 1, || cluster.remove(1, "n3"));
+    cluster.wait_until_kept_by(1, 1, 1);
+    wait_for("it serves nobody", || !cluster.nodes[2].is_ready());
+    cluster.nodes[2].kill();
+    find_everything(&cluster.nodes[0], letters);
+}
