@@ -73,9 +73,9 @@ struct HeldByGroups {
     subscriptions_shared: i64,
 }
 
-/// All groups of this node, and what their leader keeps in memory only.
+/// The groups that this node keeps, and what their leader keeps in memory only.
 pub struct Machine {
-    pub(crate) groups: Vec<GroupState>,
+    pub(crate) groups: BTreeMap<u16, GroupState>,
     config: GroupConfig,
     pub(super) shared: SharedCell,
     /// `None`: this is the only node there is.
@@ -110,7 +110,7 @@ impl Machine {
     /// `groups` are as the store had them; `member` knows them already.
     #[must_use]
     pub(crate) fn new(
-        groups: Vec<GroupState>,
+        groups: BTreeMap<u16, GroupState>,
         config: GroupConfig,
         shared: SharedCell,
         counters: ArbiterCounters,
@@ -170,23 +170,31 @@ impl Machine {
             return;
         }
         self.leads = true;
-        for group in 0..self.groups.len() as u16 {
-            let mut effects = Vec::new();
-            self.groups[usize::from(group)].lead(&mut effects);
-            // What is to be routed waits for the flush: before the index knows what every group wants, it would miss some.
-            self.carry_out(group, effects);
-            if !self.groups[usize::from(group)].retained().is_empty() {
+        for group in self.led.clone() {
+            self.begin_to_lead_alone(&shared, group);
+        }
+    }
+
+    fn begin_to_lead_alone(&mut self, shared: &Shared, group: u16) {
+        let mut effects = Vec::new();
+        if let Some(state) = self.groups.get_mut(&group) {
+            state.lead(&mut effects);
+            if !state.retained().is_empty() {
                 shared.retained_possible.store(true, Ordering::Relaxed);
             }
-            let fence = command::Fence { below: shared.incarnation(), sessions_max: FENCE_SESSIONS_MAX, node: 0 };
-            shared.submitter.propose(group, Command::Fence(fence));
         }
+        // What is to be routed waits for the flush: before the index knows what every group wants, it would miss some.
+        self.carry_out(group, effects);
+        let fence = command::Fence { below: shared.incarnation(), sessions_max: FENCE_SESSIONS_MAX, node: 0 };
+        shared.submitter.propose(group, Command::Fence(fence));
     }
 
     /// Where there are several nodes, each group is led on its own.
     fn begin_to_lead(&mut self, group: u16) {
         let mut effects = Vec::new();
-        self.groups[usize::from(group)].lead(&mut effects);
+        if let Some(state) = self.groups.get_mut(&group) {
+            state.lead(&mut effects);
+        }
         // The index hears of the group's interest as of any other's.
         let is_wanted = |effect: &Effect| matches!(effect, Effect::Route { .. } | Effect::Close { .. });
         effects.retain(is_wanted);
@@ -199,6 +207,16 @@ impl Machine {
             && let Some(cluster) = &shared.cluster
         {
             cluster.leaders.learn(shared, group, leader);
+        }
+    }
+
+    /// Those who keep no replica of the group have it from its leader who that is.
+    fn announce(&mut self, group: u16) {
+        if let Some(shared) = self.shared.get()
+            && let Some(cluster) = &shared.cluster
+        {
+            let nodes = self.other_nodes(cluster.node);
+            self.pushes.announce(group, &*cluster.peers, &nodes, keeps(self.member.as_ref()));
         }
     }
 
@@ -377,10 +395,12 @@ impl Machine {
         let Some(group) = self.pushes.synced(node, &resync) else {
             return;
         };
+        let Some(state) = self.groups.get(&group) else {
+            return;
+        };
         let shared = self.shared();
         let owner = |connection| Owner { incarnation: resync.incarnation, connection, node };
         let mut effects = Vec::new();
-        let state = &self.groups[usize::from(group)];
         for served in &resync.sessions {
             state.resync(&served.client_id, owner(served.connection), served.epoch, &served.has(), &mut effects);
         }
@@ -461,7 +481,8 @@ impl Machine {
         for origin in self.unrouted.keys().copied().collect::<Vec<_>>() {
             while let Some(position) = self.unrouted.get_mut(&origin).and_then(VecDeque::pop_front) {
                 // What was picked for a node that is fenced by now stands elsewhere.
-                let Some(entry) = self.groups[usize::from(origin)].outbox_entry(position).cloned() else {
+                let entry = self.groups.get(&origin).and_then(|state| state.outbox_entry(position)).cloned();
+                let Some(entry) = entry else {
                     continue;
                 };
                 let targets = self.targets(shared, origin, &entry);
@@ -505,7 +526,7 @@ impl Machine {
                 }
             }
         }
-        let local = on_process_clock(message, &self.groups[usize::from(origin)], shared.now_ms());
+        let local = on_process_clock(message, &self.groups[&origin], shared.now_ms());
         for lane_message in targets.groups.values_mut() {
             lane_message.message = Some(MessageRecord::from_message(&local, 0));
         }
@@ -527,7 +548,7 @@ impl Machine {
             _ => PassedOver::Nobody,
         };
         // The index knows the dead until they are lost.
-        let state = &self.groups[usize::from(origin)];
+        let state = &self.groups[&origin];
         let process = |number: u16| nodes.and_then(|nodes| nodes.get(number));
         let is_dead = |number: u16| process(number).is_some_and(|of| state.is_fenced(of.node, of.incarnation));
         let target = match share.pick_living(strategy, publisher, topic, passed_over, online_only, &is_dead) {
@@ -565,7 +586,7 @@ impl Machine {
         };
         // Nobody would answer for one that is lost. What was picked for it is for others when the fence is applied here.
         if node != cluster.node
-            && !self.groups[usize::from(origin)].is_fenced(node, incarnation)
+            && !self.groups[&origin].is_fenced(node, incarnation)
             && self.member.as_ref().is_some_and(|member| member.is_not_lost(node, incarnation))
         {
             targets.share = Some(Arc::clone(share));
@@ -574,7 +595,7 @@ impl Machine {
     }
 
     fn route(&mut self, shared: &Shared, origin: u16, position: u64, message: &Arc<Message>, targets: Targets) {
-        let local = on_process_clock(message, &self.groups[usize::from(origin)], shared.now_ms());
+        let local = on_process_clock(message, &self.groups[&origin], shared.now_ms());
         if targets.unserved > 0 {
             self.counters.messages_dropped.add(DropReason::NoSharedMember, targets.unserved);
         }
@@ -664,8 +685,8 @@ impl Machine {
         }
         for (group, mut positions) in self.outboxes.take_routed() {
             // Some are settled already.
-            let state = &self.groups[usize::from(group)];
-            positions.retain(|&position| state.outbox_entry(position).is_some());
+            let state = self.groups.get(&group);
+            positions.retain(|&position| state.is_some_and(|state| state.outbox_entry(position).is_some()));
             if !positions.is_empty() {
                 shared.submitter.propose(group, Command::Routed(command::Routed { positions }));
             }
@@ -724,7 +745,9 @@ impl Machine {
         let now_ms = shared.now_ms();
         let group = cursor.group;
         let mut messages = Vec::new();
-        let state = &self.groups[usize::from(group)];
+        let Some(state) = self.groups.get(&group) else {
+            return;
+        };
         let page = state.retained_page(filter, cursor.after.as_deref(), PAGE_MESSAGES_MAX, PAGE_SCAN_MAX);
         messages.extend(page.messages.iter().map(|message| on_process_clock(message, state, now_ms)));
         let next = page.next.map(|after| RetainedCursor { group, after: Some(after.to_string()) });
@@ -736,9 +759,9 @@ impl Machine {
 
     fn count_held(&mut self) {
         let mut now = HeldByGroups::default();
-        for (number, group) in self.groups.iter().enumerate() {
+        for (number, group) in &self.groups {
             // Each counts where it is led.
-            if self.member.is_some() && !self.led.contains(&(number as u16)) {
+            if self.member.is_some() && !self.led.contains(number) {
                 continue;
             }
             now.sessions += group.persistent_sessions() as i64;
@@ -776,7 +799,11 @@ impl StateMachine for Machine {
         if group == GroupId::DIRECTORY {
             return self.apply_directory(index, entry);
         }
-        let state = &mut self.groups[usize::from(group.0)];
+        let Some(state) = self.groups.get_mut(&group.0) else {
+            // Whoever follows a group begins with its state, whose index is above 0.
+            tracing::error!(%group, "the log has an entry of a group whose state is not here");
+            std::process::abort();
+        };
         let mut effects = std::mem::take(&mut self.effects);
         match command::decode(entry.clone()) {
             Ok(Some(command)) => {
@@ -819,9 +846,9 @@ impl StateMachine for Machine {
         self.begin_if_due();
         if let Some(node) = me {
             self.on_group_role(group.0, Some(term));
-            self.outboxes.reset(OutboxTarget::Group(group.0));
             self.begin_to_lead(group.0);
             self.learn_leader(group.0, Leader { node, term, round: 0 });
+            self.announce(group.0);
         }
     }
 
@@ -835,7 +862,6 @@ impl StateMachine for Machine {
         self.unrouted.remove(&group.0);
         self.on_group_role(group.0, None);
         if let Some(node) = leader {
-            self.outboxes.reset(OutboxTarget::Group(group.0));
             self.learn_leader(group.0, Leader { node: node.get(), term, round: 0 });
         }
     }
@@ -858,6 +884,7 @@ impl StateMachine for Machine {
                     self.claim(request);
                 }
             }
+            Query::Led(group) => self.outboxes.reset(OutboxTarget::Group(group)),
             Query::LinkBroken(node) => self.on_link_broken(node),
             Query::ControlLink { node, link } => self.on_control_link(node, link),
             Query::Control { node, message } => self.on_control(node, message),
@@ -904,7 +931,8 @@ impl StateMachine for Machine {
         if let Some(cluster) = &shared.cluster {
             self.tick_member();
             cluster.answer_patient(shared.now_ms());
-            self.pushes.ask(&*cluster.peers, &self.other_nodes(cluster.node));
+            let nodes = self.other_nodes(cluster.node);
+            self.pushes.ask(&*cluster.peers, &nodes, keeps(self.member.as_ref()));
             self.retry_in -= 1;
             if self.retry_in == 0 {
                 self.retry_in = RETRY_TICKS;
@@ -912,8 +940,9 @@ impl StateMachine for Machine {
             }
         }
         for &group in &self.led {
-            let state = &self.groups[usize::from(group)];
-            if let Some(due) = state.next_due_ms() {
+            if let Some(state) = self.groups.get(&group)
+                && let Some(due) = state.next_due_ms()
+            {
                 shared.submitter.tick_if_due(group, due.saturating_sub(state.clock_ms()));
             }
         }
@@ -937,7 +966,7 @@ impl StateMachine for Machine {
                 if let Some(member) = &mut self.member {
                     member.restored(group.0, index, &state);
                 }
-                self.groups[usize::from(group.0)] = state;
+                self.groups.insert(group.0, state);
             }
             Err(error) => {
                 tracing::error!(%error, %group, "the state that another node sent of a group cannot be used");
@@ -950,7 +979,7 @@ impl StateMachine for Machine {
         if group == GroupId::DIRECTORY {
             return self.member.as_mut().and_then(Member::directory_writes);
         }
-        Some(self.groups[usize::from(group.0)].take_dirty())
+        self.groups.get_mut(&group.0).map(GroupState::take_dirty)
     }
 }
 
@@ -986,6 +1015,14 @@ fn is_first_time(shared: &Shared, origin: u16, position: u64) -> bool {
     let mut incoming = cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner);
     let verdict = incoming.on_batch(OUTBOXES, Incarnation(wire::OUTBOX_INCARNATION), lane, &batch);
     matches!(verdict, Verdict::Apply { .. })
+}
+
+/// Whether a node has a replica of a group, by the directory.
+fn keeps(member: Option<&Member>) -> impl Fn(u16, u64) -> bool {
+    move |group, node| {
+        let placed = member.and_then(|member| member.directory().placements().get(&GroupId(group)));
+        NodeId::new(node).zip(placed).is_some_and(|(node, placed)| placed.keeps(node))
+    }
 }
 
 fn connection_of(owner: Owner) -> ConnectionKey {

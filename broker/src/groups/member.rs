@@ -63,7 +63,8 @@ pub(crate) struct Member {
     /// Whether the directory changed since its last checkpoint.
     directory_is_dirty: bool,
     node_interest: HashMap<Arc<str>, NodeInterest>,
-    group_interest: Vec<HashMap<Arc<str>, GroupInterest>>,
+    /// Of the groups that are kept here.
+    group_interest: BTreeMap<u16, HashMap<Arc<str>, GroupInterest>>,
     waiters: BTreeMap<u64, Waiter>,
     next_waiter: u64,
     /// Those that found no room at their barrier.
@@ -76,13 +77,13 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    pub(super) fn new(membership: Membership, form: Form, groups: usize, clock: Clock) -> Self {
+    pub(super) fn new(membership: Membership, form: Form, clock: Clock) -> Self {
         Self {
             membership,
             form,
             directory_is_dirty: false,
             node_interest: HashMap::new(),
-            group_interest: (0..groups).map(|_| HashMap::new()).collect(),
+            group_interest: BTreeMap::new(),
             waiters: BTreeMap::new(),
             next_waiter: 0,
             crowded: Vec::new(),
@@ -129,7 +130,7 @@ impl Member {
         };
         let entries: Vec<_> = interest.iter().map(value).collect();
         self.membership.on_group_restored(GroupId(group), Version(index), entries);
-        self.group_interest[usize::from(group)] = interest;
+        self.group_interest.insert(group, interest);
         for (node, below) in state.fences_complete() {
             if let Some(node) = NodeId::new(node) {
                 self.membership.on_group_fenced(GroupId(group), node, kentongan_cluster::Incarnation(below));
@@ -162,7 +163,7 @@ impl Member {
     }
 
     fn change(&mut self, group: u16, index: u64, filter: &Arc<str>, change: impl FnOnce(&mut GroupInterest)) {
-        let interests = &mut self.group_interest[usize::from(group)];
+        let interests = self.group_interest.entry(group).or_default();
         let interest = interests.entry(Arc::clone(filter)).or_default();
         change(interest);
         let value = interest.to_value(filter.starts_with("$share/"));

@@ -116,19 +116,38 @@ impl Pushes {
         }
     }
 
-    /// About every 100 ms: asks those of `nodes` that have not said what all of their arbiters have.
-    pub(super) fn ask(&mut self, peers: &dyn Peers, nodes: &[u64]) {
+    /// About every 100 ms: asks those of `nodes` that have not said what all of their arbiters have. `keeps`: whether a node
+    /// has a replica of a group.
+    pub(super) fn ask(&mut self, peers: &dyn Peers, nodes: &[u64], keeps: impl Fn(u16, u64) -> bool) {
         for (&group, led) in &mut self.led {
-            for &node in nodes {
-                let synced = led.nodes.entry(node).or_insert_with(|| Synced { ask_in: ASK_TICKS, ..Synced::default() });
-                if synced.is_complete() {
-                    continue;
-                }
-                synced.ask_in = synced.ask_in.saturating_sub(1);
-                let ask = AskResync { group: u32::from(group), term: led.term, round: synced.round };
-                if synced.ask_in == 0 && peers.forward(node, Forwarded::AskResync(ask)).is_ok() {
-                    synced.ask_in = ASK_TICKS;
-                }
+            led.ask(group, peers, nodes, &keeps);
+        }
+    }
+
+    /// The same of a group that this node has just begun to lead.
+    pub(super) fn announce(&mut self, group: u16, peers: &dyn Peers, nodes: &[u64], keeps: impl Fn(u16, u64) -> bool) {
+        if let Some(led) = self.led.get_mut(&group) {
+            led.ask(group, peers, nodes, &keeps);
+        }
+    }
+}
+
+impl Led {
+    /// A node with a replica hears of its leader from that, as a rule, and does not wait to be asked. The others know of no
+    /// leader before.
+    fn ask(&mut self, group: u16, peers: &dyn Peers, nodes: &[u64], keeps: &impl Fn(u16, u64) -> bool) {
+        for &node in nodes {
+            let synced = self.nodes.entry(node).or_insert_with(|| {
+                let ask_in = if keeps(group, node) { ASK_TICKS } else { 1 };
+                Synced { ask_in, ..Synced::default() }
+            });
+            if synced.is_complete() {
+                continue;
+            }
+            synced.ask_in = synced.ask_in.saturating_sub(1);
+            let ask = AskResync { group: u32::from(group), term: self.term, round: synced.round };
+            if synced.ask_in == 0 && peers.forward(node, Forwarded::AskResync(ask)).is_ok() {
+                synced.ask_in = ASK_TICKS;
             }
         }
     }
@@ -155,5 +174,52 @@ mod tests {
         assert_eq!(pushes.synced(7, &resync(0, 0)), None, "it was on its way when the link broke");
         assert_eq!(pushes.synced(7, &resync(0, 1)), Some(1));
         assert!(pushes.is_synced(1, 7, 0) && !pushes.is_synced(1, 7, 1));
+    }
+
+    /// Who was told to say what it has, and of which group and term, in the order in which they were told.
+    #[derive(Debug, Default)]
+    struct Asked(std::sync::Mutex<Vec<(u64, u32, u64)>>);
+
+    impl Asked {
+        fn take(&self) -> Vec<(u64, u32, u64)> {
+            std::mem::take(&mut self.0.lock().unwrap())
+        }
+    }
+
+    impl Peers for Asked {
+        fn forward(&self, node: u64, forwarded: Forwarded) -> Result<(), PeerFull> {
+            let Forwarded::AskResync(ask) = forwarded else {
+                panic!("{forwarded:?}");
+            };
+            self.0.lock().unwrap().push((node, ask.group, ask.term));
+            Ok(())
+        }
+
+        fn control(&self, _: u64, _: bytes::Bytes) {}
+
+        fn members(&self, _: Vec<kentongan_cluster::transport::PeerAddress>) {}
+    }
+
+    /// Nothing else would tell it; and what it has for the group waits until it knows.
+    #[test]
+    fn who_has_no_replica_is_told_at_once_who_leads_and_again_until_it_answers() {
+        let (mut pushes, asked) = (Pushes::default(), Asked::default());
+        let keeps = |_, node| node == 2;
+        pushes.lead(1, 5);
+        pushes.announce(1, &asked, &[2, 3], keeps);
+        assert_eq!(asked.take(), [(3, 1, 5)], "the other one has a replica");
+        (1..ASK_TICKS).for_each(|_| pushes.ask(&asked, &[2, 3], keeps));
+        assert_eq!(asked.take(), [(2, 1, 5)], "which may be behind");
+        pushes.ask(&asked, &[2, 3], keeps);
+        assert_eq!(asked.take(), [(3, 1, 5)], "it may not have heard");
+        pushes.synced(3, &resync(0, 0));
+        pushes.synced(3, &resync(1, 0));
+        (0..2 * ASK_TICKS).for_each(|_| pushes.ask(&asked, &[3], keeps));
+        assert_eq!(asked.take(), [], "it has answered for all of its arbiters");
+        pushes.ask(&asked, &[3, 4], keeps);
+        assert_eq!(asked.take(), [(4, 1, 5)], "it has just joined");
+        pushes.on_link_broken(3);
+        pushes.ask(&asked, &[3], keeps);
+        assert_eq!(asked.take(), [(3, 1, 5)], "the process may be another one, and know nothing");
     }
 }

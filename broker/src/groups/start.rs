@@ -1,5 +1,6 @@
 //! From a data directory to groups at work: alone, or as one node of a cluster.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
@@ -109,9 +110,8 @@ fn start_alone(
         clock: Clock::real(),
         random: Random::of_process(),
     };
-    let (assembly, machine) = assemble_alone(setting, metrics, &store)?;
-    let config =
-        pipeline_config(settings, data_dir.node(), data_dir.incarnation(), assembly.first_members(data_dir.node()));
+    let (assembly, machine) = assemble_alone(setting, metrics, &store, data_dir.node())?;
+    let config = pipeline_config(settings, data_dir.node(), data_dir.incarnation(), assembly.new_groups());
     let pipeline = Pipeline::start(config, disk, store, machine, NoPeers)?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
     let (shared, wait) = assembly.connect(pipeline.handle(), data_dir.incarnation(), None);
@@ -160,7 +160,7 @@ fn start_member(
             "what sessions may hold here, and the number of groups, stay as the cluster was formed with"
         );
     }
-    let config = pipeline_config(settings, data_dir.node(), data_dir.incarnation(), first_members(&formation));
+    let config = pipeline_config(settings, data_dir.node(), data_dir.incarnation(), assembly.new_groups());
     let pipeline = Pipeline::start(config, disk, store, machine, RaftLinks::new(transport.clone()))?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
     let asking = Asking {
@@ -185,10 +185,15 @@ pub(crate) struct Setting {
     pub(crate) random: Random,
 }
 
+/// Groups that are to be made, with their first members.
+type NewGroups = Vec<(GroupId, Configuration)>;
+
 /// A node whose machine waits for its pipeline.
 pub(crate) struct Assembly {
     setting: Setting,
     slots: Slots,
+    /// Groups that are to be made, with their first members.
+    new_groups: NewGroups,
     shared_cell: SharedCell,
     fenced: mpsc::Receiver<()>,
     /// Who it is in a cluster, and its lease.
@@ -203,14 +208,16 @@ pub(crate) fn assemble_alone(
     setting: Setting,
     metrics: &Metrics,
     store: &StateStore,
+    node: NodeId,
 ) -> anyhow::Result<(Assembly, Machine)> {
     let slots = Slots::new(setting.settings.storage.groups.get());
     let config = group_config(&setting.settings);
-    let groups = restore_groups(store, slots, config)?;
+    let new_groups = (0..slots.groups()).map(|group| (GroupId(group), Configuration::of([node]))).collect();
+    let groups = restore_groups(store, &new_groups, config)?;
     let shared_cell = SharedCell::default();
     let (fenced, wait) = mpsc::channel();
     let machine = Machine::new(groups, config, Arc::clone(&shared_cell), metrics.arbiter(), fenced, None);
-    Ok((Assembly { setting, slots, shared_cell, fenced: wait, member: None }, machine))
+    Ok((Assembly { setting, slots, new_groups, shared_cell, fenced: wait, member: None }, machine))
 }
 
 /// A node of a cluster, from what it has stored. `nonce` is another one at each start.
@@ -227,22 +234,22 @@ pub(crate) fn assemble_member(
 ) -> anyhow::Result<(Assembly, Machine)> {
     let slots = Slots::new(formation.terms.groups);
     let config = GroupConfig::decode(formation.terms.settings.clone())?;
-    let groups = restore_groups(store, slots, config)?;
-    let lease = Arc::new(LeaseCell::default());
     let node = NodeId(me.node);
+    let new_groups = new_groups(store, formation, node);
+    let groups = restore_groups(store, &new_groups, config)?;
+    let lease = Arc::new(LeaseCell::default());
     let membership = Membership::new(node, me, nonce, Arc::clone(&lease), Limits::default());
     let member = take_up(store, membership, formation, &groups, &setting.clock)?;
     let shared_cell = SharedCell::default();
     let (fenced, wait) = mpsc::channel();
     let machine = Machine::new(groups, config, Arc::clone(&shared_cell), metrics.arbiter(), fenced, Some(member));
-    Ok((Assembly { setting, slots, shared_cell, fenced: wait, member: Some((node, lease)) }, machine))
+    Ok((Assembly { setting, slots, new_groups, shared_cell, fenced: wait, member: Some((node, lease)) }, machine))
 }
 
 impl Assembly {
-    /// All groups of a node that is alone.
-    pub(crate) fn first_members(&self, node: NodeId) -> Vec<(GroupId, Configuration)> {
-        let members = Configuration::of([node]);
-        (0..self.slots.groups()).map(|group| (GroupId(group), members.clone())).collect()
+    /// What the pipeline is to make of groups that are not there yet.
+    pub(crate) fn new_groups(&self) -> NewGroups {
+        self.new_groups.clone()
     }
 
     /// The pipeline is there: hands the machine what it needs to act. Also returns what says that a node that is alone has let
@@ -300,37 +307,52 @@ fn check_store(store: &StateStore) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn restore_groups(store: &StateStore, slots: Slots, config: GroupConfig) -> anyhow::Result<Vec<GroupState>> {
-    let restore = |group| {
-        let stored = store.load(GroupId(group))?;
-        GroupState::restore(config, stored).with_context(|| format!("the stored state of group {group} cannot be used"))
+/// The groups that are stored, and those that are to be made, but for those of which this node was told nothing yet.
+fn restore_groups(
+    store: &StateStore,
+    new_groups: &NewGroups,
+    config: GroupConfig,
+) -> anyhow::Result<BTreeMap<u16, GroupState>> {
+    let stored = store.bases().iter().filter(|(_, base)| base.applied.index > 0).map(|(&group, _)| group);
+    let made = new_groups.iter().filter(|(_, members)| !members.voters.is_empty()).map(|&(group, _)| group);
+    let kept: BTreeSet<GroupId> = stored.chain(made).filter(|&group| group != GroupId::DIRECTORY).collect();
+    let restore = |group: GroupId| {
+        let stored = store.load(group)?;
+        let state = GroupState::restore(config, stored);
+        Ok((group.0, state.with_context(|| format!("the stored state of group {group} cannot be used"))?))
     };
-    (0..slots.groups()).map(restore).collect()
+    kept.into_iter().map(restore).collect()
 }
 
 fn take_up(
     store: &StateStore,
     membership: Membership,
     formation: &Formation,
-    groups: &[GroupState],
+    groups: &BTreeMap<u16, GroupState>,
     clock: &Clock,
 ) -> anyhow::Result<Member> {
-    let mut member = Member::new(membership, formation.form_command(), groups.len(), clock.clone());
+    let mut member = Member::new(membership, formation.form_command(), clock.clone());
     member.restore_directory(clock.boottime_ns(), &store.load(GroupId::DIRECTORY)?)?;
-    for (number, state) in (0..).zip(groups) {
+    for (&number, state) in groups {
         let index = store.bases().get(&GroupId(number)).map_or(0, |base| base.applied.index);
         member.restored(number, index, state);
     }
     Ok(member)
 }
 
-/// All groups, and their members at first.
-pub(crate) fn first_members(formation: &Formation) -> Vec<(GroupId, Configuration)> {
-    let members = |placed: Placement| Configuration {
-        learners: placed.learners.into_iter().collect(),
-        ..Configuration::of(placed.voters)
-    };
-    formation.placements().into_iter().map(|(group, placed)| (group, members(placed))).collect()
+/// What a node makes of the groups: with the members that the formation gives those that it keeps, and the others with none, so
+/// that they can be told of some. Once it has made them, which it did if it has a directory, none is made again: one that it
+/// gave away since would come back without its log, and vote.
+fn new_groups(store: &StateStore, formation: &Formation, node: NodeId) -> NewGroups {
+    if store.bases().contains_key(&GroupId::DIRECTORY) {
+        return Vec::new();
+    }
+    let placements = formation.placements().into_iter();
+    let is_kept = |placed: &Placement| placed.keeps(node);
+    // The directory is the last, and they are stored in this order.
+    placements
+        .map(|(group, placed)| (group, if is_kept(&placed) { (&placed).into() } else { Configuration::default() }))
+        .collect()
 }
 
 pub(crate) fn member_record(settings: &Settings, node: NodeId) -> MemberRecord {

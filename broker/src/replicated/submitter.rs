@@ -32,6 +32,8 @@ pub enum Query {
     Released(Arc<str>),
     /// What the clients of an arbiter want has changed.
     Interest(InterestChanges),
+    /// A group is led by another node now, or the link to its leader broke: what was sent there may be lost.
+    Led(u16),
     /// What is sent to this node, or by it, in the forward class goes over another link now.
     LinkBroken(NodeId),
     /// The control link from or to a node changed: `None`, nothing comes over it now.

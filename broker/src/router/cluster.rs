@@ -164,6 +164,7 @@ impl Leaders {
 }
 
 fn tell(shared: &Shared, group: u16, leader: Leader) {
+    shared.submitter.notify(Query::Led(group));
     for inbox in &shared.inboxes {
         inbox.push(Event::Led { group, leader: Some(leader) }, 0);
     }

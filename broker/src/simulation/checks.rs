@@ -115,7 +115,7 @@ impl Watched {
         let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
         replicas.entry(self.node, group, index, hash.0);
         if index.is_multiple_of(DIGEST_EVERY)
-            && let Some(state) = self.machine.groups.get(usize::from(group.0))
+            && let Some(state) = self.machine.groups.get(&group.0)
         {
             state.assert_invariants();
             replicas.digest(self.node, group, index, state.digest());

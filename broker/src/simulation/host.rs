@@ -215,23 +215,18 @@ impl Host {
         };
         let node = cluster.network.id(self.index);
         let links = SimLinks { node: self.index, network: cluster.network.clone() };
-        let (assembly, machine, first, peers): (_, _, _, SimLinks) = match &cluster.formation {
-            None => {
-                let (assembly, machine) = start::assemble_alone(setting, &self.metrics, &store)?;
-                let first = assembly.first_members(node);
-                (assembly, machine, first, links.clone())
-            }
+        let (assembly, machine) = match &cluster.formation {
+            None => start::assemble_alone(setting, &self.metrics, &store, node)?,
             Some(formation) => {
                 let formation = if self.is_joined { &cluster.joined } else { formation };
                 let me = member(self.index, node);
                 let nonce = random.random();
-                let (assembly, machine) = start::assemble_member(setting, &self.metrics, &store, formation, me, nonce)?;
-                (assembly, machine, start::first_members(formation), links.clone())
+                start::assemble_member(setting, &self.metrics, &store, formation, me, nonce)?
             }
         };
         let machine = Watched::new(self.index, machine, Arc::clone(&cluster.replicas));
-        let config = start::pipeline_config(&cluster.settings, node, random.random(), first);
-        let mut pipeline = Inline::start(config, disk, store, machine, peers, clock.elapsed())?;
+        let config = start::pipeline_config(&cluster.settings, node, random.random(), assembly.new_groups());
+        let mut pipeline = Inline::start(config, disk, store, machine, links.clone(), clock.elapsed())?;
         if is_planted(Plant::PurgeEarly) {
             pipeline.purge_early();
         }

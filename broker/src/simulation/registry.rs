@@ -83,7 +83,7 @@ impl Registry {
                     if !machine.leads(group.0) {
                         self.wrong.push(format!("group {group} is led by a node whose machine does not know"));
                     }
-                    led.extend(machine.groups.get(usize::from(group.0)).map(|state| (group.0, state)));
+                    led.extend(machine.groups.get(&group.0).map(|state| (group.0, state)));
                 }
             }
         }

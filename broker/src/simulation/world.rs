@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::num::NonZeroU16;
 
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, bounded};
@@ -187,10 +188,11 @@ pub struct World {
     wakes: Vec<usize>,
 }
 
-fn settings(random: &mut SmallRng) -> Settings {
+fn settings(nodes: usize, random: &mut SmallRng) -> Settings {
     let mut settings = Settings::default();
-    settings.storage.groups =
-        std::num::NonZeroU16::new(random.random_range(1..=3)).unwrap_or(std::num::NonZeroU16::MIN);
+    // With as many that each node lacks some.
+    let more = nodes.saturating_sub(VOTERS) as u16;
+    settings.storage.groups = NonZeroU16::MIN.saturating_add(random.random_range(0..3) + more);
     settings.storage.segment_bytes = random.random_range(8..64) * 1024;
     settings.storage.checkpoint_log_bytes = random.random_range(16..128) * 1024;
     settings.storage.free_bytes_reserve = RESERVE_BYTES;
@@ -209,6 +211,9 @@ fn settings(random: &mut SmallRng) -> Settings {
     settings
 }
 
+/// Nodes that keep a group.
+const VOTERS: usize = 3;
+
 const RESERVE_BYTES: u64 = 1024 * 1024;
 
 impl World {
@@ -217,7 +222,7 @@ impl World {
     pub fn new(seed: u64, plan: Plan) -> Self {
         let mut random = SmallRng::seed_from_u64(seed);
         let network = Network::new(plan.nodes, random.random());
-        let settings = settings(&mut random);
+        let settings = settings(plan.nodes, &mut random);
         let founders = if plan.grows { 1 } else { plan.nodes };
         let cluster = Cluster::new(settings, plan.nodes, founders, plan.alone, network.clone());
         let host = |index| Host::new(index, 1000);
@@ -661,12 +666,16 @@ impl World {
         Ok(())
     }
 
-    /// Only where every group has three voters; who loses more than a minority may lose what was acknowledged.
+    /// Only where every group has three voters, and all of them know it: in the midst of the step from one to three the loss of
+    /// that one is the loss of all, and who loses more than a minority may lose what was acknowledged.
     fn lose_disk(&mut self, host: usize) {
         let can_bear = |group| {
-            let of = |host: &Host| host.process.as_ref()?.pipeline.node().status(group);
-            let ahead = self.hosts.iter().filter_map(of).max_by_key(|status| status.handed_out.index);
-            ahead.is_some_and(|status| status.configuration.voters.len() == 3)
+            self.hosts.iter().all(|host| {
+                let status = host.process.as_ref().and_then(|process| process.pipeline.node().status(group));
+                status.is_some_and(|status| {
+                    status.configuration.voters.len() == 3 && status.configuration.voters_outgoing.is_empty()
+                })
+            })
         };
         let mut groups = (0..self.cluster.settings.storage.groups.get()).map(GroupId).chain([GroupId::DIRECTORY]);
         if self.healed {

@@ -16,6 +16,9 @@ pub const MEMBERS_MAX: usize = 256;
 /// The feature level that a cluster begins with.
 const FEATURE_LEVEL: u32 = 1;
 
+/// Nodes that vote in the directory, where there are as many. The others follow it: it is what every node must know.
+const DIRECTORY_VOTERS: usize = 5;
+
 /// What the node that forms a cluster decides for all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Terms {
@@ -34,7 +37,7 @@ pub struct Formation {
     pub cluster_id: ClusterId,
     /// What was decided with it.
     pub terms: Terms,
-    /// The nodes it begins with, all of which vote in all groups; or those that there were when this node was admitted.
+    /// The nodes it begins with, see [`Self::placements`]; or those that there were when this node was admitted.
     pub members: Vec<MemberRecord>,
     /// This node joined a cluster that there was: it keeps nothing before others send it.
     pub is_joined: bool,
@@ -116,19 +119,29 @@ impl Formation {
         }
     }
 
-    /// Where the groups and the directory are kept at first, as far as this node knows: one that joined must be told.
+    /// The nodes it begins with.
     #[must_use]
-    pub fn placements(&self) -> BTreeMap<GroupId, Placement> {
-        let voters = if self.is_joined { BTreeSet::new() } else { self.voters().into_iter().collect() };
-        let placement = Placement { voters, learners: BTreeSet::new() };
-        let groups = (0..self.terms.groups).map(GroupId).chain([GroupId::DIRECTORY]);
-        groups.map(|group| (group, placement.clone())).collect()
+    pub fn nodes(&self) -> Vec<NodeId> {
+        self.members.iter().map(|member| NodeId(member.node)).collect()
     }
 
-    /// Who votes, in every group.
+    /// Who keeps what at first: each group is with as many nodes as are to vote, dealt out in turn, and the directory with
+    /// all of them. Nobody keeps anything as far as a node knows that joined: it must be told.
     #[must_use]
-    pub fn voters(&self) -> Vec<NodeId> {
-        self.members.iter().map(|member| NodeId(member.node)).collect()
+    pub fn placements(&self) -> BTreeMap<GroupId, Placement> {
+        if self.is_joined {
+            let groups = (0..self.terms.groups).map(GroupId).chain([GroupId::DIRECTORY]);
+            return groups.map(|group| (group, Placement::default())).collect();
+        }
+        let (nodes, voters) = (self.nodes(), usize::from(self.terms.voters));
+        let groups = (0..self.terms.groups).map(|group| {
+            // Where all keep it, only the one that votes by itself has its turn.
+            let turn = if nodes.len() > voters { voters } else { 1 };
+            let keepers = nodes.iter().copied().cycle().skip(usize::from(group) * turn % nodes.len().max(1));
+            let keepers: Vec<_> = keepers.take(nodes.len().min(voters)).collect();
+            (GroupId(group), place(voters, &keepers))
+        });
+        groups.chain([(GroupId::DIRECTORY, place(DIRECTORY_VOTERS, &nodes))]).collect()
     }
 
     /// Whether it names this node.
@@ -213,6 +226,13 @@ pub(super) struct Promised {
     pub number: u32,
 }
 
+/// The first of `nodes` vote, an odd number of them and `voters` at most, and the others follow.
+fn place(voters: usize, nodes: &[NodeId]) -> Placement {
+    let most = nodes.len().min(voters);
+    let (voting, following) = nodes.split_at(most.saturating_sub(usize::from(most.is_multiple_of(2))));
+    Placement { voters: voting.iter().copied().collect(), learners: following.iter().copied().collect() }
+}
+
 fn cluster_bytes(cluster: ClusterId) -> Bytes {
     Bytes::copy_from_slice(&cluster.0.to_be_bytes())
 }
@@ -246,6 +266,15 @@ mod tests {
         assert_eq!(Formation::decode(formation().encode()), Ok(formation()));
     }
 
+    /// Voters and learners of each group, in the order of the groups, the directory last.
+    fn placed(nodes: u64, groups: u16) -> Vec<(Vec<u64>, Vec<u64>)> {
+        let terms = Terms { groups, ..formation().terms };
+        let form = Formation { terms, members: (1..=nodes).map(member).collect(), ..formation() }.form_command();
+        let numbers: Vec<_> = form.placements.iter().map(|placed| placed.group).collect();
+        assert_eq!(numbers, (0..u32::from(groups)).chain([u16::MAX.into()]).collect::<Vec<_>>());
+        form.placements.into_iter().map(|placed| (placed.voters, placed.learners)).collect()
+    }
+
     #[test]
     fn who_joined_keeps_nothing_before_it_is_told() {
         let joined = Formation { is_joined: true, ..formation() };
@@ -255,11 +284,38 @@ mod tests {
     }
 
     #[test]
-    fn every_group_and_the_directory_are_voted_by_all() {
+    fn the_first_command_says_what_was_agreed() {
         let form = formation().form_command();
-        let placed: Vec<_> = form.placements.iter().map(|one| (one.group, one.voters.clone())).collect();
-        assert_eq!(placed, [(0, vec![1, 2, 3]), (1, vec![1, 2, 3]), (u16::MAX.into(), vec![1, 2, 3])]);
         assert_eq!((form.groups, form.members, form.feature_level), (2, formation().members, 1));
+    }
+
+    #[test]
+    fn each_group_is_with_three_nodes_and_the_directory_with_all() {
+        let all = |nodes: &[u64]| (nodes.to_vec(), Vec::new());
+        assert_eq!(placed(1, 2), [all(&[1]), all(&[1]), all(&[1])]);
+        assert_eq!(placed(3, 2), [all(&[1, 2, 3]), all(&[1, 2, 3]), all(&[1, 2, 3])]);
+        let of_five = [&[1, 2, 3][..], &[1, 4, 5], &[2, 3, 4], &[1, 2, 5], &[3, 4, 5], &[1, 2, 3], &[1, 2, 3, 4, 5]];
+        assert_eq!(placed(5, 6), of_five.map(all));
+    }
+
+    /// An even number of voters bears no more losses than one less.
+    #[test]
+    fn an_odd_number_votes_and_the_others_follow() {
+        assert_eq!(placed(2, 2), [(vec![1], vec![2]), (vec![2], vec![1]), (vec![1], vec![2])]);
+        assert_eq!(placed(4, 1), [(vec![1, 2, 3], vec![]), (vec![1, 2, 3], vec![4])]);
+        assert_eq!(placed(7, 1).last(), Some(&(vec![1, 2, 3, 4, 5], vec![6, 7])));
+    }
+
+    /// Capacity grows with the nodes.
+    #[test]
+    fn no_node_keeps_two_groups_more_than_another() {
+        for nodes in 3..=20 {
+            let placed = placed(nodes, 16);
+            let kept = |node| placed[..16].iter().filter(|(voters, _)| voters.contains(&node)).count();
+            let kept: Vec<_> = (1..=nodes).map(kept).collect();
+            let (least, most) = (kept.iter().min().copied(), kept.iter().max().copied());
+            assert!(most <= least.map(|least| least + 1), "of {nodes}: {kept:?}");
+        }
     }
 
     #[test]

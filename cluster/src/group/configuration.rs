@@ -2,6 +2,7 @@
 
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState};
 
+use crate::directory::Placement;
 use crate::identity::NodeId;
 use crate::log::LogId;
 
@@ -104,6 +105,13 @@ fn nodes(numbers: &[u64]) -> Vec<NodeId> {
     let mut nodes: Vec<_> = numbers.iter().copied().map(NodeId).collect();
     nodes.sort_unstable();
     nodes
+}
+
+impl From<&Placement> for Configuration {
+    fn from(placement: &Placement) -> Self {
+        let nodes = |nodes: &std::collections::BTreeSet<NodeId>| nodes.iter().copied().collect();
+        Self { voters: nodes(&placement.voters), learners: nodes(&placement.learners), ..Self::default() }
+    }
 }
 
 impl From<&Configuration> for ConfState {

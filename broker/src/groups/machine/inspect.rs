@@ -18,7 +18,7 @@ impl Machine {
         ];
         let mut left: Vec<_> =
             lists.into_iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{count} {what}")).collect();
-        for (number, group) in self.groups.iter().enumerate().filter(|(number, _)| self.leads(*number as u16)) {
+        for (number, group) in self.groups.iter().filter(|(number, _)| self.leads(**number)) {
             left.extend(group.leftovers().into_iter().map(|what| format!("group {number}: {what}")));
         }
         left

@@ -233,7 +233,7 @@ fn three_nodes_become_one_cluster_and_stay_it() {
 fn a_node_without_seeds_forms_alone_and_at_once() {
     let mut alone = place(1, "n1").search(&[]);
     let formation = alone.formed();
-    assert_eq!((formation.voters(), formation.terms.groups), (vec![NodeId(1)], GROUPS));
+    assert_eq!((formation.nodes(), formation.terms.groups), (vec![NodeId(1)], GROUPS));
     assert_eq!(identity_of(&alone), Some(formation.cluster_id));
     let mut again = restart(alone.power_cut(), &[]);
     assert_eq!(again.formed(), formation);
@@ -275,7 +275,7 @@ fn a_node_that_is_told_to_stop_ends_its_search() {
 fn a_node_that_is_its_only_seed_forms_alone() {
     let place = place(1, "n1");
     let seeds = [place.address()];
-    assert_eq!(place.search(&seeds).formed().voters(), [NodeId(1)]);
+    assert_eq!(place.search(&seeds).formed().nodes(), [NodeId(1)]);
 }
 
 #[test]
