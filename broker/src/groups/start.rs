@@ -323,14 +323,15 @@ fn check_store(store: &StateStore) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The groups that are stored, and those that are to be made.
+/// The groups that are stored, and those that are to be made, but for those of which this node was told nothing yet.
 fn restore_groups(
     store: &StateStore,
     new_groups: &[(GroupId, Configuration)],
     config: GroupConfig,
 ) -> anyhow::Result<BTreeMap<u16, GroupState>> {
-    let kept = store.bases().keys().chain(new_groups.iter().map(|(group, _)| group));
-    let kept: BTreeSet<GroupId> = kept.copied().filter(|&group| group != GroupId::DIRECTORY).collect();
+    let stored = store.bases().iter().filter(|(_, base)| base.applied.index > 0).map(|(&group, _)| group);
+    let made = new_groups.iter().filter(|(_, members)| !members.voters.is_empty()).map(|&(group, _)| group);
+    let kept: BTreeSet<GroupId> = stored.chain(made).filter(|&group| group != GroupId::DIRECTORY).collect();
     let restore = |group: GroupId| {
         let rows = Arc::new(GroupRows { reader: store.reader(), group });
         let state = GroupState::resume(config, rows, FRONT_MESSAGES);
@@ -360,19 +361,19 @@ fn take_up(
     Ok(member)
 }
 
-/// What a node makes at its first start: those groups that the formation gave it, and of the others what waits for a leader to
-/// send it everything, should one be kept here later. Once it has made them, which it did if it has a directory, none is made
-/// again: its votes would be forgotten.
+/// What a node makes of the groups: with the members that the formation gives those that it keeps, and the others with none, so
+/// that they can be told of some. Once it has made them, which it did if it has a directory, none is made again: one that it
+/// gave away since would come back without its log, and vote.
 fn new_groups(store: &StateStore, formation: &Formation, node: NodeId) -> NewGroups {
     if store.bases().contains_key(&GroupId::DIRECTORY) {
         return Vec::new();
     }
-    let members = |placed: &Placement| match placed.keeps(node) {
-        true => Configuration::from(placed),
-        false => Configuration::default(),
-    };
+    let placements = formation.placements().into_iter();
+    let is_kept = |placed: &Placement| placed.keeps(node);
     // The directory is the last, and they are stored in this order.
-    formation.placements().iter().map(|(&group, placed)| (group, members(placed))).collect()
+    placements
+        .map(|(group, placed)| (group, if is_kept(&placed) { (&placed).into() } else { Configuration::default() }))
+        .collect()
 }
 
 pub(crate) fn member_record(settings: &Settings, node: NodeId) -> MemberRecord {

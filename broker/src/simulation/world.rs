@@ -668,12 +668,16 @@ impl World {
         Ok(())
     }
 
-    /// Only where every group has three voters; who loses more than a minority may lose what was acknowledged.
+    /// Only where every group has three voters, and all of them know it: in the midst of the step from one to three the loss of
+    /// that one is the loss of all, and who loses more than a minority may lose what was acknowledged.
     fn lose_disk(&mut self, host: usize) {
         let can_bear = |group| {
-            let of = |host: &Host| host.process.as_ref()?.pipeline.node().status(group);
-            let ahead = self.hosts.iter().filter_map(of).max_by_key(|status| status.handed_out.index);
-            ahead.is_some_and(|status| status.configuration.voters.len() == 3)
+            self.hosts.iter().all(|host| {
+                let status = host.process.as_ref().and_then(|process| process.pipeline.node().status(group));
+                status.is_some_and(|status| {
+                    status.configuration.voters.len() == 3 && status.configuration.voters_outgoing.is_empty()
+                })
+            })
         };
         let mut groups = (0..self.cluster.settings.storage.groups.get()).map(GroupId).chain([GroupId::DIRECTORY]);
         if self.healed {

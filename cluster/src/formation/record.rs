@@ -126,11 +126,14 @@ impl Formation {
     }
 
     /// Who keeps what at first: each group is with as many nodes as are to vote, dealt out in turn, and the directory with
-    /// all of them. One that joined must be told.
+    /// all of them. Nobody keeps anything as far as a node knows that joined: it must be told.
     #[must_use]
     pub fn placements(&self) -> BTreeMap<GroupId, Placement> {
-        let nodes = if self.is_joined { Vec::new() } else { self.nodes() };
-        let voters = usize::from(self.terms.voters);
+        if self.is_joined {
+            let groups = (0..self.terms.groups).map(GroupId).chain([GroupId::DIRECTORY]);
+            return groups.map(|group| (group, Placement::default())).collect();
+        }
+        let (nodes, voters) = (self.nodes(), usize::from(self.terms.voters));
         let groups = (0..self.terms.groups).map(|group| {
             // Where all keep it, only the one that votes by itself has its turn.
             let turn = if nodes.len() > voters { voters } else { 1 };

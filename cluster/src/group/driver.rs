@@ -39,6 +39,9 @@ const PLACE_TICKS: u64 = 4;
 /// Ticks between two tries to let another one lead: one that cannot take over must not stop the group again and again.
 const HAND_OVER_TICKS: u64 = 200;
 
+/// Ticks that a leader stays before it gives way to a preferred one: while links come and go it would be the next to be replaced.
+const OFFICE_TICKS_MIN: u64 = 100;
+
 /// Entries that a learner may lack of what is committed when it gets a vote.
 const LEARNER_LAG_MAX: u64 = 64;
 
@@ -239,6 +242,8 @@ pub(crate) struct Group {
     election_timeout: usize,
     /// The term in which this node leads.
     leading: Option<u64>,
+    /// The tick from which on it does.
+    leads_since: u64,
     /// Whether it handed out an entry of that term.
     is_ready: bool,
     reported: Option<(u64, Role)>,
@@ -282,6 +287,7 @@ impl Group {
             now: 0,
             election_timeout: 0,
             leading: None,
+            leads_since: 0,
             is_ready: false,
             reported: None,
             proposals: Proposals::default(),
@@ -357,17 +363,16 @@ impl Group {
                 node == me || self.raw.raft.prs().get(node.0).is_some_and(|progress| progress.recent_active);
             transition::Peer { is_ready: is_active && self.has_caught_up(node) }
         };
-        let step = transition::next(me, &self.configuration, &target.placement, target.leader, peer);
+        let preferred = target.leader.filter(|_| self.now - self.leads_since >= OFFICE_TICKS_MIN);
+        let step = transition::next(me, &self.configuration, &target.placement, preferred, peer);
         match step {
-            None => {}
             // Refused while another change or an election is under way; the next look finds out.
             Some(Transition::Change(changes)) => drop(self.propose_change(&changes)),
-            Some(Transition::HandOver(to)) => {
-                if self.handed_over.is_none_or(|at| self.now - at >= HAND_OVER_TICKS) {
-                    self.handed_over = Some(self.now);
-                    self.raw.transfer_leader(to.0);
-                }
+            Some(Transition::HandOver(to)) if self.handed_over.is_none_or(|at| self.now - at >= HAND_OVER_TICKS) => {
+                self.handed_over = Some(self.now);
+                self.raw.transfer_leader(to.0);
             }
+            Some(Transition::HandOver(_)) | None => {}
         }
     }
 
@@ -426,6 +431,7 @@ impl Group {
         let leading = (self.raw.raft.state == StateRole::Leader).then_some(self.raw.raft.term);
         if leading != self.leading {
             self.leading = leading;
+            self.leads_since = self.now;
             self.is_ready = false;
             self.target = None;
             let dropped = self.proposals.give_up();

@@ -15,8 +15,11 @@ use crate::placement;
 /// How often a loss is proposed until it is committed.
 const PROPOSE_INTERVAL_NS: u64 = 300_000_000;
 
-/// How often a change of where groups are kept is proposed.
+/// How often changes of where groups are kept are proposed.
 const PLAN_INTERVAL_NS: u64 = 300_000_000;
+
+/// Steps that are proposed at once, one after the other.
+const STEPS_MAX: usize = 32;
 
 /// One leadership of the directory.
 #[derive(Debug)]
@@ -77,18 +80,26 @@ impl Leading {
         self.granter.on_renewal(now_ns, node, incarnation, renewal.sequence, outputs);
     }
 
-    /// What is to change in where groups are kept. `is_settled` is said of the directory itself.
-    pub(super) fn plan(&mut self, now_ns: u64, directory: &Directory, is_settled: bool) -> Option<Command> {
+    /// What is to change in where groups are kept, in this order. `is_settled` is said of the directory itself.
+    pub(super) fn plan(&mut self, now_ns: u64, directory: &Directory, is_settled: bool) -> Vec<Command> {
         if now_ns < self.plan_at_ns {
-            return None;
+            return Vec::new();
         }
-        let step = placement::next_step(directory, |group| match group {
-            GroupId::DIRECTORY => is_settled,
-            group => self.settled.get(&group) == Some(&directory.placed_at(group)),
-        })?;
         self.plan_at_ns = now_ns + PLAN_INTERVAL_NS;
-        tracing::info!(?step, "the next step of where groups are kept");
-        Some(step.command())
+        // As it will be when these are committed, unless something comes between: then the next look finds that.
+        let mut ahead = directory.clone();
+        let mut commands = Vec::new();
+        while commands.len() < STEPS_MAX {
+            let step = placement::next_step(&ahead, |group| match group {
+                GroupId::DIRECTORY => is_settled && ahead.placed_at(group) == directory.placed_at(group),
+                group => self.settled.get(&group) == Some(&ahead.placed_at(group)),
+            });
+            let Some(step) = step else { break };
+            tracing::info!(?step, "the next step of where groups are kept");
+            commands.push(step.command());
+            ahead.apply(ahead.applied() + 1, step.command());
+        }
+        commands
     }
 
     /// The round of the granter goes by this number, which no other round of the process has.

@@ -887,10 +887,9 @@ impl Membership {
         }
         self.lead(outputs);
         let is_settled = self.is_settled(GroupId::DIRECTORY);
-        if let Some(leading) = &mut self.leading
-            && let Some(command) = leading.plan(now_ns, &self.directory, is_settled)
-        {
-            self.propose(command);
+        if let Some(leading) = &mut self.leading {
+            let commands = leading.plan(now_ns, &self.directory, is_settled);
+            commands.into_iter().for_each(|command| self.propose(command));
         }
     }
 

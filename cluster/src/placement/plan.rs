@@ -5,7 +5,8 @@
 //! - A seat is given to nodes that live and do not leave: in zones that the group is not in yet first, then to whoever has
 //!   the fewest seats. Nobody loses a seat for being down: it may come back, and what it has would have to be copied.
 //! - Who leaves loses its seats to others, or, where there are no others, the group shrinks.
-//! - Every member follows the directory. A data group that has fewer voters than it should has followers in their place.
+//! - Every member follows the directory. A data group that has fewer voters than it should is followed by as many other nodes
+//!   as it lacks, if there are any.
 //! - Seats move to make zones differ, and to share the load, only while everything else is where it is to be.
 //!
 //! One step changes one group, and of its voters replaces one at most. The answer depends on nothing but the directory and
@@ -72,7 +73,7 @@ pub fn next_step(directory: &Directory, is_settled: impl Fn(GroupId) -> bool) ->
     }
     groups().find_map(|(group, placed)| {
         let voters = view.with_more_zones(placed).or_else(|| view.with_less_load(group, placed))?;
-        changed(group, placed, Placement { learners: view.learners(group, &voters), voters })
+        changed(group, placed, Placement { learners: view.learners(group, placed, &voters), voters })
     })
 }
 
@@ -138,29 +139,21 @@ impl<'a> View<'a> {
         self.candidates().any(|other| other == node)
     }
 
-    /// How many are to vote, of those that could.
-    fn seats(&self, group: GroupId, voters: &BTreeSet<NodeId>) -> usize {
+    /// How many are to vote once all members that stay live.
+    fn seats(&self, group: GroupId) -> usize {
+        let members = self.directory.members().keys().filter(|&&node| self.stays(node)).count();
         let wanted = match group {
-            GroupId::DIRECTORY => {
-                let members = self.directory.members().keys().filter(|&&node| self.stays(node)).count();
-                if members >= MANY_MEMBERS { 5 } else { 3 }
-            }
+            GroupId::DIRECTORY if members >= MANY_MEMBERS => 5,
+            GroupId::DIRECTORY => 3,
             _ => usize::from(self.directory.voters()),
         };
-        let kept = voters.iter().copied().filter(|&node| self.stays(node));
-        let able: BTreeSet<NodeId> = self.candidates().chain(kept).collect();
-        let most = wanted.min(able.len());
-        if most.is_multiple_of(2) { most.saturating_sub(1) } else { most }
+        odd(wanted.min(members))
     }
 
     /// A placement that lacks nothing: those that leave are replaced, one in a step, and seats are filled.
     fn complete(&self, group: GroupId, placed: &Placement) -> Placement {
-        let seats = self.seats(group, &placed.voters);
+        let seats = self.seats(group);
         let mut voters = placed.voters.clone();
-        // Nobody is there to take over: it waits for somebody.
-        if seats == 0 {
-            return placed.clone();
-        }
         let leaver = voters.iter().copied().find(|&node| !self.stays(node));
         if let Some(leaver) = leaver
             && let Some(new) = self.best(&voters, Some(leaver))
@@ -175,23 +168,28 @@ impl<'a> View<'a> {
         {
             voters.remove(&worst);
         }
-        while voters.len() < seats
+        // Those that do not live yet will have their seats when they do.
+        let free = self.candidates().filter(|node| !voters.contains(node)).count();
+        let filled = odd(seats.min(voters.len() + free));
+        while voters.len() < filled
             && let Some(new) = self.best(&voters, None)
         {
             voters.insert(new);
         }
-        Placement { learners: self.learners(group, &voters), voters }
+        Placement { learners: self.learners(group, placed, &voters), voters }
     }
 
-    /// Of the directory every other member, and those that leave until they hear that they are removed. Of a data group as many
-    /// as it lacks voters.
-    fn learners(&self, group: GroupId, voters: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+    /// Of the directory every other member, and those that leave until they hear that they are removed. Of a group as many as
+    /// it lacks voters: those are the next to get a vote, and have a copy meanwhile.
+    fn learners(&self, group: GroupId, placed: &Placement, voters: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
         let others = self.directory.members().keys().copied().filter(|node| !voters.contains(node));
         if group == GroupId::DIRECTORY {
             return others.collect();
         }
-        let lacking = usize::from(self.directory.voters()).saturating_sub(voters.len());
-        others.filter(|&node| self.stays(node)).take(lacking).collect()
+        let mut others: Vec<NodeId> = others.filter(|&node| self.stays(node)).collect();
+        others.sort_by_key(|&node| (!placed.learners.contains(&node), !self.is_there(node), self.load(node), node));
+        others.truncate(usize::from(self.directory.voters()).saturating_sub(voters.len()));
+        others.into_iter().collect()
     }
 
     /// Who is to be given a seat beside `voters`, `instead` of one of them.
@@ -244,6 +242,11 @@ impl<'a> View<'a> {
             (self.load(least) + 1 < self.load(most)).then_some(rest)
         })
     }
+}
+
+/// The greatest odd number that is not above.
+fn odd(number: usize) -> usize {
+    if number.is_multiple_of(2) { number.saturating_sub(1) } else { number }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -84,12 +84,12 @@ fn a_node_that_lost_its_disk_is_replaced_under_its_name() {
         cluster.nodes[2].spawn();
         cluster.nodes[2].wait_until_ready();
     });
+    cluster.wait_until_kept_by(2, 3, 0);
     wait_for("its former self is no member", || {
         let status = cluster.status_at(0);
         let nodes = status["nodes"].as_array().expect("nodes");
         nodes.len() == 3 && nodes.iter().all(|node| node["status"]["standing"] == "serving")
     });
-    cluster.wait_until_kept_by(2, 3, 0);
     cluster.nodes[0].kill();
     find_everything(&cluster.nodes[2], letters);
 }

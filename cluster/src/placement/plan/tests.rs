@@ -167,6 +167,8 @@ fn a_successor_takes_the_seats_of_the_one_whose_disk_was_lost() {
     cluster.die(2);
     let successor = MemberRecord { name: "n2".into(), ..cluster.record(4) };
     cluster.feed(Command::Admit(Admit { member: Some(successor.clone()) }));
+    cluster.settle();
+    assert_eq!(cluster.voters(0), [1, 2, 3], "no seat is given up before somebody can take it");
     let (member, attempt) = (Some(successor), 7);
     cluster.feed(Command::Join(Join { member, attempt, newest: 0 }));
     cluster.settle();
