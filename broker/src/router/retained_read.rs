@@ -448,23 +448,24 @@ impl ArbiterState {
         }
     }
 
-    /// A subscription is gone. What waited because of its read only must not be overtaken by what another subscription lets
-    /// through from now on.
+    /// A subscription is gone, or waits for nothing any more. What waited because of it only must not be overtaken by what another
+    /// subscription lets through from now on. Its read may have ended: what it held back waits until all have.
     pub(super) fn forget_read(&mut self, key: ConnectionKey, filter: &str) {
         let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
             return;
         };
-        if !session.reads.is_reading(filter) {
-            return;
-        }
         session.reads.forget(filter);
         let Some(state) = session.reads.0.as_mut() else {
             return;
         };
-        let reads = &state.reads;
-        let is_held = |held: &HeldBack| reads.iter().any(|read| topic::matches(&read.filter, &held.message.topic));
-        let (held, free): (Vec<_>, Vec<_>) = std::mem::take(&mut state.held).into_iter().partition(is_held);
-        state.held = held;
+        let held = std::mem::take(&mut state.held);
+        let others = self.subscriptions.holding(key.raw()).filter(|other| *other != filter);
+        let others: Vec<&str> = others.collect();
+        let is_held = |held: &HeldBack| others.iter().any(|other| topic::matches(other, &held.message.topic));
+        let (held, free): (Vec<_>, Vec<_>) = held.into_iter().partition(is_held);
+        if let Some(state) = self.reads(key) {
+            state.held = held;
+        }
         for held in &free {
             self.deliver_held(key, held);
         }

@@ -445,6 +445,11 @@ impl LocalSubscriptions {
         true
     }
 
+    /// The filters of a connection that hold live messages back.
+    pub fn holding(&self, connection: u64) -> impl Iterator<Item = &str> {
+        self.held.get(&connection).into_iter().flatten().map(|filter| &**filter)
+    }
+
     /// The retained messages of a connection's subscriptions are sent: none of them is held any more.
     pub fn release_held(&mut self, connection: u64) {
         for filter in self.held.remove(&connection).unwrap_or_default() {
