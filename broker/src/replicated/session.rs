@@ -100,6 +100,8 @@ pub struct PersistentSession {
     pub outbound: Outbound<Entry>,
     /// In-flight PUBLISH that a resumed client with a smaller Receive Maximum has not been sent again yet.
     pub to_resend: VecDeque<PacketId>,
+    /// PUBLISH that was in flight when the present connection took the session up, and still is: it may come for the second time.
+    pub sent_before: BTreeSet<PacketId>,
     /// QoS 2 identifiers of the client whose PUBREL is still to come.
     pub received: BTreeSet<PacketId>,
     /// Live messages behind retained ones.

@@ -559,6 +559,8 @@ impl GroupState {
             assert!(!session.transient || (session.subscriptions.is_empty() && session.expiry_seconds == 0));
             let known = session.to_resend.iter().all(|&id| session.outbound.in_flight_under(id).is_some());
             assert!(known, "what is to be sent again is in flight");
+            let is_publish = |&id| session.outbound.in_flight_under(id).is_some_and(|(_, entry)| entry.is_some());
+            assert!(session.sent_before.iter().all(is_publish), "what may have been sent before waits for its answer");
             assert!(session.is_reading() || session.held.is_empty(), "what is held is let go in the end");
             assert!(session.held.is_sorted_by_key(|held| held.sequence));
             let next = session.waiting.as_ref().and_then(|waiting| waiting.connect.owner);

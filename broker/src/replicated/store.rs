@@ -277,6 +277,8 @@ struct SessionRecord {
     queued_bytes: u64,
     #[prost(bool, tag = "25")]
     may_queue_shared: bool,
+    #[prost(uint32, repeated, tag = "26")]
+    sent_before: Vec<u32>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -645,6 +647,7 @@ impl GroupState {
             subscriptions,
             outbound,
             to_resend: record.to_resend.into_iter().map(id).collect::<Result<_, _>>()?,
+            sent_before: record.sent_before.into_iter().map(id).collect::<Result<_, _>>()?,
             received: record.received.into_iter().map(id).collect::<Result<_, _>>()?,
             held_bytes: held.iter().map(|held| held.message.weight_bytes()).sum(),
             held,
@@ -874,6 +877,7 @@ fn session_record(session: &PersistentSession) -> SessionRecord {
         next_sequence: session.next_sequence,
         window_max: u32::from(session.window_max),
         to_resend: session.to_resend.iter().map(|id| u32::from(id.get())).collect(),
+        sent_before: session.sent_before.iter().map(|id| u32::from(id.get())).collect(),
         window_slots: session.outbound.window_slots() as u32,
         transient: session.transient,
         resumed: session.resumed,

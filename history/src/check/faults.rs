@@ -78,18 +78,6 @@ impl Faults {
         self.windows.iter().any(|&(began, healed)| began <= to && healed >= from)
     }
 
-    /// Whether a fault was on, or any node down, at some time of an interval.
-    pub(crate) fn any(&self, from: Nanoseconds, to: Nanoseconds) -> bool {
-        self.overlap(from, to) || self.crashes.iter().any(|&(_, crashed, up)| crashed <= to && up >= from)
-    }
-
-    /// How often until then a fault or a crash had begun or ended.
-    pub(crate) fn changes_until(&self, at: Nanoseconds) -> usize {
-        let crashes = self.crashes.iter().flat_map(|&(_, crashed, up)| [crashed, up]);
-        let edges = self.windows.iter().flat_map(|&(began, healed)| [began, healed]).chain(crashes);
-        edges.filter(|&edge| edge <= at).count()
-    }
-
     /// When the first fault that was on at some time of an interval may have begun to count.
     pub(crate) fn first_within(&self, from: Nanoseconds, to: Nanoseconds) -> Option<Nanoseconds> {
         let within = self.windows.iter().filter(|&&(began, healed)| began <= to && healed >= from);

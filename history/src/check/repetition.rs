@@ -11,15 +11,12 @@ pub(super) fn check(story: &Story<'_>, report: &mut Report<'_>) {
     let mut seen = vec![NONE; story.messages.len()];
     for (index, session) in story.sessions.iter().enumerate() {
         let mut repeated = Vec::new();
-        // By connection, and by what befell the cluster before: another leader goes on with a living connection, and knows of
-        // what its owner was not sent only that it may have been.
-        let mut duplicates: BTreeMap<(u32, usize), u32> = BTreeMap::new();
+        let mut duplicates: BTreeMap<u32, u32> = BTreeMap::new();
         for &delivery in &session.deliveries {
             let delivery = &story.deliveries[delivery as usize];
             check_identifier(story, delivery, report);
             if delivery.dup {
-                let changes = story.faults.changes_until(delivery.mark.at);
-                *duplicates.entry((delivery.connection, changes)).or_default() += 1;
+                *duplicates.entry(delivery.connection).or_default() += 1;
                 check_break(story, delivery, report);
             }
             if delivery.message == NONE {
@@ -34,7 +31,7 @@ pub(super) fn check(story: &Story<'_>, report: &mut Report<'_>) {
         for message in repeated {
             check_repeated(story, index as u32, &story.messages[message as usize], report);
         }
-        for ((connection, _), count) in duplicates {
+        for (connection, count) in duplicates {
             if count > story.settings.in_flight_max {
                 let summary = format!(
                     "{count} duplicates after one break, in flight are at most {}, in {}",
@@ -67,8 +64,8 @@ fn check_identifier(story: &Story<'_>, delivery: &Delivery, report: &mut Report<
     }
 }
 
-/// DUP needs an earlier connection of the session on which the message could have been sent, or a fault: who takes over from
-/// another node may not know what that one sent.
+/// DUP needs an earlier connection of the session on which the message could have been sent. No fault of nodes excuses it: who takes over
+/// from another one is told what a living connection was sent.
 fn check_break(story: &Story<'_>, delivery: &Delivery, report: &mut Report<'_>) {
     if delivery.message == NONE {
         return;
@@ -83,9 +80,7 @@ fn check_break(story: &Story<'_>, delivery: &Delivery, report: &mut Report<'_>) 
             && connection.connect.event < story.connections[delivery.connection as usize].connect.event
             && connection.ended.1 >= message.first.at
     });
-    let since = message.first.at.saturating_sub(story.settings.recovery_max);
-    let disturbed = story.faults.any(since, delivery.mark.at);
-    if !(earlier || disturbed) || delivery.qos == 0 {
+    if !earlier || delivery.qos == 0 {
         let summary = format!(
             "{} came with DUP, and no break explains it, in {}",
             story.message_name(message),

@@ -214,6 +214,7 @@ impl GroupState {
             subscriptions: BTreeMap::new(),
             outbound: Outbound::new(self.limits(0, QueueCaps::default())),
             to_resend: VecDeque::new(),
+            sent_before: BTreeSet::new(),
             received: BTreeSet::new(),
             held: Vec::new(),
             held_bytes: 0,
@@ -275,6 +276,7 @@ impl GroupState {
         session.outbound.set_limits(limits);
         let in_flight = session.outbound.resend();
         session.to_resend = in_flight.iter().map(|(id, ..)| *id).collect();
+        session.sent_before = in_flight.iter().filter_map(|(id, .., entry)| entry.map(|_| *id)).collect();
         self.dirty.changed(Key::Session(session.number));
         let transient = session.transient;
         effects.push(Effect::Opened(opened(session, owner, &self.held_pubrecs)));
@@ -303,6 +305,7 @@ impl GroupState {
         };
         disown(&mut self.owned, Some(owner), client_id);
         session.to_resend.clear();
+        session.sent_before.clear();
         // What was to end with the connection does so, whatever DISCONNECT says.
         if let Some(seconds) = expiry_seconds.filter(|_| session.expiry_seconds != 0) {
             session.expiry_seconds = seconds;

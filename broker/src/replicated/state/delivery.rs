@@ -335,6 +335,7 @@ impl GroupState {
             session.to_resend.remove(at);
         }
         if let Some(entry) = settled {
+            session.sent_before.remove(&packet_id);
             self.settle(number, &entry);
         }
     }

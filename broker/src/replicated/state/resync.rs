@@ -99,8 +99,10 @@ impl GroupState {
                 (Stage::AwaitingPubComp, _) => {}
                 // Nothing is sent again on a living connection [MQTT-4.4.0-1].
                 (_, Some(entry)) if !has.sent.contains(&packet_id) || is_planted(Plant::ResendLiving) => {
-                    // Of a session that was resumed it may be the second time, and a second time must say so.
-                    let delivery = delivery(entry, owner, epoch, packet_id, session.resumed, self.latest_ms());
+                    // What this connection began is sent for the first time: its owner would have it otherwise, or it would
+                    // be acknowledged. Leadership is handed over without any fault, and DUP says that there was one [MQTT-3.3.1-1].
+                    let dup = session.sent_before.contains(&packet_id);
+                    let delivery = delivery(entry, owner, epoch, packet_id, dup, self.latest_ms());
                     effects.push(Effect::Deliver(Box::new(delivery)));
                 }
                 _ => {}

@@ -1485,6 +1485,28 @@ fn a_new_leader_sends_only_what_the_owner_has_not() {
     assert_eq!(deliveries(&effects), [sent(2, true, "two")], "perhaps the second time: DUP");
 }
 
+/// P4: leadership is handed over without any fault, and what a leader could not send before it was told what its owners have
+/// goes out for the first time, also to a client that resumed its session (found by simulation).
+#[test]
+fn a_new_leader_marks_only_what_was_in_flight_before_the_connection() {
+    let mut script = Script::new();
+    let epoch = script.connect(true, 100).epoch;
+    script.subscribe(epoch, "t", false);
+    script.publish("one");
+    script.disconnect(epoch, false);
+    let opened = script.connect(false, 100);
+    script.publish("two");
+    script.restart();
+    let resync = |script: &Script| {
+        let mut effects = Vec::new();
+        script.state.resync("c", opened.owner, opened.epoch, &has(&[]), &mut effects);
+        deliveries(&effects)
+    };
+    assert_eq!(resync(&script), [sent(1, true, "one"), sent(2, false, "two")]);
+    script.acknowledge(opened.epoch, 4, 1);
+    assert_eq!(resync(&script), [sent(2, false, "two")]);
+}
+
 /// P12: a connection that is gone and was never told that its claim was granted says nothing of it in a resync. Nobody else would
 /// ask it to let go, and whoever comes next would wait for it for ever (found by simulation).
 #[test]
