@@ -3,7 +3,8 @@
 
 use crate::session::outbound::Full;
 
-/// The bound that a message above QoS 0, or a retained one, fell to, although its session lived and it had not expired.
+/// The bound that a message above QoS 0, or a retained one, fell to, although its session lived and it had not expired. What a
+/// shared subscription has for one member reaches no other, so there the QoS of the publication counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bound {
     /// Too many messages waited.
@@ -12,6 +13,8 @@ pub enum Bound {
     QueueBytes,
     /// The client takes no packet as large.
     PacketSize,
+    /// Too many bytes waited for the socket of the member of a shared subscription who was granted QoS 0.
+    OutBuffer,
 }
 
 impl Bound {
@@ -22,6 +25,7 @@ impl Bound {
             Self::QueueMessages => "queue_messages",
             Self::QueueBytes => "queue_bytes",
             Self::PacketSize => "packet_too_large",
+            Self::OutBuffer => "slow_consumer",
         }
     }
 }

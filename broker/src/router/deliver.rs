@@ -109,6 +109,13 @@ pub(super) struct Terms<'a> {
     pub share: Option<&'a Arc<ShareGroup>>,
 }
 
+/// Whether somebody may miss what is dropped, beside those who ask for no more than QoS 0: a message of a shared subscription
+/// reaches nobody else.
+fn is_missed(publication: &Publication<'_>, terms: &Terms<'_>) -> bool {
+    let qos = if terms.share.is_some() { publication.qos } else { terms.qos };
+    qos != QoS::AtMostOnce || terms.retain
+}
+
 impl ArbiterState {
     /// A publication to one connection that its filters matched.
     #[inline]
@@ -266,6 +273,9 @@ impl ArbiterState {
             let client = &mut self.clients[key.index()];
             if client.out.len() > bound {
                 self.counters.messages_dropped.inc(DropReason::SlowConsumer);
+                if terms.share.is_some() && publication.qos != QoS::AtMostOnce {
+                    drops::note(&client.client_id, Bound::OutBuffer, 1);
+                }
                 return;
             }
             self.write_publication(key, publication, terms, None);
@@ -355,7 +365,7 @@ impl ArbiterState {
         let total = template.bytes.len() + if large { publication.payload.len() } else { 0 };
         if total > client.packet_bytes_max_out as usize {
             self.counters.messages_dropped.inc(DropReason::PacketTooLarge);
-            if terms.qos != QoS::AtMostOnce || terms.retain {
+            if is_missed(publication, &terms) {
                 drops::note(&client.client_id, Bound::PacketSize, 1);
             }
             return false;
@@ -399,7 +409,7 @@ impl ArbiterState {
         }
         if codec::publish_len(&head, client.version) > client.packet_bytes_max_out as usize {
             self.counters.messages_dropped.inc(DropReason::PacketTooLarge);
-            if terms.qos != QoS::AtMostOnce || terms.retain {
+            if is_missed(publication, &terms) {
                 drops::note(&client.client_id, Bound::PacketSize, 1);
             }
             return false;

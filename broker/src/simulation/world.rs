@@ -522,6 +522,7 @@ impl World {
                 Bound::QueueMessages => "dropped for too many messages",
                 Bound::QueueBytes => "dropped for too many bytes",
                 Bound::PacketSize => "dropped for its size",
+                Bound::OutBuffer => "dropped for a slow member",
             });
             let dropped = Mark::Dropped { reason: bound.name(), count: count as u64, client: &client_id };
             self.workload.on_fault(self.now_ns, dropped);

@@ -402,13 +402,16 @@ impl GroupState {
             self.dirty.deleted(Key::Entry(number, entry.sequence));
             self.bodies.release(entry.body, &mut self.dirty);
         }
-        let mut dropped = 0;
+        let clock = self.clock_ms;
+        let (mut dropped, mut expired) = (0, 0);
         let mut undelivered = session.outbound.drain_in_flight().into_iter();
         // A page after the other: the queue may be longer than there is memory.
         while let Some(entry) =
             undelivered.next().or_else(|| session.outbound.pop_queued(|middle| self.bodies.read(number, middle)))
         {
             match &entry.share {
+                // What was in flight may be over by now, and is begun with nobody else [MQTT-3.3.2-5].
+                Some(_) if entry.message.expires_at_ms.is_some_and(|at| at <= clock) => expired += 1,
                 Some(share) => {
                     self.post(Arc::clone(&entry.message), None, Some(Arc::clone(share)), effects);
                 }
@@ -418,8 +421,10 @@ impl GroupState {
             self.bodies.release(entry.body, &mut self.dirty);
         }
         self.bodies.forget(number);
-        if dropped > 0 {
-            effects.push(Effect::Dropped { reason: Drop::SessionEnded, count: dropped });
+        for (reason, count) in [(Drop::SessionEnded, dropped), (Drop::Expired, expired)] {
+            if count > 0 {
+                effects.push(Effect::Dropped { reason, count });
+            }
         }
         self.dirty.deleted(Key::Session(session.number));
         if !session.transient {

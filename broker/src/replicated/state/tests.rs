@@ -1122,6 +1122,31 @@ fn members_of_a_share_take_turns() {
     assert_eq!([shared.publish(), shared.publish()], [Some(0), Some(1)]);
 }
 
+/// [MQTT-3.3.2-5], P10: what a session that ends had in flight goes to another member, but not once it has expired (found by
+/// simulation, seeds 156, 2864 and 3560).
+#[test]
+fn what_expired_in_flight_is_picked_for_nobody_else() {
+    let mut shared = ShareScript::new(&["m0"]);
+    for expiry_left_ms in [Some(5_000), None] {
+        let mut message = shared.script.message("x");
+        message.match_subscriptions = false;
+        message.shares = vec!["$share/g/t".to_owned()];
+        message.message.as_mut().expect("there is one").expiry_left_ms = expiry_left_ms;
+        let effects = shared.script.lane_batch(vec![message]);
+        assert!(effects.iter().any(|effect| matches!(effect, Effect::Deliver(_))), "{effects:?}");
+    }
+    shared.script.tick(5_000 + CLOCK_LAG_MS_MAX);
+    let effects = shared.disconnect("m0", Some(0));
+    let dropped = Effect::Dropped { reason: Drop::Expired, count: 1 };
+    let about_messages = |effect: &Effect| matches!(effect, Effect::Dropped { .. } | Effect::Route { .. });
+    let effects: Vec<_> = effects.into_iter().filter(about_messages).collect();
+    assert_eq!(effects, [Effect::Route { position: 1 }, dropped]);
+    assert_eq!(
+        shared.script.state.outbox.values().map(|entry| entry.message.expires_at_ms).collect::<Vec<_>>(),
+        [None]
+    );
+}
+
 /// P11: one member until it goes, also through a restart.
 #[test]
 fn a_sticky_share_stays_with_its_member() {

@@ -22,8 +22,9 @@ use super::*;
 use crate::auth::Authority;
 use crate::clock::{Clock, ManualClock};
 use crate::config::{ListenerConfig, Settings, SharedStrategy};
-use crate::connection::Transport;
+use crate::connection::{BufferPool, Transport};
 use crate::connection_key::ConnectionKey;
+use crate::drops::{self, Bound};
 use crate::listener::ListenerContext;
 use crate::message::MessageIdentity;
 use crate::metrics::Metrics;
@@ -686,6 +687,30 @@ fn what_nobody_acknowledges_is_not_kept() {
     assert_eq!(cluster.kept(), [0, 0, 0]);
     let written = cluster.arbiter(member).client(member.key).map(|client| client.out.len());
     assert_eq!(written, Some(2 * b"\x30\x04\x00\x01t1".len()));
+}
+
+/// P11: what a member that was granted QoS 0 cannot take reaches nobody, which is noted unless it was published at QoS 0 (found by
+/// simulation, seeds 118 and 2756).
+#[test]
+fn what_no_member_takes_is_noted() {
+    let mut cluster = round_robin();
+    let member = cluster.join(1, 1, 10, QoS::AtMostOnce);
+    drops::listen(true);
+    let noted = |cluster: &mut Cluster, qos| {
+        cluster.publish_at(0, qos);
+        cluster.run();
+        drops::take().into_iter().map(|noted| noted.bound).collect::<Vec<_>>()
+    };
+    cluster.arbiter(member).client(member.key).expect("it joined").packet_bytes_max_out = 5;
+    assert_eq!(noted(&mut cluster, QoS::AtMostOnce), []);
+    assert_eq!(noted(&mut cluster, QoS::AtLeastOnce), [Bound::PacketSize]);
+    let waiting = cluster.nodes[1].shared.settings.session.out_buffer_bytes_max as usize + 1;
+    let client = cluster.arbiter(member).client(member.key).expect("it joined");
+    client.packet_bytes_max_out = 100;
+    client.out.append(&mut BufferPool::default(), |out| out.resize(waiting, 0));
+    assert_eq!(noted(&mut cluster, QoS::AtMostOnce), []);
+    assert_eq!(noted(&mut cluster, QoS::AtLeastOnce), [Bound::OutBuffer]);
+    assert_eq!(cluster.kept(), [0, 0, 0]);
 }
 
 /// What is dropped on its way to the member is settled: too large for it, beyond its queue, or expired there.
