@@ -91,7 +91,7 @@ fn an_epoch_that_nobody_looks_at_is_found() {
 
 #[test]
 fn a_lease_that_no_majority_was_asked_for_is_found() {
-    is_found(Plant::GrantWithoutQuorum, &[313]);
+    is_found(Plant::GrantWithoutQuorum, &[410]);
 }
 
 #[test]

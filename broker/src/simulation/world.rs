@@ -153,6 +153,9 @@ pub struct Outcome {
     pub counts: BTreeMap<&'static str, u64>,
 }
 
+/// What the directory makes of a node that asks to join, and its members.
+type Answer = (membership::Wish, Vec<MemberRecord>);
+
 /// A run.
 pub struct World {
     plan: Plan,
@@ -172,7 +175,7 @@ pub struct World {
     stream_of: BTreeMap<usize, usize>,
     clients_cut: Vec<u32>,
     /// What nodes that ask to be members were answered.
-    asked: Vec<Option<Receiver<(membership::Wish, Vec<MemberRecord>)>>>,
+    asked: Vec<Option<Receiver<Answer>>>,
     ready: Ready,
     workload: Workload,
     clients_at_ns: u64,
