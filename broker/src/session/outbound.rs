@@ -262,6 +262,10 @@ impl<M> Window<M> {
         self.queue.len() + beyond
     }
 
+    fn is_queue_empty(&self) -> bool {
+        self.queue.is_empty() && self.beyond.is_none()
+    }
+
     fn push(&mut self, queued: Queued<M>) {
         self.queue_bytes += queued.weight_bytes;
         match &mut self.beyond {
@@ -291,13 +295,14 @@ impl<M> Window<M> {
 
     /// The first of the queue, read back by `read` if it has to be.
     fn dequeue(&mut self, read: &mut impl FnMut(Middle) -> Page<M>) -> Option<Queued<M>> {
-        if self.queue.is_empty()
-            && let Some(beyond) = &self.beyond
-        {
-            let page = read(beyond.middle);
-            self.take_page(page);
-        }
-        let queued = self.queue.pop_front()?;
+        let queued = match self.queue.pop_front() {
+            Some(queued) => queued,
+            None => {
+                let page = read(self.beyond.as_ref()?.middle);
+                self.take_page(page);
+                self.queue.pop_front()?
+            }
+        };
         self.queue_bytes -= queued.weight_bytes;
         if self.queue.is_empty() {
             self.queue = VecDeque::new();
@@ -384,7 +389,7 @@ impl<M> Outbound<M> {
     pub fn can_send(&self) -> bool {
         match &self.window {
             None => self.limits.window_max > 0,
-            Some(window) => window.queue_len() == 0 && window.in_flight < usize::from(self.limits.window_max),
+            Some(window) => window.is_queue_empty() && window.in_flight < usize::from(self.limits.window_max),
         }
     }
 
