@@ -874,11 +874,11 @@ impl StateMachine for Machine {
         let mut effects = std::mem::take(&mut self.effects);
         match command::decode(entry.clone()) {
             Ok(Some(command)) => {
-                let is_tick = matches!(command, Command::Tick(_));
+                let tick = if let Command::Tick(tick) = &command { Some(*tick) } else { None };
                 state.apply(command, &mut effects);
-                if let Some(shared) = self.shared.get().filter(|_| is_tick) {
+                if let (Some(shared), Some(tick)) = (self.shared.get(), tick) {
                     let is_reread = self.reread.get(&group.0).is_some_and(|&last| index <= last);
-                    shared.submitter.ticked(group.0, state.clock_ms(), state.wall_ms(), is_reread);
+                    shared.submitter.ticked(group.0, state.clock_ms(), tick, is_reread);
                 }
             }
             Ok(None) => tracing::error!("the log holds a command that this version does not know; it is skipped"),

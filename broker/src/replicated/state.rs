@@ -373,12 +373,6 @@ impl GroupState {
         self.persistent
     }
 
-    /// The group's wall clock, as its last tick said.
-    #[must_use]
-    pub fn wall_ms(&self) -> u64 {
-        self.wall_ms
-    }
-
     /// What the sessions here want: of each filter how many do, of each shared subscription how many members it has and
     /// how many of them are connected.
     pub fn for_each_interest(&self, mut tell: impl FnMut(&Arc<str>, u32, u32)) {
