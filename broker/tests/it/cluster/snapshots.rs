@@ -113,7 +113,7 @@ fn a_node_that_was_away_for_long_has_everything_from_a_snapshot() {
 /// A killed node is back, and has everything, within 10 s: 10,000 persistent sessions, 100,000 retained messages.
 /// `cargo nextest run --release -p kentongan --run-ignored only --no-capture -E 'test(a_killed_node_with_many)'`.
 #[test]
-#[ignore = "a minute or more in a debug build"]
+#[ignore = "two minutes in a debug build"]
 fn a_killed_node_with_many_sessions_is_back_soon() {
     const SESSIONS: usize = 10_000;
     const RETAINED: u32 = 100_000;
