@@ -383,11 +383,14 @@ pub struct Cluster {
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
     /// Messages that a publisher of the durable row may have sent and its subscriber not yet received.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=65_535))]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=65_535))]
     durable_window: u32,
     /// Nodes to kill, one after the other, in the failover row.
     #[arg(long, default_value_t = 10)]
     kills: usize,
+    /// Clients of the node that is killed in the reconnect row. The node, and this program, need as many descriptors.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    clients: u32,
     #[command(flatten)]
     programs: Programs,
     /// Of topics and client identifiers.
@@ -413,6 +416,7 @@ impl Cluster {
             seconds: self.seconds,
             durable_window: self.durable_window,
             kills: self.kills,
+            clients: self.clients as usize,
             seed: self.seed,
         }
     }

@@ -126,16 +126,21 @@ impl Nodes {
 
     /// All of them, with publishers spread over all, and each one's subscriber at the next node.
     pub fn rotated(&self) -> Broker {
-        let publishers: Vec<_> = (0..self.count()).map(|index| self.address(index)).collect();
-        let mut subscribers = publishers.clone();
-        subscribers.rotate_left(1);
-        self.broker(Places { publishers, subscribers })
+        self.only(&(0..self.count()).collect::<Vec<_>>())
     }
 
     /// All of them, with publishers at the first and subscribers spread over the others.
     pub fn one_to_others(&self) -> Broker {
         let subscribers = (1..self.count()).map(|index| self.address(index)).collect();
         self.broker(Places { publishers: vec![self.address(0)], subscribers })
+    }
+
+    /// Those with these indexes, with publishers spread over them, and each one's subscriber at the next.
+    pub fn only(&self, indexes: &[usize]) -> Broker {
+        let publishers: Vec<_> = indexes.iter().map(|index| self.address(*index)).collect();
+        let mut subscribers = publishers.clone();
+        subscribers.rotate_left(1);
+        self.broker(Places { publishers, subscribers })
     }
 
     fn broker(&self, places: Places) -> Broker {
@@ -216,6 +221,19 @@ impl Nodes {
         let output = Command::new(&self.program).args(["cluster", "status", "--json", "--peer", &peer]).output()?;
         ensure!(output.status.success(), "cluster status failed: {}", String::from_utf8_lossy(&output.stderr).trim());
         serde_json::from_slice(&output.stdout).context("reading what cluster status says")
+    }
+
+    /// Which node leads the directory, as `asked` has it.
+    pub fn directory_leader(&self, asked: usize) -> Result<usize> {
+        const DIRECTORY: u64 = u16::MAX as u64;
+        let status = self.status(asked)?;
+        let leads = |node: &serde_json::Value| {
+            let groups = node["status"]["groups"].as_array()?;
+            groups.iter().find(|group| group["group"] == DIRECTORY && group["leads"] == true)?;
+            node["name"].as_str()?.strip_prefix('n')?.parse::<usize>().ok()
+        };
+        let nodes = status["nodes"].as_array().context("status names no nodes")?;
+        nodes.iter().find_map(leads).map(|number| number - 1).context("nobody leads the directory")
     }
 
     /// The counter called `name` of a node, by the value of its first label.

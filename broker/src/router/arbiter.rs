@@ -497,7 +497,7 @@ impl ArbiterState {
             self.take_events();
             self.flush_scheduled = false;
             self.large_reads_left = LARGE_BYTES_A_TURN_MAX;
-            self.flush_lanes();
+            self.flush_hurried_lanes();
             self.flush_interest();
             self.flush_clients();
         }
@@ -639,6 +639,7 @@ impl ArbiterState {
             self.close_slowest();
         }
         self.end_stalled();
+        self.flush_lanes();
         self.retry_lanes();
         self.resume_publishers();
         self.continue_slow_reads();

@@ -258,8 +258,18 @@ pub(super) struct Departing {
 pub(super) struct LastWord {
     pub group: u16,
     pub command: SessionCommand,
-    /// The client waits until the group knows.
-    pub awaited: bool,
+    pub awaited_by: Awaits,
+}
+
+/// Who waits until a group knows that a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Awaits {
+    /// The client: the end of the stream is the only answer that DISCONNECT has, and its will may hang on it (P9).
+    Client,
+    /// Another connection, a will, an expiry.
+    Group,
+    /// Nothing is left of the session. Whoever claims the Client Identifier next has the group ask.
+    Nobody,
 }
 
 impl ArbiterState {
@@ -542,11 +552,11 @@ impl ArbiterState {
         }
     }
 
-    fn say(&mut self, key: ConnectionKey, LastWord { group, command, awaited }: LastWord) {
-        if awaited {
-            self.lanes.command_of(key, group, command);
-        } else {
-            self.lanes.command(group, command);
+    fn say(&mut self, key: ConnectionKey, LastWord { group, command, awaited_by }: LastWord) {
+        match awaited_by {
+            Awaits::Client => self.lanes.command_of(key, group, command),
+            Awaits::Group => self.lanes.command(group, command),
+            Awaits::Nobody => self.lanes.command_without_hurry(group, command),
         }
         self.schedule_flush();
     }

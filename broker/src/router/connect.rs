@@ -11,7 +11,7 @@ use kentongan_proto::mqtt::{
 
 use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, LEAVING_SECONDS_MAX, wake};
 use super::client::{ClientSession, Phase};
-use super::cluster::{LastWord, Served};
+use super::cluster::{Awaits, LastWord, Served};
 use super::log_rate::excerpt;
 use super::retained_read::RetainedReads;
 use super::shared::MEMORY_LEVEL_REFUSES;
@@ -408,7 +408,7 @@ impl ArbiterState {
             let group = self.shared.submitter.slots().group_of(&opened.client_id);
             let claim = PersistentSession { group, epoch: opened.epoch };
             let disconnect = SessionCommand::disconnect(&opened.client_id, claim, true, None);
-            let last_word = LastWord { group, command: disconnect, awaited: false };
+            let last_word = LastWord { group, command: disconnect, awaited_by: Awaits::Group };
             return self.say_last_word(opened.connection, last_word);
         }
         if let Some(group) = opened.group {
@@ -577,7 +577,8 @@ impl ArbiterState {
         self.counters.connections_closed.inc(cause.close_reason());
         self.leave_subscriptions(key, &session);
         let publish_will = cause.publishes_will();
-        let ClientSession { outbound, persistent, will, session_expiry_seconds, identity, served, .. } = *session;
+        let ClientSession { outbound, persistent, will, has_will, session_expiry_seconds, identity, served, .. } =
+            *session;
         if let Some(served) = served {
             if persistent.is_none() {
                 self.counters.sessions.dec();
@@ -591,9 +592,14 @@ impl ArbiterState {
             } else {
                 SessionCommand::disconnect(&client_id, claim, publish_will, Some(session_expiry_seconds))
             };
-            let awaited = cause.is_asked_for();
-            self.say_last_word(key, LastWord { group: claim.group, command: last_word, awaited });
-            if awaited {
+            let leaves_nothing = persistent.is_none() && !has_will && cause != EndCause::TakenOver;
+            let awaited_by = match cause.is_asked_for() {
+                _ if leaves_nothing => Awaits::Nobody,
+                true => Awaits::Client,
+                false => Awaits::Group,
+            };
+            self.say_last_word(key, LastWord { group: claim.group, command: last_word, awaited_by });
+            if awaited_by == Awaits::Client {
                 self.begin_leaving(key);
             }
             return;

@@ -37,6 +37,8 @@ struct Waiting {
 struct GroupLane {
     next: u64,
     gathered: Vec<LaneMessage>,
+    /// Somebody waits for what gathered.
+    hurries: bool,
     unanswered: VecDeque<(u64, Waiter)>,
     /// What was proposed and is not answered, where it could be lost: with several nodes.
     kept: Option<Kept>,
@@ -65,6 +67,9 @@ struct Kept {
 
 /// Bytes that may wait in the lanes of one arbiter to one group before its publishers pause.
 const KEPT_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// What may gather in a lane while nobody waits for it. At most a second passes, too.
+const UNHURRIED_MAX: usize = 64;
 
 /// Seconds without an answer after which clients are not kept waiting for a group.
 const SILENT_SECONDS: u32 = 4;
@@ -184,7 +189,12 @@ impl Lanes {
         self.gather(group, LaneMessage { command: Some(command), ..LaneMessage::default() });
     }
 
-    /// The same, and the connection by which it came waits for the group's answer.
+    /// What a client did, of which nobody waits to hear: it goes with what is said to the group next.
+    pub(super) fn command_without_hurry(&mut self, group: u16, command: SessionCommand) {
+        self.gather_quietly(group, LaneMessage { command: Some(command), ..LaneMessage::default() });
+    }
+
+    /// What a client did, and the connection by which it came waits for the group's answer.
     pub(super) fn command_of(&mut self, connection: ConnectionKey, group: u16, command: SessionCommand) {
         let waiting = Waiting { remaining: 0, connection: Some((connection, None)), reason: ReasonCode::Success };
         let waiter = Waiter(self.waiting.insert(waiting));
@@ -207,8 +217,13 @@ impl Lanes {
         self.waiting[waiter.0].remaining += 1;
     }
 
+    fn gather(&mut self, group: u16, message: LaneMessage) -> u64 {
+        self.groups[usize::from(group)].hurries = true;
+        self.gather_quietly(group, message)
+    }
+
     /// Gives the next thing in the lane its number.
-    fn gather(&mut self, group: u16, mut message: LaneMessage) -> u64 {
+    fn gather_quietly(&mut self, group: u16, mut message: LaneMessage) -> u64 {
         let lane = &mut self.groups[usize::from(group)];
         lane.next += 1;
         message.number = lane.next;
@@ -400,6 +415,15 @@ impl ArbiterState {
     /// And before that, what gathered for other arbiters: a live copy must be in their inboxes before a group can answer a
     /// retained read that knows of the same message, or grant the claim of the session's next connection.
     pub(super) fn flush_lanes(&mut self) {
+        self.flush_lanes_but(|_| false);
+    }
+
+    /// At the end of a turn: what nobody waits for may gather for longer.
+    pub(super) fn flush_hurried_lanes(&mut self) {
+        self.flush_lanes_but(|lane| !lane.hurries && lane.gathered.len() < UNHURRIED_MAX);
+    }
+
+    fn flush_lanes_but(&mut self, stays: fn(&GroupLane) -> bool) {
         self.flush_batches();
         let acknowledged = std::mem::take(&mut self.lanes.acknowledged);
         if !acknowledged.is_empty() {
@@ -407,6 +431,11 @@ impl ArbiterState {
         }
         self.flush_node_lanes();
         for group in std::mem::take(&mut self.lanes.touched) {
+            if stays(&self.lanes.groups[usize::from(group)]) {
+                self.lanes.touched.push(group);
+                continue;
+            }
+            self.lanes.groups[usize::from(group)].hurries = false;
             let lane = self.lanes.id;
             let incarnation = self.lanes.incarnation;
             let messages = std::mem::take(&mut self.lanes.groups[usize::from(group)].gathered);

@@ -1,7 +1,8 @@
 //! One node is killed: how long until the others serve again.
 //!
 //! Publishers at the other nodes send QoS 1 messages, one at a time, to persistent sessions; others try to connect and to
-//! subscribe. There are enough of both that most groups have one, so that the slowest shows the slowest group.
+//! subscribe, and the clients of the killed node to take up their sessions. There are enough of each that most groups have one,
+//! so that the slowest shows the slowest group.
 
 use std::{
     io::{Read, Write},
@@ -34,6 +35,9 @@ const PUBLISHERS: usize = 32;
 /// Clients that try to connect and to subscribe, over all surviving nodes.
 const CONNECTORS: usize = 32;
 
+/// Clients of the node that is killed, with persistent sessions.
+const OWNED: usize = 32;
+
 /// From an acknowledgement to the next message of the same publisher.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -60,6 +64,10 @@ pub struct Kill {
     pub connected_ms: f64,
     /// Until a SUBSCRIBE of every client was answered.
     pub subscribed_ms: f64,
+    /// Until every client of the node had taken up its session elsewhere.
+    pub resumed_ms: f64,
+    /// Whether the node led the directory.
+    pub led_directory: bool,
 }
 
 /// Kills one node after the other, and starts each again.
@@ -88,10 +96,22 @@ fn kill_one(nodes: &mut Nodes, victim: usize, run: u32, round: usize) -> Result<
     let publishers: Vec<_> = (0..PUBLISHERS)
         .map(|number| Publisher::start(survivors[number % survivors.len()], run, number, Arc::clone(&is_over)))
         .collect();
+    let owned_id = |number: usize| format!("lt-{run:08x}-o{number}");
+    let owned: Vec<_> = (0..OWNED)
+        .map(|number| Client::connect(nodes.address(victim), &owned_id(number), Session::Kept))
+        .collect::<Result<_>>()?;
     wait_until(now_ns() + PATIENCE_NS, || publishers.iter().all(|one| one.is_steady(now_ns(), SECOND)));
 
+    let led_directory = nodes.directory_leader(victim)? == victim;
     nodes.kill(victim)?;
     let killed_ns = now_ns();
+    drop(owned);
+    let resumers: Vec<_> = (0..OWNED)
+        .map(|number| {
+            let (address, id) = (survivors[number % survivors.len()], owned_id(number));
+            thread::spawn(move || resumed(address, &id, killed_ns + PATIENCE_NS))
+        })
+        .collect();
     let connectors: Vec<_> = (0..CONNECTORS)
         .map(|number| {
             let (address, id) = (survivors[number % survivors.len()], format!("lt-{run:08x}-c{round}-{number}"));
@@ -102,6 +122,10 @@ fn kill_one(nodes: &mut Nodes, victim: usize, run: u32, round: usize) -> Result<
     for connector in connectors {
         let (connected_ns, subscribed_ns) = connector.join().map_err(|_| anyhow!("a client panicked"))??;
         answered = (answered.0.max(connected_ns), answered.1.max(subscribed_ns));
+    }
+    let mut resumed_ns = 0;
+    for resumer in resumers {
+        resumed_ns = resumed_ns.max(resumer.join().map_err(|_| anyhow!("a client panicked"))??);
     }
     let deadline = killed_ns + PATIENCE_NS;
     wait_until(deadline, || publishers.iter().all(|one| one.is_steady(now_ns(), STEADY_NS)));
@@ -120,6 +144,8 @@ fn kill_one(nodes: &mut Nodes, victim: usize, run: u32, round: usize) -> Result<
         acknowledged_ms: ms(acknowledged_ns),
         connected_ms: ms(answered.0 - killed_ns),
         subscribed_ms: ms(answered.1 - killed_ns),
+        resumed_ms: ms(resumed_ns - killed_ns),
+        led_directory,
     })
 }
 
@@ -230,6 +256,19 @@ fn first_answers(address: SocketAddr, id: &str, deadline_ns: u64) -> Result<(u64
         thread::sleep(PAUSE);
     }
     bail!("{id} was not served again")
+}
+
+/// When a client had its session again.
+fn resumed(address: SocketAddr, id: &str, deadline_ns: u64) -> Result<u64> {
+    while now_ns() < deadline_ns {
+        if let Ok(client) = Client::connect(address, id, Session::Kept) {
+            let resumed = now_ns();
+            client.disconnect()?;
+            return Ok(resumed);
+        }
+        thread::sleep(PAUSE);
+    }
+    bail!("{id} never had its session again")
 }
 
 /// A client that waits for each answer.

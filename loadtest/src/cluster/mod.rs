@@ -5,6 +5,7 @@
 
 mod failover;
 mod figure;
+mod reconnect;
 
 use std::{path::PathBuf, thread, time::Duration};
 
@@ -63,6 +64,21 @@ const CONNECT_SECONDS_MAX: f64 = 4.0;
 /// Share of a core that an idle node may use.
 const IDLE_SHARE_MAX: f64 = 0.01;
 
+/// Until publishers at the nodes that are left are acknowledged again: an election, and what they try meanwhile.
+const ACKNOWLEDGED_MS_MAX: f64 = 3000.0;
+
+/// Until what waits for a lost node is answered, if that led the directory: its lease (1.5 s), two elections (1 s each), and 2 s.
+const DIRECTORY_LOST_MS_MAX: f64 = 5500.0;
+
+/// The same if it did not lead the directory: its lease, and 1 s.
+const NODE_LOST_MS_MAX: f64 = 2500.0;
+
+/// Until all clients of a killed node are served by others.
+const RECONNECT_US_MAX: f64 = 60e6;
+
+/// What clients of the others may notice of that.
+const ESTABLISHED_P99_US_MAX: f64 = 100_000.0;
+
 /// What is done with a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -79,6 +95,8 @@ pub enum Row {
     Idle,
     /// Nodes are killed.
     Failover,
+    /// A node with many clients is killed, and they come back to the others all at once.
+    Reconnect,
 }
 
 /// What is to be measured.
@@ -100,6 +118,8 @@ pub struct Plan {
     pub durable_window: u32,
     /// Nodes to kill, one after the other.
     pub kills: usize,
+    /// Clients of the node that is killed in the reconnect row.
+    pub clients: usize,
     /// Of topics and client identifiers.
     pub seed: u64,
 }
@@ -164,7 +184,7 @@ fn run_row(plan: &Plan, row: Row, nodes: &mut Nodes, progress: &Progress) -> Res
     let other = match row {
         Row::FanOut | Row::P2pQos0 => Some(Running::start(&Recipe::Kentongan(plan.kentongan.clone()))?),
         Row::Connect => Some(Running::start(&plan.mosquitto)?),
-        Row::Durable | Row::Idle | Row::Failover => None,
+        Row::Durable | Row::Idle | Row::Failover | Row::Reconnect => None,
     };
     let rounds = if row == Row::Failover { 1 } else { plan.rounds };
     for _ in 0..rounds {
@@ -175,6 +195,7 @@ fn run_row(plan: &Plan, row: Row, nodes: &mut Nodes, progress: &Progress) -> Res
             (Row::Connect, Some(mosquitto)) => round.connect(&mosquitto.broker()),
             (Row::Durable, _) => round.durable(),
             (Row::Idle, _) => round.idle(),
+            (Row::Reconnect, _) => round.reconnect(),
             _ => round.failover(&mut result.kills),
         };
         match figures {
@@ -317,26 +338,60 @@ impl Round<'_> {
         let progress = self.progress;
         let tell = |number| progress.at("failover", number as u64, wanted as u64);
         *kills = failover::run(self.nodes, wanted, run_number(self.plan.seed), tell)?;
-        let rounds: Vec<_> = kills
-            .iter()
-            .map(|kill| {
-                let until = |name: &str, ms: f64| Figure::new(name, ms * 1e3, Unit::Microseconds);
-                vec![
-                    until("publishers acknowledged again, after", kill.acknowledged_ms),
-                    until("CONNECT answered again, after", kill.connected_ms),
-                    until("SUBSCRIBE answered again, after", kill.subscribed_ms),
-                ]
-            })
-            .collect();
-        let longest = |of: fn(&failover::Kill) -> f64| kills.iter().map(of).fold(0.0, f64::max) * 1e3;
-        let mut figures = medians(&rounds);
-        figures.extend([
-            Figure::new("the same, at most: acknowledged", longest(|kill| kill.acknowledged_ms), Unit::Microseconds),
-            Figure::new("the same, at most: CONNECT", longest(|kill| kill.connected_ms), Unit::Microseconds),
-            Figure::new("the same, at most: SUBSCRIBE", longest(|kill| kill.subscribed_ms), Unit::Microseconds),
-        ]);
-        Ok(figures)
+        Ok(failover_figures(kills))
     }
+
+    fn reconnect(&mut self) -> Result<Vec<Figure>> {
+        self.progress.say("reconnect: a node with all its clients is killed");
+        let victim = self.outcomes.len() % self.nodes.count();
+        let clients = self.plan.clients;
+        let came = reconnect::run(self.nodes, victim, clients, self.plan.seed, run_number(self.plan.seed))?;
+        let us = |name: &str, us: f64| Figure::new(name, us, Unit::Microseconds);
+        Ok(vec![
+            us("all clients back, after", came.all_ms * 1e3).limited(Limit::AtMost(RECONNECT_US_MAX)),
+            us("half of them, after", came.half_ms * 1e3),
+            Figure::new("clients", came.clients as f64, Unit::Count),
+            Figure::new("CONNECT refused or broken off", came.refused as f64, Unit::Count),
+            us("latency p99 of those who stayed", came.meanwhile.p99_us).limited(Limit::AtMost(ESTABLISHED_P99_US_MAX)),
+            us("latency p50 of those who stayed", came.meanwhile.p50_us),
+            us("latency at most of those who stayed", came.meanwhile.max_us),
+            us("latency p99 before the kill", came.before.p99_us),
+        ])
+    }
+}
+
+/// The median of each time, the longest, and the longest but one, which may miss its target once by its double.
+fn failover_figures(kills: &[failover::Kill]) -> Vec<Figure> {
+    type Time = fn(&failover::Kill) -> f64;
+    let led = |kill: &&failover::Kill| kill.led_directory;
+    let (leading, other): (Vec<_>, Vec<_>) = kills.iter().partition(led);
+    let all: Vec<_> = kills.iter().collect();
+    let times: [(&str, Time); 3] = [
+        ("CONNECT", |kill| kill.connected_ms),
+        ("SUBACK", |kill| kill.subscribed_ms),
+        ("session resumed", |kill| kill.resumed_ms),
+    ];
+    let mut figures = spread("acknowledged again", &all, |kill| kill.acknowledged_ms, ACKNOWLEDGED_MS_MAX);
+    for (name, time) in times {
+        figures.extend(spread(&format!("{name}, directory's leader killed"), &leading, time, DIRECTORY_LOST_MS_MAX));
+        figures.extend(spread(&format!("{name}, another killed"), &other, time, NODE_LOST_MS_MAX));
+    }
+    figures
+}
+
+fn spread(name: &str, kills: &[&failover::Kill], time: fn(&failover::Kill) -> f64, target_ms: f64) -> Vec<Figure> {
+    let mut ms: Vec<_> = kills.iter().map(|kill| time(kill)).collect();
+    ms.sort_by(f64::total_cmp);
+    let (Some(longest), Some(middle)) = (ms.last(), ms.get(ms.len() / 2)) else {
+        return Vec::new();
+    };
+    let us =
+        |kind: &str, ms: f64| Figure::new(&format!("{name}, {kind} of {}", kills.len()), ms * 1e3, Unit::Microseconds);
+    let mut figures = vec![us("median", *middle)];
+    let but_one = ms.len().checked_sub(2).and_then(|at| ms.get(at));
+    figures.extend(but_one.map(|ms| us("longest but one", *ms).limited(Limit::AtMost(target_ms * 1e3))));
+    figures.push(us("longest", *longest).limited(Limit::AtMost(target_ms * 2e3)));
+    figures
 }
 
 fn transient(plan: &Plan, shape: Shape, publishers: u32) -> traffic::Plan {

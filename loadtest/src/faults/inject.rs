@@ -146,20 +146,11 @@ impl Lab<'_> {
     }
 
     fn directory_leader(&self) -> Result<usize> {
-        const DIRECTORY: u64 = u16::MAX as u64;
         let deadline = Instant::now() + AT_ONCE;
         loop {
-            let leader = self.nodes.status(0).and_then(|status| {
-                let nodes = status["nodes"].as_array().context("status names no nodes")?.clone();
-                let leads = |node: &serde_json::Value| {
-                    let groups = node["status"]["groups"].as_array()?;
-                    groups.iter().find(|group| group["group"] == DIRECTORY && group["leads"] == true)?;
-                    node["name"].as_str()?.strip_prefix('n')?.parse::<usize>().ok()
-                };
-                nodes.iter().find_map(leads).context("nobody leads the directory")
-            });
+            let leader = self.nodes.directory_leader(0);
             match leader {
-                Ok(number) => return Ok(number - 1),
+                Ok(leader) => return Ok(leader),
                 Err(error) if Instant::now() > deadline => return Err(error),
                 Err(_) => thread::sleep(Duration::from_millis(50)),
             }

@@ -665,6 +665,11 @@ fn the_interest_that_ends_with_a_connection_is_told_in_the_order_of_the_filters(
 /// Bytes of all that the lane to the only group has for its leader.
 fn said_to_group(arbiter: &mut SteppedArbiter) -> usize {
     arbiter.state.flush_lanes();
+    flushed_to_group(arbiter)
+}
+
+/// The same without what still gathers.
+fn flushed_to_group(arbiter: &mut SteppedArbiter) -> usize {
     arbiter.state.lanes.set_leader(0, Some(Leader { node: 2, term: 1, round: 0 }));
     std::iter::from_fn(|| arbiter.state.lanes.next_batch(0, 0)).map(|(_, batch)| batch.len()).sum()
 }
@@ -705,6 +710,42 @@ fn a_claim_that_is_granted_twice_is_not_given_up() {
     assert!(said > 0, "CONNECT at least");
     grant(&mut arbiter, connection);
     assert_eq!(said_to_group(&mut arbiter), said, "nothing more");
+}
+
+/// What a clean end costs the group is part of what is said to it next: nobody waits for it.
+#[test]
+fn the_end_of_a_session_that_leaves_nothing_waits_for_company() {
+    let (mut arbiter, mut client, connection) = client_of_several_nodes();
+    client.stream.try_read(&mut [0; 256]).expect("CONNACK");
+    let before = flushed_to_group(&mut arbiter);
+    let properties = DisconnectProperties::default();
+    client.send(&Packet::Disconnect(Disconnect { reason_code: ReasonCode::Success, properties }));
+    client.write(usize::MAX);
+    arbiter.run();
+    assert_eq!(
+        client.stream.try_read(&mut [0; 256]).expect("the end of the stream"),
+        0,
+        "though no group has heard of it"
+    );
+    assert_eq!(flushed_to_group(&mut arbiter), before, "nothing yet");
+
+    // Another node has the Client Identifier's next claim.
+    arbiter.state.on_close(connection, 0, &Arc::from("c"), 1);
+    arbiter.run();
+    assert!(flushed_to_group(&mut arbiter) > before, "the group asks, and is told at once");
+}
+
+/// P12: nobody asks.
+#[test]
+fn the_end_of_a_session_that_leaves_nothing_is_said_within_a_second() {
+    let (mut arbiter, mut client, _) = client_of_several_nodes();
+    let properties = DisconnectProperties::default();
+    client.send(&Packet::Disconnect(Disconnect { reason_code: ReasonCode::Success, properties }));
+    client.write(usize::MAX);
+    arbiter.run();
+    let before = flushed_to_group(&mut arbiter);
+    arbiter.on_second();
+    assert!(flushed_to_group(&mut arbiter) > before);
 }
 
 /// P2, P4: of a SUBSCRIBE that it had not heard of a new leader is told again, behind a later one that it had. That one stands
