@@ -156,7 +156,7 @@ impl Member {
                 }
             }
             // Loads are compared on one node only.
-            Effect::ShareInFlight { .. } | Effect::Session { .. } => {}
+            Effect::ShareInFlight { .. } | Effect::Session { .. } | Effect::Unrouted { .. } => {}
             _ => return false,
         }
         true
