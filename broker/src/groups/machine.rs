@@ -1134,7 +1134,7 @@ fn share_interest(shared: &Shared, group: u16, share: &str, joined: bool) {
     };
     let target = ShareTarget::Session { group };
     if joined {
-        let member = ShareMember { target, client_id_hash: u64::from(group), qos0_only: false };
+        let member = ShareMember { target, client_id_hash: u64::from(group), node: 0, qos0_only: false };
         shared.index.join_share(name, filter, member);
     } else {
         shared.index.leave_share(name, filter, &target);
