@@ -316,6 +316,7 @@ impl Machine {
             Effect::Session { client_id, identity, exists } => {
                 shared.registry.set_persistent(&client_id, &identity, exists);
             }
+            Effect::Unrouted { client_id, exists } => shared.registry.set_unrouted(&client_id, exists),
             Effect::Subscribed { owner, epoch, packet_id, ticket, outcomes } => {
                 let connection = connection_of(owner);
                 let outcomes = outcomes.into_iter().map(outcome).collect();
@@ -490,7 +491,7 @@ impl Machine {
         let shared = self.shared();
         let claim = shared.registry.get(&request.client_id);
         let connection = request.connection;
-        if claim.as_ref().is_some_and(|claim| claim.identity != request.identity) {
+        if claim.as_ref().is_some_and(|claim| claim.belongs_to_other(&request.identity)) {
             let reason = ReasonCode::NotAuthorized;
             return self.push(connection.arbiter(), Event::Refused { connection, reason });
         }
@@ -506,8 +507,8 @@ impl Machine {
             return;
         }
         shared.registry.set_owner(&request.client_id, &request.identity, connection);
-        let stored = claim.is_some_and(|claim| claim.persistent);
-        if request.session_expiry_seconds == 0 && !stored {
+        let concerns_group = claim.is_some_and(|claim| claim.persistent || claim.unrouted);
+        if request.session_expiry_seconds == 0 && !concerns_group {
             let opened = Opened::transient(connection, request.client_id);
             return self.push(connection.arbiter(), opened.into());
         }
@@ -1133,7 +1134,7 @@ fn share_interest(shared: &Shared, group: u16, share: &str, joined: bool) {
     };
     let target = ShareTarget::Session { group };
     if joined {
-        let member = ShareMember { target, client_id_hash: u64::from(group), qos0_only: false };
+        let member = ShareMember { target, client_id_hash: u64::from(group), node: 0, qos0_only: false };
         shared.index.join_share(name, filter, member);
     } else {
         shared.index.leave_share(name, filter, &target);

@@ -27,7 +27,7 @@ use crate::replicated::{InterestChanges, Query};
 use crate::router::cluster::ClusterView;
 use crate::router::node_lanes::PeerProcess;
 use crate::router::{Event, Shared};
-use crate::subscription::{NodeInterest, ShareSessions};
+use crate::subscription::{IndexedNode, NodeInterest, ShareSessions};
 
 /// Under which the directory stands in a checkpoint.
 const DIRECTORY_KEY: &[u8] = b"directory";
@@ -156,7 +156,7 @@ impl Member {
                 }
             }
             // Loads are compared on one node only.
-            Effect::ShareInFlight { .. } | Effect::Session { .. } => {}
+            Effect::ShareInFlight { .. } | Effect::Session { .. } | Effect::Unrouted { .. } => {}
             _ => return false,
         }
         true
@@ -416,9 +416,10 @@ impl Machine {
                 shared.submitter.propose(group.0, Command::Fence(fence));
             }
             Output::Interest { source: SourceId::Node(node, incarnation), filter, old, new } => {
-                let number = cluster.nodes.number(PeerProcess { node: node.get(), incarnation: incarnation.0 });
-                plants::note_interest((cluster.node, number), &filter, new);
-                shared.index.set_node(&filter, number, old, new);
+                let process = PeerProcess { node: node.get(), incarnation: incarnation.0 };
+                let indexed = cluster.nodes.indexed(process);
+                plants::note_interest((cluster.node, indexed.number), &filter, new);
+                shared.index.set_node(&filter, indexed, old, new);
             }
             Output::Interest { source: SourceId::Group(group), filter, old, new } => {
                 shared.index.set_group(&filter, group.0, old, new);
@@ -587,8 +588,9 @@ impl Machine {
             && let Some(cluster) = &shared.cluster
         {
             for number in cluster.nodes.of(node.get()) {
+                let indexed = IndexedNode { number, identity: node.get() };
                 for (filter, wanted) in plants::take_interest((cluster.node, number)) {
-                    shared.index.set_node(&filter, number, wanted, 0);
+                    shared.index.set_node(&filter, indexed, wanted, 0);
                 }
             }
         }

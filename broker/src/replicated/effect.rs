@@ -15,7 +15,8 @@ use crate::session::outbound::Full;
 pub enum Effect {
     /// A claim was granted.
     Opened(OpenedSession),
-    /// A claim was refused: the session is another identity's, another claim came after it, or its node is dead.
+    /// A claim was refused: the session is another identity's, another claim came after it, its node is dead, or what the client
+    /// sent before is not routed in time.
     Refused {
         /// Whose claim.
         owner: Owner,
@@ -40,6 +41,13 @@ pub enum Effect {
         /// Whom it belongs to.
         identity: Arc<str>,
         /// Whether it is there now.
+        exists: bool,
+    },
+    /// What a client without a persistent session sent while it had one waits in the outbox, or does so no more.
+    Unrouted {
+        /// Its Client Identifier.
+        client_id: Arc<str>,
+        /// Whether it waits.
         exists: bool,
     },
     /// SUBSCRIBE was applied.

@@ -80,7 +80,8 @@ pub struct PersistentSession {
     pub epoch: u64,
     /// The connection, while there is one.
     pub owner: Option<Owner>,
-    /// The claim that comes next. Only while there is an owner, whose commands then count no more.
+    /// The claim that comes next: while there is an owner, whose commands then count no more; or, of a transient session, until
+    /// what its client sent before is routed.
     pub waiting: Option<Box<Waiting>>,
     /// Nothing but a claim, and perhaps a will: the rest of the session lives and dies with its connection.
     pub transient: bool,
@@ -88,7 +89,7 @@ pub struct PersistentSession {
     pub resumed: bool,
     /// Session Expiry Interval.
     pub expiry_seconds: u32,
-    /// On the group's clock, while nobody is connected.
+    /// On the group's clock, while nobody is connected; also when a claim has waited in vain.
     pub expires_at_ms: Option<u64>,
     /// Published at an abnormal end.
     pub will: Option<WillRecord>,

@@ -86,6 +86,8 @@ pub struct OutboxEntry {
     pub passed_over: Option<(u64, u64)>,
     /// The PUBREC that waits until it is routed.
     pub awaited_by: Option<HeldPubRec>,
+    /// A client sent it just so: nothing that it sends by another way may overtake it (P5).
+    pub received: bool,
 }
 
 impl OutboxEntry {
@@ -100,6 +102,7 @@ impl OutboxEntry {
             given_back: 0,
             passed_over: None,
             awaited_by: None,
+            received: false,
         }
     }
 
@@ -247,6 +250,8 @@ pub struct GroupState {
     delayed: usize,
     /// Those that entries of the outbox are awaited by.
     held_pubrecs: BTreeSet<HeldPubRec>,
+    /// Client Identifier → the entries of the outbox that it sent, and must not overtake.
+    unrouted: HashMap<Arc<str>, usize>,
     /// Sessions that outlive their connections.
     persistent: usize,
     /// Of all sessions.
@@ -304,6 +309,7 @@ impl GroupState {
             body: None,
             delayed: 0,
             held_pubrecs: BTreeSet::new(),
+            unrouted: HashMap::new(),
             persistent: 0,
             backlog: Backlog::default(),
             subscriptions: 0,
@@ -435,6 +441,10 @@ impl GroupState {
             }
             effects.extend(close_effect(session));
         }
+        let is_kept = |client_id: &&Arc<str>| self.sessions.get(*client_id).is_some_and(|own| !own.transient);
+        let mut unrouted: Vec<_> = self.unrouted.keys().filter(|client_id| !is_kept(client_id)).collect();
+        unrouted.sort_unstable();
+        effects.extend(unrouted.into_iter().map(|client_id| unrouted_effect(client_id, true)));
         let mut shares: Vec<_> = self.shares.keys().collect();
         shares.sort_unstable();
         for filter in shares {
@@ -485,6 +495,9 @@ impl GroupState {
         }
         for (&position, entry) in &self.outbox {
             self.held_pubrecs.extend(entry.awaited_by);
+            if entry.received {
+                *self.unrouted.entry(Arc::clone(&entry.message.publisher)).or_default() += 1;
+            }
             if let Some(due) = entry.due_ms {
                 self.delayed += 1;
                 self.timers.insert((due, Timer::Outbox(position)));
@@ -547,7 +560,10 @@ impl GroupState {
         self.assert_bodies();
         for session in self.sessions.values() {
             assert_eq!(self.names.get(&session.number), Some(&session.client_id));
-            assert!(session.owner.is_some() || (session.to_resend.is_empty() && session.waiting.is_none()));
+            assert!(session.owner.is_some() || session.to_resend.is_empty());
+            let is_held_back = self.is_held_back(&session.client_id);
+            assert!(session.owner.is_some() || session.waiting.is_none() || is_held_back);
+            assert!(!is_held_back || self.unrouted.contains_key(&session.client_id), "what it waits for will come");
             assert!(session.owner.is_none() || session.expires_at_ms.is_none(), "who is connected does not expire");
             assert_eq!(session.held_bytes, session.held.iter().map(|held| held.message.weight_bytes()).sum::<usize>());
             assert!(!session.transient || (session.subscriptions.is_empty() && session.expiry_seconds == 0));
@@ -594,6 +610,11 @@ impl GroupState {
         assert_eq!(self.picked_at, picked_at, "a fence finds every pick of its incarnation");
         let held_pubrecs = self.outbox.values().filter_map(|entry| entry.awaited_by);
         assert_eq!(self.held_pubrecs, held_pubrecs.collect(), "each is released once its message is routed");
+        let mut unrouted: HashMap<Arc<str>, usize> = HashMap::new();
+        for entry in self.outbox.values().filter(|entry| entry.received) {
+            *unrouted.entry(Arc::clone(&entry.message.publisher)).or_default() += 1;
+        }
+        assert_eq!(self.unrouted, unrouted, "what a client must not overtake");
     }
 }
 
@@ -603,6 +624,10 @@ fn packet_id(number: u32) -> Option<PacketId> {
 
 fn session_effect(session: &PersistentSession, exists: bool) -> Effect {
     Effect::Session { client_id: Arc::clone(&session.client_id), identity: Arc::clone(&session.identity), exists }
+}
+
+fn unrouted_effect(client_id: &Arc<str>, exists: bool) -> Effect {
+    Effect::Unrouted { client_id: Arc::clone(client_id), exists }
 }
 
 fn transient_opened(owner: Owner, client_id: &Arc<str>, epoch: u64) -> OpenedSession {

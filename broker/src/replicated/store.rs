@@ -336,6 +336,8 @@ struct OutboxRecord {
     passed_over: Option<PickTargetRecord>,
     #[prost(message, optional, tag = "9")]
     awaited_by: Option<HeldPubRecRecord>,
+    #[prost(bool, tag = "10")]
+    received: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -530,6 +532,7 @@ impl GroupState {
                         session,
                         packet_id: u32::from(packet_id.get()),
                     }),
+                    received: entry.received,
                 };
                 Some(record.encode_to_vec())
             }
@@ -800,6 +803,7 @@ fn outbox_entry(record: OutboxRecord) -> Result<OutboxEntry, RestoreError> {
         given_back: record.given_back,
         passed_over: record.passed_over.map(|node| (node.node, node.incarnation)),
         awaited_by: record.awaited_by.map(held).transpose()?,
+        received: record.received,
     })
 }
 

@@ -22,7 +22,7 @@ use crate::peers::PeerFull;
 use crate::peers::plain::PlainMessage;
 use crate::peers::wire::{Forwarded, Messages, NodeMessage, ShareSettled};
 use crate::replicated::command::MessageRecord;
-use crate::subscription::ShareGroup;
+use crate::subscription::{IndexedNode, ShareGroup};
 
 /// Answers that go in one item.
 const SETTLED_AN_ITEM_MAX: usize = 1024;
@@ -57,6 +57,14 @@ impl Nodes {
         });
         assert!(at <= usize::from(u16::MAX), "no more numbers for nodes");
         at as u16
+    }
+
+    /// A process as the subscription index knows it.
+    ///
+    /// # Panics
+    /// As [`Self::number`].
+    pub fn indexed(&self, process: PeerProcess) -> IndexedNode {
+        IndexedNode { number: self.number(process), identity: process.node }
     }
 
     /// The numbers of all starts of a node.

@@ -21,6 +21,20 @@ pub struct Claim {
     pub identity: Arc<str>,
     /// Whether a group keeps a persistent session of that name.
     pub persistent: bool,
+    /// Without such a session: what it sent while there was one waits in its group's outbox.
+    pub unrouted: bool,
+}
+
+impl Claim {
+    /// Whether there is a session, and it is not that identity's.
+    #[must_use]
+    pub fn belongs_to_other(&self, identity: &str) -> bool {
+        (self.owner.is_some() || self.persistent) && *self.identity != *identity
+    }
+
+    fn is_over(&self) -> bool {
+        self.owner.is_none() && !self.persistent && !self.unrouted
+    }
 }
 
 /// The claims of this node.
@@ -42,14 +56,15 @@ impl Registry {
         self.shards[hash % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Claims a Client Identifier that nobody has and no persistent session uses. `false`: it must be contended for.
+    /// Claims a Client Identifier that nobody has and no persistent session uses, or has just used. `false`: it must be contended
+    /// for, or asked for.
     #[must_use]
     pub fn claim_if_free(&self, client_id: &Arc<str>, identity: &Arc<str>, owner: ConnectionKey) -> bool {
         let mut shard = self.shard(client_id);
         if shard.contains_key(client_id) {
             return false;
         }
-        let claim = Claim { owner: Some(owner), identity: Arc::clone(identity), persistent: false };
+        let claim = Claim { owner: Some(owner), identity: Arc::clone(identity), ..Claim::default() };
         shard.insert(Arc::clone(client_id), claim);
         true
     }
@@ -75,7 +90,7 @@ impl Registry {
             && claim.owner == Some(owner)
         {
             claim.owner = None;
-            if !claim.persistent {
+            if claim.is_over() {
                 shard.remove(client_id);
             }
         }
@@ -90,13 +105,27 @@ impl Registry {
             claim.identity = Arc::clone(identity);
         } else if let Some(claim) = shard.get_mut(client_id) {
             claim.persistent = false;
-            if claim.owner.is_none() {
+            if claim.is_over() {
                 shard.remove(client_id);
             }
         }
     }
 
-    /// Client Identifiers with a session of any kind.
+    /// What a client sent while it had a persistent session waits in an outbox, or does so no more. Until then its group says when
+    /// another kind of session may begin (P5).
+    pub fn set_unrouted(&self, client_id: &Arc<str>, unrouted: bool) {
+        let mut shard = self.shard(client_id);
+        if unrouted {
+            shard.entry(Arc::clone(client_id)).or_default().unrouted = true;
+        } else if let Some(claim) = shard.get_mut(client_id) {
+            claim.unrouted = false;
+            if claim.is_over() {
+                shard.remove(client_id);
+            }
+        }
+    }
+
+    /// Client Identifiers with a session of any kind, or with something left of one.
     #[must_use]
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).len()).sum()
@@ -139,6 +168,23 @@ mod tests {
         registry.release("a", owner);
         assert!(!registry.claim_if_free(&name("a"), &name(""), owner), "a transient CONNECT must ask the group");
         registry.set_persistent(&name("a"), &name(""), false);
+        assert!(registry.is_empty());
+    }
+
+    /// P5: a transient CONNECT may not begin beside the group's back while that still routes what the client sent before.
+    #[test]
+    fn what_a_client_sent_is_asked_for_until_it_is_routed_and_belongs_to_nobody() {
+        let registry = Registry::default();
+        let owner = ConnectionKey::new(0, 1, 1);
+        registry.set_persistent(&name("a"), &name("one"), true);
+        registry.set_unrouted(&name("a"), true);
+        registry.set_persistent(&name("a"), &name("one"), false);
+        assert!(!registry.claim_if_free(&name("a"), &name("other"), owner));
+        assert!(!registry.get("a").expect("it is known").belongs_to_other("other"), "the session is over");
+        registry.set_owner(&name("a"), &name("other"), owner);
+        registry.set_unrouted(&name("a"), false);
+        assert_eq!(registry.get("a").and_then(|claim| claim.owner), Some(owner));
+        registry.release("a", owner);
         assert!(registry.is_empty());
     }
 }

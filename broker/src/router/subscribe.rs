@@ -169,7 +169,12 @@ impl ArbiterState {
             ParsedFilter::Shared(shared) => {
                 // A member that keeps its kind keeps its place, too, and what is counted there.
                 if kind_before != Some(kind) {
-                    let member = share_member(key, &client_id, persistent.map(|persistent| persistent.group), own);
+                    let member = ShareMember {
+                        target: share_target(key),
+                        client_id_hash: name_hash(&client_id),
+                        node: self.shared.cluster.as_ref().map_or(0, |cluster| cluster.node),
+                        qos0_only: kind == InterestKind::Qos0Only,
+                    };
                     self.shared.index.join_share(shared.share_name(), shared.filter().as_str(), member);
                 }
             }
@@ -209,8 +214,7 @@ impl ArbiterState {
                 self.shared.index.unsubscribe(plain.as_str(), Target::Arbiter(self.id));
             }
             Ok(ParsedFilter::Shared(shared)) => {
-                let member = share_member(key, "", group, own);
-                self.shared.index.leave_share(shared.share_name(), shared.filter().as_str(), &member.target);
+                self.shared.index.leave_share(shared.share_name(), shared.filter().as_str(), &share_target(key));
             }
             Err(_) => {}
         }
@@ -415,12 +419,8 @@ fn refusals_text(reason_codes: &[ReasonCode]) -> Option<String> {
     (!texts.is_empty()).then(|| texts.join("; "))
 }
 
-fn share_member(key: ConnectionKey, client_id: &str, group: Option<u16>, own: OwnSubscription) -> ShareMember {
-    ShareMember {
-        target: ShareTarget::Connection { arbiter: key.arbiter(), connection: key.raw() },
-        client_id_hash: name_hash(client_id),
-        qos0_only: interest_kind(group.is_some(), own) == InterestKind::Qos0Only,
-    }
+fn share_target(key: ConnectionKey) -> ShareTarget {
+    ShareTarget::Connection { arbiter: key.arbiter(), connection: key.raw() }
 }
 
 /// What has a QoS goes to a persistent session by its group, as far as it was granted that; directly goes only QoS 0.

@@ -17,7 +17,8 @@ use crate::replicated::state::inspect::HeldSession;
 use crate::router::inspect::HeldClient;
 use crate::router::node_lanes::PeerProcess;
 use crate::subscription::{
-    InterestKind, Matched, NodeInterest, ShareMember, ShareSessions, ShareTarget, SubscriptionIndex, Target, topic_hash,
+    IndexedNode, InterestKind, Matched, NodeInterest, ShareMember, ShareSessions, ShareTarget, SubscriptionIndex,
+    Target, topic_hash,
 };
 
 /// What the cluster says of itself.
@@ -193,21 +194,22 @@ fn expected_index(process: &Process, served: &[Served], wants: &[GroupWants]) ->
     let index = SubscriptionIndex::new();
     let cluster = process.shared.cluster.as_ref();
     let here = cluster.map_or(0, |cluster| cluster.node);
-    let mut elsewhere: BTreeMap<(u16, &str), NodeInterest> = BTreeMap::new();
+    let mut elsewhere: BTreeMap<(u16, &str), (IndexedNode, NodeInterest)> = BTreeMap::new();
     for Served { node, incarnation, client } in served {
         for (filter, own) in &client.subscriptions {
             let of_group = client.persistent && own.options.qos != QoS::AtMostOnce;
             if *node == here {
                 enter_here(&index, filter, client.connection, of_group);
             } else if let Some(cluster) = cluster {
-                let number = cluster.nodes.number(PeerProcess { node: *node, incarnation: *incarnation });
+                let indexed = cluster.nodes.indexed(PeerProcess { node: *node, incarnation: *incarnation });
                 let kind = if of_group { InterestKind::Qos0Only } else { InterestKind::Any };
-                elsewhere.entry((number, filter)).or_default().change(kind, true);
+                let told = elsewhere.entry((indexed.number, filter)).or_insert((indexed, NodeInterest::default()));
+                told.1.change(kind, true);
             }
         }
     }
-    for ((number, filter), interest) in elsewhere {
-        index.set_node(filter, number, 0, interest.to_value());
+    for ((_, filter), (indexed, interest)) in elsewhere {
+        index.set_node(filter, indexed, 0, interest.to_value());
     }
     for GroupWants { group, filter, sessions, online } in wants {
         let share = shared_parts(filter);
@@ -220,7 +222,7 @@ fn expected_index(process: &Process, served: &[Served], wants: &[GroupWants]) ->
             (None, None) => (0..*sessions).for_each(|_| index.subscribe(filter, Target::Group(*group))),
             (None, Some((name, filter))) => {
                 let target = ShareTarget::Session { group: *group };
-                let member = ShareMember { target, client_id_hash: u64::from(*group), qos0_only: false };
+                let member = ShareMember { target, client_id_hash: u64::from(*group), node: 0, qos0_only: false };
                 (0..*sessions).for_each(|_| index.join_share(name, filter, member));
             }
         }
@@ -233,7 +235,7 @@ fn enter_here(index: &SubscriptionIndex, filter: &str, connection: ConnectionKey
         None => index.subscribe(filter, Target::Arbiter(connection.arbiter())),
         Some((name, filter)) => {
             let target = ShareTarget::Connection { arbiter: connection.arbiter(), connection: connection.raw() };
-            index.join_share(name, filter, ShareMember { target, client_id_hash: 0, qos0_only: of_group });
+            index.join_share(name, filter, ShareMember { target, client_id_hash: 0, node: 0, qos0_only: of_group });
         }
     }
 }

@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 
 use super::interest::{NodeInterest, ShareSessions};
 use super::shard::{Change, Shard};
-use super::share::{ShareGroup, ShareMember, ShareTarget, Told};
+use super::share::{IndexedNode, ShareGroup, ShareMember, ShareTarget, Told};
 use super::trie::{FilterValue, WildcardTrie};
 use super::{Place, SHARDS, first_level_shard, shard_of, topic_hash};
 
@@ -570,14 +570,14 @@ impl SubscriptionIndex {
 
     /// What another node says that its clients want of a filter, or of `$share/NAME/FILTER`, changes from one
     /// [`NodeInterest::to_value`] to another. `old` is what this was called with last, or 0.
-    pub fn set_node(&self, filter: &str, node: u16, old: u32, new: u32) {
+    pub fn set_node(&self, filter: &str, node: IndexedNode, old: u32, new: u32) {
         let (old, new) = (NodeInterest::from_value(old), NodeInterest::from_value(new));
         match ParsedFilter::parse(filter) {
             Ok(ParsedFilter::Plain(plain)) => {
                 let target = |interest: NodeInterest| match interest {
                     NodeInterest { any: 0, qos0_only: 0 } => None,
-                    NodeInterest { any: 0, .. } => Some(Target::NodeQos0(node)),
-                    _ => Some(Target::Node(node)),
+                    NodeInterest { any: 0, .. } => Some(Target::NodeQos0(node.number)),
+                    _ => Some(Target::Node(node.number)),
                 };
                 self.move_target(plain.as_str(), target(old), target(new));
             }

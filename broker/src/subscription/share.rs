@@ -103,6 +103,8 @@ pub struct ShareMember {
     pub target: ShareTarget,
     /// By which the hashing strategies tell members apart, so that one that reconnects gets the same part again.
     pub client_id_hash: u64,
+    /// The identity of this node, by which the hashing strategies know its connections together; 0 where there is no other.
+    pub node: u64,
     /// It is picked for QoS 0 only: what has a QoS goes to it by its group.
     pub qos0_only: bool,
 }
@@ -110,8 +112,17 @@ pub struct ShareMember {
 /// What is told of the members that a node, or a group, has of a shared subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Told {
-    Node(u16, NodeInterest),
+    Node(IndexedNode, NodeInterest),
     Group(u16, ShareSessions),
+}
+
+/// Another node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IndexedNode {
+    /// By which this process knows this start of it.
+    pub number: u16,
+    /// By which everybody knows it, whenever it was started.
+    pub identity: u64,
 }
 
 impl Told {
@@ -152,7 +163,7 @@ struct Sessions {
 /// The members of another node.
 #[derive(Debug)]
 struct OfNode {
-    node: u16,
+    node: IndexedNode,
     interest: NodeInterest,
     /// Messages handed to it that are not settled there.
     handed: AtomicU32,
@@ -164,7 +175,7 @@ impl OfNode {
     }
 
     fn target(&self) -> ShareTarget {
-        ShareTarget::Node { node: self.node }
+        ShareTarget::Node { node: self.node.number }
     }
 }
 
@@ -185,6 +196,8 @@ struct Members {
     connections: Vec<Connection>,
     /// How many of them are for any QoS.
     any_qos: usize,
+    /// The identity of this node, once there are connections.
+    here: u64,
     positions: HashMap<u64, u32, RandomState>,
     /// Few: at most as many as there are groups.
     sessions: Vec<Sessions>,
@@ -259,7 +272,7 @@ impl Members {
         }
     }
 
-    fn weigh_node(&mut self, node: u16, told: NodeInterest) {
+    fn weigh_node(&mut self, node: IndexedNode, told: NodeInterest) {
         match self.nodes.iter_mut().find(|of_node| of_node.node == node) {
             Some(of_node) => of_node.interest = told,
             None => self.nodes.push(OfNode { node, interest: told, handed: AtomicU32::new(0) }),
@@ -450,6 +463,7 @@ impl ShareGroup {
                 let in_flight = AtomicU32::new(0);
                 let client_id_hash = member.client_id_hash;
                 let joined = Connection { arbiter, connection, client_id_hash, in_flight };
+                members.here = member.node;
                 members.join_connection(joined, member.qos0_only)
             }
             ShareTarget::Session { group } => {
@@ -530,7 +544,7 @@ impl ShareGroup {
 
     fn with_node(&self, node: u16, act: impl FnOnce(&AtomicU32)) {
         self.with(|members| {
-            if let Some(of_node) = members.nodes.iter().find(|of_node| of_node.node == node) {
+            if let Some(of_node) = members.nodes.iter().find(|of_node| of_node.node.number == node) {
                 act(&of_node.handed);
             }
         });
@@ -639,7 +653,8 @@ impl<'a> Candidates<'a> {
     }
 
     fn of_node(&self, of_node: &OfNode) -> u32 {
-        if self.passed_over == Some(of_node.node) || (self.is_dead)(of_node.node) { 0 } else { (self.nodes)(of_node) }
+        let number = of_node.node.number;
+        if self.passed_over == Some(number) || (self.is_dead)(number) { 0 } else { (self.nodes)(of_node) }
     }
 
     /// The one at `ticket`, counted round and round.
@@ -677,7 +692,7 @@ impl<'a> Candidates<'a> {
             return Some(ShareTarget::Session { group });
         }
         if key >= NODE_KEY {
-            let is_it = |of_node: &&OfNode| of_node.node == key as u16 && self.of_node(of_node) > 0;
+            let is_it = |of_node: &&OfNode| of_node.node.number == key as u16 && self.of_node(of_node) > 0;
             return self.members.nodes.iter().find(is_it).map(OfNode::target);
         }
         let position = *self.members.positions.get(&key)? as usize;
@@ -691,24 +706,27 @@ impl<'a> Candidates<'a> {
         connections.filter(move |&(at, _)| Some(at) != excluded).map(|(_, connection)| connection)
     }
 
-    /// Rendezvous hashing: the highest draw wins, and each member draws by its own hash and the key's. A group draws
-    /// once for all its sessions, and a node for all its members, as high as the best of so many would be.
+    /// Rendezvous hashing: the highest draw wins. A group draws once for all its sessions, and a node, this one too, for all its
+    /// members, as high as the best of so many would be; then the connections of that node draw, each by its own hash and the
+    /// key's. So every node leads a key to the same member, though each knows no more of the others than how many they have.
     fn closest_to(&self, key: u64) -> Option<ShareTarget> {
-        let direct = self
-            .direct()
-            .map(|connection| (mix(connection.client_id_hash, key), connection.target()))
-            .max_by_key(|&(draw, _)| draw)
-            .map(|(draw, target)| (unit(draw), target));
-        let sessions = self.members.sessions.iter();
-        let sessions =
-            sessions.map(|sessions| ((self.sessions)(sessions), ShareTarget::Session { group: sessions.group }));
-        let nodes = self.members.nodes.iter().map(|of_node| (self.of_node(of_node), of_node.target()));
-        let together = sessions.chain(nodes).filter(|&(weight, _)| weight > 0).map(|(weight, target)| {
-            let draw = unit(mix(key_of(&target), key)).powf(f64::from(weight).recip());
-            (draw, target)
+        let here = [(self.here() as u32, self.members.here, None)].into_iter();
+        let sessions = self.members.sessions.iter().map(|sessions| {
+            let target = ShareTarget::Session { group: sessions.group };
+            ((self.sessions)(sessions), key_of(&target), Some(target))
         });
-        let best = direct.into_iter().chain(together).max_by(|(a, _), (b, _)| a.total_cmp(b));
-        best.map(|(_, target)| target)
+        let nodes = self.members.nodes.iter();
+        let nodes = nodes.map(|of_node| (self.of_node(of_node), of_node.node.identity, Some(of_node.target())));
+        let draws =
+            here.chain(sessions).chain(nodes).filter(|&(weight, ..)| weight > 0).map(|(weight, who, target)| {
+                let draw = unit(mix(who, key)).powf(f64::from(weight).recip());
+                (draw, target)
+            });
+        let (_, best) = draws.max_by(|(a, _), (b, _)| a.total_cmp(b))?;
+        best.or_else(|| {
+            let closest = self.direct().max_by_key(|connection| mix(connection.client_id_hash, key));
+            closest.map(Connection::target)
+        })
     }
 
     /// The least loaded; of several, the one whose turn it is. A group is as loaded as the least of its sessions, a node as

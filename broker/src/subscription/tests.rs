@@ -1,6 +1,6 @@
 //! Both tables against a list and the words of the standard.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZeroU32;
 
 use kentongan_proto::mqtt::QoS;
@@ -63,8 +63,13 @@ fn member(connection: u64) -> ShareMember {
     ShareMember {
         target: ShareTarget::Connection { arbiter: (connection % 4) as u16, connection },
         client_id_hash: topic_hash(&connection.to_string()),
+        node: 0,
         qos0_only: false,
     }
+}
+
+fn indexed(number: u16) -> IndexedNode {
+    IndexedNode { number, identity: u64::from(number) + 100 }
 }
 
 /// Levels of which few differ, empty ones and `$` ones among them, so that filters and topics meet.
@@ -299,7 +304,7 @@ proptest! {
         index.subscribe("a/b", Target::Arbiter(1));
         let mut values: BTreeMap<(usize, u16, bool), u32> = BTreeMap::new();
         let say = |key: (usize, u16, bool), old, new| match key {
-            (filter, who, true) => index.set_node(FILTERS[filter], who, old, new),
+            (filter, who, true) => index.set_node(FILTERS[filter], indexed(who), old, new),
             (filter, who, false) => index.set_group(FILTERS[filter], who, old, new),
         };
         for (filter, who, node, value) in steps {
@@ -355,16 +360,16 @@ fn counts_that_do_not_fit_are_told_as_the_most_that_do() {
 fn a_node_with_more_subscriptions_outdates_nothing() {
     let index = SubscriptionIndex::new();
     let value = |any, qos0_only| NodeInterest { any, qos0_only }.to_value();
-    index.set_node("a/b", 1, 0, value(0, 1));
+    index.set_node("a/b", indexed(1), 0, value(0, 1));
     let found = matched(&index, "a/b");
-    index.set_node("a/b", 1, value(0, 1), value(0, 9));
+    index.set_node("a/b", indexed(1), value(0, 1), value(0, 9));
     assert!(index.is_current(&found));
-    index.set_node("a/b", 1, value(0, 9), value(1, 9));
+    index.set_node("a/b", indexed(1), value(0, 9), value(1, 9));
     assert!(!index.is_current(&found));
     let found = matched(&index, "a/b");
-    index.set_node("a/b", 1, value(1, 9), value(5, 0));
+    index.set_node("a/b", indexed(1), value(1, 9), value(5, 0));
     assert!(index.is_current(&found));
-    index.set_node("a/b", 1, value(5, 0), 0);
+    index.set_node("a/b", indexed(1), value(5, 0), 0);
     assert!(matched(&index, "a/b").is_empty() && index.filters() == 0);
 }
 
@@ -691,7 +696,8 @@ fn a_share_lives_as_long_as_it_has_members() {
 #[test]
 fn sessions_are_picked_by_their_group() {
     let index = SubscriptionIndex::new();
-    let session = ShareMember { target: ShareTarget::Session { group: 5 }, client_id_hash: 0, qos0_only: false };
+    let session =
+        ShareMember { target: ShareTarget::Session { group: 5 }, client_id_hash: 0, node: 0, qos0_only: false };
     index.join_share("g", "a", member(1));
     for _ in 0..3 {
         index.join_share("g", "a", session);
@@ -720,7 +726,7 @@ fn sessions_are_picked_by_their_group() {
 fn with_nodes(members: &[(u16, NodeInterest)]) -> (SubscriptionIndex, std::sync::Arc<ShareGroup>) {
     let index = SubscriptionIndex::new();
     for &(node, interest) in members {
-        index.set_node("$share/g/a", node, 0, interest.to_value());
+        index.set_node("$share/g/a", indexed(node), 0, interest.to_value());
     }
     let share = index.share("g", "a").expect("it has members");
     (index, share)
@@ -837,6 +843,58 @@ fn nodes_are_picked_by_what_they_were_handed() {
     assert_eq!(pick(), Some(ShareTarget::Session { group: 3 }));
 }
 
+/// Whoever picks, on whichever node: the same key goes to the same member, though nodes know each other by numbers of their own, and of
+/// the members elsewhere only how many there are.
+#[test]
+fn all_nodes_lead_a_key_to_the_same_member() {
+    struct Node {
+        identity: u64,
+        _index: SubscriptionIndex,
+        share: std::sync::Arc<ShareGroup>,
+        /// By their numbers, from the first on.
+        others: [u64; 2],
+        first_number: u16,
+    }
+    let node = |identity: u64, connections: &[u64], others: [(u64, u32); 2], first_number: u16| {
+        let index = SubscriptionIndex::new();
+        for &connection in connections {
+            index.join_share("g", "a", ShareMember { node: identity, ..member(connection) });
+        }
+        for (number, (identity, any)) in (first_number..).zip(others) {
+            let value = NodeInterest { any, qos0_only: 0 }.to_value();
+            index.set_node("$share/g/a", IndexedNode { number, identity }, 0, value);
+        }
+        index.set_group("$share/g/a", 3, 0, ShareSessions { members: 5, online: 2 }.to_value());
+        let share = index.share("g", "a").expect("it has members");
+        Node { identity, _index: index, share, others: others.map(|(identity, _)| identity), first_number }
+    };
+    let (one, two, three) = (71, 72, 73);
+    let nodes = [
+        node(one, &[1, 2, 3], [(two, 2), (three, 1)], 0),
+        node(two, &[4, 5], [(three, 1), (one, 3)], 40),
+        node(three, &[6], [(one, 3), (two, 2)], 7),
+    ];
+    let receiver = |node: &Node, key| {
+        let picked = node.share.pick(PickStrategy::HashTopic, 0, key, PassedOver::Nobody, false);
+        let Some(ShareTarget::Node { node: number }) = picked else {
+            return picked;
+        };
+        let there = node.others[usize::from(number - node.first_number)];
+        let there = nodes.iter().find(|node| node.identity == there)?;
+        there.share.pick_here(PickStrategy::HashTopic, 0, key, PassedOver::Nobody, false)
+    };
+    let mut picked: HashMap<Option<ShareTarget>, u32> = HashMap::new();
+    for key in (0..1000).map(mix_topic) {
+        let receivers: HashSet<_> = nodes.iter().map(|node| receiver(node, key)).collect();
+        assert_eq!(receivers.len(), 1, "{key}: {receivers:?}");
+        receivers.into_iter().for_each(|receiver| *picked.entry(receiver).or_default() += 1);
+    }
+    assert_eq!(picked.len(), 7, "six connections and a group");
+    let of_group = picked.remove(&Some(ShareTarget::Session { group: 3 }));
+    assert!(of_group.is_some_and(|count| (190..310).contains(&count)), "two of eight: {of_group:?}");
+    assert!(picked.values().all(|count| (75..175).contains(count)), "one of eight each: {picked:?}");
+}
+
 /// Whoever leaves moves only what it had; the same key goes to the same member.
 #[test]
 fn hashing_strategies_keep_to_a_member() {
@@ -910,7 +968,7 @@ fn groups_are_picked_by_the_load_of_their_sessions() {
     index.join_share("g", "a", member(1));
     for group in [3, 4, 4] {
         let target = ShareTarget::Session { group };
-        index.join_share("g", "a", ShareMember { target, client_id_hash: 0, qos0_only: false });
+        index.join_share("g", "a", ShareMember { target, client_id_hash: 0, node: 0, qos0_only: false });
     }
     let share = index.share("g", "a").expect("it has members");
     let pick = || share.pick(PickStrategy::LeastInflight, 0, 0, PassedOver::Nobody, false);

@@ -7,7 +7,7 @@ use kentongan_proto::mqtt::ReasonCode;
 
 use super::{
     GroupState, Timer, close_effect, disown, opened, own, queue_caps, same_incarnation, session_effect,
-    transient_opened,
+    transient_opened, unrouted_effect,
 };
 use crate::plants::{Plant, is_planted};
 use crate::replicated::command;
@@ -17,6 +17,9 @@ use crate::replicated::session::{PersistentSession, Waiting};
 use crate::replicated::store::Key;
 use crate::session::handshake::NEVER_EXPIRES;
 use crate::session::outbound::{Outbound, OutboundLimits, QueueCaps};
+
+/// How long a claim waits for what its client sent before: as long as one waits for a group that answers nothing.
+const HELD_BACK_MS_MAX: u64 = 4000;
 
 impl GroupState {
     pub(super) fn connect(&mut self, connect: command::Connect, effects: &mut Vec<Effect>) {
@@ -33,6 +36,13 @@ impl GroupState {
         if self.sessions.get(&client_id).is_some_and(|session| *session.identity != *connect.identity) {
             effects.push(Effect::Refused { owner, reason: ReasonCode::NotAuthorized });
             return;
+        }
+        if self.is_held_back(&client_id) {
+            let waiting = self.sessions.get(&client_id).and_then(|session| session.waiting.as_ref());
+            if waiting.is_some_and(|waiting| waiting.connect.owner == Some(owner)) {
+                return; // Proposed again; it waits for the same.
+            }
+            self.refuse_held_back(&client_id, ReasonCode::SessionTakenOver, effects);
         }
         self.last_epoch += 1;
         let epoch = self.last_epoch;
@@ -180,6 +190,9 @@ impl GroupState {
         }
         let session_present = self.sessions.contains_key(client_id);
         let transient = !session_present && connect.session_expiry_seconds == 0;
+        if transient && self.unrouted.contains_key(client_id) {
+            return self.hold_back(client_id, epoch, connect, effects);
+        }
         if transient && !connect.keep_transient {
             effects.push(Effect::Opened(transient_opened(owner, client_id, epoch)));
             return;
@@ -188,6 +201,57 @@ impl GroupState {
             self.begin_session(client_id, &connect, transient, effects);
         }
         self.attach(client_id, owner, epoch, session_present, connect, effects);
+    }
+
+    /// P5: what a transient session sends goes by no outbox, and would overtake what the client had sent before. So its claim
+    /// waits until that is routed, which takes a moment as a rule. The entry of the session stands for the claim meanwhile.
+    fn hold_back(&mut self, client_id: &Arc<str>, epoch: u64, connect: command::Connect, effects: &mut Vec<Effect>) {
+        self.begin_session(client_id, &connect, true, effects);
+        // An only node has nobody else to send its client to: there it waits as long as the client does.
+        let due = connect.keep_transient.then(|| self.latest_ms() + HELD_BACK_MS_MAX);
+        let Some(session) = self.sessions.get_mut(client_id) else {
+            return;
+        };
+        own(&mut self.owned, connect.owner, client_id);
+        session.epoch = epoch;
+        session.expires_at_ms = due;
+        session.waiting = Some(Box::new(Waiting { connect, owner_epoch: epoch }));
+        self.timers.extend(due.map(|due| (due, Timer::SessionExpiry(Arc::clone(client_id)))));
+    }
+
+    /// Whether a claim waits until what its client sent before is routed. Nobody owns the session then: it has yet to begin.
+    pub(super) fn is_held_back(&self, client_id: &str) -> bool {
+        let session = self.sessions.get(client_id);
+        session.is_some_and(|session| session.transient && session.owner.is_none() && session.waiting.is_some())
+    }
+
+    /// What the claim waited for is done.
+    pub(super) fn open_held_back(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
+        if let Some((connect, epoch)) = self.take_held_back(client_id, effects)
+            && let Some(owner) = connect.owner
+        {
+            self.open(client_id, owner, epoch, connect, effects);
+        }
+    }
+
+    /// The claim waits no more, and is not granted: its will is that of no connection.
+    fn refuse_held_back(&mut self, client_id: &Arc<str>, reason: ReasonCode, effects: &mut Vec<Effect>) {
+        if let Some((connect, _)) = self.take_held_back(client_id, effects)
+            && let Some(owner) = connect.owner
+        {
+            effects.push(Effect::Refused { owner, reason });
+        }
+    }
+
+    fn take_held_back(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) -> Option<(command::Connect, u64)> {
+        if !self.is_held_back(client_id) {
+            return None;
+        }
+        let session = self.sessions.get_mut(client_id)?;
+        let (waiting, epoch) = (session.waiting.take()?, session.epoch);
+        disown(&mut self.owned, waiting.connect.owner, client_id);
+        self.end_session(client_id, effects);
+        Some((waiting.connect, epoch))
     }
 
     pub(super) fn begin_session(
@@ -226,6 +290,9 @@ impl GroupState {
         if !transient {
             self.persistent += 1;
             effects.push(session_effect(&session, true));
+            if self.unrouted.contains_key(client_id) {
+                effects.push(unrouted_effect(client_id, false));
+            }
         }
         self.names.insert(session.number, Arc::clone(client_id));
         self.dirty.created(Key::Session(session.number));
@@ -348,11 +415,19 @@ impl GroupState {
         };
         let (expires, will) = (session.expires_at_ms, session.will_due_ms);
         if expires.is_some_and(|due| due <= clock) {
-            effects.push(Effect::SessionExpired);
-            self.end_session(client_id, effects);
+            self.expire(client_id, effects);
         } else if will.is_some_and(|due| due <= clock) {
             self.fire_will(client_id, effects);
         }
+    }
+
+    /// The time of a session is over, or that of a claim that is held back.
+    pub(super) fn expire(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
+        if self.is_held_back(client_id) {
+            return self.refuse_held_back(client_id, ReasonCode::ServerUnavailable, effects);
+        }
+        effects.push(Effect::SessionExpired);
+        self.end_session(client_id, effects);
     }
 
     /// Whether an incarnation of a node is over, as far as this group knows.
@@ -429,6 +504,9 @@ impl GroupState {
         self.dirty.deleted(Key::Session(session.number));
         if !session.transient {
             self.persistent -= 1;
+            if self.unrouted.contains_key(client_id) {
+                effects.push(unrouted_effect(client_id, true));
+            }
             effects.push(session_effect(&session, false));
         }
     }
@@ -504,6 +582,9 @@ impl GroupState {
         let owner = session.owner;
         let is_dead = |owner: Option<Owner>| owner.is_some_and(|owner| self.is_fenced(owner.node, owner.incarnation));
         let (owner_is_dead, next_is_dead) = (is_dead(owner), is_dead(next));
+        if next_is_dead && self.is_held_back(client_id) {
+            return self.refuse_held_back(client_id, ReasonCode::ServerUnavailable, effects);
+        }
         if next_is_dead && let Some(owner_epoch) = self.refuse_waiting(client_id, effects) {
             // What the present owner says counts again until it has let go.
             if let Some(session) = self.sessions.get_mut(client_id) {

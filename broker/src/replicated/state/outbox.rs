@@ -14,7 +14,7 @@ use std::sync::Arc;
 use kentongan_proto::mqtt::ReasonCode;
 use kentongan_proto::mqtt::codec::AckKind;
 
-use super::{GroupState, HeldPubRec, OutboxEntry, PickTarget, Timer, packet_id};
+use super::{GroupState, HeldPubRec, OutboxEntry, PickTarget, Timer, packet_id, unrouted_effect};
 use crate::message::Message;
 use crate::replicated::command;
 use crate::replicated::effect::{Drop, Effect};
@@ -49,7 +49,7 @@ impl GroupState {
             let refused = match receive.delay_ms {
                 Some(delay_ms) => self.delay(message, delay_ms.saturating_sub(clock_ms), effects),
                 None => {
-                    self.post(message, None, None, effects);
+                    self.post_entry(OutboxEntry { received: true, ..OutboxEntry::new(message, None, None) }, effects);
                     if retain {
                         self.hold_pubrec(held);
                     }
@@ -118,6 +118,9 @@ impl GroupState {
         if let Some(at) = entry.settled_at() {
             self.picked_at.entry(at).or_default().insert(position);
         }
+        if entry.received {
+            *self.unrouted.entry(Arc::clone(&entry.message.publisher)).or_default() += 1;
+        }
         self.outbox.insert(position, entry);
         self.dirty.created(Key::Outbox(position));
     }
@@ -139,10 +142,31 @@ impl GroupState {
 
     /// It is wherever it has to be, and whoever waits for that may know.
     fn remove_routed(&mut self, position: u64, effects: &mut Vec<Effect>) {
-        let entry = self.remove_entry(position);
-        if let Some(held) = entry.and_then(|entry| entry.awaited_by) {
+        let Some(entry) = self.remove_entry(position) else {
+            return;
+        };
+        if let Some(held) = entry.awaited_by {
             self.release_pubrec(held, effects);
         }
+        if entry.received {
+            self.one_less_unrouted(&entry.message.publisher, effects);
+        }
+    }
+
+    /// A message of the client is routed: with the last of them, a claim of it that waits for that is granted.
+    fn one_less_unrouted(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
+        let Some(left) = self.unrouted.get_mut(client_id) else {
+            return;
+        };
+        *left -= 1;
+        if *left > 0 {
+            return;
+        }
+        self.unrouted.remove(client_id);
+        if self.sessions.get(client_id).is_none_or(|session| session.transient) {
+            effects.push(unrouted_effect(client_id, false));
+        }
+        self.open_held_back(client_id, effects);
     }
 
     pub(super) fn routed(&mut self, routed: &command::Routed, effects: &mut Vec<Effect>) {

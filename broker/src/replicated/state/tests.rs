@@ -432,7 +432,7 @@ fn a_qos_2_message_is_taken_once() {
 fn a_qos_2_message_to_be_retained_is_acknowledged_when_it_is_routed() {
     let mut script = Script::new();
     let first = script.connect(true, 100);
-    let retained = MessageRecord { retain: true, ..record(5, "x") };
+    let retained = MessageRecord { retain: true, publisher: "c".to_owned(), ..record(5, "x") };
     let receive = |epoch| {
         let (client_id, message) = ("c".to_owned(), Some(retained.clone()));
         Command::Receive(Receive { client_id, epoch, packet_id: 9, message, delay_ms: None })
@@ -468,7 +468,7 @@ fn a_held_pubrec_is_for_its_own_session_only() {
     for clean_start in [false, true] {
         let mut script = Script::new();
         let epoch = script.connect(true, 100).epoch;
-        let message = Some(MessageRecord { retain: true, ..record(5, "x") });
+        let message = Some(MessageRecord { retain: true, publisher: "c".to_owned(), ..record(5, "x") });
         let client_id = "c".to_owned();
         script.apply(Command::Receive(Receive { client_id, epoch, packet_id: 9, message, delay_ms: None }));
         script.disconnect(epoch, false);
@@ -478,6 +478,110 @@ fn a_held_pubrec_is_for_its_own_session_only() {
         let routed = Command::Routed(command::Routed { positions: vec![1] });
         assert_eq!(script.apply(routed), [], "clean start: {clean_start}");
     }
+}
+
+fn transient_opened(owner: Owner, epoch: u64) -> Effect {
+    Effect::Opened(super::transient_opened(owner, &Arc::from("c"), epoch))
+}
+
+fn unrouted(exists: bool) -> Effect {
+    super::unrouted_effect(&Arc::from("c"), exists)
+}
+
+/// One with a QoS 2 message at position 1 of the outbox, whose session has ended.
+fn with_unrouted_message() -> Script {
+    let mut script = Script::new();
+    let epoch = script.connect(true, 100).epoch;
+    let message = Some(MessageRecord { publisher: "c".to_owned(), qos: 2, ..record(5, "x") });
+    let client_id = "c".to_owned();
+    script.apply(Command::Receive(Receive { client_id, epoch, packet_id: 9, message, delay_ms: None }));
+    let (client_id, publish_will) = ("c".to_owned(), false);
+    let ends = Disconnect { client_id, epoch, publish_will, session_expiry_seconds: Some(0) };
+    let effects = script.apply(Command::Disconnect(ends));
+    assert_eq!(effects, [unrouted(true), session(false)], "another kind of session may not begin unasked");
+    script
+}
+
+fn routed() -> Command {
+    Command::Routed(command::Routed { positions: vec![1] })
+}
+
+/// P5: what a transient session sends goes by no outbox, and would overtake what the client had sent before (found by simulation,
+/// seed 1420).
+#[test]
+fn a_transient_session_begins_when_what_its_client_sent_before_is_routed() {
+    for keep_transient in [true, false] {
+        let mut script = with_unrouted_message();
+        let owner = owner(1, 7);
+        let transient = Connect { session_expiry_seconds: 0, keep_transient, will: will(0), ..claim(owner, "c") };
+        assert_eq!(script.apply(Command::Connect(transient.clone())), []);
+        assert_eq!(script.apply(Command::Connect(transient.clone())), [], "proposed again, it waits for the same");
+        script.restart();
+        let mut effects = Vec::new();
+        script.state.lead(&mut effects);
+        assert_eq!(effects, [unrouted(true), Effect::Route { position: 1 }], "a new leader grants nothing either");
+        effects.clear();
+        assert_eq!(script.state.claim_again("c", owner, &mut effects), None);
+        script.state.close_unknown((1, 1), |_| true, &mut effects);
+        assert_eq!(effects, [], "nor does it answer whoever waits, and nobody has anything to let go of");
+        assert_eq!(script.apply(routed()), [unrouted(false), transient_opened(owner, 2)]);
+        assert_eq!(script.state.sessions(), usize::from(keep_transient));
+        assert_eq!(script.tick(60_000), [], "who is connected does not expire");
+    }
+}
+
+/// Nobody knows when the others will have it: the client may try again, or elsewhere.
+#[test]
+fn a_transient_session_is_refused_if_what_its_client_sent_before_is_not_routed_in_time() {
+    let mut script = with_unrouted_message();
+    let owner = owner(1, 7);
+    let transient = Connect { session_expiry_seconds: 0, keep_transient: true, will: will(0), ..claim(owner, "c") };
+    script.apply(Command::Connect(transient));
+    assert_eq!(script.tick(4000), [], "its clock may have lagged when the claim came");
+    script.restart();
+    let refused = Effect::Refused { owner, reason: ReasonCode::ServerUnavailable };
+    assert_eq!(script.tick(500), [refused], "no session, so no will");
+    assert_eq!(script.state.sessions(), 0);
+    assert_eq!(script.apply(routed()), [unrouted(false)]);
+}
+
+#[test]
+fn a_claim_that_is_held_back_gives_way_to_the_next_one_or_to_a_fence() {
+    let mut script = with_unrouted_message();
+    let (first, second, third) = (owner(1, 7), owner(2, 8), owner(3, 9));
+    let transient = |owner| {
+        let with = Connect { session_expiry_seconds: 0, keep_transient: true, will: will(0), ..claim(owner, "c") };
+        Command::Connect(with)
+    };
+    let refused = |owner, reason| Effect::Refused { owner, reason };
+    script.apply(transient(first));
+    assert_eq!(script.apply(transient(second)), [refused(first, ReasonCode::SessionTakenOver)]);
+    let fence = Command::Fence(Fence { below: 2, sessions_max: 10, node: 2 });
+    let fenced = Effect::Fenced { node: 2, below: 2, more: false };
+    assert_eq!(script.apply(fence), [refused(second, ReasonCode::ServerUnavailable), fenced]);
+    script.apply(transient(first));
+    let effects = script.apply(Command::Connect(claim(third, "c")));
+    let goes_on =
+        [refused(first, ReasonCode::SessionTakenOver), session(true), unrouted(false), opened(third, 5, false)];
+    assert_eq!(effects, goes_on, "what a persistent session sends goes by the same outbox");
+    assert_eq!(script.apply(routed()), []);
+}
+
+/// What a client sends in its order is not all that waits in the outbox for it.
+#[test]
+fn a_will_or_a_delayed_message_holds_no_claim_back() {
+    let mut script = Script::new();
+    let (opened, _) = script.connect_with_will(true, 100, will(0));
+    let message = Some(MessageRecord { publisher: "c".to_owned(), qos: 2, ..record(5, "x") });
+    let (client_id, epoch, delay_ms) = ("c".to_owned(), opened.epoch, Some(1000));
+    script.apply(Command::Receive(Receive { client_id, epoch, packet_id: 9, message, delay_ms }));
+    assert_eq!(routes(&script.disconnect(epoch, true)), 1);
+    let owner = owner(1, 7);
+    let (clean_start, session_expiry_seconds, keep_transient) = (true, 0, true);
+    let transient = Connect { clean_start, session_expiry_seconds, keep_transient, ..claim(owner, "c") };
+    let effects = script.apply(Command::Connect(transient));
+    assert_eq!(effects, [session(false), transient_opened(owner, 2)]);
+    assert_eq!(routes(&script.tick(1500)), 1, "the delayed one");
 }
 
 /// [MQTT-3.3.1-9, MQTT-3.3.1-10]: what the first SUBSCRIBE was owed comes although it was replaced, for the second counts on

@@ -32,10 +32,7 @@ impl GroupState {
             self.timers.pop_first();
             match timer {
                 Timer::Will(client_id) => self.fire_will(&client_id, effects),
-                Timer::SessionExpiry(client_id) => {
-                    effects.push(Effect::SessionExpired);
-                    self.end_session(&client_id, effects);
-                }
+                Timer::SessionExpiry(client_id) => self.expire(&client_id, effects),
                 Timer::Outbox(position) => self.outbox_due(position, effects),
                 Timer::Retained(topic) => {
                     self.retained_dues.remove(&topic);

@@ -42,7 +42,7 @@ use crate::session::acknowledgements::Acknowledgements;
 use crate::session::alias::{InboundAliases, OutboundAliases};
 use crate::session::inbound::Inbound;
 use crate::session::outbound::{DropPolicy, Outbound, OutboundLimits, Stage};
-use crate::subscription::NodeInterest;
+use crate::subscription::{IndexedNode, NodeInterest};
 
 const SHARE: &str = "$share/g/t";
 const ARBITERS: u16 = 2;
@@ -113,10 +113,15 @@ impl Node {
         Self { id, arbiters: arbiters.collect(), metrics, shared, interest: BTreeMap::new() }
     }
 
+    /// How its index knows another one.
+    fn indexed(&self, of: u64) -> IndexedNode {
+        let cluster = self.shared.cluster.as_ref().expect("one of several");
+        cluster.nodes.indexed(PeerProcess { node: of, incarnation: incarnation(of) })
+    }
+
     /// The number by which it knows another one.
     fn number(&self, of: u64) -> u16 {
-        let cluster = self.shared.cluster.as_ref().expect("one of several");
-        cluster.nodes.number(PeerProcess { node: of, incarnation: incarnation(of) })
+        self.indexed(of).number
     }
 
     /// What it keeps of what others have, which is what its metrics say.
@@ -241,7 +246,7 @@ impl Cluster {
             let id = node.id;
             for other in self.nodes.iter().filter(|other| other.id != id) {
                 for (filter, old, new) in &changes {
-                    other.shared.index.set_node(filter, other.number(id), *old, *new);
+                    other.shared.index.set_node(filter, other.indexed(id), *old, *new);
                 }
             }
         }
@@ -326,7 +331,7 @@ impl Cluster {
         self.lost.insert(id);
         for other in self.nodes.iter().filter(|other| other.id != id) {
             for (filter, interest) in &self.nodes[node].interest {
-                other.shared.index.set_node(filter, other.number(id), interest.to_value(), 0);
+                other.shared.index.set_node(filter, other.indexed(id), interest.to_value(), 0);
             }
             for inbox in &other.shared.inboxes {
                 inbox.push(Event::NodeLost { node: other.number(id) }, 0);
@@ -889,9 +894,8 @@ fn a_member_that_is_gone_before_its_message_comes_is_passed_over() {
 fn a_message_is_not_handed_round_for_ever() {
     let mut cluster = round_robin();
     for (node, of) in [(0, 2), (0, 3)] {
-        let number = cluster.nodes[node].number(of);
         let value = NodeInterest { any: 1, qos0_only: 0 }.to_value();
-        cluster.nodes[node].shared.index.set_node(SHARE, number, 0, value);
+        cluster.nodes[node].shared.index.set_node(SHARE, cluster.nodes[node].indexed(of), 0, value);
     }
     cluster.publish_at(0, QoS::AtLeastOnce);
     cluster.run();
