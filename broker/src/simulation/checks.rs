@@ -8,6 +8,7 @@ use bytes::Bytes;
 use kentongan_cluster::{Configuration, GroupId, NodeId, StateMachine, Write};
 
 use crate::drops;
+use crate::ending::Ending;
 use crate::groups::machine::Machine;
 use crate::peers::status::NodeStatus;
 use crate::replicated::Query;
@@ -101,6 +102,14 @@ impl Watched {
 
     pub(super) fn status(&self) -> NodeStatus {
         self.machine.status()
+    }
+
+    pub(super) fn ended(&self) -> Option<Ending> {
+        self.machine.ended()
+    }
+
+    pub(super) fn has_level(&self, level: u32) -> bool {
+        self.machine.has_level(level)
     }
 
     pub(super) fn flush_counters(&self) {

@@ -9,4 +9,6 @@ mod messages;
 mod sessions;
 mod snapshots;
 mod spread;
+#[cfg(feature = "simulation")]
+mod upgrade;
 mod workload;

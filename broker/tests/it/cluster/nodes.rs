@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Client, DEADLINE, broker_command, connect};
+use crate::support::{Client, DEADLINE, broker_command, connect, program_command, wait_for};
 
 /// Time within which nodes form a cluster, or one that was killed is back, on a machine that has much to do.
 pub const FORMED_WITHIN: Duration = Duration::from_secs(30);
@@ -34,6 +34,8 @@ pub struct Node {
     pub data_dir: PathBuf,
     seeds: String,
     environment: Vec<(String, String)>,
+    /// Another program than the broker of these tests.
+    program: Option<PathBuf>,
     child: Option<Child>,
     log: Arc<Mutex<Vec<String>>>,
 }
@@ -42,7 +44,8 @@ impl Node {
     /// Starts the process. It may wait for others before it listens.
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
-        let mut child = broker_command()
+        let mut command = self.program.as_ref().map_or_else(broker_command, |program| program_command(program));
+        let mut child = command
             .args(["serve", "--node", &self.name])
             .args((!self.seeds.is_empty()).then_some(["--seeds", &self.seeds]).into_iter().flatten())
             .args(["--cluster", &self.peers.to_string()])
@@ -110,6 +113,51 @@ impl Node {
     fn note(&self, what: &str) {
         let line = format!("-- the test: {what} at {:?}", std::time::SystemTime::now());
         self.log.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+    }
+
+    /// What runs here from the next start on; `None`: the broker of these tests.
+    #[cfg(feature = "simulation")]
+    pub fn set_program(&mut self, program: Option<&str>) {
+        self.program = program.map(PathBuf::from);
+    }
+
+    /// Whether some line of its log, of any of its processes, has this text.
+    pub fn has_logged(&self, text: &str) -> bool {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|line| line.contains(text))
+    }
+
+    /// Starts it, and waits until it ends by itself: with which code, and what it says.
+    pub fn ends_when_started(&mut self) -> (Option<i32>, String) {
+        let before = self.lines();
+        self.spawn();
+        let code = self.wait_until_ended().code();
+        wait_for("its last words", || self.lines() > before + 1);
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        (code, log[before..].join("\n"))
+    }
+
+    fn lines(&self) -> usize {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// SIGTERM, and its end.
+    pub fn terminate(&mut self) {
+        self.signal(Signal::TERM);
+        assert!(self.wait_until_ended().success(), "{} stops", self.name);
+    }
+
+    /// What it ends with, by itself.
+    pub fn wait_until_ended(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + FORMED_WITHIN;
+        loop {
+            let child = self.child.as_mut().expect("a running node");
+            if let Some(status) = child.try_wait().expect("our own child") {
+                self.child = None;
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{} does not end", self.name);
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The same data directory, a new process, which is ready for clients.
@@ -269,6 +317,7 @@ impl Cluster {
             data_dir,
             seeds: seeds.join(","),
             environment: environment(index),
+            program: None,
             child: None,
             log: Arc::default(),
         };
