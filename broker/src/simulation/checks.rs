@@ -118,7 +118,7 @@ impl Watched {
 
     /// The entry before is complete.
     fn complete(&mut self, group: GroupId) {
-        let Some((index, hash)) = self.applying.remove(&group) else {
+        let Some((index, hash)) = self.applying.remove(&group).filter(|_| self.ended().is_none()) else {
             return;
         };
         let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
@@ -147,6 +147,9 @@ impl StateMachine for Watched {
     }
 
     fn apply(&mut self, group: GroupId, index: u64, command: &Bytes, live: bool) {
+        if self.ended().is_some() {
+            return;
+        }
         if self.applying.get(&group).is_none_or(|(applying, _)| *applying != index) {
             self.complete(group);
             self.applying.insert(group, (index, Hash::default()));
