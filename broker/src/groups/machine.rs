@@ -276,6 +276,15 @@ impl Machine {
         let is_wanted = |effect: &Effect| matches!(effect, Effect::Route { .. } | Effect::Close { .. });
         effects.retain(is_wanted);
         self.carry_out(group, effects);
+        self.release_what_was_alone(group);
+    }
+
+    /// The connections to a node that was alone before it formed a cluster ended with its process.
+    fn release_what_was_alone(&self, group: u16) {
+        if self.groups.get(&group).is_some_and(GroupState::has_of_node_alone) {
+            let fence = command::Fence { below: u64::MAX, sessions_max: FENCE_SESSIONS_MAX, node: 0 };
+            self.shared().submitter.propose(group, Command::Fence(fence));
+        }
     }
 
     /// Arbiters send what they have for a group to whoever leads it.

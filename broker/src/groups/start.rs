@@ -143,8 +143,6 @@ fn start_member(
     stop: &AtomicBool,
 ) -> anyhow::Result<(Arc<Shared>, Running)> {
     let (disk, store) = open_store(&data_dir)?;
-    // Before it promises to be part of a cluster in which it could not work.
-    check_store(&store)?;
     let me = member_record(settings, data_dir.node());
     let sink = Arc::new(LinkSink::default());
     let answers = Arc::new(Answers::default());
@@ -153,6 +151,8 @@ fn start_member(
     let terms =
         Terms { groups: settings.storage.groups.get(), voters: settings.cluster.voters.get(), settings: own.encode() };
     let forming = Forming::open(data_dir.path(), me.clone(), settings.cluster.seeds.clone(), terms)?;
+    // Before it promises to be part of a cluster in which it could not work.
+    check_store(&store, settings, forming.formation().is_some())?;
     let forming = Arc::new(forming);
     set_once(&answers.forming, Arc::clone(&forming));
     let formation = forming.run(&transport, stop)?;
@@ -333,12 +333,22 @@ fn open_store(data_dir: &DataDir) -> anyhow::Result<(Arc<dyn Disk>, StateStore)>
     Ok((disk, store))
 }
 
-/// A cluster's node has a directory from its first start on.
-fn check_store(store: &StateStore) -> anyhow::Result<()> {
+/// A cluster's node has a directory from its first start on. What has groups and none was alone, and begins a cluster with what it
+/// has; nobody else can have promised it anything, so it must be the only one that this cluster begins with.
+fn check_store(store: &StateStore, settings: &Settings, is_formed: bool) -> anyhow::Result<()> {
+    if store.bases().is_empty() || store.bases().contains_key(&GroupId::DIRECTORY) || is_formed {
+        return Ok(());
+    }
     anyhow::ensure!(
-        store.bases().is_empty() || store.bases().contains_key(&GroupId::DIRECTORY),
-        "this data directory belongs to a node that is alone: start it without --cluster, or start this one with an empty \
+        settings.cluster.seeds.is_empty(),
+        "this data directory has what a node kept that was alone: start it with --cluster and without --seeds, so that it forms a \
+         cluster with what it has, which other nodes then join by naming it among their seeds; or start this one with an empty \
          directory (--data-dir)"
+    );
+    let (has, set) = (store.bases().len(), settings.storage.groups);
+    anyhow::ensure!(
+        has == usize::from(set.get()),
+        "this data directory has {has} groups, and the settings say {set}: set storage.groups to {has}, as it was"
     );
     Ok(())
 }

@@ -75,6 +75,50 @@ fn a_single_node_grows_to_three_and_is_not_needed_any_more() {
     assert!(letters > 20, "{letters} letters were written meanwhile");
 }
 
+/// Nothing that it kept is lost, not even what clients had under way that were connected when it was killed.
+#[test]
+fn a_node_that_was_alone_begins_a_cluster_with_what_it_has() {
+    let mut cluster = Cluster::start_first_of(3, true);
+    leave_a_session(&cluster.nodes[0]);
+    let mut will = connect(ProtocolVersion::V5, "connected");
+    will.clean_start = false;
+    will.properties.session_expiry_interval = Some(3600);
+    will.will = Some(Will {
+        topic: "letters/1".into(),
+        payload: "x".into(),
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        properties: WillProperties::default(),
+    });
+    let (connected, _) = cluster.nodes[0].accepted(&will);
+    cluster.nodes[0].kill();
+
+    cluster.nodes[0].alone = false;
+    let seeds = cluster.nodes[0].change_seeds("127.0.0.1:9");
+    let (_, words) = cluster.nodes[0].ends_when_started();
+    assert!(words.contains("a node kept that was alone") && words.contains("without --seeds"), "{words}");
+    cluster.nodes[0].change_seeds(&seeds);
+    cluster.nodes[0].spawn();
+    cluster.nodes[0].wait_until_ready();
+    drop(connected);
+    let (again, present) = cluster.nodes[0].persistent("connected");
+    assert!(present, "it was connected, and its session is there");
+    again.disconnect();
+
+    let letters = while_writing(cluster.nodes[0].client("writer"), 2, || {
+        for joiner in [1, 2] {
+            cluster.nodes[joiner].spawn();
+            cluster.nodes[joiner].wait_until_ready();
+        }
+        cluster.wait_until_kept_by(0, 3, 0);
+    });
+    cluster.nodes[0].kill();
+    find_everything(&cluster.nodes[2], letters);
+    cluster.nodes[0].alone = true;
+    let (_, words) = cluster.nodes[0].ends_when_started();
+    assert!(words.contains("belongs to a node of a cluster"), "there is no way back: {words}");
+}
+
 /// F8: an empty disk under the same name is another node, which gets a vote once it has caught up.
 #[test]
 fn a_node_that_lost_its_disk_is_replaced_under_its_name() {

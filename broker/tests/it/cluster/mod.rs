@@ -12,3 +12,4 @@ mod spread;
 #[cfg(feature = "simulation")]
 mod upgrade;
 mod workload;
+mod zones;

@@ -34,6 +34,8 @@ pub struct Node {
     pub data_dir: PathBuf,
     seeds: String,
     environment: Vec<(String, String)>,
+    /// It knows of no cluster.
+    pub alone: bool,
     /// Another program than the broker of these tests.
     program: Option<PathBuf>,
     child: Option<Child>,
@@ -48,7 +50,7 @@ impl Node {
         let mut child = command
             .args(["serve", "--node", &self.name])
             .args((!self.seeds.is_empty()).then_some(["--seeds", &self.seeds]).into_iter().flatten())
-            .args(["--cluster", &self.peers.to_string()])
+            .args((!self.alone).then_some(["--cluster", &self.peers.to_string()]).into_iter().flatten())
             .args(["--mqtt", &self.address.to_string()])
             .args(["--http", &self.http.to_string()])
             .arg("--data-dir")
@@ -113,6 +115,11 @@ impl Node {
     fn note(&self, what: &str) {
         let line = format!("-- the test: {what} at {:?}", std::time::SystemTime::now());
         self.log.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+    }
+
+    /// Which nodes it asks from its next start on; returns those that it asked before.
+    pub fn change_seeds(&mut self, seeds: &str) -> String {
+        std::mem::replace(&mut self.seeds, seeds.to_owned())
     }
 
     /// What runs here from the next start on; `None`: the broker of these tests.
@@ -289,12 +296,18 @@ impl Cluster {
 
     /// One node of three, ready for clients, which forms a cluster of its own; the others know where it is and do not run.
     pub fn start_first_of_three() -> Self {
+        Self::start_first_of(3, false)
+    }
+
+    /// The same of so many. `alone`: it knows of no cluster.
+    pub fn start_first_of(count: usize, alone: bool) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
-        let places = (1..=3).map(|number| directory.path().join(format!("n{number}"))).collect();
+        let places = (1..=count).map(|number| directory.path().join(format!("n{number}"))).collect();
         let mut cluster = Self::places(directory, places, |_| Vec::new());
         let first = cluster.nodes[0].peers.to_string();
         cluster.nodes.iter_mut().for_each(|node| node.seeds.clone_from(&first));
         cluster.nodes[0].seeds.clear();
+        cluster.nodes[0].alone = alone;
         cluster.nodes[0].spawn();
         cluster.nodes[0].wait_until_ready();
         cluster
@@ -317,6 +330,7 @@ impl Cluster {
             data_dir,
             seeds: seeds.join(","),
             environment: environment(index),
+            alone: false,
             program: None,
             child: None,
             log: Arc::default(),
