@@ -94,6 +94,10 @@ impl Node {
         self.child.as_ref().expect("a running node").id()
     }
 
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
     /// SIGSTOP: it says nothing and hears nothing, and does not know it.
     pub fn pause(&self) {
         self.signal(Signal::STOP);
@@ -350,8 +354,24 @@ impl Cluster {
         self.wait_until_ready();
     }
 
+    /// Waits until groups are kept as they should be by so many nodes, the first of which is asked.
+    pub fn wait_until_kept_among(&self, nodes: usize) {
+        match nodes {
+            1 => self.wait_until_kept(0, [1, 0], [1, 0]),
+            2 => self.wait_until_kept(0, [1, 1], [1, 1]),
+            3 => self.wait_until_kept(0, [3, 0], [3, 0]),
+            4 => self.wait_until_kept(0, [3, 0], [3, 1]),
+            more => self.wait_until_kept(0, [3, 0], [5, more - 5]),
+        }
+    }
+
     /// Waits until every group is kept by as many nodes: those that vote, and those that follow, as its leader has it.
     pub fn wait_until_kept_by(&self, asked: usize, voters: usize, learners: usize) {
+        self.wait_until_kept(asked, [voters, learners], [voters, learners]);
+    }
+
+    /// The directory has its own numbers.
+    fn wait_until_kept(&self, asked: usize, wanted: [usize; 2], directory: [usize; 2]) {
         let deadline = Instant::now() + FORMED_WITHIN;
         loop {
             let status = self.status_at(asked);
@@ -360,21 +380,30 @@ impl Cluster {
                 .filter(|group| group["leads"] == true)
                 .collect();
             let count = |group: &Value, list: &str| group[list].as_array().map_or(0, Vec::len);
-            let is_there = |group: &&Value| (count(group, "voters"), count(group, "learners")) == (voters, learners);
+            let is_there = |group: &&Value| {
+                let wanted = if group["group"] == u16::MAX { directory } else { wanted };
+                [count(group, "voters"), count(group, "learners")] == wanted
+            };
             if led.len() == usize::from(GROUPS) + 1 && led.iter().all(is_there) {
                 return;
             }
-            assert!(Instant::now() < deadline, "not kept by {voters} and {learners}: {led:#?}");
+            assert!(Instant::now() < deadline, "not kept by {wanted:?} and {directory:?}: {led:#?}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
     /// Runs `kentongan cluster remove NAME`, asked at another node, until it is done.
     pub fn remove(&self, asked: usize, name: &str) {
-        let peer = self.nodes[asked].peers.to_string();
-        let output = broker_command().args(["cluster", "remove", name, "--peer", &peer]).output();
-        let output = output.expect("the program runs");
+        let output = self.begin_to_remove(asked, name).wait_with_output().expect("the program runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Begins to run it.
+    pub fn begin_to_remove(&self, asked: usize, name: &str) -> Child {
+        let peer = self.nodes[asked].peers.to_string();
+        let mut command = broker_command();
+        command.args(["cluster", "remove", name, "--peer", &peer]).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.spawn().expect("the program runs")
     }
 
     /// What `kentongan cluster status --json` says, asked at `node`.
