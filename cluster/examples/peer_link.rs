@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, unbounded};
-use kentongan_cluster::GroupId;
 use kentongan_cluster::transport::{
     Asked, Class, ClusterId, Event, Incoming, LocalIdentity, NodeId, PeerAddress, PeerHello, Responder, SendError,
     SnapshotChunks, Transport, TransportConfig,
 };
+use kentongan_cluster::{FeatureLevels, GroupId};
 use kentongan_proto::peer::Kind;
 
 const MESSAGES: usize = 4_000_000;
@@ -62,7 +62,7 @@ fn start(number: u64) -> (Transport, Receiver<Event>) {
         node: NodeId(number),
         name: format!("n{number}"),
         incarnation: None,
-        feature_level: 1,
+        feature_levels: FeatureLevels { min: 1, max: 1 },
     };
     let (sink, events) = unbounded();
     let config = TransportConfig {

@@ -12,7 +12,8 @@
 //! Where groups are kept, and how they get there, is the matter of [`placement`].
 //!
 //! Which nodes there are, and whose acknowledgements can be believed, is the matter of [`membership`] and of the cores it
-//! wires together: [`directory`], [`lease`], [`fence`] and [`interest`].
+//! wires together: [`directory`], [`lease`], [`fence`] and [`interest`]. Nodes may run different versions of the program for a
+//! while: [`feature_level`].
 //!
 //! This crate knows nothing of MQTT: commands are bytes, and the state machine is handed in.
 
@@ -20,6 +21,7 @@ pub mod clock;
 pub mod data_dir;
 pub mod directory;
 pub mod disk;
+pub mod feature_level;
 pub mod fence;
 pub mod formation;
 pub mod group;
@@ -35,6 +37,7 @@ pub mod placement;
 pub mod state;
 pub mod transport;
 
+pub use feature_level::{FeatureLevels, UnknownLevel};
 pub use group::{CheckpointBase, Configuration};
 pub use identity::{GroupId, Incarnation, NodeId};
 pub use pipeline::{Pipeline, PipelineConfig, PipelineHandle, StateMachine, Stats};

@@ -97,7 +97,7 @@ fn publish_to_session(counter: &mut Counter) {
     for number in 1..=OPERATIONS {
         counter.count(1, || {
             let command = command::decode(encoded(number, black_box(&payload)));
-            if let Ok(Some(command)) = command {
+            if let Ok(command::Entry { command: Some(command), .. }) = command {
                 apply(&mut state, command, &mut effects);
             }
             black_box(&effects);

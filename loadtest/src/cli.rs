@@ -427,6 +427,9 @@ pub struct Faults {
     /// The broker; without it `kentongan` beside this program.
     #[arg(long, value_name = "PATH")]
     broker: Option<PathBuf>,
+    /// Another version of the broker, for F14: each node is upgraded from the one to the other.
+    #[arg(long, value_name = "PATH")]
+    other_binary: Option<PathBuf>,
     /// How many nodes.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(3..=9))]
     nodes: u16,
@@ -486,6 +489,7 @@ impl Faults {
         let beside = std::env::current_exe().map(|own| own.with_file_name("kentongan"));
         Ok(faults::Plan {
             program: self.broker.clone().map_or(beside, Ok)?,
+            other_program: self.other_binary.clone(),
             keep: self.keep.clone().unwrap_or_else(|| {
                 let run = format!("kentongan-faults-{}-{}", schedule.seed, std::process::id());
                 std::env::temp_dir().join(run)

@@ -27,6 +27,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub struct Nodes {
     program: PathBuf,
     nodes: Vec<Node>,
+    /// So many of them form the cluster; the others join it.
+    founders: usize,
     log: &'static str,
     dir: TempDir,
 }
@@ -38,6 +40,8 @@ struct Node {
     advertised: SocketAddr,
     data: PathBuf,
     environment: Vec<(String, String)>,
+    /// Another program than the others have.
+    program: Option<PathBuf>,
     process: Option<Process>,
 }
 
@@ -67,9 +71,11 @@ impl Nodes {
             advertised: at(index * 4),
             data: dir.path().join(format!("n{}", index + 1)),
             environment: Vec::new(),
+            program: None,
             process: None,
         };
-        Ok(Self { program: program.to_owned(), nodes: (0..count).map(node).collect(), log: "warn", dir })
+        let nodes = (0..count).map(node).collect();
+        Ok(Self { program: program.to_owned(), nodes, founders: count, log: "warn", dir })
     }
 
     /// An address for each node that nobody else has.
@@ -86,6 +92,16 @@ impl Nodes {
     /// Lets the others dial a node elsewhere than where it listens. Before any of them runs.
     pub fn advertise(&mut self, addresses: &[SocketAddr]) {
         self.nodes.iter_mut().zip(addresses).for_each(|(node, address)| node.advertised = *address);
+    }
+
+    /// Only the first of them form the cluster. Before any of them runs.
+    pub fn set_founders(&mut self, founders: usize) {
+        self.founders = founders;
+    }
+
+    /// What a node runs from its next start on; `None`: what the others do.
+    pub fn set_program(&mut self, index: usize, program: Option<PathBuf>) {
+        self.nodes[index].program = program;
     }
 
     /// What all of them log.
@@ -185,9 +201,10 @@ impl Nodes {
 
     /// Starts a node that does not run.
     pub fn spawn(&mut self, index: usize) -> Result<()> {
-        let seeds: Vec<_> = self.nodes.iter().map(|node| node.advertised.to_string()).collect();
+        let founders = self.nodes.iter().take(self.founders);
+        let seeds: Vec<_> = founders.map(|node| node.advertised.to_string()).collect();
         let node = &mut self.nodes[index];
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(node.program.as_ref().unwrap_or(&self.program));
         command.arg("serve").args(node.arguments(index, &seeds.join(","), self.log));
         command.envs(node.environment.iter().map(|(name, value)| (name, value)));
         let log = self.dir.path().join(format!("node-{}.log", index + 1));
@@ -234,6 +251,14 @@ impl Nodes {
         };
         let nodes = status["nodes"].as_array().context("status names no nodes")?;
         nodes.iter().find_map(leads).map(|number| number - 1).context("nobody leads the directory")
+    }
+
+    /// `kentongan cluster remove`, asked at a node, which waits until it is done.
+    pub fn remover(&self, asked: usize, removed: usize) -> Command {
+        let peer = self.nodes[asked].addresses.peers.to_string();
+        let mut command = Command::new(&self.program);
+        command.args(["cluster", "remove", &format!("n{}", removed + 1), "--wait-seconds", "90", "--peer", &peer]);
+        command
     }
 
     /// The counter called `name` of a node, by the value of its first label.
@@ -332,6 +357,7 @@ mod tests {
             advertised: at(4),
             data: "/d/n2".into(),
             environment: Vec::new(),
+            program: None,
             process: None,
         };
         let arguments = node.arguments(1, "127.0.0.1:9,127.0.0.1:4", "warn").join(" ");

@@ -206,7 +206,7 @@ impl Client {
             false => self.random.random_range(0..self.stage.seats.len()),
         };
         let mut node = self.node % self.stage.seats.len();
-        if self.stage.is_left(node as u16) {
+        while self.stage.is_left(node as u16) || !self.stage.is_there(node) {
             node = (node + 1) % self.stage.seats.len();
         }
         let link = Link::dial(self.stage.seats[node].address, self.kind.version).ok()?;

@@ -18,7 +18,7 @@ pub struct Seat {
     pub address: SocketAddr,
     /// Whether it is stopped, or was and may not know yet that others went on without it.
     pub stopped: AtomicBool,
-    /// Its process.
+    /// Its process; 0 while there is none, and is to be none: nobody goes there.
     pub pid: AtomicU32,
 }
 
@@ -100,6 +100,11 @@ impl Stage {
     /// QoS 1 and 2 messages that were acknowledged so far.
     pub fn acknowledged(&self) -> u64 {
         self.acknowledged.load(SeqCst)
+    }
+
+    /// Whether a node is one that clients may go to.
+    pub(crate) fn is_there(&self, node: usize) -> bool {
+        self.seats[node].pid.load(SeqCst) != 0
     }
 
     /// Clients that are connected to this node take their sessions over elsewhere, and see what still comes from it.

@@ -75,8 +75,8 @@ struct CompletionsArgs {
 
 /// Runs what the command line says. `serve` runs the broker until it is told to stop, and can read the settings again.
 ///
-/// Exit codes: 0 success, 1 something failed while running, 2 the command line or the configuration is wrong, and 27
-/// if `sub -W` ran out of time.
+/// Exit codes: 0 success, 1 something failed while running, 2 the command line or the configuration is wrong, 27 if `sub -W` ran out
+/// of time; and of a node that need not be started again as it is, see [`crate::ending::Ending`].
 pub fn run(
     arguments: impl IntoIterator<Item = OsString>,
     serve: impl FnOnce(Effective, Reloading) -> anyhow::Result<()>,

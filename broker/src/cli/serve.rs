@@ -8,6 +8,7 @@ use clap::Args;
 use super::local::{Local, parse_peer, parse_peer_listener};
 use super::{EXIT_FAILURE, EXIT_USAGE, logging};
 use crate::config::{self, ConfigError, Effective, FlagValue, Reload, Settings, Sources};
+use crate::ending::Ending;
 
 /// The flags of the broker. Each stands for a setting and wins over every other source of it.
 #[derive(Debug, Clone, Default, Args)]
@@ -151,7 +152,7 @@ pub(super) fn run(arguments: &ServeArgs, serve: impl FnOnce(Effective, Reloading
         Ok(()) => 0,
         Err(error) => {
             tracing::error!("{error:#}");
-            EXIT_FAILURE
+            error.downcast_ref::<Ending>().map_or(EXIT_FAILURE, |ending| ending.exit_code())
         }
     }
 }

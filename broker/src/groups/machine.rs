@@ -2,6 +2,7 @@
 
 #[cfg(any(test, feature = "simulation"))]
 mod inspect;
+mod levels;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -24,6 +25,8 @@ use super::outboxes::Outboxes;
 use super::pushes::Pushes;
 use super::read_ahead::ReadAhead;
 use crate::connection_key::ConnectionKey;
+use crate::ending::Ending;
+use crate::later;
 use crate::message::Message;
 use crate::metrics::{ArbiterCounters, DropReason};
 use crate::peers::PeerFull;
@@ -142,6 +145,11 @@ pub struct Machine {
     /// What was counted last.
     held: HeldByGroups,
     counted: Duration,
+    /// When the feature level of groups was looked at last.
+    leveled: Duration,
+    /// It must not apply anything any more.
+    pub(super) ended: Option<Ending>,
+    on_end: fn(Ending),
 }
 
 impl Machine {
@@ -155,6 +163,7 @@ impl Machine {
         counters: ArbiterCounters,
         fenced: mpsc::Sender<()>,
         member: Option<Member>,
+        on_end: fn(Ending),
     ) -> Self {
         Self {
             unfenced: groups.len(),
@@ -177,6 +186,9 @@ impl Machine {
             reread: BTreeMap::new(),
             held: HeldByGroups::default(),
             counted: Duration::ZERO,
+            leveled: Duration::ZERO,
+            ended: None,
+            on_end,
         }
     }
 
@@ -264,6 +276,15 @@ impl Machine {
         let is_wanted = |effect: &Effect| matches!(effect, Effect::Route { .. } | Effect::Close { .. });
         effects.retain(is_wanted);
         self.carry_out(group, effects);
+        self.release_what_was_alone(group);
+    }
+
+    /// The connections to a node that was alone before it formed a cluster ended with its process.
+    fn release_what_was_alone(&self, group: u16) {
+        if self.groups.get(&group).is_some_and(GroupState::has_of_node_alone) {
+            let fence = command::Fence { below: u64::MAX, sessions_max: FENCE_SESSIONS_MAX, node: 0 };
+            self.shared().submitter.propose(group, Command::Fence(fence));
+        }
     }
 
     /// Arbiters send what they have for a group to whoever leads it.
@@ -867,6 +888,9 @@ impl StateMachine for Machine {
         if group == GroupId::DIRECTORY {
             return self.apply_directory(index, entry);
         }
+        if self.ended.is_some() {
+            return;
+        }
         let Some(state) = self.groups.get_mut(&group.0) else {
             // Each group begins with a state, be it empty.
             tracing::error!(%group, "the log has an entry of a group that there is not");
@@ -874,7 +898,15 @@ impl StateMachine for Machine {
         };
         let mut effects = std::mem::take(&mut self.effects);
         match command::decode(entry.clone()) {
-            Ok(Some(command)) => {
+            Ok(command::Entry { needs_level, .. }) if needs_level > state.level() => {
+                tracing::debug!(%group, needs_level, "an entry came before its level, and is passed over");
+            }
+            Ok(command::Entry { command: Some(Command::Level(raised)), .. })
+                if later::feature_levels().check(raised.level).is_err() =>
+            {
+                return self.end_over_level(raised.level);
+            }
+            Ok(command::Entry { command: Some(command), .. }) => {
                 let tick = if let Command::Tick(tick) = &command { Some(*tick) } else { None };
                 state.apply(command, &mut effects);
                 if let (Some(shared), Some(tick)) = (self.shared.get(), tick) {
@@ -882,7 +914,12 @@ impl StateMachine for Machine {
                     shared.submitter.ticked(group.0, state.clock_ms(), tick, is_reread);
                 }
             }
-            Ok(None) => tracing::error!("the log holds a command that this version does not know; it is skipped"),
+            Ok(command::Entry { command: None, .. }) if levels::apply_ahead(group, entry) => {}
+            Ok(command::Entry { command: None, .. }) => {
+                // Its group has the level, and so has this program: a mistake of ours. Without it, this replica would differ.
+                tracing::error!(%group, "the log holds a command that this version does not know");
+                std::process::abort();
+            }
             Err(error) => {
                 // Its checksum was right, so these are the bytes that were written: not a disk's fault.
                 tracing::error!(%error, "the log holds something that is no command");
@@ -961,6 +998,7 @@ impl StateMachine for Machine {
             Query::Control { node, message } => self.on_control(node, message),
             Query::RoundComplete(token) => self.on_round_complete(token),
             Query::ClientsClosed => self.on_clients_closed(),
+            Query::ToldRemoved(by) => self.on_told_removed(by),
             Query::Admit(record, answer) => self.wish(|membership| membership.admit(record), &answer),
             Query::Remove(node, answer) => self.wish(|membership| membership.remove(node), &answer),
             // An asker that is gone needs no answer.
@@ -1016,6 +1054,7 @@ impl StateMachine for Machine {
                 self.outboxes.retry();
             }
         }
+        self.raise_groups(now, &shared);
         for &group in &self.led {
             if let Some(state) = self.groups.get(&group)
                 && let Some(due) = state.next_due_ms()
@@ -1039,6 +1078,7 @@ impl StateMachine for Machine {
             return self.restore_directory(pairs);
         }
         match GroupState::restore(self.config, pairs) {
+            Ok(state) if later::feature_levels().check(state.level()).is_err() => self.end_over_level(state.level()),
             Ok(mut state) => {
                 if let Some(member) = &mut self.member {
                     member.restored(group.0, index, &state);
@@ -1054,6 +1094,9 @@ impl StateMachine for Machine {
     }
 
     fn checkpoint(&mut self, group: GroupId) -> Option<Vec<Write>> {
+        if self.ended.is_some() {
+            return None;
+        }
         if group == GroupId::DIRECTORY {
             return self.member.as_mut().and_then(Member::directory_writes);
         }

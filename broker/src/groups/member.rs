@@ -17,6 +17,7 @@ use kentongan_cluster::{Configuration, GroupId, Incarnation, NodeId, Write};
 use super::machine::{FENCE_SESSIONS_MAX, Machine};
 use crate::clock::Clock;
 use crate::connection_key::ConnectionKey;
+use crate::later;
 use crate::peers::status::{self, MemberStatus, NodeStatus, RouteStatus};
 use crate::plants::{self, Plant, is_planted};
 use crate::replicated::command::{self, Command, Owner};
@@ -223,13 +224,13 @@ impl Machine {
 
     pub(super) fn apply_directory(&mut self, index: u64, entry: &Bytes) {
         let now_ns = self.now_ns();
-        let Some(member) = &mut self.member else {
+        let has_ended = self.ended.is_some();
+        let Some(member) = self.member.as_mut().filter(|_| !has_ended) else {
             return;
         };
         member.directory_is_dirty = true;
         if let Err(error) = member.membership.on_directory(now_ns, index, entry.clone()) {
-            // Its checksum was right, so these are the bytes that were written: not a disk's fault.
-            tracing::error!(%error, "the directory's log holds something that is no command");
+            tracing::error!(%error, "the directory's log holds something that cannot be applied");
             std::process::abort();
         }
     }
@@ -393,7 +394,7 @@ impl Machine {
     fn carry_out_output(&mut self, shared: &Shared, cluster: &ClusterView, output: Output) {
         let pipeline = shared.submitter.pipeline();
         match output {
-            Output::Send { to, message } => cluster.peers.control(to.get(), message),
+            Output::Send { to, message } => cluster.peers.control(to.get(), later::sent(message)),
             Output::Propose { term, command } => {
                 if is_planted(Plant::DeadUncommitted) {
                     self.act_on_death(shared, cluster, &command);
@@ -442,11 +443,12 @@ impl Machine {
             }
             Output::Place { group, term, target } => pipeline.place(group, term, target),
             Output::Members => self.link_members(cluster),
-            Output::Removed => {
-                tracing::error!(
-                    "this node was removed from its cluster: it serves nobody any more, and what it has nobody counts on; stop it"
-                );
+            Output::FeatureLevel { used } => {
+                tracing::info!(used, "the feature level that the cluster uses");
+                self.end_over_level(used);
+                self.link_members(cluster);
             }
+            Output::Removed => cluster.removed.store(true, std::sync::atomic::Ordering::Release),
             Output::Joined { incarnation } => self.registered(shared, cluster, incarnation.0),
             Output::JoinRefused { reason } => {
                 tracing::error!(%reason, "the cluster does not take this node; it is asked again");
@@ -471,7 +473,17 @@ impl Machine {
         };
         let is_known = member.directory().cluster_id().is_some();
         let records = if is_known { member.records().collect() } else { member.form.members.clone() };
+        let directory = member.directory();
+        cluster.peers.admission(directory.feature_level(), directory.removed().clone());
         cluster.peers.members(records.iter().map(peer_address).collect());
+    }
+
+    /// A member refuses to speak with this node because it was removed, which this node had not heard of.
+    pub(super) fn on_told_removed(&mut self, by: NodeId) {
+        if let Some(cluster) = self.shared.get().and_then(|shared| shared.cluster.as_ref()) {
+            tracing::warn!(%by, "a member says that this node was removed");
+            cluster.removed.store(true, std::sync::atomic::Ordering::Release);
+        }
     }
 
     pub(super) fn on_configuration(&mut self, group: GroupId, configuration: &Configuration) {
@@ -563,6 +575,9 @@ impl Machine {
             lease_ms_left: (1..u64::MAX / 2).contains(&left_ns).then_some(left_ns / 1_000_000),
             connections: shared.connections.load(std::sync::atomic::Ordering::Relaxed) as u64,
             members: MemberStatus::of(directory),
+            feature_level: directory.feature_level(),
+            feature_level_min: later::feature_levels().min,
+            feature_level_max: later::feature_levels().max,
             routes: RouteStatus::of(shared.submitter.slots().groups(), &cluster.leaders.all()),
             ..NodeStatus::default()
         }

@@ -22,7 +22,9 @@ use kentongan_cluster::state::StateReader;
 use kentongan_cluster::transport::{
     Answerer, Asked, LocalIdentity, PeerHello, Question, Responder, SnapshotChunks, Transport, TransportConfig,
 };
-use kentongan_cluster::{Configuration, GroupId, NodeId, Pipeline, PipelineConfig, PipelineHandle, StateStore, state};
+use kentongan_cluster::{
+    Configuration, FeatureLevels, GroupId, NodeId, Pipeline, PipelineConfig, PipelineHandle, StateStore, state,
+};
 
 use prost::Message as _;
 
@@ -32,6 +34,8 @@ use super::read_ahead;
 use crate::auth::Authority;
 use crate::clock::Clock;
 use crate::config::{Durability, Overlapping, Settings};
+use crate::ending::Ending;
+use crate::later;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::peers::links::{LinkSink, Links, RaftLinks};
@@ -78,9 +82,6 @@ const STATUS_MAX: Duration = Duration::from_secs(2);
 /// Messages of each queue that are in memory at first.
 const FRONT_MESSAGES: usize = 64;
 
-/// The newest behaviour that the state machines of this version have.
-const FEATURE_LEVEL: u32 = 1;
-
 /// Opens the data directory, takes up what is stored there, and begins to work: alone, or, where the settings name an
 /// address for other nodes, as one of a cluster, for whose formation it waits as long as `stop` is false.
 ///
@@ -118,6 +119,7 @@ fn start_alone(
         arbiters,
         clock: Clock::real(),
         random: Random::of_process(),
+        on_end: end_process,
     };
     let (assembly, mut machine) = assemble_alone(setting, metrics, &store, data_dir.node())?;
     let reading = machine.read_ahead();
@@ -141,8 +143,6 @@ fn start_member(
     stop: &AtomicBool,
 ) -> anyhow::Result<(Arc<Shared>, Running)> {
     let (disk, store) = open_store(&data_dir)?;
-    // Before it promises to be part of a cluster in which it could not work.
-    check_store(&store)?;
     let me = member_record(settings, data_dir.node());
     let sink = Arc::new(LinkSink::default());
     let answers = Arc::new(Answers::default());
@@ -151,6 +151,8 @@ fn start_member(
     let terms =
         Terms { groups: settings.storage.groups.get(), voters: settings.cluster.voters.get(), settings: own.encode() };
     let forming = Forming::open(data_dir.path(), me.clone(), settings.cluster.seeds.clone(), terms)?;
+    // Before it promises to be part of a cluster in which it could not work.
+    check_store(&store, settings, forming.formation().is_some())?;
     let forming = Arc::new(forming);
     set_once(&answers.forming, Arc::clone(&forming));
     let formation = forming.run(&transport, stop)?;
@@ -162,6 +164,7 @@ fn start_member(
         arbiters,
         clock: Clock::real(),
         random: Random::of_process(),
+        on_end: end_process,
     };
     let (assembly, mut machine) = assemble_member(setting, metrics, &store, &formation, me, rand::random())?;
     let reading = machine.read_ahead();
@@ -196,6 +199,13 @@ pub(crate) struct Setting {
     pub(crate) arbiters: usize,
     pub(crate) clock: Clock,
     pub(crate) random: Random,
+    /// Called on the thread that applies, where the node must not go on.
+    pub(crate) on_end: fn(Ending),
+}
+
+/// Ends the process. What is on disk is as after a `kill -9`: nothing that was applied of what it does not know is there.
+fn end_process(ending: Ending) {
+    std::process::exit(ending.exit_code().into());
 }
 
 /// Groups that are to be made, with their first members.
@@ -230,7 +240,8 @@ pub(crate) fn assemble_alone(
     let shared_cell = SharedCell::default();
     let (fenced, wait) = mpsc::channel();
     let memory = queue_memory(&setting.settings, store);
-    let machine = Machine::new(groups, config, memory, Arc::clone(&shared_cell), metrics.arbiter(), fenced, None);
+    let machine =
+        Machine::new(groups, config, memory, Arc::clone(&shared_cell), metrics.arbiter(), fenced, None, setting.on_end);
     Ok((Assembly { setting, slots, new_groups, shared_cell, fenced: wait, member: None }, machine))
 }
 
@@ -253,12 +264,20 @@ pub(crate) fn assemble_member(
     let groups = restore_groups(store, &new_groups, config)?;
     let lease = Arc::new(LeaseCell::default());
     let membership = Membership::new(node, me, nonce, Arc::clone(&lease), Limits::default());
-    let member = take_up(store, membership, formation, &groups, &setting.clock)?;
+    let member = take_up(store, node, membership, formation, &groups, &setting.clock)?;
     let shared_cell = SharedCell::default();
     let (fenced, wait) = mpsc::channel();
     let memory = queue_memory(&setting.settings, store);
-    let machine =
-        Machine::new(groups, config, memory, Arc::clone(&shared_cell), metrics.arbiter(), fenced, Some(member));
+    let machine = Machine::new(
+        groups,
+        config,
+        memory,
+        Arc::clone(&shared_cell),
+        metrics.arbiter(),
+        fenced,
+        Some(member),
+        setting.on_end,
+    );
     Ok((Assembly { setting, slots, new_groups, shared_cell, fenced: wait, member: Some((node, lease)) }, machine))
 }
 
@@ -276,7 +295,7 @@ impl Assembly {
         incarnation: u64,
         peers: Option<Arc<dyn Peers>>,
     ) -> (Arc<Shared>, mpsc::Receiver<()>) {
-        let Setting { settings, authority, arbiters, clock, random } = self.setting;
+        let Setting { settings, authority, arbiters, clock, random, .. } = self.setting;
         let submitter = Submitter::new(pipeline.clone(), self.slots, clock.clone());
         let cluster = self.member.zip(peers).map(|((node, lease), peers)| ClusterView {
             node: node.get(),
@@ -288,6 +307,7 @@ impl Assembly {
             patient_answers: Mutex::default(),
             clock: clock.clone(),
             serving: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
         });
         // What other nodes retain, this one does not see.
         let retained_possible = cluster.is_some();
@@ -313,12 +333,22 @@ fn open_store(data_dir: &DataDir) -> anyhow::Result<(Arc<dyn Disk>, StateStore)>
     Ok((disk, store))
 }
 
-/// A cluster's node has a directory from its first start on.
-fn check_store(store: &StateStore) -> anyhow::Result<()> {
+/// A cluster's node has a directory from its first start on. What has groups and none was alone, and begins a cluster with what it
+/// has; nobody else can have promised it anything, so it must be the only one that this cluster begins with.
+fn check_store(store: &StateStore, settings: &Settings, is_formed: bool) -> anyhow::Result<()> {
+    if store.bases().is_empty() || store.bases().contains_key(&GroupId::DIRECTORY) || is_formed {
+        return Ok(());
+    }
     anyhow::ensure!(
-        store.bases().is_empty() || store.bases().contains_key(&GroupId::DIRECTORY),
-        "this data directory belongs to a node that is alone: start it without --cluster, or start this one with an empty \
+        settings.cluster.seeds.is_empty(),
+        "this data directory has what a node kept that was alone: start it with --cluster and without --seeds, so that it forms a \
+         cluster with what it has, which other nodes then join by naming it among their seeds; or start this one with an empty \
          directory (--data-dir)"
+    );
+    let (has, set) = (store.bases().len(), settings.storage.groups);
+    anyhow::ensure!(
+        has == usize::from(set.get()),
+        "this data directory has {has} groups, and the settings say {set}: set storage.groups to {has}, as it was"
     );
     Ok(())
 }
@@ -335,7 +365,9 @@ fn restore_groups(
     let restore = |group: GroupId| {
         let rows = Arc::new(GroupRows { reader: store.reader(), group });
         let state = GroupState::resume(config, rows, FRONT_MESSAGES);
-        Ok((group.0, state.with_context(|| format!("the stored state of group {group} cannot be used"))?))
+        let state = state.with_context(|| format!("the stored state of group {group} cannot be used"))?;
+        later::feature_levels().check(state.level()).map_err(Ending::FeatureLevel)?;
+        Ok((group.0, state))
     };
     kept.into_iter().map(restore).collect()
 }
@@ -347,6 +379,7 @@ fn queue_memory(settings: &Settings, store: &StateStore) -> QueueMemory {
 
 fn take_up(
     store: &StateStore,
+    node: NodeId,
     membership: Membership,
     formation: &Formation,
     groups: &BTreeMap<u16, GroupState>,
@@ -354,6 +387,12 @@ fn take_up(
 ) -> anyhow::Result<Member> {
     let mut member = Member::new(membership, formation.form_command(), clock.clone());
     member.restore_directory(clock.boottime_ns(), &store.load(GroupId::DIRECTORY)?)?;
+    if member.directory().removed().contains(&node) {
+        return Err(Ending::Removed.into());
+    }
+    if member.directory().cluster_id().is_some() {
+        later::feature_levels().check(member.directory().feature_level()).map_err(Ending::FeatureLevel)?;
+    }
     for (&number, state) in groups {
         let index = store.bases().get(&GroupId(number)).map_or(0, |base| base.applied.index);
         member.restored(number, index, state);
@@ -377,13 +416,15 @@ fn new_groups(store: &StateStore, formation: &Formation, node: NodeId) -> NewGro
 }
 
 pub(crate) fn member_record(settings: &Settings, node: NodeId) -> MemberRecord {
+    let levels = later::feature_levels();
     MemberRecord {
         node: node.get(),
         name: settings.node_name(),
         peer_address: settings.cluster.advertised().unwrap_or_default(),
         client_address: settings.listener.first().map_or_else(String::new, |listener| listener.address.to_string()),
-        feature_level: FEATURE_LEVEL,
+        feature_level: levels.max,
         zone: settings.cluster.zone.clone().unwrap_or_default(),
+        feature_level_min: levels.min,
     }
 }
 
@@ -399,7 +440,7 @@ fn start_transport(
         node: NodeId(me.node),
         name: me.name.clone(),
         incarnation: None,
-        feature_level: me.feature_level,
+        feature_levels: FeatureLevels { min: me.feature_level_min, max: me.feature_level },
     };
     let mut config = TransportConfig::new(address, identity);
     config.tls = settings.cluster.tls();

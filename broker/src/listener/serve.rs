@@ -13,6 +13,7 @@ use super::ListenerContext;
 use super::accept::{Acceptor, bind, has_ipv6};
 use crate::auth::Authority;
 use crate::config::{self, Reload, Settings};
+use crate::ending::Ending;
 use crate::groups;
 use crate::http::{self, Readiness};
 use crate::metrics::{LoadAverages, Metrics, ReloadOutcome};
@@ -79,8 +80,10 @@ pub fn serve(settings: Settings, reloading: &dyn Reload, authority: Authority) -
             }
             Err(error) => return Err(error),
         };
+        let mut removed = false;
         loop {
             tokio::select! {
+                () = is_removed(&broker.shared) => removed = true,
                 _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
                 _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
                 _ = hangup.recv() => {
@@ -90,8 +93,20 @@ pub fn serve(settings: Settings, reloading: &dyn Reload, authority: Authority) -
             }
             break;
         }
-        broker.stop().await
+        broker.stop().await?;
+        if removed { Err(Ending::Removed.into()) } else { Ok(()) }
     })
+}
+
+/// Waits until this node is no member of its cluster any more.
+async fn is_removed(shared: &Shared) {
+    let mut look = tokio::time::interval(LOOK_INTERVAL);
+    loop {
+        look.tick().await;
+        if shared.cluster.as_ref().is_some_and(|cluster| cluster.removed.load(Ordering::Acquire)) {
+            return;
+        }
+    }
 }
 
 /// Becomes true when the process is told to stop: starting may wait for other nodes, on the thread that would hear of it.

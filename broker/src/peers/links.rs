@@ -3,7 +3,7 @@
 //! Raft messages with entries have a class of their own, so that heartbeats, leases and interest never wait behind them;
 //! lanes and pushes have the third.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -20,6 +20,7 @@ use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, k
 use super::wire::{Forward, Forwarded, Messages};
 use super::{PeerFull, Peers};
 use crate::groups::incoming;
+use crate::later;
 use crate::replicated::Query;
 use crate::router::Shared;
 
@@ -42,7 +43,7 @@ pub(crate) fn forward_body(forwarded: Forwarded) -> Bytes {
 fn forward_pieces(forwarded: Forwarded) -> [Bytes; 2] {
     match forwarded {
         Forwarded::Messages(messages) if !messages.payload.is_empty() => messages_pieces(messages),
-        other => [Forward { forwarded: Some(other) }.encode_to_vec().into(), Bytes::new()],
+        other => [later::sent(Forward { forwarded: Some(other) }.encode_to_vec().into()), Bytes::new()],
     }
 }
 
@@ -60,7 +61,7 @@ fn messages_pieces(mut messages: Messages) -> [Bytes; 2] {
     let _ = messages.encode(&mut head);
     encode_key(MESSAGES_PAYLOAD_TAG, WireType::LengthDelimited, &mut head);
     encode_varint(payload.len() as u64, &mut head);
-    [head.freeze(), payload]
+    [head.freeze(), later::sent(payload)]
 }
 
 /// A Raft message as it crosses the wire.
@@ -103,6 +104,11 @@ impl Peers for Links {
                 self.0.break_link(node, Class::Control);
             }
         }
+    }
+
+    fn admission(&self, feature_level: u32, removed: BTreeSet<NodeId>) {
+        self.0.set_feature_level(feature_level);
+        self.0.set_removed(removed);
     }
 
     fn members(&self, members: Vec<PeerAddress>) {
@@ -267,6 +273,11 @@ impl Sink for LinkSink {
             Event::LinkUp { peer, class, direction, epoch, .. } => self.on_link(peer, class, direction, epoch, true),
             Event::LinkDown { peer, class, direction, epoch } => self.on_link(peer, class, direction, epoch, false),
             Event::Batch(batch) => self.on_batch(batch),
+            Event::Removed { by } => {
+                if let Some((_, pipeline)) = self.started.get() {
+                    pipeline.notify(Query::ToldRemoved(by));
+                }
+            }
         }
     }
 }

@@ -1,8 +1,10 @@
 //! The other nodes, as arbiters and groups see them.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use bytes::Bytes;
+use kentongan_cluster::NodeId;
 use kentongan_cluster::transport::PeerAddress;
 
 pub mod links;
@@ -27,4 +29,7 @@ pub trait Peers: Send + Sync + fmt::Debug {
 
     /// From here on these are the nodes that there are. Those that were linked with and are not among them are no more.
     fn members(&self, members: Vec<PeerAddress>);
+
+    /// What the cluster uses, and who was a member once: by both, others are refused from here on.
+    fn admission(&self, _feature_level: u32, _removed: BTreeSet<NodeId>) {}
 }

@@ -48,6 +48,15 @@ pub struct NodeStatus {
     /// Its links with other nodes.
     #[prost(message, repeated, tag = "11")]
     pub links: Vec<LinkStatus>,
+    /// What the cluster uses, as far as this node has heard; 0 if it has not.
+    #[prost(uint32, tag = "15")]
+    pub feature_level: u32,
+    /// The lowest feature level that its program knows.
+    #[prost(uint32, tag = "16")]
+    pub feature_level_min: u32,
+    /// The highest.
+    #[prost(uint32, tag = "17")]
+    pub feature_level_max: u32,
     /// All groups but the directory, with where what it has for them goes.
     #[prost(message, repeated, tag = "14")]
     pub routes: Vec<RouteStatus>,
@@ -95,6 +104,12 @@ pub struct MemberStatus {
     /// It is to go: its groups move away.
     #[prost(bool, tag = "7")]
     pub leaves: bool,
+    /// The lowest feature level that its program knew when it registered last.
+    #[prost(uint32, tag = "8")]
+    pub feature_level_min: u32,
+    /// The highest.
+    #[prost(uint32, tag = "9")]
+    pub feature_level_max: u32,
 }
 
 /// A group as one node sees it.
@@ -214,6 +229,8 @@ impl MemberStatus {
             incarnation: member.living.map_or(0, |living| living.0),
             zone: member.zone.clone(),
             leaves: member.leaves,
+            feature_level_min: member.feature_levels.min,
+            feature_level_max: member.feature_levels.max,
         };
         directory.members().iter().map(member).collect()
     }

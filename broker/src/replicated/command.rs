@@ -8,6 +8,7 @@ use kentongan_proto::mqtt::{PublishProperties, QoS};
 use prost::Message as _;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
+use crate::later;
 use crate::message::{Message, MessageIdentity};
 
 /// Who holds a Client Identifier: a connection of one start of one node.
@@ -548,11 +549,32 @@ pub struct Fence {
     pub node: u64,
 }
 
+/// From here on the group's state machine may do what this feature level brings.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Level {
+    /// Never lowered.
+    #[prost(uint32, tag = "1")]
+    pub level: u32,
+}
+
 /// The envelope.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct Envelope {
-    #[prost(oneof = "Command", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
+    #[prost(oneof = "Command", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
     command: Option<Command>,
+    /// See [`Entry::needs_level`].
+    #[prost(uint32, tag = "100")]
+    needs_level: u32,
+}
+
+/// What stands in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The feature level that brought what it says. A group that has not got there passes over it, by the rules of whichever
+    /// version: whoever proposed it was ahead of the group, and does it again.
+    pub needs_level: u32,
+    /// `None`: one of a later version. Whoever has no name for what the group has the level for must not go on without it.
+    pub command: Option<Command>,
 }
 
 /// A command for one group.
@@ -597,12 +619,21 @@ pub enum Command {
     /// See [`Picked`].
     #[prost(message, tag = "13")]
     Picked(Picked),
+    /// See [`Level`].
+    #[prost(message, tag = "14")]
+    Level(Level),
 }
 
 /// As it stands in the log.
 #[must_use]
 pub fn encode(command: Command) -> Bytes {
-    Envelope { command: Some(command) }.encode_to_vec().into()
+    later::sent(Envelope { command: Some(command), needs_level: 0 }.encode_to_vec().into())
+}
+
+/// The head of an entry that needs a level.
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) fn needing(needs_level: u32) -> Bytes {
+    Envelope { command: None, needs_level }.encode_to_vec().into()
 }
 
 /// A batch of a lane as it stands in the log, its messages written before by [`encode_lane_message`]: they are kept
@@ -617,7 +648,7 @@ pub fn encode_lane(head: &LaneBatch, messages: &[u8]) -> Bytes {
     // Cannot fail: a `BytesMut` grows.
     let _ = head.encode(&mut bytes);
     bytes.extend_from_slice(messages);
-    bytes.freeze()
+    later::sent(bytes.freeze())
 }
 
 /// One message of a lane, for [`encode_lane`].
@@ -626,13 +657,12 @@ pub fn encode_lane_message(message: &LaneMessage, out: &mut BytesMut) {
     prost::encoding::message::encode(MESSAGES_TAG, message, out);
 }
 
-/// From the log; payloads stay slices of `bytes`. `Ok(None)`: a command of a later version, which must not have been
-/// proposed before every node knew it.
+/// From the log; payloads stay slices of `bytes`.
 ///
 /// # Errors
 /// The bytes are no command: the log is not ours, or damaged beyond what its checksums saw.
-pub fn decode(bytes: Bytes) -> Result<Option<Command>, prost::DecodeError> {
-    Envelope::decode(bytes).map(|envelope| envelope.command)
+pub fn decode(bytes: Bytes) -> Result<Entry, prost::DecodeError> {
+    Envelope::decode(bytes).map(|Envelope { command, needs_level }| Entry { needs_level, command })
 }
 
 #[cfg(test)]
@@ -662,7 +692,7 @@ mod tests {
             messages: vec![LaneMessage { number: 1, message: Some(record), ..LaneMessage::default() }],
             ..LaneBatch::default()
         };
-        let Ok(Some(Command::Lane(mut back))) = decode(encode(Command::Lane(lane))) else {
+        let Ok(Entry { command: Some(Command::Lane(mut back)), .. }) = decode(encode(Command::Lane(lane))) else {
             panic!("a lane");
         };
         let record = back.messages.remove(0).message.expect("a message");
@@ -682,6 +712,6 @@ mod tests {
         encode_lane_message(&message(8), &mut pieces);
         let whole = LaneBatch { messages: vec![message(7), message(8)], ..head.clone() };
         let read = decode(encode_lane(&head, &pieces)).expect("a command");
-        assert_eq!(read, Some(Command::Lane(whole)));
+        assert_eq!(read, Entry { needs_level: 0, command: Some(Command::Lane(whole)) });
     }
 }

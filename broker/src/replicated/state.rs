@@ -29,6 +29,7 @@ use super::effect::{Delivery, Effect, FilterOutcome, OpenedSession};
 use super::retained::{Page, Retained, RetainedLimits};
 use super::session::{Entry, PersistentSession, Subscription};
 use super::store::{Dirty, EntryRecord};
+use crate::later::FIRST_LEVEL;
 use crate::message::Message;
 use crate::session::outbound::{Backlog, DropPolicy, QueueCaps, Stage};
 use crate::subscription::{LocalMatch, LocalSubscriptions, PickStrategy};
@@ -218,6 +219,8 @@ enum Timer {
 #[derive(Debug)]
 pub struct GroupState {
     pub(super) config: GroupConfig,
+    /// What was committed of it; 0: nothing yet.
+    pub(super) level: u32,
     pub(super) clock_ms: u64,
     pub(super) wall_ms: u64,
     pub(super) last_epoch: u64,
@@ -282,6 +285,7 @@ impl GroupState {
     pub fn new(config: GroupConfig) -> Self {
         Self {
             config,
+            level: 0,
             clock_ms: 0,
             wall_ms: 0,
             last_epoch: 0,
@@ -336,6 +340,7 @@ impl GroupState {
             Command::Tick(tick) => self.tick(tick, effects),
             Command::Fence(fence) => self.fence(fence, effects),
             Command::Released(released) => self.released(&released, effects),
+            Command::Level(raised) => self.level = self.level.max(raised.level),
         }
         self.body = None;
         for share in std::mem::take(&mut self.loads_changed) {
@@ -347,6 +352,12 @@ impl GroupState {
     #[must_use]
     pub fn next_due_ms(&self) -> Option<u64> {
         self.timers.first().map(|(due, _)| *due)
+    }
+
+    /// The feature level whose behaviour it has, by what is applied.
+    #[must_use]
+    pub fn level(&self) -> u32 {
+        self.level.max(FIRST_LEVEL)
     }
 
     /// The group's clock.

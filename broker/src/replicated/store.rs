@@ -182,6 +182,8 @@ struct MetaRecord {
     fenced: Vec<FencedRecord>,
     #[prost(message, repeated, tag = "9")]
     lanes: Vec<LaneRecord>,
+    #[prost(uint32, tag = "11")]
+    level: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -466,6 +468,7 @@ impl GroupState {
             last_read: self.last_read,
             fenced: self.fenced_below.iter().map(|(&node, &below)| FencedRecord { node, below }).collect(),
             lanes: self.lanes.iter().map(lane_record).collect(),
+            level: self.level,
         }
     }
 
@@ -600,6 +603,7 @@ impl GroupState {
     }
 
     fn restore_meta(&mut self, meta: MetaRecord) {
+        self.level = meta.level;
         self.clock_ms = meta.clock_ms;
         self.wall_ms = meta.wall_ms;
         self.last_epoch = meta.last_epoch;

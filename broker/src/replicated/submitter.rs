@@ -61,6 +61,8 @@ pub enum Query {
     RoundComplete(u64),
     /// An arbiter has closed the clients of a registration that ended.
     ClientsClosed,
+    /// A member says that this node is none any more.
+    ToldRemoved(NodeId),
     /// A node wants to be a member.
     Admit(MemberRecord, Sender<(Wish, Vec<MemberRecord>)>),
     /// An operator wants a member gone.

@@ -52,6 +52,8 @@ pub struct ClusterView {
     pub clock: Clock,
     /// Whether this node holds a lease, as of a moment ago: for those who want to know, not for acknowledgements.
     pub serving: AtomicBool,
+    /// This node is no member any more: the process is to end.
+    pub removed: AtomicBool,
 }
 
 impl fmt::Debug for ClusterView {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use kentongan_cluster::{Configuration, GroupId, NodeId, StateMachine, Write};
 
 use crate::drops;
+use crate::ending::Ending;
 use crate::groups::machine::Machine;
 use crate::peers::status::NodeStatus;
 use crate::replicated::Query;
@@ -103,13 +104,21 @@ impl Watched {
         self.machine.status()
     }
 
+    pub(super) fn ended(&self) -> Option<Ending> {
+        self.machine.ended()
+    }
+
+    pub(super) fn has_level(&self, level: u32) -> bool {
+        self.machine.has_level(level)
+    }
+
     pub(super) fn flush_counters(&self) {
         self.machine.flush_counters();
     }
 
     /// The entry before is complete.
     fn complete(&mut self, group: GroupId) {
-        let Some((index, hash)) = self.applying.remove(&group) else {
+        let Some((index, hash)) = self.applying.remove(&group).filter(|_| self.ended().is_none()) else {
             return;
         };
         let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
@@ -138,6 +147,9 @@ impl StateMachine for Watched {
     }
 
     fn apply(&mut self, group: GroupId, index: u64, command: &Bytes, live: bool) {
+        if self.ended().is_some() {
+            return;
+        }
         if self.applying.get(&group).is_none_or(|(applying, _)| *applying != index) {
             self.complete(group);
             self.applying.insert(group, (index, Hash::default()));

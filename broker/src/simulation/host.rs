@@ -22,6 +22,7 @@ use crate::clock::{Clock, ManualClock};
 use crate::config::{ListenerConfig, Settings};
 use crate::connection::MemoryStream;
 use crate::groups::start::{self, Setting};
+use crate::later;
 use crate::listener::ListenerContext;
 use crate::metrics::Metrics;
 use crate::peers::links::LinkSink;
@@ -72,13 +73,15 @@ impl Cluster {
 
 /// The node that is at a place.
 pub(super) fn member(node: usize, id: NodeId) -> MemberRecord {
+    let levels = later::feature_levels();
     MemberRecord {
         node: id.0,
         name: format!("node-{}", node + 1),
         peer_address: format!("127.0.0.1:{}", 7000 + node),
         client_address: format!("127.0.0.1:{}", 1883 + node),
-        feature_level: 1,
+        feature_level: levels.max,
         zone: String::new(),
+        feature_level_min: levels.min,
     }
 }
 
@@ -109,6 +112,8 @@ pub(super) struct Host {
     pub(super) is_member: bool,
     /// It did not form the cluster.
     pub(super) is_joined: bool,
+    /// The program there is one feature level ahead.
+    pub(super) ahead: bool,
 }
 
 /// A process of the broker.
@@ -119,6 +124,7 @@ pub(super) struct Process {
     pub(super) sink: LinkSink,
     reader: StateReader,
     clock: Clock,
+    ahead: bool,
     /// Somebody was told to give it its next turn.
     pub(super) scheduled: bool,
     /// Until then a node that is alone takes nobody in: its groups still hold what an earlier start held.
@@ -154,6 +160,7 @@ impl Host {
             disk_stalls: 0,
             is_member: true,
             is_joined: false,
+            ahead: false,
         }
     }
 
@@ -199,6 +206,7 @@ impl Host {
     /// # Errors
     /// What is stored cannot be used.
     pub(super) fn start(&mut self, now_ns: u64, cluster: &Cluster, random: &mut SmallRng) -> anyhow::Result<()> {
+        later::set_ahead(self.ahead);
         self.run_clock(now_ns);
         self.starts += 1;
         self.disk.ignore_sync(self.ignored_sync);
@@ -212,6 +220,7 @@ impl Host {
             arbiters: ARBITERS,
             clock: clock.clone(),
             random: Random::seeded(random.random()),
+            on_end: |_| (),
         };
         let node = cluster.network.id(self.index);
         let links = SimLinks { node: self.index, network: cluster.network.clone() };
@@ -242,7 +251,9 @@ impl Host {
         let arbiter = |id| SteppedArbiter::new(id as u16, Arc::clone(&shared), self.metrics.arbiter());
         let arbiters = (0..ARBITERS).map(arbiter).collect();
         let fenced = (!is_member).then_some(fenced);
-        self.process = Some(Process { shared, arbiters, pipeline, sink, reader, clock, scheduled: false, fenced });
+        let ahead = self.ahead;
+        self.process =
+            Some(Process { shared, arbiters, pipeline, sink, reader, clock, ahead, scheduled: false, fenced });
         Ok(())
     }
 
@@ -317,6 +328,7 @@ impl Process {
         random: &mut SmallRng,
         waiting: &mut Vec<Turn>,
     ) -> Result<Turn, InlineError> {
+        later::set_ahead(self.ahead);
         self.waiting(disk_stalls, waiting);
         let turn = waiting.choose(random).copied().unwrap_or(Turn::Idle);
         match turn {
@@ -338,6 +350,7 @@ impl Process {
     /// # Errors
     /// The process would have ended.
     pub(super) fn tick(&mut self, disk_stalls: bool) -> Result<(), InlineError> {
+        later::set_ahead(self.ahead);
         let now = self.clock.elapsed();
         if !disk_stalls {
             self.pipeline.turn_raft(now)?;
@@ -346,7 +359,18 @@ impl Process {
         Ok(())
     }
 
+    /// It does not know the feature level that it met, and applied nothing from there on.
+    pub(super) fn has_ended(&self) -> bool {
+        self.pipeline.machine().ended().is_some()
+    }
+
+    /// Whether all groups here, and the directory, have what the later version brings.
+    pub(super) fn is_all_ahead(&self) -> bool {
+        self.pipeline.machine().has_level(2)
+    }
+
     pub(super) fn on_second(&mut self) {
+        later::set_ahead(self.ahead);
         for arbiter in &mut self.arbiters {
             arbiter.on_second();
         }
@@ -366,6 +390,7 @@ impl Process {
         let Some(arbiter) = self.shared.try_open_connection(&cluster.listener, usize::MAX) else {
             return false;
         };
+        later::set_ahead(self.ahead);
         self.arbiters[usize::from(arbiter)].add_connection(stream, Arc::clone(&cluster.listener), None);
         true
     }

@@ -37,11 +37,13 @@ impl Plan {
     /// the directory.
     #[must_use]
     pub fn of_seed(seed: u64) -> Self {
-        let usual = Self { nodes: 3, alone: false, grows: false, trace: false, only: None, plant: None };
+        let usual =
+            Self { nodes: 3, alone: false, grows: false, upgrades: false, trace: false, only: None, plant: None };
         match seed % 16 {
             0 | 8 => Self { nodes: 1, alone: true, ..usual },
             4 => Self { nodes: 1, ..usual },
             12 => Self { grows: true, ..usual },
+            5 => Self { upgrades: true, ..usual },
             3 => Self { nodes: 5, ..usual },
             11 => Self { nodes: 4, ..usual },
             _ => usual,
@@ -126,10 +128,13 @@ pub struct Summary {
 }
 
 /// What must have happened in many runs, beside the faults and what clients do.
-const HAPPENINGS: [&str; 11] = [
+const HAPPENINGS: [&str; 14] = [
     "start",
     "joined",
     "disk lost",
+    "upgraded",
+    "taken back",
+    "ended for its version",
     "process ended by its disk",
     "entries compared",
     "snapshot fetched",

@@ -19,13 +19,15 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use super::checks::Hash;
 use super::faults::{self, Fault, MS, Planned, Plot, SECOND};
-use super::host::{self, Cluster, Host, Turn};
+use super::host::{self, Cluster, Host, Process, Turn};
 use super::network::{Fetch, LinkIndex, Network};
 use super::registry::Registry;
 use super::streams::{Carried, Ready};
 use super::workload::{Fault as Mark, Wish, Workload, WorkloadPlan};
 use crate::config::{QueueDropPolicy, Settings};
 use crate::drops::{self, Bound};
+use crate::ending::Ending;
+use crate::later;
 use crate::plants::Plant;
 use crate::replicated::Query;
 
@@ -90,6 +92,8 @@ enum Event {
     LoseDisk(usize),
     /// Another node is where one lost its disk.
     Replace(usize),
+    /// A node is started again, with a later version or the earlier one.
+    Change { host: usize, later: bool },
 }
 
 struct Queued {
@@ -134,6 +138,8 @@ pub struct Plan {
     pub alone: bool,
     /// The first node forms a cluster of its own, and the others join it; later one of them loses its disk.
     pub grows: bool,
+    /// The nodes get a later version of the program, one after the other, and one of them is taken back for a while.
+    pub upgrades: bool,
     /// Everything that happens is printed.
     pub trace: bool,
     /// Of the faults that were drawn, only those whose names begin so.
@@ -230,6 +236,7 @@ impl World {
         let mut random = SmallRng::seed_from_u64(seed);
         let network = Network::new(plan.nodes, random.random());
         let settings = settings(plan.nodes, &mut random);
+        later::set_ahead(false);
         let founders = if plan.grows { 1 } else { plan.nodes };
         let cluster = Cluster::new(settings, plan.nodes, founders, plan.alone, network.clone());
         let host = |index| Host::new(index, 1000);
@@ -305,6 +312,9 @@ impl World {
         }
         if self.plan.grows {
             self.plan_growth(from_ns, from_ns + faults_ns);
+        }
+        if self.plan.upgrades {
+            self.plan_upgrades(from_ns, from_ns + faults_ns);
         }
         let end_ns = self.faults.iter().map(|planned| planned.at_ns + planned.lasts_ns).max().unwrap_or(0);
         self.run_until(end_ns.max(from_ns + faults_ns) + 1)?;
@@ -392,6 +402,10 @@ impl World {
         let groups = || (0..self.cluster.settings.storage.groups.get()).map(GroupId).chain([GroupId::DIRECTORY]);
         if self.plan.grows && !self.hosts.iter().all(|host| groups().all(|group| settled(host, group))) {
             return Err(format!("the groups are not kept by all three nodes in the end{}", self.describe_hosts()));
+        }
+        if self.plan.upgrades && !self.hosts.iter().all(|host| host.process.as_ref().is_some_and(Process::is_all_ahead))
+        {
+            return Err(format!("not all is of the later version in the end{}", self.describe_hosts()));
         }
         Ok(())
     }
@@ -490,6 +504,7 @@ impl World {
             Event::Start(host) => self.start(host)?,
             Event::Join(host) => self.join(host)?,
             Event::LoseDisk(host) => self.lose_disk(host),
+            Event::Change { host, later } => self.change_version(host, later),
             Event::Replace(host) => {
                 self.network.replace(host);
                 self.join(host)?;
@@ -562,6 +577,10 @@ impl World {
         process.scheduled = false;
         let turn = process.step(stalls, &mut self.random, &mut waiting);
         self.waiting = waiting;
+        if process.has_ended() {
+            self.upgrade_late(host);
+            return Ok(());
+        }
         match turn {
             Ok(turn) => self.hash.number(match turn {
                 Turn::Idle => 0,
@@ -583,7 +602,12 @@ impl World {
         let Some(process) = &mut self.hosts[host].process else {
             return Ok(());
         };
-        match process.tick(stalls) {
+        let ticked = process.tick(stalls);
+        if process.has_ended() {
+            self.upgrade_late(host);
+            return Ok(());
+        }
+        match ticked {
             Ok(()) => self.after(48 * MS, 53 * MS, Event::Tick { host, start }),
             Err(error) => self.process_failed(host, &error.to_string())?,
         }
@@ -621,6 +645,10 @@ impl World {
                 self.after(500 * MS, SECOND, Event::Start(host));
                 return Ok(());
             }
+            if error.downcast_ref::<Ending>().is_some() && !self.hosts[host].ahead {
+                self.upgrade_late(host);
+                return Ok(());
+            }
             return Err(format!("node {} does not start: {error:#}", host + 1));
         }
         self.count("start");
@@ -652,6 +680,34 @@ impl World {
         self.at(at_ns, Event::LoseDisk(host));
     }
 
+    /// Each of them at some time; and one is taken back.
+    fn plan_upgrades(&mut self, from_ns: u64, until_ns: u64) {
+        for host in 0..self.hosts.len() {
+            let at_ns = self.random.random_range(from_ns..until_ns);
+            self.at(at_ns, Event::Change { host, later: true });
+        }
+        let (host, at_ns) =
+            (self.random.random_range(0..self.hosts.len()), self.random.random_range(from_ns..until_ns));
+        self.at(at_ns, Event::Change { host, later: false });
+        self.at(until_ns, Event::Change { host, later: true });
+    }
+
+    fn change_version(&mut self, host: usize, later: bool) {
+        if self.hosts[host].ahead == later {
+            return;
+        }
+        self.count(if later { "upgraded" } else { "taken back" });
+        self.kill(host);
+        self.hosts[host].ahead = later;
+        self.after(50 * MS, 2 * SECOND, Event::Start(host));
+    }
+
+    /// Its program does not know what the cluster uses by now.
+    fn upgrade_late(&mut self, host: usize) {
+        self.count("ended for its version");
+        self.change_version(host, true);
+    }
+
     /// Asks whoever is there, until it hears that it is a member; then its process starts.
     fn join(&mut self, host: usize) -> Result<(), String> {
         let answer = self.asked[host].take().and_then(|answer| answer.try_recv().ok());
@@ -663,6 +719,7 @@ impl World {
         let asked = self.random.random_range(0..self.hosts.len());
         if let Some(process) = &self.hosts[asked].process {
             let (answer, answered) = bounded(1);
+            later::set_ahead(self.hosts[host].ahead);
             let record = host::member(host, self.network.id(host));
             process.pipeline.handle().notify(Query::Admit(record, answer));
             self.asked[host] = Some(answered);

@@ -1,6 +1,7 @@
 //! A broker process of one's own, and a client that can say anything.
 
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -293,7 +294,12 @@ fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
 
 /// The program, with nothing set from outside: what is meant for the tests is no setting of the broker.
 pub fn broker_command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kentongan"));
+    program_command(env!("CARGO_BIN_EXE_kentongan"))
+}
+
+/// The same of another program.
+pub fn program_command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("KENTONGAN_")) {
         command.env_remove(name);
     }

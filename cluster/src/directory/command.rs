@@ -47,6 +47,9 @@ pub struct MemberRecord {
     /// What it shares its fate with: a rack, a room, a site. Empty if nobody said.
     #[prost(string, tag = "6")]
     pub zone: String,
+    /// The lowest feature level that its program still knows; 0 of one from before that was said.
+    #[prost(uint32, tag = "7")]
+    pub feature_level_min: u32,
 }
 
 /// A node registers. The index of this entry becomes its incarnation.

@@ -17,6 +17,7 @@ mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::feature_level::{FeatureLevels, UnknownLevel};
 use crate::identity::GroupId;
 use crate::identity::{Incarnation, NodeId};
 use command::{Admit, Command, Departed, Form, Join, MemberRecord};
@@ -38,8 +39,8 @@ pub struct Member {
     pub peer_address: String,
     /// Where clients reach it.
     pub client_address: String,
-    /// The highest feature level that its program knew when it last registered.
-    pub feature_level: u32,
+    /// The feature levels that its program knew when it last registered.
+    pub feature_levels: FeatureLevels,
     /// What it shares its fate with; empty if nobody said.
     pub zone: String,
     /// It is to go: groups are moved away from it.
@@ -58,7 +59,7 @@ impl Member {
             name: record.name,
             peer_address: record.peer_address,
             client_address: record.client_address,
-            feature_level: record.feature_level,
+            feature_levels: FeatureLevels { min: record.feature_level_min, max: record.feature_level },
             zone: record.zone,
             leaves: false,
             living: None,
@@ -75,8 +76,9 @@ impl Member {
             name: self.name.clone(),
             peer_address: self.peer_address.clone(),
             client_address: self.client_address.clone(),
-            feature_level: self.feature_level,
+            feature_level: self.feature_levels.max,
             zone: self.zone.clone(),
+            feature_level_min: self.feature_levels.min,
         }
     }
 }
@@ -145,12 +147,9 @@ pub enum JoinRefusal {
     /// It was a member once. What it has on its disk nobody counts on: give it an empty one.
     #[error("this node was removed from the cluster: start it with an empty data directory, as a new node")]
     Removed,
-    /// The program is older than what the cluster already uses: upgrade it.
-    #[error("the cluster uses feature level {needed}: upgrade this node")]
-    TooOld {
-        /// The level in use.
-        needed: u32,
-    },
+    /// Its program is too old or too new for what the cluster uses.
+    #[error(transparent)]
+    FeatureLevel(#[from] UnknownLevel),
 }
 
 /// What follows from an entry.
@@ -288,7 +287,7 @@ impl Directory {
         effects
     }
 
-    /// An entry that carries no command for the directory: Raft's own, or one of a later version.
+    /// An entry that carries no command for the directory: Raft's own.
     pub fn skip(&mut self, index: u64) {
         self.applied = self.applied.max(index);
     }
@@ -309,6 +308,13 @@ impl Directory {
     #[must_use]
     pub fn feature_level(&self) -> u32 {
         self.feature_level
+    }
+
+    /// The highest feature level that the programs of all members know. Those that are away count too: they come back with the
+    /// program they went with.
+    #[must_use]
+    pub fn level_known_to_all(&self) -> u32 {
+        self.members.values().map(|member| member.feature_levels.max).min().unwrap_or(0)
     }
 
     /// The data groups.
@@ -450,9 +456,7 @@ impl Directory {
         if self.removed.contains(&node) {
             return Err(JoinRefusal::Removed);
         }
-        if record.feature_level < self.feature_level {
-            return Err(JoinRefusal::TooOld { needed: self.feature_level });
-        }
+        FeatureLevels { min: record.feature_level_min, max: record.feature_level }.check(self.feature_level)?;
         let namesake = |(&other, member): (&NodeId, &Member)| {
             other != node && member.living.is_some() && member.name == record.name
         };
@@ -542,9 +546,7 @@ impl Directory {
     }
 
     fn raise_feature_level(&mut self, level: u32, effects: &mut Vec<Effect>) {
-        // Members that are away count too: they come back with the program they went with.
-        let known_to_all = self.members.values().all(|member| member.feature_level >= level);
-        if level > self.feature_level && known_to_all {
+        if level > self.feature_level && level <= self.level_known_to_all() {
             self.feature_level = level;
             effects.push(Effect::FeatureLevel { level });
         }

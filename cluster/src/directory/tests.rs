@@ -15,6 +15,7 @@ fn record(id: u64) -> MemberRecord {
         client_address: format!("n{id}:1883"),
         feature_level: 3,
         zone: format!("z{id}"),
+        feature_level_min: 1,
     }
 }
 
@@ -265,7 +266,30 @@ fn the_feature_level_waits_for_every_member() {
     assert_eq!(log.feed(raise(2)), [], "never lowered");
     let old = MemberRecord { feature_level: 2, ..record(4) };
     let join = Command::Join(Join { member: Some(old), attempt: 1, newest: 0 });
-    assert_eq!(log.feed(join), [refused(4, 1, JoinRefusal::TooOld { needed: 3 })]);
+    let too_old = JoinRefusal::FeatureLevel(UnknownLevel::TooOld { used: 3, max: 2 });
+    assert_eq!(log.feed(join), [refused(4, 1, too_old)]);
+    let new = MemberRecord { feature_level: 9, feature_level_min: 4, ..record(4) };
+    let join = Command::Join(Join { member: Some(new), attempt: 2, newest: 0 });
+    let too_new = JoinRefusal::FeatureLevel(UnknownLevel::TooNew { used: 3, min: 4 });
+    assert_eq!(log.feed(join), [refused(4, 2, too_new)]);
+}
+
+/// Who is away comes back with the program it went with, unless it is removed.
+#[test]
+fn a_member_that_is_dead_holds_the_feature_level_back_until_it_is_removed() {
+    let mut log = Log::formed();
+    for id in 1..=3 {
+        let known = if id == 2 { 3 } else { 4 };
+        let member = MemberRecord { feature_level: known, ..record(id) };
+        log.feed(Command::Join(Join { member: Some(member), attempt: 1, newest: 0 }));
+    }
+    log.feed(dead(2, 3));
+    assert_eq!(log.0.level_known_to_all(), 3);
+    let raise = Command::FeatureLevel(FeatureLevel { level: 4 });
+    assert_eq!(log.feed(raise.clone()), []);
+    log.feed(remove(2));
+    log.feed(removed(2));
+    assert_eq!(log.feed(raise), [Effect::FeatureLevel { level: 4 }]);
 }
 
 #[test]

@@ -229,7 +229,7 @@ impl Forming {
         };
         // Nobody is promised anything any more; the thread ends.
         lock(&self.proposals).take();
-        transport.set_identity(Some(formation.cluster_id), None, self.inner.me.feature_level);
+        transport.set_identity(Some(formation.cluster_id), None);
         Ok(formation)
     }
 }

@@ -80,6 +80,7 @@ fn silent(seen: &[Seen<'_>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::FeatureLevels;
     use crate::transport::ClusterId;
 
     fn me() -> MemberRecord {
@@ -89,7 +90,8 @@ mod tests {
     fn is(node: u64, cluster: Option<u128>) -> Option<Result<PeerHello, String>> {
         let (node, cluster) = (NodeId(node), cluster.map(ClusterId));
         let name = format!("n{}", node.0);
-        Some(Ok(PeerHello { cluster, node, name, incarnation: None, protocol: 1, feature_level: 1, nonce: 0 }))
+        let feature_levels = FeatureLevels { min: 1, max: 1 };
+        Some(Ok(PeerHello { cluster, node, name, incarnation: None, protocol: 1, feature_levels, nonce: 0 }))
     }
 
     fn step(answers: &[Option<Result<PeerHello, String>>]) -> Step {

@@ -13,9 +13,6 @@ use crate::{GroupId, NodeId};
 /// Nodes that may form a cluster together.
 pub const MEMBERS_MAX: usize = 256;
 
-/// The feature level that a cluster begins with.
-const FEATURE_LEVEL: u32 = 1;
-
 /// Nodes that vote in the directory, where there are as many. The others follow it: it is what every node must know.
 const DIRECTORY_VOTERS: usize = 5;
 
@@ -114,7 +111,8 @@ impl Formation {
             groups: self.terms.groups.into(),
             members: self.members.clone(),
             placements: placements.iter().map(|(&group, placement)| placement.command(group)).collect(),
-            feature_level: FEATURE_LEVEL,
+            // What all of them know.
+            feature_level: self.members.iter().map(|member| member.feature_level).min().unwrap_or_default(),
             voters: self.terms.voters.into(),
         }
     }
@@ -253,6 +251,7 @@ mod tests {
             client_address: String::new(),
             feature_level: 1,
             zone: String::new(),
+            feature_level_min: 1,
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::wire::{Fenced, Renewal, Settled};
 use crate::directory::Directory;
-use crate::directory::command::Command;
+use crate::directory::command::{Command, FeatureLevel};
 use crate::fence::{Fences, Witness};
 use crate::group::Target;
 use crate::identity::GroupId;
@@ -17,6 +17,9 @@ const PROPOSE_INTERVAL_NS: u64 = 300_000_000;
 
 /// How often changes of where groups are kept are proposed.
 const PLAN_INTERVAL_NS: u64 = 300_000_000;
+
+/// How often a higher feature level is proposed until it is committed.
+const RAISE_INTERVAL_NS: u64 = 300_000_000;
 
 /// Steps that are proposed at once, one after the other.
 const STEPS_MAX: usize = 32;
@@ -31,6 +34,7 @@ pub(super) struct Leading {
     round: Option<(u64, ReadToken)>,
     propose_lost_at_ns: u64,
     plan_at_ns: u64,
+    raise_at_ns: u64,
     /// The entries of the directory by which groups are kept where they are, as their leaders say.
     settled: BTreeMap<GroupId, u64>,
     /// What was said last of where the directory itself is to be kept.
@@ -47,6 +51,7 @@ impl Leading {
             round: None,
             propose_lost_at_ns: 0,
             plan_at_ns: 0,
+            raise_at_ns: 0,
             settled: BTreeMap::new(),
             target: None,
         }
@@ -100,6 +105,16 @@ impl Leading {
             ahead.apply(ahead.applied() + 1, step.command());
         }
         commands
+    }
+
+    /// The feature level that is to be used, if it is not: what the programs of all members know.
+    pub(super) fn raise(&mut self, now_ns: u64, directory: &Directory) -> Option<Command> {
+        let level = directory.level_known_to_all();
+        if level <= directory.feature_level() || directory.cluster_id().is_none() || now_ns < self.raise_at_ns {
+            return None;
+        }
+        self.raise_at_ns = now_ns + RAISE_INTERVAL_NS;
+        Some(Command::FeatureLevel(FeatureLevel { level }))
     }
 
     /// The round of the granter goes by this number, which no other round of the process has.

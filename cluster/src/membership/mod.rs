@@ -166,11 +166,28 @@ pub enum Output {
     },
     /// Links are to be kept with the members as [`Membership::directory`] has them, and with nobody else.
     Members,
+    /// The cluster uses another feature level than this node has heard of. What cannot be done by it must not go on: the node ends
+    /// before it applies anything else, see [`crate::feature_level::FeatureLevels::check`].
+    FeatureLevel {
+        /// Which.
+        used: u32,
+    },
     /// This node is no member any more, and never will be again: it serves nobody and ends. [`Standing::Dead`] came before.
     Removed,
     /// What the node may do has changed. After [`Standing::Dead`] it registers again when
     /// [`Membership::on_clients_closed`] says that nobody is left who could count on the dead incarnation.
     Standing(Standing),
+}
+
+/// An entry of the directory's log that this program cannot apply.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnknownCommand {
+    /// Its checksum was right, so these are the bytes that were written: not a disk's fault.
+    #[error("it is no command: {0}")]
+    Undecodable(#[from] prost::DecodeError),
+    /// One of a later version.
+    #[error("it is a command of a later version of the program")]
+    Newer,
 }
 
 /// Why one cannot wait at a barrier.
@@ -292,6 +309,8 @@ pub struct Membership {
     closing: bool,
     /// It is no member any more.
     removed: bool,
+    /// What was told last of it; 0 before.
+    feature_level: u32,
     /// The members of each group that has a replica here, by what is applied of it.
     configurations: BTreeMap<GroupId, Configuration>,
     /// Who is to lead each group, by the directory.
@@ -325,6 +344,7 @@ impl Membership {
             life: None,
             closing: false,
             removed: false,
+            feature_level: 0,
             configurations: BTreeMap::new(),
             preferred: BTreeMap::new(),
             register_at_ns: 0,
@@ -364,15 +384,16 @@ impl Membership {
     /// An entry of the directory's log was committed; `command` is empty if it is Raft's own.
     ///
     /// # Errors
-    /// The entry is none of ours: the node must stop.
-    pub fn on_directory(&mut self, now_ns: u64, index: u64, command: Bytes) -> Result<(), prost::DecodeError> {
-        match command::decode(command)? {
-            Some(command) => {
-                let effects = self.directory.apply(index, command);
-                self.on_effects(now_ns, effects);
-            }
-            None => self.directory.skip(index),
+    /// The entry is none that this program knows: the node must stop. Whoever goes on without it has another directory than the
+    /// others.
+    pub fn on_directory(&mut self, now_ns: u64, index: u64, command: Bytes) -> Result<(), UnknownCommand> {
+        if command.is_empty() {
+            self.directory.skip(index);
+            return Ok(());
         }
+        let command = command::decode(command)?.ok_or(UnknownCommand::Newer)?;
+        let effects = self.directory.apply(index, command);
+        self.on_effects(now_ns, effects);
         Ok(())
     }
 
@@ -419,6 +440,7 @@ impl Membership {
             self.outputs.push(Output::Members);
         }
         self.preferred = placement::leaders(&self.directory);
+        self.tell_feature_level();
         for effect in effects {
             match effect {
                 Effect::Joined { node, incarnation, attempt } => self.on_joined(node, incarnation, attempt),
@@ -452,6 +474,14 @@ impl Membership {
         self.offer(now_ns);
         self.start_group_rounds(now_ns);
         self.settle(now_ns);
+    }
+
+    /// Above all that is done by it.
+    fn tell_feature_level(&mut self) {
+        let used = self.directory.feature_level();
+        if std::mem::replace(&mut self.feature_level, used) != used {
+            self.outputs.push(Output::FeatureLevel { used });
+        }
     }
 
     fn on_joined(&mut self, node: NodeId, incarnation: Incarnation, attempt: u64) {
@@ -886,6 +916,9 @@ impl Membership {
             self.propose(Command::Lost(departed(node, incarnation)));
         }
         self.lead(outputs);
+        if let Some(raise) = self.leading.as_mut().and_then(|leading| leading.raise(now_ns, &self.directory)) {
+            self.propose(raise);
+        }
         let is_settled = self.is_settled(GroupId::DIRECTORY);
         if let Some(leading) = &mut self.leading {
             let commands = leading.plan(now_ns, &self.directory, is_settled);

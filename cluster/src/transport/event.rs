@@ -107,6 +107,11 @@ pub enum Event {
     },
     /// Messages came.
     Batch(Incoming),
+    /// A peer says that this node was removed from the cluster.
+    Removed {
+        /// Who says so.
+        by: NodeId,
+    },
 }
 
 /// Messages from a peer, in order. Between the `LinkUp` and the `LinkDown` of their epoch.

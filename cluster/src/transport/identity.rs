@@ -6,6 +6,7 @@ use kentongan_proto::peer::{PROTOCOL_MAX, PROTOCOL_MIN, wire};
 
 use super::refusal::Refusal;
 use super::tls::PeerCertificate;
+use crate::feature_level::FeatureLevels;
 pub use crate::identity::{Incarnation, NodeId};
 
 /// Longest name of a node, in bytes: that of a DNS name.
@@ -32,8 +33,8 @@ pub struct LocalIdentity {
     pub name: String,
     /// Its last registration.
     pub incarnation: Option<Incarnation>,
-    /// The newest behaviour that its state machines have.
-    pub feature_level: u32,
+    /// What its program knows.
+    pub feature_levels: FeatureLevels,
 }
 
 impl LocalIdentity {
@@ -45,8 +46,9 @@ impl LocalIdentity {
             incarnation: self.incarnation.map_or(0, |incarnation| incarnation.0),
             protocol_min: PROTOCOL_MIN,
             protocol_max: PROTOCOL_MAX,
-            feature_level: self.feature_level,
+            feature_level: self.feature_levels.max,
             nonce,
+            feature_level_min: self.feature_levels.min,
         }
     }
 }
@@ -64,8 +66,8 @@ pub struct PeerHello {
     pub incarnation: Option<Incarnation>,
     /// The newest protocol version that both speak.
     pub protocol: u32,
-    /// The newest behaviour that its state machines have.
-    pub feature_level: u32,
+    /// What its program knows.
+    pub feature_levels: FeatureLevels,
     /// Random for each start of its process. Our own if we dialled ourselves.
     pub nonce: u64,
 }
@@ -96,7 +98,7 @@ impl PeerHello {
             name: hello.name,
             incarnation: (hello.incarnation != 0).then_some(Incarnation(hello.incarnation)),
             protocol,
-            feature_level: hello.feature_level,
+            feature_levels: FeatureLevels { min: hello.feature_level_min, max: hello.feature_level },
             nonce: hello.nonce,
         })
     }
@@ -141,7 +143,7 @@ mod tests {
             node: NodeId(1),
             name: "n1".into(),
             incarnation: None,
-            feature_level: 3,
+            feature_levels: FeatureLevels { min: 2, max: 3 },
         };
         identity.hello(9)
     }
@@ -151,7 +153,8 @@ mod tests {
         let read = PeerHello::verify(Some(hello()), None).unwrap();
         assert_eq!(read.cluster, Some(ClusterId(7)));
         assert_eq!((read.node, read.name.as_str(), read.nonce), (NodeId(1), "n1", 9));
-        assert_eq!((read.incarnation, read.protocol, read.feature_level), (None, PROTOCOL_MAX, 3));
+        assert_eq!((read.incarnation, read.protocol), (None, PROTOCOL_MAX));
+        assert_eq!(read.feature_levels, FeatureLevels { min: 2, max: 3 });
     }
 
     #[test]

@@ -17,6 +17,7 @@ use super::event::{Class, Direction, Event, LinkEpoch};
 use super::identity::PeerHello;
 use super::outbox::Outbox;
 use super::peers::{Peer, Shared};
+use super::refusal::REMOVED;
 use super::stats::count;
 
 /// Keeps the link to a peer for one class up, until its outbox is finished.
@@ -34,9 +35,16 @@ pub(super) async fn keep(shared: Arc<Shared>, peer: Arc<Peer>, class: Class) {
         if peer.outboxes[class.index()].is_finishing() {
             return;
         }
+        if is_removal(&ended) {
+            shared.sink.on_event(Event::Removed { by: peer.node });
+        }
         report(&peer, class, ended, failures);
         sleep(backoff.next()).await;
     }
+}
+
+fn is_removal(ended: &Result<(), LinkError>) -> bool {
+    matches!(ended, Err(LinkError::EndedByPeer(status)) if status.code() == REMOVED)
 }
 
 /// Failures in a row of which nothing is said aloud: nodes that start together do not know each other at once.
@@ -93,6 +101,7 @@ async fn open(shared: &Shared, peer: &Peer, class: Class, epoch: LinkEpoch) -> R
     let hello = PeerHello::verify(hello, connection.certificate.as_ref())?;
     hello.verify_cluster(shared.identity().cluster)?;
     hello.verify_node(peer.node, &peer.name)?;
+    shared.verify_level(&hello)?;
     Ok((connection, frames, hello))
 }
 

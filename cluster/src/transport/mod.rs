@@ -33,9 +33,10 @@ mod stubs;
 mod tests;
 mod tls;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -294,10 +295,20 @@ impl Transport {
         }
     }
 
-    /// Says what changed about this node. Its id and name are fixed; hellos from here on carry the rest.
-    pub fn set_identity(&self, cluster: Option<ClusterId>, incarnation: Option<Incarnation>, feature_level: u32) {
+    /// Says what changed about this node. The rest is fixed; hellos from here on carry this.
+    pub fn set_identity(&self, cluster: Option<ClusterId>, incarnation: Option<Incarnation>) {
         let mut identity = self.inner.shared.identity.write().unwrap_or_else(PoisonError::into_inner);
-        (identity.cluster, identity.incarnation, identity.feature_level) = (cluster, incarnation, feature_level);
+        (identity.cluster, identity.incarnation) = (cluster, incarnation);
+    }
+
+    /// What the cluster uses, by which links and snapshots from here on are refused to programs that do not know it.
+    pub fn set_feature_level(&self, used: u32) {
+        self.inner.shared.feature_level.store(used, Ordering::Relaxed);
+    }
+
+    /// Nodes that were members and are none any more. They are told so, should they come.
+    pub fn set_removed(&self, removed: BTreeSet<NodeId>) {
+        *self.inner.shared.removed.write().unwrap_or_else(PoisonError::into_inner) = removed;
     }
 
     /// Keeps links with these nodes and no others. Links with those that stay as they were are left alone; this node

@@ -1,6 +1,6 @@
 //! The peers as this node knows them, and the links with each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -22,6 +22,10 @@ use super::{PeerAddress, PeerStatus, TransportConfig};
 pub(super) struct Shared {
     pub config: TransportConfig,
     pub identity: RwLock<LocalIdentity>,
+    /// What the cluster uses; 0 before this node knows.
+    pub feature_level: AtomicU32,
+    /// Nodes that were members once.
+    pub removed: RwLock<BTreeSet<NodeId>>,
     pub tls: Option<Tls>,
     pub sink: Arc<dyn Sink>,
     pub stats: Arc<TransportStats>,
@@ -38,6 +42,8 @@ impl Shared {
     pub(super) fn new(config: TransportConfig, tls: Option<Tls>, sink: Arc<dyn Sink>) -> Self {
         Self {
             identity: RwLock::new(config.identity.clone()),
+            feature_level: AtomicU32::new(0),
+            removed: RwLock::default(),
             tls,
             sink,
             stats: Arc::default(),
@@ -61,6 +67,18 @@ impl Shared {
     /// Whether this node is to speak with anybody.
     pub(super) fn has_peers(&self) -> bool {
         !self.peers.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Whether the program of a node knows what the cluster uses, as far as this node knows that.
+    pub(super) fn verify_level(&self, peer: &PeerHello) -> Result<(), Refusal> {
+        match self.feature_level.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            used => Ok(peer.feature_levels.check(used)?),
+        }
+    }
+
+    pub(super) fn was_removed(&self, node: NodeId) -> bool {
+        self.removed.read().unwrap_or_else(PoisonError::into_inner).contains(&node)
     }
 
     pub(super) fn next_epoch(&self) -> LinkEpoch {

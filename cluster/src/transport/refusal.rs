@@ -3,6 +3,10 @@
 use tonic::{Code, Status};
 
 use super::identity::{ClusterId, NodeId};
+use crate::feature_level::UnknownLevel;
+
+/// The code by which a node that was removed hears of it.
+pub(super) const REMOVED: Code = Code::AlreadyExists;
 
 /// Why a peer was turned away. The text reads the same on both sides: "the peer" is the one that was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +64,18 @@ pub enum Refusal {
         /// Its highest.
         max: u32,
     },
+    /// Its program does not know the feature level that the cluster uses.
+    #[error(transparent)]
+    FeatureLevel(#[from] UnknownLevel),
+    /// It was a member once, and is none any more.
+    #[error(
+        "node {node} was removed from the cluster: what it has on its disk nobody counts on. Start it with an empty data \
+         directory, and it joins as a new node"
+    )]
+    Removed {
+        /// The peer.
+        node: NodeId,
+    },
     /// A link that its own dialler has given up for a newer one, or that was taken from the set of peers.
     #[error("a newer link has taken the place of this one, or the peer is no longer a member")]
     Superseded,
@@ -85,6 +101,8 @@ impl Refusal {
             Refusal::WrongNode { .. } => Code::PermissionDenied,
             Refusal::UnknownPeer { .. } => Code::NotFound,
             Refusal::Version { .. } => Code::Unimplemented,
+            Refusal::FeatureLevel(_) => Code::DataLoss,
+            Refusal::Removed { .. } => REMOVED,
             Refusal::Superseded => Code::Aborted,
             Refusal::Busy => Code::ResourceExhausted,
             Refusal::Unavailable(_) => Code::Unavailable,

@@ -375,7 +375,7 @@ impl Process {
             Output::JoinRefused { reason } => panic!("{reason}"),
             Output::Standing(Standing::LapsedLong) => self.close_clients(),
             Output::Standing(Standing::Dead) => self.end(now_ns),
-            Output::Standing(_) => {}
+            Output::Standing(_) | Output::FeatureLevel { .. } => {}
         }
     }
 

@@ -21,10 +21,10 @@ use super::{
 };
 
 /// Time within which a process does what it must do at once, on a machine that has much to do.
-const AT_ONCE: Duration = Duration::from_secs(20);
+pub(super) const AT_ONCE: Duration = Duration::from_secs(20);
 
 /// A node ends within this after SIGTERM, however many clients it has.
-const GRACE: Duration = Duration::from_secs(60);
+pub(super) const GRACE: Duration = Duration::from_secs(60);
 
 /// A checkpoint comes within this, by the settings that [`Lab::start`] gives where one is waited for.
 const CHECKPOINT_WITHIN: Duration = Duration::from_secs(30);
@@ -44,7 +44,7 @@ const CONNECTORS: usize = 8;
 impl Lab<'_> {
     /// Does it, undoes it, and waits until all serve again. Returns the nodes that could not serve meanwhile.
     pub(super) fn do_to_nodes(&mut self, injection: &Injection) -> Result<Vec<usize>> {
-        let all: Vec<usize> = (0..self.nodes.count()).collect();
+        let all = self.members.clone();
         match *injection {
             Injection::Kill { node, milliseconds } => {
                 let victims = vec![self.resolve(node)?];
@@ -134,12 +134,16 @@ impl Lab<'_> {
                 Ok(all)
             }
             Injection::Terminate { node, connections } => self.terminate(node, connections),
+            Injection::LoseDisk { node, milliseconds } => self.lose_disk(node, milliseconds),
+            Injection::Upgrade => self.upgrade(),
+            Injection::Grow { milliseconds } => self.grow(milliseconds),
+            Injection::Shrink { milliseconds } => self.shrink(milliseconds),
         }
     }
 
-    fn resolve(&self, victim: Victim) -> Result<usize> {
+    pub(super) fn resolve(&self, victim: Victim) -> Result<usize> {
         match victim {
-            Victim::Node(node) if node < self.nodes.count() => Ok(node),
+            Victim::Node(node) if self.members.contains(&node) => Ok(node),
             Victim::Node(node) => bail!("there is no node {node}"),
             Victim::DirectoryLeader => self.directory_leader(),
         }
@@ -160,7 +164,7 @@ impl Lab<'_> {
     // Processes.
 
     /// Does something between, and lets them be down for so long in any case.
-    fn kill_and_restart(
+    pub(super) fn kill_and_restart(
         &mut self,
         victims: &[usize],
         milliseconds: u64,
@@ -176,7 +180,7 @@ impl Lab<'_> {
         self.start_again(victims)
     }
 
-    fn start_again(&mut self, victims: &[usize]) -> Result<()> {
+    pub(super) fn start_again(&mut self, victims: &[usize]) -> Result<()> {
         for &victim in victims {
             spawn(&mut self.nodes, &self.mesh, victim)?;
             self.stage.seats[victim].pid.store(self.nodes.pid(victim).unwrap_or(0), SeqCst);
@@ -291,7 +295,7 @@ impl Lab<'_> {
         }
         self.mesh.open_all();
         self.fault_heals(fault);
-        (0..self.nodes.count()).try_for_each(|node| self.nodes.await_ready(node))
+        self.members.iter().try_for_each(|&node| self.nodes.await_ready(node))
     }
 
     // Disks and clocks.
@@ -387,7 +391,7 @@ impl Lab<'_> {
         }
     }
 
-    fn becomes(&mut self, within: Duration, condition: impl Fn(&Self) -> bool) -> bool {
+    pub(super) fn becomes(&mut self, within: Duration, condition: impl Fn(&Self) -> bool) -> bool {
         let deadline = Instant::now() + within;
         while !condition(self) {
             if Instant::now() > deadline {
@@ -400,11 +404,11 @@ impl Lab<'_> {
 }
 
 /// The length of a fault is part of the schedule.
-fn hold(milliseconds: u64) {
+pub(super) fn hold(milliseconds: u64) {
     thread::sleep(Duration::from_millis(milliseconds));
 }
 
-fn others(all: &[usize], node: usize) -> impl Iterator<Item = usize> {
+pub(super) fn others(all: &[usize], node: usize) -> impl Iterator<Item = usize> {
     all.iter().copied().filter(move |&other| other != node)
 }
 

@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -21,7 +21,7 @@ use super::{
     counts::Mark,
     machine::{Preload, SmallDisk},
     mesh::Mesh,
-    schedule::{Injection, Step, Victim},
+    schedule::{Injection, NODES_AFTER_SHRINKING, Step, Victim},
 };
 use crate::{nodes::Nodes, report::Progress};
 
@@ -36,6 +36,8 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(180);
 pub struct Load<'a> {
     /// The program of the nodes.
     pub program: &'a Path,
+    /// Another version of it.
+    pub other_program: Option<&'a Path>,
     /// How many nodes.
     pub nodes: usize,
     /// How many clients.
@@ -70,6 +72,11 @@ pub(super) struct Lab<'a> {
     pub(super) nodes: Nodes,
     pub(super) mesh: Mesh,
     pub(super) stage: Arc<Stage>,
+    /// The places of the nodes that there are.
+    pub(super) members: Vec<usize>,
+    pub(super) other_program: Option<PathBuf>,
+    /// So many vote in each group, where there are as many.
+    pub(super) voters: usize,
     clients: Vec<JoinHandle<()>>,
     watch: JoinHandle<Duration>,
     pub(super) random: SmallRng,
@@ -112,8 +119,15 @@ impl<'a> Lab<'a> {
         progress: &'a Progress,
     ) -> Result<Self> {
         let tools = tempfile::tempdir()?;
-        let mut nodes = Nodes::prepare(load.program, load.nodes)?;
+        // There is room for two more to come.
+        let mut nodes = Nodes::prepare(load.program, load.nodes.max(NODES_AFTER_SHRINKING + 2))?;
+        nodes.set_founders(load.nodes);
         nodes.log("info");
+        let voters = if load.nodes >= 5 { 5 } else { 3 };
+        for node in 0..nodes.count() {
+            nodes.environment(node).push(("KENTONGAN_CLUSTER__VOTERS".into(), voters.to_string()));
+        }
+        let members: Vec<_> = (0..load.nodes).collect();
         let mesh = Mesh::start(&nodes.spare_addresses(), nodes.peer_addresses())?;
         nodes.advertise(mesh.addresses());
         let (mut preload, mut small_disk, mut power) = (None, None, Vec::new());
@@ -137,14 +151,17 @@ impl<'a> Lab<'a> {
                     set(&mut nodes, None, &[("CHECKPOINT_LOG_BYTES", "500000"), ("CHECKPOINT_SECONDS", "2")]);
                     Ok(())
                 }
+                Injection::Upgrade if load.other_program.is_none() => {
+                    Err(anyhow!("--other-binary names no other version"))
+                }
                 _ => Ok(()),
             };
             if let Err(error) = prepared {
                 skipped.push((injection.clone(), format!("{error:#}")));
             }
         }
-        (0..nodes.count()).try_for_each(|node| spawn(&mut nodes, &mesh, node))?;
-        (0..nodes.count()).try_for_each(|node| nodes.await_ready(node))?;
+        members.iter().try_for_each(|&node| spawn(&mut nodes, &mesh, node))?;
+        members.iter().try_for_each(|&node| nodes.await_ready(node))?;
 
         let seats = (0..nodes.count()).map(|node| Seat::new(nodes.address(node), nodes.pid(node).unwrap_or(0)));
         let stage = Arc::new(Stage::new(seats.collect(), habits(load)));
@@ -158,6 +175,9 @@ impl<'a> Lab<'a> {
             nodes,
             mesh,
             stage,
+            members,
+            other_program: load.other_program.map(Path::to_owned),
+            voters,
             clients,
             watch,
             random: SmallRng::seed_from_u64(load.seed),

@@ -1,16 +1,14 @@
 //! The fault lab: a cluster of real processes under load, the faults of docs/reliability.md, and a judgement.
 //!
 //! `schedule` says what is done, `lab` runs one cluster, `inject` does it to its nodes, `mesh` is the network between the nodes and `machine` their
-//! clocks and disks; `kentongan_workload` are the clients, `kentongan_history` judges what they saw, and `counts` says whether
+//! clocks and disks, `members` lets nodes come, go and change; `kentongan_workload` are the clients, `kentongan_history` judges what they saw, and `counts` says whether
 //! that was enough to mean anything.
-//!
-//! Still to come, once nodes can join a cluster that exists: an empty disk under the same name (F8), a rolling upgrade (F14),
-//! and growing and shrinking under load. Each is an [`Injection`] like the others.
 
 mod counts;
 mod inject;
 mod lab;
 mod machine;
+mod members;
 mod mesh;
 mod schedule;
 
@@ -51,6 +49,8 @@ const SHOWN_MAX: usize = 12;
 pub struct Plan {
     /// The program of the nodes.
     pub program: PathBuf,
+    /// Another version of it, for a rolling upgrade.
+    pub other_program: Option<PathBuf>,
     /// What is done to them.
     pub schedule: Schedule,
     /// The faults that were asked for.
@@ -124,6 +124,7 @@ pub fn run(plan: &Plan, progress: &Progress) -> Result<Results> {
         progress.at("clusters", number as u64, schedule.clusters.len() as u64);
         let load = Load {
             program: &plan.program,
+            other_program: plan.other_program.as_deref(),
             nodes: schedule.nodes,
             clients: plan.clients,
             messages_per_second: plan.messages_per_second,
@@ -138,13 +139,7 @@ pub fn run(plan: &Plan, progress: &Progress) -> Result<Results> {
 
 impl Results {
     fn new(plan: &Plan) -> Self {
-        let row = |&fault: &Fault| Row {
-            fault,
-            episodes: Vec::new(),
-            violations: 0,
-            lost: 0,
-            skipped: fault.absent().map(str::to_owned).into_iter().collect(),
-        };
+        let row = |&fault: &Fault| Row { fault, episodes: Vec::new(), violations: 0, lost: 0, skipped: Vec::new() };
         Self {
             seed: plan.schedule.seed,
             nodes: plan.schedule.nodes,

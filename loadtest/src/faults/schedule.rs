@@ -22,11 +22,13 @@ pub enum Fault {
     F12,
     F13,
     F14,
+    Grow,
+    Shrink,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::F1,
         Self::F2,
         Self::F3,
@@ -41,6 +43,8 @@ impl Fault {
         Self::F12,
         Self::F13,
         Self::F14,
+        Self::Grow,
+        Self::Shrink,
     ];
 
     /// For people.
@@ -60,15 +64,8 @@ impl Fault {
             Self::F12 => "no quorum",
             Self::F13 => "SIGTERM",
             Self::F14 => "rolling upgrade",
-        }
-    }
-
-    /// Why this program does not inject it, if it does not.
-    pub fn absent(self) -> Option<&'static str> {
-        match self {
-            Self::F8 => Some("needs nodes that join a cluster which exists"),
-            Self::F14 => Some("needs two versions"),
-            _ => None,
+            Self::Grow => "two more nodes, kill -9 meanwhile",
+            Self::Shrink => "two nodes fewer, kill -9 meanwhile",
         }
     }
 }
@@ -199,6 +196,26 @@ pub enum Injection {
         /// Until they are started again.
         milliseconds: u64,
     },
+    /// `kill -9`, and the disk is gone: another node comes to its place, under its name.
+    LoseDisk {
+        /// Whom.
+        node: Victim,
+        /// Until that one is started.
+        milliseconds: u64,
+    },
+    /// Each node in turn is started again with another program, the second of them back with the first one and on once more. In the end what
+    /// is new is used, and the first program has to end.
+    Upgrade,
+    /// Two more nodes join, one after the other, and while each does some node is killed.
+    Grow {
+        /// How long after the start of each.
+        milliseconds: u64,
+    },
+    /// Two nodes are removed, one after the other, and while each is another one is killed.
+    Shrink {
+        /// How long after the request for each.
+        milliseconds: u64,
+    },
     /// SIGTERM, and a start after it ended.
     Terminate {
         /// Whom.
@@ -228,7 +245,16 @@ impl Injection {
             Self::KillAtCheckpoint { .. } => Fault::F11,
             Self::NoQuorum { .. } => Fault::F12,
             Self::Terminate { .. } => Fault::F13,
+            Self::LoseDisk { .. } => Fault::F8,
+            Self::Upgrade => Fault::F14,
+            Self::Grow { .. } => Fault::Grow,
+            Self::Shrink { .. } => Fault::Shrink,
         }
+    }
+
+    /// Whether it changes how many nodes there are. What comes and what goes are steps of one cluster.
+    fn resizes(&self) -> bool {
+        matches!(self, Self::Grow { .. } | Self::Shrink { .. })
     }
 
     /// Whether nodes must run on disks that forget what was not synced. They are slower.
@@ -254,6 +280,9 @@ impl Injection {
             Self::PowerCutBehindMinority { milliseconds } => 2 * milliseconds + 3000,
             Self::KillAtCheckpoint { times, .. } => u64::from(times) * 5000,
             Self::Terminate { .. } => 15_000,
+            Self::LoseDisk { milliseconds, .. } => milliseconds + 10_000,
+            Self::Upgrade => 25_000,
+            Self::Grow { .. } | Self::Shrink { .. } => 25_000,
         }
     }
 }
@@ -279,6 +308,9 @@ pub struct Schedule {
     pub clusters: Vec<Vec<Step>>,
 }
 
+/// Nodes that are left at least, so that every group can bear the loss of one.
+pub(super) const NODES_AFTER_SHRINKING: usize = 3;
+
 /// A history is not to become longer than this under load, so that the checker and its memory keep up.
 const CLUSTER_MILLISECONDS_MAX: u64 = 60_000;
 
@@ -289,14 +321,28 @@ impl Schedule {
         let mut clusters = Vec::new();
         for round in 0..rounds {
             let mut cases: Vec<_> = cases(&mut random, nodes, round);
-            cases.retain(|case| faults.contains(&case.fault()));
+            // What a fault undoes that was not asked for must be done first.
+            let (grows, shrinks) = (faults.contains(&Fault::Grow), faults.contains(&Fault::Shrink));
+            let small = nodes < NODES_AFTER_SHRINKING + 2;
+            let is_needed = |fault| match fault {
+                Fault::Grow => shrinks && small,
+                Fault::Shrink => grows && !small,
+                _ => false,
+            };
+            cases.retain(|case| faults.contains(&case.fault()) || is_needed(case.fault()));
             cases.shuffle(&mut random);
             let steps = cases
                 .into_iter()
                 .map(|injection| Step { calm_milliseconds: random.random_range(2000..4000), injection });
-            let (on_such_disks, others): (Vec<_>, Vec<_>) = steps.partition(|step| step.injection.needs_power_cuts());
+            let (resizing, steps): (Vec<_>, Vec<_>) = steps.partition(|step| step.injection.resizes());
+            let (on_such_disks, others): (Vec<_>, Vec<_>) =
+                steps.into_iter().partition(|step| step.injection.needs_power_cuts());
             clusters.extend(divide(others));
             clusters.extend(divide(on_such_disks));
+            // Of three nodes none can go before others came; of more there need not be others first.
+            let mut resizing = resizing;
+            resizing.sort_by_key(|step| (step.injection.fault() == Fault::Grow) != (nodes < NODES_AFTER_SHRINKING + 2));
+            clusters.extend((!resizing.is_empty()).then_some(resizing));
         }
         Self { seed, nodes, clusters }
     }
@@ -315,7 +361,7 @@ fn cases(random: &mut SmallRng, nodes: usize, round: usize) -> Vec<Injection> {
     let node = Victim::Node;
     let mut any = || random.random_range(0..nodes);
     let [killed, stopped, isolated, one_way, slow, skewed] = std::array::from_fn(|_| node(any()));
-    let [torn, flipped, full, failing, checkpoint, terminated] = std::array::from_fn(|_| node(any()));
+    let [torn, flipped, full, failing, checkpoint, terminated, lost] = std::array::from_fn(|_| node(any()));
     // Shorter and longer than a lease lasts.
     let milliseconds = random.random_range(100..4000);
     let is_even = round.is_multiple_of(2);
@@ -346,6 +392,10 @@ fn cases(random: &mut SmallRng, nodes: usize, round: usize) -> Vec<Injection> {
         Injection::KillAtCheckpoint { node: checkpoint, times: 3 },
         Injection::NoQuorum { milliseconds: 14_000 },
         Injection::Terminate { node: terminated, connections: 5000 },
+        Injection::LoseDisk { node: lost, milliseconds: 3000 },
+        Injection::Upgrade,
+        Injection::Grow { milliseconds: milliseconds / 2 },
+        Injection::Shrink { milliseconds: milliseconds / 2 },
     ]
 }
 
@@ -383,13 +433,24 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_is_drawn_in_every_round_or_says_why_not() {
+    fn every_fault_is_drawn_in_every_round() {
         for fault in Fault::ALL {
             let schedule = Schedule::draw(1, 3, &[fault], 3);
-            let steps = schedule.clusters.iter().flatten().count();
-            assert_eq!(steps == 0, fault.absent().is_some(), "{fault:?}");
-            assert!(steps == 0 || (steps >= 3 && schedule.faults() == [fault]), "{fault:?}");
+            let steps = schedule.clusters.iter().flatten();
+            assert!(steps.filter(|step| step.injection.fault() == fault).count() >= 3, "{fault:?}");
+            let beside: &[Fault] = if fault == Fault::Shrink { &[Fault::Grow] } else { &[] };
+            assert!(schedule.faults().iter().all(|drawn| *drawn == fault || beside.contains(drawn)), "{fault:?}");
         }
+    }
+
+    #[test]
+    fn a_small_cluster_grows_before_it_shrinks_and_a_large_one_after() {
+        let order = |nodes| {
+            let schedule = Schedule::draw(1, nodes, &[Fault::Grow, Fault::Shrink], 1);
+            schedule.clusters.concat().iter().map(|step| step.injection.fault()).collect::<Vec<_>>()
+        };
+        assert_eq!(order(3), [Fault::Grow, Fault::Shrink]);
+        assert_eq!(order(5), [Fault::Shrink, Fault::Grow]);
     }
 
     #[test]

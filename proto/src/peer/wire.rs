@@ -22,12 +22,15 @@ pub struct Hello {
     /// The highest protocol version that it speaks.
     #[prost(uint32, tag = "6")]
     pub protocol_max: u32,
-    /// The newest behaviour that its state machines have.
+    /// The highest feature level that its program knows.
     #[prost(uint32, tag = "7")]
     pub feature_level: u32,
     /// Random for each start of the process.
     #[prost(fixed64, tag = "8")]
     pub nonce: u64,
+    /// The lowest feature level that its program knows.
+    #[prost(uint32, tag = "9")]
+    pub feature_level_min: u32,
 }
 /// Which link a stream belongs to.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

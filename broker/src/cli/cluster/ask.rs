@@ -13,7 +13,7 @@ use kentongan_cluster::transport::{
     Asked, Event, LinkError, LocalIdentity, PeerHello, Question, Responder, Sink, SnapshotChunks, Target, Transport,
     TransportConfig,
 };
-use kentongan_cluster::{GroupId, NodeId};
+use kentongan_cluster::{FeatureLevels, GroupId, NodeId};
 use prost::Message as _;
 
 use crate::config::Settings;
@@ -57,7 +57,8 @@ pub(super) fn client(settings: &Settings) -> anyhow::Result<Transport> {
         node: NodeId(rand::random::<u64>().max(1)),
         name: settings.node_name(),
         incarnation: None,
-        feature_level: 0,
+        // It is no member, and keeps nothing.
+        feature_levels: FeatureLevels { min: 0, max: 0 },
     };
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let config = TransportConfig { tls: settings.cluster.tls(), ..TransportConfig::new(listen, identity) };

@@ -35,6 +35,7 @@ pub(super) fn table(survey: &Survey) -> String {
             cluster => writeln!(text, "cluster {}", plain(cluster)),
         };
     }
+    push_feature_level(&mut text, survey);
     text.push('\n');
     let rows: Vec<Vec<String>> = survey.nodes.iter().map(node_row).collect();
     push_table(&mut text, &NODE_COLUMNS, &rows);
@@ -73,6 +74,25 @@ impl Survey {
         }
         groups
     }
+}
+
+/// What the cluster uses, and who keeps it from using more.
+fn push_feature_level(text: &mut String, survey: &Survey) {
+    let used = survey.answers().map(|(_, status)| status.feature_level).max().unwrap_or(0);
+    if used == 0 {
+        return;
+    }
+    let members = survey.answers().flat_map(|(_, status)| &status.members);
+    let known: BTreeMap<_, _> =
+        members.map(|member| (member.node, (member.name.as_str(), member.feature_level_max))).collect();
+    let most = known.values().map(|&(_, max)| max).max().unwrap_or(used);
+    let _ = write!(text, "feature level {used}");
+    if most > used {
+        let behind = known.values().filter(|&&(_, max)| max < most).map(|&(name, _)| plain(name));
+        let behind = behind.collect::<Vec<_>>().join(", ");
+        let _ = write!(text, "; {most} once all know it, which these did not when they registered last: {behind}");
+    }
+    text.push('\n');
 }
 
 fn node_row(node: &Surveyed) -> Vec<String> {
@@ -213,6 +233,7 @@ fn status_json(status: &NodeStatus) -> Value {
             "incarnation": member.incarnation,
             "zone": Some(&member.zone).filter(|zone| !zone.is_empty()),
             "leaves": member.leaves,
+            "feature_levels": [member.feature_level_min, member.feature_level_max],
         })
     });
     let groups = status.groups.iter().map(|group| {
@@ -241,6 +262,8 @@ fn status_json(status: &NodeStatus) -> Value {
         "version": status.version,
         "cluster": Some(&status.cluster).filter(|cluster| !cluster.is_empty()),
         "incarnation": status.incarnation,
+        "feature_level": status.feature_level,
+        "feature_levels": [status.feature_level_min, status.feature_level_max],
         "standing": Standing::try_from(status.standing).unwrap_or(Standing::Unregistered).name(),
         "lease_ms_left": status.lease_ms_left,
         "connections": status.connections,

@@ -10,7 +10,7 @@ use kentongan_cluster::transport::{
     Asked, Event, LocalIdentity, PeerHello, Question, Responder, Sink, SnapshotChunks, TlsFiles, Transport,
     TransportConfig,
 };
-use kentongan_cluster::{GroupId, NodeId};
+use kentongan_cluster::{FeatureLevels, GroupId, NodeId};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
 use super::super::{Cli, Command};
@@ -54,8 +54,9 @@ fn node(number: u64) -> Node {
 
 fn node_with(number: u64, tls: Option<TlsFiles>) -> Node {
     let name = format!("n{number}");
+    let feature_levels = FeatureLevels { min: 1, max: 1 };
     let identity =
-        LocalIdentity { cluster: None, node: NodeId(number), name: name.clone(), incarnation: None, feature_level: 1 };
+        LocalIdentity { cluster: None, node: NodeId(number), name: name.clone(), incarnation: None, feature_levels };
     let canned = Canned::default();
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let config = TransportConfig { tls, ..TransportConfig::new(listen, identity) };
@@ -96,6 +97,9 @@ fn scene() -> (Vec<Node>, String) {
     let nodes = vec![node(1), node(2), node(4)];
     let mut members: Vec<MemberStatus> = nodes[..2].iter().map(|node| node.member.clone()).collect();
     let peer_address = nodes[2].member.peer_address.clone();
+    for (member, known) in members.iter_mut().zip([2, 1]) {
+        (member.feature_level_min, member.feature_level_max) = (1, known);
+    }
     members.push(MemberStatus { node: 3, name: "n3".into(), peer_address, ..MemberStatus::default() });
     let directory = u32::from(GroupId::DIRECTORY.0);
     let one = NodeStatus {
@@ -111,6 +115,9 @@ fn scene() -> (Vec<Node>, String) {
         groups: vec![group(0, true, 1, 90, 90), group(1, false, 2, 50, 50), group(directory, true, 1, 9, 9)],
         links: vec![link(2, ""), link(3, "127.0.0.1:7003: refused\u{1b}[2J")],
         routes: vec![RouteStatus { group: 0, leader: 1, term: 3 }, RouteStatus { group: 2, leader: 0, term: 0 }],
+        feature_level: 1,
+        feature_level_min: 1,
+        feature_level_max: 2,
     };
     let two = NodeStatus {
         node: 2,
@@ -138,6 +145,7 @@ fn all_nodes_are_asked_and_shown_with_links_and_groups() {
     let width = [one, two, three, "PEERS AT"].map(str::len).into_iter().max().unwrap();
     let expected = format!(
         "cluster c1
+feature level 1; 2 once all know it, which these did not when they registered last: n2, n3
 
 NODE  ID                STANDING   LEASE    CONNECTIONS  LEADS  FOLLOWS  LINKS  {:width$}  CLIENTS AT      INCARNATION
 n1    0000000000000001  serving    1.234 s  7            2      1        1/2    {one:width$}  127.0.0.1:1883  41
@@ -175,6 +183,9 @@ fn json_has_everything_that_was_said() {
     assert_eq!((&status["incarnation"], &status["connections"]), (&41.into(), &7.into()));
     assert_eq!(status["members"][1]["node"], "0000000000000002");
     assert_eq!(status["members"][1]["incarnation"], 42);
+    assert_eq!(status["members"][1]["feature_levels"], serde_json::json!([1, 1]));
+    assert_eq!(status["feature_levels"], serde_json::json!([1, 2]));
+    assert_eq!(status["feature_level"], 1);
     assert_eq!(status["links"][0], serde_json::json!({ "peer": id(2), "up": true, "last_error": null }));
     assert_eq!(status["links"][1]["up"], false);
     let expected = serde_json::json!({

@@ -573,6 +573,11 @@ impl GroupState {
         self.owned.range(dead.clone()).next().is_some() || self.picked_at.range(dead).next().is_some()
     }
 
+    /// Whether it has something of a node that was alone: there are no such owners in a cluster.
+    pub fn has_of_node_alone(&self) -> bool {
+        self.has_of_dead(0, u64::MAX)
+    }
+
     /// The node of a session's owner is dead, or that of the claim that waits for it.
     pub(super) fn release_dead(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
         let Some(session) = self.sessions.get(client_id) else {

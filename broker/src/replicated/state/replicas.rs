@@ -163,7 +163,7 @@ impl Replicas {
         let command = if self.turn.is_multiple_of(2) { self.by_lane(command) } else { command };
         self.turn += 1;
         let bytes = command::encode(command);
-        let decoded = || command::decode(bytes.clone()).expect("ours").expect("known");
+        let decoded = || command::decode(bytes.clone()).expect("ours").command.expect("known");
         let mut effects = Vec::new();
         self.living.apply(decoded(), &mut effects);
         self.living.assert_invariants();
@@ -510,12 +510,12 @@ proptest! {
         }
         let mut replayed = GroupState::new(config);
         for entry in &replicas.log {
-            replayed.apply(command::decode(entry.clone()).expect("ours").expect("known"), &mut Vec::new());
+            replayed.apply(command::decode(entry.clone()).expect("ours").command.expect("known"), &mut Vec::new());
         }
         prop_assert_eq!(replayed.digest(), replicas.living.digest());
         // An origin that resends everything after a change of leader.
         for entry in &replicas.log {
-            if let Ok(Some(Command::Lane(mut batch))) = command::decode(entry.clone()) {
+            if let Ok(command::Entry { command: Some(Command::Lane(mut batch)), .. }) = command::decode(entry.clone()) {
                 batch.answered = 0;
                 let mut effects = Vec::new();
                 replayed.apply(Command::Lane(batch), &mut effects);

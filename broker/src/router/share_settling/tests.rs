@@ -102,6 +102,7 @@ impl Node {
             patient_answers: Mutex::default(),
             clock: clock.clone(),
             serving: AtomicBool::new(true),
+            removed: AtomicBool::new(false),
         };
         let (authority, submitter) = (Authority::default(), SUBMITTER.clone());
         let settings = Arc::new(settings);
@@ -457,7 +458,8 @@ impl Cluster {
         let mut settled = Vec::new();
         for (to, propose) in commands {
             assert_eq!((to, propose.group), (2, u32::from(GROUP)));
-            let Ok(Some(Command::Lane(batch))) = command::decode(propose.command) else {
+            let Ok(command::Entry { command: Some(Command::Lane(batch)), .. }) = command::decode(propose.command)
+            else {
                 panic!("a lane");
             };
             for message in batch.messages {

@@ -601,6 +601,7 @@ fn one_of_several(clock: Clock) -> ClusterView {
         patient_answers: Mutex::default(),
         clock,
         serving: std::sync::atomic::AtomicBool::new(true),
+        removed: std::sync::atomic::AtomicBool::new(false),
     }
 }
 
@@ -691,7 +692,9 @@ fn a_batch_says_the_time_at_which_it_is_sent_each_time() {
         let batches = std::iter::from_fn(|| arbiter.state.lanes.next_batch(0, clock_ms));
         let mut left = Vec::new();
         for (_, batch) in batches {
-            let Ok(Some(Command::Lane(batch))) = command::decode(batch) else { panic!("a batch of a lane") };
+            let Ok(command::Entry { command: Some(Command::Lane(batch)), .. }) = command::decode(batch) else {
+                panic!("a batch of a lane")
+            };
             let expiries = batch.messages.iter().filter_map(|message| message.message.as_ref()?.expiry_left_ms);
             left.extend(expiries.map(|left| left.saturating_sub(batch.clock_ms)));
         }

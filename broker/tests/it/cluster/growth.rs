@@ -8,8 +8,11 @@ use kentongan_proto::mqtt::*;
 use super::nodes::{Cluster, Node};
 use crate::support::*;
 
+/// What a process ends with that must not be started again as it is.
+const REMOVED: i32 = 3;
+
 /// A session that subscribes, and is away; and a retained message.
-fn leave_a_session(node: &Node) {
+pub fn leave_a_session(node: &Node) {
     let (mut reader, _) = node.persistent("reader");
     assert_eq!(reader.subscribe("letters/#", QoS::AtLeastOnce), ReasonCode::GrantedQos1);
     reader.disconnect();
@@ -20,7 +23,7 @@ fn leave_a_session(node: &Node) {
 }
 
 /// Publishes one letter after the other, each acknowledged before the next, while something is done; says how many.
-fn while_writing(mut writer: Client, first: u32, done: impl FnOnce()) -> u32 {
+pub fn while_writing(mut writer: Client, first: u32, done: impl FnOnce()) -> u32 {
     let stop = Arc::new(AtomicBool::new(false));
     let writing = {
         let stop = Arc::clone(&stop);
@@ -40,7 +43,7 @@ fn while_writing(mut writer: Client, first: u32, done: impl FnOnce()) -> u32 {
 }
 
 /// Everything that was left is found at a node.
-fn find_everything(node: &Node, letters: u32) {
+pub fn find_everything(node: &Node, letters: u32) {
     let (mut reader, present) = node.persistent("reader");
     assert!(present, "the session is there");
     for number in 1..letters {
@@ -70,6 +73,50 @@ fn a_single_node_grows_to_three_and_is_not_needed_any_more() {
     cluster.nodes[0].kill();
     find_everything(&cluster.nodes[1], letters);
     assert!(letters > 20, "{letters} letters were written meanwhile");
+}
+
+/// Nothing that it kept is lost, not even what clients had under way that were connected when it was killed.
+#[test]
+fn a_node_that_was_alone_begins_a_cluster_with_what_it_has() {
+    let mut cluster = Cluster::start_first_of(3, true);
+    leave_a_session(&cluster.nodes[0]);
+    let mut will = connect(ProtocolVersion::V5, "connected");
+    will.clean_start = false;
+    will.properties.session_expiry_interval = Some(3600);
+    will.will = Some(Will {
+        topic: "letters/1".into(),
+        payload: "x".into(),
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        properties: WillProperties::default(),
+    });
+    let (connected, _) = cluster.nodes[0].accepted(&will);
+    cluster.nodes[0].kill();
+
+    cluster.nodes[0].alone = false;
+    let seeds = cluster.nodes[0].change_seeds("127.0.0.1:9");
+    let (_, words) = cluster.nodes[0].ends_when_started();
+    assert!(words.contains("a node kept that was alone") && words.contains("without --seeds"), "{words}");
+    cluster.nodes[0].change_seeds(&seeds);
+    cluster.nodes[0].spawn();
+    cluster.nodes[0].wait_until_ready();
+    drop(connected);
+    let (again, present) = cluster.nodes[0].persistent("connected");
+    assert!(present, "it was connected, and its session is there");
+    again.disconnect();
+
+    let letters = while_writing(cluster.nodes[0].client("writer"), 2, || {
+        for joiner in [1, 2] {
+            cluster.nodes[joiner].spawn();
+            cluster.nodes[joiner].wait_until_ready();
+        }
+        cluster.wait_until_kept_by(0, 3, 0);
+    });
+    cluster.nodes[0].kill();
+    find_everything(&cluster.nodes[2], letters);
+    cluster.nodes[0].alone = true;
+    let (_, words) = cluster.nodes[0].ends_when_started();
+    assert!(words.contains("belongs to a node of a cluster"), "there is no way back: {words}");
 }
 
 /// F8: an empty disk under the same name is another node, which gets a vote once it has caught up.
@@ -102,7 +149,27 @@ fn a_node_that_is_removed_is_not_counted_on_and_stops_serving() {
     leave_a_session(&cluster.nodes[2]);
     let letters = while_writing(cluster.nodes[1].client("writer"), 1, || cluster.remove(1, "n3"));
     cluster.wait_until_kept_by(1, 1, 1);
-    wait_for("it serves nobody", || !cluster.nodes[2].is_ready());
-    cluster.nodes[2].kill();
+    assert_eq!(cluster.nodes[2].wait_until_ended().code(), Some(REMOVED), "by itself");
     find_everything(&cluster.nodes[0], letters);
+
+    let (_, words) = cluster.nodes[2].ends_when_started();
+    assert!(words.contains("was removed from its cluster") && words.contains("an empty data directory"), "{words}");
+}
+
+/// It hears of it from the others, when it comes back.
+#[test]
+fn a_node_that_was_away_when_it_was_removed_ends_with_the_reason() {
+    let mut cluster = Cluster::start();
+    cluster.wait_until_kept_by(0, 3, 0);
+    cluster.nodes[2].kill();
+    cluster.remove(0, "n3");
+    for _ in 0..2 {
+        let (code, words) = cluster.nodes[2].ends_when_started();
+        assert_eq!(code, Some(REMOVED));
+        assert!(words.contains("was removed from its cluster"), "{words}");
+    }
+    std::fs::remove_dir_all(&cluster.nodes[2].data_dir).expect("a data directory");
+    cluster.nodes[2].spawn();
+    cluster.nodes[2].wait_until_ready();
+    cluster.wait_until_kept_by(0, 3, 0);
 }

@@ -9,4 +9,7 @@ mod messages;
 mod sessions;
 mod snapshots;
 mod spread;
+#[cfg(feature = "simulation")]
+mod upgrade;
 mod workload;
+mod zones;

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Client, DEADLINE, broker_command, connect};
+use crate::support::{Client, DEADLINE, broker_command, connect, program_command, wait_for};
 
 /// Time within which nodes form a cluster, or one that was killed is back, on a machine that has much to do.
 pub const FORMED_WITHIN: Duration = Duration::from_secs(30);
@@ -34,6 +34,10 @@ pub struct Node {
     pub data_dir: PathBuf,
     seeds: String,
     environment: Vec<(String, String)>,
+    /// It knows of no cluster.
+    pub alone: bool,
+    /// Another program than the broker of these tests.
+    program: Option<PathBuf>,
     child: Option<Child>,
     log: Arc<Mutex<Vec<String>>>,
 }
@@ -42,10 +46,11 @@ impl Node {
     /// Starts the process. It may wait for others before it listens.
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
-        let mut child = broker_command()
+        let mut command = self.program.as_ref().map_or_else(broker_command, |program| program_command(program));
+        let mut child = command
             .args(["serve", "--node", &self.name])
             .args((!self.seeds.is_empty()).then_some(["--seeds", &self.seeds]).into_iter().flatten())
-            .args(["--cluster", &self.peers.to_string()])
+            .args((!self.alone).then_some(["--cluster", &self.peers.to_string()]).into_iter().flatten())
             .args(["--mqtt", &self.address.to_string()])
             .args(["--http", &self.http.to_string()])
             .arg("--data-dir")
@@ -89,6 +94,10 @@ impl Node {
         self.child.as_ref().expect("a running node").id()
     }
 
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
     /// SIGSTOP: it says nothing and hears nothing, and does not know it.
     pub fn pause(&self) {
         self.signal(Signal::STOP);
@@ -110,6 +119,56 @@ impl Node {
     fn note(&self, what: &str) {
         let line = format!("-- the test: {what} at {:?}", std::time::SystemTime::now());
         self.log.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+    }
+
+    /// Which nodes it asks from its next start on; returns those that it asked before.
+    pub fn change_seeds(&mut self, seeds: &str) -> String {
+        std::mem::replace(&mut self.seeds, seeds.to_owned())
+    }
+
+    /// What runs here from the next start on; `None`: the broker of these tests.
+    #[cfg(feature = "simulation")]
+    pub fn set_program(&mut self, program: Option<&str>) {
+        self.program = program.map(PathBuf::from);
+    }
+
+    /// Whether some line of its log, of any of its processes, has this text.
+    pub fn has_logged(&self, text: &str) -> bool {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|line| line.contains(text))
+    }
+
+    /// Starts it, and waits until it ends by itself: with which code, and what it says.
+    pub fn ends_when_started(&mut self) -> (Option<i32>, String) {
+        let before = self.lines();
+        self.spawn();
+        let code = self.wait_until_ended().code();
+        wait_for("its last words", || self.lines() > before + 1);
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        (code, log[before..].join("\n"))
+    }
+
+    fn lines(&self) -> usize {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// SIGTERM, and its end.
+    pub fn terminate(&mut self) {
+        self.signal(Signal::TERM);
+        assert!(self.wait_until_ended().success(), "{} stops", self.name);
+    }
+
+    /// What it ends with, by itself.
+    pub fn wait_until_ended(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + FORMED_WITHIN;
+        loop {
+            let child = self.child.as_mut().expect("a running node");
+            if let Some(status) = child.try_wait().expect("our own child") {
+                self.child = None;
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{} does not end", self.name);
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The same data directory, a new process, which is ready for clients.
@@ -241,12 +300,18 @@ impl Cluster {
 
     /// One node of three, ready for clients, which forms a cluster of its own; the others know where it is and do not run.
     pub fn start_first_of_three() -> Self {
+        Self::start_first_of(3, false)
+    }
+
+    /// The same of so many. `alone`: it knows of no cluster.
+    pub fn start_first_of(count: usize, alone: bool) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
-        let places = (1..=3).map(|number| directory.path().join(format!("n{number}"))).collect();
+        let places = (1..=count).map(|number| directory.path().join(format!("n{number}"))).collect();
         let mut cluster = Self::places(directory, places, |_| Vec::new());
         let first = cluster.nodes[0].peers.to_string();
         cluster.nodes.iter_mut().for_each(|node| node.seeds.clone_from(&first));
         cluster.nodes[0].seeds.clear();
+        cluster.nodes[0].alone = alone;
         cluster.nodes[0].spawn();
         cluster.nodes[0].wait_until_ready();
         cluster
@@ -269,6 +334,8 @@ impl Cluster {
             data_dir,
             seeds: seeds.join(","),
             environment: environment(index),
+            alone: false,
+            program: None,
             child: None,
             log: Arc::default(),
         };
@@ -287,8 +354,24 @@ impl Cluster {
         self.wait_until_ready();
     }
 
+    /// Waits until groups are kept as they should be by so many nodes, the first of which is asked.
+    pub fn wait_until_kept_among(&self, nodes: usize) {
+        match nodes {
+            1 => self.wait_until_kept(0, [1, 0], [1, 0]),
+            2 => self.wait_until_kept(0, [1, 1], [1, 1]),
+            3 => self.wait_until_kept(0, [3, 0], [3, 0]),
+            4 => self.wait_until_kept(0, [3, 0], [3, 1]),
+            more => self.wait_until_kept(0, [3, 0], [5, more - 5]),
+        }
+    }
+
     /// Waits until every group is kept by as many nodes: those that vote, and those that follow, as its leader has it.
     pub fn wait_until_kept_by(&self, asked: usize, voters: usize, learners: usize) {
+        self.wait_until_kept(asked, [voters, learners], [voters, learners]);
+    }
+
+    /// The directory has its own numbers.
+    fn wait_until_kept(&self, asked: usize, wanted: [usize; 2], directory: [usize; 2]) {
         let deadline = Instant::now() + FORMED_WITHIN;
         loop {
             let status = self.status_at(asked);
@@ -297,21 +380,30 @@ impl Cluster {
                 .filter(|group| group["leads"] == true)
                 .collect();
             let count = |group: &Value, list: &str| group[list].as_array().map_or(0, Vec::len);
-            let is_there = |group: &&Value| (count(group, "voters"), count(group, "learners")) == (voters, learners);
+            let is_there = |group: &&Value| {
+                let wanted = if group["group"] == u16::MAX { directory } else { wanted };
+                [count(group, "voters"), count(group, "learners")] == wanted
+            };
             if led.len() == usize::from(GROUPS) + 1 && led.iter().all(is_there) {
                 return;
             }
-            assert!(Instant::now() < deadline, "not kept by {voters} and {learners}: {led:#?}");
+            assert!(Instant::now() < deadline, "not kept by {wanted:?} and {directory:?}: {led:#?}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
     /// Runs `kentongan cluster remove NAME`, asked at another node, until it is done.
     pub fn remove(&self, asked: usize, name: &str) {
-        let peer = self.nodes[asked].peers.to_string();
-        let output = broker_command().args(["cluster", "remove", name, "--peer", &peer]).output();
-        let output = output.expect("the program runs");
+        let output = self.begin_to_remove(asked, name).wait_with_output().expect("the program runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Begins to run it.
+    pub fn begin_to_remove(&self, asked: usize, name: &str) -> Child {
+        let peer = self.nodes[asked].peers.to_string();
+        let mut command = broker_command();
+        command.args(["cluster", "remove", name, "--peer", &peer]).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.spawn().expect("the program runs")
     }
 
     /// What `kentongan cluster status --json` says, asked at `node`.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::super::*;
-use crate::GroupId;
 use crate::disk::SimDisk;
 use crate::transport::{ClusterId, Event, LocalIdentity, Responder, Sink, SnapshotChunks, TransportConfig};
+use crate::{FeatureLevels, GroupId};
 
 /// What should happen has happened by then.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -89,8 +89,9 @@ fn place(node: u64, name: &str) -> Place {
 }
 
 fn place_at(address: SocketAddr, node: u64, name: &str, disk: SimDisk) -> Place {
+    let feature_levels = FeatureLevels { min: 1, max: 1 };
     let identity =
-        LocalIdentity { cluster: None, node: NodeId(node), name: name.into(), incarnation: None, feature_level: 1 };
+        LocalIdentity { cluster: None, node: NodeId(node), name: name.into(), incarnation: None, feature_levels };
     let delegate = Delegate::default();
     let config = TransportConfig::new(address, identity);
     let transport = Transport::start(config, Arc::new(Deaf), Arc::new(delegate.clone())).unwrap();
@@ -101,6 +102,7 @@ fn place_at(address: SocketAddr, node: u64, name: &str, disk: SimDisk) -> Place 
         client_address: format!("{name}:1883"),
         feature_level: 1,
         zone: String::new(),
+        feature_level_min: 1,
     };
     Place { member, disk, transport, delegate }
 }

@@ -15,6 +15,7 @@ use crossbeam::channel::{Receiver, unbounded};
 use kentongan_proto::peer::Kind;
 
 use super::*;
+use crate::FeatureLevels;
 
 /// What should happen has happened by then.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -67,7 +68,7 @@ fn config(number: u64) -> TransportConfig {
         node: NodeId(number),
         name: format!("n{number}"),
         incarnation: Some(Incarnation(100 + number)),
-        feature_level: 1,
+        feature_levels: FeatureLevels { min: 1, max: 1 },
     };
     TransportConfig { backoff_max: Duration::from_millis(200), ..TransportConfig::new(loopback(), identity) }
 }

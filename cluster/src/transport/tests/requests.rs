@@ -19,9 +19,9 @@ fn an_address_says_who_it_is_before_there_is_a_cluster() {
 #[test]
 fn a_hello_says_what_the_node_has_become() {
     let (one, two) = (node(1), node(2));
-    two.transport.set_identity(Some(ClusterId(9)), Some(Incarnation(5)), 2);
+    two.transport.set_identity(Some(ClusterId(9)), Some(Incarnation(5)));
     let hello = one.transport.who(two.address().address).recv_timeout(DEADLINE).unwrap().unwrap();
-    assert_eq!((hello.cluster, hello.incarnation, hello.feature_level), (Some(ClusterId(9)), Some(Incarnation(5)), 2));
+    assert_eq!((hello.cluster, hello.incarnation), (Some(ClusterId(9)), Some(Incarnation(5))));
 }
 
 #[test]

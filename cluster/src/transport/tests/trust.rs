@@ -91,6 +91,52 @@ fn a_node_of_another_cluster_is_refused() {
     }
 }
 
+/// F14: both sides say what is wrong, whoever dialled.
+#[test]
+fn a_node_whose_program_does_not_know_the_feature_level_is_refused_from_both_sides() {
+    let mut later = config(1);
+    later.identity.feature_levels = FeatureLevels { min: 1, max: 2 };
+    let (one, two) = join(start(later), node(2));
+    let (three, four) = (node(3), start(config(4)));
+    one.transport.set_feature_level(2);
+    one.know(&[&two, &three]);
+    three.know(&[&one]);
+    for node in [&one, &three] {
+        let last = || node.transport.peers().into_iter().find(|peer| peer.peer.node != two.node);
+        eventually("it is told why", || {
+            let error = last().and_then(|peer| peer.last_error).unwrap_or_default();
+            error.contains("the cluster uses feature level 2, and the program of this node knows none above 1")
+        });
+    }
+    let is_spoken_over = |event: &Event| match event {
+        Event::LinkUp { direction, .. } => *direction == Direction::Outgoing,
+        other => matches!(other, Event::Batch(_)),
+    };
+    assert!(
+        !three.events.try_iter().any(|event| is_spoken_over(&event)),
+        "whoever does not know better may be dialled"
+    );
+    let fetched: Vec<_> = three.transport.fetch_snapshot(one.node, GroupId(3), 77).collect();
+    assert!(fetched.iter().all(Result::is_err), "nor is it sent what others have");
+
+    one.know(&[&four]);
+    one.transport.set_feature_level(1);
+    four.know(&[&one]);
+    four.wait_all_up();
+}
+
+#[test]
+fn a_node_that_was_removed_is_told_so_when_it_comes_back() {
+    let (one, two) = (node(1), node(2));
+    one.transport.set_removed([two.node].into());
+    two.know(&[&one]);
+    two.find("that it was removed", |event| match event {
+        Event::Removed { by } => Some(assert_eq!(by, one.node)),
+        _ => None,
+    });
+    assert!(two.last_error().contains("was removed from the cluster"), "{}", two.last_error());
+}
+
 #[test]
 fn another_node_at_a_members_address_is_refused_by_the_dialler() {
     let (one, two) = (node(1), node(2));

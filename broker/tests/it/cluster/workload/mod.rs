@@ -13,7 +13,7 @@ use kentongan_workload::{Act, Client, Habits, Seat, Stage, SubscribedTopics, qui
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use super::nodes::Cluster;
+use super::nodes::{Cluster, Node};
 
 const CLIENTS: usize = 10;
 
@@ -22,6 +22,11 @@ const CALM: std::ops::Range<Duration> = Duration::from_millis(500)..Duration::fr
 
 /// A node is down or stopped for so long: shorter and longer than a lease.
 const FAULT: std::ops::Range<Duration> = Duration::from_millis(100)..Duration::from_secs(4);
+
+/// From the beginning of a change of members to the death of one of them.
+const MEANWHILE: std::ops::Range<Duration> = Duration::from_millis(0)..Duration::from_secs(2);
+
+const NODES_MAX: usize = 5;
 
 /// P12, and a while in which the clients see that it holds.
 const RECOVERED: Duration = Duration::from_secs(12);
@@ -51,8 +56,13 @@ struct Run {
 
 impl Run {
     fn start(seed: u64) -> Self {
-        let cluster = Cluster::start();
-        let seats = cluster.nodes.iter().map(|node| Seat::new(node.address, node.pid())).collect();
+        Self::with(Cluster::start(), seed)
+    }
+
+    /// Clients go to the nodes that run.
+    fn with(cluster: Cluster, seed: u64) -> Self {
+        let pid = |node: &Node| if node.is_running() { node.pid() } else { 0 };
+        let seats = cluster.nodes.iter().map(|node| Seat::new(node.address, pid(node))).collect();
         let stage = Arc::new(Stage::new(seats, habits()));
         let watch = watch(Arc::clone(&stage));
         let client = |number| {
@@ -114,6 +124,56 @@ impl Run {
         println!("{:>10} node {victim} goes on", self.stage.recorder.now() / 1_000_000);
     }
 
+    /// One more node, and one of all is killed while it joins.
+    fn grow(&mut self, joiner: usize) {
+        println!("{:>10} node {joiner} comes", self.stage.recorder.now() / 1_000_000);
+        self.cluster.nodes[joiner].spawn();
+        self.wait(MEANWHILE);
+        let victim = self.random.random_range(0..=joiner);
+        self.kill_one_of(joiner + 1, victim);
+        self.cluster.nodes[joiner].wait_until_ready();
+        self.stage.seats[joiner].pid.store(self.cluster.nodes[joiner].pid(), SeqCst);
+        self.cluster.wait_until_kept_among(joiner + 1);
+    }
+
+    /// One node less, and one of the others is killed while it goes.
+    fn shrink(&mut self, leaver: usize) {
+        println!("{:>10} node {leaver} goes", self.stage.recorder.now() / 1_000_000);
+        let removal = self.cluster.begin_to_remove(0, &format!("n{}", leaver + 1));
+        self.wait(MEANWHILE);
+        let victim = self.random.random_range(0..leaver);
+        self.kill_one_of(leaver + 1, victim);
+        let output = removal.wait_with_output().expect("our own child");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        self.stage.seats[leaver].pid.store(0, SeqCst);
+        self.cluster.nodes[leaver].wait_until_ended();
+        self.cluster.wait_until_kept_among(leaver);
+    }
+
+    /// Of fewer than three nodes none may be lost: then no promise of time runs.
+    fn kill_one_of(&mut self, nodes: usize, victim: usize) {
+        self.faults += 1;
+        let fault = self.faults;
+        if nodes <= 3 {
+            let kind = self.stage.recorder.symbol("a node of few");
+            self.note(What::FaultBegan { fault, kind });
+        }
+        self.kill(&[victim]);
+        if nodes <= 3 {
+            self.note(What::FaultHealed { fault });
+        }
+    }
+
+    fn finish(mut self, seed: u64) {
+        self.settle();
+        let Self { stage, cluster, watch, .. } = self;
+        stage.end_watch();
+        println!("the machine stalled the nodes for {:?}", watch.join().expect("it does not panic"));
+        let stage = Arc::into_inner(stage).expect("all clients have gone");
+        judge(&stage.recorder.finish(), seed);
+        drop(cluster);
+    }
+
     /// Lets clients have all that they are owed, and says so to the checker.
     fn settle(&mut self) {
         self.wait(RECOVERED..RECOVERED + Duration::from_millis(1));
@@ -143,7 +203,7 @@ impl Run {
 
     /// Queues are longer than what a run publishes, so nothing is dropped; if something is, the metrics must say so.
     fn note_drops(&self) {
-        for node in &self.cluster.nodes {
+        for node in self.cluster.nodes.iter().filter(|node| node.is_running()) {
             for (reason, count) in node.counters("kentongan_messages_dropped_total") {
                 if count > 0 && reason.starts_with("queue_") {
                     let reason = self.stage.recorder.symbol(&reason);
@@ -173,21 +233,37 @@ fn judge(history: &History, seed: u64) {
     panic!("{} violations, in {}, such as\n{}", violations.len(), path.display(), shown.join("\n"));
 }
 
+fn seed() -> u64 {
+    let seed = std::env::var("KENTONGAN_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
+    println!("KENTONGAN_SEED={seed}");
+    seed
+}
+
 /// P1 to P12, whatever clients do and whichever nodes are killed or stopped.
 #[test]
 fn no_promise_is_broken_while_nodes_are_killed_and_stopped() {
-    let seed = std::env::var("KENTONGAN_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
-    println!("KENTONGAN_SEED={seed}");
+    let seed = seed();
     let mut run = Run::start(seed);
     for _ in 0..faults() {
         run.wait(CALM);
         run.fault();
     }
-    run.settle();
-    let Run { stage, cluster, watch, .. } = run;
-    stage.end_watch();
-    println!("the machine stalled the nodes for {:?}", watch.join().expect("it does not panic"));
-    let stage = Arc::into_inner(stage).expect("all clients have gone");
-    judge(&stage.recorder.finish(), seed);
-    drop(cluster);
+    run.finish(seed);
+}
+
+/// The same while a cluster of one grows to five nodes and shrinks to one again.
+#[test]
+#[ignore = "takes two minutes"]
+fn no_promise_is_broken_while_nodes_come_and_go_and_are_killed_meanwhile() {
+    let seed = seed();
+    let mut run = Run::with(Cluster::start_first_of(NODES_MAX, false), seed);
+    for joiner in 1..NODES_MAX {
+        run.wait(CALM);
+        run.grow(joiner);
+    }
+    for leaver in (1..NODES_MAX).rev() {
+        run.wait(CALM);
+        run.shrink(leaver);
+    }
+    run.finish(seed);
 }
