@@ -32,6 +32,8 @@ pub mod membership;
 pub mod node;
 pub mod pipeline;
 pub mod placement;
+pub mod recovery;
+pub mod seed;
 pub mod state;
 pub mod transport;
 

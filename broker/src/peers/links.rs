@@ -10,7 +10,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kentongan_cluster::interest::LinkId;
 use kentongan_cluster::pipeline::{Fetched, Peers as RaftPeers};
 use kentongan_cluster::transport::{
-    Class, Direction, Event, Incoming, LinkEpoch, PeerAddress, SendError, Sink, Transport,
+    Class, ClusterId, Direction, Event, Incoming, LinkEpoch, PeerAddress, SendError, Sink, Transport,
 };
 use kentongan_cluster::{GroupId, NodeId, PipelineHandle, state};
 use kentongan_proto::peer::Kind;
@@ -103,6 +103,10 @@ impl Peers for Links {
                 self.0.break_link(node, Class::Control);
             }
         }
+    }
+
+    fn succeeded(&self, clusters: Vec<ClusterId>) {
+        self.0.set_succeeded(clusters);
     }
 
     fn members(&self, members: Vec<PeerAddress>) {

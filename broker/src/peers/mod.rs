@@ -3,7 +3,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use kentongan_cluster::transport::PeerAddress;
+use kentongan_cluster::transport::{ClusterId, PeerAddress};
 
 pub mod links;
 pub mod plain;
@@ -27,4 +27,7 @@ pub trait Peers: Send + Sync + fmt::Debug {
 
     /// From here on these are the nodes that there are. Those that were linked with and are not among them are no more.
     fn members(&self, members: Vec<PeerAddress>);
+
+    /// The cluster has taken the place of these: their nodes are told so.
+    fn succeeded(&self, _: Vec<ClusterId>) {}
 }

@@ -330,6 +330,7 @@ impl GroupState {
             Command::Tick(tick) => self.tick(tick, effects),
             Command::Fence(fence) => self.fence(fence, effects),
             Command::Released(released) => self.released(&released, effects),
+            Command::BeginAnew(anew) => self.begin_anew(anew, effects),
         }
         self.body = None;
         for share in std::mem::take(&mut self.loads_changed) {

@@ -300,6 +300,11 @@ impl Transport {
         (identity.cluster, identity.incarnation, identity.feature_level) = (cluster, incarnation, feature_level);
     }
 
+    /// Says whose place this node's cluster has taken: nodes of those are told so when they are refused.
+    pub fn set_succeeded(&self, clusters: Vec<ClusterId>) {
+        *self.inner.shared.succeeded.write().unwrap_or_else(PoisonError::into_inner) = clusters;
+    }
+
     /// Keeps links with these nodes and no others. Links with those that stay as they were are left alone; this node
     /// itself is passed over.
     pub fn set_peers(&self, wanted: impl IntoIterator<Item = PeerAddress>) -> Result<(), TransportError> {
@@ -454,7 +459,7 @@ impl Call {
     fn verify(&self, shared: &Shared, hello: Option<wire::Hello>) -> Result<PeerHello, LinkError> {
         let hello = PeerHello::verify(hello, self.connection.certificate.as_ref())?;
         if let Some(expected) = &self.expected {
-            hello.verify_cluster(shared.identity().cluster)?;
+            shared.verify_cluster(&hello)?;
             hello.verify_node(expected.node, &expected.name)?;
         }
         Ok(hello)

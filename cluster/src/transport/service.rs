@@ -107,7 +107,7 @@ impl PeerService {
 
     /// The node must be a peer of ours, of our cluster, under the name that we know.
     fn verify_member(&self, from: &PeerHello) -> Result<Arc<super::peers::Peer>, Refusal> {
-        from.verify_cluster(self.shared.identity().cluster)?;
+        self.shared.verify_cluster(from)?;
         let peer = self.shared.peer(from.node).ok_or(Refusal::UnknownPeer { node: from.node })?;
         from.verify_node(peer.node, &peer.name)?;
         Ok(peer)

@@ -3,6 +3,7 @@
 //! It speaks as a peer that is no member: it asks one node, learns from it who the others are, and asks each of those too.
 
 mod ask;
+mod recover;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,11 @@ pub(super) enum ClusterCommand {
     Status(StatusArgs),
     /// Remove a node for good: what it keeps is moved to others, and then it is no member any more and serves nobody.
     Remove(RemoveArgs),
+    /// Make a new cluster of what is left of one that lost a majority for good. Its nodes must be stopped.
+    ///
+    /// The data directories of the survivors are read, and a new one is made: that of the only node of a new cluster, which the
+    /// other survivors then join as empty nodes. It is asked twice whether the rest is to be given up.
+    Recover(recover::RecoverArgs),
 }
 
 #[derive(Debug, Args)]
@@ -90,7 +96,10 @@ impl AskedArgs {
 }
 
 pub(super) fn run(command: &ClusterCommand) -> u8 {
-    let (ClusterCommand::Status(StatusArgs { asked, .. }) | ClusterCommand::Remove(RemoveArgs { asked, .. })) = command;
+    let asked = match command {
+        ClusterCommand::Status(StatusArgs { asked, .. }) | ClusterCommand::Remove(RemoveArgs { asked, .. }) => asked,
+        ClusterCommand::Recover(arguments) => return print(recover::run(arguments)),
+    };
     let settings = match asked.settings() {
         Ok(settings) => settings,
         Err(message) => {
@@ -105,7 +114,12 @@ pub(super) fn run(command: &ClusterCommand) -> u8 {
         ClusterCommand::Remove(arguments) => {
             remove(&settings, &peer, &arguments.member, Duration::from_secs(arguments.wait_seconds))
         }
+        ClusterCommand::Recover(_) => unreachable!("it asks nobody"),
     };
+    print(outcome)
+}
+
+fn print(outcome: anyhow::Result<String>) -> u8 {
     match outcome {
         Ok(text) => print_bytes(text.as_bytes()),
         Err(error) => {

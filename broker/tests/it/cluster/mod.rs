@@ -6,6 +6,7 @@ mod growth;
 mod kills;
 mod membership;
 mod messages;
+mod recovery;
 mod sessions;
 mod snapshots;
 mod spread;

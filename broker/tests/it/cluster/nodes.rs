@@ -107,6 +107,11 @@ impl Node {
         kill_process(pid, signal).expect("our own child");
     }
 
+    /// Whether its log has a line with this.
+    pub fn said(&self, text: &str) -> bool {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|line| line.contains(text))
+    }
+
     fn note(&self, what: &str) {
         let line = format!("-- the test: {what} at {:?}", std::time::SystemTime::now());
         self.log.lock().unwrap_or_else(PoisonError::into_inner).push(line);
