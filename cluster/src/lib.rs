@@ -16,6 +16,7 @@
 //!
 //! This crate knows nothing of MQTT: commands are bytes, and the state machine is handed in.
 
+pub mod backup;
 pub mod clock;
 pub mod data_dir;
 pub mod directory;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use fjall::{Database, KeyspaceCreateOptions};
 
 pub use backend::{MemoryState, PairIter, StateReader};
-pub use snapshot::{SnapshotStreamError, chunks, collect};
+pub use snapshot::{SnapshotStreamError, Unpacked, chunks, collect, cut};
 
 use self::backend::Backend;
 use crate::disk::{Disk, SyncSite, make_durable_directory, sync_directory};

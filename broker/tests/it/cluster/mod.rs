@@ -2,6 +2,7 @@
 
 pub mod nodes;
 
+mod backup;
 mod growth;
 mod kills;
 mod membership;

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -73,6 +73,11 @@ impl Node {
         });
         self.note("started");
         self.child = Some(child);
+    }
+
+    /// For its next process.
+    pub fn set_environment(&mut self, environment: Vec<(String, String)>) {
+        self.environment = environment;
     }
 
     /// `kill -9`.
@@ -317,6 +322,13 @@ impl Cluster {
         let output = broker_command().args(["cluster", "remove", name, "--peer", &peer]).output();
         let output = output.expect("the program runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Runs `kentongan cluster`, asked at a node.
+    pub fn command(&self, asked: usize, arguments: &[&str]) -> Output {
+        let peer = self.nodes[asked].peers.to_string();
+        let output = broker_command().arg("cluster").args(arguments).args(["--peer", &peer]).output();
+        output.expect("the program runs")
     }
 
     /// What `kentongan cluster status --json` says, asked at `node`.
