@@ -4,6 +4,7 @@
 
 mod ask;
 mod backup;
+mod certs;
 mod recover;
 mod restore;
 mod show;
@@ -33,6 +34,8 @@ pub(super) enum ClusterCommand {
     ///
     /// It makes a data directory for a node that is not running. The other nodes join it with empty ones.
     Restore(restore::RestoreArgs),
+    /// Make certificates by which nodes on several machines know each other, and the authority that they come from.
+    Certs(certs::CertsArgs),
     /// Make a new cluster of what is left of one that lost a majority for good. Its nodes must be stopped.
     ///
     /// The data directories of the survivors are read, and a new one is made: that of the only node of a new cluster, which the
@@ -110,6 +113,7 @@ pub(super) fn run(command: &ClusterCommand) -> u8 {
         ClusterCommand::Status(StatusArgs { asked, .. }) | ClusterCommand::Remove(RemoveArgs { asked, .. }) => asked,
         ClusterCommand::Backup(arguments) => &arguments.asked,
         ClusterCommand::Restore(arguments) => return print(restore::run(arguments)),
+        ClusterCommand::Certs(arguments) => return print(certs::run(arguments)),
         ClusterCommand::Recover(arguments) => return print(recover::run(arguments)),
     };
     let settings = match asked.settings() {
@@ -127,7 +131,7 @@ pub(super) fn run(command: &ClusterCommand) -> u8 {
             remove(&settings, &peer, &arguments.member, Duration::from_secs(arguments.wait_seconds))
         }
         ClusterCommand::Backup(arguments) => backup::run(&settings, &peer, arguments.file()),
-        ClusterCommand::Recover(_) | ClusterCommand::Restore(_) => {
+        ClusterCommand::Certs(_) | ClusterCommand::Recover(_) | ClusterCommand::Restore(_) => {
             unreachable!("they ask nobody")
         }
     };

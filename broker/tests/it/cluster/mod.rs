@@ -3,6 +3,7 @@
 pub mod nodes;
 
 mod backup;
+mod certificates;
 mod growth;
 mod kills;
 mod membership;
