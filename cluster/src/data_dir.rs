@@ -37,6 +37,21 @@ pub enum DataDirError {
         /// Its format.
         found: u32,
     },
+    /// `cluster recover` or `cluster restore` did not come to its end there.
+    #[error(
+        "data directory {path} was to be filled by `kentongan cluster recover` or `restore`, which did not finish: remove it, and run \
+         that again"
+    )]
+    Unfinished {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A new cluster begins in a directory of its own.
+    #[error("data directory {path} is not empty: name one that is, or that does not exist; nothing was changed")]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Not written by us.
     #[error("{path} is not what this program wrote there")]
     Foreign {
@@ -44,6 +59,9 @@ pub enum DataDirError {
         path: PathBuf,
     },
 }
+
+/// Says that what is in a directory is not all of what was to be put there.
+const UNFINISHED: &str = "unfinished";
 
 /// A data directory, locked for this process until it is dropped.
 #[derive(Debug)]
@@ -60,19 +78,42 @@ impl DataDir {
     /// # Errors
     /// It cannot be used; the message says why and what to do.
     pub fn open(path: &Path) -> Result<Self, DataDirError> {
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |error| DataDirError::Io { path, error }
-        };
         make_durable_directory(path, SyncSite::DataDirectory).map_err(at(path))?;
-        let lock_path = path.join("lock");
-        let lock =
-            OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(at(&lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(DataDirError::InUse { path: path.to_owned() }),
-            Err(TryLockError::Error(error)) => return Err(at(&lock_path)(error)),
+        let lock = lock(path)?;
+        let mark = path.join(UNFINISHED);
+        if mark.try_exists().map_err(at(&mark))? {
+            return Err(DataDirError::Unfinished { path: path.to_owned() });
         }
+        Self::locked(path, lock)
+    }
+
+    /// Makes a new one that is to be filled before anybody uses it: until [`Self::finish`], [`Self::open`] refuses it.
+    ///
+    /// # Errors
+    /// There is something in it, or it cannot be used.
+    pub fn make_unfinished(path: &Path) -> Result<Self, DataDirError> {
+        make_durable_directory(path, SyncSite::DataDirectory).map_err(at(path))?;
+        // The top of a file system of its own may have this.
+        let is_something = |entry: io::Result<fs::DirEntry>| entry.is_ok_and(|entry| entry.file_name() != "lost+found");
+        if fs::read_dir(path).map_err(at(path))?.any(is_something) {
+            return Err(DataDirError::NotEmpty { path: path.to_owned() });
+        }
+        let lock = lock(path)?;
+        write_number(path, UNFINISHED, 1)?;
+        Self::locked(path, lock)
+    }
+
+    /// Everything is in it, and safe.
+    ///
+    /// # Errors
+    /// The file system said no.
+    pub fn finish(&self) -> Result<(), DataDirError> {
+        let mark = self.path.join(UNFINISHED);
+        fs::remove_file(&mark).map_err(at(&mark))?;
+        sync_directory(&self.path, SyncSite::NumberName).map_err(at(&self.path))
+    }
+
+    fn locked(path: &Path, lock: File) -> Result<Self, DataDirError> {
         check_format(path)?;
         let node = node_id(path)?;
         let incarnation = next_incarnation(path)?;
@@ -95,6 +136,21 @@ impl DataDir {
     #[must_use]
     pub fn incarnation(&self) -> u64 {
         self.incarnation
+    }
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> DataDirError + use<> {
+    let path = path.to_owned();
+    move |error| DataDirError::Io { path: path.clone(), error }
+}
+
+fn lock(path: &Path) -> Result<File, DataDirError> {
+    let file = path.join("lock");
+    let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&file).map_err(at(&file))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(DataDirError::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(at(&file)(error)),
     }
 }
 
@@ -168,6 +224,26 @@ mod tests {
         drop(first);
         let second = DataDir::open(&path).expect("opened");
         assert_eq!((second.incarnation(), second.node()), (2, node));
+    }
+
+    /// A recovery that was killed leaves nothing that could be taken for a node.
+    #[test]
+    fn a_directory_that_is_being_filled_is_no_node_before_it_is_finished() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("data");
+        let making = DataDir::make_unfinished(&path).expect("made");
+        let node = making.node();
+        assert!(matches!(DataDir::open(&path), Err(DataDirError::InUse { .. })));
+        drop(making);
+        assert!(matches!(DataDir::open(&path), Err(DataDirError::Unfinished { .. })));
+        assert!(matches!(DataDir::make_unfinished(&path), Err(DataDirError::NotEmpty { .. })));
+        fs::remove_dir_all(&path).expect("removed");
+        let made = DataDir::make_unfinished(&path).expect("made");
+        assert_ne!(made.node(), node, "another node");
+        made.finish().expect("finished");
+        let node = made.node();
+        drop(made);
+        assert_eq!(DataDir::open(&path).expect("opened").node(), node);
     }
 
     #[test]

@@ -17,6 +17,7 @@
 //!
 //! This crate knows nothing of MQTT: commands are bytes, and the state machine is handed in.
 
+pub mod backup;
 pub mod clock;
 pub mod data_dir;
 pub mod directory;
@@ -34,6 +35,8 @@ pub mod membership;
 pub mod node;
 pub mod pipeline;
 pub mod placement;
+pub mod recovery;
+pub mod seed;
 pub mod state;
 pub mod transport;
 

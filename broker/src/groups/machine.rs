@@ -6,7 +6,7 @@ mod levels;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, OnceLock, PoisonError, Weak, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use kentongan_proto::mqtt::{QoS, ReasonCode};
 
 use prost::Message as _;
 
+use super::backup::HOLD_MAX;
 use super::incoming::{OUTBOXES, find_share, for_member, share_parts};
 use super::member::Member;
 use super::outboxes::Outboxes;
@@ -142,6 +143,10 @@ pub struct Machine {
     pushes: Pushes,
     /// Up to where the log of each group was there when this process started.
     reread: BTreeMap<u16, u64>,
+    /// A checkpoint is wanted by somebody who waits for it.
+    wants_checkpoint: bool,
+    /// As long as this is kept, and not longer than until then, nothing is taken out of the outboxes.
+    outboxes_held: Option<(Weak<()>, u64)>,
     /// What was counted last.
     held: HeldByGroups,
     counted: Duration,
@@ -184,6 +189,8 @@ impl Machine {
             events: Vec::new(),
             pushes: Pushes::default(),
             reread: BTreeMap::new(),
+            wants_checkpoint: false,
+            outboxes_held: None,
             held: HeldByGroups::default(),
             counted: Duration::ZERO,
             leveled: Duration::ZERO,
@@ -754,10 +761,29 @@ impl Machine {
         }
     }
 
+    fn hold_outboxes(&mut self, token: Weak<()>, answer: &Sender<u64>) {
+        if let Some(shared) = self.shared.get() {
+            self.outboxes_held = Some((token, shared.now_ms() + HOLD_MAX.as_millis() as u64));
+            // An asker that is gone holds nothing.
+            let _ = answer.send(shared.incarnation());
+        }
+    }
+
+    fn holds_outboxes(&mut self, now_ms: u64) -> bool {
+        let holds = |(token, until_ms): &(Weak<()>, u64)| token.strong_count() > 0 && now_ms < *until_ms;
+        if !self.outboxes_held.as_ref().is_some_and(holds) {
+            self.outboxes_held = None;
+        }
+        self.outboxes_held.is_some()
+    }
+
     /// Sends and proposes what routing led to.
     fn submit(&mut self, shared: &Shared) {
         self.route_outboxes(shared);
-        for (group, picked) in self.outboxes.take_picked() {
+        let holds = self.holds_outboxes(shared.now_ms());
+        // What is picked may take the place of what it was picked for.
+        let picked = if holds { BTreeMap::new() } else { self.outboxes.take_picked() };
+        for (group, picked) in picked {
             for entries in picked.chunks(PICKED_ENTRIES_MAX) {
                 shared.submitter.propose(group, Command::Picked(command::Picked { entries: entries.to_vec() }));
             }
@@ -769,6 +795,9 @@ impl Machine {
                     break;
                 }
             }
+        }
+        if holds {
+            return;
         }
         for (group, mut positions) in self.outboxes.take_routed() {
             // Some are settled already.
@@ -1001,7 +1030,10 @@ impl StateMachine for Machine {
             Query::ToldRemoved(by) => self.on_told_removed(by),
             Query::Admit(record, answer) => self.wish(|membership| membership.admit(record), &answer),
             Query::Remove(node, answer) => self.wish(|membership| membership.remove(node), &answer),
-            // An asker that is gone needs no answer.
+            // Askers that are gone need no answer.
+            Query::Reached(answer) => drop(answer.send(())),
+            Query::WantCheckpoint => self.wants_checkpoint = true,
+            Query::HoldOutboxes { token, answer } => self.hold_outboxes(token, &answer),
             Query::Status(answer) => drop(answer.send(self.status())),
             Query::OutboxAnswered { origin, target, number, gap_in_round } => match gap_in_round {
                 Some(round) => self.outboxes.on_gap(origin, target, round, number),
@@ -1097,6 +1129,7 @@ impl StateMachine for Machine {
         if self.ended.is_some() {
             return None;
         }
+        self.wants_checkpoint = false;
         if group == GroupId::DIRECTORY {
             return self.member.as_mut().and_then(Member::directory_writes);
         }
@@ -1104,7 +1137,7 @@ impl StateMachine for Machine {
     }
 
     fn wants_checkpoint(&self) -> bool {
-        self.memory.wants_checkpoint(self.queue_memory_bytes())
+        self.wants_checkpoint || self.memory.wants_checkpoint(self.queue_memory_bytes())
     }
 
     fn stored(&mut self) {

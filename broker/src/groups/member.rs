@@ -5,13 +5,13 @@ use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use crossbeam::channel::Sender;
-use kentongan_cluster::directory::Directory;
 use kentongan_cluster::directory::command::{self as directory_command, Form, MemberRecord};
+use kentongan_cluster::directory::{Directory, STATE_KEY};
 use kentongan_cluster::interest::{LinkId, SourceId, Version};
 use kentongan_cluster::lane::Incoming;
 use kentongan_cluster::lease::Standing;
 use kentongan_cluster::membership::{Membership, Output, WaitError, Wish, wire};
-use kentongan_cluster::transport::PeerAddress;
+use kentongan_cluster::transport::{ClusterId, PeerAddress};
 use kentongan_cluster::{Configuration, GroupId, Incarnation, NodeId, Write};
 
 use super::machine::{FENCE_SESSIONS_MAX, Machine};
@@ -29,9 +29,6 @@ use crate::router::cluster::ClusterView;
 use crate::router::node_lanes::PeerProcess;
 use crate::router::{Event, Shared};
 use crate::subscription::{IndexedNode, NodeInterest, ShareSessions};
-
-/// Under which the directory stands in a checkpoint.
-const DIRECTORY_KEY: &[u8] = b"directory";
 
 /// Who waits until every node has heard of a subscription.
 #[derive(Debug)]
@@ -113,7 +110,7 @@ impl Member {
     /// # Errors
     /// It cannot be read.
     pub(super) fn restore_directory(&mut self, now_ns: u64, pairs: &[(Vec<u8>, Vec<u8>)]) -> anyhow::Result<()> {
-        if let Some((_, bytes)) = pairs.iter().find(|(key, _)| key == DIRECTORY_KEY) {
+        if let Some((_, bytes)) = pairs.iter().find(|(key, _)| key == STATE_KEY) {
             let directory = Directory::restore(bytes)?;
             self.membership.on_directory_restored(now_ns, directory);
         }
@@ -179,7 +176,7 @@ impl Member {
             return Some(Vec::new());
         }
         let bytes = self.membership.directory().snapshot();
-        Some(vec![(DIRECTORY_KEY.to_vec(), Some(bytes))])
+        Some(vec![(STATE_KEY.to_vec(), Some(bytes))])
     }
 
     /// Who waits until every node has heard of something.
@@ -471,6 +468,9 @@ impl Machine {
         let Some(member) = self.member.as_ref().filter(|member| member.listens) else {
             return;
         };
+        cluster
+            .peers
+            .succeeded(member.directory().succeeded().iter().filter_map(|id| ClusterId::from_bytes(id)).collect());
         let is_known = member.directory().cluster_id().is_some();
         let records = if is_known { member.records().collect() } else { member.form.members.clone() };
         let directory = member.directory();

@@ -3,6 +3,7 @@
 //! [`crate::replicated`] says what a command changes and what follows; [`machine`] makes it happen, on the one thread on
 //! which groups change; [`start()`] takes up what the disk has.
 
+mod backup;
 pub mod incoming;
 pub(crate) mod machine;
 mod member;

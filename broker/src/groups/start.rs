@@ -20,7 +20,8 @@ use kentongan_cluster::membership::{Limits, Membership, Wish};
 use kentongan_cluster::pipeline::NoPeers;
 use kentongan_cluster::state::StateReader;
 use kentongan_cluster::transport::{
-    Answerer, Asked, LocalIdentity, PeerHello, Question, Responder, SnapshotChunks, Transport, TransportConfig,
+    Answerer, Asked, Conversation, LocalIdentity, PeerHello, Question, Responder, SnapshotChunks, Transport,
+    TransportConfig,
 };
 use kentongan_cluster::{
     Configuration, FeatureLevels, GroupId, NodeId, Pipeline, PipelineConfig, PipelineHandle, StateStore, state,
@@ -28,6 +29,7 @@ use kentongan_cluster::{
 
 use prost::Message as _;
 
+use super::backup;
 use super::machine::{Machine, QueueMemory, SharedCell};
 use super::member::Member;
 use super::read_ahead;
@@ -552,6 +554,15 @@ impl Responder for Answers {
                 },
             },
         }
+    }
+
+    fn on_backup(&self, from: &PeerHello, conversation: Conversation) {
+        let (Some(running), Some(reader)) = (self.running.get(), self.reader.get()) else {
+            return conversation.refuse("this node is still starting: ask again".to_owned());
+        };
+        tracing::info!(node = %from.node, name = from.name, "a backup of this node's groups begins");
+        let (pipeline, formation) = (running.pipeline.clone(), running.formation.clone());
+        backup::Source { pipeline, reader: reader.clone(), formation }.serve(conversation);
     }
 
     fn open_snapshot(&self, _: &PeerHello, group: GroupId, _: u64) -> Result<SnapshotChunks, String> {

@@ -10,7 +10,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kentongan_cluster::interest::LinkId;
 use kentongan_cluster::pipeline::{Fetched, Peers as RaftPeers};
 use kentongan_cluster::transport::{
-    Class, Direction, Event, Incoming, LinkEpoch, PeerAddress, SendError, Sink, Transport,
+    Class, ClusterId, Direction, Event, Incoming, LinkEpoch, PeerAddress, SendError, Sink, Transport,
 };
 use kentongan_cluster::{GroupId, NodeId, PipelineHandle, state};
 use kentongan_proto::peer::Kind;
@@ -109,6 +109,10 @@ impl Peers for Links {
     fn admission(&self, feature_level: u32, removed: BTreeSet<NodeId>) {
         self.0.set_feature_level(feature_level);
         self.0.set_removed(removed);
+    }
+
+    fn succeeded(&self, clusters: Vec<ClusterId>) {
+        self.0.set_succeeded(clusters);
     }
 
     fn members(&self, members: Vec<PeerAddress>) {

@@ -5,8 +5,9 @@ use std::fmt;
 
 use bytes::Bytes;
 use kentongan_cluster::NodeId;
-use kentongan_cluster::transport::PeerAddress;
+use kentongan_cluster::transport::{ClusterId, PeerAddress};
 
+pub mod backup;
 pub mod links;
 pub mod plain;
 pub mod status;
@@ -32,4 +33,6 @@ pub trait Peers: Send + Sync + fmt::Debug {
 
     /// What the cluster uses, and who was a member once: by both, others are refused from here on.
     fn admission(&self, _feature_level: u32, _removed: BTreeSet<NodeId>) {}
+    /// The cluster has taken the place of these: their nodes are told so.
+    fn succeeded(&self, _: Vec<ClusterId>) {}
 }

@@ -557,10 +557,33 @@ pub struct Level {
     pub level: u32,
 }
 
+/// The group goes on in a new cluster, which was made of what survivors or a backup had: nobody who was connected is.
+///
+/// It stands behind everything that the group had, and is proposed by nobody, so it needs no feature level: whoever joins
+/// later begins with a snapshot of what came of it.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct BeginAnew {
+    /// Positions of the outbox that are passed over: other groups may have heard of more than this copy has given, and ignore what
+    /// is not above the last one they had.
+    #[prost(uint64, tag = "1")]
+    pub positions: u64,
+    /// All incarnations below this are over, whosever they were.
+    #[prost(uint64, tag = "2")]
+    pub below: u64,
+}
+
+impl BeginAnew {
+    /// Beyond anything that a cluster has given, far from where numbers end.
+    #[must_use]
+    pub fn beyond_everything() -> Self {
+        Self { positions: 1 << 40, below: 1 << 50 }
+    }
+}
+
 /// The envelope.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct Envelope {
-    #[prost(oneof = "Command", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
+    #[prost(oneof = "Command", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
     command: Option<Command>,
     /// See [`Entry::needs_level`].
     #[prost(uint32, tag = "100")]
@@ -622,6 +645,9 @@ pub enum Command {
     /// See [`Level`].
     #[prost(message, tag = "14")]
     Level(Level),
+    /// See [`BeginAnew`].
+    #[prost(message, tag = "15")]
+    BeginAnew(BeginAnew),
 }
 
 /// As it stands in the log.

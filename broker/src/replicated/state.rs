@@ -341,6 +341,7 @@ impl GroupState {
             Command::Fence(fence) => self.fence(fence, effects),
             Command::Released(released) => self.released(&released, effects),
             Command::Level(raised) => self.level = self.level.max(raised.level),
+            Command::BeginAnew(anew) => self.begin_anew(anew, effects),
         }
         self.body = None;
         for share in std::mem::take(&mut self.loads_changed) {

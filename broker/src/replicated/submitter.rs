@@ -1,7 +1,7 @@
 //! The way from the arbiters to the groups: commands to be committed, and questions in their order.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use crossbeam::channel::Sender;
@@ -69,6 +69,17 @@ pub enum Query {
     Remove(NodeId, Sender<(Wish, Vec<MemberRecord>)>),
     /// An operator asks how this node is: as much of it as is known to who applies.
     Status(Sender<NodeStatus>),
+    /// A majority confirms that everything is applied that was committed when this was asked.
+    Reached(Sender<()>),
+    /// A checkpoint is wanted before it is due.
+    WantCheckpoint,
+    /// What is in the outboxes stays there for a while, see [`crate::peers::backup`].
+    HoldOutboxes {
+        /// As long as this is kept.
+        token: Weak<()>,
+        /// Told, when it does, what this node is registered as.
+        answer: Sender<u64>,
+    },
     /// A target has what came from an outbox, or lacks what came before it.
     OutboxAnswered {
         /// Whose outbox.

@@ -27,6 +27,12 @@ pub use snapshot::SnapshotError;
 /// Slots of a cluster: names hash to slots, slots belong to groups.
 pub const SLOTS: usize = 4096;
 
+/// Under which the directory stands in its checkpoint.
+pub const STATE_KEY: &[u8] = b"directory";
+
+/// Entries of its log that may be missing from a directory that is taken over, see [`Directory::begin_anew`].
+const ENTRIES_MISSING_MAX: u64 = 1 << 20;
+
 /// Nodes that vote in a group, where nothing else was decided.
 pub const VOTERS: u16 = 3;
 
@@ -237,6 +243,8 @@ pub struct Directory {
     removed: BTreeSet<NodeId>,
     /// The group of each slot; empty or [`SLOTS`] long.
     slots: Vec<GroupId>,
+    /// The clusters whose place this one took, oldest first.
+    succeeded: Vec<Vec<u8>>,
 }
 
 impl Default for Directory {
@@ -262,6 +270,7 @@ impl Directory {
             placed_at: BTreeMap::new(),
             removed: BTreeSet::new(),
             slots: Vec::new(),
+            succeeded: Vec::new(),
         }
     }
 
@@ -391,6 +400,44 @@ impl Directory {
     #[must_use]
     pub fn fences(&self) -> &BTreeMap<NodeId, Incarnation> {
         &self.fences
+    }
+
+    /// The clusters whose place this one took, by their ids: what their nodes have on their disks nobody counts on any more.
+    #[must_use]
+    pub fn succeeded(&self) -> &[Vec<u8>] {
+        &self.succeeded
+    }
+
+    /// The directory of a new cluster of one node, which goes on from what an older one had: after its quorum was lost for good, or
+    /// from a backup.
+    ///
+    /// No node of the old cluster is a member of the new one, or ever will be: what the groups have of their incarnations is fenced as
+    /// if all had died just now. What the groups have may be newer than this directory, so incarnations of which it has
+    /// not heard are fenced too, and the new node's will be above all of them.
+    #[must_use]
+    pub fn begin_anew(mut self, cluster_id: Vec<u8>, record: MemberRecord) -> Self {
+        let Some(node) = NodeId::new(record.node) else { unreachable!("a node has an id") };
+        let dead = self.dead.values().map(|dead| dead.node);
+        let old: BTreeSet<NodeId> = self.members.keys().chain(self.fences.keys()).copied().chain(dead).collect();
+        self.dead.clear();
+        self.applied += ENTRIES_MISSING_MAX;
+        for old in old {
+            self.applied += 1;
+            let last = Incarnation(self.applied);
+            self.dead.insert(last, Dead { node: old, witnesses: BTreeSet::new() });
+            self.fences.insert(old, Incarnation(last.0 + 1));
+            self.removed.insert(old);
+        }
+        self.applied += 1;
+        let ended = std::mem::replace(&mut self.cluster_id, cluster_id);
+        self.succeeded.push(ended);
+        self.members = BTreeMap::from([(node, Member::new(record))]);
+        let alone = Placement { voters: BTreeSet::from([node]), learners: BTreeSet::new() };
+        let groups: Vec<GroupId> = self.groups().chain([GroupId::DIRECTORY]).collect();
+        self.placements = groups.iter().map(|&group| (group, alone.clone())).collect();
+        self.placed_at = groups.iter().map(|&group| (group, self.applied)).collect();
+        self.assert_invariants();
+        self
     }
 
     fn is_formed(&self) -> bool {

@@ -45,6 +45,8 @@ struct Snapshot {
     removed: Vec<u64>,
     #[prost(message, repeated, tag = "12")]
     placed_at: Vec<PlacedAt>,
+    #[prost(bytes = "vec", repeated, tag = "13")]
+    succeeded: Vec<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -101,6 +103,7 @@ impl Directory {
             placed_at: (self.placed_at.iter())
                 .map(|(group, &index)| PlacedAt { group: u32::from(group.0), index })
                 .collect(),
+            succeeded: self.succeeded.clone(),
         }
         .encode_to_vec()
     }
@@ -135,6 +138,7 @@ impl Directory {
                 .collect::<Result<_, SnapshotError>>()?,
             removed: snapshot.removed.into_iter().map(node).collect::<Result<_, _>>()?,
             slots: snapshot.slots.into_iter().map(group).collect::<Result<_, _>>()?,
+            succeeded: snapshot.succeeded,
         })
     }
 }

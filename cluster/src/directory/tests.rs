@@ -318,3 +318,38 @@ fn bytes_that_are_no_snapshot_are_refused() {
     assert!(matches!(Directory::restore(&one_slot), Err(SnapshotError::Invalid(_))));
     assert!(matches!(Directory::restore(&[0xff]), Err(SnapshotError::Undecodable(_))));
 }
+
+/// Nobody of the old cluster is believed again, and whatever the groups have of them is fenced, also what this copy of the directory has
+/// not heard of.
+#[test]
+fn a_cluster_that_takes_the_place_of_another_counts_on_nobody_of_it() {
+    let mut log = Log::formed();
+    log.feed(join(1, 1, 0));
+    log.feed(join(2, 1, 0));
+    log.feed(dead(2, 3));
+    let (old, before) = (log.0.clone(), log.0.applied());
+    let new = old.begin_anew(vec![8; 16], record(9));
+
+    assert_eq!(new.succeeded(), [vec![7; 16]]);
+    assert_eq!(new.cluster_id(), Some(&[8; 16][..]));
+    assert_eq!(new.members().keys().copied().collect::<Vec<_>>(), [node(9)]);
+    assert_eq!(new.removed().iter().map(|node| node.get()).collect::<Vec<_>>(), [1, 2, 3]);
+    let fenced: Vec<_> = new.dead_not_lost().iter().map(|(incarnation, dead)| (dead.node, incarnation.0 + 1)).collect();
+    assert_eq!(fenced.len(), 3, "one for each of them");
+    for (node, below) in fenced {
+        assert!(
+            below > before + 1_000 && below <= new.applied(),
+            "it fences what came later, and the new node is above it"
+        );
+        assert_eq!(new.fences().get(&node), Some(&Incarnation(below)));
+    }
+    let alone = Placement { voters: [node(9)].into(), learners: [].into() };
+    assert!(new.groups().chain([GroupId::DIRECTORY]).all(|group| new.placement(group) == Some(&alone)));
+    assert_eq!((new.voters(), new.feature_level()), (5, 1));
+    assert_eq!(Directory::restore(&new.snapshot()).expect("own bytes"), new);
+
+    let mut log = Log(new);
+    let own = log.0.applied() + 1;
+    assert_eq!(log.feed(join(9, 1, 0)), [joined(9, own, 1)]);
+    assert_eq!(log.feed(join(1, 2, own)), [refused(1, 2, JoinRefusal::Removed)]);
+}

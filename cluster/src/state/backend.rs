@@ -142,6 +142,14 @@ impl StateReader {
         Ok(view.base(group)?.map(|base| (base, view.group(group))))
     }
 
+    /// The entry that the newest checkpoint of a group goes to; 0 if there is none.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn applied(&self, group: GroupId) -> Result<u64, StateError> {
+        Ok(self.0.read().base(group)?.map_or(0, |base| base.applied.index))
+    }
+
     /// What is stored of a group under a key.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use fjall::{Database, KeyspaceCreateOptions};
 
 pub use backend::{MemoryState, PairIter, StateReader};
-pub use snapshot::{SnapshotStreamError, chunks, collect};
+pub use snapshot::{SnapshotStreamError, Unpacked, chunks, collect, cut};
 
 use self::backend::Backend;
 use crate::disk::{Disk, SyncSite, make_durable_directory, sync_directory};
@@ -32,6 +32,9 @@ const MANIFEST_NEW: &str = "manifest-new";
 
 /// The manifest is rewritten when it has grown beyond this.
 const MANIFEST_BYTES_MAX: usize = 64 * 1024;
+
+/// What [`StateStore::fill`] has in memory at a time, but for a value that is longer.
+const FILL_BYTES: usize = 1024 * 1024;
 
 /// One stored pair of key and value.
 pub type Pair = (Vec<u8>, Vec<u8>);
@@ -248,6 +251,34 @@ impl StateStore {
         self.write_manifest(&lines)?;
         self.listed = self.bases.iter().map(|(&group, base)| (group, base.applied.index)).collect();
         Ok(())
+    }
+
+    /// Writes a group of which nothing is stored, a part after the other, and says how many pairs it has. It is whole only after a
+    /// good end, and safe then.
+    ///
+    /// # Errors
+    /// The disk failed, or the pairs broke off.
+    pub fn fill<E: From<StateError>>(
+        &mut self,
+        group: GroupId,
+        base: CheckpointBase,
+        pairs: impl IntoIterator<Item = Result<Pair, E>>,
+    ) -> Result<u64, E> {
+        let prefix = data_prefix(group);
+        let (mut batch, mut bytes, mut count) = (Vec::new(), 0, 0);
+        for pair in pairs {
+            let (key, value) = pair?;
+            bytes += key.len() + value.len();
+            count += 1;
+            batch.push(([&prefix[..], &key].concat(), Some(value)));
+            if bytes > FILL_BYTES {
+                self.backend.commit(std::mem::take(&mut batch))?;
+                bytes = 0;
+            }
+        }
+        self.backend.commit(batch)?;
+        self.write(vec![Checkpoint { group, base, writes: Vec::new(), replace: false }])?;
+        Ok(count)
     }
 
     fn write_manifest(&mut self, lines: &str) -> io::Result<()> {

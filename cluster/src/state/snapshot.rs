@@ -17,6 +17,9 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// Longest key or base that is believed; no honest node comes near.
 const HEAD_BYTES_MAX: usize = 1024 * 1024;
 
+/// Longest value that is believed: that of the largest message that MQTT has, with what stands around it.
+const VALUE_BYTES_MAX: usize = 512 * 1024 * 1024;
+
 /// Why what came is no checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotStreamError<E> {
@@ -38,11 +41,16 @@ pub fn chunks(
 ) -> Result<impl Iterator<Item = io::Result<Bytes>> + Send + use<>, StateError> {
     let missing = || StateError::Io(io::Error::other(format!("group {group} has no checkpoint here")));
     let (base, pairs) = reader.open(group)?.ok_or_else(missing)?;
+    Ok(cut(&base, pairs))
+}
+
+/// A checkpoint that was opened before, as chunks.
+pub fn cut(base: &CheckpointBase, pairs: PairIter) -> impl Iterator<Item = io::Result<Bytes>> + Send + use<> {
     let mut buffer = BytesMut::new();
-    let base = base_bytes(&base, 0);
+    let base = base_bytes(base, 0);
     buffer.put_u32(base.len() as u32);
     buffer.put_slice(&base);
-    Ok(Chunks { pairs: Some(pairs), buffer })
+    Chunks { pairs: Some(pairs), buffer }
 }
 
 struct Chunks {
@@ -86,22 +94,61 @@ pub fn collect<E>(
     group: GroupId,
     chunks: impl Iterator<Item = Result<Bytes, E>>,
 ) -> Result<(CheckpointBase, Vec<Pair>), SnapshotStreamError<E>> {
-    let mut buffer = BytesMut::new();
-    let (mut base, mut pairs) = (None, Vec::new());
-    for chunk in chunks {
-        buffer.extend_from_slice(&chunk.map_err(SnapshotStreamError::Stream)?);
-        if base.is_none() {
-            base = take_base(group, &mut buffer)?;
-        }
-        while base.is_some()
-            && let Some(pair) = take_pair(&mut buffer)?
-        {
-            pairs.push(pair);
+    let mut unpacked = Unpacked::begin(group, chunks)?;
+    let pairs = unpacked.by_ref().collect::<Result<_, _>>()?;
+    Ok((unpacked.base, pairs))
+}
+
+/// Chunks as the pairs in them, one after the other. It is whole only if it ends without an error.
+#[derive(Debug)]
+pub struct Unpacked<I> {
+    /// What it is the state after.
+    pub base: CheckpointBase,
+    chunks: I,
+    buffer: BytesMut,
+    ended: bool,
+}
+
+impl<E, I: Iterator<Item = Result<Bytes, E>>> Unpacked<I> {
+    /// Reads what they are the state after.
+    ///
+    /// # Errors
+    /// The stream broke off, or is malformed.
+    pub fn begin(group: GroupId, mut chunks: I) -> Result<Self, SnapshotStreamError<E>> {
+        let mut buffer = BytesMut::new();
+        loop {
+            if let Some(base) = take_base(group, &mut buffer)? {
+                return Ok(Self { base, chunks, buffer, ended: false });
+            }
+            let chunk = chunks.next().ok_or(SnapshotStreamError::Malformed("it ends in the middle"))?;
+            buffer.extend_from_slice(&chunk.map_err(SnapshotStreamError::Stream)?);
         }
     }
-    match base {
-        Some(base) if buffer.is_empty() => Ok((base, pairs)),
-        _ => Err(SnapshotStreamError::Malformed("it ends in the middle")),
+
+    fn read(&mut self) -> Result<Option<Pair>, SnapshotStreamError<E>> {
+        loop {
+            if let Some(pair) = take_pair(&mut self.buffer)? {
+                return Ok(Some(pair));
+            }
+            match self.chunks.next() {
+                Some(chunk) => self.buffer.extend_from_slice(&chunk.map_err(SnapshotStreamError::Stream)?),
+                None if self.buffer.is_empty() => return Ok(None),
+                None => return Err(SnapshotStreamError::Malformed("it ends in the middle")),
+            }
+        }
+    }
+}
+
+impl<E, I: Iterator<Item = Result<Bytes, E>>> Iterator for Unpacked<I> {
+    type Item = Result<Pair, SnapshotStreamError<E>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let next = self.read().transpose();
+        self.ended = !matches!(next, Some(Ok(_)));
+        next
     }
 }
 
@@ -129,8 +176,8 @@ fn take_pair<E>(buffer: &mut BytesMut) -> Result<Option<Pair>, SnapshotStreamErr
     };
     let key = u32::from_be_bytes([lengths[0], lengths[1], lengths[2], lengths[3]]) as usize;
     let value = u32::from_be_bytes([lengths[4], lengths[5], lengths[6], lengths[7]]) as usize;
-    if key > HEAD_BYTES_MAX {
-        return Err(SnapshotStreamError::Malformed("a key that is too long"));
+    if key > HEAD_BYTES_MAX || value > VALUE_BYTES_MAX {
+        return Err(SnapshotStreamError::Malformed("a key or a value that is too long"));
     }
     if buffer.len() < 8 + key + value {
         return Ok(None);

@@ -99,7 +99,7 @@ async fn open(shared: &Shared, peer: &Peer, class: Class, epoch: LinkEpoch) -> R
         timeout(shared.config.connect_timeout, answer).await.map_err(|_| LinkError::Timeout("the peer's hello"))??;
     let hello = first.and_then(|frame| frame.opening).and_then(|opening| opening.hello);
     let hello = PeerHello::verify(hello, connection.certificate.as_ref())?;
-    hello.verify_cluster(shared.identity().cluster)?;
+    shared.verify_cluster(&hello)?;
     hello.verify_node(peer.node, &peer.name)?;
     shared.verify_level(&hello)?;
     Ok((connection, frames, hello))

@@ -44,6 +44,7 @@ use std::{fmt, io, thread};
 
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, bounded};
+use futures_util::{StreamExt, stream};
 use kentongan_proto::peer::{Kind, wire};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
@@ -66,7 +67,7 @@ pub use self::event::{Class, Direction, Event, Incoming, LinkEpoch, Sink};
 pub use self::identity::{ClusterId, Incarnation, LocalIdentity, NodeId, PeerHello};
 pub use self::outbox::SendError;
 pub use self::refusal::Refusal;
-pub use self::requests::{Answerer, Asked, Question, Responder, Snapshot, SnapshotChunks, Target};
+pub use self::requests::{Answerer, Asked, Conversation, Question, Responder, Snapshot, SnapshotChunks, Talk, Target};
 pub use self::stats::{ClassStats, TransportStats};
 pub use self::tls::{TlsError, TlsFiles};
 
@@ -246,8 +247,10 @@ impl Transport {
 
         let handle = runtime.handle().clone();
         let snapshots = Arc::new(Semaphore::new(config.snapshots_max));
+        // Two would hold each other up.
+        let backups = Arc::new(Semaphore::new(1));
         let shared = Arc::new(Shared::new(config, tls, sink));
-        let service = PeerService { shared: Arc::clone(&shared), responder, snapshots, certificate: None };
+        let service = PeerService { shared: Arc::clone(&shared), responder, snapshots, backups, certificate: None };
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("peers".into())
@@ -309,6 +312,11 @@ impl Transport {
     /// Nodes that were members and are none any more. They are told so, should they come.
     pub fn set_removed(&self, removed: BTreeSet<NodeId>) {
         *self.inner.shared.removed.write().unwrap_or_else(PoisonError::into_inner) = removed;
+    }
+
+    /// Says whose place this node's cluster has taken: nodes of those are told so when they are refused.
+    pub fn set_succeeded(&self, clusters: Vec<ClusterId>) {
+        *self.inner.shared.succeeded.write().unwrap_or_else(PoisonError::into_inner) = clusters;
     }
 
     /// Keeps links with these nodes and no others. Links with those that stay as they were are left alone; this node
@@ -397,6 +405,19 @@ impl Transport {
         Snapshot { chunks, ended: false }
     }
 
+    /// Begins a conversation with whoever is at an address, in which it hands out what it keeps; `first` is the first order.
+    pub fn talk(&self, address: String, first: Bytes) -> Talk {
+        let (orders, ordered) = mpsc::unbounded_channel();
+        let (sender, answers) = mpsc::channel(CHUNKS_AHEAD);
+        let shared = Arc::clone(&self.inner.shared);
+        self.inner.runtime.spawn(async move {
+            let end = converse(&shared, address, first, ordered, &sender).await.map(|()| None);
+            // Whoever no longer listens dropped the receiver.
+            let _ = sender.send(end).await;
+        });
+        Talk { orders, answers }
+    }
+
     /// Reads the certificates again, for connections from here on. On error they stay as they were.
     pub fn reload_certificates(&self) -> Result<(), TlsError> {
         self.inner.shared.tls.as_ref().ok_or(TlsError::Plain)?.reload()
@@ -465,7 +486,7 @@ impl Call {
     fn verify(&self, shared: &Shared, hello: Option<wire::Hello>) -> Result<PeerHello, LinkError> {
         let hello = PeerHello::verify(hello, self.connection.certificate.as_ref())?;
         if let Some(expected) = &self.expected {
-            hello.verify_cluster(shared.identity().cluster)?;
+            shared.verify_cluster(&hello)?;
             hello.verify_node(expected.node, &expected.name)?;
         }
         Ok(hello)
@@ -489,6 +510,30 @@ async fn fetch(
         if sender.send(Ok(Some(chunk.data))).await.is_err() {
             break;
         }
+    }
+    Ok(())
+}
+
+/// Takes orders and hands over answers until the other side ends.
+async fn converse(
+    shared: &Shared,
+    address: String,
+    first: Bytes,
+    mut ordered: mpsc::UnboundedReceiver<Bytes>,
+    sender: &mpsc::Sender<Result<Option<Bytes>, LinkError>>,
+) -> Result<(), LinkError> {
+    let mut call = Call::dial(shared, Target::Address(address)).await?;
+    let first = wire::Question { hello: Some(shared.hello()), body: first };
+    let rest = stream::poll_fn(move |context| ordered.poll_recv(context));
+    let rest = rest.map(|body| wire::Question { hello: None, body });
+    let mut answers = call.client.backup(stream::once(async { first }).chain(rest)).await?.into_inner();
+    let mut next = answers.message().await?;
+    call.verify(shared, next.as_mut().and_then(|first| first.hello.take()))?;
+    while let Some(answer) = next {
+        if sender.send(Ok(Some(answer.body))).await.is_err() {
+            break;
+        }
+        next = answers.message().await?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use super::credit::Budget;
 use super::doorbell::Doorbell;
 use super::event::{Class, Direction, Event, Incoming, LinkEpoch, Sink};
-use super::identity::{LocalIdentity, NodeId, PeerHello};
+use super::identity::{ClusterId, LocalIdentity, NodeId, PeerHello};
 use super::outbox::Outbox;
 use super::refusal::Refusal;
 use super::stats::{TransportStats, add, count};
@@ -31,6 +31,8 @@ pub(super) struct Shared {
     pub stats: Arc<TransportStats>,
     pub doorbell: Arc<Doorbell>,
     pub peers: RwLock<BTreeMap<NodeId, Arc<Peer>>>,
+    /// Clusters whose place ours has taken.
+    pub succeeded: RwLock<Vec<ClusterId>>,
     /// Random for each start of the process.
     pub nonce: u64,
     /// The tasks that keep the outgoing links up, one a class.
@@ -49,6 +51,7 @@ impl Shared {
             stats: Arc::default(),
             doorbell: Arc::default(),
             peers: RwLock::default(),
+            succeeded: RwLock::default(),
             links: Mutex::default(),
             nonce: rand::random(),
             links_begun: AtomicU32::new(0),
@@ -58,6 +61,16 @@ impl Shared {
 
     pub(super) fn identity(&self) -> LocalIdentity {
         self.identity.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether a peer is of our cluster; and if not, whether it should know better.
+    pub(super) fn verify_cluster(&self, peer: &PeerHello) -> Result<(), Refusal> {
+        let ours = self.identity().cluster;
+        let succeeded = self.succeeded.read().unwrap_or_else(PoisonError::into_inner);
+        match peer.cluster.filter(|theirs| succeeded.contains(theirs)) {
+            Some(theirs) => Err(Refusal::Succeeded { theirs, ours }),
+            None => peer.verify_cluster(ours),
+        }
     }
 
     pub(super) fn hello(&self) -> wire::Hello {

@@ -26,6 +26,18 @@ pub enum Refusal {
         /// That of the refusing node.
         ours: Option<ClusterId>,
     },
+    /// What the peer has on its disk was given up when this cluster took the place of its own.
+    #[error(
+        "the peer belongs to cluster {theirs}, whose place cluster {} has taken (it was recovered, or restored from a backup): nobody \
+         counts on what the peer has on its disk; stop it, and start it with an empty data directory to have it join",
+        show(ours)
+    )]
+    Succeeded {
+        /// That of the peer.
+        theirs: ClusterId,
+        /// That of the refusing node.
+        ours: Option<ClusterId>,
+    },
     /// The peer's certificate was made for another node.
     #[error(
         "the peer calls itself {name:?}, but its certificate is for another name: its node name must be one of the DNS names in its certificate"
@@ -96,7 +108,7 @@ impl Refusal {
     pub(super) fn to_status(&self) -> Status {
         let code = match self {
             Refusal::Malformed(_) => Code::InvalidArgument,
-            Refusal::WrongCluster { .. } => Code::FailedPrecondition,
+            Refusal::WrongCluster { .. } | Refusal::Succeeded { .. } => Code::FailedPrecondition,
             Refusal::WrongCertificate { .. } => Code::Unauthenticated,
             Refusal::WrongNode { .. } => Code::PermissionDenied,
             Refusal::UnknownPeer { .. } => Code::NotFound,

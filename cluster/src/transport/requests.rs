@@ -58,6 +58,56 @@ impl Answerer {
     }
 }
 
+/// A conversation that somebody began, for whom all groups are to be read. On a thread that may wait, both ways: for what the other
+/// side says, and until it has taken what was said.
+#[derive(Debug)]
+pub struct Conversation {
+    pub(super) heard: mpsc::Receiver<Bytes>,
+    pub(super) said: mpsc::Sender<Result<Bytes, String>>,
+}
+
+impl Conversation {
+    /// What the other side says next. `None`: it has ended, or is gone.
+    pub fn hear(&mut self) -> Option<Bytes> {
+        self.heard.blocking_recv()
+    }
+
+    /// Says something. `false`: nobody listens any more.
+    pub fn say(&self, what: Bytes) -> bool {
+        self.said.blocking_send(Ok(what)).is_ok()
+    }
+
+    /// Ends it, and says why.
+    pub fn refuse(self, reason: String) {
+        // Who is gone need not know.
+        let _ = self.said.blocking_send(Err(reason));
+    }
+}
+
+/// The side of a conversation that began it. On a thread that may wait.
+#[derive(Debug)]
+pub struct Talk {
+    pub(super) orders: mpsc::UnboundedSender<Bytes>,
+    /// `None` at a good end.
+    pub(super) answers: mpsc::Receiver<Result<Option<Bytes>, LinkError>>,
+}
+
+impl Talk {
+    /// Orders something. What becomes of it [`Self::hear`] says.
+    pub fn order(&self, what: Bytes) {
+        // Fails only when the conversation has ended, which `hear` says.
+        let _ = self.orders.send(what);
+    }
+
+    /// The next answer; `None`: the other side has said everything.
+    ///
+    /// # Errors
+    /// The other side broke it off, or the way to it broke.
+    pub fn hear(&mut self) -> Result<Option<Bytes>, LinkError> {
+        self.answers.blocking_recv().unwrap_or(Err(LinkError::Stopped))
+    }
+}
+
 /// Parts of a checkpoint, each short enough for a frame. Read on a thread that may wait for a disk.
 pub type SnapshotChunks = Box<dyn Iterator<Item = io::Result<Bytes>> + Send>;
 
@@ -65,6 +115,11 @@ pub type SnapshotChunks = Box<dyn Iterator<Item = io::Result<Bytes>> + Send>;
 pub trait Responder: Send + Sync + 'static {
     /// Takes a question. Called on the transport's own thread, so it must not wait; the answer may come later.
     fn on_question(&self, asked: Asked);
+
+    /// Hands out what groups have, for a backup, until the conversation ends. May wait for a disk.
+    fn on_backup(&self, _from: &PeerHello, conversation: Conversation) {
+        conversation.refuse("there is nothing to back up here".to_owned());
+    }
 
     /// Opens a checkpoint for a member, or says why not. May wait for a disk.
     fn open_snapshot(&self, from: &PeerHello, group: GroupId, checkpoint: u64) -> Result<SnapshotChunks, String>;

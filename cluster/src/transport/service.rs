@@ -14,7 +14,7 @@ use super::identity::PeerHello;
 use super::outbox::max_body_bytes;
 use super::peers::{IncomingLink, Shared};
 use super::refusal::Refusal;
-use super::requests::{Answerer, Asked, Question, Responder, SnapshotChunks};
+use super::requests::{Answerer, Asked, Conversation, Question, Responder, SnapshotChunks};
 use super::stats::count;
 use super::stubs::peer_server::Peer;
 use super::tls::PeerCertificate;
@@ -29,6 +29,7 @@ pub(super) struct PeerService {
     pub shared: Arc<Shared>,
     pub responder: Arc<dyn Responder>,
     pub snapshots: Arc<Semaphore>,
+    pub backups: Arc<Semaphore>,
     pub certificate: Option<Arc<PeerCertificate>>,
 }
 
@@ -38,6 +39,7 @@ type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[tonic::async_trait]
 impl Peer for PeerService {
     type LinkStream = BoxStream<wire::Frame>;
+    type BackupStream = BoxStream<wire::Answer>;
     type FetchSnapshotStream = BoxStream<wire::SnapshotChunk>;
 
     async fn link(&self, request: Request<Streaming<wire::Frame>>) -> Answered<Self::LinkStream> {
@@ -80,6 +82,40 @@ impl Peer for PeerService {
         self.ask(Question::Status, request.into_inner()).await
     }
 
+    async fn backup(&self, request: Request<Streaming<wire::Question>>) -> Answered<Self::BackupStream> {
+        let mut orders = request.into_inner();
+        let first = timeout(self.shared.config.connect_timeout, orders.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("the first order took too long"))??
+            .ok_or_else(|| Refusal::Malformed("a conversation without a first order").to_status())?;
+        let from = self.verify(first.hello)?;
+        let permit = Arc::clone(&self.backups).try_acquire_owned().map_err(|_| Refusal::Busy.to_status())?;
+
+        let (ordered, heard) = mpsc::channel(CHUNKS_AHEAD);
+        let (said, mut answers) = mpsc::channel(CHUNKS_AHEAD);
+        tokio::spawn(async move {
+            let mut next = Some(first.body);
+            while let Some(order) = next
+                && ordered.send(order).await.is_ok()
+            {
+                // However the stream ends, nothing more is ordered.
+                next = orders.message().await.ok().flatten().map(|order| order.body);
+            }
+        });
+        let responder = Arc::clone(&self.responder);
+        tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            responder.on_backup(&from, Conversation { heard, said });
+        });
+        let mut hello = Some(self.shared.hello());
+        let answer = move |said: Result<bytes::Bytes, String>| match said {
+            Ok(body) => Ok(wire::Answer { hello: hello.take(), body }),
+            Err(reason) => Err(Refusal::Unavailable(reason).to_status()),
+        };
+        let answers = stream::poll_fn(move |context| answers.poll_recv(context)).map(answer);
+        Ok(Response::new(Box::pin(answers)))
+    }
+
     async fn fetch_snapshot(&self, request: Request<wire::SnapshotRequest>) -> Answered<Self::FetchSnapshotStream> {
         let request = request.into_inner();
         let from = self.verify(request.hello)?;
@@ -107,7 +143,7 @@ impl PeerService {
 
     /// The node must be a peer of ours, of our cluster, under the name that we know.
     fn verify_member(&self, from: &PeerHello) -> Result<Arc<super::peers::Peer>, Refusal> {
-        from.verify_cluster(self.shared.identity().cluster)?;
+        self.shared.verify_cluster(from)?;
         if self.shared.was_removed(from.node) {
             return Err(Refusal::Removed { node: from.node });
         }

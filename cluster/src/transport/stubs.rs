@@ -262,6 +262,36 @@ pub mod peer_client {
                 .insert(GrpcMethod::new("kentongan.peer.v1.Peer", "Status"));
             self.inner.unary(req, path, codec).await
         }
+        /// A conversation in which a node hands out what it keeps, for a backup: one side orders, the other answers. The first
+        /// order and the first answer say who speaks.
+        pub async fn backup(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<
+                Message = ::kentongan_proto::peer::wire::Question,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<
+                tonic::codec::Streaming<::kentongan_proto::peer::wire::Answer>,
+            >,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/kentongan.peer.v1.Peer/Backup",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kentongan.peer.v1.Peer", "Backup"));
+            self.inner.streaming(req, path, codec).await
+        }
         /// Asks for a checkpoint of a group, in chunks.
         pub async fn fetch_snapshot(
             &mut self,
@@ -371,6 +401,23 @@ pub mod peer_server {
             tonic::Response<::kentongan_proto::peer::wire::Answer>,
             tonic::Status,
         >;
+        /// Server streaming response type for the Backup method.
+        type BackupStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    ::kentongan_proto::peer::wire::Answer,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        /// A conversation in which a node hands out what it keeps, for a backup: one side orders, the other answers. The first
+        /// order and the first answer say who speaks.
+        async fn backup(
+            &self,
+            request: tonic::Request<
+                tonic::Streaming<::kentongan_proto::peer::wire::Question>,
+            >,
+        ) -> std::result::Result<tonic::Response<Self::BackupStream>, tonic::Status>;
         /// Server streaming response type for the FetchSnapshot method.
         type FetchSnapshotStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<
@@ -796,6 +843,55 @@ pub mod peer_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kentongan.peer.v1.Peer/Backup" => {
+                    #[allow(non_camel_case_types)]
+                    struct BackupSvc<T: Peer>(pub Arc<T>);
+                    impl<
+                        T: Peer,
+                    > tonic::server::StreamingService<
+                        ::kentongan_proto::peer::wire::Question,
+                    > for BackupSvc<T> {
+                        type Response = ::kentongan_proto::peer::wire::Answer;
+                        type ResponseStream = T::BackupStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<::kentongan_proto::peer::wire::Question>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::backup(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = BackupSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -29,6 +29,16 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
+impl TlsFiles {
+    /// Whether a node of this name can use them: they belong together, are valid now, and are for that name.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self, name: &str) -> Result<(), TlsError> {
+        Configs::load(self, name).map(drop)
+    }
+}
+
 /// Why certificates cannot be used. The operator's to mend.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {

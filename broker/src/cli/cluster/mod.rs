@@ -3,6 +3,10 @@
 //! It speaks as a peer that is no member: it asks one node, learns from it who the others are, and asks each of those too.
 
 mod ask;
+mod backup;
+mod certs;
+mod recover;
+mod restore;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -22,6 +26,21 @@ pub(super) enum ClusterCommand {
     Status(StatusArgs),
     /// Remove a node for good: what it keeps is moved to others, and then it is no member any more and serves nobody.
     Remove(RemoveArgs),
+    /// Write what all groups have to one file, while the cluster works.
+    ///
+    /// Whatever was acknowledged before this began is in it. The file holds everybody's messages: only its owner may read it.
+    Backup(backup::BackupArgs),
+    /// Make the first node of a new cluster from a backup.
+    ///
+    /// It makes a data directory for a node that is not running. The other nodes join it with empty ones.
+    Restore(restore::RestoreArgs),
+    /// Make certificates by which nodes on several machines know each other, and the authority that they come from.
+    Certs(certs::CertsArgs),
+    /// Make a new cluster of what is left of one that lost a majority for good. Its nodes must be stopped.
+    ///
+    /// The data directories of the survivors are read, and a new one is made: that of the only node of a new cluster, which the
+    /// other survivors then join as empty nodes. It is asked twice whether the rest is to be given up.
+    Recover(recover::RecoverArgs),
 }
 
 #[derive(Debug, Args)]
@@ -90,7 +109,13 @@ impl AskedArgs {
 }
 
 pub(super) fn run(command: &ClusterCommand) -> u8 {
-    let (ClusterCommand::Status(StatusArgs { asked, .. }) | ClusterCommand::Remove(RemoveArgs { asked, .. })) = command;
+    let asked = match command {
+        ClusterCommand::Status(StatusArgs { asked, .. }) | ClusterCommand::Remove(RemoveArgs { asked, .. }) => asked,
+        ClusterCommand::Backup(arguments) => &arguments.asked,
+        ClusterCommand::Restore(arguments) => return print(restore::run(arguments)),
+        ClusterCommand::Certs(arguments) => return print(certs::run(arguments)),
+        ClusterCommand::Recover(arguments) => return print(recover::run(arguments)),
+    };
     let settings = match asked.settings() {
         Ok(settings) => settings,
         Err(message) => {
@@ -105,7 +130,15 @@ pub(super) fn run(command: &ClusterCommand) -> u8 {
         ClusterCommand::Remove(arguments) => {
             remove(&settings, &peer, &arguments.member, Duration::from_secs(arguments.wait_seconds))
         }
+        ClusterCommand::Backup(arguments) => backup::run(&settings, &peer, arguments.file()),
+        ClusterCommand::Certs(_) | ClusterCommand::Recover(_) | ClusterCommand::Restore(_) => {
+            unreachable!("they ask nobody")
+        }
     };
+    print(outcome)
+}
+
+fn print(outcome: anyhow::Result<String>) -> u8 {
     match outcome {
         Ok(text) => print_bytes(text.as_bytes()),
         Err(error) => {

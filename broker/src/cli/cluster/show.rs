@@ -183,7 +183,7 @@ fn group_row(survey: &Survey, group: u32, seen: &[(u64, &GroupStatus)]) -> Vec<S
 }
 
 /// Columns as wide as what stands in them, two blanks between.
-fn push_table(text: &mut String, columns: &[&str], rows: &[Vec<String>]) {
+pub(super) fn push_table(text: &mut String, columns: &[&str], rows: &[Vec<String>]) {
     let heading: Vec<String> = columns.iter().map(|column| (*column).to_owned()).collect();
     let lines = || std::iter::once(&heading).chain(rows);
     let width = |column: usize| lines().map(|line| line[column].chars().count()).max().unwrap_or(0);
@@ -195,7 +195,7 @@ fn push_table(text: &mut String, columns: &[&str], rows: &[Vec<String>]) {
 }
 
 /// What came over the network and must not move the cursor of a terminal.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
 }
 

@@ -567,6 +567,15 @@ impl GroupState {
         effects.push(Effect::Fenced { node: fence.node, below, more });
     }
 
+    /// Everybody who was connected is gone, whatever node that was.
+    pub(super) fn begin_anew(&mut self, anew: command::BeginAnew, effects: &mut Vec<Effect>) {
+        self.last_position += anew.positions;
+        let owners = self.owned.keys().chain(self.picked_at.keys()).map(|&(node, _)| node);
+        for node in owners.collect::<BTreeSet<u64>>() {
+            self.fence(command::Fence { below: anew.below, sessions_max: u32::MAX, node }, effects);
+        }
+    }
+
     /// Whether incarnations of a node below `below` have sessions here, or something to settle.
     pub(super) fn has_of_dead(&self, node: u64, below: u64) -> bool {
         let dead = (node, 0)..(node, below);

@@ -863,6 +863,23 @@ fn a_fence_grants_the_claim_that_waits_and_drops_the_one_that_died() {
 }
 
 /// Incarnations of one node say nothing about those of another.
+/// A copy of a group begins a new cluster: whoever was connected is gone, and no position of the outbox comes twice, for other groups
+/// may have had one that this copy has not given yet.
+#[test]
+fn a_group_that_begins_anew_lets_go_of_everybody_and_repeats_no_position() {
+    let mut script = Script::new();
+    script.apply(Command::Connect(Connect { session_expiry_seconds: 100, will: will(0), ..claim(owner(7, 1), "c") }));
+    script.apply(Command::Connect(Connect { session_expiry_seconds: 100, ..claim(owner(8, 1), "d") }));
+    let before = script.state.last_position;
+    let effects = script.apply(Command::BeginAnew(command::BeginAnew::beyond_everything()));
+    assert_eq!(routes(&effects), 1, "the will of the one that had one");
+    assert!(script.state.sessions.values().all(|session| session.owner.is_none()));
+    assert!(script.state.outbox.keys().all(|&position| position > before + 1_000_000));
+    assert!(script.state.is_fenced(7, 1_000_000) && script.state.is_fenced(8, 1_000_000));
+    let again = script.apply(Command::Connect(claim(owner(9, 1), "c")));
+    assert!(again.iter().any(|effect| matches!(effect, Effect::Opened(_))), "at once: {again:?}");
+}
+
 #[test]
 fn a_fence_concerns_one_node() {
     let mut script = Script::new();

@@ -2,10 +2,13 @@
 
 pub mod nodes;
 
+mod backup;
+mod certificates;
 mod growth;
 mod kills;
 mod membership;
 mod messages;
+mod recovery;
 mod sessions;
 mod snapshots;
 mod spread;

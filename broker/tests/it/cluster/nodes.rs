@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -80,6 +80,11 @@ impl Node {
         self.child = Some(child);
     }
 
+    /// For its next process.
+    pub fn set_environment(&mut self, environment: Vec<(String, String)>) {
+        self.environment = environment;
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -114,6 +119,11 @@ impl Node {
         let child = self.child.as_ref().expect("a running node");
         let pid = Pid::from_raw(child.id().cast_signed()).expect("a pid is not zero");
         kill_process(pid, signal).expect("our own child");
+    }
+
+    /// Whether its log has a line with this.
+    pub fn said(&self, text: &str) -> bool {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|line| line.contains(text))
     }
 
     fn note(&self, what: &str) {
@@ -404,6 +414,13 @@ impl Cluster {
         let mut command = broker_command();
         command.args(["cluster", "remove", name, "--peer", &peer]).stdout(Stdio::null()).stderr(Stdio::piped());
         command.spawn().expect("the program runs")
+    }
+
+    /// Runs `kentongan cluster`, asked at a node.
+    pub fn command(&self, asked: usize, arguments: &[&str]) -> Output {
+        let peer = self.nodes[asked].peers.to_string();
+        let output = broker_command().arg("cluster").args(arguments).args(["--peer", &peer]).output();
+        output.expect("the program runs")
     }
 
     /// What `kentongan cluster status --json` says, asked at `node`.

@@ -1,0 +1,141 @@
+//! This node's side of a backup: what is said, and why, stands in [`crate::peers::backup`].
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use crossbeam::channel::bounded;
+use kentongan_cluster::formation::Formation;
+use kentongan_cluster::state::{self, PairIter, StateReader};
+use kentongan_cluster::transport::Conversation;
+use kentongan_cluster::{CheckpointBase, GroupId, PipelineHandle};
+use prost::Message as _;
+
+use crate::peers::backup::{BackupOrder, Groups, Holds, Order, Released, Said};
+use crate::replicated::Query;
+
+/// Outboxes are held no longer than this, whatever becomes of whoever asked for it.
+pub(super) const HOLD_MAX: Duration = Duration::from_secs(60);
+
+/// Time within which threads of this node answer.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+
+/// Time within which a majority of a group answers.
+const READ_MAX: Duration = Duration::from_secs(10);
+
+/// Time within which a checkpoint is written.
+const CHECKPOINT_MAX: Duration = Duration::from_secs(45);
+
+/// Between two looks whether it is.
+const CHECKPOINT_LOOK: Duration = Duration::from_millis(20);
+
+type Captured = (CheckpointBase, PairIter);
+
+/// What is handed out, and from where.
+pub(super) struct Source {
+    pub(super) pipeline: PipelineHandle<Query>,
+    pub(super) reader: StateReader,
+    pub(super) formation: Formation,
+}
+
+impl Source {
+    /// Does what is ordered until the conversation ends. It ends the hold as well, however it ends.
+    pub(super) fn serve(&self, mut conversation: Conversation) {
+        let mut captured = BTreeMap::new();
+        let mut held: Option<(Arc<()>, Instant)> = None;
+        while let Some(order) = conversation.hear() {
+            let order = BackupOrder::decode(order).ok().and_then(|order| order.order);
+            let done = match order {
+                Some(Order::Hold(_)) => self.hold().map(|(hold, said)| {
+                    held = Some(hold);
+                    conversation.say(said.to_bytes())
+                }),
+                Some(Order::Capture(groups)) => {
+                    self.capture(&groups, &mut captured).map(|()| conversation.say(Said::Captured(groups).to_bytes()))
+                }
+                Some(Order::Release(_)) => {
+                    let held = held.take().is_some_and(|(_, since)| since.elapsed() < HOLD_MAX);
+                    Ok(conversation.say(Said::Released(Released { held }).to_bytes()))
+                }
+                Some(Order::Send(groups)) => send(&conversation, &groups, &mut captured),
+                None => Err("an order that this version does not know".to_owned()),
+            };
+            match done {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(reason) => return conversation.refuse(reason),
+            }
+        }
+    }
+
+    fn hold(&self) -> Result<((Arc<()>, Instant), Said), String> {
+        // Counted from before the machine counts.
+        let (token, since) = (Arc::new(()), Instant::now());
+        let (answer, answered) = bounded(1);
+        self.pipeline.notify(Query::HoldOutboxes { token: Arc::downgrade(&token), answer });
+        let incarnation = answered.recv_timeout(ANSWER_MAX).map_err(|_| "this node is too busy: try again")?;
+        Ok(((token, since), Said::Holds(Holds { incarnation, formation: self.formation.encode() })))
+    }
+
+    /// Opens a checkpoint of each group that has all that is committed anywhere now.
+    fn capture(&self, groups: &Groups, captured: &mut BTreeMap<GroupId, Captured>) -> Result<(), String> {
+        let groups: Vec<GroupId> = groups.groups.iter().map(|&group| GroupId(group as u16)).collect();
+        let reads: Vec<_> = (groups.iter())
+            .map(|&group| {
+                let (read, done) = bounded(1);
+                self.pipeline.read_index(group, Query::Reached(read));
+                (group, done)
+            })
+            .collect();
+        let deadline = Instant::now() + READ_MAX;
+        for (group, done) in reads {
+            let no_majority = |_| format!("no majority of group {group} answers: try again");
+            done.recv_deadline(deadline).map_err(no_majority)?;
+        }
+        let status = self.pipeline.status().recv_timeout(ANSWER_MAX).map_err(|_| "this node is too busy: try again")?;
+        let wanted: BTreeMap<GroupId, u64> =
+            status.into_iter().map(|(group, status)| (group, status.handed_out.index)).collect();
+        let deadline = Instant::now() + CHECKPOINT_MAX;
+        for group in groups {
+            let wanted = wanted.get(&group).copied().unwrap_or(u64::MAX);
+            while self.applied(group)? < wanted {
+                if Instant::now() > deadline {
+                    return Err(format!("group {group} has no checkpoint here that is new enough: try again"));
+                }
+                self.pipeline.notify(Query::WantCheckpoint);
+                std::thread::sleep(CHECKPOINT_LOOK);
+            }
+            let opened = self.reader.open(group).map_err(|error| error.to_string())?;
+            captured.insert(group, opened.ok_or_else(|| format!("group {group} is not kept here"))?);
+        }
+        Ok(())
+    }
+
+    fn applied(&self, group: GroupId) -> Result<u64, String> {
+        self.reader.applied(group).map_err(|error| error.to_string())
+    }
+}
+
+/// `false`: nobody listens any more.
+fn send(
+    conversation: &Conversation,
+    groups: &Groups,
+    captured: &mut BTreeMap<GroupId, Captured>,
+) -> Result<bool, String> {
+    for &group in &groups.groups {
+        let opened = u16::try_from(group).ok().and_then(|number| captured.remove(&GroupId(number)));
+        let (base, pairs) = opened.ok_or_else(|| format!("group {group} was not captured"))?;
+        for chunk in state::cut(&base, pairs) {
+            let chunk: Bytes = chunk.map_err(|error: io::Error| format!("group {group} cannot be read: {error}"))?;
+            if !conversation.say(Said::Data(chunk).to_bytes()) {
+                return Ok(false);
+            }
+        }
+        if !conversation.say(Said::GroupEnd(group).to_bytes()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
