@@ -14,6 +14,7 @@ pub mod http;
 pub mod listener;
 pub mod message;
 pub mod metrics;
+pub mod moving;
 pub mod peers;
 pub mod plants;
 pub mod random;

@@ -962,6 +962,9 @@ impl StateMachine for Machine {
             Query::ClientsClosed => self.on_clients_closed(),
             Query::Admit(record, answer) => self.wish(|membership| membership.admit(record), &answer),
             Query::Remove(node, answer) => self.wish(|membership| membership.remove(node), &answer),
+            Query::Drain(node, on, answer) => self.wish(|membership| membership.drain(node, on), &answer),
+            Query::Prefer(group, node, answer) => self.wish(|membership| membership.prefer(group, node), &answer),
+            Query::Stops => self.on_stops(),
             // An asker that is gone needs no answer.
             Query::Status(answer) => drop(answer.send(self.status())),
             Query::OutboxAnswered { origin, target, number, gap_in_round } => match gap_in_round {

@@ -5,6 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use kentongan_cluster::transport::PeerAddress;
 
+pub mod administration;
 pub mod links;
 pub mod plain;
 pub mod status;

@@ -77,6 +77,7 @@ pub(super) fn member(node: usize, id: NodeId) -> MemberRecord {
         name: format!("node-{}", node + 1),
         peer_address: format!("127.0.0.1:{}", 7000 + node),
         client_address: format!("127.0.0.1:{}", 1883 + node),
+        is_advertised: false,
         feature_level: 1,
         zone: String::new(),
     }

@@ -47,6 +47,9 @@ pub struct MemberRecord {
     /// What it shares its fate with: a rack, a room, a site. Empty if nobody said.
     #[prost(string, tag = "6")]
     pub zone: String,
+    /// Whether `client_address` is for clients from anywhere, so that other nodes may send theirs there.
+    #[prost(bool, tag = "10")]
+    pub is_advertised: bool,
 }
 
 /// A node registers. The index of this entry becomes its incarnation.
@@ -94,6 +97,32 @@ pub struct Departing {
     pub node: u64,
 }
 
+/// A member is to lead no group and to have no clients, or may again.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Drain {
+    /// Which.
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    /// Whether it begins or is over.
+    #[prost(bool, tag = "2")]
+    pub on: bool,
+    /// 0: until somebody says that it is over, whatever becomes of the node meanwhile. Else this incarnation ends: for as
+    /// long as it lives.
+    #[prost(uint64, tag = "3")]
+    pub incarnation: u64,
+}
+
+/// Who is to lead a group.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Prefer {
+    /// Which group.
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    /// One of its voters; 0: whoever the cluster chooses.
+    #[prost(uint64, tag = "2")]
+    pub node: u64,
+}
+
 /// Where a group is kept from now on.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Placement {
@@ -119,7 +148,7 @@ pub struct FeatureLevel {
 /// The envelope.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct Envelope {
-    #[prost(oneof = "Command", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Command", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13")]
     command: Option<Command>,
 }
 
@@ -153,6 +182,12 @@ pub enum Command {
     /// No group counts on it any more: it is no member from here on, and never will be again.
     #[prost(message, tag = "9")]
     Removed(Departing),
+    /// See [`Drain`].
+    #[prost(message, tag = "12")]
+    Drain(Drain),
+    /// See [`Prefer`].
+    #[prost(message, tag = "13")]
+    Prefer(Prefer),
 }
 
 /// As it stands in the log.

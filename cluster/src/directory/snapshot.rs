@@ -45,6 +45,8 @@ struct Snapshot {
     removed: Vec<u64>,
     #[prost(message, repeated, tag = "12")]
     placed_at: Vec<PlacedAt>,
+    #[prost(message, repeated, tag = "16")]
+    chosen: Vec<command::Prefer>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -68,6 +70,11 @@ struct MemberState {
     attempt: u64,
     #[prost(bool, tag = "5")]
     leaves: bool,
+    #[prost(bool, tag = "8")]
+    drains: bool,
+    /// 0: none does.
+    #[prost(uint64, tag = "9")]
+    stops: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -101,6 +108,9 @@ impl Directory {
             placed_at: (self.placed_at.iter())
                 .map(|(group, &index)| PlacedAt { group: u32::from(group.0), index })
                 .collect(),
+            chosen: (self.chosen.iter())
+                .map(|(group, node)| command::Prefer { group: u32::from(group.0), node: node.get() })
+                .collect(),
         }
         .encode_to_vec()
     }
@@ -133,6 +143,9 @@ impl Directory {
             placed_at: (snapshot.placed_at.into_iter())
                 .map(|placed| Ok((group(placed.group)?, placed.index)))
                 .collect::<Result<_, SnapshotError>>()?,
+            chosen: (snapshot.chosen.into_iter())
+                .map(|chosen| Ok((group(chosen.group)?, node(chosen.node)?)))
+                .collect::<Result<_, SnapshotError>>()?,
             removed: snapshot.removed.into_iter().map(node).collect::<Result<_, _>>()?,
             slots: snapshot.slots.into_iter().map(group).collect::<Result<_, _>>()?,
         })
@@ -146,6 +159,8 @@ fn member_state(node: NodeId, member: &Member) -> MemberState {
         newest: member.newest.0,
         attempt: member.attempt,
         leaves: member.leaves,
+        drains: member.drains,
+        stops: member.stops.unwrap_or_default().0,
     }
 }
 
@@ -154,7 +169,9 @@ fn member(state: MemberState) -> Result<(NodeId, Member), SnapshotError> {
     let living = (state.living != 0).then_some(Incarnation(state.living));
     let id = node(record.node)?;
     let newest = Incarnation(state.newest);
-    Ok((id, Member { living, newest, attempt: state.attempt, leaves: state.leaves, ..Member::new(record) }))
+    let stops = (state.stops != 0).then_some(Incarnation(state.stops));
+    let MemberState { attempt, leaves, drains, .. } = state;
+    Ok((id, Member { living, newest, attempt, leaves, drains, stops, ..Member::new(record) }))
 }
 
 fn dead_state(incarnation: Incarnation, dead: &Dead) -> DeadState {

@@ -102,6 +102,7 @@ impl Node {
             patient_answers: Mutex::default(),
             clock: clock.clone(),
             serving: AtomicBool::new(true),
+            elsewhere: crate::moving::Elsewhere::default(),
         };
         let (authority, submitter) = (Authority::default(), SUBMITTER.clone());
         let settings = Arc::new(settings);

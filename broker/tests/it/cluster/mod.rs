@@ -2,11 +2,15 @@
 
 pub mod nodes;
 
+mod balance;
+mod drain;
 mod growth;
 mod kills;
 mod membership;
 mod messages;
+mod rolling;
 mod sessions;
 mod snapshots;
 mod spread;
+mod transfer;
 mod workload;
