@@ -99,6 +99,18 @@ impl Run {
         }
     }
 
+    /// SIGTERM, and a new process: leadership and clients are moved first.
+    fn restart(&mut self, node: usize) {
+        println!("{:>10} node {node} is told to stop", self.stage.recorder.now() / 1_000_000);
+        self.note(What::NodeCrashed { node: node as u16 });
+        self.cluster.nodes[node].terminate();
+        self.cluster.nodes[node].spawn();
+        self.stage.seats[node].pid.store(self.cluster.nodes[node].pid(), SeqCst);
+        self.cluster.nodes[node].wait_until_ready();
+        self.note(What::NodeRecovered { node: node as u16 });
+        println!("{:>10} node {node} is back", self.stage.recorder.now() / 1_000_000);
+    }
+
     fn pause(&mut self, victim: usize) {
         self.faults += 1;
         println!("{:>10} node {victim} is stopped", self.stage.recorder.now() / 1_000_000);
@@ -176,13 +188,30 @@ fn judge(history: &History, seed: u64) {
 /// P1 to P12, whatever clients do and whichever nodes are killed or stopped.
 #[test]
 fn no_promise_is_broken_while_nodes_are_killed_and_stopped() {
+    try_out(|run| {
+        for _ in 0..faults() {
+            run.wait(CALM);
+            run.fault();
+        }
+    });
+}
+
+/// The same while all nodes are restarted in turn, in good order (F13).
+#[test]
+fn no_promise_is_broken_by_a_rolling_restart() {
+    try_out(|run| {
+        for node in 0..3 {
+            run.wait(CALM);
+            run.restart(node);
+        }
+    });
+}
+
+fn try_out(attack: impl FnOnce(&mut Run)) {
     let seed = std::env::var("KENTONGAN_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
     println!("KENTONGAN_SEED={seed}");
     let mut run = Run::start(seed);
-    for _ in 0..faults() {
-        run.wait(CALM);
-        run.fault();
-    }
+    attack(&mut run);
     run.settle();
     let Run { stage, cluster, watch, .. } = run;
     stage.end_watch();
