@@ -16,6 +16,7 @@ pub mod later;
 pub mod listener;
 pub mod message;
 pub mod metrics;
+pub mod moving;
 pub mod peers;
 pub mod plants;
 pub mod random;

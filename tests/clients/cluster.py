@@ -5,6 +5,7 @@ KENTONGAN names the binary.
 
 import os
 import pathlib
+import re
 import subprocess
 import tempfile
 import time
@@ -30,6 +31,7 @@ class Node:
         self.http = f"{host}:{base + 2}"
         self.log = pathlib.Path(directory, f"n{number}.log")
         peers = [f"{host}:{7000 + 3 * other}" for other in range(3)]
+        self.peers = peers[number]
         self.command = [os.environ["KENTONGAN"], "serve", "--node", f"n{number}", "--seeds", ",".join(peers)]
         self.command += ["--cluster", peers[number], "--mqtt", f"{host}:{self.port}", "--http", self.http]
         self.command += ["--data-dir", f"{directory}/n{number}"]
@@ -51,6 +53,15 @@ class Node:
             return urllib.request.urlopen(f"http://{self.http}/readyz", timeout=1).status == 200
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             return False
+
+    def connections(self):
+        """As /metrics has it; 0 of a node that does not run."""
+        try:
+            with urllib.request.urlopen(f"http://{self.http}/metrics", timeout=1) as answer:
+                text = answer.read().decode()
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            return 0
+        return int(float(re.search(r"^kentongan_connections (\S+)$", text, re.M)[1]))
 
     def wait_until_ready(self):
         deadline = time.monotonic() + READY_SECONDS
@@ -80,6 +91,13 @@ class Cluster:
             node.start()
         for node in self.nodes:
             node.wait_until_ready()
+
+    def administer(self, node, *arguments):
+        """Runs `kentongan cluster`, asked at a node; returns what it prints."""
+        command = [os.environ["KENTONGAN"], "cluster", *arguments, "--peer", self.nodes[node].peers]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def restart_killed(self):
         for node in self.nodes:

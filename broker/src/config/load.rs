@@ -172,8 +172,8 @@ impl Effective {
 impl Settings {
     /// What is wrong with how this node finds, and is found by, others.
     fn cluster_contradictions(&self, refuse: &mut impl FnMut(&str, String)) {
-        let ClusterConfig { address, advertise, seeds, zone, voters, ca_file, certificate_file, key_file } =
-            &self.cluster;
+        let ClusterConfig { address, advertise, seeds, zone, voters, .. } = &self.cluster;
+        let ClusterConfig { advertise_clients, ca_file, certificate_file, key_file, .. } = &self.cluster;
         if zone.as_ref().is_some_and(|zone| zone.is_empty() || zone.len() > NODE_NAME_BYTES_MAX) {
             refuse("cluster.zone", format!("1 to {NODE_NAME_BYTES_MAX} bytes"));
         }
@@ -190,7 +190,8 @@ impl Settings {
             let message = "give all of `ca_file`, `certificate_file` and `key_file`, or none of them";
             refuse("cluster.ca_file", String::from(message));
         }
-        let advertised = advertise.iter().map(|text| ("cluster.advertise", text));
+        let advertised = (advertise.iter().map(|text| ("cluster.advertise", text)))
+            .chain(advertise_clients.iter().map(|text| ("cluster.advertise_clients", text)));
         for (key, text) in advertised.chain(seeds.iter().map(|text| ("cluster.seeds", text))) {
             if let Err(message) = check_host_port(text) {
                 refuse(key, message);

@@ -67,6 +67,8 @@ settings! {
         pub sys: SysConfig = SysConfig::default(),
         /// The other nodes.
         pub cluster: ClusterConfig = ClusterConfig::default(),
+        /// Sending clients to other nodes.
+        pub moving: MovingConfig = MovingConfig::default(),
         /// The log and the state on disk.
         pub storage: StorageConfig = StorageConfig::default(),
         /// What the whole process may use.
@@ -180,7 +182,8 @@ settings! {
         pub check_payload_format: bool = false,
         /// Given to MQTT 5 clients that ask for Response Information.
         pub response_information: Option<String> = None => reloaded,
-        /// Where MQTT 5 clients are sent (Server Reference) when this node shuts down.
+        /// Where MQTT 5 clients are sent (Server Reference) when this node shuts down, is drained or has too many of them: a
+        /// balancer, say. Unset: to other nodes, where their `cluster.advertise_clients` says.
         pub server_reference: Option<String> = None,
     }
 
@@ -231,6 +234,9 @@ settings! {
         pub address: Option<SocketAddr> = None,
         /// Where other nodes dial this one, as `"HOST:PORT"`. Unset: `address`, which then must be one that they can dial.
         pub advertise: Option<String> = None,
+        /// Where clients reach this node from wherever they are, as `"HOST:PORT"`: other nodes name it to those that they send
+        /// away (Server Reference). Unset: they name this node to nobody.
+        pub advertise_clients: Option<String> = None,
         /// Where the nodes are that form the cluster, each as `"HOST:PORT"`, this one among them: the same list, in the same
         /// order, on all of them. They form one cluster of all of them, once, when all of them are there; the first decides.
         /// Where one of them belongs to a cluster already, this node joins that one. Empty: this node forms a cluster of its
@@ -248,6 +254,25 @@ settings! {
         pub certificate_file: Option<PathBuf> = None,
         /// Its private key (PEM).
         pub key_file: Option<PathBuf> = None,
+    }
+
+    /// Sending clients to other nodes: all of them when this node is drained or stops, the surplus when it has clearly more
+    /// than others. MQTT 5 clients are told so (0x9C), with where to go if `session.server_reference` or the other nodes'
+    /// `cluster.advertise_clients` say; older ones are closed.
+    pub struct MovingConfig {
+        /// Clients that are sent away a second. When the process stops it is as many as must be to be done in time.
+        pub clients_per_second: NonZeroU32 = nonzero_u32(500),
+        /// Time between the moment from which this node is not ready (`/readyz`) and refuses clients, because it is drained or
+        /// stops, and the first client that is sent away: a balancer that has noticed does not send it back here.
+        pub notice_seconds: u32 = 2,
+        /// Time that the process takes to stop after SIGTERM, about. Most of it is for moving leadership and clients to other
+        /// nodes, if there are any and as long as it takes; who is left then is closed.
+        pub stop_seconds_max: NonZeroU32 = nonzero_u32(10),
+        /// Who is sent away because this node has clearly more clients than the mean of those that take some, after another
+        /// one returned, say: `"told"`, clients that can be told where to go; `"all"`, anyone; `"off"`, nobody.
+        pub balance: Balance = Balance::Told,
+        /// How much more that is, in percent of the mean; in any case more than ten clients.
+        pub balance_percent: u32 = 20,
     }
 
     /// The log and the state on disk.
@@ -366,6 +391,16 @@ choices! {
         HashTopic = "hash-topic",
         /// The one with the fewest unacknowledged messages.
         LeastInflight = "least-inflight",
+    }
+
+    /// Who is sent to other nodes because this one has clearly more clients.
+    pub enum Balance {
+        /// Nobody.
+        Off = "off",
+        /// MQTT 5 clients for which there is a Server Reference.
+        Told = "told",
+        /// Anyone.
+        All = "all",
     }
 
     /// How events are written.

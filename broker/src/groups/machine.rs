@@ -1034,6 +1034,9 @@ impl StateMachine for Machine {
             Query::Reached(answer) => drop(answer.send(())),
             Query::WantCheckpoint => self.wants_checkpoint = true,
             Query::HoldOutboxes { token, answer } => self.hold_outboxes(token, &answer),
+            Query::Drain(node, on, answer) => self.wish(|membership| membership.drain(node, on), &answer),
+            Query::Prefer(group, node, answer) => self.wish(|membership| membership.prefer(group, node), &answer),
+            Query::Stops => self.on_stops(),
             Query::Status(answer) => drop(answer.send(self.status())),
             Query::OutboxAnswered { origin, target, number, gap_in_round } => match gap_in_round {
                 Some(round) => self.outboxes.on_gap(origin, target, round, number),

@@ -18,7 +18,8 @@ use super::machine::{FENCE_SESSIONS_MAX, Machine};
 use crate::clock::Clock;
 use crate::connection_key::ConnectionKey;
 use crate::later;
-use crate::peers::status::{self, MemberStatus, NodeStatus, RouteStatus};
+use crate::moving::Place;
+use crate::peers::status::{self, ChosenStatus, MemberStatus, NodeStatus, RouteStatus};
 use crate::plants::{self, Plant, is_planted};
 use crate::replicated::command::{self, Command, Owner};
 use crate::replicated::effect::Effect;
@@ -209,6 +210,10 @@ impl Member {
     }
 }
 
+fn takes_clients_of_others(member: &kentongan_cluster::directory::Member) -> bool {
+    member.living.is_some() && !member.is_drained()
+}
+
 fn peer_address(record: &MemberRecord) -> PeerAddress {
     let (name, address) = (record.name.clone(), record.peer_address.clone());
     PeerAddress { node: NodeId(record.node), name, address }
@@ -353,8 +358,40 @@ impl Machine {
         }
     }
 
+    /// The process is about to end.
+    pub(super) fn on_stops(&mut self) {
+        if let Some(member) = &mut self.member {
+            member.membership.set_stops();
+        }
+    }
+
+    /// Arbiters learn where clients may go, and other nodes how many are here.
+    fn steer(&mut self) {
+        let (Some(member), Some(shared)) = (&mut self.member, self.shared.get()) else {
+            return;
+        };
+        let Some(cluster) = &shared.cluster else {
+            return;
+        };
+        let members = member.membership.directory().members();
+        let is_drained = members.iter().any(|(node, member)| node.get() == cluster.node && member.is_drained());
+        let takes_clients =
+            |&(node, member): &(&NodeId, &_)| node.get() != cluster.node && takes_clients_of_others(member);
+        let place = |(node, member): (&NodeId, &kentongan_cluster::directory::Member)| Place {
+            node: node.get(),
+            address: member.is_advertised.then(|| member.client_address.clone()),
+        };
+        cluster.elsewhere.set(is_drained, members.iter().filter(takes_clients).map(place).collect());
+        let loads = member.membership.loads();
+        cluster.elsewhere.set_loads(loads.iter().map(|(node, &connections)| (node.get(), connections)).collect());
+        let is_open = !cluster.elsewhere.is_drained() && !shared.submitter.is_full() && shared.memory_level() == 0;
+        let connections = shared.connections.load(std::sync::atomic::Ordering::Relaxed) as u64;
+        member.membership.set_connections(is_open.then_some(connections));
+    }
+
     pub(super) fn tick_member(&mut self) {
         let now_ns = self.now_ns();
+        self.steer();
         let Some(member) = &mut self.member else {
             return;
         };
@@ -578,7 +615,8 @@ impl Machine {
             feature_level: directory.feature_level(),
             feature_level_min: later::feature_levels().min,
             feature_level_max: later::feature_levels().max,
-            routes: RouteStatus::of(shared.submitter.slots().groups(), &cluster.leaders.all()),
+            routes: RouteStatus::of(shared.submitter.slots().groups(), &cluster.leaders.all(), &shared.backlog()),
+            chosen: ChosenStatus::of(directory),
             ..NodeStatus::default()
         }
     }

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
-use crossbeam::channel::Sender;
+use crossbeam::channel::{Receiver, Sender};
 use kentongan_cluster::data_dir::DataDir;
 use kentongan_cluster::directory::Placement;
 use kentongan_cluster::directory::command::{Departing, MemberRecord};
 use kentongan_cluster::disk::{Disk, RealDisk};
 use kentongan_cluster::formation::{Formation, Forming, Joined, Terms};
+use kentongan_cluster::group::{self, HandOverError, Role};
 use kentongan_cluster::lane::Incoming;
 use kentongan_cluster::lease::LeaseCell;
 use kentongan_cluster::membership::{Limits, Membership, Wish};
@@ -39,9 +40,11 @@ use crate::config::{Durability, Overlapping, Settings};
 use crate::ending::Ending;
 use crate::later;
 use crate::metrics::Metrics;
+use crate::moving::Elsewhere;
 use crate::peers::Peers;
+use crate::peers::administration::{Act, Administered, Administration};
 use crate::peers::links::{LinkSink, Links, RaftLinks};
-use crate::peers::status::{GroupStatus, NodeStatus};
+use crate::peers::status::{GroupStatus, LinkStatus, NodeStatus};
 use crate::random::Random;
 use crate::replicated::retained::RetainedLimits;
 use crate::replicated::rows::GroupRows;
@@ -61,6 +64,15 @@ pub struct Running {
 }
 
 impl Running {
+    /// How many groups this node leads that another one could lead, the directory among them; 0 if it does not say.
+    #[must_use]
+    pub fn leads_for_others(&self) -> usize {
+        let groups = self.pipeline.handle().status().recv_timeout(STATUS_MAX).unwrap_or_default();
+        let is_led = |status: &&group::GroupStatus| matches!(status.role, Role::Leader { .. });
+        let has_others = |status: &&group::GroupStatus| status.configuration.voters.len() > 1;
+        groups.iter().map(|(_, status)| status).filter(is_led).filter(has_others).count()
+    }
+
     /// Writes a last checkpoint and ends the threads.
     pub fn stop(self) {
         if let Some(transport) = self.transport {
@@ -181,13 +193,14 @@ fn start_member(
     let pipeline = Pipeline::start(config, disk, store, machine, RaftLinks::new(transport.clone()))?;
     let read_ahead = read_ahead::start(reading, pipeline.handle().clone())?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
+    let (shared, _) = assembly.connect(pipeline.handle(), 0, Some(Arc::new(Links(transport.clone()))));
     let asking = Asking {
         me: data_dir.node(),
         formation: formation.clone(),
         pipeline: pipeline.handle().clone(),
         transport: transport.clone(),
+        shared: Arc::clone(&shared),
     };
-    let (shared, _) = assembly.connect(pipeline.handle(), 0, Some(Arc::new(Links(transport.clone()))));
     sink.start(Arc::clone(&shared), pipeline.handle().clone());
     set_once(&answers.running, asking);
     pipeline.handle().notify(Query::Listening);
@@ -310,6 +323,7 @@ impl Assembly {
             clock: clock.clone(),
             serving: AtomicBool::new(false),
             removed: AtomicBool::new(false),
+            elsewhere: Elsewhere::default(),
         });
         // What other nodes retain, this one does not see.
         let retained_possible = cluster.is_some();
@@ -419,12 +433,14 @@ fn new_groups(store: &StateStore, formation: &Formation, node: NodeId) -> NewGro
 
 pub(crate) fn member_record(settings: &Settings, node: NodeId) -> MemberRecord {
     let levels = later::feature_levels();
+    let listens = || settings.listener.first().map_or_else(String::new, |listener| listener.address.to_string());
     MemberRecord {
         node: node.get(),
         name: settings.node_name(),
         peer_address: settings.cluster.advertised().unwrap_or_default(),
-        client_address: settings.listener.first().map_or_else(String::new, |listener| listener.address.to_string()),
         feature_level: levels.max,
+        client_address: settings.cluster.advertise_clients.clone().unwrap_or_else(listens),
+        is_advertised: settings.cluster.advertise_clients.is_some(),
         zone: settings.cluster.zone.clone().unwrap_or_default(),
         feature_level_min: levels.min,
     }
@@ -466,6 +482,7 @@ struct Asking {
     formation: Formation,
     pipeline: PipelineHandle<Query>,
     transport: Transport,
+    shared: Arc<Shared>,
 }
 
 impl Asking {
@@ -492,24 +509,84 @@ impl Asking {
         let (asked, outcome) = crossbeam::channel::bounded(1);
         self.pipeline.notify(query(asked));
         let formation = self.formation.clone();
-        let wait = move || {
-            answer.send(match outcome.recv_timeout(STATUS_MAX) {
-                Ok((wish, members)) => Ok(joined(wish, members, formation).encode_to_vec().into()),
-                Err(_) => Err("this node is too busy: ask again".to_owned()),
-            });
-        };
-        if let Err(error) = std::thread::Builder::new().name("members".into()).spawn(wait) {
-            tracing::error!(%error, "the system gives no thread to say what becomes of a member");
+        answer_when_known(answer, outcome, move |(wish, members)| {
+            joined(wish, members, formation).encode_to_vec().into()
+        });
+    }
+
+    /// Does what an operator wants done, if it is for this node to decide.
+    fn answer_administer(&self, body: Bytes, answer: Answerer) {
+        let group = |group: u32| u16::try_from(group).ok().map(GroupId);
+        match Administration::decode_question(body) {
+            Ok(Some(Act::Drain(drain))) if let Some(node) = NodeId::new(drain.node) => {
+                self.answer_decision(answer, |outcome| Query::Drain(node, drain.on, outcome));
+            }
+            Ok(Some(Act::Prefer(wanted))) if let Some(group) = group(wanted.group) => {
+                self.answer_decision(answer, |outcome| Query::Prefer(group, NodeId::new(wanted.node), outcome));
+            }
+            Ok(Some(Act::HandOver(wanted)))
+                if let (Some(group), Some(node)) = (group(wanted.group), NodeId::new(wanted.node)) =>
+            {
+                let outcome = self.pipeline.hand_over(group, node);
+                answer_when_known(answer, outcome, |outcome| handed_over(outcome).encode_answer());
+            }
+            Ok(_) => answer.send(Err("this version does not know how to do that".to_owned())),
+            Err(_) => answer.send(Err("the question is malformed".to_owned())),
         }
+    }
+
+    fn answer_decision(&self, answer: Answerer, query: impl FnOnce(Sender<(Wish, Vec<MemberRecord>)>) -> Query) {
+        let (asked, outcome) = crossbeam::channel::bounded(1);
+        self.pipeline.notify(query(asked));
+        answer_when_known(answer, outcome, |(wish, _)| administered(wish).encode_answer());
     }
 
     /// On a thread of its own: it waits for the others.
     fn answer_status(&self, answer: Answerer) {
         let (me, pipeline, transport) = (self.me, self.pipeline.clone(), self.transport.clone());
-        let ask = move || answer.send(status(me, &pipeline, &transport).map(|status| status.encode_answer()));
+        let shared = Arc::clone(&self.shared);
+        let ask = move || answer.send(status(me, &pipeline, &transport, &shared).map(|status| status.encode_answer()));
         if let Err(error) = std::thread::Builder::new().name("status".into()).spawn(ask) {
             tracing::error!(%error, "the system gives no thread to say how this node is");
         }
+    }
+}
+
+/// On a thread of its own: it waits for the others.
+fn answer_when_known<T: Send + 'static>(
+    answer: Answerer,
+    outcome: Receiver<T>,
+    say: impl FnOnce(T) -> Bytes + Send + 'static,
+) {
+    let wait = move || {
+        let known = outcome.recv_timeout(STATUS_MAX).map(say);
+        answer.send(known.map_err(|_| "this node is too busy: ask again".to_owned()));
+    };
+    if let Err(error) = std::thread::Builder::new().name("members".into()).spawn(wait) {
+        tracing::error!(%error, "the system gives no thread to say what becomes of what an operator wants");
+    }
+}
+
+fn administered(wish: Wish) -> Administered {
+    match wish {
+        Wish::Fulfilled => Administered { done: true, ..Administered::default() },
+        Wish::Elsewhere { address } => Administered { elsewhere: address, ..Administered::default() },
+        Wish::Refused(reason) => Administered { refusal: reason.to_string(), ..Administered::default() },
+        Wish::NoLeader => {
+            Administered { hindrance: "the directory has no leader".to_owned(), ..Administered::default() }
+        }
+        Wish::Proposed => Administered::default(),
+    }
+}
+
+fn handed_over(outcome: Result<(), HandOverError>) -> Administered {
+    match outcome {
+        Ok(()) => Administered { done: true, ..Administered::default() },
+        // A leader forgets now and then, for a moment, whom it has heard of.
+        Err(error @ (HandOverError::NotLeader(_) | HandOverError::Busy | HandOverError::Silent(_))) => {
+            Administered { hindrance: error.to_string(), ..Administered::default() }
+        }
+        Err(error) => Administered { refusal: error.to_string(), ..Administered::default() },
     }
 }
 
@@ -522,7 +599,12 @@ fn joined(wish: Wish, members: Vec<MemberRecord>, formation: Formation) -> Joine
     }
 }
 
-fn status(me: NodeId, pipeline: &PipelineHandle<Query>, transport: &Transport) -> Result<NodeStatus, String> {
+fn status(
+    me: NodeId,
+    pipeline: &PipelineHandle<Query>,
+    transport: &Transport,
+    shared: &Shared,
+) -> Result<NodeStatus, String> {
     let (answer, answered) = crossbeam::channel::bounded(1);
     pipeline.notify(Query::Status(answer));
     let groups = pipeline.status();
@@ -530,11 +612,13 @@ fn status(me: NodeId, pipeline: &PipelineHandle<Query>, transport: &Transport) -
     let status = answered.recv_timeout(STATUS_MAX).map_err(silent)?;
     let groups = groups.recv_timeout(STATUS_MAX).map_err(silent)?;
     let group = |(group, status): &(GroupId, _)| {
-        let raft: &kentongan_cluster::group::GroupStatus = status;
+        let raft: &group::GroupStatus = status;
         GroupStatus::new(*group, me, raft, raft.handed_out.index)
     };
     let groups = groups.iter().filter(|(_, status)| status.configuration.contains(me)).map(group).collect();
-    Ok(NodeStatus { groups, links: transport.peers().into_iter().map(Into::into).collect(), ..status })
+    let backlog = shared.backlog();
+    let links = transport.peers().into_iter().map(|peer| LinkStatus::new(peer, &backlog)).collect();
+    Ok(NodeStatus { groups, links, ..status })
 }
 
 impl Responder for Answers {
@@ -545,11 +629,12 @@ impl Responder for Answers {
                 Some(forming) => forming.answer(asked),
                 None => asked.answer.send(not_yet()),
             },
-            Question::Join | Question::Remove | Question::Status => match self.running.get() {
+            Question::Join | Question::Remove | Question::Administer | Question::Status => match self.running.get() {
                 None => asked.answer.send(not_yet()),
                 Some(running) => match asked.question {
                     Question::Join => running.answer_join(&asked.from, asked.body, asked.answer),
                     Question::Remove => running.answer_remove(asked.body, asked.answer),
+                    Question::Administer => running.answer_administer(asked.body, asked.answer),
                     _ => running.answer_status(asked.answer),
                 },
             },

@@ -17,6 +17,7 @@ use crate::ending::Ending;
 use crate::groups;
 use crate::http::{self, Readiness};
 use crate::metrics::{LoadAverages, Metrics, ReloadOutcome};
+use crate::moving::mover;
 use crate::router::{ArbiterState, Event, Shared, sys};
 
 /// The condition of readiness that this module answers for.
@@ -28,11 +29,11 @@ const LEASE: &str = "lease";
 /// Likewise: its disk has room for new work.
 const DISK: &str = "disk";
 
-/// How often readiness looks at both.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Likewise: clients may come, since the node is not drained.
+const NEW_CLIENTS: &str = "new clients";
 
-/// Time for clients to take their DISCONNECT when the process stops.
-const STOP_SECONDS_MAX: u64 = 10;
+/// How often readiness looks at these.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Descriptors that are neither connections nor in the configured reserve: files, pollers, wake-ups.
 const DESCRIPTORS_OF_OUR_OWN: u64 = 64;
@@ -178,6 +179,7 @@ impl Broker {
         }
         readiness.set(SERVING, true);
         watch_node(&shared, &readiness);
+        mover::start(&shared);
         for listener in &listeners {
             let listener = listener.context.borrow();
             tracing::info!(address = %listener.address, anonymous = listener.allow_anonymous, "listening for MQTT");
@@ -243,17 +245,20 @@ impl Broker {
         self.http.as_ref().map(http::HttpServer::address)
     }
 
-    /// Tells every client, flushes every state, ends every thread.
+    /// Moves leadership and clients to other nodes, if there are any, tells every client that is left, flushes every state, ends
+    /// every thread.
     ///
     /// # Errors
     /// The state could not be written at the end; what was acknowledged is in the log all the same.
     pub async fn stop(self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(self.shared.settings.moving.stop_seconds_max.get().into());
         self.readiness.set(SERVING, false);
+        // Clients that come meanwhile hear that there are others.
+        mover::move_everything(&self.shared, || self.groups.leads_for_others()).await;
         self.stop_accepting.send_replace(true);
         for inbox in &self.shared.inboxes {
             inbox.push(Event::EndAll, 0);
         }
-        let deadline = Instant::now() + Duration::from_secs(STOP_SECONDS_MAX);
         while self.shared.connections.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -278,6 +283,7 @@ fn watch_node(shared: &Arc<Shared>, readiness: &Arc<Readiness>) {
     readiness.set(DISK, true);
     if shared.cluster.is_some() {
         readiness.set(LEASE, false);
+        readiness.set(NEW_CLIENTS, false);
     }
     actix_rt::spawn(async move {
         let mut look = tokio::time::interval(LOOK_INTERVAL);
@@ -286,6 +292,7 @@ fn watch_node(shared: &Arc<Shared>, readiness: &Arc<Readiness>) {
             readiness.set(DISK, !shared.submitter.is_full());
             if let Some(cluster) = &shared.cluster {
                 readiness.set(LEASE, cluster.may_acknowledge());
+                readiness.set(NEW_CLIENTS, !cluster.elsewhere.is_drained());
             }
         }
     });

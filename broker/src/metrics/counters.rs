@@ -275,7 +275,7 @@ labels! {
         ShuttingDown = "shutting_down",
         /// The Will Message was not acceptable.
         Will = "will",
-        /// Another server has a place for the client (Server Reference).
+        /// The client was told to use another server.
         SentElsewhere = "sent_elsewhere",
     }
 
@@ -289,6 +289,8 @@ labels! {
         KeepAliveTimeout = "keep_alive_timeout",
         /// Another connection took the session over.
         TakenOver = "taken_over",
+        /// The client was moved to other nodes, because this one is drained or has more than its share.
+        Moved = "moved",
         /// The client broke the protocol.
         ProtocolError = "protocol_error",
         /// The client did not read.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use kentongan_cluster::NodeId;
 use kentongan_cluster::transport::{ClusterId, PeerAddress};
 
+pub mod administration;
 pub mod backup;
 pub mod links;
 pub mod plain;

@@ -10,6 +10,7 @@ use kentongan_cluster::transport::{Class, PeerStatus};
 use kentongan_cluster::{GroupId, NodeId};
 use prost::Message as _;
 
+use crate::router::backlog::Backlog;
 use crate::router::cluster::Leader;
 
 /// How a node is, as it sees things itself.
@@ -60,6 +61,9 @@ pub struct NodeStatus {
     /// All groups but the directory, with where what it has for them goes.
     #[prost(message, repeated, tag = "14")]
     pub routes: Vec<RouteStatus>,
+    /// The groups whose leader an operator chose, as far as it has applied the directory.
+    #[prost(message, repeated, tag = "20")]
+    pub chosen: Vec<ChosenStatus>,
 }
 
 /// What a node may do, as it knows itself.
@@ -110,6 +114,26 @@ pub struct MemberStatus {
     /// The highest.
     #[prost(uint32, tag = "9")]
     pub feature_level_max: u32,
+    /// An operator drains it.
+    #[prost(bool, tag = "20")]
+    pub drains: bool,
+    /// Its process is about to end.
+    #[prost(bool, tag = "21")]
+    pub stops: bool,
+    /// Other nodes may send clients to `client_address`.
+    #[prost(bool, tag = "22")]
+    pub is_advertised: bool,
+}
+
+/// Who is to lead a group, because an operator said so.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct ChosenStatus {
+    /// Which group.
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    /// One of its voters.
+    #[prost(uint64, tag = "2")]
+    pub node: u64,
 }
 
 /// A group as one node sees it.
@@ -156,6 +180,9 @@ pub struct RouteStatus {
     /// In which term.
     #[prost(uint64, tag = "3")]
     pub term: u64,
+    /// What this node's lanes have for it without an answer, within the last second.
+    #[prost(uint64, tag = "4")]
+    pub backlog: u64,
 }
 
 /// The links between one node and another, as the former sees them.
@@ -170,6 +197,9 @@ pub struct LinkStatus {
     /// Why the last attempt to reach it failed; empty since a link came up.
     #[prost(string, tag = "3")]
     pub last_error: String,
+    /// What the former's lanes have for clients of the latter without an answer, within the last second.
+    #[prost(uint64, tag = "4")]
+    pub backlog: u64,
 }
 
 impl NodeStatus {
@@ -231,6 +261,9 @@ impl MemberStatus {
             leaves: member.leaves,
             feature_level_min: member.feature_levels.min,
             feature_level_max: member.feature_levels.max,
+            drains: member.drains,
+            stops: member.stops.is_some(),
+            is_advertised: member.is_advertised,
         };
         directory.members().iter().map(member).collect()
     }
@@ -262,23 +295,36 @@ impl GroupStatus {
 impl RouteStatus {
     /// Of all `groups`.
     #[must_use]
-    pub fn of(groups: u16, leaders: &BTreeMap<u16, Leader>) -> Vec<Self> {
+    pub fn of(groups: u16, leaders: &BTreeMap<u16, Leader>, backlog: &Backlog) -> Vec<Self> {
         let route = |group| {
             let leader = leaders.get(&group);
             let (node, term) = leader.map_or((0, 0), |leader| (leader.node, leader.term));
-            Self { group: group.into(), leader: node, term }
+            let backlog = backlog.groups.get(usize::from(group)).copied().unwrap_or(0);
+            Self { group: group.into(), leader: node, term, backlog }
         };
         (0..groups).map(route).collect()
     }
 }
 
-impl From<PeerStatus> for LinkStatus {
-    fn from(status: PeerStatus) -> Self {
+impl ChosenStatus {
+    /// All that a directory has.
+    #[must_use]
+    pub fn of(directory: &Directory) -> Vec<Self> {
+        let chosen = |(group, node): (&GroupId, &NodeId)| Self { group: group.0.into(), node: node.get() };
+        directory.chosen().iter().map(chosen).collect()
+    }
+}
+
+impl LinkStatus {
+    /// Of a peer, for which lanes have so much.
+    #[must_use]
+    pub fn new(status: PeerStatus, backlog: &Backlog) -> Self {
         let is_up = |classes: &[Class]| Class::ALL.iter().all(|class| classes.contains(class));
         Self {
             peer: status.peer.node.0,
             up: is_up(&status.outgoing) && is_up(&status.incoming),
             last_error: status.last_error.unwrap_or_default(),
+            backlog: backlog.nodes.get(&status.peer.node.get()).copied().unwrap_or(0),
         }
     }
 }

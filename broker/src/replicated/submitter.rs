@@ -67,6 +67,12 @@ pub enum Query {
     Admit(MemberRecord, Sender<(Wish, Vec<MemberRecord>)>),
     /// An operator wants a member gone.
     Remove(NodeId, Sender<(Wish, Vec<MemberRecord>)>),
+    /// An operator wants a member drained, or wants that to be over.
+    Drain(NodeId, bool, Sender<(Wish, Vec<MemberRecord>)>),
+    /// An operator wants a node to lead a group, or (`None`) whoever the cluster chooses.
+    Prefer(GroupId, Option<NodeId>, Sender<(Wish, Vec<MemberRecord>)>),
+    /// This process is about to end.
+    Stops,
     /// An operator asks how this node is: as much of it as is known to who applies.
     Status(Sender<NodeStatus>),
     /// A majority confirms that everything is applied that was committed when this was asked.

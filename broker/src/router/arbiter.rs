@@ -641,6 +641,7 @@ impl ArbiterState {
         self.end_stalled();
         self.flush_lanes();
         self.retry_lanes();
+        self.show_backlog();
         self.resume_publishers();
         self.continue_slow_reads();
         let (hits, misses) = self.cache.take_hits_and_misses();

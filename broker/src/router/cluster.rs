@@ -20,6 +20,7 @@ use super::patient_answers::PatientAnswers;
 use super::share_settling::ShareTaking;
 use super::{ConnectionKey, Event, Shared};
 use crate::clock::Clock;
+use crate::moving::Elsewhere;
 use crate::peers::wire::{Forwarded, PendingClaim, Propose, Resync, ServedSession};
 use crate::peers::{PeerFull, Peers};
 use crate::replicated::command::{Released, SessionCommand};
@@ -54,6 +55,8 @@ pub struct ClusterView {
     pub serving: AtomicBool,
     /// This node is no member any more: the process is to end.
     pub removed: AtomicBool,
+    /// Whether this node takes clients, and where else they may go.
+    pub elsewhere: Elsewhere,
 }
 
 impl fmt::Debug for ClusterView {

@@ -84,6 +84,8 @@ pub enum EndCause {
     CutOff,
     /// This process stops, and another has a place for the client.
     SentElsewhere(Redirection),
+    /// Other nodes are to have the client, wherever it finds them, or at this place.
+    Moved(Option<Redirection>),
 }
 
 impl EndCause {
@@ -111,6 +113,7 @@ impl EndCause {
             Self::SlowConsumer => CloseReason::SlowConsumer,
             Self::TooFast => CloseReason::QuotaExceeded,
             Self::ShuttingDown | Self::SentElsewhere(_) => CloseReason::ShuttingDown,
+            Self::Moved(_) => CloseReason::Moved,
             Self::CutOff => CloseReason::Unavailable,
         }
     }
@@ -251,6 +254,9 @@ impl ArbiterState {
         let authority = &self.shared.authority;
         if let Some(elsewhere) = authority.elsewhere_on_connect(&pending.identity, &pending.negotiated.client_id) {
             return self.redirect(key, elsewhere);
+        }
+        if self.is_drained() {
+            return self.refuse_drained(key, &pending.identity, &pending.negotiated.client_id);
         }
         // What a PUBLISH of it would be refused for, the client learns now: later there is nobody to be told.
         if let Some(will) = &pending.connect.will
@@ -434,7 +440,7 @@ impl ArbiterState {
 
     /// Answers CONNECT with another server (MQTT 5, section 4.11). Who cannot be told where to go hears that this one is
     /// not available.
-    fn redirect(&mut self, key: ConnectionKey, to: Redirection) {
+    pub(super) fn redirect(&mut self, key: ConnectionKey, to: Redirection) {
         let v5 = self.client(key).is_some_and(|client| client.version.is_v5());
         let reason = if v5 { to.reason() } else { ReasonCode::ServerUnavailable };
         self.refuse_with(key, reason, "another server has a place for the client", Some(to.server_reference));
@@ -498,7 +504,9 @@ impl ArbiterState {
             if client.is_connected() {
                 let (text, server_reference) = match &cause {
                     EndCause::Malformed { text, .. } => (Some(text.clone()), None),
-                    EndCause::SentElsewhere(to) => (None, Some(to.server_reference.clone())),
+                    EndCause::SentElsewhere(to) | EndCause::Moved(Some(to)) => {
+                        (None, Some(to.server_reference.clone()))
+                    }
                     _ => (None, None),
                 };
                 self.write_disconnect(key, reason, text, server_reference);
@@ -535,6 +543,10 @@ impl ArbiterState {
         // [MQTT-3.14.2-3]
         if !explains || !fits(&properties) {
             properties.reason_string = None;
+        }
+        // [MQTT-3.1.2-24]
+        if !fits(&properties) {
+            properties.server_reference = None;
         }
         self.write_packet(key, &Packet::Disconnect(Disconnect { reason_code, properties }));
     }
@@ -689,15 +701,6 @@ impl ArbiterState {
         }
     }
 
-    fn elsewhere(&mut self, key: ConnectionKey) -> Option<Redirection> {
-        let client = self.client(key)?;
-        let (identity, client_id) = (Arc::clone(&client.session.as_ref()?.identity), Arc::clone(&client.client_id));
-        self.shared.authority.elsewhere_on_shutdown(&identity, &client_id).or_else(|| {
-            let server_reference = self.shared.settings.session.server_reference.clone()?;
-            Some(Redirection { server_reference, permanent: false })
-        })
-    }
-
     fn publish_will(&mut self, client_id: &Arc<str>, identity: &Arc<str>, will: &Will) {
         if !self.shared.authority.may_publish(identity, client_id, &will.topic) {
             self.counters.publishes_refused.inc(PublishRefusal::NotAuthorized);
@@ -734,6 +737,7 @@ fn connect_refusal(reason: ReasonCode) -> ConnectRefusal {
         ReasonCode::ServerBusy => ConnectRefusal::Busy,
         ReasonCode::ServerShuttingDown => ConnectRefusal::ShuttingDown,
         ReasonCode::ServerUnavailable => ConnectRefusal::Unavailable,
+        ReasonCode::UseAnotherServer | ReasonCode::ServerMoved => ConnectRefusal::SentElsewhere,
         ReasonCode::PayloadFormatInvalid | ReasonCode::QuotaExceeded => ConnectRefusal::Will,
         _ => ConnectRefusal::Malformed,
     }

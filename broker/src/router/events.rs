@@ -186,6 +186,13 @@ pub enum Event {
     Publish(Arc<Message>),
     /// Publishers that paused may look again.
     ResumePublishers,
+    /// Clients are to use another server.
+    Move {
+        /// How many of those here.
+        count: u64,
+        /// Only those that can be told where it is.
+        only_told: bool,
+    },
     /// The process stops.
     EndAll,
 }
@@ -252,6 +259,7 @@ impl ArbiterState {
             Event::Registered { incarnation } => self.on_registered(incarnation),
             Event::Publish(message) => self.route_message(&message),
             Event::ResumePublishers => self.resume_publishers(),
+            Event::Move { count, only_told } => self.move_clients(count, only_told),
             Event::EndAll => self.end_all(),
         }
     }

@@ -336,6 +336,12 @@ impl Lanes {
             || self.nodes.is_paused()
     }
 
+    /// How much each group has not answered for, where that could be lost.
+    pub(super) fn held(&self) -> Vec<u64> {
+        let held = |lane: &GroupLane| lane.kept.as_ref().map_or(0, |kept| lane.next.saturating_sub(kept.answered));
+        self.groups.iter().map(held).collect()
+    }
+
     /// What nobody waits for any more, once everything came to rest.
     #[cfg(any(test, feature = "simulation"))]
     pub(super) fn leftovers(&self) -> Vec<String> {

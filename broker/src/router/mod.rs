@@ -9,11 +9,13 @@
 //! - [`batch`], [`inbox`]: the way between threads. `lanes`: the way to the groups, and what waits for them.
 //! - [`cluster`]: what is said again, and withheld, where there are several nodes. [`share_settling`]: messages for a
 //!   member elsewhere, until they are settled.
+//! - `moving`: clients that are told to use another server.
 //! - [`registry`]: who holds which Client Identifier.
 //! - [`keep_alive`]: the wheel of deadlines.
 //! - [`stepped`]: an arbiter without a thread, for simulations.
 
 pub mod arbiter;
+pub mod backlog;
 pub mod batch;
 pub mod client;
 pub mod cluster;
@@ -31,6 +33,7 @@ pub(crate) mod inspect;
 pub mod keep_alive;
 mod lanes;
 mod log_rate;
+mod moving;
 pub mod node_lanes;
 mod packets;
 pub mod patient_answers;

@@ -162,6 +162,11 @@ impl NodeLanes {
         pushed
     }
 
+    /// How much each node has not answered for, by the nodes' numbers.
+    pub(super) fn held(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
+        self.lanes.iter().map(|(&node, lane)| (node, (lane.outgoing.next_number() - 1).saturating_sub(lane.answered)))
+    }
+
     pub(super) fn is_paused(&self) -> bool {
         self.lanes.values().any(|lane| lane.outgoing.is_paused())
     }

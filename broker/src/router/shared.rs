@@ -1,9 +1,10 @@
 //! What all threads of the process share.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Event;
+use super::backlog::Backlog;
 use super::batch::Batch;
 use super::cluster::ClusterView;
 use super::flapping::Flapping;
@@ -78,6 +79,8 @@ pub struct Shared {
     pub connections: AtomicUsize,
     /// Those of them that each arbiter has, from when they are accepted.
     arbiter_connections: Vec<AtomicUsize>,
+    /// What the lanes of each arbiter held when it looked last.
+    backlogs: Mutex<Vec<Backlog>>,
     /// Times that accepting failed for want of descriptors.
     pub descriptors_exhausted: AtomicU64,
     /// Connections closed at once, because there are as many as allowed.
@@ -125,6 +128,7 @@ impl Shared {
             publishers_paused: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
             arbiter_connections: (0..arbiters).map(|_| AtomicUsize::new(0)).collect(),
+            backlogs: Mutex::new(vec![Backlog::default(); arbiters]),
             descriptors_exhausted: AtomicU64::new(0),
             connections_too_many: AtomicU64::new(0),
             connections_too_fast: AtomicU64::new(0),
@@ -158,6 +162,24 @@ impl Shared {
         if let Some(count) = self.arbiter_connections.get(usize::from(arbiter)) {
             count.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    /// Connections of each arbiter.
+    #[must_use]
+    pub fn arbiter_connections(&self) -> Vec<u64> {
+        self.arbiter_connections.iter().map(|count| count.load(Ordering::Relaxed) as u64).collect()
+    }
+
+    /// What the lanes of an arbiter hold.
+    pub(super) fn show_backlog(&self, arbiter: u16, backlog: Backlog) {
+        let mut backlogs = self.backlogs.lock().unwrap_or_else(PoisonError::into_inner);
+        backlogs[usize::from(arbiter)] = backlog;
+    }
+
+    /// What the lanes of all arbiters held when they looked last, within a second.
+    #[must_use]
+    pub fn backlog(&self) -> Backlog {
+        Backlog::sum(&*self.backlogs.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// As what this node is known: larger than every earlier one of it. Where there are several nodes, its last registration;

@@ -80,6 +80,7 @@ pub(super) fn member(node: usize, id: NodeId) -> MemberRecord {
         peer_address: format!("127.0.0.1:{}", 7000 + node),
         client_address: format!("127.0.0.1:{}", 1883 + node),
         feature_level: levels.max,
+        is_advertised: false,
         zone: String::new(),
         feature_level_min: levels.min,
     }

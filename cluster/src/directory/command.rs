@@ -50,6 +50,9 @@ pub struct MemberRecord {
     /// The lowest feature level that its program still knows; 0 of one from before that was said.
     #[prost(uint32, tag = "7")]
     pub feature_level_min: u32,
+    /// Whether `client_address` is for clients from anywhere, so that other nodes may send theirs there.
+    #[prost(bool, tag = "10")]
+    pub is_advertised: bool,
 }
 
 /// A node registers. The index of this entry becomes its incarnation.
@@ -97,6 +100,32 @@ pub struct Departing {
     pub node: u64,
 }
 
+/// A member is to lead no group and to have no clients, or may again.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Drain {
+    /// Which.
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    /// Whether it begins or is over.
+    #[prost(bool, tag = "2")]
+    pub on: bool,
+    /// 0: until somebody says that it is over, whatever becomes of the node meanwhile. Else this incarnation ends: for as
+    /// long as it lives.
+    #[prost(uint64, tag = "3")]
+    pub incarnation: u64,
+}
+
+/// Who is to lead a group.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Prefer {
+    /// Which group.
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    /// One of its voters; 0: whoever the cluster chooses.
+    #[prost(uint64, tag = "2")]
+    pub node: u64,
+}
+
 /// Where a group is kept from now on.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Placement {
@@ -122,7 +151,7 @@ pub struct FeatureLevel {
 /// The envelope.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct Envelope {
-    #[prost(oneof = "Command", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Command", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13")]
     command: Option<Command>,
 }
 
@@ -156,6 +185,12 @@ pub enum Command {
     /// No group counts on it any more: it is no member from here on, and never will be again.
     #[prost(message, tag = "9")]
     Removed(Departing),
+    /// See [`Drain`].
+    #[prost(message, tag = "12")]
+    Drain(Drain),
+    /// See [`Prefer`].
+    #[prost(message, tag = "13")]
+    Prefer(Prefer),
 }
 
 /// As it stands in the log.

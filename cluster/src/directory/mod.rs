@@ -8,6 +8,8 @@
 //! do others go on without its confirmation. What outlives even that is one number a node, [`Directory::fences`]: the
 //! lowest incarnation that is not dead.
 //!
+//! A member may be *drained*: it keeps what it keeps and votes, and leads nothing and has no clients as long as that lasts.
+//!
 //! A node is *admitted*, and a member from then on; it *leaves* once it is told to go, or another node takes the name that
 //! it had when it died; it is *removed* when no group counts on it any more. That too is final: who removed a disk and
 //! finds it again starts it empty, as another node.
@@ -20,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::feature_level::{FeatureLevels, UnknownLevel};
 use crate::identity::GroupId;
 use crate::identity::{Incarnation, NodeId};
-use command::{Admit, Command, Departed, Form, Join, MemberRecord};
+use command::{Admit, Command, Departed, Drain, Form, Join, MemberRecord, Prefer};
 
 pub use snapshot::SnapshotError;
 
@@ -47,10 +49,16 @@ pub struct Member {
     pub client_address: String,
     /// The feature levels that its program knew when it last registered.
     pub feature_levels: FeatureLevels,
+    /// Whether that is for clients from anywhere, so that other nodes may send theirs there.
+    pub is_advertised: bool,
     /// What it shares its fate with; empty if nobody said.
     pub zone: String,
     /// It is to go: groups are moved away from it.
     pub leaves: bool,
+    /// An operator said that it is to lead nothing and to have no clients.
+    pub drains: bool,
+    /// The incarnation that lives and is about to end, by its own word.
+    pub stops: Option<Incarnation>,
     /// The incarnation that lives.
     pub living: Option<Incarnation>,
     /// Its last incarnation, living or not; 0 before the first.
@@ -66,12 +74,21 @@ impl Member {
             peer_address: record.peer_address,
             client_address: record.client_address,
             feature_levels: FeatureLevels { min: record.feature_level_min, max: record.feature_level },
+            is_advertised: record.is_advertised,
             zone: record.zone,
             leaves: false,
+            drains: false,
+            stops: None,
             living: None,
             newest: Incarnation(0),
             attempt: 0,
         }
+    }
+
+    /// Whether it is to lead groups and to have clients, as far as it can.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.leaves || self.drains || self.stops.is_some()
     }
 
     /// As it said of itself when it registered last, or was admitted.
@@ -83,6 +100,7 @@ impl Member {
             peer_address: self.peer_address.clone(),
             client_address: self.client_address.clone(),
             feature_level: self.feature_levels.max,
+            is_advertised: self.is_advertised,
             zone: self.zone.clone(),
             feature_level_min: self.feature_levels.min,
         }
@@ -215,6 +233,16 @@ pub enum Effect {
         /// Which.
         group: GroupId,
     },
+    /// A member is drained now, or not any more.
+    Drained {
+        /// Which.
+        node: NodeId,
+    },
+    /// Another node is to lead a group.
+    Preferred {
+        /// Which group.
+        group: GroupId,
+    },
     /// The feature level was raised.
     FeatureLevel {
         /// To this.
@@ -240,6 +268,8 @@ pub struct Directory {
     placements: BTreeMap<GroupId, Placement>,
     /// The entries that said so.
     placed_at: BTreeMap<GroupId, u64>,
+    /// Who is to lead a group, where an operator said so; one of its voters.
+    chosen: BTreeMap<GroupId, NodeId>,
     removed: BTreeSet<NodeId>,
     /// The group of each slot; empty or [`SLOTS`] long.
     slots: Vec<GroupId>,
@@ -268,6 +298,7 @@ impl Directory {
             fences: BTreeMap::new(),
             placements: BTreeMap::new(),
             placed_at: BTreeMap::new(),
+            chosen: BTreeMap::new(),
             removed: BTreeSet::new(),
             slots: Vec::new(),
             succeeded: Vec::new(),
@@ -291,6 +322,8 @@ impl Directory {
             Command::Admit(admit) => self.admit(admit, &mut effects),
             Command::Remove(departing) => self.on_remove(departing.node, &mut effects),
             Command::Removed(departing) => self.on_removed(departing.node, &mut effects),
+            Command::Drain(drain) => self.drain(drain, &mut effects),
+            Command::Prefer(prefer) => self.prefer(prefer, &mut effects),
         }
         self.assert_invariants();
         effects
@@ -359,6 +392,18 @@ impl Directory {
     #[must_use]
     pub fn placed_at(&self, group: GroupId) -> u64 {
         self.placed_at.get(&group).copied().unwrap_or(0)
+    }
+
+    /// Who is to lead which group, where an operator said so.
+    #[must_use]
+    pub fn chosen(&self) -> &BTreeMap<GroupId, NodeId> {
+        &self.chosen
+    }
+
+    /// Members that are to lead nothing.
+    #[must_use]
+    pub fn drained(&self) -> BTreeSet<NodeId> {
+        self.members.iter().filter(|(_, member)| member.is_drained()).map(|(&node, _)| node).collect()
     }
 
     /// Nodes that were members and will never be again.
@@ -477,9 +522,9 @@ impl Directory {
         if let Some(older) = self.members.get(&node).and_then(|member| member.living) {
             self.kill(node, older, effects);
         }
-        let leaves = self.members.get(&node).is_some_and(|member| member.leaves);
+        let (leaves, drains) = self.members.get(&node).map_or((false, false), |member| (member.leaves, member.drains));
         let (living, newest, attempt) = (Some(incarnation), incarnation, join.attempt);
-        let member = Member { living, newest, attempt, leaves, ..Member::new(record) };
+        let member = Member { living, newest, attempt, leaves, drains, ..Member::new(record) };
         self.members.insert(node, member);
         effects.push(Effect::Joined { node, incarnation, attempt: join.attempt });
     }
@@ -549,6 +594,7 @@ impl Directory {
             self.kill(node, living, effects);
         }
         self.members.remove(&node);
+        self.chosen.retain(|_, chosen| *chosen != node);
         self.removed.insert(node);
         effects.push(Effect::Removed { node });
     }
@@ -563,6 +609,7 @@ impl Directory {
     fn kill(&mut self, node: NodeId, incarnation: Incarnation, effects: &mut Vec<Effect>) {
         if let Some(member) = self.members.get_mut(&node) {
             member.living = None;
+            member.stops = None;
         }
         for dead in self.dead.values_mut() {
             dead.witnesses.remove(&incarnation);
@@ -587,9 +634,45 @@ impl Directory {
         }
         let nodes = |ids: Vec<u64>| ids.into_iter().filter_map(NodeId::new).collect();
         let placed = Placement { voters: nodes(placement.voters), learners: nodes(placement.learners) };
+        // Whoever has no vote cannot lead, and is not chosen any more when it has one again.
+        if self.chosen.get(&group).is_some_and(|chosen| !placed.voters.contains(chosen)) {
+            self.chosen.remove(&group);
+        }
         self.placements.insert(group, placed);
         self.placed_at.insert(group, self.applied);
         effects.push(Effect::Placed { group });
+    }
+
+    fn drain(&mut self, drain: Drain, effects: &mut Vec<Effect>) {
+        let Some((node, member)) = NodeId::new(drain.node).and_then(|node| Some((node, self.members.get_mut(&node)?)))
+        else {
+            return;
+        };
+        let before = member.is_drained();
+        match Incarnation(drain.incarnation) {
+            Incarnation(0) => member.drains = drain.on,
+            incarnation if member.living == Some(incarnation) => member.stops = drain.on.then_some(incarnation),
+            // It ended before this was committed.
+            _ => {}
+        }
+        if member.is_drained() != before {
+            effects.push(Effect::Drained { node });
+        }
+    }
+
+    fn prefer(&mut self, prefer: Prefer, effects: &mut Vec<Effect>) {
+        let Ok(group) = u16::try_from(prefer.group).map(GroupId) else { return };
+        let before = self.chosen.get(&group).copied();
+        match NodeId::new(prefer.node) {
+            None => drop(self.chosen.remove(&group)),
+            Some(node) if self.placement(group).is_some_and(|placed| placed.voters.contains(&node)) => {
+                self.chosen.insert(group, node);
+            }
+            Some(_) => {}
+        }
+        if self.chosen.get(&group).copied() != before {
+            effects.push(Effect::Preferred { group });
+        }
     }
 
     fn raise_feature_level(&mut self, level: u32, effects: &mut Vec<Effect>) {
@@ -605,6 +688,10 @@ impl Directory {
             assert!(fence <= living, "an incarnation that lives is not fenced");
             assert!(!self.dead.contains_key(&living), "an incarnation that lives is not dead");
             assert!(!self.removed.contains(&node), "who was removed does not live");
+        }
+        for (group, chosen) in &self.chosen {
+            let votes = self.placement(*group).is_some_and(|placed| placed.voters.contains(chosen));
+            assert!(votes, "who is to lead a group has a vote in it");
         }
     }
 }

@@ -47,6 +47,8 @@ struct Snapshot {
     placed_at: Vec<PlacedAt>,
     #[prost(bytes = "vec", repeated, tag = "13")]
     succeeded: Vec<Vec<u8>>,
+    #[prost(message, repeated, tag = "16")]
+    chosen: Vec<command::Prefer>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -70,6 +72,11 @@ struct MemberState {
     attempt: u64,
     #[prost(bool, tag = "5")]
     leaves: bool,
+    #[prost(bool, tag = "8")]
+    drains: bool,
+    /// 0: none does.
+    #[prost(uint64, tag = "9")]
+    stops: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -104,6 +111,9 @@ impl Directory {
                 .map(|(group, &index)| PlacedAt { group: u32::from(group.0), index })
                 .collect(),
             succeeded: self.succeeded.clone(),
+            chosen: (self.chosen.iter())
+                .map(|(group, node)| command::Prefer { group: u32::from(group.0), node: node.get() })
+                .collect(),
         }
         .encode_to_vec()
     }
@@ -136,6 +146,9 @@ impl Directory {
             placed_at: (snapshot.placed_at.into_iter())
                 .map(|placed| Ok((group(placed.group)?, placed.index)))
                 .collect::<Result<_, SnapshotError>>()?,
+            chosen: (snapshot.chosen.into_iter())
+                .map(|chosen| Ok((group(chosen.group)?, node(chosen.node)?)))
+                .collect::<Result<_, SnapshotError>>()?,
             removed: snapshot.removed.into_iter().map(node).collect::<Result<_, _>>()?,
             slots: snapshot.slots.into_iter().map(group).collect::<Result<_, _>>()?,
             succeeded: snapshot.succeeded,
@@ -150,6 +163,8 @@ fn member_state(node: NodeId, member: &Member) -> MemberState {
         newest: member.newest.0,
         attempt: member.attempt,
         leaves: member.leaves,
+        drains: member.drains,
+        stops: member.stops.unwrap_or_default().0,
     }
 }
 
@@ -158,7 +173,9 @@ fn member(state: MemberState) -> Result<(NodeId, Member), SnapshotError> {
     let living = (state.living != 0).then_some(Incarnation(state.living));
     let id = node(record.node)?;
     let newest = Incarnation(state.newest);
-    Ok((id, Member { living, newest, attempt: state.attempt, leaves: state.leaves, ..Member::new(record) }))
+    let stops = (state.stops != 0).then_some(Incarnation(state.stops));
+    let MemberState { attempt, leaves, drains, .. } = state;
+    Ok((id, Member { living, newest, attempt, leaves, drains, stops, ..Member::new(record) }))
 }
 
 fn dead_state(incarnation: Incarnation, dead: &Dead) -> DeadState {

@@ -13,6 +13,7 @@ fn record(id: u64) -> MemberRecord {
         name: format!("n{id}"),
         peer_address: format!("n{id}:7000"),
         client_address: format!("n{id}:1883"),
+        is_advertised: id == 1,
         feature_level: 3,
         zone: format!("z{id}"),
         feature_level_min: 1,
@@ -53,6 +54,14 @@ fn died(id: u64, incarnation: u64) -> Effect {
 
 fn refused(id: u64, attempt: u64, reason: JoinRefusal) -> Effect {
     Effect::Refused { node: node(id), attempt, reason }
+}
+
+fn drain(id: u64, on: bool, incarnation: u64) -> Command {
+    Command::Drain(Drain { node: id, on, incarnation })
+}
+
+fn prefer(group: u32, id: u64) -> Command {
+    Command::Prefer(Prefer { group, node: id })
 }
 
 /// Feeds commands at consecutive indices.
@@ -112,6 +121,66 @@ fn a_group_is_placed_anew_as_a_whole() {
     assert_eq!(log.feed(Command::Placement(command)), [Effect::Placed { group: GroupId(0) }], "safe to repeat");
     assert_eq!(placed.nodes().collect::<Vec<_>>(), [1, 2].map(node));
     assert!(placed.keeps(node(2)) && !placed.keeps(node(3)));
+}
+
+fn drained(id: u64) -> [Effect; 1] {
+    [Effect::Drained { node: node(id) }]
+}
+
+/// Whatever becomes of the node: who upgrades it does not want it back before the work is done.
+#[test]
+fn what_an_operator_drains_stays_drained_until_that_is_undone() {
+    let mut log = Log::formed();
+    log.feed(join(1, 9, 0));
+    assert_eq!(log.feed(drain(1, true, 0)), drained(1));
+    assert_eq!(log.feed(drain(1, true, 0)), [], "safe to repeat");
+    log.feed(dead(1, 2));
+    log.feed(join(1, 10, 2));
+    assert_eq!(log.0.drained(), [node(1)].into());
+    assert_eq!(Directory::restore(&log.0.snapshot()).unwrap(), log.0);
+    assert_eq!(log.feed(drain(1, false, 0)), drained(1));
+    assert_eq!(log.0.drained(), [].into());
+    assert_eq!(log.feed(drain(4, true, 0)), [], "there is no such member");
+}
+
+#[test]
+fn a_process_that_ends_is_drained_as_long_as_it_lives() {
+    let mut log = Log::formed();
+    log.feed(join(1, 9, 0));
+    assert_eq!(log.feed(drain(1, true, 1)), [], "that is not the incarnation which lives");
+    assert_eq!(log.feed(drain(1, true, 2)), drained(1));
+    assert_eq!(Directory::restore(&log.0.snapshot()).unwrap(), log.0);
+    let newest = log.0.members()[&node(1)].newest.0;
+    log.feed(join(1, 10, newest));
+    assert_eq!(log.0.drained(), [].into(), "the next process takes clients");
+    assert_eq!(log.feed(drain(1, true, newest)), [], "and what was said late of the one before changes nothing");
+    let newest = log.0.members()[&node(1)].newest.0;
+    log.feed(drain(1, true, newest));
+    log.feed(dead(1, newest));
+    assert_eq!(log.0.drained(), [].into());
+}
+
+#[test]
+fn who_was_chosen_to_lead_is_so_until_it_has_no_vote() {
+    let mut log = Log::formed();
+    let preferred = [Effect::Preferred { group: GroupId(0) }];
+    assert_eq!(log.feed(prefer(0, 4)), [], "it has no vote");
+    assert_eq!(log.feed(prefer(9, 1)), [], "nobody knows where that group is");
+    assert_eq!(log.feed(prefer(0, 2)), preferred);
+    assert_eq!(log.feed(prefer(0, 2)), [], "safe to repeat");
+    assert_eq!(Directory::restore(&log.0.snapshot()).unwrap(), log.0);
+    let place = |voters: &[u64]| {
+        let placed = Placement { voters: voters.iter().copied().map(node).collect(), learners: [].into() };
+        Command::Placement(placed.command(GroupId(0)))
+    };
+    log.feed(place(&[1, 2]));
+    assert_eq!(log.0.chosen(), &[(GroupId(0), node(2))].into());
+    log.feed(place(&[1, 3]));
+    log.feed(place(&[1, 2, 3]));
+    assert_eq!(log.0.chosen(), &[].into(), "it is forgotten with the vote");
+    log.feed(prefer(0, 3));
+    assert_eq!(log.feed(prefer(0, 0)), preferred);
+    assert_eq!(log.0.chosen(), &[].into());
 }
 
 #[test]

@@ -197,7 +197,7 @@ impl Forming {
                 asked.answer.send(record.ok_or_else(|| "no cluster is formed here".to_owned()));
             }
             Question::Promise => self.answer_promise(asked),
-            Question::Join | Question::Remove | Question::Status => {
+            Question::Join | Question::Remove | Question::Administer | Question::Status => {
                 asked.answer.send(Err("this is not about forming a cluster".to_owned()))
             }
         }

@@ -249,6 +249,7 @@ mod tests {
             name: format!("n{node}"),
             peer_address: format!("127.0.0.1:{node}"),
             client_address: String::new(),
+            is_advertised: false,
             feature_level: 1,
             zone: String::new(),
             feature_level_min: 1,

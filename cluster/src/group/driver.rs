@@ -1,6 +1,6 @@
 //! One group of one node upon `raft-rs`' RawNode.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use prost011::Message as _;
@@ -38,6 +38,9 @@ const PLACE_TICKS: u64 = 4;
 
 /// Ticks between two tries to let another one lead: one that cannot take over must not stop the group again and again.
 const HAND_OVER_TICKS: u64 = 200;
+
+/// The same for a leader that is not to lead at all, in which nobody is to wait for the end of a process in vain.
+const GIVE_WAY_TICKS: u64 = 60;
 
 /// Ticks that a leader stays before it gives way to a preferred one: while links come and go it would be the next to be replaced.
 const OFFICE_TICKS_MIN: u64 = 100;
@@ -96,6 +99,31 @@ pub enum ProposeChangeError {
     Busy,
 }
 
+/// Why leadership is not handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HandOverError {
+    /// Another node leads.
+    #[error(transparent)]
+    NotLeader(#[from] NotLeader),
+    /// Only a voter can lead.
+    #[error("node {0} has no vote in the group, so it cannot lead it")]
+    NoVoter(NodeId),
+    /// It may be down, or cut off.
+    #[error("node {0} is not heard of in the group: it cannot lead it now")]
+    Silent(NodeId),
+    /// The group would stand while it catches up.
+    #[error("node {node} lacks {entries} entries of the group's log: let it catch up and try again")]
+    Behind {
+        /// Which.
+        node: NodeId,
+        /// How many of those that are committed.
+        entries: u64,
+    },
+    /// Another hand-over, or a change of members, is under way.
+    #[error("the group is changing its leader or its members: try again")]
+    Busy,
+}
+
 /// One member as the leader sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerStatus {
@@ -133,6 +161,8 @@ pub struct Target {
     pub placement: Placement,
     /// Who is to lead it, if it can.
     pub leader: Option<NodeId>,
+    /// Who is not to lead it, as long as there is another that can.
+    pub drained: BTreeSet<NodeId>,
 }
 
 /// How a group is driven.
@@ -363,17 +393,28 @@ impl Group {
                 node == me || self.raw.raft.prs().get(node.0).is_some_and(|progress| progress.recent_active);
             transition::Peer { is_ready: is_active && self.has_caught_up(node) }
         };
+        let may_hand_over = |pause: u64| self.handed_over.is_none_or(|at| self.now - at >= pause);
+        if let Some(heir) =
+            transition::heir(me, &self.configuration, &target.placement, target.leader, &target.drained, peer)
+        {
+            if may_hand_over(GIVE_WAY_TICKS) {
+                self.hand_over(heir);
+            }
+            return;
+        }
         let preferred = target.leader.filter(|_| self.now - self.leads_since >= OFFICE_TICKS_MIN);
         let step = transition::next(me, &self.configuration, &target.placement, preferred, peer);
         match step {
             // Refused while another change or an election is under way; the next look finds out.
             Some(Transition::Change(changes)) => drop(self.propose_change(&changes)),
-            Some(Transition::HandOver(to)) if self.handed_over.is_none_or(|at| self.now - at >= HAND_OVER_TICKS) => {
-                self.handed_over = Some(self.now);
-                self.raw.transfer_leader(to.0);
-            }
+            Some(Transition::HandOver(to)) if may_hand_over(HAND_OVER_TICKS) => self.hand_over(to),
             Some(Transition::HandOver(_)) | None => {}
         }
+    }
+
+    fn hand_over(&mut self, to: NodeId) {
+        self.handed_over = Some(self.now);
+        self.raw.transfer_leader(to.0);
     }
 
     /// Its receiver, or the news of it, may be gone.
@@ -504,9 +545,25 @@ impl Group {
         self.raw.raft.prs().get(node.0).is_some_and(caught_up)
     }
 
-    pub(crate) fn transfer_leader(&mut self, to: NodeId) -> Result<(), NotLeader> {
+    /// Hands over at once, unless the group would then stand for want of somebody who has everything.
+    pub(crate) fn transfer_leader(&mut self, to: NodeId) -> Result<(), HandOverError> {
         self.check_leads()?;
-        self.raw.transfer_leader(to.0);
+        if to == self.config.node {
+            return Ok(());
+        }
+        let progress = self.raw.raft.prs().get(to.0).filter(|_| self.configuration.votes(to));
+        let Some(progress) = progress else { return Err(HandOverError::NoVoter(to)) };
+        if !progress.recent_active {
+            return Err(HandOverError::Silent(to));
+        }
+        if !self.has_caught_up(to) {
+            let entries = self.raw.raft.raft_log.committed.saturating_sub(progress.matched);
+            return Err(HandOverError::Behind { node: to, entries });
+        }
+        if self.raw.raft.has_pending_conf() || self.raw.raft.lead_transferee.is_some() {
+            return Err(HandOverError::Busy);
+        }
+        self.hand_over(to);
         Ok(())
     }
 

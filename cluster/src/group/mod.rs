@@ -11,7 +11,7 @@ mod reads;
 mod storage;
 
 pub use configuration::{Change, CheckpointBase, Configuration};
-pub use driver::{Committed, GroupStatus, NotLeader, PeerStatus, ProposeChangeError, Role, Target};
+pub use driver::{Committed, GroupStatus, HandOverError, NotLeader, PeerStatus, ProposeChangeError, Role, Target};
 pub(crate) use driver::{Group, GroupConfig, write_anew};
 pub use message::MessageError;
 pub use packing::{pack, unpack};

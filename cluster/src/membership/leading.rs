@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::wire::{Fenced, Renewal, Settled};
+use super::wire::{Fenced, Load, Renewal, Settled};
 use crate::directory::Directory;
 use crate::directory::command::{Command, FeatureLevel};
 use crate::fence::{Fences, Witness};
@@ -37,6 +37,8 @@ pub(super) struct Leading {
     raise_at_ns: u64,
     /// The entries of the directory by which groups are kept where they are, as their leaders say.
     settled: BTreeMap<GroupId, u64>,
+    /// Clients of each incarnation that takes some, by its last renewal.
+    loads: BTreeMap<(NodeId, Incarnation), u64>,
     /// What was said last of where the directory itself is to be kept.
     pub(super) target: Option<Target>,
 }
@@ -53,6 +55,7 @@ impl Leading {
             plan_at_ns: 0,
             raise_at_ns: 0,
             settled: BTreeMap::new(),
+            loads: BTreeMap::new(),
             target: None,
         }
     }
@@ -82,7 +85,17 @@ impl Leading {
                 *known = placed_at.max(*known);
             }
         }
+        match renewal.connections.filter(|_| directory.is_living(node, incarnation)) {
+            Some(connections) => drop(self.loads.insert((node, incarnation), connections)),
+            None => drop(self.loads.remove(&(node, incarnation))),
+        }
         self.granter.on_renewal(now_ns, node, incarnation, renewal.sequence, outputs);
+    }
+
+    /// Clients of each living node that takes some.
+    pub(super) fn loads(&mut self, directory: &Directory) -> Vec<Load> {
+        self.loads.retain(|&(node, incarnation), _| directory.is_living(node, incarnation));
+        self.loads.iter().map(|(&(node, _), &connections)| Load { node: node.get(), connections }).collect()
     }
 
     /// What is to change in where groups are kept, in this order. `is_settled` is said of the directory itself.

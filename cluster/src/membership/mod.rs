@@ -315,6 +315,12 @@ pub struct Membership {
     configurations: BTreeMap<GroupId, Configuration>,
     /// Who is to lead each group, by the directory.
     preferred: BTreeMap<GroupId, NodeId>,
+    /// This process is about to end.
+    stops: bool,
+    /// Clients here, if it takes more of them.
+    connections: Option<u64>,
+    /// Those of every node that does, as the directory's leader said with the lease.
+    loads: BTreeMap<NodeId, u64>,
     register_at_ns: u64,
     fence_at_ns: u64,
     next_token: u64,
@@ -347,6 +353,9 @@ impl Membership {
             feature_level: 0,
             configurations: BTreeMap::new(),
             preferred: BTreeMap::new(),
+            stops: false,
+            connections: None,
+            loads: BTreeMap::new(),
             register_at_ns: 0,
             fence_at_ns: 0,
             next_token: 1,
@@ -462,6 +471,8 @@ impl Membership {
                 | Effect::Leaves { .. }
                 | Effect::Removed { .. }
                 | Effect::Placed { .. }
+                | Effect::Drained { .. }
+                | Effect::Preferred { .. }
                 | Effect::FeatureLevel { .. } => {}
             }
         }
@@ -608,7 +619,9 @@ impl Membership {
                     }
                 }
                 GranterOutput::Grant { node, incarnation, sequence } => {
-                    self.send(node, Body::Granted(wire::Granted { incarnation: incarnation.0, sequence }));
+                    let directory = &self.directory;
+                    let loads = self.leading.as_mut().map(|leading| leading.loads(directory)).unwrap_or_default();
+                    self.send(node, Body::Granted(wire::Granted { incarnation: incarnation.0, sequence, loads }));
                 }
                 GranterOutput::Refuse { node, incarnation } => {
                     self.send(node, Body::Refused(wire::Refused { incarnation: incarnation.0 }));
@@ -636,9 +649,10 @@ impl Membership {
     /// Says of each group that is led here where it is to be kept, if that is news. Not before this node has heard of every
     /// placement that the leader before may have acted upon.
     fn place(&mut self) {
+        let drained = self.directory.drained();
         let wanted = |directory: &Directory, preferred: &BTreeMap<GroupId, NodeId>, group| {
             let placement = directory.placement(group)?.clone();
-            Some(Target { placement, leader: preferred.get(&group).copied() })
+            Some(Target { placement, leader: preferred.get(&group).copied(), drained: drained.clone() })
         };
         if let Some(leading) = &mut self.leading {
             let target = wanted(&self.directory, &self.preferred, GroupId::DIRECTORY);
@@ -685,6 +699,39 @@ impl Membership {
             Some(member) if member.leaves => Wish::Proposed,
             Some(_) => self.wish(Command::Remove(command::Departing { node: node.get() })),
         }
+    }
+
+    /// An operator wants a member to lead nothing and to have no clients, or wants that to be over.
+    pub fn drain(&mut self, node: NodeId, on: bool) -> Wish {
+        match self.directory.members().get(&node) {
+            Some(member) if member.drains == on => Wish::Fulfilled,
+            None | Some(_) => self.wish(Command::Drain(command::Drain { node: node.get(), on, incarnation: 0 })),
+        }
+    }
+
+    /// An operator wants a voter of a group to lead it, or (`None`) whoever the cluster chooses.
+    pub fn prefer(&mut self, group: GroupId, node: Option<NodeId>) -> Wish {
+        if self.directory.chosen().get(&group).copied() == node {
+            return Wish::Fulfilled;
+        }
+        let node = node.map_or(0, NodeId::get);
+        self.wish(Command::Prefer(command::Prefer { group: group.0.into(), node }))
+    }
+
+    /// This process is about to end: with its renewals it asks to be drained.
+    pub fn set_stops(&mut self) {
+        self.stops = true;
+    }
+
+    /// Clients connected here; `None`: this node takes no more of them.
+    pub fn set_connections(&mut self, connections: Option<u64>) {
+        self.connections = connections;
+    }
+
+    /// Clients of every living node that takes some, as of the last renewals.
+    #[must_use]
+    pub fn loads(&self) -> &BTreeMap<NodeId, u64> {
+        &self.loads
     }
 
     fn wish(&mut self, command: Command) -> Wish {
@@ -886,7 +933,9 @@ impl Membership {
             .filter(is_known)
             .map(|&group| wire::Settled { group: group.0.into(), placed_at: self.directory.placed_at(group) });
         let settled = settled.collect();
-        self.send(leader, Body::Renewal(wire::Renewal { incarnation, sequence, dropped, fenced, settled }));
+        let (stops, connections) = (self.stops, self.connections);
+        let renewal = wire::Renewal { incarnation, sequence, dropped, fenced, settled, stops, connections };
+        self.send(leader, Body::Renewal(renewal));
     }
 
     /// Time passed. Call about every 100 ms.
@@ -979,6 +1028,8 @@ impl Membership {
             Body::Renewal(renewal) => self.on_renewal(now_ns, peer, &renewal),
             Body::Granted(granted) => {
                 if self.incarnation() == Some(Incarnation(granted.incarnation)) {
+                    let load = |load: &wire::Load| Some((NodeId::new(load.node)?, load.connections));
+                    self.loads = granted.loads.iter().filter_map(load).collect();
                     self.with_holder(|holder, outputs| holder.on_granted(now_ns, granted.sequence, outputs));
                 }
             }
@@ -1021,6 +1072,12 @@ impl Membership {
         let mut outputs = Vec::new();
         leading.on_renewal(now_ns, peer, renewal, &self.directory, &mut outputs);
         self.lead(outputs);
+        let incarnation = Incarnation(renewal.incarnation);
+        let member = self.directory.members().get(&peer).filter(|member| member.living == Some(incarnation));
+        if renewal.stops && member.is_some_and(|member| member.stops.is_none()) {
+            let drain = command::Drain { node: peer.get(), on: true, incarnation: incarnation.0 };
+            self.propose(Command::Drain(drain));
+        }
     }
 
     fn on_request(&mut self, peer: NodeId, request: wire::Request) -> Result<(), Malformed> {

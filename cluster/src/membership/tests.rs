@@ -744,3 +744,75 @@ fn a_member_that_leaves_is_removed_when_its_groups_have_moved() {
     assert_eq!(cluster.with(1, |membership, _| membership.remove(id(3))), Wish::Fulfilled);
     assert!(cluster.log.len() <= entries + 1, "it asks for nothing any more, and only its fence is completed");
 }
+
+#[test]
+fn leaders_are_told_who_is_drained() {
+    let mut cluster = Cluster::placed(&[1, 2, 3]);
+    cluster.pass(1_000);
+    let drained = |cluster: &mut Cluster, node: u64| {
+        let told = cluster.seen(node).into_iter().filter_map(|output| match output {
+            Output::Place { group, target, .. } => Some((group, (target.leader, target.drained))),
+            _ => None,
+        });
+        told.collect::<BTreeMap<_, _>>()
+    };
+    drained(&mut cluster, 1);
+    assert_eq!(
+        cluster.with(2, |membership, _| membership.drain(id(1), true)),
+        Wish::Elsewhere { address: String::new() }
+    );
+    assert_eq!(cluster.with(1, |membership, _| membership.drain(id(1), true)), Wish::Proposed);
+    cluster.pass(300);
+    let told = drained(&mut cluster, 1);
+    let is_drained =
+        |target: &(Option<NodeId>, BTreeSet<NodeId>)| target.0 != Some(id(1)) && target.1 == [id(1)].into();
+    assert_eq!(told.keys().copied().collect::<Vec<_>>(), [GROUP, GroupId::DIRECTORY]);
+    assert!(told.values().all(is_drained), "{told:?}");
+    assert_eq!(cluster.with(2, |membership, _| membership.drain(id(1), true)), Wish::Fulfilled);
+    assert_eq!(cluster.with(1, |membership, _| membership.prefer(GROUP, Some(id(3)))), Wish::Proposed);
+    cluster.pass(300);
+    assert_eq!(drained(&mut cluster, 1)[&GROUP].0, Some(id(3)));
+    assert_eq!(cluster.with(3, |membership, _| membership.prefer(GROUP, Some(id(3)))), Wish::Fulfilled);
+}
+
+#[test]
+fn a_process_that_is_about_to_end_is_drained_by_whoever_leads_the_directory_until_it_starts_again() {
+    let mut cluster = Cluster::serving(&[1, 2]);
+    cluster.with(2, |membership, _| membership.set_stops());
+    cluster.pass(1_000);
+    for node in [1, 2] {
+        assert_eq!(cluster.node(node).directory().drained(), [id(2)].into(), "as node {node} has it");
+    }
+    let drains = |cluster: &Cluster| {
+        let command = |entry: &Bytes| command::decode(entry.clone()).unwrap();
+        cluster.log.iter().filter(|entry| matches!(command(entry), Some(Command::Drain(_)))).count()
+    };
+    assert_eq!(drains(&cluster), 1, "it is said once, however often it is asked for");
+    let cell = Arc::new(LeaseCell::new());
+    let membership = Membership::new(id(2), record(2), 77, Arc::clone(&cell), Limits::default());
+    cluster.nodes.insert(2, Node { membership, cell, seen: Vec::new(), messages_sent: 0 });
+    cluster.learn(2);
+    cluster.link(2);
+    cluster.elect(1);
+    cluster.pass(1_000);
+    assert_eq!(cluster.node(1).directory().drained(), [].into());
+}
+
+#[test]
+fn every_node_hears_how_many_clients_the_others_have() {
+    let mut cluster = Cluster::serving(&[1, 2, 3]);
+    for (node, connections) in [(1, Some(10)), (2, Some(0)), (3, None)] {
+        cluster.with(node, |membership, _| membership.set_connections(connections));
+    }
+    cluster.pass(1_000);
+    for node in [1, 2, 3] {
+        assert_eq!(cluster.node(node).loads(), &[(id(1), 10), (id(2), 0)].into(), "who takes none is not counted");
+    }
+    cluster.elect(2);
+    cluster.with(1, |membership, _| membership.set_connections(None));
+    cluster.with(3, |membership, _| membership.set_connections(Some(7)));
+    cluster.pass(2_000);
+    for node in [1, 2, 3] {
+        assert_eq!(cluster.node(node).loads(), &[(id(2), 0), (id(3), 7)].into());
+    }
+}

@@ -80,6 +80,23 @@ pub struct Renewal {
     /// Groups that its sender leads and that are kept where the directory says.
     #[prost(message, repeated, tag = "5")]
     pub settled: Vec<Settled>,
+    /// Its sender is about to end: it is to be drained as long as this incarnation lives.
+    #[prost(bool, tag = "8")]
+    pub stops: bool,
+    /// Clients connected to it; unset if it takes no more of them.
+    #[prost(uint64, optional, tag = "9")]
+    pub connections: Option<u64>,
+}
+
+/// How many clients a node has.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Load {
+    /// Which node.
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    /// Clients connected to it.
+    #[prost(uint64, tag = "2")]
+    pub connections: u64,
 }
 
 /// A group is kept where the directory says.
@@ -105,7 +122,7 @@ pub struct Fenced {
 }
 
 /// The lease is renewed.
-#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Granted {
     /// As what it was asked for.
     #[prost(uint64, tag = "1")]
@@ -113,6 +130,9 @@ pub struct Granted {
     /// Of the renewal.
     #[prost(uint64, tag = "2")]
     pub sequence: u64,
+    /// Of every living node that takes clients, as it said last.
+    #[prost(message, repeated, tag = "4")]
+    pub loads: Vec<Load>,
 }
 
 /// There is no lease for the dead.

@@ -13,8 +13,8 @@ use raft::Ready;
 
 use crate::disk::{Disk, SyncSite};
 use crate::group::{
-    Change, CheckpointBase, Committed, Group, GroupConfig, GroupStatus, MessageError, NotLeader, ProposeChangeError,
-    Role, Target,
+    Change, CheckpointBase, Committed, Group, GroupConfig, GroupStatus, HandOverError, MessageError, NotLeader,
+    ProposeChangeError, Role, Target,
 };
 use crate::group::{GroupStorage, write_anew};
 use crate::identity::{GroupId, NodeId};
@@ -283,11 +283,11 @@ impl Node {
         }
     }
 
-    /// Hands leadership over, if the other one catches up within an election timeout.
+    /// Hands leadership over. It stays with this node if the other one does not stand for election within an election timeout.
     ///
     /// # Errors
-    /// This node does not lead the group.
-    pub fn transfer_leader(&mut self, group: GroupId, to: NodeId) -> Result<(), NotLeader> {
+    /// This node does not lead the group, or the other one could not.
+    pub fn transfer_leader(&mut self, group: GroupId, to: NodeId) -> Result<(), HandOverError> {
         self.led(group)?.transfer_leader(to)
     }
 

@@ -25,7 +25,7 @@ use self::apply::{Applier, TICK, write_checkpoints};
 use self::bell::{Bell, Ringing};
 use self::raft::{Outcome, RAFT_TICK, ROUND_BYTES_MAX, ROUND_INTERVAL_MIN, RaftThread};
 use crate::disk::{Disk, SyncSite};
-use crate::group::{CheckpointBase, Configuration, GroupStatus, Target};
+use crate::group::{CheckpointBase, Configuration, GroupStatus, HandOverError, Target};
 use crate::identity::{GroupId, NodeId};
 use crate::log::LogId;
 use crate::node::{Node, NodeConfig, OpenError};
@@ -160,6 +160,7 @@ enum Submission<Q> {
     Fetched(GroupId, Option<(CheckpointBase, Vec<Pair>)>),
     Installed(GroupId, CheckpointBase),
     Place(GroupId, u64, Target),
+    HandOver(GroupId, NodeId, Sender<Result<(), HandOverError>>),
     Status(Sender<Vec<(GroupId, GroupStatus)>>),
     Checkpointed(Vec<(GroupId, CheckpointBase)>),
     Stop,
@@ -279,6 +280,15 @@ impl<Q> PipelineHandle<Q> {
     /// Says where a group is to be kept, if this node leads it in `term`.
     pub fn place(&self, group: GroupId, term: u64, target: Target) {
         self.submit(Submission::Place(group, term, target));
+    }
+
+    /// Hands the leadership of a group over, if this node has it. The channel closes without an answer if the pipeline has
+    /// stopped.
+    #[must_use]
+    pub fn hand_over(&self, group: GroupId, to: NodeId) -> Receiver<Result<(), HandOverError>> {
+        let (answer, answered) = bounded(1);
+        self.submit(Submission::HandOver(group, to, answer));
+        answered
     }
 
     /// Hands in what a peer sent.

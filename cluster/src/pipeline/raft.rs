@@ -201,6 +201,10 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
                 }
             }
             Submission::Place(group, term, target) => self.node.place(group, term, target),
+            Submission::HandOver(group, to, answer) => {
+                // An asker that is gone needs no answer.
+                let _ = answer.send(self.node.transfer_leader(group, to));
+            }
             Submission::Status(answer) => {
                 let statuses = self.node.groups().map(|group| (group, self.node.status(group)));
                 // An asker that is gone needs no answer.

@@ -77,16 +77,24 @@ pub fn next_step(directory: &Directory, is_settled: impl Fn(GroupId) -> bool) ->
     })
 }
 
-/// Who is to lead each group: of its voters whoever leads the fewest, so that all lead about as many. Whether they live
-/// does not matter: while one is away another leads, and nothing else changes.
+/// Who is to lead each group: whom an operator chose; else of its voters whoever leads the fewest, so that all lead about as
+/// many. Who is drained is passed over while there is another. Whether they live does not matter: while one is away another
+/// leads, and nothing else changes.
 #[must_use]
 pub fn leaders(directory: &Directory) -> BTreeMap<GroupId, NodeId> {
     let mut led: BTreeMap<NodeId, usize> = BTreeMap::new();
     let mut leaders = BTreeMap::new();
-    let leaves = |node: &NodeId| directory.members().get(node).is_none_or(|member| member.leaves);
+    let is_drained = |node: &NodeId| directory.members().get(node).is_none_or(Member::is_drained);
+    for (&group, &node) in directory.chosen().iter().filter(|(_, node)| !is_drained(node)) {
+        *led.entry(node).or_default() += 1;
+        leaders.insert(group, node);
+    }
     for (&group, placed) in directory.placements() {
+        if leaders.contains_key(&group) {
+            continue;
+        }
         let least =
-            placed.voters.iter().copied().min_by_key(|node| (leaves(node), led.get(node).copied().unwrap_or(0)));
+            placed.voters.iter().copied().min_by_key(|node| (is_drained(node), led.get(node).copied().unwrap_or(0)));
         if let Some(node) = least {
             *led.entry(node).or_default() += 1;
             leaders.insert(group, node);

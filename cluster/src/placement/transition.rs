@@ -99,6 +99,27 @@ pub fn next(
     }
 }
 
+/// To whom `me`, the leader, gives way at once because it is drained: to whoever is `preferred`, or else to any other that is
+/// not drained and has everything. `None`: it may lead, or nobody could in its place.
+///
+/// Whoever is to lose its vote is no heir: it would have to hand over itself, perhaps to this one, and neither would come to
+/// change the members.
+pub fn heir(
+    me: NodeId,
+    now: &Configuration,
+    wanted: &Placement,
+    preferred: Option<NodeId>,
+    drained: &BTreeSet<NodeId>,
+    peer: impl Fn(NodeId) -> Peer,
+) -> Option<NodeId> {
+    if !drained.contains(&me) || !now.voters_outgoing.is_empty() {
+        return None;
+    }
+    let has_vote = |node: &NodeId| now.voters.contains(node) && wanted.voters.contains(node);
+    let could = |node: &NodeId| *node != me && has_vote(node) && !drained.contains(node) && peer(*node).is_ready;
+    preferred.into_iter().chain(now.voters.iter().copied()).find(could)
+}
+
 /// The most of `count` with which an odd number of voters is left.
 fn to_odd(count: usize, left: impl Fn(usize) -> usize) -> usize {
     (1..=count).rev().find(|&count| left(count) % 2 == 1).unwrap_or(0)
@@ -160,6 +181,32 @@ mod tests {
         assert_eq!(step(1, &followed, &wanted, &[1, 2, 3, 4]), change(&[AddVoter(NodeId(4)), Remove(NodeId(3))]));
         let kept = placed(&[1, 2, 4], &[3]);
         assert_eq!(step(1, &followed, &kept, &[1, 2, 3, 4]), change(&[AddVoter(NodeId(4)), AddLearner(NodeId(3))]));
+    }
+
+    #[test]
+    fn a_leader_that_is_drained_gives_way_to_the_preferred_one_or_to_any_that_can() {
+        let now = group(&[1, 2, 3], &[4]);
+        let wanted = placed(&[1, 2, 3], &[4]);
+        let heir = |me: u64, preferred: u64, drained: &[u64], ready: &[u64]| {
+            let is_ready = |node: NodeId| Peer { is_ready: ready.contains(&node.0) };
+            heir(NodeId(me), &now, &wanted, NodeId::new(preferred), &ids(drained), is_ready).map(|node| node.0)
+        };
+        assert_eq!(heir(1, 3, &[], &[1, 2, 3]), None, "it may stay until it has been in office for a while");
+        assert_eq!(heir(1, 3, &[1], &[1, 2, 3]), Some(3));
+        assert_eq!(heir(1, 3, &[1], &[1, 2]), Some(2), "the preferred one is down");
+        assert_eq!(heir(1, 3, &[1, 2], &[1, 2]), None, "the other one is drained as well");
+        assert_eq!(heir(1, 4, &[1], &[1, 4]), None, "a learner cannot lead");
+        let joint = Configuration { voters_outgoing: ids(&[1, 2]), ..now.clone() };
+        let ready = |_| Peer { is_ready: true };
+        assert_eq!(
+            super::heir(NodeId(1), &joint, &wanted, None, &ids(&[1]), ready),
+            None,
+            "it ends the joint step first"
+        );
+        let moving = placed(&[1, 3, 4], &[]);
+        assert_eq!(super::heir(NodeId(1), &now, &moving, NodeId::new(2), &ids(&[1]), ready), NodeId::new(3));
+        let only = placed(&[1, 4, 5], &[]);
+        assert_eq!(super::heir(NodeId(1), &now, &only, None, &ids(&[1]), ready), None, "it changes the members first");
     }
 
     #[test]

@@ -386,6 +386,7 @@ impl Transport {
                 Question::Form => call.client.form(request).await,
                 Question::Join => call.client.join(request).await,
                 Question::Remove => call.client.remove(request).await,
+                Question::Administer => call.client.administer(request).await,
                 Question::Status => call.client.status(request).await,
             }?;
             let answer = answer.into_inner();

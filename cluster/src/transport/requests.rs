@@ -20,6 +20,8 @@ pub enum Question {
     Join,
     /// To have a member removed from its cluster.
     Remove,
+    /// To do what an operator wants done.
+    Administer,
     /// How it is.
     Status,
 }

@@ -78,6 +78,10 @@ impl Peer for PeerService {
         self.ask(Question::Remove, request.into_inner()).await
     }
 
+    async fn administer(&self, request: Request<wire::Question>) -> Answered<wire::Answer> {
+        self.ask(Question::Administer, request.into_inner()).await
+    }
+
     async fn status(&self, request: Request<wire::Question>) -> Answered<wire::Answer> {
         self.ask(Question::Status, request.into_inner()).await
     }

@@ -237,6 +237,31 @@ pub mod peer_client {
                 .insert(GrpcMethod::new("kentongan.peer.v1.Peer", "Remove"));
             self.inner.unary(req, path, codec).await
         }
+        /// Asks a member to do what an operator wants done.
+        pub async fn administer(
+            &mut self,
+            request: impl tonic::IntoRequest<::kentongan_proto::peer::wire::Question>,
+        ) -> std::result::Result<
+            tonic::Response<::kentongan_proto::peer::wire::Answer>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/kentongan.peer.v1.Peer/Administer",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kentongan.peer.v1.Peer", "Administer"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Asks a node how it is.
         pub async fn status(
             &mut self,
@@ -387,6 +412,14 @@ pub mod peer_server {
         >;
         /// Asks a member to have another one removed.
         async fn remove(
+            &self,
+            request: tonic::Request<::kentongan_proto::peer::wire::Question>,
+        ) -> std::result::Result<
+            tonic::Response<::kentongan_proto::peer::wire::Answer>,
+            tonic::Status,
+        >;
+        /// Asks a member to do what an operator wants done.
+        async fn administer(
             &self,
             request: tonic::Request<::kentongan_proto::peer::wire::Question>,
         ) -> std::result::Result<
@@ -784,6 +817,54 @@ pub mod peer_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RemoveSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kentongan.peer.v1.Peer/Administer" => {
+                    #[allow(non_camel_case_types)]
+                    struct AdministerSvc<T: Peer>(pub Arc<T>);
+                    impl<
+                        T: Peer,
+                    > tonic::server::UnaryService<
+                        ::kentongan_proto::peer::wire::Question,
+                    > for AdministerSvc<T> {
+                        type Response = ::kentongan_proto::peer::wire::Answer;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                ::kentongan_proto::peer::wire::Question,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::administer(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AdministerSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -670,6 +670,8 @@ impl World {
                 | Effect::Leaves { .. }
                 | Effect::Removed { .. }
                 | Effect::Placed { .. }
+                | Effect::Drained { .. }
+                | Effect::Preferred { .. }
                 | Effect::FeatureLevel { .. } => {}
             }
         }

@@ -91,21 +91,27 @@ pub(super) fn survey(transport: &Transport, peer: &str) -> anyhow::Result<Survey
     Ok(Survey { nodes })
 }
 
+/// How a node is, as it says itself.
+pub(super) fn status_of(transport: &Transport, peer: &str) -> anyhow::Result<NodeStatus> {
+    let answered = answer(&ask(transport, peer)).map_err(anyhow::Error::msg);
+    answered.map(|(_, status)| status).with_context(|| format!("cannot ask {peer}"))
+}
+
+/// The one member that goes by this name, or has this id.
+pub(super) fn member_called<'a>(members: &'a [MemberStatus], called: &str) -> anyhow::Result<&'a MemberStatus> {
+    let is_meant = |known: &&MemberStatus| known.name == called || NodeId(known.node).to_string() == called;
+    let meant: Vec<_> = members.iter().filter(is_meant).collect();
+    match meant[..] {
+        [one] => Ok(one),
+        [] => anyhow::bail!("no node is called {called}"),
+        _ => anyhow::bail!("several nodes are called {called}: say the id of one"),
+    }
+}
+
 /// Asks again and again for a member to be removed, until it is none.
-pub(super) fn remove(transport: &Transport, peer: &str, member: &str, wait: Duration) -> anyhow::Result<()> {
-    let (_, status) =
-        answer(&ask(transport, peer)).map_err(anyhow::Error::msg).with_context(|| format!("cannot ask {peer}"))?;
-    let is_meant = |known: &&MemberStatus| known.name == member || NodeId(known.node).to_string() == member;
-    let meant: Vec<_> = status.members.iter().filter(is_meant).collect();
-    let node = match meant[..] {
-        [one] => one.node,
-        [] => anyhow::bail!("no node is called {member}"),
-        _ => anyhow::bail!("several nodes are called {member}: say the id of one"),
-    };
-    let stays = |known: &&MemberStatus| known.node != node && !known.leaves;
-    anyhow::ensure!(status.members.iter().any(|known| stays(&known)), "nobody would be left to keep what there is");
+pub(super) fn remove(transport: &Transport, peer: &str, node: u64, deadline: Instant) -> anyhow::Result<()> {
     let body = Bytes::from(Departing { node }.encode_to_vec());
-    let (deadline, mut address) = (Instant::now() + wait, peer.to_owned());
+    let mut address = peer.to_owned();
     loop {
         let asking = transport.ask(Target::Address(address.clone()), Question::Remove, body.clone());
         let answered = asking.recv().unwrap_or(Err(LinkError::Stopped));
@@ -123,12 +129,12 @@ pub(super) fn remove(transport: &Transport, peer: &str, member: &str, wait: Dura
             }
         };
         anyhow::ensure!(Instant::now() < deadline, "it is not done: {last}");
-        std::thread::sleep(REMOVE_PAUSE);
+        std::thread::sleep(PAUSE);
     }
 }
 
-/// Between two looks whether a member was removed.
-const REMOVE_PAUSE: Duration = Duration::from_millis(200);
+/// Between two looks whether something is done.
+pub(super) const PAUSE: Duration = Duration::from_millis(200);
 
 type Asking = Receiver<Result<(PeerHello, Bytes), LinkError>>;
 

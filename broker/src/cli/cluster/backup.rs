@@ -19,7 +19,6 @@ use prost::Message as _;
 
 use super::AskedArgs;
 use super::ask::{self, Survey};
-use crate::config::Settings;
 use crate::peers::backup::{BackupAnswer, Groups, Holds, Order, Said};
 use crate::peers::status::MemberStatus;
 
@@ -44,14 +43,7 @@ impl BackupArgs {
     }
 }
 
-pub(super) fn run(settings: &Settings, peer: &str, file: &Path) -> anyhow::Result<String> {
-    let transport = ask::client(settings)?;
-    let backup = back_up(&transport, peer, file);
-    transport.stop(Duration::ZERO);
-    backup
-}
-
-fn back_up(transport: &Transport, peer: &str, file: &Path) -> anyhow::Result<String> {
+pub(super) fn run(transport: &Transport, peer: &str, file: &Path) -> anyhow::Result<String> {
     let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     ensure!(!file.try_exists()?, "{} exists: name a file that does not", file.display());
     let mut tried = 0;

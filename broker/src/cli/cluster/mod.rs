@@ -1,10 +1,12 @@
-//! `kentongan cluster`: what the nodes say of themselves and of each other.
+//! `kentongan cluster`: what the nodes say of themselves and of each other, and what an operator has them do.
 //!
 //! It speaks as a peer that is no member: it asks one node, learns from it who the others are, and asks each of those too.
 
+mod act;
 mod ask;
 mod backup;
 mod certs;
+mod list;
 mod recover;
 mod restore;
 mod show;
@@ -16,6 +18,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use self::ask::Survey;
 use super::local::parse_peer;
 use super::{EXIT_FAILURE, EXIT_USAGE, print_bytes};
 use crate::config::{self, DEFAULT_PEER_PORT, Effective, FlagValue, Settings, Sources};
@@ -23,8 +26,18 @@ use crate::config::{self, DEFAULT_PEER_PORT, Effective, FlagValue, Settings, Sou
 #[derive(Debug, Subcommand)]
 pub(super) enum ClusterCommand {
     /// Print how the nodes are, their links and their groups. A node that cannot be reached is named with the reason.
-    Status(StatusArgs),
-    /// Remove a node for good: what it keeps is moved to others, and then it is no member any more and serves nobody.
+    Status(ShowArgs),
+    /// Print the members: what they do and serve, how much they lead and keep, and what waits in their lanes.
+    Members(ShowArgs),
+    /// Print the groups: who leads and keeps them, who is behind, and what waits for them in lanes.
+    Groups(ShowArgs),
+    /// Drain a node: others lead its groups, its clients are told to use other nodes, a few at a time, and it takes no more of
+    /// them, until that is undone. It keeps what it keeps, and stays a member.
+    Drain(DrainArgs),
+    /// Let another node lead a group, from now on and whenever it can.
+    Transfer(TransferArgs),
+    /// Remove a node for good: its clients and then what it keeps are moved to others; then it is no member any more and
+    /// serves nobody.
     Remove(RemoveArgs),
     /// Write what all groups have to one file, while the cluster works.
     ///
@@ -44,7 +57,46 @@ pub(super) enum ClusterCommand {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct StatusArgs {
+pub(super) struct DrainArgs {
+    /// Its name, or its id if several have that name.
+    #[arg(value_name = "NODE")]
+    member: String,
+    /// It is over: the node takes clients and leads groups again.
+    #[arg(long)]
+    undo: bool,
+    #[command(flatten)]
+    asked: AskedArgs,
+    /// How long to wait until it leads nothing and has no clients. It goes on all the same afterwards.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    wait_seconds: u64,
+    /// Print what is left as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TransferArgs {
+    /// The number of a group, or `directory`.
+    #[arg(value_name = "GROUP", value_parser = act::parse_group)]
+    group: u16,
+    /// The name or id of a node that votes in it.
+    #[arg(value_name = "NODE", required_unless_present = "undo", conflicts_with = "undo")]
+    member: Option<String>,
+    /// The cluster chooses who leads it again.
+    #[arg(long)]
+    undo: bool,
+    #[command(flatten)]
+    asked: AskedArgs,
+    /// How long to wait until it leads.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    wait_seconds: u64,
+    /// Print who leads it as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ShowArgs {
     #[command(flatten)]
     asked: AskedArgs,
     /// Print everything that the nodes say, as JSON.
@@ -59,6 +111,9 @@ pub(super) struct RemoveArgs {
     member: String,
     #[command(flatten)]
     asked: AskedArgs,
+    /// Do not move its clients to others first: they are closed when what it keeps has moved.
+    #[arg(long)]
+    now: bool,
     /// How long to wait until it is done. It goes on all the same afterwards.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     wait_seconds: u64,
@@ -110,11 +165,16 @@ impl AskedArgs {
 
 pub(super) fn run(command: &ClusterCommand) -> u8 {
     let asked = match command {
-        ClusterCommand::Status(StatusArgs { asked, .. }) | ClusterCommand::Remove(RemoveArgs { asked, .. }) => asked,
-        ClusterCommand::Backup(arguments) => &arguments.asked,
         ClusterCommand::Restore(arguments) => return print(restore::run(arguments)),
         ClusterCommand::Certs(arguments) => return print(certs::run(arguments)),
         ClusterCommand::Recover(arguments) => return print(recover::run(arguments)),
+        ClusterCommand::Status(ShowArgs { asked, .. })
+        | ClusterCommand::Members(ShowArgs { asked, .. })
+        | ClusterCommand::Groups(ShowArgs { asked, .. })
+        | ClusterCommand::Drain(DrainArgs { asked, .. })
+        | ClusterCommand::Transfer(TransferArgs { asked, .. })
+        | ClusterCommand::Remove(RemoveArgs { asked, .. }) => asked,
+        ClusterCommand::Backup(arguments) => &arguments.asked,
     };
     let settings = match asked.settings() {
         Ok(settings) => settings,
@@ -125,17 +185,7 @@ pub(super) fn run(command: &ClusterCommand) -> u8 {
     };
     let own = || settings.cluster.advertised().unwrap_or_else(|| format!("127.0.0.1:{DEFAULT_PEER_PORT}"));
     let peer = asked.peer.clone().unwrap_or_else(own);
-    let outcome = match command {
-        ClusterCommand::Status(arguments) => status(&settings, &peer, arguments.json),
-        ClusterCommand::Remove(arguments) => {
-            remove(&settings, &peer, &arguments.member, Duration::from_secs(arguments.wait_seconds))
-        }
-        ClusterCommand::Backup(arguments) => backup::run(&settings, &peer, arguments.file()),
-        ClusterCommand::Certs(_) | ClusterCommand::Recover(_) | ClusterCommand::Restore(_) => {
-            unreachable!("they ask nobody")
-        }
-    };
-    print(outcome)
+    print(carry_out(command, &settings, &peer))
 }
 
 fn print(outcome: anyhow::Result<String>) -> u8 {
@@ -148,17 +198,40 @@ fn print(outcome: anyhow::Result<String>) -> u8 {
     }
 }
 
-fn remove(settings: &Settings, peer: &str, member: &str, wait: Duration) -> anyhow::Result<String> {
+fn carry_out(command: &ClusterCommand, settings: &Settings, peer: &str) -> anyhow::Result<String> {
     let transport = ask::client(settings)?;
-    let removed = ask::remove(&transport, peer, member, wait);
+    let outcome = match command {
+        ClusterCommand::Status(arguments) => {
+            ask::survey(&transport, peer).map(|survey| arguments.show(&survey, show::json, show::table))
+        }
+        ClusterCommand::Members(arguments) => {
+            ask::survey(&transport, peer).map(|survey| arguments.show(&survey, list::members_json, list::members_table))
+        }
+        ClusterCommand::Groups(arguments) => {
+            ask::survey(&transport, peer).map(|survey| arguments.show(&survey, list::groups_json, list::groups_table))
+        }
+        ClusterCommand::Drain(DrainArgs { member, undo, wait_seconds, json, .. }) => {
+            let wait = Duration::from_secs(*wait_seconds);
+            act::drain(&transport, peer, member, !undo, wait).map(|drained| drained.show(*json))
+        }
+        ClusterCommand::Transfer(TransferArgs { group, member, wait_seconds, json, .. }) => {
+            let wait = Duration::from_secs(*wait_seconds);
+            act::transfer(&transport, peer, *group, member.as_deref(), wait).map(|transferred| transferred.show(*json))
+        }
+        ClusterCommand::Remove(RemoveArgs { member, now, wait_seconds, .. }) => {
+            act::remove(&transport, peer, member, *now, Duration::from_secs(*wait_seconds))
+        }
+        ClusterCommand::Backup(arguments) => backup::run(&transport, peer, arguments.file()),
+        ClusterCommand::Certs(_) | ClusterCommand::Recover(_) | ClusterCommand::Restore(_) => {
+            unreachable!("they ask nobody")
+        }
+    };
     transport.stop(Duration::ZERO);
-    removed.map(|()| format!("{member} is no member any more\n"))
+    outcome
 }
 
-fn status(settings: &Settings, peer: &str, json: bool) -> anyhow::Result<String> {
-    let transport = ask::client(settings)?;
-    let survey = ask::survey(&transport, peer);
-    transport.stop(Duration::ZERO);
-    let survey = survey?;
-    Ok(if json { show::json(&survey) } else { show::table(&survey) })
+impl ShowArgs {
+    fn show(&self, survey: &Survey, json: fn(&Survey) -> String, table: fn(&Survey) -> String) -> String {
+        if self.json { json(survey) } else { table(survey) }
+    }
 }

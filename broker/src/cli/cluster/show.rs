@@ -52,17 +52,17 @@ pub(super) fn table(survey: &Survey) -> String {
 
 impl Survey {
     /// Those that answered.
-    fn answers(&self) -> impl Iterator<Item = (&Surveyed, &NodeStatus)> {
+    pub(super) fn answers(&self) -> impl Iterator<Item = (&Surveyed, &NodeStatus)> {
         self.nodes.iter().filter_map(|node| Some((node, node.answer.as_ref().ok()?)))
     }
 
-    fn name_of(&self, node: u64) -> String {
+    pub(super) fn name_of(&self, node: u64) -> String {
         let known = self.nodes.iter().find(|known| known.member.node == node);
         known.map_or_else(|| NodeId(node).to_string(), |known| plain(&known.member.name))
     }
 
     /// Each group, with what each node says of it that keeps it. Nodes that keep none of it know that there is such a group.
-    fn groups(&self) -> BTreeMap<u32, Vec<(u64, &GroupStatus)>> {
+    pub(super) fn groups(&self) -> BTreeMap<u32, Vec<(u64, &GroupStatus)>> {
         let mut groups: BTreeMap<u32, Vec<(u64, &GroupStatus)>> = BTreeMap::new();
         for (node, status) in self.answers() {
             for group in &status.groups {
@@ -120,7 +120,7 @@ fn node_row(node: &Surveyed) -> Vec<String> {
     row
 }
 
-fn lease(standing: Standing, ms_left: Option<u64>) -> String {
+pub(super) fn lease(standing: Standing, ms_left: Option<u64>) -> String {
     match (standing, ms_left) {
         (Standing::Serving, None) => "no end".to_owned(),
         (_, None) => "none".to_owned(),
@@ -182,6 +182,13 @@ fn group_row(survey: &Survey, group: u32, seen: &[(u64, &GroupStatus)]) -> Vec<S
     ]
 }
 
+/// A table by itself.
+pub(super) fn table_of(columns: &[&str], rows: &[Vec<String>]) -> String {
+    let mut text = String::new();
+    push_table(&mut text, columns, rows);
+    text
+}
+
 /// Columns as wide as what stands in them, two blanks between.
 pub(super) fn push_table(text: &mut String, columns: &[&str], rows: &[Vec<String>]) {
     let heading: Vec<String> = columns.iter().map(|column| (*column).to_owned()).collect();
@@ -234,6 +241,9 @@ fn status_json(status: &NodeStatus) -> Value {
             "zone": Some(&member.zone).filter(|zone| !zone.is_empty()),
             "leaves": member.leaves,
             "feature_levels": [member.feature_level_min, member.feature_level_max],
+            "drains": member.drains,
+            "stops": member.stops,
+            "advertised": member.is_advertised,
         })
     });
     let groups = status.groups.iter().map(|group| {
@@ -250,12 +260,14 @@ fn status_json(status: &NodeStatus) -> Value {
         })
     });
     let routes = status.routes.iter().map(|route| {
-        json!({ "group": route.group, "leader": (route.leader != 0).then(|| id(route.leader)), "term": route.term })
+        json!({ "group": route.group, "leader": (route.leader != 0).then(|| id(route.leader)), "term": route.term,
+            "backlog": route.backlog })
     });
     let links = status.links.iter().map(|link| {
         let last_error = Some(&link.last_error).filter(|error| !error.is_empty());
-        json!({ "peer": id(link.peer), "up": link.up, "last_error": last_error })
+        json!({ "peer": id(link.peer), "up": link.up, "last_error": last_error, "backlog": link.backlog })
     });
+    let chosen = status.chosen.iter().map(|chosen| json!({ "group": chosen.group, "node": id(chosen.node) }));
     json!({
         "name": status.name,
         "node": id(status.node),
@@ -271,9 +283,10 @@ fn status_json(status: &NodeStatus) -> Value {
         "groups": groups.collect::<Vec<_>>(),
         "routes": routes.collect::<Vec<_>>(),
         "links": links.collect::<Vec<_>>(),
+        "chosen": chosen.collect::<Vec<_>>(),
     })
 }
 
-fn id(node: u64) -> String {
+pub(super) fn id(node: u64) -> String {
     NodeId(node).to_string()
 }

@@ -15,7 +15,14 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 
 use super::super::{Cli, Command};
 use super::*;
-use crate::peers::status::{GroupStatus, LinkStatus, MemberStatus, NodeStatus, RouteStatus, Standing};
+use crate::peers::status::{ChosenStatus, GroupStatus, LinkStatus, MemberStatus, NodeStatus, RouteStatus, Standing};
+
+/// What `kentongan cluster status` prints.
+fn status(settings: &Settings, peer: &str, json: bool) -> anyhow::Result<String> {
+    let asked = Cli::try_parse_from(["kentongan", "cluster", "status"].into_iter().chain(json.then_some("--json")));
+    let Some(Command::Cluster(command)) = asked.unwrap().command else { panic!("this command") };
+    carry_out(&command, settings, peer)
+}
 
 /// Answers with what it is given, once it is.
 #[derive(Clone, Default)]
@@ -88,8 +95,12 @@ fn group(group: u32, leads: bool, leader: u64, committed: u64, applied: u64) -> 
     }
 }
 
+fn route(group: u32, leader: u64, term: u64) -> RouteStatus {
+    RouteStatus { group, leader, term, backlog: 5 }
+}
+
 fn link(peer: u64, last_error: &str) -> LinkStatus {
-    LinkStatus { peer, up: last_error.is_empty(), last_error: last_error.to_owned() }
+    LinkStatus { peer, up: last_error.is_empty(), last_error: last_error.to_owned(), backlog: 0 }
 }
 
 /// Nodes 1 and 2 of three; there was a node 3, and another one is where it was.
@@ -101,6 +112,7 @@ fn scene() -> (Vec<Node>, String) {
         (member.feature_level_min, member.feature_level_max) = (1, known);
     }
     members.push(MemberStatus { node: 3, name: "n3".into(), peer_address, ..MemberStatus::default() });
+    members[0].drains = true;
     let directory = u32::from(GroupId::DIRECTORY.0);
     let one = NodeStatus {
         node: 1,
@@ -114,7 +126,8 @@ fn scene() -> (Vec<Node>, String) {
         members: members.clone(),
         groups: vec![group(0, true, 1, 90, 90), group(1, false, 2, 50, 50), group(directory, true, 1, 9, 9)],
         links: vec![link(2, ""), link(3, "127.0.0.1:7003: refused\u{1b}[2J")],
-        routes: vec![RouteStatus { group: 0, leader: 1, term: 3 }, RouteStatus { group: 2, leader: 0, term: 0 }],
+        routes: vec![route(0, 1, 3), route(2, 0, 0)],
+        chosen: vec![ChosenStatus { group: 1, node: 2 }],
         feature_level: 1,
         feature_level_min: 1,
         feature_level_max: 2,
@@ -186,7 +199,7 @@ fn json_has_everything_that_was_said() {
     assert_eq!(status["members"][1]["feature_levels"], serde_json::json!([1, 1]));
     assert_eq!(status["feature_levels"], serde_json::json!([1, 2]));
     assert_eq!(status["feature_level"], 1);
-    assert_eq!(status["links"][0], serde_json::json!({ "peer": id(2), "up": true, "last_error": null }));
+    assert_eq!(status["links"][0], serde_json::json!({ "peer": id(2), "up": true, "last_error": null, "backlog": 0 }));
     assert_eq!(status["links"][1]["up"], false);
     let expected = serde_json::json!({
         "group": 0, "leads": false, "leader": id(1), "term": 3, "committed": 88, "applied": 80, "last": 90,
@@ -194,13 +207,76 @@ fn json_has_everything_that_was_said() {
     });
     assert_eq!(found[1]["status"]["groups"][0], expected);
     assert_eq!(found[1]["status"]["groups"][2]["leader"], serde_json::Value::Null);
-    assert_eq!(status["routes"][0], serde_json::json!({ "group": 0, "leader": id(1), "term": 3 }));
+    assert_eq!(status["routes"][0], serde_json::json!({ "group": 0, "leader": id(1), "term": 3, "backlog": 5 }));
     assert_eq!(status["routes"][1]["leader"], serde_json::Value::Null);
     assert!(found[2]["error"].as_str().unwrap().contains("answers at") && found[2].get("status").is_none());
 }
 
 fn id(node: u64) -> String {
     NodeId(node).to_string()
+}
+
+/// What a command that shows prints.
+fn shown(command: &str, peer: &str, json: bool) -> String {
+    let asked = Cli::try_parse_from(["kentongan", "cluster", command].into_iter().chain(json.then_some("--json")));
+    let Some(Command::Cluster(command)) = asked.unwrap().command else { panic!("this command") };
+    carry_out(&command, &Settings::default(), peer).unwrap()
+}
+
+#[test]
+fn members_are_shown_with_what_they_do_and_lead() {
+    let (_nodes, peer) = scene();
+    let expected = "\
+NODE  STATE     ZONE  LEASE    CONNECTIONS  LEADS  VOTES  FOLLOWS  BACKLOG  CLIENTS AT      VERSION  ID
+n1    draining  none  1.234 s  7            2      3      0        10       127.0.0.1:1883  0.1.0    0000000000000001
+n2    lapsed    none  none     0            1      3      0        10       127.0.0.1:1884  0.1.0    0000000000000002
+n3    dead      none                                                                                 0000000000000003
+";
+    assert_eq!(shown("members", &peer, false), expected);
+    let value: serde_json::Value = serde_json::from_str(&shown("members", &peer, true)).unwrap();
+    let member = &value["members"][0];
+    assert_eq!(
+        (&member["state"], &member["connections"], &member["leads"]),
+        (&"draining".into(), &7.into(), &2.into())
+    );
+    assert_eq!((&member["drains"], &member["zone"], &member["backlog"]), (&true.into(), &().into(), &10.into()));
+    assert!(value["members"][2]["error"].is_string() && value["members"][2]["connections"].is_null());
+}
+
+#[test]
+fn groups_are_shown_with_their_leader_and_who_is_behind() {
+    let (_nodes, peer) = scene();
+    let expected = "\
+GROUP      LEADER      CHOSEN  TERM  VOTERS  LEARNERS  COMMITTED  NOT COMMITTED  BEHIND                       BACKLOG
+0          n1          no      3     n1, n2  n3        90         2              n2 (commits 2, applies 10)   10
+1          n2          n2      3     n1, n2  n3        50         2              none                         0
+2          none known  no      0     none    none      0          unknown        none                         10
+directory  n1          no      3     n1, n2  n3        9          2              none
+";
+    let squeezed = |text: &str| {
+        text.lines()
+            .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>().join("|"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(squeezed(&shown("groups", &peer, false)), squeezed(expected));
+    let value: serde_json::Value = serde_json::from_str(&shown("groups", &peer, true)).unwrap();
+    let group = &value["groups"][0];
+    assert_eq!((&group["leader_name"], &group["leader"]), (&"n1".into(), &id(1).into()));
+    assert_eq!(group["behind"], serde_json::json!([{ "node": id(2), "name": "n2", "commits": 2, "applies": 10 }]));
+    assert_eq!((&value["groups"][1]["chosen"], &value["groups"][3]["directory"]), (&id(2).into(), &true.into()));
+}
+
+#[test]
+fn a_group_is_a_number_or_the_directory() {
+    assert_eq!(act::parse_group("3"), Ok(3));
+    assert_eq!(act::parse_group("directory"), Ok(GroupId::DIRECTORY.0));
+    for wrong in ["65535", "-1", "", "all"] {
+        assert!(act::parse_group(wrong).is_err(), "{wrong}");
+    }
+    for line in ["transfer 3", "transfer 3 n1 --undo", "drain", "transfer all n1"] {
+        let line = ["kentongan", "cluster"].into_iter().chain(line.split(' '));
+        assert!(Cli::try_parse_from(line).is_err());
+    }
 }
 
 #[test]

@@ -103,6 +103,7 @@ impl Node {
             clock: clock.clone(),
             serving: AtomicBool::new(true),
             removed: AtomicBool::new(false),
+            elsewhere: crate::moving::Elsewhere::default(),
         };
         let (authority, submitter) = (Authority::default(), SUBMITTER.clone());
         let settings = Arc::new(settings);

@@ -25,6 +25,7 @@ use crate::auth::Authority;
 use crate::clock::{Clock, ManualClock};
 use crate::config::{ListenerConfig, Settings, SharedStrategy};
 use crate::metrics::Metrics;
+use crate::moving::Place;
 use crate::peers::wire::Forwarded;
 use crate::peers::{PeerFull, Peers};
 use crate::random::Random;
@@ -602,6 +603,7 @@ fn one_of_several(clock: Clock) -> ClusterView {
         clock,
         serving: std::sync::atomic::AtomicBool::new(true),
         removed: std::sync::atomic::AtomicBool::new(false),
+        elsewhere: crate::moving::Elsewhere::default(),
     }
 }
 
@@ -809,4 +811,49 @@ fn the_same_seed_gives_the_same_bytes_in_another_process() {
         .expect("it can be started once more");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.contains(&line), "{line}\nbut there:\n{said}");
+}
+
+/// What a client can read now.
+fn read_all(client: &mut Client) -> Vec<u8> {
+    let mut bytes = vec![0; 1024];
+    let count = client.stream.try_read(&mut bytes).unwrap_or(0);
+    bytes.truncate(count);
+    bytes
+}
+
+/// MQTT 5, section 4.11: it hears where another server is. Whom nobody could tell stays, where only others are to go.
+#[test]
+fn a_client_that_is_moved_is_told_where_to_and_stays_if_it_must_be_told_and_cannot() {
+    let (mut arbiter, mut client, _) = client_of_several_nodes();
+    let shared = Arc::clone(&arbiter.state.shared);
+    let elsewhere = &shared.cluster.as_ref().expect("one of several").elsewhere;
+    let place = |address: Option<&str>| vec![Place { node: 2, address: address.map(str::to_owned) }];
+    read_all(&mut client);
+    let mut move_all = |only_told| {
+        shared.inboxes[0].push(Event::Move { count: 9, only_told }, 0);
+        arbiter.run();
+        read_all(&mut client)
+    };
+    elsewhere.set(false, place(None));
+    assert_eq!(move_all(true), [0; 0], "nobody said where clients reach the other node");
+    elsewhere.set(false, place(Some("two:1883")));
+    assert_eq!(move_all(false), disconnect(Some("two:1883")));
+    assert_eq!(move_all(false), [0; 0], "it is told once");
+
+    let (mut arbiter, mut client, _) = client_of_several_nodes();
+    read_all(&mut client);
+    arbiter.state.shared.inboxes[0].push(Event::Move { count: 1, only_told: false }, 0);
+    arbiter.run();
+    assert_eq!(read_all(&mut client), disconnect(None), "there are others, wherever they are");
+}
+
+fn disconnect(server_reference: Option<&str>) -> Vec<u8> {
+    let properties = DisconnectProperties {
+        server_reference: server_reference.map(str::to_owned),
+        ..DisconnectProperties::default()
+    };
+    let packet = Packet::Disconnect(Disconnect { reason_code: ReasonCode::UseAnotherServer, properties });
+    let mut bytes = Vec::new();
+    codec::encode(&packet, ProtocolVersion::V5, &mut bytes).expect("a packet that can be expressed");
+    bytes
 }

@@ -3,15 +3,19 @@
 pub mod nodes;
 
 mod backup;
+mod balance;
 mod certificates;
+mod drain;
 mod growth;
 mod kills;
 mod membership;
 mod messages;
 mod recovery;
+mod rolling;
 mod sessions;
 mod snapshots;
 mod spread;
+mod transfer;
 #[cfg(feature = "simulation")]
 mod upgrade;
 mod workload;

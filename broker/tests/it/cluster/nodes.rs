@@ -94,6 +94,24 @@ impl Node {
         }
     }
 
+    /// SIGTERM; the process ends in good order, and in time.
+    pub fn terminate(&mut self) {
+        self.signal(Signal::TERM);
+        self.note("told to stop");
+        let child = self.child.as_mut().expect("a running node");
+        let deadline = Instant::now() + FORMED_WITHIN;
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("our own child") {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "{} does not stop", self.name);
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        assert!(status.success(), "{} ended: {status}", self.name);
+        self.child = None;
+        self.note("stopped");
+    }
+
     /// Of the process that runs.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("a running node").id()
@@ -159,12 +177,6 @@ impl Node {
 
     fn lines(&self) -> usize {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
-    /// SIGTERM, and its end.
-    pub fn terminate(&mut self) {
-        self.signal(Signal::TERM);
-        assert!(self.wait_until_ended().success(), "{} stops", self.name);
     }
 
     /// What it ends with, by itself.
@@ -296,6 +308,21 @@ impl Cluster {
         Self::within(directory, places, |_| Vec::new())
     }
 
+    /// So many nodes that tell each other where clients reach them, with more settings for all, ready for clients.
+    pub fn advertised(nodes: usize, settings: &[(&str, &str)]) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let places = (1..=nodes).map(|number| directory.path().join(format!("n{number}"))).collect();
+        let more: Vec<_> = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let mut cluster = Self::places(directory, places, |_| more.clone());
+        for node in &mut cluster.nodes {
+            let own = ("KENTONGAN_CLUSTER__ADVERTISE_CLIENTS".to_owned(), node.address.to_string());
+            node.environment.push(own);
+            node.spawn();
+        }
+        cluster.wait_until_ready();
+        cluster
+    }
+
     /// Nodes with these data directories, which lie in `directory`, and more environment variables for each.
     pub fn within(
         directory: TempDir,
@@ -421,6 +448,22 @@ impl Cluster {
         let peer = self.nodes[asked].peers.to_string();
         let output = broker_command().arg("cluster").args(arguments).args(["--peer", &peer]).output();
         output.expect("the program runs")
+    }
+
+    /// Runs `kentongan cluster` with these arguments, asked at a node: what it prints, or why it failed.
+    pub fn admin(&self, asked: usize, arguments: &[&str]) -> Result<String, String> {
+        let peer = self.nodes[asked].peers.to_string();
+        let output = broker_command().arg("cluster").args(arguments).args(["--peer", &peer]).output();
+        let output = output.expect("the program runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
+    /// The same with `--json`, which must not fail.
+    pub fn admin_json(&self, asked: usize, arguments: &[&str]) -> Value {
+        let arguments: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
+        let text = self.admin(asked, &arguments).unwrap_or_else(|error| panic!("{arguments:?} failed: {error}"));
+        serde_json::from_str(&text).expect("JSON")
     }
 
     /// What `kentongan cluster status --json` says, asked at `node`.

@@ -100,6 +100,7 @@ fn place_at(address: SocketAddr, node: u64, name: &str, disk: SimDisk) -> Place 
         name: name.into(),
         peer_address: transport.local_address().to_string(),
         client_address: format!("{name}:1883"),
+        is_advertised: false,
         feature_level: 1,
         zone: String::new(),
         feature_level_min: 1,

@@ -423,9 +423,10 @@ impl Simulation {
         let seats = if nodes.len() >= 5 && self.random.once_in(3) { 5 } else { 3 };
         let rest = nodes.split_off(seats.min(nodes.len()));
         let learners = rest.into_iter().filter(|_| self.random.once_in(2)).collect();
+        let drained = nodes.last().copied().filter(|_| self.random.once_in(3)).into_iter().collect();
         let leader = nodes.first().copied();
         let placement = Placement { voters: nodes.into_iter().collect(), learners };
-        self.targets.insert(group, Target { placement, leader });
+        self.targets.insert(group, Target { placement, leader, drained });
         self.count("placed");
     }
 

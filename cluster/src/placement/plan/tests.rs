@@ -1,5 +1,5 @@
 use super::*;
-use crate::directory::command::{Admit, Departed, Form, Join, MemberRecord};
+use crate::directory::command::{Admit, Departed, Drain, Form, Join, MemberRecord, Prefer};
 
 const GROUPS: u32 = 4;
 
@@ -238,6 +238,47 @@ fn leaders_are_spread_over_the_voters() {
     assert_eq!(led.values().copied().collect::<Vec<_>>(), [2, 2, 1]);
     cluster.remove(1);
     assert!(!leaders(&cluster.directory).values().any(|&node| node == NodeId(1)), "who leaves leads nothing");
+}
+
+#[test]
+fn who_is_drained_leads_nothing_until_that_is_over_and_then_the_same_as_before() {
+    let mut cluster = Cluster::of(&[1, 2, 3]);
+    cluster.settle();
+    let before = leaders(&cluster.directory);
+    let drain = |node, on| Command::Drain(Drain { node, on, incarnation: 0 });
+    cluster.feed(drain(1, true));
+    assert!(!leaders(&cluster.directory).values().any(|&node| node == NodeId(1)));
+    cluster.feed(drain(2, true));
+    assert!(leaders(&cluster.directory).values().all(|&node| node == NodeId(3)));
+    cluster.feed(drain(3, true));
+    assert_eq!(leaders(&cluster.directory), before, "if all are drained, somebody must lead");
+    for node in [1, 2, 3] {
+        cluster.feed(drain(node, false));
+    }
+    assert_eq!(leaders(&cluster.directory), before);
+    assert_eq!(cluster.settle(), 0, "seats stay where they are");
+}
+
+#[test]
+fn whom_an_operator_chose_leads_unless_it_is_drained_and_the_rest_is_dealt_out_with_regard_to_that() {
+    let mut cluster = Cluster::of(&[1, 2, 3]);
+    cluster.settle();
+    for group in [0, 1, 2] {
+        cluster.feed(Command::Prefer(Prefer { group, node: 3 }));
+    }
+    let led = |cluster: &Cluster, by: u64| {
+        leaders(&cluster.directory)
+            .into_iter()
+            .filter(|(_, node)| node.0 == by)
+            .map(|(group, _)| group.0)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(led(&cluster, 3), [0, 1, 2]);
+    assert_eq!((led(&cluster, 1).len(), led(&cluster, 2).len()), (1, 1));
+    cluster.feed(Command::Drain(Drain { node: 3, on: true, incarnation: 0 }));
+    assert_eq!(led(&cluster, 3), [0; 0]);
+    cluster.feed(Command::Drain(Drain { node: 3, on: false, incarnation: 0 }));
+    assert_eq!(led(&cluster, 3), [0, 1, 2], "it was chosen, so they come back");
 }
 
 /// Nodes come, go and lose their disks in any order: it comes to rest, and no group is left without a voter that stays.

@@ -33,7 +33,9 @@ impl Responder for Echo {
     fn on_question(&self, asked: Asked) {
         let answer = match asked.question {
             Question::Form => Err("no promise was given".to_owned()),
-            Question::Promise | Question::Join | Question::Remove | Question::Status => Ok(asked.body),
+            Question::Promise | Question::Join | Question::Remove | Question::Administer | Question::Status => {
+                Ok(asked.body)
+            }
         };
         asked.answer.send(answer);
     }

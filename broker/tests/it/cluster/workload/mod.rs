@@ -109,6 +109,18 @@ impl Run {
         }
     }
 
+    /// SIGTERM, and a new process: leadership and clients are moved first.
+    fn restart(&mut self, node: usize) {
+        println!("{:>10} node {node} is told to stop", self.stage.recorder.now() / 1_000_000);
+        self.note(What::NodeCrashed { node: node as u16 });
+        self.cluster.nodes[node].terminate();
+        self.cluster.nodes[node].spawn();
+        self.stage.seats[node].pid.store(self.cluster.nodes[node].pid(), SeqCst);
+        self.cluster.nodes[node].wait_until_ready();
+        self.note(What::NodeRecovered { node: node as u16 });
+        println!("{:>10} node {node} is back", self.stage.recorder.now() / 1_000_000);
+    }
+
     fn pause(&mut self, victim: usize) {
         self.faults += 1;
         println!("{:>10} node {victim} is stopped", self.stage.recorder.now() / 1_000_000);
@@ -264,6 +276,18 @@ fn no_promise_is_broken_while_nodes_come_and_go_and_are_killed_meanwhile() {
     for leaver in (1..NODES_MAX).rev() {
         run.wait(CALM);
         run.shrink(leaver);
+    }
+    run.finish(seed);
+}
+
+/// The same while all nodes are restarted in turn, in good order (F13).
+#[test]
+fn no_promise_is_broken_by_a_rolling_restart() {
+    let seed = seed();
+    let mut run = Run::start(seed);
+    for node in 0..3 {
+        run.wait(CALM);
+        run.restart(node);
     }
     run.finish(seed);
 }
