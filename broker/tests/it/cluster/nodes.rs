@@ -161,6 +161,7 @@ impl Node {
     }
 
     /// Whether some line of its log, of any of its processes, has this text.
+    #[cfg(feature = "simulation")]
     pub fn has_logged(&self, text: &str) -> bool {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|line| line.contains(text))
     }
