@@ -9,9 +9,6 @@ pub(super) const MS: u64 = 1_000_000;
 /// Seconds, as nanoseconds.
 pub(super) const SECOND: u64 = 1_000 * MS;
 
-/// By then a plot is over.
-const PLOT_NS: u64 = 8 * SECOND;
-
 /// One kind of fault, and whom it befalls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -49,12 +46,16 @@ pub(super) enum Fault {
     CutClients(usize),
     /// No fault: everybody publishes and subscribes much at once.
     Rush,
+    /// Everybody publishes and subscribes much, but only to what nobody wanted before.
+    Whisper,
+    /// Nobody does anything of their own.
+    Hush,
     /// Several, one after the other.
     Plot(Plot),
 }
 
 /// The names of all kinds.
-pub(super) const NAMES: [&str; 21] = [
+pub(super) const NAMES: [&str; 23] = [
     "kill",
     "power cut",
     "kill all",
@@ -73,6 +74,8 @@ pub(super) const NAMES: [&str; 21] = [
     "clients reset",
     "clients cut",
     "clients hurry",
+    "clients whisper",
+    "clients wait",
     "a usurper",
     "a condemned node",
     "a late joiner",
@@ -100,6 +103,8 @@ impl Fault {
             Self::CutClients(_) => "clients cut",
             Self::DiskStall(_) => "disk stalls",
             Self::Rush => "clients hurry",
+            Self::Whisper => "clients whisper",
+            Self::Hush => "clients wait",
             Self::Plot(Plot::Usurper) => "a usurper",
             Self::Plot(Plot::Condemned) => "a condemned node",
             Self::Plot(Plot::LateJoiner) => "a late joiner",
@@ -121,7 +126,7 @@ impl Fault {
     /// Whether the history tells when it begins and ends: crashes are told as what they are, and haste is none.
     pub(super) fn is_marked(self) -> bool {
         let is_crash = matches!(self, Self::Kill(_) | Self::PowerCut(_) | Self::KillAll | Self::PowerCutAll);
-        !is_crash && !matches!(self, Self::Rush | Self::Plot(_))
+        !is_crash && !matches!(self, Self::Rush | Self::Whisper | Self::Hush | Self::Plot(_))
     }
 
     fn draw(nodes: usize, random: &mut SmallRng) -> Self {
@@ -171,8 +176,8 @@ impl Fault {
             Self::Delay | Self::DiskFull(..) => random.random_range(500 * MS..4 * SECOND),
             Self::CutClients(_) => random.random_range(100 * MS..5 * SECOND),
             Self::DiskStall(_) => random.random_range(100 * MS..5 * SECOND),
-            Self::Rush => random.random_range(200 * MS..2 * SECOND),
-            Self::Plot(_) => PLOT_NS,
+            Self::Rush | Self::Whisper | Self::Hush => random.random_range(200 * MS..2 * SECOND),
+            Self::Plot(plot) => plot.lasts_ns(),
         }
     }
 }
@@ -213,7 +218,7 @@ pub(super) fn plan(nodes: usize, from_ns: u64, to_ns: u64, random: &mut SmallRng
         // It takes that everything else is as it should be.
         let over_ns = planned.iter().map(|planned| planned.at_ns + planned.lasts_ns).max().unwrap_or(to_ns);
         let at_ns = over_ns + random.random_range(4 * SECOND..5 * SECOND);
-        planned.push(Planned { at_ns, lasts_ns: PLOT_NS, fault: Fault::Plot(plot), of_leader: false });
+        planned.push(Planned { at_ns, lasts_ns: plot.lasts_ns(), fault: Fault::Plot(plot), of_leader: false });
     }
     planned.sort_by_key(|planned| planned.at_ns);
     planned
@@ -231,6 +236,14 @@ pub(super) enum Plot {
 }
 
 impl Plot {
+    /// By then it is over.
+    const fn lasts_ns(self) -> u64 {
+        match self {
+            Self::Usurper => 11 * SECOND,
+            Self::Condemned | Self::LateJoiner => 8 * SECOND,
+        }
+    }
+
     /// What befalls whom from `at_ns` on.
     pub(super) fn acts(
         self,
@@ -245,8 +258,15 @@ impl Plot {
         };
         match self {
             Self::Usurper => {
-                act(0, random.random_range(5 * SECOND..7 * SECOND), Fault::DiskStall(leader));
-                act(4 * SECOND, 2 * SECOND, Fault::Rush);
+                // Some five seconds pass before the others have elected another, waited for the lease, and fenced it. A client that
+                // waits for a group by then hears nothing of what it publishes later, as acknowledgements keep their order; and what
+                // somebody wanted before, or the others still told, the deposed node knows of.
+                act(0, 8 * SECOND, Fault::Hush);
+                let deposed_ns = random.random_range(8 * SECOND..10 * SECOND);
+                act(0, deposed_ns, Fault::DiskStall(leader));
+                act(500 * MS, deposed_ns - 500 * MS, Fault::Isolate(leader));
+                act(5_200 * MS, 2_800 * MS, Fault::Whisper);
+                act(8 * SECOND, 2 * SECOND, Fault::Rush);
             }
             Self::Condemned => {
                 act(0, 2_200 * MS, Fault::OneWay(one, leader));

@@ -149,7 +149,8 @@ impl Registry {
     fn read_node(&mut self, process: &Process, served: &[Served], wants: &[GroupWants]) {
         let shared = &process.shared;
         let node = shared.cluster.as_ref().map_or(0, |cluster| cluster.node);
-        let topics: Vec<_> = workload::TOPICS.into_iter().chain(workload::QUIET_TOPICS).collect();
+        let quiet = workload::QUIET_TOPICS.into_iter().chain(workload::WHISPERED_TOPICS);
+        let topics: Vec<_> = workload::TOPICS.into_iter().chain(quiet).collect();
         let mut left = process.pipeline.machine().machine().leftovers();
         for arbiter in &process.arbiters {
             left.extend(arbiter.state().leftovers(&topics));

@@ -23,7 +23,7 @@ use super::host::{self, Cluster, Host, Process, Turn};
 use super::network::{Fetch, LinkIndex, Network};
 use super::registry::Registry;
 use super::streams::{Carried, Ready};
-use super::workload::{Fault as Mark, Wish, Workload, WorkloadPlan};
+use super::workload::{Fault as Mark, Hurry, Wish, Workload, WorkloadPlan};
 use crate::config::{QueueDropPolicy, Settings};
 use crate::drops::{self, Bound};
 use crate::ending::Ending;
@@ -1069,10 +1069,12 @@ impl World {
             }
             Fault::DiskStall(host) => self.hosts[host].disk_stalls += 1,
             Fault::Plot(plot) => self.plot(plot),
-            Fault::Rush => {
-                self.workload.rush(self.now_ns, self.faults[number].lasts_ns);
+            Fault::Rush | Fault::Whisper => {
+                let hurry = if fault == Fault::Rush { Hurry::Anything } else { Hurry::Whisper };
+                self.workload.rush(self.now_ns, self.faults[number].lasts_ns, hurry);
                 self.wake_clients();
             }
+            Fault::Hush => self.workload.hush(self.now_ns + self.faults[number].lasts_ns),
             Fault::ResetClients(host) => {
                 for stream in 0..self.streams.len() {
                     if self.streams[stream].host == host && !self.streams[stream].over {
@@ -1122,6 +1124,8 @@ impl World {
             }
             Fault::DiskError(_)
             | Fault::Rush
+            | Fault::Whisper
+            | Fault::Hush
             | Fault::Plot(_)
             | Fault::Break(..)
             | Fault::BreakOne(_)

@@ -14,7 +14,7 @@ use super::connection::{Link, Owed, Phase};
 use super::drain::Drain;
 use super::identity::Unacknowledged;
 use super::plan::{self, Act, Kind};
-use super::{Happening, MILLISECOND, Workload};
+use super::{Happening, Hurry, MILLISECOND, Workload};
 
 const SECOND_NS: u64 = 1000 * MILLISECOND;
 
@@ -193,17 +193,17 @@ impl Workload {
         self.act_later(now_ns, link);
     }
 
-    pub(super) fn hurry(&mut self, now_ns: u64, client: usize) {
+    pub(super) fn hurry(&mut self, now_ns: u64, client: usize, hurry: Hurry) {
         let connection = &self.clients[client];
         let may = connection.phase == Phase::Connected && !connection.is_silent && self.drain == Drain::No;
         if !may || !self.is_current(client) {
             return;
         }
         match self.random.random_range(0..20) {
-            0..7 => self.publish(client),
-            7..14 => self.publish_quietly(client),
-            14..16 => self.subscribe(client, Some(1)),
-            16..19 => self.subscribe_quietly(client),
+            0..7 if hurry == Hurry::Anything => self.publish(client),
+            0..14 => self.publish_quietly(client, hurry),
+            14..16 if hurry == Hurry::Anything => self.subscribe(client, Some(1)),
+            14..19 => self.subscribe_quietly(client, hurry),
             _ => self.unsubscribe(client),
         }
         self.write(now_ns, client);
@@ -281,12 +281,12 @@ impl Workload {
     }
 
     /// At QoS 1, on a topic that few want.
-    fn publish_quietly(&mut self, client: usize) {
+    fn publish_quietly(&mut self, client: usize, hurry: Hurry) {
         let identity = self.clients[client].identity;
         if !self.identities[identity].may_publish() || self.identities[identity].character.is_slow {
             return;
         }
-        let name = plan::QUIET_TOPICS.choose(&mut self.random).copied().unwrap_or("$x/0");
+        let name = hurry.quiet_topics().choose(&mut self.random).copied().unwrap_or("$x/0");
         let packet_id = self.identities[identity].packet_id();
         let publish = Publish {
             packet_id: packet_id.get(),
@@ -398,8 +398,8 @@ impl Workload {
         self.subscribe_to(client, &chosen);
     }
 
-    fn subscribe_quietly(&mut self, client: usize) {
-        let filter = plan::QUIET_TOPICS.choose(&mut self.random).copied().unwrap_or("$x/0");
+    fn subscribe_quietly(&mut self, client: usize, hurry: Hurry) {
+        let filter = hurry.quiet_topics().choose(&mut self.random).copied().unwrap_or("$x/0");
         self.subscribe_to(client, &[filter]);
     }
 

@@ -31,7 +31,7 @@ use self::plan::{Character, Kind};
 use crate::connection::MemoryStream;
 
 pub use self::plan::WorkloadPlan;
-pub(super) use self::plan::{QUIET_TOPICS, TOPICS};
+pub(super) use self::plan::{QUIET_TOPICS, TOPICS, WHISPERED_TOPICS};
 
 const MILLISECOND: u64 = 1_000_000;
 
@@ -152,6 +152,25 @@ pub enum Fault<'a> {
     },
 }
 
+/// What is done in a rush.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hurry {
+    /// Whatever clients do.
+    Anything,
+    /// Nothing that anybody wanted before.
+    Whisper,
+}
+
+impl Hurry {
+    /// What few want.
+    fn quiet_topics(self) -> &'static [&'static str] {
+        match self {
+            Self::Anything => &QUIET_TOPICS,
+            Self::Whisper => &WHISPERED_TOPICS,
+        }
+    }
+}
+
 /// What is due at some time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Happening {
@@ -159,7 +178,7 @@ enum Happening {
     Connect(usize),
     Act(Link),
     /// Once more, beside what it does anyway.
-    Hurry(Link),
+    Hurry(Link, Hurry),
     Acknowledge(Link),
     Ping(Link),
     Read(Link),
@@ -176,6 +195,8 @@ enum Happening {
 pub struct Workload {
     random: SmallRng,
     pace_ns: u64,
+    /// Until then nobody does anything of their own.
+    hushed_until_ns: u64,
     nodes: usize,
     identities: Vec<Identity>,
     clients: Vec<Connection>,
@@ -201,6 +222,7 @@ impl Workload {
         let topics = plan::TOPICS.iter().map(|topic| history.symbol(topic)).collect();
         let mut workload = Self {
             pace_ns: plan.pace_ms * MILLISECOND,
+            hushed_until_ns: 0,
             nodes,
             identities: Vec::new(),
             clients: Vec::new(),
@@ -264,8 +286,9 @@ impl Workload {
         match happening {
             Happening::Connect(identity) => self.connect_if_needed(now_ns, identity),
             Happening::Drain => self.go_on_draining(now_ns),
+            Happening::Act(link) if self.is_open(link) && now_ns < self.hushed_until_ns => self.act_later(now_ns, link),
             Happening::Act(link) if self.is_open(link) => self.act(now_ns, link.client),
-            Happening::Hurry(link) if self.is_open(link) => self.hurry(now_ns, link.client),
+            Happening::Hurry(link, hurry) if self.is_open(link) => self.hurry(now_ns, link.client, hurry),
             Happening::Acknowledge(link) if self.is_open(link) => self.acknowledge_due(now_ns, link.client),
             Happening::Ping(link) if self.is_open(link) => self.ping(now_ns, link.client),
             Happening::Read(link) if self.is_open(link) => self.on_stream(now_ns, link.client),
@@ -280,14 +303,19 @@ impl Workload {
     }
 
     /// For some time everybody publishes and subscribes much.
-    pub fn rush(&mut self, now_ns: u64, lasts_ns: u64) {
+    pub fn rush(&mut self, now_ns: u64, lasts_ns: u64, hurry: Hurry) {
         for client in 0..self.clients.len() {
             let link = self.clients[client].link;
             for _ in 0..self.random.random_range(4..RUSH_ACTS_MAX) {
                 let wait_ns = self.random.random_range(0..lasts_ns);
-                self.at(now_ns + wait_ns, Happening::Hurry(link));
+                self.at(now_ns + wait_ns, Happening::Hurry(link, hurry));
             }
         }
+    }
+
+    /// Until then clients do nothing of their own.
+    pub fn hush(&mut self, until_ns: u64) {
+        self.hushed_until_ns = until_ns;
     }
 
     /// What a [`Wish::Open`] came to. `None`: refused, the node is down.

@@ -12,6 +12,9 @@ pub(in crate::simulation) const TOPICS: [&str; 8] = ["t/0/a", "t/0/b", "t/1/a", 
 /// to wait for before it acknowledges.
 pub(in crate::simulation) const QUIET_TOPICS: [&str; 5] = ["$x/0", "$x/1", "$x/2", "$x/3", "$x/4"];
 
+/// The same, in a rush of which nobody wanted them before.
+pub(in crate::simulation) const WHISPERED_TOPICS: [&str; 3] = ["$y/0", "$y/1", "$y/2"];
+
 /// Where retained messages are read and written most.
 pub(super) const RETAINED_TOPICS: [&str; 3] = ["t/0/a", "u/0", "v"];
 
