@@ -46,14 +46,15 @@ fn counts(followers: &[Follower]) -> Vec<usize> {
 fn clients_are_levelled_when_a_node_returned_and_stay_then() {
     let mut cluster = Cluster::advertised(3, &[("KENTONGAN_MOVING__CLIENTS_PER_SECOND", "50")]);
     cluster.nodes[2].terminate();
-    let follower = |number: usize| Follower::at(&cluster, number % 2, format!("follower-{number}"));
-    let mut followers: Vec<Follower> = (0..90).map(follower).collect();
+    // The first of those that could be chosen.
     let old: Vec<Client> = (0..10)
         .map(|number| {
             let asked = connect(ProtocolVersion::V3_1_1, &format!("old-{number}"));
             cluster.nodes[0].accepted(&asked).0
         })
         .collect();
+    let follower = |number: usize| Follower::at(&cluster, number % 2, format!("follower-{number}"));
+    let mut followers: Vec<Follower> = (0..90).map(follower).collect();
     cluster.nodes[2].spawn();
     cluster.nodes[2].wait_until_ready();
 
@@ -66,8 +67,10 @@ fn clients_are_levelled_when_a_node_returned_and_stay_then() {
     }
     let mut moved_at = Instant::now();
     while moved_at.elapsed() < CALM {
-        if followers.iter_mut().filter_map(|follower| follower.follow(&cluster).then_some(())).count() > 0 {
-            moved_at = Instant::now();
+        for follower in &mut followers {
+            if follower.follow(&cluster) {
+                moved_at = Instant::now();
+            }
         }
         assert!(Instant::now() < deadline + CALM, "to and fro: {:?}", counts(&followers));
     }
