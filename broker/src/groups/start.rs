@@ -20,7 +20,7 @@ use kentongan_cluster::membership::{Limits, Membership, Wish};
 use kentongan_cluster::pipeline::NoPeers;
 use kentongan_cluster::state::StateReader;
 use kentongan_cluster::transport::{
-    Answerer, Asked, Conversation, LocalIdentity, PeerHello, Question, Responder, SnapshotChunks, Transport,
+    Answerer, Asked, Conversation, LocalIdentity, PeerHello, Question, Responder, SnapshotChunks, TlsError, Transport,
     TransportConfig,
 };
 use kentongan_cluster::{Configuration, GroupId, NodeId, Pipeline, PipelineConfig, PipelineHandle, StateStore, state};
@@ -57,6 +57,17 @@ pub struct Running {
 }
 
 impl Running {
+    /// Reads the certificates for the links again, if they have any. Links that are up keep theirs.
+    pub fn reload_certificates(&self) {
+        if let Some(transport) = &self.transport {
+            match transport.reload_certificates() {
+                Ok(()) => tracing::info!("the certificates for the links between nodes were read again"),
+                Err(TlsError::Plain) => {}
+                Err(error) => tracing::error!(%error, "the certificates for the links between nodes stay as they were"),
+            }
+        }
+    }
+
     /// Writes a last checkpoint and ends the threads.
     pub fn stop(self) {
         if let Some(transport) = self.transport {

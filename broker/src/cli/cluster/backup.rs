@@ -90,8 +90,7 @@ fn back_up(transport: &Transport, peer: &str, file: &Path) -> anyhow::Result<Str
             eprintln!("{written} of {groups} groups, {} KiB", writer.bytes().div_ceil(1024));
         }
     }
-    let bytes = writer.bytes();
-    writer.finish()?;
+    let bytes = writer.finish()?;
     Ok(format!("{}: {groups} groups of cluster {}, {bytes} bytes\n", file.display(), nodes[0].formation()?.cluster_id))
 }
 
