@@ -169,11 +169,11 @@ impl BackupWriter {
         self.bytes
     }
 
-    /// Everything was written: makes it safe, and gives it its name.
+    /// Everything was written: makes it safe, and gives it its name. Says how long it is.
     ///
     /// # Errors
     /// The file system said no.
-    pub fn finish(mut self) -> Result<(), BackupError> {
+    pub fn finish(mut self) -> Result<u64, BackupError> {
         self.frame(KIND_END, &[])?;
         let path = self.path.clone();
         let at = |error| BackupError::Io { path: path.clone(), error };
@@ -182,7 +182,8 @@ impl BackupWriter {
         self.file.get_ref().sync_all().map_err(at)?;
         fs::rename(&self.partial, &self.path).map_err(at)?;
         let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(parent).and_then(|parent| parent.sync_all()).map_err(at)
+        File::open(parent).and_then(|parent| parent.sync_all()).map_err(at)?;
+        Ok(self.bytes)
     }
 
     fn frame(&mut self, kind: u8, payload: &[u8]) -> Result<(), BackupError> {

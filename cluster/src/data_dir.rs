@@ -46,6 +46,15 @@ pub enum DataDirError {
         /// The directory.
         path: PathBuf,
     },
+    /// It is a survivor's, and a new cluster has taken the place of its own.
+    #[error(
+        "a new cluster was made of what data directory {path} has (`kentongan cluster recover`): start the node of that one, and this \
+         node with an empty directory; if that one was given up instead, remove the file {ENDED:?} here"
+    )]
+    Ended {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A new cluster begins in a directory of its own.
     #[error("data directory {path} is not empty: name one that is, or that does not exist; nothing was changed")]
     NotEmpty {
@@ -63,6 +72,9 @@ pub enum DataDirError {
 /// Says that what is in a directory is not all of what was to be put there.
 const UNFINISHED: &str = "unfinished";
 
+/// Says that a new cluster goes on with what is in a directory.
+const ENDED: &str = "ended";
+
 /// A data directory, locked for this process until it is dropped.
 #[derive(Debug)]
 pub struct DataDir {
@@ -78,6 +90,19 @@ impl DataDir {
     /// # Errors
     /// It cannot be used; the message says why and what to do.
     pub fn open(path: &Path) -> Result<Self, DataDirError> {
+        let opened = Self::open_survivor(path)?;
+        let mark = path.join(ENDED);
+        match mark.try_exists().map_err(at(&mark))? {
+            true => Err(DataDirError::Ended { path: path.to_owned() }),
+            false => Ok(opened),
+        }
+    }
+
+    /// The same, of a directory that is only to be read.
+    ///
+    /// # Errors
+    /// The same, but for [`DataDirError::Ended`].
+    pub(crate) fn open_survivor(path: &Path) -> Result<Self, DataDirError> {
         make_durable_directory(path, SyncSite::DataDirectory).map_err(at(path))?;
         let lock = lock(path)?;
         let mark = path.join(UNFINISHED);
@@ -111,6 +136,14 @@ impl DataDir {
         let mark = self.path.join(UNFINISHED);
         fs::remove_file(&mark).map_err(at(&mark))?;
         sync_directory(&self.path, SyncSite::NumberName).map_err(at(&self.path))
+    }
+
+    /// A new cluster goes on with what is in it: nobody shall start from it.
+    ///
+    /// # Errors
+    /// The file system said no.
+    pub(crate) fn end(&self) -> Result<(), DataDirError> {
+        write_number(&self.path, ENDED, 1)
     }
 
     fn locked(path: &Path, lock: File) -> Result<Self, DataDirError> {

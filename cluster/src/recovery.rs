@@ -1,6 +1,6 @@
 //! What is left of a cluster whose quorum is lost for good, on the disks of survivors, and a new cluster made of it.
 //!
-//! Survivors are only read, so nothing is lost by trying. Of each group the copy that goes furthest is taken, by Raft's own
+//! What survivors have is only read, so nothing is lost by trying; in the end they are marked, so that no node starts from them. Of each group the copy that goes furthest is taken, by Raft's own
 //! measure: the term of its last entry, then its index. If that is one of a majority of the group's voters, it
 //! has everything that was committed. Otherwise it may lack what only the lost nodes had; and the entries at its end may never have been committed,
 //! so that nobody was told that they took effect. They are taken all the same: that a majority had them cannot be ruled out.
@@ -132,7 +132,7 @@ impl Survivor {
         if !path.join("format").exists() {
             return Err(RecoveryError::NoNode { path: path.to_owned() });
         }
-        let data_dir = DataDir::open(path)?;
+        let data_dir = DataDir::open_survivor(path)?;
         let ledger = Ledger::open(Arc::new(RealDisk::existing(path)), data_dir.node())?;
         let formation = ledger.formation().cloned().ok_or_else(|| RecoveryError::NoNode { path: path.to_owned() })?;
         let io = |error| RecoveryError::Io { path: path.to_owned(), error };
@@ -286,7 +286,11 @@ impl Recovery {
                 seed.fill(plan.group, copy.checkpoint, pairs, behind, last)?;
             }
         }
-        Ok(seed.finish(self.directory, self.directory_term, self.survivors[0].formation.terms.clone())?)
+        let terms = self.survivors[0].formation.terms.clone();
+        let cluster = seed.finish(self.directory, self.directory_term, terms)?;
+        // Two clusters with the same sessions would be worse than none. What they have is still there.
+        self.survivors.iter().try_for_each(|survivor| survivor.data_dir.end())?;
+        Ok(cluster)
     }
 }
 
@@ -525,6 +529,9 @@ mod tests {
         assert_eq!(logs[&GroupId(0)].entries, [behind[0].clone(), without, ended]);
         assert_eq!(logs[&GroupId(0)].hard, HardState { term: 4, vote: 0, commit: 13 });
 
+        let started = DataDir::open(&disks.path(0));
+        assert!(matches!(started, Err(DataDirError::Ended { .. })), "two clusters with the same sessions: {started:?}");
+        drop(disks.plan(&[0]));
         let pairs = store.load(GroupId::DIRECTORY).expect("loaded");
         let directory = Directory::restore(&pairs[0].1).expect("a directory");
         assert_eq!(directory.members().keys().copied().collect::<Vec<_>>(), [made.node()]);

@@ -139,3 +139,129 @@ fn send(
     }
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests {
+    use kentongan_cluster::disk::{Disk, SimDisk};
+    use kentongan_cluster::pipeline::{Inline, NoPeers};
+    use kentongan_cluster::state::MemoryState;
+    use kentongan_cluster::{NodeId, StateStore};
+
+    use super::*;
+    use crate::auth::Authority;
+    use crate::clock::{Clock, ManualClock};
+    use crate::config::Settings;
+    use crate::groups::machine::Machine;
+    use crate::groups::start::{Setting, assemble_alone, pipeline_config};
+    use crate::metrics::Metrics;
+    use crate::random::Random;
+    use crate::replicated::command::{self, Command, Connect, MessageRecord, Owner, Receive};
+
+    const GROUP: GroupId = GroupId(0);
+
+    /// A node without threads.
+    struct World {
+        pipeline: Inline<Machine, NoPeers>,
+        clock: Arc<ManualClock>,
+        elapsed: Duration,
+        posted: u64,
+    }
+
+    impl World {
+        fn start() -> Self {
+            let clock = Arc::new(ManualClock::new(1_000_000));
+            let setting = Setting {
+                settings: Arc::default(),
+                authority: Authority::default(),
+                arbiters: 1,
+                clock: Clock::manual(Arc::clone(&clock)),
+                random: Random::seeded(1),
+            };
+            let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+            let store = StateStore::in_memory(&MemoryState::default(), Arc::clone(&disk)).expect("a store");
+            let metrics = Metrics::isolated();
+            let (assembly, machine) = assemble_alone(setting, &metrics, &store, NodeId(1)).expect("assembled");
+            let config = pipeline_config(&Settings::default(), NodeId(1), 1, assembly.new_groups());
+            let pipeline = Inline::start(config, disk, store, machine, NoPeers, Duration::ZERO).expect("started");
+            drop(assembly.connect(pipeline.handle(), 1, None));
+            let mut world = Self { pipeline, clock, elapsed: Duration::ZERO, posted: 0 };
+            let owner = Some(Owner { node: 0, incarnation: 1, connection: 1 });
+            let connect =
+                Connect { owner, client_id: "c".to_owned(), session_expiry_seconds: 100, ..Connect::default() };
+            world.pass(Duration::from_secs(1));
+            world.propose(Command::Connect(connect));
+            world
+        }
+
+        fn propose(&mut self, command: Command) {
+            self.pipeline.handle().propose(GROUP, command::encode(command));
+            self.pass(Duration::from_millis(1));
+        }
+
+        /// A message into the outbox.
+        fn post(&mut self) {
+            self.posted += 1;
+            let message = Some(MessageRecord { topic: "t".to_owned(), qos: 2, ..MessageRecord::default() });
+            let packet_id = self.posted as u32;
+            self.propose(Command::Receive(Receive {
+                client_id: "c".to_owned(),
+                epoch: 1,
+                packet_id,
+                message,
+                ..Receive::default()
+            }));
+        }
+
+        fn pass(&mut self, time: Duration) {
+            for _ in 0..50 {
+                self.elapsed += time / 50;
+                self.clock.advance(time / 50);
+                while self.pipeline.turn(self.elapsed).expect("a disk that works") {}
+            }
+        }
+
+        /// The positions that are not routed.
+        fn outbox(&self) -> Vec<u64> {
+            let state = &self.pipeline.machine().groups[&GROUP.0];
+            (1..=self.posted).filter(|&position| state.outbox_entry(position).is_some()).collect()
+        }
+
+        fn hold(&mut self) -> Arc<()> {
+            let token = Arc::new(());
+            let (answer, answered) = bounded(1);
+            self.pipeline.handle().notify(Query::HoldOutboxes { token: Arc::downgrade(&token), answer });
+            self.pass(Duration::from_millis(1));
+            assert_eq!(answered.try_recv(), Ok(1), "the incarnation that holds");
+            token
+        }
+    }
+
+    /// What is gone from an outbox that is captured must be where it went in every group that is captured, so nothing goes meanwhile.
+    #[test]
+    fn what_is_in_an_outbox_stays_there_as_long_as_it_is_held() {
+        let mut world = World::start();
+        world.post();
+        assert_eq!(world.outbox(), [0; 0], "it has nowhere to go, which is soon done");
+        let held = world.hold();
+        world.post();
+        world.pass(Duration::from_secs(5));
+        world.post();
+        assert_eq!(world.outbox(), [2, 3]);
+        drop(held);
+        world.pass(Duration::from_secs(1));
+        assert_eq!(world.outbox(), [0; 0]);
+    }
+
+    /// Who asked for it may be alive and hang.
+    #[test]
+    fn a_hold_ends_after_a_minute_in_any_case() {
+        let mut world = World::start();
+        let held = world.hold();
+        world.post();
+        world.pass(HOLD_MAX - Duration::from_secs(1));
+        assert_eq!(world.outbox(), [1]);
+        world.pass(Duration::from_secs(2));
+        assert_eq!(world.outbox(), [0; 0]);
+        drop(held);
+    }
+}

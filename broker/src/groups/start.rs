@@ -21,7 +21,7 @@ use kentongan_cluster::membership::{Limits, Membership, Wish};
 use kentongan_cluster::pipeline::NoPeers;
 use kentongan_cluster::state::StateReader;
 use kentongan_cluster::transport::{
-    Answerer, Asked, Conversation, LocalIdentity, PeerHello, Question, Responder, SnapshotChunks, Transport,
+    Answerer, Asked, Conversation, LocalIdentity, PeerHello, Question, Responder, SnapshotChunks, TlsError, Transport,
     TransportConfig,
 };
 use kentongan_cluster::{
@@ -71,6 +71,17 @@ impl Running {
         let is_led = |status: &&group::GroupStatus| matches!(status.role, Role::Leader { .. });
         let has_others = |status: &&group::GroupStatus| status.configuration.voters.len() > 1;
         groups.iter().map(|(_, status)| status).filter(is_led).filter(has_others).count()
+    }
+
+    /// Reads the certificates for the links again, if they have any. Links that are up keep theirs.
+    pub fn reload_certificates(&self) {
+        if let Some(transport) = &self.transport {
+            match transport.reload_certificates() {
+                Ok(()) => tracing::info!("the certificates for the links between nodes were read again"),
+                Err(TlsError::Plain) => {}
+                Err(error) => tracing::error!(%error, "the certificates for the links between nodes stay as they were"),
+            }
+        }
     }
 
     /// Writes a last checkpoint and ends the threads.

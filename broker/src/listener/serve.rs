@@ -228,6 +228,7 @@ impl Broker {
             reloading.change_log_filter(&settings);
         }
         self.last = settings;
+        self.groups.reload_certificates();
         self.metrics.reloaded(ReloadOutcome::Applied);
         for change in &changes {
             if change.reloaded {

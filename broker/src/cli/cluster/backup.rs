@@ -82,8 +82,7 @@ pub(super) fn run(transport: &Transport, peer: &str, file: &Path) -> anyhow::Res
             eprintln!("{written} of {groups} groups, {} KiB", writer.bytes().div_ceil(1024));
         }
     }
-    let bytes = writer.bytes();
-    writer.finish()?;
+    let bytes = writer.finish()?;
     Ok(format!("{}: {groups} groups of cluster {}, {bytes} bytes\n", file.display(), nodes[0].formation()?.cluster_id))
 }
 

@@ -74,7 +74,7 @@ pub(super) fn run(arguments: &RecoverArgs) -> anyhow::Result<String> {
     Ok(format!(
         "cluster {new} takes the place of {cluster}. Its only node has its data in {into}.\n\
          Start that one first (serve --data-dir {into}, the other flags as before). Then start the other nodes with empty data\n\
-         directories, and with it as their seed (--seeds). Keep the old directories until all is well; never start from them.\n"
+         directories, and with it as their seed (--seeds). Keep the old directories until all is well: no node starts from them.\n"
     ))
 }
 

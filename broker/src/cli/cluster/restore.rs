@@ -73,10 +73,14 @@ fn check(path: &Path) -> anyhow::Result<(Directory, u64)> {
     let mut found = None;
     while let Some(data) = backup.next_group()? {
         let group = data.group;
-        let mut pairs = Unpacked::begin(group, data).with_context(|| path.display().to_string())?;
+        let named = |error| match error {
+            SnapshotStreamError::Stream(error) => anyhow::Error::from(error),
+            SnapshotStreamError::Malformed(what) => anyhow::anyhow!("{}: group {group}: {what}", path.display()),
+        };
+        let mut pairs = Unpacked::begin(group, data).map_err(named)?;
         let term = pairs.base.applied.term;
         for pair in pairs.by_ref() {
-            let (key, value) = pair.with_context(|| path.display().to_string())?;
+            let (key, value) = pair.map_err(named)?;
             if group == GroupId::DIRECTORY && key == STATE_KEY {
                 found = Some((Directory::restore(&value)?, term));
             }

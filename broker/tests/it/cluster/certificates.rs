@@ -53,6 +53,12 @@ fn nodes_with_certificates_of_one_authority_are_a_cluster_and_one_of_another_is_
     assert!(!status(&foreign, "n3").status.success(), "an operator of another authority is none");
 
     drop((reader, writer));
+    let renewed = broker_command().args(["cluster", "certs", "--renew"]).arg(&own).args(["--node", "n1"]).output();
+    assert!(renewed.expect("the program runs").status.success());
+    cluster.nodes[0].hang_up();
+    wait_for("they are read again", || {
+        cluster.nodes[0].said("certificates for the links between nodes were read again")
+    });
     let foreign_environment = environment(&foreign, "n3");
     cluster.nodes[2].kill();
     cluster.nodes[2].set_environment(foreign_environment);

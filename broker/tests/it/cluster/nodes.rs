@@ -133,6 +133,11 @@ impl Node {
         self.signal(Signal::CONT);
     }
 
+    /// SIGHUP: what can change in a running process is read again.
+    pub fn hang_up(&self) {
+        self.signal(Signal::HUP);
+    }
+
     fn signal(&self, signal: Signal) {
         let child = self.child.as_ref().expect("a running node");
         let pid = Pid::from_raw(child.id().cast_signed()).expect("a pid is not zero");
