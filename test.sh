@@ -4,14 +4,14 @@
 #   ./test.sh                 all stages
 #   ./test.sh setup clients   only these, in the order below
 #
-# Stages: setup verify rust simulation instructions clients. Ends at the first stage that fails.
+# Stages: setup verify rust simulation faults instructions clients. Ends at the first stage that fails.
 set -euo pipefail
 # mosquitto lives in sbin, which a user's PATH may lack.
 PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "$0")"
 source tools/debian.sh
 
-readonly STAGES=(setup verify rust simulation instructions clients)
+readonly STAGES=(setup verify rust simulation faults instructions clients)
 readonly PAHO_VERSION=2.2.0
 readonly NODE_MODULES=tests/clients/node_modules
 readonly VENV=.venv
@@ -61,6 +61,13 @@ rust() {
 simulation() {
     cargo run --locked --profile quick --bin sim -- --seeds 1000
     cargo run --locked --profile quick --bin sim -- --plants --seed 301
+}
+
+# A short run of the fault lab: real processes are killed, lose a disk, and are upgraded under load.
+faults() {
+    cargo build --locked --profile quick --features kentongan/simulation --bin kentongan --bin kentongan-next --bin kentongan-loadtest
+    local built="${CARGO_TARGET_DIR:-target}/quick"
+    "$built/kentongan-loadtest" faults --faults f1,f2,f8,f14 --rate 300 --allow-little --other-binary "$built/kentongan-next"
 }
 
 # What the hot paths take, against instructions/counts.tsv.

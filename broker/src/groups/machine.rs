@@ -168,7 +168,6 @@ impl Machine {
         counters: ArbiterCounters,
         fenced: mpsc::Sender<()>,
         member: Option<Member>,
-        on_end: fn(Ending),
     ) -> Self {
         Self {
             unfenced: groups.len(),
@@ -195,8 +194,13 @@ impl Machine {
             counted: Duration::ZERO,
             leveled: Duration::ZERO,
             ended: None,
-            on_end,
+            on_end: |_| (),
         }
+    }
+
+    /// What is called where it must not go on.
+    pub(super) fn ending_by(self, on_end: fn(Ending)) -> Self {
+        Self { on_end, ..self }
     }
 
     /// Pages of queues are read by whoever takes what is asked for here, before they are needed.

@@ -266,8 +266,8 @@ pub(crate) fn assemble_alone(
     let shared_cell = SharedCell::default();
     let (fenced, wait) = mpsc::channel();
     let memory = queue_memory(&setting.settings, store);
-    let machine =
-        Machine::new(groups, config, memory, Arc::clone(&shared_cell), metrics.arbiter(), fenced, None, setting.on_end);
+    let machine = Machine::new(groups, config, memory, Arc::clone(&shared_cell), metrics.arbiter(), fenced, None);
+    let machine = machine.ending_by(setting.on_end);
     Ok((Assembly { setting, slots, new_groups, shared_cell, fenced: wait, member: None }, machine))
 }
 
@@ -294,16 +294,9 @@ pub(crate) fn assemble_member(
     let shared_cell = SharedCell::default();
     let (fenced, wait) = mpsc::channel();
     let memory = queue_memory(&setting.settings, store);
-    let machine = Machine::new(
-        groups,
-        config,
-        memory,
-        Arc::clone(&shared_cell),
-        metrics.arbiter(),
-        fenced,
-        Some(member),
-        setting.on_end,
-    );
+    let machine =
+        Machine::new(groups, config, memory, Arc::clone(&shared_cell), metrics.arbiter(), fenced, Some(member));
+    let machine = machine.ending_by(setting.on_end);
     Ok((Assembly { setting, slots, new_groups, shared_cell, fenced: wait, member: Some((node, lease)) }, machine))
 }
 

@@ -9,6 +9,7 @@ use crossbeam::channel::Sender;
 
 use super::bell::Ringing;
 use super::{Item, PipelineConfig, Round, StateMachine, Stats, Submission};
+use crate::disk::Disk;
 use crate::group::CheckpointBase;
 use crate::identity::GroupId;
 use crate::log::LogId;
@@ -17,12 +18,17 @@ use crate::state::{Checkpoint, Pair, StateError, StateStore};
 /// How often the state machine hears that time passes.
 pub(super) const TICK: Duration = Duration::from_millis(100);
 
+/// What part of the reserve of free space must be there for a checkpoint.
+const CHECKPOINT_RESERVE_SHARE: u64 = 8;
+
 pub(super) struct Applier<M: StateMachine> {
     pub(super) machine: M,
     pub(super) applied: BTreeMap<GroupId, CheckpointBase>,
     /// What the last checkpoint of each group has, or the one that is being written.
     pub(super) checkpointed: BTreeMap<GroupId, u64>,
     pub(super) config: PipelineConfig,
+    /// Of the log, for how much room there is.
+    pub(super) disk: Arc<dyn Disk>,
     pub(super) in_flight: Arc<AtomicUsize>,
     pub(super) checkpoints: Sender<Vec<Checkpoint>>,
     /// Checkpoints that are to be written, the one that is being written among them.
@@ -123,11 +129,19 @@ impl<M: StateMachine> Applier<M> {
         let (at, before) = self.last_checkpoint;
         let by_log = position.saturating_sub(before) >= self.config.checkpoint_log_bytes;
         let by_time = now.saturating_sub(at) >= self.config.checkpoint_interval;
-        if by_log || by_time || self.wanted || self.machine.wants_checkpoint() {
+        let is_due = by_log || by_time || self.wanted || self.machine.wants_checkpoint();
+        if is_due && self.has_room() {
             self.wanted = false;
             self.last_checkpoint = (now, position.max(before));
             self.checkpoint();
         }
+    }
+
+    /// A checkpoint that finds no room half way ends the process, so it waits for some: until then the log has everything.
+    fn has_room(&self) -> bool {
+        let room = self.config.free_bytes_reserve / CHECKPOINT_RESERVE_SHARE;
+        // A disk that fails says so when it is written to.
+        !self.disk.free_bytes().is_ok_and(|free| free < room)
     }
 
     pub(super) fn checkpoint(&mut self) {

@@ -472,7 +472,7 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
     ) -> Result<Self, StartError> {
         make_groups(&config, &mut store)?;
         let node_config = NodeConfig::new(config.node, config.segment_bytes, config.sync, config.seed);
-        let node = Node::open(node_config, disk, store.bases().clone())?;
+        let node = Node::open(node_config, Arc::clone(&disk), store.bases().clone())?;
         for (group, status) in node.groups().filter_map(|group| Some((group, node.status(group)?))) {
             machine.reread(group, status.last);
             machine.members(group, &status.configuration);
@@ -518,6 +518,7 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
             applied: store.bases().clone(),
             checkpointed: store.bases().iter().map(|(&group, base)| (group, base.applied.index)).collect(),
             config,
+            disk,
             in_flight: Arc::clone(&handle.in_flight),
             checkpoints,
             unwritten: Arc::clone(&unwritten),

@@ -4,6 +4,7 @@ use std::sync::mpsc;
 
 use super::*;
 use crate::disk::SimDisk;
+use crate::state::MemoryState;
 
 /// Remembers every command of every group, and stores them.
 struct Recorder {
@@ -107,4 +108,34 @@ fn commands_are_applied_once_and_in_order_over_restarts() {
         }
         pipeline.stop();
     }
+}
+
+/// F10: on a disk that somebody else filled, beyond the reserve as well.
+#[test]
+fn a_checkpoint_waits_for_room_on_the_disk() {
+    let disk = SimDisk::new();
+    let log: Arc<dyn Disk> = Arc::new(disk.clone());
+    let store = StateStore::in_memory(&MemoryState::default(), Arc::clone(&log)).expect("opened");
+    let machine = Recorder::from_store(&store, &Arc::default());
+    let often = PipelineConfig {
+        checkpoint_interval: Duration::from_secs(1),
+        checkpoint_log_bytes: u64::MAX,
+        free_bytes_reserve: 800_000,
+        ..config()
+    };
+    let mut pipeline = Inline::start(often, log, store, machine, NoPeers, Duration::ZERO).expect("started");
+    pipeline.handle().propose(GroupId(0), Bytes::from_static(b"x"));
+    let run = |pipeline: &mut Inline<Recorder, NoPeers>, milliseconds: u64| {
+        let now = Duration::from_millis(milliseconds);
+        for _ in 0..10 {
+            pipeline.turn_raft(now).expect("the disk is well");
+            pipeline.turn_apply(now);
+        }
+        pipeline.checkpoint_waits()
+    };
+    assert!(!run(&mut pipeline, 500), "none is due");
+    disk.set_free_bytes(Some(99_999));
+    assert!(!run(&mut pipeline, 2000), "there is no room");
+    disk.set_free_bytes(Some(100_000));
+    assert!(run(&mut pipeline, 2200));
 }

@@ -46,7 +46,7 @@ impl Node {
     /// Starts the process. It may wait for others before it listens.
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
-        let mut command = self.program.as_ref().map_or_else(broker_command, |program| program_command(program));
+        let mut command = self.program.as_ref().map_or_else(broker_command, program_command);
         let mut child = command
             .args(["serve", "--node", &self.name])
             .args((!self.seeds.is_empty()).then_some(["--seeds", &self.seeds]).into_iter().flatten())
