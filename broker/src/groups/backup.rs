@@ -176,6 +176,7 @@ mod tests {
                 arbiters: 1,
                 clock: Clock::manual(Arc::clone(&clock)),
                 random: Random::seeded(1),
+                on_end: |_| (),
             };
             let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
             let store = StateStore::in_memory(&MemoryState::default(), Arc::clone(&disk)).expect("a store");
