@@ -17,7 +17,7 @@ use crate::message::Message;
 use crate::peers::plain::PlainMessage;
 use crate::peers::wire::{
     AskResync, Forwarded, GroupEvents, Messages, MessagesAnswer, NodeMessage, OUTBOX_LANE, OutboxAnswered, Propose,
-    ReadRetained, Resync, ShareSettled,
+    ReadRetained, Resync, ShareLoad, ShareLoads, ShareSettled,
 };
 use crate::replicated::RetainedCursor;
 use crate::replicated::submitter::{Asker, OutboxTarget};
@@ -43,6 +43,7 @@ pub fn take(shared: &Arc<Shared>, from: u64, forwarded: Forwarded) {
         Forwarded::Messages(messages) => take_messages(shared, from, messages),
         Forwarded::MessagesAnswer(answer) => take_messages_answer(shared, from, answer),
         Forwarded::OutboxAnswered(answer) => take_outbox_answered(shared, answer),
+        Forwarded::ShareLoads(told) => take_share_loads(shared, from, &told),
     }
 }
 
@@ -100,6 +101,21 @@ fn take_ask(shared: &Shared, from: u64, ask: AskResync) {
     };
     let leader = Leader { node: from, term: ask.term, round: ask.round };
     cluster.leaders.on_asked(shared, group, leader);
+}
+
+/// From whoever leads the group, as far as this node knows: an older word would stand until the next change.
+fn take_share_loads(shared: &Shared, from: u64, told: &ShareLoads) {
+    let Some(group) = known_group(shared, told.group) else {
+        return;
+    };
+    let leader = shared.cluster.as_ref().and_then(|cluster| cluster.leaders.get(group));
+    if leader.is_some_and(|leader| leader.node == from) {
+        for ShareLoad { share, least } in &told.loads {
+            if let Some(share) = find_share(shared, share) {
+                share.set_sessions_in_flight(group, *least);
+            }
+        }
+    }
 }
 
 /// Messages for the transient sessions here. Answered once the arbiters' inboxes have them: what happens to them then

@@ -25,6 +25,7 @@ use super::member::Member;
 use super::outboxes::Outboxes;
 use super::pushes::Pushes;
 use super::read_ahead::ReadAhead;
+use super::share_loads::ChangedLoads;
 use crate::connection_key::ConnectionKey;
 use crate::ending::Ending;
 use crate::later;
@@ -136,6 +137,7 @@ pub struct Machine {
     pub(super) outboxes: Outboxes,
     /// Positions in outboxes that wait for the lease, by their groups.
     unrouted: BTreeMap<u16, VecDeque<u64>>,
+    loads: ChangedLoads,
     retry_in: u32,
     /// Events for each arbiter, in their order.
     events: Vec<Vec<Event>>,
@@ -184,6 +186,7 @@ impl Machine {
             waiting: HashMap::new(),
             outboxes: Outboxes::default(),
             unrouted: BTreeMap::new(),
+            loads: ChangedLoads::default(),
             retry_in: RETRY_TICKS,
             events: Vec::new(),
             pushes: Pushes::default(),
@@ -383,6 +386,9 @@ impl Machine {
             Effect::ShareInFlight { share, least } => {
                 if let Some(share) = find_share(shared, &share) {
                     share.set_sessions_in_flight(group, least);
+                }
+                if self.member.is_some() {
+                    self.loads.note(group, share, least);
                 }
             }
             Effect::Deliver(delivery) => {
@@ -1001,6 +1007,7 @@ impl StateMachine for Machine {
         self.pushes.follow(group.0);
         self.outboxes.forget(group.0);
         self.unrouted.remove(&group.0);
+        self.loads.forget(group.0);
         self.on_group_role(group.0, None);
         if let Some(node) = leader {
             self.learn_leader(group.0, Leader { node: node.get(), term, round: 0 });
@@ -1087,6 +1094,12 @@ impl StateMachine for Machine {
             cluster.answer_patient(shared.now_ms());
             let nodes = self.other_nodes(cluster.node);
             self.pushes.ask(&*cluster.peers, &nodes, keeps(self.member.as_ref()));
+            for told in self.loads.take() {
+                for &node in &nodes {
+                    // Where there is no room for it, the next change tells.
+                    let _ = cluster.peers.forward(node, Forwarded::ShareLoads(told.clone()));
+                }
+            }
             self.retry_in -= 1;
             if self.retry_in == 0 {
                 self.retry_in = RETRY_TICKS;

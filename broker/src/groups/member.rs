@@ -154,8 +154,8 @@ impl Member {
                     self.membership.on_group_fenced(GroupId(group), node, kentongan_cluster::Incarnation(*below));
                 }
             }
-            // Loads are compared on one node only.
-            Effect::ShareInFlight { .. } | Effect::Session { .. } | Effect::Unrouted { .. } => {}
+            // For the table of a node that is alone.
+            Effect::Session { .. } | Effect::Unrouted { .. } => {}
             _ => return false,
         }
         true

@@ -10,6 +10,7 @@ mod member;
 mod outboxes;
 mod pushes;
 mod read_ahead;
+mod share_loads;
 pub(crate) mod start;
 
 pub use start::{Running, start};

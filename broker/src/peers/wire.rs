@@ -21,7 +21,7 @@ use crate::router::Event;
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Forward {
     /// Which.
-    #[prost(oneof = "Forwarded", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Forwarded", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub forwarded: Option<Forwarded>,
 }
 
@@ -52,6 +52,31 @@ pub enum Forwarded {
     /// For the leader of a group whose outbox it is.
     #[prost(message, tag = "8")]
     OutboxAnswered(OutboxAnswered),
+    /// From the leader of a group.
+    #[prost(message, tag = "9")]
+    ShareLoads(ShareLoads),
+}
+
+/// What a group's members of shared subscriptions have before them, where that has changed.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ShareLoads {
+    /// Which group.
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    /// Of each shared subscription.
+    #[prost(message, repeated, tag = "2")]
+    pub loads: Vec<ShareLoad>,
+}
+
+/// One of [`ShareLoads`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ShareLoad {
+    /// `$share/NAME/FILTER`.
+    #[prost(string, tag = "1")]
+    pub share: String,
+    /// Messages that the least loaded member has unacknowledged.
+    #[prost(uint32, tag = "2")]
+    pub least: u32,
 }
 
 /// Marks a lane of [`Messages`] that leads from the outbox of a group, whose number the rest is. It outlives every

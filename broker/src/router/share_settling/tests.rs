@@ -28,7 +28,7 @@ use crate::drops::{self, Bound};
 use crate::listener::ListenerContext;
 use crate::message::MessageIdentity;
 use crate::metrics::Metrics;
-use crate::peers::wire::{Forwarded, Messages, NodeMessage, OUTBOX_INCARNATION, OUTBOX_LANE};
+use crate::peers::wire::{Forwarded, Messages, NodeMessage, OUTBOX_INCARNATION, OUTBOX_LANE, ShareLoad, ShareLoads};
 use crate::peers::{PeerFull, Peers};
 use crate::replicated::command::{self, Command, MessageRecord, OutboxSettled, SessionCommand};
 use crate::replicated::{LaneAnswer, PersistentSession, Slots, Submitter};
@@ -42,7 +42,7 @@ use crate::session::acknowledgements::Acknowledgements;
 use crate::session::alias::{InboundAliases, OutboundAliases};
 use crate::session::inbound::Inbound;
 use crate::session::outbound::{DropPolicy, Outbound, OutboundLimits, Stage};
-use crate::subscription::{IndexedNode, NodeInterest};
+use crate::subscription::{IndexedNode, NodeInterest, PassedOver, PickStrategy, ShareSessions, ShareTarget};
 
 const SHARE: &str = "$share/g/t";
 const ARBITERS: u16 = 2;
@@ -388,6 +388,35 @@ impl Cluster {
 
 fn round_robin() -> Cluster {
     Cluster::start(SharedStrategy::RoundRobin)
+}
+
+/// A group's load is heard from whoever leads it, and what was handed to it before counts no more: a node that never heard of it would spare
+/// the group for ever.
+#[test]
+fn the_load_of_a_group_is_told_to_the_other_nodes() {
+    let mut cluster = Cluster::start(SharedStrategy::LeastInflight);
+    let member = cluster.join(0, 1, 10, QoS::AtLeastOnce);
+    let shared = Arc::clone(&cluster.nodes[0].shared);
+    shared.index.set_group(SHARE, 1, 0, ShareSessions { members: 1, online: 1 }.to_value());
+    let share = shared.index.share("g", "t").expect("it has members");
+    let pick = || share.pick(PickStrategy::LeastInflight, 0, 0, PassedOver::Nobody, false);
+    let of_group = Some(ShareTarget::Session { group: 1 });
+    share.began(member.key.raw());
+    share.began(member.key.raw());
+    assert_eq!((pick(), pick()), (of_group, of_group));
+    assert!((0..5).filter(|_| pick() == of_group).count() <= 1, "it has as many before it as the other");
+    let tell = |from: u64, least| {
+        let loads = vec![ShareLoad { share: SHARE.to_owned(), least }];
+        crate::groups::incoming::take(&shared, from, Forwarded::ShareLoads(ShareLoads { group: 1, loads }));
+    };
+    tell(2, 0);
+    assert!((0..5).all(|_| pick() != of_group), "it is not known to lead the group");
+    let leader = Leader { node: 2, term: 1, round: 0 };
+    shared.cluster.as_ref().expect("one of several").leaders.learn(&shared, 1, leader);
+    tell(2, 0);
+    assert_eq!(pick(), of_group);
+    tell(2, 9);
+    assert!((0..5).all(|_| pick() != of_group));
 }
 
 /// P11: what went to a member of another node at QoS 1 is kept until it acknowledges.
