@@ -953,7 +953,7 @@ impl StateMachine for Machine {
                     shared.submitter.ticked(group.0, state.clock_ms(), tick, is_reread);
                 }
             }
-            Ok(command::Entry { command: None, .. }) if levels::apply_ahead(group, entry) => {}
+            Ok(command::Entry { command: None, .. }) if levels::apply_ahead(group, entry, state.level()) => {}
             Ok(command::Entry { command: None, .. }) => {
                 // Its group has the level, and so has this program: a mistake of ours. Without it, this replica would differ.
                 tracing::error!(%group, "the log holds a command that this version does not know");

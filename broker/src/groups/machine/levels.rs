@@ -35,12 +35,13 @@ impl Machine {
         let level = self.level_used();
         for &group in &self.led {
             let has = self.groups.get(&group).map_or(level, |state| state.level());
+            // As others may who look at the directory only: before the group has the level, it passes over it.
+            #[cfg(any(test, feature = "simulation"))]
+            if later::is_ahead() && level == later::feature_levels().max {
+                shared.submitter.propose_encoded(group, later::new_entry());
+            }
             if has < level {
                 shared.submitter.propose(group, Command::Level(Level { level }));
-            }
-            #[cfg(any(test, feature = "simulation"))]
-            if later::is_ahead() && has == later::feature_levels().max {
-                shared.submitter.propose_encoded(group, later::new_entry());
             }
         }
     }
@@ -73,9 +74,10 @@ impl Machine {
 }
 
 /// Applies an entry of the kind that only the program of trials knows. `false`: it is none of those.
-pub(super) fn apply_ahead(group: GroupId, entry: &Bytes) -> bool {
+pub(super) fn apply_ahead(group: GroupId, entry: &Bytes, level: u32) -> bool {
     let is_one = later::is_entry(entry);
     if is_one {
+        assert_eq!(level, later::feature_levels().max, "{group} has not the level that this needs");
         tracing::info!(%group, "an entry of a later version is applied");
     }
     is_one
