@@ -81,7 +81,8 @@ impl Source {
 
     /// Opens a checkpoint of each group that has all that is committed anywhere now.
     fn capture(&self, groups: &Groups, captured: &mut BTreeMap<GroupId, Captured>) -> Result<(), String> {
-        let groups: Vec<GroupId> = groups.groups.iter().map(|&group| GroupId(group as u16)).collect();
+        let number = |&group: &u32| u16::try_from(group).map(GroupId).map_err(|_| format!("there is no group {group}"));
+        let groups: Vec<GroupId> = groups.groups.iter().map(number).collect::<Result<_, _>>()?;
         let reads: Vec<_> = (groups.iter())
             .map(|&group| {
                 let (read, done) = bounded(1);

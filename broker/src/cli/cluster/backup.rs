@@ -20,7 +20,7 @@ use prost::Message as _;
 use super::AskedArgs;
 use super::ask::{self, Survey};
 use crate::peers::backup::{BackupAnswer, Groups, Holds, Order, Said};
-use crate::peers::status::MemberStatus;
+use crate::peers::status::{GroupStatus, MemberStatus};
 
 /// How often it is begun anew, when nodes come or go meanwhile.
 const TRIES: usize = 5;
@@ -176,7 +176,7 @@ fn hold(transport: &Transport, survey: &Survey) -> anyhow::Result<Vec<Spoken>> {
     talks.into_iter().map(hold).collect()
 }
 
-/// By which node each group is captured: few nodes, and of those that keep it one that has applied most.
+/// By which node each group is captured: the first that keeps it.
 fn keepers(survey: &Survey, nodes: &[Spoken]) -> anyhow::Result<BTreeMap<usize, Vec<u32>>> {
     let groups = u32::from(nodes[0].formation()?.terms.groups);
     let status = |node: &Spoken| {
@@ -184,14 +184,15 @@ fn keepers(survey: &Survey, nodes: &[Spoken]) -> anyhow::Result<BTreeMap<usize, 
         known.answer.as_ref().ok()
     };
     let keeps = |node: &Spoken, group: u32| {
-        let status = status(node)?;
-        let kept = status.groups.iter().find(|kept| kept.group == group)?;
-        let is_member = kept.voters.contains(&status.node) || kept.learners.contains(&status.node);
-        is_member.then_some(())
+        status(node).is_some_and(|status| {
+            let is_member =
+                |kept: &GroupStatus| kept.voters.contains(&status.node) || kept.learners.contains(&status.node);
+            status.groups.iter().any(|kept| kept.group == group && is_member(kept))
+        })
     };
     let mut keepers: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
     for group in 0..groups {
-        let keeper = nodes.iter().position(|node| keeps(node, group).is_some());
+        let keeper = nodes.iter().position(|node| keeps(node, group));
         let keeper = keeper.with_context(|| format!("no node that answers keeps group {group}"))?;
         keepers.entry(keeper).or_default().push(group);
     }
