@@ -481,6 +481,8 @@ impl Directory {
         let groups: Vec<GroupId> = self.groups().chain([GroupId::DIRECTORY]).collect();
         self.placements = groups.iter().map(|&group| (group, alone.clone())).collect();
         self.placed_at = groups.iter().map(|&group| (group, self.applied)).collect();
+        // Whom an operator chose to lead is none of the new cluster's nodes.
+        self.chosen.clear();
         self.assert_invariants();
         self
     }

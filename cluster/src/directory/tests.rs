@@ -396,6 +396,8 @@ fn a_cluster_that_takes_the_place_of_another_counts_on_nobody_of_it() {
     log.feed(join(1, 1, 0));
     log.feed(join(2, 1, 0));
     log.feed(dead(2, 3));
+    log.feed(prefer(0, 1));
+    assert!(!log.0.chosen().is_empty(), "an operator chose who leads");
     let (old, before) = (log.0.clone(), log.0.applied());
     let new = old.begin_anew(vec![8; 16], record(9));
 
@@ -415,6 +417,7 @@ fn a_cluster_that_takes_the_place_of_another_counts_on_nobody_of_it() {
     let alone = Placement { voters: [node(9)].into(), learners: [].into() };
     assert!(new.groups().chain([GroupId::DIRECTORY]).all(|group| new.placement(group) == Some(&alone)));
     assert_eq!((new.voters(), new.feature_level()), (5, 1));
+    assert!(new.chosen().is_empty(), "who is no member leads nothing");
     assert_eq!(Directory::restore(&new.snapshot()).expect("own bytes"), new);
 
     let mut log = Log(new);
