@@ -263,9 +263,10 @@ fn no_promise_is_broken_while_nodes_are_killed_and_stopped() {
     run.finish(seed);
 }
 
-/// The same while a cluster of one grows to five nodes and shrinks to one again.
+/// The same while a cluster of one grows to five nodes and shrinks to one again:
+/// `cargo nextest run -p kentongan --run-ignored only --no-capture -E 'test(while_nodes_come_and_go)'`.
 #[test]
-#[ignore = "takes two minutes"]
+#[ignore = "a minute and a half in a debug build"]
 fn no_promise_is_broken_while_nodes_come_and_go_and_are_killed_meanwhile() {
     let seed = seed();
     let mut run = Run::with(Cluster::start_first_of(NODES_MAX, false), seed);
