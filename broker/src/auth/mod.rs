@@ -4,13 +4,13 @@
 //! message or a filter can take. There are no users yet: an anonymous client may do everything but speak for the
 //! broker, that is, publish to `$SYS`, unless an [`AccessControl`] that was plugged in says otherwise.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use kentongan_proto::mqtt::{Connect, ReasonCode};
 use kentongan_proto::topic::TopicFilter;
 
+use crate::connection::Origin;
 use crate::listener::ListenerContext;
 use crate::message;
 use crate::session::handshake::Refusal;
@@ -140,7 +140,7 @@ impl Authority {
         &self,
         _connect: &Connect,
         listener: &ListenerContext,
-        _peer: Option<SocketAddr>,
+        _origin: &Origin,
     ) -> Result<Arc<str>, Refusal> {
         if listener.allow_anonymous {
             Ok(Arc::from(""))

@@ -6,10 +6,12 @@
 
 mod actor;
 mod memory;
+mod origin;
 mod out_buffer;
 mod transport;
 
 pub use actor::{ConnectionActor, EndConnection};
 pub use memory::MemoryStream;
+pub use origin::Origin;
 pub use out_buffer::{BufferPool, Flushed, OutBuffer, SHARED_PAYLOAD_BYTES_MIN};
 pub use transport::Transport;

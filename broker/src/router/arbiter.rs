@@ -210,7 +210,7 @@ impl ArbiterState {
             session: None,
             pending: None,
             listener,
-            peer,
+            origin: peer.into(),
         });
         let key = ConnectionKey::new(self.id, index as u32, generation);
         self.wheel.arm(key, now + connect_seconds.get());

@@ -1,6 +1,5 @@
 //! A connection as its arbiter keeps it.
 
-use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::task::Waker;
@@ -12,7 +11,7 @@ use kentongan_proto::mqtt::{ProtocolVersion, SubscriptionOptions, Will};
 use super::cluster::Served;
 use super::retained_read::RetainedReads;
 use super::share_settling::ShareOrigin;
-use crate::connection::{ConnectionActor, OutBuffer, Transport};
+use crate::connection::{ConnectionActor, Origin, OutBuffer, Transport};
 use crate::listener::ListenerContext;
 use crate::message::Message;
 use crate::replicated::PersistentSession;
@@ -188,8 +187,8 @@ pub struct Client {
     pub pending: Option<Box<super::connect::PendingConnect>>,
     /// The listener it came by.
     pub listener: Arc<ListenerContext>,
-    /// Who is there.
-    pub peer: Option<SocketAddr>,
+    /// Who is at the other end.
+    pub origin: Origin,
 }
 
 impl Client {

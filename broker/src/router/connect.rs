@@ -137,7 +137,6 @@ impl ArbiterState {
         client.version = connect.version;
         client.packet_bytes_max_out = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
         let listener = Arc::clone(&client.listener);
-        let peer = client.peer;
         let negotiated = match handshake::negotiate(&connect, &listener.policy, self.shared.random.draw()) {
             Ok(negotiated) => negotiated,
             Err(refusal) => {
@@ -172,7 +171,11 @@ impl ArbiterState {
             let data = pending.connect.properties.authentication_data.clone();
             return self.authenticate(key, pending, data.as_deref());
         }
-        match self.shared.authority.authenticate(&pending.connect, &listener, peer) {
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        let origin = client.origin.clone();
+        match self.shared.authority.authenticate(&pending.connect, &listener, &origin) {
             Ok(identity) => {
                 pending.identity = identity;
                 self.claim(key, pending);
@@ -382,7 +385,7 @@ impl ArbiterState {
             self.wheel.arm(key, now + u32::from(client.keep_alive_seconds) * 3 / 2 + 1);
         }
         tracing::info!(
-            client_id = %client.client_id, peer = client.peer.map(tracing::field::display), version = ?version,
+            client_id = %client.client_id, peer = %client.origin, version = ?version,
             session_present = opened.session_present, persistent = opened.group.is_some(), "connected"
         );
         self.counters.connects_accepted.inc();
@@ -462,7 +465,7 @@ impl ArbiterState {
             return;
         };
         if logged {
-            tracing::info!(client_id = %client.client_id, peer = client.peer.map(tracing::field::display), ?reason, text, "refused");
+            tracing::info!(client_id = %client.client_id, peer = %client.origin, ?reason, text, "refused");
         }
         // [MQTT-3.2.2-6] of 3.1.1: where no return code fits, the connection just closes.
         if client.version.is_v5() || codec::v3_connack_code(reason).is_some() {
@@ -584,7 +587,7 @@ impl ArbiterState {
         client.breaks_off |= session.has_will && !cause.is_told(client.version);
         let client_id = Arc::clone(&client.client_id);
         let taken_over = client.taken_over;
-        tracing::info!(%client_id, peer = client.peer.map(tracing::field::display), reason = ?cause, "disconnected");
+        tracing::info!(%client_id, peer = %client.origin, reason = ?cause, "disconnected");
         self.counters.connections.dec();
         self.counters.connections_closed.inc(cause.close_reason());
         self.leave_subscriptions(key, &session);
@@ -653,13 +656,12 @@ impl ArbiterState {
             return;
         }
         client.phase = Phase::Closing;
-        let (client_id, peer) = (Arc::clone(&client.client_id), client.peer);
+        let (client_id, origin) = (Arc::clone(&client.client_id), client.origin.clone());
         if let Some(refusal) = cause.refusal_before_connack() {
             self.counters.connects_refused.inc(refusal);
         }
         if self.refusal_lines.admits(self.now_seconds()) {
-            let peer = peer.map(tracing::field::display);
-            tracing::info!(%client_id, peer, reason = ?cause, "ended before CONNACK");
+            tracing::info!(%client_id, peer = %origin, reason = ?cause, "ended before CONNACK");
         }
     }
 
