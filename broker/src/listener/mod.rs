@@ -16,6 +16,7 @@ use kentongan_proto::mqtt::codec::Limits;
 
 use crate::config::{ListenerConfig, Settings};
 use crate::connection::Transport;
+use crate::router::pace::Rates;
 use crate::session::handshake::Policy;
 use crate::session::outbound::QueueCaps;
 
@@ -40,6 +41,8 @@ pub struct ListenerContext {
     pub connect_rate_per_second: u32,
     /// Subscriptions that a session of its clients may have.
     pub subscriptions_max: u32,
+    /// How fast its clients may publish: one for the listener, likewise.
+    pub rates: Arc<Rates>,
     /// Connections open now: one number for the listener, however often its settings are read again.
     open: Arc<AtomicU32>,
 }
@@ -77,6 +80,8 @@ impl ListenerContext {
             topic_levels_max: session.topic_levels_max.get(),
             dup_on_requests: false,
         };
+        let rates = Arc::new(Rates::default());
+        rates.set(&config, settings);
         let before = session.packet_bytes_before_connect_max.get().min(limits.packet_bytes_max);
         Self {
             allow_anonymous: config.allows_anonymous(settings),
@@ -87,14 +92,18 @@ impl ListenerContext {
             limits_before_connect: Limits { packet_bytes_max: before, ..limits },
             connect_rate_per_second: settings.limits.connect_rate_per_second,
             subscriptions_max: session.subscriptions_max,
+            rates,
             open: Arc::default(),
         }
     }
 
-    /// The same listener under new settings, for its next connections. Those that are there keep what they came by.
+    /// The same listener under new settings, for its next connections. Those that are there keep what they came by, except
+    /// for the rates, which hold for them too.
     #[must_use]
     pub fn reloaded(&self, config: ListenerConfig, settings: &Settings) -> Self {
-        Self { open: Arc::clone(&self.open), ..Self::new(config, settings, self.address) }
+        self.rates.set(&config, settings);
+        let (open, rates) = (Arc::clone(&self.open), Arc::clone(&self.rates));
+        Self { open, rates, ..Self::new(config, settings, self.address) }
     }
 
     /// What may wait for a client of this listener, if less than for others.
