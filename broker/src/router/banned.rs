@@ -44,7 +44,8 @@ impl ArbiterState {
                 continue;
             }
             match client.phase {
-                Phase::Connected => self.end(key, EndCause::Banned, Some(ReasonCode::Banned)),
+                // DISCONNECT has no such code as CONNACK has (MQTT 5, section 3.14.2.1).
+                Phase::Connected => self.end(key, EndCause::Banned, Some(ReasonCode::AdministrativeAction)),
                 Phase::Authenticating | Phase::Claiming => self.refuse(key, ReasonCode::Banned, BANNED),
                 Phase::AwaitingConnect => self.end(key, EndCause::Banned, None),
                 Phase::Leaving | Phase::Closing => {}

@@ -609,7 +609,6 @@ fn secrets_that_were_planted_are_found_nowhere() {
     };
     drop(Client::open(&broker, asked));
     let mut seen = broker.logs_until("disconnected");
-    assert!(seen.iter().any(|line| line.contains("TRACE")), "it talks");
     for path in ["/metrics", "/livez", "/readyz"] {
         seen.push(broker.http_get(path).1);
     }

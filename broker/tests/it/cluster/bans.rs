@@ -79,11 +79,11 @@ fn a_ban_holds_on_every_node_within_a_second_and_closes_who_is_there() {
 
     ban(&cluster, &["--client-id", "meter", "--reason", "stolen"]);
     let committed = Instant::now();
-    meter.expect_disconnect(ReasonCode::Banned);
+    meter.expect_disconnect(ReasonCode::AdministrativeAction);
     assert!(committed.elapsed() < Duration::from_millis(2500), "closed after {:?}", committed.elapsed());
     ban(&cluster, &["--user", "eve"]);
     ban(&cluster, &["--address", "127.9.0.0/16"]);
-    far.expect_disconnect(ReasonCode::Banned);
+    far.expect_disconnect(ReasonCode::AdministrativeAction);
     std::thread::sleep(Duration::from_secs(1).saturating_sub(committed.elapsed()));
     for node in &cluster.nodes {
         assert_eq!(reason(node, named("meter")), ReasonCode::Banned, "at {}", node.name);
