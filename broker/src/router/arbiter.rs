@@ -18,6 +18,7 @@ use slab::Slab;
 use tokio::io::ReadBuf;
 
 use super::batch::Batch;
+use super::claims::ClaimTurns;
 use super::client::{Client, Phase, PublishRate};
 use super::cluster::Departing;
 use super::deliver::Templates;
@@ -75,6 +76,7 @@ pub struct ArbiterState {
     pub(super) pool: BufferPool,
     pub(super) batches: Vec<Batch>,
     pub(super) lanes: Lanes,
+    pub(super) claim_turns: ClaimTurns,
     pub(super) message_number: u64,
     /// Milliseconds of the process clock, read once a turn.
     pub(super) now_ms: u64,
@@ -131,6 +133,7 @@ impl ArbiterState {
             pool: BufferPool::default(),
             batches: (0..shared.inboxes.len()).map(|_| Batch::default()).collect(),
             lanes: Lanes::new(shared.cluster.as_ref().map(|cluster| cluster.node), shared.incarnation(), id, groups),
+            claim_turns: ClaimTurns::new(groups),
             message_number: 0,
             now_ms: shared.now_ms(),
             dirty: Vec::new(),
@@ -262,7 +265,7 @@ impl ArbiterState {
             };
             match client.phase {
                 Phase::Closing if client.out.is_empty() => return Poll::Ready(()),
-                Phase::Closing | Phase::Leaving | Phase::Claiming => return Poll::Pending,
+                Phase::Closing | Phase::Leaving | Phase::AwaitingTurn | Phase::Claiming => return Poll::Pending,
                 _ if client.paused => return Poll::Pending,
                 // What is asked of us must not grow what we hold without end: PINGREQ after PINGREQ, never reading.
                 _ if client.out.len() > out_bytes_max => {
@@ -437,7 +440,7 @@ impl ArbiterState {
                         break;
                     }
                 }
-                Some(client) if client.phase == Phase::Claiming => {
+                Some(client) if matches!(client.phase, Phase::AwaitingTurn | Phase::Claiming) => {
                     client.unprocessed = position < buffer.len();
                     break;
                 }
@@ -660,7 +663,7 @@ impl ArbiterState {
             return;
         };
         match client.phase {
-            Phase::AwaitingConnect | Phase::Authenticating | Phase::Claiming => {
+            Phase::AwaitingConnect | Phase::Authenticating | Phase::AwaitingTurn | Phase::Claiming => {
                 self.tear_down(key, super::connect::EndCause::ConnectTimeout);
                 self.end_now(key);
             }

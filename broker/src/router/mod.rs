@@ -10,13 +10,14 @@
 //! - [`cluster`]: what is said again, and withheld, where there are several nodes. [`share_settling`]: messages for a
 //!   member elsewhere, until they are settled.
 //! - `moving`: clients that are told to use another server.
-//! - [`registry`]: who holds which Client Identifier.
+//! - [`registry`]: who holds which Client Identifier. `claims`: who claims one, a few at a time.
 //! - [`keep_alive`]: the wheel of deadlines.
 //! - [`stepped`]: an arbiter without a thread, for simulations.
 
 pub mod arbiter;
 pub mod backlog;
 pub mod batch;
+mod claims;
 pub mod client;
 pub mod cluster;
 mod connect;
