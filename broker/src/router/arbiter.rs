@@ -559,7 +559,7 @@ impl ArbiterState {
             self.mark_dirty(key);
             return false;
         }
-        let outcome = client.out.flush(&client.transport, &mut self.pool);
+        let outcome = client.out.flush(&mut client.transport, &mut self.pool);
         let written = before - client.out.len();
         if large {
             *large_left = large_left.saturating_sub(written);

@@ -135,6 +135,9 @@ impl ArbiterState {
             return;
         };
         client.version = connect.version;
+        if let Some(certified) = client.transport.certified() {
+            client.origin.certified = Some(certified);
+        }
         client.packet_bytes_max_out = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
         let listener = Arc::clone(&client.listener);
         let negotiated = match handshake::negotiate(&connect, &listener.policy, self.shared.random.draw()) {
