@@ -5,7 +5,8 @@ use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use crossbeam::channel::Sender;
-use kentongan_cluster::directory::command::{self as directory_command, Form, MemberRecord};
+use kentongan_cluster::directory::bans::Banned;
+use kentongan_cluster::directory::command::{self as directory_command, Ban, Form, MemberRecord};
 use kentongan_cluster::directory::{Directory, STATE_KEY};
 use kentongan_cluster::interest::{LinkId, SourceId, Version};
 use kentongan_cluster::lane::Incoming;
@@ -19,6 +20,7 @@ use crate::clock::Clock;
 use crate::connection_key::ConnectionKey;
 use crate::later;
 use crate::moving::Place;
+use crate::peers::administration::BANS_A_PAGE;
 use crate::peers::status::{self, ChosenStatus, MemberStatus, NodeStatus, RouteStatus};
 use crate::plants::{self, Plant, is_planted};
 use crate::replicated::command::{self, Command, Owner};
@@ -477,6 +479,7 @@ impl Machine {
             }
             Output::Place { group, term, target } => pipeline.place(group, term, target),
             Output::Members => self.link_members(cluster),
+            Output::Bans => self.learn_bans(shared),
             Output::FeatureLevel { used } => {
                 tracing::info!(used, "the feature level that the cluster uses");
                 self.end_over_level(used);
@@ -540,6 +543,33 @@ impl Machine {
             // An asker that is gone needs no answer.
             let _ = answer.send((outcome, member.records().collect()));
         }
+    }
+
+    /// The clock of whoever leads the directory says which bans are over.
+    pub(super) fn ban(&mut self, ban: Ban, answer: &Sender<(Wish, Vec<MemberRecord>)>) {
+        let now_seconds = self.member.as_ref().map_or(0, |member| member.clock.wall_ms() / 1000);
+        self.wish(|membership| membership.ban(Ban { now_seconds, ..ban }), answer);
+    }
+
+    pub(super) fn bans_behind(&self, behind: &str) -> Vec<Ban> {
+        let Some(member) = &self.member else {
+            return Vec::new();
+        };
+        let now = member.clock.wall_ms() / 1000;
+        let lasting = member.directory().bans().after(behind).filter(|(_, banned)| banned.lasts(now));
+        let ban = |(subject, banned): (&str, &Banned)| Ban {
+            subject: subject.to_owned(),
+            until_seconds: banned.until_seconds,
+            reason: banned.reason.clone(),
+            ..Ban::default()
+        };
+        lasting.take(BANS_A_PAGE).map(ban).collect()
+    }
+
+    fn learn_bans(&self, shared: &Shared) {
+        let Some(member) = &self.member else { return };
+        shared.bans.set(member.directory().bans().iter().map(|(subject, banned)| (subject, banned.until_seconds)));
+        tracing::info!(bans = shared.bans.len(), "who is banned has changed");
     }
 
     fn registered(&mut self, shared: &Shared, cluster: &ClusterView, incarnation: u64) {

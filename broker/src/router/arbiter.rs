@@ -19,12 +19,13 @@ use tokio::io::ReadBuf;
 
 use super::batch::Batch;
 use super::claims::ClaimTurns;
-use super::client::{Client, Phase, PublishRate};
+use super::client::{Client, Phase};
 use super::cluster::Departing;
 use super::deliver::Templates;
 use super::keep_alive::Wheel;
 use super::lanes::Lanes;
 use super::log_rate::LogRate;
+use super::pace::Pace;
 use super::share_settling::{ShareSettling, ShareTaking};
 use super::shared::MEMORY_LEVEL_CLOSES;
 use super::{ConnectionKey, Event, Shared};
@@ -89,6 +90,10 @@ pub struct ArbiterState {
     pub(super) refusal_lines: LogRate,
     pub(super) wheel: Wheel,
     pub(super) paused: Vec<ConnectionKey>,
+    /// Connections that publish faster than they may.
+    pub(super) paced: Vec<ConnectionKey>,
+    /// The bans that the connections here were held against.
+    pub(super) bans_seen: u32,
     pub(super) slow_reads: Vec<ConnectionKey>,
     /// Connections whose socket took no more, some of which may take it again by now.
     stalled: Vec<ConnectionKey>,
@@ -144,6 +149,8 @@ impl ArbiterState {
             refusal_lines: LogRate::default(),
             wheel: Wheel::default(),
             paused: Vec::new(),
+            paced: Vec::new(),
+            bans_seen: 0,
             slow_reads: Vec::new(),
             stalled: Vec::new(),
             settling: ShareSettling::default(),
@@ -202,7 +209,8 @@ impl ArbiterState {
             last_activity: now,
             blocked_since: 0,
             owes_reading: false,
-            publish_rate: PublishRate::default(),
+            pace: Pace::default(),
+            paced: false,
             packet_bytes_max_out: u32::MAX,
             transport,
             out: OutBuffer::default(),
@@ -642,9 +650,11 @@ impl ArbiterState {
             self.close_slowest();
         }
         self.end_stalled();
+        self.end_banned();
         self.flush_lanes();
         self.retry_lanes();
         self.show_backlog();
+        self.resume_paced();
         self.resume_publishers();
         self.continue_slow_reads();
         let (hits, misses) = self.cache.take_hits_and_misses();
@@ -699,7 +709,10 @@ impl ArbiterState {
         let refused = &self.counters.connects_refused;
         refused.add(ConnectRefusal::TooManyConnections, taken(&self.shared.connections_too_many));
         refused.add(ConnectRefusal::ConnectRate, taken(&self.shared.connections_too_fast));
+        refused.add(ConnectRefusal::Banned, taken(&self.shared.connections_banned));
         self.counters.descriptors_exhausted.add(taken(&self.shared.descriptors_exhausted));
+        self.counters.audit_dropped.add(self.shared.audit.take_dropped());
+        self.shared.audit.note_left_out(self.shared.clock.wall_ms());
     }
 
     /// The socket of `key` takes no more for now.

@@ -10,12 +10,14 @@ use kentongan_proto::mqtt::{
 };
 
 use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, LEAVING_SECONDS_MAX, wake};
+use super::banned::BANNED;
 use super::client::{ClientSession, Phase};
 use super::cluster::{Awaits, LastWord, Served};
 use super::log_rate::excerpt;
 use super::retained_read::RetainedReads;
 use super::shared::MEMORY_LEVEL_REFUSES;
 use super::{ConnectionKey, Event};
+use crate::audit::RefusedLogin;
 use crate::auth::{Mechanism, MechanismStep, Redirection};
 use crate::metrics::{CloseReason, ConnectRefusal, PublishRefusal};
 use crate::replicated::command::{Connect as ConnectCommand, Owner, Released, SessionCommand};
@@ -34,6 +36,18 @@ pub struct PendingConnect {
     identity: Arc<str>,
     mechanism: Option<Box<dyn Mechanism>>,
     authentication_data: Option<bytes::Bytes>,
+}
+
+impl PendingConnect {
+    fn new(connect: Box<Connect>, negotiated: Negotiated) -> Box<Self> {
+        let identity = Arc::from("");
+        Box::new(Self { connect, negotiated, identity, mechanism: None, authentication_data: None })
+    }
+
+    /// Who the client says to be.
+    pub(super) fn user_name(&self) -> Option<&str> {
+        self.connect.user_name.as_deref()
+    }
 }
 
 impl std::fmt::Debug for PendingConnect {
@@ -78,6 +92,8 @@ pub enum EndCause {
     SlowConsumer,
     /// It published faster than it may, for too long.
     TooFast,
+    /// An operator banned it, its user or where it comes from.
+    Banned,
     /// This process stops.
     ShuttingDown,
     /// This node lost the majority of the cluster.
@@ -112,6 +128,7 @@ impl EndCause {
             Self::Refused(_) | Self::Malformed { .. } | Self::Protocol(_) => CloseReason::ProtocolError,
             Self::SlowConsumer => CloseReason::SlowConsumer,
             Self::TooFast => CloseReason::QuotaExceeded,
+            Self::Banned => CloseReason::Administrative,
             Self::ShuttingDown | Self::SentElsewhere(_) => CloseReason::ShuttingDown,
             Self::Moved(_) => CloseReason::Moved,
             Self::CutOff => CloseReason::Unavailable,
@@ -124,6 +141,7 @@ impl EndCause {
             Self::ConnectTimeout => Some(ConnectRefusal::ConnectTimeout),
             Self::Malformed { .. } | Self::Protocol(_) => Some(ConnectRefusal::Malformed),
             Self::ShuttingDown => Some(ConnectRefusal::ShuttingDown),
+            Self::Banned => Some(ConnectRefusal::Banned),
             _ => None,
         }
     }
@@ -149,22 +167,22 @@ impl ArbiterState {
                 return self.refuse(key, refusal.reason, refusal.text);
             }
         };
+        if let Some(client) = self.client(key) {
+            client.client_id = Arc::clone(&negotiated.client_id);
+        }
+        if self.is_banned(key, &connect, &negotiated.client_id) {
+            return self.refuse_login(key, PendingConnect::new(connect, negotiated), ReasonCode::Banned, BANNED);
+        }
+        if self.shared.flapping.is_banned(&negotiated.client_id, self.now_ms) {
+            return self.refuse(key, ReasonCode::Banned, "this client identifier connects too often");
+        }
         if !self.may_acknowledge() {
             return self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");
         }
         if self.shared.memory_level() >= MEMORY_LEVEL_REFUSES {
             return self.refuse(key, ReasonCode::ServerBusy, "memory is short");
         }
-        if let Some(client) = self.client(key) {
-            client.client_id = Arc::clone(&negotiated.client_id);
-        }
-        let mut pending = Box::new(PendingConnect {
-            connect,
-            negotiated,
-            identity: Arc::from(""),
-            mechanism: None,
-            authentication_data: None,
-        });
+        let mut pending = PendingConnect::new(connect, negotiated);
         if let Some(method) = pending.connect.properties.authentication_method.clone() {
             let Some(mechanism) = self.shared.authority.mechanism(&method) else {
                 // [MQTT-4.12.0-1]
@@ -183,8 +201,22 @@ impl ArbiterState {
                 pending.identity = identity;
                 self.claim(key, pending);
             }
-            Err(refusal) => self.refuse(key, refusal.reason, refusal.text),
+            Err(refusal) => self.refuse_login(key, pending, refusal.reason, refusal.text),
         }
+    }
+
+    /// Refuses a CONNECT for who sent it, which the audit log tells.
+    fn refuse_login(
+        &mut self,
+        key: ConnectionKey,
+        pending: Box<PendingConnect>,
+        reason: ReasonCode,
+        text: &'static str,
+    ) {
+        if let Some(client) = self.client(key) {
+            client.pending = Some(pending);
+        }
+        self.refuse(key, reason, text);
     }
 
     /// One step of enhanced authentication before CONNACK.
@@ -257,6 +289,9 @@ impl ArbiterState {
 
     /// The client is who it says: now its Client Identifier.
     fn claim(&mut self, key: ConnectionKey, pending: Box<PendingConnect>) {
+        if self.is_banned_identity(&pending.identity) {
+            return self.refuse_login(key, pending, ReasonCode::Banned, BANNED);
+        }
         let authority = &self.shared.authority;
         if let Some(elsewhere) = authority.elsewhere_on_connect(&pending.identity, &pending.negotiated.client_id) {
             return self.redirect(key, elsewhere);
@@ -271,8 +306,8 @@ impl ArbiterState {
             return self.refuse(key, refusal.reason, refusal.text);
         }
         let client_id = Arc::clone(&pending.negotiated.client_id);
-        if self.shared.flapping.is_banned(&client_id, self.now_ms) {
-            return self.refuse(key, ReasonCode::Banned, "connections take this client identifier from each other");
+        if self.shared.flapping.on_connect(&client_id, self.now_ms) {
+            tracing::warn!(%client_id, "banned for a while: this client identifier connects too often");
         }
         if self.shared.cluster.is_some() {
             return self.claim_in_cluster(key, pending);
@@ -492,6 +527,15 @@ impl ArbiterState {
         if logged {
             tracing::info!(client_id = %client.client_id, peer = %client.origin, ?reason, text, "refused");
         }
+        let user = client.pending.as_ref().and_then(|pending| pending.user_name()).map(str::to_owned);
+        let (client_id, origin) = (Arc::clone(&client.client_id), client.origin.clone());
+        if counted.is_of_login() {
+            let refused = RefusedLogin { client_id: &client_id, user: user.as_deref(), origin: &origin, reason: text };
+            self.shared.audit.refused_login(&refused, self.shared.clock.wall_ms());
+        }
+        let Some(client) = self.client(key) else {
+            return;
+        };
         // [MQTT-3.2.2-6] of 3.1.1: where no return code fits, the connection just closes.
         if client.version.is_v5() || codec::v3_connack_code(reason).is_some() {
             let mut properties = ConnAckProperties::default();
@@ -751,6 +795,13 @@ fn properties(method: Option<String>, data: Option<bytes::Bytes>) -> AuthPropert
 impl From<Opened> for Event {
     fn from(opened: Opened) -> Self {
         Self::Opened(Box::new(opened))
+    }
+}
+
+impl ConnectRefusal {
+    /// Whether somebody was not let in for who it is, or says to be.
+    fn is_of_login(self) -> bool {
+        matches!(self, Self::BadCredentials | Self::NotAuthorized | Self::Banned | Self::AuthenticationMethod)
     }
 }
 

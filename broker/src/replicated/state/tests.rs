@@ -946,6 +946,8 @@ fn the_will_of_a_transient_session_is_published_when_its_node_dies() {
 }
 
 /// Security 2: another identity neither resumes nor takes over, nor does it disturb.
+///
+/// Abuse: [session-identity]
 #[test]
 fn another_identity_gets_nothing_of_a_session() {
     let mut script = Script::new();
