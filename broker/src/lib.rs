@@ -29,3 +29,4 @@ pub mod session;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;
 pub mod subscription;
+pub mod tls;

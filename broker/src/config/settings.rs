@@ -124,6 +124,16 @@ settings! {
         /// The protocol versions that are spoken here.
         pub protocol_versions: Vec<ProtocolVersion>
             = vec![ProtocolVersion::V3_1, ProtocolVersion::V3_1_1, ProtocolVersion::V5] => reloaded,
+        /// TLS on this listener. Unset: none.
+        pub tls: Option<TlsConfig> = None,
+    }
+
+    /// TLS 1.2 and 1.3 on a listener. The files are PEM; they are read again when one of them changes, and on SIGHUP.
+    pub struct TlsConfig {
+        /// The server's certificate, followed by those between it and the authority.
+        pub certificate_file: Option<PathBuf> = None => reloaded,
+        /// Its private key.
+        pub key_file: Option<PathBuf> = None => reloaded,
     }
 
     /// Limits and ways of every client session.

@@ -631,7 +631,9 @@ impl Machine {
             return NodeStatus::default();
         };
         let directory = member.directory();
-        let left_ns = cluster.lease.valid_until_ns().saturating_sub(cluster.clock.boottime_ns());
+        let valid_until_ns = cluster.lease.valid_until_ns();
+        let left_ns = valid_until_ns.saturating_sub(cluster.clock.boottime_ns());
+        let has_end = valid_until_ns != 0 && valid_until_ns != u64::MAX;
         NodeStatus {
             node: cluster.node,
             name: shared.settings.node_name(),
@@ -639,7 +641,7 @@ impl Machine {
             cluster: directory.cluster_id().unwrap_or_default().iter().map(|byte| format!("{byte:02x}")).collect(),
             incarnation: shared.incarnation(),
             standing: status::Standing::from(member.membership.standing()).into(),
-            lease_ms_left: (1..u64::MAX / 2).contains(&left_ns).then_some(left_ns / 1_000_000),
+            lease_ms_left: has_end.then_some(left_ns / 1_000_000),
             connections: shared.connections.load(std::sync::atomic::Ordering::Relaxed) as u64,
             members: MemberStatus::of(directory),
             feature_level: directory.feature_level(),

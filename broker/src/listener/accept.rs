@@ -17,6 +17,7 @@ use super::{Accepted, AcceptedSocket, ListenerContext};
 use crate::config::{ListenerConfig, Settings};
 use crate::connection::ConnectionActor;
 use crate::router::{ArbiterState, Event, Shared};
+use crate::tls::Endpoint;
 
 /// Sockets accepted before they are handed over.
 const ACCEPTED_A_WAKEUP_MAX: usize = 64;
@@ -39,7 +40,9 @@ pub fn bind(config: &ListenerConfig, settings: &Settings) -> anyhow::Result<(Tcp
     })?;
     let listener: TcpListener = socket.into();
     let address = listener.local_addr()?;
-    Ok((listener, Arc::new(ListenerContext::new(config.clone(), settings, address))))
+    let tls = config.tls.as_ref().map(|tls| Endpoint::load(tls, Arc::default())).transpose();
+    let tls = tls.with_context(|| format!("cannot serve TLS on {address}"))?.map(Arc::new);
+    Ok((listener, Arc::new(ListenerContext::new(config.clone(), settings, address).with_tls(tls))))
 }
 
 fn open(config: &ListenerConfig) -> io::Result<Socket> {

@@ -18,6 +18,7 @@ use slab::Slab;
 use tokio::io::ReadBuf;
 
 use super::batch::Batch;
+use super::claims::ClaimTurns;
 use super::client::{Client, Phase};
 use super::cluster::Departing;
 use super::deliver::Templates;
@@ -76,6 +77,7 @@ pub struct ArbiterState {
     pub(super) pool: BufferPool,
     pub(super) batches: Vec<Batch>,
     pub(super) lanes: Lanes,
+    pub(super) claim_turns: ClaimTurns,
     pub(super) message_number: u64,
     /// Milliseconds of the process clock, read once a turn.
     pub(super) now_ms: u64,
@@ -136,6 +138,7 @@ impl ArbiterState {
             pool: BufferPool::default(),
             batches: (0..shared.inboxes.len()).map(|_| Batch::default()).collect(),
             lanes: Lanes::new(shared.cluster.as_ref().map(|cluster| cluster.node), shared.incarnation(), id, groups),
+            claim_turns: ClaimTurns::new(groups),
             message_number: 0,
             now_ms: shared.now_ms(),
             dirty: Vec::new(),
@@ -270,7 +273,7 @@ impl ArbiterState {
             };
             match client.phase {
                 Phase::Closing if client.out.is_empty() => return Poll::Ready(()),
-                Phase::Closing | Phase::Leaving | Phase::Claiming => return Poll::Pending,
+                Phase::Closing | Phase::Leaving | Phase::AwaitingTurn | Phase::Claiming => return Poll::Pending,
                 _ if client.paused => return Poll::Pending,
                 // What is asked of us must not grow what we hold without end: PINGREQ after PINGREQ, never reading.
                 _ if client.out.len() > out_bytes_max => {
@@ -445,7 +448,7 @@ impl ArbiterState {
                         break;
                     }
                 }
-                Some(client) if client.phase == Phase::Claiming => {
+                Some(client) if matches!(client.phase, Phase::AwaitingTurn | Phase::Claiming) => {
                     client.unprocessed = position < buffer.len();
                     break;
                 }
@@ -564,7 +567,7 @@ impl ArbiterState {
             self.mark_dirty(key);
             return false;
         }
-        let outcome = client.out.flush(&client.transport, &mut self.pool);
+        let outcome = client.out.flush(&mut client.transport, &mut self.pool);
         let written = before - client.out.len();
         if large {
             *large_left = large_left.saturating_sub(written);
@@ -670,7 +673,7 @@ impl ArbiterState {
             return;
         };
         match client.phase {
-            Phase::AwaitingConnect | Phase::Authenticating | Phase::Claiming => {
+            Phase::AwaitingConnect | Phase::Authenticating | Phase::AwaitingTurn | Phase::Claiming => {
                 self.tear_down(key, super::connect::EndCause::ConnectTimeout);
                 self.end_now(key);
             }

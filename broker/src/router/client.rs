@@ -29,7 +29,9 @@ pub enum Phase {
     AwaitingConnect,
     /// Authentication exchanges AUTH packets.
     Authenticating,
-    /// The Client Identifier is being claimed; nothing is read meanwhile.
+    /// The Client Identifier is to be claimed once it is this connection's turn; nothing is read meanwhile.
+    AwaitingTurn,
+    /// It is being claimed; nothing is read meanwhile.
     Claiming,
     /// CONNACK was sent.
     Connected,

@@ -153,6 +153,9 @@ impl ArbiterState {
             return;
         };
         client.version = connect.version;
+        if let Some(certified) = client.transport.certified() {
+            client.origin.certified = Some(certified);
+        }
         client.packet_bytes_max_out = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
         let listener = Arc::clone(&client.listener);
         let negotiated = match handshake::negotiate(&connect, &listener.policy, self.shared.random.draw()) {
@@ -330,13 +333,20 @@ impl ArbiterState {
 
     /// With several nodes every claim is its group's to grant, so that two nodes never both do.
     fn claim_in_cluster(&mut self, key: ConnectionKey, pending: Box<PendingConnect>) {
+        let group = self.shared.submitter.slots().group_of(&pending.negotiated.client_id);
+        if !self.claim_turns.may_begin(key, group) {
+            if let Some(client) = self.client(key) {
+                client.phase = Phase::AwaitingTurn;
+                client.pending = Some(pending);
+            }
+            return;
+        }
         let Some(caps) = self.client(key).map(|client| client.listener.queue_caps()) else {
             return;
         };
         let request = ClaimRequest::new(key, &pending.connect, &pending.negotiated, &pending.identity, caps);
         let node = self.shared.cluster.as_ref().map_or(0, |cluster| cluster.node);
         let owner = Owner { incarnation: self.shared.incarnation(), connection: key.raw(), node };
-        let group = self.shared.submitter.slots().group_of(&request.client_id);
         let connect = ConnectCommand { wait_for_release: true, keep_transient: true, ..request.command(owner) };
         self.lanes.command(group, SessionCommand::Connect(connect));
         self.schedule_flush();
@@ -346,9 +356,24 @@ impl ArbiterState {
         }
     }
 
+    /// No answer to the claim of this connection is awaited any more: others have waited for their turn.
+    fn end_claim(&mut self, key: ConnectionKey) {
+        let Some(group) = self.claim_turns.ended(key) else {
+            return;
+        };
+        while let Some(next) = self.claim_turns.next(group) {
+            // Who is gone, or was refused meanwhile, has no turn.
+            let waiting = self.client(next).filter(|client| client.phase == Phase::AwaitingTurn);
+            if let Some(pending) = waiting.and_then(|client| client.pending.take()) {
+                return self.claim_in_cluster(next, pending);
+            }
+        }
+    }
+
     /// The claim was granted: the session begins, CONNACK first [MQTT-3.2.0-1].
     pub(super) fn on_opened(&mut self, opened: Opened) {
         let key = opened.connection;
+        self.end_claim(key);
         let Some(pending) = self.client(key).and_then(|client| client.pending.take()) else {
             if self.is_known_claim(key, opened.epoch) {
                 return;
@@ -621,6 +646,7 @@ impl ArbiterState {
 
     /// Undoes what the connection stands for in every table. Safe to call twice.
     pub(super) fn tear_down(&mut self, key: ConnectionKey, cause: EndCause) {
+        self.end_claim(key);
         let Some(client) = self.client(key) else {
             return;
         };

@@ -10,8 +10,8 @@
 //! - [`cluster`]: what is said again, and withheld, where there are several nodes. [`share_settling`]: messages for a
 //!   member elsewhere, until they are settled.
 //! - `moving`: clients that are told to use another server.
+//! - [`registry`]: who holds which Client Identifier. `claims`: who claims one, a few at a time.
 //! - [`pace`]: how fast clients may publish; `banned`: who may not be here at all.
-//! - [`registry`]: who holds which Client Identifier.
 //! - [`keep_alive`]: the wheel of deadlines.
 //! - [`stepped`]: an arbiter without a thread, for simulations.
 
@@ -19,6 +19,7 @@ pub mod arbiter;
 pub mod backlog;
 mod banned;
 pub mod batch;
+mod claims;
 pub mod client;
 pub mod cluster;
 mod connect;

@@ -62,7 +62,7 @@ impl ArbiterState {
                     Some(ReasonCode::ProtocolError),
                 );
             }
-            (Phase::Claiming | Phase::Leaving | Phase::Closing, _) => {}
+            (Phase::AwaitingTurn | Phase::Claiming | Phase::Leaving | Phase::Closing, _) => {}
         }
     }
 
