@@ -1,11 +1,14 @@
 //! Who may not be here, by the bans of the cluster.
 
+use kentongan_proto::mqtt::{Connect, ReasonCode};
+use serde_json::{Value, json};
+
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::client::{Client, Phase};
 use super::connect::EndCause;
+use super::log_rate::excerpt;
 use crate::bans::Comer;
-use kentongan_proto::mqtt::{Connect, ReasonCode};
 
 /// What a banned client is told.
 pub(super) const BANNED: &str = "banned by the operator of this server";
@@ -25,6 +28,15 @@ impl ArbiterState {
     pub(super) fn is_banned_identity(&self, identity: &str) -> bool {
         let comer = Comer { users: [Some(identity).filter(|name| !name.is_empty()), None, None], ..Comer::default() };
         self.shared.bans.has(&comer, || self.shared.wall_seconds())
+    }
+
+    /// A Client Identifier is kept out of this node for a while, which nobody asked for.
+    pub(super) fn note_flap_ban(&self, client_id: &str, reason: &str) {
+        let client_id = excerpt(client_id);
+        tracing::warn!(client_id, reason, "this client identifier is banned for a while");
+        let seconds = self.shared.settings.limits.flap_ban_seconds;
+        let what = json!({ "subject": format!("client-id:{client_id}"), "seconds": seconds, "reason": reason });
+        self.shared.audit.record(self.shared.clock.wall_ms(), "flap ban", Value::Null, what, "done here");
     }
 
     /// Ends the connections of those who were banned since this was last called. Every second.

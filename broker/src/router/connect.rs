@@ -307,7 +307,7 @@ impl ArbiterState {
         }
         let client_id = Arc::clone(&pending.negotiated.client_id);
         if self.shared.flapping.on_connect(&client_id, self.now_ms) {
-            tracing::warn!(%client_id, "banned for a while: this client identifier connects too often");
+            self.note_flap_ban(&client_id, "connects too often");
         }
         if self.shared.cluster.is_some() {
             return self.claim_in_cluster(key, pending);
@@ -740,7 +740,7 @@ impl ArbiterState {
     pub(super) fn on_take_over(&mut self, key: ConnectionKey, client_id: &Arc<str>) {
         self.counters.takeovers.inc();
         if self.shared.flapping.on_takeover(client_id, self.now_ms) {
-            tracing::warn!(%client_id, "banned for a while: connections take this client identifier from each other");
+            self.note_flap_ban(client_id, "connections take it from each other");
         }
         match self.client(key) {
             Some(client) if client.session.is_some() => {

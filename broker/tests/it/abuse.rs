@@ -479,7 +479,7 @@ fn a_publisher_is_held_to_a_rate_of_bytes_from_the_moment_that_it_is_set() {
     let mut fast = Client::v5(&broker, "fast");
     let mut slow = Client::v5(&broker, "slow");
     let payload = "x".repeat(100_000);
-    let mut takes = |client: &mut Client, messages: u16| {
+    let takes = |client: &mut Client, messages: u16| {
         let began = Instant::now();
         for number in 1..=messages {
             client.publish("t", &payload, qos1(number));
@@ -538,7 +538,7 @@ fn a_client_identifier_that_comes_and_goes_too_often_is_banned_where_that_is_set
         &[],
         &[("KENTONGAN_LIMITS__FLAP_CONNECTS_MAX", "5"), ("KENTONGAN_LIMITS__FLAP_BAN_SECONDS", "2")],
     );
-    let mut come = || {
+    let come = || {
         let (client, connack) = Client::open(&broker, connect(ProtocolVersion::V5, "flapping"));
         if connack.reason_code == ReasonCode::Success {
             client.disconnect();
@@ -659,7 +659,7 @@ fn each_mark_of_memory_adds_a_measure() {
     let bytes = broker.metric("process_heap_bytes") as u64;
     assert!(bytes > 60_000_000, "only {bytes} bytes are held");
     let used = |percent: u64| {
-        std::fs::write(&file, settings(if percent == 0 { 0 } else { bytes * 100 / percent })).expect("written");
+        std::fs::write(&file, settings(bytes * 100 / percent)).expect("written");
         broker.hang_up();
     };
     let comes = || Client::open(&broker, connect(ProtocolVersion::V5, "late")).1.reason_code;

@@ -113,7 +113,13 @@ fn a_ban_holds_on_every_node_within_a_second_and_closes_who_is_there() {
     wait_for("the end of it", || reason(&cluster.nodes[2], named("meter")) == ReasonCode::Success);
     assert!(banned(&cluster, 1).is_empty(), "what is over is not shown");
 
+    cluster.admin(1, &["drain", "n3", "--wait-seconds", "0"]).expect("it is committed");
+    cluster.admin(1, &["drain", "n3", "--undo"]).expect("it is committed");
     let recorded = |event| recorded(&audit, event);
+    for event in ["drain", "undrain"] {
+        assert!(recorded(event).iter().all(|(who, what, _)| who["operator"].is_string() && what["node"].is_string()));
+        assert!(!recorded(event).is_empty(), "{event} is recorded");
+    }
     wait_for("every refusal is recorded", || recorded("login").len() > 9);
     let bans = recorded("ban");
     assert!(
