@@ -1,6 +1,7 @@
 """Command line clients: mosquitto's, and Kentongan's own, which take the same flags.
 
-MQTT_SUB and MQTT_PUB name the commands; mosquitto's are the default.
+MQTT_SUB, MQTT_PUB and MQTT_RR name the commands; mosquitto's are the default. MQTT_ADDRESS_FLAGS are what they find the broker
+by, if it is not by MQTT_HOST and MQTT_PORT.
 """
 
 import os
@@ -15,7 +16,8 @@ from support import DEADLINE_SECONDS, HOST, PORT, V5, BrokerTest, unique, wait_f
 
 SUB = shlex.split(os.environ.get("MQTT_SUB", "mosquitto_sub"))
 PUB = shlex.split(os.environ.get("MQTT_PUB", "mosquitto_pub"))
-ADDRESS = ["-h", HOST, "-p", str(PORT)]
+RR = shlex.split(os.environ.get("MQTT_RR", "mosquitto_rr"))
+ADDRESS = shlex.split(os.environ.get("MQTT_ADDRESS_FLAGS", f"-h {HOST} -p {PORT}"))
 
 # Holds a retained message while the tests run.
 READY = unique("ready")
@@ -186,6 +188,24 @@ class CommandLine(BrokerTest):
         self.assertTrue(all(member.lines.qsize() >= 10 for member in members))
         got = [member.line() for member in members for _ in range(member.lines.qsize())]
         self.assertEqual(sorted(got, key=int), lines)
+
+    def test_a_request_gets_its_response(self):
+        def run(*version):
+            for qos in "012":
+                question, answer = unique("question"), unique("answer")
+                responder = self.sub(*version, "-q", qos, "-t", question)
+                command = [*RR, *ADDRESS, *version, "-q", qos, "-t", question, "-e", answer, "-m", "what?", "-W", "10"]
+                with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as asker:
+                    self.assertEqual(responder.line(), "what?")
+                    pub(*version, "-q", qos, "-t", answer, "-m", "that")
+                    self.assertEqual(asker.communicate(timeout=DEADLINE_SECONDS)[0], "that\n")
+                    self.assertEqual(asker.returncode, 0)
+
+        self.with_both_versions(run)
+
+    def test_a_request_without_a_response_ends_in_time(self):
+        command = [*RR, *ADDRESS, "-t", unique("question"), "-e", unique("answer"), "-m", "what?", "-W", "1"]
+        self.assertEqual(subprocess.run(command, capture_output=True, timeout=DEADLINE_SECONDS).returncode, 27)
 
     def test_properties(self):
         topic = unique("properties")

@@ -1,4 +1,4 @@
-// MQTT.js, MQTT 3.1.1 and 5: what every client does. Reads MQTT_HOST and MQTT_PORT.
+// MQTT.js, MQTT 3.1.1 and 5: what every client does. Reads MQTT_HOST and MQTT_PORT, and MQTT_PROTOCOL: mqtt, ws or wss.
 
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
@@ -9,6 +9,7 @@ import mqtt from "mqtt";
 
 const HOST = process.env.MQTT_HOST ?? "127.0.0.1";
 const PORT = Number(process.env.MQTT_PORT ?? 1883);
+const PROTOCOL = process.env.MQTT_PROTOCOL ?? "mqtt";
 
 /** Time within which anything that should happen has happened. */
 const DEADLINE_MS = 10_000;
@@ -27,6 +28,8 @@ async function connect(protocolVersion, options = {}) {
   const client = mqtt.connect({
     host: HOST,
     port: PORT,
+    protocol: PROTOCOL,
+    path: "/mqtt",
     protocolVersion,
     clientId: unique("mqttjs"),
     // A break is part of some tests: coming back unasked would hide it.

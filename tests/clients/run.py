@@ -37,17 +37,20 @@ class Kentongan:
 
     name = "kentongan"
 
-    def __init__(self, binary, directory):
+    def __init__(self, binary, directory, settings=None):
+        """The listeners are those of the file `settings`, if there is one."""
+        listeners = ["--config", settings] if settings else ["--mqtt", "127.0.0.1:0"]
         self.log = pathlib.Path(directory, "broker.log").open("w+", encoding="utf-8")
         self.process = subprocess.Popen(
-            [binary, "serve", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data-dir", f"{directory}/data"],
+            [binary, "serve", *listeners, "--http", "127.0.0.1:0", "--data-dir", f"{directory}/data"],
             env={**os.environ, "KENTONGAN_LOG__FORMAT": "json"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
-        self.address = None
+        # In the order of the listeners; the first is the one for everybody.
+        self.address, self.addresses, self.http = None, [], None
         self.listening = threading.Event()
         self.reader = threading.Thread(target=self._read)
         self.reader.start()
@@ -56,7 +59,7 @@ class Kentongan:
             raise Failure(f"the broker did not say where it listens:\n{self.log_end()}")
 
     def _read(self):
-        """Keeps the log and takes the address from it. To the end: a full pipe would stop the broker."""
+        """Keeps the log and takes the addresses from it. To the end: a full pipe would stop the broker."""
         for line in self.process.stderr:
             self.log.write(line)
             try:
@@ -64,8 +67,11 @@ class Kentongan:
             except ValueError:
                 continue
             fields = {**entry, **entry.get("fields", {})}
-            if self.address is None and "listening for MQTT" in str(fields.get("message")):
-                self.address = fields["address"]
+            if "listening for HTTP" in str(fields.get("message")):
+                self.http = fields["address"]
+            if "listening for MQTT" in str(fields.get("message")):
+                self.addresses.append(fields["address"])
+                self.address = self.addresses[0]
                 self.listening.set()
 
     def log_end(self):
@@ -140,10 +146,27 @@ def suites(broker, own_binary):
         "mosquitto-clients": ([*python, "command_line"], {}),
     }
     if broker.name == "kentongan":
-        own = {"MQTT_SUB": f"{own_binary} sub", "MQTT_PUB": f"{own_binary} pub"}
+        own = {"MQTT_SUB": f"{own_binary} sub", "MQTT_PUB": f"{own_binary} pub", "MQTT_RR": f"{own_binary} rr"}
         everything["kentongan-clients"] = ([*python, "command_line"], own)
+        everything.update(websocket_suites(own_binary, node, python))
         everything["three-nodes"] = ([*python, "three_nodes"], {"KENTONGAN": own_binary})
         everything["haproxy"] = ([*python, "haproxy"], {"KENTONGAN": own_binary})
+        everything["own-tls"] = ([*python, "own_tls"], {"KENTONGAN": own_binary})
+        everything["proxy-protocol"] = ([*python, "proxy_protocol"], {"KENTONGAN": own_binary})
+        everything["browser"] = ([*python, "browser"], {"KENTONGAN": own_binary})
+    return everything
+
+
+def websocket_suites(own_binary, node, python):
+    """The suites of MQTT.js and of our own clients once more, by WebSocket without TLS and with it: on a broker of their own."""
+    everything = {}
+    for name, tls in (("ws", False), ("wss", True)):
+        own = {"KENTONGAN": own_binary, "WEBSOCKET_TLS": "1" if tls else ""}
+        everything[f"mqtt.js-{name}"] = ([sys.executable, "by_websocket.py", *node, "mqttjs.mjs"], own)
+        everything[f"kentongan-clients-{name}"] = (
+            [sys.executable, "by_websocket.py", *python, "command_line.CommandLine"],
+            {**own, "MQTT_SUB": f"{own_binary} sub", "MQTT_PUB": f"{own_binary} pub", "MQTT_RR": f"{own_binary} rr"},
+        )
     return everything
 
 

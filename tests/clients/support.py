@@ -29,9 +29,9 @@ def unique(name):
     return f"{name}-{uuid.uuid4().hex[:8]}"
 
 
-def wait_for(what, condition):
+def wait_for(what, condition, seconds=DEADLINE_SECONDS):
     """Waits until a condition holds; returns what it returned."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         value = condition()
         if value:

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use kentongan_proto::mqtt::{ConnAck, Disconnect, Packet, ProtocolVersion, ReasonCode};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::link::Link;
 use super::options::ConnectOptions;
 use super::wire;
 
@@ -25,8 +25,14 @@ pub(super) enum ClientError {
     UnknownHost { host: String, source: io::Error },
     #[error("cannot connect to {address}: {source}; {hint}")]
     Unreachable { address: String, source: io::Error, hint: &'static str },
-    #[error("{address} took the connection and did not answer CONNECT; is it an MQTT port without TLS?")]
+    #[error(
+        "{address} took the connection and did not answer CONNECT; is it an MQTT port, and one without TLS if none was asked for?"
+    )]
     NoAnswer { address: String },
+    #[error("no TLS with {address}: {text}{hint}")]
+    Tls { address: String, text: String, hint: &'static str },
+    #[error("the broker opens no WebSocket: {0}")]
+    NoWebSocket(String),
     #[error("the broker refused the connection: {reason}{hint}")]
     Refused { reason: Reason, hint: &'static str },
     #[error("the broker ended the connection: {0}")]
@@ -80,7 +86,7 @@ impl ClientError {
             Self::Refused { reason, .. } => {
                 matches!(reason.code, ReasonCode::ServerUnavailable | ReasonCode::ServerBusy)
             }
-            Self::NotMqtt(_) => false,
+            Self::NotMqtt(_) | Self::Tls { .. } | Self::NoWebSocket(_) => false,
             _ => true,
         }
     }
@@ -89,7 +95,7 @@ impl ClientError {
 /// An open connection. Every `async` method may be dropped half-way and called again; nothing is lost by it.
 #[derive(Debug)]
 pub(super) struct Connection {
-    stream: TcpStream,
+    link: Link,
     version: ProtocolVersion,
     inbound: BytesMut,
     outbound: BytesMut,
@@ -104,7 +110,8 @@ impl Connection {
     /// Connects, and returns once CONNACK said success.
     pub(super) async fn open(options: &ConnectOptions) -> Result<(Self, ConnAck), ClientError> {
         let address = format!("{}:{}", options.host, options.port);
-        let stream = timeout(CONNECT_TIMEOUT, dial(options)).await.map_err(|_| ClientError::Unreachable {
+        let linked = async { Link::over(dial(options).await?, options).await };
+        let (link, inbound) = timeout(CONNECT_TIMEOUT, linked).await.map_err(|_| ClientError::Unreachable {
             address: address.clone(),
             source: io::ErrorKind::TimedOut.into(),
             hint: "is a firewall between here and there?",
@@ -113,9 +120,9 @@ impl Connection {
         let name = if connect.client_id.is_empty() { "(null)" } else { &connect.client_id };
         let keep_alive = Some(u64::from(connect.keep_alive)).filter(|&seconds| seconds != 0);
         let mut connection = Self {
-            stream,
+            link,
             version: connect.version,
-            inbound: BytesMut::new(),
+            inbound,
             outbound: BytesMut::new(),
             keep_alive: keep_alive.map(Duration::from_secs),
             last_sent: Instant::now(),
@@ -167,8 +174,8 @@ impl Connection {
 
     /// Writes all that waits.
     pub(super) async fn flush(&mut self) -> Result<(), ClientError> {
-        while self.outbound.has_remaining() {
-            self.stream.write_buf(&mut self.outbound).await.map_err(ClientError::Failed)?;
+        while self.outbound.has_remaining() || self.link.has_unwritten() {
+            self.link.write(&mut self.outbound).await.map_err(ClientError::Failed)?;
             self.last_sent = Instant::now();
         }
         Ok(())
@@ -184,9 +191,9 @@ impl Connection {
             let ping_due = self.keep_alive.map(|interval| self.last_sent + interval);
             let silent_at = self.ping_sent.zip(self.keep_alive).map(|(sent, interval)| sent + interval);
             tokio::select! {
-                read = self.stream.read_buf(&mut self.inbound) => match read {
-                    Ok(0) => return Err(ClientError::Closed),
-                    Ok(_) => {}
+                read = self.link.read(&mut self.inbound) => match read {
+                    Ok(false) => return Err(ClientError::Closed),
+                    Ok(true) => {}
                     Err(error) => return Err(ClientError::Failed(error)),
                 },
                 () = at(silent_at) => return Err(ClientError::Silent),
@@ -220,9 +227,9 @@ impl Connection {
         self.send(&Packet::Disconnect(disconnect));
         self.flush().await?;
         // From here on the broker has everything; how the socket ends no longer matters.
-        let _ = self.stream.shutdown().await;
+        let _ = self.link.shut_down().await;
         let drained = async {
-            while matches!(self.stream.read_buf(&mut self.inbound).await, Ok(1..)) {
+            while matches!(self.link.read(&mut self.inbound).await, Ok(true)) {
                 self.inbound.clear();
             }
         };

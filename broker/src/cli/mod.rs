@@ -1,7 +1,7 @@
 //! The command line: the broker itself, its settings, and a small client for trying things out.
 //!
-//! `kentongan` alone is `kentongan serve`. `pub` and `sub` take the flags of mosquitto_pub and mosquitto_sub, so that
-//! what people have in their scripts and fingers works.
+//! `kentongan` alone is `kentongan serve`. `pub`, `sub` and `rr` take the flags of mosquitto_pub, mosquitto_sub and
+//! mosquitto_rr, so that what people have in their scripts and fingers works.
 //!
 //! Absent: the broker. It comes in as a function, so that this module does not know what it is made of.
 
@@ -9,14 +9,17 @@ mod client;
 mod cluster;
 mod config;
 mod format;
+mod link;
 mod local;
 mod logging;
 mod options;
 mod property;
 mod publish;
 mod reference;
+mod request;
 mod serve;
 mod subscribe;
+mod tls;
 mod wire;
 
 use std::ffi::OsString;
@@ -34,6 +37,9 @@ const EXIT_FAILURE: u8 = 1;
 
 /// The command line or the configuration is wrong. Clap uses the same.
 const EXIT_USAGE: u8 = 2;
+
+/// What mosquitto_sub and mosquitto_rr exit with when `-W` ran out.
+const EXIT_TIMED_OUT: u8 = 27;
 
 /// A clustered, high-throughput MQTT broker.
 ///
@@ -57,6 +63,9 @@ enum Command {
     /// Subscribe and print what comes, with the flags of mosquitto_sub.
     #[command(disable_help_flag = true)]
     Sub(subscribe::SubscribeArgs),
+    /// Publish a request and print the response, with the flags of mosquitto_rr.
+    #[command(disable_help_flag = true)]
+    Rr(request::RequestArgs),
     /// Look at settings.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -75,8 +84,8 @@ struct CompletionsArgs {
 
 /// Runs what the command line says. `serve` runs the broker until it is told to stop, and can read the settings again.
 ///
-/// Exit codes: 0 success, 1 something failed while running, 2 the command line or the configuration is wrong, 27 if `sub -W` ran out
-/// of time; and of a node that need not be started again as it is, see [`crate::ending::Ending`].
+/// Exit codes: 0 success, 1 something failed while running, 2 the command line or the configuration is wrong, 27 if `sub -W` or `rr -W`
+/// ran out of time; and of a node that need not be started again as it is, see [`crate::ending::Ending`].
 pub fn run(
     arguments: impl IntoIterator<Item = OsString>,
     serve: impl FnOnce(Effective, Reloading) -> anyhow::Result<()>,
@@ -94,6 +103,7 @@ pub fn run(
         Some(Command::Serve(arguments)) => serve::run(&arguments, serve),
         Some(Command::Pub(arguments)) => publish::run(&arguments),
         Some(Command::Sub(arguments)) => subscribe::run(&arguments),
+        Some(Command::Rr(arguments)) => request::run(&arguments),
         Some(Command::Config(command)) => config::run(&command),
         Some(Command::Cluster(command)) => cluster::run(&command),
         Some(Command::Completions(CompletionsArgs { shell })) => completions(shell),

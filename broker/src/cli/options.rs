@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use clap::{ArgAction, Args};
 use kentongan_proto::mqtt::{Connect, ProtocolVersion, QoS, Will};
 
 use super::property::Properties;
+use super::tls::TlsArgs;
 use crate::config::Secret;
 
 /// Connecting, in the flags of mosquitto_pub and mosquitto_sub.
@@ -16,10 +18,19 @@ pub(super) struct ConnectionArgs {
     /// Host of the broker.
     #[arg(short = 'h', long, default_value = "localhost", value_name = "HOST")]
     host: String,
-    /// Port of the broker.
-    #[arg(short = 'p', long, default_value_t = 1883, value_name = "PORT")]
-    port: u16,
-    /// Host, port, user, password and topic at once: mqtt://[USER[:PASSWORD]@]HOST[:PORT][/TOPIC].
+    /// Port of the broker. Without one: 1883, or 8883 with TLS; for a WebSocket 80, or 443 with TLS.
+    #[arg(short = 'p', long, value_name = "PORT")]
+    port: Option<u16>,
+    /// Connect by WebSocket.
+    #[arg(long)]
+    ws: bool,
+    /// Path of the WebSocket.
+    #[arg(long, default_value = "/mqtt", value_name = "PATH", value_parser = parse_path)]
+    ws_path: String,
+    #[command(flatten)]
+    tls: TlsArgs,
+    /// Host, port, user, password and topic at once: mqtt://[USER[:PASSWORD]@]HOST[:PORT][/TOPIC]. With mqtts:// it is by TLS,
+    /// with ws:// by WebSocket, with wss:// by both.
     #[arg(short = 'L', long, value_name = "URL", conflicts_with_all = ["host", "port"])]
     url: Option<String>,
     /// Local address to connect from.
@@ -87,6 +98,10 @@ pub(super) struct ConnectionArgs {
 pub(super) struct ConnectOptions {
     pub(super) host: String,
     pub(super) port: u16,
+    /// TLS, if that is what is spoken there.
+    pub(super) tls: Option<Arc<rustls::ClientConfig>>,
+    /// The path of the WebSocket, if it is one.
+    pub(super) websocket_path: Option<String>,
     pub(super) bind: Option<IpAddr>,
     pub(super) nodelay: bool,
     pub(super) debug: bool,
@@ -129,6 +144,8 @@ impl ConnectionArgs {
             }
             (None, None) => url.password,
         };
+        let tls = self.tls.resolve(url.scheme.is_some_and(|scheme| scheme.is_tls))?;
+        let is_websocket = self.ws || url.scheme.is_some_and(|scheme| scheme.is_websocket);
         let user_name = self.username.clone().or(url.user);
         if password.is_some() && user_name.is_none() && !is_v5 {
             // [MQTT-3.1.2-22]
@@ -167,7 +184,9 @@ impl ConnectionArgs {
         };
         Ok(ConnectOptions {
             host: url.host.unwrap_or_else(|| self.host.clone()),
-            port: url.port.unwrap_or(self.port),
+            port: url.port.or(self.port).unwrap_or_else(|| default_port(is_websocket, tls.is_some())),
+            tls,
+            websocket_path: is_websocket.then(|| self.ws_path.clone()),
             bind: self.bind,
             nodelay: self.nodelay,
             debug: self.debug,
@@ -204,9 +223,34 @@ fn split_properties(words: &[String]) -> Vec<Vec<String>> {
     split
 }
 
+/// How a URL begins, and what it asks for by that.
+#[derive(Debug, Clone, Copy)]
+struct Scheme {
+    prefix: &'static str,
+    is_websocket: bool,
+    is_tls: bool,
+}
+
+const SCHEMES: [Scheme; 4] = [
+    Scheme { prefix: "mqtt://", is_websocket: false, is_tls: false },
+    Scheme { prefix: "mqtts://", is_websocket: false, is_tls: true },
+    Scheme { prefix: "ws://", is_websocket: true, is_tls: false },
+    Scheme { prefix: "wss://", is_websocket: true, is_tls: true },
+];
+
+fn default_port(is_websocket: bool, is_tls: bool) -> u16 {
+    match (is_websocket, is_tls) {
+        (false, false) => 1883,
+        (false, true) => 8883,
+        (true, false) => 80,
+        (true, true) => 443,
+    }
+}
+
 /// The parts of `mqtt://…`.
 #[derive(Debug, Default)]
 struct Url {
+    scheme: Option<Scheme>,
     host: Option<String>,
     port: Option<u16>,
     user: Option<String>,
@@ -216,8 +260,9 @@ struct Url {
 
 impl Url {
     fn parse(text: &str) -> Result<Self, String> {
-        let Some(rest) = text.strip_prefix("mqtt://") else {
-            return Err(String::from("-L wants mqtt://[USER[:PASSWORD]@]HOST[:PORT][/TOPIC]"));
+        let known = SCHEMES.into_iter().find_map(|scheme| Some((scheme, text.strip_prefix(scheme.prefix)?)));
+        let Some((scheme, rest)) = known else {
+            return Err(String::from("-L wants mqtt://[USER[:PASSWORD]@]HOST[:PORT][/TOPIC], or mqtts, ws or wss"));
         };
         let (authority, topic) = match rest.split_once('/') {
             Some((authority, topic)) => (authority, Some(topic.to_owned()).filter(|topic| !topic.is_empty())),
@@ -240,8 +285,14 @@ impl Url {
             return Err(String::from("-L names no host"));
         }
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        Ok(Self { host: Some(host), port, user, password, topic })
+        Ok(Self { scheme: Some(scheme), host: Some(host), port, user, password, topic })
     }
+}
+
+/// What may stand in the first line of a request.
+fn parse_path(text: &str) -> Result<String, String> {
+    let is_path = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if is_path { Ok(text.to_owned()) } else { Err(String::from("a path such as /mqtt")) }
 }
 
 fn parse_secret(text: &str) -> Result<Secret, String> {
@@ -309,7 +360,14 @@ mod tests {
             ("-V 311 -x 9", "-x wants MQTT 5"),
             ("-V 4", "one of 5, 311 and 31"),
             ("-L http://x", "-L wants mqtt://"),
+            ("-L mqtt://", "names no host"),
             ("-i a -I b", "cannot be used with"),
+            ("--alpn mqtt", "--alpn is for TLS"),
+            ("--cert x", "--key"),
+            ("--cafile /dev/null", "holds no certificate"),
+            ("--cafile /nowhere", "cannot use /nowhere"),
+            ("--ws --ws-path mqtt", "a path such as /mqtt"),
+            ("-L mqtts://x --cafile /dev/null --tls-version tlsv1.1", "tlsv1.3 and tlsv1.2"),
             ("--will-payload x", "--will-topic"),
             ("-D connect receive-maximum", "-D connect receive-maximum wants one value"),
         ] {
@@ -336,5 +394,28 @@ mod tests {
         assert_eq!(options.topic.as_deref(), Some("a/b"));
         let options = resolve("-L mqtt://broker").unwrap();
         assert_eq!((options.host.as_str(), options.port, options.topic), ("broker", 1883, None));
+    }
+
+    #[test]
+    fn flags_and_urls_say_what_is_spoken_and_where() {
+        let cafile = tempfile::NamedTempFile::new().unwrap();
+        let authority = rcgen::generate_simple_self_signed([String::from("broker")]).unwrap();
+        std::fs::write(cafile.path(), authority.cert.pem()).unwrap();
+        let cafile = format!("--cafile {}", cafile.path().display());
+        for (line, port, is_tls, path) in [
+            ("", 1883, false, None),
+            ("-p 77", 77, false, None),
+            (cafile.as_str(), 8883, true, None),
+            ("--ws", 80, false, Some("/mqtt")),
+            ("--ws -p 8089 --ws-path /x", 8089, false, Some("/x")),
+            (&format!("{cafile} --ws"), 443, true, Some("/mqtt")),
+            ("-L ws://broker", 80, false, Some("/mqtt")),
+            (&format!("-L wss://broker:9 {cafile}"), 9, true, Some("/mqtt")),
+            (&format!("-L mqtts://broker {cafile} --tls-version tlsv1.2 --alpn mqtt --insecure"), 8883, true, None),
+        ] {
+            let options = resolve(line).unwrap();
+            let found = (options.port, options.tls.is_some(), options.websocket_path.as_deref());
+            assert_eq!(found, (port, is_tls, path), "{line}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, Read};
 use std::num::NonZeroU16;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -137,19 +137,9 @@ impl PublishArgs {
             left: self.repeat,
             due: Instant::now(),
         };
-        if let Some(message) = &self.message {
-            return Ok(once(message.clone().into_bytes()));
-        }
-        if let Some(path) = &self.file {
-            let content = std::fs::read(path);
-            let unreadable = |error| PublishError::Usage(format!("cannot read {}: {error}", path.display()));
-            return content.map(once).map_err(unreadable);
-        }
-        if self.stdin_file {
-            let mut content = Vec::new();
-            let read = io::stdin().lock().read_to_end(&mut content);
-            let unreadable = |error| PublishError::Usage(format!("cannot read standard input: {error}"));
-            return read.map(|_| once(content)).map_err(unreadable);
+        let whole = read_payload(self.message.as_deref(), self.file.as_deref(), self.stdin_file);
+        if let Some(payload) = whole.map_err(PublishError::Usage)? {
+            return Ok(once(payload));
         }
         if self.stdin_line {
             return Ok(Source::Lines(stdin_lines()));
@@ -167,6 +157,26 @@ impl PublishArgs {
         }
         Ok(())
     }
+}
+
+/// The payload that stands on the command line, in a file or on standard input; `None` if none of them was named.
+///
+/// # Errors
+/// What could not be read, in a sentence.
+pub(super) fn read_payload(message: Option<&str>, file: Option<&Path>, stdin: bool) -> Result<Option<Vec<u8>>, String> {
+    if let Some(message) = message {
+        return Ok(Some(message.as_bytes().to_vec()));
+    }
+    if let Some(path) = file {
+        let content = std::fs::read(path);
+        return content.map(Some).map_err(|error| format!("cannot read {}: {error}", path.display()));
+    }
+    if stdin {
+        let mut content = Vec::new();
+        let read = io::stdin().lock().read_to_end(&mut content);
+        return read.map(|_| Some(content)).map_err(|error| format!("cannot read standard input: {error}"));
+    }
+    Ok(None)
 }
 
 /// Where payloads come from.

@@ -8,10 +8,10 @@ const PREFACE: &str = "\
 # Command line
 
 Exit codes: 0 success, 1 something failed while running, 2 the command line or the configuration is wrong, 3 this node was
-removed from its cluster, 4 this version is too old, or too new, for the cluster; and 27 if `kentongan sub -W` ran out of time, as with
-mosquitto_sub. After 3 and 4 another start of the same brings the same.
+removed from its cluster, 4 this version is too old, or too new, for the cluster; and 27 if `-W` of `kentongan sub` or `rr` ran out of
+time, as with mosquitto's. After 3 and 4 another start of the same brings the same.
 
-`pub` and `sub` take the flags of mosquitto_pub and mosquitto_sub, so `-h` is the host there and help is `--help`. They
+`pub`, `sub` and `rr` take the flags of mosquitto_pub, mosquitto_sub and mosquitto_rr, so `-h` is the host there and help is `--help`. They
 differ in speaking MQTT 5 unless `-V` says otherwise, and in following the manual of mosquitto_sub where the program does
 not: a width in `-F` never cuts anything off.
 ";

@@ -19,10 +19,7 @@ use tokio::time::sleep;
 use super::client::{ClientError, Connection, spaced};
 use super::format::{Format, PrintError};
 use super::options::{ConnectOptions, ConnectionArgs, parse_qos};
-use super::{EXIT_FAILURE, EXIT_USAGE};
-
-/// What mosquitto_sub exits with when `-W` ran out.
-const EXIT_TIMED_OUT: u8 = 27;
+use super::{EXIT_FAILURE, EXIT_TIMED_OUT, EXIT_USAGE};
 
 /// Pause before a lost connection is made again.
 const RECONNECT_DELAY: Duration = Duration::from_secs(1);
@@ -396,7 +393,8 @@ fn deletion(topic: String) -> Publish {
     }
 }
 
-async fn after(timeout: Option<Duration>) {
+/// After that time, or never.
+pub(super) async fn after(timeout: Option<Duration>) {
     match timeout {
         Some(timeout) => sleep(timeout).await,
         None => std::future::pending().await,

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::layer::{self, ENVIRONMENT_PREFIX, Layer};
 use super::origin::{ConfigError, Origin, Problem};
 use super::secret::Secret;
-use super::{ClusterConfig, DEFAULT_PEER_PORT, NODE_NAME_BYTES_MAX, PACKET_BYTES_LIMIT, Settings};
+use super::{ClusterConfig, DEFAULT_PEER_PORT, ListenerConfig, NODE_NAME_BYTES_MAX, PACKET_BYTES_LIMIT, Settings};
 
 /// Where settings may come from, the weakest first.
 #[derive(Debug, Default)]
@@ -146,6 +146,7 @@ impl Effective {
             if one.protocol_versions.is_empty() {
                 refuse(&at("protocol_versions"), String::from("name at least one of \"3.1\", \"3.1.1\", \"5\""));
             }
+            one.websocket_contradictions(&mut |name, message| refuse(&at(name), message));
             let taken = listener[..index].iter().any(|other| other.address == one.address);
             if taken && one.address.port() != 0 {
                 refuse(&at("address"), format!("{} is the address of another listener", one.address));
@@ -218,6 +219,33 @@ impl Settings {
             let message = "without `cluster.ca_file`, `cluster.certificate_file` and `cluster.key_file` it must be a \
                            loopback address: other machines could read and forge everything";
             refuse("cluster.address", String::from(message));
+        }
+    }
+}
+
+impl ListenerConfig {
+    /// What is wrong with how clients come by WebSocket, or through a balancer.
+    fn websocket_contradictions(&self, refuse: &mut dyn FnMut(&str, String)) {
+        if self.proxy_protocol_identity && self.proxy_protocol_from.is_empty() {
+            let message = "means nothing without `proxy_protocol_from`, the balancers that are believed";
+            refuse("proxy_protocol_identity", String::from(message));
+        }
+        let Some(websocket) = &self.websocket else {
+            return;
+        };
+        let path = &websocket.path;
+        if !path.starts_with('/') || !path.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#".contains(&byte)) {
+            refuse("websocket.path", format!("{path:?} must be a path such as /mqtt"));
+        }
+        let is_origin = |text: &str| {
+            let host = text.split_once("://").map(|(_, host)| host);
+            text == "null" || host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '*']))
+        };
+        if let Some(wrong) = websocket.origins.iter().find(|origin| !is_origin(origin)) {
+            refuse(
+                "websocket.origins",
+                format!("{wrong:?} must be an origin such as https://example.org, without a path"),
+            );
         }
     }
 }

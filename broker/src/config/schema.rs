@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 
+use crate::connection::networks::Network;
+
 /// One key of a section.
 #[derive(Debug)]
 pub struct Field {
@@ -21,6 +23,8 @@ pub struct Field {
     pub is_secret: bool,
     /// The keys below, if this is a section.
     pub children: Option<&'static [Field]>,
+    /// What the keys below are if nobody says it, if this is a section.
+    pub defaults: fn() -> Option<toml::Table>,
     /// Whether the section may stand several times (`[[name]]`).
     pub repeated: bool,
     /// Whether a running broker takes a new value in when it is told to read its settings again.
@@ -45,6 +49,11 @@ pub trait SettingType {
 
     /// How the reference page names the type.
     fn type_name() -> String;
+
+    /// See [`Field::defaults`].
+    fn defaults() -> Option<toml::Table> {
+        None
+    }
 }
 
 macro_rules! plain_types {
@@ -70,6 +79,7 @@ plain_types! {
     String, true, "text";
     PathBuf, true, "path";
     SocketAddr, true, "IP address and port";
+    Network, true, "IP address or network";
 }
 
 impl<T: SettingType> SettingType for Option<T> {
@@ -80,6 +90,10 @@ impl<T: SettingType> SettingType for Option<T> {
     fn type_name() -> String {
         T::type_name()
     }
+
+    fn defaults() -> Option<toml::Table> {
+        T::defaults()
+    }
 }
 
 impl<T: SettingType> SettingType for Vec<T> {
@@ -88,6 +102,10 @@ impl<T: SettingType> SettingType for Vec<T> {
 
     fn type_name() -> String {
         format!("list of: {}", T::type_name())
+    }
+
+    fn defaults() -> Option<toml::Table> {
+        T::defaults()
     }
 }
 
@@ -139,6 +157,7 @@ macro_rules! settings {
                     is_text: <$type as $crate::config::schema::SettingType>::IS_TEXT,
                     is_secret: <$type as $crate::config::schema::SettingType>::IS_SECRET,
                     children: <$type as $crate::config::schema::SettingType>::CHILDREN,
+                    defaults: <$type as $crate::config::schema::SettingType>::defaults,
                     repeated: <$type as $crate::config::schema::SettingType>::REPEATED,
                     reloaded: $crate::config::schema::is_reloaded(&[$(stringify!($reloaded))?]),
                 },)*
@@ -150,6 +169,10 @@ macro_rules! settings {
 
             fn type_name() -> String {
                 String::from("section")
+            }
+
+            fn defaults() -> Option<toml::Table> {
+                toml::Table::try_from(Self::default()).ok()
             }
         }
     )*};

@@ -9,6 +9,7 @@ use kentongan_proto::mqtt;
 
 use super::schema::{choices, settings};
 use super::secret::Secret;
+use crate::connection::networks::Network;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -126,6 +127,15 @@ settings! {
             = vec![ProtocolVersion::V3_1, ProtocolVersion::V3_1_1, ProtocolVersion::V5] => reloaded,
         /// TLS on this listener. Unset: none.
         pub tls: Option<TlsConfig> = None,
+        /// Balancers that say by the PROXY protocol, version 1 or 2, for whom they connect: addresses and networks, such as
+        /// `["10.0.0.7", "10.1.0.0/16"]`. Their connections must begin with its header, before TLS if there is TLS, and the
+        /// client is then known by the address in it. From others such a header is refused.
+        pub proxy_protocol_from: Vec<Network> = Vec::new() => reloaded,
+        /// Whether the Common Name of a client certificate that such a balancer has verified, as version 2 tells it, counts
+        /// as one that was verified here.
+        pub proxy_protocol_identity: bool = false => reloaded,
+        /// Makes it a listener for MQTT over WebSocket. Unset: it is none.
+        pub websocket: Option<WebSocketConfig> = None,
     }
 
     /// TLS 1.2 and 1.3 on a listener. The files are PEM; they are read again when one of them changes, and on SIGHUP.
@@ -134,6 +144,21 @@ settings! {
         pub certificate_file: Option<PathBuf> = None => reloaded,
         /// Its private key.
         pub key_file: Option<PathBuf> = None => reloaded,
+    }
+
+    /// MQTT over WebSocket on a listener, subprotocols `mqtt` and `mqttv3.1`; over TLS if it has that too.
+    pub struct WebSocketConfig {
+        /// Path of the WebSocket; others are answered with 404.
+        pub path: String = String::from("/mqtt") => reloaded,
+        /// Origins of the web pages that may connect, such as `["https://example.org"]`; others are answered with 403.
+        /// Programs that are no browsers send none, and may connect in any case. Empty: pages of all origins.
+        pub origins: Vec<String> = Vec::new() => reloaded,
+        /// Payload of one frame; a longer one ends the connection (1009). Frames are not gathered, so this bounds nothing that
+        /// a packet's bound (`session.packet_bytes_max`) does not, and several packets may share a frame.
+        pub frame_bytes_max: NonZeroU32 = nonzero_u32(16 * MIB as u32) => reloaded,
+        /// Proxies that say by `X-Forwarded-For` for whom they connect: addresses and networks. The client is then known by
+        /// the last address in it that is none of theirs. Others are not believed.
+        pub forwarded_from: Vec<Network> = Vec::new() => reloaded,
     }
 
     /// Limits and ways of every client session.

@@ -265,6 +265,27 @@ fn what_is_shown_names_the_source_of_each_value_and_is_a_file_again() {
 }
 
 #[test]
+fn what_is_no_origin_path_or_network_is_refused() {
+    let listener = "[[listener]]\naddress = \"127.0.0.1:1\"\n";
+    for (more, expected) in [
+        ("proxy_protocol_from = [\"10.0.0.0/99\"]\n", "neither an address nor a network"),
+        ("proxy_protocol_identity = true\n", "means nothing without `proxy_protocol_from`"),
+        ("[listener.websocket]\npath = \"mqtt\"\n", "k.toml:4: `listener[0].websocket.path`"),
+        ("[listener.websocket]\norigins = [\"https://a.example/x\"]\n", "k.toml:4: `listener[0].websocket.origins`"),
+        ("[listener.websocket]\norigins = [\"*\"]\n", "must be an origin such as https://example.org"),
+        ("[listener.websocket]\nframe_bytes_max = 0\n", "frame_bytes_max"),
+        ("[listener.websocket]\npth = \"/x\"\n", "did you mean"),
+    ] {
+        let complaints = Scene::new().file(&format!("{listener}{more}")).complaints();
+        assert!(complaints.contains(expected), "{more}: {complaints}");
+    }
+    let everything = "proxy_protocol_from = [\"10.0.0.7\", \"2001:db8::/32\"]\n[listener.websocket]\n";
+    let effective = Scene::new().file(&format!("{listener}{everything}")).load();
+    assert_eq!(effective.settings.listener[0].websocket, Some(WebSocketConfig::default()));
+    assert_eq!(Scene::new().file(&effective.show(true)).load().settings, effective.settings);
+}
+
+#[test]
 fn every_setting_is_on_the_reference_page() {
     let page = reference_page();
     for (section, field) in Settings::FIELDS
@@ -272,9 +293,15 @@ fn every_setting_is_on_the_reference_page() {
         .flat_map(|section| section.children.unwrap_or_default().iter().map(move |field| (section, field)))
     {
         let key = if section.repeated { field.name.to_owned() } else { format!("{}.{}", section.name, field.name) };
-        assert!(page.contains(&format!("### `{key}`")), "{key}");
+        let heading = match field.children {
+            None => format!("### `{key}`"),
+            Some(_) => format!("## `[{}.{}]`", section.name, field.name),
+        };
+        assert!(page.contains(&heading), "{heading}");
         assert!(!field.doc.is_empty(), "{key} says nothing");
     }
+    let websocket = page.split("## `[listener.websocket]`").nth(1).unwrap();
+    assert!(websocket.contains("### `path`") && websocket.contains("- Default: `\"/mqtt\"`"), "{websocket}");
 }
 
 #[test]

@@ -6,16 +6,40 @@
 
 mod actor;
 mod memory;
+pub mod networks;
 mod origin;
 mod out_buffer;
+mod proxied;
+pub mod proxy;
 mod raw_socket;
 mod tls;
 mod transport;
+pub mod websocket;
 
 pub use actor::{ConnectionActor, EndConnection};
 pub use memory::MemoryStream;
 pub use origin::Origin;
 pub use out_buffer::{BufferPool, Flushed, OutBuffer, SHARED_PAYLOAD_BYTES_MIN};
+pub use proxied::Proxied;
 pub use raw_socket::RawSocket;
 pub use tls::TlsStream;
 pub use transport::Transport;
+
+/// What the other end did wrong below MQTT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerError {
+    /// A WebSocket client.
+    WebSocket(websocket::WebSocketError),
+    /// A balancer.
+    Proxy(proxy::ProxyError),
+}
+
+impl LayerError {
+    /// The one in an error of reading, if a layer and not the socket said it.
+    #[must_use]
+    pub fn within(error: &std::io::Error) -> Option<Self> {
+        let inner = error.get_ref()?;
+        let websocket = inner.downcast_ref().copied().map(Self::WebSocket);
+        websocket.or_else(|| inner.downcast_ref().copied().map(Self::Proxy))
+    }
+}

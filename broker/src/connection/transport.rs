@@ -1,11 +1,14 @@
 //! The byte stream under a connection.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::ReadBuf;
 
+use super::proxied::Proxied;
+use super::websocket::WebSocket;
 use super::{MemoryStream, RawSocket, TlsStream};
 
 /// An ordered, lossless byte stream [MQTT-4.2-1]: a socket, or a layer over one.
@@ -15,6 +18,10 @@ pub enum Transport {
     Socket(RawSocket),
     /// TLS over a socket. Boxed, for few connections of a plain listener should pay for its size.
     Tls(Box<TlsStream>),
+    /// A WebSocket over any of the others.
+    WebSocket(Box<WebSocket>),
+    /// Any of the others, behind a balancer's word about the client.
+    Proxied(Box<Proxied>),
     /// None at all, for simulations.
     Memory(MemoryStream),
 }
@@ -27,6 +34,8 @@ impl Transport {
         match self {
             Self::Socket(socket) => socket.poll_read(cx, buffer),
             Self::Tls(stream) => stream.poll_read(cx, buffer),
+            Self::WebSocket(stream) => stream.poll_read(cx, buffer),
+            Self::Proxied(stream) => stream.poll_read(cx, buffer),
             Self::Memory(stream) => stream.poll_read(cx, buffer),
         }
     }
@@ -36,6 +45,8 @@ impl Transport {
         match self {
             Self::Socket(socket) => socket.poll_write_ready(cx),
             Self::Tls(stream) => stream.poll_write_ready(cx),
+            Self::WebSocket(stream) => stream.poll_write_ready(cx),
+            Self::Proxied(stream) => stream.poll_write_ready(cx),
             Self::Memory(stream) => stream.poll_write_ready(cx),
         }
     }
@@ -47,6 +58,8 @@ impl Transport {
         match self {
             Self::Socket(socket) => socket.try_write(bytes),
             Self::Tls(stream) => stream.try_write(bytes),
+            Self::WebSocket(stream) => stream.try_write(bytes),
+            Self::Proxied(stream) => stream.over_mut().map_or(Err(closed()), |over| over.try_write(bytes)),
             Self::Memory(stream) => stream.try_write(bytes),
         }
     }
@@ -56,6 +69,8 @@ impl Transport {
         match self {
             Self::Socket(socket) => socket.try_write_vectored(pieces),
             Self::Tls(stream) => stream.try_write_vectored(pieces),
+            Self::WebSocket(stream) => stream.try_write_vectored(pieces),
+            Self::Proxied(stream) => stream.over_mut().map_or(Err(closed()), |over| over.try_write_vectored(pieces)),
             // Some of it, as may happen on a socket too.
             Self::Memory(stream) => stream.try_write(pieces.first().map_or(&[], |first| first)),
         }
@@ -65,6 +80,12 @@ impl Transport {
     /// nobody will read is discarded first: closing over it would reset the connection and take our last words along.
     pub fn shut_down_write(&mut self) {
         const DISCARDED_BYTES_MAX: usize = 256 * 1024;
+        if let Self::WebSocket(stream) = self {
+            return stream.finish();
+        }
+        if let Self::Proxied(stream) = self {
+            return stream.over_mut().map_or((), Self::shut_down_write);
+        }
         let mut discarded = [0; 4096];
         for _ in 0..DISCARDED_BYTES_MAX / discarded.len() {
             if !matches!(self.try_discard(&mut discarded), Ok(count) if count > 0) {
@@ -75,6 +96,17 @@ impl Transport {
             Self::Socket(socket) => socket.shut_down_write(),
             Self::Tls(stream) => stream.shut_down_write(),
             Self::Memory(stream) => stream.shut_down_write(),
+            Self::WebSocket(_) | Self::Proxied(_) => {}
+        }
+    }
+
+    /// The connection is about to be closed, and nothing breaks it off: a layer that has a word for that says it. May follow
+    /// [`Self::shut_down_write`].
+    pub fn take_leave(&mut self) {
+        match self {
+            Self::Socket(_) | Self::Tls(_) | Self::Memory(_) => {}
+            Self::WebSocket(stream) => stream.finish(),
+            Self::Proxied(stream) => stream.over_mut().map_or((), Self::take_leave),
         }
     }
 
@@ -84,6 +116,8 @@ impl Transport {
             Self::Socket(socket) => socket.reset_when_closed(),
             Self::Tls(stream) => stream.socket().reset_when_closed(),
             Self::Memory(stream) => stream.reset(),
+            Self::WebSocket(stream) => stream.under().reset_when_closed(),
+            Self::Proxied(stream) => stream.over().map_or((), Self::reset_when_closed),
         }
     }
 
@@ -93,6 +127,20 @@ impl Transport {
         match self {
             Self::Socket(_) | Self::Memory(_) => None,
             Self::Tls(stream) => stream.certified(),
+            Self::WebSocket(stream) => stream.under().certified(),
+            // Who proved it to us comes before whom the balancer names.
+            Self::Proxied(stream) => stream.over().and_then(Self::certified).or_else(|| stream.certified()),
+        }
+    }
+
+    /// Where the client is, once bytes of it were read, if somebody who is believed said so: its socket is then that of a
+    /// balancer or proxy.
+    #[must_use]
+    pub fn said_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Socket(_) | Self::Tls(_) | Self::Memory(_) => None,
+            Self::WebSocket(stream) => stream.forwarded_for().or_else(|| stream.under().said_address()),
+            Self::Proxied(stream) => stream.over().and_then(Self::said_address).or(stream.said_address()),
         }
     }
 
@@ -102,6 +150,13 @@ impl Transport {
             Self::Socket(socket) => socket.try_read(buffer),
             Self::Tls(stream) => stream.socket().try_read(buffer),
             Self::Memory(stream) => stream.try_read(buffer),
+            Self::WebSocket(stream) => stream.under().try_discard(buffer),
+            Self::Proxied(stream) => stream.over().map_or(Ok(0), |over| over.try_discard(buffer)),
         }
     }
+}
+
+/// Nothing may be written before the layers are there.
+fn closed() -> io::Error {
+    io::ErrorKind::BrokenPipe.into()
 }

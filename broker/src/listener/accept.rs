@@ -186,7 +186,8 @@ impl Acceptor {
                 self.log_seldom("an address is banned: its connections are closed");
                 continue;
             }
-            if peer.is_some_and(|peer| !self.addresses.admits(peer.ip(), now)) {
+            let counted = peer.filter(|&peer| !context.speaks_for_others(peer));
+            if counted.is_some_and(|peer| !self.addresses.admits(peer.ip(), now)) {
                 self.shared.connections_too_fast.fetch_add(1, Ordering::Relaxed);
                 self.log_seldom("an address connects more often than limits.connect_rate_per_address allows");
                 continue;

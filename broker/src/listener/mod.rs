@@ -7,6 +7,7 @@ mod accept;
 mod rate;
 pub mod serve;
 
+use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -14,8 +15,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use kentongan_proto::mqtt::codec::Limits;
 
-use crate::config::{ListenerConfig, Settings};
-use crate::connection::{RawSocket, Transport};
+use crate::config::{ListenerConfig, Settings, WebSocketConfig};
+use crate::connection::networks::any_contains;
+use crate::connection::websocket::{Terms, WebSocket, handshake::Rules};
+use crate::connection::{Proxied, RawSocket, Transport};
 use crate::router::pace::Rates;
 use crate::session::handshake::Policy;
 use crate::session::outbound::QueueCaps;
@@ -46,6 +49,8 @@ pub struct ListenerContext {
     pub tls: Option<Arc<Endpoint>>,
     /// How fast its clients may publish: one for the listener, likewise.
     pub rates: Arc<Rates>,
+    /// What is asked of its WebSocket clients, if it is for them.
+    pub websocket: Option<Arc<Terms>>,
     /// Connections open now: one number for the listener, however often its settings are read again.
     open: Arc<AtomicU32>,
 }
@@ -58,6 +63,13 @@ impl ListenerContext {
     #[must_use]
     pub fn new(config: ListenerConfig, settings: &Settings, address: SocketAddr) -> Self {
         let session = &settings.session;
+        let websocket = config.websocket.as_ref().map(|websocket| {
+            let WebSocketConfig { path, origins, frame_bytes_max, forwarded_from } = websocket.clone();
+            Arc::new(Terms {
+                rules: Rules { path, origins, forwarded_from },
+                frame_bytes_max: frame_bytes_max.get().into(),
+            })
+        });
         let expiry_max = config
             .session_expiry_seconds_max
             .map_or(session.session_expiry_seconds_max, |own| own.min(session.session_expiry_seconds_max));
@@ -97,6 +109,7 @@ impl ListenerContext {
             subscriptions_max: session.subscriptions_max,
             tls: None,
             rates,
+            websocket,
             open: Arc::default(),
         }
     }
@@ -114,6 +127,33 @@ impl ListenerContext {
         self.rates.set(&config, settings);
         let (open, rates) = (Arc::clone(&self.open), Arc::clone(&self.rates));
         Self { open, rates, ..Self::new(config, settings, self.address) }
+    }
+
+    /// Puts over `socket` what the clients of this listener speak. `peer` is where the client is, as far as is known.
+    ///
+    /// # Errors
+    /// A layer could not be made.
+    pub fn layers(&self, socket: RawSocket, peer: Option<SocketAddr>) -> io::Result<Transport> {
+        let transport = match &self.tls {
+            None => Transport::Socket(socket),
+            Some(endpoint) => Transport::Tls(Box::new(endpoint.accept(socket)?)),
+        };
+        Ok(match &self.websocket {
+            None => transport,
+            Some(terms) => Transport::WebSocket(Box::new(WebSocket::new(transport, Arc::clone(terms), peer))),
+        })
+    }
+
+    /// Whether `peer` is a balancer or proxy that speaks for many clients: what is counted by address is not counted for it.
+    #[must_use]
+    pub fn speaks_for_others(&self, peer: SocketAddr) -> bool {
+        let forwards = |websocket: &WebSocketConfig| any_contains(&websocket.forwarded_from, peer.ip());
+        self.must_announce(peer) || self.config.websocket.as_ref().is_some_and(forwards)
+    }
+
+    /// Whether a connection of `peer` must begin with a header of the PROXY protocol.
+    fn must_announce(&self, peer: SocketAddr) -> bool {
+        any_contains(&self.config.proxy_protocol_from, peer.ip())
     }
 
     /// What may wait for a client of this listener, if less than for others.
@@ -148,16 +188,16 @@ impl ListenerContext {
 pub struct AcceptedSocket(TcpStream);
 
 impl AcceptedSocket {
-    /// Registers the socket with this arbiter's runtime, and puts over it what `listener` says.
+    /// Registers the socket with this arbiter's runtime, and puts over it what `listener` says. `peer` is at its other end.
     ///
     /// # Errors
     /// The runtime could not watch one more descriptor.
-    pub fn into_transport(self, listener: &ListenerContext) -> std::io::Result<Transport> {
+    pub fn into_transport(self, listener: &Arc<ListenerContext>, peer: Option<SocketAddr>) -> io::Result<Transport> {
         let socket = RawSocket::Tcp(tokio::net::TcpStream::from_std(self.0)?);
-        match &listener.tls {
-            None => Ok(Transport::Socket(socket)),
-            Some(endpoint) => Ok(Transport::Tls(Box::new(endpoint.accept(socket)?))),
+        if peer.is_some_and(|peer| listener.must_announce(peer)) {
+            return Ok(Transport::Proxied(Box::new(Proxied::new(socket, Arc::clone(listener), peer))));
         }
+        listener.layers(socket, peer)
     }
 }
 

@@ -255,6 +255,10 @@ labels! {
         ConnectTimeout = "connect_timeout",
         /// The first packet was something else, or malformed.
         Malformed = "malformed",
+        /// No WebSocket could be opened, or it was broken before CONNACK.
+        WebSocket = "websocket",
+        /// A balancer sent no good header of the PROXY protocol.
+        ProxyHeader = "proxy_header",
         /// A protocol version that is not spoken here.
         ProtocolVersion = "protocol_version",
         /// The Client Identifier was not acceptable.

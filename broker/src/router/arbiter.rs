@@ -235,9 +235,11 @@ impl ArbiterState {
             return;
         }
         self.tear_down(key, super::connect::EndCause::Dropped);
-        let client = self.clients.remove(key.index());
+        let mut client = self.clients.remove(key.index());
         if client.breaks_off {
             client.transport.reset_when_closed();
+        } else {
+            client.transport.take_leave();
         }
         self.shared.connection_closed(&client.listener, self.id);
     }
@@ -298,7 +300,7 @@ impl ArbiterState {
                 }
                 Poll::Ready(Ok(_)) => reads += 1,
                 Poll::Ready(Err(error)) => {
-                    self.tear_down(key, super::connect::EndCause::Socket(error.kind()));
+                    self.tear_down(key, super::connect::EndCause::of_reading(&error));
                     return Poll::Ready(());
                 }
             }

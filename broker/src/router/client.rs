@@ -161,6 +161,16 @@ pub struct Client {
 }
 
 impl Client {
+    /// Takes in what the layers below MQTT have learned about the other end, now that bytes of it were read.
+    pub fn learn_origin(&mut self) {
+        if let Some(address) = self.transport.said_address() {
+            self.origin.address = Some(address);
+        }
+        if let Some(certified) = self.transport.certified() {
+            self.origin.certified = Some(certified);
+        }
+    }
+
     /// Whether packets to it may be written.
     #[inline]
     #[must_use]

@@ -19,6 +19,7 @@ use super::shared::MEMORY_LEVEL_REFUSES;
 use super::{ConnectionKey, Event};
 use crate::audit::RefusedLogin;
 use crate::auth::{Mechanism, MechanismStep, Redirection};
+use crate::connection::LayerError;
 use crate::metrics::{CloseReason, ConnectRefusal, PublishRefusal};
 use crate::replicated::command::{Connect as ConnectCommand, Owner, Released, SessionCommand};
 use crate::replicated::{ClaimRequest, Opened, PersistentSession};
@@ -67,6 +68,8 @@ pub enum EndCause {
     ClosedByPeer,
     /// Reading failed.
     Socket(io::ErrorKind),
+    /// The other end broke the rules of a layer below MQTT.
+    Layer(LayerError),
     /// Writing failed.
     WriteFailed,
     /// The actor was stopped.
@@ -105,6 +108,11 @@ pub enum EndCause {
 }
 
 impl EndCause {
+    /// For an error of reading.
+    pub fn of_reading(error: &io::Error) -> Self {
+        LayerError::within(error).map_or(Self::Socket(error.kind()), Self::Layer)
+    }
+
     fn publishes_will(&self) -> bool {
         *self != Self::Disconnected
     }
@@ -125,7 +133,9 @@ impl EndCause {
             Self::ClosedByPeer | Self::Socket(_) | Self::WriteFailed | Self::Dropped => CloseReason::ConnectionLost,
             Self::KeepAlive | Self::ConnectTimeout => CloseReason::KeepAliveTimeout,
             Self::TakenOver => CloseReason::TakenOver,
-            Self::Refused(_) | Self::Malformed { .. } | Self::Protocol(_) => CloseReason::ProtocolError,
+            Self::Refused(_) | Self::Malformed { .. } | Self::Protocol(_) | Self::Layer(_) => {
+                CloseReason::ProtocolError
+            }
             Self::SlowConsumer => CloseReason::SlowConsumer,
             Self::TooFast => CloseReason::QuotaExceeded,
             Self::Banned => CloseReason::Administrative,
@@ -140,6 +150,8 @@ impl EndCause {
         match self {
             Self::ConnectTimeout => Some(ConnectRefusal::ConnectTimeout),
             Self::Malformed { .. } | Self::Protocol(_) => Some(ConnectRefusal::Malformed),
+            Self::Layer(LayerError::WebSocket(_)) => Some(ConnectRefusal::WebSocket),
+            Self::Layer(LayerError::Proxy(_)) => Some(ConnectRefusal::ProxyHeader),
             Self::ShuttingDown => Some(ConnectRefusal::ShuttingDown),
             Self::Banned => Some(ConnectRefusal::Banned),
             _ => None,
@@ -153,9 +165,7 @@ impl ArbiterState {
             return;
         };
         client.version = connect.version;
-        if let Some(certified) = client.transport.certified() {
-            client.origin.certified = Some(certified);
-        }
+        client.learn_origin();
         client.packet_bytes_max_out = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
         let listener = Arc::clone(&client.listener);
         let negotiated = match handshake::negotiate(&connect, &listener.policy, self.shared.random.draw()) {
@@ -445,8 +455,8 @@ impl ArbiterState {
             self.wheel.arm(key, now + u32::from(client.keep_alive_seconds) * 3 / 2 + 1);
         }
         tracing::info!(
-            client_id = %client.client_id, peer = %client.origin, version = ?version,
-            session_present = opened.session_present, persistent = opened.group.is_some(), "connected"
+            client_id = %client.client_id, peer = %client.origin, certificate = client.origin.certified.as_deref(),
+            version = ?version, session_present = opened.session_present, persistent = opened.group.is_some(), "connected"
         );
         self.counters.connects_accepted.inc();
         self.counters.connections.inc();
@@ -726,6 +736,7 @@ impl ArbiterState {
             return;
         }
         client.phase = Phase::Closing;
+        client.learn_origin();
         let (client_id, origin) = (Arc::clone(&client.client_id), client.origin.clone());
         if let Some(refusal) = cause.refusal_before_connack() {
             self.counters.connects_refused.inc(refusal);

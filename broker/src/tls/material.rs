@@ -13,6 +13,9 @@ use crate::config::TlsConfig;
 /// The protocol that clients may ask for by ALPN.
 const MQTT: &[u8] = b"mqtt";
 
+/// What browsers ask for before they open a WebSocket.
+const HTTP: &[u8] = b"http/1.1";
+
 /// Why files cannot be used for TLS. The operator's to mend.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsFileError {
@@ -73,7 +76,7 @@ impl Endpoint {
             .with_no_client_auth()
             .with_single_cert(chain, key)
             .map_err(invalid("does not go with its key"))?;
-        server.alpn_protocols = vec![MQTT.to_vec()];
+        server.alpn_protocols = vec![MQTT.to_vec(), HTTP.to_vec()];
         Ok(Self { config: Arc::new(server), handshakes })
     }
 }

@@ -1,0 +1,263 @@
+//! `kentongan rr`: publish a request and wait for the response, as mosquitto_rr does.
+//!
+//! With MQTT 5 the request says where the response goes (Response Topic) and carries Correlation Data, by which the response
+//! is told from those to others who wait on the same topic. A response without any is taken: older programs send none back.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::{ArgGroup, Args};
+use jiff::ZonedDateTime;
+use kentongan_proto::mqtt::{
+    Ack, Delivery, Disconnect, Packet, PacketId, Publish, PublishProperties, QoS, ReasonCode, RetainHandling,
+    Subscribe, SubscriptionOptions,
+};
+use kentongan_proto::topic;
+
+use super::client::{ClientError, Connection, spaced};
+use super::format::{Format, PrintError};
+use super::options::{ConnectOptions, ConnectionArgs, parse_qos};
+use super::publish::read_payload;
+use super::subscribe::after;
+use super::{EXIT_FAILURE, EXIT_TIMED_OUT, EXIT_USAGE};
+
+/// The Packet Identifiers of the only requests that are made.
+const SUBSCRIBE_ID: PacketId = PacketId::new(1).expect("not zero");
+const PUBLISH_ID: PacketId = PacketId::new(2).expect("not zero");
+
+/// The flags of mosquitto_rr.
+#[derive(Debug, Clone, Args)]
+#[command(group = ArgGroup::new("payload").required(true))]
+pub(super) struct RequestArgs {
+    /// Topic Name to publish the request to.
+    #[arg(short = 't', long, value_name = "TOPIC", required_unless_present = "url")]
+    topic: Option<String>,
+    /// Topic Name on which the response is to come.
+    #[arg(short = 'e', value_name = "TOPIC")]
+    response_topic: String,
+    /// The request.
+    #[arg(short = 'm', long, value_name = "TEXT", group = "payload", allow_hyphen_values = true)]
+    message: Option<String>,
+    /// File whose content is the request.
+    #[arg(short = 'f', long, value_name = "FILE", group = "payload")]
+    file: Option<PathBuf>,
+    /// Standard input, all of it, is the request.
+    #[arg(short = 's', long, group = "payload")]
+    stdin_file: bool,
+    /// An empty request.
+    #[arg(short = 'n', long, group = "payload")]
+    null_message: bool,
+    /// QoS of the request and of the subscription to the response.
+    #[arg(short = 'q', long, default_value = "0", value_name = "QOS", value_parser = parse_qos)]
+    qos: QoS,
+    /// Exit after this many seconds, with exit code 27.
+    #[arg(short = 'W', value_name = "SECONDS")]
+    timeout: Option<NonZeroU32>,
+    /// Print the topic before the response.
+    #[arg(short = 'v', long)]
+    verbose: bool,
+    /// How to print the response; see `kentongan sub --help`.
+    #[arg(short = 'F', value_name = "FORMAT", allow_hyphen_values = true)]
+    format: Option<String>,
+    /// Print JSON (%j and %J) over several lines.
+    #[arg(long)]
+    pretty: bool,
+    /// Print no line end after the response.
+    #[arg(short = 'N')]
+    no_eol: bool,
+    /// A retained message is no response.
+    #[arg(short = 'R')]
+    no_retain: bool,
+    #[command(flatten)]
+    connection: ConnectionArgs,
+}
+
+/// Why there is no response.
+#[derive(Debug, thiserror::Error)]
+enum RequestError {
+    /// The flags: the user's to mend.
+    #[error("{0}")]
+    Usage(String),
+    /// The connection.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The broker does not let us.
+    #[error("{0} was refused: {name} (0x{code:02X})", name = spaced(*.1), code = *.1 as u8)]
+    Refused(&'static str, ReasonCode),
+    /// Standard output.
+    #[error("cannot print: {0}")]
+    Output(#[from] io::Error),
+}
+
+pub(super) fn run(arguments: &RequestArgs) -> u8 {
+    let quiet = arguments.connection.resolve().is_ok_and(|options| options.quiet);
+    match run_to_end(arguments) {
+        Ok(code) => {
+            if code == EXIT_TIMED_OUT && !quiet {
+                eprintln!("Timed out");
+            }
+            code
+        }
+        Err(RequestError::Usage(message)) => {
+            eprintln!("kentongan rr: {message}");
+            EXIT_USAGE
+        }
+        Err(error) => {
+            if !quiet {
+                eprintln!("kentongan rr: {error}");
+            }
+            EXIT_FAILURE
+        }
+    }
+}
+
+fn run_to_end(arguments: &RequestArgs) -> Result<u8, RequestError> {
+    let options = arguments.connection.resolve().map_err(RequestError::Usage)?;
+    let requester = Requester::new(arguments, &options).map_err(RequestError::Usage)?;
+    let timeout = arguments.timeout.map(|seconds| Duration::from_secs(seconds.get().into()));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(ClientError::Failed)?.block_on(async {
+        tokio::select! {
+            outcome = requester.run() => outcome.map(|()| 0),
+            () = after(timeout) => Ok(EXIT_TIMED_OUT),
+        }
+    })
+}
+
+struct Requester<'a> {
+    arguments: &'a RequestArgs,
+    options: &'a ConnectOptions,
+    topic: String,
+    payload: Bytes,
+    properties: PublishProperties,
+    format: Format,
+    /// QoS 2 messages that wait for PUBREL.
+    unreleased: BTreeMap<PacketId, Publish>,
+}
+
+impl<'a> Requester<'a> {
+    fn new(arguments: &'a RequestArgs, options: &'a ConnectOptions) -> Result<Self, String> {
+        let topic = arguments.topic.clone().or_else(|| options.topic.clone()).unwrap_or_default();
+        for name in [&topic, &arguments.response_topic] {
+            if topic::check_topic_name(name).is_err() {
+                return Err(format!("`{name}` is not a Topic Name: it must not be empty nor contain +, # or NUL"));
+            }
+        }
+        let payload = read_payload(arguments.message.as_deref(), arguments.file.as_deref(), arguments.stdin_file)?;
+        let mut properties = options.properties.publish.clone();
+        if options.is_v5() {
+            properties.response_topic = Some(arguments.response_topic.clone());
+            let random = || Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
+            properties.correlation_data.get_or_insert_with(random);
+        }
+        let format = match &arguments.format {
+            Some(text) => Format::parse(text).map_err(|error| error.to_string())?,
+            None => Format::plain(arguments.verbose),
+        };
+        let payload = Bytes::from(payload.unwrap_or_default());
+        Ok(Self { arguments, options, topic, payload, properties, format, unreleased: BTreeMap::new() })
+    }
+
+    async fn run(mut self) -> Result<(), RequestError> {
+        let (mut connection, _) = Connection::open(self.options).await?;
+        connection.send(&self.subscription());
+        let response = loop {
+            let packet = connection.next().await?;
+            if let Some(response) = self.on_packet(packet, &mut connection)? {
+                break response;
+            }
+        };
+        let properties = self.options.properties.disconnect.clone();
+        connection.close(Disconnect { reason_code: ReasonCode::Success, properties }).await?;
+        self.print(&response)
+    }
+
+    fn subscription(&self) -> Packet {
+        let options = SubscriptionOptions {
+            qos: self.arguments.qos,
+            no_local: false,
+            retain_as_published: false,
+            retain_handling: RetainHandling::Always,
+        };
+        Packet::Subscribe(Subscribe {
+            packet_id: SUBSCRIBE_ID,
+            filters: vec![(self.arguments.response_topic.clone(), options)],
+            subscription_identifier: self.options.properties.subscription_identifier,
+            user_properties: self.options.properties.subscribe_user.clone(),
+        })
+    }
+
+    fn request(&self) -> Packet {
+        let delivery = match self.arguments.qos {
+            QoS::AtMostOnce => Delivery::AtMostOnce,
+            QoS::AtLeastOnce => Delivery::AtLeastOnce(PUBLISH_ID),
+            QoS::ExactlyOnce => Delivery::ExactlyOnce(PUBLISH_ID),
+        };
+        let (topic, properties) = (self.topic.clone(), self.properties.clone());
+        Packet::Publish(Publish {
+            dup: false,
+            delivery,
+            retain: false,
+            topic,
+            properties,
+            payload: self.payload.clone(),
+        })
+    }
+
+    /// Returns the response, if this is it.
+    fn on_packet(&mut self, packet: Packet, connection: &mut Connection) -> Result<Option<Publish>, RequestError> {
+        match packet {
+            Packet::SubAck(suback) => match suback.reason_codes.first() {
+                Some(&code) if code.is_error() => return Err(RequestError::Refused("the subscription", code)),
+                // Not before: the response could be faster than the subscription.
+                _ => connection.send(&self.request()),
+            },
+            Packet::PubAck(ack) | Packet::PubRec(ack) if ack.reason_code.is_error() => {
+                return Err(RequestError::Refused("the request", ack.reason_code));
+            }
+            Packet::PubRec(ack) => connection.send(&Packet::PubRel(Ack::success(ack.packet_id))),
+            Packet::PubRel(ack) => {
+                connection.send(&Packet::PubComp(Ack::success(ack.packet_id)));
+                return Ok(self.unreleased.remove(&ack.packet_id).filter(|message| self.is_response(message)));
+            }
+            Packet::Publish(publish) => match publish.delivery {
+                Delivery::ExactlyOnce(id) => {
+                    connection.send(&Packet::PubRec(Ack::success(id)));
+                    self.unreleased.insert(id, publish);
+                }
+                Delivery::AtLeastOnce(id) => {
+                    connection.send(&Packet::PubAck(Ack::success(id)));
+                    return Ok(Some(publish).filter(|message| self.is_response(message)));
+                }
+                Delivery::AtMostOnce => return Ok(Some(publish).filter(|message| self.is_response(message))),
+            },
+            _ => {}
+        }
+        Ok(None)
+    }
+
+    fn is_response(&self, message: &Publish) -> bool {
+        let theirs = message.properties.correlation_data.as_ref();
+        let is_ours = theirs.is_none() || theirs == self.properties.correlation_data.as_ref();
+        is_ours && !(self.arguments.no_retain && message.retain)
+    }
+
+    fn print(&self, response: &Publish) -> Result<(), RequestError> {
+        let mut out = io::stdout().lock();
+        match self.format.print(response, &ZonedDateTime::now(), self.arguments.pretty, &mut out) {
+            Ok(()) if self.arguments.no_eol => {}
+            Ok(()) => out.write_all(b"\n")?,
+            Err(PrintError::Output(error)) => return Err(error.into()),
+            Err(error @ PrintError::NotJson(_)) => {
+                if !self.options.quiet {
+                    eprintln!("kentongan rr: {error}");
+                }
+            }
+        }
+        Ok(out.flush()?)
+    }
+}

@@ -1,0 +1,180 @@
+//! A connection that begins with a balancer's word about the client: the PROXY protocol's header, then whatever the listener
+//! speaks.
+//!
+//! The header is read straight from the socket, under TLS, and nothing beyond it. Once it is there, what lies over the socket is
+//! put over it, and all that is left of this layer is one step on the way through and what was said.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::ReadBuf;
+
+use super::proxy::{self, Claims, Progress};
+use super::{RawSocket, Transport};
+use crate::listener::ListenerContext;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Proxied {
+    stage: Stage,
+    claims: Claims,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The header, or its rest, is still to come.
+    Header(Header),
+    Open(Transport),
+    /// The header was none.
+    Failed,
+}
+
+#[derive(Debug)]
+struct Header {
+    socket: RawSocket,
+    bytes: Vec<u8>,
+    listener: Arc<ListenerContext>,
+    /// The balancer.
+    peer: Option<SocketAddr>,
+}
+
+impl Proxied {
+    /// Over `socket`, from which nothing was read yet, of the balancer `peer`.
+    #[must_use]
+    pub fn new(socket: RawSocket, listener: Arc<ListenerContext>, peer: Option<SocketAddr>) -> Self {
+        Self { stage: Stage::Header(Header { socket, bytes: Vec::new(), listener, peer }), claims: Claims::default() }
+    }
+
+    /// Where the client is, if the balancer said so.
+    #[must_use]
+    pub fn said_address(&self) -> Option<SocketAddr> {
+        self.claims.address
+    }
+
+    /// Whom the balancer names as the holder of the client's certificate, if the listener takes its word for it.
+    #[must_use]
+    pub fn certified(&self) -> Option<Arc<str>> {
+        self.claims.common_name.as_deref().map(Arc::from)
+    }
+
+    /// What lies over the socket, once the header is there.
+    #[must_use]
+    pub fn over(&self) -> Option<&Transport> {
+        match &self.stage {
+            Stage::Open(transport) => Some(transport),
+            Stage::Header(_) | Stage::Failed => None,
+        }
+    }
+
+    /// The same, to work with.
+    pub fn over_mut(&mut self) -> Option<&mut Transport> {
+        match &mut self.stage {
+            Stage::Open(transport) => Some(transport),
+            Stage::Header(_) | Stage::Failed => None,
+        }
+    }
+
+    /// See [`Transport::poll_read`]. A header that is none comes as an error with a [`proxy::ProxyError`] in it.
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Stage::Header(header) = &mut self.stage {
+            let outcome = ready!(header.poll(cx, buffer));
+            let Stage::Header(header) = std::mem::replace(&mut self.stage, Stage::Failed) else {
+                return Poll::Ready(Ok(()));
+            };
+            let Some(claims) = outcome? else {
+                return Poll::Ready(Ok(()));
+            };
+            let client = claims.address.or(header.peer);
+            self.claims = claims;
+            if !header.listener.config.proxy_protocol_identity {
+                self.claims.common_name = None;
+            }
+            self.stage = Stage::Open(header.listener.layers(header.socket, client)?);
+        }
+        match &mut self.stage {
+            Stage::Open(transport) => transport.poll_read(cx, buffer),
+            Stage::Header(_) | Stage::Failed => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// See [`Transport::poll_write_ready`].
+    pub fn poll_write_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stage {
+            Stage::Header(header) => header.socket.poll_write_ready(cx),
+            Stage::Open(transport) => transport.poll_write_ready(cx),
+            Stage::Failed => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl Header {
+    /// Reads on; `None` if the balancer closed before it had said all. `scratch` is left as it was.
+    fn poll(&mut self, cx: &mut Context<'_>, scratch: &mut ReadBuf<'_>) -> Poll<io::Result<Option<Claims>>> {
+        loop {
+            let mut piece = scratch.take(proxy::needed(&self.bytes));
+            ready!(self.socket.poll_read(cx, &mut piece))?;
+            if piece.filled().is_empty() {
+                return Poll::Ready(Ok(None));
+            }
+            self.bytes.extend_from_slice(piece.filled());
+            match proxy::parse(&self.bytes) {
+                Ok(Progress::Incomplete) => {}
+                Ok(Progress::Complete(claims)) => return Poll::Ready(Ok(Some(claims))),
+                Err(error) => return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error))),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::net::TcpListener;
+
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::config::{ListenerConfig, Settings};
+
+    /// 192.0.2.8:50001 with a verified certificate of "meter-7", and then a packet.
+    const STREAM: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x1E\xC0\0\x02\x08\x0A\0\0\x01\xC3\x51\x07\x5B\
+        \x20\0\x0F\x03\0\0\0\0\x22\0\x07meter-7\xC0\0";
+
+    async fn read(takes_identity: bool) -> (Proxied, Vec<u8>) {
+        let acceptor = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = acceptor.local_addr().unwrap();
+        let mut balancer = TcpStream::connect(address).await.unwrap();
+        let (accepted, peer) = acceptor.accept().unwrap();
+        accepted.set_nonblocking(true).unwrap();
+        let socket = RawSocket::Tcp(TcpStream::from_std(accepted).unwrap());
+        let config = ListenerConfig { proxy_protocol_identity: takes_identity, ..ListenerConfig::default() };
+        let listener = Arc::new(ListenerContext::new(config, &Settings::default(), address));
+        let mut proxied = Proxied::new(socket, listener, Some(peer));
+        balancer.write_all(STREAM).await.unwrap();
+        let mut bytes = [0; 100];
+        let mut buffer = ReadBuf::new(&mut bytes);
+        poll_fn(|cx| proxied.poll_read(cx, &mut buffer)).await.unwrap();
+        let read = buffer.filled().to_vec();
+        (proxied, read)
+    }
+
+    #[test]
+    fn the_stream_begins_behind_the_header() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let (proxied, bytes) = runtime.block_on(read(true));
+        assert_eq!(bytes, b"\xC0\0");
+        assert_eq!(proxied.said_address(), Some("192.0.2.8:50001".parse().unwrap()));
+    }
+
+    /// A balancer that is believed about addresses need not be one that checks certificates.
+    #[test]
+    fn a_balancer_names_clients_only_where_the_listener_says_so() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let certified = |takes_identity| runtime.block_on(read(takes_identity)).0.certified();
+        assert_eq!(certified(true).as_deref(), Some("meter-7"));
+        assert_eq!(certified(false), None);
+    }
+}
