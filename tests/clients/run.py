@@ -143,6 +143,7 @@ def suites(broker, own_binary):
         own = {"MQTT_SUB": f"{own_binary} sub", "MQTT_PUB": f"{own_binary} pub"}
         everything["kentongan-clients"] = ([*python, "command_line"], own)
         everything["three-nodes"] = ([*python, "three_nodes"], {"KENTONGAN": own_binary})
+        everything["side-by-side"] = ([*python, "side_by_side"], {"KENTONGAN": own_binary})
         everything["haproxy"] = ([*python, "haproxy"], {"KENTONGAN": own_binary})
     return everything
 

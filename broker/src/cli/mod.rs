@@ -12,6 +12,7 @@ mod format;
 mod local;
 mod logging;
 mod options;
+mod passwd;
 mod property;
 mod publish;
 mod reference;
@@ -57,6 +58,8 @@ enum Command {
     /// Subscribe and print what comes, with the flags of mosquitto_sub.
     #[command(disable_help_flag = true)]
     Sub(subscribe::SubscribeArgs),
+    /// Change the users of a password file, with the flags of mosquitto_passwd.
+    Passwd(passwd::PasswdArgs),
     /// Look at settings.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -94,6 +97,7 @@ pub fn run(
         Some(Command::Serve(arguments)) => serve::run(&arguments, serve),
         Some(Command::Pub(arguments)) => publish::run(&arguments),
         Some(Command::Sub(arguments)) => subscribe::run(&arguments),
+        Some(Command::Passwd(arguments)) => passwd::run(&arguments),
         Some(Command::Config(command)) => config::run(&command),
         Some(Command::Cluster(command)) => cluster::run(&command),
         Some(Command::Completions(CompletionsArgs { shell })) => completions(shell),

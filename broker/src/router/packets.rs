@@ -60,7 +60,7 @@ impl ArbiterState {
                     Some(ReasonCode::ProtocolError),
                 );
             }
-            (Phase::Claiming | Phase::Leaving | Phase::Closing, _) => {}
+            (Phase::Verifying | Phase::Claiming | Phase::Leaving | Phase::Closing, _) => {}
         }
     }
 

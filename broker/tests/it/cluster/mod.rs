@@ -18,5 +18,6 @@ mod spread;
 mod transfer;
 #[cfg(feature = "simulation")]
 mod upgrade;
+mod users;
 mod workload;
 mod zones;
