@@ -236,10 +236,12 @@ fn no_password_is_ever_logged() {
         drop(Client::open(&broker, of_user(ProtocolVersion::V5, "c", "ana", password)));
     }
     drop(Client::open(&broker, of_user(ProtocolVersion::V5, "c", "planted-user", "planted-wrong")));
-    reload(&broker);
+    broker.hang_up();
+    let mut log = broker.logs_until("read again");
     let metrics = broker.http_get("/metrics").1;
     broker.stop_by(rustix::process::Signal::TERM);
-    let log = broker.logs_until("\"stopped\"").join("\n");
+    log.extend(broker.logs_until("\"stopped\""));
+    let log = log.join("\n");
     assert!(log.contains("user name or password is wrong"), "{log}");
     let hash = fs::read_to_string(files.path("passwords")).expect("a file");
     let hash = hash.trim().rsplit('$').next().expect("a hash").to_owned();

@@ -55,7 +55,9 @@ fn another_user_gets_no_session_of_that_name_on_any_node() {
             ana.disconnect();
             nodes[1].accepted(&user("ana", "same", false)).0.disconnect();
         }
-        nodes[1].accepted(&user("budi", "same", false)).0.disconnect();
+        // It is free as soon as its group has heard that hers is over, for which nobody waits.
+        wait_for("a free name", || nodes[1].open(user("budi", "same", false)).1.reason_code == ReasonCode::Success);
+        wait_for("a free name", || nodes[0].open(user("ana", "same", false)).1.reason_code == ReasonCode::Success);
     }
 }
 
@@ -78,8 +80,7 @@ fn a_will_that_may_not_be_published_any_more_is_not_when_its_node_is_killed() {
     }
     // One that may: it tells when the wills of that node are due.
     let properties = WillProperties::default();
-    let will =
-        Will { topic: "b".to_owned(), payload: "gone".into(), qos: QoS::AtLeastOnce, retain: false, properties };
+    let will = Will { topic: "b".to_owned(), payload: "gone".into(), qos: QoS::AtLeastOnce, retain: false, properties };
     let asked = Connect { will: Some(will), ..user("budi", "teller", true) };
     clients.push(cluster.nodes[2].accepted(&asked).0);
     files.write("acl", "user budi\ntopic #\n");
