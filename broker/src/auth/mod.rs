@@ -11,6 +11,7 @@ mod policy;
 mod remembered;
 mod rights;
 mod rules_file;
+mod scram;
 mod verifier;
 
 use std::hash::BuildHasher;
@@ -20,10 +21,14 @@ use bytes::Bytes;
 use foldhash::fast::RandomState;
 use kentongan_proto::mqtt::{QoS, ReasonCode};
 use kentongan_proto::topic::TopicFilter;
+use ring::hmac;
+use ring::rand::SystemRandom;
 
 use crate::config::AuthConfig;
+use crate::listener::ListenerContext;
 use crate::message;
 use remembered::Remembered;
+use scram::Scram;
 use verifier::Verifier;
 
 pub use chain::{Credential, Identified, PasswordOutcome, Progress, Question, Verified};
@@ -74,6 +79,11 @@ pub enum Action<'a> {
 pub trait Mechanism: Send {
     /// Takes what the client sent, in CONNECT first and then in AUTH, and says how to go on.
     fn step(&mut self, data: Option<&[u8]>) -> MechanismStep;
+
+    /// What of the password file an exchange about that user rests on, if anything.
+    fn stored_password(&self, _identity: &str) -> Option<&StoredPassword> {
+        None
+    }
 }
 
 /// The answer of a [`Mechanism`].
@@ -142,6 +152,8 @@ pub struct Authority {
     policy: RwLock<Arc<Policy>>,
     verifier: OnceLock<Verifier>,
     remembered: Option<Remembered>,
+    /// Makes salts for those who are no users.
+    stranger_key: Option<hmac::Key>,
     hasher: RandomState,
 }
 
@@ -192,10 +204,28 @@ impl Authority {
         self.redirector.as_ref()?.on_shutdown(identity, client_id)
     }
 
-    /// A fresh exchange of the method, if we know it.
+    /// A fresh exchange of the method, if it is offered on the listener.
     #[must_use]
-    pub fn mechanism(&self, method: &str) -> Option<Box<dyn Mechanism>> {
-        self.mechanisms.iter().find(|(name, _)| name == method).map(|(_, factory)| factory())
+    pub fn mechanism(&self, method: &str, listener: &ListenerContext) -> Option<Box<dyn Mechanism>> {
+        let plugged = self.mechanisms.iter().find(|(name, _)| name == method).map(|(_, factory)| factory());
+        plugged.or_else(|| {
+            let policy = self.policy();
+            let is_offered = method == scram::METHOD && listener.asks_for_passwords() && policy.passwords.is_some();
+            let key = self.stranger_key.clone().filter(|_| is_offered)?;
+            Some(Box::new(Scram::new(policy, key)) as Box<dyn Mechanism>)
+        })
+    }
+
+    /// Whoever succeeded by a mechanism. `None`: no more, the files have changed since it began.
+    #[must_use]
+    pub fn by_mechanism(&self, mechanism: &dyn Mechanism, identity: Arc<str>) -> Option<Identified> {
+        let Some(begun_with) = mechanism.stored_password(&identity) else {
+            return Some(Identified { identity, credential: Credential::Mechanism });
+        };
+        let policy = self.policy();
+        let stored = policy.passwords.as_ref().and_then(|file| file.stored(&identity))?;
+        let credential = Credential::Password(self.fingerprint(stored));
+        (begun_with == stored).then_some(Identified { identity, credential })
     }
 
     /// Reads the files that the settings name, before the first client comes.
@@ -204,6 +234,8 @@ impl Authority {
     /// What is wrong with them, with file and line; or the system gave no thread.
     pub fn open(&mut self, config: &AuthConfig) -> anyhow::Result<()> {
         self.remembered = Remembered::new(config.remember_max as usize, config.remember_seconds)?;
+        let stranger_key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new());
+        self.stranger_key = Some(stranger_key.map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?);
         let policy = self.read(config)?;
         self.change(policy, config)
     }

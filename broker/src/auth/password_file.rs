@@ -2,7 +2,8 @@
 //!
 //! One `USER:HASH` a line, as mosquitto has it; blank lines and lines that begin with `#` are passed over. HASH is argon2id in
 //! PHC form, which is what we write, or one of the two forms of mosquitto_passwd: `$7$ITERATIONS$SALT$HASH`, PBKDF2 with
-//! HMAC-SHA-512, and `$6$SALT$HASH`, SHA-512 of password and salt. So a fleet moves over without new passwords.
+//! HMAC-SHA-512, and `$6$SALT$HASH`, SHA-512 of password and salt. So a fleet moves over without new passwords. A user that
+//! is to show its password by SCRAM-SHA-256 has `$scram-sha-256$ITERATIONS$SALT$STORED_KEY$SERVER_KEY`.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -17,6 +18,8 @@ use hashbrown::HashMap;
 use ring::rand::SecureRandom;
 use ring::{digest, pbkdf2, rand};
 use subtle::ConstantTimeEq;
+
+use super::scram::ScramKeys;
 
 /// Bytes of a SHA-512.
 const SHA512_BYTES: usize = 64;
@@ -87,6 +90,8 @@ pub enum StoredPassword {
         /// What comes out.
         hash: [u8; SHA512_BYTES],
     },
+    /// Keys for SCRAM-SHA-256, which serve for a password as well.
+    Scram(ScramKeys),
     /// mosquitto's `$6$`.
     Sha512 {
         /// Any length.
@@ -102,6 +107,7 @@ impl fmt::Debug for StoredPassword {
         f.write_str(match self {
             Self::Argon2(_) => "argon2",
             Self::Pbkdf2Sha512 { .. } => "pbkdf2-sha512",
+            Self::Scram(_) => "scram-sha-256",
             Self::Sha512 { .. } => "sha512",
         })
     }
@@ -133,9 +139,12 @@ impl StoredPassword {
                 let iterations = iterations.ok_or("the number of iterations cannot be used")?;
                 Ok(Self::Pbkdf2Sha512 { iterations, salt: bytes(salt)?.into(), hash: hash(stored)? })
             }
+            ["", "scram-sha-256", iterations, salt, stored_key, server_key] => {
+                ScramKeys::parse(iterations, salt, stored_key, server_key).map(Self::Scram)
+            }
             ["", "6", salt, stored] => Ok(Self::Sha512 { salt: bytes(salt)?.into(), hash: hash(stored)? }),
             _ => Err(String::from(
-                "no hash of a kind that is known ($argon2id$, $7$, $6$); passwords in plain text are hashed by \
+                "no hash of a kind that is known ($argon2id$, $scram-sha-256$, $7$, $6$); passwords in plain text are hashed by \
                  `kentongan passwd -U FILE`",
             )),
         }
@@ -151,6 +160,14 @@ impl StoredPassword {
         let salt = SaltString::encode_b64(&salt).map_err(|error| anyhow::anyhow!("salt: {error}"))?;
         let hash = Argon2::default().hash_password(password, &salt);
         Ok(hash.map_err(|error| anyhow::anyhow!("argon2: {error}"))?.to_string())
+    }
+
+    /// The same as keys for SCRAM-SHA-256.
+    ///
+    /// # Errors
+    /// The system has no randomness.
+    pub fn scram_sha256(password: &[u8]) -> anyhow::Result<String> {
+        Ok(ScramKeys::new(password)?.to_line())
     }
 
     /// The same in one of mosquitto's forms, for a file that mosquitto is to read as well.
@@ -181,6 +198,7 @@ impl StoredPassword {
             Self::Pbkdf2Sha512 { iterations, salt, hash } => {
                 pbkdf2_sha512(*iterations, salt, password).ct_eq(hash).into()
             }
+            Self::Scram(keys) => keys.matches(password),
             Self::Sha512 { salt, hash } => salted_sha512(salt, password).ct_eq(hash).into(),
         }
     }
@@ -189,7 +207,7 @@ impl StoredPassword {
     fn strength(&self) -> u8 {
         match self {
             Self::Argon2(_) => 2,
-            Self::Pbkdf2Sha512 { .. } => 1,
+            Self::Pbkdf2Sha512 { .. } | Self::Scram(_) => 1,
             Self::Sha512 { .. } => 0,
         }
     }
@@ -239,7 +257,7 @@ impl PasswordFile {
         Self::parse(path, &FileError::read(path)?)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, FileError> {
+    pub(super) fn parse(path: &Path, text: &str) -> Result<Self, FileError> {
         let mut users = HashMap::default();
         let mut dummy: Option<StoredPassword> = None;
         for (number, line) in text.lines().enumerate() {

@@ -19,6 +19,13 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// Only users, from the text of a file.
+    #[cfg(test)]
+    pub(super) fn of_users(text: &str) -> Result<Self, FileError> {
+        let passwords = Some(PasswordFile::parse(std::path::Path::new("passwords"), text)?);
+        Ok(Self { passwords, ..Self::default() })
+    }
+
     /// Reads the files that the settings name.
     ///
     /// # Errors

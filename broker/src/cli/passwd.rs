@@ -48,6 +48,8 @@ pub(super) struct PasswdArgs {
 enum Form {
     /// `$argon2id$`, as RFC 9106 recommends.
     Argon2id,
+    /// `$scram-sha-256$`, for clients that show their password by SCRAM, or send it.
+    ScramSha256,
     /// `$7$`.
     Sha512Pbkdf2,
     /// `$6$`.
@@ -59,6 +61,7 @@ impl Form {
         let password = password.as_bytes();
         match self {
             Self::Argon2id => StoredPassword::argon2id(password),
+            Self::ScramSha256 => StoredPassword::scram_sha256(password),
             Self::Sha512Pbkdf2 => {
                 let form = MosquittoForm::Pbkdf2Sha512 { iterations: MOSQUITTO_ITERATIONS };
                 StoredPassword::for_mosquitto(password, form)

@@ -17,7 +17,7 @@ use super::retained_read::RetainedReads;
 use super::shared::MEMORY_LEVEL_REFUSES;
 use super::{ConnectionKey, Event};
 use crate::auth::{
-    Action, Actor, Credential, Identified, Mechanism, MechanismStep, Progress, Redirection, Rights, Subject, Verified,
+    Action, Actor, Identified, Mechanism, MechanismStep, Progress, Redirection, Rights, Subject, Verified,
 };
 use crate::metrics::{AuthenticationOutcome, CloseReason, ConnectRefusal, PublishRefusal};
 use crate::replicated::command::{Connect as ConnectCommand, Owner, Released, SessionCommand};
@@ -180,7 +180,7 @@ impl ArbiterState {
             authentication_data: None,
         });
         if let Some(method) = pending.connect.properties.authentication_method.clone() {
-            let Some(mechanism) = self.shared.authority.mechanism(&method) else {
+            let Some(mechanism) = self.shared.authority.mechanism(&method, &listener) else {
                 // [MQTT-4.12.0-1]
                 return self.refuse(key, ReasonCode::BadAuthenticationMethod, "unknown authentication method");
             };
@@ -288,8 +288,11 @@ impl ArbiterState {
                 self.write_packet(key, &challenge(method, data));
             }
             MechanismStep::Success { identity, data } => {
+                let Some(identified) = self.shared.authority.by_mechanism(&**mechanism, identity) else {
+                    return self.refuse(key, ReasonCode::NotAuthorized, "the user is gone, or has another password");
+                };
                 self.counters.authentications.inc(AuthenticationOutcome::Mechanism);
-                pending.identified = Identified { identity, credential: Credential::Mechanism };
+                pending.identified = identified;
                 pending.authentication_data = data;
                 self.claim(key, pending);
             }
@@ -327,7 +330,9 @@ impl ArbiterState {
             return self.fail(key, &SessionError::Protocol("re-authentication must keep its method"));
         }
         if auth.reason_code == ReasonCode::ReAuthenticate {
-            pending.mechanism = method.as_deref().and_then(|name| self.shared.authority.mechanism(name));
+            let listener = Arc::clone(&client.listener);
+            let mechanism = |name: &str| self.shared.authority.mechanism(name, &listener);
+            pending.mechanism = method.as_deref().and_then(mechanism);
         }
         let data = auth.properties.authentication_data.clone();
         let step = pending.mechanism.as_mut().map(|mechanism| mechanism.step(data.as_deref()));

@@ -4,9 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use kentongan::auth::{MosquittoForm, StoredPassword};
 use kentongan_proto::mqtt::*;
+use ring::{digest, hmac, pbkdf2};
 use tempfile::TempDir;
 
 use crate::support::*;
@@ -293,4 +296,87 @@ fn a_listener_without_passwords_does_not_look_at_them() {
     let mut other = Client::at(broker.next_listener(), ProtocolVersion::V5);
     other.send(&Packet::Connect(Box::new(asked())));
     assert_eq!(other.expect_connack().reason_code, ReasonCode::BadUserNameOrPassword);
+}
+
+fn sha256_mac(key: &[u8], message: &[u8]) -> Vec<u8> {
+    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), message).as_ref().to_vec()
+}
+
+/// What a client of RFC 5802 answers to a challenge, and what it expects the broker to say then.
+fn scram_answer(first_bare: &str, challenge: &str, password: &str) -> (String, String) {
+    let part = |name: &str| challenge.split(',').find_map(|part| part.strip_prefix(name)).expect("a part");
+    let salt = BASE64.decode(part("s=")).expect("base64");
+    let mut salted = [0; 32];
+    let iterations = part("i=").parse().expect("a number");
+    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, &salt, password.as_bytes(), &mut salted);
+    let client_key = sha256_mac(&salted, b"Client Key");
+    let stored_key = digest::digest(&digest::SHA256, &client_key);
+    let without_proof = format!("c=biws,r={}", part("r="));
+    let signed = format!("{first_bare},{challenge},{without_proof}");
+    let signature = sha256_mac(stored_key.as_ref(), signed.as_bytes());
+    let proof: Vec<u8> = client_key.iter().zip(signature).map(|(key, signature)| key ^ signature).collect();
+    let server = sha256_mac(&sha256_mac(&salted, b"Server Key"), signed.as_bytes());
+    (format!("{without_proof},p={}", BASE64.encode(proof)), format!("v={}", BASE64.encode(server)))
+}
+
+fn scram_auth(reason_code: ReasonCode, data: &str) -> Packet {
+    let properties = AuthProperties {
+        authentication_method: Some("SCRAM-SHA-256".to_owned()),
+        authentication_data: Some(Bytes::copy_from_slice(data.as_bytes())),
+        ..AuthProperties::default()
+    };
+    Packet::Auth(Auth { reason_code, properties })
+}
+
+fn text(data: Option<Bytes>) -> String {
+    String::from_utf8(data.expect("data").to_vec()).expect("UTF-8")
+}
+
+/// Begins an exchange by CONNECT and answers the challenge.
+fn scram(broker: &Broker, user: &str, password: &str) -> (Client, Packet, String) {
+    let first_bare = format!("n={user},r=clientnonce");
+    let mut asked = connect(ProtocolVersion::V5, "c");
+    asked.properties.authentication_method = Some("SCRAM-SHA-256".to_owned());
+    asked.properties.authentication_data = Some(Bytes::from(format!("n,,{first_bare}")));
+    let mut client = Client::raw(broker, ProtocolVersion::V5);
+    client.send(&Packet::Connect(Box::new(asked)));
+    let Packet::Auth(auth) = client.receive() else { panic!("a challenge expected") };
+    let (answer, expected) = scram_answer(&first_bare, &text(auth.properties.authentication_data), password);
+    client.send(&scram_auth(ReasonCode::ContinueAuthentication, &answer));
+    let packet = client.receive();
+    (client, packet, expected)
+}
+
+/// RFC 5802 over AUTH packets, and again on the open connection [MQTT-4.12.1-1].
+#[test]
+fn a_password_can_be_shown_without_sending_it() {
+    let files = Files::new(SETTINGS);
+    let scram_line = format!("ana:{}\n", StoredPassword::scram_sha256(b"tabuh").expect("hashed"));
+    files.write("passwords", &(scram_line.clone() + &quick("budi", "b")));
+    let broker = files.start();
+    let (mut ana, packet, expected) = scram(&broker, "ana", "tabuh");
+    let Packet::ConnAck(connack) = packet else { panic!("CONNACK expected, got {packet:?}") };
+    assert_eq!(connack.reason_code, ReasonCode::Success);
+    assert_eq!(text(connack.properties.authentication_data), expected, "the broker knows it too");
+    let first_bare = "n=ana,r=another";
+    ana.send(&scram_auth(ReasonCode::ReAuthenticate, &format!("n,,{first_bare}")));
+    let Packet::Auth(auth) = ana.receive() else { panic!("a challenge expected") };
+    let (answer, expected) = scram_answer(first_bare, &text(auth.properties.authentication_data), "tabuh");
+    ana.send(&scram_auth(ReasonCode::ContinueAuthentication, &answer));
+    let Packet::Auth(auth) = ana.receive() else { panic!("AUTH expected") };
+    assert_eq!((auth.reason_code, text(auth.properties.authentication_data)), (ReasonCode::Success, expected));
+    // A wrong password, a user without such keys, and nobody: all alike.
+    for (user, password) in [("ana", "kentong"), ("budi", "b"), ("citra", "tabuh")] {
+        let (mut client, packet, _) = scram(&broker, user, password);
+        let Packet::ConnAck(connack) = packet else { panic!("CONNACK expected, got {packet:?}") };
+        assert_eq!(connack.reason_code, ReasonCode::NotAuthorized, "{user}");
+        client.expect_closed();
+    }
+    let sent = of_user(ProtocolVersion::V3_1_1, "sent", "ana", "tabuh");
+    assert_eq!(Client::open(&broker, sent).1.reason_code, ReasonCode::Success, "it may be sent as well");
+    // Whoever came by it goes when the user is gone.
+    ana.expect_nothing();
+    files.write("passwords", &quick("budi", "b"));
+    assert!(reload(&broker).contains("read again"));
+    ana.expect_disconnect(ReasonCode::NotAuthorized);
 }
