@@ -150,6 +150,7 @@ def suites(broker, own_binary):
         everything["kentongan-clients"] = ([*python, "command_line"], own)
         everything.update(websocket_suites(own_binary, node, python))
         everything["three-nodes"] = ([*python, "three_nodes"], {"KENTONGAN": own_binary})
+        everything["side-by-side"] = ([*python, "side_by_side"], {"KENTONGAN": own_binary})
         everything["haproxy"] = ([*python, "haproxy"], {"KENTONGAN": own_binary})
         everything["own-tls"] = ([*python, "own_tls"], {"KENTONGAN": own_binary})
         everything["proxy-protocol"] = ([*python, "proxy_protocol"], {"KENTONGAN": own_binary})

@@ -1,24 +1,89 @@
 //! Who a client is and what it may do.
 //!
-//! One place decides all of it: [`Authority::may_publish`] and [`Authority::may_subscribe`] are asked on every path a
-//! message or a filter can take. There are no users yet: an anonymous client may do everything but speak for the
-//! broker, that is, publish to `$SYS`, unless an [`AccessControl`] that was plugged in says otherwise.
+//! One place decides all of it: [`Authority::authenticate`] who a client is, [`Authority::authorize`] what it may, on every
+//! path a message or a filter can take. What they go by stands in files that are read at the start and again on SIGHUP. Without any, a client may do everything but speak for the broker, that is,
+//! publish to `$SYS`, unless an [`AccessControl`] that was plugged in says otherwise.
 
-use std::sync::Arc;
+mod acl_file;
+mod chain;
+mod password_file;
+mod policy;
+mod remembered;
+mod rights;
+mod rules_file;
+mod scram;
+mod verifier;
+
+use std::hash::BuildHasher;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
-use kentongan_proto::mqtt::{Connect, ReasonCode};
+use foldhash::fast::RandomState;
+use kentongan_proto::mqtt::{QoS, ReasonCode};
 use kentongan_proto::topic::TopicFilter;
+use ring::hmac;
+use ring::rand::SystemRandom;
 
-use crate::connection::Origin;
+use crate::config::AuthConfig;
 use crate::listener::ListenerContext;
 use crate::message;
-use crate::session::handshake::Refusal;
+use remembered::Remembered;
+use scram::Scram;
+use verifier::Verifier;
+
+pub use chain::{Credential, Identified, PasswordOutcome, Progress, Question, Verified};
+pub use password_file::{FileError, MosquittoForm, PasswordFile, StoredPassword, check_user_name};
+pub use policy::Policy;
+pub use rights::{Rights, Subject};
+
+/// Who wants to do something.
+#[derive(Debug, Clone, Copy)]
+pub struct Actor<'a> {
+    /// Whom its session belongs to; empty: nobody in particular.
+    pub identity: &'a str,
+    /// Its Client Identifier.
+    pub client_id: &'a str,
+    /// What [`Authority::rights`] said. `None`: there are no rules.
+    pub rights: Option<&'a Rights>,
+}
+
+/// What it wants to do.
+#[derive(Debug, Clone, Copy)]
+pub enum Action<'a> {
+    /// Publish, be it with a PUBLISH or by a will.
+    Publish {
+        /// As the client says it, `$delayed/SECONDS/` included.
+        topic: &'a str,
+        /// Quality of Service.
+        qos: QoS,
+        /// RETAIN.
+        retain: bool,
+    },
+    /// Subscribe. Of a shared subscription it is the filter inside.
+    Subscribe {
+        /// To what.
+        filter: &'a TopicFilter,
+        /// At most at this Quality of Service.
+        qos: QoS,
+    },
+    /// Be sent a message, live, retained or one that waited.
+    Read {
+        /// Its topic.
+        topic: &'a str,
+        /// As it is sent.
+        qos: QoS,
+    },
+}
 
 /// One exchange of enhanced authentication (MQTT 5, section 4.12).
 pub trait Mechanism: Send {
     /// Takes what the client sent, in CONNECT first and then in AUTH, and says how to go on.
     fn step(&mut self, data: Option<&[u8]>) -> MechanismStep;
+
+    /// What of the password file an exchange about that user rests on, if anything.
+    fn stored_password(&self, _identity: &str) -> Option<&StoredPassword> {
+        None
+    }
 }
 
 /// The answer of a [`Mechanism`].
@@ -84,6 +149,19 @@ pub struct Authority {
     mechanisms: Vec<(String, MechanismFactory)>,
     access: Option<Box<dyn AccessControl>>,
     redirector: Option<Box<dyn Redirector>>,
+    policy: RwLock<Arc<Policy>>,
+    verifier: OnceLock<Verifier>,
+    remembered: Option<Remembered>,
+    /// Makes salts for those who are no users.
+    stranger_key: Option<hmac::Key>,
+    hasher: RandomState,
+}
+
+fn verify_threads(config: &AuthConfig) -> usize {
+    match config.verify_threads {
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)),
+        threads => threads as usize,
+    }
 }
 
 impl std::fmt::Debug for Authority {
@@ -126,45 +204,128 @@ impl Authority {
         self.redirector.as_ref()?.on_shutdown(identity, client_id)
     }
 
-    /// A fresh exchange of the method, if we know it.
+    /// A fresh exchange of the method, if it is offered on the listener.
     #[must_use]
-    pub fn mechanism(&self, method: &str) -> Option<Box<dyn Mechanism>> {
-        self.mechanisms.iter().find(|(name, _)| name == method).map(|(_, factory)| factory())
+    pub fn mechanism(&self, method: &str, listener: &ListenerContext) -> Option<Box<dyn Mechanism>> {
+        let plugged = self.mechanisms.iter().find(|(name, _)| name == method).map(|(_, factory)| factory());
+        plugged.or_else(|| {
+            let policy = self.policy();
+            let is_offered = method == scram::METHOD && listener.asks_for_passwords() && policy.passwords.is_some();
+            let key = self.stranger_key.clone().filter(|_| is_offered)?;
+            Some(Box::new(Scram::new(policy, key)) as Box<dyn Mechanism>)
+        })
     }
 
-    /// Who the client is. Without users that is nobody in particular, where the listener lets nobody in.
+    /// Whoever succeeded by a mechanism. `None`: no more, the files have changed since it began.
+    #[must_use]
+    pub fn by_mechanism(&self, mechanism: &dyn Mechanism, identity: Arc<str>) -> Option<Identified> {
+        let Some(begun_with) = mechanism.stored_password(&identity) else {
+            return Some(Identified { identity, credential: Credential::Mechanism });
+        };
+        let policy = self.policy();
+        let stored = policy.passwords.as_ref().and_then(|file| file.stored(&identity))?;
+        let credential = Credential::Password(self.fingerprint(stored));
+        (begun_with == stored).then_some(Identified { identity, credential })
+    }
+
+    /// Reads the files that the settings name, before the first client comes.
     ///
     /// # Errors
-    /// What CONNACK should say.
-    pub fn authenticate(
-        &self,
-        _connect: &Connect,
-        listener: &ListenerContext,
-        _origin: &Origin,
-    ) -> Result<Arc<str>, Refusal> {
-        if listener.allow_anonymous {
-            Ok(Arc::from(""))
-        } else {
-            Err(Refusal {
-                reason: ReasonCode::NotAuthorized,
-                text: "anonymous clients are not allowed on this listener (allow_anonymous)",
-            })
+    /// What is wrong with them, with file and line; or the system gave no thread.
+    pub fn open(&mut self, config: &AuthConfig) -> anyhow::Result<()> {
+        self.remembered = Remembered::new(config.remember_max as usize, config.remember_seconds)?;
+        let stranger_key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new());
+        self.stranger_key = Some(stranger_key.map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?);
+        let policy = self.read(config)?;
+        self.change(policy, config)
+    }
+
+    /// Reads the files again. Nothing changes by that.
+    ///
+    /// # Errors
+    /// What is wrong with them, with file and line.
+    pub fn read(&self, config: &AuthConfig) -> Result<Policy, FileError> {
+        Policy::read(config, self.policy().generation + 1)
+    }
+
+    /// What was read is in force from now on. Whoever is connected must be looked at again.
+    ///
+    /// # Errors
+    /// There are passwords for the first time, and the system gave no thread to verify them.
+    pub fn change(&self, policy: Policy, config: &AuthConfig) -> anyhow::Result<()> {
+        if policy.passwords.is_some() && self.verifier.get().is_none() {
+            let verifier = Verifier::start(verify_threads(config), config.verify_queue_max.get() as usize)?;
+            // Somebody else's would do as well.
+            let _ = self.verifier.set(verifier);
+        }
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+        if let Some(remembered) = &self.remembered {
+            remembered.forget_all();
+        }
+        Ok(())
+    }
+
+    /// The files as they were read last.
+    #[must_use]
+    pub fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn remembered(&self) -> Option<&Remembered> {
+        self.remembered.as_ref()
+    }
+
+    fn verifier(&self) -> Option<&Verifier> {
+        self.verifier.get()
+    }
+
+    /// Tells whether a stored password is another one than before, and nothing else about it.
+    fn fingerprint(&self, stored: &StoredPassword) -> u64 {
+        self.hasher.hash_one(stored)
+    }
+
+    /// What a client may do under the files as they are now. `None`: whatever it likes.
+    #[must_use]
+    pub fn rights(&self, subject: &Subject<'_>) -> Option<Box<Rights>> {
+        self.policy().rules.as_ref().map(|rules| Box::new(rules.for_subject(subject)))
+    }
+
+    /// Whether every subscription is granted, so that each message must be looked at.
+    #[must_use]
+    pub fn grants_subscriptions(&self) -> bool {
+        let policy = self.policy();
+        policy.rules.is_some() && policy.grants_subscriptions
+    }
+
+    /// Whether it may. Nobody speaks for the broker: `$SYS` is its own, also behind `$delayed/SECONDS/`.
+    #[inline]
+    #[must_use]
+    pub fn authorize(&self, actor: &Actor<'_>, action: Action<'_>) -> bool {
+        let plugged = self.access.as_deref();
+        match action {
+            Action::Publish { topic, qos, retain } => {
+                // A delayed message is judged by the topic that it will reach.
+                let topic = message::delayed(topic).map_or(topic, |(_, reached)| reached);
+                let for_the_broker = topic.starts_with('$') && (topic == "$SYS" || topic.starts_with("$SYS/"));
+                !for_the_broker
+                    && actor.rights.is_none_or(|rights| rights.may_publish(topic, qos, retain))
+                    && plugged.is_none_or(|access| access.may_publish(actor.identity, actor.client_id, topic))
+            }
+            Action::Subscribe { filter, qos } => {
+                let may_by_rules = |rights: &Rights| self.grants_subscriptions() || rights.may_subscribe(filter, qos);
+                actor.rights.is_none_or(may_by_rules)
+                    && plugged.is_none_or(|access| access.may_subscribe(actor.identity, actor.client_id, filter))
+            }
+            Action::Read { topic, qos } => actor.rights.is_none_or(|rights| rights.may_read(topic, qos)),
         }
     }
 
-    /// Whether the client may publish to the topic: `$SYS` is the broker's own, also behind `$delayed/SECONDS/`.
-    #[inline]
+    /// Whether the will of a client that is gone may be published now.
     #[must_use]
-    pub fn may_publish(&self, identity: &str, client_id: &str, topic: &str) -> bool {
-        let topic = message::delayed(topic).map_or(topic, |(_, reached)| reached);
-        let for_the_broker = topic.starts_with('$') && (topic == "$SYS" || topic.starts_with("$SYS/"));
-        !for_the_broker && self.access.as_ref().is_none_or(|access| access.may_publish(identity, client_id, topic))
-    }
-
-    /// Whether the client may subscribe to the filter.
-    #[must_use]
-    pub fn may_subscribe(&self, identity: &str, client_id: &str, filter: &TopicFilter) -> bool {
-        self.access.as_ref().is_none_or(|access| access.may_subscribe(identity, client_id, filter))
+    pub fn may_will_be_published(&self, identity: &str, client_id: &str, message: &message::Message) -> bool {
+        let rights = self.rights(&Subject { identity, client_id, address: None });
+        let actor = Actor { identity, client_id, rights: rights.as_deref() };
+        self.authorize(&actor, Action::Publish { topic: &message.topic, qos: message.qos, retain: message.retain })
     }
 }
 
@@ -172,15 +333,20 @@ impl Authority {
 mod tests {
     use super::*;
 
+    fn may_publish(authority: &Authority, client_id: &str, topic: &str) -> bool {
+        let actor = Actor { identity: "", client_id, rights: None };
+        authority.authorize(&actor, Action::Publish { topic, qos: QoS::AtMostOnce, retain: false })
+    }
+
     #[test]
     fn nobody_speaks_for_the_broker() {
         let authority = Authority::default();
-        assert!(!authority.may_publish("", "a", "$SYS/broker/uptime"));
-        assert!(!authority.may_publish("", "a", "$SYS"));
-        assert!(!authority.may_publish("", "a", "$delayed/0/$SYS/broker/version"), "what it stands for counts");
-        assert!(authority.may_publish("", "a", "$SYSTEM"));
-        assert!(authority.may_publish("", "a", "$delayed/5/plant/1"));
-        assert!(authority.may_publish("", "a", "plant/1"));
+        assert!(!may_publish(&authority, "a", "$SYS/broker/uptime"));
+        assert!(!may_publish(&authority, "a", "$SYS"));
+        assert!(!may_publish(&authority, "a", "$delayed/0/$SYS/broker/version"), "what it stands for counts");
+        assert!(may_publish(&authority, "a", "$SYSTEM"));
+        assert!(may_publish(&authority, "a", "$delayed/5/plant/1"));
+        assert!(may_publish(&authority, "a", "plant/1"));
     }
 
     /// Lets clients write below their own name, and read nothing at all.
@@ -199,11 +365,13 @@ mod tests {
     #[test]
     fn access_control_only_takes_away() {
         let authority = Authority::default().with_access_control(Box::new(OwnName));
-        assert!(authority.may_publish("", "a", "a/1"));
-        assert!(authority.may_publish("", "a", "$delayed/5/a/1"));
-        assert!(!authority.may_publish("", "a", "b/1"));
-        assert!(!authority.may_publish("", "a", "$delayed/5/b/1"));
-        assert!(!authority.may_publish("", "$SYS", "$SYS/broker/uptime"), "not even if it says yes");
-        assert!(!authority.may_subscribe("", "a", &TopicFilter::parse("a/1").expect("a filter")));
+        assert!(may_publish(&authority, "a", "a/1"));
+        assert!(may_publish(&authority, "a", "$delayed/5/a/1"));
+        assert!(!may_publish(&authority, "a", "b/1"));
+        assert!(!may_publish(&authority, "a", "$delayed/5/b/1"));
+        assert!(!may_publish(&authority, "$SYS", "$SYS/broker/uptime"), "not even if it says yes");
+        let filter = TopicFilter::parse("a/1").expect("a filter");
+        let actor = Actor { identity: "", client_id: "a", rights: None };
+        assert!(!authority.authorize(&actor, Action::Subscribe { filter: &filter, qos: QoS::AtMostOnce }));
     }
 }

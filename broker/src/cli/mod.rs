@@ -13,6 +13,7 @@ mod link;
 mod local;
 mod logging;
 mod options;
+mod passwd;
 mod property;
 mod publish;
 mod reference;
@@ -66,6 +67,8 @@ enum Command {
     /// Publish a request and print the response, with the flags of mosquitto_rr.
     #[command(disable_help_flag = true)]
     Rr(request::RequestArgs),
+    /// Change the users of a password file, with the flags of mosquitto_passwd.
+    Passwd(passwd::PasswdArgs),
     /// Look at settings.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -104,6 +107,7 @@ pub fn run(
         Some(Command::Pub(arguments)) => publish::run(&arguments),
         Some(Command::Sub(arguments)) => subscribe::run(&arguments),
         Some(Command::Rr(arguments)) => request::run(&arguments),
+        Some(Command::Passwd(arguments)) => passwd::run(&arguments),
         Some(Command::Config(command)) => config::run(&command),
         Some(Command::Cluster(command)) => cluster::run(&command),
         Some(Command::Completions(CompletionsArgs { shell })) => completions(shell),

@@ -10,7 +10,10 @@ use serde::Deserialize;
 use super::layer::{self, ENVIRONMENT_PREFIX, Layer};
 use super::origin::{ConfigError, Origin, Problem};
 use super::secret::Secret;
-use super::{ClusterConfig, DEFAULT_PEER_PORT, ListenerConfig, NODE_NAME_BYTES_MAX, PACKET_BYTES_LIMIT, Settings};
+use super::{
+    AuthenticationMethod, ClusterConfig, DEFAULT_PEER_PORT, ListenerConfig, NODE_NAME_BYTES_MAX, PACKET_BYTES_LIMIT,
+    Settings,
+};
 
 /// Where settings may come from, the weakest first.
 #[derive(Debug, Default)]
@@ -116,7 +119,7 @@ impl Effective {
         let mut refuse = |key: &str, message: String| {
             problems.push(Problem { origin: self.blame(key).clone(), message: format!("`{key}`: {message}") });
         };
-        let Settings { session, storage, http, log, listener, .. } = &self.settings;
+        let Settings { auth, session, storage, http, log, listener, .. } = &self.settings;
 
         if session.packet_bytes_max.get() > PACKET_BYTES_LIMIT {
             refuse("session.packet_bytes_max", format!("MQTT allows at most {PACKET_BYTES_LIMIT}"));
@@ -147,6 +150,10 @@ impl Effective {
                 refuse(&at("protocol_versions"), String::from("name at least one of \"3.1\", \"3.1.1\", \"5\""));
             }
             one.websocket_contradictions(&mut |name, message| refuse(&at(name), message));
+            let asks = |method| one.authentication.as_ref().is_some_and(|methods| methods.contains(&method));
+            if asks(AuthenticationMethod::Password) && auth.password_file.is_none() {
+                refuse(&at("authentication"), String::from("\"password\" needs `auth.password_file`"));
+            }
             let taken = listener[..index].iter().any(|other| other.address == one.address);
             if taken && one.address.port() != 0 {
                 refuse(&at("address"), format!("{} is the address of another listener", one.address));

@@ -56,6 +56,8 @@ settings! {
         /// Where MQTT clients connect. Unset: port 1883 of the loopback addresses, 127.0.0.1 and, where there is
         /// one, ::1. A source that names listeners replaces all those of the weaker ones.
         pub listener: Vec<ListenerConfig> = loopback_listeners(),
+        /// Who clients are, and what they may do.
+        pub auth: AuthConfig = AuthConfig::default(),
         /// Limits and ways of every client session.
         pub session: SessionConfig = SessionConfig::default(),
         /// Shared subscriptions (`$share/NAME/FILTER`).
@@ -120,6 +122,11 @@ settings! {
         pub publish_bytes_rate_max: u64 = 0 => reloaded,
         /// Whether clients of this listener may connect without a user name. Unset: as at the top of the file.
         pub allow_anonymous: Option<bool> = None => reloaded,
+        /// How clients of this listener show who they are: methods in the order in which they are asked. One that
+        /// has nothing to go by is passed over; the first that accepts or refuses decides. `"certificate"`: whom the
+        /// client certificate names, or a balancer that checked one; `"password"`: user name and password of
+        /// `auth.password_file`, where an unknown user is left to the methods behind it. Unset: both, in that order.
+        pub authentication: Option<Vec<AuthenticationMethod>> = None => reloaded,
         /// Time from accepting a connection to its complete CONNECT, in all.
         pub connect_timeout_seconds: NonZeroU32 = nonzero_u32(10) => reloaded,
         /// The protocol versions that are spoken here.
@@ -159,6 +166,31 @@ settings! {
         /// Proxies that say by `X-Forwarded-For` for whom they connect: addresses and networks. The client is then known by
         /// the last address in it that is none of theirs. Others are not believed.
         pub forwarded_from: Vec<Network> = Vec::new() => reloaded,
+    }
+
+    /// Who clients are, and what they may do. The files are read at the start, which fails if anything is wrong with them,
+    /// and again on SIGHUP, when whatever is wrong leaves everything as it was.
+    pub struct AuthConfig {
+        /// Users and their passwords, as `kentongan passwd` or mosquitto_passwd writes them. Unset: there are no users.
+        pub password_file: Option<PathBuf> = None => reloaded,
+        /// Who may what, as mosquitto's ACL file. Unset, and no `rules_file` either: everybody may do everything.
+        pub acl_file: Option<PathBuf> = None => reloaded,
+        /// Who may what, as a TOML file of rules (docs/guide/security.md). They come before those of `acl_file`, and the
+        /// first that fits decides; what no rule fits is denied.
+        pub rules_file: Option<PathBuf> = None => reloaded,
+        /// How SUBSCRIBE is judged: `"covered"`, a filter is granted if everything that it matches may be read;
+        /// `"filter"`, as mosquitto does it, every filter is granted and each message is looked at.
+        pub acl_subscribe: AclSubscribe = AclSubscribe::Covered => reloaded,
+        /// Threads that verify passwords. 0 means one for every two cores.
+        pub verify_threads: u32 = 0,
+        /// CONNECTs that may wait for them. Beyond it, whoever has most waiting is refused (0x89): addresses take turns,
+        /// and the users of one.
+        pub verify_queue_max: NonZeroU32 = nonzero_u32(1024),
+        /// How long a password that was right is not verified again: its keyed hash is kept in memory that long, at most
+        /// until the password file is read again. 0 turns it off.
+        pub remember_seconds: u32 = 300,
+        /// How many of them are kept.
+        pub remember_max: u32 = 100_000,
     }
 
     /// Limits and ways of every client session.
@@ -408,6 +440,22 @@ choices! {
         V3_1_1 = "3.1.1",
         /// MQTT 5.0.
         V5 = "5",
+    }
+
+    /// How SUBSCRIBE is judged.
+    pub enum AclSubscribe {
+        /// All that the filter matches must be allowed.
+        Covered = "covered",
+        /// It is granted, and messages are left out.
+        Filter = "filter",
+    }
+
+    /// How a client shows who it is.
+    pub enum AuthenticationMethod {
+        /// Client certificate, or what a balancer says of one.
+        Certificate = "certificate",
+        /// User name and password.
+        Password = "password",
     }
 
     /// What gives way when a session's queue is full; QoS 0 first in any case.

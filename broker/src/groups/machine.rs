@@ -30,7 +30,7 @@ use crate::connection_key::ConnectionKey;
 use crate::ending::Ending;
 use crate::later;
 use crate::message::Message;
-use crate::metrics::{ArbiterCounters, DropReason};
+use crate::metrics::{ArbiterCounters, DropReason, PublishRefusal};
 use crate::peers::PeerFull;
 use crate::peers::wire::{self, EventKind, Forwarded, Messages, NodeMessage, OutboxAnswered, Propose, Resync};
 use crate::plants::{Plant, is_planted};
@@ -595,6 +595,16 @@ impl Machine {
                 {
                     self.unrouted.entry(origin).or_default().push_front(position);
                     return;
+                }
+                // The files that say who may what are each node's own, so whoever leads asks its own, and no state says it.
+                let is_refused = entry.will_of.as_ref().is_some_and(|identity| {
+                    let client_id = &entry.message.publisher;
+                    !shared.authority.may_will_be_published(identity, client_id, &entry.message)
+                });
+                if is_refused {
+                    self.counters.publishes_refused.inc(PublishRefusal::NotAuthorized);
+                    self.outboxes.begin(origin, position, 0, None);
+                    continue;
                 }
                 self.route(shared, origin, position, &entry.message, targets);
             }

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use kentongan_proto::mqtt::codec::Limits;
 
-use crate::config::{ListenerConfig, Settings, WebSocketConfig};
+use crate::config::{AuthenticationMethod, ListenerConfig, Settings, WebSocketConfig};
 use crate::connection::networks::any_contains;
 use crate::connection::websocket::{Terms, WebSocket, handshake::Rules};
 use crate::connection::{Proxied, RawSocket, Transport};
@@ -41,6 +41,8 @@ pub struct ListenerContext {
     pub limits_before_connect: Limits,
     /// Whether clients need no user name.
     pub allow_anonymous: bool,
+    /// How its clients show who they are, in the order in which that is looked at.
+    pub authentication: Vec<AuthenticationMethod>,
     /// New connections a second; 0 means no bound.
     pub connect_rate_per_second: u32,
     /// Subscriptions that a session of its clients may have.
@@ -57,6 +59,9 @@ pub struct ListenerContext {
 
 /// Characters of a Client Identifier that MQTT 3.1 allows.
 const CLIENT_ID_CHARACTERS_MAX_V3_1: usize = 23;
+
+/// What a listener goes by that says nothing about it.
+const ALL_METHODS: [AuthenticationMethod; 2] = [AuthenticationMethod::Certificate, AuthenticationMethod::Password];
 
 impl ListenerContext {
     /// A listener as `settings` describe it.
@@ -100,6 +105,7 @@ impl ListenerContext {
         let before = session.packet_bytes_before_connect_max.get().min(limits.packet_bytes_max);
         Self {
             allow_anonymous: config.allows_anonymous(settings),
+            authentication: config.authentication.clone().unwrap_or_else(|| ALL_METHODS.to_vec()),
             config,
             address,
             policy,
@@ -164,6 +170,12 @@ impl ListenerContext {
             messages_max: self.config.queue_messages_max.map(|bound| bound as usize),
             bytes_max: self.config.queue_bytes_max.map(bytes),
         }
+    }
+
+    /// Whether user names and passwords mean anything here.
+    #[must_use]
+    pub fn asks_for_passwords(&self) -> bool {
+        self.authentication.contains(&AuthenticationMethod::Password)
     }
 
     /// Counts a connection in, unless the listener has as many as it may.

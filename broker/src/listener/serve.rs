@@ -140,10 +140,11 @@ impl Broker {
     /// What kept it from starting.
     pub fn start(
         settings: Settings,
-        authority: Authority,
+        mut authority: Authority,
         descriptors: u64,
         stop: &AtomicBool,
     ) -> anyhow::Result<Self> {
+        authority.open(&settings.auth).context("users and rights")?;
         let metrics = Metrics::install(settings.metrics.enabled);
         let settings = Arc::new(settings);
         let mut sockets = Vec::new();
@@ -223,6 +224,16 @@ impl Broker {
                 return;
             }
         };
+        let authority = &self.shared.authority;
+        let policy = authority.read(&settings.auth).map_err(anyhow::Error::from);
+        if let Err(error) = policy.and_then(|policy| authority.change(policy, &settings.auth)) {
+            self.metrics.reloaded(ReloadOutcome::Refused);
+            tracing::error!(%error, "SIGHUP: users or rights cannot be used, everything stays as it was");
+            return;
+        }
+        for inbox in &self.shared.inboxes {
+            inbox.push(Event::PolicyChanged, 0);
+        }
         let changes = config::changes(&self.started, &self.last, &settings);
         for listener in &self.listeners {
             if let Some(config) = settings.listener_like(listener.name) {

@@ -283,6 +283,30 @@ labels! {
         SentElsewhere = "sent_elsewhere",
     }
 
+    /// What a client was let in by, or why not. Refusals for other reasons count in `kentongan_connects_refused_total` only.
+    pub enum AuthenticationOutcome as "outcome" {
+        /// By nothing: it offered no credentials, or none are asked for.
+        Anonymous = "anonymous",
+        /// By a certificate.
+        Certificate = "certificate",
+        /// By a password that was verified.
+        Password = "password",
+        /// By a password that was verified a while ago.
+        Remembered = "remembered",
+        /// By enhanced authentication.
+        Mechanism = "mechanism",
+        /// Not: the password is not that of the user.
+        WrongPassword = "wrong_password",
+        /// Not: there is no such user.
+        UnknownUser = "unknown_user",
+        /// Not: it offered nothing where something is wanted.
+        NothingOffered = "nothing_offered",
+        /// Not: enhanced authentication failed.
+        MechanismFailed = "mechanism_failed",
+        /// Not: too many passwords were waiting to be verified.
+        Busy = "busy",
+    }
+
     /// How a connection ended.
     pub enum CloseReason as "reason" {
         /// The client sent DISCONNECT.
@@ -301,6 +325,8 @@ labels! {
         SlowConsumer = "slow_consumer",
         /// A bound was exceeded.
         QuotaExceeded = "quota_exceeded",
+        /// It would not be let in any more: the files of users or rights changed.
+        NotAuthorized = "not_authorized",
         /// An administrator's doing.
         Administrative = "administrative",
         /// The node shut down.
@@ -599,6 +625,8 @@ families! {
     publishes_refused: CountBy<PublishRefusal, { PublishRefusal::COUNT }> = "kentongan_publishes_refused_total",
     /// Filters of SUBSCRIBE packets that were not accepted.
     subscribes_refused: CountBy<SubscribeRefusal, { SubscribeRefusal::COUNT }> = "kentongan_subscribes_refused_total",
+    /// Subscriptions that were taken from clients which may not have them any more.
+    subscriptions_revoked: Count = "kentongan_subscriptions_revoked_total",
     /// Messages with RETAIN that were delivered but not kept, because of a bound on retained messages.
     retained_not_kept: Count = "kentongan_retained_not_kept_total",
     /// Accepted publishes that matched no subscription.
@@ -611,6 +639,8 @@ families! {
     connects_accepted: Count = "kentongan_connects_accepted_total",
     /// Connections that were not let in.
     connects_refused: CountBy<ConnectRefusal, { ConnectRefusal::COUNT }> = "kentongan_connects_refused_total",
+    /// Clients that showed who they are, or did not.
+    authentications: CountBy<AuthenticationOutcome, { AuthenticationOutcome::COUNT }> = "kentongan_authentications_total",
     /// How the connections of accepted clients ended.
     connections_closed: CountBy<CloseReason, { CloseReason::COUNT }> = "kentongan_connections_closed_total",
     /// Packets by which clients broke the protocol.

@@ -18,8 +18,8 @@ use kentongan_cluster::Stats;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 pub use counters::{
-    ArbiterCounters, CloseReason, ConnectRefusal, Count, CountBy, DropReason, Family, Kind, Label, Level,
-    MalformedReason, PacketKind, PublishRefusal, SubscribeRefusal,
+    ArbiterCounters, AuthenticationOutcome, CloseReason, ConnectRefusal, Count, CountBy, DropReason, Family, Kind,
+    Label, Level, MalformedReason, PacketKind, PublishRefusal, SubscribeRefusal,
 };
 use counters::{FAMILIES, Totals};
 pub use load::{Load, LoadAverages};

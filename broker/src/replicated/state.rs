@@ -89,6 +89,8 @@ pub struct OutboxEntry {
     pub awaited_by: Option<HeldPubRec>,
     /// A client sent it just so: nothing that it sends by another way may overtake it (P5).
     pub received: bool,
+    /// A will, of a session that belonged to this identity: whether it may be published is to be asked when it is routed.
+    pub will_of: Option<Arc<str>>,
 }
 
 impl OutboxEntry {
@@ -104,6 +106,7 @@ impl OutboxEntry {
             passed_over: None,
             awaited_by: None,
             received: false,
+            will_of: None,
         }
     }
 

@@ -340,6 +340,8 @@ struct OutboxRecord {
     awaited_by: Option<HeldPubRecRecord>,
     #[prost(bool, tag = "10")]
     received: bool,
+    #[prost(string, optional, tag = "11")]
+    will_of: Option<String>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -536,6 +538,7 @@ impl GroupState {
                         packet_id: u32::from(packet_id.get()),
                     }),
                     received: entry.received,
+                    will_of: entry.will_of.as_deref().map(str::to_owned),
                 };
                 Some(record.encode_to_vec())
             }
@@ -808,6 +811,7 @@ fn outbox_entry(record: OutboxRecord) -> Result<OutboxEntry, RestoreError> {
         passed_over: record.passed_over.map(|node| (node.node, node.incarnation)),
         awaited_by: record.awaited_by.map(held).transpose()?,
         received: record.received,
+        will_of: record.will_of.map(Arc::from),
     })
 }
 

@@ -203,6 +203,7 @@ impl ArbiterState {
             blocked: false,
             unprocessed: false,
             paused: false,
+            guarded: false,
             taken_over: false,
             breaks_off: false,
             keep_alive_seconds: 0,
@@ -275,7 +276,9 @@ impl ArbiterState {
             };
             match client.phase {
                 Phase::Closing if client.out.is_empty() => return Poll::Ready(()),
-                Phase::Closing | Phase::Leaving | Phase::AwaitingTurn | Phase::Claiming => return Poll::Pending,
+                Phase::Closing | Phase::Leaving | Phase::Verifying | Phase::AwaitingTurn | Phase::Claiming => {
+                    return Poll::Pending;
+                }
                 _ if client.paused => return Poll::Pending,
                 // What is asked of us must not grow what we hold without end: PINGREQ after PINGREQ, never reading.
                 _ if client.out.len() > out_bytes_max => {
@@ -450,7 +453,7 @@ impl ArbiterState {
                         break;
                     }
                 }
-                Some(client) if matches!(client.phase, Phase::AwaitingTurn | Phase::Claiming) => {
+                Some(client) if matches!(client.phase, Phase::Verifying | Phase::AwaitingTurn | Phase::Claiming) => {
                     client.unprocessed = position < buffer.len();
                     break;
                 }
@@ -675,7 +678,11 @@ impl ArbiterState {
             return;
         };
         match client.phase {
-            Phase::AwaitingConnect | Phase::Authenticating | Phase::AwaitingTurn | Phase::Claiming => {
+            Phase::AwaitingConnect
+            | Phase::Authenticating
+            | Phase::Verifying
+            | Phase::AwaitingTurn
+            | Phase::Claiming => {
                 self.tear_down(key, super::connect::EndCause::ConnectTimeout);
                 self.end_now(key);
             }

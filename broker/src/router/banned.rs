@@ -58,7 +58,7 @@ impl ArbiterState {
             match client.phase {
                 // DISCONNECT has no such code as CONNACK has (MQTT 5, section 3.14.2.1).
                 Phase::Connected => self.end(key, EndCause::Banned, Some(ReasonCode::AdministrativeAction)),
-                Phase::Authenticating | Phase::AwaitingTurn | Phase::Claiming => {
+                Phase::Authenticating | Phase::Verifying | Phase::AwaitingTurn | Phase::Claiming => {
                     self.refuse(key, ReasonCode::Banned, BANNED)
                 }
                 Phase::AwaitingConnect => self.end(key, EndCause::Banned, None),

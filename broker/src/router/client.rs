@@ -12,6 +12,7 @@ use super::cluster::Served;
 use super::pace::Pace;
 use super::retained_read::RetainedReads;
 use super::share_settling::ShareOrigin;
+use crate::auth::{Actor, Credential, Identified, Rights};
 use crate::connection::{ConnectionActor, Origin, OutBuffer, Transport};
 use crate::listener::ListenerContext;
 use crate::message::Message;
@@ -29,6 +30,8 @@ pub enum Phase {
     AwaitingConnect,
     /// Authentication exchanges AUTH packets.
     Authenticating,
+    /// A thread looks at a password; nothing is read meanwhile.
+    Verifying,
     /// The Client Identifier is to be claimed once it is this connection's turn; nothing is read meanwhile.
     AwaitingTurn,
     /// It is being claimed; nothing is read meanwhile.
@@ -92,6 +95,12 @@ pub struct ClientSession {
     pub reads: RetainedReads,
     /// The authenticated identity, empty for an anonymous client.
     pub identity: Arc<str>,
+    /// Why that is believed.
+    pub credential: Credential,
+    /// What it may do. `None`: there are no rules.
+    pub rights: Option<Box<Rights>>,
+    /// UNSUBSCRIBEs that the client did not send, and is not to be answered.
+    pub revocations: Vec<u64>,
     /// Seconds; may be changed by DISCONNECT.
     pub session_expiry_seconds: u32,
     /// Another broker, which may send back what it got from here unless its subscriptions leave that out.
@@ -100,6 +109,14 @@ pub struct ClientSession {
     pub problem_information: bool,
     /// What the session's group may ask for; only where there are several nodes.
     pub served: Option<Box<Served>>,
+}
+
+impl ClientSession {
+    /// Who the client is, and why that is believed.
+    #[must_use]
+    pub fn identified(&self) -> Identified {
+        Identified { identity: Arc::clone(&self.identity), credential: self.credential.clone() }
+    }
 }
 
 /// One connection.
@@ -119,6 +136,8 @@ pub struct Client {
     pub unprocessed: bool,
     /// Reading waits for something else than the socket.
     pub paused: bool,
+    /// What is sent to it is looked at: it may have been queued, or subscribed to, under other rules.
+    pub guarded: bool,
     /// Another connection claims the Client Identifier and waits for our release.
     pub taken_over: bool,
     /// It is to end so that the peer sees a broken connection: closed in an orderly way it would pass for the answer to a
@@ -169,6 +188,14 @@ impl Client {
         if let Some(certified) = self.transport.certified() {
             self.origin.certified = Some(certified);
         }
+    }
+
+    /// It, as the one who wants to do something; `None` before CONNACK.
+    #[inline]
+    #[must_use]
+    pub fn actor(&self) -> Option<Actor<'_>> {
+        let session = self.session.as_ref()?;
+        Some(Actor { identity: &session.identity, client_id: &self.client_id, rights: session.rights.as_deref() })
     }
 
     /// Whether packets to it may be written.

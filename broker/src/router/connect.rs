@@ -18,9 +18,11 @@ use super::retained_read::RetainedReads;
 use super::shared::MEMORY_LEVEL_REFUSES;
 use super::{ConnectionKey, Event};
 use crate::audit::RefusedLogin;
-use crate::auth::{Mechanism, MechanismStep, Redirection};
+use crate::auth::{
+    Action, Actor, Identified, Mechanism, MechanismStep, Progress, Redirection, Rights, Subject, Verified,
+};
 use crate::connection::LayerError;
-use crate::metrics::{CloseReason, ConnectRefusal, PublishRefusal};
+use crate::metrics::{AuthenticationOutcome, CloseReason, ConnectRefusal, PublishRefusal};
 use crate::replicated::command::{Connect as ConnectCommand, Owner, Released, SessionCommand};
 use crate::replicated::{ClaimRequest, Opened, PersistentSession};
 use crate::session::SessionError;
@@ -34,20 +36,35 @@ use crate::session::outbound::{Outbound, OutboundLimits};
 pub struct PendingConnect {
     connect: Box<Connect>,
     negotiated: Negotiated,
-    identity: Arc<str>,
+    identified: Identified,
+    rights: Option<Box<Rights>>,
+    /// While a thread looks at the password: gone, nobody waits for the answer.
+    awaited: Option<Arc<()>>,
     mechanism: Option<Box<dyn Mechanism>>,
     authentication_data: Option<bytes::Bytes>,
 }
 
 impl PendingConnect {
     fn new(connect: Box<Connect>, negotiated: Negotiated) -> Box<Self> {
-        let identity = Arc::from("");
-        Box::new(Self { connect, negotiated, identity, mechanism: None, authentication_data: None })
+        Box::new(Self {
+            connect,
+            negotiated,
+            identified: Identified::anonymous(),
+            rights: None,
+            awaited: None,
+            mechanism: None,
+            authentication_data: None,
+        })
     }
 
     /// Who the client says to be.
     pub(super) fn user_name(&self) -> Option<&str> {
         self.connect.user_name.as_deref()
+    }
+
+    fn actor(&self) -> Actor<'_> {
+        let (identity, client_id) = (&self.identified.identity, &self.negotiated.client_id);
+        Actor { identity, client_id, rights: self.rights.as_deref() }
     }
 }
 
@@ -97,6 +114,8 @@ pub enum EndCause {
     TooFast,
     /// An operator banned it, its user or where it comes from.
     Banned,
+    /// It would not be let in any more: the files of users or rights changed.
+    NotAuthorized,
     /// This process stops.
     ShuttingDown,
     /// This node lost the majority of the cluster.
@@ -139,6 +158,7 @@ impl EndCause {
             Self::SlowConsumer => CloseReason::SlowConsumer,
             Self::TooFast => CloseReason::QuotaExceeded,
             Self::Banned => CloseReason::Administrative,
+            Self::NotAuthorized => CloseReason::NotAuthorized,
             Self::ShuttingDown | Self::SentElsewhere(_) => CloseReason::ShuttingDown,
             Self::Moved(_) => CloseReason::Moved,
             Self::CutOff => CloseReason::Unavailable,
@@ -194,7 +214,7 @@ impl ArbiterState {
         }
         let mut pending = PendingConnect::new(connect, negotiated);
         if let Some(method) = pending.connect.properties.authentication_method.clone() {
-            let Some(mechanism) = self.shared.authority.mechanism(&method) else {
+            let Some(mechanism) = self.shared.authority.mechanism(&method, &listener) else {
                 // [MQTT-4.12.0-1]
                 return self.refuse(key, ReasonCode::BadAuthenticationMethod, "unknown authentication method");
             };
@@ -206,12 +226,35 @@ impl ArbiterState {
             return;
         };
         let origin = client.origin.clone();
-        match self.shared.authority.authenticate(&pending.connect, &listener, &origin) {
-            Ok(identity) => {
-                pending.identity = identity;
+        let progress = self.shared.authority.authenticate(&pending.connect, &listener, &origin, self.now_ms);
+        self.on_progress(key, pending, progress);
+    }
+
+    fn on_progress(&mut self, key: ConnectionKey, mut pending: Box<PendingConnect>, progress: Progress) {
+        match progress {
+            Progress::Identified(identified, outcome) => {
+                self.counters.authentications.inc(outcome);
+                pending.identified = identified;
                 self.claim(key, pending);
             }
-            Err(refusal) => self.refuse_login(key, pending, refusal.reason, refusal.text),
+            Progress::Refused(refusal, outcome) => {
+                self.counters.authentications.inc(outcome);
+                self.refuse_login(key, pending, refusal.reason, refusal.text);
+            }
+            Progress::Ask(question) => {
+                let awaited = Arc::new(());
+                let weak = Arc::downgrade(&awaited);
+                pending.awaited = Some(awaited);
+                if let Some(client) = self.client(key) {
+                    client.phase = Phase::Verifying;
+                    client.pending = Some(pending);
+                }
+                let shared = Arc::clone(&self.shared);
+                let answer = move |verified| {
+                    shared.inboxes[usize::from(key.arbiter())].push(Event::Verified { connection: key, verified }, 0);
+                };
+                self.shared.authority.verify(question, weak, answer);
+            }
         }
     }
 
@@ -229,6 +272,55 @@ impl ArbiterState {
         self.refuse(key, reason, text);
     }
 
+    /// A thread has looked at a password. The connection may be gone since.
+    pub(super) fn on_verified(&mut self, key: ConnectionKey, verified: Verified) {
+        let Some(client) = self.client(key).filter(|client| client.phase == Phase::Verifying) else {
+            return;
+        };
+        let Some(mut pending) = client.pending.take() else {
+            return;
+        };
+        pending.awaited = None;
+        let (listener, origin) = (Arc::clone(&client.listener), client.origin.clone());
+        if !self.may_acknowledge() {
+            return self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");
+        }
+        let authority = &self.shared.authority;
+        let progress = authority.on_verified(verified, &pending.connect, &listener, &origin, self.now_ms);
+        self.on_progress(key, pending, progress);
+    }
+
+    /// The files of users and rights were read again: whoever would not be let in any more goes.
+    pub(super) fn on_policy_changed(&mut self) {
+        for key in self.keys() {
+            let shared = Arc::clone(&self.shared);
+            let session = self.client(key).and_then(|client| client.session.as_ref());
+            let Some(identified) = session.map(|session| session.identified()) else {
+                continue;
+            };
+            if !shared.authority.is_still(&identified) {
+                self.end(key, EndCause::NotAuthorized, Some(ReasonCode::NotAuthorized));
+                continue;
+            }
+            let rights = self.rights_of(key, &identified.identity);
+            if let Some(client) = self.client(key) {
+                // From here on, also what other threads are about to hand over is looked at.
+                client.guarded = rights.is_some();
+                if let Some(session) = client.session.as_mut() {
+                    session.rights = rights;
+                }
+            }
+            self.revoke_subscriptions(key);
+        }
+    }
+
+    /// What the client may do under the files as they are now.
+    fn rights_of(&mut self, key: ConnectionKey, identity: &str) -> Option<Box<Rights>> {
+        let client = self.clients.get(key.index())?;
+        let address = client.origin.address.map(|address| address.ip());
+        self.shared.authority.rights(&Subject { identity, client_id: &client.client_id, address })
+    }
+
     /// One step of enhanced authentication before CONNACK.
     fn authenticate(&mut self, key: ConnectionKey, mut pending: Box<PendingConnect>, data: Option<&[u8]>) {
         let Some(mechanism) = pending.mechanism.as_mut() else {
@@ -244,12 +336,19 @@ impl ArbiterState {
                 self.write_packet(key, &challenge(method, data));
             }
             MechanismStep::Success { identity, data } => {
-                pending.identity = identity;
+                let Some(identified) = self.shared.authority.by_mechanism(&**mechanism, identity) else {
+                    return self.refuse(key, ReasonCode::NotAuthorized, "the user is gone, or has another password");
+                };
+                self.counters.authentications.inc(AuthenticationOutcome::Mechanism);
+                pending.identified = identified;
                 pending.authentication_data = data;
                 self.claim(key, pending);
             }
             // [MQTT-4.12.0-4]
-            MechanismStep::Failure(reason) => self.refuse(key, reason, "authentication failed"),
+            MechanismStep::Failure(reason) => {
+                self.counters.authentications.inc(AuthenticationOutcome::MechanismFailed);
+                self.refuse(key, reason, "authentication failed");
+            }
         }
     }
 
@@ -279,13 +378,15 @@ impl ArbiterState {
             return self.fail(key, &SessionError::Protocol("re-authentication must keep its method"));
         }
         if auth.reason_code == ReasonCode::ReAuthenticate {
-            pending.mechanism = method.as_deref().and_then(|name| self.shared.authority.mechanism(name));
+            let listener = Arc::clone(&client.listener);
+            let mechanism = |name: &str| self.shared.authority.mechanism(name, &listener);
+            pending.mechanism = method.as_deref().and_then(mechanism);
         }
         let data = auth.properties.authentication_data.clone();
         let step = pending.mechanism.as_mut().map(|mechanism| mechanism.step(data.as_deref()));
         let answer = match step {
             Some(MechanismStep::Continue(data)) => challenge(method, data),
-            Some(MechanismStep::Success { identity, data }) if *identity == *pending.identity => {
+            Some(MechanismStep::Success { identity, data }) if *identity == *pending.identified.identity => {
                 Packet::Auth(Auth { reason_code: ReasonCode::Success, properties: properties(method, data) })
             }
             // [MQTT-4.12.1-2]; another identity does not get this session either.
@@ -298,20 +399,23 @@ impl ArbiterState {
     }
 
     /// The client is who it says: now its Client Identifier.
-    fn claim(&mut self, key: ConnectionKey, pending: Box<PendingConnect>) {
-        if self.is_banned_identity(&pending.identity) {
+    fn claim(&mut self, key: ConnectionKey, mut pending: Box<PendingConnect>) {
+        if self.is_banned_identity(&pending.identified.identity) {
             return self.refuse_login(key, pending, ReasonCode::Banned, BANNED);
         }
+        pending.rights = self.rights_of(key, &pending.identified.identity);
         let authority = &self.shared.authority;
-        if let Some(elsewhere) = authority.elsewhere_on_connect(&pending.identity, &pending.negotiated.client_id) {
+        if let Some(elsewhere) =
+            authority.elsewhere_on_connect(&pending.identified.identity, &pending.negotiated.client_id)
+        {
             return self.redirect(key, elsewhere);
         }
         if self.is_drained() {
-            return self.refuse_drained(key, &pending.identity, &pending.negotiated.client_id);
+            return self.refuse_drained(key, &pending.identified.identity, &pending.negotiated.client_id);
         }
         // What a PUBLISH of it would be refused for, the client learns now: later there is nobody to be told.
         if let Some(will) = &pending.connect.will
-            && let Some(refusal) = self.will_refusal(&pending.identity, &pending.negotiated.client_id, will)
+            && let Some(refusal) = self.will_refusal(&pending.actor(), will)
         {
             return self.refuse(key, refusal.reason, refusal.text);
         }
@@ -323,7 +427,7 @@ impl ArbiterState {
             return self.claim_in_cluster(key, pending);
         }
         let transient = pending.negotiated.session_expiry_seconds == 0;
-        if transient && self.shared.registry.claim_if_free(&client_id, &pending.identity, key) {
+        if transient && self.shared.registry.claim_if_free(&client_id, &pending.identified.identity, key) {
             let opened = Opened::transient(key, client_id);
             if let Some(client) = self.client(key) {
                 client.pending = Some(pending);
@@ -333,7 +437,7 @@ impl ArbiterState {
         let Some(caps) = self.client(key).map(|client| client.listener.queue_caps()) else {
             return;
         };
-        let request = ClaimRequest::new(key, &pending.connect, &pending.negotiated, &pending.identity, caps);
+        let request = ClaimRequest::new(key, &pending.connect, &pending.negotiated, &pending.identified.identity, caps);
         if let Some(client) = self.client(key) {
             client.phase = Phase::Claiming;
             client.pending = Some(pending);
@@ -354,7 +458,7 @@ impl ArbiterState {
         let Some(caps) = self.client(key).map(|client| client.listener.queue_caps()) else {
             return;
         };
-        let request = ClaimRequest::new(key, &pending.connect, &pending.negotiated, &pending.identity, caps);
+        let request = ClaimRequest::new(key, &pending.connect, &pending.negotiated, &pending.identified.identity, caps);
         let node = self.shared.cluster.as_ref().map_or(0, |cluster| cluster.node);
         let owner = Owner { incarnation: self.shared.incarnation(), connection: key.raw(), node };
         let connect = ConnectCommand { wait_for_release: true, keep_transient: true, ..request.command(owner) };
@@ -396,7 +500,16 @@ impl ArbiterState {
             self.abandon(&opened);
             return self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");
         }
-        let PendingConnect { connect, negotiated, identity, mechanism, authentication_data } = *pending;
+        if !self.shared.authority.is_still(&pending.identified) {
+            // The files changed while the claim was under way.
+            self.abandon(&opened);
+            return self.refuse(key, ReasonCode::NotAuthorized, "the user is gone, or has another password");
+        }
+        let PendingConnect { connect, negotiated, identified, awaited, mechanism, authentication_data, .. } = *pending;
+        // Looked up again: the files may have changed since.
+        let rights = self.rights_of(key, &identified.identity);
+        // What was queued or subscribed to before was so by whatever the rules were.
+        let guarded = rights.is_some() && (opened.session_present || self.shared.authority.grants_subscriptions());
         let listener = &self.clients[key.index()].listener;
         let policy = &listener.policy;
         let session_settings = &self.shared.settings.session;
@@ -420,7 +533,10 @@ impl ArbiterState {
             will: None,
             subscriptions: hashbrown::HashMap::default(),
             reads: RetainedReads::default(),
-            identity: Arc::clone(&identity),
+            identity: Arc::clone(&identified.identity),
+            credential: identified.credential.clone(),
+            rights,
+            revocations: Vec::new(),
             session_expiry_seconds: negotiated.session_expiry_seconds,
             bridge: connect.bridge && !version.is_v5(),
             problem_information: negotiated.problem_information,
@@ -442,13 +558,16 @@ impl ArbiterState {
         let now = self.now_seconds();
         let client = &mut self.clients[key.index()];
         client.phase = Phase::Connected;
+        client.guarded = guarded;
         client.keep_alive_seconds = negotiated.keep_alive_seconds;
         client.session = Some(session);
         client.last_activity = now;
         if connect.properties.authentication_method.is_some() {
             // Kept for re-authentication.
-            client.pending =
-                Some(Box::new(PendingConnect { connect, negotiated, identity, mechanism, authentication_data }));
+            let rights = None;
+            let kept =
+                PendingConnect { connect, negotiated, identified, rights, awaited, mechanism, authentication_data };
+            client.pending = Some(Box::new(kept));
         }
         let client = &self.clients[key.index()];
         if client.keep_alive_seconds > 0 {
@@ -463,6 +582,7 @@ impl ArbiterState {
         let connack = ConnAck { session_present: opened.session_present, reason_code: ReasonCode::Success, properties };
         self.write_packet(key, &Packet::ConnAck(Box::new(connack)));
         self.restore_subscriptions(key, &opened);
+        self.revoke_subscriptions(key);
         // Nothing was read while the claim was under way.
         wake(&self.clients[key.index()]);
     }
@@ -672,8 +792,17 @@ impl ArbiterState {
         self.counters.connections_closed.inc(cause.close_reason());
         self.leave_subscriptions(key, &session);
         let publish_will = cause.publishes_will();
-        let ClientSession { outbound, persistent, will, has_will, session_expiry_seconds, identity, served, .. } =
-            *session;
+        let ClientSession {
+            outbound,
+            persistent,
+            will,
+            has_will,
+            session_expiry_seconds,
+            identity,
+            rights,
+            served,
+            ..
+        } = *session;
         if let Some(served) = served {
             if persistent.is_none() {
                 self.counters.sessions.dec();
@@ -716,7 +845,8 @@ impl ArbiterState {
             self.counters.sessions.dec();
             self.hand_on_shared(outbound, key);
             if let Some(will) = will.filter(|_| publish_will) {
-                self.publish_will(&client_id, &identity, &will);
+                let actor = Actor { identity: &identity, client_id: &client_id, rights: rights.as_deref() };
+                self.publish_will(&client_id, &actor, &will);
             }
         }
         // The Client Identifier may be taken elsewhere at once: what it sent must be under way before (P5).
@@ -784,8 +914,9 @@ impl ArbiterState {
         }
     }
 
-    fn publish_will(&mut self, client_id: &Arc<str>, identity: &Arc<str>, will: &Will) {
-        if !self.shared.authority.may_publish(identity, client_id, &will.topic) {
+    fn publish_will(&mut self, client_id: &Arc<str>, actor: &Actor<'_>, will: &Will) {
+        let action = Action::Publish { topic: &will.topic, qos: will.qos, retain: will.retain };
+        if !self.shared.authority.authorize(actor, action) {
             self.counters.publishes_refused.inc(PublishRefusal::NotAuthorized);
             return;
         }

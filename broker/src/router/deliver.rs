@@ -15,6 +15,7 @@ use super::client::{Client, Held};
 use super::cluster::Sent;
 use super::publish::Publication;
 use super::share_settling::{ShareKeeper, ShareOrigin, ShareOutcome, Taken};
+use crate::auth::Action;
 use crate::connection::{BufferPool, SHARED_PAYLOAD_BYTES_MIN};
 use crate::drops::{self, Bound};
 use crate::message::Message;
@@ -192,6 +193,13 @@ impl ArbiterState {
         };
         let identifier = own.identifier.map(std::num::NonZeroU32::get);
         let qos = publication.qos.min(own.options.qos);
+        if self.is_kept_from(member, publication.topic, qos) {
+            // To no other one either: it might be handed round for ever.
+            if let Some(origin) = publication.origin.filter(|_| publication.qos != QoS::AtMostOnce) {
+                self.answer_origin(origin, ShareOutcome::Settled);
+            }
+            return;
+        }
         // Only at QoS 1 a message may be sent twice. One of QoS 0 nobody waits for.
         let may_repeat = qos == QoS::AtLeastOnce || publication.qos == QoS::AtMostOnce;
         if let Some(origin) = publication.origin.filter(|origin| !may_repeat && self.lanes.is_there(origin.keeper)) {
@@ -268,6 +276,9 @@ impl ArbiterState {
         if !client.is_connected() {
             return;
         }
+        if client.guarded && self.is_kept_from(key, publication.topic, terms.qos) {
+            return;
+        }
         if terms.qos == QoS::AtMostOnce {
             let bound = self.shared.settings.session.out_buffer_bytes_max as usize;
             let client = &mut self.clients[key.index()];
@@ -282,6 +293,19 @@ impl ArbiterState {
             return;
         }
         self.deliver_acknowledged(key, publication, terms);
+    }
+
+    /// Whether a message is not for the client, by what the rules are now. Then it is counted as dropped.
+    fn is_kept_from(&mut self, key: ConnectionKey, topic: &str, qos: QoS) -> bool {
+        let Some(client) = self.clients.get(key.index()).filter(|client| client.guarded) else {
+            return false;
+        };
+        let action = Action::Read { topic, qos };
+        let may = client.actor().is_none_or(|actor| self.shared.authority.authorize(&actor, action));
+        if !may {
+            self.counters.messages_dropped.inc(DropReason::NotAuthorized);
+        }
+        !may
     }
 
     /// QoS 1 and 2 to a transient session: into the window, or the queue before it.
@@ -500,7 +524,10 @@ impl ArbiterState {
             let identifiers = held.identifiers.as_deref().unwrap_or(&[]);
             let terms = Terms { qos, retain: held.retain, identifiers, share: None };
             self.templates.begin();
-            if !self.write_publication(key, &mut publication, terms, Some(id)) {
+            // The rules may be others than when it was queued.
+            if self.is_kept_from(key, publication.topic, qos)
+                || !self.write_publication(key, &mut publication, terms, Some(id))
+            {
                 self.forget(key, qos, id);
             }
         }
@@ -527,7 +554,9 @@ impl ArbiterState {
             identifiers: &delivery.subscription_identifiers,
             share: None,
         };
-        if !self.write_own_encoding(key, &mut publication, terms, Some(delivery.packet_id), delivery.dup) {
+        if self.is_kept_from(key, publication.topic, terms.qos)
+            || !self.write_own_encoding(key, &mut publication, terms, Some(delivery.packet_id), delivery.dup)
+        {
             // As if delivered [MQTT-3.1.2-25]: the group is told what the client would have said.
             let persistent = self.client(key).and_then(|client| client.session.as_ref()?.persistent);
             if let Some(persistent) = persistent {

@@ -10,6 +10,7 @@ use super::batch::{Addressee, Batch};
 use super::cluster::{Leader, Sent};
 use super::share_settling::{Kept, ShareAnswer, ShareOrigin, ShareOutcome, Taken, TellingLane};
 use super::{ConnectionKey, lanes};
+use crate::auth::Verified;
 use crate::listener::Accepted;
 use crate::message::Message;
 use crate::metrics::DropReason;
@@ -38,6 +39,15 @@ pub enum Event {
     },
     /// A group answered a lane.
     LaneAnswered(LaneAnswer),
+    /// A thread looked at a password.
+    Verified {
+        /// Whose.
+        connection: ConnectionKey,
+        /// What it found.
+        verified: Verified,
+    },
+    /// The files of users and rights were read again.
+    PolicyChanged,
     /// A claim was granted.
     Opened(Box<Opened>),
     /// A claim was refused.
@@ -203,6 +213,8 @@ impl ArbiterState {
             Event::Accepted(sockets) => crate::connection::ConnectionActor::start_all(self, sockets),
             Event::Batch { from, batch, weight } => self.on_batch(from, batch, weight),
             Event::LaneAnswered(answer) => self.on_lane_answered(&answer),
+            Event::Verified { connection, verified } => self.on_verified(connection, verified),
+            Event::PolicyChanged => self.on_policy_changed(),
             Event::Opened(opened) => self.on_opened(*opened),
             Event::Refused { connection, reason } => self.on_refused(connection, reason),
             Event::TakeOver { connection, client_id } => self.on_take_over(connection, &client_id),

@@ -62,7 +62,7 @@ impl ArbiterState {
                     Some(ReasonCode::ProtocolError),
                 );
             }
-            (Phase::AwaitingTurn | Phase::Claiming | Phase::Leaving | Phase::Closing, _) => {}
+            (Phase::Verifying | Phase::AwaitingTurn | Phase::Claiming | Phase::Leaving | Phase::Closing, _) => {}
         }
     }
 

@@ -16,6 +16,7 @@ use super::lanes::Waiter;
 use super::log_rate::excerpt;
 use super::pace;
 use super::share_settling::{Kept, ShareOrigin, ShareOutcome};
+use crate::auth::{Action, Actor};
 use crate::message::{Message, MessageIdentity};
 use crate::metrics::DropReason;
 use crate::plants::{Plant, is_planted};
@@ -131,6 +132,7 @@ impl Publication<'_> {
 /// What a PUBLISH or a will must answer for before it is accepted.
 struct Asked<'a> {
     topic: &'a str,
+    qos: QoS,
     payload: &'a [u8],
     payload_format_indicator: Option<u8>,
     retain: bool,
@@ -274,14 +276,15 @@ impl ArbiterState {
     /// Why a message is not accepted, if it is not.
     fn refusal(&self, key: ConnectionKey, topic: &str, publish: &PublishRef<'_>, payload: &[u8]) -> Option<Refusal> {
         let client = self.clients.get(key.index())?;
-        let identity = client.session.as_ref().map(|session| &session.identity)?;
+        let actor = client.actor()?;
         let asked = Asked {
             topic,
+            qos: publish.delivery.qos(),
             payload,
             payload_format_indicator: publish.properties.payload_format_indicator(),
             retain: publish.retain,
         };
-        let refused = self.refusal_of(identity, &client.client_id, &asked);
+        let refused = self.refusal_of(&actor, &asked);
         if refused.is_none() && publish.delivery.qos() != QoS::AtMostOnce && self.shared.submitter.is_full() {
             return Some(Refusal { reason: ReasonCode::QuotaExceeded, text: "the disk of this server is full" });
         }
@@ -290,19 +293,21 @@ impl ArbiterState {
 
     /// Why a will is not accepted, if it is not: by the same rules as a PUBLISH, but for a full disk, which may have
     /// room again when the will is due, and must not keep subscribers away until then.
-    pub(super) fn will_refusal(&self, identity: &str, client_id: &str, will: &Will) -> Option<Refusal> {
+    pub(super) fn will_refusal(&self, actor: &Actor<'_>, will: &Will) -> Option<Refusal> {
         let asked = Asked {
             topic: &will.topic,
+            qos: will.qos,
             payload: &will.payload,
             payload_format_indicator: will.properties.payload_format_indicator,
             retain: will.retain,
         };
-        self.refusal_of(identity, client_id, &asked)
+        self.refusal_of(actor, &asked)
     }
 
-    fn refusal_of(&self, identity: &str, client_id: &str, asked: &Asked<'_>) -> Option<Refusal> {
+    fn refusal_of(&self, actor: &Actor<'_>, asked: &Asked<'_>) -> Option<Refusal> {
         let refused = |reason, text| Some(Refusal { reason, text });
-        if !self.shared.authority.may_publish(identity, client_id, asked.topic) {
+        let action = Action::Publish { topic: asked.topic, qos: asked.qos, retain: asked.retain };
+        if !self.shared.authority.authorize(actor, action) {
             return refused(ReasonCode::NotAuthorized, "the client may not publish to that topic");
         }
         let settings = &self.shared.settings;

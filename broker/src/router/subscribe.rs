@@ -14,6 +14,7 @@ use super::arbiter::ArbiterState;
 use super::client::{ClientSession, OwnSubscription};
 use super::cluster::PendingSubAck;
 use super::log_rate::excerpt;
+use crate::auth::Action;
 use crate::metrics::SubscribeRefusal;
 use crate::replicated::command::SessionCommand;
 use crate::replicated::{SubscribeOutcome, SubscribedPersistent, UnsubscribedPersistent};
@@ -26,7 +27,7 @@ impl ArbiterState {
             subscribe.filters.iter_mut().for_each(|(filter, options)| *options = bridge_options(filter, *options));
         }
         let refusals: Vec<Option<ReasonCode>> =
-            subscribe.filters.iter().map(|(filter, _)| self.filter_refusal(key, filter)).collect();
+            subscribe.filters.iter().map(|(filter, options)| self.filter_refusal(key, filter, options.qos)).collect();
         for ((filter, _), refusal) in subscribe.filters.iter().zip(&refusals) {
             if let Some(reason) = *refusal {
                 self.on_filter_refused(key, filter, reason);
@@ -90,7 +91,7 @@ impl ArbiterState {
     }
 
     /// Why a filter is refused, if it is; the others of the same SUBSCRIBE are not touched by that.
-    fn filter_refusal(&mut self, key: ConnectionKey, filter: &str) -> Option<ReasonCode> {
+    fn filter_refusal(&mut self, key: ConnectionKey, filter: &str, qos: QoS) -> Option<ReasonCode> {
         let Ok(parsed) = ParsedFilter::parse(filter) else {
             return Some(ReasonCode::TopicFilterInvalid);
         };
@@ -101,11 +102,69 @@ impl ArbiterState {
         }
         let maximum = listener.subscriptions_max as usize;
         let session = client.session.as_ref()?;
-        if !self.shared.authority.may_subscribe(&session.identity, &client.client_id, parsed.filter()) {
+        let action = Action::Subscribe { filter: parsed.filter(), qos };
+        if !self.shared.authority.authorize(&client.actor()?, action) {
             return Some(ReasonCode::NotAuthorized);
         }
         let known = session.subscriptions.contains_key(filter);
         (!known && session.subscriptions.len() >= maximum).then_some(ReasonCode::QuotaExceeded)
+    }
+
+    /// The rules changed, or the session stood since they were others: what it may not subscribe to any more it loses.
+    pub(super) fn revoke_subscriptions(&mut self, key: ConnectionKey) {
+        let Some(client) = self.client(key).filter(|client| client.guarded) else {
+            return;
+        };
+        let Some(session) = client.session.as_ref() else {
+            return;
+        };
+        let own = session.subscriptions.iter().map(|(filter, own)| (filter.clone(), own.options.qos));
+        let mut own: Vec<(Box<str>, QoS)> = own.collect();
+        own.sort_unstable();
+        for (filter, qos) in own {
+            self.revoke_if_refused(key, &filter, qos);
+        }
+    }
+
+    fn revoke_if_refused(&mut self, key: ConnectionKey, filter: &str, qos: QoS) {
+        let (Ok(parsed), Some(client)) = (ParsedFilter::parse(filter), self.clients.get(key.index())) else {
+            return;
+        };
+        let action = Action::Subscribe { filter: parsed.filter(), qos };
+        if client.actor().is_some_and(|actor| !self.shared.authority.authorize(&actor, action)) {
+            self.revoke(key, filter);
+        }
+    }
+
+    /// As if the client had sent UNSUBSCRIBE. Here it is gone at once; where its group keeps it, when that has heard.
+    fn revoke(&mut self, key: ConnectionKey, filter: &str) {
+        self.counters.subscriptions_revoked.inc();
+        if self.refusal_lines.admits(self.now_seconds())
+            && let Some(client) = self.client(key)
+        {
+            tracing::info!(client_id = %client.client_id, filter = excerpt(filter), "a subscription was revoked");
+        }
+        self.remove_subscription(key, filter);
+        let Some(client) = self.client(key) else {
+            return;
+        };
+        let client_id = std::sync::Arc::clone(&client.client_id);
+        let Some(session) = client.session.as_ref() else {
+            return;
+        };
+        let Some(persistent) = session.persistent else {
+            return;
+        };
+        self.message_number += 1;
+        let ticket = self.message_number;
+        if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
+            session.revocations.push(ticket);
+        }
+        let filters = vec![filter.to_owned()];
+        let unsubscribe = Unsubscribe { packet_id: PacketId::MIN, filters, user_properties: Vec::new() };
+        self.flush_lanes();
+        let command = SessionCommand::unsubscribe(&client_id, persistent, &unsubscribe, ticket);
+        self.ask_group(key, persistent.group, ticket, command);
     }
 
     fn on_filter_refused(&mut self, key: ConnectionKey, filter: &str, reason: ReasonCode) {
@@ -305,6 +364,12 @@ impl ArbiterState {
             self.enter_outcome(key, outcome);
         }
         outcomes.iter().for_each(|outcome| self.remember_answered(key, ticket, &outcome.filter));
+        if self.client(key).is_some_and(|client| client.guarded) {
+            // The rules may have changed while the group was asked.
+            for outcome in outcomes.iter().filter(|outcome| !outcome.reason.is_error()) {
+                self.revoke_if_refused(key, &outcome.filter, outcome.options.qos);
+            }
+        }
         if self.shared.cluster.is_some() {
             // What goes directly, QoS 0, is wanted by this node: the others must have heard of that as well.
             let reads = outcomes.iter().zip(overtaken);
@@ -352,6 +417,12 @@ impl ArbiterState {
         if !self.is_current(key, epoch) || !self.is_answer(key, ticket) {
             return;
         }
+        let session = self.client(key).and_then(|client| client.session.as_mut());
+        let is_revoked = session.is_some_and(|session| {
+            let before = session.revocations.len();
+            session.revocations.retain(|&revoked| revoked != ticket);
+            session.revocations.len() < before
+        });
         let mut codes = Vec::with_capacity(outcomes.len());
         for (filter, reason) in outcomes {
             if !self.is_answered_since(key, ticket, &filter) {
@@ -360,7 +431,10 @@ impl ArbiterState {
             self.remember_answered(key, ticket, &filter);
             codes.push(reason);
         }
-        self.write_suback(key, packet_id, codes, Packet::UnsubAck);
+        // The client did not ask for it.
+        if !is_revoked {
+            self.write_suback(key, packet_id, codes, Packet::UnsubAck);
+        }
     }
 
     pub(super) fn is_current(&mut self, key: ConnectionKey, epoch: u64) -> bool {

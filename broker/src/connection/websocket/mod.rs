@@ -11,8 +11,8 @@
 //! Whatever ends it, the last word is said by [`WebSocket::finish`] only: whether the connection is closed in an orderly way or
 //! broken off is not for this layer to know (P9).
 //!
-//! - [`handshake`]: the HTTP request at the beginning.
-//! - [`frames`]: frames.
+//! - [`handshake`][]: the HTTP request at the beginning.
+//! - [`frames`][]: frames.
 
 pub mod frames;
 pub mod handshake;

@@ -528,22 +528,19 @@ impl GroupState {
         let Some(record) = will.message else {
             return;
         };
+        let identity = Arc::clone(&session.identity);
         let message = Arc::new(record.into_message(latest));
         effects.push(Effect::WillPublished);
-        let refused = match will.publish_delay_ms {
-            Some(delay_ms) => self.delay(message, delay_ms, effects),
-            None => {
-                if is_planted(Plant::WillTwice) {
-                    self.post(Arc::clone(&message), None, None, effects);
-                }
-                self.post(message, None, None, effects);
-                None
-            }
-        };
-        if refused.is_some() {
+        if will.publish_delay_ms.is_some() && self.delay_refusal().is_some() {
             // Its publisher is gone and cannot be told.
             effects.push(Effect::Dropped { reason: Drop::Delayed, count: 1 });
+            return;
         }
+        let due_ms = will.publish_delay_ms.map(|delay_ms| latest.saturating_add(delay_ms));
+        if is_planted(Plant::WillTwice) && due_ms.is_none() {
+            self.post_will(Arc::clone(&message), &identity, None, effects);
+        }
+        self.post_will(message, &identity, due_ms, effects);
     }
 
     pub(super) fn fence(&mut self, fence: command::Fence, effects: &mut Vec<Effect>) {

@@ -110,11 +110,16 @@ impl GroupState {
         delay_ms: u64,
         effects: &mut Vec<Effect>,
     ) -> Option<ReasonCode> {
-        if self.delayed >= self.config.delayed_messages_max {
-            return Some(ReasonCode::QuotaExceeded);
+        if let Some(refused) = self.delay_refusal() {
+            return Some(refused);
         }
         self.post(message, Some(self.latest_ms().saturating_add(delay_ms)), None, effects);
         None
+    }
+
+    /// Why no more messages can wait for their time, if they cannot.
+    pub(super) fn delay_refusal(&self) -> Option<ReasonCode> {
+        (self.delayed >= self.config.delayed_messages_max).then_some(ReasonCode::QuotaExceeded)
     }
 
     /// Stores, replaces or removes the retained message of a topic.

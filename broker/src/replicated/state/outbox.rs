@@ -104,6 +104,18 @@ impl GroupState {
         self.post_entry(OutboxEntry::new(message, due_ms, share), effects);
     }
 
+    /// The same for a will; `due_ms` is for one that is published with a delay of its own.
+    pub(super) fn post_will(
+        &mut self,
+        message: Arc<Message>,
+        identity: &Arc<str>,
+        due_ms: Option<u64>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let will_of = Some(Arc::clone(identity));
+        self.post_entry(OutboxEntry { will_of, ..OutboxEntry::new(message, due_ms, None) }, effects);
+    }
+
     /// The same for one that was in an outbox before. Positions increase in the order of routing.
     fn post_entry(&mut self, entry: OutboxEntry, effects: &mut Vec<Effect>) {
         self.last_position += 1;

@@ -19,7 +19,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 
 use super::*;
-use crate::auth::Authority;
+use crate::auth::{Authority, Credential};
 use crate::clock::{Clock, ManualClock};
 use crate::config::{ListenerConfig, Settings, SharedStrategy};
 use crate::connection::{BufferPool, RawSocket, Transport};
@@ -210,6 +210,9 @@ impl Cluster {
             subscriptions: hashbrown::HashMap::default(),
             reads: RetainedReads::default(),
             identity: Arc::from(""),
+            credential: Credential::Anonymous,
+            rights: None,
+            revocations: Vec::new(),
             session_expiry_seconds: 0,
             bridge: false,
             problem_information: false,

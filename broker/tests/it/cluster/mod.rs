@@ -19,5 +19,6 @@ mod spread;
 mod transfer;
 #[cfg(feature = "simulation")]
 mod upgrade;
+mod users;
 mod workload;
 mod zones;

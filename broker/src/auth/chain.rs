@@ -1,0 +1,258 @@
+//! Who is who: the methods of a listener, in their order.
+//!
+//! A method that has nothing to go by is passed over; the first one that accepts or refuses decides. Who offers nothing at all
+//! is nobody in particular, and comes in where the listener lets such clients in; who offers something that no method knows is
+//! refused. A listener whose methods all have nothing to work with does not look at what clients offer.
+
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+use kentongan_proto::mqtt::{Connect, ReasonCode};
+
+use super::verifier::{FairAddress, Job, fair_address};
+use super::{Authority, Policy};
+use crate::config::AuthenticationMethod;
+use crate::connection::Origin;
+use crate::listener::ListenerContext;
+use crate::metrics::AuthenticationOutcome;
+use crate::session::handshake::Refusal;
+
+/// By what a client is who it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// By nothing.
+    Anonymous,
+    /// A password, stored with this fingerprint.
+    Password(u64),
+    /// A certificate.
+    Certificate,
+    /// Enhanced authentication.
+    Mechanism,
+}
+
+/// A client that was authenticated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identified {
+    /// Whom its sessions belong to; empty: nobody in particular.
+    pub identity: Arc<str>,
+    /// Why that is believed.
+    pub credential: Credential,
+}
+
+impl Identified {
+    /// Nobody in particular.
+    #[must_use]
+    pub fn anonymous() -> Self {
+        Self { identity: Arc::from(""), credential: Credential::Anonymous }
+    }
+}
+
+/// A user name and a password that a thread must look at.
+pub struct Question {
+    user: Box<str>,
+    password: Bytes,
+    address: FairAddress,
+    policy: Arc<Policy>,
+    /// The methods behind this one.
+    next: usize,
+}
+
+/// Without the password.
+impl std::fmt::Debug for Question {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Question").field("user", &self.user).field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// What became of a [`Question`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PasswordOutcome {
+    /// It is that user's password.
+    Right,
+    /// It is not.
+    Wrong,
+    /// There is no such user.
+    UnknownUser,
+    /// Too much waits for the threads.
+    Busy,
+}
+
+/// The answer to a [`Question`].
+#[derive(Debug)]
+pub struct Verified {
+    outcome: PasswordOutcome,
+    user: Box<str>,
+    /// Of the file that was asked.
+    generation: u64,
+    fingerprint: u64,
+    next: usize,
+}
+
+/// What is known about a client, by and by.
+#[derive(Debug)]
+pub enum Progress {
+    /// It is who it says, and how that counts.
+    Identified(Identified, AuthenticationOutcome),
+    /// It is not let in.
+    Refused(Refusal, AuthenticationOutcome),
+    /// A thread must look at it first.
+    Ask(Question),
+}
+
+fn refused(reason: ReasonCode, text: &'static str, outcome: AuthenticationOutcome) -> Progress {
+    Progress::Refused(Refusal { reason, text }, outcome)
+}
+
+impl Authority {
+    /// Who the client is, as far as can be said without waiting.
+    #[must_use]
+    pub fn authenticate(
+        &self,
+        connect: &Connect,
+        listener: &ListenerContext,
+        origin: &Origin,
+        now_ms: u64,
+    ) -> Progress {
+        self.authenticate_from(0, None, connect, listener, origin, now_ms)
+    }
+
+    /// Goes on when a question is answered.
+    #[must_use]
+    pub fn on_verified(
+        &self,
+        verified: Verified,
+        connect: &Connect,
+        listener: &ListenerContext,
+        origin: &Origin,
+        now_ms: u64,
+    ) -> Progress {
+        let Verified { outcome, user, generation, fingerprint, next } = verified;
+        match outcome {
+            PasswordOutcome::Busy => {
+                refused(ReasonCode::ServerBusy, "too many passwords are being verified", AuthenticationOutcome::Busy)
+            }
+            // The file was read again meanwhile: what another one said does not count.
+            _ if generation != self.policy().generation => self.authenticate(connect, listener, origin, now_ms),
+            PasswordOutcome::Right => {
+                if let (Some(remembered), Some(password)) = (self.remembered(), &connect.password) {
+                    remembered.remember(generation, &user, password, now_ms);
+                }
+                let identified =
+                    Identified { identity: Arc::from(user), credential: Credential::Password(fingerprint) };
+                Progress::Identified(identified, AuthenticationOutcome::Password)
+            }
+            PasswordOutcome::Wrong => wrong(AuthenticationOutcome::WrongPassword),
+            PasswordOutcome::UnknownUser => {
+                let unknown = Some(AuthenticationOutcome::UnknownUser);
+                self.authenticate_from(next, unknown, connect, listener, origin, now_ms)
+            }
+        }
+    }
+
+    /// The methods from `first` on. `passed_over`: what a method before them found.
+    fn authenticate_from(
+        &self,
+        first: usize,
+        passed_over: Option<AuthenticationOutcome>,
+        connect: &Connect,
+        listener: &ListenerContext,
+        origin: &Origin,
+        now_ms: u64,
+    ) -> Progress {
+        let policy = self.policy();
+        for (index, method) in listener.authentication.iter().enumerate().skip(first) {
+            match method {
+                AuthenticationMethod::Certificate => {
+                    if let Some(certified) = origin.certified.as_ref().filter(|name| !name.is_empty()) {
+                        let identity = Arc::clone(certified);
+                        let identified = Identified { identity, credential: Credential::Certificate };
+                        return Progress::Identified(identified, AuthenticationOutcome::Certificate);
+                    }
+                }
+                AuthenticationMethod::Password => {
+                    if let Some(progress) = self.by_password(&policy, connect, origin, index + 1, now_ms) {
+                        return progress;
+                    }
+                }
+            }
+        }
+        let is_offered = connect.user_name.is_some() && policy.passwords.is_some() && listener.asks_for_passwords();
+        if is_offered {
+            return wrong(passed_over.unwrap_or(AuthenticationOutcome::UnknownUser));
+        }
+        if listener.allow_anonymous {
+            return Progress::Identified(Identified::anonymous(), AuthenticationOutcome::Anonymous);
+        }
+        refused(
+            ReasonCode::NotAuthorized,
+            "anonymous clients are not allowed on this listener (allow_anonymous)",
+            AuthenticationOutcome::NothingOffered,
+        )
+    }
+
+    /// `None`: there is no user name, or nothing to hold it against.
+    fn by_password(
+        &self,
+        policy: &Arc<Policy>,
+        connect: &Connect,
+        origin: &Origin,
+        next: usize,
+        now_ms: u64,
+    ) -> Option<Progress> {
+        let user = connect.user_name.as_deref()?;
+        let file = policy.passwords.as_ref()?;
+        let password = connect.password.clone().unwrap_or_default();
+        if let (Some(remembered), Some(stored)) = (self.remembered(), file.stored(user))
+            && remembered.knows(policy.generation, user, &password, now_ms)
+        {
+            let credential = Credential::Password(self.fingerprint(stored));
+            let identified = Identified { identity: Arc::from(user), credential };
+            return Some(Progress::Identified(identified, AuthenticationOutcome::Remembered));
+        }
+        let address = fair_address(origin.address.map(|address| address.ip()));
+        Some(Progress::Ask(Question { user: Box::from(user), password, address, policy: Arc::clone(policy), next }))
+    }
+
+    /// Lets a thread find the answer and hand it to `answer`, unless `awaited` is gone by then.
+    pub fn verify(&self, question: Question, awaited: Weak<()>, answer: impl FnOnce(Verified) + Send + 'static) {
+        let Question { user, password, address, policy, next } = question;
+        let fingerprint =
+            policy.passwords.as_ref().and_then(|file| file.stored(&user)).map_or(0, |stored| self.fingerprint(stored));
+        let generation = policy.generation;
+        let job_user = user.clone();
+        let act = Box::new(move |has_room: bool| {
+            let right = |policy: &Policy| policy.passwords.as_ref()?.verify(&user, &password);
+            let outcome = match has_room.then(|| right(&policy)) {
+                None => PasswordOutcome::Busy,
+                Some(Some(true)) => PasswordOutcome::Right,
+                Some(Some(false)) => PasswordOutcome::Wrong,
+                Some(None) => PasswordOutcome::UnknownUser,
+            };
+            answer(Verified { outcome, user, generation, fingerprint, next });
+        });
+        let job = Job { address, user: job_user, awaited, act };
+        match self.verifier() {
+            Some(verifier) => verifier.submit(job),
+            // There is one as soon as there are passwords; without, nobody is let in by any.
+            None => (job.act)(false),
+        }
+    }
+
+    /// Whether a client would still be let in as who it is, under the files as they are now.
+    #[must_use]
+    pub fn is_still(&self, identified: &Identified) -> bool {
+        match identified.credential {
+            Credential::Password(fingerprint) => {
+                let policy = self.policy();
+                let stored = policy.passwords.as_ref().and_then(|file| file.stored(&identified.identity));
+                stored.is_some_and(|stored| self.fingerprint(stored) == fingerprint)
+            }
+            Credential::Anonymous | Credential::Certificate | Credential::Mechanism => true,
+        }
+    }
+}
+
+/// For a wrong password and for an unknown user alike, so that nobody learns which users there are.
+fn wrong(outcome: AuthenticationOutcome) -> Progress {
+    refused(ReasonCode::BadUserNameOrPassword, "user name or password is wrong", outcome)
+}

@@ -1,0 +1,44 @@
+//! The files that say who is who and who may what, as they were read together.
+
+use super::acl_file::AclFile;
+use super::password_file::{FileError, PasswordFile};
+use super::rights::Rules;
+use super::rules_file;
+use crate::config::{AclSubscribe, AuthConfig};
+
+/// What the files say. Replaced as a whole, or not at all.
+#[derive(Debug, Default)]
+pub struct Policy {
+    /// Grows with each reading.
+    pub(super) generation: u64,
+    pub(super) passwords: Option<PasswordFile>,
+    /// `None`: everybody may do everything.
+    pub(super) rules: Option<Rules>,
+    /// Every subscription is granted, and what comes of it is looked at message by message.
+    pub(super) grants_subscriptions: bool,
+}
+
+impl Policy {
+    /// Only users, from the text of a file.
+    #[cfg(test)]
+    pub(super) fn of_users(text: &str) -> Result<Self, FileError> {
+        let passwords = Some(PasswordFile::parse(std::path::Path::new("passwords"), text)?);
+        Ok(Self { passwords, ..Self::default() })
+    }
+
+    /// Reads the files that the settings name.
+    ///
+    /// # Errors
+    /// What is wrong, with file and line.
+    pub(super) fn read(config: &AuthConfig, generation: u64) -> Result<Self, FileError> {
+        let ordered = config.rules_file.as_deref().map(rules_file::read).transpose()?;
+        let acl_file = config.acl_file.as_deref().map(AclFile::read).transpose()?;
+        let has_rules = ordered.is_some() || acl_file.is_some();
+        Ok(Self {
+            generation,
+            passwords: config.password_file.as_deref().map(PasswordFile::read).transpose()?,
+            rules: has_rules.then(|| Rules { ordered: ordered.unwrap_or_default(), acl_file }),
+            grants_subscriptions: config.acl_subscribe == AclSubscribe::Filter,
+        })
+    }
+}

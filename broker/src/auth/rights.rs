@@ -1,0 +1,477 @@
+//! Who may what: rules in an order, of which the first that fits decides.
+//!
+//! A rule allows or denies publishing to topics, or reading what is published there. What no rule fits is denied. The rules
+//! that a client can meet are picked out once, when it connects, with its names put in ([`Rights`]); what is left to do for a
+//! message is to compare topics.
+//!
+//! A Topic Filter is judged by what it matches, not as if it were a topic: what is asked for must lie within what one rule
+//! allows, and must not touch what a rule before that denies.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use kentongan_proto::mqtt::QoS;
+use kentongan_proto::topic::{self, TopicFilter};
+
+/// Whether a rule gives or takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Effect {
+    Allow,
+    Deny,
+}
+
+/// What a rule is about, as bits.
+pub(super) const PUBLISH: u8 = 1;
+/// Likewise.
+pub(super) const READ: u8 = 2;
+
+const ANY_QOS: u8 = 0b111;
+
+/// An IPv4 or IPv6 network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Network {
+    address: IpAddr,
+    bits: u8,
+}
+
+impl Network {
+    /// Reads `ADDRESS/BITS`, or an address alone.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (address, bits) = match text.split_once('/') {
+            Some((address, bits)) => (address.parse::<IpAddr>().ok()?, Some(bits.parse::<u8>().ok()?)),
+            None => (text.parse::<IpAddr>().ok()?, None),
+        };
+        let width = if address.is_ipv4() { 32 } else { 128 };
+        let bits = bits.unwrap_or(width);
+        (bits <= width).then_some(Self { address, bits })
+    }
+
+    fn contains(self, address: IpAddr) -> bool {
+        let differ = |own: u128, other: u128, width: u32| {
+            let shift = width - u32::from(self.bits);
+            (own ^ other).checked_shr(shift).unwrap_or(0) != 0
+        };
+        match (self.address, address.to_canonical()) {
+            (IpAddr::V4(own), IpAddr::V4(other)) => !differ(own.to_bits().into(), other.to_bits().into(), 32),
+            (IpAddr::V6(own), IpAddr::V6(other)) => !differ(own.to_bits(), other.to_bits(), 128),
+            _ => false,
+        }
+    }
+}
+
+/// Whom a rule is for; where several things are said, all must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Whom {
+    /// One of these users.
+    pub users: Option<Vec<Box<str>>>,
+    /// One that is nobody in particular; if users are named, it is either.
+    pub anonymous: bool,
+    /// One of these Client Identifiers; `*` at the end stands for the rest.
+    pub client_ids: Option<Vec<Box<str>>>,
+    /// From one of these networks.
+    pub networks: Option<Vec<Network>>,
+}
+
+/// Whom rights are looked up for.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    /// Empty: nobody in particular.
+    pub identity: &'a str,
+    /// Its Client Identifier.
+    pub client_id: &'a str,
+    /// Where it connected from. `None`: it is not connected, as when a will is due; what was said about its address when it
+    /// connected holds.
+    pub address: Option<IpAddr>,
+}
+
+impl Whom {
+    fn is(&self, subject: &Subject<'_>, effect: Effect) -> bool {
+        let named = |users: &Vec<Box<str>>| users.iter().any(|user| **user == *subject.identity);
+        let is_user = match (&self.users, subject.identity) {
+            (None, "") => true,
+            (None, _) => !self.anonymous,
+            (Some(_), "") => self.anonymous,
+            (Some(users), _) => named(users),
+        };
+        let is_client = |patterns: &Vec<Box<str>>| {
+            patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
+                Some(beginning) => subject.client_id.starts_with(beginning),
+                None => **pattern == *subject.client_id,
+            })
+        };
+        let is_there = |networks: &Vec<Network>| match subject.address {
+            Some(address) => networks.iter().any(|network| network.contains(address)),
+            None => effect == Effect::Allow,
+        };
+        is_user && self.client_ids.as_ref().is_none_or(is_client) && self.networks.as_ref().is_none_or(is_there)
+    }
+}
+
+/// A Topic Filter, perhaps with `%u` and `%c` for the names of the client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pattern {
+    text: Arc<str>,
+    has_user: bool,
+    has_client_id: bool,
+}
+
+impl Pattern {
+    /// A filter as it stands.
+    pub(super) fn literal(text: &str) -> Result<Self, String> {
+        TopicFilter::parse(text).map_err(|error| format!("{text:?} is no topic filter: {error}"))?;
+        Ok(Self { text: Arc::from(text), has_user: false, has_client_id: false })
+    }
+
+    /// A filter in which `%u` and `%c` stand for names.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        Ok(Self { has_user: text.contains("%u"), has_client_id: text.contains("%c"), ..Self::literal(text)? })
+    }
+
+    fn has_names(&self) -> bool {
+        self.has_user || self.has_client_id
+    }
+
+    /// With the names put in. `None`: there is no such name, or it is one that may not stand in a topic.
+    fn fill(&self, subject: &Subject<'_>) -> Option<Arc<str>> {
+        if !self.has_names() {
+            return Some(Arc::clone(&self.text));
+        }
+        if (self.has_user && (subject.identity.is_empty() || is_dangerous(subject.identity)))
+            || (self.has_client_id && is_dangerous(subject.client_id))
+        {
+            return None;
+        }
+        // In one pass: a name that contains `%c` is not a pattern itself.
+        let mut filled = String::with_capacity(self.text.len() + subject.identity.len() + subject.client_id.len());
+        let mut rest = &*self.text;
+        while let Some(at) = rest.find('%') {
+            filled.push_str(&rest[..at]);
+            rest = &rest[at..];
+            if let Some(behind) = rest.strip_prefix("%u") {
+                filled.push_str(subject.identity);
+                rest = behind;
+            } else if let Some(behind) = rest.strip_prefix("%c") {
+                filled.push_str(subject.client_id);
+                rest = behind;
+            } else {
+                filled.push('%');
+                rest = &rest[1..];
+            }
+        }
+        filled.push_str(rest);
+        Some(Arc::from(filled))
+    }
+}
+
+/// Whether a name would reach further in a filter than one level of one topic.
+pub(super) fn is_dangerous(name: &str) -> bool {
+    name.chars().any(|one| matches!(one, '+' | '#' | '/') || one.is_control())
+}
+
+/// One rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Rule {
+    pub effect: Effect,
+    pub whom: Whom,
+    /// [`PUBLISH`], [`READ`] or both.
+    pub actions: u8,
+    /// `None`: every topic, those that begin with `$` included.
+    pub topics: Option<Vec<Pattern>>,
+    /// A bit for each QoS.
+    pub qos: u8,
+    /// Of a PUBLISH.
+    pub retain: Option<bool>,
+}
+
+impl Rule {
+    /// For anybody, about one filter.
+    pub(super) fn about(effect: Effect, actions: u8, topic: Pattern) -> Self {
+        let topics = Some(vec![topic]);
+        Self { effect, whom: Whom::default(), actions, topics, qos: ANY_QOS, retain: None }
+    }
+
+    /// As it is for one client.
+    fn pick_out(&self, subject: &Subject<'_>, picked: &mut Vec<Picked>) {
+        if !self.whom.is(subject, self.effect) {
+            return;
+        }
+        let picked_rule =
+            |filter| Picked { effect: self.effect, actions: self.actions, qos: self.qos, retain: self.retain, filter };
+        match &self.topics {
+            None => picked.push(picked_rule(None)),
+            Some(patterns) => {
+                for pattern in patterns {
+                    match pattern.fill(subject) {
+                        Some(filter) => picked.push(picked_rule(Some(filter))),
+                        // Somebody with such a name would escape what is denied by it.
+                        None if self.effect == Effect::Deny && !(pattern.has_user && subject.identity.is_empty()) => {
+                            picked.push(picked_rule(None));
+                        }
+                        None => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The bits of some QoS levels.
+pub(super) fn qos_bits(levels: &[u8]) -> Option<u8> {
+    levels.iter().try_fold(0, |bits, &level| (level <= 2).then(|| bits | 1 << level))
+}
+
+/// All rules that there are.
+#[derive(Debug, Default)]
+pub struct Rules {
+    /// These come first.
+    pub(super) ordered: Vec<Rule>,
+    pub(super) acl_file: Option<super::acl_file::AclFile>,
+}
+
+impl Rules {
+    /// What a client may do.
+    #[must_use]
+    pub fn for_subject(&self, subject: &Subject<'_>) -> Rights {
+        let mut picked = Vec::new();
+        for rule in &self.ordered {
+            rule.pick_out(subject, &mut picked);
+        }
+        if let Some(file) = &self.acl_file {
+            for rule in file.for_subject(subject) {
+                rule.pick_out(subject, &mut picked);
+            }
+        }
+        Rights { picked: picked.into() }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Picked {
+    effect: Effect,
+    actions: u8,
+    qos: u8,
+    retain: Option<bool>,
+    filter: Option<Arc<str>>,
+}
+
+impl Picked {
+    fn is_about(&self, action: u8, qos: QoS) -> bool {
+        self.actions & action != 0 && self.qos & (1 << qos as u8) != 0
+    }
+}
+
+/// What one client may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rights {
+    picked: Box<[Picked]>,
+}
+
+impl Rights {
+    /// Whether it may publish to the topic.
+    #[must_use]
+    pub fn may_publish(&self, topic: &str, qos: QoS, retain: bool) -> bool {
+        self.decide(topic, |rule| rule.is_about(PUBLISH, qos) && rule.retain.is_none_or(|own| own == retain))
+    }
+
+    /// Whether a message of the topic may reach it.
+    #[must_use]
+    pub fn may_read(&self, topic: &str, qos: QoS) -> bool {
+        self.decide(topic, |rule| rule.is_about(READ, qos))
+    }
+
+    fn decide(&self, topic: &str, is_about: impl Fn(&Picked) -> bool) -> bool {
+        let fits =
+            |rule: &&Picked| is_about(rule) && rule.filter.as_ref().is_none_or(|filter| topic::matches(filter, topic));
+        self.picked.iter().find(fits).is_some_and(|rule| rule.effect == Effect::Allow)
+    }
+
+    /// Whether it may read whatever the filter matches.
+    #[must_use]
+    pub fn may_subscribe(&self, filter: &TopicFilter, qos: QoS) -> bool {
+        for rule in self.picked.iter().filter(|rule| rule.is_about(READ, qos)) {
+            match rule.effect {
+                Effect::Allow => {
+                    if rule.filter.as_ref().is_none_or(|own| contains(own, filter)) {
+                        return true;
+                    }
+                }
+                Effect::Deny => {
+                    if rule.filter.as_ref().is_none_or(|own| overlaps(own, filter.as_str())) {
+                        return false;
+                    }
+                }
+            }
+        }
+        false
+    }
+}
+
+fn contains(wide: &str, narrow: &TopicFilter) -> bool {
+    TopicFilter::parse(wide).is_ok_and(|wide| wide.contains(narrow))
+}
+
+/// Whether there is a topic that both filters match.
+fn overlaps(one: &str, other: &str) -> bool {
+    // A wildcard at the first level does not reach topics that begin with `$` [MQTT-4.7.2-1].
+    let begins_wild = |filter: &str| filter.starts_with(['+', '#']);
+    if (begins_wild(one) && other.starts_with('$')) || (begins_wild(other) && one.starts_with('$')) {
+        return false;
+    }
+    let mut one = one.split('/');
+    let mut other = other.split('/');
+    loop {
+        match (one.next(), other.next()) {
+            (Some("#"), _) | (_, Some("#")) | (None, None) => return true,
+            (Some("+"), Some(_)) | (Some(_), Some("+")) => {}
+            (Some(level), Some(same)) if level == same => {}
+            _ => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn subject<'a>(identity: &'a str, client_id: &'a str) -> Subject<'a> {
+        Subject { identity, client_id, address: Some("192.0.2.7".parse().expect("an address")) }
+    }
+
+    fn rule(effect: Effect, actions: u8, filter: &str) -> Rule {
+        Rule::about(effect, actions, Pattern::parse(filter).expect("a filter"))
+    }
+
+    fn rights(rules: Vec<Rule>, subject: &Subject<'_>) -> Rights {
+        Rules { ordered: rules, acl_file: None }.for_subject(subject)
+    }
+
+    fn filter(text: &str) -> TopicFilter {
+        TopicFilter::parse(text).expect("a filter")
+    }
+
+    #[test]
+    fn the_first_rule_that_fits_decides() {
+        let rules = vec![
+            rule(Effect::Deny, READ, "a/secret/#"),
+            rule(Effect::Allow, READ | PUBLISH, "a/#"),
+            rule(Effect::Deny, PUBLISH, "a/b"),
+            rule(Effect::Allow, PUBLISH, "b/+"),
+        ];
+        let rights = rights(rules, &subject("u", "c"));
+        assert!(rights.may_publish("a/b", QoS::AtMostOnce, false), "allowed before it is denied");
+        assert!(rights.may_publish("a/secret/x", QoS::AtMostOnce, false), "only reading is denied");
+        assert!(!rights.may_read("a/secret", QoS::AtMostOnce));
+        assert!(!rights.may_read("b/c", QoS::AtMostOnce), "no rule fits");
+        assert!(!rights.may_publish("b/c/d", QoS::AtMostOnce, false));
+    }
+
+    #[test]
+    fn a_filter_must_lie_within_what_is_allowed_and_not_touch_what_is_denied() {
+        let rules = vec![rule(Effect::Deny, READ, "a/+/secret"), rule(Effect::Allow, READ, "a/#")];
+        let rights = rights(rules, &subject("u", "c"));
+        let may = |text: &str| rights.may_subscribe(&filter(text), QoS::AtLeastOnce);
+        for allowed in ["a/b", "a/b/c", "a/+/c", "a/b/secret/x", "a"] {
+            assert!(may(allowed), "{allowed}");
+        }
+        for refused in ["a/#", "a/b/secret", "a/+/+", "a/b/#", "+/b", "#", "b", "$SYS/#"] {
+            assert!(!may(refused), "{refused}");
+        }
+    }
+
+    #[test]
+    fn names_are_put_in_where_they_are_harmless() {
+        let rules = || vec![rule(Effect::Allow, READ, "u/%u/c/%c/#"), rule(Effect::Allow, READ, "100%/x")];
+        let may = |identity, client_id, text: &str| {
+            rights(rules(), &subject(identity, client_id)).may_subscribe(&filter(text), QoS::AtMostOnce)
+        };
+        assert!(may("ana", "7", "u/ana/c/7/x"));
+        assert!(!may("ana", "7", "u/ana/c/8/x"));
+        assert!(may("%c", "7", "u/%c/c/7/x"), "a name is no pattern");
+        assert!(may("", "7", "100%/x") && !may("", "7", "u//c/7/x"), "nobody has no name");
+        for dangerous in ["+", "#", "a/b", "a\u{1}b", "a\u{9f}"] {
+            for text in ["u/ana/c/7/x", "u/+/c/7/x"] {
+                assert!(!may(dangerous, "7", text) && !may("ana", dangerous, text), "{dangerous:?} {text}");
+            }
+        }
+        let denied = vec![rule(Effect::Deny, PUBLISH, "u/%u"), rule(Effect::Allow, PUBLISH, "#")];
+        let may = |identity| rights(denied.clone(), &subject(identity, "c")).may_publish("x", QoS::AtMostOnce, false);
+        assert!(may("ana") && may(""));
+        assert!(!may("a/b"), "who cannot be named in what is denied is denied everything");
+    }
+
+    #[test]
+    fn whom_a_rule_is_for() {
+        let one = |whom: Whom| vec![Rule { whom, ..rule(Effect::Allow, READ, "x") }];
+        let may = |whom: Whom, identity, client_id| {
+            rights(one(whom), &subject(identity, client_id)).may_read("x", QoS::AtMostOnce)
+        };
+        let named = |names: &[&str]| Some(names.iter().map(|&name| Box::from(name)).collect::<Vec<_>>());
+        let users = |anonymous| Whom { users: named(&["ana", "budi"]), anonymous, ..Whom::default() };
+        assert!(may(users(false), "ana", "c") && !may(users(false), "citra", "c") && !may(users(false), "", "c"));
+        assert!(may(users(true), "", "c") && !may(users(true), "citra", "c"));
+        let nobody = || Whom { anonymous: true, ..Whom::default() };
+        assert!(may(nobody(), "", "c") && !may(nobody(), "ana", "c"));
+        let clients = || Whom { client_ids: named(&["dev-*", "hub"]), ..Whom::default() };
+        assert!(may(clients(), "x", "dev-7") && may(clients(), "x", "hub") && !may(clients(), "x", "hub-2"));
+        let from =
+            |text: &str| Whom { networks: Some(vec![Network::parse(text).expect("a network")]), ..Whom::default() };
+        assert!(may(from("192.0.2.0/24"), "x", "c") && !may(from("192.0.3.0/24"), "x", "c"));
+        assert!(may(from("0.0.0.0/0"), "x", "c") && !may(from("::/0"), "x", "c") && may(from("192.0.2.7"), "x", "c"));
+        assert!(Network::parse("192.0.2.0/33").is_none() && Network::parse("x").is_none());
+        let away = Subject { address: None, ..subject("x", "c") };
+        assert!(rights(one(from("10.0.0.0/8")), &away).may_read("x", QoS::AtMostOnce), "it was let in there");
+    }
+
+    #[test]
+    fn conditions_on_qos_and_retain() {
+        let qos = qos_bits(&[0, 1]).expect("levels");
+        let rules = vec![Rule { qos, retain: Some(false), ..rule(Effect::Allow, PUBLISH | READ, "x") }];
+        let rights = rights(rules, &subject("u", "c"));
+        assert!(rights.may_publish("x", QoS::AtLeastOnce, false));
+        assert!(!rights.may_publish("x", QoS::ExactlyOnce, false) && !rights.may_publish("x", QoS::AtMostOnce, true));
+        assert!(rights.may_subscribe(&filter("x"), QoS::AtLeastOnce));
+        assert!(!rights.may_subscribe(&filter("x"), QoS::ExactlyOnce));
+        assert_eq!(qos_bits(&[3]), None);
+    }
+
+    fn levels() -> impl Strategy<Value = String> {
+        prop::collection::vec(prop::sample::select(vec!["a", "b", "+", "", "$x"]), 1..4)
+            .prop_flat_map(|levels| prop::bool::ANY.prop_map(move |more| (levels.clone(), more)))
+            .prop_map(|(levels, more)| levels.join("/") + if more { "/#" } else { "" })
+    }
+
+    fn topics() -> impl Strategy<Value = String> {
+        prop::collection::vec(prop::sample::select(vec!["a", "b", "", "$x"]), 1..5).prop_map(|levels| levels.join("/"))
+    }
+
+    proptest! {
+        /// Who may subscribe may read whatever comes of it.
+        #[test]
+        fn nothing_comes_of_a_subscription_that_may_not_be_read(
+            rules in prop::collection::vec((prop::bool::ANY, levels()), 1..5),
+            asked in levels(),
+            topic in topics(),
+        ) {
+            let effect = |allow| if allow { Effect::Allow } else { Effect::Deny };
+            let parsed = |text: &String| TopicFilter::parse(text).is_ok();
+            let rules: Vec<_> = rules.iter().filter(|(_, text)| parsed(text))
+                .map(|(allow, text)| rule(effect(*allow), READ, text)).collect();
+            let rights = rights(rules, &subject("u", "c"));
+            if let Ok(asked) = TopicFilter::parse(&asked)
+                && rights.may_subscribe(&asked, QoS::AtMostOnce)
+                && asked.matches(&topic)
+            {
+                prop_assert!(rights.may_read(&topic, QoS::AtMostOnce));
+            }
+        }
+
+        #[test]
+        fn filters_that_match_one_topic_overlap(one in levels(), other in levels(), topic in topics()) {
+            if topic::matches(&one, &topic) && topic::matches(&other, &topic) {
+                prop_assert!(overlaps(&one, &other) && overlaps(&other, &one));
+            }
+        }
+    }
+}

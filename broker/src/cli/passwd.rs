@@ -1,0 +1,271 @@
+//! `kentongan passwd`: the users of a password file, with the flags of mosquitto_passwd.
+
+use std::fs;
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::num::NonZeroU32;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+
+use super::EXIT_FAILURE;
+use crate::auth::{MosquittoForm, PasswordFile, StoredPassword, check_user_name};
+
+/// Rounds of what mosquitto_passwd writes.
+const MOSQUITTO_ITERATIONS: NonZeroU32 = NonZeroU32::new(101).expect("not 0");
+
+#[derive(Debug, Args)]
+pub(super) struct PasswdArgs {
+    /// Make a new file; one that is there is replaced.
+    #[arg(short = 'c', conflicts_with_all = ["delete", "update"])]
+    create: bool,
+    /// Take the password from the command line, where other users of this machine may see it.
+    #[arg(short = 'b', conflicts_with_all = ["delete", "update"], requires = "password")]
+    batch: bool,
+    /// Delete the user.
+    #[arg(short = 'D', conflicts_with = "update")]
+    delete: bool,
+    /// Hash the passwords of a file that has them in plain text, as USER:PASSWORD. Those that are hashed stay as they are.
+    #[arg(short = 'U', conflicts_with = "user")]
+    update: bool,
+    /// How passwords are hashed. The last two are for a file that mosquitto is to read as well.
+    #[arg(short = 'H', value_enum, default_value_t = Form::Argon2id)]
+    hash: Form,
+    /// The file.
+    file: PathBuf,
+    /// The user; one that is there gets the new password.
+    #[arg(required_unless_present = "update")]
+    user: Option<String>,
+    /// The password, with -b. Without, it is asked for, or read from standard input if that is no terminal.
+    #[arg(requires = "batch")]
+    password: Option<String>,
+}
+
+/// How a password is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// `$argon2id$`, as RFC 9106 recommends.
+    Argon2id,
+    /// `$scram-sha-256$`, for clients that show their password by SCRAM, or send it.
+    ScramSha256,
+    /// `$7$`.
+    Sha512Pbkdf2,
+    /// `$6$`.
+    Sha512,
+}
+
+impl Form {
+    fn hash(self, password: &str) -> anyhow::Result<String> {
+        let password = password.as_bytes();
+        match self {
+            Self::Argon2id => StoredPassword::argon2id(password),
+            Self::ScramSha256 => StoredPassword::scram_sha256(password),
+            Self::Sha512Pbkdf2 => {
+                let form = MosquittoForm::Pbkdf2Sha512 { iterations: MOSQUITTO_ITERATIONS };
+                StoredPassword::for_mosquitto(password, form)
+            }
+            Self::Sha512 => StoredPassword::for_mosquitto(password, MosquittoForm::Sha512),
+        }
+    }
+}
+
+pub(super) fn run(arguments: &PasswdArgs) -> u8 {
+    match change(arguments) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("kentongan: {error:#}");
+            EXIT_FAILURE
+        }
+    }
+}
+
+fn change(arguments: &PasswdArgs) -> anyhow::Result<()> {
+    let path = &arguments.file;
+    let before = if arguments.create {
+        String::new()
+    } else {
+        fs::read_to_string(path).with_context(|| format!("cannot read {}; -c makes a new one", path.display()))?
+    };
+    let after = match &arguments.user {
+        None => hash_plain_lines(&before, arguments.hash)?,
+        Some(user) => {
+            check_user_name(user).map_err(anyhow::Error::msg)?;
+            let others = without(&before, user);
+            if arguments.delete {
+                anyhow::ensure!(others != before, "there is no user {user:?} in {}", path.display());
+                others
+            } else {
+                let password = match &arguments.password {
+                    Some(password) => password.clone(),
+                    None => ask_for_password()?,
+                };
+                anyhow::ensure!(!password.is_empty(), "the password is empty");
+                replaced(&before, user, &arguments.hash.hash(&password)?)
+            }
+        }
+    };
+    write_whole(path, &after)?;
+    if let Err(error) = PasswordFile::read(path) {
+        eprintln!("kentongan: written, but no broker will take it: {error}");
+    }
+    Ok(())
+}
+
+fn user_of(line: &str) -> Option<&str> {
+    line.split_once(':').map(|(user, _)| user).filter(|_| !line.starts_with('#'))
+}
+
+fn lines(lines: impl Iterator<Item = String>) -> String {
+    lines.map(|line| line + "\n").collect()
+}
+
+fn without(text: &str, user: &str) -> String {
+    lines(text.lines().filter(|line| user_of(line) != Some(user)).map(str::to_owned))
+}
+
+/// The line of a user changes, or a new one comes last.
+fn replaced(text: &str, user: &str, hash: &str) -> String {
+    let own = format!("{user}:{hash}");
+    if !text.lines().any(|line| user_of(line) == Some(user)) {
+        return lines(text.lines().map(str::to_owned).chain([own]));
+    }
+    lines(text.lines().map(|line| if user_of(line) == Some(user) { own.clone() } else { line.to_owned() }))
+}
+
+fn hash_plain_lines(text: &str, form: Form) -> anyhow::Result<String> {
+    let hashed = |(number, line): (usize, &str)| -> anyhow::Result<String> {
+        if line.trim().is_empty() || line.starts_with('#') {
+            return Ok(line.to_owned());
+        }
+        let (user, password) =
+            line.split_once(':').with_context(|| format!("line {}: not USER:PASSWORD", number + 1))?;
+        if StoredPassword::parse(password).is_ok() {
+            return Ok(line.to_owned());
+        }
+        Ok(format!("{user}:{}", form.hash(password)?))
+    };
+    Ok(lines(text.lines().enumerate().map(hashed).collect::<anyhow::Result<Vec<_>>>()?.into_iter()))
+}
+
+/// A broker that reads it meanwhile has the old file or the new one. It stays its owner's, and nobody else may read it.
+fn write_whole(path: &Path, text: &str) -> anyhow::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().with_context(|| format!("{} is no file", path.display()))?;
+    let mut beside = name.to_owned();
+    beside.push(format!(".{}.new", std::process::id()));
+    let beside = directory.join(beside);
+    let write = || -> io::Result<()> {
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        if let Ok(before) = fs::metadata(path) {
+            // Only root can give it to another, and only then it may be another's.
+            let _ = fchown(&file, Some(before.uid()), Some(before.gid()));
+        }
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&beside, path)?;
+        fs::File::open(directory)?.sync_all()
+    };
+    write().inspect_err(|_| drop(fs::remove_file(&beside))).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Twice from a terminal, which does not show it; once from anything else.
+fn ask_for_password() -> anyhow::Result<String> {
+    if !io::stdin().is_terminal() {
+        return read_line();
+    }
+    let first = ask_hidden("Password: ")?;
+    anyhow::ensure!(first == ask_hidden("Reenter password: ")?, "the passwords are not the same");
+    Ok(first)
+}
+
+fn read_line() -> anyhow::Result<String> {
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line).context("cannot read the password")?;
+    Ok(line.trim_end_matches(['\n', '\r']).to_owned())
+}
+
+fn ask_hidden(prompt: &str) -> anyhow::Result<String> {
+    eprint!("{prompt}");
+    let shown = tcgetattr(io::stdin())?;
+    let mut hidden = shown.clone();
+    hidden.local_modes.remove(LocalModes::ECHO);
+    tcsetattr(io::stdin(), OptionalActions::Flush, &hidden)?;
+    let line = read_line();
+    tcsetattr(io::stdin(), OptionalActions::Flush, &shown)?;
+    eprintln!();
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use clap::Parser;
+
+    use super::super::{Cli, Command};
+    use super::*;
+
+    fn passwd(line: &[&str]) -> anyhow::Result<()> {
+        let cli = Cli::try_parse_from(["kentongan", "passwd"].iter().chain(line))?;
+        match cli.command {
+            Some(Command::Passwd(arguments)) => change(&arguments),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn users_come_change_and_go_and_the_rest_of_the_file_stays() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("passwords");
+        let file = path.to_str().expect("UTF-8");
+        assert!(passwd(&["-b", file, "ana", "x"]).is_err(), "no file yet");
+        passwd(&["-c", "-b", file, "ana", "tabuh"]).expect("made");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("changed");
+        passwd(&["-H", "sha512", "-b", file, "budi", "kentong"]).expect("added");
+        passwd(&["-H", "sha512-pbkdf2", "-b", file, "citra", "bedug"]).expect("added");
+        let users = PasswordFile::read(&path).expect("a file");
+        for (user, password) in [("ana", "tabuh"), ("budi", "kentong"), ("citra", "bedug")] {
+            assert_eq!(users.verify(user, password.as_bytes()), Some(true), "{user}");
+        }
+        let text = fs::read_to_string(&path).expect("a file");
+        let starts: Vec<_> = text.lines().map(|line| line.split_inclusive('$').take(2).collect::<String>()).collect();
+        assert_eq!(starts, ["ana:$argon2id$", "budi:$6$", "citra:$7$"]);
+        assert_eq!(fs::metadata(&path).expect("a file").permissions().mode() & 0o777, 0o600);
+        passwd(&["-b", file, "budi", "new"]).expect("changed");
+        passwd(&["-D", file, "citra"]).expect("deleted");
+        assert!(passwd(&["-D", file, "citra"]).is_err(), "gone already");
+        let users = PasswordFile::read(&path).expect("a file");
+        assert_eq!((users.len(), users.verify("budi", b"new")), (2, Some(true)));
+        assert_eq!(fs::read_dir(directory.path()).expect("a directory").count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn plain_passwords_are_hashed_and_hashed_ones_stay() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("passwords");
+        let kept = StoredPassword::for_mosquitto(b"kept", MosquittoForm::Sha512).expect("hashed");
+        fs::write(&path, format!("# users\nana:ta:buh\nbudi:{kept}\n")).expect("written");
+        passwd(&["-U", path.to_str().expect("UTF-8")]).expect("hashed");
+        let text = fs::read_to_string(&path).expect("a file");
+        assert!(text.starts_with("# users\nana:$argon2id$") && text.contains(&kept), "{text}");
+        let users = PasswordFile::read(&path).expect("a file");
+        assert_eq!((users.verify("ana", b"ta:buh"), users.verify("budi", b"kept")), (Some(true), Some(true)));
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        for line in [
+            &["-b", "f", "a:b", "x"][..],
+            &["-b", "f", "a"],
+            &["f", "a", "x"],
+            &["-c", "-D", "f", "a"],
+            &["-U", "f", "a"],
+            &["-H", "md5", "f", "a"],
+            &["f"],
+        ] {
+            assert!(passwd(line).is_err(), "{line:?}");
+        }
+    }
+}
