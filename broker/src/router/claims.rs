@@ -89,8 +89,8 @@ mod tests {
         assert!(!turns.may_begin(key(many), 0));
         assert!(!turns.may_begin(key(many + 1), 0));
         assert!(turns.may_begin(key(many + 2), 1));
-        assert_eq!(turns.ended(key(3)), Some(0));
-        assert_eq!(turns.ended(key(3)), None, "once");
+        assert_eq!(turns.ended(key(1)), Some(0));
+        assert_eq!(turns.ended(key(1)), None, "once");
         assert_eq!(turns.next(0), Some(key(many)), "who came first");
         assert!(turns.may_begin(key(many), 0));
         assert!(!turns.may_begin(key(many + 3), 0));
