@@ -59,10 +59,10 @@ impl Mutation {
     }
 }
 
-/// The first seed, and how many at least.
+/// The first seed, and how many at least. In the history of some there is a place for each mutation.
 fn seeds() -> (u64, u64) {
     let number = |name| std::env::var(name).ok().and_then(|text: String| text.parse::<u64>().ok());
-    (number("KENTONGAN_SEED").unwrap_or(1), number("KENTONGAN_SEEDS").unwrap_or(5))
+    (number("KENTONGAN_SEED").unwrap_or(24), number("KENTONGAN_SEEDS").unwrap_or(5))
 }
 
 /// More are tried as long as some kind of mutation was found no place in any of them: what may be missed without doubt is rare.
