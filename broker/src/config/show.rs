@@ -14,7 +14,7 @@ impl Effective {
     pub fn show(&self, defaults_too: bool) -> String {
         let values = to_table(&self.settings);
         let mut lines = Vec::new();
-        self.show_table(&values, Settings::FIELDS, "", &mut lines);
+        self.show_table(&values, Settings::FIELDS, ["", ""], &mut lines);
         if !defaults_too {
             lines.retain(|(_, origin)| origin.is_none_or(|origin| *origin != Origin::Default));
             drop_empty_sections(&mut lines);
@@ -35,7 +35,7 @@ impl Effective {
         &'a self,
         values: &toml::Table,
         fields: &[Field],
-        prefix: &str,
+        [prefix, section]: [&str; 2],
         lines: &mut Vec<(String, Option<&'a Origin>)>,
     ) {
         for field in fields.iter().filter(|field| field.children.is_none()) {
@@ -49,14 +49,17 @@ impl Effective {
         }
         for (field, children) in fields.iter().filter_map(|field| Some((field, field.children?))) {
             match values.get(field.name) {
-                Some(toml::Value::Table(section)) => {
-                    lines.push((format!("\n[{}]", field.name), None));
-                    self.show_table(section, children, &format!("{prefix}{}.", field.name), lines);
+                Some(toml::Value::Table(table)) => {
+                    lines.push((format!("\n[{section}{}]", field.name), None));
+                    let below = [&format!("{prefix}{}.", field.name), &format!("{section}{}.", field.name)];
+                    self.show_table(table, children, below.map(String::as_str), lines);
                 }
-                Some(toml::Value::Array(sections)) => {
-                    for (index, section) in sections.iter().filter_map(|one| one.as_table()).enumerate() {
-                        lines.push((format!("\n[[{}]]", field.name), None));
-                        self.show_table(section, children, &format!("{}[{index}].", field.name), lines);
+                Some(toml::Value::Array(tables)) => {
+                    for (index, table) in tables.iter().filter_map(|one| one.as_table()).enumerate() {
+                        lines.push((format!("\n[[{section}{}]]", field.name), None));
+                        let below =
+                            [&format!("{prefix}{}[{index}].", field.name), &format!("{section}{}.", field.name)];
+                        self.show_table(table, children, below.map(String::as_str), lines);
                     }
                 }
                 _ => {}
@@ -87,25 +90,31 @@ pub fn reference_page() -> String {
     for field in Settings::FIELDS.iter().filter(|field| field.children.is_none()) {
         push_field(&mut page, field, "", defaults.get(field.name));
     }
-    for (section, children) in Settings::FIELDS.iter().filter_map(|field| Some((field, field.children?))) {
-        let name = section.name;
-        let (heading, prefix) = if section.repeated {
-            (format!("[[{name}]]"), None)
-        } else {
-            (format!("[{name}]"), Some(format!("{name}.")))
-        };
-        let _ = write!(page, "\n## `{heading}`\n\n{}\n", prose(section.doc));
-        let of_section = match defaults.get(name) {
-            Some(toml::Value::Array(sections)) => sections.first().and_then(toml::Value::as_table),
-            Some(toml::Value::Table(section)) => Some(section),
-            _ => None,
-        };
-        for field in children {
-            let default = of_section.and_then(|section| section.get(field.name));
-            push_field(&mut page, field, prefix.as_deref().unwrap_or_default(), default);
-        }
+    for section in Settings::FIELDS.iter().filter(|field| field.children.is_some()) {
+        push_section(&mut page, section, "", defaults.get(section.name));
     }
     page
+}
+
+/// A section, and behind it those within it.
+fn push_section(page: &mut String, section: &Field, within: &str, defaults: Option<&toml::Value>) {
+    let name = format!("{within}{}", section.name);
+    let heading = if section.repeated { format!("[[{name}]]") } else { format!("[{name}]") };
+    let prefix = if section.repeated || !within.is_empty() { String::new() } else { format!("{name}.") };
+    let _ = write!(page, "\n## `{heading}`\n\n{}\n", prose(section.doc));
+    let defaults = match defaults {
+        Some(toml::Value::Array(sections)) => sections.first().and_then(toml::Value::as_table),
+        Some(toml::Value::Table(section)) => Some(section),
+        _ => None,
+    };
+    let (keys, sections): (Vec<&Field>, Vec<&Field>) =
+        section.children.unwrap_or_default().iter().partition(|field| field.children.is_none());
+    for field in keys {
+        push_field(page, field, &prefix, defaults.and_then(|section| section.get(field.name)));
+    }
+    for section in sections {
+        push_section(page, section, &format!("{name}."), defaults.and_then(|defaults| defaults.get(section.name)));
+    }
 }
 
 const PREFACE: &str = "\

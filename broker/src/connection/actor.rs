@@ -32,7 +32,7 @@ impl ConnectionActor {
     /// Takes accepted sockets in and starts an actor for each.
     pub fn start_all(arbiter: &mut ArbiterState, sockets: Vec<Accepted>) {
         for Accepted { socket, listener, peer } in sockets {
-            match socket.into_transport() {
+            match socket.into_transport(&listener) {
                 Ok(transport) => Self::start_one(arbiter, transport, listener, peer),
                 Err(error) => {
                     arbiter.shared.connection_closed(&listener, arbiter.id);

@@ -8,10 +8,14 @@ mod actor;
 mod memory;
 mod origin;
 mod out_buffer;
+mod raw_socket;
+mod tls;
 mod transport;
 
 pub use actor::{ConnectionActor, EndConnection};
 pub use memory::MemoryStream;
 pub use origin::Origin;
 pub use out_buffer::{BufferPool, Flushed, OutBuffer, SHARED_PAYLOAD_BYTES_MIN};
+pub use raw_socket::RawSocket;
+pub use tls::TlsStream;
 pub use transport::Transport;

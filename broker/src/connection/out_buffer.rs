@@ -138,7 +138,7 @@ impl OutBuffer {
     ///
     /// # Errors
     /// Those of the socket; the connection is then of no more use.
-    pub fn flush(&mut self, transport: &Transport, pool: &mut BufferPool) -> io::Result<Flushed> {
+    pub fn flush(&mut self, transport: &mut Transport, pool: &mut BufferPool) -> io::Result<Flushed> {
         let before = self.len;
         let flushed_max = if self.is_large() { LARGE_FLUSHED_BYTES_MAX } else { FLUSHED_BYTES_MAX };
         while self.len > 0 {
@@ -162,7 +162,7 @@ impl OutBuffer {
         Ok(Flushed::All)
     }
 
-    fn write_pieces(&self, transport: &Transport, mut room: usize) -> io::Result<usize> {
+    fn write_pieces(&self, transport: &mut Transport, mut room: usize) -> io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); PIECES_MAX];
         let mut count = 0;
         let mut skip = self.written;

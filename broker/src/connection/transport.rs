@@ -1,32 +1,32 @@
 //! The byte stream under a connection.
 
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::ReadBuf;
 
-use super::MemoryStream;
+use super::{MemoryStream, RawSocket, TlsStream};
 
-/// An ordered, lossless byte stream [MQTT-4.2-1].
+/// An ordered, lossless byte stream [MQTT-4.2-1]: a socket, or a layer over one.
 #[derive(Debug)]
 pub enum Transport {
-    /// Plain TCP.
-    Tcp(TcpStream),
+    /// A socket and nothing over it.
+    Socket(RawSocket),
+    /// TLS over a socket. Boxed, for few connections of a plain listener should pay for its size.
+    Tls(Box<TlsStream>),
     /// None at all, for simulations.
     Memory(MemoryStream),
 }
 
 impl Transport {
-    /// Reads into `buffer`; zero bytes read means the peer closed its side.
-    ///
-    /// Goes through `poll_read`, not `try_read`: only there does tokio clear readiness on a short read, which
-    /// spares the system call that would say `WouldBlock`.
+    /// Reads into `buffer`; zero bytes read means the peer closed its side. `Pending` once nothing is left, neither in the
+    /// socket nor in what a layer holds.
     #[inline]
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Socket(socket) => socket.poll_read(cx, buffer),
+            Self::Tls(stream) => stream.poll_read(cx, buffer),
             Self::Memory(stream) => stream.poll_read(cx, buffer),
         }
     }
@@ -34,24 +34,28 @@ impl Transport {
     /// Waits until the socket takes bytes again.
     pub fn poll_write_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(stream) => stream.poll_write_ready(cx),
+            Self::Socket(socket) => socket.poll_write_ready(cx),
+            Self::Tls(stream) => stream.poll_write_ready(cx),
             Self::Memory(stream) => stream.poll_write_ready(cx),
         }
     }
 
-    /// Writes what the socket takes now.
+    /// Writes what the socket takes now. Whoever writes less than it wanted, or nothing because of `WouldBlock`, comes again
+    /// with the bytes that follow those written: a layer may have taken them up already.
     #[inline]
-    pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+    pub fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp(stream) => stream.try_write(bytes),
+            Self::Socket(socket) => socket.try_write(bytes),
+            Self::Tls(stream) => stream.try_write(bytes),
             Self::Memory(stream) => stream.try_write(bytes),
         }
     }
 
-    /// Writes several pieces at once.
-    pub fn try_write_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+    /// Writes several pieces at once; see [`Self::try_write`].
+    pub fn try_write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
-            Self::Tcp(stream) => stream.try_write_vectored(pieces),
+            Self::Socket(socket) => socket.try_write_vectored(pieces),
+            Self::Tls(stream) => stream.try_write_vectored(pieces),
             // Some of it, as may happen on a socket too.
             Self::Memory(stream) => stream.try_write(pieces.first().map_or(&[], |first| first)),
         }
@@ -59,20 +63,17 @@ impl Transport {
 
     /// Ends our side of the stream, so that the peer reads what was written and then the end. What the peer sent and
     /// nobody will read is discarded first: closing over it would reset the connection and take our last words along.
-    pub fn shut_down_write(&self) {
+    pub fn shut_down_write(&mut self) {
         const DISCARDED_BYTES_MAX: usize = 256 * 1024;
         let mut discarded = [0; 4096];
         for _ in 0..DISCARDED_BYTES_MAX / discarded.len() {
-            if !matches!(self.try_read(&mut discarded), Ok(count) if count > 0) {
+            if !matches!(self.try_discard(&mut discarded), Ok(count) if count > 0) {
                 break;
             }
         }
         match self {
-            Self::Tcp(stream) => {
-                let outcome = socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write);
-                // The peer may have gone first; then there is nothing left to say.
-                drop(outcome);
-            }
+            Self::Socket(socket) => socket.shut_down_write(),
+            Self::Tls(stream) => stream.shut_down_write(),
             Self::Memory(stream) => stream.shut_down_write(),
         }
     }
@@ -80,18 +81,26 @@ impl Transport {
     /// Lets the stream end so that the peer sees a broken connection, not one that was closed.
     pub fn reset_when_closed(&self) {
         match self {
-            Self::Tcp(stream) => {
-                let outcome = socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
-                // It is closed all the same.
-                drop(outcome);
-            }
+            Self::Socket(socket) => socket.reset_when_closed(),
+            Self::Tls(stream) => stream.socket().reset_when_closed(),
             Self::Memory(stream) => stream.reset(),
         }
     }
 
-    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    /// Whom the peer proved to be by a certificate, once bytes of it were read.
+    #[must_use]
+    pub fn certified(&self) -> Option<Arc<str>> {
         match self {
-            Self::Tcp(stream) => stream.try_read(buffer),
+            Self::Socket(_) | Self::Memory(_) => None,
+            Self::Tls(stream) => stream.certified(),
+        }
+    }
+
+    /// Takes bytes off the socket that nobody will look at, whatever they mean.
+    fn try_discard(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Socket(socket) => socket.try_read(buffer),
+            Self::Tls(stream) => stream.socket().try_read(buffer),
             Self::Memory(stream) => stream.try_read(buffer),
         }
     }

@@ -17,6 +17,7 @@ use super::{Accepted, AcceptedSocket, ListenerContext};
 use crate::config::{ListenerConfig, Settings};
 use crate::connection::ConnectionActor;
 use crate::router::{ArbiterState, Event, Shared};
+use crate::tls::Endpoint;
 
 /// Sockets accepted before they are handed over.
 const ACCEPTED_A_WAKEUP_MAX: usize = 64;
@@ -39,7 +40,9 @@ pub fn bind(config: &ListenerConfig, settings: &Settings) -> anyhow::Result<(Tcp
     })?;
     let listener: TcpListener = socket.into();
     let address = listener.local_addr()?;
-    Ok((listener, Arc::new(ListenerContext::new(config.clone(), settings, address))))
+    let tls = config.tls.as_ref().map(|tls| Endpoint::load(tls, Arc::default())).transpose();
+    let tls = tls.with_context(|| format!("cannot serve TLS on {address}"))?.map(Arc::new);
+    Ok((listener, Arc::new(ListenerContext::new(config.clone(), settings, address).with_tls(tls))))
 }
 
 fn open(config: &ListenerConfig) -> io::Result<Socket> {
@@ -178,6 +181,11 @@ impl Acceptor {
         self.tokens -= sockets.len() as f64;
         let now = Instant::now();
         for (socket, peer) in sockets {
+            if peer.is_some_and(|peer| self.shared.bans.has_address(peer.ip(), || self.shared.wall_seconds())) {
+                self.shared.connections_banned.fetch_add(1, Ordering::Relaxed);
+                self.log_seldom("an address is banned: its connections are closed");
+                continue;
+            }
             if peer.is_some_and(|peer| !self.addresses.admits(peer.ip(), now)) {
                 self.shared.connections_too_fast.fetch_add(1, Ordering::Relaxed);
                 self.log_seldom("an address connects more often than limits.connect_rate_per_address allows");

@@ -15,9 +15,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use kentongan_proto::mqtt::codec::Limits;
 
 use crate::config::{AuthenticationMethod, ListenerConfig, Settings};
-use crate::connection::Transport;
+use crate::connection::{RawSocket, Transport};
+use crate::router::pace::Rates;
 use crate::session::handshake::Policy;
 use crate::session::outbound::QueueCaps;
+use crate::tls::Endpoint;
 
 pub use accept::{Acceptor, bind};
 
@@ -42,6 +44,10 @@ pub struct ListenerContext {
     pub connect_rate_per_second: u32,
     /// Subscriptions that a session of its clients may have.
     pub subscriptions_max: u32,
+    /// TLS, if its clients speak it.
+    pub tls: Option<Arc<Endpoint>>,
+    /// How fast its clients may publish: one for the listener, likewise.
+    pub rates: Arc<Rates>,
     /// Connections open now: one number for the listener, however often its settings are read again.
     open: Arc<AtomicU32>,
 }
@@ -82,6 +88,8 @@ impl ListenerContext {
             topic_levels_max: session.topic_levels_max.get(),
             dup_on_requests: false,
         };
+        let rates = Arc::new(Rates::default());
+        rates.set(&config, settings);
         let before = session.packet_bytes_before_connect_max.get().min(limits.packet_bytes_max);
         Self {
             allow_anonymous: config.allows_anonymous(settings),
@@ -93,14 +101,25 @@ impl ListenerContext {
             limits_before_connect: Limits { packet_bytes_max: before, ..limits },
             connect_rate_per_second: settings.limits.connect_rate_per_second,
             subscriptions_max: session.subscriptions_max,
+            tls: None,
+            rates,
             open: Arc::default(),
         }
     }
 
-    /// The same listener under new settings, for its next connections. Those that are there keep what they came by.
+    /// The same with TLS, or without.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<Arc<Endpoint>>) -> Self {
+        Self { tls, ..self }
+    }
+
+    /// The same listener under new settings, for its next connections. Those that are there keep what they came by, except
+    /// for the rates, which hold for them too.
     #[must_use]
     pub fn reloaded(&self, config: ListenerConfig, settings: &Settings) -> Self {
-        Self { open: Arc::clone(&self.open), ..Self::new(config, settings, self.address) }
+        self.rates.set(&config, settings);
+        let (open, rates) = (Arc::clone(&self.open), Arc::clone(&self.rates));
+        Self { open, rates, ..Self::new(config, settings, self.address) }
     }
 
     /// What may wait for a client of this listener, if less than for others.
@@ -141,12 +160,16 @@ impl ListenerContext {
 pub struct AcceptedSocket(TcpStream);
 
 impl AcceptedSocket {
-    /// Registers the socket with this arbiter's runtime.
+    /// Registers the socket with this arbiter's runtime, and puts over it what `listener` says.
     ///
     /// # Errors
     /// The runtime could not watch one more descriptor.
-    pub fn into_transport(self) -> std::io::Result<Transport> {
-        tokio::net::TcpStream::from_std(self.0).map(Transport::Tcp)
+    pub fn into_transport(self, listener: &ListenerContext) -> std::io::Result<Transport> {
+        let socket = RawSocket::Tcp(tokio::net::TcpStream::from_std(self.0)?);
+        match &listener.tls {
+            None => Ok(Transport::Socket(socket)),
+            Some(endpoint) => Ok(Transport::Tls(Box::new(endpoint.accept(socket)?))),
+        }
     }
 }
 

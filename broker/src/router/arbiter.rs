@@ -18,12 +18,14 @@ use slab::Slab;
 use tokio::io::ReadBuf;
 
 use super::batch::Batch;
-use super::client::{Client, Phase, PublishRate};
+use super::claims::ClaimTurns;
+use super::client::{Client, Phase};
 use super::cluster::Departing;
 use super::deliver::Templates;
 use super::keep_alive::Wheel;
 use super::lanes::Lanes;
 use super::log_rate::LogRate;
+use super::pace::Pace;
 use super::share_settling::{ShareSettling, ShareTaking};
 use super::shared::MEMORY_LEVEL_CLOSES;
 use super::{ConnectionKey, Event, Shared};
@@ -75,6 +77,7 @@ pub struct ArbiterState {
     pub(super) pool: BufferPool,
     pub(super) batches: Vec<Batch>,
     pub(super) lanes: Lanes,
+    pub(super) claim_turns: ClaimTurns,
     pub(super) message_number: u64,
     /// Milliseconds of the process clock, read once a turn.
     pub(super) now_ms: u64,
@@ -87,6 +90,10 @@ pub struct ArbiterState {
     pub(super) refusal_lines: LogRate,
     pub(super) wheel: Wheel,
     pub(super) paused: Vec<ConnectionKey>,
+    /// Connections that publish faster than they may.
+    pub(super) paced: Vec<ConnectionKey>,
+    /// The bans that the connections here were held against.
+    pub(super) bans_seen: u32,
     pub(super) slow_reads: Vec<ConnectionKey>,
     /// Connections whose socket took no more, some of which may take it again by now.
     stalled: Vec<ConnectionKey>,
@@ -131,6 +138,7 @@ impl ArbiterState {
             pool: BufferPool::default(),
             batches: (0..shared.inboxes.len()).map(|_| Batch::default()).collect(),
             lanes: Lanes::new(shared.cluster.as_ref().map(|cluster| cluster.node), shared.incarnation(), id, groups),
+            claim_turns: ClaimTurns::new(groups),
             message_number: 0,
             now_ms: shared.now_ms(),
             dirty: Vec::new(),
@@ -141,6 +149,8 @@ impl ArbiterState {
             refusal_lines: LogRate::default(),
             wheel: Wheel::default(),
             paused: Vec::new(),
+            paced: Vec::new(),
+            bans_seen: 0,
             slow_reads: Vec::new(),
             stalled: Vec::new(),
             settling: ShareSettling::default(),
@@ -200,7 +210,8 @@ impl ArbiterState {
             last_activity: now,
             blocked_since: 0,
             owes_reading: false,
-            publish_rate: PublishRate::default(),
+            pace: Pace::default(),
+            paced: false,
             packet_bytes_max_out: u32::MAX,
             transport,
             out: OutBuffer::default(),
@@ -263,7 +274,9 @@ impl ArbiterState {
             };
             match client.phase {
                 Phase::Closing if client.out.is_empty() => return Poll::Ready(()),
-                Phase::Closing | Phase::Leaving | Phase::Verifying | Phase::Claiming => return Poll::Pending,
+                Phase::Closing | Phase::Leaving | Phase::Verifying | Phase::AwaitingTurn | Phase::Claiming => {
+                    return Poll::Pending;
+                }
                 _ if client.paused => return Poll::Pending,
                 // What is asked of us must not grow what we hold without end: PINGREQ after PINGREQ, never reading.
                 _ if client.out.len() > out_bytes_max => {
@@ -438,7 +451,7 @@ impl ArbiterState {
                         break;
                     }
                 }
-                Some(client) if matches!(client.phase, Phase::Verifying | Phase::Claiming) => {
+                Some(client) if matches!(client.phase, Phase::Verifying | Phase::AwaitingTurn | Phase::Claiming) => {
                     client.unprocessed = position < buffer.len();
                     break;
                 }
@@ -557,7 +570,7 @@ impl ArbiterState {
             self.mark_dirty(key);
             return false;
         }
-        let outcome = client.out.flush(&client.transport, &mut self.pool);
+        let outcome = client.out.flush(&mut client.transport, &mut self.pool);
         let written = before - client.out.len();
         if large {
             *large_left = large_left.saturating_sub(written);
@@ -640,9 +653,11 @@ impl ArbiterState {
             self.close_slowest();
         }
         self.end_stalled();
+        self.end_banned();
         self.flush_lanes();
         self.retry_lanes();
         self.show_backlog();
+        self.resume_paced();
         self.resume_publishers();
         self.continue_slow_reads();
         let (hits, misses) = self.cache.take_hits_and_misses();
@@ -661,7 +676,11 @@ impl ArbiterState {
             return;
         };
         match client.phase {
-            Phase::AwaitingConnect | Phase::Authenticating | Phase::Verifying | Phase::Claiming => {
+            Phase::AwaitingConnect
+            | Phase::Authenticating
+            | Phase::Verifying
+            | Phase::AwaitingTurn
+            | Phase::Claiming => {
                 self.tear_down(key, super::connect::EndCause::ConnectTimeout);
                 self.end_now(key);
             }
@@ -697,7 +716,10 @@ impl ArbiterState {
         let refused = &self.counters.connects_refused;
         refused.add(ConnectRefusal::TooManyConnections, taken(&self.shared.connections_too_many));
         refused.add(ConnectRefusal::ConnectRate, taken(&self.shared.connections_too_fast));
+        refused.add(ConnectRefusal::Banned, taken(&self.shared.connections_banned));
         self.counters.descriptors_exhausted.add(taken(&self.shared.descriptors_exhausted));
+        self.counters.audit_dropped.add(self.shared.audit.take_dropped());
+        self.shared.audit.note_left_out(self.shared.clock.wall_ms());
     }
 
     /// The socket of `key` takes no more for now.

@@ -10,12 +10,14 @@ use kentongan_proto::mqtt::{
 };
 
 use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, LEAVING_SECONDS_MAX, wake};
+use super::banned::BANNED;
 use super::client::{ClientSession, Phase};
 use super::cluster::{Awaits, LastWord, Served};
 use super::log_rate::excerpt;
 use super::retained_read::RetainedReads;
 use super::shared::MEMORY_LEVEL_REFUSES;
 use super::{ConnectionKey, Event};
+use crate::audit::RefusedLogin;
 use crate::auth::{
     Action, Actor, Identified, Mechanism, MechanismStep, Progress, Redirection, Rights, Subject, Verified,
 };
@@ -42,6 +44,23 @@ pub struct PendingConnect {
 }
 
 impl PendingConnect {
+    fn new(connect: Box<Connect>, negotiated: Negotiated) -> Box<Self> {
+        Box::new(Self {
+            connect,
+            negotiated,
+            identified: Identified::anonymous(),
+            rights: None,
+            awaited: None,
+            mechanism: None,
+            authentication_data: None,
+        })
+    }
+
+    /// Who the client says to be.
+    pub(super) fn user_name(&self) -> Option<&str> {
+        self.connect.user_name.as_deref()
+    }
+
     fn actor(&self) -> Actor<'_> {
         let (identity, client_id) = (&self.identified.identity, &self.negotiated.client_id);
         Actor { identity, client_id, rights: self.rights.as_deref() }
@@ -92,6 +111,8 @@ pub enum EndCause {
     TooFast,
     /// It would not be let in any more: the files of users or rights changed.
     NotAuthorized,
+    /// An operator banned it, its user or where it comes from.
+    Banned,
     /// This process stops.
     ShuttingDown,
     /// This node lost the majority of the cluster.
@@ -127,6 +148,7 @@ impl EndCause {
             Self::SlowConsumer => CloseReason::SlowConsumer,
             Self::TooFast => CloseReason::QuotaExceeded,
             Self::NotAuthorized => CloseReason::NotAuthorized,
+            Self::Banned => CloseReason::Administrative,
             Self::ShuttingDown | Self::SentElsewhere(_) => CloseReason::ShuttingDown,
             Self::Moved(_) => CloseReason::Moved,
             Self::CutOff => CloseReason::Unavailable,
@@ -139,6 +161,7 @@ impl EndCause {
             Self::ConnectTimeout => Some(ConnectRefusal::ConnectTimeout),
             Self::Malformed { .. } | Self::Protocol(_) => Some(ConnectRefusal::Malformed),
             Self::ShuttingDown => Some(ConnectRefusal::ShuttingDown),
+            Self::Banned => Some(ConnectRefusal::Banned),
             _ => None,
         }
     }
@@ -150,6 +173,9 @@ impl ArbiterState {
             return;
         };
         client.version = connect.version;
+        if let Some(certified) = client.transport.certified() {
+            client.origin.certified = Some(certified);
+        }
         client.packet_bytes_max_out = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
         let listener = Arc::clone(&client.listener);
         let negotiated = match handshake::negotiate(&connect, &listener.policy, self.shared.random.draw()) {
@@ -161,24 +187,22 @@ impl ArbiterState {
                 return self.refuse(key, refusal.reason, refusal.text);
             }
         };
+        if let Some(client) = self.client(key) {
+            client.client_id = Arc::clone(&negotiated.client_id);
+        }
+        if self.is_banned(key, &connect, &negotiated.client_id) {
+            return self.refuse_login(key, PendingConnect::new(connect, negotiated), ReasonCode::Banned, BANNED);
+        }
+        if self.shared.flapping.is_banned(&negotiated.client_id, self.now_ms) {
+            return self.refuse(key, ReasonCode::Banned, "this client identifier connects too often");
+        }
         if !self.may_acknowledge() {
             return self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");
         }
         if self.shared.memory_level() >= MEMORY_LEVEL_REFUSES {
             return self.refuse(key, ReasonCode::ServerBusy, "memory is short");
         }
-        if let Some(client) = self.client(key) {
-            client.client_id = Arc::clone(&negotiated.client_id);
-        }
-        let mut pending = Box::new(PendingConnect {
-            connect,
-            negotiated,
-            identified: Identified::anonymous(),
-            rights: None,
-            awaited: None,
-            mechanism: None,
-            authentication_data: None,
-        });
+        let mut pending = PendingConnect::new(connect, negotiated);
         if let Some(method) = pending.connect.properties.authentication_method.clone() {
             let Some(mechanism) = self.shared.authority.mechanism(&method, &listener) else {
                 // [MQTT-4.12.0-1]
@@ -205,7 +229,7 @@ impl ArbiterState {
             }
             Progress::Refused(refusal, outcome) => {
                 self.counters.authentications.inc(outcome);
-                self.refuse(key, refusal.reason, refusal.text);
+                self.refuse_login(key, pending, refusal.reason, refusal.text);
             }
             Progress::Ask(question) => {
                 let awaited = Arc::new(());
@@ -273,6 +297,20 @@ impl ArbiterState {
         self.shared.authority.rights(&Subject { identity, client_id: &client.client_id, address })
     }
 
+    /// Refuses a CONNECT for who sent it, which the audit log tells.
+    fn refuse_login(
+        &mut self,
+        key: ConnectionKey,
+        pending: Box<PendingConnect>,
+        reason: ReasonCode,
+        text: &'static str,
+    ) {
+        if let Some(client) = self.client(key) {
+            client.pending = Some(pending);
+        }
+        self.refuse(key, reason, text);
+    }
+
     /// One step of enhanced authentication before CONNACK.
     fn authenticate(&mut self, key: ConnectionKey, mut pending: Box<PendingConnect>, data: Option<&[u8]>) {
         let Some(mechanism) = pending.mechanism.as_mut() else {
@@ -299,7 +337,7 @@ impl ArbiterState {
             // [MQTT-4.12.0-4]
             MechanismStep::Failure(reason) => {
                 self.counters.authentications.inc(AuthenticationOutcome::MechanismFailed);
-                self.refuse(key, reason, "authentication failed");
+                self.refuse_login(key, pending, reason, "authentication failed");
             }
         }
     }
@@ -352,6 +390,9 @@ impl ArbiterState {
 
     /// The client is who it says: now its Client Identifier.
     fn claim(&mut self, key: ConnectionKey, mut pending: Box<PendingConnect>) {
+        if self.is_banned_identity(&pending.identified.identity) {
+            return self.refuse_login(key, pending, ReasonCode::Banned, BANNED);
+        }
         pending.rights = self.rights_of(key, &pending.identified.identity);
         let authority = &self.shared.authority;
         if let Some(elsewhere) =
@@ -369,8 +410,8 @@ impl ArbiterState {
             return self.refuse(key, refusal.reason, refusal.text);
         }
         let client_id = Arc::clone(&pending.negotiated.client_id);
-        if self.shared.flapping.is_banned(&client_id, self.now_ms) {
-            return self.refuse(key, ReasonCode::Banned, "connections take this client identifier from each other");
+        if self.shared.flapping.on_connect(&client_id, self.now_ms) {
+            tracing::warn!(%client_id, "banned for a while: this client identifier connects too often");
         }
         if self.shared.cluster.is_some() {
             return self.claim_in_cluster(key, pending);
@@ -396,13 +437,20 @@ impl ArbiterState {
 
     /// With several nodes every claim is its group's to grant, so that two nodes never both do.
     fn claim_in_cluster(&mut self, key: ConnectionKey, pending: Box<PendingConnect>) {
+        let group = self.shared.submitter.slots().group_of(&pending.negotiated.client_id);
+        if !self.claim_turns.may_begin(key, group) {
+            if let Some(client) = self.client(key) {
+                client.phase = Phase::AwaitingTurn;
+                client.pending = Some(pending);
+            }
+            return;
+        }
         let Some(caps) = self.client(key).map(|client| client.listener.queue_caps()) else {
             return;
         };
         let request = ClaimRequest::new(key, &pending.connect, &pending.negotiated, &pending.identified.identity, caps);
         let node = self.shared.cluster.as_ref().map_or(0, |cluster| cluster.node);
         let owner = Owner { incarnation: self.shared.incarnation(), connection: key.raw(), node };
-        let group = self.shared.submitter.slots().group_of(&request.client_id);
         let connect = ConnectCommand { wait_for_release: true, keep_transient: true, ..request.command(owner) };
         self.lanes.command(group, SessionCommand::Connect(connect));
         self.schedule_flush();
@@ -412,9 +460,24 @@ impl ArbiterState {
         }
     }
 
+    /// No answer to the claim of this connection is awaited any more: others have waited for their turn.
+    fn end_claim(&mut self, key: ConnectionKey) {
+        let Some(group) = self.claim_turns.ended(key) else {
+            return;
+        };
+        while let Some(next) = self.claim_turns.next(group) {
+            // Who is gone, or was refused meanwhile, has no turn.
+            let waiting = self.client(next).filter(|client| client.phase == Phase::AwaitingTurn);
+            if let Some(pending) = waiting.and_then(|client| client.pending.take()) {
+                return self.claim_in_cluster(next, pending);
+            }
+        }
+    }
+
     /// The claim was granted: the session begins, CONNACK first [MQTT-3.2.0-1].
     pub(super) fn on_opened(&mut self, opened: Opened) {
         let key = opened.connection;
+        self.end_claim(key);
         let Some(pending) = self.client(key).and_then(|client| client.pending.take()) else {
             if self.is_known_claim(key, opened.epoch) {
                 return;
@@ -584,6 +647,15 @@ impl ArbiterState {
         if logged {
             tracing::info!(client_id = %client.client_id, peer = %client.origin, ?reason, text, "refused");
         }
+        let user = client.pending.as_ref().and_then(|pending| pending.user_name()).map(str::to_owned);
+        let (client_id, origin) = (Arc::clone(&client.client_id), client.origin.clone());
+        if counted.is_of_login() {
+            let refused = RefusedLogin { client_id: &client_id, user: user.as_deref(), origin: &origin, reason: text };
+            self.shared.audit.refused_login(&refused, self.shared.clock.wall_ms());
+        }
+        let Some(client) = self.client(key) else {
+            return;
+        };
         // [MQTT-3.2.2-6] of 3.1.1: where no return code fits, the connection just closes.
         if client.version.is_v5() || codec::v3_connack_code(reason).is_some() {
             let mut properties = ConnAckProperties::default();
@@ -694,6 +766,7 @@ impl ArbiterState {
 
     /// Undoes what the connection stands for in every table. Safe to call twice.
     pub(super) fn tear_down(&mut self, key: ConnectionKey, cause: EndCause) {
+        self.end_claim(key);
         let Some(client) = self.client(key) else {
             return;
         };
@@ -853,6 +926,13 @@ fn properties(method: Option<String>, data: Option<bytes::Bytes>) -> AuthPropert
 impl From<Opened> for Event {
     fn from(opened: Opened) -> Self {
         Self::Opened(Box::new(opened))
+    }
+}
+
+impl ConnectRefusal {
+    /// Whether somebody was not let in for who it is, or says to be.
+    fn is_of_login(self) -> bool {
+        matches!(self, Self::BadCredentials | Self::NotAuthorized | Self::Banned | Self::AuthenticationMethod)
     }
 }
 

@@ -22,7 +22,7 @@ use super::*;
 use crate::auth::{Authority, Credential};
 use crate::clock::{Clock, ManualClock};
 use crate::config::{ListenerConfig, Settings, SharedStrategy};
-use crate::connection::{BufferPool, Transport};
+use crate::connection::{BufferPool, RawSocket, Transport};
 use crate::connection_key::ConnectionKey;
 use crate::drops::{self, Bound};
 use crate::listener::ListenerContext;
@@ -189,7 +189,7 @@ impl Cluster {
         let _runtime = self.runtime.enter();
         let stream = tokio::net::TcpStream::from_std(OwnedFd::from(other_end).into()).expect("a socket");
         let state = &mut self.nodes[node].arbiters[usize::from(arbiter)];
-        let key = state.add_connection(Transport::Tcp(stream), Arc::clone(&self.listener), None);
+        let key = state.add_connection(Transport::Socket(RawSocket::Tcp(stream)), Arc::clone(&self.listener), None);
         let client = state.client(key).expect("added just now");
         client.phase = Phase::Connected;
         client.client_id = Arc::from(format!("member-{node}-{arbiter}-{}", self.sockets.len()));

@@ -1,0 +1,77 @@
+//! The socket at the bottom of a connection.
+
+use std::io::{self, IoSlice};
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
+
+/// A connected socket. What lies over it, if anything does, decides what its bytes mean.
+#[derive(Debug)]
+pub enum RawSocket {
+    /// Plain TCP.
+    Tcp(TcpStream),
+}
+
+impl RawSocket {
+    /// Reads into `buffer`; zero bytes read means the peer closed its side.
+    ///
+    /// Goes through `poll_read`, not `try_read`: only there does tokio clear readiness on a short read, which
+    /// spares the system call that would say `WouldBlock`.
+    #[inline]
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+
+    /// Waits until the socket takes bytes again.
+    pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_write_ready(cx),
+        }
+    }
+
+    /// Writes what the socket takes now.
+    #[inline]
+    pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.try_write(bytes),
+        }
+    }
+
+    /// Writes several pieces at once.
+    pub fn try_write_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.try_write_vectored(pieces),
+        }
+    }
+
+    /// Ends our side of the stream.
+    pub fn shut_down_write(&self) {
+        let outcome = match self {
+            Self::Tcp(stream) => socket2::SockRef::from(stream).shutdown(Shutdown::Write),
+        };
+        // The peer may have gone first; then there is nothing left to say.
+        drop(outcome);
+    }
+
+    /// Lets the stream end so that the peer sees a broken connection, not one that was closed.
+    pub fn reset_when_closed(&self) {
+        let outcome = match self {
+            Self::Tcp(stream) => socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)),
+        };
+        // It is closed all the same.
+        drop(outcome);
+    }
+
+    /// Reads what is there.
+    pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.try_read(buffer),
+        }
+    }
+}

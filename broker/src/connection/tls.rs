@@ -1,0 +1,427 @@
+//! TLS over a socket, as a stream that is polled like one.
+//!
+//! rustls keeps no bytes here: it works on buffers that it is given, which are the thread's while something is done, and
+//! the connection's own only for what cannot be finished now. A connection that is idle therefore holds none.
+//!
+//! - `incoming`: a record of which a part is still to come.
+//! - `plaintext`: what did not fit into the reader's buffer. It is given out before the socket is asked again, so a reader
+//!   that comes until it hears `Pending` misses nothing.
+//! - `outgoing`: records that the socket has not taken. While the last of them are the application's, it is not told that
+//!   its bytes were written (`held_back`): it keeps waiting for the socket and comes again with them, and then the records
+//!   leave. So nothing is stuck here, and what waits is counted once, in the out-buffer.
+//!
+//! The handshake is driven by reading. Absent: certificates and what they mean ([`crate::tls`]).
+
+use std::cell::RefCell;
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::mem;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use rustls::HandshakeKind;
+use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, WriteTraffic};
+use tokio::io::ReadBuf;
+
+use super::RawSocket;
+use crate::tls::{Endpoint, HandshakeGuard};
+
+/// Plaintext of a record at most (RFC 8446, 5.1).
+const RECORD_PLAINTEXT_BYTES_MAX: usize = 16 * 1024;
+
+/// A record on the wire at most, of any version: header, plaintext, and what encryption may add (RFC 5246, 6.2.3).
+const RECORD_BYTES_MAX: usize = 5 + RECORD_PLAINTEXT_BYTES_MAX + 2048;
+
+/// What a record has more than its plaintext, about.
+const RECORD_OVERHEAD_BYTES: usize = 64;
+
+/// Bytes of a handshake that may gather before they make sense: a chain of certificates is the longest of what a client
+/// sends. rustls would take 64 KiB.
+const HANDSHAKE_BYTES_MAX: usize = 32 * 1024;
+
+/// Bytes read from the socket at once, if the reader has room for what they become.
+const READ_BYTES_MAX: usize = 64 * 1024;
+
+/// Read at least, however little the reader wants: a record must be whole to be opened.
+const READ_BYTES_MIN: usize = 4 * 1024;
+
+/// With more than this still to be sent on account of the protocol itself, nothing is read that could add to it.
+const OUTGOING_BYTES_MAX: usize = 32 * 1024;
+
+thread_local! {
+    /// Records that are being opened.
+    static OPENING: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Plaintext gathered from pieces, and the record made of it.
+    static SEALING: RefCell<(Vec<u8>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+}
+
+/// The server's end of a TLS connection.
+pub struct TlsStream {
+    socket: RawSocket,
+    connection: UnbufferedServerConnection,
+    endpoint: Arc<Endpoint>,
+    /// Until the handshake is done.
+    handshake: Option<HandshakeGuard>,
+    incoming: Vec<u8>,
+    plaintext: Vec<u8>,
+    outgoing: Vec<u8>,
+    /// Bytes of the application that stand, encrypted, at the end of `outgoing` or have left it, and that it was not told of.
+    held_back: usize,
+    /// The peer said that nothing follows.
+    ended: bool,
+}
+
+impl fmt::Debug for TlsStream {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("TlsStream").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+impl TlsStream {
+    /// TLS over `socket`, on which nothing was said yet.
+    pub(crate) fn new(
+        socket: RawSocket,
+        connection: UnbufferedServerConnection,
+        endpoint: Arc<Endpoint>,
+        handshake: HandshakeGuard,
+    ) -> Self {
+        Self {
+            socket,
+            connection,
+            endpoint,
+            handshake: Some(handshake),
+            incoming: Vec::new(),
+            plaintext: Vec::new(),
+            outgoing: Vec::new(),
+            held_back: 0,
+            ended: false,
+        }
+    }
+
+    /// What is below.
+    #[must_use]
+    pub fn socket(&self) -> &RawSocket {
+        &self.socket
+    }
+
+    /// Whether the handshake is still to be finished.
+    #[must_use]
+    pub fn is_handshaking(&self) -> bool {
+        self.handshake.is_some()
+    }
+
+    /// Whom the client's certificate names, as the listener reads it. `None` before the handshake is done, or if there is
+    /// nobody to name.
+    #[must_use]
+    pub fn certified(&self) -> Option<Arc<str>> {
+        if self.is_handshaking() {
+            return None;
+        }
+        self.endpoint.name_in(self.connection.peer_certificates()?.first()?)
+    }
+
+    /// See [`super::Transport::poll_read`]. An end without the peer's close_notify is an end all the same: MQTT says itself
+    /// where a packet is complete, and whether a client meant to leave.
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if !self.plaintext.is_empty() {
+                let count = self.plaintext.len().min(buffer.remaining());
+                buffer.put_slice(&self.plaintext[..count]);
+                self.plaintext.drain(..count);
+                if self.plaintext.is_empty() {
+                    self.plaintext = Vec::new();
+                }
+                return Poll::Ready(Ok(()));
+            }
+            if self.ended {
+                return Poll::Ready(Ok(()));
+            }
+            let before = buffer.filled().len();
+            ready!(self.poll_records(cx, buffer))?;
+            if buffer.filled().len() > before {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// See [`super::Transport::poll_write_ready`].
+    pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_write_ready(cx)
+    }
+
+    /// See [`super::Transport::try_write`].
+    pub fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(outcome) = self.write_again() {
+            return outcome;
+        }
+        let count = bytes.len().min(RECORD_PLAINTEXT_BYTES_MAX);
+        SEALING.with_borrow_mut(|(_, record)| self.write_record(&bytes[..count], record))
+    }
+
+    /// See [`super::Transport::try_write_vectored`]. The pieces become one record as far as they fit.
+    pub fn try_write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        if let Some(outcome) = self.write_again() {
+            return outcome;
+        }
+        SEALING.with_borrow_mut(|(gathered, record)| {
+            gathered.clear();
+            for piece in pieces {
+                let room = RECORD_PLAINTEXT_BYTES_MAX - gathered.len();
+                gathered.extend_from_slice(&piece[..piece.len().min(room)]);
+            }
+            self.write_record(gathered, record)
+        })
+    }
+
+    /// Says close_notify, as far as the socket takes it now, and ends our side of the stream.
+    pub fn shut_down_write(&mut self) {
+        // The peer may have gone first; then there is nothing left to say.
+        drop(self.send_outgoing());
+        if self.outgoing.is_empty() && !self.is_handshaking() {
+            let mut alert = [0; 64];
+            let count = self.with_traffic(|traffic| traffic.queue_close_notify(&mut alert).unwrap_or(0)).unwrap_or(0);
+            drop(self.socket.try_write(&alert[..count]));
+        }
+        self.socket.shut_down_write();
+    }
+
+    /// One read of the socket, and everything in it opened.
+    fn poll_records(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.outgoing.is_empty() {
+            self.send_outgoing()?;
+            ready!(self.poll_room(cx))?;
+        }
+        OPENING.with_borrow_mut(|scratch| {
+            let held = self.incoming.len();
+            let wanted = buffer.remaining().clamp(READ_BYTES_MIN, READ_BYTES_MAX);
+            if scratch.len() < held + wanted {
+                scratch.resize((held + wanted).max(READ_BYTES_MAX + RECORD_BYTES_MAX), 0);
+            }
+            let mut read = ReadBuf::new(&mut scratch[held..held + wanted]);
+            ready!(self.socket.poll_read(cx, &mut read))?;
+            let count = read.filled().len();
+            if count == 0 {
+                self.ended = true;
+                return Poll::Ready(Ok(()));
+            }
+            scratch[..held].copy_from_slice(&self.incoming);
+            let filled = held + count;
+            let opened = self.open(&mut scratch[..filled], buffer);
+            // Also of an alert that says what was wrong.
+            let sent = self.send_outgoing();
+            let consumed = opened?;
+            sent?;
+            self.keep(&scratch[consumed..filled])?;
+            // For the waker only: what was opened must reach the reader now.
+            let _ = self.poll_room(cx)?;
+            Poll::Ready(Ok(()))
+        })
+    }
+
+    /// Has the task woken when more of `outgoing` can leave; `Pending` only if too much of it waits.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.outgoing.is_empty() && self.socket.poll_write_ready(cx)?.is_ready() {
+            self.send_outgoing()?;
+        }
+        if self.outgoing.len() > OUTGOING_BYTES_MAX { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
+
+    /// Keeps what is left of `incoming`.
+    fn keep(&mut self, rest: &[u8]) -> io::Result<()> {
+        let most = if self.is_handshaking() { HANDSHAKE_BYTES_MAX } else { RECORD_BYTES_MAX };
+        if rest.len() > most {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "more bytes than any message of TLS has"));
+        }
+        if rest.is_empty() {
+            self.incoming = Vec::new();
+        } else {
+            self.incoming.clear();
+            self.incoming.extend_from_slice(rest);
+        }
+        Ok(())
+    }
+
+    /// Opens all whole records in `records` and returns how many bytes are done with.
+    fn open(&mut self, records: &mut [u8], buffer: &mut ReadBuf<'_>) -> io::Result<usize> {
+        let mut consumed = 0;
+        let mut failure = None;
+        loop {
+            let status = self.connection.process_tls_records(&mut records[consumed..]);
+            let mut discard = status.discard;
+            let mut waits = false;
+            match status.state {
+                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                    while let Some(record) = traffic.next_record() {
+                        let record = record.map_err(broken)?;
+                        discard += record.discard;
+                        let fits = record.payload.len().min(buffer.remaining());
+                        buffer.put_slice(&record.payload[..fits]);
+                        self.plaintext.extend_from_slice(&record.payload[fits..]);
+                    }
+                }
+                Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                    encode_message(&mut self.outgoing, &mut data)?;
+                }
+                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
+                Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => self.ended = true,
+                Ok(_) => waits = true,
+                // Once more, for the alert that tells the peer.
+                Err(error) if failure.is_none() => failure = Some(error),
+                Err(_) => waits = true,
+            }
+            consumed += discard;
+            if waits || self.ended {
+                break;
+            }
+        }
+        if let Some(error) = failure {
+            if let Some(handshake) = &mut self.handshake {
+                handshake.failed(&error);
+            }
+            return Err(broken(error));
+        }
+        if let Some(handshake) = self.handshake.take_if(|_| !self.connection.is_handshaking()) {
+            handshake.done(matches!(self.connection.handshake_kind(), Some(HandshakeKind::Resumed)));
+        }
+        Ok(consumed)
+    }
+
+    /// First what was taken up before. `None`: nothing of it is left, and new bytes may come.
+    fn write_again(&mut self) -> Option<io::Result<usize>> {
+        if !self.outgoing.is_empty() {
+            let progress = match self.send_outgoing() {
+                Ok(progress) => progress,
+                Err(error) => return Some(Err(error)),
+            };
+            if !self.outgoing.is_empty() {
+                return Some(self.release(progress));
+            }
+        }
+        match mem::take(&mut self.held_back) {
+            0 => None,
+            count => Some(Ok(count)),
+        }
+    }
+
+    fn write_record(&mut self, plaintext: &[u8], record: &mut Vec<u8>) -> io::Result<usize> {
+        if self.is_handshaking() {
+            return Err(io::Error::new(io::ErrorKind::NotConnected, "the TLS handshake is not done"));
+        }
+        record.clear();
+        self.with_traffic(|traffic| {
+            encode(record, plaintext.len() + RECORD_OVERHEAD_BYTES, |room| match traffic.encrypt(plaintext, room) {
+                Ok(count) => Ok(count),
+                Err(EncryptError::InsufficientSize(needed)) => Err(Some(needed.required_size)),
+                Err(EncryptError::EncryptExhausted) => Err(None),
+            })
+        })??;
+        // What opening the way to `traffic` brought up goes first.
+        let written = if self.outgoing.is_empty() { self.try_send(record)? } else { 0 };
+        if written == record.len() {
+            return Ok(plaintext.len());
+        }
+        self.outgoing.extend_from_slice(&record[written..]);
+        self.held_back = plaintext.len();
+        self.release(written)
+    }
+
+    /// Tells the application of as many of its bytes as have left at the least, and never of all while some of them have not.
+    fn release(&mut self, progress: usize) -> io::Result<usize> {
+        let released = progress.min(self.held_back.saturating_sub(1));
+        if released == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.held_back -= released;
+        Ok(released)
+    }
+
+    /// Calls `act` with the state in which application data may be written.
+    fn with_traffic<R>(
+        &mut self,
+        mut act: impl FnMut(&mut WriteTraffic<'_, ServerConnectionData>) -> R,
+    ) -> io::Result<R> {
+        loop {
+            // With what waits to be completed: rustls knows where in it it stopped.
+            let status = self.connection.process_tls_records(&mut self.incoming);
+            let discard = status.discard;
+            let mut done = None;
+            match status.state.map_err(broken)? {
+                ConnectionState::WriteTraffic(mut traffic) => done = Some(act(&mut traffic)),
+                ConnectionState::EncodeTlsData(mut data) => {
+                    encode_message(&mut self.outgoing, &mut data)?;
+                }
+                ConnectionState::TransmitTlsData(data) => data.done(),
+                ConnectionState::PeerClosed => self.ended = true,
+                _ => return Err(io::ErrorKind::NotConnected.into()),
+            }
+            self.incoming.drain(..discard);
+            if let Some(done) = done {
+                return Ok(done);
+            }
+        }
+    }
+
+    /// Sends what it can of `outgoing`; returns how many bytes.
+    fn send_outgoing(&mut self) -> io::Result<usize> {
+        let mut sent = 0;
+        while sent < self.outgoing.len() {
+            match self.try_send(&self.outgoing[sent..])? {
+                0 => break,
+                count => sent += count,
+            }
+        }
+        if sent == self.outgoing.len() {
+            self.outgoing = Vec::new();
+        } else {
+            self.outgoing.drain(..sent);
+        }
+        Ok(sent)
+    }
+
+    /// Writes what the socket takes; none is no error.
+    fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self.socket.try_write(bytes) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(0),
+            Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+            outcome => outcome,
+        }
+    }
+}
+
+/// Appends what `write` puts into the room it is given, `room` bytes at first; it says how much it needs, or `None` if it
+/// cannot at all.
+fn encode(
+    target: &mut Vec<u8>,
+    mut room: usize,
+    mut write: impl FnMut(&mut [u8]) -> Result<usize, Option<usize>>,
+) -> io::Result<()> {
+    let start = target.len();
+    loop {
+        target.resize(start + room, 0);
+        match write(&mut target[start..]) {
+            Ok(count) => {
+                target.truncate(start + count);
+                return Ok(());
+            }
+            Err(Some(needed)) if needed > room => room = needed,
+            Err(_) => {
+                target.truncate(start);
+                return Err(io::Error::other("the TLS connection can send no more"));
+            }
+        }
+    }
+}
+
+/// Appends a message of the protocol itself.
+fn encode_message(target: &mut Vec<u8>, data: &mut EncodeTlsData<'_, ServerConnectionData>) -> io::Result<()> {
+    encode(target, 0, |room| match data.encode(room) {
+        Ok(count) => Ok(count),
+        Err(EncodeError::InsufficientSize(needed)) => Err(Some(needed.required_size)),
+        Err(EncodeError::AlreadyEncoded) => Err(None),
+    })
+}
+
+fn broken(error: rustls::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
