@@ -228,6 +228,7 @@ impl Broker {
         let policy = authority.read(&settings.auth).map_err(anyhow::Error::from);
         if let Err(error) = policy.and_then(|policy| authority.change(policy, &settings.auth)) {
             self.metrics.reloaded(ReloadOutcome::Refused);
+            self.audit_reload(json!({}), &format!("refused: {error}"));
             tracing::error!(%error, "SIGHUP: users or rights cannot be used, everything stays as it was");
             return;
         }

