@@ -60,6 +60,7 @@ fn a_websocket_may_follow() {
     assert!(line.contains("\"peer\":\"192.0.2.8:50001\""), "{line}");
 }
 
+/// Abuse: [certificates], [refusals-logged]
 #[test]
 fn a_balancer_that_says_nothing_is_refused() {
     let broker = Broker::with_settings(&settings(""));
@@ -78,7 +79,7 @@ fn a_balancer_that_says_nothing_is_refused() {
     }
 }
 
-/// "PROXY protocol only from listed addresses".
+/// Abuse: [certificates]
 #[test]
 fn a_header_of_anybody_else_is_refused() {
     let unlisted = settings("connect_timeout_seconds = 1\n").replace("127.0.0.0/8", "192.0.2.1");
@@ -93,7 +94,9 @@ fn a_header_of_anybody_else_is_refused() {
     assert!(line.contains("\"peer\":\"127.0.0.1:"), "{line}");
 }
 
-/// "no CONNECT, or a slow one": the header counts towards the same time.
+/// The header counts towards the time that there is for CONNECT.
+///
+/// Abuse: [slow-connect]
 #[test]
 fn a_header_that_stalls_is_cut_off_in_time() {
     let broker = Broker::with_settings(&settings("connect_timeout_seconds = 1\n"));
@@ -104,7 +107,9 @@ fn a_header_that_stalls_is_cut_off_in_time() {
     broker.wait_for_metric("kentongan_connects_refused_total{reason=\"connect_timeout\"}", |count| count == 2.0);
 }
 
-/// "connect flood": all of a balancer's clients come from its address, so that one is not held to the rate of one.
+/// All of a balancer's clients come from its address, so that one is not held to the rate of one.
+///
+/// Abuse: [connect-flood]
 #[test]
 fn a_balancer_is_not_held_to_the_rate_of_one_address() {
     let rate = "[limits]\nconnect_rate_per_address = 2\n";

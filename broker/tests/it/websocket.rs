@@ -191,6 +191,7 @@ fn a_ping_is_answered_while_nothing_else_happens() {
 /// Text, and whatever else a frame must not be: the client learns the code, the log and the metrics the reason.
 ///
 /// Conformance: [MQTT5-6.0.0-1], [MQTT311-6.0.0-1]
+/// Abuse: [refusals-logged]
 #[test]
 fn frames_that_are_not_allowed_end_the_connection() {
     let broker = Broker::with_settings(&settings("frame_bytes_max = 1000\n"));
@@ -266,7 +267,9 @@ fn who_asks_for_something_else_is_told_in_http() {
     broker.wait_for_metric(REFUSED, |count| count == 6.0);
 }
 
-/// "no CONNECT, or a slow one": the request counts towards the same time.
+/// The request counts towards the time that there is for CONNECT.
+///
+/// Abuse: [slow-connect]
 #[test]
 fn a_request_that_dribbles_in_is_cut_off_in_time() {
     let broker = Broker::with_settings(&settings("").replace("[listener.", "connect_timeout_seconds = 1\n[listener."));
