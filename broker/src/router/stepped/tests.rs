@@ -823,6 +823,30 @@ fn the_answer_to_an_earlier_subscribe_undoes_no_later_one() {
     assert!(served.unanswered.is_empty(), "both are answered");
 }
 
+/// [MQTT-3.10.4-2] lets what was under way come: a message that waited for the retained ones of a subscription does not wait for
+/// ever when that is gone, and nothing that comes later by another one gets past it.
+#[test]
+fn what_waited_behind_retained_messages_comes_when_their_subscription_ends() {
+    let (mut arbiter, mut client, _) = client_of_several_nodes();
+    arbiter.state.shared.retained_possible.store(true, Ordering::Relaxed);
+    let (packet_id, filters) = (client.packet_id(), vec![("t".to_owned(), SubscriptionOptions::new(QoS::AtMostOnce))]);
+    let subscribe = Subscribe { packet_id, filters, subscription_identifier: None, user_properties: vec![] };
+    client.send(&Packet::Subscribe(subscribe));
+    let (topic, payload, properties) = ("t".to_owned(), Bytes::from("live"), PublishProperties::default());
+    let delivery = Delivery::AtMostOnce;
+    client.send(&Packet::Publish(Publish { dup: false, delivery, retain: false, topic, properties, payload }));
+    client.write(usize::MAX);
+    arbiter.run();
+    let came = |client: &mut Client| read_all(client).windows(4).any(|window| window == b"live");
+    assert!(!came(&mut client), "no group has said what is retained");
+
+    let (packet_id, filters) = (client.packet_id(), vec!["t".to_owned()]);
+    client.send(&Packet::Unsubscribe(Unsubscribe { packet_id, filters, user_properties: vec![] }));
+    client.write(usize::MAX);
+    arbiter.run();
+    assert!(came(&mut client));
+}
+
 /// FNV-1a.
 fn digest(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
