@@ -31,14 +31,14 @@ pub fn start(shared: &Arc<Shared>) {
             if cluster.elsewhere.stops() {
                 return;
             }
-            let (count, only_told) = mover.due(&shared, &cluster.elsewhere);
-            tell(&shared, count, only_told);
+            mover.look(&shared);
         }
     });
 }
 
+/// Decides how many clients of a node go. Whoever owns it asks it a few times a second.
 #[derive(Debug)]
-struct Mover {
+pub struct Mover {
     pace: Pace,
     /// Since when this node has been drained, and how long balancers have to notice.
     drained_since_ms: Option<u64>,
@@ -49,7 +49,9 @@ struct Mover {
 }
 
 impl Mover {
-    fn new(config: &MovingConfig) -> Self {
+    /// Of a node that is not drained.
+    #[must_use]
+    pub fn new(config: &MovingConfig) -> Self {
         Self {
             pace: Pace::default(),
             drained_since_ms: None,
@@ -57,6 +59,14 @@ impl Mover {
             leveling: Leveling::new(config.balance_percent),
             rate_per_second: u64::from(config.clients_per_second.get()),
             balance: config.balance,
+        }
+    }
+
+    /// Tells the arbiters how many clients are to go now.
+    pub fn look(&mut self, shared: &Shared) {
+        if let Some(cluster) = &shared.cluster {
+            let (count, only_told) = self.due(shared, &cluster.elsewhere);
+            tell(shared, count, only_told);
         }
     }
 

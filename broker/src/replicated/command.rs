@@ -204,6 +204,9 @@ pub struct Released {
     /// False if the client had said DISCONNECT with reason 0x00.
     #[prost(bool, tag = "3")]
     pub publish_will: bool,
+    /// The claim was granted, and no client was told.
+    #[prost(bool, tag = "4")]
+    pub never_began: bool,
 }
 
 /// A connection ended.
@@ -221,6 +224,9 @@ pub struct Disconnect {
     /// As DISCONNECT changed it.
     #[prost(uint32, optional, tag = "4")]
     pub session_expiry_seconds: Option<u32>,
+    /// The claim was granted, and no client was told: CONNECT was refused, or the connection was gone.
+    #[prost(bool, tag = "5")]
+    pub never_began: bool,
 }
 
 /// One filter of a SUBSCRIBE.

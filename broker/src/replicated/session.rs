@@ -33,6 +33,15 @@ pub struct Waiting {
     pub owner_epoch: u64,
 }
 
+/// What a session was, while nobody was connected, before the present claim.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Before {
+    /// Session Expiry Interval.
+    pub expiry_seconds: u32,
+    /// The will that waited for its delay, and until when.
+    pub will: Option<(WillRecord, u64)>,
+}
+
 /// A message in a session's queue or window.
 #[derive(Debug, Clone)]
 pub struct Entry {
@@ -95,6 +104,8 @@ pub struct PersistentSession {
     pub will: Option<WillRecord>,
     /// On the group's clock, while a will waits for its delay.
     pub will_due_ms: Option<u64>,
+    /// If the present claim changed it. Counts again if no connection came of the claim.
+    pub before: Option<Box<Before>>,
     /// By Topic Filter.
     pub subscriptions: BTreeMap<Arc<str>, Subscription>,
     /// Messages to the client.

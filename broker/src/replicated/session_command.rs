@@ -18,7 +18,24 @@ impl SessionCommand {
     ) -> Self {
         let client_id = client_id.to_owned();
         let epoch = session.epoch;
-        Self::Disconnect(command::Disconnect { client_id, epoch, publish_will, session_expiry_seconds })
+        Self::Disconnect(command::Disconnect {
+            client_id,
+            epoch,
+            publish_will,
+            session_expiry_seconds,
+            never_began: false,
+        })
+    }
+
+    /// A claim was granted, and no connection came of it.
+    #[must_use]
+    pub fn never_began(client_id: &str, session: PersistentSession) -> Self {
+        Self::Disconnect(command::Disconnect {
+            client_id: client_id.to_owned(),
+            epoch: session.epoch,
+            never_began: true,
+            ..command::Disconnect::default()
+        })
     }
 
     /// What a subscriber acknowledged, in its order; PUBREL among it is a publisher's.

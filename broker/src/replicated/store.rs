@@ -15,7 +15,7 @@ use prost::Message as _;
 use super::bodies::{read_entries, references_value};
 use super::command::{self, MessageRecord, Owner, PickTargetRecord, WillRecord};
 use super::rows::{Pairs, StoredRows};
-use super::session::{Entry, HeldBack, PersistentSession, Subscription, Waiting};
+use super::session::{Before, Entry, HeldBack, PersistentSession, Subscription, Waiting};
 use super::state::{GroupConfig, GroupState, LaneState, OutboxEntry, PickTarget, absolute, queue_caps};
 use crate::message::Message;
 use crate::session::outbound::{Middle, Outbound, Stage};
@@ -281,6 +281,18 @@ struct SessionRecord {
     may_queue_shared: bool,
     #[prost(uint32, repeated, tag = "26")]
     sent_before: Vec<u32>,
+    #[prost(message, optional, tag = "27")]
+    before: Option<BeforeRecord>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct BeforeRecord {
+    #[prost(uint32, tag = "1")]
+    expiry_seconds: u32,
+    #[prost(message, optional, tag = "2")]
+    will: Option<WillRecord>,
+    #[prost(uint64, tag = "3")]
+    will_due_ms: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -654,6 +666,10 @@ impl GroupState {
             expires_at_ms: record.expires_at_ms,
             will: record.will,
             will_due_ms: record.will_due_ms,
+            before: record.before.map(|before| {
+                let BeforeRecord { expiry_seconds, will, will_due_ms } = before;
+                Box::new(Before { expiry_seconds, will: will.map(|will| (will, will_due_ms)) })
+            }),
             subscriptions,
             outbound,
             to_resend: record.to_resend.into_iter().map(id).collect::<Result<_, _>>()?,
@@ -883,6 +899,11 @@ fn session_record(session: &PersistentSession) -> SessionRecord {
         expires_at_ms: session.expires_at_ms,
         will: session.will.clone(),
         will_due_ms: session.will_due_ms,
+        before: session.before.as_deref().map(|before| BeforeRecord {
+            expiry_seconds: before.expiry_seconds,
+            will: before.will.as_ref().map(|(will, _)| will.clone()),
+            will_due_ms: before.will.as_ref().map_or(0, |(_, due)| *due),
+        }),
         window: window.collect(),
         last_id: u32::from(session.outbound.last_id()),
         received: session.received.iter().map(|id| u32::from(id.get())).collect(),

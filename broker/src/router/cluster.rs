@@ -540,8 +540,9 @@ impl ArbiterState {
             return self.end(key, EndCause::TakenOver, Some(ReasonCode::SessionTakenOver));
         }
         if !self.departing.contains_key(&key) {
-            // It was gone before, or never learnt that its claim was granted.
-            let released = Released { client_id: client_id.to_string(), epoch, publish_will: true };
+            // It never learnt that its claim was granted; or it was gone before, and then this comes behind its last word.
+            let client_id = client_id.to_string();
+            let released = Released { client_id, epoch, publish_will: false, never_began: true };
             self.lanes.command(group, SessionCommand::Released(released));
             self.schedule_flush();
         }

@@ -601,18 +601,19 @@ impl ArbiterState {
         self.departing.contains_key(&key) || self.served(key).is_some_and(|served| served.claim.epoch == epoch)
     }
 
-    /// A claim was granted to a connection that is gone: give it back.
+    /// A claim was granted, and its client is not told so: it is refused, or gone. Its CONNECT was never accepted, so its will is that
+    /// of no connection [MQTT-3.1.2-8], and the session is what it was before.
     fn abandon(&mut self, opened: &Opened) {
         if self.shared.cluster.is_some() {
             let group = self.shared.submitter.slots().group_of(&opened.client_id);
             let claim = PersistentSession { group, epoch: opened.epoch };
-            let disconnect = SessionCommand::disconnect(&opened.client_id, claim, true, None);
+            let disconnect = SessionCommand::never_began(&opened.client_id, claim);
             let last_word = LastWord { group, command: disconnect, awaited_by: Awaits::Group };
             return self.say_last_word(opened.connection, last_word);
         }
         if let Some(group) = opened.group {
             let persistent = PersistentSession { group, epoch: opened.epoch };
-            self.lanes.command(group, SessionCommand::disconnect(&opened.client_id, persistent, true, None));
+            self.lanes.command(group, SessionCommand::never_began(&opened.client_id, persistent));
             self.flush_lanes();
         }
         self.shared.registry.release(&opened.client_id, opened.connection);
@@ -812,7 +813,7 @@ impl ArbiterState {
             let Served { claim, .. } = *served;
             let last_word = if cause == EndCause::TakenOver {
                 let client_id = client_id.to_string();
-                SessionCommand::Released(Released { client_id, epoch: claim.epoch, publish_will })
+                SessionCommand::Released(Released { client_id, epoch: claim.epoch, publish_will, never_began: false })
             } else {
                 SessionCommand::disconnect(&client_id, claim, publish_will, Some(session_expiry_seconds))
             };

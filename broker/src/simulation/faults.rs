@@ -40,6 +40,8 @@ pub(super) enum Fault {
     DiskError(usize),
     /// The disk takes long: the thread that waits for it does nothing, while all others go on.
     DiskStall(usize),
+    /// No fault: an operator drains the node, and lets it be one like the others again.
+    Drain(usize),
     /// Connections of clients to a node break.
     ResetClients(usize),
     /// Nothing passes between clients and a node.
@@ -55,7 +57,7 @@ pub(super) enum Fault {
 }
 
 /// The names of all kinds.
-pub(super) const NAMES: [&str; 23] = [
+pub(super) const NAMES: [&str; 24] = [
     "kill",
     "power cut",
     "kill all",
@@ -71,6 +73,7 @@ pub(super) const NAMES: [&str; 23] = [
     "disk full",
     "disk error",
     "disk stalls",
+    "drained",
     "clients reset",
     "clients cut",
     "clients hurry",
@@ -102,6 +105,7 @@ impl Fault {
             Self::ResetClients(_) => "clients reset",
             Self::CutClients(_) => "clients cut",
             Self::DiskStall(_) => "disk stalls",
+            Self::Drain(_) => "drained",
             Self::Rush => "clients hurry",
             Self::Whisper => "clients whisper",
             Self::Hush => "clients wait",
@@ -117,6 +121,7 @@ impl Fault {
             Self::Pause(_) => Self::Pause(leader),
             Self::Isolate(_) => Self::Isolate(leader),
             Self::DiskStall(_) => Self::DiskStall(leader),
+            Self::Drain(_) => Self::Drain(leader),
             Self::OneWay(from, to) if to == leader => Self::OneWay(to, from),
             Self::OneWay(_, to) => Self::OneWay(leader, to),
             other => other,
@@ -145,7 +150,7 @@ impl Fault {
             };
         }
         let other = (node + random.random_range(1..nodes)) % nodes;
-        match random.random_range(0..26) {
+        match random.random_range(0..28) {
             0..3 => Self::Kill(node),
             3..5 => Self::PowerCut(node),
             5 => Self::KillAll,
@@ -162,6 +167,7 @@ impl Fault {
             20 => Self::ResetClients(node),
             21 => Self::CutClients(node),
             22..24 => Self::DiskStall(node),
+            24..26 => Self::Drain(node),
             _ => Self::Rush,
         }
     }
@@ -176,6 +182,7 @@ impl Fault {
             Self::Delay | Self::DiskFull(..) => random.random_range(500 * MS..4 * SECOND),
             Self::CutClients(_) => random.random_range(100 * MS..5 * SECOND),
             Self::DiskStall(_) => random.random_range(100 * MS..5 * SECOND),
+            Self::Drain(_) => random.random_range(SECOND..8 * SECOND),
             Self::Rush | Self::Whisper | Self::Hush => random.random_range(200 * MS..2 * SECOND),
             Self::Plot(plot) => plot.lasts_ns(),
         }

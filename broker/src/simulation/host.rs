@@ -25,6 +25,7 @@ use crate::groups::start::{self, Setting};
 use crate::later;
 use crate::listener::ListenerContext;
 use crate::metrics::Metrics;
+use crate::moving::mover::Mover;
 use crate::peers::links::LinkSink;
 use crate::plants::{Plant, is_planted};
 use crate::random::Random;
@@ -130,6 +131,7 @@ pub(super) struct Process {
     pub(super) scheduled: bool,
     /// Until then a node that is alone takes nobody in: its groups still hold what an earlier start held.
     fenced: Option<mpsc::Receiver<()>>,
+    mover: Mover,
 }
 
 /// Which thread of a process had its turn.
@@ -253,8 +255,9 @@ impl Host {
         let arbiters = (0..ARBITERS).map(arbiter).collect();
         let fenced = (!is_member).then_some(fenced);
         let ahead = self.ahead;
+        let mover = Mover::new(&cluster.settings.moving);
         self.process =
-            Some(Process { shared, arbiters, pipeline, sink, reader, clock, ahead, scheduled: false, fenced });
+            Some(Process { shared, arbiters, pipeline, sink, reader, clock, ahead, scheduled: false, fenced, mover });
         Ok(())
     }
 
@@ -357,7 +360,14 @@ impl Process {
             self.pipeline.turn_raft(now)?;
         }
         self.pipeline.turn_apply(now);
+        self.mover.look(&self.shared);
         Ok(())
+    }
+
+    /// Whether a member is drained, as far as this node knows; `None` if it is none.
+    pub(super) fn drains(&self, node: NodeId) -> Option<bool> {
+        let members = self.pipeline.machine().status().members;
+        members.iter().find(|member| member.node == node.0).map(|member| member.drains)
     }
 
     /// It does not know the feature level that it met, and applied nothing from there on.

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::faults;
 use super::workload;
-use super::world::{Outcome, Plan, World};
+use super::world::{Outcome, Plan, STRATEGIES, World};
 use crate::plants::Plant;
 use crate::{drops, plants};
 
@@ -147,8 +147,14 @@ const HAPPENINGS: [&str; 14] = [
 
 impl Default for Summary {
     fn default() -> Self {
-        let counts =
-            faults::NAMES.into_iter().chain(workload::OPERATIONS).chain(HAPPENINGS).map(|name| (name, 0)).collect();
+        let strategies = STRATEGIES.map(|(_, name)| name);
+        let counts = faults::NAMES
+            .into_iter()
+            .chain(workload::OPERATIONS)
+            .chain(HAPPENINGS)
+            .chain(strategies)
+            .map(|name| (name, 0))
+            .collect();
         Self { passed: 0, events: 0, events_min: 0, counts }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, bounded};
@@ -11,10 +11,11 @@ use kentongan_cluster::disk::SyncSite;
 use kentongan_cluster::group::Role;
 use kentongan_cluster::membership;
 use kentongan_cluster::transport::{Direction, LinkEpoch};
-use kentongan_cluster::{Configuration, GroupId};
+use kentongan_cluster::{Configuration, GroupId, NodeId};
 use kentongan_history::{Action, Promise, Violation, What};
 use kentongan_proto::peer::Kind;
 use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::checks::Hash;
@@ -24,7 +25,7 @@ use super::network::{Fetch, LinkIndex, Network};
 use super::registry::Registry;
 use super::streams::{Carried, Ready};
 use super::workload::{Fault as Mark, Hurry, Wish, Workload, WorkloadPlan};
-use crate::config::{QueueDropPolicy, Settings};
+use crate::config::{QueueDropPolicy, Settings, SharedStrategy};
 use crate::drops::{self, Bound};
 use crate::ending::Ending;
 use crate::later;
@@ -92,6 +93,8 @@ enum Event {
     LoseDisk(usize),
     /// Another node is where one lost its disk.
     Replace(usize),
+    /// The operator looks whether a node is drained that is to be, or is not any more.
+    Administer(usize),
     /// A node is started again, with a later version or the earlier one.
     Change { host: usize, later: bool },
 }
@@ -159,6 +162,15 @@ pub struct Outcome {
     pub counts: BTreeMap<&'static str, u64>,
 }
 
+/// A node that an operator drains, or did.
+#[derive(Debug, Clone, Copy)]
+struct Drained {
+    host: usize,
+    node: NodeId,
+    /// Faults because of which it is to be drained just now.
+    wanted: u32,
+}
+
 /// What the directory makes of a node that asks to join, and its members.
 type Answer = (membership::Wish, Vec<MemberRecord>);
 
@@ -180,6 +192,7 @@ pub struct World {
     streams: Vec<Carried>,
     stream_of: BTreeMap<usize, usize>,
     clients_cut: Vec<u32>,
+    drained: Vec<Drained>,
     /// What nodes that ask to be members were answered.
     asked: Vec<Option<Receiver<Answer>>>,
     ready: Ready,
@@ -188,6 +201,8 @@ pub struct World {
     clients_may: bool,
     faults: Vec<Planned>,
     healed: bool,
+    /// Everything must work again.
+    recovered: bool,
     events: u64,
     hash: Hash,
     counts: BTreeMap<&'static str, u64>,
@@ -219,10 +234,23 @@ fn settings(nodes: usize, random: &mut SmallRng) -> Settings {
     if settings.storage.checkpoint_log_bytes.is_multiple_of(2048) {
         settings.session.queue_memory_bytes_max = 0;
     }
+    settings.shared.strategy = STRATEGIES.choose(random).map_or(SharedStrategy::RoundRobin, |(strategy, _)| *strategy);
+    settings.moving.notice_seconds = random.random_range(0..3);
+    settings.moving.clients_per_second = NonZeroU32::MIN.saturating_add(random.random_range(0..10));
     // Clients fight over their names, as a rule.
     settings.limits.flap_takeovers_max = 0;
     settings
 }
+
+/// How members of shared subscriptions are picked, and the names of runs in which they are picked so.
+pub(super) const STRATEGIES: [(SharedStrategy, &str); 6] = [
+    (SharedStrategy::RoundRobin, "shared round-robin"),
+    (SharedStrategy::Random, "shared at random"),
+    (SharedStrategy::Sticky, "shared stickily"),
+    (SharedStrategy::HashClient, "shared by client"),
+    (SharedStrategy::HashTopic, "shared by topic"),
+    (SharedStrategy::LeastInflight, "shared by load"),
+];
 
 /// Nodes that keep a group.
 const VOTERS: usize = 3;
@@ -264,6 +292,7 @@ impl World {
             streams: Vec::new(),
             stream_of: BTreeMap::new(),
             clients_cut: vec![0; plan.nodes],
+            drained: Vec::new(),
             asked: (0..plan.nodes).map(|_| None).collect(),
             ready: Ready::default(),
             workload: Workload::new(&WorkloadPlan::new(random.random()), plan.nodes),
@@ -271,6 +300,7 @@ impl World {
             clients_may: false,
             faults: Vec::new(),
             healed: false,
+            recovered: false,
             events: 0,
             hash: Hash::default(),
             counts: BTreeMap::new(),
@@ -288,6 +318,8 @@ impl World {
     /// What is not as it should be.
     pub fn run(&mut self) -> Result<Outcome, String> {
         drops::listen(true);
+        let strategy = self.cluster.settings.shared.strategy;
+        STRATEGIES.iter().filter(|(one, _)| *one == strategy).for_each(|(_, name)| self.count(name));
         for host in 0..self.hosts.len() {
             let at_ns = self.random.random_range(0..200 * MS);
             self.at(at_ns, Event::Start(host));
@@ -320,6 +352,7 @@ impl World {
         self.run_until(end_ns.max(from_ns + faults_ns) + 1)?;
         self.heal_all();
         self.run_until(self.now_ns + RECOVERY_NS)?;
+        self.recovered = true;
         if !self.all_serve() || self.hosts.iter().any(|host| !host.is_member) {
             return Err(format!("some node does not serve 10 s after everything healed{}", self.describe_hosts()));
         }
@@ -505,6 +538,7 @@ impl World {
             Event::Join(host) => self.join(host)?,
             Event::LoseDisk(host) => self.lose_disk(host),
             Event::Change { host, later } => self.change_version(host, later),
+            Event::Administer(drained) => self.administer(drained),
             Event::Replace(host) => {
                 self.network.replace(host);
                 self.join(host)?;
@@ -777,6 +811,44 @@ impl World {
                 self.streams[stream].cut |= silently;
                 self.after(notice_ns / 4, notice_ns * 2, Event::Reset(stream));
             }
+        }
+    }
+
+    // Operators.
+
+    /// One that a node is drained, or is not any more, is said until everybody knows it: whoever is asked may not be able to decide.
+    /// And until the end of all faults, as what was proposed may be committed long after it was taken back.
+    fn administer(&mut self, drained: usize) {
+        let Drained { node, wanted, .. } = self.drained[drained];
+        let is_wanted = wanted > 0;
+        let knows = |process: &Process| process.drains(node).is_none_or(|drains| drains == is_wanted);
+        let known = self.hosts.iter().all(|host| host.process.as_ref().is_some_and(knows));
+        let asked = self.random.random_range(0..self.hosts.len());
+        if !known && let Some(process) = &self.hosts[asked].process {
+            let (answer, _) = bounded(1);
+            later::set_ahead(self.hosts[asked].ahead);
+            process.pipeline.handle().notify(Query::Drain(node, is_wanted, answer));
+            self.make_runnable(asked);
+        }
+        if !self.recovered {
+            self.after(200 * MS, 500 * MS, Event::Administer(drained));
+        }
+    }
+
+    fn drain(&mut self, host: usize) {
+        let node = self.network.id(host);
+        match self.drained.iter_mut().find(|drained| drained.node == node) {
+            Some(drained) => drained.wanted += 1,
+            None => {
+                self.drained.push(Drained { host, node, wanted: 1 });
+                self.at(self.now_ns, Event::Administer(self.drained.len() - 1));
+            }
+        }
+    }
+
+    fn end_drain(&mut self, host: usize) {
+        if let Some(drained) = self.drained.iter_mut().find(|drained| drained.host == host && drained.wanted > 0) {
+            drained.wanted -= 1;
         }
     }
 
@@ -1068,6 +1140,7 @@ impl World {
                 }
             }
             Fault::DiskStall(host) => self.hosts[host].disk_stalls += 1,
+            Fault::Drain(host) => self.drain(host),
             Fault::Plot(plot) => self.plot(plot),
             Fault::Rush | Fault::Whisper => {
                 let hurry = if fault == Fault::Rush { Hurry::Anything } else { Hurry::Whisper };
@@ -1122,6 +1195,7 @@ impl World {
                 self.hosts[host].disk_stalls = self.hosts[host].disk_stalls.saturating_sub(1);
                 self.make_runnable(host);
             }
+            Fault::Drain(host) => self.end_drain(host),
             Fault::DiskError(_)
             | Fault::Rush
             | Fault::Whisper
@@ -1237,6 +1311,7 @@ impl World {
     /// Everything is well again.
     fn heal_all(&mut self) {
         self.healed = true;
+        self.drained.iter_mut().for_each(|drained| drained.wanted = 0);
         self.network.set_delay(0);
         for from in 0..self.hosts.len() {
             for to in 0..self.hosts.len() {

@@ -36,7 +36,7 @@ fn away(script: &mut Script, filters: impl Iterator<Item = String>, retained: bo
     let filters = filters.map(filter).collect();
     let subscribe = Subscribe { client_id: "c".to_owned(), epoch: 1, packet_id: 1, filters, ..Subscribe::default() };
     script.state.apply(Command::Subscribe(subscribe), &mut Vec::new());
-    let left = Disconnect { client_id: "c".to_owned(), epoch: 1, publish_will: false, session_expiry_seconds: None };
+    let left = Disconnect { client_id: "c".to_owned(), epoch: 1, ..Disconnect::default() };
     script.state.apply(Command::Disconnect(left), &mut Vec::new());
 }
 

@@ -13,13 +13,34 @@ use crate::plants::{Plant, is_planted};
 use crate::replicated::command;
 use crate::replicated::command::Owner;
 use crate::replicated::effect::{Drop, Effect};
-use crate::replicated::session::{PersistentSession, Waiting};
+use crate::replicated::session::{Before, PersistentSession, Waiting};
 use crate::replicated::store::Key;
 use crate::session::handshake::NEVER_EXPIRES;
 use crate::session::outbound::{Outbound, OutboundLimits, QueueCaps};
 
 /// How long a claim waits for what its client sent before: as long as one waits for a group that answers nothing.
 const HELD_BACK_MS_MAX: u64 = 4000;
+
+/// What became of the connection that a claim was granted to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// The client said DISCONNECT, and wants no will published.
+    Normal,
+    /// Anything else.
+    Abnormal,
+    /// It never was one: the client was refused after all, or gone before it was told.
+    NeverBegan,
+}
+
+impl End {
+    const fn of(publish_will: bool, never_began: bool) -> Self {
+        match (never_began, publish_will) {
+            (true, _) => Self::NeverBegan,
+            (false, true) => Self::Abnormal,
+            (false, false) => Self::Normal,
+        }
+    }
+}
 
 impl GroupState {
     pub(super) fn connect(&mut self, connect: command::Connect, effects: &mut Vec<Effect>) {
@@ -60,7 +81,7 @@ impl GroupState {
         }
         // Another that waited comes too late: this one is granted.
         self.refuse_waiting(&client_id, effects);
-        self.detach(&client_id, true, None, connect.clean_start, effects);
+        self.detach(&client_id, End::Abnormal, None, connect.clean_start, effects);
         self.open(&client_id, owner, epoch, connect, effects);
     }
 
@@ -107,7 +128,7 @@ impl GroupState {
         let Some(client_id) = self.owned_under(&released.client_id, released.epoch) else {
             return;
         };
-        self.let_go(&client_id, released.publish_will, None, effects);
+        self.let_go(&client_id, End::of(released.publish_will, released.never_began), None, effects);
     }
 
     /// The session whose owner has that epoch, also while a claim waits for it to let go.
@@ -122,7 +143,7 @@ impl GroupState {
     pub(super) fn let_go(
         &mut self,
         client_id: &Arc<str>,
-        publish_will: bool,
+        end: End,
         expiry_seconds: Option<u32>,
         effects: &mut Vec<Effect>,
     ) {
@@ -133,7 +154,7 @@ impl GroupState {
         let waiting = session.waiting.take();
         let clean_start = waiting.as_ref().is_some_and(|waiting| waiting.connect.clean_start);
         disown(&mut self.owned, waiting.as_ref().and_then(|waiting| waiting.connect.owner), client_id);
-        self.detach(client_id, publish_will, expiry_seconds, clean_start, effects);
+        self.detach(client_id, end, expiry_seconds, clean_start, effects);
         if let Some(waiting) = waiting
             && let Some(owner) = waiting.connect.owner
         {
@@ -275,6 +296,7 @@ impl GroupState {
             expires_at_ms: None,
             will: None,
             will_due_ms: None,
+            before: None,
             subscriptions: BTreeMap::new(),
             outbound: Outbound::new(self.limits(0, QueueCaps::default())),
             to_resend: VecDeque::new(),
@@ -328,9 +350,17 @@ impl GroupState {
         if let Some(due) = session.expires_at_ms.take() {
             self.timers.remove(&(due, Timer::SessionExpiry(Arc::clone(client_id))));
         }
-        if let Some(due) = session.will_due_ms.take() {
+        let will_due_ms = session.will_due_ms.take();
+        if let Some(due) = will_due_ms {
             // Resumed before the delay ran out: the old will is never sent [MQTT-3.1.3-9].
             self.timers.remove(&(due, Timer::Will(Arc::clone(client_id))));
+        }
+        // A claim that is granted again is the same claim.
+        if session.owner.is_none() && session_present {
+            let will = session.will.take().zip(will_due_ms);
+            let expiry_seconds = session.expiry_seconds;
+            let is_changed = will.is_some() || expiry_seconds != connect.session_expiry_seconds;
+            session.before = is_changed.then(|| Box::new(Before { expiry_seconds, will }));
         }
         session.owner = Some(owner);
         own(&mut self.owned, Some(owner), client_id);
@@ -358,7 +388,7 @@ impl GroupState {
     pub(super) fn detach(
         &mut self,
         client_id: &Arc<str>,
-        publish_will: bool,
+        end: End,
         expiry_seconds: Option<u32>,
         ends: bool,
         effects: &mut Vec<Effect>,
@@ -377,21 +407,31 @@ impl GroupState {
         if let Some(seconds) = expiry_seconds.filter(|_| session.expiry_seconds != 0) {
             session.expiry_seconds = seconds;
         }
-        let expiry = session.expiry_seconds;
         self.dirty.changed(Key::Session(session.number));
-        if !publish_will {
+        let before = session.before.take();
+        if end != End::Abnormal {
             session.will = None;
         }
-        let delay_seconds = session.will.as_ref().map(|will| will.delay_seconds);
-        if let Some(delay_seconds) = delay_seconds {
+        let mut due = None;
+        if end == End::NeverBegan
+            && let Some(before) = before
+        {
+            session.expiry_seconds = before.expiry_seconds;
+            (session.will, due) = before.will.unzip();
+        }
+        let expiry = session.expiry_seconds;
+        if let Some(will) = &session.will {
             // Whichever comes first, the delay or the end of the session [MQTT-3.1.2-8].
-            let due = match delay_seconds.min(expiry) {
+            let due = due.unwrap_or_else(|| match will.delay_seconds.min(expiry) {
                 0 => clock,
                 delay_seconds => latest + u64::from(delay_seconds) * 1000,
-            };
+            });
             session.will_due_ms = Some(due);
             self.timers.insert((due, Timer::Will(Arc::clone(client_id))));
         }
+        let is_due = session.will_due_ms.is_some_and(|due| due <= clock);
+        // Nobody heard of a session that began with such a claim.
+        let ends = ends || (end == End::NeverBegan && !session.resumed);
         if expiry != NEVER_EXPIRES {
             let due = latest + u64::from(expiry) * 1000;
             session.expires_at_ms = Some(due);
@@ -402,7 +442,7 @@ impl GroupState {
             return;
         }
         self.update_shares_online(client_id, effects);
-        if delay_seconds == Some(0) {
+        if is_due {
             self.fire_will(client_id, effects);
         }
     }
@@ -442,7 +482,8 @@ impl GroupState {
         let Some(client_id) = self.owned_under(&disconnect.client_id, disconnect.epoch) else {
             return;
         };
-        self.let_go(&client_id, disconnect.publish_will, disconnect.session_expiry_seconds, effects);
+        let end = End::of(disconnect.publish_will, disconnect.never_began);
+        self.let_go(&client_id, end, disconnect.session_expiry_seconds, effects);
     }
 
     /// The session of that claim; commands of an older epoch change nothing.
@@ -604,7 +645,7 @@ impl GroupState {
             self.pump(client_id, effects);
         }
         if owner_is_dead {
-            self.let_go(client_id, true, None, effects);
+            self.let_go(client_id, End::Abnormal, None, effects);
         }
     }
 

@@ -242,6 +242,7 @@ impl Replicas {
                 epoch,
                 publish_will: b & 1 == 0,
                 session_expiry_seconds: (b & 6 == 6).then_some(u32::from(c & 7)),
+                never_began: b & 25 == 25,
             }))),
             4..=6 => drop(self.apply(Command::Subscribe(Subscribe {
                 client_id: name,
@@ -292,7 +293,8 @@ impl Replicas {
             }
             28 => {
                 if let Some((client_id, epoch)) = self.seen.closing.pop() {
-                    self.apply(Command::Released(Released { client_id, epoch, publish_will: b & 1 == 0 }));
+                    let (publish_will, never_began) = (b & 1 == 0, b & 3 == 3);
+                    self.apply(Command::Released(Released { client_id, epoch, publish_will, never_began }));
                 }
             }
             29 | 30 => self.pick(a, b, c),

@@ -55,7 +55,7 @@ impl GroupState {
             if let Some(waiting) = &session.waiting {
                 effects.push(Effect::Refused { owner, reason: ReasonCode::SessionTakenOver });
                 let (client_id, epoch) = (client_id.to_owned(), waiting.owner_epoch);
-                return Some(Released { client_id, epoch, publish_will: false });
+                return Some(Released { client_id, epoch, publish_will: false, never_began: true });
             }
             effects.push(Effect::Opened(opened(session, owner, &self.held_pubrecs)));
             self.send_missing(session, owner, &Has::default(), effects);

@@ -95,7 +95,7 @@ impl Script {
 
     pub(super) fn disconnect(&mut self, epoch: u64, publish_will: bool) -> Vec<Effect> {
         let client_id = "c".to_owned();
-        self.apply(Command::Disconnect(Disconnect { client_id, epoch, publish_will, session_expiry_seconds: None }))
+        self.apply(Command::Disconnect(Disconnect { client_id, epoch, publish_will, ..Disconnect::default() }))
     }
 
     pub(super) fn subscribe(&mut self, epoch: u64, filter: &str, retained: bool) -> Option<u64> {
@@ -222,7 +222,7 @@ fn session(exists: bool) -> Effect {
 }
 
 fn released(epoch: u64, publish_will: bool) -> Command {
-    Command::Released(Released { client_id: "c".to_owned(), epoch, publish_will })
+    Command::Released(Released { client_id: "c".to_owned(), epoch, publish_will, never_began: false })
 }
 
 /// A lane's number is applied once, whatever a leader resends.
@@ -379,6 +379,55 @@ fn will(delay_seconds: u32) -> Option<WillRecord> {
 
 fn routes(effects: &[Effect]) -> usize {
     effects.iter().filter(|effect| matches!(effect, Effect::Route { .. })).count()
+}
+
+/// A claim was granted and no client was told.
+fn never_began(epoch: u64) -> Command {
+    let client_id = "c".to_owned();
+    Command::Disconnect(Disconnect { client_id, epoch, never_began: true, ..Disconnect::default() })
+}
+
+/// P9, [MQTT-3.1.2-8]: who was not accepted has no will. One that its client left before is published as it would have been.
+#[test]
+fn a_claim_of_which_no_connection_came_leaves_the_session_and_its_will_as_they_were() {
+    let mut script = Script::new();
+    let (opened, _) = script.connect_with_will(true, 100, will(20));
+    script.disconnect(opened.epoch, true);
+    script.tick(5_000);
+    // Refused after all: twice, and with other terms.
+    for _ in 0..2 {
+        let (opened, _) = script.connect_with_will(false, 0, will(0));
+        assert!(opened.session_present);
+        script.restart();
+        assert_eq!(script.apply(never_began(opened.epoch)), [], "no will, and no end of the session");
+    }
+    assert_eq!(routes(&script.tick(14_000)), 0);
+    assert_eq!(
+        routes(&script.tick(1_000 + CLOCK_LAG_MS_MAX)),
+        1,
+        "20 s behind the end of the connection that there was"
+    );
+    assert!(script.connect(false, 100).session_present);
+}
+
+/// P9: the delay may have passed while it was being decided who serves the client.
+#[test]
+fn a_will_that_became_due_while_a_claim_stood_of_which_no_connection_came_is_published_with_its_end() {
+    let mut script = Script::new();
+    let (opened, _) = script.connect_with_will(true, 100, will(20));
+    script.disconnect(opened.epoch, true);
+    let opened = script.connect(false, 100);
+    assert_eq!(routes(&script.tick(60_000)), 0);
+    assert_eq!(routes(&script.apply(never_began(opened.epoch))), 1);
+}
+
+/// P8: nobody heard of it.
+#[test]
+fn a_session_that_began_with_a_claim_of_which_no_connection_came_ends_with_it() {
+    let mut script = Script::new();
+    let (opened, _) = script.connect_with_will(true, 100, will(0));
+    assert_eq!(script.apply(never_began(opened.epoch)), [session(false)]);
+    assert!(!script.connect(false, 100).session_present);
 }
 
 /// P9, [MQTT-3.1.2-8], [MQTT-3.1.3-9]: once per abnormal end, after its delay, cancelled by resuming.
@@ -545,7 +594,7 @@ fn with_unrouted_message() -> Script {
     let client_id = "c".to_owned();
     script.apply(Command::Receive(Receive { client_id, epoch, packet_id: 9, message, delay_ms: None }));
     let (client_id, publish_will) = ("c".to_owned(), false);
-    let ends = Disconnect { client_id, epoch, publish_will, session_expiry_seconds: Some(0) };
+    let ends = Disconnect { client_id, epoch, publish_will, session_expiry_seconds: Some(0), never_began: false };
     let effects = script.apply(Command::Disconnect(ends));
     assert_eq!(effects, [unrouted(true), session(false)], "another kind of session may not begin unasked");
     script

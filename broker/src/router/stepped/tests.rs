@@ -29,10 +29,11 @@ use crate::moving::Place;
 use crate::peers::wire::Forwarded;
 use crate::peers::{PeerFull, Peers};
 use crate::random::Random;
-use crate::replicated::command::{self, Command};
+use crate::replicated::command::{self, Command, SessionCommand};
 use crate::replicated::{Opened, Slots, Submitter, SubscribeOutcome, SubscribedPersistent};
 use crate::router::Event;
 use crate::router::cluster::{ClusterView, Leader, Leaders};
+use crate::router::connect::EndCause;
 use crate::router::node_lanes::Nodes;
 use crate::subscription::{InterestKind, Target};
 
@@ -717,6 +718,42 @@ fn a_claim_that_is_granted_twice_is_not_given_up() {
     assert_eq!(said_to_group(&mut arbiter), said, "nothing more");
 }
 
+/// What clients did, as the lane to the only group has it for its leader.
+fn commands_to_group(arbiter: &mut SteppedArbiter) -> Vec<SessionCommand> {
+    arbiter.state.flush_lanes();
+    arbiter.state.lanes.set_leader(0, Some(Leader { node: 2, term: 1, round: 0 }));
+    let batches = std::iter::from_fn(|| arbiter.state.lanes.next_batch(0, 0));
+    let lane = |(_, batch)| match command::decode(batch) {
+        Ok(command::Entry { command: Some(Command::Lane(batch)), .. }) => batch.messages,
+        other => panic!("a batch of a lane: {other:?}"),
+    };
+    batches.flat_map(lane).filter_map(|message| message.command).collect()
+}
+
+/// [MQTT-3.1.2-8]: a client that hears nothing, as its connection went before its claim was granted, was never accepted. Its will is
+/// published by nobody, and its session is what it was.
+#[test]
+fn a_claim_that_is_granted_to_nobody_is_given_back_as_if_it_had_not_been() {
+    let (mut arbiter, _client, connection) = claimant_of_several_nodes();
+    arbiter.state.end(connection, EndCause::ConnectTimeout, None);
+    grant(&mut arbiter, connection);
+    let said = commands_to_group(&mut arbiter);
+    let [SessionCommand::Connect(_), SessionCommand::Disconnect(end)] = &said[..] else {
+        panic!("{said:?}");
+    };
+    assert!(end.never_began && !end.publish_will, "{end:?}");
+
+    // The grant was lost, and the next claim waits for this one.
+    let (mut arbiter, _client, connection) = claimant_of_several_nodes();
+    arbiter.state.end(connection, EndCause::ConnectTimeout, None);
+    arbiter.state.on_close(connection, 0, &Arc::from("c"), 1);
+    let said = commands_to_group(&mut arbiter);
+    let [SessionCommand::Connect(_), SessionCommand::Released(end)] = &said[..] else {
+        panic!("{said:?}");
+    };
+    assert!(end.never_began && !end.publish_will, "{end:?}");
+}
+
 /// What a clean end costs the group is part of what is said to it next: nobody waits for it.
 #[test]
 fn the_end_of_a_session_that_leaves_nothing_waits_for_company() {
@@ -784,6 +821,30 @@ fn the_answer_to_an_earlier_subscribe_undoes_no_later_one() {
     assert_eq!(standing.options.qos, QoS::AtLeastOnce);
     let served = arbiter.state.served(connection).expect("it is served");
     assert!(served.unanswered.is_empty(), "both are answered");
+}
+
+/// [MQTT-3.10.4-2] lets what was under way come: a message that waited for the retained ones of a subscription does not wait for
+/// ever when that is gone, and nothing that comes later by another one gets past it.
+#[test]
+fn what_waited_behind_retained_messages_comes_when_their_subscription_ends() {
+    let (mut arbiter, mut client, _) = client_of_several_nodes();
+    arbiter.state.shared.retained_possible.store(true, Ordering::Relaxed);
+    let (packet_id, filters) = (client.packet_id(), vec![("t".to_owned(), SubscriptionOptions::new(QoS::AtMostOnce))]);
+    let subscribe = Subscribe { packet_id, filters, subscription_identifier: None, user_properties: vec![] };
+    client.send(&Packet::Subscribe(subscribe));
+    let (topic, payload, properties) = ("t".to_owned(), Bytes::from("live"), PublishProperties::default());
+    let delivery = Delivery::AtMostOnce;
+    client.send(&Packet::Publish(Publish { dup: false, delivery, retain: false, topic, properties, payload }));
+    client.write(usize::MAX);
+    arbiter.run();
+    let came = |client: &mut Client| read_all(client).windows(4).any(|window| window == b"live");
+    assert!(!came(&mut client), "no group has said what is retained");
+
+    let (packet_id, filters) = (client.packet_id(), vec!["t".to_owned()]);
+    client.send(&Packet::Unsubscribe(Unsubscribe { packet_id, filters, user_properties: vec![] }));
+    client.write(usize::MAX);
+    arbiter.run();
+    assert!(came(&mut client));
 }
 
 /// FNV-1a.

@@ -122,9 +122,9 @@ fn a_claim_without_an_answer_is_answered_again() {
     // The one that it waits for was never told that it had been granted, and lets go without having been served.
     let released = script.state.claim_again("c", first.owner, &mut effects).expect("it lets go");
     assert_eq!(effects, [Effect::Refused { owner: first.owner, reason: ReasonCode::SessionTakenOver }]);
-    assert_eq!((released.epoch, released.publish_will), (first.epoch, false));
+    assert_eq!((released.epoch, released.never_began), (first.epoch, true));
     let effects = script.apply(Command::Released(released));
-    assert!(matches!(&effects[0], Effect::Opened(opened) if opened.owner == next), "{effects:?}");
+    assert!(matches!(effects.last(), Some(Effect::Opened(opened)) if opened.owner == next), "{effects:?}");
 }
 
 /// A QoS 2 message that was applied is answered, whoever leads.

@@ -73,7 +73,7 @@ impl ShareScript {
 
     fn disconnect(&mut self, name: &str, session_expiry_seconds: Option<u32>) -> Vec<Effect> {
         let (client_id, epoch) = (name.to_owned(), self.epochs[name]);
-        let disconnect = Disconnect { client_id, epoch, publish_will: false, session_expiry_seconds };
+        let disconnect = Disconnect { client_id, epoch, session_expiry_seconds, ..Disconnect::default() };
         self.script.apply(Command::Disconnect(disconnect))
     }
 }
