@@ -37,10 +37,12 @@ class Kentongan:
 
     name = "kentongan"
 
-    def __init__(self, binary, directory):
+    def __init__(self, binary, directory, settings=None):
+        """The listeners are those of the file `settings`, if there is one."""
+        listeners = ["--config", settings] if settings else ["--mqtt", "127.0.0.1:0"]
         self.log = pathlib.Path(directory, "broker.log").open("w+", encoding="utf-8")
         self.process = subprocess.Popen(
-            [binary, "serve", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data-dir", f"{directory}/data"],
+            [binary, "serve", *listeners, "--http", "127.0.0.1:0", "--data-dir", f"{directory}/data"],
             env={**os.environ, "KENTONGAN_LOG__FORMAT": "json"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -52,8 +54,9 @@ class Kentongan:
         self.reader = threading.Thread(target=self._read)
         self.reader.start()
         if not self.listening.wait(START_SECONDS):
+            end = self.log_end()
             self.stop()
-            raise Failure(f"the broker did not say where it listens:\n{self.log_end()}")
+            raise Failure(f"the broker did not say where it listens:\n{end}")
 
     def _read(self):
         """Keeps the log and takes the address from it. To the end: a full pipe would stop the broker."""
@@ -82,8 +85,10 @@ class Kentongan:
             self.process.kill()
             code = "none: it had to be killed"
         self.reader.join()
+        self.process.stderr.close()
         if code != 0:
             print(f"the broker's exit code: {code}\n{self.log_end()}")
+        self.log.close()
         return code == 0
 
 
@@ -142,6 +147,8 @@ def suites(broker, own_binary):
     if broker.name == "kentongan":
         own = {"MQTT_SUB": f"{own_binary} sub", "MQTT_PUB": f"{own_binary} pub"}
         everything["kentongan-clients"] = ([*python, "command_line"], own)
+        everything["tls"] = ([*python, "tls"], {"KENTONGAN": own_binary})
+        everything["unix-socket"] = ([*python, "unix_socket"], {"KENTONGAN": own_binary})
         everything["three-nodes"] = ([*python, "three_nodes"], {"KENTONGAN": own_binary})
         everything["haproxy"] = ([*python, "haproxy"], {"KENTONGAN": own_binary})
     return everything

@@ -146,8 +146,11 @@ impl Effective {
             if one.protocol_versions.is_empty() {
                 refuse(&at("protocol_versions"), String::from("name at least one of \"3.1\", \"3.1.1\", \"5\""));
             }
+            if let Some(tls) = &one.tls {
+                tls.contradictions(|key, message| refuse(&at(&format!("tls.{key}")), message));
+            }
             let taken = listener[..index].iter().any(|other| other.address == one.address);
-            if taken && one.address.port() != 0 {
+            if taken && one.address.ip().is_none_or(|address| address.port() != 0) {
                 refuse(&at("address"), format!("{} is the address of another listener", one.address));
             }
         }

@@ -21,6 +21,8 @@ pub struct Field {
     pub is_secret: bool,
     /// The keys below, if this is a section.
     pub children: Option<&'static [Field]>,
+    /// What the keys below are if nobody says it, if this is a section.
+    pub defaults: fn() -> Option<toml::Table>,
     /// Whether the section may stand several times (`[[name]]`).
     pub repeated: bool,
     /// Whether a running broker takes a new value in when it is told to read its settings again.
@@ -45,6 +47,11 @@ pub trait SettingType {
 
     /// How the reference page names the type.
     fn type_name() -> String;
+
+    /// See [`Field::defaults`].
+    fn defaults() -> Option<toml::Table> {
+        None
+    }
 }
 
 macro_rules! plain_types {
@@ -80,6 +87,10 @@ impl<T: SettingType> SettingType for Option<T> {
     fn type_name() -> String {
         T::type_name()
     }
+
+    fn defaults() -> Option<toml::Table> {
+        T::defaults()
+    }
 }
 
 impl<T: SettingType> SettingType for Vec<T> {
@@ -88,6 +99,10 @@ impl<T: SettingType> SettingType for Vec<T> {
 
     fn type_name() -> String {
         format!("list of: {}", T::type_name())
+    }
+
+    fn defaults() -> Option<toml::Table> {
+        T::defaults()
     }
 }
 
@@ -139,6 +154,7 @@ macro_rules! settings {
                     is_text: <$type as $crate::config::schema::SettingType>::IS_TEXT,
                     is_secret: <$type as $crate::config::schema::SettingType>::IS_SECRET,
                     children: <$type as $crate::config::schema::SettingType>::CHILDREN,
+                    defaults: <$type as $crate::config::schema::SettingType>::defaults,
                     repeated: <$type as $crate::config::schema::SettingType>::REPEATED,
                     reloaded: $crate::config::schema::is_reloaded(&[$(stringify!($reloaded))?]),
                 },)*
@@ -150,6 +166,10 @@ macro_rules! settings {
 
             fn type_name() -> String {
                 String::from("section")
+            }
+
+            fn defaults() -> Option<toml::Table> {
+                toml::Table::try_from(Self::default()).ok()
             }
         }
     )*};

@@ -102,10 +102,11 @@ fn push_section(page: &mut String, section: &Field, within: &str, defaults: Opti
     let heading = if section.repeated { format!("[[{name}]]") } else { format!("[{name}]") };
     let prefix = if section.repeated || !within.is_empty() { String::new() } else { format!("{name}.") };
     let _ = write!(page, "\n## `{heading}`\n\n{}\n", prose(section.doc));
+    let of_section = (section.defaults)();
     let defaults = match defaults {
         Some(toml::Value::Array(sections)) => sections.first().and_then(toml::Value::as_table),
         Some(toml::Value::Table(section)) => Some(section),
-        _ => None,
+        _ => of_section.as_ref(),
     };
     let (keys, sections): (Vec<&Field>, Vec<&Field>) =
         section.children.unwrap_or_default().iter().partition(|field| field.children.is_none());

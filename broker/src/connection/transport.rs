@@ -73,8 +73,19 @@ impl Transport {
         }
         match self {
             Self::Socket(socket) => socket.shut_down_write(),
-            Self::Tls(stream) => stream.shut_down_write(),
+            Self::Tls(stream) => {
+                stream.say_end();
+                stream.socket().shut_down_write();
+            }
             Self::Memory(stream) => stream.shut_down_write(),
+        }
+    }
+
+    /// Says that the stream ends here, where a layer has words for that; closing follows.
+    pub fn say_end(&mut self) {
+        match self {
+            Self::Socket(_) | Self::Memory(_) => {}
+            Self::Tls(stream) => stream.say_end(),
         }
     }
 
@@ -84,6 +95,15 @@ impl Transport {
             Self::Socket(socket) => socket.reset_when_closed(),
             Self::Tls(stream) => stream.socket().reset_when_closed(),
             Self::Memory(stream) => stream.reset(),
+        }
+    }
+
+    /// Whether reading goes on with a handshake, which may cost a private key's work.
+    #[must_use]
+    pub fn is_handshaking(&self) -> bool {
+        match self {
+            Self::Socket(_) | Self::Memory(_) => false,
+            Self::Tls(stream) => stream.is_handshaking(),
         }
     }
 

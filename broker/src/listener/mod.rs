@@ -4,21 +4,24 @@
 //! nothing else spreads them evenly.
 
 mod accept;
+mod certificates;
 mod rate;
 pub mod serve;
+mod unix;
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kentongan_proto::mqtt::codec::Limits;
 
-use crate::config::{ListenerConfig, Settings};
+use crate::config::{ListenAddress, ListenerConfig, Settings};
 use crate::connection::{RawSocket, Transport};
 use crate::session::handshake::Policy;
 use crate::session::outbound::QueueCaps;
-use crate::tls::Endpoint;
+use crate::tls::{Endpoint, HandshakeGuard};
 
 pub use accept::{Acceptor, bind};
 
@@ -28,7 +31,7 @@ pub struct ListenerContext {
     /// Its section of the configuration.
     pub config: ListenerConfig,
     /// Where it really listens, the port chosen by the system included.
-    pub address: SocketAddr,
+    pub address: ListenAddress,
     /// What its clients may ask for.
     pub policy: Policy,
     /// What its clients may send.
@@ -53,7 +56,7 @@ const CLIENT_ID_CHARACTERS_MAX_V3_1: usize = 23;
 impl ListenerContext {
     /// A listener as `settings` describe it.
     #[must_use]
-    pub fn new(config: ListenerConfig, settings: &Settings, address: SocketAddr) -> Self {
+    pub fn new(config: ListenerConfig, settings: &Settings, address: impl Into<ListenAddress>) -> Self {
         let session = &settings.session;
         let expiry_max = config
             .session_expiry_seconds_max
@@ -84,7 +87,7 @@ impl ListenerContext {
         Self {
             allow_anonymous: config.allows_anonymous(settings),
             config,
-            address,
+            address: address.into(),
             policy,
             limits,
             limits_before_connect: Limits { packet_bytes_max: before, ..limits },
@@ -104,7 +107,7 @@ impl ListenerContext {
     /// The same listener under new settings, for its next connections. Those that are there keep what they came by.
     #[must_use]
     pub fn reloaded(&self, config: ListenerConfig, settings: &Settings) -> Self {
-        Self { open: Arc::clone(&self.open), ..Self::new(config, settings, self.address) }
+        Self { open: Arc::clone(&self.open), ..Self::new(config, settings, self.address.clone()) }
     }
 
     /// What may wait for a client of this listener, if less than for others.
@@ -136,7 +139,11 @@ impl ListenerContext {
 
 /// A socket between its acceptance and its arbiter.
 #[derive(Debug)]
-pub struct AcceptedSocket(TcpStream);
+pub struct AcceptedSocket {
+    socket: OwnedFd,
+    /// If TLS is spoken. Counted from here on, so that a flood does not find the same room many times.
+    handshake: Option<HandshakeGuard>,
+}
 
 impl AcceptedSocket {
     /// Registers the socket with this arbiter's runtime, and puts over it what `listener` says.
@@ -144,10 +151,13 @@ impl AcceptedSocket {
     /// # Errors
     /// The runtime could not watch one more descriptor.
     pub fn into_transport(self, listener: &ListenerContext) -> std::io::Result<Transport> {
-        let socket = RawSocket::Tcp(tokio::net::TcpStream::from_std(self.0)?);
-        match &listener.tls {
-            None => Ok(Transport::Socket(socket)),
-            Some(endpoint) => Ok(Transport::Tls(Box::new(endpoint.accept(socket)?))),
+        let socket = match listener.address {
+            ListenAddress::Ip(_) => RawSocket::Tcp(tokio::net::TcpStream::from_std(self.socket.into())?),
+            ListenAddress::Unix(_) => RawSocket::Unix(tokio::net::UnixStream::from_std(self.socket.into())?),
+        };
+        match (&listener.tls, self.handshake) {
+            (Some(endpoint), Some(handshake)) => Ok(Transport::Tls(Box::new(endpoint.accept(socket, handshake)?))),
+            _ => Ok(Transport::Socket(socket)),
         }
     }
 }

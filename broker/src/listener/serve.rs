@@ -9,8 +9,8 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::ListenerContext;
 use super::accept::{Acceptor, bind, has_ipv6};
+use super::{ListenerContext, certificates};
 use crate::auth::Authority;
 use crate::config::{self, Reload, Settings};
 use crate::ending::Ending;
@@ -19,6 +19,7 @@ use crate::http::{self, Readiness};
 use crate::metrics::{LoadAverages, Metrics, ReloadOutcome};
 use crate::moving::mover;
 use crate::router::{ArbiterState, Event, Shared, sys};
+use crate::tls::Watch;
 
 /// The condition of readiness that this module answers for.
 const SERVING: &str = "serving";
@@ -34,6 +35,9 @@ const NEW_CLIENTS: &str = "new clients";
 
 /// How often readiness looks at these.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How often the files of certificates are looked at. What changed there is used at the look after the one that saw it.
+const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Descriptors that are neither connections nor in the configured reserve: files, pollers, wake-ups.
 const DESCRIPTORS_OF_OUR_OWN: u64 = 64;
@@ -55,9 +59,11 @@ pub struct Broker {
 
 /// A listening socket's context, as it can be replaced for the connections to come.
 #[derive(Debug)]
-struct Listener {
+pub(super) struct Listener {
     name: config::ListenerName,
-    context: watch::Sender<Arc<ListenerContext>>,
+    pub(super) context: watch::Sender<Arc<ListenerContext>>,
+    /// Of the files that its certificates are in.
+    pub(super) watch: Watch,
 }
 
 /// Serves as `settings` say until SIGTERM or SIGINT; on SIGHUP they are read again by `reloading`.
@@ -82,8 +88,14 @@ pub fn serve(settings: Settings, reloading: &dyn Reload, authority: Authority) -
             Err(error) => return Err(error),
         };
         let mut removed = false;
+        let mut look = tokio::time::interval(CERTIFICATES_INTERVAL);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                _ = look.tick() => {
+                    broker.look_at_certificates();
+                    continue;
+                }
                 () = is_removed(&broker.shared) => removed = true,
                 _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
                 _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
@@ -147,13 +159,14 @@ impl Broker {
         let mut sockets = Vec::new();
         let mut listeners = Vec::new();
         for (index, config) in settings.listener.iter().enumerate() {
-            if config.address.is_ipv6() && !has_ipv6() && !is_asked_for(&settings) {
+            if config.address.ip().is_some_and(|address| address.is_ipv6()) && !has_ipv6() && !is_asked_for(&settings) {
                 continue;
             }
             let (socket, context) = bind(config, &settings)?;
+            let context = certificates::start(&context, &settings, &metrics.tls())?;
             let name = settings.listener_name(index).expect("an index of that list");
             let (context, _) = watch::channel(context);
-            listeners.push(Listener { name, context });
+            listeners.push(Listener { name, context, watch: Watch::default() });
             sockets.push(socket);
         }
         anyhow::ensure!(!sockets.is_empty(), "there is no address to listen on: give one with --mqtt ADDRESS:PORT");
@@ -182,7 +195,8 @@ impl Broker {
         mover::start(&shared);
         for listener in &listeners {
             let listener = listener.context.borrow();
-            tracing::info!(address = %listener.address, anonymous = listener.allow_anonymous, "listening for MQTT");
+            let tls = listener.tls.is_some();
+            tracing::info!(address = %listener.address, anonymous = listener.allow_anonymous, tls, "listening for MQTT");
         }
         let last = Settings::clone(&settings);
         Ok(Self {
@@ -217,10 +231,9 @@ impl Broker {
             }
         };
         let changes = config::changes(&self.started, &self.last, &settings);
-        for listener in &self.listeners {
-            if let Some(config) = settings.listener_like(listener.name) {
-                let context = listener.context.borrow().reloaded(config.clone(), &settings);
-                listener.context.send_replace(Arc::new(context));
+        for listener in &mut self.listeners {
+            if let Some(config) = settings.listener_like(&listener.name) {
+                listener.reload(config, &settings, &self.metrics.tls());
             }
         }
         self.shared.memory_bytes_high_water.store(settings.limits.memory_bytes_high_water, Ordering::Relaxed);
@@ -238,6 +251,13 @@ impl Broker {
             }
         }
         tracing::info!(changes = changes.len(), "SIGHUP: the settings were read again");
+    }
+
+    /// Takes up certificates of listeners whose files have changed; call it every few seconds.
+    pub fn look_at_certificates(&mut self) {
+        for listener in &mut self.listeners {
+            listener.look_at_certificates(&self.last, &self.metrics.tls());
+        }
     }
 
     /// Where HTTP is served.
@@ -362,7 +382,7 @@ fn spawn_tasks() {
     });
 }
 
-type Sockets = Vec<(std::net::TcpListener, watch::Receiver<Arc<ListenerContext>>)>;
+type Sockets = Vec<(std::os::fd::OwnedFd, watch::Receiver<Arc<ListenerContext>>)>;
 
 /// Acceptors live on the first arbiter: a connection that stays there costs no wake-up of another thread.
 fn start_acceptors(

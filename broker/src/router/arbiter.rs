@@ -21,6 +21,7 @@ use super::batch::Batch;
 use super::client::{Client, Phase, PublishRate};
 use super::cluster::Departing;
 use super::deliver::Templates;
+use super::handshaking::Handshaking;
 use super::keep_alive::Wheel;
 use super::lanes::Lanes;
 use super::log_rate::LogRate;
@@ -87,6 +88,7 @@ pub struct ArbiterState {
     pub(super) refusal_lines: LogRate,
     pub(super) wheel: Wheel,
     pub(super) paused: Vec<ConnectionKey>,
+    pub(super) handshaking: Handshaking,
     pub(super) slow_reads: Vec<ConnectionKey>,
     /// Connections whose socket took no more, some of which may take it again by now.
     stalled: Vec<ConnectionKey>,
@@ -141,6 +143,7 @@ impl ArbiterState {
             refusal_lines: LogRate::default(),
             wheel: Wheel::default(),
             paused: Vec::new(),
+            handshaking: Handshaking::default(),
             slow_reads: Vec::new(),
             stalled: Vec::new(),
             settling: ShareSettling::default(),
@@ -224,9 +227,11 @@ impl ArbiterState {
             return;
         }
         self.tear_down(key, super::connect::EndCause::Dropped);
-        let client = self.clients.remove(key.index());
+        let mut client = self.clients.remove(key.index());
         if client.breaks_off {
             client.transport.reset_when_closed();
+        } else {
+            client.transport.say_end();
         }
         self.shared.connection_closed(&client.listener, self.id);
     }
@@ -260,7 +265,8 @@ impl ArbiterState {
             let Some(client) = self.client(key) else {
                 return Poll::Ready(());
             };
-            match client.phase {
+            let phase = client.phase;
+            match phase {
                 Phase::Closing if client.out.is_empty() => return Poll::Ready(()),
                 Phase::Closing | Phase::Leaving | Phase::Claiming => return Poll::Pending,
                 _ if client.paused => return Poll::Pending,
@@ -279,7 +285,11 @@ impl ArbiterState {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            match self.read_once(key, cx) {
+            let read = match phase {
+                Phase::AwaitingConnect => self.read_first(key, cx),
+                _ => self.read_once(key, cx),
+            };
+            match read {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(0)) => {
                     self.tear_down(key, super::connect::EndCause::ClosedByPeer);
@@ -296,7 +306,7 @@ impl ArbiterState {
 
     /// One read and what it brought. A packet larger than the read buffer gets a buffer of its own, which grows as
     /// the bytes come, not as its header promises.
-    fn read_once(&mut self, key: ConnectionKey, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
+    pub(super) fn read_once(&mut self, key: ConnectionKey, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
         let Some(client) = self.client(key) else {
             return Poll::Ready(Ok(0));
         };
@@ -497,6 +507,7 @@ impl ArbiterState {
             self.take_events();
             self.flush_scheduled = false;
             self.large_reads_left = LARGE_BYTES_A_TURN_MAX;
+            self.next_handshakes();
             self.flush_hurried_lanes();
             self.flush_interest();
             self.flush_clients();

@@ -388,7 +388,8 @@ impl ArbiterState {
             self.wheel.arm(key, now + u32::from(client.keep_alive_seconds) * 3 / 2 + 1);
         }
         tracing::info!(
-            client_id = %client.client_id, peer = %client.origin, version = ?version,
+            client_id = %client.client_id, peer = %client.origin, certificate = client.origin.certified.as_deref(),
+            version = ?version,
             session_present = opened.session_present, persistent = opened.group.is_some(), "connected"
         );
         self.counters.connects_accepted.inc();

@@ -19,3 +19,5 @@ mod rumqttc;
 mod sessions;
 mod settings;
 mod shared;
+mod tls;
+mod unix_socket;
