@@ -7,8 +7,8 @@
 use bytes::Bytes;
 use kentongan_cluster::FeatureLevels;
 
-/// What this program knows.
-const LEVELS: FeatureLevels = FeatureLevels { min: 1, max: 1 };
+/// What this program knows. 2: bans ([`kentongan_cluster::directory::bans`]).
+const LEVELS: FeatureLevels = FeatureLevels { min: 1, max: 2 };
 
 /// The first level, which groups have without being told.
 pub const FIRST_LEVEL: u32 = 1;
@@ -37,9 +37,9 @@ pub(crate) fn sent(message: Bytes) -> Bytes {
 }
 
 #[cfg(any(test, feature = "simulation"))]
-pub(crate) use ahead::{is_ahead, is_entry, new_entry, sent};
+pub use ahead::{LEVEL_AHEAD, run_ahead, set_ahead};
 #[cfg(any(test, feature = "simulation"))]
-pub use ahead::{run_ahead, set_ahead};
+pub(crate) use ahead::{is_ahead, is_entry, new_entry, sent};
 
 #[cfg(any(test, feature = "simulation"))]
 mod ahead {
@@ -49,8 +49,11 @@ mod ahead {
     use bytes::Bytes;
     use prost::encoding::{WireType, encode_key, encode_varint};
 
-    use super::feature_levels;
+    use super::{LEVELS, feature_levels};
     use crate::replicated::command;
+
+    /// What that program uses.
+    pub const LEVEL_AHEAD: u32 = LEVELS.max + 1;
 
     /// Of a field of any message, and of a kind of entry, that no version has.
     const TAG: u32 = 1000;

@@ -2,7 +2,9 @@
 //!
 //! See ARCHITECTURE.md for the way of one PUBLISH through these modules.
 
+pub mod audit;
 pub mod auth;
+pub mod bans;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -14,6 +16,7 @@ pub mod groups;
 pub mod http;
 pub mod later;
 pub mod listener;
+pub mod memory;
 pub mod message;
 pub mod metrics;
 pub mod moving;

@@ -8,7 +8,7 @@ use kentongan::config::Effective;
 use kentongan::listener::serve;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: kentongan::memory::Allocator = kentongan::memory::Allocator;
 
 fn main() -> ExitCode {
     // The allocator asks for huge pages, which the kernel then fills 2 MiB at a time: a connection takes 3.1 KiB without

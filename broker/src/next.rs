@@ -7,6 +7,9 @@ use kentongan::cli::{self, Reloading};
 use kentongan::config::Effective;
 use kentongan::listener::serve;
 
+#[global_allocator]
+static ALLOCATOR: kentongan::memory::Allocator = kentongan::memory::Allocator;
+
 fn main() -> ExitCode {
     kentongan::later::run_ahead();
     cli::run(std::env::args_os(), run)

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use kentongan::auth::Authority;
 use kentongan::config::{ListenerConfig, Settings};
-use kentongan::connection::Transport;
+use kentongan::connection::{RawSocket, Transport};
 use kentongan::connection_key::ConnectionKey;
 use kentongan::groups;
 use kentongan::listener::ListenerContext;
@@ -108,7 +108,9 @@ impl Broker {
         // The transport asks for nothing that only TCP has.
         let stream = tokio::net::TcpStream::from_std(OwnedFd::from(other_end).into()).expect("a socket");
         let listener = Arc::clone(&self.listener);
-        let key = ArbiterState::with(|arbiter| arbiter.add_connection(Transport::Tcp(stream), listener, None));
+        let key = ArbiterState::with(|arbiter| {
+            arbiter.add_connection(Transport::Socket(RawSocket::Tcp(stream)), listener, None)
+        });
         let mut client = Client { socket, key: key.expect("this thread is an arbiter") };
         let connect = Connect {
             version: V3_1_1,

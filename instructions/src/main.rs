@@ -20,7 +20,7 @@ use clap::{Parser, Subcommand};
 
 /// That of the broker: what it allocates is part of what it takes.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: kentongan::memory::Allocator = kentongan::memory::Allocator;
 
 #[derive(Debug, Parser)]
 #[command(about = "Counts the instructions of the hot paths.")]

@@ -31,7 +31,7 @@ struct Clause {
 pub fn run(check: bool) -> anyhow::Result<()> {
     let mut tests = BTreeMap::new();
     for root in SOURCES {
-        collect(Path::new(root), &mut tests)?;
+        collect(Path::new(root), "Conformance:", &mut tests)?;
     }
     let reasons: BTreeMap<&str, &str> = REASONS.lines().filter_map(|line| line.split_once('\t')).collect();
     let mut known = Vec::new();
@@ -59,11 +59,16 @@ pub fn run(check: bool) -> anyhow::Result<()> {
     }
     page.push_str(&trials(&tests)?);
     println!("{} of {total} clauses shown; not yet: {}", total - missing.len(), missing.join(" "));
+    write_or_check(PAGE, &page, check)
+}
+
+/// Writes a page, or with `check` holds it against what would be written.
+pub fn write_or_check(path: &str, page: &str, check: bool) -> anyhow::Result<()> {
     if check {
-        let stored = fs::read_to_string(PAGE).unwrap_or_default();
-        ensure!(stored == page, "{PAGE} is stale: run cargo xtask fix");
+        let stored = fs::read_to_string(path).unwrap_or_default();
+        ensure!(stored == page, "{path} is stale: run cargo xtask fix");
     } else {
-        fs::write(PAGE, page)?;
+        fs::write(path, page)?;
     }
     Ok(())
 }
@@ -118,7 +123,8 @@ fn clauses(prefix: &str, table: &str) -> anyhow::Result<Vec<Clause>> {
     Ok(rows.collect())
 }
 
-fn collect(path: &Path, tests: &mut BTreeMap<String, Vec<String>>) -> anyhow::Result<()> {
+/// What the doc lines of tests name that begin with `keyword`, and the tests.
+pub fn collect(path: &Path, keyword: &str, tests: &mut BTreeMap<String, Vec<String>>) -> anyhow::Result<()> {
     if !path.exists() {
         return Ok(());
     }
@@ -127,22 +133,28 @@ fn collect(path: &Path, tests: &mut BTreeMap<String, Vec<String>>) -> anyhow::Re
     entries.sort();
     for entry in entries {
         if entry.is_dir() {
-            collect(&entry, tests)?;
+            collect(&entry, keyword, tests)?;
         } else if entry.extension().is_some_and(|extension| extension == "rs") {
-            read_annotations(&entry, tests)?;
+            read_annotations(&entry, keyword, tests)?;
         }
     }
     Ok(())
 }
 
-fn read_annotations(path: &Path, tests: &mut BTreeMap<String, Vec<String>>) -> anyhow::Result<()> {
+/// Of a doc line that begins an annotation.
+const KEYWORDS: [&str; 2] = ["Conformance:", "Abuse:"];
+
+fn read_annotations(path: &Path, keyword: &str, tests: &mut BTreeMap<String, Vec<String>>) -> anyhow::Result<()> {
     let text = fs::read_to_string(path)?;
     let file = path.display().to_string().replace('\\', "/");
     let mut pending: Vec<String> = Vec::new();
     let mut in_annotation = false;
     for line in text.lines().map(str::trim) {
         if let Some(doc) = line.strip_prefix("///") {
-            in_annotation |= doc.trim_start().starts_with("Conformance:");
+            let doc = doc.trim_start();
+            if KEYWORDS.iter().any(|known| doc.starts_with(known)) {
+                in_annotation = doc.starts_with(keyword);
+            }
             if in_annotation {
                 pending.extend(ids(doc));
             }

@@ -1,5 +1,6 @@
 //! Checks and generators that the project runs on itself.
 
+mod abuse;
 mod conformance;
 mod docs;
 mod peer;
@@ -29,6 +30,12 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Write docs/reference/abuse.md from the annotations of the tests.
+    Abuse {
+        /// Write nothing; fail if the page is stale.
+        #[arg(long)]
+        check: bool,
+    },
     /// Count the instructions of the hot paths and hold them against instructions/counts.tsv (needs valgrind).
     Instructions {
         /// Write the file anew instead.
@@ -51,6 +58,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Docs { check } => docs::run(check),
         Command::Conformance { check } => conformance::run(check),
+        Command::Abuse { check } => abuse::run(check),
         Command::Instructions { update } => instructions(update),
         Command::Peer { check } => peer::run(check),
         Command::Verify => verify(),
@@ -69,6 +77,7 @@ fn verify() -> anyhow::Result<()> {
     cargo(&["fmt", "--all", "--check"])?;
     docs::run(true)?;
     conformance::run(true)?;
+    abuse::run(true)?;
     peer::run(true)?;
     cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
 }
@@ -85,6 +94,7 @@ fn instructions(update: bool) -> anyhow::Result<()> {
 fn fix() -> anyhow::Result<()> {
     docs::run(false)?;
     conformance::run(false)?;
+    abuse::run(false)?;
     peer::run(false)?;
     cargo(&["fmt", "--all"])
 }

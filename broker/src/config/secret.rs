@@ -86,6 +86,7 @@ impl SettingType for Secret {
 mod tests {
     use super::*;
 
+    /// Abuse: [secrets]
     #[test]
     fn a_secret_shows_itself_nowhere() {
         let secret = Secret::new(String::from("tabuh-7"));

@@ -116,6 +116,11 @@ settings! {
         pub queue_messages_max: Option<u32> = None => reloaded,
         /// The same for their bytes.
         pub queue_bytes_max: Option<u64> = None => reloaded,
+        /// PUBLISH packets a second from all clients of this listener together. Those that send more are not read for so
+        /// long that they keep to it. 0 means no bound.
+        pub publish_rate_max: u32 = 0 => reloaded,
+        /// The same for their bytes.
+        pub publish_bytes_rate_max: u64 = 0 => reloaded,
         /// Whether clients of this listener may connect without a user name. Unset: as at the top of the file.
         pub allow_anonymous: Option<bool> = None => reloaded,
         /// Time from accepting a connection to its complete CONNECT, in all.
@@ -198,12 +203,14 @@ settings! {
         pub topic_alias_maximum: u16 = 64 => reloaded,
         /// Topic Aliases that we use towards an MQTT 5 client; its Topic Alias Maximum applies if it is lower.
         pub topic_alias_out_maximum: u16 = 64 => reloaded,
-        /// PUBLISH packets a second from one connection. One that sends more is not read until the next second. 0 means
-        /// no bound.
-        pub publish_rate_max: u32 = 0,
-        /// Seconds in a row that a connection may exceed that rate before it is closed (0x96). 0 means that it is only
+        /// PUBLISH packets a second from one connection. One that sends more is not read for so long that it keeps to it. 0
+        /// means no bound.
+        pub publish_rate_max: u32 = 0 => reloaded,
+        /// The same for their bytes. A single packet may be larger, and is paid back before the next is read.
+        pub publish_bytes_rate_max: u64 = 0 => reloaded,
+        /// Seconds in a row that a connection may exceed these rates before it is closed (0x96). 0 means that it is only
         /// slowed down.
-        pub publish_rate_seconds_max: u32 = 0,
+        pub publish_rate_seconds_max: u32 = 0 => reloaded,
         /// Time for which a connection's socket may take nothing of what waits for it before the connection is closed.
         /// 0 means no bound.
         pub stalled_seconds_max: u32 = 60,
@@ -337,8 +344,9 @@ settings! {
 
     /// What the whole process may use.
     pub struct LimitsConfig {
-        /// Memory of the process at which new clients are refused (0x89); at 110 % of it publishers are no longer
-        /// read, at 120 % the slowest subscribers are closed. 0 turns it off.
+        /// Memory that the process has from its allocator at which new clients are refused (0x89); at 110 % of it publishers
+        /// are no longer read, at 120 % the slowest subscribers are closed. What the system counts as resident is more, by
+        /// the program itself, its stacks and what is free between allocations. 0 turns it off.
         pub memory_bytes_high_water: u64 = 0 => reloaded,
         /// File descriptors kept free for the log, peers and HTTP: clients are refused beyond the process's limit less
         /// this.
@@ -351,9 +359,12 @@ settings! {
         /// How often connections may take one Client Identifier from each other within `flap_window_seconds` before it
         /// is banned (0x8A). 0 means as often as they like.
         pub flap_takeovers_max: u32 = 20,
+        /// How often a Client Identifier may connect to a node within `flap_window_seconds`, whether or not anybody had it,
+        /// before it is banned likewise. 0 means as often as it likes.
+        pub flap_connects_max: u32 = 0,
         /// See `flap_takeovers_max`.
         pub flap_window_seconds: NonZeroU32 = nonzero_u32(10),
-        /// How long such a Client Identifier is banned. Whoever holds it at that moment keeps it.
+        /// How long such a Client Identifier is banned, by the node that saw it. Whoever holds it at that moment keeps it.
         pub flap_ban_seconds: NonZeroU32 = nonzero_u32(60),
     }
 
@@ -385,6 +396,9 @@ settings! {
         /// `"human"` for people, `"json"` for machines; `"auto"` is the former on a terminal and the latter
         /// elsewhere.
         pub format: LogFormat = LogFormat::Auto,
+        /// Where it is recorded who did what to this node: what operators wanted and what became of it, reloads, and who was
+        /// refused, each as one line of JSON at the end of this file. It is opened again on SIGHUP. Unset: nowhere.
+        pub audit_file: Option<PathBuf> = None,
     }
 }
 
@@ -520,6 +534,16 @@ impl Settings {
     pub fn node_name(&self) -> String {
         let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
         self.node.clone().unwrap_or_else(host)
+    }
+}
+
+impl Settings {
+    /// Whether there are bounds on how fast clients may publish, on any listener.
+    #[must_use]
+    pub fn has_publish_rates(&self) -> bool {
+        let of_listener = |one: &ListenerConfig| one.publish_rate_max != 0 || one.publish_bytes_rate_max != 0;
+        let session = &self.session;
+        session.publish_rate_max != 0 || session.publish_bytes_rate_max != 0 || self.listener.iter().any(of_listener)
     }
 }
 

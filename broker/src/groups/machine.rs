@@ -1047,6 +1047,8 @@ impl StateMachine for Machine {
             Query::HoldOutboxes { token, answer } => self.hold_outboxes(token, &answer),
             Query::Drain(node, on, answer) => self.wish(|membership| membership.drain(node, on), &answer),
             Query::Prefer(group, node, answer) => self.wish(|membership| membership.prefer(group, node), &answer),
+            Query::Ban(ban, answer) => self.ban(ban, &answer),
+            Query::Bans(behind, answer) => drop(answer.send(self.bans_behind(&behind))),
             Query::Stops => self.on_stops(),
             Query::Status(answer) => drop(answer.send(self.status())),
             Query::OutboxAnswered { origin, target, number, gap_in_round } => match gap_in_round {

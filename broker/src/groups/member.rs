@@ -5,7 +5,8 @@ use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use crossbeam::channel::Sender;
-use kentongan_cluster::directory::command::{self as directory_command, Form, MemberRecord};
+use kentongan_cluster::directory::bans::Banned;
+use kentongan_cluster::directory::command::{self as directory_command, Ban, Form, MemberRecord};
 use kentongan_cluster::directory::{Directory, STATE_KEY};
 use kentongan_cluster::interest::{LinkId, SourceId, Version};
 use kentongan_cluster::lane::Incoming;
@@ -19,6 +20,7 @@ use crate::clock::Clock;
 use crate::connection_key::ConnectionKey;
 use crate::later;
 use crate::moving::Place;
+use crate::peers::administration::BANS_A_PAGE;
 use crate::peers::status::{self, ChosenStatus, MemberStatus, NodeStatus, RouteStatus};
 use crate::plants::{self, Plant, is_planted};
 use crate::replicated::command::{self, Command, Owner};
@@ -477,6 +479,7 @@ impl Machine {
             }
             Output::Place { group, term, target } => pipeline.place(group, term, target),
             Output::Members => self.link_members(cluster),
+            Output::Bans => self.learn_bans(shared),
             Output::FeatureLevel { used } => {
                 tracing::info!(used, "the feature level that the cluster uses");
                 self.end_over_level(used);
@@ -542,6 +545,33 @@ impl Machine {
         }
     }
 
+    /// The clock of whoever leads the directory says which bans are over.
+    pub(super) fn ban(&mut self, ban: Ban, answer: &Sender<(Wish, Vec<MemberRecord>)>) {
+        let now_seconds = self.member.as_ref().map_or(0, |member| member.clock.wall_ms() / 1000);
+        self.wish(|membership| membership.ban(Ban { now_seconds, ..ban }), answer);
+    }
+
+    pub(super) fn bans_behind(&self, behind: &str) -> Vec<Ban> {
+        let Some(member) = &self.member else {
+            return Vec::new();
+        };
+        let now = member.clock.wall_ms() / 1000;
+        let lasting = member.directory().bans().after(behind).filter(|(_, banned)| banned.lasts(now));
+        let ban = |(subject, banned): (&str, &Banned)| Ban {
+            subject: subject.to_owned(),
+            until_seconds: banned.until_seconds,
+            reason: banned.reason.clone(),
+            ..Ban::default()
+        };
+        lasting.take(BANS_A_PAGE).map(ban).collect()
+    }
+
+    fn learn_bans(&self, shared: &Shared) {
+        let Some(member) = &self.member else { return };
+        shared.bans.set(member.directory().bans().iter().map(|(subject, banned)| (subject, banned.until_seconds)));
+        tracing::info!(bans = shared.bans.len(), "who is banned has changed");
+    }
+
     fn registered(&mut self, shared: &Shared, cluster: &ClusterView, incarnation: u64) {
         if let Some(member) = &self.member {
             let fences = member.directory().fences();
@@ -601,7 +631,9 @@ impl Machine {
             return NodeStatus::default();
         };
         let directory = member.directory();
-        let left_ns = cluster.lease.valid_until_ns().saturating_sub(cluster.clock.boottime_ns());
+        let valid_until_ns = cluster.lease.valid_until_ns();
+        let left_ns = valid_until_ns.saturating_sub(cluster.clock.boottime_ns());
+        let has_end = valid_until_ns != 0 && valid_until_ns != u64::MAX;
         NodeStatus {
             node: cluster.node,
             name: shared.settings.node_name(),
@@ -609,7 +641,7 @@ impl Machine {
             cluster: directory.cluster_id().unwrap_or_default().iter().map(|byte| format!("{byte:02x}")).collect(),
             incarnation: shared.incarnation(),
             standing: status::Standing::from(member.membership.standing()).into(),
-            lease_ms_left: (1..u64::MAX / 2).contains(&left_ns).then_some(left_ns / 1_000_000),
+            lease_ms_left: has_end.then_some(left_ns / 1_000_000),
             connections: shared.connections.load(std::sync::atomic::Ordering::Relaxed) as u64,
             members: MemberStatus::of(directory),
             feature_level: directory.feature_level(),

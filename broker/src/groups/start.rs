@@ -11,7 +11,7 @@ use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender};
 use kentongan_cluster::data_dir::DataDir;
 use kentongan_cluster::directory::Placement;
-use kentongan_cluster::directory::command::{Departing, MemberRecord};
+use kentongan_cluster::directory::command::{Ban, Departing, MemberRecord};
 use kentongan_cluster::disk::{Disk, RealDisk};
 use kentongan_cluster::formation::{Formation, Forming, Joined, Terms};
 use kentongan_cluster::group::{self, HandOverError, Role};
@@ -29,12 +29,14 @@ use kentongan_cluster::{
 };
 
 use prost::Message as _;
+use serde_json::{Value, json};
 
 use super::backup;
 use super::machine::{Machine, QueueMemory, SharedCell};
 use super::member::Member;
 use super::read_ahead;
 use crate::auth::Authority;
+use crate::bans::Subject;
 use crate::clock::Clock;
 use crate::config::{Durability, Overlapping, Settings};
 use crate::ending::Ending;
@@ -494,55 +496,107 @@ impl Asking {
     fn answer_join(&self, from: &PeerHello, body: Bytes, answer: Answerer) {
         match MemberRecord::decode(body) {
             Ok(record) if record.node == from.node.0 && record.name == from.name => {
-                self.answer_wish(answer, |outcome| Query::Admit(record, outcome));
+                self.answer_wish(answer, None, |outcome| Query::Admit(record, outcome));
             }
             _ => answer.send(Err("it asks for another node".to_owned())),
         }
     }
 
     /// Removes a member, if whoever leads the directory is here.
-    fn answer_remove(&self, body: Bytes, answer: Answerer) {
+    fn answer_remove(&self, from: &PeerHello, body: Bytes, answer: Answerer) {
         match Departing::decode(body).ok().and_then(|departing| NodeId::new(departing.node)) {
-            Some(node) => self.answer_wish(answer, |outcome| Query::Remove(node, outcome)),
+            Some(node) => {
+                let wanted = Wanted::new(from, "remove", json!({ "node": node.to_string() }));
+                self.answer_wish(answer, Some(wanted), |outcome| Query::Remove(node, outcome));
+            }
             None => answer.send(Err("it names no node".to_owned())),
         }
     }
 
     /// On a thread of its own: it waits for the others.
-    fn answer_wish(&self, answer: Answerer, query: impl FnOnce(Sender<(Wish, Vec<MemberRecord>)>) -> Query) {
+    fn answer_wish(
+        &self,
+        answer: Answerer,
+        wanted: Option<Wanted>,
+        query: impl FnOnce(Sender<(Wish, Vec<MemberRecord>)>) -> Query,
+    ) {
         let (asked, outcome) = crossbeam::channel::bounded(1);
         self.pipeline.notify(query(asked));
         let formation = self.formation.clone();
+        let shared = Arc::clone(&self.shared);
         answer_when_known(answer, outcome, move |(wish, members)| {
+            if let Some(wanted) = wanted {
+                wanted.audit(&shared, &administered(wish.clone()), wish == Wish::Proposed);
+            }
             joined(wish, members, formation).encode_to_vec().into()
         });
     }
 
     /// Does what an operator wants done, if it is for this node to decide.
-    fn answer_administer(&self, body: Bytes, answer: Answerer) {
+    fn answer_administer(&self, from: &PeerHello, body: Bytes, answer: Answerer) {
         let group = |group: u32| u16::try_from(group).ok().map(GroupId);
         match Administration::decode_question(body) {
             Ok(Some(Act::Drain(drain))) if let Some(node) = NodeId::new(drain.node) => {
-                self.answer_decision(answer, |outcome| Query::Drain(node, drain.on, outcome));
+                let wanted =
+                    Wanted::new(from, if drain.on { "drain" } else { "undrain" }, json!({ "node": node.to_string() }));
+                self.answer_decision(answer, wanted, |outcome| Query::Drain(node, drain.on, outcome));
             }
-            Ok(Some(Act::Prefer(wanted))) if let Some(group) = group(wanted.group) => {
-                self.answer_decision(answer, |outcome| Query::Prefer(group, NodeId::new(wanted.node), outcome));
+            Ok(Some(Act::Prefer(to))) if let Some(group) = group(to.group) => {
+                let node = NodeId::new(to.node);
+                let leader = node.map(|node| node.to_string());
+                let wanted = Wanted::new(from, "transfer", json!({ "group": group.0, "leader": leader }));
+                self.answer_decision(answer, wanted, |outcome| Query::Prefer(group, node, outcome));
+            }
+            Ok(Some(Act::Ban(ban))) => match ban.subject.parse::<Subject>() {
+                Ok(subject) => {
+                    let event = if ban.lifted { "unban" } else { "ban" };
+                    let until = (ban.until_seconds != 0).then_some(ban.until_seconds);
+                    let what = json!({ "subject": subject.to_string(), "until_seconds": until, "reason": ban.reason });
+                    let ban = Ban { subject: subject.to_string(), ..ban };
+                    let wanted = Wanted::new(from, event, what);
+                    self.answer_decision(answer, wanted, |outcome| Query::Ban(ban, outcome));
+                }
+                Err(error) => answer.send(Err(error.to_string())),
+            },
+            Ok(Some(Act::Bans(behind))) => {
+                let (asked, outcome) = crossbeam::channel::bounded(1);
+                self.pipeline.notify(Query::Bans(behind.subject, asked));
+                answer_when_known(answer, outcome, |bans| {
+                    Administered { done: true, bans, ..Administered::default() }.encode_answer()
+                });
             }
             Ok(Some(Act::HandOver(wanted)))
                 if let (Some(group), Some(node)) = (group(wanted.group), NodeId::new(wanted.node)) =>
             {
                 let outcome = self.pipeline.hand_over(group, node);
-                answer_when_known(answer, outcome, |outcome| handed_over(outcome).encode_answer());
+                let wanted = Wanted::new(from, "hand over", json!({ "group": group.0, "node": node.to_string() }));
+                let shared = Arc::clone(&self.shared);
+                answer_when_known(answer, outcome, move |outcome| {
+                    let administered = handed_over(outcome);
+                    wanted.audit(&shared, &administered, administered.done);
+                    administered.encode_answer()
+                });
             }
             Ok(_) => answer.send(Err("this version does not know how to do that".to_owned())),
             Err(_) => answer.send(Err("the question is malformed".to_owned())),
         }
     }
 
-    fn answer_decision(&self, answer: Answerer, query: impl FnOnce(Sender<(Wish, Vec<MemberRecord>)>) -> Query) {
+    fn answer_decision(
+        &self,
+        answer: Answerer,
+        wanted: Wanted,
+        query: impl FnOnce(Sender<(Wish, Vec<MemberRecord>)>) -> Query,
+    ) {
         let (asked, outcome) = crossbeam::channel::bounded(1);
         self.pipeline.notify(query(asked));
-        answer_when_known(answer, outcome, |(wish, _)| administered(wish).encode_answer());
+        let shared = Arc::clone(&self.shared);
+        answer_when_known(answer, outcome, move |(wish, _)| {
+            let proposed = wish == Wish::Proposed;
+            let administered = administered(wish);
+            wanted.audit(&shared, &administered, proposed);
+            administered.encode_answer()
+        });
     }
 
     /// On a thread of its own: it waits for the others.
@@ -553,6 +607,31 @@ impl Asking {
         if let Err(error) = std::thread::Builder::new().name("status".into()).spawn(ask) {
             tracing::error!(%error, "the system gives no thread to say how this node is");
         }
+    }
+}
+
+/// What an operator wants, for the audit log.
+struct Wanted {
+    who: Value,
+    event: &'static str,
+    what: Value,
+}
+
+impl Wanted {
+    /// Where nodes speak TLS, the name is that of a certificate of the cluster.
+    fn new(from: &PeerHello, event: &'static str, what: Value) -> Self {
+        Self { who: json!({ "operator": from.name }), event, what }
+    }
+
+    /// Operators' programs ask until it is so: only what had an effect, or was refused, is recorded.
+    fn audit(self, shared: &Shared, administered: &Administered, had_effect: bool) {
+        let result = match &*administered.refusal {
+            "" if !had_effect => return,
+            "" => "done here".to_owned(),
+            refusal => format!("refused: {refusal}"),
+        };
+        tracing::info!(event = self.event, who = %self.who, what = %self.what, result, "an operator's wish");
+        shared.audit.record(shared.clock.wall_ms(), self.event, self.who, self.what, &result);
     }
 }
 
@@ -637,8 +716,8 @@ impl Responder for Answers {
                 None => asked.answer.send(not_yet()),
                 Some(running) => match asked.question {
                     Question::Join => running.answer_join(&asked.from, asked.body, asked.answer),
-                    Question::Remove => running.answer_remove(asked.body, asked.answer),
-                    Question::Administer => running.answer_administer(asked.body, asked.answer),
+                    Question::Remove => running.answer_remove(&asked.from, asked.body, asked.answer),
+                    Question::Administer => running.answer_administer(&asked.from, asked.body, asked.answer),
                     _ => running.answer_status(asked.answer),
                 },
             },

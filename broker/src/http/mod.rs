@@ -183,6 +183,7 @@ mod tests {
         answer
     }
 
+    /// Abuse: [http]
     #[test]
     fn health_is_open_and_names_what_is_missing() {
         let readiness = Arc::new(Readiness::new(&["lease", "listeners"]));
@@ -199,6 +200,7 @@ mod tests {
         assert!(ask(&server, "/readyz", "").ends_with("not ready: lease\n"));
     }
 
+    /// Abuse: [http]
     #[test]
     fn metrics_want_the_token_if_there_is_one_and_name_no_version() {
         let readiness = Arc::new(Readiness::new(&[]));

@@ -188,6 +188,11 @@ impl Acceptor {
         self.tokens -= sockets.len() as f64;
         let now = Instant::now();
         for (socket, peer) in sockets {
+            if peer.is_some_and(|peer| self.shared.bans.has_address(peer.ip(), || self.shared.wall_seconds())) {
+                self.shared.connections_banned.fetch_add(1, Ordering::Relaxed);
+                self.log_seldom("an address is banned: its connections are closed");
+                continue;
+            }
             if peer.is_some_and(|peer| !self.addresses.admits(peer.ip(), now)) {
                 self.shared.connections_too_fast.fetch_add(1, Ordering::Relaxed);
                 self.log_seldom("an address connects more often than limits.connect_rate_per_address allows");

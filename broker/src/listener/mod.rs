@@ -19,6 +19,7 @@ use kentongan_proto::mqtt::codec::Limits;
 
 use crate::config::{ListenAddress, ListenerConfig, Settings};
 use crate::connection::{RawSocket, Transport};
+use crate::router::pace::Rates;
 use crate::session::handshake::Policy;
 use crate::session::outbound::QueueCaps;
 use crate::tls::{Endpoint, HandshakeGuard};
@@ -46,6 +47,8 @@ pub struct ListenerContext {
     pub subscriptions_max: u32,
     /// TLS, if its clients speak it.
     pub tls: Option<Arc<Endpoint>>,
+    /// How fast its clients may publish: one for the listener, likewise.
+    pub rates: Arc<Rates>,
     /// Connections open now: one number for the listener, however often its settings are read again.
     open: Arc<AtomicU32>,
 }
@@ -83,6 +86,8 @@ impl ListenerContext {
             topic_levels_max: session.topic_levels_max.get(),
             dup_on_requests: false,
         };
+        let rates = Arc::new(Rates::default());
+        rates.set(&config, settings);
         let before = session.packet_bytes_before_connect_max.get().min(limits.packet_bytes_max);
         Self {
             allow_anonymous: config.allows_anonymous(settings),
@@ -94,6 +99,7 @@ impl ListenerContext {
             connect_rate_per_second: settings.limits.connect_rate_per_second,
             subscriptions_max: session.subscriptions_max,
             tls: None,
+            rates,
             open: Arc::default(),
         }
     }
@@ -104,10 +110,13 @@ impl ListenerContext {
         Self { tls, ..self }
     }
 
-    /// The same listener under new settings, for its next connections. Those that are there keep what they came by.
+    /// The same listener under new settings, for its next connections. Those that are there keep what they came by, except
+    /// for the rates, which hold for them too.
     #[must_use]
     pub fn reloaded(&self, config: ListenerConfig, settings: &Settings) -> Self {
-        Self { open: Arc::clone(&self.open), ..Self::new(config, settings, self.address.clone()) }
+        self.rates.set(&config, settings);
+        let (open, rates) = (Arc::clone(&self.open), Arc::clone(&self.rates));
+        Self { open, rates, ..Self::new(config, settings, self.address.clone()) }
     }
 
     /// What may wait for a client of this listener, if less than for others.

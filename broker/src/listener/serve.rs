@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use actix_rt::{Arbiter, System};
 use anyhow::Context;
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::accept::{Acceptor, bind, has_ipv6};
 use super::{ListenerContext, certificates};
+use crate::audit::AuditFile;
 use crate::auth::Authority;
 use crate::config::{self, Reload, Settings};
 use crate::ending::Ending;
@@ -172,7 +174,11 @@ impl Broker {
         anyhow::ensure!(!sockets.is_empty(), "there is no address to listen on: give one with --mqtt ADDRESS:PORT");
         let readiness = Arc::new(Readiness::new(&[SERVING]));
         let arbiters = number_of_arbiters(&settings);
+        let audit = settings.log.audit_file.as_deref().map(AuditFile::open).transpose()?;
         let (shared, groups) = groups::start(&settings, authority, arbiters, &metrics, stop)?;
+        if let Some(file) = audit {
+            shared.audit.begin(file)?;
+        }
         let arbiters = start_arbiters(&shared, arbiters, &metrics);
         let sockets = sockets.into_iter().zip(listeners.iter().map(|one| one.context.subscribe())).collect();
         let connections_max = connections_max(descriptors, u64::from(settings.limits.descriptors_reserve));
@@ -226,6 +232,7 @@ impl Broker {
             Ok(settings) => settings,
             Err(error) => {
                 self.metrics.reloaded(ReloadOutcome::Refused);
+                self.audit_reload(json!({}), &format!("refused: {error}"));
                 tracing::error!(%error, "SIGHUP: the settings are wrong, everything stays as it was");
                 return;
             }
@@ -236,11 +243,13 @@ impl Broker {
                 listener.reload(config, &settings, &self.metrics.tls());
             }
         }
+        self.shared.has_publish_rates.store(settings.has_publish_rates(), Ordering::Relaxed);
         self.shared.memory_bytes_high_water.store(settings.limits.memory_bytes_high_water, Ordering::Relaxed);
         if settings.log.filter != self.last.log.filter {
             reloading.change_log_filter(&settings);
         }
         self.last = settings;
+        self.shared.audit.reopen();
         self.groups.reload_certificates();
         self.metrics.reloaded(ReloadOutcome::Applied);
         for change in &changes {
@@ -250,6 +259,9 @@ impl Broker {
                 tracing::warn!(key = change.key, "a setting changed that needs a restart");
             }
         }
+        let keys = |reloaded| changes.iter().filter(move |one| one.reloaded == reloaded).map(|one| &*one.key);
+        let (changed, needs_restart): (Vec<_>, Vec<_>) = (keys(true).collect(), keys(false).collect());
+        self.audit_reload(json!({ "changed": changed, "needs_restart": needs_restart }), "applied");
         tracing::info!(changes = changes.len(), "SIGHUP: the settings were read again");
     }
 
@@ -258,6 +270,11 @@ impl Broker {
         for listener in &mut self.listeners {
             listener.look_at_certificates(&self.last, &self.metrics.tls());
         }
+    }
+
+    fn audit_reload(&self, what: serde_json::Value, result: &str) {
+        let shared = &self.shared;
+        shared.audit.record(shared.clock.wall_ms(), "reload", json!({ "signal": "SIGHUP" }), what, result);
     }
 
     /// Where HTTP is served.
@@ -290,6 +307,7 @@ impl Broker {
             drop(arbiter.join());
         }
         self.groups.stop();
+        self.shared.audit.flush();
         if let Some(http) = self.http {
             http.shutdown();
         }

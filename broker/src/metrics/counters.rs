@@ -613,6 +613,10 @@ families! {
     packets_malformed: CountBy<MalformedReason, { MalformedReason::COUNT }> = "kentongan_packets_malformed_total",
     /// Sessions taken over from a connection that was still open.
     takeovers: Count = "kentongan_takeovers_total",
+    /// Times that a connection was not read for a while, because it, or all of its listener, published faster than they may.
+    publishers_slowed: Count = "kentongan_publishers_slowed_total",
+    /// Lines that were left out of the audit log, because it could not be written as fast.
+    audit_dropped: Count = "kentongan_audit_dropped_total",
     /// Connections closed because nothing came for one and a half Keep Alive intervals.
     keep_alive_timeouts: Count = "kentongan_keep_alive_timeouts_total",
     /// Will Messages published.

@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::{Family, Kind};
+use crate::memory;
 
 /// Clock ticks a second in `/proc`: USER_HZ, which Linux fixes at 100 on every architecture we build for.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -11,6 +12,11 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub(super) const FAMILIES: &[Family] = &[
     family("process_cpu_seconds_total", Kind::Counter, &["User and system CPU time of the process."]),
     family("process_resident_memory_bytes", Kind::Gauge, &["Memory of the process that is in RAM."]),
+    family(
+        "process_heap_bytes",
+        Kind::Gauge,
+        &["Memory that the process has from its allocator: what `limits.memory_bytes_high_water` is held against."],
+    ),
     family("process_virtual_memory_bytes", Kind::Gauge, &["Address space of the process."]),
     family("process_open_fds", Kind::Gauge, &["Open file descriptors."]),
     family("process_max_fds", Kind::Gauge, &["File descriptors that the process may open."]),
@@ -52,6 +58,7 @@ fn read() -> [Option<f64>; FAMILIES.len()] {
     [
         field(14).zip(field(15)).map(|(user, system)| (user + system) / TICKS_PER_SECOND),
         bytes("VmRSS:"),
+        memory::used_bytes().map(|bytes| bytes as f64),
         bytes("VmSize:"),
         fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count().saturating_sub(1) as f64),
         after(&limits, "Max open files").and_then(|soft| soft.parse().ok()),
@@ -77,7 +84,7 @@ mod tests {
         assert!(values.iter().all(Option::is_some), "{values:?}");
         assert!(anonymous_bytes().is_some_and(|bytes| bytes as f64 <= values[1].unwrap() * 2.0));
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
-        let start = values[6].unwrap();
+        let start = values[7].unwrap();
         assert!((now - start).abs() < 3600.0, "started {} s ago", now - start);
     }
 }

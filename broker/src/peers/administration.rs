@@ -6,18 +6,19 @@
 //! is on this machine.
 
 use bytes::Bytes;
+use kentongan_cluster::directory::command::Ban;
 use prost::Message as _;
 
 /// The question.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Administration {
     /// What is wanted; unset if this version does not know it.
-    #[prost(oneof = "Act", tags = "1, 2, 3")]
+    #[prost(oneof = "Act", tags = "1, 2, 3, 4, 5")]
     pub act: Option<Act>,
 }
 
 /// What is wanted.
-#[derive(Clone, Copy, PartialEq, Eq, prost::Oneof)]
+#[derive(Clone, PartialEq, Eq, prost::Oneof)]
 pub enum Act {
     /// That a member leads nothing and has no clients, or that this is over. The directory's leader decides.
     #[prost(message, tag = "1")]
@@ -28,7 +29,24 @@ pub enum Act {
     /// That it is to lead it whenever it can. The directory's leader decides.
     #[prost(message, tag = "3")]
     Prefer(HandOver),
+    /// That somebody is kept out, or let in again. The directory's leader decides.
+    #[prost(message, tag = "4")]
+    Ban(Ban),
+    /// To be told who is kept out, as far as whoever is asked knows.
+    #[prost(message, tag = "5")]
+    Bans(BansBehind),
 }
+
+/// See [`Act::Bans`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct BansBehind {
+    /// Those whose subjects come behind this one, [`BANS_A_PAGE`] at most.
+    #[prost(string, tag = "1")]
+    pub subject: String,
+}
+
+/// Bans in one answer.
+pub const BANS_A_PAGE: usize = 500;
 
 /// See [`Act::Drain`].
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
@@ -67,6 +85,9 @@ pub struct Administered {
     /// Why it must be asked again.
     #[prost(string, tag = "4")]
     pub hindrance: String,
+    /// See [`Act::Bans`]; those that are over are left out.
+    #[prost(message, repeated, tag = "5")]
+    pub bans: Vec<Ban>,
 }
 
 impl Administration {

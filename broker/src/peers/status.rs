@@ -34,7 +34,8 @@ pub struct NodeStatus {
     /// What it may do.
     #[prost(enumeration = "Standing", tag = "6")]
     pub standing: i32,
-    /// How long its lease still lasts. Unset: for ever, since it is alone, or not at all; see `standing`.
+    /// How long its lease still lasts; 0: it is over, and nobody has looked since. Unset: for ever, since it is alone, or there
+    /// never was one; see `standing`.
     #[prost(uint64, optional, tag = "7")]
     pub lease_ms_left: Option<u64>,
     /// Clients connected to it.

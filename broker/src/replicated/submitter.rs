@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use crossbeam::channel::Sender;
-use kentongan_cluster::directory::command::MemberRecord;
+use kentongan_cluster::directory::command::{Ban, MemberRecord};
 use kentongan_cluster::interest::LinkId;
 use kentongan_cluster::membership::Wish;
 use kentongan_cluster::{GroupId, NodeId, PipelineHandle};
@@ -71,6 +71,10 @@ pub enum Query {
     Drain(NodeId, bool, Sender<(Wish, Vec<MemberRecord>)>),
     /// An operator wants a node to lead a group, or (`None`) whoever the cluster chooses.
     Prefer(GroupId, Option<NodeId>, Sender<(Wish, Vec<MemberRecord>)>),
+    /// An operator wants somebody kept out, or let in again.
+    Ban(Ban, Sender<(Wish, Vec<MemberRecord>)>),
+    /// An operator asks who is kept out: those behind this one.
+    Bans(String, Sender<Vec<Ban>>),
     /// This process is about to end.
     Stops,
     /// An operator asks how this node is: as much of it as is known to who applies.

@@ -18,13 +18,15 @@ use slab::Slab;
 use tokio::io::ReadBuf;
 
 use super::batch::Batch;
-use super::client::{Client, Phase, PublishRate};
+use super::claims::ClaimTurns;
+use super::client::{Client, Phase};
 use super::cluster::Departing;
 use super::deliver::Templates;
 use super::handshaking::Handshaking;
 use super::keep_alive::Wheel;
 use super::lanes::Lanes;
 use super::log_rate::LogRate;
+use super::pace::Pace;
 use super::share_settling::{ShareSettling, ShareTaking};
 use super::shared::MEMORY_LEVEL_CLOSES;
 use super::{ConnectionKey, Event, Shared};
@@ -76,6 +78,7 @@ pub struct ArbiterState {
     pub(super) pool: BufferPool,
     pub(super) batches: Vec<Batch>,
     pub(super) lanes: Lanes,
+    pub(super) claim_turns: ClaimTurns,
     pub(super) message_number: u64,
     /// Milliseconds of the process clock, read once a turn.
     pub(super) now_ms: u64,
@@ -89,6 +92,10 @@ pub struct ArbiterState {
     pub(super) wheel: Wheel,
     pub(super) paused: Vec<ConnectionKey>,
     pub(super) handshaking: Handshaking,
+    /// Connections that publish faster than they may.
+    pub(super) paced: Vec<ConnectionKey>,
+    /// The bans that the connections here were held against.
+    pub(super) bans_seen: u32,
     pub(super) slow_reads: Vec<ConnectionKey>,
     /// Connections whose socket took no more, some of which may take it again by now.
     stalled: Vec<ConnectionKey>,
@@ -133,6 +140,7 @@ impl ArbiterState {
             pool: BufferPool::default(),
             batches: (0..shared.inboxes.len()).map(|_| Batch::default()).collect(),
             lanes: Lanes::new(shared.cluster.as_ref().map(|cluster| cluster.node), shared.incarnation(), id, groups),
+            claim_turns: ClaimTurns::new(groups),
             message_number: 0,
             now_ms: shared.now_ms(),
             dirty: Vec::new(),
@@ -144,6 +152,8 @@ impl ArbiterState {
             wheel: Wheel::default(),
             paused: Vec::new(),
             handshaking: Handshaking::default(),
+            paced: Vec::new(),
+            bans_seen: 0,
             slow_reads: Vec::new(),
             stalled: Vec::new(),
             settling: ShareSettling::default(),
@@ -202,7 +212,8 @@ impl ArbiterState {
             last_activity: now,
             blocked_since: 0,
             owes_reading: false,
-            publish_rate: PublishRate::default(),
+            pace: Pace::default(),
+            paced: false,
             packet_bytes_max_out: u32::MAX,
             transport,
             out: OutBuffer::default(),
@@ -268,7 +279,7 @@ impl ArbiterState {
             let phase = client.phase;
             match phase {
                 Phase::Closing if client.out.is_empty() => return Poll::Ready(()),
-                Phase::Closing | Phase::Leaving | Phase::Claiming => return Poll::Pending,
+                Phase::Closing | Phase::Leaving | Phase::AwaitingTurn | Phase::Claiming => return Poll::Pending,
                 _ if client.paused => return Poll::Pending,
                 // What is asked of us must not grow what we hold without end: PINGREQ after PINGREQ, never reading.
                 _ if client.out.len() > out_bytes_max => {
@@ -447,7 +458,7 @@ impl ArbiterState {
                         break;
                     }
                 }
-                Some(client) if client.phase == Phase::Claiming => {
+                Some(client) if matches!(client.phase, Phase::AwaitingTurn | Phase::Claiming) => {
                     client.unprocessed = position < buffer.len();
                     break;
                 }
@@ -650,9 +661,11 @@ impl ArbiterState {
             self.close_slowest();
         }
         self.end_stalled();
+        self.end_banned();
         self.flush_lanes();
         self.retry_lanes();
         self.show_backlog();
+        self.resume_paced();
         self.resume_publishers();
         self.continue_slow_reads();
         let (hits, misses) = self.cache.take_hits_and_misses();
@@ -671,7 +684,7 @@ impl ArbiterState {
             return;
         };
         match client.phase {
-            Phase::AwaitingConnect | Phase::Authenticating | Phase::Claiming => {
+            Phase::AwaitingConnect | Phase::Authenticating | Phase::AwaitingTurn | Phase::Claiming => {
                 self.tear_down(key, super::connect::EndCause::ConnectTimeout);
                 self.end_now(key);
             }
@@ -707,7 +720,10 @@ impl ArbiterState {
         let refused = &self.counters.connects_refused;
         refused.add(ConnectRefusal::TooManyConnections, taken(&self.shared.connections_too_many));
         refused.add(ConnectRefusal::ConnectRate, taken(&self.shared.connections_too_fast));
+        refused.add(ConnectRefusal::Banned, taken(&self.shared.connections_banned));
         self.counters.descriptors_exhausted.add(taken(&self.shared.descriptors_exhausted));
+        self.counters.audit_dropped.add(self.shared.audit.take_dropped());
+        self.shared.audit.note_left_out(self.shared.clock.wall_ms());
     }
 
     /// The socket of `key` takes no more for now.

@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 use kentongan_proto::mqtt::{ProtocolVersion, SubscriptionOptions, Will};
 
 use super::cluster::Served;
+use super::pace::Pace;
 use super::retained_read::RetainedReads;
 use super::share_settling::ShareOrigin;
 use crate::connection::{ConnectionActor, Origin, OutBuffer, Transport};
@@ -28,7 +29,9 @@ pub enum Phase {
     AwaitingConnect,
     /// Authentication exchanges AUTH packets.
     Authenticating,
-    /// The Client Identifier is being claimed; nothing is read meanwhile.
+    /// The Client Identifier is to be claimed once it is this connection's turn; nothing is read meanwhile.
+    AwaitingTurn,
+    /// It is being claimed; nothing is read meanwhile.
     Claiming,
     /// CONNACK was sent.
     Connected,
@@ -99,42 +102,6 @@ pub struct ClientSession {
     pub served: Option<Box<Served>>,
 }
 
-/// How fast a connection publishes, in whole seconds of the arbiter's clock.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct PublishRate {
-    second: u32,
-    count: u32,
-    seconds_over: u32,
-}
-
-/// What a PUBLISH meant for the rate of its connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pace {
-    /// One of those it may send.
-    Within,
-    /// The last one for this second.
-    Last,
-    /// It was too fast for too many seconds.
-    Exceeded,
-}
-
-impl PublishRate {
-    /// Counts a PUBLISH. `rate_max` is not 0; `seconds_max` of 0 means that it never is [`Pace::Exceeded`].
-    pub fn count(&mut self, second: u32, rate_max: u32, seconds_max: u32) -> Pace {
-        if second != self.second {
-            let was_over = self.count >= rate_max && second == self.second + 1;
-            self.seconds_over = if was_over { self.seconds_over + 1 } else { 0 };
-            self.second = second;
-            self.count = 0;
-        }
-        self.count += 1;
-        if self.count < rate_max {
-            return Pace::Within;
-        }
-        if seconds_max != 0 && self.seconds_over >= seconds_max { Pace::Exceeded } else { Pace::Last }
-    }
-}
-
 /// One connection.
 #[derive(Debug)]
 pub struct Client {
@@ -165,8 +132,10 @@ pub struct Client {
     pub blocked_since: u32,
     /// Reading waits until the client has taken what it is owed.
     pub owes_reading: bool,
-    /// See [`PublishRate`].
-    pub publish_rate: PublishRate,
+    /// How fast it publishes, where there are bounds on that.
+    pub pace: Pace,
+    /// Reading waits for a bucket of [`Rates`](super::pace::Rates) to fill; `paused` as well.
+    pub paced: bool,
     /// Largest packet the client takes.
     pub packet_bytes_max_out: u32,
     /// The socket.
@@ -197,22 +166,5 @@ impl Client {
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.phase == Phase::Connected
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rate_is_kept_second_by_second_and_exceeded_only_in_a_row() {
-        let mut rate = PublishRate::default();
-        let mut second = |second, count| (0..count).map(|_| rate.count(second, 2, 2)).last().unwrap();
-        assert_eq!(second(1, 1), Pace::Within);
-        assert_eq!(second(1, 1), Pace::Last);
-        assert_eq!(second(2, 2), Pace::Last);
-        assert_eq!(second(4, 2), Pace::Last, "a second of rest");
-        assert_eq!(second(5, 2), Pace::Last);
-        assert_eq!(second(6, 2), Pace::Exceeded);
     }
 }

@@ -396,7 +396,8 @@ impl ArbiterState {
 
     fn claiming(&mut self) -> Vec<ConnectionKey> {
         let mut keys = self.keys();
-        keys.retain(|&key| self.client(key).is_some_and(|client| client.phase == Phase::Claiming));
+        let claims = |client: &mut Client| matches!(client.phase, Phase::AwaitingTurn | Phase::Claiming);
+        keys.retain(|&key| self.client(key).is_some_and(claims));
         keys
     }
 

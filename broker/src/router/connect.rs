@@ -10,12 +10,14 @@ use kentongan_proto::mqtt::{
 };
 
 use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, LEAVING_SECONDS_MAX, wake};
+use super::banned::BANNED;
 use super::client::{ClientSession, Phase};
 use super::cluster::{Awaits, LastWord, Served};
 use super::log_rate::excerpt;
 use super::retained_read::RetainedReads;
 use super::shared::MEMORY_LEVEL_REFUSES;
 use super::{ConnectionKey, Event};
+use crate::audit::RefusedLogin;
 use crate::auth::{Mechanism, MechanismStep, Redirection};
 use crate::metrics::{CloseReason, ConnectRefusal, PublishRefusal};
 use crate::replicated::command::{Connect as ConnectCommand, Owner, Released, SessionCommand};
@@ -34,6 +36,18 @@ pub struct PendingConnect {
     identity: Arc<str>,
     mechanism: Option<Box<dyn Mechanism>>,
     authentication_data: Option<bytes::Bytes>,
+}
+
+impl PendingConnect {
+    fn new(connect: Box<Connect>, negotiated: Negotiated) -> Box<Self> {
+        let identity = Arc::from("");
+        Box::new(Self { connect, negotiated, identity, mechanism: None, authentication_data: None })
+    }
+
+    /// Who the client says to be.
+    pub(super) fn user_name(&self) -> Option<&str> {
+        self.connect.user_name.as_deref()
+    }
 }
 
 impl std::fmt::Debug for PendingConnect {
@@ -78,6 +92,8 @@ pub enum EndCause {
     SlowConsumer,
     /// It published faster than it may, for too long.
     TooFast,
+    /// An operator banned it, its user or where it comes from.
+    Banned,
     /// This process stops.
     ShuttingDown,
     /// This node lost the majority of the cluster.
@@ -112,6 +128,7 @@ impl EndCause {
             Self::Refused(_) | Self::Malformed { .. } | Self::Protocol(_) => CloseReason::ProtocolError,
             Self::SlowConsumer => CloseReason::SlowConsumer,
             Self::TooFast => CloseReason::QuotaExceeded,
+            Self::Banned => CloseReason::Administrative,
             Self::ShuttingDown | Self::SentElsewhere(_) => CloseReason::ShuttingDown,
             Self::Moved(_) => CloseReason::Moved,
             Self::CutOff => CloseReason::Unavailable,
@@ -124,6 +141,7 @@ impl EndCause {
             Self::ConnectTimeout => Some(ConnectRefusal::ConnectTimeout),
             Self::Malformed { .. } | Self::Protocol(_) => Some(ConnectRefusal::Malformed),
             Self::ShuttingDown => Some(ConnectRefusal::ShuttingDown),
+            Self::Banned => Some(ConnectRefusal::Banned),
             _ => None,
         }
     }
@@ -149,22 +167,22 @@ impl ArbiterState {
                 return self.refuse(key, refusal.reason, refusal.text);
             }
         };
+        if let Some(client) = self.client(key) {
+            client.client_id = Arc::clone(&negotiated.client_id);
+        }
+        if self.is_banned(key, &connect, &negotiated.client_id) {
+            return self.refuse_login(key, PendingConnect::new(connect, negotiated), ReasonCode::Banned, BANNED);
+        }
+        if self.shared.flapping.is_banned(&negotiated.client_id, self.now_ms) {
+            return self.refuse(key, ReasonCode::Banned, "this client identifier connects too often");
+        }
         if !self.may_acknowledge() {
             return self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");
         }
         if self.shared.memory_level() >= MEMORY_LEVEL_REFUSES {
             return self.refuse(key, ReasonCode::ServerBusy, "memory is short");
         }
-        if let Some(client) = self.client(key) {
-            client.client_id = Arc::clone(&negotiated.client_id);
-        }
-        let mut pending = Box::new(PendingConnect {
-            connect,
-            negotiated,
-            identity: Arc::from(""),
-            mechanism: None,
-            authentication_data: None,
-        });
+        let mut pending = PendingConnect::new(connect, negotiated);
         if let Some(method) = pending.connect.properties.authentication_method.clone() {
             let Some(mechanism) = self.shared.authority.mechanism(&method) else {
                 // [MQTT-4.12.0-1]
@@ -183,8 +201,22 @@ impl ArbiterState {
                 pending.identity = identity;
                 self.claim(key, pending);
             }
-            Err(refusal) => self.refuse(key, refusal.reason, refusal.text),
+            Err(refusal) => self.refuse_login(key, pending, refusal.reason, refusal.text),
         }
+    }
+
+    /// Refuses a CONNECT for who sent it, which the audit log tells.
+    fn refuse_login(
+        &mut self,
+        key: ConnectionKey,
+        pending: Box<PendingConnect>,
+        reason: ReasonCode,
+        text: &'static str,
+    ) {
+        if let Some(client) = self.client(key) {
+            client.pending = Some(pending);
+        }
+        self.refuse(key, reason, text);
     }
 
     /// One step of enhanced authentication before CONNACK.
@@ -257,6 +289,9 @@ impl ArbiterState {
 
     /// The client is who it says: now its Client Identifier.
     fn claim(&mut self, key: ConnectionKey, pending: Box<PendingConnect>) {
+        if self.is_banned_identity(&pending.identity) {
+            return self.refuse_login(key, pending, ReasonCode::Banned, BANNED);
+        }
         let authority = &self.shared.authority;
         if let Some(elsewhere) = authority.elsewhere_on_connect(&pending.identity, &pending.negotiated.client_id) {
             return self.redirect(key, elsewhere);
@@ -271,8 +306,8 @@ impl ArbiterState {
             return self.refuse(key, refusal.reason, refusal.text);
         }
         let client_id = Arc::clone(&pending.negotiated.client_id);
-        if self.shared.flapping.is_banned(&client_id, self.now_ms) {
-            return self.refuse(key, ReasonCode::Banned, "connections take this client identifier from each other");
+        if self.shared.flapping.on_connect(&client_id, self.now_ms) {
+            tracing::warn!(%client_id, "banned for a while: this client identifier connects too often");
         }
         if self.shared.cluster.is_some() {
             return self.claim_in_cluster(key, pending);
@@ -298,13 +333,20 @@ impl ArbiterState {
 
     /// With several nodes every claim is its group's to grant, so that two nodes never both do.
     fn claim_in_cluster(&mut self, key: ConnectionKey, pending: Box<PendingConnect>) {
+        let group = self.shared.submitter.slots().group_of(&pending.negotiated.client_id);
+        if !self.claim_turns.may_begin(key, group) {
+            if let Some(client) = self.client(key) {
+                client.phase = Phase::AwaitingTurn;
+                client.pending = Some(pending);
+            }
+            return;
+        }
         let Some(caps) = self.client(key).map(|client| client.listener.queue_caps()) else {
             return;
         };
         let request = ClaimRequest::new(key, &pending.connect, &pending.negotiated, &pending.identity, caps);
         let node = self.shared.cluster.as_ref().map_or(0, |cluster| cluster.node);
         let owner = Owner { incarnation: self.shared.incarnation(), connection: key.raw(), node };
-        let group = self.shared.submitter.slots().group_of(&request.client_id);
         let connect = ConnectCommand { wait_for_release: true, keep_transient: true, ..request.command(owner) };
         self.lanes.command(group, SessionCommand::Connect(connect));
         self.schedule_flush();
@@ -314,9 +356,24 @@ impl ArbiterState {
         }
     }
 
+    /// No answer to the claim of this connection is awaited any more: others have waited for their turn.
+    fn end_claim(&mut self, key: ConnectionKey) {
+        let Some(group) = self.claim_turns.ended(key) else {
+            return;
+        };
+        while let Some(next) = self.claim_turns.next(group) {
+            // Who is gone, or was refused meanwhile, has no turn.
+            let waiting = self.client(next).filter(|client| client.phase == Phase::AwaitingTurn);
+            if let Some(pending) = waiting.and_then(|client| client.pending.take()) {
+                return self.claim_in_cluster(next, pending);
+            }
+        }
+    }
+
     /// The claim was granted: the session begins, CONNACK first [MQTT-3.2.0-1].
     pub(super) fn on_opened(&mut self, opened: Opened) {
         let key = opened.connection;
+        self.end_claim(key);
         let Some(pending) = self.client(key).and_then(|client| client.pending.take()) else {
             if self.is_known_claim(key, opened.epoch) {
                 return;
@@ -471,6 +528,15 @@ impl ArbiterState {
         if logged {
             tracing::info!(client_id = %client.client_id, peer = %client.origin, ?reason, text, "refused");
         }
+        let user = client.pending.as_ref().and_then(|pending| pending.user_name()).map(str::to_owned);
+        let (client_id, origin) = (Arc::clone(&client.client_id), client.origin.clone());
+        if counted.is_of_login() {
+            let refused = RefusedLogin { client_id: &client_id, user: user.as_deref(), origin: &origin, reason: text };
+            self.shared.audit.refused_login(&refused, self.shared.clock.wall_ms());
+        }
+        let Some(client) = self.client(key) else {
+            return;
+        };
         // [MQTT-3.2.2-6] of 3.1.1: where no return code fits, the connection just closes.
         if client.version.is_v5() || codec::v3_connack_code(reason).is_some() {
             let mut properties = ConnAckProperties::default();
@@ -581,6 +647,7 @@ impl ArbiterState {
 
     /// Undoes what the connection stands for in every table. Safe to call twice.
     pub(super) fn tear_down(&mut self, key: ConnectionKey, cause: EndCause) {
+        self.end_claim(key);
         let Some(client) = self.client(key) else {
             return;
         };
@@ -729,6 +796,13 @@ fn properties(method: Option<String>, data: Option<bytes::Bytes>) -> AuthPropert
 impl From<Opened> for Event {
     fn from(opened: Opened) -> Self {
         Self::Opened(Box::new(opened))
+    }
+}
+
+impl ConnectRefusal {
+    /// Whether somebody was not let in for who it is, or says to be.
+    fn is_of_login(self) -> bool {
+        matches!(self, Self::BadCredentials | Self::NotAuthorized | Self::Banned | Self::AuthenticationMethod)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Client Identifiers that connections take from each other over and over: two devices with one name, which would keep
-//! each other and the groups busy for ever.
+//! each other and the groups busy for ever. And those that come and go as fast.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashMap;
@@ -11,13 +11,19 @@ use crate::config::LimitsConfig;
 /// Client Identifiers watched at a time. Beyond that, those that are quiet are forgotten.
 const WATCHED_MAX: usize = 10_000;
 
-/// Counts takeovers, and bans a Client Identifier that has too many.
+/// How often those are looked for at most.
+const SWEEP_MS: u64 = 1000;
+
+/// Counts takeovers and connects, and bans a Client Identifier that has too many.
 #[derive(Debug)]
 pub struct Flapping {
     watched: Mutex<HashMap<String, Watched, foldhash::fast::RandomState>>,
     /// How many there are, so that a CONNECT looks no further while there is none.
     len: AtomicUsize,
+    /// When the quiet were last forgotten.
+    swept_ms: AtomicU64,
     takeovers_max: u32,
+    connects_max: u32,
     window_ms: u64,
     ban_ms: u64,
 }
@@ -26,6 +32,7 @@ pub struct Flapping {
 struct Watched {
     window_began_ms: u64,
     takeovers: u32,
+    connects: u32,
     banned_until_ms: u64,
 }
 
@@ -36,7 +43,9 @@ impl Flapping {
         Self {
             watched: Mutex::default(),
             len: AtomicUsize::new(0),
+            swept_ms: AtomicU64::new(0),
             takeovers_max: limits.flap_takeovers_max,
+            connects_max: limits.flap_connects_max,
             window_ms: u64::from(limits.flap_window_seconds.get()) * 1000,
             ban_ms: u64::from(limits.flap_ban_seconds.get()) * 1000,
         }
@@ -48,28 +57,46 @@ impl Flapping {
 
     /// A connection was taken over. `true`: that was once too often, and the name is banned from now on.
     pub fn on_takeover(&self, client_id: &str, now_ms: u64) -> bool {
-        if self.takeovers_max == 0 {
+        self.count(client_id, now_ms, self.takeovers_max, |watched| &mut watched.takeovers)
+    }
+
+    /// Somebody connects, whoever has the name. `true`: likewise, though this one may still come in.
+    pub fn on_connect(&self, client_id: &str, now_ms: u64) -> bool {
+        self.count(client_id, now_ms, self.connects_max, |watched| &mut watched.connects)
+    }
+
+    fn count(&self, client_id: &str, now_ms: u64, max: u32, counted: impl Fn(&mut Watched) -> &mut u32) -> bool {
+        if max == 0 {
             return false;
         }
         let mut watched = self.lock();
         if watched.len() >= WATCHED_MAX && !watched.contains_key(client_id) {
-            watched.retain(|_, one| now_ms < one.banned_until_ms.max(one.window_began_ms + self.window_ms));
+            self.forget_the_quiet(&mut watched, now_ms);
             if watched.len() >= WATCHED_MAX {
                 return false;
             }
         }
         let one = watched.entry_ref(client_id).or_default();
         if now_ms >= one.window_began_ms + self.window_ms {
-            *one = Watched { window_began_ms: now_ms, takeovers: 0, banned_until_ms: one.banned_until_ms };
+            *one = Watched { window_began_ms: now_ms, banned_until_ms: one.banned_until_ms, ..Watched::default() };
         }
-        one.takeovers += 1;
-        let banned = one.takeovers > self.takeovers_max;
+        *counted(one) += 1;
+        let banned = *counted(one) > max;
         if banned {
             one.banned_until_ms = now_ms + self.ban_ms;
-            one.takeovers = 0;
+            (one.takeovers, one.connects) = (0, 0);
         }
         self.len.store(watched.len(), Ordering::Relaxed);
         banned
+    }
+
+    fn forget_the_quiet(&self, watched: &mut HashMap<String, Watched, foldhash::fast::RandomState>, now_ms: u64) {
+        // They are many, and whoever comes would look through all of them.
+        if now_ms < self.swept_ms.load(Ordering::Relaxed) {
+            return;
+        }
+        self.swept_ms.store(now_ms + SWEEP_MS, Ordering::Relaxed);
+        watched.retain(|_, one| now_ms < one.banned_until_ms.max(one.window_began_ms + self.window_ms));
     }
 
     /// Whether nobody may connect by this name now.
@@ -104,6 +131,16 @@ mod tests {
         assert!(flapping.is_banned("a", 301) && flapping.is_banned("a", 60_299));
         assert!(!flapping.is_banned("b", 301));
         assert!(!flapping.is_banned("a", 60_300), "it is over");
+    }
+
+    #[test]
+    fn who_comes_and_goes_too_often_is_banned_too_where_that_is_set() {
+        let flapping = Flapping::new(&LimitsConfig { flap_connects_max: 2, ..LimitsConfig::default() });
+        let banned = [0, 1, 2].map(|now| flapping.on_connect("a", now));
+        assert_eq!(banned, [false, false, true]);
+        assert!(flapping.is_banned("a", 3) && !flapping.is_banned("b", 3));
+        let without = self::flapping();
+        assert!((0..100).all(|now| !without.on_connect("a", now)));
     }
 
     #[test]

@@ -10,13 +10,16 @@
 //! - [`cluster`]: what is said again, and withheld, where there are several nodes. [`share_settling`]: messages for a
 //!   member elsewhere, until they are settled.
 //! - `moving`: clients that are told to use another server.
-//! - [`registry`]: who holds which Client Identifier.
+//! - [`registry`]: who holds which Client Identifier. `claims`: who claims one, a few at a time.
+//! - [`pace`]: how fast clients may publish; `banned`: who may not be here at all.
 //! - [`keep_alive`]: the wheel of deadlines.
 //! - [`stepped`]: an arbiter without a thread, for simulations.
 
 pub mod arbiter;
 pub mod backlog;
+mod banned;
 pub mod batch;
+mod claims;
 pub mod client;
 pub mod cluster;
 mod connect;
@@ -33,9 +36,10 @@ mod inbox_tests;
 pub(crate) mod inspect;
 pub mod keep_alive;
 mod lanes;
-mod log_rate;
+pub(crate) mod log_rate;
 mod moving;
 pub mod node_lanes;
+pub mod pace;
 mod packets;
 pub mod patient_answers;
 pub mod publish;

@@ -1,5 +1,7 @@
 //! One packet from a client, and who deals with it.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use kentongan_proto::mqtt::codec::{self, AckKind, DecodeError, Frame, Limits, PacketType, Sender};
 use kentongan_proto::mqtt::{Ack, AckProperties, Auth, Disconnect, Packet, PacketId, ProtocolVersion, ReasonCode};
@@ -24,7 +26,7 @@ impl ArbiterState {
             (Phase::Connected, PacketType::Publish) => {
                 match codec::decode_publish(frame, version, Sender::Client, limits) {
                     Ok(publish) => {
-                        if self.shared.settings.session.publish_rate_max != 0 && !self.within_publish_rate(key) {
+                        if self.shared.has_publish_rates.load(Ordering::Relaxed) && !self.keeps_pace(key, frame.len()) {
                             return;
                         }
                         let payload = Payload::of(publish.payload, source);
@@ -60,7 +62,7 @@ impl ArbiterState {
                     Some(ReasonCode::ProtocolError),
                 );
             }
-            (Phase::Claiming | Phase::Leaving | Phase::Closing, _) => {}
+            (Phase::AwaitingTurn | Phase::Claiming | Phase::Leaving | Phase::Closing, _) => {}
         }
     }
 

@@ -11,10 +11,10 @@ use smallvec::SmallVec;
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::batch::Addressee;
-use super::client::Pace;
 use super::connect::EndCause;
 use super::lanes::Waiter;
 use super::log_rate::excerpt;
+use super::pace;
 use super::share_settling::{Kept, ShareOrigin, ShareOutcome};
 use crate::message::{Message, MessageIdentity};
 use crate::metrics::DropReason;
@@ -666,28 +666,50 @@ impl ArbiterState {
         Routed::Waiting(waiter)
     }
 
-    /// Counts a PUBLISH where connections have a rate. `false`: this one ended its connection.
-    pub(super) fn within_publish_rate(&mut self, key: ConnectionKey) -> bool {
-        let now = self.now_seconds();
-        let (rate_max, seconds_max) = {
-            let session = &self.shared.settings.session;
-            (session.publish_rate_max, session.publish_rate_seconds_max)
-        };
+    /// Counts a PUBLISH where publishers have rates. `false`: this one ended its connection.
+    pub(super) fn keeps_pace(&mut self, key: ConnectionKey, bytes: usize) -> bool {
+        let now_ms = self.now_ms;
         let Some(client) = self.client(key) else {
             return false;
         };
-        match client.publish_rate.count(now, rate_max, seconds_max) {
-            Pace::Within => true,
-            Pace::Last => {
-                self.pause(key);
-                self.paused.push(key);
+        match client.pace.count(&client.listener.rates, now_ms, bytes as u64) {
+            pace::Verdict::Within => true,
+            pace::Verdict::Wait => {
+                client.paused = true;
+                if !std::mem::replace(&mut client.paced, true) {
+                    self.paced.push(key);
+                    self.counters.publishers_slowed.inc();
+                }
                 true
             }
-            Pace::Exceeded => {
+            pace::Verdict::Exceeded => {
                 self.end(key, EndCause::TooFast, Some(ReasonCode::MessageRateTooHigh));
                 false
             }
         }
+    }
+
+    /// Reads those again whose buckets have something in them. Every second.
+    pub(super) fn resume_paced(&mut self) {
+        let now_ms = self.now_ms;
+        let overloaded = self.is_overloaded();
+        for key in std::mem::take(&mut self.paced) {
+            let Some(client) = self.client(key) else { continue };
+            if client.pace.must_wait(&client.listener.rates, now_ms) {
+                self.paced.push(key);
+                continue;
+            }
+            client.paced = false;
+            if overloaded {
+                self.paused.push(key);
+            } else if !self.is_full(key) {
+                self.resume_reading(key);
+            }
+        }
+    }
+
+    fn is_overloaded(&self) -> bool {
+        self.shared.is_overloaded() || self.lanes.is_paused() || self.settling.is_paused()
     }
 
     /// Stops reading a connection until [`Self::resume_reading`].
@@ -703,6 +725,7 @@ impl ArbiterState {
     pub(super) fn resume_reading(&mut self, key: ConnectionKey) {
         if let Some(client) = self.client(key)
             && (client.paused || client.unprocessed)
+            && !client.paced
         {
             client.paused = false;
             super::arbiter::wake(client);
@@ -711,7 +734,7 @@ impl ArbiterState {
 
     /// Pauses the connection if those it publishes to cannot keep up.
     pub(super) fn pause_if_overloaded(&mut self, key: ConnectionKey) {
-        if self.shared.is_overloaded() || self.lanes.is_paused() || self.settling.is_paused() {
+        if self.is_overloaded() {
             self.shared.publishers_paused.store(true, Ordering::Release);
             self.pause(key);
             self.paused.push(key);
@@ -720,8 +743,7 @@ impl ArbiterState {
 
     /// Those who were waited for caught up.
     pub(super) fn resume_publishers(&mut self) {
-        if self.paused.is_empty() || self.shared.is_overloaded() || self.lanes.is_paused() || self.settling.is_paused()
-        {
+        if self.paused.is_empty() || self.is_overloaded() {
             return;
         }
         for key in std::mem::take(&mut self.paused) {

@@ -11,10 +11,13 @@ use super::flapping::Flapping;
 use super::inbox::Inbox;
 use super::registry::Registry;
 use super::sys::SysTree;
+use crate::audit::Audit;
 use crate::auth::Authority;
+use crate::bans::Bans;
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::listener::ListenerContext;
+use crate::memory;
 use crate::random::Random;
 use crate::replicated::Submitter;
 use crate::subscription::SubscriptionIndex;
@@ -30,12 +33,6 @@ pub const MEMORY_LEVEL_PAUSES: u8 = 2;
 
 /// The slowest subscribers are closed too.
 pub const MEMORY_LEVEL_CLOSES: u8 = 3;
-
-fn resident_bytes() -> Option<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
-    Some(pages * rustix::param::page_size() as u64)
-}
 
 fn memory_level(bytes: u64, mark: u64) -> u8 {
     match bytes {
@@ -53,6 +50,12 @@ pub struct Shared {
     pub index: SubscriptionIndex,
     /// Who holds which Client Identifier.
     pub registry: Registry,
+    /// Who is kept out of the cluster.
+    pub bans: Bans,
+    /// What operators did and who was refused.
+    pub audit: Audit,
+    /// Whether there are bounds on how fast clients may publish, on any listener.
+    pub has_publish_rates: AtomicBool,
     /// Client Identifiers that are fought over.
     pub flapping: Flapping,
     /// One for each arbiter.
@@ -87,6 +90,8 @@ pub struct Shared {
     pub connections_too_many: AtomicU64,
     /// Connections closed at once, because their address connects too often.
     pub connections_too_fast: AtomicU64,
+    /// Connections closed at once, because their address is banned.
+    pub connections_banned: AtomicU64,
     /// See [`Self::incarnation`].
     incarnation: AtomicU64,
     /// `limits.memory_bytes_high_water` as read last.
@@ -115,6 +120,9 @@ impl Shared {
         Self {
             index: SubscriptionIndex::new(),
             registry: Registry::default(),
+            bans: Bans::default(),
+            audit: Audit::default(),
+            has_publish_rates: AtomicBool::new(settings.has_publish_rates()),
             flapping: Flapping::new(&settings.limits),
             inboxes: (0..arbiters).map(|_| Inbox::new(INBOX_BYTES_HIGH_WATER)).collect(),
             recycled: (0..arbiters).map(|_| crossbeam::queue::ArrayQueue::new(64)).collect(),
@@ -132,6 +140,7 @@ impl Shared {
             descriptors_exhausted: AtomicU64::new(0),
             connections_too_many: AtomicU64::new(0),
             connections_too_fast: AtomicU64::new(0),
+            connections_banned: AtomicU64::new(0),
             incarnation: AtomicU64::new(incarnation),
             memory_bytes_high_water,
             memory_level: AtomicU8::new(0),
@@ -201,6 +210,12 @@ impl Shared {
         self.clock.now_ms()
     }
 
+    /// Seconds since 1970 by the wall clock, by which bans end.
+    #[must_use]
+    pub fn wall_seconds(&self) -> u64 {
+        self.clock.wall_ms() / 1000
+    }
+
     /// Whether publishers should pause: an arbiter or the groups have too much before them.
     #[must_use]
     pub fn is_overloaded(&self) -> bool {
@@ -215,13 +230,13 @@ impl Shared {
         self.memory_level.load(Ordering::Relaxed)
     }
 
-    /// Looks at the resident memory of the process, about once a second.
+    /// Looks at the memory that the process uses, about once a second.
     pub fn watch_memory(&self) {
         let mark = self.memory_bytes_high_water.load(Ordering::Relaxed);
         if mark == 0 && self.memory_level() == 0 {
             return;
         }
-        let level = resident_bytes().filter(|_| mark != 0).map_or(0, |bytes| memory_level(bytes, mark));
+        let level = memory::used_bytes().filter(|_| mark != 0).map_or(0, |bytes| memory_level(bytes, mark));
         if self.memory_level.swap(level, Ordering::Relaxed) != level {
             tracing::warn!(level, "memory crossed a mark (limits.memory_bytes_high_water)");
             self.wake_paused_publishers();

@@ -367,7 +367,7 @@ impl Process {
 
     /// Whether all groups here, and the directory, have what the later version brings.
     pub(super) fn is_all_ahead(&self) -> bool {
-        self.pipeline.machine().has_level(2)
+        self.pipeline.machine().has_level(later::LEVEL_AHEAD)
     }
 
     pub(super) fn on_second(&mut self) {

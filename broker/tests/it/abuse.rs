@@ -12,6 +12,8 @@ use rand::{RngExt, SeedableRng};
 use crate::support::*;
 
 /// The time runs from accepting the connection, not from its last byte.
+///
+/// Abuse: [slow-connect]
 #[test]
 fn a_connect_that_dribbles_in_is_cut_off_in_time() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -46,6 +48,8 @@ fn malformed(reason: &str) -> String {
 }
 
 /// Whatever ends a connection before CONNACK leaves a line in the log and a count by its reason.
+///
+/// Abuse: [slow-connect], [refusals-logged]
 #[test]
 fn an_end_before_connack_is_logged_and_counted() {
     let listener = "[[listener]]\naddress = \"127.0.0.1:0\"\nconnect_timeout_seconds = 1\n";
@@ -79,6 +83,8 @@ fn an_end_before_connack_is_logged_and_counted() {
 }
 
 /// A flood of refusals does not flood the log: what is left out is counted, and nothing is left out of the metrics.
+///
+/// Abuse: [refusals-logged]
 #[test]
 fn refusals_are_logged_at_a_bounded_rate() {
     const FLOOD: usize = 400;
@@ -106,6 +112,8 @@ fn refusals_are_logged_at_a_bounded_rate() {
 }
 
 /// Not only the whole SUBSCRIBE, each filter is counted by its reason, and logged with its client.
+///
+/// Abuse: [refusals-logged]
 #[test]
 fn refused_filters_and_publishes_are_counted_and_logged() {
     let settings = [("KENTONGAN_SESSION__SUBSCRIPTIONS_MAX", "1"), ("KENTONGAN_DELAYED__ENABLED", "false")];
@@ -137,6 +145,8 @@ fn refused_filters_and_publishes_are_counted_and_logged() {
 }
 
 /// A property that ends before its value does, in a packet of a connected client.
+///
+/// Abuse: [malformed]
 #[test]
 fn a_truncated_property_ends_the_connection() {
     let broker = Broker::start();
@@ -158,6 +168,8 @@ fn a_truncated_property_ends_the_connection() {
 }
 
 /// Before a CONNECT was accepted, next to nothing may be promised.
+///
+/// Abuse: [packet-too-large]
 #[test]
 fn a_large_packet_before_connect_is_refused_by_its_header() {
     let broker = Broker::start();
@@ -167,6 +179,7 @@ fn a_large_packet_before_connect_is_refused_by_its_header() {
     broker.wait_for_metric(&malformed("packet_too_large"), |count| count == 1.0);
 }
 
+/// Abuse: [too-many]
 #[test]
 fn limits_on_properties_levels_filters_and_subscriptions_are_kept() {
     let broker = Broker::with_environment(
@@ -207,6 +220,8 @@ fn limits_on_properties_levels_filters_and_subscriptions_are_kept() {
 }
 
 /// Its out-buffer is bounded, what does not fit is counted, and nobody else notices.
+///
+/// Abuse: [stalled-subscriber]
 #[test]
 fn a_subscriber_that_does_not_read_costs_no_more_than_its_bounds() {
     let broker = Broker::with_environment(&[], &[("KENTONGAN_SESSION__OUT_BUFFER_BYTES_MAX", "65536")]);
@@ -265,6 +280,8 @@ fn large_messages_arrive_whole_among_small_ones() {
 
 /// Mutated sessions against a living broker: it serves on, and nothing of them stays.
 /// `KENTONGAN_LIVE_MUTATIONS` says how many (1,000 if it is not set), `KENTONGAN_SEED` repeats a run.
+///
+/// Abuse: [malformed]
 #[test]
 fn mutated_sessions_leave_nothing_behind() {
     let count = std::env::var("KENTONGAN_LIVE_MUTATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(1_000_u64);
@@ -351,6 +368,8 @@ fn session(version: ProtocolVersion, random: &mut SmallRng) -> Vec<Packet> {
 }
 
 /// Two devices with one Client Identifier, each of which reconnects when the other threw it out.
+///
+/// Abuse: [reconnect-storm]
 #[test]
 fn a_client_identifier_that_is_fought_over_is_banned() {
     let settings = [("KENTONGAN_LIMITS__FLAP_TAKEOVERS_MAX", "3"), ("KENTONGAN_LIMITS__FLAP_BAN_SECONDS", "1")];
@@ -374,6 +393,8 @@ fn a_client_identifier_that_is_fought_over_is_banned() {
 }
 
 /// Beyond its rate an address is hung up on before it has said a word; others, and later times, are not affected.
+///
+/// Abuse: [connect-flood]
 #[test]
 fn a_flood_of_connections_from_one_address_is_cut_off() {
     let broker = Broker::with_environment(&[], &[("KENTONGAN_LIMITS__CONNECT_RATE_PER_ADDRESS", "5")]);
@@ -388,6 +409,8 @@ fn a_flood_of_connections_from_one_address_is_cut_off() {
 }
 
 /// One that publishes faster than it may is not read, which slows it down, and closed if it goes on.
+///
+/// Abuse: [publisher-too-fast]
 #[test]
 fn a_publisher_that_is_too_fast_is_slowed_down_and_then_closed() {
     let settings =
@@ -421,6 +444,8 @@ fn a_publisher_that_is_too_fast_is_slowed_down_and_then_closed() {
 
 /// Slowed down for longer than its keep-alive, it is not taken for dead: what it sent waits in the socket, its PINGREQ
 /// behind it.
+///
+/// Abuse: [publisher-too-fast]
 #[test]
 fn a_publisher_that_is_slowed_down_is_not_blamed_for_its_silence() {
     let broker = Broker::with_environment(&[], &[("KENTONGAN_SESSION__PUBLISH_RATE_MAX", "20")]);
@@ -441,7 +466,96 @@ fn a_publisher_that_is_slowed_down_is_not_blamed_for_its_silence() {
     assert_eq!(client.receive(), Packet::PingResp);
 }
 
+/// The same by bytes, and with settings that come while it is connected; others keep their own pace.
+///
+/// Abuse: [publisher-too-fast]
+#[test]
+fn a_publisher_is_held_to_a_rate_of_bytes_from_the_moment_that_it_is_set() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("kentongan.toml");
+    let settings = |rate: &str| format!("[[listener]]\naddress = \"127.0.0.1:0\"\n[session]\n{rate}\n");
+    std::fs::write(&file, settings("")).expect("written");
+    let broker = Broker::with_file(&file);
+    let mut fast = Client::v5(&broker, "fast");
+    let mut slow = Client::v5(&broker, "slow");
+    let payload = "x".repeat(100_000);
+    let mut takes = |client: &mut Client, messages: u16| {
+        let began = Instant::now();
+        for number in 1..=messages {
+            client.publish("t", &payload, qos1(number));
+        }
+        for number in 1..=messages {
+            client.complete(qos1(number));
+        }
+        began.elapsed()
+    };
+    takes(&mut fast, 20);
+    assert_eq!(broker.metric("kentongan_publishers_slowed_total"), 0.0);
+    std::fs::write(&file, settings("publish_bytes_rate_max = 500000")).expect("written");
+    broker.hang_up();
+    broker.wait_for_metric("kentongan_settings_reloads_total{outcome=\"applied\"}", |count| count == 1.0);
+    // A second's worth at once, the other 1.5 MB at the rate.
+    let took = takes(&mut fast, 20);
+    assert!(took > Duration::from_secs(2), "2 MB in {took:?}");
+    assert!(broker.metric("kentongan_publishers_slowed_total") > 0.0);
+    assert!(takes(&mut slow, 2) < Duration::from_secs(1), "it has a bucket of its own");
+}
+
+/// All of its clients together, not those of others; who is not read for the others' sake is never closed for it.
+///
+/// Abuse: [publisher-too-fast]
+#[test]
+fn the_publishers_of_a_listener_share_its_rate() {
+    let listener = "[[listener]]\naddress = \"127.0.0.1:0\"\n";
+    let broker = Broker::with_settings(&format!(
+        "{listener}publish_rate_max = 20\n{listener}[session]\npublish_rate_max = 1000\npublish_rate_seconds_max = 1\n"
+    ));
+    let other = broker.next_listener();
+    let mut beside = Client::at(other, ProtocolVersion::V5);
+    beside.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, "beside"))));
+    assert_eq!(beside.expect_connack().reason_code, ReasonCode::Success);
+    let mut limited = ["one", "two"].map(|name| Client::v5(&broker, name));
+    let began = Instant::now();
+    for client in &mut limited {
+        (1..=40).for_each(|number| client.publish("t", "x", qos1(number)));
+    }
+    (1..=200).for_each(|number| beside.publish_acknowledged("t", "x", qos1(number)));
+    let free = began.elapsed();
+    for client in &mut limited {
+        (1..=40).for_each(|number| client.complete(qos1(number)));
+    }
+    let took = began.elapsed();
+    assert!(took > Duration::from_millis(2500), "80 messages at 20 a second in {took:?}");
+    assert!(free < took, "{free:?} for who has no rate");
+}
+
+/// One that connects and goes again and again, although nobody else wants its name.
+///
+/// Abuse: [reconnect-storm]
+#[test]
+fn a_client_identifier_that_comes_and_goes_too_often_is_banned_where_that_is_set() {
+    let broker = Broker::with_environment(
+        &[],
+        &[("KENTONGAN_LIMITS__FLAP_CONNECTS_MAX", "5"), ("KENTONGAN_LIMITS__FLAP_BAN_SECONDS", "2")],
+    );
+    let mut come = || {
+        let (client, connack) = Client::open(&broker, connect(ProtocolVersion::V5, "flapping"));
+        if connack.reason_code == ReasonCode::Success {
+            client.disconnect();
+        }
+        connack.reason_code
+    };
+    let came = [(); 8].map(|()| come());
+    let (success, banned) = (ReasonCode::Success, ReasonCode::Banned);
+    assert_eq!(came, [success, success, success, success, success, success, banned, banned]);
+    Client::v5(&broker, "steady").disconnect();
+    broker.wait_for_metric(&refused("connects", "banned"), |count| count == 2.0);
+    wait_for("the end of it", || come() == success);
+}
+
 /// Beyond the rate of a listener clients wait in its backlog, and come in by and by; another listener is not affected.
+///
+/// Abuse: [connect-flood]
 #[test]
 fn a_flood_of_connections_to_a_listener_waits_its_turn() {
     let listener = "[[listener]]\naddress = \"127.0.0.1:0\"\n";
@@ -475,6 +589,8 @@ fn a_flood_of_connections_to_a_listener_waits_its_turn() {
 }
 
 /// Far over the mark of memory, the connection with most bytes waiting is closed; one that reads is not.
+///
+/// Abuse: [memory]
 #[test]
 fn far_over_the_mark_of_memory_the_slowest_subscriber_is_closed() {
     let settings = |mark: u64| {
@@ -501,8 +617,8 @@ fn far_over_the_mark_of_memory_the_slowest_subscriber_is_closed() {
         client
     });
     publisher.publish_acknowledged("nobody", "", qos1(1));
-    let bytes = broker.metric("process_resident_memory_bytes") as u64;
-    assert!(bytes > 80_000_000, "only {bytes} bytes are held");
+    let bytes = broker.metric("process_heap_bytes") as u64;
+    assert!(bytes > 60_000_000, "only {bytes} bytes are held");
     // Over 120 % of the mark: level 3, until the slowest has gone.
     std::fs::write(&file, settings(bytes * 10 / 13)).expect("written");
     broker.hang_up();
@@ -517,7 +633,61 @@ fn far_over_the_mark_of_memory_the_slowest_subscriber_is_closed() {
     });
 }
 
+/// One after the other, and what each does ends with it.
+///
+/// Abuse: [memory]
+#[test]
+fn each_mark_of_memory_adds_a_measure() {
+    let settings = |mark: u64| {
+        format!(
+            "arbiters = 1\n[[listener]]\naddress = \"127.0.0.1:0\"\n[session]\nout_buffer_bytes_max = 200000000\n\
+             stalled_seconds_max = 0\n[limits]\nmemory_bytes_high_water = {mark}\n"
+        )
+    };
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("kentongan.toml");
+    std::fs::write(&file, settings(0)).expect("written");
+    let broker = Broker::with_file(&file);
+    let mut publisher = Client::v5(&broker, "publisher");
+    let mut deaf = Client::v5(&broker, "deaf");
+    deaf.subscribe("deaf", QoS::AtMostOnce);
+    let payload = "x".repeat(100_000);
+    for _ in 0..800 {
+        publisher.publish("deaf", &payload, QOS0);
+    }
+    publisher.publish_acknowledged("nobody", "", qos1(1));
+    let bytes = broker.metric("process_heap_bytes") as u64;
+    assert!(bytes > 60_000_000, "only {bytes} bytes are held");
+    let used = |percent: u64| {
+        std::fs::write(&file, settings(if percent == 0 { 0 } else { bytes * 100 / percent })).expect("written");
+        broker.hang_up();
+    };
+    let comes = || Client::open(&broker, connect(ProtocolVersion::V5, "late")).1.reason_code;
+
+    used(105);
+    wait_for("level 1", || comes() == ReasonCode::ServerBusy);
+    publisher.publish_acknowledged("nobody", "still read", qos1(2));
+    used(115);
+    // Whatever it sends, it is answered no more.
+    let mut number = 2;
+    wait_for("level 2", || {
+        number += 1;
+        publisher.publish("nobody", "", qos1(number));
+        publisher.receive_within(Duration::from_secs(2)).is_none()
+    });
+    assert_eq!(comes(), ReasonCode::ServerBusy);
+    let closed = "kentongan_connections_closed_total{reason=\"slow_consumer\"}";
+    assert_eq!(broker.metric(closed), 0.0, "nobody is closed yet");
+    used(130);
+    broker.wait_for_metric(closed, |count| count == 1.0);
+    // What it had is free, and by that all measures end.
+    publisher.complete(qos1(number));
+    wait_for("level 0", || comes() == ReasonCode::Success);
+}
+
 /// A persistent session whose client stops reading loses its connection and nothing else.
+///
+/// Abuse: [stalled-subscriber]
 #[test]
 fn a_persistent_session_closed_by_a_stall_resumes_with_its_messages() {
     // More than fits into the kernel's buffers is in flight at once.
@@ -549,6 +719,8 @@ fn a_persistent_session_closed_by_a_stall_resumes_with_its_messages() {
 }
 
 /// A client that asks and asks and never reads the answers is not listened to for ever.
+///
+/// Abuse: [stalled-subscriber]
 #[test]
 fn answers_that_nobody_reads_are_bounded_and_their_connection_is_closed() {
     let settings =
@@ -565,9 +737,11 @@ fn answers_that_nobody_reads_are_bounded_and_their_connection_is_closed() {
 }
 
 /// Over the mark of memory: no new clients, no new messages, and nobody is blamed for the silence that this causes.
+///
+/// Abuse: [memory]
 #[test]
 fn short_of_memory_clients_are_refused_and_publishers_not_read() {
-    let idle_bytes = Broker::start().metric("process_resident_memory_bytes") as u64;
+    let idle_bytes = Broker::start().metric("process_heap_bytes") as u64;
     let mark = (idle_bytes + 48 * 1024 * 1024).to_string();
     let broker = Broker::with_environment(&[], &[("KENTONGAN_LIMITS__MEMORY_BYTES_HIGH_WATER", &mark)]);
     let mut away = connect(ProtocolVersion::V5, "away");
@@ -601,6 +775,8 @@ fn short_of_memory_clients_are_refused_and_publishers_not_read() {
 }
 
 /// What a session may not keep is dropped by policy and counted, the rest is delivered in order.
+///
+/// Abuse: [queue-full]
 #[test]
 fn a_full_queue_drops_by_policy_and_counts() {
     for (policy, expected) in [("drop-new", ["0", "1", "2"]), ("drop-oldest", ["5", "6", "7"])] {
@@ -627,6 +803,8 @@ fn a_full_queue_drops_by_policy_and_counts() {
 }
 
 /// The same behind the window of a client that is connected, whose session ends with it; bounds on messages and bytes.
+///
+/// Abuse: [queue-full]
 #[test]
 fn a_full_queue_of_a_transient_session_drops_by_policy_and_counts() {
     for (bound, reason) in [("queue_messages_max = 3", "queue_messages"), ("queue_bytes_max = 35000", "queue_bytes")] {
@@ -653,6 +831,8 @@ fn a_full_queue_of_a_transient_session_drops_by_policy_and_counts() {
 }
 
 /// A client that reads too slowly loses what is of QoS 0; what has a QoS waits for it.
+///
+/// Abuse: [queue-full]
 #[test]
 fn qos_0_gives_way_first() {
     let broker = Broker::with_environment(&[], &[("KENTONGAN_SESSION__OUT_BUFFER_BYTES_MAX", "65536")]);

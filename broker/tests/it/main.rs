@@ -10,6 +10,7 @@ mod first_light;
 mod long_queue;
 mod old_clients;
 mod operation;
+mod overload;
 mod plugged;
 mod powercut;
 mod pub_sub;

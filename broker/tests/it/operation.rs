@@ -303,12 +303,15 @@ fn every_family_of_metrics_moves() {
     let broker = Broker::with_environment(&[], &settings);
     let (_, metrics) = broker.http_get("/metrics");
     let families = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
-    // The log and its checkpoints have tests of their own, and so have TLS, the want of descriptors and what needs other nodes.
+    // The log and its checkpoints have tests of their own, and so have TLS, the want of descriptors, rates, the audit log and what
+    // needs other nodes.
     let elsewhere = [
         "kentongan_log_",
         "kentongan_checkpoints_",
         "kentongan_tls_",
         "kentongan_descriptors_exhausted_total",
+        "kentongan_publishers_slowed_total",
+        "kentongan_audit_dropped_total",
         "kentongan_shared_messages_elsewhere",
     ];
     let mut unmoved: Vec<_> = families
@@ -540,4 +543,83 @@ fn cpu_ticks(broker: &Broker) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", broker.pid())).expect("our own child");
     let fields: Vec<_> = stat.rsplit(')').next().expect("a name in brackets").split_whitespace().collect();
     fields[11].parse::<u64>().expect("utime") + fields[12].parse::<u64>().expect("stime")
+}
+
+/// Each reload and each refused login is a line; what is no JSON cannot hide in it.
+///
+/// Abuse: [audit]
+#[test]
+fn the_audit_log_tells_who_was_refused_and_what_was_reloaded() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (file, audit) = (directory.path().join("kentongan.toml"), directory.path().join("audit.log"));
+    let settings = |more: &str| {
+        let audit = audit.to_str().expect("UTF-8");
+        format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\nallow_anonymous = false\n[log]\naudit_file = \"{audit}\"\n{more}"
+        )
+    };
+    std::fs::write(&file, settings("")).expect("written");
+    let broker = Broker::with_file(&file);
+    let asked = Connect {
+        user_name: Some("eve\"}\n".to_owned()),
+        password: Some(Bytes::from_static(b"planted-secret")),
+        ..connect(ProtocolVersion::V5, "meter")
+    };
+    assert!(Client::open(&broker, asked).1.reason_code.is_error());
+    for (text, outcome) in [("filter = \"debug\"\n", "applied"), ("filter = \"(\"\nnonsense = 1\n", "refused")] {
+        std::fs::write(&file, settings(text)).expect("written");
+        broker.hang_up();
+        let series = format!("kentongan_settings_reloads_total{{outcome=\"{outcome}\"}}");
+        broker.wait_for_metric(&series, |count| count == 1.0);
+    }
+    let lines = || -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(&audit).expect("it is there");
+        assert!(!text.contains("planted-secret"), "{text}");
+        text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+    };
+    wait_for("three lines", || lines().len() == 3);
+    let [login, applied, refused] = &lines()[..] else { panic!("three lines") };
+    assert_eq!(
+        (&login["event"], &login["who"]["user"], &login["who"]["client_id"]),
+        (&"login".into(), &"eve\"}\n".into(), &"meter".into())
+    );
+    assert!(login["result"].as_str().is_some_and(|text| text.starts_with("refused: ")), "{login}");
+    assert!(login["time"].as_str().is_some_and(|text| text.ends_with('Z')), "{login}");
+    assert_eq!((&applied["event"], &applied["result"]), (&"reload".into(), &"applied".into()));
+    assert_eq!(applied["what"]["changed"], serde_json::json!(["log.filter"]));
+    assert!(refused["result"].as_str().is_some_and(|text| text.contains("nonsense")), "{refused}");
+    assert_eq!(broker.metric("kentongan_audit_dropped_total"), 0.0);
+}
+
+/// What is secret is said nowhere: not in the log at its most talkative, not in metrics or health, not in the settings as shown.
+///
+/// Abuse: [secrets]
+#[test]
+fn secrets_that_were_planted_are_found_nowhere() {
+    const SECRETS: [&str; 2] = ["planted-token", "planted-password"];
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("kentongan.toml");
+    let text =
+        "[[listener]]\naddress = \"127.0.0.1:0\"\n[http]\ntoken = \"planted-token\"\n[log]\nfilter = \"trace\"\n";
+    std::fs::write(&file, text).expect("written");
+    let broker = Broker::with_file(&file);
+    let mut asked = Connect {
+        user_name: Some("user".to_owned()),
+        password: Some(Bytes::from_static(b"planted-password")),
+        ..connect(ProtocolVersion::V5, "planted")
+    };
+    // A session that is kept makes the log talk, too.
+    asked.properties.session_expiry_interval = Some(60);
+    drop(Client::open(&broker, asked));
+    let mut seen = broker.logs_until("disconnected");
+    assert!(seen.iter().any(|line| line.contains("TRACE")), "it talks");
+    for path in ["/metrics", "/livez", "/readyz"] {
+        seen.push(broker.http_get(path).1);
+    }
+    let shown = broker_command().args(["config", "show", "--config"]).arg(&file).output().expect("the program runs");
+    assert!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
+    seen.push(String::from_utf8_lossy(&shown.stdout).into_owned());
+    for (secret, text) in SECRETS.iter().flat_map(|secret| seen.iter().map(move |text| (secret, text))) {
+        assert!(!text.contains(secret), "{secret} is in {text}");
+    }
 }

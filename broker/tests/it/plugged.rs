@@ -44,6 +44,8 @@ fn codes(client: &mut Client, filters: &[&str]) -> Vec<ReasonCode> {
 }
 
 /// Also within a shared subscription, and for any wildcard that reaches further than the right does.
+///
+/// Abuse: [unauthorised], [authorize]
 #[test]
 fn a_filter_that_is_not_allowed_gets_0x87_and_the_others_stand() {
     use ReasonCode::{GrantedQos1, NotAuthorized};
@@ -73,6 +75,7 @@ fn a_filter_that_is_not_allowed_gets_0x87_and_the_others_stand() {
     }
 }
 
+/// Abuse: [unauthorised], [authorize]
 #[test]
 fn a_topic_that_is_not_allowed_gets_0x87_and_reaches_nobody() {
     let broker = guarded();
@@ -99,6 +102,7 @@ fn a_topic_that_is_not_allowed_gets_0x87_and_reaches_nobody() {
     watcher.expect_nothing();
 }
 
+/// Abuse: [unauthorised], [authorize]
 #[test]
 fn a_will_that_is_not_allowed_is_refused_at_connect() {
     let broker = guarded();

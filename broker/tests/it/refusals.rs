@@ -42,6 +42,8 @@ fn answer(client: &mut Client, message: Publish) -> Ack {
 }
 
 /// `$SYS` is the broker's own, whichever way a message would take to it.
+///
+/// Abuse: [sys-topic]
 #[test]
 fn nobody_speaks_for_the_broker_directly_delayed_or_by_will() {
     let broker = Broker::with_environment(&[], &[("KENTONGAN_SYS__INTERVAL_SECONDS", "0")]);

@@ -264,6 +264,7 @@ fn the_end_of_a_connection_is_said() {
     assert!(rest.is_empty(), "nothing but the end");
 }
 
+/// Abuse: [certificates]
 #[test]
 fn certificates_reload_without_a_restart_and_an_invalid_one_keeps_the_old() {
     let certificates = localhost();
@@ -452,6 +453,7 @@ fn versions_suites_and_protocols_are_those_of_the_settings() {
 }
 
 /// The time from accepting a connection to its CONNECT includes the handshake, and handshakes that go on are bounded.
+/// Abuse: [slow-connect]
 #[test]
 fn stalled_tls_handshakes_end_in_time_and_are_bounded() {
     let certificates = localhost();

@@ -126,6 +126,26 @@ pub struct Prefer {
     pub node: u64,
 }
 
+/// Somebody is kept out of the cluster, or may come in again. Not proposed below [`super::bans::BANS_LEVEL`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Ban {
+    /// Who. What it says is for those who let clients in.
+    #[prost(string, tag = "1")]
+    pub subject: String,
+    /// The end of it, in seconds since 1970; 0: none.
+    #[prost(uint64, tag = "2")]
+    pub until_seconds: u64,
+    /// Why, for people.
+    #[prost(string, tag = "3")]
+    pub reason: String,
+    /// It is over, if it is there.
+    #[prost(bool, tag = "4")]
+    pub lifted: bool,
+    /// The wall clock of whoever proposed it: bans that ended before are dropped.
+    #[prost(uint64, tag = "5")]
+    pub now_seconds: u64,
+}
+
 /// Where a group is kept from now on.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Placement {
@@ -151,7 +171,7 @@ pub struct FeatureLevel {
 /// The envelope.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct Envelope {
-    #[prost(oneof = "Command", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13")]
+    #[prost(oneof = "Command", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14")]
     command: Option<Command>,
 }
 
@@ -191,6 +211,9 @@ pub enum Command {
     /// See [`Prefer`].
     #[prost(message, tag = "13")]
     Prefer(Prefer),
+    /// See [`Ban`].
+    #[prost(message, tag = "14")]
+    Ban(Ban),
 }
 
 /// As it stands in the log.

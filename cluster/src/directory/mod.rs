@@ -14,6 +14,7 @@
 //! it had when it died; it is *removed* when no group counts on it any more. That too is final: who removed a disk and
 //! finds it again starts it empty, as another node.
 
+pub mod bans;
 pub mod command;
 mod snapshot;
 
@@ -22,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::feature_level::{FeatureLevels, UnknownLevel};
 use crate::identity::GroupId;
 use crate::identity::{Incarnation, NodeId};
+use bans::Bans;
 use command::{Admit, Command, Departed, Drain, Form, Join, MemberRecord, Prefer};
 
 pub use snapshot::SnapshotError;
@@ -243,6 +245,8 @@ pub enum Effect {
         /// Which group.
         group: GroupId,
     },
+    /// Others are banned than before.
+    Bans,
     /// The feature level was raised.
     FeatureLevel {
         /// To this.
@@ -275,6 +279,7 @@ pub struct Directory {
     slots: Vec<GroupId>,
     /// The clusters whose place this one took, oldest first.
     succeeded: Vec<Vec<u8>>,
+    bans: Bans,
 }
 
 impl Default for Directory {
@@ -302,6 +307,7 @@ impl Directory {
             removed: BTreeSet::new(),
             slots: Vec::new(),
             succeeded: Vec::new(),
+            bans: Bans::default(),
         }
     }
 
@@ -324,6 +330,11 @@ impl Directory {
             Command::Removed(departing) => self.on_removed(departing.node, &mut effects),
             Command::Drain(drain) => self.drain(drain, &mut effects),
             Command::Prefer(prefer) => self.prefer(prefer, &mut effects),
+            Command::Ban(ban) => {
+                if self.bans.apply(&ban) {
+                    effects.push(Effect::Bans);
+                }
+            }
         }
         self.assert_invariants();
         effects
@@ -398,6 +409,12 @@ impl Directory {
     #[must_use]
     pub fn chosen(&self) -> &BTreeMap<GroupId, NodeId> {
         &self.chosen
+    }
+
+    /// Who is kept out.
+    #[must_use]
+    pub fn bans(&self) -> &Bans {
+        &self.bans
     }
 
     /// Members that are to lead nothing.

@@ -2,6 +2,7 @@
 
 use prost::Message as _;
 
+use super::bans::Bans;
 use super::{Dead, Directory, Member, Placement, SLOTS, VOTERS, command};
 use crate::identity::GroupId;
 use crate::identity::{Incarnation, NodeId};
@@ -49,6 +50,8 @@ struct Snapshot {
     succeeded: Vec<Vec<u8>>,
     #[prost(message, repeated, tag = "16")]
     chosen: Vec<command::Prefer>,
+    #[prost(message, repeated, tag = "17")]
+    bans: Vec<command::Ban>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -114,6 +117,7 @@ impl Directory {
             chosen: (self.chosen.iter())
                 .map(|(group, node)| command::Prefer { group: u32::from(group.0), node: node.get() })
                 .collect(),
+            bans: self.bans.records(),
         }
         .encode_to_vec()
     }
@@ -152,6 +156,7 @@ impl Directory {
             removed: snapshot.removed.into_iter().map(node).collect::<Result<_, _>>()?,
             slots: snapshot.slots.into_iter().map(group).collect::<Result<_, _>>()?,
             succeeded: snapshot.succeeded,
+            bans: Bans::of_records(snapshot.bans),
         })
     }
 }

@@ -372,6 +372,7 @@ fn a_snapshot_restores_the_state_to_the_byte() {
     log.feed(removed(2));
     log.feed(remove(1));
     log.feed(Command::Placement(command::Placement { group: 3, voters: vec![1], learners: vec![3] }));
+    log.feed(Command::Ban(command::Ban { subject: "somebody".into(), ..command::Ban::default() }));
     let bytes = log.0.snapshot();
     let restored = Directory::restore(&bytes).expect("own bytes");
     assert_eq!(restored, log.0);

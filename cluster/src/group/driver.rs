@@ -281,8 +281,12 @@ pub(crate) struct Group {
     reads: Reads,
     events: Vec<Event>,
     handed_out: LogId,
+    /// Committed and not handed out yet, from a change of members on: see [`Self::may_hand_out`].
+    held: VecDeque<Entry>,
     /// As the log has it.
     written: log::HardState,
+    /// What the log says is committed, even after a power cut.
+    safe_commit: u64,
     /// A snapshot that is being fetched, and from whom.
     fetching: Option<(NodeId, CheckpointBase)>,
     /// As this node was told since it leads.
@@ -324,7 +328,9 @@ impl Group {
             reads: Reads::new(config.node, u64::from(config.election_ticks), first_question),
             events: Vec::new(),
             handed_out,
+            held: VecDeque::new(),
             written: log.hard,
+            safe_commit: log.hard.commit,
             fetching: None,
             target: None,
             handed_over: None,
@@ -608,6 +614,8 @@ impl Group {
         self.raw = raw_node(self.id, &self.config, storage, checkpoint.applied.index)?;
         self.configuration = checkpoint.configuration;
         self.handed_out = checkpoint.applied;
+        // What lies behind it is committed anew.
+        self.held.clear();
         self.note_leadership();
         if let Some(source) = source {
             self.say_how_far(source);
@@ -634,7 +642,7 @@ impl Group {
 
     /// Whether [`Self::begin_round`] would do anything.
     pub(crate) fn is_busy(&self) -> bool {
-        !self.events.is_empty() || self.raw.has_ready()
+        !self.events.is_empty() || !self.held.is_empty() || self.raw.has_ready()
     }
 
     /// Sends what may leave before the sync, hands out what is committed, and adds what must be synced to the log. What it
@@ -645,7 +653,7 @@ impl Group {
         self.report_events(sink);
         self.report_role(sink);
         self.release_queries(sink);
-        if !self.raw.has_ready() {
+        if !self.raw.has_ready() && self.held.is_empty() {
             self.release_reads(sink);
             return None;
         }
@@ -746,8 +754,8 @@ impl Group {
         if let Some(hard) = ready.hs() {
             storage.set_hard(hard.clone());
         }
-        // A commit index alone is worth no sync: it is found again.
-        if must_sync && storage.hard() != self.written {
+        // A commit index alone is worth no sync, since it is found again; unless members change by it.
+        if (must_sync || !self.held.is_empty()) && storage.hard() != self.written {
             self.written = storage.hard();
             log.add_hard_state(self.id, self.written);
         }
@@ -755,6 +763,7 @@ impl Group {
 
     /// What the round added to the log is safe: sends the rest, and hands out what that committed.
     pub(crate) fn finish_round(&mut self, mut ready: Ready, sink: &mut dyn Sink) {
+        self.safe_commit = self.written.commit;
         self.send(ready.take_persisted_messages(), sink);
         let mut light = self.raw.advance_append(ready);
         if let Some(commit) = light.commit_index() {
@@ -771,8 +780,20 @@ impl Group {
         }
     }
 
+    /// A change of members takes effect here only once this node cannot forget that it is committed. raft-rs counts with
+    /// the members of the last change that is *known* to be committed: a process that has the end of a joint step in its
+    /// log, and does not know, needs a majority of those that left to find it again, and they may be gone by then.
+    fn may_hand_out(&self, entry: &Entry) -> bool {
+        kind_of(entry) == EntryKind::Commands || entry.index <= self.safe_commit
+    }
+
     fn hand_out(&mut self, entries: Vec<Entry>, sink: &mut dyn Sink) {
-        for entry in entries {
+        self.held.extend(entries);
+        while let Some(entry) = self.held.pop_front() {
+            if !self.may_hand_out(&entry) {
+                self.held.push_front(entry);
+                break;
+            }
             let id = LogId { index: entry.index, term: entry.term };
             #[cfg(test)]
             if id.index <= self.handed_out.index {

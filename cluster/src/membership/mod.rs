@@ -21,7 +21,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::directory::command::{self, Command, Departed, Join, MemberRecord};
+use crate::directory::bans::{BANS_LEVEL, BanRefusal};
+use crate::directory::command::{self, Ban, Command, Departed, Join, MemberRecord};
 use crate::directory::{Directory, Effect, JoinRefusal};
 use crate::group::{Configuration, Target};
 use crate::identity::GroupId;
@@ -166,6 +167,8 @@ pub enum Output {
     },
     /// Links are to be kept with the members as [`Membership::directory`] has them, and with nobody else.
     Members,
+    /// Others are banned than before; see [`Directory::bans`].
+    Bans,
     /// The cluster uses another feature level than this node has heard of. What cannot be done by it must not go on: the node ends
     /// before it applies anything else, see [`crate::feature_level::FeatureLevels::check`].
     FeatureLevel {
@@ -219,7 +222,18 @@ pub enum Wish {
     /// Nobody leads as far as this node knows.
     NoLeader,
     /// It cannot be.
-    Refused(JoinRefusal),
+    Refused(WishRefusal),
+}
+
+/// Why a wish cannot be fulfilled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum WishRefusal {
+    /// To be a member.
+    #[error(transparent)]
+    Join(#[from] JoinRefusal),
+    /// That somebody is banned.
+    #[error(transparent)]
+    Ban(#[from] BanRefusal),
 }
 
 /// What ends with an incarnation.
@@ -438,6 +452,7 @@ impl Membership {
         let admitted = now.members().keys().filter(|node| !before.members().contains_key(node));
         effects.extend(admitted.map(|&node| Effect::Admitted { node }));
         effects.extend(now.removed().difference(before.removed()).map(|&node| Effect::Removed { node }));
+        effects.extend((now.bans() != before.bans()).then_some(Effect::Bans));
         effects
     }
 
@@ -465,6 +480,7 @@ impl Membership {
                     self.removed = true;
                     self.outputs.push(Output::Removed);
                 }
+                Effect::Bans => self.outputs.push(Output::Bans),
                 Effect::Formed
                 | Effect::Refused { .. }
                 | Effect::Admitted { .. }
@@ -687,7 +703,7 @@ impl Membership {
             return Wish::Fulfilled;
         }
         match self.directory.check_admit(node, &record) {
-            Err(reason) => Wish::Refused(reason),
+            Err(reason) => Wish::Refused(reason.into()),
             Ok(()) => self.wish(Command::Admit(command::Admit { member: Some(record) })),
         }
     }
@@ -716,6 +732,19 @@ impl Membership {
         }
         let node = node.map_or(0, NodeId::get);
         self.wish(Command::Prefer(command::Prefer { group: group.0.into(), node }))
+    }
+
+    /// An operator wants somebody kept out, or let in again.
+    pub fn ban(&mut self, ban: Ban) -> Wish {
+        let used = self.directory.feature_level();
+        if used < BANS_LEVEL {
+            return Wish::Refused(BanRefusal::FeatureLevel { used }.into());
+        }
+        match self.directory.bans().check(&ban) {
+            Err(reason) => Wish::Refused(reason.into()),
+            Ok(()) if self.directory.bans().says(&ban) => Wish::Fulfilled,
+            Ok(()) => self.wish(Command::Ban(ban)),
+        }
     }
 
     /// This process is about to end: with its renewals it asks to be drained.

@@ -42,6 +42,8 @@ struct Node {
 }
 
 struct Cluster {
+    /// What every program knows and the cluster uses.
+    level: u32,
     now_ms: u64,
     nodes: BTreeMap<u64, Node>,
     /// The entry at index `i + 1`.
@@ -68,9 +70,21 @@ impl Cluster {
     }
 
     fn with_placements(nodes: &[u64], placements: Vec<command::Placement>) -> Self {
-        let members = nodes.iter().map(|&node| record(node)).collect();
-        let form = Form { cluster_id: vec![1].into(), groups: 1, members, placements, ..Form::default() };
+        Self::formed(nodes, placements, 0)
+    }
+
+    /// The same, of programs that know this feature level, which is used.
+    fn at_level(nodes: &[u64], level: u32) -> Self {
+        let mut cluster = Self::formed(nodes, Vec::new(), level);
+        cluster.pass(1_000);
+        cluster
+    }
+
+    fn formed(nodes: &[u64], placements: Vec<command::Placement>, feature_level: u32) -> Self {
+        let members = nodes.iter().map(|&node| MemberRecord { feature_level, ..record(node) }).collect();
+        let form = Form { cluster_id: vec![1].into(), groups: 1, members, placements, feature_level, voters: 0 };
         let mut cluster = Self {
+            level: feature_level,
             now_ms: 1_000,
             nodes: BTreeMap::new(),
             log: vec![command::encode(Command::Form(form))],
@@ -101,7 +115,8 @@ impl Cluster {
     fn start(&mut self, node: u64) {
         let cell = Arc::new(LeaseCell::new());
         let limits = Limits { update_bytes_max: 100, feed_bytes_per_tick: 1_000, ..Limits::default() };
-        let membership = Membership::new(id(node), record(node), node * 1_000, Arc::clone(&cell), limits);
+        let record = MemberRecord { feature_level: self.level, ..record(node) };
+        let membership = Membership::new(id(node), record, node * 1_000, Arc::clone(&cell), limits);
         self.nodes.insert(node, Node { membership, cell, seen: Vec::new(), messages_sent: 0 });
         self.link(node);
         self.elect(self.leader);
@@ -677,7 +692,7 @@ fn a_node_is_admitted_by_whoever_leads_the_directory() {
         assert_eq!(cluster.with(node, |membership, _| membership.admit(record(3))), Wish::Fulfilled);
     }
     let namesake = MemberRecord { name: record(1).name, ..record(4) };
-    let taken = Wish::Refused(JoinRefusal::NameTaken { by: id(1) });
+    let taken = Wish::Refused(JoinRefusal::NameTaken { by: id(1) }.into());
     assert_eq!(cluster.with(1, |membership, _| membership.admit(namesake)), taken);
     cluster.leader = 9;
     cluster.with(1, |membership, now| membership.on_directory_role(now, None, 2));
@@ -773,6 +788,44 @@ fn leaders_are_told_who_is_drained() {
     cluster.pass(300);
     assert_eq!(drained(&mut cluster, 1)[&GROUP].0, Some(id(3)));
     assert_eq!(cluster.with(3, |membership, _| membership.prefer(GROUP, Some(id(3)))), Wish::Fulfilled);
+}
+
+/// A node that does not know the command would stop at it.
+#[test]
+fn a_ban_reaches_every_node_once_all_of_them_know_what_it_is() {
+    let ban = || command::Ban { subject: "somebody".into(), ..command::Ban::default() };
+    let mut cluster = Cluster::serving(&[1, 2]);
+    let refused = Wish::Refused(BanRefusal::FeatureLevel { used: 0 }.into());
+    assert_eq!(cluster.with(1, |membership, _| membership.ban(ban())), refused);
+
+    let mut cluster = Cluster::at_level(&[1, 2], BANS_LEVEL);
+    assert_eq!(
+        cluster.with(2, |membership, _| membership.ban(ban())),
+        Wish::Elsewhere { address: String::new() },
+        "who leads the directory decides"
+    );
+    assert_eq!(cluster.with(1, |membership, _| membership.ban(ban())), Wish::Proposed);
+    cluster.pass(300);
+    for node in [1, 2] {
+        assert!(cluster.seen(node).contains(&Output::Bans));
+        let banned: Vec<_> = cluster.node(node).directory().bans().iter().map(|(subject, _)| subject).collect();
+        assert_eq!(banned, ["somebody"], "as node {node} has it");
+        assert_eq!(cluster.with(node, |membership, _| membership.ban(ban())), Wish::Fulfilled);
+    }
+    let lifted = command::Ban { lifted: true, ..ban() };
+    assert_eq!(cluster.with(1, |membership, _| membership.ban(lifted)), Wish::Proposed);
+    cluster.pass(300);
+    assert_eq!(cluster.node(2).directory().bans().iter().count(), 0);
+}
+
+/// A node that was away is handed the state, not the commands.
+#[test]
+fn a_restored_directory_tells_who_is_banned() {
+    let mut directory = Directory::new();
+    directory.apply(1, Command::Ban(command::Ban { subject: "somebody".into(), ..command::Ban::default() }));
+    let mut membership = Membership::new(id(1), record(1), 7, Arc::new(LeaseCell::new()), Limits::default());
+    membership.on_directory_restored(0, directory);
+    assert!(membership.take_outputs().contains(&Output::Bans));
 }
 
 #[test]

@@ -425,3 +425,5 @@ impl Node {
 
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod tests;

@@ -369,7 +369,7 @@ impl Process {
             Output::Died { node, below } => self.on_died(node, below),
             Output::Lost { incarnation, .. } => self.on_lost(incarnation),
             // Nothing is placed in this world, and everybody is linked with everybody.
-            Output::Place { .. } | Output::Members => {}
+            Output::Place { .. } | Output::Members | Output::Bans => {}
             Output::Removed => panic!("nobody is removed here"),
             Output::Joined { incarnation } => self.begin(incarnation),
             Output::JoinRefused { reason } => panic!("{reason}"),

@@ -672,6 +672,7 @@ impl World {
                 | Effect::Placed { .. }
                 | Effect::Drained { .. }
                 | Effect::Preferred { .. }
+                | Effect::Bans
                 | Effect::FeatureLevel { .. } => {}
             }
         }

@@ -114,7 +114,7 @@ fn drain_until(
     decide(
         transport,
         peer,
-        Act::Drain(Drain { node: member.node, on }),
+        &Act::Drain(Drain { node: member.node, on }),
         deadline.max(Instant::now() + DECIDED_WITHIN),
     )?;
     loop {
@@ -193,7 +193,7 @@ pub(super) fn transfer(
     anyhow::ensure!(survey.knows(group), "there is no {name}");
     let prefer = |node| Act::Prefer(HandOver { group: group.into(), node });
     let Some(called) = called else {
-        decide(transport, peer, prefer(0), deadline)?;
+        decide(transport, peer, &prefer(0), deadline)?;
         return Ok(Transferred { group, to: None });
     };
     let members: Vec<MemberStatus> = survey.nodes.iter().map(|node| node.member.clone()).collect();
@@ -201,7 +201,7 @@ pub(super) fn transfer(
     check_can_lead(&survey, group, member)?;
     hand_over(transport, peer, group, member, deadline.min(Instant::now() + DECIDED_WITHIN))?;
     // Only now, so that a refusal changes nothing. The new leader stays in office for longer than this takes.
-    decide(transport, peer, prefer(member.node), deadline)?;
+    decide(transport, peer, &prefer(member.node), deadline)?;
     loop {
         let status = status_of(transport, &member.peer_address);
         if status.is_ok_and(|status| leads_group(&status, group)) {
@@ -229,7 +229,7 @@ fn group_name(group: u16) -> String {
 }
 
 /// Time for what the directory must decide, however short an operator waits for the rest.
-const DECIDED_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const DECIDED_WITHIN: Duration = Duration::from_secs(10);
 
 fn check_others_stay(members: &[MemberStatus], member: &MemberStatus) -> anyhow::Result<()> {
     let takes = |known: &MemberStatus| {
@@ -273,7 +273,7 @@ fn hand_over(
             Some((leader, _)) => {
                 let address = survey.nodes.iter().find(|node| node.member.node == leader);
                 let address = address.map_or(peer, |node| &node.member.peer_address);
-                match administer(transport, address, act) {
+                match administer(transport, address, act.clone()) {
                     Ok(Administered { done: true, .. }) => return Ok(()),
                     Ok(Administered { refusal, .. }) if !refusal.is_empty() => {
                         anyhow::bail!("{}", survey.with_names(&refusal))
@@ -289,10 +289,10 @@ fn hand_over(
 }
 
 /// Asks whoever leads the directory, again and again until it is so.
-fn decide(transport: &Transport, peer: &str, act: Act, deadline: Instant) -> anyhow::Result<()> {
+pub(super) fn decide(transport: &Transport, peer: &str, act: &Act, deadline: Instant) -> anyhow::Result<()> {
     let mut address = peer.to_owned();
     loop {
-        let hindrance = match administer(transport, &address, act) {
+        let hindrance = match administer(transport, &address, act.clone()) {
             Ok(Administered { done: true, .. }) => return Ok(()),
             Ok(Administered { refusal, .. }) if !refusal.is_empty() => anyhow::bail!("{refusal}"),
             Ok(Administered { elsewhere, .. }) if !elsewhere.is_empty() => {
@@ -311,7 +311,7 @@ fn decide(transport: &Transport, peer: &str, act: Act, deadline: Instant) -> any
     }
 }
 
-fn administer(transport: &Transport, address: &str, act: Act) -> Result<Administered, String> {
+pub(super) fn administer(transport: &Transport, address: &str, act: Act) -> Result<Administered, String> {
     let question = Administration::encode_question(act);
     let asking = transport.ask(Target::Address(address.to_owned()), Question::Administer, question);
     let answered = asking.recv().unwrap_or(Err(LinkError::Stopped));

@@ -69,7 +69,10 @@ pub(super) fn client(settings: &Settings) -> anyhow::Result<Transport> {
 /// Asks one node, and then those that it knows of.
 pub(super) fn survey(transport: &Transport, peer: &str) -> anyhow::Result<Survey> {
     let (hello, status) = answer(&ask(transport, peer)).map_err(anyhow::Error::msg).with_context(|| {
-        format!("cannot ask {peer}; --peer is where other nodes connect to a node (its --cluster), not its MQTT port")
+        format!(
+            "cannot ask {peer}; --peer is where other nodes connect to a node (its --cluster), not its MQTT port, and nodes that \
+             speak TLS with each other want a certificate of yours (--ca-file, --certificate-file, --key-file)"
+        )
     })?;
     let mut members = status.members.clone();
     if members.iter().all(|member| member.node != hello.node.0) {

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
@@ -27,6 +27,9 @@ const TRIES: usize = 5;
 
 /// Pause between two of these.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// How often a long backup says how far it has come.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct BackupArgs {
@@ -70,6 +73,7 @@ pub(super) fn run(transport: &Transport, peer: &str, file: &Path) -> anyhow::Res
     };
     let mut writer = BackupWriter::create(file, &header)?;
     let mut written = 0;
+    let mut said = Instant::now();
     for node in &mut nodes {
         node.order(Order::Send(Groups { groups: node.captured.clone() }));
         for group in node.captured.clone() {
@@ -79,7 +83,10 @@ pub(super) fn run(transport: &Transport, peer: &str, file: &Path) -> anyhow::Res
             }
             writer.end_group()?;
             written += 1;
-            eprintln!("{written} of {groups} groups, {} KiB", writer.bytes().div_ceil(1024));
+            if said.elapsed() >= PROGRESS_INTERVAL {
+                said = Instant::now();
+                eprintln!("{written} of {groups} groups, {} KiB", writer.bytes().div_ceil(1024));
+            }
         }
     }
     let bytes = writer.finish()?;

@@ -5,6 +5,7 @@
 mod act;
 mod ask;
 mod backup;
+mod ban;
 mod certs;
 mod list;
 mod recover;
@@ -36,6 +37,13 @@ pub(super) enum ClusterCommand {
     Drain(DrainArgs),
     /// Let another node lead a group, from now on and whenever it can.
     Transfer(TransferArgs),
+    /// Keep a client out of the whole cluster, by its Client Identifier, its user or where it comes from; who is connected is
+    /// closed.
+    Ban(ban::BanArgs),
+    /// Let a client in again that was banned.
+    Unban(ban::UnbanArgs),
+    /// Print who is banned, until when and why.
+    Bans(ban::BansArgs),
     /// Remove a node for good: its clients and then what it keeps are moved to others; then it is no member any more and
     /// serves nobody.
     Remove(RemoveArgs),
@@ -173,6 +181,9 @@ pub(super) fn run(command: &ClusterCommand) -> u8 {
         | ClusterCommand::Groups(ShowArgs { asked, .. })
         | ClusterCommand::Drain(DrainArgs { asked, .. })
         | ClusterCommand::Transfer(TransferArgs { asked, .. })
+        | ClusterCommand::Ban(ban::BanArgs { asked, .. })
+        | ClusterCommand::Unban(ban::UnbanArgs { asked, .. })
+        | ClusterCommand::Bans(ban::BansArgs { asked, .. })
         | ClusterCommand::Remove(RemoveArgs { asked, .. }) => asked,
         ClusterCommand::Backup(arguments) => &arguments.asked,
     };
@@ -221,6 +232,9 @@ fn carry_out(command: &ClusterCommand, settings: &Settings, peer: &str) -> anyho
         ClusterCommand::Remove(RemoveArgs { member, now, wait_seconds, .. }) => {
             act::remove(&transport, peer, member, *now, Duration::from_secs(*wait_seconds))
         }
+        ClusterCommand::Ban(arguments) => ban::ban(&transport, peer, arguments),
+        ClusterCommand::Unban(arguments) => ban::unban(&transport, peer, arguments),
+        ClusterCommand::Bans(arguments) => ban::list(&transport, peer, arguments.json),
         ClusterCommand::Backup(arguments) => backup::run(&transport, peer, arguments.file()),
         ClusterCommand::Certs(_) | ClusterCommand::Recover(_) | ClusterCommand::Restore(_) => {
             unreachable!("they ask nobody")

@@ -45,6 +45,7 @@ pub(super) fn run(arguments: &RestoreArgs) -> anyhow::Result<String> {
     let me = MemberRecord { name: "restored".to_owned(), ..MemberRecord::default() };
     let mut seed = Seed::begin(&arguments.into, me)?;
     let last = last_command();
+    let (mut groups, mut rows) = (0, 0);
     while let Some(data) = backup.next_group()? {
         let group = data.group;
         let mut pairs = Unpacked::begin(group, data)?;
@@ -53,13 +54,13 @@ pub(super) fn run(arguments: &RestoreArgs) -> anyhow::Result<String> {
             continue;
         }
         let applied = pairs.base.applied;
-        let count = seed.fill(group, applied, pairs.map(|pair| pair.map_err(FillError::from)), Vec::new(), &last)?;
-        eprintln!("group {group}: {count} rows");
+        rows += seed.fill(group, applied, pairs.map(|pair| pair.map_err(FillError::from)), Vec::new(), &last)?;
+        groups += 1;
     }
     let cluster = seed.finish(directory, term, formation.terms)?;
     let into = arguments.into.display();
     Ok(format!(
-        "cluster {cluster} begins with what cluster {} had. Its only node has its data in {into}.\n\
+        "cluster {cluster} begins with what cluster {} had: {rows} rows in {groups} groups. Its only node has its data in {into}.\n\
          Start that one first (serve --data-dir {into}, --cluster, --node and the other flags as before). Then start the other nodes with\n\
          empty data directories, and with it as their seed (--seeds).\n",
         formation.cluster_id

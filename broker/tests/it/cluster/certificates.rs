@@ -25,6 +25,7 @@ fn environment(directory: &Path, name: &str) -> Vec<(String, String)> {
     ]
 }
 
+/// Abuse: [peers-tls]
 #[test]
 fn nodes_with_certificates_of_one_authority_are_a_cluster_and_one_of_another_is_refused() {
     let directory = TempDir::new().expect("a temporary directory");

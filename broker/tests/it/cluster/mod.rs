@@ -4,6 +4,7 @@ pub mod nodes;
 
 mod backup;
 mod balance;
+mod bans;
 mod certificates;
 mod drain;
 mod growth;

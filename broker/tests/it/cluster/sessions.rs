@@ -246,3 +246,28 @@ fn what_a_stopped_node_had_in_its_lanes_is_not_sent_when_it_goes_on() {
         reader.disconnect();
     }
 }
+
+/// Claims of one group wait for each other; who goes while it waits holds up nobody.
+#[test]
+fn all_who_come_at_once_for_the_same_group_are_served() {
+    let cluster = Cluster::start();
+    let node = &cluster.nodes[0];
+    let group = cluster.group_of("crowd-0");
+    let names = (0..).map(|number| format!("crowd-{number}")).filter(|name| cluster.group_of(name) == group);
+    let mut crowd: Vec<_> = names
+        .take(300)
+        .map(|name| {
+            let mut client = Client::at(node.address, ProtocolVersion::V5);
+            client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, &name))));
+            client
+        })
+        .collect();
+    let mut number = 0;
+    crowd.retain(|_| {
+        number += 1;
+        number % 3 != 0
+    });
+    for client in &mut crowd {
+        assert_eq!(client.expect_connack().reason_code, ReasonCode::Success);
+    }
+}

@@ -43,13 +43,13 @@ fn a_rolling_upgrade_loses_nothing_and_is_taken_back_only_before_it_is_complete(
         cluster.change_program(0, Some(NEXT));
         cluster.change_program(2, None);
         cluster.change_program(2, Some(NEXT));
-        assert_eq!(cluster.feature_levels(), [1, 1, 1], "one does not know more");
+        assert_eq!(cluster.feature_levels(), [2, 2, 2], "one does not know more");
         assert!(!cluster.nodes.iter().any(|node| node.has_logged(LATER_ENTRY)));
     });
     assert!(letters > 20, "{letters} letters were written meanwhile");
     let letters = while_writing(cluster.nodes[0].client("writer"), letters, || {
         cluster.change_program(1, Some(NEXT));
-        wait_for("all know more", || cluster.feature_levels() == [2, 2, 2]);
+        wait_for("all know more", || cluster.feature_levels() == [3, 3, 3]);
         wait_for("it is used", || cluster.nodes.iter().all(|node| node.has_logged(LATER_ENTRY)));
     });
 
@@ -58,7 +58,7 @@ fn a_rolling_upgrade_loses_nothing_and_is_taken_back_only_before_it_is_complete(
     let (code, words) = cluster.nodes[1].ends_when_started();
     assert_eq!(code, Some(TOO_OLD), "{words}");
     let (why, remedy) =
-        ("uses feature level 2, and the program of this node knows none above 1", "start the node with the version");
+        ("uses feature level 3, and the program of this node knows none above 2", "start the node with the version");
     assert!(words.contains(why) && words.contains(remedy), "{words}");
     cluster.nodes[1].set_program(Some(NEXT));
     cluster.nodes[1].spawn();
@@ -76,11 +76,11 @@ fn a_node_that_is_taken_back_while_it_is_away_ends_before_it_does_harm() {
     cluster.change_program(1, Some(NEXT));
     wait_for("all know more", || {
         let status = cluster.status_at(0);
-        status["nodes"].as_array().is_some_and(|nodes| nodes[0]["status"]["feature_level"] == 2)
+        status["nodes"].as_array().is_some_and(|nodes| nodes[0]["status"]["feature_level"] == 3)
     });
     cluster.nodes[2].set_program(None);
     cluster.nodes[2].spawn();
-    let refused = "the cluster uses feature level 2, and the program of this node knows none above 1";
+    let refused = "the cluster uses feature level 3, and the program of this node knows none above 2";
     wait_for("it hears why", || cluster.nodes[2].has_logged(refused));
     assert!(!cluster.nodes[2].is_ready());
     cluster.nodes[2].kill();

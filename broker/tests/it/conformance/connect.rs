@@ -14,6 +14,8 @@ fn raw(broker: &Broker, bytes: &[u8]) -> Client {
 }
 
 /// Conformance: [MQTT5-3.1.0-1], [MQTT311-3.1.0-1], [MQTT5-3.14.0-1]
+///
+/// Abuse: [not-connect]
 #[test]
 fn anything_but_connect_first_is_hung_up_on_without_a_word() {
     let broker = Broker::start();
@@ -195,6 +197,8 @@ fn a_refused_connect_closes_and_nothing_behind_it_counts() {
 }
 
 /// Conformance: [MQTT311-3.2.2-6]
+///
+/// Abuse: [anonymous]
 #[test]
 fn a_listener_that_lets_nobody_in_says_so() {
     let broker = Broker::with_environment(&[], &[("KENTONGAN_ALLOW_ANONYMOUS", "false")]);

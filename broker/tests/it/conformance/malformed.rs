@@ -25,6 +25,8 @@ fn closed_v311(broker: &Broker, bytes: &[u8]) {
 use ReasonCode::{MalformedPacket, ProtocolError, TopicNameInvalid};
 
 /// Conformance: [MQTT5-1.5.4-1], [MQTT311-1.5.3-1], [MQTT5-3.3.2-1], [MQTT311-3.3.2-1]
+///
+/// Abuse: [malformed]
 #[test]
 fn a_topic_name_that_is_not_utf_8_ends_the_connection() {
     let broker = Broker::start();
@@ -37,6 +39,8 @@ fn a_topic_name_that_is_not_utf_8_ends_the_connection() {
 }
 
 /// Conformance: [MQTT5-1.5.4-2], [MQTT311-1.5.3-2], [MQTT5-4.7.3-2], [MQTT311-4.7.3-2]
+///
+/// Abuse: [malformed]
 #[test]
 fn a_nul_in_a_string_ends_the_connection() {
     let broker = Broker::start();
@@ -50,6 +54,8 @@ fn a_nul_in_a_string_ends_the_connection() {
 }
 
 /// Conformance: [MQTT5-1.5.5-1]
+///
+/// Abuse: [malformed]
 #[test]
 fn a_variable_byte_integer_with_more_bytes_than_needed_is_refused() {
     let broker = Broker::start();
@@ -69,6 +75,8 @@ fn both_halves_of_a_user_property_are_checked() {
 /// Conformance: [MQTT5-2.1.3-1], [MQTT311-2.2.2-1], [MQTT311-2.2.2-2], [MQTT5-3.6.1-1], [MQTT311-3.6.1-1],
 /// [MQTT5-3.8.1-1], [MQTT311-3.8.1-1], [MQTT5-3.10.1-1], [MQTT311-3.10.1-1], [MQTT5-3.14.1-1], [MQTT311-3.14.1-1],
 /// [MQTT5-3.15.1-1]
+///
+/// Abuse: [malformed]
 #[test]
 fn reserved_flags_of_the_fixed_header_end_the_connection() {
     let broker = Broker::start();
@@ -79,6 +87,8 @@ fn reserved_flags_of_the_fixed_header_end_the_connection() {
 }
 
 /// Conformance: [MQTT5-3.3.1-4], [MQTT311-3.3.1-4]
+///
+/// Abuse: [malformed]
 #[test]
 fn qos_3_ends_the_connection() {
     let broker = Broker::start();
@@ -93,6 +103,8 @@ fn dup_on_qos_0_ends_the_connection() {
 }
 
 /// Conformance: [MQTT5-2.2.1-3], [MQTT311-2.3.1-1]
+///
+/// Abuse: [malformed]
 #[test]
 fn packet_identifier_0_ends_the_connection() {
     let broker = Broker::start();
@@ -102,6 +114,8 @@ fn packet_identifier_0_ends_the_connection() {
 }
 
 /// Conformance: [MQTT5-3.3.2-2], [MQTT311-3.3.2-2], [MQTT5-4.7.0-1], [MQTT311-4.7.1-1]
+///
+/// Abuse: [topic-name]
 #[test]
 fn a_wildcard_in_a_topic_name_ends_the_connection() {
     let broker = Broker::start();
@@ -111,6 +125,8 @@ fn a_wildcard_in_a_topic_name_ends_the_connection() {
 }
 
 /// Conformance: [MQTT5-4.7.3-1], [MQTT311-4.7.3-1]
+///
+/// Abuse: [topic-name]
 #[test]
 fn an_empty_topic_name_ends_the_connection_and_an_empty_filter_is_refused() {
     let broker = Broker::start();
@@ -120,6 +136,8 @@ fn an_empty_topic_name_ends_the_connection_and_an_empty_filter_is_refused() {
 }
 
 /// Conformance: [MQTT5-3.3.2-8], [MQTT5-3.3.2-9], [MQTT5-3.2.2-17]
+///
+/// Abuse: [topic-name]
 #[test]
 fn a_topic_alias_out_of_range_is_refused_with_its_reason() {
     let broker = Broker::start();
@@ -130,6 +148,8 @@ fn a_topic_alias_out_of_range_is_refused_with_its_reason() {
 }
 
 /// Conformance: [MQTT5-3.2.2-18]
+///
+/// Abuse: [topic-name]
 #[test]
 fn without_a_topic_alias_maximum_every_alias_is_refused() {
     let broker = Broker::with_environment(&[], &[("KENTONGAN_SESSION__TOPIC_ALIAS_MAXIMUM", "0")]);
@@ -184,6 +204,8 @@ fn reserved_bits_of_subscription_options_end_the_connection() {
 }
 
 /// Conformance: [MQTT5-3.8.3-4]
+///
+/// Abuse: [shared-malformed]
 #[test]
 fn no_local_on_a_shared_subscription_is_a_protocol_error() {
     let broker = Broker::start();
@@ -202,6 +224,8 @@ fn a_reason_code_that_a_packet_cannot_carry_is_refused() {
 }
 
 /// Conformance: [MQTT5-4.13.1-1], [MQTT5-4.13.2-1], [MQTT311-4.8.0-1], [MQTT5-3.14.4-1], [MQTT5-3.14.4-2]
+///
+/// Abuse: [server-packet]
 #[test]
 fn packets_that_only_servers_send_end_the_connection() {
     let broker = Broker::start();
@@ -211,6 +235,8 @@ fn packets_that_only_servers_send_end_the_connection() {
 }
 
 /// Conformance: [MQTT5-3.2.2-15]
+///
+/// Abuse: [packet-too-large]
 #[test]
 fn a_packet_over_the_announced_maximum_is_refused_by_its_header() {
     let broker = Broker::start();
@@ -222,6 +248,8 @@ fn a_packet_over_the_announced_maximum_is_refused_by_its_header() {
 }
 
 /// Conformance: [MQTT5-3.1.0-2], [MQTT311-3.1.0-2]
+///
+/// Abuse: [not-connect]
 #[test]
 fn a_second_connect_ends_the_connection() {
     let broker = Broker::start();

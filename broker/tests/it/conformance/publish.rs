@@ -124,6 +124,8 @@ fn acknowledgements_come_in_the_order_of_the_messages() {
 }
 
 /// Conformance: [MQTT5-3.3.4-7], [MQTT5-4.9.0-1]
+///
+/// Abuse: [receive-maximum]
 #[test]
 fn more_unacknowledged_messages_than_the_receive_maximum_end_the_connection() {
     let broker = Broker::with_environment(&[], &[("KENTONGAN_SESSION__RECEIVE_MAXIMUM", "3")]);

@@ -97,6 +97,8 @@ fn what_was_begun_is_finished_after_unsubscribe() {
 
 /// Conformance: [MQTT5-3.3.2-3], [MQTT311-3.3.2-3], [MQTT5-4.7.2-1], [MQTT311-4.7.2-1], [MQTT5-4.7.3-4],
 /// [MQTT311-4.7.3-4]
+///
+/// Abuse: [sys-topic]
 #[test]
 fn a_message_reaches_exactly_the_filters_that_match_its_topic() {
     let broker = Broker::start();
@@ -290,6 +292,8 @@ fn retain_goes_on_as_published_only_where_that_is_asked_for() {
 }
 
 /// Conformance: [MQTT5-4.8.2-1], [MQTT5-4.8.2-2]
+///
+/// Abuse: [shared-malformed]
 #[test]
 fn malformed_shared_subscriptions_are_refused() {
     let broker = Broker::start();

@@ -54,6 +54,7 @@ fn nodes_of_one_authority_speak_with_each_other() {
     assert_eq!(one.transport.fetch_snapshot(two.node, GroupId(3), 77).filter(Result::is_ok).count(), 50);
 }
 
+/// Abuse: [peers-tls]
 #[test]
 fn a_node_of_another_authority_is_refused_from_both_sides() {
     let ((one, _one), (two, _two)) = (secure(1, &Authority::new()), secure(2, &Authority::new()));
@@ -66,6 +67,7 @@ fn a_node_of_another_authority_is_refused_from_both_sides() {
     }
 }
 
+/// Abuse: [peers-tls]
 #[test]
 fn a_node_without_a_certificate_is_refused() {
     let (secure, _directory) = secure(1, &Authority::new());
@@ -77,6 +79,7 @@ fn a_node_without_a_certificate_is_refused() {
     assert!(secure.events.is_empty() && plain.events.is_empty(), "no link began");
 }
 
+/// Abuse: [peers-tls]
 #[test]
 fn a_node_of_another_cluster_is_refused() {
     let mut other = config(2);
@@ -137,6 +140,7 @@ fn a_node_that_was_removed_is_told_so_when_it_comes_back() {
     assert!(two.last_error().contains("was removed from the cluster"), "{}", two.last_error());
 }
 
+/// Abuse: [peers-tls]
 #[test]
 fn another_node_at_a_members_address_is_refused_by_the_dialler() {
     let (one, two) = (node(1), node(2));
@@ -150,6 +154,7 @@ fn another_node_at_a_members_address_is_refused_by_the_dialler() {
     assert!(!begun);
 }
 
+/// Abuse: [peers-tls]
 #[test]
 fn a_certificate_for_another_name_is_refused() {
     let authority = Authority::new();
@@ -195,6 +200,7 @@ fn a_node_does_not_start_with_a_certificate_for_another_name() {
     assert!(error.contains("no DNS name equal to the node's name") && error.contains("node.pem"), "{error}");
 }
 
+/// Abuse: [peers-tls]
 #[test]
 fn without_tls_nothing_leaves_the_machine() {
     for listen in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"] {
@@ -214,6 +220,7 @@ fn try_start(config: TransportConfig) -> Result<Transport, TransportError> {
     Transport::start(config, Arc::new(unbounded().0), Arc::new(Echo))
 }
 
+/// Abuse: [certificates]
 #[test]
 fn certificates_change_while_links_stay_up() {
     let (old, new) = (Authority::new(), Authority::new());
@@ -234,6 +241,7 @@ fn certificates_change_while_links_stay_up() {
     assert_eq!(two.numbers(&one, Class::Control, 1), [7]);
 }
 
+/// Abuse: [certificates]
 #[test]
 fn invalid_certificates_change_nothing() {
     let authority = Authority::new();

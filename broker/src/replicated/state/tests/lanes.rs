@@ -1,0 +1,105 @@
+//! Lanes and retained messages.
+
+use super::*;
+
+/// P2: a message that others have already is not refused because it cannot be kept; it is counted. The one before it must
+/// not pass for the newest.
+#[test]
+fn a_message_without_room_among_the_retained_is_delivered_and_not_kept() {
+    let config = GroupConfig { retained: RetainedLimits { messages_max: 0, bytes_max: 500 }, ..config() };
+    let mut script = Script { state: GroupState::new(config), ..Script::new() };
+    let epoch = script.connect(true, 100).epoch;
+    script.subscribe(epoch, "t", false);
+    let retain = |script: &mut Script, payload: &str| {
+        let message = LaneMessage { store_retained: true, ..script.message(payload) };
+        script.lane_batch(vec![message])
+    };
+    retain(&mut script, "fits");
+    assert_eq!(script.state.retained().len(), 1);
+    let effects = retain(&mut script, &"x".repeat(500));
+    assert_eq!(deliveries(&effects).len(), 1);
+    let answer = Effect::LaneAnswered { node: 0, lane: 1 << 12, number: 2, refused: vec![] };
+    assert_eq!(effects[1..], [Effect::RetainedNotKept, answer]);
+    assert_eq!(script.state.retained().len(), 0);
+    script.restart();
+    assert_eq!(script.state.retained().len(), 0);
+}
+
+/// P6: what was refused stays refused, also if the origin asks a new leader.
+#[test]
+fn a_refusal_is_remembered_until_the_origin_knows_it() {
+    let config = GroupConfig { delayed_messages_max: 1, ..config() };
+    let mut script = Script { state: GroupState::new(config), ..Script::new() };
+    let delay = |number| LaneMessage {
+        number,
+        message: Some(record(number, "x")),
+        delay_ms: Some(5_000),
+        ..LaneMessage::default()
+    };
+    let messages = vec![delay(1), delay(2)];
+    let refused = vec![(2, ReasonCode::QuotaExceeded)];
+    let answer = Effect::LaneAnswered { node: 0, lane: 1 << 12, number: 2, refused };
+    assert_eq!(script.lane_batch(messages.clone()), std::slice::from_ref(&answer));
+    script.restart();
+    assert_eq!(script.lane_batch(messages), [answer]);
+    let batch = LaneBatch { lane: 1 << 12, incarnation: 1, answered: 2, ..LaneBatch::default() };
+    script.apply(Command::Lane(batch));
+    assert!(script.state.lanes[&(0, 1 << 12)].refused.is_empty());
+}
+
+/// P1: a batch that overtook a lost one is not applied, or the lost one would be taken for a repetition when it comes.
+#[test]
+fn a_batch_over_a_gap_is_refused_until_what_was_lost_has_come() {
+    let mut script = Script::new();
+    let epoch = script.connect(false, 100).epoch;
+    script.subscribe(epoch, "t", false);
+    script.disconnect(epoch, false);
+    let batch = |number| {
+        let message = Some(record(number, "x"));
+        let messages = vec![LaneMessage { number, message, match_subscriptions: true, ..LaneMessage::default() }];
+        Command::Lane(LaneBatch { lane: 5, incarnation: 1, messages, previous: number - 1, ..LaneBatch::default() })
+    };
+    let answered = |number| Effect::LaneAnswered { node: 0, lane: 5, number, refused: vec![] };
+    assert_eq!(script.apply(batch(1)), [answered(1)]);
+    assert_eq!(script.apply(batch(3)), [answered(1)], "2 is missing");
+    script.restart();
+    assert_eq!(script.apply(batch(2)), [answered(2)]);
+    assert_eq!(script.apply(batch(3)), [answered(3)]);
+    assert_eq!(script.state.bodies.len(), 3, "each is kept once");
+}
+
+/// An acknowledgement that came twice could settle a later message under the same identifier.
+#[test]
+fn a_command_that_comes_again_by_its_lane_is_answered_and_not_applied() {
+    let mut script = Script::new();
+    let epoch = script.connect(false, 100).epoch;
+    script.subscribe(epoch, "t", false);
+    script.publish("first");
+    let items = vec![AcknowledgeItem { kind: 4, packet_id: 1, reason: 0 }];
+    let command = SessionCommand::Acknowledge(Acknowledge { client_id: "c".to_owned(), epoch, items });
+    let message = LaneMessage { number: 1, command: Some(command), ..LaneMessage::default() };
+    let batch = LaneBatch { lane: 5, incarnation: 1, messages: vec![message], ..LaneBatch::default() };
+    let answered = Effect::LaneAnswered { node: 0, lane: 5, number: 1, refused: vec![] };
+    assert_eq!(script.apply(Command::Lane(batch.clone())), std::slice::from_ref(&answered));
+    script.publish("second");
+    assert_eq!(script.state.bodies.len(), 1, "the second, in flight");
+    assert_eq!(script.apply(Command::Lane(batch)), [answered]);
+    assert_eq!(script.state.bodies.len(), 1, "and still");
+}
+
+/// P10: the age of a retained message goes on through a restart.
+#[test]
+fn a_retained_message_is_forgotten_at_its_age_whatever_restarts() {
+    let aged = GroupConfig { retained_age_ms_max: 10_000, ..config() };
+    let mut script = Script { state: GroupState::new(aged), ..Script::new() };
+    let mut message = script.message("x");
+    message.store_retained = true;
+    script.lane_batch(vec![message]);
+    script.tick(6_000);
+    let stored: BTreeMap<_, _> = script.state.snapshot();
+    script.state = GroupState::restore(aged, Vec::from_iter(stored)).expect("whole");
+    script.tick(3_000);
+    assert_eq!(script.state.retained().len(), 1);
+    script.tick(1_000 + CLOCK_LAG_MS_MAX);
+    assert_eq!(script.state.retained().len(), 0);
+}

@@ -1,0 +1,91 @@
+//! Subscriptions and the reads that go with them.
+
+use super::*;
+
+/// P1, [MQTT-3.8.4-4]: no publish may miss a subscription while it is replaced.
+#[test]
+fn replacing_a_subscription_never_withdraws_the_interest() {
+    let mut script = Script::new();
+    let epoch = script.connect(true, 100).epoch;
+    let mut subscribe = |filter: &str, qos| {
+        let effects = script.apply(Command::Subscribe(Subscribe {
+            client_id: "c".to_owned(),
+            epoch,
+            packet_id: 1,
+            filters: vec![SubscribeFilter {
+                filter: filter.to_owned(),
+                qos,
+                retain_handling: 2,
+                ..SubscribeFilter::default()
+            }],
+            ..Subscribe::default()
+        }));
+        let interest = effects.into_iter().filter_map(|effect| match effect {
+            Effect::Interest { wanted, .. } => Some(wanted),
+            Effect::ShareInterest { joined, .. } => Some(joined),
+            _ => None,
+        });
+        interest.collect::<Vec<_>>()
+    };
+    for filter in ["t", "$share/g/t"] {
+        assert_eq!(subscribe(filter, 1), [true]);
+        assert_eq!(subscribe(filter, 2), [] as [bool; 0], "{filter}");
+        assert_eq!(subscribe(filter, 0), [false], "QoS 0 is delivered directly");
+        assert_eq!(subscribe(filter, 1), [true]);
+    }
+}
+
+/// P5: live messages that wait for a read are let go in order when the read is given up.
+#[test]
+fn what_waits_for_a_read_goes_on_when_the_subscription_is_replaced_or_ends() {
+    for unsubscribe in [true, false] {
+        let mut script = Script::new();
+        let epoch = script.connect(true, 100).epoch;
+        script.subscribe(epoch, "t", true).expect("a read");
+        script.publish("one");
+        let effects = if unsubscribe {
+            let filters = vec!["t".to_owned()];
+            let client_id = "c".to_owned();
+            script.apply(Command::Unsubscribe(Unsubscribe {
+                client_id,
+                epoch,
+                packet_id: 2,
+                filters,
+                ..Unsubscribe::default()
+            }))
+        } else {
+            let filter = SubscribeFilter { filter: "t".to_owned(), qos: 1, retain_handling: 2, ..Default::default() };
+            let client_id = "c".to_owned();
+            script.apply(Command::Subscribe(Subscribe {
+                client_id,
+                epoch,
+                packet_id: 2,
+                filters: vec![filter],
+                ..Subscribe::default()
+            }))
+        };
+        assert_eq!(deliveries(&effects), [sent(1, false, "one")], "unsubscribed: {unsubscribe}");
+    }
+}
+
+/// P6: what waits for the retained messages of one filter goes on waiting though another filter that was read is given up.
+#[test]
+fn what_waits_for_one_read_still_waits_when_another_is_given_up() {
+    let mut script = Script::new();
+    let epoch = script.connect(true, 100).epoch;
+    script.subscribe(epoch, "t", true).expect("a read");
+    script.subscribe(epoch, "u", true).expect("another");
+    script.publish("one");
+    let mut unsubscribe = |filter: &str| {
+        let (client_id, filters) = ("c".to_owned(), vec![filter.to_owned()]);
+        script.apply(Command::Unsubscribe(Unsubscribe {
+            client_id,
+            epoch,
+            packet_id: 9,
+            filters,
+            ..Unsubscribe::default()
+        }))
+    };
+    assert_eq!(deliveries(&unsubscribe("u")), []);
+    assert_eq!(deliveries(&unsubscribe("t")), [sent(1, false, "one")]);
+}

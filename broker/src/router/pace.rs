@@ -1,0 +1,216 @@
+//! How fast clients may publish: token buckets of one second, of a connection and of all connections of a listener.
+//!
+//! A bucket is kept as the time at which it is full again, which is all that its state is (the generic cell rate algorithm). It may be
+//! overdrawn by one message, however large that is; what that took too much is paid back before the next one is read.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::config::{ListenerConfig, Settings};
+
+/// What a bucket holds: what may be sent in a second.
+const CAPACITY_NS: u64 = 1_000_000_000;
+
+/// When the bucket is full again, if `amount` is taken now. 0 as a rate means no bound.
+fn take(full_at_ns: u64, now_ns: u64, rate: u64, amount: u64) -> u64 {
+    if rate == 0 {
+        return 0;
+    }
+    full_at_ns.max(now_ns).saturating_add(amount.saturating_mul(CAPACITY_NS).div_ceil(rate))
+}
+
+/// Whether the bucket is empty, or overdrawn.
+fn is_empty(full_at_ns: u64, now_ns: u64) -> bool {
+    full_at_ns >= now_ns.saturating_add(CAPACITY_NS)
+}
+
+/// What publishers may do, of one listener. Connections that are there are held to new settings too.
+#[derive(Debug, Default)]
+pub struct Rates {
+    /// PUBLISH packets a second of each connection; like all of these, 0 means no bound.
+    messages_each: AtomicU32,
+    /// Their bytes.
+    bytes_each: AtomicU64,
+    /// Seconds in a row for which one may be too fast.
+    seconds_max: AtomicU32,
+    /// Of all of them together.
+    messages: AtomicU32,
+    bytes: AtomicU64,
+    /// The buckets of all of them together.
+    messages_full_at_ns: AtomicU64,
+    bytes_full_at_ns: AtomicU64,
+}
+
+impl Rates {
+    /// As the settings say from now on.
+    pub fn set(&self, listener: &ListenerConfig, settings: &Settings) {
+        let session = &settings.session;
+        self.messages_each.store(session.publish_rate_max, Ordering::Relaxed);
+        self.bytes_each.store(session.publish_bytes_rate_max, Ordering::Relaxed);
+        self.seconds_max.store(session.publish_rate_seconds_max, Ordering::Relaxed);
+        self.messages.store(listener.publish_rate_max, Ordering::Relaxed);
+        self.bytes.store(listener.publish_bytes_rate_max, Ordering::Relaxed);
+    }
+
+    /// Takes a PUBLISH of some connection out of the buckets of all. `true`: they are empty now.
+    fn take(&self, now_ns: u64, bytes: u64) -> bool {
+        let empties = |bucket: &AtomicU64, rate: u64, amount: u64| {
+            if rate == 0 {
+                return false;
+            }
+            let taken = |full_at_ns| Some(take(full_at_ns, now_ns, rate, amount));
+            let before = bucket.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).unwrap_or_default();
+            is_empty(take(before, now_ns, rate, amount), now_ns)
+        };
+        let messages = empties(&self.messages_full_at_ns, self.messages.load(Ordering::Relaxed).into(), 1);
+        let bytes = empties(&self.bytes_full_at_ns, self.bytes.load(Ordering::Relaxed), bytes);
+        messages || bytes
+    }
+
+    fn is_empty(&self, now_ns: u64) -> bool {
+        let empty = |bucket: &AtomicU64, has_rate: bool| has_rate && is_empty(bucket.load(Ordering::Relaxed), now_ns);
+        empty(&self.messages_full_at_ns, self.messages.load(Ordering::Relaxed) != 0)
+            || empty(&self.bytes_full_at_ns, self.bytes.load(Ordering::Relaxed) != 0)
+    }
+}
+
+/// How fast one connection publishes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pace {
+    messages_full_at_ns: u64,
+    bytes_full_at_ns: u64,
+    /// The last second in which it could not be read for its own buckets.
+    last_over: u32,
+    /// How many in a row it used them up in.
+    seconds_over: u32,
+}
+
+/// What a PUBLISH meant for the rates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// More may follow.
+    Within,
+    /// The last one for now: the connection is not to be read.
+    Wait,
+    /// It was too fast for too many seconds.
+    Exceeded,
+}
+
+impl Pace {
+    /// Counts a PUBLISH of so many bytes.
+    pub fn count(&mut self, rates: &Rates, now_ms: u64, bytes: u64) -> Verdict {
+        let now_ns = now_ms * 1_000_000;
+        let of_all = rates.take(now_ns, bytes);
+        let messages_rate = rates.messages_each.load(Ordering::Relaxed).into();
+        self.messages_full_at_ns = take(self.messages_full_at_ns, now_ns, messages_rate, 1);
+        self.bytes_full_at_ns = take(self.bytes_full_at_ns, now_ns, rates.bytes_each.load(Ordering::Relaxed), bytes);
+        if !self.is_empty(now_ns) {
+            return if of_all { Verdict::Wait } else { Verdict::Within };
+        }
+        let second = (now_ms / 1000) as u32;
+        if second != self.last_over {
+            self.seconds_over = if second == self.last_over + 1 { self.seconds_over + 1 } else { 0 };
+            self.last_over = second;
+        }
+        let seconds_max = rates.seconds_max.load(Ordering::Relaxed);
+        if seconds_max != 0 && self.seconds_over >= seconds_max { Verdict::Exceeded } else { Verdict::Wait }
+    }
+
+    fn is_empty(&self, now_ns: u64) -> bool {
+        is_empty(self.messages_full_at_ns, now_ns) || is_empty(self.bytes_full_at_ns, now_ns)
+    }
+
+    /// Whether the connection must still not be read; asked every second while it is not.
+    pub fn must_wait(&mut self, rates: &Rates, now_ms: u64) -> bool {
+        let waits = self.is_empty(now_ms * 1_000_000);
+        if waits {
+            // Paying back is not being too fast again, but it is no rest either.
+            self.last_over = (now_ms / 1000) as u32;
+        }
+        waits || rates.is_empty(now_ms * 1_000_000)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SessionConfig;
+
+    fn rates(each: (u32, u64), seconds_max: u32, all: (u32, u64)) -> Rates {
+        let session = SessionConfig {
+            publish_rate_max: each.0,
+            publish_bytes_rate_max: each.1,
+            publish_rate_seconds_max: seconds_max,
+            ..SessionConfig::default()
+        };
+        let listener =
+            ListenerConfig { publish_rate_max: all.0, publish_bytes_rate_max: all.1, ..ListenerConfig::default() };
+        let rates = Rates::default();
+        rates.set(&listener, &Settings { session, ..Settings::default() });
+        rates
+    }
+
+    /// What becomes of messages of so many bytes, sent at once.
+    fn send(pace: &mut Pace, rates: &Rates, now_ms: u64, messages: &[u64]) -> Vec<Verdict> {
+        messages.iter().map(|&bytes| pace.count(rates, now_ms, bytes)).collect()
+    }
+
+    use Verdict::{Exceeded, Wait, Within};
+
+    #[test]
+    fn a_bucket_holds_a_second_and_fills_as_time_passes() {
+        let rates = rates((4, 0), 0, (0, 0));
+        let mut pace = Pace::default();
+        assert_eq!(send(&mut pace, &rates, 5_000, &[1; 4]), [Within, Within, Within, Wait]);
+        assert!(pace.must_wait(&rates, 5_000) && !pace.must_wait(&rates, 5_250));
+        assert_eq!(send(&mut pace, &rates, 5_500, &[1; 2]), [Within, Wait], "two came back in half a second");
+        assert_eq!(
+            send(&mut pace, &rates, 60_000, &[1; 4]),
+            [Within, Within, Within, Wait],
+            "and never more than four"
+        );
+    }
+
+    #[test]
+    fn one_large_message_is_paid_back_before_the_next() {
+        let rates = rates((0, 1000), 0, (0, 0));
+        let mut pace = Pace::default();
+        assert_eq!(send(&mut pace, &rates, 5_000, &[10, 10_000]), [Within, Wait]);
+        let waits = [6_000, 14_000, 14_009, 14_011].map(|now| pace.must_wait(&rates, now));
+        assert_eq!(waits, [true, true, true, false]);
+    }
+
+    #[test]
+    fn only_who_is_too_fast_in_seconds_in_a_row_exceeds() {
+        let rates = rates((2, 0), 2, (0, 0));
+        let mut pace = Pace::default();
+        let mut second = |second: u64| send(&mut pace, &rates, second * 1000, &[1; 2])[1];
+        assert_eq!(
+            [11, 12, 14, 15, 16].map(&mut second),
+            [Wait, Wait, Wait, Wait, Exceeded],
+            "a second of rest counts"
+        );
+    }
+
+    #[test]
+    fn the_connections_of_a_listener_share_its_buckets_and_nobody_is_blamed_for_the_others() {
+        let rates = rates((0, 0), 1, (3, 100));
+        let (mut one, mut other) = (Pace::default(), Pace::default());
+        for second in 1..5 {
+            assert_eq!(send(&mut one, &rates, second * 1000, &[1; 2]), [Within, Within]);
+            assert_eq!(send(&mut other, &rates, second * 1000, &[1]), [Wait]);
+            assert!(one.must_wait(&rates, second * 1000), "their bucket is empty");
+        }
+        assert_eq!(send(&mut one, &rates, 10_000, &[200]), [Wait]);
+        assert!(other.must_wait(&rates, 10_900) && !other.must_wait(&rates, 11_001));
+    }
+
+    #[test]
+    fn new_settings_hold_for_who_is_there() {
+        let rates = rates((1, 0), 0, (0, 0));
+        let mut pace = Pace::default();
+        assert_eq!(send(&mut pace, &rates, 1_000, &[1]), [Wait]);
+        rates.set(&ListenerConfig::default(), &Settings::default());
+        assert_eq!(send(&mut pace, &rates, 1_000, &[1]), [Within]);
+        assert!(!pace.must_wait(&rates, 1_000));
+    }
+}

@@ -1,0 +1,146 @@
+//! Who is banned on one node is banned on all of them, and who is connected there is closed.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use kentongan_proto::mqtt::*;
+use serde_json::Value;
+use socket2::{Domain, Socket, Type};
+use tempfile::TempDir;
+
+use super::nodes::{Cluster, Node};
+use crate::support::*;
+
+/// Where a client comes from that has an address of its own.
+const FAR: [u8; 4] = [127, 9, 9, 9];
+
+fn from_far(node: &Node) -> Client {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::from((FAR, 0)).into()).expect("loopback is all ours");
+    socket.connect(&node.address.into()).expect("the node listens");
+    Client::on(socket.into(), ProtocolVersion::V5)
+}
+
+fn reason(node: &Node, asked: Connect) -> ReasonCode {
+    node.open(asked).1.reason_code
+}
+
+fn named(client_id: &str) -> Connect {
+    connect(ProtocolVersion::V5, client_id)
+}
+
+fn of_user(name: &str) -> Connect {
+    Connect { user_name: Some(name.to_owned()), ..named("somebody") }
+}
+
+fn banned(cluster: &Cluster, asked: usize) -> Vec<String> {
+    let bans = cluster.admin_json(asked, &["bans"]);
+    let bans = bans["bans"].as_array().expect("a list").iter();
+    bans.map(|ban| ban["who"].as_str().expect("a text").to_owned()).collect()
+}
+
+/// What all nodes recorded of an event: who, what and the result.
+fn recorded(directory: &std::path::Path, event: &str) -> Vec<(Value, Value, Value)> {
+    let mut found = Vec::new();
+    for node in 1..=3 {
+        let text = std::fs::read_to_string(directory.join(format!("audit{node}"))).expect("every node has one");
+        for line in text.lines() {
+            let line: Value = serde_json::from_str(line).expect("JSON");
+            if line["event"] == event {
+                found.push((line["who"].clone(), line["what"].clone(), line["result"].clone()));
+            }
+        }
+    }
+    found
+}
+
+fn ban(cluster: &Cluster, arguments: &[&str]) {
+    let arguments: Vec<_> = ["ban"].iter().chain(arguments).copied().collect();
+    cluster.admin(1, &arguments).expect("it is committed");
+}
+
+/// Abuse: [bans]
+#[test]
+fn a_ban_holds_on_every_node_within_a_second_and_closes_who_is_there() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let audit = directory.path().join("audit");
+    std::fs::create_dir(&audit).expect("a directory");
+    let places = (1..=3).map(|number| directory.path().join(format!("n{number}"))).collect();
+    let files = audit.clone();
+    let mut cluster = Cluster::within(directory, places, move |index| {
+        let file = files.join(format!("audit{}", index + 1)).to_str().expect("UTF-8").to_owned();
+        vec![("KENTONGAN_LOG__AUDIT_FILE".to_owned(), file)]
+    });
+    let mut meter = cluster.nodes[0].client("meter");
+    let mut bystander = cluster.nodes[2].client("bystander");
+    let mut far = from_far(&cluster.nodes[2]);
+    far.send(&Packet::Connect(Box::new(named("far"))));
+    assert_eq!(far.expect_connack().reason_code, ReasonCode::Success);
+
+    ban(&cluster, &["--client-id", "meter", "--reason", "stolen"]);
+    let committed = Instant::now();
+    meter.expect_disconnect(ReasonCode::Banned);
+    assert!(committed.elapsed() < Duration::from_millis(2500), "closed after {:?}", committed.elapsed());
+    ban(&cluster, &["--user", "eve"]);
+    ban(&cluster, &["--address", "127.9.0.0/16"]);
+    far.expect_disconnect(ReasonCode::Banned);
+    std::thread::sleep(Duration::from_secs(1).saturating_sub(committed.elapsed()));
+    for node in &cluster.nodes {
+        assert_eq!(reason(node, named("meter")), ReasonCode::Banned, "at {}", node.name);
+        assert_eq!(reason(node, of_user("eve")), ReasonCode::Banned);
+        assert_eq!(reason(node, of_user("bob")), ReasonCode::Success);
+        // Before it has said a word.
+        from_far(node).expect_closed();
+        let old = Connect { version: ProtocolVersion::V3_1_1, ..named("meter") };
+        assert_eq!(reason(node, old), ReasonCode::NotAuthorized, "the nearest that MQTT 3.1.1 has");
+    }
+    bystander.expect_nothing();
+    assert_eq!(banned(&cluster, 2), ["address:127.9.0.0/16", "client-id:meter", "user:eve"]);
+    let table = cluster.admin(0, &["bans"]).expect("an answer");
+    assert!(table.contains("for good") && table.contains("stolen"), "{table}");
+
+    // It outlives the process that was told.
+    cluster.nodes[0].kill();
+    cluster.nodes[0].spawn();
+    cluster.nodes[0].wait_until_ready();
+    assert_eq!(reason(&cluster.nodes[0], named("meter")), ReasonCode::Banned);
+
+    for who in [["--client-id", "meter"], ["--user", "eve"], ["--address", "127.9.0.0/16"]] {
+        cluster.admin(2, &["unban", who[0], who[1]]).expect("it is lifted");
+    }
+    ban(&cluster, &["--client-id", "meter", "--seconds", "2"]);
+    assert_eq!(reason(&cluster.nodes[1], named("meter")), ReasonCode::Banned);
+    wait_for("the end of it", || reason(&cluster.nodes[2], named("meter")) == ReasonCode::Success);
+    assert!(banned(&cluster, 1).is_empty(), "what is over is not shown");
+
+    let recorded = |event| recorded(&audit, event);
+    wait_for("every refusal is recorded", || recorded("login").len() > 9);
+    let bans = recorded("ban");
+    assert!(
+        bans.iter().any(|(who, what, result)| who["operator"].is_string()
+            && what["subject"] == "client-id:meter"
+            && what["reason"] == "stolen"
+            && result == "done here"),
+        "{bans:?}"
+    );
+    assert!(recorded("unban").iter().any(|(_, what, _)| what["subject"] == "user:eve"));
+    let logins = recorded("login");
+    assert!(logins.iter().any(|(who, ..)| who["user"] == "eve" && who["address"].is_string()), "{logins:?}");
+    let of_meter = logins.iter().find(|(who, ..)| who["client_id"] == "meter").expect("it was refused");
+    assert_eq!(of_meter.2, "refused: banned by the operator of this server");
+}
+
+#[test]
+fn what_cannot_be_banned_is_refused_with_the_reason() {
+    let cluster = Cluster::start_first_of(1, false);
+    let refused = |arguments: &[&str]| cluster.admin(0, arguments).expect_err("it cannot be");
+    assert!(refused(&["ban", "--address", "10.0.0.0/40"]).contains("must be an IP address"));
+    assert!(refused(&["ban", "--user", &"x".repeat(2000)]).contains("1 to 1024 bytes"));
+    assert!(refused(&["ban"]).contains("--client-id"), "whom?");
+    assert!(refused(&["ban", "--user", "a", "--client-id", "b"]).contains("cannot be used with"));
+    assert_eq!(cluster.admin(0, &["bans"]).expect("an answer"), "nobody is banned\n");
+    for number in 0..3 {
+        cluster.admin(0, &["ban", "--user", &number.to_string()]).expect("it is committed");
+    }
+    assert_eq!(banned(&cluster, 0), ["user:0", "user:1", "user:2"]);
+}

@@ -1,0 +1,217 @@
+//! Many at once: those who say nothing, those who read nothing, and all of them coming back.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use kentongan_proto::mqtt::codec;
+use kentongan_proto::mqtt::*;
+use socket2::{Domain, Socket, Type};
+
+use crate::support::*;
+
+/// Time within which a client that means well is served, whatever others do.
+const SERVED_WITHIN: Duration = Duration::from_secs(1);
+
+fn bytes_of(packet: &Packet) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    codec::encode(packet, ProtocolVersion::V5, &mut bytes).expect("encoded");
+    bytes
+}
+
+/// Connections that are accepted and never say a word. (Those that stall in a TLS handshake belong here too.)
+///
+/// Abuse: [slow-connect], [connect-flood]
+#[test]
+fn a_client_comes_in_within_a_second_beside_5000_connections_that_say_nothing() {
+    const SILENT: usize = 5_000;
+    let broker = Broker::start();
+    let connected = |_| TcpStream::connect(broker.address).expect("the broker accepts");
+    let silent: Vec<_> = (0..SILENT).map(connected).collect();
+    broker.wait_for_metric("kentongan_sockets_accepted_total", |count| count >= SILENT as f64);
+    for round in 0..20 {
+        let began = Instant::now();
+        let mut client = Client::v5(&broker, &format!("client{round}"));
+        client.subscribe("t", QoS::AtLeastOnce);
+        client.publish_acknowledged("t", "served", qos1(1));
+        assert!(began.elapsed() < SERVED_WITHIN, "served after {:?}", began.elapsed());
+    }
+    drop(silent);
+}
+
+/// One that subscribed and does not read, with a small window, so that the kernel takes little for it.
+fn deaf(address: SocketAddr, name: &str) -> Client {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a socket option");
+    socket.connect(&address.into()).expect("the broker listens");
+    let mut client = Client::on(socket.into(), ProtocolVersion::V5);
+    client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, name))));
+    assert_eq!(client.expect_connack().reason_code, ReasonCode::Success);
+    assert_eq!(client.subscribe("load", QoS::AtMostOnce), ReasonCode::Success);
+    client
+}
+
+/// Publishes to `load` at a rate for a while; says how many, and what the 99th percentile was at subscribers that read.
+fn load(broker: &Broker, healthy: &mut [Client], rate: u32, payload_bytes: usize, time: Duration) -> (u64, Duration) {
+    let mut publisher = Client::v5(broker, "publisher");
+    let (start, stop) = (Instant::now(), AtomicBool::new(false));
+    let mut latencies = Vec::new();
+    let sent = std::thread::scope(|scope| {
+        let stop = &stop;
+        let read = |client: &'_ mut Client| {
+            let mut latencies = Vec::new();
+            loop {
+                match client.receive_within(Duration::from_millis(200)) {
+                    Some(Packet::Publish(message)) => {
+                        let sent = u64::from_be_bytes(message.payload[..8].try_into().expect("a time"));
+                        latencies.push(start.elapsed().saturating_sub(Duration::from_nanos(sent)));
+                    }
+                    Some(other) => panic!("unexpected {other:?}"),
+                    None if stop.load(Ordering::Relaxed) => return latencies,
+                    None => {}
+                }
+            }
+        };
+        let readers: Vec<_> = healthy.iter_mut().map(|client| scope.spawn(move || read(client))).collect();
+        let mut sent = 0u64;
+        let mut message = publish("load", "", QOS0);
+        while start.elapsed() < time {
+            let due = (start.elapsed().as_secs_f64() * f64::from(rate)) as u64;
+            while sent < due {
+                let mut payload = vec![b'x'; payload_bytes];
+                payload[..8].copy_from_slice(&(start.elapsed().as_nanos() as u64).to_be_bytes());
+                message.payload = payload.into();
+                publisher.send(&Packet::Publish(message.clone()));
+                sent += 1;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // All of it was handled when this is answered.
+        publisher.publish_acknowledged("nobody", "", qos1(1));
+        stop.store(true, Ordering::Relaxed);
+        for reader in readers {
+            latencies.extend(reader.join().expect("no panic"));
+        }
+        sent
+    });
+    publisher.disconnect();
+    assert_eq!(latencies.len() as u64, sent * healthy.len() as u64, "a subscriber that reads gets everything");
+    latencies.sort_unstable();
+    (sent, latencies[latencies.len() * 99 / 100])
+}
+
+/// 100 subscribers that do not read, at 20,000 deliveries a second in all: they cost their bounds, others are served as before,
+/// and every message is either delivered or counted. `KENTONGAN_OVERLOAD_SECONDS` says for how long (4 if it is not set).
+///
+/// Abuse: [stalled-subscriber], [queue-full]
+#[test]
+fn stalled_subscribers_cost_their_bounds_and_no_more() {
+    const STALLED: usize = 100;
+    const OUT_BUFFER_BYTES: u64 = 65_536;
+    const PAYLOAD_BYTES: usize = 2_000;
+    const DELIVERIES_A_SECOND: u32 = 20_000;
+    let seconds = std::env::var("KENTONGAN_OVERLOAD_SECONDS").map_or(4, |text| text.parse().expect("a number"));
+    let time = Duration::from_secs(seconds);
+    let bound = OUT_BUFFER_BYTES.to_string();
+    let broker = Broker::with_environment(&[], &[("KENTONGAN_SESSION__OUT_BUFFER_BYTES_MAX", &bound)]);
+    let mut healthy: Vec<_> = (0..5).map(|number| Client::v5(&broker, &format!("healthy{number}"))).collect();
+    healthy.iter_mut().for_each(|client| drop(client.subscribe("load", QoS::AtMostOnce)));
+    let rate = DELIVERIES_A_SECOND / STALLED as u32;
+    let (_, before) = load(&broker, &mut healthy, rate, PAYLOAD_BYTES, Duration::from_secs(2));
+
+    let mut stalled: Vec<_> = (0..STALLED).map(|number| deaf(broker.address, &format!("deaf{number}"))).collect();
+    let heap = || broker.metric("process_heap_bytes");
+    let idle_bytes = heap();
+    let (sent, beside) = load(&broker, &mut healthy, rate, PAYLOAD_BYTES, time);
+    let held_bytes = heap() - idle_bytes;
+    let bound = (STALLED as u64 * OUT_BUFFER_BYTES) as f64 * 1.1;
+    assert!(held_bytes <= bound, "{held_bytes} bytes are held, {bound} may be");
+
+    // They read at last: what they lack was counted.
+    let read: u64 = std::thread::scope(|scope| {
+        let readers: Vec<_> = stalled.iter_mut().map(|client| scope.spawn(move || messages_left(client))).collect();
+        readers.into_iter().map(|reader| reader.join().expect("no panic")).sum()
+    });
+    let dropped = "kentongan_messages_dropped_total{reason=\"slow_consumer\"}";
+    let lacking = (sent * STALLED as u64 - read) as f64;
+    assert!(lacking > 0.0, "nobody was stalled");
+    broker.wait_for_metric(dropped, |count| count == lacking);
+
+    let (_, after) = load(&broker, &mut healthy, rate, PAYLOAD_BYTES, Duration::from_secs(2));
+    let allowed = before.max(after) * 2 + Duration::from_millis(5);
+    assert!(beside <= allowed, "the 99th percentile is {beside:?}, and was {before:?} before and {after:?} after");
+}
+
+/// All that was kept for a client that reads from now on.
+fn messages_left(client: &mut Client) -> u64 {
+    let mut read = 0;
+    client.send(&Packet::PingReq);
+    loop {
+        match client.receive() {
+            Packet::Publish(_) => read += 1,
+            Packet::PingResp => return read,
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+}
+
+/// Everybody lost the connection at once and comes back. `KENTONGAN_RECONNECTS` says how many (10,000 if it is not set, as far as
+/// there are descriptors).
+///
+/// Abuse: [connect-flood]
+#[test]
+fn ten_thousand_clients_that_reconnect_at_once_are_all_back_within_a_minute() {
+    const WITHIN: Duration = Duration::from_secs(60);
+    const THREADS: usize = 8;
+    let clients = std::env::var("KENTONGAN_RECONNECTS").map_or(10_000, |text| text.parse().expect("a number"));
+    let broker = Broker::start();
+    let (address, together) = (broker.address, Arc::new(Barrier::new(THREADS)));
+    let come = |thread: usize, together: &Barrier| {
+        let names = (0..clients / THREADS).map(|number| format!("client{}", thread * clients + number));
+        let packets: Vec<_> =
+            names.map(|name| bytes_of(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, &name))))).collect();
+        together.wait();
+        let mut crowd: Vec<_> = packets
+            .iter()
+            .map(|packet| {
+                let mut stream = TcpStream::connect(address).expect("the broker accepts");
+                stream.write_all(packet).expect("it is open");
+                stream
+            })
+            .collect();
+        let mut codes = BTreeMap::new();
+        for stream in &mut crowd {
+            // A CONNACK of MQTT 5: type, length, flags, reason.
+            let mut head = [0; 4];
+            stream.set_read_timeout(Some(WITHIN)).expect("a socket option");
+            stream.read_exact(&mut head).expect("an answer");
+            *codes.entry((head[0], head[3])).or_insert(0) += 1;
+        }
+        (crowd, codes)
+    };
+    for round in ["first", "again"] {
+        let began = Instant::now();
+        let crowds: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS)
+                .map(|thread| {
+                    let (come, together) = (&come, Arc::clone(&together));
+                    scope.spawn(move || come(thread, &together))
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        assert!(began.elapsed() < WITHIN, "{round}: {:?}", began.elapsed());
+        let each = clients / THREADS;
+        assert!(
+            crowds.iter().all(|(_, codes)| *codes == BTreeMap::from([((0x20, 0), each)])),
+            "{round}: all are let in"
+        );
+        broker.wait_for_metric("kentongan_connections", |count| count == (each * THREADS) as f64);
+        drop(crowds);
+        // The connection is gone for all of them at the same moment.
+        broker.wait_for_metric("kentongan_connections", |count| count == 0.0);
+    }
+}
