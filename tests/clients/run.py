@@ -55,8 +55,9 @@ class Kentongan:
         self.reader = threading.Thread(target=self._read)
         self.reader.start()
         if not self.listening.wait(START_SECONDS):
+            end = self.log_end()
             self.stop()
-            raise Failure(f"the broker did not say where it listens:\n{self.log_end()}")
+            raise Failure(f"the broker did not say where it listens:\n{end}")
 
     def _read(self):
         """Keeps the log and takes the addresses from it. To the end: a full pipe would stop the broker."""
@@ -88,8 +89,10 @@ class Kentongan:
             self.process.kill()
             code = "none: it had to be killed"
         self.reader.join()
+        self.process.stderr.close()
         if code != 0:
             print(f"the broker's exit code: {code}\n{self.log_end()}")
+        self.log.close()
         return code == 0
 
 
@@ -149,6 +152,8 @@ def suites(broker, own_binary):
         own = {"MQTT_SUB": f"{own_binary} sub", "MQTT_PUB": f"{own_binary} pub", "MQTT_RR": f"{own_binary} rr"}
         everything["kentongan-clients"] = ([*python, "command_line"], own)
         everything.update(websocket_suites(own_binary, node, python))
+        everything["tls"] = ([*python, "tls"], {"KENTONGAN": own_binary})
+        everything["unix-socket"] = ([*python, "unix_socket"], {"KENTONGAN": own_binary})
         everything["three-nodes"] = ([*python, "three_nodes"], {"KENTONGAN": own_binary})
         everything["side-by-side"] = ([*python, "side_by_side"], {"KENTONGAN": own_binary})
         everything["haproxy"] = ([*python, "haproxy"], {"KENTONGAN": own_binary})

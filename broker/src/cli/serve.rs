@@ -158,7 +158,7 @@ pub(super) fn run(arguments: &ServeArgs, serve: impl FnOnce(Effective, Reloading
 }
 
 fn is_closed_to_others(settings: &Settings) -> bool {
-    settings.listener.iter().all(|listener| listener.address.ip().is_loopback())
+    settings.listener.iter().all(|listener| listener.address.is_local())
 }
 
 #[cfg(test)]
@@ -217,7 +217,7 @@ mod tests {
         assert_eq!(settings.cluster.address.map(|address| address.port()), Some(7101));
         assert_eq!(settings.cluster.advertised().as_deref(), Some("localhost:7101"));
         assert_eq!(settings.listener.len(), 1);
-        assert_eq!(settings.listener[0].address.port(), 1);
+        assert_eq!(settings.listener[0].address.to_string(), "127.0.0.1:1");
         assert_eq!(settings.data_dir.to_str(), Some("/d"));
         assert_eq!(settings.cluster.seeds, ["h:1"]);
         assert_eq!(settings.http.address.port(), 8090);

@@ -154,8 +154,11 @@ impl Effective {
             if asks(AuthenticationMethod::Password) && auth.password_file.is_none() {
                 refuse(&at("authentication"), String::from("\"password\" needs `auth.password_file`"));
             }
+            if let Some(tls) = &one.tls {
+                tls.contradictions(|key, message| refuse(&at(&format!("tls.{key}")), message));
+            }
             let taken = listener[..index].iter().any(|other| other.address == one.address);
-            if taken && one.address.port() != 0 {
+            if taken && one.address.ip().is_none_or(|address| address.port() != 0) {
                 refuse(&at("address"), format!("{} is the address of another listener", one.address));
             }
         }

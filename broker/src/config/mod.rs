@@ -7,6 +7,7 @@
 //!
 //! Absent: anything that acts on a setting.
 
+mod address;
 mod layer;
 mod load;
 mod origin;
@@ -17,7 +18,9 @@ mod settings;
 mod show;
 #[cfg(test)]
 mod tests;
+mod tls;
 
+pub use address::{FileMode, ListenAddress};
 pub use layer::{CONFIG_VARIABLE, ENVIRONMENT_PREFIX};
 pub(crate) use load::check_host_port;
 pub use load::{Effective, FlagValue, Sources};

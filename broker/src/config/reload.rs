@@ -1,7 +1,6 @@
 //! What differs between the settings in force and those read again.
 
-use std::net::SocketAddr;
-
+use super::address::ListenAddress;
 use super::schema::Field;
 use super::settings::ListenerConfig;
 use super::{ConfigError, Settings};
@@ -53,26 +52,26 @@ fn compare(fields: &[Field], prefix: &str, [started, last, new]: [&toml::Table; 
 
 fn compare_listeners(started: &Settings, last: &Settings, new: &Settings, changes: &mut Vec<Change>) {
     for (name, listener) in named(&started.listener) {
-        let Some(now) = new.listener_like(name) else {
+        let Some(now) = new.listener_like(&name) else {
             changes.push(Change { key: format!("listener {} (gone)", name.0), reloaded: false });
             continue;
         };
-        let last = last.listener_like(name).unwrap_or(listener);
+        let last = last.listener_like(&name).unwrap_or(listener);
         let tables = [to_table(listener), to_table(last), to_table(now)];
         compare(ListenerConfig::FIELDS, &format!("listener {} ", name.0), tables.each_ref(), changes);
     }
-    for (name, _) in named(&new.listener).filter(|(name, _)| started.listener_like(*name).is_none()) {
+    for (name, _) in named(&new.listener).filter(|(name, _)| started.listener_like(name).is_none()) {
         changes.push(Change { key: format!("listener {} (new)", name.0), reloaded: false });
     }
 }
 
 /// The address of a listener, and how many before it have the same: ports chosen by the system all read 0.
-pub type ListenerName = (SocketAddr, usize);
+pub type ListenerName = (ListenAddress, usize);
 
 fn named(listeners: &[ListenerConfig]) -> impl Iterator<Item = (ListenerName, &ListenerConfig)> {
     listeners.iter().enumerate().map(|(index, one)| {
         let same = listeners[..index].iter().filter(|other| other.address == one.address).count();
-        ((one.address, same), one)
+        ((one.address.clone(), same), one)
     })
 }
 
@@ -85,8 +84,8 @@ impl Settings {
 
     /// The listener called `name`.
     #[must_use]
-    pub fn listener_like(&self, name: ListenerName) -> Option<&ListenerConfig> {
-        named(&self.listener).find(|(own, _)| *own == name).map(|(_, one)| one)
+    pub fn listener_like(&self, name: &ListenerName) -> Option<&ListenerConfig> {
+        named(&self.listener).find(|(own, _)| own == name).map(|(_, one)| one)
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use kentongan_cluster::transport::TlsFiles;
 use kentongan_proto::mqtt;
 
+use super::address::{FileMode, ListenAddress};
 use super::schema::{choices, settings};
 use super::secret::Secret;
 use crate::connection::networks::Network;
@@ -32,7 +33,7 @@ const fn nonzero_u32(value: u32) -> NonZeroU32 {
 }
 
 fn loopback_listeners() -> Vec<ListenerConfig> {
-    let at = |ip: IpAddr| ListenerConfig { address: SocketAddr::new(ip, 1883), ..ListenerConfig::default() };
+    let at = |ip: IpAddr| ListenerConfig { address: SocketAddr::new(ip, 1883).into(), ..ListenerConfig::default() };
     vec![at(Ipv4Addr::LOCALHOST.into()), at(Ipv6Addr::LOCALHOST.into())]
 }
 
@@ -87,8 +88,11 @@ settings! {
     /// Where MQTT clients connect; stands once for each address.
     pub struct ListenerConfig {
         /// Address and port, such as `"0.0.0.0:1883"` for every IPv4 address or `"[::]:1883"` for all of both
-        /// families. Port 0 lets the system choose; the log names the port.
-        pub address: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1883),
+        /// families. Port 0 lets the system choose; the log names the port. `"unix:/run/kentongan.sock"` is a Unix socket; a file
+        /// of that name that nobody answers on is replaced.
+        pub address: ListenAddress = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1883).into(),
+        /// Permissions of a Unix socket: who may write it may connect.
+        pub unix_mode: FileMode = FileMode(0o660),
         /// Connections that the kernel may hold before they are accepted (it caps this at
         /// `net.core.somaxconn`).
         pub backlog: NonZeroU32 = nonzero_u32(4096),
@@ -133,7 +137,7 @@ settings! {
         pub protocol_versions: Vec<ProtocolVersion>
             = vec![ProtocolVersion::V3_1, ProtocolVersion::V3_1_1, ProtocolVersion::V5] => reloaded,
         /// TLS on this listener. Unset: none.
-        pub tls: Option<TlsConfig> = None,
+        pub tls: Option<TlsConfig> = None => reloaded,
         /// Balancers that say by the PROXY protocol, version 1 or 2, for whom they connect: addresses and networks, such as
         /// `["10.0.0.7", "10.1.0.0/16"]`. Their connections must begin with its header, before TLS if there is TLS, and the
         /// client is then known by the address in it. From others such a header is refused.
@@ -148,6 +152,38 @@ settings! {
     /// TLS 1.2 and 1.3 on a listener. The files are PEM; they are read again when one of them changes, and on SIGHUP.
     pub struct TlsConfig {
         /// The server's certificate, followed by those between it and the authority.
+        pub certificate_file: Option<PathBuf> = None => reloaded,
+        /// Its private key.
+        pub key_file: Option<PathBuf> = None => reloaded,
+        /// The oldest version that is spoken.
+        pub minimum_version: TlsVersion = TlsVersion::V1_2 => reloaded,
+        /// The suites that may be used, of either version. Empty: all of them.
+        pub cipher_suites: Vec<CipherSuite> = Vec::new() => reloaded,
+        /// Whether clients show a certificate of an authority in `client_ca_file`: `"none"`, they are not asked; `"optional"`,
+        /// those that show one must have one that is good; `"required"`, all do.
+        pub client_certificate: ClientCertificate = ClientCertificate::None => reloaded,
+        /// Certificates of the authorities that clients' certificates come from.
+        pub client_ca_file: Option<PathBuf> = None => reloaded,
+        /// Lists of certificates that were revoked (CRL): one of every authority whose certificates clients show, or those of
+        /// the others are refused. A list whose time is over is used all the same. Unset: none are revoked.
+        pub crl_file: Option<PathBuf> = None => reloaded,
+        /// Which name in a client's certificate says who the client is: `"cn"`, the common name; `"san-dns"`, `"san-uri"`,
+        /// `"san-email"`, the first alternative name of that kind; `"none"`, no name does.
+        pub identity: CertificateIdentity = CertificateIdentity::CommonName => reloaded,
+        /// Handshakes that may go on at a time on this listener; one more connection is closed at once. 0 means no bound.
+        pub handshakes_max: u32 = 16_384 => reloaded,
+        /// A secret that all nodes have in common, 32 bytes or more (`openssl rand -out FILE 48`): with it a client resumes its
+        /// TLS session on any of them. Replace it as often as you would a key. Unset: each process has its own, and sessions
+        /// are resumed where they began.
+        pub ticket_key_file: Option<PathBuf> = None => reloaded,
+        /// More certificates, for other names of the server (SNI).
+        pub sni: Vec<SniConfig> = Vec::new() => reloaded,
+    }
+
+    /// A certificate that is shown to clients that ask for one of its DNS names. Those that ask for another name, or none, are
+    /// shown that of `[listener.tls]`.
+    pub struct SniConfig {
+        /// The certificate, followed by those between it and the authority.
         pub certificate_file: Option<PathBuf> = None => reloaded,
         /// Its private key.
         pub key_file: Option<PathBuf> = None => reloaded,
@@ -458,6 +494,60 @@ choices! {
         Password = "password",
     }
 
+    /// A version of TLS.
+    pub enum TlsVersion {
+        /// TLS 1.2.
+        V1_2 = "1.2",
+        /// TLS 1.3.
+        V1_3 = "1.3",
+    }
+
+    /// A cipher suite, by the name that IANA has it under.
+    pub enum CipherSuite {
+        /// TLS 1.3.
+        Aes256GcmSha384 = "TLS_AES_256_GCM_SHA384",
+        /// TLS 1.3.
+        Aes128GcmSha256 = "TLS_AES_128_GCM_SHA256",
+        /// TLS 1.3.
+        Chacha20Poly1305Sha256 = "TLS_CHACHA20_POLY1305_SHA256",
+        /// TLS 1.2.
+        EcdheEcdsaAes256GcmSha384 = "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+        /// TLS 1.2.
+        EcdheEcdsaAes128GcmSha256 = "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+        /// TLS 1.2.
+        EcdheEcdsaChacha20Poly1305Sha256 = "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+        /// TLS 1.2.
+        EcdheRsaAes256GcmSha384 = "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+        /// TLS 1.2.
+        EcdheRsaAes128GcmSha256 = "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+        /// TLS 1.2.
+        EcdheRsaChacha20Poly1305Sha256 = "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+    }
+
+    /// Whether clients show a certificate.
+    pub enum ClientCertificate {
+        /// They are not asked.
+        None = "none",
+        /// They may.
+        Optional = "optional",
+        /// They must.
+        Required = "required",
+    }
+
+    /// Which name in a client's certificate says who it is.
+    pub enum CertificateIdentity {
+        /// None.
+        None = "none",
+        /// The common name.
+        CommonName = "cn",
+        /// The first alternative name that is one of DNS.
+        DnsName = "san-dns",
+        /// Likewise a URI.
+        Uri = "san-uri",
+        /// Likewise an e-mail address.
+        Email = "san-email",
+    }
+
     /// What gives way when a session's queue is full; QoS 0 first in any case.
     pub enum QueueDropPolicy {
         /// The message that comes.
@@ -567,10 +657,10 @@ impl ListenerConfig {
     }
 
     /// Whether clients of this listener may come without a user name: its own word, else that of `settings`, else
-    /// whether the address is a loopback one.
+    /// whether only this machine can connect.
     #[must_use]
     pub fn allows_anonymous(&self, settings: &Settings) -> bool {
         let said = self.allow_anonymous.or(settings.allow_anonymous);
-        said.unwrap_or_else(|| self.address.ip().is_loopback())
+        said.unwrap_or_else(|| self.address.is_local())
     }
 }

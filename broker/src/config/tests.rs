@@ -107,8 +107,8 @@ fn a_list_of_listeners_is_taken_whole_from_the_strongest_source() {
         .file("[[listener]]\naddress = \"127.0.0.1:1\"\n[[listener]]\naddress = \"127.0.0.1:2\"\nnodelay = false\n")
         .variable("KENTONGAN_LISTENER", "[{ address = \"127.0.0.1:3\" }]");
     let effective = scene.load();
-    let addresses: Vec<_> = effective.settings.listener.iter().map(|one| one.address.port()).collect();
-    assert_eq!(addresses, [3]);
+    let addresses: Vec<_> = effective.settings.listener.iter().map(|one| one.address.to_string()).collect();
+    assert_eq!(addresses, ["127.0.0.1:3"]);
     assert!(!effective.listeners_are_defaults());
     let variable = Origin::Environment(String::from("KENTONGAN_LISTENER"));
     assert_eq!(effective.origin("listener[0].address"), &variable);
@@ -264,6 +264,25 @@ fn what_is_shown_names_the_source_of_each_value_and_is_a_file_again() {
     assert_eq!(again.settings, effective.settings);
 }
 
+/// Also a section within a listener, and one within that.
+#[test]
+fn sections_within_a_listener_are_shown_as_they_are_written() {
+    let tls = "[[listener]]\naddress = \"127.0.0.1:1\"\n[listener.tls]\ncertificate_file = \"c\"\nkey_file = \"k\"\n";
+    let sni = "[[listener.tls.sni]]\ncertificate_file = \"d\"\nkey_file = \"l\"\n";
+    let effective = Scene::new().file(&format!("{tls}{sni}")).load();
+    assert_eq!(effective.origin("listener[0].tls.sni[0].key_file").to_string().rsplit(':').next(), Some("8"));
+    for everything in [true, false] {
+        let shown = effective.show(everything);
+        assert!(shown.contains("\n[listener.tls]\n") && shown.contains("\n[[listener.tls.sni]]\n"), "{shown}");
+        assert_eq!(Scene::new().file(&shown).load().settings, effective.settings, "{shown}");
+    }
+    let complaints =
+        Scene::new().file(&tls.replace("key_file = \"k\"", "client_certificate = \"required\"")).complaints();
+    for expected in ["`listener[0].tls.key_file`", "k.toml:4: `listener[0].tls.client_ca_file`"] {
+        assert!(complaints.contains(expected), "{expected} in\n{complaints}");
+    }
+}
+
 #[test]
 fn what_is_no_origin_path_or_network_is_refused() {
     let listener = "[[listener]]\naddress = \"127.0.0.1:1\"\n";
@@ -302,6 +321,9 @@ fn every_setting_is_on_the_reference_page() {
     }
     let websocket = page.split("## `[listener.websocket]`").nth(1).unwrap();
     assert!(websocket.contains("### `path`") && websocket.contains("- Default: `\"/mqtt\"`"), "{websocket}");
+    let tls = page.split("## `[listener.tls]`").nth(1).unwrap();
+    assert!(tls.contains("### `minimum_version`") && tls.contains("- Default: `\"1.2\"`"), "{tls}");
+    assert!(page.contains("## `[[listener.tls.sni]]`"));
 }
 
 #[test]

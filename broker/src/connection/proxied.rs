@@ -14,6 +14,7 @@ use tokio::io::ReadBuf;
 use super::proxy::{self, Claims, Progress};
 use super::{RawSocket, Transport};
 use crate::listener::ListenerContext;
+use crate::tls::HandshakeGuard;
 
 /// See the module.
 #[derive(Debug)]
@@ -38,13 +39,21 @@ struct Header {
     listener: Arc<ListenerContext>,
     /// The balancer.
     peer: Option<SocketAddr>,
+    /// Of TLS, if it follows.
+    handshake: Option<HandshakeGuard>,
 }
 
 impl Proxied {
     /// Over `socket`, from which nothing was read yet, of the balancer `peer`.
     #[must_use]
-    pub fn new(socket: RawSocket, listener: Arc<ListenerContext>, peer: Option<SocketAddr>) -> Self {
-        Self { stage: Stage::Header(Header { socket, bytes: Vec::new(), listener, peer }), claims: Claims::default() }
+    pub fn new(
+        socket: RawSocket,
+        listener: Arc<ListenerContext>,
+        peer: Option<SocketAddr>,
+        handshake: Option<HandshakeGuard>,
+    ) -> Self {
+        let header = Header { socket, bytes: Vec::new(), listener, peer, handshake };
+        Self { stage: Stage::Header(header), claims: Claims::default() }
     }
 
     /// Where the client is, if the balancer said so.
@@ -91,7 +100,7 @@ impl Proxied {
             if !header.listener.config.proxy_protocol_identity {
                 self.claims.common_name = None;
             }
-            self.stage = Stage::Open(header.listener.layers(header.socket, client)?);
+            self.stage = Stage::Open(header.listener.layers(header.socket, client, header.handshake)?);
         }
         match &mut self.stage {
             Stage::Open(transport) => transport.poll_read(cx, buffer),
@@ -152,7 +161,7 @@ mod tests {
         let socket = RawSocket::Tcp(TcpStream::from_std(accepted).unwrap());
         let config = ListenerConfig { proxy_protocol_identity: takes_identity, ..ListenerConfig::default() };
         let listener = Arc::new(ListenerContext::new(config, &Settings::default(), address));
-        let mut proxied = Proxied::new(socket, listener, Some(peer));
+        let mut proxied = Proxied::new(socket, listener, Some(peer), None);
         balancer.write_all(STREAM).await.unwrap();
         let mut bytes = [0; 100];
         let mut buffer = ReadBuf::new(&mut bytes);

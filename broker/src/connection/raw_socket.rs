@@ -7,13 +7,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 /// A connected socket. What lies over it, if anything does, decides what its bytes mean.
 #[derive(Debug)]
 pub enum RawSocket {
     /// Plain TCP.
     Tcp(TcpStream),
+    /// A Unix socket.
+    Unix(UnixStream),
 }
 
 impl RawSocket {
@@ -25,6 +27,7 @@ impl RawSocket {
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 
@@ -32,6 +35,7 @@ impl RawSocket {
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => stream.poll_write_ready(cx),
+            Self::Unix(stream) => stream.poll_write_ready(cx),
         }
     }
 
@@ -40,6 +44,7 @@ impl RawSocket {
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.try_write(bytes),
+            Self::Unix(stream) => stream.try_write(bytes),
         }
     }
 
@@ -47,6 +52,7 @@ impl RawSocket {
     pub fn try_write_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.try_write_vectored(pieces),
+            Self::Unix(stream) => stream.try_write_vectored(pieces),
         }
     }
 
@@ -54,15 +60,18 @@ impl RawSocket {
     pub fn shut_down_write(&self) {
         let outcome = match self {
             Self::Tcp(stream) => socket2::SockRef::from(stream).shutdown(Shutdown::Write),
+            Self::Unix(stream) => socket2::SockRef::from(stream).shutdown(Shutdown::Write),
         };
         // The peer may have gone first; then there is nothing left to say.
         drop(outcome);
     }
 
-    /// Lets the stream end so that the peer sees a broken connection, not one that was closed.
+    /// Lets the stream end so that the peer sees a broken connection, not one that was closed. A Unix socket knows no such
+    /// difference.
     pub fn reset_when_closed(&self) {
         let outcome = match self {
             Self::Tcp(stream) => socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)),
+            Self::Unix(_) => Ok(()),
         };
         // It is closed all the same.
         drop(outcome);
@@ -72,6 +81,7 @@ impl RawSocket {
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.try_read(buffer),
+            Self::Unix(stream) => stream.try_read(buffer),
         }
     }
 }

@@ -70,6 +70,8 @@ pub struct TlsStream {
     held_back: usize,
     /// The peer said that nothing follows.
     ended: bool,
+    /// We did, or the connection failed. From then on rustls is not called again: it does not expect that.
+    is_over: bool,
 }
 
 impl fmt::Debug for TlsStream {
@@ -96,6 +98,7 @@ impl TlsStream {
             outgoing: Vec::new(),
             held_back: 0,
             ended: false,
+            is_over: false,
         }
     }
 
@@ -134,7 +137,7 @@ impl TlsStream {
                 }
                 return Poll::Ready(Ok(()));
             }
-            if self.ended {
+            if self.ended || self.is_over {
                 return Poll::Ready(Ok(()));
             }
             let before = buffer.filled().len();
@@ -174,16 +177,19 @@ impl TlsStream {
         })
     }
 
-    /// Says close_notify, as far as the socket takes it now, and ends our side of the stream.
-    pub fn shut_down_write(&mut self) {
+    /// Says that nothing follows (close_notify), if the socket takes that now and it was not said before.
+    pub fn say_end(&mut self) {
+        if self.is_over || self.is_handshaking() {
+            return;
+        }
         // The peer may have gone first; then there is nothing left to say.
         drop(self.send_outgoing());
-        if self.outgoing.is_empty() && !self.is_handshaking() {
+        if self.outgoing.is_empty() {
             let mut alert = [0; 64];
             let count = self.with_traffic(|traffic| traffic.queue_close_notify(&mut alert).unwrap_or(0)).unwrap_or(0);
             drop(self.socket.try_write(&alert[..count]));
         }
-        self.socket.shut_down_write();
+        self.is_over = true;
     }
 
     /// One read of the socket, and everything in it opened.
@@ -246,7 +252,8 @@ impl TlsStream {
     fn open(&mut self, records: &mut [u8], buffer: &mut ReadBuf<'_>) -> io::Result<usize> {
         let mut consumed = 0;
         let mut failure = None;
-        loop {
+        // After a failure only for the alert that tells the peer: rustls panics if it finds more to read then.
+        while failure.is_none() || self.connection.wants_write() {
             let status = self.connection.process_tls_records(&mut records[consumed..]);
             let mut discard = status.discard;
             let mut waits = false;
@@ -266,9 +273,7 @@ impl TlsStream {
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
                 Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => self.ended = true,
                 Ok(_) => waits = true,
-                // Once more, for the alert that tells the peer.
-                Err(error) if failure.is_none() => failure = Some(error),
-                Err(_) => waits = true,
+                Err(error) => failure = Some(error),
             }
             consumed += discard;
             if waits || self.ended {
@@ -276,6 +281,7 @@ impl TlsStream {
             }
         }
         if let Some(error) = failure {
+            self.is_over = true;
             if let Some(handshake) = &mut self.handshake {
                 handshake.failed(&error);
             }
@@ -305,8 +311,8 @@ impl TlsStream {
     }
 
     fn write_record(&mut self, plaintext: &[u8], record: &mut Vec<u8>) -> io::Result<usize> {
-        if self.is_handshaking() {
-            return Err(io::Error::new(io::ErrorKind::NotConnected, "the TLS handshake is not done"));
+        if self.is_handshaking() || self.is_over {
+            return Err(io::Error::new(io::ErrorKind::NotConnected, "the TLS connection is not open"));
         }
         record.clear();
         self.with_traffic(|traffic| {
@@ -346,7 +352,11 @@ impl TlsStream {
             let status = self.connection.process_tls_records(&mut self.incoming);
             let discard = status.discard;
             let mut done = None;
-            match status.state.map_err(broken)? {
+            let state = status.state.map_err(|error| {
+                self.is_over = true;
+                broken(error)
+            });
+            match state? {
                 ConnectionState::WriteTraffic(mut traffic) => done = Some(act(&mut traffic)),
                 ConnectionState::EncodeTlsData(mut data) => {
                     encode_message(&mut self.outgoing, &mut data)?;

@@ -94,7 +94,10 @@ impl Transport {
         }
         match self {
             Self::Socket(socket) => socket.shut_down_write(),
-            Self::Tls(stream) => stream.shut_down_write(),
+            Self::Tls(stream) => {
+                stream.say_end();
+                stream.socket().shut_down_write();
+            }
             Self::Memory(stream) => stream.shut_down_write(),
             Self::WebSocket(_) | Self::Proxied(_) => {}
         }
@@ -104,7 +107,8 @@ impl Transport {
     /// [`Self::shut_down_write`].
     pub fn take_leave(&mut self) {
         match self {
-            Self::Socket(_) | Self::Tls(_) | Self::Memory(_) => {}
+            Self::Socket(_) | Self::Memory(_) => {}
+            Self::Tls(stream) => stream.say_end(),
             Self::WebSocket(stream) => stream.finish(),
             Self::Proxied(stream) => stream.over_mut().map_or((), Self::take_leave),
         }
@@ -118,6 +122,17 @@ impl Transport {
             Self::Memory(stream) => stream.reset(),
             Self::WebSocket(stream) => stream.under().reset_when_closed(),
             Self::Proxied(stream) => stream.over().map_or((), Self::reset_when_closed),
+        }
+    }
+
+    /// Whether reading goes on with a handshake, which may cost a private key's work.
+    #[must_use]
+    pub fn is_handshaking(&self) -> bool {
+        match self {
+            Self::Socket(_) | Self::Memory(_) => false,
+            Self::Tls(stream) => stream.is_handshaking(),
+            Self::WebSocket(stream) => stream.under().is_handshaking(),
+            Self::Proxied(stream) => stream.over().is_some_and(Self::is_handshaking),
         }
     }
 

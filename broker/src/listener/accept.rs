@@ -1,7 +1,8 @@
 //! Accepting, without spinning when there is nothing to accept with.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -13,11 +14,10 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use super::rate::AddressRates;
-use super::{Accepted, AcceptedSocket, ListenerContext};
-use crate::config::{ListenerConfig, Settings};
+use super::{Accepted, AcceptedSocket, ListenerContext, unix};
+use crate::config::{ListenAddress, ListenerConfig, Settings};
 use crate::connection::ConnectionActor;
 use crate::router::{ArbiterState, Event, Shared};
-use crate::tls::Endpoint;
 
 /// Sockets accepted before they are handed over.
 const ACCEPTED_A_WAKEUP_MAX: usize = 64;
@@ -33,20 +33,27 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// The address cannot be had; the message says which and why.
-pub fn bind(config: &ListenerConfig, settings: &Settings) -> anyhow::Result<(TcpListener, Arc<ListenerContext>)> {
-    let address = config.address;
-    let socket = open(config).with_context(|| {
-        format!("cannot listen on {address}: is another broker running there, or the port not allowed?")
-    })?;
-    let listener: TcpListener = socket.into();
-    let address = listener.local_addr()?;
-    let tls = config.tls.as_ref().map(|tls| Endpoint::load(tls, Arc::default())).transpose();
-    let tls = tls.with_context(|| format!("cannot serve TLS on {address}"))?.map(Arc::new);
-    Ok((listener, Arc::new(ListenerContext::new(config.clone(), settings, address).with_tls(tls))))
+pub fn bind(config: &ListenerConfig, settings: &Settings) -> anyhow::Result<(OwnedFd, Arc<ListenerContext>)> {
+    let backlog = i32::try_from(config.backlog.get()).unwrap_or(i32::MAX);
+    let (socket, address) = match &config.address {
+        ListenAddress::Ip(address) => {
+            let socket = open(*address, config, backlog).with_context(|| {
+                format!("cannot listen on {address}: is another broker running there, or the port not allowed?")
+            })?;
+            let address = socket.local_addr()?.as_socket().context("an address of IP")?;
+            (socket.into(), address.into())
+        }
+        ListenAddress::Unix(path) => {
+            let socket = unix::open(path, config.unix_mode, backlog).with_context(|| {
+                format!("cannot listen on {}: does another program, or may this one not write there?", config.address)
+            })?;
+            (socket, config.address.clone())
+        }
+    };
+    Ok((socket, Arc::new(ListenerContext::new(config.clone(), settings, address))))
 }
 
-fn open(config: &ListenerConfig) -> io::Result<Socket> {
-    let address = config.address;
+fn open(address: SocketAddr, config: &ListenerConfig, backlog: i32) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if let SocketAddr::V6(v6) = address {
         socket.set_only_v6(!v6.ip().is_unspecified())?;
@@ -55,7 +62,7 @@ fn open(config: &ListenerConfig) -> io::Result<Socket> {
     socket.set_nonblocking(true)?;
     set_options(&socket, config)?;
     socket.bind(&address.into())?;
-    socket.listen(i32::try_from(config.backlog.get()).unwrap_or(i32::MAX))?;
+    socket.listen(backlog)?;
     Ok(socket)
 }
 
@@ -75,16 +82,16 @@ fn set_options(socket: &Socket, config: &ListenerConfig) -> io::Result<()> {
 }
 
 /// Accepts one connection, non-blocking from the start.
-fn accept_one(listener: &TcpListener) -> io::Result<(std::net::TcpStream, Option<SocketAddr>)> {
+fn accept_one(listener: &OwnedFd) -> io::Result<(OwnedFd, Option<SocketAddr>)> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let (socket, peer) = rustix::net::acceptfrom_with(listener, flags)?;
-    Ok((socket.into(), peer.and_then(|peer| peer.try_into().ok())))
+    Ok((socket, peer.and_then(|peer| peer.try_into().ok())))
 }
 
 /// Accepts for one listener.
 #[derive(Debug)]
 pub struct Acceptor {
-    socket: AsyncFd<TcpListener>,
+    socket: AsyncFd<OwnedFd>,
     context: watch::Receiver<Arc<ListenerContext>>,
     shared: Arc<Shared>,
     connections_max: usize,
@@ -102,12 +109,12 @@ impl Acceptor {
     /// # Errors
     /// The runtime could not watch one more descriptor.
     pub fn new(
-        listener: TcpListener,
+        listener: OwnedFd,
         context: watch::Receiver<Arc<ListenerContext>>,
         shared: Arc<Shared>,
         connections_max: usize,
     ) -> io::Result<Self> {
-        // SAFETY: a `TcpListener` returns the same descriptor for as long as it lives, and `AsyncFd` owns it from here on.
+        // SAFETY: an `OwnedFd` returns the same descriptor for as long as it lives, and `AsyncFd` owns it from here on.
         // tokio's own listener is no way round: it would register every accepted socket with the acceptor's poller, to be
         // taken out again for its arbiter, two system calls a connection.
         let socket = unsafe { AsyncFd::register(listener)? };
@@ -173,7 +180,7 @@ impl Acceptor {
         failure.map_or(Ok(()), Err)
     }
 
-    fn deal_out(&mut self, sockets: Vec<(std::net::TcpStream, Option<SocketAddr>)>) {
+    fn deal_out(&mut self, sockets: Vec<(OwnedFd, Option<SocketAddr>)>) {
         let arbiters = self.shared.inboxes.len();
         // One look for all of them: connections are many, changes of settings are not.
         let context = Arc::clone(&self.context.borrow());
@@ -199,7 +206,14 @@ impl Acceptor {
                 continue;
             };
             let listener = Arc::clone(&context);
-            batches[usize::from(arbiter)].push(Accepted { socket: AcceptedSocket(socket), listener, peer });
+            let handshake = context.tls.as_ref().map(|tls| tls.begin_handshake());
+            if matches!(handshake, Some(None)) {
+                self.shared.connection_closed(&listener, arbiter);
+                self.log_seldom("as many TLS handshakes as tls.handshakes_max allows: new connections are closed");
+                continue;
+            }
+            let socket = AcceptedSocket { socket, handshake: handshake.flatten() };
+            batches[usize::from(arbiter)].push(Accepted { socket, listener, peer });
         }
         // Those that stay on this thread need no wake-up. The others, on a thread that is no arbiter all, go by inbox.
         ArbiterState::with(|arbiter| {
@@ -273,14 +287,14 @@ mod tests {
     fn options_of_a_listener_reach_its_connections() {
         for (nodelay, keepalive, timeout) in [(true, 60, 0), (false, 0, 7), (true, 123, 30)] {
             let config = ListenerConfig {
-                address: SocketAddr::from(([127, 0, 0, 1], 0)),
+                address: SocketAddr::from(([127, 0, 0, 1], 0)).into(),
                 nodelay,
                 tcp_keepalive_seconds: keepalive,
                 tcp_user_timeout_seconds: timeout,
                 ..ListenerConfig::default()
             };
             let (listener, context) = bind(&config, &Settings::default()).unwrap();
-            let _client = TcpStream::connect(context.address).unwrap();
+            let _client = TcpStream::connect(context.address.ip().unwrap()).unwrap();
             // Non-blocking, and the connection may take a moment to appear.
             let accepted = std::iter::from_fn(|| {
                 std::thread::sleep(Duration::from_millis(1));
@@ -303,13 +317,14 @@ mod tests {
     #[test]
     fn the_backlog_is_that_of_the_settings() {
         let config = ListenerConfig {
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            address: SocketAddr::from(([127, 0, 0, 1], 0)).into(),
             backlog: std::num::NonZeroU32::MIN,
             ..ListenerConfig::default()
         };
         let (_listener, context) = bind(&config, &Settings::default()).unwrap();
         let wait = Duration::from_millis(200);
-        let held = (0..20).map(|_| TcpStream::connect_timeout(&context.address, wait)).take_while(Result::is_ok);
+        let held =
+            (0..20).map(|_| TcpStream::connect_timeout(&context.address.ip().unwrap(), wait)).take_while(Result::is_ok);
         // The kernel takes one more than it is told.
         assert!(held.count() <= 3);
     }
@@ -318,10 +333,11 @@ mod tests {
     #[test]
     fn a_flood_does_not_pass_the_bound_before_its_arbiters_have_counted_it() {
         let directory = tempfile::tempdir().unwrap();
-        let config = ListenerConfig { address: SocketAddr::from(([127, 0, 0, 1], 0)), ..ListenerConfig::default() };
+        let config =
+            ListenerConfig { address: SocketAddr::from(([127, 0, 0, 1], 0)).into(), ..ListenerConfig::default() };
         let settings = Settings { data_dir: directory.path().join("data"), ..Settings::default() };
         let (listener, context) = bind(&config, &settings).unwrap();
-        let address = context.address;
+        let address = context.address.ip().unwrap();
         let settings = Arc::new(settings);
         let (shared, groups) =
             groups::start(&settings, Authority::default(), 1, &Metrics::isolated(), &AtomicBool::new(false)).unwrap();
@@ -349,7 +365,8 @@ mod tests {
     #[test]
     fn a_connection_goes_to_the_arbiter_that_has_the_fewest() {
         let directory = tempfile::tempdir().unwrap();
-        let config = ListenerConfig { address: SocketAddr::from(([127, 0, 0, 1], 0)), ..ListenerConfig::default() };
+        let config =
+            ListenerConfig { address: SocketAddr::from(([127, 0, 0, 1], 0)).into(), ..ListenerConfig::default() };
         let settings = Settings { data_dir: directory.path().join("data"), ..Settings::default() };
         let (_listener, context) = bind(&config, &settings).unwrap();
         let (shared, groups) =

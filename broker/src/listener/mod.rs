@@ -4,25 +4,28 @@
 //! nothing else spreads them evenly.
 
 mod accept;
+mod certificates;
 mod rate;
 pub mod serve;
+mod unix;
 
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kentongan_proto::mqtt::codec::Limits;
 
-use crate::config::{AuthenticationMethod, ListenerConfig, Settings, WebSocketConfig};
+use crate::config::{AuthenticationMethod, ListenAddress, ListenerConfig, Settings, WebSocketConfig};
 use crate::connection::networks::any_contains;
 use crate::connection::websocket::{Terms, WebSocket, handshake::Rules};
 use crate::connection::{Proxied, RawSocket, Transport};
 use crate::router::pace::Rates;
 use crate::session::handshake::Policy;
 use crate::session::outbound::QueueCaps;
-use crate::tls::Endpoint;
+use crate::tls::{Endpoint, HandshakeGuard};
 
 pub use accept::{Acceptor, bind};
 
@@ -32,7 +35,7 @@ pub struct ListenerContext {
     /// Its section of the configuration.
     pub config: ListenerConfig,
     /// Where it really listens, the port chosen by the system included.
-    pub address: SocketAddr,
+    pub address: ListenAddress,
     /// What its clients may ask for.
     pub policy: Policy,
     /// What its clients may send.
@@ -66,7 +69,7 @@ const ALL_METHODS: [AuthenticationMethod; 2] = [AuthenticationMethod::Certificat
 impl ListenerContext {
     /// A listener as `settings` describe it.
     #[must_use]
-    pub fn new(config: ListenerConfig, settings: &Settings, address: SocketAddr) -> Self {
+    pub fn new(config: ListenerConfig, settings: &Settings, address: impl Into<ListenAddress>) -> Self {
         let session = &settings.session;
         let websocket = config.websocket.as_ref().map(|websocket| {
             let WebSocketConfig { path, origins, frame_bytes_max, forwarded_from } = websocket.clone();
@@ -107,7 +110,7 @@ impl ListenerContext {
             allow_anonymous: config.allows_anonymous(settings),
             authentication: config.authentication.clone().unwrap_or_else(|| ALL_METHODS.to_vec()),
             config,
-            address,
+            address: address.into(),
             policy,
             limits,
             limits_before_connect: Limits { packet_bytes_max: before, ..limits },
@@ -132,17 +135,23 @@ impl ListenerContext {
     pub fn reloaded(&self, config: ListenerConfig, settings: &Settings) -> Self {
         self.rates.set(&config, settings);
         let (open, rates) = (Arc::clone(&self.open), Arc::clone(&self.rates));
-        Self { open, rates, ..Self::new(config, settings, self.address) }
+        Self { open, rates, ..Self::new(config, settings, self.address.clone()) }
     }
 
-    /// Puts over `socket` what the clients of this listener speak. `peer` is where the client is, as far as is known.
+    /// Puts over `socket` what the clients of this listener speak. `peer` is where the client is, as far as is known;
+    /// `handshake` is its place among those of the listener, if that speaks TLS.
     ///
     /// # Errors
     /// A layer could not be made.
-    pub fn layers(&self, socket: RawSocket, peer: Option<SocketAddr>) -> io::Result<Transport> {
-        let transport = match &self.tls {
-            None => Transport::Socket(socket),
-            Some(endpoint) => Transport::Tls(Box::new(endpoint.accept(socket)?)),
+    pub fn layers(
+        &self,
+        socket: RawSocket,
+        peer: Option<SocketAddr>,
+        handshake: Option<HandshakeGuard>,
+    ) -> io::Result<Transport> {
+        let transport = match (&self.tls, handshake) {
+            (Some(endpoint), Some(handshake)) => Transport::Tls(Box::new(endpoint.accept(socket, handshake)?)),
+            _ => Transport::Socket(socket),
         };
         Ok(match &self.websocket {
             None => transport,
@@ -197,7 +206,11 @@ impl ListenerContext {
 
 /// A socket between its acceptance and its arbiter.
 #[derive(Debug)]
-pub struct AcceptedSocket(TcpStream);
+pub struct AcceptedSocket {
+    socket: OwnedFd,
+    /// If TLS is spoken. Counted from here on, so that a flood does not find the same room many times.
+    handshake: Option<HandshakeGuard>,
+}
 
 impl AcceptedSocket {
     /// Registers the socket with this arbiter's runtime, and puts over it what `listener` says. `peer` is at its other end.
@@ -205,11 +218,15 @@ impl AcceptedSocket {
     /// # Errors
     /// The runtime could not watch one more descriptor.
     pub fn into_transport(self, listener: &Arc<ListenerContext>, peer: Option<SocketAddr>) -> io::Result<Transport> {
-        let socket = RawSocket::Tcp(tokio::net::TcpStream::from_std(self.0)?);
+        let socket = match listener.address {
+            ListenAddress::Ip(_) => RawSocket::Tcp(tokio::net::TcpStream::from_std(self.socket.into())?),
+            ListenAddress::Unix(_) => RawSocket::Unix(tokio::net::UnixStream::from_std(self.socket.into())?),
+        };
         if peer.is_some_and(|peer| listener.must_announce(peer)) {
-            return Ok(Transport::Proxied(Box::new(Proxied::new(socket, Arc::clone(listener), peer))));
+            let proxied = Proxied::new(socket, Arc::clone(listener), peer, self.handshake);
+            return Ok(Transport::Proxied(Box::new(proxied)));
         }
-        listener.layers(socket, peer)
+        listener.layers(socket, peer, self.handshake)
     }
 }
 

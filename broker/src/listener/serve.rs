@@ -10,8 +10,8 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::ListenerContext;
 use super::accept::{Acceptor, bind, has_ipv6};
+use super::{ListenerContext, certificates};
 use crate::audit::AuditFile;
 use crate::auth::Authority;
 use crate::config::{self, Reload, Settings};
@@ -21,6 +21,7 @@ use crate::http::{self, Readiness};
 use crate::metrics::{LoadAverages, Metrics, ReloadOutcome};
 use crate::moving::mover;
 use crate::router::{ArbiterState, Event, Shared, sys};
+use crate::tls::Watch;
 
 /// The condition of readiness that this module answers for.
 const SERVING: &str = "serving";
@@ -36,6 +37,9 @@ const NEW_CLIENTS: &str = "new clients";
 
 /// How often readiness looks at these.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How often the files of certificates are looked at. What changed there is used at the look after the one that saw it.
+const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Descriptors that are neither connections nor in the configured reserve: files, pollers, wake-ups.
 const DESCRIPTORS_OF_OUR_OWN: u64 = 64;
@@ -57,9 +61,11 @@ pub struct Broker {
 
 /// A listening socket's context, as it can be replaced for the connections to come.
 #[derive(Debug)]
-struct Listener {
+pub(super) struct Listener {
     name: config::ListenerName,
-    context: watch::Sender<Arc<ListenerContext>>,
+    pub(super) context: watch::Sender<Arc<ListenerContext>>,
+    /// Of the files that its certificates are in.
+    pub(super) watch: Watch,
 }
 
 /// Serves as `settings` say until SIGTERM or SIGINT; on SIGHUP they are read again by `reloading`.
@@ -84,8 +90,14 @@ pub fn serve(settings: Settings, reloading: &dyn Reload, authority: Authority) -
             Err(error) => return Err(error),
         };
         let mut removed = false;
+        let mut look = tokio::time::interval(CERTIFICATES_INTERVAL);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                _ = look.tick() => {
+                    broker.look_at_certificates();
+                    continue;
+                }
                 () = is_removed(&broker.shared) => removed = true,
                 _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
                 _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
@@ -150,13 +162,14 @@ impl Broker {
         let mut sockets = Vec::new();
         let mut listeners = Vec::new();
         for (index, config) in settings.listener.iter().enumerate() {
-            if config.address.is_ipv6() && !has_ipv6() && !is_asked_for(&settings) {
+            if config.address.ip().is_some_and(|address| address.is_ipv6()) && !has_ipv6() && !is_asked_for(&settings) {
                 continue;
             }
             let (socket, context) = bind(config, &settings)?;
+            let context = certificates::start(&context, &settings, &metrics.tls())?;
             let name = settings.listener_name(index).expect("an index of that list");
             let (context, _) = watch::channel(context);
-            listeners.push(Listener { name, context });
+            listeners.push(Listener { name, context, watch: Watch::default() });
             sockets.push(socket);
         }
         anyhow::ensure!(!sockets.is_empty(), "there is no address to listen on: give one with --mqtt ADDRESS:PORT");
@@ -189,7 +202,8 @@ impl Broker {
         mover::start(&shared);
         for listener in &listeners {
             let listener = listener.context.borrow();
-            tracing::info!(address = %listener.address, anonymous = listener.allow_anonymous, "listening for MQTT");
+            let tls = listener.tls.is_some();
+            tracing::info!(address = %listener.address, anonymous = listener.allow_anonymous, tls, "listening for MQTT");
         }
         let last = Settings::clone(&settings);
         Ok(Self {
@@ -236,10 +250,9 @@ impl Broker {
             inbox.push(Event::PolicyChanged, 0);
         }
         let changes = config::changes(&self.started, &self.last, &settings);
-        for listener in &self.listeners {
-            if let Some(config) = settings.listener_like(listener.name) {
-                let context = listener.context.borrow().reloaded(config.clone(), &settings);
-                listener.context.send_replace(Arc::new(context));
+        for listener in &mut self.listeners {
+            if let Some(config) = settings.listener_like(&listener.name) {
+                listener.reload(config, &settings, &self.metrics.tls());
             }
         }
         self.shared.has_publish_rates.store(settings.has_publish_rates(), Ordering::Relaxed);
@@ -262,6 +275,13 @@ impl Broker {
         let (changed, needs_restart): (Vec<_>, Vec<_>) = (keys(true).collect(), keys(false).collect());
         self.audit_reload(json!({ "changed": changed, "needs_restart": needs_restart }), "applied");
         tracing::info!(changes = changes.len(), "SIGHUP: the settings were read again");
+    }
+
+    /// Takes up certificates of listeners whose files have changed; call it every few seconds.
+    pub fn look_at_certificates(&mut self) {
+        for listener in &mut self.listeners {
+            listener.look_at_certificates(&self.last, &self.metrics.tls());
+        }
     }
 
     fn audit_reload(&self, what: serde_json::Value, result: &str) {
@@ -392,7 +412,7 @@ fn spawn_tasks() {
     });
 }
 
-type Sockets = Vec<(std::net::TcpListener, watch::Receiver<Arc<ListenerContext>>)>;
+type Sockets = Vec<(std::os::fd::OwnedFd, watch::Receiver<Arc<ListenerContext>>)>;
 
 /// Acceptors live on the first arbiter: a connection that stays there costs no wake-up of another thread.
 fn start_acceptors(

@@ -11,6 +11,7 @@ mod process;
 mod reference;
 mod reloads;
 mod storage;
+mod tls;
 
 use std::sync::{Arc, OnceLock};
 
@@ -27,6 +28,7 @@ pub use process::anonymous_bytes;
 pub use reference::reference_page;
 pub use reloads::ReloadOutcome;
 use reloads::Reloads;
+pub use tls::{HandshakeOutcome, TlsMetrics};
 
 /// The metrics of the process. Cheap to clone.
 #[derive(Clone)]
@@ -34,6 +36,7 @@ pub struct Metrics {
     totals: Arc<Totals>,
     prometheus: PrometheusHandle,
     reloads: Reloads,
+    tls: TlsMetrics,
     storage: Arc<OnceLock<Arc<Stats>>>,
     counting: bool,
 }
@@ -71,11 +74,11 @@ impl Metrics {
     }
 
     fn with_recorder(recorder: &PrometheusRecorder) -> Self {
-        let (totals, reloads) = metrics::with_local_recorder(recorder, || {
+        let (totals, reloads, tls) = metrics::with_local_recorder(recorder, || {
             describe();
-            (Arc::new(Totals::register()), Reloads::register())
+            (Arc::new(Totals::register()), Reloads::register(), TlsMetrics::register())
         });
-        Self { totals, prometheus: recorder.handle(), reloads, storage: Arc::default(), counting: true }
+        Self { totals, prometheus: recorder.handle(), reloads, tls, storage: Arc::default(), counting: true }
     }
 
     /// The counters of one more arbiter; it must flush them.
@@ -94,6 +97,12 @@ impl Metrics {
     /// Counts that the settings were read again.
     pub fn reloaded(&self, outcome: ReloadOutcome) {
         self.reloads.count(outcome);
+    }
+
+    /// The counters of TLS.
+    #[must_use]
+    pub fn tls(&self) -> TlsMetrics {
+        self.tls.clone()
     }
 
     /// Whether the broker's own figures are counted.
@@ -201,7 +210,7 @@ pub struct Snapshot {
 
 /// Gives the recorder that is current the description of every family.
 fn describe() {
-    for family in FAMILIES.iter().chain(reloads::FAMILIES) {
+    for family in FAMILIES.iter().chain(reloads::FAMILIES).chain(tls::FAMILIES) {
         let text = family.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
         match family.kind {
             Kind::Counter => metrics::describe_counter!(family.name, text),

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::counters::FAMILIES;
-use super::{Family, Kind, process, reloads, storage};
+use super::{Family, Kind, process, reloads, storage, tls};
 
 const PREFACE: &str = "\
 <!-- Made from the comments in broker/src/metrics/ by `cargo xtask docs`; change it there. -->
@@ -21,6 +21,7 @@ pub fn reference_page() -> String {
     let mut page = String::from(PREFACE);
     push_families(&mut page, "The broker", FAMILIES);
     push_families(&mut page, "The log and the checkpoints", storage::FAMILIES);
+    push_families(&mut page, "TLS towards clients", tls::FAMILIES);
     push_families(&mut page, "Its settings", reloads::FAMILIES);
     push_families(&mut page, "The process", process::FAMILIES);
     page

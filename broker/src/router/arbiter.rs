@@ -22,6 +22,7 @@ use super::claims::ClaimTurns;
 use super::client::{Client, Phase};
 use super::cluster::Departing;
 use super::deliver::Templates;
+use super::handshaking::Handshaking;
 use super::keep_alive::Wheel;
 use super::lanes::Lanes;
 use super::log_rate::LogRate;
@@ -90,6 +91,7 @@ pub struct ArbiterState {
     pub(super) refusal_lines: LogRate,
     pub(super) wheel: Wheel,
     pub(super) paused: Vec<ConnectionKey>,
+    pub(super) handshaking: Handshaking,
     /// Connections that publish faster than they may.
     pub(super) paced: Vec<ConnectionKey>,
     /// The bans that the connections here were held against.
@@ -149,6 +151,7 @@ impl ArbiterState {
             refusal_lines: LogRate::default(),
             wheel: Wheel::default(),
             paused: Vec::new(),
+            handshaking: Handshaking::default(),
             paced: Vec::new(),
             bans_seen: 0,
             slow_reads: Vec::new(),
@@ -274,7 +277,8 @@ impl ArbiterState {
             let Some(client) = self.client(key) else {
                 return Poll::Ready(());
             };
-            match client.phase {
+            let phase = client.phase;
+            match phase {
                 Phase::Closing if client.out.is_empty() => return Poll::Ready(()),
                 Phase::Closing | Phase::Leaving | Phase::Verifying | Phase::AwaitingTurn | Phase::Claiming => {
                     return Poll::Pending;
@@ -295,7 +299,11 @@ impl ArbiterState {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            match self.read_once(key, cx) {
+            let read = match phase {
+                Phase::AwaitingConnect => self.read_first(key, cx),
+                _ => self.read_once(key, cx),
+            };
+            match read {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(0)) => {
                     self.tear_down(key, super::connect::EndCause::ClosedByPeer);
@@ -312,7 +320,7 @@ impl ArbiterState {
 
     /// One read and what it brought. A packet larger than the read buffer gets a buffer of its own, which grows as
     /// the bytes come, not as its header promises.
-    fn read_once(&mut self, key: ConnectionKey, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
+    pub(super) fn read_once(&mut self, key: ConnectionKey, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
         let Some(client) = self.client(key) else {
             return Poll::Ready(Ok(0));
         };
@@ -513,6 +521,7 @@ impl ArbiterState {
             self.take_events();
             self.flush_scheduled = false;
             self.large_reads_left = LARGE_BYTES_A_TURN_MAX;
+            self.next_handshakes();
             self.flush_hurried_lanes();
             self.flush_interest();
             self.flush_clients();

@@ -26,6 +26,7 @@ mod connect;
 mod deliver;
 mod events;
 mod flapping;
+mod handshaking;
 pub mod inbox;
 #[cfg(test)]
 mod inbox_model;

@@ -1,14 +1,24 @@
 //! From files to what rustls works with.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::{fs, io};
 
-use rustls::ServerConfig;
+use ring::digest::{Context, SHA256};
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion, version};
 
+use super::server_names::ByName;
+use super::tickets::Tickets;
 use super::{Endpoint, Handshakes};
-use crate::config::TlsConfig;
+use crate::config::{ClientCertificate, TlsConfig, TlsVersion};
 
 /// The protocol that clients may ask for by ALPN.
 const MQTT: &[u8] = b"mqtt";
@@ -16,23 +26,47 @@ const MQTT: &[u8] = b"mqtt";
 /// What browsers ask for before they open a WebSocket.
 const HTTP: &[u8] = b"http/1.1";
 
+/// A file that is longer is none of those that are meant here.
+const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Least entropy that a shared secret can have.
+const TICKET_KEY_BYTES_MIN: usize = 32;
+
+/// SHA-256.
+pub(super) type Digest = [u8; 32];
+
 /// Why files cannot be used for TLS. The operator's to mend.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsFileError {
     /// No file is named where one is needed. Settings are checked for this before.
     #[error("`tls.{0}` names no file")]
     Unnamed(&'static str),
-    /// A file cannot be read, or is no PEM of the right kind.
-    #[error("{}: {}", file.display(), describe(source))]
+    /// A file cannot be read.
+    #[error("{}: cannot be read: {source}", file.display())]
     Unreadable {
         /// The file.
         file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file is no PEM, or not of the right kind.
+    #[error("{}: no {what} in PEM is in it: {source}", file.display())]
+    NotPem {
+        /// The file.
+        file: PathBuf,
+        /// What should be in it.
+        what: &'static str,
         /// What is wrong with it.
         source: pem::Error,
     },
-    /// A file holds no certificate.
-    #[error("{}: holds no certificate: it must be PEM, with lines of BEGIN CERTIFICATE", .0.display())]
-    NoCertificate(PathBuf),
+    /// A file should hold something and does not.
+    #[error("{}: holds no {what} in PEM", file.display())]
+    Empty {
+        /// The file.
+        file: PathBuf,
+        /// What should be in it.
+        what: &'static str,
+    },
     /// They do not belong together, or are not what they should be.
     #[error("{}: {what}: {source}", file.display())]
     Invalid {
@@ -43,50 +77,228 @@ pub enum TlsFileError {
         /// What is wrong.
         source: rustls::Error,
     },
+    /// The secret of tickets is too short to be one.
+    #[error("{}: holds {bytes} bytes, and a secret needs at least 32: make one with `openssl rand -out FILE 48`", file.display())]
+    TicketKeyShort {
+        /// The file.
+        file: PathBuf,
+        /// How many there are.
+        bytes: usize,
+    },
 }
 
-fn describe(error: &pem::Error) -> String {
-    match error {
-        pem::Error::Io(error) => format!("cannot be read: {error}"),
-        pem::Error::NoItemsFound => String::from("holds nothing of the kind that belongs there, in PEM"),
-        other => format!("is no PEM file: {other}"),
+/// The files of a listener as they were at one moment: what is made of them does not mix old and new.
+#[derive(Debug)]
+pub struct Files {
+    contents: BTreeMap<PathBuf, io::Result<Vec<u8>>>,
+}
+
+impl Files {
+    /// Reads all that `config` names.
+    #[must_use]
+    pub fn read(config: &TlsConfig) -> Self {
+        let TlsConfig { certificate_file, key_file, client_ca_file, crl_file, ticket_key_file, sni, .. } = config;
+        let main = [certificate_file, key_file, client_ca_file, crl_file, ticket_key_file];
+        let more = sni.iter().flat_map(|one| [&one.certificate_file, &one.key_file]);
+        let paths = main.into_iter().chain(more).flatten();
+        Self { contents: paths.map(|path| (path.clone(), read(path))).collect() }
     }
+
+    /// Tells contents apart, those that cannot be read among them.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 32] {
+        let mut context = Context::new(&SHA256);
+        for (path, contents) in &self.contents {
+            update(&mut context, path.as_os_str().as_encoded_bytes());
+            match contents {
+                Ok(contents) => update(&mut context, contents),
+                Err(error) => update(&mut context, error.to_string().as_bytes()),
+            }
+        }
+        finish(context)
+    }
+
+    fn get(&self, path: &Path) -> Result<&[u8], TlsFileError> {
+        let unreadable = |source| TlsFileError::Unreadable { file: path.to_owned(), source };
+        match self.contents.get(path) {
+            Some(Ok(contents)) => Ok(contents),
+            Some(Err(error)) => Err(unreadable(io::Error::new(error.kind(), error.to_string()))),
+            None => Err(unreadable(io::ErrorKind::NotFound.into())),
+        }
+    }
+
+    fn certificates(&self, file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
+        self.items(file, "certificate")
+    }
+
+    fn items<T: PemObject>(&self, file: &Path, what: &'static str) -> Result<Vec<T>, TlsFileError> {
+        let bad = |source| TlsFileError::NotPem { file: file.to_owned(), what, source };
+        let items: Vec<T> = T::pem_slice_iter(self.get(file)?).collect::<Result<_, _>>().map_err(bad)?;
+        if items.is_empty() {
+            return Err(TlsFileError::Empty { file: file.to_owned(), what });
+        }
+        Ok(items)
+    }
+
+    /// A certificate with its key, found to belong together.
+    fn certified_key(&self, certificate: &Path, key: &Path) -> Result<CertifiedKey, TlsFileError> {
+        let invalid = |file: &Path, what| {
+            let file = file.to_owned();
+            move |source| TlsFileError::Invalid { file, what, source }
+        };
+        let chain = self.certificates(certificate)?;
+        let der = PrivateKeyDer::from_pem_slice(self.get(key)?).map_err(|source| TlsFileError::NotPem {
+            file: key.to_owned(),
+            what: "private key",
+            source,
+        })?;
+        let signer = any_supported_type(&der).map_err(invalid(key, "is no key that can be used"))?;
+        let certified = CertifiedKey::new(chain, signer);
+        match certified.keys_match() {
+            Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(certified),
+            Err(error) => Err(invalid(certificate, "does not go with its key")(error)),
+        }
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut contents = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(fs::File::open(path)?, FILE_BYTES_MAX + 1), &mut contents)?;
+    if contents.len() as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than any certificate or list of them"));
+    }
+    Ok(contents)
+}
+
+fn update(context: &mut Context, bytes: &[u8]) {
+    context.update(&bytes.len().to_be_bytes());
+    context.update(bytes);
+}
+
+fn finish(context: Context) -> Digest {
+    context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
 impl Endpoint {
-    /// Reads the files of `config`.
+    /// Makes of `files` what `config` says.
     ///
     /// # Errors
     /// Which file is wrong, and in what way.
-    pub fn load(config: &TlsConfig, handshakes: Arc<Handshakes>) -> Result<Self, TlsFileError> {
-        let file = |path: &Option<PathBuf>, name| path.clone().ok_or(TlsFileError::Unnamed(name));
-        let certificate_file = file(&config.certificate_file, "certificate_file")?;
-        let key_file = file(&config.key_file, "key_file")?;
-        let chain = read_certificates(&certificate_file)?;
-        let key = PrivateKeyDer::from_pem_file(&key_file)
-            .map_err(|source| TlsFileError::Unreadable { file: key_file.clone(), source })?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let invalid = |what| {
-            let file = certificate_file.clone();
-            move |source| TlsFileError::Invalid { file, what, source }
-        };
+    pub fn new(config: &TlsConfig, files: &Files, handshakes: Arc<Handshakes>) -> Result<Self, TlsFileError> {
+        let certificate_file = named(&config.certificate_file, "certificate_file")?;
+        let main = files.certified_key(certificate_file, named(&config.key_file, "key_file")?)?;
+        let mut others = Vec::new();
+        for one in &config.sni {
+            let certificate = named(&one.certificate_file, "sni.certificate_file")?;
+            others.push(files.certified_key(certificate, named(&one.key_file, "sni.key_file")?)?);
+        }
+        let provider = Arc::new(provider(config));
+        let clients = client_verifier(config, files, &provider)?;
         let mut server = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(invalid("cannot be used"))?
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .map_err(invalid("does not go with its key"))?;
+            .with_protocol_versions(&versions(config.minimum_version))
+            .map_err(|source| TlsFileError::Invalid {
+                file: certificate_file.clone(),
+                what: "cannot be used with these `cipher_suites` and this `minimum_version`",
+                source,
+            })?
+            .with_client_cert_verifier(clients)
+            .with_cert_resolver(Arc::new(ByName::new(main, others)));
         server.alpn_protocols = vec![MQTT.to_vec(), HTTP.to_vec()];
-        Ok(Self { config: Arc::new(server), handshakes })
+        // What is remembered of a session goes with the client, in a ticket.
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        if let Some(tickets) = tickets(config, files)? {
+            server.ticketer = Arc::new(tickets);
+        }
+        server.send_tls13_tickets = 1;
+        Ok(Self {
+            config: Arc::new(server),
+            identity: config.identity,
+            handshakes,
+            settings: config.clone(),
+            digest: files.digest(),
+        })
     }
 }
 
-fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
-    let bad = |source| TlsFileError::Unreadable { file: file.to_owned(), source };
-    let certificates: Vec<_> =
-        CertificateDer::pem_file_iter(file).map_err(bad)?.collect::<Result<_, _>>().map_err(bad)?;
-    if certificates.is_empty() {
-        return Err(TlsFileError::NoCertificate(file.to_owned()));
+fn named<'a>(file: &'a Option<PathBuf>, key: &'static str) -> Result<&'a PathBuf, TlsFileError> {
+    file.as_ref().ok_or(TlsFileError::Unnamed(key))
+}
+
+fn versions(minimum: TlsVersion) -> Vec<&'static SupportedProtocolVersion> {
+    match minimum {
+        TlsVersion::V1_2 => vec![&version::TLS13, &version::TLS12],
+        TlsVersion::V1_3 => vec![&version::TLS13],
     }
-    Ok(certificates)
+}
+
+/// What ring can do, as far as the settings allow it.
+fn provider(config: &TlsConfig) -> CryptoProvider {
+    let mut provider = rustls::crypto::ring::default_provider();
+    if !config.cipher_suites.is_empty() {
+        let names: Vec<String> = config.cipher_suites.iter().map(ToString::to_string).collect();
+        // rustls says TLS13_ where the registry of IANA says TLS_.
+        provider.cipher_suites.retain(|suite| {
+            let name = format!("{:?}", suite.suite()).replace("TLS13_", "TLS_");
+            names.contains(&name)
+        });
+    }
+    provider
+}
+
+fn client_verifier(
+    config: &TlsConfig,
+    files: &Files,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsFileError> {
+    if config.client_certificate == ClientCertificate::None {
+        return Ok(WebPkiClientVerifier::no_client_auth());
+    }
+    let ca_file = named(&config.client_ca_file, "client_ca_file")?;
+    let mut roots = RootCertStore::empty();
+    for certificate in files.certificates(ca_file)? {
+        roots.add(certificate).map_err(|source| TlsFileError::Invalid {
+            file: ca_file.clone(),
+            what: "holds a certificate that cannot be an authority",
+            source,
+        })?;
+    }
+    let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
+    let mut file = ca_file;
+    if let Some(crl_file) = &config.crl_file {
+        let lists: Vec<CertificateRevocationListDer<'static>> =
+            files.items(crl_file, "list of revoked certificates")?;
+        builder = builder.with_crls(lists).only_check_end_entity_revocation();
+        file = crl_file;
+    }
+    if config.client_certificate == ClientCertificate::Optional {
+        builder = builder.allow_unauthenticated();
+    }
+    builder.build().map_err(|error| TlsFileError::Invalid {
+        file: file.clone(),
+        what: "clients' certificates cannot be checked with it",
+        source: rustls::Error::General(error.to_string()),
+    })
+}
+
+fn tickets(config: &TlsConfig, files: &Files) -> Result<Option<Tickets>, TlsFileError> {
+    let secret = config.ticket_key_file.as_ref().map(|file| {
+        let secret = files.get(file)?;
+        if secret.len() < TICKET_KEY_BYTES_MIN {
+            return Err(TlsFileError::TicketKeyShort { file: file.clone(), bytes: secret.len() });
+        }
+        Ok(secret)
+    });
+    Ok(Tickets::new(secret.transpose()?, policy(config, files)?))
+}
+
+/// What a client is checked against.
+fn policy(config: &TlsConfig, files: &Files) -> Result<Digest, TlsFileError> {
+    let mut context = Context::new(&SHA256);
+    update(&mut context, config.client_certificate.to_string().as_bytes());
+    if config.client_certificate != ClientCertificate::None {
+        for file in [&config.client_ca_file, &config.crl_file].into_iter().flatten() {
+            update(&mut context, files.get(file)?);
+        }
+    }
+    Ok(finish(context))
 }

@@ -1,10 +1,16 @@
 //! TLS for clients: certificates and keys from files, and what a handshake came to.
 //!
-//! [`material`] reads the files and makes of them what rustls works with; [`handshakes`] counts. The stream itself, over the
-//! socket of a connection, is [`crate::connection::TlsStream`].
+//! [`material`] reads the files and makes of them what rustls works with; [`watch`] says when that is to be done again.
+//! [`server_names`] chooses the certificate that a client is shown, [`identity`] reads the one that it shows. [`tickets`] lets
+//! clients come back without either. [`handshakes`] bounds and counts. The stream itself, over the socket of a connection, is
+//! [`crate::connection::TlsStream`].
 
 mod handshakes;
+mod identity;
 mod material;
+mod server_names;
+mod tickets;
+mod watch;
 
 use std::io;
 use std::sync::Arc;
@@ -13,17 +19,23 @@ use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
 
+use crate::config::{CertificateIdentity, TlsConfig};
 use crate::connection::{RawSocket, TlsStream};
 
-pub(crate) use handshakes::HandshakeGuard;
-pub use handshakes::Handshakes;
-pub use material::TlsFileError;
+pub use handshakes::{HandshakeGuard, Handshakes};
+pub use material::{Files, TlsFileError};
+pub use watch::Watch;
 
 /// What the TLS connections of one listener have in common, as long as its files and settings stay as they are.
 #[derive(Debug)]
 pub struct Endpoint {
     config: Arc<ServerConfig>,
+    identity: CertificateIdentity,
     handshakes: Arc<Handshakes>,
+    /// What it was made of.
+    settings: TlsConfig,
+    /// Likewise.
+    digest: material::Digest,
 }
 
 impl Endpoint {
@@ -31,14 +43,37 @@ impl Endpoint {
     ///
     /// # Errors
     /// rustls cannot begin a connection.
-    pub fn accept(self: &Arc<Self>, socket: RawSocket) -> io::Result<TlsStream> {
+    pub fn accept(self: &Arc<Self>, socket: RawSocket, handshake: HandshakeGuard) -> io::Result<TlsStream> {
         let connection = UnbufferedServerConnection::new(Arc::clone(&self.config)).map_err(io::Error::other)?;
-        let handshake = HandshakeGuard::begin(&self.handshakes);
         Ok(TlsStream::new(socket, connection, Arc::clone(self), handshake))
     }
 
+    /// Lets a handshake begin, unless as many as may be are going on.
+    #[must_use]
+    pub fn begin_handshake(&self) -> Option<HandshakeGuard> {
+        HandshakeGuard::begin(&self.handshakes, self.settings.handshakes_max)
+    }
+
+    /// Its handshakes, for the one that takes its place.
+    #[must_use]
+    pub fn handshakes(&self) -> Arc<Handshakes> {
+        Arc::clone(&self.handshakes)
+    }
+
+    /// The settings it was made of.
+    #[must_use]
+    pub fn settings(&self) -> &TlsConfig {
+        &self.settings
+    }
+
+    /// Whether it was made of `files`.
+    #[must_use]
+    pub fn is_made_of(&self, files: &Files) -> bool {
+        self.digest == files.digest()
+    }
+
     /// Whom a client's certificate names.
-    pub(crate) fn name_in(&self, _certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
-        None
+    pub(crate) fn name_in(&self, certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
+        identity::name_in(certificate, self.identity)
     }
 }

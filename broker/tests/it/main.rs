@@ -22,5 +22,7 @@ mod rumqttc;
 mod sessions;
 mod settings;
 mod shared;
+mod tls;
+mod unix_socket;
 mod users;
 mod websocket;

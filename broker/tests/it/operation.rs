@@ -303,11 +303,12 @@ fn every_family_of_metrics_moves() {
     let broker = Broker::with_environment(&[], &settings);
     let (_, metrics) = broker.http_get("/metrics");
     let families = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
-    // The log and its checkpoints have tests of their own, and so have the want of descriptors, rates, the audit log and what
+    // The log and its checkpoints have tests of their own, and so have TLS, the want of descriptors, rates, the audit log and what
     // needs other nodes.
     let elsewhere = [
         "kentongan_log_",
         "kentongan_checkpoints_",
+        "kentongan_tls_",
         "kentongan_descriptors_exhausted_total",
         "kentongan_publishers_slowed_total",
         "kentongan_audit_dropped_total",
@@ -602,11 +603,13 @@ fn secrets_that_were_planted_are_found_nowhere() {
         "[[listener]]\naddress = \"127.0.0.1:0\"\n[http]\ntoken = \"planted-token\"\n[log]\nfilter = \"trace\"\n";
     std::fs::write(&file, text).expect("written");
     let broker = Broker::with_file(&file);
-    let asked = Connect {
+    let mut asked = Connect {
         user_name: Some("user".to_owned()),
         password: Some(Bytes::from_static(b"planted-password")),
         ..connect(ProtocolVersion::V5, "planted")
     };
+    // A session that is kept makes the log talk, too.
+    asked.properties.session_expiry_interval = Some(60);
     drop(Client::open(&broker, asked));
     let mut seen = broker.logs_until("disconnected");
     for path in ["/metrics", "/livez", "/readyz"] {

@@ -329,13 +329,13 @@ impl Plugged {
             let directory = tempfile::tempdir().expect("a directory");
             let mut settings = Settings { data_dir: directory.path().join("data"), ..Settings::default() };
             settings.listener.truncate(1);
-            settings.listener[0].address.set_port(0);
+            settings.listener[0].address = SocketAddr::from(([127, 0, 0, 1], 0)).into();
             settings.http.enabled = false;
             actix_rt::System::new().block_on(async move {
                 let descriptors = serve::raise_descriptor_limit();
                 let broker =
                     serve::Broker::start(settings, authority, descriptors, &AtomicBool::new(false)).expect("started");
-                tell.send(broker.listeners()[0].address).expect("the test waits");
+                tell.send(broker.listeners()[0].address.ip().expect("over IP")).expect("the test waits");
                 match stopped.await {
                     Ok(()) => broker.stop().await.expect("stopped"),
                     // Nobody will stop it, and somebody may still use it.

@@ -1,0 +1,171 @@
+//! Tickets with which a client resumes a TLS session without a certificate being shown or checked again.
+//!
+//! What a server must remember of a session travels with the client, sealed. The keys are not kept anywhere: each is derived
+//! from a secret and the number of its epoch, so nodes that share the secret (`tls.ticket_key_file`) open each other's
+//! tickets, all change keys at the same time, and nothing has to be agreed on. Without such a file the secret is drawn when
+//! the process starts: then only this process resumes, until it ends.
+//!
+//! A ticket stands for a handshake in which the client was checked. Therefore what it was checked against goes into the
+//! keys: with another authority, another list of revoked certificates or another demand, tickets of before open no more,
+//! and those of a listener that asks for no certificate are worth nothing on one that does.
+
+use std::fmt;
+use std::sync::OnceLock;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::hkdf::{HKDF_SHA256, Prk, Salt};
+use ring::rand::{SecureRandom, SystemRandom};
+use rustls::server::ProducesTickets;
+
+use super::material::Digest;
+
+/// How long tickets are sealed under one key.
+const EPOCH_SECONDS: u64 = 6 * 3600;
+
+/// How long a ticket is good: at the least, as it is opened in the epoch after its own too.
+const LIFETIME_SECONDS: u32 = EPOCH_SECONDS as u32;
+
+/// In front of a ticket: its epoch and the nonce.
+const HEADER_BYTES: usize = 8 + NONCE_LEN;
+
+/// Seals and opens tickets.
+pub(super) struct Tickets {
+    secret: Prk,
+    /// What clients are checked against.
+    policy: Digest,
+    random: SystemRandom,
+    now_seconds: fn() -> u64,
+}
+
+impl fmt::Debug for Tickets {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Tickets").finish_non_exhaustive()
+    }
+}
+
+impl Tickets {
+    /// Under the secret in `shared`, or one of this process.
+    pub(super) fn new(shared: Option<&[u8]>, policy: Digest) -> Option<Self> {
+        let secret = match shared {
+            Some(secret) => Salt::new(HKDF_SHA256, b"kentongan shared ticket secret").extract(secret),
+            None => Salt::new(HKDF_SHA256, b"kentongan ticket secret").extract(secret_of_process()?),
+        };
+        Some(Self { secret, policy, random: SystemRandom::new(), now_seconds })
+    }
+
+    fn epoch(&self) -> u64 {
+        (self.now_seconds)() / EPOCH_SECONDS
+    }
+
+    fn key(&self, epoch: u64) -> Option<LessSafeKey> {
+        let epoch = epoch.to_be_bytes();
+        let info: [&[u8]; 2] = [&epoch, &self.policy];
+        let key = self.secret.expand(&info, &AES_256_GCM).ok()?;
+        Some(LessSafeKey::new(UnboundKey::from(key)))
+    }
+}
+
+impl ProducesTickets for Tickets {
+    fn enabled(&self) -> bool {
+        true
+    }
+
+    fn lifetime(&self) -> u32 {
+        LIFETIME_SECONDS
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        let epoch = self.epoch();
+        let mut nonce = [0; NONCE_LEN];
+        self.random.fill(&mut nonce).ok()?;
+        let mut ticket = Vec::with_capacity(HEADER_BYTES + plain.len() + AES_256_GCM.tag_len());
+        ticket.extend_from_slice(&epoch.to_be_bytes());
+        ticket.extend_from_slice(&nonce);
+        let mut sealed = plain.to_vec();
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        self.key(epoch)?.seal_in_place_append_tag(nonce, Aad::empty(), &mut sealed).ok()?;
+        ticket.append(&mut sealed);
+        Some(ticket)
+    }
+
+    fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        let (header, sealed) = ticket.split_at_checked(HEADER_BYTES)?;
+        let (epoch, nonce) = header.split_at_checked(8)?;
+        let epoch = u64::from_be_bytes(epoch.try_into().ok()?);
+        // The one before, and that of a node whose clock is ahead.
+        if epoch.abs_diff(self.epoch()) > 1 {
+            return None;
+        }
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+        let mut opened = sealed.to_vec();
+        let length = self.key(epoch)?.open_in_place(nonce, Aad::empty(), &mut opened).ok()?.len();
+        opened.truncate(length);
+        Some(opened)
+    }
+}
+
+/// One for all listeners: what they demand of clients tells their tickets apart.
+fn secret_of_process() -> Option<&'static [u8; 32]> {
+    static SECRET: OnceLock<Option<[u8; 32]>> = OnceLock::new();
+    let draw = || {
+        let mut secret = [0; 32];
+        SystemRandom::new().fill(&mut secret).ok().map(|()| secret)
+    };
+    SECRET.get_or_init(draw).as_ref()
+}
+
+fn now_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: &[u8] = b"thirty-two bytes, or a few more.";
+    const POLICY: Digest = [7; 32];
+
+    fn at(secret: &[u8], policy: Digest, now_seconds: fn() -> u64) -> Tickets {
+        Tickets { now_seconds, ..Tickets::new(Some(secret), policy).unwrap() }
+    }
+
+    const FIRST: fn() -> u64 = || 1000 * EPOCH_SECONDS;
+
+    #[test]
+    fn a_node_opens_the_tickets_of_another_that_has_the_same_secret() {
+        let ticket = at(SECRET, POLICY, FIRST).encrypt(b"session").unwrap();
+        assert_eq!(at(SECRET, POLICY, FIRST).decrypt(&ticket).as_deref(), Some(&b"session"[..]));
+        assert_eq!(at(b"another secret of about that length", POLICY, FIRST).decrypt(&ticket), None);
+        assert_eq!(Tickets::new(None, POLICY).unwrap().decrypt(&ticket), None);
+    }
+
+    /// Whoever revokes a certificate wants it refused, ticket or not.
+    #[test]
+    fn tickets_end_with_what_their_clients_were_checked_against() {
+        let ticket = at(SECRET, POLICY, FIRST).encrypt(b"session").unwrap();
+        assert_eq!(at(SECRET, [8; 32], FIRST).decrypt(&ticket), None);
+    }
+
+    #[test]
+    fn a_ticket_is_opened_in_its_epoch_and_the_next_only() {
+        let ticket = at(SECRET, POLICY, FIRST).encrypt(b"session").unwrap();
+        let opens = |now| at(SECRET, POLICY, now).decrypt(&ticket).is_some();
+        assert!(opens(|| 1001 * EPOCH_SECONDS - 1) && opens(|| 1002 * EPOCH_SECONDS - 1));
+        assert!(!opens(|| 1002 * EPOCH_SECONDS));
+        assert!(opens(|| 1000 * EPOCH_SECONDS - 1), "made by a node whose clock is ahead");
+        assert!(!opens(|| 999 * EPOCH_SECONDS - 1));
+    }
+
+    #[test]
+    fn a_ticket_that_was_tampered_with_is_none() {
+        let tickets = at(SECRET, POLICY, FIRST);
+        let ticket = tickets.encrypt(b"session").unwrap();
+        for at in 0..ticket.len() {
+            let mut other = ticket.clone();
+            other[at] ^= 1;
+            assert_eq!(tickets.decrypt(&other), None, "byte {at}");
+            assert_eq!(tickets.decrypt(&ticket[..at]), None, "cut at {at}");
+        }
+    }
+}

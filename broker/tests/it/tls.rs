@@ -1,0 +1,564 @@
+//! TLS on a listener: real handshakes with certificates made here.
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Instant;
+
+use kentongan_proto::mqtt::codec::{self, FrameStatus, Limits, Sender};
+use kentongan_proto::mqtt::*;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
+};
+use rustls::client::Resumption;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned, SupportedProtocolVersion};
+use tempfile::TempDir;
+
+use super::support::{Broker, DEADLINE, QOS0, broker_command, connect, id, publish, qos1, wait_for};
+
+/// Certificates of an authority of its own, in a directory.
+struct Certificates {
+    directory: TempDir,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Certificates {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, "Authority of the test");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("ca.crt"), params.self_signed(&key).unwrap().pem()).unwrap();
+        Self { directory, issuer: Issuer::new(params, key) }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    /// `NAME.crt` and `NAME.key` for these DNS names, with this serial number.
+    fn server(&self, name: &str, names: &[&str], serial: u64) {
+        self.certify(name, names, serial, ExtendedKeyUsagePurpose::ServerAuth);
+    }
+
+    /// The same of a client, whose common name is `name`.
+    fn client(&self, name: &str, serial: u64) {
+        self.certify(name, &[], serial, ExtendedKeyUsagePurpose::ClientAuth);
+    }
+
+    fn certify(&self, name: &str, names: &[&str], serial: u64, usage: ExtendedKeyUsagePurpose) {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages = vec![usage];
+        params.serial_number = Some(SerialNumber::from(serial));
+        let key = KeyPair::generate().unwrap();
+        fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
+        fs::write(self.path(&format!("{name}.crt")), params.signed_by(&key, &self.issuer).unwrap().pem()).unwrap();
+    }
+
+    /// `ca.crl`, with these serial numbers in it.
+    fn revoke(&self, serials: &[u64]) {
+        let revoked = serials.iter().map(|&serial| RevokedCertParams {
+            serial_number: SerialNumber::from(serial),
+            revocation_time: date_time_ymd(2024, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(2099, 1, 1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        fs::write(self.path("ca.crl"), list.signed_by(&self.issuer).unwrap().pem().unwrap()).unwrap();
+    }
+
+    /// Settings of a TLS listener that shows `server.crt`.
+    fn settings(&self, more: &str) -> String {
+        format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n[listener.tls]\ncertificate_file = {:?}\nkey_file = {:?}\n{more}",
+            self.text("server.crt"),
+            self.text("server.key")
+        )
+    }
+
+    fn tls(&self, versions: &[&'static SupportedProtocolVersion], certificate: Option<&str>) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.path("ca.crt")).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions).unwrap();
+        let builder = builder.with_root_certificates(roots);
+        let mut config = match certificate {
+            None => builder.with_no_client_auth(),
+            Some(name) => {
+                let chain = vec![CertificateDer::from_pem_file(self.path(&format!("{name}.crt"))).unwrap()];
+                let key = PrivateKeyDer::from_pem_file(self.path(&format!("{name}.key"))).unwrap();
+                builder.with_client_auth_cert(chain, key).unwrap()
+            }
+        };
+        config.resumption = Resumption::in_memory_sessions(16);
+        Arc::new(config)
+    }
+}
+
+/// An authority and a server's certificate for `localhost`.
+fn localhost() -> Certificates {
+    let certificates = Certificates::new();
+    certificates.server("server", &["localhost"], 1);
+    certificates
+}
+
+const BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
+
+/// A client over TLS.
+struct TlsClient {
+    stream: StreamOwned<ClientConnection, TcpStream>,
+    buffer: Vec<u8>,
+}
+
+impl TlsClient {
+    /// Shakes hands.
+    fn dial(address: SocketAddr, config: &Arc<ClientConfig>, name: &str) -> std::io::Result<Self> {
+        let mut socket = TcpStream::connect(address)?;
+        socket.set_read_timeout(Some(DEADLINE))?;
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let mut connection = ClientConnection::new(Arc::clone(config), name).unwrap();
+        while connection.is_handshaking() {
+            connection.complete_io(&mut socket)?;
+        }
+        Ok(Self { stream: StreamOwned::new(connection, socket), buffer: Vec::new() })
+    }
+
+    /// Shakes hands, connects, and waits for CONNACK.
+    fn open(address: SocketAddr, config: &Arc<ClientConfig>, client_id: &str) -> std::io::Result<Self> {
+        let mut client = Self::dial(address, config, "localhost")?;
+        client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, client_id))))?;
+        match client.receive()? {
+            Packet::ConnAck(connack) if connack.reason_code == ReasonCode::Success => Ok(client),
+            other => panic!("CONNACK expected, got {other:?}"),
+        }
+    }
+
+    fn send(&mut self, packet: &Packet) -> std::io::Result<()> {
+        let mut bytes = Vec::new();
+        codec::encode(packet, ProtocolVersion::V5, &mut bytes).unwrap();
+        self.stream.write_all(&bytes)?;
+        self.stream.flush()
+    }
+
+    fn receive(&mut self) -> std::io::Result<Packet> {
+        let limits = Limits { packet_bytes_max: 268_435_460, ..Limits::default() };
+        loop {
+            if let FrameStatus::Complete(frame) = codec::split_frame(&self.buffer, Sender::Server, &limits).unwrap() {
+                let packet = codec::decode(&frame, None, ProtocolVersion::V5, Sender::Server, &limits).unwrap();
+                let length = frame.len();
+                self.buffer.drain(..length);
+                return Ok(packet);
+            }
+            let mut chunk = [0; 16 * 1024];
+            match self.stream.read(&mut chunk)? {
+                0 => return Err(ErrorKind::UnexpectedEof.into()),
+                count => self.buffer.extend_from_slice(&chunk[..count]),
+            }
+        }
+    }
+
+    fn subscribe(&mut self, filter: &str) {
+        self.send(&Packet::Subscribe(Subscribe {
+            packet_id: id(9),
+            filters: vec![(filter.to_owned(), SubscriptionOptions::new(QoS::AtMostOnce))],
+            subscription_identifier: None,
+            user_properties: Vec::new(),
+        }))
+        .unwrap();
+        assert!(matches!(self.receive().unwrap(), Packet::SubAck(_)));
+    }
+
+    fn expect_publish(&mut self) -> Publish {
+        match self.receive().unwrap() {
+            Packet::Publish(publish) => publish,
+            other => panic!("PUBLISH expected, got {other:?}"),
+        }
+    }
+
+    /// The certificate that the server showed.
+    fn server_certificate(&self) -> CertificateDer<'static> {
+        self.stream.conn.peer_certificates().unwrap()[0].clone()
+    }
+
+    fn kind(&self) -> HandshakeKind {
+        self.stream.conn.handshake_kind().unwrap()
+    }
+}
+
+fn certificate_in(path: &Path) -> CertificateDer<'static> {
+    CertificateDer::from_pem_file(path).unwrap()
+}
+
+#[test]
+fn messages_of_any_size_pass_over_tls_1_2_and_1_3() {
+    let certificates = localhost();
+    let broker = Broker::with_settings(&certificates.settings(""));
+    for version in [&TLS12, &TLS13] {
+        let config = certificates.tls(&[version], None);
+        let mut client = TlsClient::open(broker.address, &config, "one").unwrap();
+        assert_eq!(client.stream.conn.protocol_version(), Some(version.version));
+        client.subscribe("size/#");
+        for bytes in [0, 1, 100, 16 * 1024 - 1, 16 * 1024, 16 * 1024 + 1, 100_000, 900_000] {
+            let payload: String = (0..bytes).map(|at| char::from(b'a' + (at % 23) as u8)).collect();
+            client.send(&Packet::Publish(publish("size/x", &payload, QOS0))).unwrap();
+            let got = client.expect_publish().payload;
+            assert!(got == payload.as_bytes(), "{bytes} bytes became {} others", got.len());
+        }
+    }
+    broker.wait_for_metric("kentongan_tls_handshakes_total{outcome=\"full\"}", |count| count >= 2.0);
+    broker.wait_for_metric("kentongan_tls_handshakes_in_progress", |count| count == 0.0);
+}
+
+/// The socket takes no more in the middle of a record, over and over: nothing is lost, doubled or stuck.
+#[test]
+fn a_subscriber_that_reads_late_gets_everything_in_order() {
+    const MESSAGES: u16 = 1500;
+    let certificates = localhost();
+    let broker = Broker::with_settings(&certificates.settings(""));
+    let config = certificates.tls(BOTH, None);
+    let mut subscriber = TlsClient::open(broker.address, &config, "late").unwrap();
+    subscriber.subscribe("late/#");
+    let mut publisher = TlsClient::open(broker.address, &config, "publisher").unwrap();
+    let payload = |number: u16| format!("{number} {}", "x".repeat(usize::from(number) * 7 % 5000));
+    for number in 0..MESSAGES {
+        publisher.send(&Packet::Publish(publish("late/x", &payload(number), qos1(1 + number % 20)))).unwrap();
+        assert!(matches!(publisher.receive().unwrap(), Packet::PubAck(_)));
+    }
+    for number in 0..MESSAGES {
+        assert_eq!(subscriber.expect_publish().payload, payload(number).as_bytes(), "message {number}");
+    }
+}
+
+/// The client hears that the stream ends here by the server's will, and not that somebody cut it.
+#[test]
+fn the_end_of_a_connection_is_said() {
+    let certificates = localhost();
+    let broker = Broker::with_settings(&certificates.settings(""));
+    let mut client = TlsClient::open(broker.address, &certificates.tls(BOTH, None), "leaves").unwrap();
+    client.stream.write_all(&[0xe0, 0]).unwrap();
+    let mut rest = Vec::new();
+    // Without close_notify this is an error.
+    client.stream.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty(), "nothing but the end");
+}
+
+/// Abuse: [certificates]
+#[test]
+fn certificates_reload_without_a_restart_and_an_invalid_one_keeps_the_old() {
+    let certificates = localhost();
+    let broker = Broker::with_settings(&certificates.settings(""));
+    let config = certificates.tls(BOTH, None);
+    let shown = || {
+        // A session that is resumed shows no certificate.
+        let config = certificates.tls(BOTH, None);
+        TlsClient::dial(broker.address, &config, "localhost").unwrap().server_certificate()
+    };
+    let mut connected = TlsClient::open(broker.address, &config, "stays").unwrap();
+    let first = shown();
+
+    certificates.server("server", &["localhost"], 2);
+    wait_for("the new certificate is shown", || shown() != first);
+    let second = certificate_in(&certificates.path("server.crt"));
+    assert_eq!(shown(), second);
+
+    fs::write(certificates.path("server.crt"), "no certificate").unwrap();
+    let line = broker.wait_for_log("new certificates cannot be used");
+    assert!(line.contains("server.crt: holds no certificate in PEM"), "{line}");
+    assert_eq!(shown(), second);
+    broker.hang_up();
+    broker.wait_for_log("new certificates cannot be used");
+    assert_eq!(shown(), second);
+    assert!(broker.metric("kentongan_tls_reloads_total{outcome=\"refused\"}") >= 2.0);
+
+    // The key of another.
+    certificates.server("other", &["localhost"], 3);
+    fs::copy(certificates.path("other.crt"), certificates.path("server.crt")).unwrap();
+    let line = broker.wait_for_log("new certificates cannot be used");
+    assert!(line.contains("server.crt: does not go with its key"), "{line}");
+    assert_eq!(shown(), second);
+
+    fs::copy(certificates.path("other.key"), certificates.path("server.key")).unwrap();
+    broker.hang_up();
+    broker.wait_for_log("new certificates are in use");
+    assert_eq!(shown(), certificate_in(&certificates.path("other.crt")));
+    connected.send(&Packet::PingReq).unwrap();
+    assert_eq!(connected.receive().unwrap(), Packet::PingResp, "who was there stays");
+}
+
+#[test]
+fn a_certificate_that_cannot_be_used_refuses_the_start_and_is_named() {
+    let certificates = localhost();
+    let refusal = |change: &dyn Fn()| {
+        certificates.server("server", &["localhost"], 1);
+        change();
+        let file = certificates.path("kentongan.toml");
+        let more = "client_certificate = \"required\"\nclient_ca_file = \"/nowhere/ca.crt\"\n";
+        fs::write(&file, certificates.settings(if certificates.path("asks").exists() { more } else { "" })).unwrap();
+        let mut command = broker_command();
+        command.args(["serve", "--http", "127.0.0.1:0", "--data-dir"]).arg(certificates.path("data"));
+        let output = command.arg("--config").arg(&file).stdin(Stdio::null()).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let server = certificates.text("server.crt");
+    let text = refusal(&|| fs::remove_file(certificates.path("server.crt")).unwrap());
+    assert!(text.contains(&format!("{server}: cannot be read")) && text.contains("[listener.tls]"), "{text}");
+    let text = refusal(&|| fs::write(certificates.path("server.key"), "-----BEGIN").unwrap());
+    assert!(text.contains(&certificates.text("server.key")), "{text}");
+    let text = refusal(&|| fs::write(certificates.path("asks"), "").unwrap());
+    assert!(text.contains("/nowhere/ca.crt: cannot be read"), "{text}");
+}
+
+#[test]
+fn clients_show_certificates_as_the_listener_demands() {
+    let certificates = localhost();
+    certificates.client("device-7", 70);
+    certificates.client("device-8", 80);
+    certificates.revoke(&[80]);
+    let stranger = Certificates::new();
+    stranger.client("device-9", 90);
+    fs::copy(certificates.path("ca.crt"), stranger.path("ca.crt")).unwrap();
+    for (demand, without) in [("optional", true), ("required", false)] {
+        let more = format!(
+            "client_certificate = \"{demand}\"\nclient_ca_file = {:?}\ncrl_file = {:?}\n",
+            certificates.text("ca.crt"),
+            certificates.text("ca.crl")
+        );
+        let broker = Broker::with_settings(&certificates.settings(&more));
+        for version in [&TLS12, &TLS13] {
+            let versions = &[version];
+            let lets_in = |authority: &Certificates, certificate: Option<&str>| {
+                TlsClient::open(broker.address, &authority.tls(versions, certificate), "client").is_ok()
+            };
+            assert_eq!(lets_in(&certificates, None), without, "{demand}, none");
+            assert!(lets_in(&certificates, Some("device-7")), "{demand}");
+            let line = broker.wait_for_log("\"certificate\":\"device-7\"");
+            assert!(line.contains("connected"), "{line}");
+            assert!(!lets_in(&certificates, Some("device-8")), "{demand}, revoked");
+            assert!(!lets_in(&stranger, Some("device-9")), "{demand}, of another authority");
+        }
+        assert!(broker.metric("kentongan_tls_handshakes_total{outcome=\"failed\"}") >= 4.0);
+    }
+}
+
+/// A ticket does not outlive the right to have got it.
+#[test]
+fn a_certificate_that_is_revoked_does_not_come_back_by_a_ticket() {
+    let certificates = localhost();
+    certificates.client("device-7", 70);
+    certificates.revoke(&[]);
+    let more = format!(
+        "client_certificate = \"required\"\nclient_ca_file = {:?}\ncrl_file = {:?}\n",
+        certificates.text("ca.crt"),
+        certificates.text("ca.crl")
+    );
+    let broker = Broker::with_settings(&certificates.settings(&more));
+    for version in [&TLS12, &TLS13] {
+        let config = certificates.tls(&[version], Some("device-7"));
+        certificates.revoke(&[]);
+        broker.hang_up();
+        broker.wait_for_log("settings were read again");
+        let mut client = TlsClient::open(broker.address, &config, "client").unwrap();
+        client.subscribe("x");
+        let client = TlsClient::open(broker.address, &config, "client").unwrap();
+        assert_eq!(client.kind(), HandshakeKind::Resumed);
+        broker.wait_for_log("\"certificate\":\"device-7\"");
+        broker.wait_for_log("\"certificate\":\"device-7\"");
+        certificates.revoke(&[70]);
+        broker.hang_up();
+        broker.wait_for_log("settings were read again");
+        assert!(TlsClient::open(broker.address, &config, "client").is_err());
+    }
+}
+
+#[test]
+fn sessions_are_resumed_on_another_node_that_has_the_same_ticket_key() {
+    let certificates = localhost();
+    fs::write(certificates.path("tickets"), [7; 48]).unwrap();
+    let more = format!("ticket_key_file = {:?}\n", certificates.text("tickets"));
+    let nodes: Vec<Broker> = (0..2).map(|_| Broker::with_settings(&certificates.settings(&more))).collect();
+    let alone = Broker::with_settings(&certificates.settings(""));
+    for version in [&TLS12, &TLS13] {
+        let config = certificates.tls(&[version], None);
+        let kind = |broker: &Broker| {
+            let mut client = TlsClient::open(broker.address, &config, "client").unwrap();
+            // Tickets of TLS 1.3 come behind the handshake.
+            client.subscribe("x");
+            client.kind()
+        };
+        assert_eq!(kind(&nodes[0]), HandshakeKind::Full);
+        assert_eq!(kind(&nodes[1]), HandshakeKind::Resumed);
+        assert_eq!(kind(&nodes[0]), HandshakeKind::Resumed);
+        assert_eq!(kind(&alone), HandshakeKind::Full, "a secret of its own");
+        assert_eq!(kind(&alone), HandshakeKind::Resumed);
+    }
+    nodes[1].wait_for_metric("kentongan_tls_handshakes_total{outcome=\"resumed\"}", |count| count == 2.0);
+}
+
+#[test]
+fn the_certificate_is_chosen_by_the_name_that_is_asked_for() {
+    let certificates = localhost();
+    certificates.server("fleet", &["*.fleet.example"], 2);
+    let more = format!(
+        "[[listener.tls.sni]]\ncertificate_file = {:?}\nkey_file = {:?}\n",
+        certificates.text("fleet.crt"),
+        certificates.text("fleet.key")
+    );
+    let broker = Broker::with_settings(&certificates.settings(&more));
+    for (name, file) in [("localhost", "server.crt"), ("a.fleet.example", "fleet.crt")] {
+        let client = TlsClient::dial(broker.address, &certificates.tls(BOTH, None), name).unwrap();
+        assert_eq!(client.server_certificate(), certificate_in(&certificates.path(file)), "{name}");
+    }
+}
+
+#[test]
+fn versions_suites_and_protocols_are_those_of_the_settings() {
+    let certificates = localhost();
+    let more = "minimum_version = \"1.3\"\ncipher_suites = [\"TLS_CHACHA20_POLY1305_SHA256\"]\n";
+    let broker = Broker::with_settings(&certificates.settings(more));
+    let dial = |config: &Arc<ClientConfig>| TlsClient::dial(broker.address, config, "localhost");
+    let client = dial(&certificates.tls(BOTH, None)).unwrap();
+    let suite = client.stream.conn.negotiated_cipher_suite().unwrap().suite();
+    assert_eq!(suite, rustls::CipherSuite::TLS13_CHACHA20_POLY1305_SHA256);
+    assert!(dial(&certificates.tls(&[&TLS12], None)).is_err());
+
+    let mut config = ClientConfig::clone(&certificates.tls(BOTH, None));
+    config.alpn_protocols = vec![b"other".to_vec(), b"mqtt".to_vec()];
+    let client = dial(&Arc::new(config.clone())).unwrap();
+    assert_eq!(client.stream.conn.alpn_protocol(), Some(&b"mqtt"[..]));
+    config.alpn_protocols.pop();
+    assert!(dial(&Arc::new(config)).is_err(), "a client of another protocol");
+}
+
+/// The time from accepting a connection to its CONNECT includes the handshake, and handshakes that go on are bounded.
+/// Abuse: [slow-connect]
+#[test]
+fn stalled_tls_handshakes_end_in_time_and_are_bounded() {
+    let certificates = localhost();
+    let settings = certificates.settings("handshakes_max = 20\n");
+    let settings = settings.replacen("[listener.tls]", "connect_timeout_seconds = 2\n[listener.tls]", 1);
+    let broker = Broker::with_settings(&settings);
+    let begun = Instant::now();
+    let mut stalled: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(broker.address).unwrap()).collect();
+    for (number, socket) in stalled.iter_mut().enumerate() {
+        // The beginning of a record, more or less of it.
+        socket.write_all(&[22, 3, 1, 0, 200, 1][..number % 7]).unwrap();
+    }
+    broker.wait_for_metric("kentongan_tls_handshakes_in_progress", |count| count == 20.0);
+    let config = certificates.tls(BOTH, None);
+    assert!(TlsClient::open(broker.address, &config, "too many").is_err());
+    assert!(broker.metric("kentongan_tls_handshakes_total{outcome=\"refused\"}") >= 1.0);
+    for socket in &mut stalled {
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        assert!(matches!(socket.read(&mut [0; 16]), Ok(0) | Err(_)));
+    }
+    assert!(begun.elapsed() >= std::time::Duration::from_secs(1), "not before they had their time");
+    broker.wait_for_metric("kentongan_tls_handshakes_in_progress", |count| count == 0.0);
+    assert_eq!(broker.metric("kentongan_tls_handshakes_total{outcome=\"given_up\"}"), 20.0);
+    TlsClient::open(broker.address, &config, "now").unwrap();
+}
+
+fn bytes_of(value: u8) -> Vec<u8> {
+    vec![value; 40_000]
+}
+
+/// Whatever comes instead of TLS, the connection ends and the broker does not.
+#[test]
+fn bytes_that_are_no_tls_end_the_connection() {
+    let certificates = localhost();
+    let broker = Broker::with_settings(&certificates.settings(""));
+    let long = vec![0x16; 100_000];
+    for bytes in
+        [&b"\x10\x0c\0\x04MQTT\x04\x02\0\x3c\0\0"[..], b"GET / HTTP/1.1\r\n\r\n", &long, &[22, 3, 3, 255, 255, 1]]
+    {
+        let mut socket = TcpStream::connect(broker.address).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        drop(socket.write_all(bytes));
+        let mut answer = Vec::new();
+        match socket.read_to_end(&mut answer) {
+            Ok(_) => {}
+            Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+        }
+    }
+    let config = certificates.tls(BOTH, None);
+    assert!(broker.metric("kentongan_tls_handshakes_total{outcome=\"failed\"}") >= 4.0);
+    TlsClient::open(broker.address, &config, "after").unwrap();
+
+    // What is nearly TLS, and nonsense behind a handshake.
+    let mut hello = Vec::new();
+    let name = ServerName::try_from("localhost").unwrap();
+    ClientConnection::new(Arc::clone(&config), name).unwrap().write_tls(&mut hello).unwrap();
+    for number in 0..300 {
+        let mut bytes = hello.repeat(1 + number % 3);
+        let at = number * 7919 % bytes.len();
+        bytes[at] ^= 1 << (number % 8);
+        bytes.truncate(bytes.len() - number % 11);
+        let mut socket = TcpStream::connect(broker.address).unwrap();
+        drop(socket.write_all(&bytes));
+    }
+    for nonsense in [&bytes_of(0), &bytes_of(0x17), &long, &vec![23, 3, 3, 0, 20], &hello] {
+        let mut client = TlsClient::open(broker.address, &config, "nonsense").unwrap();
+        drop(client.stream.sock.write_all(nonsense));
+        drop(client.stream.sock.write_all(nonsense));
+        drop(client.stream.sock.shutdown(std::net::Shutdown::Write));
+        while client.receive().is_ok() {}
+    }
+    broker.wait_for_metric("kentongan_tls_handshakes_in_progress", |count| count == 0.0);
+    TlsClient::open(broker.address, &config, "after").unwrap();
+}
+
+/// Only so much of a turn goes into handshakes; those that have to wait for another turn get it.
+#[test]
+fn a_storm_of_handshakes_is_done_turn_by_turn_to_the_end() {
+    const DEVICES: usize = 400;
+    let certificates = localhost();
+    let broker = Broker::with_settings(&format!("arbiters = 1\n{}", certificates.settings("")));
+    let config = certificates.tls(BOTH, None);
+    let mut before = TlsClient::open(broker.address, &config, "before").unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut storm: Vec<_> = (0..DEVICES)
+        .map(|_| {
+            let socket = TcpStream::connect(broker.address).unwrap();
+            socket.set_read_timeout(Some(DEADLINE)).unwrap();
+            // No ticket: every handshake is a full one.
+            let mut config = ClientConfig::clone(&config);
+            config.resumption = Resumption::disabled();
+            (ClientConnection::new(Arc::new(config), name.clone()).unwrap(), socket)
+        })
+        .collect();
+    for (connection, socket) in &mut storm {
+        while connection.wants_write() {
+            connection.write_tls(socket).unwrap();
+        }
+    }
+    before.send(&Packet::PingReq).unwrap();
+    assert_eq!(before.receive().unwrap(), Packet::PingResp);
+    for (connection, socket) in &mut storm {
+        while connection.is_handshaking() {
+            connection.complete_io(socket).unwrap();
+        }
+    }
+    broker.wait_for_metric("kentongan_tls_handshakes_total{outcome=\"full\"}", |count| count == DEVICES as f64 + 1.0);
+}
