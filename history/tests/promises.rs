@@ -819,6 +819,31 @@ fn p9_no_will_after_a_normal_disconnect_that_was_acted_on() {
     script.breaks(Promise::P9);
 }
 
+/// [MQTT-3.1.2-8]: only who is accepted has a will.
+#[test]
+fn p9_no_will_of_a_client_that_was_refused() {
+    let refused = |reason: u8, dies: bool| {
+        let mut script = pair(1);
+        let will = Will { topic: TOPIC, qos: 1, retain: false, delay: 0, message: MessageId(9) };
+        let connect = Connect { clean_start: false, session_expiry: EVER, will: Some(will) };
+        script.connections.insert("ill", 1);
+        script.nodes.insert("ill", 2);
+        script.line("ill", Action::ConnectSent(Box::new(connect)));
+        script.line("ill", Action::ConnAck { reason, session_present: false, session_expiry: None });
+        script.line("ill", Action::ConnectionClosed { by: ClosedBy::Server });
+        if dies {
+            script.mark(What::NodeCrashed { node: 2 });
+        }
+        script.wait(30);
+        script.keeps_all();
+        script.deliver("sub", 9, 1);
+        script
+    };
+    refused(0x88, false).breaks(Promise::P9);
+    refused(0x9C, true).breaks(Promise::P9);
+    refused(0x88, true).keeps_all();
+}
+
 #[test]
 fn p9_resuming_cancels_a_delayed_will() {
     let mut script = pair(1);

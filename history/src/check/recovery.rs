@@ -46,7 +46,7 @@ fn calm_times(story: &Story<'_>) -> Vec<(Nanoseconds, Nanoseconds)> {
 }
 
 /// Reason Codes that say that the server cannot serve now: MQTT 3.1.1's 3, 0x88 and 0x89.
-fn is_unavailable(reason: u8) -> bool {
+pub(super) fn is_unavailable(reason: u8) -> bool {
     matches!(reason, 3 | 0x88 | 0x89)
 }
 

@@ -5,6 +5,7 @@
 use super::Losses;
 use super::acknowledged::connected_at_marks;
 use super::faults::NEVER;
+use super::recovery::is_unavailable;
 use super::story::{Connection, Delivery, Message, NONE, Span, Story, after};
 use crate::event::Nanoseconds;
 use crate::settings::SECOND;
@@ -80,6 +81,10 @@ impl<'a> Will<'a> {
     fn accuse(&self, story: &Story<'_>, delivery: &Delivery) -> Option<&'static str> {
         let at = delivery.mark.at;
         let connection = self.connection;
+        if let Some(answer) = connection.connack.filter(|answer| answer.reason >= 0x80) {
+            let is_known = !(is_unavailable(answer.reason) && self.may_have_died(story, answer.mark.at));
+            return is_known.then_some("was published although its CONNECT was refused");
+        }
         if connection.left {
             return Some("was published after a normal DISCONNECT");
         }
@@ -93,6 +98,13 @@ impl<'a> Will<'a> {
         // A CONNECT may end the session, and with it the delay.
         let too_early = self.delay.0 > 0 && connection.ended.0 != NEVER && at < due_from && at < self.next_connect_at;
         too_early.then_some("was published before its delay had passed")
+    }
+
+    /// The claim of a client that is refused because its node is cut off may be granted. If that node does not live to say that it was
+    /// for nothing, nobody can tell it from one whose client was told.
+    fn may_have_died(&self, story: &Story<'_>, refused_at: Nanoseconds) -> bool {
+        let (from, to) = (self.connection.connect.at, refused_at.saturating_add(story.settings.recovery_max));
+        story.faults.overlap(from, to) || story.faults.node_down(self.connection.node, from, to)
     }
 
     /// It must be published: the end was abnormal for sure, and nobody may have resumed the session.
