@@ -380,6 +380,7 @@ mod tests {
         }
     }
 
+    /// Abuse: [names-in-patterns]
     #[test]
     fn names_are_put_in_where_they_are_harmless() {
         let rules = || vec![rule(Effect::Allow, READ, "u/%u/c/%c/#"), rule(Effect::Allow, READ, "100%/x")];
@@ -448,6 +449,7 @@ mod tests {
 
     proptest! {
         /// Who may subscribe may read whatever comes of it.
+        /// Abuse: [authorize]
         #[test]
         fn nothing_comes_of_a_subscription_that_may_not_be_read(
             rules in prop::collection::vec((prop::bool::ANY, levels()), 1..5),

@@ -78,6 +78,7 @@ fn topics_until_b(client: &mut Client, boss: &mut Client) -> Vec<String> {
     }
 }
 
+/// Abuse: [authorize]
 #[test]
 fn publishing_is_refused_from_the_moment_it_is_revoked() {
     let files = files("");
@@ -107,6 +108,7 @@ fn publishing_is_refused_from_the_moment_it_is_revoked() {
     }
 }
 
+/// Abuse: [authorize]
 #[test]
 fn a_filter_must_be_covered_also_within_a_shared_subscription() {
     let files = files("");
@@ -139,6 +141,7 @@ fn a_filter_must_be_covered_also_within_a_shared_subscription() {
 
 /// A subscription that a session may not have any more is taken from it, be it there or be it away, and is not there when
 /// the right comes back.
+/// Abuse: [authorize]
 #[test]
 fn a_subscription_is_revoked_on_a_living_connection_and_on_resume() {
     let files = files("");
@@ -180,6 +183,7 @@ fn a_subscription_is_revoked_on_a_living_connection_and_on_resume() {
 
 /// With mosquitto's way of it, subscriptions stay, and each message is looked at: live ones, retained ones, and those that
 /// waited.
+/// Abuse: [authorize]
 #[test]
 fn deliveries_are_filtered_under_the_rules_of_their_moment() {
     let files = files("auth.acl_subscribe = \"filter\"");
@@ -226,6 +230,7 @@ fn deliveries_are_filtered_under_the_rules_of_their_moment() {
 }
 
 /// Messages that wait for a slow client are judged when they are sent.
+/// Abuse: [authorize]
 #[test]
 fn what_waits_in_a_queue_is_judged_when_it_is_sent() {
     let files = files("");
@@ -254,6 +259,7 @@ fn what_waits_in_a_queue_is_judged_when_it_is_sent() {
     }
 }
 
+/// Abuse: [authorize]
 #[test]
 fn a_will_is_judged_at_connect_and_when_it_is_due() {
     let files = files("");
@@ -286,6 +292,7 @@ fn a_will_is_judged_at_connect_and_when_it_is_due() {
     }
 }
 
+/// Abuse: [anonymous]
 #[test]
 fn rules_that_cannot_be_used_change_nothing() {
     let files = files("auth.rules_file = \"@/rules\"");

@@ -66,6 +66,7 @@ fn reload(broker: &Broker) -> String {
     broker.wait_for_log("SIGHUP")
 }
 
+/// Abuse: [passwords]
 #[test]
 fn only_users_with_their_password_get_in() {
     let files = Files::new(SETTINGS);
@@ -106,6 +107,7 @@ fn only_users_with_their_password_get_in() {
 }
 
 /// Packets that stand behind the CONNECT of somebody whose password is still looked at are handled afterwards.
+/// Abuse: [passwords]
 #[test]
 fn what_follows_connect_waits_for_the_password() {
     let files = Files::new(SETTINGS);
@@ -123,6 +125,7 @@ fn what_follows_connect_waits_for_the_password() {
     client.publish_acknowledged("a", "x", qos1(2));
 }
 
+/// Abuse: [session-identity]
 #[test]
 fn a_session_is_its_users_alone() {
     let files = Files::new(SETTINGS);
@@ -156,6 +159,7 @@ fn a_session_is_its_users_alone() {
     }
 }
 
+/// Abuse: [anonymous]
 #[test]
 fn a_new_password_file_changes_who_gets_in_and_who_stays() {
     let files = Files::new(SETTINGS);
@@ -197,6 +201,7 @@ fn a_new_password_file_changes_who_gets_in_and_who_stays() {
 }
 
 /// Row 1 of the security list: whoever set a file up wants nobody in without it.
+/// Abuse: [anonymous]
 #[test]
 fn a_file_that_cannot_be_used_refuses_to_start() {
     let files = Files::new(SETTINGS);
@@ -230,6 +235,7 @@ fn run(config: &Path, data: &Path) -> String {
 }
 
 /// Row 9: neither passwords, right or wrong, nor hashes.
+/// Abuse: [secrets]
 #[test]
 fn no_password_is_ever_logged() {
     let files = Files::new(&format!("{SETTINGS}\nlog.filter = \"trace\""));
@@ -254,6 +260,7 @@ fn no_password_is_ever_logged() {
 }
 
 /// More wait than may: whoever storms is refused, and others get in meanwhile.
+/// Abuse: [passwords]
 #[test]
 fn a_storm_of_one_user_does_not_keep_others_out() {
     let settings = format!("{SETTINGS}\nauth.verify_threads = 1\nauth.verify_queue_max = 8");
