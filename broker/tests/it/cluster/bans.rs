@@ -89,8 +89,10 @@ fn a_ban_holds_on_every_node_within_a_second_and_closes_who_is_there() {
         assert_eq!(reason(node, named("meter")), ReasonCode::Banned, "at {}", node.name);
         assert_eq!(reason(node, of_user("eve")), ReasonCode::Banned);
         assert_eq!(reason(node, of_user("bob")), ReasonCode::Success);
-        // Before it has said a word.
+        // Before it has said a word, and long before its time for that is up.
+        let began = Instant::now();
         from_far(node).expect_closed();
+        assert!(began.elapsed() < Duration::from_secs(5), "closed after {:?}", began.elapsed());
         let old = Connect { version: ProtocolVersion::V3_1_1, ..named("meter") };
         assert_eq!(reason(node, old), ReasonCode::NotAuthorized, "the nearest that MQTT 3.1.1 has");
     }
