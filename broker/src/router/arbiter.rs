@@ -328,6 +328,8 @@ impl ArbiterState {
             return self.read_large(key, cx);
         }
         let mut buffer = mem::take(&mut self.read_buffer);
+        // A panic while something was read would have taken it along, and every read after it would look like an end.
+        buffer.resize(READ_BUFFER_BYTES, 0);
         let Some(client) = self.client(key) else {
             return Poll::Ready(Ok(0));
         };

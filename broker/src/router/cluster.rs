@@ -536,7 +536,7 @@ impl ArbiterState {
             .and_then(|client| client.session.as_ref()?.served.as_ref())
             .is_some_and(|served| served.claim.epoch == epoch);
         if holds {
-            self.counters.takeovers.inc();
+            self.count_takeover(client_id);
             return self.end(key, EndCause::TakenOver, Some(ReasonCode::SessionTakenOver));
         }
         if !self.departing.contains_key(&key) {

@@ -877,13 +877,18 @@ impl ArbiterState {
         }
     }
 
-    /// Another connection claims the Client Identifier of `key` [MQTT-3.1.4-3]. It is told when we are done, also if
-    /// we were done before.
-    pub(super) fn on_take_over(&mut self, key: ConnectionKey, client_id: &Arc<str>) {
+    /// A connection here gives way to another one, here or on another node.
+    pub(super) fn count_takeover(&mut self, client_id: &Arc<str>) {
         self.counters.takeovers.inc();
         if self.shared.flapping.on_takeover(client_id, self.now_ms) {
             self.note_flap_ban(client_id, "connections take it from each other");
         }
+    }
+
+    /// Another connection claims the Client Identifier of `key` [MQTT-3.1.4-3]. It is told when we are done, also if
+    /// we were done before.
+    pub(super) fn on_take_over(&mut self, key: ConnectionKey, client_id: &Arc<str>) {
+        self.count_takeover(client_id);
         match self.client(key) {
             Some(client) if client.session.is_some() => {
                 client.taken_over = true;

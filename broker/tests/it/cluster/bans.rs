@@ -152,3 +152,27 @@ fn what_cannot_be_banned_is_refused_with_the_reason() {
     }
     assert_eq!(banned(&cluster, 0), ["user:0", "user:1", "user:2"]);
 }
+
+/// Two devices of one name that come to different nodes: each node counts who was taken from it.
+///
+/// Abuse: [reconnect-storm]
+#[test]
+fn a_client_identifier_that_nodes_take_from_each_other_is_banned() {
+    let settings = [("KENTONGAN_LIMITS__FLAP_TAKEOVERS_MAX", "3"), ("KENTONGAN_LIMITS__FLAP_WINDOW_SECONDS", "60")];
+    let cluster = Cluster::advertised(3, &settings);
+    let asked = connect(ProtocolVersion::V5, "twin");
+    let mut holders = Vec::new();
+    let mut refused = None;
+    // Four times taken from each of two nodes; the ban holds where that happened.
+    for round in 0..12 {
+        let (holder, connack) = cluster.nodes[round % 2].open(asked.clone());
+        holders.push(holder);
+        if connack.reason_code == ReasonCode::Banned {
+            refused = Some(round);
+            break;
+        }
+        assert_eq!(connack.reason_code, ReasonCode::Success);
+    }
+    assert_eq!(refused, Some(8), "the first node was asked for the fifth time");
+    assert_eq!(cluster.nodes[2].open(asked).1.reason_code, ReasonCode::Success, "nobody took it from this one");
+}
