@@ -435,3 +435,113 @@ fn encode_message(target: &mut Vec<u8>, data: &mut EncodeTlsData<'_, ServerConne
 fn broken(error: rustls::Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::Read as _;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    use rustls::pki_types::ServerName;
+    use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+    use super::*;
+    use crate::config::TlsConfig;
+    use crate::tls::{Files, Handshakes};
+
+    /// As small as the kernel has them: a few records at the most.
+    const SOCKET_BYTES: usize = 4 * 1024;
+
+    /// What [`crate::connection::OutBuffer`] may have waiting at a time, growing while it is written.
+    const WAITING_BYTES: [usize; 6] = [1, 700, 16 * 1024, 40_000, 3, 16 * 1024 + 1];
+
+    fn ends() -> (TlsStream, StreamOwned<ClientConnection, UnixStream>) {
+        let directory = tempfile::tempdir().unwrap();
+        let own = rcgen::generate_simple_self_signed([String::from("localhost")]).unwrap();
+        let path = |name: &str| directory.path().join(name);
+        std::fs::write(path("crt"), own.cert.pem()).unwrap();
+        std::fs::write(path("key"), own.signing_key.serialize_pem()).unwrap();
+        let config =
+            TlsConfig { certificate_file: Some(path("crt")), key_file: Some(path("key")), ..TlsConfig::default() };
+        let endpoint = Endpoint::new(&config, &Files::read(&config), Arc::new(Handshakes::default())).unwrap();
+        let (server, client) = UnixStream::pair().unwrap();
+        socket2::SockRef::from(&server).set_send_buffer_size(SOCKET_BYTES).unwrap();
+        server.set_nonblocking(true).unwrap();
+        let socket = RawSocket::Unix(tokio::net::UnixStream::from_std(server).unwrap());
+        let handshake = endpoint.begin_handshake().unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(own.cert.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let client_config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let client_config = client_config.unwrap().with_root_certificates(roots).with_no_client_auth();
+        let name = ServerName::try_from("localhost").unwrap();
+        let connection = ClientConnection::new(Arc::new(client_config), name).unwrap();
+        (Arc::new(endpoint).accept(socket, handshake).unwrap(), StreamOwned::new(connection, client))
+    }
+
+    /// Has all of `bytes` written, as an out-buffer does that grows meanwhile. Returns how often the socket took no more.
+    async fn write(stream: &mut TlsStream, bytes: &[u8]) -> usize {
+        let (mut written, mut end, mut turn, mut refusals) = (0, 0, 0, 0);
+        while written < bytes.len() {
+            if written == end {
+                end += WAITING_BYTES[turn % WAITING_BYTES.len()];
+                turn += 1;
+            }
+            end = (end + turn % 2).min(bytes.len());
+            let waiting = &bytes[written..end];
+            let (head, tail) = waiting.split_at(waiting.len() / 3);
+            let outcome = match turn % 3 {
+                0 => stream.try_write_vectored(&[IoSlice::new(head), IoSlice::new(tail)]),
+                _ => stream.try_write(waiting),
+            };
+            match outcome {
+                Ok(count) => written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    refusals += 1;
+                    poll_fn(|cx| stream.poll_write_ready(cx)).await.unwrap();
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        refusals
+    }
+
+    /// The socket takes no more in the middle of a record, over and over: nothing is lost, doubled or stuck, whatever is told of
+    /// bytes that were taken up and not sent.
+    #[test]
+    fn what_is_written_to_a_socket_that_takes_little_comes_whole_and_in_order() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let bursts: Vec<Vec<u8>> = (0..80u32)
+            .map(|burst| (0..20_000 + burst * 1013).map(|number| (number * 31 + burst) as u8).collect())
+            .collect();
+        runtime.block_on(async {
+            let (mut stream, mut client) = ends();
+            let (came, comes) = std::sync::mpsc::channel();
+            let expected = bursts.clone();
+            let reader = std::thread::spawn(move || {
+                for burst in expected {
+                    let mut received = vec![0; burst.len()];
+                    client.read_exact(&mut received).unwrap();
+                    assert!(received == burst, "a burst of {} bytes", burst.len());
+                    came.send(()).unwrap();
+                }
+            });
+            let mut room = [0; 1024];
+            poll_fn(|cx| {
+                let polled = stream.poll_read(cx, &mut ReadBuf::new(&mut room));
+                assert!(polled.is_pending() || stream.is_handshaking(), "{polled:?}");
+                if stream.is_handshaking() { Poll::Pending } else { Poll::Ready(()) }
+            })
+            .await;
+            let mut refusals = 0;
+            for burst in &bursts {
+                refusals += write(&mut stream, burst).await;
+                // Nobody writes again before all of it is there.
+                comes.recv_timeout(Duration::from_secs(10)).unwrap();
+            }
+            assert!(refusals > 100, "the socket was to take little: {refusals}");
+            reader.join().unwrap();
+        });
+    }
+}
