@@ -237,6 +237,14 @@ impl Machine {
         self.counters.flush();
     }
 
+    /// The only voter of a group leads it with its first round, which may come before start-up has handed over what leading takes.
+    /// A node that is alone makes up for that ([`Self::begin_if_due`]); elsewhere nobody would ever begin.
+    fn wait_for_start(&self) {
+        if self.member.is_some() {
+            self.shared.wait();
+        }
+    }
+
     pub(super) fn shared(&self) -> Arc<Shared> {
         match self.shared.get() {
             Some(shared) => Arc::clone(shared),
@@ -991,6 +999,7 @@ impl StateMachine for Machine {
     }
 
     fn lead(&mut self, group: GroupId, term: u64) {
+        self.wait_for_start();
         let me = self.shared.get().and_then(|shared| shared.cluster.as_ref()).map(|cluster| cluster.node);
         if group == GroupId::DIRECTORY {
             return self.on_directory_role(me.and_then(NodeId::new), term);
@@ -1010,6 +1019,7 @@ impl StateMachine for Machine {
     }
 
     fn follow(&mut self, group: GroupId, term: u64, leader: Option<NodeId>) {
+        self.wait_for_start();
         if group == GroupId::DIRECTORY {
             return self.on_directory_role(leader, term);
         }

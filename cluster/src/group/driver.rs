@@ -849,6 +849,9 @@ impl Group {
         if self.leading.is_some() && !self.configuration.votes(self.config.node) {
             self.step_down();
         }
+        // The others count with the members before until they know that this is committed, and may need votes of nodes that
+        // are dispensable here: the next heartbeat is not soon enough.
+        self.raw.ping();
     }
 
     /// A leader that lost its vote: raft-rs 0.7 leaves it in office, and fails over its missing progress.

@@ -1,6 +1,6 @@
 //! Scripts of what the simulation hardly comes to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -136,4 +136,30 @@ fn who_handed_out_a_change_of_members_knows_of_it_after_a_restart() {
     cluster.disks[&leader].power_cycle(|_, _| 0);
     cluster.start(leader);
     assert!(cluster.tick_until(|cluster| cluster.leader() == Some(leader)), "it waits for nodes that are no members");
+}
+
+/// Who voted before may be gone a moment later, and without its vote nobody could lead who thinks that it has one.
+#[test]
+fn a_change_of_members_is_known_to_all_of_them_before_time_passes() {
+    let mut cluster = Cluster::of(3);
+    assert!(cluster.tick_until(|cluster| cluster.leader().is_some()));
+    let leader = cluster.leader().expect("just seen");
+    let others: Vec<_> = cluster.nodes.keys().copied().filter(|node| *node != leader).collect();
+    while cluster.round() {}
+    let all = [leader, others[0], others[1]];
+    // The last of these changes is one after which a leader has nothing more to send.
+    for (change, voters) in [
+        (Change::Remove(others[0]), vec![leader, others[1]]),
+        (Change::AddLearner(others[0]), vec![leader, others[1]]),
+        (Change::AddVoter(others[0]), all.to_vec()),
+    ] {
+        let nodes = cluster.nodes.get_mut(&leader).expect("leads");
+        nodes.propose_change(GROUP, &[change]).expect("nothing else is under way");
+        while cluster.round() {}
+        for node in &voters {
+            let known = cluster.members.get(node).map(|members| &members.voters);
+            let known: Option<BTreeSet<_>> = known.map(|voters| voters.iter().copied().collect());
+            assert_eq!(known, Some(voters.iter().copied().collect()), "at {node} after {change:?}");
+        }
+    }
 }

@@ -408,7 +408,8 @@ impl Cluster {
         }
     }
 
-    /// Waits until every group is kept by as many nodes: those that vote, and those that follow, as its leader has it.
+    /// Waits until every group is kept by as many nodes: those that vote, and those that follow, as its leader has it and all
+    /// that vote. Before they know, they may need those that voted before.
     pub fn wait_until_kept_by(&self, asked: usize, voters: usize, learners: usize) {
         self.wait_until_kept(asked, [voters, learners], [voters, learners]);
     }
@@ -423,9 +424,14 @@ impl Cluster {
                 .filter(|group| group["leads"] == true)
                 .collect();
             let count = |group: &Value, list: &str| group[list].as_array().map_or(0, Vec::len);
+            let all_know = |led: &Value| {
+                let here = nodes.iter().filter_map(|node| node["status"]["groups"].as_array()).flatten();
+                let knows = |group: &&Value| group["group"] == led["group"] && group["voters"] == led["voters"];
+                here.filter(knows).count() >= count(led, "voters")
+            };
             let is_there = |group: &&Value| {
                 let wanted = if group["group"] == u16::MAX { directory } else { wanted };
-                [count(group, "voters"), count(group, "learners")] == wanted
+                [count(group, "voters"), count(group, "learners")] == wanted && all_know(group)
             };
             if led.len() == usize::from(GROUPS) + 1 && led.iter().all(is_there) {
                 return;
