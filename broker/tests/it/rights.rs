@@ -279,10 +279,13 @@ fn a_will_is_judged_at_connect_and_when_it_is_due() {
         drop(Client::accepted(&broker, asked("w", "a/will", false)));
         assert_eq!(boss.take_publish().topic, "a/will");
         for topic in ["a/will", "$delayed/0/a/will"] {
-            let ana = Client::accepted(&broker, asked("w", topic, true));
+            let mut ana = Client::accepted(&broker, asked("w", topic, true));
             let refusals = "kentongan_publishes_refused_total{reason=\"not_authorized\"}";
             let before = broker.metric(refusals);
             revoke(&files, &broker);
+            wait_for("her thread to know the new rules", || {
+                ana.subscribe("a/x", QoS::AtMostOnce) == ReasonCode::NotAuthorized
+            });
             drop(ana);
             broker.wait_for_metric(refusals, |value| value == before + 1.0);
             boss.expect_nothing();
