@@ -1,0 +1,231 @@
+"""Does what the pages of the guide say, as a reader would, and compares what comes of it.
+
+A block of a page is tried if the words behind its language say so:
+
+    ```sh run          commands, in one shell for all blocks of the page, in a new directory, with `kentongan` in the PATH
+    ```sh run fails    the same, but each of its commands, one a line, must fail
+    ```sh run until    the same, again and again until they succeed: for what a program in the background needs time for
+    ```text output     what the block before it prints; `...` stands for anything, alone on a line for any lines
+    ```toml config     a file of settings, or a part of one, that `kentongan config check` must find in order
+
+Each page is tried where nobody else is: in namespaces of its own for the network, so that its ports are free and are reached by nobody
+else, and for processes, so that none is left.
+"""
+
+import fcntl
+import os
+import pathlib
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+GUIDE = pathlib.Path(__file__).resolve().parent.parent.parent / "docs" / "guide"
+
+# Time within which what a page does in one block has happened.
+BLOCK_SECONDS = 60
+UNTIL_SECONDS = 20
+
+# `--kill-child`: whatever a page leaves running ends with it.
+UNSHARE = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+if os.geteuid() != 0:
+    UNSHARE.insert(1, "--map-root-user")
+
+FENCE = re.compile(r"^```(?P<info>[^`\n]*)\n(?P<text>.*?)^```$", re.M | re.S)
+
+# Where commands should succeed, the first that does not ends the block, and not the shell, which goes on with the page.
+ENDS_AT_A_FAILURE = "failures=1; return 0"
+COUNTS_FAILURES = "failures=$((failures + 1))"
+
+
+class Wrong(Exception):
+    """What a page says is not so."""
+
+
+class Block:
+    """A block that is tried, and what it is to print."""
+
+    def __init__(self, line, words, text):
+        self.line, self.words, self.text = line, words, text
+        self.output = None
+
+    def commands(self):
+        """How many there are: one a line, but for lines that go on."""
+        text = re.sub(r"\\\n", " ", self.text)
+        return sum(1 for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+
+
+def blocks(page):
+    """The blocks of a page that are tried, in their order."""
+    found, last = [], None
+    for fence in FENCE.finditer(page):
+        line = page.count("\n", 0, fence.start()) + 1
+        words = fence["info"].split()
+        if words[:2] == ["text", "output"]:
+            if last is None:
+                raise Wrong(f"line {line}: an output of nothing")
+            last.output, last = fence["text"], None
+            continue
+        last = None
+        if words[:2] in (["sh", "run"], ["toml", "config"]):
+            last = Block(line, words[2:] if words[0] == "sh" else ["config"], fence["text"])
+            if not set(last.words) <= {"fails", "until", "config"}:
+                raise Wrong(f"line {line}: {' '.join(words)!r} is not known")
+            found.append(last)
+    return found
+
+
+def pattern(expected):
+    """A regular expression for an output with `...` in it."""
+    lines = []
+    for line in expected.rstrip("\n").split("\n"):
+        if line.strip() == "...":
+            lines.append(r"(?:.*\n)*?")
+        else:
+            lines.append(".*".join(re.escape(part) for part in line.rstrip().split("...")) + r"[ \t]*\n")
+    return re.compile("".join(lines))
+
+
+class Shell:
+    """One bash for a whole page."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.status_read, status_write = os.pipe()
+        self.process = subprocess.Popen(
+            ["bash", "--noprofile", "--norc"],
+            cwd=directory,
+            stdin=subprocess.PIPE,
+            pass_fds=[status_write],
+            text=True,
+        )
+        self.status_fd = status_write
+        os.set_blocking(self.status_read, False)
+
+    def tell(self, text):
+        self.process.stdin.write(text)
+        self.process.stdin.flush()
+
+    def run(self, number, block):
+        """How many commands failed, and what they printed."""
+        on_failure = COUNTS_FAILURES if "fails" in block.words else ENDS_AT_A_FAILURE
+        script, printed = (self.directory / f".block-{number}{end}" for end in ("", ".out"))
+        # Its own end is none that the trap should count.
+        script.write_text(f"{block.text}true\n", encoding="utf-8")
+        # What it leaves in the background must not hold the pipe of the statuses.
+        self.tell(f"failures=0; trap '{on_failure}' ERR; . ./{script.name} > {printed.name} 2>&1 < /dev/null {self.status_fd}>&-\n")
+        self.tell(f"echo $failures >&{self.status_fd}\n")
+        deadline = time.monotonic() + BLOCK_SECONDS
+        answer = b""
+        while not answer.endswith(b"\n"):
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                raise Wrong(f"it did not come to its end; it printed:\n{printed.read_text(errors='replace')}")
+            try:
+                answer += os.read(self.status_read, 100)
+            except BlockingIOError:
+                time.sleep(0.01)
+        return int(answer), printed.read_text(encoding="utf-8", errors="replace")
+
+
+def run_shell_block(shell, number, block):
+    deadline = time.monotonic() + UNTIL_SECONDS
+    while True:
+        failures, printed = shell.run(number, block)
+        wrong = what_is_wrong(block, failures, printed)
+        if wrong is None:
+            return
+        if "until" not in block.words or time.monotonic() > deadline:
+            raise Wrong(wrong)
+        time.sleep(0.1)
+
+
+def what_is_wrong(block, failures, printed):
+    """What is not as the page says; None if all is."""
+    if "fails" in block.words and failures != block.commands():
+        return f"{failures} of {block.commands()} commands failed, all should; they printed:\n{printed}"
+    if "fails" not in block.words and failures > 0:
+        return f"it failed and printed:\n{printed}"
+    if block.output is not None and not pattern(block.output).fullmatch(printed):
+        return f"it should print:\n{block.output}\nand printed:\n{printed}"
+    return None
+
+
+def run_config_block(directory, number, block):
+    path = directory / f".block-{number}.toml"
+    path.write_text(block.text, encoding="utf-8")
+    done = subprocess.run(["kentongan", "config", "check", path], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Wrong(f"these settings are not in order: {done.stderr}")
+
+
+def bring_up_loopback():
+    """What `ip link set lo up` does, where there is no `ip`."""
+    get_flags, set_flags, up = 0x8913, 0x8914, 0x1
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = fcntl.ioctl(any_socket, get_flags, struct.pack("16sh14x", b"lo", 0))
+        _, flags = struct.unpack("16sh14x", request)
+        fcntl.ioctl(any_socket, set_flags, struct.pack("16sh14x", b"lo", flags | up))
+
+
+def run_page(path, directory):
+    """Tries every block of a page; how many there were."""
+    page = path.read_text(encoding="utf-8")
+    shell, found = Shell(directory), blocks(page)
+    for number, block in enumerate(found):
+        try:
+            if "config" in block.words:
+                run_config_block(directory, number, block)
+            else:
+                run_shell_block(shell, number, block)
+        except Wrong as wrong:
+            logs = "".join(f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in directory.glob("*.log"))
+            raise Wrong(f"{path.name}, line {block.line}:\n{block.text}\n{wrong}\n{logs}") from None
+    return len(found)
+
+
+def inside(page, binary):
+    """The whole of it, in namespaces of its own."""
+    bring_up_loopback()
+    with tempfile.TemporaryDirectory(prefix="kentongan-guide-") as directory:
+        directory = pathlib.Path(directory).resolve()
+        programs, work = directory / "bin", directory / "work"
+        programs.mkdir()
+        work.mkdir()
+        (programs / "kentongan").symlink_to(binary)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("KENTONGAN_")}
+        os.environ.clear()
+        os.environ.update(kept, PATH=f"{programs}:{kept['PATH']}", HOME=str(directory), LC_ALL="C.UTF-8")
+        try:
+            print(f"{run_page(pathlib.Path(page), work)} blocks")
+        except Wrong as wrong:
+            sys.exit(f"{wrong}")
+
+
+class Guide(unittest.TestCase):
+    """A page a test."""
+
+    def follow(self, name):
+        if shutil.which("unshare") is None or subprocess.run([*UNSHARE, "true"], capture_output=True).returncode != 0:
+            self.skipTest("this machine gives no namespaces, and a page may need any port")
+        command = [*UNSHARE, sys.executable, __file__, str(GUIDE / name), os.environ["KENTONGAN"]]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        self.assertRegex(done.stdout, r"\b[1-9]\d* blocks", "a page of which nothing is tried")
+
+    def test_limits(self):
+        self.follow("limits.md")
+
+    def test_listeners(self):
+        self.follow("listeners.md")
+
+    def test_security(self):
+        self.follow("security.md")
+
+
+if __name__ == "__main__":
+    inside(*sys.argv[1:])
