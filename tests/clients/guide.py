@@ -217,6 +217,9 @@ class Guide(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         self.assertRegex(done.stdout, r"\b[1-9]\d* blocks", "a page of which nothing is tried")
 
+    def test_cluster(self):
+        self.follow("cluster.md")
+
     def test_limits(self):
         self.follow("limits.md")
 

@@ -315,16 +315,3 @@ fn the_subprotocol_that_is_chosen_is_one_that_was_offered() {
         assert!(response.contains(&format!("\r\nSec-WebSocket-Protocol: {chosen}\r\n")), "{response}");
     }
 }
-
-/// `docs/guide/listeners.md`: what it shows runs, but for the port.
-#[test]
-fn the_example_of_the_guide_runs() {
-    let guide = include_str!("../../../docs/guide/listeners.md");
-    let example = guide.split("```toml\n").find(|text| text.contains(":8089\"")).expect("an example with port 8089");
-    let example = example.split("```").next().expect("its end");
-    assert!(example.contains("[listener.websocket]"), "{example}");
-    let anywhere = example.replace("0.0.0.0:8089", "127.0.0.1:0").replace("127.0.0.1:1883", "127.0.0.1:0");
-    let broker = Broker::with_settings(&anywhere);
-    Browser::connected(broker.next_listener(), "guide");
-    Client::v5(&broker, "plain");
-}
