@@ -7,6 +7,7 @@
 //! Each row prepares what it needs, then hands the part that counts to [`Counter::count`].
 
 mod arbiter;
+mod authorize;
 mod codec;
 mod compare;
 mod group;
@@ -52,7 +53,8 @@ pub struct Row {
     pub run: fn(&mut Counter),
 }
 
-const GROUPS_OF_ROWS: [&[Row]; 5] = [codec::ROWS, index::ROWS, session::ROWS, arbiter::ROWS, group::ROWS];
+const GROUPS_OF_ROWS: [&[Row]; 6] =
+    [codec::ROWS, index::ROWS, session::ROWS, authorize::ROWS, arbiter::ROWS, group::ROWS];
 
 /// All of them, in the order of counts.tsv.
 pub fn rows() -> impl Iterator<Item = &'static Row> {

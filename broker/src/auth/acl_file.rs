@@ -11,15 +11,12 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
 use super::password_file::FileError;
-use super::rights::{Effect, PUBLISH, Pattern, READ, Rule, Subject, is_dangerous};
-
-/// Rules, those that deny first.
-type Lines = Vec<Rule>;
+use super::rights::{Effect, Lines, PUBLISH, Pattern, READ, Rule, Subject, is_dangerous};
 
 /// A file that was read.
 #[derive(Debug, Default)]
 pub struct AclFile {
-    /// By user; the empty name is that of nobody in particular.
+    /// By user, those that deny first; the empty name is that of nobody in particular.
     own: HashMap<Box<str>, Lines, RandomState>,
     patterns: Lines,
 }
@@ -34,7 +31,8 @@ impl AclFile {
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, FileError> {
-        let mut file = Self::default();
+        let mut own: HashMap<Box<str>, Vec<Rule>, RandomState> = HashMap::default();
+        let mut patterns = Vec::new();
         let mut user = "";
         for (number, line) in text.lines().enumerate() {
             let refused = |message: String| FileError::line(path, number + 1, message);
@@ -49,31 +47,32 @@ impl AclFile {
                 "user" => user = rest,
                 "topic" => {
                     let rule = rule(rest, Pattern::literal).map_err(refused)?;
-                    enter(file.own.entry(Box::from(user)).or_default(), rule);
+                    enter(own.entry(Box::from(user)).or_default(), rule);
                 }
-                "pattern" => enter(&mut file.patterns, rule(rest, Pattern::parse).map_err(refused)?),
+                "pattern" => enter(&mut patterns, rule(rest, Pattern::parse).map_err(refused)?),
                 _ => {
                     return Err(refused(format!("a line begins with `user`, `topic` or `pattern`, not with {word:?}")));
                 }
             }
         }
-        if file.own.is_empty() && file.patterns.is_empty() {
+        if own.is_empty() && patterns.is_empty() {
             return Err(FileError::whole(path, "there is no `topic` and no `pattern` in it: nobody could do anything"));
         }
-        Ok(file)
+        let own = own.into_iter().map(|(user, rules)| (user, rules.into())).collect();
+        Ok(Self { own, patterns: patterns.into() })
     }
 
     /// What a client meets, in order.
-    pub(super) fn for_subject(&self, subject: &Subject<'_>) -> impl Iterator<Item = &Rule> {
-        let own = self.own.get(subject.identity).into_iter().flatten();
+    pub(super) fn for_subject(&self, subject: &Subject<'_>) -> impl Iterator<Item = &Lines> {
+        let own = self.own.get(subject.identity).into_iter();
         // Somebody with such a name could reach into what is another's: not even patterns without names are for it.
         let is_dangerous = is_dangerous(subject.identity) || is_dangerous(subject.client_id);
-        own.chain(self.patterns.iter().filter(move |_| !is_dangerous))
+        own.chain((!is_dangerous).then_some(&self.patterns))
     }
 }
 
 /// Those that deny come first, the last of them before the others, as they would with mosquitto: it makes no difference.
-fn enter(lines: &mut Lines, rule: Rule) {
+fn enter(lines: &mut Vec<Rule>, rule: Rule) {
     match rule.effect {
         Effect::Deny => lines.insert(0, rule),
         Effect::Allow => lines.push(rule),
@@ -142,6 +141,10 @@ mod tests {
         assert!(read(&nobody, "news/x") && !write(&nobody, "news/x") && !read(&budi, "news/x"));
         assert!(!read(&nobody, "home//x"), "nobody has no name");
         assert!(read(&nobody, "$SYS/x") && !read(&ana, "$other"), "no wildcard reaches `$`");
+        let citra = rights(FILE, "citra", "c");
+        assert!(!read(&citra, "news/x") && read(&citra, "home/citra/x"), "somebody without lines is not nobody");
+        let literal = rights("topic read own/%u/%c\n", "", "c");
+        assert!(read(&literal, "own/%u/%c"), "only patterns have names in them");
     }
 
     #[test]

@@ -256,3 +256,143 @@ impl Authority {
 fn wrong(outcome: AuthenticationOutcome) -> Progress {
     refused(ReasonCode::BadUserNameOrPassword, "user name or password is wrong", outcome)
 }
+
+#[cfg(test)]
+mod tests {
+    use kentongan_proto::mqtt::{ConnectProperties, ProtocolVersion};
+
+    use super::super::{MosquittoForm, StoredPassword};
+    use super::*;
+    use crate::config::{AuthConfig, ListenerConfig, Settings};
+
+    use AuthenticationMethod::{Certificate, Password};
+
+    /// Ana is a user, if there are any.
+    fn authority(has_users: bool) -> Authority {
+        let authority = Authority::default();
+        if has_users {
+            let line = StoredPassword::for_mosquitto(b"x", MosquittoForm::Sha512).expect("hashed");
+            let policy = Policy { generation: 1, ..Policy::of_users(&format!("ana:{line}\n")).expect("a file") };
+            authority.change(policy, &AuthConfig::default()).expect("a thread");
+        }
+        authority
+    }
+
+    fn listener(methods: &[AuthenticationMethod], allow_anonymous: bool) -> ListenerContext {
+        let authentication = Some(methods.to_vec());
+        let config =
+            ListenerConfig { authentication, allow_anonymous: Some(allow_anonymous), ..ListenerConfig::default() };
+        let address: std::net::SocketAddr = "127.0.0.1:1883".parse().expect("an address");
+        ListenerContext::new(config, &Settings::default(), address)
+    }
+
+    fn connect(user: Option<&str>) -> Connect {
+        Connect {
+            version: ProtocolVersion::V5,
+            bridge: false,
+            clean_start: true,
+            keep_alive: 0,
+            client_id: "c".to_owned(),
+            will: None,
+            user_name: user.map(str::to_owned),
+            password: user.map(|_| Bytes::from_static(b"x")),
+            properties: ConnectProperties::default(),
+        }
+    }
+
+    fn certified(name: Option<&str>) -> Origin {
+        Origin { certified: name.map(Arc::from), ..Origin::default() }
+    }
+
+    /// Who it is, or what it is told; `?` and the user whose password must be looked at.
+    fn said(progress: Progress) -> String {
+        match progress {
+            Progress::Identified(identified, outcome) => format!("{:?} {outcome:?}", identified.identity),
+            Progress::Refused(refusal, outcome) => format!("{:?} {outcome:?}", refusal.reason),
+            Progress::Ask(question) => format!("?{}", question.user),
+        }
+    }
+
+    fn ask(methods: &[AuthenticationMethod], user: Option<&str>, certificate: Option<&str>) -> String {
+        let authority = authority(true);
+        said(authority.authenticate(&connect(user), &listener(methods, false), &certified(certificate), 0))
+    }
+
+    fn verified(outcome: PasswordOutcome, generation: u64, next: usize) -> Verified {
+        Verified { outcome, user: Box::from("ana"), generation, fingerprint: 7, next }
+    }
+
+    #[test]
+    fn the_methods_are_asked_in_the_order_of_the_listener() {
+        let certificate_first = [Certificate, Password];
+        assert_eq!(ask(&certificate_first, Some("ana"), Some("meter")), "\"meter\" Certificate");
+        assert_eq!(ask(&[Password, Certificate], Some("ana"), Some("meter")), "?ana");
+        assert_eq!(ask(&certificate_first, Some("ana"), None), "?ana", "there was no certificate");
+        assert_eq!(ask(&certificate_first, Some("ana"), Some("")), "?ana", "nor is an empty name one");
+        assert_eq!(ask(&[Password, Certificate], None, Some("meter")), "\"meter\" Certificate", "no user name");
+    }
+
+    #[test]
+    fn a_method_that_the_listener_does_not_name_is_not_asked() {
+        assert_eq!(ask(&[Password], Some("ana"), Some("meter")), "?ana");
+        assert_eq!(ask(&[Password], None, Some("meter")), "NotAuthorized NothingOffered");
+        assert_eq!(ask(&[Certificate], Some("ana"), None), "NotAuthorized NothingOffered");
+    }
+
+    #[test]
+    fn who_offers_nothing_is_nobody_where_the_listener_lets_nobody_in() {
+        let methods = [Certificate, Password];
+        let come = |authority: &Authority, user, allow| {
+            said(authority.authenticate(&connect(user), &listener(&methods, allow), &Origin::default(), 0))
+        };
+        let with_users = authority(true);
+        assert_eq!(come(&with_users, None, true), "\"\" Anonymous");
+        assert_eq!(come(&with_users, None, false), "NotAuthorized NothingOffered");
+        let without_users = authority(false);
+        assert_eq!(come(&without_users, Some("ana"), true), "\"\" Anonymous", "there is nothing to hold it against");
+        assert_eq!(come(&without_users, Some("ana"), false), "NotAuthorized NothingOffered");
+    }
+
+    #[test]
+    fn a_wrong_password_is_a_refusal_and_an_unknown_user_is_passed_over() {
+        let authority = authority(true);
+        let listener = listener(&[Password, Certificate], true);
+        let answer = |outcome, certificate, next| {
+            let verified = verified(outcome, 1, next);
+            said(authority.on_verified(verified, &connect(Some("ana")), &listener, &certified(certificate), 0))
+        };
+        assert_eq!(answer(PasswordOutcome::Right, None, 1), "\"ana\" Password");
+        assert_eq!(answer(PasswordOutcome::Wrong, Some("meter"), 1), "BadUserNameOrPassword WrongPassword");
+        assert_eq!(answer(PasswordOutcome::UnknownUser, Some("meter"), 1), "\"meter\" Certificate");
+        assert_eq!(
+            answer(PasswordOutcome::UnknownUser, None, 1),
+            "BadUserNameOrPassword UnknownUser",
+            "an offer is refused, also where nobody may come in"
+        );
+        assert_eq!(answer(PasswordOutcome::Busy, Some("meter"), 1), "ServerBusy Busy");
+    }
+
+    /// Whatever an earlier file said of a password.
+    #[test]
+    fn an_answer_by_another_file_does_not_count() {
+        let authority = authority(true);
+        let listener = listener(&[Password], false);
+        for outcome in [PasswordOutcome::Right, PasswordOutcome::Wrong, PasswordOutcome::UnknownUser] {
+            let verified = verified(outcome, 0, 1);
+            let progress = authority.on_verified(verified, &connect(Some("ana")), &listener, &Origin::default(), 0);
+            assert_eq!(said(progress), "?ana", "{outcome:?}: it is asked again");
+        }
+    }
+
+    #[test]
+    fn who_came_by_a_password_stays_as_long_as_its_line() {
+        let authority = authority(true);
+        let fingerprint = authority.policy().passwords.as_ref().and_then(|file| file.stored("ana")).cloned();
+        let fingerprint = authority.fingerprint(&fingerprint.expect("a user"));
+        let by = |identity: &str, credential| Identified { identity: Arc::from(identity), credential };
+        assert!(authority.is_still(&by("ana", Credential::Password(fingerprint))));
+        assert!(!authority.is_still(&by("ana", Credential::Password(fingerprint ^ 1))), "another line");
+        assert!(!authority.is_still(&by("budi", Credential::Password(fingerprint))), "no line");
+        assert!(authority.is_still(&by("budi", Credential::Certificate)));
+    }
+}

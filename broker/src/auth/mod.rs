@@ -12,6 +12,7 @@ mod remembered;
 mod rights;
 mod rules_file;
 mod scram;
+mod section;
 mod verifier;
 
 use std::hash::BuildHasher;
@@ -347,6 +348,57 @@ mod tests {
         assert!(may_publish(&authority, "a", "$SYSTEM"));
         assert!(may_publish(&authority, "a", "$delayed/5/plant/1"));
         assert!(may_publish(&authority, "a", "plant/1"));
+    }
+
+    /// An exchange that rests on this line of the file, or on none.
+    struct Exchange(Option<StoredPassword>);
+
+    impl Mechanism for Exchange {
+        fn step(&mut self, _data: Option<&[u8]>) -> MechanismStep {
+            MechanismStep::Continue(None)
+        }
+
+        fn stored_password(&self, _identity: &str) -> Option<&StoredPassword> {
+            self.0.as_ref()
+        }
+    }
+
+    /// It may have begun before the file was read again.
+    #[test]
+    fn an_exchange_counts_as_long_as_what_it_rests_on() {
+        let line = |password: &[u8]| StoredPassword::for_mosquitto(password, MosquittoForm::Sha512).expect("hashed");
+        let (kept, changed) = (line(b"kept"), line(b"changed"));
+        let authority = Authority::default();
+        let policy = Policy::of_users(&format!("ana:{kept}\n")).expect("a file");
+        authority.change(policy, &AuthConfig::default()).expect("a thread");
+        let of = |line: &str| Exchange(Some(StoredPassword::parse(line).expect("a line")));
+        let succeed = |exchange: &Exchange, identity: &str| authority.by_mechanism(exchange, Arc::from(identity));
+        let by_line = succeed(&of(&kept), "ana").expect("it stands");
+        assert!(matches!(by_line.credential, Credential::Password(_)) && authority.is_still(&by_line));
+        assert_eq!(succeed(&of(&changed), "ana"), None, "she has another password now");
+        assert_eq!(succeed(&of(&kept), "budi"), None, "he is gone");
+        let plugged = succeed(&Exchange(None), "budi").expect("it rests on nothing of ours");
+        assert_eq!(plugged.credential, Credential::Mechanism);
+    }
+
+    #[test]
+    fn scram_is_offered_where_passwords_are() {
+        use crate::config::{AuthenticationMethod, ListenerConfig, Settings};
+        let listener = |method| {
+            let config = ListenerConfig { authentication: Some(vec![method]), ..ListenerConfig::default() };
+            let address: std::net::SocketAddr = "127.0.0.1:1883".parse().expect("an address");
+            ListenerContext::new(config, &Settings::default(), address)
+        };
+        let stranger_key = Some(hmac::Key::new(hmac::HMAC_SHA256, b"for strangers"));
+        let authority = Authority { stranger_key, ..Authority::default() };
+        let is_offered = |method: &str, listener: &ListenerContext| authority.mechanism(method, listener).is_some();
+        assert!(!is_offered(scram::METHOD, &listener(AuthenticationMethod::Password)), "there are no users");
+        let line = StoredPassword::scram_sha256(b"x").expect("hashed");
+        let policy = Policy::of_users(&format!("ana:{line}\n")).expect("a file");
+        authority.change(policy, &AuthConfig::default()).expect("a thread");
+        assert!(is_offered(scram::METHOD, &listener(AuthenticationMethod::Password)));
+        assert!(!is_offered(scram::METHOD, &listener(AuthenticationMethod::Certificate)));
+        assert!(!is_offered("SCRAM-SHA-1", &listener(AuthenticationMethod::Password)));
     }
 
     /// Lets clients write below their own name, and read nothing at all.

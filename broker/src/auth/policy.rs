@@ -37,7 +37,7 @@ impl Policy {
         Ok(Self {
             generation,
             passwords: config.password_file.as_deref().map(PasswordFile::read).transpose()?,
-            rules: has_rules.then(|| Rules { ordered: ordered.unwrap_or_default(), acl_file }),
+            rules: has_rules.then(|| Rules { ordered: ordered.unwrap_or_default().into(), acl_file }),
             grants_subscriptions: config.acl_subscribe == AclSubscribe::Filter,
         })
     }

@@ -2,16 +2,19 @@
 //!
 //! A rule allows or denies publishing to topics, or reading what is published there. What no rule fits is denied. The rules
 //! that a client can meet are picked out once, when it connects, with its names put in ([`Rights`]); what is left to do for a
-//! message is to compare topics.
+//! message is to compare topics. Those that name nobody who asks are the same for all and shared (`section.rs`).
 //!
 //! A Topic Filter is judged by what it matches, not as if it were a topic: what is asked for must lie within what one rule
 //! allows, and must not touch what a rule before that denies.
 
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 
 use kentongan_proto::mqtt::QoS;
-use kentongan_proto::topic::{self, TopicFilter};
+use kentongan_proto::topic::{TopicFilter, contains};
+
+use super::section::{Picked, Picking, Section, Sections};
 
 /// Whether a rule gives or takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +28,8 @@ pub(super) const PUBLISH: u8 = 1;
 /// Likewise.
 pub(super) const READ: u8 = 2;
 
-const ANY_QOS: u8 = 0b111;
+/// Bits of all three.
+pub(super) const ANY_QOS: u8 = 0b111;
 
 /// An IPv4 or IPv6 network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,20 +199,96 @@ impl Rule {
         if !self.whom.is(subject, self.effect) {
             return;
         }
-        let picked_rule =
-            |filter| Picked { effect: self.effect, actions: self.actions, qos: self.qos, retain: self.retain, filter };
         match &self.topics {
-            None => picked.push(picked_rule(None)),
+            None => picked.push(self.about_filter(None)),
             Some(patterns) => {
                 for pattern in patterns {
                     match pattern.fill(subject) {
-                        Some(filter) => picked.push(picked_rule(Some(filter))),
+                        Some(filter) => picked.push(self.about_filter(Some(filter))),
                         // Somebody with such a name would escape what is denied by it.
                         None if self.effect == Effect::Deny && !(pattern.has_user && subject.identity.is_empty()) => {
-                            picked.push(picked_rule(None));
+                            picked.push(self.about_filter(None));
                         }
                         None => {}
                     }
+                }
+            }
+        }
+    }
+
+    /// As it is for everybody whom it is for, if no topic names who asks.
+    fn pick_for_all(&self, picked: &mut Vec<Picked>) {
+        match &self.topics {
+            None => picked.push(self.about_filter(None)),
+            Some(patterns) => {
+                picked.extend(patterns.iter().map(|pattern| self.about_filter(Some(Arc::clone(&pattern.text)))));
+            }
+        }
+    }
+
+    fn about_filter(&self, filter: Option<Arc<str>>) -> Picked {
+        Picked { effect: self.effect, actions: self.actions, qos: self.qos, retain: self.retain, filter }
+    }
+
+    fn has_names(&self) -> bool {
+        self.topics.iter().flatten().any(Pattern::has_names)
+    }
+
+    /// Whether both are met by the same clients, in the same words.
+    fn stands_with(&self, other: &Self) -> bool {
+        if self.has_names() || other.has_names() {
+            return self.has_names() && other.has_names();
+        }
+        // Without an address it depends on the effect whom a rule about networks is for.
+        self.whom == other.whom && (self.whom.networks.is_none() || self.effect == other.effect)
+    }
+}
+
+/// Rules in an order.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    rules: Vec<Rule>,
+    /// All of them once more, in the same order.
+    runs: Vec<Run>,
+}
+
+/// Rules that stand one after the other.
+#[derive(Debug)]
+enum Run {
+    /// The same for all whom they are for.
+    Shared { whom: Whom, effect: Effect, section: Arc<Section> },
+    /// With the names of each client in them.
+    ByName(Range<usize>),
+}
+
+impl From<Vec<Rule>> for Lines {
+    fn from(rules: Vec<Rule>) -> Self {
+        let mut runs = Vec::new();
+        let mut start = 0;
+        while let Some(first) = rules.get(start) {
+            let end = start + rules[start..].iter().take_while(|rule| rule.stands_with(first)).count();
+            runs.push(if first.has_names() {
+                Run::ByName(start..end)
+            } else {
+                let mut picked = Vec::new();
+                rules[start..end].iter().for_each(|rule| rule.pick_for_all(&mut picked));
+                Run::Shared { whom: first.whom.clone(), effect: first.effect, section: Section::shared(picked) }
+            });
+            start = end;
+        }
+        Self { rules, runs }
+    }
+}
+
+impl Lines {
+    fn pick_out(&self, subject: &Subject<'_>, picking: &mut Picking) {
+        for run in &self.runs {
+            match run {
+                Run::Shared { whom, effect, section } if whom.is(subject, *effect) => picking.share(section),
+                Run::Shared { .. } => {}
+                Run::ByName(range) => {
+                    let rules = self.rules[range.clone()].iter();
+                    rules.for_each(|rule| rule.pick_out(subject, &mut picking.own));
                 }
             }
         }
@@ -224,7 +304,7 @@ pub(super) fn qos_bits(levels: &[u8]) -> Option<u8> {
 #[derive(Debug, Default)]
 pub struct Rules {
     /// These come first.
-    pub(super) ordered: Vec<Rule>,
+    pub(super) ordered: Lines,
     pub(super) acl_file: Option<super::acl_file::AclFile>,
 }
 
@@ -232,38 +312,19 @@ impl Rules {
     /// What a client may do.
     #[must_use]
     pub fn for_subject(&self, subject: &Subject<'_>) -> Rights {
-        let mut picked = Vec::new();
-        for rule in &self.ordered {
-            rule.pick_out(subject, &mut picked);
-        }
+        let mut picking = Picking::default();
+        self.ordered.pick_out(subject, &mut picking);
         if let Some(file) = &self.acl_file {
-            for rule in file.for_subject(subject) {
-                rule.pick_out(subject, &mut picked);
-            }
+            file.for_subject(subject).for_each(|lines| lines.pick_out(subject, &mut picking));
         }
-        Rights { picked: picked.into() }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Picked {
-    effect: Effect,
-    actions: u8,
-    qos: u8,
-    retain: Option<bool>,
-    filter: Option<Arc<str>>,
-}
-
-impl Picked {
-    fn is_about(&self, action: u8, qos: QoS) -> bool {
-        self.actions & action != 0 && self.qos & (1 << qos as u8) != 0
+        Rights { picked: picking.finish() }
     }
 }
 
 /// What one client may do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Rights {
-    picked: Box<[Picked]>,
+    picked: Sections,
 }
 
 impl Rights {
@@ -280,9 +341,13 @@ impl Rights {
     }
 
     fn decide(&self, topic: &str, is_about: impl Fn(&Picked) -> bool) -> bool {
-        let fits =
-            |rule: &&Picked| is_about(rule) && rule.filter.as_ref().is_none_or(|filter| topic::matches(filter, topic));
-        self.picked.iter().find(fits).is_some_and(|rule| rule.effect == Effect::Allow)
+        self.picked.first(topic, is_about).is_some_and(|rule| rule.effect == Effect::Allow)
+    }
+
+    /// Whether what comes of a subscription that is granted must be looked at all the same, because it comes at a QoS of its own.
+    #[must_use]
+    pub fn reading_depends_on_qos(&self) -> bool {
+        self.picked.reading_depends_on_qos()
     }
 
     /// Whether it may read whatever the filter matches.
@@ -291,7 +356,7 @@ impl Rights {
         for rule in self.picked.iter().filter(|rule| rule.is_about(READ, qos)) {
             match rule.effect {
                 Effect::Allow => {
-                    if rule.filter.as_ref().is_none_or(|own| contains(own, filter)) {
+                    if rule.filter.as_ref().is_none_or(|own| contains(own, filter.as_str())) {
                         return true;
                     }
                 }
@@ -304,10 +369,6 @@ impl Rights {
         }
         false
     }
-}
-
-fn contains(wide: &str, narrow: &TopicFilter) -> bool {
-    TopicFilter::parse(wide).is_ok_and(|wide| wide.contains(narrow))
 }
 
 /// Whether there is a topic that both filters match.
@@ -331,6 +392,7 @@ fn overlaps(one: &str, other: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use kentongan_proto::topic;
     use proptest::prelude::*;
 
     use super::*;
@@ -344,7 +406,7 @@ mod tests {
     }
 
     fn rights(rules: Vec<Rule>, subject: &Subject<'_>) -> Rights {
-        Rules { ordered: rules, acl_file: None }.for_subject(subject)
+        Rules { ordered: rules.into(), acl_file: None }.for_subject(subject)
     }
 
     fn filter(text: &str) -> TopicFilter {
@@ -423,6 +485,23 @@ mod tests {
         assert!(Network::parse("192.0.2.0/33").is_none() && Network::parse("x").is_none());
         let away = Subject { address: None, ..subject("x", "c") };
         assert!(rights(one(from("10.0.0.0/8")), &away).may_read("x", QoS::AtMostOnce), "it was let in there");
+        let outside = Rule { whom: from("192.0.2.0/24"), ..rule(Effect::Deny, READ, "x") };
+        let denied = |subject: &Subject<'_>| {
+            !rights(vec![outside.clone(), rule(Effect::Allow, READ, "x")], subject).may_read("x", QoS::AtMostOnce)
+        };
+        assert!(denied(&subject("x", "c")) && !denied(&away), "nor was it denied there");
+    }
+
+    #[test]
+    fn networks_contain_addresses_of_their_family() {
+        let contains = |network: &str, address: &str| {
+            Network::parse(network).expect("a network").contains(address.parse().expect("an address"))
+        };
+        assert!(contains("192.0.2.0/25", "192.0.2.127") && !contains("192.0.2.0/25", "192.0.2.128"));
+        assert!(contains("192.0.2.0/24", "::ffff:192.0.2.1"), "as sockets of both families have it");
+        assert!(contains("2001:db8::/33", "2001:db8:7fff::1") && !contains("2001:db8::/33", "2001:db8:8000::1"));
+        assert!(contains("::/0", "2001:db8::1") && !contains("::/0", "192.0.2.1"));
+        assert!(!contains("0.0.0.0/0", "2001:db8::1"));
     }
 
     #[test]

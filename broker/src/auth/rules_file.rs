@@ -168,7 +168,7 @@ topics = ["news/#"]
 "#;
 
     fn rights(identity: &str, client_id: &str, address: &str) -> Rights {
-        let ordered = parse(Path::new("rules"), FILE).expect("a file");
+        let ordered = parse(Path::new("rules"), FILE).expect("a file").into();
         let address = Some(address.parse::<IpAddr>().expect("an address"));
         Rules { ordered, acl_file: None }.for_subject(&Subject { identity, client_id, address })
     }
@@ -191,6 +191,18 @@ topics = ["news/#"]
     }
 
     #[test]
+    fn users_and_groups_of_one_rule_are_all_meant() {
+        let text = "[groups]\nx = [\"ana\"]\ny = [\"budi\"]\n\
+                    [[rule]]\neffect = \"allow\"\nusers = [\"citra\"]\ngroups = [\"x\", \"y\"]\n";
+        let rules = Rules { ordered: parse(Path::new("rules"), text).expect("a file").into(), acl_file: None };
+        let may = |identity| {
+            let subject = Subject { identity, client_id: "c", address: None };
+            rules.for_subject(&subject).may_read("x", QoS::AtMostOnce)
+        };
+        assert_eq!(["ana", "budi", "citra", "dewi", ""].map(may), [true, true, true, false, false]);
+    }
+
+    #[test]
     fn a_rule_that_cannot_be_meant_is_named() {
         for (text, expected) in [
             ("", "rules, line 1: missing field `rule`"),
@@ -203,6 +215,11 @@ topics = ["news/#"]
             ("[[rule]]\neffect = \"allow\"\nqos = [3]", "rules, line 1: `qos` is a list"),
             ("[[rule]]\neffect = \"deny\"\nretain = true", "rules, line 1: `retain` is about publishing"),
             ("[[rule]]\neffect = \"deny\"\nusers = []", "rules, line 1: an empty list"),
+            ("[[rule]]\neffect = \"deny\"\nclient_ids = []", "rules, line 1: an empty list"),
+            ("[[rule]]\neffect = \"deny\"\naddresses = []", "rules, line 1: an empty list"),
+            ("[[rule]]\neffect = \"deny\"\ntopics = []", "rules, line 1: an empty list"),
+            ("[[rule]]\neffect = \"deny\"\nqos = []", "rules, line 1: an empty list"),
+            ("[[rule]]\neffect = \"deny\"\nactions = []", "rules, line 1: an empty list"),
             ("[[rule]]\neffect = \"deny\"\nanonymous = false", "rules, line 1: `anonymous` can only be true"),
         ] {
             let error = parse(Path::new("rules"), text).expect_err(expected).to_string();

@@ -272,6 +272,36 @@ mod tests {
     }
 
     #[test]
+    fn no_two_exchanges_begin_alike() {
+        let mut challenges = Vec::new();
+        for _ in 0..2 {
+            challenges.push(step(&mut Scram::new(Arc::clone(&exchange().policy), stranger_key()), FIRST));
+        }
+        assert!(challenges[0].is_ok() && challenges[0] != challenges[1]);
+        let salt = |user: &str| {
+            let challenge = step(&mut exchange(), &format!("n,,n={user},r=abc")).expect("a challenge");
+            challenge.split(',').nth(1).expect("a salt").to_owned()
+        };
+        assert_ne!(salt("nobody"), salt("somebody"), "or strangers would be known by theirs");
+    }
+
+    /// An extension that it must understand, signed and all.
+    #[test]
+    fn what_stands_behind_the_nonce_ends_the_exchange() {
+        let mut scram = exchange();
+        assert!(step(&mut scram, FIRST).is_ok());
+        let State::Challenged { signed, .. } = &scram.state else { panic!("a challenge is out") };
+        let without_proof = LAST.split_once(",p=").expect("a proof").0.to_owned() + ",x=y";
+        let salt = BASE64.decode("W22ZaJ0SNY7soEsUEjb6gQ==").expect("base64");
+        let mut salted = [0; KEY_BYTES];
+        pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, ITERATIONS, &salt, b"pencil", &mut salted);
+        let client_key = mac(&salted, b"Client Key");
+        let signature = mac(&sha256(&client_key), format!("{signed},{without_proof}").as_bytes());
+        let proof: [u8; KEY_BYTES] = std::array::from_fn(|index| client_key[index] ^ signature[index]);
+        assert_eq!(step(&mut scram, &format!("{without_proof},p={}", BASE64.encode(proof))), Err(true));
+    }
+
+    #[test]
     fn whoever_is_not_the_user_fails_at_the_end() {
         for last in
             [LAST.replace("p=d", "p=e"), LAST.replace("biws", "eSws"), LAST.replace("r=rO", "r=rP"), String::new()]

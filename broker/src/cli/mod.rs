@@ -14,6 +14,8 @@ mod local;
 mod logging;
 mod options;
 mod passwd;
+mod payload;
+mod printing;
 mod property;
 mod publish;
 mod reference;

@@ -1,9 +1,8 @@
 //! `kentongan pub`: publish from the command line, as mosquitto_pub does.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead};
 use std::num::NonZeroU16;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +16,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::client::{ClientError, Connection, spaced};
 use super::options::{ConnectOptions, ConnectionArgs, parse_qos};
+use super::payload::PayloadArgs;
 use super::{EXIT_FAILURE, EXIT_USAGE, wire};
 
 /// The flags of mosquitto_pub.
@@ -26,21 +26,11 @@ pub(super) struct PublishArgs {
     /// Topic Name to publish to.
     #[arg(short = 't', long, value_name = "TOPIC", required_unless_present = "url")]
     topic: Option<String>,
-    /// The message.
-    #[arg(short = 'm', long, value_name = "TEXT", group = "payload", allow_hyphen_values = true)]
-    message: Option<String>,
-    /// File whose content is the message.
-    #[arg(short = 'f', long, value_name = "FILE", group = "payload")]
-    file: Option<PathBuf>,
-    /// Standard input, all of it, is the message.
-    #[arg(short = 's', long, group = "payload")]
-    stdin_file: bool,
+    #[command(flatten)]
+    payload: PayloadArgs,
     /// Each line of standard input is a message.
     #[arg(short = 'l', long, group = "payload")]
     stdin_line: bool,
-    /// An empty message; with -r it deletes the retained one.
-    #[arg(short = 'n', long, group = "payload")]
-    null_message: bool,
     /// QoS to publish with.
     #[arg(short = 'q', long, default_value = "0", value_name = "QOS", value_parser = parse_qos)]
     qos: QoS,
@@ -137,14 +127,10 @@ impl PublishArgs {
             left: self.repeat,
             due: Instant::now(),
         };
-        let whole = read_payload(self.message.as_deref(), self.file.as_deref(), self.stdin_file);
-        if let Some(payload) = whole.map_err(PublishError::Usage)? {
-            return Ok(once(payload));
-        }
         if self.stdin_line {
             return Ok(Source::Lines(stdin_lines()));
         }
-        Ok(once(Vec::new()))
+        self.payload.read().map(once).map_err(PublishError::Usage)
     }
 
     fn check_offer(&self, offer: &ConnAckProperties) -> Result<(), PublishError> {
@@ -157,26 +143,6 @@ impl PublishArgs {
         }
         Ok(())
     }
-}
-
-/// The payload that stands on the command line, in a file or on standard input; `None` if none of them was named.
-///
-/// # Errors
-/// What could not be read, in a sentence.
-pub(super) fn read_payload(message: Option<&str>, file: Option<&Path>, stdin: bool) -> Result<Option<Vec<u8>>, String> {
-    if let Some(message) = message {
-        return Ok(Some(message.as_bytes().to_vec()));
-    }
-    if let Some(path) = file {
-        let content = std::fs::read(path);
-        return content.map(Some).map_err(|error| format!("cannot read {}: {error}", path.display()));
-    }
-    if stdin {
-        let mut content = Vec::new();
-        let read = io::stdin().lock().read_to_end(&mut content);
-        return read.map(|_| Some(content)).map_err(|error| format!("cannot read standard input: {error}"));
-    }
-    Ok(None)
 }
 
 /// Where payloads come from.

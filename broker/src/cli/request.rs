@@ -6,12 +6,10 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{ArgGroup, Args};
-use jiff::ZonedDateTime;
 use kentongan_proto::mqtt::{
     Ack, Delivery, Disconnect, Packet, PacketId, Publish, PublishProperties, QoS, ReasonCode, RetainHandling,
     Subscribe, SubscriptionOptions,
@@ -19,9 +17,9 @@ use kentongan_proto::mqtt::{
 use kentongan_proto::topic;
 
 use super::client::{ClientError, Connection, spaced};
-use super::format::{Format, PrintError};
 use super::options::{ConnectOptions, ConnectionArgs, parse_qos};
-use super::publish::read_payload;
+use super::payload::PayloadArgs;
+use super::printing::{Printer, PrintingArgs};
 use super::subscribe::after;
 use super::{EXIT_FAILURE, EXIT_TIMED_OUT, EXIT_USAGE};
 
@@ -39,36 +37,16 @@ pub(super) struct RequestArgs {
     /// Topic Name on which the response is to come.
     #[arg(short = 'e', value_name = "TOPIC")]
     response_topic: String,
-    /// The request.
-    #[arg(short = 'm', long, value_name = "TEXT", group = "payload", allow_hyphen_values = true)]
-    message: Option<String>,
-    /// File whose content is the request.
-    #[arg(short = 'f', long, value_name = "FILE", group = "payload")]
-    file: Option<PathBuf>,
-    /// Standard input, all of it, is the request.
-    #[arg(short = 's', long, group = "payload")]
-    stdin_file: bool,
-    /// An empty request.
-    #[arg(short = 'n', long, group = "payload")]
-    null_message: bool,
+    #[command(flatten)]
+    payload: PayloadArgs,
     /// QoS of the request and of the subscription to the response.
     #[arg(short = 'q', long, default_value = "0", value_name = "QOS", value_parser = parse_qos)]
     qos: QoS,
     /// Exit after this many seconds, with exit code 27.
     #[arg(short = 'W', value_name = "SECONDS")]
     timeout: Option<NonZeroU32>,
-    /// Print the topic before the response.
-    #[arg(short = 'v', long)]
-    verbose: bool,
-    /// How to print the response; see `kentongan sub --help`.
-    #[arg(short = 'F', value_name = "FORMAT", allow_hyphen_values = true)]
-    format: Option<String>,
-    /// Print JSON (%j and %J) over several lines.
-    #[arg(long)]
-    pretty: bool,
-    /// Print no line end after the response.
-    #[arg(short = 'N')]
-    no_eol: bool,
+    #[command(flatten)]
+    printing: PrintingArgs,
     /// A retained message is no response.
     #[arg(short = 'R')]
     no_retain: bool,
@@ -134,7 +112,7 @@ struct Requester<'a> {
     topic: String,
     payload: Bytes,
     properties: PublishProperties,
-    format: Format,
+    printer: Printer,
     /// QoS 2 messages that wait for PUBREL.
     unreleased: BTreeMap<PacketId, Publish>,
 }
@@ -147,19 +125,15 @@ impl<'a> Requester<'a> {
                 return Err(format!("`{name}` is not a Topic Name: it must not be empty nor contain +, # or NUL"));
             }
         }
-        let payload = read_payload(arguments.message.as_deref(), arguments.file.as_deref(), arguments.stdin_file)?;
+        let payload = Bytes::from(arguments.payload.read()?);
         let mut properties = options.properties.publish.clone();
         if options.is_v5() {
             properties.response_topic = Some(arguments.response_topic.clone());
             let random = || Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
             properties.correlation_data.get_or_insert_with(random);
         }
-        let format = match &arguments.format {
-            Some(text) => Format::parse(text).map_err(|error| error.to_string())?,
-            None => Format::plain(arguments.verbose),
-        };
-        let payload = Bytes::from(payload.unwrap_or_default());
-        Ok(Self { arguments, options, topic, payload, properties, format, unreleased: BTreeMap::new() })
+        let printer = arguments.printing.resolve()?;
+        Ok(Self { arguments, options, topic, payload, properties, printer, unreleased: BTreeMap::new() })
     }
 
     async fn run(mut self) -> Result<(), RequestError> {
@@ -248,16 +222,7 @@ impl<'a> Requester<'a> {
 
     fn print(&self, response: &Publish) -> Result<(), RequestError> {
         let mut out = io::stdout().lock();
-        match self.format.print(response, &ZonedDateTime::now(), self.arguments.pretty, &mut out) {
-            Ok(()) if self.arguments.no_eol => {}
-            Ok(()) => out.write_all(b"\n")?,
-            Err(PrintError::Output(error)) => return Err(error.into()),
-            Err(error @ PrintError::NotJson(_)) => {
-                if !self.options.quiet {
-                    eprintln!("kentongan rr: {error}");
-                }
-            }
-        }
+        self.printer.print(response, &mut out, "rr", self.options.quiet)?;
         Ok(out.flush()?)
     }
 }

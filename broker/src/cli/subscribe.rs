@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
-use jiff::ZonedDateTime;
 use kentongan_proto::mqtt::{
     Ack, Delivery, Disconnect, Packet, PacketId, Publish, PublishProperties, QoS, ReasonCode, RetainHandling,
     Subscribe, SubscriptionOptions, Unsubscribe,
@@ -17,8 +16,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
 use super::client::{ClientError, Connection, spaced};
-use super::format::{Format, PrintError};
 use super::options::{ConnectOptions, ConnectionArgs, parse_qos};
+use super::printing::{Printer, PrintingArgs};
 use super::{EXIT_FAILURE, EXIT_TIMED_OUT, EXIT_USAGE};
 
 /// Pause before a lost connection is made again.
@@ -37,27 +36,14 @@ pub(super) struct SubscribeArgs {
     /// Maximum QoS of the subscriptions.
     #[arg(short = 'q', long, default_value = "0", value_name = "QOS", value_parser = parse_qos)]
     qos: QoS,
-    /// Print the topic before each message.
-    #[arg(short = 'v', long)]
-    verbose: bool,
     /// Exit after this many messages.
     #[arg(short = 'C', value_name = "MESSAGES")]
     count: Option<NonZeroU64>,
     /// Exit after this many seconds, with exit code 27.
     #[arg(short = 'W', value_name = "SECONDS")]
     timeout: Option<NonZeroU32>,
-    /// How to print a message: text with %t topic, %p payload, %x and %X payload in hexadecimal, %l its length, %q QoS,
-    /// %r retained, %m Packet Identifier, %j and %J JSON, %I and %U time, @Y and the like as in strftime, \n and
-    /// the like, and of MQTT 5 %A alias, %C content type, %D correlation data, %E expiry, %F payload format, %P
-    /// User Properties, %R response topic, %S Subscription Identifier. Widths as in %-20t and %.5p.
-    #[arg(short = 'F', value_name = "FORMAT", allow_hyphen_values = true)]
-    format: Option<String>,
-    /// Print JSON (%j and %J) over several lines.
-    #[arg(long)]
-    pretty: bool,
-    /// Print no line end after each message.
-    #[arg(short = 'N')]
-    no_eol: bool,
+    #[command(flatten)]
+    printing: PrintingArgs,
     /// Do not print messages whose topic matches this filter; may be repeated.
     #[arg(short = 'T', long, value_name = "FILTER")]
     filter_out: Vec<String>,
@@ -141,7 +127,7 @@ struct Subscriber<'a> {
     options: &'a ConnectOptions,
     filters: Vec<String>,
     filtered_out: Vec<TopicFilter>,
-    format: Format,
+    printer: Printer,
     out: BufWriter<StdoutLock<'static>>,
     printed: u64,
     /// QoS 2 messages that wait for PUBREL; part of the session, so it outlives a connection.
@@ -160,16 +146,13 @@ impl<'a> Subscriber<'a> {
         if arguments.retain_as_published && !options.is_v5() {
             return Err(String::from("--retain-as-published wants MQTT 5; leave out -V or give -V 5"));
         }
-        let format = match &arguments.format {
-            Some(text) => Format::parse(text).map_err(|error| error.to_string())?,
-            None => Format::plain(arguments.verbose),
-        };
+        let printer = arguments.printing.resolve()?;
         Ok(Self {
             arguments,
             options,
             filters,
             filtered_out: arguments.filter_out.iter().map(|filter| parse_filter(filter)).collect::<Result<_, _>>()?,
-            format,
+            printer,
             out: BufWriter::new(io::stdout().lock()),
             printed: 0,
             unreleased: BTreeMap::new(),
@@ -365,16 +348,7 @@ impl<'a> Subscriber<'a> {
         if (arguments.no_retain && message.retain) || arguments.random_filter.is_some_and(unlucky) {
             return Ok(Step::Continue);
         }
-        match self.format.print(&message, &ZonedDateTime::now(), arguments.pretty, &mut self.out) {
-            Ok(()) if arguments.no_eol => {}
-            Ok(()) => self.out.write_all(b"\n")?,
-            Err(PrintError::Output(error)) => return Err(error.into()),
-            Err(error @ PrintError::NotJson(_)) => {
-                if !self.options.quiet {
-                    eprintln!("kentongan sub: {error}");
-                }
-            }
-        }
+        self.printer.print(&message, &mut self.out, "sub", self.options.quiet)?;
         self.printed += 1;
         let enough = arguments.count.is_some_and(|count| self.printed >= count.get());
         Ok(if enough { Step::Done } else { Step::Continue })

@@ -509,7 +509,8 @@ impl ArbiterState {
         // Looked up again: the files may have changed since.
         let rights = self.rights_of(key, &identified.identity);
         // What was queued or subscribed to before was so by whatever the rules were.
-        let guarded = rights.is_some() && (opened.session_present || self.shared.authority.grants_subscriptions());
+        let is_doubtful = opened.session_present || self.shared.authority.grants_subscriptions();
+        let guarded = rights.as_ref().is_some_and(|rights| is_doubtful || rights.reading_depends_on_qos());
         let listener = &self.clients[key.index()].listener;
         let policy = &listener.policy;
         let session_settings = &self.shared.settings.session;

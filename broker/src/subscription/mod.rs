@@ -35,6 +35,7 @@ pub use share::{
     IndexedNode, LEAST_IN_FLIGHT_COMPARED_MAX, PassedOver, PickStrategy, ShareGroup, ShareMember, ShareTarget, mix,
     name_hash,
 };
+pub(crate) use trie::{FilterValue, WildcardTrie};
 
 /// What [`shard`] is made of; its model test puts loom's types here.
 mod sync {

@@ -94,6 +94,7 @@ mod tests {
     fn a_name_that_could_not_be_trusted_further_is_none() {
         let common = |name: &str| name_in(&certificate(name), CertificateIdentity::CommonName);
         assert_eq!(common("a\nb"), None);
+        assert_eq!(common(""), None);
         assert_eq!(common("nul\0"), None);
         assert_eq!(common(&"x".repeat(NAME_BYTES_MAX + 1)), None);
         assert_eq!(name_in(&CertificateDer::from(vec![0x30, 0x82]), CertificateIdentity::CommonName), None);

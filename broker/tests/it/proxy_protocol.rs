@@ -60,6 +60,31 @@ fn a_websocket_may_follow() {
     assert!(line.contains("\"peer\":\"192.0.2.8:50001\""), "{line}");
 }
 
+/// `X-Forwarded-For` is believed of whom the header says that it comes from, not of the balancer that passed it on: or whoever is
+/// behind one that is listed could be anybody.
+///
+/// Abuse: [certificates]
+#[test]
+fn a_proxy_behind_a_balancer_is_known_by_its_own_address() {
+    for (forwarded_from, expected) in [("192.0.2.8", "203.0.113.1:"), ("127.0.0.0/8", "192.0.2.8:50001")] {
+        let broker = Broker::with_settings(&settings(&format!(
+            "[listener.websocket]\nforwarded_from = [\"{forwarded_from}\"]\n"
+        )));
+        let mut client = announced(&broker, V2);
+        client.send_bytes(
+            b"GET /mqtt HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
+              Sec-WebSocket-Protocol: mqtt\r\nX-Forwarded-For: 203.0.113.1\r\n\r\n",
+        );
+        let mut answer = [0; 12];
+        client.stream.read_exact(&mut answer).expect("an answer");
+        assert_eq!(&answer, b"HTTP/1.1 101");
+        drop(client);
+        let line = broker.wait_for_log("ended before CONNACK");
+        assert!(line.contains(&format!("\"peer\":\"{expected}")), "{forwarded_from}: {line}");
+    }
+}
+
 /// Abuse: [certificates], [refusals-logged]
 #[test]
 fn a_balancer_that_says_nothing_is_refused() {

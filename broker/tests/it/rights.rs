@@ -229,6 +229,27 @@ fn deliveries_are_filtered_under_the_rules_of_their_moment() {
     broker.wait_for_metric("kentongan_messages_dropped_total{reason=\"not_authorized\"}", |value| value > 0.0);
 }
 
+/// A right to receive at some QoS only is held against each delivery, also where the filter was granted.
+/// Abuse: [authorize]
+#[test]
+fn a_rule_about_qos_is_about_what_is_delivered() {
+    let files = files("auth.rules_file = \"@/rules\"");
+    files.write("rules", "[[rule]]\neffect = \"deny\"\nusers = [\"ana\"]\ntopics = [\"a/x\"]\nqos = [0]\n");
+    let broker = files.start();
+    let mut boss = Client::accepted(&broker, user("boss", "boss", false));
+    for is_persistent in [false, true] {
+        let mut ana = Client::accepted(&broker, user("ana", &format!("ana-{is_persistent}"), is_persistent));
+        assert_eq!(ana.subscribe("a/x", QoS::AtMostOnce), ReasonCode::NotAuthorized);
+        for filter in ["a/x", "b"] {
+            assert_eq!(ana.subscribe(filter, QoS::AtLeastOnce), ReasonCode::GrantedQos1);
+        }
+        boss.publish_acknowledged("a/x", "x", QOS0);
+        boss.publish_acknowledged("a/x", "x", qos1(1));
+        assert_eq!(topics_until_b(&mut ana, &mut boss), ["a/x"], "one, that of QoS 1");
+        ana.disconnect();
+    }
+}
+
 /// Messages that wait for a slow client are judged when they are sent.
 /// Abuse: [authorize]
 #[test]

@@ -135,7 +135,18 @@ struct TlsClient {
 impl TlsClient {
     /// Shakes hands.
     fn dial(address: SocketAddr, config: &Arc<ClientConfig>, name: &str) -> std::io::Result<Self> {
+        Self::dial_behind(b"", address, config, name)
+    }
+
+    /// The same behind a balancer that says `header` first.
+    fn dial_behind(
+        header: &[u8],
+        address: SocketAddr,
+        config: &Arc<ClientConfig>,
+        name: &str,
+    ) -> std::io::Result<Self> {
         let mut socket = TcpStream::connect(address)?;
+        socket.write_all(header)?;
         socket.set_read_timeout(Some(DEADLINE))?;
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let mut connection = ClientConnection::new(Arc::clone(config), name).unwrap();
@@ -361,6 +372,56 @@ fn clients_show_certificates_as_the_listener_demands() {
         }
         assert!(broker.metric("kentongan_tls_handshakes_total{outcome=\"failed\"}") >= 4.0);
     }
+}
+
+/// A header of the PROXY protocol, version 2, of a balancer that found a certificate of "meter-7" good.
+const OF_METER: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x1E\xC0\0\x02\x08\x0A\0\0\x01\xC3\x51\x07\x5B\
+    \x20\0\x0F\x03\0\0\0\0\x22\0\x07meter-7";
+
+/// Abuse: [certificates]
+#[test]
+fn who_shows_a_certificate_is_not_whom_the_balancer_names() {
+    let certificates = localhost();
+    certificates.client("device-7", 70);
+    let more =
+        format!("client_certificate = \"optional\"\nclient_ca_file = {:?}\n", certificates.text("ca.crt"));
+    let believed = "proxy_protocol_from = [\"127.0.0.0/8\"]\nproxy_protocol_identity = true\n[listener.tls]";
+    let broker = Broker::with_settings(&certificates.settings(&more).replace("[listener.tls]", believed));
+    for (certificate, expected) in [(Some("device-7"), "device-7"), (None, "meter-7")] {
+        let config = certificates.tls(BOTH, certificate);
+        let mut client = TlsClient::dial_behind(OF_METER, broker.address, &config, "localhost").unwrap();
+        client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, "client")))).unwrap();
+        assert!(matches!(client.receive().unwrap(), Packet::ConnAck(_)));
+        let line = broker.wait_for_log("\"connected\"");
+        assert!(line.contains(&format!("\"certificate\":\"{expected}\"")), "{line}");
+    }
+}
+
+#[test]
+fn a_certificate_counts_under_a_websocket_too() {
+    let certificates = localhost();
+    certificates.client("device-7", 70);
+    let more = format!(
+        "client_certificate = \"required\"\nclient_ca_file = {:?}\n[listener.websocket]\n",
+        certificates.text("ca.crt")
+    );
+    let broker = Broker::with_settings(&certificates.settings(&more));
+    let config = certificates.tls(BOTH, Some("device-7"));
+    let mut client = TlsClient::dial(broker.address, &config, "localhost").unwrap();
+    let mut bytes = b"GET /mqtt HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
+        Sec-WebSocket-Protocol: mqtt\r\n\r\n"
+        .to_vec();
+    let mut packet = Vec::new();
+    let asked = Packet::Connect(Box::new(connect(ProtocolVersion::V5, "client")));
+    codec::encode(&asked, ProtocolVersion::V5, &mut packet).unwrap();
+    // A binary frame whose mask changes nothing.
+    bytes.extend([0x82, 0x80 | u8::try_from(packet.len()).unwrap(), 0, 0, 0, 0]);
+    bytes.extend(packet);
+    client.stream.write_all(&bytes).unwrap();
+    client.stream.flush().unwrap();
+    let line = broker.wait_for_log("\"connected\"");
+    assert!(line.contains("\"certificate\":\"device-7\""), "{line}");
 }
 
 /// A ticket does not outlive the right to have got it.

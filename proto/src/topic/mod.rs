@@ -3,7 +3,7 @@
 mod filter;
 mod share;
 
-pub use filter::{TopicFilter, matches};
+pub use filter::{TopicFilter, contains, matches};
 pub use share::{ParsedFilter, SharedFilter};
 
 /// Longest Topic Name or Topic Filter [MQTT-4.7.3-3].
