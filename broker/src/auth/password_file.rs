@@ -346,10 +346,12 @@ mod tests {
             b"tabuh",
             MosquittoForm::Pbkdf2Sha512 { iterations: NonZeroU32::new(101).expect("not 0") },
         );
-        let file = format!("# users\n\na:{argon2}\nb:{PBKDF2}\r\nc:{SHA512}\nd:{}\n", ours.expect("hashed"));
+        let scram = StoredPassword::scram_sha256(b"tabuh").expect("hashed");
+        let ours = ours.expect("hashed");
+        let file = format!("# users\n\na:{argon2}\nb:{PBKDF2}\r\nc:{SHA512}\nd:{ours}\nf:{scram}\n");
         let file = parse(&file).expect("a file");
-        assert_eq!(file.len(), 4);
-        for user in ["a", "b", "c", "d"] {
+        assert_eq!(file.len(), 5);
+        for user in ["a", "b", "c", "d", "f"] {
             assert_eq!(file.verify(user, b"tabuh"), Some(true), "{user}");
             assert_eq!(file.verify(user, b"tabuh7"), Some(false), "{user}");
             assert_eq!(file.verify(user, b""), Some(false), "{user}");
@@ -370,6 +372,9 @@ mod tests {
             (format!("a:$6${}\n", salt.replace('=', "*")), "passwords, line 1: not base64"),
             (String::from("a:$6$AAAA$AAAA\n"), "passwords, line 1: not a hash of 64 bytes"),
             (format!("a:$7$0${salt}\n"), "passwords, line 1: the number of iterations"),
+            (format!("a:$7$100000001${salt}\n"), "passwords, line 1: the number of iterations"),
+            (String::from("a:$argon2id$v=19$m=8,t=1,p=1\n"), "passwords, line 1: an argon2 hash without"),
+            (String::from("a:$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ\n"), "passwords, line 1: an argon2 hash without"),
             (String::from("a:$argon2id$v=19$m=1\n"), "passwords, line 1:"),
             (format!("a:{SHA512}\na:{SHA512}\n"), "passwords, line 2: that user stands in an earlier line"),
         ] {
@@ -379,6 +384,23 @@ mod tests {
         }
         let error = PasswordFile::read(Path::new("/nowhere/passwords")).expect_err("no file");
         assert!(error.to_string().starts_with("cannot read /nowhere/passwords:"), "{error}");
+    }
+
+    /// Nobody learns by the clock which users there are.
+    #[test]
+    fn a_stranger_waits_as_long_as_the_slowest_user() {
+        let argon2 = StoredPassword::argon2id(b"tabuh").expect("hashed");
+        let file = parse(&format!("a:{argon2}\nb:{SHA512}\n")).expect("a file");
+        // The quickest of some, because others are at work here too.
+        let takes = |user: &str| {
+            let once = |_| {
+                let began = std::time::Instant::now();
+                let _ = file.verify(user, b"wrong");
+                began.elapsed()
+            };
+            (0..3).map(once).min()
+        };
+        assert!(takes("nobody") > takes("a").map(|time| time / 4));
     }
 
     #[test]

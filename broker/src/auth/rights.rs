@@ -440,6 +440,12 @@ mod tests {
         for refused in ["a/#", "a/b/secret", "a/+/+", "a/b/#", "+/b", "#", "b", "$SYS/#"] {
             assert!(!may(refused), "{refused}");
         }
+        let rules =
+            vec![rule(Effect::Allow, READ, "b/+"), rule(Effect::Deny, READ, "#"), rule(Effect::Allow, READ, "$x/#")];
+        let rights = self::rights(rules, &subject("u", "c"));
+        let may = |text: &str| rights.may_subscribe(&filter(text), QoS::AtLeastOnce);
+        assert!(may("b/+") && may("b/c") && !may("b/#") && !may("b/+/c") && !may("b"), "a filter is no topic");
+        assert!(may("$x/+"), "no wildcard reaches `$`");
     }
 
     /// Abuse: [names-in-patterns]
@@ -458,6 +464,10 @@ mod tests {
                 assert!(!may(dangerous, "7", text) && !may("ana", dangerous, text), "{dangerous:?} {text}");
             }
         }
+        assert!(
+            !may("a\u{1}b", "7", "u/a\u{1}b/c/7/x") && !may("ana", "\u{9f}", "u/ana/c/\u{9f}/x"),
+            "not even its own"
+        );
         let denied = vec![rule(Effect::Deny, PUBLISH, "u/%u"), rule(Effect::Allow, PUBLISH, "#")];
         let may = |identity| rights(denied.clone(), &subject(identity, "c")).may_publish("x", QoS::AtMostOnce, false);
         assert!(may("ana") && may(""));

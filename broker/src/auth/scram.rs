@@ -285,20 +285,29 @@ mod tests {
         assert_ne!(salt("nobody"), salt("somebody"), "or strangers would be known by theirs");
     }
 
-    /// An extension that it must understand, signed and all.
-    #[test]
-    fn what_stands_behind_the_nonce_ends_the_exchange() {
-        let mut scram = exchange();
-        assert!(step(&mut scram, FIRST).is_ok());
-        let State::Challenged { signed, .. } = &scram.state else { panic!("a challenge is out") };
-        let without_proof = LAST.split_once(",p=").expect("a proof").0.to_owned() + ",x=y";
+    /// What somebody who knows the password answers with, whatever stands before the proof.
+    fn signed_last(scram: &Scram, without_proof: &str) -> String {
+        let State::Challenged { signed, .. } = &scram.state else { panic!("no challenge is out") };
         let salt = BASE64.decode("W22ZaJ0SNY7soEsUEjb6gQ==").expect("base64");
         let mut salted = [0; KEY_BYTES];
         pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, ITERATIONS, &salt, b"pencil", &mut salted);
         let client_key = mac(&salted, b"Client Key");
         let signature = mac(&sha256(&client_key), format!("{signed},{without_proof}").as_bytes());
         let proof: [u8; KEY_BYTES] = std::array::from_fn(|index| client_key[index] ^ signature[index]);
-        assert_eq!(step(&mut scram, &format!("{without_proof},p={}", BASE64.encode(proof))), Err(true));
+        format!("{without_proof},p={}", BASE64.encode(proof))
+    }
+
+    /// That the proof is right is not enough: it must be of what was said before, and of nothing that nobody understands.
+    #[test]
+    fn the_last_message_repeats_what_the_exchange_began_with() {
+        let right = LAST.split_once(",p=").expect("a proof").0;
+        let changed = [right.replace("biws", "eSws"), right.replace("r=rO", "r=rP"), format!("{right},x=y")];
+        for (without_proof, is_right) in changed.iter().map(|text| (text.as_str(), false)).chain([(right, true)]) {
+            let mut scram = exchange();
+            assert!(step(&mut scram, FIRST).is_ok());
+            let last = signed_last(&scram, without_proof);
+            assert_eq!(step(&mut scram, &last).is_ok(), is_right, "{last}");
+        }
     }
 
     #[test]

@@ -59,9 +59,7 @@ impl Section {
     fn first(&self, topic: &str, is_about: impl Fn(&Picked) -> bool) -> Option<&Picked> {
         match &self.index {
             None => self.rules.iter().find(|rule| is_about(rule) && rule.matches(topic)),
-            Some(index) => {
-                index.first(topic, |number| is_about(&self.rules[number])).map(|number| &self.rules[number])
-            }
+            Some(index) => index.first(topic, |number| is_about(&self.rules[number])).map(|number| &self.rules[number]),
         }
     }
 }

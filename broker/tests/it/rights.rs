@@ -229,6 +229,31 @@ fn deliveries_are_filtered_under_the_rules_of_their_moment() {
     broker.wait_for_metric("kentongan_messages_dropped_total{reason=\"not_authorized\"}", |value| value > 0.0);
 }
 
+/// A message for a shared subscription is lost with the member that it goes to, if that may not read it: nobody else gets it, and
+/// nobody waits for it.
+/// Abuse: [authorize]
+#[test]
+fn what_a_member_of_a_shared_subscription_may_not_read_is_settled() {
+    let files = files("auth.acl_subscribe = \"filter\"");
+    let broker = files.start();
+    let mut boss = Client::accepted(&broker, user("boss", "boss", false));
+    for is_persistent in [false, true] {
+        let mut ana = Client::accepted(&broker, user("ana", &format!("ana-{is_persistent}"), is_persistent));
+        assert_eq!(ana.subscribe("$share/g/#", QoS::ExactlyOnce), ReasonCode::GrantedQos2);
+        let dropped = "kentongan_messages_dropped_total{reason=\"not_authorized\"}";
+        let before = broker.metric(dropped);
+        for (number, delivery) in [QOS0, qos1(1), qos2(2), QOS0, qos1(3), qos2(4)].into_iter().enumerate() {
+            boss.publish_acknowledged(if number < 3 { "c/x" } else { "a/x" }, "x", delivery);
+        }
+        // In whatever order: what is for any member has none between levels of QoS.
+        assert_eq!([(); 3].map(|()| ana.take_publish().topic), ["a/x"; 3]);
+        ana.expect_nothing();
+        broker.wait_for_metric(dropped, |value| value == before + 3.0);
+        assert_eq!(ana.unsubscribe("$share/g/#"), [ReasonCode::Success]);
+        ana.disconnect();
+    }
+}
+
 /// A right to receive at some QoS only is held against each delivery, also where the filter was granted.
 /// Abuse: [authorize]
 #[test]

@@ -383,8 +383,7 @@ const OF_METER: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x1E\xC0\0\x02\x08\x0A\0
 fn who_shows_a_certificate_is_not_whom_the_balancer_names() {
     let certificates = localhost();
     certificates.client("device-7", 70);
-    let more =
-        format!("client_certificate = \"optional\"\nclient_ca_file = {:?}\n", certificates.text("ca.crt"));
+    let more = format!("client_certificate = \"optional\"\nclient_ca_file = {:?}\n", certificates.text("ca.crt"));
     let believed = "proxy_protocol_from = [\"127.0.0.0/8\"]\nproxy_protocol_identity = true\n[listener.tls]";
     let broker = Broker::with_settings(&certificates.settings(&more).replace("[listener.tls]", believed));
     for (certificate, expected) in [(Some("device-7"), "device-7"), (None, "meter-7")] {

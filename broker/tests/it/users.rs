@@ -172,12 +172,15 @@ fn a_new_password_file_changes_who_gets_in_and_who_stays() {
             assert_eq!(connack.reason_code, ReasonCode::Success);
             (client, connack)
         });
+    let (mut again, connack) = Client::open(&broker, of_user(ProtocolVersion::V5, "budi-again", "budi", "b"));
+    assert_eq!(connack.reason_code, ReasonCode::Success, "his password is remembered");
     // Citra's line is another one, with the same password.
     let kept = fs::read_to_string(files.path("passwords")).expect("a file");
     let kept = kept.lines().next().expect("a line").to_owned() + "\n";
     files.write("passwords", &[kept, quick("citra", "new")].concat());
     assert!(reload(&broker).contains("read again"));
     budi.expect_disconnect(ReasonCode::NotAuthorized);
+    again.expect_disconnect(ReasonCode::NotAuthorized);
     citra.expect_disconnect(ReasonCode::NotAuthorized);
     ana.expect_nothing();
     for (user, password, reason) in [
@@ -337,17 +340,26 @@ fn scram_auth(reason_code: ReasonCode, data: &str) -> Packet {
     Packet::Auth(Auth { reason_code, properties })
 }
 
+/// Goes through an exchange on an open connection; the answer to it, and what the broker should say if it is good.
+fn scram_again(client: &mut Client, user: &str, password: &str) -> (Packet, String) {
+    let first_bare = format!("n={user},r=another");
+    client.send(&scram_auth(ReasonCode::ReAuthenticate, &format!("n,,{first_bare}")));
+    let Packet::Auth(auth) = client.receive() else { panic!("a challenge expected") };
+    let (answer, expected) = scram_answer(&first_bare, &text(auth.properties.authentication_data), password);
+    client.send(&scram_auth(ReasonCode::ContinueAuthentication, &answer));
+    (client.receive(), expected)
+}
+
 fn text(data: Option<Bytes>) -> String {
     String::from_utf8(data.expect("data").to_vec()).expect("UTF-8")
 }
 
-/// Begins an exchange by CONNECT and answers the challenge.
-fn scram(broker: &Broker, user: &str, password: &str) -> (Client, Packet, String) {
+/// Begins an exchange by CONNECT and answers the challenge; `client` has sent nothing yet.
+pub fn scram(mut client: Client, user: &str, password: &str) -> (Client, Packet, String) {
     let first_bare = format!("n={user},r=clientnonce");
     let mut asked = connect(ProtocolVersion::V5, "c");
     asked.properties.authentication_method = Some("SCRAM-SHA-256".to_owned());
     asked.properties.authentication_data = Some(Bytes::from(format!("n,,{first_bare}")));
-    let mut client = Client::raw(broker, ProtocolVersion::V5);
     client.send(&Packet::Connect(Box::new(asked)));
     let Packet::Auth(auth) = client.receive() else { panic!("a challenge expected") };
     let (answer, expected) = scram_answer(&first_bare, &text(auth.properties.authentication_data), password);
@@ -363,29 +375,46 @@ fn a_password_can_be_shown_without_sending_it() {
     let scram_line = format!("ana:{}\n", StoredPassword::scram_sha256(b"tabuh").expect("hashed"));
     files.write("passwords", &(scram_line.clone() + &quick("budi", "b")));
     let broker = files.start();
-    let (mut ana, packet, expected) = scram(&broker, "ana", "tabuh");
+    let raw = || Client::raw(&broker, ProtocolVersion::V5);
+    let (mut ana, packet, expected) = scram(raw(), "ana", "tabuh");
     let Packet::ConnAck(connack) = packet else { panic!("CONNACK expected, got {packet:?}") };
     assert_eq!(connack.reason_code, ReasonCode::Success);
     assert_eq!(text(connack.properties.authentication_data), expected, "the broker knows it too");
-    let first_bare = "n=ana,r=another";
-    ana.send(&scram_auth(ReasonCode::ReAuthenticate, &format!("n,,{first_bare}")));
-    let Packet::Auth(auth) = ana.receive() else { panic!("a challenge expected") };
-    let (answer, expected) = scram_answer(first_bare, &text(auth.properties.authentication_data), "tabuh");
-    ana.send(&scram_auth(ReasonCode::ContinueAuthentication, &answer));
-    let Packet::Auth(auth) = ana.receive() else { panic!("AUTH expected") };
+    let (packet, expected) = scram_again(&mut ana, "ana", "tabuh");
+    let Packet::Auth(auth) = packet else { panic!("AUTH expected, got {packet:?}") };
     assert_eq!((auth.reason_code, text(auth.properties.authentication_data)), (ReasonCode::Success, expected));
     // A wrong password, a user without such keys, and nobody: all alike.
     for (user, password) in [("ana", "kentong"), ("budi", "b"), ("citra", "tabuh")] {
-        let (mut client, packet, _) = scram(&broker, user, password);
+        let (mut client, packet, _) = scram(raw(), user, password);
         let Packet::ConnAck(connack) = packet else { panic!("CONNACK expected, got {packet:?}") };
         assert_eq!(connack.reason_code, ReasonCode::NotAuthorized, "{user}");
         client.expect_closed();
     }
     let sent = of_user(ProtocolVersion::V3_1_1, "sent", "ana", "tabuh");
     assert_eq!(Client::open(&broker, sent).1.reason_code, ReasonCode::Success, "it may be sent as well");
+    let wrong = of_user(ProtocolVersion::V5, "sent", "ana", "kentong");
+    assert_eq!(Client::open(&broker, wrong).1.reason_code, ReasonCode::BadUserNameOrPassword);
     // Whoever came by it goes when the user is gone.
     ana.expect_nothing();
     files.write("passwords", &quick("budi", "b"));
     assert!(reload(&broker).contains("read again"));
     ana.expect_disconnect(ReasonCode::NotAuthorized);
+}
+
+/// [MQTT-4.12.1-2]: another user, however right the password is, does not get the session.
+/// Abuse: [session-identity]
+#[test]
+fn nobody_becomes_another_user_by_authenticating_again() {
+    let files = Files::new(SETTINGS);
+    let line = StoredPassword::scram_sha256(b"tabuh").expect("hashed");
+    files.write("passwords", &format!("ana:{line}\nbudi:{line}\n"));
+    let broker = files.start();
+    let (mut ana, packet, _) = scram(Client::raw(&broker, ProtocolVersion::V5), "ana", "tabuh");
+    assert!(matches!(packet, Packet::ConnAck(_)), "{packet:?}");
+    let (packet, _) = scram_again(&mut ana, "budi", "tabuh");
+    match packet {
+        Packet::Disconnect(disconnect) => assert_eq!(disconnect.reason_code, ReasonCode::NotAuthorized),
+        other => panic!("DISCONNECT expected, got {other:?}"),
+    }
+    ana.expect_closed();
 }
