@@ -406,6 +406,14 @@ class Cluster:
         self._create(ordinal)
         self.say(f"{pod.name} went within {seconds:.1f} s, and comes again at {self.pods[ordinal].address}")
 
+    def lose(self, ordinal):
+        """A machine is gone, with the volume that was on it."""
+        pod = self.pods[ordinal]
+        pod.kill()
+        pod.delete()
+        self.delete_claim(f"data-{pod.name}")
+        self._create(ordinal)
+
     def delete_claim(self, claim):
         shutil.rmtree(self.claims.pop(claim))
 
