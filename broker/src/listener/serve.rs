@@ -16,7 +16,7 @@ use crate::audit::AuditFile;
 use crate::auth::Authority;
 use crate::config::{self, Reload, Settings};
 use crate::ending::Ending;
-use crate::groups;
+use crate::groups::{self, Health};
 use crate::http::{self, Readiness};
 use crate::metrics::{LoadAverages, Metrics, ReloadOutcome};
 use crate::moving::mover;
@@ -34,6 +34,12 @@ const DISK: &str = "disk";
 
 /// Likewise: clients may come, since the node is not drained.
 const NEW_CLIENTS: &str = "new clients";
+
+/// Likewise: each group in which it votes has a leader.
+const LEADERS: &str = "leaders";
+
+/// Likewise: it has what was committed while it was away.
+const CAUGHT_UP: &str = "caught up";
 
 /// How often readiness looks at these.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -174,17 +180,7 @@ impl Broker {
         }
         anyhow::ensure!(!sockets.is_empty(), "there is no address to listen on: give one with --mqtt ADDRESS:PORT");
         let readiness = Arc::new(Readiness::new(&[SERVING]));
-        let arbiters = number_of_arbiters(&settings);
-        let audit = settings.log.audit_file.as_deref().map(AuditFile::open).transpose()?;
-        let (shared, groups) = groups::start(&settings, authority, arbiters, &metrics, stop)?;
-        if let Some(file) = audit {
-            shared.audit.begin(file)?;
-        }
-        let arbiters = start_arbiters(&shared, arbiters, &metrics);
-        let sockets = sockets.into_iter().zip(listeners.iter().map(|one| one.context.subscribe())).collect();
-        let connections_max = connections_max(descriptors, u64::from(settings.limits.descriptors_reserve));
-        start_sys(&shared, &metrics);
-        let stop_accepting = start_acceptors(sockets, &shared, &arbiters, connections_max)?;
+        // Before what takes its time: that this process lives must not depend on how much there is to replay, or on others.
         let http = if settings.http.enabled {
             let address = settings.http.address;
             let started = http::start(&settings.http, metrics.clone(), Arc::clone(&readiness)).with_context(|| {
@@ -197,8 +193,19 @@ impl Broker {
         if let Some(http) = &http {
             tracing::info!(address = %http.address(), "listening for HTTP");
         }
+        let arbiters = number_of_arbiters(&settings);
+        let audit = settings.log.audit_file.as_deref().map(AuditFile::open).transpose()?;
+        let (shared, groups) = groups::start(&settings, authority, arbiters, &metrics, stop)?;
+        if let Some(file) = audit {
+            shared.audit.begin(file)?;
+        }
+        let arbiters = start_arbiters(&shared, arbiters, &metrics);
+        let sockets = sockets.into_iter().zip(listeners.iter().map(|one| one.context.subscribe())).collect();
+        let connections_max = connections_max(descriptors, u64::from(settings.limits.descriptors_reserve));
+        start_sys(&shared, &metrics);
+        let stop_accepting = start_acceptors(sockets, &shared, &arbiters, connections_max)?;
+        watch_node(&shared, groups.health(), &readiness);
         readiness.set(SERVING, true);
-        watch_node(&shared, &readiness);
         mover::start(&shared);
         for listener in &listeners {
             let listener = listener.context.borrow();
@@ -328,23 +335,27 @@ impl Broker {
     }
 }
 
-/// A node that holds no lease, or refuses new work because its disk is full, is not ready.
-fn watch_node(shared: &Arc<Shared>, readiness: &Arc<Readiness>) {
+/// A node that holds no lease, lags behind others, or refuses new work because its disk is full, is not ready.
+fn watch_node(shared: &Arc<Shared>, mut health: Option<Health>, readiness: &Arc<Readiness>) {
     let (shared, readiness) = (Arc::clone(shared), Arc::clone(readiness));
     readiness.set(DISK, true);
     if shared.cluster.is_some() {
-        readiness.set(LEASE, false);
-        readiness.set(NEW_CLIENTS, false);
+        for condition in [LEASE, NEW_CLIENTS, LEADERS, CAUGHT_UP] {
+            readiness.set(condition, false);
+        }
     }
     actix_rt::spawn(async move {
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         loop {
             look.tick().await;
             readiness.set(DISK, !shared.submitter.is_full());
-            if let Some(cluster) = &shared.cluster {
-                readiness.set(LEASE, cluster.may_acknowledge());
-                readiness.set(NEW_CLIENTS, !cluster.elsewhere.is_drained());
-            }
+            let (Some(cluster), Some(health)) = (&shared.cluster, &mut health) else { continue };
+            let has_lease = cluster.may_acknowledge();
+            health.look(has_lease);
+            readiness.set(LEASE, has_lease);
+            readiness.set(NEW_CLIENTS, !cluster.elsewhere.is_drained());
+            readiness.set(LEADERS, health.has_leaders());
+            readiness.set(CAUGHT_UP, health.has_caught_up());
         }
     });
 }

@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""Tests of what is in deploy/.
+
+    run.py --broker target/debug/kentongan [manifests] [chart] [pods]
+
+Without names: all suites. `pods` runs in name spaces of its own, as root in there; if it is started by root, the pods'
+processes have the user that the manifests say. Ends with `total: N passed, N failed`.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+SUITES = {"manifests": "manifests.py", "chart": "chart.py", "pods": "pods.py"}
+SUITE_SECONDS = 900
+
+
+def count(output):
+    """How many tests passed and failed, by what unittest says."""
+    ran = re.search(r"^Ran (\d+) tests? in", output, re.M)
+    if ran is None:
+        return 0, 1
+    bad = len(set(re.findall(r"^(?:FAIL|ERROR): (\S+ \(\S+)", output, re.M)))
+    return max(int(ran[1]) - bad, 0), bad
+
+
+def command(name, tests):
+    """How a suite is started: that with pods where it may make networks and mounts."""
+    command = [sys.executable, str(HERE / SUITES[name]), "-v", *tests]
+    if name != "pods":
+        return command
+    root = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    return ["unshare", *root, "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *command]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--broker", metavar="BINARY", required=True)
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help="a suite, or SUITE:TEST, such as pods:Pods.test_one_node")
+    arguments = parser.parse_args()
+    environment = {
+        **os.environ,
+        "KENTONGAN": os.path.abspath(arguments.broker),
+        "KENTONGAN_TEST_HAS_USERS": "1" if os.geteuid() == 0 else "0",
+        # Those of the same virtual environment come first: kubectl, helm.
+        "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin",
+    }
+    passed = failed = 0
+    for wanted in arguments.suites or SUITES:
+        name, _, test = wanted.partition(":")
+        if name not in SUITES:
+            sys.exit(f"run.py: no suite {name}; there are: {', '.join(SUITES)}")
+        began, output = time.monotonic(), []
+        process = subprocess.Popen(
+            command(name, [test] if test else []),
+            env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            output.append(line)
+        good, bad = count("".join(output))
+        if process.wait() != 0:
+            bad = max(bad, 1)
+        print(f"{name}: {good} passed, {bad} failed ({time.monotonic() - began:.1f} s)", flush=True)
+        passed, failed = passed + good, failed + bad
+    print(f"total: {passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
