@@ -355,6 +355,8 @@ class Manifests(unittest.TestCase):
             ("peers", broker, "elsewhere", False),
             ("http", stranger, "monitoring", True),
             ("http", stranger, None, False),
+            ("http", broker, None, False),
+            ("http", operations, None, False),
             ("http", stranger, "elsewhere", False),
             ("mqtt", stranger, "elsewhere", False),
         ]
