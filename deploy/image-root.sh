@@ -6,7 +6,7 @@ set -eu
 binary="$1"
 root="$2"
 
-mkdir -p "$root/usr/local/bin" "$root/etc/kentongan" "$root/data"
+mkdir -p "$root/usr/local/bin" "$root/etc/kentongan"
 install -m 755 "$binary" "$root/usr/local/bin/kentongan"
 ldd "$binary" | grep -o '/[^ ]*' | while read -r library; do
     mkdir -p "$root$(dirname "$library")"
@@ -18,6 +18,6 @@ if [ -f "$authorities" ]; then
     mkdir -p "$root$(dirname "$authorities")"
     cp -L "$authorities" "$root$authorities"
 fi
-# The user that the manifests and the Dockerfile name. A volume that is made from /data belongs to it.
+# The user that the manifests and the Dockerfile name.
 echo 'kentongan:x:10001:10001::/data:/sbin/nologin' >"$root/etc/passwd"
 echo 'kentongan:x:10001:' >"$root/etc/group"

@@ -60,10 +60,14 @@ def service_links(services):
         if service["spec"].get("clusterIP") == "None":
             continue
         prefix = service["metadata"]["name"].upper().replace("-", "_")
-        port = service["spec"]["ports"][0]
+        name, port = (service["spec"]["ports"][0][key] for key in ("name", "port"))
         variables[f"{prefix}_SERVICE_HOST"] = "10.96.0.10"
-        variables[f"{prefix}_SERVICE_PORT"] = str(port["port"])
-        variables[f"{prefix}_PORT"] = f"tcp://10.96.0.10:{port['port']}"
+        variables[f"{prefix}_SERVICE_PORT"] = str(port)
+        variables[f"{prefix}_SERVICE_PORT_{name.upper()}"] = str(port)
+        variables[f"{prefix}_PORT"] = variables[f"{prefix}_PORT_{port}_TCP"] = f"tcp://10.96.0.10:{port}"
+        variables[f"{prefix}_PORT_{port}_TCP_ADDR"] = "10.96.0.10"
+        variables[f"{prefix}_PORT_{port}_TCP_PORT"] = str(port)
+        variables[f"{prefix}_PORT_{port}_TCP_PROTO"] = "tcp"
     return variables
 
 
@@ -107,7 +111,7 @@ class Image:
         self.root.mkdir()
         run(rendered.ROOT / "deploy" / "image-root.sh", binary, self.root)
         # What a container runtime adds.
-        for place in ("proc", "dev", *(f"etc/kentongan/{name}" for name in ("config", "peers", "users", "tls", "operator"))):
+        for place in ("proc", "dev", "data", *(f"etc/kentongan/{name}" for name in ("config", "peers", "users", "tls", "operator"))):
             (self.root / place).mkdir()
         for name in ("dev/null", "dev/urandom", "etc/resolv.conf", "etc/hosts"):
             (self.root / name).touch()

@@ -272,7 +272,7 @@ class Manifests(unittest.TestCase):
             self.assertTrue(spec["securityContext"]["runAsNonRoot"])
             self.assertNotEqual(spec["securityContext"]["runAsUser"], 0)
             self.assertEqual(spec["securityContext"]["seccompProfile"], {"type": "RuntimeDefault"})
-            # pods.py shows that without it the broker does not start.
+            # pods.py shows that the broker stands them, too.
             self.assertFalse(spec["enableServiceLinks"])
             for container in [*spec.get("initContainers", []), *spec["containers"]]:
                 context = container["securityContext"]
@@ -355,6 +355,8 @@ class Manifests(unittest.TestCase):
             ("peers", broker, "elsewhere", False),
             ("http", stranger, "monitoring", True),
             ("http", stranger, None, False),
+            ("http", broker, None, False),
+            ("http", operations, None, False),
             ("http", stranger, "elsewhere", False),
             ("mqtt", stranger, "elsewhere", False),
         ]
