@@ -405,6 +405,18 @@ mod tests {
     }
 
     #[test]
+    fn tls_is_held_to_the_other_broker_and_to_our_own_without_it() {
+        let row = rows::select(&["tls".into()], 1.0, 0).unwrap().remove(0);
+        let result = |ours, other| evaluate(&row, side(&[ours; 3]), side(&[other; 3]), side(&[100.0; 3]));
+        assert_eq!(result(590.0, 4000.0).verdict, Verdict::Ok);
+        assert_eq!(result(590.0, 4000.0).figure(), "0.15 +490 ns");
+        assert_eq!(result(610.0, 4000.0).verdict, Verdict::Over, "more than 500 ns above our own");
+        assert_eq!(result(310.0, 1000.0).verdict, Verdict::Over, "more than 0.3 of the other's");
+        let unmeasured = evaluate(&row, side(&[100.0; 3]), side(&[1000.0; 3]), Side::default());
+        assert!(matches!(unmeasured.verdict, Verdict::Void(_)));
+    }
+
+    #[test]
     fn one_loss_fails_a_row() {
         let mut b = side(&[100.0; 3]);
         b.rounds[2].failures.push("1 lost".into());
