@@ -9,9 +9,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use kentongan_proto::mqtt::{ProtocolVersion, QoS};
 
 use crate::{
-    cluster,
+    abuse, cluster,
     compare::broker::{Recipe, Running},
     faults::{self, Fault, Schedule},
+    link::Layer,
     scenario::{Broker, PATIENCE_SECONDS, connect, idle, large, retained, traffic},
 };
 
@@ -42,6 +43,8 @@ pub enum Command {
     Cluster(Cluster),
     /// Start nodes that are one broker, kill, stop, cut and starve them under load, and check what their clients saw.
     Faults(Faults),
+    /// Start a broker, and be very many clients at once that mean harm, or do not know better: what becomes of the others.
+    Abuse(Abuse),
 }
 
 /// The broker that is tried.
@@ -57,6 +60,9 @@ pub struct Where {
     /// `{port}` and `{dir}` in it.
     #[arg(long, conflicts_with_all = ["broker", "pid"], value_name = "BROKER")]
     start: Option<String>,
+    /// Connect over TLS (1.3), whatever certificate the broker shows.
+    #[arg(long)]
+    tls: bool,
     #[command(flatten)]
     programs: Programs,
     /// MQTT version of all clients.
@@ -78,8 +84,16 @@ impl Where {
     }
 
     /// The broker, which runs elsewhere or was started by us.
-    pub fn broker(&self, started: Option<&Running>) -> Broker {
-        started.map_or_else(|| Broker::one(self.broker, self.pid), Running::broker)
+    pub fn broker(&self, started: Option<&Running>) -> anyhow::Result<Broker> {
+        let layer = if self.tls { Layer::tls(false, None)? } else { Layer::Plain };
+        Ok(match started {
+            Some(started) => started.broker_over(layer),
+            None => {
+                let mut broker = Broker::one(self.broker, self.pid);
+                broker.places.layer = layer;
+                broker
+            }
+        })
     }
 }
 
@@ -422,6 +436,47 @@ impl Cluster {
     }
 }
 
+/// The broker that was built with this program.
+fn beside() -> std::io::Result<PathBuf> {
+    Ok(std::env::current_exe()?.with_file_name("kentongan"))
+}
+
+#[derive(Debug, Args)]
+pub struct Abuse {
+    /// Storms, separated by commas; all of them, if none is named.
+    #[arg(value_delimiter = ',')]
+    storms: Vec<abuse::Storm>,
+    /// The broker; without it `kentongan` beside this program.
+    #[arg(long, value_name = "PATH")]
+    broker: Option<PathBuf>,
+    /// Clients that reconnect at once. The broker, and this program, need as many descriptors.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    clients: u32,
+    /// How long subscribers are stalled, in seconds.
+    #[arg(long, default_value_t = 60.0)]
+    seconds: f64,
+    /// Of topics, Client Identifiers and the times at which clients try again.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Write the figures to this file, as JSON; `-` is standard output.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+impl Abuse {
+    /// What is asked for.
+    pub fn plan(&self) -> anyhow::Result<abuse::Plan> {
+        let all = abuse::Storm::value_variants();
+        Ok(abuse::Plan {
+            program: self.broker.clone().map_or_else(beside, Ok)?,
+            storms: if self.storms.is_empty() { all.to_vec() } else { self.storms.clone() },
+            clients: self.clients as usize,
+            seconds: self.seconds,
+            seed: self.seed,
+        })
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct Faults {
     /// The broker; without it `kentongan` beside this program.
@@ -486,9 +541,8 @@ impl Faults {
                 (Schedule::draw(seed, usize::from(self.nodes), &asked, usize::from(self.rounds)), asked)
             }
         };
-        let beside = std::env::current_exe().map(|own| own.with_file_name("kentongan"));
         Ok(faults::Plan {
-            program: self.broker.clone().map_or(beside, Ok)?,
+            program: self.broker.clone().map_or_else(beside, Ok)?,
             other_program: self.other_binary.clone(),
             keep: self.keep.clone().unwrap_or_else(|| {
                 let run = format!("kentongan-faults-{}-{}", schedule.seed, std::process::id());

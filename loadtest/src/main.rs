@@ -2,13 +2,18 @@
 //!
 //! `engine` is the generator; `scenario` uses it, one file a scenario; `measure` counts; `compare`
 //! starts brokers and does the rows; `cluster` does so with nodes that are one broker; `faults` does
-//! everything to such nodes that they must bear; `wire` is bytes.
+//! everything to such nodes that they must bear; `abuse` are clients that do so to one broker; `wire` is bytes.
 
+mod abuse;
+mod certificates;
 mod cli;
 mod cluster;
 mod compare;
 mod engine;
 mod faults;
+mod figure;
+mod fleet;
+mod link;
 mod measure;
 mod nodes;
 mod process;
@@ -48,6 +53,7 @@ fn start(cli: &Cli) -> Result<bool> {
         Command::Compare(arguments) => return compare(arguments, progress),
         Command::Cluster(arguments) => return cluster(arguments, progress),
         Command::Faults(arguments) => return faults(arguments, progress),
+        Command::Abuse(arguments) => return abuse(arguments, progress),
         Command::Run(run) => match run.plan() {
             RunPlan::Traffic(plan) => (&run.at, Box::new(move |broker| traffic::run(&plan, broker, progress))),
             RunPlan::Connect(plan) => (&run.at, Box::new(move |broker| connect::run(&plan, broker, progress))),
@@ -59,7 +65,7 @@ fn start(cli: &Cli) -> Result<bool> {
         }
     };
     let started = at.start()?;
-    let outcome = scenario(&at.broker(started.as_ref()));
+    let outcome = at.broker(started.as_ref()).and_then(|broker| scenario(&broker));
     progress.clear();
     let outcome = outcome?;
     publish(&outcome, at.json.as_deref())?;
@@ -93,6 +99,14 @@ fn cluster(arguments: &cli::Cluster, progress: &Progress) -> Result<bool> {
 
 fn faults(arguments: &cli::Faults, progress: &Progress) -> Result<bool> {
     let results = faults::run(&arguments.plan()?, progress);
+    progress.clear();
+    let results = results?;
+    publish(&results, arguments.json.as_deref())?;
+    Ok(results.is_ok())
+}
+
+fn abuse(arguments: &cli::Abuse, progress: &Progress) -> Result<bool> {
+    let results = abuse::run(&arguments.plan()?, progress);
     progress.clear();
     let results = results?;
     publish(&results, arguments.json.as_deref())?;

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use crate::{
     engine::Places,
+    link::Layer,
     process::{Process, accepts_connect},
     scenario::Broker,
 };
@@ -148,7 +149,7 @@ impl Nodes {
     /// All of them, with publishers at the first and subscribers spread over the others.
     pub fn one_to_others(&self) -> Broker {
         let subscribers = (1..self.count()).map(|index| self.address(index)).collect();
-        self.broker(Places { publishers: vec![self.address(0)], subscribers })
+        self.broker(Places { publishers: vec![self.address(0)], subscribers, layer: Layer::Plain })
     }
 
     /// Those with these indexes, with publishers spread over them, and each one's subscriber at the next.
@@ -156,7 +157,7 @@ impl Nodes {
         let publishers: Vec<_> = indexes.iter().map(|index| self.address(*index)).collect();
         let mut subscribers = publishers.clone();
         subscribers.rotate_left(1);
-        self.broker(Places { publishers, subscribers })
+        self.broker(Places { publishers, subscribers, layer: Layer::Plain })
     }
 
     fn broker(&self, places: Places) -> Broker {
@@ -320,7 +321,7 @@ fn place() -> (Ipv4Addr, u16) {
 }
 
 /// Head and body of the answer to a GET.
-fn ask(address: SocketAddr, path: &str) -> Result<String> {
+pub fn ask(address: SocketAddr, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, ANSWER)?;
     stream.set_read_timeout(Some(ANSWER))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
@@ -330,13 +331,13 @@ fn ask(address: SocketAddr, path: &str) -> Result<String> {
 }
 
 /// The sample called `name`, without labels, in the text format of Prometheus.
-fn sample(text: &str, name: &str) -> Result<f64> {
+pub fn sample(text: &str, name: &str) -> Result<f64> {
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value.with_context(|| format!("there is no metric {name}"))?.trim().parse().context("a metric is not a number")
 }
 
 /// The samples called `name`, by the value of their first label.
-fn labelled(text: &str, name: &str) -> Vec<(String, u64)> {
+pub fn labelled(text: &str, name: &str) -> Vec<(String, u64)> {
     let series = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{'));
     let sample = |rest: &str| {
         let (labels, value) = rest.rsplit_once("} ")?;

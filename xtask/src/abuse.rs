@@ -58,6 +58,9 @@ const HEAD: &str = "\
 
 Made from the tests' own annotations by `cargo xtask abuse`; do not edit. [What to set](../guide/limits.md) on a broker that strangers
 can reach stands in the guide.
+
+Where many clients are at it at once, the tests below are the short version. The long one is `kentongan-loadtest abuse`, which starts a broker,
+is all of them, and checks what the others notice: [docs/benchmarks.md](../benchmarks.md#storms) says what each storm does and how it went.
 ";
 
 const ABUSE_HEAD: &str = "

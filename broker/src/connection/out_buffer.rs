@@ -17,6 +17,11 @@ const POOLED_BUFFERS_MAX: usize = 256;
 const FIRST_CAPACITY_BYTES: usize = 1024;
 const PIECES_MAX: usize = 32;
 
+/// With more than this in it a copied buffer takes no more packets: the next one goes into another. What is written is given
+/// back buffer by buffer, so a client that is always a little behind holds no more than what waits for it; and none of them
+/// grows by doubling what a slow client may cost. Most packets fit into what is left of 16 KiB.
+const COPIED_BYTES_MAX: usize = 14 * 1024;
+
 /// Empty buffers of one arbiter, for the next connection that has something to write.
 #[derive(Debug, Default)]
 pub struct BufferPool {
@@ -80,8 +85,10 @@ pub struct OutBuffer {
     front: Vec<u8>,
     /// Of the first piece (`front`, or if that is empty the first of `rest`): bytes already written.
     written: usize,
-    /// What follows `front`, once a shared payload had to stand in between.
+    /// What follows `front`, once that is full or a shared payload had to stand in between.
     rest: VecDeque<Piece>,
+    /// How many of `rest` are shared payloads.
+    shared: usize,
     len: usize,
 }
 
@@ -103,34 +110,52 @@ impl OutBuffer {
     /// Lets `write` append to the last copied buffer, and counts what it appended.
     #[inline]
     pub fn append(&mut self, pool: &mut BufferPool, write: impl FnOnce(&mut Vec<u8>)) {
-        let buffer = if self.rest.is_empty() {
+        let buffer = if self.rest.is_empty() && self.front.len() <= COPIED_BYTES_MAX {
             if self.front.capacity() == 0 {
                 self.front = pool.take();
             }
             &mut self.front
         } else {
-            if !matches!(self.rest.back(), Some(Piece::Copied(_))) {
-                self.rest.push_back(Piece::Copied(pool.take()));
-            }
-            match self.rest.back_mut() {
-                Some(Piece::Copied(buffer)) => buffer,
-                _ => unreachable!("a copied piece was pushed above"),
-            }
+            self.last_copied(pool)
         };
         let before = buffer.len();
         write(buffer);
         self.len += buffer.len() - before;
     }
 
+    /// The buffer behind `front` that takes the next packet.
+    fn last_copied(&mut self, pool: &mut BufferPool) -> &mut Vec<u8> {
+        let full = match self.rest.back_mut() {
+            Some(Piece::Copied(buffer)) if buffer.len() <= COPIED_BYTES_MAX => None,
+            Some(Piece::Copied(buffer)) => Some(buffer),
+            Some(Piece::Shared(_)) => None,
+            None => Some(&mut self.front),
+        };
+        if let Some(full) = full {
+            // A packet that went beyond the mark may have doubled it.
+            if full.capacity() - full.len() > full.len() / 8 {
+                full.shrink_to_fit();
+            }
+        }
+        if !matches!(self.rest.back(), Some(Piece::Copied(buffer)) if buffer.len() <= COPIED_BYTES_MAX) {
+            self.rest.push_back(Piece::Copied(pool.take()));
+        }
+        match self.rest.back_mut() {
+            Some(Piece::Copied(buffer)) => buffer,
+            _ => unreachable!("a copied piece was pushed above"),
+        }
+    }
+
     /// Whether it will take several turns to write what waits, because of large payloads.
     #[must_use]
     pub fn is_large(&self) -> bool {
-        !self.rest.is_empty() && self.len > LARGE_FLUSHED_BYTES_MAX
+        self.shared > 0 && self.len > LARGE_FLUSHED_BYTES_MAX
     }
 
     /// Appends a payload without copying it.
     pub fn append_shared(&mut self, payload: Bytes) {
         self.len += payload.len();
+        self.shared += 1;
         self.rest.push_back(Piece::Shared(payload));
     }
 
@@ -202,8 +227,10 @@ impl OutBuffer {
             }
             count -= left;
             self.written = 0;
-            if let Some(Piece::Copied(buffer)) = self.rest.pop_front() {
-                pool.give(buffer);
+            match self.rest.pop_front() {
+                Some(Piece::Copied(buffer)) => pool.give(buffer),
+                Some(Piece::Shared(_)) => self.shared -= 1,
+                None => {}
             }
         }
         debug_assert!(count == 0 && self.len == 0, "wrote more than there was");
@@ -248,6 +275,51 @@ mod tests {
             }
             assert_eq!(written, expected);
             assert_eq!(buffer.front.capacity(), 0, "an empty buffer holds no memory");
+            assert_eq!(buffer.shared, 0);
+        }
+    }
+
+    /// What the copied buffers take of memory.
+    fn held(buffer: &OutBuffer) -> usize {
+        let copied = |piece: &Piece| match piece {
+            Piece::Copied(bytes) => bytes.capacity(),
+            Piece::Shared(_) => 0,
+        };
+        buffer.front.capacity() + buffer.rest.iter().map(copied).sum::<usize>()
+    }
+
+    /// A client that reads as fast as it gets, and is never quite done.
+    #[test]
+    fn what_was_written_is_not_kept_until_all_is() {
+        let mut pool = BufferPool::default();
+        let mut buffer = OutBuffer::default();
+        let (mut appended, mut written) = (0_u32, 0_u32);
+        for _ in 0..20_000 {
+            buffer.append(&mut pool, |out| out.extend((0..25).flat_map(|number| (appended + number).to_be_bytes())));
+            appended += 25;
+            if buffer.len() > 50_000 {
+                let bytes = pending(&buffer);
+                for number in bytes.chunks_exact(4).take(25) {
+                    assert_eq!(number, written.to_be_bytes());
+                    written += 1;
+                }
+                buffer.advance(100, &mut pool);
+            }
+        }
+        assert!(held(&buffer) < 50_000 + 2 * 16 * 1024, "{} bytes are held", held(&buffer));
+    }
+
+    /// Packets of whatever size: memory does not double for the last of them.
+    #[test]
+    fn a_full_buffer_costs_about_what_waits_in_it() {
+        for packet_bytes in [10, 100, 2_000, 2_900, 3_100] {
+            let mut pool = BufferPool::default();
+            let mut buffer = OutBuffer::default();
+            while buffer.len() <= 256 * 1024 {
+                buffer.append(&mut pool, |out| out.resize(out.len() + packet_bytes, 7));
+                assert!(held(&buffer) <= buffer.len() * 9 / 8 + 32 * 1024, "packets of {packet_bytes} bytes");
+            }
+            assert!(!buffer.is_large(), "these are small ones");
         }
     }
 }

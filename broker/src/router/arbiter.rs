@@ -688,12 +688,16 @@ impl ArbiterState {
         let Some(client) = self.client(key) else {
             return;
         };
+        let connect_seconds = client.listener.config.connect_timeout_seconds.get();
         match client.phase {
-            Phase::AwaitingConnect
-            | Phase::Authenticating
-            | Phase::Verifying
-            | Phase::AwaitingTurn
-            | Phase::Claiming => {
+            // The client has done its part, and waits for us: in a queue that is bounded, and moves on.
+            Phase::Verifying => self.wheel.arm(key, now.saturating_add(connect_seconds)),
+            // It may have waited so long that the time of its CONNECT is over.
+            Phase::AwaitingTurn | Phase::Claiming if now < client.last_activity.saturating_add(connect_seconds) => {
+                let due = client.last_activity.saturating_add(connect_seconds);
+                self.wheel.arm(key, due);
+            }
+            Phase::AwaitingConnect | Phase::Authenticating | Phase::AwaitingTurn | Phase::Claiming => {
                 self.tear_down(key, super::connect::EndCause::ConnectTimeout);
                 self.end_now(key);
             }

@@ -274,6 +274,7 @@ impl ArbiterState {
 
     /// A thread has looked at a password. The connection may be gone since.
     pub(super) fn on_verified(&mut self, key: ConnectionKey, verified: Verified) {
+        let now = self.now_seconds();
         let Some(client) = self.client(key).filter(|client| client.phase == Phase::Verifying) else {
             return;
         };
@@ -281,6 +282,7 @@ impl ArbiterState {
             return;
         };
         pending.awaited = None;
+        client.last_activity = now;
         let (listener, origin) = (Arc::clone(&client.listener), client.origin.clone());
         if !self.may_acknowledge() {
             return self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");

@@ -22,7 +22,8 @@ fn bytes_of(packet: &Packet) -> Vec<u8> {
     bytes
 }
 
-/// Connections that are accepted and never say a word. (Those that stall in a TLS handshake belong here too.)
+/// Connections that are accepted and never say a word. Those that stall in a TLS handshake stand in `tls.rs`, and both at once in
+/// `kentongan-loadtest abuse`.
 ///
 /// Abuse: [slow-connect], [connect-flood]
 #[test]

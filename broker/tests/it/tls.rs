@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kentongan_proto::mqtt::codec::{self, FrameStatus, Limits, Sender};
 use kentongan_proto::mqtt::*;
@@ -534,10 +534,42 @@ fn stalled_tls_handshakes_end_in_time_and_are_bounded() {
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
         assert!(matches!(socket.read(&mut [0; 16]), Ok(0) | Err(_)));
     }
-    assert!(begun.elapsed() >= std::time::Duration::from_secs(1), "not before they had their time");
+    assert!(begun.elapsed() >= Duration::from_secs(1), "not before they had their time");
     broker.wait_for_metric("kentongan_tls_handshakes_in_progress", |count| count == 0.0);
     assert_eq!(broker.metric("kentongan_tls_handshakes_total{outcome=\"given_up\"}"), 20.0);
     TlsClient::open(broker.address, &config, "now").unwrap();
+}
+
+/// Handshakes that stall, each at another point, and many of them after the broker has done its work: nobody waits for them.
+///
+/// Abuse: [slow-connect]
+#[test]
+fn a_client_comes_in_within_a_second_beside_500_handshakes_that_stall() {
+    const STALLED: usize = 500;
+    const WITHIN: Duration = Duration::from_secs(1);
+    let certificates = localhost();
+    let broker = Broker::with_settings(&certificates.settings(""));
+    let config = certificates.tls(BOTH, None);
+    let mut hello = Vec::new();
+    let name = ServerName::try_from("localhost").unwrap();
+    ClientConnection::new(Arc::clone(&config), name).unwrap().write_tls(&mut hello).unwrap();
+    let stall = |number: usize| {
+        let mut socket = TcpStream::connect(broker.address).unwrap();
+        let said = if number % 3 == 0 { hello.len() } else { number % hello.len() };
+        socket.write_all(&hello[..said]).unwrap();
+        socket
+    };
+    let stalled: Vec<_> = (0..STALLED).map(stall).collect();
+    broker.wait_for_metric("kentongan_tls_handshakes_in_progress", |count| count == STALLED as f64);
+    for round in 0..20 {
+        let began = Instant::now();
+        let mut client = TlsClient::open(broker.address, &config, &format!("client{round}")).unwrap();
+        client.send(&Packet::Publish(publish("nobody", "served", qos1(1)))).unwrap();
+        assert!(matches!(client.receive().unwrap(), Packet::PubAck(_)));
+        assert!(began.elapsed() < WITHIN, "served after {:?}", began.elapsed());
+    }
+    assert!(broker.metric("kentongan_tls_handshakes_in_progress") >= STALLED as f64 / 2.0, "they stall all the while");
+    drop(stalled);
 }
 
 fn bytes_of(value: u8) -> Vec<u8> {

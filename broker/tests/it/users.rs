@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -292,6 +293,32 @@ fn a_storm_of_one_user_does_not_keep_others_out() {
     let wrong = reasons.iter().filter(|&&reason| reason == ReasonCode::BadUserNameOrPassword).count();
     assert_eq!(refused + wrong, 60);
     assert_eq!(broker.metric("kentongan_authentications_total{outcome=\"busy\"}"), refused as f64);
+}
+
+/// All of a crowd have said CONNECT in time, and wait for their passwords to be verified longer than they had for that.
+///
+/// Abuse: [passwords]
+#[test]
+fn who_waits_for_its_password_to_be_verified_is_not_cut_off_for_being_slow() {
+    const CROWD: usize = 120;
+    let settings = format!("{SETTINGS}\nauth.verify_threads = 1");
+    let files = Files::with_listener(&settings, "connect_timeout_seconds = 1");
+    let argon2 = StoredPassword::argon2id(b"tabuh").expect("hashed");
+    let users: String = (0..CROWD).map(|number| format!("user-{number}:{argon2}\n")).collect();
+    files.write("passwords", &users);
+    let broker = files.start();
+    let began = Instant::now();
+    let come = |number| {
+        let mut client = Client::raw(&broker, ProtocolVersion::V5);
+        let user = format!("user-{number}");
+        client.send(&Packet::Connect(Box::new(of_user(ProtocolVersion::V5, &user, &user, "tabuh"))));
+        client
+    };
+    let mut crowd: Vec<_> = (0..CROWD).map(come).collect();
+    for client in &mut crowd {
+        assert_eq!(client.expect_connack().reason_code, ReasonCode::Success, "after {:?}", began.elapsed());
+    }
+    assert!(began.elapsed() > Duration::from_secs(2), "nobody had to wait: {:?}", began.elapsed());
 }
 
 /// A listener says by what its clients show who they are, and whether some need not.

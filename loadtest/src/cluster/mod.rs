@@ -4,7 +4,6 @@
 //! broker, is measured in the same rounds, so that what else the machine does falls on both alike.
 
 mod failover;
-mod figure;
 mod reconnect;
 
 use std::{path::PathBuf, thread, time::Duration};
@@ -15,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     compare::broker::{Recipe, Running},
+    figure::{Figure, Limit, Unit, medians},
     measure::{CpuSample, DiskProber, syncs_per_second},
     nodes::Nodes,
     report::{Progress, Table},
@@ -23,7 +23,6 @@ use crate::{
         traffic::{self, Shape},
     },
 };
-use figure::{Figure, Limit, Unit, medians};
 
 /// The metric that counts syncs of the log.
 const SYNCS: &str = "kentongan_log_syncs_total";

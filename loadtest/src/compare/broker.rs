@@ -11,6 +11,8 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::{
+    certificates::Certificates,
+    link::Layer,
     process::{Process, accepts_connect, free_port},
     scenario::Broker,
 };
@@ -18,6 +20,10 @@ use crate::{
 /// mosquitto without limits, disk and log, so that what is compared is the passing of messages.
 const MOSQUITTO_CONF: &str = "\
 listener {port} 127.0.0.1
+listener {tls_port} 127.0.0.1
+cafile {authority}
+certfile {certificate}
+keyfile {key}
 allow_anonymous true
 persistence false
 max_queued_messages 0
@@ -25,6 +31,19 @@ max_inflight_messages 0
 set_tcp_nodelay true
 log_dest none
 log_type none
+";
+
+/// Our own, likewise.
+const KENTONGAN_TOML: &str = "\
+[[listener]]
+address = \"127.0.0.1:{port}\"
+
+[[listener]]
+address = \"127.0.0.1:{tls_port}\"
+
+[listener.tls]
+certificate_file = \"{certificate}\"
+key_file = \"{key}\"
 ";
 
 /// How to start a broker.
@@ -36,7 +55,7 @@ pub enum Recipe {
     KentonganUncounted(PathBuf),
     /// The program at this path, with a configuration that we write.
     Mosquitto(PathBuf),
-    /// A shell command with `{port}` and `{dir}` in it.
+    /// A shell command with `{port}` and `{dir}` in it; for TLS also with `{tls_port}`, `{certificate}` and `{key}`.
     Command(String),
 }
 
@@ -73,37 +92,61 @@ impl Recipe {
         }
     }
 
-    fn command(&self, port: u16, dir: &Path) -> Result<Command> {
+    fn command(&self, place: &Place) -> Result<Command> {
         Ok(match self {
             Self::Kentongan(path) | Self::KentonganUncounted(path) => {
+                let file = place.dir.join("kentongan.toml");
+                fs::write(&file, place.fill(KENTONGAN_TOML))?;
                 let mut command = Command::new(path);
                 let counts = matches!(self, Self::Kentongan(_));
                 command.env("KENTONGAN_METRICS__ENABLED", counts.to_string());
-                command.arg("serve").arg("--mqtt").arg(format!("127.0.0.1:{port}"));
-                command.arg("--data-dir").arg(dir.join("data")).arg("--http").arg("127.0.0.1:0");
+                command.arg("serve").arg("--config").arg(file);
+                command.arg("--data-dir").arg(place.dir.join("data")).arg("--http").arg("127.0.0.1:0");
                 // mosquitto logs nothing either.
                 command.arg("--log").arg("warn");
                 command
             }
             Self::Mosquitto(path) => {
-                let mut conf = MOSQUITTO_CONF.replace("{port}", &port.to_string());
+                let mut conf = place.fill(MOSQUITTO_CONF);
                 if rustix::process::geteuid().is_root() {
                     conf += "user root\n"; // Else it drops to a user that may not exist.
                 }
-                let file = dir.join("mosquitto.conf");
+                let file = place.dir.join("mosquitto.conf");
                 fs::write(&file, conf)?;
                 let mut command = Command::new(path);
                 command.arg("-c").arg(file);
                 command
             }
             Self::Command(text) => {
-                let text = text.replace("{port}", &port.to_string()).replace("{dir}", &dir.display().to_string());
                 let mut command = Command::new("/bin/sh");
                 // With `exec` the process that we know is the broker, not the shell.
-                command.arg("-c").arg(format!("exec {text}"));
+                command.arg("-c").arg(format!("exec {}", place.fill(text)));
                 command
             }
         })
+    }
+}
+
+/// What a broker of ours has to itself.
+#[derive(Debug)]
+struct Place {
+    dir: PathBuf,
+    port: u16,
+    tls_port: u16,
+    certificates: Certificates,
+}
+
+impl Place {
+    fn new(dir: &Path) -> Result<Self> {
+        let certificates = Certificates::make(dir)?;
+        Ok(Self { dir: dir.to_owned(), port: free_port()?, tls_port: free_port()?, certificates })
+    }
+
+    fn fill(&self, text: &str) -> String {
+        let Certificates { authority, certificate, key, .. } = &self.certificates;
+        let text = text.replace("{port}", &self.port.to_string()).replace("{tls_port}", &self.tls_port.to_string());
+        let paths = [("{dir}", &self.dir), ("{authority}", authority), ("{certificate}", certificate), ("{key}", key)];
+        paths.into_iter().fold(text, |text, (name, path)| text.replace(name, &path.display().to_string()))
     }
 }
 
@@ -112,6 +155,7 @@ impl Recipe {
 pub struct Running {
     process: Process,
     address: SocketAddr,
+    tls_address: SocketAddr,
     /// Held until the process has ended.
     _dir: TempDir,
 }
@@ -120,20 +164,29 @@ impl Running {
     /// Starts a broker and waits until it accepts a CONNECT.
     pub fn start(recipe: &Recipe) -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        let port = free_port()?;
-        let mut command = recipe.command(port, dir.path())?;
+        let place = Place::new(dir.path())?;
+        let mut command = recipe.command(&place)?;
         let log = dir.path().join("broker.log");
         let mut process = Process::start(&mut command, log).with_context(|| format!("starting {}", recipe.name()))?;
-        let address = (Ipv4Addr::LOCALHOST, port).into();
+        let address = (Ipv4Addr::LOCALHOST, place.port).into();
+        let tls_address = (Ipv4Addr::LOCALHOST, place.tls_port).into();
         process
             .await_ready(|| accepts_connect(address))
             .with_context(|| format!("{} did not become ready", recipe.name()))?;
-        Ok(Self { process, address, _dir: dir })
+        Ok(Self { process, address, tls_address, _dir: dir })
     }
 
-    /// Where it listens, and its process.
+    /// Where it listens for clients without TLS, and its process.
     pub fn broker(&self) -> Broker {
-        Broker::one(self.address, Some(self.process.id()))
+        self.broker_over(Layer::Plain)
+    }
+
+    /// Where it listens for what lies over the sockets of clients, and its process.
+    pub fn broker_over(&self, layer: Layer) -> Broker {
+        let address = if layer.is_tls() { self.tls_address } else { self.address };
+        let mut broker = Broker::one(address, Some(self.process.id()));
+        broker.places.layer = layer;
+        broker
     }
 
     /// Whether the process has ended by itself.
@@ -162,7 +215,8 @@ mod tests {
     #[test]
     fn only_our_own_broker_can_be_told_not_to_count() {
         let counts = |recipe: &Recipe| {
-            let command = recipe.command(1883, Path::new("dir")).unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let command = recipe.command(&Place::new(dir.path()).unwrap()).unwrap();
             let variable = command.get_envs().find(|(name, _)| *name == "KENTONGAN_METRICS__ENABLED");
             variable.and_then(|(_, value)| value?.to_str()).map(str::to_owned)
         };

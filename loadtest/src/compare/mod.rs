@@ -7,6 +7,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    link::Layer,
     report::{Progress, Table, count, microseconds, nanoseconds},
     scenario::{self, Outcome},
 };
@@ -77,6 +78,9 @@ pub struct RowResult {
     pub ratio: Option<f64>,
     /// Median over the rounds of A / A in the baseline.
     pub ratio_of_baseline: Option<f64>,
+    /// Median over the rounds of A − A in the baseline, in nanoseconds.
+    #[serde(default)]
+    pub above_baseline_ns: Option<f64>,
     /// What is aimed at.
     pub target: Target,
     /// How it came out.
@@ -106,15 +110,16 @@ pub fn run(plan: &Plan, progress: &Progress) -> Result<Comparison> {
         let mut sides = [Side::default(), Side::default()];
         let mut baseline = Side::default();
         for _ in 0..plan.rounds {
-            sides[0].rounds.push(run_once(&row.work, &plan.a, &mut a, progress)?);
-            sides[1].rounds.push(run_once(&row.work, &plan.b, &mut b, progress)?);
+            let layer = row.over.layer()?;
+            sides[0].rounds.push(run_once(&row.work, &layer, &plan.a, &mut a, progress)?);
+            sides[1].rounds.push(run_once(&row.work, &layer, &plan.b, &mut b, progress)?);
             // In the same round, as what else the machine does changes from minute to minute.
             match (row.target, &plan.baseline, &mut uncounted) {
-                (Target::OfBaseline(_), Some(work), _) => {
-                    baseline.rounds.push(run_once(work, &plan.a, &mut a, progress)?);
+                (Target::OfBaseline(_) | Target::OfOtherAndAbove(..), Some(work), _) => {
+                    baseline.rounds.push(run_once(work, &Layer::Plain, &plan.a, &mut a, progress)?);
                 }
                 (Target::Uncounted(_), _, Some(Uncounted { recipe, running })) => {
-                    baseline.rounds.push(run_once(&row.work, recipe, running, progress)?);
+                    baseline.rounds.push(run_once(&row.work, &layer, recipe, running, progress)?);
                 }
                 _ => {}
             }
@@ -146,10 +151,17 @@ impl Uncounted {
 }
 
 /// A broker that ends is started again, for the rows to come.
-fn run_once(work: &Work, recipe: &Recipe, running: &mut Running, progress: &Progress) -> Result<Outcome> {
+fn run_once(
+    work: &Work,
+    layer: &Layer,
+    recipe: &Recipe,
+    running: &mut Running,
+    progress: &Progress,
+) -> Result<Outcome> {
+    let broker = running.broker_over(layer.clone());
     let outcome = match work {
-        Work::Traffic(plan) => scenario::traffic::run(plan, &running.broker(), progress),
-        Work::Connect(plan) => scenario::connect::run(plan, &running.broker(), progress),
+        Work::Traffic(plan) => scenario::traffic::run(plan, &broker, progress),
+        Work::Connect(plan) => scenario::connect::run(plan, &broker, progress),
     };
     let mut outcome =
         outcome.unwrap_or_else(|error| Outcome { failures: vec![format!("{error:#}")], ..Outcome::default() });
@@ -166,38 +178,44 @@ fn evaluate(row: &Row, mut a: Side, mut b: Side, mut baseline: Side) -> RowResul
     baseline.summarise();
     let ratio = median_ratio(&a, &b);
     let ratio_of_baseline = median_ratio(&a, &baseline);
-    let verdict = verdict(row.target, &a, &b, &baseline, ratio, ratio_of_baseline);
-    let scenario = row.work.describe();
+    let above_baseline_ns = median_of_rounds(&a, &baseline, |a, baseline| a - baseline);
+    let figures = Figures { ratio, ratio_of_baseline, above_baseline_ns };
+    let verdict = verdict(row.target, &a, &b, &baseline, figures);
+    let (row, scenario, target) = (row.name.into(), row.describe(), row.target);
     let baseline = (!baseline.rounds.is_empty()).then_some(baseline);
-    RowResult { row: row.name.into(), scenario, a, b, baseline, ratio, ratio_of_baseline, target: row.target, verdict }
+    RowResult { row, scenario, a, b, baseline, ratio, ratio_of_baseline, above_baseline_ns, target, verdict }
 }
 
-fn verdict(
-    target: Target,
-    a: &Side,
-    b: &Side,
-    baseline: &Side,
+/// Medians over the rounds, of which a target says what they may be.
+#[derive(Debug, Clone, Copy)]
+struct Figures {
     ratio: Option<f64>,
     ratio_of_baseline: Option<f64>,
-) -> Verdict {
+    above_baseline_ns: Option<f64>,
+}
+
+fn verdict(target: Target, a: &Side, b: &Side, baseline: &Side, figures: Figures) -> Verdict {
     for (side, name) in [(a, "A"), (b, "B"), (baseline, "A in the baseline")] {
         if let Some(failure) = side.rounds.iter().flat_map(|outcome| &outcome.failures).next() {
             return Verdict::Failed(format!("{name}: {failure}"));
         }
     }
-    let (figure, limit, other) = match target {
-        Target::OfOther(limit) => (ratio, limit, b),
-        Target::OfBaseline(limit) | Target::Uncounted(limit) => (ratio_of_baseline, limit, baseline),
+    let Figures { ratio, ratio_of_baseline, above_baseline_ns } = figures;
+    let (bounds, other) = match target {
+        Target::OfOther(limit) => (vec![(ratio, limit)], b),
+        Target::OfBaseline(limit) | Target::Uncounted(limit) => (vec![(ratio_of_baseline, limit)], baseline),
+        Target::OfOtherAndAbove(limit, above_ns) => (vec![(ratio, limit), (above_baseline_ns, above_ns)], b),
+        Target::Nothing => (vec![(ratio, f64::INFINITY)], b),
     };
     if 2 * usable_pairs(a, other) <= a.rounds.len() {
         let void = a.rounds.iter().chain(&other.rounds).find_map(|outcome| outcome.void.clone());
         return Verdict::Void(void.unwrap_or_else(|| "nothing was measured".into()));
     }
-    match figure {
-        Some(figure) if figure <= limit => Verdict::Ok,
-        Some(_) => Verdict::Over,
-        None => Verdict::Void("the CPU time was not measured".into()),
+    if bounds.iter().any(|(figure, _)| figure.is_none()) {
+        return Verdict::Void("the CPU time was not measured".into());
     }
+    let is_within = |(figure, limit): &(Option<f64>, f64)| figure.is_some_and(|figure| figure <= *limit);
+    if bounds.iter().all(is_within) { Verdict::Ok } else { Verdict::Over }
 }
 
 impl Side {
@@ -229,17 +247,22 @@ fn usable_pairs(a: &Side, b: &Side) -> usize {
 /// The median of the ratios, round by round, over those that are usable on both sides; if none is,
 /// over those that are only void.
 fn median_ratio(a: &Side, b: &Side) -> Option<f64> {
+    median_of_rounds(a, b, |a, b| a / b)
+}
+
+/// Likewise, of what `compare` makes of the two figures of a round.
+fn median_of_rounds(a: &Side, b: &Side, compare: impl Fn(f64, f64) -> f64) -> Option<f64> {
     let some_usable = usable_pairs(a, b) > 0;
     let counts = |outcome: &Outcome| {
         if some_usable { is_usable(outcome) } else { outcome.is_clean() }
     };
-    let ratios = a
+    let figures = a
         .rounds
         .iter()
         .zip(&b.rounds)
         .filter(|(a, b)| counts(a) && counts(b))
-        .filter_map(|(a, b)| Some(a.cpu_ns_per_message? / b.cpu_ns_per_message?));
-    median(ratios.collect())
+        .filter_map(|(a, b)| Some(compare(a.cpu_ns_per_message?, b.cpu_ns_per_message?)));
+    median(figures.collect())
 }
 
 /// `None` of nothing.
@@ -258,7 +281,10 @@ impl RowResult {
     fn figure(&self) -> String {
         let ratio = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
         match self.target {
-            Target::OfOther(_) => ratio(self.ratio),
+            Target::OfOther(_) | Target::Nothing => ratio(self.ratio),
+            Target::OfOtherAndAbove(..) => {
+                format!("{} +{} ns", ratio(self.ratio), nanoseconds(self.above_baseline_ns))
+            }
             Target::OfBaseline(_) | Target::Uncounted(_) => format!("{} own", ratio(self.ratio_of_baseline)),
         }
     }
@@ -277,6 +303,8 @@ impl std::fmt::Display for Target {
         match self {
             Self::OfOther(limit) => write!(f, "{limit}"),
             Self::OfBaseline(limit) | Self::Uncounted(limit) => write!(f, "own×{limit}"),
+            Self::OfOtherAndAbove(limit, above_ns) => write!(f, "{limit} +{above_ns} ns"),
+            Self::Nothing => write!(f, "-"),
         }
     }
 }
@@ -374,6 +402,18 @@ mod tests {
         assert_eq!(with(116.0).figure(), "1.16 own");
         let unmeasured = evaluate(&row, side(&[100.0; 3]), side(&[1000.0; 3]), Side::default());
         assert!(matches!(unmeasured.verdict, Verdict::Void(_)), "a broker that cannot be told not to count");
+    }
+
+    #[test]
+    fn tls_is_held_to_the_other_broker_and_to_our_own_without_it() {
+        let row = rows::select(&["tls".into()], 1.0, 0).unwrap().remove(0);
+        let result = |ours, other| evaluate(&row, side(&[ours; 3]), side(&[other; 3]), side(&[100.0; 3]));
+        assert_eq!(result(590.0, 4000.0).verdict, Verdict::Ok);
+        assert_eq!(result(590.0, 4000.0).figure(), "0.15 +490 ns");
+        assert_eq!(result(610.0, 4000.0).verdict, Verdict::Over, "more than 500 ns above our own");
+        assert_eq!(result(310.0, 1000.0).verdict, Verdict::Over, "more than 0.3 of the other's");
+        let unmeasured = evaluate(&row, side(&[100.0; 3]), side(&[1000.0; 3]), Side::default());
+        assert!(matches!(unmeasured.verdict, Verdict::Void(_)));
     }
 
     #[test]

@@ -4,13 +4,19 @@ use anyhow::{Result, bail};
 use kentongan_proto::mqtt::{ProtocolVersion, QoS};
 use serde::{Deserialize, Serialize};
 
-use crate::scenario::{
-    PATIENCE_SECONDS, connect,
-    traffic::{self, Shape},
+use crate::{
+    link::{Layer, TLS_TERMS},
+    scenario::{
+        PATIENCE_SECONDS, connect,
+        traffic::{self, Shape},
+    },
 };
 
 /// The row that others are measured against.
 const BASELINE: &str = "p2p-qos0";
+
+/// Connections a second that no broker reaches on two cores, so that all are opened as fast as it goes.
+const CONNECTIONS_MAX: f64 = 20_000.0;
 
 /// What is aimed at in a row, in CPU time per message.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -22,6 +28,32 @@ pub enum Target {
     OfBaseline(f64),
     /// At most this multiple of what A itself uses in the same row when it counts nothing.
     Uncounted(f64),
+    /// At most this multiple of what B uses, and at most so many nanoseconds more than A itself uses in [`BASELINE`].
+    OfOtherAndAbove(f64, f64),
+    /// None: the figures are of interest by themselves.
+    Nothing,
+}
+
+/// What lies over the sockets of a row's clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// Nothing.
+    Plain,
+    /// TLS, with a whole handshake for each connection.
+    Tls,
+    /// TLS, where a client resumes its last session if the broker lets it.
+    ResumedTls,
+}
+
+impl Over {
+    /// The same for clients.
+    pub fn layer(self) -> Result<Layer> {
+        match self {
+            Self::Plain => Ok(Layer::Plain),
+            Self::Tls => Layer::tls(false, None),
+            Self::ResumedTls => Layer::tls(true, None),
+        }
+    }
 }
 
 /// What a row does.
@@ -34,11 +66,22 @@ pub enum Work {
 }
 
 impl Work {
-    /// What is done, in words.
-    pub fn describe(&self) -> String {
+    fn describe(&self) -> String {
         match self {
             Self::Traffic(plan) => plan.describe(),
             Self::Connect(plan) => plan.describe(),
+        }
+    }
+}
+
+impl Row {
+    /// What is done, in words.
+    pub fn describe(&self) -> String {
+        let work = self.work.describe();
+        match self.over {
+            Over::Plain => work,
+            Over::Tls => format!("{work} over {TLS_TERMS}"),
+            Over::ResumedTls => format!("{work} over {TLS_TERMS}, resumed"),
         }
     }
 }
@@ -50,6 +93,8 @@ pub struct Row {
     pub name: &'static str,
     /// What is done.
     pub work: Work,
+    /// Over what.
+    pub over: Over,
     /// What is aimed at.
     pub target: Target,
 }
@@ -73,10 +118,16 @@ pub fn all(seconds: f64, seed: u64) -> Vec<Row> {
         seed,
     };
     let pairs = |qos, window| plan(Shape::Pairs, 50, 50, qos, window);
-    let row = |name, plan, target| Row { name, work: Work::Traffic(plan), target };
+    let row = |name, plan, target| Row { name, work: Work::Traffic(plan), over: Over::Plain, target };
     let connect = connect::Plan { version: ProtocolVersion::V3_1_1, rate: 1000.0, seconds, warm_up_seconds: 0.5, seed };
+    let connecting = |name, rate, over, target| Row {
+        name,
+        work: Work::Connect(connect::Plan { rate, ..connect.clone() }),
+        over,
+        target,
+    };
     use QoS::{AtLeastOnce, AtMostOnce, ExactlyOnce};
-    use Target::{OfBaseline, OfOther, Uncounted};
+    use Target::{Nothing, OfBaseline, OfOther, OfOtherAndAbove, Uncounted};
     vec![
         row("fan-out", plan(Shape::FanOut, 1, 50, AtMostOnce, 200), OfOther(0.12)),
         row("fan-in", plan(Shape::FanIn, 50, 1, AtMostOnce, 20), OfOther(0.20)),
@@ -95,7 +146,12 @@ pub fn all(seconds: f64, seed: u64) -> Vec<Row> {
         row("churn", traffic::Plan { churn_per_second: 1000.0, ..pairs(AtMostOnce, 20) }, OfBaseline(1.3)),
         row("mqtt5", traffic::Plan { version: ProtocolVersion::V5, ..pairs(AtMostOnce, 20) }, OfBaseline(1.15)),
         row("metrics", pairs(AtMostOnce, 20), Uncounted(1.15)),
-        Row { name: "connect", work: Work::Connect(connect), target: OfOther(1.2) },
+        connecting("connect", 1000.0, Over::Plain, OfOther(1.2)),
+        Row { over: Over::Tls, ..row("tls", pairs(AtMostOnce, 20), OfOtherAndAbove(0.3, 500.0)) },
+        connecting("tls-connect", 1000.0, Over::Tls, Nothing),
+        connecting("tls-resume", 1000.0, Over::ResumedTls, Nothing),
+        connecting("tls-connect-max", CONNECTIONS_MAX, Over::Tls, Nothing),
+        connecting("tls-resume-max", CONNECTIONS_MAX, Over::ResumedTls, Nothing),
     ]
 }
 

@@ -1,16 +1,18 @@
-//! One TCP connection to the broker: bytes in, bytes out, and how far its opening has come.
+//! One connection to the broker: bytes in, bytes out, and how far its opening has come.
 
 use std::{
     collections::VecDeque,
     io::{self, ErrorKind, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     sync::Arc,
 };
 
 use kentongan_proto::mqtt::{ProtocolVersion, QoS};
-use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::wire::Frame;
+use crate::{
+    link::{Layer, Link},
+    wire::Frame,
+};
 
 /// Packets above this size are not collected: their head and tail are kept, the rest is skipped.
 pub const COLLECTED_BYTES_MAX: usize = 64 * 1024;
@@ -53,7 +55,7 @@ pub enum State {
 /// A connection of the generator.
 #[derive(Debug)]
 pub struct Connection {
-    pub stream: TcpStream,
+    pub stream: Link,
     pub client_id: String,
     pub version: ProtocolVersion,
     pub role: Role,
@@ -115,9 +117,16 @@ pub enum Arrived<'a> {
 
 impl Connection {
     /// Begins to connect. CONNECT may be appended to `out` at once.
-    pub fn open(address: SocketAddr, client_id: String, version: ProtocolVersion, role: Role) -> io::Result<Self> {
+    pub fn open(
+        address: SocketAddr,
+        layer: &Layer,
+        number: usize,
+        client_id: String,
+        version: ProtocolVersion,
+        role: Role,
+    ) -> io::Result<Self> {
         Ok(Self {
-            stream: begin_connect(address)?,
+            stream: layer.begin(address, number)?,
             client_id,
             version,
             role,
@@ -147,6 +156,17 @@ impl Connection {
                 Ok(Arrived::Nothing)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Writes what there is, as far as a turn goes.
+    pub fn flush(&mut self) -> io::Result<Flushed> {
+        match self.out.flush(&mut self.stream)? {
+            Flushed::All => match self.stream.flush() {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(Flushed::Blocked),
+                outcome => outcome.map(|()| Flushed::All),
+            },
+            flushed => Ok(flushed),
         }
     }
 
@@ -234,26 +254,6 @@ impl Large {
         }
         rest
     }
-}
-
-/// Begins a non-blocking TCP connection.
-pub fn begin_connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
-    socket.set_tcp_nodelay(true)?;
-    match socket.connect(&address.into()) {
-        Ok(()) => {}
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
-        Err(error) => return Err(error),
-    }
-    Ok(socket.into())
-}
-
-/// Closes so that neither TIME_WAIT nor a long-lived entry of connection tracking remains. Only
-/// after the broker has closed its side: what is under way is discarded.
-pub fn close_without_trace(stream: TcpStream) {
-    let socket = Socket::from(stream);
-    // Failing only means that the entry lives longer.
-    let _ = socket.set_linger(Some(std::time::Duration::ZERO));
 }
 
 #[cfg(test)]

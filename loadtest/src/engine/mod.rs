@@ -20,11 +20,11 @@ use rustix::{
 };
 
 use crate::{
+    link::Layer,
     measure::{Latency, SECOND, SequenceChecker, now_ns},
     wire::{self, Frame, Incoming, handshake, packet_type},
 };
 use connection::{Arrived, Connection, Flushed, Role, State};
-pub use connection::{begin_connect, close_without_trace};
 pub use publisher::{Publisher, PublisherPlan};
 use rest::Rest;
 pub use schedule::Schedule;
@@ -84,11 +84,13 @@ pub struct Places {
     pub publishers: Vec<SocketAddr>,
     /// Where subscribers connect. At least one.
     pub subscribers: Vec<SocketAddr>,
+    /// What lies over all of their sockets.
+    pub layer: Layer,
 }
 
 impl From<SocketAddr> for Places {
     fn from(address: SocketAddr) -> Self {
-        Self { publishers: vec![address], subscribers: vec![address] }
+        Self { publishers: vec![address], subscribers: vec![address], layer: Layer::Plain }
     }
 }
 
@@ -302,11 +304,11 @@ impl Engine {
         let is_kept = self.keeps_sessions && matches!(role, Role::Subscriber(_));
         let session = if is_kept { handshake::Session::Kept } else { handshake::Session::Clean };
         let connect = handshake::connect(self.version, &client_id, KEEP_ALIVE_SECONDS, session);
-        let mut connection = Connection::open(address, client_id, self.version, role)
+        let index = self.connections.len();
+        let mut connection = Connection::open(address, &self.places.layer, index, client_id, self.version, role)
             .with_context(|| format!("connecting to {address}"))?;
         connection.out.bytes = connect;
         connection.subscription = subscription;
-        let index = self.connections.len();
         epoll::add(&self.epoll, &connection.stream, epoll::EventData::new_u64(index as u64), epoll::EventFlags::IN)?;
         self.connections.push(connection);
         self.traffic.opening += 1;
@@ -496,7 +498,7 @@ impl Engine {
                 continue;
             }
             connection.last_sent_ns = now;
-            let flushed = match connection.out.flush(&mut connection.stream) {
+            let flushed = match connection.flush() {
                 Ok(flushed) => flushed,
                 // The reading side tells why.
                 Err(error) if is_end(&error) => Flushed::All,
@@ -539,12 +541,17 @@ impl Engine {
     fn on_readable(&mut self, index: usize) -> Result<()> {
         let connection = &mut self.connections[index];
         let ended = match connection.read(&mut self.scratch) {
-            Ok(Arrived::Nothing) => return Ok(()),
+            Ok(Arrived::Nothing) => {
+                if connection.stream.wants_write() {
+                    self.mark_dirty(index);
+                }
+                return Ok(());
+            }
             Ok(Arrived::Bytes(bytes)) => {
                 let now = now_ns();
                 take_bytes(connection, &mut self.traffic, bytes, now)
                     .with_context(|| format!("client {}", connection.client_id))?;
-                if !connection.out.is_empty() {
+                if !connection.out.is_empty() || connection.stream.wants_write() {
                     self.mark_dirty(index);
                 }
                 return Ok(());
@@ -581,7 +588,7 @@ impl Engine {
         }
         let closed = all_closed(&self);
         for connection in self.connections {
-            close_without_trace(connection.stream);
+            connection.stream.close_without_trace();
         }
         Ok(closed)
     }

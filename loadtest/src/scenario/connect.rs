@@ -3,10 +3,7 @@
 //! Each connection ends by the broker closing it, after which our side is reset: so neither ports in
 //! TIME_WAIT nor entries of the kernel's connection tracking pile up.
 
-use std::{
-    io::{ErrorKind, Read, Write},
-    net::TcpStream,
-};
+use std::io::{ErrorKind, Read};
 
 use anyhow::{Context, Result, bail, ensure};
 use kentongan_proto::mqtt::ProtocolVersion;
@@ -14,7 +11,8 @@ use rustix::event::{Timespec, epoll};
 
 use super::{Broker, Interval, Outcome, PATIENCE_NS, run_number};
 use crate::{
-    engine::{Counts, Fault, Places, Schedule, begin_connect, close_without_trace},
+    engine::{Counts, Fault, Places, Schedule},
+    link::Link,
     measure::{Latency, SECOND, now_ns},
     report::Progress,
     wire::{self, handshake, packet_type},
@@ -50,7 +48,7 @@ impl Plan {
 }
 
 struct Slot {
-    stream: TcpStream,
+    stream: Link,
     due_ns: u64,
     to_send: Vec<u8>,
     received: Vec<u8>,
@@ -66,6 +64,8 @@ struct Connector {
     free: Vec<usize>,
     begun: u64,
     counts: Counts,
+    /// TLS sessions that went on where an earlier one ended.
+    resumed: u64,
     latency: Latency,
 }
 
@@ -86,6 +86,7 @@ pub fn run(plan: &Plan, broker: &Broker, progress: &Progress) -> Result<Outcome>
         free: (0..OPEN_MAX).collect(),
         begun: 0,
         counts: Counts::default(),
+        resumed: 0,
         latency: Latency::default(),
     };
     let nanoseconds = |seconds: f64| (seconds * SECOND as f64) as u64;
@@ -106,6 +107,9 @@ pub fn run(plan: &Plan, broker: &Broker, progress: &Progress) -> Result<Outcome>
         connector.turn(patience)?;
     }
     outcome.published_in_all = connector.counts.published;
+    if broker.places.layer.is_tls() {
+        outcome.note("resumed TLS sessions", connector.resumed as f64);
+    }
     let open = OPEN_MAX - connector.free.len();
     if open > 0 {
         outcome.failures.push(format!("{open} connections were not answered or not closed after DISCONNECT"));
@@ -141,7 +145,8 @@ impl Connector {
         let client_id = format!("lt-{:08x}-k{}", self.run, self.begun);
         self.begun += 1;
         self.counts.published += 1;
-        let stream = begin_connect(self.places.of_publisher(self.begun as usize)).context("connecting")?;
+        let stream =
+            self.places.layer.begin(self.places.of_publisher(self.begun as usize), index).context("connecting")?;
         let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT;
         epoll::add(&self.epoll, &stream, epoll::EventData::new_u64(index as u64), flags)?;
         let to_send = handshake::connect(self.version, &client_id, 60, handshake::Session::Clean);
@@ -165,9 +170,10 @@ impl Connector {
             let was_accepted = slot.is_accepted;
             let ended = slot.advance(self.version).with_context(|| format!("connection {index}"))?;
             if slot.is_accepted && !was_accepted {
+                self.resumed += u64::from(slot.stream.was_resumed());
                 self.latency.record(now_ns().saturating_sub(slot.due_ns));
             }
-            if slot.to_send.is_empty() {
+            if slot.to_send.is_empty() && !slot.stream.wants_write() {
                 epoll::modify(
                     &self.epoll,
                     &slot.stream,
@@ -176,7 +182,7 @@ impl Connector {
                 )?;
             }
             if ended && let Some(slot) = self.slots[index].take() {
-                close_without_trace(slot.stream);
+                slot.stream.close_without_trace();
                 self.free.push(index);
                 self.counts.delivered += 1;
             }
@@ -218,15 +224,6 @@ impl Slot {
     }
 
     fn send(&mut self) -> Result<()> {
-        while !self.to_send.is_empty() {
-            match self.stream.write(&self.to_send) {
-                Ok(sent) => drop(self.to_send.drain(..sent)),
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => {
-                    break;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
+        Ok(self.stream.send_from(&mut self.to_send)?)
     }
 }

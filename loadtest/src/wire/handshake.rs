@@ -20,10 +20,30 @@ pub enum Session {
     Kept,
 }
 
+/// User Name and Password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    /// User Name.
+    pub user: String,
+    /// Password.
+    pub password: String,
+}
+
 /// A CONNECT without will and credentials.
 pub fn connect(version: ProtocolVersion, client_id: &str, keep_alive_seconds: u16, session: Session) -> Vec<u8> {
+    connect_as(version, client_id, keep_alive_seconds, session, None)
+}
+
+/// A CONNECT without will.
+pub fn connect_as(
+    version: ProtocolVersion,
+    client_id: &str,
+    keep_alive_seconds: u16,
+    session: Session,
+    login: Option<&Login>,
+) -> Vec<u8> {
     let level = if version.is_v5() { 5 } else { 4 };
-    let flags = if session == Session::Clean { 0x02 } else { 0 };
+    let flags = if session == Session::Clean { 0x02 } else { 0 } | if login.is_some() { 0xC0 } else { 0 };
     let mut body = Vec::new();
     append_string(&mut body, "MQTT");
     body.extend_from_slice(&[level, flags]);
@@ -35,6 +55,10 @@ pub fn connect(version: ProtocolVersion, client_id: &str, keep_alive_seconds: u1
         Session::Kept => body.extend_from_slice(&[5, 0x11, 0, 0, 0x0E, 0x10]),
     }
     append_string(&mut body, client_id);
+    if let Some(Login { user, password }) = login {
+        append_string(&mut body, user);
+        append_string(&mut body, password);
+    }
     packet(0x10, &body)
 }
 

@@ -1,10 +1,10 @@
-//! One figure of a row: a name, a value, and what is aimed at.
+//! One figure of what was measured: a name, a value, and what is aimed at.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     compare::median,
-    report::{count, microseconds},
+    report::{count, mebibytes, microseconds},
 };
 
 /// In what a figure is counted.
@@ -21,6 +21,8 @@ pub enum Unit {
     Count,
     /// Of a core, 1.0 being all of it.
     Share,
+    /// Of memory.
+    Bytes,
 }
 
 /// What is aimed at.
@@ -56,6 +58,16 @@ impl Figure {
     /// The same, with a target.
     pub fn limited(self, limit: Limit) -> Self {
         Self { limit: Some(limit), ..self }
+    }
+
+    /// The same, with what it may be at most.
+    pub fn at_most(self, limit: f64) -> Self {
+        self.limited(Limit::AtMost(limit))
+    }
+
+    /// The same, with what it may be at least.
+    pub fn at_least(self, limit: f64) -> Self {
+        self.limited(Limit::AtLeast(limit))
     }
 
     /// Whether it is within its target, if it has one.
@@ -99,6 +111,7 @@ impl Unit {
             Self::Microseconds => microseconds(value),
             Self::Count => count(value),
             Self::Share => format!("{:.1} %", value * 100.0),
+            Self::Bytes => mebibytes(value as u64),
         }
     }
 }
