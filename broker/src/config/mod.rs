@@ -8,6 +8,7 @@
 //! Absent: anything that acts on a setting.
 
 mod address;
+mod http_url;
 mod layer;
 mod load;
 mod origin;
@@ -21,6 +22,7 @@ mod tests;
 mod tls;
 
 pub use address::{FileMode, ListenAddress};
+pub use http_url::HttpUrl;
 pub use layer::{CONFIG_VARIABLE, ENVIRONMENT_PREFIX};
 pub(crate) use load::check_host_port;
 pub use load::{Effective, FlagValue, Sources};
