@@ -13,6 +13,7 @@ source tools/debian.sh
 
 readonly STAGES=(setup verify rust simulation faults instructions clients)
 readonly PAHO_VERSION=2.2.0
+readonly PYJWT_VERSION=2.15.1
 readonly NODE_MODULES=tests/clients/node_modules
 readonly VENV=.venv
 export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
@@ -27,8 +28,8 @@ setup() {
     # Debian's python3 has no ensurepip without this package.
     [ -x "$VENV/bin/python" ] || python3 -c 'import ensurepip' 2>/dev/null || install_packages python3 python3-venv
     [ -x "$VENV/bin/python" ] || python3 -m venv "$VENV"
-    "$VENV/bin/python" -c "import importlib.metadata as m; assert m.version('paho-mqtt') == '$PAHO_VERSION'" 2>/dev/null ||
-        "$VENV/bin/pip" install --quiet --disable-pip-version-check "paho-mqtt==$PAHO_VERSION"
+    "$VENV/bin/python" -c "import importlib.metadata as m; assert (m.version('paho-mqtt'), m.version('pyjwt')) == ('$PAHO_VERSION', '$PYJWT_VERSION')" 2>/dev/null ||
+        "$VENV/bin/pip" install --quiet --disable-pip-version-check "paho-mqtt==$PAHO_VERSION" "pyjwt[crypto]==$PYJWT_VERSION"
     # The lock file names no registry ("resolved" is left out), so that any mirror serves.
     if ! cmp -s tests/clients/package-lock.json "$NODE_MODULES/.installed"; then
         (cd tests/clients && npm ci --silent --no-audit --no-fund --ignore-scripts --omit-lockfile-registry-resolved)

@@ -33,7 +33,7 @@ impl AclFile {
         Self::parse(path, &FileError::read(path)?)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, FileError> {
+    pub(super) fn parse(path: &Path, text: &str) -> Result<Self, FileError> {
         let mut file = Self::default();
         let mut user = "";
         for (number, line) in text.lines().enumerate() {
@@ -61,6 +61,11 @@ impl AclFile {
             return Err(FileError::whole(path, "there is no `topic` and no `pattern` in it: nobody could do anything"));
         }
         Ok(file)
+    }
+
+    /// What stands there about a user or about everybody, also if no pattern is for one of that name.
+    pub(super) fn about(&self, identity: &str) -> impl Iterator<Item = &Rule> {
+        self.own.get(identity).into_iter().flatten().chain(&self.patterns)
     }
 
     /// What a client meets, in order.

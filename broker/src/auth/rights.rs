@@ -127,6 +127,11 @@ impl Pattern {
         Ok(Self { has_user: text.contains("%u"), has_client_id: text.contains("%c"), ..Self::literal(text)? })
     }
 
+    /// Bytes as it was written.
+    pub(super) fn len(&self) -> usize {
+        self.text.len()
+    }
+
     fn has_names(&self) -> bool {
         self.has_user || self.has_client_id
     }
@@ -186,8 +191,12 @@ pub(super) struct Rule {
 impl Rule {
     /// For anybody, about one filter.
     pub(super) fn about(effect: Effect, actions: u8, topic: Pattern) -> Self {
-        let topics = Some(vec![topic]);
-        Self { effect, whom: Whom::default(), actions, topics, qos: ANY_QOS, retain: None }
+        Self { actions, topics: Some(vec![topic]), ..Self::about_all(effect) }
+    }
+
+    /// For anybody, about everything.
+    pub(super) fn about_all(effect: Effect) -> Self {
+        Self { effect, whom: Whom::default(), actions: PUBLISH | READ, topics: None, qos: ANY_QOS, retain: None }
     }
 
     /// As it is for one client.
@@ -243,6 +252,31 @@ impl Rules {
         }
         Rights { picked: picked.into() }
     }
+
+    /// What the files deny to a client, whatever they allow it.
+    fn pick_denials(&self, subject: &Subject<'_>, picked: &mut Vec<Picked>) {
+        // To deny everything to everybody, as a last line does, is to say what is so without it.
+        let catch_all = Rule::about_all(Effect::Deny);
+        let ordered = self.ordered.iter().filter(|rule| **rule != catch_all);
+        let of_file = self.acl_file.iter().flat_map(|file| file.about(subject.identity));
+        for rule in ordered.chain(of_file).filter(|rule| rule.effect == Effect::Deny) {
+            rule.pick_out(subject, picked);
+        }
+    }
+
+    /// The rules of a TOML file.
+    #[cfg(test)]
+    pub(super) fn of_toml(text: &str) -> Self {
+        let ordered = super::rules_file::parse(std::path::Path::new("rules"), text).expect("rules");
+        Self { ordered, acl_file: None }
+    }
+
+    /// Those of mosquitto's.
+    #[cfg(test)]
+    pub(super) fn of_acl(text: &str) -> Self {
+        let acl_file = super::acl_file::AclFile::parse(std::path::Path::new("acl"), text).expect("a file");
+        Self { ordered: Vec::new(), acl_file: Some(acl_file) }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -267,6 +301,18 @@ pub struct Rights {
 }
 
 impl Rights {
+    /// Of a client whose login brings rules ([`super::granted`]).
+    pub(super) fn granted(files: Option<&Rules>, rules: &[Rule], subject: &Subject<'_>) -> Self {
+        let mut picked = Vec::new();
+        if let Some(files) = files {
+            files.pick_denials(subject, &mut picked);
+        }
+        for rule in rules {
+            rule.pick_out(subject, &mut picked);
+        }
+        Self { picked: picked.into() }
+    }
+
     /// Whether it may publish to the topic.
     #[must_use]
     pub fn may_publish(&self, topic: &str, qos: QoS, retain: bool) -> bool {

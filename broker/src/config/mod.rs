@@ -20,6 +20,7 @@ mod show;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod tokens;
 
 pub use address::{FileMode, ListenAddress};
 pub use http_url::HttpUrl;
@@ -32,3 +33,4 @@ pub use schema::{Field, SettingType};
 pub use secret::{REDACTED, Secret};
 pub use settings::*;
 pub use show::reference_page;
+pub use tokens::{JwtConfig, RequiredClaim, TokenPlace};
