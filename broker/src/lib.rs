@@ -14,6 +14,7 @@ pub mod drops;
 pub mod ending;
 pub mod groups;
 pub mod http;
+pub mod http_client;
 pub mod later;
 pub mod listener;
 pub mod memory;

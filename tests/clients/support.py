@@ -53,7 +53,15 @@ class Client:
     """A connected paho client. `messages` are those that came, in their order."""
 
     def __init__(
-        self, version, client_id=None, clean=True, expiry=None, will=None, address=(HOST, PORT), **connect_properties
+        self,
+        version,
+        client_id=None,
+        clean=True,
+        expiry=None,
+        will=None,
+        address=(HOST, PORT),
+        credentials=None,
+        **connect_properties,
     ):
         self.version = version
         self.client_id = client_id or unique("paho")
@@ -77,6 +85,8 @@ class Client:
         self.paho.on_message = self._on_message
         self.paho.on_subscribe = lambda _c, _u, mid, codes, _p: self._suback.__setitem__(mid, codes)
         self.paho.on_unsubscribe = lambda _c, _u, mid, _codes, _p: self._unsuback.add(mid)
+        if credentials:
+            self.paho.username_pw_set(*credentials)
         if will:
             self.paho.will_set(**will)
         if version == V5:

@@ -30,7 +30,7 @@ impl AclFile {
         Self::parse(path, &FileError::read(path)?)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, FileError> {
+    pub(super) fn parse(path: &Path, text: &str) -> Result<Self, FileError> {
         let mut own: HashMap<Box<str>, Vec<Rule>, RandomState> = HashMap::default();
         let mut patterns = Vec::new();
         let mut user = "";
@@ -60,6 +60,11 @@ impl AclFile {
         }
         let own = own.into_iter().map(|(user, rules)| (user, rules.into())).collect();
         Ok(Self { own, patterns: patterns.into() })
+    }
+
+    /// What stands there about a user or about everybody, also if no pattern is for one of that name.
+    pub(super) fn about(&self, identity: &str) -> impl Iterator<Item = &Rule> {
+        self.own.get(identity).into_iter().chain([&self.patterns]).flat_map(Lines::rules)
     }
 
     /// What a client meets, in order.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use kentongan_proto::mqtt::{Connect, ReasonCode};
 
 use super::verifier::{FairAddress, Job, fair_address};
-use super::{Authority, Policy};
+use super::{Authority, Granted, Now, Policy};
 use crate::config::AuthenticationMethod;
 use crate::connection::Origin;
 use crate::listener::ListenerContext;
@@ -26,6 +26,8 @@ pub enum Credential {
     Password(u64),
     /// A certificate.
     Certificate,
+    /// A token, signed by this key of a file, or by one that a server has.
+    Token(Option<u64>),
     /// Enhanced authentication.
     Mechanism,
 }
@@ -37,13 +39,21 @@ pub struct Identified {
     pub identity: Arc<str>,
     /// Why that is believed.
     pub credential: Credential,
+    /// What the login brings along, if anything.
+    pub granted: Option<Arc<Granted>>,
 }
 
 impl Identified {
     /// Nobody in particular.
     #[must_use]
     pub fn anonymous() -> Self {
-        Self { identity: Arc::from(""), credential: Credential::Anonymous }
+        Self::plainly(Arc::from(""), Credential::Anonymous)
+    }
+
+    /// By a login that brings nothing along.
+    #[must_use]
+    pub fn plainly(identity: Arc<str>, credential: Credential) -> Self {
+        Self { identity, credential, granted: None }
     }
 }
 
@@ -99,21 +109,15 @@ pub enum Progress {
     Ask(Question),
 }
 
-fn refused(reason: ReasonCode, text: &'static str, outcome: AuthenticationOutcome) -> Progress {
+pub(super) fn refused(reason: ReasonCode, text: &'static str, outcome: AuthenticationOutcome) -> Progress {
     Progress::Refused(Refusal { reason, text }, outcome)
 }
 
 impl Authority {
     /// Who the client is, as far as can be said without waiting.
     #[must_use]
-    pub fn authenticate(
-        &self,
-        connect: &Connect,
-        listener: &ListenerContext,
-        origin: &Origin,
-        now_ms: u64,
-    ) -> Progress {
-        self.authenticate_from(0, None, connect, listener, origin, now_ms)
+    pub fn authenticate(&self, connect: &Connect, listener: &ListenerContext, origin: &Origin, now: Now) -> Progress {
+        self.authenticate_from(0, None, connect, listener, origin, now)
     }
 
     /// Goes on when a question is answered.
@@ -124,7 +128,7 @@ impl Authority {
         connect: &Connect,
         listener: &ListenerContext,
         origin: &Origin,
-        now_ms: u64,
+        now: Now,
     ) -> Progress {
         let Verified { outcome, user, generation, fingerprint, next } = verified;
         match outcome {
@@ -132,19 +136,18 @@ impl Authority {
                 refused(ReasonCode::ServerBusy, "too many passwords are being verified", AuthenticationOutcome::Busy)
             }
             // The file was read again meanwhile: what another one said does not count.
-            _ if generation != self.policy().generation => self.authenticate(connect, listener, origin, now_ms),
+            _ if generation != self.policy().generation => self.authenticate(connect, listener, origin, now),
             PasswordOutcome::Right => {
                 if let (Some(remembered), Some(password)) = (self.remembered(), &connect.password) {
-                    remembered.remember(generation, &user, password, now_ms);
+                    remembered.remember(generation, &user, password, now.process_ms);
                 }
-                let identified =
-                    Identified { identity: Arc::from(user), credential: Credential::Password(fingerprint) };
+                let identified = Identified::plainly(Arc::from(user), Credential::Password(fingerprint));
                 Progress::Identified(identified, AuthenticationOutcome::Password)
             }
             PasswordOutcome::Wrong => wrong(AuthenticationOutcome::WrongPassword),
             PasswordOutcome::UnknownUser => {
                 let unknown = Some(AuthenticationOutcome::UnknownUser);
-                self.authenticate_from(next, unknown, connect, listener, origin, now_ms)
+                self.authenticate_from(next, unknown, connect, listener, origin, now)
             }
         }
     }
@@ -157,27 +160,33 @@ impl Authority {
         connect: &Connect,
         listener: &ListenerContext,
         origin: &Origin,
-        now_ms: u64,
+        now: Now,
     ) -> Progress {
         let policy = self.policy();
         for (index, method) in listener.authentication.iter().enumerate().skip(first) {
             match method {
                 AuthenticationMethod::Certificate => {
                     if let Some(certified) = origin.certified.as_ref().filter(|name| !name.is_empty()) {
-                        let identity = Arc::clone(certified);
-                        let identified = Identified { identity, credential: Credential::Certificate };
+                        let identified = Identified::plainly(Arc::clone(certified), Credential::Certificate);
                         return Progress::Identified(identified, AuthenticationOutcome::Certificate);
                     }
                 }
+                AuthenticationMethod::Jwt => {
+                    if let Some(progress) = self.by_token(&policy, connect, now) {
+                        return progress;
+                    }
+                }
                 AuthenticationMethod::Password => {
-                    if let Some(progress) = self.by_password(&policy, connect, origin, index + 1, now_ms) {
+                    if let Some(progress) = self.by_password(&policy, connect, origin, index + 1, now) {
                         return progress;
                     }
                 }
             }
         }
         let is_offered = connect.user_name.is_some() && policy.passwords.is_some() && listener.asks_for_passwords();
-        if is_offered {
+        let is_no_token = listener.asks_for_tokens()
+            && policy.tokens.as_ref().is_some_and(|tokens| tokens.offered(connect).is_some());
+        if is_offered || is_no_token {
             return wrong(passed_over.unwrap_or(AuthenticationOutcome::UnknownUser));
         }
         if listener.allow_anonymous {
@@ -197,16 +206,16 @@ impl Authority {
         connect: &Connect,
         origin: &Origin,
         next: usize,
-        now_ms: u64,
+        now: Now,
     ) -> Option<Progress> {
         let user = connect.user_name.as_deref()?;
         let file = policy.passwords.as_ref()?;
         let password = connect.password.clone().unwrap_or_default();
         if let (Some(remembered), Some(stored)) = (self.remembered(), file.stored(user))
-            && remembered.knows(policy.generation, user, &password, now_ms)
+            && remembered.knows(policy.generation, user, &password, now.process_ms)
         {
             let credential = Credential::Password(self.fingerprint(stored));
-            let identified = Identified { identity: Arc::from(user), credential };
+            let identified = Identified::plainly(Arc::from(user), credential);
             return Some(Progress::Identified(identified, AuthenticationOutcome::Remembered));
         }
         let address = fair_address(origin.address.map(|address| address.ip()));
@@ -247,6 +256,7 @@ impl Authority {
                 let stored = policy.passwords.as_ref().and_then(|file| file.stored(&identified.identity));
                 stored.is_some_and(|stored| self.fingerprint(stored) == fingerprint)
             }
+            Credential::Token(key) => self.policy().tokens.as_ref().is_some_and(|tokens| tokens.has_key(key)),
             Credential::Anonymous | Credential::Certificate | Credential::Mechanism => true,
         }
     }

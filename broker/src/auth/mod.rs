@@ -6,6 +6,8 @@
 
 mod acl_file;
 mod chain;
+mod granted;
+mod jwt;
 mod password_file;
 mod policy;
 mod remembered;
@@ -16,6 +18,7 @@ mod section;
 mod verifier;
 
 use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -28,14 +31,34 @@ use ring::rand::SystemRandom;
 use crate::config::AuthConfig;
 use crate::listener::ListenerContext;
 use crate::message;
+use crate::tls::Watch;
 use remembered::Remembered;
 use scram::Scram;
 use verifier::Verifier;
 
 pub use chain::{Credential, Identified, PasswordOutcome, Progress, Question, Verified};
+pub use granted::{Granted, GrantedRules};
+pub use jwt::{FetchedKeys, begins_like_token};
 pub use password_file::{FileError, MosquittoForm, PasswordFile, StoredPassword, check_user_name};
 pub use policy::Policy;
 pub use rights::{Rights, Subject};
+
+/// When somebody comes, by both clocks of this node.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    /// Milliseconds of the process clock.
+    pub process_ms: u64,
+    /// Milliseconds since 1970, by the wall clock.
+    pub wall_ms: u64,
+}
+
+impl Now {
+    /// What the process clock will show when the wall clock shows `wall_ms`, if nobody sets it.
+    #[must_use]
+    pub fn at_wall_ms(self, wall_ms: u64) -> u64 {
+        self.process_ms.saturating_add(wall_ms.saturating_sub(self.wall_ms))
+    }
+}
 
 /// Who wants to do something.
 #[derive(Debug, Clone, Copy)]
@@ -151,6 +174,8 @@ pub struct Authority {
     access: Option<Box<dyn AccessControl>>,
     redirector: Option<Box<dyn Redirector>>,
     policy: RwLock<Arc<Policy>>,
+    /// Of `policy`, for where it is asked for often.
+    has_tokens: AtomicBool,
     verifier: OnceLock<Verifier>,
     remembered: Option<Remembered>,
     /// Makes salts for those who are no users.
@@ -221,12 +246,12 @@ impl Authority {
     #[must_use]
     pub fn by_mechanism(&self, mechanism: &dyn Mechanism, identity: Arc<str>) -> Option<Identified> {
         let Some(begun_with) = mechanism.stored_password(&identity) else {
-            return Some(Identified { identity, credential: Credential::Mechanism });
+            return Some(Identified::plainly(identity, Credential::Mechanism));
         };
         let policy = self.policy();
         let stored = policy.passwords.as_ref().and_then(|file| file.stored(&identity))?;
         let credential = Credential::Password(self.fingerprint(stored));
-        (begun_with == stored).then_some(Identified { identity, credential })
+        (begun_with == stored).then(|| Identified::plainly(identity, credential))
     }
 
     /// Reads the files that the settings name, before the first client comes.
@@ -246,7 +271,7 @@ impl Authority {
     /// # Errors
     /// What is wrong with them, with file and line.
     pub fn read(&self, config: &AuthConfig) -> Result<Policy, FileError> {
-        Policy::read(config, self.policy().generation + 1)
+        Policy::read(config, &self.policy())
     }
 
     /// What was read is in force from now on. Whoever is connected must be looked at again.
@@ -259,6 +284,7 @@ impl Authority {
             // Somebody else's would do as well.
             let _ = self.verifier.set(verifier);
         }
+        self.has_tokens.store(policy.tokens.is_some(), Ordering::Relaxed);
         *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
         if let Some(remembered) = &self.remembered {
             remembered.forget_all();
@@ -270,6 +296,36 @@ impl Authority {
     #[must_use]
     pub fn policy(&self) -> Arc<Policy> {
         Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether anybody may come with a token, whose signature takes its time.
+    #[must_use]
+    pub fn has_tokens(&self) -> bool {
+        self.has_tokens.load(Ordering::Relaxed)
+    }
+
+    /// Keys of tokens that a server has, and somebody must fetch.
+    #[must_use]
+    pub fn fetched_keys(&self) -> Option<Arc<FetchedKeys>> {
+        self.policy().tokens.as_ref()?.fetched().cloned()
+    }
+
+    /// Takes up keys of tokens whose files have changed, by what `watch` saw before. `true`: whoever is connected must be looked at.
+    pub fn look_at_keys(&self, watch: &mut Watch) -> bool {
+        let policy = self.policy();
+        let Some(tokens) = &policy.tokens else { return false };
+        let digest = tokens.digest();
+        if !watch.look_at(digest, tokens.is_made_of(digest)) {
+            return false;
+        }
+        match tokens.read_again() {
+            Ok(()) => tracing::info!("other keys of tokens are in use"),
+            Err(error) => {
+                tracing::error!(%error, "the keys of tokens cannot be used, those before stay");
+                return false;
+            }
+        }
+        true
     }
 
     fn remembered(&self) -> Option<&Remembered> {
@@ -285,17 +341,20 @@ impl Authority {
         self.hasher.hash_one(stored)
     }
 
-    /// What a client may do under the files as they are now. `None`: whatever it likes.
+    /// What a client may do by what its login brings and under the files as they are now. `None`: whatever it likes.
     #[must_use]
-    pub fn rights(&self, subject: &Subject<'_>) -> Option<Box<Rights>> {
-        self.policy().rules.as_ref().map(|rules| Box::new(rules.for_subject(subject)))
+    pub fn rights(&self, subject: &Subject<'_>, granted: Option<&Granted>) -> Option<Box<Rights>> {
+        let policy = self.policy();
+        match granted.and_then(Granted::rules) {
+            Some(rules) => Some(Box::new(Rights::granted(policy.rules.as_ref(), rules, subject))),
+            None => policy.rules.as_ref().map(|rules| Box::new(rules.for_subject(subject))),
+        }
     }
 
-    /// Whether every subscription is granted, so that each message must be looked at.
+    /// Whether every subscription of a client that there are rules for is granted, so that each message must be looked at.
     #[must_use]
     pub fn grants_subscriptions(&self) -> bool {
-        let policy = self.policy();
-        policy.rules.is_some() && policy.grants_subscriptions
+        self.policy().grants_subscriptions
     }
 
     /// Whether it may. Nobody speaks for the broker: `$SYS` is its own, also behind `$delayed/SECONDS/`.
@@ -321,10 +380,25 @@ impl Authority {
         }
     }
 
-    /// Whether the will of a client that is gone may be published now.
+    /// Whether the will of a client that is gone may be published now. `is_granted`: its login brought rules that allowed it,
+    /// and are gone with it; only the files can still deny it.
     #[must_use]
-    pub fn may_will_be_published(&self, identity: &str, client_id: &str, message: &message::Message) -> bool {
-        let rights = self.rights(&Subject { identity, client_id, address: None });
+    pub fn may_will_be_published(
+        &self,
+        identity: &str,
+        client_id: &str,
+        is_granted: bool,
+        message: &message::Message,
+    ) -> bool {
+        let subject = Subject { identity, client_id, address: None };
+        let rights = match is_granted {
+            true => self
+                .policy()
+                .rules
+                .as_ref()
+                .map(|files| Box::new(Rights::granted(Some(files), &[GrantedRules::everything()], &subject))),
+            false => self.rights(&subject, None),
+        };
         let actor = Actor { identity, client_id, rights: rights.as_deref() };
         self.authorize(&actor, Action::Publish { topic: &message.topic, qos: message.qos, retain: message.retain })
     }

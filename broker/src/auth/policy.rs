@@ -1,6 +1,9 @@
 //! The files that say who is who and who may what, as they were read together.
 
+use std::sync::Arc;
+
 use super::acl_file::AclFile;
+use super::jwt::Tokens;
 use super::password_file::{FileError, PasswordFile};
 use super::rights::Rules;
 use super::rules_file;
@@ -12,6 +15,8 @@ pub struct Policy {
     /// Grows with each reading.
     pub(super) generation: u64,
     pub(super) passwords: Option<PasswordFile>,
+    /// `None`: there are no tokens.
+    pub(super) tokens: Option<Arc<Tokens>>,
     /// `None`: everybody may do everything.
     pub(super) rules: Option<Rules>,
     /// Every subscription is granted, and what comes of it is looked at message by message.
@@ -26,17 +31,23 @@ impl Policy {
         Ok(Self { passwords, ..Self::default() })
     }
 
-    /// Reads the files that the settings name.
+    /// Reads the files that the settings name. `before` is what is in force.
     ///
     /// # Errors
     /// What is wrong, with file and line.
-    pub(super) fn read(config: &AuthConfig, generation: u64) -> Result<Self, FileError> {
+    pub(super) fn read(config: &AuthConfig, before: &Self) -> Result<Self, FileError> {
         let ordered = config.rules_file.as_deref().map(rules_file::read).transpose()?;
         let acl_file = config.acl_file.as_deref().map(AclFile::read).transpose()?;
         let has_rules = ordered.is_some() || acl_file.is_some();
         Ok(Self {
-            generation,
+            generation: before.generation + 1,
             passwords: config.password_file.as_deref().map(PasswordFile::read).transpose()?,
+            tokens: config
+                .jwt
+                .as_ref()
+                .map(|jwt| Tokens::read(jwt, before.tokens.as_deref()))
+                .transpose()?
+                .map(Arc::new),
             rules: has_rules.then(|| Rules { ordered: ordered.unwrap_or_default().into(), acl_file }),
             grants_subscriptions: config.acl_subscribe == AclSubscribe::Filter,
         })

@@ -131,6 +131,11 @@ impl Pattern {
         Ok(Self { has_user: text.contains("%u"), has_client_id: text.contains("%c"), ..Self::literal(text)? })
     }
 
+    /// Bytes as it was written.
+    pub(super) fn len(&self) -> usize {
+        self.text.len()
+    }
+
     fn has_names(&self) -> bool {
         self.has_user || self.has_client_id
     }
@@ -190,8 +195,12 @@ pub(super) struct Rule {
 impl Rule {
     /// For anybody, about one filter.
     pub(super) fn about(effect: Effect, actions: u8, topic: Pattern) -> Self {
-        let topics = Some(vec![topic]);
-        Self { effect, whom: Whom::default(), actions, topics, qos: ANY_QOS, retain: None }
+        Self { actions, topics: Some(vec![topic]), ..Self::about_all(effect) }
+    }
+
+    /// For anybody, about everything.
+    pub(super) fn about_all(effect: Effect) -> Self {
+        Self { effect, whom: Whom::default(), actions: PUBLISH | READ, topics: None, qos: ANY_QOS, retain: None }
     }
 
     /// As it is for one client.
@@ -281,6 +290,10 @@ impl From<Vec<Rule>> for Lines {
 }
 
 impl Lines {
+    pub(super) fn rules(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter()
+    }
+
     fn pick_out(&self, subject: &Subject<'_>, picking: &mut Picking) {
         for run in &self.runs {
             match run {
@@ -319,6 +332,31 @@ impl Rules {
         }
         Rights { picked: picking.finish() }
     }
+
+    /// What the files deny to a client, whatever they allow it.
+    fn pick_denials(&self, subject: &Subject<'_>, picked: &mut Vec<Picked>) {
+        // To deny everything to everybody, as a last line does, is to say what is so without it.
+        let catch_all = Rule::about_all(Effect::Deny);
+        let ordered = self.ordered.rules().filter(|rule| **rule != catch_all);
+        let of_file = self.acl_file.iter().flat_map(|file| file.about(subject.identity));
+        for rule in ordered.chain(of_file).filter(|rule| rule.effect == Effect::Deny) {
+            rule.pick_out(subject, picked);
+        }
+    }
+
+    /// The rules of a TOML file.
+    #[cfg(test)]
+    pub(super) fn of_toml(text: &str) -> Self {
+        let ordered = super::rules_file::parse(std::path::Path::new("rules"), text).expect("rules");
+        Self { ordered: ordered.into(), acl_file: None }
+    }
+
+    /// Those of mosquitto's.
+    #[cfg(test)]
+    pub(super) fn of_acl(text: &str) -> Self {
+        let acl_file = super::acl_file::AclFile::parse(std::path::Path::new("acl"), text).expect("a file");
+        Self { ordered: Lines::default(), acl_file: Some(acl_file) }
+    }
 }
 
 /// What one client may do.
@@ -328,6 +366,18 @@ pub struct Rights {
 }
 
 impl Rights {
+    /// Of a client whose login brings rules ([`super::granted`]).
+    pub(super) fn granted(files: Option<&Rules>, rules: &[Rule], subject: &Subject<'_>) -> Self {
+        let mut picking = Picking::default();
+        if let Some(files) = files {
+            files.pick_denials(subject, &mut picking.own);
+        }
+        for rule in rules {
+            rule.pick_out(subject, &mut picking.own);
+        }
+        Self { picked: picking.finish() }
+    }
+
     /// Whether it may publish to the topic.
     #[must_use]
     pub fn may_publish(&self, topic: &str, qos: QoS, retain: bool) -> bool {

@@ -54,7 +54,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Rule>, FileError> {
     parse(path, &FileError::read(path)?)
 }
 
-fn parse(path: &Path, text: &str) -> Result<Vec<Rule>, FileError> {
+pub(super) fn parse(path: &Path, text: &str) -> Result<Vec<Rule>, FileError> {
     let line = |offset: usize| 1 + text.as_bytes().iter().take(offset).filter(|&&byte| byte == b'\n').count();
     let file: File = toml::from_str(text).map_err(|error| {
         let message = error.message().lines().map(str::trim).collect::<Vec<_>>().join(", ");

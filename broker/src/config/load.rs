@@ -141,6 +141,9 @@ impl Effective {
             refuse("listener", String::from("there must be one"));
         }
         self.settings.cluster_contradictions(&mut refuse);
+        if let Some(jwt) = &auth.jwt {
+            jwt.contradictions(|key, message| refuse(&format!("auth.jwt.{key}"), message));
+        }
         for (index, one) in listener.iter().enumerate() {
             let at = |name: &str| format!("listener[{index}].{name}");
             if one.keep_alive_seconds_max != 0 && one.keep_alive_seconds_min > one.keep_alive_seconds_max {
@@ -153,6 +156,9 @@ impl Effective {
             let asks = |method| one.authentication.as_ref().is_some_and(|methods| methods.contains(&method));
             if asks(AuthenticationMethod::Password) && auth.password_file.is_none() {
                 refuse(&at("authentication"), String::from("\"password\" needs `auth.password_file`"));
+            }
+            if asks(AuthenticationMethod::Jwt) && auth.jwt.is_none() {
+                refuse(&at("authentication"), String::from("\"jwt\" needs `[auth.jwt]`"));
             }
             if let Some(tls) = &one.tls {
                 tls.contradictions(|key, message| refuse(&at(&format!("tls.{key}")), message));

@@ -8,6 +8,7 @@
 //! Absent: anything that acts on a setting.
 
 mod address;
+mod http_url;
 mod layer;
 mod load;
 mod origin;
@@ -19,8 +20,10 @@ mod show;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod tokens;
 
 pub use address::{FileMode, ListenAddress};
+pub use http_url::HttpUrl;
 pub use layer::{CONFIG_VARIABLE, ENVIRONMENT_PREFIX};
 pub(crate) use load::check_host_port;
 pub use load::{Effective, FlagValue, Sources};
@@ -30,3 +33,4 @@ pub use schema::{Field, SettingType};
 pub use secret::{REDACTED, Secret};
 pub use settings::*;
 pub use show::reference_page;
+pub use tokens::{JwtConfig, RequiredClaim, TokenPlace};

@@ -10,6 +10,7 @@ use kentongan_proto::mqtt;
 use super::address::{FileMode, ListenAddress};
 use super::schema::{choices, settings};
 use super::secret::Secret;
+use super::tokens::JwtConfig;
 use crate::connection::networks::Network;
 
 const KIB: u64 = 1024;
@@ -128,8 +129,9 @@ settings! {
         pub allow_anonymous: Option<bool> = None => reloaded,
         /// How clients of this listener show who they are: methods in the order in which they are asked. One that
         /// has nothing to go by is passed over; the first that accepts or refuses decides. `"certificate"`: whom the
-        /// client certificate names, or a balancer that checked one; `"password"`: user name and password of
-        /// `auth.password_file`, where an unknown user is left to the methods behind it. Unset: both, in that order.
+        /// client certificate names, or a balancer that checked one; `"jwt"`: a token, as `[auth.jwt]` has it, where what does not
+        /// look like one is left to the methods behind it; `"password"`: user name and password of `auth.password_file`, where an
+        /// unknown user is left to the methods behind it. Unset: all of them, in that order.
         pub authentication: Option<Vec<AuthenticationMethod>> = None => reloaded,
         /// Time from accepting a connection to its complete CONNECT, in all.
         pub connect_timeout_seconds: NonZeroU32 = nonzero_u32(10) => reloaded,
@@ -214,6 +216,8 @@ settings! {
         /// Who may what, as a TOML file of rules (docs/guide/security.md). They come before those of `acl_file`, and the
         /// first that fits decides; what no rule fits is denied.
         pub rules_file: Option<PathBuf> = None => reloaded,
+        /// Tokens that clients show. Unset: none are known.
+        pub jwt: Option<JwtConfig> = None => reloaded,
         /// How SUBSCRIBE is judged: `"covered"`, a filter is granted if everything that it matches may be read;
         /// `"filter"`, as mosquitto does it, every filter is granted and each message is looked at.
         pub acl_subscribe: AclSubscribe = AclSubscribe::Covered => reloaded,
@@ -490,6 +494,8 @@ choices! {
     pub enum AuthenticationMethod {
         /// Client certificate, or what a balancer says of one.
         Certificate = "certificate",
+        /// Token.
+        Jwt = "jwt",
         /// User name and password.
         Password = "password",
     }

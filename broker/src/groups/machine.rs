@@ -607,7 +607,7 @@ impl Machine {
                 // The files that say who may what are each node's own, so whoever leads asks its own, and no state says it.
                 let is_refused = entry.will_of.as_ref().is_some_and(|identity| {
                     let client_id = &entry.message.publisher;
-                    !shared.authority.may_will_be_published(identity, client_id, &entry.message)
+                    !shared.authority.may_will_be_published(identity, client_id, entry.is_granted, &entry.message)
                 });
                 if is_refused {
                     self.counters.publishes_refused.inc(PublishRefusal::NotAuthorized);

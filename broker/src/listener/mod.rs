@@ -64,7 +64,8 @@ pub struct ListenerContext {
 const CLIENT_ID_CHARACTERS_MAX_V3_1: usize = 23;
 
 /// What a listener goes by that says nothing about it.
-const ALL_METHODS: [AuthenticationMethod; 2] = [AuthenticationMethod::Certificate, AuthenticationMethod::Password];
+const ALL_METHODS: [AuthenticationMethod; 3] =
+    [AuthenticationMethod::Certificate, AuthenticationMethod::Jwt, AuthenticationMethod::Password];
 
 impl ListenerContext {
     /// A listener as `settings` describe it.
@@ -185,6 +186,12 @@ impl ListenerContext {
     #[must_use]
     pub fn asks_for_passwords(&self) -> bool {
         self.authentication.contains(&AuthenticationMethod::Password)
+    }
+
+    /// Whether tokens mean anything here.
+    #[must_use]
+    pub fn asks_for_tokens(&self) -> bool {
+        self.authentication.contains(&AuthenticationMethod::Jwt)
     }
 
     /// Counts a connection in, unless the listener has as many as it may.

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::accept::{Acceptor, bind, has_ipv6};
 use super::{ListenerContext, certificates};
 use crate::audit::AuditFile;
-use crate::auth::Authority;
+use crate::auth::{Authority, FetchedKeys};
 use crate::config::{self, Reload, Settings};
 use crate::ending::Ending;
 use crate::groups::{self, Health};
@@ -55,6 +55,8 @@ const DESCRIPTORS_OF_OUR_OWN: u64 = 64;
 pub struct Broker {
     shared: Arc<Shared>,
     listeners: Vec<Listener>,
+    /// Of the files that keys of tokens are in.
+    key_watch: Watch,
     started: Arc<Settings>,
     last: Settings,
     metrics: Metrics,
@@ -102,6 +104,7 @@ pub fn serve(settings: Settings, reloading: &dyn Reload, authority: Authority) -
             tokio::select! {
                 _ = look.tick() => {
                     broker.look_at_certificates();
+                    broker.look_at_keys();
                     continue;
                 }
                 () = is_removed(&broker.shared) => removed = true,
@@ -117,6 +120,14 @@ pub fn serve(settings: Settings, reloading: &dyn Reload, authority: Authority) -
         broker.stop().await?;
         if removed { Err(Ending::Removed.into()) } else { Ok(()) }
     })
+}
+
+/// Fetches the keys of tokens that a server has, if there are any and nobody does.
+fn fetch_keys(shared: &Shared) {
+    let keys = shared.authority.fetched_keys();
+    if let Some(fetching) = keys.as_ref().and_then(FetchedKeys::fetching) {
+        actix_rt::spawn(fetching);
+    }
 }
 
 /// Waits until this node is no member of its cluster any more.
@@ -207,6 +218,7 @@ impl Broker {
         watch_node(&shared, groups.health(), &readiness);
         readiness.set(SERVING, true);
         mover::start(&shared);
+        fetch_keys(&shared);
         for listener in &listeners {
             let listener = listener.context.borrow();
             let tls = listener.tls.is_some();
@@ -216,6 +228,7 @@ impl Broker {
         Ok(Self {
             shared,
             listeners,
+            key_watch: Watch::default(),
             started: settings,
             last,
             metrics,
@@ -253,9 +266,8 @@ impl Broker {
             tracing::error!(%error, "SIGHUP: users or rights cannot be used, everything stays as it was");
             return;
         }
-        for inbox in &self.shared.inboxes {
-            inbox.push(Event::PolicyChanged, 0);
-        }
+        self.tell_policy_changed();
+        fetch_keys(&self.shared);
         let changes = config::changes(&self.started, &self.last, &settings);
         for listener in &mut self.listeners {
             if let Some(config) = settings.listener_like(&listener.name) {
@@ -288,6 +300,20 @@ impl Broker {
     pub fn look_at_certificates(&mut self) {
         for listener in &mut self.listeners {
             listener.look_at_certificates(&self.last, &self.metrics.tls());
+        }
+    }
+
+    /// Takes up keys of tokens whose files have changed, likewise.
+    pub fn look_at_keys(&mut self) {
+        if self.shared.authority.look_at_keys(&mut self.key_watch) {
+            self.tell_policy_changed();
+        }
+    }
+
+    /// Whoever is connected is looked at again.
+    fn tell_policy_changed(&self) {
+        for inbox in &self.shared.inboxes {
+            inbox.push(Event::PolicyChanged, 0);
         }
     }
 

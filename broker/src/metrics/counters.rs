@@ -293,12 +293,16 @@ labels! {
         Password = "password",
         /// By a password that was verified a while ago.
         Remembered = "remembered",
+        /// By a token.
+        Token = "token",
         /// By enhanced authentication.
         Mechanism = "mechanism",
         /// Not: the password is not that of the user.
         WrongPassword = "wrong_password",
         /// Not: there is no such user.
         UnknownUser = "unknown_user",
+        /// Not: the token is not good.
+        BadToken = "bad_token",
         /// Not: it offered nothing where something is wanted.
         NothingOffered = "nothing_offered",
         /// Not: enhanced authentication failed.
@@ -327,6 +331,8 @@ labels! {
         QuotaExceeded = "quota_exceeded",
         /// It would not be let in any more: the files of users or rights changed.
         NotAuthorized = "not_authorized",
+        /// Its login was for a time, and that is over.
+        LoginExpired = "login_expired",
         /// An administrator's doing.
         Administrative = "administrative",
         /// The node shut down.

@@ -150,6 +150,9 @@ pub struct WillRecord {
     /// It is routed this long after it was due: its topic was `$delayed/SECONDS/TOPIC`.
     #[prost(uint64, optional, tag = "3")]
     pub publish_delay_ms: Option<u64>,
+    /// The rules that came with its login allowed it. Where that is not known, the files of the node that publishes it do, or not.
+    #[prost(bool, tag = "4")]
+    pub is_granted: bool,
 }
 
 /// A connection claims its session.

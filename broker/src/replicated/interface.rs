@@ -6,6 +6,7 @@ use std::sync::Arc;
 use kentongan_proto::mqtt::{Connect, PacketId, QoS, ReasonCode, SubscriptionOptions, Will};
 
 use super::command::{self, MessageRecord, Owner, UserProperty, WillRecord};
+use crate::auth::Identified;
 use crate::connection_key::ConnectionKey;
 use crate::message::{self, Message};
 use crate::session::handshake::Negotiated;
@@ -30,6 +31,8 @@ pub struct ClaimRequest {
     pub client_id: Arc<str>,
     /// Who the client is.
     pub identity: Arc<str>,
+    /// Whether its login brought rules, by which its will was judged.
+    pub has_granted_rules: bool,
     /// Drop what is stored.
     pub clean_start: bool,
     /// 0: a transient session.
@@ -49,13 +52,14 @@ impl ClaimRequest {
         connection: ConnectionKey,
         connect: &Connect,
         negotiated: &Negotiated,
-        identity: &Arc<str>,
+        identified: &Identified,
         caps: QueueCaps,
     ) -> Self {
         Self {
             connection,
             client_id: Arc::clone(&negotiated.client_id),
-            identity: Arc::clone(identity),
+            identity: Arc::clone(&identified.identity),
+            has_granted_rules: identified.granted.as_ref().is_some_and(|granted| granted.has_rules()),
             clean_start: connect.clean_start,
             session_expiry_seconds: negotiated.session_expiry_seconds,
             will: connect.will.clone(),
@@ -73,7 +77,7 @@ impl ClaimRequest {
             identity: self.identity.to_string(),
             clean_start: self.clean_start,
             session_expiry_seconds: self.session_expiry_seconds,
-            will: self.will.as_ref().map(|will| will_record(will, &self.client_id)),
+            will: self.will.as_ref().map(|will| will_record(will, &self.client_id, self.has_granted_rules)),
             window_max: u32::from(self.window),
             queue_messages_max: self.caps.messages_max.map(|bound| bound as u64),
             queue_bytes_max: self.caps.bytes_max.map(|bound| bound as u64),
@@ -82,7 +86,7 @@ impl ClaimRequest {
     }
 }
 
-fn will_record(will: &Will, client_id: &str) -> WillRecord {
+fn will_record(will: &Will, client_id: &str, is_granted: bool) -> WillRecord {
     let properties = &will.properties;
     let delayed = message::delayed(&will.topic);
     let user = |(name, value): &(String, String)| UserProperty { name: name.clone(), value: value.clone() };
@@ -103,6 +107,7 @@ fn will_record(will: &Will, client_id: &str) -> WillRecord {
         }),
         delay_seconds: properties.will_delay_interval.unwrap_or(0),
         publish_delay_ms: delayed.map(|(seconds, _)| seconds.saturating_mul(1000)),
+        is_granted,
     }
 }
 

@@ -91,6 +91,8 @@ pub struct OutboxEntry {
     pub received: bool,
     /// A will, of a session that belonged to this identity: whether it may be published is to be asked when it is routed.
     pub will_of: Option<Arc<str>>,
+    /// The rules that came with the login of that session allowed it.
+    pub is_granted: bool,
 }
 
 impl OutboxEntry {
@@ -107,6 +109,7 @@ impl OutboxEntry {
             awaited_by: None,
             received: false,
             will_of: None,
+            is_granted: false,
         }
     }
 

@@ -354,6 +354,8 @@ struct OutboxRecord {
     received: bool,
     #[prost(string, optional, tag = "11")]
     will_of: Option<String>,
+    #[prost(bool, tag = "12")]
+    is_granted: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -551,6 +553,7 @@ impl GroupState {
                     }),
                     received: entry.received,
                     will_of: entry.will_of.as_deref().map(str::to_owned),
+                    is_granted: entry.is_granted,
                 };
                 Some(record.encode_to_vec())
             }
@@ -828,6 +831,7 @@ fn outbox_entry(record: OutboxRecord) -> Result<OutboxEntry, RestoreError> {
         awaited_by: record.awaited_by.map(held).transpose()?,
         received: record.received,
         will_of: record.will_of.map(Arc::from),
+        is_granted: record.is_granted,
     })
 }
 

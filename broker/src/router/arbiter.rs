@@ -708,8 +708,18 @@ impl ArbiterState {
                 self.end_now(key);
             }
             Phase::Closing => self.end_now(key),
-            Phase::Connected if client.keep_alive_seconds == 0 => {}
             Phase::Connected => {
+                let login_ends = client.session.as_ref().and_then(|session| session.login_ends_second());
+                if login_ends.is_some_and(|ends| ends <= now) {
+                    let cause = super::connect::EndCause::LoginExpired;
+                    return self.end(key, cause, Some(ReasonCode::MaximumConnectTime));
+                }
+                if client.keep_alive_seconds == 0 {
+                    if let Some(ends) = login_ends {
+                        self.wheel.arm(key, ends);
+                    }
+                    return;
+                }
                 // One and a half times the keep-alive [MQTT-3.1.2-22]; the clock counts whole seconds.
                 let allowed = u32::from(client.keep_alive_seconds) * 3 / 2 + 1;
                 // A client that we do not read cannot be blamed for its silence.
@@ -721,7 +731,7 @@ impl ArbiterState {
                     self.counters.keep_alive_timeouts.inc();
                     self.end(key, super::connect::EndCause::KeepAlive, Some(ReasonCode::KeepAliveTimeout));
                 } else {
-                    self.wheel.arm(key, due);
+                    self.wheel.arm(key, login_ends.map_or(due, |ends| ends.min(due)));
                 }
             }
         }

@@ -12,7 +12,7 @@ use super::cluster::Served;
 use super::pace::Pace;
 use super::retained_read::RetainedReads;
 use super::share_settling::ShareOrigin;
-use crate::auth::{Actor, Credential, Identified, Rights};
+use crate::auth::{Actor, Credential, Granted, Identified, Rights};
 use crate::connection::{ConnectionActor, Origin, OutBuffer, Transport};
 use crate::listener::ListenerContext;
 use crate::message::Message;
@@ -97,6 +97,8 @@ pub struct ClientSession {
     pub identity: Arc<str>,
     /// Why that is believed.
     pub credential: Credential,
+    /// What its login brings along.
+    pub granted: Option<Arc<Granted>>,
     /// What it may do. `None`: there are no rules.
     pub rights: Option<Box<Rights>>,
     /// UNSUBSCRIBEs that the client did not send, and is not to be answered.
@@ -115,7 +117,15 @@ impl ClientSession {
     /// Who the client is, and why that is believed.
     #[must_use]
     pub fn identified(&self) -> Identified {
-        Identified { identity: Arc::clone(&self.identity), credential: self.credential.clone() }
+        let (identity, credential) = (Arc::clone(&self.identity), self.credential.clone());
+        Identified { identity, credential, granted: self.granted.clone() }
+    }
+
+    /// The second of the process clock in which its login has ended, if it ever does.
+    #[must_use]
+    pub fn login_ends_second(&self) -> Option<u32> {
+        let expires_ms = self.granted.as_ref()?.expires_ms()?;
+        Some(u32::try_from(expires_ms.div_ceil(1000)).unwrap_or(u32::MAX))
     }
 }
 

@@ -19,7 +19,8 @@ use super::shared::MEMORY_LEVEL_REFUSES;
 use super::{ConnectionKey, Event};
 use crate::audit::RefusedLogin;
 use crate::auth::{
-    Action, Actor, Identified, Mechanism, MechanismStep, Progress, Redirection, Rights, Subject, Verified,
+    Action, Actor, Identified, Mechanism, MechanismStep, Now, Progress, Redirection, Rights, Subject, Verified,
+    begins_like_token,
 };
 use crate::connection::LayerError;
 use crate::metrics::{AuthenticationOutcome, CloseReason, ConnectRefusal, PublishRefusal};
@@ -116,6 +117,8 @@ pub enum EndCause {
     Banned,
     /// It would not be let in any more: the files of users or rights changed.
     NotAuthorized,
+    /// Its login was for a time, and that is over.
+    LoginExpired,
     /// This process stops.
     ShuttingDown,
     /// This node lost the majority of the cluster.
@@ -159,6 +162,7 @@ impl EndCause {
             Self::TooFast => CloseReason::QuotaExceeded,
             Self::Banned => CloseReason::Administrative,
             Self::NotAuthorized => CloseReason::NotAuthorized,
+            Self::LoginExpired => CloseReason::LoginExpired,
             Self::ShuttingDown | Self::SentElsewhere(_) => CloseReason::ShuttingDown,
             Self::Moved(_) => CloseReason::Moved,
             Self::CutOff => CloseReason::Unavailable,
@@ -226,7 +230,7 @@ impl ArbiterState {
             return;
         };
         let origin = client.origin.clone();
-        let progress = self.shared.authority.authenticate(&pending.connect, &listener, &origin, self.now_ms);
+        let progress = self.shared.authority.authenticate(&pending.connect, &listener, &origin, self.both_clocks());
         self.on_progress(key, pending, progress);
     }
 
@@ -288,7 +292,7 @@ impl ArbiterState {
             return self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");
         }
         let authority = &self.shared.authority;
-        let progress = authority.on_verified(verified, &pending.connect, &listener, &origin, self.now_ms);
+        let progress = authority.on_verified(verified, &pending.connect, &listener, &origin, self.both_clocks());
         self.on_progress(key, pending, progress);
     }
 
@@ -304,7 +308,7 @@ impl ArbiterState {
                 self.end(key, EndCause::NotAuthorized, Some(ReasonCode::NotAuthorized));
                 continue;
             }
-            let rights = self.rights_of(key, &identified.identity);
+            let rights = self.rights_of(key, &identified);
             if let Some(client) = self.client(key) {
                 // From here on, also what other threads are about to hand over is looked at.
                 client.guarded = rights.is_some();
@@ -316,11 +320,16 @@ impl ArbiterState {
         }
     }
 
-    /// What the client may do under the files as they are now.
-    fn rights_of(&mut self, key: ConnectionKey, identity: &str) -> Option<Box<Rights>> {
+    /// What the client may do by its login and under the files as they are now.
+    fn rights_of(&mut self, key: ConnectionKey, identified: &Identified) -> Option<Box<Rights>> {
         let client = self.clients.get(key.index())?;
         let address = client.origin.address.map(|address| address.ip());
-        self.shared.authority.rights(&Subject { identity, client_id: &client.client_id, address })
+        let subject = Subject { identity: &identified.identity, client_id: &client.client_id, address };
+        self.shared.authority.rights(&subject, identified.granted.as_deref())
+    }
+
+    fn both_clocks(&self) -> Now {
+        Now { process_ms: self.now_ms, wall_ms: self.shared.clock.wall_ms() }
     }
 
     /// One step of enhanced authentication before CONNACK.
@@ -405,7 +414,7 @@ impl ArbiterState {
         if self.is_banned_identity(&pending.identified.identity) {
             return self.refuse_login(key, pending, ReasonCode::Banned, BANNED);
         }
-        pending.rights = self.rights_of(key, &pending.identified.identity);
+        pending.rights = self.rights_of(key, &pending.identified);
         let authority = &self.shared.authority;
         if let Some(elsewhere) =
             authority.elsewhere_on_connect(&pending.identified.identity, &pending.negotiated.client_id)
@@ -439,7 +448,7 @@ impl ArbiterState {
         let Some(caps) = self.client(key).map(|client| client.listener.queue_caps()) else {
             return;
         };
-        let request = ClaimRequest::new(key, &pending.connect, &pending.negotiated, &pending.identified.identity, caps);
+        let request = ClaimRequest::new(key, &pending.connect, &pending.negotiated, &pending.identified, caps);
         if let Some(client) = self.client(key) {
             client.phase = Phase::Claiming;
             client.pending = Some(pending);
@@ -460,7 +469,7 @@ impl ArbiterState {
         let Some(caps) = self.client(key).map(|client| client.listener.queue_caps()) else {
             return;
         };
-        let request = ClaimRequest::new(key, &pending.connect, &pending.negotiated, &pending.identified.identity, caps);
+        let request = ClaimRequest::new(key, &pending.connect, &pending.negotiated, &pending.identified, caps);
         let node = self.shared.cluster.as_ref().map_or(0, |cluster| cluster.node);
         let owner = Owner { incarnation: self.shared.incarnation(), connection: key.raw(), node };
         let connect = ConnectCommand { wait_for_release: true, keep_transient: true, ..request.command(owner) };
@@ -509,7 +518,7 @@ impl ArbiterState {
         }
         let PendingConnect { connect, negotiated, identified, awaited, mechanism, authentication_data, .. } = *pending;
         // Looked up again: the files may have changed since.
-        let rights = self.rights_of(key, &identified.identity);
+        let rights = self.rights_of(key, &identified);
         // What was queued or subscribed to before was so by whatever the rules were.
         let is_doubtful = opened.session_present || self.shared.authority.grants_subscriptions();
         let guarded = rights.as_ref().is_some_and(|rights| is_doubtful || rights.reading_depends_on_qos());
@@ -538,6 +547,7 @@ impl ArbiterState {
             reads: RetainedReads::default(),
             identity: Arc::clone(&identified.identity),
             credential: identified.credential.clone(),
+            granted: identified.granted.clone(),
             rights,
             revocations: Vec::new(),
             session_expiry_seconds: negotiated.session_expiry_seconds,
@@ -573,8 +583,11 @@ impl ArbiterState {
             client.pending = Some(Box::new(kept));
         }
         let client = &self.clients[key.index()];
-        if client.keep_alive_seconds > 0 {
-            self.wheel.arm(key, now + u32::from(client.keep_alive_seconds) * 3 / 2 + 1);
+        let login_ends = client.session.as_ref().and_then(|session| session.login_ends_second());
+        let keep_alive_ends =
+            (client.keep_alive_seconds > 0).then(|| now + u32::from(client.keep_alive_seconds) * 3 / 2 + 1);
+        if let Some(due) = login_ends.into_iter().chain(keep_alive_ends).min() {
+            self.wheel.arm(key, due);
         }
         tracing::info!(
             client_id = %client.client_id, peer = %client.origin, certificate = client.origin.certified.as_deref(),
@@ -661,7 +674,10 @@ impl ArbiterState {
         if logged {
             tracing::info!(client_id = %client.client_id, peer = %client.origin, ?reason, text, "refused");
         }
-        let user = client.pending.as_ref().and_then(|pending| pending.user_name()).map(str::to_owned);
+        // A token may stand where a user name does.
+        let may_be_shown = |name: &&str| !begins_like_token(name.as_bytes());
+        let user = client.pending.as_ref().and_then(|pending| pending.user_name());
+        let user = user.filter(may_be_shown).map(str::to_owned);
         let (client_id, origin) = (Arc::clone(&client.client_id), client.origin.clone());
         if counted.is_of_login() {
             let refused = RefusedLogin { client_id: &client_id, user: user.as_deref(), origin: &origin, reason: text };

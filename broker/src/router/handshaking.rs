@@ -2,12 +2,14 @@
 //!
 //! What a private key does takes up to a millisecond, a thousand times what a packet takes. When 10,000 devices come back at
 //! once, those that are connected must not wait for all of them. So a turn begins handshakes for a bounded time; the others
-//! stand in a line, and the next turn wakes the first of them.
+//! stand in a line, and the next turn wakes the first of them. The same goes for a CONNECT with a token, whose signature takes a
+//! tenth of that.
 
 use std::collections::VecDeque;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use super::client::Client;
 use super::{ArbiterState, ConnectionKey};
 
 /// Time of a turn that may go into handshakes; the last one that begins within it is finished.
@@ -35,7 +37,11 @@ impl ArbiterState {
     /// [`Self::read_once`] of a connection that has not sent a CONNECT, which may have a handshake before it. `Pending` also
     /// while it is the turn of others.
     pub(super) fn read_first(&mut self, key: ConnectionKey, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
-        if !self.client(key).is_some_and(|client| client.transport.is_handshaking()) {
+        let has_tokens = self.shared.authority.has_tokens();
+        let takes_long = |client: &mut Client| {
+            client.transport.is_handshaking() || (has_tokens && client.listener.asks_for_tokens())
+        };
+        if !self.client(key).is_some_and(takes_long) {
             return self.read_once(key, cx);
         }
         // The flush task begins the next turn.

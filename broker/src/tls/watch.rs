@@ -16,7 +16,11 @@ pub struct Watch {
 impl Watch {
     /// Looks at `files`, `in_force` or not. `true`: they are to be used now.
     pub fn look(&mut self, files: &Files, in_force: bool) -> bool {
-        let digest = files.digest();
+        self.look_at(files.digest(), in_force)
+    }
+
+    /// The same for files that are known by a digest of what is in them.
+    pub fn look_at(&mut self, digest: [u8; 32], in_force: bool) -> bool {
         let has_settled = self.seen.replace(digest) == Some(digest);
         if in_force {
             self.tried = None;

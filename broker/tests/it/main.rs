@@ -23,6 +23,7 @@ mod sessions;
 mod settings;
 mod shared;
 mod tls;
+mod tokens;
 mod unix_socket;
 mod users;
 mod websocket;

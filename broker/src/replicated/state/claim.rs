@@ -579,9 +579,9 @@ impl GroupState {
         }
         let due_ms = will.publish_delay_ms.map(|delay_ms| latest.saturating_add(delay_ms));
         if is_planted(Plant::WillTwice) && due_ms.is_none() {
-            self.post_will(Arc::clone(&message), &identity, None, effects);
+            self.post_will(Arc::clone(&message), &identity, will.is_granted, None, effects);
         }
-        self.post_will(message, &identity, due_ms, effects);
+        self.post_will(message, &identity, will.is_granted, due_ms, effects);
     }
 
     pub(super) fn fence(&mut self, fence: command::Fence, effects: &mut Vec<Effect>) {

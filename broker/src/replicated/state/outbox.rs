@@ -109,11 +109,12 @@ impl GroupState {
         &mut self,
         message: Arc<Message>,
         identity: &Arc<str>,
+        is_granted: bool,
         due_ms: Option<u64>,
         effects: &mut Vec<Effect>,
     ) {
         let will_of = Some(Arc::clone(identity));
-        self.post_entry(OutboxEntry { will_of, ..OutboxEntry::new(message, due_ms, None) }, effects);
+        self.post_entry(OutboxEntry { will_of, is_granted, ..OutboxEntry::new(message, due_ms, None) }, effects);
     }
 
     /// The same for one that was in an outbox before. Positions increase in the order of routing.

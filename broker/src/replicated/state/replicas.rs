@@ -349,6 +349,7 @@ impl Replicas {
                 message: Some(record),
                 delay_seconds: u32::from((c >> 6) & 1) * 3,
                 publish_delay_ms: (c & 128 != 0).then_some(2_000),
+                is_granted: b & 64 != 0,
             }),
             window_max,
             wait_for_release: b & 4 != 0,

@@ -374,7 +374,7 @@ fn wall_time_bridges_a_stop_and_never_runs_backwards() {
 }
 
 fn will(delay_seconds: u32) -> Option<WillRecord> {
-    Some(WillRecord { message: Some(record(0, "bye")), delay_seconds, publish_delay_ms: None })
+    Some(WillRecord { message: Some(record(0, "bye")), delay_seconds, publish_delay_ms: None, is_granted: false })
 }
 
 fn routes(effects: &[Effect]) -> usize {

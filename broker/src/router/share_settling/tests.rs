@@ -211,6 +211,7 @@ impl Cluster {
             reads: RetainedReads::default(),
             identity: Arc::from(""),
             credential: Credential::Anonymous,
+            granted: None,
             rights: None,
             revocations: Vec::new(),
             session_expiry_seconds: 0,

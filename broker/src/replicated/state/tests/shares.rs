@@ -418,7 +418,7 @@ fn what_a_node_gives_back_is_picked_again_so_many_times() {
 
     let mut script = Script::new();
     let record = MessageRecord { expiry_left_ms: Some(1_000), ..record(0, "bye") };
-    let will = WillRecord { message: Some(record), delay_seconds: 0, publish_delay_ms: None };
+    let will = WillRecord { message: Some(record), delay_seconds: 0, publish_delay_ms: None, is_granted: false };
     let (opened, _) = script.connect_with_will(true, 100, Some(will));
     script.disconnect(opened.epoch, true);
     pick(&mut script, 1, ON_ONE, true);
@@ -431,8 +431,11 @@ fn what_a_node_gives_back_is_picked_again_so_many_times() {
 fn a_pick_of_qos_0_is_kept_until_it_is_sent() {
     let mut script = Script::new();
     let message = Some(MessageRecord { qos: 0, ..record(0, "bye") });
-    let (opened, _) =
-        script.connect_with_will(true, 100, Some(WillRecord { message, delay_seconds: 0, publish_delay_ms: None }));
+    let (opened, _) = script.connect_with_will(
+        true,
+        100,
+        Some(WillRecord { message, delay_seconds: 0, publish_delay_ms: None, is_granted: false }),
+    );
     script.disconnect(opened.epoch, true);
     pick(&mut script, 1, ON_ONE, true);
     assert_eq!(routed_by_a_new_leader(&mut script), [2]);

@@ -1,0 +1,108 @@
+//! Where something can be asked by HTTP.
+
+use std::fmt;
+use std::str::FromStr;
+
+use hyper::Uri;
+use hyper::http::uri::Scheme;
+use serde::{Deserialize, Serialize};
+
+use super::schema::SettingType;
+
+/// A URL of `http` or `https`, with a host and without a user name in it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct HttpUrl(Uri);
+
+impl HttpUrl {
+    /// For a request.
+    #[must_use]
+    pub fn uri(&self) -> &Uri {
+        &self.0
+    }
+
+    /// Whether what is said to it is for nobody else.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.0.scheme() == Some(&Scheme::HTTPS)
+    }
+
+    /// Host, and port if one is named: enough to know whom it is about.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        self.0.authority().map_or("", |authority| authority.as_str())
+    }
+}
+
+impl FromStr for HttpUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let form = "such as https://auth.example/mqtt";
+        let uri: Uri = text.parse().map_err(|error| format!("no URL: {error}; {form}"))?;
+        if ![Some(&Scheme::HTTP), Some(&Scheme::HTTPS)].contains(&uri.scheme()) {
+            return Err(format!("no URL of http or https; {form}"));
+        }
+        if uri.host().is_none_or(str::is_empty) {
+            return Err(format!("a URL without a host; {form}"));
+        }
+        // It would be shown wherever the URL is.
+        if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+            return Err(String::from("a URL with a user name or password in it; give them in a header"));
+        }
+        Ok(Self(uri))
+    }
+}
+
+impl TryFrom<String> for HttpUrl {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for HttpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl From<HttpUrl> for String {
+    fn from(url: HttpUrl) -> Self {
+        url.to_string()
+    }
+}
+
+impl SettingType for HttpUrl {
+    const IS_TEXT: bool = true;
+
+    fn type_name() -> String {
+        String::from("URL of http or https")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_a_url_and_what_is_none() {
+        let url: HttpUrl = "https://auth.example:8443/mqtt?x=1".parse().unwrap();
+        assert_eq!((url.is_encrypted(), url.authority()), (true, "auth.example:8443"));
+        assert_eq!(url.to_string(), "https://auth.example:8443/mqtt?x=1");
+        assert!(!"http://[::1]:1/".parse::<HttpUrl>().unwrap().is_encrypted());
+        for (wrong, expected) in [
+            ("", "no URL"),
+            ("auth.example", "no URL of http or https"),
+            ("/mqtt", "no URL of http or https"),
+            ("ftp://auth.example/", "no URL of http or https"),
+            ("http://", "no URL"),
+            ("http:///x", "no URL"),
+            ("https://me:secret@auth.example/", "a URL with a user name"),
+        ] {
+            let error = wrong.parse::<HttpUrl>().expect_err(wrong);
+            assert!(error.starts_with(expected) && !error.contains("secret"), "{wrong}: {error}");
+        }
+    }
+}
