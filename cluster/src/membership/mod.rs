@@ -12,27 +12,32 @@
 //! - What a node says to itself takes the same way as what it says to others, without a link. A cluster of one is the same
 //!   code.
 
+mod groups;
 mod leading;
+mod messages;
 mod supply;
+mod terms;
 pub mod wire;
+mod wishes;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::directory::bans::{BANS_LEVEL, BanRefusal};
-use crate::directory::command::{self, Ban, Command, Departed, Join, MemberRecord};
+use crate::directory::command::{self, Command, Departed, Join, MemberRecord};
 use crate::directory::{Directory, Effect, JoinRefusal};
 use crate::group::{Configuration, Target};
 use crate::identity::GroupId;
 use crate::identity::{Incarnation, NodeId};
-use crate::interest::{Barrier, BarrierFull, Entry, LinkId, Source, SourceId, Table, TableOutput, Version};
+use crate::interest::{Barrier, LinkId, Source, SourceId, Table, Version};
 use crate::lease::{GranterOutput, Holder, HolderOutput, LeaseCell, Standing};
 use crate::placement::{self, transition};
 use leading::Leading;
 use supply::Supply;
-use wire::{Body, Malformed};
+use wire::Body;
+
+pub use terms::{Limits, Output, UnknownCommand, WaitError, Wish, WishRefusal};
 
 /// How often a node asks to be registered.
 const REGISTER_INTERVAL_NS: u64 = 200_000_000;
@@ -48,193 +53,6 @@ const FENCE_INTERVAL_NS: u64 = 1_000_000_000;
 
 /// Of the link of a node to itself.
 const OWN_LINK: LinkId = LinkId(0);
-
-/// What is kept and sent at most.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Of one update of interest; a longer filter or entry of a group goes alone.
-    pub update_bytes_max: usize,
-    /// What one node is sent of one source between two ticks, about.
-    pub feed_bytes_per_tick: usize,
-    /// Recent changes that each source keeps.
-    pub recent_bytes_max: usize,
-    /// Who may wait at one barrier.
-    pub waiters_max: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            update_bytes_max: 64 * 1024,
-            feed_bytes_per_tick: 1024 * 1024,
-            recent_bytes_max: 16 * 1024 * 1024,
-            waiters_max: 100_000,
-        }
-    }
-}
-
-/// What the node must do, in this order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Output {
-    /// Send a message to another node. May be lost only together with the link.
-    Send {
-        /// To whom.
-        to: NodeId,
-        /// See [`wire`].
-        message: Bytes,
-    },
-    /// Propose a command to the directory group, unless this node does not lead it in this term any more.
-    Propose {
-        /// In which it led.
-        term: u64,
-        /// See [`command`].
-        command: Bytes,
-    },
-    /// Begin a ReadIndex round of the directory group, and call [`Membership::on_read`] once its index is applied here.
-    StartDirectoryRead {
-        /// Names the round.
-        token: u64,
-    },
-    /// The same of a group that this node leads.
-    StartGroupRead {
-        /// Which group.
-        group: GroupId,
-        /// Names the round.
-        token: u64,
-    },
-    /// Propose to a group that is led here: refuse the lanes of that node's incarnations below this, release their sessions.
-    /// Repeats itself until [`Membership::on_group_fenced`].
-    ProposeFence {
-        /// To which group.
-        group: GroupId,
-        /// Which node.
-        node: NodeId,
-        /// The lowest incarnation that is not dead.
-        below: Incarnation,
-    },
-    /// The subscription index changes. Carry it out before what follows: a confirmation may be among that.
-    Interest {
-        /// Whose filter.
-        source: SourceId,
-        /// The filter.
-        filter: Arc<str>,
-        /// Its value before; 0 if it was not wanted.
-        old: u32,
-        /// Its value now; 0 if it is not wanted any more.
-        new: u32,
-    },
-    /// Every node holds the version that was waited for. Like every acknowledgement, SUBACK needs a lease as well.
-    Released {
-        /// At the barrier of this group, or of this node.
-        group: Option<GroupId>,
-        /// As it was given.
-        waiter: u64,
-    },
-    /// Incarnations of a node are dead: refuse their lanes, drop what goes to them. Carry it out before what follows: this
-    /// node says next that it is done.
-    Died {
-        /// Which node.
-        node: NodeId,
-        /// The lowest incarnation that is not dead.
-        below: Incarnation,
-    },
-    /// Nobody waits for an incarnation any more: lanes to it are settled.
-    Lost {
-        /// Which node.
-        node: NodeId,
-        /// Which of its incarnations.
-        incarnation: Incarnation,
-    },
-    /// This process is registered; its standing is [`Standing::Joining`]. Lanes to it begin with the fences of
-    /// [`Membership::directory`].
-    Joined {
-        /// As what.
-        incarnation: Incarnation,
-    },
-    /// The cluster does not take this node. It is asked again; an operator must do something.
-    JoinRefused {
-        /// Why.
-        reason: JoinRefusal,
-    },
-    /// A group that is led here is to be kept like this; see [`crate::node::Node::place`].
-    Place {
-        /// Which group.
-        group: GroupId,
-        /// In which it is led.
-        term: u64,
-        /// Where it is to be kept.
-        target: Target,
-    },
-    /// Links are to be kept with the members as [`Membership::directory`] has them, and with nobody else.
-    Members,
-    /// Others are banned than before; see [`Directory::bans`].
-    Bans,
-    /// The cluster uses another feature level than this node has heard of. What cannot be done by it must not go on: the node ends
-    /// before it applies anything else, see [`crate::feature_level::FeatureLevels::check`].
-    FeatureLevel {
-        /// Which.
-        used: u32,
-    },
-    /// This node is no member any more, and never will be again: it serves nobody and ends. [`Standing::Dead`] came before.
-    Removed,
-    /// What the node may do has changed. After [`Standing::Dead`] it registers again when
-    /// [`Membership::on_clients_closed`] says that nobody is left who could count on the dead incarnation.
-    Standing(Standing),
-}
-
-/// An entry of the directory's log that this program cannot apply.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum UnknownCommand {
-    /// Its checksum was right, so these are the bytes that were written: not a disk's fault.
-    #[error("it is no command: {0}")]
-    Undecodable(#[from] prost::DecodeError),
-    /// One of a later version.
-    #[error("it is a command of a later version of the program")]
-    Newer,
-}
-
-/// Why one cannot wait at a barrier.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum WaitError {
-    /// Try again later.
-    #[error(transparent)]
-    Full(#[from] BarrierFull),
-    /// This node is no member now: its clients are to be closed.
-    #[error("this node is not registered")]
-    NotRegistered,
-    /// The SUBSCRIBE comes again to the group's leader, with the resync.
-    #[error("this node does not lead the group")]
-    NotLed,
-}
-
-/// What became of a wish that only the leader of the directory can fulfil. Unless it is fulfilled or refused, ask again soon.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wish {
-    /// It is so, by the committed directory.
-    Fulfilled,
-    /// It was proposed.
-    Proposed,
-    /// Another node leads: ask it.
-    Elsewhere {
-        /// Where it is.
-        address: String,
-    },
-    /// Nobody leads as far as this node knows.
-    NoLeader,
-    /// It cannot be.
-    Refused(WishRefusal),
-}
-
-/// Why a wish cannot be fulfilled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum WishRefusal {
-    /// To be a member.
-    #[error(transparent)]
-    Join(#[from] JoinRefusal),
-    /// That somebody is banned.
-    #[error(transparent)]
-    Ban(#[from] BanRefusal),
-}
 
 /// What ends with an incarnation.
 #[derive(Debug)]
@@ -696,57 +514,6 @@ impl Membership {
         now.zip(wanted).is_some_and(|(now, wanted)| transition::is_settled(now, wanted))
     }
 
-    /// A node wants to be a member.
-    pub fn admit(&mut self, record: MemberRecord) -> Wish {
-        let Some(node) = NodeId::new(record.node) else { return Wish::NoLeader };
-        if self.directory.members().contains_key(&node) {
-            return Wish::Fulfilled;
-        }
-        match self.directory.check_admit(node, &record) {
-            Err(reason) => Wish::Refused(reason.into()),
-            Ok(()) => self.wish(Command::Admit(command::Admit { member: Some(record) })),
-        }
-    }
-
-    /// An operator wants a member gone.
-    pub fn remove(&mut self, node: NodeId) -> Wish {
-        match self.directory.members().get(&node) {
-            None => Wish::Fulfilled,
-            Some(member) if member.leaves => Wish::Proposed,
-            Some(_) => self.wish(Command::Remove(command::Departing { node: node.get() })),
-        }
-    }
-
-    /// An operator wants a member to lead nothing and to have no clients, or wants that to be over.
-    pub fn drain(&mut self, node: NodeId, on: bool) -> Wish {
-        match self.directory.members().get(&node) {
-            Some(member) if member.drains == on => Wish::Fulfilled,
-            None | Some(_) => self.wish(Command::Drain(command::Drain { node: node.get(), on, incarnation: 0 })),
-        }
-    }
-
-    /// An operator wants a voter of a group to lead it, or (`None`) whoever the cluster chooses.
-    pub fn prefer(&mut self, group: GroupId, node: Option<NodeId>) -> Wish {
-        if self.directory.chosen().get(&group).copied() == node {
-            return Wish::Fulfilled;
-        }
-        let node = node.map_or(0, NodeId::get);
-        self.wish(Command::Prefer(command::Prefer { group: group.0.into(), node }))
-    }
-
-    /// An operator wants somebody kept out, or let in again.
-    pub fn ban(&mut self, ban: Ban) -> Wish {
-        let used = self.directory.feature_level();
-        if used < BANS_LEVEL {
-            return Wish::Refused(BanRefusal::FeatureLevel { used }.into());
-        }
-        match self.directory.bans().check(&ban) {
-            Err(reason) => Wish::Refused(reason.into()),
-            Ok(()) if self.directory.bans().says(&ban) => Wish::Fulfilled,
-            Ok(()) => self.wish(Command::Ban(ban)),
-        }
-    }
-
     /// This process is about to end: with its renewals it asks to be drained.
     pub fn set_stops(&mut self) {
         self.stops = true;
@@ -763,120 +530,10 @@ impl Membership {
         &self.loads
     }
 
-    fn wish(&mut self, command: Command) -> Wish {
-        if self.leading.is_some() {
-            self.propose(command);
-            return Wish::Proposed;
-        }
-        match self.leader.and_then(|leader| self.directory.members().get(&leader)) {
-            Some(member) => Wish::Elsewhere { address: member.peer_address.clone() },
-            None => Wish::NoLeader,
-        }
-    }
-
     /// Whether this node leads the directory, as far as it knows.
     #[must_use]
     pub fn leads_directory(&self) -> bool {
         self.leading.is_some()
-    }
-
-    // Groups
-
-    /// The term in which this node leads a group; `None` if it does not. Who waited at the group's barrier under an earlier
-    /// leadership is not told any more: the SUBSCRIBE comes again with the resync.
-    pub fn on_group_role(&mut self, now_ns: u64, group: GroupId, term: Option<u64>) {
-        let mut barrier = Barrier::of_group(self.limits.waiters_max);
-        for (_, incarnation) in self.directory.not_lost() {
-            barrier.on_joined(incarnation);
-        }
-        let state = self.group(group);
-        if state.led.as_ref().map(|led| led.term) == term {
-            return;
-        }
-        let supply = Supply::new(barrier, 0);
-        let (receivers, leadership) = (Rounds::default(), Rounds::default());
-        state.led = term.map(|term| {
-            let (receivers_known, target) = (false, None);
-            Led { term, supply, receivers_known, receivers, leadership, target }
-        });
-        self.start_group_rounds(now_ns);
-        self.offer(now_ns);
-        self.propose_fences(now_ns);
-        self.settle(now_ns);
-    }
-
-    /// A replica here was restored at index `version`, instead of the entries before.
-    pub fn on_group_restored(&mut self, group: GroupId, version: Version, entries: impl IntoIterator<Item = Entry>) {
-        let recent_bytes_max = self.limits.recent_bytes_max;
-        let source = Source::restored(SourceId::Group(group), version, entries);
-        self.group(group).source = source.with_recent_bytes_max(recent_bytes_max);
-    }
-
-    /// The entry at index `version` changed a filter of the group; at every replica. Returns a version that holds it. Sent by
-    /// [`Membership::flush`].
-    ///
-    /// # Panics
-    /// The entries are not applied in their order.
-    pub fn set_group_interest(&mut self, group: GroupId, version: Version, filter: &Arc<str>, value: u32) -> Version {
-        self.group(group).source.set_at(version, filter, value)
-    }
-
-    /// Of the last change of a group's interest.
-    #[must_use]
-    pub fn group_version(&self, group: GroupId) -> Version {
-        self.groups.get(&group).map_or(Version(0), |group| group.source.version())
-    }
-
-    /// Waits until every node holds `version` of a group that is led here; returns whether they all do already. Otherwise
-    /// `waiter` comes back in [`Output::Released`].
-    ///
-    /// # Errors
-    /// See [`WaitError`].
-    pub fn wait_group(&mut self, group: GroupId, version: Version, waiter: u64) -> Result<bool, WaitError> {
-        let led = self.groups.get_mut(&group).and_then(|group| group.led.as_mut()).ok_or(WaitError::NotLed)?;
-        Ok(led.supply.barrier.wait(version, waiter)?)
-    }
-
-    /// By committed state of the group its fence is complete: everything of the node's incarnations below is refused, and all
-    /// their sessions are released. Say it again after a restart.
-    pub fn on_group_fenced(&mut self, group: GroupId, node: NodeId, below: Incarnation) {
-        let known = self.fenced.entry((group, node)).or_default();
-        *known = below.max(*known);
-    }
-
-    fn propose_fences(&mut self, now_ns: u64) {
-        self.fence_at_ns = now_ns + FENCE_INTERVAL_NS;
-        for group in self.led() {
-            let unfenced = (self.directory.dead_not_lost().iter())
-                .filter(|&(&incarnation, dead)| !self.is_fenced(group, dead.node, incarnation))
-                .map(|(_, dead)| dead.node);
-            for node in unfenced.collect::<BTreeSet<_>>() {
-                let below = self.directory.fences().get(&node).copied().unwrap_or_default();
-                self.outputs.push(Output::ProposeFence { group, node, below });
-            }
-        }
-    }
-
-    fn is_fenced(&self, group: GroupId, node: NodeId, incarnation: Incarnation) -> bool {
-        self.fenced.get(&(group, node)).is_some_and(|&below| incarnation < below)
-    }
-
-    /// Two questions that a new leader must ask before it may count on what it knows; see [`Barrier::of_group`] and
-    /// [`Source::next`]. The second is asked again after each `Join`.
-    fn start_group_rounds(&mut self, now_ns: u64) {
-        let as_of = self.newest_join();
-        for id in self.led() {
-            let (directory_token, group_token) = (self.token(), self.token());
-            let Some(led) = self.groups.get_mut(&id).and_then(|group| group.led.as_mut()) else { continue };
-            if !led.receivers_known && !led.receivers.is_under_way(now_ns, 0) {
-                led.receivers.begin(Round { token: directory_token, begun_ns: now_ns, as_of });
-                self.outputs.push(Output::StartDirectoryRead { token: directory_token });
-            }
-            if led.supply.as_of < as_of && !led.leadership.is_under_way(now_ns, as_of) {
-                led.leadership.begin(Round { token: group_token, begun_ns: now_ns, as_of });
-                self.outputs.push(Output::StartGroupRead { group: id, token: group_token });
-            }
-        }
     }
 
     // This node
@@ -1001,233 +658,6 @@ impl Membership {
         if let Some(leading) = &mut self.leading {
             let commands = leading.plan(now_ns, &self.directory, is_settled);
             commands.into_iter().for_each(|command| self.propose(command));
-        }
-    }
-
-    // Messages
-
-    /// The link to a node is up, or up anew, or down (`None`). What was sent over it before may be lost; what comes over the
-    /// new one comes after this call. No two links have the same id, and none is 0.
-    pub fn on_link(&mut self, now_ns: u64, peer: NodeId, link: Option<LinkId>) {
-        let closed = match link {
-            Some(link) => self.links.insert(peer, link),
-            None => self.links.remove(&peer),
-        };
-        if let Some(closed) = closed {
-            self.table.on_link_closed(closed);
-        }
-        if let Some(life) = &mut self.life {
-            life.supply.forget(peer);
-        }
-        for led in self.groups.values_mut().filter_map(|group| group.led.as_mut()) {
-            led.supply.forget(peer);
-        }
-        if link.is_some() {
-            // The other side may not have noticed, and go on where nothing arrived. Who leads which group is its to know.
-            let at_peer = |source: &SourceId| !matches!(*source, SourceId::Node(node, _) if node != peer);
-            let sources: Vec<_> = self.table.sources().filter(at_peer).collect();
-            for source in sources {
-                self.request(peer, source, self.table.have(source));
-            }
-        }
-        self.offer(now_ns);
-        self.settle(now_ns);
-    }
-
-    /// A message came from a node.
-    ///
-    /// # Errors
-    /// No node of ours sends this: close the link.
-    pub fn on_message(&mut self, now_ns: u64, peer: NodeId, message: Bytes) -> Result<(), Malformed> {
-        if let Some(body) = wire::decode(message)? {
-            self.on_body(now_ns, peer, body)?;
-            self.settle(now_ns);
-        }
-        Ok(())
-    }
-
-    fn on_body(&mut self, now_ns: u64, peer: NodeId, body: Body) -> Result<(), Malformed> {
-        match body {
-            Body::Join(join) => {
-                if join.member.as_ref().is_none_or(|member| member.node != peer.get()) {
-                    return Err(Malformed::Invalid("a registration of another node"));
-                }
-                self.propose(Command::Join(join));
-            }
-            Body::Renewal(renewal) => self.on_renewal(now_ns, peer, &renewal),
-            Body::Granted(granted) => {
-                if self.incarnation() == Some(Incarnation(granted.incarnation)) {
-                    let load = |load: &wire::Load| Some((NodeId::new(load.node)?, load.connections));
-                    self.loads = granted.loads.iter().filter_map(load).collect();
-                    self.with_holder(|holder, outputs| holder.on_granted(now_ns, granted.sequence, outputs));
-                }
-            }
-            Body::Refused(refused) => {
-                if self.incarnation() == Some(Incarnation(refused.incarnation)) {
-                    self.end();
-                }
-            }
-            Body::Offer(offer) => {
-                let source = self.source_at(peer, offer.source)?;
-                if self.table.follows(source) {
-                    self.request(peer, source, self.table.have(source));
-                }
-            }
-            Body::Request(request) => self.on_request(peer, request)?,
-            Body::Update(update) => {
-                self.source_at(peer, update.source)?;
-                let link = if peer == self.me { Some(OWN_LINK) } else { self.links.get(&peer).copied() };
-                let mut outputs = Vec::new();
-                if let Some(link) = link {
-                    self.table.on_update(link, update.try_into()?, &mut outputs);
-                }
-                self.on_table(peer, outputs);
-            }
-            Body::Confirm(confirm) => self.on_confirm(confirm)?,
-        }
-        Ok(())
-    }
-
-    /// A node has no interest but its own; a group's may come from anyone who led it.
-    fn source_at(&self, peer: NodeId, record: Option<wire::SourceRecord>) -> Result<SourceId, Malformed> {
-        match wire::source(record)? {
-            SourceId::Node(node, _) if node != peer => Err(Malformed::Invalid("the interest of another node")),
-            source => Ok(source),
-        }
-    }
-
-    fn on_renewal(&mut self, now_ns: u64, peer: NodeId, renewal: &wire::Renewal) {
-        let Some(leading) = &mut self.leading else { return };
-        let mut outputs = Vec::new();
-        leading.on_renewal(now_ns, peer, renewal, &self.directory, &mut outputs);
-        self.lead(outputs);
-        let incarnation = Incarnation(renewal.incarnation);
-        let member = self.directory.members().get(&peer).filter(|member| member.living == Some(incarnation));
-        if renewal.stops && member.is_some_and(|member| member.stops.is_none()) {
-            let drain = command::Drain { node: peer.get(), on: true, incarnation: incarnation.0 };
-            self.propose(Command::Drain(drain));
-        }
-    }
-
-    fn on_request(&mut self, peer: NodeId, request: wire::Request) -> Result<(), Malformed> {
-        let source = wire::source(request.source)?;
-        let (receiver, have) = (Incarnation(request.receiver), request.have.map(Version));
-        // Nobody else's publishes wait for what a node says to itself.
-        let budget = if peer == self.me { usize::MAX } else { self.limits.feed_bytes_per_tick };
-        if let Some((source, supply)) = self.supply(source) {
-            supply.on_request(source, peer, receiver, have, budget);
-        }
-        Ok(())
-    }
-
-    fn on_confirm(&mut self, confirm: wire::Confirm) -> Result<(), Malformed> {
-        let source = wire::source(confirm.source)?;
-        let Some((_, supply)) = self.supply(source) else { return Ok(()) };
-        let mut released = Vec::new();
-        supply.barrier.on_confirmed(Incarnation(confirm.receiver), Version(confirm.version), &mut released);
-        let group = match source {
-            SourceId::Node(..) => None,
-            SourceId::Group(group) => Some(group),
-        };
-        self.release(group, released);
-        Ok(())
-    }
-
-    /// What this node sends to others of a source, if it does.
-    fn supply(&mut self, source: SourceId) -> Option<(&Source, &mut Supply)> {
-        match source {
-            SourceId::Group(group) => {
-                let Group { source, led } = self.groups.get_mut(&group)?;
-                Some((source, &mut led.as_mut()?.supply))
-            }
-            SourceId::Node(node, incarnation) => {
-                let life = self.life.as_mut()?;
-                (node == self.me && incarnation == life.incarnation).then_some((&life.source, &mut life.supply))
-            }
-        }
-    }
-
-    fn request(&mut self, peer: NodeId, source: SourceId, have: Option<Version>) {
-        if let Some(receiver) = self.incarnation() {
-            let have = have.map(|version| version.0);
-            let source = Some(source.into());
-            self.send(peer, Body::Request(wire::Request { source, have, receiver: receiver.0 }));
-        }
-    }
-
-    fn on_table(&mut self, peer: NodeId, outputs: Vec<TableOutput>) {
-        for output in outputs {
-            match output {
-                TableOutput::Change { source, filter, old, new } => {
-                    self.outputs.push(Output::Interest { source, filter, old, new });
-                }
-                TableOutput::Ask { source, have } => self.request(peer, source, have),
-                TableOutput::Confirm { source, version } => {
-                    if let Some(receiver) = self.incarnation() {
-                        let source = Some(source.into());
-                        let confirm = wire::Confirm { source, version: version.0, receiver: receiver.0 };
-                        self.send(peer, Body::Confirm(confirm));
-                    }
-                }
-            }
-        }
-    }
-
-    /// To who lives and does not ask.
-    fn offer(&mut self, now_ns: u64) {
-        let reached = |&(node, _): &(NodeId, Incarnation)| node == self.me || self.links.contains_key(&node);
-        let there: Vec<_> = self.directory.living().filter(reached).collect();
-        let others: Vec<_> = there.iter().copied().filter(|&(node, _)| node != self.me).collect();
-        let mut offers = Vec::new();
-        if let Some(life) = &mut self.life {
-            let source = SourceId::Node(self.me, life.incarnation);
-            offers.extend(life.supply.offers(now_ns, &others).into_iter().map(|peer| (peer, source)));
-        }
-        for (&id, group) in &mut self.groups {
-            if let Some(led) = &mut group.led {
-                let source = SourceId::Group(id);
-                offers.extend(led.supply.offers(now_ns, &there).into_iter().map(|peer| (peer, source)));
-            }
-        }
-        for (peer, source) in offers {
-            self.send(peer, Body::Offer(wire::Offer { source: Some(source.into()) }));
-        }
-    }
-
-    fn send(&mut self, to: NodeId, body: Body) {
-        if to == self.me {
-            self.loopback.push_back(body);
-        } else if self.links.contains_key(&to) {
-            self.outputs.push(Output::Send { to, message: wire::encode(body) });
-        }
-    }
-
-    /// The end of every input: what this node said to itself is heard, what changed is sent.
-    fn settle(&mut self, now_ns: u64) {
-        loop {
-            while let Some(body) = self.loopback.pop_front() {
-                self.on_body(now_ns, self.me, body).expect("what this program says is not malformed");
-            }
-            self.pump();
-            if self.loopback.is_empty() {
-                break;
-            }
-        }
-        self.complete_interest(now_ns);
-    }
-
-    fn pump(&mut self) {
-        let mut updates = Vec::new();
-        if let Some(life) = &mut self.life {
-            updates.extend(life.supply.next(&life.source, &self.limits));
-        }
-        for group in self.groups.values_mut() {
-            if let Some(led) = &mut group.led {
-                updates.extend(led.supply.next(&group.source, &self.limits));
-            }
-        }
-        for (peer, update) in updates {
-            self.send(peer, Body::Update(update.into()));
         }
     }
 

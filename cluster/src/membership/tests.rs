@@ -1,7 +1,11 @@
 //! Scripts of a few nodes over a log and links that do what the script says.
 
+use std::collections::BTreeSet;
+
+use super::wire::Malformed;
 use super::*;
 use crate::directory::Placement;
+use crate::directory::bans::{BANS_LEVEL, BanRefusal};
 use crate::directory::command::Form;
 use crate::interest::{Content, Update};
 
