@@ -1,26 +1,22 @@
 //! Applies what was committed, and carries the effects out: the one thread on which groups change.
 
+mod effects;
 #[cfg(any(test, feature = "simulation"))]
 mod inspect;
 mod levels;
+mod routing;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock, PoisonError, Weak, mpsc};
+use std::sync::{Arc, OnceLock, Weak, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, unbounded};
-use kentongan_cluster::lane::{Batch, LaneId, Verdict};
 use kentongan_cluster::state::StateReader;
-use kentongan_cluster::{Configuration, GroupId, Incarnation, NodeId, StateMachine, Write};
-use kentongan_proto::mqtt::codec::AckKind;
-use kentongan_proto::mqtt::{QoS, ReasonCode};
+use kentongan_cluster::{Configuration, GroupId, NodeId, StateMachine, Write};
+use kentongan_proto::mqtt::ReasonCode;
 
-use prost::Message as _;
-
-use super::backup::HOLD_MAX;
-use super::incoming::{OUTBOXES, find_share, for_member, share_parts};
 use super::member::Member;
 use super::outboxes::Outboxes;
 use super::pushes::Pushes;
@@ -30,27 +26,17 @@ use crate::connection_key::ConnectionKey;
 use crate::ending::Ending;
 use crate::later;
 use crate::message::Message;
-use crate::metrics::{ArbiterCounters, DropReason, PublishRefusal};
-use crate::peers::PeerFull;
-use crate::peers::wire::{self, EventKind, Forwarded, Messages, NodeMessage, OutboxAnswered, Propose, Resync};
-use crate::plants::{Plant, is_planted};
-use crate::replicated::command::{self, Command, LaneBatch, LaneMessage, MessageRecord, Owner};
-use crate::replicated::effect::{Drop, Effect, FilterOutcome, OpenedSession};
+use crate::metrics::ArbiterCounters;
+use crate::peers::wire::{EventKind, Forwarded, OutboxAnswered, Resync};
+use crate::replicated::command::{self, Command, Owner};
+use crate::replicated::effect::Effect;
 use crate::replicated::rows::GroupRows;
-use crate::replicated::state::{GroupConfig, GroupState, OUTBOX_LANE, OutboxEntry, PickTarget};
+use crate::replicated::state::{GroupConfig, GroupState, OUTBOX_LANE};
 use crate::replicated::submitter::{Asker, OutboxTarget, Query};
-use crate::replicated::{
-    ClaimRequest, DeliverPersistent, LaneAnswer, Opened, RetainedCursor, RetainedPage, SubscribeOutcome,
-    SubscribedPersistent, UnsubscribedPersistent,
-};
+use crate::replicated::{ClaimRequest, LaneAnswer, Opened, RetainedCursor, RetainedPage};
 use crate::router::cluster::Leader;
-use crate::router::node_lanes::PeerProcess;
-use crate::router::share_settling::ShareOrigin;
 use crate::router::{Event, Shared};
 use crate::session::outbound::Backlog;
-use crate::subscription::{
-    Matched, PassedOver, PickStrategy, ShareGroup, ShareMember, ShareTarget, Target, topic_hash,
-};
 
 /// Retained messages of one page.
 const PAGE_MESSAGES_MAX: usize = 256;
@@ -338,146 +324,6 @@ impl Machine {
         }
     }
 
-    fn carry_out(&mut self, group: u16, effects: Vec<Effect>) {
-        let shared = self.shared();
-        for effect in effects {
-            self.carry_out_one(&shared, group, effect);
-        }
-    }
-
-    fn carry_out_one(&mut self, shared: &Shared, group: u16, effect: Effect) {
-        match effect {
-            Effect::Opened(opened) => self.opened(shared, group, opened),
-            Effect::Refused { owner, reason } => {
-                let connection = connection_of(owner);
-                self.push_to(shared, group, owner, Event::Refused { connection, reason });
-            }
-            Effect::Close { owner, client_id, epoch } => {
-                let connection = connection_of(owner);
-                self.push_to(shared, group, owner, Event::Close { connection, group, client_id, epoch });
-            }
-            Effect::Session { client_id, identity, exists } => {
-                shared.registry.set_persistent(&client_id, &identity, exists);
-            }
-            Effect::Unrouted { client_id, exists } => shared.registry.set_unrouted(&client_id, exists),
-            Effect::Subscribed { owner, epoch, packet_id, ticket, outcomes } => {
-                let connection = connection_of(owner);
-                let outcomes = outcomes.into_iter().map(outcome).collect();
-                let subscribed = SubscribedPersistent { connection, epoch, packet_id, ticket, outcomes };
-                let event = Event::Subscribed(subscribed);
-                match &self.member {
-                    None => self.push_to(shared, group, owner, event),
-                    Some(_) => self.await_subscribed(group, owner, event),
-                }
-            }
-            Effect::Unsubscribed { owner, epoch, packet_id, ticket, outcomes } => {
-                let connection = connection_of(owner);
-                let unsubscribed = UnsubscribedPersistent { connection, epoch, packet_id, ticket, outcomes };
-                let event = Event::Unsubscribed(unsubscribed);
-                match &self.member {
-                    None => self.push_to(shared, group, owner, event),
-                    // Behind the SUBACK that may wait: the owner would enter what it has just left, and a SUBSCRIBE that is
-                    // proposed again because it has no answer would undo the UNSUBSCRIBE.
-                    Some(_) => self.await_subscribed(group, owner, event),
-                }
-            }
-            Effect::Interest { filter, wanted: true } => shared.index.subscribe(&filter, Target::Group(group)),
-            Effect::Interest { filter, wanted: false } => {
-                shared.index.unsubscribe(&filter, Target::Group(group));
-            }
-            Effect::ShareInterest { share, joined } => share_interest(shared, group, &share, joined),
-            Effect::ShareOnline { share, online } => {
-                if let Some(share) = find_share(shared, &share) {
-                    share.set_sessions_online(group, online);
-                }
-            }
-            Effect::ShareInFlight { share, least } => {
-                if let Some(share) = find_share(shared, &share) {
-                    share.set_sessions_in_flight(group, least);
-                }
-                if self.member.is_some() {
-                    self.loads.note(group, share, least);
-                }
-            }
-            Effect::Deliver(delivery) => {
-                let owner = delivery.owner;
-                let connection = connection_of(owner);
-                let now_ms = shared.now_ms();
-                let delivery = DeliverPersistent {
-                    connection,
-                    epoch: delivery.epoch,
-                    packet_id: delivery.packet_id,
-                    qos: delivery.qos,
-                    dup: delivery.dup,
-                    retain: delivery.retain,
-                    subscription_identifiers: delivery.identifiers,
-                    message: delivery.message,
-                    expires_at_ms: delivery.expiry_left_ms.map(|left| now_ms + left),
-                };
-                self.deliver(shared, group, owner, delivery);
-            }
-            Effect::Acknowledge { owner, epoch, kind, packet_id, reason } => {
-                let connection = connection_of(owner);
-                if kind == AckKind::PubRec && reason.is_error() {
-                    self.counters.publishes_refused.inc(reason.into());
-                }
-                let event = Event::Acknowledge { connection, epoch, kind, packet_id, reason };
-                self.push_to(shared, group, owner, event);
-            }
-            Effect::LaneAnswered { node, lane, number, refused } => {
-                self.lane_answered(shared, group, node, lane, number, refused)
-            }
-            Effect::Route { position } => self.unrouted.entry(group).or_default().push_back(position),
-            Effect::Picked { position } => self.outboxes.on_picked(group, position),
-            Effect::RetainedTaken { owner, epoch, read, queued } => {
-                let connection = connection_of(owner);
-                self.push_to(shared, group, owner, Event::RetainedTaken { connection, epoch, read, queued });
-            }
-            Effect::Fenced { node, below, more } => self.was_fenced(shared, group, node, below, more),
-            Effect::Dropped { reason, count } => {
-                let reason = match reason {
-                    Drop::QueueMessages => DropReason::QueueMessages,
-                    Drop::QueueBytes => DropReason::QueueBytes,
-                    Drop::Expired => DropReason::Expired,
-                    Drop::SessionEnded => DropReason::SessionEnded,
-                    Drop::NoMember => DropReason::NoSharedMember,
-                    Drop::Delayed => DropReason::Delayed,
-                };
-                self.counters.messages_dropped.add(reason, count);
-            }
-            Effect::RetainedNotKept => self.counters.retained_not_kept.inc(),
-            Effect::WillPublished => self.counters.wills_published.inc(),
-            Effect::SessionExpired => self.counters.sessions_expired.inc(),
-        }
-    }
-
-    /// Consecutive deliveries for an arbiter travel as one event.
-    fn deliver(&mut self, shared: &Shared, group: u16, owner: Owner, delivery: DeliverPersistent) {
-        let arbiter = delivery.connection.arbiter();
-        if shared.cluster.is_some() {
-            return self.push_to(shared, group, owner, Event::Deliver(vec![delivery]));
-        }
-        match self.events.get_mut(usize::from(arbiter)).and_then(|events| events.last_mut()) {
-            Some(Event::Deliver(deliveries)) => deliveries.push(delivery),
-            _ => self.push(arbiter, Event::Deliver(vec![delivery])),
-        }
-    }
-
-    fn was_fenced(&mut self, shared: &Shared, group: u16, node: u64, below: u64, more: bool) {
-        if more {
-            let fence = command::Fence { below, sessions_max: FENCE_SESSIONS_MAX, node };
-            shared.submitter.propose(group, Command::Fence(fence));
-            return;
-        }
-        self.unfenced = self.unfenced.saturating_sub(1);
-        if self.unfenced == 0
-            && let Some(fenced) = self.fenced.take()
-        {
-            // Start-up may have given up waiting.
-            let _ = fenced.send(());
-        }
-    }
-
     // Where the owner is.
 
     /// To the arbiter that serves a session, here or elsewhere, unless it has still to say what it has: then it will be
@@ -569,197 +415,6 @@ impl Machine {
         );
     }
 
-    fn opened(&mut self, shared: &Shared, group: u16, opened: OpenedSession) {
-        let owner = opened.owner;
-        let connection = connection_of(owner);
-        let subscriptions = opened.subscriptions.into_iter().map(outcome).collect();
-        let opened = Opened {
-            connection,
-            client_id: opened.client_id,
-            epoch: opened.epoch,
-            group: opened.persistent.then_some(group),
-            session_present: opened.session_present,
-            subscriptions,
-            received: opened.received,
-        };
-        self.push_to(shared, group, owner, opened.into());
-    }
-
-    // Outboxes.
-
-    /// Routes what may be routed. What was matched counts only under a lease that is looked at afterwards: without one the
-    /// index may lack a subscription that was acknowledged elsewhere.
-    fn route_outboxes(&mut self, shared: &Shared) {
-        for origin in self.unrouted.keys().copied().collect::<Vec<_>>() {
-            while let Some(position) = self.unrouted.get_mut(&origin).and_then(VecDeque::pop_front) {
-                // What was picked for a node that is fenced by now stands elsewhere.
-                let entry = self.groups.get(&origin).and_then(|state| state.outbox_entry(position)).cloned();
-                let Some(entry) = entry else {
-                    continue;
-                };
-                let targets = self.targets(shared, origin, &entry);
-                if let Some(cluster) = &shared.cluster
-                    && !cluster.may_acknowledge()
-                {
-                    self.unrouted.entry(origin).or_default().push_front(position);
-                    return;
-                }
-                // The files that say who may what are each node's own, so whoever leads asks its own, and no state says it.
-                let is_refused = entry.will_of.as_ref().is_some_and(|identity| {
-                    let client_id = &entry.message.publisher;
-                    !shared.authority.may_will_be_published(identity, client_id, entry.is_granted, &entry.message)
-                });
-                if is_refused {
-                    self.counters.publishes_refused.inc(PublishRefusal::NotAuthorized);
-                    self.outboxes.begin(origin, position, 0, None);
-                    continue;
-                }
-                self.route(shared, origin, position, &entry.message, targets);
-            }
-            self.unrouted.remove(&origin);
-        }
-    }
-
-    fn targets(&self, shared: &Shared, origin: u16, entry: &OutboxEntry) -> Targets {
-        let message = &entry.message;
-        let mut targets = Targets::default();
-        match (&entry.share, entry.pick) {
-            (Some(name), Some(pick)) => self.to_picked(shared, origin, name, pick, &mut targets),
-            (Some(name), None) => match find_share(shared, name) {
-                Some(group) => self.pick(shared, origin, entry, &group, &mut targets),
-                None => targets.unserved += 1,
-            },
-            (None, _) => {
-                let mut matched = Matched::default();
-                shared.index.matches(&message.topic, topic_hash(&message.topic), &mut matched);
-                targets.arbiters.extend(matched.arbiters.iter());
-                targets.nodes.extend(matched.nodes_for(message.qos));
-                if message.qos != QoS::AtMostOnce {
-                    for &group in &matched.groups {
-                        targets.groups.entry(group).or_default().match_subscriptions = true;
-                    }
-                }
-                for group in matched.shares.iter().filter(|_| !entry.picked) {
-                    self.pick(shared, origin, entry, group, &mut targets);
-                }
-                if message.retain {
-                    let group = shared.submitter.slots().group_of(&message.topic);
-                    targets.groups.entry(group).or_default().store_retained = true;
-                }
-            }
-        }
-        let local = on_process_clock(message, &self.groups[&origin], shared.now_ms());
-        for lane_message in targets.groups.values_mut() {
-            lane_message.message = Some(MessageRecord::from_message(&local, 0));
-        }
-        targets
-    }
-
-    /// Who is to get a message of a shared subscription, which is committed before it is sent.
-    fn pick(&self, shared: &Shared, origin: u16, entry: &OutboxEntry, share: &ShareGroup, targets: &mut Targets) {
-        let message = &entry.message;
-        let strategy: PickStrategy = shared.settings.shared.strategy.into();
-        let publisher = strategy.publisher_hash(&message.publisher);
-        let topic = strategy.topic_hash(&message.topic, topic_hash(&message.topic));
-        let online_only = message.qos == QoS::AtMostOnce;
-        let nodes = shared.cluster.as_ref().map(|cluster| &cluster.nodes);
-        let passed_over = match (entry.passed_over, nodes) {
-            (Some((node, incarnation)), Some(nodes)) => {
-                PassedOver::Node(nodes.number(PeerProcess { node, incarnation }))
-            }
-            _ => PassedOver::Nobody,
-        };
-        // The index knows the dead until they are lost.
-        let state = &self.groups[&origin];
-        let process = |number: u16| nodes.and_then(|nodes| nodes.get(number));
-        let is_dead = |number: u16| process(number).is_some_and(|of| state.is_fenced(of.node, of.incarnation));
-        let target = match share.pick_living(strategy, publisher, topic, passed_over, online_only, &is_dead) {
-            Some(ShareTarget::Connection { .. }) => Some(own_process(shared)),
-            Some(ShareTarget::Session { group }) => Some(PickTarget::Group(group)),
-            Some(ShareTarget::Node { node }) => {
-                process(node).map(|PeerProcess { node, incarnation }| PickTarget::Node { node, incarnation })
-            }
-            None => None,
-        };
-        match target {
-            Some(target) => {
-                let share = share.subscription_name().to_owned();
-                targets.picks.push(command::Pick { share, target: Some(target.record()) });
-            }
-            None => targets.unserved += 1,
-        }
-    }
-
-    /// To whom was picked.
-    fn to_picked(&self, shared: &Shared, origin: u16, share: &Arc<str>, pick: PickTarget, targets: &mut Targets) {
-        let (node, incarnation) = match pick {
-            PickTarget::Group(group) => {
-                targets.groups.entry(group).or_default().shares.push(share.to_string());
-                return;
-            }
-            pick if pick == own_process(shared) => {
-                targets.member_here = Some(Arc::clone(share));
-                return;
-            }
-            PickTarget::Node { node, incarnation } => (node, incarnation),
-        };
-        let Some(cluster) = &shared.cluster else {
-            return;
-        };
-        // Nobody would answer for one that is lost. What was picked for it is for others when the fence is applied here.
-        if node != cluster.node
-            && !self.groups[&origin].is_fenced(node, incarnation)
-            && self.member.as_ref().is_some_and(|member| member.is_not_lost(node, incarnation))
-        {
-            targets.share = Some(Arc::clone(share));
-            targets.nodes.insert(cluster.nodes.number(PeerProcess { node, incarnation }));
-        }
-    }
-
-    fn route(&mut self, shared: &Shared, origin: u16, position: u64, message: &Arc<Message>, targets: Targets) {
-        let local = on_process_clock(message, &self.groups[&origin], shared.now_ms());
-        if targets.unserved > 0 {
-            self.counters.messages_dropped.add(DropReason::NoSharedMember, targets.unserved);
-        }
-        if message.retain {
-            shared.retained_possible.store(true, Ordering::Relaxed);
-        }
-        let is_for_here = !targets.arbiters.is_empty() || targets.member_here.is_some();
-        if is_for_here && is_first_time(shared, origin, position) {
-            for arbiter in targets.arbiters {
-                self.push(arbiter, Event::Route { message: Arc::clone(&local), weight: 0 });
-            }
-            if let (Some(share), Some(origin)) = (&targets.member_here, ShareOrigin::outbox(origin, position)) {
-                let (arbiter, event) = for_member(shared, &local, share, origin, 0);
-                self.push(arbiter, event);
-            }
-        }
-        if is_planted(Plant::LoseOutbox) {
-            shared.submitter.propose(origin, Command::Routed(command::Routed { positions: vec![position] }));
-        }
-        let lanes = targets.groups.len() + targets.nodes.len();
-        let picks = targets.picks;
-        let picked = (!picks.is_empty()).then_some(command::PickedEntry { position, picks, routed: lanes == 0 });
-        self.outboxes.begin(origin, position, lanes, picked);
-        for (target, mut lane_message) in targets.groups {
-            self.outboxes.push(origin, OutboxTarget::Group(target), position, |number, out| {
-                lane_message.number = number;
-                command::encode_lane_message(&lane_message, out);
-            });
-        }
-        let direct = targets.share.is_none();
-        let shares: Vec<_> = targets.share.iter().map(|share| share.to_string()).collect();
-        for node in targets.nodes {
-            let message = Some(MessageRecord::from_message(&local, 0));
-            let shares = shares.clone();
-            self.outboxes.push(origin, OutboxTarget::Node(node), position, |number, out| {
-                let item = NodeMessage { number, message, direct, shares, ..NodeMessage::default() };
-                // Cannot fail: a `BytesMut` grows.
-                let _ = item.encode_length_delimited(out);
-            });
-        }
-    }
-
     fn lane_answered(
         &mut self,
         shared: &Shared,
@@ -786,97 +441,6 @@ impl Machine {
             let answered = OutboxAnswered { origin: u32::from(origin), group: u32::from(group), number };
             // Whoever hears no answer sends again.
             let _ = cluster.peers.forward(leader.node, Forwarded::OutboxAnswered(answered));
-        }
-    }
-
-    fn hold_outboxes(&mut self, token: Weak<()>, answer: &Sender<u64>) {
-        if let Some(shared) = self.shared.get() {
-            self.outboxes_held = Some((token, shared.now_ms() + HOLD_MAX.as_millis() as u64));
-            // An asker that is gone holds nothing.
-            let _ = answer.send(shared.incarnation());
-        }
-    }
-
-    fn holds_outboxes(&mut self, now_ms: u64) -> bool {
-        let holds = |(token, until_ms): &(Weak<()>, u64)| token.strong_count() > 0 && now_ms < *until_ms;
-        if !self.outboxes_held.as_ref().is_some_and(holds) {
-            self.outboxes_held = None;
-        }
-        self.outboxes_held.is_some()
-    }
-
-    /// Sends and proposes what routing led to.
-    fn submit(&mut self, shared: &Shared) {
-        self.route_outboxes(shared);
-        let holds = self.holds_outboxes(shared.now_ms());
-        // What is picked may take the place of what it was picked for.
-        let picked = if holds { BTreeMap::new() } else { self.outboxes.take_picked() };
-        for (group, picked) in picked {
-            for entries in picked.chunks(PICKED_ENTRIES_MAX) {
-                shared.submitter.propose(group, Command::Picked(command::Picked { entries: entries.to_vec() }));
-            }
-        }
-        for (origin, target) in self.outboxes.take_touched() {
-            while let Some(batch) = self.outboxes.next_batch(origin, target) {
-                if self.send_batch(shared, origin, target, batch).is_err() {
-                    self.outboxes.hold(origin, target);
-                    break;
-                }
-            }
-        }
-        if holds {
-            return;
-        }
-        for (group, mut positions) in self.outboxes.take_routed() {
-            // Some are settled already.
-            let state = self.groups.get(&group);
-            positions.retain(|&position| state.is_some_and(|state| state.outbox_entry(position).is_some()));
-            if !positions.is_empty() {
-                shared.submitter.propose(group, Command::Routed(command::Routed { positions }));
-            }
-        }
-    }
-
-    fn send_batch(&self, shared: &Shared, origin: u16, target: OutboxTarget, batch: Batch) -> Result<(), PeerFull> {
-        match target {
-            OutboxTarget::Group(group) => {
-                // An outbox outlives every incarnation.
-                let lane = OUTBOX_LANE | u64::from(origin);
-                let incarnation = u64::MAX;
-                let (previous, clock_ms) = (batch.previous, shared.now_ms());
-                let head = LaneBatch { lane, incarnation, previous, clock_ms, ..LaneBatch::default() };
-                let command = command::encode_lane(&head, &batch.payload);
-                let leader = shared.cluster.as_ref().map(|cluster| (cluster, cluster.leaders.get(group)));
-                match leader {
-                    None => shared.submitter.propose_encoded(group, command),
-                    Some((cluster, Some(leader))) if leader.node == cluster.node => {
-                        shared.submitter.propose_encoded(group, command);
-                    }
-                    Some((cluster, Some(leader))) => {
-                        let propose = Propose { group: u32::from(group), command };
-                        return cluster.peers.forward(leader.node, Forwarded::Propose(propose));
-                    }
-                    Some((_, None)) => return Err(PeerFull),
-                }
-                Ok(())
-            }
-            OutboxTarget::Node(node) => {
-                let cluster = shared.cluster.as_ref().ok_or(PeerFull)?;
-                let process = cluster.nodes.get(node).ok_or(PeerFull)?;
-                let messages = Messages {
-                    lane: wire::OUTBOX_LANE | u32::from(origin),
-                    incarnation: wire::OUTBOX_INCARNATION,
-                    target_incarnation: process.incarnation,
-                    previous: batch.previous,
-                    last: batch.last,
-                    items: batch.items,
-                    round: batch.round,
-                    payload: batch.payload,
-                    patient: false,
-                    clock_ms: shared.now_ms(),
-                };
-                cluster.peers.forward(process.node, Forwarded::Messages(messages))
-            }
         }
     }
 
@@ -1195,40 +759,6 @@ impl StateMachine for Machine {
     }
 }
 
-/// Whom an entry of an outbox goes to.
-#[derive(Debug, Default)]
-struct Targets {
-    arbiters: Vec<u16>,
-    /// `$share/NAME/FILTER`, for a member here.
-    member_here: Option<Arc<str>>,
-    nodes: BTreeSet<u16>,
-    /// For a member at the node; else it is for all there who subscribe.
-    share: Option<Arc<str>>,
-    groups: BTreeMap<u16, LaneMessage>,
-    /// Who is to get it of shared subscriptions.
-    picks: Vec<command::Pick>,
-    /// Shared subscriptions that nobody could take it for.
-    unserved: u64,
-}
-
-/// This start of this node, as one that can be picked.
-fn own_process(shared: &Shared) -> PickTarget {
-    let node = shared.cluster.as_ref().map_or(0, |cluster| cluster.node);
-    PickTarget::Node { node, incarnation: shared.incarnation() }
-}
-
-/// Whether the clients here have not had it from whoever led the group before.
-fn is_first_time(shared: &Shared, origin: u16, position: u64) -> bool {
-    let Some(cluster) = &shared.cluster else {
-        return true;
-    };
-    let lane = LaneId(wire::OUTBOX_LANE | u32::from(origin));
-    let batch = Batch { previous: 0, last: position, items: 1, round: 0, payload: Bytes::new() };
-    let mut incoming = cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner);
-    let verdict = incoming.on_batch(OUTBOXES, Incarnation(wire::OUTBOX_INCARNATION), lane, &batch);
-    matches!(verdict, Verdict::Apply { .. })
-}
-
 /// Whether a node has a replica of a group, by the directory.
 fn keeps(member: Option<&Member>) -> impl Fn(u16, u64) -> bool {
     move |group, node| {
@@ -1239,24 +769,6 @@ fn keeps(member: Option<&Member>) -> impl Fn(u16, u64) -> bool {
 
 fn connection_of(owner: Owner) -> ConnectionKey {
     ConnectionKey::from_raw(owner.connection)
-}
-
-fn outcome(outcome: FilterOutcome) -> SubscribeOutcome {
-    let FilterOutcome { filter, reason, options, identifier, read } = outcome;
-    SubscribeOutcome { filter, reason, options, identifier, read }
-}
-
-fn share_interest(shared: &Shared, group: u16, share: &str, joined: bool) {
-    let Some((name, filter)) = share_parts(share) else {
-        return;
-    };
-    let target = ShareTarget::Session { group };
-    if joined {
-        let member = ShareMember { target, client_id_hash: u64::from(group), node: 0, qos0_only: false };
-        shared.index.join_share(name, filter, member);
-    } else {
-        shared.index.leave_share(name, filter, &target);
-    }
 }
 
 /// The message with its expiry moved from its group's clock to that of the process.
