@@ -35,6 +35,7 @@ pub use chain::{Credential, Identified, PasswordOutcome, Progress, Question, Ver
 pub use password_file::{FileError, MosquittoForm, PasswordFile, StoredPassword, check_user_name};
 pub use policy::Policy;
 pub use rights::{Rights, Subject};
+pub(crate) use rights::{is_dangerous, with_names};
 
 /// Who wants to do something.
 #[derive(Debug, Clone, Copy)]

@@ -11,6 +11,7 @@ use super::address::{FileMode, ListenAddress};
 use super::schema::{choices, settings};
 use super::secret::Secret;
 use crate::connection::networks::Network;
+use crate::mount::MountPoint;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -124,6 +125,10 @@ settings! {
         pub publish_rate_max: u32 = 0 => reloaded,
         /// The same for their bytes.
         pub publish_bytes_rate_max: u64 = 0 => reloaded,
+        /// What stands in front of every topic of the clients of this listener, within the broker: they do not see it, and nothing
+        /// that is not below it. It ends with `/`; `%u` stands for the user, `%c` for the Client Identifier, at most one of
+        /// them in a level. Unset: nothing.
+        pub mount_point: Option<MountPoint> = None => reloaded,
         /// Whether clients of this listener may connect without a user name. Unset: as at the top of the file.
         pub allow_anonymous: Option<bool> = None => reloaded,
         /// How clients of this listener show who they are: methods in the order in which they are asked. One that

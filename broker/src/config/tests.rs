@@ -289,6 +289,7 @@ fn what_is_no_origin_path_or_network_is_refused() {
     for (more, expected) in [
         ("proxy_protocol_from = [\"10.0.0.0/99\"]\n", "neither an address nor a network"),
         ("proxy_protocol_identity = true\n", "means nothing without `proxy_protocol_from`"),
+        ("mount_point = \"tenant\"\n", "\"tenant\" is no mount point: it must end with \"/\""),
         ("[listener.websocket]\npath = \"mqtt\"\n", "k.toml:4: `listener[0].websocket.path`"),
         ("[listener.websocket]\norigins = [\"https://a.example/x\"]\n", "k.toml:4: `listener[0].websocket.origins`"),
         ("[listener.websocket]\norigins = [\"*\"]\n", "must be an origin such as https://example.org"),

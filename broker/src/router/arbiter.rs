@@ -225,6 +225,7 @@ impl ArbiterState {
             session: None,
             pending: None,
             listener,
+            mount: None,
             origin: peer.into(),
         });
         let key = ConnectionKey::new(self.id, index as u32, generation);

@@ -104,6 +104,8 @@ pub struct Publication<'a> {
     pub publisher_id: Option<&'a Arc<str>>,
     /// Who has it for one member of a shared subscription here, and waits for what becomes of it.
     pub origin: Option<ShareOrigin>,
+    /// Members of a shared subscription that it was for and who may not read it.
+    pub passed_on: u8,
     /// The same as something to keep, made when first asked for.
     pub message: Option<Arc<Message>>,
 }
@@ -188,7 +190,17 @@ impl ArbiterState {
             }
             Err(error) => return self.fail(key, &error),
         }
-        if let Some(refusal) = self.refusal(key, topic, publish, payload.as_slice()) {
+        let mut whole = None;
+        let mut unreachable = None;
+        if let Some(mount) = &self.clients[key.index()].mount {
+            let response_topic = publish.properties.to_owned().response_topic;
+            match mount.whole_publish(topic, response_topic.as_deref()) {
+                Ok(topics) => whole = Some(topics),
+                Err(error) => unreachable = Some(error.refusal()),
+            }
+        }
+        let topic = whole.as_ref().map_or(topic, |whole| &whole.topic);
+        if let Some(refusal) = unreachable.or_else(|| self.refusal(key, topic, publish, payload.as_slice())) {
             let reason = refusal.reason;
             self.counters.publishes_refused.inc(reason.into());
             if self.refusal_lines.admits(self.now_seconds()) {
@@ -201,7 +213,10 @@ impl ArbiterState {
             }
             return self.answer_publish(key, publish.delivery, refusal.into());
         }
-        let properties = (!publish.properties.is_empty()).then(|| publish.properties.to_owned());
+        let mut properties = (!publish.properties.is_empty()).then(|| publish.properties.to_owned());
+        if let (Some(properties), Some(whole)) = (&mut properties, &whole) {
+            properties.response_topic.clone_from(&whole.response_topic);
+        }
         let expires_at_ms = properties
             .as_ref()
             .and_then(|properties| properties.message_expiry_interval)
@@ -220,6 +235,7 @@ impl ArbiterState {
             publisher: Some(key),
             publisher_id: Some(&client_id),
             origin: None,
+            passed_on: 0,
             message: None,
         };
         self.accept(key, publish.delivery, &mut publication);
@@ -446,6 +462,7 @@ impl ArbiterState {
             publisher: None,
             publisher_id: Some(client_id),
             origin: None,
+            passed_on: 0,
             message: None,
         };
         // Nobody waits for it: what the groups answer is for no connection.
@@ -472,6 +489,7 @@ impl ArbiterState {
             publisher: None,
             publisher_id: Some(&message.publisher),
             origin: None,
+            passed_on: 0,
             message: Some(Arc::clone(message)),
         }
     }
@@ -580,11 +598,7 @@ impl ArbiterState {
                 if member.arbiter() == self.id {
                     self.deliver_to_member(publication, member, share);
                 } else {
-                    let by_publisher = strategy == PickStrategy::HashClient;
-                    let publisher = publication.publisher_id.filter(|_| by_publisher).cloned();
-                    self.batches[usize::from(member.arbiter())]
-                        .push(publication, Addressee::Member(member, Arc::clone(share), publisher));
-                    self.schedule_flush();
+                    self.hand_to_arbiter_of(member, publication, share);
                 }
                 true
             }
@@ -604,6 +618,20 @@ impl ArbiterState {
                 false
             }
         }
+    }
+
+    /// A message for a member whose connection is another arbiter's.
+    pub(super) fn hand_to_arbiter_of(
+        &mut self,
+        member: ConnectionKey,
+        publication: &mut Publication<'_>,
+        share: &Arc<ShareGroup>,
+    ) {
+        let by_publisher = PickStrategy::from(self.shared.settings.shared.strategy) == PickStrategy::HashClient;
+        let publisher = publication.publisher_id.filter(|_| by_publisher).cloned();
+        let addressee = Addressee::Member(member, Arc::clone(share), publisher);
+        self.batches[usize::from(member.arbiter())].push(publication, addressee);
+        self.schedule_flush();
     }
 
     /// A message found no member: whoever answers for it picks again, or it is gone.
