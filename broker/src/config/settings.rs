@@ -107,6 +107,11 @@ settings! {
         /// Connections at a time on this listener; one more is closed at once. 0 means no bound but that of the
         /// process.
         pub connections_max: u32 = 0 => reloaded,
+        /// New connections a second that this listener accepts, in place of `limits.connect_rate_per_second`; others wait in its
+        /// backlog. 0 means no bound. Unset: that of `[limits]`.
+        pub connect_rate_per_second: Option<u32> = None => reloaded,
+        /// The same of one address, in place of `limits.connect_rate_per_address`; more are closed at once.
+        pub connect_rate_per_address: Option<u32> = None => reloaded,
         /// The shortest Keep Alive. MQTT 5 clients that ask for less are told this one (Server Keep Alive); older
         /// clients are simply given that long.
         pub keep_alive_seconds_min: u16 = 0 => reloaded,
@@ -415,9 +420,9 @@ settings! {
         pub descriptors_reserve: u32 = 64,
         /// New connections a second that a listener accepts; others wait in its backlog. 0 means no bound.
         pub connect_rate_per_second: u32 = 0 => reloaded,
-        /// New connections a second from one IPv4 address or one IPv6 network of 64 bits, on each listener; more are
-        /// closed at once. 0 means no bound.
-        pub connect_rate_per_address: u32 = 0,
+        /// New connections a second from one IPv4 address or one IPv6 network of 64 bits, on each listener, unless it says
+        /// otherwise for itself; more are closed at once. 0 means no bound.
+        pub connect_rate_per_address: u32 = 0 => reloaded,
         /// How often connections may take one Client Identifier from each other within `flap_window_seconds` before it
         /// is banned (0x8A). 0 means as often as they like.
         pub flap_takeovers_max: u32 = 20,

@@ -408,6 +408,42 @@ fn a_flood_of_connections_from_one_address_is_cut_off() {
     });
 }
 
+/// A listener's own rates come before those of all, also ones that come while it is open.
+///
+/// Abuse: [connect-flood]
+#[test]
+fn a_listener_has_rates_of_connecting_of_its_own() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("kentongan.toml");
+    let settings = |own: &str| {
+        let listener = "[[listener]]\naddress = \"127.0.0.1:0\"\n";
+        format!("limits.connect_rate_per_address = 5\n{listener}{own}\n{listener}connect_rate_per_address = 0\n")
+    };
+    std::fs::write(&file, settings("")).expect("written");
+    let broker = Broker::with_file(&file);
+    let free = broker.next_listener();
+    let refused = || broker.metric(&refused("connects", "connect_rate"));
+    let flood = |address| (0..40).map(|_| Client::at(address, ProtocolVersion::V5)).collect::<Vec<_>>();
+    let _unbounded = flood(free);
+    Client::accepted(&broker, connect(ProtocolVersion::V5, "one")).disconnect();
+    assert_eq!(refused(), 0.0, "the listener says 0 for itself");
+    let _bounded = flood(broker.address);
+    wait_for("refusals by the rate of all", || refused() >= 30.0);
+    std::fs::write(&file, settings("connect_rate_per_address = 1000")).expect("written");
+    broker.hang_up();
+    broker.wait_for_metric("kentongan_settings_reloads_total{outcome=\"applied\"}", |count| count == 1.0);
+    // The bucket fills up to the new rate.
+    wait_for("a bucket with room for a flood", || {
+        let before = refused();
+        let mut flood = flood(broker.address);
+        let all_stay = flood.iter_mut().all(|client| {
+            client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, ""))));
+            matches!(client.receive_within(DEADLINE), Some(Packet::ConnAck(_)))
+        });
+        all_stay && refused() == before
+    });
+}
+
 /// One that publishes faster than it may is not read, which slows it down, and closed if it goes on.
 ///
 /// Abuse: [publisher-too-fast]
