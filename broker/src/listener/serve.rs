@@ -20,6 +20,7 @@ use crate::groups;
 use crate::http::{self, Readiness};
 use crate::metrics::{LoadAverages, Metrics, ReloadOutcome};
 use crate::moving::mover;
+use crate::router::pace::RESUME_INTERVAL;
 use crate::router::{ArbiterState, Event, Shared, sys};
 use crate::tls::Watch;
 
@@ -402,6 +403,13 @@ fn spawn_tasks() {
     };
     actix_rt::spawn(forever(ArbiterState::poll_flush));
     actix_rt::spawn(forever(ArbiterState::poll_events));
+    actix_rt::spawn(async move {
+        loop {
+            forever(|arbiter, cx| arbiter.poll_paced(cx)).await;
+            tokio::time::sleep(RESUME_INTERVAL).await;
+            ArbiterState::with(ArbiterState::resume_paced);
+        }
+    });
     actix_rt::spawn(async {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

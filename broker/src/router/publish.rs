@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use kentongan_proto::mqtt::codec::AckKind;
@@ -712,6 +713,7 @@ impl ArbiterState {
                 if !std::mem::replace(&mut client.paced, true) {
                     self.paced.push(key);
                     self.counters.publishers_slowed.inc();
+                    self.paced_waker.take().into_iter().for_each(Waker::wake);
                 }
                 true
             }
@@ -722,8 +724,19 @@ impl ArbiterState {
         }
     }
 
-    /// Reads those again whose buckets have something in them. Every second.
-    pub(super) fn resume_paced(&mut self) {
+    /// Ready while connections are not read because of a rate.
+    pub fn poll_paced(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if self.paced.is_empty() {
+            self.paced_waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+
+    /// Reads those again whose buckets have something in them. Every [`RESUME_INTERVAL`](pace::RESUME_INTERVAL), as long as
+    /// there are some.
+    pub fn resume_paced(&mut self) {
+        self.now_ms = self.shared.now_ms();
         let now_ms = self.now_ms;
         let overloaded = self.is_overloaded();
         for key in std::mem::take(&mut self.paced) {
