@@ -175,8 +175,12 @@ settings! {
         /// Certificates of the authorities that clients' certificates come from.
         pub client_ca_file: Option<PathBuf> = None => reloaded,
         /// Lists of certificates that were revoked (CRL): one of every authority whose certificates clients show, or those of
-        /// the others are refused. A list whose time is over is used all the same. Unset: none are revoked.
+        /// the others are refused. Unset: none are revoked.
         pub crl_file: Option<PathBuf> = None => reloaded,
+        /// What a list means whose time is over (nextUpdate): `"use"`, it still says who is refused, and a warning and
+        /// `kentongan_tls_expired_lists` say that a newer one is missing; `"refuse"`, until one comes, clients with
+        /// certificates of that authority are refused, all of them.
+        pub crl_expired: ExpiredList = ExpiredList::Use => reloaded,
         /// Which name in a client's certificate says who the client is: `"cn"`, the common name; `"san-dns"`, `"san-uri"`,
         /// `"san-email"`, the first alternative name of that kind; `"none"`, no name does.
         pub identity: CertificateIdentity = CertificateIdentity::CommonName => reloaded,
@@ -542,6 +546,14 @@ choices! {
         Optional = "optional",
         /// They must.
         Required = "required",
+    }
+
+    /// What a list of revoked certificates means whose time is over.
+    pub enum ExpiredList {
+        /// What it says.
+        Use = "use",
+        /// Nobody is known not to be revoked.
+        Refuse = "refuse",
     }
 
     /// Which name in a client's certificate says who it is.

@@ -1,7 +1,7 @@
 //! From settings to a running broker, and from a signal to its end.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use actix_rt::{Arbiter, System};
@@ -22,7 +22,7 @@ use crate::metrics::{LoadAverages, Metrics, ReloadOutcome};
 use crate::moving::mover;
 use crate::router::pace::RESUME_INTERVAL;
 use crate::router::{ArbiterState, Event, Shared, sys};
-use crate::tls::Watch;
+use crate::tls::{Endpoint, Watch};
 
 /// The condition of readiness that this module answers for.
 const SERVING: &str = "serving";
@@ -67,6 +67,8 @@ pub(super) struct Listener {
     pub(super) context: watch::Sender<Arc<ListenerContext>>,
     /// Of the files that its certificates are in.
     pub(super) watch: Watch,
+    /// What the log has said of that a list in it has run out.
+    pub(super) expired: Option<Weak<Endpoint>>,
 }
 
 /// Serves as `settings` say until SIGTERM or SIGINT; on SIGHUP they are read again by `reloading`.
@@ -170,7 +172,7 @@ impl Broker {
             let context = certificates::start(&context, &settings, &metrics.tls())?;
             let name = settings.listener_name(index).expect("an index of that list");
             let (context, _) = watch::channel(context);
-            listeners.push(Listener { name, context, watch: Watch::default() });
+            listeners.push(Listener { name, context, watch: Watch::default(), expired: None });
             sockets.push(socket);
         }
         anyhow::ensure!(!sockets.is_empty(), "there is no address to listen on: give one with --mqtt ADDRESS:PORT");
@@ -283,6 +285,9 @@ impl Broker {
         for listener in &mut self.listeners {
             listener.look_at_certificates(&self.last, &self.metrics.tls());
         }
+        let now_seconds = i64::try_from(self.shared.wall_seconds()).unwrap_or(i64::MAX);
+        let expired = self.listeners.iter_mut().map(|listener| listener.has_expired_list(now_seconds));
+        self.metrics.tls().expired_lists(expired.filter(|&expired| expired).count());
     }
 
     fn audit_reload(&self, what: serde_json::Value, result: &str) {
