@@ -52,8 +52,8 @@ settings! {
         /// `"memory"`, a majority has it in memory and the disk follows. A power cut of all nodes loses
         /// acknowledged messages under `"memory"` only.
         pub durability: Durability = Durability::Fsync,
-        /// Whether clients may connect without a user name. Unset: only on listeners of a loopback address. A
-        /// listener may say otherwise for itself.
+        /// Whether clients may connect without a user name. Unset: only where there is no `auth.password_file`, and only on
+        /// listeners of a loopback address. A listener may say otherwise for itself.
         pub allow_anonymous: Option<bool> = None => reloaded,
         /// Where MQTT clients connect. Unset: port 1883 of the loopback addresses, 127.0.0.1 and, where there is
         /// one, ::1. A source that names listeners replaces all those of the weaker ones.
@@ -422,7 +422,8 @@ settings! {
         /// File descriptors kept free for the log, peers and HTTP: clients are refused beyond the process's limit less
         /// this.
         pub descriptors_reserve: u32 = 64,
-        /// New connections a second that a listener accepts; others wait in its backlog. 0 means no bound.
+        /// New connections a second that a listener accepts, unless it says otherwise for itself; others wait in its backlog. 0
+        /// means no bound.
         pub connect_rate_per_second: u32 = 0 => reloaded,
         /// New connections a second from one IPv4 address or one IPv6 network of 64 bits, on each listener, unless it says
         /// otherwise for itself; more are closed at once. 0 means no bound.
@@ -642,6 +643,14 @@ impl Settings {
     }
 }
 
+impl AuthConfig {
+    /// Whether there are users, so that nobody who comes without a name is meant unless somebody says so.
+    #[must_use]
+    pub fn has_users(&self) -> bool {
+        self.password_file.is_some()
+    }
+}
+
 impl ClusterConfig {
     /// Where other nodes dial this one; `None` if it is alone.
     #[must_use]
@@ -679,10 +688,10 @@ impl ListenerConfig {
     }
 
     /// Whether clients of this listener may come without a user name: its own word, else that of `settings`, else
-    /// whether only this machine can connect.
+    /// whether only this machine can connect, and nobody has said who its users are.
     #[must_use]
     pub fn allows_anonymous(&self, settings: &Settings) -> bool {
         let said = self.allow_anonymous.or(settings.allow_anonymous);
-        said.unwrap_or_else(|| self.address.is_local())
+        said.unwrap_or_else(|| self.address.is_local() && !settings.auth.has_users())
     }
 }
