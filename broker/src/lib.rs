@@ -20,6 +20,7 @@ pub mod listener;
 pub mod memory;
 pub mod message;
 pub mod metrics;
+pub mod mount;
 pub mod moving;
 pub mod peers;
 pub mod plants;

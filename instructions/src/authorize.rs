@@ -27,7 +27,7 @@ fn authorize(counter: &mut Counter, rules: usize) {
         let acl_file = Some(file.path().to_owned());
         authority.open(&AuthConfig { acl_file, ..AuthConfig::default() }).expect("rules in order");
     }
-    let rights = authority.rights(&Subject { identity: "ana", client_id: "c", address: None });
+    let rights = authority.rights(&Subject { identity: "ana", client_id: "c", address: None }, None);
     let actor = Actor { identity: "ana", client_id: "c", rights: rights.as_deref() };
     let topic = format!("plant/device-{:04}/line/temperature", rules.saturating_sub(1));
     counter.count(DECISIONS, || {

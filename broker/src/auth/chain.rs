@@ -310,6 +310,8 @@ mod tests {
         }
     }
 
+    const NOW: Now = Now { process_ms: 0, wall_ms: 0 };
+
     fn certified(name: Option<&str>) -> Origin {
         Origin { certified: name.map(Arc::from), ..Origin::default() }
     }
@@ -325,7 +327,7 @@ mod tests {
 
     fn ask(methods: &[AuthenticationMethod], user: Option<&str>, certificate: Option<&str>) -> String {
         let authority = authority(true);
-        said(authority.authenticate(&connect(user), &listener(methods, false), &certified(certificate), 0))
+        said(authority.authenticate(&connect(user), &listener(methods, false), &certified(certificate), NOW))
     }
 
     fn verified(outcome: PasswordOutcome, generation: u64, next: usize) -> Verified {
@@ -353,7 +355,7 @@ mod tests {
     fn who_offers_nothing_is_nobody_where_the_listener_lets_nobody_in() {
         let methods = [Certificate, Password];
         let come = |authority: &Authority, user, allow| {
-            said(authority.authenticate(&connect(user), &listener(&methods, allow), &Origin::default(), 0))
+            said(authority.authenticate(&connect(user), &listener(&methods, allow), &Origin::default(), NOW))
         };
         let with_users = authority(true);
         assert_eq!(come(&with_users, None, true), "\"\" Anonymous");
@@ -369,7 +371,7 @@ mod tests {
         let listener = listener(&[Password, Certificate], true);
         let answer = |outcome, certificate, next| {
             let verified = verified(outcome, 1, next);
-            said(authority.on_verified(verified, &connect(Some("ana")), &listener, &certified(certificate), 0))
+            said(authority.on_verified(verified, &connect(Some("ana")), &listener, &certified(certificate), NOW))
         };
         assert_eq!(answer(PasswordOutcome::Right, None, 1), "\"ana\" Password");
         assert_eq!(answer(PasswordOutcome::Wrong, Some("meter"), 1), "BadUserNameOrPassword WrongPassword");
@@ -389,7 +391,7 @@ mod tests {
         let listener = listener(&[Password], false);
         for outcome in [PasswordOutcome::Right, PasswordOutcome::Wrong, PasswordOutcome::UnknownUser] {
             let verified = verified(outcome, 0, 1);
-            let progress = authority.on_verified(verified, &connect(Some("ana")), &listener, &Origin::default(), 0);
+            let progress = authority.on_verified(verified, &connect(Some("ana")), &listener, &Origin::default(), NOW);
             assert_eq!(said(progress), "?ana", "{outcome:?}: it is asked again");
         }
     }
@@ -399,7 +401,7 @@ mod tests {
         let authority = authority(true);
         let fingerprint = authority.policy().passwords.as_ref().and_then(|file| file.stored("ana")).cloned();
         let fingerprint = authority.fingerprint(&fingerprint.expect("a user"));
-        let by = |identity: &str, credential| Identified { identity: Arc::from(identity), credential };
+        let by = |identity: &str, credential| Identified::plainly(Arc::from(identity), credential);
         assert!(authority.is_still(&by("ana", Credential::Password(fingerprint))));
         assert!(!authority.is_still(&by("ana", Credential::Password(fingerprint ^ 1))), "another line");
         assert!(!authority.is_still(&by("budi", Credential::Password(fingerprint))), "no line");

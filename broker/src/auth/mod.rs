@@ -42,6 +42,7 @@ pub use jwt::{FetchedKeys, begins_like_token};
 pub use password_file::{FileError, MosquittoForm, PasswordFile, StoredPassword, check_user_name};
 pub use policy::Policy;
 pub use rights::{Rights, Subject};
+pub(crate) use rights::{is_dangerous, with_names};
 
 /// When somebody comes, by both clocks of this node.
 #[derive(Debug, Clone, Copy)]

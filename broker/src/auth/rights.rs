@@ -150,30 +150,34 @@ impl Pattern {
         {
             return None;
         }
-        // In one pass: a name that contains `%c` is not a pattern itself.
-        let mut filled = String::with_capacity(self.text.len() + subject.identity.len() + subject.client_id.len());
-        let mut rest = &*self.text;
-        while let Some(at) = rest.find('%') {
-            filled.push_str(&rest[..at]);
-            rest = &rest[at..];
-            if let Some(behind) = rest.strip_prefix("%u") {
-                filled.push_str(subject.identity);
-                rest = behind;
-            } else if let Some(behind) = rest.strip_prefix("%c") {
-                filled.push_str(subject.client_id);
-                rest = behind;
-            } else {
-                filled.push('%');
-                rest = &rest[1..];
-            }
-        }
-        filled.push_str(rest);
-        Some(Arc::from(filled))
+        Some(Arc::from(with_names(&self.text, subject.identity, subject.client_id)))
     }
 }
 
+/// `text` with the names of a client for `%u` and `%c`. In one pass: a name that contains `%c` is not a pattern itself.
+pub(crate) fn with_names(text: &str, identity: &str, client_id: &str) -> String {
+    let mut filled = String::with_capacity(text.len() + identity.len() + client_id.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('%') {
+        filled.push_str(&rest[..at]);
+        rest = &rest[at..];
+        if let Some(behind) = rest.strip_prefix("%u") {
+            filled.push_str(identity);
+            rest = behind;
+        } else if let Some(behind) = rest.strip_prefix("%c") {
+            filled.push_str(client_id);
+            rest = behind;
+        } else {
+            filled.push('%');
+            rest = &rest[1..];
+        }
+    }
+    filled.push_str(rest);
+    filled
+}
+
 /// Whether a name would reach further in a filter than one level of one topic.
-pub(super) fn is_dangerous(name: &str) -> bool {
+pub(crate) fn is_dangerous(name: &str) -> bool {
     name.chars().any(|one| matches!(one, '+' | '#' | '/') || one.is_control())
 }
 

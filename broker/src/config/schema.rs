@@ -7,6 +7,7 @@ use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 
 use crate::connection::networks::Network;
+use crate::mount::MountPoint;
 
 /// One key of a section.
 #[derive(Debug)]
@@ -80,6 +81,7 @@ plain_types! {
     PathBuf, true, "path";
     SocketAddr, true, "IP address and port";
     Network, true, "IP address or network";
+    MountPoint, true, "beginning of topics";
 }
 
 impl<T: SettingType> SettingType for Option<T> {

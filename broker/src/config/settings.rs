@@ -12,6 +12,7 @@ use super::schema::{choices, settings};
 use super::secret::Secret;
 use super::tokens::JwtConfig;
 use crate::connection::networks::Network;
+use crate::mount::MountPoint;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -52,8 +53,8 @@ settings! {
         /// `"memory"`, a majority has it in memory and the disk follows. A power cut of all nodes loses
         /// acknowledged messages under `"memory"` only.
         pub durability: Durability = Durability::Fsync,
-        /// Whether clients may connect without a user name. Unset: only on listeners of a loopback address. A
-        /// listener may say otherwise for itself.
+        /// Whether clients may connect without a user name. Unset: only where there is no `auth.password_file`, and only on
+        /// listeners of a loopback address. A listener may say otherwise for itself.
         pub allow_anonymous: Option<bool> = None => reloaded,
         /// Where MQTT clients connect. Unset: port 1883 of the loopback addresses, 127.0.0.1 and, where there is
         /// one, ::1. A source that names listeners replaces all those of the weaker ones.
@@ -107,6 +108,11 @@ settings! {
         /// Connections at a time on this listener; one more is closed at once. 0 means no bound but that of the
         /// process.
         pub connections_max: u32 = 0 => reloaded,
+        /// New connections a second that this listener accepts, in place of `limits.connect_rate_per_second`; others wait in its
+        /// backlog. 0 means no bound. Unset: that of `[limits]`.
+        pub connect_rate_per_second: Option<u32> = None => reloaded,
+        /// The same of one address, in place of `limits.connect_rate_per_address`; more are closed at once.
+        pub connect_rate_per_address: Option<u32> = None => reloaded,
         /// The shortest Keep Alive. MQTT 5 clients that ask for less are told this one (Server Keep Alive); older
         /// clients are simply given that long.
         pub keep_alive_seconds_min: u16 = 0 => reloaded,
@@ -125,6 +131,10 @@ settings! {
         pub publish_rate_max: u32 = 0 => reloaded,
         /// The same for their bytes.
         pub publish_bytes_rate_max: u64 = 0 => reloaded,
+        /// What stands in front of every topic of the clients of this listener, within the broker: they do not see it, and nothing
+        /// that is not below it. It ends with `/`; `%u` stands for the user, `%c` for the Client Identifier, at most one of
+        /// them in a level. Unset: nothing.
+        pub mount_point: Option<MountPoint> = None => reloaded,
         /// Whether clients of this listener may connect without a user name. Unset: as at the top of the file.
         pub allow_anonymous: Option<bool> = None => reloaded,
         /// How clients of this listener show who they are: methods in the order in which they are asked. One that
@@ -167,8 +177,12 @@ settings! {
         /// Certificates of the authorities that clients' certificates come from.
         pub client_ca_file: Option<PathBuf> = None => reloaded,
         /// Lists of certificates that were revoked (CRL): one of every authority whose certificates clients show, or those of
-        /// the others are refused. A list whose time is over is used all the same. Unset: none are revoked.
+        /// the others are refused. Unset: none are revoked.
         pub crl_file: Option<PathBuf> = None => reloaded,
+        /// What a list means whose time is over (nextUpdate): `"use"`, it still says who is refused, and a warning and
+        /// `kentongan_tls_expired_lists` say that a newer one is missing; `"refuse"`, until one comes, clients with
+        /// certificates of that authority are refused, all of them.
+        pub crl_expired: ExpiredList = ExpiredList::Use => reloaded,
         /// Which name in a client's certificate says who the client is: `"cn"`, the common name; `"san-dns"`, `"san-uri"`,
         /// `"san-email"`, the first alternative name of that kind; `"none"`, no name does.
         pub identity: CertificateIdentity = CertificateIdentity::CommonName => reloaded,
@@ -412,11 +426,12 @@ settings! {
         /// File descriptors kept free for the log, peers and HTTP: clients are refused beyond the process's limit less
         /// this.
         pub descriptors_reserve: u32 = 64,
-        /// New connections a second that a listener accepts; others wait in its backlog. 0 means no bound.
+        /// New connections a second that a listener accepts, unless it says otherwise for itself; others wait in its backlog. 0
+        /// means no bound.
         pub connect_rate_per_second: u32 = 0 => reloaded,
-        /// New connections a second from one IPv4 address or one IPv6 network of 64 bits, on each listener; more are
-        /// closed at once. 0 means no bound.
-        pub connect_rate_per_address: u32 = 0,
+        /// New connections a second from one IPv4 address or one IPv6 network of 64 bits, on each listener, unless it says
+        /// otherwise for itself; more are closed at once. 0 means no bound.
+        pub connect_rate_per_address: u32 = 0 => reloaded,
         /// How often connections may take one Client Identifier from each other within `flap_window_seconds` before it
         /// is banned (0x8A). 0 means as often as they like.
         pub flap_takeovers_max: u32 = 20,
@@ -540,6 +555,14 @@ choices! {
         Required = "required",
     }
 
+    /// What a list of revoked certificates means whose time is over.
+    pub enum ExpiredList {
+        /// What it says.
+        Use = "use",
+        /// Nobody is known not to be revoked.
+        Refuse = "refuse",
+    }
+
     /// Which name in a client's certificate says who it is.
     pub enum CertificateIdentity {
         /// None.
@@ -626,6 +649,14 @@ impl Settings {
     }
 }
 
+impl AuthConfig {
+    /// Whether there are users, so that nobody who comes without a name is meant unless somebody says so.
+    #[must_use]
+    pub fn has_users(&self) -> bool {
+        self.password_file.is_some()
+    }
+}
+
 impl ClusterConfig {
     /// Where other nodes dial this one; `None` if it is alone.
     #[must_use]
@@ -663,10 +694,10 @@ impl ListenerConfig {
     }
 
     /// Whether clients of this listener may come without a user name: its own word, else that of `settings`, else
-    /// whether only this machine can connect.
+    /// whether only this machine can connect, and nobody has said who its users are.
     #[must_use]
     pub fn allows_anonymous(&self, settings: &Settings) -> bool {
         let said = self.allow_anonymous.or(settings.allow_anonymous);
-        said.unwrap_or_else(|| self.address.is_local())
+        said.unwrap_or_else(|| self.address.is_local() && !settings.auth.has_users())
     }
 }

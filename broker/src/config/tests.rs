@@ -289,6 +289,7 @@ fn what_is_no_origin_path_or_network_is_refused() {
     for (more, expected) in [
         ("proxy_protocol_from = [\"10.0.0.0/99\"]\n", "neither an address nor a network"),
         ("proxy_protocol_identity = true\n", "means nothing without `proxy_protocol_from`"),
+        ("mount_point = \"tenant\"\n", "\"tenant\" is no mount point: it must end with \"/\""),
         ("[listener.websocket]\npath = \"mqtt\"\n", "k.toml:4: `listener[0].websocket.path`"),
         ("[listener.websocket]\norigins = [\"https://a.example/x\"]\n", "k.toml:4: `listener[0].websocket.origins`"),
         ("[listener.websocket]\norigins = [\"*\"]\n", "must be an origin such as https://example.org"),
@@ -333,18 +334,30 @@ fn anonymous_clients_may_come_over_loopback_unless_somebody_says_otherwise() {
         allow_anonymous: own,
         ..ListenerConfig::default()
     };
-    let settings = |said| Settings { allow_anonymous: said, ..Settings::default() };
-    for (address, own, said, expected) in [
-        ("127.0.0.1:1", None, None, true),
-        ("[::1]:1", None, None, true),
-        ("0.0.0.0:1", None, None, false),
-        ("0.0.0.0:1", None, Some(true), true),
-        ("0.0.0.0:1", Some(false), Some(true), false),
-        ("127.0.0.1:1", None, Some(false), false),
-        ("127.0.0.1:1", Some(true), Some(false), true),
+    let settings = |said, users: Option<&str>| {
+        let mut settings = Settings { allow_anonymous: said, ..Settings::default() };
+        settings.auth.password_file = users.map(Into::into);
+        settings
+    };
+    let users = Some("users");
+    for (address, own, said, users, expected) in [
+        ("127.0.0.1:1", None, None, None, true),
+        ("[::1]:1", None, None, None, true),
+        ("unix:/run/k.sock", None, None, None, true),
+        ("0.0.0.0:1", None, None, None, false),
+        ("0.0.0.0:1", None, Some(true), None, true),
+        ("0.0.0.0:1", Some(false), Some(true), None, false),
+        ("127.0.0.1:1", None, Some(false), None, false),
+        ("127.0.0.1:1", Some(true), Some(false), None, true),
+        // Whoever names users means users.
+        ("127.0.0.1:1", None, None, users, false),
+        ("unix:/run/k.sock", None, None, users, false),
+        ("127.0.0.1:1", None, Some(true), users, true),
+        ("127.0.0.1:1", Some(true), None, users, true),
+        ("0.0.0.0:1", None, None, users, false),
     ] {
-        let found = listener(address, own).allows_anonymous(&settings(said));
-        assert_eq!(found, expected, "{address} {own:?} {said:?}");
+        let found = listener(address, own).allows_anonymous(&settings(said, users));
+        assert_eq!(found, expected, "{address} {own:?} {said:?} {users:?}");
     }
 }
 

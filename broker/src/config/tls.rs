@@ -1,6 +1,6 @@
 //! What no single key of `[listener.tls]` can know to be wrong.
 
-use super::settings::{ClientCertificate, TlsConfig, TlsVersion};
+use super::settings::{ClientCertificate, ExpiredList, TlsConfig, TlsVersion};
 
 impl TlsConfig {
     /// Says what is wrong of each key to `refuse`.
@@ -23,6 +23,9 @@ impl TlsConfig {
             if !asks && file.is_some() {
                 refuse(key, String::from("nobody is asked for a certificate: set `client_certificate` too"));
             }
+        }
+        if self.crl_expired == ExpiredList::Refuse && self.crl_file.is_none() {
+            refuse("crl_expired", String::from("there is no list: name one by `crl_file`"));
         }
         let is_of_1_3 = |name: &str| !name.contains("_WITH_");
         let suites = &self.cipher_suites;

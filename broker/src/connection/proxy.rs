@@ -23,12 +23,18 @@ const V1_BYTES_MAX: usize = 107;
 /// Signature, version and command, family and protocol, length.
 const V2_FIXED_BYTES: usize = 16;
 
+/// Kind and length in front of a field's value.
+const TLV_FIXED_BYTES: usize = 3;
+
 const SIGNATURE_BYTES: usize = v2::PROTOCOL_PREFIX.len();
 
 /// In the SSL field: the client came by TLS; it showed a certificate on this connection; or in this TLS session.
 const CLIENT_SSL: u8 = 0x01;
 const CLIENT_CERT_CONN: u8 = 0x02;
 const CLIENT_CERT_SESS: u8 = 0x04;
+
+/// A checksum of the whole header (section 2.2.3).
+const CRC32C_BYTES: usize = 4;
 
 /// What the header says of the client.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -60,6 +66,9 @@ pub enum ProxyError {
     /// More than anybody needs to say.
     #[error("the PROXY protocol header has more than {HEADER_BYTES_MAX} bytes")]
     TooLong,
+    /// Not what the balancer sent.
+    #[error("the checksum of the PROXY protocol header is wrong")]
+    Checksum,
     /// UDP.
     #[error("the PROXY protocol header speaks of datagrams")]
     Datagram,
@@ -120,6 +129,7 @@ fn parse_v2(bytes: &[u8]) -> Result<Progress, ProxyError> {
         _ => return Ok(Progress::Incomplete),
     }
     let header = v2::Header::try_from(bytes).map_err(|_| ProxyError::Malformed)?;
+    check_sum(&header)?;
     if header.command == v2::Command::Local {
         // Whatever addresses it holds mean nothing (section 2.2).
         return Ok(Progress::Complete(Claims::default()));
@@ -140,6 +150,36 @@ fn parse_v2(bytes: &[u8]) -> Result<Progress, ProxyError> {
         }
     }
     Ok(Progress::Complete(Claims { address, common_name }))
+}
+
+/// Holds the header against its checksum, if it has one: calculated with zeros in the place of the checksum itself.
+fn check_sum(header: &v2::Header<'_>) -> Result<(), ProxyError> {
+    let bytes = header.as_bytes();
+    let mut end = bytes.len() - header.tlv_bytes().len();
+    for field in header.tlvs() {
+        // What is wrong with the fields is said by whoever reads them: a `LOCAL` one's mean nothing.
+        let Ok(field) = field else {
+            return Ok(());
+        };
+        end += TLV_FIXED_BYTES + field.value.len();
+        if field.kind != v2::Type::CRC32C as u8 {
+            continue;
+        }
+        let said: [u8; CRC32C_BYTES] = (*field.value).try_into().map_err(|_| ProxyError::Malformed)?;
+        let (front, behind) = (&bytes[..end - CRC32C_BYTES], &bytes[end..]);
+        let found = [front, &[0; CRC32C_BYTES], behind].into_iter().fold(!0, crc32c);
+        if !found != u32::from_be_bytes(said) {
+            return Err(ProxyError::Checksum);
+        }
+    }
+    Ok(())
+}
+
+/// CRC-32C (RFC 3720, appendix B.4), bit by bit: a header is short, and comes once a connection.
+fn crc32c(register: u32, bytes: &[u8]) -> u32 {
+    bytes.iter().fold(register, |register, &byte| {
+        (0..8).fold(register ^ u32::from(byte), |register, _| register >> 1 ^ (0x82F6_3B78 * (register & 1)))
+    })
 }
 
 /// The Common Name in the SSL field, if the client showed a certificate and it was verified (section 2.2.6).
@@ -266,6 +306,30 @@ mod tests {
         assert_eq!(claims(&with_fields(&ssl(3, 0, b""))).common_name, None);
         let local = v2_header(0, 0x11, &[&IPV4[..], &ssl(3, 0, b"meter-7")].concat());
         assert_eq!(claims(&local), Claims::default(), "LOCAL: the balancer speaks for itself");
+    }
+
+    /// The check value is that of the catalogues of CRCs, and of RFC 3720.
+    #[test]
+    fn a_checksum_must_be_right_where_there_is_one() {
+        assert_eq!(!crc32c(!0, b"123456789"), 0xE306_9283);
+        assert_eq!(!crc32c(!0, &[0; 32]), 0x8A91_36AA);
+        let unsummed = |command| {
+            let fields = [field(0xE0, b"x"), field(0x03, &[0; 4]), ssl(3, 0, b"meter-7")].concat();
+            v2_header(command, 0x11, &[&IPV4[..], &fields].concat())
+        };
+        for command in [0, 1] {
+            let mut header = unsummed(command);
+            let at = V2_FIXED_BYTES + IPV4.len() + 4 + TLV_FIXED_BYTES;
+            let sum = !crc32c(!0, &header);
+            header[at..at + 4].copy_from_slice(&sum.to_be_bytes());
+            assert!(matches!(read(&header).0, Ok(Progress::Complete(_))));
+            for wrong in [at, at - TLV_FIXED_BYTES - 1, V2_FIXED_BYTES, header.len() - 1] {
+                let mut header = header.clone();
+                header[wrong] ^= 1;
+                assert_eq!(read(&header).0, Err(ProxyError::Checksum), "byte {wrong}");
+            }
+        }
+        assert_eq!(read(&with_fields(&field(0x03, &[0; 3]))).0, Err(ProxyError::Malformed));
     }
 
     #[test]

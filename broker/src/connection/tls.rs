@@ -464,7 +464,7 @@ mod tests {
         std::fs::write(path("key"), own.signing_key.serialize_pem()).unwrap();
         let config =
             TlsConfig { certificate_file: Some(path("crt")), key_file: Some(path("key")), ..TlsConfig::default() };
-        let endpoint = Endpoint::new(&config, &Files::read(&config), Arc::new(Handshakes::default())).unwrap();
+        let endpoint = Endpoint::new(&config, &Files::read(&config), Arc::new(Handshakes::default()), None).unwrap();
         let (server, client) = UnixStream::pair().unwrap();
         socket2::SockRef::from(&server).set_send_buffer_size(SOCKET_BYTES).unwrap();
         server.set_nonblocking(true).unwrap();

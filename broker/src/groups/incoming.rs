@@ -275,6 +275,7 @@ impl Origin<'_> {
             publisher: None,
             publisher_id: None,
             origin: None,
+            passed_on: 0,
             message: None,
         };
         handing.hand_to_subscribers(self.shared, &mut publication);

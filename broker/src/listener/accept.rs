@@ -118,7 +118,6 @@ impl Acceptor {
         // tokio's own listener is no way round: it would register every accepted socket with the acceptor's poller, to be
         // taken out again for its arbiter, two system calls a connection.
         let socket = unsafe { AsyncFd::register(listener)? };
-        let addresses = AddressRates::new(shared.settings.limits.connect_rate_per_address);
         Ok(Self {
             socket,
             context,
@@ -126,7 +125,7 @@ impl Acceptor {
             connections_max,
             tokens: 0.0,
             refilled: Instant::now(),
-            addresses,
+            addresses: AddressRates::default(),
             logged: None,
             unlogged: 0,
         })
@@ -194,9 +193,10 @@ impl Acceptor {
                 continue;
             }
             let counted = peer.filter(|&peer| !context.speaks_for_others(peer));
-            if counted.is_some_and(|peer| !self.addresses.admits(peer.ip(), now)) {
+            let rate = context.connect_rate_per_address;
+            if counted.is_some_and(|peer| !self.addresses.admits(peer.ip(), rate, now)) {
                 self.shared.connections_too_fast.fetch_add(1, Ordering::Relaxed);
-                self.log_seldom("an address connects more often than limits.connect_rate_per_address allows");
+                self.log_seldom("an address connects more often than connect_rate_per_address allows");
                 continue;
             }
             // Counted from here on, not by its arbiter: a flood must not find the same room many times.

@@ -1,6 +1,6 @@
 //! Certificates of the listeners: read at the start, and again when they or the settings change.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use anyhow::Context;
 
@@ -23,7 +23,7 @@ pub(super) fn start(
         return Ok(Arc::clone(context));
     };
     let handshakes = Arc::new(Handshakes::new(metrics.clone()));
-    let endpoint = Endpoint::new(tls, &Files::read(tls), handshakes).with_context(|| {
+    let endpoint = Endpoint::new(tls, &Files::read(tls), handshakes, None).with_context(|| {
         format!("cannot serve TLS on {}: mend the file or name another in [listener.tls]", context.address)
     })?;
     let context = context.reloaded(context.config.clone(), settings).with_tls(Some(Arc::new(endpoint)));
@@ -56,13 +56,30 @@ impl Listener {
         if !self.watch.look(&files, endpoint.is_made_of(&files)) {
             return;
         }
-        match Endpoint::new(tls, &files, endpoint.handshakes()) {
+        match Endpoint::new(tls, &files, endpoint.handshakes(), Some(endpoint)) {
             Ok(endpoint) => {
                 let context = before.reloaded(before.config.clone(), settings).with_tls(Some(Arc::new(endpoint)));
                 self.take_up(&before, context, metrics);
             }
             Err(error) => refuse(&before, &error, metrics),
         }
+    }
+
+    /// Whether one of its lists of revoked certificates has run out. The log says so once for each set of files.
+    pub(super) fn has_expired_list(&mut self, now_seconds: i64) -> bool {
+        let context = Arc::clone(&self.context.borrow());
+        let Some(endpoint) = context.tls.as_ref().filter(|tls| tls.has_expired_list(now_seconds)) else {
+            return false;
+        };
+        let is_known = |known: &Weak<Endpoint>| std::ptr::eq(known.as_ptr(), Arc::as_ptr(endpoint));
+        if !self.expired.as_ref().is_some_and(is_known) {
+            self.expired = Some(Arc::downgrade(endpoint));
+            tracing::warn!(
+                listener = %context.address, crl_expired = %endpoint.settings().crl_expired,
+                "a list of revoked certificates (tls.crl_file) has run out: put a newer one in its place"
+            );
+        }
+        true
     }
 
     /// Serves its next connections as `after` has it, and then says so if that shows other certificates than `before`.
@@ -86,7 +103,7 @@ fn renewed(before: &ListenerContext, config: &TlsConfig, metrics: &TlsMetrics) -
     }
     let handshakes = before.tls.as_ref().map(|tls| tls.handshakes());
     let handshakes = handshakes.unwrap_or_else(|| Arc::new(Handshakes::new(metrics.clone())));
-    Endpoint::new(config, &files, handshakes).map(Arc::new)
+    Endpoint::new(config, &files, handshakes, before.tls.as_deref()).map(Arc::new)
 }
 
 fn refuse(listener: &ListenerContext, error: &TlsFileError, metrics: &TlsMetrics) {

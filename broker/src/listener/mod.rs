@@ -48,6 +48,8 @@ pub struct ListenerContext {
     pub authentication: Vec<AuthenticationMethod>,
     /// New connections a second; 0 means no bound.
     pub connect_rate_per_second: u32,
+    /// The same from one address.
+    pub connect_rate_per_address: u32,
     /// Subscriptions that a session of its clients may have.
     pub subscriptions_max: u32,
     /// TLS, if its clients speak it.
@@ -110,12 +112,15 @@ impl ListenerContext {
         Self {
             allow_anonymous: config.allows_anonymous(settings),
             authentication: config.authentication.clone().unwrap_or_else(|| ALL_METHODS.to_vec()),
+            connect_rate_per_second: config.connect_rate_per_second.unwrap_or(settings.limits.connect_rate_per_second),
+            connect_rate_per_address: config
+                .connect_rate_per_address
+                .unwrap_or(settings.limits.connect_rate_per_address),
             config,
             address: address.into(),
             policy,
             limits,
             limits_before_connect: Limits { packet_bytes_max: before, ..limits },
-            connect_rate_per_second: settings.limits.connect_rate_per_second,
             subscriptions_max: session.subscriptions_max,
             tls: None,
             rates,

@@ -9,9 +9,8 @@ use hashbrown::HashMap;
 const ADDRESSES_MAX: usize = 65_536;
 
 /// A token bucket of one second for each address.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct AddressRates {
-    rate: f64,
     buckets: HashMap<IpAddr, Bucket, foldhash::fast::RandomState>,
 }
 
@@ -22,17 +21,13 @@ struct Bucket {
 }
 
 impl AddressRates {
-    /// `rate` connections a second; 0 means no bound.
-    #[must_use]
-    pub fn new(rate: u32) -> Self {
-        Self { rate: f64::from(rate), buckets: HashMap::default() }
-    }
-
-    /// Whether `address` may connect once more.
-    pub fn admits(&mut self, address: IpAddr, now: Instant) -> bool {
-        if self.rate == 0.0 {
+    /// Whether `address` may connect once more, at `rate` connections a second; 0 means no bound. The rate may be another one
+    /// each time: what a bucket holds is never more than the one at hand.
+    pub fn admits(&mut self, address: IpAddr, rate: u32, now: Instant) -> bool {
+        if rate == 0 {
             return true;
         }
+        let rate = f64::from(rate);
         if self.buckets.len() >= ADDRESSES_MAX {
             self.buckets.retain(|_, bucket| now.duration_since(bucket.refilled) < Duration::from_secs(1));
             // More than that many in a second: better all of them than none.
@@ -40,7 +35,6 @@ impl AddressRates {
                 return true;
             }
         }
-        let rate = self.rate;
         let bucket = self.buckets.entry(origin(address)).or_insert(Bucket { tokens: rate, refilled: now });
         bucket.tokens = (bucket.tokens + rate * now.duration_since(bucket.refilled).as_secs_f64()).min(rate);
         bucket.refilled = now;
@@ -70,28 +64,39 @@ mod tests {
 
     #[test]
     fn one_address_is_held_to_its_rate_and_others_are_not() {
-        let mut rates = AddressRates::new(2);
+        let mut rates = AddressRates::default();
         let start = Instant::now();
-        let admitted = [0, 0, 0, 500, 500].map(|ms| rates.admits(ip("10.0.0.1"), start + Duration::from_millis(ms)));
+        let admitted = [0, 0, 0, 500, 500].map(|ms| rates.admits(ip("10.0.0.1"), 2, start + Duration::from_millis(ms)));
         assert_eq!(admitted, [true, true, false, true, false]);
-        assert!(rates.admits(ip("10.0.0.2"), start));
+        assert!(rates.admits(ip("10.0.0.2"), 2, start));
     }
 
     #[test]
     fn neighbours_in_a_64_share_their_rate_and_a_mapped_address_is_the_ipv4_one() {
-        let mut rates = AddressRates::new(1);
+        let mut rates = AddressRates::default();
         let now = Instant::now();
-        assert!(rates.admits(ip("2001:db8::1"), now));
-        assert!(!rates.admits(ip("2001:db8::2"), now));
-        assert!(rates.admits(ip("2001:db8:0:1::1"), now));
-        assert!(rates.admits(ip("::ffff:10.0.0.1"), now));
-        assert!(!rates.admits(ip("10.0.0.1"), now));
+        assert!(rates.admits(ip("2001:db8::1"), 1, now));
+        assert!(!rates.admits(ip("2001:db8::2"), 1, now));
+        assert!(rates.admits(ip("2001:db8:0:1::1"), 1, now));
+        assert!(rates.admits(ip("::ffff:10.0.0.1"), 1, now));
+        assert!(!rates.admits(ip("10.0.0.1"), 1, now));
+    }
+
+    #[test]
+    fn another_rate_counts_at_once() {
+        let mut rates = AddressRates::default();
+        let start = Instant::now();
+        assert!(
+            [10, 10, 2, 2, 2].map(|rate| rates.admits(ip("10.0.0.1"), rate, start)) == [true, true, true, true, false]
+        );
+        let later = start + Duration::from_secs(1);
+        assert_eq!((0..20).filter(|_| rates.admits(ip("10.0.0.1"), 5, later)).count(), 5);
     }
 
     #[test]
     fn without_a_rate_nothing_is_remembered() {
-        let mut rates = AddressRates::new(0);
-        assert!((0..100).all(|_| rates.admits(ip("10.0.0.1"), Instant::now())));
+        let mut rates = AddressRates::default();
+        assert!((0..100).all(|_| rates.admits(ip("10.0.0.1"), 0, Instant::now())));
         assert!(rates.buckets.is_empty());
     }
 }

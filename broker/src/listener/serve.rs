@@ -1,7 +1,7 @@
 //! From settings to a running broker, and from a signal to its end.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use actix_rt::{Arbiter, System};
@@ -20,8 +20,9 @@ use crate::groups::{self, Health};
 use crate::http::{self, Readiness};
 use crate::metrics::{LoadAverages, Metrics, ReloadOutcome};
 use crate::moving::mover;
+use crate::router::pace::RESUME_INTERVAL;
 use crate::router::{ArbiterState, Event, Shared, sys};
-use crate::tls::Watch;
+use crate::tls::{Endpoint, Watch};
 
 /// The condition of readiness that this module answers for.
 const SERVING: &str = "serving";
@@ -74,6 +75,8 @@ pub(super) struct Listener {
     pub(super) context: watch::Sender<Arc<ListenerContext>>,
     /// Of the files that its certificates are in.
     pub(super) watch: Watch,
+    /// What the log has said of that a list in it has run out.
+    pub(super) expired: Option<Weak<Endpoint>>,
 }
 
 /// Serves as `settings` say until SIGTERM or SIGINT; on SIGHUP they are read again by `reloading`.
@@ -186,7 +189,7 @@ impl Broker {
             let context = certificates::start(&context, &settings, &metrics.tls())?;
             let name = settings.listener_name(index).expect("an index of that list");
             let (context, _) = watch::channel(context);
-            listeners.push(Listener { name, context, watch: Watch::default() });
+            listeners.push(Listener { name, context, watch: Watch::default(), expired: None });
             sockets.push(socket);
         }
         anyhow::ensure!(!sockets.is_empty(), "there is no address to listen on: give one with --mqtt ADDRESS:PORT");
@@ -301,6 +304,9 @@ impl Broker {
         for listener in &mut self.listeners {
             listener.look_at_certificates(&self.last, &self.metrics.tls());
         }
+        let now_seconds = i64::try_from(self.shared.wall_seconds()).unwrap_or(i64::MAX);
+        let expired = self.listeners.iter_mut().map(|listener| listener.has_expired_list(now_seconds));
+        self.metrics.tls().expired_lists(expired.filter(|&expired| expired).count());
     }
 
     /// Takes up keys of tokens whose files have changed, likewise.
@@ -439,6 +445,13 @@ fn spawn_tasks() {
     };
     actix_rt::spawn(forever(ArbiterState::poll_flush));
     actix_rt::spawn(forever(ArbiterState::poll_events));
+    actix_rt::spawn(async move {
+        loop {
+            forever(|arbiter, cx| arbiter.poll_paced(cx)).await;
+            tokio::time::sleep(RESUME_INTERVAL).await;
+            ArbiterState::with(ArbiterState::resume_paced);
+        }
+    });
     actix_rt::spawn(async {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

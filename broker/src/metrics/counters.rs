@@ -209,6 +209,8 @@ labels! {
         PacketTooLarge = "packet_too_large",
         /// The subscriber may no longer read the topic.
         NotAuthorized = "not_authorized",
+        /// It is not below the mount point of the subscriber.
+        OutsideMount = "outside_mount",
         /// The session ended with the message still waiting.
         SessionEnded = "session_ended",
         /// Another node was lost or unreachable (QoS 0).

@@ -7,6 +7,7 @@ use super::{Family, Label, ReloadOutcome};
 
 const HANDSHAKES: &str = "kentongan_tls_handshakes_total";
 const IN_PROGRESS: &str = "kentongan_tls_handshakes_in_progress";
+const EXPIRED: &str = "kentongan_tls_expired_lists";
 const RELOADS: &str = "kentongan_tls_reloads_total";
 
 pub(super) const FAMILIES: &[Family] = &[
@@ -24,6 +25,12 @@ pub(super) const FAMILIES: &[Family] = &[
         name: IN_PROGRESS,
         kind: Kind::Gauge,
         doc: &["TLS handshakes of clients that have begun and not ended."],
+        label: None,
+    },
+    Family {
+        name: EXPIRED,
+        kind: Kind::Gauge,
+        doc: &["Listeners with a list of revoked certificates whose time is over (`tls.crl_expired`)."],
         label: None,
     },
     Family {
@@ -76,6 +83,7 @@ impl Label for HandshakeOutcome {
 pub struct TlsMetrics {
     outcomes: Arc<[metrics::Counter]>,
     in_progress: metrics::Gauge,
+    expired_lists: metrics::Gauge,
     reloads: Arc<[metrics::Counter]>,
 }
 
@@ -92,6 +100,7 @@ impl Default for TlsMetrics {
         Self {
             outcomes: none(HandshakeOutcome::VALUES.len()),
             in_progress: metrics::Gauge::noop(),
+            expired_lists: metrics::Gauge::noop(),
             reloads: none(ReloadOutcome::VALUES.len()),
         }
     }
@@ -106,11 +115,14 @@ impl TlsMetrics {
         };
         let in_progress = metrics::gauge!(IN_PROGRESS);
         in_progress.set(0.0);
+        let expired_lists = metrics::gauge!(EXPIRED);
+        expired_lists.set(0.0);
         Self {
             outcomes: (HandshakeOutcome::VALUES.iter())
                 .map(|&outcome| counted(metrics::counter!(HANDSHAKES, HandshakeOutcome::NAME => outcome)))
                 .collect(),
             in_progress,
+            expired_lists,
             reloads: (ReloadOutcome::VALUES.iter())
                 .map(|&outcome| counted(metrics::counter!(RELOADS, ReloadOutcome::NAME => outcome)))
                 .collect(),
@@ -130,6 +142,11 @@ impl TlsMetrics {
     /// A handshake ended so, or was not let begin.
     pub fn ended(&self, outcome: HandshakeOutcome) {
         self.outcomes[outcome.index()].increment(1);
+    }
+
+    /// So many listeners have a list of revoked certificates that has run out.
+    pub fn expired_lists(&self, listeners: usize) {
+        self.expired_lists.set(listeners as f64);
     }
 
     /// Certificates were read again.

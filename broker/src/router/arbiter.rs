@@ -94,6 +94,8 @@ pub struct ArbiterState {
     pub(super) handshaking: Handshaking,
     /// Connections that publish faster than they may.
     pub(super) paced: Vec<ConnectionKey>,
+    /// Of the task that reads them again, while there are none.
+    pub(super) paced_waker: Option<Waker>,
     /// The bans that the connections here were held against.
     pub(super) bans_seen: u32,
     pub(super) slow_reads: Vec<ConnectionKey>,
@@ -153,6 +155,7 @@ impl ArbiterState {
             paused: Vec::new(),
             handshaking: Handshaking::default(),
             paced: Vec::new(),
+            paced_waker: None,
             bans_seen: 0,
             slow_reads: Vec::new(),
             stalled: Vec::new(),
@@ -225,6 +228,7 @@ impl ArbiterState {
             session: None,
             pending: None,
             listener,
+            mount: None,
             origin: peer.into(),
         });
         let key = ConnectionKey::new(self.id, index as u32, generation);
@@ -670,7 +674,6 @@ impl ArbiterState {
         self.flush_lanes();
         self.retry_lanes();
         self.show_backlog();
-        self.resume_paced();
         self.resume_publishers();
         self.continue_slow_reads();
         let (hits, misses) = self.cache.take_hits_and_misses();

@@ -36,6 +36,7 @@ struct Record {
     retain: bool,
     addressee: Addressee,
     origin: Option<ShareOrigin>,
+    passed_on: u8,
 }
 
 /// Messages from one arbiter to another. Emptied ones go back to where they were filled.
@@ -95,6 +96,7 @@ impl Batch {
             retain: publication.retain,
             addressee,
             origin: publication.origin,
+            passed_on: publication.passed_on,
         });
     }
 
@@ -130,6 +132,7 @@ impl Batch {
                     Addressee::Member(_, _, publisher) => publisher.as_ref(),
                 },
                 origin: record.origin,
+                passed_on: record.passed_on,
                 message: None,
             };
             take(&mut publication, &record.addressee);

@@ -16,6 +16,7 @@ use crate::auth::{Actor, Credential, Granted, Identified, Rights};
 use crate::connection::{ConnectionActor, Origin, OutBuffer, Transport};
 use crate::listener::ListenerContext;
 use crate::message::Message;
+use crate::mount::Mount;
 use crate::replicated::PersistentSession;
 use crate::session::acknowledgements::Acknowledgements;
 use crate::session::alias::{InboundAliases, OutboundAliases};
@@ -185,6 +186,8 @@ pub struct Client {
     pub pending: Option<Box<super::connect::PendingConnect>>,
     /// The listener it came by.
     pub listener: Arc<ListenerContext>,
+    /// What stands in front of its topics, within the broker. Such a client is `guarded`.
+    pub mount: Option<Mount>,
     /// Who is at the other end.
     pub origin: Origin,
 }

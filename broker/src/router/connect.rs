@@ -24,12 +24,13 @@ use crate::auth::{
 };
 use crate::connection::LayerError;
 use crate::metrics::{AuthenticationOutcome, CloseReason, ConnectRefusal, PublishRefusal};
+use crate::mount::Unreachable;
 use crate::replicated::command::{Connect as ConnectCommand, Owner, Released, SessionCommand};
 use crate::replicated::{ClaimRequest, Opened, PersistentSession};
 use crate::session::SessionError;
 use crate::session::acknowledgements::Acknowledgements;
 use crate::session::alias::{InboundAliases, OutboundAliases};
-use crate::session::handshake::{self, Negotiated};
+use crate::session::handshake::{self, Negotiated, Refusal};
 use crate::session::inbound::Inbound;
 use crate::session::outbound::{Outbound, OutboundLimits};
 
@@ -311,7 +312,7 @@ impl ArbiterState {
             let rights = self.rights_of(key, &identified);
             if let Some(client) = self.client(key) {
                 // From here on, also what other threads are about to hand over is looked at.
-                client.guarded = rights.is_some();
+                client.guarded = rights.is_some() || client.mount.is_some();
                 if let Some(session) = client.session.as_mut() {
                     session.rights = rights;
                 }
@@ -424,6 +425,9 @@ impl ArbiterState {
         if self.is_drained() {
             return self.refuse_drained(key, &pending.identified.identity, &pending.negotiated.client_id);
         }
+        if let Err(refusal) = self.mount(key, &mut pending) {
+            return self.refuse_login(key, pending, refusal.reason, refusal.text);
+        }
         // What a PUBLISH of it would be refused for, the client learns now: later there is nobody to be told.
         if let Some(will) = &pending.connect.will
             && let Some(refusal) = self.will_refusal(&pending.actor(), will)
@@ -454,6 +458,22 @@ impl ArbiterState {
             client.pending = Some(pending);
         }
         self.shared.submitter.claim(request);
+    }
+
+    /// From here on the client is below the mount point of its listener, if there is one, and so is its will.
+    fn mount(&mut self, key: ConnectionKey, pending: &mut PendingConnect) -> Result<(), Refusal> {
+        let Some(client) = self.client(key) else {
+            return Ok(());
+        };
+        let Some(mount_point) = &client.listener.config.mount_point else {
+            return Ok(());
+        };
+        let mount = mount_point.of_client(&pending.identified.identity, &pending.negotiated.client_id)?;
+        if let Some(will) = &mut pending.connect.will {
+            mount.enter_will(will).map_err(Unreachable::refusal)?;
+        }
+        client.mount = Some(mount);
+        Ok(())
     }
 
     /// With several nodes every claim is its group's to grant, so that two nodes never both do.
@@ -521,7 +541,9 @@ impl ArbiterState {
         let rights = self.rights_of(key, &identified);
         // What was queued or subscribed to before was so by whatever the rules were.
         let is_doubtful = opened.session_present || self.shared.authority.grants_subscriptions();
-        let guarded = rights.as_ref().is_some_and(|rights| is_doubtful || rights.reading_depends_on_qos());
+        // Likewise by whatever the mount point was; and a filter can match what no mounted client knows of.
+        let guarded = self.clients[key.index()].mount.is_some()
+            || rights.as_ref().is_some_and(|rights| is_doubtful || rights.reading_depends_on_qos());
         let listener = &self.clients[key.index()].listener;
         let policy = &listener.policy;
         let session_settings = &self.shared.settings.session;
@@ -984,7 +1006,9 @@ fn connect_refusal(reason: ReasonCode) -> ConnectRefusal {
         ReasonCode::ServerShuttingDown => ConnectRefusal::ShuttingDown,
         ReasonCode::ServerUnavailable => ConnectRefusal::Unavailable,
         ReasonCode::UseAnotherServer | ReasonCode::ServerMoved => ConnectRefusal::SentElsewhere,
-        ReasonCode::PayloadFormatInvalid | ReasonCode::QuotaExceeded => ConnectRefusal::Will,
+        ReasonCode::PayloadFormatInvalid | ReasonCode::QuotaExceeded | ReasonCode::TopicNameInvalid => {
+            ConnectRefusal::Will
+        }
         _ => ConnectRefusal::Malformed,
     }
 }

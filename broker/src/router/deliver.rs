@@ -164,19 +164,45 @@ impl ArbiterState {
         }
     }
 
-    /// A publication to the member of a shared subscription that was picked for it.
+    /// A publication to the member of a shared subscription that was picked for it; or to the next one that may read it.
     pub(super) fn deliver_to_member(
         &mut self,
         publication: &mut Publication<'_>,
         member: ConnectionKey,
         share: &Arc<ShareGroup>,
     ) {
+        let mut member = member;
+        while let Err(reason) = self.offer_to_member(publication, member, share) {
+            publication.passed_on += 1;
+            let online_only = publication.qos == QoS::AtMostOnce;
+            let next = share.next_here(member.raw(), publication.passed_on, online_only);
+            match next.map(ConnectionKey::from_raw) {
+                Some(next) if next.arbiter() == self.id => member = next,
+                Some(next) => return self.hand_to_arbiter_of(next, publication, share),
+                None => {
+                    self.counters.messages_dropped.inc(reason);
+                    if let Some(origin) = publication.origin.filter(|_| publication.qos != QoS::AtMostOnce) {
+                        self.answer_origin(origin, ShareOutcome::Settled);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// `Err`: it is not for this one, by its rights or its mount point.
+    fn offer_to_member(
+        &mut self,
+        publication: &mut Publication<'_>,
+        member: ConnectionKey,
+        share: &Arc<ShareGroup>,
+    ) -> Result<(), DropReason> {
         if self.is_over(publication) {
             self.counters.messages_dropped.inc(DropReason::Expired);
             if let Some(origin) = publication.origin.filter(|_| publication.qos != QoS::AtMostOnce) {
                 self.answer_origin(origin, ShareOutcome::Settled);
             }
-            return;
+            return Ok(());
         }
         let subscription = self
             .client(member)
@@ -189,21 +215,19 @@ impl ArbiterState {
             });
         let Some(own) = subscription else {
             // The member left while the message was on its way, or its group took over: another one gets it.
-            return self.route_to_share(publication, share, PassedOver::Connection(member.raw()));
+            self.route_to_share(publication, share, PassedOver::Connection(member.raw()));
+            return Ok(());
         };
         let identifier = own.identifier.map(std::num::NonZeroU32::get);
         let qos = publication.qos.min(own.options.qos);
-        if self.is_kept_from(member, publication.topic, qos) {
-            // To no other one either: it might be handed round for ever.
-            if let Some(origin) = publication.origin.filter(|_| publication.qos != QoS::AtMostOnce) {
-                self.answer_origin(origin, ShareOutcome::Settled);
-            }
-            return;
+        if let Some(reason) = self.why_kept_from(member, publication.topic, qos) {
+            return Err(reason);
         }
         // Only at QoS 1 a message may be sent twice. One of QoS 0 nobody waits for.
         let may_repeat = qos == QoS::AtLeastOnce || publication.qos == QoS::AtMostOnce;
         if let Some(origin) = publication.origin.filter(|origin| !may_repeat && self.lanes.is_there(origin.keeper)) {
-            return self.take_first(publication, origin, member, share);
+            self.take_first(publication, origin, member, share);
+            return Ok(());
         }
         let terms = Terms {
             qos,
@@ -219,6 +243,7 @@ impl ArbiterState {
             // Nobody will acknowledge it.
             self.answer_origin(origin, ShareOutcome::Settled);
         }
+        Ok(())
     }
 
     /// Whoever keeps a message says first that it let go of it; then the member gets it.
@@ -295,17 +320,23 @@ impl ArbiterState {
         self.deliver_acknowledged(key, publication, terms);
     }
 
-    /// Whether a message is not for the client, by what the rules are now. Then it is counted as dropped.
+    /// Whether a message is not for the client. Then it is counted as dropped.
     fn is_kept_from(&mut self, key: ConnectionKey, topic: &str, qos: QoS) -> bool {
-        let Some(client) = self.clients.get(key.index()).filter(|client| client.guarded) else {
-            return false;
-        };
+        let reason = self.why_kept_from(key, topic, qos);
+        reason.into_iter().for_each(|reason| self.counters.messages_dropped.inc(reason));
+        reason.is_some()
+    }
+
+    /// Why a message is not for the client, by its mount point or by what the rules are now, if it is not.
+    fn why_kept_from(&self, key: ConnectionKey, topic: &str, qos: QoS) -> Option<DropReason> {
+        let client = self.clients.get(key.index()).filter(|client| client.guarded)?;
+        // A `#` matches more than its mount holds: its parent, and what begins with `$` below it.
+        if client.mount.as_ref().is_some_and(|mount| mount.own_topic(topic).is_none()) {
+            return Some(DropReason::OutsideMount);
+        }
         let action = Action::Read { topic, qos };
         let may = client.actor().is_none_or(|actor| self.shared.authority.authorize(&actor, action));
-        if !may {
-            self.counters.messages_dropped.inc(DropReason::NotAuthorized);
-        }
-        !may
+        (!may).then_some(DropReason::NotAuthorized)
     }
 
     /// QoS 1 and 2 to a transient session: into the window, or the queue before it.
@@ -381,7 +412,7 @@ impl ArbiterState {
         let now_ms = self.now_ms;
         let client = &mut self.clients[key.index()];
         let v5 = client.version.is_v5();
-        if v5 && !(terms.identifiers.is_empty() && aliases_off(client)) {
+        if (v5 && !(terms.identifiers.is_empty() && aliases_off(client))) || client.mount.is_some() {
             return self.write_own_encoding(key, publication, terms, id, false);
         }
         let template = self.templates.get(v5, terms.qos, terms.retain, publication, now_ms);
@@ -416,7 +447,7 @@ impl ArbiterState {
         self.counters.payload_bytes_sent.add(payload_bytes as u64);
     }
 
-    /// A PUBLISH that no other connection gets in the same bytes.
+    /// A PUBLISH that no other connection gets in the same bytes; that of a mounted client among them.
     fn write_own_encoding(
         &mut self,
         key: ConnectionKey,
@@ -428,6 +459,17 @@ impl ArbiterState {
         let client = &mut self.clients[key.index()];
         let delivery = delivery(terms.qos, id.unwrap_or(ANY_ID));
         let mut head = head(publication, delivery, terms.retain, dup, self.now_ms);
+        let mount = client.mount.clone();
+        let own_properties;
+        if let Some(mount) = &mount {
+            // What is not below it was kept from the client before.
+            let Some(own) = mount.own_topic(publication.topic) else {
+                return false;
+            };
+            head.topic = own;
+            own_properties = publication.properties.and_then(|whole| mount.own_properties(whole));
+            head.properties = own_properties.as_ref().or(head.properties);
+        }
         if client.version.is_v5() {
             head.subscription_identifiers = terms.identifiers;
         }
@@ -443,7 +485,7 @@ impl ArbiterState {
             && !session.aliases_out.is_off()
             && terms.qos != QoS::ExactlyOnce
         {
-            match session.aliases_out.choose(publication.topic) {
+            match session.aliases_out.choose(head.topic) {
                 AliasUse::None => {}
                 AliasUse::Set(alias) => head.topic_alias = Some(alias),
                 AliasUse::Known(alias) => {

@@ -389,6 +389,7 @@ mod tests {
             publisher: None,
             publisher_id: None,
             origin: None,
+            passed_on: 0,
             message: None,
         }
     }

@@ -1,14 +1,21 @@
 //! How fast clients may publish: token buckets of one second, of a connection and of all connections of a listener.
 //!
+//! Whoever has emptied one is not read until it has something in it again, which is looked at every [`RESUME_INTERVAL`]: so what
+//! passes under a rate comes in small parts, not in one lump a second.
+//!
 //! A bucket is kept as the time at which it is full again, which is all that its state is (the generic cell rate algorithm). It may be
 //! overdrawn by one message, however large that is; what that took too much is paid back before the next one is read.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::config::{ListenerConfig, Settings};
 
 /// What a bucket holds: what may be sent in a second.
 const CAPACITY_NS: u64 = 1_000_000_000;
+
+/// Time between two looks at connections that are not read.
+pub const RESUME_INTERVAL: Duration = Duration::from_millis(50);
 
 /// When the bucket is full again, if `amount` is taken now. 0 as a rate means no bound.
 fn take(full_at_ns: u64, now_ns: u64, rate: u64, amount: u64) -> u64 {
@@ -78,8 +85,10 @@ impl Rates {
 pub struct Pace {
     messages_full_at_ns: u64,
     bytes_full_at_ns: u64,
-    /// The last second in which it could not be read for its own buckets.
+    /// The last second in which it used its own buckets up.
     last_over: u32,
+    /// The last second in which it was not read for them.
+    last_waited: u32,
     /// How many in a row it used them up in.
     seconds_over: u32,
 }
@@ -108,7 +117,9 @@ impl Pace {
         }
         let second = (now_ms / 1000) as u32;
         if second != self.last_over {
-            self.seconds_over = if second == self.last_over + 1 { self.seconds_over + 1 } else { 0 };
+            // Paying back is not being too fast again, but it is no rest either.
+            let has_rested = second > self.last_over.max(self.last_waited) + 1;
+            self.seconds_over = if has_rested { 0 } else { self.seconds_over + 1 };
             self.last_over = second;
         }
         let seconds_max = rates.seconds_max.load(Ordering::Relaxed);
@@ -119,12 +130,11 @@ impl Pace {
         is_empty(self.messages_full_at_ns, now_ns) || is_empty(self.bytes_full_at_ns, now_ns)
     }
 
-    /// Whether the connection must still not be read; asked every second while it is not.
+    /// Whether the connection must still not be read; asked every [`RESUME_INTERVAL`] while it is not.
     pub fn must_wait(&mut self, rates: &Rates, now_ms: u64) -> bool {
         let waits = self.is_empty(now_ms * 1_000_000);
         if waits {
-            // Paying back is not being too fast again, but it is no rest either.
-            self.last_over = (now_ms / 1000) as u32;
+            self.last_waited = (now_ms / 1000) as u32;
         }
         waits || rates.is_empty(now_ms * 1_000_000)
     }
@@ -179,6 +189,28 @@ mod tests {
         assert_eq!(waits, [true, true, true, false]);
     }
 
+    /// A publisher that always has more to say, once the bucket is used up.
+    #[test]
+    fn what_passes_under_a_rate_is_spread_over_each_second() {
+        let rates = rates((1000, 0), 0, (0, 0));
+        let mut pace = Pace::default();
+        let mut in_tenths = Vec::new();
+        for tick in 0..60 {
+            let now_ms = 5_000 + tick * RESUME_INTERVAL.as_millis() as u64;
+            let mut passed = 0;
+            while !pace.must_wait(&rates, now_ms) {
+                send(&mut pace, &rates, now_ms, &[1]);
+                passed += 1;
+            }
+            if tick % 2 == 0 {
+                in_tenths.push(0);
+            }
+            *in_tenths.last_mut().unwrap() += passed;
+        }
+        assert_eq!(in_tenths.remove(0), 1050, "what the bucket held");
+        assert!(in_tenths.iter().all(|&passed| passed == 100), "{in_tenths:?}");
+    }
+
     #[test]
     fn only_who_is_too_fast_in_seconds_in_a_row_exceeds() {
         let rates = rates((2, 0), 2, (0, 0));
@@ -189,6 +221,21 @@ mod tests {
             [Wait, Wait, Wait, Wait, Exceeded],
             "a second of rest counts"
         );
+    }
+
+    /// However often it is looked at meanwhile.
+    #[test]
+    fn a_publisher_that_always_has_more_to_say_exceeds_after_so_many_seconds() {
+        let rates = rates((10, 0), 2, (0, 0));
+        let mut pace = Pace::default();
+        let exceeded = (100..300).map(|tick| tick * RESUME_INTERVAL.as_millis() as u64).find(|&now_ms| {
+            let mut verdict = Within;
+            while verdict != Exceeded && !pace.must_wait(&rates, now_ms) {
+                verdict = send(&mut pace, &rates, now_ms, &[1])[0];
+            }
+            verdict == Exceeded
+        });
+        assert_eq!(exceeded, Some(7_050), "it began at 5,000");
     }
 
     #[test]

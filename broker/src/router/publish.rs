@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use kentongan_proto::mqtt::codec::AckKind;
@@ -104,6 +105,8 @@ pub struct Publication<'a> {
     pub publisher_id: Option<&'a Arc<str>>,
     /// Who has it for one member of a shared subscription here, and waits for what becomes of it.
     pub origin: Option<ShareOrigin>,
+    /// Members of a shared subscription that it was for and who may not read it.
+    pub passed_on: u8,
     /// The same as something to keep, made when first asked for.
     pub message: Option<Arc<Message>>,
 }
@@ -188,7 +191,17 @@ impl ArbiterState {
             }
             Err(error) => return self.fail(key, &error),
         }
-        if let Some(refusal) = self.refusal(key, topic, publish, payload.as_slice()) {
+        let mut whole = None;
+        let mut unreachable = None;
+        if let Some(mount) = &self.clients[key.index()].mount {
+            let response_topic = publish.properties.to_owned().response_topic;
+            match mount.whole_publish(topic, response_topic.as_deref()) {
+                Ok(topics) => whole = Some(topics),
+                Err(error) => unreachable = Some(error.refusal()),
+            }
+        }
+        let topic = whole.as_ref().map_or(topic, |whole| &whole.topic);
+        if let Some(refusal) = unreachable.or_else(|| self.refusal(key, topic, publish, payload.as_slice())) {
             let reason = refusal.reason;
             self.counters.publishes_refused.inc(reason.into());
             if self.refusal_lines.admits(self.now_seconds()) {
@@ -201,7 +214,10 @@ impl ArbiterState {
             }
             return self.answer_publish(key, publish.delivery, refusal.into());
         }
-        let properties = (!publish.properties.is_empty()).then(|| publish.properties.to_owned());
+        let mut properties = (!publish.properties.is_empty()).then(|| publish.properties.to_owned());
+        if let (Some(properties), Some(whole)) = (&mut properties, &whole) {
+            properties.response_topic.clone_from(&whole.response_topic);
+        }
         let expires_at_ms = properties
             .as_ref()
             .and_then(|properties| properties.message_expiry_interval)
@@ -220,6 +236,7 @@ impl ArbiterState {
             publisher: Some(key),
             publisher_id: Some(&client_id),
             origin: None,
+            passed_on: 0,
             message: None,
         };
         self.accept(key, publish.delivery, &mut publication);
@@ -446,6 +463,7 @@ impl ArbiterState {
             publisher: None,
             publisher_id: Some(client_id),
             origin: None,
+            passed_on: 0,
             message: None,
         };
         // Nobody waits for it: what the groups answer is for no connection.
@@ -472,6 +490,7 @@ impl ArbiterState {
             publisher: None,
             publisher_id: Some(&message.publisher),
             origin: None,
+            passed_on: 0,
             message: Some(Arc::clone(message)),
         }
     }
@@ -580,11 +599,7 @@ impl ArbiterState {
                 if member.arbiter() == self.id {
                     self.deliver_to_member(publication, member, share);
                 } else {
-                    let by_publisher = strategy == PickStrategy::HashClient;
-                    let publisher = publication.publisher_id.filter(|_| by_publisher).cloned();
-                    self.batches[usize::from(member.arbiter())]
-                        .push(publication, Addressee::Member(member, Arc::clone(share), publisher));
-                    self.schedule_flush();
+                    self.hand_to_arbiter_of(member, publication, share);
                 }
                 true
             }
@@ -604,6 +619,20 @@ impl ArbiterState {
                 false
             }
         }
+    }
+
+    /// A message for a member whose connection is another arbiter's.
+    pub(super) fn hand_to_arbiter_of(
+        &mut self,
+        member: ConnectionKey,
+        publication: &mut Publication<'_>,
+        share: &Arc<ShareGroup>,
+    ) {
+        let by_publisher = PickStrategy::from(self.shared.settings.shared.strategy) == PickStrategy::HashClient;
+        let publisher = publication.publisher_id.filter(|_| by_publisher).cloned();
+        let addressee = Addressee::Member(member, Arc::clone(share), publisher);
+        self.batches[usize::from(member.arbiter())].push(publication, addressee);
+        self.schedule_flush();
     }
 
     /// A message found no member: whoever answers for it picks again, or it is gone.
@@ -684,6 +713,7 @@ impl ArbiterState {
                 if !std::mem::replace(&mut client.paced, true) {
                     self.paced.push(key);
                     self.counters.publishers_slowed.inc();
+                    self.paced_waker.take().into_iter().for_each(Waker::wake);
                 }
                 true
             }
@@ -694,8 +724,19 @@ impl ArbiterState {
         }
     }
 
-    /// Reads those again whose buckets have something in them. Every second.
-    pub(super) fn resume_paced(&mut self) {
+    /// Ready while connections are not read because of a rate.
+    pub fn poll_paced(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if self.paced.is_empty() {
+            self.paced_waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+
+    /// Reads those again whose buckets have something in them. Every [`RESUME_INTERVAL`](pace::RESUME_INTERVAL), as long as
+    /// there are some.
+    pub fn resume_paced(&mut self) {
+        self.now_ms = self.shared.now_ms();
         let now_ms = self.now_ms;
         let overloaded = self.is_overloaded();
         for key in std::mem::take(&mut self.paced) {

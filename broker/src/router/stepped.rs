@@ -128,6 +128,12 @@ impl SteppedArbiter {
     /// What an arbiter does once a second.
     pub fn on_second(&mut self) {
         self.state.on_second();
+        self.resume_paced();
+    }
+
+    /// What it does every [`RESUME_INTERVAL`](super::pace::RESUME_INTERVAL) while publishers are held to a rate.
+    pub fn resume_paced(&mut self) {
+        self.state.resume_paced();
     }
 }
 

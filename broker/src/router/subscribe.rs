@@ -16,6 +16,7 @@ use super::cluster::PendingSubAck;
 use super::log_rate::excerpt;
 use crate::auth::Action;
 use crate::metrics::SubscribeRefusal;
+use crate::mount::{Mount, Unreachable};
 use crate::replicated::command::SessionCommand;
 use crate::replicated::{SubscribeOutcome, SubscribedPersistent, UnsubscribedPersistent};
 use crate::session::subscribing::{bridge_options, granted, wants_retained};
@@ -26,8 +27,13 @@ impl ArbiterState {
         if self.client(key).and_then(|client| client.session.as_ref()).is_some_and(|session| session.bridge) {
             subscribe.filters.iter_mut().for_each(|(filter, options)| *options = bridge_options(filter, *options));
         }
-        let refusals: Vec<Option<ReasonCode>> =
-            subscribe.filters.iter().map(|(filter, options)| self.filter_refusal(key, filter, options.qos)).collect();
+        let refusals: Vec<Option<ReasonCode>> = subscribe
+            .filters
+            .iter_mut()
+            .map(|(filter, options)| {
+                self.make_whole(key, filter).err().or_else(|| self.filter_refusal(key, filter, options.qos))
+            })
+            .collect();
         for ((filter, _), refusal) in subscribe.filters.iter().zip(&refusals) {
             if let Some(reason) = *refusal {
                 self.on_filter_refused(key, filter, reason);
@@ -90,6 +96,14 @@ impl ArbiterState {
         self.shared.retained_possible.load(Ordering::Relaxed) || filter.starts_with("$SYS")
     }
 
+    /// Puts the mount point of the client, if it has one, into a filter that it said.
+    fn make_whole(&self, key: ConnectionKey, filter: &mut String) -> Result<(), ReasonCode> {
+        if let Some(mount) = self.clients.get(key.index()).and_then(|client| client.mount.as_ref()) {
+            *filter = mount.whole_filter(filter).map_err(Unreachable::reason_of_filter)?;
+        }
+        Ok(())
+    }
+
     /// Why a filter is refused, if it is; the others of the same SUBSCRIBE are not touched by that.
     fn filter_refusal(&mut self, key: ConnectionKey, filter: &str, qos: QoS) -> Option<ReasonCode> {
         let Ok(parsed) = ParsedFilter::parse(filter) else {
@@ -97,7 +111,8 @@ impl ArbiterState {
         };
         let client = self.clients.get(key.index())?;
         let listener = &client.listener;
-        if filter.split('/').count() > usize::from(listener.limits.topic_levels_max) {
+        let levels_max = usize::from(listener.limits.topic_levels_max) + client.mount.as_ref().map_or(0, Mount::levels);
+        if filter.split('/').count() > levels_max {
             return Some(ReasonCode::TopicFilterInvalid);
         }
         let maximum = listener.subscriptions_max as usize;
@@ -110,7 +125,8 @@ impl ArbiterState {
         (!known && session.subscriptions.len() >= maximum).then_some(ReasonCode::QuotaExceeded)
     }
 
-    /// The rules changed, or the session stood since they were others: what it may not subscribe to any more it loses.
+    /// The rules changed, or the session stood since they were others, or was made by a listener with another mount point: what
+    /// it may not subscribe to any more it loses.
     pub(super) fn revoke_subscriptions(&mut self, key: ConnectionKey) {
         let Some(client) = self.client(key).filter(|client| client.guarded) else {
             return;
@@ -131,7 +147,8 @@ impl ArbiterState {
             return;
         };
         let action = Action::Subscribe { filter: parsed.filter(), qos };
-        if client.actor().is_some_and(|actor| !self.shared.authority.authorize(&actor, action)) {
+        let is_outside = client.mount.as_ref().is_some_and(|mount| !mount.holds(parsed.filter()));
+        if is_outside || client.actor().is_some_and(|actor| !self.shared.authority.authorize(&actor, action)) {
             self.revoke(key, filter);
         }
     }
@@ -293,7 +310,11 @@ impl ArbiterState {
         }
     }
 
-    pub(super) fn on_unsubscribe(&mut self, key: ConnectionKey, unsubscribe: Unsubscribe) {
+    pub(super) fn on_unsubscribe(&mut self, key: ConnectionKey, mut unsubscribe: Unsubscribe) {
+        for filter in &mut unsubscribe.filters {
+            // One that can have no subscription has none.
+            let _ = self.make_whole(key, filter);
+        }
         let Some(session) = self.client(key).and_then(|client| client.session.as_ref()) else {
             return;
         };

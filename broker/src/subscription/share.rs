@@ -405,6 +405,20 @@ impl ShareGroup {
         }
     }
 
+    /// Who is asked next, round and round, about a message that the member `connection` of this node may not read. `None`:
+    /// all of this node have been asked, or as many as are.
+    #[must_use]
+    pub fn next_here(&self, connection: u64, asked: u8, online_only: bool) -> Option<u64> {
+        self.with(|members| {
+            let count = if online_only { members.connections.len() } else { members.any_qos };
+            if usize::from(asked) >= count.min(ASKED_MAX) {
+                return None;
+            }
+            let at = *members.positions.get(&connection)? as usize;
+            Some(members.connections[(at + 1) % count].connection)
+        })
+    }
+
     /// A message was put into the window of a member, or the queue before it. Only [`PickStrategy::LeastInflight`] needs
     /// it.
     pub fn began(&self, connection: u64) {
@@ -567,6 +581,9 @@ fn key_of(target: &ShareTarget) -> u64 {
         ShareTarget::Node { node } => NODE_KEY | u64::from(node),
     }
 }
+
+/// Members that are asked about one message at most: it may go from thread to thread for it.
+const ASKED_MAX: usize = 64;
 
 const SESSION_KEY: u64 = 0xFFFF_FFFF_FFFF_0000;
 const NODE_KEY: u64 = 0xFFFF_FFFF_FFFE_0000;

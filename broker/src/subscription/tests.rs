@@ -692,6 +692,30 @@ fn a_share_lives_as_long_as_it_has_members() {
     assert_eq!(share.pick(PickStrategy::RoundRobin, 0, 0, PassedOver::Nobody, false), None, "held on to, but empty");
 }
 
+/// From whichever member it starts, each of the others is asked once; a message with a QoS passes over those that get none by
+/// this way.
+#[test]
+fn who_may_not_read_a_message_is_followed_by_every_other_member_once() {
+    let index = SubscriptionIndex::new();
+    for connection in 0..5 {
+        index.join_share("g", "a", ShareMember { qos0_only: connection == 2, ..member(connection) });
+    }
+    let share = index.share("g", "a").expect("it has members");
+    for first in 0..5 {
+        for (online_only, expected) in [(true, vec![0, 1, 2, 3, 4]), (false, vec![0, 1, 3, 4])] {
+            let mut asked = vec![first];
+            while let Some(next) = share.next_here(asked[asked.len() - 1], asked.len() as u8, online_only) {
+                asked.push(next);
+            }
+            asked.sort_unstable();
+            if expected.contains(&first) {
+                assert_eq!(asked, expected, "from {first}");
+            }
+        }
+    }
+    assert_eq!(share.next_here(9, 1, true), None, "a stranger");
+}
+
 /// Persistent members weigh by their number, and wait while others are online.
 #[test]
 fn sessions_are_picked_by_their_group() {

@@ -11,14 +11,16 @@ use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion, version};
+use x509_parser::prelude::FromDer;
+use x509_parser::revocation_list::CertificateRevocationList;
 
 use super::server_names::ByName;
 use super::tickets::Tickets;
 use super::{Endpoint, Handshakes};
-use crate::config::{ClientCertificate, TlsConfig, TlsVersion};
+use crate::config::{ClientCertificate, ExpiredList, TlsConfig, TlsVersion};
 
 /// The protocol that clients may ask for by ALPN.
 const MQTT: &[u8] = b"mqtt";
@@ -182,9 +184,16 @@ fn finish(context: Context) -> Digest {
 impl Endpoint {
     /// Makes of `files` what `config` says.
     ///
+    /// It may take the place of the one `before`.
+    ///
     /// # Errors
     /// Which file is wrong, and in what way.
-    pub fn new(config: &TlsConfig, files: &Files, handshakes: Arc<Handshakes>) -> Result<Self, TlsFileError> {
+    pub fn new(
+        config: &TlsConfig,
+        files: &Files,
+        handshakes: Arc<Handshakes>,
+        before: Option<&Self>,
+    ) -> Result<Self, TlsFileError> {
         let certificate_file = named(&config.certificate_file, "certificate_file")?;
         let main = files.certified_key(certificate_file, named(&config.key_file, "key_file")?)?;
         let mut others = Vec::new();
@@ -206,14 +215,20 @@ impl Endpoint {
         server.alpn_protocols = vec![MQTT.to_vec(), HTTP.to_vec()];
         // What is remembered of a session goes with the client, in a ticket.
         server.session_storage = Arc::new(NoServerSessionStorage {});
-        if let Some(tickets) = tickets(config, files)? {
-            server.ticketer = Arc::new(tickets);
+        let tickets = tickets(config, files)?.map(|tickets| match before.and_then(|before| before.tickets.as_ref()) {
+            Some(before) => Arc::new(tickets.in_place_of(before)),
+            None => Arc::new(tickets),
+        });
+        if let Some(tickets) = &tickets {
+            server.ticketer = Arc::clone(tickets) as Arc<dyn ProducesTickets>;
         }
         server.send_tls13_tickets = 1;
         Ok(Self {
             config: Arc::new(server),
             identity: config.identity,
             handshakes,
+            tickets,
+            lists_until: lists_until(config, files)?,
             settings: config.clone(),
             digest: files.digest(),
         })
@@ -268,6 +283,9 @@ fn client_verifier(
         let lists: Vec<CertificateRevocationListDer<'static>> =
             files.items(crl_file, "list of revoked certificates")?;
         builder = builder.with_crls(lists).only_check_end_entity_revocation();
+        if config.crl_expired == ExpiredList::Refuse {
+            builder = builder.enforce_revocation_expiration();
+        }
         file = crl_file;
     }
     if config.client_certificate == ClientCertificate::Optional {
@@ -278,6 +296,19 @@ fn client_verifier(
         what: "clients' certificates cannot be checked with it",
         source: rustls::Error::General(error.to_string()),
     })
+}
+
+/// When the first of the lists of revoked certificates runs out, in seconds of Unix time.
+fn lists_until(config: &TlsConfig, files: &Files) -> Result<Option<i64>, TlsFileError> {
+    let Some(file) = config.crl_file.as_ref().filter(|_| config.client_certificate != ClientCertificate::None) else {
+        return Ok(None);
+    };
+    let lists: Vec<CertificateRevocationListDer<'static>> = files.items(file, "list of revoked certificates")?;
+    let until = |list: &CertificateRevocationListDer<'_>| {
+        let (_, list) = CertificateRevocationList::from_der(list).ok()?;
+        Some(list.next_update()?.timestamp())
+    };
+    Ok(lists.iter().filter_map(until).min())
 }
 
 fn tickets(config: &TlsConfig, files: &Files) -> Result<Option<Tickets>, TlsFileError> {
@@ -295,6 +326,9 @@ fn tickets(config: &TlsConfig, files: &Files) -> Result<Option<Tickets>, TlsFile
 fn policy(config: &TlsConfig, files: &Files) -> Result<Digest, TlsFileError> {
     let mut context = Context::new(&SHA256);
     update(&mut context, config.client_certificate.to_string().as_bytes());
+    if config.crl_expired == ExpiredList::Refuse {
+        update(&mut context, config.crl_expired.to_string().as_bytes());
+    }
     if config.client_certificate != ClientCertificate::None {
         for file in [&config.client_ca_file, &config.crl_file].into_iter().flatten() {
             update(&mut context, files.get(file)?);

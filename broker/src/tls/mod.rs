@@ -32,6 +32,10 @@ pub struct Endpoint {
     config: Arc<ServerConfig>,
     identity: CertificateIdentity,
     handshakes: Arc<Handshakes>,
+    /// `None`: the system gave no secret.
+    tickets: Option<Arc<tickets::Tickets>>,
+    /// The second (Unix time) at which the first of the lists of revoked certificates runs out.
+    lists_until: Option<i64>,
     /// What it was made of.
     settings: TlsConfig,
     /// Likewise.
@@ -70,6 +74,12 @@ impl Endpoint {
     #[must_use]
     pub fn is_made_of(&self, files: &Files) -> bool {
         self.digest == files.digest()
+    }
+
+    /// Whether one of its lists of revoked certificates has run out, and a newer one should have come.
+    #[must_use]
+    pub fn has_expired_list(&self, now_seconds: i64) -> bool {
+        self.lists_until.is_some_and(|until| until <= now_seconds)
     }
 
     /// Whom a client's certificate names.

@@ -408,6 +408,42 @@ fn a_flood_of_connections_from_one_address_is_cut_off() {
     });
 }
 
+/// A listener's own rates come before those of all, also ones that come while it is open.
+///
+/// Abuse: [connect-flood]
+#[test]
+fn a_listener_has_rates_of_connecting_of_its_own() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("kentongan.toml");
+    let settings = |own: &str| {
+        let listener = "[[listener]]\naddress = \"127.0.0.1:0\"\n";
+        format!("limits.connect_rate_per_address = 5\n{listener}{own}\n{listener}connect_rate_per_address = 0\n")
+    };
+    std::fs::write(&file, settings("")).expect("written");
+    let broker = Broker::with_file(&file);
+    let free = broker.next_listener();
+    let refused = || broker.metric(&refused("connects", "connect_rate"));
+    let flood = |address| (0..40).map(|_| Client::at(address, ProtocolVersion::V5)).collect::<Vec<_>>();
+    let _unbounded = flood(free);
+    Client::accepted(&broker, connect(ProtocolVersion::V5, "one")).disconnect();
+    assert_eq!(refused(), 0.0, "the listener says 0 for itself");
+    let _bounded = flood(broker.address);
+    wait_for("refusals by the rate of all", || refused() >= 30.0);
+    std::fs::write(&file, settings("connect_rate_per_address = 1000")).expect("written");
+    broker.hang_up();
+    broker.wait_for_metric("kentongan_settings_reloads_total{outcome=\"applied\"}", |count| count == 1.0);
+    // The bucket fills up to the new rate.
+    wait_for("a bucket with room for a flood", || {
+        let before = refused();
+        let mut flood = flood(broker.address);
+        let all_stay = flood.iter_mut().all(|client| {
+            client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, ""))));
+            matches!(client.receive_within(DEADLINE), Some(Packet::ConnAck(_)))
+        });
+        all_stay && refused() == before
+    });
+}
+
 /// One that publishes faster than it may is not read, which slows it down, and closed if it goes on.
 ///
 /// Abuse: [publisher-too-fast]
@@ -588,20 +624,22 @@ fn a_flood_of_connections_to_a_listener_waits_its_turn() {
     assert_eq!(broker.metric("kentongan_connects_refused_total"), 0.0);
 }
 
+/// Subscribers that do not read are closed for nothing but the memory that they take.
+fn with_mark_of_memory(bytes: u64) -> String {
+    format!(
+        "arbiters = 1\n[[listener]]\naddress = \"127.0.0.1:0\"\n[session]\nout_buffer_bytes_max = 200000000\n\
+         stalled_seconds_max = 0\n[limits]\nmemory_bytes_high_water = {bytes}\n"
+    )
+}
+
 /// Far over the mark of memory, the connection with most bytes waiting is closed; one that reads is not.
 ///
 /// Abuse: [memory]
 #[test]
 fn far_over_the_mark_of_memory_the_slowest_subscriber_is_closed() {
-    let settings = |mark: u64| {
-        format!(
-            "arbiters = 1\n[[listener]]\naddress = \"127.0.0.1:0\"\n[session]\nout_buffer_bytes_max = 200000000\n\
-             stalled_seconds_max = 0\n[limits]\nmemory_bytes_high_water = {mark}\n"
-        )
-    };
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("kentongan.toml");
-    std::fs::write(&file, settings(0)).expect("written");
+    std::fs::write(&file, with_mark_of_memory(0)).expect("written");
     let broker = Broker::with_file(&file);
     let mut publisher = Client::v5(&broker, "publisher");
     let mut steady = Client::v5(&broker, "steady");
@@ -620,12 +658,12 @@ fn far_over_the_mark_of_memory_the_slowest_subscriber_is_closed() {
     let bytes = broker.metric("process_heap_bytes") as u64;
     assert!(bytes > 60_000_000, "only {bytes} bytes are held");
     // Over 120 % of the mark: level 3, until the slowest has gone.
-    std::fs::write(&file, settings(bytes * 10 / 13)).expect("written");
+    std::fs::write(&file, with_mark_of_memory(bytes * 10 / 13)).expect("written");
     broker.hang_up();
     let line = broker.wait_for_log("disconnected");
     assert!(line.contains("\"slowest\"") && line.contains("SlowConsumer"), "{line}");
     broker.wait_for_metric("kentongan_connections_closed_total{reason=\"slow_consumer\"}", |count| count >= 1.0);
-    std::fs::write(&file, settings(0)).expect("written");
+    std::fs::write(&file, with_mark_of_memory(0)).expect("written");
     broker.hang_up();
     wait_for("a subscriber that is served again", || {
         publisher.publish("steady", "still here", QOS0);
@@ -638,15 +676,9 @@ fn far_over_the_mark_of_memory_the_slowest_subscriber_is_closed() {
 /// Abuse: [memory]
 #[test]
 fn each_mark_of_memory_adds_a_measure() {
-    let settings = |mark: u64| {
-        format!(
-            "arbiters = 1\n[[listener]]\naddress = \"127.0.0.1:0\"\n[session]\nout_buffer_bytes_max = 200000000\n\
-             stalled_seconds_max = 0\n[limits]\nmemory_bytes_high_water = {mark}\n"
-        )
-    };
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("kentongan.toml");
-    std::fs::write(&file, settings(0)).expect("written");
+    std::fs::write(&file, with_mark_of_memory(0)).expect("written");
     let broker = Broker::with_file(&file);
     let mut publisher = Client::v5(&broker, "publisher");
     let mut deaf = Client::v5(&broker, "deaf");
@@ -659,7 +691,7 @@ fn each_mark_of_memory_adds_a_measure() {
     let bytes = broker.metric("process_heap_bytes") as u64;
     assert!(bytes > 60_000_000, "only {bytes} bytes are held");
     let used = |percent: u64| {
-        std::fs::write(&file, settings(bytes * 100 / percent)).expect("written");
+        std::fs::write(&file, with_mark_of_memory(bytes * 100 / percent)).expect("written");
         broker.hang_up();
     };
     let comes = || Client::open(&broker, connect(ProtocolVersion::V5, "late")).1.reason_code;

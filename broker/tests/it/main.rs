@@ -8,6 +8,7 @@ mod conformance;
 mod durability;
 mod first_light;
 mod long_queue;
+mod mounts;
 mod old_clients;
 mod operation;
 mod overload;

@@ -363,3 +363,63 @@ fn rules_that_cannot_be_used_change_nothing() {
         files.write("rules", deny);
     }
 }
+
+/// Whoever may not read a message does not use it up for those who may, whichever thread they are on.
+///
+/// Abuse: [authorize]
+#[test]
+fn a_message_for_a_shared_subscription_goes_to_a_member_that_may_read_it() {
+    let files = files("arbiters = 2\nauth.acl_subscribe = \"filter\"\nshared.strategy = \"hash-topic\"");
+    let broker = files.start();
+    let dropped = || broker.metric("kentongan_messages_dropped_total{reason=\"not_authorized\"}");
+    let mut boss = Client::accepted(&broker, user("boss", "boss", false));
+    let mut members: Vec<_> =
+        (0..5).map(|number| Client::accepted(&broker, user("ana", &format!("ana-{number}"), false))).collect();
+    for member in &mut members {
+        assert_eq!(member.subscribe("$share/g/+/x", QoS::AtLeastOnce), ReasonCode::GrantedQos1);
+    }
+    boss.publish_acknowledged("c/x", "nobody may", qos1(1));
+    boss.publish_acknowledged("c/x", "nobody may", QOS0);
+    wait_for("what nobody may read, once each", || dropped() == 2.0);
+    let mut reader = Client::accepted(&broker, user("boss", "reader", false));
+    assert_eq!(reader.subscribe("$share/g/+/x", QoS::AtLeastOnce), ReasonCode::GrantedQos1);
+    for number in 1..=20 {
+        let topic = if number % 2 == 0 { "c/x" } else { "d/x" };
+        boss.publish_acknowledged(topic, &number.to_string(), if number % 4 < 2 { QOS0 } else { qos1(number) });
+    }
+    let mut got: Vec<u16> =
+        (0..20).map(|_| String::from_utf8_lossy(&reader.take_publish().payload).parse().expect("a number")).collect();
+    got.sort_unstable();
+    assert_eq!(got, (1..=20).collect::<Vec<_>>());
+    members.iter_mut().for_each(Client::expect_nothing);
+    assert_eq!(dropped(), 2.0);
+}
+
+/// What waited and may not be read any more is settled when that is found: it takes no room from what comes.
+///
+/// Abuse: [authorize]
+#[test]
+fn what_waited_and_may_not_be_read_any_more_takes_no_room() {
+    let files = files("session.queue_messages_max = 5");
+    let broker = files.start();
+    let dropped = |reason: &str| broker.metric(&format!("kentongan_messages_dropped_total{{reason=\"{reason}\"}}"));
+    let mut boss = Client::accepted(&broker, user("boss", "boss", false));
+    let mut asked = user("ana", "ana", true);
+    asked.properties.receive_maximum = std::num::NonZeroU16::new(1);
+    let mut ana = Client::accepted(&broker, asked.clone());
+    ana.subscribe("a/#", QoS::AtLeastOnce);
+    ana.subscribe("b", QoS::AtLeastOnce);
+    ana.disconnect();
+    (1..=5).for_each(|number| boss.publish_acknowledged("a/x", "m", qos1(number)));
+    revoke(&files, &broker);
+    let mut ana = Client::accepted(&broker, asked.clone());
+    wait_for("what waited to be found unreadable", || dropped("not_authorized") == 5.0);
+    ana.expect_nothing();
+    ana.disconnect();
+    (1..=5).for_each(|number| boss.publish_acknowledged("b", "m", qos1(number)));
+    let mut ana = Client::accepted(&broker, asked);
+    for _ in 0..5 {
+        assert_eq!(ana.take_publish().topic, "b");
+    }
+    assert_eq!(dropped("queue_messages"), 0.0);
+}

@@ -613,6 +613,11 @@ impl Client {
         }
     }
 
+    /// Of one filter. Older versions are not told.
+    pub fn unsubscribe_code(&mut self, filter: &str, version: ProtocolVersion) -> ReasonCode {
+        self.unsubscribe(filter).first().copied().filter(|_| version.is_v5()).unwrap_or(ReasonCode::Success)
+    }
+
     pub fn publish(&mut self, topic: &str, payload: &str, delivery: Delivery) {
         self.send(&Packet::Publish(publish(topic, payload, delivery)));
     }
@@ -621,6 +626,21 @@ impl Client {
     pub fn publish_acknowledged(&mut self, topic: &str, payload: &str, delivery: Delivery) {
         self.publish(topic, payload, delivery);
         self.complete(delivery);
+    }
+
+    /// The same of a client that gets messages meanwhile; they are still to be received.
+    pub fn publish_acknowledged_among_others(&mut self, topic: &str, payload: &str, delivery: Delivery) {
+        self.publish(topic, payload, delivery);
+        let mut others = Vec::new();
+        let mut is_over = delivery == QOS0;
+        while !is_over {
+            match self.receive() {
+                Packet::PubRec(ack) => self.send(&Packet::PubRel(Ack::success(ack.packet_id))),
+                Packet::PubAck(_) | Packet::PubComp(_) => is_over = true,
+                other => others.push(other),
+            }
+        }
+        others.into_iter().rev().for_each(|other| self.stash.push_front(other));
     }
 
     /// The acknowledgements that a PUBLISH is owed.

@@ -72,6 +72,11 @@ impl Certificates {
 
     /// `ca.crl`, with these serial numbers in it.
     fn revoke(&self, serials: &[u64]) {
+        self.revoke_until(serials, 2099);
+    }
+
+    /// The same, to be replaced by another list in that year.
+    fn revoke_until(&self, serials: &[u64], year: i32) {
         let revoked = serials.iter().map(|&serial| RevokedCertParams {
             serial_number: SerialNumber::from(serial),
             revocation_time: date_time_ymd(2024, 1, 1),
@@ -80,7 +85,7 @@ impl Certificates {
         });
         let list = CertificateRevocationListParams {
             this_update: date_time_ymd(2024, 1, 1),
-            next_update: date_time_ymd(2099, 1, 1),
+            next_update: date_time_ymd(year, 1, 1),
             crl_number: SerialNumber::from(1_u64),
             issuing_distribution_point: None,
             revoked_certs: revoked.collect(),
@@ -423,6 +428,35 @@ fn a_certificate_counts_under_a_websocket_too() {
     assert!(line.contains("\"certificate\":\"device-7\""), "{line}");
 }
 
+/// By default a list that nobody renewed locks nobody out that it does not name; it is said that it should have been renewed.
+#[test]
+fn a_list_that_has_run_out_counts_as_the_setting_says() {
+    let certificates = localhost();
+    certificates.client("device-7", 70);
+    certificates.client("device-8", 80);
+    for (crl_expired, lets_in) in [("", true), ("crl_expired = \"refuse\"\n", false)] {
+        certificates.revoke_until(&[80], 2025);
+        let more = format!(
+            "client_certificate = \"required\"\nclient_ca_file = {:?}\ncrl_file = {:?}\n{crl_expired}",
+            certificates.text("ca.crt"),
+            certificates.text("ca.crl")
+        );
+        let broker = Broker::with_settings(&certificates.settings(&more));
+        broker.wait_for_log("a list of revoked certificates (tls.crl_file) has run out");
+        broker.wait_for_metric("kentongan_tls_expired_lists", |count| count == 1.0);
+        let is_let_in = |name: &str| {
+            let config = certificates.tls(&[&TLS13], Some(name));
+            TlsClient::open(broker.address, &config, "client").is_ok()
+        };
+        assert_eq!((is_let_in("device-7"), is_let_in("device-8")), (lets_in, false), "{crl_expired}");
+        certificates.revoke(&[80]);
+        broker.hang_up();
+        broker.wait_for_log("settings were read again");
+        assert_eq!((is_let_in("device-7"), is_let_in("device-8")), (true, false), "a new list");
+        broker.wait_for_metric("kentongan_tls_expired_lists", |count| count == 0.0);
+    }
+}
+
 /// A ticket does not outlive the right to have got it.
 #[test]
 fn a_certificate_that_is_revoked_does_not_come_back_by_a_ticket() {
@@ -450,6 +484,38 @@ fn a_certificate_that_is_revoked_does_not_come_back_by_a_ticket() {
         broker.hang_up();
         broker.wait_for_log("settings were read again");
         assert!(TlsClient::open(broker.address, &config, "client").is_err());
+    }
+}
+
+/// The nodes of a cluster get a new secret one after the other: clients go on resuming meanwhile, and get tickets of the new one.
+#[test]
+fn tickets_of_a_secret_that_was_replaced_are_good_for_a_while() {
+    let certificates = localhost();
+    let more = |name: &str| format!("ticket_key_file = {:?}\n", certificates.text(name));
+    for name in ["tickets", "others"] {
+        fs::write(certificates.path(name), [7; 48]).unwrap();
+    }
+    let renewed = Broker::with_settings(&certificates.settings(&more("tickets")));
+    let behind = Broker::with_settings(&certificates.settings(&more("others")));
+    for (version, byte) in [(&TLS12, 8), (&TLS13, 9)] {
+        let config = certificates.tls(&[version], None);
+        let kind = |broker: &Broker| {
+            let mut client = TlsClient::open(broker.address, &config, "client").unwrap();
+            client.subscribe("x");
+            client.kind()
+        };
+        assert_eq!(kind(&behind), HandshakeKind::Full);
+        fs::write(certificates.path("tickets"), [byte; 48]).unwrap();
+        renewed.hang_up();
+        renewed.wait_for_log("settings were read again");
+        assert_eq!(kind(&renewed), HandshakeKind::Resumed, "by a ticket of the secret before");
+        assert_eq!(kind(&renewed), HandshakeKind::Resumed, "by one of the new secret");
+        assert_eq!(kind(&behind), HandshakeKind::Full, "which the other node does not have yet");
+        fs::write(certificates.path("others"), [byte; 48]).unwrap();
+        behind.hang_up();
+        behind.wait_for_log("settings were read again");
+        assert_eq!(kind(&renewed), HandshakeKind::Resumed);
+        assert_eq!(kind(&behind), HandshakeKind::Resumed);
     }
 }
 

@@ -62,6 +62,27 @@ pub fn of_user(version: ProtocolVersion, client_id: &str, user: &str, password: 
 
 const SETTINGS: &str = "allow_anonymous = false\nauth.password_file = \"@/passwords\"";
 
+/// Whoever names users means users, as with mosquitto: also on this machine nobody gets in without a name, unless somebody says so.
+///
+/// Abuse: [anonymous]
+#[test]
+fn a_password_file_lets_nobody_in_without_a_user_name_unless_somebody_says_so() {
+    let users = "auth.password_file = \"@/passwords\"";
+    for (settings, reason) in [
+        (users.to_owned(), ReasonCode::NotAuthorized),
+        (format!("allow_anonymous = true\n{users}"), ReasonCode::Success),
+        (String::from("session.receive_maximum = 10"), ReasonCode::Success),
+    ] {
+        let files = Files::new(&settings);
+        files.write("passwords", &quick("ana", "x"));
+        let broker = files.start();
+        for version in [ProtocolVersion::V3_1_1, ProtocolVersion::V5] {
+            assert_eq!(Client::open(&broker, connect(version, "c")).1.reason_code, reason, "{settings}");
+            assert_eq!(Client::open(&broker, of_user(version, "c", "ana", "x")).1.reason_code, ReasonCode::Success);
+        }
+    }
+}
+
 fn reload(broker: &Broker) -> String {
     broker.hang_up();
     broker.wait_for_log("SIGHUP")
@@ -325,7 +346,7 @@ fn who_waits_for_its_password_to_be_verified_is_not_cut_off_for_being_slow() {
 #[test]
 fn a_listener_without_passwords_does_not_look_at_them() {
     let files = Files::with_listener(
-        "auth.password_file = \"@/passwords\"",
+        "allow_anonymous = true\nauth.password_file = \"@/passwords\"",
         "authentication = [\"certificate\"]\n[[listener]]\naddress = \"127.0.0.1:0\"\nauthentication = [\"password\"]",
     );
     files.write("passwords", &quick("ana", "a"));

@@ -17,6 +17,7 @@ mod tests;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::{Args, Subcommand};
 
 use self::ask::Survey;
@@ -169,6 +170,17 @@ impl AskedArgs {
         let sources = Sources { file: self.config.clone(), environment: std::env::vars_os().collect(), flags };
         Effective::load(&sources).map(|effective| effective.settings).map_err(|error| error.to_string())
     }
+
+    /// What to do if there is no answer from a node that nobody named.
+    fn why_nobody_listens(&self, settings: &Settings, peer: &str) -> Option<String> {
+        let is_guessed = self.peer.is_none() && settings.cluster.address.is_none();
+        is_guessed.then(|| {
+            format!(
+                "asked {peer}, since neither --peer nor the settings say where the node takes commands; one that is alone takes \
+                 them too, if it is started with `cluster.address = \"127.0.0.1:{DEFAULT_PEER_PORT}\"` (--cluster {DEFAULT_PEER_PORT})"
+            )
+        })
+    }
 }
 
 pub(super) fn run(command: &ClusterCommand) -> u8 {
@@ -196,7 +208,11 @@ pub(super) fn run(command: &ClusterCommand) -> u8 {
     };
     let own = || settings.cluster.advertised().unwrap_or_else(|| format!("127.0.0.1:{DEFAULT_PEER_PORT}"));
     let peer = asked.peer.clone().unwrap_or_else(own);
-    print(carry_out(command, &settings, &peer))
+    let outcome = carry_out(command, &settings, &peer);
+    print(match asked.why_nobody_listens(&settings, &peer) {
+        Some(why) => outcome.context(why),
+        None => outcome,
+    })
 }
 
 fn print(outcome: anyhow::Result<String>) -> u8 {

@@ -340,3 +340,21 @@ fn nodes_with_tls_are_asked_with_the_certificate_of_the_flags() {
     assert!(other_name.contains("\"n2\"") && other_name.contains("certificate"), "{other_name}");
     assert!(status(&Settings::default(), peer, false).is_err(), "without a certificate");
 }
+
+/// Whoever has a single node and no settings of a cluster learns which one is missing.
+#[test]
+fn who_says_nowhere_where_a_node_is_learns_what_a_lone_node_needs() {
+    let why = |flags: &[&str], settings: &Settings| {
+        let asked = Cli::try_parse_from(["kentongan", "cluster", "bans"].iter().chain(flags));
+        let Some(Command::Cluster(ClusterCommand::Bans(ban::BansArgs { asked, .. }))) = asked.unwrap().command else {
+            panic!("this command")
+        };
+        asked.why_nobody_listens(settings, "127.0.0.1:7001")
+    };
+    let mut settings = Settings::default();
+    let text = why(&[], &settings).unwrap();
+    assert!(text.contains("`cluster.address = \"127.0.0.1:7001\"` (--cluster 7001)"), "{text}");
+    assert_eq!(why(&["--peer", "10.0.0.1:7001"], &settings), None);
+    settings.cluster.address = Some(SocketAddr::from(([127, 0, 0, 1], 7001)));
+    assert_eq!(why(&[], &settings), None);
+}

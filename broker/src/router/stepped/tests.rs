@@ -642,6 +642,47 @@ fn grant(arbiter: &mut SteppedArbiter, connection: ConnectionKey) {
     arbiter.run();
 }
 
+/// A publisher that has more to say than it may: once its bucket is empty it goes on with what comes in, part by part.
+#[test]
+fn a_publisher_under_a_rate_is_read_in_small_parts() {
+    let mut settings = Settings::default();
+    settings.session.publish_rate_max = 100;
+    let settings = Arc::new(settings);
+    let machine = Arc::new(ManualClock::new(1_000_000));
+    let clock = Clock::manual(Arc::clone(&machine));
+    let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
+    let shared = Shared::new(Arc::clone(&settings), 1, submitter, Authority::default(), 1, None, clock);
+    let shared = Arc::new(shared);
+    let mut arbiter = SteppedArbiter::new(0, Arc::clone(&shared), Metrics::isolated().arbiter());
+    let address = SocketAddr::from(([127, 0, 0, 1], 1883));
+    let listener = Arc::new(ListenerContext::new(ListenerConfig::default(), &settings, address));
+    assert_eq!(shared.try_open_connection(&listener, 1), Some(0));
+    let (here, there) = MemoryStream::pair(1 << 20);
+    arbiter.add_connection(there, listener, None);
+    let mut client = Client::new(here, ProtocolVersion::V3_1_1);
+    client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V3_1_1, "c".to_owned(), 0))));
+    for _ in 0..300 {
+        let delivery = Delivery::AtLeastOnce(client.packet_id());
+        let properties = PublishProperties::default();
+        let (topic, payload) = (String::from("t"), Bytes::new());
+        client.send(&Packet::Publish(Publish { dup: false, delivery, retain: false, topic, properties, payload }));
+    }
+    while client.write(usize::MAX) {}
+    let mut pubacks = || {
+        arbiter.run();
+        let mut read = [0; 4096];
+        let puback = |bytes: &&[u8]| bytes[0] == 0x40;
+        let count = client.stream.try_read(&mut read).map_or(0, |count| read[..count].chunks(4).filter(puback).count());
+        machine.advance(super::super::pace::RESUME_INTERVAL);
+        arbiter.resume_paced();
+        count
+    };
+    assert_eq!(pubacks(), 100, "what the bucket held");
+    for part in 0..20 {
+        assert_eq!(pubacks(), 5, "part {part}");
+    }
+}
+
 /// A connection with these subscriptions ends: what other nodes are to hear of it.
 fn interest_that_ends(filters: &[String]) -> Vec<(Box<str>, InterestKind, bool)> {
     let (mut arbiter, mut client, _) = client_of_several_nodes();

@@ -176,3 +176,26 @@ fn a_client_identifier_that_nodes_take_from_each_other_is_banned() {
     assert_eq!(refused, Some(8), "the first node was asked for the fifth time");
     assert_eq!(cluster.nodes[2].open(asked).1.reason_code, ReasonCode::Success, "nobody took it from this one");
 }
+
+/// Its settings of a cluster are no more than where it takes commands.
+///
+/// Abuse: [bans]
+#[test]
+fn a_node_that_is_alone_bans_too() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
+    let at = free.to_string();
+    let broker = Broker::with(&["--cluster", &at]);
+    wait_for("readiness", || broker.http_get("/readyz").0 == 200);
+    let mut meter = Client::accepted(&broker, named("meter-17"));
+    let command = |arguments: &[&str]| {
+        let asked = broker_command().arg("cluster").args(arguments).args(["--peer", &at]).output().expect("it runs");
+        assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+        String::from_utf8(asked.stdout).expect("UTF-8")
+    };
+    command(&["ban", "--client-id", "meter-17", "--reason", "stolen"]);
+    meter.expect_disconnect(ReasonCode::AdministrativeAction);
+    assert_eq!(Client::open(&broker, named("meter-17")).1.reason_code, ReasonCode::Banned);
+    assert!(command(&["bans"]).contains("stolen"));
+    command(&["unban", "--client-id", "meter-17"]);
+    wait_for("the end of the ban", || Client::open(&broker, named("meter-17")).1.reason_code == ReasonCode::Success);
+}
