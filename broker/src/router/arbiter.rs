@@ -717,9 +717,10 @@ impl ArbiterState {
                     let cause = super::connect::EndCause::LoginExpired;
                     return self.end(key, cause, Some(ReasonCode::MaximumConnectTime));
                 }
+                let look_at_login = client.session.as_ref().and_then(|session| session.look_at_login(now));
                 if client.keep_alive_seconds == 0 {
-                    if let Some(ends) = login_ends {
-                        self.wheel.arm(key, ends);
+                    if let Some(look) = look_at_login {
+                        self.wheel.arm(key, look);
                     }
                     return;
                 }
@@ -734,7 +735,7 @@ impl ArbiterState {
                     self.counters.keep_alive_timeouts.inc();
                     self.end(key, super::connect::EndCause::KeepAlive, Some(ReasonCode::KeepAliveTimeout));
                 } else {
-                    self.wheel.arm(key, login_ends.map_or(due, |ends| ends.min(due)));
+                    self.wheel.arm(key, look_at_login.map_or(due, |look| look.min(due)));
                 }
             }
         }

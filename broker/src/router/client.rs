@@ -71,6 +71,10 @@ pub struct OwnSubscription {
     pub identifier: Option<NonZeroU32>,
 }
 
+/// Until when at the latest it is looked whether a login has ended. What was armed for a connection stays in the wheel when that is
+/// gone, so it must not be armed for the year that a token may be good for.
+const LOGIN_LOOK_SECONDS_MAX: u32 = 600;
+
 /// What a connection has once its CONNECT was accepted.
 #[derive(Debug)]
 pub struct ClientSession {
@@ -127,6 +131,12 @@ impl ClientSession {
     pub fn login_ends_second(&self) -> Option<u32> {
         let expires_ms = self.granted.as_ref()?.expires_ms()?;
         Some(u32::try_from(expires_ms.div_ceil(1000)).unwrap_or(u32::MAX))
+    }
+
+    /// In which second to look whether its login has ended, if it ever does.
+    #[must_use]
+    pub fn look_at_login(&self, now: u32) -> Option<u32> {
+        self.login_ends_second().map(|ends| ends.min(now.saturating_add(LOGIN_LOOK_SECONDS_MAX)))
     }
 }
 

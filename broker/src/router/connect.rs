@@ -605,10 +605,10 @@ impl ArbiterState {
             client.pending = Some(Box::new(kept));
         }
         let client = &self.clients[key.index()];
-        let login_ends = client.session.as_ref().and_then(|session| session.login_ends_second());
+        let look_at_login = client.session.as_ref().and_then(|session| session.look_at_login(now));
         let keep_alive_ends =
             (client.keep_alive_seconds > 0).then(|| now + u32::from(client.keep_alive_seconds) * 3 / 2 + 1);
-        if let Some(due) = login_ends.into_iter().chain(keep_alive_ends).min() {
+        if let Some(due) = look_at_login.into_iter().chain(keep_alive_ends).min() {
             self.wheel.arm(key, due);
         }
         tracing::info!(
