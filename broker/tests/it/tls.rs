@@ -621,7 +621,7 @@ fn a_client_comes_in_within_a_second_beside_500_handshakes_that_stall() {
     ClientConnection::new(Arc::clone(&config), name).unwrap().write_tls(&mut hello).unwrap();
     let stall = |number: usize| {
         let mut socket = TcpStream::connect(broker.address).unwrap();
-        let said = if number % 3 == 0 { hello.len() } else { number % hello.len() };
+        let said = if number.is_multiple_of(3) { hello.len() } else { number % hello.len() };
         socket.write_all(&hello[..said]).unwrap();
         socket
     };
