@@ -505,6 +505,7 @@ class Cluster:
             pod.process.kill()
             pod.process.wait()
             pod.sandbox.remove()
+            pod.log.close()
 
 
 def make_network():

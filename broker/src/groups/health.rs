@@ -77,7 +77,8 @@ impl View {
     }
 
     fn see(&mut self, groups: &[(GroupId, GroupStatus)], mut ask: impl FnMut(GroupId) -> Receiver<()>) {
-        self.has_leaders = groups.iter().all(|(_, status)| !status.configuration.votes(self.node) || has_leader(status));
+        self.has_leaders =
+            groups.iter().all(|(_, status)| !status.configuration.votes(self.node) || has_leader(status));
         // Replicas that come later are no reason to send clients elsewhere: those that were there are as good as before.
         if self.has_caught_up {
             return;
@@ -113,7 +114,8 @@ fn has_leader(status: &GroupStatus) -> bool {
 #[cfg(test)]
 mod tests {
     use crossbeam::channel::Sender;
-    use kentongan_cluster::{Configuration, LogId};
+    use kentongan_cluster::Configuration;
+    use kentongan_cluster::log::LogId;
 
     use super::*;
 

@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_a_frame_of_the_protocol() {
-        let opening = wire::Opening { hello: Some(wire::Hello::default()), class: 2, epoch: 7 };
+        let opening = wire::Opening { hello: Some(wire::Hello::default()), class: 2, epoch: 7, to: 9 };
         let frame = read(Frame::Opening(opening.clone()));
         assert_eq!(frame, wire::Frame { opening: Some(opening), batch: Bytes::new() });
 

@@ -88,7 +88,8 @@ type Opened = (Connection, tonic::Streaming<wire::Frame>, PeerHello);
 
 async fn open(shared: &Shared, peer: &Peer, class: Class, epoch: LinkEpoch) -> Result<Opened, LinkError> {
     let connection = dial(&peer.address, shared.tls.as_ref(), shared.config.timing()).await?;
-    let opening = wire::Opening { hello: Some(shared.hello()), class: class.to_wire().into(), epoch: epoch.0 };
+    let opening =
+        wire::Opening { hello: Some(shared.hello()), class: class.to_wire().into(), epoch: epoch.0, to: peer.node.0 };
     let outgoing = peer.outboxes[class.index()].open_stream(opening);
     let answer = async {
         let opened = open_link(connection.channel.clone(), outgoing, shared.config.frame_bytes_max).await?;

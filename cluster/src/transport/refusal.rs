@@ -60,6 +60,14 @@ pub enum Refusal {
         /// Its name.
         found_name: String,
     },
+    /// The peer dialled another node, that had this address.
+    #[error("the peer wants node {wanted}, but here is {found}: the address is stale, or the disk here was replaced")]
+    NotTheOne {
+        /// Whom it wants.
+        wanted: NodeId,
+        /// Who refuses.
+        found: NodeId,
+    },
     /// The peer is not, or not yet, a member as far as this node knows.
     #[error("node {node} is no member that this node knows of yet")]
     UnknownPeer {
@@ -104,13 +112,13 @@ fn show(cluster: &Option<ClusterId>) -> String {
 }
 
 impl Refusal {
-    /// How it crosses the wire. Each has a code of its own.
+    /// How it crosses the wire. Each has a code of its own, but for the two that tell of a stale address.
     pub(super) fn to_status(&self) -> Status {
         let code = match self {
             Refusal::Malformed(_) => Code::InvalidArgument,
             Refusal::WrongCluster { .. } | Refusal::Succeeded { .. } => Code::FailedPrecondition,
             Refusal::WrongCertificate { .. } => Code::Unauthenticated,
-            Refusal::WrongNode { .. } => Code::PermissionDenied,
+            Refusal::WrongNode { .. } | Refusal::NotTheOne { .. } => Code::PermissionDenied,
             Refusal::UnknownPeer { .. } => Code::NotFound,
             Refusal::Version { .. } => Code::Unimplemented,
             Refusal::FeatureLevel(_) => Code::DataLoss,

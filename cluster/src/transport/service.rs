@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::event::{Class, LinkEpoch};
-use super::identity::PeerHello;
+use super::identity::{NodeId, PeerHello};
 use super::outbox::max_body_bytes;
 use super::peers::{IncomingLink, Shared};
 use super::refusal::Refusal;
@@ -49,7 +49,8 @@ impl Peer for PeerService {
             .map_err(|_| Status::deadline_exceeded("the peer's opening took too long"))?
             .inspect_err(|status| self.count_bad_frame(status))?;
         let (class, link) = self.accept_link(first).map_err(|refusal| self.refuse(&refusal))?;
-        let opening = wire::Opening { hello: Some(self.shared.hello()), class: class.to_wire().into(), epoch: 0 };
+        let opening =
+            wire::Opening { hello: Some(self.shared.hello()), class: class.to_wire().into(), epoch: 0, to: 0 };
         let opening = wire::Frame { opening: Some(opening), batch: Default::default() };
         // The answer stays open while the link is read, so that each end learns of the other's end; dropping it, when
         // the connection breaks, ends the reading.
@@ -162,6 +163,12 @@ impl PeerService {
             first.and_then(|frame| frame.opening).ok_or(Refusal::Malformed("a link that begins without an opening"))?;
         let hello = PeerHello::verify(opening.hello, self.certificate.as_deref())?;
         let peer = self.verify_member(&hello)?;
+        // Before it takes the place of another link: who dials the address of a node whose successor this is would else end the
+        // links that it has with this one, again and again.
+        let (wanted, found) = (NodeId(opening.to), self.shared.identity().node);
+        if wanted != NodeId(0) && wanted != found {
+            return Err(Refusal::NotTheOne { wanted, found });
+        }
         let class = Class::from_wire(opening.class).ok_or(Refusal::Malformed("an unknown class of traffic"))?;
         Ok((class, peer.inboxes[class.index()].accept(LinkEpoch(opening.epoch), hello)?))
     }

@@ -44,6 +44,9 @@ pub struct Opening {
     /// The dialler's number for this link. Its upper half tells processes apart, its lower half counts.
     #[prost(fixed64, tag = "3")]
     pub epoch: u64,
+    /// Whom the dialler means; 0 in an answer, and from versions that did not say.
+    #[prost(fixed64, tag = "4")]
+    pub to: u64,
 }
 /// The unit of a link.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -147,7 +147,7 @@ fn by_hand(talk: impl Future<Output = Result<(), tonic::Status>>) -> tonic::Stat
 
 fn opening() -> wire::Opening {
     let hello = Some(config(1).identity.hello(1));
-    wire::Opening { hello, class: wire::TrafficClass::Forward.into(), epoch: 1 << 32 | 1 }
+    wire::Opening { hello, class: wire::TrafficClass::Forward.into(), epoch: 1 << 32 | 1, to: 2 }
 }
 
 /// A node that knows node 1, which does not run.
@@ -189,6 +189,7 @@ fn openings_that_make_no_sense_are_refused_and_counted() {
         (wire::Opening { hello: None, ..opening() }, Code::InvalidArgument),
         (wire::Opening { class: 0, ..opening() }, Code::InvalidArgument),
         (wire::Opening { class: 99, ..opening() }, Code::InvalidArgument),
+        (wire::Opening { to: 7, ..opening() }, Code::PermissionDenied),
         (with(wire::Hello { node_id: 0, ..hello.clone() }), Code::InvalidArgument),
         (with(wire::Hello { protocol_min: 99, protocol_max: 100, ..hello.clone() }), Code::Unimplemented),
         (with(wire::Hello { name: "n9".into(), ..hello.clone() }), Code::PermissionDenied),

@@ -44,6 +44,26 @@ fn both_ends_learn_of_each_other_and_of_the_same_epoch() {
     assert_eq!((receiver.hello.node, receiver.hello.cluster), (NodeId(1), Some(CLUSTER)));
 }
 
+/// A node that lost its disk comes back as another one at the same address, while the others still dial the one it was.
+#[test]
+fn a_dial_that_means_a_nodes_predecessor_ends_no_link_with_the_node_itself() {
+    let (one, two) = (node(1), node(2));
+    two.know(&[&one]);
+    let predecessor = PeerAddress { node: NodeId(0x77), ..two.address() };
+    one.transport.set_peers([two.address(), predecessor]).unwrap();
+    eventually("the links are up", || {
+        let peers = one.transport.peers();
+        peers.iter().any(|status| status.peer.node == two.node && status.outgoing.len() == Class::COUNT)
+    });
+
+    let failed = value(&one.transport.stats().dials_failed);
+    eventually("the predecessor is dialled again and again", || {
+        value(&one.transport.stats().dials_failed) >= failed + 9
+    });
+    assert!(!two.events.try_iter().any(|event| matches!(event, Event::LinkDown { .. })));
+    assert!(!one.events.try_iter().any(|event| matches!(event, Event::LinkDown { .. })));
+}
+
 #[test]
 fn a_reset_gives_both_ends_a_new_epoch_and_nothing_older_follows_it() {
     let (one, two) = (node(1), node(2));
