@@ -554,6 +554,8 @@ mod tests {
             !rights(vec![outside.clone(), rule(Effect::Allow, READ, "x")], subject).may_read("x", QoS::AtMostOnce)
         };
         assert!(denied(&subject("x", "c")) && !denied(&away), "nor was it denied there");
+        let both = vec![outside.clone(), Rule { effect: Effect::Allow, ..outside.clone() }];
+        assert!(rights(both, &away).may_read("x", QoS::AtMostOnce), "each rule by what it says");
     }
 
     #[test]

@@ -62,10 +62,15 @@ mod tests {
 
     #[test]
     fn addresses_and_networks_are_told_by_what_they_contain() {
-        let list: Vec<Network> =
-            ["10.0.0.0/8", "192.0.2.7", "2001:db8::/32", "::1"].map(|text| text.parse().unwrap()).to_vec();
+        let list: Vec<Network> = ["10.0.0.0/8", "192.0.2.7", "::ffff:192.0.2.9", "2001:db8::/32", "::1"]
+            .map(|text| text.parse().unwrap())
+            .to_vec();
         let contains = |text: &str| any_contains(&list, text.parse().unwrap());
-        assert!(["10.255.0.1", "::ffff:10.0.0.1", "192.0.2.7", "2001:db8:1::", "::1"].into_iter().all(contains));
+        assert!(
+            ["10.255.0.1", "::ffff:10.0.0.1", "192.0.2.7", "192.0.2.9", "2001:db8:1::", "::1"]
+                .into_iter()
+                .all(contains)
+        );
         assert!(!["11.0.0.1", "192.0.2.8", "2001:db9::", "127.0.0.1", "::ffff:11.0.0.1"].into_iter().any(contains));
     }
 

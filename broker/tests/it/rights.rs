@@ -275,6 +275,20 @@ fn a_rule_about_qos_is_about_what_is_delivered() {
     }
 }
 
+/// Abuse: [authorize]
+#[test]
+fn a_rule_about_addresses_is_about_where_a_client_comes_from() {
+    let files = files("auth.rules_file = \"@/rules\"");
+    let deny = |network: &str, topic: &str| {
+        format!("[[rule]]\neffect = \"deny\"\naddresses = [\"{network}\"]\ntopics = [\"{topic}\"]\n")
+    };
+    files.write("rules", &(deny("127.0.0.0/8", "a/here") + &deny("10.0.0.0/8", "a/elsewhere")));
+    let broker = files.start();
+    let mut ana = Client::accepted(&broker, user("ana", "ana", false));
+    assert_eq!(published(&mut ana, "a/here", qos1(1)), ReasonCode::NotAuthorized);
+    assert!(!published(&mut ana, "a/elsewhere", qos1(2)).is_error());
+}
+
 /// Messages that wait for a slow client are judged when they are sent.
 /// Abuse: [authorize]
 #[test]

@@ -8,8 +8,11 @@ use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
+use kentongan::auth::StoredPassword;
+
 use super::nodes::{Cluster, Node};
 use crate::support::*;
+use crate::users::{self, Files, scram};
 
 /// Where a client comes from that has an address of its own.
 const FAR: [u8; 4] = [127, 9, 9, 9];
@@ -136,6 +139,32 @@ fn a_ban_holds_on_every_node_within_a_second_and_closes_who_is_there() {
     assert!(logins.iter().any(|(who, ..)| who["user"] == "eve" && who["address"].is_string()), "{logins:?}");
     let of_meter = logins.iter().find(|(who, ..)| who["client_id"] == "meter").expect("it was refused");
     assert_eq!(of_meter.2, "refused: banned by the operator of this server");
+}
+
+/// By whatever it showed who it is; and who it is a client may say only when it proves it.
+///
+/// Abuse: [bans]
+#[test]
+fn a_banned_user_is_closed_and_does_not_come_in_without_a_user_name() {
+    let files = Files::new("");
+    let line = StoredPassword::scram_sha256(b"tabuh").expect("hashed");
+    files.write("passwords", &format!("ana:{line}\nbudi:{line}\n"));
+    let directory = TempDir::new().expect("a temporary directory");
+    let place = directory.path().join("n1");
+    let password_file = files.path("passwords").display().to_string();
+    let cluster = Cluster::within(directory, vec![place], move |_| {
+        vec![("KENTONGAN_AUTH__PASSWORD_FILE".to_owned(), password_file.clone())]
+    });
+    let (mut by_password, connack) = cluster.nodes[0].open(users::of_user(ProtocolVersion::V5, "a", "ana", "tabuh"));
+    assert_eq!(connack.reason_code, ReasonCode::Success);
+    cluster.admin(0, &["ban", "--user", "ana"]).expect("it is committed");
+    by_password.expect_disconnect(ReasonCode::AdministrativeAction);
+    let come = |user| match scram(Client::at(cluster.nodes[0].address, ProtocolVersion::V5), user, "tabuh").1 {
+        Packet::ConnAck(connack) => connack.reason_code,
+        other => panic!("CONNACK expected, got {other:?}"),
+    };
+    wait_for("the ban", || come("ana") == ReasonCode::Banned);
+    assert_eq!(come("budi"), ReasonCode::Success);
 }
 
 #[test]
