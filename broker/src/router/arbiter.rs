@@ -710,9 +710,16 @@ impl ArbiterState {
                     let cause = super::connect::EndCause::LoginExpired;
                     return self.end(key, cause, Some(ReasonCode::MaximumConnectTime));
                 }
+                if !self.renew_rights_if_due(key) {
+                    return;
+                }
+                let Some(client) = self.client(key) else {
+                    return;
+                };
+                let looked_at_next = client.session.as_ref().and_then(|session| session.next_second());
                 if client.keep_alive_seconds == 0 {
-                    if let Some(ends) = login_ends {
-                        self.wheel.arm(key, ends);
+                    if let Some(next) = looked_at_next {
+                        self.wheel.arm(key, next);
                     }
                     return;
                 }
@@ -727,7 +734,7 @@ impl ArbiterState {
                     self.counters.keep_alive_timeouts.inc();
                     self.end(key, super::connect::EndCause::KeepAlive, Some(ReasonCode::KeepAliveTimeout));
                 } else {
-                    self.wheel.arm(key, login_ends.map_or(due, |ends| ends.min(due)));
+                    self.wheel.arm(key, looked_at_next.map_or(due, |next| next.min(due)));
                 }
             }
         }

@@ -10,6 +10,7 @@ use kentongan_proto::mqtt::{ProtocolVersion, SubscriptionOptions, Will};
 
 use super::cluster::Served;
 use super::pace::Pace;
+use super::renewal::RightsRenewal;
 use super::retained_read::RetainedReads;
 use super::share_settling::ShareOrigin;
 use crate::auth::{Actor, Credential, Granted, Identified, Rights};
@@ -101,6 +102,8 @@ pub struct ClientSession {
     pub granted: Option<Arc<Granted>>,
     /// What it may do. `None`: there are no rules.
     pub rights: Option<Box<Rights>>,
+    /// When a server is asked for that again, if one is.
+    pub renewal: Option<Box<RightsRenewal>>,
     /// UNSUBSCRIBEs that the client did not send, and is not to be answered.
     pub revocations: Vec<u64>,
     /// Seconds; may be changed by DISCONNECT.
@@ -119,6 +122,13 @@ impl ClientSession {
     pub fn identified(&self) -> Identified {
         let (identity, credential) = (Arc::clone(&self.identity), self.credential.clone());
         Identified { identity, credential, granted: self.granted.clone() }
+    }
+
+    /// When to look at its login or its rights, beside its Keep Alive.
+    #[must_use]
+    pub fn next_second(&self) -> Option<u32> {
+        let renewal = self.renewal.as_ref().map(|renewal| renewal.next_second());
+        self.login_ends_second().into_iter().chain(renewal).min()
     }
 
     /// The second of the process clock in which its login has ended, if it ever does.
