@@ -228,8 +228,8 @@ settings! {
         /// CONNECTs that may wait for them. Beyond it, whoever has most waiting is refused (0x89): addresses take turns,
         /// and the users of one.
         pub verify_queue_max: NonZeroU32 = nonzero_u32(1024),
-        /// How long a password that was right is not verified again: its keyed hash is kept in memory that long, at most
-        /// until the password file is read again. 0 turns it off.
+        /// How long a password that was right, or a token whose signature was good, is not verified again: its keyed hash is kept in
+        /// memory that long, at most until the files are read again. What a token claims is looked at each time. 0 turns it off.
         pub remember_seconds: u32 = 300,
         /// How many of them are kept.
         pub remember_max: u32 = 100_000,

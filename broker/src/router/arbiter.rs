@@ -716,7 +716,7 @@ impl ArbiterState {
                 let Some(client) = self.client(key) else {
                     return;
                 };
-                let looked_at_next = client.session.as_ref().and_then(|session| session.next_second());
+                let looked_at_next = client.session.as_ref().and_then(|session| session.next_second(now));
                 if client.keep_alive_seconds == 0 {
                     if let Some(next) = looked_at_next {
                         self.wheel.arm(key, next);

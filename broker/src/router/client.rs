@@ -71,6 +71,10 @@ pub struct OwnSubscription {
     pub identifier: Option<NonZeroU32>,
 }
 
+/// Until when at the latest it is looked whether a login has ended, or rights are due. What was armed for a connection stays in
+/// the wheel when that is gone, so it must not be armed for the year that a token may be good for.
+const LOOK_SECONDS_MAX: u32 = 600;
+
 /// What a connection has once its CONNECT was accepted.
 #[derive(Debug)]
 pub struct ClientSession {
@@ -124,11 +128,12 @@ impl ClientSession {
         Identified { identity, credential, granted: self.granted.clone() }
     }
 
-    /// When to look at its login or its rights, beside its Keep Alive.
+    /// In which second to look at its login or its rights, beside its Keep Alive.
     #[must_use]
-    pub fn next_second(&self) -> Option<u32> {
+    pub fn next_second(&self, now: u32) -> Option<u32> {
         let renewal = self.renewal.as_ref().map(|renewal| renewal.next_second());
-        self.login_ends_second().into_iter().chain(renewal).min()
+        let next = self.login_ends_second().into_iter().chain(renewal).min();
+        next.map(|second| second.min(now.saturating_add(LOOK_SECONDS_MAX)))
     }
 
     /// The second of the process clock in which its login has ended, if it ever does.

@@ -596,7 +596,7 @@ impl ArbiterState {
         }
         self.plan_renewal(key);
         let client = &self.clients[key.index()];
-        let looked_at_next = client.session.as_ref().and_then(|session| session.next_second());
+        let looked_at_next = client.session.as_ref().and_then(|session| session.next_second(now));
         let keep_alive_ends =
             (client.keep_alive_seconds > 0).then(|| now + u32::from(client.keep_alive_seconds) * 3 / 2 + 1);
         if let Some(due) = looked_at_next.into_iter().chain(keep_alive_ends).min() {

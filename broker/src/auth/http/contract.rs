@@ -80,7 +80,7 @@ struct Request<'a> {
 impl Asked<'_> {
     /// The body of the request.
     #[must_use]
-    pub fn to_json(&self) -> Bytes {
+    pub fn json(&self) -> Bytes {
         let text = self.password.map(std::str::from_utf8);
         let request = Request {
             ask: self.ask,
@@ -205,7 +205,7 @@ mod tests {
     }
 
     fn json_of(asked: &Asked<'_>) -> Value {
-        serde_json::from_slice(&asked.to_json()).expect("JSON")
+        serde_json::from_slice(&asked.json()).expect("JSON")
     }
 
     #[test]

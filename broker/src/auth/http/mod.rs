@@ -365,7 +365,7 @@ impl Authority {
         let Some(asking) = self.asking.get() else {
             return Asks::Not(undecided(Undecided::Unavailable));
         };
-        let json = asked.to_json();
+        let json = asked.json();
         let mark = asking.answers.mark(policy.generation, &json);
         if let Some((decision, decided_ms)) = asking.answers.find(&mark, now.process_ms) {
             asking.asker.count_remembered();
@@ -482,7 +482,7 @@ impl Authority {
         asking.asker.submit(Job {
             client: server.client.clone(),
             url: url.clone(),
-            json: asked.to_json(),
+            json: asked.json(),
             address: fair_address(asked.address),
             user: Box::from(&**identity),
             awaited,

@@ -64,7 +64,7 @@ impl Key {
 pub(super) struct Keys(Vec<Key>);
 
 impl Keys {
-    /// One whose name is `id`; or one without a name, for a token that names none, or one that is not known by names.
+    /// By which a token may be signed that names the key `id`: those of that name, and those without one. All, if it names none.
     pub(super) fn candidates(&self, id: Option<&str>) -> impl Iterator<Item = &Key> {
         self.0.iter().filter(move |key| match (id, key.id.as_deref()) {
             (Some(id), Some(own)) => id == own,

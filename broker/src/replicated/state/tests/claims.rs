@@ -214,6 +214,28 @@ fn the_will_of_a_transient_session_is_published_when_its_node_dies() {
     assert_eq!(script.state.sessions(), 0);
 }
 
+/// What the rules of a login allowed is not asked of files, which say nothing about it; and that is not forgotten.
+#[test]
+fn a_will_keeps_that_its_login_allowed_it() {
+    for is_granted in [false, true] {
+        let mut script = Script::new();
+        let will = will(20).map(|will| WillRecord { is_granted, ..will });
+        script.apply(Command::Connect(Connect { will, session_expiry_seconds: 100, ..claim(owner(1, 7), "c") }));
+        script.disconnect(1, true);
+        script.restart();
+        let effects = script.tick(20_000 + CLOCK_LAG_MS_MAX);
+        let routed = effects.iter().find_map(|effect| match effect {
+            Effect::Route { position } => script.state.outbox_entry(*position),
+            _ => None,
+        });
+        let entry = routed.expect("the will");
+        assert_eq!((entry.will_of.as_deref(), entry.is_granted), (Some(""), is_granted));
+        script.restart();
+        let stored = script.state.outbox.values().map(|entry| entry.is_granted).collect::<Vec<_>>();
+        assert_eq!(stored, [is_granted]);
+    }
+}
+
 /// Security 2: another identity neither resumes nor takes over, nor does it disturb.
 ///
 /// Abuse: [session-identity]
