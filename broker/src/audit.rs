@@ -62,6 +62,8 @@ pub struct RefusedLogin<'a> {
     pub user: Option<&'a str>,
     /// From where it came.
     pub origin: &'a Origin,
+    /// Who would not have it, if it was somebody else's to say.
+    pub server: Option<&'a str>,
     /// Why.
     pub reason: &'a str,
 }
@@ -119,14 +121,15 @@ impl Audit {
         if self.writer.get().is_none() || !self.refusals().admits((wall_ms / 1000) as u32) {
             return;
         }
-        let RefusedLogin { client_id, user, origin, reason } = refused;
+        let RefusedLogin { client_id, user, origin, server, reason } = refused;
         let who = json!({
             "address": origin.address.map(|address| address.to_string()),
             "client_id": excerpt(client_id),
             "user": user.map(excerpt),
             "certified": origin.certified.as_deref(),
         });
-        self.record(wall_ms, "login", who, Value::Null, &format!("refused: {reason}"));
+        let what = server.map_or(Value::Null, |server| json!({ "server": server }));
+        self.record(wall_ms, "login", who, what, &format!("refused: {reason}"));
     }
 
     /// Says how many refused logins had no line. From time to time.
@@ -273,8 +276,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("audit.log");
         let audit = begun(&path);
-        let refused =
-            RefusedLogin { client_id: "meter", user: Some("eve"), origin: &Origin::default(), reason: "banned" };
+        let refused = RefusedLogin {
+            client_id: "meter",
+            user: Some("eve"),
+            origin: &Origin::default(),
+            server: None,
+            reason: "banned",
+        };
         for _ in 0..100 {
             audit.refused_login(&refused, 5_000);
         }

@@ -79,6 +79,9 @@ pub enum HttpClientError {
         /// The file.
         file: PathBuf,
     },
+    /// The value of the header that goes with requests has a control character in it.
+    #[error("the value of the header: {0}")]
+    Header(#[from] InvalidHeaderValue),
     /// The library does not know its own protocol versions.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),

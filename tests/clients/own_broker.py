@@ -12,12 +12,12 @@ from support import DEADLINE_SECONDS, wait_for
 
 
 class OwnBroker(Kentongan):
-    """A process whose listeners, on ports of the system's choice, have these lines more each."""
+    """A process whose listeners, on ports of the system's choice, have these lines more each; `beside` are other settings."""
 
-    def __init__(self, directory, listeners):
+    def __init__(self, directory, listeners, beside=""):
         self.directory = directory
         settings = pathlib.Path(directory, "kentongan.toml")
-        text = "".join(f'[[listener]]\naddress = "127.0.0.1:0"\n{lines}\n' for lines in listeners)
+        text = beside + "".join(f'[[listener]]\naddress = "127.0.0.1:0"\n{lines}\n' for lines in listeners)
         settings.write_text(text, encoding="utf-8")
         super().__init__(os.environ["KENTONGAN"], directory, settings)
         wait_for("all listeners", lambda: len(self.addresses) == len(listeners))

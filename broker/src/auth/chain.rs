@@ -9,7 +9,9 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 use kentongan_proto::mqtt::{Connect, ReasonCode};
 
-use super::verifier::{FairAddress, Job, fair_address};
+use super::fair_queue::{FairAddress, fair_address};
+use super::http::{ServerAnswer, ServerQuestion, Visitor};
+use super::verifier::Job;
 use super::{Authority, Granted, Now, Policy};
 use crate::config::AuthenticationMethod;
 use crate::connection::Origin;
@@ -30,6 +32,8 @@ pub enum Credential {
     Token(Option<u64>),
     /// Enhanced authentication.
     Mechanism,
+    /// The word of a server, which is known by this.
+    Server(u64),
 }
 
 /// A client that was authenticated.
@@ -57,8 +61,26 @@ impl Identified {
     }
 }
 
+/// What somebody else must be asked, who takes a while.
+#[derive(Debug)]
+pub enum Question {
+    /// A thread.
+    Password(PasswordQuestion),
+    /// A server.
+    Server(ServerQuestion),
+}
+
+/// The answer to a [`Question`].
+#[derive(Debug)]
+pub enum Verified {
+    /// Of a thread.
+    Password(VerifiedPassword),
+    /// Of a server.
+    Server(ServerAnswer),
+}
+
 /// A user name and a password that a thread must look at.
-pub struct Question {
+pub struct PasswordQuestion {
     user: Box<str>,
     password: Bytes,
     address: FairAddress,
@@ -68,13 +90,16 @@ pub struct Question {
 }
 
 /// Without the password.
-impl std::fmt::Debug for Question {
+impl std::fmt::Debug for PasswordQuestion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Question").field("user", &self.user).field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("PasswordQuestion")
+            .field("user", &self.user)
+            .field("address", &self.address)
+            .finish_non_exhaustive()
     }
 }
 
-/// What became of a [`Question`].
+/// What became of a [`PasswordQuestion`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PasswordOutcome {
     /// It is that user's password.
@@ -87,9 +112,9 @@ pub enum PasswordOutcome {
     Busy,
 }
 
-/// The answer to a [`Question`].
+/// The answer to a [`PasswordQuestion`].
 #[derive(Debug)]
-pub struct Verified {
+pub struct VerifiedPassword {
     outcome: PasswordOutcome,
     user: Box<str>,
     /// Of the file that was asked.
@@ -105,7 +130,7 @@ pub enum Progress {
     Identified(Identified, AuthenticationOutcome),
     /// It is not let in.
     Refused(Refusal, AuthenticationOutcome),
-    /// A thread must look at it first.
+    /// Somebody else must look at it first.
     Ask(Question),
 }
 
@@ -117,7 +142,13 @@ impl Authority {
     /// Who the client is, as far as can be said without waiting.
     #[must_use]
     pub fn authenticate(&self, connect: &Connect, listener: &ListenerContext, origin: &Origin, now: Now) -> Progress {
-        self.authenticate_from(0, None, connect, listener, origin, now)
+        let visitor = Visitor { connect, listener, origin };
+        self.with_rights(self.authenticate_from(0, None, visitor, now), visitor, now)
+    }
+
+    /// Goes on behind a server that leaves a client to others.
+    pub(super) fn authenticate_behind(&self, next: usize, visitor: Visitor<'_>, now: Now) -> Progress {
+        self.with_rights(self.authenticate_from(next, None, visitor, now), visitor, now)
     }
 
     /// Goes on when a question is answered.
@@ -130,15 +161,25 @@ impl Authority {
         origin: &Origin,
         now: Now,
     ) -> Progress {
-        let Verified { outcome, user, generation, fingerprint, next } = verified;
+        let visitor = Visitor { connect, listener, origin };
+        match verified {
+            Verified::Server(answer) => self.on_server_answer(answer, visitor, now),
+            Verified::Password(verified) => {
+                self.with_rights(self.on_verified_password(verified, visitor, now), visitor, now)
+            }
+        }
+    }
+
+    fn on_verified_password(&self, verified: VerifiedPassword, visitor: Visitor<'_>, now: Now) -> Progress {
+        let VerifiedPassword { outcome, user, generation, fingerprint, next } = verified;
         match outcome {
             PasswordOutcome::Busy => {
                 refused(ReasonCode::ServerBusy, "too many passwords are being verified", AuthenticationOutcome::Busy)
             }
             // The file was read again meanwhile: what another one said does not count.
-            _ if generation != self.policy().generation => self.authenticate(connect, listener, origin, now),
+            _ if generation != self.policy().generation => self.authenticate_from(0, None, visitor, now),
             PasswordOutcome::Right => {
-                if let (Some(remembered), Some(password)) = (self.remembered(), &connect.password) {
+                if let (Some(remembered), Some(password)) = (self.remembered(), &visitor.connect.password) {
                     remembered.remember(generation, &user, password, now.process_ms);
                 }
                 let identified = Identified::plainly(Arc::from(user), Credential::Password(fingerprint));
@@ -147,7 +188,7 @@ impl Authority {
             PasswordOutcome::Wrong => wrong(AuthenticationOutcome::WrongPassword),
             PasswordOutcome::UnknownUser => {
                 let unknown = Some(AuthenticationOutcome::UnknownUser);
-                self.authenticate_from(next, unknown, connect, listener, origin, now)
+                self.authenticate_from(next, unknown, visitor, now)
             }
         }
     }
@@ -157,11 +198,10 @@ impl Authority {
         &self,
         first: usize,
         passed_over: Option<AuthenticationOutcome>,
-        connect: &Connect,
-        listener: &ListenerContext,
-        origin: &Origin,
+        visitor: Visitor<'_>,
         now: Now,
     ) -> Progress {
+        let Visitor { connect, listener, origin } = visitor;
         let policy = self.policy();
         for (index, method) in listener.authentication.iter().enumerate().skip(first) {
             match method {
@@ -181,9 +221,15 @@ impl Authority {
                         return progress;
                     }
                 }
+                AuthenticationMethod::Http => {
+                    if let Some(progress) = self.by_server(&policy, visitor, index + 1, now) {
+                        return progress;
+                    }
+                }
             }
         }
-        let is_offered = connect.user_name.is_some() && policy.passwords.is_some() && listener.asks_for_passwords();
+        let by_file = policy.passwords.is_some() && listener.asks_for_passwords();
+        let is_offered = connect.user_name.is_some() && (by_file || (policy.asks_server() && listener.asks_server()));
         let is_no_token = listener.asks_for_tokens()
             && policy.tokens.as_ref().is_some_and(|tokens| tokens.offered(connect).is_some());
         if is_offered || is_no_token {
@@ -219,12 +265,25 @@ impl Authority {
             return Some(Progress::Identified(identified, AuthenticationOutcome::Remembered));
         }
         let address = fair_address(origin.address.map(|address| address.ip()));
-        Some(Progress::Ask(Question { user: Box::from(user), password, address, policy: Arc::clone(policy), next }))
+        let (user, policy) = (Box::from(user), Arc::clone(policy));
+        Some(Progress::Ask(Question::Password(PasswordQuestion { user, password, address, policy, next })))
     }
 
-    /// Lets a thread find the answer and hand it to `answer`, unless `awaited` is gone by then.
+    /// Lets somebody find the answer and hand it to `answer`, unless `awaited` is gone by then.
     pub fn verify(&self, question: Question, awaited: Weak<()>, answer: impl FnOnce(Verified) + Send + 'static) {
-        let Question { user, password, address, policy, next } = question;
+        match question {
+            Question::Password(question) => self.verify_password(question, awaited, answer),
+            Question::Server(question) => self.ask_server(question, awaited, answer),
+        }
+    }
+
+    fn verify_password(
+        &self,
+        question: PasswordQuestion,
+        awaited: Weak<()>,
+        answer: impl FnOnce(Verified) + Send + 'static,
+    ) {
+        let PasswordQuestion { user, password, address, policy, next } = question;
         let fingerprint =
             policy.passwords.as_ref().and_then(|file| file.stored(&user)).map_or(0, |stored| self.fingerprint(stored));
         let generation = policy.generation;
@@ -237,7 +296,7 @@ impl Authority {
                 Some(Some(false)) => PasswordOutcome::Wrong,
                 Some(None) => PasswordOutcome::UnknownUser,
             };
-            answer(Verified { outcome, user, generation, fingerprint, next });
+            answer(Verified::Password(VerifiedPassword { outcome, user, generation, fingerprint, next }));
         });
         let job = Job { address, user: job_user, awaited, act };
         match self.verifier() {
@@ -256,6 +315,7 @@ impl Authority {
                 let stored = policy.passwords.as_ref().and_then(|file| file.stored(&identified.identity));
                 stored.is_some_and(|stored| self.fingerprint(stored) == fingerprint)
             }
+            Credential::Server(mark) => self.is_same_server(mark),
             Credential::Token(key) => self.policy().tokens.as_ref().is_some_and(|tokens| tokens.has_key(key)),
             Credential::Anonymous | Credential::Certificate | Credential::Mechanism => true,
         }

@@ -51,6 +51,8 @@ pub struct Granted {
     rules: Option<GrantedRules>,
     /// On the process clock.
     expires_ms: Option<u64>,
+    /// And not by a token, say.
+    is_of_server: bool,
 }
 
 impl Granted {
@@ -58,7 +60,25 @@ impl Granted {
     /// clock ([`Now::at_wall_ms`](super::Now::at_wall_ms)). `None` is returned for a login that brings neither.
     #[must_use]
     pub fn new(rules: Option<GrantedRules>, expires_ms: Option<u64>) -> Option<Arc<Self>> {
-        (rules.is_some() || expires_ms.is_some()).then(|| Arc::new(Self { rules, expires_ms }))
+        (rules.is_some() || expires_ms.is_some()).then(|| Arc::new(Self { rules, expires_ms, is_of_server: false }))
+    }
+
+    /// What a server said that is asked again. `rules`: `None` leaves them to the files.
+    #[must_use]
+    pub(super) fn by_server(rules: Option<GrantedRules>, expires_ms: Option<u64>) -> Arc<Self> {
+        Arc::new(Self { rules, expires_ms, is_of_server: true })
+    }
+
+    /// Whether a server said it that is asked again.
+    #[must_use]
+    pub(super) fn is_of_server(&self) -> bool {
+        self.is_of_server
+    }
+
+    /// Whether the client may do the same by both.
+    #[must_use]
+    pub(super) fn has_same_rules(&self, other: &Self) -> bool {
+        self.rules == other.rules
     }
 
     /// The rules, if it brings any.
@@ -160,6 +180,17 @@ impl GrantedRules {
     }
 
     /// Everything is allowed, but for what a file denies.
+    pub(super) fn all() -> Self {
+        Self(Box::from([Self::everything()]))
+    }
+
+    /// What they take in memory, about.
+    pub(super) fn bytes(&self) -> usize {
+        let filters = self.0.iter().flat_map(|rule| rule.topics.iter().flatten());
+        filters.map(|filter| filter.len() + size_of::<Pattern>()).sum::<usize>() + size_of_val(&*self.0)
+    }
+
+    /// The rule that allows everything, but for what a file denies.
     pub(super) fn everything() -> Rule {
         Rule::about_all(Effect::Allow)
     }

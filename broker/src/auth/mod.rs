@@ -6,7 +6,9 @@
 
 mod acl_file;
 mod chain;
+mod fair_queue;
 mod granted;
+mod http;
 mod jwt;
 mod password_file;
 mod policy;
@@ -23,14 +25,16 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
-use kentongan_proto::mqtt::{QoS, ReasonCode};
+use kentongan_proto::mqtt::{Connect, QoS, ReasonCode};
 use kentongan_proto::topic::TopicFilter;
 use ring::hmac;
 use ring::rand::SystemRandom;
 
 use crate::config::AuthConfig;
+use crate::connection::Origin;
 use crate::listener::ListenerContext;
 use crate::message;
+use crate::metrics::{AuthenticationOutcome, HttpAuthMetrics};
 use crate::tls::Watch;
 use remembered::Remembered;
 use scram::Scram;
@@ -38,6 +42,7 @@ use verifier::Verifier;
 
 pub use chain::{Credential, Identified, PasswordOutcome, Progress, Question, Verified};
 pub use granted::{Granted, GrantedRules};
+pub use http::{BreakerState, Renewal, RenewedRights, RightsTerms};
 pub use jwt::{FetchedKeys, begins_like_token};
 pub use password_file::{FileError, MosquittoForm, PasswordFile, StoredPassword, check_user_name};
 pub use policy::Policy;
@@ -178,6 +183,8 @@ pub struct Authority {
     /// Of `policy`, for where it is asked for often.
     has_tokens: AtomicBool,
     verifier: OnceLock<Verifier>,
+    asking: OnceLock<http::Asking>,
+    http_metrics: HttpAuthMetrics,
     remembered: Option<Remembered>,
     /// Makes salts for those who are no users.
     stranger_key: Option<hmac::Key>,
@@ -219,6 +226,13 @@ impl Authority {
         self
     }
 
+    /// Counts there what becomes of requests to an authentication server.
+    #[must_use]
+    pub fn with_http_metrics(mut self, metrics: HttpAuthMetrics) -> Self {
+        self.http_metrics = metrics;
+        self
+    }
+
     /// Where a client that connects should go instead, if anywhere.
     #[must_use]
     pub fn elsewhere_on_connect(&self, identity: &str, client_id: &str) -> Option<Redirection> {
@@ -255,6 +269,20 @@ impl Authority {
         (begun_with == stored).then(|| Identified::plainly(identity, credential))
     }
 
+    /// Goes on with whoever succeeded by a mechanism.
+    #[must_use]
+    pub fn let_in_by_mechanism(
+        &self,
+        identified: Identified,
+        connect: &Connect,
+        listener: &ListenerContext,
+        origin: &Origin,
+        now: Now,
+    ) -> Progress {
+        let progress = Progress::Identified(identified, AuthenticationOutcome::Mechanism);
+        self.with_rights(progress, http::Visitor { connect, listener, origin }, now)
+    }
+
     /// Reads the files that the settings name, before the first client comes.
     ///
     /// # Errors
@@ -285,10 +313,17 @@ impl Authority {
             // Somebody else's would do as well.
             let _ = self.verifier.set(verifier);
         }
+        if policy.server.is_some() && self.asking.get().is_none() {
+            // Likewise.
+            let _ = self.asking.set(http::Asking::start(&config.http, self.http_metrics.clone())?);
+        }
         self.has_tokens.store(policy.tokens.is_some(), Ordering::Relaxed);
         *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
         if let Some(remembered) = &self.remembered {
             remembered.forget_all();
+        }
+        if let Some(asking) = self.asking.get() {
+            asking.begin_anew();
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ use ring::{digest, pbkdf2, rand};
 use subtle::ConstantTimeEq;
 
 use super::scram::ScramKeys;
+use crate::http_client::HttpClientError;
 
 /// Bytes of a SHA-512.
 const SHA512_BYTES: usize = 64;
@@ -59,6 +60,9 @@ pub enum FileError {
         /// What to do about it.
         message: String,
     },
+    /// The authorities that an authentication server is trusted by, or the header for it, cannot be used.
+    #[error("`auth.http`: {0}")]
+    Server(HttpClientError),
 }
 
 impl FileError {

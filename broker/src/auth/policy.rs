@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::acl_file::AclFile;
+use super::http::Server;
 use super::jwt::Tokens;
 use super::password_file::{FileError, PasswordFile};
 use super::rights::Rules;
@@ -19,6 +20,8 @@ pub struct Policy {
     pub(super) tokens: Option<Arc<Tokens>>,
     /// `None`: everybody may do everything.
     pub(super) rules: Option<Rules>,
+    /// Who is asked beside the files.
+    pub(super) server: Option<Arc<Server>>,
     /// Every subscription is granted, and what comes of it is looked at message by message.
     pub(super) grants_subscriptions: bool,
 }
@@ -29,6 +32,11 @@ impl Policy {
     pub(super) fn of_users(text: &str) -> Result<Self, FileError> {
         let passwords = Some(PasswordFile::parse(std::path::Path::new("passwords"), text)?);
         Ok(Self { passwords, ..Self::default() })
+    }
+
+    /// Whether a server says who may come in.
+    pub(super) fn asks_server(&self) -> bool {
+        self.server.as_ref().is_some_and(|server| server.is_asked_about_logins())
     }
 
     /// Reads the files that the settings name. `before` is what is in force.
@@ -49,6 +57,7 @@ impl Policy {
                 .transpose()?
                 .map(Arc::new),
             rules: has_rules.then(|| Rules { ordered: ordered.unwrap_or_default().into(), acl_file }),
+            server: Server::new(&config.http).map_err(FileError::Server)?.map(Arc::new),
             grants_subscriptions: config.acl_subscribe == AclSubscribe::Filter,
         })
     }

@@ -1,6 +1,7 @@
 //! Where something can be asked by HTTP.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use hyper::Uri;
@@ -27,6 +28,15 @@ impl HttpUrl {
         self.0.scheme() == Some(&Scheme::HTTPS)
     }
 
+    /// Whether others may hear what is said to it: it is not encrypted, and does not stay on this machine.
+    #[must_use]
+    pub fn is_exposed(&self) -> bool {
+        let host = self.0.host().unwrap_or_default();
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        let is_local = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+        !self.is_encrypted() && !is_local
+    }
+
     /// Host, and port if one is named: enough to know whom it is about.
     #[must_use]
     pub fn authority(&self) -> &str {
@@ -45,6 +55,10 @@ impl FromStr for HttpUrl {
         }
         if uri.host().is_none_or(str::is_empty) {
             return Err(format!("a URL without a host; {form}"));
+        }
+        let port = uri.authority().and_then(|authority| authority.as_str().strip_prefix(uri.host()?));
+        if port.is_some_and(|port| !port.is_empty()) && uri.port_u16().is_none() {
+            return Err(format!("a URL with a port that is none; {form}"));
         }
         // It would be shown wherever the URL is.
         if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
@@ -89,9 +103,13 @@ mod tests {
     #[test]
     fn what_is_a_url_and_what_is_none() {
         let url: HttpUrl = "https://auth.example:8443/mqtt?x=1".parse().unwrap();
-        assert_eq!((url.is_encrypted(), url.authority()), (true, "auth.example:8443"));
+        assert_eq!(url.authority(), "auth.example:8443");
         assert_eq!(url.to_string(), "https://auth.example:8443/mqtt?x=1");
-        assert!(!"http://[::1]:1/".parse::<HttpUrl>().unwrap().is_encrypted());
+        let is_exposed = |text: &str| text.parse::<HttpUrl>().unwrap().is_exposed();
+        assert!(is_exposed("http://auth.example/") && is_exposed("http://192.0.2.1:1/"));
+        for text in ["https://auth.example/", "http://[::1]:1/", "http://127.0.0.2/", "http://localhost:80/"] {
+            assert!(!is_exposed(text), "{text}");
+        }
         for (wrong, expected) in [
             ("", "no URL"),
             ("auth.example", "no URL of http or https"),
@@ -99,6 +117,8 @@ mod tests {
             ("ftp://auth.example/", "no URL of http or https"),
             ("http://", "no URL"),
             ("http:///x", "no URL"),
+            ("http://auth.example:b/", "a URL with a port that is none"),
+            ("http://auth.example:65536/", "a URL with a port that is none"),
             ("https://me:secret@auth.example/", "a URL with a user name"),
         ] {
             let error = wrong.parse::<HttpUrl>().expect_err(wrong);

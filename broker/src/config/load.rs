@@ -140,6 +140,7 @@ impl Effective {
         if listener.is_empty() {
             refuse("listener", String::from("there must be one"));
         }
+        auth.http.contradictions(&mut |key, message| refuse(&format!("auth.http.{key}"), message));
         self.settings.cluster_contradictions(&mut refuse);
         if let Some(jwt) = &auth.jwt {
             jwt.contradictions(|key, message| refuse(&format!("auth.jwt.{key}"), message));
@@ -160,6 +161,9 @@ impl Effective {
             if asks(AuthenticationMethod::Jwt) && auth.jwt.is_none() {
                 refuse(&at("authentication"), String::from("\"jwt\" needs `[auth.jwt]`"));
             }
+            if asks(AuthenticationMethod::Http) && auth.http.url.is_none() {
+                refuse(&at("authentication"), String::from("\"http\" needs `auth.http.url`"));
+            }
             if let Some(tls) = &one.tls {
                 tls.contradictions(|key, message| refuse(&at(&format!("tls.{key}")), message));
             }
@@ -172,17 +176,25 @@ impl Effective {
     }
 
     fn read_secrets(&mut self) -> Result<(), Problem> {
-        let Some(path) = &self.settings.http.token_file else {
-            return Ok(());
-        };
-        let origin = self.origin("http.token_file").clone();
-        let token = Secret::from_file(path).map_err(|error| Problem {
-            origin: origin.clone(),
-            message: format!("`http.token_file`: cannot use {}: {error}", path.display()),
-        })?;
-        self.settings.http.token = Some(token);
-        self.origins.insert(String::from("http.token"), origin);
+        if let Some(path) = self.settings.http.token_file.clone() {
+            self.settings.http.token = Some(self.read_secret("http.token", &path)?);
+        }
+        if let Some(path) = self.settings.auth.http.header_value_file.clone() {
+            self.settings.auth.http.header_value = Some(self.read_secret("auth.http.header_value", &path)?);
+        }
         Ok(())
+    }
+
+    /// What is to stand under `key`, from the file that the key of that name and `_file` says.
+    fn read_secret(&mut self, key: &str, path: &Path) -> Result<Secret, Problem> {
+        let file_key = format!("{key}_file");
+        let origin = self.origin(&file_key).clone();
+        let secret = Secret::from_file(path).map_err(|error| Problem {
+            origin: origin.clone(),
+            message: format!("`{file_key}`: cannot use {}: {error}", path.display()),
+        })?;
+        self.origins.insert(key.to_owned(), origin);
+        Ok(secret)
     }
 }
 

@@ -8,6 +8,7 @@
 //! Absent: anything that acts on a setting.
 
 mod address;
+mod http_auth;
 mod http_url;
 mod layer;
 mod load;

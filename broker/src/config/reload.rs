@@ -27,6 +27,9 @@ pub fn changes(started: &Settings, last: &Settings, new: &Settings) -> Vec<Chang
     if started.http.token != new.http.token {
         changes.push(Change { key: String::from("http.token"), reloaded: false });
     }
+    if last.auth.http.header_value != new.auth.http.header_value {
+        changes.push(Change { key: String::from("auth.http.header_value"), reloaded: true });
+    }
     compare_listeners(started, last, new, &mut changes);
     changes
 }

@@ -8,6 +8,7 @@ use kentongan_cluster::transport::TlsFiles;
 use kentongan_proto::mqtt;
 
 use super::address::{FileMode, ListenAddress};
+use super::http_url::HttpUrl;
 use super::schema::{choices, settings};
 use super::secret::Secret;
 use super::tokens::JwtConfig;
@@ -141,7 +142,8 @@ settings! {
         /// has nothing to go by is passed over; the first that accepts or refuses decides. `"certificate"`: whom the
         /// client certificate names, or a balancer that checked one; `"jwt"`: a token, as `[auth.jwt]` has it, where what does not
         /// look like one is left to the methods behind it; `"password"`: user name and password of `auth.password_file`, where an
-        /// unknown user is left to the methods behind it. Unset: all of them, in that order.
+        /// unknown user is left to the methods behind it; `"http"`: what the server of `auth.http` says, which is asked about
+        /// every client. Unset: all of them, in that order.
         pub authentication: Option<Vec<AuthenticationMethod>> = None => reloaded,
         /// Time from accepting a connection to its complete CONNECT, in all.
         pub connect_timeout_seconds: NonZeroU32 = nonzero_u32(10) => reloaded,
@@ -245,6 +247,54 @@ settings! {
         pub remember_seconds: u32 = 300,
         /// How many of them are kept.
         pub remember_max: u32 = 100_000,
+        /// A server of yours that says who may come in, and what they may.
+        pub http: HttpAuthConfig = HttpAuthConfig::default(),
+    }
+
+    /// A server of yours that says who may come in, and what they may: the method `"http"` of a listener. What it is asked and
+    /// how it answers stands in docs/reference/http-authentication.yaml. One that does not answer lets nobody in.
+    pub struct HttpAuthConfig {
+        /// Where logins are asked about, such as `https://auth.example/mqtt`. Over `http` passwords are not encrypted: for a
+        /// server on this machine only. Unset: nobody is asked.
+        pub url: Option<HttpUrl> = None => reloaded,
+        /// Where the rights of a connected client are asked for again, every `rights_seconds`; it may be the same URL. What is
+        /// new counts at once, and who may not be here any more is disconnected. Unset: what the answer to the login said goes
+        /// on to count.
+        pub rights_url: Option<HttpUrl> = None => reloaded,
+        /// Whether also clients that another method lets in have their rights from `rights_url`, from their login on.
+        pub rights_for_all: bool = false => reloaded,
+        /// About how long rights count until they are asked for again; spread, so that it is not for all at once.
+        pub rights_seconds: NonZeroU32 = nonzero_u32(300) => reloaded,
+        /// How long the server may not answer about a client until that is disconnected. 0: for ever, its rights stay as they
+        /// were.
+        pub rights_outdated_seconds_max: u32 = 86_400 => reloaded,
+        /// Authorities (PEM) that a server of `https` is trusted by. Unset: those that the system trusts.
+        pub ca_file: Option<PathBuf> = None => reloaded,
+        /// A header of every request, by which the server knows the broker. It goes with `header_value`.
+        pub header: String = String::from("Authorization") => reloaded,
+        /// Its value, such as `Bearer 3f9…` or `Basic a2V…`. Unset, and no `header_value_file` either: it is not sent.
+        pub header_value: Option<Secret> = None => reloaded,
+        /// The same in a file of its own.
+        pub header_value_file: Option<PathBuf> = None => reloaded,
+        /// Time for a request, from connecting to the last byte of its answer.
+        pub timeout_milliseconds: NonZeroU32 = nonzero_u32(3000) => reloaded,
+        /// Requests at a time.
+        pub requests_max: NonZeroU32 = nonzero_u32(32),
+        /// Requests that may wait for their turn. Beyond it, whoever has most waiting is refused (0x89): addresses take
+        /// turns, and the users of one.
+        pub queue_max: NonZeroU32 = nonzero_u32(16_384),
+        /// How long an answer that lets somebody in is not asked for again, at most until the settings are read again. What it
+        /// was about, password and address included, must be the same. 0 turns it off.
+        pub remember_seconds: u32 = 60 => reloaded,
+        /// The same for an answer that does not.
+        pub remember_denied_seconds: u32 = 5 => reloaded,
+        /// How many answers are kept.
+        pub remember_max: u32 = 100_000,
+        /// Requests in a row that find nobody, no answer in time, or a server that says that it is overloaded (429, 502, 503,
+        /// 504), until it is left alone for `breaker_seconds`; clients are refused at once (0x88) meanwhile. 0 means never.
+        pub breaker_failures: u32 = 10,
+        /// How long. Then one request tries whether it is there again.
+        pub breaker_seconds: NonZeroU32 = nonzero_u32(10),
     }
 
     /// Limits and ways of every client session.
@@ -513,6 +563,8 @@ choices! {
         Jwt = "jwt",
         /// User name and password.
         Password = "password",
+        /// A server of the operator's.
+        Http = "http",
     }
 
     /// A version of TLS.

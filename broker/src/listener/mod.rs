@@ -66,8 +66,12 @@ pub struct ListenerContext {
 const CLIENT_ID_CHARACTERS_MAX_V3_1: usize = 23;
 
 /// What a listener goes by that says nothing about it.
-const ALL_METHODS: [AuthenticationMethod; 3] =
-    [AuthenticationMethod::Certificate, AuthenticationMethod::Jwt, AuthenticationMethod::Password];
+const ALL_METHODS: [AuthenticationMethod; 4] = [
+    AuthenticationMethod::Certificate,
+    AuthenticationMethod::Jwt,
+    AuthenticationMethod::Password,
+    AuthenticationMethod::Http,
+];
 
 impl ListenerContext {
     /// A listener as `settings` describe it.
@@ -197,6 +201,12 @@ impl ListenerContext {
     #[must_use]
     pub fn asks_for_tokens(&self) -> bool {
         self.authentication.contains(&AuthenticationMethod::Jwt)
+    }
+
+    /// Whether a server is asked about its clients, if there is one.
+    #[must_use]
+    pub fn asks_server(&self) -> bool {
+        self.authentication.contains(&AuthenticationMethod::Http)
     }
 
     /// Counts a connection in, unless the listener has as many as it may.

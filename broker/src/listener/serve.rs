@@ -176,8 +176,9 @@ impl Broker {
         descriptors: u64,
         stop: &AtomicBool,
     ) -> anyhow::Result<Self> {
-        authority.open(&settings.auth).context("users and rights")?;
         let metrics = Metrics::install(settings.metrics.enabled);
+        authority = authority.with_http_metrics(metrics.http_auth());
+        authority.open(&settings.auth).context("users and rights")?;
         let settings = Arc::new(settings);
         let mut sockets = Vec::new();
         let mut listeners = Vec::new();

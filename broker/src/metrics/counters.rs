@@ -299,6 +299,8 @@ labels! {
         Token = "token",
         /// By enhanced authentication.
         Mechanism = "mechanism",
+        /// By the word of an authentication server, also if that was given a while ago.
+        Server = "server",
         /// Not: the password is not that of the user.
         WrongPassword = "wrong_password",
         /// Not: there is no such user.
@@ -309,7 +311,11 @@ labels! {
         NothingOffered = "nothing_offered",
         /// Not: enhanced authentication failed.
         MechanismFailed = "mechanism_failed",
-        /// Not: too many passwords were waiting to be verified.
+        /// Not: an authentication server denied it.
+        ServerDenied = "server_denied",
+        /// Not: an authentication server could not be asked, or did not give an answer that is one.
+        Undecided = "undecided",
+        /// Not: too many were waiting for their passwords to be verified, or for an authentication server.
         Busy = "busy",
     }
 
@@ -412,6 +418,8 @@ pub enum Kind {
     Counter,
     /// Goes up and down.
     Gauge,
+    /// How many took how long, in buckets.
+    Histogram,
 }
 
 /// A metric family as the reference page shows it.

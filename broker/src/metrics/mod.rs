@@ -6,6 +6,7 @@
 //! nothing at all (`metrics.enabled`).
 
 mod counters;
+mod http_auth;
 mod load;
 mod process;
 mod reference;
@@ -16,13 +17,14 @@ mod tls;
 use std::sync::{Arc, OnceLock};
 
 use kentongan_cluster::Stats;
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 pub use counters::{
     ArbiterCounters, AuthenticationOutcome, CloseReason, ConnectRefusal, Count, CountBy, DropReason, Family, Kind,
     Label, Level, MalformedReason, PacketKind, PublishRefusal, SubscribeRefusal,
 };
 use counters::{FAMILIES, Totals};
+pub use http_auth::{HttpAuthMetrics, HttpAuthNotAsked, HttpAuthOutcome, HttpAuthRights};
 pub use load::{Load, LoadAverages};
 pub use process::anonymous_bytes;
 pub use reference::reference_page;
@@ -37,6 +39,7 @@ pub struct Metrics {
     prometheus: PrometheusHandle,
     reloads: Reloads,
     tls: TlsMetrics,
+    http_auth: HttpAuthMetrics,
     storage: Arc<OnceLock<Arc<Stats>>>,
     counting: bool,
 }
@@ -56,7 +59,7 @@ impl Metrics {
         static INSTALLED: OnceLock<Metrics> = OnceLock::new();
         INSTALLED
             .get_or_init(|| {
-                let recorder = PrometheusBuilder::new().build_recorder();
+                let recorder = builder().build_recorder();
                 counters::set_counting(counting);
                 let metrics = Self { counting, ..Self::with_recorder(&recorder) };
                 if metrics::set_global_recorder(recorder).is_err() {
@@ -70,15 +73,15 @@ impl Metrics {
     /// Metrics that share nothing with the rest of the process, for tests.
     #[must_use]
     pub fn isolated() -> Self {
-        Self::with_recorder(&PrometheusBuilder::new().build_recorder())
+        Self::with_recorder(&builder().build_recorder())
     }
 
     fn with_recorder(recorder: &PrometheusRecorder) -> Self {
-        let (totals, reloads, tls) = metrics::with_local_recorder(recorder, || {
+        let (totals, reloads, tls, http_auth) = metrics::with_local_recorder(recorder, || {
             describe();
-            (Arc::new(Totals::register()), Reloads::register(), TlsMetrics::register())
+            (Arc::new(Totals::register()), Reloads::register(), TlsMetrics::register(), HttpAuthMetrics::register())
         });
-        Self { totals, prometheus: recorder.handle(), reloads, tls, storage: Arc::default(), counting: true }
+        Self { totals, prometheus: recorder.handle(), reloads, tls, http_auth, storage: Arc::default(), counting: true }
     }
 
     /// The counters of one more arbiter; it must flush them.
@@ -103,6 +106,12 @@ impl Metrics {
     #[must_use]
     pub fn tls(&self) -> TlsMetrics {
         self.tls.clone()
+    }
+
+    /// The counters of the authentication server.
+    #[must_use]
+    pub fn http_auth(&self) -> HttpAuthMetrics {
+        self.http_auth.clone()
     }
 
     /// Whether the broker's own figures are counted.
@@ -208,13 +217,20 @@ pub struct Snapshot {
     pub inflight_messages: u64,
 }
 
+fn builder() -> PrometheusBuilder {
+    let seconds = Matcher::Full(String::from(http_auth::SECONDS));
+    let builder = PrometheusBuilder::new().set_buckets_for_metric(seconds, http_auth::SECONDS_BUCKETS);
+    builder.expect("there are buckets")
+}
+
 /// Gives the recorder that is current the description of every family.
 fn describe() {
-    for family in FAMILIES.iter().chain(reloads::FAMILIES).chain(tls::FAMILIES) {
+    for family in FAMILIES.iter().chain(reloads::FAMILIES).chain(tls::FAMILIES).chain(http_auth::FAMILIES) {
         let text = family.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
         match family.kind {
             Kind::Counter => metrics::describe_counter!(family.name, text),
             Kind::Gauge => metrics::describe_gauge!(family.name, text),
+            Kind::Histogram => metrics::describe_histogram!(family.name, text),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::counters::FAMILIES;
-use super::{Family, Kind, process, reloads, storage, tls};
+use super::{Family, Kind, http_auth, process, reloads, storage, tls};
 
 const PREFACE: &str = "\
 <!-- Made from the comments in broker/src/metrics/ by `cargo xtask docs`; change it there. -->
@@ -22,6 +22,7 @@ pub fn reference_page() -> String {
     push_families(&mut page, "The broker", FAMILIES);
     push_families(&mut page, "The log and the checkpoints", storage::FAMILIES);
     push_families(&mut page, "TLS towards clients", tls::FAMILIES);
+    push_families(&mut page, "The authentication server", http_auth::FAMILIES);
     push_families(&mut page, "Its settings", reloads::FAMILIES);
     push_families(&mut page, "The process", process::FAMILIES);
     page
@@ -33,6 +34,7 @@ fn push_families(page: &mut String, heading: &str, families: &[Family]) {
         let kind = match family.kind {
             Kind::Counter => "Counter",
             Kind::Gauge => "Gauge",
+            Kind::Histogram => "Histogram",
         };
         let _ = write!(page, "\n### `{}`\n\n{kind}. {}\n", family.name, family.description());
         let Some(label) = family.label else { continue };

@@ -46,7 +46,7 @@ impl Family {
     pub(super) fn render(&self, text: &mut String, value: f64) {
         let kind = match self.kind {
             Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
+            Kind::Gauge | Kind::Histogram => "gauge",
         };
         let (name, help) = (self.name, self.description());
         let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n\n");

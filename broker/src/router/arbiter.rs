@@ -717,10 +717,16 @@ impl ArbiterState {
                     let cause = super::connect::EndCause::LoginExpired;
                     return self.end(key, cause, Some(ReasonCode::MaximumConnectTime));
                 }
-                let look_at_login = client.session.as_ref().and_then(|session| session.look_at_login(now));
+                if !self.renew_rights_if_due(key) {
+                    return;
+                }
+                let Some(client) = self.client(key) else {
+                    return;
+                };
+                let looked_at_next = client.session.as_ref().and_then(|session| session.next_second(now));
                 if client.keep_alive_seconds == 0 {
-                    if let Some(look) = look_at_login {
-                        self.wheel.arm(key, look);
+                    if let Some(next) = looked_at_next {
+                        self.wheel.arm(key, next);
                     }
                     return;
                 }
@@ -735,7 +741,7 @@ impl ArbiterState {
                     self.counters.keep_alive_timeouts.inc();
                     self.end(key, super::connect::EndCause::KeepAlive, Some(ReasonCode::KeepAliveTimeout));
                 } else {
-                    self.wheel.arm(key, look_at_login.map_or(due, |look| look.min(due)));
+                    self.wheel.arm(key, looked_at_next.map_or(due, |next| next.min(due)));
                 }
             }
         }

@@ -10,6 +10,7 @@ use kentongan_proto::mqtt::{ProtocolVersion, SubscriptionOptions, Will};
 
 use super::cluster::Served;
 use super::pace::Pace;
+use super::renewal::RightsRenewal;
 use super::retained_read::RetainedReads;
 use super::share_settling::ShareOrigin;
 use crate::auth::{Actor, Credential, Granted, Identified, Rights};
@@ -71,9 +72,9 @@ pub struct OwnSubscription {
     pub identifier: Option<NonZeroU32>,
 }
 
-/// Until when at the latest it is looked whether a login has ended. What was armed for a connection stays in the wheel when that is
-/// gone, so it must not be armed for the year that a token may be good for.
-const LOGIN_LOOK_SECONDS_MAX: u32 = 600;
+/// Until when at the latest it is looked whether a login has ended, or rights are due. What was armed for a connection stays in
+/// the wheel when that is gone, so it must not be armed for the year that a token may be good for.
+const LOOK_SECONDS_MAX: u32 = 600;
 
 /// What a connection has once its CONNECT was accepted.
 #[derive(Debug)]
@@ -106,6 +107,8 @@ pub struct ClientSession {
     pub granted: Option<Arc<Granted>>,
     /// What it may do. `None`: there are no rules.
     pub rights: Option<Box<Rights>>,
+    /// When a server is asked for that again, if one is.
+    pub renewal: Option<Box<RightsRenewal>>,
     /// UNSUBSCRIBEs that the client did not send, and is not to be answered.
     pub revocations: Vec<u64>,
     /// Seconds; may be changed by DISCONNECT.
@@ -126,17 +129,19 @@ impl ClientSession {
         Identified { identity, credential, granted: self.granted.clone() }
     }
 
+    /// In which second to look at its login or its rights, beside its Keep Alive.
+    #[must_use]
+    pub fn next_second(&self, now: u32) -> Option<u32> {
+        let renewal = self.renewal.as_ref().map(|renewal| renewal.next_second());
+        let next = self.login_ends_second().into_iter().chain(renewal).min();
+        next.map(|second| second.min(now.saturating_add(LOOK_SECONDS_MAX)))
+    }
+
     /// The second of the process clock in which its login has ended, if it ever does.
     #[must_use]
     pub fn login_ends_second(&self) -> Option<u32> {
         let expires_ms = self.granted.as_ref()?.expires_ms()?;
         Some(u32::try_from(expires_ms.div_ceil(1000)).unwrap_or(u32::MAX))
-    }
-
-    /// In which second to look whether its login has ended, if it ever does.
-    #[must_use]
-    pub fn look_at_login(&self, now: u32) -> Option<u32> {
-        self.login_ends_second().map(|ends| ends.min(now.saturating_add(LOGIN_LOOK_SECONDS_MAX)))
     }
 }
 

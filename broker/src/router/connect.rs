@@ -40,8 +40,10 @@ pub struct PendingConnect {
     negotiated: Negotiated,
     identified: Identified,
     rights: Option<Box<Rights>>,
-    /// While a thread looks at the password: gone, nobody waits for the answer.
+    /// While somebody else is asked: gone, nobody waits for the answer.
     awaited: Option<Arc<()>>,
+    /// A server denied it, or decided nothing.
+    is_refused_by_server: bool,
     mechanism: Option<Box<dyn Mechanism>>,
     authentication_data: Option<bytes::Bytes>,
 }
@@ -54,6 +56,7 @@ impl PendingConnect {
             identified: Identified::anonymous(),
             rights: None,
             awaited: None,
+            is_refused_by_server: false,
             mechanism: None,
             authentication_data: None,
         })
@@ -244,6 +247,8 @@ impl ArbiterState {
             }
             Progress::Refused(refusal, outcome) => {
                 self.counters.authentications.inc(outcome);
+                pending.is_refused_by_server =
+                    matches!(outcome, AuthenticationOutcome::ServerDenied | AuthenticationOutcome::Undecided);
                 self.refuse_login(key, pending, refusal.reason, refusal.text);
             }
             Progress::Ask(question) => {
@@ -309,16 +314,22 @@ impl ArbiterState {
                 self.end(key, EndCause::NotAuthorized, Some(ReasonCode::NotAuthorized));
                 continue;
             }
-            let rights = self.rights_of(key, &identified);
-            if let Some(client) = self.client(key) {
-                // From here on, also what other threads are about to hand over is looked at.
-                client.guarded = rights.is_some() || client.mount.is_some();
-                if let Some(session) = client.session.as_mut() {
-                    session.rights = rights;
-                }
-            }
-            self.revoke_subscriptions(key);
+            self.plan_renewal_again(key);
+            self.apply_rights(key, &identified);
         }
+    }
+
+    /// What a connected client may is looked up again, and counts at once.
+    pub(super) fn apply_rights(&mut self, key: ConnectionKey, identified: &Identified) {
+        let rights = self.rights_of(key, identified);
+        if let Some(client) = self.client(key) {
+            // From here on, also what other threads are about to hand over is looked at.
+            client.guarded = rights.is_some() || client.mount.is_some();
+            if let Some(session) = client.session.as_mut() {
+                session.rights = rights;
+            }
+        }
+        self.revoke_subscriptions(key);
     }
 
     /// What the client may do by its login and under the files as they are now.
@@ -329,7 +340,7 @@ impl ArbiterState {
         self.shared.authority.rights(&subject, identified.granted.as_deref())
     }
 
-    fn both_clocks(&self) -> Now {
+    pub(super) fn both_clocks(&self) -> Now {
         Now { process_ms: self.now_ms, wall_ms: self.shared.clock.wall_ms() }
     }
 
@@ -351,10 +362,14 @@ impl ArbiterState {
                 let Some(identified) = self.shared.authority.by_mechanism(&**mechanism, identity) else {
                     return self.refuse(key, ReasonCode::NotAuthorized, "the user is gone, or has another password");
                 };
-                self.counters.authentications.inc(AuthenticationOutcome::Mechanism);
-                pending.identified = identified;
                 pending.authentication_data = data;
-                self.claim(key, pending);
+                let Some(client) = self.client(key) else {
+                    return;
+                };
+                let (listener, origin, now) = (Arc::clone(&client.listener), client.origin.clone(), self.both_clocks());
+                let authority = &self.shared.authority;
+                let progress = authority.let_in_by_mechanism(identified, &pending.connect, &listener, &origin, now);
+                self.on_progress(key, pending, progress);
             }
             // [MQTT-4.12.0-4]
             MechanismStep::Failure(reason) => {
@@ -536,7 +551,7 @@ impl ArbiterState {
             self.abandon(&opened);
             return self.refuse(key, ReasonCode::NotAuthorized, "the user is gone, or has another password");
         }
-        let PendingConnect { connect, negotiated, identified, awaited, mechanism, authentication_data, .. } = *pending;
+        let PendingConnect { connect, negotiated, identified, mechanism, authentication_data, .. } = *pending;
         // Looked up again: the files may have changed since.
         let rights = self.rights_of(key, &identified);
         // What was queued or subscribed to before was so by whatever the rules were.
@@ -571,6 +586,7 @@ impl ArbiterState {
             credential: identified.credential.clone(),
             granted: identified.granted.clone(),
             rights,
+            renewal: None,
             revocations: Vec::new(),
             session_expiry_seconds: negotiated.session_expiry_seconds,
             bridge: connect.bridge && !version.is_v5(),
@@ -599,16 +615,16 @@ impl ArbiterState {
         client.last_activity = now;
         if connect.properties.authentication_method.is_some() {
             // Kept for re-authentication.
-            let rights = None;
-            let kept =
-                PendingConnect { connect, negotiated, identified, rights, awaited, mechanism, authentication_data };
-            client.pending = Some(Box::new(kept));
+            let mut kept = PendingConnect::new(connect, negotiated);
+            (kept.identified, kept.mechanism) = (identified, mechanism);
+            client.pending = Some(kept);
         }
+        self.plan_renewal(key);
         let client = &self.clients[key.index()];
-        let look_at_login = client.session.as_ref().and_then(|session| session.look_at_login(now));
+        let looked_at_next = client.session.as_ref().and_then(|session| session.next_second(now));
         let keep_alive_ends =
             (client.keep_alive_seconds > 0).then(|| now + u32::from(client.keep_alive_seconds) * 3 / 2 + 1);
-        if let Some(due) = look_at_login.into_iter().chain(keep_alive_ends).min() {
+        if let Some(due) = looked_at_next.into_iter().chain(keep_alive_ends).min() {
             self.wheel.arm(key, due);
         }
         tracing::info!(
@@ -700,9 +716,12 @@ impl ArbiterState {
         let may_be_shown = |name: &&str| !begins_like_token(name.as_bytes());
         let user = client.pending.as_ref().and_then(|pending| pending.user_name());
         let user = user.filter(may_be_shown).map(str::to_owned);
+        let is_by_server = client.pending.as_ref().is_some_and(|pending| pending.is_refused_by_server);
         let (client_id, origin) = (Arc::clone(&client.client_id), client.origin.clone());
-        if counted.is_of_login() {
-            let refused = RefusedLogin { client_id: &client_id, user: user.as_deref(), origin: &origin, reason: text };
+        if counted.is_of_login() || is_by_server {
+            let server = if is_by_server { self.shared.authority.server_name() } else { None };
+            let (user, server) = (user.as_deref(), server.as_deref());
+            let refused = RefusedLogin { client_id: &client_id, user, origin: &origin, server, reason: text };
             self.shared.audit.refused_login(&refused, self.shared.clock.wall_ms());
         }
         let Some(client) = self.client(key) else {

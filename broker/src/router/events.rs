@@ -10,7 +10,7 @@ use super::batch::{Addressee, Batch};
 use super::cluster::{Leader, Sent};
 use super::share_settling::{Kept, ShareAnswer, ShareOrigin, ShareOutcome, Taken, TellingLane};
 use super::{ConnectionKey, lanes};
-use crate::auth::Verified;
+use crate::auth::{RenewedRights, Verified};
 use crate::listener::Accepted;
 use crate::message::Message;
 use crate::metrics::DropReason;
@@ -45,6 +45,13 @@ pub enum Event {
         connection: ConnectionKey,
         /// What it found.
         verified: Verified,
+    },
+    /// An authentication server said again what a client may, or did not.
+    RightsRenewed {
+        /// Whose.
+        connection: ConnectionKey,
+        /// What it said.
+        rights: RenewedRights,
     },
     /// The files of users and rights were read again.
     PolicyChanged,
@@ -214,6 +221,7 @@ impl ArbiterState {
             Event::Batch { from, batch, weight } => self.on_batch(from, batch, weight),
             Event::LaneAnswered(answer) => self.on_lane_answered(&answer),
             Event::Verified { connection, verified } => self.on_verified(connection, verified),
+            Event::RightsRenewed { connection, rights } => self.on_rights_renewed(connection, rights),
             Event::PolicyChanged => self.on_policy_changed(),
             Event::Opened(opened) => self.on_opened(*opened),
             Event::Refused { connection, reason } => self.on_refused(connection, reason),

@@ -44,6 +44,7 @@ mod packets;
 pub mod patient_answers;
 pub mod publish;
 pub mod registry;
+mod renewal;
 mod retained_read;
 pub mod share_settling;
 pub mod shared;

@@ -7,6 +7,7 @@ mod cluster;
 mod conformance;
 mod durability;
 mod first_light;
+mod http_auth;
 mod long_queue;
 mod mounts;
 mod old_clients;

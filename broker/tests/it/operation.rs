@@ -303,12 +303,13 @@ fn every_family_of_metrics_moves() {
     let broker = Broker::with_environment(&[], &settings);
     let (_, metrics) = broker.http_get("/metrics");
     let families = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
-    // The log and its checkpoints have tests of their own, and so have TLS, the want of descriptors, rates, the audit log, rights
+    // The log and its checkpoints have tests of their own, and so have TLS, authentication servers, the want of descriptors, rates, the audit log, rights
     // that are taken away, and what needs other nodes.
     let elsewhere = [
         "kentongan_log_",
         "kentongan_checkpoints_",
         "kentongan_tls_",
+        "kentongan_http_auth_",
         "kentongan_descriptors_exhausted_total",
         "kentongan_publishers_slowed_total",
         "kentongan_audit_dropped_total",

@@ -213,6 +213,7 @@ impl Cluster {
             credential: Credential::Anonymous,
             granted: None,
             rights: None,
+            renewal: None,
             revocations: Vec::new(),
             session_expiry_seconds: 0,
             bridge: false,
