@@ -19,9 +19,9 @@ use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustls::HandshakeKind;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, WriteTraffic};
+use rustls::{AlertDescription, HandshakeKind};
 use tokio::io::ReadBuf;
 
 use super::RawSocket;
@@ -46,6 +46,9 @@ const READ_BYTES_MAX: usize = 64 * 1024;
 /// Read at least, however little the reader wants: a record must be whole to be opened.
 const READ_BYTES_MIN: usize = 4 * 1024;
 
+/// In front of a fatal alert: its type, the version, its length, its level (RFC 8446, 5.1 and 6).
+const ALERT_HEADER: [u8; 6] = [21, 3, 3, 0, 2, 2];
+
 /// With more than this still to be sent on account of the protocol itself, nothing is read that could add to it.
 const OUTGOING_BYTES_MAX: usize = 32 * 1024;
 
@@ -63,6 +66,8 @@ pub struct TlsStream {
     endpoint: Arc<Endpoint>,
     /// Until the handshake is done.
     handshake: Option<HandshakeGuard>,
+    /// The certificate in the ticket that the client came by was looked at.
+    ticket_checked: bool,
     incoming: Vec<u8>,
     plaintext: Vec<u8>,
     outgoing: Vec<u8>,
@@ -93,6 +98,7 @@ impl TlsStream {
             connection,
             endpoint,
             handshake: Some(handshake),
+            ticket_checked: false,
             incoming: Vec::new(),
             plaintext: Vec::new(),
             outgoing: Vec::new(),
@@ -276,6 +282,14 @@ impl TlsStream {
                 Err(error) => failure = Some(error),
             }
             consumed += discard;
+            if failure.is_none()
+                && let Err(error) = self.check_ticket()
+            {
+                // Nothing was sent yet by which the client could think that it is let in, or get another ticket.
+                self.outgoing = refusal(&error);
+                failure = Some(error);
+                break;
+            }
             if waits || self.ended {
                 break;
             }
@@ -291,6 +305,15 @@ impl TlsStream {
             handshake.done(matches!(self.connection.handshake_kind(), Some(HandshakeKind::Resumed)));
         }
         Ok(consumed)
+    }
+
+    /// Looks at the certificate of a client that comes by a ticket, once that is known. rustls takes it as it is.
+    fn check_ticket(&mut self) -> Result<(), rustls::Error> {
+        if self.ticket_checked || self.connection.handshake_kind() != Some(HandshakeKind::Resumed) {
+            return Ok(());
+        }
+        self.ticket_checked = true;
+        self.endpoint.check_again(self.connection.peer_certificates().unwrap_or_default())
     }
 
     /// First what was taken up before. `None`: nothing of it is left, and new bytes may come.
@@ -430,6 +453,15 @@ fn encode_message(target: &mut Vec<u8>, data: &mut EncodeTlsData<'_, ServerConne
         Err(EncodeError::InsufficientSize(needed)) => Err(Some(needed.required_size)),
         Err(EncodeError::AlreadyEncoded) => Err(None),
     })
+}
+
+/// Why a certificate is not taken, in the clear: the answer to the first message of a client.
+fn refusal(error: &rustls::Error) -> Vec<u8> {
+    let description = match error {
+        rustls::Error::InvalidCertificate(error) => error.clone().into(),
+        _ => AlertDescription::CertificateUnknown,
+    };
+    [&ALERT_HEADER[..], &[description.into()]].concat()
 }
 
 fn broken(error: rustls::Error) -> io::Error {

@@ -201,7 +201,7 @@ impl Endpoint {
                 what: "cannot be used with these `cipher_suites` and this `minimum_version`",
                 source,
             })?
-            .with_client_cert_verifier(clients)
+            .with_client_cert_verifier(Arc::clone(&clients))
             .with_cert_resolver(Arc::new(ByName::new(main, others)));
         server.alpn_protocols = vec![MQTT.to_vec(), HTTP.to_vec()];
         // What is remembered of a session goes with the client, in a ticket.
@@ -212,6 +212,7 @@ impl Endpoint {
         server.send_tls13_tickets = 1;
         Ok(Self {
             config: Arc::new(server),
+            clients,
             identity: config.identity,
             handshakes,
             settings: config.clone(),

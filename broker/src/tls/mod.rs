@@ -16,8 +16,9 @@ use std::io;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::UnbufferedServerConnection;
+use rustls::server::danger::ClientCertVerifier;
 
 use crate::config::{CertificateIdentity, TlsConfig};
 use crate::connection::{RawSocket, TlsStream};
@@ -30,6 +31,8 @@ pub use watch::Watch;
 #[derive(Debug)]
 pub struct Endpoint {
     config: Arc<ServerConfig>,
+    /// What clients' certificates are checked by.
+    clients: Arc<dyn ClientCertVerifier>,
     identity: CertificateIdentity,
     handshakes: Arc<Handshakes>,
     /// What it was made of.
@@ -70,6 +73,17 @@ impl Endpoint {
     #[must_use]
     pub fn is_made_of(&self, files: &Files) -> bool {
         self.digest == files.digest()
+    }
+
+    /// Checks the certificates of a client that comes back by a ticket as if it showed them now: they may have run out since.
+    ///
+    /// # Errors
+    /// It would not be let in by them any more.
+    pub(crate) fn check_again(&self, certificates: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
+        let Some((own, between)) = certificates.split_first().filter(|_| self.clients.offer_client_auth()) else {
+            return Ok(());
+        };
+        self.clients.verify_client_cert(own, between, UnixTime::now()).map(drop)
     }
 
     /// Whom a client's certificate names.

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kentongan_proto::mqtt::codec::{self, FrameStatus, Limits, Sender};
 use kentongan_proto::mqtt::*;
@@ -60,11 +60,17 @@ impl Certificates {
     }
 
     fn certify(&self, name: &str, names: &[&str], serial: u64, usage: ExtendedKeyUsagePurpose) {
+        self.certify_until(name, names, serial, usage, Duration::from_secs(4_000_000_000));
+    }
+
+    /// The same, good until then (Unix time).
+    fn certify_until(&self, name: &str, names: &[&str], serial: u64, usage: ExtendedKeyUsagePurpose, until: Duration) {
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages = vec![usage];
         params.serial_number = Some(SerialNumber::from(serial));
+        params.not_after = date_time_ymd(1970, 1, 1) + until;
         let key = KeyPair::generate().unwrap();
         fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
         fs::write(self.path(&format!("{name}.crt")), params.signed_by(&key, &self.issuer).unwrap().pem()).unwrap();
@@ -393,6 +399,40 @@ fn a_certificate_that_is_revoked_does_not_come_back_by_a_ticket() {
     }
 }
 
+/// Tickets go on for hours, each got by the one before; the certificate of a device may be good for less.
+#[test]
+fn a_certificate_that_runs_out_does_not_come_back_by_a_ticket() {
+    const USAGE: ExtendedKeyUsagePurpose = ExtendedKeyUsagePurpose::ClientAuth;
+    let certificates = localhost();
+    let more = format!("client_certificate = \"required\"\nclient_ca_file = {:?}\n", certificates.text("ca.crt"));
+    let broker = Broker::with_settings(&certificates.settings(&more));
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    for version in [&TLS12, &TLS13] {
+        let open = |config: &Arc<ClientConfig>| {
+            let mut client = TlsClient::open(broker.address, config, "client")?;
+            // Tickets of TLS 1.3 come behind the handshake.
+            client.subscribe("x");
+            Ok::<_, std::io::Error>(client.kind())
+        };
+        // As short as the machine lets it be.
+        let (config, until) = (3..30)
+            .find_map(|seconds| {
+                let until = now() + Duration::from_secs(seconds);
+                certificates.certify_until("short", &[], 70, USAGE, until);
+                let config = certificates.tls(&[version], Some("short"));
+                let kinds = [(); 3].map(|()| open(&config).ok());
+                let expected = [HandshakeKind::Full, HandshakeKind::Resumed, HandshakeKind::Resumed].map(Some);
+                (kinds == expected && now() < until).then_some((config, until))
+            })
+            .expect("three handshakes in less time than that");
+        wait_for("the certificate runs out", || now().as_secs() > until.as_secs());
+        let failed = broker.metric("kentongan_tls_handshakes_total{outcome=\"failed\"}");
+        let error = open(&config).expect_err("refused");
+        assert!(error.to_string().contains("CertificateExpired"), "{error}");
+        broker.wait_for_metric("kentongan_tls_handshakes_total{outcome=\"failed\"}", |count| count > failed);
+    }
+}
+
 #[test]
 fn sessions_are_resumed_on_another_node_that_has_the_same_ticket_key() {
     let certificates = localhost();
@@ -474,7 +514,7 @@ fn stalled_tls_handshakes_end_in_time_and_are_bounded() {
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
         assert!(matches!(socket.read(&mut [0; 16]), Ok(0) | Err(_)));
     }
-    assert!(begun.elapsed() >= std::time::Duration::from_secs(1), "not before they had their time");
+    assert!(begun.elapsed() >= Duration::from_secs(1), "not before they had their time");
     broker.wait_for_metric("kentongan_tls_handshakes_in_progress", |count| count == 0.0);
     assert_eq!(broker.metric("kentongan_tls_handshakes_total{outcome=\"given_up\"}"), 20.0);
     TlsClient::open(broker.address, &config, "now").unwrap();
