@@ -185,7 +185,8 @@ impl Acceptor {
         // One look for all of them: connections are many, changes of settings are not.
         let context = Arc::clone(&self.context.borrow());
         let mut batches: Vec<Vec<Accepted>> = (0..arbiters).map(|_| Vec::new()).collect();
-        self.tokens -= sockets.len() as f64;
+        // Never below zero: without a rate there are none to be had, and one that comes later is not to make up for it.
+        self.tokens = (self.tokens - sockets.len() as f64).max(0.0);
         let now = Instant::now();
         for (socket, peer) in sockets {
             if peer.is_some_and(|peer| self.shared.bans.has_address(peer.ip(), || self.shared.wall_seconds())) {
@@ -231,16 +232,21 @@ impl Acceptor {
     async fn wait_for_rate(&mut self) -> usize {
         loop {
             let rate = f64::from(self.context.borrow().connect_rate_per_second);
+            let now = Instant::now();
             if rate == 0.0 {
+                (self.tokens, self.refilled) = (0.0, now);
                 return ACCEPTED_A_WAKEUP_MAX;
             }
-            let now = Instant::now();
             self.tokens = (self.tokens + rate * now.duration_since(self.refilled).as_secs_f64()).min(rate);
             self.refilled = now;
             if self.tokens >= 1.0 {
                 return (self.tokens as usize).min(ACCEPTED_A_WAKEUP_MAX);
             }
-            tokio::time::sleep(Duration::from_secs_f64((1.0 - self.tokens) / rate)).await;
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs_f64((1.0 - self.tokens) / rate)) => {}
+                // Perhaps there is another rate now.
+                Ok(()) = self.context.changed() => {}
+            }
         }
     }
 
@@ -273,14 +279,20 @@ pub fn has_ipv6() -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::future::Future as _;
     use std::net::TcpStream;
     use std::sync::atomic::AtomicBool;
+    use std::task::{Context, Poll, Waker};
+
+    use kentongan_cluster::PipelineHandle;
 
     use super::*;
     use crate::auth::Authority;
-    use crate::config::Settings;
+    use crate::clock::Clock;
+    use crate::config::{LimitsConfig, Settings};
     use crate::groups;
     use crate::metrics::Metrics;
+    use crate::replicated::{Slots, Submitter};
 
     /// The kernel reads the options back as they were set, and hands them on to what it accepts.
     #[test]
@@ -359,6 +371,81 @@ mod tests {
         });
         assert_eq!((taken, refused()), (4, 6));
         groups.stop();
+    }
+
+    /// An acceptor, where it listens, and what it tells of its connections.
+    struct Accepting {
+        acceptor: Acceptor,
+        address: SocketAddr,
+        context: watch::Sender<Arc<ListenerContext>>,
+        shared: Arc<Shared>,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Accepting {
+        /// Must be called on a runtime.
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let config =
+                ListenerConfig { address: SocketAddr::from(([127, 0, 0, 1], 0)).into(), ..ListenerConfig::default() };
+            let settings = Arc::new(Settings { data_dir: directory.path().join("data"), ..Settings::default() });
+            let (listener, context) = bind(&config, &settings).unwrap();
+            let address = context.address.ip().unwrap();
+            let slots = Slots::new(settings.storage.groups.get());
+            let clock = Clock::real();
+            let submitter = Submitter::new(PipelineHandle::ended(), slots, clock.clone());
+            let shared = Arc::new(Shared::new(settings, 1, submitter, Authority::default(), 1, None, clock));
+            let (context, contexts) = watch::channel(context);
+            let acceptor = Acceptor::new(listener, contexts, Arc::clone(&shared), usize::MAX).unwrap();
+            Self { acceptor, address, context, shared, _directory: directory }
+        }
+
+        fn set_rate(&self, connect_rate_per_second: u32) {
+            let settings = Settings {
+                limits: LimitsConfig { connect_rate_per_second, ..LimitsConfig::default() },
+                ..Settings::default()
+            };
+            let before = Arc::clone(&self.context.borrow());
+            self.context.send_replace(Arc::new(before.reloaded(before.config.clone(), &settings)));
+        }
+
+        fn connections(&self) -> u64 {
+            self.shared.connections.load(Ordering::Relaxed) as u64
+        }
+    }
+
+    /// What is accepted without a rate is not held against the one that comes by SIGHUP.
+    #[test]
+    fn a_rate_that_is_turned_on_does_not_make_the_listener_deaf() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut accepting = Accepting::new();
+            let _flood: Vec<_> = (0..100).map(|_| TcpStream::connect(accepting.address).unwrap()).collect();
+            while accepting.connections() < 100 {
+                accepting.acceptor.accept_some().await.unwrap();
+            }
+            accepting.set_rate(2);
+            let within = Duration::from_secs(5);
+            let next = tokio::time::timeout(within, accepting.acceptor.wait_for_rate()).await;
+            assert!(matches!(next, Ok(1..=2)), "{next:?}");
+        });
+    }
+
+    /// Whoever takes a rate back wants that to count now.
+    #[test]
+    fn another_rate_counts_at_once() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut accepting = Accepting::new();
+            accepting.set_rate(1);
+            accepting.acceptor.refilled = Instant::now();
+            let mut cx = Context::from_waker(Waker::noop());
+            let mut waits = Box::pin(accepting.acceptor.wait_for_rate());
+            assert!(waits.as_mut().poll(&mut cx).is_pending());
+            let before = Arc::clone(&accepting.context.borrow());
+            accepting.context.send_replace(Arc::new(before.reloaded(before.config.clone(), &Settings::default())));
+            assert_eq!(waits.as_mut().poll(&mut cx), Poll::Ready(ACCEPTED_A_WAKEUP_MAX));
+        });
     }
 
     /// Long connections spread evenly; one that comes and goes alone stays where it is accepted.
