@@ -152,6 +152,9 @@ impl Acceptor {
                     backoff = (backoff * 2).min(BACKOFF_MAX);
                 }
             }
+            // As long as clients wait in the backlog, nothing above waits for anything: the connections that are there, and
+            // whoever stops this, have their turn in between.
+            tokio::task::yield_now().await;
         }
     }
 
@@ -160,7 +163,8 @@ impl Acceptor {
         let mut guard = self.socket.readable().await?;
         let mut accepted = Vec::new();
         let mut failure = None;
-        while accepted.len() < accepted_max {
+        // Those that fail count too, or they could go on without an end.
+        for _ in 0..accepted_max {
             match accept_one(guard.get_inner()) {
                 Ok(pair) => accepted.push(pair),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -428,6 +432,34 @@ mod tests {
             let within = Duration::from_secs(5);
             let next = tokio::time::timeout(within, accepting.acceptor.wait_for_rate()).await;
             assert!(matches!(next, Ok(1..=2)), "{next:?}");
+        });
+    }
+
+    /// The first arbiter has other things to do than to accept.
+    #[test]
+    fn a_full_backlog_lets_others_have_their_turn() {
+        const FLOOD: u64 = 4 * ACCEPTED_A_WAKEUP_MAX as u64;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let Accepting { acceptor, address, context: _context, shared, _directory } = Accepting::new();
+            let _flood: Vec<_> = (0..FLOOD).map(|_| TcpStream::connect(address).unwrap()).collect();
+            let (stop, stopped) = watch::channel(false);
+            let connections = || shared.connections.load(Ordering::Relaxed) as u64;
+            let accepting = tokio::task::LocalSet::new();
+            let running = accepting.spawn_local(acceptor.run(stopped));
+            let others = async {
+                let mut turns = Vec::new();
+                while connections() < FLOOD / 2 {
+                    turns.push(connections());
+                    tokio::task::yield_now().await;
+                }
+                stop.send_replace(true);
+                running.await.unwrap();
+                turns
+            };
+            let turns = accepting.run_until(others).await;
+            assert!(turns.iter().any(|count| (1..FLOOD / 2).contains(count)), "turns of others: {turns:?}");
+            assert!(connections() < FLOOD, "it went on, although it was stopped");
         });
     }
 
