@@ -49,7 +49,7 @@ pub struct HandshakeGuard {
 
 impl HandshakeGuard {
     /// Counts one in, unless `handshakes_max` are going on; 0 means no bound.
-    pub(super) fn begin(handshakes: &Arc<Handshakes>, handshakes_max: u32) -> Option<Self> {
+    pub(crate) fn begin(handshakes: &Arc<Handshakes>, handshakes_max: u32) -> Option<Self> {
         let before = handshakes.in_progress.fetch_add(1, Ordering::Relaxed);
         if handshakes_max != 0 && before >= handshakes_max {
             handshakes.in_progress.fetch_sub(1, Ordering::Relaxed);
