@@ -183,7 +183,7 @@ impl ArbiterState {
     /// Seconds of the process clock.
     #[inline]
     pub(super) fn now_seconds(&self) -> u32 {
-        (self.now_ms / 1000) as u32
+        seconds(self.now_ms)
     }
 
     /// Takes a socket in. The caller starts the actor, which then calls [`Self::poll_connection`].
@@ -566,7 +566,7 @@ impl ArbiterState {
 
     /// `true`: the socket would take more, but it is the turn of others.
     fn flush_client(&mut self, key: ConnectionKey, large_left: &mut usize) -> bool {
-        let id = self.id;
+        let (id, now_ms) = (self.id, self.now_ms);
         let Some(client) = self.clients.get_mut(key.index()) else {
             return false;
         };
@@ -588,6 +588,9 @@ impl ArbiterState {
         if large {
             *large_left = large_left.saturating_sub(written);
         }
+        if written > 0 && client.blocked_since != 0 {
+            client.blocked_since = seconds(now_ms).max(1);
+        }
         self.counters.bytes_sent.add(written as u64);
         self.counters.flushes.add(u64::from(before > 0));
         match outcome {
@@ -607,7 +610,7 @@ impl ArbiterState {
             Ok(Flushed::Blocked) => {
                 client.blocked = true;
                 wake(client);
-                self.watch_stalled(key, written > 0);
+                self.watch_stalled(key);
             }
             Err(_) => {
                 client.out = OutBuffer::default();
@@ -736,17 +739,14 @@ impl ArbiterState {
     }
 
     /// The socket of `key` takes no more for now.
-    fn watch_stalled(&mut self, key: ConnectionKey, took_some: bool) {
+    fn watch_stalled(&mut self, key: ConnectionKey) {
         let now = self.now_seconds();
         let Some(client) = self.client(key) else {
             return;
         };
-        let watched = client.blocked_since != 0;
-        if took_some || !watched {
+        if client.blocked_since == 0 {
             // Never 0, which means that nobody watches.
             client.blocked_since = now.max(1);
-        }
-        if !watched {
             self.stalled.push(key);
         }
     }
@@ -761,7 +761,8 @@ impl ArbiterState {
             };
             if client.out.is_empty() {
                 client.blocked_since = 0;
-            } else if longest != 0 && now.saturating_sub(client.blocked_since) >= longest {
+            } else if longest != 0 && client.blocked && now.saturating_sub(client.blocked_since) >= longest {
+                // One that is not blocked waits for us: for its turn among others who get much.
                 self.tear_down(key, super::connect::EndCause::SlowConsumer);
                 self.end_now(key);
             } else {
@@ -803,6 +804,11 @@ impl ArbiterState {
         let id = self.id;
         self.clients.iter().map(|(index, client)| ConnectionKey::new(id, index as u32, client.generation)).collect()
     }
+}
+
+#[inline]
+fn seconds(ms: u64) -> u32 {
+    (ms / 1000) as u32
 }
 
 /// Room for a packet of `needed` bytes of which `filled` have come: all of it, or so much that the next step is all of it.
