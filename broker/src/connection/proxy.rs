@@ -13,6 +13,8 @@ use std::net::SocketAddr;
 
 use ppp::{v1, v2};
 
+use crate::tls::is_usable;
+
 /// The longest header that is read; version 2 allows 65,551 bytes. A client's whole certificate is not among what is
 /// wanted, and everything else is short.
 pub const HEADER_BYTES_MAX: usize = 4096;
@@ -35,7 +37,8 @@ const CLIENT_CERT_SESS: u8 = 0x04;
 pub struct Claims {
     /// Where it comes from. `None`: the balancer speaks for itself (`LOCAL`, a health check), or does not know.
     pub address: Option<SocketAddr>,
-    /// The Common Name of its certificate, if it showed one and the balancer found it good.
+    /// The Common Name of its certificate, if it showed one and the balancer found it good. Of one that it would not have if
+    /// it showed us the certificate, there is none here either.
     pub common_name: Option<String>,
 }
 
@@ -152,7 +155,7 @@ fn verified_common_name(value: &[u8]) -> Result<Option<String>, ProxyError> {
         let field = field.map_err(|_| ProxyError::Malformed)?;
         if field.kind == v2::Type::SSLCommonName as u8 {
             let text = String::from_utf8(field.value.into_owned()).map_err(|_| ProxyError::Malformed)?;
-            common_name = Some(text).filter(|text| !text.is_empty());
+            common_name = Some(text).filter(|text| is_usable(text));
         }
     }
     Ok(common_name.filter(|_| is_verified && showed_certificate))
@@ -266,6 +269,16 @@ mod tests {
         assert_eq!(claims(&with_fields(&ssl(3, 0, b""))).common_name, None);
         let local = v2_header(0, 0x11, &[&IPV4[..], &ssl(3, 0, b"meter-7")].concat());
         assert_eq!(claims(&local), Claims::default(), "LOCAL: the balancer speaks for itself");
+    }
+
+    /// As of a certificate that is shown to us.
+    #[test]
+    fn a_name_that_could_not_be_trusted_further_is_none() {
+        let name = |name: &[u8]| claims(&with_fields(&ssl(3, 0, name))).common_name;
+        assert_eq!(name(b"a\nb"), None);
+        assert_eq!(name(b"nul\0"), None);
+        assert_eq!(name(&[b'x'; 1025]), None);
+        assert!(name(&[b'x'; 1024]).is_some());
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::config::{CertificateIdentity, TlsConfig};
 use crate::connection::{RawSocket, TlsStream};
 
 pub use handshakes::{HandshakeGuard, Handshakes};
+pub(crate) use identity::is_usable;
 pub use material::{Files, TlsFileError};
 pub use watch::Watch;
 
