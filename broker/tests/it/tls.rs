@@ -433,6 +433,27 @@ fn a_certificate_that_runs_out_does_not_come_back_by_a_ticket() {
     }
 }
 
+/// `--tls-use-os-certs` counts beside the other flags that name authorities.
+#[test]
+fn the_client_trusts_the_authorities_of_the_system_beside_others() {
+    let certificates = localhost();
+    let broker = Broker::with_settings(&certificates.settings(""));
+    let stranger = Certificates::new();
+    let publishes = |flags: &[&str]| {
+        let mut command = broker_command();
+        command.args(["pub", "-h", "localhost", "-p", &broker.address.port().to_string(), "-t", "x", "-m", "x"]);
+        command.args(["--cafile", &stranger.text("ca.crt")]).args(flags);
+        // Where the system's authorities are.
+        command.env("SSL_CERT_FILE", certificates.path("ca.crt")).stdin(Stdio::null());
+        let output = command.output().unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (trusted, text) = publishes(&[]);
+    assert!(!trusted && text.contains("invalid peer certificate"), "{text}");
+    let (trusted, text) = publishes(&["--tls-use-os-certs"]);
+    assert!(trusted, "{text}");
+}
+
 #[test]
 fn sessions_are_resumed_on_another_node_that_has_the_same_ticket_key() {
     let certificates = localhost();
@@ -543,7 +564,7 @@ fn bytes_that_are_no_tls_end_the_connection() {
         }
     }
     let config = certificates.tls(BOTH, None);
-    assert!(broker.metric("kentongan_tls_handshakes_total{outcome=\"failed\"}") >= 4.0);
+    broker.wait_for_metric("kentongan_tls_handshakes_total{outcome=\"failed\"}", |count| count >= 4.0);
     TlsClient::open(broker.address, &config, "after").unwrap();
 
     // What is nearly TLS, and nonsense behind a handshake.
