@@ -171,8 +171,8 @@ impl Acceptor {
                     guard.clear_ready();
                     break;
                 }
-                // That client went before we came to it; the next one is there all the same.
-                Err(error) if is_of_the_client(&error) => {}
+                // That connection came to nothing before we came to it; the next one is there all the same.
+                Err(error) if is_of_the_connection(&error) => {}
                 Err(error) => {
                     failure = Some(error);
                     break;
@@ -265,11 +265,23 @@ impl Acceptor {
     }
 }
 
-fn is_of_the_client(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
-    ) || error.raw_os_error() == Some(libc::EPROTO)
+/// Errors that a network left at a connection in the backlog, and that come out of accepting it (accept(2), "Error handling").
+const OF_THE_CONNECTION: [i32; 9] = [
+    libc::ECONNABORTED,
+    libc::ENETDOWN,
+    libc::EPROTO,
+    libc::ENOPROTOOPT,
+    libc::EHOSTDOWN,
+    libc::ENONET,
+    libc::EHOSTUNREACH,
+    libc::EOPNOTSUPP,
+    libc::ENETUNREACH,
+];
+
+/// Whether accepting failed for one connection only, rather than for want of something that all of them need.
+fn is_of_the_connection(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted)
+        || error.raw_os_error().is_some_and(|number| OF_THE_CONNECTION.contains(&number))
 }
 
 /// Whether this system has IPv6 on the loopback interface at all.
@@ -326,6 +338,19 @@ mod tests {
             }
             let timeout = (timeout > 0).then(|| Duration::from_secs(timeout.into()));
             assert_eq!(socket.tcp_user_timeout().unwrap(), timeout);
+        }
+    }
+
+    /// What has nothing to do with the next connection does not keep it waiting.
+    #[test]
+    fn an_error_of_one_connection_is_told_from_a_want_of_descriptors() {
+        for number in
+            [libc::EPROTO, libc::ENETDOWN, libc::EHOSTUNREACH, libc::ECONNABORTED, libc::EINTR, libc::EOPNOTSUPP]
+        {
+            assert!(is_of_the_connection(&io::Error::from_raw_os_error(number)), "{number}");
+        }
+        for number in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EBADF] {
+            assert!(!is_of_the_connection(&io::Error::from_raw_os_error(number)), "{number}");
         }
     }
 
