@@ -107,6 +107,10 @@ fn parse_v1(bytes: &[u8]) -> Result<Progress, ProxyError> {
     if !bytes.ends_with(b"\r\n") {
         return if bytes.len() >= V1_BYTES_MAX { Err(ProxyError::Malformed) } else { Ok(Progress::Incomplete) };
     }
+    // Whatever stands behind it means nothing (section 2.1); the crate wants it to be text, and of four words at most.
+    if bytes.starts_with(b"PROXY UNKNOWN ") {
+        return Ok(Progress::Complete(Claims::default()));
+    }
     let header = v1::Header::try_from(bytes).map_err(|_| ProxyError::Malformed)?;
     let address = match header.addresses {
         v1::Addresses::Tcp4(pair) => Some((pair.source_address, pair.source_port).into()),
@@ -229,6 +233,8 @@ mod tests {
             (b"PROXY TCP6 2001:db8::7 ::1 50000 1883\r\n".to_vec(), Some("[2001:db8::7]:50000")),
             (b"PROXY UNKNOWN\r\n".to_vec(), None),
             (b"PROXY UNKNOWN whatever else stands here\r\n".to_vec(), None),
+            (b"PROXY UNKNOWN six words and more may stand here\r\n".to_vec(), None),
+            (b"PROXY UNKNOWN  \xFF\x0D\x00 \r\n".to_vec(), None),
             (v2_header(1, 0x11, &IPV4), Some("192.0.2.7:50000")),
             (v2_header(1, 0x21, &ipv6), Some("[2001:db8::7]:50000")),
             (v2_header(0, 0x11, &IPV4), None),
