@@ -296,6 +296,7 @@ pub fn has_ipv6() -> bool {
 #[cfg(test)]
 mod tests {
     use std::future::Future as _;
+    use std::io::Read as _;
     use std::net::TcpStream;
     use std::sync::atomic::AtomicBool;
     use std::task::{Context, Poll, Waker};
@@ -485,6 +486,26 @@ mod tests {
             let turns = accepting.run_until(others).await;
             assert!(turns.iter().any(|count| (1..FLOOD / 2).contains(count)), "turns of others: {turns:?}");
             assert!(connections() < FLOOD, "it went on, although it was stopped");
+        });
+    }
+
+    /// Accepted before the acceptor was stopped, and taken in after all connections were ended: nobody would end that one.
+    #[test]
+    fn a_connection_that_comes_behind_the_end_of_all_is_closed() {
+        let system = actix_rt::System::new();
+        system.block_on(async {
+            let mut accepting = Accepting::new();
+            let mut client = TcpStream::connect(accepting.address).unwrap();
+            let inbox = &accepting.shared.inboxes[0];
+            inbox.push(Event::EndAll, 0);
+            // On this thread, which is no arbiter, it goes by inbox.
+            accepting.acceptor.accept_some().await.unwrap();
+            assert_eq!(accepting.connections(), 1);
+            let counters = Metrics::isolated().arbiter();
+            ArbiterState::new(0, Arc::clone(&accepting.shared), counters).take_events();
+            assert_eq!(accepting.connections(), 0);
+            client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            assert_eq!(client.read(&mut [0]).unwrap(), 0);
         });
     }
 

@@ -111,6 +111,8 @@ pub struct ArbiterState {
     pub(super) unread: Vec<ConnectionKey>,
     /// SUBSCRIBEs that every node has heard of, and whose answers wait for the lease.
     pub(super) withheld_barriers: Vec<(ConnectionKey, u64)>,
+    /// The process stops: whoever was accepted before the acceptors heard of that is not taken in any more.
+    pub(super) ending: bool,
     /// Connections that are gone, while something that came by them is still on its way.
     pub(super) departing: hashbrown::HashMap<ConnectionKey, Departing>,
 }
@@ -162,6 +164,7 @@ impl ArbiterState {
             withheld: Vec::new(),
             withheld_barriers: Vec::new(),
             unread: Vec::new(),
+            ending: false,
             departing: hashbrown::HashMap::new(),
             shared,
         }
@@ -184,6 +187,12 @@ impl ArbiterState {
     #[inline]
     pub(super) fn now_seconds(&self) -> u32 {
         seconds(self.now_ms)
+    }
+
+    /// Whether connections are still taken in.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.ending
     }
 
     /// Takes a socket in. The caller starts the actor, which then calls [`Self::poll_connection`].
