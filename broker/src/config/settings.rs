@@ -170,7 +170,8 @@ settings! {
         /// Which name in a client's certificate says who the client is: `"cn"`, the common name; `"san-dns"`, `"san-uri"`,
         /// `"san-email"`, the first alternative name of that kind; `"none"`, no name does.
         pub identity: CertificateIdentity = CertificateIdentity::CommonName => reloaded,
-        /// Handshakes that may go on at a time on this listener; one more connection is closed at once. 0 means no bound.
+        /// Handshakes that may go on at a time on this listener; one more connection is closed at once. An address, or a /64 of
+        /// IPv6, has no more of them than are still free, so that alone it gets half. 0 means no bound.
         pub handshakes_max: u32 = 16_384 => reloaded,
         /// A secret that all nodes have in common, 32 bytes or more (`openssl rand -out FILE 48`): with it a client resumes its
         /// TLS session on any of them. Replace it as often as you would a key. Unset: each process has its own, and sessions

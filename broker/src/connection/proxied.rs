@@ -201,7 +201,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
         let is_handshaking =
             |handshake| Transport::Proxied(Box::new(runtime.block_on(ends(false, handshake)).0)).is_handshaking();
-        let guard = HandshakeGuard::begin(&Arc::new(Handshakes::default()), 0);
+        let guard = HandshakeGuard::begin(&Arc::new(Handshakes::default()), 0, None);
         assert!(is_handshaking(guard));
         assert!(!is_handshaking(None));
     }

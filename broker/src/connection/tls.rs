@@ -514,7 +514,7 @@ mod tests {
         socket2::SockRef::from(&server).set_send_buffer_size(SOCKET_BYTES).unwrap();
         server.set_nonblocking(true).unwrap();
         let socket = RawSocket::Unix(tokio::net::UnixStream::from_std(server).unwrap());
-        let handshake = endpoint.begin_handshake().unwrap();
+        let handshake = endpoint.begin_handshake(None).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(own.cert.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());

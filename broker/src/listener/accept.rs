@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-use super::rate::AddressRates;
+use super::rate::{self, AddressRates};
 use super::{Accepted, AcceptedSocket, ListenerContext, unix};
 use crate::config::{ListenAddress, ListenerConfig, Settings};
 use crate::connection::ConnectionActor;
@@ -211,10 +211,11 @@ impl Acceptor {
                 continue;
             };
             let listener = Arc::clone(&context);
-            let handshake = context.tls.as_ref().map(|tls| tls.begin_handshake());
+            let origin = counted.map(|peer| rate::origin(peer.ip()));
+            let handshake = context.tls.as_ref().map(|tls| tls.begin_handshake(origin));
             if matches!(handshake, Some(None)) {
                 self.shared.connection_closed(&listener, arbiter);
-                self.log_seldom("as many TLS handshakes as tls.handshakes_max allows: new connections are closed");
+                self.log_seldom("as many TLS handshakes as tls.handshakes_max allows, in all or from one address: new connections are closed");
                 continue;
             }
             let socket = AcceptedSocket { socket, handshake: handshake.flatten() };

@@ -13,6 +13,7 @@ mod tickets;
 mod watch;
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
@@ -52,10 +53,10 @@ impl Endpoint {
         Ok(TlsStream::new(socket, connection, Arc::clone(self), handshake))
     }
 
-    /// Lets a handshake begin, unless as many as may be are going on.
+    /// Lets a handshake begin, unless as many as may be are going on, in all or of clients at `address`.
     #[must_use]
-    pub fn begin_handshake(&self) -> Option<HandshakeGuard> {
-        HandshakeGuard::begin(&self.handshakes, self.settings.handshakes_max)
+    pub fn begin_handshake(&self, address: Option<IpAddr>) -> Option<HandshakeGuard> {
+        HandshakeGuard::begin(&self.handshakes, self.settings.handshakes_max, address)
     }
 
     /// Its handshakes, for the one that takes its place.
