@@ -165,7 +165,8 @@ settings! {
         /// Certificates of the authorities that clients' certificates come from.
         pub client_ca_file: Option<PathBuf> = None => reloaded,
         /// Lists of certificates that were revoked (CRL): one of every authority whose certificates clients show, or those of
-        /// the others are refused. A list whose time is over is used all the same. Unset: none are revoked.
+        /// the others are refused. Certificates between a client's and the authority are looked up where there is a list of
+        /// whoever issued them. A list whose time is over is used all the same. Unset: none are revoked.
         pub crl_file: Option<PathBuf> = None => reloaded,
         /// Which name in a client's certificate says who the client is: `"cn"`, the common name; `"san-dns"`, `"san-uri"`,
         /// `"san-email"`, the first alternative name of that kind; `"none"`, no name does.

@@ -8,6 +8,7 @@
 mod handshakes;
 mod identity;
 mod material;
+mod revocation;
 mod server_names;
 mod tickets;
 mod watch;
