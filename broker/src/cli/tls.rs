@@ -22,8 +22,8 @@ pub(super) struct TlsArgs {
     /// Connect by TLS; trust the authorities in the files of this directory (PEM).
     #[arg(long, value_name = "DIRECTORY")]
     capath: Option<PathBuf>,
-    /// Connect by TLS; trust the authorities that the system trusts. So does a URL of mqtts:// or wss:// without --cafile
-    /// and --capath.
+    /// Connect by TLS; trust the authorities that the system trusts, beside those of --cafile and --capath. So does a URL of
+    /// mqtts:// or wss:// without these two.
     #[arg(long)]
     tls_use_os_certs: bool,
     /// The client's certificate (PEM), followed by those between it and the authority.
@@ -135,7 +135,7 @@ impl TlsArgs {
                 roots.add_parsable_certificates(found);
             }
         }
-        if self.cafile.is_none() && self.capath.is_none() {
+        if self.tls_use_os_certs || (self.cafile.is_none() && self.capath.is_none()) {
             let system = rustls_native_certs::load_native_certs();
             roots.add_parsable_certificates(system.certs);
         }

@@ -179,7 +179,8 @@ settings! {
         /// Certificates of the authorities that clients' certificates come from.
         pub client_ca_file: Option<PathBuf> = None => reloaded,
         /// Lists of certificates that were revoked (CRL): one of every authority whose certificates clients show, or those of
-        /// the others are refused. Unset: none are revoked.
+        /// the others are refused. Certificates between a client's and the authority are looked up where there is a list of
+        /// whoever issued them. Unset: none are revoked.
         pub crl_file: Option<PathBuf> = None => reloaded,
         /// What a list means whose time is over (nextUpdate): `"use"`, it still says who is refused, and a warning and
         /// `kentongan_tls_expired_lists` say that a newer one is missing; `"refuse"`, until one comes, clients with
@@ -188,7 +189,8 @@ settings! {
         /// Which name in a client's certificate says who the client is: `"cn"`, the common name; `"san-dns"`, `"san-uri"`,
         /// `"san-email"`, the first alternative name of that kind; `"none"`, no name does.
         pub identity: CertificateIdentity = CertificateIdentity::CommonName => reloaded,
-        /// Handshakes that may go on at a time on this listener; one more connection is closed at once. 0 means no bound.
+        /// Handshakes that may go on at a time on this listener; one more connection is closed at once. An address, or a /64 of
+        /// IPv6, has no more of them than are still free, so that alone it gets half. 0 means no bound.
         pub handshakes_max: u32 = 16_384 => reloaded,
         /// A secret that all nodes have in common, 32 bytes or more (`openssl rand -out FILE 48`): with it a client resumes its
         /// TLS session on any of them. Replace it as often as you would a key. Unset: each process has its own, and sessions

@@ -29,9 +29,13 @@ impl Message for EndConnection {
 }
 
 impl ConnectionActor {
-    /// Takes accepted sockets in and starts an actor for each.
+    /// Takes accepted sockets in and starts an actor for each. Of an arbiter that has ended its connections none is left again.
     pub fn start_all(arbiter: &mut ArbiterState, sockets: Vec<Accepted>) {
         for Accepted { socket, listener, peer } in sockets {
+            if arbiter.is_ending() {
+                arbiter.shared.connection_closed(&listener, arbiter.id);
+                continue;
+            }
             match socket.into_transport(&listener, peer) {
                 Ok(transport) => Self::start_one(arbiter, transport, listener, peer),
                 Err(error) => {

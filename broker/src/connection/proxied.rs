@@ -85,6 +85,17 @@ impl Proxied {
         }
     }
 
+    /// Whether reading goes on with a handshake of TLS: what brings the end of the header may bring the beginning of that, and
+    /// all is done at once.
+    #[must_use]
+    pub fn is_handshaking(&self) -> bool {
+        match &self.stage {
+            Stage::Header(header) => header.handshake.is_some(),
+            Stage::Open(transport) => transport.is_handshaking(),
+            Stage::Failed => false,
+        }
+    }
+
     /// See [`Transport::poll_read`]. A header that is none comes as an error with a [`proxy::ProxyError`] in it.
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if let Stage::Header(header) = &mut self.stage {
@@ -147,21 +158,27 @@ mod tests {
 
     use super::*;
     use crate::config::{ListenerConfig, Settings};
+    use crate::tls::Handshakes;
 
     /// 192.0.2.8:50001 with a verified certificate of "meter-7", and then a packet.
     const STREAM: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x1E\xC0\0\x02\x08\x0A\0\0\x01\xC3\x51\x07\x5B\
         \x20\0\x0F\x03\0\0\0\0\x22\0\x07meter-7\xC0\0";
 
-    async fn read(takes_identity: bool) -> (Proxied, Vec<u8>) {
+    /// One from which nothing was read, and the balancer.
+    async fn ends(takes_identity: bool, handshake: Option<HandshakeGuard>) -> (Proxied, TcpStream) {
         let acceptor = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = acceptor.local_addr().unwrap();
-        let mut balancer = TcpStream::connect(address).await.unwrap();
+        let balancer = TcpStream::connect(address).await.unwrap();
         let (accepted, peer) = acceptor.accept().unwrap();
         accepted.set_nonblocking(true).unwrap();
         let socket = RawSocket::Tcp(TcpStream::from_std(accepted).unwrap());
         let config = ListenerConfig { proxy_protocol_identity: takes_identity, ..ListenerConfig::default() };
         let listener = Arc::new(ListenerContext::new(config, &Settings::default(), address));
-        let mut proxied = Proxied::new(socket, listener, Some(peer), None);
+        (Proxied::new(socket, listener, Some(peer), handshake), balancer)
+    }
+
+    async fn read(takes_identity: bool) -> (Proxied, Vec<u8>) {
+        let (mut proxied, mut balancer) = ends(takes_identity, None).await;
         balancer.write_all(STREAM).await.unwrap();
         let mut bytes = [0; 100];
         let mut buffer = ReadBuf::new(&mut bytes);
@@ -176,6 +193,17 @@ mod tests {
         let (proxied, bytes) = runtime.block_on(read(true));
         assert_eq!(bytes, b"\xC0\0");
         assert_eq!(proxied.said_address(), Some("192.0.2.8:50001".parse().unwrap()));
+    }
+
+    /// Whatever comes first is held against the time for handshakes, if there is one to come.
+    #[test]
+    fn the_header_counts_as_the_beginning_of_the_handshake_behind_it() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let is_handshaking =
+            |handshake| Transport::Proxied(Box::new(runtime.block_on(ends(false, handshake)).0)).is_handshaking();
+        let guard = HandshakeGuard::begin(&Arc::new(Handshakes::default()), 0, None);
+        assert!(is_handshaking(guard));
+        assert!(!is_handshaking(None));
     }
 
     /// A balancer that is believed about addresses need not be one that checks certificates.

@@ -13,6 +13,8 @@ use std::net::SocketAddr;
 
 use ppp::{v1, v2};
 
+use crate::tls::is_usable;
+
 /// The longest header that is read; version 2 allows 65,551 bytes. A client's whole certificate is not among what is
 /// wanted, and everything else is short.
 pub const HEADER_BYTES_MAX: usize = 4096;
@@ -41,7 +43,8 @@ const CRC32C_BYTES: usize = 4;
 pub struct Claims {
     /// Where it comes from. `None`: the balancer speaks for itself (`LOCAL`, a health check), or does not know.
     pub address: Option<SocketAddr>,
-    /// The Common Name of its certificate, if it showed one and the balancer found it good.
+    /// The Common Name of its certificate, if it showed one and the balancer found it good. Of one that it would not have if
+    /// it showed us the certificate, there is none here either.
     pub common_name: Option<String>,
 }
 
@@ -112,6 +115,10 @@ fn v2_len(bytes: &[u8]) -> Option<usize> {
 fn parse_v1(bytes: &[u8]) -> Result<Progress, ProxyError> {
     if !bytes.ends_with(b"\r\n") {
         return if bytes.len() >= V1_BYTES_MAX { Err(ProxyError::Malformed) } else { Ok(Progress::Incomplete) };
+    }
+    // Whatever stands behind it means nothing (section 2.1); the crate wants it to be text, and of four words at most.
+    if bytes.starts_with(b"PROXY UNKNOWN ") {
+        return Ok(Progress::Complete(Claims::default()));
     }
     let header = v1::Header::try_from(bytes).map_err(|_| ProxyError::Malformed)?;
     let address = match header.addresses {
@@ -192,7 +199,7 @@ fn verified_common_name(value: &[u8]) -> Result<Option<String>, ProxyError> {
         let field = field.map_err(|_| ProxyError::Malformed)?;
         if field.kind == v2::Type::SSLCommonName as u8 {
             let text = String::from_utf8(field.value.into_owned()).map_err(|_| ProxyError::Malformed)?;
-            common_name = Some(text).filter(|text| !text.is_empty());
+            common_name = Some(text).filter(|text| is_usable(text));
         }
     }
     Ok(common_name.filter(|_| is_verified && showed_certificate))
@@ -266,6 +273,8 @@ mod tests {
             (b"PROXY TCP6 2001:db8::7 ::1 50000 1883\r\n".to_vec(), Some("[2001:db8::7]:50000")),
             (b"PROXY UNKNOWN\r\n".to_vec(), None),
             (b"PROXY UNKNOWN whatever else stands here\r\n".to_vec(), None),
+            (b"PROXY UNKNOWN six words and more may stand here\r\n".to_vec(), None),
+            (b"PROXY UNKNOWN  \xFF\x0D\x00 \r\n".to_vec(), None),
             (v2_header(1, 0x11, &IPV4), Some("192.0.2.7:50000")),
             (v2_header(1, 0x21, &ipv6), Some("[2001:db8::7]:50000")),
             (v2_header(0, 0x11, &IPV4), None),
@@ -330,6 +339,16 @@ mod tests {
             }
         }
         assert_eq!(read(&with_fields(&field(0x03, &[0; 3]))).0, Err(ProxyError::Malformed));
+    }
+
+    /// As of a certificate that is shown to us.
+    #[test]
+    fn a_name_that_could_not_be_trusted_further_is_none() {
+        let name = |name: &[u8]| claims(&with_fields(&ssl(3, 0, name))).common_name;
+        assert_eq!(name(b"a\nb"), None);
+        assert_eq!(name(b"nul\0"), None);
+        assert_eq!(name(&[b'x'; 1025]), None);
+        assert!(name(&[b'x'; 1024]).is_some());
     }
 
     #[test]

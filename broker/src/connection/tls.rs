@@ -19,9 +19,9 @@ use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustls::HandshakeKind;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, WriteTraffic};
+use rustls::{AlertDescription, HandshakeKind};
 use tokio::io::ReadBuf;
 
 use super::RawSocket;
@@ -46,6 +46,9 @@ const READ_BYTES_MAX: usize = 64 * 1024;
 /// Read at least, however little the reader wants: a record must be whole to be opened.
 const READ_BYTES_MIN: usize = 4 * 1024;
 
+/// In front of a fatal alert: its type, the version, its length, its level (RFC 8446, 5.1 and 6).
+const ALERT_HEADER: [u8; 6] = [21, 3, 3, 0, 2, 2];
+
 /// With more than this still to be sent on account of the protocol itself, nothing is read that could add to it.
 const OUTGOING_BYTES_MAX: usize = 32 * 1024;
 
@@ -63,6 +66,8 @@ pub struct TlsStream {
     endpoint: Arc<Endpoint>,
     /// Until the handshake is done.
     handshake: Option<HandshakeGuard>,
+    /// The certificate in the ticket that the client came by was looked at.
+    ticket_checked: bool,
     incoming: Vec<u8>,
     plaintext: Vec<u8>,
     outgoing: Vec<u8>,
@@ -70,6 +75,8 @@ pub struct TlsStream {
     held_back: usize,
     /// The peer said that nothing follows.
     ended: bool,
+    /// What comes behind the plaintext that was there before it.
+    failure: Option<io::Error>,
     /// We did, or the connection failed. From then on rustls is not called again: it does not expect that.
     is_over: bool,
 }
@@ -93,11 +100,13 @@ impl TlsStream {
             connection,
             endpoint,
             handshake: Some(handshake),
+            ticket_checked: false,
             incoming: Vec::new(),
             plaintext: Vec::new(),
             outgoing: Vec::new(),
             held_back: 0,
             ended: false,
+            failure: None,
             is_over: false,
         }
     }
@@ -125,7 +134,8 @@ impl TlsStream {
     }
 
     /// See [`super::Transport::poll_read`]. An end without the peer's close_notify is an end all the same: MQTT says itself
-    /// where a packet is complete, and whether a client meant to leave.
+    /// where a packet is complete, and whether a client meant to leave. For the same reason what came before a failure is read
+    /// before it.
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             if !self.plaintext.is_empty() {
@@ -137,11 +147,14 @@ impl TlsStream {
                 }
                 return Poll::Ready(Ok(()));
             }
+            if let Some(error) = self.failure.take() {
+                return Poll::Ready(Err(error));
+            }
             if self.ended || self.is_over {
                 return Poll::Ready(Ok(()));
             }
             let before = buffer.filled().len();
-            ready!(self.poll_records(cx, buffer))?;
+            self.failure = ready!(self.poll_records(cx, buffer)).err();
             if buffer.filled().len() > before {
                 return Poll::Ready(Ok(()));
             }
@@ -260,7 +273,13 @@ impl TlsStream {
             match status.state {
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                     while let Some(record) = traffic.next_record() {
-                        let record = record.map_err(broken)?;
+                        let record = match record {
+                            Ok(record) => record,
+                            Err(error) => {
+                                failure = Some(error);
+                                break;
+                            }
+                        };
                         discard += record.discard;
                         let fits = record.payload.len().min(buffer.remaining());
                         buffer.put_slice(&record.payload[..fits]);
@@ -276,9 +295,20 @@ impl TlsStream {
                 Err(error) => failure = Some(error),
             }
             consumed += discard;
+            if failure.is_none()
+                && let Err(error) = self.check_ticket()
+            {
+                // Nothing was sent yet by which the client could think that it is let in, or get another ticket.
+                self.outgoing = refusal(&error);
+                failure = Some(error);
+                break;
+            }
             if waits || self.ended {
                 break;
             }
+        }
+        if let Some(handshake) = self.handshake.take_if(|_| !self.connection.is_handshaking()) {
+            handshake.done(matches!(self.connection.handshake_kind(), Some(HandshakeKind::Resumed)));
         }
         if let Some(error) = failure {
             self.is_over = true;
@@ -287,10 +317,16 @@ impl TlsStream {
             }
             return Err(broken(error));
         }
-        if let Some(handshake) = self.handshake.take_if(|_| !self.connection.is_handshaking()) {
-            handshake.done(matches!(self.connection.handshake_kind(), Some(HandshakeKind::Resumed)));
-        }
         Ok(consumed)
+    }
+
+    /// Looks at the certificate of a client that comes by a ticket, once that is known. rustls takes it as it is.
+    fn check_ticket(&mut self) -> Result<(), rustls::Error> {
+        if self.ticket_checked || self.connection.handshake_kind() != Some(HandshakeKind::Resumed) {
+            return Ok(());
+        }
+        self.ticket_checked = true;
+        self.endpoint.check_again(self.connection.peer_certificates().unwrap_or_default())
     }
 
     /// First what was taken up before. `None`: nothing of it is left, and new bytes may come.
@@ -432,6 +468,15 @@ fn encode_message(target: &mut Vec<u8>, data: &mut EncodeTlsData<'_, ServerConne
     })
 }
 
+/// Why a certificate is not taken, in the clear: the answer to the first message of a client.
+fn refusal(error: &rustls::Error) -> Vec<u8> {
+    let description = match error {
+        rustls::Error::InvalidCertificate(error) => error.clone().into(),
+        _ => AlertDescription::CertificateUnknown,
+    };
+    [&ALERT_HEADER[..], &[description.into()]].concat()
+}
+
 fn broken(error: rustls::Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
@@ -439,7 +484,7 @@ fn broken(error: rustls::Error) -> io::Error {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
-    use std::io::Read as _;
+    use std::io::{Read as _, Write as _};
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
 
@@ -469,7 +514,7 @@ mod tests {
         socket2::SockRef::from(&server).set_send_buffer_size(SOCKET_BYTES).unwrap();
         server.set_nonblocking(true).unwrap();
         let socket = RawSocket::Unix(tokio::net::UnixStream::from_std(server).unwrap());
-        let handshake = endpoint.begin_handshake().unwrap();
+        let handshake = endpoint.begin_handshake(None).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(own.cert.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -478,6 +523,55 @@ mod tests {
         let name = ServerName::try_from("localhost").unwrap();
         let connection = ClientConnection::new(Arc::new(client_config), name).unwrap();
         (Arc::new(endpoint).accept(socket, handshake).unwrap(), StreamOwned::new(connection, client))
+    }
+
+    /// Until the handshake is done, or the client's end of it is.
+    async fn shake_hands(stream: &mut TlsStream) {
+        let mut room = [0; 1024];
+        poll_fn(|cx| {
+            let polled = stream.poll_read(cx, &mut ReadBuf::new(&mut room));
+            assert!(polled.is_pending() || stream.is_handshaking(), "{polled:?}");
+            if stream.is_handshaking() { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
+    }
+
+    /// A client may say all it has to say and an alert behind it, in one segment: what it said counts (P9).
+    #[test]
+    fn what_came_before_a_failure_is_read_before_it() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        runtime.block_on(async {
+            for buffer_bytes in [100, 3] {
+                let (mut stream, mut client) = ends();
+                let writer = std::thread::spawn(move || {
+                    while client.conn.is_handshaking() {
+                        client.conn.complete_io(&mut client.sock).unwrap();
+                    }
+                    client.conn.writer().write_all(b"DISCONNECT").unwrap();
+                    let mut segment = Vec::new();
+                    client.conn.write_tls(&mut segment).unwrap();
+                    // No record of this connection.
+                    segment.extend([23, 3, 3, 0, 20]);
+                    segment.extend([0; 20]);
+                    client.sock.write_all(&segment).unwrap();
+                    client
+                });
+                let mut read = Vec::new();
+                let error = loop {
+                    let mut room = vec![0; buffer_bytes];
+                    let mut buffer = ReadBuf::new(&mut room);
+                    match poll_fn(|cx| stream.poll_read(cx, &mut buffer)).await {
+                        Ok(()) => assert!(!buffer.filled().is_empty(), "an end, behind {read:?}"),
+                        Err(error) => break error,
+                    }
+                    read.extend_from_slice(buffer.filled());
+                };
+                assert_eq!(read, b"DISCONNECT");
+                assert!(!stream.is_handshaking(), "that was over before");
+                assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+                drop(writer.join().unwrap());
+            }
+        });
     }
 
     /// Has all of `bytes` written, as an out-buffer does that grows meanwhile. Returns how often the socket took no more.
@@ -527,13 +621,7 @@ mod tests {
                     came.send(()).unwrap();
                 }
             });
-            let mut room = [0; 1024];
-            poll_fn(|cx| {
-                let polled = stream.poll_read(cx, &mut ReadBuf::new(&mut room));
-                assert!(polled.is_pending() || stream.is_handshaking(), "{polled:?}");
-                if stream.is_handshaking() { Poll::Pending } else { Poll::Ready(()) }
-            })
-            .await;
+            shake_hands(&mut stream).await;
             let mut refusals = 0;
             for burst in &bursts {
                 refusals += write(&mut stream, burst).await;

@@ -132,7 +132,7 @@ impl Transport {
             Self::Socket(_) | Self::Memory(_) => false,
             Self::Tls(stream) => stream.is_handshaking(),
             Self::WebSocket(stream) => stream.under().is_handshaking(),
-            Self::Proxied(stream) => stream.over().is_some_and(Self::is_handshaking),
+            Self::Proxied(stream) => stream.is_handshaking(),
         }
     }
 

@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-use super::rate::AddressRates;
+use super::rate::{self, AddressRates};
 use super::{Accepted, AcceptedSocket, ListenerContext, unix};
 use crate::config::{ListenAddress, ListenerConfig, Settings};
 use crate::connection::ConnectionActor;
@@ -151,6 +151,9 @@ impl Acceptor {
                     backoff = (backoff * 2).min(BACKOFF_MAX);
                 }
             }
+            // As long as clients wait in the backlog, nothing above waits for anything: the connections that are there, and
+            // whoever stops this, have their turn in between.
+            tokio::task::yield_now().await;
         }
     }
 
@@ -159,15 +162,16 @@ impl Acceptor {
         let mut guard = self.socket.readable().await?;
         let mut accepted = Vec::new();
         let mut failure = None;
-        while accepted.len() < accepted_max {
+        // Those that fail count too, or they could go on without an end.
+        for _ in 0..accepted_max {
             match accept_one(guard.get_inner()) {
                 Ok(pair) => accepted.push(pair),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     guard.clear_ready();
                     break;
                 }
-                // That client went before we came to it; the next one is there all the same.
-                Err(error) if is_of_the_client(&error) => {}
+                // That connection came to nothing before we came to it; the next one is there all the same.
+                Err(error) if is_of_the_connection(&error) => {}
                 Err(error) => {
                     failure = Some(error);
                     break;
@@ -184,7 +188,8 @@ impl Acceptor {
         // One look for all of them: connections are many, changes of settings are not.
         let context = Arc::clone(&self.context.borrow());
         let mut batches: Vec<Vec<Accepted>> = (0..arbiters).map(|_| Vec::new()).collect();
-        self.tokens -= sockets.len() as f64;
+        // Never below zero: without a rate there are none to be had, and one that comes later is not to make up for it.
+        self.tokens = (self.tokens - sockets.len() as f64).max(0.0);
         let now = Instant::now();
         for (socket, peer) in sockets {
             if peer.is_some_and(|peer| self.shared.bans.has_address(peer.ip(), || self.shared.wall_seconds())) {
@@ -206,10 +211,11 @@ impl Acceptor {
                 continue;
             };
             let listener = Arc::clone(&context);
-            let handshake = context.tls.as_ref().map(|tls| tls.begin_handshake());
+            let origin = counted.map(|peer| rate::origin(peer.ip()));
+            let handshake = context.tls.as_ref().map(|tls| tls.begin_handshake(origin));
             if matches!(handshake, Some(None)) {
                 self.shared.connection_closed(&listener, arbiter);
-                self.log_seldom("as many TLS handshakes as tls.handshakes_max allows: new connections are closed");
+                self.log_seldom("as many TLS handshakes as tls.handshakes_max allows, in all or from one address: new connections are closed");
                 continue;
             }
             let socket = AcceptedSocket { socket, handshake: handshake.flatten() };
@@ -231,16 +237,21 @@ impl Acceptor {
     async fn wait_for_rate(&mut self) -> usize {
         loop {
             let rate = f64::from(self.context.borrow().connect_rate_per_second);
+            let now = Instant::now();
             if rate == 0.0 {
+                (self.tokens, self.refilled) = (0.0, now);
                 return ACCEPTED_A_WAKEUP_MAX;
             }
-            let now = Instant::now();
             self.tokens = (self.tokens + rate * now.duration_since(self.refilled).as_secs_f64()).min(rate);
             self.refilled = now;
             if self.tokens >= 1.0 {
                 return (self.tokens as usize).min(ACCEPTED_A_WAKEUP_MAX);
             }
-            tokio::time::sleep(Duration::from_secs_f64((1.0 - self.tokens) / rate)).await;
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs_f64((1.0 - self.tokens) / rate)) => {}
+                // Perhaps there is another rate now.
+                Ok(()) = self.context.changed() => {}
+            }
         }
     }
 
@@ -255,11 +266,23 @@ impl Acceptor {
     }
 }
 
-fn is_of_the_client(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
-    ) || error.raw_os_error() == Some(libc::EPROTO)
+/// Errors that a network left at a connection in the backlog, and that come out of accepting it (accept(2), "Error handling").
+const OF_THE_CONNECTION: [i32; 9] = [
+    libc::ECONNABORTED,
+    libc::ENETDOWN,
+    libc::EPROTO,
+    libc::ENOPROTOOPT,
+    libc::EHOSTDOWN,
+    libc::ENONET,
+    libc::EHOSTUNREACH,
+    libc::EOPNOTSUPP,
+    libc::ENETUNREACH,
+];
+
+/// Whether accepting failed for one connection only, rather than for want of something that all of them need.
+fn is_of_the_connection(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted)
+        || error.raw_os_error().is_some_and(|number| OF_THE_CONNECTION.contains(&number))
 }
 
 /// Whether this system has IPv6 on the loopback interface at all.
@@ -273,14 +296,21 @@ pub fn has_ipv6() -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::future::Future as _;
+    use std::io::Read as _;
     use std::net::TcpStream;
     use std::sync::atomic::AtomicBool;
+    use std::task::{Context, Poll, Waker};
+
+    use kentongan_cluster::PipelineHandle;
 
     use super::*;
     use crate::auth::Authority;
-    use crate::config::Settings;
+    use crate::clock::Clock;
+    use crate::config::{LimitsConfig, Settings};
     use crate::groups;
     use crate::metrics::Metrics;
+    use crate::replicated::{Slots, Submitter};
 
     /// The kernel reads the options back as they were set, and hands them on to what it accepts.
     #[test]
@@ -310,6 +340,19 @@ mod tests {
             }
             let timeout = (timeout > 0).then(|| Duration::from_secs(timeout.into()));
             assert_eq!(socket.tcp_user_timeout().unwrap(), timeout);
+        }
+    }
+
+    /// What has nothing to do with the next connection does not keep it waiting.
+    #[test]
+    fn an_error_of_one_connection_is_told_from_a_want_of_descriptors() {
+        for number in
+            [libc::EPROTO, libc::ENETDOWN, libc::EHOSTUNREACH, libc::ECONNABORTED, libc::EINTR, libc::EOPNOTSUPP]
+        {
+            assert!(is_of_the_connection(&io::Error::from_raw_os_error(number)), "{number}");
+        }
+        for number in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EBADF] {
+            assert!(!is_of_the_connection(&io::Error::from_raw_os_error(number)), "{number}");
         }
     }
 
@@ -359,6 +402,129 @@ mod tests {
         });
         assert_eq!((taken, refused()), (4, 6));
         groups.stop();
+    }
+
+    /// An acceptor, where it listens, and what it tells of its connections.
+    struct Accepting {
+        acceptor: Acceptor,
+        address: SocketAddr,
+        context: watch::Sender<Arc<ListenerContext>>,
+        shared: Arc<Shared>,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Accepting {
+        /// Must be called on a runtime.
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let config =
+                ListenerConfig { address: SocketAddr::from(([127, 0, 0, 1], 0)).into(), ..ListenerConfig::default() };
+            let settings = Arc::new(Settings { data_dir: directory.path().join("data"), ..Settings::default() });
+            let (listener, context) = bind(&config, &settings).unwrap();
+            let address = context.address.ip().unwrap();
+            let slots = Slots::new(settings.storage.groups.get());
+            let clock = Clock::real();
+            let submitter = Submitter::new(PipelineHandle::ended(), slots, clock.clone());
+            let shared = Arc::new(Shared::new(settings, 1, submitter, Authority::default(), 1, None, clock));
+            let (context, contexts) = watch::channel(context);
+            let acceptor = Acceptor::new(listener, contexts, Arc::clone(&shared), usize::MAX).unwrap();
+            Self { acceptor, address, context, shared, _directory: directory }
+        }
+
+        fn set_rate(&self, connect_rate_per_second: u32) {
+            let settings = Settings {
+                limits: LimitsConfig { connect_rate_per_second, ..LimitsConfig::default() },
+                ..Settings::default()
+            };
+            let before = Arc::clone(&self.context.borrow());
+            self.context.send_replace(Arc::new(before.reloaded(before.config.clone(), &settings)));
+        }
+
+        fn connections(&self) -> u64 {
+            self.shared.connections.load(Ordering::Relaxed) as u64
+        }
+    }
+
+    /// What is accepted without a rate is not held against the one that comes by SIGHUP.
+    #[test]
+    fn a_rate_that_is_turned_on_does_not_make_the_listener_deaf() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut accepting = Accepting::new();
+            let _flood: Vec<_> = (0..100).map(|_| TcpStream::connect(accepting.address).unwrap()).collect();
+            while accepting.connections() < 100 {
+                accepting.acceptor.accept_some().await.unwrap();
+            }
+            accepting.set_rate(2);
+            let within = Duration::from_secs(5);
+            let next = tokio::time::timeout(within, accepting.acceptor.wait_for_rate()).await;
+            assert!(matches!(next, Ok(1..=2)), "{next:?}");
+        });
+    }
+
+    /// The first arbiter has other things to do than to accept.
+    #[test]
+    fn a_full_backlog_lets_others_have_their_turn() {
+        const FLOOD: u64 = 4 * ACCEPTED_A_WAKEUP_MAX as u64;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let Accepting { acceptor, address, context: _context, shared, _directory } = Accepting::new();
+            let _flood: Vec<_> = (0..FLOOD).map(|_| TcpStream::connect(address).unwrap()).collect();
+            let (stop, stopped) = watch::channel(false);
+            let connections = || shared.connections.load(Ordering::Relaxed) as u64;
+            let accepting = tokio::task::LocalSet::new();
+            let running = accepting.spawn_local(acceptor.run(stopped));
+            let others = async {
+                let mut turns = Vec::new();
+                while connections() < FLOOD / 2 {
+                    turns.push(connections());
+                    tokio::task::yield_now().await;
+                }
+                stop.send_replace(true);
+                running.await.unwrap();
+                turns
+            };
+            let turns = accepting.run_until(others).await;
+            assert!(turns.iter().any(|count| (1..FLOOD / 2).contains(count)), "turns of others: {turns:?}");
+            assert!(connections() < FLOOD, "it went on, although it was stopped");
+        });
+    }
+
+    /// Accepted before the acceptor was stopped, and taken in after all connections were ended: nobody would end that one.
+    #[test]
+    fn a_connection_that_comes_behind_the_end_of_all_is_closed() {
+        let system = actix_rt::System::new();
+        system.block_on(async {
+            let mut accepting = Accepting::new();
+            let mut client = TcpStream::connect(accepting.address).unwrap();
+            let inbox = &accepting.shared.inboxes[0];
+            inbox.push(Event::EndAll, 0);
+            // On this thread, which is no arbiter, it goes by inbox.
+            accepting.acceptor.accept_some().await.unwrap();
+            assert_eq!(accepting.connections(), 1);
+            let counters = Metrics::isolated().arbiter();
+            ArbiterState::new(0, Arc::clone(&accepting.shared), counters).take_events();
+            assert_eq!(accepting.connections(), 0);
+            client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            assert_eq!(client.read(&mut [0]).unwrap(), 0);
+        });
+    }
+
+    /// Whoever takes a rate back wants that to count now.
+    #[test]
+    fn another_rate_counts_at_once() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut accepting = Accepting::new();
+            accepting.set_rate(1);
+            accepting.acceptor.refilled = Instant::now();
+            let mut cx = Context::from_waker(Waker::noop());
+            let mut waits = Box::pin(accepting.acceptor.wait_for_rate());
+            assert!(waits.as_mut().poll(&mut cx).is_pending());
+            let before = Arc::clone(&accepting.context.borrow());
+            accepting.context.send_replace(Arc::new(before.reloaded(before.config.clone(), &Settings::default())));
+            assert_eq!(waits.as_mut().poll(&mut cx), Poll::Ready(ACCEPTED_A_WAKEUP_MAX));
+        });
     }
 
     /// Long connections spread evenly; one that comes and goes alone stays where it is accepted.

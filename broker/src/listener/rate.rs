@@ -8,10 +8,15 @@ use hashbrown::HashMap;
 /// Addresses remembered at a time. Beyond that, those that have not come for a second are forgotten.
 const ADDRESSES_MAX: usize = 65_536;
 
+/// In which an empty bucket is full again, and need not be remembered.
+const REFILL_TIME: Duration = Duration::from_secs(1);
+
 /// A token bucket of one second for each address.
 #[derive(Debug, Default)]
 pub struct AddressRates {
     buckets: HashMap<IpAddr, Bucket, foldhash::fast::RandomState>,
+    /// When those that had not come for a second were last looked for: that takes a while, and many new addresses come at once.
+    swept: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -28,14 +33,18 @@ impl AddressRates {
             return true;
         }
         let rate = f64::from(rate);
-        if self.buckets.len() >= ADDRESSES_MAX {
-            self.buckets.retain(|_, bucket| now.duration_since(bucket.refilled) < Duration::from_secs(1));
+        let origin = origin(address);
+        if self.buckets.len() >= ADDRESSES_MAX && !self.buckets.contains_key(&origin) {
+            if self.swept.is_none_or(|at| now.duration_since(at) >= REFILL_TIME) {
+                self.swept = Some(now);
+                self.buckets.retain(|_, bucket| now.duration_since(bucket.refilled) < REFILL_TIME);
+            }
             // More than that many in a second: better all of them than none.
             if self.buckets.len() >= ADDRESSES_MAX {
                 return true;
             }
         }
-        let bucket = self.buckets.entry(origin(address)).or_insert(Bucket { tokens: rate, refilled: now });
+        let bucket = self.buckets.entry(origin).or_insert(Bucket { tokens: rate, refilled: now });
         bucket.tokens = (bucket.tokens + rate * now.duration_since(bucket.refilled).as_secs_f64()).min(rate);
         bucket.refilled = now;
         let admitted = bucket.tokens >= 1.0;
@@ -47,7 +56,7 @@ impl AddressRates {
 }
 
 /// Whoever has one IPv6 address has the whole /64 it lies in. IPv4 addresses may come as IPv6 ones.
-fn origin(address: IpAddr) -> IpAddr {
+pub(super) fn origin(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
         v4 @ IpAddr::V4(_) => v4,
@@ -91,6 +100,22 @@ mod tests {
         );
         let later = start + Duration::from_secs(1);
         assert_eq!((0..20).filter(|_| rates.admits(ip("10.0.0.1"), 5, later)).count(), 5);
+    }
+
+    /// Somebody may have more networks than are remembered. Looking through all of them for each is what it must not cost.
+    #[test]
+    fn more_addresses_than_are_remembered_cost_one_search_a_second_and_hide_nobody() {
+        let mut rates = AddressRates::default();
+        let start = Instant::now();
+        let network = |number: usize| IpAddr::V6(Ipv6Addr::from_bits((number as u128) << 64));
+        assert!((0..ADDRESSES_MAX).all(|number| rates.admits(network(number), 1, start)));
+        for (number, ms) in [(ADDRESSES_MAX, 0), (ADDRESSES_MAX + 1, 900)] {
+            assert!(rates.admits(network(number), 1, start + Duration::from_millis(ms)));
+            assert_eq!(rates.swept, Some(start));
+        }
+        assert!(!rates.admits(network(7), 1, start), "one that is known is held to its rate");
+        assert!(rates.admits(network(ADDRESSES_MAX), 1, start + Duration::from_secs(1)));
+        assert_eq!(rates.buckets.len(), 1, "the others are forgotten");
     }
 
     #[test]

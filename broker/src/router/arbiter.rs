@@ -113,6 +113,8 @@ pub struct ArbiterState {
     pub(super) unread: Vec<ConnectionKey>,
     /// SUBSCRIBEs that every node has heard of, and whose answers wait for the lease.
     pub(super) withheld_barriers: Vec<(ConnectionKey, u64)>,
+    /// The process stops: whoever was accepted before the acceptors heard of that is not taken in any more.
+    pub(super) ending: bool,
     /// Connections that are gone, while something that came by them is still on its way.
     pub(super) departing: hashbrown::HashMap<ConnectionKey, Departing>,
 }
@@ -165,6 +167,7 @@ impl ArbiterState {
             withheld: Vec::new(),
             withheld_barriers: Vec::new(),
             unread: Vec::new(),
+            ending: false,
             departing: hashbrown::HashMap::new(),
             shared,
         }
@@ -186,7 +189,13 @@ impl ArbiterState {
     /// Seconds of the process clock.
     #[inline]
     pub(super) fn now_seconds(&self) -> u32 {
-        (self.now_ms / 1000) as u32
+        seconds(self.now_ms)
+    }
+
+    /// Whether connections are still taken in.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.ending
     }
 
     /// Takes a socket in. The caller starts the actor, which then calls [`Self::poll_connection`].
@@ -570,7 +579,7 @@ impl ArbiterState {
 
     /// `true`: the socket would take more, but it is the turn of others.
     fn flush_client(&mut self, key: ConnectionKey, large_left: &mut usize) -> bool {
-        let id = self.id;
+        let (id, now_ms) = (self.id, self.now_ms);
         let Some(client) = self.clients.get_mut(key.index()) else {
             return false;
         };
@@ -592,6 +601,9 @@ impl ArbiterState {
         if large {
             *large_left = large_left.saturating_sub(written);
         }
+        if written > 0 && client.blocked_since != 0 {
+            client.blocked_since = seconds(now_ms).max(1);
+        }
         self.counters.bytes_sent.add(written as u64);
         self.counters.flushes.add(u64::from(before > 0));
         match outcome {
@@ -611,7 +623,7 @@ impl ArbiterState {
             Ok(Flushed::Blocked) => {
                 client.blocked = true;
                 wake(client);
-                self.watch_stalled(key, written > 0);
+                self.watch_stalled(key);
             }
             Err(_) => {
                 client.out = OutBuffer::default();
@@ -760,17 +772,14 @@ impl ArbiterState {
     }
 
     /// The socket of `key` takes no more for now.
-    fn watch_stalled(&mut self, key: ConnectionKey, took_some: bool) {
+    fn watch_stalled(&mut self, key: ConnectionKey) {
         let now = self.now_seconds();
         let Some(client) = self.client(key) else {
             return;
         };
-        let watched = client.blocked_since != 0;
-        if took_some || !watched {
+        if client.blocked_since == 0 {
             // Never 0, which means that nobody watches.
             client.blocked_since = now.max(1);
-        }
-        if !watched {
             self.stalled.push(key);
         }
     }
@@ -785,7 +794,8 @@ impl ArbiterState {
             };
             if client.out.is_empty() {
                 client.blocked_since = 0;
-            } else if longest != 0 && now.saturating_sub(client.blocked_since) >= longest {
+            } else if longest != 0 && client.blocked && now.saturating_sub(client.blocked_since) >= longest {
+                // One that is not blocked waits for us: for its turn among others who get much.
                 self.tear_down(key, super::connect::EndCause::SlowConsumer);
                 self.end_now(key);
             } else {
@@ -827,6 +837,11 @@ impl ArbiterState {
         let id = self.id;
         self.clients.iter().map(|(index, client)| ConnectionKey::new(id, index as u32, client.generation)).collect()
     }
+}
+
+#[inline]
+fn seconds(ms: u64) -> u32 {
+    (ms / 1000) as u32
 }
 
 /// Room for a packet of `needed` bytes of which `filled` have come: all of it, or so much that the next step is all of it.

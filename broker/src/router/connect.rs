@@ -968,6 +968,7 @@ impl ArbiterState {
 
     /// Ends every connection, because the process stops.
     pub fn end_all(&mut self) {
+        self.ending = true;
         for key in self.keys() {
             // Those who can be told where to go instead are told so.
             match self.elsewhere(key) {

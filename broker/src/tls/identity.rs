@@ -32,8 +32,12 @@ pub(super) fn name_in(certificate: &CertificateDer<'_>, identity: CertificateIde
             _ => None,
         })?,
     };
-    let is_usable = !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.chars().any(char::is_control);
-    is_usable.then(|| Arc::from(name))
+    is_usable(name).then(|| Arc::from(name))
+}
+
+/// Whether a name in a certificate can be used further: for messages of the log, topics, whatever it is compared with.
+pub(crate) fn is_usable(name: &str) -> bool {
+    !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.chars().any(char::is_control)
 }
 
 /// The DNS names that a server's certificate is for; of one that has none, its common name.

@@ -11,12 +11,13 @@ use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
+use rustls::server::{ClientCertVerifierBuilder, NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion, version};
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 
+use super::revocation::WholeChain;
 use super::server_names::ByName;
 use super::tickets::Tickets;
 use super::{Endpoint, Handshakes};
@@ -210,7 +211,7 @@ impl Endpoint {
                 what: "cannot be used with these `cipher_suites` and this `minimum_version`",
                 source,
             })?
-            .with_client_cert_verifier(clients)
+            .with_client_cert_verifier(Arc::clone(&clients))
             .with_cert_resolver(Arc::new(ByName::new(main, others)));
         server.alpn_protocols = vec![MQTT.to_vec(), HTTP.to_vec()];
         // What is remembered of a session goes with the client, in a ticket.
@@ -225,6 +226,7 @@ impl Endpoint {
         server.send_tls13_tickets = 1;
         Ok(Self {
             config: Arc::new(server),
+            clients,
             identity: config.identity,
             handshakes,
             tickets,
@@ -277,25 +279,29 @@ fn client_verifier(
             source,
         })?;
     }
-    let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
-    let mut file = ca_file;
-    if let Some(crl_file) = &config.crl_file {
-        let lists: Vec<CertificateRevocationListDer<'static>> =
-            files.items(crl_file, "list of revoked certificates")?;
-        builder = builder.with_crls(lists).only_check_end_entity_revocation();
-        if config.crl_expired == ExpiredList::Refuse {
-            builder = builder.enforce_revocation_expiration();
+    let roots = Arc::new(roots);
+    let builder = || WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(provider));
+    let build = |mut builder: ClientCertVerifierBuilder, file: &PathBuf| {
+        if config.client_certificate == ClientCertificate::Optional {
+            builder = builder.allow_unauthenticated();
         }
-        file = crl_file;
-    }
-    if config.client_certificate == ClientCertificate::Optional {
-        builder = builder.allow_unauthenticated();
-    }
-    builder.build().map_err(|error| TlsFileError::Invalid {
-        file: file.clone(),
-        what: "clients' certificates cannot be checked with it",
-        source: rustls::Error::General(error.to_string()),
-    })
+        builder.build().map_err(|error| TlsFileError::Invalid {
+            file: file.clone(),
+            what: "clients' certificates cannot be checked with it",
+            source: rustls::Error::General(error.to_string()),
+        })
+    };
+    let Some(crl_file) = &config.crl_file else {
+        return build(builder(), ca_file);
+    };
+    let lists: Vec<CertificateRevocationListDer<'static>> = files.items(crl_file, "list of revoked certificates")?;
+    let looked_up = || match config.crl_expired {
+        ExpiredList::Use => builder().with_crls(lists.clone()),
+        ExpiredList::Refuse => builder().with_crls(lists.clone()).enforce_revocation_expiration(),
+    };
+    let own = build(looked_up().only_check_end_entity_revocation(), crl_file)?;
+    let all = build(looked_up().allow_unknown_revocation_status(), crl_file)?;
+    Ok(Arc::new(WholeChain { own, all }))
 }
 
 /// When the first of the lists of revoked certificates runs out, in seconds of Unix time.
@@ -335,4 +341,85 @@ fn policy(config: &TlsConfig, files: &Files) -> Result<Digest, TlsFileError> {
         }
     }
     Ok(finish(context))
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod,
+        KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
+    };
+    use rustls::CertificateError;
+    use rustls::pki_types::UnixTime;
+
+    use super::*;
+
+    fn params(name: &str, serial: u64, is_authority: bool) -> CertificateParams {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.serial_number = Some(SerialNumber::from(serial));
+        if is_authority {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        } else {
+            params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        }
+        params
+    }
+
+    fn list(issuer: &Issuer<'_, KeyPair>, serials: &[u64]) -> String {
+        let revoked = serials.iter().map(|&serial| RevokedCertParams {
+            serial_number: SerialNumber::from(serial),
+            revocation_time: date_time_ymd(2024, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(2099, 1, 1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(issuer).unwrap().pem().unwrap()
+    }
+
+    /// An authority that was given its own certificate, and whose certificates are worth nothing once that is revoked.
+    #[test]
+    fn what_lies_between_a_client_and_its_authority_is_looked_up_too() {
+        let [root_key, middle_key, own_key] = [(); 3].map(|()| KeyPair::generate().unwrap());
+        let root = params("root", 1, true);
+        let root_pem = root.self_signed(&root_key).unwrap().pem();
+        let root = Issuer::new(root, root_key);
+        let middle = params("middle", 2, true);
+        let middle_der = middle.signed_by(&middle_key, &root).unwrap().der().clone();
+        let middle = Issuer::new(middle, middle_key);
+        let own_der = params("device", 3, false).signed_by(&own_key, &middle).unwrap().der().clone();
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        fs::write(path("ca"), root_pem).unwrap();
+        let check = |lists: &[String]| {
+            fs::write(path("crl"), lists.concat()).unwrap();
+            let config = TlsConfig {
+                client_certificate: ClientCertificate::Required,
+                client_ca_file: Some(path("ca")),
+                crl_file: Some(path("crl")),
+                ..TlsConfig::default()
+            };
+            let provider = Arc::new(provider(&config));
+            let verifier = client_verifier(&config, &Files::read(&config), &provider).unwrap();
+            match verifier.verify_client_cert(&own_der, &[middle_der.clone()], UnixTime::now()) {
+                Ok(_) => None,
+                Err(rustls::Error::InvalidCertificate(error)) => Some(error),
+                Err(error) => panic!("{error}"),
+            }
+        };
+        assert_eq!(check(&[list(&middle, &[]), list(&root, &[])]), None);
+        assert_eq!(check(&[list(&middle, &[])]), None, "nobody keeps a list of what is above");
+        assert_eq!(check(&[list(&middle, &[]), list(&root, &[2])]), Some(CertificateError::Revoked));
+        assert_eq!(check(&[list(&middle, &[3]), list(&root, &[])]), Some(CertificateError::Revoked));
+        assert_eq!(check(&[list(&root, &[])]), Some(CertificateError::UnknownRevocationStatus), "its own must be kept");
+    }
 }

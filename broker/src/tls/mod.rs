@@ -8,21 +8,25 @@
 mod handshakes;
 mod identity;
 mod material;
+mod revocation;
 mod server_names;
 mod tickets;
 mod watch;
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::UnbufferedServerConnection;
+use rustls::server::danger::ClientCertVerifier;
 
 use crate::config::{CertificateIdentity, TlsConfig};
 use crate::connection::{RawSocket, TlsStream};
 
 pub use handshakes::{HandshakeGuard, Handshakes};
+pub(crate) use identity::is_usable;
 pub use material::{Files, TlsFileError};
 pub use watch::Watch;
 
@@ -30,6 +34,8 @@ pub use watch::Watch;
 #[derive(Debug)]
 pub struct Endpoint {
     config: Arc<ServerConfig>,
+    /// What clients' certificates are checked by.
+    clients: Arc<dyn ClientCertVerifier>,
     identity: CertificateIdentity,
     handshakes: Arc<Handshakes>,
     /// `None`: the system gave no secret.
@@ -52,10 +58,10 @@ impl Endpoint {
         Ok(TlsStream::new(socket, connection, Arc::clone(self), handshake))
     }
 
-    /// Lets a handshake begin, unless as many as may be are going on.
+    /// Lets a handshake begin, unless as many as may be are going on, in all or of clients at `address`.
     #[must_use]
-    pub fn begin_handshake(&self) -> Option<HandshakeGuard> {
-        HandshakeGuard::begin(&self.handshakes, self.settings.handshakes_max)
+    pub fn begin_handshake(&self, address: Option<IpAddr>) -> Option<HandshakeGuard> {
+        HandshakeGuard::begin(&self.handshakes, self.settings.handshakes_max, address)
     }
 
     /// Its handshakes, for the one that takes its place.
@@ -80,6 +86,17 @@ impl Endpoint {
     #[must_use]
     pub fn has_expired_list(&self, now_seconds: i64) -> bool {
         self.lists_until.is_some_and(|until| until <= now_seconds)
+    }
+
+    /// Checks the certificates of a client that comes back by a ticket as if it showed them now: they may have run out since.
+    ///
+    /// # Errors
+    /// It would not be let in by them any more.
+    pub(crate) fn check_again(&self, certificates: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
+        let Some((own, between)) = certificates.split_first().filter(|_| self.clients.offer_client_auth()) else {
+            return Ok(());
+        };
+        self.clients.verify_client_cert(own, between, UnixTime::now()).map(drop)
     }
 
     /// Whom a client's certificate names.

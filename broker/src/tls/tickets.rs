@@ -1,4 +1,4 @@
-//! Tickets with which a client resumes a TLS session without a certificate being shown or checked again.
+//! Tickets with which a client resumes a TLS session without a certificate being shown again.
 //!
 //! What a server must remember of a session travels with the client, sealed. The keys are not kept anywhere: each is derived
 //! from a secret and the number of its epoch, so nodes that share the secret (`tls.ticket_key_file`) open each other's
@@ -11,7 +11,9 @@
 //!
 //! A ticket stands for a handshake in which the client was checked. Therefore what it was checked against goes into the
 //! keys: with another authority, another list of revoked certificates or another demand, tickets of before open no more,
-//! and those of a listener that asks for no certificate are worth nothing on one that does.
+//! and those of a listener that asks for no certificate are worth nothing on one that does. The certificate itself is in the
+//! ticket, and in every ticket that is got by that one; that it has not run out meanwhile is looked at each time
+//! ([`super::Endpoint::check_again`]).
 
 use std::fmt;
 use std::sync::OnceLock;

@@ -19,7 +19,7 @@ pub mod handshake;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::ReadBuf;
 
@@ -97,6 +97,8 @@ pub struct WebSocket {
     own: Vec<u8>,
     /// Of it, bytes that are written.
     own_written: usize,
+    /// Who reads, while that waits for the end of a frame: reading is what sends it.
+    own_waits: Option<Waker>,
     /// The header of the frame that is being written.
     header: Header,
     header_written: usize,
@@ -116,6 +118,7 @@ impl WebSocket {
             early: Vec::new(),
             own: Vec::new(),
             own_written: 0,
+            own_waits: None,
             header: Header::default(),
             header_written: 0,
             payload_left: 0,
@@ -227,6 +230,9 @@ impl WebSocket {
                 Err(error) => return Err(error),
             }
         }
+        if !self.own.is_empty() {
+            self.own_waits = Some(cx.waker().clone());
+        }
         Ok(())
     }
 
@@ -295,6 +301,11 @@ impl WebSocket {
             let of_header = written.min(header.len());
             self.header_written += of_header;
             self.payload_left -= written - of_header;
+            if self.payload_left == 0
+                && let Some(waker) = self.own_waits.take()
+            {
+                waker.wake();
+            }
             if written > of_header {
                 return Ok(written - of_header);
             }
@@ -338,7 +349,8 @@ impl Request {
 
 #[cfg(test)]
 mod tests {
-    use std::task::Waker;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Wake;
 
     use super::*;
     use crate::connection::MemoryStream;
@@ -397,9 +409,13 @@ mod tests {
         }
 
         fn read(&mut self) -> Poll<io::Result<Vec<u8>>> {
+            self.read_by(Waker::noop())
+        }
+
+        fn read_by(&mut self, waker: &Waker) -> Poll<io::Result<Vec<u8>>> {
             let mut bytes = [0; 1000];
             let mut buffer = ReadBuf::new(&mut bytes);
-            let outcome = self.ours.poll_read(&mut Context::from_waker(Waker::noop()), &mut buffer);
+            let outcome = self.ours.poll_read(&mut Context::from_waker(waker), &mut buffer);
             outcome.map_ok(|()| buffer.filled().to_vec())
         }
 
@@ -453,6 +469,32 @@ mod tests {
         let whole = [Header::new(Opcode::Binary, 700).as_slice(), &payload, b"\x8A\x06there?"].concat();
         assert_eq!(heard, whole, "one frame, and the Pong behind it");
         assert_eq!(decoder.decode(&mut heard), Decoded { payload_bytes: 700, end: None });
+    }
+
+    /// Nothing else comes that would have the connection read.
+    #[test]
+    fn a_pong_that_waits_for_the_end_of_a_frame_goes_out_behind_it() {
+        struct Woken(AtomicBool);
+        impl Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let woken = Arc::new(Woken(AtomicBool::new(false)));
+        let is_woken = || woken.0.swap(false, Ordering::Relaxed);
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut ends = Ends::open(40);
+        assert_eq!(ends.ours.try_write(&[7; 60]).unwrap(), 38, "all that there is room for");
+        ends.say(&frame(Opcode::Ping, b"there?"));
+        assert!(ends.read_by(&waker).is_pending());
+        assert_eq!(ends.hear().len(), 40);
+        is_woken();
+        assert_eq!(ends.ours.try_write(&[7; 22]).unwrap(), 22);
+        assert!(is_woken(), "there is something to be said now");
+        assert!(ends.read_by(&waker).is_pending());
+        assert_eq!(ends.hear().split_off(22), b"\x8A\x06there?");
+        assert_eq!(ends.ours.try_write(b"x").unwrap(), 1);
+        assert!(!is_woken(), "nothing waits");
     }
 
     #[test]

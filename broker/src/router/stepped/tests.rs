@@ -529,6 +529,53 @@ fn a_connection_that_ends_over_an_unread_disconnect_does_not_end_as_if_that_coun
     assert_eq!(end(ProtocolVersion::V5, true), (true, Ok(0)));
 }
 
+/// Whoever has so much before it that a turn never ends it takes what it gets, and is not to blame for the turns of others.
+#[test]
+fn a_connection_that_waits_for_its_turn_is_not_stalled() {
+    const TURN_BYTES: usize = 64 * 1024;
+    const SECONDS: usize = 100;
+    let mut world = World::new(1);
+    let arbiter =
+        usize::from(world.shared.try_open_connection(&world.listener, usize::MAX).expect("there is no bound"));
+    let (here, there) = MemoryStream::pair(2 * TURN_BYTES);
+    let key = world.arbiters[arbiter].add_connection(there, Arc::clone(&world.listener), None);
+    let mut client = Client::new(here, ProtocolVersion::V5);
+    client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, "much".to_owned(), 0))));
+    client.write(usize::MAX);
+    world.arbiters[arbiter].run();
+    let mut buffer = vec![0; 2 * TURN_BYTES];
+    let mut read = || {
+        std::iter::from_fn(|| client.stream.try_read(&mut buffer).ok()).take_while(|&count| count > 0).sum::<usize>()
+    };
+    assert!(read() > 0, "CONNACK");
+
+    let state = &mut world.arbiters[arbiter].state;
+    let waiting = &mut state.client(key).expect("it is there").out;
+    waiting.append_shared(Bytes::from(vec![0; (SECONDS + 10) * TURN_BYTES]));
+    state.mark_dirty(key);
+    world.arbiters[arbiter].run();
+    assert!(state_of(&mut world, arbiter, key).blocked, "more than the stream takes");
+    assert_eq!(read(), 2 * TURN_BYTES);
+    // The connection hears that there is room.
+    assert!(world.arbiters[arbiter].step(0));
+    for _ in 0..SECONDS {
+        assert!(world.arbiters[arbiter].step(0), "the flush");
+        assert_eq!(read(), TURN_BYTES);
+        assert!(!state_of(&mut world, arbiter, key).blocked);
+        world.pass(1000);
+    }
+    world.arbiters[arbiter].run();
+    assert!(state_of(&mut world, arbiter, key).blocked, "nobody reads any more");
+    world.pass(59_000);
+    assert!(!state_of(&mut world, arbiter, key).out.is_empty());
+    world.pass(2_000);
+    assert!(state_of(&mut world, arbiter, key).out.is_empty(), "given up");
+}
+
+fn state_of(world: &mut World, arbiter: usize, key: ConnectionKey) -> &mut crate::router::client::Client {
+    world.arbiters[arbiter].state.client(key).expect("it is there")
+}
+
 /// P5, P7: a client comes back on another arbiter before the turn has ended in which it went.
 #[test]
 fn what_a_connection_sent_is_under_way_to_other_arbiters_before_its_client_may_come_back() {
