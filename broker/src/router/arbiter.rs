@@ -27,6 +27,7 @@ use super::keep_alive::Wheel;
 use super::lanes::Lanes;
 use super::log_rate::LogRate;
 use super::pace::Pace;
+use super::publish::asks_something;
 use super::share_settling::{ShareSettling, ShareTaking};
 use super::shared::MEMORY_LEVEL_CLOSES;
 use super::{ConnectionKey, Event, Shared};
@@ -90,7 +91,10 @@ pub struct ArbiterState {
     large_reads_left: usize,
     pub(super) refusal_lines: LogRate,
     pub(super) wheel: Wheel,
-    pub(super) paused: Vec<ConnectionKey>,
+    /// Connections that ask for more than others can keep up with.
+    pub(super) held_up: Vec<ConnectionKey>,
+    /// Owners of sessions that came in this second although memory is short.
+    pub(super) let_in: u32,
     pub(super) handshaking: Handshaking,
     /// Connections that publish faster than they may.
     pub(super) paced: Vec<ConnectionKey>,
@@ -150,7 +154,8 @@ impl ArbiterState {
             large_reads_left: LARGE_BYTES_A_TURN_MAX,
             refusal_lines: LogRate::default(),
             wheel: Wheel::default(),
-            paused: Vec::new(),
+            held_up: Vec::new(),
+            let_in: 0,
             handshaking: Handshaking::default(),
             paced: Vec::new(),
             bans_seen: 0,
@@ -206,6 +211,7 @@ impl ArbiterState {
             blocked: false,
             unprocessed: false,
             paused: false,
+            held_up: false,
             guarded: false,
             taken_over: false,
             breaks_off: false,
@@ -437,14 +443,20 @@ impl ArbiterState {
     fn consume(&mut self, key: ConnectionKey, buffer: &[u8], source: Option<&Bytes>) -> usize {
         self.now_ms = self.shared.now_ms();
         let mut limits = self.limits(key);
+        let held_up = self.client(key).is_some_and(|client| client.held_up);
+        let mut asks = false;
         let mut position = 0;
         while position < buffer.len() {
+            if held_up && self.waits_for_others(key, buffer[position]) {
+                break;
+            }
             match codec::split_frame(&buffer[position..], Sender::Client, &limits) {
                 Ok(FrameStatus::Complete(frame)) => {
                     if self.shared.cluster.is_some() && self.waits_for_lease(key, &frame) {
                         break;
                     }
                     position += frame.len();
+                    asks |= asks_something(frame.packet_type());
                     self.on_frame(key, &frame, source, &limits);
                     if frame.packet_type() == PacketType::Connect {
                         limits = self.limits(key);
@@ -471,7 +483,9 @@ impl ArbiterState {
                 _ => return buffer.len(),
             }
         }
-        self.pause_if_overloaded(key);
+        if asks {
+            self.hold_up_if_overloaded(key, buffer.get(position));
+        }
         let now = self.now_seconds();
         if position > 0
             && let Some(client) = self.clients.get_mut(key.index())
@@ -658,6 +672,7 @@ impl ArbiterState {
         for key in due {
             self.on_deadline(key);
         }
+        self.let_in = 0;
         if self.id == 0 {
             self.shared.watch_memory();
             self.count_accepting();

@@ -136,6 +136,8 @@ pub struct Client {
     pub unprocessed: bool,
     /// Reading waits for something else than the socket.
     pub paused: bool,
+    /// It asked for something while others could not keep up: what it asks for next waits until they can.
+    pub held_up: bool,
     /// What is sent to it is looked at: it may have been queued, or subscribed to, under other rules.
     pub guarded: bool,
     /// Another connection claims the Client Identifier and waits for our release.

@@ -15,7 +15,7 @@ use super::client::{ClientSession, Phase};
 use super::cluster::{Awaits, LastWord, Served};
 use super::log_rate::excerpt;
 use super::retained_read::RetainedReads;
-use super::shared::MEMORY_LEVEL_REFUSES;
+use super::shared::{MEMORY_LEVEL_CLOSES, MEMORY_LEVEL_REFUSES};
 use super::{ConnectionKey, Event};
 use crate::audit::RefusedLogin;
 use crate::auth::{
@@ -31,6 +31,9 @@ use crate::session::alias::{InboundAliases, OutboundAliases};
 use crate::session::handshake::{self, Negotiated};
 use crate::session::inbound::Inbound;
 use crate::session::outbound::{Outbound, OutboundLimits};
+
+/// Clients that ask for their sessions and that an arbiter lets in within a second although memory is short.
+pub(super) const LET_IN_A_SECOND_MAX: u32 = 16;
 
 /// A CONNECT on its way to a CONNACK.
 pub struct PendingConnect {
@@ -209,7 +212,7 @@ impl ArbiterState {
         if !self.may_acknowledge() {
             return self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");
         }
-        if self.shared.memory_level() >= MEMORY_LEVEL_REFUSES {
+        if self.shared.memory_level() >= MEMORY_LEVEL_REFUSES && !self.may_fetch_its_queue(&connect) {
             return self.refuse(key, ReasonCode::ServerBusy, "memory is short");
         }
         let mut pending = PendingConnect::new(connect, negotiated);
@@ -228,6 +231,16 @@ impl ArbiterState {
         let origin = client.origin.clone();
         let progress = self.shared.authority.authenticate(&pending.connect, &listener, &origin, self.now_ms);
         self.on_progress(key, pending, progress);
+    }
+
+    /// Memory is short, maybe because of what waits for clients that are away: some of those who may come for it are let in, until
+    /// it is so short that others are closed.
+    fn may_fetch_its_queue(&mut self, connect: &Connect) -> bool {
+        let may = !connect.clean_start
+            && self.shared.memory_level() < MEMORY_LEVEL_CLOSES
+            && self.let_in < LET_IN_A_SECOND_MAX;
+        self.let_in += u32::from(may);
+        may
     }
 
     fn on_progress(&mut self, key: ConnectionKey, mut pending: Box<PendingConnect>, progress: Progress) {

@@ -33,7 +33,7 @@ use crate::replicated::command::{self, Command, SessionCommand};
 use crate::replicated::{Opened, Slots, Submitter, SubscribeOutcome, SubscribedPersistent};
 use crate::router::Event;
 use crate::router::cluster::{ClusterView, Leader, Leaders};
-use crate::router::connect::EndCause;
+use crate::router::connect::{EndCause, LET_IN_A_SECOND_MAX};
 use crate::router::node_lanes::Nodes;
 use crate::subscription::{InterestKind, Target};
 
@@ -183,6 +183,18 @@ impl World {
             witnessed: Vec::new(),
             qos_of: BTreeMap::new(),
         }
+    }
+
+    /// A client of an arbiter, which has read its CONNECT.
+    fn open(&mut self, arbiter: usize, connect: Connect) -> Client {
+        let (here, there) = MemoryStream::pair(4096);
+        while self.shared.try_open_connection(&self.listener, usize::MAX) != Some(arbiter as u16) {}
+        self.arbiters[arbiter].add_connection(there, Arc::clone(&self.listener), None);
+        let mut client = Client::new(here, connect.version);
+        client.send(&Packet::Connect(Box::new(connect)));
+        client.write(usize::MAX);
+        self.arbiters[arbiter].run();
+        client
     }
 
     fn qos(&mut self) -> QoS {
@@ -534,15 +546,7 @@ fn a_connection_that_ends_over_an_unread_disconnect_does_not_end_as_if_that_coun
 fn what_a_connection_sent_is_under_way_to_other_arbiters_before_its_client_may_come_back() {
     let mut world = World::new(1);
     let open = |world: &mut World, arbiter: usize, client_id: &str| {
-        let (here, there) = MemoryStream::pair(4096);
-        while world.shared.try_open_connection(&world.listener, usize::MAX) != Some(arbiter as u16) {}
-        world.arbiters[arbiter].add_connection(there, Arc::clone(&world.listener), None);
-        let version = ProtocolVersion::V5;
-        let mut client = Client::new(here, version);
-        client.send(&Packet::Connect(Box::new(connect(version, client_id.to_owned(), 0))));
-        client.write(usize::MAX);
-        world.arbiters[arbiter].run();
-        client
+        world.open(arbiter, connect(ProtocolVersion::V5, client_id.to_owned(), 0))
     };
     let publish = |client: &mut Client, payload: &'static str| {
         let (topic, payload) = ("t".to_owned(), Bytes::from(payload));
@@ -880,6 +884,133 @@ fn read_all(client: &mut Client) -> Vec<u8> {
     let count = client.stream.try_read(&mut bytes).unwrap_or(0);
     bytes.truncate(count);
     bytes
+}
+
+/// The packets that a client can read now.
+fn packets(client: &mut Client) -> Vec<Packet> {
+    let bytes = read_all(client);
+    client.unparsed.extend(bytes);
+    let limits = Limits::default();
+    let mut packets = Vec::new();
+    while let FrameStatus::Complete(frame) =
+        codec::split_frame(&client.unparsed, Sender::Server, &limits).expect("the broker keeps the protocol")
+    {
+        let packet = codec::decode(&frame, None, client.version, Sender::Server, &limits);
+        packets.push(packet.expect("the broker keeps the protocol"));
+        let length = frame.len();
+        client.unparsed.drain(..length);
+    }
+    packets
+}
+
+/// Says it and lets the arbiters do their work; returns what the client hears.
+fn say(world: &mut World, client: &mut Client, packet: &Packet) -> Vec<Packet> {
+    client.send(packet);
+    client.write(usize::MAX);
+    for _ in 0..3 {
+        world.arbiters.iter_mut().for_each(SteppedArbiter::run);
+    }
+    packets(client)
+}
+
+fn subscribe_to(client: &mut Client, filters: &[&str], qos: QoS) -> Packet {
+    let filters = filters.iter().map(|&filter| (filter.to_owned(), SubscriptionOptions::new(qos))).collect();
+    let packet_id = client.packet_id();
+    Packet::Subscribe(Subscribe { packet_id, filters, subscription_identifier: None, user_properties: vec![] })
+}
+
+fn publish_to(client: &mut Client, topic: &str, payload: &'static str) -> Packet {
+    let delivery = Delivery::AtLeastOnce(client.packet_id());
+    let (topic, payload, properties) = (topic.to_owned(), Bytes::from(payload), PublishProperties::default());
+    Packet::Publish(Publish { dup: false, delivery, retain: false, topic, properties, payload })
+}
+
+fn is_puback(packet: &Packet) -> bool {
+    matches!(packet, Packet::PubAck(_))
+}
+
+/// Memory is short because of what waits for a subscriber: what it acknowledges is read, and so memory is short no more. Only
+/// who publishes waits, and behind what it has said before it goes on by one read at a time.
+///
+/// Abuse: [queue-full]
+#[test]
+fn what_makes_queues_shorter_is_read_while_publishers_wait() {
+    const MESSAGES: i64 = 20;
+    let mut world = World::new(1);
+    let slow = connect(ProtocolVersion::V5, "slow".to_owned(), 0);
+    let properties = ConnectProperties { receive_maximum: Some(1), ..ConnectProperties::default() };
+    let mut slow = world.open(0, Connect { properties, ..slow });
+    let mut publisher = world.open(1, connect(ProtocolVersion::V5, "publisher".to_owned(), 0));
+    let mut bystander = world.open(0, connect(ProtocolVersion::V5, "bystander".to_owned(), 0));
+    [&mut slow, &mut publisher, &mut bystander].map(|client| assert_eq!(packets(client).len(), 1, "CONNACK"));
+    let subscribe = subscribe_to(&mut slow, &["t"], QoS::AtLeastOnce);
+    assert_eq!(say(&mut world, &mut slow, &subscribe).len(), 1, "SUBACK");
+    for _ in 0..MESSAGES {
+        let publish = publish_to(&mut publisher, "t", "x");
+        assert!(say(&mut world, &mut publisher, &publish).iter().all(is_puback));
+    }
+    let queued = |world: &World| {
+        let clients = world.arbiters[0].state.clients.iter();
+        clients.filter_map(|(_, client)| Some(client.session.as_ref()?.outbound.backlog().queued_messages)).sum::<i64>()
+    };
+    assert_eq!(queued(&world), MESSAGES - 1);
+    let mark = (MESSAGES as u64 - 1) * 1000 * 100 / 115;
+    let watch = |world: &World| world.shared.pretend_memory(queued(world) as u64 * 1000, mark);
+    watch(&world);
+    assert_eq!(world.shared.memory_level(), 2);
+
+    for acknowledged in [1, 0] {
+        let publish = publish_to(&mut publisher, "u", "x");
+        assert_eq!(say(&mut world, &mut publisher, &publish).len(), acknowledged);
+    }
+    for _ in 0..2 {
+        assert_eq!(say(&mut world, &mut bystander, &Packet::PingReq), [Packet::PingResp]);
+    }
+    let connections = world.arbiters[0].state.connections();
+    drop(bystander);
+    world.arbiters[0].run();
+    assert_eq!(world.arbiters[0].state.connections(), connections - 1, "the end of a stream is read");
+
+    let mut unacknowledged = packets(&mut slow);
+    for _ in 0..MESSAGES {
+        let [Packet::Publish(publish)] = &unacknowledged[..] else { panic!("{unacknowledged:?}") };
+        let id = publish.delivery.packet_id().expect("QoS 1");
+        unacknowledged = say(&mut world, &mut slow, &Packet::PubAck(Ack::success(id)));
+        watch(&world);
+    }
+    assert_eq!((queued(&world), world.shared.memory_level()), (0, 0));
+    for _ in 0..3 {
+        world.arbiters.iter_mut().for_each(SteppedArbiter::run);
+    }
+    assert!(matches!(packets(&mut publisher)[..], [Packet::PubAck(_)]), "it goes on");
+}
+
+/// While memory is short, some of those who may come for what waits for them are let in, and nobody else.
+#[test]
+fn owners_of_sessions_come_in_while_memory_is_short() {
+    let mut world = World::new(1);
+    let mut number = 0;
+    let mut comes_in = |world: &mut World, clean_start: bool| {
+        number += 1;
+        let comes = connect(ProtocolVersion::V5, format!("c{number}"), 0);
+        let mut client = world.open(0, Connect { clean_start, ..comes });
+        match &packets(&mut client)[..] {
+            [Packet::ConnAck(connack)] => connack.reason_code != ReasonCode::ServerBusy,
+            other => panic!("{other:?}"),
+        }
+    };
+    for used in [105, 115] {
+        world.pass(1000);
+        world.shared.pretend_memory(used, 100);
+        assert!(!comes_in(&mut world, true));
+        let let_in = (0..100).filter(|_| comes_in(&mut world, false)).count();
+        assert_eq!(let_in, LET_IN_A_SECOND_MAX as usize, "{used}");
+    }
+    world.pass(1000);
+    world.shared.pretend_memory(125, 100);
+    assert!(!comes_in(&mut world, false), "others are closed");
+    world.shared.pretend_memory(100, 100);
+    assert!(comes_in(&mut world, true));
 }
 
 /// MQTT 5, section 4.11: it hears where another server is. Whom nobody could tell stays, where only others are to go.
