@@ -597,6 +597,11 @@ impl ArbiterState {
                 true
             }
             Some(ShareTarget::Node { node }) => {
+                if !online_only && let Some(full) = self.settling.full(node, share) {
+                    // As a member here would have it dropped whose queue is full.
+                    self.counters.messages_dropped.inc(full.into());
+                    return true;
+                }
                 elsewhere.push((node, Arc::clone(share)));
                 true
             }
@@ -715,8 +720,8 @@ impl ArbiterState {
         }
     }
 
-    fn is_overloaded(&self) -> bool {
-        self.shared.is_overloaded() || self.lanes.is_paused() || self.settling.is_paused()
+    pub(super) fn is_overloaded(&self) -> bool {
+        self.shared.is_overloaded() || self.lanes.is_paused()
     }
 
     /// Stops reading a connection until [`Self::resume_reading`].
