@@ -87,7 +87,7 @@ impl ArbiterState {
     }
 
     fn retained_may_match(&self, filter: &str) -> bool {
-        self.shared.retained_possible.load(Ordering::Relaxed) || filter.starts_with("$SYS")
+        self.shared.retained_possible.load(Ordering::Relaxed) || super::sys::is_sys(filter)
     }
 
     /// Why a filter is refused, if it is; the others of the same SUBSCRIBE are not touched by that.

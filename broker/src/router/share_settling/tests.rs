@@ -987,7 +987,7 @@ fn a_node_that_was_declared_dead_keeps_nothing_from_before() {
     assert_eq!(cluster.kept(), [1, 0, 0]);
     cluster.nodes[0].arbiters[0].on_unregistered();
     assert_eq!(cluster.kept(), [0, 0, 0]);
-    assert_eq!(cluster.nodes[0].arbiters[0].settling.bytes, 0);
+    assert_eq!(cluster.nodes[0].arbiters[0].settling.total.bytes, 0);
     assert_eq!(cluster.texts(member), ["1"]);
 }
 

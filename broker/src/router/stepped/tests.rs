@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -621,7 +622,11 @@ fn client_of_several_nodes() -> (SteppedArbiter, Client, ConnectionKey) {
 
 /// The same before the claim is granted.
 fn claimant_of_several_nodes() -> (SteppedArbiter, Client, ConnectionKey) {
-    let settings = Arc::new(Settings::default());
+    claimant_by(Settings::default())
+}
+
+fn claimant_by(settings: Settings) -> (SteppedArbiter, Client, ConnectionKey) {
+    let settings = Arc::new(settings);
     let clock = Clock::manual(Arc::new(ManualClock::new(0)));
     let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
     let cluster = Some(one_of_several(clock.clone()));
@@ -851,6 +856,67 @@ fn what_waited_behind_retained_messages_comes_when_their_subscription_ends() {
     assert!(came(&mut client));
 }
 
+/// What waits behind retained messages is bounded in bytes as the queue is: what finds no room is dropped, and counted.
+///
+/// Abuse: [queue-full]
+#[test]
+fn what_waits_behind_retained_messages_is_bounded_in_bytes() {
+    const MESSAGES: usize = 20;
+    const PAYLOAD_BYTES: usize = 1000;
+    let mut settings = Settings::default();
+    settings.session.queue_bytes_max = 10 * PAYLOAD_BYTES as u64;
+    let (mut arbiter, mut client, connection) = claimant_by(settings);
+    grant(&mut arbiter, connection);
+    arbiter.state.shared.retained_possible.store(true, Ordering::Relaxed);
+    let subscribe = subscribe_to(&mut client, &["t"], QoS::AtMostOnce);
+    client.send(&subscribe);
+    let publish = Publish {
+        dup: false,
+        delivery: Delivery::AtMostOnce,
+        retain: false,
+        topic: "t".to_owned(),
+        properties: PublishProperties::default(),
+        payload: vec![0; PAYLOAD_BYTES].into(),
+    };
+    (0..MESSAGES).for_each(|_| client.send(&Packet::Publish(publish.clone())));
+    let mut received = Vec::new();
+    let mut work = |arbiter: &mut SteppedArbiter, client: &mut Client| {
+        for _ in 0..100 {
+            client.write(usize::MAX);
+            arbiter.run();
+            received.extend(packets(client));
+        }
+        received.iter().filter(|packet| matches!(packet, Packet::Publish(_))).count()
+    };
+    assert_eq!(work(&mut arbiter, &mut client), 0, "no group has said what is retained");
+    let held_bytes = |arbiter: &mut SteppedArbiter| {
+        let session = arbiter.state.client(connection).and_then(|client| client.session.as_ref());
+        session.map(|session| session.reads.held_bytes()).expect("it is there")
+    };
+    let held = held_bytes(&mut arbiter);
+    assert!((8 * PAYLOAD_BYTES..=10 * PAYLOAD_BYTES).contains(&held), "{held}");
+    let (packet_id, filters) = (client.packet_id(), vec!["t".to_owned()]);
+    client.send(&Packet::Unsubscribe(Unsubscribe { packet_id, filters, user_properties: vec![] }));
+    let received = work(&mut arbiter, &mut client);
+    assert!((8..10).contains(&received), "{received}");
+    assert_eq!(held_bytes(&mut arbiter), 0);
+}
+
+/// P6: what only begins like the broker's own topics is kept by a group, and read there.
+#[test]
+fn retained_messages_of_what_begins_like_sys_are_asked_for() {
+    for (filter, is_asked) in [("$SYSTEM/x", true), ("$SYS/x", false), ("$SYS", false)] {
+        let (mut arbiter, mut client, connection) = client_of_several_nodes();
+        arbiter.state.shared.retained_possible.store(true, Ordering::Relaxed);
+        let subscribe = subscribe_to(&mut client, &[filter], QoS::AtMostOnce);
+        client.send(&subscribe);
+        client.write(usize::MAX);
+        arbiter.run();
+        let session = arbiter.state.client(connection).and_then(|client| client.session.as_ref());
+        assert_eq!(session.map(|session| session.reads.is_under_way()), Some(is_asked), "{filter}");
+    }
+}
+
 /// FNV-1a.
 fn digest(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
@@ -938,7 +1004,7 @@ fn what_makes_queues_shorter_is_read_while_publishers_wait() {
     const MESSAGES: i64 = 20;
     let mut world = World::new(1);
     let slow = connect(ProtocolVersion::V5, "slow".to_owned(), 0);
-    let properties = ConnectProperties { receive_maximum: Some(1), ..ConnectProperties::default() };
+    let properties = ConnectProperties { receive_maximum: NonZeroU16::new(1), ..ConnectProperties::default() };
     let mut slow = world.open(0, Connect { properties, ..slow });
     let mut publisher = world.open(1, connect(ProtocolVersion::V5, "publisher".to_owned(), 0));
     let mut bystander = world.open(0, connect(ProtocolVersion::V5, "bystander".to_owned(), 0));
@@ -1011,6 +1077,41 @@ fn owners_of_sessions_come_in_while_memory_is_short() {
     assert!(!comes_in(&mut world, false), "others are closed");
     world.shared.pretend_memory(100, 100);
     assert!(comes_in(&mut world, true));
+}
+
+/// Whoever has most waiting for it is closed where memory is very short, wherever it waits; one that has little is not.
+///
+/// Abuse: [stalled-subscriber]
+#[test]
+fn whoever_has_most_waiting_is_closed_first() {
+    let mut world = World::new(1);
+    let names = ["queued", "unwritten", "bystander", "publisher"];
+    let mut clients = names.map(|name| {
+        let connect = connect(ProtocolVersion::V5, name.to_owned(), 0);
+        let receive_maximum = NonZeroU16::new(1).filter(|_| name == "queued");
+        let properties = ConnectProperties { receive_maximum, ..ConnectProperties::default() };
+        world.open(0, Connect { properties, ..connect })
+    });
+    for (at, filter, qos) in [(0, "q", QoS::AtLeastOnce), (1, "u", QoS::AtMostOnce), (2, "b", QoS::AtMostOnce)] {
+        let subscribe = subscribe_to(&mut clients[at], &[filter], qos);
+        say(&mut world, &mut clients[at], &subscribe);
+    }
+    let large: &'static str = "x".repeat(2000).leak();
+    for (topic, count) in [("q", 100), ("u", 50), ("b", 5)] {
+        for _ in 0..count {
+            let publish = publish_to(&mut clients[3], topic, large);
+            say(&mut world, &mut clients[3], &publish);
+        }
+    }
+    let left = |world: &World| {
+        let clients = world.arbiters[0].state.clients.iter().filter(|(_, client)| client.session.is_some());
+        clients.map(|(_, client)| client.client_id.to_string()).collect::<Vec<_>>()
+    };
+    world.shared.memory_bytes_high_water.store(1, Ordering::Relaxed);
+    for expected in [&names[1..], &names[2..], &names[2..]] {
+        world.pass(1000);
+        assert_eq!(left(&world), expected);
+    }
 }
 
 /// MQTT 5, section 4.11: it hears where another server is. Whom nobody could tell stays, where only others are to go.
