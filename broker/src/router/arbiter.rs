@@ -59,6 +59,9 @@ pub(super) const CLOSING_SECONDS_MAX: u32 = 5;
 /// [MQTT-3.14.4-1] does not wait.
 pub(super) const LEAVING_SECONDS_MAX: u32 = 60;
 
+/// What must wait for a client at least that is closed because memory is short: to close others would gain nothing.
+const CLOSED_BYTES_MIN: usize = 64 * 1024;
+
 thread_local! {
     static ARBITER: RefCell<Option<Box<ArbiterState>>> = const { RefCell::new(None) };
 }
@@ -785,11 +788,11 @@ impl ArbiterState {
         }
     }
 
-    /// Memory is far over its mark: the connection that keeps most of it waiting goes.
+    /// Memory is far over its mark: the connection that keeps most of it waiting goes, if it is much.
     fn close_slowest(&mut self) {
         let id = self.id;
-        let slowest = self.clients.iter().max_by_key(|(_, client)| client.out.len());
-        let Some((index, client)) = slowest.filter(|(_, client)| !client.out.is_empty()) else {
+        let slowest = self.clients.iter().max_by_key(|(_, client)| client.waiting_bytes());
+        let Some((index, client)) = slowest.filter(|(_, client)| client.waiting_bytes() >= CLOSED_BYTES_MIN) else {
             return;
         };
         let key = ConnectionKey::new(id, index as u32, client.generation);

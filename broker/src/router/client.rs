@@ -200,6 +200,16 @@ impl Client {
         Some(Actor { identity: &session.identity, client_id: &self.client_id, rights: session.rights.as_deref() })
     }
 
+    /// Bytes that this connection keeps in memory until the client takes them or acknowledges others.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> usize {
+        let of_session = self.session.as_ref().map_or(0, |session| {
+            let queued = usize::try_from(session.outbound.backlog().queued_bytes).unwrap_or(0);
+            queued + session.reads.held_bytes()
+        });
+        self.out.len() + of_session
+    }
+
     /// Whether packets to it may be written.
     #[inline]
     #[must_use]
