@@ -433,9 +433,6 @@ impl ArbiterState {
             return self.refuse(key, refusal.reason, refusal.text);
         }
         let client_id = Arc::clone(&pending.negotiated.client_id);
-        if self.shared.flapping.on_connect(&client_id, self.now_ms) {
-            self.note_flap_ban(&client_id, "connects too often");
-        }
         if self.shared.cluster.is_some() {
             return self.claim_in_cluster(key, pending);
         }
@@ -517,6 +514,10 @@ impl ArbiterState {
             // The files changed while the claim was under way.
             self.abandon(&opened);
             return self.refuse(key, ReasonCode::NotAuthorized, "the user is gone, or has another password");
+        }
+        // Only now: whoever is not granted the Client Identifier must not have it banned for its owner.
+        if self.shared.flapping.on_connect(&opened.client_id, self.now_ms) {
+            self.note_flap_ban(&opened.client_id, "connects too often");
         }
         let PendingConnect { connect, negotiated, identified, awaited, mechanism, authentication_data, .. } = *pending;
         // Looked up again: the files may have changed since.
