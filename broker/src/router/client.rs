@@ -1,5 +1,6 @@
 //! A connection as its arbiter keeps it.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::task::Waker;
@@ -91,6 +92,8 @@ pub struct ClientSession {
     pub will: Option<Box<Will>>,
     /// By Topic Filter, shared ones with their `$share/NAME/`.
     pub subscriptions: HashMap<Box<str>, OwnSubscription, foldhash::fast::RandomState>,
+    /// Topic Filters that it does not have and its group was asked for: they count as if it had them.
+    pub asked: BTreeSet<Box<str>>,
     /// Retained messages still to be sent.
     pub reads: RetainedReads,
     /// The authenticated identity, empty for an anonymous client.

@@ -1,5 +1,6 @@
 //! From CONNECT to CONNACK, and the end of a connection.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
@@ -546,6 +547,7 @@ impl ArbiterState {
             has_will: connect.will.is_some(),
             will: None,
             subscriptions: hashbrown::HashMap::default(),
+            asked: BTreeSet::new(),
             reads: RetainedReads::default(),
             identity: Arc::clone(&identified.identity),
             credential: identified.credential.clone(),

@@ -156,7 +156,7 @@ mod tests {
         }
     }
 
-    /// Abuse: [flapping]
+    /// Abuse: [reconnect-storm]
     #[test]
     fn what_is_watched_is_bounded_and_whoever_comes_late_is_watched_too() {
         let flapping = flapping();

@@ -556,7 +556,7 @@ fn a_client_identifier_that_comes_and_goes_too_often_is_banned_where_that_is_set
 
 /// Nobody has a Client Identifier banned by asking for it: only those count who are granted it.
 ///
-/// Abuse: [flapping]
+/// Abuse: [reconnect-storm]
 #[test]
 fn a_user_that_asks_for_the_identifier_of_another_does_not_lock_it_out() {
     let files = Files::new("allow_anonymous = false\nauth.password_file = \"@/passwords\"\nlimits.flap_connects_max = 5");

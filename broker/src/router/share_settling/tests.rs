@@ -208,6 +208,7 @@ impl Cluster {
             has_will: false,
             will: None,
             subscriptions: hashbrown::HashMap::default(),
+            asked: BTreeSet::new(),
             reads: RetainedReads::default(),
             identity: Arc::from(""),
             credential: Credential::Anonymous,

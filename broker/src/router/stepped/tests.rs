@@ -917,6 +917,62 @@ fn retained_messages_of_what_begins_like_sys_are_asked_for() {
     }
 }
 
+/// A session has no more subscriptions than it may, whether it asks for them in one packet or in several at once.
+#[test]
+fn subscriptions_are_bounded_in_one_packet_and_in_several_at_once() {
+    let mut settings = Settings::default();
+    settings.session.subscriptions_max = 2;
+    let (mut arbiter, mut client, connection) = claimant_by(settings.clone());
+    grant(&mut arbiter, connection);
+    let filters = |arbiter: &mut SteppedArbiter| {
+        let session = arbiter.state.client(connection).and_then(|client| client.session.as_ref());
+        let filters = session.into_iter().flat_map(|session| session.subscriptions.keys());
+        filters.map(|filter| filter.to_string()).collect::<BTreeSet<_>>()
+    };
+    let subscribe = subscribe_to(&mut client, &["a", "a", "b", "c", "d"], QoS::AtMostOnce);
+    client.send(&subscribe);
+    client.write(usize::MAX);
+    arbiter.run();
+    assert_eq!(filters(&mut arbiter), BTreeSet::from(["a".to_owned(), "b".to_owned()]));
+
+    // The group of a persistent session has not answered yet.
+    let (mut arbiter, mut client, connection) = claimant_by(settings);
+    let opened = Opened { epoch: 1, group: Some(0), ..Opened::transient(connection, Arc::from("c")) };
+    arbiter.state.shared.inboxes[0].push(opened.into(), 0);
+    arbiter.run();
+    let mut ask = |arbiter: &mut SteppedArbiter, filter: &str| {
+        let subscribe = subscribe_to(&mut client, &[filter], QoS::AtLeastOnce);
+        client.send(&subscribe);
+        client.write(usize::MAX);
+        arbiter.run();
+        let served = arbiter.state.served(connection).expect("it is served");
+        let Some((ticket, SessionCommand::Subscribe(asked))) = served.unanswered.back() else {
+            panic!("it was asked for");
+        };
+        (*ticket, asked.clone())
+    };
+    let mut is_refused = |arbiter: &mut SteppedArbiter, filter: &str| {
+        let (ticket, asked) = ask(arbiter, filter);
+        (asked.filters[0].refused == Some(ReasonCode::QuotaExceeded as u32), ticket)
+    };
+    let (_, first) = is_refused(&mut arbiter, "a");
+    let refused = ["b", "a", "c"].map(|filter| is_refused(&mut arbiter, filter).0);
+    assert_eq!(refused, [false, false, true]);
+    // The group grants one of them and refuses the other: there is room for one more.
+    let outcome = |filter: &str, reason| SubscribeOutcome {
+        filter: filter.to_owned(),
+        reason,
+        options: SubscriptionOptions::new(QoS::AtLeastOnce),
+        identifier: None,
+        read: None,
+    };
+    let outcomes = vec![outcome("a", ReasonCode::GrantedQos1), outcome("b", ReasonCode::UnspecifiedError)];
+    let subscribed = SubscribedPersistent { connection, epoch: 1, packet_id: PacketId::MIN, ticket: first, outcomes };
+    arbiter.state.shared.inboxes[0].push(Event::Subscribed(subscribed), 0);
+    arbiter.run();
+    assert_eq!(["c", "d"].map(|filter| is_refused(&mut arbiter, filter).0), [false, true]);
+}
+
 /// FNV-1a.
 fn digest(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
