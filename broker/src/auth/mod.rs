@@ -34,7 +34,7 @@ use verifier::Verifier;
 pub use chain::{Credential, Identified, PasswordOutcome, Progress, Question, Verified};
 pub use password_file::{FileError, MosquittoForm, PasswordFile, StoredPassword, check_user_name};
 pub use policy::Policy;
-pub use rights::{Rights, Subject};
+pub use rights::{Site, Rights, Subject};
 
 /// Who wants to do something.
 #[derive(Debug, Clone, Copy)]
@@ -323,7 +323,7 @@ impl Authority {
     /// Whether the will of a client that is gone may be published now.
     #[must_use]
     pub fn may_will_be_published(&self, identity: &str, client_id: &str, message: &message::Message) -> bool {
-        let rights = self.rights(&Subject { identity, client_id, address: None });
+        let rights = self.rights(&Subject { identity, client_id, site: Site::Away });
         let actor = Actor { identity, client_id, rights: rights.as_deref() };
         self.authorize(&actor, Action::Publish { topic: &message.topic, qos: message.qos, retain: message.retain })
     }

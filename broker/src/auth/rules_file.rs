@@ -129,11 +129,9 @@ fn rule(written: &Written, groups: &BTreeMap<String, Vec<String>>) -> Result<Rul
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use kentongan_proto::mqtt::QoS;
 
-    use super::super::rights::{Rights, Rules, Subject};
+    use super::super::rights::{Rights, Rules, Site, Subject};
     use super::*;
 
     const FILE: &str = r#"
@@ -169,8 +167,8 @@ topics = ["news/#"]
 
     fn rights(identity: &str, client_id: &str, address: &str) -> Rights {
         let ordered = parse(Path::new("rules"), FILE).expect("a file");
-        let address = Some(address.parse::<IpAddr>().expect("an address"));
-        Rules { ordered, acl_file: None }.for_subject(&Subject { identity, client_id, address })
+        let site = Site::Address(address.parse().expect("an address"));
+        Rules { ordered, acl_file: None }.for_subject(&Subject { identity, client_id, site })
     }
 
     #[test]

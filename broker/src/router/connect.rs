@@ -331,8 +331,8 @@ impl ArbiterState {
     /// What the client may do under the files as they are now.
     fn rights_of(&mut self, key: ConnectionKey, identity: &str) -> Option<Box<Rights>> {
         let client = self.clients.get(key.index())?;
-        let address = client.origin.address.map(|address| address.ip());
-        self.shared.authority.rights(&Subject { identity, client_id: &client.client_id, address })
+        let site = client.origin.address.map(|address| address.ip()).into();
+        self.shared.authority.rights(&Subject { identity, client_id: &client.client_id, site })
     }
 
     /// One step of enhanced authentication before CONNACK.
