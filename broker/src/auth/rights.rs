@@ -303,6 +303,12 @@ impl Rights {
         self.picked.iter().find(fits).is_some_and(|rule| rule.effect == Effect::Allow)
     }
 
+    /// Whether what it may read depends on the QoS: then a subscription may bring what it may not have, at a lower one.
+    #[must_use]
+    pub fn depends_on_qos(&self) -> bool {
+        self.picked.iter().any(|rule| rule.actions & READ != 0 && rule.qos != ANY_QOS)
+    }
+
     /// Whether it may read whatever the filter matches.
     #[must_use]
     pub fn may_subscribe(&self, filter: &TopicFilter, qos: QoS) -> bool {
@@ -457,6 +463,10 @@ mod tests {
         assert!(!rights.may_publish("x", QoS::ExactlyOnce, false) && !rights.may_publish("x", QoS::AtMostOnce, true));
         assert!(rights.may_subscribe(&filter("x"), QoS::AtLeastOnce));
         assert!(!rights.may_subscribe(&filter("x"), QoS::ExactlyOnce));
+        assert!(rights.depends_on_qos());
+        let published = Rule { qos, ..rule(Effect::Allow, PUBLISH, "x") };
+        let of_any = rule(Effect::Allow, READ, "x");
+        assert!(!self::rights(vec![published, of_any], &subject("u", "c")).depends_on_qos());
         assert_eq!(qos_bits(&[3]), None);
     }
 

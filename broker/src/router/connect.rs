@@ -524,7 +524,9 @@ impl ArbiterState {
         // Looked up again: the files may have changed since.
         let rights = self.rights_of(key, &identified.identity);
         // What was queued or subscribed to before was so by whatever the rules were.
-        let guarded = rights.is_some() && (opened.session_present || self.shared.authority.grants_subscriptions());
+        // And a subscription is judged by its own QoS, which what comes by it need not have.
+        let grants = self.shared.authority.grants_subscriptions();
+        let guarded = rights.as_ref().is_some_and(|own| opened.session_present || grants || own.depends_on_qos());
         let listener = &self.clients[key.index()].listener;
         let policy = &listener.policy;
         let session_settings = &self.shared.settings.session;
