@@ -98,6 +98,8 @@ pub struct ClientSession {
     pub reads: RetainedReads,
     /// The authenticated identity, empty for an anonymous client.
     pub identity: Arc<str>,
+    /// Whom CONNECT said to be, if that is another name: a ban on it counts too.
+    pub claimed: Option<Box<str>>,
     /// Why that is believed.
     pub credential: Credential,
     /// What it may do. `None`: there are no rules.

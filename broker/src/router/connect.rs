@@ -66,6 +66,11 @@ impl PendingConnect {
         self.connect.user_name.as_deref()
     }
 
+    /// Who it is, once that is known; empty before, and for nobody in particular.
+    pub(super) fn identity(&self) -> &str {
+        &self.identified.identity
+    }
+
     fn actor(&self) -> Actor<'_> {
         let (identity, client_id) = (&self.identified.identity, &self.negotiated.client_id);
         Actor { identity, client_id, rights: self.rights.as_deref() }
@@ -552,6 +557,7 @@ impl ArbiterState {
             asked: BTreeSet::new(),
             reads: RetainedReads::default(),
             identity: Arc::clone(&identified.identity),
+            claimed: connect.user_name.as_deref().filter(|name| **name != *identified.identity).map(Box::from),
             credential: identified.credential.clone(),
             rights,
             revocations: Vec::new(),

@@ -211,6 +211,7 @@ impl Cluster {
             asked: BTreeSet::new(),
             reads: RetainedReads::default(),
             identity: Arc::from(""),
+            claimed: None,
             credential: Credential::Anonymous,
             rights: None,
             revocations: Vec::new(),

@@ -22,7 +22,7 @@ use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::*;
-use crate::auth::Authority;
+use crate::auth::{Authority, Mechanism, MechanismStep};
 use crate::clock::{Clock, ManualClock};
 use crate::config::{ListenerConfig, Settings, SharedStrategy};
 use crate::metrics::Metrics;
@@ -626,11 +626,15 @@ fn claimant_of_several_nodes() -> (SteppedArbiter, Client, ConnectionKey) {
 }
 
 fn claimant_by(settings: Settings) -> (SteppedArbiter, Client, ConnectionKey) {
+    claimant(settings, Authority::default(), connect(ProtocolVersion::V5, "c".to_owned(), 0))
+}
+
+fn claimant(settings: Settings, authority: Authority, connect: Connect) -> (SteppedArbiter, Client, ConnectionKey) {
     let settings = Arc::new(settings);
     let clock = Clock::manual(Arc::new(ManualClock::new(0)));
     let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
     let cluster = Some(one_of_several(clock.clone()));
-    let shared = Shared::new(Arc::clone(&settings), 1, submitter, Authority::default(), 1, cluster, clock);
+    let shared = Shared::new(Arc::clone(&settings), 1, submitter, authority, 1, cluster, clock);
     let shared = Arc::new(shared);
     let mut arbiter = SteppedArbiter::new(0, Arc::clone(&shared), Metrics::isolated().arbiter());
     let address = SocketAddr::from(([127, 0, 0, 1], 1883));
@@ -639,7 +643,7 @@ fn claimant_by(settings: Settings) -> (SteppedArbiter, Client, ConnectionKey) {
     let (here, there) = MemoryStream::pair(4096);
     let connection = arbiter.add_connection(there, listener, None);
     let mut client = Client::new(here, ProtocolVersion::V5);
-    client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, "c".to_owned(), 0))));
+    client.send(&Packet::Connect(Box::new(connect)));
     client.write(usize::MAX);
     arbiter.run();
     (arbiter, client, connection)
@@ -1168,6 +1172,48 @@ fn whoever_has_most_waiting_is_closed_first() {
         world.pass(1000);
         assert_eq!(left(&world), expected);
     }
+}
+
+/// Says of everybody that it is Eve.
+struct IsEve;
+
+impl Mechanism for IsEve {
+    fn step(&mut self, _: Option<&[u8]>) -> MechanismStep {
+        MechanismStep::Success { identity: Arc::from("eve"), data: None }
+    }
+}
+
+/// A ban on a user closes who is connected: whoever said to be that user when it connected, and whoever is that user and waits
+/// for its Client Identifier.
+///
+/// Abuse: [bans]
+#[test]
+fn a_ban_on_a_user_is_about_whom_clients_said_to_be_and_about_whom_they_are() {
+    let mut world = World::new(1);
+    let comes = |world: &mut World, name: &str| {
+        let connect = connect(ProtocolVersion::V5, name.to_owned(), 0);
+        let mut client = world.open(0, Connect { user_name: Some(name.to_owned()), ..connect });
+        assert!(matches!(packets(&mut client)[..], [Packet::ConnAck(_)]));
+        client
+    };
+    let mut eve = comes(&mut world, "eve");
+    let mut bob = comes(&mut world, "bob");
+    world.shared.bans.set([("user:eve", 0)].into_iter());
+    world.pass(1000);
+    world.arbiters[0].run();
+    assert!(matches!(packets(&mut eve)[..], [Packet::Disconnect(_)]));
+    assert_eq!(packets(&mut bob), []);
+
+    let authority = Authority::default().with_mechanism("M", Box::new(|| Box::new(IsEve)));
+    let properties = ConnectProperties { authentication_method: Some("M".to_owned()), ..ConnectProperties::default() };
+    let connect = connect(ProtocolVersion::V5, "c".to_owned(), 0);
+    let (mut arbiter, mut client, _) = claimant(Settings::default(), authority, Connect { properties, ..connect });
+    assert_eq!(packets(&mut client), [], "its group has not answered");
+    arbiter.state.shared.bans.set([("user:eve", 0)].into_iter());
+    arbiter.on_second();
+    arbiter.run();
+    let packets = packets(&mut client);
+    assert!(matches!(&packets[..], [Packet::ConnAck(connack)] if connack.reason_code == ReasonCode::Banned), "{packets:?}");
 }
 
 /// MQTT 5, section 4.11: it hears where another server is. Whom nobody could tell stays, where only others are to go.
