@@ -319,6 +319,7 @@ impl PasswordFile {
 pub fn check_user_name(user: &str) -> Result<(), &'static str> {
     match user {
         "" => Err("the user name is empty"),
+        _ if user.starts_with('#') => Err("a line that begins with `#` is a comment, so a user name must not"),
         _ if user.contains(':') => Err("a user name must not contain `:`"),
         _ if user.len() > usize::from(u16::MAX) => Err("the user name is longer than MQTT allows"),
         _ if user.chars().any(char::is_control) => Err("the user name contains a control character"),
