@@ -21,8 +21,6 @@ use bytes::Bytes;
 use foldhash::fast::RandomState;
 use kentongan_proto::mqtt::{QoS, ReasonCode};
 use kentongan_proto::topic::TopicFilter;
-use ring::hmac;
-use ring::rand::SystemRandom;
 
 use crate::config::AuthConfig;
 use crate::listener::ListenerContext;
@@ -152,8 +150,6 @@ pub struct Authority {
     policy: RwLock<Arc<Policy>>,
     verifier: OnceLock<Verifier>,
     remembered: Option<Remembered>,
-    /// Makes salts for those who are no users.
-    stranger_key: Option<hmac::Key>,
     hasher: RandomState,
 }
 
@@ -211,8 +207,7 @@ impl Authority {
         plugged.or_else(|| {
             let policy = self.policy();
             let is_offered = method == scram::METHOD && listener.asks_for_passwords() && policy.passwords.is_some();
-            let key = self.stranger_key.clone().filter(|_| is_offered)?;
-            Some(Box::new(Scram::new(policy, key)) as Box<dyn Mechanism>)
+            is_offered.then(|| Box::new(Scram::new(policy)) as Box<dyn Mechanism>)
         })
     }
 
@@ -234,8 +229,6 @@ impl Authority {
     /// What is wrong with them, with file and line; or the system gave no thread.
     pub fn open(&mut self, config: &AuthConfig) -> anyhow::Result<()> {
         self.remembered = Remembered::new(config.remember_max as usize, config.remember_seconds)?;
-        let stranger_key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new());
-        self.stranger_key = Some(stranger_key.map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?);
         let policy = self.read(config)?;
         self.change(policy, config)
     }
