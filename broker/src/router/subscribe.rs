@@ -33,6 +33,12 @@ impl ArbiterState {
             .iter()
             .map(|(filter, options)| self.filter_refusal(key, filter, options.qos, &mut fresh))
             .collect();
+        if self.shared.authority.grants_subscriptions()
+            && let Some(client) = self.client(key)
+        {
+            // As it has been since a moment ago: this connection may not have heard of it, and nobody looked at the filters.
+            client.guarded |= client.session.as_ref().is_some_and(|session| session.rights.is_some());
+        }
         for ((filter, _), refusal) in subscribe.filters.iter().zip(&refusals) {
             if let Some(reason) = *refusal {
                 self.on_filter_refused(key, filter, reason);

@@ -24,7 +24,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use super::*;
 use crate::auth::{Authority, Mechanism, MechanismStep};
 use crate::clock::{Clock, ManualClock};
-use crate::config::{ListenerConfig, Settings, SharedStrategy};
+use crate::config::{AclSubscribe, AuthConfig, ListenerConfig, Settings, SharedStrategy};
 use crate::metrics::Metrics;
 use crate::moving::Place;
 use crate::peers::wire::Forwarded;
@@ -1172,6 +1172,42 @@ fn whoever_has_most_waiting_is_closed_first() {
         world.pass(1000);
         assert_eq!(left(&world), expected);
     }
+}
+
+/// Between the moment in which new rules grant every subscription and that in which a connection hears of them, what comes by one
+/// is looked at.
+///
+/// Abuse: [authorize]
+#[test]
+fn a_subscription_that_new_rules_grant_brings_no_more_than_may_be_read() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("acl");
+    std::fs::write(&file, "topic write b\ntopic readwrite a\n").expect("written");
+    let config = |acl_subscribe| AuthConfig { acl_file: Some(file.clone()), acl_subscribe, ..AuthConfig::default() };
+    let mut authority = Authority::default();
+    authority.open(&config(AclSubscribe::Covered)).expect("it can be read");
+    let connect = connect(ProtocolVersion::V5, "c".to_owned(), 0);
+    let (mut arbiter, mut client, connection) = claimant(Settings::default(), authority, connect);
+    grant(&mut arbiter, connection);
+    let authority = &arbiter.state.shared.authority;
+    let granting = authority.read(&config(AclSubscribe::Filter)).expect("it can be read");
+    authority.change(granting, &config(AclSubscribe::Filter)).expect("it can be used");
+    let subscribe = subscribe_to(&mut client, &["#"], QoS::AtMostOnce);
+    client.send(&subscribe);
+    for topic in ["b", "a"] {
+        let publish = publish_to(&mut client, topic, "x");
+        client.send(&publish);
+    }
+    client.write(usize::MAX);
+    arbiter.run();
+    let topics: Vec<_> = packets(&mut client)
+        .into_iter()
+        .filter_map(|packet| match packet {
+            Packet::Publish(publish) => Some(publish.topic),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(topics, ["a"]);
 }
 
 /// Says of everybody that it is Eve.
