@@ -20,7 +20,7 @@ use super::shared::{MEMORY_LEVEL_CLOSES, MEMORY_LEVEL_REFUSES};
 use super::{ConnectionKey, Event};
 use crate::audit::RefusedLogin;
 use crate::auth::{
-    Action, Actor, Identified, Mechanism, MechanismStep, Progress, Redirection, Rights, Subject, Verified,
+    Action, Actor, Credential, Identified, Mechanism, MechanismStep, Progress, Redirection, Rights, Subject, Verified,
 };
 use crate::connection::LayerError;
 use crate::metrics::{AuthenticationOutcome, CloseReason, ConnectRefusal, PublishRefusal};
@@ -312,12 +312,11 @@ impl ArbiterState {
     /// The files of users and rights were read again: whoever would not be let in any more goes.
     pub(super) fn on_policy_changed(&mut self) {
         for key in self.keys() {
-            let shared = Arc::clone(&self.shared);
             let session = self.client(key).and_then(|client| client.session.as_ref());
             let Some(identified) = session.map(|session| session.identified()) else {
                 continue;
             };
-            if !shared.authority.is_still(&identified) {
+            if !self.may_stay(key, &identified) {
                 self.end(key, EndCause::NotAuthorized, Some(ReasonCode::NotAuthorized));
                 continue;
             }
@@ -331,6 +330,14 @@ impl ArbiterState {
             }
             self.revoke_subscriptions(key);
         }
+    }
+
+    /// Whether the client would still be let in as who it is.
+    fn may_stay(&self, key: ConnectionKey, identified: &Identified) -> bool {
+        let listener = self.clients.get(key.index()).map(|client| &client.listener);
+        let is_let_in = identified.credential != Credential::Anonymous
+            || listener.is_none_or(|listener| listener.lets_anonymous_stay());
+        is_let_in && self.shared.authority.is_still(identified)
     }
 
     /// What the client may do under the files as they are now.
@@ -516,7 +523,7 @@ impl ArbiterState {
             self.abandon(&opened);
             return self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");
         }
-        if !self.shared.authority.is_still(&pending.identified) {
+        if !self.may_stay(key, &pending.identified) {
             // The files changed while the claim was under way.
             self.abandon(&opened);
             return self.refuse(key, ReasonCode::NotAuthorized, "the user is gone, or has another password");
