@@ -10,6 +10,7 @@
 mod address;
 mod layer;
 mod load;
+mod open_files;
 mod origin;
 mod reload;
 mod schema;
@@ -24,6 +25,7 @@ pub use address::{FileMode, ListenAddress};
 pub use layer::{CONFIG_VARIABLE, ENVIRONMENT_PREFIX};
 pub(crate) use load::check_host_port;
 pub use load::{Effective, FlagValue, Sources};
+pub use open_files::warn_of_open_files;
 pub use origin::{ConfigError, Origin, Problem};
 pub use reload::{Change, ListenerName, Reload, changes};
 pub use schema::{Field, SettingType};
