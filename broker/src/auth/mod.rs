@@ -32,7 +32,7 @@ use verifier::Verifier;
 pub use chain::{Credential, Identified, PasswordOutcome, Progress, Question, Verified};
 pub use password_file::{FileError, MosquittoForm, PasswordFile, StoredPassword, check_user_name};
 pub use policy::Policy;
-pub use rights::{Site, Rights, Subject};
+pub use rights::{Rights, Site, Subject};
 
 /// Who wants to do something.
 #[derive(Debug, Clone, Copy)]

@@ -225,8 +225,7 @@ impl StoredPassword {
         match self {
             Self::Argon2(text) => {
                 let cost = PasswordHash::new(text).ok().and_then(|hash| argon2::Params::try_from(&hash).ok());
-                let [memory, passes, lanes] =
-                    cost.map_or([0; 3], |cost| [cost.m_cost(), cost.t_cost(), cost.p_cost()]);
+                let [memory, passes, lanes] = cost.map_or([0; 3], |cost| [cost.m_cost(), cost.t_cost(), cost.p_cost()]);
                 Cost::Argon2 { memory, passes, lanes }
             }
             Self::Pbkdf2Sha512 { iterations, .. } => Cost::Pbkdf2Sha512(*iterations),
@@ -447,7 +446,8 @@ mod tests {
     const PHC: &str = "AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
     /// Salt and keys.
-    const SCRAM: &str = "$AAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    const SCRAM: &str =
+        "$AAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
     fn parse(text: &str) -> Result<PasswordFile, String> {
         PasswordFile::parse(Path::new("passwords"), text).map_err(|error| error.to_string())

@@ -262,7 +262,9 @@ mod tests {
         assert!(text.starts_with("# users\nana:$argon2id$") && text.contains(&kept), "{text}");
         let users = PasswordFile::read(&path).expect("a file");
         assert_eq!((users.verify("ana", b"ta:buh"), users.verify("budi", b"kept")), (Some(true), Some(true)));
-        for (line, expected) in [("citra:", "line 2: the password of \"citra\" is empty"), (":x", "line 2: the user name is")] {
+        for (line, expected) in
+            [("citra:", "line 2: the password of \"citra\" is empty"), (":x", "line 2: the user name is")]
+        {
             let text = format!("budi:{kept}\n{line}\n");
             fs::write(&path, &text).expect("written");
             let error = passwd(&["-U", path.to_str().expect("UTF-8")]).expect_err("refused").to_string();

@@ -7,7 +7,9 @@ use clap::Args;
 
 use super::local::{Local, parse_peer, parse_peer_listener};
 use super::{EXIT_FAILURE, EXIT_USAGE, logging};
-use crate::config::{self, ConfigError, Effective, FlagValue, Reload, Settings, Sources, warn_of_open_files};
+use crate::config::{
+    self, ConfigError, Effective, FlagValue, ListenerConfig, Reload, Settings, Sources, warn_of_open_files,
+};
 use crate::ending::Ending;
 
 /// The flags of the broker. Each stands for a setting and wins over every other source of it.
@@ -161,7 +163,7 @@ pub(super) fn run(arguments: &ServeArgs, serve: impl FnOnce(Effective, Reloading
 }
 
 fn is_closed_to_others(settings: &Settings) -> bool {
-    settings.listener.iter().all(|listener| listener.address.is_local())
+    settings.listener.iter().all(ListenerConfig::is_for_this_machine)
 }
 
 #[cfg(test)]

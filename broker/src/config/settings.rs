@@ -51,8 +51,9 @@ settings! {
         /// `"memory"`, a majority has it in memory and the disk follows. A power cut of all nodes loses
         /// acknowledged messages under `"memory"` only.
         pub durability: Durability = Durability::Fsync,
-        /// Whether clients may connect without a user name. Unset: only on listeners of a loopback address. A
-        /// listener may say otherwise for itself.
+        /// Whether clients may connect without a user name. Unset: only on listeners of a loopback address or a Unix socket
+        /// that no proxy speaks for others on (`proxy_protocol_from`, `websocket.forwarded_from`). A listener may say
+        /// otherwise for itself.
         pub allow_anonymous: Option<bool> = None => reloaded,
         /// Where MQTT clients connect. Unset: port 1883 of the loopback addresses, 127.0.0.1 and, where there is
         /// one, ::1. A source that names listeners replaces all those of the weaker ones.
@@ -656,11 +657,19 @@ impl ListenerConfig {
         self.protocol_versions.iter().any(|&own| mqtt::ProtocolVersion::from(own) == version)
     }
 
+    /// Whether all its clients are on this machine. Behind a proxy that says for whom it connects may be anybody.
+    #[must_use]
+    pub fn is_for_this_machine(&self) -> bool {
+        let forwards = |websocket: &WebSocketConfig| !websocket.forwarded_from.is_empty();
+        let is_proxied = !self.proxy_protocol_from.is_empty() || self.websocket.as_ref().is_some_and(forwards);
+        self.address.is_local() && !is_proxied
+    }
+
     /// Whether clients of this listener may come without a user name: its own word, else that of `settings`, else
-    /// whether only this machine can connect.
+    /// whether they are on this machine.
     #[must_use]
     pub fn allows_anonymous(&self, settings: &Settings) -> bool {
         let said = self.allow_anonymous.or(settings.allow_anonymous);
-        said.unwrap_or_else(|| self.address.is_local())
+        said.unwrap_or_else(|| self.is_for_this_machine())
     }
 }

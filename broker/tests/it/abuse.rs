@@ -559,7 +559,8 @@ fn a_client_identifier_that_comes_and_goes_too_often_is_banned_where_that_is_set
 /// Abuse: [reconnect-storm]
 #[test]
 fn a_user_that_asks_for_the_identifier_of_another_does_not_lock_it_out() {
-    let files = Files::new("allow_anonymous = false\nauth.password_file = \"@/passwords\"\nlimits.flap_connects_max = 5");
+    let files =
+        Files::new("allow_anonymous = false\nauth.password_file = \"@/passwords\"\nlimits.flap_connects_max = 5");
     files.write("passwords", &(quick("ana", "tabuh") + &quick("budi", "kentong")));
     let broker = files.start();
     let come = |user: &str, password: &str| {

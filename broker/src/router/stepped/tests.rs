@@ -1249,7 +1249,10 @@ fn a_ban_on_a_user_is_about_whom_clients_said_to_be_and_about_whom_they_are() {
     arbiter.on_second();
     arbiter.run();
     let packets = packets(&mut client);
-    assert!(matches!(&packets[..], [Packet::ConnAck(connack)] if connack.reason_code == ReasonCode::Banned), "{packets:?}");
+    assert!(
+        matches!(&packets[..], [Packet::ConnAck(connack)] if connack.reason_code == ReasonCode::Banned),
+        "{packets:?}"
+    );
 }
 
 /// MQTT 5, section 4.11: it hears where another server is. Whom nobody could tell stays, where only others are to go.
