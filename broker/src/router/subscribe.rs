@@ -385,7 +385,9 @@ impl ArbiterState {
             return;
         }
         if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
-            outcomes.iter().for_each(|outcome| drop(session.asked.remove(outcome.filter.as_str())));
+            for outcome in &outcomes {
+                session.asked.remove(outcome.filter.as_str());
+            }
         }
         let codes = outcomes.iter().map(|outcome| outcome.reason).collect();
         let is_overtaken = |outcome: &SubscribeOutcome| self.is_answered_since(key, ticket, &outcome.filter);

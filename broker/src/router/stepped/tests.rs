@@ -1240,7 +1240,7 @@ fn a_ban_on_a_user_is_about_whom_clients_said_to_be_and_about_whom_they_are() {
     assert!(matches!(packets(&mut eve)[..], [Packet::Disconnect(_)]));
     assert_eq!(packets(&mut bob), []);
 
-    let authority = Authority::default().with_mechanism("M", Box::new(|| Box::new(IsEve)));
+    let authority = Authority::default().with_mechanism("M", Box::new(|| Box::new(IsEve) as Box<dyn Mechanism>));
     let properties = ConnectProperties { authentication_method: Some("M".to_owned()), ..ConnectProperties::default() };
     let connect = connect(ProtocolVersion::V5, "c".to_owned(), 0);
     let (mut arbiter, mut client, _) = claimant(Settings::default(), authority, Connect { properties, ..connect });
