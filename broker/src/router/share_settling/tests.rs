@@ -1112,7 +1112,7 @@ fn a_member_elsewhere_that_never_acknowledges_stops_nobody() {
     let bystander = cluster.join(0, 0, 10, QoS::AtLeastOnce);
     let subscribe = |filter: &str| {
         let filter = filter.as_bytes();
-        [&[0x82, 5 + 1 + filter.len() as u8, 0, 1, 0, 0, filter.len() as u8], filter, &[1]].concat()
+        [&[0x82, 6 + filter.len() as u8, 0, 1, 0, 0, filter.len() as u8][..], filter, &[1]].concat()
     };
     for filter in ["a", "b"] {
         let socket = cluster.sockets.last_mut().expect("that of the bystander");
