@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::io::Write as _;
 
-use kentongan::auth::{Action, Actor, Authority, Subject};
+use kentongan::auth::{Action, Actor, Authority, Site, Subject};
 use kentongan::config::AuthConfig;
 use kentongan_proto::mqtt::QoS;
 
@@ -27,7 +27,7 @@ fn authorize(counter: &mut Counter, rules: usize) {
         let acl_file = Some(file.path().to_owned());
         authority.open(&AuthConfig { acl_file, ..AuthConfig::default() }).expect("rules in order");
     }
-    let rights = authority.rights(&Subject { identity: "ana", client_id: "c", address: None }, None);
+    let rights = authority.rights(&Subject { identity: "ana", client_id: "c", site: Site::Away }, None);
     let actor = Actor { identity: "ana", client_id: "c", rights: rights.as_deref() };
     let topic = format!("plant/device-{:04}/line/temperature", rules.saturating_sub(1));
     counter.count(DECISIONS, || {

@@ -102,7 +102,7 @@ fn rule(text: &str, pattern: fn(&str) -> Result<Pattern, String>) -> Result<Rule
 mod tests {
     use kentongan_proto::mqtt::QoS;
 
-    use super::super::rights::{Rights, Rules};
+    use super::super::rights::{Rights, Rules, Site};
     use super::*;
 
     fn parse(text: &str) -> Result<AclFile, String> {
@@ -111,7 +111,7 @@ mod tests {
 
     fn rights(text: &str, identity: &str, client_id: &str) -> Rights {
         let rules = Rules { acl_file: Some(parse(text).expect("a file")), ..Rules::default() };
-        rules.for_subject(&Subject { identity, client_id, address: None })
+        rules.for_subject(&Subject { identity, client_id, site: Site::NoAddress })
     }
 
     const FILE: &str = "# for everybody without a name\n\

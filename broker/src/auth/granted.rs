@@ -257,7 +257,7 @@ mod tests {
     use kentongan_proto::topic::TopicFilter;
     use serde_json::json;
 
-    use super::super::rights::{Rights, Rules, Subject};
+    use super::super::rights::{Rights, Rules, Site, Subject};
     use super::*;
 
     fn parse(value: Value) -> Result<GrantedRules, String> {
@@ -269,7 +269,7 @@ mod tests {
         Rights::granted(files, granted.rules().expect("rules"), subject)
     }
 
-    const ANA: Subject<'static> = Subject { identity: "ana", client_id: "dev-7", address: None };
+    const ANA: Subject<'static> = Subject { identity: "ana", client_id: "dev-7", site: Site::Away };
 
     fn may_write(rights: &Rights, topic: &str) -> bool {
         rights.may_publish(topic, QoS::AtMostOnce, false)

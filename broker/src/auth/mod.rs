@@ -27,8 +27,6 @@ use bytes::Bytes;
 use foldhash::fast::RandomState;
 use kentongan_proto::mqtt::{Connect, QoS, ReasonCode};
 use kentongan_proto::topic::TopicFilter;
-use ring::hmac;
-use ring::rand::SystemRandom;
 
 use crate::config::AuthConfig;
 use crate::connection::Origin;
@@ -46,7 +44,7 @@ pub use http::{BreakerState, Renewal, RenewedRights, RightsTerms};
 pub use jwt::{FetchedKeys, begins_like_token};
 pub use password_file::{FileError, MosquittoForm, PasswordFile, StoredPassword, check_user_name};
 pub use policy::Policy;
-pub use rights::{Rights, Subject};
+pub use rights::{Rights, Site, Subject};
 pub(crate) use rights::{is_dangerous, with_names};
 
 /// When somebody comes, by both clocks of this node.
@@ -186,8 +184,6 @@ pub struct Authority {
     asking: OnceLock<http::Asking>,
     http_metrics: HttpAuthMetrics,
     remembered: Option<Remembered>,
-    /// Makes salts for those who are no users.
-    stranger_key: Option<hmac::Key>,
     hasher: RandomState,
 }
 
@@ -252,8 +248,7 @@ impl Authority {
         plugged.or_else(|| {
             let policy = self.policy();
             let is_offered = method == scram::METHOD && listener.asks_for_passwords() && policy.passwords.is_some();
-            let key = self.stranger_key.clone().filter(|_| is_offered)?;
-            Some(Box::new(Scram::new(policy, key)) as Box<dyn Mechanism>)
+            is_offered.then(|| Box::new(Scram::new(policy)) as Box<dyn Mechanism>)
         })
     }
 
@@ -289,8 +284,6 @@ impl Authority {
     /// What is wrong with them, with file and line; or the system gave no thread.
     pub fn open(&mut self, config: &AuthConfig) -> anyhow::Result<()> {
         self.remembered = Remembered::new(config.remember_max as usize, config.remember_seconds)?;
-        let stranger_key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new());
-        self.stranger_key = Some(stranger_key.map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?);
         let policy = self.read(config)?;
         self.change(policy, config)
     }
@@ -426,7 +419,7 @@ impl Authority {
         is_granted: bool,
         message: &message::Message,
     ) -> bool {
-        let subject = Subject { identity, client_id, address: None };
+        let subject = Subject { identity, client_id, site: Site::Away };
         let rights = match is_granted {
             true => self
                 .policy()

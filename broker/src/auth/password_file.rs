@@ -5,6 +5,7 @@
 //! HMAC-SHA-512, and `$6$SALT$HASH`, SHA-512 of password and salt. So a fleet moves over without new passwords. A user that
 //! is to show its password by SCRAM-SHA-256 has `$scram-sha-256$ITERATIONS$SALT$STORED_KEY$SERVER_KEY`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::num::NonZeroU32;
 use std::path::Path;
@@ -16,10 +17,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use ring::rand::SecureRandom;
-use ring::{digest, pbkdf2, rand};
+use ring::{digest, hmac, pbkdf2, rand};
 use subtle::ConstantTimeEq;
 
-use super::scram::ScramKeys;
+use super::scram::{self, ScramKeys};
 use crate::http_client::HttpClientError;
 
 /// Bytes of a SHA-512.
@@ -28,8 +29,17 @@ const SHA512_BYTES: usize = 64;
 /// Salt of what we write, as RFC 9106 recommends.
 const SALT_BYTES: usize = 16;
 
-/// Iterations of a `$7$` entry beyond which a file is wrong rather than careful: one password would take minutes.
-const ITERATIONS_MAX: u32 = 100_000_000;
+/// Iterations beyond which a file is wrong rather than careful: one password would take many seconds.
+pub(super) const ITERATIONS_MAX: u32 = 10_000_000;
+
+/// Memory of argon2, in KiB, beyond which it is: each thread that verifies takes as much.
+const ARGON2_KIB_MAX: u32 = 1 << 20;
+
+/// Passes of argon2 over it beyond which it is.
+const ARGON2_PASSES_MAX: u32 = 64;
+
+/// Entries that make the key for strangers. All are needed to know it; those that come behind change nothing.
+const KEY_ENTRIES: usize = 3;
 
 /// What is wrong with a file of users or rights, and where.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +136,14 @@ impl StoredPassword {
         if text.starts_with("$argon2") {
             let hash = PasswordHash::new(text).map_err(|error| format!("no argon2 hash in PHC form ({error})"))?;
             argon2::Algorithm::try_from(hash.algorithm).map_err(|_| String::from("an unknown kind of argon2"))?;
-            argon2::Params::try_from(&hash).map_err(|error| format!("parameters of argon2: {error}"))?;
+            let cost = argon2::Params::try_from(&hash).map_err(|error| format!("parameters of argon2: {error}"))?;
+            if cost.m_cost() > ARGON2_KIB_MAX || cost.t_cost() > ARGON2_PASSES_MAX {
+                return Err(format!(
+                    "argon2 with m={} and t={} would take too long; at most m={ARGON2_KIB_MAX} (KiB) and t={ARGON2_PASSES_MAX}",
+                    cost.m_cost(),
+                    cost.t_cost()
+                ));
+            }
             if hash.hash.is_none() || hash.salt.is_none() {
                 return Err(String::from("an argon2 hash without salt or without hash"));
             }
@@ -207,14 +224,27 @@ impl StoredPassword {
         }
     }
 
-    /// Which of two kinds takes longer, as a rule.
-    fn strength(&self) -> u8 {
+    /// What it takes to verify: entries of the same cost take the same time.
+    fn cost(&self) -> Cost {
         match self {
-            Self::Argon2(_) => 2,
-            Self::Pbkdf2Sha512 { .. } | Self::Scram(_) => 1,
-            Self::Sha512 { .. } => 0,
+            Self::Argon2(text) => {
+                let cost = PasswordHash::new(text).ok().and_then(|hash| argon2::Params::try_from(&hash).ok());
+                let [memory, passes, lanes] = cost.map_or([0; 3], |cost| [cost.m_cost(), cost.t_cost(), cost.p_cost()]);
+                Cost::Argon2 { memory, passes, lanes }
+            }
+            Self::Pbkdf2Sha512 { iterations, .. } => Cost::Pbkdf2Sha512(*iterations),
+            Self::Scram(keys) => Cost::Scram(keys.iterations),
+            Self::Sha512 { .. } => Cost::Sha512,
         }
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Cost {
+    Argon2 { memory: u32, passes: u32, lanes: u32 },
+    Pbkdf2Sha512(NonZeroU32),
+    Scram(NonZeroU32),
+    Sha512,
 }
 
 /// The forms that mosquitto_passwd writes.
@@ -245,11 +275,76 @@ fn salted_sha512(salt: &[u8], password: &[u8]) -> [u8; SHA512_BYTES] {
 }
 
 /// The users of a file.
-#[derive(Debug)]
 pub struct PasswordFile {
     users: HashMap<Box<str>, StoredPassword, RandomState>,
-    /// What the password of somebody who is no user is held against, so that the answer takes as long.
-    dummy: StoredPassword,
+    strangers: Strangers,
+}
+
+impl fmt::Debug for PasswordFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PasswordFile").field("users", &self.users.len()).finish_non_exhaustive()
+    }
+}
+
+/// What somebody is asked who is no user, so that nothing tells that from one who is: neither the time that a wrong password
+/// takes, nor what SCRAM begins with. Each name is given one of the kinds that there are among the users, the same each time
+/// and on each node that has the file, after a restart too.
+struct Strangers {
+    /// Made of the file, which nobody knows who may not know all of it.
+    key: hmac::Key,
+    /// One entry of each cost that there is.
+    dummies: Vec<StoredPassword>,
+    /// Each number of iterations, with the length of its salts, that SCRAM has for users.
+    challenges: Vec<(NonZeroU32, usize)>,
+}
+
+impl Strangers {
+    fn of(entries: &[(&str, StoredPassword)], key: hmac::Key) -> Self {
+        let mut dummies = BTreeMap::new();
+        let mut challenges = BTreeSet::new();
+        for (_, stored) in entries {
+            dummies.entry(stored.cost()).or_insert_with(|| stored.clone());
+            if let StoredPassword::Scram(keys) = stored {
+                challenges.insert((keys.iterations, keys.salt.len()));
+            }
+        }
+        if challenges.is_empty() {
+            challenges.insert((scram::ITERATIONS, SALT_BYTES));
+        }
+        Self { key, dummies: dummies.into_values().collect(), challenges: challenges.into_iter().collect() }
+    }
+
+    fn bytes(&self, purpose: &str, number: u8, user: &str) -> hmac::Tag {
+        let mut context = hmac::Context::with_key(&self.key);
+        context.update(purpose.as_bytes());
+        context.update(&[number]);
+        context.update(user.as_bytes());
+        context.sign()
+    }
+
+    fn pick<'a, T>(&self, of: &'a [T], purpose: &str, user: &str) -> Option<&'a T> {
+        let drawn = self.bytes(purpose, 0, user);
+        let drawn = drawn.as_ref().iter().take(4).fold(0usize, |number, &byte| number << 8 | usize::from(byte));
+        of.get(drawn % of.len().max(1))
+    }
+
+    fn dummy(&self, user: &str) -> Option<&StoredPassword> {
+        self.pick(&self.dummies, "cost", user)
+    }
+
+    fn challenge(&self, user: &str) -> (Vec<u8>, NonZeroU32) {
+        let picked = self.pick(&self.challenges, "iterations", user);
+        let (iterations, salt_bytes) = picked.copied().unwrap_or((scram::ITERATIONS, SALT_BYTES));
+        let mut salt = Vec::new();
+        for number in 0..=u8::MAX {
+            if salt.len() >= salt_bytes {
+                break;
+            }
+            salt.extend_from_slice(self.bytes("salt", number, user).as_ref());
+        }
+        salt.truncate(salt_bytes);
+        (salt, iterations)
+    }
 }
 
 impl PasswordFile {
@@ -262,8 +357,9 @@ impl PasswordFile {
     }
 
     pub(super) fn parse(path: &Path, text: &str) -> Result<Self, FileError> {
+        let mut entries: Vec<(&str, StoredPassword)> = Vec::new();
         let mut users = HashMap::default();
-        let mut dummy: Option<StoredPassword> = None;
+        let mut secret = digest::Context::new(&digest::SHA256);
         for (number, line) in text.lines().enumerate() {
             let refused = |message: &str| FileError::line(path, number + 1, message);
             let line = line.trim_end_matches('\r');
@@ -273,15 +369,20 @@ impl PasswordFile {
             let (user, stored) = line.split_once(':').ok_or_else(|| refused("not USER:HASH"))?;
             check_user_name(user).map_err(refused)?;
             let stored = StoredPassword::parse(stored).map_err(|message| refused(&message))?;
-            if dummy.as_ref().is_none_or(|dummy| dummy.strength() < stored.strength()) {
-                dummy = Some(stored.clone());
+            if entries.len() < KEY_ENTRIES {
+                secret.update(line.as_bytes());
+                secret.update(b"\n");
             }
-            if users.insert(Box::from(user), stored).is_some() {
+            if users.insert(Box::from(user), stored.clone()).is_some() {
                 return Err(refused("that user stands in an earlier line already"));
             }
+            entries.push((user, stored));
         }
-        let dummy = dummy.ok_or_else(|| FileError::whole(path, "there is no user in it"))?;
-        Ok(Self { users, dummy })
+        if entries.is_empty() {
+            return Err(FileError::whole(path, "there is no user in it"));
+        }
+        let key = hmac::Key::new(hmac::HMAC_SHA256, secret.finish().as_ref());
+        Ok(Self { users, strangers: Strangers::of(&entries, key) })
     }
 
     /// Whether it is that user's password. `None`: there is no such user. Takes its time: argon2id is meant to.
@@ -291,10 +392,15 @@ impl PasswordFile {
             Some(stored) => Some(stored.matches(password)),
             None => {
                 // Kept from being left out: the answer is not needed, the time is.
-                std::hint::black_box(self.dummy.matches(password));
+                std::hint::black_box(self.strangers.dummy(user).map(|dummy| dummy.matches(password)));
                 None
             }
         }
+    }
+
+    /// Salt and iterations by which SCRAM asks somebody who has no keys for it.
+    pub(super) fn challenge_of_stranger(&self, user: &str) -> (Vec<u8>, NonZeroU32) {
+        self.strangers.challenge(user)
     }
 
     /// How a user's password is kept.
@@ -323,6 +429,7 @@ impl PasswordFile {
 pub fn check_user_name(user: &str) -> Result<(), &'static str> {
     match user {
         "" => Err("the user name is empty"),
+        _ if user.starts_with('#') => Err("a line that begins with `#` is a comment, so a user name must not"),
         _ if user.contains(':') => Err("a user name must not contain `:`"),
         _ if user.len() > usize::from(u16::MAX) => Err("the user name is longer than MQTT allows"),
         _ if user.chars().any(char::is_control) => Err("the user name contains a control character"),
@@ -338,6 +445,13 @@ mod tests {
     const PBKDF2: &str = "$7$101$VcwtcHnFvjQkOPm+$q8G125YW9JkaFcGsm7qCJrM9aXItoLxwqcrVRJLupbIpq5F73j37AH2x8buEIQUXWudt8UalrSvsXASnDQZYfA==";
     const SHA512: &str =
         "$6$4OTXbjlzcrWsFhUg$Ugf1txuaFBnJWKhdr9TfkaTN4cZamWAqt97o6GG+GyyqJ8mnBHuJ4L9cDbtOZbnVwhQKIKlss4yd5ZICajOPgw==";
+
+    /// Salt and hash.
+    const PHC: &str = "AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
+    /// Salt and keys.
+    const SCRAM: &str =
+        "$AAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
     fn parse(text: &str) -> Result<PasswordFile, String> {
         PasswordFile::parse(Path::new("passwords"), text).map_err(|error| error.to_string())
@@ -361,7 +475,51 @@ mod tests {
             assert_eq!(file.verify(user, b""), Some(false), "{user}");
         }
         assert_eq!(file.verify("e", b"tabuh"), None);
-        assert_eq!(file.dummy.strength(), 2, "strangers wait as long as the slowest");
+    }
+
+    /// A wrong password of a user takes as long as one of some strangers, and which those are nobody can tell.
+    ///
+    /// Abuse: [passwords]
+    #[test]
+    fn strangers_take_the_time_of_the_users_that_there_are() {
+        let argon2 = StoredPassword::argon2id(b"tabuh").expect("hashed");
+        let kinds = |text: &str| {
+            let file = parse(text).expect("a file");
+            let kind = |number: usize| format!("{:?}", file.strangers.dummy(&number.to_string()).expect("a kind"));
+            (0..100).map(kind).collect::<Vec<_>>()
+        };
+        let both = format!("a:{argon2}\nb:{SHA512}\nc:{PBKDF2}\n");
+        let drawn = kinds(&both);
+        let differ: BTreeSet<_> = drawn.iter().cloned().collect();
+        assert_eq!(differ.into_iter().collect::<Vec<_>>(), ["argon2", "pbkdf2-sha512", "sha512"]);
+        assert_eq!(kinds(&both), drawn, "at each start, and on each node");
+        assert_eq!(kinds(&format!("{both}d:{SHA512}\n")), drawn, "somebody came");
+        assert!(kinds(&format!("b:{SHA512}\n")).iter().all(|kind| kind == "sha512"));
+    }
+
+    /// Abuse: [passwords]
+    #[test]
+    fn strangers_are_asked_as_users_are() {
+        let keys = |iterations: u32, salt: &str| {
+            format!("$scram-sha-256${iterations}${salt}${}${}", BASE64.encode([1; 32]), BASE64.encode([2; 32]))
+        };
+        let (short, long) = (BASE64.encode([3; 8]), BASE64.encode([4; 40]));
+        let text = format!("a:{}\nb:{}\nc:{SHA512}\n", keys(10_000, &short), keys(20_000, &long));
+        let ask = |text: &str, user: &str| parse(text).expect("a file").challenge_of_stranger(user);
+        let names: Vec<_> = (0..100).map(|number| number.to_string()).collect();
+        let asked: BTreeSet<_> = names
+            .iter()
+            .map(|name| {
+                let (salt, iterations) = ask(&text, name);
+                assert_eq!(ask(&text, name), (salt.clone(), iterations), "the same each time");
+                (iterations.get(), salt.len())
+            })
+            .collect();
+        assert_eq!(asked, BTreeSet::from([(10_000, 8), (20_000, 40)]));
+        assert_ne!(ask(&text, "x").0, ask(&text, "y").0);
+        assert_ne!(ask(&text, "x"), ask(&text.replace(&keys(10_000, &short), SHA512), "x"), "the file is the secret");
+        let (salt, iterations) = ask(&format!("c:{SHA512}\n"), "x");
+        assert_eq!((salt.len(), iterations), (SALT_BYTES, scram::ITERATIONS));
     }
 
     #[test]
@@ -380,6 +538,10 @@ mod tests {
             (String::from("a:$argon2id$v=19$m=8,t=1,p=1\n"), "passwords, line 1: an argon2 hash without"),
             (String::from("a:$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ\n"), "passwords, line 1: an argon2 hash without"),
             (String::from("a:$argon2id$v=19$m=1\n"), "passwords, line 1:"),
+            (format!("a:$argon2id$v=19$m=1048577,t=1,p=1${PHC}\n"), "passwords, line 1: argon2 with m=1048577"),
+            (format!("a:$argon2id$v=19$m=64,t=65,p=1${PHC}\n"), "passwords, line 1: argon2 with m=64 and t=65"),
+            (format!("a:$7$10000001${salt}\n"), "passwords, line 1: the number of iterations"),
+            (format!("a:$scram-sha-256$10000001{SCRAM}\n"), "passwords, line 1: the number of iterations"),
             (format!("a:{SHA512}\na:{SHA512}\n"), "passwords, line 2: that user stands in an earlier line"),
         ] {
             let error = parse(&text).expect_err(expected);

@@ -83,9 +83,26 @@ pub struct Subject<'a> {
     pub identity: &'a str,
     /// Its Client Identifier.
     pub client_id: &'a str,
-    /// Where it connected from. `None`: it is not connected, as when a will is due; what was said about its address when it
-    /// connected holds.
-    pub address: Option<IpAddr>,
+    /// Where it is.
+    pub site: Site,
+}
+
+/// Where somebody is, as rules for networks see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Site {
+    /// It connected from there.
+    Address(IpAddr),
+    /// It is connected and has no address, as over a Unix socket: it is in no network.
+    NoAddress,
+    /// It is not connected, as when a will is due: what was said about its address when it connected holds.
+    Away,
+}
+
+impl From<Option<IpAddr>> for Site {
+    /// Of a connection.
+    fn from(address: Option<IpAddr>) -> Self {
+        address.map_or(Self::NoAddress, Self::Address)
+    }
 }
 
 impl Whom {
@@ -103,9 +120,10 @@ impl Whom {
                 None => **pattern == *subject.client_id,
             })
         };
-        let is_there = |networks: &Vec<Network>| match subject.address {
-            Some(address) => networks.iter().any(|network| network.contains(address)),
-            None => effect == Effect::Allow,
+        let is_there = |networks: &Vec<Network>| match subject.site {
+            Site::Address(address) => networks.iter().any(|network| network.contains(address)),
+            Site::NoAddress => false,
+            Site::Away => effect == Effect::Allow,
         };
         is_user && self.client_ids.as_ref().is_none_or(is_client) && self.networks.as_ref().is_none_or(is_there)
     }
@@ -452,7 +470,7 @@ mod tests {
     use super::*;
 
     fn subject<'a>(identity: &'a str, client_id: &'a str) -> Subject<'a> {
-        Subject { identity, client_id, address: Some("192.0.2.7".parse().expect("an address")) }
+        Subject { identity, client_id, site: Site::Address("192.0.2.7".parse().expect("an address")) }
     }
 
     fn rule(effect: Effect, actions: u8, filter: &str) -> Rule {
@@ -547,7 +565,7 @@ mod tests {
         assert!(may(from("192.0.2.0/24"), "x", "c") && !may(from("192.0.3.0/24"), "x", "c"));
         assert!(may(from("0.0.0.0/0"), "x", "c") && !may(from("::/0"), "x", "c") && may(from("192.0.2.7"), "x", "c"));
         assert!(Network::parse("192.0.2.0/33").is_none() && Network::parse("x").is_none());
-        let away = Subject { address: None, ..subject("x", "c") };
+        let away = Subject { site: Site::Away, ..subject("x", "c") };
         assert!(rights(one(from("10.0.0.0/8")), &away).may_read("x", QoS::AtMostOnce), "it was let in there");
         let outside = Rule { whom: from("192.0.2.0/24"), ..rule(Effect::Deny, READ, "x") };
         let denied = |subject: &Subject<'_>| {
@@ -556,6 +574,12 @@ mod tests {
         assert!(denied(&subject("x", "c")) && !denied(&away), "nor was it denied there");
         let both = vec![outside.clone(), Rule { effect: Effect::Allow, ..outside.clone() }];
         assert!(rights(both, &away).may_read("x", QoS::AtMostOnce), "each rule by what it says");
+        let whoever = |site, whom| rights(one(whom), &Subject { site, ..subject("x", "c") });
+        for whole in ["0.0.0.0/0", "::/0"] {
+            assert!(!whoever(Site::NoAddress, from(whole)).may_read("x", QoS::AtMostOnce), "it comes from no network");
+        }
+        assert_eq!(Site::from(None), Site::NoAddress);
+        assert!(whoever(Site::NoAddress, Whom::default()).may_read("x", QoS::AtMostOnce));
     }
 
     #[test]
@@ -579,6 +603,10 @@ mod tests {
         assert!(!rights.may_publish("x", QoS::ExactlyOnce, false) && !rights.may_publish("x", QoS::AtMostOnce, true));
         assert!(rights.may_subscribe(&filter("x"), QoS::AtLeastOnce));
         assert!(!rights.may_subscribe(&filter("x"), QoS::ExactlyOnce));
+        assert!(rights.reading_depends_on_qos());
+        let published = Rule { qos, ..rule(Effect::Allow, PUBLISH, "x") };
+        let of_any = rule(Effect::Allow, READ, "x");
+        assert!(!self::rights(vec![published, of_any], &subject("u", "c")).reading_depends_on_qos());
         assert_eq!(qos_bits(&[3]), None);
     }
 

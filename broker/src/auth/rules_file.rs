@@ -129,11 +129,9 @@ fn rule(written: &Written, groups: &BTreeMap<String, Vec<String>>) -> Result<Rul
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use kentongan_proto::mqtt::QoS;
 
-    use super::super::rights::{Rights, Rules, Subject};
+    use super::super::rights::{Rights, Rules, Site, Subject};
     use super::*;
 
     const FILE: &str = r#"
@@ -169,8 +167,8 @@ topics = ["news/#"]
 
     fn rights(identity: &str, client_id: &str, address: &str) -> Rights {
         let ordered = parse(Path::new("rules"), FILE).expect("a file").into();
-        let address = Some(address.parse::<IpAddr>().expect("an address"));
-        Rules { ordered, acl_file: None }.for_subject(&Subject { identity, client_id, address })
+        let site = Site::Address(address.parse().expect("an address"));
+        Rules { ordered, acl_file: None }.for_subject(&Subject { identity, client_id, site })
     }
 
     #[test]
@@ -196,7 +194,7 @@ topics = ["news/#"]
                     [[rule]]\neffect = \"allow\"\nusers = [\"citra\"]\ngroups = [\"x\", \"y\"]\n";
         let rules = Rules { ordered: parse(Path::new("rules"), text).expect("a file").into(), acl_file: None };
         let may = |identity| {
-            let subject = Subject { identity, client_id: "c", address: None };
+            let subject = Subject { identity, client_id: "c", site: Site::Away };
             rules.for_subject(&subject).may_read("x", QoS::AtMostOnce)
         };
         assert_eq!(["ana", "budi", "citra", "dewi", ""].map(may), [true, true, true, false, false]);

@@ -1,8 +1,8 @@
 //! SCRAM-SHA-256 (RFC 5802, RFC 7677): who knows the password shows it without sending it, and sees that we know it too.
 //!
 //! Only for users whose line of the password file has the keys that this takes (`$scram-sha-256$`): they cannot be made of
-//! another hash. Channel binding is not offered. Somebody who is no user is asked with a salt of its own, the same each
-//! time, and told no sooner than others that it failed.
+//! another hash. Channel binding is not offered. Somebody who is no user is asked as users are, the same each time, and told no
+//! sooner than others that it failed.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use ring::{digest, hmac, pbkdf2};
 use subtle::ConstantTimeEq;
 
+use super::password_file::ITERATIONS_MAX;
 use super::{Mechanism, MechanismStep, Policy, StoredPassword};
 
 /// The Authentication Method.
@@ -26,6 +27,9 @@ pub(super) const ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).expect("not 0");
 const KEY_BYTES: usize = digest::SHA256_OUTPUT_LEN;
 
 const SALT_BYTES: usize = 16;
+
+/// Of an entry that was made elsewhere.
+const SALT_BYTES_MAX: usize = 1024;
 
 const NONCE_BYTES: usize = 18;
 
@@ -60,8 +64,13 @@ impl ScramKeys {
         let key = |text: &str| {
             <[u8; KEY_BYTES]>::try_from(bytes(text)?.as_slice()).map_err(|_| String::from("not a key of 32 bytes"))
         };
-        let iterations = iterations.parse().map_err(|_| String::from("the number of iterations cannot be used"))?;
-        Ok(Self { iterations, salt: bytes(salt)?.into(), stored_key: key(stored_key)?, server_key: key(server_key)? })
+        let iterations = iterations.parse::<NonZeroU32>().ok().filter(|number| number.get() <= ITERATIONS_MAX);
+        let iterations = iterations.ok_or("the number of iterations cannot be used")?;
+        let salt = bytes(salt)?;
+        if salt.len() > SALT_BYTES_MAX {
+            return Err(format!("a salt of {} bytes; at most {SALT_BYTES_MAX}", salt.len()));
+        }
+        Ok(Self { iterations, salt: salt.into(), stored_key: key(stored_key)?, server_key: key(server_key)? })
     }
 
     /// As it stands in a password file.
@@ -121,18 +130,16 @@ enum State {
 /// One exchange.
 pub(super) struct Scram {
     policy: Arc<Policy>,
-    /// Makes salts for those who are no users.
-    stranger_key: hmac::Key,
     state: State,
     server_nonce: Option<String>,
 }
 
 impl Scram {
-    pub(super) fn new(policy: Arc<Policy>, stranger_key: hmac::Key) -> Self {
+    pub(super) fn new(policy: Arc<Policy>) -> Self {
         let mut bytes = [0; NONCE_BYTES];
         // Without randomness nobody gets in: an old exchange could be played again.
         let server_nonce = SystemRandom::new().fill(&mut bytes).is_ok().then(|| BASE64.encode(bytes));
-        Self { policy, stranger_key, state: State::Begun, server_nonce }
+        Self { policy, state: State::Begun, server_nonce }
     }
 
     fn first(&mut self, message: &str) -> Option<Bytes> {
@@ -145,14 +152,16 @@ impl Scram {
         if parts.next().is_some() || !client_nonce.bytes().all(|byte| (0x21..=0x7e).contains(&byte)) {
             return None;
         }
-        let keys = match self.policy.passwords.as_ref().and_then(|file| file.stored(&user)) {
+        let file = self.policy.passwords.as_ref()?;
+        let keys = match file.stored(&user) {
             Some(StoredPassword::Scram(keys)) => Some(keys.clone()),
             _ => None,
         };
         let (salt, iterations) = match &keys {
             Some(keys) => (BASE64.encode(&keys.salt), keys.iterations),
             None => {
-                (BASE64.encode(&hmac::sign(&self.stranger_key, user.as_bytes()).as_ref()[..SALT_BYTES]), ITERATIONS)
+                let (salt, iterations) = file.challenge_of_stranger(&user);
+                (BASE64.encode(salt), iterations)
             }
         };
         let nonce = format!("{client_nonce}{}", self.server_nonce.as_ref()?);
@@ -225,17 +234,13 @@ mod tests {
 
     const USER: &str = "user";
 
-    fn stranger_key() -> hmac::Key {
-        hmac::Key::new(hmac::HMAC_SHA256, b"for strangers")
-    }
-
     /// RFC 7677, section 3; the password is `pencil`.
     fn exchange() -> Scram {
         let salt = BASE64.decode("W22ZaJ0SNY7soEsUEjb6gQ==").expect("base64");
         let keys = ScramKeys::derive(b"pencil", &salt, ITERATIONS);
         let policy = Policy::of_users(&format!("{USER}:{}\n", keys.to_line())).expect("a file");
         let server_nonce = Some("%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0".to_owned());
-        Scram { server_nonce, ..Scram::new(Arc::new(policy), stranger_key()) }
+        Scram { server_nonce, ..Scram::new(Arc::new(policy)) }
     }
 
     fn step(scram: &mut Scram, message: &str) -> Result<String, bool> {
@@ -266,7 +271,7 @@ mod tests {
     /// What was overheard is of no use: our nonce is another one each time.
     #[test]
     fn an_exchange_cannot_be_played_again() {
-        let mut scram = Scram::new(Arc::clone(&exchange().policy), stranger_key());
+        let mut scram = Scram::new(Arc::clone(&exchange().policy));
         assert!(step(&mut scram, FIRST).is_ok());
         assert_eq!(step(&mut scram, LAST), Err(true));
     }

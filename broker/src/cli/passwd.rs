@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::num::NonZeroU32;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -144,12 +144,17 @@ fn hash_plain_lines(text: &str, form: Form) -> anyhow::Result<String> {
         if StoredPassword::parse(password).is_ok() {
             return Ok(line.to_owned());
         }
+        let number = number + 1;
+        check_user_name(user).map_err(|message| anyhow::anyhow!("line {number}: {message}"))?;
+        // It would become one that lets in whoever gives that name.
+        anyhow::ensure!(!password.is_empty(), "line {number}: the password of {user:?} is empty");
         Ok(format!("{user}:{}", form.hash(password)?))
     };
     Ok(lines(text.lines().enumerate().map(hashed).collect::<anyhow::Result<Vec<_>>>()?.into_iter()))
 }
 
-/// A broker that reads it meanwhile has the old file or the new one. It stays its owner's, and nobody else may read it.
+/// A broker that reads it meanwhile has the old file or the new one. It stays its owner's, and readable for the group that it was
+/// readable for, but never for everybody.
 fn write_whole(path: &Path, text: &str) -> anyhow::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().with_context(|| format!("{} is no file", path.display()))?;
@@ -159,8 +164,12 @@ fn write_whole(path: &Path, text: &str) -> anyhow::Result<()> {
     let write = || -> io::Result<()> {
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
         if let Ok(before) = fs::metadata(path) {
-            // Only root can give it to another, and only then it may be another's.
-            let _ = fchown(&file, Some(before.uid()), Some(before.gid()));
+            // Only root can give it to another, and only then it may be another's. Otherwise its group is ours, which need not
+            // be one that may read it.
+            let is_given = fchown(&file, Some(before.uid()), Some(before.gid())).is_ok();
+            if is_given {
+                file.set_permissions(fs::Permissions::from_mode(before.mode() & 0o770))?;
+            }
         }
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
@@ -200,8 +209,6 @@ fn ask_hidden(prompt: &str) -> anyhow::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use clap::Parser;
 
     use super::super::{Cli, Command};
@@ -222,6 +229,7 @@ mod tests {
         let file = path.to_str().expect("UTF-8");
         assert!(passwd(&["-b", file, "ana", "x"]).is_err(), "no file yet");
         passwd(&["-c", "-b", file, "ana", "tabuh"]).expect("made");
+        assert_eq!(fs::metadata(&path).expect("a file").permissions().mode() & 0o777, 0o600);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("changed");
         passwd(&["-H", "sha512", "-b", file, "budi", "kentong"]).expect("added");
         passwd(&["-H", "sha512-pbkdf2", "-b", file, "citra", "bedug"]).expect("added");
@@ -232,10 +240,12 @@ mod tests {
         let text = fs::read_to_string(&path).expect("a file");
         let starts: Vec<_> = text.lines().map(|line| line.split_inclusive('$').take(2).collect::<String>()).collect();
         assert_eq!(starts, ["ana:$argon2id$", "budi:$6$", "citra:$7$"]);
-        assert_eq!(fs::metadata(&path).expect("a file").permissions().mode() & 0o777, 0o600);
+        let mode = || fs::metadata(&path).expect("a file").permissions().mode() & 0o777;
+        assert_eq!(mode(), 0o640, "its group may read it as before, and everybody no more");
         passwd(&["-b", file, "budi", "new"]).expect("changed");
         passwd(&["-D", file, "citra"]).expect("deleted");
         assert!(passwd(&["-D", file, "citra"]).is_err(), "gone already");
+        assert!(passwd(&["-b", file, "#dewi", "x"]).is_err(), "it would be a comment");
         let users = PasswordFile::read(&path).expect("a file");
         assert_eq!((users.len(), users.verify("budi", b"new")), (2, Some(true)));
         assert_eq!(fs::read_dir(directory.path()).expect("a directory").count(), 1, "nothing is left beside it");
@@ -252,6 +262,15 @@ mod tests {
         assert!(text.starts_with("# users\nana:$argon2id$") && text.contains(&kept), "{text}");
         let users = PasswordFile::read(&path).expect("a file");
         assert_eq!((users.verify("ana", b"ta:buh"), users.verify("budi", b"kept")), (Some(true), Some(true)));
+        for (line, expected) in
+            [("citra:", "line 2: the password of \"citra\" is empty"), (":x", "line 2: the user name is")]
+        {
+            let text = format!("budi:{kept}\n{line}\n");
+            fs::write(&path, &text).expect("written");
+            let error = passwd(&["-U", path.to_str().expect("UTF-8")]).expect_err("refused").to_string();
+            assert!(error.starts_with(expected), "{error}");
+            assert_eq!(fs::read_to_string(&path).expect("a file"), text, "nothing was changed");
+        }
     }
 
     #[test]

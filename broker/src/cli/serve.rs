@@ -7,7 +7,9 @@ use clap::Args;
 
 use super::local::{Local, parse_peer, parse_peer_listener};
 use super::{EXIT_FAILURE, EXIT_USAGE, logging};
-use crate::config::{self, ConfigError, Effective, FlagValue, Reload, Settings, Sources};
+use crate::config::{
+    self, ConfigError, Effective, FlagValue, ListenerConfig, Reload, Settings, Sources, warn_of_open_files,
+};
 use crate::ending::Ending;
 
 /// The flags of the broker. Each stands for a setting and wins over every other source of it.
@@ -118,7 +120,9 @@ pub struct Reloading {
 
 impl Reload for Reloading {
     fn read(&self) -> Result<Settings, ConfigError> {
-        Effective::load(&self.sources).map(|effective| effective.settings)
+        let effective = Effective::load(&self.sources)?;
+        warn_of_open_files(&effective.settings);
+        Ok(effective.settings)
     }
 
     fn change_log_filter(&self, settings: &Settings) {
@@ -142,6 +146,7 @@ pub(super) fn run(arguments: &ServeArgs, serve: impl FnOnce(Effective, Reloading
         }
     };
     let log_filter = logging::start(&effective.settings.log);
+    warn_of_open_files(&effective.settings);
     if is_closed_to_others(&effective.settings) {
         tracing::info!(
             "only clients on this machine can connect; to let others in, start with \
@@ -158,7 +163,7 @@ pub(super) fn run(arguments: &ServeArgs, serve: impl FnOnce(Effective, Reloading
 }
 
 fn is_closed_to_others(settings: &Settings) -> bool {
-    settings.listener.iter().all(|listener| listener.address.is_local())
+    settings.listener.iter().all(ListenerConfig::is_for_this_machine)
 }
 
 #[cfg(test)]

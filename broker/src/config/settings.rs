@@ -55,7 +55,8 @@ settings! {
         /// acknowledged messages under `"memory"` only.
         pub durability: Durability = Durability::Fsync,
         /// Whether clients may connect without a user name. Unset: only where there is no `auth.password_file`, and only on
-        /// listeners of a loopback address. A listener may say otherwise for itself.
+        /// listeners of a loopback address or a Unix socket that no proxy speaks for others on (`proxy_protocol_from`,
+        /// `websocket.forwarded_from`). A listener may say otherwise for itself.
         pub allow_anonymous: Option<bool> = None => reloaded,
         /// Where MQTT clients connect. Unset: port 1883 of the loopback addresses, 127.0.0.1 and, where there is
         /// one, ::1. A source that names listeners replaces all those of the weaker ones.
@@ -747,11 +748,19 @@ impl ListenerConfig {
         self.protocol_versions.iter().any(|&own| mqtt::ProtocolVersion::from(own) == version)
     }
 
+    /// Whether all its clients are on this machine. Behind a proxy that says for whom it connects may be anybody.
+    #[must_use]
+    pub fn is_for_this_machine(&self) -> bool {
+        let forwards = |websocket: &WebSocketConfig| !websocket.forwarded_from.is_empty();
+        let is_proxied = !self.proxy_protocol_from.is_empty() || self.websocket.as_ref().is_some_and(forwards);
+        self.address.is_local() && !is_proxied
+    }
+
     /// Whether clients of this listener may come without a user name: its own word, else that of `settings`, else
-    /// whether only this machine can connect, and nobody has said who its users are.
+    /// whether they are on this machine, and nobody has said who its users are.
     #[must_use]
     pub fn allows_anonymous(&self, settings: &Settings) -> bool {
         let said = self.allow_anonymous.or(settings.allow_anonymous);
-        said.unwrap_or_else(|| self.address.is_local() && !settings.auth.has_users())
+        said.unwrap_or_else(|| self.is_for_this_machine() && !settings.auth.has_users())
     }
 }

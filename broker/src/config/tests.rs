@@ -359,6 +359,17 @@ fn anonymous_clients_may_come_over_loopback_unless_somebody_says_otherwise() {
         let found = listener(address, own).allows_anonymous(&settings(said, users));
         assert_eq!(found, expected, "{address} {own:?} {said:?} {users:?}");
     }
+    let proxies = vec!["127.0.0.1".parse().unwrap()];
+    for (address, own, expected) in
+        [("127.0.0.1:1", None, false), ("unix:/x", None, false), ("127.0.0.1:1", Some(true), true)]
+    {
+        let balanced = ListenerConfig { proxy_protocol_from: proxies.clone(), ..listener(address, own) };
+        let websocket = WebSocketConfig { forwarded_from: proxies.clone(), ..WebSocketConfig::default() };
+        let forwarded = ListenerConfig { websocket: Some(websocket), ..listener(address, own) };
+        for listener in [balanced, forwarded] {
+            assert_eq!(listener.allows_anonymous(&settings(None)), expected, "{address} {own:?}");
+        }
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use kentongan_proto::mqtt::codec::Limits;
 
@@ -58,6 +58,8 @@ pub struct ListenerContext {
     pub rates: Arc<Rates>,
     /// What is asked of its WebSocket clients, if it is for them.
     pub websocket: Option<Arc<Terms>>,
+    /// The same, as it is now: one answer for the listener, however often its settings are read again.
+    anonymous_now: Arc<AtomicBool>,
     /// Connections open now: one number for the listener, however often its settings are read again.
     open: Arc<AtomicU32>,
 }
@@ -113,8 +115,10 @@ impl ListenerContext {
         let rates = Arc::new(Rates::default());
         rates.set(&config, settings);
         let before = session.packet_bytes_before_connect_max.get().min(limits.packet_bytes_max);
+        let allow_anonymous = config.allows_anonymous(settings);
         Self {
-            allow_anonymous: config.allows_anonymous(settings),
+            allow_anonymous,
+            anonymous_now: Arc::new(AtomicBool::new(allow_anonymous)),
             authentication: config.authentication.clone().unwrap_or_else(|| ALL_METHODS.to_vec()),
             connect_rate_per_second: config.connect_rate_per_second.unwrap_or(settings.limits.connect_rate_per_second),
             connect_rate_per_address: config
@@ -145,7 +149,15 @@ impl ListenerContext {
     pub fn reloaded(&self, config: ListenerConfig, settings: &Settings) -> Self {
         self.rates.set(&config, settings);
         let (open, rates) = (Arc::clone(&self.open), Arc::clone(&self.rates));
-        Self { open, rates, ..Self::new(config, settings, self.address.clone()) }
+        let anonymous_now = Arc::clone(&self.anonymous_now);
+        anonymous_now.store(config.allows_anonymous(settings), Ordering::Relaxed);
+        Self { open, rates, anonymous_now, ..Self::new(config, settings, self.address.clone()) }
+    }
+
+    /// Whether clients need no user name now, whatever it was when they came.
+    #[must_use]
+    pub fn lets_anonymous_stay(&self) -> bool {
+        self.anonymous_now.load(Ordering::Relaxed)
     }
 
     /// Puts over `socket` what the clients of this listener speak. `peer` is where the client is, as far as is known;

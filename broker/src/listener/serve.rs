@@ -273,9 +273,17 @@ impl Broker {
         self.tell_policy_changed();
         fetch_keys(&self.shared);
         let changes = config::changes(&self.started, &self.last, &settings);
+        let mut is_closed_to_anonymous = false;
         for listener in &mut self.listeners {
             if let Some(config) = settings.listener_like(&listener.name) {
+                let before = Arc::clone(&listener.context.borrow());
                 listener.reload(config, &settings, &self.metrics.tls());
+                is_closed_to_anonymous |= before.allow_anonymous && !before.lets_anonymous_stay();
+            }
+        }
+        if is_closed_to_anonymous {
+            for inbox in &self.shared.inboxes {
+                inbox.push(Event::PolicyChanged, 0);
             }
         }
         self.shared.has_publish_rates.store(settings.has_publish_rates(), Ordering::Relaxed);

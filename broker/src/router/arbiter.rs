@@ -27,6 +27,7 @@ use super::keep_alive::Wheel;
 use super::lanes::Lanes;
 use super::log_rate::LogRate;
 use super::pace::Pace;
+use super::publish::asks_something;
 use super::share_settling::{ShareSettling, ShareTaking};
 use super::shared::MEMORY_LEVEL_CLOSES;
 use super::{ConnectionKey, Event, Shared};
@@ -57,6 +58,9 @@ pub(super) const CLOSING_SECONDS_MAX: u32 = 5;
 /// must not be published (P9), and a group may be without a leader for a while; a client that keeps to the standard
 /// [MQTT-3.14.4-1] does not wait.
 pub(super) const LEAVING_SECONDS_MAX: u32 = 60;
+
+/// What must wait for a client at least that is closed because memory is short: to close others would gain nothing.
+const CLOSED_BYTES_MIN: usize = 64 * 1024;
 
 thread_local! {
     static ARBITER: RefCell<Option<Box<ArbiterState>>> = const { RefCell::new(None) };
@@ -90,7 +94,10 @@ pub struct ArbiterState {
     large_reads_left: usize,
     pub(super) refusal_lines: LogRate,
     pub(super) wheel: Wheel,
-    pub(super) paused: Vec<ConnectionKey>,
+    /// Connections that ask for more than others can keep up with.
+    pub(super) held_up: Vec<ConnectionKey>,
+    /// Owners of sessions that came in this second although memory is short.
+    pub(super) let_in: u32,
     pub(super) handshaking: Handshaking,
     /// Connections that publish faster than they may.
     pub(super) paced: Vec<ConnectionKey>,
@@ -154,7 +161,8 @@ impl ArbiterState {
             large_reads_left: LARGE_BYTES_A_TURN_MAX,
             refusal_lines: LogRate::default(),
             wheel: Wheel::default(),
-            paused: Vec::new(),
+            held_up: Vec::new(),
+            let_in: 0,
             handshaking: Handshaking::default(),
             paced: Vec::new(),
             paced_waker: None,
@@ -218,6 +226,7 @@ impl ArbiterState {
             blocked: false,
             unprocessed: false,
             paused: false,
+            held_up: false,
             guarded: false,
             taken_over: false,
             breaks_off: false,
@@ -450,14 +459,20 @@ impl ArbiterState {
     fn consume(&mut self, key: ConnectionKey, buffer: &[u8], source: Option<&Bytes>) -> usize {
         self.now_ms = self.shared.now_ms();
         let mut limits = self.limits(key);
+        let held_up = self.client(key).is_some_and(|client| client.held_up);
+        let mut asks = false;
         let mut position = 0;
         while position < buffer.len() {
+            if held_up && self.waits_for_others(key, buffer[position]) {
+                break;
+            }
             match codec::split_frame(&buffer[position..], Sender::Client, &limits) {
                 Ok(FrameStatus::Complete(frame)) => {
                     if self.shared.cluster.is_some() && self.waits_for_lease(key, &frame) {
                         break;
                     }
                     position += frame.len();
+                    asks |= asks_something(frame.packet_type());
                     self.on_frame(key, &frame, source, &limits);
                     if frame.packet_type() == PacketType::Connect {
                         limits = self.limits(key);
@@ -484,7 +499,9 @@ impl ArbiterState {
                 _ => return buffer.len(),
             }
         }
-        self.pause_if_overloaded(key);
+        if asks {
+            self.hold_up_if_overloaded(key, buffer.get(position));
+        }
         let now = self.now_seconds();
         if position > 0
             && let Some(client) = self.clients.get_mut(key.index())
@@ -674,6 +691,7 @@ impl ArbiterState {
         for key in due {
             self.on_deadline(key);
         }
+        self.let_in = 0;
         if self.id == 0 {
             self.shared.watch_memory();
             self.count_accepting();
@@ -804,11 +822,11 @@ impl ArbiterState {
         }
     }
 
-    /// Memory is far over its mark: the connection that keeps most of it waiting goes.
+    /// Memory is far over its mark: the connection that keeps most of it waiting goes, if it is much.
     fn close_slowest(&mut self) {
         let id = self.id;
-        let slowest = self.clients.iter().max_by_key(|(_, client)| client.out.len());
-        let Some((index, client)) = slowest.filter(|(_, client)| !client.out.is_empty()) else {
+        let slowest = self.clients.iter().max_by_key(|(_, client)| client.waiting_bytes());
+        let Some((index, client)) = slowest.filter(|(_, client)| client.waiting_bytes() >= CLOSED_BYTES_MIN) else {
             return;
         };
         let key = ConnectionKey::new(id, index as u32, client.generation);

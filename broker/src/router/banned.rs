@@ -49,9 +49,12 @@ impl ArbiterState {
         for key in self.keys() {
             let shared = std::sync::Arc::clone(&self.shared);
             let Some(client) = self.client(key) else { continue };
-            let identity = client.session.as_ref().map(|session| &*session.identity);
-            let identity = identity.filter(|name| !name.is_empty());
-            let names = [identity, client.pending.as_ref().and_then(|pending| pending.user_name())];
+            let names = match (&client.session, &client.pending) {
+                (Some(session), _) => [Some(&*session.identity), session.claimed.as_deref()],
+                (None, Some(pending)) => [Some(pending.identity()), pending.user_name()],
+                (None, None) => [None, None],
+            };
+            let names = names.map(|name| name.filter(|name| !name.is_empty()));
             if !shared.bans.has(&comer(client, &client.client_id, names), || now) {
                 continue;
             }

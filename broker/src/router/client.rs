@@ -1,5 +1,6 @@
 //! A connection as its arbiter keeps it.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::task::Waker;
@@ -97,10 +98,14 @@ pub struct ClientSession {
     pub will: Option<Box<Will>>,
     /// By Topic Filter, shared ones with their `$share/NAME/`.
     pub subscriptions: HashMap<Box<str>, OwnSubscription, foldhash::fast::RandomState>,
+    /// Topic Filters that it does not have and its group was asked for: they count as if it had them.
+    pub asked: BTreeSet<Box<str>>,
     /// Retained messages still to be sent.
     pub reads: RetainedReads,
     /// The authenticated identity, empty for an anonymous client.
     pub identity: Arc<str>,
+    /// Whom CONNECT said to be, if that is another name: a ban on it counts too.
+    pub claimed: Option<Box<str>>,
     /// Why that is believed.
     pub credential: Credential,
     /// What its login brings along.
@@ -162,6 +167,8 @@ pub struct Client {
     pub unprocessed: bool,
     /// Reading waits for something else than the socket.
     pub paused: bool,
+    /// It asked for something while others could not keep up: what it asks for next waits until they can.
+    pub held_up: bool,
     /// What is sent to it is looked at: it may have been queued, or subscribed to, under other rules.
     pub guarded: bool,
     /// Another connection claims the Client Identifier and waits for our release.
@@ -224,6 +231,16 @@ impl Client {
     pub fn actor(&self) -> Option<Actor<'_>> {
         let session = self.session.as_ref()?;
         Some(Actor { identity: &session.identity, client_id: &self.client_id, rights: session.rights.as_deref() })
+    }
+
+    /// Bytes that this connection keeps in memory until the client takes them or acknowledges others.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> usize {
+        let of_session = self.session.as_ref().map_or(0, |session| {
+            let queued = usize::try_from(session.outbound.backlog().queued_bytes).unwrap_or(0);
+            queued + session.reads.held_bytes()
+        });
+        self.out.len() + of_session
     }
 
     /// Whether packets to it may be written.

@@ -1,5 +1,6 @@
 //! From CONNECT to CONNACK, and the end of a connection.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
@@ -15,11 +16,11 @@ use super::client::{ClientSession, Phase};
 use super::cluster::{Awaits, LastWord, Served};
 use super::log_rate::excerpt;
 use super::retained_read::RetainedReads;
-use super::shared::MEMORY_LEVEL_REFUSES;
+use super::shared::{MEMORY_LEVEL_CLOSES, MEMORY_LEVEL_REFUSES};
 use super::{ConnectionKey, Event};
 use crate::audit::RefusedLogin;
 use crate::auth::{
-    Action, Actor, Identified, Mechanism, MechanismStep, Now, Progress, Redirection, Rights, Subject, Verified,
+    Action, Actor, Credential, Identified, Mechanism, MechanismStep, Now, Progress, Redirection, Rights, Subject, Verified,
     begins_like_token,
 };
 use crate::connection::LayerError;
@@ -33,6 +34,9 @@ use crate::session::alias::{InboundAliases, OutboundAliases};
 use crate::session::handshake::{self, Negotiated, Refusal};
 use crate::session::inbound::Inbound;
 use crate::session::outbound::{Outbound, OutboundLimits};
+
+/// Clients that ask for their sessions and that an arbiter lets in within a second although memory is short.
+pub(super) const LET_IN_A_SECOND_MAX: u32 = 16;
 
 /// A CONNECT on its way to a CONNACK.
 pub struct PendingConnect {
@@ -65,6 +69,11 @@ impl PendingConnect {
     /// Who the client says to be.
     pub(super) fn user_name(&self) -> Option<&str> {
         self.connect.user_name.as_deref()
+    }
+
+    /// Who it is, once that is known; empty before, and for nobody in particular.
+    pub(super) fn identity(&self) -> &str {
+        &self.identified.identity
     }
 
     fn actor(&self) -> Actor<'_> {
@@ -217,7 +226,7 @@ impl ArbiterState {
         if !self.may_acknowledge() {
             return self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");
         }
-        if self.shared.memory_level() >= MEMORY_LEVEL_REFUSES {
+        if self.shared.memory_level() >= MEMORY_LEVEL_REFUSES && !self.may_fetch_its_queue(&connect) {
             return self.refuse(key, ReasonCode::ServerBusy, "memory is short");
         }
         let mut pending = PendingConnect::new(connect, negotiated);
@@ -236,6 +245,16 @@ impl ArbiterState {
         let origin = client.origin.clone();
         let progress = self.shared.authority.authenticate(&pending.connect, &listener, &origin, self.both_clocks());
         self.on_progress(key, pending, progress);
+    }
+
+    /// Memory is short, maybe because of what waits for clients that are away: some of those who may come for it are let in, until
+    /// it is so short that others are closed.
+    fn may_fetch_its_queue(&mut self, connect: &Connect) -> bool {
+        let may = !connect.clean_start
+            && self.shared.memory_level() < MEMORY_LEVEL_CLOSES
+            && self.let_in < LET_IN_A_SECOND_MAX;
+        self.let_in += u32::from(may);
+        may
     }
 
     fn on_progress(&mut self, key: ConnectionKey, mut pending: Box<PendingConnect>, progress: Progress) {
@@ -305,18 +324,25 @@ impl ArbiterState {
     /// The files of users and rights were read again: whoever would not be let in any more goes.
     pub(super) fn on_policy_changed(&mut self) {
         for key in self.keys() {
-            let shared = Arc::clone(&self.shared);
             let session = self.client(key).and_then(|client| client.session.as_ref());
             let Some(identified) = session.map(|session| session.identified()) else {
                 continue;
             };
-            if !shared.authority.is_still(&identified) {
+            if !self.may_stay(key, &identified) {
                 self.end(key, EndCause::NotAuthorized, Some(ReasonCode::NotAuthorized));
                 continue;
             }
             self.plan_renewal_again(key);
             self.apply_rights(key, &identified);
         }
+    }
+
+    /// Whether the client would still be let in as who it is.
+    fn may_stay(&self, key: ConnectionKey, identified: &Identified) -> bool {
+        let listener = self.clients.get(key.index()).map(|client| &client.listener);
+        let is_let_in = identified.credential != Credential::Anonymous
+            || listener.is_none_or(|listener| listener.lets_anonymous_stay());
+        is_let_in && self.shared.authority.is_still(identified)
     }
 
     /// What a connected client may is looked up again, and counts at once.
@@ -335,8 +361,8 @@ impl ArbiterState {
     /// What the client may do by its login and under the files as they are now.
     fn rights_of(&mut self, key: ConnectionKey, identified: &Identified) -> Option<Box<Rights>> {
         let client = self.clients.get(key.index())?;
-        let address = client.origin.address.map(|address| address.ip());
-        let subject = Subject { identity: &identified.identity, client_id: &client.client_id, address };
+        let site = client.origin.address.map(|address| address.ip()).into();
+        let subject = Subject { identity: &identified.identity, client_id: &client.client_id, site };
         self.shared.authority.rights(&subject, identified.granted.as_deref())
     }
 
@@ -450,9 +476,6 @@ impl ArbiterState {
             return self.refuse(key, refusal.reason, refusal.text);
         }
         let client_id = Arc::clone(&pending.negotiated.client_id);
-        if self.shared.flapping.on_connect(&client_id, self.now_ms) {
-            self.note_flap_ban(&client_id, "connects too often");
-        }
         if self.shared.cluster.is_some() {
             return self.claim_in_cluster(key, pending);
         }
@@ -546,10 +569,14 @@ impl ArbiterState {
             self.abandon(&opened);
             return self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");
         }
-        if !self.shared.authority.is_still(&pending.identified) {
+        if !self.may_stay(key, &pending.identified) {
             // The files changed while the claim was under way.
             self.abandon(&opened);
             return self.refuse(key, ReasonCode::NotAuthorized, "the user is gone, or has another password");
+        }
+        // Only now: whoever is not granted the Client Identifier must not have it banned for its owner.
+        if self.shared.flapping.on_connect(&opened.client_id, self.now_ms) {
+            self.note_flap_ban(&opened.client_id, "connects too often");
         }
         let PendingConnect { connect, negotiated, identified, mechanism, authentication_data, .. } = *pending;
         // Looked up again: the files may have changed since.
@@ -581,8 +608,10 @@ impl ArbiterState {
             has_will: connect.will.is_some(),
             will: None,
             subscriptions: hashbrown::HashMap::default(),
+            asked: BTreeSet::new(),
             reads: RetainedReads::default(),
             identity: Arc::clone(&identified.identity),
+            claimed: connect.user_name.as_deref().filter(|name| **name != *identified.identity).map(Box::from),
             credential: identified.credential.clone(),
             granted: identified.granted.clone(),
             rights,

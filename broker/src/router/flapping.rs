@@ -1,18 +1,18 @@
 //! Client Identifiers that connections take from each other over and over: two devices with one name, which would keep
 //! each other and the groups busy for ever. And those that come and go as fast.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashMap;
 
 use crate::config::LimitsConfig;
 
-/// Client Identifiers watched at a time. Beyond that, those that are quiet are forgotten.
+/// Client Identifiers watched at a time. Beyond that, those that are quiet are forgotten, else those that soon would be.
 const WATCHED_MAX: usize = 10_000;
 
-/// How often those are looked for at most.
-const SWEEP_MS: u64 = 1000;
+/// How many are forgotten at once if none is quiet: whoever comes next need not look through all of them again.
+const FORGOTTEN_AT_ONCE: usize = WATCHED_MAX / 10;
 
 /// Counts takeovers and connects, and bans a Client Identifier that has too many.
 #[derive(Debug)]
@@ -20,8 +20,6 @@ pub struct Flapping {
     watched: Mutex<HashMap<String, Watched, foldhash::fast::RandomState>>,
     /// How many there are, so that a CONNECT looks no further while there is none.
     len: AtomicUsize,
-    /// When the quiet were last forgotten.
-    swept_ms: AtomicU64,
     takeovers_max: u32,
     connects_max: u32,
     window_ms: u64,
@@ -43,7 +41,6 @@ impl Flapping {
         Self {
             watched: Mutex::default(),
             len: AtomicUsize::new(0),
-            swept_ms: AtomicU64::new(0),
             takeovers_max: limits.flap_takeovers_max,
             connects_max: limits.flap_connects_max,
             window_ms: u64::from(limits.flap_window_seconds.get()) * 1000,
@@ -71,10 +68,7 @@ impl Flapping {
         }
         let mut watched = self.lock();
         if watched.len() >= WATCHED_MAX && !watched.contains_key(client_id) {
-            self.forget_the_quiet(&mut watched, now_ms);
-            if watched.len() >= WATCHED_MAX {
-                return false;
-            }
+            self.make_room(&mut watched, now_ms);
         }
         let one = watched.entry_ref(client_id).or_default();
         if now_ms >= one.window_began_ms + self.window_ms {
@@ -90,13 +84,24 @@ impl Flapping {
         banned
     }
 
-    fn forget_the_quiet(&self, watched: &mut HashMap<String, Watched, foldhash::fast::RandomState>, now_ms: u64) {
-        // They are many, and whoever comes would look through all of them.
-        if now_ms < self.swept_ms.load(Ordering::Relaxed) {
+    /// Until when what is known of one counts.
+    fn counts_until(&self, one: &Watched) -> u64 {
+        one.banned_until_ms.max(one.window_began_ms + self.window_ms)
+    }
+
+    fn make_room(&self, watched: &mut HashMap<String, Watched, foldhash::fast::RandomState>, now_ms: u64) {
+        watched.retain(|_, one| now_ms < self.counts_until(one));
+        if watched.len() < WATCHED_MAX {
             return;
         }
-        self.swept_ms.store(now_ms + SWEEP_MS, Ordering::Relaxed);
-        watched.retain(|_, one| now_ms < one.banned_until_ms.max(one.window_began_ms + self.window_ms));
+        let mut ends: Vec<u64> = watched.values().map(|one| self.counts_until(one)).collect();
+        let (.., &mut last, _) = ends.select_nth_unstable(FORGOTTEN_AT_ONCE - 1);
+        let mut left = FORGOTTEN_AT_ONCE;
+        watched.retain(|_, one| {
+            let goes = left > 0 && self.counts_until(one) <= last;
+            left -= usize::from(goes);
+            !goes
+        });
     }
 
     /// Whether nobody may connect by this name now.
@@ -151,14 +156,25 @@ mod tests {
         }
     }
 
+    /// Abuse: [reconnect-storm]
     #[test]
-    fn what_is_watched_is_bounded_and_the_quiet_make_room() {
+    fn what_is_watched_is_bounded_and_whoever_comes_late_is_watched_too() {
         let flapping = flapping();
-        for n in 0..WATCHED_MAX + 10 {
-            flapping.on_takeover(&n.to_string(), 0);
+        for now in [0, 1, 2, 3] {
+            flapping.on_takeover("banned", now);
         }
-        assert_eq!(flapping.lock().len(), WATCHED_MAX);
-        flapping.on_takeover("late", 10_000);
-        assert_eq!(flapping.lock().len(), 1);
+        for n in 0..WATCHED_MAX + 10 {
+            flapping.on_takeover(&n.to_string(), 10 + n as u64 / 10);
+        }
+        let len = flapping.lock().len();
+        assert!((WATCHED_MAX - FORGOTTEN_AT_ONCE..=WATCHED_MAX).contains(&len), "{len}");
+        let banned = [5000, 5001, 5002, 5003].map(|now| flapping.on_takeover("late", now));
+        assert_eq!(banned, [false, false, false, true]);
+        assert!(flapping.is_banned("banned", 5004), "who is banned stays so while others are forgotten");
+        flapping.on_takeover("later", 70_000);
+        for n in 0..WATCHED_MAX {
+            flapping.on_takeover(&n.to_string(), 70_000);
+        }
+        assert!(flapping.lock().len() <= WATCHED_MAX);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use kentongan_proto::mqtt::codec::AckKind;
+use kentongan_proto::mqtt::codec::{AckKind, PacketType};
 use kentongan_proto::mqtt::{Delivery, PublishProperties, PublishRef, QoS, ReasonCode, Will};
 use smallvec::SmallVec;
 
@@ -427,8 +427,9 @@ impl ArbiterState {
         if !self.shared.publishers_paused.load(Ordering::Relaxed) {
             self.resume_reading(key);
         } else if was_full {
-            // It goes on with the others: until now it waited for its own acknowledgements only.
-            self.paused.push(key);
+            // It publishes again with the others: until now it waited for its own acknowledgements only.
+            self.hold_up(key);
+            self.resume_reading(key);
         }
     }
 
@@ -611,6 +612,11 @@ impl ArbiterState {
                 true
             }
             Some(ShareTarget::Node { node }) => {
+                if !online_only && let Some(full) = self.settling.full(node, share) {
+                    // As a member here would have it dropped whose queue is full.
+                    self.counters.messages_dropped.inc(full.into());
+                    return true;
+                }
                 elsewhere.push((node, Arc::clone(share)));
                 true
             }
@@ -747,15 +753,16 @@ impl ArbiterState {
             }
             client.paced = false;
             if overloaded {
-                self.paused.push(key);
-            } else if !self.is_full(key) {
+                self.hold_up(key);
+            }
+            if !self.is_full(key) {
                 self.resume_reading(key);
             }
         }
     }
 
-    fn is_overloaded(&self) -> bool {
-        self.shared.is_overloaded() || self.lanes.is_paused() || self.settling.is_paused()
+    pub(super) fn is_overloaded(&self) -> bool {
+        self.shared.is_overloaded() || self.lanes.is_paused()
     }
 
     /// Stops reading a connection until [`Self::resume_reading`].
@@ -778,21 +785,56 @@ impl ArbiterState {
         }
     }
 
-    /// Pauses the connection if those it publishes to cannot keep up.
-    pub(super) fn pause_if_overloaded(&mut self, key: ConnectionKey) {
+    /// What the connection asks for next waits until others can keep up again.
+    fn hold_up(&mut self, key: ConnectionKey) {
+        if let Some(client) = self.client(key)
+            && !std::mem::replace(&mut client.held_up, true)
+        {
+            self.held_up.push(key);
+        }
+    }
+
+    /// Others cannot keep up with what the connection has just asked for. `next` is the first byte of what it says behind that,
+    /// if that has come. What has come so far counts: so each goes on by a little, however often others are slow.
+    pub(super) fn hold_up_if_overloaded(&mut self, key: ConnectionKey, next: Option<&u8>) {
         if self.is_overloaded() {
             self.shared.publishers_paused.store(true, Ordering::Release);
-            self.pause(key);
-            self.paused.push(key);
+            self.hold_up(key);
+            if let Some(&next) = next {
+                self.waits_for_others(key, next);
+            }
         }
+    }
+
+    /// Whether a connection that is held up must wait with the packet that begins with `first_byte`. What asks for nothing is
+    /// read: acknowledgements are what makes queues shorter, and a client must be able to go, or to say that it is there.
+    pub(super) fn waits_for_others(&mut self, key: ConnectionKey, first_byte: u8) -> bool {
+        let Some(packet_type) = PacketType::of(first_byte).filter(|&packet_type| asks_something(packet_type)) else {
+            return false;
+        };
+        let waits = if is_acknowledgement(packet_type) {
+            // Of a persistent session it goes to the group by a lane, which is to be bounded whatever clients acknowledge.
+            let session = self.client(key).and_then(|client| client.session.as_ref());
+            let is_persistent = session.is_some_and(|session| session.persistent.is_some());
+            is_persistent && (self.lanes.is_paused() || self.shared.submitter.is_overloaded())
+        } else {
+            self.is_overloaded()
+        };
+        if waits && let Some(client) = self.client(key) {
+            (client.paused, client.unprocessed) = (true, true);
+        }
+        waits
     }
 
     /// Those who were waited for caught up.
     pub(super) fn resume_publishers(&mut self) {
-        if self.paused.is_empty() || self.is_overloaded() {
+        if self.held_up.is_empty() || self.is_overloaded() {
             return;
         }
-        for key in std::mem::take(&mut self.paused) {
+        for key in std::mem::take(&mut self.held_up) {
+            if let Some(client) = self.client(key) {
+                client.held_up = false;
+            }
             if !self.is_full(key) {
                 self.resume_reading(key);
             }
@@ -800,6 +842,16 @@ impl ArbiterState {
         // Others may wait for no more than this.
         self.shared.wake_paused_publishers();
     }
+}
+
+/// Whether a packet of this type makes work for others than the connection's own arbiter, or takes memory.
+pub(super) fn asks_something(packet_type: PacketType) -> bool {
+    matches!(packet_type, PacketType::Publish | PacketType::Subscribe | PacketType::Unsubscribe)
+        || is_acknowledgement(packet_type)
+}
+
+fn is_acknowledgement(packet_type: PacketType) -> bool {
+    matches!(packet_type, PacketType::PubAck | PacketType::PubRec | PacketType::PubRel | PacketType::PubComp)
 }
 
 fn has_something_to_forward(properties: &PublishProperties) -> bool {

@@ -3,6 +3,7 @@
 //! The subscription stands in the tables before the first page is asked for, so nothing published since is missed.
 //! Live messages that come by it wait, bounded, until the retained ones are sent; what is in both is sent once.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,14 +16,14 @@ use super::arbiter::ArbiterState;
 use super::client::OwnSubscription;
 use super::deliver::Terms;
 use super::publish::Publication;
-use crate::drops::{self, Bound};
+use crate::drops;
 use crate::message::Message;
-use crate::metrics::DropReason;
 use crate::peers::wire::{Forwarded, ReadRetained};
 use crate::plants::{Plant, is_planted};
 use crate::replicated::command::{MessageRecord, SessionCommand};
 use crate::replicated::submitter::Asker;
 use crate::replicated::{RetainedCursor, RetainedPage};
+use crate::session::outbound::Full;
 
 /// Live messages that may wait behind one connection's retained reads.
 const HELD_MESSAGES_MAX: usize = 10_000;
@@ -102,9 +103,30 @@ pub struct RetainedReads(Option<Box<State>>);
 struct State {
     reads: VecDeque<Read>,
     held: Vec<HeldBack>,
+    /// Weight of these.
+    held_bytes: usize,
 }
 
 impl State {
+    fn hold(&mut self, held: HeldBack) {
+        self.held_bytes += held.message.weight_bytes();
+        self.held.push(held);
+    }
+
+    fn take_held(&mut self) -> Vec<HeldBack> {
+        self.held_bytes = 0;
+        std::mem::take(&mut self.held)
+    }
+
+    /// The bound that there is no room within for one more.
+    fn full(&self, weight_bytes: usize, bytes_max: usize) -> Option<Full> {
+        match self.held.len() {
+            HELD_MESSAGES_MAX.. => Some(Full::Messages),
+            _ if self.held_bytes.saturating_add(weight_bytes) > bytes_max => Some(Full::Bytes),
+            _ => None,
+        }
+    }
+
     /// The pages to ask for now, of the oldest read first: read number, filter, page.
     fn next_pages(&mut self) -> Vec<(u64, Box<str>, RetainedCursor)> {
         let under_way: usize = self.reads.iter().map(|read| read.asked.len()).sum();
@@ -133,6 +155,11 @@ impl RetainedReads {
         if let Some(state) = &mut self.0 {
             state.reads.retain(|read| &*read.filter != filter);
         }
+    }
+
+    /// Bytes of what waits behind them.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, |state| state.held_bytes)
     }
 
     /// Whether retained messages are still to come.
@@ -202,7 +229,7 @@ impl ArbiterState {
         let Some(read) = self.read_mut(key, number) else {
             return;
         };
-        if read.filter.starts_with("$SYS") {
+        if super::sys::is_sys(&read.filter) {
             let (filter, asked) = (read.filter.clone(), RetainedCursor::default());
             read.asked.push(Question { cursor: asked.clone(), is_late: false });
             let messages = self.shared.sys.matching(&filter);
@@ -328,13 +355,15 @@ impl ArbiterState {
         let Some(copy) = copy else {
             return;
         };
-        state.held.remove(copy);
-        let (older, rest) = std::mem::take(&mut state.held)
-            .into_iter()
-            .enumerate()
-            .partition::<Vec<_>, _>(|(at, held)| *at < copy && held.message.topic == retained.topic);
-        state.held = rest.into_iter().map(|(_, held)| held).collect();
-        for (_, held) in older {
+        let mut older = Vec::new();
+        for (at, held) in state.take_held().into_iter().enumerate() {
+            match at.cmp(&copy) {
+                Ordering::Equal => {}
+                Ordering::Less if held.message.topic == retained.topic => older.push(held),
+                _ => state.hold(held),
+            }
+        }
+        for held in older {
             self.deliver_held(key, &held);
         }
     }
@@ -458,13 +487,13 @@ impl ArbiterState {
         let Some(state) = session.reads.0.as_mut() else {
             return;
         };
-        let held = std::mem::take(&mut state.held);
+        let held = state.take_held();
         let others = self.subscriptions.holding(key.raw()).filter(|other| *other != filter);
         let others: Vec<&str> = others.collect();
         let is_held = |held: &HeldBack| others.iter().any(|other| topic::matches(other, &held.message.topic));
         let (held, free): (Vec<_>, Vec<_>) = held.into_iter().partition(is_held);
         if let Some(state) = self.reads(key) {
-            state.held = held;
+            held.into_iter().for_each(|held| state.hold(held));
         }
         for held in &free {
             self.deliver_held(key, held);
@@ -499,22 +528,23 @@ impl ArbiterState {
         publication: &mut Publication<'_>,
         terms: Terms<'_>,
     ) -> bool {
-        let Some(state) = self.reads(key) else {
+        let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
             return false;
         };
-        if state.held.len() >= HELD_MESSAGES_MAX {
-            self.counters.messages_dropped.inc(DropReason::QueueMessages);
+        let bytes_max = session.outbound.limits().queue_bytes_max;
+        let Some(state) = session.reads.0.as_deref_mut() else {
+            return false;
+        };
+        let message = publication.share_message();
+        if let Some(full) = state.full(message.weight_bytes(), bytes_max) {
+            self.counters.messages_dropped.inc(full.into());
             if terms.qos != QoS::AtMostOnce {
-                drops::note(&self.clients[key.index()].client_id, Bound::QueueMessages, 1);
+                drops::note(&self.clients[key.index()].client_id, full, 1);
             }
             return true;
         }
-        let message = publication.share_message();
-        let held =
-            HeldBack { message, qos: terms.qos, retain: terms.retain, identifiers: Box::from(terms.identifiers) };
-        if let Some(state) = self.reads(key) {
-            state.held.push(held);
-        }
+        let (Terms { qos, retain, .. }, identifiers) = (terms, Box::from(terms.identifiers));
+        state.hold(HeldBack { message, qos, retain, identifiers });
         true
     }
 
@@ -577,7 +607,7 @@ mod tests {
     /// All groups are asked at once, but no more of them than the bound, whichever read it is for.
     #[test]
     fn a_connection_waits_for_a_bounded_number_of_pages() {
-        let mut state = State { reads: [read(1, 0..12), read(2, 0..12)].into(), held: Vec::new() };
+        let mut state = State { reads: [read(1, 0..12), read(2, 0..12)].into(), ..State::default() };
         let first: Vec<_> = (0..12).map(|group| (1, group)).chain((0..4).map(|group| (2, group))).collect();
         assert_eq!(groups(&mut state), first);
         assert_eq!(groups(&mut state), []);
@@ -588,7 +618,7 @@ mod tests {
     /// A group that has more is asked again, and a read is over when every group said that this was all.
     #[test]
     fn a_read_is_complete_when_no_group_has_more() {
-        let mut state = State { reads: [read(1, 0..2)].into(), held: Vec::new() };
+        let mut state = State { reads: [read(1, 0..2)].into(), ..State::default() };
         assert_eq!(groups(&mut state), [(1, 0), (1, 1)]);
         assert!(take(&mut state.reads[0], &page(0, None, Some("a"))));
         assert!(!take(&mut state.reads[0], &page(0, None, None)), "a question that was asked twice is answered twice");

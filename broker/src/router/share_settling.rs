@@ -33,22 +33,26 @@
 //! Nothing else waits for what is taken, as a shared subscription promises no order [MQTT-4.6.0-6]. What one publisher sends at one
 //! QoS comes to one member in order all the same, by the lanes there and back.
 //!
-//! The publisher waits for none of this, only for the lane's answer.
+//! The publisher waits for none of this, only for the lane's answer. So what is kept is bounded by dropping: what a member is
+//! handed that never acknowledges stops nobody else, be it who publishes here or a member elsewhere that keeps up.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::sync::Arc;
+
+use hashbrown::HashMap;
 
 use crate::connection_key::ConnectionKey;
 use crate::message::Message;
 use crate::session::outbound::Full;
 use crate::subscription::ShareGroup;
 
-/// Messages that an arbiter keeps before its publishers pause; they go on when half of them are settled.
-const KEPT_MESSAGES_MAX: usize = 64 * 1024;
+/// Messages that an arbiter keeps from which on some shared subscriptions of some nodes get no more; see
+/// [`ShareSettling::full`]. More than waits for one member by default, so that its own queue says what gives way.
+const KEPT_MESSAGES_MAX: usize = 128 * 1024;
 
 /// The same in bytes.
-const KEPT_BYTES_MAX: usize = 32 * 1024 * 1024;
+const KEPT_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Messages that an arbiter has taken for its members and that others have not let go of yet; what finds no room is dropped.
 const TAKEN_MESSAGES_MAX: usize = 64 * 1024;
@@ -236,26 +240,72 @@ impl Kept {
     }
 }
 
+/// A shared subscription and a node with members of it, while something is kept for them.
+type NodeShare = (u16, usize);
+
+fn address(share: &Arc<ShareGroup>) -> usize {
+    Arc::as_ptr(share).addr()
+}
+
+/// So much is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Load {
+    messages: usize,
+    bytes: usize,
+}
+
+impl Load {
+    fn add(&mut self, kept: &Kept) {
+        self.messages += 1;
+        self.bytes += kept.weight_bytes();
+    }
+
+    fn remove(&mut self, kept: &Kept) {
+        self.messages -= 1;
+        self.bytes -= kept.weight_bytes();
+    }
+}
+
 /// All that an arbiter keeps, by (node, number in the lane to it, which shared subscription of that item).
 #[derive(Debug, Default)]
 pub(super) struct ShareSettling {
     kept: BTreeMap<(u16, u64, u16), Kept>,
-    bytes: usize,
-    paused: bool,
+    total: Load,
+    /// Of `total`, whom it is for. What is kept holds the group, so that an address names one as long as it stands here.
+    loads: HashMap<NodeShare, Load, foldhash::fast::RandomState>,
 }
 
 impl ShareSettling {
+    /// The bound that the node may get no more within for its members of a shared subscription. What is kept for all together
+    /// is shared out evenly from a mark on: whoever has less than its part is not kept from it by others that have more, and
+    /// twice as much is never kept.
+    pub(super) fn full(&self, node: u16, share: &Arc<ShareGroup>) -> Option<Full> {
+        let Load { messages, bytes } = self.total;
+        if messages < KEPT_MESSAGES_MAX && bytes < KEPT_BYTES_MAX {
+            return None;
+        }
+        let own = self.loads.get(&(node, address(share))).copied().unwrap_or_default();
+        let is_full = |total: usize, own: usize, max: usize| {
+            total >= 2 * max || (total >= max && own >= max / self.loads.len().max(1))
+        };
+        match own {
+            _ if is_full(messages, own.messages, KEPT_MESSAGES_MAX) => Some(Full::Messages),
+            _ if is_full(bytes, own.bytes, KEPT_BYTES_MAX) => Some(Full::Bytes),
+            _ => None,
+        }
+    }
+
     /// The message stands in the lane to `node`.
     pub(super) fn keep(&mut self, node: u16, number: u64, share: u16, kept: Kept) {
-        self.bytes += kept.weight_bytes();
+        self.total.add(&kept);
+        self.loads.entry((node, address(&kept.share))).or_default().add(&kept);
         self.kept.insert((node, number, share), kept);
-        self.paused |= self.kept.len() >= KEPT_MESSAGES_MAX || self.bytes >= KEPT_BYTES_MAX;
     }
 
     /// The node answers for a message, which is kept no more. `None`: it was not.
     pub(super) fn on_answer(&mut self, node: u16, answer: ShareAnswer) -> Option<Kept> {
         let mut kept = self.kept.remove(&(node, answer.number, answer.share))?;
-        self.removed(&kept);
+        self.removed(node, &kept);
         if answer.outcome == ShareOutcome::GivenBack {
             kept.given_back += 1;
         }
@@ -267,7 +317,7 @@ impl ShareSettling {
         let of_node = self.kept.extract_if((node, 0, 0)..=(node, u64::MAX, u16::MAX), |_, _| true);
         let left: Vec<Kept> = of_node.map(|(_, kept)| kept).collect();
         for kept in &left {
-            self.removed(kept);
+            self.removed(node, kept);
         }
         left
     }
@@ -277,20 +327,21 @@ impl ShareSettling {
         std::mem::take(self).kept.into_iter().map(|((node, ..), kept)| (node, kept))
     }
 
-    fn removed(&mut self, kept: &Kept) {
-        self.bytes -= kept.weight_bytes();
-        self.paused &= self.kept.len() > KEPT_MESSAGES_MAX / 2 || self.bytes > KEPT_BYTES_MAX / 2;
+    fn removed(&mut self, node: u16, kept: &Kept) {
+        self.total.remove(kept);
+        let of = (node, address(&kept.share));
+        if let Some(load) = self.loads.get_mut(&of) {
+            load.remove(kept);
+            if load.messages == 0 {
+                self.loads.remove(&of);
+            }
+        }
     }
 
     /// Messages that are kept.
     #[cfg(any(test, feature = "simulation"))]
     pub(super) fn len(&self) -> usize {
         self.kept.len()
-    }
-
-    /// Whether publishers should pause until nodes have answered.
-    pub(super) fn is_paused(&self) -> bool {
-        self.paused
     }
 }
 

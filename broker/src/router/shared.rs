@@ -237,10 +237,20 @@ impl Shared {
             return;
         }
         let level = memory::used_bytes().filter(|_| mark != 0).map_or(0, |bytes| memory_level(bytes, mark));
+        self.set_memory_level(level);
+    }
+
+    fn set_memory_level(&self, level: u8) {
         if self.memory_level.swap(level, Ordering::Relaxed) != level {
             tracing::warn!(level, "memory crossed a mark (limits.memory_bytes_high_water)");
             self.wake_paused_publishers();
         }
+    }
+
+    /// As if the process used so much of a mark.
+    #[cfg(test)]
+    pub(super) fn pretend_memory(&self, bytes: u64, mark: u64) {
+        self.set_memory_level(memory_level(bytes, mark));
     }
 
     /// Called by whoever worked something off: publishers that paused look again.

@@ -1,5 +1,6 @@
 //! SUBSCRIBE and UNSUBSCRIBE.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::sync::atomic::Ordering;
 
@@ -27,13 +28,20 @@ impl ArbiterState {
         if self.client(key).and_then(|client| client.session.as_ref()).is_some_and(|session| session.bridge) {
             subscribe.filters.iter_mut().for_each(|(filter, options)| *options = bridge_options(filter, *options));
         }
-        let refusals: Vec<Option<ReasonCode>> = subscribe
-            .filters
-            .iter_mut()
-            .map(|(filter, options)| {
-                self.make_whole(key, filter).err().or_else(|| self.filter_refusal(key, filter, options.qos))
+        let unreachable: Vec<Option<ReasonCode>> =
+            subscribe.filters.iter_mut().map(|(filter, _)| self.make_whole(key, filter).err()).collect();
+        let mut fresh = BTreeSet::new();
+        let refusals: Vec<Option<ReasonCode>> = (subscribe.filters.iter().zip(unreachable))
+            .map(|((filter, options), unreachable)| {
+                unreachable.or_else(|| self.filter_refusal(key, filter, options.qos, &mut fresh))
             })
             .collect();
+        if self.shared.authority.grants_subscriptions()
+            && let Some(client) = self.client(key)
+        {
+            // As it has been since a moment ago: this connection may not have heard of it, and nobody looked at the filters.
+            client.guarded |= client.session.as_ref().is_some_and(|session| session.rights.is_some());
+        }
         for ((filter, _), refusal) in subscribe.filters.iter().zip(&refusals) {
             if let Some(reason) = *refusal {
                 self.on_filter_refused(key, filter, reason);
@@ -43,6 +51,9 @@ impl ArbiterState {
             return;
         };
         if let Some(persistent) = session.persistent {
+            if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
+                session.asked.extend(fresh.into_iter().map(Box::from));
+            }
             // The group's SUBACK must stand behind all that this connection published before.
             self.flush_lanes();
             let possible = subscribe.filters.iter().any(|(filter, _)| self.retained_may_match(filter));
@@ -93,7 +104,7 @@ impl ArbiterState {
     }
 
     fn retained_may_match(&self, filter: &str) -> bool {
-        self.shared.retained_possible.load(Ordering::Relaxed) || filter.starts_with("$SYS")
+        self.shared.retained_possible.load(Ordering::Relaxed) || super::sys::is_sys(filter)
     }
 
     /// Puts the mount point of the client, if it has one, into a filter that it said.
@@ -104,8 +115,15 @@ impl ArbiterState {
         Ok(())
     }
 
-    /// Why a filter is refused, if it is; the others of the same SUBSCRIBE are not touched by that.
-    fn filter_refusal(&mut self, key: ConnectionKey, filter: &str, qos: QoS) -> Option<ReasonCode> {
+    /// Why a filter is refused, if it is; the others of the same SUBSCRIBE are not touched by that. `fresh`: those of it that
+    /// the session does not have, as far as they were looked at and are not refused.
+    fn filter_refusal<'a>(
+        &self,
+        key: ConnectionKey,
+        filter: &'a str,
+        qos: QoS,
+        fresh: &mut BTreeSet<&'a str>,
+    ) -> Option<ReasonCode> {
         let Ok(parsed) = ParsedFilter::parse(filter) else {
             return Some(ReasonCode::TopicFilterInvalid);
         };
@@ -121,8 +139,14 @@ impl ArbiterState {
         if !self.shared.authority.authorize(&client.actor()?, action) {
             return Some(ReasonCode::NotAuthorized);
         }
-        let known = session.subscriptions.contains_key(filter);
-        (!known && session.subscriptions.len() >= maximum).then_some(ReasonCode::QuotaExceeded)
+        if session.subscriptions.contains_key(filter) || session.asked.contains(filter) || fresh.contains(filter) {
+            return None;
+        }
+        if session.subscriptions.len() + session.asked.len() + fresh.len() >= maximum {
+            return Some(ReasonCode::QuotaExceeded);
+        }
+        fresh.insert(filter);
+        None
     }
 
     /// The rules changed, or the session stood since they were others, or was made by a listener with another mount point: what
@@ -377,6 +401,11 @@ impl ArbiterState {
         let SubscribedPersistent { connection: key, epoch, packet_id, ticket, outcomes } = subscribed;
         if !self.is_current(key, epoch) || !self.is_answer(key, ticket) {
             return;
+        }
+        if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
+            for outcome in &outcomes {
+                session.asked.remove(outcome.filter.as_str());
+            }
         }
         let codes = outcomes.iter().map(|outcome| outcome.reason).collect();
         let is_overtaken = |outcome: &SubscribeOutcome| self.is_answered_since(key, ticket, &outcome.filter);

@@ -14,6 +14,12 @@ use crate::clock::Clock;
 use crate::message::{Message, MessageIdentity};
 use crate::metrics::{self, Load, LoadAverages, Snapshot};
 
+/// Whether a topic or a filter is about what the broker says of itself, and not about what only begins like that.
+#[must_use]
+pub fn is_sys(topic: &str) -> bool {
+    topic.split('/').next() == Some("$SYS")
+}
+
 /// The current values, by topic.
 #[derive(Debug, Default)]
 pub struct SysTree {

@@ -13,6 +13,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::support::*;
+use crate::users::{Files, of_user, quick};
 
 /// The time runs from accepting the connection, not from its last byte.
 ///
@@ -590,6 +591,33 @@ fn a_client_identifier_that_comes_and_goes_too_often_is_banned_where_that_is_set
     Client::v5(&broker, "steady").disconnect();
     broker.wait_for_metric(&refused("connects", "banned"), |count| count == 2.0);
     wait_for("the end of it", || come() == success);
+}
+
+/// Nobody has a Client Identifier banned by asking for it: only those count who are granted it.
+///
+/// Abuse: [reconnect-storm]
+#[test]
+fn a_user_that_asks_for_the_identifier_of_another_does_not_lock_it_out() {
+    let files =
+        Files::new("allow_anonymous = false\nauth.password_file = \"@/passwords\"\nlimits.flap_connects_max = 5");
+    files.write("passwords", &(quick("ana", "tabuh") + &quick("budi", "kentong")));
+    let broker = files.start();
+    let come = |user: &str, password: &str| {
+        let mut asked = of_user(ProtocolVersion::V5, "meter", user, password);
+        asked.clean_start = false;
+        asked.properties.session_expiry_interval = Some(3600);
+        let (client, connack) = Client::open(&broker, asked);
+        if connack.reason_code == ReasonCode::Success {
+            client.disconnect();
+        }
+        connack.reason_code
+    };
+    assert_eq!(come("ana", "tabuh"), ReasonCode::Success);
+    for _ in 0..20 {
+        let refused = come("budi", "kentong");
+        assert!(refused.is_error() && refused != ReasonCode::Banned, "{refused:?}");
+    }
+    assert_eq!(come("ana", "tabuh"), ReasonCode::Success);
 }
 
 /// Beyond the rate of a listener clients wait in its backlog, and come in by and by; another listener is not affected.

@@ -19,6 +19,11 @@ const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0C\xC0\0\x02\x08\x0A\0\0\x01
 const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 
 fn settings(more: &str) -> String {
+    format!("allow_anonymous = true\n{}", settings_of_default(more))
+}
+
+/// The same without a word about who may come without a user name.
+fn settings_of_default(more: &str) -> String {
     format!("[[listener]]\naddress = \"127.0.0.1:0\"\nproxy_protocol_from = [\"127.0.0.0/8\"]\n{more}")
 }
 
@@ -45,6 +50,17 @@ fn a_client_is_known_by_what_its_balancer_says() {
             client.publish_acknowledged("t", "x", qos1(1));
         }
     }
+}
+
+/// A loopback address lets in whoever gives no user name, but not for the outside, which comes by way of a balancer.
+///
+/// Abuse: [anonymous]
+#[test]
+fn who_comes_from_outside_by_a_balancer_needs_a_user_name() {
+    let broker = Broker::with_settings(&settings_of_default(""));
+    let mut client = announced(&broker, b"PROXY TCP4 203.0.113.9 10.0.0.1 50000 1883\r\n");
+    client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, "outside"))));
+    assert_eq!(client.expect_connack().reason_code, ReasonCode::NotAuthorized);
 }
 
 /// What lies behind it may be anything that the listener speaks.

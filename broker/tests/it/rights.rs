@@ -437,3 +437,24 @@ fn what_waited_and_may_not_be_read_any_more_takes_no_room() {
     }
     assert_eq!(dropped("queue_messages"), 0.0);
 }
+
+/// A subscription is granted for its own QoS; what comes by it at another one is judged as it comes.
+///
+/// Abuse: [authorize]
+#[test]
+fn what_a_rule_denies_at_one_qos_does_not_come_by_a_subscription_at_another() {
+    let files = Files::new("auth.rules_file = \"@/rules.toml\"");
+    let rule = |head: &str| format!("[[rule]]\n{head}\n");
+    let denied = rule("effect = \"deny\"\nactions = [\"subscribe\"]\ntopics = [\"a\"]\nqos = [0]");
+    let allowed = rule("effect = \"allow\"\nactions = [\"subscribe\", \"publish\"]");
+    files.write("rules.toml", &(denied + &allowed));
+    let broker = files.start();
+    let mut ana = Client::v5(&broker, "ana");
+    let mut boss = Client::v5(&broker, "boss");
+    assert!(ana.subscribe("a", QoS::AtMostOnce).is_error());
+    assert_eq!(ana.subscribe("a", QoS::ExactlyOnce), ReasonCode::GrantedQos2);
+    assert_eq!(ana.subscribe("b", QoS::AtLeastOnce), ReasonCode::GrantedQos1);
+    boss.publish("a", "x", QOS0);
+    boss.publish_acknowledged("a", "x", qos1(1));
+    assert_eq!(topics_until_b(&mut ana, &mut boss), ["a"], "that of QoS 1");
+}

@@ -466,3 +466,22 @@ fn nobody_becomes_another_user_by_authenticating_again() {
     }
     ana.expect_closed();
 }
+
+/// Whoever came without a user name goes when the settings let nobody in like that any more; users stay.
+///
+/// Abuse: [anonymous]
+#[test]
+fn anonymous_clients_are_closed_when_they_are_let_in_no_more() {
+    let files = Files::new(&SETTINGS.replace("false", "true"));
+    files.write("passwords", &quick("ana", "tabuh"));
+    let broker = files.start();
+    let mut nobody = Client::v5(&broker, "nobody");
+    let mut ana = Client::accepted(&broker, of_user(ProtocolVersion::V5, "c", "ana", "tabuh"));
+    reload(&broker);
+    nobody.publish_acknowledged("t", "x", qos1(1));
+    let settings = fs::read_to_string(files.path("kentongan.toml")).expect("a file");
+    files.write("kentongan.toml", &settings.replace("allow_anonymous = true", "allow_anonymous = false"));
+    reload(&broker);
+    nobody.expect_disconnect(ReasonCode::NotAuthorized);
+    ana.publish_acknowledged("t", "x", qos1(1));
+}

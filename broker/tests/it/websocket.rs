@@ -14,7 +14,7 @@ const REQUEST: &str = "GET /mqtt HTTP/1.1\r\nHost: broker\r\nUpgrade: websocket\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: mqtt\r\nSec-WebSocket-Version: 13\r\n";
 
 fn settings(more: &str) -> String {
-    format!("[[listener]]\naddress = \"127.0.0.1:0\"\n[listener.websocket]\n{more}")
+    format!("allow_anonymous = true\n[[listener]]\naddress = \"127.0.0.1:0\"\n[listener.websocket]\n{more}")
 }
 
 /// The series of connections that were refused on account of WebSocket.

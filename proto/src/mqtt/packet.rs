@@ -1,5 +1,6 @@
 //! The packets of all versions as one model; what a version lacks is simply empty there.
 
+use std::fmt;
 use std::num::NonZeroU16;
 
 use bytes::Bytes;
@@ -94,7 +95,7 @@ pub enum Packet {
 }
 
 /// CONNECT.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Connect {
     /// Version of the rest of the connection.
     pub version: ProtocolVersion,
@@ -114,6 +115,24 @@ pub struct Connect {
     pub password: Option<Bytes>,
     /// Empty in 3.x.
     pub properties: ConnectProperties,
+}
+
+/// Without the password, which must not come into a log by way of a packet.
+impl fmt::Debug for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { version, bridge, clean_start, keep_alive, client_id, will, user_name, password, properties } = self;
+        f.debug_struct("Connect")
+            .field("version", version)
+            .field("bridge", bridge)
+            .field("clean_start", clean_start)
+            .field("keep_alive", keep_alive)
+            .field("client_id", client_id)
+            .field("will", will)
+            .field("user_name", user_name)
+            .field("password", &password.as_ref().map(|_| format_args!("<redacted>")))
+            .field("properties", properties)
+            .finish()
+    }
 }
 
 /// The Will Message of a CONNECT.
@@ -325,4 +344,26 @@ pub struct Auth {
     pub reason_code: ReasonCode,
     /// Method and data.
     pub properties: AuthProperties,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connect_shows_no_password() {
+        let connect = Connect {
+            version: ProtocolVersion::V5,
+            bridge: false,
+            clean_start: true,
+            keep_alive: 0,
+            client_id: "c".to_owned(),
+            will: None,
+            user_name: Some("ana".to_owned()),
+            password: Some(Bytes::from("tabuh")),
+            properties: ConnectProperties::default(),
+        };
+        let text = format!("{:?}", Packet::Connect(Box::new(connect)));
+        assert!(text.contains("ana") && text.contains("Some(<redacted>)") && !text.contains("tabuh"), "{text}");
+    }
 }

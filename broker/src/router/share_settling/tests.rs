@@ -14,7 +14,7 @@ use kentongan_cluster::PipelineHandle;
 use kentongan_cluster::lane::Incoming;
 use kentongan_cluster::lease::LeaseCell;
 use kentongan_proto::mqtt::codec::AckKind;
-use kentongan_proto::mqtt::{PacketId, QoS, ReasonCode, SubscriptionOptions};
+use kentongan_proto::mqtt::{PacketId, ProtocolVersion, QoS, ReasonCode, SubscriptionOptions};
 use proptest::prelude::*;
 use prost::Message as _;
 
@@ -171,7 +171,7 @@ impl Cluster {
             machine,
             network,
             listener: Arc::new(ListenerContext::new(ListenerConfig::default(), &Settings::default(), address)),
-            runtime: tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime"),
+            runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime"),
             sockets: Vec::new(),
             published: Cell::new(0),
             lost: BTreeSet::new(),
@@ -208,8 +208,10 @@ impl Cluster {
             has_will: false,
             will: None,
             subscriptions: hashbrown::HashMap::default(),
+            asked: BTreeSet::new(),
             reads: RetainedReads::default(),
             identity: Arc::from(""),
+            claimed: None,
             credential: Credential::Anonymous,
             granted: None,
             rights: None,
@@ -989,7 +991,7 @@ fn a_node_that_was_declared_dead_keeps_nothing_from_before() {
     assert_eq!(cluster.kept(), [1, 0, 0]);
     cluster.nodes[0].arbiters[0].on_unregistered();
     assert_eq!(cluster.kept(), [0, 0, 0]);
-    assert_eq!(cluster.nodes[0].arbiters[0].settling.bytes, 0);
+    assert_eq!(cluster.nodes[0].arbiters[0].settling.total.bytes, 0);
     assert_eq!(cluster.texts(member), ["1"]);
 }
 
@@ -1046,7 +1048,7 @@ fn interest_tells_apart_what_groups_deliver() {
     assert_eq!([interest(&cluster, SHARE), interest(&cluster, "t")], [(0, 0); 2]);
 }
 
-/// Publishers pause when much is kept, and go on when half of it is settled.
+/// So much is kept that what is handed to a node whose members do not acknowledge is dropped, and that is all that happens.
 #[test]
 fn what_is_kept_is_bounded() {
     let mut cluster = round_robin();
@@ -1054,22 +1056,80 @@ fn what_is_kept_is_bounded() {
     let share = cluster.nodes[0].shared.index.share("g", "t").expect("it has a member");
     let mut settling = ShareSettling::default();
     let message = cluster.publish(QoS::AtLeastOnce);
-    let numbers = 1..=KEPT_MESSAGES_MAX as u64;
-    for number in numbers.clone() {
-        assert!(!settling.is_paused());
+    let kept = || Kept { message: Arc::clone(&message), share: Arc::clone(&share), given_back: 0 };
+    for number in 1..=KEPT_MESSAGES_MAX as u64 {
+        assert_eq!(settling.full(1, &share), None);
+        settling.keep(1, number, 0, kept());
+    }
+    assert_eq!(settling.full(1, &share), Some(Full::Messages));
+    // Another node has its part, whatever the first one leaves unsettled.
+    for number in 1..=KEPT_MESSAGES_MAX as u64 / 2 {
+        assert_eq!(settling.full(2, &share), None);
+        settling.keep(2, number, 0, kept());
+    }
+    assert_eq!(settling.full(2, &share), Some(Full::Messages));
+    let settle = |settling: &mut ShareSettling, node, number| {
+        settling.on_answer(node, ShareAnswer { number, share: 0, outcome: ShareOutcome::Settled }).is_some()
+    };
+    assert!(settle(&mut settling, 2, 1) && !settle(&mut settling, 2, 1));
+    assert_eq!([1, 2].map(|node| settling.full(node, &share)), [Some(Full::Messages), None]);
+    assert_eq!(settling.on_node_lost(3).len(), 0);
+    assert_eq!(settling.on_node_lost(1).len(), KEPT_MESSAGES_MAX);
+    assert_eq!(settling.full(2, &share), None);
+    assert_eq!(settling.on_node_lost(2).len(), KEPT_MESSAGES_MAX / 2 - 1);
+    assert_eq!((settling.total, settling.kept.len(), settling.loads.len()), (Load::default(), 0, 0));
+
+    let payload = Bytes::from(vec![0; KEPT_BYTES_MAX]);
+    let large = Arc::new(Message { payload, ..Message::clone(&message) });
+    settling.keep(1, 1, 0, Kept { message: large, share: Arc::clone(&share), given_back: 0 });
+    assert_eq!([1, 2].map(|node| settling.full(node, &share)), [Some(Full::Bytes), None]);
+}
+
+/// A member on another node that never acknowledges stops nobody here: what is handed to it is dropped, and counted, once as much
+/// is kept as may be.
+#[test]
+fn a_member_elsewhere_that_never_acknowledges_stops_nobody() {
+    let mut cluster = round_robin();
+    let member = cluster.join(1, 0, 1, QoS::AtLeastOnce);
+    cluster.publish_at(0, QoS::AtLeastOnce);
+    cluster.run();
+    assert_eq!(cluster.has(member).len(), 1);
+    let share = cluster.nodes[0].shared.index.share("g", "t").expect("it has a member");
+    let (message, target) = (cluster.publish(QoS::AtLeastOnce), cluster.nodes[0].number(2));
+    let origin = &mut cluster.nodes[0].arbiters[0];
+    for number in 0..KEPT_MESSAGES_MAX as u64 {
         let kept = Kept { message: Arc::clone(&message), share: Arc::clone(&share), given_back: 0 };
-        settling.keep(1, number, 0, kept);
+        origin.settling.keep(target, 1_000_000 + number, 0, kept);
     }
-    assert!(settling.is_paused());
-    for number in numbers.clone().take(KEPT_MESSAGES_MAX / 2) {
-        assert!(settling.is_paused());
-        assert!(settling.on_answer(1, ShareAnswer { number, share: 0, outcome: ShareOutcome::Settled }).is_some());
-        assert!(settling.on_answer(1, ShareAnswer { number, share: 0, outcome: ShareOutcome::Settled }).is_none());
+    let before = origin.settling.len();
+    cluster.publish_at(0, QoS::AtLeastOnce);
+    let origin = &mut cluster.nodes[0].arbiters[0];
+    assert_eq!(origin.settling.len(), before);
+    assert!(!origin.is_overloaded());
+    origin.counters.flush();
+    let dropped = "kentongan_messages_dropped_total{reason=\"queue_messages\"} 1\n";
+    assert!(cluster.nodes[0].metrics.render().contains(dropped));
+
+    // A bystander there subscribes, once and once more.
+    let bystander = cluster.join(0, 0, 10, QoS::AtLeastOnce);
+    let subscribe = |filter: &str| {
+        let filter = filter.as_bytes();
+        [&[0x82, 6 + filter.len() as u8, 0, 1, 0, 0, filter.len() as u8][..], filter, &[1]].concat()
+    };
+    for filter in ["a", "b"] {
+        let socket = cluster.sockets.last_mut().expect("that of the bystander");
+        std::io::Write::write_all(socket, &subscribe(filter)).expect("it is open");
+        let arbiter = &mut cluster.nodes[0].arbiters[0];
+        arbiter.client(bystander.key).expect("it is there").version = ProtocolVersion::V5;
+        let is_subscribed = std::future::poll_fn(|cx| {
+            assert!(arbiter.poll_connection(bystander.key, cx).is_pending());
+            let session = arbiter.client(bystander.key).and_then(|client| client.session.as_ref());
+            let has = session.is_some_and(|session| session.subscriptions.contains_key(filter));
+            if has { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        });
+        let within = async { tokio::time::timeout(Duration::from_secs(10), is_subscribed).await };
+        cluster.runtime.block_on(within).expect("it is read");
     }
-    assert!(!settling.is_paused());
-    assert_eq!(settling.on_node_lost(2).len(), 0);
-    assert_eq!(settling.on_node_lost(1).len(), KEPT_MESSAGES_MAX / 2);
-    assert_eq!((settling.bytes, settling.kept.len()), (0, 0));
 }
 
 #[derive(Debug, Clone)]

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,9 +22,9 @@ use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::*;
-use crate::auth::Authority;
+use crate::auth::{Authority, Mechanism, MechanismStep};
 use crate::clock::{Clock, ManualClock};
-use crate::config::{ListenerConfig, Settings, SharedStrategy};
+use crate::config::{AclSubscribe, AuthConfig, ListenerConfig, Settings, SharedStrategy};
 use crate::metrics::Metrics;
 use crate::moving::Place;
 use crate::peers::wire::Forwarded;
@@ -33,7 +34,7 @@ use crate::replicated::command::{self, Command, SessionCommand};
 use crate::replicated::{Opened, Slots, Submitter, SubscribeOutcome, SubscribedPersistent};
 use crate::router::Event;
 use crate::router::cluster::{ClusterView, Leader, Leaders};
-use crate::router::connect::EndCause;
+use crate::router::connect::{EndCause, LET_IN_A_SECOND_MAX};
 use crate::router::node_lanes::Nodes;
 use crate::subscription::{InterestKind, Target};
 
@@ -183,6 +184,18 @@ impl World {
             witnessed: Vec::new(),
             qos_of: BTreeMap::new(),
         }
+    }
+
+    /// A client of an arbiter, which has read its CONNECT.
+    fn open(&mut self, arbiter: usize, connect: Connect) -> Client {
+        let (here, there) = MemoryStream::pair(4096);
+        while self.shared.try_open_connection(&self.listener, usize::MAX) != Some(arbiter as u16) {}
+        self.arbiters[arbiter].add_connection(there, Arc::clone(&self.listener), None);
+        let mut client = Client::new(here, connect.version);
+        client.send(&Packet::Connect(Box::new(connect)));
+        client.write(usize::MAX);
+        self.arbiters[arbiter].run();
+        client
     }
 
     fn qos(&mut self) -> QoS {
@@ -581,15 +594,7 @@ fn state_of(world: &mut World, arbiter: usize, key: ConnectionKey) -> &mut crate
 fn what_a_connection_sent_is_under_way_to_other_arbiters_before_its_client_may_come_back() {
     let mut world = World::new(1);
     let open = |world: &mut World, arbiter: usize, client_id: &str| {
-        let (here, there) = MemoryStream::pair(4096);
-        while world.shared.try_open_connection(&world.listener, usize::MAX) != Some(arbiter as u16) {}
-        world.arbiters[arbiter].add_connection(there, Arc::clone(&world.listener), None);
-        let version = ProtocolVersion::V5;
-        let mut client = Client::new(here, version);
-        client.send(&Packet::Connect(Box::new(connect(version, client_id.to_owned(), 0))));
-        client.write(usize::MAX);
-        world.arbiters[arbiter].run();
-        client
+        world.open(arbiter, connect(ProtocolVersion::V5, client_id.to_owned(), 0))
     };
     let publish = |client: &mut Client, payload: &'static str| {
         let (topic, payload) = ("t".to_owned(), Bytes::from(payload));
@@ -664,11 +669,19 @@ fn client_of_several_nodes() -> (SteppedArbiter, Client, ConnectionKey) {
 
 /// The same before the claim is granted.
 fn claimant_of_several_nodes() -> (SteppedArbiter, Client, ConnectionKey) {
-    let settings = Arc::new(Settings::default());
+    claimant_by(Settings::default())
+}
+
+fn claimant_by(settings: Settings) -> (SteppedArbiter, Client, ConnectionKey) {
+    claimant(settings, Authority::default(), connect(ProtocolVersion::V5, "c".to_owned(), 0))
+}
+
+fn claimant(settings: Settings, authority: Authority, connect: Connect) -> (SteppedArbiter, Client, ConnectionKey) {
+    let settings = Arc::new(settings);
     let clock = Clock::manual(Arc::new(ManualClock::new(0)));
     let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
     let cluster = Some(one_of_several(clock.clone()));
-    let shared = Shared::new(Arc::clone(&settings), 1, submitter, Authority::default(), 1, cluster, clock);
+    let shared = Shared::new(Arc::clone(&settings), 1, submitter, authority, 1, cluster, clock);
     let shared = Arc::new(shared);
     let mut arbiter = SteppedArbiter::new(0, Arc::clone(&shared), Metrics::isolated().arbiter());
     let address = SocketAddr::from(([127, 0, 0, 1], 1883));
@@ -677,7 +690,7 @@ fn claimant_of_several_nodes() -> (SteppedArbiter, Client, ConnectionKey) {
     let (here, there) = MemoryStream::pair(4096);
     let connection = arbiter.add_connection(there, listener, None);
     let mut client = Client::new(here, ProtocolVersion::V5);
-    client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, "c".to_owned(), 0))));
+    client.send(&Packet::Connect(Box::new(connect)));
     client.write(usize::MAX);
     arbiter.run();
     (arbiter, client, connection)
@@ -935,6 +948,123 @@ fn what_waited_behind_retained_messages_comes_when_their_subscription_ends() {
     assert!(came(&mut client));
 }
 
+/// What waits behind retained messages is bounded in bytes as the queue is: what finds no room is dropped, and counted.
+///
+/// Abuse: [queue-full]
+#[test]
+fn what_waits_behind_retained_messages_is_bounded_in_bytes() {
+    const MESSAGES: usize = 20;
+    const PAYLOAD_BYTES: usize = 1000;
+    let mut settings = Settings::default();
+    settings.session.queue_bytes_max = 10 * PAYLOAD_BYTES as u64;
+    let (mut arbiter, mut client, connection) = claimant_by(settings);
+    grant(&mut arbiter, connection);
+    arbiter.state.shared.retained_possible.store(true, Ordering::Relaxed);
+    let subscribe = subscribe_to(&mut client, &["t"], QoS::AtMostOnce);
+    client.send(&subscribe);
+    let publish = Publish {
+        dup: false,
+        delivery: Delivery::AtMostOnce,
+        retain: false,
+        topic: "t".to_owned(),
+        properties: PublishProperties::default(),
+        payload: vec![0; PAYLOAD_BYTES].into(),
+    };
+    (0..MESSAGES).for_each(|_| client.send(&Packet::Publish(publish.clone())));
+    let mut received = Vec::new();
+    let mut work = |arbiter: &mut SteppedArbiter, client: &mut Client| {
+        for _ in 0..100 {
+            client.write(usize::MAX);
+            arbiter.run();
+            received.extend(packets(client));
+        }
+        received.iter().filter(|packet| matches!(packet, Packet::Publish(_))).count()
+    };
+    assert_eq!(work(&mut arbiter, &mut client), 0, "no group has said what is retained");
+    let held_bytes = |arbiter: &mut SteppedArbiter| {
+        let session = arbiter.state.client(connection).and_then(|client| client.session.as_ref());
+        session.map(|session| session.reads.held_bytes()).expect("it is there")
+    };
+    let held = held_bytes(&mut arbiter);
+    assert!((8 * PAYLOAD_BYTES..=10 * PAYLOAD_BYTES).contains(&held), "{held}");
+    let (packet_id, filters) = (client.packet_id(), vec!["t".to_owned()]);
+    client.send(&Packet::Unsubscribe(Unsubscribe { packet_id, filters, user_properties: vec![] }));
+    let received = work(&mut arbiter, &mut client);
+    assert!((8..10).contains(&received), "{received}");
+    assert_eq!(held_bytes(&mut arbiter), 0);
+}
+
+/// P6: what only begins like the broker's own topics is kept by a group, and read there.
+#[test]
+fn retained_messages_of_what_begins_like_sys_are_asked_for() {
+    for (filter, is_asked) in [("$SYSTEM/x", true), ("$SYS/x", false), ("$SYS", false)] {
+        let (mut arbiter, mut client, connection) = client_of_several_nodes();
+        arbiter.state.shared.retained_possible.store(true, Ordering::Relaxed);
+        let subscribe = subscribe_to(&mut client, &[filter], QoS::AtMostOnce);
+        client.send(&subscribe);
+        client.write(usize::MAX);
+        arbiter.run();
+        let session = arbiter.state.client(connection).and_then(|client| client.session.as_ref());
+        assert_eq!(session.map(|session| session.reads.is_under_way()), Some(is_asked), "{filter}");
+    }
+}
+
+/// A session has no more subscriptions than it may, whether it asks for them in one packet or in several at once.
+#[test]
+fn subscriptions_are_bounded_in_one_packet_and_in_several_at_once() {
+    let mut settings = Settings::default();
+    settings.session.subscriptions_max = 2;
+    let (mut arbiter, mut client, connection) = claimant_by(settings.clone());
+    grant(&mut arbiter, connection);
+    let filters = |arbiter: &mut SteppedArbiter| {
+        let session = arbiter.state.client(connection).and_then(|client| client.session.as_ref());
+        let filters = session.into_iter().flat_map(|session| session.subscriptions.keys());
+        filters.map(|filter| filter.to_string()).collect::<BTreeSet<_>>()
+    };
+    let subscribe = subscribe_to(&mut client, &["a", "a", "b", "c", "d"], QoS::AtMostOnce);
+    client.send(&subscribe);
+    client.write(usize::MAX);
+    arbiter.run();
+    assert_eq!(filters(&mut arbiter), BTreeSet::from(["a".to_owned(), "b".to_owned()]));
+
+    // The group of a persistent session has not answered yet.
+    let (mut arbiter, mut client, connection) = claimant_by(settings);
+    let opened = Opened { epoch: 1, group: Some(0), ..Opened::transient(connection, Arc::from("c")) };
+    arbiter.state.shared.inboxes[0].push(opened.into(), 0);
+    arbiter.run();
+    let mut ask = |arbiter: &mut SteppedArbiter, filter: &str| {
+        let subscribe = subscribe_to(&mut client, &[filter], QoS::AtLeastOnce);
+        client.send(&subscribe);
+        client.write(usize::MAX);
+        arbiter.run();
+        let served = arbiter.state.served(connection).expect("it is served");
+        let Some((ticket, SessionCommand::Subscribe(asked))) = served.unanswered.back() else {
+            panic!("it was asked for");
+        };
+        (*ticket, asked.clone())
+    };
+    let mut is_refused = |arbiter: &mut SteppedArbiter, filter: &str| {
+        let (ticket, asked) = ask(arbiter, filter);
+        (asked.filters[0].refused == Some(ReasonCode::QuotaExceeded as u32), ticket)
+    };
+    let (_, first) = is_refused(&mut arbiter, "a");
+    let refused = ["b", "a", "c"].map(|filter| is_refused(&mut arbiter, filter).0);
+    assert_eq!(refused, [false, false, true]);
+    // The group grants one of them and refuses the other: there is room for one more.
+    let outcome = |filter: &str, reason| SubscribeOutcome {
+        filter: filter.to_owned(),
+        reason,
+        options: SubscriptionOptions::new(QoS::AtLeastOnce),
+        identifier: None,
+        read: None,
+    };
+    let outcomes = vec![outcome("a", ReasonCode::GrantedQos1), outcome("b", ReasonCode::UnspecifiedError)];
+    let subscribed = SubscribedPersistent { connection, epoch: 1, packet_id: PacketId::MIN, ticket: first, outcomes };
+    arbiter.state.shared.inboxes[0].push(Event::Subscribed(subscribed), 0);
+    arbiter.run();
+    assert_eq!(["c", "d"].map(|filter| is_refused(&mut arbiter, filter).0), [false, true]);
+}
+
 /// FNV-1a.
 fn digest(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
@@ -968,6 +1098,249 @@ fn read_all(client: &mut Client) -> Vec<u8> {
     let count = client.stream.try_read(&mut bytes).unwrap_or(0);
     bytes.truncate(count);
     bytes
+}
+
+/// The packets that a client can read now.
+fn packets(client: &mut Client) -> Vec<Packet> {
+    let bytes = read_all(client);
+    client.unparsed.extend(bytes);
+    let limits = Limits::default();
+    let mut packets = Vec::new();
+    while let FrameStatus::Complete(frame) =
+        codec::split_frame(&client.unparsed, Sender::Server, &limits).expect("the broker keeps the protocol")
+    {
+        let packet = codec::decode(&frame, None, client.version, Sender::Server, &limits);
+        packets.push(packet.expect("the broker keeps the protocol"));
+        let length = frame.len();
+        client.unparsed.drain(..length);
+    }
+    packets
+}
+
+/// Says it and lets the arbiters do their work; returns what the client hears.
+fn say(world: &mut World, client: &mut Client, packet: &Packet) -> Vec<Packet> {
+    client.send(packet);
+    client.write(usize::MAX);
+    for _ in 0..3 {
+        world.arbiters.iter_mut().for_each(SteppedArbiter::run);
+    }
+    packets(client)
+}
+
+fn subscribe_to(client: &mut Client, filters: &[&str], qos: QoS) -> Packet {
+    let filters = filters.iter().map(|&filter| (filter.to_owned(), SubscriptionOptions::new(qos))).collect();
+    let packet_id = client.packet_id();
+    Packet::Subscribe(Subscribe { packet_id, filters, subscription_identifier: None, user_properties: vec![] })
+}
+
+fn publish_to(client: &mut Client, topic: &str, payload: &'static str) -> Packet {
+    let delivery = Delivery::AtLeastOnce(client.packet_id());
+    let (topic, payload, properties) = (topic.to_owned(), Bytes::from(payload), PublishProperties::default());
+    Packet::Publish(Publish { dup: false, delivery, retain: false, topic, properties, payload })
+}
+
+fn is_puback(packet: &Packet) -> bool {
+    matches!(packet, Packet::PubAck(_))
+}
+
+/// Memory is short because of what waits for a subscriber: what it acknowledges is read, and so memory is short no more. Only
+/// who publishes waits, and behind what it has said before it goes on by one read at a time.
+///
+/// Abuse: [queue-full]
+#[test]
+fn what_makes_queues_shorter_is_read_while_publishers_wait() {
+    const MESSAGES: i64 = 20;
+    let mut world = World::new(1);
+    let slow = connect(ProtocolVersion::V5, "slow".to_owned(), 0);
+    let properties = ConnectProperties { receive_maximum: NonZeroU16::new(1), ..ConnectProperties::default() };
+    let mut slow = world.open(0, Connect { properties, ..slow });
+    let mut publisher = world.open(1, connect(ProtocolVersion::V5, "publisher".to_owned(), 0));
+    let mut bystander = world.open(0, connect(ProtocolVersion::V5, "bystander".to_owned(), 0));
+    [&mut slow, &mut publisher, &mut bystander].map(|client| assert_eq!(packets(client).len(), 1, "CONNACK"));
+    let subscribe = subscribe_to(&mut slow, &["t"], QoS::AtLeastOnce);
+    assert_eq!(say(&mut world, &mut slow, &subscribe).len(), 1, "SUBACK");
+    for _ in 0..MESSAGES {
+        let publish = publish_to(&mut publisher, "t", "x");
+        assert!(say(&mut world, &mut publisher, &publish).iter().all(is_puback));
+    }
+    let queued = |world: &World| {
+        let clients = world.arbiters[0].state.clients.iter();
+        clients.filter_map(|(_, client)| Some(client.session.as_ref()?.outbound.backlog().queued_messages)).sum::<i64>()
+    };
+    assert_eq!(queued(&world), MESSAGES - 1);
+    let mark = (MESSAGES as u64 - 1) * 1000 * 100 / 115;
+    let watch = |world: &World| world.shared.pretend_memory(queued(world) as u64 * 1000, mark);
+    watch(&world);
+    assert_eq!(world.shared.memory_level(), 2);
+
+    for acknowledged in [1, 0] {
+        let publish = publish_to(&mut publisher, "u", "x");
+        assert_eq!(say(&mut world, &mut publisher, &publish).len(), acknowledged);
+    }
+    for _ in 0..2 {
+        assert_eq!(say(&mut world, &mut bystander, &Packet::PingReq), [Packet::PingResp]);
+    }
+    let connections = world.arbiters[0].state.connections();
+    drop(bystander);
+    world.arbiters[0].run();
+    assert_eq!(world.arbiters[0].state.connections(), connections - 1, "the end of a stream is read");
+
+    let mut unacknowledged = packets(&mut slow);
+    for _ in 0..MESSAGES {
+        let [Packet::Publish(publish)] = &unacknowledged[..] else { panic!("{unacknowledged:?}") };
+        let id = publish.delivery.packet_id().expect("QoS 1");
+        unacknowledged = say(&mut world, &mut slow, &Packet::PubAck(Ack::success(id)));
+        watch(&world);
+    }
+    assert_eq!((queued(&world), world.shared.memory_level()), (0, 0));
+    for _ in 0..3 {
+        world.arbiters.iter_mut().for_each(SteppedArbiter::run);
+    }
+    assert!(matches!(packets(&mut publisher)[..], [Packet::PubAck(_)]), "it goes on");
+}
+
+/// While memory is short, some of those who may come for what waits for them are let in, and nobody else.
+#[test]
+fn owners_of_sessions_come_in_while_memory_is_short() {
+    let mut world = World::new(1);
+    let mut number = 0;
+    let mut comes_in = |world: &mut World, clean_start: bool| {
+        number += 1;
+        let comes = connect(ProtocolVersion::V5, format!("c{number}"), 0);
+        let mut client = world.open(0, Connect { clean_start, ..comes });
+        match &packets(&mut client)[..] {
+            [Packet::ConnAck(connack)] => connack.reason_code != ReasonCode::ServerBusy,
+            other => panic!("{other:?}"),
+        }
+    };
+    for used in [105, 115] {
+        world.pass(1000);
+        world.shared.pretend_memory(used, 100);
+        assert!(!comes_in(&mut world, true));
+        let let_in = (0..100).filter(|_| comes_in(&mut world, false)).count();
+        assert_eq!(let_in, LET_IN_A_SECOND_MAX as usize, "{used}");
+    }
+    world.pass(1000);
+    world.shared.pretend_memory(125, 100);
+    assert!(!comes_in(&mut world, false), "others are closed");
+    world.shared.pretend_memory(100, 100);
+    assert!(comes_in(&mut world, true));
+}
+
+/// Whoever has most waiting for it is closed where memory is very short, wherever it waits; one that has little is not.
+///
+/// Abuse: [stalled-subscriber]
+#[test]
+fn whoever_has_most_waiting_is_closed_first() {
+    let mut world = World::new(1);
+    let names = ["queued", "unwritten", "bystander", "publisher"];
+    let mut clients = names.map(|name| {
+        let connect = connect(ProtocolVersion::V5, name.to_owned(), 0);
+        let receive_maximum = NonZeroU16::new(1).filter(|_| name == "queued");
+        let properties = ConnectProperties { receive_maximum, ..ConnectProperties::default() };
+        world.open(0, Connect { properties, ..connect })
+    });
+    for (at, filter, qos) in [(0, "q", QoS::AtLeastOnce), (1, "u", QoS::AtMostOnce), (2, "b", QoS::AtMostOnce)] {
+        let subscribe = subscribe_to(&mut clients[at], &[filter], qos);
+        say(&mut world, &mut clients[at], &subscribe);
+    }
+    let large: &'static str = "x".repeat(2000).leak();
+    for (topic, count) in [("q", 100), ("u", 50), ("b", 5)] {
+        for _ in 0..count {
+            let publish = publish_to(&mut clients[3], topic, large);
+            say(&mut world, &mut clients[3], &publish);
+        }
+    }
+    let left = |world: &World| {
+        let clients = world.arbiters[0].state.clients.iter().filter(|(_, client)| client.session.is_some());
+        clients.map(|(_, client)| client.client_id.to_string()).collect::<Vec<_>>()
+    };
+    world.shared.memory_bytes_high_water.store(1, Ordering::Relaxed);
+    for expected in [&names[1..], &names[2..], &names[2..]] {
+        world.pass(1000);
+        assert_eq!(left(&world), expected);
+    }
+}
+
+/// Between the moment in which new rules grant every subscription and that in which a connection hears of them, what comes by one
+/// is looked at.
+///
+/// Abuse: [authorize]
+#[test]
+fn a_subscription_that_new_rules_grant_brings_no_more_than_may_be_read() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("acl");
+    std::fs::write(&file, "topic write b\ntopic readwrite a\n").expect("written");
+    let config = |acl_subscribe| AuthConfig { acl_file: Some(file.clone()), acl_subscribe, ..AuthConfig::default() };
+    let mut authority = Authority::default();
+    authority.open(&config(AclSubscribe::Covered)).expect("it can be read");
+    let connect = connect(ProtocolVersion::V5, "c".to_owned(), 0);
+    let (mut arbiter, mut client, connection) = claimant(Settings::default(), authority, connect);
+    grant(&mut arbiter, connection);
+    let authority = &arbiter.state.shared.authority;
+    let granting = authority.read(&config(AclSubscribe::Filter)).expect("it can be read");
+    authority.change(granting, &config(AclSubscribe::Filter)).expect("it can be used");
+    let subscribe = subscribe_to(&mut client, &["#"], QoS::AtMostOnce);
+    client.send(&subscribe);
+    for topic in ["b", "a"] {
+        let publish = publish_to(&mut client, topic, "x");
+        client.send(&publish);
+    }
+    client.write(usize::MAX);
+    arbiter.run();
+    let topics: Vec<_> = packets(&mut client)
+        .into_iter()
+        .filter_map(|packet| match packet {
+            Packet::Publish(publish) => Some(publish.topic),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(topics, ["a"]);
+}
+
+/// Says of everybody that it is Eve.
+struct IsEve;
+
+impl Mechanism for IsEve {
+    fn step(&mut self, _: Option<&[u8]>) -> MechanismStep {
+        MechanismStep::Success { identity: Arc::from("eve"), data: None }
+    }
+}
+
+/// A ban on a user closes who is connected: whoever said to be that user when it connected, and whoever is that user and waits
+/// for its Client Identifier.
+///
+/// Abuse: [bans]
+#[test]
+fn a_ban_on_a_user_is_about_whom_clients_said_to_be_and_about_whom_they_are() {
+    let mut world = World::new(1);
+    let comes = |world: &mut World, name: &str| {
+        let connect = connect(ProtocolVersion::V5, name.to_owned(), 0);
+        let mut client = world.open(0, Connect { user_name: Some(name.to_owned()), ..connect });
+        assert!(matches!(packets(&mut client)[..], [Packet::ConnAck(_)]));
+        client
+    };
+    let mut eve = comes(&mut world, "eve");
+    let mut bob = comes(&mut world, "bob");
+    world.shared.bans.set([("user:eve", 0)].into_iter());
+    world.pass(1000);
+    world.arbiters[0].run();
+    assert!(matches!(packets(&mut eve)[..], [Packet::Disconnect(_)]));
+    assert_eq!(packets(&mut bob), []);
+
+    let authority = Authority::default().with_mechanism("M", Box::new(|| Box::new(IsEve) as Box<dyn Mechanism>));
+    let properties = ConnectProperties { authentication_method: Some("M".to_owned()), ..ConnectProperties::default() };
+    let connect = connect(ProtocolVersion::V5, "c".to_owned(), 0);
+    let (mut arbiter, mut client, _) = claimant(Settings::default(), authority, Connect { properties, ..connect });
+    assert_eq!(packets(&mut client), [], "its group has not answered");
+    arbiter.state.shared.bans.set([("user:eve", 0)].into_iter());
+    arbiter.on_second();
+    arbiter.run();
+    let packets = packets(&mut client);
+    assert!(
+        matches!(&packets[..], [Packet::ConnAck(connack)] if connack.reason_code == ReasonCode::Banned),
+        "{packets:?}"
+    );
 }
 
 /// MQTT 5, section 4.11: it hears where another server is. Whom nobody could tell stays, where only others are to go.
