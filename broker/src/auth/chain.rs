@@ -381,7 +381,8 @@ mod tests {
         match progress {
             Progress::Identified(identified, outcome) => format!("{:?} {outcome:?}", identified.identity),
             Progress::Refused(refusal, outcome) => format!("{:?} {outcome:?}", refusal.reason),
-            Progress::Ask(question) => format!("?{}", question.user),
+            Progress::Ask(Question::Password(question)) => format!("?{}", question.user),
+            Progress::Ask(Question::Server(_)) => String::from("?server"),
         }
     }
 
@@ -391,7 +392,7 @@ mod tests {
     }
 
     fn verified(outcome: PasswordOutcome, generation: u64, next: usize) -> Verified {
-        Verified { outcome, user: Box::from("ana"), generation, fingerprint: 7, next }
+        Verified::Password(VerifiedPassword { outcome, user: Box::from("ana"), generation, fingerprint: 7, next })
     }
 
     #[test]

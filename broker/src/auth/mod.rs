@@ -492,8 +492,7 @@ mod tests {
             let address: std::net::SocketAddr = "127.0.0.1:1883".parse().expect("an address");
             ListenerContext::new(config, &Settings::default(), address)
         };
-        let stranger_key = Some(hmac::Key::new(hmac::HMAC_SHA256, b"for strangers"));
-        let authority = Authority { stranger_key, ..Authority::default() };
+        let authority = Authority::default();
         let is_offered = |method: &str, listener: &ListenerContext| authority.mechanism(method, listener).is_some();
         assert!(!is_offered(scram::METHOD, &listener(AuthenticationMethod::Password)), "there are no users");
         let line = StoredPassword::scram_sha256(b"x").expect("hashed");

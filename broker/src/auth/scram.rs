@@ -280,7 +280,7 @@ mod tests {
     fn no_two_exchanges_begin_alike() {
         let mut challenges = Vec::new();
         for _ in 0..2 {
-            challenges.push(step(&mut Scram::new(Arc::clone(&exchange().policy), stranger_key()), FIRST));
+            challenges.push(step(&mut Scram::new(Arc::clone(&exchange().policy)), FIRST));
         }
         assert!(challenges[0].is_ok() && challenges[0] != challenges[1]);
         let salt = |user: &str| {

@@ -90,22 +90,36 @@ fn filter(config: &LogConfig) -> EnvFilter {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::sync::{Arc, Mutex, PoisonError};
 
     use super::*;
+
+    #[derive(Default)]
+    struct Written(Mutex<Vec<u8>>);
+
+    impl Write for &Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
 
     /// Abuse: [refusals-logged]
     #[test]
     fn what_clients_say_stays_on_the_line_of_its_event() {
         for is_terminal in [false, true] {
-            let written = Arc::new(Mutex::new(Vec::new()));
+            let written = Arc::new(Written::default());
             let layer = tracing_subscriber::fmt::layer().with_writer(Arc::clone(&written));
             let layer = layer.fmt_fields(on_one_line()).with_ansi(is_terminal);
             let client_id = "a\n2026 INFO forged\u{2028}\x1b[2J ü";
             tracing::subscriber::with_default(Registry::default().with(layer), || {
                 tracing::info!(%client_id, reason = ?"b\r", count = 7, "refused");
             });
-            let written = written.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let written = written.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let text = String::from_utf8(written).expect("UTF-8");
             assert_eq!(text.matches(['\n', '\r', '\u{2028}']).count(), 1, "{text:?}");
             assert!(text.ends_with('\n') && !text.contains("\x1b[2J") && text.contains(" refused "), "{text:?}");

@@ -708,7 +708,7 @@ impl AuthConfig {
     /// Whether there are users, so that nobody who comes without a name is meant unless somebody says so.
     #[must_use]
     pub fn has_users(&self) -> bool {
-        self.password_file.is_some()
+        self.password_file.is_some() || self.jwt.is_some() || self.http.url.is_some()
     }
 }
 

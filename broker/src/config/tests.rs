@@ -367,7 +367,7 @@ fn anonymous_clients_may_come_over_loopback_unless_somebody_says_otherwise() {
         let websocket = WebSocketConfig { forwarded_from: proxies.clone(), ..WebSocketConfig::default() };
         let forwarded = ListenerConfig { websocket: Some(websocket), ..listener(address, own) };
         for listener in [balanced, forwarded] {
-            assert_eq!(listener.allows_anonymous(&settings(None)), expected, "{address} {own:?}");
+            assert_eq!(listener.allows_anonymous(&settings(None, None)), expected, "{address} {own:?}");
         }
     }
 }

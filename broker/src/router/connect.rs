@@ -20,8 +20,8 @@ use super::shared::{MEMORY_LEVEL_CLOSES, MEMORY_LEVEL_REFUSES};
 use super::{ConnectionKey, Event};
 use crate::audit::RefusedLogin;
 use crate::auth::{
-    Action, Actor, Credential, Identified, Mechanism, MechanismStep, Now, Progress, Redirection, Rights, Subject, Verified,
-    begins_like_token,
+    Action, Actor, Credential, Identified, Mechanism, MechanismStep, Now, Progress, Redirection, Rights, Subject,
+    Verified, begins_like_token,
 };
 use crate::connection::LayerError;
 use crate::metrics::{AuthenticationOutcome, CloseReason, ConnectRefusal, PublishRefusal};

@@ -1,9 +1,6 @@
 //! Clients that mean harm, or do not know what they do.
 
 use std::io::Write as _;
-use std::net::TcpStream;
-use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -661,39 +658,6 @@ fn with_mark_of_memory(bytes: u64) -> String {
         "arbiters = 1\n[[listener]]\naddress = \"127.0.0.1:0\"\n[session]\nout_buffer_bytes_max = 200000000\n\
          stalled_seconds_max = 0\n[limits]\nmemory_bytes_high_water = {bytes}\n"
     )
-}
-
-/// A backlog that never gets empty keeps the thread that accepts from nothing else: clients that are there are served, and
-/// whoever stops the broker is heard.
-///
-/// Abuse: [connect-flood]
-#[test]
-fn a_flood_that_never_ends_keeps_nobody_waiting() {
-    let mut broker = Broker::with_settings("arbiters = 1\n[[listener]]\naddress = \"127.0.0.1:0\"\n");
-    let address = broker.address;
-    let mut client = Client::v5(&broker, "there");
-    let ended = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| {
-                while !ended.load(Ordering::Relaxed) {
-                    if let Ok(socket) = TcpStream::connect(address) {
-                        // Without a port kept for a minute.
-                        socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO)).expect("a socket option");
-                    }
-                }
-            });
-        }
-        let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
-            for _ in 0..20 {
-                client.send(&Packet::PingReq);
-                assert_eq!(client.receive(), Packet::PingResp);
-            }
-            assert!(broker.terminate().success());
-        }));
-        ended.store(true, Ordering::Relaxed);
-        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    });
 }
 
 /// Far over the mark of memory, the connection with most bytes waiting is closed; one that reads is not.

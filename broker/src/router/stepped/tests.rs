@@ -1156,7 +1156,9 @@ fn what_makes_queues_shorter_is_read_while_publishers_wait() {
     let mut slow = world.open(0, Connect { properties, ..slow });
     let mut publisher = world.open(1, connect(ProtocolVersion::V5, "publisher".to_owned(), 0));
     let mut bystander = world.open(0, connect(ProtocolVersion::V5, "bystander".to_owned(), 0));
-    [&mut slow, &mut publisher, &mut bystander].map(|client| assert_eq!(packets(client).len(), 1, "CONNACK"));
+    for client in [&mut slow, &mut publisher, &mut bystander] {
+        assert_eq!(packets(client).len(), 1, "CONNACK");
+    }
     let subscribe = subscribe_to(&mut slow, &["t"], QoS::AtLeastOnce);
     assert_eq!(say(&mut world, &mut slow, &subscribe).len(), 1, "SUBACK");
     for _ in 0..MESSAGES {
