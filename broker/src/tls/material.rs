@@ -376,7 +376,7 @@ mod tests {
             };
             let provider = Arc::new(provider(&config));
             let verifier = client_verifier(&config, &Files::read(&config), &provider).unwrap();
-            match verifier.verify_client_cert(&own_der, &[middle_der.clone()], UnixTime::now()) {
+            match verifier.verify_client_cert(&own_der, std::slice::from_ref(&middle_der), UnixTime::now()) {
                 Ok(_) => None,
                 Err(rustls::Error::InvalidCertificate(error)) => Some(error),
                 Err(error) => panic!("{error}"),
