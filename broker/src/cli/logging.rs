@@ -94,18 +94,33 @@ mod tests {
 
     use super::*;
 
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
     /// Abuse: [refusals-logged]
     #[test]
     fn what_clients_say_stays_on_the_line_of_its_event() {
         for is_terminal in [false, true] {
-            let written = Arc::new(Mutex::new(Vec::new()));
-            let layer = tracing_subscriber::fmt::layer().with_writer(Arc::clone(&written));
+            let written = Written::default();
+            let writer = written.clone();
+            let layer = tracing_subscriber::fmt::layer().with_writer(move || writer.clone());
             let layer = layer.fmt_fields(on_one_line()).with_ansi(is_terminal);
             let client_id = "a\n2026 INFO forged\u{2028}\x1b[2J ü";
             tracing::subscriber::with_default(Registry::default().with(layer), || {
                 tracing::info!(%client_id, reason = ?"b\r", count = 7, "refused");
             });
-            let written = written.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let written = written.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let text = String::from_utf8(written).expect("UTF-8");
             assert_eq!(text.matches(['\n', '\r', '\u{2028}']).count(), 1, "{text:?}");
             assert!(text.ends_with('\n') && !text.contains("\x1b[2J") && text.contains(" refused "), "{text:?}");
