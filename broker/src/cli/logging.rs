@@ -90,20 +90,20 @@ fn filter(config: &LogConfig) -> EnvFilter {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
     use std::sync::{Arc, Mutex, PoisonError};
 
     use super::*;
 
-    #[derive(Default)]
-    struct Written(Mutex<Vec<u8>>);
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for &Written {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+            Ok(bytes.len())
         }
 
-        fn flush(&mut self) -> std::io::Result<()> {
+        fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
     }
@@ -112,8 +112,9 @@ mod tests {
     #[test]
     fn what_clients_say_stays_on_the_line_of_its_event() {
         for is_terminal in [false, true] {
-            let written = Arc::new(Written::default());
-            let layer = tracing_subscriber::fmt::layer().with_writer(Arc::clone(&written));
+            let written = Written::default();
+            let writer = written.clone();
+            let layer = tracing_subscriber::fmt::layer().with_writer(move || writer.clone());
             let layer = layer.fmt_fields(on_one_line()).with_ansi(is_terminal);
             let client_id = "a\n2026 INFO forged\u{2028}\x1b[2J ü";
             tracing::subscriber::with_default(Registry::default().with(layer), || {

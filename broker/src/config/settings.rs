@@ -54,9 +54,10 @@ settings! {
         /// `"memory"`, a majority has it in memory and the disk follows. A power cut of all nodes loses
         /// acknowledged messages under `"memory"` only.
         pub durability: Durability = Durability::Fsync,
-        /// Whether clients may connect without a user name. Unset: only where there is no `auth.password_file`, and only on
-        /// listeners of a loopback address or a Unix socket that no proxy speaks for others on (`proxy_protocol_from`,
-        /// `websocket.forwarded_from`). A listener may say otherwise for itself.
+        /// Whether clients may connect without a user name. Unset: only where nothing says who users are
+        /// (`auth.password_file`, `auth.jwt`, `auth.http.url`), and only on listeners of a loopback address or a Unix socket
+        /// that no proxy speaks for others on (`proxy_protocol_from`, `websocket.forwarded_from`). A listener may say
+        /// otherwise for itself.
         pub allow_anonymous: Option<bool> = None => reloaded,
         /// Where MQTT clients connect. Unset: port 1883 of the loopback addresses, 127.0.0.1 and, where there is
         /// one, ::1. A source that names listeners replaces all those of the weaker ones.

@@ -611,7 +611,7 @@ impl ArbiterState {
             asked: BTreeSet::new(),
             reads: RetainedReads::default(),
             identity: Arc::clone(&identified.identity),
-            claimed: connect.user_name.as_deref().filter(|name| **name != *identified.identity).map(Box::from),
+            claimed: connect.user_name.as_deref().filter(|name| may_be_banned(name, &identified)).map(Box::from),
             credential: identified.credential.clone(),
             granted: identified.granted.clone(),
             rights,
@@ -1060,4 +1060,10 @@ fn connect_refusal(reason: ReasonCode) -> ConnectRefusal {
         }
         _ => ConnectRefusal::Malformed,
     }
+}
+
+/// Whether a ban on that name is for a client that gave it as its user name and is known by another. A token is no name, and
+/// too long to be kept.
+fn may_be_banned(name: &str, identified: &Identified) -> bool {
+    *name != *identified.identity && !begins_like_token(name.as_bytes())
 }

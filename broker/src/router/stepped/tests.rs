@@ -998,14 +998,13 @@ fn what_waits_behind_retained_messages_is_bounded_in_bytes() {
 #[test]
 fn retained_messages_of_what_begins_like_sys_are_asked_for() {
     for (filter, is_asked) in [("$SYSTEM/x", true), ("$SYS/x", false), ("$SYS", false)] {
-        let (mut arbiter, mut client, connection) = client_of_several_nodes();
-        arbiter.state.shared.retained_possible.store(true, Ordering::Relaxed);
+        let mut world = World::new(1);
+        world.shared.retained_possible.store(true, Ordering::Relaxed);
+        let mut client = world.open(0, connect(ProtocolVersion::V5, "c".to_owned(), 0));
         let subscribe = subscribe_to(&mut client, &[filter], QoS::AtMostOnce);
-        client.send(&subscribe);
-        client.write(usize::MAX);
-        arbiter.run();
-        let session = arbiter.state.client(connection).and_then(|client| client.session.as_ref());
-        assert_eq!(session.map(|session| session.reads.is_under_way()), Some(is_asked), "{filter}");
+        assert_eq!(say(&mut world, &mut client, &subscribe).len(), 2, "CONNACK and SUBACK");
+        let mut sessions = world.arbiters[0].state.clients.iter().filter_map(|(_, client)| client.session.as_ref());
+        assert_eq!(sessions.next().map(|session| session.reads.is_under_way()), Some(is_asked), "{filter}");
     }
 }
 
