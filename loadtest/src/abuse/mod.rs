@@ -6,6 +6,7 @@
 mod reconnect;
 mod silent;
 mod stalled;
+mod tokens;
 mod victim;
 mod witness;
 
@@ -34,6 +35,8 @@ pub enum Storm {
     ReconnectCertificate,
     /// All come with a password that was not verified yet (argon2id), lose their connections, and come back.
     ReconnectPassword,
+    /// The same with tokens (ES256), one of each client.
+    ReconnectToken,
 }
 
 /// What is to be done.
@@ -77,6 +80,7 @@ pub fn run(plan: &Plan, progress: &Progress) -> Result<Results> {
             Storm::Reconnect => reconnect::run(plan, By::Nothing),
             Storm::ReconnectCertificate => reconnect::run(plan, By::Certificate),
             Storm::ReconnectPassword => reconnect::run(plan, By::Password),
+            Storm::ReconnectToken => reconnect::run(plan, By::Token),
         };
         let figures = figures.with_context(|| format!("storm {}", storm.name()))?;
         figures.iter().for_each(|figure| progress.say(&format!("{}: {figure}", storm.name())));

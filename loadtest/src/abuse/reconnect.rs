@@ -10,6 +10,7 @@ use anyhow::{Result, ensure};
 
 use super::{
     Plan,
+    tokens::Issuer,
     victim::{Users, Victim},
     witness::{Visitor, Witnesses},
 };
@@ -48,12 +49,16 @@ pub enum By {
     Certificate,
     /// User name and password.
     Password,
+    /// A token.
+    Token,
 }
 
 pub fn run(plan: &Plan, by: By) -> Result<Vec<Figure>> {
     let (users, strangers) = (Users::new("member", plan.clients), Users::new("stranger", VISITORS));
+    let issuer = Issuer::new()?;
     let victim = match by {
         By::Password => Victim::start(&plan.program, "", &[&users, &strangers])?,
+        By::Token => Victim::start(&plan.program, &issuer.settings(), &[])?,
         By::Nothing | By::Certificate => Victim::start(&plan.program, "", &[])?,
     };
     let run = run_number(plan.seed);
@@ -63,6 +68,10 @@ pub fn run(plan: &Plan, by: By) -> Result<Vec<Figure>> {
             fleet::Plan { layers: certified(&victim)?, ..fleet::Plan::new(victim.certified, plan.clients, run) }
         }
         By::Password => fleet::Plan { logins: users.logins(), ..fleet::Plan::new(victim.passwords, plan.clients, run) },
+        By::Token => fleet::Plan {
+            logins: issuer.logins("member", plan.clients)?,
+            ..fleet::Plan::new(victim.passwords, plan.clients, run)
+        },
     };
     fleet.seed = plan.seed;
     let plain = Visitor::new("plain", victim.plain, Layer::Plain);
@@ -76,13 +85,23 @@ pub fn run(plan: &Plan, by: By) -> Result<Vec<Figure>> {
             logins: strangers.logins(),
             ..Visitor::new("password, from elsewhere", victim.passwords, Layer::Plain)
         }),
+        By::Token => visitors.push(Visitor {
+            logins: issuer.logins("stranger", VISITORS)?,
+            ..Visitor::new("token", victim.passwords, Layer::Plain)
+        }),
     }
     let mut figures = Vec::new();
-    let fleet = if by == By::Password {
+    let is_new_to_broker = matches!(by, By::Password | By::Token);
+    let fleet = if is_new_to_broker {
         let witnesses = Witnesses::start(visitors.clone(), &plain)?;
         let watch = Watch::begin(&victim)?;
         let fleet = Fleet::start(fleet)?;
-        figures.extend(watch.until_served("never seen", &fleet, plan.clients, COLD_US_MAX)?);
+        figures.extend(watch.until_served(
+            "never seen",
+            &fleet,
+            plan.clients,
+            if by == By::Password { COLD_US_MAX } else { BACK_US_MAX },
+        )?);
         let refused = victim.metrics().labelled("kentongan_authentications_total", "busy")?;
         figures.push(Figure::new("never seen: told to come again", refused as f64, Unit::Count));
         figures.extend(of("never seen", witnesses.end(true)?));

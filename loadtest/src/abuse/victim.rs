@@ -100,8 +100,9 @@ impl Victim {
             // All who were verified slowly are still to be remembered when they come back.
             _ => format!("[auth]\npassword_file = {}\nremember_seconds = 3600\n", quoted(&users_file)),
         };
+        // Where there are users, nobody else comes in unless that is said.
         let text = format!(
-            "{settings}\n{auth}\n[[listener]]\naddress = \"{plain}\"\n\n[[listener]]\naddress = \"{tls}\"\n{shown}\n\
+            "allow_anonymous = true\n{settings}\n{auth}\n[[listener]]\naddress = \"{plain}\"\n\n[[listener]]\naddress = \"{tls}\"\n{shown}\n\
              [[listener]]\naddress = \"{certified}\"\n{shown}{known}\n\
              [[listener]]\naddress = \"{passwords}\"\nallow_anonymous = false\n"
         );
