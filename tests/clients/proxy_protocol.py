@@ -50,7 +50,7 @@ class ProxyProtocol(unittest.TestCase):
         cls.directory = directory.name
         cls.chain, key = certificate(cls.directory)
         cls.device = certificate(cls.directory, "device", "meter-7")
-        believed = 'proxy_protocol_from = ["127.0.0.1"]\nproxy_protocol_identity = true\n'
+        believed = 'allow_anonymous = true\nproxy_protocol_from = ["127.0.0.1"]\nproxy_protocol_identity = true\n'
         cls.broker = OwnBroker(cls.directory, [believed])
         cls.addClassCleanup(cls.broker.stop)
         pem = pathlib.Path(cls.directory, "proxy.pem")

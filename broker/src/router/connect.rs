@@ -952,7 +952,9 @@ impl ArbiterState {
         let Some(client) = self.client(key) else {
             return;
         };
-        if matches!(client.phase, Phase::Leaving | Phase::Closing) || matches!(cause, EndCause::Refused(_)) {
+        // One that was connected is told of when its session is taken; its actor comes to an end after that.
+        let is_told_of = matches!(client.phase, Phase::Connected | Phase::Leaving | Phase::Closing);
+        if is_told_of || matches!(cause, EndCause::Refused(_)) {
             return;
         }
         client.phase = Phase::Closing;

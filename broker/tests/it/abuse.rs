@@ -81,6 +81,15 @@ fn an_end_before_connack_is_logged_and_counted() {
     drop(client);
     let line = broker.wait_for_log(&peer);
     assert!(line.contains("ended before CONNACK") && line.contains("ClosedByPeer"), "{line}");
+    // Nor does one that was connected, of which one line says so.
+    let mut client = Client::v5(&broker, "goes");
+    client.publish_acknowledged("t", "m", qos1(1));
+    let peer = client.stream.local_addr().expect("an address").to_string();
+    drop(client);
+    broker.wait_for_log("\"disconnected\"");
+    drop(Client::raw(&broker, ProtocolVersion::V5));
+    let lines = broker.logs_until("ended before CONNACK");
+    assert!(!lines.iter().any(|line| line.contains(&peer)), "{lines:?}");
 }
 
 /// A flood of refusals does not flood the log: what is left out is counted, and nothing is left out of the metrics.
