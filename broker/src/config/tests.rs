@@ -359,6 +359,13 @@ fn anonymous_clients_may_come_over_loopback_unless_somebody_says_otherwise() {
         let found = listener(address, own).allows_anonymous(&settings(said, users));
         assert_eq!(found, expected, "{address} {own:?} {said:?} {users:?}");
     }
+    let tokens = AuthConfig { jwt: Some(JwtConfig::default()), ..AuthConfig::default() };
+    let url = Some("https://auth.example/mqtt".parse().unwrap());
+    let server = HttpAuthConfig { url, ..HttpAuthConfig::default() };
+    for auth in [tokens, AuthConfig { http: server, ..AuthConfig::default() }] {
+        let settings = Settings { auth, ..Settings::default() };
+        assert!(!listener("127.0.0.1:1", None).allows_anonymous(&settings), "{:?}", settings.auth);
+    }
     let proxies = vec!["127.0.0.1".parse().unwrap()];
     for (address, own, expected) in
         [("127.0.0.1:1", None, false), ("unix:/x", None, false), ("127.0.0.1:1", Some(true), true)]
