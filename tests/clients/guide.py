@@ -235,6 +235,9 @@ class Guide(unittest.TestCase):
     def test_load_balancers(self):
         self.follow("load-balancers.md")
 
+    def test_quickstart(self):
+        self.follow("quickstart.md")
+
     def test_security(self):
         self.follow("security.md")
 
