@@ -223,6 +223,9 @@ class Guide(unittest.TestCase):
     def test_cluster(self):
         self.follow("cluster.md")
 
+    def test_from_emqx(self):
+        self.follow("from-emqx.md")
+
     def test_from_mosquitto(self):
         self.follow("from-mosquitto.md")
 
