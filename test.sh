@@ -26,7 +26,7 @@ setup() {
     install_c_compiler
     install_missing mosquitto:mosquitto mosquitto-clients:mosquitto_pub nodejs:node npm:npm telnet:telnet \
         valgrind:valgrind haproxy:haproxy openssl:openssl iproute2:ip chromium-headless-shell:chromium-headless-shell \
-        mmdebstrap:mmdebstrap dpkg-dev:dpkg-shlibdeps systemd:systemd-analyze
+        mmdebstrap:mmdebstrap systemd:systemd-analyze
     install_cargo_deb
     # Debian's python3 has no ensurepip without this package.
     [ -x "$VENV/bin/python" ] || python3 -c 'import ensurepip' 2>/dev/null || install_packages python3 python3-venv
@@ -123,12 +123,14 @@ deploy() {
 # The Debian package, installed in a clean root.
 packages() {
     build_quick
+    local package="${CARGO_TARGET_DIR:-target}/debian/tested.deb"
+    tools/deb.sh --profile quick --fast --quiet --output "$package"
     local root=()
-    [ "$(id -u)" -eq 0 ] || root=(sudo --preserve-env)
+    [ "$(id -u)" -eq 0 ] || root=(sudo)
     local output
     output="$(mktemp)"
     local status=0
-    "${root[@]}" "$VENV/bin/python" tests/packages/run.py --target "${CARGO_TARGET_DIR:-target}" --profile quick 2>&1 | tee "$output" || status=$?
+    "${root[@]}" "$VENV/bin/python" tests/packages/run.py --package "$package" 2>&1 | tee "$output" || status=$?
     count "$output"
     rm -f "$output"
     return "$status"

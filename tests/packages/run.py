@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Tests of the Debian package: made, installed in a clean root, upgraded and purged, its broker started as the unit says.
+"""Tests of the Debian package: installed in a clean root, upgraded and purged, its broker started as the unit says.
 
-    run.py --target target --profile quick [TEST...]
+    run.py --package FILE [TEST...]
 
-The program of that profile must be built. Runs as root, in name spaces of its own. A TEST is such as
+tools/deb.sh makes the package. Runs as root, in name spaces of its own. A TEST is such as
 test_package.Package.test_upgrade_keeps_what_was_changed. Ends with `total: N passed, N failed`.
 """
 
@@ -11,12 +11,12 @@ import argparse
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
-REPOSITORY = HERE.parent.parent
 
 
 def suite_of_debian():
@@ -25,24 +25,19 @@ def suite_of_debian():
     return re.search(r"^VERSION_CODENAME=(\S+)", release, re.M)[1]
 
 
-def make_package(directory, target, profile):
-    environment = {**os.environ, "CARGO_TARGET_DIR": os.path.abspath(target)}
-    command = [REPOSITORY / "tools/deb.sh", "--profile", profile, "--fast", "--output", directory, "--quiet"]
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-
-
-def make_later_package(directory):
+def make_later_package(first, later):
     """The same a version later, with another file of settings in it."""
-    (first,) = pathlib.Path(directory).glob("*.deb")
-    tree = pathlib.Path(directory, "later")
-    subprocess.run(["dpkg-deb", "--raw-extract", first, tree], check=True)
-    control = tree / "DEBIAN/control"
-    text, versions = re.subn(r"^Version: .*$", "Version: 9.0.0-1", control.read_text(encoding="utf-8"), flags=re.M)
-    assert versions == 1
-    control.write_text(text, encoding="utf-8")
-    with open(tree / "etc/kentongan/kentongan.toml", "a", encoding="utf-8") as settings:
-        settings.write("\n# A later version says more.\n")
-    subprocess.run(["dpkg-deb", "-Znone", "--root-owner-group", "--build", tree, directory], check=True, stdout=subprocess.DEVNULL)
+    with tempfile.TemporaryDirectory(prefix="kentongan-later-") as tree:
+        tree = pathlib.Path(tree)
+        subprocess.run(["dpkg-deb", "--raw-extract", first, tree], check=True)
+        control = tree / "DEBIAN/control"
+        text, versions = re.subn(r"^Version: .*$", "Version: 9.0.0-1", control.read_text(encoding="utf-8"), flags=re.M)
+        assert versions == 1
+        control.write_text(text, encoding="utf-8")
+        with open(tree / "etc/kentongan/kentongan.toml", "a", encoding="utf-8") as settings:
+            settings.write("\n# A later version says more.\n")
+        build = ["dpkg-deb", "-Znone", "--root-owner-group", "--build", tree, later]
+        subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
 
 
 def make_root(directory):
@@ -63,8 +58,7 @@ def count(output):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", metavar="DIRECTORY", required=True)
-    parser.add_argument("--profile", required=True)
+    parser.add_argument("--package", metavar="FILE", required=True)
     parser.add_argument("tests", nargs="*", metavar="TEST")
     arguments = parser.parse_args()
     if os.geteuid() != 0:
@@ -75,10 +69,9 @@ def main():
         os.execvp("unshare", ["unshare", "--mount", sys.executable, *sys.argv])
     with tempfile.TemporaryDirectory(prefix="kentongan-packages-") as directory:
         directory = pathlib.Path(directory)
-        (directory / "debs").mkdir()
         (directory / "roots").mkdir()
-        make_package(directory / "debs", arguments.target, arguments.profile)
-        make_later_package(directory / "debs")
+        shutil.copy(arguments.package, directory / "first.deb")
+        make_later_package(directory / "first.deb", directory / "later.deb")
         make_root(directory / "roots")
         try:
             return run(directory, arguments.tests)
