@@ -25,7 +25,7 @@ failed=0
 setup() {
     install_c_compiler
     install_missing mosquitto:mosquitto mosquitto-clients:mosquitto_pub nodejs:node npm:npm telnet:telnet \
-        valgrind:valgrind haproxy:haproxy openssl:openssl iproute2:ip chromium-headless-shell:chromium-headless-shell
+        valgrind:valgrind haproxy:haproxy prometheus:promtool openssl:openssl iproute2:ip chromium-headless-shell:chromium-headless-shell
     # Debian's python3 has no ensurepip without this package.
     [ -x "$VENV/bin/python" ] || python3 -c 'import ensurepip' 2>/dev/null || install_packages python3 python3-venv
     [ -x "$VENV/bin/python" ] || python3 -m venv "$VENV"
