@@ -26,7 +26,7 @@ failed=0
 setup() {
     install_c_compiler
     install_missing mosquitto:mosquitto mosquitto-clients:mosquitto_pub nodejs:node npm:npm telnet:telnet \
-        valgrind:valgrind haproxy:haproxy openssl:openssl iproute2:ip chromium-headless-shell:chromium-headless-shell \
+        valgrind:valgrind haproxy:haproxy prometheus:promtool openssl:openssl iproute2:ip chromium-headless-shell:chromium-headless-shell \
         mmdebstrap:mmdebstrap systemd:systemd-analyze
     # Its module is a file, and no command.
     [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || install_packages nginx libnginx-mod-stream
