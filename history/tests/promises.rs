@@ -1128,6 +1128,27 @@ fn p4_qos_0_may_come_once_more_on_another_node_while_it_is_under_way() {
     restarted.deliver_as("sub", 1, 0, 0, false, false);
     restarted.keeps_all();
 
+    // With RETAIN as published (seed 23555).
+    let published = |retain_handling: u8, copies_after: usize| {
+        let mut script = Script::default();
+        script.connect("ani", EVER);
+        script.connect("budi", EVER);
+        let filters =
+            vec![Subscription { filter: TOPIC, qos: 0, no_local: false, retain_as_published: true, retain_handling }];
+        script.line("budi", Action::SubscribeSent(Box::new(Subscribe { packet_id: 90, filters })));
+        script.line("budi", Action::SubAck { packet_id: 90, reasons: Box::new([0]) });
+        script.retain("ani", 1, false);
+        script.deliver_as("budi", 1, 0, 0, false, true);
+        script.move_to("budi", 2);
+        (0..copies_after).for_each(|_| script.deliver_as("budi", 1, 0, 0, false, true));
+        script
+    };
+    published(2, 1).keeps_all();
+    published(2, 2).breaks(Promise::P4);
+    let mut repeated = published(0, 0);
+    (0..2).for_each(|_| repeated.deliver_as("budi", 1, 0, 0, false, false));
+    repeated.breaks(Promise::P4);
+
     // Beside the copy of a shared subscription (seed 3911).
     let mut shared = pair(0);
     shared.subscribe("sub", "$share/g/#", 1);
