@@ -23,6 +23,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import unittest
 
@@ -31,14 +32,15 @@ GUIDE = ROOT / "docs" / "guide"
 
 # Time within which what a page does in one block has happened.
 BLOCK_SECONDS = 60
-UNTIL_SECONDS = 20
+UNTIL_SECONDS = 50
 
 # `--kill-child`: whatever a page leaves running ends with it.
 UNSHARE = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
 if os.geteuid() != 0:
     UNSHARE.insert(1, "--map-root-user")
 
-FENCE = re.compile(r"^```(?P<info>[^`\n]*)\n(?P<text>.*?)^```$", re.M | re.S)
+# One of a list is indented.
+FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^`\n]*)\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S)
 
 # Where commands should succeed, the first that does not ends the block, and not the shell, which goes on with the page.
 ENDS_AT_A_FAILURE = "failures=1; return 0"
@@ -67,15 +69,15 @@ def blocks(page):
     found, last = [], None
     for fence in FENCE.finditer(page):
         line = page.count("\n", 0, fence.start()) + 1
-        words = fence["info"].split()
+        words, text = fence["info"].split(), textwrap.dedent(fence["text"])
         if words[:2] == ["text", "output"]:
             if last is None:
                 raise Wrong(f"line {line}: an output of nothing")
-            last.output, last = fence["text"], None
+            last.output, last = text, None
             continue
         last = None
         if words[:2] in (["sh", "run"], ["toml", "config"]):
-            last = Block(line, words[2:] if words[0] == "sh" else ["config"], fence["text"])
+            last = Block(line, words[2:] if words[0] == "sh" else ["config"], text)
             if not set(last.words) <= {"fails", "until", "config"}:
                 raise Wrong(f"line {line}: {' '.join(words)!r} is not known")
             found.append(last)
