@@ -259,6 +259,7 @@ impl ArbiterState {
             Event::NodeAnswered { node, number } => {
                 let mut settled = Vec::new();
                 self.lanes.on_node_answer(node, number, &mut settled);
+                self.go_on_after_answer(node);
                 self.on_settled(settled);
                 let let_go = self.taking.on_answer(TellingLane::Node(node), number);
                 self.hand_to_takers(let_go);
@@ -366,6 +367,9 @@ impl ArbiterState {
     fn on_lane_answered(&mut self, answer: &LaneAnswer) {
         let mut settled = Vec::new();
         self.lanes.on_answer(answer, &mut settled);
+        if self.lanes.is_trying(answer.group) {
+            self.send_lane(answer.group);
+        }
         self.on_settled(settled);
         let let_go = self.taking.on_answer(TellingLane::Group(answer.group), answer.number);
         self.hand_to_takers(let_go);

@@ -297,7 +297,7 @@ impl Lanes {
         }
     }
 
-    /// The groups whose lanes made no progress since this was asked last, which begin anew, and those whose resync found no
+    /// The groups whose lanes made no progress since this was asked last, which try again, and those whose resync found no
     /// room.
     pub(super) fn stuck(&mut self) -> (Vec<u16>, Vec<u16>) {
         let (mut lanes, mut resyncs) = (Vec::new(), Vec::new());
@@ -309,7 +309,7 @@ impl Lanes {
                 resyncs.push(group as u16);
             }
             if !kept.outgoing.is_settled() && kept.answered == kept.answered_before {
-                kept.outgoing.on_reset();
+                kept.outgoing.on_silence();
                 kept.silent_seconds = kept.silent_seconds.saturating_add(1);
                 lanes.push(group as u16);
             } else {
@@ -318,6 +318,14 @@ impl Lanes {
             kept.answered_before = kept.answered;
         }
         (lanes, resyncs)
+    }
+
+    /// Whether an answer of this group lets something go to it.
+    pub(super) fn is_trying(&self, group: u16) -> bool {
+        self.groups
+            .get(usize::from(group))
+            .and_then(|lane| lane.kept.as_ref())
+            .is_some_and(|kept| kept.outgoing.is_trying())
     }
 
     /// Whether a group has answered nothing for longer than it takes to find another leader: it has no majority, as far as can
@@ -493,7 +501,7 @@ mod tests {
         };
         say(&mut lanes, 1);
         for second in 1..SILENT_SECONDS {
-            assert_eq!(lanes.stuck(), (vec![1], vec![]), "second {second}: it begins anew");
+            assert_eq!(lanes.stuck(), (vec![1], vec![]), "second {second}: it is tried again");
             assert!(!lanes.is_silent(1));
         }
         lanes.stuck();

@@ -313,6 +313,13 @@ impl ArbiterState {
         }
     }
 
+    /// A node has answered: if it was silent, it gets some of what waited for that.
+    pub(super) fn go_on_after_answer(&mut self, node: u16) {
+        if self.lanes.nodes.lanes.get(&node).is_some_and(|lane| lane.outgoing.is_trying()) {
+            self.send_node_lane(node);
+        }
+    }
+
     fn send_node_lane(&mut self, node: u16) {
         let Some(cluster) = &self.shared.cluster else {
             return;
