@@ -76,8 +76,12 @@ impl ClusterView {
         }
     }
 
-    /// Answers lanes from other nodes that have waited long enough. From time to time.
-    pub fn answer_patient(&self, now_ms: u64) {
+    /// Answers lanes from other nodes that have waited long enough, unless arbiters have too much before them. From time to time.
+    pub fn answer_patient(&self, shared: &Shared) {
+        if shared.is_inbox_overloaded() {
+            return;
+        }
+        let now_ms = shared.now_ms();
         let due = self.patient_answers.lock().unwrap_or_else(PoisonError::into_inner).take_due(now_ms);
         for (node, answer) in due {
             // If there is no room, the origin sends the batch again.
