@@ -73,9 +73,10 @@ pub struct OwnSubscription {
     pub identifier: Option<NonZeroU32>,
 }
 
-/// Until when at the latest it is looked whether a login has ended, or rights are due. What was armed for a connection stays in
-/// the wheel when that is gone, so it must not be armed for the year that a token may be good for.
-const LOOK_SECONDS_MAX: u32 = 600;
+/// Until when at the latest it is looked whether a login has ended, rights are due, or nothing was heard. What was armed for a
+/// connection stays in the wheel when that is gone, so it must not be armed for the year that a token may be good for, nor for the
+/// day that a Keep Alive may last.
+pub(super) const LOOK_SECONDS_MAX: u32 = 600;
 
 /// What a connection has once its CONNECT was accepted.
 #[derive(Debug)]

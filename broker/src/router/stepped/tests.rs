@@ -696,6 +696,21 @@ fn claimant(settings: Settings, authority: Authority, connect: Connect) -> (Step
     (arbiter, client, connection)
 }
 
+/// One more claimant at the same arbiter.
+fn another_claimant(arbiter: &mut SteppedArbiter, client_id: &str) -> (Client, ConnectionKey) {
+    let shared = Arc::clone(&arbiter.state.shared);
+    let address = SocketAddr::from(([127, 0, 0, 1], 1883));
+    let listener = Arc::new(ListenerContext::new(ListenerConfig::default(), &shared.settings, address));
+    assert_eq!(shared.try_open_connection(&listener, usize::MAX), Some(0));
+    let (here, there) = MemoryStream::pair(4096);
+    let connection = arbiter.add_connection(there, listener, None);
+    let mut client = Client::new(here, ProtocolVersion::V5);
+    client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, client_id.to_owned(), 0))));
+    client.write(usize::MAX);
+    arbiter.run();
+    (client, connection)
+}
+
 /// The group grants the claim of a connection.
 fn grant(arbiter: &mut SteppedArbiter, connection: ConnectionKey) {
     arbiter.state.shared.inboxes[0].push(Opened::transient(connection, Arc::from("c")).into(), 0);
@@ -1368,6 +1383,29 @@ fn a_client_that_is_moved_is_told_where_to_and_stays_if_it_must_be_told_and_cann
     arbiter.state.shared.inboxes[0].push(Event::Move { count: 1, only_told: false }, 0);
     arbiter.run();
     assert_eq!(read_all(&mut client), disconnect(None), "there are others, wherever they are");
+}
+
+/// A group without a majority may have none for days. What is claimed meanwhile is not kept for it: clients try again and again.
+#[test]
+fn no_claim_is_said_to_a_group_that_answers_nothing() {
+    const CLIENTS: usize = 40;
+    let (mut arbiter, _client, _) = claimant_of_several_nodes();
+    let claimants: Vec<_> =
+        (0..CLIENTS).map(|number| another_claimant(&mut arbiter, &format!("c{number}")).0).collect();
+    arbiter.state.flush_lanes();
+    let claimed = arbiter.state.lanes.held();
+    assert!(claimed[0] < CLIENTS as u64, "others wait for their turn");
+    (0..4).for_each(|_| arbiter.on_second());
+    arbiter.run();
+    arbiter.state.flush_lanes();
+    assert_eq!(arbiter.state.lanes.held(), claimed, "nothing more");
+    let (late, _) = another_claimant(&mut arbiter, "late");
+    arbiter.state.flush_lanes();
+    assert_eq!(arbiter.state.lanes.held(), claimed, "nothing more");
+    for mut client in claimants.into_iter().chain([late]) {
+        let [Packet::ConnAck(connack)] = &packets(&mut client)[..] else { panic!("one CONNACK") };
+        assert_eq!(connack.reason_code, ReasonCode::ServerUnavailable);
+    }
 }
 
 fn disconnect(server_reference: Option<&str>) -> Vec<u8> {
