@@ -19,7 +19,7 @@ use tokio::io::ReadBuf;
 
 use super::batch::Batch;
 use super::claims::ClaimTurns;
-use super::client::{Client, Phase};
+use super::client::{Client, LOOK_SECONDS_MAX, Phase};
 use super::cluster::Departing;
 use super::deliver::Templates;
 use super::handshaking::Handshaking;
@@ -771,7 +771,8 @@ impl ArbiterState {
                     self.counters.keep_alive_timeouts.inc();
                     self.end(key, super::connect::EndCause::KeepAlive, Some(ReasonCode::KeepAliveTimeout));
                 } else {
-                    self.wheel.arm(key, looked_at_next.map_or(due, |next| next.min(due)));
+                    let due = looked_at_next.map_or(due, |next| next.min(due));
+                    self.wheel.arm(key, due.min(now + LOOK_SECONDS_MAX));
                 }
             }
         }

@@ -663,7 +663,7 @@ impl ArbiterState {
         let keep_alive_ends =
             (client.keep_alive_seconds > 0).then(|| now + u32::from(client.keep_alive_seconds) * 3 / 2 + 1);
         if let Some(due) = looked_at_next.into_iter().chain(keep_alive_ends).min() {
-            self.wheel.arm(key, due);
+            self.wheel.arm(key, due.min(now + LOOK_SECONDS_MAX));
         }
         tracing::info!(
             client_id = %client.client_id, peer = %client.origin, certificate = client.origin.certified.as_deref(),

@@ -1408,6 +1408,30 @@ fn no_claim_is_said_to_a_group_that_answers_nothing() {
     }
 }
 
+/// What is armed for a connection stays in the wheel when that is gone.
+#[test]
+fn a_long_keep_alive_is_soon_forgotten_with_its_connection() {
+    let mut world = World::new(1);
+    let [gone, mut there] =
+        ["gone", "there"].map(|name| world.open(0, connect(ProtocolVersion::V5, name.to_owned(), 3000)));
+    assert_eq!(packets(&mut there).len(), 1, "CONNACK");
+    drop(gone);
+    world.arbiters[0].run();
+    world.pass(601_000);
+    world.arbiters[0].run();
+    assert_eq!(
+        world.arbiters[0].state.wheel.armed(),
+        2,
+        "of the one that is there: for CONNECT, and for its Keep Alive"
+    );
+    assert_eq!(say(&mut world, &mut there, &Packet::PingReq), [Packet::PingResp]);
+    world.pass(4_000_000);
+    assert_eq!(world.arbiters[0].state.connections(), 1, "not yet");
+    world.pass(1_000_000);
+    world.arbiters[0].run();
+    assert_eq!(world.arbiters[0].state.connections(), 0);
+}
+
 fn disconnect(server_reference: Option<&str>) -> Vec<u8> {
     let properties = DisconnectProperties {
         server_reference: server_reference.map(str::to_owned),
