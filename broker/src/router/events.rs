@@ -174,6 +174,11 @@ pub enum Event {
         /// Its number.
         node: u16,
     },
+    /// Another node is dead: it is not lost before everybody has confirmed that.
+    NodeDead {
+        /// Its number.
+        node: u16,
+    },
     /// Another node is lost.
     NodeLost {
         /// Its number.
@@ -266,6 +271,7 @@ impl ArbiterState {
             }
             Event::NodeGap { node, round, last } => self.on_node_gap(node, round, last),
             Event::NodeReset { node } => self.on_node_reset(node),
+            Event::NodeDead { node } => self.lanes.on_node_dead(node),
             Event::NodeLost { node } => {
                 let mut settled = Vec::new();
                 self.lanes.on_node_lost(node, &mut settled);
@@ -388,7 +394,7 @@ impl ArbiterState {
     }
 
     /// Messages that every target has answered for.
-    fn on_settled(&mut self, settled: Vec<lanes::Settled>) {
+    pub(super) fn on_settled(&mut self, settled: Vec<lanes::Settled>) {
         for lanes::Settled { came_by, ticket, reason } in settled {
             if reason.is_error() {
                 self.counters.publishes_refused.inc(reason.into());
