@@ -678,7 +678,7 @@ impl StateMachine for Machine {
         };
         if let Some(cluster) = &shared.cluster {
             self.tick_member();
-            cluster.answer_patient(shared.now_ms());
+            cluster.answer_patient(&shared);
             let nodes = self.other_nodes(cluster.node);
             self.pushes.ask(&*cluster.peers, &nodes, keeps(self.member.as_ref()));
             for told in self.loads.take() {

@@ -473,6 +473,11 @@ impl Machine {
             Output::Died { node, below } => {
                 tracing::warn!(%node, %below, "incarnations of a node below this are dead");
                 cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner).on_dead(node, below);
+                for number in cluster.nodes.of(node.get()) {
+                    if cluster.nodes.get(number).is_some_and(|process| process.incarnation < below.0) {
+                        self.tell_all(shared, || Event::NodeDead { node: number });
+                    }
+                }
             }
             Output::Lost { node, incarnation } => {
                 tracing::info!(%node, %incarnation, "nobody waits for a dead incarnation of a node any more");

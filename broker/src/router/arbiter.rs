@@ -19,7 +19,7 @@ use tokio::io::ReadBuf;
 
 use super::batch::Batch;
 use super::claims::ClaimTurns;
-use super::client::{Client, Phase};
+use super::client::{Client, LOOK_SECONDS_MAX, Phase};
 use super::cluster::Departing;
 use super::deliver::Templates;
 use super::handshaking::Handshaking;
@@ -227,6 +227,8 @@ impl ArbiterState {
             unprocessed: false,
             paused: false,
             held_up: false,
+            went_on_second: 0,
+            behind_blocked: None,
             guarded: false,
             taken_over: false,
             breaks_off: false,
@@ -461,6 +463,8 @@ impl ArbiterState {
         let mut limits = self.limits(key);
         let held_up = self.client(key).is_some_and(|client| client.held_up);
         let mut asks = false;
+        // What others put there is nothing to this one.
+        self.lanes.take_touched_blocked();
         let mut position = 0;
         while position < buffer.len() {
             if held_up && self.waits_for_others(key, buffer[position]) {
@@ -705,6 +709,7 @@ impl ArbiterState {
         self.retry_lanes();
         self.show_backlog();
         self.resume_publishers();
+        self.look_behind_publishes();
         self.continue_slow_reads();
         let (hits, misses) = self.cache.take_hits_and_misses();
         self.counters.route_cache_hits.add(hits);
@@ -771,7 +776,8 @@ impl ArbiterState {
                     self.counters.keep_alive_timeouts.inc();
                     self.end(key, super::connect::EndCause::KeepAlive, Some(ReasonCode::KeepAliveTimeout));
                 } else {
-                    self.wheel.arm(key, looked_at_next.map_or(due, |next| next.min(due)));
+                    let due = looked_at_next.map_or(due, |next| next.min(due));
+                    self.wheel.arm(key, due.min(now + LOOK_SECONDS_MAX));
                 }
             }
         }

@@ -12,8 +12,8 @@ use kentongan_proto::mqtt::{
 
 use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, LEAVING_SECONDS_MAX, wake};
 use super::banned::BANNED;
-use super::client::{ClientSession, Phase};
-use super::cluster::{Awaits, LastWord, Served};
+use super::client::{ClientSession, LOOK_SECONDS_MAX, Phase};
+use super::cluster::{Awaits, LastWord, Served, TOO_FEW_KEEP_IT};
 use super::log_rate::excerpt;
 use super::retained_read::RetainedReads;
 use super::shared::{MEMORY_LEVEL_CLOSES, MEMORY_LEVEL_REFUSES};
@@ -477,7 +477,8 @@ impl ArbiterState {
         }
         let client_id = Arc::clone(&pending.negotiated.client_id);
         if self.shared.cluster.is_some() {
-            return self.claim_in_cluster(key, pending);
+            self.claim_in_cluster(key, pending);
+            return;
         }
         let transient = pending.negotiated.session_expiry_seconds == 0;
         if transient && self.shared.registry.claim_if_free(&client_id, &pending.identified.identity, key) {
@@ -514,18 +515,23 @@ impl ArbiterState {
         Ok(())
     }
 
-    /// With several nodes every claim is its group's to grant, so that two nodes never both do.
-    fn claim_in_cluster(&mut self, key: ConnectionKey, pending: Box<PendingConnect>) {
+    /// With several nodes every claim is its group's to grant, so that two nodes never both do. `false`: it is refused.
+    fn claim_in_cluster(&mut self, key: ConnectionKey, pending: Box<PendingConnect>) -> bool {
         let group = self.shared.submitter.slots().group_of(&pending.negotiated.client_id);
+        if self.lanes.is_silent(group) {
+            // What is said to it now is said in vain, and kept until it is there again.
+            self.refuse(key, ReasonCode::ServerUnavailable, TOO_FEW_KEEP_IT);
+            return false;
+        }
         if !self.claim_turns.may_begin(key, group) {
             if let Some(client) = self.client(key) {
                 client.phase = Phase::AwaitingTurn;
                 client.pending = Some(pending);
             }
-            return;
+            return true;
         }
         let Some(caps) = self.client(key).map(|client| client.listener.queue_caps()) else {
-            return;
+            return true;
         };
         let request = ClaimRequest::new(key, &pending.connect, &pending.negotiated, &pending.identified, caps);
         let node = self.shared.cluster.as_ref().map_or(0, |cluster| cluster.node);
@@ -537,6 +543,7 @@ impl ArbiterState {
             client.phase = Phase::Claiming;
             client.pending = Some(pending);
         }
+        true
     }
 
     /// No answer to the claim of this connection is awaited any more: others have waited for their turn.
@@ -547,8 +554,10 @@ impl ArbiterState {
         while let Some(next) = self.claim_turns.next(group) {
             // Who is gone, or was refused meanwhile, has no turn.
             let waiting = self.client(next).filter(|client| client.phase == Phase::AwaitingTurn);
-            if let Some(pending) = waiting.and_then(|client| client.pending.take()) {
-                return self.claim_in_cluster(next, pending);
+            if let Some(pending) = waiting.and_then(|client| client.pending.take())
+                && self.claim_in_cluster(next, pending)
+            {
+                return;
             }
         }
     }
@@ -654,7 +663,7 @@ impl ArbiterState {
         let keep_alive_ends =
             (client.keep_alive_seconds > 0).then(|| now + u32::from(client.keep_alive_seconds) * 3 / 2 + 1);
         if let Some(due) = looked_at_next.into_iter().chain(keep_alive_ends).min() {
-            self.wheel.arm(key, due);
+            self.wheel.arm(key, due.min(now + LOOK_SECONDS_MAX));
         }
         tracing::info!(
             client_id = %client.client_id, peer = %client.origin, certificate = client.origin.certified.as_deref(),

@@ -175,6 +175,11 @@ pub enum Event {
         /// Its number.
         node: u16,
     },
+    /// Another node is dead: it is not lost before everybody has confirmed that.
+    NodeDead {
+        /// Its number.
+        node: u16,
+    },
     /// Another node is lost.
     NodeLost {
         /// Its number.
@@ -262,12 +267,14 @@ impl ArbiterState {
             Event::NodeAnswered { node, number } => {
                 let mut settled = Vec::new();
                 self.lanes.on_node_answer(node, number, &mut settled);
+                self.go_on_after_answer(node);
                 self.on_settled(settled);
                 let let_go = self.taking.on_answer(TellingLane::Node(node), number);
                 self.hand_to_takers(let_go);
             }
             Event::NodeGap { node, round, last } => self.on_node_gap(node, round, last),
             Event::NodeReset { node } => self.on_node_reset(node),
+            Event::NodeDead { node } => self.lanes.on_node_dead(node),
             Event::NodeLost { node } => {
                 let mut settled = Vec::new();
                 self.lanes.on_node_lost(node, &mut settled);
@@ -370,6 +377,9 @@ impl ArbiterState {
     fn on_lane_answered(&mut self, answer: &LaneAnswer) {
         let mut settled = Vec::new();
         self.lanes.on_answer(answer, &mut settled);
+        if self.lanes.is_trying(answer.group) {
+            self.send_lane(answer.group);
+        }
         self.on_settled(settled);
         let let_go = self.taking.on_answer(TellingLane::Group(answer.group), answer.number);
         self.hand_to_takers(let_go);
@@ -388,7 +398,7 @@ impl ArbiterState {
     }
 
     /// Messages that every target has answered for.
-    fn on_settled(&mut self, settled: Vec<lanes::Settled>) {
+    pub(super) fn on_settled(&mut self, settled: Vec<lanes::Settled>) {
         for lanes::Settled { came_by, ticket, reason } in settled {
             if reason.is_error() {
                 self.counters.publishes_refused.inc(reason.into());

@@ -219,9 +219,12 @@ impl Shared {
     /// Whether publishers should pause: an arbiter or the groups have too much before them.
     #[must_use]
     pub fn is_overloaded(&self) -> bool {
-        self.submitter.is_overloaded()
-            || self.memory_level() >= MEMORY_LEVEL_PAUSES
-            || self.inboxes.iter().any(Inbox::is_overloaded)
+        self.submitter.is_overloaded() || self.memory_level() >= MEMORY_LEVEL_PAUSES || self.is_inbox_overloaded()
+    }
+
+    /// Whether an arbiter has too much before it.
+    pub fn is_inbox_overloaded(&self) -> bool {
+        self.inboxes.iter().any(Inbox::is_overloaded)
     }
 
     /// How far memory is over its mark: 0 not at all, else one of the levels of this module.
