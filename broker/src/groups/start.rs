@@ -230,10 +230,14 @@ fn start_member(
     Ok((shared, Running { pipeline, read_ahead, transport: Some(transport), data_dir }))
 }
 
-/// Lets `/metrics` show how the node is.
+/// Lets `/metrics` show how the node is, as long as there is one.
 fn show_node(metrics: &Metrics, shared: &Arc<Shared>, pipeline: &PipelineHandle<Query>, transport: Option<Transport>) {
-    let (shared, pipeline) = (Arc::clone(shared), pipeline.clone());
-    metrics.show_node(move || NodeFigures {
+    let (shared, pipeline) = (Arc::downgrade(shared), pipeline.clone());
+    metrics.show_node(move || Some(node_figures(&*shared.upgrade()?, &pipeline, transport.as_ref())));
+}
+
+fn node_figures(shared: &Shared, pipeline: &PipelineHandle<Query>, transport: Option<&Transport>) -> NodeFigures {
+    NodeFigures {
         is_overloaded: shared.is_overloaded(),
         memory_level: shared.memory_level(),
         memory_bytes_high_water: shared.memory_bytes_high_water.load(Ordering::Relaxed),
@@ -241,22 +245,28 @@ fn show_node(metrics: &Metrics, shared: &Arc<Shared>, pipeline: &PipelineHandle<
         log_in_flight_bytes: pipeline.in_flight_bytes(),
         index_filters: shared.index.filters(),
         index_subscriptions: shared.index.subscriptions(),
-        cluster: shared.cluster.as_ref().zip(transport.as_ref()).map(|(cluster, transport)| {
-            let backlog = shared.backlog();
-            let peer = |peer: PeerStatus| {
-                let name = peer.peer.name.clone();
-                let link = LinkStatus::new(peer, &backlog);
-                PeerFigures { name, is_up: link.up, backlog: link.backlog }
-            };
-            ClusterFigures {
-                lease_left: cluster.lease_left(),
-                serves: cluster.serving.load(Ordering::Acquire),
-                peers: transport.peers().into_iter().map(peer).collect(),
-                transport: Arc::clone(transport.stats()),
-                group_backlog: backlog.groups,
-            }
-        }),
-    });
+        cluster: shared
+            .cluster
+            .as_ref()
+            .zip(transport)
+            .map(|(view, transport)| cluster_figures(shared, view, transport)),
+    }
+}
+
+fn cluster_figures(shared: &Shared, view: &ClusterView, transport: &Transport) -> ClusterFigures {
+    let backlog = shared.backlog();
+    let peer = |peer: PeerStatus| {
+        let name = peer.peer.name.clone();
+        let link = LinkStatus::new(peer, &backlog);
+        PeerFigures { name, is_up: link.up, backlog: link.backlog }
+    };
+    ClusterFigures {
+        lease_left: view.lease_left(),
+        serves: view.serving.load(Ordering::Acquire),
+        peers: transport.peers().into_iter().map(peer).collect(),
+        transport: Arc::clone(transport.stats()),
+        group_backlog: backlog.groups,
+    }
 }
 
 /// What a node is started with, beside what is stored.

@@ -43,8 +43,8 @@ use reloads::Reloads;
 pub use times::TimeCounts;
 pub use tls::{HandshakeOutcome, TlsMetrics};
 
-/// Says how the node is. Must not wait.
-type NodeSource = Box<dyn Fn() -> NodeFigures + Send + Sync>;
+/// Says how the node is, if there still is one. Must not wait.
+type NodeSource = Box<dyn Fn() -> Option<NodeFigures> + Send + Sync>;
 
 /// The metrics of the process. Cheap to clone.
 #[derive(Clone)]
@@ -123,7 +123,7 @@ impl Metrics {
     }
 
     /// Shows how the node is, as `source` says when it is asked, which must not wait. The first call holds.
-    pub fn show_node(&self, source: impl Fn() -> NodeFigures + Send + Sync + 'static) {
+    pub fn show_node(&self, source: impl Fn() -> Option<NodeFigures> + Send + Sync + 'static) {
         if self.node.set(Box::new(source)).is_err() {
             tracing::warn!("another node is shown in /metrics already");
         }
@@ -160,8 +160,8 @@ impl Metrics {
             text = self.prometheus.render();
             self.totals.render(&mut text);
         }
-        if let Some(node) = self.node.get() {
-            node::render(&mut text, &node());
+        if let Some(node) = self.node.get().and_then(|node| node()) {
+            node::render(&mut text, &node);
         }
         if let Some(stats) = self.storage.get() {
             storage::render(&mut text, stats);

@@ -63,7 +63,7 @@ fn escaped(text: &str) -> String {
 mod tests {
     use std::time::Duration;
 
-    use super::super::LabelInfo;
+    use super::super::counters::LabelInfo;
     use super::*;
 
     fn family(kind: Kind, label: Option<LabelInfo>) -> Family {

@@ -12,7 +12,10 @@ const PREFACE: &str = "\
 
 `GET /metrics` on the HTTP address (`--http`, by default 127.0.0.1:8090) answers in the text format of Prometheus. Names
 follow its conventions: base units, `_total` for what only grows. The figures of the broker are at most about a second
-old.
+old. What to make of them: [operations](../guide/operations.md).
+
+No label holds a Client Identifier, a topic or an address: the number of series depends on groups and nodes only. Latencies
+are sampled, so that no message pays for it: `_count` says how many were looked at.
 ";
 
 /// The page, in Markdown.
