@@ -16,6 +16,8 @@ interval="${SCRAPE_INTERVAL:-2s}"
 for program in "$kentongan" haproxy prometheus; do
     command -v "$program" >/dev/null || { echo "look.sh: there is no $program here" >&2; exit 1; }
 done
+# Each program is started elsewhere.
+kentongan="$(readlink -f "$(command -v "$kentongan")")"
 
 if [ $# -gt 0 ]; then
     mkdir -p "$1"
@@ -27,7 +29,6 @@ fi
 
 processes=()
 finish() {
-    # Nodes first: they are told to stop one after the other by nobody, so each goes at once.
     [ ${#processes[@]} -eq 0 ] || kill "${processes[@]}" 2>/dev/null || true
     wait
     [ -z "${temporary:-}" ] || rm -r "$temporary"

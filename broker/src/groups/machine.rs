@@ -109,7 +109,7 @@ pub struct Machine {
     pub(super) shared: SharedCell,
     /// `None`: this is the only node there is.
     pub(super) member: Option<Member>,
-    counters: ArbiterCounters,
+    pub(super) counters: ArbiterCounters,
     effects: Vec<Effect>,
     /// Groups that this node leads.
     led: BTreeSet<u16>,

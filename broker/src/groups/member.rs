@@ -615,6 +615,7 @@ impl Machine {
             }
             Standing::Lapsed => {
                 tracing::warn!("the lease ran out: nothing is acknowledged until it is back");
+                self.counters.lease_lapses.inc();
                 self.tell_all(shared, || Event::LeaseLapsed);
             }
             Standing::LapsedLong => {
@@ -623,6 +624,7 @@ impl Machine {
             }
             Standing::Dead => {
                 tracing::warn!("this node was declared dead: it closes its clients and registers again");
+                self.counters.declared_dead.inc();
                 if let Some(member) = &mut self.member {
                     member.closing = shared.inboxes.len();
                     member.waiters.retain(|_, waiter| matches!(waiter, Waiter::Owner { .. }));

@@ -481,8 +481,11 @@ fn spawn_tasks() {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            second.tick().await;
-            ArbiterState::with(ArbiterState::on_second);
+            let due = second.tick().await;
+            ArbiterState::with(|arbiter| {
+                arbiter.counters.arbiter_late_seconds.record(due.elapsed());
+                arbiter.on_second();
+            });
         }
     });
 }

@@ -5,13 +5,20 @@
 //! written. Other parts of the process may use the macros of the `metrics` crate directly. A process may also count
 //! nothing at all (`metrics.enabled`).
 
+mod build;
 mod counters;
+mod groups;
 mod http_auth;
+mod jwks;
 mod load;
+mod node;
+mod page;
 mod process;
+mod readiness;
 mod reference;
 mod reloads;
 mod storage;
+mod times;
 mod tls;
 
 use std::sync::{Arc, OnceLock};
@@ -25,12 +32,19 @@ pub use counters::{
 };
 use counters::{FAMILIES, Totals};
 pub use http_auth::{HttpAuthMetrics, HttpAuthNotAsked, HttpAuthOutcome, HttpAuthRights};
+pub use jwks::count_jwks_fetch;
 pub use load::{Load, LoadAverages};
+pub use node::{ClusterFigures, NodeFigures, PeerFigures};
 pub use process::anonymous_bytes;
+pub use readiness::render_readiness;
 pub use reference::reference_page;
 pub use reloads::ReloadOutcome;
 use reloads::Reloads;
+pub use times::TimeCounts;
 pub use tls::{HandshakeOutcome, TlsMetrics};
+
+/// Says how the node is, if there still is one. Must not wait.
+type NodeSource = Box<dyn Fn() -> Option<NodeFigures> + Send + Sync>;
 
 /// The metrics of the process. Cheap to clone.
 #[derive(Clone)]
@@ -41,6 +55,7 @@ pub struct Metrics {
     tls: TlsMetrics,
     http_auth: HttpAuthMetrics,
     storage: Arc<OnceLock<Arc<Stats>>>,
+    node: Arc<OnceLock<NodeSource>>,
     counting: bool,
 }
 
@@ -79,9 +94,19 @@ impl Metrics {
     fn with_recorder(recorder: &PrometheusRecorder) -> Self {
         let (totals, reloads, tls, http_auth) = metrics::with_local_recorder(recorder, || {
             describe();
+            jwks::register();
             (Arc::new(Totals::register()), Reloads::register(), TlsMetrics::register(), HttpAuthMetrics::register())
         });
-        Self { totals, prometheus: recorder.handle(), reloads, tls, http_auth, storage: Arc::default(), counting: true }
+        Self {
+            totals,
+            prometheus: recorder.handle(),
+            reloads,
+            tls,
+            http_auth,
+            storage: Arc::default(),
+            node: Arc::default(),
+            counting: true,
+        }
     }
 
     /// The counters of one more arbiter; it must flush them.
@@ -94,6 +119,13 @@ impl Metrics {
     pub fn show_storage(&self, stats: Arc<Stats>) {
         if self.storage.set(stats).is_err() {
             tracing::warn!("another log is shown in /metrics already");
+        }
+    }
+
+    /// Shows how the node is, as `source` says when it is asked, which must not wait. The first call holds.
+    pub fn show_node(&self, source: impl Fn() -> Option<NodeFigures> + Send + Sync + 'static) {
+        if self.node.set(Box::new(source)).is_err() {
+            tracing::warn!("another node is shown in /metrics already");
         }
     }
 
@@ -123,10 +155,19 @@ impl Metrics {
     /// The text that Prometheus scrapes. What is not counted is not there, rather than 0.
     #[must_use]
     pub fn render(&self) -> String {
-        let mut text = if self.counting { self.prometheus.render() } else { String::new() };
+        let mut text = String::new();
+        if self.counting {
+            text = self.prometheus.render();
+            self.totals.render(&mut text);
+        }
+        if let Some(node) = self.node.get().and_then(|node| node()) {
+            node::render(&mut text, &node);
+        }
         if let Some(stats) = self.storage.get() {
             storage::render(&mut text, stats);
+            groups::render(&mut text, stats);
         }
+        build::render(&mut text);
         process::render(&mut text);
         text
     }
@@ -225,7 +266,8 @@ fn builder() -> PrometheusBuilder {
 
 /// Gives the recorder that is current the description of every family.
 fn describe() {
-    for family in FAMILIES.iter().chain(reloads::FAMILIES).chain(tls::FAMILIES).chain(http_auth::FAMILIES) {
+    let others = [reloads::FAMILIES, tls::FAMILIES, http_auth::FAMILIES, jwks::FAMILIES];
+    for family in FAMILIES.iter().chain(others.into_iter().flatten()) {
         let text = family.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
         match family.kind {
             Kind::Counter => metrics::describe_counter!(family.name, text),

@@ -10,6 +10,7 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use kentongan_proto::mqtt::codec::{self, FrameStatus, Limits, PacketType, Sender};
@@ -30,6 +31,7 @@ use super::pace::Pace;
 use super::publish::asks_something;
 use super::share_settling::{ShareSettling, ShareTaking};
 use super::shared::MEMORY_LEVEL_CLOSES;
+use super::timing::Timing;
 use super::{ConnectionKey, Event, Shared};
 use crate::config::Overlapping;
 use crate::connection::{BufferPool, Flushed, OutBuffer, Transport};
@@ -84,8 +86,11 @@ pub struct ArbiterState {
     pub(super) lanes: Lanes,
     pub(super) claim_turns: ClaimTurns,
     pub(super) message_number: u64,
-    /// Milliseconds of the process clock, read once a turn.
+    /// The process clock, read once a turn.
+    pub(super) now: Duration,
+    /// Its milliseconds.
     pub(super) now_ms: u64,
+    pub(super) timing: Timing,
     dirty: Vec<ConnectionKey>,
     flush_scheduled: bool,
     flush_waker: Option<Waker>,
@@ -153,7 +158,9 @@ impl ArbiterState {
             lanes: Lanes::new(shared.cluster.as_ref().map(|cluster| cluster.node), shared.incarnation(), id, groups),
             claim_turns: ClaimTurns::new(groups),
             message_number: 0,
+            now: shared.clock.elapsed(),
             now_ms: shared.now_ms(),
+            timing: Timing::default(),
             dirty: Vec::new(),
             flush_scheduled: false,
             flush_waker: None,
@@ -186,6 +193,13 @@ impl ArbiterState {
         ARBITER.with_borrow_mut(|arbiter| arbiter.as_deref_mut().map(act))
     }
 
+    /// Reads the process clock for what follows in this turn.
+    #[inline]
+    pub(super) fn read_clock(&mut self) {
+        self.now = self.shared.clock.elapsed();
+        self.now_ms = self.now.as_millis() as u64;
+    }
+
     /// The connection `key`, unless it is gone.
     #[inline]
     pub(super) fn client(&mut self, key: ConnectionKey) -> Option<&mut Client> {
@@ -213,7 +227,7 @@ impl ArbiterState {
         listener: Arc<ListenerContext>,
         peer: Option<std::net::SocketAddr>,
     ) -> ConnectionKey {
-        self.now_ms = self.shared.now_ms();
+        self.read_clock();
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
         let now = self.now_seconds();
@@ -263,6 +277,7 @@ impl ArbiterState {
             return;
         }
         self.tear_down(key, super::connect::EndCause::Dropped);
+        self.timing.forget(key);
         let mut client = self.clients.remove(key.index());
         if client.breaks_off {
             client.transport.reset_when_closed();
@@ -459,7 +474,7 @@ impl ArbiterState {
     /// Handles the whole packets in `buffer` and returns how many bytes they were. Stops early when the
     /// connection must not be read for now, and remembers that.
     fn consume(&mut self, key: ConnectionKey, buffer: &[u8], source: Option<&Bytes>) -> usize {
-        self.now_ms = self.shared.now_ms();
+        self.read_clock();
         let mut limits = self.limits(key);
         let held_up = self.client(key).is_some_and(|client| client.held_up);
         let mut asks = false;
@@ -542,6 +557,7 @@ impl ArbiterState {
     pub(super) fn schedule_flush(&mut self) {
         if !self.flush_scheduled {
             self.flush_scheduled = true;
+            self.timing.begin_turn(self.now);
             if let Some(waker) = &self.flush_waker {
                 waker.wake_by_ref();
             }
@@ -555,12 +571,14 @@ impl ArbiterState {
         }
         if self.flush_scheduled {
             self.take_events();
+            let turn = self.timing.turn();
             self.flush_scheduled = false;
             self.large_reads_left = LARGE_BYTES_A_TURN_MAX;
             self.next_handshakes();
             self.flush_hurried_lanes();
             self.flush_interest();
             self.flush_clients();
+            self.timing.end_turn(turn, self.shared.clock.elapsed(), &self.counters);
         }
         Poll::Pending
     }
@@ -570,7 +588,8 @@ impl ArbiterState {
         for (target, batch) in self.batches.iter_mut().enumerate() {
             if !batch.is_empty() {
                 let empty = self.shared.recycled[usize::from(self.id)].pop().unwrap_or_default();
-                let full = mem::replace(batch, empty);
+                let mut full = mem::replace(batch, empty);
+                full.set_oldest(self.timing.turn().oldest);
                 let weight = full.weight_bytes();
                 self.counters.arbiter_batches.inc();
                 self.counters.arbiter_batch_deliveries.add(full.len() as u64);
@@ -661,7 +680,7 @@ impl ArbiterState {
     /// Handles what came from other threads. Stops after a while, so that sockets have their turn.
     pub fn take_events(&mut self) -> bool {
         const EVENTS_A_TURN_MAX: usize = 256;
-        self.now_ms = self.shared.now_ms();
+        self.read_clock();
         let shared = Arc::clone(&self.shared);
         let inbox = &shared.inboxes[usize::from(self.id)];
         for _ in 0..EVENTS_A_TURN_MAX {
@@ -689,7 +708,7 @@ impl ArbiterState {
 
     /// Once a second: deadlines, counters, publishers that paused.
     pub fn on_second(&mut self) {
-        self.now_ms = self.shared.now_ms();
+        self.read_clock();
         let mut due = Vec::new();
         self.wheel.advance(self.now_seconds(), &mut due);
         for key in due {
@@ -715,6 +734,7 @@ impl ArbiterState {
         self.counters.route_cache_hits.add(hits);
         self.counters.route_cache_misses.add(misses);
         self.counters.flush();
+        self.timing.counters_flushed();
         let unlogged = self.refusal_lines.take_unlogged();
         if unlogged > 0 {
             tracing::warn!(unlogged, "more refusals than are logged one by one");

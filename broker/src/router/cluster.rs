@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kentongan_cluster::lane::Incoming;
 use kentongan_cluster::lease::LeaseCell;
@@ -97,6 +98,12 @@ impl ClusterView {
     #[must_use]
     pub fn may_acknowledge(&self) -> bool {
         self.lease.is_valid(self.clock.boottime_ns())
+    }
+
+    /// What is left of the lease, for those who want to know.
+    #[must_use]
+    pub fn lease_left(&self) -> Duration {
+        Duration::from_nanos(self.lease.valid_until_ns().saturating_sub(self.clock.boottime_ns()))
     }
 }
 

@@ -296,7 +296,9 @@ impl ArbiterState {
     }
 
     fn on_batch(&mut self, from: Option<u16>, mut batch: Batch, weight: usize) {
+        let oldest = batch.take_oldest();
         batch.drain(|publication, addressee| self.deliver_here(publication, addressee));
+        oldest.into_iter().for_each(|oldest| self.timing.heard_of(oldest));
         self.shared.inboxes[usize::from(self.id)].release(weight);
         // Full: more batches are under way than are worth keeping.
         match from {

@@ -52,6 +52,7 @@ pub mod shared;
 pub mod stepped;
 mod subscribe;
 pub mod sys;
+mod timing;
 
 /// What [`inbox`] is made of.
 mod sync {

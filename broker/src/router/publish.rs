@@ -285,6 +285,7 @@ impl ArbiterState {
     }
 
     fn owe(&mut self, key: ConnectionKey, kind: AckKind, id: kentongan_proto::mqtt::PacketId) -> u64 {
+        self.timing.owes(key, id, self.now);
         match self.client(key).and_then(|client| client.session.as_mut()) {
             Some(session) => session.owed.owe(kind, id),
             None => 0,
@@ -388,6 +389,10 @@ impl ArbiterState {
         match verdict.text {
             None => self.write_ack(key, kind, id, verdict.reason),
             Some(text) => self.write_refusal(key, kind, id, verdict.reason, text),
+        }
+        if let Some(since) = self.timing.acknowledged(key, id) {
+            let took = self.shared.clock.elapsed().saturating_sub(since);
+            self.counters.publish_ack_seconds.record(took);
         }
     }
 
@@ -743,7 +748,7 @@ impl ArbiterState {
     /// Reads those again whose buckets have something in them. Every [`RESUME_INTERVAL`](pace::RESUME_INTERVAL), as long as
     /// there are some.
     pub fn resume_paced(&mut self) {
-        self.now_ms = self.shared.now_ms();
+        self.read_clock();
         let now_ms = self.now_ms;
         let overloaded = self.is_overloaded();
         for key in std::mem::take(&mut self.paced) {
