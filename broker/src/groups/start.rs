@@ -45,6 +45,7 @@ use crate::ending::Ending;
 use crate::later;
 use crate::metrics::{ClusterFigures, Metrics, NodeFigures, PeerFigures};
 use crate::moving::Elsewhere;
+use crate::operator::Operator;
 use crate::peers::Peers;
 use crate::peers::administration::{Act, Administered, Administration};
 use crate::peers::links::{LinkSink, Links, RaftLinks};
@@ -67,9 +68,16 @@ pub struct Running {
     data_dir: DataDir,
     /// As long as this is kept, members are searched for that this node does not know.
     _searches: Option<Sender<()>>,
+    operator: Arc<Operator>,
 }
 
 impl Running {
+    /// What answers operators.
+    #[must_use]
+    pub fn operator(&self) -> &Arc<Operator> {
+        &self.operator
+    }
+
     /// How many groups this node leads that another one could lead, the directory among them; 0 if it does not say.
     #[must_use]
     pub fn leads_for_others(&self) -> usize {
@@ -169,7 +177,8 @@ fn start_alone(
     show_node(metrics, &shared, pipeline.handle(), None);
     wait.recv_timeout(Duration::from_secs(FENCE_SECONDS_MAX))
         .context("the groups did not let go of the connections of the process before this one")?;
-    Ok((shared, Running { pipeline, read_ahead, transport: None, data_dir, _searches: None }))
+    let operator = Arc::new(Operator::new(Arc::clone(&shared), data_dir.node(), pipeline.handle().clone(), None));
+    Ok((shared, Running { pipeline, read_ahead, transport: None, data_dir, operator, _searches: None }))
 }
 
 fn start_member(
@@ -220,12 +229,16 @@ fn start_member(
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
     let (shared, _) = assembly.connect(pipeline.handle(), 0, Some(Arc::new(Links(transport.clone()))));
     show_node(metrics, &shared, pipeline.handle(), Some(transport.clone()));
+    let operator =
+        Operator::new(Arc::clone(&shared), data_dir.node(), pipeline.handle().clone(), Some(transport.clone()));
+    let operator = Arc::new(operator);
     let asking = Asking {
         me: data_dir.node(),
         formation: formation.clone(),
         pipeline: pipeline.handle().clone(),
         transport: transport.clone(),
         shared: Arc::clone(&shared),
+        operator: Arc::clone(&operator),
     };
     sink.start(Arc::clone(&shared), pipeline.handle().clone());
     let search = Search {
@@ -241,7 +254,8 @@ fn start_member(
     drop(search.start(stop_searching)?);
     set_once(&answers.running, asking);
     pipeline.handle().notify(Query::Listening);
-    Ok((shared, Running { pipeline, read_ahead, transport: Some(transport), data_dir, _searches: Some(searches) }))
+    let searches = Some(searches);
+    Ok((shared, Running { pipeline, read_ahead, transport: Some(transport), data_dir, operator, _searches: searches }))
 }
 
 /// Lets `/metrics` show how the node is, as long as there is one.
@@ -552,6 +566,7 @@ struct Asking {
     pipeline: PipelineHandle<Query>,
     transport: Transport,
     shared: Arc<Shared>,
+    operator: Arc<Operator>,
 }
 
 impl Asking {
@@ -625,6 +640,7 @@ impl Asking {
                 }
                 Err(error) => answer.send(Err(error.to_string())),
             },
+            Ok(Some(Act::Say(say))) => self.operator.answer(from, say.question, answer),
             Ok(Some(Act::Bans(behind))) => {
                 let (asked, outcome) = crossbeam::channel::bounded(1);
                 self.pipeline.notify(Query::Bans(behind.subject, asked));

@@ -10,6 +10,7 @@ use super::arbiter::ArbiterState;
 use super::batch::{Addressee, Batch};
 use super::cluster::{Leader, Sent};
 use super::share_settling::{Kept, ShareAnswer, ShareOrigin, ShareOutcome, Taken, TellingLane};
+use super::visit::Visit;
 use super::{ConnectionKey, lanes};
 use crate::auth::{RenewedRights, Verified};
 use crate::listener::Accepted;
@@ -218,6 +219,8 @@ pub enum Event {
     },
     /// One more loop turns: see [`Pulse`](super::Pulse).
     Pulse(Arc<AtomicUsize>),
+    /// An operator looks at something here, or has it done.
+    Visit(Visit),
     /// The process stops.
     EndAll,
 }
@@ -291,6 +294,7 @@ impl ArbiterState {
             Event::ResumePublishers => self.resume_publishers(),
             Event::Move { count, only_told } => self.move_clients(count, only_told),
             Event::Pulse(unanswered) => drop(unanswered.fetch_sub(1, Ordering::Relaxed)),
+            Event::Visit(visit) => visit.carry_out(self),
             Event::EndAll => self.end_all(),
         }
     }
