@@ -2,7 +2,7 @@
 
 A block of a page is tried if the words behind its language say so:
 
-    ```sh run          commands, in one shell for all blocks of the page, in a new directory, with `kentongan` in the PATH
+    ```sh run          commands, in one shell for all blocks of the page, in a new directory with `deploy/` in it, `kentongan` in the PATH
     ```sh run fails    the same, but each of its commands, one a line, must fail
     ```sh run until    the same, again and again until they succeed: for what a program in the background needs time for
     ```text output     what the block before it prints; `...` stands for anything, alone on a line for any lines
@@ -197,6 +197,8 @@ def inside(page, binary):
         programs.mkdir()
         work.mkdir()
         (programs / "kentongan").symlink_to(binary)
+        # What a page says is to be run in a checkout.
+        (work / "deploy").symlink_to(GUIDE.parents[1] / "deploy")
         kept = {name: value for name, value in os.environ.items() if not name.startswith("KENTONGAN_")}
         os.environ.clear()
         os.environ.update(kept, PATH=f"{programs}:{kept['PATH']}", HOME=str(directory), LC_ALL="C.UTF-8")
@@ -219,6 +221,9 @@ class Guide(unittest.TestCase):
 
     def test_cluster(self):
         self.follow("cluster.md")
+
+    def test_events(self):
+        self.follow("events.md")
 
     def test_limits(self):
         self.follow("limits.md")

@@ -21,6 +21,7 @@ mod banned;
 pub mod batch;
 mod claims;
 pub mod client;
+mod client_events;
 pub mod cluster;
 mod connect;
 mod deliver;
@@ -51,6 +52,7 @@ pub mod shared;
 pub mod stepped;
 mod subscribe;
 pub mod sys;
+mod watched;
 
 /// What [`inbox`] is made of.
 mod sync {
