@@ -2,6 +2,7 @@
 //!
 //! See ARCHITECTURE.md for the way of one PUBLISH through these modules.
 
+pub mod api;
 pub mod audit;
 pub mod auth;
 pub mod bans;
@@ -23,6 +24,7 @@ pub mod message;
 pub mod metrics;
 pub mod mount;
 pub mod moving;
+pub mod operator;
 pub mod peers;
 pub mod plants;
 pub mod random;

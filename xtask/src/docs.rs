@@ -8,10 +8,11 @@ use anyhow::{Context, bail};
 /// A page's file name and what makes its text.
 type Page = (&'static str, fn() -> String);
 
-const PAGES: [Page; 3] = [
+const PAGES: [Page; 4] = [
     ("settings.md", kentongan::config::reference_page),
     ("metrics.md", kentongan::metrics::reference_page),
     ("command-line.md", kentongan::cli::reference_page),
+    ("api.json", kentongan::api::reference_page),
 ];
 
 /// Writes the pages, or with `check` compares them and says which are stale.

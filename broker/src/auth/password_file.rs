@@ -77,15 +77,15 @@ pub enum FileError {
 
 impl FileError {
     /// Reads a whole file of text.
-    pub(super) fn read(path: &Path) -> Result<String, Self> {
+    pub(crate) fn read(path: &Path) -> Result<String, Self> {
         std::fs::read_to_string(path).map_err(|error| Self::Unreadable { path: path.display().to_string(), error })
     }
 
-    pub(super) fn line(path: &Path, line: usize, message: impl Into<String>) -> Self {
+    pub(crate) fn line(path: &Path, line: usize, message: impl Into<String>) -> Self {
         Self::Line { path: path.display().to_string(), line, message: message.into() }
     }
 
-    pub(super) fn whole(path: &Path, message: impl Into<String>) -> Self {
+    pub(crate) fn whole(path: &Path, message: impl Into<String>) -> Self {
         Self::Whole { path: path.display().to_string(), message: message.into() }
     }
 }

@@ -12,6 +12,8 @@ const MQTT_PORT: u16 = 1883;
 
 const HTTP_PORT: u16 = 8090;
 
+const API_PORT: u16 = 18083;
+
 /// `--local`: which node this is, of how many on this machine. Everything else follows from that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Local {
@@ -46,6 +48,7 @@ impl Local {
             flag("node", name.into()),
             flag("listener", vec![toml::Value::Table(listener)].into()),
             flag("http.address", own(HTTP_PORT).into()),
+            flag("api.address", own(API_PORT).into()),
             flag("cluster.address", own(DEFAULT_PEER_PORT).into()),
             flag("cluster.seeds", seeds.into()),
         ]

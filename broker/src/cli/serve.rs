@@ -47,7 +47,7 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "NAME")]
     zone: Option<String>,
     /// Node N of M on this machine, such as 1/3: says its name (kentongan-N), data directory (./kentongan-N), ports of
-    /// 127.0.0.1 (MQTT 1882+N, HTTP 8089+N, peers 7000+N) and seeds, unless other flags say them.
+    /// 127.0.0.1 (MQTT 1882+N, HTTP 8089+N, API 18082+N, peers 7000+N) and seeds, unless other flags say them.
     #[arg(long, value_name = "N/M")]
     local: Option<Local>,
     /// What is logged: a level, or several with modules, such as info,kentongan::session=debug.
@@ -204,7 +204,7 @@ mod tests {
     fn three_nodes_on_one_machine_are_three_short_lines() {
         let long = settings(
             "kentongan --node kentongan-2 --cluster 7002 --seeds 7001,7002,7003 --mqtt 127.0.0.1:1884 --http 127.0.0.1:8091 \
-             --data-dir ./kentongan-2",
+             --set api.address=127.0.0.1:18084 --data-dir ./kentongan-2",
         );
         assert_eq!(settings("kentongan --local 2/3"), long);
         assert_eq!(long.node_name(), "kentongan-2");

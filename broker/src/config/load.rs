@@ -119,7 +119,7 @@ impl Effective {
         let mut refuse = |key: &str, message: String| {
             problems.push(Problem { origin: self.blame(key).clone(), message: format!("`{key}`: {message}") });
         };
-        let Settings { auth, session, storage, http, log, listener, .. } = &self.settings;
+        let Settings { auth, session, storage, http, api, log, listener, .. } = &self.settings;
 
         if session.packet_bytes_max.get() > PACKET_BYTES_LIMIT {
             refuse("session.packet_bytes_max", format!("MQTT allows at most {PACKET_BYTES_LIMIT}"));
@@ -133,6 +133,15 @@ impl Effective {
         }
         if http.token.is_some() && http.token_file.is_some() {
             refuse("http.token_file", String::from("give either `token` or `token_file`"));
+        }
+        if api.certificate_file.is_some() != api.key_file.is_some() {
+            refuse("api.certificate_file", String::from("give both `certificate_file` and `key_file`, or neither"));
+        }
+        if api.tokens_file.is_some() && api.certificate_file.is_none() && !api.address.ip().to_canonical().is_loopback()
+        {
+            let message = "without `api.certificate_file` and `api.key_file` it must be a loopback address: tokens could be read \
+                           on their way";
+            refuse("api.address", String::from(message));
         }
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&log.filter) {
             refuse("log.filter", format!("{error}; a level such as `info`, or `info,kentongan::session=debug`"));

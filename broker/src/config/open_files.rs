@@ -24,6 +24,8 @@ fn open_files(settings: &Settings) -> Vec<(&'static str, &Path)> {
     let of_node = [
         ("auth.password_file", &settings.auth.password_file),
         ("http.token_file", &settings.http.token_file),
+        ("api.tokens_file", &settings.api.tokens_file),
+        ("api.key_file", &settings.api.key_file),
         ("cluster.key_file", &settings.cluster.key_file),
     ];
     let of_listeners = settings.listener.iter().filter_map(|listener| listener.tls.as_ref()).flat_map(|tls| {

@@ -89,6 +89,8 @@ settings! {
         pub metrics: MetricsConfig = MetricsConfig::default(),
         /// Metrics and health over HTTP.
         pub http: HttpConfig = HttpConfig::default(),
+        /// What operators ask and do over HTTP.
+        pub api: ApiConfig = ApiConfig::default(),
         /// The log of events, on standard error.
         pub log: LogConfig = LogConfig::default(),
     }
@@ -519,6 +521,23 @@ settings! {
         pub token: Option<Secret> = None,
         /// The same, read from a file at start.
         pub token_file: Option<PathBuf> = None,
+    }
+
+    /// What operators ask and do over HTTP, over the whole cluster from any of its nodes. See docs/guide/api.md; what there is
+    /// stands in docs/reference/api.json.
+    pub struct ApiConfig {
+        /// Address and port. Port 0 lets the system choose; the log names the port. Without TLS it must be an address of this
+        /// machine: a token could be read on its way.
+        pub address: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 18083),
+        /// Who may ask: names, roles and hashes of tokens, as `kentongan ctl token` makes them. Read again on SIGHUP. Unset:
+        /// there is no API.
+        pub tokens_file: Option<PathBuf> = None => reloaded,
+        /// The server's certificate (PEM), followed by those between it and the authority. Unset: no TLS.
+        pub certificate_file: Option<PathBuf> = None,
+        /// Its private key.
+        pub key_file: Option<PathBuf> = None,
+        /// Connections at a time; one more is closed at once.
+        pub connections_max: NonZeroU32 = nonzero_u32(64),
     }
 
     /// The log of events, on standard error.

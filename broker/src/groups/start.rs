@@ -44,6 +44,7 @@ use crate::ending::Ending;
 use crate::later;
 use crate::metrics::Metrics;
 use crate::moving::Elsewhere;
+use crate::operator::Operator;
 use crate::peers::Peers;
 use crate::peers::administration::{Act, Administered, Administration};
 use crate::peers::links::{LinkSink, Links, RaftLinks};
@@ -64,9 +65,16 @@ pub struct Running {
     read_ahead: JoinHandle<()>,
     transport: Option<Transport>,
     data_dir: DataDir,
+    operator: Arc<Operator>,
 }
 
 impl Running {
+    /// What answers operators.
+    #[must_use]
+    pub fn operator(&self) -> &Arc<Operator> {
+        &self.operator
+    }
+
     /// How many groups this node leads that another one could lead, the directory among them; 0 if it does not say.
     #[must_use]
     pub fn leads_for_others(&self) -> usize {
@@ -165,7 +173,8 @@ fn start_alone(
     let (shared, wait) = assembly.connect(pipeline.handle(), data_dir.incarnation(), None);
     wait.recv_timeout(Duration::from_secs(FENCE_SECONDS_MAX))
         .context("the groups did not let go of the connections of the process before this one")?;
-    Ok((shared, Running { pipeline, read_ahead, transport: None, data_dir }))
+    let operator = Arc::new(Operator::new(Arc::clone(&shared), data_dir.node(), pipeline.handle().clone(), None));
+    Ok((shared, Running { pipeline, read_ahead, transport: None, data_dir, operator }))
 }
 
 fn start_member(
@@ -215,17 +224,21 @@ fn start_member(
     let read_ahead = read_ahead::start(reading, pipeline.handle().clone())?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
     let (shared, _) = assembly.connect(pipeline.handle(), 0, Some(Arc::new(Links(transport.clone()))));
+    let operator =
+        Operator::new(Arc::clone(&shared), data_dir.node(), pipeline.handle().clone(), Some(transport.clone()));
+    let operator = Arc::new(operator);
     let asking = Asking {
         me: data_dir.node(),
         formation: formation.clone(),
         pipeline: pipeline.handle().clone(),
         transport: transport.clone(),
         shared: Arc::clone(&shared),
+        operator: Arc::clone(&operator),
     };
     sink.start(Arc::clone(&shared), pipeline.handle().clone());
     set_once(&answers.running, asking);
     pipeline.handle().notify(Query::Listening);
-    Ok((shared, Running { pipeline, read_ahead, transport: Some(transport), data_dir }))
+    Ok((shared, Running { pipeline, read_ahead, transport: Some(transport), data_dir, operator }))
 }
 
 /// What a node is started with, beside what is stored.
@@ -497,6 +510,7 @@ struct Asking {
     pipeline: PipelineHandle<Query>,
     transport: Transport,
     shared: Arc<Shared>,
+    operator: Arc<Operator>,
 }
 
 impl Asking {
@@ -566,6 +580,7 @@ impl Asking {
                 }
                 Err(error) => answer.send(Err(error.to_string())),
             },
+            Ok(Some(Act::Say(say))) => self.operator.answer(from, say.question, answer),
             Ok(Some(Act::Bans(behind))) => {
                 let (asked, outcome) = crossbeam::channel::bounded(1);
                 self.pipeline.notify(Query::Bans(behind.subject, asked));

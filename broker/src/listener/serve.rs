@@ -12,6 +12,8 @@ use tokio::sync::watch;
 
 use super::accept::{Acceptor, bind, has_ipv6};
 use super::{ListenerContext, certificates};
+use crate::api;
+use crate::api::tokens::Tokens;
 use crate::audit::AuditFile;
 use crate::auth::{Authority, FetchedKeys};
 use crate::config::{self, Reload, Settings};
@@ -64,6 +66,7 @@ pub struct Broker {
     groups: groups::Running,
     stop_accepting: watch::Sender<bool>,
     http: Option<http::HttpServer>,
+    api: Option<api::ApiServer>,
     arbiters: Vec<Arbiter>,
     readiness: Arc<Readiness>,
 }
@@ -220,6 +223,10 @@ impl Broker {
         let connections_max = connections_max(descriptors, u64::from(settings.limits.descriptors_reserve));
         start_sys(&shared, &metrics);
         let stop_accepting = start_acceptors(sockets, &shared, &arbiters, connections_max)?;
+        let api = api::start(&settings.api, groups.operator())?;
+        if let Some(api) = &api {
+            tracing::info!(address = %api.address(), tls = settings.api.certificate_file.is_some(), "listening for operators");
+        }
         watch_node(&shared, groups.health(), &readiness);
         readiness.set(SERVING, true);
         mover::start(&shared);
@@ -240,6 +247,7 @@ impl Broker {
             groups,
             stop_accepting,
             http,
+            api,
             arbiters,
             readiness,
         })
@@ -264,8 +272,17 @@ impl Broker {
             }
         };
         let authority = &self.shared.authority;
+        let tokens = self.read_tokens(&settings);
         let policy = authority.read(&settings.auth).map_err(anyhow::Error::from);
-        if let Err(error) = policy.and_then(|policy| authority.change(policy, &settings.auth)) {
+        let policy = tokens.and_then(|tokens| Ok((tokens, policy?)));
+        let changed = policy.and_then(|(tokens, policy)| {
+            authority.change(policy, &settings.auth)?;
+            if let Some((api, tokens)) = self.api.as_ref().zip(tokens) {
+                api.api().change_tokens(tokens);
+            }
+            Ok(())
+        });
+        if let Err(error) = changed {
             self.metrics.reloaded(ReloadOutcome::Refused);
             self.audit_reload(json!({}), &format!("refused: {error}"));
             tracing::error!(%error, "SIGHUP: users or rights cannot be used, everything stays as it was");
@@ -309,6 +326,11 @@ impl Broker {
         tracing::info!(changes = changes.len(), "SIGHUP: the settings were read again");
     }
 
+    fn read_tokens(&self, settings: &Settings) -> anyhow::Result<Option<Tokens>> {
+        let file = settings.api.tokens_file.as_deref().filter(|_| self.api.is_some());
+        Ok(file.map(Tokens::read).transpose()?)
+    }
+
     /// Takes up certificates of listeners whose files have changed; call it every few seconds.
     pub fn look_at_certificates(&mut self) {
         for listener in &mut self.listeners {
@@ -344,6 +366,12 @@ impl Broker {
         self.http.as_ref().map(http::HttpServer::address)
     }
 
+    /// Where operators ask, if they may.
+    #[must_use]
+    pub fn api_address(&self) -> Option<std::net::SocketAddr> {
+        self.api.as_ref().map(api::ApiServer::address)
+    }
+
     /// Moves leadership and clients to other nodes, if there are any, tells every client that is left, flushes every state, ends
     /// every thread.
     ///
@@ -355,6 +383,9 @@ impl Broker {
         // Clients that come meanwhile hear that there are others.
         mover::move_everything(&self.shared, || self.groups.leads_for_others()).await;
         self.stop_accepting.send_replace(true);
+        if let Some(api) = self.api {
+            api.shutdown();
+        }
         for inbox in &self.shared.inboxes {
             inbox.push(Event::EndAll, 0);
         }

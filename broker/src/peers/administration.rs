@@ -13,7 +13,7 @@ use prost::Message as _;
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Administration {
     /// What is wanted; unset if this version does not know it.
-    #[prost(oneof = "Act", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "Act", tags = "1, 2, 3, 4, 5, 6")]
     pub act: Option<Act>,
 }
 
@@ -35,6 +35,9 @@ pub enum Act {
     /// To be told who is kept out, as far as whoever is asked knows.
     #[prost(message, tag = "5")]
     Bans(BansBehind),
+    /// To be told something of the node that is asked, or that it does something by itself.
+    #[prost(message, tag = "6")]
+    Say(Say),
 }
 
 /// See [`Act::Bans`].
@@ -47,6 +50,14 @@ pub struct BansBehind {
 
 /// Bans in one answer.
 pub const BANS_A_PAGE: usize = 500;
+
+/// See [`Act::Say`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Say {
+    /// A [`Question`](crate::operator::Question) in JSON.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub question: Bytes,
+}
 
 /// See [`Act::Drain`].
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
@@ -88,6 +99,9 @@ pub struct Administered {
     /// See [`Act::Bans`]; those that are over are left out.
     #[prost(message, repeated, tag = "5")]
     pub bans: Vec<Ban>,
+    /// What was asked by [`Act::Say`], in JSON.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub said: Bytes,
 }
 
 impl Administration {

@@ -116,6 +116,8 @@ pub struct ClientSession {
     pub renewal: Option<Box<RightsRenewal>>,
     /// UNSUBSCRIBEs that the client did not send, and is not to be answered.
     pub revocations: Vec<u64>,
+    /// Milliseconds of the process clock at which CONNACK was sent.
+    pub connected_ms: u64,
     /// Seconds; may be changed by DISCONNECT.
     pub session_expiry_seconds: u32,
     /// Another broker, which may send back what it got from here unless its subscriptions leave that out.

@@ -617,6 +617,7 @@ impl ArbiterState {
             rights,
             renewal: None,
             revocations: Vec::new(),
+            connected_ms: self.now_ms,
             session_expiry_seconds: negotiated.session_expiry_seconds,
             bridge: connect.bridge && !version.is_v5(),
             problem_information: negotiated.problem_information,

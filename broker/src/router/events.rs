@@ -9,6 +9,7 @@ use super::arbiter::ArbiterState;
 use super::batch::{Addressee, Batch};
 use super::cluster::{Leader, Sent};
 use super::share_settling::{Kept, ShareAnswer, ShareOrigin, ShareOutcome, Taken, TellingLane};
+use super::visit::Visit;
 use super::{ConnectionKey, lanes};
 use crate::auth::{RenewedRights, Verified};
 use crate::listener::Accepted;
@@ -210,6 +211,8 @@ pub enum Event {
         /// Only those that can be told where it is.
         only_told: bool,
     },
+    /// An operator looks at something here, or has it done.
+    Visit(Visit),
     /// The process stops.
     EndAll,
 }
@@ -280,6 +283,7 @@ impl ArbiterState {
             Event::Publish(message) => self.route_message(&message),
             Event::ResumePublishers => self.resume_publishers(),
             Event::Move { count, only_told } => self.move_clients(count, only_told),
+            Event::Visit(visit) => visit.carry_out(self),
             Event::EndAll => self.end_all(),
         }
     }

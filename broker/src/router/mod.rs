@@ -13,6 +13,7 @@
 //! - [`registry`]: who holds which Client Identifier. `claims`: who claims one, a few at a time.
 //! - [`pace`]: how fast clients may publish; `banned`: who may not be here at all.
 //! - [`keep_alive`]: the wheel of deadlines.
+//! - [`visit`]: what an operator sees of the connections.
 //! - [`stepped`]: an arbiter without a thread, for simulations.
 
 pub mod arbiter;
@@ -52,6 +53,7 @@ pub mod shared;
 pub mod stepped;
 mod subscribe;
 pub mod sys;
+pub mod visit;
 mod watched;
 
 /// What [`inbox`] is made of.

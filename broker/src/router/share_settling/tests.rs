@@ -217,6 +217,7 @@ impl Cluster {
             rights: None,
             renewal: None,
             revocations: Vec::new(),
+            connected_ms: 0,
             session_expiry_seconds: 0,
             bridge: false,
             problem_information: false,

@@ -2,6 +2,7 @@
 
 pub mod nodes;
 
+mod api;
 mod backup;
 mod balance;
 mod bans;

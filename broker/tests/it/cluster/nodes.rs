@@ -149,6 +149,14 @@ impl Node {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|line| line.contains(text))
     }
 
+    /// The address in the last line of its log that has this text.
+    pub fn said_address(&self, text: &str) -> Option<SocketAddr> {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = log.iter().rev().find(|line| line.contains(text))?;
+        let line: Value = serde_json::from_str(line).ok()?;
+        line["address"].as_str()?.parse().ok()
+    }
+
     fn note(&self, what: &str) {
         let line = format!("-- the test: {what} at {:?}", std::time::SystemTime::now());
         self.log.lock().unwrap_or_else(PoisonError::into_inner).push(line);

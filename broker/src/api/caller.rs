@@ -1,0 +1,93 @@
+//! Who asks, and whether he may.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::header;
+use axum::http::request::Parts;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use super::problem::Problem;
+use super::tokens::Role;
+use super::{Api, Peer};
+
+/// Somebody whose token is good.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// As the file of tokens calls him.
+    pub name: String,
+    /// What he may do.
+    pub role: Role,
+    /// Where he comes from.
+    pub address: IpAddr,
+}
+
+impl Caller {
+    /// For the audit log.
+    #[must_use]
+    pub fn who(&self) -> Value {
+        json!({ "api": self.name, "role": self.role.name(), "address": self.address.to_string() })
+    }
+}
+
+/// Lets only those through whose token is good, and says who it is.
+///
+/// A good token is always heard: 256 bits of chance are not found by trying, and nobody who sends wrong ones should be able
+/// to keep an operator out who comes from the same address. Those who send too many are told so, and have no more lines in
+/// the audit log.
+pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
+    let address = request.extensions().get::<Peer>().map(|peer| peer.0.ip().to_canonical());
+    let (Some(address), value) = (address, request.headers().get(header::AUTHORIZATION)) else {
+        return Problem::unauthorized().into_response();
+    };
+    let token = value.and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    let Some(token) = token else {
+        return Problem::unauthorized().into_response();
+    };
+    match api.tokens().bearer(token).cloned() {
+        Some(bearer) => {
+            request.extensions_mut().insert(Caller { name: bearer.name, role: bearer.role, address });
+            next.run(request).await
+        }
+        None => api.refuse_token(address).into_response(),
+    }
+}
+
+macro_rules! role {
+    ($(#[$doc:meta])* $name:ident, $role:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone)]
+        pub struct $name(pub Caller);
+
+        impl<S: Send + Sync> FromRequestParts<S> for $name {
+            type Rejection = Problem;
+
+            async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+                let caller = parts.extensions.get::<Caller>().ok_or_else(Problem::unauthorized)?;
+                if caller.role < $role {
+                    return Err(Problem::forbidden(caller.role, $role));
+                }
+                Ok(Self(caller.clone()))
+            }
+        }
+    };
+}
+
+role!(
+    /// A caller who may see everything.
+    Viewer,
+    Role::Viewer
+);
+role!(
+    /// A caller who may publish, kick and ban.
+    Operates,
+    Role::Operator
+);
+role!(
+    /// A caller who may change how nodes run.
+    Administers,
+    Role::Administrator
+);

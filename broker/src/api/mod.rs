@@ -1,0 +1,203 @@
+//! What operators ask and do over HTTP: `/api/v1`, over the whole cluster from any node.
+//!
+//! A request is let through by its token ([`caller`]), its handler asks [`crate::operator`] on a thread that may wait, and
+//! what cannot be done is said as a [`problem`]. Each file of routes has its own `routes()`, described for OpenAPI beside the
+//! code ([`document`]). What changes anything goes to the audit log ([`Api::audit`]).
+//!
+//! It runs on threads of its own, so that neither a long list nor a slow reader of one ever delays a packet. Absent: what
+//! nodes know, and how they are asked.
+
+pub mod caller;
+pub mod clients;
+pub mod extract;
+pub mod page;
+pub mod problem;
+mod refusals;
+mod server;
+pub mod tokens;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use axum::middleware;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{ComponentsBuilder, InfoBuilder, OpenApi, OpenApiBuilder};
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::operator::Operator;
+use problem::Problem;
+use refusals::{Refusal, Refusals};
+pub use server::{ApiServer, start};
+use tokens::Tokens;
+
+/// Requests that threads work at, at a time; others wait for a while.
+const AT_A_TIME_MAX: usize = 8;
+
+/// How long a request waits for others.
+const WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Where everything stands.
+const PREFIX: &str = "/api/v1";
+
+/// Who is at the other end of the connection that a request came by.
+#[derive(Debug, Clone, Copy)]
+struct Peer(SocketAddr);
+
+/// What all requests share.
+#[derive(Debug)]
+pub struct Api {
+    operator: Arc<Operator>,
+    tokens: RwLock<Arc<Tokens>>,
+    refusals: Mutex<Refusals>,
+    permits: Arc<Semaphore>,
+}
+
+impl Api {
+    /// For those who have one of `tokens`.
+    #[must_use]
+    pub fn new(operator: Arc<Operator>, tokens: Tokens) -> Self {
+        Self {
+            operator,
+            tokens: RwLock::new(Arc::new(tokens)),
+            refusals: Mutex::default(),
+            permits: Arc::new(Semaphore::new(AT_A_TIME_MAX)),
+        }
+    }
+
+    /// The way to this node and the others. It waits, so use it in [`Self::blocking`].
+    #[must_use]
+    pub fn operator(&self) -> &Arc<Operator> {
+        &self.operator
+    }
+
+    /// Lets in those who have one of these from here on, and nobody else.
+    pub fn change_tokens(&self, tokens: Tokens) {
+        *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tokens);
+    }
+
+    fn tokens(&self) -> Arc<Tokens> {
+        Arc::clone(&self.tokens.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Does something that waits, on a thread that may.
+    ///
+    /// # Errors
+    /// What it says, or that too many others wait.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Operator) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let busy = || Problem::unavailable("too many requests are under way on this node: ask again");
+        let permit = tokio::time::timeout(WAIT_MAX, Arc::clone(&self.permits).acquire_owned());
+        let permit = permit.await.ok().and_then(Result::ok).ok_or_else(busy)?;
+        let operator = Arc::clone(&self.operator);
+        let work = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            act(&operator)
+        });
+        work.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "a request of the API was not carried out");
+            Err(Problem::unavailable("this node failed to do that; its log says why"))
+        })
+    }
+
+    /// Records what somebody did or wanted to do.
+    pub fn audit(&self, caller: &caller::Caller, event: &str, what: Value, result: &str) {
+        let shared = self.operator.shared();
+        let who = caller.who();
+        tracing::info!(event, %who, %what, result, "an operator's wish");
+        shared.audit.record(shared.clock.wall_ms(), event, who, what, result);
+    }
+
+    /// Somebody sent a wrong token.
+    fn refuse_token(&self, address: IpAddr) -> Problem {
+        let shared = self.operator.shared();
+        let now = shared.clock.now_ms() / 1000;
+        let refusal = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).count(address, now);
+        match refusal {
+            Refusal::TooMany(seconds) => Problem::too_many(seconds),
+            Refusal::Named => {
+                tracing::warn!(%address, "a wrong token for the API");
+                let who = json!({ "address": address.to_string() });
+                shared.audit.record(shared.clock.wall_ms(), "api login", who, Value::Null, "refused: wrong token");
+                Problem::unauthorized()
+            }
+        }
+    }
+}
+
+/// The problems that any route may answer with, for its description.
+#[derive(Debug, utoipa::IntoResponses)]
+enum Problems {
+    /// The request is not well said.
+    #[response(status = 400, content_type = "application/problem+json")]
+    _BadRequest(#[to_schema] Problem),
+    /// The token is missing or wrong.
+    #[response(status = 401, content_type = "application/problem+json")]
+    _Unauthorized(#[to_schema] Problem),
+    /// The token's role does not go that far.
+    #[response(status = 403, content_type = "application/problem+json")]
+    _Forbidden(#[to_schema] Problem),
+    /// There is no such thing.
+    #[response(status = 404, content_type = "application/problem+json")]
+    _NotFound(#[to_schema] Problem),
+    /// It cannot be as things are.
+    #[response(status = 409, content_type = "application/problem+json")]
+    _Conflict(#[to_schema] Problem),
+    /// Too many wrong tokens came from this address.
+    #[response(status = 429, content_type = "application/problem+json")]
+    _TooMany(#[to_schema] Problem),
+    /// Not now: ask again.
+    #[response(status = 503, content_type = "application/problem+json")]
+    _Unavailable(#[to_schema] Problem),
+}
+
+/// The description of everything, as docs/reference/api.json has it.
+#[must_use]
+pub fn document() -> OpenApi {
+    described().into_openapi()
+}
+
+/// [`document`] as the reference page is written.
+#[must_use]
+pub fn reference_page() -> String {
+    let mut page = document().to_pretty_json().expect("a description is made of what JSON can express");
+    page.push('\n');
+    page
+}
+
+fn described() -> OpenApiRouter<Arc<Api>> {
+    let info = InfoBuilder::new()
+        .title("Kentongan")
+        .version("1")
+        .description(Some(
+            "What operators ask of the nodes of a cluster and have them do, from any of them. Lists come a page at a time; \
+             what cannot be done is answered with problem details (RFC 9457).",
+        ))
+        .build();
+    let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+    let base = OpenApiBuilder::new()
+        .info(info)
+        .components(Some(ComponentsBuilder::new().security_scheme("token", bearer).build()))
+        .security(Some([SecurityRequirement::new("token", Vec::<String>::new())]))
+        .build();
+    let routes = OpenApiRouter::new().merge(clients::routes());
+    OpenApiRouter::with_openapi(base).nest(PREFIX, routes)
+}
+
+fn router(api: &Arc<Api>) -> Router {
+    let (routes, document) = described().split_for_parts();
+    let document = Arc::new(document);
+    routes
+        .route_layer(middleware::from_fn_with_state(Arc::clone(api), caller::check))
+        .route(&format!("{PREFIX}/openapi.json"), get(async move || Json(OpenApi::clone(&document))))
+        .fallback(async || Problem::no_route(StatusCode::NOT_FOUND))
+        .method_not_allowed_fallback(async || Problem::no_route(StatusCode::METHOD_NOT_ALLOWED))
+        .with_state(Arc::clone(api))
+}

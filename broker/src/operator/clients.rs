@@ -1,0 +1,185 @@
+//! Which clients are connected.
+
+use std::net::IpAddr;
+
+use kentongan_proto::mqtt::ProtocolVersion;
+use serde::{Deserialize, Serialize};
+
+use super::{Answered, LOOKED_AT_MAX, Operator, ROW_BYTES_MAX, ROWS_MAX};
+use crate::router::visit::Seen;
+
+/// Places of an arbiter that are looked at in one go.
+const PLACES_A_VISIT: usize = 512;
+
+/// Bytes of a row beside its texts, about.
+const ROW_BYTES: usize = 400;
+
+/// What a client must be like. What is not said does not matter.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClientFilter {
+    /// Its user.
+    pub username: Option<String>,
+    /// A part of its Client Identifier.
+    pub like_clientid: Option<String>,
+    /// The address it comes from.
+    pub ip_address: Option<IpAddr>,
+}
+
+/// Where a walk over the clients of a node goes on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientsFrom {
+    /// At which arbiter.
+    pub arbiter: u16,
+    /// At which of its places.
+    pub place: usize,
+}
+
+/// Which clients of a node are asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClientsAsked {
+    /// Where to begin.
+    pub from: ClientsFrom,
+    /// How many at most.
+    pub limit: usize,
+    /// What they must be like.
+    pub filter: ClientFilter,
+}
+
+/// Some clients of a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SomeClients {
+    /// In the order of their places.
+    pub clients: Vec<Client>,
+    /// Where to go on; `None`: those were all.
+    pub next: Option<ClientsFrom>,
+    /// How many were looked at.
+    pub looked_at: usize,
+}
+
+/// A connected client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Client {
+    /// Its Client Identifier.
+    pub clientid: String,
+    /// Its user; null if it came without a name.
+    pub username: Option<String>,
+    /// The node that it is connected to.
+    pub node: String,
+    /// The address it comes from; null if it comes by a Unix socket.
+    pub ip_address: Option<String>,
+    /// The port it comes from.
+    pub port: Option<u16>,
+    /// The listener that it came by.
+    pub listener: String,
+    /// The protocol's version: 3 is MQTT 3.1, 4 is 3.1.1, 5 is 5.0.
+    pub proto_ver: u8,
+    /// Its Keep Alive in seconds; 0 is off.
+    pub keepalive: u16,
+    /// Always true: sessions without a connection are among the sessions.
+    pub connected: bool,
+    /// When it connected.
+    pub connected_at: String,
+    /// Whether its session outlives the connection.
+    pub persistent: bool,
+    /// For how many seconds.
+    pub expiry_interval: u32,
+    /// How many subscriptions it has.
+    pub subscriptions_cnt: usize,
+    /// Messages that wait for it; null if its session keeps them, see there.
+    pub mqueue_len: Option<u64>,
+    /// Messages that it has not acknowledged; null likewise.
+    pub inflight_cnt: Option<u64>,
+    /// Bytes that its connection keeps in memory until the client takes them.
+    pub waiting_bytes: usize,
+}
+
+impl ClientFilter {
+    fn lets(&self, seen: &Seen<'_>) -> bool {
+        let is = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|wanted| wanted == found);
+        is(&self.username, seen.identity)
+            && self.like_clientid.as_ref().is_none_or(|part| seen.client_id.contains(part.as_str()))
+            && self.ip_address.is_none_or(|wanted| {
+                seen.address.is_some_and(|found| found.ip().to_canonical() == wanted.to_canonical())
+            })
+    }
+}
+
+/// How a client is told of.
+#[derive(Debug, Clone)]
+struct Telling {
+    node: String,
+    now_ms: u64,
+    wall_ms: u64,
+}
+
+impl Telling {
+    fn client(&self, seen: &Seen<'_>) -> Client {
+        let count = |count: i64| u64::try_from(count).unwrap_or(0);
+        let connected_ms = self.wall_ms.saturating_sub(self.now_ms.saturating_sub(seen.connected_ms));
+        Client {
+            clientid: seen.client_id.to_owned(),
+            username: Some(seen.identity.to_owned()).filter(|name| !name.is_empty()),
+            node: self.node.clone(),
+            ip_address: seen.address.map(|address| address.ip().to_canonical().to_string()),
+            port: seen.address.map(|address| address.port()),
+            listener: seen.listener.to_string(),
+            proto_ver: match seen.version {
+                ProtocolVersion::V3_1 => 3,
+                ProtocolVersion::V3_1_1 => 4,
+                ProtocolVersion::V5 => 5,
+            },
+            keepalive: seen.keep_alive_seconds,
+            connected: true,
+            connected_at: super::time(connected_ms),
+            persistent: seen.persistent,
+            expiry_interval: seen.session_expiry_seconds,
+            subscriptions_cnt: seen.subscriptions,
+            mqueue_len: seen.waiting.map(|(queued, _)| count(queued)),
+            inflight_cnt: seen.waiting.map(|(_, in_flight)| count(in_flight)),
+            waiting_bytes: seen.waiting_bytes,
+        }
+    }
+}
+
+impl Operator {
+    fn telling(&self) -> Telling {
+        let clock = &self.shared.clock;
+        Telling { node: self.shared.settings.node_name(), now_ms: clock.now_ms(), wall_ms: clock.wall_ms() }
+    }
+
+    pub(super) fn clients_here(&self, asked: &ClientsAsked) -> Answered<SomeClients> {
+        let mut some = SomeClients::default();
+        let limit = asked.limit.min(ROWS_MAX);
+        let mut bytes = 0;
+        let mut from = asked.from;
+        while usize::from(from.arbiter) < self.shared.inboxes.len() {
+            if some.clients.len() >= limit || bytes >= ROW_BYTES_MAX || some.looked_at >= LOOKED_AT_MAX {
+                some.next = Some(from);
+                break;
+            }
+            let (filter, telling) = (asked.filter.clone(), self.telling());
+            let (place, rows) = (from.place, limit - some.clients.len());
+            let visited = self.visit(from.arbiter, move |arbiter| {
+                let mut found = Vec::new();
+                let next = arbiter.show_clients(place, PLACES_A_VISIT, |seen| {
+                    if filter.lets(seen) {
+                        found.push(telling.client(seen));
+                    }
+                    found.len() < rows
+                });
+                (found, next)
+            });
+            let (found, next) = visited.ok_or("this node is too busy to say which clients it has: ask again")?;
+            bytes += found.iter().map(|client| ROW_BYTES + client.clientid.len()).sum::<usize>();
+            some.looked_at += next.unwrap_or(place + PLACES_A_VISIT).saturating_sub(place);
+            some.clients.extend(found);
+            from = match next {
+                Some(place) => ClientsFrom { place, ..from },
+                None => ClientsFrom { arbiter: from.arbiter + 1, place: 0 },
+            };
+        }
+        Ok(some)
+    }
+}

@@ -1,0 +1,102 @@
+//! Looking at the connections of an arbiter for an operator, a few at a time.
+//!
+//! A visit runs on the arbiter's own thread, between two events, and so must be short: whoever walks all connections
+//! comes again for the next few.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use kentongan_proto::mqtt::ProtocolVersion;
+
+use super::arbiter::ArbiterState;
+use super::client::Client;
+
+/// Something short to do on an arbiter's thread.
+pub struct Visit(Box<dyn FnOnce(&mut ArbiterState) + Send>);
+
+impl Visit {
+    /// To be carried out once. If the arbiter is gone, it is dropped.
+    pub fn new(visit: impl FnOnce(&mut ArbiterState) + Send + 'static) -> Self {
+        Self(Box::new(visit))
+    }
+
+    pub(super) fn carry_out(self, arbiter: &mut ArbiterState) {
+        (self.0)(arbiter);
+    }
+}
+
+impl fmt::Debug for Visit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Visit")
+    }
+}
+
+/// A connected client, as an operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen<'a> {
+    /// Its Client Identifier.
+    pub client_id: &'a str,
+    /// Who it is; empty if it came without a name.
+    pub identity: &'a str,
+    /// Where it comes from.
+    pub address: Option<SocketAddr>,
+    /// The listener that it came by.
+    pub listener: &'a crate::config::ListenAddress,
+    /// What it speaks.
+    pub version: ProtocolVersion,
+    /// Seconds; 0 is off.
+    pub keep_alive_seconds: u16,
+    /// Whether its session outlives the connection.
+    pub persistent: bool,
+    /// How long it does.
+    pub session_expiry_seconds: u32,
+    /// Milliseconds of the process clock at which CONNACK was sent.
+    pub connected_ms: u64,
+    /// How many subscriptions it has.
+    pub subscriptions: usize,
+    /// Messages that wait, and those in flight. `None`: a group keeps them.
+    pub waiting: Option<(i64, i64)>,
+    /// Bytes that its connection keeps in memory.
+    pub waiting_bytes: usize,
+}
+
+impl<'a> Seen<'a> {
+    /// `None`: it has not got CONNACK, or is about to go.
+    fn of(client: &'a Client) -> Option<Self> {
+        let session = client.session.as_ref().filter(|_| client.is_connected())?;
+        let backlog = session.outbound.backlog();
+        Some(Self {
+            client_id: &client.client_id,
+            identity: &session.identity,
+            address: client.origin.address,
+            listener: &client.listener.address,
+            version: client.version,
+            keep_alive_seconds: client.keep_alive_seconds,
+            persistent: session.persistent.is_some(),
+            session_expiry_seconds: session.session_expiry_seconds,
+            connected_ms: session.connected_ms,
+            subscriptions: session.subscriptions.len(),
+            waiting: session.persistent.is_none().then_some((backlog.queued_messages, backlog.in_flight)),
+            waiting_bytes: client.waiting_bytes(),
+        })
+    }
+}
+
+impl ArbiterState {
+    /// Shows the connected clients in the places from `from` on to `show`, `places` of them at most, or until it has enough
+    /// (`false`). Returns where to go on; `None`: those were all.
+    ///
+    /// A client keeps its place, so whoever is connected all the while is shown once.
+    pub fn show_clients(&self, from: usize, places: usize, mut show: impl FnMut(&Seen<'_>) -> bool) -> Option<usize> {
+        // Every place that is taken is below it.
+        let all = self.clients.capacity();
+        let end = from.saturating_add(places).min(all);
+        for place in from..end {
+            let seen = self.clients.get(place).and_then(Seen::of);
+            if seen.is_some_and(|seen| !show(&seen)) {
+                return Some(place + 1);
+            }
+        }
+        (end < all).then_some(end)
+    }
+}
