@@ -219,6 +219,7 @@ impl Broker {
         let arbiters = number_of_arbiters(&settings);
         let audit = settings.log.audit_file.as_deref().map(AuditFile::open).transpose()?;
         let (shared, groups) = groups::start(&settings, authority, arbiters, &metrics, stop)?;
+        shared.events.begin(&settings, metrics.events())?;
         if let Some(file) = audit {
             shared.audit.begin(file)?;
         }
@@ -414,6 +415,7 @@ impl Broker {
             drop(arbiter.join());
         }
         self.groups.stop();
+        self.shared.events.finish();
         self.shared.audit.flush();
         if let Some(http) = self.http {
             http.shutdown();

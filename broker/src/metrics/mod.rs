@@ -7,6 +7,7 @@
 
 mod build;
 mod counters;
+mod events;
 mod groups;
 mod http_auth;
 mod jwks;
@@ -31,6 +32,7 @@ pub use counters::{
     Label, Level, MalformedReason, PacketKind, PublishRefusal, SubscribeRefusal,
 };
 use counters::{FAMILIES, Totals};
+pub use events::{EventDrop, EventMetrics, WebhookOutcome};
 pub use http_auth::{HttpAuthMetrics, HttpAuthNotAsked, HttpAuthOutcome, HttpAuthRights};
 pub use jwks::count_jwks_fetch;
 pub use load::{Load, LoadAverages};
@@ -54,6 +56,7 @@ pub struct Metrics {
     reloads: Reloads,
     tls: TlsMetrics,
     http_auth: HttpAuthMetrics,
+    events: EventMetrics,
     storage: Arc<OnceLock<Arc<Stats>>>,
     node: Arc<OnceLock<NodeSource>>,
     counting: bool,
@@ -92,21 +95,21 @@ impl Metrics {
     }
 
     fn with_recorder(recorder: &PrometheusRecorder) -> Self {
-        let (totals, reloads, tls, http_auth) = metrics::with_local_recorder(recorder, || {
+        metrics::with_local_recorder(recorder, || {
             describe();
             jwks::register();
-            (Arc::new(Totals::register()), Reloads::register(), TlsMetrics::register(), HttpAuthMetrics::register())
-        });
-        Self {
-            totals,
-            prometheus: recorder.handle(),
-            reloads,
-            tls,
-            http_auth,
-            storage: Arc::default(),
-            node: Arc::default(),
-            counting: true,
-        }
+            Self {
+                totals: Arc::new(Totals::register()),
+                prometheus: recorder.handle(),
+                reloads: Reloads::register(),
+                tls: TlsMetrics::register(),
+                http_auth: HttpAuthMetrics::register(),
+                events: EventMetrics::register(),
+                storage: Arc::default(),
+                node: Arc::default(),
+                counting: true,
+            }
+        })
     }
 
     /// The counters of one more arbiter; it must flush them.
@@ -144,6 +147,12 @@ impl Metrics {
     #[must_use]
     pub fn http_auth(&self) -> HttpAuthMetrics {
         self.http_auth.clone()
+    }
+
+    /// The counters of events.
+    #[must_use]
+    pub fn events(&self) -> EventMetrics {
+        self.events.clone()
     }
 
     /// Whether the broker's own figures are counted.
@@ -259,14 +268,16 @@ pub struct Snapshot {
 }
 
 fn builder() -> PrometheusBuilder {
-    let seconds = Matcher::Full(String::from(http_auth::SECONDS));
-    let builder = PrometheusBuilder::new().set_buckets_for_metric(seconds, http_auth::SECONDS_BUCKETS);
-    builder.expect("there are buckets")
+    let buckets = [(http_auth::SECONDS, http_auth::SECONDS_BUCKETS), (events::SECONDS, events::BUCKETS)];
+    buckets.into_iter().fold(PrometheusBuilder::new(), |builder, (family, buckets)| {
+        let builder = builder.set_buckets_for_metric(Matcher::Full(String::from(family)), buckets);
+        builder.expect("there are buckets")
+    })
 }
 
 /// Gives the recorder that is current the description of every family.
 fn describe() {
-    let others = [reloads::FAMILIES, tls::FAMILIES, http_auth::FAMILIES, jwks::FAMILIES];
+    let others = [reloads::FAMILIES, tls::FAMILIES, http_auth::FAMILIES, jwks::FAMILIES, events::FAMILIES];
     for family in FAMILIES.iter().chain(others.into_iter().flatten()) {
         let text = family.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
         match family.kind {

@@ -6,6 +6,7 @@
 //! that were ready with it.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -36,6 +37,7 @@ use super::{ConnectionKey, Event, Shared};
 use crate::config::Overlapping;
 use crate::connection::{BufferPool, Flushed, OutBuffer, Transport};
 use crate::listener::ListenerContext;
+use crate::message::Message;
 use crate::metrics::{ArbiterCounters, ConnectRefusal};
 use crate::replicated::InterestChanges;
 use crate::subscription::{LocalSubscriptions, MatchCache};
@@ -125,6 +127,8 @@ pub struct ArbiterState {
     pub(super) unread: Vec<ConnectionKey>,
     /// SUBSCRIBEs that every node has heard of, and whose answers wait for the lease.
     pub(super) withheld_barriers: Vec<(ConnectionKey, u64)>,
+    /// What is to be published about clients here.
+    pub(super) client_events: VecDeque<Arc<Message>>,
     /// The process stops: whoever was accepted before the acceptors heard of that is not taken in any more.
     pub(super) ending: bool,
     /// Connections that are gone, while something that came by them is still on its way.
@@ -182,6 +186,7 @@ impl ArbiterState {
             withheld: Vec::new(),
             withheld_barriers: Vec::new(),
             unread: Vec::new(),
+            client_events: VecDeque::new(),
             ending: false,
             departing: hashbrown::HashMap::new(),
             shared,
@@ -574,6 +579,9 @@ impl ArbiterState {
             let turn = self.timing.turn();
             self.flush_scheduled = false;
             self.large_reads_left = LARGE_BYTES_A_TURN_MAX;
+            if !self.client_events.is_empty() {
+                self.publish_client_events();
+            }
             self.next_handshakes();
             self.flush_hurried_lanes();
             self.flush_interest();
@@ -717,6 +725,7 @@ impl ArbiterState {
         self.let_in = 0;
         if self.id == 0 {
             self.shared.watch_memory();
+            self.shared.watches.end_what_is_over(self.now_ms);
             self.count_accepting();
         }
         if self.shared.memory_level() >= MEMORY_LEVEL_CLOSES {

@@ -598,7 +598,7 @@ impl ArbiterState {
         let listener = &self.clients[key.index()].listener;
         let policy = &listener.policy;
         let session_settings = &self.shared.settings.session;
-        let version = connect.version;
+        let (version, clean_start) = (connect.version, connect.clean_start);
         let mut session = Box::new(ClientSession {
             inbound: Inbound::new(policy.receive_maximum.get(), version.is_v5()),
             owed: Acknowledgements::default(),
@@ -674,6 +674,7 @@ impl ArbiterState {
         self.counters.connections.inc();
         let connack = ConnAck { session_present: opened.session_present, reason_code: ReasonCode::Success, properties };
         self.write_packet(key, &Packet::ConnAck(Box::new(connack)));
+        self.tell_connected(key, clean_start, opened.session_present);
         self.restore_subscriptions(key, &opened);
         self.revoke_subscriptions(key);
         // Nothing was read while the claim was under way.
@@ -890,6 +891,7 @@ impl ArbiterState {
         tracing::info!(%client_id, peer = %client.origin, reason = ?cause, "disconnected");
         self.counters.connections.dec();
         self.counters.connections_closed.inc(cause.close_reason());
+        self.tell_disconnected(key, &session.identity, cause.close_reason());
         self.leave_subscriptions(key, &session);
         let publish_will = cause.publishes_will();
         let ClientSession {

@@ -28,6 +28,7 @@ use crate::session::acknowledgements::Verdict;
 use crate::session::handshake::Refusal;
 use crate::session::inbound::PublishStep;
 use crate::subscription::{CachedMatch, PassedOver, PickStrategy, ShareGroup, ShareTarget};
+use crate::watching::trace::Traced;
 
 /// The bytes of an Application Message: a slice that lives for this turn, and its owner if it has one.
 #[derive(Debug, Clone)]
@@ -205,6 +206,12 @@ impl ArbiterState {
         if let Some(refusal) = unreachable.or_else(|| self.refusal(key, topic, publish, payload.as_slice())) {
             let reason = refusal.reason;
             self.counters.publishes_refused.inc(reason.into());
+            if self.shared.watches.is_tracing() {
+                let payload = payload.as_slice();
+                let refused =
+                    Traced { topic, qos: qos as u8, retain: publish.retain, payload, reason: Some(refusal.text) };
+                self.trace_refused(&client_id, refused);
+            }
             if self.refusal_lines.admits(self.now_seconds()) {
                 tracing::info!(%client_id, topic = excerpt(topic), ?reason, "PUBLISH refused");
             }
@@ -240,6 +247,9 @@ impl ArbiterState {
             passed_on: 0,
             message: None,
         };
+        if self.shared.watches.is_on() {
+            self.watch_publish(&client_id, &publication);
+        }
         self.accept(key, publish.delivery, &mut publication);
         let full = self.clients[key.index()].session.as_ref().is_some_and(|session| session.inbound.is_full());
         if full {
