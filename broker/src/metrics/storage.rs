@@ -1,15 +1,15 @@
 //! What the log and the checkpoints did, read from the pipeline when somebody asks: nothing is counted twice.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use kentongan_cluster::Stats;
 use kentongan_cluster::times::Times;
 
-use super::page::Page;
+use super::page::{Counted, Page};
 use super::{Family, Kind};
 
 /// Figures, and where each is.
-const FIGURES: &[(Family, fn(&Stats) -> &AtomicU64)] = &[
+const FIGURES: &[Counted<Stats>] = &[
     (family("kentongan_log_commands_total", Kind::Counter, &["Commands committed to the log."]), |stats| {
         &stats.commands
     }),
