@@ -1,6 +1,7 @@
 //! What reaches an arbiter from other threads.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{PacketId, ReasonCode};
@@ -210,6 +211,8 @@ pub enum Event {
         /// Only those that can be told where it is.
         only_told: bool,
     },
+    /// One more loop turns: see [`Pulse`](super::Pulse).
+    Pulse(Arc<AtomicUsize>),
     /// The process stops.
     EndAll,
 }
@@ -280,6 +283,7 @@ impl ArbiterState {
             Event::Publish(message) => self.route_message(&message),
             Event::ResumePublishers => self.resume_publishers(),
             Event::Move { count, only_told } => self.move_clients(count, only_told),
+            Event::Pulse(unanswered) => drop(unanswered.fetch_sub(1, Ordering::Relaxed)),
             Event::EndAll => self.end_all(),
         }
     }
