@@ -31,8 +31,10 @@ const FIGURES: &[Counted<Stats>] = &[
     }),
 ];
 
-/// Times, and where they are.
-const TIMES: &[(Family, fn(&Stats) -> &Times)] = &[
+/// A family of times, and where they are.
+type Timed = (Family, fn(&Stats) -> &Times);
+
+const TIMES: &[Timed] = &[
     (
         family(
             "kentongan_log_sync_seconds",
