@@ -6,11 +6,11 @@ use kentongan_cluster::pipeline::{GroupCounts, GroupFigures};
 use kentongan_cluster::{GroupId, Stats};
 
 use super::counters::LabelInfo;
-use super::page::Page;
+use super::page::{Counted, Page, ReadIfKnown};
 use super::{Family, Kind};
 
 /// Gauges by group, and how each is read; `None`: this node does not know.
-const GAUGES: &[(Family, fn(&GroupFigures) -> Option<f64>)] = &[
+const GAUGES: &[ReadIfKnown<GroupFigures>] = &[
     (gauge("kentongan_raft_term", &["The latest term that this node saw."]), |group| Some(group.term as f64)),
     (gauge("kentongan_raft_leader", &["1 if this node leads the group, else 0."]), |group| Some(is(group.leads))),
     (
@@ -39,7 +39,7 @@ const GAUGES: &[(Family, fn(&GroupFigures) -> Option<f64>)] = &[
 ];
 
 /// Counters by group, and where each is.
-const COUNTERS: &[(Family, fn(&GroupCounts) -> &AtomicU64)] = &[
+const COUNTERS: &[Counted<GroupCounts>] = &[
     (counter("kentongan_raft_elections_won_total", &["Times that this node became the leader."]), |counts| {
         &counts.elections_won
     }),

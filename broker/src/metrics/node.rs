@@ -9,7 +9,7 @@ use kentongan_cluster::transport::{Class, ClassStats, TransportStats};
 
 use super::counters::LabelInfo;
 use super::groups::{is, label};
-use super::page::Page;
+use super::page::{Counted, CountedBy, Page, Read};
 use super::{Family, Kind};
 
 /// A node at one moment.
@@ -60,7 +60,7 @@ pub struct PeerFigures {
 }
 
 /// Of any node.
-const OWN: &[(Family, fn(&NodeFigures) -> f64)] = &[
+const OWN: &[Read<NodeFigures>] = &[
     (
         gauge(
             "kentongan_overloaded",
@@ -98,7 +98,7 @@ const OWN: &[(Family, fn(&NodeFigures) -> f64)] = &[
 ];
 
 /// Of a node among others.
-const MEMBER: &[(Family, fn(&ClusterFigures) -> f64)] = &[
+const MEMBER: &[Read<ClusterFigures>] = &[
     (gauge("kentongan_lease_seconds", &["What is left of the lease of this node; 0: it has none."]), |cluster| {
         cluster.lease_left.as_secs_f64()
     }),
@@ -116,7 +116,7 @@ const GROUP_BACKLOG: Family = labelled(
 );
 
 /// By other node.
-const PEERS: &[(Family, fn(&PeerFigures) -> f64)] = &[
+const PEERS: &[Read<PeerFigures>] = &[
     (
         by_peer(
             "kentongan_lane_node_backlog",
@@ -130,7 +130,7 @@ const PEERS: &[(Family, fn(&PeerFigures) -> f64)] = &[
 ];
 
 /// By class of traffic.
-const CLASSES: &[(Family, fn(&ClassStats) -> &AtomicU64)] = &[
+const CLASSES: &[Counted<ClassStats>] = &[
     (by_class("kentongan_peer_messages_sent_total", &["Messages handed to the network for other nodes."]), |class| {
         &class.messages_sent
     }),
@@ -147,7 +147,7 @@ const CLASSES: &[(Family, fn(&ClassStats) -> &AtomicU64)] = &[
 ];
 
 /// Why a message for another node was not sent, of all classes. What must arrive is sent again.
-const LOST: &[(&str, &str, fn(&ClassStats) -> &AtomicU64); 4] = &[
+const LOST: &[CountedBy<ClassStats>; 4] = &[
     ("full", "Too much waited already.", |class| &class.refused_full),
     ("down", "There was no link.", |class| &class.refused_down),
     ("oldest", "It was the oldest message of Raft, and made room.", |class| &class.dropped_oldest),
@@ -162,7 +162,7 @@ const LOST_FAMILY: Family = Family {
 };
 
 /// Why a connection or a link with another node was not made, or ended.
-const REFUSED: &[(&str, &str, fn(&TransportStats) -> &AtomicU64); 7] = &[
+const REFUSED: &[CountedBy<TransportStats>; 7] = &[
     ("dial", "Dialling came to no link.", |transport| &transport.dials_failed),
     ("connection", "There were too many, or it was plain TCP from elsewhere than this machine.", |transport| {
         &transport.refused_connections
@@ -264,7 +264,7 @@ pub(super) fn render(text: &mut String, node: &NodeFigures) {
         let classes = CLASS_NAMES.iter().zip(Class::ALL);
         page.each(family, classes.map(|(name, class)| (name, count(counter(transport.class(class))))));
     }
-    let lost = |&(reason, _, counter): &(_, _, fn(&ClassStats) -> &AtomicU64)| {
+    let lost = |&(reason, _, counter): &CountedBy<ClassStats>| {
         (reason, Class::ALL.iter().map(|&class| count(counter(transport.class(class)))).sum())
     };
     page.each(&LOST_FAMILY, LOST.iter().map(lost));

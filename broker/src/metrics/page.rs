@@ -1,10 +1,23 @@
 //! The text that Prometheus reads, for what is read from its owners when somebody asks rather than counted here.
 
 use std::fmt::Write as _;
+use std::sync::atomic::AtomicU64;
 
 use kentongan_cluster::times::{BOUNDS, Times};
 
 use super::{Family, Kind};
+
+/// A gauge, and how it is read.
+pub(super) type Read<T> = (Family, fn(&T) -> f64);
+
+/// The same of what may not be known.
+pub(super) type ReadIfKnown<T> = (Family, fn(&T) -> Option<f64>);
+
+/// A counter, and where it is.
+pub(super) type Counted<T> = (Family, fn(&T) -> &AtomicU64);
+
+/// A value of a label, what it means, and where its counter is.
+pub(super) type CountedBy<T> = (&'static str, &'static str, fn(&T) -> &AtomicU64);
 
 /// Appends families to a text.
 pub(super) struct Page<'a>(pub(super) &'a mut String);

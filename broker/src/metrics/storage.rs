@@ -1,15 +1,15 @@
 //! What the log and the checkpoints did, read from the pipeline when somebody asks: nothing is counted twice.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use kentongan_cluster::Stats;
 use kentongan_cluster::times::Times;
 
-use super::page::Page;
+use super::page::{Counted, Page};
 use super::{Family, Kind};
 
 /// Figures, and where each is.
-const FIGURES: &[(Family, fn(&Stats) -> &AtomicU64)] = &[
+const FIGURES: &[Counted<Stats>] = &[
     (family("kentongan_log_commands_total", Kind::Counter, &["Commands committed to the log."]), |stats| {
         &stats.commands
     }),
@@ -31,8 +31,10 @@ const FIGURES: &[(Family, fn(&Stats) -> &AtomicU64)] = &[
     }),
 ];
 
-/// Times, and where they are.
-const TIMES: &[(Family, fn(&Stats) -> &Times)] = &[
+/// A family of times, and where they are.
+type Timed = (Family, fn(&Stats) -> &Times);
+
+const TIMES: &[Timed] = &[
     (
         family(
             "kentongan_log_sync_seconds",
