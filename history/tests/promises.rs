@@ -571,6 +571,30 @@ fn p6_a_retained_topic_is_a_linearizable_register() {
     reads(1).breaks(Promise::P6);
 }
 
+/// What was not read to its end is read anew when another connection takes the session up, and both copies may come after a
+/// SUBSCRIBE that would not have found them (found by simulation, seed 29393).
+#[test]
+fn p6_a_reading_that_is_begun_anew_brings_a_copy_of_its_own() {
+    let reads_twice = |is_resumed: bool| {
+        let mut script = Script::default();
+        script.connect("pub", 0);
+        script.retain("pub", 1, false);
+        script.connect("sub", EVER);
+        script.subscribe("sub", TOPIC, 1);
+        if is_resumed {
+            script.close("sub");
+            script.resume("sub", EVER);
+        }
+        script.deliver_as("sub", 1, 1, 7, false, true);
+        script.retain("pub", 2, false);
+        script.subscribe("sub", "#", 1);
+        script.deliver_as("sub", 1, 1, 8, false, true);
+        script
+    };
+    reads_twice(true).keeps_all();
+    reads_twice(false).breaks(Promise::P6);
+}
+
 #[test]
 fn p6_an_acknowledged_retained_message_is_not_missing() {
     let mut script = Script::default();

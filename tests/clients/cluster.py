@@ -25,7 +25,7 @@ def place():
 class Node:
     """A process of the cluster, or its place while it is down. Its addresses and its data directory stay what they are."""
 
-    def __init__(self, number, host, directory):
+    def __init__(self, number, host, directory, listener):
         base = 7000 + 3 * number
         self.host, self.port = host, base + 1
         self.http = f"{host}:{base + 2}"
@@ -33,7 +33,8 @@ class Node:
         peers = [f"{host}:{7000 + 3 * other}" for other in range(3)]
         self.peers = peers[number]
         self.command = [os.environ["KENTONGAN"], "serve", "--node", f"n{number}", "--seeds", ",".join(peers)]
-        self.command += ["--cluster", peers[number], "--mqtt", f"{host}:{self.port}", "--http", self.http]
+        self.command += ["--cluster", peers[number], "--http", self.http]
+        self.command += ["--set", f'listener=[{{address="{host}:{self.port}"{listener}}}]']
         self.command += ["--data-dir", f"{directory}/n{number}"]
         self.process = None
 
@@ -81,12 +82,12 @@ class Node:
 
 
 class Cluster:
-    """Three nodes, ready for clients."""
+    """Three nodes, ready for clients. `listener` is what more each says of the one that it has."""
 
-    def __init__(self):
+    def __init__(self, listener=""):
         self.directory = tempfile.TemporaryDirectory(prefix="kentongan-cluster-")
         host = place()
-        self.nodes = [Node(number, host, self.directory.name) for number in range(3)]
+        self.nodes = [Node(number, host, self.directory.name, listener) for number in range(3)]
         for node in self.nodes:
             node.start()
         for node in self.nodes:

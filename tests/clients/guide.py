@@ -2,7 +2,8 @@
 
 A block of a page is tried if the words behind its language say so:
 
-    ```sh run          commands, in one shell for all blocks of the page, in a new directory, with `kentongan` in the PATH
+    ```sh run          commands, in one shell for all blocks of the page, in a new directory that has the deploy/ of the source tree in it,
+                       with `kentongan` in the PATH
     ```sh run fails    the same, but each of its commands, one a line, must fail
     ```sh run until    the same, again and again until they succeed: for what a program in the background needs time for
     ```text output     what the block before it prints; `...` stands for anything, alone on a line for any lines
@@ -25,7 +26,8 @@ import tempfile
 import time
 import unittest
 
-GUIDE = pathlib.Path(__file__).resolve().parent.parent.parent / "docs" / "guide"
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+GUIDE = ROOT / "docs" / "guide"
 
 # Time within which what a page does in one block has happened.
 BLOCK_SECONDS = 60
@@ -197,9 +199,10 @@ def inside(page, binary):
         programs.mkdir()
         work.mkdir()
         (programs / "kentongan").symlink_to(binary)
+        (work / "deploy").symlink_to(ROOT / "deploy")
         kept = {name: value for name, value in os.environ.items() if not name.startswith("KENTONGAN_")}
         os.environ.clear()
-        os.environ.update(kept, PATH=f"{programs}:{kept['PATH']}", HOME=str(directory), LC_ALL="C.UTF-8")
+        os.environ.update(kept, PATH=f"{programs}:{kept['PATH']}:{pathlib.Path(sys.executable).parent}", HOME=str(directory), LC_ALL="C.UTF-8")
         try:
             print(f"{run_page(pathlib.Path(page), work)} blocks")
         except Wrong as wrong:
@@ -220,11 +223,23 @@ class Guide(unittest.TestCase):
     def test_cluster(self):
         self.follow("cluster.md")
 
+    def test_from_emqx(self):
+        self.follow("from-emqx.md")
+
+    def test_from_mosquitto(self):
+        self.follow("from-mosquitto.md")
+
     def test_limits(self):
         self.follow("limits.md")
 
     def test_listeners(self):
         self.follow("listeners.md")
+
+    def test_load_balancers(self):
+        self.follow("load-balancers.md")
+
+    def test_quickstart(self):
+        self.follow("quickstart.md")
 
     def test_security(self):
         self.follow("security.md")

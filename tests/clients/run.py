@@ -157,7 +157,7 @@ def suites(broker, own_binary):
         everything["unix-socket"] = ([*python, "unix_socket"], {"KENTONGAN": own_binary})
         everything["three-nodes"] = ([*python, "three_nodes"], {"KENTONGAN": own_binary})
         everything["side-by-side"] = ([*python, "side_by_side"], {"KENTONGAN": own_binary})
-        everything["haproxy"] = ([*python, "haproxy"], {"KENTONGAN": own_binary})
+        everything["balancers"] = ([*python, "balancers"], {"KENTONGAN": own_binary})
         everything["own-tls"] = ([*python, "own_tls"], {"KENTONGAN": own_binary})
         everything["http-authentication"] = ([*python, "http_authentication"], {"KENTONGAN": own_binary})
         everything["proxy-protocol"] = ([*python, "proxy_protocol"], {"KENTONGAN": own_binary})

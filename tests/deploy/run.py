@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Tests of what is in deploy/.
 
-    run.py --broker target/debug/kentongan [manifests] [chart] [pods]
+    run.py --broker target/debug/kentongan [manifests] [chart] [pods] [observability]
 
-Without names: all suites. `pods` runs in name spaces of its own, as root in there; if it is started by root, the pods'
-processes have the user that the manifests say. Ends with `total: N passed, N failed`.
+Without names: all suites. `pods` and `observability` run in name spaces of their own, as root in there; if it is started by
+root, the pods' processes have the user that the manifests say. Ends with `total: N passed, N failed`.
 """
 
 import argparse
@@ -17,7 +17,9 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 
-SUITES = {"manifests": "manifests.py", "chart": "chart.py", "pods": "pods.py"}
+SUITES = {"manifests": "manifests.py", "chart": "chart.py", "pods": "pods.py", "observability": "observability.py"}
+# Those that make networks and mounts, or want every port to be free.
+APART = {"pods", "observability"}
 SUITE_SECONDS = 900
 
 
@@ -31,9 +33,9 @@ def count(output):
 
 
 def command(name, tests):
-    """How a suite is started: that with pods where it may make networks and mounts."""
+    """How a suite is started."""
     command = [sys.executable, str(HERE / SUITES[name]), "-v", *tests]
-    if name != "pods":
+    if name not in APART:
         return command
     root = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     return ["unshare", *root, "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *command]

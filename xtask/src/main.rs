@@ -3,8 +3,12 @@
 mod abuse;
 mod conformance;
 mod docs;
+mod licences;
+mod man;
+mod package;
 mod peer;
 
+use std::path::PathBuf;
 use std::process::{self, ExitCode};
 
 use clap::{Parser, Subcommand};
@@ -48,6 +52,11 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Write what a package has beside the program: man pages, completions, licences of others.
+    Package {
+        /// Where to.
+        directory: PathBuf,
+    },
     /// Check everything that needs no running broker, and change nothing.
     Verify,
     /// Mend what a machine can mend: the format and what is generated.
@@ -61,6 +70,7 @@ fn main() -> ExitCode {
         Command::Abuse { check } => abuse::run(check),
         Command::Instructions { update } => instructions(update),
         Command::Peer { check } => peer::run(check),
+        Command::Package { directory } => package::run(&directory),
         Command::Verify => verify(),
         Command::Fix => fix(),
     };
@@ -79,6 +89,7 @@ fn verify() -> anyhow::Result<()> {
     conformance::run(true)?;
     abuse::run(true)?;
     peer::run(true)?;
+    licences::check()?;
     cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
 }
 

@@ -117,8 +117,9 @@ pub fn run(
     ExitCode::from(code)
 }
 
-/// The whole command line, for completions and the reference page.
-fn command() -> clap::Command {
+/// The whole command line, for completions, manual pages and the reference page.
+#[must_use]
+pub fn command() -> clap::Command {
     Cli::command()
 }
 

@@ -16,6 +16,7 @@ use kentongan_cluster::transport::{ClusterId, PeerAddress};
 use kentongan_cluster::{Configuration, GroupId, Incarnation, NodeId, Write};
 
 use super::machine::{FENCE_SESSIONS_MAX, Machine};
+use super::search;
 use crate::clock::Clock;
 use crate::connection_key::ConnectionKey;
 use crate::later;
@@ -74,6 +75,8 @@ pub(crate) struct Member {
     closing: usize,
     /// Links may begin.
     listens: bool,
+    /// Whom others named while this node was without a lease, see [`super::search`].
+    named: Vec<MemberRecord>,
     clock: Clock,
 }
 
@@ -90,6 +93,7 @@ impl Member {
             crowded: Vec::new(),
             closing: 0,
             listens: false,
+            named: Vec::new(),
             clock,
         }
     }
@@ -515,7 +519,20 @@ impl Machine {
         let records = if is_known { member.records().collect() } else { member.form.members.clone() };
         let directory = member.directory();
         cluster.peers.admission(directory.feature_level(), directory.removed().clone());
-        cluster.peers.members(records.iter().map(peer_address).collect());
+        let unknown = search::unknown(&member.named, &records, directory.removed());
+        cluster.peers.members(records.iter().chain(unknown).map(peer_address).collect());
+    }
+
+    /// The directory may be led by one of them. What it says, once it is heard, counts instead.
+    pub(super) fn on_members_named(&mut self, named: Vec<MemberRecord>) {
+        let Some(cluster) = self.shared.get().and_then(|shared| shared.cluster.as_ref()) else {
+            return;
+        };
+        if let Some(member) = self.member.as_mut().filter(|member| member.membership.node_version().is_none()) {
+            tracing::info!(members = named.len(), "another member says who the members are");
+            member.named = named;
+            self.link_members(cluster);
+        }
     }
 
     /// A member refuses to speak with this node because it was removed, which this node had not heard of.
@@ -573,7 +590,8 @@ impl Machine {
     }
 
     fn registered(&mut self, shared: &Shared, cluster: &ClusterView, incarnation: u64) {
-        if let Some(member) = &self.member {
+        if let Some(member) = &mut self.member {
+            member.named.clear();
             let fences = member.directory().fences();
             *cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner) = Incoming::new(fences);
         }

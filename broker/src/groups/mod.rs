@@ -11,6 +11,7 @@ mod member;
 mod outboxes;
 mod pushes;
 mod read_ahead;
+mod search;
 mod share_loads;
 pub(crate) mod start;
 

@@ -36,6 +36,7 @@ use super::health::Health;
 use super::machine::{Machine, QueueMemory, SharedCell};
 use super::member::Member;
 use super::read_ahead;
+use super::search::Search;
 use crate::auth::Authority;
 use crate::bans::Subject;
 use crate::clock::Clock;
@@ -66,6 +67,8 @@ pub struct Running {
     transport: Option<Transport>,
     data_dir: DataDir,
     operator: Arc<Operator>,
+    /// As long as this is kept, members are searched for that this node does not know.
+    _searches: Option<Sender<()>>,
 }
 
 impl Running {
@@ -174,7 +177,7 @@ fn start_alone(
     wait.recv_timeout(Duration::from_secs(FENCE_SECONDS_MAX))
         .context("the groups did not let go of the connections of the process before this one")?;
     let operator = Arc::new(Operator::new(Arc::clone(&shared), data_dir.node(), pipeline.handle().clone(), None));
-    Ok((shared, Running { pipeline, read_ahead, transport: None, data_dir, operator }))
+    Ok((shared, Running { pipeline, read_ahead, transport: None, data_dir, _searches: None, operator }))
 }
 
 fn start_member(
@@ -210,7 +213,7 @@ fn start_member(
         random: Random::of_process(),
         on_end: end_process,
     };
-    let (assembly, mut machine) = assemble_member(setting, metrics, &store, &formation, me, rand::random())?;
+    let (assembly, mut machine) = assemble_member(setting, metrics, &store, &formation, me.clone(), rand::random())?;
     let reading = machine.read_ahead();
     let agreed = &formation.terms;
     if GroupConfig::decode(agreed.settings.clone())? != own || agreed.groups != settings.storage.groups.get() {
@@ -236,9 +239,20 @@ fn start_member(
         operator: Arc::clone(&operator),
     };
     sink.start(Arc::clone(&shared), pipeline.handle().clone());
+    let search = Search {
+        me,
+        cluster: formation.cluster_id,
+        seeds: settings.cluster.seeds.clone(),
+        pipeline: pipeline.handle().clone(),
+        transport: transport.clone(),
+        shared: Arc::clone(&shared),
+    };
+    let (searches, stop_searching) = crossbeam::channel::bounded(0);
+    // It ends with its other end, and nothing waits for it.
+    drop(search.start(stop_searching)?);
     set_once(&answers.running, asking);
     pipeline.handle().notify(Query::Listening);
-    Ok((shared, Running { pipeline, read_ahead, transport: Some(transport), data_dir, operator }))
+    Ok((shared, Running { pipeline, read_ahead, transport: Some(transport), data_dir, _searches: Some(searches), operator }))
 }
 
 /// What a node is started with, beside what is stored.
@@ -514,9 +528,13 @@ struct Asking {
 }
 
 impl Asking {
-    /// Makes the asker a member, if whoever leads the directory is here.
+    /// Makes the asker a member, if whoever leads the directory is here, and tells a member who there is.
     fn answer_join(&self, from: &PeerHello, body: Bytes, answer: Answerer) {
         match MemberRecord::decode(body) {
+            // It looks for its own, and found us at an address of theirs.
+            Ok(_) if from.cluster.is_some_and(|theirs| theirs != self.formation.cluster_id) => {
+                answer.send(Err("it is a member of another cluster".to_owned()));
+            }
             Ok(record) if record.node == from.node.0 && record.name == from.name => {
                 self.answer_wish(answer, None, |outcome| Query::Admit(record, outcome));
             }

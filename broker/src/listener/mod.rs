@@ -7,6 +7,7 @@ mod accept;
 mod certificates;
 mod rate;
 pub mod serve;
+mod supervised;
 mod unix;
 
 use std::io;

@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::accept::{Acceptor, bind, has_ipv6};
+use super::supervised::Supervised;
 use super::{ListenerContext, certificates};
 use crate::api;
 use crate::api::tokens::Tokens;
@@ -24,6 +25,7 @@ use crate::metrics::{LoadAverages, Metrics, ReloadOutcome};
 use crate::moving::mover;
 use crate::router::pace::RESUME_INTERVAL;
 use crate::router::{ArbiterState, Event, Shared, sys};
+use crate::service_manager::ServiceManager;
 use crate::tls::{Endpoint, Watch};
 
 /// The condition of readiness that this module answers for.
@@ -45,7 +47,7 @@ const LEADERS: &str = "leaders";
 const CAUGHT_UP: &str = "caught up";
 
 /// How often readiness looks at these.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How often the files of certificates are looked at. What changed there is used at the look after the one that saw it.
 const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(2);
@@ -103,6 +105,7 @@ pub fn serve(settings: Settings, reloading: &dyn Reload, authority: Authority) -
             }
             Err(error) => return Err(error),
         };
+        let mut supervised = Supervised::new(ServiceManager::of_environment());
         let mut removed = false;
         let mut look = tokio::time::interval(CERTIFICATES_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -113,16 +116,18 @@ pub fn serve(settings: Settings, reloading: &dyn Reload, authority: Authority) -
                     broker.look_at_keys();
                     continue;
                 }
+                () = supervised.step(&broker) => continue,
                 () = is_removed(&broker.shared) => removed = true,
                 _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
                 _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
                 _ = hangup.recv() => {
-                    broker.reload(reloading);
+                    supervised.reload(|| broker.reload(reloading));
                     continue;
                 }
             }
             break;
         }
+        supervised.stopping();
         broker.stop().await?;
         if removed { Err(Ending::Removed.into()) } else { Ok(()) }
     })
@@ -256,6 +261,17 @@ impl Broker {
     #[must_use]
     pub fn listeners(&self) -> Vec<Arc<ListenerContext>> {
         self.listeners.iter().map(|listener| Arc::clone(&listener.context.borrow())).collect()
+    }
+
+    /// Whether it has come to serve, as far as that comes by itself: a disk that is full, or a node that an operator drained, may
+    /// stay so.
+    pub(super) fn has_started(&self) -> bool {
+        self.readiness.missing().iter().all(|condition| [DISK, NEW_CLIENTS].contains(condition))
+    }
+
+    /// What its threads share.
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// Reads the settings again and takes in what can change in a running broker. If anything is wrong with them,

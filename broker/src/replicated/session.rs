@@ -24,7 +24,7 @@ pub struct Subscription {
     pub held: bool,
 }
 
-/// A claim that waits until the owner before it has let go.
+/// A claim that waits until the owner before it has let go; nobody's, if its node died meanwhile.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Waiting {
     /// The claim; its epoch is the session's already.
@@ -106,6 +106,8 @@ pub struct PersistentSession {
     pub will_due_ms: Option<u64>,
     /// If the present claim changed it. Counts again if no connection came of the claim.
     pub before: Option<Box<Before>>,
+    /// When it would have ended if the present claim had not come. Counts again if no connection came of that.
+    pub expires_before_ms: Option<u64>,
     /// By Topic Filter.
     pub subscriptions: BTreeMap<Arc<str>, Subscription>,
     /// Messages to the client.

@@ -283,6 +283,8 @@ struct SessionRecord {
     sent_before: Vec<u32>,
     #[prost(message, optional, tag = "27")]
     before: Option<BeforeRecord>,
+    #[prost(uint64, optional, tag = "28")]
+    expires_before_ms: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -673,6 +675,7 @@ impl GroupState {
                 let BeforeRecord { expiry_seconds, will, will_due_ms } = before;
                 Box::new(Before { expiry_seconds, will: will.map(|will| (will, will_due_ms)) })
             }),
+            expires_before_ms: record.expires_before_ms,
             subscriptions,
             outbound,
             to_resend: record.to_resend.into_iter().map(id).collect::<Result<_, _>>()?,
@@ -908,6 +911,7 @@ fn session_record(session: &PersistentSession) -> SessionRecord {
             will: before.will.as_ref().map(|(will, _)| will.clone()),
             will_due_ms: before.will.as_ref().map_or(0, |(_, due)| *due),
         }),
+        expires_before_ms: session.expires_before_ms,
         window: window.collect(),
         last_id: u32::from(session.outbound.last_id()),
         received: session.received.iter().map(|id| u32::from(id.get())).collect(),

@@ -63,6 +63,8 @@ pub enum Query {
     ClientsClosed,
     /// A member says that this node is none any more.
     ToldRemoved(NodeId),
+    /// A member names those that there are, some of which this node may not have heard of.
+    Members(Vec<MemberRecord>),
     /// A node wants to be a member.
     Admit(MemberRecord, Sender<(Wish, Vec<MemberRecord>)>),
     /// An operator wants a member gone.

@@ -1,6 +1,7 @@
 //! What reaches an arbiter from other threads.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{PacketId, ReasonCode};
@@ -213,6 +214,8 @@ pub enum Event {
     },
     /// An operator looks at something here, or has it done.
     Visit(Visit),
+    /// One more loop turns: see [`Pulse`](super::Pulse).
+    Pulse(Arc<AtomicUsize>),
     /// The process stops.
     EndAll,
 }
@@ -284,6 +287,7 @@ impl ArbiterState {
             Event::ResumePublishers => self.resume_publishers(),
             Event::Move { count, only_told } => self.move_clients(count, only_told),
             Event::Visit(visit) => visit.carry_out(self),
+            Event::Pulse(unanswered) => drop(unanswered.fetch_sub(1, Ordering::Relaxed)),
             Event::EndAll => self.end_all(),
         }
     }

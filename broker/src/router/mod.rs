@@ -44,6 +44,7 @@ pub mod pace;
 mod packets;
 pub mod patient_answers;
 pub mod publish;
+mod pulse;
 pub mod registry;
 mod renewal;
 mod retained_read;
@@ -65,5 +66,6 @@ mod sync {
 use crate::connection_key::ConnectionKey;
 pub use arbiter::ArbiterState;
 pub use events::Event;
+pub use pulse::Pulse;
 pub use shared::Shared;
 pub use stepped::SteppedArbiter;

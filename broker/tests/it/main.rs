@@ -21,6 +21,7 @@ mod refusals;
 mod resume;
 mod rights;
 mod rumqttc;
+mod service_manager;
 mod sessions;
 mod settings;
 mod shared;

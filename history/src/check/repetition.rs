@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::faults::NEVER;
-use super::story::{Delivery, Kind, Message, NONE, Span, Story};
+use super::retained::readings_begun_anew;
+use super::story::{Delivery, Kind, Message, NONE, Story};
 use crate::event::Nanoseconds;
 use crate::violation::{Promise, Report};
 
@@ -161,18 +162,6 @@ fn met_again(story: &Story<'_>, deliveries: &[&Delivery], message: &Message) -> 
     met
 }
 
-/// Connections that took the session up when what a SUBSCRIBE had to read may not have been read to its end: it is read from the
-/// beginning then.
-fn times_begun_anew(story: &Story<'_>, span: &Span) -> u32 {
-    let read_by = story.faults.extend(span.subscribe.at, story.settings.recovery_max);
-    let connections = story.sessions[span.session as usize].connections.iter();
-    let later = connections.map(|&c| &story.connections[c as usize]).filter(|connection| {
-        let connected = connection.connect;
-        connected.event > span.subscribe.event && connected.at <= read_by && connected.at <= span.may_until
-    });
-    later.count() as u32
-}
-
 /// How often a session may get one message as new.
 struct Allowed {
     live: u32,
@@ -191,7 +180,7 @@ impl Allowed {
                 shares.push(span.filter);
             }
             if span.may_read {
-                retained += 1 + times_begun_anew(story, span);
+                retained += 1 + readings_begun_anew(story, span).count() as u32;
             }
         }
         Self { live: message.tries * (plain + shares.len() as u32).max(1), retained }

@@ -1,7 +1,8 @@
 //! P6: each retained topic is a linearizable register.
 //!
 //! A write is a retained PUBLISH, from when it was sent until it was acknowledged; a read is what a SUBSCRIBE got, from
-//! when it was sent until the retained message came. Values are unique, so the question is polynomial (Gibbons and
+//! when it was sent until the retained message came, or from when a later connection took the session up and what had not been read
+//! to its end was read anew. Values are unique, so the question is polynomial (Gibbons and
 //! Korach, *Testing shared memories*, 1997): the operations of one value make a *zone*; from the first end to the last
 //! beginning, if that is in order, the register must have held the value (*forward*); else the value may have been held at one
 //! point only, somewhere between (*backward*). The history is linearizable if no forward zones overlap and no backward zone lies
@@ -52,7 +53,7 @@ struct Register<'a> {
     absences: Vec<(Symbol, Operation)>,
 }
 
-/// Assigns each retained copy to the earliest SUBSCRIBE that it can belong to.
+/// Assigns each retained copy to the earliest reading that it can belong to.
 fn read_values(story: &Story<'_>, registers: &mut BTreeMap<Symbol, Register<'_>>) {
     let mut earlier: BTreeMap<(u32, Symbol, u8), usize> = BTreeMap::new();
     for delivery in
@@ -63,14 +64,38 @@ fn read_values(story: &Story<'_>, registers: &mut BTreeMap<Symbol, Register<'_>>
         if delivery.message == NONE || !delivery.new {
             continue;
         }
-        // Each SUBSCRIBE reads a topic once, and those of one QoS are served in order.
+        // Each reading finds a topic once, and those of one QoS are served in order.
         let before = earlier.entry((delivery.session, delivery.topic, delivery.qos)).or_default();
-        let readers: Vec<&Span> = story.spans_of(delivery).filter(|span| span.may_read).collect();
-        let Some(span) = readers.get((*before).min(readers.len().saturating_sub(1))) else { continue };
+        let readings = readings_for(story, delivery);
+        let Some(&start) = readings.get((*before).min(readings.len().saturating_sub(1))) else { continue };
         *before += 1;
-        let read = Operation { start: span.subscribe, end: delivery.mark };
-        register.reads.entry(delivery.message).or_default().push(read);
+        register.reads.entry(delivery.message).or_default().push(Operation { start, end: delivery.mark });
     }
+}
+
+/// When the readings began that a retained copy may have come by, in that order.
+fn readings_for(story: &Story<'_>, delivery: &Delivery) -> Vec<Mark> {
+    let mut starts = Vec::new();
+    for span in story.spans_of(delivery).filter(|span| span.may_read) {
+        starts.push(span.subscribe);
+        let mut anew = readings_begun_anew(story, span).filter(|anew| anew.event < delivery.mark.event).peekable();
+        if anew.peek().is_some() {
+            let end = end_of_reading(story, span).map_or(NEVER, |end| end.at);
+            starts.extend(anew.filter(|anew| anew.at < end));
+        }
+    }
+    starts.sort_unstable_by_key(|start| start.event);
+    starts
+}
+
+/// When connections took the session up while what a SUBSCRIBE had to read may not have been read to its end: it is read from
+/// the beginning then.
+pub(super) fn readings_begun_anew<'a>(story: &'a Story<'_>, span: &'a Span) -> impl Iterator<Item = Mark> + 'a {
+    let read_by = story.faults.extend(span.subscribe.at, story.settings.recovery_max);
+    let connections = story.sessions[span.session as usize].connections.iter();
+    connections.map(|&connection| story.connections[connection as usize].connect).filter(move |connected| {
+        connected.event > span.subscribe.event && connected.at <= read_by && connected.at <= span.may_until
+    })
 }
 
 /// Finds the SUBSCRIBEs that got nothing of a topic although their retained messages had all been sent.

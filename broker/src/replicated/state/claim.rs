@@ -297,6 +297,7 @@ impl GroupState {
             will: None,
             will_due_ms: None,
             before: None,
+            expires_before_ms: None,
             subscriptions: BTreeMap::new(),
             outbound: Outbound::new(self.limits(0, QueueCaps::default())),
             to_resend: VecDeque::new(),
@@ -347,7 +348,8 @@ impl GroupState {
         let Some(session) = self.sessions.get_mut(client_id) else {
             return;
         };
-        if let Some(due) = session.expires_at_ms.take() {
+        let expires_at_ms = session.expires_at_ms.take();
+        if let Some(due) = expires_at_ms {
             self.timers.remove(&(due, Timer::SessionExpiry(Arc::clone(client_id))));
         }
         let will_due_ms = session.will_due_ms.take();
@@ -361,6 +363,7 @@ impl GroupState {
             let expiry_seconds = session.expiry_seconds;
             let is_changed = will.is_some() || expiry_seconds != connect.session_expiry_seconds;
             session.before = is_changed.then(|| Box::new(Before { expiry_seconds, will }));
+            session.expires_before_ms = expires_at_ms;
         }
         session.owner = Some(owner);
         own(&mut self.owned, Some(owner), client_id);
@@ -408,7 +411,7 @@ impl GroupState {
             session.expiry_seconds = seconds;
         }
         self.dirty.changed(Key::Session(session.number));
-        let before = session.before.take();
+        let (before, expires_before_ms) = (session.before.take(), session.expires_before_ms.take());
         if end != End::Abnormal {
             session.will = None;
         }
@@ -433,7 +436,9 @@ impl GroupState {
         // Nobody heard of a session that began with such a claim.
         let ends = ends || (end == End::NeverBegan && !session.resumed);
         if expiry != NEVER_EXPIRES {
-            let due = latest + u64::from(expiry) * 1000;
+            // Else a client that never gets through would keep it for ever.
+            let goes_on = expires_before_ms.filter(|_| end == End::NeverBegan);
+            let due = goes_on.unwrap_or_else(|| latest + u64::from(expiry) * 1000);
             session.expires_at_ms = Some(due);
             self.timers.insert((due, Timer::SessionExpiry(Arc::clone(client_id))));
         }
@@ -637,16 +642,29 @@ impl GroupState {
         if next_is_dead && self.is_held_back(client_id) {
             return self.refuse_held_back(client_id, ReasonCode::ServerUnavailable, effects);
         }
-        if next_is_dead && let Some(owner_epoch) = self.refuse_waiting(client_id, effects) {
-            // What the present owner says counts again until it has let go.
-            if let Some(session) = self.sessions.get_mut(client_id) {
-                session.epoch = owner_epoch;
-            }
-            self.pump(client_id, effects);
+        if next_is_dead {
+            self.forget_waiting(client_id, effects);
         }
         if owner_is_dead {
             self.let_go(client_id, End::Abnormal, None, effects);
         }
+    }
+
+    /// The node of the claim that waits is dead. The present owner goes all the same: what it said since the claim did not count, and
+    /// it may not have heard of that, so it would wait for answers that never come.
+    fn forget_waiting(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
+        let Some(session) = self.sessions.get_mut(client_id) else {
+            return;
+        };
+        let Some(waiting) = session.waiting.as_mut() else {
+            return;
+        };
+        let dead = std::mem::take(&mut waiting.connect).owner;
+        if dead.is_some_and(|dead| session.owner.is_none_or(|present| !same_incarnation(present, dead))) {
+            disown(&mut self.owned, dead, client_id);
+        }
+        self.dirty.changed(Key::Session(session.number));
+        effects.extend(close_effect(session));
     }
 
     pub(super) fn owner(&self, client_id: &str) -> Option<(Owner, u64)> {

@@ -410,6 +410,23 @@ fn a_claim_of_which_no_connection_came_leaves_the_session_and_its_will_as_they_w
     assert!(script.connect(false, 100).session_present);
 }
 
+/// P10: the time that a session has runs from the end of the last connection that there was.
+#[test]
+fn a_claim_of_which_no_connection_came_gives_the_session_no_more_time() {
+    let mut script = Script::new();
+    let opened = script.connect(true, 100);
+    script.disconnect(opened.epoch, false);
+    for _ in 0..2 {
+        script.tick(40_000);
+        let opened = script.connect(false, 100);
+        assert!(opened.session_present);
+        script.restart();
+        script.apply(never_began(opened.epoch));
+    }
+    script.tick(20_000 + CLOCK_LAG_MS_MAX);
+    assert!(!script.connect(false, 100).session_present, "100 s are over");
+}
+
 /// P9: the delay may have passed while it was being decided who serves the client.
 #[test]
 fn a_will_that_became_due_while_a_claim_stood_of_which_no_connection_came_is_published_with_its_end() {

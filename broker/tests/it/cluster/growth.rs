@@ -173,3 +173,23 @@ fn a_node_that_was_away_when_it_was_removed_ends_with_the_reason() {
     cluster.nodes[2].wait_until_ready();
     cluster.wait_until_kept_by(0, 3, 0);
 }
+
+/// Two came while it was away, and one of them leads the directory: it is a stranger there, and nobody else has anything to say to it.
+#[test]
+fn a_node_that_was_away_while_others_came_finds_out_who_leads() {
+    let mut cluster = Cluster::start_first_of(5, false);
+    for index in [1, 2] {
+        cluster.nodes[index].spawn();
+        cluster.nodes[index].wait_until_ready();
+    }
+    cluster.wait_until_kept_among(3);
+    cluster.nodes[1].kill();
+    for index in [3, 4] {
+        cluster.nodes[index].spawn();
+        cluster.nodes[index].wait_until_ready();
+    }
+    wait_for("one that came leads the directory", || cluster.admin(0, &["transfer", "directory", "n4"]).is_ok());
+    cluster.nodes[1].spawn();
+    cluster.nodes[1].wait_until_ready();
+    cluster.wait_until_kept_among(5);
+}

@@ -108,7 +108,7 @@ fn a_takeover_publishes_the_will_unless_it_is_delayed_and_the_session_goes_on() 
     }
 }
 
-/// A dead owner is waited for by nobody; a dead claim takes nothing from the owner before it.
+/// A dead owner is waited for by nobody; a dead claim takes nothing from the session, whose owner goes all the same.
 #[test]
 fn a_fence_grants_the_claim_that_waits_and_drops_the_one_that_died() {
     let mut script = Script::new();
@@ -121,14 +121,37 @@ fn a_fence_grants_the_claim_that_waits_and_drops_the_one_that_died() {
 
     let newer = owner(3, 1);
     script.apply(Command::Connect(claim(newer, "c")));
-    let refused = Effect::Refused { owner: newer, reason: ReasonCode::SessionTakenOver };
-    assert_eq!(script.apply(fence(3)), [refused, fenced(3)]);
+    assert_eq!(script.apply(fence(3)), [close(new, 2), fenced(3)]);
     script.restart();
+    let mut lead = Vec::new();
+    script.state.lead(&mut lead);
+    assert!(lead.contains(&close(new, 2)), "a new leader asks again: {lead:?}");
     script.disconnect(2, false);
-    assert_eq!(script.state.sessions["c"].owner, None, "the owner before it may go on, and end");
+    assert_eq!(script.state.sessions["c"].owner, None, "it has let go, and nobody is next");
     let late = script.apply(Command::Connect(claim(owner(1, 70), "c")));
     let refused = Effect::Refused { owner: owner(1, 70), reason: ReasonCode::ServerUnavailable };
     assert_eq!(late, [refused], "nobody would ever release it");
+}
+
+/// What the owner said while a claim waited did not count. If it was not told of the claim, and that one's node died, it would be
+/// taken to have said nothing, and its SUBSCRIBE, asked again, to have been applied.
+#[test]
+fn an_owner_whose_words_did_not_count_is_closed_although_the_claim_died() {
+    let mut script = Script::new();
+    let (old, new) = (owner(1, 7), owner(2, 9));
+    script.apply(Command::Connect(Connect { session_expiry_seconds: 100, ..claim(old, "c") }));
+    script.apply(Command::Connect(Connect { clean_start: true, ..claim(new, "c") }));
+    assert_eq!(script.subscribe(1, "t", true), None, "it does not count");
+    script.apply(Command::Fence(Fence { below: 2, sessions_max: 10, node: 2 }));
+    let mut effects = Vec::new();
+    script.state.resync("c", old, 1, &Has::default(), &mut effects);
+    assert_eq!(effects, [close(old, 1)]);
+    script.apply(released(1, true));
+    let session = &script.state.sessions["c"];
+    assert!(
+        session.owner.is_none() && session.waiting.is_none(),
+        "the session stays; the dead claim's Clean Start never was one"
+    );
 }
 
 /// Incarnations of one node say nothing about those of another.

@@ -1,12 +1,14 @@
-"""HAProxy, as deploy/haproxy/haproxy.cfg has it, in front of three nodes: it spreads clients, and those of a node that is
-drained or stops come back through it to the others."""
+"""HAProxy, NGINX and Envoy, as deploy/ has them, in front of three nodes: each spreads clients, says by the PROXY protocol who they
+are, and those of a node that is drained or stops come back through it to the others."""
 
 import collections
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import unittest
 
@@ -16,33 +18,47 @@ from paho.mqtt.packettypes import PacketTypes
 from cluster import Cluster
 from support import DEADLINE_SECONDS, V5, V311, properties, unique, wait_for
 
-CONFIGURATION = pathlib.Path(__file__).resolve().parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
+DEPLOY = pathlib.Path(__file__).resolve().parents[2] / "deploy"
 
 SUBSCRIBERS = 18
 MESSAGES_A_SECOND = 50
 UNACKNOWLEDGED_MAX = 10
 
+# Whence a client comes whose address is looked for: from the balancer's own it could not be told apart.
+FROM = "127.0.0.9"
 
-class Proxy:
-    """The program, with the ports of the nodes instead of those in the file."""
 
-    def __init__(self, cluster):
-        host, port = cluster.nodes[0].host, cluster.nodes[-1].port + 10
+class Balancer:
+    """One of the programs, with the ports of the nodes instead of those in its file."""
+
+    file = None
+    # What stands for the nodes in the file, and for the address where clients connect.
+    servers = None
+    listens_at = None
+
+    def __init__(self, cluster, place):
+        self.cluster = cluster
+        host, port = cluster.nodes[0].host, cluster.nodes[-1].port + 10 + place
         self.address = (host, port)
-        text = CONFIGURATION.read_text(encoding="utf-8")
-        text, bound = re.subn(r"bind \S+", f"bind {host}:{port}", text)
-        servers = "".join(
-            f"    server n{number} {node.host}:{node.port} port {node.http.rsplit(':', 1)[1]}\n"
-            for number, node in enumerate(cluster.nodes)
-        )
-        text, replaced = re.subn(r"(    server n\d \S+ port \d+\n)+", servers, text)
-        assert (bound, replaced) == (1, 1), "the file names one listener, and its servers one after the other"
-        file = pathlib.Path(cluster.directory.name, "haproxy.cfg")
-        file.write_text(text, encoding="utf-8")
-        self.log = pathlib.Path(cluster.directory.name, "haproxy.log")
+        self.path = pathlib.Path(cluster.directory.name, self.file.name)
+        self.log = self.path.with_suffix(".log")
+        self.write()
         with self.log.open("w", encoding="utf-8") as log:
-            self.process = subprocess.Popen(["haproxy", "-db", "-f", file], stdout=log, stderr=log)
-        wait_for("HAProxy", self._listens)
+            self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        wait_for(self.file.name, self._listens)
+
+    def write(self, away=()):
+        """The file; `away` are nodes that are to get no clients, where the program cannot find out by itself."""
+        text = self.file.read_text(encoding="utf-8")
+        text, bound = re.subn(self.listens_at, lambda match: match[1] + self.listener(*self.address), text)
+        servers = "".join(self.server(number, node, number in away) for number, node in enumerate(self.cluster.nodes))
+        text, replaced = re.subn(self.servers, lambda _: servers, text)
+        assert (bound, replaced) == (1, 1), "the file names one listener, and its servers one after the other"
+        self.path.write_text(text, encoding="utf-8")
+
+    @staticmethod
+    def listener(host, port):
+        return f"{host}:{port}"
 
     def _listens(self):
         assert self.process.poll() is None, self.log.read_text(encoding="utf-8")
@@ -55,6 +71,66 @@ class Proxy:
     def stop(self):
         self.process.terminate()
         self.process.wait(DEADLINE_SECONDS)
+
+
+class HAProxy(Balancer):
+    file = DEPLOY / "haproxy" / "haproxy.cfg"
+    servers = r"(    server n\d \S+ port \d+\n)+"
+    listens_at = r"(bind )\S+"
+
+    def command(self):
+        return ["haproxy", "-db", "-f", self.path]
+
+    @staticmethod
+    def server(number, node, _away):
+        return f"    server n{number} {node.host}:{node.port} port {node.http.rsplit(':', 1)[1]}\n"
+
+
+class NGINX(Balancer):
+    file = DEPLOY / "nginx" / "nginx.conf"
+    servers = r"( +server \S+ max_fails=1 fail_timeout=5s;\n)+"
+    listens_at = r"(listen )\S+"
+
+    def command(self):
+        return ["nginx", "-c", self.path, "-g", f"daemon off; pid {self.cluster.directory.name}/nginx.pid;"]
+
+    def write(self, away=()):
+        super().write(away)
+        text = self.path.read_text(encoding="utf-8")
+        # As many descriptors as there are, wherever this runs.
+        text = text.replace("worker_rlimit_nofile", "# worker_rlimit_nofile")
+        self.path.write_text(text.replace("131072", "1024"), encoding="utf-8")
+
+    @staticmethod
+    def server(_number, node, away):
+        return f"        server {node.host}:{node.port} max_fails=1 fail_timeout=5s{' down' if away else ''};\n"
+
+    def leave_alone(self, *nodes):
+        self.write(nodes)
+        self.process.send_signal(signal.SIGHUP)
+
+
+class Envoy(Balancer):
+    file = DEPLOY / "envoy" / "envoy.yaml"
+    endpoint = """\
+              - endpoint:
+                  address: {socket_address: {address: %s, port_value: %s}}
+                  health_check_config: {port_value: %s}
+"""
+    servers = f"({re.escape(endpoint).replace('%s', '[0-9.]+')})+"
+    listens_at = r"(name: mqtt\n +address: \{socket_address: )\{[^}]*\}"
+
+    def command(self):
+        program = shutil.which("envoy", path=pathlib.Path(sys.executable).parent)
+        # What runs beside it on this machine may have the same number in shared memory.
+        return [program, "-c", self.path, "--disable-hot-restart"]
+
+    @staticmethod
+    def listener(host, port):
+        return f"{{address: {host}, port_value: {port}}}"
+
+    def server(self, _number, node, _away):
+        return self.endpoint % (node.host, node.port, node.http.rsplit(":", 1)[1])
 
 
 class Returning:
@@ -130,12 +206,20 @@ class Publishing(threading.Thread):
         return [self.numbers[mid] for mid in self.mids]
 
 
-class Behind(unittest.TestCase):
+class Behind:
+    """What each balancer must do; `least` clients at each node is what it calls spread."""
+
+    balancer = None
+    least = 5
+    cluster = None
+
     @classmethod
     def setUpClass(cls):
-        cls.cluster = Cluster()
-        cls.addClassCleanup(cls.cluster.stop)
-        cls.proxy = Proxy(cls.cluster)
+        # One for all balancers, one after the other.
+        if Behind.cluster is None:
+            Behind.cluster = Cluster(', proxy_protocol_from=["127.0.0.1"], allow_anonymous=true')
+            unittest.addModuleCleanup(Behind.cluster.stop)
+        cls.proxy = cls.balancer(cls.cluster, BALANCERS.index(cls.balancer))
         cls.addClassCleanup(cls.proxy.stop)
 
     def wait_for_spread(self, *least):
@@ -170,14 +254,39 @@ class Behind(unittest.TestCase):
             # A duplicate may follow a break, so there may be more.
             wait_for(f"all that {subscriber.name} is owed", lambda one=subscriber: not owed - one.received)
 
+    def publish(self, client_id):
+        """Publishes once: it fails if the first node that it is given refuses it."""
+        host, port = self.proxy.address
+        command = ["mosquitto_pub", "-h", host, "-p", str(port), "-A", FROM, "-i", client_id, "-t", "t", "-m", "x", "-q", "1"]
+        subprocess.run(command, check=True, timeout=DEADLINE_SECONDS)
+
+    def before_a_drain(self):
+        """What its operator does first."""
+
+    def after_a_drain(self):
+        """Undoes that."""
+
+    def test_clients_are_known_by_their_own_addresses(self):
+        """The nodes do not take a connection whose balancer does not say for whom it is."""
+        client_id = unique("known")
+        self.publish(client_id)
+        logs = [node.log.read_text(encoding="utf-8") for node in self.cluster.nodes]
+        lines = [line for log in logs for line in log.splitlines() if client_id in line]
+        self.assertTrue(lines)
+        for line in lines:
+            self.assertIn(f'"{FROM}:', line)
+
     def test_clients_are_spread_and_come_back_to_others_when_a_node_is_drained(self):
         subscribers, publishers = self.crowd()
-        self.wait_for_spread(5, 5, 5)
+        self.wait_for_spread(self.least, self.least, self.least)
 
+        self.before_a_drain()
         output = self.cluster.administer(1, "drain", "n0", "--wait-seconds", "20")
         self.assertIn("n0 is drained", output)
         wait_for("all to be back", lambda: all(one.connected.is_set() for one in subscribers))
-        self.wait_for_spread(None, 7, 7)
+        self.wait_for_spread(None, self.least + 2, self.least + 2)
+        for _ in self.cluster.nodes:
+            self.publish(unique("late"))
         moved = [one for one in subscribers if one.ends]
         self.assertGreaterEqual(len(moved), 4)
         # Use another server, which is all that 3.1.1 has no word for.
@@ -186,6 +295,11 @@ class Behind(unittest.TestCase):
         self.settle(subscribers, publishers)
         self.cluster.administer(1, "drain", "n0", "--undo")
         self.cluster.nodes[0].wait_until_ready()
+        self.after_a_drain()
+
+
+class BehindHAProxy(Behind, unittest.TestCase):
+    balancer = HAProxy
 
     def test_nodes_restarted_in_turn_lose_nothing_that_was_acknowledged(self):
         subscribers, publishers = self.crowd()
@@ -198,6 +312,25 @@ class Behind(unittest.TestCase):
             self.wait_for_spread(*(None if other == number else 0 for other in range(3)))
             node.restart()
         self.settle(subscribers, publishers)
+
+
+class BehindNGINX(Behind, unittest.TestCase):
+    balancer = NGINX
+
+    def before_a_drain(self):
+        self.proxy.leave_alone(0)
+
+    def after_a_drain(self):
+        self.proxy.leave_alone()
+
+
+class BehindEnvoy(Behind, unittest.TestCase):
+    balancer = Envoy
+    # Of two nodes that it draws it takes the one with fewer.
+    least = 3
+
+
+BALANCERS = [HAProxy, NGINX, Envoy]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,133 @@
+//! Who this node does not know yet, and may be led by.
+//!
+//! Nodes speak with members only, and know those whom the directory names as far as they have it. While a node is away others may
+//! join, and one of them may lead the directory when it is back: that one is refused as a stranger, the members that are known here
+//! do not lead and have nothing to say, and so this node would never hear of it. So whoever is without a lease for long asks those
+//! whom it knows, and its seeds, who the members are. Asking is asking to join, which any member answers to one that is listed.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use crossbeam::channel::{Receiver, RecvTimeoutError};
+use kentongan_cluster::directory::command::MemberRecord;
+use kentongan_cluster::formation::{Formation, Joined};
+use kentongan_cluster::transport::{ClusterId, Question, Target, Transport};
+use kentongan_cluster::{NodeId, PipelineHandle};
+use prost::Message as _;
+
+use crate::replicated::Query;
+use crate::router::Shared;
+
+/// Pause between two looks at the lease.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time without a lease after which the members are asked for, and again and again: longer than an election and a registration
+/// take where all is well.
+const WITHOUT_LEASE_MAX: Duration = Duration::from_secs(4);
+
+/// Time that one of them has to answer.
+const ANSWER_MAX: Duration = Duration::from_secs(3);
+
+/// What the search needs.
+pub(super) struct Search {
+    pub(super) me: MemberRecord,
+    pub(super) cluster: ClusterId,
+    pub(super) seeds: Vec<String>,
+    pub(super) pipeline: PipelineHandle<Query>,
+    pub(super) transport: Transport,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Search {
+    /// Searches whenever there is need, until nobody holds the other end of `stop`.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub(super) fn start(self, stop: Receiver<()>) -> std::io::Result<JoinHandle<()>> {
+        thread::Builder::new().name("search".to_owned()).spawn(move || self.run(&stop))
+    }
+
+    fn run(&self, stop: &Receiver<()>) {
+        let mut since = Instant::now();
+        while stop.recv_timeout(LOOK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            let serves = |cluster: &crate::router::cluster::ClusterView| cluster.serving.load(Ordering::Relaxed);
+            if self.shared.cluster.as_ref().is_none_or(serves) {
+                since = Instant::now();
+            } else if since.elapsed() >= WITHOUT_LEASE_MAX {
+                self.ask_all();
+                since = Instant::now();
+            }
+        }
+    }
+
+    /// Everyone is asked, for one that was away as well may answer too.
+    fn ask_all(&self) {
+        let known = self.transport.peers().into_iter().map(|peer| peer.peer.address);
+        let addresses: BTreeSet<String> = known.chain(self.seeds.iter().cloned()).collect();
+        let body = Bytes::from(self.me.encode_to_vec());
+        let ask = |address| self.transport.ask(Target::Address(address), Question::Join, body.clone());
+        let asked: Vec<_> = addresses.into_iter().map(ask).collect();
+        let until = Instant::now() + ANSWER_MAX;
+        for asking in asked {
+            // Who does not answer is not there, or is this node.
+            if let Ok(Ok((_, answer))) = asking.recv_deadline(until)
+                && let Some(members) = members(answer, self.cluster)
+            {
+                self.pipeline.notify(Query::Members(members));
+            }
+        }
+    }
+}
+
+/// Whom an answer names as members of our cluster.
+fn members(answer: Bytes, cluster: ClusterId) -> Option<Vec<MemberRecord>> {
+    let joined = Joined::decode(answer).ok().filter(|joined| !joined.formation.is_empty())?;
+    let formation = Formation::decode(joined.formation).ok().filter(|formation| formation.cluster_id == cluster)?;
+    Some(formation.members)
+}
+
+/// Members that others named and the directory, as far as this node has it, does not know. It hears of their removal there as well.
+pub(super) fn unknown<'a>(
+    named: &'a [MemberRecord],
+    known: &[MemberRecord],
+    removed: &BTreeSet<NodeId>,
+) -> Vec<&'a MemberRecord> {
+    let known: BTreeSet<u64> = known.iter().map(|member| member.node).collect();
+    named.iter().filter(|member| !known.contains(&member.node) && !removed.contains(&NodeId(member.node))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use kentongan_cluster::formation::Terms;
+
+    use super::*;
+
+    fn member(node: u64) -> MemberRecord {
+        MemberRecord { node, name: format!("n{node}"), ..MemberRecord::default() }
+    }
+
+    #[test]
+    fn only_members_of_the_own_cluster_are_taken_from_an_answer() {
+        let terms = Terms { groups: 1, voters: 3, settings: Bytes::new() };
+        let named = vec![member(1), member(2)];
+        let formation = Formation { cluster_id: ClusterId(7), terms, members: named.clone(), is_joined: false };
+        let answer = |joined: Joined| Bytes::from(joined.encode_to_vec());
+        let listed = answer(Joined { formation: formation.encode(), ..Joined::default() });
+        assert_eq!(members(listed.clone(), ClusterId(7)), Some(named));
+        assert_eq!(members(listed, ClusterId(8)), None, "another cluster");
+        let refused = answer(Joined { refusal: "removed".to_owned(), ..Joined::default() });
+        assert_eq!(members(refused, ClusterId(7)), None);
+        assert_eq!(members(Bytes::from_static(b"\xff\xff"), ClusterId(7)), None, "not of our kind");
+    }
+
+    #[test]
+    fn who_is_known_or_was_removed_is_no_stranger() {
+        let named = [member(1), member(2), member(3)];
+        let found = unknown(&named, &[member(1)], &BTreeSet::from([NodeId(3)]));
+        assert_eq!(found, [&named[1]]);
+    }
+}

@@ -1,0 +1,234 @@
+"""What is in deploy/prometheus and deploy/grafana, asked of a Prometheus that watches three nodes under load.
+
+deploy/look.sh starts them, as it is: this runs in a network of its own, where every port is free. KENTONGAN names the binary.
+"""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import paho.mqtt.client as paho
+import yaml
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+RULES = DEPLOY / "prometheus" / "alerts.yml"
+PROMETHEUS = "http://127.0.0.1:9090"
+NODES = {"127.0.0.1:8090": 1883, "127.0.0.1:8091": 1884, "127.0.0.1:8092": 1885}
+BALANCER = 2883
+
+READY_SECONDS = 30
+DEADLINE_SECONDS = 30
+# Figures are taken this often here; a rate wants two of them at least.
+SCRAPE_INTERVAL = "1s"
+RATE_INTERVAL = "10s"
+MESSAGES_A_SECOND = 40
+
+# A name of a metric of ours, or of a process as every exporter has it.
+METRIC = re.compile(r"\b(?:kentongan|process)_[a-z0-9_]+\b")
+
+
+def get(url):
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return answer.read().decode()
+
+
+def wait_for(what, condition, seconds=DEADLINE_SECONDS):
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            value = condition()
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            value = None
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"never came true: {what}")
+        time.sleep(0.05)
+
+
+def ask(expression):
+    """The samples that an instant query has now."""
+    answer = json.loads(get(f"{PROMETHEUS}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"))
+    assert answer["status"] == "success", answer
+    return answer["data"]["result"]
+
+
+def has_a_number(expression):
+    return any(sample["value"][1] != "NaN" for sample in ask(expression))
+
+
+def dashboards():
+    return {file.name: json.loads(file.read_text(encoding="utf-8")) for file in (DEPLOY / "grafana" / "dashboards").glob("*.json")}
+
+
+def alerts():
+    groups = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def filled_in(query):
+    """A panel's query as Grafana asks it where everything is chosen."""
+    return query.replace("$__rate_interval", RATE_INTERVAL).replace("$job", ".*").replace("$instance", ".*").replace("$group", ".*")
+
+
+def unconditional(expression):
+    """An alert's expression that says 0 or 1 where it would say nothing or something."""
+    return re.sub(r"(==|!=|>=|<=|>|<)(?=\s*(?:-?\d|\())", r"\1 bool", expression)
+
+
+class Look:
+    """deploy/look.sh, until it is stopped."""
+
+    def __init__(self, directory):
+        # Variables that begin like this are settings.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("KENTONGAN_")}
+        environment["SCRAPE_INTERVAL"] = SCRAPE_INTERVAL
+        self.process = subprocess.Popen([DEPLOY / "look.sh", directory], env=environment, stdin=subprocess.DEVNULL)
+        for http in NODES:
+            self.wait_for(f"node {http}", lambda http=http: "ready" in get(f"http://{http}/readyz"))
+        self.wait_for("Prometheus", lambda: get(f"{PROMETHEUS}/-/ready"))
+
+    def wait_for(self, what, condition):
+        def is_there():
+            assert self.process.poll() is None, "look.sh has ended"
+            return condition()
+
+        wait_for(what, is_there, READY_SECONDS)
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(DEADLINE_SECONDS)
+
+
+class Load:
+    """Clients of every QoS, of sessions that end and that stay, connected to each node and by the balancer."""
+
+    def __init__(self):
+        self.stopping, self.clients = threading.Event(), []
+        for number, port in enumerate(NODES.values()):
+            self.subscribe(f"transient-{number}", port, 0)
+            self.subscribe(f"persistent-{number}", port, 3600)
+        away = self.subscribe("away", BALANCER, 3600)
+        away.disconnect()
+        self.publishers = [self.connect(f"publisher-{number}", BALANCER, 0) for number in range(3)]
+        self.threads = [threading.Thread(target=self.publish, args=(one,), daemon=True) for one in self.publishers]
+        for thread in self.threads:
+            thread.start()
+
+    def connect(self, name, port, expiry):
+        client = paho.Client(paho.CallbackAPIVersion.VERSION2, name, protocol=paho.MQTTv5)
+        connected = threading.Event()
+        client.on_connect = lambda *_: connected.set()
+        properties = Properties(PacketTypes.CONNECT)
+        properties.SessionExpiryInterval = expiry
+        client.connect("127.0.0.1", port, clean_start=False, properties=properties)
+        client.loop_start()
+        assert connected.wait(DEADLINE_SECONDS), f"no CONNACK for {name}"
+        self.clients.append(client)
+        return client
+
+    def subscribe(self, name, port, expiry):
+        client, subscribed = self.connect(name, port, expiry), threading.Event()
+        client.on_subscribe = lambda *_: subscribed.set()
+        client.subscribe("plant/#", 2)
+        assert subscribed.wait(DEADLINE_SECONDS), f"no SUBACK for {name}"
+        return client
+
+    def publish(self, client):
+        count = 0
+        while not self.stopping.wait(1 / MESSAGES_A_SECOND):
+            client.publish(f"plant/{count % 5}", b"x" * 100, count % 3, retain=count % 10 == 0)
+            count += 1
+
+    def stop(self):
+        self.stopping.set()
+        for thread in self.threads:
+            thread.join()
+        for client in self.clients:
+            client.disconnect()
+            client.loop_stop()
+
+
+class Files(unittest.TestCase):
+    """What needs nothing to run."""
+
+    def promtool(self, *arguments):
+        done = subprocess.run(["promtool", *arguments], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+    def test_configurations_and_rules_are_valid(self):
+        self.promtool("check", "config", str(DEPLOY / "prometheus" / "prometheus.yml"))
+        # Debian's Prometheus is built without Kubernetes: everything but how the pods are found.
+        text = (DEPLOY / "prometheus" / "kubernetes.yml").read_text(encoding="utf-8")
+        text, found = re.subn(r"kubernetes_sd_configs:\n *- role: pod", "static_configs: []", text)
+        self.assertEqual(found, 1)
+        with tempfile.NamedTemporaryFile("w", suffix=".yml", dir=DEPLOY / "prometheus") as file:
+            file.write(text)
+            file.flush()
+            self.promtool("check", "config", file.name)
+        self.promtool("check", "rules", "--lint-fatal", str(RULES))
+
+    def test_dashboards_are_what_their_script_writes(self):
+        done = subprocess.run([sys.executable, DEPLOY / "grafana" / "generate.py", "--check"], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+
+class Watched(unittest.TestCase):
+    """Three nodes that work, and Prometheus."""
+
+    @classmethod
+    def setUpClass(cls):
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        directory = tempfile.TemporaryDirectory(prefix="kentongan-look-")
+        cls.addClassCleanup(directory.cleanup)
+        cls.look = Look(directory.name)
+        cls.addClassCleanup(cls.look.stop)
+        cls.load = Load()
+        cls.addClassCleanup(cls.load.stop)
+        wait_for("all nodes scraped under load", lambda: len(ask("kentongan_connections > 0")) == len(NODES))
+
+    def test_all_nodes_are_scraped(self):
+        up = {sample["metric"]["instance"]: sample["value"][1] for sample in ask('up{job="kentongan"}')}
+        self.assertEqual(up, dict.fromkeys(NODES, "1"))
+
+    def test_every_panel_has_data(self):
+        panels = [(name, panel) for name, one in dashboards().items() for panel in one["panels"]]
+        self.assertGreater(len(panels), 0)
+        for name, panel in panels:
+            for target in panel["targets"]:
+                with self.subTest(dashboard=name, panel=panel["title"]):
+                    query = filled_in(target["expr"])
+                    self.assertNotIn("$", query)
+                    wait_for(query, lambda query=query: has_a_number(query), 10)
+
+    def test_every_alert_has_data_and_none_fires(self):
+        for rule in alerts():
+            with self.subTest(alert=rule["alert"]):
+                expression = unconditional(rule["expr"])
+                wait_for(expression, lambda expression=expression: has_a_number(expression), 10)
+                self.assertNotEqual(expression, rule["expr"])
+
+    def test_every_metric_that_is_named_exists(self):
+        exposed = {re.match(r"\w+", line)[0] for line in get("http://127.0.0.1:8090/metrics").splitlines() if line and line[0] != "#"}
+        files = [file for file in DEPLOY.rglob("*") if file.suffix in {".json", ".yml", ".yaml", ".py"} and file.is_file()]
+        named = {(str(file.relative_to(ROOT)), name) for file in files for name in METRIC.findall(file.read_text(encoding="utf-8"))}
+        self.assertGreater(len(named), 0)
+        self.assertEqual([one for one in sorted(named) if one[1] not in exposed], [])
+
+
+if __name__ == "__main__":
+    unittest.main()

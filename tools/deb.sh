@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Makes the Debian package of a program that is built: the program without what debuggers need, the unit, man pages, completions.
+#
+#   cargo build --locked --release --package kentongan --bin kentongan
+#   tools/deb.sh                                       target/debian/kentongan_VERSION-1_ARCHITECTURE.deb
+#   tools/deb.sh --profile quick --output DIRECTORY    of another profile; other options are those of `cargo deb` too
+#
+# Prints where the package is. Needs cargo-deb, which tools/debian.sh installs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+target="${CARGO_TARGET_DIR:-target}"
+
+profile=release
+platform=
+options=("$@")
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --profile) profile="$2"; shift ;;
+        --target) platform="$2"; shift ;;
+    esac
+    shift
+done
+[[ " ${options[*]} " == *" --profile "* ]] || options+=(--profile "$profile")
+
+cargo xtask package "$target/${platform:+$platform/}$profile/package"
+cargo deb --package kentongan --no-build --strip --no-dbgsym "${options[@]}"
