@@ -163,7 +163,11 @@ impl HttpClient {
         self.request(Method::POST, url, Some(json)).await
     }
 
-    async fn request(&self, method: Method, url: &HttpUrl, json: Option<Bytes>) -> Result<HttpAnswer, HttpError> {
+    /// Sends something, and wants JSON.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn request(&self, method: Method, url: &HttpUrl, json: Option<Bytes>) -> Result<HttpAnswer, HttpError> {
         let mut request = Request::new(Full::new(json.clone().unwrap_or_default()));
         *request.method_mut() = method;
         *request.uri_mut() = url.uri().clone();

@@ -161,6 +161,7 @@ def suites(broker, own_binary):
         everything["own-tls"] = ([*python, "own_tls"], {"KENTONGAN": own_binary})
         everything["http-authentication"] = ([*python, "http_authentication"], {"KENTONGAN": own_binary})
         everything["proxy-protocol"] = ([*python, "proxy_protocol"], {"KENTONGAN": own_binary})
+        everything["http-api"] = ([*python, "http_api"], {"KENTONGAN": own_binary})
         everything["guide"] = ([*python, "guide"], {"KENTONGAN": own_binary})
         everything["browser"] = ([*python, "browser"], {"KENTONGAN": own_binary})
     return everything

@@ -252,7 +252,10 @@ fn start_member(
     drop(search.start(stop_searching)?);
     set_once(&answers.running, asking);
     pipeline.handle().notify(Query::Listening);
-    Ok((shared, Running { pipeline, read_ahead, transport: Some(transport), data_dir, _searches: Some(searches), operator }))
+    Ok((
+        shared,
+        Running { pipeline, read_ahead, transport: Some(transport), data_dir, _searches: Some(searches), operator },
+    ))
 }
 
 /// What a node is started with, beside what is stored.

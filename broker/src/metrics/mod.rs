@@ -5,6 +5,7 @@
 //! written. Other parts of the process may use the macros of the `metrics` crate directly. A process may also count
 //! nothing at all (`metrics.enabled`).
 
+mod api;
 mod counters;
 mod http_auth;
 mod load;
@@ -19,6 +20,7 @@ use std::sync::{Arc, OnceLock};
 use kentongan_cluster::Stats;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+pub use api::{ApiMetrics, ApiOutcome};
 pub use counters::{
     ArbiterCounters, AuthenticationOutcome, CloseReason, ConnectRefusal, Count, CountBy, DropReason, Family, Kind,
     Label, Level, MalformedReason, PacketKind, PublishRefusal, SubscribeRefusal,
@@ -38,6 +40,7 @@ pub struct Metrics {
     totals: Arc<Totals>,
     prometheus: PrometheusHandle,
     reloads: Reloads,
+    api: ApiMetrics,
     tls: TlsMetrics,
     http_auth: HttpAuthMetrics,
     storage: Arc<OnceLock<Arc<Stats>>>,
@@ -77,11 +80,26 @@ impl Metrics {
     }
 
     fn with_recorder(recorder: &PrometheusRecorder) -> Self {
-        let (totals, reloads, tls, http_auth) = metrics::with_local_recorder(recorder, || {
+        let (totals, reloads, tls, http_auth, api) = metrics::with_local_recorder(recorder, || {
             describe();
-            (Arc::new(Totals::register()), Reloads::register(), TlsMetrics::register(), HttpAuthMetrics::register())
+            (
+                Arc::new(Totals::register()),
+                Reloads::register(),
+                TlsMetrics::register(),
+                HttpAuthMetrics::register(),
+                ApiMetrics::register(),
+            )
         });
-        Self { totals, prometheus: recorder.handle(), reloads, tls, http_auth, storage: Arc::default(), counting: true }
+        Self {
+            totals,
+            prometheus: recorder.handle(),
+            reloads,
+            api,
+            tls,
+            http_auth,
+            storage: Arc::default(),
+            counting: true,
+        }
     }
 
     /// The counters of one more arbiter; it must flush them.
@@ -95,6 +113,12 @@ impl Metrics {
         if self.storage.set(stats).is_err() {
             tracing::warn!("another log is shown in /metrics already");
         }
+    }
+
+    /// The counters of the HTTP API.
+    #[must_use]
+    pub fn api(&self) -> ApiMetrics {
+        self.api.clone()
     }
 
     /// Counts that the settings were read again.
@@ -225,7 +249,9 @@ fn builder() -> PrometheusBuilder {
 
 /// Gives the recorder that is current the description of every family.
 fn describe() {
-    for family in FAMILIES.iter().chain(reloads::FAMILIES).chain(tls::FAMILIES).chain(http_auth::FAMILIES) {
+    for family in
+        FAMILIES.iter().chain(reloads::FAMILIES).chain(api::FAMILIES).chain(tls::FAMILIES).chain(http_auth::FAMILIES)
+    {
         let text = family.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
         match family.kind {
             Kind::Counter => metrics::describe_counter!(family.name, text),

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::counters::FAMILIES;
-use super::{Family, Kind, http_auth, process, reloads, storage, tls};
+use super::{Family, Kind, api, http_auth, process, reloads, storage, tls};
 
 const PREFACE: &str = "\
 <!-- Made from the comments in broker/src/metrics/ by `cargo xtask docs`; change it there. -->
@@ -24,6 +24,7 @@ pub fn reference_page() -> String {
     push_families(&mut page, "TLS towards clients", tls::FAMILIES);
     push_families(&mut page, "The authentication server", http_auth::FAMILIES);
     push_families(&mut page, "Its settings", reloads::FAMILIES);
+    push_families(&mut page, "The HTTP API", api::FAMILIES);
     push_families(&mut page, "The process", process::FAMILIES);
     page
 }
