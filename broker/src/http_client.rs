@@ -176,7 +176,11 @@ impl HttpClient {
         self.request(Method::POST, url, Some(json), headers).await
     }
 
-    async fn request(
+    /// Sends something, and wants JSON.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn request(
         &self,
         method: Method,
         url: &HttpUrl,

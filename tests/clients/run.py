@@ -162,6 +162,7 @@ def suites(broker, own_binary):
         everything["http-authentication"] = ([*python, "http_authentication"], {"KENTONGAN": own_binary})
         everything["webhook"] = ([*python, "webhook"], {"KENTONGAN": own_binary})
         everything["proxy-protocol"] = ([*python, "proxy_protocol"], {"KENTONGAN": own_binary})
+        everything["http-api"] = ([*python, "http_api"], {"KENTONGAN": own_binary})
         everything["guide"] = ([*python, "guide"], {"KENTONGAN": own_binary})
         everything["browser"] = ([*python, "browser"], {"KENTONGAN": own_binary})
     return everything

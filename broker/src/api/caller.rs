@@ -38,7 +38,13 @@ impl Caller {
 /// A good token is always heard: 256 bits of chance are not found by trying, and nobody who sends wrong ones should be able
 /// to keep an operator out who comes from the same address. Those who send too many are told so, and have no more lines in
 /// the audit log.
-pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
+pub(super) async fn check(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    let response = identified(&api, request, next).await;
+    api.count(response.status());
+    response
+}
+
+async fn identified(api: &Api, mut request: Request, next: Next) -> Response {
     let address = request.extensions().get::<Peer>().map(|peer| peer.0.ip().to_canonical());
     let (Some(address), value) = (address, request.headers().get(header::AUTHORIZATION)) else {
         return Problem::unauthorized().into_response();

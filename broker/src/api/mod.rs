@@ -7,13 +7,17 @@
 //! It runs on threads of its own, so that neither a long list nor a slow reader of one ever delays a packet. Absent: what
 //! nodes know, and how they are asked.
 
+pub mod bans;
 pub mod caller;
 pub mod clients;
 pub mod extract;
+pub mod nodes;
 pub mod page;
 pub mod problem;
+pub mod publish;
 mod refusals;
 mod server;
+pub mod sessions;
 pub mod tokens;
 
 use std::net::{IpAddr, SocketAddr};
@@ -30,6 +34,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::openapi::{ComponentsBuilder, InfoBuilder, OpenApi, OpenApiBuilder};
 use utoipa_axum::router::OpenApiRouter;
 
+use crate::metrics::{ApiMetrics, ApiOutcome};
 use crate::operator::Operator;
 use problem::Problem;
 use refusals::{Refusal, Refusals};
@@ -56,17 +61,19 @@ pub struct Api {
     tokens: RwLock<Arc<Tokens>>,
     refusals: Mutex<Refusals>,
     permits: Arc<Semaphore>,
+    metrics: ApiMetrics,
 }
 
 impl Api {
     /// For those who have one of `tokens`.
     #[must_use]
-    pub fn new(operator: Arc<Operator>, tokens: Tokens) -> Self {
+    pub fn new(operator: Arc<Operator>, tokens: Tokens, metrics: ApiMetrics) -> Self {
         Self {
             operator,
             tokens: RwLock::new(Arc::new(tokens)),
             refusals: Mutex::default(),
             permits: Arc::new(Semaphore::new(AT_A_TIME_MAX)),
+            metrics,
         }
     }
 
@@ -115,6 +122,16 @@ impl Api {
         shared.audit.record(shared.clock.wall_ms(), event, who, what, result);
     }
 
+    /// Counts an answer.
+    fn count(&self, status: StatusCode) {
+        self.metrics.count(match status {
+            StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS => ApiOutcome::Unauthorized,
+            status if status.is_server_error() => ApiOutcome::Unavailable,
+            status if status.is_client_error() => ApiOutcome::Refused,
+            _ => ApiOutcome::Answered,
+        });
+    }
+
     /// Somebody sent a wrong token.
     fn refuse_token(&self, address: IpAddr) -> Problem {
         let shared = self.operator.shared();
@@ -129,6 +146,14 @@ impl Api {
                 Problem::unauthorized()
             }
         }
+    }
+}
+
+/// What became of something that an operator did, for the audit log.
+fn result_of<T>(outcome: &Result<T, Problem>) -> &str {
+    match outcome {
+        Ok(_) => "done",
+        Err(problem) => &problem.detail,
     }
 }
 
@@ -187,7 +212,12 @@ fn described() -> OpenApiRouter<Arc<Api>> {
         .components(Some(ComponentsBuilder::new().security_scheme("token", bearer).build()))
         .security(Some([SecurityRequirement::new("token", Vec::<String>::new())]))
         .build();
-    let routes = OpenApiRouter::new().merge(clients::routes());
+    let routes = OpenApiRouter::new()
+        .merge(clients::routes())
+        .merge(sessions::routes())
+        .merge(publish::routes())
+        .merge(bans::routes())
+        .merge(nodes::routes());
     OpenApiRouter::with_openapi(base).nest(PREFIX, routes)
 }
 

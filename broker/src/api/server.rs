@@ -23,6 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use super::tokens::Tokens;
 use super::{Api, Peer, router};
 use crate::config::ApiConfig;
+use crate::metrics::ApiMetrics;
 use crate::operator::Operator;
 
 /// How long answers that are under way may take once the server was told to stop.
@@ -47,9 +48,9 @@ pub struct ApiServer {
 ///
 /// # Errors
 /// The tokens, the certificate or the address cannot be used.
-pub fn start(config: &ApiConfig, operator: &Arc<Operator>) -> anyhow::Result<Option<ApiServer>> {
+pub fn start(config: &ApiConfig, operator: &Arc<Operator>, metrics: ApiMetrics) -> anyhow::Result<Option<ApiServer>> {
     let Some(tokens) = &config.tokens_file else { return Ok(None) };
-    let api = Arc::new(Api::new(Arc::clone(operator), Tokens::read(tokens).context("`api.tokens_file`")?));
+    let api = Arc::new(Api::new(Arc::clone(operator), Tokens::read(tokens).context("`api.tokens_file`")?, metrics));
     let tls = match (&config.certificate_file, &config.key_file) {
         (Some(certificate), Some(key)) => Some(acceptor(certificate, key)?),
         _ => None,

@@ -8,6 +8,7 @@
 mod client;
 mod cluster;
 mod config;
+mod ctl;
 mod format;
 mod link;
 mod local;
@@ -77,6 +78,8 @@ enum Command {
     /// Ask the nodes of a cluster.
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Ask and command nodes by their HTTP API.
+    Ctl(ctl::CtlArgs),
     /// Print what makes a shell complete this command line.
     Completions(CompletionsArgs),
 }
@@ -112,6 +115,7 @@ pub fn run(
         Some(Command::Passwd(arguments)) => passwd::run(&arguments),
         Some(Command::Config(command)) => config::run(&command),
         Some(Command::Cluster(command)) => cluster::run(&command),
+        Some(Command::Ctl(arguments)) => ctl::run(&arguments),
         Some(Command::Completions(CompletionsArgs { shell })) => completions(shell),
     };
     ExitCode::from(code)

@@ -633,6 +633,10 @@ impl StateMachine for Machine {
             Query::Drain(node, on, answer) => self.wish(|membership| membership.drain(node, on), &answer),
             Query::Prefer(group, node, answer) => self.wish(|membership| membership.prefer(group, node), &answer),
             Query::Ban(ban, answer) => self.ban(ban, &answer),
+            Query::Look(look) => {
+                let group = self.groups.get(&look.group).filter(|_| self.led.contains(&look.group));
+                look.carry_out(group);
+            }
             Query::Bans(behind, answer) => drop(answer.send(self.bans_behind(&behind))),
             Query::Stops => self.on_stops(),
             Query::Status(answer) => drop(answer.send(self.status())),

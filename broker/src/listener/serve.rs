@@ -23,6 +23,7 @@ use crate::groups::{self, Health};
 use crate::http::{self, Readiness};
 use crate::metrics::{LoadAverages, Metrics, ReloadOutcome};
 use crate::moving::mover;
+use crate::operator::control::{Reloaded, Wanted};
 use crate::router::pace::RESUME_INTERVAL;
 use crate::router::{ArbiterState, Event, Shared, sys};
 use crate::service_manager::ServiceManager;
@@ -106,6 +107,7 @@ pub fn serve(settings: Settings, reloading: &dyn Reload, authority: Authority) -
             Err(error) => return Err(error),
         };
         let mut supervised = Supervised::new(ServiceManager::of_environment());
+        let mut wanted = broker.groups.operator().listen();
         let mut removed = false;
         let mut look = tokio::time::interval(CERTIFICATES_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -121,7 +123,12 @@ pub fn serve(settings: Settings, reloading: &dyn Reload, authority: Authority) -
                 _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
                 _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
                 _ = hangup.recv() => {
-                    supervised.reload(|| broker.reload(reloading));
+                    // What came of it is logged.
+                    supervised.reload(|| drop(broker.reload(reloading, json!({ "signal": "SIGHUP" }))));
+                    continue;
+                }
+                Some(wanted) = wanted.recv() => {
+                    broker.obey(wanted, reloading);
                     continue;
                 }
             }
@@ -228,7 +235,7 @@ impl Broker {
         let connections_max = connections_max(descriptors, u64::from(settings.limits.descriptors_reserve));
         start_sys(&shared, &metrics);
         let stop_accepting = start_acceptors(sockets, &shared, &arbiters, connections_max)?;
-        let api = api::start(&settings.api, groups.operator())?;
+        let api = api::start(&settings.api, groups.operator(), metrics.api())?;
         if let Some(api) = &api {
             tracing::info!(address = %api.address(), tls = settings.api.certificate_file.is_some(), "listening for operators");
         }
@@ -277,14 +284,17 @@ impl Broker {
 
     /// Reads the settings again and takes in what can change in a running broker. If anything is wrong with them,
     /// nothing changes.
-    pub fn reload(&mut self, reloading: &dyn Reload) {
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn reload(&mut self, reloading: &dyn Reload, who: serde_json::Value) -> Result<Reloaded, String> {
         let settings = match reloading.read() {
             Ok(settings) => settings,
             Err(error) => {
                 self.metrics.reloaded(ReloadOutcome::Refused);
-                self.audit_reload(json!({}), &format!("refused: {error}"));
-                tracing::error!(%error, "SIGHUP: the settings are wrong, everything stays as it was");
-                return;
+                self.audit_reload(who, json!({}), &format!("refused: {error}"));
+                tracing::error!(%error, "reload: the settings are wrong, everything stays as it was");
+                return Err(error.to_string());
             }
         };
         let authority = &self.shared.authority;
@@ -300,9 +310,9 @@ impl Broker {
         });
         if let Err(error) = changed {
             self.metrics.reloaded(ReloadOutcome::Refused);
-            self.audit_reload(json!({}), &format!("refused: {error}"));
-            tracing::error!(%error, "SIGHUP: users or rights cannot be used, everything stays as it was");
-            return;
+            self.audit_reload(who, json!({}), &format!("refused: {error}"));
+            tracing::error!(%error, "reload: users, rights or tokens cannot be used, everything stays as it was");
+            return Err(format!("{error:#}"));
         }
         self.tell_policy_changed();
         fetch_keys(&self.shared);
@@ -336,10 +346,29 @@ impl Broker {
                 tracing::warn!(key = change.key, "a setting changed that needs a restart");
             }
         }
-        let keys = |reloaded| changes.iter().filter(move |one| one.reloaded == reloaded).map(|one| &*one.key);
+        let keys = |reloaded| changes.iter().filter(move |one| one.reloaded == reloaded).map(|one| one.key.clone());
         let (changed, needs_restart): (Vec<_>, Vec<_>) = (keys(true).collect(), keys(false).collect());
-        self.audit_reload(json!({ "changed": changed, "needs_restart": needs_restart }), "applied");
-        tracing::info!(changes = changes.len(), "SIGHUP: the settings were read again");
+        self.audit_reload(who, json!({ "changed": changed, "needs_restart": needs_restart }), "applied");
+        tracing::info!(changes = changes.len(), "reload: the settings were read again");
+        Ok(Reloaded { changed, needs_restart })
+    }
+
+    /// Does what an operator wants of whoever reads the settings.
+    fn obey(&mut self, wanted: Wanted, reloading: &dyn Reload) {
+        // Who gave up waiting needs no answer.
+        match wanted {
+            Wanted::Reload(answer) => {
+                let _ = answer.send(self.reload(reloading, json!({ "api": true })));
+            }
+            Wanted::Log(None, answer) => {
+                let _ = answer.send(Ok(self.last.log.filter.clone()));
+            }
+            Wanted::Log(Some(filter), answer) => {
+                self.last.log.filter.clone_from(&filter);
+                reloading.change_log_filter(&self.last);
+                let _ = answer.send(Ok(filter));
+            }
+        }
     }
 
     fn read_tokens(&self, settings: &Settings) -> anyhow::Result<Option<Tokens>> {
@@ -371,9 +400,9 @@ impl Broker {
         }
     }
 
-    fn audit_reload(&self, what: serde_json::Value, result: &str) {
+    fn audit_reload(&self, who: serde_json::Value, what: serde_json::Value, result: &str) {
         let shared = &self.shared;
-        shared.audit.record(shared.clock.wall_ms(), "reload", json!({ "signal": "SIGHUP" }), what, result);
+        shared.audit.record(shared.clock.wall_ms(), "reload", who, what, result);
     }
 
     /// Where HTTP is served.

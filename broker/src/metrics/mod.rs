@@ -5,6 +5,7 @@
 //! written. Other parts of the process may use the macros of the `metrics` crate directly. A process may also count
 //! nothing at all (`metrics.enabled`).
 
+mod api;
 mod build;
 mod counters;
 mod events;
@@ -27,6 +28,7 @@ use std::sync::{Arc, OnceLock};
 use kentongan_cluster::Stats;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+pub use api::{ApiMetrics, ApiOutcome};
 pub use counters::{
     ArbiterCounters, AuthenticationOutcome, CloseReason, ConnectRefusal, Count, CountBy, DropReason, Family, Kind,
     Label, Level, MalformedReason, PacketKind, PublishRefusal, SubscribeRefusal,
@@ -54,6 +56,7 @@ pub struct Metrics {
     totals: Arc<Totals>,
     prometheus: PrometheusHandle,
     reloads: Reloads,
+    api: ApiMetrics,
     tls: TlsMetrics,
     http_auth: HttpAuthMetrics,
     events: EventMetrics,
@@ -102,6 +105,7 @@ impl Metrics {
                 totals: Arc::new(Totals::register()),
                 prometheus: recorder.handle(),
                 reloads: Reloads::register(),
+                api: ApiMetrics::register(),
                 tls: TlsMetrics::register(),
                 http_auth: HttpAuthMetrics::register(),
                 events: EventMetrics::register(),
@@ -130,6 +134,12 @@ impl Metrics {
         if self.node.set(Box::new(source)).is_err() {
             tracing::warn!("another node is shown in /metrics already");
         }
+    }
+
+    /// The counters of the HTTP API.
+    #[must_use]
+    pub fn api(&self) -> ApiMetrics {
+        self.api.clone()
     }
 
     /// Counts that the settings were read again.
@@ -277,7 +287,8 @@ fn builder() -> PrometheusBuilder {
 
 /// Gives the recorder that is current the description of every family.
 fn describe() {
-    let others = [reloads::FAMILIES, tls::FAMILIES, http_auth::FAMILIES, jwks::FAMILIES, events::FAMILIES];
+    let others =
+        [reloads::FAMILIES, api::FAMILIES, tls::FAMILIES, http_auth::FAMILIES, jwks::FAMILIES, events::FAMILIES];
     for family in FAMILIES.iter().chain(others.into_iter().flatten()) {
         let text = family.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
         match family.kind {

@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 use super::counters::FAMILIES;
-use super::{Family, Kind, build, events, groups, http_auth, jwks, node, process, readiness, reloads, storage, tls};
+use super::{
+    Family, Kind, api, build, events, groups, http_auth, jwks, node, process, readiness, reloads, storage, tls,
+};
 
 const PREFACE: &str = "\
 <!-- Made from the comments in broker/src/metrics/ by `cargo xtask docs`; change it there. -->
@@ -32,6 +34,7 @@ pub fn reference_page() -> String {
     push_families(&mut page, "The keys of tokens", jwks::FAMILIES);
     push_families(&mut page, "Events of clients", events::FAMILIES);
     push_families(&mut page, "Its settings", reloads::FAMILIES);
+    push_families(&mut page, "The HTTP API", api::FAMILIES);
     push_families(&mut page, "The program", build::FAMILIES);
     push_families(&mut page, "The process", process::FAMILIES);
     page

@@ -10,9 +10,13 @@
 //! Absent: HTTP, and who may ask ([`crate::api`]).
 
 pub mod clients;
+pub mod control;
+pub mod nodes;
+pub mod publish;
+pub mod sessions;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +26,7 @@ use kentongan_cluster::pipeline::PipelineHandle;
 use kentongan_cluster::transport::{self, Answerer, LinkError, PeerHello, Target, Transport};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 use crate::peers::administration::{Act, Administered, Administration, Say};
 use crate::peers::status::{MemberStatus, NodeStatus};
@@ -34,6 +39,12 @@ const AT_A_TIME_MAX: usize = 16;
 
 /// Time that a thread of this node, or another node, has for its part.
 const PART_MAX: Duration = Duration::from_secs(5);
+
+/// Time for what the directory must decide.
+const DECIDED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Between two looks whether it has.
+const DECIDE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Rows in one answer.
 pub const ROWS_MAX: usize = 1000;
@@ -50,6 +61,24 @@ const LOOKED_AT_MAX: usize = 200_000;
 pub enum Question {
     /// Which clients are connected to it.
     Clients(clients::ClientsAsked),
+    /// The client of this name.
+    Client(String),
+    /// To close the connection of the client of this name.
+    Kick(String),
+    /// What the clients that are connected to it subscribe to.
+    Subscriptions(clients::SubscriptionsAsked),
+    /// Which sessions a group has that it leads.
+    Sessions(sessions::SessionsAsked),
+    /// The session of this name.
+    Session(String),
+    /// Which retained messages a group has that it leads.
+    Retained(sessions::RetainedAsked),
+    /// How it is.
+    Node,
+    /// To read its settings again.
+    Reload,
+    /// What it logs; or to log this from now on.
+    Log(Option<String>),
 }
 
 /// Why there is no answer.
@@ -94,6 +123,8 @@ pub struct Operator {
     /// `None`: this node is alone.
     transport: Option<Transport>,
     at_work: AtomicUsize,
+    /// The way to whoever reads the settings, once it listens.
+    control: OnceLock<mpsc::UnboundedSender<control::Wanted>>,
 }
 
 /// One of those who work at a question, until it is dropped.
@@ -109,7 +140,7 @@ impl Operator {
     /// Of the node `me`.
     #[must_use]
     pub fn new(shared: Arc<Shared>, me: NodeId, pipeline: PipelineHandle<Query>, transport: Option<Transport>) -> Self {
-        Self { shared, me, pipeline, transport, at_work: AtomicUsize::new(0) }
+        Self { shared, me, pipeline, transport, at_work: AtomicUsize::new(0), control: OnceLock::new() }
     }
 
     /// What all threads of this node share.
@@ -156,6 +187,15 @@ impl Operator {
         }
         match question {
             Question::Clients(asked) => say(&self.clients_here(asked)),
+            Question::Client(client_id) => say(&self.client_here(client_id)),
+            Question::Kick(client_id) => say(&self.kick_here(client_id)),
+            Question::Subscriptions(asked) => say(&self.subscriptions_here(asked)),
+            Question::Sessions(asked) => say(&self.sessions_here(asked)),
+            Question::Session(client_id) => say(&self.session_here(client_id)),
+            Question::Retained(asked) => say(&self.retained_here(asked)),
+            Question::Node => say(&self.node_here()),
+            Question::Reload => say(&self.reload_here()),
+            Question::Log(filter) => say(&self.log_here(filter.clone())),
         }
     }
 
@@ -272,5 +312,5 @@ fn understand<T: DeserializeOwned>(said: &[u8]) -> Result<T, AskError> {
     let answered: Answered<T> = serde_json::from_slice(said).map_err(|_| {
         AskError::Unavailable("its version answers something else than what was asked: upgrade it".to_owned())
     })?;
-    answered.map_err(AskError::Refused)
+    answered.map_err(AskError::Unavailable)
 }

@@ -25,4 +25,4 @@ pub use interface::{
     RetainedPage, SubscribeOutcome, SubscribedPersistent, UnsubscribedPersistent,
 };
 pub use slots::Slots;
-pub use submitter::{Query, Submitter};
+pub use submitter::{Look, Query, Submitter};

@@ -12,6 +12,7 @@ mod outbox;
 mod paging;
 pub mod resync;
 mod retained_read;
+pub mod shown;
 mod subscribing;
 mod timing;
 

@@ -1,5 +1,6 @@
 //! The way from the arbiters to the groups: commands to be committed, and questions in their order.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -11,7 +12,7 @@ use kentongan_cluster::membership::Wish;
 use kentongan_cluster::{GroupId, NodeId, PipelineHandle};
 
 use super::command::{self, Command};
-use super::state::CLOCK_LAG_MS_MAX;
+use super::state::{CLOCK_LAG_MS_MAX, GroupState};
 use super::{ClaimRequest, InterestChanges, ReadPage, RetainedCursor, Slots};
 use crate::clock::Clock;
 use crate::connection_key::ConnectionKey;
@@ -81,6 +82,8 @@ pub enum Query {
     Stops,
     /// An operator asks how this node is: as much of it as is known to who applies.
     Status(Sender<NodeStatus>),
+    /// An operator looks at groups that are kept here.
+    Look(Look),
     /// A majority confirms that everything is applied that was committed when this was asked.
     Reached(Sender<()>),
     /// A checkpoint is wanted before it is due.
@@ -121,6 +124,33 @@ pub enum Query {
         /// Where to go on.
         cursor: RetainedCursor,
     },
+}
+
+/// What an operator sees of a group.
+type Looking = Box<dyn FnOnce(Option<&GroupState>) + Send>;
+
+/// A short look at a group, on the thread that applies.
+pub struct Look {
+    /// Which.
+    pub group: u16,
+    looking: Looking,
+}
+
+impl Look {
+    /// To be carried out once, with the group if this node leads it.
+    pub fn new(group: u16, looking: impl FnOnce(Option<&GroupState>) + Send + 'static) -> Self {
+        Self { group, looking: Box::new(looking) }
+    }
+
+    pub(crate) fn carry_out(self, group: Option<&GroupState>) {
+        (self.looking)(group);
+    }
+}
+
+impl fmt::Debug for Look {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Look({})", self.group)
+    }
 }
 
 /// Where a lane from an outbox leads.

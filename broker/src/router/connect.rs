@@ -128,6 +128,8 @@ pub enum EndCause {
     TooFast,
     /// An operator banned it, its user or where it comes from.
     Banned,
+    /// An operator closed it, and has nothing against that it comes again.
+    Kicked,
     /// It would not be let in any more: the files of users or rights changed.
     NotAuthorized,
     /// Its login was for a time, and that is over.
@@ -173,7 +175,7 @@ impl EndCause {
             }
             Self::SlowConsumer => CloseReason::SlowConsumer,
             Self::TooFast => CloseReason::QuotaExceeded,
-            Self::Banned => CloseReason::Administrative,
+            Self::Banned | Self::Kicked => CloseReason::Administrative,
             Self::NotAuthorized => CloseReason::NotAuthorized,
             Self::LoginExpired => CloseReason::LoginExpired,
             Self::ShuttingDown | Self::SentElsewhere(_) => CloseReason::ShuttingDown,

@@ -6,10 +6,12 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use kentongan_proto::mqtt::ProtocolVersion;
+use kentongan_proto::mqtt::{ProtocolVersion, ReasonCode};
 
+use super::ConnectionKey;
 use super::arbiter::ArbiterState;
-use super::client::Client;
+use super::client::{Client, OwnSubscription};
+use super::connect::EndCause;
 
 /// Something short to do on an arbiter's thread.
 pub struct Visit(Box<dyn FnOnce(&mut ArbiterState) + Send>);
@@ -98,5 +100,57 @@ impl ArbiterState {
             }
         }
         (end < all).then_some(end)
+    }
+
+    /// The connected client of this name, if it has one of the places from `from` on, `places` of them at most, and where to
+    /// look further.
+    pub fn find_client(
+        &self,
+        client_id: &str,
+        from: usize,
+        places: usize,
+    ) -> (Option<(ConnectionKey, Seen<'_>)>, Option<usize>) {
+        let all = self.clients.capacity();
+        let end = from.saturating_add(places).min(all);
+        let found = (from..end).find_map(|place| {
+            let client = self.clients.get(place).filter(|client| *client.client_id == *client_id)?;
+            Some((ConnectionKey::new(self.id, place as u32, client.generation), Seen::of(client)?))
+        });
+        (found, (end < all).then_some(end))
+    }
+
+    /// Closes a connection; a client of MQTT 5 is told that it was an administrator's doing. `false`: it is gone.
+    pub fn kick(&mut self, key: ConnectionKey) -> bool {
+        let is_there = self.client(key).is_some_and(|client| client.is_connected());
+        if is_there {
+            self.end(key, EndCause::Kicked, Some(ReasonCode::AdministrativeAction));
+        }
+        is_there
+    }
+
+    /// The subscriptions of the clients in the places from `from` on, as [`Self::show_clients`] shows clients: a client's
+    /// by their filters, those behind `after` of the first one.
+    pub fn show_subscriptions(
+        &self,
+        from: usize,
+        places: usize,
+        after: Option<&str>,
+        mut show: impl FnMut(&Client, &str, &OwnSubscription) -> bool,
+    ) -> Option<(usize, Option<String>)> {
+        let all = self.clients.capacity();
+        let end = from.saturating_add(places).min(all);
+        for place in from..end {
+            let Some(client) = self.clients.get(place).filter(|client| client.is_connected()) else { continue };
+            let Some(session) = &client.session else { continue };
+            let is_behind = |filter: &str| place != from || after.is_none_or(|after| filter > after);
+            let mut filters: Vec<_> = session.subscriptions.iter().filter(|(filter, _)| is_behind(filter)).collect();
+            filters.sort_unstable_by_key(|(filter, _)| *filter);
+            for (filter, own) in filters {
+                if !show(client, filter, own) {
+                    return Some((place, Some(filter.to_string())));
+                }
+            }
+        }
+        (end < all).then_some((end, None))
     }
 }

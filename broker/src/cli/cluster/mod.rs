@@ -10,7 +10,7 @@ mod certs;
 mod list;
 mod recover;
 mod restore;
-mod show;
+pub(super) mod show;
 #[cfg(test)]
 mod tests;
 

@@ -183,7 +183,7 @@ fn group_row(survey: &Survey, group: u32, seen: &[(u64, &GroupStatus)]) -> Vec<S
 }
 
 /// A table by itself.
-pub(super) fn table_of(columns: &[&str], rows: &[Vec<String>]) -> String {
+pub(in crate::cli) fn table_of(columns: &[&str], rows: &[Vec<String>]) -> String {
     let mut text = String::new();
     push_table(&mut text, columns, rows);
     text
@@ -202,7 +202,7 @@ pub(super) fn push_table(text: &mut String, columns: &[&str], rows: &[Vec<String
 }
 
 /// What came over the network and must not move the cursor of a terminal.
-pub(super) fn plain(text: &str) -> String {
+pub(in crate::cli) fn plain(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
 }
 

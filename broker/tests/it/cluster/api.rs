@@ -5,7 +5,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 
-use serde_json::Value;
+use kentongan_proto::mqtt::*;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use kentongan::api::tokens::{Role, Token};
@@ -144,4 +145,104 @@ fn nobody_is_heard_without_a_token_and_wrong_ones_are_few() {
     }
     assert_eq!(ask(node, keys.viewer.expose(), "PUT", "/clients", None).0, 405);
     assert_eq!(ask(node, "", "GET", "/openapi.json", None).1["info"]["title"], "Kentongan");
+}
+
+fn act(node: &Node, token: &Token, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+    ask(node, token.expose(), method, path, body)
+}
+
+/// Abuse: [api]
+#[test]
+fn an_operator_kicks_and_bans_on_any_node_and_a_viewer_does_not() {
+    let keys = Keys::draw();
+    let cluster = cluster(&keys);
+    let [first, second, third] = &cluster.nodes[..] else { panic!("three nodes") };
+    let mut meter = third.client("meter/7");
+    assert_eq!(get(first, &keys, "/clients/meter%2F7")["node"], third.name.as_str());
+    assert_eq!(act(first, &keys.viewer, "DELETE", "/clients/meter%2F7", None).0, 403);
+    let body = json!({ "as": "clientid", "who": "meter/7", "reason": "x" });
+    assert_eq!(act(first, &keys.viewer, "POST", "/banned", Some(&body)).0, 403);
+    assert_eq!(act(first, &keys.operator, "POST", "/reload", None).0, 403);
+    meter.expect_nothing();
+    assert_eq!(act(first, &keys.operator, "DELETE", "/clients/meter%2F7", None).0, 204);
+    match meter.receive() {
+        Packet::Disconnect(disconnect) => assert_eq!(disconnect.reason_code, ReasonCode::AdministrativeAction),
+        packet => panic!("DISCONNECT expected, got {packet:?}"),
+    }
+    wait_for("it is gone", || ask(second, keys.viewer.expose(), "GET", "/clients/meter%2F7", None).0 == 404);
+    assert_eq!(act(second, &keys.operator, "POST", "/banned", Some(&body)).0, 200);
+    wait_for("all know", || {
+        cluster.nodes.iter().all(|node| get(node, &keys, "/banned")["data"][0]["who"] == "meter/7")
+    });
+    assert_eq!(act(third, &keys.operator, "DELETE", "/banned/clientid/meter%2F7", None).0, 204);
+    wait_for("all know", || cluster.nodes.iter().all(|node| get(node, &keys, "/banned")["meta"]["count"] == 0));
+}
+
+#[test]
+fn sessions_subscriptions_and_retained_messages_are_seen_from_any_node() {
+    let keys = Keys::draw();
+    let cluster = cluster(&keys);
+    let mut sessions = Vec::new();
+    for number in 0..9 {
+        let (mut client, _) = cluster.nodes[number % 3].persistent(&format!("s{number}"));
+        client.subscribe(&format!("plant/{number}"), QoS::AtLeastOnce);
+        if number < 4 {
+            client.disconnect();
+        } else {
+            sessions.push(client);
+        }
+    }
+    let node = &cluster.nodes[1];
+    let expected: Vec<_> = (0..9).map(|number| format!("s{number}")).collect();
+    for limit in [1, 4, 100] {
+        let rows = all(&cluster, &keys, "/sessions?", limit);
+        assert_eq!(rows.len(), 9);
+        assert_eq!(names(&rows), expected.iter().map(String::as_str).collect());
+    }
+    wait_for("four are away", || all(&cluster, &keys, "/sessions?connected=false&", 3).len() == 4);
+    assert_eq!(get(node, &keys, "/sessions/s3")["subscriptions"][0]["topic"], "plant/3");
+    assert_eq!(names(&all(&cluster, &keys, "/subscriptions?", 2)), ["s4", "s5", "s6", "s7", "s8"].into());
+    assert_eq!(all(&cluster, &keys, "/subscriptions?match_topic=plant/5&", 2).len(), 1);
+    for number in 0..9 {
+        let body = json!({ "topic": format!("plant/{number}"), "payload": "eA==", "payload_encoding": "base64", "qos": 1, "retain": true });
+        assert_eq!(act(&cluster.nodes[number % 3], &keys.operator, "POST", "/publish", Some(&body)).0, 202);
+    }
+    assert_eq!(sessions[0].expect_publish().payload, "x");
+    wait_for("all are retained", || all(&cluster, &keys, "/retained?", 2).len() == 9);
+    assert_eq!(get(node, &keys, "/retained/plant%2F8")["payload"], "eA==");
+    assert_eq!(act(node, &keys.operator, "DELETE", "/retained/plant%2F8", None).0, 204);
+    assert_eq!(act(&cluster.nodes[0], &keys.viewer, "GET", "/retained/plant%2F8", None).0, 404);
+    wait_for("one waits", || get(node, &keys, "/sessions/s0")["mqueue_len"] == 1);
+}
+
+#[test]
+fn nodes_are_shown_drained_and_told_what_to_log() {
+    let keys = Keys::draw();
+    let cluster = cluster(&keys);
+    let [first, second, third] = &cluster.nodes[..] else { panic!("three nodes") };
+    let nodes = get(first, &keys, "/nodes");
+    let rows = nodes["data"].as_array().expect("a list");
+    assert!(rows.len() == 3 && rows.iter().all(|row| row["node_status"] == "running"), "{nodes}");
+    wait_for("all groups are led", || {
+        let groups = get(second, &keys, "/groups");
+        let rows = groups["data"].as_array().expect("a list");
+        rows.len() == 17 && rows.iter().all(|row| row["leader"].is_string())
+    });
+    let path = format!("/nodes/{}/drain", third.name);
+    assert_eq!(act(first, &keys.administrator, "POST", &path, None).0, 200);
+    wait_for("it is drained", || {
+        let nodes = get(second, &keys, "/nodes");
+        let rows = nodes["data"].as_array().expect("a list").clone();
+        rows.iter().any(|row| row["node"] == third.name.as_str() && row["drains"] == true)
+    });
+    assert_eq!(act(second, &keys.administrator, "DELETE", &path, None).0, 200);
+    let reloaded = act(first, &keys.administrator, "POST", "/reload", None).1;
+    assert!(reloaded["data"].as_array().expect("a list").iter().all(|row| row["applied"] == true), "{reloaded}");
+    let filter = json!({ "filter": "debug" });
+    assert_eq!(act(first, &keys.administrator, "PUT", &format!("/log?node={}", third.name), Some(&filter)).0, 200);
+    let logs = get(second, &keys, "/log");
+    let debug = logs["data"].as_array().expect("a list").iter().filter(|row| row["filter"] == "debug");
+    assert_eq!(debug.count(), 1, "{logs}");
+    let wrong = json!({ "filter": "=" });
+    assert_eq!(act(first, &keys.administrator, "PUT", "/log", Some(&wrong)).0, 400);
 }

@@ -1,0 +1,57 @@
+//! Messages that an operator publishes.
+
+use std::sync::Arc;
+
+use super::{AskError, Operator};
+use crate::message::{Message, MessageIdentity};
+use crate::router::sys::is_sys;
+use kentongan_proto::mqtt::{PublishProperties, QoS};
+use kentongan_proto::topic::check_topic_name;
+
+/// A message to be published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToPublish {
+    /// Topic Name.
+    pub topic: String,
+    /// Its payload.
+    pub payload: Vec<u8>,
+    /// Quality of Service.
+    pub qos: QoS,
+    /// Whether it is retained.
+    pub retain: bool,
+    /// What goes with it.
+    pub properties: PublishProperties,
+}
+
+impl Operator {
+    /// Hands a message to everyone who wants it, from this node. It is on its way when this returns: who must know that it
+    /// arrived publishes by MQTT.
+    ///
+    /// # Errors
+    /// It is no message that may be published.
+    pub fn publish(&self, wanted: ToPublish) -> Result<(), AskError> {
+        let refused = |text: String| AskError::Refused(text);
+        check_topic_name(&wanted.topic).map_err(|error| refused(format!("`topic`: {error}")))?;
+        if is_sys(&wanted.topic) {
+            return Err(refused("`topic`: $SYS is the broker's own".to_owned()));
+        }
+        let bytes_max = self.shared.settings.session.packet_bytes_max.get() as usize;
+        if wanted.payload.len() + wanted.topic.len() > bytes_max {
+            return Err(refused(format!("larger than `session.packet_bytes_max` ({bytes_max})")));
+        }
+        let expires_at_ms =
+            wanted.properties.message_expiry_interval.map(|seconds| self.shared.now_ms() + u64::from(seconds) * 1000);
+        let message = Arc::new(Message {
+            identity: MessageIdentity::default(),
+            topic: wanted.topic.into(),
+            payload: wanted.payload.into(),
+            qos: wanted.qos,
+            retain: wanted.retain,
+            publisher: Arc::from(""),
+            properties: Some(Box::new(wanted.properties)).filter(|own| **own != PublishProperties::default()),
+            expires_at_ms,
+        });
+        let routed = self.visit(0, move |arbiter| arbiter.route_message(&message));
+        routed.ok_or_else(|| AskError::Unavailable("this node is too busy to publish: ask again".to_owned()))
+    }
+}

@@ -1,0 +1,261 @@
+//! Sessions that outlive their connections, and retained messages: what the leaders of groups have.
+
+use crossbeam::channel::bounded;
+use kentongan_proto::mqtt::QoS;
+use serde::{Deserialize, Serialize};
+
+use super::{Answered, AskError, Operator, PART_MAX, ROW_BYTES_MAX, ROWS_MAX};
+use crate::message::Message;
+use crate::replicated::session::PersistentSession;
+use crate::replicated::state::GroupState;
+use crate::replicated::submitter::{Look, Query};
+
+/// Topics that are looked at for one page of retained messages.
+const TOPICS_A_LOOK: usize = 5000;
+
+/// Bytes of a payload that is shown: in Base64 it must fit into a frame between nodes.
+const PAYLOAD_SHOWN_MAX: usize = 8 * 1024 * 1024;
+
+/// Which sessions of a group are asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SessionsAsked {
+    /// Of which group.
+    pub group: u16,
+    /// Those behind this name.
+    pub after: Option<String>,
+    /// How many at most.
+    pub limit: usize,
+    /// Only those of this user.
+    pub username: Option<String>,
+    /// Only those with this in their Client Identifiers.
+    pub like_clientid: Option<String>,
+    /// Only those that have, or have not, a connection.
+    pub connected: Option<bool>,
+}
+
+/// A session that outlives its connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Session {
+    /// Its Client Identifier.
+    pub clientid: String,
+    /// Whose it is; null if nobody's in particular.
+    pub username: Option<String>,
+    /// Whether it has a connection.
+    pub connected: bool,
+    /// The id of the node that the connection is to.
+    pub node: Option<String>,
+    /// For how many seconds it outlives its connection; 4294967295 is for ever.
+    pub expiry_interval: u32,
+    /// How many subscriptions it has.
+    pub subscriptions_cnt: usize,
+    /// Messages that wait for it.
+    pub mqueue_len: u64,
+    /// Bytes of them.
+    pub mqueue_bytes: u64,
+    /// Messages that its client has not acknowledged.
+    pub inflight_cnt: u64,
+    /// Messages of QoS 2 that its client has not released.
+    pub awaiting_rel_cnt: usize,
+    /// The group that keeps it.
+    pub group: u16,
+}
+
+/// A session with what it subscribes to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct SessionDetail {
+    /// The session.
+    #[serde(flatten)]
+    pub session: Session,
+    /// Its subscriptions by Topic Filter; the first 1000.
+    pub subscriptions: Vec<SessionSubscription>,
+}
+
+/// A subscription.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct SessionSubscription {
+    /// Topic Filter, of a shared one with its `$share/NAME/`.
+    pub topic: String,
+    /// As granted.
+    #[schema(minimum = 0, maximum = 2)]
+    pub qos: u8,
+}
+
+/// Which retained messages of a group are asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RetainedAsked {
+    /// Of which group.
+    pub group: u16,
+    /// Those behind this topic.
+    pub after: Option<String>,
+    /// How many at most.
+    pub limit: usize,
+    /// Whose topics this Topic Filter matches.
+    pub filter: String,
+    /// Whether their payloads are wanted.
+    pub payload: bool,
+}
+
+/// A part of what a group has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part<T> {
+    /// By their names.
+    pub rows: Vec<T>,
+    /// Where to go on; `None`: those were all.
+    pub next: Option<String>,
+}
+
+/// A retained message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct RetainedMessage {
+    /// Topic Name.
+    pub topic: String,
+    /// As published.
+    #[schema(minimum = 0, maximum = 2)]
+    pub qos: u8,
+    /// Bytes of its payload.
+    pub payload_bytes: usize,
+    /// Who published it; empty: the broker, or an operator.
+    pub from_clientid: String,
+    /// In how many seconds it is over; null: never.
+    pub expires_in_seconds: Option<u64>,
+    /// Its payload in Base64; only if one message is asked for, and up to 8 MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload: Option<String>,
+}
+
+impl Operator {
+    /// Looks at a group that this node leads.
+    fn look<T: Send + 'static>(&self, group: u16, look: impl FnOnce(&GroupState) -> T + Send + 'static) -> Answered<T> {
+        let (answer, answered) = bounded(1);
+        let look = Look::new(group, move |state| {
+            // Whoever gave up waiting needs no answer.
+            let _ = answer.send(state.map(look));
+        });
+        self.pipeline.notify(Query::Look(look));
+        match answered.recv_timeout(PART_MAX) {
+            Ok(Some(seen)) => Ok(seen),
+            Ok(None) => Err(format!("group {group} has another leader by now: ask again")),
+            Err(_) => Err("this node is too busy to look at its groups: ask again".to_owned()),
+        }
+    }
+
+    pub(super) fn sessions_here(&self, asked: &SessionsAsked) -> Answered<Part<Session>> {
+        let SessionsAsked { group, after, limit, username, like_clientid, connected } = asked.clone();
+        let limit = limit.clamp(1, ROWS_MAX);
+        self.look(group, move |state| {
+            let wanted = |session: &PersistentSession| {
+                username.as_ref().is_none_or(|wanted| *wanted == *session.identity)
+                    && like_clientid.as_ref().is_none_or(|part| session.client_id.contains(part.as_str()))
+                    && connected.is_none_or(|wanted| wanted == session.owner.is_some())
+            };
+            let mut rows = Vec::new();
+            let mut bytes = 0;
+            let found = state.show_sessions(after.as_deref(), limit, wanted);
+            let mut is_more = found.len() == limit;
+            for session in found {
+                if bytes >= ROW_BYTES_MAX {
+                    is_more = true;
+                    break;
+                }
+                bytes += 300 + session.client_id.len();
+                rows.push(session_row(session, group));
+            }
+            let next = rows.last().filter(|_| is_more).map(|last| last.clientid.clone());
+            Part { rows, next }
+        })
+    }
+
+    pub(super) fn session_here(&self, client_id: &str) -> Answered<Option<SessionDetail>> {
+        let group = self.shared.submitter.slots().group_of(client_id);
+        let client_id = client_id.to_owned();
+        self.look(group, move |state| {
+            let session = state.shown_session(&client_id)?;
+            let subscriptions = session
+                .subscriptions
+                .iter()
+                .take(ROWS_MAX)
+                .scan(0, |bytes, (filter, own)| {
+                    *bytes += filter.len();
+                    (*bytes < ROW_BYTES_MAX).then_some((filter, own))
+                })
+                .map(|(filter, own)| SessionSubscription { topic: filter.to_string(), qos: number(own.options.qos) });
+            Some(SessionDetail { session: session_row(session, group), subscriptions: subscriptions.collect() })
+        })
+    }
+
+    pub(super) fn retained_here(&self, asked: &RetainedAsked) -> Answered<Part<RetainedMessage>> {
+        let RetainedAsked { group, after, limit, filter, payload } = asked.clone();
+        let limit = limit.clamp(1, ROWS_MAX);
+        self.look(group, move |state| {
+            let clock_ms = state.clock_ms();
+            let page = state.retained_page(&filter, after.as_deref(), limit, TOPICS_A_LOOK);
+            let mut bytes = 0;
+            let fits = |message: &&std::sync::Arc<Message>| {
+                let fits = bytes < ROW_BYTES_MAX;
+                bytes += 200 + message.topic.len();
+                fits
+            };
+            let rows: Vec<_> =
+                page.messages.iter().take_while(fits).map(|message| retained_row(message, clock_ms, payload)).collect();
+            let next = match rows.len() < page.messages.len() {
+                true => rows.last().map(|last| last.topic.clone()),
+                false => page.next.map(|next| next.to_string()),
+            };
+            Part { rows, next }
+        })
+    }
+
+    /// Asks whoever leads the group of a name.
+    ///
+    /// # Errors
+    /// There is no leader, or it does not answer.
+    pub fn ask_leader<T: serde::de::DeserializeOwned>(
+        &self,
+        group: u16,
+        question: &super::Question,
+    ) -> Result<T, AskError> {
+        match self.leaders()?.get(usize::from(group)) {
+            Some(&leader) if leader != 0 => self.ask(leader, question),
+            _ => Err(AskError::Unavailable(format!("group {group} has no leader now: ask again"))),
+        }
+    }
+}
+
+fn session_row(session: &PersistentSession, group: u16) -> Session {
+    let backlog = session.outbound.backlog();
+    let count = |count: i64| u64::try_from(count).unwrap_or(0);
+    Session {
+        clientid: session.client_id.to_string(),
+        username: Some(session.identity.to_string()).filter(|name| !name.is_empty()),
+        connected: session.owner.is_some(),
+        node: session.owner.map(|owner| kentongan_cluster::NodeId(owner.node).to_string()),
+        expiry_interval: session.expiry_seconds,
+        subscriptions_cnt: session.subscriptions.len(),
+        mqueue_len: count(backlog.queued_messages),
+        mqueue_bytes: count(backlog.queued_bytes),
+        inflight_cnt: count(backlog.in_flight),
+        awaiting_rel_cnt: session.received.len(),
+        group,
+    }
+}
+
+fn retained_row(message: &Message, clock_ms: u64, payload: bool) -> RetainedMessage {
+    use base64::Engine as _;
+    RetainedMessage {
+        topic: message.topic.to_string(),
+        qos: number(message.qos),
+        payload_bytes: message.payload.len(),
+        from_clientid: message.publisher.to_string(),
+        expires_in_seconds: message.expires_at_ms.map(|at| at.saturating_sub(clock_ms) / 1000),
+        payload: (payload && message.payload.len() <= PAYLOAD_SHOWN_MAX)
+            .then(|| base64::engine::general_purpose::STANDARD.encode(&message.payload)),
+    }
+}
+
+/// As packets have it.
+#[must_use]
+pub fn number(qos: QoS) -> u8 {
+    qos as u8
+}
