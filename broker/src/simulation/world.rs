@@ -170,15 +170,17 @@ pub struct Outcome {
 }
 
 /// A node that an operator drains, or did.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Drained {
     host: usize,
     node: NodeId,
     /// Faults because of which it is to be drained just now.
     wanted: u32,
+    /// What the node says that the operator asked last.
+    answer: Option<Receiver<Answer>>,
 }
 
-/// What the directory makes of a node that asks to join, and its members.
+/// What the directory makes of what a node or an operator wants, and its members.
 type Answer = (membership::Wish, Vec<MemberRecord>);
 
 /// A run.

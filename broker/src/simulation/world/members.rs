@@ -129,15 +129,18 @@ impl World {
     /// One that a node is drained, or is not any more, is said until everybody knows it: whoever is asked may not be able to decide.
     /// And until the end of all faults, as what was proposed may be committed long after it was taken back.
     pub(super) fn administer(&mut self, drained: usize) {
-        let Drained { node, wanted, .. } = self.drained[drained];
+        let Drained { node, wanted, ref mut answer, .. } = self.drained[drained];
         let is_wanted = wanted > 0;
+        let answered = answer.take().and_then(|answer| answer.try_recv().ok());
         let knows = |process: &Process| process.drains(node).is_none_or(|drains| drains == is_wanted);
         let known = self.hosts.iter().all(|host| host.process.as_ref().is_some_and(knows));
-        let asked = self.random.random_range(0..self.hosts.len());
+        let anybody = self.random.random_range(0..self.hosts.len());
+        let asked = answered.and_then(|(wish, _)| self.named_by(&wish)).unwrap_or(anybody);
         if !known && let Some(process) = &self.hosts[asked].process {
-            let (answer, _) = bounded(1);
+            let (answer, answered) = bounded(1);
             later::set_ahead(self.hosts[asked].ahead);
             process.pipeline.handle().notify(Query::Drain(node, is_wanted, answer));
+            self.drained[drained].answer = Some(answered);
             self.make_runnable(asked);
         }
         if !self.recovered {
@@ -145,12 +148,18 @@ impl World {
         }
     }
 
+    /// Whom to ask instead, as operators' programs do: of five nodes one decides, and chance may not find it for long.
+    fn named_by(&self, wish: &membership::Wish) -> Option<usize> {
+        let membership::Wish::Elsewhere { address } = wish else { return None };
+        (0..self.hosts.len()).find(|&host| host::member(host, self.network.id(host)).peer_address == *address)
+    }
+
     pub(super) fn drain(&mut self, host: usize) {
         let node = self.network.id(host);
         match self.drained.iter_mut().find(|drained| drained.node == node) {
             Some(drained) => drained.wanted += 1,
             None => {
-                self.drained.push(Drained { host, node, wanted: 1 });
+                self.drained.push(Drained { host, node, wanted: 1, answer: None });
                 self.at(self.now_ns, Event::Administer(self.drained.len() - 1));
             }
         }
