@@ -47,7 +47,9 @@ start() {
 for number in 1 2 3; do
     start "node-$number" "$kentongan" --local "$number/3"
 done
-start haproxy haproxy -db -f "$deploy/haproxy/haproxy.cfg"
+# Without the PROXY protocol: these nodes take clients from this machine directly as well.
+sed 's/ send-proxy-v2//' "$deploy/haproxy/haproxy.cfg" >"$directory/haproxy.cfg"
+start haproxy haproxy -db -f "$directory/haproxy.cfg"
 sed -E "s/^( *(scrape|evaluation)_interval:).*/\1 $interval/; s|alerts.yml|$deploy/prometheus/alerts.yml|" \
     "$deploy/prometheus/prometheus.yml" >"$directory/prometheus.yml"
 start prometheus prometheus --config.file="$directory/prometheus.yml" --storage.tsdb.path="$directory/prometheus" \
