@@ -220,6 +220,9 @@ class Guide(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         self.assertRegex(done.stdout, r"\b[1-9]\d* blocks", "a page of which nothing is tried")
 
+    def test_api(self):
+        self.follow("api.md")
+
     def test_cluster(self):
         self.follow("cluster.md")
 
