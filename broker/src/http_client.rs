@@ -152,7 +152,7 @@ impl HttpClient {
     /// # Errors
     /// There is no answer.
     pub async fn get(&self, url: &HttpUrl) -> Result<HttpAnswer, HttpError> {
-        self.request(Method::GET, url, None).await
+        self.request(Method::GET, url, None, &[]).await
     }
 
     /// Sends JSON, and wants JSON.
@@ -160,14 +160,33 @@ impl HttpClient {
     /// # Errors
     /// There is no answer.
     pub async fn post_json(&self, url: &HttpUrl, json: Bytes) -> Result<HttpAnswer, HttpError> {
-        self.request(Method::POST, url, Some(json)).await
+        self.request(Method::POST, url, Some(json), &[]).await
+    }
+
+    /// The same, with headers of this request alone.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn post_json_with(
+        &self,
+        url: &HttpUrl,
+        json: Bytes,
+        headers: &[(HeaderName, HeaderValue)],
+    ) -> Result<HttpAnswer, HttpError> {
+        self.request(Method::POST, url, Some(json), headers).await
     }
 
     /// Sends something, and wants JSON.
     ///
     /// # Errors
     /// There is no answer.
-    pub async fn request(&self, method: Method, url: &HttpUrl, json: Option<Bytes>) -> Result<HttpAnswer, HttpError> {
+    pub async fn request(
+        &self,
+        method: Method,
+        url: &HttpUrl,
+        json: Option<Bytes>,
+        more: &[(HeaderName, HeaderValue)],
+    ) -> Result<HttpAnswer, HttpError> {
         let mut request = Request::new(Full::new(json.clone().unwrap_or_default()));
         *request.method_mut() = method;
         *request.uri_mut() = url.uri().clone();
@@ -177,7 +196,7 @@ impl HttpClient {
         if json.is_some() {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         }
-        if let Some((name, value)) = &self.header {
+        for (name, value) in self.header.iter().chain(more) {
             headers.insert(name, value.clone());
         }
         let answered = tokio::time::timeout(self.timeout, self.send(request)).await;

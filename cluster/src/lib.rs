@@ -38,6 +38,7 @@ pub mod placement;
 pub mod recovery;
 pub mod seed;
 pub mod state;
+pub mod times;
 pub mod transport;
 
 pub use feature_level::{FeatureLevels, UnknownLevel};

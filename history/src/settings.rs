@@ -24,6 +24,9 @@ pub struct Settings {
     /// How far a wall clock may have been set wrong: by so much a message that was acknowledged may expire early, where wall time
     /// bridged a stop (F7). Part of the skew.
     pub clocks_set_max: Nanoseconds,
+    /// How much faster than the observer's a node's clock may run, in thousandths: by so much of its Message Expiry Interval a message
+    /// that was acknowledged may expire early.
+    pub clocks_fast_permille_max: u64,
     /// After a heal, how long until clients must be served (P12).
     pub recovery_max: Nanoseconds,
     /// How long an answer may take when the cluster has recovered.
@@ -49,6 +52,7 @@ impl Default for Settings {
             transit_max: SECOND,
             clock_skew_max: 0,
             clocks_set_max: 0,
+            clocks_fast_permille_max: 0,
             recovery_max: 10 * SECOND,
             answer_max: 5 * SECOND,
             acknowledgement_loss_max: SECOND,

@@ -245,6 +245,22 @@ fn p1_a_message_is_not_owed_when_it_has_expired_by_a_clock_that_was_set() {
     assert_eq!(missing(SECOND), 1);
 }
 
+/// F7: a clock that runs fast ends an expiry early by as much, and no earlier (found by simulation, seed 22851).
+#[test]
+fn p1_a_message_is_not_owed_when_it_has_expired_by_a_clock_that_runs_fast() {
+    let missing = |clocks_fast_permille_max: u64, waited: u64| {
+        let mut script = pair(1);
+        script.publish_expiring("pub", 1, 50);
+        script.wait(waited);
+        script.publish("pub", 2, 1);
+        script.deliver("sub", 2, 1);
+        check(&script.history, &Settings { clocks_fast_permille_max, ..Settings::default() }).len()
+    };
+    assert_eq!(missing(40, 48), 0);
+    assert_eq!(missing(40, 47), 1);
+    assert_eq!(missing(0, 48), 1);
+}
+
 /// A will that two subscriptions of a session match is owed to it once, and so one drop excuses it.
 #[test]
 fn p9_a_will_that_is_missing_is_missed_once_a_session() {
@@ -1135,6 +1151,27 @@ fn p4_qos_0_may_come_once_more_on_another_node_while_it_is_under_way() {
     restarted.resume("sub", EVER);
     restarted.deliver_as("sub", 1, 0, 0, false, false);
     restarted.keeps_all();
+
+    // With RETAIN as published (seed 23555).
+    let published = |retain_handling: u8, copies_after: usize| {
+        let mut script = Script::default();
+        script.connect("ani", EVER);
+        script.connect("budi", EVER);
+        let filters =
+            vec![Subscription { filter: TOPIC, qos: 0, no_local: false, retain_as_published: true, retain_handling }];
+        script.line("budi", Action::SubscribeSent(Box::new(Subscribe { packet_id: 90, filters })));
+        script.line("budi", Action::SubAck { packet_id: 90, reasons: Box::new([0]) });
+        script.retain("ani", 1, false);
+        script.deliver_as("budi", 1, 0, 0, false, true);
+        script.move_to("budi", 2);
+        (0..copies_after).for_each(|_| script.deliver_as("budi", 1, 0, 0, false, true));
+        script
+    };
+    published(2, 1).keeps_all();
+    published(2, 2).breaks(Promise::P4);
+    let mut repeated = published(0, 0);
+    (0..2).for_each(|_| repeated.deliver_as("budi", 1, 0, 0, false, false));
+    repeated.breaks(Promise::P4);
 
     // Beside the copy of a shared subscription (seed 3911).
     let mut shared = pair(0);

@@ -2,10 +2,11 @@
 
 A block of a page is tried if the words behind its language say so:
 
-    ```sh run          commands, in one shell for all blocks of the page, in a new directory that has the deploy/ of the source tree in it,
-                       with `kentongan` in the PATH
+    ```sh run          commands, in one shell for all blocks of the page, in a new directory that has the deploy/ of the source tree in it, with
+                       `kentongan` in the PATH, and as what ./run.sh builds and runs
     ```sh run fails    the same, but each of its commands, one a line, must fail
     ```sh run until    the same, again and again until they succeed: for what a program in the background needs time for
+    ```sh run terminals  each command in a terminal of its own, where it goes on; those of such a block before are closed
     ```text output     what the block before it prints; `...` stands for anything, alone on a line for any lines
     ```toml config     a file of settings, or a part of one, that `kentongan config check` must find in order
 
@@ -14,6 +15,7 @@ else, and for processes, so that none is left.
 """
 
 import fcntl
+import itertools
 import os
 import pathlib
 import re
@@ -23,6 +25,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import unittest
 
@@ -31,14 +34,15 @@ GUIDE = ROOT / "docs" / "guide"
 
 # Time within which what a page does in one block has happened.
 BLOCK_SECONDS = 60
-UNTIL_SECONDS = 20
+UNTIL_SECONDS = 50
 
 # `--kill-child`: whatever a page leaves running ends with it.
 UNSHARE = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
 if os.geteuid() != 0:
     UNSHARE.insert(1, "--map-root-user")
 
-FENCE = re.compile(r"^```(?P<info>[^`\n]*)\n(?P<text>.*?)^```$", re.M | re.S)
+# One of a list is indented.
+FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^`\n]*)\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S)
 
 # Where commands should succeed, the first that does not ends the block, and not the shell, which goes on with the page.
 ENDS_AT_A_FAILURE = "failures=1; return 0"
@@ -57,9 +61,16 @@ class Block:
         self.output = None
 
     def commands(self):
-        """How many there are: one a line, but for lines that go on."""
+        """One a line, but for lines that go on."""
         text = re.sub(r"\\\n", " ", self.text)
-        return sum(1 for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+        return [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+
+    def script(self):
+        if "terminals" not in self.words:
+            return self.text
+        names = (f"terminal-{self.line}-{number}.log" for number in itertools.count(1))
+        opened = (f"{command} > {name} 2>&1 &\n" for command, name in zip(self.commands(), names))
+        return "kill $(jobs -pr) 2> /dev/null || true; wait || true\n" + "".join(opened)
 
 
 def blocks(page):
@@ -67,16 +78,16 @@ def blocks(page):
     found, last = [], None
     for fence in FENCE.finditer(page):
         line = page.count("\n", 0, fence.start()) + 1
-        words = fence["info"].split()
+        words, text = fence["info"].split(), textwrap.dedent(fence["text"])
         if words[:2] == ["text", "output"]:
             if last is None:
                 raise Wrong(f"line {line}: an output of nothing")
-            last.output, last = fence["text"], None
+            last.output, last = text, None
             continue
         last = None
         if words[:2] in (["sh", "run"], ["toml", "config"]):
-            last = Block(line, words[2:] if words[0] == "sh" else ["config"], fence["text"])
-            if not set(last.words) <= {"fails", "until", "config"}:
+            last = Block(line, words[2:] if words[0] == "sh" else ["config"], text)
+            if not set(last.words) <= {"fails", "until", "terminals", "config"}:
                 raise Wrong(f"line {line}: {' '.join(words)!r} is not known")
             found.append(last)
     return found
@@ -118,7 +129,7 @@ class Shell:
         on_failure = COUNTS_FAILURES if "fails" in block.words else ENDS_AT_A_FAILURE
         script, printed = (self.directory / f".block-{number}{end}" for end in ("", ".out"))
         # Its own end is none that the trap should count.
-        script.write_text(f"{block.text}true\n", encoding="utf-8")
+        script.write_text(f"{block.script()}true\n", encoding="utf-8")
         # What it leaves in the background must not hold the pipe of the statuses.
         self.tell(f"failures=0; trap '{on_failure}' ERR; . ./{script.name} > {printed.name} 2>&1 < /dev/null {self.status_fd}>&-\n")
         self.tell(f"echo $failures >&{self.status_fd}\n")
@@ -148,8 +159,8 @@ def run_shell_block(shell, number, block):
 
 def what_is_wrong(block, failures, printed):
     """What is not as the page says; None if all is."""
-    if "fails" in block.words and failures != block.commands():
-        return f"{failures} of {block.commands()} commands failed, all should; they printed:\n{printed}"
+    if "fails" in block.words and failures != len(block.commands()):
+        return f"{failures} of {len(block.commands())} commands failed, all should; they printed:\n{printed}"
     if "fails" not in block.words and failures > 0:
         return f"it failed and printed:\n{printed}"
     if block.output is not None and not pattern(block.output).fullmatch(printed):
@@ -200,6 +211,11 @@ def inside(page, binary):
         work.mkdir()
         (programs / "kentongan").symlink_to(binary)
         (work / "deploy").symlink_to(ROOT / "deploy")
+        built = work / "target" / "release"
+        built.mkdir(parents=True)
+        (built / "kentongan").symlink_to(binary)
+        (work / "run.sh").write_text('#!/bin/sh\nexec kentongan "$@"\n', encoding="utf-8")
+        (work / "run.sh").chmod(0o755)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("KENTONGAN_")}
         os.environ.clear()
         os.environ.update(kept, PATH=f"{programs}:{kept['PATH']}:{pathlib.Path(sys.executable).parent}", HOME=str(directory), LC_ALL="C.UTF-8")
@@ -212,40 +228,26 @@ def inside(page, binary):
 class Guide(unittest.TestCase):
     """A page a test."""
 
-    def follow(self, name):
+    def follow(self, path):
         if shutil.which("unshare") is None or subprocess.run([*UNSHARE, "true"], capture_output=True).returncode != 0:
             self.skipTest("this machine gives no namespaces, and a page may need any port")
-        command = [*UNSHARE, sys.executable, __file__, str(GUIDE / name), os.environ["KENTONGAN"]]
+        if os.geteuid() != 0 and "\nnginx " in path.read_text(encoding="utf-8"):
+            self.skipTest("NGINX takes on another user, which only root may do")
+        command = [*UNSHARE, sys.executable, __file__, str(path), os.environ["KENTONGAN"]]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         self.assertRegex(done.stdout, r"\b[1-9]\d* blocks", "a page of which nothing is tried")
 
-    def test_api(self):
-        self.follow("api.md")
 
-    def test_cluster(self):
-        self.follow("cluster.md")
+def add_tests():
+    """A test for the README, and for each page that has something to try."""
+    for path in [ROOT / "README.md", *GUIDE.glob("*.md")]:
+        if blocks(path.read_text(encoding="utf-8")):
+            name = "test_" + path.stem.lower().replace("-", "_")
+            setattr(Guide, name, lambda self, path=path: self.follow(path))
 
-    def test_from_emqx(self):
-        self.follow("from-emqx.md")
 
-    def test_from_mosquitto(self):
-        self.follow("from-mosquitto.md")
-
-    def test_limits(self):
-        self.follow("limits.md")
-
-    def test_listeners(self):
-        self.follow("listeners.md")
-
-    def test_load_balancers(self):
-        self.follow("load-balancers.md")
-
-    def test_quickstart(self):
-        self.follow("quickstart.md")
-
-    def test_security(self):
-        self.follow("security.md")
+add_tests()
 
 
 if __name__ == "__main__":

@@ -160,6 +160,7 @@ def suites(broker, own_binary):
         everything["balancers"] = ([*python, "balancers"], {"KENTONGAN": own_binary})
         everything["own-tls"] = ([*python, "own_tls"], {"KENTONGAN": own_binary})
         everything["http-authentication"] = ([*python, "http_authentication"], {"KENTONGAN": own_binary})
+        everything["webhook"] = ([*python, "webhook"], {"KENTONGAN": own_binary})
         everything["proxy-protocol"] = ([*python, "proxy_protocol"], {"KENTONGAN": own_binary})
         everything["http-api"] = ([*python, "http_api"], {"KENTONGAN": own_binary})
         everything["guide"] = ([*python, "guide"], {"KENTONGAN": own_binary})

@@ -146,11 +146,11 @@ class Package(unittest.TestCase):
         self.assertIn("in order", self.inside("kentongan", "config", "check", f"/{SETTINGS}"))
 
     def test_user_data_opens_a_cloud_machine(self):
-        """What examples/user-data.sh writes before the package is installed is what examples/open.toml says, and it opens both ports."""
-        script = (REPOSITORY / "deploy/debian/examples/user-data.sh").read_text(encoding="utf-8")
-        written = re.search(r"^mkdir.*?\nEND\n", script, re.M | re.S)[0]
-        self.inside("sh", "-euc", written)
-        self.install()
+        """The user data of docs/guide/quickstart.md, from where the package is there: it opens both ports, by what examples/open.toml says too."""
+        page = (REPOSITORY / "docs/guide/quickstart.md").read_text(encoding="utf-8")
+        script = re.search(r"^curl [^\n]*/(kentongan_[^\n]*\.deb)\n(.*?)^```", page, re.M | re.S)
+        shutil.copy(FIRST, self.root / "tmp" / script[1])
+        self.inside("sh", "-euc", f"cd /tmp\n{script[2]}")
         dropped = (self.root / "etc/kentongan/kentongan.toml.d/open.toml").read_text(encoding="utf-8")
         example = (REPOSITORY / "deploy/debian/examples/open.toml").read_text(encoding="utf-8")
         self.assertEqual(re.sub(r"^#.*\n", "", example, flags=re.M).strip(), dropped.strip())

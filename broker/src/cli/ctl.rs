@@ -423,7 +423,7 @@ impl Asker {
     fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
         let url: HttpUrl = format!("{}{path}", self.base).parse().map_err(|error| anyhow::anyhow!("--url: {error}"))?;
         let body = body.map(|body| Bytes::from(body.to_string()));
-        let asking = self.client.request(method, &url, body);
+        let asking = self.client.request(method, &url, body, &[]);
         let answer = self.runtime.block_on(asking).with_context(|| {
             format!("{}: is api.tokens_file set there, and --url where its API listens?", self.base)
         })?;

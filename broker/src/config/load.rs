@@ -150,6 +150,10 @@ impl Effective {
             refuse("listener", String::from("there must be one"));
         }
         auth.http.contradictions(&mut |key, message| refuse(&format!("auth.http.{key}"), message));
+        self.settings
+            .events
+            .webhook
+            .contradictions(&mut |key, message| refuse(&format!("events.webhook.{key}"), message));
         self.settings.cluster_contradictions(&mut refuse);
         if let Some(jwt) = &auth.jwt {
             jwt.contradictions(|key, message| refuse(&format!("auth.jwt.{key}"), message));
@@ -190,6 +194,13 @@ impl Effective {
         }
         if let Some(path) = self.settings.auth.http.header_value_file.clone() {
             self.settings.auth.http.header_value = Some(self.read_secret("auth.http.header_value", &path)?);
+        }
+        if let Some(path) = self.settings.events.webhook.secret_file.clone() {
+            self.settings.events.webhook.secret = Some(self.read_secret("events.webhook.secret", &path)?);
+            if let Err(message) = self.settings.events.webhook.key() {
+                let message = format!("`events.webhook.secret_file`: {message}");
+                return Err(Problem { origin: self.origin("events.webhook.secret_file").clone(), message });
+            }
         }
         Ok(())
     }

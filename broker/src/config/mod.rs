@@ -8,6 +8,7 @@
 //! Absent: anything that acts on a setting.
 
 mod address;
+mod events;
 mod http_auth;
 mod http_url;
 mod layer;
@@ -25,6 +26,7 @@ mod tls;
 mod tokens;
 
 pub use address::{FileMode, ListenAddress};
+pub use events::{ClientEventKind, EventsConfig, WebhookConfig};
 pub use http_url::HttpUrl;
 pub use layer::{CONFIG_VARIABLE, ENVIRONMENT_PREFIX};
 pub(crate) use load::check_host_port;

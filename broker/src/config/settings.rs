@@ -8,6 +8,7 @@ use kentongan_cluster::transport::TlsFiles;
 use kentongan_proto::mqtt;
 
 use super::address::{FileMode, ListenAddress};
+use super::events::EventsConfig;
 use super::http_url::HttpUrl;
 use super::schema::{choices, settings};
 use super::secret::Secret;
@@ -74,6 +75,8 @@ settings! {
         pub delayed: DelayedConfig = DelayedConfig::default(),
         /// The broker's account of itself under `$SYS`.
         pub sys: SysConfig = SysConfig::default(),
+        /// What is told of clients, and to whom.
+        pub events: EventsConfig = EventsConfig::default(),
         /// The other nodes.
         pub cluster: ClusterConfig = ClusterConfig::default(),
         /// Sending clients to other nodes.

@@ -118,8 +118,8 @@ fn take_share_loads(shared: &Shared, from: u64, told: &ShareLoads) {
     }
 }
 
-/// Messages for the transient sessions here. Answered once the arbiters' inboxes have them: what happens to them then
-/// happens to their subscribers too.
+/// Messages for the transient sessions here. Answered once the arbiters' inboxes have them, and are not too full: what happens
+/// to them then happens to their subscribers too.
 fn take_messages(shared: &Shared, from: u64, messages: Messages) {
     let (Some(cluster), Some(origin)) = (&shared.cluster, NodeId::new(from)) else {
         return;
@@ -166,6 +166,11 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
     let now_ms = shared.now_ms();
     let mut patient_answers = cluster.patient_answers.lock().unwrap_or_else(PoisonError::into_inner);
     let answer = match patient {
+        // Answered now, as much again would come at once, whatever the arbiters have before them.
+        _ if gap_in_round.is_none() && shared.is_inbox_overloaded() => {
+            patient_answers.hold(from, answer);
+            None
+        }
         true => patient_answers.on_patient(from, answer, now_ms),
         false => {
             patient_answers.on_answered(from, lane, now_ms);

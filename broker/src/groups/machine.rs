@@ -109,7 +109,7 @@ pub struct Machine {
     pub(super) shared: SharedCell,
     /// `None`: this is the only node there is.
     pub(super) member: Option<Member>,
-    counters: ArbiterCounters,
+    pub(super) counters: ArbiterCounters,
     effects: Vec<Effect>,
     /// Groups that this node leads.
     led: BTreeSet<u16>,
@@ -682,7 +682,7 @@ impl StateMachine for Machine {
         };
         if let Some(cluster) = &shared.cluster {
             self.tick_member();
-            cluster.answer_patient(shared.now_ms());
+            cluster.answer_patient(&shared);
             let nodes = self.other_nodes(cluster.node);
             self.pushes.ask(&*cluster.peers, &nodes, keeps(self.member.as_ref()));
             for told in self.loads.take() {

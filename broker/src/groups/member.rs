@@ -473,6 +473,11 @@ impl Machine {
             Output::Died { node, below } => {
                 tracing::warn!(%node, %below, "incarnations of a node below this are dead");
                 cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner).on_dead(node, below);
+                for number in cluster.nodes.of(node.get()) {
+                    if cluster.nodes.get(number).is_some_and(|process| process.incarnation < below.0) {
+                        self.tell_all(shared, || Event::NodeDead { node: number });
+                    }
+                }
             }
             Output::Lost { node, incarnation } => {
                 tracing::info!(%node, %incarnation, "nobody waits for a dead incarnation of a node any more");
@@ -610,6 +615,7 @@ impl Machine {
             }
             Standing::Lapsed => {
                 tracing::warn!("the lease ran out: nothing is acknowledged until it is back");
+                self.counters.lease_lapses.inc();
                 self.tell_all(shared, || Event::LeaseLapsed);
             }
             Standing::LapsedLong => {
@@ -618,6 +624,7 @@ impl Machine {
             }
             Standing::Dead => {
                 tracing::warn!("this node was declared dead: it closes its clients and registers again");
+                self.counters.declared_dead.inc();
                 if let Some(member) = &mut self.member {
                     member.closing = shared.inboxes.len();
                     member.waiters.retain(|_, waiter| matches!(waiter, Waiter::Owner { .. }));

@@ -92,6 +92,9 @@ impl Outboxes {
             return;
         };
         lane.outgoing.on_answer(number);
+        if lane.outgoing.is_trying() {
+            self.touched.insert((origin, target));
+        }
         while let Some((_, position)) = lane.unanswered.pop_front_if(|(answered, _)| *answered <= number) {
             lane.progress = true;
             settle(&mut self.routing, &mut self.routed, origin, position);
@@ -137,7 +140,7 @@ impl Outboxes {
         self.routed.remove(&origin);
     }
 
-    /// Lanes without progress since this was asked last begin anew. What was picked is proposed again: a proposal may be lost,
+    /// Lanes without progress since this was asked last try again. What was picked is proposed again: a proposal may be lost,
     /// and the first one that is committed counts.
     pub(super) fn retry(&mut self) {
         self.picked.clear();
@@ -146,7 +149,7 @@ impl Outboxes {
         }
         for (&key, lane) in &mut self.lanes {
             if !lane.unanswered.is_empty() && !std::mem::take(&mut lane.progress) {
-                lane.outgoing.on_reset();
+                lane.outgoing.on_silence();
                 self.touched.insert(key);
             }
         }

@@ -1,7 +1,7 @@
 //! From a data directory to groups at work: alone, or as one node of a cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -21,8 +21,8 @@ use kentongan_cluster::membership::{Limits, Membership, Wish};
 use kentongan_cluster::pipeline::NoPeers;
 use kentongan_cluster::state::StateReader;
 use kentongan_cluster::transport::{
-    Answerer, Asked, Conversation, LocalIdentity, PeerHello, Question, Responder, SnapshotChunks, TlsError, Transport,
-    TransportConfig,
+    Answerer, Asked, Conversation, LocalIdentity, PeerHello, PeerStatus, Question, Responder, SnapshotChunks, TlsError,
+    Transport, TransportConfig,
 };
 use kentongan_cluster::{
     Configuration, FeatureLevels, GroupId, NodeId, Pipeline, PipelineConfig, PipelineHandle, StateStore, state,
@@ -43,7 +43,7 @@ use crate::clock::Clock;
 use crate::config::{Durability, Overlapping, Settings};
 use crate::ending::Ending;
 use crate::later;
-use crate::metrics::Metrics;
+use crate::metrics::{ClusterFigures, Metrics, NodeFigures, PeerFigures};
 use crate::moving::Elsewhere;
 use crate::operator::Operator;
 use crate::peers::Peers;
@@ -66,9 +66,9 @@ pub struct Running {
     read_ahead: JoinHandle<()>,
     transport: Option<Transport>,
     data_dir: DataDir,
-    operator: Arc<Operator>,
     /// As long as this is kept, members are searched for that this node does not know.
     _searches: Option<Sender<()>>,
+    operator: Arc<Operator>,
 }
 
 impl Running {
@@ -174,10 +174,11 @@ fn start_alone(
     let read_ahead = read_ahead::start(reading, pipeline.handle().clone())?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
     let (shared, wait) = assembly.connect(pipeline.handle(), data_dir.incarnation(), None);
+    show_node(metrics, &shared, pipeline.handle(), None);
     wait.recv_timeout(Duration::from_secs(FENCE_SECONDS_MAX))
         .context("the groups did not let go of the connections of the process before this one")?;
     let operator = Arc::new(Operator::new(Arc::clone(&shared), data_dir.node(), pipeline.handle().clone(), None));
-    Ok((shared, Running { pipeline, read_ahead, transport: None, data_dir, _searches: None, operator }))
+    Ok((shared, Running { pipeline, read_ahead, transport: None, data_dir, operator, _searches: None }))
 }
 
 fn start_member(
@@ -227,6 +228,7 @@ fn start_member(
     let read_ahead = read_ahead::start(reading, pipeline.handle().clone())?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
     let (shared, _) = assembly.connect(pipeline.handle(), 0, Some(Arc::new(Links(transport.clone()))));
+    show_node(metrics, &shared, pipeline.handle(), Some(transport.clone()));
     let operator =
         Operator::new(Arc::clone(&shared), data_dir.node(), pipeline.handle().clone(), Some(transport.clone()));
     let operator = Arc::new(operator);
@@ -252,10 +254,47 @@ fn start_member(
     drop(search.start(stop_searching)?);
     set_once(&answers.running, asking);
     pipeline.handle().notify(Query::Listening);
-    Ok((
-        shared,
-        Running { pipeline, read_ahead, transport: Some(transport), data_dir, _searches: Some(searches), operator },
-    ))
+    let searches = Some(searches);
+    Ok((shared, Running { pipeline, read_ahead, transport: Some(transport), data_dir, operator, _searches: searches }))
+}
+
+/// Lets `/metrics` show how the node is, as long as there is one.
+fn show_node(metrics: &Metrics, shared: &Arc<Shared>, pipeline: &PipelineHandle<Query>, transport: Option<Transport>) {
+    let (shared, pipeline) = (Arc::downgrade(shared), pipeline.clone());
+    metrics.show_node(move || Some(node_figures(&*shared.upgrade()?, &pipeline, transport.as_ref())));
+}
+
+fn node_figures(shared: &Shared, pipeline: &PipelineHandle<Query>, transport: Option<&Transport>) -> NodeFigures {
+    NodeFigures {
+        is_overloaded: shared.is_overloaded(),
+        memory_level: shared.memory_level(),
+        memory_bytes_high_water: shared.memory_bytes_high_water.load(Ordering::Relaxed),
+        is_disk_full: pipeline.is_full(),
+        log_in_flight_bytes: pipeline.in_flight_bytes(),
+        index_filters: shared.index.filters(),
+        index_subscriptions: shared.index.subscriptions(),
+        cluster: shared
+            .cluster
+            .as_ref()
+            .zip(transport)
+            .map(|(view, transport)| cluster_figures(shared, view, transport)),
+    }
+}
+
+fn cluster_figures(shared: &Shared, view: &ClusterView, transport: &Transport) -> ClusterFigures {
+    let backlog = shared.backlog();
+    let peer = |peer: PeerStatus| {
+        let name = peer.peer.name.clone();
+        let link = LinkStatus::new(peer, &backlog);
+        PeerFigures { name, is_up: link.up, backlog: link.backlog }
+    };
+    ClusterFigures {
+        lease_left: view.lease_left(),
+        serves: view.serving.load(Ordering::Acquire),
+        peers: transport.peers().into_iter().map(peer).collect(),
+        transport: Arc::clone(transport.stats()),
+        group_backlog: backlog.groups,
+    }
 }
 
 /// What a node is started with, beside what is stored.
@@ -373,7 +412,7 @@ impl Assembly {
         let retained_possible = cluster.is_some();
         let mut shared = Shared::new(settings, arbiters, submitter, authority, incarnation, cluster, clock);
         shared.random = random;
-        shared.retained_possible.store(retained_possible, std::sync::atomic::Ordering::Relaxed);
+        shared.retained_possible.store(retained_possible, Ordering::Relaxed);
         let shared = Arc::new(shared);
         set_once(&self.shared_cell, Arc::clone(&shared));
         pipeline.notify(Query::Begin);

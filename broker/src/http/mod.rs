@@ -2,7 +2,7 @@
 //! a packet.
 //!
 //! `/metrics` is for Prometheus, `/livez` says that the process answers, `/readyz` whether clients should be sent
-//! here. None of them names a version. Absent: administration.
+//! here. The latter two are for everybody and name no version. Absent: administration.
 
 mod readiness;
 
@@ -20,7 +20,7 @@ use axum::routing::get;
 use tokio::sync::oneshot;
 
 use crate::config::{HttpConfig, Secret};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, render_readiness};
 pub use readiness::Readiness;
 
 /// How long answers that are under way may take once the server was told to stop.
@@ -138,7 +138,9 @@ async fn metrics(State(app): State<App>, headers: HeaderMap) -> Response {
         return (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], "a bearer token is wanted\n")
             .into_response();
     }
-    ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], app.metrics.render()).into_response()
+    let mut text = app.metrics.render();
+    render_readiness(&mut text, app.readiness.conditions());
+    ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], text).into_response()
 }
 
 fn bears(headers: &HeaderMap, token: &Secret) -> bool {
@@ -192,6 +194,7 @@ mod tests {
         let answer = ask(&server, "/readyz", "");
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
         assert!(answer.ends_with("\r\n\r\nnot ready: lease, listeners\n"), "{answer}");
+        assert!(!answer.contains(env!("CARGO_PKG_VERSION")), "{answer}");
 
         readiness.set("lease", true);
         readiness.set("listeners", true);
@@ -202,13 +205,16 @@ mod tests {
 
     /// Abuse: [http]
     #[test]
-    fn metrics_want_the_token_if_there_is_one_and_name_no_version() {
+    fn metrics_want_the_token_if_there_is_one() {
         let readiness = Arc::new(Readiness::new(&[]));
         let open = server(None, &readiness);
         let answer = ask(&open, "/metrics", "");
         assert!(answer.contains("# TYPE kentongan_connections gauge"), "{answer}");
         assert!(answer.contains("text/plain; version=0.0.4") && answer.contains("process_resident_memory_bytes"));
-        assert!(!answer.contains(env!("CARGO_PKG_VERSION")), "{answer}");
+        assert!(
+            answer.contains(concat!("kentongan_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1")),
+            "{answer}"
+        );
 
         let closed = server(Some("tabuh-7"), &readiness);
         for header in ["", "Authorization: Bearer tabuh\r\n", "Authorization: Basic tabuh-7\r\n"] {

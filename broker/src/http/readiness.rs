@@ -36,6 +36,12 @@ impl Readiness {
         self.lock().iter().filter(|&(_, &holds)| !holds).map(|(&name, _)| name).collect()
     }
 
+    /// All conditions, by name, and whether each holds.
+    #[must_use]
+    pub fn conditions(&self) -> Vec<(&'static str, bool)> {
+        self.lock().iter().map(|(&name, &holds)| (name, holds)).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, bool>> {
         // A map of booleans is whole after any panic.
         self.conditions.lock().unwrap_or_else(PoisonError::into_inner)

@@ -226,6 +226,7 @@ impl Broker {
         let arbiters = number_of_arbiters(&settings);
         let audit = settings.log.audit_file.as_deref().map(AuditFile::open).transpose()?;
         let (shared, groups) = groups::start(&settings, authority, arbiters, &metrics, stop)?;
+        shared.events.begin(&settings, metrics.events())?;
         if let Some(file) = audit {
             shared.audit.begin(file)?;
         }
@@ -443,6 +444,7 @@ impl Broker {
             drop(arbiter.join());
         }
         self.groups.stop();
+        self.shared.events.finish();
         self.shared.audit.flush();
         if let Some(http) = self.http {
             http.shutdown();
@@ -541,8 +543,11 @@ fn spawn_tasks() {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            second.tick().await;
-            ArbiterState::with(ArbiterState::on_second);
+            let due = second.tick().await;
+            ArbiterState::with(|arbiter| {
+                arbiter.counters.arbiter_late_seconds.record(due.elapsed());
+                arbiter.on_second();
+            });
         }
     });
 }

@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use kentongan_proto::mqtt::{Packet, QoS, ReasonCode};
 
+use super::page::Page;
+use super::times::TimeCounts;
+
 /// Whether this process counts at all: off, neither a cell nor a total is touched. One predictable branch a counter, and
 /// written once, before the first arbiter starts.
 static COUNTING: AtomicBool = AtomicBool::new(true);
@@ -19,7 +22,7 @@ pub(super) fn set_counting(counting: bool) {
 }
 
 #[inline]
-fn is_counting() -> bool {
+pub(super) fn is_counting() -> bool {
     COUNTING.load(Ordering::Relaxed)
 }
 
@@ -464,6 +467,9 @@ pub(super) trait Flushed {
 
     fn register(name: &'static str) -> Self::Total;
     fn flush(&self, total: &Self::Total);
+
+    /// Appends the total, where the recorder does not have it.
+    fn render(_: &Self::Total, _: &Family, _: &mut Page<'_>) {}
 }
 
 /// The process's total of a [`Count`].
@@ -591,6 +597,15 @@ macro_rules! families {
             pub(super) fn register() -> Self {
                 Self { $($field: <$type as Flushed>::register($name),)* }
             }
+
+            /// Appends those that the recorder does not have.
+            pub(super) fn render(&self, text: &mut String) {
+                let mut page = Page(text);
+                let mut families = FAMILIES.iter();
+                $(if let Some(family) = families.next() {
+                    <$type as Flushed>::render(&self.$field, family, &mut page);
+                })*
+            }
         }
 
         impl ArbiterCounters {
@@ -697,6 +712,20 @@ families! {
     shared_elsewhere: Level = "kentongan_shared_messages_elsewhere",
     /// Messages sent to clients and not yet acknowledged.
     inflight_messages: Level = "kentongan_inflight_messages",
+    /// Time from reading a PUBLISH to its PUBACK or PUBREC, where groups or other nodes must have it first. Each arbiter watches
+    /// one at a time.
+    publish_ack_seconds: TimeCounts = "kentongan_publish_ack_seconds",
+    /// Time from reading a PUBLISH here, or hearing of it from a group or another node, to writing it to the sockets of its
+    /// subscribers: that of the oldest message of each turn of an arbiter.
+    publish_deliver_seconds: TimeCounts = "kentongan_publish_deliver_seconds",
+    /// Time from the first packet of a turn of an arbiter to its last write.
+    arbiter_turn_seconds: TimeCounts = "kentongan_arbiter_turn_seconds",
+    /// How late an arbiter comes to what it does once a second: what everything else on it waits, too.
+    arbiter_late_seconds: TimeCounts = "kentongan_arbiter_late_seconds",
+    /// Times that the lease of this node ran out.
+    lease_lapses: Count = "kentongan_lease_lapses_total",
+    /// Times that this node was declared dead by the others.
+    declared_dead: Count = "kentongan_declared_dead_total",
     /// Batches handed from one arbiter to another.
     arbiter_batches: Count = "kentongan_arbiter_batches_total",
     /// Messages in those batches.

@@ -19,7 +19,7 @@ const RIGHTS: &str = "kentongan_http_auth_rights_total";
 pub(super) const SECONDS_BUCKETS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-const fn label<L: Label>() -> Option<LabelInfo> {
+pub(super) const fn label<L: Label>() -> Option<LabelInfo> {
     Some(LabelInfo { name: L::NAME, values: L::VALUES, meanings: L::MEANINGS })
 }
 
@@ -92,6 +92,8 @@ macro_rules! outcomes {
         }
     )*};
 }
+
+pub(super) use outcomes;
 
 outcomes! {
     /// What came of a request.
@@ -173,7 +175,7 @@ impl Default for HttpAuthMetrics {
     }
 }
 
-fn counters<L: Label>(family: &'static str) -> Arc<[metrics::Counter]> {
+pub(super) fn counters<L: Label>(family: &'static str) -> Arc<[metrics::Counter]> {
     let counted = |&value: &&'static str| {
         let counter = metrics::counter!(family, L::NAME => value);
         counter.increment(0);
@@ -182,7 +184,7 @@ fn counters<L: Label>(family: &'static str) -> Arc<[metrics::Counter]> {
     L::VALUES.iter().map(counted).collect()
 }
 
-fn gauge(family: &'static str) -> metrics::Gauge {
+pub(super) fn gauge(family: &'static str) -> metrics::Gauge {
     let gauge = metrics::gauge!(family);
     gauge.set(0.0);
     gauge

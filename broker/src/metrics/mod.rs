@@ -6,13 +6,21 @@
 //! nothing at all (`metrics.enabled`).
 
 mod api;
+mod build;
 mod counters;
+mod events;
+mod groups;
 mod http_auth;
+mod jwks;
 mod load;
+mod node;
+mod page;
 mod process;
+mod readiness;
 mod reference;
 mod reloads;
 mod storage;
+mod times;
 mod tls;
 
 use std::sync::{Arc, OnceLock};
@@ -26,13 +34,21 @@ pub use counters::{
     Label, Level, MalformedReason, PacketKind, PublishRefusal, SubscribeRefusal,
 };
 use counters::{FAMILIES, Totals};
+pub use events::{EventDrop, EventMetrics, WebhookOutcome};
 pub use http_auth::{HttpAuthMetrics, HttpAuthNotAsked, HttpAuthOutcome, HttpAuthRights};
+pub use jwks::count_jwks_fetch;
 pub use load::{Load, LoadAverages};
+pub use node::{ClusterFigures, NodeFigures, PeerFigures};
 pub use process::anonymous_bytes;
+pub use readiness::render_readiness;
 pub use reference::reference_page;
 pub use reloads::ReloadOutcome;
 use reloads::Reloads;
+pub use times::TimeCounts;
 pub use tls::{HandshakeOutcome, TlsMetrics};
+
+/// Says how the node is, if there still is one. Must not wait.
+type NodeSource = Box<dyn Fn() -> Option<NodeFigures> + Send + Sync>;
 
 /// The metrics of the process. Cheap to clone.
 #[derive(Clone)]
@@ -43,7 +59,9 @@ pub struct Metrics {
     api: ApiMetrics,
     tls: TlsMetrics,
     http_auth: HttpAuthMetrics,
+    events: EventMetrics,
     storage: Arc<OnceLock<Arc<Stats>>>,
+    node: Arc<OnceLock<NodeSource>>,
     counting: bool,
 }
 
@@ -80,26 +98,22 @@ impl Metrics {
     }
 
     fn with_recorder(recorder: &PrometheusRecorder) -> Self {
-        let (totals, reloads, tls, http_auth, api) = metrics::with_local_recorder(recorder, || {
+        metrics::with_local_recorder(recorder, || {
             describe();
-            (
-                Arc::new(Totals::register()),
-                Reloads::register(),
-                TlsMetrics::register(),
-                HttpAuthMetrics::register(),
-                ApiMetrics::register(),
-            )
-        });
-        Self {
-            totals,
-            prometheus: recorder.handle(),
-            reloads,
-            api,
-            tls,
-            http_auth,
-            storage: Arc::default(),
-            counting: true,
-        }
+            jwks::register();
+            Self {
+                totals: Arc::new(Totals::register()),
+                prometheus: recorder.handle(),
+                reloads: Reloads::register(),
+                api: ApiMetrics::register(),
+                tls: TlsMetrics::register(),
+                http_auth: HttpAuthMetrics::register(),
+                events: EventMetrics::register(),
+                storage: Arc::default(),
+                node: Arc::default(),
+                counting: true,
+            }
+        })
     }
 
     /// The counters of one more arbiter; it must flush them.
@@ -112,6 +126,13 @@ impl Metrics {
     pub fn show_storage(&self, stats: Arc<Stats>) {
         if self.storage.set(stats).is_err() {
             tracing::warn!("another log is shown in /metrics already");
+        }
+    }
+
+    /// Shows how the node is, as `source` says when it is asked, which must not wait. The first call holds.
+    pub fn show_node(&self, source: impl Fn() -> Option<NodeFigures> + Send + Sync + 'static) {
+        if self.node.set(Box::new(source)).is_err() {
+            tracing::warn!("another node is shown in /metrics already");
         }
     }
 
@@ -138,6 +159,12 @@ impl Metrics {
         self.http_auth.clone()
     }
 
+    /// The counters of events.
+    #[must_use]
+    pub fn events(&self) -> EventMetrics {
+        self.events.clone()
+    }
+
     /// Whether the broker's own figures are counted.
     #[must_use]
     pub fn is_counting(&self) -> bool {
@@ -147,10 +174,19 @@ impl Metrics {
     /// The text that Prometheus scrapes. What is not counted is not there, rather than 0.
     #[must_use]
     pub fn render(&self) -> String {
-        let mut text = if self.counting { self.prometheus.render() } else { String::new() };
+        let mut text = String::new();
+        if self.counting {
+            text = self.prometheus.render();
+            self.totals.render(&mut text);
+        }
+        if let Some(node) = self.node.get().and_then(|node| node()) {
+            node::render(&mut text, &node);
+        }
         if let Some(stats) = self.storage.get() {
             storage::render(&mut text, stats);
+            groups::render(&mut text, stats);
         }
+        build::render(&mut text);
         process::render(&mut text);
         text
     }
@@ -242,16 +278,18 @@ pub struct Snapshot {
 }
 
 fn builder() -> PrometheusBuilder {
-    let seconds = Matcher::Full(String::from(http_auth::SECONDS));
-    let builder = PrometheusBuilder::new().set_buckets_for_metric(seconds, http_auth::SECONDS_BUCKETS);
-    builder.expect("there are buckets")
+    let buckets = [(http_auth::SECONDS, http_auth::SECONDS_BUCKETS), (events::SECONDS, events::BUCKETS)];
+    buckets.into_iter().fold(PrometheusBuilder::new(), |builder, (family, buckets)| {
+        let builder = builder.set_buckets_for_metric(Matcher::Full(String::from(family)), buckets);
+        builder.expect("there are buckets")
+    })
 }
 
 /// Gives the recorder that is current the description of every family.
 fn describe() {
-    for family in
-        FAMILIES.iter().chain(reloads::FAMILIES).chain(api::FAMILIES).chain(tls::FAMILIES).chain(http_auth::FAMILIES)
-    {
+    let others =
+        [reloads::FAMILIES, api::FAMILIES, tls::FAMILIES, http_auth::FAMILIES, jwks::FAMILIES, events::FAMILIES];
+    for family in FAMILIES.iter().chain(others.into_iter().flatten()) {
         let text = family.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
         match family.kind {
             Kind::Counter => metrics::describe_counter!(family.name, text),

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use super::page::Page;
 use super::{Family, Kind};
 use crate::memory;
 
@@ -32,7 +33,7 @@ const fn family(name: &'static str, kind: Kind, doc: &'static [&'static str]) ->
 pub(super) fn render(text: &mut String) {
     for (family, value) in FAMILIES.iter().zip(read()) {
         let Some(value) = value else { continue };
-        family.render(text, value);
+        Page(text).one(family, value);
     }
 }
 

@@ -6,10 +6,12 @@
 //! that were ready with it.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use kentongan_proto::mqtt::codec::{self, FrameStatus, Limits, PacketType, Sender};
@@ -19,7 +21,7 @@ use tokio::io::ReadBuf;
 
 use super::batch::Batch;
 use super::claims::ClaimTurns;
-use super::client::{Client, Phase};
+use super::client::{Client, LOOK_SECONDS_MAX, Phase};
 use super::cluster::Departing;
 use super::deliver::Templates;
 use super::handshaking::Handshaking;
@@ -30,10 +32,12 @@ use super::pace::Pace;
 use super::publish::asks_something;
 use super::share_settling::{ShareSettling, ShareTaking};
 use super::shared::MEMORY_LEVEL_CLOSES;
+use super::timing::Timing;
 use super::{ConnectionKey, Event, Shared};
 use crate::config::Overlapping;
 use crate::connection::{BufferPool, Flushed, OutBuffer, Transport};
 use crate::listener::ListenerContext;
+use crate::message::Message;
 use crate::metrics::{ArbiterCounters, ConnectRefusal};
 use crate::replicated::InterestChanges;
 use crate::subscription::{LocalSubscriptions, MatchCache};
@@ -84,8 +88,11 @@ pub struct ArbiterState {
     pub(super) lanes: Lanes,
     pub(super) claim_turns: ClaimTurns,
     pub(super) message_number: u64,
-    /// Milliseconds of the process clock, read once a turn.
+    /// The process clock, read once a turn.
+    pub(super) now: Duration,
+    /// Its milliseconds.
     pub(super) now_ms: u64,
+    pub(super) timing: Timing,
     dirty: Vec<ConnectionKey>,
     flush_scheduled: bool,
     flush_waker: Option<Waker>,
@@ -120,6 +127,8 @@ pub struct ArbiterState {
     pub(super) unread: Vec<ConnectionKey>,
     /// SUBSCRIBEs that every node has heard of, and whose answers wait for the lease.
     pub(super) withheld_barriers: Vec<(ConnectionKey, u64)>,
+    /// What is to be published about clients here.
+    pub(super) client_events: VecDeque<Arc<Message>>,
     /// The process stops: whoever was accepted before the acceptors heard of that is not taken in any more.
     pub(super) ending: bool,
     /// Connections that are gone, while something that came by them is still on its way.
@@ -153,7 +162,9 @@ impl ArbiterState {
             lanes: Lanes::new(shared.cluster.as_ref().map(|cluster| cluster.node), shared.incarnation(), id, groups),
             claim_turns: ClaimTurns::new(groups),
             message_number: 0,
+            now: shared.clock.elapsed(),
             now_ms: shared.now_ms(),
+            timing: Timing::default(),
             dirty: Vec::new(),
             flush_scheduled: false,
             flush_waker: None,
@@ -175,6 +186,7 @@ impl ArbiterState {
             withheld: Vec::new(),
             withheld_barriers: Vec::new(),
             unread: Vec::new(),
+            client_events: VecDeque::new(),
             ending: false,
             departing: hashbrown::HashMap::new(),
             shared,
@@ -184,6 +196,13 @@ impl ArbiterState {
     /// Calls `act` with this thread's arbiter. `None` on a thread that is none, or no more.
     pub fn with<R>(act: impl FnOnce(&mut Self) -> R) -> Option<R> {
         ARBITER.with_borrow_mut(|arbiter| arbiter.as_deref_mut().map(act))
+    }
+
+    /// Reads the process clock for what follows in this turn.
+    #[inline]
+    pub(super) fn read_clock(&mut self) {
+        self.now = self.shared.clock.elapsed();
+        self.now_ms = self.now.as_millis() as u64;
     }
 
     /// The connection `key`, unless it is gone.
@@ -213,7 +232,7 @@ impl ArbiterState {
         listener: Arc<ListenerContext>,
         peer: Option<std::net::SocketAddr>,
     ) -> ConnectionKey {
-        self.now_ms = self.shared.now_ms();
+        self.read_clock();
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
         let now = self.now_seconds();
@@ -227,6 +246,8 @@ impl ArbiterState {
             unprocessed: false,
             paused: false,
             held_up: false,
+            went_on_second: 0,
+            behind_blocked: None,
             guarded: false,
             taken_over: false,
             breaks_off: false,
@@ -261,6 +282,7 @@ impl ArbiterState {
             return;
         }
         self.tear_down(key, super::connect::EndCause::Dropped);
+        self.timing.forget(key);
         let mut client = self.clients.remove(key.index());
         if client.breaks_off {
             client.transport.reset_when_closed();
@@ -457,10 +479,12 @@ impl ArbiterState {
     /// Handles the whole packets in `buffer` and returns how many bytes they were. Stops early when the
     /// connection must not be read for now, and remembers that.
     fn consume(&mut self, key: ConnectionKey, buffer: &[u8], source: Option<&Bytes>) -> usize {
-        self.now_ms = self.shared.now_ms();
+        self.read_clock();
         let mut limits = self.limits(key);
         let held_up = self.client(key).is_some_and(|client| client.held_up);
         let mut asks = false;
+        // What others put there is nothing to this one.
+        self.lanes.take_touched_blocked();
         let mut position = 0;
         while position < buffer.len() {
             if held_up && self.waits_for_others(key, buffer[position]) {
@@ -538,6 +562,7 @@ impl ArbiterState {
     pub(super) fn schedule_flush(&mut self) {
         if !self.flush_scheduled {
             self.flush_scheduled = true;
+            self.timing.begin_turn(self.now);
             if let Some(waker) = &self.flush_waker {
                 waker.wake_by_ref();
             }
@@ -551,12 +576,17 @@ impl ArbiterState {
         }
         if self.flush_scheduled {
             self.take_events();
+            let turn = self.timing.turn();
             self.flush_scheduled = false;
             self.large_reads_left = LARGE_BYTES_A_TURN_MAX;
+            if !self.client_events.is_empty() {
+                self.publish_client_events();
+            }
             self.next_handshakes();
             self.flush_hurried_lanes();
             self.flush_interest();
             self.flush_clients();
+            self.timing.end_turn(turn, self.shared.clock.elapsed(), &self.counters);
         }
         Poll::Pending
     }
@@ -566,7 +596,8 @@ impl ArbiterState {
         for (target, batch) in self.batches.iter_mut().enumerate() {
             if !batch.is_empty() {
                 let empty = self.shared.recycled[usize::from(self.id)].pop().unwrap_or_default();
-                let full = mem::replace(batch, empty);
+                let mut full = mem::replace(batch, empty);
+                full.set_oldest(self.timing.turn().oldest);
                 let weight = full.weight_bytes();
                 self.counters.arbiter_batches.inc();
                 self.counters.arbiter_batch_deliveries.add(full.len() as u64);
@@ -657,7 +688,7 @@ impl ArbiterState {
     /// Handles what came from other threads. Stops after a while, so that sockets have their turn.
     pub fn take_events(&mut self) -> bool {
         const EVENTS_A_TURN_MAX: usize = 256;
-        self.now_ms = self.shared.now_ms();
+        self.read_clock();
         let shared = Arc::clone(&self.shared);
         let inbox = &shared.inboxes[usize::from(self.id)];
         for _ in 0..EVENTS_A_TURN_MAX {
@@ -685,7 +716,7 @@ impl ArbiterState {
 
     /// Once a second: deadlines, counters, publishers that paused.
     pub fn on_second(&mut self) {
-        self.now_ms = self.shared.now_ms();
+        self.read_clock();
         let mut due = Vec::new();
         self.wheel.advance(self.now_seconds(), &mut due);
         for key in due {
@@ -694,6 +725,7 @@ impl ArbiterState {
         self.let_in = 0;
         if self.id == 0 {
             self.shared.watch_memory();
+            self.shared.watches.end_what_is_over(self.now_ms);
             self.count_accepting();
         }
         if self.shared.memory_level() >= MEMORY_LEVEL_CLOSES {
@@ -705,11 +737,13 @@ impl ArbiterState {
         self.retry_lanes();
         self.show_backlog();
         self.resume_publishers();
+        self.look_behind_publishes();
         self.continue_slow_reads();
         let (hits, misses) = self.cache.take_hits_and_misses();
         self.counters.route_cache_hits.add(hits);
         self.counters.route_cache_misses.add(misses);
         self.counters.flush();
+        self.timing.counters_flushed();
         let unlogged = self.refusal_lines.take_unlogged();
         if unlogged > 0 {
             tracing::warn!(unlogged, "more refusals than are logged one by one");
@@ -771,7 +805,8 @@ impl ArbiterState {
                     self.counters.keep_alive_timeouts.inc();
                     self.end(key, super::connect::EndCause::KeepAlive, Some(ReasonCode::KeepAliveTimeout));
                 } else {
-                    self.wheel.arm(key, looked_at_next.map_or(due, |next| next.min(due)));
+                    let due = looked_at_next.map_or(due, |next| next.min(due));
+                    self.wheel.arm(key, due.min(now + LOOK_SECONDS_MAX));
                 }
             }
         }

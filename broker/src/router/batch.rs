@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use kentongan_proto::mqtt::{PublishProperties, QoS};
@@ -45,6 +46,8 @@ pub struct Batch {
     arena: Vec<u8>,
     records: Vec<Record>,
     large_bytes: usize,
+    /// When the oldest of them was read, on the process clock, if it was read here.
+    oldest: Option<Duration>,
 }
 
 impl Batch {
@@ -71,6 +74,16 @@ impl Batch {
     #[must_use]
     pub fn capacity_bytes(&self) -> usize {
         self.arena.capacity() + self.records.capacity() * size_of::<Record>()
+    }
+
+    /// The oldest message in it was read then.
+    pub fn set_oldest(&mut self, oldest: Duration) {
+        self.oldest = Some(oldest);
+    }
+
+    /// When that was, if it was read by an arbiter of this node.
+    pub fn take_oldest(&mut self) -> Option<Duration> {
+        self.oldest.take()
     }
 
     /// Copies a message in; a large payload is shared.

@@ -10,6 +10,7 @@ use hashbrown::HashMap;
 use kentongan_proto::mqtt::{ProtocolVersion, SubscriptionOptions, Will};
 
 use super::cluster::Served;
+use super::lanes::BlockedLane;
 use super::pace::Pace;
 use super::renewal::RightsRenewal;
 use super::retained_read::RetainedReads;
@@ -73,9 +74,10 @@ pub struct OwnSubscription {
     pub identifier: Option<NonZeroU32>,
 }
 
-/// Until when at the latest it is looked whether a login has ended, or rights are due. What was armed for a connection stays in
-/// the wheel when that is gone, so it must not be armed for the year that a token may be good for.
-const LOOK_SECONDS_MAX: u32 = 600;
+/// Until when at the latest it is looked whether a login has ended, rights are due, or nothing was heard. What was armed for a
+/// connection stays in the wheel when that is gone, so it must not be armed for the year that a token may be good for, nor for the
+/// day that a Keep Alive may last.
+pub(super) const LOOK_SECONDS_MAX: u32 = 600;
 
 /// What a connection has once its CONNECT was accepted.
 #[derive(Debug)]
@@ -171,6 +173,10 @@ pub struct Client {
     pub paused: bool,
     /// It asked for something while others could not keep up: what it asks for next waits until they can.
     pub held_up: bool,
+    /// Second in which it last went on by one packet though memory is short.
+    pub went_on_second: u32,
+    /// It is held up for what it has for a group or node that answers nothing.
+    pub(super) behind_blocked: Option<BlockedLane>,
     /// What is sent to it is looked at: it may have been queued, or subscribed to, under other rules.
     pub guarded: bool,
     /// Another connection claims the Client Identifier and waits for our release.
@@ -243,6 +249,18 @@ impl Client {
             queued + session.reads.held_bytes()
         });
         self.out.len() + of_session
+    }
+
+    /// Whether it has something that it may acknowledge, and by that make memory free.
+    #[must_use]
+    pub fn has_unacknowledged(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| {
+            let by_group = match &session.served {
+                Some(served) => !served.sent.is_empty(),
+                None => session.persistent.is_some(),
+            };
+            by_group || session.outbound.in_flight() > 0
+        })
     }
 
     /// Whether packets to it may be written.

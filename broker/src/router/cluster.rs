@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kentongan_cluster::lane::Incoming;
 use kentongan_cluster::lease::LeaseCell;
@@ -29,6 +30,9 @@ use crate::subscription::InterestKind;
 
 /// What clients are told who must find another node.
 const CUT_OFF: ReasonCode = ReasonCode::UseAnotherServer;
+
+/// Why a claim is refused whose group answers nothing.
+pub(super) const TOO_FEW_KEEP_IT: &str = "too few of the nodes that keep its session are there";
 
 /// Where the fixed header of a PUBLISH has its QoS.
 const PUBLISH_QOS_BITS: u8 = 0b0110;
@@ -76,8 +80,12 @@ impl ClusterView {
         }
     }
 
-    /// Answers lanes from other nodes that have waited long enough. From time to time.
-    pub fn answer_patient(&self, now_ms: u64) {
+    /// Answers lanes from other nodes that have waited long enough, unless arbiters have too much before them. From time to time.
+    pub fn answer_patient(&self, shared: &Shared) {
+        if shared.is_inbox_overloaded() {
+            return;
+        }
+        let now_ms = shared.now_ms();
         let due = self.patient_answers.lock().unwrap_or_else(PoisonError::into_inner).take_due(now_ms);
         for (node, answer) in due {
             // If there is no room, the origin sends the batch again.
@@ -90,6 +98,12 @@ impl ClusterView {
     #[must_use]
     pub fn may_acknowledge(&self) -> bool {
         self.lease.is_valid(self.clock.boottime_ns())
+    }
+
+    /// What is left of the lease, for those who want to know.
+    #[must_use]
+    pub fn lease_left(&self) -> Duration {
+        Duration::from_nanos(self.lease.valid_until_ns().saturating_sub(self.clock.boottime_ns()))
     }
 }
 
@@ -376,7 +390,9 @@ impl ArbiterState {
     /// Nobody may grant what clients wait for here: they try elsewhere.
     pub(super) fn refuse_claims(&mut self) {
         for key in self.claiming() {
-            self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");
+            if self.is_claiming(key) {
+                self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");
+            }
         }
     }
 
@@ -388,17 +404,21 @@ impl ArbiterState {
         let slots = self.shared.submitter.slots();
         for key in self.claiming() {
             let group = self.client(key).map(|client| slots.group_of(&client.client_id));
-            if group.is_some_and(|group| self.lanes.is_silent(group)) {
-                self.refuse(key, ReasonCode::ServerUnavailable, "too few of the nodes that keep its session are there");
+            if group.is_some_and(|group| self.lanes.is_silent(group)) && self.is_claiming(key) {
+                self.refuse(key, ReasonCode::ServerUnavailable, TOO_FEW_KEEP_IT);
             }
         }
     }
 
     fn claiming(&mut self) -> Vec<ConnectionKey> {
         let mut keys = self.keys();
-        let claims = |client: &mut Client| matches!(client.phase, Phase::AwaitingTurn | Phase::Claiming);
-        keys.retain(|&key| self.client(key).is_some_and(claims));
+        keys.retain(|&key| self.is_claiming(key));
         keys
+    }
+
+    /// Not so any more if the end of another claim was its turn, and it was refused by that.
+    fn is_claiming(&mut self, key: ConnectionKey) -> bool {
+        self.client(key).is_some_and(|client| matches!(client.phase, Phase::AwaitingTurn | Phase::Claiming))
     }
 
     /// Without a lease the client may be connected elsewhere by now: nothing that it says here, and that waits for an answer or

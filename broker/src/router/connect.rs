@@ -12,8 +12,8 @@ use kentongan_proto::mqtt::{
 
 use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, LEAVING_SECONDS_MAX, wake};
 use super::banned::BANNED;
-use super::client::{ClientSession, Phase};
-use super::cluster::{Awaits, LastWord, Served};
+use super::client::{ClientSession, LOOK_SECONDS_MAX, Phase};
+use super::cluster::{Awaits, LastWord, Served, TOO_FEW_KEEP_IT};
 use super::log_rate::excerpt;
 use super::retained_read::RetainedReads;
 use super::shared::{MEMORY_LEVEL_CLOSES, MEMORY_LEVEL_REFUSES};
@@ -479,7 +479,8 @@ impl ArbiterState {
         }
         let client_id = Arc::clone(&pending.negotiated.client_id);
         if self.shared.cluster.is_some() {
-            return self.claim_in_cluster(key, pending);
+            self.claim_in_cluster(key, pending);
+            return;
         }
         let transient = pending.negotiated.session_expiry_seconds == 0;
         if transient && self.shared.registry.claim_if_free(&client_id, &pending.identified.identity, key) {
@@ -516,18 +517,23 @@ impl ArbiterState {
         Ok(())
     }
 
-    /// With several nodes every claim is its group's to grant, so that two nodes never both do.
-    fn claim_in_cluster(&mut self, key: ConnectionKey, pending: Box<PendingConnect>) {
+    /// With several nodes every claim is its group's to grant, so that two nodes never both do. `false`: it is refused.
+    fn claim_in_cluster(&mut self, key: ConnectionKey, pending: Box<PendingConnect>) -> bool {
         let group = self.shared.submitter.slots().group_of(&pending.negotiated.client_id);
+        if self.lanes.is_silent(group) {
+            // What is said to it now is said in vain, and kept until it is there again.
+            self.refuse(key, ReasonCode::ServerUnavailable, TOO_FEW_KEEP_IT);
+            return false;
+        }
         if !self.claim_turns.may_begin(key, group) {
             if let Some(client) = self.client(key) {
                 client.phase = Phase::AwaitingTurn;
                 client.pending = Some(pending);
             }
-            return;
+            return true;
         }
         let Some(caps) = self.client(key).map(|client| client.listener.queue_caps()) else {
-            return;
+            return true;
         };
         let request = ClaimRequest::new(key, &pending.connect, &pending.negotiated, &pending.identified, caps);
         let node = self.shared.cluster.as_ref().map_or(0, |cluster| cluster.node);
@@ -539,6 +545,7 @@ impl ArbiterState {
             client.phase = Phase::Claiming;
             client.pending = Some(pending);
         }
+        true
     }
 
     /// No answer to the claim of this connection is awaited any more: others have waited for their turn.
@@ -549,8 +556,10 @@ impl ArbiterState {
         while let Some(next) = self.claim_turns.next(group) {
             // Who is gone, or was refused meanwhile, has no turn.
             let waiting = self.client(next).filter(|client| client.phase == Phase::AwaitingTurn);
-            if let Some(pending) = waiting.and_then(|client| client.pending.take()) {
-                return self.claim_in_cluster(next, pending);
+            if let Some(pending) = waiting.and_then(|client| client.pending.take())
+                && self.claim_in_cluster(next, pending)
+            {
+                return;
             }
         }
     }
@@ -591,7 +600,7 @@ impl ArbiterState {
         let listener = &self.clients[key.index()].listener;
         let policy = &listener.policy;
         let session_settings = &self.shared.settings.session;
-        let version = connect.version;
+        let (version, clean_start) = (connect.version, connect.clean_start);
         let mut session = Box::new(ClientSession {
             inbound: Inbound::new(policy.receive_maximum.get(), version.is_v5()),
             owed: Acknowledgements::default(),
@@ -657,7 +666,7 @@ impl ArbiterState {
         let keep_alive_ends =
             (client.keep_alive_seconds > 0).then(|| now + u32::from(client.keep_alive_seconds) * 3 / 2 + 1);
         if let Some(due) = looked_at_next.into_iter().chain(keep_alive_ends).min() {
-            self.wheel.arm(key, due);
+            self.wheel.arm(key, due.min(now + LOOK_SECONDS_MAX));
         }
         tracing::info!(
             client_id = %client.client_id, peer = %client.origin, certificate = client.origin.certified.as_deref(),
@@ -667,6 +676,7 @@ impl ArbiterState {
         self.counters.connections.inc();
         let connack = ConnAck { session_present: opened.session_present, reason_code: ReasonCode::Success, properties };
         self.write_packet(key, &Packet::ConnAck(Box::new(connack)));
+        self.tell_connected(key, clean_start, opened.session_present);
         self.restore_subscriptions(key, &opened);
         self.revoke_subscriptions(key);
         // Nothing was read while the claim was under way.
@@ -883,6 +893,7 @@ impl ArbiterState {
         tracing::info!(%client_id, peer = %client.origin, reason = ?cause, "disconnected");
         self.counters.connections.dec();
         self.counters.connections_closed.inc(cause.close_reason());
+        self.tell_disconnected(key, &session.identity, cause.close_reason());
         self.leave_subscriptions(key, &session);
         let publish_will = cause.publishes_will();
         let ClientSession {

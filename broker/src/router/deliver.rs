@@ -437,6 +437,9 @@ impl ArbiterState {
             client.out.append_shared(publication.payload.share());
         }
         self.count_sent(&terms, publication.payload.len());
+        if self.shared.watches.is_tracing() {
+            self.trace_sent(key, publication, terms.qos as u8, terms.retain);
+        }
         self.mark_dirty(key);
         true
     }
@@ -501,6 +504,9 @@ impl ArbiterState {
             client.out.append(&mut self.pool, |out| out.extend_from_slice(publication.payload.as_slice()));
         }
         self.count_sent(&terms, publication.payload.len());
+        if self.shared.watches.is_tracing() {
+            self.trace_sent(key, publication, terms.qos as u8, terms.retain);
+        }
         if dup {
             self.counters.messages_resent.inc();
         }

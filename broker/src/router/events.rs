@@ -176,6 +176,11 @@ pub enum Event {
         /// Its number.
         node: u16,
     },
+    /// Another node is dead: it is not lost before everybody has confirmed that.
+    NodeDead {
+        /// Its number.
+        node: u16,
+    },
     /// Another node is lost.
     NodeLost {
         /// Its number.
@@ -212,10 +217,10 @@ pub enum Event {
         /// Only those that can be told where it is.
         only_told: bool,
     },
-    /// An operator looks at something here, or has it done.
-    Visit(Visit),
     /// One more loop turns: see [`Pulse`](super::Pulse).
     Pulse(Arc<AtomicUsize>),
+    /// An operator looks at something here, or has it done.
+    Visit(Visit),
     /// The process stops.
     EndAll,
 }
@@ -265,12 +270,14 @@ impl ArbiterState {
             Event::NodeAnswered { node, number } => {
                 let mut settled = Vec::new();
                 self.lanes.on_node_answer(node, number, &mut settled);
+                self.go_on_after_answer(node);
                 self.on_settled(settled);
                 let let_go = self.taking.on_answer(TellingLane::Node(node), number);
                 self.hand_to_takers(let_go);
             }
             Event::NodeGap { node, round, last } => self.on_node_gap(node, round, last),
             Event::NodeReset { node } => self.on_node_reset(node),
+            Event::NodeDead { node } => self.lanes.on_node_dead(node),
             Event::NodeLost { node } => {
                 let mut settled = Vec::new();
                 self.lanes.on_node_lost(node, &mut settled);
@@ -286,14 +293,16 @@ impl ArbiterState {
             Event::Publish(message) => self.route_message(&message),
             Event::ResumePublishers => self.resume_publishers(),
             Event::Move { count, only_told } => self.move_clients(count, only_told),
-            Event::Visit(visit) => visit.carry_out(self),
             Event::Pulse(unanswered) => drop(unanswered.fetch_sub(1, Ordering::Relaxed)),
+            Event::Visit(visit) => visit.carry_out(self),
             Event::EndAll => self.end_all(),
         }
     }
 
     fn on_batch(&mut self, from: Option<u16>, mut batch: Batch, weight: usize) {
+        let oldest = batch.take_oldest();
         batch.drain(|publication, addressee| self.deliver_here(publication, addressee));
+        oldest.into_iter().for_each(|oldest| self.timing.heard_of(oldest));
         self.shared.inboxes[usize::from(self.id)].release(weight);
         // Full: more batches are under way than are worth keeping.
         match from {
@@ -374,6 +383,9 @@ impl ArbiterState {
     fn on_lane_answered(&mut self, answer: &LaneAnswer) {
         let mut settled = Vec::new();
         self.lanes.on_answer(answer, &mut settled);
+        if self.lanes.is_trying(answer.group) {
+            self.send_lane(answer.group);
+        }
         self.on_settled(settled);
         let let_go = self.taking.on_answer(TellingLane::Group(answer.group), answer.number);
         self.hand_to_takers(let_go);
@@ -392,7 +404,7 @@ impl ArbiterState {
     }
 
     /// Messages that every target has answered for.
-    fn on_settled(&mut self, settled: Vec<lanes::Settled>) {
+    pub(super) fn on_settled(&mut self, settled: Vec<lanes::Settled>) {
         for lanes::Settled { came_by, ticket, reason } in settled {
             if reason.is_error() {
                 self.counters.publishes_refused.inc(reason.into());

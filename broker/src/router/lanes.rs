@@ -21,14 +21,14 @@ use crate::replicated::{LaneAnswer, PersistentSession, Slots};
 
 /// A message whose publisher waits for groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Waiter(usize);
+pub(super) struct Waiter(pub(super) usize);
 
 #[derive(Debug)]
-struct Waiting {
+pub(super) struct Waiting {
     /// Groups that have not answered.
     remaining: u32,
     /// By whom the message came, and what is to be settled there.
-    connection: Option<(ConnectionKey, Option<u64>)>,
+    pub(super) connection: Option<(ConnectionKey, Option<u64>)>,
     /// The worst that a group said.
     reason: ReasonCode,
 }
@@ -47,6 +47,15 @@ struct GroupLane {
 impl GroupLane {
     fn is_silent(&self) -> bool {
         self.kept.as_ref().is_some_and(|kept| kept.silent_seconds >= SILENT_SECONDS)
+    }
+
+    fn is_paused(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.outgoing.is_paused())
+    }
+
+    /// It is full, and its group answers nothing: who puts more into it waits, and nobody else.
+    fn is_blocked(&self) -> bool {
+        self.is_silent() && self.is_paused()
     }
 }
 
@@ -71,8 +80,16 @@ const KEPT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// What may gather in a lane while nobody waits for it. At most a second passes, too.
 const UNHURRIED_MAX: usize = 64;
 
-/// Seconds without an answer after which clients are not kept waiting for a group.
-const SILENT_SECONDS: u32 = 4;
+/// Seconds without an answer after which clients are not kept waiting for a group, nor all of them for a lane. Longer than a
+/// lease lasts.
+pub(super) const SILENT_SECONDS: u32 = 4;
+
+/// A full lane whose group or node answers nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BlockedLane {
+    Group(u16),
+    Node(u16),
+}
 
 /// A publish that every group answered.
 #[derive(Debug)]
@@ -92,10 +109,12 @@ pub struct Lanes {
     incarnation: u64,
     slots: Slots,
     groups: Vec<GroupLane>,
-    waiting: Slab<Waiting>,
+    pub(super) waiting: Slab<Waiting>,
     /// Of the message being routed, once a group is among its targets.
     current: Option<Waiter>,
     touched: Vec<u16>,
+    /// Something went into this one.
+    touched_blocked: Option<BlockedLane>,
     acknowledged: Vec<(PersistentSession, ConnectionKey, AckKind, PacketId, ReasonCode)>,
     pub(super) nodes: NodeLanes,
 }
@@ -122,6 +141,7 @@ impl Lanes {
             waiting: Slab::new(),
             current: None,
             touched: Vec::new(),
+            touched_blocked: None,
             acknowledged: Vec::new(),
             nodes: NodeLanes::default(),
         }
@@ -225,6 +245,9 @@ impl Lanes {
     /// Gives the next thing in the lane its number.
     fn gather_quietly(&mut self, group: u16, mut message: LaneMessage) -> u64 {
         let lane = &mut self.groups[usize::from(group)];
+        if lane.is_blocked() {
+            self.touched_blocked = Some(BlockedLane::Group(group));
+        }
         lane.next += 1;
         message.number = lane.next;
         if lane.gathered.is_empty() {
@@ -297,7 +320,7 @@ impl Lanes {
         }
     }
 
-    /// The groups whose lanes made no progress since this was asked last, which begin anew, and those whose resync found no
+    /// The groups whose lanes made no progress since this was asked last, which try again, and those whose resync found no
     /// room.
     pub(super) fn stuck(&mut self) -> (Vec<u16>, Vec<u16>) {
         let (mut lanes, mut resyncs) = (Vec::new(), Vec::new());
@@ -309,7 +332,7 @@ impl Lanes {
                 resyncs.push(group as u16);
             }
             if !kept.outgoing.is_settled() && kept.answered == kept.answered_before {
-                kept.outgoing.on_reset();
+                kept.outgoing.on_silence();
                 kept.silent_seconds = kept.silent_seconds.saturating_add(1);
                 lanes.push(group as u16);
             } else {
@@ -318,6 +341,14 @@ impl Lanes {
             kept.answered_before = kept.answered;
         }
         (lanes, resyncs)
+    }
+
+    /// Whether an answer of this group lets something go to it.
+    pub(super) fn is_trying(&self, group: u16) -> bool {
+        self.groups
+            .get(usize::from(group))
+            .and_then(|lane| lane.kept.as_ref())
+            .is_some_and(|kept| kept.outgoing.is_trying())
     }
 
     /// Whether a group has answered nothing for longer than it takes to find another leader: it has no majority, as far as can
@@ -330,10 +361,28 @@ impl Lanes {
         self.groups.iter().any(GroupLane::is_silent)
     }
 
-    /// Whether publishers should pause until groups have answered.
+    /// Whether publishers should pause until groups and nodes have answered. For those that answer nothing only they wait who
+    /// have something for them ([`Self::take_touched_blocked`]): it may take for ever.
     pub(super) fn is_paused(&self) -> bool {
-        self.groups.iter().filter_map(|lane| lane.kept.as_ref()).any(|kept| kept.outgoing.is_paused())
-            || self.nodes.is_paused()
+        self.groups.iter().any(|lane| lane.is_paused() && !lane.is_silent()) || self.nodes.is_paused()
+    }
+
+    /// Whether the lane to this group is full.
+    pub(super) fn is_full(&self, group: u16) -> bool {
+        self.groups.get(usize::from(group)).is_some_and(GroupLane::is_paused)
+    }
+
+    /// Whether this lane is still full, and its group or node answers nothing.
+    pub(super) fn is_blocked(&self, lane: BlockedLane) -> bool {
+        match lane {
+            BlockedLane::Group(group) => self.groups.get(usize::from(group)).is_some_and(GroupLane::is_blocked),
+            BlockedLane::Node(node) => self.nodes.is_blocked(node),
+        }
+    }
+
+    /// A lane that is so, if something went into one since this was asked last.
+    pub(super) fn take_touched_blocked(&mut self) -> Option<BlockedLane> {
+        self.nodes.take_touched_blocked().or(self.touched_blocked.take())
     }
 
     /// How much each group has not answered for, where that could be lost.
@@ -493,7 +542,7 @@ mod tests {
         };
         say(&mut lanes, 1);
         for second in 1..SILENT_SECONDS {
-            assert_eq!(lanes.stuck(), (vec![1], vec![]), "second {second}: it begins anew");
+            assert_eq!(lanes.stuck(), (vec![1], vec![]), "second {second}: it is tried again");
             assert!(!lanes.is_silent(1));
         }
         lanes.stuck();
@@ -502,5 +551,25 @@ mod tests {
         lanes.on_answer(&LaneAnswer { group: 1, number: 1, refused: vec![] }, &mut Vec::new());
         assert_eq!(lanes.stuck(), (vec![], vec![]));
         assert!(!lanes.is_silent(1), "it has answered something");
+    }
+
+    /// It may be so for ever, and the other groups are well.
+    #[test]
+    fn a_full_lane_of_a_silent_group_makes_nobody_pause_who_has_nothing_for_it() {
+        let mut lanes = Lanes::new(Some(1), 7, 0, 2);
+        let disconnect = || SessionCommand::never_began("c", PersistentSession { group: 0, epoch: 1 });
+        if let Some(kept) = lanes.kept(1) {
+            kept.outgoing.push_at(1, |out| out.resize(KEPT_BYTES_MAX, 0));
+        }
+        assert!(lanes.is_paused() && lanes.is_full(1) && !lanes.is_full(0));
+        lanes.command(1, disconnect());
+        assert_eq!(lanes.take_touched_blocked(), None, "it may answer: all wait");
+        (0..SILENT_SECONDS).for_each(|_| drop(lanes.stuck()));
+        assert!(!lanes.is_paused() && lanes.is_full(1));
+        lanes.command(0, disconnect());
+        assert_eq!(lanes.take_touched_blocked(), None);
+        lanes.command(1, disconnect());
+        assert_eq!(lanes.take_touched_blocked(), Some(BlockedLane::Group(1)));
+        assert_eq!([0, 1].map(|group| lanes.is_blocked(BlockedLane::Group(group))), [false, true]);
     }
 }

@@ -22,6 +22,7 @@ mod banned;
 pub mod batch;
 mod claims;
 pub mod client;
+mod client_events;
 pub mod cluster;
 mod connect;
 mod deliver;
@@ -53,7 +54,9 @@ pub mod shared;
 pub mod stepped;
 mod subscribe;
 pub mod sys;
+mod timing;
 pub mod visit;
+mod watched;
 
 /// What [`inbox`] is made of.
 mod sync {

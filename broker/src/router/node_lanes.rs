@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
-use super::lanes::{Lanes, Settled, Waiter};
+use super::lanes::{BlockedLane, Lanes, SILENT_SECONDS, Settled, Waiter};
 use super::publish::Publication;
 use super::share_settling::{ShareKeeper, ShareOrigin, ShareOutcome};
 use crate::peers::PeerFull;
@@ -93,6 +93,19 @@ struct NodeLane {
     /// Up to where the node has answered, now and a second ago.
     answered: u64,
     answered_before: u64,
+    /// How long it has not, though something is to be answered.
+    silent_seconds: u32,
+}
+
+impl NodeLane {
+    fn is_silent(&self) -> bool {
+        self.silent_seconds >= SILENT_SECONDS
+    }
+
+    /// It is full, and its node answers nothing: who puts more into it waits, and nobody else.
+    fn is_blocked(&self) -> bool {
+        self.is_silent() && self.outgoing.is_paused()
+    }
 }
 
 /// The lanes of an arbiter to other nodes, by the nodes' numbers.
@@ -104,6 +117,10 @@ pub(super) struct NodeLanes {
     settled: BTreeMap<u16, Vec<ShareSettled>>,
     /// Their numbers are never given again, so nothing may open a lane to them: nobody would answer.
     lost: BTreeSet<u16>,
+    /// Dead, and not lost yet.
+    dead: BTreeSet<u16>,
+    /// Something went into this one.
+    touched_blocked: Option<BlockedLane>,
 }
 
 impl NodeLanes {
@@ -115,6 +132,7 @@ impl NodeLanes {
             sent: 0,
             answered: 0,
             answered_before: 0,
+            silent_seconds: 0,
         })
     }
 
@@ -134,8 +152,12 @@ impl NodeLanes {
             return None;
         }
         let lane = self.lane(node);
+        let is_blocked = lane.is_blocked();
         let number = lane.outgoing.next_number();
         lane.outgoing.push_at(number, |out| write(number, out));
+        if is_blocked {
+            self.touched_blocked = Some(BlockedLane::Node(node));
+        }
         if self.touched.last() != Some(&node) {
             self.touched.push(node);
         }
@@ -144,6 +166,12 @@ impl NodeLanes {
 
     pub(super) fn is_lost(&self, node: u16) -> bool {
         self.lost.contains(&node)
+    }
+
+    /// Whether what waits for nothing is not sent there: nobody is connected to a dead process, and where nobody answers it
+    /// would fill memory.
+    fn drops_qos_0(&self, node: u16) -> bool {
+        self.dead.contains(&node) || self.is_blocked(node)
     }
 
     fn settle(&mut self, node: u16, settled: ShareSettled) {
@@ -167,8 +195,18 @@ impl NodeLanes {
         self.lanes.iter().map(|(&node, lane)| (node, (lane.outgoing.next_number() - 1).saturating_sub(lane.answered)))
     }
 
+    /// Whether publishers should pause until nodes have answered. One that is dead or silent may do so never.
     pub(super) fn is_paused(&self) -> bool {
-        self.lanes.values().any(|lane| lane.outgoing.is_paused())
+        let may_answer = |node: &u16, lane: &NodeLane| !lane.is_silent() && !self.dead.contains(node);
+        self.lanes.iter().any(|(node, lane)| lane.outgoing.is_paused() && may_answer(node, lane))
+    }
+
+    pub(super) fn is_blocked(&self, node: u16) -> bool {
+        self.lanes.get(&node).is_some_and(NodeLane::is_blocked)
+    }
+
+    pub(super) fn take_touched_blocked(&mut self) -> Option<BlockedLane> {
+        self.touched_blocked.take()
     }
 
     /// What nobody waits for any more, once everything came to rest.
@@ -187,13 +225,16 @@ impl NodeLanes {
         left
     }
 
-    /// The lanes that made no progress since this was asked last; they begin anew.
+    /// The lanes that made no progress since this was asked last; they try again.
     fn stuck(&mut self) -> Vec<u16> {
         let mut stuck = Vec::new();
         for (&node, lane) in &mut self.lanes {
             if !lane.outgoing.is_settled() && lane.answered == lane.answered_before {
-                lane.outgoing.on_reset();
+                lane.outgoing.on_silence();
+                lane.silent_seconds = lane.silent_seconds.saturating_add(1);
                 stuck.push(node);
+            } else {
+                lane.silent_seconds = 0;
             }
             lane.answered_before = lane.answered;
         }
@@ -224,7 +265,7 @@ impl Lanes {
     }
 
     /// The message goes to the clients of another node: those that subscribe, if it is `direct`, and one member of each of
-    /// `shares`. Returns its number in the lane; `None`: the node is lost.
+    /// `shares`. Returns its number in the lane; `None`: the node is lost, or answers nothing and the message is of QoS 0.
     pub(super) fn publish_to_node(
         &mut self,
         node: u16,
@@ -232,6 +273,9 @@ impl Lanes {
         direct: bool,
         shares: &[Arc<ShareGroup>],
     ) -> Option<u64> {
+        if publication.qos == QoS::AtMostOnce && self.nodes.drops_qos_0(node) {
+            return None;
+        }
         let number = if direct && shares.is_empty() && publication.properties.is_none() {
             let (topic, payload) = (publication.topic, publication.payload.as_slice());
             let Publication { identity, qos, retain, expires_at_ms: expiry_left_ms, .. } = *publication;
@@ -287,9 +331,40 @@ impl Lanes {
         }
     }
 
+    /// A node is dead: nobody is connected there, but groups and other nodes may not have heard of it.
+    pub(super) fn on_node_dead(&mut self, node: u16) {
+        if !self.nodes.is_lost(node) {
+            self.nodes.dead.insert(node);
+        }
+        if let Some(lane) = self.nodes.lanes.get_mut(&node) {
+            // Its silence tells something of its lease from here on.
+            lane.silent_seconds = 0;
+        }
+    }
+
+    /// The ends of connections wait no longer for what went to nodes that are dead, and have been silent for longer than any
+    /// lease lasts: it takes no effect any more, whenever they are lost.
+    fn settle_ends(&mut self, has_ended: impl Fn(ConnectionKey) -> bool, settled: &mut Vec<Settled>) {
+        let mut waiters = Vec::new();
+        for (node, lane) in &mut self.nodes.lanes {
+            if lane.is_silent() && self.nodes.dead.contains(node) {
+                let came_by = |waiter: &Waiter| self.waiting.get(waiter.0)?.connection.map(|(came_by, _)| came_by);
+                lane.unanswered.retain(|(_, waiter)| {
+                    let is_over = came_by(waiter).is_some_and(&has_ended);
+                    waiters.extend(is_over.then_some(*waiter));
+                    !is_over
+                });
+            }
+        }
+        for waiter in waiters {
+            self.settle_one(waiter, ReasonCode::Success, settled);
+        }
+    }
+
     /// A node is lost: nobody there waits for anything.
     pub(super) fn on_node_lost(&mut self, node: u16, settled: &mut Vec<Settled>) {
         self.nodes.lost.insert(node);
+        self.nodes.dead.remove(&node);
         self.nodes.settled.remove(&node);
         if let Some(lane) = self.nodes.lanes.remove(&node) {
             for (_, waiter) in lane.unanswered {
@@ -309,6 +384,13 @@ impl ArbiterState {
         touched.sort_unstable();
         touched.dedup();
         for node in touched {
+            self.send_node_lane(node);
+        }
+    }
+
+    /// A node has answered: if it was silent, it gets some of what waited for that.
+    pub(super) fn go_on_after_answer(&mut self, node: u16) {
+        if self.lanes.nodes.lanes.get(&node).is_some_and(|lane| lane.outgoing.is_trying()) {
             self.send_node_lane(node);
         }
     }
@@ -367,6 +449,9 @@ impl ArbiterState {
         for node in self.lanes.nodes.stuck() {
             self.send_node_lane(node);
         }
+        let mut settled = Vec::new();
+        self.lanes.settle_ends(|key| self.departing.contains_key(&key), &mut settled);
+        self.on_settled(settled);
     }
 }
 
@@ -412,5 +497,58 @@ mod tests {
         lanes.on_node_lost(6, &mut settled);
         let came_by: Vec<_> = settled.iter().map(|settled| (settled.came_by, settled.ticket)).collect();
         assert_eq!(came_by, [(Some(connection), None)]);
+    }
+
+    /// Groups without a majority never fence a dead node, and so it is never lost: clients are to come back all the same.
+    #[test]
+    fn the_end_of_a_connection_does_not_wait_for_ever_for_a_node_that_is_dead() {
+        let mut lanes = Lanes::new(Some(1), 1, 0, 16);
+        let [gone, there] = [1, 2].map(|index| ConnectionKey::new(0, index, 1));
+        for connection in [gone, there] {
+            lanes.publish_to_node(5, &mut publication(QoS::AtLeastOnce), true, &[]);
+            let waiter = lanes.take_waiter().expect("of QoS 1");
+            lanes.answer_to(waiter, connection, Some(7));
+        }
+        lanes.await_nodes(gone);
+        assert_eq!(lanes.under_way(gone), 2);
+        let settle = |lanes: &mut Lanes| {
+            let mut settled = Vec::new();
+            lanes.settle_ends(|connection| connection == gone, &mut settled);
+            settled.len()
+        };
+        let second = |lanes: &mut Lanes| {
+            lanes.nodes.stuck();
+            settle(lanes)
+        };
+        assert!((0..SILENT_SECONDS).all(|_| second(&mut lanes) == 0), "it may live");
+        lanes.on_node_dead(5);
+        assert!((1..SILENT_SECONDS).all(|_| second(&mut lanes) == 0), "it may have a lease, and not know");
+        assert_eq!(second(&mut lanes), 2);
+        assert_eq!((lanes.under_way(gone), lanes.under_way(there)), (0, 1), "who is there waits until it is lost");
+        let mut settled = Vec::new();
+        lanes.on_node_lost(5, &mut settled);
+        assert_eq!(settled.len(), 1);
+    }
+
+    /// QoS 0 waits for nothing: what is dead, or silent and full, gets none, which the caller counts.
+    #[test]
+    fn what_waits_for_nothing_does_not_fill_a_lane_that_nobody_answers() {
+        let mut lanes = Lanes::new(Some(1), 1, 0, 16);
+        let payload = vec![0; NODE_LANE_BYTES_MAX / 2];
+        let mut large = Publication { payload: Payload::copied(&payload), ..publication(QoS::AtMostOnce) };
+        let sent = [5, 5, 5, 6].map(|node| lanes.publish_to_node(node, &mut large, true, &[]).is_some());
+        assert_eq!(sent, [true; 4], "it may answer");
+        assert!(lanes.is_paused() && !lanes.nodes.is_blocked(5));
+        assert!((0..SILENT_SECONDS).all(|_| !lanes.nodes.stuck().is_empty()));
+        assert!(!lanes.is_paused() && lanes.nodes.is_blocked(5));
+        let mut small = publication(QoS::AtMostOnce);
+        let sent = [5, 6].map(|node| lanes.publish_to_node(node, &mut small, true, &[]).is_some());
+        assert_eq!(sent, [false, true], "there is room in the other one");
+        assert_eq!(lanes.take_touched_blocked(), None);
+        assert!(lanes.publish_to_node(5, &mut publication(QoS::AtLeastOnce), true, &[]).is_some());
+        assert_eq!(lanes.take_touched_blocked(), Some(BlockedLane::Node(5)), "who published it waits");
+        assert_eq!(lanes.take_touched_blocked(), None);
+        lanes.on_node_dead(6);
+        assert_eq!(lanes.publish_to_node(6, &mut small, true, &[]), None);
     }
 }

@@ -14,6 +14,10 @@ use super::publish::Payload;
 use crate::metrics::{MalformedReason, PacketKind};
 use crate::session::SessionError;
 
+/// What a line of a trace is about.
+const RECEIVED: &str = "packet.received";
+const SENT: &str = "packet.sent";
+
 impl ArbiterState {
     pub(super) fn on_frame(&mut self, key: ConnectionKey, frame: &Frame<'_>, source: Option<&Bytes>, limits: &Limits) {
         let Some(client) = self.client(key) else {
@@ -22,6 +26,9 @@ impl ArbiterState {
         let version = client.version;
         let phase = client.phase;
         self.counters.packets_received.inc(kind_of(frame.packet_type()));
+        if self.shared.watches.is_tracing() && frame.packet_type() != PacketType::Publish {
+            self.trace_packet(key, RECEIVED, kind_of(frame.packet_type()));
+        }
         match (phase, frame.packet_type()) {
             (Phase::Connected, PacketType::Publish) => {
                 match codec::decode_publish(frame, version, Sender::Client, limits) {
@@ -182,6 +189,9 @@ impl ArbiterState {
             tracing::error!(%error, "a packet of our own could not be encoded");
         }
         self.counters.packets_sent.inc(PacketKind::from(packet));
+        if self.shared.watches.is_tracing() {
+            self.trace_packet(key, SENT, PacketKind::from(packet));
+        }
         self.mark_dirty(key);
     }
 
@@ -228,6 +238,9 @@ impl ArbiterState {
         let version = client.version;
         client.out.append(&mut self.pool, |out| codec::encode_ack(kind, packet_id, reason, version, out));
         self.counters.packets_sent.inc(ack_kind(kind));
+        if self.shared.watches.is_tracing() {
+            self.trace_packet(key, SENT, ack_kind(kind));
+        }
         self.mark_dirty(key);
     }
 }

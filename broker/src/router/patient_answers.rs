@@ -2,6 +2,9 @@
 //!
 //! An answer wakes two threads of the node that gets it. Where all of a batch is of QoS 0 it only frees memory there, so it
 //! may come later: with one of the next batches, or by [`PatientAnswers::take_due`].
+//!
+//! All others wait here while the arbiters have too much before them, so that the lanes fill up where the messages come from,
+//! and publishers there pause.
 
 use std::collections::BTreeMap;
 
@@ -30,6 +33,11 @@ impl PatientAnswers {
         }
         *lane = Lane { answered_ms: now_ms, pending: None };
         Some(answer)
+    }
+
+    /// A batch was handed on, and is answered when the arbiters have less before them.
+    pub fn hold(&mut self, node: u64, answer: MessagesAnswer) {
+        self.0.entry((node, answer.lane)).or_default().pending = Some(answer);
     }
 
     /// A lane was answered otherwise: what was pending is said by that.
@@ -66,6 +74,15 @@ mod tests {
         assert_eq!(answers.take_due(200), [], "said by the answer to the fourth");
         assert_eq!(answers.on_patient(7, answer(5), 105), None);
         assert_eq!(answers.take_due(110), [(7, answer(5))]);
+        assert_eq!(answers.take_due(200), []);
+    }
+
+    #[test]
+    fn what_is_held_is_said_once() {
+        let mut answers = PatientAnswers::default();
+        answers.hold(7, answer(1));
+        answers.hold(7, answer(2));
+        assert_eq!(answers.take_due(100), [(7, answer(2))]);
         assert_eq!(answers.take_due(200), []);
     }
 

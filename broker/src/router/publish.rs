@@ -17,6 +17,7 @@ use super::lanes::Waiter;
 use super::log_rate::excerpt;
 use super::pace;
 use super::share_settling::{Kept, ShareOrigin, ShareOutcome};
+use super::shared::MEMORY_LEVEL_PAUSES;
 use crate::auth::{Action, Actor};
 use crate::message::{Message, MessageIdentity};
 use crate::metrics::DropReason;
@@ -27,6 +28,7 @@ use crate::session::acknowledgements::Verdict;
 use crate::session::handshake::Refusal;
 use crate::session::inbound::PublishStep;
 use crate::subscription::{CachedMatch, PassedOver, PickStrategy, ShareGroup, ShareTarget};
+use crate::watching::trace::Traced;
 
 /// The bytes of an Application Message: a slice that lives for this turn, and its owner if it has one.
 #[derive(Debug, Clone)]
@@ -204,6 +206,12 @@ impl ArbiterState {
         if let Some(refusal) = unreachable.or_else(|| self.refusal(key, topic, publish, payload.as_slice())) {
             let reason = refusal.reason;
             self.counters.publishes_refused.inc(reason.into());
+            if self.shared.watches.is_tracing() {
+                let payload = payload.as_slice();
+                let refused =
+                    Traced { topic, qos: qos as u8, retain: publish.retain, payload, reason: Some(refusal.text) };
+                self.trace_refused(&client_id, refused);
+            }
             if self.refusal_lines.admits(self.now_seconds()) {
                 tracing::info!(%client_id, topic = excerpt(topic), ?reason, "PUBLISH refused");
             }
@@ -239,6 +247,9 @@ impl ArbiterState {
             passed_on: 0,
             message: None,
         };
+        if self.shared.watches.is_on() {
+            self.watch_publish(&client_id, &publication);
+        }
         self.accept(key, publish.delivery, &mut publication);
         let full = self.clients[key.index()].session.as_ref().is_some_and(|session| session.inbound.is_full());
         if full {
@@ -284,6 +295,7 @@ impl ArbiterState {
     }
 
     fn owe(&mut self, key: ConnectionKey, kind: AckKind, id: kentongan_proto::mqtt::PacketId) -> u64 {
+        self.timing.owes(key, id, self.now);
         match self.client(key).and_then(|client| client.session.as_mut()) {
             Some(session) => session.owed.owe(kind, id),
             None => 0,
@@ -387,6 +399,10 @@ impl ArbiterState {
         match verdict.text {
             None => self.write_ack(key, kind, id, verdict.reason),
             Some(text) => self.write_refusal(key, kind, id, verdict.reason, text),
+        }
+        if let Some(since) = self.timing.acknowledged(key, id) {
+            let took = self.shared.clock.elapsed().saturating_sub(since);
+            self.counters.publish_ack_seconds.record(took);
         }
     }
 
@@ -742,7 +758,7 @@ impl ArbiterState {
     /// Reads those again whose buckets have something in them. Every [`RESUME_INTERVAL`](pace::RESUME_INTERVAL), as long as
     /// there are some.
     pub fn resume_paced(&mut self) {
-        self.now_ms = self.shared.now_ms();
+        self.read_clock();
         let now_ms = self.now_ms;
         let overloaded = self.is_overloaded();
         for key in std::mem::take(&mut self.paced) {
@@ -797,9 +813,13 @@ impl ArbiterState {
     /// Others cannot keep up with what the connection has just asked for. `next` is the first byte of what it says behind that,
     /// if that has come. What has come so far counts: so each goes on by a little, however often others are slow.
     pub(super) fn hold_up_if_overloaded(&mut self, key: ConnectionKey, next: Option<&u8>) {
-        if self.is_overloaded() {
+        let blocked = self.lanes.take_touched_blocked();
+        if blocked.is_some() || self.is_overloaded() {
             self.shared.publishers_paused.store(true, Ordering::Release);
             self.hold_up(key);
+            if let Some(client) = self.client(key) {
+                client.behind_blocked = client.behind_blocked.or(blocked);
+            }
             if let Some(&next) = next {
                 self.waits_for_others(key, next);
             }
@@ -812,18 +832,50 @@ impl ArbiterState {
         let Some(packet_type) = PacketType::of(first_byte).filter(|&packet_type| asks_something(packet_type)) else {
             return false;
         };
+        let Some(client) = self.client(key) else {
+            return false;
+        };
         let waits = if is_acknowledgement(packet_type) {
             // Of a persistent session it goes to the group by a lane, which is to be bounded whatever clients acknowledge.
-            let session = self.client(key).and_then(|client| client.session.as_ref());
-            let is_persistent = session.is_some_and(|session| session.persistent.is_some());
-            is_persistent && (self.lanes.is_paused() || self.shared.submitter.is_overloaded())
+            let session = client.session.as_ref().and_then(|session| session.persistent);
+            session.is_some_and(|session| self.lanes.is_full(session.group) || self.shared.submitter.is_overloaded())
         } else {
-            self.is_overloaded()
+            client.behind_blocked.is_some() || (self.is_overloaded() && !self.may_go_on_by_one(key))
         };
         if waits && let Some(client) = self.client(key) {
             (client.paused, client.unprocessed) = (true, true);
         }
         waits
+    }
+
+    /// Whether only memory is short, which may be so for what this client has not acknowledged, and its acknowledgement stand
+    /// behind the packet at hand. It goes on by one such packet a second: if that takes more memory than it frees, level 3 decides.
+    fn may_go_on_by_one(&mut self, key: ConnectionKey) -> bool {
+        let now = self.now_seconds();
+        if !self.is_only_memory_short() {
+            return false;
+        }
+        let client = self.client(key).filter(|client| client.has_unacknowledged());
+        client.is_some_and(|client| std::mem::replace(&mut client.went_on_second, now) != now)
+    }
+
+    fn is_only_memory_short(&self) -> bool {
+        self.shared.memory_level() >= MEMORY_LEVEL_PAUSES
+            && !self.shared.is_inbox_overloaded()
+            && !self.shared.submitter.is_overloaded()
+            && !self.lanes.is_paused()
+    }
+
+    /// Once a second: see [`Self::may_go_on_by_one`].
+    pub(super) fn look_behind_publishes(&mut self) {
+        if self.held_up.is_empty() || !self.is_only_memory_short() {
+            return;
+        }
+        for key in self.held_up.clone() {
+            if self.client(key).is_some_and(|client| client.has_unacknowledged()) && !self.is_full(key) {
+                self.resume_reading(key);
+            }
+        }
     }
 
     /// Those who were waited for caught up.
@@ -832,8 +884,13 @@ impl ArbiterState {
             return;
         }
         for key in std::mem::take(&mut self.held_up) {
+            let behind = self.client(key).and_then(|client| client.behind_blocked);
+            if behind.is_some_and(|lane| self.lanes.is_blocked(lane)) {
+                self.held_up.push(key);
+                continue;
+            }
             if let Some(client) = self.client(key) {
-                client.held_up = false;
+                (client.held_up, client.behind_blocked) = (false, None);
             }
             if !self.is_full(key) {
                 self.resume_reading(key);

@@ -16,11 +16,13 @@ use crate::auth::Authority;
 use crate::bans::Bans;
 use crate::clock::Clock;
 use crate::config::Settings;
+use crate::events::ClientEvents;
 use crate::listener::ListenerContext;
 use crate::memory;
 use crate::random::Random;
 use crate::replicated::Submitter;
 use crate::subscription::SubscriptionIndex;
+use crate::watching::Watches;
 
 /// Bytes on their way into one arbiter from which on those who feed it stop reading their clients.
 const INBOX_BYTES_HIGH_WATER: usize = 32 * 1024 * 1024;
@@ -54,6 +56,10 @@ pub struct Shared {
     pub bans: Bans,
     /// What operators did and who was refused.
     pub audit: Audit,
+    /// Who wants to know what happens to clients.
+    pub events: ClientEvents,
+    /// Who looks at what clients do.
+    pub watches: Watches,
     /// Whether there are bounds on how fast clients may publish, on any listener.
     pub has_publish_rates: AtomicBool,
     /// Client Identifiers that are fought over.
@@ -122,6 +128,8 @@ impl Shared {
             registry: Registry::default(),
             bans: Bans::default(),
             audit: Audit::default(),
+            events: ClientEvents::new(&settings),
+            watches: Watches::new(arbiters),
             has_publish_rates: AtomicBool::new(settings.has_publish_rates()),
             flapping: Flapping::new(&settings.limits),
             inboxes: (0..arbiters).map(|_| Inbox::new(INBOX_BYTES_HIGH_WATER)).collect(),
@@ -219,9 +227,12 @@ impl Shared {
     /// Whether publishers should pause: an arbiter or the groups have too much before them.
     #[must_use]
     pub fn is_overloaded(&self) -> bool {
-        self.submitter.is_overloaded()
-            || self.memory_level() >= MEMORY_LEVEL_PAUSES
-            || self.inboxes.iter().any(Inbox::is_overloaded)
+        self.submitter.is_overloaded() || self.memory_level() >= MEMORY_LEVEL_PAUSES || self.is_inbox_overloaded()
+    }
+
+    /// Whether an arbiter has too much before it.
+    pub fn is_inbox_overloaded(&self) -> bool {
+        self.inboxes.iter().any(Inbox::is_overloaded)
     }
 
     /// How far memory is over its mark: 0 not at all, else one of the levels of this module.

@@ -75,6 +75,7 @@ impl ArbiterState {
             let wants = wants_retained(filter, options.retain_handling, self.is_new(key, filter))
                 && self.retained_may_match(filter);
             self.enter_subscription(key, filter, own, wants);
+            self.tell_subscribed(key, filter, *options);
             codes.push(granted(options.qos));
             if wants {
                 reads.push((filter.as_str(), own));
@@ -185,7 +186,9 @@ impl ArbiterState {
         {
             tracing::info!(client_id = %client.client_id, filter = excerpt(filter), "a subscription was revoked");
         }
-        self.remove_subscription(key, filter);
+        if self.remove_subscription(key, filter) {
+            self.tell_unsubscribed(key, filter);
+        }
         let Some(client) = self.client(key) else {
             return;
         };
@@ -353,6 +356,9 @@ impl ArbiterState {
         let mut codes = Vec::with_capacity(unsubscribe.filters.len());
         for filter in &unsubscribe.filters {
             let existed = self.remove_subscription(key, filter);
+            if existed {
+                self.tell_unsubscribed(key, filter);
+            }
             codes.push(if existed { ReasonCode::Success } else { ReasonCode::NoSubscriptionExisted });
         }
         self.write_suback(key, unsubscribe.packet_id, codes, Packet::UnsubAck);
@@ -412,6 +418,9 @@ impl ArbiterState {
         let overtaken: Vec<bool> = outcomes.iter().map(is_overtaken).collect();
         for (outcome, _) in outcomes.iter().zip(&overtaken).filter(|(_, overtaken)| !**overtaken) {
             self.enter_outcome(key, outcome);
+        }
+        for outcome in outcomes.iter().filter(|outcome| !outcome.reason.is_error()) {
+            self.tell_subscribed(key, &outcome.filter, outcome.options);
         }
         outcomes.iter().for_each(|outcome| self.remember_answered(key, ticket, &outcome.filter));
         if self.client(key).is_some_and(|client| client.guarded) {
@@ -476,7 +485,9 @@ impl ArbiterState {
         let mut codes = Vec::with_capacity(outcomes.len());
         for (filter, reason) in outcomes {
             if !self.is_answered_since(key, ticket, &filter) {
-                self.remove_subscription(key, &filter);
+                if self.remove_subscription(key, &filter) {
+                    self.tell_unsubscribed(key, &filter);
+                }
             }
             self.remember_answered(key, ticket, &filter);
             codes.push(reason);

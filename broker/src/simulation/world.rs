@@ -44,6 +44,10 @@ const FORM_NS_MAX: u64 = 15 * SECOND;
 /// From the first fault to the last, on three nodes. A node by itself has less to do in the same time.
 const FAULTS_NS: u64 = 20 * SECOND;
 
+/// How fast nodes' clocks run, in thousandths.
+const CLOCK_RATE_PERMILLE_MIN: u64 = 960;
+const CLOCK_RATE_PERMILLE_MAX: u64 = 1040;
+
 /// A node that was cut off has closed its clients so long after it could hear of others again.
 const CUT_OFF_NS: u64 = 5 * SECOND;
 
@@ -273,7 +277,7 @@ impl World {
         let host = |index| Host::new(index, 1000);
         let mut hosts: Vec<_> = (0..plan.nodes).map(host).collect();
         for host in &mut hosts {
-            host.rate = random.random_range(960..=1040);
+            host.rate = random.random_range(CLOCK_RATE_PERMILLE_MIN..=CLOCK_RATE_PERMILLE_MAX);
             if host.index >= founders {
                 host.await_membership();
             }

@@ -3,6 +3,7 @@
 mod support;
 
 mod abuse;
+mod client_events;
 mod cluster;
 mod conformance;
 mod durability;

@@ -366,6 +366,8 @@ fn keys_that_a_server_has_are_followed_and_stay_when_it_is_gone() {
     let asked = |token: &str| Client::open(&broker, v5("ana", token, false)).1.reason_code;
     broker.wait_for_log("cannot be fetched");
     assert_eq!(asked(&signed), ReasonCode::ServerUnavailable, "it may come again");
+    assert!(broker.metric("kentongan_jwks_fetches_total{outcome=\"failed\"}") > 0.0);
+    assert_eq!(broker.metric("kentongan_jwks_last_fetch_timestamp_seconds"), 0.0);
     server.has(Some(&[&one]));
     wait_for("the first key", || asked(&signed) == ReasonCode::Success);
     let mut stays = Client::accepted(&broker, v5("stays", &signed, false));
@@ -376,5 +378,7 @@ fn keys_that_a_server_has_are_followed_and_stay_when_it_is_gone() {
     server.has(None);
     broker.wait_for_log("cannot be fetched");
     assert_eq!(asked(&by_other), ReasonCode::Success, "what was fetched last stays");
+    assert!(broker.metric("kentongan_jwks_fetches_total{outcome=\"fetched\"}") > 1.0);
+    assert!(now() - broker.metric("kentongan_jwks_last_fetch_timestamp_seconds") < 60.0);
     stays.expect_nothing();
 }

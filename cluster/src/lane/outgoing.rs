@@ -38,6 +38,8 @@ pub struct Outgoing {
     /// How many of `batches`, from the front, were sent in this round.
     sent: usize,
     round: u32,
+    /// How many of `batches` may be under way while it is tried whether the target answers again.
+    trying: Option<usize>,
     bytes: usize,
     bytes_max: usize,
     paused: bool,
@@ -55,6 +57,7 @@ impl Outgoing {
             batches: VecDeque::new(),
             sent: 0,
             round: 0,
+            trying: None,
             bytes: 0,
             bytes_max,
             paused: false,
@@ -108,6 +111,13 @@ impl Outgoing {
 
     /// The next batch to send: one that must be sent again, or what gathered since the last.
     pub fn next_batch(&mut self) -> Option<Batch> {
+        if self.sent > 0 && self.sent == self.batches.len() {
+            // It has answered, and all that it had before was sent again.
+            self.trying = self.trying.filter(|&most| most == 1);
+        }
+        if self.trying.is_some_and(|most| self.sent >= most) {
+            return None;
+        }
         if self.sent == self.batches.len() && self.gathering_items > 0 {
             self.cut();
         }
@@ -131,6 +141,7 @@ impl Outgoing {
             self.sent = self.sent.saturating_sub(1);
         }
         self.paused &= self.bytes > self.bytes_max / 2;
+        self.trying = self.trying.map(|most| most.saturating_mul(2));
         Some(settled)
     }
 
@@ -152,6 +163,20 @@ impl Outgoing {
     pub fn on_reset(&mut self) {
         self.round = self.round.wrapping_add(1);
         self.sent = 0;
+        self.trying = None;
+    }
+
+    /// The target has answered nothing for a while: what was sent to it is lost, or it is slow, and then each copy makes it
+    /// slower. So the oldest batch is sent again, and nothing else before there is an answer; then two, and so on.
+    pub fn on_silence(&mut self) {
+        self.on_reset();
+        self.trying = Some(1);
+    }
+
+    /// Whether an answer lets something go that waits here: [`Self::next_batch`] should be asked then.
+    #[must_use]
+    pub fn is_trying(&self) -> bool {
+        self.trying.is_some()
     }
 
     /// The target is lost: nobody there waits for anything. Returns the numbers that are settled by that.

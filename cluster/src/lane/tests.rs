@@ -127,6 +127,49 @@ mod outgoing {
         assert!(!lane.is_paused(), "{} bytes", lane.bytes());
     }
 
+    /// A target that is slow would be slower by each copy of what it has before it.
+    #[test]
+    fn to_a_silent_target_little_is_sent_again_until_it_answers() {
+        let mut lane = Outgoing::new(100);
+        for item in ["a", "b", "c", "d", "e"] {
+            push(&mut lane, &[item]);
+            assert_eq!(send(&mut lane).len(), 1);
+        }
+        for round in 1..=3 {
+            lane.on_silence();
+            push(&mut lane, &["f"]);
+            assert_eq!(send(&mut lane), [sent(0, 1, round, "a")]);
+            assert!(lane.is_trying());
+        }
+        assert_eq!(lane.on_answer(1), Some(1..=1));
+        assert_eq!(send(&mut lane), [sent(1, 2, 3, "b"), sent(2, 3, 3, "c")]);
+        assert_eq!(lane.on_answer(2), Some(2..=2));
+        assert_eq!(send(&mut lane), [sent(3, 4, 3, "d"), sent(4, 5, 3, "e"), sent(5, 8, 3, "fff")]);
+        assert!(!lane.is_trying(), "all of it is under way");
+        push(&mut lane, &["g"]);
+        assert_eq!(send(&mut lane), [sent(8, 9, 3, "g")]);
+    }
+
+    #[test]
+    fn a_silent_target_that_answers_everything_gets_what_is_new() {
+        let mut lane = lane(&["a"]);
+        send(&mut lane);
+        lane.on_silence();
+        push(&mut lane, &["b"]);
+        assert_eq!(send(&mut lane), [sent(0, 1, 1, "a")]);
+        assert_eq!(lane.on_answer(1), Some(1..=1));
+        assert_eq!(send(&mut lane), [sent(1, 2, 1, "b")]);
+        lane.on_silence();
+        push(&mut lane, &["c"]);
+        assert_eq!(send(&mut lane), [sent(1, 2, 2, "b")]);
+        assert_eq!(lane.on_answer(2), Some(2..=2));
+        assert_eq!(send(&mut lane), [sent(2, 3, 2, "c")]);
+        lane.on_silence();
+        lane.on_reset();
+        push(&mut lane, &["d"]);
+        assert_eq!(send(&mut lane).len(), 2, "its link is another one: everything is sent again");
+    }
+
     #[test]
     fn a_lost_target_settles_everything() {
         let mut lane = lane(&["a"]);

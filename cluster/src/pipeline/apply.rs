@@ -30,6 +30,7 @@ pub(super) struct Applier<M: StateMachine> {
     /// Of the log, for how much room there is.
     pub(super) disk: Arc<dyn Disk>,
     pub(super) in_flight: Arc<AtomicUsize>,
+    pub(super) stats: Arc<Stats>,
     pub(super) checkpoints: Sender<Vec<Checkpoint>>,
     /// Checkpoints that are to be written, the one that is being written among them.
     pub(super) unwritten: Arc<AtomicUsize>,
@@ -102,6 +103,9 @@ impl<M: StateMachine> Applier<M> {
     }
 
     fn applied(&mut self, group: GroupId, id: LogId) -> &mut CheckpointBase {
+        if let Some(counts) = self.stats.counts(group) {
+            counts.applied.store(id.index, Ordering::Relaxed);
+        }
         let base = self.applied.entry(group).or_default();
         base.applied = id;
         base
@@ -112,6 +116,7 @@ impl<M: StateMachine> Applier<M> {
         debug_assert!(self.is_new(group, base.applied), "an older one is refused where it comes in");
         self.machine.restore(group, base.applied.index, &pairs);
         self.machine.members(group, &base.configuration);
+        self.applied(group, base.applied);
         self.applied.insert(group, base.clone());
         self.checkpointed.insert(group, base.applied.index);
         let writes = pairs.into_iter().map(|(key, value)| (key, Some(value))).collect();

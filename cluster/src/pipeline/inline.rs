@@ -156,6 +156,7 @@ impl<M: StateMachine, P: Peers> Inline<M, P> {
             }
         }
         let round = self.raft.round(now)?;
+        self.raft.show(now);
         self.full = round.is_none();
         self.busy = round == Some(true);
         self.rounds.extend(self.raft.take_round());

@@ -9,10 +9,11 @@ mod apply;
 mod bell;
 mod inline;
 mod raft;
+mod stats;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 
 pub use self::inline::{Inline, InlineError};
+pub use self::stats::{GroupCounts, GroupFigures, Stats};
 
 use self::apply::{Applier, TICK, write_checkpoints};
 use self::bell::{Bell, Ringing};
@@ -189,23 +191,6 @@ impl<Q> Default for Round<Q> {
     }
 }
 
-/// What the pipeline did, for metrics.
-#[derive(Debug, Default)]
-pub struct Stats {
-    /// Syncs of the log.
-    pub syncs: AtomicU64,
-    /// Time they took.
-    pub sync_nanoseconds: AtomicU64,
-    /// Commands committed.
-    pub commands: AtomicU64,
-    /// Bytes of the log now.
-    pub log_bytes: AtomicU64,
-    /// Checkpoints completed.
-    pub checkpoints: AtomicU64,
-    /// Segments removed.
-    pub segments_purged: AtomicU64,
-}
-
 /// Submits to the groups. Cheap to clone.
 pub struct PipelineHandle<Q> {
     submissions: Ringing<Submission<Q>>,
@@ -329,6 +314,12 @@ impl<Q> PipelineHandle<Q> {
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
+    }
+
+    /// Bytes submitted and not applied yet.
+    #[must_use]
+    pub fn in_flight_bytes(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
     }
 
     /// What was done so far; outlives the pipeline.
@@ -487,7 +478,7 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
             notifications,
             in_flight: Arc::default(),
             full: Arc::default(),
-            stats: Arc::default(),
+            stats: Arc::new(Stats::of(store.bases().iter().map(|(&group, base)| (group, base.applied.index)))),
         };
         let unwritten = Arc::<AtomicUsize>::default();
         let outcome = Outcome {
@@ -495,8 +486,11 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
             peers,
             in_flight: Arc::clone(&handle.in_flight),
             stats: Arc::clone(&handle.stats),
+            own: config.node,
             submissions: handle.submissions.clone(),
             outstanding: BTreeMap::new(),
+            commits: Default::default(),
+            leaders: BTreeMap::new(),
             leading: BTreeSet::new(),
             queries: BTreeMap::new(),
             reads: BTreeSet::new(),
@@ -510,7 +504,8 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
             stats: Arc::clone(&handle.stats),
             next_query: 0,
             ticked: now,
-            disk_checked: None,
+            now,
+            looked: None,
             unsynced_since: None,
         };
         let applier = Applier {
@@ -520,6 +515,7 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
             config,
             disk,
             in_flight: Arc::clone(&handle.in_flight),
+            stats: Arc::clone(&handle.stats),
             checkpoints,
             unwritten: Arc::clone(&unwritten),
             tells_stored: true,
@@ -566,6 +562,7 @@ fn run_raft<Q: Send + 'static, P: Peers>(
             next = if bytes < ROUND_BYTES_MAX { submitted.try_recv().ok() } else { None };
         }
         busy = whole_round(&mut raft, started);
+        raft.show(started.elapsed());
         if let Some(round) = raft.take_round()
             && rounds.send(round).is_err()
         {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::bell::Ringing;
+use super::stats::{self, CommitWatch};
 use super::{Item, Peers, PipelineConfig, Round, Stats, Submission, give_up};
 use crate::disk::SyncSite;
 use crate::group::{CheckpointBase, Committed, GroupStatus, Role};
@@ -26,8 +27,8 @@ pub(super) const ROUND_INTERVAL_MIN: Duration = Duration::from_millis(1);
 /// How often the groups hear that time passes.
 pub(super) const RAFT_TICK: Duration = Duration::from_millis(50);
 
-/// How often free space is looked at.
-const SPACE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often free space is looked at, and said how the groups are.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What rounds come to: gathered for the apply thread, or sent.
 pub(super) struct Outcome<Q, P> {
@@ -35,10 +36,16 @@ pub(super) struct Outcome<Q, P> {
     pub(super) peers: P,
     pub(super) in_flight: Arc<AtomicUsize>,
     pub(super) stats: Arc<Stats>,
+    /// This node.
+    pub(super) own: NodeId,
     /// For snapshots that come later.
     pub(super) submissions: Ringing<Submission<Q>>,
     /// Bytes proposed in this leadership and not handed out, by group.
     pub(super) outstanding: BTreeMap<GroupId, usize>,
+    /// Of some of what is outstanding, since when.
+    pub(super) commits: CommitWatch,
+    /// Whom each group was last seen to be led by.
+    pub(super) leaders: BTreeMap<GroupId, NodeId>,
     /// Groups of which [`Item::Lead`] was said.
     pub(super) leading: BTreeSet<GroupId>,
     pub(super) queries: BTreeMap<u64, Q>,
@@ -76,13 +83,17 @@ impl<Q: Send + 'static, P: Peers> Sink for Outcome<Q, P> {
     fn role(&mut self, group: GroupId, term: u64, role: Role) {
         if role == (Role::Leader { ready: true }) {
             self.leading.insert(group);
+            self.led_by(group, self.own);
+            stats::count(&self.stats, group, |counts| &counts.elections_won);
             return self.round.items.push(Item::Lead(group, term));
         }
         self.leading.remove(&group);
         // What was proposed under an earlier term may be lost: nobody waits for it here any more.
         let lost = self.outstanding.remove(&group).unwrap_or(0);
         self.in_flight.fetch_sub(lost, Ordering::Relaxed);
+        self.commits.lost(group);
         if let Role::Follower { leader } = role {
+            leader.into_iter().for_each(|leader| self.led_by(group, leader));
             self.round.items.push(Item::Follow(group, term, leader));
         }
     }
@@ -121,6 +132,13 @@ impl<Q, P> Outcome<Q, P> {
         let settled = bytes.min(*outstanding);
         *outstanding -= settled;
         self.round.bytes += settled;
+        self.commits.committed(group, settled);
+    }
+
+    fn led_by(&mut self, group: GroupId, leader: NodeId) {
+        if self.leaders.insert(group, leader).is_some_and(|before| before != leader) {
+            stats::count(&self.stats, group, |counts| &counts.leader_changes);
+        }
     }
 }
 
@@ -132,7 +150,10 @@ pub(super) struct RaftThread<Q, P> {
     pub(super) stats: Arc<Stats>,
     pub(super) next_query: u64,
     pub(super) ticked: Duration,
-    pub(super) disk_checked: Option<Duration>,
+    /// As of [`Self::on_time`].
+    pub(super) now: Duration,
+    /// When it looked how much space there is, and how the groups are.
+    pub(super) looked: Option<Duration>,
     pub(super) unsynced_since: Option<Duration>,
 }
 
@@ -142,7 +163,8 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
     /// # Errors
     /// The disk failed: the process must end.
     pub(super) fn on_time(&mut self, now: Duration) -> io::Result<()> {
-        self.check_space(now);
+        self.now = now;
+        self.look_if_due(now);
         self.sync_if_old(now)?;
         self.tick_if_due(now);
         Ok(())
@@ -192,13 +214,17 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
                 let handed_out = self.node.status(group).map_or(0, |status| status.handed_out.index);
                 match fetched.filter(|(base, _)| base.applied.index > handed_out) {
                     Some((base, pairs)) => self.outcome.round.items.push(Item::Install { group, base, pairs }),
-                    None => self.node.fetch_failed(group),
+                    None => {
+                        self.stats.snapshots_failed.fetch_add(1, Ordering::Relaxed);
+                        self.node.fetch_failed(group);
+                    }
                 }
             }
             Submission::Installed(group, base) => {
                 if let Err(error) = self.node.installed(group, base) {
                     give_up("taking up a snapshot", &error);
                 }
+                stats::count(&self.stats, group, |counts| &counts.snapshots);
             }
             Submission::Place(group, term, target) => self.node.place(group, term, target),
             Submission::HandOver(group, to, answer) => {
@@ -219,7 +245,9 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
     fn propose(&mut self, group: GroupId, command: &[u8]) -> usize {
         let bytes = command.len();
         if self.node.propose(group, command).is_ok() {
-            *self.outcome.outstanding.entry(group).or_default() += bytes;
+            let outstanding = self.outcome.outstanding.entry(group).or_default();
+            *outstanding += bytes;
+            self.outcome.commits.submitted(group, *outstanding, self.now);
         } else {
             self.outcome.in_flight.fetch_sub(bytes, Ordering::Relaxed);
         }
@@ -262,7 +290,6 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
                 self.outcome.read_dropped(group, token);
             }
         }
-        self.show();
         Ok(Some(busy))
     }
 
@@ -278,12 +305,12 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
         (!round.items.is_empty()).then_some(round)
     }
 
-    fn show(&self) {
+    /// Counts what the round came to, which ended at `now`.
+    pub(super) fn show(&mut self, now: Duration) {
         let log = self.node.log();
-        let (syncs, time) = log.syncs();
-        self.stats.syncs.store(syncs, Ordering::Relaxed);
-        self.stats.sync_nanoseconds.store(time.as_nanos() as u64, Ordering::Relaxed);
+        self.stats.show_syncs(log.syncs());
         self.stats.log_bytes.store(log.bytes(), Ordering::Relaxed);
+        self.outcome.commits.count(&self.stats.commit_times, now);
     }
 
     fn tick_if_due(&mut self, now: Duration) {
@@ -295,7 +322,7 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
     }
 
     fn sync_if_old(&mut self, now: Duration) -> io::Result<()> {
-        if self.unsynced_since.is_some_and(|since| now.saturating_sub(since) >= SPACE_INTERVAL) {
+        if self.unsynced_since.is_some_and(|since| now.saturating_sub(since) >= LOOK_INTERVAL) {
             self.node.sync(SyncSite::LogBackground)?;
             self.unsynced_since = None;
         }
@@ -311,12 +338,15 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
         }
     }
 
-    fn check_space(&mut self, now: Duration) {
-        if self.disk_checked.is_some_and(|at| now.saturating_sub(at) < SPACE_INTERVAL) {
+    fn look_if_due(&mut self, now: Duration) {
+        if self.looked.is_some_and(|at| now.saturating_sub(at) < LOOK_INTERVAL) {
             return;
         }
-        self.disk_checked = Some(now);
+        self.looked = Some(now);
+        let statuses = self.node.groups().filter_map(|group| Some((group, self.node.status(group)?)));
+        self.stats.show_groups(self.config.node, statuses);
         if let Ok(free) = self.node.log().free_bytes() {
+            self.stats.free_bytes.store(free, Ordering::Relaxed);
             let full = free < self.config.free_bytes_reserve;
             if self.full.swap(full, Ordering::Relaxed) != full {
                 tracing::warn!(free_bytes = free, full, "free space on disk crossed its reserve");

@@ -7,6 +7,7 @@
 use super::Losses;
 use super::faults::NEVER;
 use super::story::{Delivery, Kind, Mark, Message, NONE, Session, Span, Story, after};
+use crate::event::Nanoseconds;
 use crate::violation::{Promise, Report};
 
 pub(super) fn check(story: &Story<'_>, report: &Report<'_>, losses: &mut Losses) {
@@ -65,8 +66,7 @@ fn missed(
     message: &Message,
     acknowledged: Mark,
 ) -> Option<Mark> {
-    let expires_at = message.expiry.map_or(NEVER, |expiry| after(message.accepted.at, expiry));
-    let expires_at = expires_at.saturating_sub(story.settings.clocks_set_max);
+    let expires_at = may_expire_at(story, message);
     let drained = story.quiesced.iter().zip(connected).find(|(mark, connected)| {
         mark.event > acknowledged.event
             && connected[span.session as usize]
@@ -77,6 +77,13 @@ fn missed(
         let session = &story.sessions[span.session as usize];
         overtaken(story, session, span, message).filter(|delivery| delivery.mark.at < expires_at).map(|d| d.mark)
     })
+}
+
+/// The earliest that it may be gone for its expiry: its time runs by the clocks of nodes, that of the one which took it among them.
+fn may_expire_at(story: &Story<'_>, message: &Message) -> Nanoseconds {
+    let Some(expiry) = message.expiry else { return NEVER };
+    let by_rate = after(0, expiry) / 1000 * story.settings.clocks_fast_permille_max;
+    after(message.accepted.at, expiry).saturating_sub(by_rate).saturating_sub(story.settings.clocks_set_max)
 }
 
 /// The first delivery of a message that the publisher sent later, while the subscription stood.

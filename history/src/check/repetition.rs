@@ -98,6 +98,7 @@ fn check_repeated(story: &Story<'_>, session: u32, message: &Message, report: &m
     if is_split(story, &deliveries, message) {
         allowed.live += message.tries;
     }
+    let allowed_on_connection = allowed.live;
     allowed.live += met_again(story, &deliveries, message) * message.tries;
     let is = |kind: Kind| move |d: &&&Delivery| d.kind == kind;
     let new = |kind: Kind| deliveries.iter().filter(is(kind)).filter(|d| d.new).count() as u32;
@@ -119,7 +120,7 @@ fn check_repeated(story: &Story<'_>, session: u32, message: &Message, report: &m
     for delivery in deliveries.iter().filter(is(Kind::Live)) {
         *on_connection.entry(delivery.connection).or_default() += 1;
     }
-    if on_connection.values().any(|&count| count > allowed.live) {
+    if on_connection.values().any(|&count| count > allowed_on_connection) {
         report.add(Promise::P4, &events, format!("sent again on a living connection: {}", name()));
     }
 }
@@ -147,12 +148,12 @@ fn matched_by(story: &Story<'_>, message: &Message) -> Nanoseconds {
 }
 
 /// Further processes at which a session met a message at QoS 0, of which nobody keeps what a session had. See
-/// [`Story::may_meet_again_until`].
+/// [`Story::may_meet_again_until`]. With RETAIN as published such a copy looks like a retained one.
 fn met_again(story: &Story<'_>, deliveries: &[&Delivery], message: &Message) -> u32 {
     let until = story.may_meet_again_until(message);
     let mut processes = Vec::new();
     let mut met = 0;
-    for delivery in deliveries.iter().filter(|delivery| delivery.qos == 0 && delivery.kind == Kind::Live) {
+    for delivery in deliveries.iter().filter(|delivery| delivery.qos == 0 && delivery.kind != Kind::Retained) {
         let process = story.process_of(delivery);
         if !processes.contains(&process) {
             met += u32::from(!processes.is_empty() && delivery.mark.at <= until);

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// The metric that counts syncs of the log.
-const SYNCS: &str = "kentongan_log_syncs_total";
+const SYNCS: &str = "kentongan_log_sync_seconds_count";
 
 /// Metrics are at most this old.
 const METRICS_AGE: Duration = Duration::from_millis(1100);

@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use super::keys::Keys;
 use crate::config::{HttpUrl, JwtConfig};
 use crate::http_client::{HttpClient, HttpClientOptions};
+use crate::metrics::count_jwks_fetch;
 
 /// Time between two fetches at the least, whatever tokens name and however they end.
 const INTERVAL_MIN: Duration = Duration::from_secs(10);
@@ -93,7 +94,9 @@ impl FetchedKeys {
         let mut has_failed = false;
         loop {
             let Some(own) = keys.upgrade() else { return };
-            match own.fetch().await {
+            let fetched = own.fetch().await;
+            count_jwks_fetch(fetched.is_ok());
+            match fetched {
                 Ok(fetched) => {
                     if has_failed || own.keys().is_none() {
                         tracing::info!(server = own.url.authority(), "the keys of tokens were fetched");

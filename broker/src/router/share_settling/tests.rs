@@ -1086,6 +1086,33 @@ fn what_is_kept_is_bounded() {
     assert_eq!([1, 2].map(|node| settling.full(node, &share)), [Some(Full::Bytes), None]);
 }
 
+/// Where messages come faster than they can be handed on, their lanes fill up where they come from, and publishers there pause.
+#[test]
+fn a_node_with_too_much_before_it_answers_when_that_is_less() {
+    const MUCH: usize = 64 * 1024 * 1024;
+    let mut cluster = round_robin();
+    let member = cluster.join(1, 0, 10, QoS::AtLeastOnce);
+    let shared = Arc::clone(&cluster.nodes[1].shared);
+    shared.inboxes[1].push(Event::ResumePublishers, MUCH);
+    let unanswered =
+        |cluster: &Cluster| cluster.nodes[0].arbiters[0].lanes.nodes.held().map(|(_, held)| held).sum::<u64>();
+    cluster.publish_at(0, QoS::AtLeastOnce);
+    cluster.run();
+    assert_eq!((unanswered(&cluster), cluster.has(member).len()), (1, 1));
+    let view = shared.cluster.as_ref().expect("one of several");
+    for _ in 0..3 {
+        cluster.nodes[0].arbiters[0].retry_node_lanes();
+        view.answer_patient(&shared);
+        cluster.run();
+    }
+    assert_eq!((unanswered(&cluster), cluster.has(member).len()), (1, 1), "not when it comes again, either");
+    shared.inboxes[1].release(MUCH);
+    cluster.machine.advance(Duration::from_millis(10));
+    view.answer_patient(&shared);
+    cluster.run();
+    assert_eq!(unanswered(&cluster), 0);
+}
+
 /// A member on another node that never acknowledges stops nobody here: what is handed to it is dropped, and counted, once as much
 /// is kept as may be.
 #[test]

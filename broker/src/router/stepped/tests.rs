@@ -3,6 +3,8 @@
 //! All sessions are transient and nothing is retained, so no group is needed. `KENTONGAN_SEED` and `KENTONGAN_SEEDS` say
 //! which seeds are run.
 
+mod watched;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
@@ -25,6 +27,7 @@ use super::*;
 use crate::auth::{Authority, Mechanism, MechanismStep};
 use crate::clock::{Clock, ManualClock};
 use crate::config::{AclSubscribe, AuthConfig, ListenerConfig, Settings, SharedStrategy};
+use crate::message::{Message, MessageIdentity};
 use crate::metrics::Metrics;
 use crate::moving::Place;
 use crate::peers::wire::Forwarded;
@@ -35,8 +38,8 @@ use crate::replicated::{Opened, Slots, Submitter, SubscribeOutcome, SubscribedPe
 use crate::router::Event;
 use crate::router::cluster::{ClusterView, Leader, Leaders};
 use crate::router::connect::{EndCause, LET_IN_A_SECOND_MAX};
-use crate::router::node_lanes::Nodes;
-use crate::subscription::{InterestKind, Target};
+use crate::router::node_lanes::{Nodes, PeerProcess};
+use crate::subscription::{InterestKind, NodeInterest, Target};
 
 /// Things done in one run, before everything is let come to rest.
 const STEPS: u32 = 3_000;
@@ -694,6 +697,21 @@ fn claimant(settings: Settings, authority: Authority, connect: Connect) -> (Step
     client.write(usize::MAX);
     arbiter.run();
     (arbiter, client, connection)
+}
+
+/// One more claimant at the same arbiter.
+fn another_claimant(arbiter: &mut SteppedArbiter, client_id: &str) -> (Client, ConnectionKey) {
+    let shared = Arc::clone(&arbiter.state.shared);
+    let address = SocketAddr::from(([127, 0, 0, 1], 1883));
+    let listener = Arc::new(ListenerContext::new(ListenerConfig::default(), &shared.settings, address));
+    assert_eq!(shared.try_open_connection(&listener, usize::MAX), Some(0));
+    let (here, there) = MemoryStream::pair(4096);
+    let connection = arbiter.add_connection(there, listener, None);
+    let mut client = Client::new(here, ProtocolVersion::V5);
+    client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, client_id.to_owned(), 0))));
+    client.write(usize::MAX);
+    arbiter.run();
+    (client, connection)
 }
 
 /// The group grants the claim of a connection.
@@ -1368,6 +1386,142 @@ fn a_client_that_is_moved_is_told_where_to_and_stays_if_it_must_be_told_and_cann
     arbiter.state.shared.inboxes[0].push(Event::Move { count: 1, only_told: false }, 0);
     arbiter.run();
     assert_eq!(read_all(&mut client), disconnect(None), "there are others, wherever they are");
+}
+
+/// A group without a majority may have none for days. What is claimed meanwhile is not kept for it: clients try again and again.
+#[test]
+fn no_claim_is_said_to_a_group_that_answers_nothing() {
+    const CLIENTS: usize = 40;
+    let (mut arbiter, _client, _) = claimant_of_several_nodes();
+    let claimants: Vec<_> =
+        (0..CLIENTS).map(|number| another_claimant(&mut arbiter, &format!("c{number}")).0).collect();
+    arbiter.state.flush_lanes();
+    let claimed = arbiter.state.lanes.held();
+    assert!(claimed[0] < CLIENTS as u64, "others wait for their turn");
+    (0..4).for_each(|_| arbiter.on_second());
+    arbiter.run();
+    arbiter.state.flush_lanes();
+    assert_eq!(arbiter.state.lanes.held(), claimed, "nothing more");
+    let (late, _) = another_claimant(&mut arbiter, "late");
+    arbiter.state.flush_lanes();
+    assert_eq!(arbiter.state.lanes.held(), claimed, "nothing more");
+    for mut client in claimants.into_iter().chain([late]) {
+        let [Packet::ConnAck(connack)] = &packets(&mut client)[..] else { panic!("one CONNACK") };
+        assert_eq!(connack.reason_code, ReasonCode::ServerUnavailable);
+    }
+}
+
+/// What is armed for a connection stays in the wheel when that is gone.
+#[test]
+fn a_long_keep_alive_is_soon_forgotten_with_its_connection() {
+    let mut world = World::new(1);
+    let [gone, mut there] =
+        ["gone", "there"].map(|name| world.open(0, connect(ProtocolVersion::V5, name.to_owned(), 3000)));
+    assert_eq!(packets(&mut there).len(), 1, "CONNACK");
+    drop(gone);
+    world.arbiters[0].run();
+    world.pass(601_000);
+    world.arbiters[0].run();
+    assert_eq!(
+        world.arbiters[0].state.wheel.armed(),
+        2,
+        "of the one that is there: for CONNECT, and for its Keep Alive"
+    );
+    assert_eq!(say(&mut world, &mut there, &Packet::PingReq), [Packet::PingResp]);
+    world.pass(4_000_000);
+    assert_eq!(world.arbiters[0].state.connections(), 1, "not yet");
+    world.pass(1_000_000);
+    world.arbiters[0].run();
+    assert_eq!(world.arbiters[0].state.connections(), 0);
+}
+
+/// Memory is short for what waits for a client that publishes as well: its acknowledgement stands behind what it publishes.
+#[test]
+fn an_acknowledgement_behind_a_publish_is_read_in_time() {
+    let mut world = World::new(1);
+    let both = connect(ProtocolVersion::V5, "both".to_owned(), 0);
+    let properties = ConnectProperties { receive_maximum: NonZeroU16::new(1), ..ConnectProperties::default() };
+    let mut both = world.open(1, Connect { properties, ..both });
+    let mut publisher = world.open(0, connect(ProtocolVersion::V5, "publisher".to_owned(), 0));
+    let subscribe = subscribe_to(&mut both, &["t"], QoS::AtLeastOnce);
+    assert_eq!(say(&mut world, &mut both, &subscribe).len(), 2, "CONNACK, SUBACK");
+    for _ in 0..3 {
+        let publish = publish_to(&mut publisher, "t", "x");
+        say(&mut world, &mut publisher, &publish);
+    }
+    let [Packet::Publish(first)] = &packets(&mut both)[..] else { panic!("one message") };
+    let id = first.delivery.packet_id().expect("QoS 1");
+    world.shared.pretend_memory(115, 100);
+    let (publish, another) = (publish_to(&mut both, "u", "x"), publish_to(&mut both, "u", "x"));
+    assert_eq!(say(&mut world, &mut both, &publish).len(), 1, "PUBACK");
+    let publish = publish_to(&mut publisher, "u", "x");
+    assert_eq!(say(&mut world, &mut publisher, &publish).len(), 1, "PUBACK");
+    world.machine.advance(Duration::from_secs(1));
+    // The other one looks at what memory there really is.
+    world.arbiters[1].on_second();
+    assert!(say(&mut world, &mut publisher, &publish).is_empty(), "it has nothing to acknowledge");
+    both.send(&publish);
+    both.send(&another);
+    let heard = say(&mut world, &mut both, &Packet::PubAck(Ack::success(id)));
+    assert!(matches!(heard[..], [Packet::PubAck(_)]), "one goes on: {heard:?}");
+    world.machine.advance(Duration::from_secs(1));
+    world.arbiters[1].on_second();
+    world.arbiters[1].run();
+    let heard = packets(&mut both);
+    assert!(matches!(heard[..], [Packet::PubAck(_), Packet::Publish(_)]), "{heard:?}");
+    assert_eq!(world.shared.memory_level(), 2);
+}
+
+/// Of five nodes two died, and a group had both as voters: it answers nobody, and they are never lost. Whoever has something for
+/// them waits; all others go on.
+#[test]
+fn who_answers_nothing_holds_up_only_those_who_have_something_for_it() {
+    let (mut arbiter, mut publisher, _) = client_of_several_nodes();
+    let shared = Arc::clone(&arbiter.state.shared);
+    let (mut bystander, connection) = another_claimant(&mut arbiter, "d");
+    shared.inboxes[0].push(Opened::transient(connection, Arc::from("d")).into(), 0);
+    arbiter.run();
+    let process = PeerProcess { node: 2, incarnation: 20 };
+    let node = shared.cluster.as_ref().expect("one of several").nodes.indexed(process);
+    let interest = NodeInterest { any: 1, ..NodeInterest::default() };
+    shared.index.set_node("t", node, 0, interest.to_value());
+    let say = |arbiter: &mut SteppedArbiter, client: &mut Client, packet: Packet| {
+        client.send(&packet);
+        client.write(usize::MAX);
+        arbiter.run();
+        packets(client).len()
+    };
+    assert_eq!([packets(&mut publisher).len(), packets(&mut bystander).len()], [1, 1], "CONNACK");
+    let held = |arbiter: &SteppedArbiter| arbiter.state.lanes.nodes.held().map(|(_, held)| held).sum::<u64>();
+
+    let large = Arc::new(Message {
+        identity: MessageIdentity::default(),
+        topic: Arc::from("t"),
+        payload: Bytes::from(vec![0; 8 * 1024 * 1024]),
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        publisher: Arc::from(""),
+        properties: None,
+        expires_at_ms: None,
+    });
+    arbiter.state.route_message(&large);
+    arbiter.run();
+    assert!(arbiter.state.is_overloaded(), "it may just be slow");
+    (0..4).for_each(|_| arbiter.on_second());
+    assert!(!arbiter.state.is_overloaded());
+    for under_way in [2, 2] {
+        let publish = publish_to(&mut publisher, "t", "x");
+        assert_eq!(say(&mut arbiter, &mut publisher, publish), 0);
+        assert_eq!(held(&arbiter), under_way, "one, and then it waits");
+        arbiter.on_second();
+    }
+    for _ in 0..3 {
+        let publish = publish_to(&mut bystander, "u", "x");
+        assert_eq!(say(&mut arbiter, &mut bystander, publish), 1, "PUBACK");
+    }
+    shared.inboxes[0].push(Event::NodeLost { node: node.number }, 0);
+    arbiter.run();
+    assert_eq!(packets(&mut publisher).len(), 2, "PUBACK of both");
 }
 
 fn disconnect(server_reference: Option<&str>) -> Vec<u8> {

@@ -2,7 +2,7 @@
 
 use kentongan_history::{Action, Promise, Violation, What};
 
-use super::{CUT_OFF_NS, World};
+use super::{CLOCK_RATE_PERMILLE_MAX, CUT_OFF_NS, World};
 use crate::simulation::faults::{Fault, Planned, SECOND};
 use crate::simulation::workload::Workload;
 
@@ -14,6 +14,7 @@ impl World {
         kentongan_history::Settings {
             clock_skew_max: self.now_ns / 25 + set_ns,
             clocks_set_max: set_ns,
+            clocks_fast_permille_max: CLOCK_RATE_PERMILLE_MAX - 1000,
             transient_wills_die_with_node: self.plan.alone,
             ..Workload::settings()
         }
