@@ -67,7 +67,7 @@ class HttpApi(unittest.TestCase):
             *("--phases", "examples,fuzzing"),
             *("--max-examples", str(EXAMPLES)),
             *("--seed", str(SEED)),
-            *("--generation-deterministic", "--generation-database", "none"),
+            *("--generation-deterministic", "--no-shrink"),
             *("--request-timeout", str(DEADLINE_SECONDS)),
             "--no-color",
         ]

@@ -81,7 +81,7 @@ pub struct BansPage {
 
 /// Who is banned
 #[utoipa::path(
-    get, path = "/banned", tag = "banned", params(PageAsked),
+    get, path = "/banned", operation_id = "listBanned", tag = "banned", params(PageAsked),
     responses((status = 200, description = "A page of them", body = BansPage), Problems)
 )]
 async fn list(
@@ -131,7 +131,7 @@ fn subject(kind: Kind, who: String) -> Result<Subject, Problem> {
 ///
 /// On all nodes, within a second: who is connected is closed, who comes is refused.
 #[utoipa::path(
-    post, path = "/banned", tag = "banned", request_body = ToBan,
+    post, path = "/banned", operation_id = "ban", tag = "banned", request_body = ToBan,
     responses((status = 200, description = "It is committed", body = Banned), Problems)
 )]
 async fn ban(
@@ -164,7 +164,7 @@ async fn ban(
 ///
 /// If there is none, that is as well.
 #[utoipa::path(
-    delete, path = "/banned/{as}/{who}", tag = "banned",
+    delete, path = "/banned/{as}/{who}", operation_id = "liftBan", tag = "banned",
     params(
         ("as" = Kind, Path, description = "What `who` is"),
         ("who" = String, Path, description = "As it was banned, URL-encoded")

@@ -78,7 +78,7 @@ pub struct ClientsPage {
 ///
 /// Over all nodes. A filter that few meet may give pages with few rows, or none, although more follow.
 #[utoipa::path(
-    get, path = "/clients", tag = "clients", params(Wanted, PageAsked),
+    get, path = "/clients", operation_id = "listClients", tag = "clients", params(Wanted, PageAsked),
     responses((status = 200, description = "A page of them", body = ClientsPage), Problems)
 )]
 async fn list(
@@ -151,7 +151,7 @@ fn ask<T: DeserializeOwned>(operator: &Operator, node: &NodeName, question: Ques
 
 /// The client of a name
 #[utoipa::path(
-    get, path = "/clients/{clientid}", tag = "clients", params(("clientid" = String, Path, description = "Client Identifier, URL-encoded")),
+    get, path = "/clients/{clientid}", operation_id = "showClient", tag = "clients", params(("clientid" = String, Path, description = "Client Identifier, URL-encoded")),
     responses((status = 200, description = "It is connected", body = Client), Problems)
 )]
 async fn show(State(api): State<Arc<Api>>, _: Viewer, Path(client_id): Path<String>) -> Result<Json<Client>, Problem> {
@@ -167,7 +167,7 @@ async fn show(State(api): State<Arc<Api>>, _: Viewer, Path(client_id): Path<Stri
 /// It may come again at once: ban it if it should not. Its session stays, if it outlives the connection. A client of MQTT 5 is
 /// told that it was an administrator's doing.
 #[utoipa::path(
-    delete, path = "/clients/{clientid}", tag = "clients", params(("clientid" = String, Path, description = "Client Identifier, URL-encoded")),
+    delete, path = "/clients/{clientid}", operation_id = "kickClient", tag = "clients", params(("clientid" = String, Path, description = "Client Identifier, URL-encoded")),
     responses((status = 204, description = "It is closed"), Problems)
 )]
 async fn kick(
@@ -235,7 +235,7 @@ pub struct SubscriptionsPage {
 ///
 /// Over all nodes. Those of sessions without a connection stand with their sessions.
 #[utoipa::path(
-    get, path = "/subscriptions", tag = "subscriptions", params(WantedSubscriptions, PageAsked),
+    get, path = "/subscriptions", operation_id = "listSubscriptions", tag = "subscriptions", params(WantedSubscriptions, PageAsked),
     responses((status = 200, description = "A page of them", body = SubscriptionsPage), Problems)
 )]
 async fn subscriptions(

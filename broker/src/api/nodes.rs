@@ -88,7 +88,7 @@ pub struct Nodes {
 
 /// Nodes of the cluster, and how they are
 #[utoipa::path(
-    get, path = "/nodes", tag = "cluster",
+    get, path = "/nodes", operation_id = "listNodes", tag = "cluster",
     responses((status = 200, description = "All of them", body = Nodes), Problems)
 )]
 async fn nodes(State(api): State<Arc<Api>>, _: Viewer) -> Result<Json<Nodes>, Problem> {
@@ -145,7 +145,7 @@ pub struct Drained {
 /// Its groups and clients go to other nodes, at a bounded rate; answers when that is decided, not when it is done: see
 /// `/nodes`.
 #[utoipa::path(
-    post, path = "/nodes/{node}/drain", tag = "cluster", params(("node" = String, Path, description = "Its name or id")),
+    post, path = "/nodes/{node}/drain", operation_id = "drainNode", tag = "cluster", params(("node" = String, Path, description = "Its name or id")),
     responses((status = 200, description = "It is being drained", body = Drained), Problems)
 )]
 async fn drain(
@@ -158,7 +158,7 @@ async fn drain(
 
 /// Let a drained node have clients again
 #[utoipa::path(
-    delete, path = "/nodes/{node}/drain", tag = "cluster", params(("node" = String, Path, description = "Its name or id")),
+    delete, path = "/nodes/{node}/drain", operation_id = "undrainNode", tag = "cluster", params(("node" = String, Path, description = "Its name or id")),
     responses((status = 200, description = "It is not drained any more", body = Drained), Problems)
 )]
 async fn undrain(
@@ -224,7 +224,7 @@ pub struct Groups {
 
 /// Groups, and who keeps and leads them
 #[utoipa::path(
-    get, path = "/groups", tag = "cluster",
+    get, path = "/groups", operation_id = "listGroups", tag = "cluster",
     responses((status = 200, description = "All of them", body = Groups), Problems)
 )]
 async fn groups(State(api): State<Arc<Api>>, _: Viewer) -> Result<Json<Groups>, Problem> {
@@ -312,7 +312,7 @@ fn ask_which<T: serde::de::DeserializeOwned>(
 ///
 /// Each node reads its own files, as on SIGHUP; if anything is wrong with them, everything stays as it was there.
 #[utoipa::path(
-    post, path = "/reload", tag = "cluster", params(WhichNodes),
+    post, path = "/reload", operation_id = "reload", tag = "cluster", params(WhichNodes),
     responses((status = 200, description = "What came of it", body = AllReloaded), Problems)
 )]
 async fn reload(
@@ -382,7 +382,7 @@ fn logs(operator: &Operator, which: WhichNodes, filter: Option<String>) -> Resul
 
 /// What nodes log
 #[utoipa::path(
-    get, path = "/log", tag = "cluster", params(WhichNodes),
+    get, path = "/log", operation_id = "showLog", tag = "cluster", params(WhichNodes),
     responses((status = 200, description = "The filter of each", body = AllLogs), Problems)
 )]
 async fn log(
@@ -397,7 +397,7 @@ async fn log(
 ///
 /// Until the settings are read again, or the node is started again.
 #[utoipa::path(
-    put, path = "/log", tag = "cluster", params(WhichNodes), request_body = LogFilter,
+    put, path = "/log", operation_id = "changeLog", tag = "cluster", params(WhichNodes), request_body = LogFilter,
     responses((status = 200, description = "The filter of each", body = AllLogs), Problems)
 )]
 async fn change_log(

@@ -84,7 +84,7 @@ pub struct Properties {
 /// To all who subscribe, over all nodes. It is on its way when this is answered, and not yet with anybody: who must know that
 /// a message is safe publishes it by MQTT.
 #[utoipa::path(
-    post, path = "/publish", tag = "publish", request_body = Publication,
+    post, path = "/publish", operation_id = "publish", tag = "publish", request_body = Publication,
     responses((status = 202, description = "It is on its way"), Problems)
 )]
 async fn publish(

@@ -75,7 +75,7 @@ pub struct SessionsPage {
 ///
 /// With and without a connection, over all nodes.
 #[utoipa::path(
-    get, path = "/sessions", tag = "sessions", params(Wanted, PageAsked),
+    get, path = "/sessions", operation_id = "listSessions", tag = "sessions", params(Wanted, PageAsked),
     responses((status = 200, description = "A page of them", body = SessionsPage), Problems)
 )]
 async fn list(
@@ -139,7 +139,7 @@ fn walk<R: DeserializeOwned>(
 
 /// The session of a name, and what it subscribes to
 #[utoipa::path(
-    get, path = "/sessions/{clientid}", tag = "sessions", params(("clientid" = String, Path, description = "Client Identifier, URL-encoded")),
+    get, path = "/sessions/{clientid}", operation_id = "showSession", tag = "sessions", params(("clientid" = String, Path, description = "Client Identifier, URL-encoded")),
     responses((status = 200, description = "There is one", body = SessionDetail), Problems)
 )]
 async fn show(
@@ -181,7 +181,7 @@ pub struct RetainedMessages {
 
 /// Retained messages
 #[utoipa::path(
-    get, path = "/retained", tag = "retained", params(WantedRetained, PageAsked),
+    get, path = "/retained", operation_id = "listRetained", tag = "retained", params(WantedRetained, PageAsked),
     responses((status = 200, description = "A page of them", body = RetainedMessages), Problems)
 )]
 async fn retained(
@@ -216,7 +216,7 @@ fn find_retained(operator: &Operator, topic: &str) -> Result<RetainedMessage, Pr
 
 /// The retained message of a topic
 #[utoipa::path(
-    get, path = "/retained/{topic}", tag = "retained", params(("topic" = String, Path, description = "Topic Name, URL-encoded (`/` is %2F)")),
+    get, path = "/retained/{topic}", operation_id = "showRetained", tag = "retained", params(("topic" = String, Path, description = "Topic Name, URL-encoded (`/` is %2F)")),
     responses((status = 200, description = "There is one", body = RetainedMessage), Problems)
 )]
 async fn show_retained(
@@ -231,7 +231,7 @@ async fn show_retained(
 ///
 /// As MQTT does it: an empty message is published there, which those who subscribe get too. Answers when it is gone.
 #[utoipa::path(
-    delete, path = "/retained/{topic}", tag = "retained", params(("topic" = String, Path, description = "Topic Name, URL-encoded (`/` is %2F)")),
+    delete, path = "/retained/{topic}", operation_id = "deleteRetained", tag = "retained", params(("topic" = String, Path, description = "Topic Name, URL-encoded (`/` is %2F)")),
     responses((status = 204, description = "It is gone"), Problems)
 )]
 async fn delete_retained(

@@ -233,8 +233,9 @@ fn session_row(session: &PersistentSession, group: u16) -> Session {
         node: session.owner.map(|owner| kentongan_cluster::NodeId(owner.node).to_string()),
         expiry_interval: session.expiry_seconds,
         subscriptions_cnt: session.subscriptions.len(),
-        mqueue_len: count(backlog.queued_messages),
-        mqueue_bytes: count(backlog.queued_bytes),
+        // Behind retained ones that its client went without, too.
+        mqueue_len: count(backlog.queued_messages) + session.held.len() as u64,
+        mqueue_bytes: count(backlog.queued_bytes) + session.held_bytes as u64,
         inflight_cnt: count(backlog.in_flight),
         awaiting_rel_cnt: session.received.len(),
         group,
