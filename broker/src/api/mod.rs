@@ -15,6 +15,7 @@ pub mod problem;
 mod refusals;
 mod server;
 pub mod tokens;
+pub mod watching;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -187,7 +188,7 @@ fn described() -> OpenApiRouter<Arc<Api>> {
         .components(Some(ComponentsBuilder::new().security_scheme("token", bearer).build()))
         .security(Some([SecurityRequirement::new("token", Vec::<String>::new())]))
         .build();
-    let routes = OpenApiRouter::new().merge(clients::routes());
+    let routes = OpenApiRouter::new().merge(clients::routes()).merge(watching::routes());
     OpenApiRouter::with_openapi(base).nest(PREFIX, routes)
 }
 

@@ -10,6 +10,7 @@
 //! Absent: HTTP, and who may ask ([`crate::api`]).
 
 pub mod clients;
+pub mod watching;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -50,6 +51,8 @@ const LOOKED_AT_MAX: usize = 200_000;
 pub enum Question {
     /// Which clients are connected to it.
     Clients(clients::ClientsAsked),
+    /// What goes on there.
+    Watch(watching::WatchAsked),
 }
 
 /// Why there is no answer.
@@ -156,6 +159,7 @@ impl Operator {
         }
         match question {
             Question::Clients(asked) => say(&self.clients_here(asked)),
+            Question::Watch(asked) => self.watch_here(asked),
         }
     }
 
