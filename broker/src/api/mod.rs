@@ -19,6 +19,7 @@ mod refusals;
 mod server;
 pub mod sessions;
 pub mod tokens;
+pub mod watching;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -217,7 +218,8 @@ fn described() -> OpenApiRouter<Arc<Api>> {
         .merge(sessions::routes())
         .merge(publish::routes())
         .merge(bans::routes())
-        .merge(nodes::routes());
+        .merge(nodes::routes())
+        .merge(watching::routes());
     OpenApiRouter::with_openapi(base).nest(PREFIX, routes)
 }
 

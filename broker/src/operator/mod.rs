@@ -14,6 +14,7 @@ pub mod control;
 pub mod nodes;
 pub mod publish;
 pub mod sessions;
+pub mod watching;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -79,6 +80,8 @@ pub enum Question {
     Reload,
     /// What it logs; or to log this from now on.
     Log(Option<String>),
+    /// What goes on there.
+    Watch(watching::WatchAsked),
 }
 
 /// Why there is no answer.
@@ -196,6 +199,7 @@ impl Operator {
             Question::Node => say(&self.node_here()),
             Question::Reload => say(&self.reload_here()),
             Question::Log(filter) => say(&self.log_here(filter.clone())),
+            Question::Watch(asked) => self.watch_here(asked),
         }
     }
 

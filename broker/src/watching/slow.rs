@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 pub const LIMIT_MAX: usize = 1000;
 
 /// By what clients are ranked.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = SlowBy)]
 pub enum Ranking {
     /// Bytes that are kept in memory for the connection: its out-buffer, and its queue if its session is transient.
     #[default]
@@ -23,7 +24,7 @@ pub enum Ranking {
 }
 
 /// A client for which something waits.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SlowSubscriber {
     /// Client Identifier.
     pub clientid: String,

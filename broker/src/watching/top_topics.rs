@@ -22,8 +22,9 @@ pub const SECONDS_MAX: u32 = 300;
 const KEPT_MS: u64 = 60_000;
 
 /// By what topics are ranked.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = TopBy)]
 pub enum Ranking {
     /// How many messages.
     #[default]
@@ -33,7 +34,7 @@ pub enum Ranking {
 }
 
 /// A topic and what it has.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct TopTopic {
     /// Topic Name; only its beginning, if it is long.
     pub topic: String,

@@ -15,14 +15,14 @@ use super::nodes::{Cluster, Node};
 use crate::support::*;
 
 /// Tokens of each role.
-struct Keys {
-    viewer: Token,
+pub(super) struct Keys {
+    pub(super) viewer: Token,
     operator: Token,
     administrator: Token,
 }
 
 impl Keys {
-    fn draw() -> Self {
+    pub(super) fn draw() -> Self {
         Self { viewer: Token::draw(), operator: Token::draw(), administrator: Token::draw() }
     }
 
@@ -37,7 +37,7 @@ impl Keys {
 }
 
 /// Three nodes that serve the API, and their directory, in which each has an audit log `audit1` and so on.
-fn cluster(keys: &Keys) -> Cluster {
+pub(super) fn cluster(keys: &Keys) -> Cluster {
     let directory = TempDir::new().expect("a temporary directory");
     let files = directory.path().to_owned();
     keys.write(&files.join("tokens"));
@@ -53,7 +53,7 @@ fn cluster(keys: &Keys) -> Cluster {
 }
 
 /// Status and body of an answer.
-fn ask(node: &Node, token: &str, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+pub(super) fn ask(node: &Node, token: &str, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
     let address = node.said_address("listening for operators").expect("it serves the API");
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(DEADLINE)).expect("a socket");
@@ -76,7 +76,7 @@ fn ask(node: &Node, token: &str, method: &str, path: &str, body: Option<&Value>)
     (status, if body.is_empty() { Value::Null } else { serde_json::from_str(body).expect("JSON") })
 }
 
-fn get(node: &Node, keys: &Keys, path: &str) -> Value {
+pub(super) fn get(node: &Node, keys: &Keys, path: &str) -> Value {
     let (status, answer) = ask(node, keys.viewer.expose(), "GET", path, None);
     assert_eq!(status, 200, "{path}: {answer}");
     answer

@@ -21,5 +21,6 @@ mod transfer;
 #[cfg(feature = "simulation")]
 mod upgrade;
 mod users;
+mod watching;
 mod workload;
 mod zones;
