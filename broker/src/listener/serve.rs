@@ -21,7 +21,7 @@ use crate::http::{self, Readiness};
 use crate::metrics::{LoadAverages, Metrics, ReloadOutcome};
 use crate::moving::mover;
 use crate::router::pace::RESUME_INTERVAL;
-use crate::router::{ArbiterState, Event, Shared, sys};
+use crate::router::{ArbiterState, Changed, Event, Shared, sys};
 use crate::tls::{Endpoint, Watch};
 
 /// The condition of readiness that this module answers for.
@@ -270,7 +270,7 @@ impl Broker {
             tracing::error!(%error, "SIGHUP: users or rights cannot be used, everything stays as it was");
             return;
         }
-        self.tell_policy_changed();
+        self.tell_policy_changed(Changed::WhoMayWhat);
         fetch_keys(&self.shared);
         let changes = config::changes(&self.started, &self.last, &settings);
         let mut is_closed_to_anonymous = false;
@@ -282,9 +282,7 @@ impl Broker {
             }
         }
         if is_closed_to_anonymous {
-            for inbox in &self.shared.inboxes {
-                inbox.push(Event::PolicyChanged, 0);
-            }
+            self.tell_policy_changed(Changed::WhoMayStay);
         }
         self.shared.has_publish_rates.store(settings.has_publish_rates(), Ordering::Relaxed);
         self.shared.memory_bytes_high_water.store(settings.limits.memory_bytes_high_water, Ordering::Relaxed);
@@ -321,14 +319,14 @@ impl Broker {
     /// Takes up keys of tokens whose files have changed, likewise.
     pub fn look_at_keys(&mut self) {
         if self.shared.authority.look_at_keys(&mut self.key_watch) {
-            self.tell_policy_changed();
+            self.tell_policy_changed(Changed::WhoMayStay);
         }
     }
 
     /// Whoever is connected is looked at again.
-    fn tell_policy_changed(&self) {
+    fn tell_policy_changed(&self, changed: Changed) {
         for inbox in &self.shared.inboxes {
-            inbox.push(Event::PolicyChanged, 0);
+            inbox.push(Event::PolicyChanged(changed), 0);
         }
     }
 

@@ -28,6 +28,12 @@ impl Wheel {
         self.slots[due as usize % SLOTS].push((key, due));
     }
 
+    /// What is armed, in all.
+    #[cfg(test)]
+    pub fn count(&self) -> usize {
+        self.slots.iter().map(Vec::len).sum()
+    }
+
     /// Every key that was due up to and including second `now` goes into `due`, in no particular order.
     pub fn advance(&mut self, now: u32, due: &mut Vec<ConnectionKey>) {
         while self.next <= now {
