@@ -63,8 +63,8 @@ impl AclFile {
     }
 
     /// What stands there about a user or about everybody, also if no pattern is for one of that name.
-    pub(super) fn about(&self, identity: &str) -> impl Iterator<Item = &Rule> {
-        self.own.get(identity).into_iter().chain([&self.patterns]).flat_map(Lines::rules)
+    pub(super) fn about(&self, identity: &str) -> impl Iterator<Item = &Lines> {
+        self.own.get(identity).into_iter().chain([&self.patterns])
     }
 
     /// What a client meets, in order.

@@ -11,6 +11,7 @@ use kentongan_proto::mqtt::{Connect, ReasonCode};
 
 use super::fair_queue::{FairAddress, fair_address};
 use super::http::{ServerAnswer, ServerQuestion, Visitor};
+use super::jwt::TokenMark;
 use super::verifier::Job;
 use super::{Authority, Granted, Now, Policy};
 use crate::config::AuthenticationMethod;
@@ -28,8 +29,8 @@ pub enum Credential {
     Password(u64),
     /// A certificate.
     Certificate,
-    /// A token, signed by this key of a file, or by one that a server has.
-    Token(Option<u64>),
+    /// A token, by what judged it.
+    Token(TokenMark),
     /// Enhanced authentication.
     Mechanism,
     /// The word of a server, which is known by this.
@@ -316,7 +317,7 @@ impl Authority {
                 stored.is_some_and(|stored| self.fingerprint(stored) == fingerprint)
             }
             Credential::Server(mark) => self.is_same_server(mark),
-            Credential::Token(key) => self.policy().tokens.as_ref().is_some_and(|tokens| tokens.has_key(key)),
+            Credential::Token(mark) => self.policy().tokens.as_ref().is_some_and(|tokens| tokens.stands_by(mark)),
             Credential::Anonymous | Credential::Certificate | Credential::Mechanism => true,
         }
     }

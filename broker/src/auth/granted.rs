@@ -51,6 +51,9 @@ pub struct Granted {
     rules: Option<GrantedRules>,
     /// On the process clock.
     expires_ms: Option<u64>,
+    /// Where a server says what somebody may whom something else lets in: when that ends. Whatever the server says, `expires_ms` is
+    /// never later.
+    login_ends_ms: Option<u64>,
     /// And not by a token, say.
     is_of_server: bool,
 }
@@ -60,13 +63,19 @@ impl Granted {
     /// clock ([`Now::at_wall_ms`](super::Now::at_wall_ms)). `None` is returned for a login that brings neither.
     #[must_use]
     pub fn new(rules: Option<GrantedRules>, expires_ms: Option<u64>) -> Option<Arc<Self>> {
-        (rules.is_some() || expires_ms.is_some()).then(|| Arc::new(Self { rules, expires_ms, is_of_server: false }))
+        (rules.is_some() || expires_ms.is_some()).then(|| Arc::new(Self { rules, expires_ms, ..Self::default() }))
     }
 
-    /// What a server said that is asked again. `rules`: `None` leaves them to the files.
+    /// What a server said that is asked again. `rules`: `None` leaves them to the files. `login_ends_ms`: when that ends by which
+    /// the client came in, if it was not by the server; no word of the server outlives it.
     #[must_use]
-    pub(super) fn by_server(rules: Option<GrantedRules>, expires_ms: Option<u64>) -> Arc<Self> {
-        Arc::new(Self { rules, expires_ms, is_of_server: true })
+    pub(crate) fn by_server(
+        rules: Option<GrantedRules>,
+        expires_ms: Option<u64>,
+        login_ends_ms: Option<u64>,
+    ) -> Arc<Self> {
+        let expires_ms = expires_ms.into_iter().chain(login_ends_ms).min();
+        Arc::new(Self { rules, expires_ms, login_ends_ms, is_of_server: true })
     }
 
     /// Whether a server said it that is asked again.
@@ -90,6 +99,12 @@ impl Granted {
     #[must_use]
     pub fn has_rules(&self) -> bool {
         self.rules.is_some()
+    }
+
+    /// When that ends by which the client came in, on the process clock.
+    #[must_use]
+    pub(super) fn login_ends_ms(&self) -> Option<u64> {
+        if self.is_of_server { self.login_ends_ms } else { self.expires_ms }
     }
 
     /// When the login ends, on the process clock.
@@ -364,6 +379,20 @@ mod tests {
         assert!(!may_read(&ana, "file/1"), "her token does not say so");
         let budi = rights(Some(&files), acl(), &Subject { identity: "budi", ..ANA });
         assert!(!may_write(&budi, "plant/1"));
+    }
+
+    /// A thousand of them cost each connection a pointer.
+    #[test]
+    fn what_a_file_denies_to_all_is_shared_among_them() {
+        let denied: String = (0..100).map(|number| format!("pattern deny plant/{number}\n")).collect();
+        let files = Rules::of_acl(&format!("{denied}pattern deny home/%u\n"));
+        let [one, other] =
+            ["ana", "budi"].map(|identity| rights(Some(&files), json!({ "all": ["#"] }), &Subject { identity, ..ANA }));
+        assert!(one.shares_rules_with(&other));
+        for number in [0, 99] {
+            assert!(!may_read(&one, &format!("plant/{number}")));
+        }
+        assert!(may_read(&one, "plant/100") && may_read(&one, "home/budi") && !may_read(&one, "home/ana"));
     }
 
     #[test]

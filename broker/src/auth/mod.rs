@@ -41,7 +41,7 @@ use verifier::Verifier;
 pub use chain::{Credential, Identified, PasswordOutcome, Progress, Question, Verified};
 pub use granted::{Granted, GrantedRules};
 pub use http::{BreakerState, Renewal, RenewedRights, RightsTerms};
-pub use jwt::{FetchedKeys, begins_like_token};
+pub use jwt::{FetchedKeys, TokenMark, begins_like_token};
 pub use password_file::{FileError, MosquittoForm, PasswordFile, StoredPassword, check_user_name};
 pub use policy::Policy;
 pub use rights::{Rights, Site, Subject};
@@ -311,7 +311,12 @@ impl Authority {
             let _ = self.asking.set(http::Asking::start(&config.http, self.http_metrics.clone())?);
         }
         self.has_tokens.store(policy.tokens.is_some(), Ordering::Relaxed);
-        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+        let before = {
+            let mut in_force = self.policy.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *in_force, Arc::new(policy))
+        };
+        // Only now: to give up large files takes its time, and every arbiter would wait for it.
+        drop(before);
         if let Some(remembered) = &self.remembered {
             remembered.forget_all();
         }

@@ -8,7 +8,6 @@
 //! allows, and must not touch what a rule before that denies.
 
 use std::net::IpAddr;
-use std::ops::Range;
 use std::sync::Arc;
 
 use kentongan_proto::mqtt::QoS;
@@ -170,6 +169,12 @@ impl Pattern {
         }
         Some(Arc::from(with_names(&self.text, subject.identity, subject.client_id)))
     }
+
+    /// Whether with these names in it, it begins with a `$` that nobody wrote there: a wildcard that stands first reaches no such
+    /// topic [MQTT-4.7.2-1], and no name should reach further.
+    fn becomes_special(&self, filled: &str) -> bool {
+        filled.starts_with('$') && !self.text.starts_with('$')
+    }
 }
 
 /// `text` with the names of a client for `%u` and `%c`. In one pass: a name that contains `%c` is not a pattern itself.
@@ -235,6 +240,7 @@ impl Rule {
             Some(patterns) => {
                 for pattern in patterns {
                     match pattern.fill(subject) {
+                        Some(filter) if self.effect == Effect::Allow && pattern.becomes_special(&filter) => {}
                         Some(filter) => picked.push(self.about_filter(Some(filter))),
                         // Somebody with such a name would escape what is denied by it.
                         None if self.effect == Effect::Deny && !(pattern.has_user && subject.identity.is_empty()) => {
@@ -278,9 +284,9 @@ impl Rule {
 /// Rules in an order.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
-    rules: Vec<Rule>,
-    /// All of them once more, in the same order.
     runs: Vec<Run>,
+    /// What they deny: all that counts for somebody whose login brings rules of its own.
+    denials: Vec<Run>,
 }
 
 /// Rules that stand one after the other.
@@ -289,44 +295,53 @@ enum Run {
     /// The same for all whom they are for.
     Shared { whom: Whom, effect: Effect, section: Arc<Section> },
     /// With the names of each client in them.
-    ByName(Range<usize>),
+    ByName(Box<[Rule]>),
+}
+
+impl Run {
+    fn all_of(rules: &[Rule]) -> Vec<Self> {
+        let mut runs = Vec::new();
+        let mut rest = rules;
+        while let Some(first) = rest.first() {
+            let (run, behind) = rest.split_at(rest.iter().take_while(|rule| rule.stands_with(first)).count());
+            runs.push(if first.has_names() {
+                Self::ByName(run.into())
+            } else {
+                let mut picked = Vec::new();
+                run.iter().for_each(|rule| rule.pick_for_all(&mut picked));
+                Self::Shared { whom: first.whom.clone(), effect: first.effect, section: Section::shared(picked) }
+            });
+            rest = behind;
+        }
+        runs
+    }
+
+    fn pick_out(&self, subject: &Subject<'_>, picking: &mut Picking) {
+        match self {
+            Self::Shared { whom, effect, section } if whom.is(subject, *effect) => picking.share(section),
+            Self::Shared { .. } => {}
+            Self::ByName(rules) => rules.iter().for_each(|rule| rule.pick_out(subject, &mut picking.own)),
+        }
+    }
 }
 
 impl From<Vec<Rule>> for Lines {
     fn from(rules: Vec<Rule>) -> Self {
-        let mut runs = Vec::new();
-        let mut start = 0;
-        while let Some(first) = rules.get(start) {
-            let end = start + rules[start..].iter().take_while(|rule| rule.stands_with(first)).count();
-            runs.push(if first.has_names() {
-                Run::ByName(start..end)
-            } else {
-                let mut picked = Vec::new();
-                rules[start..end].iter().for_each(|rule| rule.pick_for_all(&mut picked));
-                Run::Shared { whom: first.whom.clone(), effect: first.effect, section: Section::shared(picked) }
-            });
-            start = end;
-        }
-        Self { rules, runs }
+        let runs = Run::all_of(&rules);
+        // To deny everything to everybody, as a last line does, is to say what is so without it.
+        let catch_all = Rule::about_all(Effect::Deny);
+        let denials = rules.into_iter().filter(|rule| rule.effect == Effect::Deny && *rule != catch_all);
+        Self { runs, denials: Run::all_of(&denials.collect::<Vec<_>>()) }
     }
 }
 
 impl Lines {
-    pub(super) fn rules(&self) -> impl Iterator<Item = &Rule> {
-        self.rules.iter()
+    fn pick_out(&self, subject: &Subject<'_>, picking: &mut Picking) {
+        self.runs.iter().for_each(|run| run.pick_out(subject, picking));
     }
 
-    fn pick_out(&self, subject: &Subject<'_>, picking: &mut Picking) {
-        for run in &self.runs {
-            match run {
-                Run::Shared { whom, effect, section } if whom.is(subject, *effect) => picking.share(section),
-                Run::Shared { .. } => {}
-                Run::ByName(range) => {
-                    let rules = self.rules[range.clone()].iter();
-                    rules.for_each(|rule| rule.pick_out(subject, &mut picking.own));
-                }
-            }
-        }
+    fn pick_denials(&self, subject: &Subject<'_>, picking: &mut Picking) {
+        self.denials.iter().for_each(|run| run.pick_out(subject, picking));
     }
 }
 
@@ -356,14 +371,10 @@ impl Rules {
     }
 
     /// What the files deny to a client, whatever they allow it.
-    fn pick_denials(&self, subject: &Subject<'_>, picked: &mut Vec<Picked>) {
-        // To deny everything to everybody, as a last line does, is to say what is so without it.
-        let catch_all = Rule::about_all(Effect::Deny);
-        let ordered = self.ordered.rules().filter(|rule| **rule != catch_all);
+    fn pick_denials(&self, subject: &Subject<'_>, picking: &mut Picking) {
+        self.ordered.pick_denials(subject, picking);
         let of_file = self.acl_file.iter().flat_map(|file| file.about(subject.identity));
-        for rule in ordered.chain(of_file).filter(|rule| rule.effect == Effect::Deny) {
-            rule.pick_out(subject, picked);
-        }
+        of_file.for_each(|lines| lines.pick_denials(subject, picking));
     }
 
     /// The rules of a TOML file.
@@ -392,12 +403,24 @@ impl Rights {
     pub(super) fn granted(files: Option<&Rules>, rules: &[Rule], subject: &Subject<'_>) -> Self {
         let mut picking = Picking::default();
         if let Some(files) = files {
-            files.pick_denials(subject, &mut picking.own);
+            files.pick_denials(subject, &mut picking);
         }
         for rule in rules {
             rule.pick_out(subject, &mut picking.own);
         }
         Self { picked: picking.finish() }
+    }
+
+    /// Whether they have in common what costs memory.
+    #[cfg(test)]
+    pub(super) fn shares_rules_with(&self, other: &Self) -> bool {
+        self.picked.shares_with(&other.picked)
+    }
+
+    /// Of somebody who may nothing at all.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { picked: Sections::default() }
     }
 
     /// Whether it may publish to the topic.
@@ -544,6 +567,30 @@ mod tests {
         let may = |identity| rights(denied.clone(), &subject(identity, "c")).may_publish("x", QoS::AtMostOnce, false);
         assert!(may("ana") && may(""));
         assert!(!may("a/b"), "who cannot be named in what is denied is denied everything");
+    }
+
+    /// [MQTT-4.7.2-1]: what begins with `$` nobody means who does not write it.
+    ///
+    /// Abuse: [names-in-patterns]
+    #[test]
+    fn no_name_makes_a_filter_begin_with_a_dollar() {
+        let rules = |effect| {
+            let filters = ["%c/#", "%u/#", "%u%c", "in/%c/#", "$own/%c"];
+            filters.map(|filter| rule(effect, READ | PUBLISH, filter)).to_vec()
+        };
+        let allowed = rights(rules(Effect::Allow), &subject("$u", "$SYS"));
+        let may_read = |text: &str| allowed.may_subscribe(&filter(text), QoS::AtMostOnce);
+        for refused in ["$SYS/#", "$SYS/broker/uptime", "$u/x", "$u$SYS"] {
+            assert!(!may_read(refused) && !allowed.may_read(refused, QoS::AtMostOnce), "{refused}");
+        }
+        assert!(
+            may_read("in/$SYS/x") && may_read("$own/$SYS"),
+            "there the name stands further behind, or the rule says so"
+        );
+        let denied = [rules(Effect::Deny), vec![Rule::about_all(Effect::Allow)]].concat();
+        let denied = rights(denied, &subject("$u", "$SYS"));
+        assert!(!denied.may_read("$SYS/x", QoS::AtMostOnce) && !denied.may_read("$u/x", QoS::AtMostOnce));
+        assert!(denied.may_read("other", QoS::AtMostOnce), "what is denied is what it says");
     }
 
     #[test]

@@ -116,6 +116,11 @@ impl Sections {
         self.0.iter().find_map(|section| section.first(topic, &is_about))
     }
 
+    #[cfg(test)]
+    pub(super) fn shares_with(&self, other: &Self) -> bool {
+        self.0.iter().any(|one| other.0.iter().any(|same| Arc::ptr_eq(one, same)))
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Picked> {
         self.0.iter().flat_map(|section| &section.rules)
     }

@@ -71,11 +71,11 @@ impl Verifier {
         Ok(Self(common))
     }
 
-    /// Lets a thread do `job`, or answers it, or one that gives way for it, at once.
+    /// Lets a thread do `job`, or answers it, or those that give way for it, at once.
     pub fn submit(&self, job: Job) {
-        let gives_way = self.0.lock().waiting.push(job);
+        let give_way = self.0.lock().waiting.push(job);
         self.0.work.notify_one();
-        if let Some(job) = gives_way {
+        for job in give_way {
             (job.act)(false);
         }
     }

@@ -20,6 +20,14 @@ impl HttpAuthConfig {
                 }
             }
         }
+        // The last half of that is for a server that does not answer at once, and for the spread of the questions.
+        let (seconds, outdated) = (self.rights_seconds.get(), self.rights_outdated_seconds_max);
+        if outdated != 0 && outdated < seconds.saturating_mul(2) {
+            let text = format!(
+                "at least twice `rights_seconds` ({seconds}), or 0: a client would be gone before it is asked about"
+            );
+            refuse("rights_outdated_seconds_max", text);
+        }
         if self.rights_for_all && self.rights_url.is_none() {
             refuse("rights_for_all", String::from("say where rights are asked for: `rights_url`"));
         }

@@ -274,8 +274,8 @@ settings! {
         pub rights_for_all: bool = false => reloaded,
         /// About how long rights count until they are asked for again; spread, so that it is not for all at once.
         pub rights_seconds: NonZeroU32 = nonzero_u32(300) => reloaded,
-        /// How long the server may not answer about a client until that is disconnected. 0: for ever, its rights stay as they
-        /// were.
+        /// How long the server may not answer about a client until that is disconnected; at least twice `rights_seconds`. 0: for
+        /// ever, its rights stay as they were.
         pub rights_outdated_seconds_max: u32 = 86_400 => reloaded,
         /// Authorities (PEM) that a server of `https` is trusted by. Unset: those that the system trusts.
         pub ca_file: Option<PathBuf> = None => reloaded,
@@ -289,8 +289,8 @@ settings! {
         pub timeout_milliseconds: NonZeroU32 = nonzero_u32(3000) => reloaded,
         /// Requests at a time.
         pub requests_max: NonZeroU32 = nonzero_u32(32),
-        /// Requests that may wait for their turn. Beyond it, whoever has most waiting is refused (0x89): addresses take
-        /// turns, and the users of one.
+        /// Requests that may wait for their turn; one that is larger than a kilobyte counts as several. Beyond it, whoever has
+        /// most waiting is refused (0x89): addresses take turns, and the users of one.
         pub queue_max: NonZeroU32 = nonzero_u32(16_384),
         /// How long an answer that lets somebody in is not asked for again, at most until the settings are read again. What it
         /// was about, password and address included, must be the same. 0 turns it off.

@@ -183,6 +183,22 @@ fn contradictions_are_blamed_on_the_source_that_said_them() {
     }
 }
 
+/// A server that answers every time must not be too late.
+#[test]
+fn rights_are_asked_for_again_before_they_are_outdated() {
+    let section = |seconds: u32, outdated: u32| {
+        format!("[auth.http]\nrights_seconds = {seconds}\nrights_outdated_seconds_max = {outdated}\n")
+    };
+    for outdated in [1, 300, 599] {
+        let complaints = Scene::new().file(&section(300, outdated)).complaints();
+        assert!(complaints.starts_with("k.toml:3: `auth.http.rights_outdated_seconds_max`: "), "{complaints}");
+    }
+    for outdated in [0, 600] {
+        let settings = Scene::new().file(&section(300, outdated)).load().settings;
+        assert_eq!(settings.auth.http.rights_outdated_seconds_max, outdated);
+    }
+}
+
 #[test]
 fn environment_values_have_the_type_of_their_setting() {
     let settings = Scene::new()

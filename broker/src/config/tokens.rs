@@ -63,7 +63,7 @@ choices! {
 }
 
 /// A claim and the value that it must have.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RequiredClaim {
     /// Its name.

@@ -25,7 +25,7 @@ use crate::metrics::{LoadAverages, Metrics, ReloadOutcome};
 use crate::moving::mover;
 use crate::operator::control::{Reloaded, Wanted};
 use crate::router::pace::RESUME_INTERVAL;
-use crate::router::{ArbiterState, Event, Shared, sys};
+use crate::router::{ArbiterState, Changed, Event, Shared, sys};
 use crate::service_manager::ServiceManager;
 use crate::tls::{Endpoint, Watch};
 
@@ -314,7 +314,7 @@ impl Broker {
             tracing::error!(%error, "reload: users, rights or tokens cannot be used, everything stays as it was");
             return Err(format!("{error:#}"));
         }
-        self.tell_policy_changed();
+        self.tell_policy_changed(Changed::WhoMayWhat);
         fetch_keys(&self.shared);
         let changes = config::changes(&self.started, &self.last, &settings);
         let mut is_closed_to_anonymous = false;
@@ -326,9 +326,7 @@ impl Broker {
             }
         }
         if is_closed_to_anonymous {
-            for inbox in &self.shared.inboxes {
-                inbox.push(Event::PolicyChanged, 0);
-            }
+            self.tell_policy_changed(Changed::WhoMayStay);
         }
         self.shared.has_publish_rates.store(settings.has_publish_rates(), Ordering::Relaxed);
         self.shared.memory_bytes_high_water.store(settings.limits.memory_bytes_high_water, Ordering::Relaxed);
@@ -389,14 +387,14 @@ impl Broker {
     /// Takes up keys of tokens whose files have changed, likewise.
     pub fn look_at_keys(&mut self) {
         if self.shared.authority.look_at_keys(&mut self.key_watch) {
-            self.tell_policy_changed();
+            self.tell_policy_changed(Changed::WhoMayStay);
         }
     }
 
     /// Whoever is connected is looked at again.
-    fn tell_policy_changed(&self) {
+    fn tell_policy_changed(&self, changed: Changed) {
         for inbox in &self.shared.inboxes {
-            inbox.push(Event::PolicyChanged, 0);
+            inbox.push(Event::PolicyChanged(changed), 0);
         }
     }
 

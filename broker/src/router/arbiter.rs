@@ -28,6 +28,7 @@ use super::handshaking::Handshaking;
 use super::keep_alive::Wheel;
 use super::lanes::Lanes;
 use super::log_rate::LogRate;
+use super::looking_again::LookingAgain;
 use super::pace::Pace;
 use super::publish::asks_something;
 use super::share_settling::{ShareSettling, ShareTaking};
@@ -47,6 +48,9 @@ const READ_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Bytes of a large packet read at once.
 const LARGE_READ_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes behind a CONNECT that are read before it is known whose it is.
+const LOOK_AHEAD_BYTES_MAX: usize = 512;
 
 /// Full reads of one connection in one turn, before the others have theirs.
 const READS_A_TURN_MAX: usize = 2;
@@ -110,6 +114,8 @@ pub struct ArbiterState {
     pub(super) paced: Vec<ConnectionKey>,
     /// Of the task that reads them again, while there are none.
     pub(super) paced_waker: Option<Waker>,
+    /// Connections that are still to be held against new files of users and rights.
+    pub(super) looking_again: LookingAgain,
     /// The bans that the connections here were held against.
     pub(super) bans_seen: u32,
     pub(super) slow_reads: Vec<ConnectionKey>,
@@ -177,6 +183,7 @@ impl ArbiterState {
             handshaking: Handshaking::default(),
             paced: Vec::new(),
             paced_waker: None,
+            looking_again: LookingAgain::default(),
             bans_seen: 0,
             slow_reads: Vec::new(),
             stalled: Vec::new(),
@@ -324,9 +331,8 @@ impl ArbiterState {
             let phase = client.phase;
             match phase {
                 Phase::Closing if client.out.is_empty() => return Poll::Ready(()),
-                Phase::Closing | Phase::Leaving | Phase::Verifying | Phase::AwaitingTurn | Phase::Claiming => {
-                    return Poll::Pending;
-                }
+                Phase::Verifying => return self.look_ahead(key, cx),
+                Phase::Closing | Phase::Leaving | Phase::AwaitingTurn | Phase::Claiming => return Poll::Pending,
                 _ if client.paused => return Poll::Pending,
                 // What is asked of us must not grow what we hold without end: PINGREQ after PINGREQ, never reading.
                 _ if client.out.len() > out_bytes_max => {
@@ -359,6 +365,38 @@ impl ArbiterState {
                     return Poll::Ready(());
                 }
             }
+        }
+    }
+
+    /// Reads a little of what a client says while somebody is asked about it, to notice when it is gone. `Ready`: it is, and nothing
+    /// is still to be done for it. What it said before it went is, as it need not wait for CONNACK.
+    fn look_ahead(&mut self, key: ConnectionKey, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let Some(client) = self.client(key) else {
+                return Poll::Ready(());
+            };
+            let mut bytes = [0; LOOK_AHEAD_BYTES_MAX];
+            let room = LOOK_AHEAD_BYTES_MAX.saturating_sub(client.partial.len());
+            if room == 0 {
+                return Poll::Pending;
+            }
+            let mut target = ReadBuf::new(&mut bytes[..room]);
+            let outcome = client.transport.poll_read(cx, &mut target);
+            let cause = match outcome {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) if !target.filled().is_empty() => {
+                    client.partial.extend_from_slice(target.filled());
+                    client.unprocessed = true;
+                    let count = target.filled().len() as u64;
+                    self.counters.bytes_received.add(count);
+                    continue;
+                }
+                Poll::Ready(Ok(())) if client.partial.is_empty() => super::connect::EndCause::ClosedByPeer,
+                Poll::Ready(Ok(())) => return Poll::Pending,
+                Poll::Ready(Err(error)) => super::connect::EndCause::of_reading(&error),
+            };
+            self.tear_down(key, cause);
+            return Poll::Ready(());
         }
     }
 
@@ -583,6 +621,7 @@ impl ArbiterState {
                 self.publish_client_events();
             }
             self.next_handshakes();
+            self.look_again_at_some();
             self.flush_hurried_lanes();
             self.flush_interest();
             self.flush_clients();
@@ -776,6 +815,9 @@ impl ArbiterState {
             }
             Phase::Closing => self.end_now(key),
             Phase::Connected => {
+                if client.session.as_ref().is_some_and(|session| now < session.look_at) {
+                    return;
+                }
                 let login_ends = client.session.as_ref().and_then(|session| session.login_ends_second());
                 if login_ends.is_some_and(|ends| ends <= now) {
                     let cause = super::connect::EndCause::LoginExpired;
@@ -788,9 +830,12 @@ impl ArbiterState {
                     return;
                 };
                 let looked_at_next = client.session.as_ref().and_then(|session| session.next_second(now));
+                if let Some(session) = client.session.as_mut() {
+                    session.look_at = u32::MAX;
+                }
                 if client.keep_alive_seconds == 0 {
                     if let Some(next) = looked_at_next {
-                        self.wheel.arm(key, next);
+                        self.look_by(key, next);
                     }
                     return;
                 }
@@ -806,9 +851,19 @@ impl ArbiterState {
                     self.end(key, super::connect::EndCause::KeepAlive, Some(ReasonCode::KeepAliveTimeout));
                 } else {
                     let due = looked_at_next.map_or(due, |next| next.min(due));
-                    self.wheel.arm(key, due.min(now + LOOK_SECONDS_MAX));
+                    self.look_by(key, due.min(now + LOOK_SECONDS_MAX));
                 }
             }
+        }
+    }
+
+    /// A connected client is looked at in that second, unless it is before. What was armed for it and comes later is passed over then, or
+    /// each change of plans would be one more to come up for ever.
+    pub(super) fn look_by(&mut self, key: ConnectionKey, second: u32) {
+        let session = self.client(key).and_then(|client| client.session.as_mut());
+        if let Some(session) = session.filter(|session| second < session.look_at) {
+            session.look_at = second;
+            self.wheel.arm(key, second);
         }
     }
 

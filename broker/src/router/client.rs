@@ -7,7 +7,7 @@ use std::task::Waker;
 
 use actix::Addr;
 use hashbrown::HashMap;
-use kentongan_proto::mqtt::{ProtocolVersion, SubscriptionOptions, Will};
+use kentongan_proto::mqtt::{ProtocolVersion, QoS, SubscriptionOptions, Will};
 
 use super::cluster::Served;
 use super::lanes::BlockedLane;
@@ -65,6 +65,23 @@ pub struct Held {
     pub origin: Option<Box<ShareOrigin>>,
 }
 
+/// What it depends on whether a will may be published.
+#[derive(Debug)]
+pub struct WillTerms {
+    /// As CONNECT said it, below the mount point.
+    pub topic: Box<str>,
+    /// Quality of Service.
+    pub qos: QoS,
+    /// RETAIN.
+    pub retain: bool,
+}
+
+impl From<&Will> for WillTerms {
+    fn from(will: &Will) -> Self {
+        Self { topic: Box::from(&*will.topic), qos: will.qos, retain: will.retain }
+    }
+}
+
 /// A subscription as the connection remembers it, to be undone when it ends.
 #[derive(Debug, Clone, Copy)]
 pub struct OwnSubscription {
@@ -94,8 +111,8 @@ pub struct ClientSession {
     pub outbound: Outbound<Held>,
     /// `None`: the session ends with the connection, and no group knows of it.
     pub persistent: Option<PersistentSession>,
-    /// CONNECT brought a Will Message, whoever keeps it.
-    pub has_will: bool,
+    /// What its Will Message is judged by if the connection ends, whoever keeps it. `None`: CONNECT brought none.
+    pub will_terms: Option<Box<WillTerms>>,
     /// Published if the connection ends abnormally (transient sessions; a group keeps that of a persistent one).
     pub will: Option<Box<Will>>,
     /// By Topic Filter, shared ones with their `$share/NAME/`.
@@ -116,6 +133,8 @@ pub struct ClientSession {
     pub rights: Option<Box<Rights>>,
     /// When a server is asked for that again, if one is.
     pub renewal: Option<Box<RightsRenewal>>,
+    /// The second in which its deadlines are looked at next. What the wheel has for it before that is left from earlier plans.
+    pub look_at: u32,
     /// UNSUBSCRIBEs that the client did not send, and is not to be answered.
     pub revocations: Vec<u64>,
     /// Milliseconds of the process clock at which CONNACK was sent.

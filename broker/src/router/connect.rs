@@ -7,12 +7,12 @@ use std::sync::Arc;
 use kentongan_proto::mqtt::codec;
 use kentongan_proto::mqtt::{
     Auth, AuthProperties, ConnAck, ConnAckProperties, Connect, Disconnect, DisconnectProperties, Packet,
-    ProtocolVersion, ReasonCode, Will,
+    ProtocolVersion, ReasonCode,
 };
 
 use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, LEAVING_SECONDS_MAX, wake};
 use super::banned::BANNED;
-use super::client::{ClientSession, LOOK_SECONDS_MAX, Phase};
+use super::client::{ClientSession, LOOK_SECONDS_MAX, Phase, WillTerms};
 use super::cluster::{Awaits, LastWord, Served, TOO_FEW_KEEP_IT};
 use super::log_rate::excerpt;
 use super::retained_read::RetainedReads;
@@ -37,6 +37,9 @@ use crate::session::outbound::{Outbound, OutboundLimits};
 
 /// Clients that ask for their sessions and that an arbiter lets in within a second although memory is short.
 pub(super) const LET_IN_A_SECOND_MAX: u32 = 16;
+
+/// What a client is told that comes meanwhile.
+const MEMORY_IS_SHORT: &str = "memory is short";
 
 /// A CONNECT on its way to a CONNACK.
 pub struct PendingConnect {
@@ -228,8 +231,8 @@ impl ArbiterState {
         if !self.may_acknowledge() {
             return self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");
         }
-        if self.shared.memory_level() >= MEMORY_LEVEL_REFUSES && !self.may_fetch_its_queue(&connect) {
-            return self.refuse(key, ReasonCode::ServerBusy, "memory is short");
+        if !self.has_room_for(&connect) {
+            return self.refuse(key, ReasonCode::ServerBusy, MEMORY_IS_SHORT);
         }
         let mut pending = PendingConnect::new(connect, negotiated);
         if let Some(method) = pending.connect.properties.authentication_method.clone() {
@@ -249,14 +252,13 @@ impl ArbiterState {
         self.on_progress(key, pending, progress);
     }
 
-    /// Memory is short, maybe because of what waits for clients that are away: some of those who may come for it are let in, until
-    /// it is so short that others are closed.
-    fn may_fetch_its_queue(&mut self, connect: &Connect) -> bool {
-        let may = !connect.clean_start
-            && self.shared.memory_level() < MEMORY_LEVEL_CLOSES
-            && self.let_in < LET_IN_A_SECOND_MAX;
-        self.let_in += u32::from(may);
-        may
+    /// Where memory is short, maybe because of what waits for clients that are away, some of those who may come for it are let in,
+    /// until it is so short that others are closed. They are counted once it is known who they are: nobody else takes their places.
+    fn has_room_for(&self, connect: &Connect) -> bool {
+        let level = self.shared.memory_level();
+        let may_fetch_its_queue =
+            !connect.clean_start && level < MEMORY_LEVEL_CLOSES && self.let_in < LET_IN_A_SECOND_MAX;
+        level < MEMORY_LEVEL_REFUSES || may_fetch_its_queue
     }
 
     fn on_progress(&mut self, key: ConnectionKey, mut pending: Box<PendingConnect>, progress: Progress) {
@@ -323,24 +325,8 @@ impl ArbiterState {
         self.on_progress(key, pending, progress);
     }
 
-    /// The files of users and rights were read again: whoever would not be let in any more goes.
-    pub(super) fn on_policy_changed(&mut self) {
-        for key in self.keys() {
-            let session = self.client(key).and_then(|client| client.session.as_ref());
-            let Some(identified) = session.map(|session| session.identified()) else {
-                continue;
-            };
-            if !self.may_stay(key, &identified) {
-                self.end(key, EndCause::NotAuthorized, Some(ReasonCode::NotAuthorized));
-                continue;
-            }
-            self.plan_renewal_again(key);
-            self.apply_rights(key, &identified);
-        }
-    }
-
     /// Whether the client would still be let in as who it is.
-    fn may_stay(&self, key: ConnectionKey, identified: &Identified) -> bool {
+    pub(super) fn may_stay(&self, key: ConnectionKey, identified: &Identified) -> bool {
         let listener = self.clients.get(key.index()).map(|client| &client.listener);
         let is_let_in = identified.credential != Credential::Anonymous
             || listener.is_none_or(|listener| listener.lets_anonymous_stay());
@@ -465,6 +451,10 @@ impl ArbiterState {
         {
             return self.redirect(key, elsewhere);
         }
+        if !self.has_room_for(&pending.connect) {
+            return self.refuse(key, ReasonCode::ServerBusy, MEMORY_IS_SHORT);
+        }
+        self.let_in += u32::from(self.shared.memory_level() >= MEMORY_LEVEL_REFUSES);
         if self.is_drained() {
             return self.refuse_drained(key, &pending.identified.identity, &pending.negotiated.client_id);
         }
@@ -616,7 +606,7 @@ impl ArbiterState {
                 .capped(listener.queue_caps()),
             ),
             persistent: opened.group.map(|group| PersistentSession { group, epoch: opened.epoch }),
-            has_will: connect.will.is_some(),
+            will_terms: connect.will.as_ref().map(|will| Box::new(WillTerms::from(will))),
             will: None,
             subscriptions: hashbrown::HashMap::default(),
             asked: BTreeSet::new(),
@@ -627,6 +617,7 @@ impl ArbiterState {
             granted: identified.granted.clone(),
             rights,
             renewal: None,
+            look_at: u32::MAX,
             revocations: Vec::new(),
             connected_ms: self.now_ms,
             session_expiry_seconds: negotiated.session_expiry_seconds,
@@ -666,8 +657,9 @@ impl ArbiterState {
         let keep_alive_ends =
             (client.keep_alive_seconds > 0).then(|| now + u32::from(client.keep_alive_seconds) * 3 / 2 + 1);
         if let Some(due) = looked_at_next.into_iter().chain(keep_alive_ends).min() {
-            self.wheel.arm(key, due.min(now + LOOK_SECONDS_MAX));
+            self.look_by(key, due.min(now + LOOK_SECONDS_MAX));
         }
+        let client = &self.clients[key.index()];
         tracing::info!(
             client_id = %client.client_id, peer = %client.origin, certificate = client.origin.certified.as_deref(),
             version = ?version, session_present = opened.session_present, persistent = opened.group.is_some(), "connected"
@@ -887,7 +879,7 @@ impl ArbiterState {
         let Some(session) = client.session.take() else {
             return self.ended_before_connack(key, &cause);
         };
-        client.breaks_off |= session.has_will && !cause.is_told(client.version);
+        client.breaks_off |= session.will_terms.is_some() && !cause.is_told(client.version);
         let client_id = Arc::clone(&client.client_id);
         let taken_over = client.taken_over;
         tracing::info!(%client_id, peer = %client.origin, reason = ?cause, "disconnected");
@@ -895,18 +887,9 @@ impl ArbiterState {
         self.counters.connections_closed.inc(cause.close_reason());
         self.tell_disconnected(key, &session.identity, cause.close_reason());
         self.leave_subscriptions(key, &session);
-        let publish_will = cause.publishes_will();
-        let ClientSession {
-            outbound,
-            persistent,
-            will,
-            has_will,
-            session_expiry_seconds,
-            identity,
-            rights,
-            served,
-            ..
-        } = *session;
+        let has_will = session.will_terms.is_some();
+        let publish_will = cause.publishes_will() && self.may_leave_its_will(&client_id, &session);
+        let ClientSession { outbound, persistent, will, session_expiry_seconds, served, .. } = *session;
         if let Some(served) = served {
             if persistent.is_none() {
                 self.counters.sessions.dec();
@@ -949,8 +932,8 @@ impl ArbiterState {
             self.counters.sessions.dec();
             self.hand_on_shared(outbound, key);
             if let Some(will) = will.filter(|_| publish_will) {
-                let actor = Actor { identity: &identity, client_id: &client_id, rights: rights.as_deref() };
-                self.publish_will(&client_id, &actor, &will);
+                self.counters.wills_published.inc();
+                self.route_will(&client_id, &will);
             }
         }
         // The Client Identifier may be taken elsewhere at once: what it sent must be under way before (P5).
@@ -1026,14 +1009,18 @@ impl ArbiterState {
         }
     }
 
-    fn publish_will(&mut self, client_id: &Arc<str>, actor: &Actor<'_>, will: &Will) {
-        let action = Action::Publish { topic: &will.topic, qos: will.qos, retain: will.retain };
-        if !self.shared.authority.authorize(actor, action) {
+    /// Whether a client whose connection ends may still publish its will. A group that keeps it knows of no rights that came with a
+    /// login, and would go by what they were at CONNECT.
+    fn may_leave_its_will(&mut self, client_id: &str, session: &ClientSession) -> bool {
+        let Some(WillTerms { topic, qos, retain }) = session.will_terms.as_deref() else {
+            return true;
+        };
+        let actor = Actor { identity: &session.identity, client_id, rights: session.rights.as_deref() };
+        let may = self.shared.authority.authorize(&actor, Action::Publish { topic, qos: *qos, retain: *retain });
+        if !may {
             self.counters.publishes_refused.inc(PublishRefusal::NotAuthorized);
-            return;
         }
-        self.counters.wills_published.inc();
-        self.route_will(client_id, will);
+        may
     }
 }
 

@@ -9,6 +9,7 @@ use kentongan_proto::mqtt::{PacketId, ReasonCode};
 use super::arbiter::ArbiterState;
 use super::batch::{Addressee, Batch};
 use super::cluster::{Leader, Sent};
+use super::looking_again::Changed;
 use super::share_settling::{Kept, ShareAnswer, ShareOrigin, ShareOutcome, Taken, TellingLane};
 use super::visit::Visit;
 use super::{ConnectionKey, lanes};
@@ -55,8 +56,8 @@ pub enum Event {
         /// What it said.
         rights: RenewedRights,
     },
-    /// The files of users and rights were read again.
-    PolicyChanged,
+    /// The files of users and rights were read again, or keys of tokens.
+    PolicyChanged(Changed),
     /// A claim was granted.
     Opened(Box<Opened>),
     /// A claim was refused.
@@ -233,7 +234,7 @@ impl ArbiterState {
             Event::LaneAnswered(answer) => self.on_lane_answered(&answer),
             Event::Verified { connection, verified } => self.on_verified(connection, verified),
             Event::RightsRenewed { connection, rights } => self.on_rights_renewed(connection, rights),
-            Event::PolicyChanged => self.on_policy_changed(),
+            Event::PolicyChanged(changed) => self.look_again_at_all(changed),
             Event::Opened(opened) => self.on_opened(*opened),
             Event::Refused { connection, reason } => self.on_refused(connection, reason),
             Event::TakeOver { connection, client_id } => self.on_take_over(connection, &client_id),

@@ -28,9 +28,9 @@ impl Wheel {
         self.slots[due as usize % SLOTS].push((key, due));
     }
 
-    /// How much it has to look at.
+    /// What is armed, in all.
     #[cfg(test)]
-    pub fn armed(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.slots.iter().map(Vec::len).sum()
     }
 

@@ -12,6 +12,7 @@
 //! - `moving`: clients that are told to use another server.
 //! - [`registry`]: who holds which Client Identifier. `claims`: who claims one, a few at a time.
 //! - [`pace`]: how fast clients may publish; `banned`: who may not be here at all.
+//! - `looking_again`: who is connected, held against files that were read again.
 //! - [`keep_alive`]: the wheel of deadlines.
 //! - [`visit`]: what an operator sees of the connections.
 //! - [`stepped`]: an arbiter without a thread, for simulations.
@@ -39,6 +40,7 @@ pub(crate) mod inspect;
 pub mod keep_alive;
 mod lanes;
 pub(crate) mod log_rate;
+mod looking_again;
 mod moving;
 pub mod node_lanes;
 pub mod pace;
@@ -69,6 +71,7 @@ mod sync {
 use crate::connection_key::ConnectionKey;
 pub use arbiter::ArbiterState;
 pub use events::Event;
+pub use looking_again::Changed;
 pub use pulse::Pulse;
 pub use shared::Shared;
 pub use stepped::SteppedArbiter;

@@ -10,12 +10,12 @@ use kentongan_proto::mqtt::ReasonCode;
 use super::arbiter::ArbiterState;
 use super::connect::EndCause;
 use super::{ConnectionKey, Event};
-use crate::auth::{Renewal, RenewedRights, RightsTerms};
+use crate::auth::{Renewal, RenewedRights, Rights, RightsTerms};
 
 /// A part of the time, up to one in this many, is taken away at random.
 const SPREAD: u32 = 4;
 
-/// Put off since too many logins were waiting, it is tried again after one part of the time in this many.
+/// Put off since too many logins were waiting, or not answered, it is tried again after one part of the time in this many.
 const PUT_OFF: u32 = 8;
 
 /// When the rights of a connection are asked for again, in seconds of the arbiter's clock.
@@ -23,6 +23,8 @@ const PUT_OFF: u32 = 8;
 pub struct RightsRenewal {
     /// Then.
     due: u32,
+    /// When somebody last said what they are.
+    said: u32,
     /// By then somebody must have said that they are still so.
     outdated: Option<u32>,
     /// While the server is asked: gone, nobody waits for the answer.
@@ -36,34 +38,46 @@ impl RightsRenewal {
     }
 }
 
-fn outdated(terms: RightsTerms, now: u32) -> Option<u32> {
-    (terms.outdated_seconds_max != 0).then(|| now.saturating_add(terms.outdated_seconds_max))
+fn outdated(terms: RightsTerms, said: u32) -> Option<u32> {
+    (terms.outdated_seconds_max != 0).then(|| said.saturating_add(terms.outdated_seconds_max))
 }
 
 impl ArbiterState {
-    /// Says when the rights of a connected client are asked for again, if they are. When to look at that.
-    pub(super) fn plan_renewal(&mut self, key: ConnectionKey) -> Option<u32> {
+    /// Says when the rights of a connected client are asked for again, if they are.
+    pub(super) fn plan_renewal(&mut self, key: ConnectionKey) {
         let terms = self.rights_terms(key);
         let now = self.now_seconds();
         let due = terms.map(|terms| self.spread(now, terms.seconds));
-        let session = self.client(key)?.session.as_mut()?;
+        let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
+            return;
+        };
         let planned = terms.zip(due).map(|(terms, due)| {
             let outdated = outdated(terms, now);
-            Box::new(RightsRenewal { due, outdated, awaited: None })
+            Box::new(RightsRenewal { due, said: now, outdated, awaited: None })
         });
         session.renewal = planned;
-        session.renewal.as_ref().map(|renewal| renewal.next_second())
     }
 
-    /// The settings were read again: whether rights are asked for may be otherwise than before.
+    /// The settings were read again: whether rights are asked for, and when, may be otherwise than before. What the server before was
+    /// asked is not waited for.
     pub(super) fn plan_renewal_again(&mut self, key: ConnectionKey) {
-        let is_planned =
-            self.client(key).and_then(|client| client.session.as_ref()).is_some_and(|it| it.renewal.is_some());
-        if is_planned == self.rights_terms(key).is_some() {
+        let session = self.client(key).and_then(|client| client.session.as_mut());
+        let before = session.and_then(|session| session.renewal.take());
+        self.plan_renewal(key);
+        let (terms, now) = (self.rights_terms(key), self.now_seconds());
+        let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
             return;
+        };
+        if let (Some(before), Some(terms), Some(renewal)) = (before, terms, &mut session.renewal) {
+            // What is due sooner stays so: those of all connections are spread already.
+            if before.due <= now.saturating_add(terms.seconds) {
+                renewal.due = before.due;
+            }
+            renewal.said = before.said;
+            renewal.outdated = outdated(terms, before.said);
         }
-        if let Some(due) = self.plan_renewal(key) {
-            self.wheel.arm(key, due);
+        if let Some(next) = session.next_second(now) {
+            self.look_by(key, next);
         }
     }
 
@@ -130,22 +144,34 @@ impl ArbiterState {
     /// The server has said what a client may, or has not.
     pub(super) fn on_rights_renewed(&mut self, key: ConnectionKey, rights: RenewedRights) {
         let (now, clocks) = (self.now_seconds(), self.both_clocks());
-        let terms = self.rights_terms(key);
+        let Some(terms) = self.rights_terms(key) else {
+            return;
+        };
+        let soon = self.spread(now, terms.seconds / PUT_OFF);
         let shared = Arc::clone(&self.shared);
         let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
             return;
         };
-        let (Some(renewal), Some(granted), Some(terms)) = (&mut session.renewal, &session.granted, terms) else {
+        let (Some(renewal), Some(granted)) = (&mut session.renewal, &session.granted) else {
             return;
         };
         renewal.awaited = None;
         let said = shared.authority.on_rights(&session.identity, granted, rights, clocks);
         if said != Renewal::Undecided {
-            renewal.outdated = outdated(terms, now);
+            (renewal.said, renewal.outdated) = (now, outdated(terms, now));
         }
         match said {
-            Renewal::Undecided | Renewal::Confirmed => {}
-            Renewal::Denied => self.end(key, EndCause::NotAuthorized, Some(ReasonCode::NotAuthorized)),
+            Renewal::Undecided => {
+                renewal.due = renewal.due.min(soon);
+                let next = renewal.next_second();
+                self.look_by(key, next);
+            }
+            Renewal::Confirmed => {}
+            Renewal::Denied => {
+                // Nor may its will speak for it.
+                session.rights = Some(Box::new(Rights::none()));
+                self.end(key, EndCause::NotAuthorized, Some(ReasonCode::NotAuthorized));
+            }
             Renewal::Prolonged(granted) => {
                 session.granted = Some(granted);
                 self.look_at_login_end(key);
@@ -167,7 +193,7 @@ impl ArbiterState {
         };
         let next = session.renewal.as_ref().map_or(u32::MAX, |renewal| renewal.next_second());
         if let Some(ends) = session.login_ends_second().filter(|&ends| ends < next) {
-            self.wheel.arm(key, ends);
+            self.look_by(key, ends);
         }
     }
 }

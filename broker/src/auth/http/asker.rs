@@ -19,6 +19,9 @@ use crate::http_client::{HttpAnswer, HttpClient, HttpError};
 use crate::metrics::{HttpAuthMetrics, HttpAuthNotAsked, HttpAuthOutcome};
 use crate::router::log_rate::LogRate;
 
+/// Of what is asked, in one place of the queue: several times what is usual.
+const PLACE_BYTES: usize = 1024;
+
 /// Why there is no decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Undecided {
@@ -63,6 +66,11 @@ impl Waits for Job {
 
     fn user(&self) -> &str {
         &self.user
+    }
+
+    /// One for every kilobyte that is begun: nobody has logged in yet who makes it wait here.
+    fn places(&self) -> usize {
+        self.json.len().div_ceil(PLACE_BYTES).max(1)
     }
 }
 
@@ -134,16 +142,16 @@ impl Asker {
         lock(&self.common.queue).is_crowded()
     }
 
-    /// Asks when it is its turn. Too much waiting, it is told at once, or another that gives way for it.
+    /// Asks when it is its turn. Too much waiting, it is told at once, or others that give way for it.
     pub fn submit(&self, job: Job) {
-        let gives_way = {
+        let give_way = {
             let mut queue = lock(&self.common.queue);
-            let gives_way = queue.push(job);
+            let give_way = queue.push(job);
             self.common.metrics.waiting(queue.count());
-            gives_way
+            give_way
         };
         self.common.work.notify_one();
-        if let Some(job) = gives_way {
+        for job in give_way {
             self.common.metrics.not_asked(HttpAuthNotAsked::Busy);
             (job.tell)(Err(Undecided::Busy));
         }

@@ -176,7 +176,29 @@ pub struct ServerAnswer {
 
 /// What the server said about a client that is connected.
 #[derive(Debug)]
-pub struct RenewedRights(Result<Decision, Undecided>);
+pub struct RenewedRights {
+    decision: Result<Decision, Undecided>,
+    /// Of the settings by which the server was asked.
+    generation: u64,
+}
+
+#[cfg(test)]
+impl RenewedRights {
+    /// As if the server that is asked now had said so.
+    fn of(authority: &Authority, decision: Decision) -> Self {
+        Self { decision: Ok(decision), generation: authority.policy().generation }
+    }
+
+    /// The server did not answer.
+    pub(crate) fn undecided(authority: &Authority) -> Self {
+        Self { decision: Err(Undecided::Unavailable), ..Self::denied(authority) }
+    }
+
+    /// It says that the client may not be here.
+    pub(crate) fn denied(authority: &Authority) -> Self {
+        Self::of(authority, Decision::Deny)
+    }
+}
 
 /// What that means for it.
 #[derive(Debug, PartialEq, Eq)]
@@ -275,7 +297,7 @@ fn let_in(server: &Server, connect: &Connect, decision: Decision, decided_ms: u6
     let expires_ms = ends_ms(&allowed, decided_ms);
     let itself = || Arc::from(connect.user_name.as_deref().unwrap_or_default());
     let identity = allowed.identity.unwrap_or_else(itself);
-    let granted = Some(Granted::by_server(allowed.rules, expires_ms));
+    let granted = Some(Granted::by_server(allowed.rules, expires_ms, None));
     let identified = Identified { identity, credential: Credential::Server(server.login_mark()), granted };
     Some(Progress::Identified(identified, AuthenticationOutcome::Server))
 }
@@ -287,13 +309,13 @@ fn rights_granted(
     decision: Decision,
     decided_ms: u64,
 ) -> Progress {
-    let before = identified.granted.as_ref().and_then(|granted| granted.expires_ms());
+    let login_ends_ms = identified.granted.as_ref().and_then(|granted| granted.login_ends_ms());
     let granted = match decision {
         Decision::Deny => return denied(),
-        Decision::Ignore => Granted::by_server(None, before),
+        Decision::Ignore => Granted::by_server(None, None, login_ends_ms),
         Decision::Allow(allowed) => {
-            let expires_ms = ends_ms(&allowed, decided_ms).into_iter().chain(before).min();
-            Granted::by_server(allowed.rules, expires_ms)
+            let expires_ms = ends_ms(&allowed, decided_ms);
+            Granted::by_server(allowed.rules, expires_ms, login_ends_ms)
         }
     };
     Progress::Identified(Identified { granted: Some(granted), ..identified }, outcome)
@@ -409,12 +431,12 @@ impl Authority {
     /// Goes on when the server has answered, or has not.
     pub(super) fn on_server_answer(&self, answer: ServerAnswer, visitor: Visitor<'_>, now: Now) -> Progress {
         let ServerAnswer { server, decision, mark, generation, about } = answer;
-        let Visitor { connect, listener, origin } = visitor;
+        let connect = visitor.connect;
         let decision = match decision {
             Err(why) => return undecided(why),
             // The settings were read again meanwhile: what another server said does not count.
             Ok(_) if generation != self.policy().generation => {
-                return self.authenticate(connect, listener, origin, now);
+                return self.begin_again(about, visitor, now);
             }
             Ok(decision) => decision,
         };
@@ -430,6 +452,23 @@ impl Authority {
             About::Login { next } => let_in(&server, connect, decision, now.process_ms)
                 .unwrap_or_else(|| self.authenticate_behind(next, visitor, now)),
             About::Rights(identified, outcome) => rights_granted(identified, outcome, decision, now.process_ms),
+        }
+    }
+
+    /// Other settings are in force than when the server was asked.
+    fn begin_again(&self, about: About, visitor: Visitor<'_>, now: Now) -> Progress {
+        let Visitor { connect, listener, origin } = visitor;
+        match about {
+            About::Login { .. } => self.authenticate(connect, listener, origin, now),
+            // Who it is was found out, maybe in an exchange that nothing in CONNECT could repeat.
+            About::Rights(identified, outcome) if self.is_still(&identified) => {
+                self.with_rights(Progress::Identified(identified, outcome), visitor, now)
+            }
+            About::Rights(..) => refused(
+                ReasonCode::NotAuthorized,
+                "the settings were read again, and it would not be let in any more",
+                AuthenticationOutcome::Undecided,
+            ),
         }
     }
 
@@ -479,6 +518,7 @@ impl Authority {
             return false;
         }
         let asked = Asked { identity: Some(identity), ..asked(Ask::Rights, client_id, listener, origin, version) };
+        let generation = policy.generation;
         asking.asker.submit(Job {
             client: server.client.clone(),
             url: url.clone(),
@@ -486,7 +526,7 @@ impl Authority {
             address: fair_address(asked.address),
             user: Box::from(&**identity),
             awaited,
-            tell: Box::new(move |decision| answer(RenewedRights(decision))),
+            tell: Box::new(move |decision| answer(RenewedRights { decision, generation })),
         });
         true
     }
@@ -494,8 +534,10 @@ impl Authority {
     /// What the server's word means for a client that has what `granted` says.
     #[must_use]
     pub fn on_rights(&self, identity: &str, granted: &Granted, rights: RenewedRights, now: Now) -> Renewal {
-        let renewal = match rights.0 {
+        let renewal = match rights.decision {
             Err(_) => Renewal::Undecided,
+            // The settings were read again meanwhile: what another server said does not count.
+            Ok(_) if rights.generation != self.policy().generation => Renewal::Undecided,
             Ok(Decision::Deny) => Renewal::Denied,
             Ok(Decision::Ignore) => renewed(granted, Allowed::default(), now),
             Ok(Decision::Allow(allowed)) => renewed(granted, allowed, now),
@@ -520,10 +562,13 @@ impl Authority {
 
 fn renewed(before: &Granted, allowed: Allowed, now: Now) -> Renewal {
     let expires_ms = ends_ms(&allowed, now.process_ms).or(before.expires_ms());
-    let new = Granted::by_server(allowed.rules, expires_ms);
+    let new = Granted::by_server(allowed.rules, expires_ms, before.login_ends_ms());
     match (*new == *before, new.has_same_rules(before)) {
         (true, _) => Renewal::Confirmed,
         (_, true) => Renewal::Prolonged(new),
         _ => Renewal::Changed(new),
     }
 }
+
+#[cfg(test)]
+mod tests;

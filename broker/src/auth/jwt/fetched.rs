@@ -35,14 +35,16 @@ pub struct FetchedKeys {
 }
 
 impl FetchedKeys {
-    /// `None`: the settings name no server. Nothing is fetched before somebody drives [`Self::fetching`].
+    /// `None`: the settings name no server. Nothing is fetched before somebody drives [`Self::fetching`]. Until then what `before`
+    /// has stands, if it is from the same place: other intervals, or other authorities for it, are no reason to lock clients out.
     ///
     /// # Errors
     /// Its authorities cannot be read.
-    pub(super) fn new(config: &JwtConfig) -> Result<Option<Arc<Self>>, String> {
+    pub(super) fn new(config: &JwtConfig, before: Option<&Self>) -> Result<Option<Arc<Self>>, String> {
         let Some(url) = config.jwks_url.clone() else {
             return Ok(None);
         };
+        let keys = before.filter(|before| before.url == url).and_then(Self::keys);
         let options = HttpClientOptions {
             ca_file: config.jwks_ca_file.clone(),
             body_bytes_max: BODY_BYTES_MAX,
@@ -53,7 +55,7 @@ impl FetchedKeys {
             refresh: Duration::from_secs(config.jwks_refresh_seconds.get().into()),
             client: HttpClient::new(&options).map_err(|error| error.to_string())?,
             config: config.clone(),
-            keys: RwLock::default(),
+            keys: RwLock::new(keys),
             wanted: Notify::new(),
             is_driven: AtomicBool::new(false),
         })))
@@ -69,6 +71,12 @@ impl FetchedKeys {
     /// What was fetched last.
     pub(super) fn keys(&self) -> Option<Arc<Keys>> {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// As if they had been fetched.
+    #[cfg(test)]
+    pub(super) fn take_up(&self, keys: Keys) {
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(keys));
     }
 
     /// Somebody names a key that is not there.

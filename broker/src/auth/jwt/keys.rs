@@ -21,6 +21,9 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 /// Keys in one set.
 pub(super) const KEYS_MAX: usize = 64;
 
+/// Keys without a name for one algorithm, in files or on the server: each is tried for every token of that algorithm.
+pub(super) const NAMELESS_MAX: usize = 4;
+
 /// The size of the smallest digest: a shorter secret is the weakest place of its tokens (RFC 7518, section 3.2).
 const SECRET_BYTES_MIN: usize = 32;
 
@@ -64,12 +67,14 @@ impl Key {
 pub(super) struct Keys(Vec<Key>);
 
 impl Keys {
-    /// By which a token may be signed that names the key `id`: those of that name, and those without one. All, if it names none.
-    pub(super) fn candidates(&self, id: Option<&str>) -> impl Iterator<Item = &Key> {
-        self.0.iter().filter(move |key| match (id, key.id.as_deref()) {
-            (Some(id), Some(own)) => id == own,
-            (_, None) | (None, _) => true,
-        })
+    /// Those by which a token is signed that names the key `id`. All, if it names none.
+    pub(super) fn named(&self, id: Option<&str>) -> impl Iterator<Item = &Key> {
+        self.0.iter().filter(move |key| id.is_none() || key.id.as_deref() == id)
+    }
+
+    /// Those by which it may be signed as well: they have no name.
+    pub(super) fn nameless(&self, id: Option<&str>) -> impl Iterator<Item = &Key> {
+        self.0.iter().filter(move |key| id.is_some() && key.id.is_none())
     }
 
     /// Whether there is one of that name.
@@ -88,7 +93,23 @@ impl Keys {
     /// They are too many together.
     pub(super) fn add(&mut self, others: Self) -> Result<(), String> {
         self.0.extend(others.0);
-        if self.0.len() > KEYS_MAX { Err(format!("more than {KEYS_MAX} keys")) } else { Ok(()) }
+        self.check_count()
+    }
+
+    /// Whether each of them is tried for a token that it may have signed.
+    fn check_count(&self) -> Result<(), String> {
+        if self.0.len() > KEYS_MAX {
+            return Err(format!("more than {KEYS_MAX} keys"));
+        }
+        let is_one_too_many = |key: &Key| {
+            let nameless = self.0.iter().filter(|other| other.id.is_none());
+            let alike = nameless.filter(|other| key.algorithms.iter().any(|&algorithm| other.is_for(algorithm)));
+            key.id.is_none() && alike.count() > NAMELESS_MAX
+        };
+        if self.0.iter().any(is_one_too_many) {
+            return Err(format!("more than {NAMELESS_MAX} keys without a name (kid) for one algorithm"));
+        }
+        Ok(())
     }
 
     /// The contents of a file with a secret.
@@ -139,10 +160,11 @@ impl Keys {
         let read = |entry: &Value| Jwk::deserialize(entry).ok().and_then(|jwk| of_jwk(&jwk, with_secrets));
         let keys: Vec<_> = entries.iter().filter_map(read).collect();
         if keys.is_empty() {
-            Err(String::from("there is no key in it that verifies signatures"))
-        } else {
-            Ok(Self(keys))
+            return Err(String::from("there is no key in it that verifies signatures"));
         }
+        let keys = Self(keys);
+        keys.check_count()?;
+        Ok(keys)
     }
 
     /// Reads a file.
@@ -338,7 +360,7 @@ mod tests {
             );
             keys.add(Keys(vec![key.expect("a secret")])).expect("few");
         }
-        let names = |id| keys.candidates(id).map(|key| key.id.as_deref()).collect::<Vec<_>>();
+        let names = |id| keys.named(id).chain(keys.nameless(id)).map(|key| key.id.as_deref()).collect::<Vec<_>>();
         assert_eq!(names(Some("a")), [Some("a"), None]);
         assert_eq!(names(Some("c")), [None]);
         assert_eq!(names(None), [Some("a"), Some("b"), None]);

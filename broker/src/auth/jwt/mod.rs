@@ -16,6 +16,7 @@ mod keys;
 mod signature;
 
 use std::borrow::Cow;
+use std::hash::BuildHasher as _;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -29,13 +30,13 @@ use super::chain::refused;
 use super::password_file::FileError;
 use super::remembered::Remembered;
 use super::{Authority, Credential, Granted, GrantedRules, Identified, Now, Policy, Progress};
-use crate::config::{JwtConfig, RequiredClaim, TokenPlace};
+use crate::config::{HttpUrl, JwtConfig, RequiredClaim, TokenPlace};
 use crate::metrics::AuthenticationOutcome;
 pub use fetched::FetchedKeys;
-use keys::{Key, Keys};
+use keys::{Key, Keys, NAMELESS_MAX};
 
-/// Keys that are tried for one token that does not say by which it was signed.
-const TRIES_MAX: usize = 4;
+/// Keys that are tried for one token: those without a name of the files and of the server, or as many where it names none.
+const TRIES_MAX: usize = 2 * NAMELESS_MAX;
 
 /// Year 9999: what is later is no time.
 const LATEST_SECONDS: f64 = 253_402_300_799.0;
@@ -88,12 +89,20 @@ impl TokenError {
     }
 }
 
+/// By what a token was found to be good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenMark {
+    /// The key of a file. `None`: one that a server has, which is not asked for again while the connection stands.
+    key: Option<u64>,
+    /// Tells it from other servers and other demands on what tokens claim.
+    terms: u64,
+}
+
 /// What a good token says.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TokenLogin {
     pub(super) identity: Arc<str>,
-    /// `None`: one that a server has, which is not asked for again while the connection stands.
-    pub(super) key: Option<u64>,
+    pub(super) mark: TokenMark,
     pub(super) granted: Option<Arc<Granted>>,
 }
 
@@ -124,9 +133,10 @@ impl Tokens {
     /// Reads the files that the settings name. What `before` has fetched stays if the settings say so.
     pub(super) fn read(config: &JwtConfig, before: Option<&Self>) -> Result<Self, FileError> {
         signature::install();
-        let fetched = match before.and_then(|before| before.fetched.clone()).filter(|fetched| fetched.is_as(config)) {
-            Some(fetched) => Some(fetched),
-            None => FetchedKeys::new(config).map_err(|error| {
+        let before = before.and_then(Self::fetched);
+        let fetched = match before.filter(|fetched| fetched.is_as(config)) {
+            Some(fetched) => Some(Arc::clone(fetched)),
+            None => FetchedKeys::new(config, before.map(|fetched| &**fetched)).map_err(|error| {
                 FileError::whole(config.jwks_ca_file.as_deref().unwrap_or(Path::new("auth.jwt.jwks_url")), &error)
             })?,
         };
@@ -156,9 +166,19 @@ impl Tokens {
         self.of_files().digest == digest
     }
 
-    /// Whether a login by that key stands.
-    pub(super) fn has_key(&self, key: Option<u64>) -> bool {
-        key.is_none_or(|fingerprint| self.of_files().keys.has(fingerprint))
+    /// Whether a login by that stands.
+    pub(super) fn stands_by(&self, mark: TokenMark) -> bool {
+        mark == self.mark(mark.key) && mark.key.is_none_or(|fingerprint| self.of_files().keys.has(fingerprint))
+    }
+
+    /// Of a login by that key, under what tokens must say now. How long they may be and where they stand makes nobody another.
+    fn mark(&self, key: Option<u64>) -> TokenMark {
+        let config = &self.config;
+        // Where keys are fetched from matters to those who came by one of them.
+        let server = config.jwks_url.as_ref().filter(|_| key.is_none()).map(HttpUrl::to_string);
+        let claims = (&config.issuer, &config.audience, &config.required_claims, config.require_expiry);
+        let meanings = (&config.identity_claim, &config.acl_claim);
+        TokenMark { key, terms: foldhash::fast::FixedState::default().hash_one((server, claims, meanings)) }
     }
 
     fn of_files(&self) -> Arc<FileKeys> {
@@ -203,11 +223,20 @@ impl Tokens {
         let (message, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
         let (of_files, fetched_keys) = (self.of_files(), self.fetched.as_ref().and_then(|fetched| fetched.keys()));
         let name = header.kid.as_deref();
-        let own = of_files.keys.candidates(name).map(|key| (key, Some(key.fingerprint)));
-        let others = fetched_keys.iter().flat_map(|keys| keys.candidates(name)).map(|key| (key, None));
+        fn own(key: &Key) -> (&Key, Option<u64>) {
+            (key, Some(key.fingerprint))
+        }
+        fn fetched(key: &Key) -> (&Key, Option<u64>) {
+            (key, None)
+        }
+        // Those that it names come before all that could have signed it too.
+        let named = of_files.keys.named(name).map(own);
+        let named = named.chain(fetched_keys.iter().flat_map(|keys| keys.named(name)).map(fetched));
+        let nameless = of_files.keys.nameless(name).map(own);
+        let nameless = nameless.chain(fetched_keys.iter().flat_map(|keys| keys.nameless(name)).map(fetched));
         let mut error = TokenError::UnknownKey;
         let mut tries = 0;
-        for (key, of_file) in own.chain(others) {
+        for (key, of_file) in named.chain(nameless) {
             if !key.is_for(header.alg) {
                 error = TokenError::WrongAlgorithm;
                 continue;
@@ -278,7 +307,8 @@ impl Tokens {
                 TokenError::BadRules
             })?),
         };
-        Ok(TokenLogin { identity: Arc::from(identity), key, granted: Granted::new(rules, expires_ms) })
+        let mark = self.mark(key);
+        Ok(TokenLogin { identity: Arc::from(identity), mark, granted: Granted::new(rules, expires_ms) })
     }
 }
 
@@ -377,8 +407,8 @@ impl Authority {
         let user_name = connect.user_name.as_deref().unwrap_or_default();
         let names = Names { client_id: &connect.client_id, user_name };
         Some(match tokens.judge(token, names, now, self.remembered()) {
-            Ok(TokenLogin { identity, key, granted }) => {
-                let identified = Identified { identity, credential: Credential::Token(key), granted };
+            Ok(TokenLogin { identity, mark, granted }) => {
+                let identified = Identified { identity, credential: Credential::Token(mark), granted };
                 Progress::Identified(identified, AuthenticationOutcome::Token)
             }
             Err(error) => refused(error.reason(), error.text(), AuthenticationOutcome::BadToken),

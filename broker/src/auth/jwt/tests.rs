@@ -136,10 +136,10 @@ fn error(tokens: &Tokens, token: &str) -> TokenError {
 fn a_good_token_says_who_and_until_when() {
     let tokens = tokens_of("leeway_seconds = 5", secret());
     let login = judge(&tokens, &hs256(&good())).expect("good");
-    assert_eq!((&*login.identity, login.key.is_some()), ("ana", true));
+    assert_eq!((&*login.identity, login.mark.key.is_some()), ("ana", true));
     let granted = login.granted.expect("an end");
     assert_eq!((granted.expires_ms(), granted.has_rules()), (Some(5_000 + 65_000), false));
-    assert!(tokens.has_key(login.key) && !tokens.has_key(Some(1)) && tokens.has_key(None));
+    assert!(tokens.stands_by(login.mark) && !tokens.stands_by(TokenMark { key: Some(1), ..login.mark }));
     let endless = tokens_of("require_expiry = false", secret());
     assert_eq!(judge(&endless, &hs256(&json!({ "sub": "ana" }))).expect("good").granted, None);
 }
@@ -328,7 +328,7 @@ fn a_signature_is_remembered_with_its_key_and_nothing_else_is() {
         tokens.judge(signed.as_bytes(), NAMES, Now { wall_ms, ..NOW }, Some(&remembered)).map(|login| login.identity)
     };
     assert_eq!(judged(&tokens, NOW.wall_ms).as_deref(), Ok("ana"));
-    let key = tokens.of_files().keys.candidates(Some("ec")).next().expect("the key").fingerprint;
+    let key = tokens.of_files().keys.named(Some("ec")).next().expect("the key").fingerprint;
     assert!(remembered.knows(key, REMEMBERED_AS, signed.as_bytes(), NOW.process_ms));
     assert_eq!(judged(&tokens, NOW.wall_ms + 100_000), Err(TokenError::Expired), "its claims are looked at each time");
     let (_, other_point) = es256_pair();
@@ -337,6 +337,128 @@ fn a_signature_is_remembered_with_its_key_and_nothing_else_is() {
     let forged = token(&json!({ "alg": "ES256", "kid": "ec" }), &good(), |_| vec![1; 64]);
     assert!(tokens.judge(forged.as_bytes(), NAMES, NOW, Some(&remembered)).is_err());
     assert!(!remembered.knows(key, REMEMBERED_AS, forged.as_bytes(), NOW.process_ms));
+}
+
+fn connect_with(token: &str) -> Connect {
+    Connect {
+        version: kentongan_proto::mqtt::ProtocolVersion::V5,
+        bridge: false,
+        clean_start: true,
+        keep_alive: 0,
+        client_id: NAMES.client_id.to_owned(),
+        will: None,
+        user_name: None,
+        password: Some(token.to_owned().into()),
+        properties: kentongan_proto::mqtt::ConnectProperties::default(),
+    }
+}
+
+/// With keys that the server of `jwks_url` had when it was asked.
+fn tokens_fetched(text: &str, keys: Keys) -> Tokens {
+    let fetched = FetchedKeys::new(&config(text), None).expect("a client").expect("a server");
+    fetched.take_up(keys);
+    Tokens { fetched: Some(fetched), ..tokens_of(text, Keys::default()) }
+}
+
+/// Abuse: [authorize]
+#[test]
+fn who_came_by_a_token_stays_as_long_as_one_like_it_would_be_judged_the_same() {
+    let (pair, point) = es256_pair();
+    let keys = || set_of(&[jwk_of_ec("ec", &point)]);
+    let signed = token(&json!({ "alg": "ES256", "kid": "ec" }), &good(), by_pair(&pair));
+    let authority = Authority::default();
+    let judge_by = |tokens: Tokens| {
+        let policy = Policy { tokens: Some(Arc::new(tokens)), ..Policy::default() };
+        authority.change(policy, &crate::config::AuthConfig::default()).expect("no thread is needed");
+    };
+    let come_in = || match authority.by_token(&authority.policy(), &connect_with(&signed), NOW) {
+        Some(Progress::Identified(identified, _)) => identified,
+        other => panic!("it is good: {other:?}"),
+    };
+    const URL: &str = "jwks_url = \"http://127.0.0.1:9/a\"\n";
+    judge_by(tokens_fetched(URL, keys()));
+    let by_fetched = come_in();
+    judge_by(tokens_of("", keys()));
+    let by_file = come_in();
+    let with = |more: &str| format!("{URL}{more}");
+    for (text, stays) in [
+        (with(""), true),
+        (with("jwks_refresh_seconds = 7\nleeway_seconds = 1\ntoken_bytes_max = 9000"), true),
+        (String::from("jwks_url = \"http://127.0.0.1:9/b\""), false),
+        (with("issuer = \"maker\""), false),
+        (with("audience = \"broker\""), false),
+        (with("required_claims = [\"dev=%c\"]"), false),
+        (with("identity_claim = \"name\""), false),
+        (with("acl_claim = \"rights\""), false),
+        (with("require_expiry = false"), false),
+    ] {
+        judge_by(tokens_fetched(&text, keys()));
+        assert_eq!(authority.is_still(&by_fetched), stays, "{text}");
+        let of_files = text.replace("jwks_url", "#");
+        judge_by(tokens_of(&of_files, keys()));
+        assert!(!authority.is_still(&by_fetched), "no server is asked: {text}");
+        assert_eq!(authority.is_still(&by_file), stays || !text.contains('/') || text.contains("/b"), "{text}");
+    }
+    judge_by(tokens_of("", secret()));
+    assert!(!authority.is_still(&by_file), "its key is gone");
+}
+
+#[test]
+fn a_token_that_names_its_key_is_held_against_that_one_first() {
+    let (pair, point) = es256_pair();
+    let nameless = || {
+        let mut entry = jwk_of_ec("", &es256_pair().1);
+        entry.as_object_mut().expect("an object").remove("kid");
+        entry
+    };
+    let four = || (0..4).map(|_| nameless()).collect::<Vec<_>>();
+    let signed = token(&json!({ "alg": "ES256", "kid": "ec" }), &good(), by_pair(&pair));
+    let with_named = [four(), vec![jwk_of_ec("ec", &point)]].concat();
+    assert!(judge(&tokens_of("", set_of(&with_named)), &signed).is_ok(), "whatever stands before it");
+    // Those without a name in a file do not stand before what a server has.
+    let mut both = tokens_fetched("jwks_url = \"http://127.0.0.1:9/\"", set_of(&with_named));
+    both.of_files = RwLock::new(Arc::new(FileKeys { keys: set_of(&four()), digest: [0; 32] }));
+    assert!(judge(&both, &signed).is_ok());
+    // Nor before one there that has none either.
+    let last = {
+        let mut entry = jwk_of_ec("", &point);
+        entry.as_object_mut().expect("an object").remove("kid");
+        entry
+    };
+    let mut both = tokens_fetched("jwks_url = \"http://127.0.0.1:9/\"", set_of(&[last]));
+    both.of_files = RwLock::new(Arc::new(FileKeys { keys: set_of(&four()), digest: [0; 32] }));
+    assert!(judge(&both, &signed).is_ok());
+}
+
+#[test]
+fn more_keys_without_a_name_than_are_tried_are_refused() {
+    let nameless = |count: usize| {
+        let entry = || {
+            let mut entry = jwk_of_ec("", &es256_pair().1);
+            entry.as_object_mut().expect("an object").remove("kid");
+            entry
+        };
+        json!({ "keys": (0..count).map(|_| entry()).collect::<Vec<_>>() }).to_string()
+    };
+    let read = |text: &str| Keys::of_jwks(text.as_bytes(), true);
+    assert!(read(&nameless(4)).is_ok());
+    assert!(read(&nameless(5)).expect_err("too many").contains("without a name"));
+    let mut keys = read(&nameless(4)).expect("few");
+    assert!(keys.add(Keys::of_pem(ed_pem().as_bytes()).expect("a key")).is_ok(), "of another algorithm");
+    assert!(keys.add(Keys::of_pem(pem_of(&es256_pair().1).as_bytes()).expect("a key")).is_err());
+}
+
+#[test]
+fn fetched_keys_stay_if_they_are_fetched_from_the_same_place() {
+    let (_, point) = es256_pair();
+    let before = tokens_fetched("jwks_url = \"http://127.0.0.1:9/a\"", set_of(&[jwk_of_ec("ec", &point)]));
+    let keys_after = |text: &str| {
+        let after = Tokens::read(&config(text), Some(&before)).expect("settings");
+        after.fetched().expect("a server").keys().is_some_and(|keys| keys.has_named(Some("ec")))
+    };
+    assert!(keys_after("jwks_url = \"http://127.0.0.1:9/a\""));
+    assert!(keys_after("jwks_url = \"http://127.0.0.1:9/a\"\njwks_refresh_seconds = 7"));
+    assert!(!keys_after("jwks_url = \"http://127.0.0.1:9/b\""));
 }
 
 /// What the module says about time, for whoever doubts it: `cargo test -- --ignored --nocapture`.

@@ -24,7 +24,7 @@ use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::*;
-use crate::auth::{Authority, Mechanism, MechanismStep};
+use crate::auth::{Authority, Granted, GrantedRules, Mechanism, MechanismStep, RenewedRights};
 use crate::clock::{Clock, ManualClock};
 use crate::config::{AclSubscribe, AuthConfig, ListenerConfig, Settings, SharedStrategy};
 use crate::message::{Message, MessageIdentity};
@@ -35,10 +35,11 @@ use crate::peers::{PeerFull, Peers};
 use crate::random::Random;
 use crate::replicated::command::{self, Command, SessionCommand};
 use crate::replicated::{Opened, Slots, Submitter, SubscribeOutcome, SubscribedPersistent};
-use crate::router::Event;
+use crate::router::client::Phase;
 use crate::router::cluster::{ClusterView, Leader, Leaders};
 use crate::router::connect::{EndCause, LET_IN_A_SECOND_MAX};
 use crate::router::node_lanes::{Nodes, PeerProcess};
+use crate::router::{Changed, Event};
 use crate::subscription::{InterestKind, NodeInterest, Target};
 
 /// Things done in one run, before everything is let come to rest.
@@ -1246,6 +1247,225 @@ fn owners_of_sessions_come_in_while_memory_is_short() {
     assert!(comes_in(&mut world, true));
 }
 
+/// Who is not let in for who it is takes nobody's place.
+///
+/// Abuse: [memory]
+#[test]
+fn who_may_not_come_in_at_all_keeps_no_owner_of_a_session_out() {
+    let mut world = World::new(1);
+    let open_to_all = Arc::clone(&world.listener);
+    let address = SocketAddr::from(([127, 0, 0, 1], 1883));
+    let config = ListenerConfig { allow_anonymous: Some(false), ..ListenerConfig::default() };
+    let closed = Arc::new(ListenerContext::new(config, &Settings::default(), address));
+    world.pass(1000);
+    world.shared.pretend_memory(105, 100);
+    let comes = |world: &mut World, listener: &Arc<ListenerContext>, number: u32| {
+        world.listener = Arc::clone(listener);
+        let comes = connect(ProtocolVersion::V5, format!("c{number}"), 0);
+        let mut client = world.open(0, Connect { clean_start: false, ..comes });
+        match &packets(&mut client)[..] {
+            [Packet::ConnAck(connack)] => connack.reason_code,
+            other => panic!("{other:?}"),
+        }
+    };
+    for number in 0..2 * LET_IN_A_SECOND_MAX {
+        assert_eq!(comes(&mut world, &closed, number), ReasonCode::NotAuthorized);
+    }
+    assert_eq!(comes(&mut world, &open_to_all, u32::MAX), ReasonCode::Success);
+}
+
+/// A server that hears what it is asked and says nothing, and an authority that asks it about everybody.
+fn silent_server() -> (std::net::TcpListener, Authority) {
+    let server = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = server.local_addr().expect("bound");
+    let authority = authority_by(&format!("[http]\nurl = \"http://{address}/\"\ntimeout_milliseconds = 600000"));
+    (server, authority)
+}
+
+fn authority_by(text: &str) -> Authority {
+    let mut authority = Authority::default();
+    authority.open(&toml::from_str(text).expect("settings")).expect("threads");
+    authority
+}
+
+/// Whoever is gone has no place in a queue, and costs no request.
+///
+/// Abuse: [http-authentication]
+#[test]
+fn a_client_that_is_gone_while_somebody_is_asked_about_it_is_noticed() {
+    let comes = || {
+        let (server, authority) = silent_server();
+        let connect = connect(ProtocolVersion::V5, "c".to_owned(), 0);
+        let (arbiter, client, key) = claimant(Settings::default(), authority, connect);
+        assert_eq!(arbiter.state.clients[key.index()].phase, Phase::Verifying);
+        (server, arbiter, client)
+    };
+    let (_server, mut arbiter, client) = comes();
+    drop(client);
+    arbiter.run();
+    assert_eq!(arbiter.state.connections(), 0, "it closed the connection");
+
+    let (_server, mut arbiter, mut client) = comes();
+    let publish = publish_to(&mut client, "t", "x");
+    client.send(&publish);
+    client.write(usize::MAX);
+    arbiter.run();
+    client.stream.reset();
+    arbiter.run();
+    assert_eq!(arbiter.state.connections(), 0, "it broke off");
+
+    // It need not wait for CONNACK, nor for what comes of its message.
+    let (_server, mut arbiter, mut client) = comes();
+    let publish = publish_to(&mut client, "t", "x");
+    client.send(&publish);
+    client.write(usize::MAX);
+    drop(client);
+    arbiter.run();
+    assert_eq!(arbiter.state.connections(), 1, "what it said before it went is still to be read");
+}
+
+const RIGHTS: &str = "[http]\nrights_url = \"http://127.0.0.1:9/\"\n";
+
+/// A client of one of several nodes whose rights a server says, with a will that they allow.
+fn client_with_rights_of_server() -> (SteppedArbiter, Client, ConnectionKey) {
+    let will = Will {
+        topic: "a/alarm".to_owned(),
+        payload: Bytes::from_static(b"x"),
+        qos: QoS::AtMostOnce,
+        retain: false,
+        properties: WillProperties::default(),
+    };
+    let connect = Connect { will: Some(will), ..connect(ProtocolVersion::V5, "c".to_owned(), 0) };
+    let (mut arbiter, client, key) = claimant(Settings::default(), authority_by(RIGHTS), connect);
+    grant(&mut arbiter, key);
+    let session = arbiter.state.clients[key.index()].session.as_mut().expect("it is connected");
+    session.granted = Some(Granted::by_server(None, None, None));
+    arbiter.state.plan_renewal(key);
+    (arbiter, client, key)
+}
+
+fn renewal_due(arbiter: &SteppedArbiter, key: ConnectionKey) -> u32 {
+    let session = arbiter.state.clients[key.index()].session.as_ref().expect("it is connected");
+    session.renewal.as_ref().expect("rights are asked for again").next_second()
+}
+
+fn tell(arbiter: &mut SteppedArbiter, event: Event) {
+    arbiter.state.shared.inboxes[0].push(event, 0);
+    arbiter.run();
+}
+
+#[test]
+fn rights_that_a_server_did_not_say_are_soon_asked_for_again() {
+    let (mut arbiter, _client, connection) = client_with_rights_of_server();
+    let now = arbiter.state.now_seconds();
+    assert!((now + 225..=now + 300).contains(&renewal_due(&arbiter, connection)));
+    let rights = RenewedRights::undecided(&arbiter.state.shared.authority);
+    tell(&mut arbiter, Event::RightsRenewed { connection, rights });
+    assert!(renewal_due(&arbiter, connection) <= now + 300 / 8, "{}", renewal_due(&arbiter, connection));
+}
+
+#[test]
+fn settings_that_are_read_again_reach_the_renewals_of_rights() {
+    let (mut arbiter, _client, connection) = client_with_rights_of_server();
+    let change = |arbiter: &mut SteppedArbiter, more: &str| {
+        let config = toml::from_str(&format!("{RIGHTS}{more}")).expect("settings");
+        let authority = &arbiter.state.shared.authority;
+        let policy = authority.read(&config).expect("settings");
+        authority.change(policy, &config).expect("no more threads");
+        tell(arbiter, Event::PolicyChanged(Changed::WhoMayWhat));
+    };
+    let now = arbiter.state.now_seconds();
+    let before = renewal_due(&arbiter, connection);
+    change(&mut arbiter, "");
+    assert_eq!(renewal_due(&arbiter, connection), before, "they are what they were");
+    let from_before = RenewedRights::denied(&arbiter.state.shared.authority);
+    change(&mut arbiter, "rights_seconds = 40");
+    assert!(renewal_due(&arbiter, connection) <= now + 40);
+    change(&mut arbiter, "rights_outdated_seconds_max = 7");
+    assert_eq!(renewal_due(&arbiter, connection), now + 7);
+    tell(&mut arbiter, Event::RightsRenewed { connection, rights: from_before });
+    assert!(arbiter.state.clients[connection.index()].is_connected(), "another server said so, perhaps");
+}
+
+/// Plans change, and what was armed by earlier ones does not add up.
+#[test]
+fn one_deadline_of_a_connection_comes_up_at_a_time() {
+    let (mut arbiter, _client, connection) = client_with_rights_of_server();
+    for _ in 0..100 {
+        let rights = RenewedRights::undecided(&arbiter.state.shared.authority);
+        tell(&mut arbiter, Event::RightsRenewed { connection, rights });
+        tell(&mut arbiter, Event::PolicyChanged(Changed::WhoMayWhat));
+    }
+    // Each of them a second sooner than the one before.
+    assert!(arbiter.state.wheel.count() <= 15, "{}", arbiter.state.wheel.count());
+}
+
+/// P9 is about wills that a client may publish.
+///
+/// Abuse: [authorize]
+#[test]
+fn a_will_that_its_client_may_not_publish_any_more_is_not_left_to_the_group() {
+    let is_left = |change: &dyn Fn(&mut SteppedArbiter, ConnectionKey)| {
+        let (mut arbiter, _client, key) = client_with_rights_of_server();
+        change(&mut arbiter, key);
+        arbiter.state.end(key, EndCause::ClosedByPeer, None);
+        let said = commands_to_group(&mut arbiter);
+        match &said[..] {
+            [SessionCommand::Connect(_), SessionCommand::Disconnect(end)] => end.publish_will,
+            other => panic!("{other:?}"),
+        }
+    };
+    let allow = |acl: serde_json::Value| {
+        move |arbiter: &mut SteppedArbiter, key: ConnectionKey| {
+            let rules = GrantedRules::parse(&acl).expect("rules");
+            let session = arbiter.state.clients[key.index()].session.as_mut().expect("it is connected");
+            session.granted = Some(Granted::by_server(Some(rules), None, None));
+            let identified = session.identified();
+            arbiter.state.apply_rights(key, &identified);
+        }
+    };
+    assert!(is_left(&|_, _| {}));
+    assert!(is_left(&allow(serde_json::json!({ "pub": ["a/#"] }))));
+    assert!(!is_left(&allow(serde_json::json!({ "pub": ["b/#"], "sub": ["a/#"] }))));
+    assert!(
+        !is_left(&|arbiter, connection| {
+            let rights = RenewedRights::denied(&arbiter.state.shared.authority);
+            tell(arbiter, Event::RightsRenewed { connection, rights });
+        }),
+        "who may not be here says nothing more"
+    );
+}
+
+/// Whoever is connected is looked at when users and rights are read again, but others have their turns meanwhile.
+#[test]
+fn new_rules_are_applied_to_some_connections_a_turn() {
+    const CLIENTS: usize = 300;
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("acl");
+    std::fs::write(&file, "topic readwrite a\n").expect("written");
+    let mut world = World::new(1);
+    let clients: Vec<_> =
+        (0..CLIENTS).map(|number| world.open(0, connect(ProtocolVersion::V5, format!("c{number}"), 0))).collect();
+    let config = AuthConfig { acl_file: Some(file), ..AuthConfig::default() };
+    let policy = world.shared.authority.read(&config).expect("it can be read");
+    world.shared.authority.change(policy, &config).expect("it can be used");
+    world.shared.inboxes[0].push(Event::PolicyChanged(Changed::WhoMayWhat), 0);
+    let with_rights = |world: &World| {
+        let sessions = world.arbiters[0].state.clients.iter().filter_map(|(_, client)| client.session.as_ref());
+        sessions.filter(|session| session.rights.is_some()).count()
+    };
+    let mut turns = 0;
+    let mut before = 0;
+    while world.arbiters[0].step(0) {
+        let now = with_rights(&world);
+        assert!(now - before <= CLIENTS / 3, "{} in one turn", now - before);
+        turns += usize::from(now > before);
+        before = now;
+    }
+    assert_eq!((with_rights(&world), clients.len()), (CLIENTS, CLIENTS));
+    assert!(turns > 3);
+}
+
 /// Whoever has most waiting for it is closed where memory is very short, wherever it waits; one that has little is not.
 ///
 /// Abuse: [stalled-subscriber]
@@ -1423,7 +1643,7 @@ fn a_long_keep_alive_is_soon_forgotten_with_its_connection() {
     world.pass(601_000);
     world.arbiters[0].run();
     assert_eq!(
-        world.arbiters[0].state.wheel.armed(),
+        world.arbiters[0].state.wheel.count(),
         2,
         "of the one that is there: for CONNECT, and for its Keep Alive"
     );
