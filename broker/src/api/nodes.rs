@@ -297,11 +297,14 @@ pub struct AllReloaded {
     pub data: Vec<NodeReloaded>,
 }
 
+/// What each node answered, or why it did not.
+type Answers<T> = Vec<(NodeName, Result<T, AskError>)>;
+
 fn ask_which<T: serde::de::DeserializeOwned>(
     operator: &Operator,
     which: WhichNodes,
     question: &Question,
-) -> Result<Vec<(NodeName, Result<T, AskError>)>, Problem> {
+) -> Result<Answers<T>, Problem> {
     let Some(called) = which.node else { return Ok(operator.ask_all(question)) };
     let node = node_called(operator, &called)?;
     let answer = operator.ask(node.node, question);

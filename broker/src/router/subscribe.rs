@@ -484,10 +484,8 @@ impl ArbiterState {
         });
         let mut codes = Vec::with_capacity(outcomes.len());
         for (filter, reason) in outcomes {
-            if !self.is_answered_since(key, ticket, &filter) {
-                if self.remove_subscription(key, &filter) {
-                    self.tell_unsubscribed(key, &filter);
-                }
+            if !self.is_answered_since(key, ticket, &filter) && self.remove_subscription(key, &filter) {
+                self.tell_unsubscribed(key, &filter);
             }
             self.remember_answered(key, ticket, &filter);
             codes.push(reason);
