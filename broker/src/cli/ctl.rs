@@ -111,6 +111,27 @@ enum CtlCommand {
         #[arg(long, value_name = "NODE")]
         node: Option<String>,
     },
+    /// Subscribers that are most behind.
+    Slow {
+        /// By what.
+        #[arg(long, value_parser = ["bytes", "messages", "blocked"], default_value = "bytes")]
+        by: String,
+        /// How many at most.
+        #[arg(long, value_name = "ROWS", default_value_t = 20)]
+        limit: u16,
+    },
+    /// Topics that are published to most: counted for some seconds, from now on.
+    Top {
+        /// By what.
+        #[arg(long, value_parser = ["messages", "bytes"], default_value = "messages")]
+        by: String,
+        /// For how long.
+        #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=25))]
+        seconds: u32,
+        /// How many at most.
+        #[arg(long, value_name = "ROWS", default_value_t = 20)]
+        limit: u16,
+    },
     /// What nodes log.
     Log {
         /// What they are to log from now on, such as info,kentongan::session=debug.
@@ -275,6 +296,17 @@ const BANNED_COLUMNS: [&str; 4] = ["as", "who", "until_seconds", "reason"];
 const NODE_COLUMNS: [&str; 8] =
     ["node", "node_status", "standing", "version", "connections", "leads", "drains", "client_address"];
 const GROUP_COLUMNS: [&str; 5] = ["group", "leader", "term", "voters", "learners"];
+const SLOW_COLUMNS: [&str; 8] = [
+    "clientid",
+    "username",
+    "node",
+    "out_buffer_bytes",
+    "mqueue_len",
+    "inflight_cnt",
+    "blocked_seconds",
+    "silent_seconds",
+];
+const TOP_COLUMNS: [&str; 3] = ["topic", "count", "error"];
 const RELOAD_COLUMNS: [&str; 5] = ["node", "applied", "changed", "needs_restart", "detail"];
 const LOG_COLUMNS: [&str; 3] = ["node", "filter", "detail"];
 
@@ -404,6 +436,12 @@ impl Asker {
             CtlCommand::Reload { node } => {
                 let path = format!("/reload?{}", query(&[("node", node)]));
                 self.rows(&self.ask(Method::POST, &path, None)?, &RELOAD_COLUMNS)
+            }
+            CtlCommand::Slow { by, limit } => {
+                self.rows(&self.get(&format!("/slow-subscribers?by={by}&limit={limit}"))?, &SLOW_COLUMNS)
+            }
+            CtlCommand::Top { by, seconds, limit } => {
+                self.rows(&self.get(&format!("/top-topics?by={by}&seconds={seconds}&limit={limit}"))?, &TOP_COLUMNS)
             }
             CtlCommand::Log { filter, node } => {
                 let path = format!("/log?{}", query(&[("node", node)]));

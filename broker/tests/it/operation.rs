@@ -306,8 +306,8 @@ fn every_family_of_metrics_moves() {
         let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
         Some(if kind == "histogram" { format!("{name}_count") } else { name.to_owned() })
     });
-    // The log and its checkpoints have tests of their own, and so have TLS, authentication servers, the want of descriptors, rates, the audit log, rights
-    // that are taken away, and what needs other nodes, or a machine that is short of something.
+    // The log and its checkpoints have tests of their own, and so have TLS, authentication servers, the webhook, the API, the want of
+    // descriptors, rates, the audit log, rights that are taken away, and what needs other nodes, or a machine that is short of something.
     let elsewhere = [
         "kentongan_log_",
         "kentongan_checkpoints_",
@@ -319,6 +319,9 @@ fn every_family_of_metrics_moves() {
         "kentongan_shared_messages_elsewhere",
         "kentongan_subscriptions_revoked_total",
         "kentongan_jwks_",
+        "kentongan_webhook_",
+        "kentongan_client_events_dropped_total",
+        "kentongan_api_requests_total",
         "kentongan_lease_lapses_total",
         "kentongan_declared_dead_total",
         "kentongan_raft_leader_changes_total",

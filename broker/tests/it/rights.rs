@@ -21,7 +21,7 @@ fn files(more: &str) -> Files {
 
 fn reload(broker: &Broker) -> String {
     broker.hang_up();
-    broker.wait_for_log("SIGHUP")
+    broker.wait_for_log("reload: ")
 }
 
 /// The rules change. They count on every thread once a connection that asks last sees them.

@@ -284,7 +284,7 @@ fn keys_change_with_their_file() {
     let other = by_secret(OTHER_SECRET, &json!({ "sub": "ana", "exp": now() + 60.0 }));
     Client::accepted(&broker, v5("ana", &other, false));
     broker.hang_up();
-    assert!(broker.wait_for_log("SIGHUP").contains("read again"));
+    assert!(broker.wait_for_log("reload: ").contains("read again"));
 }
 
 /// A server of keys, which can be told to have others, or none.

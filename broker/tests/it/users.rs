@@ -85,7 +85,7 @@ fn a_password_file_lets_nobody_in_without_a_user_name_unless_somebody_says_so() 
 
 fn reload(broker: &Broker) -> String {
     broker.hang_up();
-    broker.wait_for_log("SIGHUP")
+    broker.wait_for_log("reload: ")
 }
 
 /// Abuse: [passwords]

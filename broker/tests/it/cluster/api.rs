@@ -144,6 +144,10 @@ fn nobody_is_heard_without_a_token_and_wrong_ones_are_few() {
         assert_eq!(ask(node, keys.viewer.expose(), "GET", path, None).0, code, "{path}");
     }
     assert_eq!(ask(node, keys.viewer.expose(), "PUT", "/clients", None).0, 405);
+    let counted = node.counters("kentongan_api_requests_total");
+    let counted = |outcome: &str| counted.iter().find(|(name, _)| name == outcome).map(|(_, count)| *count);
+    assert_eq!(counted("answered"), Some(1));
+    assert_eq!((counted("unauthorized"), counted("refused")), (Some(13), Some(3)));
     assert_eq!(ask(node, "", "GET", "/openapi.json", None).1["info"]["title"], "Kentongan");
 }
 
