@@ -4,6 +4,9 @@
 //! restart went on to the next node by then, groups of three would be down to one replica that has everything. So a node
 //! asks for the read index of each group that it keeps (Raft, section 6.4), and has caught up when it has applied as much
 //! of all of them. From then on it keeps up; it asks again when it lost its lease, for then it may have been away.
+//!
+//! A group that went to other nodes while this one was away never tells it so: who leads it now does not know of this replica. So
+//! what the directory says counts: what others are to keep, this node is not asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,12 +21,13 @@ use crate::replicated::Query;
 pub struct Health {
     pipeline: PipelineHandle<Query>,
     status: Option<Receiver<Vec<(GroupId, GroupStatus)>>>,
+    elsewhere: Option<Receiver<BTreeSet<GroupId>>>,
     view: View,
 }
 
 impl Health {
     pub(super) fn new(node: NodeId, pipeline: PipelineHandle<Query>) -> Self {
-        Self { pipeline, status: None, view: View::new(node) }
+        Self { pipeline, status: None, elsewhere: None, view: View::new(node) }
     }
 
     /// Takes in what was asked at the look before, and asks again. `in_step`: whether the node holds a lease.
@@ -31,6 +35,7 @@ impl Health {
         if !in_step {
             self.view.begin_anew();
         }
+        self.look_elsewhere();
         let answer = self.status.as_ref().map(Receiver::try_recv);
         match answer {
             Some(Err(TryRecvError::Empty)) => return,
@@ -42,6 +47,17 @@ impl Health {
             _ => {}
         }
         self.status = Some(self.pipeline.status());
+    }
+
+    fn look_elsewhere(&mut self) {
+        match self.elsewhere.as_ref().map(Receiver::try_recv) {
+            Some(Err(TryRecvError::Empty)) => return,
+            Some(Ok(groups)) => self.view.elsewhere = groups,
+            _ => {}
+        }
+        let (told, elsewhere) = bounded(1);
+        self.pipeline.notify(Query::PlacedElsewhere(told));
+        self.elsewhere = Some(elsewhere);
     }
 
     /// Whether each group in which this node votes has a leader.
@@ -65,27 +81,31 @@ struct View {
     /// Questions for a read index that wait for it to be applied here.
     asked: BTreeMap<GroupId, Receiver<()>>,
     reached: BTreeSet<GroupId>,
+    /// Groups that others are to keep.
+    elsewhere: BTreeSet<GroupId>,
 }
 
 impl View {
     fn new(node: NodeId) -> Self {
-        Self { node, has_leaders: false, has_caught_up: false, asked: BTreeMap::new(), reached: BTreeSet::new() }
+        let (asked, reached, elsewhere) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        Self { node, has_leaders: false, has_caught_up: false, asked, reached, elsewhere }
     }
 
     fn begin_anew(&mut self) {
-        *self = Self::new(self.node);
+        *self = Self { elsewhere: std::mem::take(&mut self.elsewhere), ..Self::new(self.node) };
     }
 
     fn see(&mut self, groups: &[(GroupId, GroupStatus)], mut ask: impl FnMut(GroupId) -> Receiver<()>) {
-        self.has_leaders =
-            groups.iter().all(|(_, status)| !status.configuration.votes(self.node) || has_leader(status));
+        let is_here = |group: &GroupId| !self.elsewhere.contains(group);
+        let votes = |group: &GroupId, status: &GroupStatus| is_here(group) && status.configuration.votes(self.node);
+        self.has_leaders = groups.iter().all(|(group, status)| !votes(group, status) || has_leader(status));
         // Replicas that come later are no reason to send clients elsewhere: those that were there are as good as before.
         if self.has_caught_up {
             return;
         }
-        let is_kept = |status: &GroupStatus| status.configuration.contains(self.node);
-        let kept: BTreeSet<GroupId> =
-            groups.iter().filter(|(_, status)| is_kept(status)).map(|&(group, _)| group).collect();
+        let is_kept =
+            |(group, status): &&(GroupId, GroupStatus)| is_here(group) && status.configuration.contains(self.node);
+        let kept: BTreeSet<GroupId> = groups.iter().filter(is_kept).map(|&(group, _)| group).collect();
         let missing: Vec<GroupId> = kept.difference(&self.reached).copied().collect();
         for group in missing {
             match self.asked.get(&group).map(Receiver::try_recv) {
@@ -191,6 +211,19 @@ mod tests {
         assert_eq!(seen.see(&[voting(0, FOLLOWS)]), (true, true));
         seen.view.begin_anew();
         assert_eq!(seen.see(&[voting(0, FOLLOWS)]), (true, false), "unless it was away");
+    }
+
+    /// It went there while this node was away, and nobody who leads it knows of this replica.
+    #[test]
+    fn a_group_that_others_are_to_keep_is_not_waited_for() {
+        let mut seen = Seen::new();
+        let groups = [voting(0, FOLLOWS), voting(1, ORPHAN)];
+        assert_eq!(seen.see(&groups), (false, false));
+        seen.view.elsewhere = BTreeSet::from([GroupId(1)]);
+        seen.reach(0);
+        assert_eq!(seen.see(&groups), (true, true));
+        seen.view.begin_anew();
+        assert_eq!(seen.see(&groups), (true, false), "that it goes on being so is known");
     }
 
     #[test]

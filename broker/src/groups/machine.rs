@@ -624,6 +624,7 @@ impl StateMachine for Machine {
             Query::ClientsClosed => self.on_clients_closed(),
             Query::ToldRemoved(by) => self.on_told_removed(by),
             Query::Members(named) => self.on_members_named(named),
+            Query::PlacedElsewhere(answer) => drop(answer.send(self.placed_elsewhere())),
             Query::Admit(record, answer) => self.wish(|membership| membership.admit(record), &answer),
             Query::Remove(node, answer) => self.wish(|membership| membership.remove(node), &answer),
             // Askers that are gone need no answer.

@@ -1,13 +1,13 @@
 //! This node's part in the cluster, as the thread that applies has it: what [`Membership`] hears and what it wants done.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use crossbeam::channel::Sender;
 use kentongan_cluster::directory::bans::Banned;
 use kentongan_cluster::directory::command::{self as directory_command, Ban, Form, MemberRecord};
-use kentongan_cluster::directory::{Directory, STATE_KEY};
+use kentongan_cluster::directory::{Directory, Placement, STATE_KEY};
 use kentongan_cluster::interest::{LinkId, SourceId, Version};
 use kentongan_cluster::lane::Incoming;
 use kentongan_cluster::lease::Standing;
@@ -526,6 +526,15 @@ impl Machine {
         cluster.peers.admission(directory.feature_level(), directory.removed().clone());
         let unknown = search::unknown(&member.named, &records, directory.removed());
         cluster.peers.members(records.iter().chain(unknown).map(peer_address).collect());
+    }
+
+    /// Groups that the directory has others keep.
+    pub(super) fn placed_elsewhere(&self) -> BTreeSet<GroupId> {
+        let me =
+            self.shared.get().and_then(|shared| shared.cluster.as_ref()).and_then(|cluster| NodeId::new(cluster.node));
+        let placements = self.member.iter().flat_map(|member| member.directory().placements());
+        let is_elsewhere = |(_, placement): &(&GroupId, &Placement)| me.is_some_and(|me| !placement.keeps(me));
+        placements.filter(is_elsewhere).map(|(&group, _)| group).collect()
     }
 
     /// The directory may be led by one of them. What it says, once it is heard, counts instead.

@@ -1,5 +1,6 @@
 //! The way from the arbiters to the groups: commands to be committed, and questions in their order.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -80,6 +81,8 @@ pub enum Query {
     Bans(String, Sender<Vec<Ban>>),
     /// This process is about to end.
     Stops,
+    /// Which groups others are to keep and this node is not, by the directory as far as it is known here.
+    PlacedElsewhere(Sender<BTreeSet<GroupId>>),
     /// An operator asks how this node is: as much of it as is known to who applies.
     Status(Sender<NodeStatus>),
     /// An operator looks at groups that are kept here.
