@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kentongan_cluster::clock::boottime_ns;
 
@@ -15,7 +15,7 @@ pub struct Clock(Source);
 
 #[derive(Debug, Clone)]
 enum Source {
-    Real { started_ns: u64 },
+    Real { started: Instant },
     Manual { machine: Arc<ManualClock>, started_ns: u64 },
 }
 
@@ -23,7 +23,7 @@ impl Clock {
     /// The clocks of this machine, for a process that starts now.
     #[must_use]
     pub fn real() -> Self {
-        Self(Source::Real { started_ns: boottime_ns() })
+        Self(Source::Real { started: Instant::now() })
     }
 
     /// The clocks of a simulated machine, for a process that starts there now.
@@ -33,12 +33,16 @@ impl Clock {
         Self(Source::Manual { machine, started_ns })
     }
 
-    /// Time since the process started, time spent suspended included: what is for an hour is over in an hour. Never goes back.
+    /// Time since the process started. Never goes back.
     #[inline]
     #[must_use]
     pub fn elapsed(&self) -> Duration {
-        let (Source::Real { started_ns } | Source::Manual { started_ns, .. }) = &self.0;
-        Duration::from_nanos(self.boottime_ns().saturating_sub(*started_ns))
+        match &self.0 {
+            Source::Real { started } => started.elapsed(),
+            Source::Manual { machine, started_ns } => {
+                Duration::from_nanos(machine.boottime_ns().saturating_sub(*started_ns))
+            }
+        }
     }
 
     /// [`Self::elapsed`] in milliseconds: the process clock.
