@@ -141,13 +141,14 @@ async fn ban(
 ) -> Result<Json<Banned>, Problem> {
     let ToBan { kind, who, seconds, reason } = wanted;
     let what = json!({ "as": kind, "who": who, "seconds": seconds, "reason": reason });
-    let wall_seconds = api.operator().shared().wall_seconds();
+    let wall_ms = api.operator().shared().clock.wall_ms();
     let outcome = match (subject(kind, who), seconds) {
         (_, Some(0)) => Err(Problem::bad_request("`seconds` must be 1 or more; leave it out to ban for good")),
         (_, Some(long)) if long > 3_153_600_000 => Err(Problem::bad_request("`seconds`: a hundred years at most")),
         (Err(problem), _) => Err(problem),
         (Ok(subject), seconds) => {
-            let until_seconds = seconds.map_or(0, |seconds| wall_seconds.saturating_add(seconds));
+            // Later rather than too early.
+            let until_seconds = seconds.map_or(0, |seconds| wall_ms.div_ceil(1000).saturating_add(seconds));
             let ban = Ban { subject: subject.to_string(), until_seconds, reason, ..Ban::default() };
             api.blocking(move |operator| {
                 operator.ban(&ban)?;

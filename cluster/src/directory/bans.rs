@@ -72,12 +72,12 @@ impl Bans {
         self.after("")
     }
 
-    /// Whether `ban` says what is so already.
+    /// Whether `ban` says what is so already. One that ended meanwhile, as one of a second may, asks for nothing more.
     #[must_use]
     pub(crate) fn says(&self, ban: &Ban) -> bool {
         let known = self.0.get(&ban.subject).filter(|banned| banned.lasts(ban.now_seconds));
         match known {
-            None => ban.lifted,
+            None => ban.lifted || !Banned::of(ban).lasts(ban.now_seconds),
             Some(known) => !ban.lifted && *known == Banned::of(ban),
         }
     }
@@ -155,7 +155,9 @@ mod tests {
         let mut bans = Bans::default();
         assert!(bans.apply(&ban("for good", 0, 10)) && bans.apply(&ban("a while", 20, 10)));
         assert!(!bans.apply(&ban("a while", 20, 11)), "that was said before");
-        assert!(bans.says(&ban("a while", 20, 19)) && !bans.says(&ban("a while", 20, 20)), "it is over");
+        assert!(bans.says(&ban("a while", 20, 19)) && !bans.says(&ban("a while", 21, 20)), "it is over");
+        assert!(bans.says(&ban("a moment", 20, 20)), "it ended meanwhile");
+        assert!(!bans.says(&ban("for good", 20, 20)), "what stands is another one");
         assert!(bans.apply(&ban("a while", 30, 11)), "it lasts longer");
         assert_eq!(subjects(&bans), ["a while", "for good"]);
         let lifted = Ban { lifted: true, ..ban("for good", 0, 12) };

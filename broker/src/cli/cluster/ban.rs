@@ -1,6 +1,6 @@
 //! Who is kept out.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use kentongan_cluster::directory::command::Ban;
@@ -72,14 +72,16 @@ impl WhoArgs {
     }
 }
 
-fn now_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+/// When a ban ends that lasts `seconds` from now, in whole seconds since 1970: later rather than too early.
+fn end_after(seconds: u64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.saturating_add(Duration::from_secs(seconds)).as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX)
 }
 
 /// Bans somebody, and returns when that is committed.
 pub(super) fn ban(transport: &Transport, peer: &str, arguments: &BanArgs) -> anyhow::Result<String> {
     let subject = arguments.who.subject()?;
-    let until_seconds = arguments.seconds.map_or(0, |seconds| now_seconds().saturating_add(seconds));
+    let until_seconds = arguments.seconds.map_or(0, end_after);
     let ban = Ban { until_seconds, reason: arguments.reason.clone(), ..about(&subject) };
     act::decide(transport, peer, &Act::Ban(ban), Instant::now() + DECIDED_WITHIN)?;
     Ok(format!("{} is banned {}\n", plain(&subject.to_string()), end(until_seconds)))
