@@ -40,6 +40,9 @@ const CERTIFICATES: usize = 100;
 /// Users that come from elsewhere meanwhile, each of them once.
 const VISITORS: usize = 10_000;
 
+/// Between passwords from elsewhere: each costs the thread that verifies them as much as one of those that are waited for.
+const PASSWORD_PAUSE: Duration = Duration::from_millis(500);
+
 /// By what the broker knows its clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum By {
@@ -83,6 +86,7 @@ pub fn run(plan: &Plan, by: By) -> Result<Vec<Figure>> {
             // The broker lets addresses take turns.
             from: IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2)),
             logins: strangers.logins(),
+            pause: PASSWORD_PAUSE,
             ..Visitor::new("password, from elsewhere", victim.passwords, Layer::Plain)
         }),
         By::Token => visitors.push(Visitor {

@@ -58,12 +58,14 @@ pub struct Visitor {
     pub layer: Layer,
     /// How it logs in, each time as another; none: without a user name.
     pub logins: Vec<Login>,
+    /// Between one visit and the next.
+    pub pause: Duration,
 }
 
 impl Visitor {
     /// An anonymous one of this machine.
     pub fn new(name: &'static str, address: SocketAddr, layer: Layer) -> Self {
-        Self { name, address, from: address.ip(), layer, logins: Vec::new() }
+        Self { name, address, from: address.ip(), layer, logins: Vec::new(), pause: PAUSE }
     }
 
     /// Connects, and has its CONNACK.
@@ -174,9 +176,10 @@ impl Witnesses {
             let began = now_ns();
             resident.ping(|_, _| ()).map(|()| now_ns() - began)
         };
-        threads.push((PINGS.to_owned(), thread::spawn(move || again_and_again(&over, pings))));
+        threads.push((PINGS.to_owned(), thread::spawn(move || again_and_again(&over, PAUSE, pings))));
         for visitor in visitors {
             let over = Arc::clone(&is_over);
+            let pause = visitor.pause;
             let name = format!("CONNACK, {}", visitor.name);
             let mut number = 0;
             let visit = move || -> Result<u64> {
@@ -189,7 +192,7 @@ impl Witnesses {
                 talk.send(&bytes)?;
                 Ok(took)
             };
-            threads.push((name, thread::spawn(move || again_and_again(&over, visit))));
+            threads.push((name, thread::spawn(move || again_and_again(&over, pause, visit))));
         }
         Ok(Self { threads, is_over })
     }
@@ -214,11 +217,11 @@ impl Witnesses {
     }
 }
 
-fn again_and_again(is_over: &AtomicBool, mut once: impl FnMut() -> Result<u64>) -> Seen {
+fn again_and_again(is_over: &AtomicBool, pause: Duration, mut once: impl FnMut() -> Result<u64>) -> Seen {
     let mut seen = Seen::default();
     while !is_over.load(Ordering::Relaxed) {
         seen.take(once());
-        thread::sleep(PAUSE);
+        thread::sleep(pause);
     }
     seen
 }
