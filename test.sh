@@ -27,7 +27,7 @@ setup() {
     install_c_compiler
     install_missing mosquitto:mosquitto mosquitto-clients:mosquitto_pub nodejs:node npm:npm telnet:telnet \
         valgrind:valgrind haproxy:haproxy prometheus:promtool openssl:openssl iproute2:ip chromium-headless-shell:chromium-headless-shell \
-        mmdebstrap:mmdebstrap systemd:systemd-analyze
+        mmdebstrap:mmdebstrap systemd:systemd-analyze buildah:buildah podman:podman crun:crun
     # Its module is a file, and no command.
     [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || install_packages nginx libnginx-mod-stream
     # Debian's python3 has no ensurepip without this package.

@@ -8,7 +8,11 @@ root="$2"
 
 mkdir -p "$root/usr/local/bin" "$root/etc/kentongan"
 install -m 755 "$binary" "$root/usr/local/bin/kentongan"
-ldd "$binary" | grep -o '/[^ ]*' | while read -r library; do
+libraries="$(ldd "$binary")"
+if echo "$libraries" | grep 'not found' >&2; then
+    exit 1
+fi
+echo "$libraries" | grep -o '/[^ ]*' | while read -r library; do
     mkdir -p "$root$(dirname "$library")"
     cp -L "$library" "$root$library"
 done

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Tests of what is in deploy/.
 
-    run.py --broker target/debug/kentongan [manifests] [chart] [pods] [observability]
+    run.py --broker target/debug/kentongan [manifests] [chart] [pods] [observability] [image]
 
-Without names: all suites. `pods` and `observability` run in name spaces of their own, as root in there; if it is started by
-root, the pods' processes have the user that the manifests say. Ends with `total: N passed, N failed`.
+Without names: all suites. `pods`, `observability` and `image` run in name spaces of their own, as root in there; if it is started
+by root, the pods' processes have the user that the manifests say. `image` wants root itself, else by sudo. Ends with `total: N passed, N failed`.
 """
 
 import argparse
@@ -17,9 +17,11 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 
-SUITES = {"manifests": "manifests.py", "chart": "chart.py", "pods": "pods.py", "observability": "observability.py"}
+SUITES = {"manifests": "manifests.py", "chart": "chart.py", "pods": "pods.py", "observability": "observability.py", "image": "image.py"}
 # Those that make networks and mounts, or want every port to be free.
-APART = {"pods", "observability"}
+APART = {"pods", "observability", "image"}
+# Those that have users of their own.
+BY_ROOT = {"image"}
 SUITE_SECONDS = 900
 
 
@@ -32,13 +34,19 @@ def count(output):
     return max(int(ran[1]) - bad, 0), bad
 
 
-def command(name, tests):
+def command(name, tests, environment):
     """How a suite is started."""
     command = [sys.executable, str(HERE / SUITES[name]), "-v", *tests]
     if name not in APART:
         return command
-    root = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    return ["unshare", *root, "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *command]
+    apart = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if os.geteuid() == 0:
+        return ["unshare", *apart, *command]
+    if name in BY_ROOT:
+        # sudo has an environment of its own.
+        ours = [f"{variable}={environment[variable]}" for variable in ("KENTONGAN", "PATH")]
+        return ["sudo", "env", *ours, "unshare", *apart, *command]
+    return ["unshare", "--user", "--map-root-user", *apart, *command]
 
 
 def main():
@@ -60,7 +68,7 @@ def main():
             sys.exit(f"run.py: no suite {name}; there are: {', '.join(SUITES)}")
         began, output = time.monotonic(), []
         process = subprocess.Popen(
-            command(name, [test] if test else []),
+            command(name, [test] if test else [], environment),
             env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for line in process.stdout:
