@@ -5,17 +5,20 @@ import os
 import pathlib
 import re
 import subprocess
+import sys
 import tempfile
 import tomllib
 import unittest
 
 import jsonschema
 import kubernetes_validate
+import yaml
 
 import kubelet
 import rendered
 from rendered import OVERLAYS, selects
 
+DEPLOY = rendered.ROOT / "deploy"
 BROKER = os.environ.get("KENTONGAN", "kentongan")
 
 # The oldest version that the manifests are for (preStop.sleep is on from then on), and the newest that there are schemas of.
@@ -39,6 +42,41 @@ OTHERS = {
                         "port": {"type": "string"},
                         "path": {"type": "string"},
                         "interval": {"type": "string", "pattern": "^[0-9]+s$"},
+                    },
+                },
+            },
+        },
+    },
+    "monitoring.coreos.com/v1 PrometheusRule": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["groups"],
+        "properties": {
+            "groups": {
+                "type": "array",
+                "minItems": 1,
+                "items": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "required": ["name", "rules"],
+                    "properties": {
+                        # One of a map: two of the same name are refused.
+                        "name": {"type": "string", "minLength": 1},
+                        "rules": {
+                            "type": "array",
+                            "items": {
+                                "type": "object",
+                                "additionalProperties": False,
+                                "required": ["alert", "expr"],
+                                "properties": {
+                                    "alert": {"type": "string"},
+                                    "expr": {"type": "string"},
+                                    "for": {"type": "string", "pattern": "^[0-9]+[smh]$"},
+                                    "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+                                    "annotations": {"type": "object", "additionalProperties": {"type": "string"}},
+                                },
+                            },
+                        },
                     },
                 },
             },
@@ -136,12 +174,22 @@ class Manifests(unittest.TestCase):
         kinds = {name: sorted({one["kind"] for one in objects}) for name, objects in everything().items()}
         single = ["ConfigMap", "Service", "StatefulSet"]
         cluster = sorted([*single, "PodDisruptionBudget"])
-        production = sorted([*cluster, "HorizontalPodAutoscaler", "NetworkPolicy", "PodMonitor"])
+        production = sorted([*cluster, "HorizontalPodAutoscaler", "NetworkPolicy", "PodMonitor", "PrometheusRule"])
         self.assertEqual(kinds["single"], single)
         self.assertEqual(kinds["cluster"], cluster)
         self.assertEqual(kinds["production"], production)
         self.assertEqual(kinds["production with cert-manager"], sorted([*production, "Certificate", "Issuer"]))
         self.assertEqual(kinds["remove-node"], ["ConfigMap", "Job", "Role", "RoleBinding", "ServiceAccount"])
+
+    def test_the_alerts_are_those_of_prometheus(self):
+        done = subprocess.run([sys.executable, DEPLOY / "prometheus" / "generate.py", "--check"], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        alerts = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text(encoding="utf-8"))
+        found = {name: [one["spec"] for one in objects.of("PrometheusRule")] for name, objects in renderings().items()}
+        self.assertEqual({name for name, specs in found.items() if specs}, {"production", "production with cert-manager"})
+        for name, specs in found.items():
+            for spec in specs:
+                self.assertEqual(spec, alerts, name)
 
     def test_the_broker_takes_the_settings_of_every_pod(self):
         def check(objects):
