@@ -282,6 +282,20 @@ CLIENTS = dashboard(
         (f"max({select('kentongan_http_auth_breaker')})", "breaker"),
     ),
     by_reason("Keys of tokens fetched", "kentongan_jwks_fetches_total", "outcome"),
+    by_reason("Requests to the HTTP API", "kentongan_api_requests_total", "outcome", says="`unauthorized` is wrong tokens: the audit log says where they come from."),
+    by_reason("Events of clients that were not told", "kentongan_client_events_dropped_total"),
+    by_reason("Webhook: requests", "kentongan_webhook_requests_total", "outcome"),
+    panel(
+        "Webhook: events", "ops",
+        (total(rate("kentongan_webhook_events_delivered_total")), "taken by its server"),
+        (total(rate("kentongan_client_events_dropped_total", 'reason!="sys_busy"')), "left out"),
+    ),
+    panel(
+        "Webhook: what waits", "short", (select("kentongan_webhook_waiting_events"), "events " + NODE),
+        says="At most events.webhook.queue_events_max of a node; what comes then is left out.",
+    ),
+    panel("Webhook: bytes that wait", "bytes", (select("kentongan_webhook_waiting_bytes"), NODE), says="At most events.webhook.queue_bytes_max of a node."),
+    times("Webhook: time of a request", "kentongan_webhook_request_seconds", "To the last byte of the answer, or to giving up."),
 )
 
 DASHBOARDS = {"overview": OVERVIEW, "node": NODES, "raft": RAFT, "clients": CLIENTS}

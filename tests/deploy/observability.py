@@ -20,6 +20,10 @@ import urllib.request
 
 import paho.mqtt.client as paho
 import yaml
+from grafana_foundation_sdk.cog import plugins
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models import units
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -29,6 +33,7 @@ RULES = DEPLOY / "prometheus" / "alerts.yml"
 PROMETHEUS = "http://127.0.0.1:9090"
 NODES = {"127.0.0.1:8090": 1883, "127.0.0.1:8091": 1884, "127.0.0.1:8092": 1885}
 BALANCER = 2883
+WEBHOOK = "127.0.0.1:8101"
 
 READY_SECONDS = 30
 DEADLINE_SECONDS = 30
@@ -95,12 +100,20 @@ def unconditional(expression):
 
 
 class Look:
-    """deploy/look.sh, until it is stopped."""
+    """deploy/look.sh, until it is stopped. The nodes tell deploy/webhook of their clients, so that there is something to see of that."""
 
     def __init__(self, directory):
         # Variables that begin like this are settings.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KENTONGAN_")}
         environment["SCRAPE_INTERVAL"] = SCRAPE_INTERVAL
+        secret = pathlib.Path(directory, "webhook-secret")
+        secret.write_text("a secret of the test's, long enough\n", encoding="utf-8")
+        receiver = [sys.executable, DEPLOY / "webhook" / "receiver.py", "--secret-file", secret, "--listen", WEBHOOK]
+        self.receiver = subprocess.Popen(receiver, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        environment |= {
+            "KENTONGAN_EVENTS__WEBHOOK__URL": f"http://{WEBHOOK}/",
+            "KENTONGAN_EVENTS__WEBHOOK__SECRET_FILE": str(secret),
+        }
         self.process = subprocess.Popen([DEPLOY / "look.sh", directory], env=environment, stdin=subprocess.DEVNULL)
         for http in NODES:
             self.wait_for(f"node {http}", lambda http=http: "ready" in get(f"http://{http}/readyz"))
@@ -115,7 +128,9 @@ class Look:
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(DEADLINE_SECONDS)
+        self.process.wait(DEADLINE_SECONDS)
+        self.receiver.terminate()
+        self.receiver.wait(DEADLINE_SECONDS)
 
 
 class Load:
@@ -130,6 +145,7 @@ class Load:
         away.disconnect()
         self.publishers = [self.connect(f"publisher-{number}", BALANCER, 0) for number in range(3)]
         self.threads = [threading.Thread(target=self.publish, args=(one,), daemon=True) for one in self.publishers]
+        self.threads.append(threading.Thread(target=self.come_and_go, daemon=True))
         for thread in self.threads:
             thread.start()
 
@@ -159,6 +175,16 @@ class Load:
         while not self.stopping.wait(1 / MESSAGES_A_SECOND):
             client.publish(f"plant/{count % 5}", b"x" * 100, count % 3, retain=count % 10 == 0)
             count += 1
+
+    def come_and_go(self):
+        """One client after another, which each node tells the webhook of."""
+        ports, turn = list(NODES.values()), 0
+        while not self.stopping.wait(0.5):
+            client = self.connect("restless", ports[turn % len(ports)], 0)
+            self.clients.remove(client)
+            client.disconnect()
+            client.loop_stop()
+            turn += 1
 
     def stop(self):
         self.stopping.set()
@@ -232,6 +258,24 @@ class Files(unittest.TestCase):
         sources = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text(encoding="utf-8"))
         self.assertEqual([source["type"] for source in sources["datasources"]], ["prometheus"])
 
+    def test_dashboards_keep_to_the_schema_that_grafana_publishes(self):
+        def lost(path, written, read):
+            """What Grafana's own types for dashboards do not know, or have otherwise."""
+            if isinstance(written, dict) and isinstance(read, dict):
+                return [one for key in written for one in lost(f"{path}.{key}", written[key], read.get(key, "unknown"))]
+            if isinstance(written, list) and isinstance(read, list) and len(written) == len(read):
+                return [one for pair in zip(written, read) for one in lost(f"{path}[]", *pair)]
+            return [] if written == read else [path]
+
+        plugins.register_default_plugins()
+        known_units = {value for name, value in vars(units).items() if name[0].isupper()}
+        for name, one in dashboards().items():
+            with self.subTest(name):
+                read = json.loads(json.dumps(Dashboard.from_json(one), cls=JSONEncoder))
+                # Grafana itself writes `definition`, for its list of variables; the schema leaves it out.
+                self.assertEqual(set(lost("", one, read)) - {".templating.list[].definition"}, set())
+                self.assertEqual({panel["fieldConfig"]["defaults"]["unit"] for panel in one["panels"]} - known_units, set())
+
     def test_dashboards_are_what_their_script_writes(self):
         done = subprocess.run([sys.executable, DEPLOY / "grafana" / "generate.py", "--check"], capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stderr)
@@ -287,6 +331,7 @@ class Watched(unittest.TestCase):
             "min(rate(kentongan_peer_bytes_sent_total[10s]))",
             "sum(kentongan_queued_messages)",
             "sum(rate(kentongan_raft_applied_index[10s]))",
+            "sum(rate(kentongan_webhook_events_delivered_total[10s]))",
         ):
             with self.subTest(expression):
                 above = f"{expression} > 0"
