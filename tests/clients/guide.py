@@ -9,9 +9,13 @@ A block of a page is tried if the words behind its language say so:
     ```sh run terminals  each command in a terminal of its own, where it goes on; those of such a block before are closed
     ```text output     what the block before it prints; `...` stands for anything, alone on a line for any lines
     ```toml config     a file of settings, or a part of one, that `kentongan config check` must find in order
+    ```yaml file       a file, of any language, whose first line says in a comment where it is to stand
+
+Blocks that nobody tries are on the list in untried.toml, each with the reason; the other way round, what is on the list is on its page and
+not tried. Output, which is `text`, needs no reason.
 
 Each page is tried where nobody else is: in namespaces of its own for the network, so that its ports are free and are reached by nobody
-else, and for processes, so that none is left.
+else, and for processes, so that none is left. Two pages want more than that, and are followed by tests that have it: see ELSEWHERE.
 """
 
 import fcntl
@@ -27,10 +31,15 @@ import sys
 import tempfile
 import textwrap
 import time
+import tomllib
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 GUIDE = ROOT / "docs" / "guide"
+UNTRIED = pathlib.Path(__file__).with_name("untried.toml")
+
+# Pages whose blocks are tried where there is a clean root with the package in it, and a cluster of pods.
+ELSEWHERE = {"packages.md": "tests/packages/test_page.py", "kubernetes.md": "tests/deploy/page.py"}
 
 # Time within which what a page does in one block has happened.
 BLOCK_SECONDS = 60
@@ -54,7 +63,10 @@ class Wrong(Exception):
 
 
 class Block:
-    """A block that is tried, and what it is to print."""
+    """A block that is tried, and what it is to print.
+
+    `words` are those behind `run`, or say what else it is: `config`, `file`.
+    """
 
     def __init__(self, line, words, text):
         self.line, self.words, self.text = line, words, text
@@ -85,12 +97,19 @@ def blocks(page):
             last.output, last = text, None
             continue
         last = None
-        if words[:2] in (["sh", "run"], ["toml", "config"]):
-            last = Block(line, words[2:] if words[0] == "sh" else ["config"], text)
-            if not set(last.words) <= {"fails", "until", "terminals", "config"}:
+        if len(words) > 1:
+            last = Block(line, words[2:] if words[:2] == ["sh", "run"] else words[1:], text)
+            if not set(last.words) <= {"fails", "until", "terminals", "config", "file"}:
                 raise Wrong(f"line {line}: {' '.join(words)!r} is not known")
             found.append(last)
     return found
+
+
+def untried(page):
+    """How the blocks of a page begin that nobody tries. What is indented by four spaces, outside of fences and lists, is one too."""
+    fences = [fence for fence in FENCE.finditer(page) if len(fence["info"].split()) < 2 and fence["info"].strip() != "text"]
+    found = [textwrap.dedent(fence["text"]).lstrip().split("\n")[0] for fence in fences]
+    return found + re.findall(r"(?<=\n\n) {4}([^ -].*)", FENCE.sub("", page))
 
 
 def pattern(expected):
@@ -107,12 +126,14 @@ def pattern(expected):
 class Shell:
     """One bash for a whole page."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, command=("bash", "--noprofile", "--norc"), environment=None):
+        """`command` is a bash that begins in this directory, if by another name of it."""
         self.directory = directory
         self.status_read, status_write = os.pipe()
         self.process = subprocess.Popen(
-            ["bash", "--noprofile", "--norc"],
+            command,
             cwd=directory,
+            env=environment,
             stdin=subprocess.PIPE,
             pass_fds=[status_write],
             text=True,
@@ -168,10 +189,19 @@ def what_is_wrong(block, failures, printed):
     return None
 
 
+def run_file_block(directory, block):
+    named = re.match(r"(?:#|//) (\S+)\n", block.text)
+    if named is None:
+        raise Wrong("its first line does not say where it is to stand")
+    path = directory / named[1]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(block.text, encoding="utf-8")
+
+
 def run_config_block(directory, number, block):
     path = directory / f".block-{number}.toml"
     path.write_text(block.text, encoding="utf-8")
-    done = subprocess.run(["kentongan", "config", "check", path], capture_output=True, text=True)
+    done = subprocess.run(["kentongan", "config", "check", path], cwd=directory, capture_output=True, text=True)
     if done.returncode != 0:
         raise Wrong(f"these settings are not in order: {done.stderr}")
 
@@ -185,16 +215,23 @@ def bring_up_loopback():
         fcntl.ioctl(any_socket, set_flags, struct.pack("16sh14x", b"lo", flags | up))
 
 
+def run_block(shell, directory, number, block):
+    """Tries one, by the shell of its page."""
+    if "config" in block.words:
+        run_config_block(directory, number, block)
+    elif "file" in block.words:
+        run_file_block(directory, block)
+    else:
+        run_shell_block(shell, number, block)
+
+
 def run_page(path, directory):
     """Tries every block of a page; how many there were."""
     page = path.read_text(encoding="utf-8")
     shell, found = Shell(directory), blocks(page)
     for number, block in enumerate(found):
         try:
-            if "config" in block.words:
-                run_config_block(directory, number, block)
-            else:
-                run_shell_block(shell, number, block)
+            run_block(shell, directory, number, block)
         except Wrong as wrong:
             logs = "".join(f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in directory.glob("*.log"))
             raise Wrong(f"{path.name}, line {block.line}:\n{block.text}\n{wrong}\n{logs}") from None
@@ -225,6 +262,33 @@ def inside(page, binary):
             sys.exit(f"{wrong}")
 
 
+def pages():
+    """The README, and the guide's."""
+    return [ROOT / "README.md", *sorted(GUIDE.glob("*.md"))]
+
+
+class Pages(unittest.TestCase):
+    """What is tried of all pages, and what is not."""
+
+    def test_each_page_is_tried_somewhere(self):
+        for path in pages():
+            with self.subTest(path.name):
+                self.assertNotEqual(blocks(path.read_text(encoding="utf-8")), [], "a page of which nothing is tried")
+        for name, test in ELSEWHERE.items():
+            with self.subTest(name):
+                self.assertIn(name, (ROOT / test).read_text(encoding="utf-8"))
+
+    def test_each_block_is_tried_or_there_is_a_reason(self):
+        reasons = tomllib.loads(UNTRIED.read_text(encoding="utf-8"))
+        self.assertEqual(set(reasons) - {path.name for path in pages()}, set(), "there are no such pages")
+        for path in pages():
+            with self.subTest(path.name):
+                found = untried(path.read_text(encoding="utf-8"))
+                self.assertEqual(sorted(found), sorted(reasons.get(path.name, {})))
+        for reason in (reason for page in reasons.values() for reason in page.values()):
+            self.assertGreater(len(reason.split()), 3, f"no reason: {reason}")
+
+
 class Guide(unittest.TestCase):
     """A page a test."""
 
@@ -240,9 +304,9 @@ class Guide(unittest.TestCase):
 
 
 def add_tests():
-    """A test for the README, and for each page that has something to try."""
-    for path in [ROOT / "README.md", *GUIDE.glob("*.md")]:
-        if blocks(path.read_text(encoding="utf-8")):
+    """A test for the README, and for each page that is tried here."""
+    for path in pages():
+        if path.name not in ELSEWHERE:
             name = "test_" + path.stem.lower().replace("-", "_")
             setattr(Guide, name, lambda self, path=path: self.follow(path))
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Tests of what is in deploy/.
 
-    run.py --broker target/debug/kentongan [manifests] [chart] [pods] [observability] [image]
+    run.py --broker target/debug/kentongan [manifests] [chart] [pods] [page] [compose] [observability] [image]
 
-Without names: all suites. `pods`, `observability` and `image` run in name spaces of their own, as root in there; if it is started
-by root, the pods' processes have the user that the manifests say. `image` wants root itself, else by sudo. Ends with `total: N passed, N failed`.
+Without names: all suites. Those from `pods` on run in name spaces of their own, as root in there; if it is started by root, the pods'
+processes have the user that the manifests say. `image` wants root itself, else by sudo. Ends with `total: N passed, N failed`.
 """
 
 import argparse
@@ -17,9 +17,17 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 
-SUITES = {"manifests": "manifests.py", "chart": "chart.py", "pods": "pods.py", "observability": "observability.py", "image": "image.py"}
+SUITES = {
+    "manifests": "manifests.py",
+    "chart": "chart.py",
+    "pods": "pods.py",
+    "page": "page.py",
+    "compose": "compose.py",
+    "observability": "observability.py",
+    "image": "image.py",
+}
 # Those that make networks and mounts, or want every port to be free.
-APART = {"pods", "observability", "image"}
+APART = {"pods", "page", "compose", "observability", "image"}
 # Those that have users of their own.
 BY_ROOT = {"image"}
 SUITE_SECONDS = 900
