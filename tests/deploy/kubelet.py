@@ -31,6 +31,8 @@ GATEWAY = "10.77.0.1"
 NETWORK = "10.77.0.0/16"
 # A crashed container comes again after this; Kubernetes takes 10 s and more, which no test learns anything from.
 BACKOFF_SECONDS = 1
+# Time for a command in a pod; one may move all that a node keeps.
+EXECUTE_SECONDS = 240
 
 PR_SET_NO_NEW_PRIVS = 38
 
@@ -315,7 +317,7 @@ class Pod:
         enter += [f"--setuid={user}", f"--setgid={self.sandbox.group}"]
         done = subprocess.run(
             [shutil.which(enter[0]), *enter[1:], *command],
-            env=self.sandbox.environment(self.container), capture_output=True, text=True, timeout=60,
+            env=self.sandbox.environment(self.container), capture_output=True, text=True, timeout=EXECUTE_SECONDS,
         )
         return done.returncode, done.stdout + done.stderr
 
@@ -356,7 +358,7 @@ class Cluster:
         self.directory = pathlib.Path(directory)
         self.config_maps = {one["metadata"]["name"]: one["data"] for one in objects.of("ConfigMap")}
         self.image = Image(self.directory, binary)
-        self.pods, self.claims, self.overdue = {}, {}, []
+        self.pods, self.claims, self.doomed, self.overdue = {}, {}, set(), []
         self.began = time.monotonic()
         self.replicas = 0
 
@@ -407,6 +409,10 @@ class Cluster:
         pod = self.pods[ordinal]
         self.say(f"{pod.name} is deleted")
         seconds = pod.delete()
+        # A claim that is deleted while it is in use goes with the pod that uses it.
+        for claim in self.doomed & {f"data-{pod.name}"}:
+            self.doomed.remove(claim)
+            self.delete_claim(claim)
         self._create(ordinal)
         self.say(f"{pod.name} went within {seconds:.1f} s, and comes again at {self.pods[ordinal].address}")
 
@@ -460,7 +466,7 @@ class Cluster:
     def run_job(self, objects):
         """Runs the containers of a Job one after the other. Those of kubectl's image are carried out here."""
         (job,) = objects.of("Job")
-        template = job["spec"]["template"]
+        template, self.job_log = job["spec"]["template"], ""
         self.config_maps |= {one["metadata"]["name"]: one["data"] for one in objects.of("ConfigMap")}
         sandbox = Sandbox(self, job["metadata"]["name"], template, {})
         try:
@@ -474,6 +480,7 @@ class Cluster:
                     log.seek(0)
                     said = log.read().decode().strip()
                     self.say(f"Job, {container['name']}: {said}")
+                    self.job_log += f"{said}\n"
                     if code != 0:
                         raise RuntimeError(f"{container['name']} ended with {code}: {said}")
         finally:
@@ -482,6 +489,7 @@ class Cluster:
     def _kubectl(self, arguments):
         """The few commands of kubectl that the Job uses."""
         self.say(f"Job: kubectl {' '.join(arguments)}")
+        self.job_log += f"{' '.join(arguments)}\n"
         match arguments:
             case ["scale", "statefulset/kentongan", current, replicas]:
                 current, replicas = (int(text.split("=")[1]) for text in (current, replicas))

@@ -441,15 +441,18 @@ class Manifests(unittest.TestCase):
 
     def test_what_the_guide_has_users_write_can_be_built(self):
         blocks = rendered.guide("yaml")
-        self.assertEqual(len(blocks), 4)
+        self.assertEqual(len(blocks), 6)
         for text in blocks:
             with self.subTest(text):
                 rendered.with_kustomization(text, **{"production.toml": "[session]\nreceive_maximum = 7\n"})
         mine = rendered.with_kustomization(blocks[0])
+        without = rendered.with_kustomization(blocks[1])
+        self.assertEqual([one for one in without if one["kind"] == "PodMonitor"], [])
+        self.assertEqual(len(without), len(mine) - 1)
         self.assertEqual(mine.container["image"], f"registry.example.org/{rendered.overlay('production').container['image']}")
         (claim,) = mine.stateful_set["spec"]["volumeClaimTemplates"]
         self.assertEqual(claim["spec"]["resources"]["requests"]["storage"], "100Gi")
-        (own,) = [text for text in blocks if "production.toml" in text]
+        own, _ = [text for text in blocks if "production.toml" in text]
         maps = rendered.with_kustomization(own, **{"production.toml": "[session]\n"}).of("ConfigMap")
         self.assertEqual(maps[0]["data"]["production.toml"], "[session]\n")
 

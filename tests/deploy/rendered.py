@@ -44,7 +44,7 @@ def with_cert_manager():
 def guide(kind):
     """The blocks of docs/guide/kubernetes.md that are of this kind."""
     text = (ROOT / "docs" / "guide" / "kubernetes.md").read_text(encoding="utf-8")
-    return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.M | re.S)
+    return re.findall(rf"^```{kind}(?: [a-z ]+)?\n(.*?)^```$", text, re.M | re.S)
 
 
 def with_kustomization(text, **files):
