@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Tests of the Debian package: installed in a clean root, upgraded and purged, its broker started as the unit says.
 
-    run.py --package FILE [TEST...]
+    run.py --package FILE [--suite trixie] [TEST...]
 
-tools/deb.sh makes the package. Runs as root, in name spaces of its own. A TEST is such as
-test_package.Package.test_upgrade_keeps_what_was_changed. Ends with `total: N passed, N failed`.
+tools/deb.sh makes the package. The root is one of this machine's release of Debian, unless --suite names another one. Runs as
+root, in name spaces of its own. A TEST is such as test_package.Package.test_upgrade_keeps_what_was_changed. Ends with `total: N passed, N failed`.
 """
 
 import argparse
@@ -26,12 +26,12 @@ def suite_of_debian():
 
 
 def make_later_package(first, later):
-    """The same a version later, with another file of settings in it."""
+    """The same a version later, that of the guide, with another file of settings in it."""
     with tempfile.TemporaryDirectory(prefix="kentongan-later-") as tree:
         tree = pathlib.Path(tree)
         subprocess.run(["dpkg-deb", "--raw-extract", first, tree], check=True)
         control = tree / "DEBIAN/control"
-        text, versions = re.subn(r"^Version: .*$", "Version: 9.0.0-1", control.read_text(encoding="utf-8"), flags=re.M)
+        text, versions = re.subn(r"^Version: .*$", "Version: 0.2.0-1", control.read_text(encoding="utf-8"), flags=re.M)
         assert versions == 1
         control.write_text(text, encoding="utf-8")
         with open(tree / "etc/kentongan/kentongan.toml", "a", encoding="utf-8") as settings:
@@ -40,11 +40,11 @@ def make_later_package(first, later):
         subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
 
 
-def make_root(directory):
+def make_root(directory, suite):
     """A system with nothing in it but apt, and what the package needs."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "root", directory], check=True)
     options = ["--variant=apt", "--include=adduser,procps", "--dpkgopt=force-unsafe-io", '--aptopt=Acquire::Languages "none"']
-    subprocess.run(["mmdebstrap", "--quiet", *options, suite_of_debian(), directory / "root"], check=True)
+    subprocess.run(["mmdebstrap", "--quiet", *options, suite, directory / "root"], check=True)
 
 
 def count(output):
@@ -59,6 +59,7 @@ def count(output):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--package", metavar="FILE", required=True)
+    parser.add_argument("--suite", default=suite_of_debian())
     parser.add_argument("tests", nargs="*", metavar="TEST")
     arguments = parser.parse_args()
     if os.geteuid() != 0:
@@ -72,7 +73,7 @@ def main():
         (directory / "roots").mkdir()
         shutil.copy(arguments.package, directory / "first.deb")
         make_later_package(directory / "first.deb", directory / "later.deb")
-        make_root(directory / "roots")
+        make_root(directory / "roots", arguments.suite)
         try:
             return run(directory, arguments.tests)
         finally:
@@ -81,7 +82,7 @@ def main():
 
 def run(directory, tests):
     command = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    command += [sys.executable, "-m", "unittest", "-v", *(tests or ["test_package"])]
+    command += [sys.executable, "-m", "unittest", "-v", *(tests or ["test_package", "test_page"])]
     environment = {**os.environ, "KENTONGAN_PACKAGES": str(directory), "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
     process = subprocess.run(
         command, cwd=HERE, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -1,27 +1,19 @@
 """What an operator does with the package, each test in a clean root of its own."""
 
-import os
-import pathlib
 import re
 import shutil
 import socket
 import subprocess
-import tempfile
 import unittest
 
-from unit import Unit
-
-PACKAGES = pathlib.Path(os.environ["KENTONGAN_PACKAGES"])
-FIRST, LATER = PACKAGES / "first.deb", PACKAGES / "later.deb"
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
-SETTINGS = "etc/kentongan/kentongan.toml"
+from clean_root import FIRST, REPOSITORY, SETTINGS, CleanRoot, bring_up_loopback
 
 # Not 127.0.0.1, so that only a listener for every address answers there: another machine, as it were.
 OUTSIDE = "127.0.0.2"
 
 
 def setUpModule():
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    bring_up_loopback()
 
 
 def mosquitto(*arguments, host="127.0.0.1"):
@@ -41,56 +33,7 @@ def connects(port, host=OUTSIDE):
     return True
 
 
-class Package(unittest.TestCase):
-    def setUp(self):
-        """The clean root with a layer of its own over it."""
-        base = PACKAGES / "roots"
-        layers = pathlib.Path(tempfile.mkdtemp(dir=base))
-        for name in ["upper", "work", "root"]:
-            (layers / name).mkdir(mode=0o755)
-        self.root = layers / "root"
-        options = f"lowerdir={base / 'root'},upperdir={layers / 'upper'},workdir={layers / 'work'}"
-        self.mount("-t", "overlay", "-o", options, "overlay", self.root)
-        self.mount("-t", "proc", "proc", self.root / "proc")
-        (self.root / "usr/sbin/policy-rc.d").write_text("#!/bin/sh\nexit 101\n", encoding="utf-8")
-        (self.root / "usr/sbin/policy-rc.d").chmod(0o755)
-        self.unit = None
-
-    def mount(self, *arguments):
-        subprocess.run(["mount", *arguments], check=True)
-        self.addCleanup(subprocess.run, ["umount", arguments[-1]], check=True)
-
-    def inside(self, *command, text=None):
-        """Runs a command in the root, and returns what it printed."""
-        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
-        stdin = {"input": text} if text is not None else {"stdin": subprocess.DEVNULL}
-        done = subprocess.run(
-            ["chroot", self.root, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **stdin,
-        )
-        self.assertEqual(done.returncode, 0, f"{command}: {done.stdout}")
-        return done.stdout
-
-    def install(self, later=False):
-        source = LATER if later else FIRST
-        target = self.root / "tmp" / source.name
-        shutil.copy(source, target)
-        # Enter, if dpkg asks what to do about settings that were changed: its default.
-        self.inside("apt-get", "install", "--yes", f"/tmp/{target.name}", text="\n")
-
-    def serve(self):
-        self.unit = Unit(self.root, "kentongan.service")
-        self.addCleanup(self.unit.stop)
-        self.unit.start()
-
-    def add(self, name, text):
-        path = self.root / "etc/kentongan" / name
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    def owner(self, path):
-        """Mode and owner, by name, as the root has them."""
-        return self.inside("stat", "--format", "%a %U:%G", f"/{path}").strip()
-
+class Package(CleanRoot):
     def test_what_is_in_it(self):
         """The program without debuggers' part, pages, completions, licences of others; and nothing newer than it depends on."""
         listed = subprocess.run(["dpkg-deb", "--contents", FIRST], check=True, capture_output=True, text=True).stdout
@@ -190,7 +133,7 @@ class Package(unittest.TestCase):
         self.assertEqual(self.unit.stop(), 0)
 
         self.install(later=True)
-        self.assertIn("9.0.0-1", self.inside("dpkg-query", "--show", "kentongan"))
+        self.assertIn("0.2.0-1", self.inside("dpkg-query", "--show", "kentongan"))
         self.assertEqual((self.root / SETTINGS).read_text(encoding="utf-8"), changed)
         self.assertIn("A later version", (self.root / f"{SETTINGS}.dpkg-dist").read_text(encoding="utf-8"))
         self.assertEqual(self.owner(SETTINGS), "640 root:kentongan")

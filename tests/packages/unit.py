@@ -18,9 +18,12 @@ class Unit:
     def __init__(self, root, name):
         self.root = root
         self.settings = {}
-        for line in (root / "usr/lib/systemd/system" / name).read_text(encoding="utf-8").splitlines():
-            if match := re.match(r"(\w+)=(.*)", line):
-                self.settings[match[1]] = match[2]
+        # What `systemctl edit` makes is laid over it.
+        drop_ins = sorted((root / "etc/systemd/system" / f"{name}.d").glob("*.conf"))
+        for file in [root / "usr/lib/systemd/system" / name, *drop_ins]:
+            for line in file.read_text(encoding="utf-8").splitlines():
+                if match := re.match(r"(\w+)=(.*)", line):
+                    self.settings[match[1]] = match[2]
         # By the root's own numbers.
         lines = (root / "etc/passwd").read_text(encoding="utf-8").splitlines()
         (user,) = [line.split(":") for line in lines if line.startswith(self.settings["User"] + ":")]
@@ -52,11 +55,14 @@ class Unit:
             # Faster than the unit's, which is looked at elsewhere.
             "WATCHDOG_USEC": "2000000",
         }
-        assert self.settings["CapabilityBoundingSet"] == self.settings["AmbientCapabilities"] == ""
+        assert self.settings["CapabilityBoundingSet"] == self.settings["AmbientCapabilities"]
+        given = ["+" + name.lower().removeprefix("cap_") for name in self.settings["AmbientCapabilities"].split()]
+        ambient = [f"--ambient-caps={','.join(given)}"] if given else []
         assert self.settings["NoNewPrivileges"] == "yes"
         descriptors = min(int(self.settings["LimitNOFILE"]), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         command = ["prlimit", f"--nofile={descriptors}", "chroot", str(self.root), "setpriv", f"--reuid={self.uid}", f"--regid={self.gid}"]
-        command += ["--clear-groups", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", *shlex.split(self.settings["ExecStart"])]
+        command += ["--clear-groups", f"--bounding-set={','.join(['-all', *given])}", f"--inh-caps={','.join(['-all', *given])}", *ambient]
+        command += ["--no-new-privs", *shlex.split(self.settings["ExecStart"])]
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8")
         self.process = subprocess.Popen(
             command, env=environment, umask=int(self.settings["UMask"], 8), stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
