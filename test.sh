@@ -38,6 +38,7 @@ assert all(m.version(name.split("[")[0]) == version for name, version in (one.sp
         "${PYTHON_PACKAGES[@]}" 2>/dev/null ||
         "$VENV/bin/pip" install --quiet --disable-pip-version-check "${PYTHON_PACKAGES[@]}"
     setup_kubectl
+    install_cargo_deb
     # The lock file names no registry ("resolved" is left out), so that any mirror serves.
     if ! cmp -s tests/clients/package-lock.json "$NODE_MODULES/.installed"; then
         (cd tests/clients && npm ci --silent --no-audit --no-fund --ignore-scripts --omit-lockfile-registry-resolved)

@@ -5,7 +5,7 @@
 #   tools/deb.sh                                       target/debian/kentongan_VERSION-1_ARCHITECTURE.deb
 #   tools/deb.sh --profile quick --output DIRECTORY    of another profile; other options are those of `cargo deb` too
 #
-# Prints where the package is. Needs cargo-deb, which tools/debian.sh installs.
+# Prints where the package is. Installs cargo-deb, in the version of tools/debian.sh, if it is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target="${CARGO_TARGET_DIR:-target}"
@@ -22,5 +22,7 @@ while [ $# -gt 0 ]; do
 done
 [[ " ${options[*]} " == *" --profile "* ]] || options+=(--profile "$profile")
 
+source tools/debian.sh
+install_cargo_deb
 cargo xtask package "$target/${platform:+$platform/}$profile/package"
 cargo deb --package kentongan --no-build --strip --no-dbgsym "${options[@]}"
