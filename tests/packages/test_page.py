@@ -43,14 +43,17 @@ class Page(CleanRoot):
             program.chmod(0o755)
         for name in ["asked", "answered"]:
             os.mkfifo(self.root / f"run/systemctl.{name}")
-        threading.Thread(target=self.manage, daemon=True).start()
+        self.manager = threading.Thread(target=self.manage, daemon=True)
+        self.manager.start()
+        self.addCleanup(self.end_managing)
+        # As every system has it.
+        (self.root / "etc/hosts").write_text("127.0.0.1 localhost\n", encoding="utf-8")
         self.here = self.root / "root" / "here"
         self.here.mkdir()
 
     def manage(self):
-        """Does what `systemctl` is told to, for as long as the test runs."""
-        while True:
-            asked = (self.root / "run/systemctl.asked").read_text(encoding="utf-8").split()
+        """Does what `systemctl` is told to, until it is told to end."""
+        while asked := (self.root / "run/systemctl.asked").read_text(encoding="utf-8").split():
             try:
                 match asked:
                     case ["reload", "kentongan"]:
@@ -62,10 +65,15 @@ class Page(CleanRoot):
                     case _:
                         raise AssertionError(f"systemctl {asked} is not known here")
                 code = 0
-            except Exception as error:  # What is wrong is the page's to show.
-                print(f"systemctl: {error}", flush=True)
+            except BaseException as error:  # Whatever it is, who asked must hear of it.
+                print(f"systemctl {asked}: {error!r}", flush=True)
                 code = 1
             (self.root / "run/systemctl.answered").write_text(f"{code}\n", encoding="utf-8")
+
+    def end_managing(self):
+        """What it has open would keep the root from being unmounted."""
+        (self.root / "run/systemctl.asked").write_text("\n", encoding="utf-8")
+        self.manager.join()
 
     def restart(self):
         if self.unit is not None:
@@ -80,17 +88,20 @@ class Page(CleanRoot):
         inside = f"cd /{self.here.relative_to(self.root)} && exec bash --noprofile --norc"
         environment = {"PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
         shell = guide.Shell(self.here, ["chroot", str(self.root), "sh", "-c", inside], environment)
+        # In this order, last first: what it is in is unmounted afterwards.
+        self.addCleanup(shell.process.wait)
+        self.addCleanup(shell.process.kill)
+        self.addCleanup(shell.process.stdin.close)
         for number, block in enumerate(guide.blocks(text)):
-            with self.subTest(line=block.line):
-                # systemd, which the package's scripts would ask to, stops and starts the broker.
-                if "apt-get remove" in block.text and self.unit is not None:
-                    self.assertEqual(self.unit.stop(), 0)
-                    self.unit = None
+            # systemd, which the package's scripts would ask to, stops and starts the broker.
+            if "apt-get remove" in block.text:
+                self.assertEqual(self.unit.stop(), 0)
+            try:
                 guide.run_block(shell, self.here, number, block)
-                if "apt-get install" in block.text:
-                    self.restart()
-        shell.process.kill()
-        shell.process.wait()
+            except guide.Wrong as wrong:
+                self.fail(f"packages.md, line {block.line}:\n{block.text}\n{wrong}\n{self.unit.logged() if self.unit and self.unit.process else ''}")
+            if "apt-get install" in block.text:
+                self.restart()
 
     def test_it_says_what_the_package_needs_and_where_it_was_tried(self):
         text = PAGE.read_text(encoding="utf-8")
