@@ -14,7 +14,7 @@ use super::reads::Reads;
 use super::storage::{GroupStorage, kind_of};
 use crate::directory::Placement;
 use crate::identity::{GroupId, NodeId};
-use crate::log::{self, EntryKind, GroupLog, Log, LogId};
+use crate::log::{self, Carried, EntryKind, GroupLog, Log, LogId};
 #[cfg(test)]
 use crate::node::PlantedBug;
 use crate::node::Sink;
@@ -590,6 +590,14 @@ impl Group {
 
     pub(crate) fn checkpoint(&self) -> &CheckpointBase {
         self.raw.store().checkpoint()
+    }
+
+    /// What the log has behind the checkpoint, if the checkpoint has everything that was handed out: none can have more before
+    /// more is known to be committed, and that may never be. Who left the group is told nothing of what came behind that.
+    pub(crate) fn stuck(&self) -> Option<Carried> {
+        let base = self.checkpoint().applied;
+        (base == self.handed_out && self.raw.store().last() > base.index)
+            .then(|| Carried { base, entries: self.raw.store().behind(base.index) })
     }
 
     /// The fetch of a snapshot came to nothing.

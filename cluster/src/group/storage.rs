@@ -103,7 +103,12 @@ impl GroupStorage {
         if self.term(applied.index).ok() != Some(applied.term) {
             return Vec::new();
         }
-        self.entries.iter().filter(|entry| entry.index > applied.index).map(log_entry).collect()
+        self.behind(applied.index)
+    }
+
+    /// The entries behind `index`.
+    pub(crate) fn behind(&self, index: u64) -> Vec<LogEntry> {
+        self.entries.iter().filter(|entry| entry.index > index).map(log_entry).collect()
     }
 
     fn at(&self, index: u64) -> Option<&Entry> {

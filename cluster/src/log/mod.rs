@@ -10,7 +10,9 @@
 //! leader overwrite what was never committed). A *hard state* has term, vote and commit. A *base* has the index and term
 //! after which the group's log begins; it is written when a group is made and when a snapshot took the place of its log.
 //! The opening of a segment is the base and hard state of every group as of its beginning, so that the segments before
-//! it may go.
+//! it may go. Of a group that was idle and has entries that no checkpoint can take, it has those entries as well, behind a
+//! base before them: else they would keep every segment from theirs on. An opening is whole or was never begun, so what
+//! stands in it takes the place of what stood before it, and none of it can be lost in between.
 //!
 //! `crc` covers everything after it. `synced` is the position in the log (bytes since its beginning, over all segments)
 //! up to which everything was known to be on disk when the record was written. That tells a torn end, which a power cut
@@ -38,6 +40,9 @@ pub const FORMAT_VERSION: u32 = 2;
 
 /// Magic, version, the segment's position in the log, length of the opening, CRC of those.
 const HEADER_BYTES: usize = 8 + 4 + 8 + 4 + 4;
+
+/// Payload that one opening may take over. Several times what a group may have uncommitted.
+const CARRIED_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// Why the log cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -129,12 +134,34 @@ struct Tail {
     hard: HardState,
 }
 
+/// What a new segment takes over of a group, so that those before it may go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Carried {
+    /// Up to where a checkpoint has everything.
+    pub base: LogId,
+    /// All that the log has behind it.
+    pub entries: Vec<LogEntry>,
+}
+
+impl Carried {
+    /// Whether nothing is missing between the checkpoint and where the log ends.
+    fn is_whole(&self, last: LogId) -> bool {
+        self.entries.first().is_some_and(|first| first.id.index == self.base.index + 1)
+            && self.entries.last().is_some_and(|entry| entry.id == last)
+    }
+
+    fn bytes(&self) -> usize {
+        self.entries.iter().map(|entry| entry.payload.len()).sum()
+    }
+}
+
 #[derive(Debug)]
 struct Segment {
     name: String,
     /// Its first byte's position in the log.
     start: u64,
-    /// Where the log of each group ended when it was begun.
+    /// Up to where each group needs a segment before it: where its log ended when it was begun, or what was taken over
+    /// begins.
     opening: BTreeMap<GroupId, u64>,
 }
 
@@ -234,16 +261,23 @@ impl Log {
             tails: BTreeMap::new(),
             syncs: Default::default(),
         };
-        log.begin_segment(0)?;
+        log.begin_segment(0, &BTreeMap::new())?;
         Ok(log)
     }
 
-    fn begin_segment(&mut self, start: u64) -> io::Result<()> {
+    fn begin_segment(&mut self, start: u64, carried: &BTreeMap<GroupId, Carried>) -> io::Result<()> {
         let name = segment_name(start);
         let mut opening = Vec::new();
+        let mut bases = BTreeMap::new();
         for (&group, tail) in &self.tails {
-            record::encode_base(&mut opening, self.synced, group, tail.last);
+            let carried = carried.get(&group);
+            let base = carried.map_or(tail.last, |carried| carried.base);
+            record::encode_base(&mut opening, self.synced, group, base);
+            for entry in carried.iter().flat_map(|carried| &carried.entries) {
+                record::encode_entry(&mut opening, self.synced, group, entry.id, entry.kind, &entry.payload);
+            }
             record::encode_hard_state(&mut opening, self.synced, group, tail.hard);
+            bases.insert(group, base.index);
         }
         let mut bytes = Vec::with_capacity(HEADER_BYTES + opening.len());
         bytes.extend_from_slice(SEGMENT_MAGIC);
@@ -260,8 +294,7 @@ impl Log {
         self.file = file;
         self.length = bytes.len() as u64;
         self.synced = start + self.length;
-        let opening = self.tails.iter().map(|(&group, tail)| (group, tail.last.index)).collect();
-        self.segments.push(Segment { name, start, opening });
+        self.segments.push(Segment { name, start, opening: bases });
         Ok(())
     }
 
@@ -340,9 +373,12 @@ impl Log {
     /// Begins a new segment if the last one is full. Call after [`Self::sync`]. Where there is no room for one, the old
     /// segment is just longer.
     ///
+    /// `stuck` is asked for each group of which nothing came since the last segment began: what its log has behind its
+    /// checkpoint, if no checkpoint can take that.
+    ///
     /// # Errors
     /// The disk failed.
-    pub fn rotate_if_full(&mut self) -> io::Result<()> {
+    pub fn rotate_if_full(&mut self, stuck: impl Fn(GroupId) -> Option<Carried>) -> io::Result<()> {
         let Some(segment) = self.segments.last() else {
             return Ok(());
         };
@@ -350,7 +386,20 @@ impl Log {
             return Ok(());
         }
         let end = segment.start + self.length;
-        match self.begin_segment(end) {
+        let is_idle = |(&group, tail): (&GroupId, &Tail)| {
+            (segment.opening.get(&group) == Some(&tail.last.index)).then_some((group, tail.last))
+        };
+        let idle = self.tails.iter().filter_map(is_idle);
+        let mut room = CARRIED_BYTES_MAX;
+        let mut taken_over = BTreeMap::new();
+        for (group, last) in idle {
+            // Whoever finds no room has its turn at a later segment.
+            if let Some(carried) = stuck(group).filter(|carried| carried.is_whole(last) && carried.bytes() <= room) {
+                room -= carried.bytes();
+                taken_over.insert(group, carried);
+            }
+        }
+        match self.begin_segment(end, &taken_over) {
             Err(error) if is_full(&error) => {
                 // If a power cut brings it back, it is found unfinished.
                 self.disk.remove(&segment_name(end))

@@ -38,7 +38,7 @@ fn what_was_synced_is_read_again_over_segments() {
     let records: Vec<_> = (1..=20).map(|index| entry(index, "some payload")).collect();
     for record in &records {
         append(&mut log, std::slice::from_ref(record)).expect("written");
-        log.rotate_if_full().expect("rotated");
+        log.rotate_if_full(|_| None).expect("rotated");
     }
     assert!(disk.list().expect("listed").len() > 5);
     disk.power_cycle(|_, _| 0);
@@ -98,7 +98,7 @@ fn damage_in_an_earlier_segment_is_refused() {
     let (mut log, _) = open(&disk, 60).expect("opened");
     for index in 1..=3 {
         append(&mut log, &[entry(index, "payload")]).expect("written");
-        log.rotate_if_full().expect("rotated");
+        log.rotate_if_full(|_| None).expect("rotated");
     }
     let names = disk.list().expect("listed");
     disk.damage(&names[0], |bytes| {
@@ -126,7 +126,7 @@ fn segments_are_purged_only_behind_checkpoints() {
     let (mut log, _) = open(&disk, 60).expect("opened");
     for index in 1..=4 {
         append(&mut log, &[entry(index, "payload")]).expect("written");
-        log.rotate_if_full().expect("rotated");
+        log.rotate_if_full(|_| None).expect("rotated");
     }
     assert_eq!(log.purge(&BTreeMap::new()).expect("purged"), 0);
     assert_eq!(log.purge(&BTreeMap::from([(GROUP, 2)])).expect("purged"), 2);
@@ -169,7 +169,7 @@ fn an_overwritten_opening_is_read_behind_a_checkpoint() {
     let disk = SimDisk::new();
     let (mut log, _) = open(&disk, 60).expect("opened");
     append(&mut log, &[entry(1, "a"), entry(2, "b"), entry(3, "c")]).expect("written");
-    log.rotate_if_full().expect("rotated");
+    log.rotate_if_full(|_| None).expect("rotated");
     let later = |index| LogEntry { id: LogId { index, term: 2 }, ..entry(index, "later") };
     append(&mut log, &[later(2), later(3), later(4)]).expect("written");
     assert_eq!(log.purge(&BTreeMap::from([(GROUP, 2)])).expect("purged"), 0, "the opening reaches to 3");
@@ -193,7 +193,7 @@ fn hard_states_and_bases_are_in_every_opening() {
     log.add_base(GroupId(9), LogId { index: 5, term: 5 });
     log.add_hard_state(GroupId(9), hard);
     append(&mut log, &[entry(1, "a")]).expect("written");
-    log.rotate_if_full().expect("rotated");
+    log.rotate_if_full(|_| None).expect("rotated");
     assert_eq!(log.purge(&BTreeMap::from([(GROUP, 1), (GroupId(9), 5)])).expect("purged"), 1);
     disk.power_cycle(|_, _| 0);
     let (_, groups) = Log::open(Arc::new(disk), 60).expect("opened");
@@ -221,7 +221,7 @@ fn a_torn_opening_is_no_segment() {
         let disk = SimDisk::new();
         let (mut log, _) = open(&disk, 60).expect("opened");
         append(&mut log, &[entry(1, "first")]).expect("written");
-        log.rotate_if_full().expect("rotated");
+        log.rotate_if_full(|_| None).expect("rotated");
         let names = disk.list().expect("listed");
         disk.damage(&names[1], |bytes| bytes.truncate(torn));
         let (mut log, entries) = open(&disk, 60).expect("opened");
@@ -238,7 +238,7 @@ fn a_segment_that_finds_no_room_is_not_begun() {
     let (mut log, _) = open(&disk, 60).expect("opened");
     append(&mut log, &[entry(1, "payload")]).expect("written");
     disk.set_free_bytes(Some(10));
-    log.rotate_if_full().expect("stays");
+    log.rotate_if_full(|_| None).expect("stays");
     disk.set_free_bytes(None);
     assert_eq!(disk.list().expect("listed").len(), 1);
     append(&mut log, &[entry(2, "payload")]).expect("written");

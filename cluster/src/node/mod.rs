@@ -390,7 +390,8 @@ impl Node {
             return Ok(());
         }
         // A full disk here is no reason to try again: what a failed sync left is unknown.
-        self.log.sync(site).and_then(|()| self.log.rotate_if_full()).map_err(io::Error::other)
+        let stuck = |group: GroupId| self.groups.get(&group)?.stuck();
+        self.log.sync(site).and_then(|()| self.log.rotate_if_full(stuck)).map_err(io::Error::other)
     }
 
     /// One group as this node sees it.

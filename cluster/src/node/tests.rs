@@ -163,3 +163,165 @@ fn a_change_of_members_is_known_to_all_of_them_before_time_passes() {
         }
     }
 }
+
+/// A group of this node and another one, and one of its own that goes on writing.
+struct Pair {
+    disk: SimDisk,
+    node: Node,
+    other: Node,
+    handed_out: BTreeMap<GroupId, CheckpointBase>,
+}
+
+const OWN: GroupId = GroupId(1);
+
+/// What was handed out, by its group, and messages for the other node.
+#[derive(Default)]
+struct HandedOut {
+    messages: Vec<Bytes>,
+    last: BTreeMap<GroupId, LogId>,
+}
+
+impl Sink for HandedOut {
+    fn send(&mut self, _: NodeId, _: GroupId, message: Bytes, _: bool) {
+        self.messages.push(message);
+    }
+
+    fn committed(&mut self, group: GroupId, id: LogId, _: Committed) {
+        self.last.insert(group, id);
+    }
+
+    fn role(&mut self, _: GroupId, _: u64, _: Role) {}
+    fn query(&mut self, _: GroupId, _: u64) {}
+    fn query_dropped(&mut self, _: GroupId, _: u64) {}
+    fn read_ready(&mut self, _: GroupId, _: u64, _: u64) {}
+    fn read_dropped(&mut self, _: GroupId, _: u64) {}
+    fn fetch_snapshot(&mut self, _: GroupId, _: NodeId, _: &CheckpointBase) {}
+}
+
+const SEGMENT_BYTES: u64 = 2000;
+
+impl Pair {
+    fn new() -> Self {
+        let checkpoint =
+            |members: &[u64]| CheckpointBase::new_group(Configuration::of(members.iter().map(|&id| NodeId(id))));
+        let handed_out = BTreeMap::from([(GROUP, checkpoint(&[1, 2])), (OWN, checkpoint(&[1]))]);
+        let disk = SimDisk::new();
+        let node = open(1, &disk, &handed_out);
+        let other = open(2, &SimDisk::new(), &BTreeMap::from([(GROUP, checkpoint(&[1, 2]))]));
+        Self { disk, node, other, handed_out }
+    }
+
+    /// A round of each; what they say to each other arrives if the link is up.
+    fn round(&mut self, is_linked: bool) -> bool {
+        let (mut said, mut answered) = (HandedOut::default(), HandedOut::default());
+        let mut busy = self.node.round(&mut said).expect("a disk that does not fail").busy;
+        busy |= self.other.round(&mut answered).expect("a disk that does not fail").busy;
+        for (group, id) in said.last {
+            self.handed_out.get_mut(&group).expect("known").applied = id;
+        }
+        if is_linked {
+            busy |= !said.messages.is_empty() || !answered.messages.is_empty();
+            said.messages.into_iter().for_each(|message| self.other.step(NodeId(1), GROUP, message).expect("taken"));
+            answered.messages.into_iter().for_each(|message| self.node.step(NodeId(2), GROUP, message).expect("taken"));
+        }
+        busy
+    }
+
+    /// `also_other`: the other one's time passes too. It must know less, or it would lead.
+    fn lead(&mut self, also_other: bool) {
+        for _ in 0..200 {
+            self.node.tick();
+            if also_other {
+                self.other.tick();
+            }
+            while self.round(true) {}
+            if self.node.status(GROUP).is_some_and(|status| status.role == Role::Leader { ready: true }) {
+                return;
+            }
+        }
+        panic!("it does not come to lead");
+    }
+
+    /// The group of its own writes a segment, all of which is in a checkpoint then.
+    fn write_a_segment(&mut self) {
+        let until = self.node.log().position() + SEGMENT_BYTES;
+        while self.node.log().position() < until {
+            self.node.propose(OWN, &[b'x'; 200]).expect("leads");
+            while self.round(false) {}
+        }
+        self.node.checkpointed(self.handed_out.clone()).expect("a disk that does not fail");
+    }
+}
+
+fn open(id: u64, disk: &SimDisk, checkpoints: &BTreeMap<GroupId, CheckpointBase>) -> Node {
+    let config = NodeConfig { election_ticks: 10, ..NodeConfig::new(NodeId(id), SEGMENT_BYTES, true, id) };
+    Node::open(config, Arc::new(disk.clone()), checkpoints.clone()).expect("opens")
+}
+
+/// It was moved away, or has no majority, for good: what it has and does not know to be committed no checkpoint takes.
+#[test]
+fn a_group_that_hears_nothing_more_does_not_keep_the_log_of_all_the_others() {
+    let mut pair = Pair::new();
+    pair.lead(false);
+    for number in 0..5 {
+        pair.node.propose(GROUP, &[number; 100]).expect("leads");
+        pair.round(false);
+    }
+    let tail = pair.node.entries(GROUP);
+    let last = *tail.keys().last().expect("some");
+    assert!(last >= pair.handed_out[&GROUP].applied.index + 5, "nothing of it is committed");
+    for start in 1..=3 {
+        for _ in 0..10 {
+            pair.write_a_segment();
+        }
+        let bytes = pair.node.log().bytes();
+        assert!(bytes <= 5 * SEGMENT_BYTES, "start {start}: {bytes} bytes are kept");
+        pair.disk.power_cycle(|_, _| 0);
+        pair.node = open(1, &pair.disk, &pair.handed_out);
+        let found = pair.node.entries(GROUP);
+        let expected: BTreeMap<_, _> = tail.range(pair.handed_out[&GROUP].applied.index + 1..).collect();
+        assert_eq!(found.iter().collect::<BTreeMap<_, _>>(), expected, "start {start}");
+    }
+    pair.lead(true);
+    assert!(pair.handed_out[&GROUP].applied.index > last, "it goes on, once it is heard of again");
+}
+
+/// What is taken over from one segment to the next is there at each moment, wherever the power fails.
+#[test]
+fn what_a_segment_takes_over_survives_a_power_cut_at_any_operation() {
+    for operations in 0..60 {
+        let mut pair = Pair::new();
+        pair.lead(false);
+        for number in 0..5 {
+            pair.node.propose(GROUP, &[number; 100]).expect("leads");
+            pair.round(false);
+        }
+        let base = pair.handed_out[&GROUP].applied.index;
+        let tail: BTreeMap<_, _> = pair.node.entries(GROUP).into_iter().filter(|(index, _)| *index > base).collect();
+        pair.write_a_segment();
+        pair.disk.cut_power_after(operations);
+        let mut checkpoints = pair.handed_out.clone();
+        'running: for _ in 0..40 {
+            if pair.node.propose(OWN, &[b'x'; 200]).is_err() {
+                break;
+            }
+            let mut said = HandedOut::default();
+            loop {
+                match pair.node.round(&mut said) {
+                    Ok(round) if round.busy => {}
+                    Ok(_) => break,
+                    Err(_) => break 'running,
+                }
+            }
+            if let Some(&applied) = said.last.get(&OWN) {
+                checkpoints.get_mut(&OWN).expect("known").applied = applied;
+            }
+            if pair.node.checkpointed(checkpoints.clone()).is_err() {
+                break;
+            }
+        }
+        pair.disk.power_cycle(|name, unsynced| (name.len() + operations as usize * 7) % (unsynced + 1));
+        let node = open(1, &pair.disk, &checkpoints);
+        assert_eq!(node.entries(GROUP), tail, "power cut after {operations} operations");
+    }
+}
