@@ -3,7 +3,8 @@
 //! A lane is (this arbiter, a group): its messages carry consecutive numbers, so that the group applies each exactly
 //! once and in order, whoever leads it. What gathers during a turn is proposed as one command.
 
-use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 use kentongan_cluster::lane::Outgoing;
@@ -110,6 +111,8 @@ pub struct Lanes {
     slots: Slots,
     groups: Vec<GroupLane>,
     pub(super) waiting: Slab<Waiting>,
+    /// How many of those came by each connection: as many connections end at once as there are, and each asks.
+    came_by: HashMap<ConnectionKey, usize, foldhash::fast::RandomState>,
     /// Of the message being routed, once a group is among its targets.
     current: Option<Waiter>,
     touched: Vec<u16>,
@@ -139,6 +142,7 @@ impl Lanes {
             slots: Slots::new(groups),
             groups: (0..groups).map(|_| GroupLane { kept: kept(), ..GroupLane::default() }).collect(),
             waiting: Slab::new(),
+            came_by: HashMap::default(),
             current: None,
             touched: Vec::new(),
             touched_blocked: None,
@@ -216,8 +220,9 @@ impl Lanes {
 
     /// What a client did, and the connection by which it came waits for the group's answer.
     pub(super) fn command_of(&mut self, connection: ConnectionKey, group: u16, command: SessionCommand) {
-        let waiting = Waiting { remaining: 0, connection: Some((connection, None)), reason: ReasonCode::Success };
+        let waiting = Waiting { remaining: 0, connection: None, reason: ReasonCode::Success };
         let waiter = Waiter(self.waiting.insert(waiting));
+        self.answer_to(waiter, connection, None);
         self.push(group, LaneMessage { command: Some(command), ..LaneMessage::default() }, waiter);
     }
 
@@ -271,14 +276,27 @@ impl Lanes {
 
     /// Who is told when all groups have answered.
     pub(super) fn answer_to(&mut self, waiter: Waiter, connection: ConnectionKey, ticket: Option<u64>) {
-        if let Some(waiting) = self.waiting.get_mut(waiter.0) {
-            waiting.connection = Some((connection, ticket));
+        let Some(waiting) = self.waiting.get_mut(waiter.0) else {
+            return;
+        };
+        if let Some((before, _)) = waiting.connection.replace((connection, ticket)) {
+            self.forget_one_of(before);
         }
+        *self.came_by.entry(connection).or_default() += 1;
     }
 
     /// Messages that came by `key` and that some group has not answered for.
     pub(super) fn under_way(&self, key: ConnectionKey) -> usize {
-        self.waiting.iter().filter(|(_, waiting)| waiting.connection.is_some_and(|(came_by, _)| came_by == key)).count()
+        self.came_by.get(&key).copied().unwrap_or(0)
+    }
+
+    fn forget_one_of(&mut self, key: ConnectionKey) {
+        if let Entry::Occupied(mut count) = self.came_by.entry(key) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
     }
 
     /// Who leads a group, as far as this arbiter was told.
@@ -398,6 +416,9 @@ impl Lanes {
         if !self.waiting.is_empty() {
             left.push(format!("{} messages that wait for groups and nodes", self.waiting.len()));
         }
+        if !self.came_by.is_empty() {
+            left.push(format!("counts of what came by {} connections", self.came_by.len()));
+        }
         for (group, lane) in self.groups.iter().enumerate() {
             let is_settled = lane.kept.as_ref().is_none_or(|kept| kept.outgoing.is_settled());
             if !(lane.gathered.is_empty() && lane.unanswered.is_empty() && is_settled) {
@@ -458,6 +479,7 @@ impl Lanes {
             let Waiting { connection, reason, .. } = self.waiting.remove(waiter.0);
             if connection.is_some() || reason.is_error() {
                 let came_by = connection.map(|(came_by, _)| came_by);
+                came_by.into_iter().for_each(|key| self.forget_one_of(key));
                 settled.push(Settled { came_by, ticket: connection.and_then(|(_, ticket)| ticket), reason });
             }
         }

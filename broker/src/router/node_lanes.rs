@@ -499,6 +499,27 @@ mod tests {
         assert_eq!(came_by, [(Some(connection), None)]);
     }
 
+    /// F12: a node that is cut off ends all of its clients in one turn, while nobody answers for what is on its way. If each
+    /// looked through what waits for all the others, that turn would take minutes.
+    #[test]
+    fn the_end_of_many_connections_takes_no_time_for_each_pair_of_them() {
+        const CONNECTIONS: u32 = 200_000;
+        let mut lanes = Lanes::new(Some(1), 1, 0, 16);
+        lanes.publish_to_node(5, &mut publication(QoS::AtMostOnce), true, &[]);
+        let began = std::time::Instant::now();
+        for index in 0..CONNECTIONS {
+            let connection = ConnectionKey::new(0, index, 1);
+            lanes.await_nodes(connection);
+            assert_eq!(lanes.under_way(connection), 1);
+            assert!(began.elapsed().as_secs() < 10, "{index} have ended in ten seconds");
+        }
+        let mut settled = Vec::new();
+        lanes.on_node_lost(5, &mut settled);
+        assert_eq!(settled.len(), CONNECTIONS as usize);
+        assert_eq!(lanes.under_way(ConnectionKey::new(0, 0, 1)), 0);
+        assert_eq!(lanes.leftovers(), Vec::<String>::new());
+    }
+
     /// Groups without a majority never fence a dead node, and so it is never lost: clients are to come back all the same.
     #[test]
     fn the_end_of_a_connection_does_not_wait_for_ever_for_a_node_that_is_dead() {
