@@ -43,6 +43,13 @@ const HELD_MESSAGES_MAX: usize = 10_000;
 /// Timers that one tick runs: those left over run with the next, so that no entry holds the others up for long.
 const TIMERS_PER_TICK_MAX: usize = 50_000;
 
+/// Messages of clients that may wait in the outbox to be routed: each is in the memory of all replicas, and the target of one
+/// may answer nothing for as long as nodes are away.
+const RECEIVED_MAX: usize = 100_000;
+
+/// Their weight.
+const RECEIVED_BYTES_MAX: usize = 64 * 1024 * 1024;
+
 /// Refused numbers that a lane remembers, for an origin that asks again.
 const REFUSED_MAX: usize = 4_096;
 
@@ -262,6 +269,9 @@ pub struct GroupState {
     held_pubrecs: BTreeSet<HeldPubRec>,
     /// Client Identifier → the entries of the outbox that it sent, and must not overtake.
     unrouted: HashMap<Arc<str>, usize>,
+    /// How many these are of all clients, and their weight.
+    received: usize,
+    received_bytes: usize,
     /// Sessions that outlive their connections.
     persistent: usize,
     /// Of all sessions.
@@ -321,6 +331,8 @@ impl GroupState {
             delayed: 0,
             held_pubrecs: BTreeSet::new(),
             unrouted: HashMap::new(),
+            received: 0,
+            received_bytes: 0,
             persistent: 0,
             backlog: Backlog::default(),
             subscriptions: 0,
@@ -516,6 +528,8 @@ impl GroupState {
             self.held_pubrecs.extend(entry.awaited_by);
             if entry.received {
                 *self.unrouted.entry(Arc::clone(&entry.message.publisher)).or_default() += 1;
+                self.received += 1;
+                self.received_bytes += entry.message.weight_bytes();
             }
             if let Some(due) = entry.due_ms {
                 self.delayed += 1;
@@ -634,6 +648,9 @@ impl GroupState {
             *unrouted.entry(Arc::clone(&entry.message.publisher)).or_default() += 1;
         }
         assert_eq!(self.unrouted, unrouted, "what a client must not overtake");
+        let received = || self.outbox.values().filter(|entry| entry.received);
+        let weights = received().map(|entry| entry.message.weight_bytes());
+        assert_eq!((self.received, self.received_bytes), (received().count(), weights.sum()), "what is bounded");
     }
 }
 

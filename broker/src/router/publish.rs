@@ -421,6 +421,10 @@ impl ArbiterState {
         id: kentongan_proto::mqtt::PacketId,
         reason: ReasonCode,
     ) {
+        if reason.is_error() && self.client(key).is_some_and(|client| !client.version.is_v5()) {
+            // Its PUBREC would say that the message is taken: it is to send it again.
+            return self.end(key, EndCause::Refused(reason), None);
+        }
         if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
             session.owed.settle_packet(AckKind::PubRec, id, of_group(reason));
             self.send_settled(key);
@@ -919,8 +923,8 @@ fn has_something_to_forward(properties: &PublishProperties) -> bool {
         || !properties.user_properties.is_empty()
 }
 
-/// A group refuses nothing but one more message that waits for its time.
+/// A group refuses nothing but one more message that waits, for its time or for those who are to have it.
 fn of_group(reason: ReasonCode) -> Verdict {
-    let text = reason.is_error().then_some("as many delayed messages wait here as may");
+    let text = reason.is_error().then_some("as many messages wait here for their time, or for other nodes, as may");
     Verdict { reason, text }
 }

@@ -14,7 +14,10 @@ use std::sync::Arc;
 use kentongan_proto::mqtt::ReasonCode;
 use kentongan_proto::mqtt::codec::AckKind;
 
-use super::{GroupState, HeldPubRec, OutboxEntry, PickTarget, Timer, packet_id, unrouted_effect};
+use super::{
+    GroupState, HeldPubRec, OutboxEntry, PickTarget, RECEIVED_BYTES_MAX, RECEIVED_MAX, Timer, packet_id,
+    unrouted_effect,
+};
 use crate::message::Message;
 use crate::replicated::command;
 use crate::replicated::effect::{Drop, Effect};
@@ -41,6 +44,7 @@ impl GroupState {
         let epoch = session.epoch;
         let held = (session.number, packet_id);
         let mut reason = ReasonCode::Success;
+        let is_full = self.received >= RECEIVED_MAX || self.received_bytes >= RECEIVED_BYTES_MAX;
         // Until PUBREL, a repeated identifier is answered and not routed again [MQTT-4.3.3-10].
         if session.received.insert(packet_id) {
             self.dirty.changed(Key::Session(session.number));
@@ -48,6 +52,8 @@ impl GroupState {
             let retain = message.retain;
             let refused = match receive.delay_ms {
                 Some(delay_ms) => self.delay(message, delay_ms.saturating_sub(clock_ms), effects),
+                // Nobody but its publisher is told of it, so it can be refused.
+                None if is_full => Some(ReasonCode::QuotaExceeded),
                 None => {
                     self.post_entry(OutboxEntry { received: true, ..OutboxEntry::new(message, None, None) }, effects);
                     if retain {
@@ -133,6 +139,8 @@ impl GroupState {
         }
         if entry.received {
             *self.unrouted.entry(Arc::clone(&entry.message.publisher)).or_default() += 1;
+            self.received += 1;
+            self.received_bytes += entry.message.weight_bytes();
         }
         self.outbox.insert(position, entry);
         self.dirty.created(Key::Outbox(position));
@@ -142,6 +150,10 @@ impl GroupState {
         let entry = self.outbox.remove(&position)?;
         self.dirty.deleted(Key::Outbox(position));
         self.delayed -= usize::from(entry.due_ms.is_some());
+        if entry.received {
+            self.received -= 1;
+            self.received_bytes -= entry.message.weight_bytes();
+        }
         if let Some(at) = entry.settled_at()
             && let Some(positions) = self.picked_at.get_mut(&at)
         {

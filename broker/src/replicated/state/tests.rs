@@ -542,6 +542,37 @@ fn a_qos_2_message_is_taken_once() {
     assert_eq!(routes(&script.apply(Command::Receive(receive))), 1, "after PUBREL it is a new message [MQTT-4.3.3-12]");
 }
 
+/// What nobody takes would fill the memory of every replica: it is refused, and the identifier is free again.
+#[test]
+fn an_outbox_that_nobody_empties_takes_so_much_from_clients_and_no_more() {
+    const MESSAGE_BYTES: usize = 1024 * 1024;
+    let mut script = Script::new();
+    let epoch = script.connect(true, 100).epoch;
+    let payload = "x".repeat(MESSAGE_BYTES);
+    let receive = |script: &mut Script, packet_id: u32| {
+        let message = Some(record(u64::from(packet_id), &payload));
+        let receive = Receive { client_id: "c".to_owned(), epoch, packet_id, message, delay_ms: None };
+        let effects = script.apply(Command::Receive(receive));
+        let reasons = effects.into_iter().filter_map(|effect| match effect {
+            Effect::Acknowledge { kind: AckKind::PubRec, reason, .. } => Some(reason),
+            _ => None,
+        });
+        reasons.collect::<Vec<_>>()
+    };
+    let fits = (RECEIVED_BYTES_MAX / MESSAGE_BYTES) as u32;
+    for packet_id in 1..=fits {
+        assert_eq!(receive(&mut script, packet_id), [ReasonCode::Success], "message {packet_id}");
+    }
+    script.restart();
+    let full = fits + 1;
+    assert_eq!(receive(&mut script, full), [ReasonCode::QuotaExceeded]);
+    assert_eq!(receive(&mut script, 1), [ReasonCode::Success], "it is there");
+    assert_eq!((script.state.outbox.len(), script.state.sessions["c"].received.len()), (fits as usize, fits as usize));
+    script.apply(Command::Routed(command::Routed { positions: vec![1] }));
+    assert_eq!(receive(&mut script, full), [ReasonCode::Success], "there is room again");
+    assert_eq!(script.state.outbox.len(), fits as usize);
+}
+
 /// P6: PUBREC says that the message is retained, and it is not before its group has it (found by simulation, seed 575).
 #[test]
 fn a_qos_2_message_to_be_retained_is_acknowledged_when_it_is_routed() {
