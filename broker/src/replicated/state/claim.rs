@@ -165,21 +165,24 @@ impl GroupState {
     }
 
     /// P11: what waits for a member of a shared subscription that went away goes to those here that are connected. What
-    /// is in flight stays: its client may come back with the answer.
+    /// is in flight stays: its client may come back with the answer. So does what came by one that it has left since, unless
+    /// others of its shared subscriptions have such members.
     pub(super) fn hand_on_waiting(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
         let Some(session) = self.sessions.get_mut(client_id) else {
             return;
         };
         let number = session.number;
-        if session.may_queue_shared {
+        let shares = &self.shares;
+        let has_members = |share: &Arc<str>| shares.get(share).is_some_and(|share| share.online > 0);
+        // A long queue is read back for it, by everybody who keeps it: not for nothing, each time that its client goes.
+        let hands_on = session.may_queue_shared && session.subscriptions.keys().any(has_members);
+        if hands_on {
             while let Some(middle) = session.outbound.middle() {
                 session.outbound.take_page(self.bodies.read(number, middle));
             }
         }
-        let shares = &self.shares;
-        let has_members = |share: &Arc<str>| shares.get(share).is_some_and(|share| share.online > 0);
         let before = session.outbound.backlog();
-        let extracted = match session.may_queue_shared {
+        let extracted = match hands_on {
             true => session.outbound.extract_queued(|entry| entry.share.as_ref().is_some_and(has_members)),
             false => Vec::new(),
         };

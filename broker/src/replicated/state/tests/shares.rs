@@ -1,6 +1,9 @@
 //! Shared subscriptions, of a queue and out of an outbox.
 
+use kentongan_cluster::state::{Pair, StateError};
+
 use super::*;
+use crate::replicated::rows::{MemoryRows, StoredRows};
 
 struct ShareScript {
     script: Script,
@@ -14,7 +17,10 @@ impl ShareScript {
     }
 
     fn with(share_strategy: PickStrategy, members: &[&'static str]) -> Self {
-        let config = GroupConfig { share_strategy, ..config() };
+        Self::configured(GroupConfig { share_strategy, ..config() }, members)
+    }
+
+    fn configured(config: GroupConfig, members: &[&'static str]) -> Self {
         let mut script = Script { state: GroupState::new(config), ..Script::new() };
         let mut epochs = BTreeMap::new();
         for (&name, number) in members.iter().zip(0..) {
@@ -443,4 +449,63 @@ fn a_pick_of_qos_0_is_kept_until_it_is_sent() {
     assert_eq!(effects, [Effect::Fenced { node: 1, below: 6, more: false }], "it may have been sent");
     script.apply(Command::Routed(command::Routed { positions: vec![2] }));
     assert_eq!(picked(&script), []);
+}
+
+/// Rows that count how often they are read.
+#[derive(Debug, Default)]
+struct CountedRows {
+    rows: MemoryRows,
+    reads: std::sync::atomic::AtomicUsize,
+}
+
+impl CountedRows {
+    fn reads(&self) -> usize {
+        self.reads.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+impl StoredRows for CountedRows {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
+        self.reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.rows.get(key)
+    }
+
+    fn range(&self, from: &[u8], until: &[u8], pairs_max: usize) -> Result<Vec<Pair>, StateError> {
+        self.reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.rows.range(from, until, pairs_max)
+    }
+}
+
+/// A slow member that comes and goes: its queue is on disk, and the thread that would read it keeps the lease.
+#[test]
+fn the_queue_of_a_member_that_goes_is_read_back_only_for_others_that_are_there() {
+    let config = GroupConfig { queue_messages_max: 1_000, ..config() };
+    let mut shared = ShareScript::configured(config, &["m0", "m1"]);
+    shared.disconnect("m1", None);
+    for _ in 0..200 {
+        shared.publish();
+    }
+    let rows = Arc::new(CountedRows::default());
+    rows.rows.write(shared.script.state.take_dirty());
+    let stored: Arc<dyn StoredRows> = Arc::<CountedRows>::clone(&rows);
+    shared.script.state = GroupState::resume(config, stored, 10).expect("a whole state");
+    assert!(shared.script.state.sessions["m0"].outbound.middle().is_some_and(|middle| middle.messages > 100));
+
+    let before = rows.reads();
+    let disconnect = Disconnect { client_id: "m0".to_owned(), epoch: shared.epochs["m0"], ..Disconnect::default() };
+    shared.script.state.apply(Command::Disconnect(disconnect), &mut Vec::new());
+    assert_eq!(rows.reads(), before, "nobody is there who could have it");
+    assert!(shared.script.state.sessions["m0"].outbound.middle().is_some());
+
+    let effects = shared.script.apply(Command::Connect(claim(owner(1, 7), "m1")));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Opened(_))));
+    let effects = shared.script.apply(Command::Connect(claim(owner(1, 8), "m0")));
+    let opened = effects.iter().find_map(|effect| match effect {
+        Effect::Opened(opened) => Some(opened.epoch),
+        _ => None,
+    });
+    shared.epochs.insert("m0", opened.expect("opened"));
+    shared.disconnect("m0", None);
+    assert_eq!(shared.script.state.sessions["m0"].outbound.queue_len(), 0, "the other one has it");
+    assert!(rows.reads() > before);
 }
