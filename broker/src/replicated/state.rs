@@ -40,8 +40,9 @@ pub(crate) use timing::CLOCK_LAG_MS_MAX;
 /// Live messages of one session that may wait behind retained ones.
 const HELD_MESSAGES_MAX: usize = 10_000;
 
-/// Timers that one tick runs: those left over run with the next, so that no entry holds the others up for long.
-const TIMERS_PER_TICK_MAX: usize = 50_000;
+/// What the timers of one tick may cost: one for each of them, and for each message of a session that ends. Those left over
+/// run with the next, so that no entry holds the others up for long: the thread that applies it keeps the lease as well.
+const TICK_WORK_MAX: usize = 20_000;
 
 /// Messages of clients that may wait in the outbox to be routed: each is in the memory of all replicas, and the target of one
 /// may answer nothing for as long as nodes are away.

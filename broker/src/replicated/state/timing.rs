@@ -1,6 +1,6 @@
 //! Time, as it was proposed.
 
-use super::{GroupState, TIMERS_PER_TICK_MAX, Timer};
+use super::{GroupState, TICK_WORK_MAX, Timer};
 use crate::replicated::command;
 use crate::replicated::effect::Effect;
 use crate::replicated::store::Key;
@@ -25,14 +25,20 @@ impl GroupState {
     }
 
     pub(super) fn run_timers(&mut self, effects: &mut Vec<Effect>) {
-        for _ in 0..TIMERS_PER_TICK_MAX {
+        let mut work = 0;
+        while work < TICK_WORK_MAX {
             let Some((_, timer)) = self.timers.first().filter(|(due, _)| *due <= self.clock_ms).cloned() else {
                 return;
             };
             self.timers.pop_first();
+            work += 1;
             match timer {
                 Timer::Will(client_id) => self.fire_will(&client_id, effects),
-                Timer::SessionExpiry(client_id) => self.expire(&client_id, effects),
+                Timer::SessionExpiry(client_id) => {
+                    let session = self.sessions.get(&client_id);
+                    work += session.map_or(0, |session| session.outbound.queue_len() + session.outbound.in_flight());
+                    self.expire(&client_id, effects);
+                }
                 Timer::Outbox(position) => self.outbox_due(position, effects),
                 Timer::Retained(topic) => {
                     self.retained_dues.remove(&topic);
