@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use kentongan_cluster::directory::bans::{REASON_BYTES_MAX, SUBJECT_BYTES_MAX};
 use kentongan_cluster::directory::command::Ban;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -58,7 +59,7 @@ pub struct ToBan {
     #[serde(rename = "as")]
     pub kind: Kind,
     /// A Client Identifier, a user, or an address or network.
-    #[schema(min_length = 1, max_length = 65535, example = "meter-7")]
+    #[schema(min_length = 1, max_length = 1014, example = "meter-7")]
     pub who: String,
     /// For how many seconds; without it for good.
     #[serde(default)]
@@ -66,7 +67,7 @@ pub struct ToBan {
     pub seconds: Option<u64>,
     /// Why, for those who read it.
     #[serde(default)]
-    #[schema(max_length = 1000)]
+    #[schema(max_length = 256)]
     pub reason: String,
 }
 
@@ -146,6 +147,12 @@ async fn ban(
         (_, Some(0)) => Err(Problem::bad_request("`seconds` must be 1 or more; leave it out to ban for good")),
         (_, Some(long)) if long > 3_153_600_000 => Err(Problem::bad_request("`seconds`: a hundred years at most")),
         (Err(problem), _) => Err(problem),
+        _ if reason.len() > REASON_BYTES_MAX => {
+            Err(Problem::bad_request(format!("`reason`: {REASON_BYTES_MAX} bytes at most")))
+        }
+        (Ok(subject), _) if subject.to_string().len() > SUBJECT_BYTES_MAX => {
+            Err(Problem::bad_request(format!("`who`: {SUBJECT_BYTES_MAX} bytes at most, with what it is")))
+        }
         (Ok(subject), seconds) => {
             // Later rather than too early.
             let until_seconds = seconds.map_or(0, |seconds| wall_ms.div_ceil(1000).saturating_add(seconds));

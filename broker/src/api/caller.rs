@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Request, State};
-use axum::http::header;
 use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -49,17 +49,29 @@ async fn identified(api: &Api, mut request: Request, next: Next) -> Response {
     let (Some(address), value) = (address, request.headers().get(header::AUTHORIZATION)) else {
         return Problem::unauthorized().into_response();
     };
-    let token = value.and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-    let Some(token) = token else {
+    let Some(token) = value.and_then(|value| bearer_token(value.as_bytes())) else {
         return Problem::unauthorized().into_response();
     };
     match api.tokens().bearer(token).cloned() {
         Some(bearer) => {
-            request.extensions_mut().insert(Caller { name: bearer.name, role: bearer.role, address });
-            next.run(request).await
+            let caller = Caller { name: bearer.name, role: bearer.role, address };
+            let what = json!({ "method": request.method().as_str(), "path": request.uri().path() });
+            request.extensions_mut().insert(caller.clone());
+            let response = next.run(request).await;
+            if response.status() == StatusCode::FORBIDDEN {
+                api.note_forbidden(&caller, what);
+            }
+            response
         }
         None => api.refuse_token(address).into_response(),
     }
+}
+
+/// The token in a header `Authorization`. The name of the scheme is the same in capitals (RFC 9110, 11.1).
+pub(crate) fn bearer_token(value: &[u8]) -> Option<&[u8]> {
+    const SCHEME: &[u8] = b"Bearer ";
+    let (scheme, token) = value.split_at_checked(SCHEME.len())?;
+    scheme.eq_ignore_ascii_case(SCHEME).then_some(token)
 }
 
 macro_rules! role {
@@ -97,3 +109,18 @@ role!(
     Administers,
     Role::Administrator
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_the_scheme_may_be_in_capitals_or_not() {
+        for value in ["Bearer tabuh", "bearer tabuh", "BEARER tabuh"] {
+            assert_eq!(bearer_token(value.as_bytes()), Some(&b"tabuh"[..]), "{value}");
+        }
+        for value in ["Basic tabuh", "Bearer", "Bearertabuh", ""] {
+            assert_eq!(bearer_token(value.as_bytes()), None, "{value}");
+        }
+    }
+}

@@ -134,6 +134,15 @@ impl Api {
     }
 
     /// Somebody sent a wrong token.
+    /// Somebody asked for what his role does not go as far as; in the audit log at the rate of wrong tokens.
+    fn note_forbidden(&self, caller: &caller::Caller, what: Value) {
+        let now = self.operator.shared().clock.now_ms() / 1000;
+        let refusal = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).count(caller.address, now);
+        if matches!(refusal, Refusal::Named) {
+            self.audit(caller, "api request", what, "refused: the role does not go that far");
+        }
+    }
+
     fn refuse_token(&self, address: IpAddr) -> Problem {
         let shared = self.operator.shared();
         let now = shared.clock.now_ms() / 1000;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{AskError, Operator};
 use crate::message::{Message, MessageIdentity};
-use crate::router::sys::is_sys;
+use crate::router::ArbiterState;
 use kentongan_proto::mqtt::{PublishProperties, QoS};
 use kentongan_proto::topic::check_topic_name;
 
@@ -32,9 +32,6 @@ impl Operator {
     pub fn publish(&self, wanted: ToPublish) -> Result<(), AskError> {
         let refused = |text: String| AskError::Refused(text);
         check_topic_name(&wanted.topic).map_err(|error| refused(format!("`topic`: {error}")))?;
-        if is_sys(&wanted.topic) {
-            return Err(refused("`topic`: $SYS is the broker's own".to_owned()));
-        }
         let bytes_max = self.shared.settings.session.packet_bytes_max.get() as usize;
         if wanted.payload.len() + wanted.topic.len() > bytes_max {
             return Err(refused(format!("larger than `session.packet_bytes_max` ({bytes_max})")));
@@ -51,7 +48,17 @@ impl Operator {
             properties: Some(Box::new(wanted.properties)).filter(|own| **own != PublishProperties::default()),
             expires_at_ms,
         });
-        let routed = self.visit(0, move |arbiter| arbiter.route_message(&message));
-        routed.ok_or_else(|| AskError::Unavailable("this node is too busy to publish: ask again".to_owned()))
+        if message.qos != QoS::AtMostOnce && self.shared.submitter.is_full() {
+            return Err(AskError::Unavailable("the disk of this node is full".to_owned()));
+        }
+        let publish = move |arbiter: &mut ArbiterState| match arbiter.operator_refusal(&message) {
+            Some(text) => Err(AskError::Refused(text.to_owned())),
+            None => {
+                arbiter.route_message(&message);
+                Ok(())
+            }
+        };
+        let busy = || AskError::Unavailable("this node is too busy to publish: ask again".to_owned());
+        self.visit(0, publish).ok_or_else(busy)?
     }
 }

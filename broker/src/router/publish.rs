@@ -339,6 +339,33 @@ impl ArbiterState {
         if !self.shared.authority.authorize(actor, action) {
             return refused(ReasonCode::NotAuthorized, "the client may not publish to that topic");
         }
+        self.bound_of(asked)
+    }
+
+    /// Why a message of an operator's is not accepted, if it is not. It may go to every topic that is not the broker's own; the bounds of a
+    /// client's hold for it too.
+    pub(crate) fn operator_refusal(&self, message: &Message) -> Option<&'static str> {
+        let topic = crate::message::delayed(&message.topic).map_or(&*message.topic, |(_, reached)| reached);
+        if super::sys::is_sys(topic) {
+            return Some("`topic`: $SYS is the broker's own");
+        }
+        let levels = topic.split('/').count();
+        if levels > usize::from(self.shared.settings.session.topic_levels_max.get()) {
+            return Some("`topic`: more levels than `session.topic_levels_max`");
+        }
+        let asked = Asked {
+            topic: &message.topic,
+            qos: message.qos,
+            payload: &message.payload,
+            payload_format_indicator: message.properties.as_ref().and_then(|own| own.payload_format_indicator),
+            retain: message.retain,
+        };
+        Some(self.bound_of(&asked)?.text)
+    }
+
+    /// Why nobody may publish that, if so.
+    fn bound_of(&self, asked: &Asked<'_>) -> Option<Refusal> {
+        let refused = |reason, text| Some(Refusal { reason, text });
         let settings = &self.shared.settings;
         if settings.session.check_payload_format
             && asked.payload_format_indicator == Some(1)

@@ -167,6 +167,16 @@ fn an_operator_kicks_and_bans_on_any_node_and_a_viewer_does_not() {
     let body = json!({ "as": "clientid", "who": "meter/7", "reason": "x" });
     assert_eq!(act(first, &keys.viewer, "POST", "/banned", Some(&body)).0, 403);
     assert_eq!(act(first, &keys.operator, "POST", "/reload", None).0, 403);
+    wait_for("that is on record", || first.said("the role does not go that far"));
+    let long = json!({ "as": "clientid", "who": "x", "reason": "r".repeat(257) });
+    assert_eq!(act(first, &keys.operator, "POST", "/banned", Some(&long)).0, 400);
+    // What a client may not publish for its bounds, or because it is the broker's, nobody may.
+    for topic in ["$SYS/x", "$delayed/0/$SYS/broker/version", "$delayed/99999999999/x", &"l/".repeat(200)] {
+        let message = json!({ "topic": topic, "payload": "x", "retain": true });
+        let (status, answer) = act(first, &keys.operator, "POST", "/publish", Some(&message));
+        assert!((400..500).contains(&status), "{topic}: {status} {answer}");
+    }
+    assert_eq!(act(first, &keys.operator, "POST", "/publish", Some(&json!({ "topic": "a/b", "payload": "x" }))).0, 202);
     meter.expect_nothing();
     assert_eq!(act(first, &keys.operator, "DELETE", "/clients/meter%2F7", None).0, 204);
     match meter.receive() {
