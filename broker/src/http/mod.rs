@@ -3,11 +3,17 @@
 //!
 //! `/metrics` is for Prometheus, `/livez` says that the process answers, `/readyz` whether clients should be sent
 //! here. The latter two are for everybody and name no version. Absent: administration.
+//!
+//! Whoever reaches the port can cost no more than [`Bounds`] allow. A supervisor that asks for `/livez` is heard all the same: one
+//! connection too many takes the place of the oldest, not of the one that comes.
 
 mod readiness;
+mod rendered;
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -17,14 +23,44 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::sync::oneshot;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpStream;
+use tokio::sync::{oneshot, watch};
+use tokio::task::{AbortHandle, JoinSet};
 
+use crate::api::caller::bearer_token;
 use crate::config::{HttpConfig, Secret};
 use crate::metrics::{Metrics, render_readiness};
 pub use readiness::Readiness;
+use rendered::Rendered;
 
 /// How long answers that are under way may take once the server was told to stop.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+
+/// Pause when no connection can be accepted, for want of descriptors perhaps.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What all who ask may cost together, and each of them.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    /// Connections at once; one more ends the oldest.
+    connections_max: usize,
+    /// Time for the head of a request, and for a connection that asks for nothing more.
+    head_max: Duration,
+    /// Bytes of the head of a request.
+    head_bytes_max: usize,
+    /// Time for a connection in all, however often it asks. An answer that is under way then has as long again.
+    connection_max: Duration,
+}
+
+const BOUNDS: Bounds = Bounds {
+    connections_max: 64,
+    head_max: Duration::from_secs(30),
+    head_bytes_max: 16 << 10,
+    connection_max: Duration::from_secs(300),
+};
 
 /// How often histograms are tidied.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -45,14 +81,24 @@ pub struct HttpServer {
 /// # Errors
 /// The address cannot be bound, or the system refuses a thread.
 pub fn start(config: &HttpConfig, metrics: Metrics, readiness: Arc<Readiness>) -> io::Result<HttpServer> {
+    start_within(config, metrics, readiness, BOUNDS)
+}
+
+fn start_within(
+    config: &HttpConfig,
+    metrics: Metrics,
+    readiness: Arc<Readiness>,
+    bounds: Bounds,
+) -> io::Result<HttpServer> {
     let listener = TcpListener::bind(config.address)?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
-    let app = App { metrics, readiness, token: config.token.clone().map(Arc::new) };
+    let token = config.token.clone().map(Arc::new);
+    let app = App { metrics, readiness, token, rendered: Arc::default() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (stop, stopped) = oneshot::channel();
     let thread = thread::Builder::new().name(String::from("http")).spawn(move || {
-        if let Err(error) = runtime.block_on(serve(listener, app, stopped)) {
+        if let Err(error) = runtime.block_on(serve(listener, app, stopped, bounds)) {
             tracing::error!(%error, "the HTTP server ended; metrics and health are no longer served");
         }
         runtime.shutdown_background();
@@ -96,9 +142,10 @@ struct App {
     metrics: Metrics,
     readiness: Arc<Readiness>,
     token: Option<Arc<Secret>>,
+    rendered: Arc<Rendered>,
 }
 
-async fn serve(listener: TcpListener, app: App, stopped: oneshot::Receiver<()>) -> io::Result<()> {
+async fn serve(listener: TcpListener, app: App, mut stopped: oneshot::Receiver<()>, bounds: Bounds) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let upkeep = tokio::spawn(upkeep(app.metrics.clone()));
     let routes = Router::new()
@@ -107,22 +154,87 @@ async fn serve(listener: TcpListener, app: App, stopped: oneshot::Receiver<()>) 
         .route("/readyz", get(readyz))
         .with_state(app);
 
-    let (stopping, mut told) = tokio::sync::watch::channel(false);
-    let server = axum::serve(listener, routes).with_graceful_shutdown(async move {
-        // An error means that the handle is gone, which also stops the server.
-        let _ = stopped.await;
-        stopping.send_replace(true);
-    });
-    let grace = async {
-        let _ = told.wait_for(|&stopping| stopping).await;
-        tokio::time::sleep(SHUTDOWN_GRACE).await;
-    };
-    let outcome = tokio::select! {
-        outcome = server.into_future() => outcome,
-        () = grace => Ok(()),
-    };
+    let (stopping, stops) = watch::channel(false);
+    let mut connections = Connections::default();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.tasks.join_next(), if !connections.tasks.is_empty() => continue,
+            // An error means that the handle is gone, which also stops the server.
+            _ = &mut stopped => break,
+        };
+        match accepted {
+            Ok((socket, address)) => {
+                let serving = connection(socket, address, routes.clone(), stops.clone(), bounds);
+                connections.add(serving, bounds.connections_max);
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a connection for metrics or health was not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    stopping.send_replace(true);
+    // Those that take longer are cut off.
+    let _ =
+        tokio::time::timeout(SHUTDOWN_GRACE, async { while connections.tasks.join_next().await.is_some() {} }).await;
     upkeep.abort();
-    outcome
+    Ok(())
+}
+
+/// The connections that there are.
+#[derive(Default)]
+struct Connections {
+    tasks: JoinSet<()>,
+    /// The oldest first. Some of them may have ended by themselves.
+    by_age: VecDeque<AbortHandle>,
+}
+
+impl Connections {
+    /// Serves one more, in the place of the oldest if there are as many as may be.
+    fn add(&mut self, serving: impl Future<Output = ()> + Send + 'static, connections_max: usize) {
+        while self.by_age.len() >= connections_max {
+            self.by_age.retain(|one| !one.is_finished());
+            if self.by_age.len() >= connections_max
+                && let Some(oldest) = self.by_age.pop_front()
+            {
+                tracing::debug!("too many connections for metrics and health, the oldest ends");
+                oldest.abort();
+            }
+        }
+        self.by_age.push_back(self.tasks.spawn(serving));
+    }
+}
+
+async fn connection(
+    socket: TcpStream,
+    address: SocketAddr,
+    routes: Router,
+    mut stops: watch::Receiver<bool>,
+    bounds: Bounds,
+) {
+    // Answers are written whole; waiting for more would only delay their ends.
+    let _ = socket.set_nodelay(true);
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(bounds.head_max).max_buf_size(bounds.head_bytes_max);
+    let mut serving = pin!(http.serve_connection(TokioIo::new(socket), TowerToHyperService::new(routes)));
+    let outcome = tokio::select! {
+        outcome = serving.as_mut() => Some(outcome),
+        _ = stops.wait_for(|&stops| stops) => None,
+        () = tokio::time::sleep(bounds.connection_max) => None,
+    };
+    let outcome = match outcome {
+        Some(outcome) => outcome,
+        None => {
+            serving.as_mut().graceful_shutdown();
+            // One that does not read its answer is cut off.
+            tokio::time::timeout(bounds.connection_max, serving).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%address, %error, "a connection for metrics or health ended");
+    }
 }
 
 async fn upkeep(metrics: Metrics) {
@@ -138,14 +250,17 @@ async fn metrics(State(app): State<App>, headers: HeaderMap) -> Response {
         return (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], "a bearer token is wanted\n")
             .into_response();
     }
-    let mut text = app.metrics.render();
-    render_readiness(&mut text, app.readiness.conditions());
+    let text = app.rendered.text(|| {
+        let mut text = app.metrics.render();
+        render_readiness(&mut text, app.readiness.conditions());
+        text
+    });
     ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], text).into_response()
 }
 
 fn bears(headers: &HeaderMap, token: &Secret) -> bool {
     let value = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
-    value.and_then(|value| value.strip_prefix(b"Bearer ")).is_some_and(|given| token.matches(given))
+    value.and_then(bearer_token).is_some_and(|given| token.matches(given))
 }
 
 async fn livez() -> &'static str {
@@ -223,6 +338,50 @@ mod tests {
         }
         assert!(ask(&closed, "/metrics", "Authorization: Bearer tabuh-7\r\n").starts_with("HTTP/1.1 200 "));
         assert!(ask(&closed, "/livez", "").starts_with("HTTP/1.1 200 "));
+    }
+
+    /// Heads that never end and readers that never read hold their places for a time only, and keep nobody out meanwhile.
+    ///
+    /// Abuse: [http-bounds]
+    #[test]
+    fn whoever_asks_without_end_is_closed_and_keeps_nobody_out() {
+        let bounds = Bounds {
+            connections_max: 4,
+            head_max: Duration::from_millis(300),
+            connection_max: Duration::from_millis(600),
+            ..BOUNDS
+        };
+        let readiness = Arc::new(Readiness::new(&[]));
+        let config = HttpConfig { address: "127.0.0.1:0".parse().unwrap(), ..HttpConfig::default() };
+        let server = start_within(&config, Metrics::isolated(), Arc::clone(&readiness), bounds).unwrap();
+        let connect = |request: &str| {
+            let mut stream = TcpStream::connect(server.address()).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
+            stream
+        };
+        let mut crowd: Vec<_> = (0..8).map(|_| connect("GET /metrics HTTP/1.1\r\nx: aaaa")).collect();
+        assert!(ask(&server, "/livez", "").starts_with("HTTP/1.1 200 "), "among more than there are places for");
+        // The oldest made room for others, and the rest took too long.
+        for stream in &mut crowd {
+            let end = stream.read_to_end(&mut Vec::new());
+            // What was sent and not read makes the end a reset.
+            assert!(end.is_ok() || end.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset));
+        }
+
+        let mut large = connect(&format!("GET /livez HTTP/1.1\r\nx: {}", "a".repeat(64 << 10)));
+        let mut answer = Vec::new();
+        let _ = large.read_to_end(&mut answer);
+        assert!(!answer.starts_with(b"HTTP/1.1 200"), "a head that is too large");
+
+        // As often as it asks, at last it is over.
+        let mut busy = connect("");
+        let began = std::time::Instant::now();
+        while busy.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").is_ok()
+            && matches!(busy.read(&mut [0; 512]), Ok(count) if count > 0)
+        {
+            assert!(began.elapsed() < Duration::from_secs(20), "it goes on for ever");
+        }
     }
 
     #[test]

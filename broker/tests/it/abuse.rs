@@ -402,6 +402,31 @@ fn a_client_identifier_that_is_fought_over_is_banned() {
     });
 }
 
+/// Whoever reaches the port of health and metrics takes up a bounded number of connections, and a probe is answered all the same.
+///
+/// Abuse: [http-bounds]
+#[test]
+fn requests_that_never_end_keep_no_probe_out() {
+    let broker = Broker::start();
+    let mut crowd: Vec<_> = (0..200)
+        .map(|_| {
+            let mut stream = std::net::TcpStream::connect(broker.http).expect("it listens");
+            stream.set_nonblocking(true).expect("a socket");
+            stream.write_all(b"GET /livez HTTP/1.1\r\nx: aaaa").expect("written");
+            stream
+        })
+        .collect();
+    let began = Instant::now();
+    assert_eq!(broker.http_get("/livez").0, 200);
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    let is_open = |stream: &mut std::net::TcpStream| {
+        let read = std::io::Read::read(stream, &mut [0; 16]);
+        read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+    wait_for("the oldest are closed", || crowd.iter_mut().map(&is_open).filter(|&open| open).count() <= 64);
+    assert!(is_open(crowd.last_mut().expect("one")), "the last has its place");
+}
+
 /// Beyond its rate an address is hung up on before it has said a word; others, and later times, are not affected.
 ///
 /// Abuse: [connect-flood]
