@@ -1,7 +1,8 @@
 //! From settings to a running broker, and from a signal to its end.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Once, Weak};
 use std::time::{Duration, Instant};
 
 use actix_rt::{Arbiter, System};
@@ -92,6 +93,7 @@ pub(super) struct Listener {
 pub fn serve(settings: Settings, reloading: &dyn Reload, authority: Authority) -> anyhow::Result<()> {
     let descriptors = raise_descriptor_limit();
     let stop = stop_on_signal()?;
+    end_with_this_thread();
     let system = System::new();
     system.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -528,6 +530,30 @@ fn spawn_tasks() {
     let forever = |poll: fn(&mut ArbiterState, &mut std::task::Context<'_>) -> Poll<()>| {
         poll_fn(move |cx| ArbiterState::with(|arbiter| poll(arbiter, cx)).unwrap_or(Poll::Ready(())))
     };
+thread_local! {
+    /// Whether the node cannot go on without this thread.
+    static IS_VITAL: Cell<bool> = const { Cell::new(false) };
+}
+
+/// From here on a panic on this thread ends the process. The runtime would catch it and go on without the task that panicked: one that
+/// takes nothing out of its inbox any more, or a connection that nobody reads, while `/readyz` says that all is well.
+fn end_with_this_thread() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            before(panic);
+            // A thread that is ending has nothing of its own any more, and runs nothing of ours.
+            if IS_VITAL.try_with(Cell::get).unwrap_or(false) {
+                // Not by the log, which may be what panicked.
+                eprintln!("kentongan: this is a fault of the program; the process ends rather than serve half a node");
+                std::process::abort();
+            }
+        }));
+    });
+    IS_VITAL.set(true);
+}
+
     actix_rt::spawn(forever(ArbiterState::poll_flush));
     actix_rt::spawn(forever(ArbiterState::poll_events));
     actix_rt::spawn(async move {
@@ -535,6 +561,7 @@ fn spawn_tasks() {
             forever(|arbiter, cx| arbiter.poll_paced(cx)).await;
             tokio::time::sleep(RESUME_INTERVAL).await;
             ArbiterState::with(ArbiterState::resume_paced);
+                end_with_this_thread();
         }
     });
     actix_rt::spawn(async {

@@ -1,5 +1,9 @@
 //! What can be plugged into a broker: who may what, and who goes where.
 
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
 use kentongan::auth::{AccessControl, Authority, Redirection, Redirector};
 use kentongan_proto::mqtt::*;
 use kentongan_proto::topic::TopicFilter;
@@ -17,6 +21,54 @@ impl AccessControl for Open {
     fn may_subscribe(&self, _identity: &str, _client_id: &str, filter: &TopicFilter) -> bool {
         TopicFilter::parse("open/#").expect("a filter").contains(filter)
     }
+}
+
+/// What is plugged in panics when it is asked about a topic.
+struct Broken;
+
+impl AccessControl for Broken {
+    fn may_publish(&self, _identity: &str, _client_id: &str, topic: &str) -> bool {
+        assert_ne!(topic, "broken", "an invariant of the broker's does not hold");
+        true
+    }
+
+    fn may_subscribe(&self, _identity: &str, _client_id: &str, _filter: &TopicFilter) -> bool {
+        true
+    }
+}
+
+/// Set in the process that is to end.
+const PANICS: &str = "KENTONGAN_TEST_PANICS";
+
+/// An arbiter that panicked would be one on which nothing happens any more, in a process that answers its probes: the process ends instead.
+#[test]
+fn a_panic_on_an_arbiter_ends_the_process() {
+    if std::env::var_os(PANICS).is_some() {
+        let broker = Plugged::start(Authority::default().with_access_control(Box::new(Broken)));
+        let (mut publisher, _) = broker.open(connect(ProtocolVersion::V5, "p"));
+        publisher.publish("whole", "1", Delivery::AtMostOnce);
+        publisher.publish("broken", "2", Delivery::AtMostOnce);
+        // It has not ended if this is reached.
+        publisher.receive_within(Duration::from_secs(20));
+        return;
+    }
+    let name = "plugged::a_panic_on_an_arbiter_ends_the_process";
+    let mut child = Command::new(std::env::current_exe().expect("a path"))
+        .args(["--exact", name, "--nocapture"])
+        .env(PANICS, "1")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("started");
+    let began = Instant::now();
+    let status = loop {
+        match child.try_wait().expect("a child") {
+            Some(status) => break status,
+            None => assert!(began.elapsed() < Duration::from_secs(60), "it neither ended nor gave up"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(status.signal(), Some(rustix::process::Signal::ABORT.as_raw()), "{status}");
 }
 
 fn guarded() -> Plugged {
