@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use kentongan_proto::mqtt::QoS;
-use kentongan_proto::topic::{TopicFilter, contains};
+use kentongan_proto::topic::TopicFilter;
 
 use super::section::{Picked, Picking, Section, Sections};
 
@@ -448,26 +448,12 @@ impl Rights {
     /// Whether it may read whatever the filter matches.
     #[must_use]
     pub fn may_subscribe(&self, filter: &TopicFilter, qos: QoS) -> bool {
-        for rule in self.picked.iter().filter(|rule| rule.is_about(READ, qos)) {
-            match rule.effect {
-                Effect::Allow => {
-                    if rule.filter.as_ref().is_none_or(|own| contains(own, filter.as_str())) {
-                        return true;
-                    }
-                }
-                Effect::Deny => {
-                    if rule.filter.as_ref().is_none_or(|own| overlaps(own, filter.as_str())) {
-                        return false;
-                    }
-                }
-            }
-        }
-        false
+        self.picked.deciding(filter.as_str(), qos).is_some_and(|rule| rule.effect == Effect::Allow)
     }
 }
 
 /// Whether there is a topic that both filters match.
-fn overlaps(one: &str, other: &str) -> bool {
+pub(super) fn overlaps(one: &str, other: &str) -> bool {
     // A wildcard at the first level does not reach topics that begin with `$` [MQTT-4.7.2-1].
     let begins_wild = |filter: &str| filter.starts_with(['+', '#']);
     if (begins_wild(one) && other.starts_with('$')) || (begins_wild(other) && one.starts_with('$')) {
