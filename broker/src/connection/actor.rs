@@ -36,7 +36,7 @@ impl ConnectionActor {
                 arbiter.shared.connection_closed(&listener, arbiter.id);
                 continue;
             }
-            match socket.into_transport(&listener, peer) {
+            match socket.into_transport(&listener, peer, &arbiter.shared) {
                 Ok(transport) => Self::start_one(arbiter, transport, listener, peer),
                 Err(error) => {
                     arbiter.shared.connection_closed(&listener, arbiter.id);

@@ -5,15 +5,17 @@
 //! put over it, and all that is left of this layer is one step on the way through and what was said.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::ReadBuf;
 
 use super::proxy::{self, Claims, Progress};
 use super::{RawSocket, Transport};
-use crate::listener::ListenerContext;
+use crate::listener::{self, ListenerContext};
+use crate::router::Shared;
 use crate::tls::HandshakeGuard;
 
 /// See the module.
@@ -37,6 +39,8 @@ struct Header {
     socket: RawSocket,
     bytes: Vec<u8>,
     listener: Arc<ListenerContext>,
+    /// For who is banned.
+    shared: Arc<Shared>,
     /// The balancer.
     peer: Option<SocketAddr>,
     /// Of TLS, if it follows.
@@ -49,10 +53,11 @@ impl Proxied {
     pub fn new(
         socket: RawSocket,
         listener: Arc<ListenerContext>,
+        shared: Arc<Shared>,
         peer: Option<SocketAddr>,
         handshake: Option<HandshakeGuard>,
     ) -> Self {
-        let header = Header { socket, bytes: Vec::new(), listener, peer, handshake };
+        let header = Header { socket, bytes: Vec::new(), listener, shared, peer, handshake };
         Self { stage: Stage::Header(header), claims: Claims::default() }
     }
 
@@ -100,12 +105,15 @@ impl Proxied {
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if let Stage::Header(header) = &mut self.stage {
             let outcome = ready!(header.poll(cx, buffer));
-            let Stage::Header(header) = std::mem::replace(&mut self.stage, Stage::Failed) else {
+            let Stage::Header(mut header) = std::mem::replace(&mut self.stage, Stage::Failed) else {
                 return Poll::Ready(Ok(()));
             };
             let Some(claims) = outcome? else {
                 return Poll::Ready(Ok(()));
             };
+            if claims.address.is_some_and(|client| !header.lets_in(client.ip())) {
+                return Poll::Ready(Err(io::ErrorKind::PermissionDenied.into()));
+            }
             let client = claims.address.or(header.peer);
             self.claims = claims;
             if !header.listener.config.proxy_protocol_identity {
@@ -130,6 +138,21 @@ impl Proxied {
 }
 
 impl Header {
+    /// What is asked of a client's address before a byte of its own is read, as of one that connects without a balancer: that it is not
+    /// banned, and that no more TLS handshakes of it go on than its share.
+    fn lets_in(&mut self, client: IpAddr) -> bool {
+        if self.shared.bans.has_address(client, || self.shared.wall_seconds()) {
+            self.shared.connections_banned.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        match (&mut self.handshake, &self.listener.tls) {
+            (Some(handshake), Some(tls)) => {
+                handshake.count_for(listener::origin(client), tls.settings().handshakes_max)
+            }
+            _ => true,
+        }
+    }
+
     /// Reads on; `None` if the balancer closed before it had said all. `scratch` is left as it was.
     fn poll(&mut self, cx: &mut Context<'_>, scratch: &mut ReadBuf<'_>) -> Poll<io::Result<Option<Claims>>> {
         loop {
@@ -156,8 +179,13 @@ mod tests {
     use tokio::io::AsyncWriteExt as _;
     use tokio::net::TcpStream;
 
+    use kentongan_cluster::PipelineHandle;
+
     use super::*;
+    use crate::auth::Authority;
+    use crate::clock::{Clock, ManualClock};
     use crate::config::{ListenerConfig, Settings};
+    use crate::replicated::{Slots, Submitter};
     use crate::tls::Handshakes;
 
     /// 192.0.2.8:50001 with a verified certificate of "meter-7", and then a packet.
@@ -174,7 +202,10 @@ mod tests {
         let socket = RawSocket::Tcp(TcpStream::from_std(accepted).unwrap());
         let config = ListenerConfig { proxy_protocol_identity: takes_identity, ..ListenerConfig::default() };
         let listener = Arc::new(ListenerContext::new(config, &Settings::default(), address));
-        (Proxied::new(socket, listener, Some(peer), handshake), balancer)
+        let clock = Clock::manual(Arc::new(ManualClock::new(0)));
+        let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
+        let shared = Shared::new(Arc::default(), 1, submitter, Authority::default(), 1, None, clock);
+        (Proxied::new(socket, listener, Arc::new(shared), Some(peer), handshake), balancer)
     }
 
     async fn read(takes_identity: bool) -> (Proxied, Vec<u8>) {

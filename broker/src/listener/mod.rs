@@ -23,12 +23,14 @@ use crate::config::{AuthenticationMethod, ListenAddress, ListenerConfig, Setting
 use crate::connection::networks::any_contains;
 use crate::connection::websocket::{Terms, WebSocket, handshake::Rules};
 use crate::connection::{Proxied, RawSocket, Transport};
+use crate::router::Shared;
 use crate::router::pace::Rates;
 use crate::session::handshake::Policy;
 use crate::session::outbound::QueueCaps;
 use crate::tls::{Endpoint, HandshakeGuard};
 
 pub use accept::{Acceptor, bind};
+pub(crate) use rate::origin;
 
 /// What the connections of one listener have in common.
 #[derive(Debug)]
@@ -252,13 +254,18 @@ impl AcceptedSocket {
     ///
     /// # Errors
     /// The runtime could not watch one more descriptor.
-    pub fn into_transport(self, listener: &Arc<ListenerContext>, peer: Option<SocketAddr>) -> io::Result<Transport> {
+    pub fn into_transport(
+        self,
+        listener: &Arc<ListenerContext>,
+        peer: Option<SocketAddr>,
+        shared: &Arc<Shared>,
+    ) -> io::Result<Transport> {
         let socket = match listener.address {
             ListenAddress::Ip(_) => RawSocket::Tcp(tokio::net::TcpStream::from_std(self.socket.into())?),
             ListenAddress::Unix(_) => RawSocket::Unix(tokio::net::UnixStream::from_std(self.socket.into())?),
         };
         if peer.is_some_and(|peer| listener.must_announce(peer)) {
-            let proxied = Proxied::new(socket, Arc::clone(listener), peer, self.handshake);
+            let proxied = Proxied::new(socket, Arc::clone(listener), Arc::clone(shared), peer, self.handshake);
             return Ok(Transport::Proxied(Box::new(proxied)));
         }
         listener.layers(socket, peer, self.handshake)

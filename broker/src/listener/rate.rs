@@ -56,7 +56,7 @@ impl AddressRates {
 }
 
 /// Whoever has one IPv6 address has the whole /64 it lies in. IPv4 addresses may come as IPv6 ones.
-pub(super) fn origin(address: IpAddr) -> IpAddr {
+pub(crate) fn origin(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
         v4 @ IpAddr::V4(_) => v4,

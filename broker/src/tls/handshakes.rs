@@ -95,6 +95,21 @@ impl HandshakeGuard {
         Some(Self { handshakes: Arc::clone(handshakes), address, outcome: HandshakeOutcome::GivenUp })
     }
 
+    /// Counts it for `address` too, of which nothing was known when it began. `false`: there are as many of that address as there may
+    /// be, and it must not go on.
+    pub(crate) fn count_for(&mut self, address: IpAddr, handshakes_max: u32) -> bool {
+        if handshakes_max == 0 || self.address.is_some() {
+            return true;
+        }
+        let others = self.handshakes.in_progress.load(Ordering::Relaxed).saturating_sub(1);
+        if !self.handshakes.take(address, handshakes_max.saturating_sub(others)) {
+            self.outcome = HandshakeOutcome::Refused;
+            return false;
+        }
+        self.address = Some(address);
+        true
+    }
+
     /// It succeeded, and with a ticket if `resumed`.
     pub(crate) fn done(mut self, resumed: bool) {
         self.outcome = if resumed { HandshakeOutcome::Resumed } else { HandshakeOutcome::Full };

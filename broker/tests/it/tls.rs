@@ -333,6 +333,32 @@ fn certificates_reload_without_a_restart_and_an_invalid_one_keeps_the_old() {
     assert_eq!(connected.receive().unwrap(), Packet::PingResp, "who was there stays");
 }
 
+/// Behind a balancer one client has no more than its share of the handshakes either, as far as the balancer says who it is.
+///
+/// Abuse: [connect-flood]
+#[test]
+fn a_client_behind_a_balancer_does_not_take_all_handshakes() {
+    let certificates = localhost();
+    let settings = certificates.settings("handshakes_max = 8\n");
+    let settings = settings.replace("[listener.tls]", "proxy_protocol_from = [\"127.0.0.0/8\"]\n[listener.tls]");
+    let broker = Broker::with_settings(&settings);
+    let announced = |client: &str| {
+        let mut stream = TcpStream::connect(broker.address).unwrap();
+        write!(stream, "PROXY TCP4 {client} 10.0.0.1 50000 8883\r\n").unwrap();
+        stream
+    };
+    let greedy: Vec<_> = (0..8).map(|_| announced("192.0.2.1")).collect();
+    broker.wait_for_metric("kentongan_tls_handshakes_total{outcome=\"refused\"}", |refused| refused >= 4.0);
+    let config = certificates.tls(BOTH, None);
+    let connection = ClientConnection::new(config, ServerName::try_from("localhost").unwrap()).unwrap();
+    let mut other = StreamOwned::new(connection, announced("192.0.2.2"));
+    other.sock.set_read_timeout(Some(DEADLINE)).unwrap();
+    while other.conn.is_handshaking() {
+        other.conn.complete_io(&mut other.sock).unwrap();
+    }
+    drop(greedy);
+}
+
 #[test]
 fn a_certificate_that_cannot_be_used_refuses_the_start_and_is_named() {
     let certificates = localhost();
