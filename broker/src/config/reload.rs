@@ -14,6 +14,8 @@ pub struct Change {
     pub reloaded: bool,
 }
 
+const API_TOKENS: &str = "api.tokens_file";
+
 /// How `new` differs from what is in force: from `started` where a setting needs a restart, so that it is named until
 /// that restart, and from `last`, the settings read last, where it does not.
 ///
@@ -27,8 +29,18 @@ pub fn changes(started: &Settings, last: &Settings, new: &Settings) -> Vec<Chang
     if started.http.token != new.http.token {
         changes.push(Change { key: String::from("http.token"), reloaded: false });
     }
+    if started.events.webhook.secret != new.events.webhook.secret {
+        changes.push(Change { key: String::from("events.webhook.secret"), reloaded: false });
+    }
     if last.auth.http.header_value != new.auth.http.header_value {
         changes.push(Change { key: String::from("auth.http.header_value"), reloaded: true });
+    }
+    // A broker without an API has nothing that could listen before it is started anew.
+    if started.api.tokens_file.is_none() {
+        changes.retain(|change| change.key != API_TOKENS);
+        if new.api.tokens_file.is_some() {
+            changes.push(Change { key: String::from(API_TOKENS), reloaded: false });
+        }
     }
     compare_listeners(started, last, new, &mut changes);
     changes
@@ -146,5 +158,21 @@ mod tests {
     fn a_new_secret_is_noticed_and_not_shown() {
         let token = |text: &str| format!("[http]\ntoken = \"{text}\"\n");
         assert_eq!(keys(&token("a"), &token("a"), &token("b")), [(String::from("http.token"), false)]);
+        let secret = |text: &str| format!("[events.webhook]\nsecret = \"{text}\"\n");
+        let (old, new) = (secret("the one of before"), secret("the one after it"));
+        let change = [(String::from("events.webhook.secret"), false)];
+        assert_eq!(keys(&old, &old, &new), change);
+        assert_eq!(keys(&old, &new, &new), change, "until there is a restart");
+    }
+
+    #[test]
+    fn an_api_can_be_closed_by_a_reload_and_not_opened() {
+        let api = "[api]\ntokens_file = \"tokens\"\n";
+        let key = |reloaded| [(String::from("api.tokens_file"), reloaded)];
+        assert_eq!(keys(api, api, ""), key(true));
+        assert_eq!(keys(api, "", api), key(true));
+        assert_eq!(keys("", "", api), key(false));
+        assert_eq!(keys("", api, api), key(false), "until there is a restart");
+        assert_eq!(keys("", api, ""), []);
     }
 }

@@ -312,6 +312,8 @@ fn judge(answer: Result<HttpAnswer, HttpError>) -> (WebhookOutcome, Tried) {
             let seconds = answer.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
             (WebhookOutcome::NotNow, Tried::NotNow(text(), seconds.map(Duration::from_secs)))
         }
+        // Whoever changes the secret at one end has the other to come to; what is signed later has the new one.
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => (WebhookOutcome::Refused, Tried::NotNow(text(), None)),
         _ => (WebhookOutcome::Refused, Tried::Refused(text())),
     }
 }
@@ -401,6 +403,18 @@ mod tests {
         let other = told.recv_timeout(DEADLINE).expect("another");
         assert_eq!(other.1["events"], serde_json::json!([2]));
         assert_ne!(header(&first, "webhook-id"), header(&other, "webhook-id"));
+    }
+
+    /// The secret was changed at the other end, and here it needs a restart, or the other way round.
+    #[test]
+    fn a_request_whose_signature_is_not_believed_comes_again() {
+        let (url, told) = server(&["401 Unauthorized", "403 Forbidden", "200 OK"]);
+        let webhook = webhook(&url, "");
+        webhook.offer(String::from("1"));
+        let tries: Vec<_> = (0..3).map(|_| told.recv_timeout(DEADLINE).expect("a request")).collect();
+        let ids: Vec<_> = tries.iter().map(|seen| header(seen, "webhook-id")).collect();
+        assert_eq!(ids, [ids[0]; 3]);
+        assert!(tries.iter().all(|seen| seen.1["events"] == serde_json::json!([1])));
     }
 
     #[test]
