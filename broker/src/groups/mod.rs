@@ -4,6 +4,7 @@
 //! which groups change; [`start()`] takes up what the disk has.
 
 mod backup;
+mod certificates;
 mod health;
 pub mod incoming;
 pub(crate) mod machine;

@@ -32,6 +32,7 @@ use prost::Message as _;
 use serde_json::{Value, json};
 
 use super::backup;
+use super::certificates::PeerCertificates;
 use super::health::Health;
 use super::machine::{Machine, QueueMemory, SharedCell};
 use super::member::Member;
@@ -65,6 +66,8 @@ pub struct Running {
     pipeline: Pipeline<Query>,
     read_ahead: JoinHandle<()>,
     transport: Option<Transport>,
+    /// Of the links, if they have TLS.
+    certificates: Option<PeerCertificates>,
     data_dir: DataDir,
     /// As long as this is kept, members are searched for that this node does not know.
     _searches: Option<Sender<()>>,
@@ -95,14 +98,32 @@ impl Running {
     }
 
     /// Reads the certificates for the links again, if they have any. Links that are up keep theirs.
-    pub fn reload_certificates(&self) {
-        if let Some(transport) = &self.transport {
-            match transport.reload_certificates() {
-                Ok(()) => tracing::info!("the certificates for the links between nodes were read again"),
-                Err(TlsError::Plain) => {}
-                Err(error) => tracing::error!(%error, "the certificates for the links between nodes stay as they were"),
-            }
+    ///
+    /// # Errors
+    /// They cannot be used, and those of before stay.
+    pub fn reload_certificates(&mut self) -> Result<(), TlsError> {
+        if let Some((certificates, transport)) = self.certificates.as_mut().zip(self.transport.as_ref()) {
+            certificates.reload(transport)?;
+            tracing::info!("the certificates for the links between nodes were read again");
         }
+        Ok(())
+    }
+
+    /// Takes up certificates for the links whose files have changed; call it every few seconds. What came of it, if they had.
+    pub fn look_at_certificates(&mut self) -> Option<Result<(), TlsError>> {
+        let (certificates, transport) = self.certificates.as_mut().zip(self.transport.as_ref())?;
+        let outcome = certificates.look(transport)?;
+        match &outcome {
+            Ok(()) => tracing::info!("new certificates for the links between nodes are in use"),
+            Err(error) => tracing::error!(%error, "the certificates for the links between nodes stay as they were"),
+        }
+        Some(outcome)
+    }
+
+    /// When the certificate for the links ends, in Unix time, if there is one.
+    #[must_use]
+    pub fn certificate_expires_seconds(&self) -> Option<i64> {
+        self.certificates.as_ref()?.expires_seconds()
     }
 
     /// Writes a last checkpoint and ends the threads.
@@ -178,7 +199,10 @@ fn start_alone(
     wait.recv_timeout(Duration::from_secs(FENCE_SECONDS_MAX))
         .context("the groups did not let go of the connections of the process before this one")?;
     let operator = Arc::new(Operator::new(Arc::clone(&shared), data_dir.node(), pipeline.handle().clone(), None));
-    Ok((shared, Running { pipeline, read_ahead, transport: None, data_dir, operator, _searches: None }))
+    Ok((
+        shared,
+        Running { pipeline, read_ahead, transport: None, certificates: None, data_dir, operator, _searches: None },
+    ))
 }
 
 fn start_member(
@@ -191,6 +215,7 @@ fn start_member(
     stop: &AtomicBool,
 ) -> anyhow::Result<(Arc<Shared>, Running)> {
     let (disk, store) = open_store(&data_dir)?;
+    let certificates = PeerCertificates::new(&settings.cluster);
     let me = member_record(settings, data_dir.node());
     let sink = Arc::new(LinkSink::default());
     let answers = Arc::new(Answers::default());
@@ -255,7 +280,8 @@ fn start_member(
     set_once(&answers.running, asking);
     pipeline.handle().notify(Query::Listening);
     let searches = Some(searches);
-    Ok((shared, Running { pipeline, read_ahead, transport: Some(transport), data_dir, operator, _searches: searches }))
+    let transport = Some(transport);
+    Ok((shared, Running { pipeline, read_ahead, transport, certificates, data_dir, operator, _searches: searches }))
 }
 
 /// Lets `/metrics` show how the node is, as long as there is one.

@@ -31,19 +31,30 @@ pub(super) fn start(
 }
 
 impl Listener {
-    /// Serves its next connections as `config` and `settings` say. Files that cannot be used leave TLS as it was.
-    pub(super) fn reload(&mut self, config: &ListenerConfig, settings: &Settings, metrics: &TlsMetrics) {
+    /// What its next connections are served with if they are served as `config` says. Nothing changes by that.
+    ///
+    /// # Errors
+    /// Which file cannot be used, and why; it is counted and logged.
+    pub(super) fn prepare(
+        &self,
+        config: &ListenerConfig,
+        metrics: &TlsMetrics,
+    ) -> Result<Option<Arc<Endpoint>>, TlsFileError> {
+        let before = self.context.borrow();
+        let tls = config.tls.as_ref().map(|tls| renewed(&before, tls, metrics)).transpose();
+        tls.inspect_err(|error| refuse(&before, error, metrics))
+    }
+
+    /// Serves its next connections as `config` and `settings` say, with what was [prepared](Self::prepare).
+    pub(super) fn reload(
+        &mut self,
+        config: &ListenerConfig,
+        settings: &Settings,
+        tls: Option<Arc<Endpoint>>,
+        metrics: &TlsMetrics,
+    ) {
         let before = Arc::clone(&self.context.borrow());
-        let mut config = config.clone();
-        let tls = match config.tls.as_ref().map(|tls| renewed(&before, tls, metrics)).transpose() {
-            Ok(tls) => tls,
-            Err(error) => {
-                refuse(&before, &error, metrics);
-                config.tls.clone_from(&before.config.tls);
-                before.tls.clone()
-            }
-        };
-        self.take_up(&before, before.reloaded(config, settings).with_tls(tls), metrics);
+        self.take_up(&before, before.reloaded(config.clone(), settings).with_tls(tls), metrics);
     }
 
     /// Looks at the files of its certificates, and serves its next connections with what has come there.

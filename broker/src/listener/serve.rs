@@ -22,13 +22,13 @@ use crate::config::{self, Reload, Settings};
 use crate::ending::Ending;
 use crate::groups::{self, Health};
 use crate::http::{self, Readiness};
-use crate::metrics::{LoadAverages, Metrics, ReloadOutcome};
+use crate::metrics::{CertificateUse, LoadAverages, Metrics, ReloadOutcome};
 use crate::moving::mover;
 use crate::operator::control::{Reloaded, Wanted};
 use crate::router::pace::RESUME_INTERVAL;
 use crate::router::{ArbiterState, Changed, Event, Shared, sys};
 use crate::service_manager::ServiceManager;
-use crate::tls::{Endpoint, Watch};
+use crate::tls::{self, Endpoint, Watch};
 
 /// The condition of readiness that this module answers for.
 const SERVING: &str = "serving";
@@ -299,31 +299,24 @@ impl Broker {
                 return Err(error.to_string());
             }
         };
-        let authority = &self.shared.authority;
-        let tokens = self.read_tokens(&settings);
-        let policy = authority.read(&settings.auth).map_err(anyhow::Error::from);
-        let policy = tokens.and_then(|tokens| Ok((tokens, policy?)));
-        let changed = policy.and_then(|(tokens, policy)| {
-            authority.change(policy, &settings.auth)?;
-            if let Some((api, tokens)) = self.api.as_ref().zip(tokens) {
-                api.api().change_tokens(tokens);
+        let endpoints = match self.take_up(&settings) {
+            Ok(endpoints) => endpoints,
+            Err(error) => {
+                self.metrics.reloaded(ReloadOutcome::Refused);
+                self.audit_reload(who, json!({}), &format!("refused: {error:#}"));
+                let error = format!("{error:#}");
+                tracing::error!(error, "reload: a file that they name cannot be used, everything stays as it was");
+                return Err(error);
             }
-            Ok(())
-        });
-        if let Err(error) = changed {
-            self.metrics.reloaded(ReloadOutcome::Refused);
-            self.audit_reload(who, json!({}), &format!("refused: {error}"));
-            tracing::error!(%error, "reload: users, rights or tokens cannot be used, everything stays as it was");
-            return Err(format!("{error:#}"));
-        }
+        };
         self.tell_policy_changed(Changed::WhoMayWhat);
         fetch_keys(&self.shared);
         let changes = config::changes(&self.started, &self.last, &settings);
         let mut is_closed_to_anonymous = false;
-        for listener in &mut self.listeners {
+        for (listener, tls) in self.listeners.iter_mut().zip(endpoints) {
             if let Some(config) = settings.listener_like(&listener.name) {
                 let before = Arc::clone(&listener.context.borrow());
-                listener.reload(config, &settings, &self.metrics.tls());
+                listener.reload(config, &settings, tls, &self.metrics.tls());
                 is_closed_to_anonymous |= before.allow_anonymous && !before.lets_anonymous_stay();
             }
         }
@@ -337,7 +330,6 @@ impl Broker {
         }
         self.last = settings;
         self.shared.audit.reopen();
-        self.groups.reload_certificates();
         self.metrics.reloaded(ReloadOutcome::Applied);
         for change in &changes {
             if change.reloaded {
@@ -371,19 +363,48 @@ impl Broker {
         }
     }
 
-    fn read_tokens(&self, settings: &Settings) -> anyhow::Result<Option<Tokens>> {
-        let file = settings.api.tokens_file.as_deref().filter(|_| self.api.is_some());
-        Ok(file.map(Tokens::read).transpose()?)
+    /// Takes in users, rights, tokens and certificates, or nothing, if one of the files cannot be used. What the listeners are to serve with.
+    fn take_up(&mut self, settings: &Settings) -> anyhow::Result<Vec<Option<Arc<Endpoint>>>> {
+        let tokens = match &settings.api.tokens_file {
+            Some(file) if self.api.is_some() => Tokens::read(file)?,
+            // Nobody is heard any more.
+            _ => Tokens::default(),
+        };
+        let policy = self.shared.authority.read(&settings.auth)?;
+        let metrics = self.metrics.tls();
+        let endpoint = |listener: &Listener| match settings.listener_like(&listener.name) {
+            Some(config) => {
+                let context = || format!("cannot serve TLS on {}", listener.context.borrow().address);
+                listener.prepare(config, &metrics).with_context(context)
+            }
+            None => Ok(None),
+        };
+        let endpoints = self.listeners.iter().map(endpoint).collect::<anyhow::Result<_>>()?;
+        self.groups.reload_certificates().context("the certificates for the links between nodes")?;
+        // All has been read. This fails only for want of a thread.
+        self.shared.authority.change(policy, &settings.auth)?;
+        if let Some(api) = &self.api {
+            api.api().change_tokens(tokens);
+        }
+        Ok(endpoints)
     }
 
-    /// Takes up certificates of listeners whose files have changed; call it every few seconds.
+    /// Takes up certificates of listeners and of the links between nodes whose files have changed; call it every few seconds.
     pub fn look_at_certificates(&mut self) {
+        let metrics = self.metrics.tls();
+        // What came of it is logged.
+        drop(self.groups.look_at_certificates());
         for listener in &mut self.listeners {
             listener.look_at_certificates(&self.last, &self.metrics.tls());
         }
         let now_seconds = i64::try_from(self.shared.wall_seconds()).unwrap_or(i64::MAX);
         let expired = self.listeners.iter_mut().map(|listener| listener.has_expired_list(now_seconds));
-        self.metrics.tls().expired_lists(expired.filter(|&expired| expired).count());
+        metrics.expired_lists(expired.filter(|&expired| expired).count());
+        let of_listener = |one: &Listener| one.context.borrow().tls.as_ref()?.expires_seconds();
+        metrics.expires(CertificateUse::Listener, self.listeners.iter().filter_map(of_listener).min());
+        metrics.expires(CertificateUse::Peers, self.groups.certificate_expires_seconds());
+        let of_api = self.started.api.certificate_file.as_deref().filter(|_| self.api.is_some());
+        metrics.expires(CertificateUse::Api, of_api.and_then(tls::expires_seconds_in));
     }
 
     /// Takes up keys of tokens whose files have changed, likewise.
@@ -509,27 +530,6 @@ fn connections_max(descriptors: u64, reserve: u64) -> usize {
     usize::try_from(rest).unwrap_or(usize::MAX)
 }
 
-fn start_arbiters(shared: &Arc<Shared>, count: usize, metrics: &Metrics) -> Vec<Arbiter> {
-    (0..count)
-        .map(|id| {
-            let arbiter = Arbiter::new();
-            let shared = Arc::clone(shared);
-            let metrics = metrics.clone();
-            arbiter.spawn_fn(move || {
-                ArbiterState::install(id as u16, shared, metrics.arbiter());
-                spawn_tasks();
-            });
-            arbiter
-        })
-        .collect()
-}
-
-fn spawn_tasks() {
-    use std::future::poll_fn;
-    use std::task::Poll;
-    let forever = |poll: fn(&mut ArbiterState, &mut std::task::Context<'_>) -> Poll<()>| {
-        poll_fn(move |cx| ArbiterState::with(|arbiter| poll(arbiter, cx)).unwrap_or(Poll::Ready(())))
-    };
 thread_local! {
     /// Whether the node cannot go on without this thread.
     static IS_VITAL: Cell<bool> = const { Cell::new(false) };
@@ -554,6 +554,28 @@ fn end_with_this_thread() {
     IS_VITAL.set(true);
 }
 
+fn start_arbiters(shared: &Arc<Shared>, count: usize, metrics: &Metrics) -> Vec<Arbiter> {
+    (0..count)
+        .map(|id| {
+            let arbiter = Arbiter::new();
+            let shared = Arc::clone(shared);
+            let metrics = metrics.clone();
+            arbiter.spawn_fn(move || {
+                end_with_this_thread();
+                ArbiterState::install(id as u16, shared, metrics.arbiter());
+                spawn_tasks();
+            });
+            arbiter
+        })
+        .collect()
+}
+
+fn spawn_tasks() {
+    use std::future::poll_fn;
+    use std::task::Poll;
+    let forever = |poll: fn(&mut ArbiterState, &mut std::task::Context<'_>) -> Poll<()>| {
+        poll_fn(move |cx| ArbiterState::with(|arbiter| poll(arbiter, cx)).unwrap_or(Poll::Ready(())))
+    };
     actix_rt::spawn(forever(ArbiterState::poll_flush));
     actix_rt::spawn(forever(ArbiterState::poll_events));
     actix_rt::spawn(async move {
@@ -561,7 +583,6 @@ fn end_with_this_thread() {
             forever(|arbiter, cx| arbiter.poll_paced(cx)).await;
             tokio::time::sleep(RESUME_INTERVAL).await;
             ArbiterState::with(ArbiterState::resume_paced);
-                end_with_this_thread();
         }
     });
     actix_rt::spawn(async {

@@ -45,7 +45,7 @@ pub use reference::reference_page;
 pub use reloads::ReloadOutcome;
 use reloads::Reloads;
 pub use times::TimeCounts;
-pub use tls::{HandshakeOutcome, TlsMetrics};
+pub use tls::{CertificateUse, HandshakeOutcome, TlsMetrics};
 
 /// Says how the node is, if there still is one. Must not wait.
 type NodeSource = Box<dyn Fn() -> Option<NodeFigures> + Send + Sync>;

@@ -8,6 +8,7 @@ use super::{Family, Label, ReloadOutcome};
 const HANDSHAKES: &str = "kentongan_tls_handshakes_total";
 const IN_PROGRESS: &str = "kentongan_tls_handshakes_in_progress";
 const EXPIRED: &str = "kentongan_tls_expired_lists";
+const EXPIRES: &str = "kentongan_certificate_expires_timestamp_seconds";
 const RELOADS: &str = "kentongan_tls_reloads_total";
 
 pub(super) const FAMILIES: &[Family] = &[
@@ -32,6 +33,16 @@ pub(super) const FAMILIES: &[Family] = &[
         kind: Kind::Gauge,
         doc: &["Listeners with a list of revoked certificates whose time is over (`tls.crl_expired`)."],
         label: None,
+    },
+    Family {
+        name: EXPIRES,
+        kind: Kind::Gauge,
+        doc: &["When the first of the node's own certificates for this use ends, in Unix time. 0: there is none."],
+        label: Some(LabelInfo {
+            name: CertificateUse::NAME,
+            values: CertificateUse::VALUES,
+            meanings: CertificateUse::MEANINGS,
+        }),
     },
     Family {
         name: RELOADS,
@@ -78,12 +89,38 @@ impl Label for HandshakeOutcome {
     }
 }
 
+/// What a certificate of this node's is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CertificateUse {
+    /// Clients are shown it.
+    Listener,
+    /// Operators are shown it.
+    Api,
+    /// Other nodes are shown it.
+    Peers,
+}
+
+impl Label for CertificateUse {
+    const NAME: &'static str = "use";
+    const VALUES: &'static [&'static str] = &["listener", "api", "peers"];
+    const MEANINGS: &'static [&'static str] = &[
+        "Clients are shown it, by one listener or another (`tls.certificate_file`, `tls.sni`).",
+        "Operators are shown it (`api.certificate_file`, as the file is now).",
+        "Other nodes are shown it (`cluster.certificate_file`).",
+    ];
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
 /// Counters of TLS. Cheap to clone.
 #[derive(Clone)]
 pub struct TlsMetrics {
     outcomes: Arc<[metrics::Counter]>,
     in_progress: metrics::Gauge,
     expired_lists: metrics::Gauge,
+    expires: Arc<[metrics::Gauge]>,
     reloads: Arc<[metrics::Counter]>,
 }
 
@@ -101,6 +138,7 @@ impl Default for TlsMetrics {
             outcomes: none(HandshakeOutcome::VALUES.len()),
             in_progress: metrics::Gauge::noop(),
             expired_lists: metrics::Gauge::noop(),
+            expires: std::iter::repeat_with(metrics::Gauge::noop).take(CertificateUse::VALUES.len()).collect(),
             reloads: none(ReloadOutcome::VALUES.len()),
         }
     }
@@ -123,6 +161,13 @@ impl TlsMetrics {
                 .collect(),
             in_progress,
             expired_lists,
+            expires: (CertificateUse::VALUES.iter())
+                .map(|&what| {
+                    let gauge = metrics::gauge!(EXPIRES, CertificateUse::NAME => what);
+                    gauge.set(0.0);
+                    gauge
+                })
+                .collect(),
             reloads: (ReloadOutcome::VALUES.iter())
                 .map(|&outcome| counted(metrics::counter!(RELOADS, ReloadOutcome::NAME => outcome)))
                 .collect(),
@@ -147,6 +192,11 @@ impl TlsMetrics {
     /// So many listeners have a list of revoked certificates that has run out.
     pub fn expired_lists(&self, listeners: usize) {
         self.expired_lists.set(listeners as f64);
+    }
+
+    /// The first certificate for this use ends at this second of Unix time, if there is one.
+    pub fn expires(&self, what: CertificateUse, seconds: Option<i64>) {
+        self.expires[what.index()].set(seconds.unwrap_or(0) as f64);
     }
 
     /// Certificates were read again.

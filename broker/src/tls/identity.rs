@@ -35,6 +35,12 @@ pub(super) fn name_in(certificate: &CertificateDer<'_>, identity: CertificateIde
     is_usable(name).then(|| Arc::from(name))
 }
 
+/// The second (Unix time) after which a certificate is not valid any more.
+pub(super) fn expires_seconds(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    Some(certificate.validity().not_after.timestamp())
+}
+
 /// Whether a name in a certificate can be used further: for messages of the log, topics, whatever it is compared with.
 pub(crate) fn is_usable(name: &str) -> bool {
     !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.chars().any(char::is_control)

@@ -20,7 +20,7 @@ use x509_parser::revocation_list::CertificateRevocationList;
 use super::revocation::WholeChain;
 use super::server_names::ByName;
 use super::tickets::Tickets;
-use super::{Endpoint, Handshakes};
+use super::{Endpoint, Handshakes, identity};
 use crate::config::{ClientCertificate, ExpiredList, TlsConfig, TlsVersion};
 
 /// The protocol that clients may ask for by ALPN.
@@ -121,6 +121,12 @@ impl Files {
         finish(context)
     }
 
+    /// The second (Unix time) at which the certificate in one of them ends, if there is one.
+    #[must_use]
+    pub fn expires_seconds(&self, file: &Path) -> Option<i64> {
+        identity::expires_seconds(self.certificates(file).ok()?.first()?)
+    }
+
     fn get(&self, path: &Path) -> Result<&[u8], TlsFileError> {
         let unreadable = |source| TlsFileError::Unreadable { file: path.to_owned(), source };
         match self.contents.get(path) {
@@ -202,6 +208,9 @@ impl Endpoint {
             let certificate = named(&one.certificate_file, "sni.certificate_file")?;
             others.push(files.certified_key(certificate, named(&one.key_file, "sni.key_file")?)?);
         }
+        // Those between them and the authority may run out by design: clients that trust another authority need them not.
+        let own = others.iter().chain([&main]).filter_map(|key| key.cert.first());
+        let expires_seconds = own.filter_map(identity::expires_seconds).min();
         let provider = Arc::new(provider(config));
         let clients = client_verifier(config, files, &provider)?;
         let mut server = ServerConfig::builder_with_provider(provider)
@@ -231,6 +240,7 @@ impl Endpoint {
             handshakes,
             tickets,
             lists_until: lists_until(config, files)?,
+            expires_seconds,
             settings: config.clone(),
             digest: files.digest(),
         })

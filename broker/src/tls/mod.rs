@@ -15,6 +15,7 @@ mod watch;
 
 use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
@@ -42,10 +43,19 @@ pub struct Endpoint {
     tickets: Option<Arc<tickets::Tickets>>,
     /// The second (Unix time) at which the first of the lists of revoked certificates runs out.
     lists_until: Option<i64>,
+    /// Likewise, the first of its own certificates.
+    expires_seconds: Option<i64>,
     /// What it was made of.
     settings: TlsConfig,
     /// Likewise.
     digest: material::Digest,
+}
+
+/// The second (Unix time) at which the first certificate in a file ends, if there is one.
+#[must_use]
+pub fn expires_seconds_in(file: &Path) -> Option<i64> {
+    let config = TlsConfig { certificate_file: Some(file.to_owned()), ..TlsConfig::default() };
+    Files::read(&config).expires_seconds(file)
 }
 
 impl Endpoint {
@@ -86,6 +96,12 @@ impl Endpoint {
     #[must_use]
     pub fn has_expired_list(&self, now_seconds: i64) -> bool {
         self.lists_until.is_some_and(|until| until <= now_seconds)
+    }
+
+    /// The second (Unix time) at which the first of the certificates that clients are shown ends.
+    #[must_use]
+    pub fn expires_seconds(&self) -> Option<i64> {
+        self.expires_seconds
     }
 
     /// Checks the certificates of a client that comes back by a ticket as if it showed them now: they may have run out since.

@@ -312,6 +312,7 @@ fn every_family_of_metrics_moves() {
         "kentongan_log_",
         "kentongan_checkpoints_",
         "kentongan_tls_",
+        "kentongan_certificate_expires_timestamp_seconds",
         "kentongan_http_auth_",
         "kentongan_descriptors_exhausted_total",
         "kentongan_publishers_slowed_total",

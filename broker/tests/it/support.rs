@@ -29,6 +29,8 @@ pub struct Broker {
     child: Option<Child>,
     pub address: SocketAddr,
     pub http: SocketAddr,
+    /// Where operators ask, if they may.
+    pub api: Option<SocketAddr>,
     directory: TempDir,
     /// Where the data directory is in it.
     data: PathBuf,
@@ -123,6 +125,7 @@ impl Broker {
             let address = field(&line, "address").and_then(|text| text.parse().ok());
             match address {
                 Some(address) if line.contains("MQTT") => mqtt = mqtt.or(Some(address)),
+                Some(address) if line.contains("operators") => self.api = Some(address),
                 Some(address) if line.contains("HTTP") => http = http.or(Some(address)),
                 _ => {}
             }
@@ -195,6 +198,7 @@ impl Broker {
             child: None,
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             http: SocketAddr::from(([127, 0, 0, 1], 0)),
+            api: None,
             directory,
             data: data.into(),
             arguments: arguments.iter().map(|&text| text.to_owned()).collect(),

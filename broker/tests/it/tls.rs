@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use kentongan::api::tokens::{Role, Token};
 use kentongan_proto::mqtt::codec::{self, FrameStatus, Limits, Sender};
 use kentongan_proto::mqtt::*;
 use rcgen::{
@@ -333,6 +334,64 @@ fn certificates_reload_without_a_restart_and_an_invalid_one_keeps_the_old() {
     assert_eq!(connected.receive().unwrap(), Packet::PingResp, "who was there stays");
 }
 
+/// What POST to the API of `broker`, at `address`, comes to: status and body.
+fn post(address: SocketAddr, token: &Token, path: &str) -> (u16, serde_json::Value) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let token = token.expose();
+    let head =
+        format!("POST /api/v1{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), serde_json::from_str(body).unwrap())
+}
+
+/// A reload by which certificates are refused is refused as a whole, and whoever asked for it is told; one that takes the API's tokens
+/// away closes the API.
+///
+/// Abuse: [certificates]
+#[test]
+fn a_reload_is_applied_as_a_whole_or_not_and_says_so() {
+    let certificates = localhost();
+    let token = Token::draw();
+    fs::write(certificates.path("tokens"), token.line("putu", Role::Administrator)).unwrap();
+    let audit = certificates.path("audit");
+    let listener = certificates.settings("");
+    let write = |level: &str, tokens_file: &str| {
+        let api = format!("[api]\naddress = \"127.0.0.1:0\"\n{tokens_file}");
+        let text = format!("{listener}{api}[log]\nfilter = {level:?}\naudit_file = {audit:?}\n");
+        fs::write(certificates.path("kentongan.toml"), text).unwrap();
+    };
+    let tokens_file = format!("tokens_file = {:?}\n", certificates.path("tokens"));
+    write("info", &tokens_file);
+    let broker = Broker::with_file(&certificates.path("kentongan.toml"));
+    let api = broker.api.unwrap();
+    let reload = || post(api, &token, "/reload").1["data"][0].clone();
+    assert_eq!(reload()["applied"], true);
+
+    fs::write(certificates.path("server.crt"), "no certificate").unwrap();
+    write("debug", &tokens_file);
+    let refused = reload();
+    assert_eq!(refused["applied"], false, "{refused}");
+    assert!(refused["detail"].as_str().unwrap().contains("server.crt: holds no certificate"), "{refused}");
+    wait_for("the audit log says so", || {
+        let log = fs::read_to_string(&audit).unwrap();
+        log.lines().any(|line| line.contains("refused: ") && line.contains("server.crt"))
+    });
+    assert!(broker.metric("kentongan_settings_reloads_total{outcome=\"refused\"}") >= 1.0);
+
+    certificates.server("server", &["localhost"], 2);
+    let applied = reload();
+    assert_eq!(applied["applied"], true, "{applied}");
+    assert_eq!(applied["changed"], serde_json::json!(["log.filter"]), "nothing of the one before was in force");
+
+    write("debug", "");
+    broker.hang_up();
+    wait_for("nobody is heard any more", || post(api, &token, "/reload").0 == 401);
+}
+
 /// Behind a balancer one client has no more than its share of the handshakes either, as far as the balancer says who it is.
 ///
 /// Abuse: [connect-flood]
@@ -357,6 +416,23 @@ fn a_client_behind_a_balancer_does_not_take_all_handshakes() {
         other.conn.complete_io(&mut other.sock).unwrap();
     }
     drop(greedy);
+}
+
+/// Abuse: [certificates]
+#[test]
+fn the_day_on_which_a_certificate_ends_is_shown() {
+    let certificates = localhost();
+    let broker = Broker::with_settings(&certificates.settings(""));
+    let series = |what: &str| format!("kentongan_certificate_expires_timestamp_seconds{{use={what:?}}}");
+    let (year, month) = (60.0 * 60.0 * 24.0 * 365.0, 60.0 * 60.0 * 24.0 * 30.0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    broker.wait_for_metric(&series("listener"), |ends| ends > now + 10.0 * year);
+    assert_eq!(broker.metric(&series("peers")), 0.0);
+    assert_eq!(broker.metric(&series("api")), 0.0);
+
+    let until = Duration::from_secs_f64(now + month);
+    certificates.certify_until("server", &["localhost"], 2, ExtendedKeyUsagePurpose::ServerAuth, until);
+    broker.wait_for_metric(&series("listener"), |ends| (ends - now - month).abs() < 600.0);
 }
 
 #[test]

@@ -60,6 +60,11 @@ fn nodes_with_certificates_of_one_authority_are_a_cluster_and_one_of_another_is_
     wait_for("they are read again", || {
         cluster.nodes[0].said("certificates for the links between nodes were read again")
     });
+    let renewed = broker_command().args(["cluster", "certs", "--renew"]).arg(&own).args(["--node", "n2"]).output();
+    assert!(renewed.expect("the program runs").status.success());
+    wait_for("they are taken up without a word", || {
+        cluster.nodes[1].said("new certificates for the links between nodes are in use")
+    });
     let foreign_environment = environment(&foreign, "n3");
     cluster.nodes[2].kill();
     cluster.nodes[2].set_environment(foreign_environment);
