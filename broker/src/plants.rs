@@ -67,12 +67,12 @@ pub(crate) const fn is_planted(_: Plant) -> bool {
 /// What another node, known here by a number, wants of a filter.
 #[cfg(not(any(test, feature = "simulation")))]
 #[inline(always)]
-pub(crate) fn note_interest(_: (u64, u16), _: &std::sync::Arc<str>, _: u32) {}
+pub(crate) fn note_interest(_: (u64, u32), _: &std::sync::Arc<str>, _: u32) {}
 
 /// What was noted of it, to be forgotten.
 #[cfg(not(any(test, feature = "simulation")))]
 #[inline(always)]
-pub(crate) fn take_interest(_: (u64, u16)) -> impl Iterator<Item = (std::sync::Arc<str>, u32)> {
+pub(crate) fn take_interest(_: (u64, u32)) -> impl Iterator<Item = (std::sync::Arc<str>, u32)> {
     std::iter::empty()
 }
 
@@ -88,7 +88,7 @@ mod planting {
     use super::Plant;
 
     /// By (node, number of another node there), and filter.
-    type Interest = BTreeMap<(u64, u16), BTreeMap<Arc<str>, u32>>;
+    type Interest = BTreeMap<(u64, u32), BTreeMap<Arc<str>, u32>>;
 
     thread_local! {
         /// A simulation runs on one thread.
@@ -97,7 +97,7 @@ mod planting {
         static INTEREST: RefCell<Interest> = const { RefCell::new(BTreeMap::new()) };
     }
 
-    pub(crate) fn note_interest(of: (u64, u16), filter: &Arc<str>, wanted: u32) {
+    pub(crate) fn note_interest(of: (u64, u32), filter: &Arc<str>, wanted: u32) {
         if is_planted(Plant::DropInterest) {
             INTEREST.with_borrow_mut(|interest| {
                 interest.entry(of).or_default().insert(Arc::clone(filter), wanted);
@@ -105,7 +105,7 @@ mod planting {
         }
     }
 
-    pub(crate) fn take_interest(of: (u64, u16)) -> impl Iterator<Item = (Arc<str>, u32)> {
+    pub(crate) fn take_interest(of: (u64, u32)) -> impl Iterator<Item = (Arc<str>, u32)> {
         INTEREST.with_borrow_mut(|interest| interest.remove(&of).unwrap_or_default()).into_iter()
     }
 

@@ -27,7 +27,7 @@ use crate::router::node_lanes::PeerProcess;
 use crate::router::publish::{Payload, Publication};
 use crate::router::share_settling::{ShareAnswer, ShareKeeper, ShareOrigin, ShareOutcome};
 use crate::router::{Event, Shared};
-use crate::subscription::{Matched, PassedOver, PickStrategy, ShareGroup, ShareTarget, topic_hash};
+use crate::subscription::{Matched, NodeNumber, PassedOver, PickStrategy, ShareGroup, ShareTarget, topic_hash};
 
 /// Stands for whatever node leads a group, in the lanes of outboxes.
 pub(super) const OUTBOXES: NodeId = NodeId(u64::MAX);
@@ -189,7 +189,7 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
 #[derive(Clone, Copy)]
 struct Origin<'a> {
     shared: &'a Shared,
-    node: u16,
+    node: NodeNumber,
     /// The arbiter there; of an outbox, the group.
     number: u16,
     /// It is that of an outbox, whose messages' publishers may be connected here.

@@ -15,6 +15,7 @@ use kentongan_cluster::lane::{Batch, Outgoing};
 use crate::plants::{Plant, is_planted};
 use crate::replicated::command::PickedEntry;
 use crate::replicated::submitter::OutboxTarget;
+use crate::subscription::NodeNumber;
 
 /// Bytes that may wait in one lane before nothing more should be put into it.
 const LANE_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -112,7 +113,7 @@ impl Outboxes {
     }
 
     /// Nobody there waits for anything any more.
-    pub(super) fn on_node_lost(&mut self, node: u16) {
+    pub(super) fn on_node_lost(&mut self, node: NodeNumber) {
         let lost = |(_, target): &(u16, OutboxTarget)| *target == OutboxTarget::Node(node);
         for ((origin, _), lane) in self.lanes.extract_if(.., |key, _| lost(key)) {
             for (_, position) in lane.unanswered {

@@ -20,6 +20,7 @@ use crate::connection_key::ConnectionKey;
 use crate::peers::status::NodeStatus;
 use crate::peers::wire::Resync;
 use crate::plants::{Plant, is_planted};
+use crate::subscription::NodeNumber;
 
 /// What the thread that applies commands is asked beside them.
 #[derive(Debug)]
@@ -162,7 +163,7 @@ pub enum OutboxTarget {
     /// The persistent sessions, or the retained messages, of a group.
     Group(u16),
     /// The transient sessions of another node, by its number in the index.
-    Node(u16),
+    Node(NodeNumber),
 }
 
 /// A connection anywhere in the cluster.

@@ -20,7 +20,7 @@ use crate::metrics::DropReason;
 use crate::replicated::{
     DeliverPersistent, LaneAnswer, Opened, RetainedPage, SubscribedPersistent, UnsubscribedPersistent,
 };
-use crate::subscription::{PassedOver, ShareGroup};
+use crate::subscription::{NodeNumber, PassedOver, ShareGroup};
 
 /// Emptied batches with more memory than this are not kept for others.
 const RECYCLED_BYTES_MAX: usize = 256 * 1024;
@@ -134,7 +134,7 @@ pub enum Event {
     /// Another node says what became of messages that it was handed for its members.
     ShareAnswered {
         /// Its number.
-        node: u16,
+        node: NodeNumber,
         /// One a message.
         answers: Vec<ShareAnswer>,
     },
@@ -159,14 +159,14 @@ pub enum Event {
     /// Another node has handed on what its lane brought.
     NodeAnswered {
         /// Its number.
-        node: u16,
+        node: NodeNumber,
         /// Up to this one.
         number: u64,
     },
     /// Another node refused a batch, for one before it was lost.
     NodeGap {
         /// Its number.
-        node: u16,
+        node: NodeNumber,
         /// Of the batch.
         round: u32,
         /// The last that it has.
@@ -175,17 +175,17 @@ pub enum Event {
     /// The link to another node broke and is there again.
     NodeReset {
         /// Its number.
-        node: u16,
+        node: NodeNumber,
     },
     /// Another node is dead: it is not lost before everybody has confirmed that.
     NodeDead {
         /// Its number.
-        node: u16,
+        node: NodeNumber,
     },
     /// Another node is lost.
     NodeLost {
         /// Its number.
-        node: u16,
+        node: NodeNumber,
     },
     /// Every node has heard of a subscription.
     Barrier {
@@ -333,7 +333,7 @@ impl ArbiterState {
         }
     }
 
-    fn on_share_answered(&mut self, node: u16, answers: Vec<ShareAnswer>) {
+    fn on_share_answered(&mut self, node: NodeNumber, answers: Vec<ShareAnswer>) {
         for answer in answers {
             let Some(kept) = self.settling.on_answer(node, answer) else {
                 continue;
@@ -348,7 +348,7 @@ impl ArbiterState {
     }
 
     /// What a lost node had for its members goes to others, and what it kept to those here for whom it was taken.
-    fn on_share_node_lost(&mut self, node: u16) {
+    fn on_share_node_lost(&mut self, node: NodeNumber) {
         let let_go = self.taking.on_node_lost(node);
         self.hand_to_takers(let_go);
         for kept in self.settling.on_node_lost(node) {

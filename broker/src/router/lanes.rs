@@ -19,6 +19,7 @@ use super::node_lanes::NodeLanes;
 use super::publish::Publication;
 use crate::replicated::command::{self, Command, LaneBatch, LaneMessage, MessageRecord, OutboxSettled, SessionCommand};
 use crate::replicated::{LaneAnswer, PersistentSession, Slots};
+use crate::subscription::NodeNumber;
 
 /// A message whose publisher waits for groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +90,7 @@ pub(super) const SILENT_SECONDS: u32 = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BlockedLane {
     Group(u16),
-    Node(u16),
+    Node(NodeNumber),
 }
 
 /// A publish that every group answered.

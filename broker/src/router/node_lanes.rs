@@ -5,7 +5,7 @@
 //! messages stay in order, and nobody waits for it but the end of a connection.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::BytesMut;
 use kentongan_cluster::lane::Outgoing;
@@ -22,7 +22,7 @@ use crate::peers::PeerFull;
 use crate::peers::plain::PlainMessage;
 use crate::peers::wire::{Forwarded, Messages, NodeMessage, ShareSettled};
 use crate::replicated::command::MessageRecord;
-use crate::subscription::{IndexedNode, ShareGroup};
+use crate::subscription::{IndexedNode, NodeNumber, ShareGroup};
 
 /// Answers that go in one item.
 const SETTLED_AN_ITEM_MAX: usize = 1024;
@@ -40,44 +40,53 @@ pub struct PeerProcess {
 }
 
 /// The small numbers by which the subscription index knows other nodes. One number for each start of a node, never given
-/// twice.
+/// twice: a process that hears of ten starts of others a second has enough for thirteen years.
 #[derive(Debug, Default)]
-pub struct Nodes(RwLock<Vec<PeerProcess>>);
+pub struct Nodes(RwLock<Numbered>);
+
+#[derive(Debug, Default)]
+struct Numbered {
+    numbers: BTreeMap<PeerProcess, NodeNumber>,
+    processes: BTreeMap<NodeNumber, PeerProcess>,
+    next: NodeNumber,
+}
 
 impl Nodes {
     /// The number of a process; given now if it has none.
-    ///
-    /// # Panics
-    /// There are no numbers left: a node would have to see 65,536 starts of others.
-    pub fn number(&self, process: PeerProcess) -> u16 {
+    pub fn number(&self, process: PeerProcess) -> NodeNumber {
+        if let Some(&number) = self.read().numbers.get(&process) {
+            return number;
+        }
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let at = known.iter().position(|other| *other == process).unwrap_or_else(|| {
-            known.push(process);
-            known.len() - 1
-        });
-        assert!(at <= usize::from(u16::MAX), "no more numbers for nodes");
-        at as u16
+        let next = known.next;
+        let number = *known.numbers.entry(process).or_insert(next);
+        if number == next {
+            known.next = next.saturating_add(1);
+            known.processes.insert(next, process);
+        }
+        number
     }
 
     /// A process as the subscription index knows it.
-    ///
-    /// # Panics
-    /// As [`Self::number`].
     pub fn indexed(&self, process: PeerProcess) -> IndexedNode {
         IndexedNode { number: self.number(process), identity: process.node }
     }
 
     /// The numbers of all starts of a node.
     #[must_use]
-    pub fn of(&self, node: u64) -> Vec<u16> {
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        (0..).zip(known.iter()).filter(|(_, process)| process.node == node).map(|(number, _)| number).collect()
+    pub fn of(&self, node: u64) -> Vec<NodeNumber> {
+        let at = |incarnation| PeerProcess { node, incarnation };
+        self.read().numbers.range(at(0)..=at(u64::MAX)).map(|(_, &number)| number).collect()
     }
 
     /// Whose number it is.
     #[must_use]
-    pub fn get(&self, number: u16) -> Option<PeerProcess> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(usize::from(number)).copied()
+    pub fn get(&self, number: NodeNumber) -> Option<PeerProcess> {
+        self.read().processes.get(&number).copied()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Numbered> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -111,20 +120,20 @@ impl NodeLane {
 /// The lanes of an arbiter to other nodes, by the nodes' numbers.
 #[derive(Debug, Default)]
 pub(super) struct NodeLanes {
-    lanes: BTreeMap<u16, NodeLane>,
-    touched: Vec<u16>,
+    lanes: BTreeMap<NodeNumber, NodeLane>,
+    touched: Vec<NodeNumber>,
     /// What the next item of each lane says of messages that came from there.
-    settled: BTreeMap<u16, Vec<ShareSettled>>,
+    settled: BTreeMap<NodeNumber, Vec<ShareSettled>>,
     /// Their numbers are never given again, so nothing may open a lane to them: nobody would answer.
-    lost: BTreeSet<u16>,
+    lost: BTreeSet<NodeNumber>,
     /// Dead, and not lost yet.
-    dead: BTreeSet<u16>,
+    dead: BTreeSet<NodeNumber>,
     /// Something went into this one.
     touched_blocked: Option<BlockedLane>,
 }
 
 impl NodeLanes {
-    fn lane(&mut self, node: u16) -> &mut NodeLane {
+    fn lane(&mut self, node: NodeNumber) -> &mut NodeLane {
         self.lanes.entry(node).or_insert_with(|| NodeLane {
             outgoing: Outgoing::new(NODE_LANE_BYTES_MAX),
             unanswered: VecDeque::new(),
@@ -137,7 +146,7 @@ impl NodeLanes {
     }
 
     /// Something for the lane, whose number it returns. `None`: the node is lost.
-    fn push(&mut self, node: u16, item: impl FnOnce(u64) -> NodeMessage) -> Option<u64> {
+    fn push(&mut self, node: NodeNumber, item: impl FnOnce(u64) -> NodeMessage) -> Option<u64> {
         let number = self.push_with(node, |number, out| {
             // Cannot fail: a `BytesMut` grows.
             let _ = item(number).encode_length_delimited(out);
@@ -147,7 +156,7 @@ impl NodeLanes {
     }
 
     /// The same for what `write` writes, given the number. Whether anybody waits for it is for the caller to say.
-    fn push_with(&mut self, node: u16, write: impl FnOnce(u64, &mut BytesMut)) -> Option<u64> {
+    fn push_with(&mut self, node: NodeNumber, write: impl FnOnce(u64, &mut BytesMut)) -> Option<u64> {
         if self.is_lost(node) {
             return None;
         }
@@ -164,22 +173,22 @@ impl NodeLanes {
         Some(number)
     }
 
-    pub(super) fn is_lost(&self, node: u16) -> bool {
+    pub(super) fn is_lost(&self, node: NodeNumber) -> bool {
         self.lost.contains(&node)
     }
 
     /// Whether what waits for nothing is not sent there: nobody is connected to a dead process, and where nobody answers it
     /// would fill memory.
-    fn drops_qos_0(&self, node: u16) -> bool {
+    fn drops_qos_0(&self, node: NodeNumber) -> bool {
         self.dead.contains(&node) || self.is_blocked(node)
     }
 
-    fn settle(&mut self, node: u16, settled: ShareSettled) {
+    fn settle(&mut self, node: NodeNumber, settled: ShareSettled) {
         self.settled.entry(node).or_default().push(settled);
     }
 
     /// Returns in which lanes all of it stands now, and up to which number.
-    fn push_settled(&mut self) -> SmallVec<[(u16, u64); 4]> {
+    fn push_settled(&mut self) -> SmallVec<[(NodeNumber, u64); 4]> {
         let mut pushed = SmallVec::new();
         for (node, settled) in std::mem::take(&mut self.settled) {
             let numbers = settled.chunks(SETTLED_AN_ITEM_MAX).map(|settled| {
@@ -191,17 +200,17 @@ impl NodeLanes {
     }
 
     /// How much each node has not answered for, by the nodes' numbers.
-    pub(super) fn held(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
+    pub(super) fn held(&self) -> impl Iterator<Item = (NodeNumber, u64)> + '_ {
         self.lanes.iter().map(|(&node, lane)| (node, (lane.outgoing.next_number() - 1).saturating_sub(lane.answered)))
     }
 
     /// Whether publishers should pause until nodes have answered. One that is dead or silent may do so never.
     pub(super) fn is_paused(&self) -> bool {
-        let may_answer = |node: &u16, lane: &NodeLane| !lane.is_silent() && !self.dead.contains(node);
+        let may_answer = |node: &NodeNumber, lane: &NodeLane| !lane.is_silent() && !self.dead.contains(node);
         self.lanes.iter().any(|(node, lane)| lane.outgoing.is_paused() && may_answer(node, lane))
     }
 
-    pub(super) fn is_blocked(&self, node: u16) -> bool {
+    pub(super) fn is_blocked(&self, node: NodeNumber) -> bool {
         self.lanes.get(&node).is_some_and(NodeLane::is_blocked)
     }
 
@@ -226,7 +235,7 @@ impl NodeLanes {
     }
 
     /// The lanes that made no progress since this was asked last; they try again.
-    fn stuck(&mut self) -> Vec<u16> {
+    fn stuck(&mut self) -> Vec<NodeNumber> {
         let mut stuck = Vec::new();
         for (&node, lane) in &mut self.lanes {
             if !lane.outgoing.is_settled() && lane.answered == lane.answered_before {
@@ -268,7 +277,7 @@ impl Lanes {
     /// `shares`. Returns its number in the lane; `None`: the node is lost, or answers nothing and the message is of QoS 0.
     pub(super) fn publish_to_node(
         &mut self,
-        node: u16,
+        node: NodeNumber,
         publication: &mut Publication<'_>,
         direct: bool,
         shares: &[Arc<ShareGroup>],
@@ -316,7 +325,7 @@ impl Lanes {
     }
 
     /// A node handed on everything up to `number`.
-    pub(super) fn on_node_answer(&mut self, node: u16, number: u64, settled: &mut Vec<Settled>) {
+    pub(super) fn on_node_answer(&mut self, node: NodeNumber, number: u64, settled: &mut Vec<Settled>) {
         let Some(lane) = self.nodes.lanes.get_mut(&node) else {
             return;
         };
@@ -332,7 +341,7 @@ impl Lanes {
     }
 
     /// A node is dead: nobody is connected there, but groups and other nodes may not have heard of it.
-    pub(super) fn on_node_dead(&mut self, node: u16) {
+    pub(super) fn on_node_dead(&mut self, node: NodeNumber) {
         if !self.nodes.is_lost(node) {
             self.nodes.dead.insert(node);
         }
@@ -362,7 +371,7 @@ impl Lanes {
     }
 
     /// A node is lost: nobody there waits for anything.
-    pub(super) fn on_node_lost(&mut self, node: u16, settled: &mut Vec<Settled>) {
+    pub(super) fn on_node_lost(&mut self, node: NodeNumber, settled: &mut Vec<Settled>) {
         self.nodes.lost.insert(node);
         self.nodes.dead.remove(&node);
         self.nodes.settled.remove(&node);
@@ -389,13 +398,13 @@ impl ArbiterState {
     }
 
     /// A node has answered: if it was silent, it gets some of what waited for that.
-    pub(super) fn go_on_after_answer(&mut self, node: u16) {
+    pub(super) fn go_on_after_answer(&mut self, node: NodeNumber) {
         if self.lanes.nodes.lanes.get(&node).is_some_and(|lane| lane.outgoing.is_trying()) {
             self.send_node_lane(node);
         }
     }
 
-    fn send_node_lane(&mut self, node: u16) {
+    fn send_node_lane(&mut self, node: NodeNumber) {
         let Some(cluster) = &self.shared.cluster else {
             return;
         };
@@ -427,7 +436,7 @@ impl ArbiterState {
     }
 
     /// A node refused a batch, because one before it was lost.
-    pub(super) fn on_node_gap(&mut self, node: u16, round: u32, last: u64) {
+    pub(super) fn on_node_gap(&mut self, node: NodeNumber, round: u32, last: u64) {
         if let Some(lane) = self.lanes.nodes.lanes.get_mut(&node) {
             // One that has forgotten what it answered is another process: it will be found lost.
             if lane.outgoing.on_gap(round, last).is_ok() {
@@ -437,7 +446,7 @@ impl ArbiterState {
     }
 
     /// The link to a node broke and is there again.
-    pub(super) fn on_node_reset(&mut self, node: u16) {
+    pub(super) fn on_node_reset(&mut self, node: NodeNumber) {
         if let Some(lane) = self.lanes.nodes.lanes.get_mut(&node) {
             lane.outgoing.on_reset();
             self.send_node_lane(node);
@@ -460,6 +469,22 @@ mod tests {
     use super::*;
     use crate::message::MessageIdentity;
     use crate::router::publish::Payload;
+
+    /// A node that fails to stay up is started again every few minutes, for as long as others run.
+    #[test]
+    fn every_start_of_a_node_has_a_number_of_its_own() {
+        const STARTS: u64 = 70_000;
+        let nodes = Nodes::default();
+        let start = |incarnation| PeerProcess { node: 1 + incarnation % 2, incarnation };
+        let given: BTreeSet<NodeNumber> = (0..STARTS).map(|incarnation| nodes.number(start(incarnation))).collect();
+        assert_eq!(given.len() as u64, STARTS);
+        for incarnation in [0, 65_535, 65_536, STARTS - 1] {
+            let number = nodes.number(start(incarnation));
+            assert_eq!(nodes.get(number), Some(start(incarnation)), "and it keeps it");
+        }
+        assert_eq!(nodes.of(2).len() as u64, STARTS / 2);
+        assert_eq!(nodes.get(STARTS as NodeNumber), None);
+    }
 
     fn publication(qos: QoS) -> Publication<'static> {
         Publication {

@@ -27,7 +27,7 @@ use crate::session::SessionError;
 use crate::session::acknowledgements::Verdict;
 use crate::session::handshake::Refusal;
 use crate::session::inbound::PublishStep;
-use crate::subscription::{CachedMatch, PassedOver, PickStrategy, ShareGroup, ShareTarget};
+use crate::subscription::{CachedMatch, NodeNumber, PassedOver, PickStrategy, ShareGroup, ShareTarget};
 use crate::watching::trace::Traced;
 
 /// The bytes of an Application Message: a slice that lives for this turn, and its owner if it has one.
@@ -144,7 +144,7 @@ struct Asked<'a> {
 }
 
 /// The nodes that were picked for a member of a shared subscription.
-type Elsewhere = SmallVec<[(u16, Arc<ShareGroup>); 2]>;
+type Elsewhere = SmallVec<[(NodeNumber, Arc<ShareGroup>); 2]>;
 
 /// What became of a publication when it was routed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -700,11 +700,11 @@ impl ArbiterState {
     fn route_to_nodes(
         &mut self,
         publication: &mut Publication<'_>,
-        direct: impl Iterator<Item = u16>,
+        direct: impl Iterator<Item = NodeNumber>,
         members: &Elsewhere,
         given_back: u8,
     ) -> bool {
-        let mut nodes: SmallVec<[(u16, bool); 4]> = direct.map(|node| (node, true)).collect();
+        let mut nodes: SmallVec<[(NodeNumber, bool); 4]> = direct.map(|node| (node, true)).collect();
         for &(node, _) in members {
             if nodes.iter().all(|&(known, _)| known != node) {
                 nodes.push((node, false));
@@ -730,7 +730,7 @@ impl ArbiterState {
     fn keep_for_members(
         &mut self,
         publication: &mut Publication<'_>,
-        (node, number): (u16, u64),
+        (node, number): (NodeNumber, u64),
         shares: SmallVec<[Arc<ShareGroup>; 2]>,
         given_back: u8,
     ) {

@@ -45,7 +45,7 @@ use hashbrown::HashMap;
 use crate::connection_key::ConnectionKey;
 use crate::message::Message;
 use crate::session::outbound::Full;
-use crate::subscription::ShareGroup;
+use crate::subscription::{NodeNumber, ShareGroup};
 
 /// Messages that an arbiter keeps from which on some shared subscriptions of some nodes get no more; see
 /// [`ShareSettling::full`]. More than waits for one member by default, so that its own queue says what gives way.
@@ -89,7 +89,7 @@ pub enum ShareKeeper {
     /// An arbiter of another node.
     Arbiter {
         /// The node.
-        node: u16,
+        node: NodeNumber,
         /// The arbiter there.
         arbiter: u16,
     },
@@ -118,7 +118,7 @@ impl Taken {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum TellingLane {
     /// To the node of the arbiter that keeps it.
-    Node(u16),
+    Node(NodeNumber),
     /// To the group in whose outbox it is.
     Group(u16),
 }
@@ -127,7 +127,7 @@ pub(super) enum TellingLane {
 #[derive(Debug, Default)]
 pub(super) struct ShareTaking {
     /// What other nodes are told of when the turn ends, by node.
-    untold: BTreeMap<u16, Vec<Taken>>,
+    untold: BTreeMap<NodeNumber, Vec<Taken>>,
     /// By the lane, and the number in it behind which it may go on.
     told: BTreeMap<(TellingLane, u64), Vec<Taken>>,
     messages: usize,
@@ -151,13 +151,13 @@ impl ShareTaking {
     }
 
     /// The node that has it is told when the turn ends.
-    pub(super) fn take_from_node(&mut self, node: u16, taken: Taken) {
+    pub(super) fn take_from_node(&mut self, node: NodeNumber, taken: Taken) {
         self.added(&taken);
         self.untold.entry(node).or_default().push(taken);
     }
 
     /// The node is told, of all so far, by what stands in the lane up to `number`.
-    pub(super) fn on_told(&mut self, node: u16, number: u64) {
+    pub(super) fn on_told(&mut self, node: NodeNumber, number: u64) {
         if let Some(taken) = self.untold.remove(&node) {
             self.told.entry((TellingLane::Node(node), number)).or_default().extend(taken);
         }
@@ -175,7 +175,7 @@ impl ShareTaking {
     }
 
     /// The node is lost, so nobody else picks what it kept. Returns what may go on.
-    pub(super) fn on_node_lost(&mut self, node: u16) -> Vec<Taken> {
+    pub(super) fn on_node_lost(&mut self, node: NodeNumber) -> Vec<Taken> {
         let mut taken = self.on_answer(TellingLane::Node(node), u64::MAX);
         let untold = self.untold.remove(&node).unwrap_or_default();
         self.removed(&untold);
@@ -241,7 +241,7 @@ impl Kept {
 }
 
 /// A shared subscription and a node with members of it, while something is kept for them.
-type NodeShare = (u16, usize);
+type NodeShare = (NodeNumber, usize);
 
 fn address(share: &Arc<ShareGroup>) -> usize {
     Arc::as_ptr(share).addr()
@@ -269,7 +269,7 @@ impl Load {
 /// All that an arbiter keeps, by (node, number in the lane to it, which shared subscription of that item).
 #[derive(Debug, Default)]
 pub(super) struct ShareSettling {
-    kept: BTreeMap<(u16, u64, u16), Kept>,
+    kept: BTreeMap<(NodeNumber, u64, u16), Kept>,
     total: Load,
     /// Of `total`, whom it is for. What is kept holds the group, so that an address names one as long as it stands here.
     loads: HashMap<NodeShare, Load, foldhash::fast::RandomState>,
@@ -279,7 +279,7 @@ impl ShareSettling {
     /// The bound that the node may get no more within for its members of a shared subscription. What is kept for all together
     /// is shared out evenly from a mark on: whoever has less than its part is not kept from it by others that have more, and
     /// twice as much is never kept.
-    pub(super) fn full(&self, node: u16, share: &Arc<ShareGroup>) -> Option<Full> {
+    pub(super) fn full(&self, node: NodeNumber, share: &Arc<ShareGroup>) -> Option<Full> {
         let Load { messages, bytes } = self.total;
         if messages < KEPT_MESSAGES_MAX && bytes < KEPT_BYTES_MAX {
             return None;
@@ -296,14 +296,14 @@ impl ShareSettling {
     }
 
     /// The message stands in the lane to `node`.
-    pub(super) fn keep(&mut self, node: u16, number: u64, share: u16, kept: Kept) {
+    pub(super) fn keep(&mut self, node: NodeNumber, number: u64, share: u16, kept: Kept) {
         self.total.add(&kept);
         self.loads.entry((node, address(&kept.share))).or_default().add(&kept);
         self.kept.insert((node, number, share), kept);
     }
 
     /// The node answers for a message, which is kept no more. `None`: it was not.
-    pub(super) fn on_answer(&mut self, node: u16, answer: ShareAnswer) -> Option<Kept> {
+    pub(super) fn on_answer(&mut self, node: NodeNumber, answer: ShareAnswer) -> Option<Kept> {
         let mut kept = self.kept.remove(&(node, answer.number, answer.share))?;
         self.removed(node, &kept);
         if answer.outcome == ShareOutcome::GivenBack {
@@ -313,7 +313,7 @@ impl ShareSettling {
     }
 
     /// The node is lost. Returns what it had, in order.
-    pub(super) fn on_node_lost(&mut self, node: u16) -> Vec<Kept> {
+    pub(super) fn on_node_lost(&mut self, node: NodeNumber) -> Vec<Kept> {
         let of_node = self.kept.extract_if((node, 0, 0)..=(node, u64::MAX, u16::MAX), |_, _| true);
         let left: Vec<Kept> = of_node.map(|(_, kept)| kept).collect();
         for kept in &left {
@@ -323,11 +323,11 @@ impl ShareSettling {
     }
 
     /// This node is lost itself. Returns what it kept, each with the node that has it.
-    pub(super) fn take_all(&mut self) -> impl Iterator<Item = (u16, Kept)> + use<> {
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = (NodeNumber, Kept)> + use<> {
         std::mem::take(self).kept.into_iter().map(|((node, ..), kept)| (node, kept))
     }
 
-    fn removed(&mut self, node: u16, kept: &Kept) {
+    fn removed(&mut self, node: NodeNumber, kept: &Kept) {
         self.total.remove(kept);
         let of = (node, address(&kept.share));
         if let Some(load) = self.loads.get_mut(&of) {

@@ -17,8 +17,8 @@ use crate::replicated::state::inspect::HeldSession;
 use crate::router::inspect::HeldClient;
 use crate::router::node_lanes::PeerProcess;
 use crate::subscription::{
-    IndexedNode, InterestKind, Matched, NodeInterest, ShareMember, ShareSessions, ShareTarget, SubscriptionIndex,
-    Target, topic_hash,
+    IndexedNode, InterestKind, Matched, NodeInterest, NodeNumber, ShareMember, ShareSessions, ShareTarget,
+    SubscriptionIndex, Target, topic_hash,
 };
 
 /// What the cluster says of itself.
@@ -195,7 +195,7 @@ fn expected_index(process: &Process, served: &[Served], wants: &[GroupWants]) ->
     let index = SubscriptionIndex::new();
     let cluster = process.shared.cluster.as_ref();
     let here = cluster.map_or(0, |cluster| cluster.node);
-    let mut elsewhere: BTreeMap<(u16, &str), (IndexedNode, NodeInterest)> = BTreeMap::new();
+    let mut elsewhere: BTreeMap<(NodeNumber, &str), (IndexedNode, NodeInterest)> = BTreeMap::new();
     for Served { node, incarnation, client } in served {
         for (filter, own) in &client.subscriptions {
             let of_group = client.persistent && own.options.qos != QoS::AtMostOnce;

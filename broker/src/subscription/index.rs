@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 
 use super::interest::{NodeInterest, ShareSessions};
 use super::shard::{Change, Shard};
-use super::share::{IndexedNode, ShareGroup, ShareMember, ShareTarget, Told};
+use super::share::{IndexedNode, NodeNumber, ShareGroup, ShareMember, ShareTarget, Told};
 use super::trie::{FilterValue, WildcardTrie};
 use super::{Place, SHARDS, first_level_shard, shard_of, topic_hash};
 
@@ -35,16 +35,16 @@ pub enum Target {
     Group(u16),
     /// Another node, whose clients want messages of any QoS directly: by its number in
     /// [`crate::router::node_lanes::Nodes`].
-    Node(u16),
+    Node(NodeNumber),
     /// Another node, whose clients want only those of QoS 0 directly.
-    NodeQos0(u16),
+    NodeQos0(NodeNumber),
 }
 
 /// Another node that wants a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MatchedNode {
     /// Its number.
-    pub node: u16,
+    pub node: NodeNumber,
     /// It gets what has a QoS by the groups of its sessions.
     pub qos0_only: bool,
 }
@@ -135,7 +135,7 @@ impl Matched {
 
     /// The other nodes that a message of this QoS is sent to, for their clients.
     #[inline]
-    pub fn nodes_for(&self, qos: QoS) -> impl Iterator<Item = u16> + '_ {
+    pub fn nodes_for(&self, qos: QoS) -> impl Iterator<Item = NodeNumber> + '_ {
         self.nodes
             .iter()
             .filter(move |matched| qos == QoS::AtMostOnce || !matched.qos0_only)
@@ -180,7 +180,7 @@ impl Matched {
         }
     }
 
-    fn add_node(&mut self, node: u16, qos0_only: bool) {
+    fn add_node(&mut self, node: NodeNumber, qos0_only: bool) {
         match self.nodes.binary_search_by_key(&node, |matched| matched.node) {
             // By several filters: who wants any QoS by one of them wants it.
             Ok(at) => self.nodes[at].qos0_only &= qos0_only,

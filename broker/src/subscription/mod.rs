@@ -32,8 +32,8 @@ pub use index::{ARBITERS_MAX, ArbiterSet, Matched, MatchedNode, SubscriptionInde
 pub use interest::{InterestKind, NodeInterest, ShareSessions};
 pub use local::{Identifiers, LocalMatch, LocalStamp, LocalSubscription, LocalSubscriptions, Merged};
 pub use share::{
-    IndexedNode, LEAST_IN_FLIGHT_COMPARED_MAX, PassedOver, PickStrategy, ShareGroup, ShareMember, ShareTarget, mix,
-    name_hash,
+    IndexedNode, LEAST_IN_FLIGHT_COMPARED_MAX, NodeNumber, PassedOver, PickStrategy, ShareGroup, ShareMember,
+    ShareTarget, mix, name_hash,
 };
 pub(crate) use trie::{FilterValue, WildcardTrie};
 

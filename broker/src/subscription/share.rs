@@ -80,7 +80,7 @@ pub enum ShareTarget {
     /// Another node, which picks among its connections. Weighs as many members as it says it has.
     Node {
         /// Its number.
-        node: u16,
+        node: NodeNumber,
     },
 }
 
@@ -93,7 +93,7 @@ pub enum PassedOver {
     /// A connection, which is gone.
     Connection(u64),
     /// A node, which had no member any more. It may have one by now, so it is picked if there is nobody else.
-    Node(u16),
+    Node(NodeNumber),
 }
 
 /// One member, as it joins. For each persistent session of a group, [`ShareTarget::Session`] joins once.
@@ -116,11 +116,15 @@ pub(super) enum Told {
     Group(u16, ShareSessions),
 }
 
+/// The number by which this process knows one start of another node. Never given twice, so it must not be a small one: where a node
+/// fails to stay up, it is started again every few minutes, and others may run for years.
+pub type NodeNumber = u32;
+
 /// Another node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IndexedNode {
     /// By which this process knows this start of it.
-    pub number: u16,
+    pub number: NodeNumber,
     /// By which everybody knows it, whenever it was started.
     pub identity: u64,
 }
@@ -362,7 +366,7 @@ impl ShareGroup {
         topic_hash: u64,
         passed_over: PassedOver,
         online_only: bool,
-        is_dead: &dyn Fn(u16) -> bool,
+        is_dead: &dyn Fn(NodeNumber) -> bool,
     ) -> Option<ShareTarget> {
         let asked = Asked { passed_over, online_only, here: false, is_dead };
         self.with(|members| self.pick_among(members, strategy, publisher, topic_hash, asked))
@@ -437,14 +441,14 @@ impl ShareGroup {
     }
 
     /// A message was handed to another node for a member there.
-    pub fn began_at_node(&self, node: u16) {
+    pub fn began_at_node(&self, node: NodeNumber) {
         self.with_node(node, |handed| {
             handed.fetch_add(1, Ordering::Relaxed);
         });
     }
 
     /// It is settled there, or given back.
-    pub fn ended_at_node(&self, node: u16) {
+    pub fn ended_at_node(&self, node: NodeNumber) {
         self.with_node(node, |handed| {
             let less = |count: u32| count.checked_sub(1);
             let _ = handed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
@@ -556,7 +560,7 @@ impl ShareGroup {
         look(&self.members.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn with_node(&self, node: u16, act: impl FnOnce(&AtomicU32)) {
+    fn with_node(&self, node: NodeNumber, act: impl FnOnce(&AtomicU32)) {
         self.with(|members| {
             if let Some(of_node) = members.nodes.iter().find(|of_node| of_node.node.number == node) {
                 act(&of_node.handed);
@@ -586,7 +590,7 @@ fn key_of(target: &ShareTarget) -> u64 {
 const ASKED_MAX: usize = 64;
 
 const SESSION_KEY: u64 = 0xFFFF_FFFF_FFFF_0000;
-const NODE_KEY: u64 = 0xFFFF_FFFF_FFFE_0000;
+const NODE_KEY: u64 = 0xFFFF_FFFE_0000_0000;
 
 /// What a pick is for.
 #[derive(Clone, Copy)]
@@ -595,7 +599,7 @@ struct Asked<'a> {
     online_only: bool,
     /// Only connections of this node.
     here: bool,
-    is_dead: &'a dyn Fn(u16) -> bool,
+    is_dead: &'a dyn Fn(NodeNumber) -> bool,
 }
 
 /// Those who may be picked for one message, each as often as it weighs.
@@ -609,9 +613,9 @@ struct Candidates<'a> {
     /// What the members of a node weigh.
     nodes: fn(&OfNode) -> u32,
     /// The node that weighs nothing all the same.
-    passed_over: Option<u16>,
+    passed_over: Option<NodeNumber>,
     /// Neither do those.
-    is_dead: &'a dyn Fn(u16) -> bool,
+    is_dead: &'a dyn Fn(NodeNumber) -> bool,
     weight: u64,
 }
 
@@ -709,7 +713,7 @@ impl<'a> Candidates<'a> {
             return Some(ShareTarget::Session { group });
         }
         if key >= NODE_KEY {
-            let is_it = |of_node: &&OfNode| of_node.node.number == key as u16 && self.of_node(of_node) > 0;
+            let is_it = |of_node: &&OfNode| of_node.node.number == key as NodeNumber && self.of_node(of_node) > 0;
             return self.members.nodes.iter().find(is_it).map(OfNode::target);
         }
         let position = *self.members.positions.get(&key)? as usize;

@@ -68,7 +68,7 @@ fn member(connection: u64) -> ShareMember {
     }
 }
 
-fn indexed(number: u16) -> IndexedNode {
+fn indexed(number: NodeNumber) -> IndexedNode {
     IndexedNode { number, identity: u64::from(number) + 100 }
 }
 
@@ -159,7 +159,11 @@ fn check_global(index: &SubscriptionIndex, naive: &BTreeMap<(String, u64), u32>,
         }
     }
     nodes_qos0.extend(&nodes);
-    for list in [&mut arbiters, &mut groups, &mut nodes, &mut nodes_qos0] {
+    for list in [&mut arbiters, &mut groups] {
+        list.sort_unstable();
+        list.dedup();
+    }
+    for list in [&mut nodes, &mut nodes_qos0] {
         list.sort_unstable();
         list.dedup();
     }
@@ -304,7 +308,7 @@ proptest! {
         index.subscribe("a/b", Target::Arbiter(1));
         let mut values: BTreeMap<(usize, u16, bool), u32> = BTreeMap::new();
         let say = |key: (usize, u16, bool), old, new| match key {
-            (filter, who, true) => index.set_node(FILTERS[filter], indexed(who), old, new),
+            (filter, who, true) => index.set_node(FILTERS[filter], indexed(who.into()), old, new),
             (filter, who, false) => index.set_group(FILTERS[filter], who, old, new),
         };
         for (filter, who, node, value) in steps {
@@ -317,8 +321,9 @@ proptest! {
                 let wants = |who: &u16| (0..3).any(|filter| values.get(&(filter, *who, node)).is_some_and(|value| wants(*value)));
                 (0..2).filter(wants).collect()
             };
-            prop_assert_eq!(found.nodes_for(QoS::AtMostOnce).collect::<Vec<_>>(), plain(true, |value| value > 0));
-            prop_assert_eq!(found.nodes_for(QoS::ExactlyOnce).collect::<Vec<_>>(), plain(true, |value| value >> 16 > 0));
+            let nodes = |qos| found.nodes_for(qos).map(|node| node as u16).collect::<Vec<_>>();
+            prop_assert_eq!(nodes(QoS::AtMostOnce), plain(true, |value| value > 0));
+            prop_assert_eq!(nodes(QoS::ExactlyOnce), plain(true, |value| value >> 16 > 0));
             prop_assert_eq!(found.groups.to_vec(), plain(false, |value| value > 0));
             for (shared, name) in FILTERS.iter().enumerate().skip(3) {
                 let members: u32 = values
@@ -747,7 +752,7 @@ fn sessions_are_picked_by_their_group() {
     assert_eq!(share.len(), 1);
 }
 
-fn with_nodes(members: &[(u16, NodeInterest)]) -> (SubscriptionIndex, std::sync::Arc<ShareGroup>) {
+fn with_nodes(members: &[(NodeNumber, NodeInterest)]) -> (SubscriptionIndex, std::sync::Arc<ShareGroup>) {
     let index = SubscriptionIndex::new();
     for &(node, interest) in members {
         index.set_node("$share/g/a", indexed(node), 0, interest.to_value());
@@ -756,7 +761,7 @@ fn with_nodes(members: &[(u16, NodeInterest)]) -> (SubscriptionIndex, std::sync:
     (index, share)
 }
 
-const fn node(node: u16) -> ShareTarget {
+const fn node(node: NodeNumber) -> ShareTarget {
     ShareTarget::Node { node }
 }
 
@@ -766,12 +771,31 @@ fn nodes_weigh_by_their_members() {
     let interest = |any, qos0_only| NodeInterest { any, qos0_only };
     let (_index, share) = with_nodes(&[(1, interest(1, 3)), (2, interest(2, 0)), (3, interest(0, 1))]);
     assert_eq!(share.len(), 7);
-    let picks = |online_only, of: u16| {
+    let picks = |online_only, of: NodeNumber| {
         let picks = (0..21).map(|_| share.pick(PickStrategy::RoundRobin, 0, 0, PassedOver::Nobody, online_only));
         picks.filter(|picked| *picked == Some(node(of))).count()
     };
     assert_eq!([1, 2, 3].map(|of| picks(false, of)), [7, 14, 0]);
     assert_eq!([1, 2, 3].map(|of| picks(true, of)), [12, 6, 3]);
+}
+
+/// A process that runs for years may have heard of more starts of other nodes than 16 bits can number.
+#[test]
+fn nodes_with_high_numbers_are_told_apart() {
+    const HIGH: NodeNumber = u16::MAX as NodeNumber + 2;
+    let one = NodeInterest { any: 1, qos0_only: 0 };
+    let (index, share) = with_nodes(&[(1, one), (HIGH, one)]);
+    index.set_node("a", indexed(HIGH), 0, one.to_value());
+    assert_eq!(matched(&index, "a").nodes_for(QoS::AtLeastOnce).collect::<Vec<_>>(), [HIGH]);
+    for gone in [HIGH, 1] {
+        let stays = HIGH + 1 - gone;
+        index.set_node("$share/g/a", indexed(gone), one.to_value(), 0);
+        for strategy in STRATEGIES {
+            let picks = (0..3).map(|_| share.pick(strategy, 1, 2, PassedOver::Nobody, false));
+            assert!(picks.into_iter().all(|picked| picked == Some(node(stays))), "{strategy:?}");
+        }
+        index.set_node("$share/g/a", indexed(gone), 0, one.to_value());
+    }
 }
 
 /// What is spread is spread among the members here, and groups, as long as somebody is connected here. What another node
@@ -818,7 +842,8 @@ fn the_dead_are_not_picked() {
     let (index, share) = with_nodes(&[(1, one), (2, one), (3, one)]);
     for strategy in STRATEGIES {
         for passed_over in [PassedOver::Nobody, PassedOver::Node(1), PassedOver::Node(3)] {
-            let pick = |is_dead: &dyn Fn(u16) -> bool| share.pick_living(strategy, 1, 2, passed_over, false, is_dead);
+            let pick =
+                |is_dead: &dyn Fn(NodeNumber) -> bool| share.pick_living(strategy, 1, 2, passed_over, false, is_dead);
             assert_eq!(pick(&|node| node != 3), Some(node(3)), "{strategy:?}");
             assert_eq!(pick(&|_| true), None, "{strategy:?}");
         }
@@ -877,9 +902,9 @@ fn all_nodes_lead_a_key_to_the_same_member() {
         share: std::sync::Arc<ShareGroup>,
         /// By their numbers, from the first on.
         others: [u64; 2],
-        first_number: u16,
+        first_number: NodeNumber,
     }
-    let node = |identity: u64, connections: &[u64], others: [(u64, u32); 2], first_number: u16| {
+    let node = |identity: u64, connections: &[u64], others: [(u64, u32); 2], first_number: NodeNumber| {
         let index = SubscriptionIndex::new();
         for &connection in connections {
             index.join_share("g", "a", ShareMember { node: identity, ..member(connection) });
@@ -903,7 +928,7 @@ fn all_nodes_lead_a_key_to_the_same_member() {
         let Some(ShareTarget::Node { node: number }) = picked else {
             return picked;
         };
-        let there = node.others[usize::from(number - node.first_number)];
+        let there = node.others[(number - node.first_number) as usize];
         let there = nodes.iter().find(|node| node.identity == there)?;
         there.share.pick_here(PickStrategy::HashTopic, 0, key, PassedOver::Nobody, false)
     };

@@ -25,7 +25,7 @@ use crate::replicated::submitter::OutboxTarget;
 use crate::router::node_lanes::PeerProcess;
 use crate::router::share_settling::ShareOrigin;
 use crate::router::{Event, Shared};
-use crate::subscription::{Matched, PassedOver, PickStrategy, ShareGroup, ShareTarget, topic_hash};
+use crate::subscription::{Matched, NodeNumber, PassedOver, PickStrategy, ShareGroup, ShareTarget, topic_hash};
 
 impl Machine {
     /// Routes what may be routed. What was matched counts only under a lease that is looked at afterwards: without one the
@@ -112,8 +112,8 @@ impl Machine {
         };
         // The index knows the dead until they are lost.
         let state = &self.groups[&origin];
-        let process = |number: u16| nodes.and_then(|nodes| nodes.get(number));
-        let is_dead = |number: u16| process(number).is_some_and(|of| state.is_fenced(of.node, of.incarnation));
+        let process = |number: NodeNumber| nodes.and_then(|nodes| nodes.get(number));
+        let is_dead = |number: NodeNumber| process(number).is_some_and(|of| state.is_fenced(of.node, of.incarnation));
         let target = match share.pick_living(strategy, publisher, topic, passed_over, online_only, &is_dead) {
             Some(ShareTarget::Connection { .. }) => Some(own_process(shared)),
             Some(ShareTarget::Session { group }) => Some(PickTarget::Group(group)),
@@ -299,7 +299,7 @@ struct Targets {
     arbiters: Vec<u16>,
     /// `$share/NAME/FILTER`, for a member here.
     member_here: Option<Arc<str>>,
-    nodes: BTreeSet<u16>,
+    nodes: BTreeSet<NodeNumber>,
     /// For a member at the node; else it is for all there who subscribe.
     share: Option<Arc<str>>,
     groups: BTreeMap<u16, LaneMessage>,

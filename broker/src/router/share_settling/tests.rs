@@ -42,7 +42,9 @@ use crate::session::acknowledgements::Acknowledgements;
 use crate::session::alias::{InboundAliases, OutboundAliases};
 use crate::session::inbound::Inbound;
 use crate::session::outbound::{DropPolicy, Outbound, OutboundLimits, Stage};
-use crate::subscription::{IndexedNode, NodeInterest, PassedOver, PickStrategy, ShareSessions, ShareTarget};
+use crate::subscription::{
+    IndexedNode, NodeInterest, NodeNumber, PassedOver, PickStrategy, ShareSessions, ShareTarget,
+};
 
 const SHARE: &str = "$share/g/t";
 const ARBITERS: u16 = 2;
@@ -122,7 +124,7 @@ impl Node {
     }
 
     /// The number by which it knows another one.
-    fn number(&self, of: u64) -> u16 {
+    fn number(&self, of: u64) -> NodeNumber {
         self.indexed(of).number
     }
 
