@@ -226,6 +226,22 @@ mod tests {
         assert_eq!(proxied.said_address(), Some("192.0.2.8:50001".parse().unwrap()));
     }
 
+    /// Abuse: [bans]
+    #[test]
+    fn a_banned_client_is_closed_before_what_lies_behind_the_header_is_read() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let outcome = runtime.block_on(async {
+            let (mut proxied, mut balancer) = ends(false, None).await;
+            let Stage::Header(header) = &proxied.stage else { panic!("nothing was read yet") };
+            header.shared.bans.set([("address:192.0.2.8", 0)].into_iter());
+            balancer.write_all(STREAM).await.unwrap();
+            let mut bytes = [0; 100];
+            let mut buffer = ReadBuf::new(&mut bytes);
+            poll_fn(|cx| proxied.poll_read(cx, &mut buffer)).await
+        });
+        assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    }
+
     /// Whatever comes first is held against the time for handshakes, if there is one to come.
     #[test]
     fn the_header_counts_as_the_beginning_of_the_handshake_behind_it() {
