@@ -8,9 +8,11 @@ mod man;
 mod package;
 mod peer;
 
-use std::path::PathBuf;
+use std::env;
+use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
@@ -45,6 +47,9 @@ enum Command {
         /// Write the file anew instead.
         #[arg(long)]
         update: bool,
+        /// Only build the program that counts.
+        #[arg(long, conflicts_with = "update")]
+        build: bool,
     },
     /// Write the Rust of the peer link from its protobuf.
     Peer {
@@ -68,7 +73,8 @@ fn main() -> ExitCode {
         Command::Docs { check } => docs::run(check),
         Command::Conformance { check } => conformance::run(check),
         Command::Abuse { check } => abuse::run(check),
-        Command::Instructions { update } => instructions(update),
+        Command::Instructions { build: true, .. } => build_instructions(),
+        Command::Instructions { update, build: false } => instructions(update),
         Command::Peer { check } => peer::run(check),
         Command::Package { directory } => package::run(&directory),
         Command::Verify => verify(),
@@ -93,13 +99,34 @@ fn verify() -> anyhow::Result<()> {
     cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
 }
 
-/// The program that counts is built like what it counts, and not like this one.
-fn instructions(update: bool) -> anyhow::Result<()> {
-    let mut arguments = vec!["run", "--locked", "--profile", "counting", "--package", "instructions", "--", "compare"];
-    if update {
-        arguments.push("--update");
-    }
+/// What is counted, and what counts.
+const COUNTED: [&str; 4] = ["kentongan", "kentongan-cluster", "kentongan-proto", "instructions"];
+
+/// The program that counts is built like what it counts, and not like this one: as in the profile `quick`, whose dependencies it
+/// shares. But each crate that is counted is one unit, so that a count changes with the code and not with how its crate was
+/// divided; and it is without what only simulations have.
+fn build_instructions() -> anyhow::Result<()> {
+    let units = COUNTED.map(|package| format!("profile.quick.package.{package}.codegen-units=1"));
+    let mut arguments = vec!["build", "--locked", "--profile", "quick", "--bin", "instructions"];
+    // All but what has them: features of dependencies are then those of the whole workspace, for which they are built anyway.
+    arguments.extend(["--workspace", "--exclude", "kentongan-sim"]);
+    arguments.extend(units.iter().flat_map(|unit| ["--config", unit]));
     cargo(&arguments)
+}
+
+fn instructions(update: bool) -> anyhow::Result<()> {
+    build_instructions()?;
+    let mut program = process::Command::new(quick_directory()?.join("instructions"));
+    let status = program.arg("compare").args(update.then_some("--update")).status()?;
+    anyhow::ensure!(status.success(), "the instructions were not counted, or are not those of instructions/counts.tsv");
+    Ok(())
+}
+
+/// Where programs of that profile are: this one lies in such a directory beside it.
+fn quick_directory() -> anyhow::Result<PathBuf> {
+    let program = env::current_exe()?;
+    let target = program.parent().and_then(Path::parent);
+    Ok(target.with_context(|| format!("{} is no program that cargo built", program.display()))?.join("quick"))
 }
 
 fn fix() -> anyhow::Result<()> {
