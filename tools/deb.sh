@@ -4,6 +4,7 @@
 #   cargo build --locked --release --package kentongan --bin kentongan
 #   tools/deb.sh                                       target/debian/kentongan_VERSION-1_ARCHITECTURE.deb
 #   tools/deb.sh --profile quick --output DIRECTORY    of another profile; other options are those of `cargo deb` too
+#   XTASK=target/debug/xtask tools/deb.sh              with `cargo xtask` as it was built before
 #
 # Prints where the package is. Installs cargo-deb, in the version of tools/debian.sh, if it is missing.
 set -euo pipefail
@@ -24,5 +25,7 @@ done
 
 source tools/debian.sh
 install_cargo_deb
-cargo xtask package "$target/${platform:+$platform/}$profile/package"
+xtask=(cargo xtask)
+[ -z "${XTASK:-}" ] || xtask=("$XTASK")
+"${xtask[@]}" package "$target/${platform:+$platform/}$profile/package"
 cargo deb --package kentongan --no-build --strip --no-dbgsym "${options[@]}"
