@@ -387,6 +387,10 @@ pub struct Cluster {
     /// How many nodes.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(2..=9))]
     nodes: u16,
+    /// Arbiters of each node, instead of one for each core: nodes that share a machine each take it for theirs. What they are
+    /// measured against has as many as ever.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    arbiters: Option<u16>,
     /// Rows to do, separated by commas; all of them, if none is named.
     #[arg(long, value_delimiter = ',')]
     rows: Vec<cluster::Row>,
@@ -425,6 +429,7 @@ impl Cluster {
             kentongan: self.programs.kentongan.clone(),
             mosquitto: self.programs.recipe("mosquitto"),
             nodes: usize::from(self.nodes),
+            arbiters: self.arbiters,
             rows: if self.rows.is_empty() { cluster::Row::value_variants().to_vec() } else { self.rows.clone() },
             rounds: usize::from(self.rounds),
             seconds: self.seconds,

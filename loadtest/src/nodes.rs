@@ -55,13 +55,6 @@ struct Addresses {
 }
 
 impl Nodes {
-    /// Starts `count` empty nodes and waits until each has a lease and lets clients in.
-    pub fn start(program: &Path, count: usize) -> Result<Self> {
-        let mut nodes = Self::prepare(program, count)?;
-        nodes.spawn_all()?;
-        Ok(nodes)
-    }
-
     /// The places of `count` empty nodes, none of which runs yet.
     pub fn prepare(program: &Path, count: usize) -> Result<Self> {
         let dir = tempfile::tempdir()?;
@@ -125,7 +118,7 @@ impl Nodes {
         &self.nodes[index].data
     }
 
-    /// Starts all, and waits until they serve.
+    /// Starts all, and waits until each has a lease and lets clients in.
     pub fn spawn_all(&mut self) -> Result<()> {
         (0..self.count()).try_for_each(|index| self.spawn(index))?;
         (0..self.count()).try_for_each(|index| self.await_ready(index))

@@ -107,6 +107,8 @@ pub struct Plan {
     pub mosquitto: Recipe,
     /// How many nodes.
     pub nodes: usize,
+    /// Arbiters of each of them; `None`: one for each core of the machine.
+    pub arbiters: Option<u16>,
     /// What is done with them.
     pub rows: Vec<Row>,
     /// How often each row is done.
@@ -146,6 +148,9 @@ pub struct RowResult {
 pub struct Results {
     /// How many nodes there were.
     pub nodes: usize,
+    /// Arbiters of each of them; `None`: one for each core of the machine.
+    #[serde(default)]
+    pub arbiters: Option<u16>,
     /// Rounds of each row.
     pub rounds: usize,
     /// The rows.
@@ -155,7 +160,7 @@ pub struct Results {
 /// Starts the nodes, and does all rows.
 pub fn run(plan: &Plan, progress: &Progress) -> Result<Results> {
     ensure!(plan.nodes > 1, "a cluster has at least two nodes");
-    let mut nodes = Nodes::start(&plan.kentongan, plan.nodes)?;
+    let mut nodes = start_nodes(plan)?;
     let mut rows = Vec::new();
     for row in &plan.rows {
         let result = run_row(plan, *row, &mut nodes, progress)?;
@@ -164,11 +169,25 @@ pub fn run(plan: &Plan, progress: &Progress) -> Result<Results> {
         }
         if let Some(ended) = nodes.ended() {
             progress.say(&ended);
-            nodes = Nodes::start(&plan.kentongan, plan.nodes)?;
+            nodes = start_nodes(plan)?;
         }
         rows.push(result);
     }
-    Ok(Results { nodes: plan.nodes, rounds: plan.rounds, rows })
+    Ok(Results { nodes: plan.nodes, arbiters: plan.arbiters, rounds: plan.rounds, rows })
+}
+
+fn start_nodes(plan: &Plan) -> Result<Nodes> {
+    let mut nodes = Nodes::prepare(&plan.kentongan, plan.nodes)?;
+    for index in 0..nodes.count() {
+        nodes.environment(index).extend(environment(plan.arbiters));
+    }
+    nodes.spawn_all()?;
+    Ok(nodes)
+}
+
+/// What a node is told beside its command line.
+fn environment(arbiters: Option<u16>) -> Option<(String, String)> {
+    arbiters.map(|arbiters| ("KENTONGAN_ARBITERS".into(), arbiters.to_string()))
 }
 
 fn run_row(plan: &Plan, row: Row, nodes: &mut Nodes, progress: &Progress) -> Result<RowResult> {
@@ -449,7 +468,8 @@ impl Results {
 
 impl std::fmt::Display for Results {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "{} nodes; medians of {} rounds", self.nodes, self.rounds)?;
+        let arbiters = self.arbiters.map_or_else(String::new, |arbiters| format!("; arbiters each: {arbiters}"));
+        writeln!(f, "{} nodes{arbiters}; medians of {} rounds", self.nodes, self.rounds)?;
         let mut table = Table::new(&["row", "figure", "value", "target", "verdict"]);
         for row in &self.rows {
             for figure in &row.figures {
@@ -484,7 +504,7 @@ mod tests {
         let failures = failures.iter().map(|text| (*text).to_owned()).collect();
         let rounds = vec![figures.clone()];
         let row = RowResult { row: Row::Durable, figures, rounds, outcomes: Vec::new(), kills: Vec::new(), failures };
-        Results { nodes: 3, rounds: 1, rows: vec![row] }
+        Results { nodes: 3, arbiters: None, rounds: 1, rows: vec![row] }
     }
 
     #[test]
@@ -496,6 +516,16 @@ mod tests {
         let failed = result(vec![within], &["3 lost"]);
         assert!(!failed.is_ok() && failed.has_failed());
         assert!(failed.to_string().contains("FAILED: durable: 3 lost"));
+    }
+
+    /// Figures of nodes that were told how many arbiters to have are none of those that were not.
+    #[test]
+    fn what_nodes_were_told_stands_with_their_figures() {
+        assert_eq!(environment(None), None);
+        assert_eq!(environment(Some(1)), Some(("KENTONGAN_ARBITERS".into(), "1".into())));
+        let told = Results { arbiters: Some(1), ..result(Vec::new(), &[]) };
+        assert!(told.to_string().starts_with("3 nodes; arbiters each: 1; medians"), "{told}");
+        assert!(result(Vec::new(), &[]).to_string().starts_with("3 nodes; medians"));
     }
 
     #[test]
