@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
 use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, InvalidHeaderValue, USER_AGENT};
-use hyper::{HeaderMap, Method, Request, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -187,35 +188,100 @@ impl HttpClient {
         json: Option<Bytes>,
         more: &[(HeaderName, HeaderValue)],
     ) -> Result<HttpAnswer, HttpError> {
-        let mut request = Request::new(Full::new(json.clone().unwrap_or_default()));
+        let request = self.prepared(method, url, json, more);
+        let answered = tokio::time::timeout(self.timeout, self.send(request)).await;
+        answered.unwrap_or(Err(HttpError::Timeout(self.timeout)))
+    }
+
+    /// Fetches something whose body comes by and by. Its head must come within the time of an answer; how long the body may take, who
+    /// reads it knows.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn open(&self, url: &HttpUrl) -> Result<HttpStream, HttpError> {
+        let request = self.prepared(Method::GET, url, None, &[]);
+        let answered = tokio::time::timeout(self.timeout, self.begin(request)).await;
+        let answer = answered.unwrap_or(Err(HttpError::Timeout(self.timeout)))?;
+        Ok(HttpStream { status: answer.status(), body: answer.into_body(), body_bytes_max: self.body_bytes_max })
+    }
+
+    fn prepared(
+        &self,
+        method: Method,
+        url: &HttpUrl,
+        json: Option<Bytes>,
+        more: &[(HeaderName, HeaderValue)],
+    ) -> Request<Full<Bytes>> {
+        let has_body = json.is_some();
+        let mut request = Request::new(Full::new(json.unwrap_or_default()));
         *request.method_mut() = method;
         *request.uri_mut() = url.uri().clone();
         let headers = request.headers_mut();
         headers.insert(USER_AGENT, HeaderValue::from_static("kentongan"));
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        if json.is_some() {
+        if has_body {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         }
         for (name, value) in self.header.iter().chain(more) {
             headers.insert(name, value.clone());
         }
-        let answered = tokio::time::timeout(self.timeout, self.send(request)).await;
-        answered.unwrap_or(Err(HttpError::Timeout(self.timeout)))
+        request
+    }
+
+    async fn begin(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, HttpError> {
+        self.client.request(request).await.map_err(|error| match error.is_connect() {
+            true => HttpError::Unreachable(causes(&error)),
+            false => HttpError::Broken(causes(&error)),
+        })
     }
 
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<HttpAnswer, HttpError> {
-        let sent = self.client.request(request).await;
-        let answer = sent.map_err(|error| match error.is_connect() {
-            true => HttpError::Unreachable(causes(&error)),
-            false => HttpError::Broken(causes(&error)),
-        })?;
-        let (parts, body) = answer.into_parts();
-        let body = Limited::new(body, self.body_bytes_max).collect().await;
-        let body = body.map_err(|error| match error.is::<LengthLimitError>() {
-            true => HttpError::TooLarge(self.body_bytes_max),
-            false => HttpError::Broken(causes(&*error)),
-        })?;
-        Ok(HttpAnswer { status: parts.status, headers: parts.headers, body: body.to_bytes() })
+        let (parts, body) = self.begin(request).await?.into_parts();
+        let body = collect(body, self.body_bytes_max).await?;
+        Ok(HttpAnswer { status: parts.status, headers: parts.headers, body })
+    }
+}
+
+async fn collect(body: Incoming, bytes_max: usize) -> Result<Bytes, HttpError> {
+    let body = Limited::new(body, bytes_max).collect().await;
+    let body = body.map_err(|error| match error.is::<LengthLimitError>() {
+        true => HttpError::TooLarge(bytes_max),
+        false => HttpError::Broken(causes(&*error)),
+    })?;
+    Ok(body.to_bytes())
+}
+
+/// An answer whose body comes by and by. Dropping it ends the connection.
+#[derive(Debug)]
+pub struct HttpStream {
+    /// Any status: what it means, who asked knows.
+    pub status: StatusCode,
+    body: Incoming,
+    body_bytes_max: usize,
+}
+
+impl HttpStream {
+    /// What comes next; `None`: that was all.
+    ///
+    /// # Errors
+    /// It broke off.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, HttpError> {
+        loop {
+            let Some(frame) = self.body.frame().await else { return Ok(None) };
+            let frame = frame.map_err(|error| HttpError::Broken(causes(&error)))?;
+            // Trailers say nothing here.
+            if let Ok(data) = frame.into_data() {
+                return Ok(Some(data));
+            }
+        }
+    }
+
+    /// All that is left of it, where it is one answer after all.
+    ///
+    /// # Errors
+    /// It broke off, or is too large.
+    pub async fn rest(self) -> Result<Bytes, HttpError> {
+        collect(self.body, self.body_bytes_max).await
     }
 }
 
@@ -306,6 +372,29 @@ mod tests {
     }
 
     const YES: &str = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nyes";
+
+    #[tokio::test]
+    async fn a_body_that_comes_by_and_by_is_read_as_it_comes_and_one_that_breaks_off_is_said() {
+        const HEAD: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+        for (answer, ends_well) in [
+            (format!("{HEAD}2\r\na\n\r\n2\r\nb\n\r\n0\r\n\r\n"), true),
+            (format!("{HEAD}2\r\na\n\r\n2\r\nb\n\r\n"), false),
+        ] {
+            let answers: &'static [&'static str] = Box::leak(Box::new([&*answer.leak()]));
+            let (url, _) = server(answers).await;
+            let mut stream = client(&HttpClientOptions::default()).open(&url).await.expect("a head");
+            assert_eq!(stream.status, StatusCode::OK);
+            let mut read = Vec::new();
+            let end = loop {
+                match stream.next().await {
+                    Ok(Some(more)) => read.extend_from_slice(&more),
+                    end => break end,
+                }
+            };
+            assert_eq!(read, b"a\nb\n");
+            assert_eq!(end.is_ok(), ends_well, "{end:?}");
+        }
+    }
 
     #[tokio::test]
     async fn json_goes_out_with_the_secret_and_a_connection_serves_again() {

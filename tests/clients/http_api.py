@@ -4,6 +4,7 @@ server's.
 KENTONGAN names the binary.
 """
 
+import json
 import os
 import pathlib
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import urllib.request
 
 from own_broker import OwnBroker
 from support import DEADLINE_SECONDS
@@ -21,6 +23,9 @@ EXAMPLES = 12
 SEED = 20
 
 SECONDS_MAX = 120
+
+# They answer for as many seconds as one asks for.
+LASTING = ("/api/v1/trace", "/api/v1/top-topics")
 
 CHECKS = "not_a_server_error,content_type_conformance,response_schema_conformance"
 
@@ -57,25 +62,56 @@ class HttpApi(unittest.TestCase):
         line = self.broker.wait_for_log("listening for operators")
         self.url = f"http://{re.search(r'127.0.0.1:[0-9]+', line)[0]}/api/v1"
 
-    def test_whatever_is_asked_is_answered_as_described(self):
+    def begin(self, description, *more):
+        """schemathesis, as it asks whatever `description` lets one ask."""
         command = [
             pathlib.Path(sys.executable).with_name("schemathesis"),
             "run",
-            f"{self.url}/openapi.json",
+            description,
             *("--header", f"Authorization: Bearer {self.token}"),
             *("--checks", CHECKS),
             *("--phases", "examples,fuzzing"),
-            # They answer when the time is over that is asked for; broker/tests/it/cluster/watching.rs tries them.
-            *("--exclude-path", "/api/v1/trace", "--exclude-path", "/api/v1/top-topics"),
             *("--max-examples", str(EXAMPLES)),
             *("--seed", str(SEED)),
             *("--generation-deterministic", "--no-shrink"),
             *("--request-timeout", str(DEADLINE_SECONDS)),
             "--no-color",
+            *more,
         ]
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_MAX, cwd=self.directory)
-        self.assertEqual(ran.returncode, 0, f"{ran.stdout}\n{ran.stderr}")
-        print(next((line for line in ran.stdout.splitlines() if "generated" in line), "").strip())
+        # Each in a directory of its own: it keeps something there.
+        directory = tempfile.mkdtemp(dir=self.directory)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=directory)
+        self.addCleanup(process.kill)
+        return process
+
+    def finish(self, process):
+        said, _ = process.communicate(timeout=SECONDS_MAX)
+        self.assertEqual(process.returncode, 0, said)
+        print(next((line for line in said.splitlines() if "generated" in line), "").strip())
+        return said
+
+    def described_for_a_second(self):
+        """The description in a file, where what takes as long as one asks for is to be asked for a second."""
+        with urllib.request.urlopen(f"{self.url}/openapi.json", timeout=DEADLINE_SECONDS) as answer:
+            description = json.load(answer)
+        for path in LASTING:
+            (seconds,) = [one for one in description["paths"][path]["get"]["parameters"] if one["name"] == "seconds"]
+            seconds["required"] = True
+            seconds["schema"] |= {"maximum": 1, "default": 1}
+        file = pathlib.Path(self.directory, "openapi.json")
+        file.write_text(json.dumps(description), encoding="utf-8")
+        return file
+
+    def test_whatever_is_asked_is_answered_as_described(self):
+        excluded = [option for path in LASTING for option in ("--exclude-path", path)]
+        most = self.begin(f"{self.url}/openapi.json", *excluded)
+        # Only what is described: whoever leaves the seconds out waits for minutes.
+        included = [option for path in LASTING for option in ("--include-path", path)]
+        base = self.url.removesuffix("/api/v1")
+        lasting = self.begin(self.described_for_a_second(), "--url", base, "--mode", "positive", *included)
+        self.finish(most)
+        said = self.finish(lasting)
+        self.assertRegex(said, rf"{len(LASTING)} selected")
 
 
 if __name__ == "__main__":

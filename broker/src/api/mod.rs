@@ -9,6 +9,7 @@
 
 pub mod bans;
 pub mod caller;
+mod certificate;
 pub mod clients;
 pub mod extract;
 pub mod nodes;
@@ -19,8 +20,10 @@ mod refusals;
 mod server;
 pub mod sessions;
 pub mod tokens;
+pub mod users;
 pub mod watching;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -32,14 +35,17 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{ComponentsBuilder, InfoBuilder, OpenApi, OpenApiBuilder};
+use utoipa::openapi::{
+    ComponentsBuilder, Content, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Response, ResponseBuilder,
+};
+use utoipa::{IntoResponses, ToSchema as _};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::metrics::{ApiMetrics, ApiOutcome};
 use crate::operator::Operator;
 use problem::Problem;
 use refusals::{Refusal, Refusals};
-pub use server::{ApiServer, start};
+pub use server::{ApiServer, NewCertificate, start};
 use tokens::Tokens;
 
 /// Requests that threads work at, at a time; others wait for a while.
@@ -167,30 +173,37 @@ fn result_of<T>(outcome: &Result<T, Problem>) -> &str {
     }
 }
 
-/// The problems that any route may answer with, for its description.
-#[derive(Debug, utoipa::IntoResponses)]
-enum Problems {
-    /// The request is not well said.
-    #[response(status = 400, content_type = "application/problem+json")]
-    _BadRequest(#[to_schema] Problem),
-    /// The token is missing or wrong.
-    #[response(status = 401, content_type = "application/problem+json")]
-    _Unauthorized(#[to_schema] Problem),
-    /// The token's role does not go that far.
-    #[response(status = 403, content_type = "application/problem+json")]
-    _Forbidden(#[to_schema] Problem),
-    /// There is no such thing.
-    #[response(status = 404, content_type = "application/problem+json")]
-    _NotFound(#[to_schema] Problem),
-    /// It cannot be as things are.
-    #[response(status = 409, content_type = "application/problem+json")]
-    _Conflict(#[to_schema] Problem),
-    /// Too many wrong tokens came from this address.
-    #[response(status = 429, content_type = "application/problem+json")]
-    _TooMany(#[to_schema] Problem),
-    /// Not now: ask again.
-    #[response(status = 503, content_type = "application/problem+json")]
-    _Unavailable(#[to_schema] Problem),
+/// The problems that any route may answer with: status, what its response is called in the description, and what it means.
+const PROBLEMS: [(u16, &str, &str); 7] = [
+    (400, "BadRequest", "The request is not well said."),
+    (401, "Unauthorized", "The token is missing or wrong."),
+    (403, "Forbidden", "The token's role does not go that far."),
+    (404, "NotFound", "There is no such thing."),
+    (409, "Conflict", "It cannot be as things are."),
+    (429, "TooManyWrongTokens", "Too many wrong tokens came from this address."),
+    (503, "Unavailable", "Not now: ask again."),
+];
+
+/// [`PROBLEMS`], for the description of a route: each says only where it stands.
+#[derive(Debug)]
+struct Problems;
+
+impl IntoResponses for Problems {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        let reference = |name| RefOr::Ref(Ref::from_response_name(name));
+        PROBLEMS.iter().map(|&(status, name, _)| (status.to_string(), reference(name))).collect()
+    }
+}
+
+/// What stands once and is referred to.
+fn components() -> ComponentsBuilder {
+    let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+    let base = ComponentsBuilder::new().security_scheme("token", bearer).schema_from::<Problem>();
+    PROBLEMS.iter().fold(base, |components, &(_, name, text)| {
+        let schema = Content::new(Some(Ref::from_schema_name(Problem::name())));
+        let response = ResponseBuilder::new().description(text).content("application/problem+json", schema);
+        components.response(name, response.build())
+    })
 }
 
 /// The description of everything, as docs/reference/api.json has it.
@@ -216,10 +229,9 @@ fn described() -> OpenApiRouter<Arc<Api>> {
              what cannot be done is answered with problem details (RFC 9457).",
         ))
         .build();
-    let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
     let base = OpenApiBuilder::new()
         .info(info)
-        .components(Some(ComponentsBuilder::new().security_scheme("token", bearer).build()))
+        .components(Some(components().build()))
         .security(Some([SecurityRequirement::new("token", Vec::<String>::new())]))
         .build();
     let routes = OpenApiRouter::new()
@@ -227,6 +239,7 @@ fn described() -> OpenApiRouter<Arc<Api>> {
         .merge(sessions::routes())
         .merge(publish::routes())
         .merge(bans::routes())
+        .merge(users::routes())
         .merge(nodes::routes())
         .merge(watching::routes());
     OpenApiRouter::with_openapi(base).nest(PREFIX, routes)
@@ -241,4 +254,21 @@ fn router(api: &Arc<Api>) -> Router {
         .fallback(async || Problem::no_route(StatusCode::NOT_FOUND))
         .method_not_allowed_fallback(async || Problem::no_route(StatusCode::METHOD_NOT_ALLOWED))
         .with_state(Arc::clone(api))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn problems_are_described_once_and_referred_to() {
+        let page = reference_page();
+        for (status, name, text) in PROBLEMS {
+            assert_eq!(page.matches(text).count(), 1, "{name}");
+            let reference = format!(r##""$ref": "#/components/responses/{name}""##);
+            assert!(page.contains(&reference), "{status} {reference}");
+        }
+        let operations = page.matches(r#""operationId""#).count();
+        assert_eq!(page.matches("#/components/responses/Unavailable").count(), operations, "each may be unavailable");
+    }
 }

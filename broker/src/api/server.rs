@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -12,19 +11,19 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 
+pub use super::certificate::New as NewCertificate;
+use super::certificate::{Acceptor, Certificate};
 use super::tokens::Tokens;
 use super::{Api, Peer, router};
 use crate::config::ApiConfig;
-use crate::metrics::ApiMetrics;
+use crate::metrics::{ApiMetrics, TlsMetrics};
 use crate::operator::Operator;
+use crate::tls::TlsFileError;
 
 /// How long answers that are under way may take once the server was told to stop.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
@@ -40,6 +39,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct ApiServer {
     address: SocketAddr,
     api: Arc<Api>,
+    /// `None`: no TLS.
+    certificate: Option<Certificate>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -51,15 +52,13 @@ pub struct ApiServer {
 pub fn start(config: &ApiConfig, operator: &Arc<Operator>, metrics: ApiMetrics) -> anyhow::Result<Option<ApiServer>> {
     let Some(tokens) = &config.tokens_file else { return Ok(None) };
     let api = Arc::new(Api::new(Arc::clone(operator), Tokens::read(tokens).context("`api.tokens_file`")?, metrics));
-    let tls = match (&config.certificate_file, &config.key_file) {
-        (Some(certificate), Some(key)) => Some(acceptor(certificate, key)?),
-        _ => None,
-    };
+    let certificate = Certificate::read(config)?;
     let listener = TcpListener::bind(config.address).with_context(|| {
         format!("cannot serve the API on {}: is another program there? api.address says where else", config.address)
     })?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
+    let tls = certificate.as_ref().map(Certificate::follow);
     let server = Server { routes: router(&api), tls, connections_max: config.connections_max.get() as usize };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (stop, stopped) = oneshot::channel();
@@ -70,7 +69,7 @@ pub fn start(config: &ApiConfig, operator: &Arc<Operator>, metrics: ApiMetrics) 
         // Whoever still waits for another node is not waited for.
         runtime.shutdown_background();
     })?;
-    Ok(Some(ApiServer { address, api, stop: Some(stop), thread: Some(thread) }))
+    Ok(Some(ApiServer { address, api, certificate, stop: Some(stop), thread: Some(thread) }))
 }
 
 impl ApiServer {
@@ -84,6 +83,28 @@ impl ApiServer {
     #[must_use]
     pub fn api(&self) -> &Arc<Api> {
         &self.api
+    }
+
+    /// Takes up a certificate whose files have changed; call it every few seconds.
+    pub fn look_at_certificate(&mut self, metrics: &TlsMetrics) {
+        if let Some(certificate) = &mut self.certificate {
+            certificate.look(metrics);
+        }
+    }
+
+    /// What its certificate's files hold, if they have changed.
+    ///
+    /// # Errors
+    /// They cannot be used.
+    pub fn read_certificate(&self) -> Result<Option<NewCertificate>, TlsFileError> {
+        self.certificate.as_ref().map_or(Ok(None), Certificate::read_again)
+    }
+
+    /// Shows what [`Self::read_certificate`] returned, from here on.
+    pub fn take_certificate(&mut self, new: NewCertificate, metrics: &TlsMetrics) {
+        if let Some(certificate) = &mut self.certificate {
+            certificate.take(new, metrics);
+        }
     }
 
     /// Stops accepting, gives answers under way two seconds, and returns when the thread has ended.
@@ -110,25 +131,9 @@ impl Drop for ApiServer {
     }
 }
 
-fn acceptor(certificate: &Path, key: &Path) -> anyhow::Result<TlsAcceptor> {
-    let unusable = |key: &str, file: &Path| format!("`api.{key}`: cannot use {}", file.display());
-    let chain: Vec<_> = CertificateDer::pem_file_iter(certificate)
-        .and_then(Iterator::collect)
-        .with_context(|| unusable("certificate_file", certificate))?;
-    let private = PrivateKeyDer::from_pem_file(key).with_context(|| unusable("key_file", key))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, private)
-        .with_context(|| unusable("certificate_file", certificate))?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
-}
-
 struct Server {
     routes: Router,
-    tls: Option<TlsAcceptor>,
+    tls: Option<watch::Receiver<Acceptor>>,
     connections_max: usize,
 }
 
@@ -155,7 +160,8 @@ impl Server {
                 tracing::debug!(%address, "too many connections to the API (api.connections_max)");
                 continue;
             };
-            let (routes, tls, stops) = (self.routes.clone(), self.tls.clone(), stops.clone());
+            let tls = self.tls.as_ref().map(|tls| tls.borrow().0.clone());
+            let (routes, stops) = (self.routes.clone(), stops.clone());
             tokio::spawn(async move {
                 let _place = place;
                 if let Err(error) = connection(socket, address, routes, tls, stops).await {

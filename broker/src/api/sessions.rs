@@ -36,7 +36,7 @@ const DELETED_PAUSE: Duration = Duration::from_millis(20);
 pub fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
         .routes(routes!(list))
-        .routes(routes!(show))
+        .routes(routes!(show, discard))
         .routes(routes!(retained))
         .routes(routes!(show_retained, delete_retained))
 }
@@ -150,13 +150,47 @@ async fn show(
     let find = move |operator: &Operator| {
         let group = operator.shared().submitter.slots().group_of(&client_id);
         let found = operator.ask_leader::<Option<SessionDetail>>(group, &Question::Session(client_id.clone()))?;
-        found.ok_or_else(|| {
-            Problem::not_found(format!(
-                "{client_id:?} has no session that outlives its connection; one that ends with it is among /api/v1/clients"
-            ))
-        })
+        found.ok_or_else(|| no_session(&client_id))
     };
     api.blocking(find).await.map(Json)
+}
+
+/// End a session
+///
+/// Its subscriptions and what waits for it are gone, on all nodes, as if its Session Expiry Interval were over; a will that waited is published.
+/// Its client, if it is connected, is disconnected first (MQTT 5: 0x98, or 0x8E), and may come again at once, to a new session. Answers when
+/// it has ended.
+#[utoipa::path(
+    delete, path = "/sessions/{clientid}", operation_id = "discardSession", tag = "sessions", params(("clientid" = String, Path, description = "Client Identifier, URL-encoded")),
+    responses((status = 204, description = "It has ended"), Problems)
+)]
+async fn discard(
+    State(api): State<Arc<Api>>,
+    Operates(caller): Operates,
+    Path(client_id): Path<String>,
+) -> Result<StatusCode, Problem> {
+    let named = client_id.clone();
+    let outcome = api.blocking(move |operator| end(operator, &client_id)).await;
+    api.audit(&caller, "discard session", json!({ "client_id": named }), result_of(&outcome));
+    outcome.map(|()| StatusCode::NO_CONTENT)
+}
+
+fn end(operator: &Operator, client_id: &str) -> Result<(), Problem> {
+    let group = operator.shared().submitter.slots().group_of(client_id);
+    operator
+        .ask_leader::<Option<SessionDetail>>(group, &Question::Session(client_id.to_owned()))?
+        .ok_or_else(|| no_session(client_id))?;
+    // For the sake of what its client is told. Wherever it is not heard, the end of the session itself closes the connection.
+    drop(operator.ask_all::<bool>(&Question::Kick(client_id.to_owned())));
+    // Where there is none any more, its time was over just now.
+    operator.ask_leader::<bool>(group, &Question::Discard(client_id.to_owned()))?;
+    Ok(())
+}
+
+fn no_session(client_id: &str) -> Problem {
+    Problem::not_found(format!(
+        "{client_id:?} has no session that outlives its connection; one that ends with it is among /api/v1/clients"
+    ))
 }
 
 /// Which retained messages.

@@ -19,6 +19,7 @@ mod scram;
 mod section;
 mod verifier;
 
+use std::collections::BinaryHeap;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
@@ -33,6 +34,7 @@ use crate::connection::Origin;
 use crate::listener::ListenerContext;
 use crate::message;
 use crate::metrics::{AuthenticationOutcome, HttpAuthMetrics};
+use crate::operator::users::UserKey;
 use crate::tls::Watch;
 use remembered::Remembered;
 use scram::Scram;
@@ -294,6 +296,22 @@ impl Authority {
     /// What is wrong with them, with file and line.
     pub fn read(&self, config: &AuthConfig) -> Result<Policy, FileError> {
         Policy::read(config, &self.policy())
+    }
+
+    /// The first `count` users of the file of passwords, in their order, that are wanted. None where there is no such file.
+    pub fn first_users(&self, count: usize, is_wanted: impl Fn(&UserKey) -> bool) -> Vec<UserKey> {
+        let policy = self.policy();
+        let mut first = BinaryHeap::with_capacity(count + 1);
+        for (username, stored) in policy.passwords.iter().flat_map(PasswordFile::users) {
+            let user = UserKey { username: username.to_owned(), algorithm: stored.algorithm().to_owned() };
+            if is_wanted(&user) && (first.len() < count || first.peek().is_some_and(|last| user < *last)) {
+                first.push(user);
+                if first.len() > count {
+                    first.pop();
+                }
+            }
+        }
+        first.into_sorted_vec()
     }
 
     /// What was read is in force from now on. Whoever is connected must be looked at again.

@@ -118,16 +118,22 @@ pub enum StoredPassword {
 /// Only of which kind it is: hashes are secrets too.
 impl fmt::Debug for StoredPassword {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Argon2(_) => "argon2",
-            Self::Pbkdf2Sha512 { .. } => "pbkdf2-sha512",
-            Self::Scram(_) => "scram-sha-256",
-            Self::Sha512 { .. } => "sha512",
-        })
+        f.write_str(self.algorithm())
     }
 }
 
 impl StoredPassword {
+    /// Of which kind it is.
+    #[must_use]
+    pub fn algorithm(&self) -> &'static str {
+        match self {
+            Self::Argon2(_) => "argon2",
+            Self::Pbkdf2Sha512 { .. } => "pbkdf2-sha512",
+            Self::Scram(_) => "scram-sha-256",
+            Self::Sha512 { .. } => "sha512",
+        }
+    }
+
     /// Reads an entry.
     ///
     /// # Errors
@@ -407,6 +413,11 @@ impl PasswordFile {
     #[must_use]
     pub fn stored(&self, user: &str) -> Option<&StoredPassword> {
         self.users.get(user)
+    }
+
+    /// All users, in no order.
+    pub fn users(&self) -> impl Iterator<Item = (&str, &StoredPassword)> {
+        self.users.iter().map(|(user, stored)| (&**user, stored))
     }
 
     /// Number of users.

@@ -1,16 +1,18 @@
 //! `kentongan ctl`: what operators ask and do, by the HTTP API of any node.
 
+mod trace;
+
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
-use hyper::Method;
 use hyper::header::AUTHORIZATION;
+use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::cluster::show::{plain, table_of};
@@ -93,6 +95,14 @@ enum CtlCommand {
     /// Who is kept out.
     #[command(subcommand)]
     Banned(BannedCommand),
+    /// Users that nodes have in their password files.
+    Users {
+        /// Only those with this in their names.
+        #[arg(long, value_name = "TEXT")]
+        like: Option<String>,
+        #[command(flatten)]
+        rows: RowsArgs,
+    },
     /// Nodes of the cluster.
     Nodes,
     /// Groups, and who leads them.
@@ -132,6 +142,8 @@ enum CtlCommand {
         #[arg(long, value_name = "ROWS", default_value_t = 20)]
         limit: u16,
     },
+    /// Show what one client does, or what becomes of the messages of some topics, as it goes on.
+    Trace(trace::TraceArgs),
     /// What nodes log.
     Log {
         /// What they are to log from now on, such as info,kentongan::session=debug.
@@ -207,6 +219,11 @@ enum SessionsCommand {
     },
     /// Show one, and what it subscribes to.
     Show {
+        /// Its Client Identifier.
+        client_id: String,
+    },
+    /// End one, with what waits for it; its client is disconnected.
+    Discard {
         /// Its Client Identifier.
         client_id: String,
     },
@@ -293,6 +310,7 @@ const SESSION_COLUMNS: [&str; 7] =
 const SUBSCRIPTION_COLUMNS: [&str; 4] = ["clientid", "topic", "qos", "node"];
 const RETAINED_COLUMNS: [&str; 4] = ["topic", "qos", "payload_bytes", "from_clientid"];
 const BANNED_COLUMNS: [&str; 4] = ["as", "who", "until_seconds", "reason"];
+const USER_COLUMNS: [&str; 4] = ["username", "source", "algorithm", "nodes"];
 const NODE_COLUMNS: [&str; 8] =
     ["node", "node_status", "standing", "version", "connections", "leads", "drains", "client_address"];
 const GROUP_COLUMNS: [&str; 5] = ["group", "leader", "term", "voters", "learners"];
@@ -399,6 +417,12 @@ impl Asker {
             CtlCommand::Sessions(SessionsCommand::Show { client_id }) => {
                 self.show(&self.get(&format!("/sessions/{}", encoded(client_id)))?)
             }
+            CtlCommand::Sessions(SessionsCommand::Discard { client_id }) => {
+                self.ask(Method::DELETE, &format!("/sessions/{}", encoded(client_id)), None)?;
+                Ok(format!("the session of {} has ended\n", plain(client_id)))
+            }
+            CtlCommand::Users { like, rows } => self.list("/users", &[("like_username", like)], rows, &USER_COLUMNS),
+            CtlCommand::Trace(trace) => self.trace(trace),
             CtlCommand::Subscriptions { client_id, matching, rows } => {
                 let query = [("clientid", client_id), ("match_topic", matching)];
                 self.list("/subscriptions", &query, rows, &SUBSCRIPTION_COLUMNS)
@@ -462,20 +486,28 @@ impl Asker {
         let url: HttpUrl = format!("{}{path}", self.base).parse().map_err(|error| anyhow::anyhow!("--url: {error}"))?;
         let body = body.map(|body| Bytes::from(body.to_string()));
         let asking = self.client.request(method, &url, body, &[]);
-        let answer = self.runtime.block_on(asking).with_context(|| {
-            format!("{}: is api.tokens_file set there, and --url where its API listens?", self.base)
-        })?;
+        let answer = self.runtime.block_on(asking).with_context(|| self.unreached())?;
         let value = match answer.body.is_empty() {
             true => Value::Null,
             false => serde_json::from_slice(&answer.body).with_context(|| format!("{} answers no JSON", self.base))?,
         };
         if !answer.status.is_success() {
-            match value["detail"].as_str() {
-                Some(detail) => bail!("{} ({})", plain(detail), answer.status),
-                None => bail!("{} answers {}", self.base, answer.status),
-            }
+            return Err(self.refusal(answer.status, &value));
         }
         Ok(value)
+    }
+
+    /// What to look at if nobody answers.
+    fn unreached(&self) -> String {
+        format!("{}: is api.tokens_file set there, and --url where its API listens?", self.base)
+    }
+
+    /// Why it was not done.
+    fn refusal(&self, status: StatusCode, problem: &Value) -> anyhow::Error {
+        match problem["detail"].as_str() {
+            Some(detail) => anyhow::anyhow!("{} ({status})", plain(detail)),
+            None => anyhow::anyhow!("{} answers {status}", self.base),
+        }
     }
 
     /// A list, page after page.

@@ -532,9 +532,10 @@ settings! {
         /// Who may ask: names, roles and hashes of tokens, as `kentongan ctl token` makes them. Read again on SIGHUP. Unset:
         /// there is no API.
         pub tokens_file: Option<PathBuf> = None => reloaded,
-        /// The server's certificate (PEM), followed by those between it and the authority. Unset: no TLS.
+        /// The server's certificate (PEM), followed by those between it and the authority. Unset: no TLS. The file is read again on
+        /// SIGHUP, and when it changes.
         pub certificate_file: Option<PathBuf> = None,
-        /// Its private key.
+        /// Its private key, read again likewise.
         pub key_file: Option<PathBuf> = None,
         /// Connections at a time; one more is closed at once.
         pub connections_max: NonZeroU32 = nonzero_u32(64),

@@ -380,22 +380,30 @@ impl Broker {
             None => Ok(None),
         };
         let endpoints = self.listeners.iter().map(endpoint).collect::<anyhow::Result<_>>()?;
+        let of_api = self.api.as_ref().map_or(Ok(None), api::ApiServer::read_certificate);
+        let of_api = of_api.context("`api.certificate_file`, `api.key_file`")?;
         self.groups.reload_certificates().context("the certificates for the links between nodes")?;
         // All has been read. This fails only for want of a thread.
         self.shared.authority.change(policy, &settings.auth)?;
-        if let Some(api) = &self.api {
+        if let Some(api) = &mut self.api {
             api.api().change_tokens(tokens);
+            if let Some(certificate) = of_api {
+                api.take_certificate(certificate, &metrics);
+            }
         }
         Ok(endpoints)
     }
 
-    /// Takes up certificates of listeners and of the links between nodes whose files have changed; call it every few seconds.
+    /// Takes up certificates of listeners, of the API and of the links between nodes whose files have changed; call it every few seconds.
     pub fn look_at_certificates(&mut self) {
         let metrics = self.metrics.tls();
         // What came of it is logged.
         drop(self.groups.look_at_certificates());
         for listener in &mut self.listeners {
             listener.look_at_certificates(&self.last, &self.metrics.tls());
+        }
+        if let Some(api) = &mut self.api {
+            api.look_at_certificate(&self.metrics.tls());
         }
         let now_seconds = i64::try_from(self.shared.wall_seconds()).unwrap_or(i64::MAX);
         let expired = self.listeners.iter_mut().map(|listener| listener.has_expired_list(now_seconds));

@@ -14,6 +14,7 @@ pub mod control;
 pub mod nodes;
 pub mod publish;
 pub mod sessions;
+pub mod users;
 pub mod watching;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -72,6 +73,10 @@ pub enum Question {
     Sessions(sessions::SessionsAsked),
     /// The session of this name.
     Session(String),
+    /// To end the session of this name, whose group it leads.
+    Discard(String),
+    /// Which users its files have.
+    Users(users::UsersAsked),
     /// Which retained messages a group has that it leads.
     Retained(sessions::RetainedAsked),
     /// How it is.
@@ -195,6 +200,8 @@ impl Operator {
             Question::Subscriptions(asked) => say(&self.subscriptions_here(asked)),
             Question::Sessions(asked) => say(&self.sessions_here(asked)),
             Question::Session(client_id) => say(&self.session_here(client_id)),
+            Question::Discard(client_id) => say(&self.discard_here(client_id)),
+            Question::Users(asked) => say(&self.users_here(asked)),
             Question::Retained(asked) => say(&self.retained_here(asked)),
             Question::Node => say(&self.node_here()),
             Question::Reload => say(&self.reload_here()),

@@ -1,20 +1,41 @@
 //! Sessions that outlive their connections, and retained messages: what the leaders of groups have.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use crossbeam::channel::bounded;
 use kentongan_proto::mqtt::QoS;
 use serde::{Deserialize, Serialize};
 
 use super::{Answered, AskError, Operator, PART_MAX, ROW_BYTES_MAX, ROWS_MAX};
+use crate::connection_key::ConnectionKey;
 use crate::message::Message;
+use crate::replicated::ClaimRequest;
+use crate::replicated::command::{self, Command, Owner};
 use crate::replicated::session::PersistentSession;
 use crate::replicated::state::GroupState;
 use crate::replicated::submitter::{Look, Query};
+use crate::session::outbound::QueueCaps;
 
 /// Topics that are looked at for one page of retained messages.
 const TOPICS_A_LOOK: usize = 5000;
 
 /// Bytes of a payload that is shown: in Base64 it must fit into a frame between nodes.
 const PAYLOAD_SHOWN_MAX: usize = 8 * 1024 * 1024;
+
+/// Time for a session to end. Whoever asked waits no longer than [`PART_MAX`].
+const ENDED_WITHIN: Duration = Duration::from_secs(4);
+
+/// Between two looks whether it has.
+const END_PAUSE: Duration = Duration::from_millis(20);
+
+/// After so many looks it is said again that it is to end: a client that came meanwhile may have claimed it.
+const LOOKS_A_CLAIM: usize = 15;
+
+/// The connection in whose name sessions are ended. No arbiter has it: each has less than so many places.
+fn of_operator() -> ConnectionKey {
+    ConnectionKey::new(0, ConnectionKey::INDEX_MAX, u32::MAX)
+}
 
 /// Which sessions of a group are asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,6 +204,58 @@ impl Operator {
                 .map(|(filter, own)| SessionSubscription { topic: filter.to_string(), qos: number(own.options.qos) });
             Some(SessionDetail { session: session_row(session, group), subscriptions: subscriptions.collect() })
         })
+    }
+
+    /// Ends the session of this name; whether there was one. This node must lead its group.
+    ///
+    /// It is done as a client does it, which claims the session to begin it anew (Clean Start) and to keep nothing (Session Expiry
+    /// Interval 0): so a client that has it now is disconnected first, one that comes meanwhile waits its turn, and the group ends it as one whose
+    /// time is over, in an entry that every replica applies.
+    pub(super) fn discard_here(&self, client_id: &str) -> Answered<bool> {
+        let group = self.shared.submitter.slots().group_of(client_id);
+        let present = || {
+            let client_id = client_id.to_owned();
+            self.look(group, move |state| {
+                state.shown_session(&client_id).map(|session| (session.number, Arc::clone(&session.identity)))
+            })
+        };
+        let Some((number, identity)) = present()? else { return Ok(false) };
+        let claim = ClaimRequest {
+            connection: of_operator(),
+            client_id: Arc::from(client_id),
+            identity,
+            has_granted_rules: false,
+            clean_start: true,
+            session_expiry_seconds: 0,
+            will: None,
+            window: 1,
+            caps: QueueCaps::default(),
+        };
+        let deadline = Instant::now() + ENDED_WITHIN;
+        for look in 0.. {
+            if look % LOOKS_A_CLAIM == 0 {
+                self.claim_for_nobody(group, claim.clone());
+            }
+            std::thread::sleep(END_PAUSE);
+            // Another of the same name has another number.
+            if present()?.is_none_or(|(now, _)| now != number) {
+                return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+        Err("it has not ended yet: ask again".to_owned())
+    }
+
+    fn claim_for_nobody(&self, group: u16, claim: ClaimRequest) {
+        let Some(cluster) = &self.shared.cluster else {
+            return self.shared.submitter.claim(claim);
+        };
+        let owner =
+            Owner { incarnation: self.shared.incarnation(), connection: claim.connection.raw(), node: cluster.node };
+        let connect = command::Connect { wait_for_release: true, keep_transient: false, ..claim.command(owner) };
+        self.shared.submitter.propose(group, Command::Connect(connect));
     }
 
     pub(super) fn retained_here(&self, asked: &RetainedAsked) -> Answered<Part<RetainedMessage>> {

@@ -136,6 +136,23 @@ impl Files {
         }
     }
 
+    /// TLS by the certificate and the key that `config` names, for anybody, with nothing remembered of him.
+    ///
+    /// # Errors
+    /// Which file is wrong, and in what way.
+    pub(crate) fn server_config(&self, config: &TlsConfig) -> Result<ServerConfig, TlsFileError> {
+        let certificate_file = named(&config.certificate_file, "certificate_file")?;
+        let main = self.certified_key(certificate_file, named(&config.key_file, "key_file")?)?;
+        let server = ServerConfig::builder_with_provider(Arc::new(provider(config)))
+            .with_protocol_versions(&versions(config.minimum_version))
+            .map_err(|source| TlsFileError::Invalid {
+                file: certificate_file.clone(),
+                what: "cannot be used",
+                source,
+            })?;
+        Ok(server.with_no_client_auth().with_cert_resolver(Arc::new(ByName::new(main, Vec::new()))))
+    }
+
     fn certificates(&self, file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
         self.items(file, "certificate")
     }

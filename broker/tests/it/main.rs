@@ -6,6 +6,7 @@ mod abuse;
 mod client_events;
 mod cluster;
 mod conformance;
+mod ctl;
 mod durability;
 mod first_light;
 mod http_auth;

@@ -115,6 +115,7 @@ impl Broker {
         self.child = Some(child);
         self.logs = logs;
         let (mut mqtt, mut http) = (None, None);
+        self.api = None;
         let mut seen = Vec::new();
         let deadline = Instant::now() + DEADLINE;
         while mqtt.is_none() || http.is_none() {
@@ -127,6 +128,8 @@ impl Broker {
                 Some(address) if line.contains("MQTT") => mqtt = mqtt.or(Some(address)),
                 Some(address) if line.contains("operators") => self.api = Some(address),
                 Some(address) if line.contains("HTTP") => http = http.or(Some(address)),
+                // Before those for MQTT.
+                Some(address) if line.contains("for operators") => self.api = Some(address),
                 _ => {}
             }
             seen.push(line);

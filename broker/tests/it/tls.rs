@@ -435,6 +435,55 @@ fn the_day_on_which_a_certificate_ends_is_shown() {
     broker.wait_for_metric(&series("listener"), |ends| (ends - now - month).abs() < 600.0);
 }
 
+/// Abuse: [api]
+#[test]
+fn the_certificate_of_the_api_reloads_without_a_restart_and_an_invalid_one_keeps_the_old() {
+    let certificates = localhost();
+    let token = Token::draw();
+    fs::write(certificates.path("tokens"), token.line("wayan", Role::Viewer)).unwrap();
+    let file = |name: &str| certificates.text(name);
+    let broker = Broker::with_settings(&format!(
+        "[api]\naddress = \"127.0.0.1:0\"\ntokens_file = {:?}\ncertificate_file = {:?}\nkey_file = {:?}\n\
+         [[listener]]\naddress = \"127.0.0.1:0\"\n",
+        file("tokens"),
+        file("server.crt"),
+        file("server.key")
+    ));
+    let api = broker.api.unwrap();
+    let dial = || TlsClient::dial(api, &certificates.tls(BOTH, None), "localhost").unwrap();
+    let ask = |client: &mut TlsClient| {
+        let request =
+            format!("GET /api/v1/clients HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", token.expose());
+        client.stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = [0; 15];
+        client.stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    };
+    let mut connected = dial();
+    let first = connected.server_certificate();
+
+    // As the files change.
+    certificates.server("server", &["localhost"], 2);
+    wait_for("the new certificate is shown", || dial().server_certificate() != first);
+    let second = certificate_in(&certificates.path("server.crt"));
+    assert_eq!(dial().server_certificate(), second);
+
+    // Told so.
+    fs::write(certificates.path("server.crt"), "no certificate").unwrap();
+    broker.hang_up();
+    let line = broker.wait_for_log("everything stays as it was");
+    assert!(line.contains("server.crt: holds no certificate in PEM"), "{line}");
+    assert_eq!(dial().server_certificate(), second);
+    assert!(broker.metric("kentongan_settings_reloads_total{outcome=\"refused\"}") >= 1.0);
+    certificates.server("server", &["localhost"], 3);
+    broker.hang_up();
+    broker.wait_for_log("the settings were read again");
+    let mut client = dial();
+    assert_eq!(client.server_certificate(), certificate_in(&certificates.path("server.crt")));
+    ask(&mut client);
+    ask(&mut connected);
+}
+
 #[test]
 fn a_certificate_that_cannot_be_used_refuses_the_start_and_is_named() {
     let certificates = localhost();

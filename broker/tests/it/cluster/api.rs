@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use kentongan_proto::mqtt::*;
 use serde_json::{Value, json};
@@ -13,6 +15,7 @@ use kentongan::api::tokens::{Role, Token};
 
 use super::nodes::{Cluster, Node};
 use crate::support::*;
+use crate::users::quick;
 
 /// Tokens of each role.
 pub(super) struct Keys {
@@ -38,17 +41,24 @@ impl Keys {
 
 /// Three nodes that serve the API, and their directory, in which each has an audit log `audit1` and so on.
 pub(super) fn cluster(keys: &Keys) -> Cluster {
+    cluster_with(keys, |_, _| Vec::new())
+}
+
+/// The same with more settings for each, which may name files of the directory.
+fn cluster_with(keys: &Keys, more: impl Fn(usize, &Path) -> Vec<(String, String)>) -> Cluster {
     let directory = TempDir::new().expect("a temporary directory");
     let files = directory.path().to_owned();
     keys.write(&files.join("tokens"));
     let places = (1..=3).map(|number| files.join(format!("n{number}"))).collect();
     Cluster::within(directory, places, move |index| {
         let file = |name: &str| files.join(name).to_str().expect("UTF-8").to_owned();
-        vec![
+        let mut settings = vec![
             ("KENTONGAN_API__ADDRESS".to_owned(), "127.0.0.1:0".to_owned()),
             ("KENTONGAN_API__TOKENS_FILE".to_owned(), file("tokens")),
             ("KENTONGAN_LOG__AUDIT_FILE".to_owned(), file(&format!("audit{}", index + 1))),
-        ]
+        ];
+        settings.extend(more(index, &files));
+        settings
     })
 }
 
@@ -227,6 +237,125 @@ fn sessions_subscriptions_and_retained_messages_are_seen_from_any_node() {
     assert_eq!(act(node, &keys.operator, "DELETE", "/retained/plant%2F8", None).0, 204);
     assert_eq!(act(&cluster.nodes[0], &keys.viewer, "GET", "/retained/plant%2F8", None).0, 404);
     wait_for("one waits", || get(node, &keys, "/sessions/s0")["mqueue_len"] == 1);
+}
+
+/// What an operator did, by the audit log of a node.
+fn audited(cluster: &Cluster, node: usize, event: &str) -> Vec<(Value, Value)> {
+    let file = cluster.nodes[node].data_dir.with_file_name(format!("audit{}", node + 1));
+    let text = std::fs::read_to_string(file).expect("an audit log");
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let lines = lines.filter(|line| line["event"] == event && line["who"]["api"] == "made");
+    lines.map(|line| (line["what"].clone(), line["result"].clone())).collect()
+}
+
+#[test]
+fn a_session_is_ended_from_any_node_with_what_it_subscribes_to_and_what_waits() {
+    let keys = Keys::draw();
+    let cluster = cluster(&keys);
+    let [first, second, third] = &cluster.nodes[..] else { panic!("three nodes") };
+    let (mut here, _) = third.persistent("here");
+    here.subscribe("plant/#", QoS::AtLeastOnce);
+    let (mut away, _) = second.persistent("away");
+    away.subscribe("plant/#", QoS::AtLeastOnce);
+    away.disconnect();
+    let mut publisher = first.client("publisher");
+    publisher.publish_acknowledged("plant/1", "x", qos1(1));
+    assert_eq!(here.expect_publish().payload, "x");
+    wait_for("it waits", || get(first, &keys, "/sessions/away")["mqueue_len"] == 1);
+
+    assert_eq!(act(first, &keys.viewer, "DELETE", "/sessions/here", None).0, 403);
+    assert_eq!(act(first, &keys.operator, "DELETE", "/sessions/publisher", None).0, 404, "it ends with its connection");
+    here.expect_nothing();
+    for client_id in ["here", "away"] {
+        assert_eq!(act(first, &keys.operator, "DELETE", &format!("/sessions/{client_id}"), None).0, 204);
+        for node in &cluster.nodes {
+            assert_eq!(ask(node, keys.viewer.expose(), "GET", &format!("/sessions/{client_id}"), None).0, 404);
+        }
+        assert_eq!(act(second, &keys.operator, "DELETE", &format!("/sessions/{client_id}"), None).0, 404);
+    }
+    here.expect_disconnect(ReasonCode::AdministrativeAction);
+    assert_eq!(act(first, &keys.viewer, "GET", "/clients/here", None).0, 404);
+
+    publisher.publish_acknowledged("plant/1", "for nobody", qos1(2));
+    for (node, client_id) in [(first, "here"), (third, "away")] {
+        let (mut client, resumed) = node.persistent(client_id);
+        assert!(!resumed, "{client_id} begins anew");
+        client.expect_nothing();
+        client.disconnect();
+    }
+    let done = |client_id: &str| (json!({ "client_id": client_id }), Value::from("done"));
+    wait_for("both are recorded", || {
+        let audited = audited(&cluster, 0, "discard session");
+        audited.len() == 3 && audited[1..] == [done("here"), done("away")]
+    });
+}
+
+/// A client that is always back at once: each time it is told to go first, and what it has then is a new session.
+#[test]
+fn a_session_is_ended_although_its_client_comes_back_at_once() {
+    let keys = Keys::draw();
+    let cluster = cluster(&keys);
+    let stop = AtomicBool::new(false);
+    let coming = AtomicUsize::new(0);
+    let is_anew = std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let mut anew = 0;
+            for turn in 0.. {
+                let (mut client, connack) = cluster.nodes[turn % 3].accepted(&stubborn());
+                anew += usize::from(!connack.session_present);
+                coming.fetch_add(1, Ordering::Relaxed);
+                while client.receive_within(Duration::from_millis(20)).is_none() {
+                    if stop.load(Ordering::Relaxed) {
+                        return anew;
+                    }
+                }
+            }
+            unreachable!("it is told to stop")
+        });
+        for turn in 0..6 {
+            wait_for("it is back", || coming.load(Ordering::Relaxed) > turn);
+            let (status, problem) = act(&cluster.nodes[turn % 3], &keys.operator, "DELETE", "/sessions/stubborn", None);
+            // It may come between the two steps of this request, which then finds the new one.
+            assert!(status == 204 || status == 404, "{problem}");
+        }
+        stop.store(true, Ordering::Relaxed);
+        client.join().expect("its connections work")
+    });
+    assert!(is_anew >= 6, "ended {is_anew} times");
+}
+
+fn stubborn() -> Connect {
+    let mut asked = connect(ProtocolVersion::V5, "stubborn");
+    asked.clean_start = false;
+    asked.properties.session_expiry_interval = Some(3600);
+    asked
+}
+
+#[test]
+fn users_of_all_nodes_are_listed_a_page_at_a_time_and_without_their_passwords() {
+    let keys = Keys::draw();
+    let cluster = cluster_with(&keys, |index, files| {
+        let mut text: String = (0..25).map(|number| quick(&format!("user-{number:02}"), "x")).collect();
+        if index == 2 {
+            text += &quick("only-here", "x");
+        }
+        let file = files.join(format!("passwords{index}"));
+        std::fs::write(&file, text).expect("written");
+        vec![("KENTONGAN_AUTH__PASSWORD_FILE".to_owned(), file.to_str().expect("UTF-8").to_owned())]
+    });
+    for limit in [1, 7, 1000] {
+        let rows = all(&cluster, &keys, "/users?", limit);
+        let found: Vec<_> = rows.iter().map(|row| row["username"].as_str().expect("a text")).collect();
+        let mut expected = vec!["only-here".to_owned()];
+        expected.extend((0..25).map(|number| format!("user-{number:02}")));
+        assert_eq!(found, expected);
+        assert_eq!((&rows[0]["nodes"], &rows[1]["nodes"]), (&json!(["n3"]), &json!(["n1", "n2", "n3"])));
+    }
+    let page = get(&cluster.nodes[0], &keys, "/users?like_username=user-1&limit=100");
+    assert_eq!(page["meta"]["count"], 10);
+    let row =
+        json!({ "username": "user-10", "source": "password_file", "algorithm": "sha512", "nodes": ["n1", "n2", "n3"] });
+    assert_eq!(page["data"][0], row, "and no hash");
 }
 
 #[test]
