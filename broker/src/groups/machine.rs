@@ -350,10 +350,12 @@ impl Machine {
 
     /// An arbiter says what its clients have.
     fn resync(&mut self, node: u64, resync: Resync) {
-        let Some(group) = self.pushes.synced(node, &resync) else {
+        let state = u16::try_from(resync.group).ok().and_then(|group| self.groups.get(&group));
+        let Some(state) = state.filter(|state| state.has_heard(node, &resync)) else {
+            // Something that went before it was lost. The node is asked again.
             return;
         };
-        let Some(state) = self.groups.get(&group) else {
+        let Some(group) = self.pushes.synced(node, &resync) else {
             return;
         };
         let shared = self.shared();

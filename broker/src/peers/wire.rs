@@ -269,6 +269,10 @@ pub struct Resync {
     /// leader sent since.
     #[prost(uint32, tag = "8")]
     pub round: u32,
+    /// The last number that the arbiter's lane to the group had when this was written: what clients did up to there is behind
+    /// what is said here of them. 0 from who does not know of this.
+    #[prost(uint64, tag = "9")]
+    pub said: u64,
 }
 
 /// One session of a [`Resync`].

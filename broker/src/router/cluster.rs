@@ -326,8 +326,13 @@ impl ArbiterState {
         }
     }
 
-    /// Tells the leader of a group what its clients here have.
+    /// Tells the leader of a group what its clients here have: behind all that they did, or it would be told of what has not
+    /// come. A PUBLISH that the leader has not heard of would count as refused, and an acknowledged message as lost.
     fn resync(&mut self, group: u16) {
+        self.flush_lanes();
+        let Some(said) = self.lanes.sent_up_to(group) else {
+            return self.lanes.hold_resync(group);
+        };
         let (Some(cluster), Some(leader)) = (&self.shared.cluster, self.lanes.leader(group)) else {
             return;
         };
@@ -340,6 +345,7 @@ impl ArbiterState {
             arbiters: self.shared.inboxes.len() as u32,
             sessions: Vec::new(),
             claims: Vec::new(),
+            said,
         };
         let mut unanswered = Vec::new();
         let slots = self.shared.submitter.slots();
@@ -381,6 +387,8 @@ impl ArbiterState {
             self.send_lane(group);
         }
         for group in resyncs {
+            // It may wait for what the lane has, though that has made progress.
+            self.send_lane(group);
             self.resync(group);
         }
         self.refuse_claims_of_silent_groups();

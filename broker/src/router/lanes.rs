@@ -332,7 +332,14 @@ impl Lanes {
         }
     }
 
-    /// There was no room for a resync.
+    /// The last number in the lane, if all of it was sent to the present leader.
+    pub(super) fn sent_up_to(&self, group: u16) -> Option<u64> {
+        let lane = self.groups.get(usize::from(group))?;
+        let is_sent = lane.gathered.is_empty() && lane.kept.as_ref().is_none_or(|kept| kept.outgoing.is_sent());
+        is_sent.then_some(lane.next)
+    }
+
+    /// There was no room for a resync, or for what goes before it.
     pub(super) fn hold_resync(&mut self, group: u16) {
         if let Some(kept) = self.kept(group) {
             kept.resync_held = true;

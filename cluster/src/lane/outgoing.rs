@@ -109,6 +109,12 @@ impl Outgoing {
         self.settled == self.last
     }
 
+    /// Whether all that it has was given out by [`Self::next_batch`] since the target, or the way to it, was another.
+    #[must_use]
+    pub fn is_sent(&self) -> bool {
+        self.sent == self.batches.len() && self.gathering_items == 0
+    }
+
     /// The next batch to send: one that must be sent again, or what gathered since the last.
     pub fn next_batch(&mut self) -> Option<Batch> {
         if self.sent > 0 && self.sent == self.batches.len() {

@@ -9,6 +9,7 @@ use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{PacketId, ReasonCode};
 
 use super::{GroupState, close_effect, delivery, opened};
+use crate::peers::wire::Resync;
 use crate::plants::{Plant, is_planted};
 use crate::replicated::command::{Owner, Released};
 use crate::replicated::effect::Effect;
@@ -29,6 +30,13 @@ pub struct Has {
 }
 
 impl GroupState {
+    /// Whether all has been applied that the arbiter of a node had said when it wrote this. What it says of its clients counts on that.
+    #[must_use]
+    pub fn has_heard(&self, node: u64, resync: &Resync) -> bool {
+        let lane = resync.incarnation << 12 | u64::from(resync.arbiter);
+        self.lanes.get(&(node, lane)).map_or(0, |lane| lane.last) >= resync.said
+    }
+
     /// `owner` serves `client_id` under `epoch`, and has this.
     pub fn resync(&self, client_id: &str, owner: Owner, epoch: u64, has: &Has, effects: &mut Vec<Effect>) {
         let held = self.sessions.get(client_id).filter(|session| session.owner == Some(owner));

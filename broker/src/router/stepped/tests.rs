@@ -3,6 +3,7 @@
 //! All sessions are transient and nothing is retained, so no group is needed. `KENTONGAN_SEED` and `KENTONGAN_SEEDS` say
 //! which seeds are run.
 
+mod resyncs;
 mod watched;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -648,11 +649,11 @@ impl Peers for NoPeers {
 }
 
 /// One of several nodes, whose leaders nobody knows.
-fn one_of_several(clock: Clock) -> ClusterView {
+fn one_of_several(clock: Clock, peers: Arc<dyn Peers>) -> ClusterView {
     ClusterView {
         node: 1,
         lease: Arc::new(LeaseCell::endless()),
-        peers: Arc::new(NoPeers),
+        peers,
         leaders: Leaders::default(),
         nodes: Nodes::default(),
         incoming: Mutex::new(Incoming::new(&BTreeMap::new())),
@@ -681,10 +682,19 @@ fn claimant_by(settings: Settings) -> (SteppedArbiter, Client, ConnectionKey) {
 }
 
 fn claimant(settings: Settings, authority: Authority, connect: Connect) -> (SteppedArbiter, Client, ConnectionKey) {
+    claimant_among(Arc::new(NoPeers), settings, authority, connect)
+}
+
+fn claimant_among(
+    peers: Arc<dyn Peers>,
+    settings: Settings,
+    authority: Authority,
+    connect: Connect,
+) -> (SteppedArbiter, Client, ConnectionKey) {
     let settings = Arc::new(settings);
     let clock = Clock::manual(Arc::new(ManualClock::new(0)));
     let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
-    let cluster = Some(one_of_several(clock.clone()));
+    let cluster = Some(one_of_several(clock.clone(), peers));
     let shared = Shared::new(Arc::clone(&settings), 1, submitter, authority, 1, cluster, clock);
     let shared = Arc::new(shared);
     let mut arbiter = SteppedArbiter::new(0, Arc::clone(&shared), Metrics::isolated().arbiter());

@@ -1,6 +1,7 @@
 //! Lanes and retained messages.
 
 use super::*;
+use crate::peers::wire::Resync;
 
 /// P2: a message that others have already is not refused because it cannot be kept; it is counted. The one before it must
 /// not pass for the newest.
@@ -102,4 +103,19 @@ fn a_retained_message_is_forgotten_at_its_age_whatever_restarts() {
     assert_eq!(script.state.retained().len(), 1);
     script.tick(1_000 + CLOCK_LAG_MS_MAX);
     assert_eq!(script.state.retained().len(), 0);
+}
+
+/// P1, P2: of what was lost on its way it would say that it was refused.
+#[test]
+fn what_a_node_says_of_its_clients_counts_once_what_they_did_before_is_applied() {
+    let mut script = Script::new();
+    let resync = |said| Resync { incarnation: 1, arbiter: 5, said, ..Resync::default() };
+    assert!(script.state.has_heard(2, &resync(0)), "it says so, or knows nothing of this");
+    assert!(!script.state.has_heard(2, &resync(1)));
+    let messages = vec![LaneMessage { number: 1, ..LaneMessage::default() }];
+    let batch = LaneBatch { node: 2, lane: 1 << 12 | 5, incarnation: 1, messages, ..LaneBatch::default() };
+    script.apply(Command::Lane(batch));
+    assert!(script.state.has_heard(2, &resync(1)) && !script.state.has_heard(2, &resync(2)));
+    assert!(!script.state.has_heard(3, &resync(1)), "another node");
+    assert!(!script.state.has_heard(2, &Resync { arbiter: 6, ..resync(1) }), "another lane");
 }
