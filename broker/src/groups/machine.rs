@@ -458,7 +458,8 @@ impl Machine {
         let Some(state) = self.groups.get(&group) else {
             return;
         };
-        let page = state.retained_page(filter, cursor.after.as_deref(), PAGE_MESSAGES_MAX, PAGE_SCAN_MAX);
+        let (after, bytes_max) = (cursor.after.as_deref(), shared.piece_bytes());
+        let page = state.retained_page(filter, after, PAGE_MESSAGES_MAX, bytes_max, PAGE_SCAN_MAX);
         messages.extend(page.messages.iter().map(|message| on_process_clock(message, state, now_ms)));
         let next = page.next.map(|after| RetainedCursor { group, after: Some(after.to_string()) });
         let page = RetainedPage { connection, number, asked, messages, next };

@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use prost::Message as _;
+
 use crate::peers::wire::{AskResync, EventKind, Forwarded, GroupEvent, GroupEvents, Resync};
 use crate::peers::{PeerFull, Peers};
 use crate::plants::{Plant, is_planted};
@@ -102,16 +104,22 @@ impl Pushes {
 
     /// Sends what gathered. Where there is no room it is let go, and the node asked to say what it has once there is.
     pub(super) fn flush(&mut self, shared: &Shared) {
-        let Some(cluster) = &shared.cluster else {
-            return;
-        };
+        if let Some(cluster) = &shared.cluster {
+            self.flush_to(&*cluster.peers);
+        }
+    }
+
+    fn flush_to(&mut self, peers: &dyn Peers) {
         for ((node, incarnation, group), events) in std::mem::take(&mut self.gathered) {
             let Some(led) = self.led.get_mut(&group) else {
                 continue;
             };
-            let events = GroupEvents { group: u32::from(group), term: led.term, incarnation, events };
-            if let Err(PeerFull) = cluster.peers.forward(node, Forwarded::Events(events)) {
-                led.nodes.entry(node).and_modify(Synced::forget);
+            for events in in_pieces(events, peers.piece_bytes()) {
+                let events = GroupEvents { group: u32::from(group), term: led.term, incarnation, events };
+                if let Err(PeerFull) = peers.forward(node, Forwarded::Events(events)) {
+                    led.nodes.entry(node).and_modify(Synced::forget);
+                    break;
+                }
             }
         }
     }
@@ -153,9 +161,28 @@ impl Led {
     }
 }
 
+/// As they are, in parts of `bytes_max`, or of one event that is longer. All that a turn has for a node may be more than a frame
+/// holds: the windows of one session, or a message for thousands of them.
+fn in_pieces(events: Vec<GroupEvent>, bytes_max: usize) -> impl Iterator<Item = Vec<GroupEvent>> {
+    let mut events = events.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let mut piece = vec![events.next()?];
+        let mut bytes = piece[0].encoded_len();
+        while let Some(event) = events.next_if(|event| {
+            bytes += event.encoded_len();
+            bytes <= bytes_max
+        }) {
+            piece.push(event);
+        }
+        Some(piece)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peers::wire::Deliver;
+    use crate::replicated::command::MessageRecord;
 
     fn resync(arbiter: u32, round: u32) -> Resync {
         Resync { group: 1, term: 5, arbiter, arbiters: 2, round, ..Resync::default() }
@@ -221,5 +248,76 @@ mod tests {
         pushes.on_link_broken(3);
         pushes.ask(&asked, &[3], keeps);
         assert_eq!(asked.take(), [(3, 1, 5)], "the process may be another one, and know nothing");
+    }
+
+    /// A frame holds so much, and no queue takes more.
+    #[derive(Debug, Default)]
+    struct Frames {
+        sent: std::sync::Mutex<Vec<GroupEvents>>,
+        taken_max: usize,
+    }
+
+    impl Peers for Frames {
+        fn forward(&self, node: u64, forwarded: Forwarded) -> Result<(), PeerFull> {
+            let Forwarded::Events(events) = forwarded else {
+                panic!("to {node}: {forwarded:?}");
+            };
+            let mut sent = self.sent.lock().unwrap();
+            if events.encoded_len() > 64 * 1024 || sent.len() == self.taken_max {
+                return Err(PeerFull);
+            }
+            sent.push(events);
+            Ok(())
+        }
+
+        fn piece_bytes(&self) -> usize {
+            60 * 1024
+        }
+
+        fn control(&self, _: u64, _: bytes::Bytes) {}
+
+        fn members(&self, _: Vec<kentongan_cluster::transport::PeerAddress>) {}
+    }
+
+    fn deliver(packet_id: u32) -> EventKind {
+        let payload = bytes::Bytes::from(vec![0; 4096]);
+        let message = Some(MessageRecord { payload, ..MessageRecord::default() });
+        EventKind::Deliver(Deliver { packet_id, message, ..Deliver::default() })
+    }
+
+    fn delivered(sent: &[GroupEvents]) -> Vec<u32> {
+        let events = sent.iter().flat_map(|events| &events.events);
+        let packet_id = |event: &GroupEvent| match &event.kind {
+            Some(EventKind::Deliver(deliver)) => deliver.packet_id,
+            other => panic!("{other:?}"),
+        };
+        events.map(packet_id).collect()
+    }
+
+    /// P1: a session's window is more than a frame, and each try to send it as one would fail like the one before.
+    #[test]
+    fn what_a_turn_has_for_a_node_goes_in_as_many_frames_as_it_takes() {
+        let (mut pushes, frames) = (Pushes::default(), Frames { taken_max: usize::MAX, ..Frames::default() });
+        pushes.lead(1, 5);
+        pushes.synced(7, &resync(0, 0));
+        (0..100).for_each(|packet_id| pushes.push(1, 7, 3, vec![deliver(packet_id)]));
+        pushes.flush_to(&frames);
+        let sent = frames.sent.into_inner().unwrap();
+        assert_eq!(delivered(&sent), (0..100).collect::<Vec<_>>());
+        assert!((7..=8).contains(&sent.len()), "{} frames", sent.len());
+        assert!(sent.iter().all(|events| (events.group, events.term, events.incarnation) == (1, 5, 3)));
+        assert!(pushes.is_synced(1, 7, 0));
+    }
+
+    /// Behind what was refused nothing goes, or it would come before that.
+    #[test]
+    fn what_is_behind_a_part_without_room_is_let_go_as_well() {
+        let (mut pushes, frames) = (Pushes::default(), Frames { taken_max: 2, ..Frames::default() });
+        pushes.lead(1, 5);
+        pushes.synced(7, &resync(0, 0));
+        (0..100).for_each(|packet_id| pushes.push(1, 7, 3, vec![deliver(packet_id)]));
+        pushes.flush_to(&frames);
+        assert_eq!(delivered(&frames.sent.into_inner().unwrap()), (0..28).collect::<Vec<_>>());
+        assert!(!pushes.is_synced(1, 7, 0), "it is asked what it has");
     }
 }

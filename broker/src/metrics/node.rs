@@ -147,11 +147,14 @@ const CLASSES: &[Counted<ClassStats>] = &[
 ];
 
 /// Why a message for another node was not sent, of all classes. What must arrive is sent again.
-const LOST: &[CountedBy<ClassStats>; 4] = &[
+const LOST: &[CountedBy<ClassStats>; 5] = &[
     ("full", "Too much waited already.", |class| &class.refused_full),
     ("down", "There was no link.", |class| &class.refused_down),
     ("oldest", "It was the oldest message of Raft, and made room.", |class| &class.dropped_oldest),
     ("reset", "It waited in the queue of a link that broke.", |class| &class.dropped_reset),
+    ("too_large", "It is longer than a frame may be, and never goes: a mistake of the program.", |class| {
+        &class.refused_too_large
+    }),
 ];
 
 const LOST_FAMILY: Family = Family {

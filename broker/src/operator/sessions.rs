@@ -263,7 +263,7 @@ impl Operator {
         let limit = limit.clamp(1, ROWS_MAX);
         self.look(group, move |state| {
             let clock_ms = state.clock_ms();
-            let page = state.retained_page(&filter, after.as_deref(), limit, TOPICS_A_LOOK);
+            let page = state.retained_page(&filter, after.as_deref(), limit, usize::MAX, TOPICS_A_LOOK);
             let mut bytes = 0;
             let fits = |message: &&std::sync::Arc<Message>| {
                 let fits = bytes < ROW_BYTES_MAX;

@@ -84,12 +84,14 @@ pub struct Links(pub Transport);
 impl Peers for Links {
     fn forward(&self, node: u64, forwarded: Forwarded) -> Result<(), PeerFull> {
         let node = NodeId::new(node).ok_or(PeerFull)?;
-        self.0.send_pieces(node, Class::Forward, FORWARD, forward_pieces(forwarded)).map_err(|error| {
-            if error == SendError::TooLarge {
-                tracing::error!(%node, "what this node has for another is longer than a frame may be; it cannot be sent");
+        match self.0.send_pieces(node, Class::Forward, FORWARD, forward_pieces(forwarded)) {
+            Ok(()) => Ok(()),
+            Err(SendError::TooLarge) => {
+                tracing::error!(%node, "what this node has for another is longer than a frame may be; it is dropped");
+                Ok(())
             }
-            PeerFull
-        })
+            Err(SendError::Full | SendError::Down | SendError::UnknownPeer | SendError::Stopping) => Err(PeerFull),
+        }
     }
 
     fn control(&self, node: u64, message: Bytes) {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use kentongan_cluster::NodeId;
-use kentongan_cluster::transport::{ClusterId, PeerAddress};
+use kentongan_cluster::transport::{ClusterId, FRAME_BYTES_MAX, PeerAddress};
 
 pub mod administration;
 pub mod backup;
@@ -18,13 +18,27 @@ pub mod wire;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerFull;
 
+/// How much is said to a node at once, in bytes, where it could be said in parts: far less than a frame holds, and than a queue
+/// takes.
+pub const PIECE_BYTES: usize = 1024 * 1024;
+
+/// Size of the longest packet that goes to other nodes, in bytes. A frame has room for one at the end of a page of retained messages,
+/// and for that at the end of a lane's batch, with what is said of them there.
+pub const PACKET_BYTES_MAX: u32 = (FRAME_BYTES_MAX - 4 * PIECE_BYTES) as u32;
+
 /// The way to the other nodes. Never blocks.
 pub trait Peers: Send + Sync + fmt::Debug {
-    /// Says something to `node`. What was said may still be lost with the link.
+    /// Says something to `node`. What was said may still be lost with the link. What no frame can hold is lost at once, and
+    /// counted: it would find no room later either.
     ///
     /// # Errors
     /// No room, or no link.
     fn forward(&self, node: u64, forwarded: wire::Forwarded) -> Result<(), PeerFull>;
+
+    /// Bytes after which what could be said in parts begins another part.
+    fn piece_bytes(&self) -> usize {
+        PIECE_BYTES
+    }
 
     /// Says something of membership to `node`. It arrives, in order, or the link breaks.
     fn control(&self, node: u64, message: Bytes);

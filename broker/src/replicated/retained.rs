@@ -96,10 +96,17 @@ impl Retained {
         Some(message)
     }
 
-    /// What `filter` matches among the topics after `after`, at most `messages_max`, looking at no more than `scan_max`
-    /// topics: a call's work is bounded, however many topics there are.
+    /// What `filter` matches among the topics after `after`, at most `messages_max`, and none once there are `bytes_max`, looking
+    /// at no more than `scan_max` topics: a call's work is bounded, however many topics there are.
     #[must_use]
-    pub fn page(&self, filter: &str, after: Option<&str>, messages_max: usize, scan_max: usize) -> Page {
+    pub fn page(
+        &self,
+        filter: &str,
+        after: Option<&str>,
+        messages_max: usize,
+        bytes_max: usize,
+        scan_max: usize,
+    ) -> Page {
         let Some(wildcard) = filter.find(['+', '#']) else {
             let message = self.messages.get(filter).filter(|_| after.is_none());
             return Page { messages: message.into_iter().cloned().collect(), next: None };
@@ -110,18 +117,19 @@ impl Retained {
             Some(after) => Bound::Excluded(after),
             None => Bound::Included(prefix),
         };
-        let mut messages = Vec::new();
+        let (mut messages, mut bytes) = (Vec::new(), 0);
         let mut last = None;
         let range = self.messages.range::<str, _>((start, Bound::Unbounded));
         for (scanned, (name, message)) in range.enumerate() {
             if !name.starts_with(prefix) {
                 return Page { messages, next: None };
             }
-            if scanned == scan_max || messages.len() == messages_max {
+            if scanned == scan_max || messages.len() == messages_max || bytes >= bytes_max {
                 return Page { messages, next: last };
             }
             last = Some(Arc::clone(name));
             if topic::matches(filter, name) {
+                bytes += message.weight_bytes();
                 messages.push(Arc::clone(message));
             }
         }
@@ -155,11 +163,15 @@ mod tests {
         })
     }
 
-    fn all(retained: &Retained, filter: &str, messages_max: usize, scan_max: usize) -> Vec<String> {
+    fn all(
+        retained: &Retained,
+        filter: &str,
+        (messages_max, bytes_max, scan_max): (usize, usize, usize),
+    ) -> Vec<String> {
         let mut topics = Vec::new();
         let mut after: Option<Arc<str>> = None;
         loop {
-            let page = retained.page(filter, after.as_deref(), messages_max, scan_max);
+            let page = retained.page(filter, after.as_deref(), messages_max, bytes_max, scan_max);
             topics.extend(page.messages.iter().map(|message| message.topic.to_string()));
             match page.next {
                 Some(next) => after = Some(next),
@@ -179,14 +191,29 @@ mod tests {
         for filter in ["#", "+", "a/#", "a/+", "+/x", "a/b", "+/+/c", "$SYS/#", "/#", "/+", "zz/#", "a/+/#"] {
             let mut expected: Vec<_> = topics.iter().filter(|name| topic::matches(filter, name)).collect();
             expected.sort();
-            for (messages_max, scan_max) in [(1, 100), (100, 1), (2, 3), (100, 100)] {
+            for bounds in [(1, 1000, 100), (100, 1000, 1), (2, 1000, 3), (100, 1, 100), (100, 1000, 100)] {
                 assert_eq!(
-                    all(&retained, filter, messages_max, scan_max),
+                    all(&retained, filter, bounds),
                     *expected.iter().map(|name| name.to_string()).collect::<Vec<_>>(),
                     "{filter}"
                 );
             }
         }
+    }
+
+    /// One page goes to another node in one frame.
+    #[test]
+    fn a_page_has_no_more_than_one_message_beyond_its_bytes() {
+        let mut retained = Retained::default();
+        let payload = Bytes::from(vec![0; 10_000]);
+        for number in 0..10 {
+            let large = Message { payload: payload.clone(), ..Message::clone(&message(&format!("t/{number}"))) };
+            assert!(retained.set(Arc::new(large)));
+        }
+        let page = retained.page("t/#", None, 100, 25_000, 100);
+        assert_eq!((page.messages.len(), page.next.as_deref()), (3, Some("t/2")));
+        let page = retained.page("t/#", Some("t/8"), 100, 1, 100);
+        assert_eq!((page.messages.len(), page.next), (1, None));
     }
 
     #[test]

@@ -395,8 +395,15 @@ impl GroupState {
 
     /// See [`Retained::page`].
     #[must_use]
-    pub fn retained_page(&self, filter: &str, after: Option<&str>, messages_max: usize, scan_max: usize) -> Page {
-        self.retained.page(filter, after, messages_max, scan_max)
+    pub fn retained_page(
+        &self,
+        filter: &str,
+        after: Option<&str>,
+        messages_max: usize,
+        bytes_max: usize,
+        scan_max: usize,
+    ) -> Page {
+        self.retained.page(filter, after, messages_max, bytes_max, scan_max)
     }
 
     /// Sessions here.

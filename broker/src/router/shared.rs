@@ -19,6 +19,7 @@ use crate::config::Settings;
 use crate::events::ClientEvents;
 use crate::listener::ListenerContext;
 use crate::memory;
+use crate::peers::PIECE_BYTES;
 use crate::random::Random;
 use crate::replicated::Submitter;
 use crate::subscription::SubscriptionIndex;
@@ -204,6 +205,12 @@ impl Shared {
     #[must_use]
     pub fn incarnation(&self) -> u64 {
         self.incarnation.load(Ordering::Acquire)
+    }
+
+    /// Bytes after which what could be said to other nodes in parts begins another part.
+    #[must_use]
+    pub fn piece_bytes(&self) -> usize {
+        self.cluster.as_ref().map_or(PIECE_BYTES, |cluster| cluster.peers.piece_bytes())
     }
 
     /// This node was registered (anew). No client of the registration before is left.

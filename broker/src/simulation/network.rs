@@ -21,6 +21,19 @@ use crate::peers::{PeerFull, Peers};
 /// What may be under way on a link. Small, so that links are full now and then.
 const LINK_BYTES_MAX: usize = 256 * 1024;
 
+/// Bytes after which what could be said in parts begins another part, by turns of the seeds: small, so that it does.
+const PIECE_BYTES: [usize; 3] = [2 * 1024, 8 * 1024, 64 * 1024];
+
+/// What else a frame of [`Class::Forward`] holds: one thing that cannot be said in parts. The longest is a page of retained messages
+/// with the longest message at its end.
+const WHOLE_BYTES_MAX: usize = 8 * 1024;
+
+/// What a link takes that has no room for what is long.
+const NARROW_BYTES_MAX: usize = 256;
+
+/// How long that lasts once a link has begun, at most.
+const NARROW_NS_MAX: u64 = 2_500_000_000;
+
 /// Which link, by its place in [`Network`].
 pub(super) type LinkIndex = usize;
 
@@ -55,6 +68,7 @@ struct State {
     /// Who is at each place: another one once a disk was lost.
     ids: Vec<NodeId>,
     random: SmallRng,
+    piece_bytes: usize,
     now_ns: u64,
     links: Vec<Link>,
     /// Frames wait, and nobody was told when they are due.
@@ -107,6 +121,7 @@ impl Network {
             nodes,
             ids: (1..=nodes as u64).map(NodeId).collect(),
             random: SmallRng::seed_from_u64(seed),
+            piece_bytes: PIECE_BYTES[(seed % PIECE_BYTES.len() as u64) as usize],
             now_ns: 0,
             links,
             fresh: Vec::new(),
@@ -218,7 +233,13 @@ impl Network {
 
     fn send(&self, from: usize, to: NodeId, class: Class, kind: Kind, body: Bytes) -> Result<(), SendRefused> {
         let mut state = self.lock();
-        let State { nodes, ids, random, now_ns, links, fresh, delay_ns_max, .. } = &mut *state;
+        let State { nodes, ids, random, piece_bytes, now_ns, links, fresh, delay_ns_max, .. } = &mut *state;
+        // The transport would drop it, each time that it is tried.
+        assert!(
+            class != Class::Forward || body.len() <= 2 * *piece_bytes + WHOLE_BYTES_MAX,
+            "{} bytes for another node, which no frame can hold",
+            body.len()
+        );
         let Some(to) = ids.iter().position(|&id| id == to).filter(|&to| to != from) else {
             return Err(SendRefused::Down);
         };
@@ -266,6 +287,10 @@ impl Peers for SimLinks {
     fn forward(&self, node: u64, forwarded: Forwarded) -> Result<(), PeerFull> {
         let body = forward_body(forwarded);
         self.network.send(self.node, NodeId(node), Class::Forward, FORWARD, body).map_err(|_| PeerFull)
+    }
+
+    fn piece_bytes(&self) -> usize {
+        self.network.lock().piece_bytes
     }
 
     fn control(&self, node: u64, message: Bytes) {

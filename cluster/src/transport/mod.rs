@@ -120,6 +120,9 @@ pub struct TransportConfig {
     pub connections_max: usize,
 }
 
+/// Bytes of the longest frame, by [`TransportConfig::new`]. Nodes that speak with each other have the same.
+pub const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 impl TransportConfig {
     /// The defaults. A peer that vanishes is noticed within 3 s.
     pub fn new(listen: SocketAddr, identity: LocalIdentity) -> Self {
@@ -131,7 +134,7 @@ impl TransportConfig {
             append_queue_bytes_max: 64 * 1024 * 1024,
             forward_queue_bytes_max: 16 * 1024 * 1024,
             receive_bytes_max: 16 * 1024 * 1024,
-            frame_bytes_max: 16 * 1024 * 1024,
+            frame_bytes_max: FRAME_BYTES_MAX,
             keep_alive_interval: Duration::from_secs(1),
             keep_alive_timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(3),

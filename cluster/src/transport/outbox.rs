@@ -111,8 +111,13 @@ impl Outbox {
     pub(super) fn push_all(&self, kind: Kind, bodies: impl IntoIterator<Item = Bytes>) {
         let mut state = self.lock();
         for body in bodies {
-            if self.admit(&mut state, kind, body.len()).is_ok() {
-                state.append(Waiting { kind, body: [body, Bytes::new()] });
+            match self.admit(&mut state, kind, body.len()) {
+                Ok(()) => state.append(Waiting { kind, body: [body, Bytes::new()] }),
+                // Its sender tries again and again, and nobody else would say why nothing comes of it.
+                Err(SendError::TooLarge) => {
+                    tracing::error!(class = ?self.class, bytes = body.len(), "a message is longer than a frame may be; it is dropped");
+                }
+                Err(_) => {}
             }
         }
         self.wake(state);
@@ -131,6 +136,7 @@ impl Outbox {
         self.has_room(state, kind, body_bytes).inspect_err(|error| match error {
             SendError::Full => count(&self.stats.class(self.class).refused_full),
             SendError::Down => count(&self.stats.class(self.class).refused_down),
+            SendError::TooLarge => count(&self.stats.class(self.class).refused_too_large),
             _ => {}
         })
     }
@@ -402,6 +408,9 @@ mod tests {
             outbox.push(LEASE, [Bytes::from(vec![0; 24]), Bytes::from(vec![0; 1000])]),
             Err(SendError::TooLarge)
         );
+        outbox.push_all(Kind::RAFT, [Bytes::from(vec![0; 1024]), Bytes::from(vec![0; 960])]);
+        assert_eq!(outbox.stats.class(Class::Control).refused_too_large.load(Ordering::Relaxed), 2);
         outbox.push(LEASE, [Bytes::from(vec![0; 960]), Bytes::new()]).unwrap();
+        assert_eq!(outbox.lock().queue.len(), 2);
     }
 }

@@ -23,6 +23,8 @@ pub struct ClassStats {
     pub refused_full: AtomicU64,
     /// Messages refused because there was no link.
     pub refused_down: AtomicU64,
+    /// Messages that no frame can hold.
+    pub refused_too_large: AtomicU64,
     /// The oldest Raft messages, dropped to make room for newer ones.
     pub dropped_oldest: AtomicU64,
     /// Messages that waited in the queue of a link that broke.

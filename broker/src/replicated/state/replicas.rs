@@ -468,7 +468,7 @@ impl Replicas {
         let Some((client_id, filter, read)) = reads.get(usize::from(b) % reads.len().max(1)).cloned() else {
             return;
         };
-        let page = self.living.retained_page(&filter, None, 2, 10);
+        let page = self.living.retained_page(&filter, None, 2, usize::MAX, 10);
         let messages = page.messages.iter().map(|message| absolute(message)).collect();
         self.apply(Command::RetainedPage(RetainedPage { client_id, filter, read, messages, last: c & 3 != 0 }));
     }

@@ -210,3 +210,51 @@ fn what_waits_for_retained_messages_is_not_overtaken_when_its_subscription_goes(
         assert_eq!(came, [format!("{round} first"), format!("{round} second")]);
     }
 }
+
+/// P1: what waits for a session may be more than nodes send each other at once. Whichever node it comes to, it gets all of it.
+#[test]
+fn more_than_a_frame_waits_for_a_session_that_comes_to_any_node() {
+    const MESSAGES: u16 = 20;
+    let cluster = Cluster::start();
+    let (mut subscriber, _) = cluster.nodes[0].persistent("camera");
+    subscriber.subscribe("pictures", QoS::AtLeastOnce);
+    drop(subscriber);
+    let mut publisher = cluster.nodes[0].client("publisher");
+    let picture = "x".repeat(1_000_000);
+    for number in 1..=MESSAGES {
+        publisher.publish_acknowledged("pictures", &format!("{number} {picture}"), qos1(number));
+    }
+    for node in &cluster.nodes {
+        let (mut subscriber, present) = node.persistent("camera");
+        assert!(present);
+        let number = |message: Publish| {
+            let payload = String::from_utf8(message.payload.to_vec()).expect("our own");
+            payload.split_once(' ').expect("our own").0.parse().expect("a number")
+        };
+        let got: Vec<u16> = (0..MESSAGES).map(|_| number(subscriber.expect_publish())).collect();
+        assert_eq!(got, (1..=MESSAGES).collect::<Vec<_>>(), "at {}", node.name);
+    }
+}
+
+/// The same of retained messages.
+#[test]
+fn more_than_a_frame_is_retained_under_a_wildcard() {
+    const MESSAGES: u16 = 20;
+    let cluster = Cluster::start();
+    let mut publisher = cluster.nodes[0].client("publisher");
+    let picture = "x".repeat(1_000_000);
+    // All of one group, so that they would be one page.
+    let mut topics = (0..).map(|number| format!("pictures/{number}"));
+    let group = cluster.group_of("pictures/0");
+    for number in 1..=MESSAGES {
+        let topic = topics.find(|topic| cluster.group_of(topic) == group).expect("names spread over all groups");
+        publisher.send(&Packet::Publish(Publish { retain: true, ..publish(&topic, &picture, qos1(number)) }));
+        publisher.complete(qos1(number));
+    }
+    for node in &cluster.nodes {
+        let mut reader = node.client("reader");
+        reader.subscribe("pictures/+", QoS::AtLeastOnce);
+        let got: BTreeSet<_> = (0..MESSAGES).map(|_| reader.take_publish().topic).collect();
+        assert_eq!(got.len(), usize::from(MESSAGES), "at {}", node.name);
+    }
+}
