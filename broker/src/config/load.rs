@@ -14,6 +14,8 @@ use super::{
     AuthenticationMethod, ClusterConfig, DEFAULT_PEER_PORT, ListenerConfig, NODE_NAME_BYTES_MAX, PACKET_BYTES_LIMIT,
     Settings,
 };
+use crate::peers;
+use crate::replicated::SLOTS;
 
 /// Where settings may come from, the weakest first.
 #[derive(Debug, Default)]
@@ -248,6 +250,14 @@ impl Settings {
         }
         if let Some(twice) = seeds.iter().enumerate().find(|(index, seed)| seeds[..*index].contains(seed)) {
             refuse("cluster.seeds", format!("{} stands there twice", twice.1));
+        }
+        let packet_bytes_max = self.session.packet_bytes_max.get();
+        if address.is_some() && packet_bytes_max > peers::PACKET_BYTES_MAX {
+            let limit = peers::PACKET_BYTES_MAX;
+            refuse(
+                "session.packet_bytes_max",
+                format!("at most {limit} with `cluster.address`: nodes send no more at once"),
+            );
         }
         let Some(address) = address else {
             for (key, is_set) in [("cluster.advertise", advertise.is_some()), ("cluster.seeds", !seeds.is_empty())] {

@@ -351,7 +351,7 @@ settings! {
         /// Length of a Client Identifier.
         pub client_id_bytes_max: NonZeroU16 = nonzero_u16(65_535) => reloaded,
         /// Size of a packet from a client, with its header; announced to MQTT 5 clients as Maximum Packet Size. At most
-        /// 268435460.
+        /// 268435460; with `cluster.address` 12582912.
         pub packet_bytes_max: NonZeroU32 = nonzero_u32(MIB as u32) => reloaded,
         /// Size of a packet before a CONNECT was accepted, that is, of the CONNECT itself.
         pub packet_bytes_before_connect_max: NonZeroU32 = nonzero_u32(64 * KIB as u32) => reloaded,

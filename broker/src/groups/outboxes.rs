@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use bytes::BytesMut;
 use kentongan_cluster::lane::{Batch, Outgoing};
 
+use crate::peers::PIECE_BYTES;
 use crate::plants::{Plant, is_planted};
 use crate::replicated::command::PickedEntry;
 use crate::replicated::submitter::OutboxTarget;
@@ -30,8 +31,9 @@ struct Lane {
 }
 
 /// All of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Outboxes {
+    batch_bytes_max: usize,
     /// By (origin, target).
     lanes: BTreeMap<(u16, OutboxTarget), Lane>,
     /// Entries under way: lanes that have not answered.
@@ -44,7 +46,26 @@ pub(super) struct Outboxes {
     picked: BTreeMap<u16, Vec<PickedEntry>>,
 }
 
+impl Default for Outboxes {
+    fn default() -> Self {
+        Self {
+            batch_bytes_max: PIECE_BYTES,
+            lanes: BTreeMap::new(),
+            routing: HashMap::new(),
+            routed: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            picking: BTreeMap::new(),
+            picked: BTreeMap::new(),
+        }
+    }
+}
+
 impl Outboxes {
+    /// Nothing is added to a batch of so many bytes.
+    pub(super) fn cut_at(&mut self, batch_bytes_max: usize) {
+        self.batch_bytes_max = batch_bytes_max;
+    }
+
     /// The entry at `position` goes into as many lanes; `picked` says who else is to get it.
     pub(super) fn begin(&mut self, origin: u16, position: u64, lanes: usize, picked: Option<PickedEntry>) {
         let answers = lanes + usize::from(picked.is_some());
@@ -79,7 +100,8 @@ impl Outboxes {
         position: u64,
         write: impl FnOnce(u64, &mut BytesMut),
     ) {
-        let new = || Lane { outgoing: Outgoing::new(LANE_BYTES_MAX), unanswered: VecDeque::new(), progress: true };
+        let outgoing = || Outgoing::new(LANE_BYTES_MAX, self.batch_bytes_max);
+        let new = || Lane { outgoing: outgoing(), unanswered: VecDeque::new(), progress: true };
         let lane = self.lanes.entry((origin, target)).or_insert_with(new);
         let number = if is_planted(Plant::RenumberOutbox) { lane.outgoing.next_number() } else { position };
         lane.outgoing.push_at(number, |out| write(number, out));

@@ -51,3 +51,19 @@ pub trait Peers: Send + Sync + fmt::Debug {
     /// The cluster has taken the place of these: their nodes are told so.
     fn succeeded(&self, _: Vec<ClusterId>) {}
 }
+
+/// Nobody takes anything.
+#[cfg(test)]
+#[derive(Debug)]
+pub(crate) struct NoPeers;
+
+#[cfg(test)]
+impl Peers for NoPeers {
+    fn control(&self, _: u64, _: Bytes) {}
+
+    fn forward(&self, _: u64, _: wire::Forwarded) -> Result<(), PeerFull> {
+        Err(PeerFull)
+    }
+
+    fn members(&self, _: Vec<PeerAddress>) {}
+}

@@ -24,5 +24,5 @@ pub use interface::{
     ClaimRequest, DeliverPersistent, InterestChanges, LaneAnswer, Opened, PersistentSession, RetainedCursor,
     RetainedPage, SubscribeOutcome, SubscribedPersistent, UnsubscribedPersistent,
 };
-pub use slots::Slots;
+pub use slots::{SLOTS, Slots};
 pub use submitter::{Look, Query, Submitter};

@@ -165,7 +165,12 @@ impl ArbiterState {
             templates: Templates::default(),
             pool: BufferPool::default(),
             batches: (0..shared.inboxes.len()).map(|_| Batch::default()).collect(),
-            lanes: Lanes::new(shared.cluster.as_ref().map(|cluster| cluster.node), shared.incarnation(), id, groups),
+            lanes: Lanes::new(
+                shared.cluster.as_ref().map(|cluster| (cluster.node, &*cluster.peers)),
+                shared.incarnation(),
+                id,
+                groups,
+            ),
             claim_turns: ClaimTurns::new(groups),
             message_number: 0,
             now: shared.clock.elapsed(),

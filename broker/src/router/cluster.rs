@@ -469,7 +469,12 @@ impl ArbiterState {
             return;
         };
         let leaders = cluster.leaders.all();
-        self.lanes = Lanes::new(Some(cluster.node), incarnation, self.id, self.shared.submitter.slots().groups());
+        self.lanes = Lanes::new(
+            Some((cluster.node, &*cluster.peers)),
+            incarnation,
+            self.id,
+            self.shared.submitter.slots().groups(),
+        );
         for (group, leader) in leaders {
             self.on_led(group, Some(leader));
         }
@@ -487,7 +492,8 @@ impl ArbiterState {
         self.withheld_barriers.clear();
         self.unread.clear();
         if let Some(cluster) = &self.shared.cluster {
-            self.lanes = Lanes::new(Some(cluster.node), 0, self.id, self.shared.submitter.slots().groups());
+            self.lanes =
+                Lanes::new(Some((cluster.node, &*cluster.peers)), 0, self.id, self.shared.submitter.slots().groups());
         }
         self.forget_handed_over();
         self.taking = ShareTaking::default();

@@ -17,6 +17,8 @@ use super::arbiter::ArbiterState;
 use super::cluster::Leader;
 use super::node_lanes::NodeLanes;
 use super::publish::Publication;
+use crate::peers::{PIECE_BYTES, Peers};
+use crate::plants::{Plant, is_planted};
 use crate::replicated::command::{self, Command, LaneBatch, LaneMessage, MessageRecord, OutboxSettled, SessionCommand};
 use crate::replicated::{LaneAnswer, PersistentSession, Slots};
 use crate::subscription::NodeNumber;
@@ -124,11 +126,13 @@ pub struct Lanes {
 }
 
 impl Lanes {
-    /// `node`: of how many this is one; `None`: there is no other.
-    pub(super) fn new(node: Option<u64>, incarnation: u64, arbiter: u16, groups: u16) -> Self {
+    /// `among`: this node, where there are others, and how they are spoken with.
+    pub(super) fn new(among: Option<(u64, &dyn Peers)>, incarnation: u64, arbiter: u16, groups: u16) -> Self {
+        let node = among.map(|(node, _)| node);
+        let batch_bytes_max = among.map_or(PIECE_BYTES, |(_, peers)| peers.piece_bytes());
         let kept = || {
             node.map(|_| Kept {
-                outgoing: Outgoing::new(KEPT_BYTES_MAX),
+                outgoing: Outgoing::new(KEPT_BYTES_MAX, batch_bytes_max),
                 leader: None,
                 answered: 0,
                 answered_before: 0,
@@ -148,7 +152,7 @@ impl Lanes {
             touched: Vec::new(),
             touched_blocked: None,
             acknowledged: Vec::new(),
-            nodes: NodeLanes::default(),
+            nodes: NodeLanes::new(batch_bytes_max),
         }
     }
 
@@ -560,11 +564,12 @@ impl ArbiterState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peers::NoPeers;
 
     /// A node that has a lease may hear nothing of a group: those who keep it are not those who vote in the directory.
     #[test]
     fn a_group_is_silent_that_answers_nothing_for_longer_than_an_election() {
-        let mut lanes = Lanes::new(Some(1), 7, 0, 2);
+        let mut lanes = Lanes::new(Some((1, &NoPeers)), 7, 0, 2);
         let say = |lanes: &mut Lanes, number| {
             if let Some(kept) = lanes.kept(1) {
                 kept.outgoing.push_at(number, |_| {});
@@ -586,7 +591,7 @@ mod tests {
     /// It may be so for ever, and the other groups are well.
     #[test]
     fn a_full_lane_of_a_silent_group_makes_nobody_pause_who_has_nothing_for_it() {
-        let mut lanes = Lanes::new(Some(1), 7, 0, 2);
+        let mut lanes = Lanes::new(Some((1, &NoPeers)), 7, 0, 2);
         let disconnect = || SessionCommand::never_began("c", PersistentSession { group: 0, epoch: 1 });
         if let Some(kept) = lanes.kept(1) {
             kept.outgoing.push_at(1, |out| out.resize(KEPT_BYTES_MAX, 0));

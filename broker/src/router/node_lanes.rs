@@ -120,6 +120,7 @@ impl NodeLane {
 /// The lanes of an arbiter to other nodes, by the nodes' numbers.
 #[derive(Debug, Default)]
 pub(super) struct NodeLanes {
+    batch_bytes_max: usize,
     lanes: BTreeMap<NodeNumber, NodeLane>,
     touched: Vec<NodeNumber>,
     /// What the next item of each lane says of messages that came from there.
@@ -133,9 +134,13 @@ pub(super) struct NodeLanes {
 }
 
 impl NodeLanes {
+    pub(super) fn new(batch_bytes_max: usize) -> Self {
+        Self { batch_bytes_max, ..Self::default() }
+    }
+
     fn lane(&mut self, node: NodeNumber) -> &mut NodeLane {
         self.lanes.entry(node).or_insert_with(|| NodeLane {
-            outgoing: Outgoing::new(NODE_LANE_BYTES_MAX),
+            outgoing: Outgoing::new(NODE_LANE_BYTES_MAX, self.batch_bytes_max),
             unanswered: VecDeque::new(),
             awaited: false,
             sent: 0,
@@ -411,10 +416,12 @@ impl ArbiterState {
         let (Some(target), Some(lane)) = (cluster.nodes.get(node), self.lanes.nodes.lanes.get_mut(&node)) else {
             return;
         };
+        let mut awaited = None;
         while let Some(batch) = lane.outgoing.next_batch() {
             // What is sent again may have been lost with an answer, so it is answered whatever it is.
             let is_new = batch.previous >= lane.sent;
-            let patient = is_new && !std::mem::take(&mut lane.awaited);
+            // What gathered may be several batches, any of which may have what is waited for.
+            let patient = is_new && !*awaited.get_or_insert_with(|| std::mem::take(&mut lane.awaited));
             lane.sent = lane.sent.max(batch.last);
             let messages = Messages {
                 lane: u32::from(self.id),
@@ -468,6 +475,7 @@ impl ArbiterState {
 mod tests {
     use super::*;
     use crate::message::MessageIdentity;
+    use crate::peers::NoPeers;
     use crate::router::publish::Payload;
 
     /// A node that fails to stay up is started again every few minutes, for as long as others run.
@@ -507,7 +515,7 @@ mod tests {
     /// P5: the session's next connection may be elsewhere, and must not begin before.
     #[test]
     fn the_end_of_a_connection_waits_for_qos_0_as_well() {
-        let mut lanes = Lanes::new(Some(1), 1, 0, 16);
+        let mut lanes = Lanes::new(Some((1, &NoPeers)), 1, 0, 16);
         let connection = ConnectionKey::new(0, 1, 1);
         lanes.await_nodes(connection);
         assert_eq!(lanes.under_way(connection), 0, "nothing is on its way");
@@ -548,7 +556,7 @@ mod tests {
     /// Groups without a majority never fence a dead node, and so it is never lost: clients are to come back all the same.
     #[test]
     fn the_end_of_a_connection_does_not_wait_for_ever_for_a_node_that_is_dead() {
-        let mut lanes = Lanes::new(Some(1), 1, 0, 16);
+        let mut lanes = Lanes::new(Some((1, &NoPeers)), 1, 0, 16);
         let [gone, there] = [1, 2].map(|index| ConnectionKey::new(0, index, 1));
         for connection in [gone, there] {
             lanes.publish_to_node(5, &mut publication(QoS::AtLeastOnce), true, &[]);
@@ -579,7 +587,7 @@ mod tests {
     /// QoS 0 waits for nothing: what is dead, or silent and full, gets none, which the caller counts.
     #[test]
     fn what_waits_for_nothing_does_not_fill_a_lane_that_nobody_answers() {
-        let mut lanes = Lanes::new(Some(1), 1, 0, 16);
+        let mut lanes = Lanes::new(Some((1, &NoPeers)), 1, 0, 16);
         let payload = vec![0; NODE_LANE_BYTES_MAX / 2];
         let mut large = Publication { payload: Payload::copied(&payload), ..publication(QoS::AtMostOnce) };
         let sent = [5, 5, 5, 6].map(|node| lanes.publish_to_node(node, &mut large, true, &[]).is_some());

@@ -42,13 +42,17 @@ pub struct Outgoing {
     trying: Option<usize>,
     bytes: usize,
     bytes_max: usize,
+    /// What gathers is cut when there is as much.
+    batch_bytes_max: usize,
     paused: bool,
 }
 
 impl Outgoing {
-    /// An empty lane. Publishers should pause when it holds `bytes_max`, and go on when it holds half of that.
+    /// An empty lane. Publishers should pause when it holds `bytes_max`, and go on when it holds half of that. Nothing is added to
+    /// a batch of `batch_bytes_max`: a batch goes in one frame, and what goes to a group in one entry of its log, and neither may be
+    /// of any length.
     #[must_use]
-    pub fn new(bytes_max: usize) -> Self {
+    pub fn new(bytes_max: usize, batch_bytes_max: usize) -> Self {
         Self {
             last: 0,
             settled: 0,
@@ -60,6 +64,7 @@ impl Outgoing {
             trying: None,
             bytes: 0,
             bytes_max,
+            batch_bytes_max,
             paused: false,
         }
     }
@@ -89,6 +94,9 @@ impl Outgoing {
         self.gathering_items += 1;
         self.last = number;
         self.paused |= self.bytes >= self.bytes_max;
+        if self.gathering.len() >= self.batch_bytes_max {
+            self.cut();
+        }
     }
 
     /// Whether publishers should pause. Nothing is refused: what was read already still finds room.

@@ -9,7 +9,7 @@ mod outgoing {
     use bytes::BufMut as _;
 
     fn lane(items: &[&str]) -> Outgoing {
-        let mut lane = Outgoing::new(100);
+        let mut lane = Outgoing::new(100, 100);
         push(&mut lane, items);
         lane
     }
@@ -110,7 +110,7 @@ mod outgoing {
 
     #[test]
     fn publishers_pause_at_the_bound_and_go_on_at_half_of_it() {
-        let mut lane = Outgoing::new(4);
+        let mut lane = Outgoing::new(4, 100);
         push(&mut lane, &["aa"]);
         send(&mut lane);
         assert!(!lane.is_paused());
@@ -130,7 +130,7 @@ mod outgoing {
     /// A target that is slow would be slower by each copy of what it has before it.
     #[test]
     fn to_a_silent_target_little_is_sent_again_until_it_answers() {
-        let mut lane = Outgoing::new(100);
+        let mut lane = Outgoing::new(100, 100);
         for item in ["a", "b", "c", "d", "e"] {
             push(&mut lane, &[item]);
             assert_eq!(send(&mut lane).len(), 1);
@@ -170,6 +170,24 @@ mod outgoing {
         assert_eq!(send(&mut lane).len(), 2, "its link is another one: everything is sent again");
     }
 
+    /// One that no frame can hold would be sent again for ever. So it is while nothing is sent, too.
+    #[test]
+    fn a_batch_is_cut_when_there_is_enough() {
+        let mut lane = Outgoing::new(100, 4);
+        push(&mut lane, &["aa", "b", "cc", "d"]);
+        assert_eq!(send(&mut lane), [sent(0, 3, 0, "aabcc"), sent(3, 4, 0, "d")]);
+        lane.on_silence();
+        push(&mut lane, &["eee", "ff", "g"]);
+        assert_eq!(send(&mut lane), [sent(0, 3, 1, "aabcc")]);
+        lane.on_reset();
+        let all = [sent(0, 3, 2, "aabcc"), sent(3, 4, 2, "d"), sent(4, 6, 2, "eeeff"), sent(6, 7, 2, "g")];
+        assert_eq!(send(&mut lane), all);
+        push(&mut lane, &["longer than that"]);
+        assert!(!lane.is_sent());
+        assert_eq!(send(&mut lane), [sent(7, 8, 2, "longer than that")]);
+        assert!(lane.is_sent());
+    }
+
     #[test]
     fn a_lost_target_settles_everything() {
         let mut lane = lane(&["a"]);
@@ -179,12 +197,12 @@ mod outgoing {
         push(&mut lane, &["c"]);
         lane.on_answer(1);
         assert_eq!(lane.on_lost(), Some(2..=3));
-        assert_eq!(Outgoing::new(4).on_lost(), None);
+        assert_eq!(Outgoing::new(4, 100).on_lost(), None);
     }
 
     #[test]
     fn an_outbox_gives_its_own_numbers() {
-        let mut lane = Outgoing::new(100);
+        let mut lane = Outgoing::new(100, 100);
         lane.push_at(5, |buffer| buffer.put_u8(b'a'));
         lane.push_at(9, |buffer| buffer.put_u8(b'b'));
         let both = Batch { previous: 0, last: 9, items: 2, round: 0, payload: Bytes::from_static(b"ab") };

@@ -219,6 +219,7 @@ impl Machine {
 
     /// Sends and proposes what routing led to.
     pub(super) fn submit(&mut self, shared: &Shared) {
+        self.outboxes.cut_at(shared.piece_bytes());
         self.route_outboxes(shared);
         let holds = self.holds_outboxes(shared.now_ms());
         // What is picked may take the place of what it was picked for.

@@ -32,7 +32,7 @@ use crate::message::{Message, MessageIdentity};
 use crate::metrics::Metrics;
 use crate::moving::Place;
 use crate::peers::wire::Forwarded;
-use crate::peers::{PeerFull, Peers};
+use crate::peers::{NoPeers, PeerFull, Peers};
 use crate::random::Random;
 use crate::replicated::command::{self, Command, SessionCommand};
 use crate::replicated::{Opened, Slots, Submitter, SubscribeOutcome, SubscribedPersistent};
@@ -633,19 +633,6 @@ fn what_a_connection_sent_is_under_way_to_other_arbiters_before_its_client_may_c
     let at = |payload: &[u8]| got[..count].windows(payload.len()).position(|window| window == payload);
     let (before, after) = (at(b"before").expect("the first"), at(b"after").expect("the second"));
     assert!(before < after);
-}
-
-#[derive(Debug)]
-struct NoPeers;
-
-impl Peers for NoPeers {
-    fn control(&self, _: u64, _: Bytes) {}
-
-    fn forward(&self, _: u64, _: Forwarded) -> Result<(), PeerFull> {
-        Err(PeerFull)
-    }
-
-    fn members(&self, _: Vec<kentongan_cluster::transport::PeerAddress>) {}
 }
 
 /// One of several nodes, whose leaders nobody knows.
