@@ -130,6 +130,9 @@ impl Effective {
             let limit = session.packet_bytes_max;
             refuse("session.packet_bytes_before_connect_max", format!("larger than `packet_bytes_max` ({limit})"));
         }
+        if storage.groups.get() > SLOTS {
+            refuse("storage.groups", format!("at most {SLOTS}: more would have nothing to keep"));
+        }
         if storage.segment_bytes < 64 * 1024 {
             refuse("storage.segment_bytes", String::from("at least 65536"));
         }

@@ -464,7 +464,7 @@ settings! {
 
     /// The log and the state on disk.
     pub struct StorageConfig {
-        /// Raft groups that sessions and topics are spread over. Fixed when the cluster forms.
+        /// Raft groups that sessions and topics are spread over. Fixed when the cluster forms. At most 4096.
         pub groups: NonZeroU16 = nonzero_u16(16),
         /// Size of a segment of the log, allocated in advance.
         pub segment_bytes: u64 = 64 * MIB,

@@ -407,6 +407,11 @@ fn how_nodes_find_each_other_is_checked() {
         ("address = \"192.0.2.1:1\"", "k.toml:2: `cluster.address`: without `cluster.ca_file`"),
         ("address = \"0.0.0.0:1\"", "k.toml:2: `cluster.address`: others cannot dial 0.0.0.0:1"),
         ("key_file = \"k\"", "k.toml:2: `cluster.ca_file`: give all of"),
+        (
+            "address = \"127.0.0.1:1\"\n[session]\npacket_bytes_max = 12582913",
+            "k.toml:4: `session.packet_bytes_max`: at most 12582912 with `cluster.address`",
+        ),
+        ("[storage]\ngroups = 4097", "k.toml:3: `storage.groups`: at most 4096"),
         ("voters = 2", "k.toml:2: `cluster.voters`: an odd number"),
         ("zone = \"\"", "k.toml:2: `cluster.zone`: 1 to 253 bytes"),
     ] {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::{Batch, LaneId};
 use crate::identity::{Incarnation, NodeId};
 
-/// Lanes that one node may have here; it has one an arbiter.
-const LANES_PER_NODE_MAX: usize = 1024;
+/// Lanes that one origin may have here. A node has one an arbiter, the outboxes together one a group; there are no more of either.
+const LANES_PER_ORIGIN_MAX: usize = 4096;
 
 /// What to do with a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl Incoming {
         }
         let fresh = Lane { incarnation, last: 0 };
         let known = self.lanes.get(&(origin, lane)).copied();
-        if known.is_none() && self.lanes_of(origin) >= LANES_PER_NODE_MAX {
+        if known.is_none() && self.lanes_of(origin) >= LANES_PER_ORIGIN_MAX {
             return Verdict::Malformed;
         }
         let state = known.filter(|known| known.incarnation >= incarnation).unwrap_or(fresh);

@@ -298,5 +298,6 @@ mod incoming {
         }
     }
 
-    const LANES: u32 = 1024;
+    /// As many as there can be groups.
+    const LANES: u32 = 4096;
 }

@@ -325,5 +325,18 @@ fn is_first_time(shared: &Shared, origin: u16, position: u64) -> bool {
     let batch = Batch { previous: 0, last: position, items: 1, round: 0, payload: Bytes::new() };
     let mut incoming = cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner);
     let verdict = incoming.on_batch(OUTBOXES, Incarnation(wire::OUTBOX_INCARNATION), lane, &batch);
-    matches!(verdict, Verdict::Apply { .. })
+    match verdict {
+        Verdict::Apply { .. } => true,
+        Verdict::Duplicate { .. } => false,
+        // Nothing is before it, no outbox is fenced, and there is room for all of them.
+        Verdict::Gap { .. } | Verdict::Fenced | Verdict::Malformed => {
+            tracing::error!(
+                group = origin,
+                position,
+                ?verdict,
+                "how far an outbox got here is not known: clients may get a message twice"
+            );
+            true
+        }
+    }
 }
