@@ -383,8 +383,7 @@ impl ArbiterState {
 
     fn on_lane_answered(&mut self, answer: &LaneAnswer) {
         let mut settled = Vec::new();
-        self.lanes.on_answer(answer, &mut settled);
-        if self.lanes.is_trying(answer.group) {
+        if self.lanes.on_answer(answer, &mut settled) {
             self.send_lane(answer.group);
         }
         self.on_settled(settled);

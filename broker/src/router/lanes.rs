@@ -373,14 +373,6 @@ impl Lanes {
         (lanes, resyncs)
     }
 
-    /// Whether an answer of this group lets something go to it.
-    pub(super) fn is_trying(&self, group: u16) -> bool {
-        self.groups
-            .get(usize::from(group))
-            .and_then(|lane| lane.kept.as_ref())
-            .is_some_and(|kept| kept.outgoing.is_trying())
-    }
-
     /// Whether a group has answered nothing for longer than it takes to find another leader: it has no majority, as far as can
     /// be seen from here.
     pub(super) fn is_silent(&self, group: u16) -> bool {
@@ -461,14 +453,21 @@ impl Lanes {
         self.acknowledged.push((session, connection, AckKind::PubRel, packet_id, ReasonCode::Success));
     }
 
-    /// A group has answered up to a number.
-    pub(super) fn on_answer(&mut self, answer: &LaneAnswer, settled: &mut Vec<Settled>) {
+    /// A group has answered up to a number. Returns whether something waits to be sent because of that.
+    pub(super) fn on_answer(&mut self, answer: &LaneAnswer, settled: &mut Vec<Settled>) -> bool {
         let Some(lane) = self.groups.get_mut(usize::from(answer.group)) else {
-            return;
+            return false;
         };
+        let mut goes_on = false;
         if let Some(kept) = &mut lane.kept {
             kept.answered = kept.answered.max(answer.number);
-            kept.outgoing.on_answer(answer.number);
+            let has_progress = kept.outgoing.on_answer(answer.number).is_some();
+            // The group remembers no more refusals before this arbiter has said what it knows of.
+            if has_progress && kept.outgoing.is_answered_in_part() {
+                kept.outgoing.on_reset();
+                goes_on = true;
+            }
+            goes_on |= kept.outgoing.is_trying();
         }
         while let Some((number, waiter)) =
             self.groups[usize::from(answer.group)].unanswered.pop_front_if(|(number, _)| *number <= answer.number)
@@ -476,6 +475,7 @@ impl Lanes {
             let refused = answer.refused.iter().find(|(refused, _)| *refused == number);
             self.settle_one(waiter, refused.map_or(ReasonCode::Success, |(_, reason)| *reason), settled);
         }
+        goes_on
     }
 
     /// One of those that `waiter` waits for has answered.
@@ -606,5 +606,36 @@ mod tests {
         lanes.command(1, disconnect());
         assert_eq!(lanes.take_touched_blocked(), Some(BlockedLane::Group(1)));
         assert_eq!([0, 1].map(|group| lanes.is_blocked(BlockedLane::Group(group))), [false, true]);
+    }
+
+    /// A group that remembers no more refusals takes a part of a batch, and nothing behind it.
+    #[test]
+    fn what_a_group_left_of_a_batch_is_sent_again_at_once_and_says_what_is_known() {
+        let mut lanes = Lanes::new(Some((1, &NoPeers)), 7, 0, 1);
+        lanes.set_leader(0, Some(Leader { node: 2, term: 1, round: 0 }));
+        let sent = |lanes: &mut Lanes| {
+            let batches = std::iter::from_fn(|| lanes.next_batch(0, 0));
+            let head = |(_, batch)| match command::decode(batch) {
+                Ok(command::Entry { command: Some(Command::Lane(batch)), .. }) => (batch.previous, batch.answered),
+                other => panic!("a batch of a lane: {other:?}"),
+            };
+            batches.map(head).collect::<Vec<_>>()
+        };
+        for last in [2, 4] {
+            for number in last - 1..=last {
+                let message = LaneMessage { number, ..LaneMessage::default() };
+                let kept = lanes.kept(0).expect("one of several nodes");
+                kept.outgoing.push_at(number, |out| command::encode_lane_message(&message, out));
+            }
+            assert_eq!(sent(&mut lanes), [(last - 2, 0)]);
+        }
+        let answer = |lanes: &mut Lanes, number| {
+            lanes.on_answer(&LaneAnswer { group: 0, number, refused: vec![] }, &mut Vec::new())
+        };
+        assert!(answer(&mut lanes, 1));
+        assert_eq!(sent(&mut lanes), [(0, 1), (2, 1)]);
+        assert!(!answer(&mut lanes, 1), "that of the batch behind it");
+        assert_eq!(sent(&mut lanes), []);
+        assert!(!answer(&mut lanes, 2) && !answer(&mut lanes, 4));
     }
 }

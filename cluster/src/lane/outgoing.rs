@@ -159,6 +159,12 @@ impl Outgoing {
         Some(settled)
     }
 
+    /// Whether the target has answered for some of a batch and not for the rest: it took no more of it, and nothing behind it.
+    #[must_use]
+    pub fn is_answered_in_part(&self) -> bool {
+        self.batches.front().is_some_and(|batch| batch.previous < self.settled)
+    }
+
     /// The target refused a batch of `round` because it has only what is up to `last`: one before it was lost.
     ///
     /// # Errors

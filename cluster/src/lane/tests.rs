@@ -80,10 +80,13 @@ mod outgoing {
     fn a_batch_that_is_answered_in_part_is_kept_whole() {
         let mut lane = lane(&["a", "b"]);
         send(&mut lane);
+        assert!(!lane.is_answered_in_part());
         assert_eq!(lane.on_answer(1), Some(1..=1));
+        assert!(lane.is_answered_in_part());
         lane.on_reset();
         assert_eq!(send(&mut lane), [sent(0, 2, 1, "ab")]);
         assert_eq!(lane.on_answer(2), Some(2..=2));
+        assert!(!lane.is_answered_in_part());
     }
 
     #[test]

@@ -119,3 +119,45 @@ fn what_a_node_says_of_its_clients_counts_once_what_they_did_before_is_applied()
     assert!(!script.state.has_heard(3, &resync(1)), "another node");
     assert!(!script.state.has_heard(2, &Resync { arbiter: 6, ..resync(1) }), "another lane");
 }
+
+/// P1: a refusal that is forgotten before the origin has heard of it would pass for a success.
+#[test]
+fn no_more_is_refused_than_is_remembered() {
+    const BATCH: u64 = 1000;
+    let config = GroupConfig { delayed_messages_max: 0, ..config() };
+    let mut script = Script { state: GroupState::new(config), ..Script::new() };
+    let delay = |number| LaneMessage {
+        number,
+        message: Some(record(number, "x")),
+        delay_ms: Some(5_000),
+        ..LaneMessage::default()
+    };
+    let batch = |previous: u64, answered| {
+        let messages = (previous + 1..=previous + BATCH).map(delay).collect();
+        let head = LaneBatch { node: 2, lane: 1 << 12, incarnation: 1, ..LaneBatch::default() };
+        Command::Lane(LaneBatch { messages, previous, answered, ..head })
+    };
+    let answers = |script: &mut Script, first: u64, answered| {
+        let (mut last, mut refused) = (0, BTreeSet::new());
+        for previous in (first..6 * BATCH).step_by(BATCH as usize) {
+            for effect in script.apply(batch(previous, answered)) {
+                let Effect::LaneAnswered { number, refused: new, .. } = effect else {
+                    panic!("{effect:?}");
+                };
+                last = number;
+                refused.extend(new.into_iter().map(|(number, _)| number));
+            }
+        }
+        (last, refused)
+    };
+    let (last, _) = answers(&mut script, 0, 0);
+    assert_eq!(last, REFUSED_MAX as u64);
+    script.restart();
+    let (last, refused) = answers(&mut script, 0, 0);
+    assert_eq!(refused, (1..=last).collect(), "a new leader is asked about all of them");
+    let (last, refused) = answers(&mut script, 4 * BATCH, last);
+    assert_eq!(
+        (last, refused),
+        (6 * BATCH, (4 * BATCH + 1..=6 * BATCH).filter(|&number| number > REFUSED_MAX as u64).collect())
+    );
+}
