@@ -10,6 +10,8 @@ pub enum Plant {
     AcknowledgeEarly,
     /// A leader pushes to arbiters that have not said what they have.
     PushUnsynced,
+    /// What an arbiter says of its clients goes ahead of what found no room, and its leader believes it.
+    ResyncAhead,
     /// Groups say that they are fenced before they are.
     SkipFence,
     /// Groups forget how far the lanes to them got.
@@ -38,10 +40,11 @@ pub enum Plant {
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::SkipSync,
         Self::AcknowledgeEarly,
         Self::PushUnsynced,
+        Self::ResyncAhead,
         Self::SkipFence,
         Self::ForgetLane,
         Self::LoseOutbox,

@@ -340,7 +340,7 @@ impl Lanes {
     pub(super) fn sent_up_to(&self, group: u16) -> Option<u64> {
         let lane = self.groups.get(usize::from(group))?;
         let is_sent = lane.gathered.is_empty() && lane.kept.as_ref().is_none_or(|kept| kept.outgoing.is_sent());
-        is_sent.then_some(lane.next)
+        (is_sent || is_planted(Plant::ResyncAhead)).then_some(lane.next)
     }
 
     /// There was no room for a resync, or for what goes before it.

@@ -57,6 +57,8 @@ pub(super) struct Link {
     pub(super) broken: bool,
     /// The receiver believes that this life of it is up.
     pub(super) heard: Option<u64>,
+    /// Until then it has no room for what is long.
+    narrow_until_ns: u64,
     /// Somebody has been told to look when the first frame is due.
     scheduled: bool,
     frames: VecDeque<Frame>,
@@ -111,6 +113,7 @@ impl Network {
                     open: false,
                     broken: true,
                     heard: None,
+                    narrow_until_ns: 0,
                     scheduled: false,
                     frames: VecDeque::new(),
                     bytes: 0,
@@ -177,9 +180,14 @@ impl Network {
 
     /// A new life of it begins.
     pub(super) fn begin(&self, link: LinkIndex) -> u64 {
-        let link = &mut self.lock().links[link];
+        let State { links, random, now_ns, .. } = &mut *self.lock();
+        let link = &mut links[link];
         link.epoch += 1;
         link.broken = false;
+        // What waited for it is more than it takes at once.
+        if link.class == Class::Forward && random.random_ratio(1, 4) {
+            link.narrow_until_ns = *now_ns + random.random_range(0..NARROW_NS_MAX);
+        }
         link.epoch
     }
 
@@ -251,7 +259,8 @@ impl Network {
         if link.broken {
             return Ok(());
         }
-        if link.bytes + body.len() > LINK_BYTES_MAX {
+        let is_narrow = body.len() > NARROW_BYTES_MAX && *now_ns < link.narrow_until_ns;
+        if is_narrow || link.bytes + body.len() > LINK_BYTES_MAX {
             return Err(SendRefused::Full(index));
         }
         let mut delay_ns = random.random_range(30_000..400_000);

@@ -101,6 +101,7 @@ pub fn find(plant: Plant, seeds: impl Iterator<Item = u64>) -> Option<Found> {
 fn signs(plant: Plant) -> &'static [&'static str] {
     match plant {
         Plant::SkipSync | Plant::PurgeEarly => &["node", "P1:", "entry", "after entry"],
+        Plant::ResyncAhead => &["P1:", "P2:", "P4:"],
         Plant::AcknowledgeEarly => &["P1:"],
         Plant::PushUnsynced | Plant::ResendLiving | Plant::ForgetLane => &["P3:", "P4:"],
         Plant::GrantWithoutQuorum => &["P1:", "P7:"],

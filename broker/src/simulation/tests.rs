@@ -55,6 +55,11 @@ fn an_acknowledgement_before_the_commit_is_found() {
 }
 
 #[test]
+fn what_is_said_of_clients_ahead_of_what_they_did_is_found() {
+    is_found(Plant::ResyncAhead, &[301]);
+}
+
+#[test]
 fn what_is_pushed_to_who_may_have_it_is_found() {
     is_found(Plant::PushUnsynced, &[301]);
 }
