@@ -16,7 +16,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const MANY: u64 = 500;
 
 /// Seeds that a mistake may take to be found.
-const PLANT_SEEDS_MAX: u64 = 200;
+const PLANT_SEEDS_MAX: u64 = 1000;
 
 /// Runs whole clusters on simulated time, from seeds. A seed that fails is printed with what happened last.
 #[derive(Debug, Parser)]
@@ -33,7 +33,7 @@ struct Options {
     /// Makes a mistake, which some seed must find: its name, as `SkipSync`.
     #[arg(long, value_parser = plant)]
     plant: Option<Plant>,
-    /// Makes each mistake there is, from the first seed on until one finds it, and wants that to be within 200 seeds.
+    /// Makes each mistake there is, from the first seed on until one finds it, and wants that to be within 1,000 seeds.
     #[arg(long)]
     plants: bool,
     /// Goes on behind a seed that fails.

@@ -537,7 +537,7 @@ mod tests {
     #[test]
     fn the_end_of_many_connections_takes_no_time_for_each_pair_of_them() {
         const CONNECTIONS: u32 = 200_000;
-        let mut lanes = Lanes::new(Some(1), 1, 0, 16);
+        let mut lanes = Lanes::new(Some((1, &NoPeers)), 1, 0, 16);
         lanes.publish_to_node(5, &mut publication(QoS::AtMostOnce), true, &[]);
         let began = std::time::Instant::now();
         for index in 0..CONNECTIONS {
