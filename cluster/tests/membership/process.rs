@@ -584,7 +584,7 @@ impl Process {
                 continue;
             }
             let SourceId::Node(node, target) = source else { continue };
-            let (_, lane) = life.outgoing.entry(target).or_insert_with(|| (node, Outgoing::new(1 << 20)));
+            let (_, lane) = life.outgoing.entry(target).or_insert_with(|| (node, Outgoing::new(1 << 20, 1 << 16)));
             let number = lane.push(|buffer| {
                 buffer.put_u64(publish);
                 buffer.put_u64(topic);
