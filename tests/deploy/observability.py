@@ -43,7 +43,7 @@ RATE_INTERVAL = "10s"
 MESSAGES_A_SECOND = 40
 
 # The labels that there are. Their values are fixed, or groups and nodes.
-LABELS = {"class", "condition", "group", "le", "outcome", "peer", "qos", "reason", "type", "version"}
+LABELS = {"use", "class", "condition", "group", "le", "outcome", "peer", "qos", "reason", "type", "version"}
 SERIES_MAX = 1000
 
 # A name of a metric of ours, or of a process as every exporter has it.
@@ -141,6 +141,8 @@ class Load:
         for number, port in enumerate(NODES.values()):
             self.subscribe(f"transient-{number}", port, 0)
             self.subscribe(f"persistent-{number}", port, 3600)
+        # Acknowledges nothing, so that something waits however fast the others are.
+        self.subscribe("stubborn", BALANCER, 0, manual_ack=True)
         away = self.subscribe("away", BALANCER, 3600)
         away.disconnect()
         self.publishers = [self.connect(f"publisher-{number}", BALANCER, 0) for number in range(3)]
@@ -149,8 +151,8 @@ class Load:
         for thread in self.threads:
             thread.start()
 
-    def connect(self, name, port, expiry):
-        client = paho.Client(paho.CallbackAPIVersion.VERSION2, name, protocol=paho.MQTTv5)
+    def connect(self, name, port, expiry, **options):
+        client = paho.Client(paho.CallbackAPIVersion.VERSION2, name, protocol=paho.MQTTv5, **options)
         connected = threading.Event()
         client.on_connect = lambda *_: connected.set()
         properties = Properties(PacketTypes.CONNECT)
@@ -163,8 +165,8 @@ class Load:
         self.clients.append(client)
         return client
 
-    def subscribe(self, name, port, expiry):
-        client, subscribed = self.connect(name, port, expiry), threading.Event()
+    def subscribe(self, name, port, expiry, **options):
+        client, subscribed = self.connect(name, port, expiry, **options), threading.Event()
         client.on_subscribe = lambda *_: subscribed.set()
         client.subscribe("plant/#", 2)
         assert subscribed.wait(DEADLINE_SECONDS), f"no SUBACK for {name}"
