@@ -499,6 +499,9 @@ pub struct Faults {
     /// How often every case of each fault is injected.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: u16,
+    /// In each round, inject only so many cases of each fault, drawn anew.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=100))]
+    cases: Option<u16>,
     /// Begin no further cluster after so long under load, whatever the rounds.
     #[arg(long)]
     minutes: Option<f64>,
@@ -512,7 +515,7 @@ pub struct Faults {
     #[arg(long)]
     seed: Option<u64>,
     /// Do what this file says, which a run kept; it has a seed and a number of nodes of its own.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "rounds", "faults", "nodes"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "rounds", "cases", "faults", "nodes"])]
     schedule: Option<PathBuf>,
     /// Where the schedule is kept, and histories and logs if something is wrong; without it, a directory for temporary files.
     #[arg(long, value_name = "DIRECTORY")]
@@ -543,7 +546,8 @@ impl Faults {
             }
             None => {
                 let seed = self.seed.unwrap_or_else(rand::random);
-                (Schedule::draw(seed, usize::from(self.nodes), &asked, usize::from(self.rounds)), asked)
+                let (nodes, rounds) = (usize::from(self.nodes), usize::from(self.rounds));
+                (Schedule::draw(seed, nodes, &asked, rounds, self.cases.map(usize::from)), asked)
             }
         };
         Ok(faults::Plan {

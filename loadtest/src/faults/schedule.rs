@@ -1,5 +1,7 @@
 //! What is done to the nodes, and when: drawn from a seed, or read from a file.
 
+use std::collections::BTreeMap;
+
 use rand::{RngExt, SeedableRng, rngs::SmallRng, seq::SliceRandom};
 use serde::{Deserialize, Serialize};
 
@@ -315,8 +317,9 @@ pub(super) const NODES_AFTER_SHRINKING: usize = 3;
 const CLUSTER_MILLISECONDS_MAX: u64 = 60_000;
 
 impl Schedule {
-    /// Every case of these faults so many times, in an order that follows from the seed.
-    pub fn draw(seed: u64, nodes: usize, faults: &[Fault], rounds: usize) -> Self {
+    /// Every case of these faults so many times, in an order that follows from the seed; with `cases_max` so many cases of each fault
+    /// in each round, whichever are drawn.
+    pub fn draw(seed: u64, nodes: usize, faults: &[Fault], rounds: usize, cases_max: Option<usize>) -> Self {
         let mut random = SmallRng::seed_from_u64(seed);
         let mut clusters = Vec::new();
         for round in 0..rounds {
@@ -331,6 +334,12 @@ impl Schedule {
             };
             cases.retain(|case| faults.contains(&case.fault()) || is_needed(case.fault()));
             cases.shuffle(&mut random);
+            let mut taken = BTreeMap::<Fault, usize>::new();
+            cases.retain(|case| {
+                let of_this = taken.entry(case.fault()).or_default();
+                *of_this += 1;
+                cases_max.is_none_or(|max| *of_this <= max)
+            });
             let steps = cases
                 .into_iter()
                 .map(|injection| Step { calm_milliseconds: random.random_range(2000..4000), injection });
@@ -421,13 +430,15 @@ fn divide(steps: Vec<Step>) -> Vec<Vec<Step>> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
     fn a_seed_draws_the_same_schedule_again_and_a_file_keeps_it() {
-        let drawn = Schedule::draw(7, 3, &Fault::ALL, 2);
-        assert_eq!(drawn, Schedule::draw(7, 3, &Fault::ALL, 2));
-        assert_ne!(drawn.clusters, Schedule::draw(8, 3, &Fault::ALL, 2).clusters);
+        let drawn = Schedule::draw(7, 3, &Fault::ALL, 2, None);
+        assert_eq!(drawn, Schedule::draw(7, 3, &Fault::ALL, 2, None));
+        assert_ne!(drawn.clusters, Schedule::draw(8, 3, &Fault::ALL, 2, None).clusters);
         let text = serde_json::to_string(&drawn).unwrap();
         assert_eq!(serde_json::from_str::<Schedule>(&text).unwrap(), drawn);
     }
@@ -435,7 +446,7 @@ mod tests {
     #[test]
     fn every_fault_is_drawn_in_every_round() {
         for fault in Fault::ALL {
-            let schedule = Schedule::draw(1, 3, &[fault], 3);
+            let schedule = Schedule::draw(1, 3, &[fault], 3, None);
             let steps = schedule.clusters.iter().flatten();
             assert!(steps.filter(|step| step.injection.fault() == fault).count() >= 3, "{fault:?}");
             let beside: &[Fault] = if fault == Fault::Shrink { &[Fault::Grow] } else { &[] };
@@ -444,9 +455,23 @@ mod tests {
     }
 
     #[test]
+    fn of_each_fault_so_many_cases_are_drawn_and_not_the_same_each_time() {
+        let drawn = |seed| {
+            let schedule = Schedule::draw(seed, 3, &Fault::ALL, 2, Some(1));
+            let mut times = BTreeMap::<Fault, usize>::new();
+            schedule.clusters.iter().flatten().for_each(|step| *times.entry(step.injection.fault()).or_default() += 1);
+            assert_eq!(times, Fault::ALL.map(|fault| (fault, 2)).into());
+            let partitions = schedule.clusters.concat().into_iter().filter(|step| step.injection.fault() == Fault::F5);
+            partitions.map(|step| std::mem::discriminant(&step.injection)).collect::<HashSet<_>>()
+        };
+        let kinds: HashSet<_> = (1..=10).flat_map(drawn).collect();
+        assert_eq!(kinds.len(), 5);
+    }
+
+    #[test]
     fn a_small_cluster_grows_before_it_shrinks_and_a_large_one_after() {
         let order = |nodes| {
-            let schedule = Schedule::draw(1, nodes, &[Fault::Grow, Fault::Shrink], 1);
+            let schedule = Schedule::draw(1, nodes, &[Fault::Grow, Fault::Shrink], 1, None);
             schedule.clusters.concat().iter().map(|step| step.injection.fault()).collect::<Vec<_>>()
         };
         assert_eq!(order(3), [Fault::Grow, Fault::Shrink]);
@@ -455,7 +480,7 @@ mod tests {
 
     #[test]
     fn a_cluster_is_used_for_as_long_as_a_history_may_be() {
-        let schedule = Schedule::draw(1, 3, &Fault::ALL, 1);
+        let schedule = Schedule::draw(1, 3, &Fault::ALL, 1, None);
         let takes = |step: &Step| step.calm_milliseconds + step.injection.milliseconds();
         let lengths = schedule.clusters.iter().map(|steps| steps.iter().map(takes).sum::<u64>());
         assert!(lengths.clone().all(|length| length <= CLUSTER_MILLISECONDS_MAX), "{:?}", lengths.collect::<Vec<_>>());
