@@ -11,6 +11,7 @@ use bytes::Bytes;
 use kentongan_cluster::state::{Pair, StateError};
 use kentongan_proto::mqtt::{PacketId, QoS, ReasonCode, RetainHandling, SubscriptionOptions};
 use prost::Message as _;
+use ring::digest::{SHA256, digest};
 
 use super::bodies::{read_entries, references_value};
 use super::command::{self, MessageRecord, Owner, PickTargetRecord, WillRecord};
@@ -44,15 +45,47 @@ impl Key {
     pub(super) fn encode(&self) -> Vec<u8> {
         match self {
             Self::Session(number) => [&b"s"[..], &number.to_be_bytes()].concat(),
-            Self::Subscription(session, filter) => [&b"f"[..], &session.to_be_bytes(), filter.as_bytes()].concat(),
+            Self::Subscription(session, filter) => named([&b"f"[..], &session.to_be_bytes()].concat(), filter),
             Self::Held(session, sequence) => [&b"h"[..], &session.to_be_bytes(), &sequence.to_be_bytes()].concat(),
             Self::References(number) => [&b"c"[..], &number.to_be_bytes()].concat(),
             Self::Entry(session, sequence) => [&b"q"[..], &session.to_be_bytes(), &sequence.to_be_bytes()].concat(),
             Self::Body(number) => [&b"b"[..], &number.to_be_bytes()].concat(),
-            Self::Retained(topic) => [&b"r"[..], topic.as_bytes()].concat(),
-            Self::Turn(share) => [&b"t"[..], share.as_bytes()].concat(),
+            Self::Retained(topic) => named(b"r".to_vec(), topic),
+            Self::Turn(share) => named(b"t".to_vec(), share),
             Self::Outbox(position) => [&b"o"[..], &position.to_be_bytes()].concat(),
         }
+    }
+}
+
+/// Longer names are in the value, for a key of the store has 65,535 bytes at most, with all that is before the name; and a name
+/// may have that many itself.
+const NAME_BYTES_MAX: usize = 60_000;
+
+/// Stands behind what a key has of a longer name. No name has it, for it is not UTF-8.
+const CUT: u8 = 0xff;
+
+fn named(mut key: Vec<u8>, name: &str) -> Vec<u8> {
+    match name.as_bytes().get(..NAME_BYTES_MAX) {
+        Some(begin) if name.len() > NAME_BYTES_MAX => {
+            key.extend_from_slice(begin);
+            key.push(CUT);
+            key.extend_from_slice(digest(&SHA256, name.as_bytes()).as_ref());
+        }
+        _ => key.extend_from_slice(name.as_bytes()),
+    }
+    key
+}
+
+/// What the value has of a name.
+fn beside_key(name: &str) -> Option<String> {
+    (name.len() > NAME_BYTES_MAX).then(|| name.to_owned())
+}
+
+/// The name that a key has, or its value.
+fn name_of(in_key: &[u8], in_value: Option<String>) -> Result<Arc<str>, RestoreError> {
+    match in_value {
+        Some(name) => Ok(Arc::from(name)),
+        None => str::from_utf8(in_key).map(Arc::from).map_err(|_| RestoreError::Incomplete("a name in a key")),
     }
 }
 
@@ -152,6 +185,9 @@ struct RetainedRecord {
 struct TurnRecord {
     #[prost(string, tag = "1")]
     last: String,
+    /// The share, if the key does not have it.
+    #[prost(string, optional, tag = "2")]
+    share: Option<String>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -188,6 +224,9 @@ struct MetaRecord {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct SubscriptionRecord {
+    /// The filter, if the key does not have it.
+    #[prost(string, optional, tag = "1")]
+    filter: Option<String>,
     #[prost(uint32, tag = "2")]
     qos: u32,
     #[prost(bool, tag = "3")]
@@ -523,7 +562,7 @@ impl GroupState {
             Key::Entry(session, sequence) => Some(entries.get(&(*session, *sequence))?.encode_to_vec()),
             Key::Subscription(number, filter) => {
                 let session = self.names.get(number).and_then(|name| self.sessions.get(name))?;
-                Some(subscription_record(session.subscriptions.get(filter)?).encode_to_vec())
+                Some(subscription_record(filter, session.subscriptions.get(filter)?).encode_to_vec())
             }
             Key::Held(number, sequence) => {
                 let session = self.names.get(number).and_then(|name| self.sessions.get(name))?;
@@ -536,7 +575,10 @@ impl GroupState {
                 let message = Some(absolute(self.retained.get(topic)?));
                 Some(RetainedRecord { message, due_ms: self.retained_dues.get(topic).copied() }.encode_to_vec())
             }
-            Key::Turn(share) => Some(TurnRecord { last: self.turns.get(share)?.to_string() }.encode_to_vec()),
+            Key::Turn(share) => {
+                let last = self.turns.get(share)?.to_string();
+                Some(TurnRecord { last, share: beside_key(share) }.encode_to_vec())
+            }
             Key::Outbox(position) => {
                 let entry = self.outbox.get(position)?;
                 let node = |(node, incarnation)| PickTarget::Node { node, incarnation }.record();
@@ -593,14 +635,16 @@ impl GroupState {
             Ok(())
         })?;
         scan(rows, b't', |share, value| {
-            state.turns.insert(Arc::from(text(share)?), Arc::from(TurnRecord::decode(value)?.last));
+            let record = TurnRecord::decode(value)?;
+            state.turns.insert(name_of(share, record.share)?, Arc::from(record.last));
             Ok(())
         })?;
         let mut subscriptions: HashMap<u64, BTreeMap<Arc<str>, Subscription>> = HashMap::new();
         scan(rows, b'f', |rest, value| {
             let (session, filter) = rest.split_at_checked(8).ok_or(RestoreError::Incomplete(WRONG_LENGTH))?;
             let own = subscriptions.entry(number(session)?).or_default();
-            own.insert(Arc::from(text(filter)?), subscription(&SubscriptionRecord::decode(value)?));
+            let mut record = SubscriptionRecord::decode(value)?;
+            own.insert(name_of(filter, record.filter.take())?, subscription(&record));
             Ok(())
         })?;
         let mut held: HashMap<u64, Vec<HeldBack>> = HashMap::new();
@@ -763,10 +807,6 @@ fn scan(
     }
 }
 
-fn text(bytes: &[u8]) -> Result<&str, RestoreError> {
-    str::from_utf8(bytes).map_err(|_| RestoreError::Incomplete("a name in a key"))
-}
-
 fn lane_record((&(node, lane), state): (&(u64, u64), &LaneState)) -> LaneRecord {
     let refused = state.refused.iter();
     LaneRecord {
@@ -858,8 +898,9 @@ fn held_back(sequence: u64, record: HeldRecord) -> Result<HeldBack, RestoreError
     })
 }
 
-fn subscription_record(own: &Subscription) -> SubscriptionRecord {
+fn subscription_record(filter: &str, own: &Subscription) -> SubscriptionRecord {
     SubscriptionRecord {
+        filter: beside_key(filter),
         qos: own.options.qos as u32,
         no_local: own.options.no_local,
         retain_as_published: own.options.retain_as_published,

@@ -10,6 +10,9 @@ use super::{Pair, StateError, Write, base_key, data_prefix, parse_base};
 use crate::group::CheckpointBase;
 use crate::identity::GroupId;
 
+/// Of fjall, which panics over a longer one.
+const KEY_BYTES_MAX: usize = u16::MAX as usize;
+
 /// Pairs in the order of their keys.
 pub type PairIter = Box<dyn Iterator<Item = Result<Pair, StateError>> + Send>;
 
@@ -63,7 +66,11 @@ impl Backend {
                 }
                 batch.commit()?;
             }
-            Self::Memory(state) => state.lock().unsynced.push(writes),
+            Self::Memory(state) => {
+                let longest = writes.iter().map(|(key, _)| key.len()).max();
+                assert!(longest.is_none_or(|longest| longest <= KEY_BYTES_MAX), "a key that fjall would not take");
+                state.lock().unsynced.push(writes);
+            }
         }
         Ok(())
     }

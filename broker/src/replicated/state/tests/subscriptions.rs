@@ -89,3 +89,44 @@ fn what_waits_for_one_read_still_waits_when_another_is_given_up() {
     assert_eq!(deliveries(&unsubscribe("u")), []);
     assert_eq!(deliveries(&unsubscribe("t")), [sent(1, false, "one")]);
 }
+
+/// P1, P6: names may have 65,535 bytes, and so may the keys of the store, with all that is before the name. The store's checkpoints ended
+/// the process of each node that kept the group, at every start.
+#[test]
+fn names_that_no_key_holds_survive_a_restart() {
+    let long = |last: &str| format!("{}{last}", "x".repeat(65_534));
+    let share = |last: &str| format!("$share/{}{last}/t", "g".repeat(65_525));
+    let mut script = Script::new();
+    let epoch = script.connect(true, 100).epoch;
+    for last in ["a", "b"] {
+        script.subscribe(epoch, &long(last), false);
+        script.subscribe(epoch, &share(last), false);
+        let mut message = script.message(last);
+        message.store_retained = true;
+        message.shares = vec![share(last)];
+        let record = message.message.take().expect("a record");
+        message.message = Some(MessageRecord { topic: long(last), ..record });
+        script.lane_batch(vec![message]);
+    }
+    assert_eq!(script.state.turns.len(), 2);
+    let before = script.state.digest();
+    script.restart();
+    assert!(script.stored.keys().all(|key| key.len() < usize::from(u16::MAX) - 3), "three bytes are the group's");
+    assert_eq!((script.state.digest(), script.state.turns.len(), script.state.retained().len()), (before, 2, 2));
+    let subscriptions = &script.state.sessions["c"].subscriptions;
+    for last in ["a", "b"] {
+        assert!(subscriptions.contains_key(&long(last)[..]) && subscriptions.contains_key(&share(last)[..]));
+    }
+    let filters = [long("a"), share("a")].to_vec();
+    let client_id = "c".to_owned();
+    script.apply(Command::Unsubscribe(Unsubscribe {
+        client_id,
+        epoch,
+        packet_id: 2,
+        filters,
+        ..Unsubscribe::default()
+    }));
+    script.restart();
+    let left: Vec<_> = script.state.sessions["c"].subscriptions.keys().map(|filter| filter.to_string()).collect();
+    assert_eq!(left, [share("b"), long("b")]);
+}
