@@ -161,18 +161,18 @@ impl Led {
     }
 }
 
-/// As they are, in parts of `bytes_max`, or of one event that is longer. All that a turn has for a node may be more than a frame
-/// holds: the windows of one session, or a message for thousands of them.
-fn in_pieces(events: Vec<GroupEvent>, bytes_max: usize) -> impl Iterator<Item = Vec<GroupEvent>> {
-    let mut events = events.into_iter().peekable();
+/// As they are, in parts of `bytes_max`, or of one item that is longer. All that a turn has for a node, or for a group, may be more
+/// than a frame holds: the windows of one session, or a message for thousands of them.
+pub(super) fn in_pieces<M: prost::Message>(items: Vec<M>, bytes_max: usize) -> impl Iterator<Item = Vec<M>> {
+    let mut items = items.into_iter().peekable();
     std::iter::from_fn(move || {
-        let mut piece = vec![events.next()?];
+        let mut piece = vec![items.next()?];
         let mut bytes = piece[0].encoded_len();
-        while let Some(event) = events.next_if(|event| {
-            bytes += event.encoded_len();
+        while let Some(item) = items.next_if(|item| {
+            bytes += item.encoded_len();
             bytes <= bytes_max
         }) {
-            piece.push(event);
+            piece.push(item);
         }
         Some(piece)
     })

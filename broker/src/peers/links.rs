@@ -4,7 +4,7 @@
 //! lanes and pushes have the third.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kentongan_cluster::interest::LinkId;
@@ -154,15 +154,24 @@ impl RaftPeers for RaftLinks {
 
     fn fetch_snapshot(&mut self, from: NodeId, group: GroupId, fetched: Fetched) {
         let transport = self.transport.clone();
+        let (hand_over, handed_over) = mpsc::sync_channel::<Fetched>(1);
         let fetch = move || {
+            let Ok(fetched) = handed_over.recv() else {
+                return;
+            };
             let collected = state::collect(group, transport.fetch_snapshot(from, group, 0));
             if let Err(error) = &collected {
                 tracing::warn!(%group, %from, %error, "a snapshot could not be fetched; it is tried again");
             }
             fetched(collected.ok());
         };
-        if let Err(error) = std::thread::Builder::new().name("snapshot".into()).spawn(fetch) {
-            tracing::error!(%error, "the system gives no thread to fetch a snapshot");
+        match std::thread::Builder::new().name("snapshot".into()).spawn(fetch) {
+            // It waits for just this.
+            Ok(_) => drop(hand_over.send(fetched)),
+            Err(error) => {
+                tracing::error!(%error, "the system gives no thread to fetch a snapshot; it is tried again");
+                fetched(None);
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ use prost::Message as _;
 use super::{Machine, PICKED_ENTRIES_MAX, on_process_clock};
 use crate::groups::backup::HOLD_MAX;
 use crate::groups::incoming::{OUTBOXES, find_share, for_member};
+use crate::groups::pushes::in_pieces;
 use crate::message::Message;
 use crate::metrics::{DropReason, PublishRefusal};
 use crate::peers::PeerFull;
@@ -225,8 +226,10 @@ impl Machine {
         // What is picked may take the place of what it was picked for.
         let picked = if holds { BTreeMap::new() } else { self.outboxes.take_picked() };
         for (group, picked) in picked {
-            for entries in picked.chunks(PICKED_ENTRIES_MAX) {
-                shared.submitter.propose(group, Command::Picked(command::Picked { entries: entries.to_vec() }));
+            // The names of shares have no small bound: together they may be longer than an entry of the log may be.
+            let parts = picked.chunks(PICKED_ENTRIES_MAX);
+            for entries in parts.flat_map(|part| in_pieces(part.to_vec(), shared.piece_bytes())) {
+                shared.submitter.propose(group, Command::Picked(command::Picked { entries }));
             }
         }
         for (origin, target) in self.outboxes.take_touched() {

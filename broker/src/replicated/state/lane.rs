@@ -31,11 +31,12 @@ impl GroupState {
         }
         // Applied over a gap, what was lost in between would be taken for a repetition when it comes again.
         if batch.previous > lane.last {
-            effects.push(lane_answered(batch.node, batch.lane, &lane, u64::MAX));
+            effects.push(lane_answered(batch.node, batch.lane, &lane, 0));
             self.lanes.insert(key, lane);
             return;
         }
-        let first = batch.messages.first().map_or(u64::MAX, |message| message.number);
+        // A node that is alone says nothing of what it knows, and hears each answer.
+        let first = batch.messages.first().filter(|_| batch.node == 0).map_or(0, |message| message.number);
         for message in batch.messages {
             if message.number <= lane.last && !is_planted(Plant::ForgetLane) {
                 continue;
@@ -53,7 +54,8 @@ impl GroupState {
             }
             self.body = None;
         }
-        // Also those of a batch that comes again: a refusal must not turn into a success by a change of leader.
+        // Also those of batches before, of which the origin does not say that it knows: the answer to them may be lost, and this one
+        // has a number that is above theirs. A refusal must not turn into a success by that, or by a change of leader.
         effects.push(lane_answered(batch.node, batch.lane, &lane, first));
         while lane.refused.len() > REFUSED_MAX {
             lane.refused.pop_front();

@@ -161,3 +161,30 @@ fn no_more_is_refused_than_is_remembered() {
         (6 * BATCH, (4 * BATCH + 1..=6 * BATCH).filter(|&number| number > REFUSED_MAX as u64).collect())
     );
 }
+
+/// P1: an answer says up to where everything was taken. If it is the one before it that is lost, what that one refused would pass for a
+/// success, and be acknowledged though nobody has it.
+#[test]
+fn an_answer_has_what_was_refused_in_batches_before_until_the_origin_says_that_it_knows() {
+    let config = GroupConfig { delayed_messages_max: 0, ..config() };
+    let mut script = Script { state: GroupState::new(config), ..Script::new() };
+    let message = |number, delay_ms| LaneMessage {
+        number,
+        message: Some(record(number, "x")),
+        delay_ms,
+        ..LaneMessage::default()
+    };
+    let mut refused = |previous, message, answered| {
+        let head = LaneBatch { node: 2, lane: 1 << 12, incarnation: 1, ..LaneBatch::default() };
+        let effects = script.apply(Command::Lane(LaneBatch { messages: vec![message], previous, answered, ..head }));
+        let answer = effects.into_iter().find_map(|effect| match effect {
+            Effect::LaneAnswered { number, refused, .. } => Some((number, refused.len())),
+            _ => None,
+        });
+        answer.expect("an answer")
+    };
+    assert_eq!(refused(0, message(1, Some(5_000)), 0), (1, 1));
+    assert_eq!(refused(1, message(2, None), 0), (2, 1));
+    assert_eq!(refused(7, message(8, None), 0), (2, 1), "nor over a gap");
+    assert_eq!(refused(2, message(3, None), 2), (3, 0));
+}
