@@ -34,4 +34,4 @@ const MARGIN_NS: u64 = LEASE_NS / 10;
 const HELD_NS: u64 = LEASE_NS - MARGIN_NS;
 
 /// How long the leader waits for its holder, from when it heard the question.
-const GRANTED_NS: u64 = LEASE_NS + MARGIN_NS;
+pub(crate) const GRANTED_NS: u64 = LEASE_NS + MARGIN_NS;

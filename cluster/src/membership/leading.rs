@@ -9,7 +9,7 @@ use crate::fence::{Fences, Witness};
 use crate::group::Target;
 use crate::identity::GroupId;
 use crate::identity::{Incarnation, NodeId};
-use crate::lease::{Granter, GranterOutput, ReadToken};
+use crate::lease::{GRANTED_NS, Granter, GranterOutput, ReadToken};
 use crate::placement;
 
 /// How often a loss is proposed until it is committed.
@@ -33,6 +33,8 @@ pub(super) struct Leading {
     /// The round under way: the granter begins another only in its place.
     round: Option<(u64, ReadToken)>,
     propose_lost_at_ns: u64,
+    /// When this leader first knew those dead who were removed.
+    removed_at_ns: BTreeMap<Incarnation, u64>,
     plan_at_ns: u64,
     raise_at_ns: u64,
     /// The entries of the directory by which groups are kept where they are, as their leaders say.
@@ -52,6 +54,7 @@ impl Leading {
             fences: Fences::new(),
             round: None,
             propose_lost_at_ns: 0,
+            removed_at_ns: BTreeMap::new(),
             plan_at_ns: 0,
             raise_at_ns: 0,
             settled: BTreeMap::new(),
@@ -149,13 +152,28 @@ impl Leading {
         outputs: &mut Vec<GranterOutput>,
     ) -> Vec<(NodeId, Incarnation)> {
         self.granter.tick(now_ns, directory, outputs);
+        self.note_removed(now_ns, directory);
         if now_ns < self.propose_lost_at_ns {
             return Vec::new();
         }
-        let lost = self.fences.lost(directory);
+        let mut lost = self.fences.lost(directory);
+        lost.retain(|(_, incarnation)| {
+            self.removed_at_ns.get(incarnation).is_none_or(|&at_ns| now_ns >= at_ns + GRANTED_NS)
+        });
         if !lost.is_empty() {
             self.propose_lost_at_ns = now_ns + PROPOSE_INTERVAL_NS;
         }
         lost
+    }
+
+    /// Who falls silent is dead once its lease is over; who is removed dies with a lease that may be a moment old. It may not have
+    /// heard of its end, and acknowledge what matches here: if that is not waited for, what was subscribed to elsewhere since would
+    /// miss a message that was acknowledged.
+    fn note_removed(&mut self, now_ns: u64, directory: &Directory) {
+        let dead = directory.dead_not_lost();
+        self.removed_at_ns.retain(|incarnation, _| dead.contains_key(incarnation));
+        for (&incarnation, _) in dead.iter().filter(|(_, dead)| directory.removed().contains(&dead.node)) {
+            self.removed_at_ns.entry(incarnation).or_insert(now_ns);
+        }
     }
 }

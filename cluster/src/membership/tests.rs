@@ -8,6 +8,7 @@ use crate::directory::Placement;
 use crate::directory::bans::{BANS_LEVEL, BanRefusal};
 use crate::directory::command::Form;
 use crate::interest::{Content, Update};
+use crate::lease::GRANTED_NS;
 
 const MS: u64 = 1_000_000;
 const GROUP: GroupId = GroupId(0);
@@ -762,6 +763,34 @@ fn a_member_that_leaves_is_removed_when_its_groups_have_moved() {
     assert_eq!(cluster.node(3).incarnation(), None);
     assert_eq!(cluster.with(1, |membership, _| membership.remove(id(3))), Wish::Fulfilled);
     assert!(cluster.log.len() <= entries + 1, "it asks for nothing any more, and only its fence is completed");
+}
+
+/// P1, P7: who is removed while it lives may act upon its lease for as long as it was granted.
+#[test]
+fn a_member_that_is_removed_is_lost_when_its_lease_is_over() {
+    let mut cluster = Cluster::placed(&[1, 2, 3]);
+    cluster.settle();
+    let dead = cluster.incarnation(3);
+    assert_eq!(cluster.with(1, |membership, _| membership.remove(id(3))), Wish::Proposed);
+    let is_removed = |cluster: &Cluster| cluster.node(1).directory().removed().contains(&id(3));
+    while !is_removed(&cluster) {
+        assert!(cluster.now_ms < 30_000, "it is removed once the groups have moved");
+        for (group, placement) in cluster.node(1).directory().placements().clone() {
+            cluster.members_are(group, &placement);
+        }
+        cluster.pass(100);
+    }
+    let removed_ms = cluster.now_ms;
+    let below = Incarnation(dead.0 + 1);
+    for node in [1, 2] {
+        cluster.with(node, |membership, _| membership.on_group_fenced(GROUP, id(3), below));
+        cluster.with(node, |membership, _| membership.on_group_fenced(GroupId::DIRECTORY, id(3), below));
+    }
+    while cluster.node(1).directory().dead_not_lost().contains_key(&dead) {
+        assert!(cluster.now_ms < removed_ms + 5_000, "everybody has fenced it");
+        cluster.pass(100);
+    }
+    assert!(cluster.now_ms >= removed_ms + GRANTED_NS / MS, "after {} ms", cluster.now_ms - removed_ms);
 }
 
 #[test]
