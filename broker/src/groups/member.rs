@@ -1,6 +1,6 @@
 //! This node's part in the cluster, as the thread that applies has it: what [`Membership`] hears and what it wants done.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
@@ -18,7 +18,6 @@ use kentongan_cluster::{Configuration, GroupId, Incarnation, NodeId, Write};
 use super::machine::{FENCE_SESSIONS_MAX, Machine};
 use super::search;
 use crate::clock::Clock;
-use crate::connection_key::ConnectionKey;
 use crate::later;
 use crate::moving::Place;
 use crate::peers::administration::BANS_A_PAGE;
@@ -37,10 +36,22 @@ use crate::subscription::{IndexedNode, NodeInterest, ShareSessions};
 /// Who waits until every node has heard of a subscription.
 #[derive(Debug)]
 enum Waiter {
-    /// A transient session here.
-    Here { connection: ConnectionKey, ticket: u64 },
+    /// Transient sessions of an arbiter here, up to this ticket.
+    Here { arbiter: u16, ticket: u64 },
     /// The owner of a persistent session.
     Owner { group: u16, owner: Owner, answer: Event },
+}
+
+/// How often an arbiter may wait at once.
+const WAITS_OF_AN_ARBITER_MAX: usize = 16;
+
+/// What an arbiter here waits for.
+#[derive(Debug, Default)]
+struct WaitsHere {
+    /// How often it waits.
+    open: usize,
+    /// What it is to wait for once one of them has passed.
+    next: Option<u64>,
 }
 
 /// What a group's persistent sessions want of a filter.
@@ -69,8 +80,10 @@ pub(crate) struct Member {
     group_interest: BTreeMap<u16, HashMap<Arc<str>, GroupInterest>>,
     waiters: BTreeMap<u64, Waiter>,
     next_waiter: u64,
-    /// Those that found no room at their barrier.
-    crowded: Vec<Waiter>,
+    /// What arbiters here wait for.
+    here: BTreeMap<u16, WaitsHere>,
+    /// Those that found no room at the barrier of their group, in their order.
+    crowded: BTreeMap<u16, VecDeque<Waiter>>,
     /// Arbiters that still have clients of a registration that ended.
     closing: usize,
     /// Links may begin.
@@ -90,7 +103,8 @@ impl Member {
             group_interest: BTreeMap::new(),
             waiters: BTreeMap::new(),
             next_waiter: 0,
-            crowded: Vec::new(),
+            here: BTreeMap::new(),
+            crowded: BTreeMap::new(),
             closing: 0,
             listens: false,
             named: Vec::new(),
@@ -189,27 +203,78 @@ impl Member {
     /// Who waits until every node has heard of something.
     #[cfg(any(test, feature = "simulation"))]
     pub(super) fn open_barriers(&self) -> usize {
-        self.waiters.len() + self.crowded.len()
+        let next = self.here.values().filter(|here| here.next.is_some()).count();
+        self.waiters.len() + next + self.crowded.values().map(VecDeque::len).sum::<usize>()
     }
 
-    fn wait(&mut self, waiter: Waiter) -> Option<Waiter> {
+    /// An arbiter is to be told when every node has heard of all that it said so far. However many of its clients subscribe
+    /// while some node does not answer, it waits a few times: each of them waits for no less than those before it.
+    fn wait_here(&mut self, arbiter: u16, ticket: u64) -> Option<Waiter> {
+        let here = self.here.entry(arbiter).or_default();
+        here.next = Some(ticket);
+        if here.open >= WAITS_OF_AN_ARBITER_MAX {
+            return None;
+        }
         self.next_waiter += 1;
         let number = self.next_waiter;
-        let waits = match &waiter {
-            Waiter::Here { .. } => match self.membership.node_version() {
-                Some(version) => self.membership.wait_node(version, number),
-                None => Err(WaitError::NotRegistered),
-            },
-            Waiter::Owner { group, .. } => {
-                let group = GroupId(*group);
-                self.membership.wait_group(group, self.membership.group_version(group), number)
+        // Not registered: its clients are being closed.
+        let version = self.membership.node_version()?;
+        match self.membership.wait_node(version, number) {
+            Ok(true) => {
+                here.next = None;
+                return Some(Waiter::Here { arbiter, ticket });
             }
-        };
-        match waits {
+            Ok(false) => {
+                here.next = None;
+                here.open += 1;
+                self.waiters.insert(number, Waiter::Here { arbiter, ticket });
+            }
+            // What the arbiter says next, or the next tick, tries again.
+            Err(_) => {}
+        }
+        None
+    }
+
+    /// One that an arbiter waited for has passed.
+    fn wait_for_next(&mut self, arbiter: u16) -> Option<Waiter> {
+        let here = self.here.get_mut(&arbiter)?;
+        here.open = here.open.saturating_sub(1);
+        let ticket = here.next?;
+        self.wait_here(arbiter, ticket)
+    }
+
+    /// Those that found no room, as far as there is some now. Where there is none, only the first one tries.
+    fn try_crowded(&mut self) -> Vec<Waiter> {
+        let mut passed = Vec::new();
+        for (group, mut queue) in std::mem::take(&mut self.crowded) {
+            while let Some(waiter) = queue.pop_front() {
+                let Waiter::Owner { group, owner, answer } = waiter else { continue };
+                passed.extend(self.wait_owner(group, owner, answer));
+                if let Some(still) = self.crowded.remove(&group).and_then(|mut still| still.pop_front()) {
+                    queue.push_front(still);
+                    break;
+                }
+            }
+            if !queue.is_empty() {
+                self.crowded.insert(group, queue);
+            }
+        }
+        let idle = self.here.iter().filter(|(_, here)| here.open == 0);
+        let next: Vec<_> = idle.filter_map(|(&arbiter, here)| Some((arbiter, here.next?))).collect();
+        passed.extend(next.into_iter().filter_map(|(arbiter, ticket)| self.wait_here(arbiter, ticket)));
+        passed
+    }
+
+    fn wait_owner(&mut self, group: u16, owner: Owner, answer: Event) -> Option<Waiter> {
+        self.next_waiter += 1;
+        let number = self.next_waiter;
+        let waiter = Waiter::Owner { group, owner, answer };
+        let version = self.membership.group_version(GroupId(group));
+        match self.membership.wait_group(GroupId(group), version, number) {
             Ok(true) => return Some(waiter),
             Ok(false) => drop(self.waiters.insert(number, waiter)),
-            Err(WaitError::Full(_)) => self.crowded.push(waiter),
-            // Its client is being closed; or it comes again to the new leader, with the resync.
+            Err(WaitError::Full(_)) => self.crowded.entry(group).or_default().push_back(waiter),
+            // It comes again to the new leader, with the resync.
             Err(WaitError::NotRegistered | WaitError::NotLed) => {}
         }
         None
@@ -281,7 +346,7 @@ impl Machine {
             member.membership.on_group_role(now_ns, GroupId(group), term);
             let is_of_group = |waiter: &Waiter| matches!(waiter, Waiter::Owner { group: of, .. } if *of == group);
             member.waiters.retain(|_, waiter| !is_of_group(waiter));
-            member.crowded.retain(|waiter| !is_of_group(waiter));
+            member.crowded.remove(&group);
         }
     }
 
@@ -337,16 +402,14 @@ impl Machine {
             }
             member.membership.set_node_interest(&filter, value);
         }
-        let waiters = changes.barriers.into_iter().map(|(connection, ticket)| Waiter::Here { connection, ticket });
-        let passed: Vec<_> = waiters.filter_map(|waiter| member.wait(waiter)).collect();
-        for waiter in passed {
+        if let Some(waiter) = changes.barrier.and_then(|(arbiter, ticket)| member.wait_here(arbiter, ticket)) {
             self.release(waiter);
         }
     }
 
     /// SUBACK of a persistent session leaves when every node has heard of the subscription, and UNSUBACK in its turn.
     pub(super) fn await_subscribed(&mut self, group: u16, owner: Owner, answer: Event) {
-        let passed = self.member.as_mut().and_then(|member| member.wait(Waiter::Owner { group, owner, answer }));
+        let passed = self.member.as_mut().and_then(|member| member.wait_owner(group, owner, answer));
         if let Some(waiter) = passed {
             self.release(waiter);
         }
@@ -354,9 +417,7 @@ impl Machine {
 
     fn release(&mut self, waiter: Waiter) {
         match waiter {
-            Waiter::Here { connection, ticket } => {
-                self.push(connection.arbiter(), Event::Barrier { connection, ticket });
-            }
+            Waiter::Here { arbiter, ticket } => self.push(arbiter, Event::Barrier { ticket }),
             Waiter::Owner { group, owner, answer } => {
                 let shared = self.shared();
                 self.push_to(&shared, group, owner, answer);
@@ -402,9 +463,7 @@ impl Machine {
             return;
         };
         member.membership.tick(now_ns);
-        let crowded = std::mem::take(&mut member.crowded);
-        let passed: Vec<_> = crowded.into_iter().filter_map(|waiter| member.wait(waiter)).collect();
-        for waiter in passed {
+        for waiter in member.try_crowded() {
             self.release(waiter);
         }
     }
@@ -467,7 +526,14 @@ impl Machine {
             }
             Output::Released { waiter, .. } => {
                 if let Some(waiter) = self.member.as_mut().and_then(|member| member.waiters.remove(&waiter)) {
+                    let next = match &waiter {
+                        Waiter::Here { arbiter, .. } => {
+                            self.member.as_mut().and_then(|member| member.wait_for_next(*arbiter))
+                        }
+                        Waiter::Owner { .. } => None,
+                    };
                     self.release(waiter);
+                    next.into_iter().for_each(|waiter| self.release(waiter));
                 }
             }
             Output::Died { node, below } => {
@@ -637,7 +703,7 @@ impl Machine {
                 if let Some(member) = &mut self.member {
                     member.closing = shared.inboxes.len();
                     member.waiters.retain(|_, waiter| matches!(waiter, Waiter::Owner { .. }));
-                    member.crowded.retain(|waiter| matches!(waiter, Waiter::Owner { .. }));
+                    member.here.clear();
                 }
                 self.tell_all(shared, || Event::Unregistered);
             }
@@ -734,5 +800,75 @@ impl Machine {
         }
         self.carry_out_output(shared, cluster, Output::Died { node, below: Incarnation(incarnation.0 + 1) });
         self.carry_out_output(shared, cluster, Output::Lost { node, incarnation });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kentongan_cluster::directory::command::{Command, Join, encode};
+    use kentongan_cluster::lease::LeaseCell;
+    use kentongan_cluster::membership::Limits;
+
+    use super::*;
+
+    const ME: u64 = 1;
+    const ATTEMPT: u64 = 7;
+    const WAITERS_MAX: usize = 1000;
+
+    /// Registered, with another node that confirms nothing.
+    fn beside_a_silent_node() -> Member {
+        let record = |node| MemberRecord { node, name: format!("node {node}"), ..MemberRecord::default() };
+        let members = vec![record(ME), record(2)];
+        let form = Form { cluster_id: vec![1].into(), groups: 2, members, ..Form::default() };
+        let limits = Limits { waiters_max: WAITERS_MAX, ..Limits::default() };
+        let me = NodeId::new(ME).expect("not zero");
+        let mut membership = Membership::new(me, record(ME), ATTEMPT, Arc::new(LeaseCell::endless()), limits);
+        let join = |node, attempt| Join { member: Some(record(node)), attempt, newest: 0 };
+        let log = [Command::Form(form.clone()), Command::Join(join(ME, ATTEMPT)), Command::Join(join(2, 9))];
+        for (index, command) in (1..).zip(log) {
+            membership.on_directory(0, index, encode(command)).expect("known");
+        }
+        Member::new(membership, form, Clock::real())
+    }
+
+    /// Clients that get no SUBACK come again, and what they waited for is nothing to them then.
+    #[test]
+    fn an_arbiter_waits_a_few_times_however_many_of_its_clients_subscribe_while_a_node_is_silent() {
+        let mut member = beside_a_silent_node();
+        for ticket in 1..=200_000 {
+            member.membership.set_node_interest(&Arc::from(format!("a/{ticket}")), 1);
+            for arbiter in 0..2 {
+                assert!(member.wait_here(arbiter, ticket).is_none(), "the other node has not heard of it");
+            }
+        }
+        assert_eq!(member.open_barriers(), 2 * (WAITS_OF_AN_ARBITER_MAX + 1));
+        assert!(member.try_crowded().is_empty());
+
+        // The other one is lost: all that was ever said counts as heard of.
+        member.here.values_mut().for_each(|here| here.open = 0);
+        let passes = |waiter: &Waiter| matches!(waiter, Waiter::Here { ticket: 200_000, .. });
+        let waits: Vec<_> = member.waiters.values().filter(|waiter| passes(waiter)).collect();
+        assert!(waits.is_empty(), "the last ticket is the one that waits for its turn");
+        assert!([0, 1].iter().all(|arbiter| member.here[arbiter].next == Some(200_000)));
+        assert!(member.wait_for_next(0).is_none());
+        assert_eq!(member.waiters.values().filter(|waiter| passes(waiter)).count(), 1, "it waits now");
+    }
+
+    /// This is the thread that keeps the lease: a tick must not take longer the more wait.
+    #[test]
+    fn a_tick_tries_one_of_those_that_find_no_room_at_the_barrier_of_their_group() {
+        let mut member = beside_a_silent_node();
+        for group in 0..2 {
+            member.membership.set_group_interest(GroupId(group), Version(5), &Arc::from("a"), 1);
+            member.membership.on_group_role(0, GroupId(group), Some(1));
+            for _ in 0..WAITERS_MAX + 5_000 {
+                assert!(member.wait_owner(group, Owner::default(), Event::LeaseBack).is_none());
+            }
+        }
+        assert_eq!(member.open_barriers(), 2 * (WAITERS_MAX + 5_000));
+        let before = member.next_waiter;
+        assert!(member.try_crowded().is_empty());
+        assert_eq!(member.next_waiter - before, 2);
+        assert_eq!(member.open_barriers(), 2 * (WAITERS_MAX + 5_000), "none is forgotten");
     }
 }

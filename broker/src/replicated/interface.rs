@@ -254,6 +254,6 @@ pub struct RetainedPage {
 pub struct InterestChanges {
     /// In their order: a filter, what is wanted of it, and whether one more or one less wants that.
     pub filters: Vec<(Box<str>, InterestKind, bool)>,
-    /// Connections to be told, each with a ticket of its own, when every node has heard of this.
-    pub barriers: Vec<(ConnectionKey, u64)>,
+    /// The arbiter, and its last ticket for which it is to be told when every node has heard of this.
+    pub barrier: Option<(u16, u64)>,
 }

@@ -6,7 +6,7 @@
 //! that were ready with it.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -132,7 +132,9 @@ pub struct ArbiterState {
     /// Connections that are not read until the lease is back.
     pub(super) unread: Vec<ConnectionKey>,
     /// SUBSCRIBEs that every node has heard of, and whose answers wait for the lease.
-    pub(super) withheld_barriers: Vec<(ConnectionKey, u64)>,
+    pub(super) withheld_barrier: Option<u64>,
+    /// SUBSCRIBEs of transient sessions that not every node has heard of, by their tickets: those of connections that live.
+    pub(super) barriers: BTreeMap<u64, ConnectionKey>,
     /// What is to be published about clients here.
     pub(super) client_events: VecDeque<Arc<Message>>,
     /// The process stops: whoever was accepted before the acceptors heard of that is not taken in any more.
@@ -196,7 +198,8 @@ impl ArbiterState {
             taking: ShareTaking::default(),
             interest: InterestChanges::default(),
             withheld: Vec::new(),
-            withheld_barriers: Vec::new(),
+            withheld_barrier: None,
+            barriers: BTreeMap::new(),
             unread: Vec::new(),
             client_events: VecDeque::new(),
             ending: false,
@@ -535,7 +538,9 @@ impl ArbiterState {
             }
             match codec::split_frame(&buffer[position..], Sender::Client, &limits) {
                 Ok(FrameStatus::Complete(frame)) => {
-                    if self.shared.cluster.is_some() && self.waits_for_lease(key, &frame) {
+                    if self.shared.cluster.is_some()
+                        && (self.waits_for_lease(key, &frame) || self.waits_for_answers(key, &frame))
+                    {
                         break;
                     }
                     position += frame.len();

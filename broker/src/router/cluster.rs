@@ -37,6 +37,9 @@ pub(super) const TOO_FEW_KEEP_IT: &str = "too few of the nodes that keep its ses
 /// Where the fixed header of a PUBLISH has its QoS.
 const PUBLISH_QOS_BITS: u8 = 0b0110;
 
+/// SUBSCRIBEs and UNSUBSCRIBEs of one connection that may wait for an answer before it says another.
+pub(super) const ASKED_MAX: usize = 128;
+
 /// What the arbiters know of the cluster.
 pub struct ClusterView {
     /// This node.
@@ -227,6 +230,11 @@ impl Served {
             answered_ahead: Vec::new(),
             barriers: VecDeque::new(),
         }
+    }
+
+    /// How many SUBSCRIBEs and UNSUBSCRIBEs wait for an answer.
+    fn asked(&self) -> usize {
+        self.unanswered.len() + self.barriers.len()
     }
 
     /// The client acknowledged something that it was sent.
@@ -448,15 +456,15 @@ impl ArbiterState {
 
     /// The lease may be back.
     pub(super) fn acknowledge_withheld(&mut self) {
-        let nothing_waits = self.withheld.is_empty() && self.withheld_barriers.is_empty() && self.unread.is_empty();
+        let nothing_waits = self.withheld.is_empty() && self.withheld_barrier.is_none() && self.unread.is_empty();
         if nothing_waits || !self.may_acknowledge() {
             return;
         }
         for key in std::mem::take(&mut self.withheld) {
             self.send_settled(key);
         }
-        for (key, ticket) in std::mem::take(&mut self.withheld_barriers) {
-            self.on_barrier(key, ticket);
+        if let Some(ticket) = self.withheld_barrier.take() {
+            self.on_barrier(ticket);
         }
         for key in std::mem::take(&mut self.unread) {
             self.resume_reading(key);
@@ -489,7 +497,8 @@ impl ArbiterState {
         self.flush_interest();
         self.departing.clear();
         self.withheld.clear();
-        self.withheld_barriers.clear();
+        self.withheld_barrier = None;
+        self.barriers.clear();
         self.unread.clear();
         if let Some(cluster) = &self.shared.cluster {
             self.lanes =
@@ -537,28 +546,56 @@ impl ArbiterState {
         let ticket = self.message_number;
         if let Some(served) = self.served(key) {
             served.barriers.push_back((ticket, suback));
-            self.interest.barriers.push((key, ticket));
+            self.barriers.insert(ticket, key);
+            self.interest.barrier = Some((self.id, ticket));
             self.schedule_flush();
         }
     }
 
-    /// Every node has heard of it.
-    pub(super) fn on_barrier(&mut self, key: ConnectionKey, ticket: u64) {
+    /// Every node has heard of what was subscribed to up to `ticket`.
+    pub(super) fn on_barrier(&mut self, ticket: u64) {
         if !self.may_acknowledge() {
             // Declared dead, its interest may be forgotten already.
-            return self.withheld_barriers.push((key, ticket));
-        }
-        let Some(served) = self.served(key) else {
+            self.withheld_barrier = self.withheld_barrier.max(Some(ticket));
             return;
-        };
-        let waiting = served.barriers.iter().position(|&(waiting, _)| waiting == ticket);
-        if let Some((_, suback)) = waiting.and_then(|at| served.barriers.remove(at)) {
-            self.answer_subscribe(key, suback);
+        }
+        while let Some(first) = self.barriers.first_entry().filter(|first| *first.key() <= ticket) {
+            let (ticket, key) = first.remove_entry();
+            let Some(served) = self.served(key) else {
+                continue;
+            };
+            let waiting = served.barriers.iter().position(|&(waiting, _)| waiting == ticket);
+            if let Some((_, suback)) = waiting.and_then(|at| served.barriers.remove(at)) {
+                self.answer_subscribe(key, suback);
+                self.read_behind_answers(key);
+            }
+        }
+    }
+
+    /// One that says SUBSCRIBE or UNSUBSCRIBE again and again is not read while so many of them have no answer: each is kept
+    /// until every node, or its group, has heard of it, and that may take as long as a node is away.
+    pub(super) fn waits_for_answers(&mut self, key: ConnectionKey, frame: &Frame<'_>) -> bool {
+        if !matches!(frame.packet_type(), PacketType::Subscribe | PacketType::Unsubscribe) {
+            return false;
+        }
+        let waits = self.served(key).is_some_and(|served| served.asked() >= ASKED_MAX);
+        if waits && let Some(client) = self.client(key) {
+            (client.paused, client.unprocessed) = (true, true);
+        }
+        waits
+    }
+
+    /// Something that the connection asked for has its answer.
+    pub(super) fn read_behind_answers(&mut self, key: ConnectionKey) {
+        let has_room = self.served(key).is_some_and(|served| served.asked() < ASKED_MAX);
+        if has_room && self.client(key).is_some_and(|client| client.paused && client.unprocessed) && !self.is_full(key)
+        {
+            self.resume_reading(key);
         }
     }
 
     pub(super) fn flush_interest(&mut self) {
-        if !self.interest.filters.is_empty() || !self.interest.barriers.is_empty() {
+        if !self.interest.filters.is_empty() || self.interest.barrier.is_some() {
             self.shared.submitter.interest(std::mem::take(&mut self.interest));
         }
     }

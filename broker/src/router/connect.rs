@@ -896,7 +896,10 @@ impl ArbiterState {
                 self.hand_on_shared(outbound, key);
             }
             self.flush_lanes();
-            let Served { claim, .. } = *served;
+            let Served { claim, barriers, .. } = *served;
+            for (ticket, _) in &barriers {
+                self.barriers.remove(ticket);
+            }
             let last_word = if cause == EndCause::TakenOver {
                 let client_id = client_id.to_string();
                 SessionCommand::Released(Released { client_id, epoch: claim.epoch, publish_will, never_began: false })

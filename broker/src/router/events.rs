@@ -187,11 +187,9 @@ pub enum Event {
         /// Its number.
         node: NodeNumber,
     },
-    /// Every node has heard of a subscription.
+    /// Every node has heard of all that clients here had subscribed to.
     Barrier {
-        /// Whose.
-        connection: ConnectionKey,
-        /// Which SUBSCRIBE.
+        /// Up to which SUBSCRIBE.
         ticket: u64,
     },
     /// This node's lease ran out.
@@ -285,7 +283,7 @@ impl ArbiterState {
                 self.on_settled(settled);
                 self.on_share_node_lost(node);
             }
-            Event::Barrier { connection, ticket } => self.on_barrier(connection, ticket),
+            Event::Barrier { ticket } => self.on_barrier(ticket),
             Event::LeaseLapsed => self.refuse_claims(),
             Event::LeaseBack => self.acknowledge_withheld(),
             Event::CutOff => self.on_cut_off(),

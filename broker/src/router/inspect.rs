@@ -54,8 +54,8 @@ impl ArbiterState {
             ("connections that are gone, with something under way", self.departing.len()),
             ("connections whose acknowledgements wait for the lease", self.withheld.len()),
             ("connections that are not read for want of a lease", self.unread.len()),
-            ("SUBSCRIBEs whose answers wait for the lease", self.withheld_barriers.len()),
-            ("changes of interest that nobody was told of", self.interest.filters.len() + self.interest.barriers.len()),
+            ("SUBSCRIBEs that not every node has heard of", self.barriers.len()),
+            ("changes of interest that nobody was told of", self.interest.filters.len()),
             ("messages that other nodes have for their members", self.settling.len()),
             ("messages that are taken and not let go", self.taking.len()),
         ];

@@ -481,7 +481,7 @@ impl ArbiterState {
     }
 
     /// Whether the client has sent as much as it may without an answer.
-    fn is_full(&mut self, key: ConnectionKey) -> bool {
+    pub(super) fn is_full(&mut self, key: ConnectionKey) -> bool {
         let session = self.client(key).and_then(|client| client.session.as_ref());
         session.is_some_and(|session| session.inbound.is_full())
     }

@@ -379,7 +379,9 @@ impl ArbiterState {
             return true; // The only node: what is asked is answered once.
         };
         let asked = served.unanswered.iter().position(|&(asked, _)| asked == ticket);
-        asked.and_then(|at| served.unanswered.remove(at)).is_some()
+        let is_asked = asked.and_then(|at| served.unanswered.remove(at)).is_some();
+        self.read_behind_answers(key);
+        is_asked
     }
 
     /// Whether a SUBSCRIBE or UNSUBSCRIBE of the filter that came after that of `ticket` was answered before it: SUBACK waits

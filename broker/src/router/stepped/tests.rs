@@ -37,7 +37,7 @@ use crate::random::Random;
 use crate::replicated::command::{self, Command, SessionCommand};
 use crate::replicated::{Opened, Slots, Submitter, SubscribeOutcome, SubscribedPersistent};
 use crate::router::client::Phase;
-use crate::router::cluster::{ClusterView, Leader, Leaders};
+use crate::router::cluster::{ASKED_MAX, ClusterView, Leader, Leaders};
 use crate::router::connect::{EndCause, LET_IN_A_SECOND_MAX};
 use crate::router::node_lanes::{Nodes, PeerProcess};
 use crate::router::{Changed, Event};
@@ -938,6 +938,48 @@ fn the_answer_to_an_earlier_subscribe_undoes_no_later_one() {
     assert_eq!(standing.options.qos, QoS::AtLeastOnce);
     let served = arbiter.state.served(connection).expect("it is served");
     assert!(served.unanswered.is_empty(), "both are answered");
+}
+
+/// While some node does not answer, what waits for it ends with its connection, and a client that says SUBSCRIBE again and again
+/// is not read.
+#[test]
+fn subscribes_that_not_every_node_has_heard_of_are_so_many_for_a_connection_and_go_with_it() {
+    const SUBSCRIBES: usize = 1000;
+    let (mut arbiter, mut client, _) = client_of_several_nodes();
+    for _ in 0..SUBSCRIBES {
+        let subscribe = subscribe_to(&mut client, &["t"], QoS::AtMostOnce);
+        client.send(&subscribe);
+    }
+    let mut subacks = 0;
+    let mut work = |arbiter: &mut SteppedArbiter, client: &mut Client| {
+        for _ in 0..50 {
+            client.write(usize::MAX);
+            arbiter.run();
+            subacks += packets(client).iter().filter(|packet| matches!(packet, Packet::SubAck(_))).count();
+        }
+        subacks
+    };
+    let mut answered = 0;
+    while answered < SUBSCRIBES {
+        assert_eq!(work(&mut arbiter, &mut client), answered, "no node has heard of more");
+        let waiting = arbiter.state.barriers.len();
+        assert_eq!(waiting, ASKED_MAX.min(SUBSCRIBES - answered), "the rest is not read");
+        let (&ticket, _) = arbiter.state.barriers.last_key_value().expect("some wait");
+        arbiter.state.shared.inboxes[0].push(Event::Barrier { ticket }, 0);
+        answered += waiting;
+        arbiter.run();
+        assert!(arbiter.state.barriers.len() <= ASKED_MAX);
+    }
+    assert_eq!(work(&mut arbiter, &mut client), SUBSCRIBES);
+
+    let subscribe = subscribe_to(&mut client, &["t"], QoS::AtMostOnce);
+    client.send(&subscribe);
+    client.write(usize::MAX);
+    arbiter.run();
+    assert_eq!(arbiter.state.barriers.len(), 1);
+    drop(client);
+    arbiter.run();
+    assert_eq!(arbiter.state.barriers.len(), 0, "nobody waits for it");
 }
 
 /// [MQTT-3.10.4-2] lets what was under way come: a message that waited for the retained ones of a subscription does not wait for
