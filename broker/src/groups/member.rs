@@ -1,6 +1,6 @@
 //! This node's part in the cluster, as the thread that applies has it: what [`Membership`] hears and what it wants done.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
@@ -33,25 +33,79 @@ use crate::router::node_lanes::PeerProcess;
 use crate::router::{Event, Shared};
 use crate::subscription::{IndexedNode, NodeInterest, ShareSessions};
 
-/// Who waits until every node has heard of a subscription.
-#[derive(Debug)]
-enum Waiter {
-    /// Transient sessions of an arbiter here, up to this ticket.
-    Here { arbiter: u16, ticket: u64 },
-    /// The owner of a persistent session.
-    Owner { group: u16, owner: Owner, answer: Event },
+/// Whose subscriptions every node is to hear of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Asker {
+    /// Those of the clients of an arbiter here.
+    Arbiter(u16),
+    /// Those of the persistent sessions of a group that is led here.
+    Group(u16),
 }
 
-/// How often an arbiter may wait at once.
-const WAITS_OF_AN_ARBITER_MAX: usize = 16;
+/// Who waits until every node has heard of a subscription, and of all that its asker had before that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Waiter {
+    asker: Asker,
+    /// A ticket of the arbiter, or a number among the [`Answers`] of the group.
+    up_to: u64,
+}
 
-/// What an arbiter here waits for.
+/// How often an asker may wait at once.
+const WAITS_OF_AN_ASKER_MAX: usize = 16;
+
+/// What an asker waits for.
 #[derive(Debug, Default)]
-struct WaitsHere {
+struct Waits {
     /// How often it waits.
     open: usize,
     /// What it is to wait for once one of them has passed.
     next: Option<u64>,
+}
+
+/// SUBACK or UNSUBACK of a persistent session.
+#[derive(Debug)]
+struct Answer {
+    owner: Owner,
+    client_id: Arc<str>,
+    event: Event,
+}
+
+/// How many of the answers that wait are looked at whenever one comes: more than one, so that those who are gone never are the
+/// most of them.
+const LOOKED_AT_MAX: usize = 2;
+
+/// What the leader of a group has to say, once every node has heard.
+#[derive(Debug, Default)]
+struct Answers {
+    /// By their numbers, which are in the order of the log.
+    waiting: BTreeMap<u64, Answer>,
+    last: u64,
+    looked_at: u64,
+}
+
+impl Answers {
+    /// Returns the number of the answer. Of those before, a few are let go whose owners are `gone`: nothing else ends them while
+    /// some node hears nothing, and clients that are not answered come again and again.
+    fn keep(&mut self, answer: Answer, gone: impl Fn(&Answer) -> bool) -> u64 {
+        for _ in 0..LOOKED_AT_MAX {
+            let next = self.waiting.range(self.looked_at + 1..).next();
+            let Some((&number, answer)) = next.or_else(|| self.waiting.first_key_value()) else {
+                break;
+            };
+            self.looked_at = number;
+            if gone(answer) {
+                self.waiting.remove(&number);
+            }
+        }
+        self.last += 1;
+        self.waiting.insert(self.last, answer);
+        self.last
+    }
+
+    fn take(&mut self, up_to: u64) -> BTreeMap<u64, Answer> {
+        let later = self.waiting.split_off(&(up_to + 1));
+        std::mem::replace(&mut self.waiting, later)
+    }
 }
 
 /// What a group's persistent sessions want of a filter.
@@ -80,10 +134,9 @@ pub(crate) struct Member {
     group_interest: BTreeMap<u16, HashMap<Arc<str>, GroupInterest>>,
     waiters: BTreeMap<u64, Waiter>,
     next_waiter: u64,
-    /// What arbiters here wait for.
-    here: BTreeMap<u16, WaitsHere>,
-    /// Those that found no room at the barrier of their group, in their order.
-    crowded: BTreeMap<u16, VecDeque<Waiter>>,
+    waits: BTreeMap<Asker, Waits>,
+    /// Of the groups that are led here.
+    answers: BTreeMap<u16, Answers>,
     /// Arbiters that still have clients of a registration that ended.
     closing: usize,
     /// Links may begin.
@@ -103,8 +156,8 @@ impl Member {
             group_interest: BTreeMap::new(),
             waiters: BTreeMap::new(),
             next_waiter: 0,
-            here: BTreeMap::new(),
-            crowded: BTreeMap::new(),
+            waits: BTreeMap::new(),
+            answers: BTreeMap::new(),
             closing: 0,
             listens: false,
             named: Vec::new(),
@@ -203,81 +256,83 @@ impl Member {
     /// Who waits until every node has heard of something.
     #[cfg(any(test, feature = "simulation"))]
     pub(super) fn open_barriers(&self) -> usize {
-        let next = self.here.values().filter(|here| here.next.is_some()).count();
-        self.waiters.len() + next + self.crowded.values().map(VecDeque::len).sum::<usize>()
+        let next = self.waits.values().filter(|waits| waits.next.is_some()).count();
+        self.waiters.len() + next + self.answers.values().map(|answers| answers.waiting.len()).sum::<usize>()
     }
 
-    /// An arbiter is to be told when every node has heard of all that it said so far. However many of its clients subscribe
-    /// while some node does not answer, it waits a few times: each of them waits for no less than those before it.
-    fn wait_here(&mut self, arbiter: u16, ticket: u64) -> Option<Waiter> {
-        let here = self.here.entry(arbiter).or_default();
-        here.next = Some(ticket);
-        if here.open >= WAITS_OF_AN_ARBITER_MAX {
+    /// An asker is to be told when every node has heard of all that it has now. However much it asks for while some node does
+    /// not answer, it waits a few times: each of them waits for no less than those before it. Returns what need not wait.
+    fn wait(&mut self, asker: Asker, up_to: u64) -> Option<Waiter> {
+        let waits = self.waits.entry(asker).or_default();
+        waits.next = Some(up_to);
+        if waits.open >= WAITS_OF_AN_ASKER_MAX {
             return None;
         }
         self.next_waiter += 1;
-        let number = self.next_waiter;
-        // Not registered: its clients are being closed.
-        let version = self.membership.node_version()?;
-        match self.membership.wait_node(version, number) {
+        let (number, waiter) = (self.next_waiter, Waiter { asker, up_to });
+        let passed = match asker {
+            Asker::Arbiter(_) => match self.membership.node_version() {
+                Some(version) => self.membership.wait_node(version, number),
+                None => Err(WaitError::NotRegistered),
+            },
+            Asker::Group(group) => {
+                let group = GroupId(group);
+                self.membership.wait_group(group, self.membership.group_version(group), number)
+            }
+        };
+        match passed {
             Ok(true) => {
-                here.next = None;
-                return Some(Waiter::Here { arbiter, ticket });
+                waits.next = None;
+                Some(waiter)
             }
             Ok(false) => {
-                here.next = None;
-                here.open += 1;
-                self.waiters.insert(number, Waiter::Here { arbiter, ticket });
+                waits.next = None;
+                waits.open += 1;
+                self.waiters.insert(number, waiter);
+                None
             }
-            // What the arbiter says next, or the next tick, tries again.
-            Err(_) => {}
-        }
-        None
-    }
-
-    /// One that an arbiter waited for has passed.
-    fn wait_for_next(&mut self, arbiter: u16) -> Option<Waiter> {
-        let here = self.here.get_mut(&arbiter)?;
-        here.open = here.open.saturating_sub(1);
-        let ticket = here.next?;
-        self.wait_here(arbiter, ticket)
-    }
-
-    /// Those that found no room, as far as there is some now. Where there is none, only the first one tries.
-    fn try_crowded(&mut self) -> Vec<Waiter> {
-        let mut passed = Vec::new();
-        for (group, mut queue) in std::mem::take(&mut self.crowded) {
-            while let Some(waiter) = queue.pop_front() {
-                let Waiter::Owner { group, owner, answer } = waiter else { continue };
-                passed.extend(self.wait_owner(group, owner, answer));
-                if let Some(still) = self.crowded.remove(&group).and_then(|mut still| still.pop_front()) {
-                    queue.push_front(still);
-                    break;
-                }
-            }
-            if !queue.is_empty() {
-                self.crowded.insert(group, queue);
+            // What is asked next, or the next tick, tries again.
+            Err(WaitError::Full(_) | WaitError::NotRegistered) => None,
+            // The SUBSCRIBEs come again to the new leader, with the resync.
+            Err(WaitError::NotLed) => {
+                self.forget(asker);
+                None
             }
         }
-        let idle = self.here.iter().filter(|(_, here)| here.open == 0);
-        let next: Vec<_> = idle.filter_map(|(&arbiter, here)| Some((arbiter, here.next?))).collect();
-        passed.extend(next.into_iter().filter_map(|(arbiter, ticket)| self.wait_here(arbiter, ticket)));
-        passed
     }
 
-    fn wait_owner(&mut self, group: u16, owner: Owner, answer: Event) -> Option<Waiter> {
-        self.next_waiter += 1;
-        let number = self.next_waiter;
-        let waiter = Waiter::Owner { group, owner, answer };
-        let version = self.membership.group_version(GroupId(group));
-        match self.membership.wait_group(GroupId(group), version, number) {
-            Ok(true) => return Some(waiter),
-            Ok(false) => drop(self.waiters.insert(number, waiter)),
-            Err(WaitError::Full(_)) => self.crowded.entry(group).or_default().push_back(waiter),
-            // It comes again to the new leader, with the resync.
-            Err(WaitError::NotRegistered | WaitError::NotLed) => {}
+    /// One that was waited for has passed. Returns who it was, and whoever need not wait any more because of that.
+    fn on_released(&mut self, waiter: u64) -> Vec<Waiter> {
+        let Some(waiter) = self.waiters.remove(&waiter) else {
+            return Vec::new();
+        };
+        let next = self.waits.get_mut(&waiter.asker).and_then(|waits| {
+            waits.open = waits.open.saturating_sub(1);
+            waits.next
+        });
+        let next = next.and_then(|next| self.wait(waiter.asker, next));
+        [waiter].into_iter().chain(next).collect()
+    }
+
+    /// Those who found no room, or no registration, when they wanted to wait.
+    fn try_again(&mut self) -> Vec<Waiter> {
+        let idle = self.waits.iter().filter(|(_, waits)| waits.open == 0);
+        let next: Vec<_> = idle.filter_map(|(&asker, waits)| Some((asker, waits.next?))).collect();
+        next.into_iter().filter_map(|(asker, up_to)| self.wait(asker, up_to)).collect()
+    }
+
+    /// Nothing that the asker waits for will be told.
+    fn forget(&mut self, asker: Asker) {
+        self.waiters.retain(|_, waiter| waiter.asker != asker);
+        self.waits.remove(&asker);
+        if let Asker::Group(group) = asker {
+            self.answers.remove(&group);
         }
-        None
+    }
+
+    fn forget_arbiters(&mut self) {
+        self.waiters.retain(|_, waiter| matches!(waiter.asker, Asker::Group(_)));
+        self.waits.retain(|asker, _| matches!(asker, Asker::Group(_)));
     }
 }
 
@@ -344,9 +399,7 @@ impl Machine {
         let now_ns = self.now_ns();
         if let Some(member) = &mut self.member {
             member.membership.on_group_role(now_ns, GroupId(group), term);
-            let is_of_group = |waiter: &Waiter| matches!(waiter, Waiter::Owner { group: of, .. } if *of == group);
-            member.waiters.retain(|_, waiter| !is_of_group(waiter));
-            member.crowded.remove(&group);
+            member.forget(Asker::Group(group));
         }
     }
 
@@ -402,25 +455,34 @@ impl Machine {
             }
             member.membership.set_node_interest(&filter, value);
         }
-        if let Some(waiter) = changes.barrier.and_then(|(arbiter, ticket)| member.wait_here(arbiter, ticket)) {
+        let barrier = changes.barrier.map(|(arbiter, ticket)| (Asker::Arbiter(arbiter), ticket));
+        if let Some(waiter) = barrier.and_then(|(asker, ticket)| member.wait(asker, ticket)) {
             self.release(waiter);
         }
     }
 
     /// SUBACK of a persistent session leaves when every node has heard of the subscription, and UNSUBACK in its turn.
-    pub(super) fn await_subscribed(&mut self, group: u16, owner: Owner, answer: Event) {
-        let passed = self.member.as_mut().and_then(|member| member.wait_owner(group, owner, answer));
-        if let Some(waiter) = passed {
+    pub(super) fn await_subscribed(&mut self, group: u16, owner: Owner, client_id: Arc<str>, event: Event) {
+        let (Some(member), Some(state)) = (&mut self.member, self.groups.get(&group)) else {
+            return;
+        };
+        let gone = |answer: &Answer| !state.is_owned_by(&answer.client_id, answer.owner);
+        let number = member.answers.entry(group).or_default().keep(Answer { owner, client_id, event }, gone);
+        if let Some(waiter) = member.wait(Asker::Group(group), number) {
             self.release(waiter);
         }
     }
 
-    fn release(&mut self, waiter: Waiter) {
-        match waiter {
-            Waiter::Here { arbiter, ticket } => self.push(arbiter, Event::Barrier { ticket }),
-            Waiter::Owner { group, owner, answer } => {
+    fn release(&mut self, Waiter { asker, up_to }: Waiter) {
+        match asker {
+            Asker::Arbiter(arbiter) => self.push(arbiter, Event::Barrier { ticket: up_to }),
+            Asker::Group(group) => {
+                let answers = self.member.as_mut().and_then(|member| member.answers.get_mut(&group));
+                let passed = answers.map(|answers| answers.take(up_to)).unwrap_or_default();
                 let shared = self.shared();
-                self.push_to(&shared, group, owner, answer);
+                for Answer { owner, event, .. } in passed.into_values() {
+                    self.push_to(&shared, group, owner, event);
+                }
             }
         }
     }
@@ -463,7 +525,7 @@ impl Machine {
             return;
         };
         member.membership.tick(now_ns);
-        for waiter in member.try_crowded() {
+        for waiter in member.try_again() {
             self.release(waiter);
         }
     }
@@ -525,16 +587,8 @@ impl Machine {
                 shared.index.set_group(&filter, group.0, old, new);
             }
             Output::Released { waiter, .. } => {
-                if let Some(waiter) = self.member.as_mut().and_then(|member| member.waiters.remove(&waiter)) {
-                    let next = match &waiter {
-                        Waiter::Here { arbiter, .. } => {
-                            self.member.as_mut().and_then(|member| member.wait_for_next(*arbiter))
-                        }
-                        Waiter::Owner { .. } => None,
-                    };
-                    self.release(waiter);
-                    next.into_iter().for_each(|waiter| self.release(waiter));
-                }
+                let passed = self.member.as_mut().map(|member| member.on_released(waiter)).unwrap_or_default();
+                passed.into_iter().for_each(|waiter| self.release(waiter));
             }
             Output::Died { node, below } => {
                 tracing::warn!(%node, %below, "incarnations of a node below this are dead");
@@ -702,8 +756,7 @@ impl Machine {
                 self.counters.declared_dead.inc();
                 if let Some(member) = &mut self.member {
                     member.closing = shared.inboxes.len();
-                    member.waiters.retain(|_, waiter| matches!(waiter, Waiter::Owner { .. }));
-                    member.here.clear();
+                    member.forget_arbiters();
                 }
                 self.tell_all(shared, || Event::Unregistered);
             }
@@ -813,16 +866,15 @@ mod tests {
 
     const ME: u64 = 1;
     const ATTEMPT: u64 = 7;
-    const WAITERS_MAX: usize = 1000;
 
     /// Registered, with another node that confirms nothing.
     fn beside_a_silent_node() -> Member {
         let record = |node| MemberRecord { node, name: format!("node {node}"), ..MemberRecord::default() };
         let members = vec![record(ME), record(2)];
         let form = Form { cluster_id: vec![1].into(), groups: 2, members, ..Form::default() };
-        let limits = Limits { waiters_max: WAITERS_MAX, ..Limits::default() };
         let me = NodeId::new(ME).expect("not zero");
-        let mut membership = Membership::new(me, record(ME), ATTEMPT, Arc::new(LeaseCell::endless()), limits);
+        let mut membership =
+            Membership::new(me, record(ME), ATTEMPT, Arc::new(LeaseCell::endless()), Limits::default());
         let join = |node, attempt| Join { member: Some(record(node)), attempt, newest: 0 };
         let log = [Command::Form(form.clone()), Command::Join(join(ME, ATTEMPT)), Command::Join(join(2, 9))];
         for (index, command) in (1..).zip(log) {
@@ -831,44 +883,102 @@ mod tests {
         Member::new(membership, form, Clock::real())
     }
 
+    const FILTERS: u64 = 20_000;
+
     /// Clients that get no SUBACK come again, and what they waited for is nothing to them then.
     #[test]
     fn an_arbiter_waits_a_few_times_however_many_of_its_clients_subscribe_while_a_node_is_silent() {
         let mut member = beside_a_silent_node();
-        for ticket in 1..=200_000 {
+        for ticket in 1..=FILTERS {
             member.membership.set_node_interest(&Arc::from(format!("a/{ticket}")), 1);
             for arbiter in 0..2 {
-                assert!(member.wait_here(arbiter, ticket).is_none(), "the other node has not heard of it");
+                assert_eq!(member.wait(Asker::Arbiter(arbiter), ticket), None, "the other node has not heard of it");
             }
         }
-        assert_eq!(member.open_barriers(), 2 * (WAITS_OF_AN_ARBITER_MAX + 1));
-        assert!(member.try_crowded().is_empty());
+        assert_eq!(member.open_barriers(), 2 * (WAITS_OF_AN_ASKER_MAX + 1));
+        assert_eq!(member.try_again(), [], "they wait already");
+        assert_eq!(member.open_barriers(), 2 * (WAITS_OF_AN_ASKER_MAX + 1));
 
-        // The other one is lost: all that was ever said counts as heard of.
-        member.here.values_mut().for_each(|here| here.open = 0);
-        let passes = |waiter: &Waiter| matches!(waiter, Waiter::Here { ticket: 200_000, .. });
-        let waits: Vec<_> = member.waiters.values().filter(|waiter| passes(waiter)).collect();
-        assert!(waits.is_empty(), "the last ticket is the one that waits for its turn");
-        assert!([0, 1].iter().all(|arbiter| member.here[arbiter].next == Some(200_000)));
-        assert!(member.wait_for_next(0).is_none());
-        assert_eq!(member.waiters.values().filter(|waiter| passes(waiter)).count(), 1, "it waits now");
+        let passes = |waiter: &Waiter| waiter.asker == Asker::Arbiter(0) && waiter.up_to == FILTERS;
+        assert!(!member.waiters.values().any(passes), "the last one waits for its turn");
+        let oldest = member.waiters.iter().find(|(_, waiter)| waiter.asker == Asker::Arbiter(0));
+        let oldest = *oldest.expect("it waits").0;
+        assert_eq!(member.on_released(oldest), [Waiter { asker: Asker::Arbiter(0), up_to: 1 }]);
+        assert!(member.waiters.values().any(passes), "it waits now");
+        assert_eq!(member.waits[&Asker::Arbiter(0)].next, None);
     }
 
-    /// This is the thread that keeps the lease: a tick must not take longer the more wait.
+    /// Nobody is told of what the other node has not heard of, and everybody in the order in which they asked.
     #[test]
-    fn a_tick_tries_one_of_those_that_find_no_room_at_the_barrier_of_their_group() {
+    fn a_waiter_passes_when_the_other_node_has_all_that_its_asker_had() {
         let mut member = beside_a_silent_node();
-        for group in 0..2 {
-            member.membership.set_group_interest(GroupId(group), Version(5), &Arc::from("a"), 1);
-            member.membership.on_group_role(0, GroupId(group), Some(1));
-            for _ in 0..WAITERS_MAX + 5_000 {
-                assert!(member.wait_owner(group, Owner::default(), Event::LeaseBack).is_none());
-            }
+        let node = NodeId::new(2).expect("not zero");
+        let incarnation = member.membership.incarnation().expect("registered");
+        let receiver = member.directory().living().find(|&(living, _)| living == node).expect("lives").1;
+        let confirms = |member: &mut Member, version: Version| {
+            let source = Some(SourceId::Node(NodeId::new(ME).expect("not zero"), incarnation).into());
+            let confirm = wire::Confirm { source, version: version.0, receiver: receiver.0 };
+            let message = wire::encode(wire::Body::Confirm(confirm));
+            member.membership.on_message(0, node, message).expect("understood");
+            let outputs = member.membership.take_outputs().into_iter();
+            let released = outputs.filter_map(|output| match output {
+                Output::Released { waiter, .. } => Some(waiter),
+                _ => None,
+            });
+            let released: Vec<_> = released.collect();
+            released.into_iter().flat_map(|waiter| member.on_released(waiter)).map(|waiter| waiter.up_to).collect()
+        };
+        let mut versions = BTreeMap::new();
+        for ticket in 1..=100 {
+            let version = member.membership.set_node_interest(&Arc::from(format!("a/{ticket}")), 1);
+            versions.insert(ticket, version.expect("registered"));
+            assert_eq!(member.wait(Asker::Arbiter(0), ticket), None);
         }
-        assert_eq!(member.open_barriers(), 2 * (WAITERS_MAX + 5_000));
+        let none: [u64; 0] = [];
+        let told: Vec<u64> = confirms(&mut member, Version(versions[&1].0 - 1));
+        assert_eq!(told, none);
+        let told: Vec<u64> = confirms(&mut member, versions[&3]);
+        assert_eq!(told, [1, 2, 3]);
+        let told: Vec<u64> = confirms(&mut member, versions[&99]);
+        assert!(told.is_sorted() && told.last() == Some(&(WAITS_OF_AN_ASKER_MAX as u64)), "{told:?}");
+        let told: Vec<u64> = confirms(&mut member, versions[&100]);
+        assert_eq!(told, [100], "it waited for all that there was when its turn came");
+        assert_eq!(member.open_barriers(), 0);
+        assert_eq!(member.wait(Asker::Arbiter(0), 101).map(|waiter| waiter.up_to), Some(101), "nothing is new");
+    }
+
+    /// This is the thread that keeps the lease: what is kept for those who are gone must not become ever more, nor a tick ever longer.
+    #[test]
+    fn answers_for_connections_that_are_gone_are_let_go_while_a_node_is_silent() {
+        const SESSIONS: u64 = 100;
+        let mut member = beside_a_silent_node();
+        member.membership.set_group_interest(GroupId(0), Version(5), &Arc::from("a"), 1);
+        member.membership.on_group_role(0, GroupId(0), Some(1));
+        for number in 0..FILTERS {
+            // Each comes again by another connection when all others have.
+            let owner = Owner { connection: number, ..Owner::default() };
+            let answer = Answer { owner, client_id: Arc::from("c"), event: Event::LeaseBack };
+            let is_gone = |answer: &Answer| answer.owner.connection + SESSIONS <= number;
+            let up_to = member.answers.entry(0).or_default().keep(answer, is_gone);
+            assert_eq!(member.wait(Asker::Group(0), up_to), None);
+            let waiting = &member.answers[&0].waiting;
+            assert!(waiting.len() as u64 <= 3 * SESSIONS, "{} of {SESSIONS}", waiting.len());
+        }
+        let waiting = &member.answers[&0].waiting;
+        let present = waiting.values().filter(|answer| answer.owner.connection + SESSIONS >= FILTERS);
+        assert_eq!(present.count() as u64, SESSIONS, "none of those that are there is forgotten");
         let before = member.next_waiter;
-        assert!(member.try_crowded().is_empty());
-        assert_eq!(member.next_waiter - before, 2);
-        assert_eq!(member.open_barriers(), 2 * (WAITERS_MAX + 5_000), "none is forgotten");
+        assert_eq!(member.try_again(), []);
+        assert_eq!(member.next_waiter, before);
+        assert_eq!(member.waiters.len(), WAITS_OF_AN_ASKER_MAX);
+
+        let answers = member.answers.get_mut(&0).expect("kept");
+        let (taken, last) = (answers.take(FILTERS - 1), answers.last);
+        assert!(taken.keys().is_sorted() && taken.len() as u64 >= SESSIONS - 1);
+        assert_eq!(answers.waiting.keys().collect::<Vec<_>>(), [&last]);
+
+        // Another leads: whoever is owed an answer asks again.
+        member.forget(Asker::Group(0));
+        assert_eq!(member.open_barriers(), 0);
     }
 }

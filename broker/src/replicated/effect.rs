@@ -54,6 +54,8 @@ pub enum Effect {
     Subscribed {
         /// Whose.
         owner: Owner,
+        /// Of which session.
+        client_id: Arc<str>,
         /// Of which claim.
         epoch: u64,
         /// Packet Identifier.
@@ -67,6 +69,8 @@ pub enum Effect {
     Unsubscribed {
         /// Whose.
         owner: Owner,
+        /// Of which session.
+        client_id: Arc<str>,
         /// Of which claim.
         epoch: u64,
         /// Packet Identifier.

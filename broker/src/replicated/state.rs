@@ -412,6 +412,12 @@ impl GroupState {
         self.sessions.len()
     }
 
+    /// Whether that is the connection of a session.
+    #[must_use]
+    pub fn is_owned_by(&self, client_id: &str, owner: Owner) -> bool {
+        self.sessions.get(client_id).is_some_and(|session| session.owner == Some(owner))
+    }
+
     /// Those of them that outlive their connections.
     #[must_use]
     pub fn persistent_sessions(&self) -> usize {

@@ -40,6 +40,9 @@ const PUBLISH_QOS_BITS: u8 = 0b0110;
 /// SUBSCRIBEs and UNSUBSCRIBEs of one connection that may wait for an answer before it says another.
 pub(super) const ASKED_MAX: usize = 128;
 
+/// SUBACKs that leave at once when a node that was away is back, or lost: then others have their turn.
+pub(super) const SUBACKS_A_TURN_MAX: usize = 256;
+
 /// What the arbiters know of the cluster.
 pub struct ClusterView {
     /// This node.
@@ -559,17 +562,22 @@ impl ArbiterState {
             self.withheld_barrier = self.withheld_barrier.max(Some(ticket));
             return;
         }
-        while let Some(first) = self.barriers.first_entry().filter(|first| *first.key() <= ticket) {
+        for _ in 0..SUBACKS_A_TURN_MAX {
+            let Some(first) = self.barriers.first_entry().filter(|first| *first.key() <= ticket) else {
+                return;
+            };
             let (ticket, key) = first.remove_entry();
             let Some(served) = self.served(key) else {
                 continue;
             };
             let waiting = served.barriers.iter().position(|&(waiting, _)| waiting == ticket);
             if let Some((_, suback)) = waiting.and_then(|at| served.barriers.remove(at)) {
-                self.answer_subscribe(key, suback);
                 self.read_behind_answers(key);
+                self.answer_subscribe(key, suback);
             }
         }
+        // Behind what others have for this arbiter.
+        self.shared.inboxes[usize::from(self.id)].push(Event::Barrier { ticket }, 0);
     }
 
     /// One that says SUBSCRIBE or UNSUBSCRIBE again and again is not read while so many of them have no answer: each is kept
@@ -585,11 +593,10 @@ impl ArbiterState {
         waits
     }
 
-    /// Something that the connection asked for has its answer.
+    /// Something that the connection asked for has its answer. If it was not read for as many without one, it is now.
     pub(super) fn read_behind_answers(&mut self, key: ConnectionKey) {
-        let has_room = self.served(key).is_some_and(|served| served.asked() < ASKED_MAX);
-        if has_room && self.client(key).is_some_and(|client| client.paused && client.unprocessed) && !self.is_full(key)
-        {
+        let has_room = self.served(key).is_some_and(|served| served.asked() + 1 == ASKED_MAX);
+        if has_room && !self.is_full(key) {
             self.resume_reading(key);
         }
     }

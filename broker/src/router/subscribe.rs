@@ -380,7 +380,9 @@ impl ArbiterState {
         };
         let asked = served.unanswered.iter().position(|&(asked, _)| asked == ticket);
         let is_asked = asked.and_then(|at| served.unanswered.remove(at)).is_some();
-        self.read_behind_answers(key);
+        if is_asked {
+            self.read_behind_answers(key);
+        }
         is_asked
     }
 

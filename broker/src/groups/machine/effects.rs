@@ -34,17 +34,17 @@ impl Machine {
                 shared.registry.set_persistent(&client_id, &identity, exists);
             }
             Effect::Unrouted { client_id, exists } => shared.registry.set_unrouted(&client_id, exists),
-            Effect::Subscribed { owner, epoch, packet_id, ticket, outcomes } => {
+            Effect::Subscribed { owner, client_id, epoch, packet_id, ticket, outcomes } => {
                 let connection = connection_of(owner);
                 let outcomes = outcomes.into_iter().map(outcome).collect();
                 let subscribed = SubscribedPersistent { connection, epoch, packet_id, ticket, outcomes };
                 let event = Event::Subscribed(subscribed);
                 match &self.member {
                     None => self.push_to(shared, group, owner, event),
-                    Some(_) => self.await_subscribed(group, owner, event),
+                    Some(_) => self.await_subscribed(group, owner, client_id, event),
                 }
             }
-            Effect::Unsubscribed { owner, epoch, packet_id, ticket, outcomes } => {
+            Effect::Unsubscribed { owner, client_id, epoch, packet_id, ticket, outcomes } => {
                 let connection = connection_of(owner);
                 let unsubscribed = UnsubscribedPersistent { connection, epoch, packet_id, ticket, outcomes };
                 let event = Event::Unsubscribed(unsubscribed);
@@ -52,7 +52,7 @@ impl Machine {
                     None => self.push_to(shared, group, owner, event),
                     // Behind the SUBACK that may wait: the owner would enter what it has just left, and a SUBSCRIBE that is
                     // proposed again because it has no answer would undo the UNSUBSCRIBE.
-                    Some(_) => self.await_subscribed(group, owner, event),
+                    Some(_) => self.await_subscribed(group, owner, client_id, event),
                 }
             }
             Effect::Interest { filter, wanted: true } => shared.index.subscribe(&filter, Target::Group(group)),

@@ -27,7 +27,7 @@ impl GroupState {
         let outcomes = filters.map(|filter| self.subscribe_one(&client_id, filter, again, effects)).collect();
         self.finish_reads(&client_id, effects);
         if let Some((owner, epoch)) = self.owner(&client_id) {
-            effects.push(Effect::Subscribed { owner, epoch, packet_id, ticket, outcomes });
+            effects.push(Effect::Subscribed { owner, client_id, epoch, packet_id, ticket, outcomes });
         }
     }
 
@@ -162,7 +162,7 @@ impl GroupState {
             outcomes.push((filter, reason));
         }
         if let Some((owner, epoch)) = self.owner(&client_id) {
-            effects.push(Effect::Unsubscribed { owner, epoch, packet_id, ticket, outcomes });
+            effects.push(Effect::Unsubscribed { owner, client_id, epoch, packet_id, ticket, outcomes });
         }
     }
 

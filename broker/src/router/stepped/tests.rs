@@ -37,7 +37,7 @@ use crate::random::Random;
 use crate::replicated::command::{self, Command, SessionCommand};
 use crate::replicated::{Opened, Slots, Submitter, SubscribeOutcome, SubscribedPersistent};
 use crate::router::client::Phase;
-use crate::router::cluster::{ASKED_MAX, ClusterView, Leader, Leaders};
+use crate::router::cluster::{ASKED_MAX, ClusterView, Leader, Leaders, SUBACKS_A_TURN_MAX};
 use crate::router::connect::{EndCause, LET_IN_A_SECOND_MAX};
 use crate::router::node_lanes::{Nodes, PeerProcess};
 use crate::router::{Changed, Event};
@@ -980,6 +980,18 @@ fn subscribes_that_not_every_node_has_heard_of_are_so_many_for_a_connection_and_
     drop(client);
     arbiter.run();
     assert_eq!(arbiter.state.barriers.len(), 0, "nobody waits for it");
+}
+
+/// A node that is back lets go of all who waited for it: others have their turn between them.
+#[test]
+fn subacks_that_waited_for_a_node_leave_by_turns() {
+    let (mut arbiter, _client, key) = client_of_several_nodes();
+    let waiting = SUBACKS_A_TURN_MAX as u64 * 3;
+    arbiter.state.barriers = (1..=waiting).map(|ticket| (ticket, key)).collect();
+    arbiter.state.on_barrier(waiting - 10);
+    assert_eq!(arbiter.state.barriers.len(), SUBACKS_A_TURN_MAX * 2);
+    arbiter.run();
+    assert!(arbiter.state.barriers.into_keys().eq(waiting - 9..=waiting), "no more than are due");
 }
 
 /// [MQTT-3.10.4-2] lets what was under way come: a message that waited for the retained ones of a subscription does not wait for
