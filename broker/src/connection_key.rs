@@ -1,5 +1,10 @@
 //! The name of a connection.
 
+use std::ops::Range;
+
+/// Those of an arbiter's slab, and more.
+pub const ALL_PLACES: Range<u32> = 0..u32::MAX;
+
 /// Names one connection of this process: its arbiter, its place in the arbiter's slab, and which of the place's
 /// tenants it is, so that a message for a connection that is gone reaches nobody else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,6 +48,12 @@ impl ConnectionKey {
     #[must_use]
     pub fn arbiter(self) -> u16 {
         (self.0 >> (Self::INDEX_BITS + Self::GENERATION_BITS)) as u16
+    }
+
+    /// Whether it is in one of these places.
+    #[must_use]
+    pub fn is_in(self, places: &Range<u32>) -> bool {
+        places.contains(&(self.index() as u32))
     }
 
     /// Its place in the slab.

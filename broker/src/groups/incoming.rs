@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
@@ -12,12 +13,12 @@ use prost::Message as _;
 use prost::encoding::decode_varint;
 
 use crate::connection::SHARED_PAYLOAD_BYTES_MIN;
-use crate::connection_key::ConnectionKey;
+use crate::connection_key::{ALL_PLACES, ConnectionKey};
 use crate::message::Message;
 use crate::peers::plain::PlainMessage;
 use crate::peers::wire::{
     AskResync, Forwarded, GroupEvents, Messages, MessagesAnswer, NodeMessage, OUTBOX_LANE, OutboxAnswered, Propose,
-    ReadRetained, Resync, ShareLoad, ShareLoads, ShareSettled,
+    ReadRetained, Resync, ResyncPart, ShareLoad, ShareLoads, ShareSettled,
 };
 use crate::replicated::RetainedCursor;
 use crate::replicated::submitter::{Asker, OutboxTarget};
@@ -37,7 +38,11 @@ pub fn take(shared: &Arc<Shared>, from: u64, forwarded: Forwarded) {
     match forwarded {
         Forwarded::Propose(propose) => take_proposal(shared, propose),
         Forwarded::Events(events) => take_events(shared, from, events),
-        Forwarded::Resync(resync) => take_resync(shared, from, resync),
+        Forwarded::Resync(resync) => take_resync(shared, from, resync, ALL_PLACES),
+        Forwarded::ResyncPart(ResyncPart { resync: Some(resync), from: first, below }) => {
+            take_resync(shared, from, resync, first..below.unwrap_or(ALL_PLACES.end));
+        }
+        Forwarded::ResyncPart(_) => {}
         Forwarded::Read(read) => take_read(shared, from, read),
         Forwarded::AskResync(ask) => take_ask(shared, from, ask),
         Forwarded::Messages(messages) => take_messages(shared, from, messages),
@@ -57,9 +62,9 @@ fn take_proposal(shared: &Shared, propose: Propose) {
     }
 }
 
-fn take_resync(shared: &Shared, from: u64, resync: Resync) {
+fn take_resync(shared: &Shared, from: u64, resync: Resync, places: Range<u32>) {
     if known_group(shared, resync.group).is_some() {
-        shared.submitter.resync(from, resync);
+        shared.submitter.resync(from, resync, places);
     }
 }
 

@@ -7,6 +7,7 @@ mod levels;
 mod routing;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak, mpsc};
 use std::time::Duration;
@@ -329,11 +330,11 @@ impl Machine {
     /// To the arbiter that serves a session, here or elsewhere, unless it has still to say what it has: then it will be
     /// sent what is missing.
     pub(super) fn push_to(&mut self, shared: &Shared, group: u16, owner: Owner, event: Event) {
-        let arbiter = connection_of(owner).arbiter();
-        if shared.cluster.is_some() && !self.pushes.is_synced(group, owner.node, arbiter) {
+        let connection = connection_of(owner);
+        if shared.cluster.is_some() && !self.pushes.is_synced(group, owner.node, connection) {
             return;
         }
-        self.send(shared, group, (owner.node, owner.incarnation, arbiter), 0, event);
+        self.send(shared, group, (owner.node, owner.incarnation, connection.arbiter()), 0, event);
     }
 
     fn send(&mut self, shared: &Shared, group: u16, to: (u64, u64, u16), lane: u64, event: Event) {
@@ -348,16 +349,20 @@ impl Machine {
         }
     }
 
-    /// An arbiter says what its clients have.
-    fn resync(&mut self, node: u64, resync: Resync) {
+    /// An arbiter says what its clients have, those in some of its places.
+    fn resync(&mut self, node: u64, mut resync: Resync, places: Range<u32>) {
         let state = u16::try_from(resync.group).ok().and_then(|group| self.groups.get(&group));
         let Some(state) = state.filter(|state| state.has_heard(node, &resync)) else {
             // Something that went before it was lost. The node is asked again.
             return;
         };
-        let Some(group) = self.pushes.synced(node, &resync) else {
+        let Some((group, places)) = self.pushes.synced(node, &resync, places) else {
             return;
         };
+        // The others were said before, and may have been sent something since.
+        let is_in = |connection| ConnectionKey::from_raw(connection).is_in(&places);
+        resync.sessions.retain(|served| is_in(served.connection));
+        resync.claims.retain(|claim| is_in(claim.connection));
         let shared = self.shared();
         let owner = |connection| Owner { incarnation: resync.incarnation, connection, node };
         let mut effects = Vec::new();
@@ -371,9 +376,9 @@ impl Machine {
         }
         let served = resync.sessions.iter().map(|served| served.connection);
         let known: BTreeSet<u64> = served.chain(resync.claims.iter().map(|claim| claim.connection)).collect();
-        let is_unknown = |owner| {
+        let is_unknown = |owner: Owner| {
             let arbiter = connection_of(owner).arbiter();
-            u32::from(arbiter) == resync.arbiter && !known.contains(&owner.connection)
+            u32::from(arbiter) == resync.arbiter && is_in(owner.connection) && !known.contains(&owner.connection)
         };
         state.close_unknown((node, resync.incarnation), is_unknown, &mut effects);
         self.carry_out(group, effects);
@@ -654,7 +659,7 @@ impl StateMachine for Machine {
                 }
             }
             Query::Interest(changes) => self.change_interest(changes),
-            Query::Resync { node, resync } => self.resync(node, resync),
+            Query::Resync { node, resync, places } => self.resync(node, resync, places),
             Query::RetainedPage { asker, number, filter, cursor } => {
                 self.retained_page(asker, number, &filter, cursor);
             }

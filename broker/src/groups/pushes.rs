@@ -3,10 +3,12 @@
 //! A leader pushes nothing to an arbiter before that has said what its clients have (its *resync*): what the leader before
 //! sent may be under way still, and would be sent twice on a living connection. Who has not said so is asked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 use prost::Message as _;
 
+use crate::connection_key::{ALL_PLACES, ConnectionKey};
 use crate::peers::wire::{AskResync, EventKind, Forwarded, GroupEvent, GroupEvents, Resync};
 use crate::peers::{PeerFull, Peers};
 use crate::plants::{Plant, is_planted};
@@ -18,7 +20,8 @@ const ASK_TICKS: u32 = 5;
 /// What one node said to one leader.
 #[derive(Debug, Default)]
 struct Synced {
-    arbiters: BTreeSet<u16>,
+    /// Of each arbiter: the places of its connections below this one.
+    arbiters: BTreeMap<u16, u32>,
     /// How many it has; 0 before it said anything.
     of: u32,
     /// Until it is asked (again).
@@ -35,7 +38,8 @@ impl Synced {
     }
 
     fn is_complete(&self) -> bool {
-        self.of != 0 && self.arbiters.len() >= self.of as usize
+        let complete = self.arbiters.values().filter(|&&below| below == ALL_PLACES.end).count();
+        self.of != 0 && complete >= self.of as usize
     }
 }
 
@@ -73,25 +77,33 @@ impl Pushes {
         self.gathered.retain(|&(to, ..), _| to != node);
     }
 
-    pub(super) fn is_synced(&self, group: u16, node: u64, arbiter: u16) -> bool {
+    pub(super) fn is_synced(&self, group: u16, node: u64, connection: ConnectionKey) -> bool {
         if is_planted(Plant::PushUnsynced) {
             return true;
         }
         let nodes = self.led.get(&group).map(|led| &led.nodes);
-        nodes.and_then(|nodes| nodes.get(&node)).is_some_and(|synced| synced.arbiters.contains(&arbiter))
+        let synced = nodes.and_then(|nodes| nodes.get(&node)?.arbiters.get(&connection.arbiter()));
+        synced.is_some_and(|&below| connection.is_in(&(0..below)))
     }
 
-    /// An arbiter has said what it has. `None`: to another leader than this; or it says so again, and may not have got yet
-    /// what it was sent since the first time.
-    pub(super) fn synced(&mut self, node: u64, resync: &Resync) -> Option<u16> {
+    /// An arbiter has said what it has in these places, all of them or one part after the other. Returns the group, and those that
+    /// count. `None`: it was said to another leader than this; or a part before is missing; or it says so again, and may not have
+    /// got yet what it was sent since the first time.
+    pub(super) fn synced(&mut self, node: u64, resync: &Resync, places: Range<u32>) -> Option<(u16, Range<u32>)> {
         let (group, arbiter) = (u16::try_from(resync.group).ok()?, u16::try_from(resync.arbiter).ok()?);
         let led = self.led.get_mut(&group).filter(|led| led.term == resync.term)?;
         let synced = led.nodes.entry(node).or_default();
-        if synced.round != resync.round || !synced.arbiters.insert(arbiter) {
+        let known = synced.arbiters.get(&arbiter).copied().unwrap_or(0);
+        if synced.round != resync.round || places.start > known || places.end <= known {
             return None;
         }
+        synced.arbiters.insert(arbiter, places.end);
         synced.of = resync.arbiters;
-        Some(group)
+        if places != ALL_PLACES {
+            // The rest is on its way: asked again, it would begin anew.
+            synced.ask_in = ASK_TICKS;
+        }
+        Some((group, known..places.end))
     }
 
     /// For an arbiter of another node, when the turn ends.
@@ -188,19 +200,61 @@ mod tests {
         Resync { group: 1, term: 5, arbiter, arbiters: 2, round, ..Resync::default() }
     }
 
+    fn at(arbiter: u16, place: u32) -> ConnectionKey {
+        ConnectionKey::new(arbiter, place, 3)
+    }
+
+    /// P2, P7: what is pushed to a connection of which nothing was said may come twice; and one whose part is lost would never be told
+    /// what it waits for.
+    #[test]
+    fn an_arbiter_is_believed_part_by_part_each_behind_the_one_before() {
+        let mut pushes = Pushes::default();
+        pushes.lead(1, 5);
+        let whole = resync(0, 0);
+        assert_eq!(pushes.synced(7, &whole, 10..20), None, "a part before it is missing");
+        assert_eq!(pushes.synced(7, &whole, 0..10), Some((1, 0..10)));
+        assert!(pushes.is_synced(1, 7, at(0, 9)) && !pushes.is_synced(1, 7, at(0, 10)));
+        assert_eq!(pushes.synced(7, &whole, 0..10), None, "it came already");
+        assert_eq!(pushes.synced(7, &whole, 0..15), Some((1, 10..15)), "it began anew, with parts that are others");
+        assert_eq!(pushes.synced(7, &whole, 16..20), None);
+        assert_eq!(pushes.synced(7, &Resync { term: 4, ..whole.clone() }, 15..20), None);
+        assert_eq!(pushes.synced(7, &resync(0, 1), 15..20), None);
+        assert!(!pushes.is_synced(1, 7, at(0, 15)) && !pushes.led[&1].nodes[&7].is_complete());
+        assert_eq!(pushes.synced(7, &whole, 15..ALL_PLACES.end), Some((1, 15..ALL_PLACES.end)));
+        assert!(pushes.is_synced(1, 7, at(0, ConnectionKey::INDEX_MAX)) && !pushes.is_synced(1, 7, at(1, 0)));
+        assert_eq!(pushes.synced(7, &resync(1, 0), ALL_PLACES), Some((1, ALL_PLACES)));
+        assert!(pushes.led[&1].nodes[&7].is_complete());
+        pushes.on_link_broken(7);
+        assert_eq!(pushes.synced(7, &resync(0, 1), 10..20), None, "what came before does not count any more");
+    }
+
+    /// It would begin anew each time, and never come to the end.
+    #[test]
+    fn who_says_one_part_after_the_other_is_not_asked_again_meanwhile() {
+        let (mut pushes, asked) = (Pushes::default(), Asked::default());
+        pushes.lead(1, 5);
+        for part in 0..3 * ASK_TICKS {
+            assert!(pushes.synced(7, &resync(0, 0), part..part + 1).is_some());
+            (1..ASK_TICKS).for_each(|_| pushes.ask(&asked, &[7], |_, _| true));
+        }
+        assert_eq!(asked.take(), []);
+        pushes.ask(&asked, &[7], |_, _| true);
+        assert_eq!(asked.take(), [(7, 1, 5)], "but when nothing more comes");
+    }
+
     /// The second word was written before what the first one led to came: it would be sent again on living connections.
     #[test]
     fn an_arbiter_is_believed_once_until_what_it_was_told_may_be_lost() {
         let mut pushes = Pushes::default();
         pushes.lead(1, 5);
-        assert_eq!(pushes.synced(7, &resync(0, 0)), Some(1));
-        assert_eq!(pushes.synced(7, &resync(0, 0)), None);
-        assert_eq!(pushes.synced(7, &resync(1, 0)), Some(1));
+        assert_eq!(pushes.synced(7, &resync(0, 0), ALL_PLACES), Some((1, ALL_PLACES)));
+        assert_eq!(pushes.synced(7, &resync(0, 0), ALL_PLACES), None);
+        assert_eq!(pushes.synced(7, &resync(1, 0), ALL_PLACES), Some((1, ALL_PLACES)));
         pushes.on_link_broken(7);
-        assert!(!pushes.is_synced(1, 7, 0));
-        assert_eq!(pushes.synced(7, &resync(0, 0)), None, "it was on its way when the link broke");
-        assert_eq!(pushes.synced(7, &resync(0, 1)), Some(1));
-        assert!(pushes.is_synced(1, 7, 0) && !pushes.is_synced(1, 7, 1));
+        assert!(!pushes.is_synced(1, 7, at(0, 0)));
+        assert_eq!(pushes.synced(7, &resync(0, 0), ALL_PLACES), None, "it was on its way when the link broke");
+        assert_eq!(pushes.synced(7, &resync(0, 1), ALL_PLACES), Some((1, ALL_PLACES)));
+        assert!(pushes.is_synced(1, 7, at(0, 0)) && !pushes.is_synced(1, 7, at(1, 0)));
     }
 
     /// Who was told to say what it has, and of which group and term, in the order in which they were told.
@@ -239,8 +293,8 @@ mod tests {
         assert_eq!(asked.take(), [(2, 1, 5)], "which may be behind");
         pushes.ask(&asked, &[2, 3], keeps);
         assert_eq!(asked.take(), [(3, 1, 5)], "it may not have heard");
-        pushes.synced(3, &resync(0, 0));
-        pushes.synced(3, &resync(1, 0));
+        pushes.synced(3, &resync(0, 0), ALL_PLACES);
+        pushes.synced(3, &resync(1, 0), ALL_PLACES);
         (0..2 * ASK_TICKS).for_each(|_| pushes.ask(&asked, &[3], keeps));
         assert_eq!(asked.take(), [], "it has answered for all of its arbiters");
         pushes.ask(&asked, &[3, 4], keeps);
@@ -299,14 +353,14 @@ mod tests {
     fn what_a_turn_has_for_a_node_goes_in_as_many_frames_as_it_takes() {
         let (mut pushes, frames) = (Pushes::default(), Frames { taken_max: usize::MAX, ..Frames::default() });
         pushes.lead(1, 5);
-        pushes.synced(7, &resync(0, 0));
+        pushes.synced(7, &resync(0, 0), ALL_PLACES);
         (0..100).for_each(|packet_id| pushes.push(1, 7, 3, vec![deliver(packet_id)]));
         pushes.flush_to(&frames);
         let sent = frames.sent.into_inner().unwrap();
         assert_eq!(delivered(&sent), (0..100).collect::<Vec<_>>());
         assert!((7..=8).contains(&sent.len()), "{} frames", sent.len());
         assert!(sent.iter().all(|events| (events.group, events.term, events.incarnation) == (1, 5, 3)));
-        assert!(pushes.is_synced(1, 7, 0));
+        assert!(pushes.is_synced(1, 7, at(0, 0)));
     }
 
     /// Behind what was refused nothing goes, or it would come before that.
@@ -314,10 +368,10 @@ mod tests {
     fn what_is_behind_a_part_without_room_is_let_go_as_well() {
         let (mut pushes, frames) = (Pushes::default(), Frames { taken_max: 2, ..Frames::default() });
         pushes.lead(1, 5);
-        pushes.synced(7, &resync(0, 0));
+        pushes.synced(7, &resync(0, 0), ALL_PLACES);
         (0..100).for_each(|packet_id| pushes.push(1, 7, 3, vec![deliver(packet_id)]));
         pushes.flush_to(&frames);
         assert_eq!(delivered(&frames.sent.into_inner().unwrap()), (0..28).collect::<Vec<_>>());
-        assert!(!pushes.is_synced(1, 7, 0), "it is asked what it has");
+        assert!(!pushes.is_synced(1, 7, at(0, 0)), "it is asked what it has");
     }
 }

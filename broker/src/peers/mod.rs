@@ -26,6 +26,9 @@ pub const PIECE_BYTES: usize = 1024 * 1024;
 /// and for that at the end of a lane's batch, with what is said of them there.
 pub const PACKET_BYTES_MAX: u32 = (FRAME_BYTES_MAX - 4 * PIECE_BYTES) as u32;
 
+/// How much can be said to a node at once, in bytes: a frame, less what is written around it.
+pub const WHOLE_BYTES_MAX: usize = FRAME_BYTES_MAX - 1024;
+
 /// The way to the other nodes. Never blocks.
 pub trait Peers: Send + Sync + fmt::Debug {
     /// Says something to `node`. What was said may still be lost with the link. What no frame can hold is lost at once, and
@@ -38,6 +41,11 @@ pub trait Peers: Send + Sync + fmt::Debug {
     /// Bytes after which what could be said in parts begins another part.
     fn piece_bytes(&self) -> usize {
         PIECE_BYTES
+    }
+
+    /// Bytes up to which something must go as a whole, because nodes of versions before know of no parts of it.
+    fn whole_bytes(&self) -> usize {
+        WHOLE_BYTES_MAX
     }
 
     /// Says something of membership to `node`. It arrives, in order, or the link breaks.

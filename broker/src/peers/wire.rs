@@ -21,7 +21,7 @@ use crate::router::Event;
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Forward {
     /// Which.
-    #[prost(oneof = "Forwarded", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Forwarded", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub forwarded: Option<Forwarded>,
 }
 
@@ -55,6 +55,9 @@ pub enum Forwarded {
     /// From the leader of a group.
     #[prost(message, tag = "9")]
     ShareLoads(ShareLoads),
+    /// For the leader of a group.
+    #[prost(message, tag = "10")]
+    ResyncPart(ResyncPart),
 }
 
 /// What a group's members of shared subscriptions have before them, where that has changed.
@@ -273,6 +276,21 @@ pub struct Resync {
     /// what is said here of them. 0 from who does not know of this.
     #[prost(uint64, tag = "9")]
     pub said: u64,
+}
+
+/// A part of a [`Resync`] that is longer than a frame. It stands by itself: of the connections in some places of the arbiter it says all
+/// that a whole one would. A leader that knows nothing of parts skips it, and goes on asking.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ResyncPart {
+    /// Of these connections.
+    #[prost(message, optional, tag = "1")]
+    pub resync: Option<Resync>,
+    /// The first place. Those below it were said before.
+    #[prost(uint32, tag = "2")]
+    pub from: u32,
+    /// The first place behind; `None`: this is the last part.
+    #[prost(uint32, optional, tag = "3")]
+    pub below: Option<u32>,
 }
 
 /// One session of a [`Resync`].

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -116,6 +117,8 @@ pub enum Query {
         node: u64,
         /// What.
         resync: Resync,
+        /// Of the connections in these places of the arbiter.
+        places: Range<u32>,
     },
     /// A part of the retained messages.
     RetainedPage {
@@ -332,10 +335,11 @@ impl Submitter {
         self.pipeline.notify(Query::OutboxAnswered { origin, target, number, gap_in_round });
     }
 
-    /// What an arbiter of `node` has of the sessions of a group that this node leads. Behind what was proposed before.
-    pub fn resync(&self, node: u64, resync: Resync) {
+    /// What an arbiter of `node` has, in some of its places, of the sessions of a group that this node leads. Behind what was proposed
+    /// before.
+    pub fn resync(&self, node: u64, resync: Resync, places: Range<u32>) {
         let group = GroupId(u16::try_from(resync.group).unwrap_or(u16::MAX));
-        self.pipeline.query(group, Query::Resync { node, resync });
+        self.pipeline.query(group, Query::Resync { node, resync, places });
     }
 
     /// Asks for a Client Identifier that may be contended for.

@@ -11,6 +11,8 @@ use kentongan_cluster::lane::Incoming;
 use kentongan_cluster::lease::LeaseCell;
 use kentongan_proto::mqtt::codec::{AckKind, Frame, PacketType};
 use kentongan_proto::mqtt::{PacketId, ReasonCode};
+use prost::Message as _;
+use prost::encoding::message;
 
 use super::arbiter::ArbiterState;
 use super::client::{Client, Phase};
@@ -21,8 +23,9 @@ use super::patient_answers::PatientAnswers;
 use super::share_settling::ShareTaking;
 use super::{ConnectionKey, Event, Shared};
 use crate::clock::Clock;
+use crate::connection_key::ALL_PLACES;
 use crate::moving::Elsewhere;
-use crate::peers::wire::{Forwarded, PendingClaim, Propose, Resync, ServedSession};
+use crate::peers::wire::{Forwarded, PendingClaim, Propose, Resync, ResyncPart, ServedSession};
 use crate::peers::{PeerFull, Peers};
 use crate::replicated::command::{Released, SessionCommand};
 use crate::replicated::{PersistentSession, Query};
@@ -33,6 +36,10 @@ const CUT_OFF: ReasonCode = ReasonCode::UseAnotherServer;
 
 /// Why a claim is refused whose group answers nothing.
 pub(super) const TOO_FEW_KEEP_IT: &str = "too few of the nodes that keep its session are there";
+
+/// Fields of a [`Resync`].
+const SESSIONS_TAG: u32 = 3;
+const CLAIMS_TAG: u32 = 4;
 
 /// Where the fixed header of a PUBLISH has its QoS.
 const PUBLISH_QOS_BITS: u8 = 0b0110;
@@ -347,7 +354,7 @@ impl ArbiterState {
         let (Some(cluster), Some(leader)) = (&self.shared.cluster, self.lanes.leader(group)) else {
             return;
         };
-        let mut resync = Resync {
+        let head = Resync {
             group: u32::from(group),
             term: leader.term,
             round: leader.round,
@@ -358,33 +365,64 @@ impl ArbiterState {
             claims: Vec::new(),
             said,
         };
-        let mut unanswered = Vec::new();
-        let slots = self.shared.submitter.slots();
-        for (index, client) in &self.clients {
-            let key = ConnectionKey::new(self.id, index as u32, client.generation);
-            if client.phase == Phase::Claiming && slots.group_of(&client.client_id) == group {
-                let client_id = client.client_id.to_string();
-                resync.claims.push(PendingClaim { client_id, connection: key.raw() });
-            }
-            if let Some((served, receiving)) = served_by(client, group) {
-                resync.sessions.push(served.record(&client.client_id, key, receiving));
-                unanswered.extend(served.unanswered.iter().map(|(_, command)| asked_again(command)));
-            }
-        }
-        let sent = if leader.node == cluster.node {
-            self.shared.submitter.resync(cluster.node, resync);
-            Ok(())
-        } else {
-            cluster.peers.forward(leader.node, Forwarded::Resync(resync))
+        let from = self.lanes.resync_from(group);
+        let told = self.to_tell(group, from);
+        let local = leader.node == cluster.node;
+        let peers = Arc::clone(&cluster.peers);
+        let parts = match from {
+            0 if local || whole_bytes(&head, &told) <= peers.whole_bytes() => vec![(0, told)],
+            _ => in_parts(told, from, peers.piece_bytes().min(peers.whole_bytes())),
         };
-        if sent.is_err() {
-            return self.lanes.hold_resync(group);
+        let mut parts = parts.into_iter().peekable();
+        let mut rest = None;
+        while let Some((first, part)) = parts.next() {
+            let mut resync = head.clone();
+            let mut unanswered = Vec::new();
+            for told in part {
+                resync.sessions.extend(told.session);
+                resync.claims.extend(told.claim);
+                unanswered.extend(told.unanswered);
+            }
+            let below = parts.peek().map(|&(next, _)| next);
+            let sent = if local {
+                self.shared.submitter.resync(leader.node, resync, ALL_PLACES);
+                Ok(())
+            } else if first == 0 && below.is_none() {
+                peers.forward(leader.node, Forwarded::Resync(resync))
+            } else {
+                let part = ResyncPart { resync: Some(resync), from: first, below };
+                peers.forward(leader.node, Forwarded::ResyncPart(part))
+            };
+            if sent.is_err() {
+                rest = Some(first);
+                self.lanes.hold_resync(group);
+                break;
+            }
+            // Behind the resync, or the leader would not yet push what it answers.
+            for command in unanswered {
+                self.lanes.command(group, command);
+            }
         }
-        // Behind the resync, or the leader would not yet push what it answers.
-        for command in unanswered {
-            self.lanes.command(group, command);
-        }
+        self.lanes.set_resync_from(group, rest);
         self.flush_lanes();
+    }
+
+    /// What the leader of a group is to know of connections here, those from the place `from` on, by their places.
+    fn to_tell(&self, group: u16, from: u32) -> Vec<Told> {
+        let slots = self.shared.submitter.slots();
+        let told = |(index, client): (usize, &Client)| {
+            let place = index as u32;
+            let key = ConnectionKey::new(self.id, place, client.generation);
+            let is_claim = client.phase == Phase::Claiming && slots.group_of(&client.client_id) == group;
+            let claim =
+                is_claim.then(|| PendingClaim { client_id: client.client_id.to_string(), connection: key.raw() });
+            let served = served_by(client, group);
+            let asked = served.iter().flat_map(|(served, _)| &served.unanswered);
+            let unanswered = asked.map(|(_, command)| asked_again(command)).collect();
+            let session = served.map(|(served, receiving)| served.record(&client.client_id, key, receiving));
+            (session.is_some() || claim.is_some()).then_some(Told { place, session, claim, unanswered })
+        };
+        self.clients.iter().skip_while(|(index, _)| *index < from as usize).filter_map(told).collect()
     }
 
     /// Once a second: lanes without progress, and what found no room on its way.
@@ -668,6 +706,48 @@ impl ArbiterState {
     pub(super) fn served(&mut self, key: ConnectionKey) -> Option<&mut Served> {
         self.client(key)?.session.as_mut()?.served.as_deref_mut()
     }
+}
+
+/// What the leader of a group is to know of one connection.
+#[derive(Debug)]
+struct Told {
+    /// In the arbiter's slab.
+    place: u32,
+    session: Option<ServedSession>,
+    claim: Option<PendingClaim>,
+    /// What it asked the group for, for the second time.
+    unanswered: Vec<SessionCommand>,
+}
+
+impl Told {
+    /// As a part of a resync.
+    fn bytes(&self) -> usize {
+        let session = self.session.as_ref().map(|session| message::encoded_len(SESSIONS_TAG, session));
+        let claim = self.claim.as_ref().map(|claim| message::encoded_len(CLAIMS_TAG, claim));
+        session.unwrap_or(0) + claim.unwrap_or(0)
+    }
+}
+
+fn whole_bytes(head: &Resync, told: &[Told]) -> usize {
+    head.encoded_len() + told.iter().map(Told::bytes).sum::<usize>()
+}
+
+/// In parts of about `bytes_max`, or of one connection that takes more, each with the first of its places. There is always one: that
+/// there is nothing to tell is something, too.
+fn in_parts(told: Vec<Told>, from: u32, bytes_max: usize) -> Vec<(u32, Vec<Told>)> {
+    let mut parts = vec![(from, Vec::new())];
+    let mut bytes = 0;
+    for told in told {
+        bytes += told.bytes();
+        match parts.last_mut() {
+            Some((_, part)) if part.is_empty() || bytes <= bytes_max => part.push(told),
+            _ => {
+                bytes = told.bytes();
+                parts.push((told.place, vec![told]));
+            }
+        }
+    }
+    parts
 }
 
 fn served_by(client: &Client, group: u16) -> Option<(&Served, Vec<u32>)> {

@@ -74,8 +74,10 @@ struct Kept {
     answered_before: u64,
     /// How long it has not, though something is to be answered.
     silent_seconds: u32,
-    /// The last resync found no room.
+    /// The last resync found no room, or its rest did not.
     resync_held: bool,
+    /// The first place of the rest; 0 if there is none.
+    resync_from: u32,
 }
 
 /// Bytes that may wait in the lanes of one arbiter to one group before its publishers pause.
@@ -138,6 +140,7 @@ impl Lanes {
                 answered_before: 0,
                 silent_seconds: 0,
                 resync_held: false,
+                resync_from: 0,
             })
         };
         Self {
@@ -312,7 +315,11 @@ impl Lanes {
     /// Whatever the lane has is to be sent again, to this one.
     pub(super) fn set_leader(&mut self, group: u16, leader: Option<Leader>) {
         if let Some(kept) = self.kept(group) {
-            kept.leader = leader;
+            // One that asks again as before may have what was said of the resync, which goes on from there: beginning anew, one that
+            // is long would never come to its end.
+            if std::mem::replace(&mut kept.leader, leader) != leader {
+                kept.resync_from = 0;
+            }
             kept.resync_held = false;
             kept.outgoing.on_reset();
         }
@@ -343,7 +350,20 @@ impl Lanes {
         (is_sent || is_planted(Plant::ResyncAhead)).then_some(lane.next)
     }
 
-    /// There was no room for a resync, or for what goes before it.
+    /// The first place of the connections of which the present leader was not told in this resync.
+    pub(super) fn resync_from(&self, group: u16) -> u32 {
+        let kept = self.groups.get(usize::from(group)).and_then(|lane| lane.kept.as_ref());
+        kept.map_or(0, |kept| kept.resync_from)
+    }
+
+    /// The leader was told of those before; `None`: of all.
+    pub(super) fn set_resync_from(&mut self, group: u16, place: Option<u32>) {
+        if let Some(kept) = self.kept(group) {
+            kept.resync_from = place.unwrap_or(0);
+        }
+    }
+
+    /// There was no room for a resync or its rest, or for what goes before it.
     pub(super) fn hold_resync(&mut self, group: u16) {
         if let Some(kept) = self.kept(group) {
             kept.resync_held = true;

@@ -24,6 +24,9 @@ const LINK_BYTES_MAX: usize = 256 * 1024;
 /// Bytes after which what could be said in parts begins another part, by turns of the seeds: small, so that it does.
 const PIECE_BYTES: [usize; 3] = [2 * 1024, 8 * 1024, 64 * 1024];
 
+/// Every so many seeds what an arbiter says of its connections goes in parts, and finds no room now and then.
+const CUT_RESYNCS_EVERY: u64 = 4;
+
 /// What else a frame of [`Class::Forward`] holds: one thing that cannot be said in parts. The longest is a page of retained messages
 /// with the longest message at its end.
 const WHOLE_BYTES_MAX: usize = 8 * 1024;
@@ -71,6 +74,8 @@ struct State {
     ids: Vec<NodeId>,
     random: SmallRng,
     piece_bytes: usize,
+    /// Each connection goes alone in what an arbiter says of those that it has.
+    cuts_resyncs: bool,
     now_ns: u64,
     links: Vec<Link>,
     /// Frames wait, and nobody was told when they are due.
@@ -125,6 +130,7 @@ impl Network {
             ids: (1..=nodes as u64).map(NodeId).collect(),
             random: SmallRng::seed_from_u64(seed),
             piece_bytes: PIECE_BYTES[(seed % PIECE_BYTES.len() as u64) as usize],
+            cuts_resyncs: seed.is_multiple_of(CUT_RESYNCS_EVERY),
             now_ns: 0,
             links,
             fresh: Vec::new(),
@@ -294,12 +300,19 @@ pub(super) struct SimLinks {
 
 impl Peers for SimLinks {
     fn forward(&self, node: u64, forwarded: Forwarded) -> Result<(), PeerFull> {
+        if matches!(forwarded, Forwarded::ResyncPart(_)) && self.network.lock().random.random_ratio(1, 8) {
+            return Err(PeerFull);
+        }
         let body = forward_body(forwarded);
         self.network.send(self.node, NodeId(node), Class::Forward, FORWARD, body).map_err(|_| PeerFull)
     }
 
     fn piece_bytes(&self) -> usize {
         self.network.lock().piece_bytes
+    }
+
+    fn whole_bytes(&self) -> usize {
+        if self.network.lock().cuts_resyncs { 1 } else { WHOLE_BYTES_MAX }
     }
 
     fn control(&self, node: u64, message: Bytes) {

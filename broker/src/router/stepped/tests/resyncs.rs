@@ -1,7 +1,14 @@
 //! What an arbiter says to a group's leader on another node, and in which order, while the way there is narrow.
 
+use std::sync::atomic::AtomicUsize;
+
+use kentongan_cluster::transport::FRAME_BYTES_MAX;
+use prost::Message as _;
+
 use super::*;
-use crate::peers::wire::{Propose, Resync};
+use crate::peers::links::forward_body;
+use crate::peers::wire::{Propose, Resync, ResyncPart};
+use crate::peers::{PIECE_BYTES, WHOLE_BYTES_MAX};
 use crate::replicated::LaneAnswer;
 
 /// Takes what is small, and batches of lanes only if there is room for them.
@@ -130,4 +137,181 @@ fn what_an_arbiter_has_waits_while_a_silent_group_is_tried() {
     let (applied, resyncs) = applied_and_counted_on(&peers.take());
     assert!(applied >= 4);
     assert!(matches!(&resyncs[..], [(before, resync)] if *before == applied && resync.said == applied), "{resyncs:?}");
+}
+
+/// Takes what a frame holds, and so many bytes of that.
+#[derive(Debug)]
+struct Framed {
+    whole_bytes: usize,
+    piece_bytes: usize,
+    room: AtomicUsize,
+    said: Mutex<Vec<Forwarded>>,
+}
+
+impl Framed {
+    fn new(whole_bytes: usize, piece_bytes: usize) -> Arc<Self> {
+        Arc::new(Self { whole_bytes, piece_bytes, room: AtomicUsize::new(usize::MAX), said: Mutex::default() })
+    }
+
+    fn take_said(&self) -> Vec<Forwarded> {
+        std::mem::take(&mut self.said.lock().unwrap())
+    }
+}
+
+impl Peers for Framed {
+    fn control(&self, _: u64, _: Bytes) {}
+
+    fn forward(&self, _: u64, forwarded: Forwarded) -> Result<(), PeerFull> {
+        let bytes = forward_body(forwarded.clone()).len();
+        assert!(bytes < FRAME_BYTES_MAX - 64, "{bytes} bytes, which no frame holds");
+        let left = self.room.load(Ordering::Relaxed).checked_sub(bytes).ok_or(PeerFull)?;
+        self.room.store(left, Ordering::Relaxed);
+        self.said.lock().unwrap().push(forwarded);
+        Ok(())
+    }
+
+    fn whole_bytes(&self) -> usize {
+        self.whole_bytes
+    }
+
+    fn piece_bytes(&self) -> usize {
+        self.piece_bytes
+    }
+
+    fn members(&self, _: Vec<kentongan_cluster::transport::PeerAddress>) {}
+}
+
+/// An arbiter with `clients` whose sessions the only group keeps, which the node 2 leads; the last one still waits for its claim.
+fn owner_of_many(peers: &Arc<Framed>, clients: usize, name_bytes: usize) -> (SteppedArbiter, Vec<Client>) {
+    let connect = connect(ProtocolVersion::V5, "c".to_owned(), 0);
+    let peers_of_arbiter = Arc::clone(peers) as Arc<dyn Peers>;
+    let (mut arbiter, client, mut connection) =
+        claimant_among(peers_of_arbiter, Settings::default(), Authority::default(), connect);
+    led(&mut arbiter, 0);
+    let mut sockets = vec![client];
+    loop {
+        let number = sockets.len();
+        let client_id: Arc<str> = format!("{number:0name_bytes$}").into();
+        arbiter.state.clients[connection.index()].client_id = Arc::clone(&client_id);
+        if number == clients {
+            break;
+        }
+        tell(&mut arbiter, Opened { epoch: 1, group: Some(0), ..Opened::transient(connection, client_id) }.into());
+        let (client, next) = another_claimant(&mut arbiter, &format!("c{number}"));
+        sockets.push(client);
+        connection = next;
+    }
+    answer_lane(&mut arbiter);
+    peers.take_said();
+    (arbiter, sockets)
+}
+
+fn answer_lane(arbiter: &mut SteppedArbiter) {
+    let number = arbiter.state.lanes.sent_up_to(0).expect("there was room for all of it");
+    tell(arbiter, Event::LaneAnswered(LaneAnswer { group: 0, number, refused: vec![] }));
+}
+
+fn parts(said: Vec<Forwarded>) -> Vec<ResyncPart> {
+    let part = |forwarded| match forwarded {
+        Forwarded::ResyncPart(part) => part,
+        _ => panic!("not a part"),
+    };
+    said.into_iter().map(part).collect()
+}
+
+/// The connections that parts are about, each in the places of its own.
+fn connections(parts: &[ResyncPart]) -> Vec<u64> {
+    let connections = parts.iter().flat_map(|part| {
+        let resync = part.resync.as_ref().expect("each says something");
+        let sessions = resync.sessions.iter().map(|served| served.connection);
+        let mut connections: Vec<_> = sessions.chain(resync.claims.iter().map(|claim| claim.connection)).collect();
+        let places = part.from..part.below.unwrap_or(u32::MAX);
+        assert!(connections.iter().all(|&connection| ConnectionKey::from_raw(connection).is_in(&places)));
+        connections.sort_unstable();
+        connections
+    });
+    connections.collect()
+}
+
+/// P1, P2: what no frame holds would be dropped each time that it is said, and the sessions of the group would get nothing more.
+#[test]
+fn what_an_arbiter_has_and_no_frame_holds_goes_in_parts() {
+    const CLIENTS: usize = 300;
+    let peers = Framed::new(WHOLE_BYTES_MAX, PIECE_BYTES);
+    let (mut arbiter, _sockets) = owner_of_many(&peers, CLIENTS, 65_000);
+    // As a queue to another node has.
+    peers.room.store(16 * 1024 * 1024, Ordering::Relaxed);
+    led(&mut arbiter, 1);
+    let first = parts(peers.take_said());
+    assert!((15..=16).contains(&first.len()), "{} parts", first.len());
+
+    // The queue is empty again, and the leader has asked once more meanwhile.
+    peers.room.store(16 * 1024 * 1024, Ordering::Relaxed);
+    led(&mut arbiter, 1);
+    arbiter.on_second();
+    arbiter.run();
+    let second = parts(peers.take_said());
+    let all = [first, second].concat();
+    let known = connections(&all);
+    assert!(known.is_sorted() && known.len() == CLIENTS, "{} connections", known.len());
+    assert!(all[0].from == 0 && all.windows(2).all(|pair| pair[0].below == Some(pair[1].from)), "without a gap");
+    assert_eq!(all.iter().filter(|part| part.below.is_none()).count(), 1);
+    assert_eq!(all.last().and_then(|last| last.below), None);
+    let resync = |part: &ResyncPart| part.resync.clone().unwrap_or_default();
+    assert!(all.iter().map(resync).all(|resync| (resync.group, resync.term, resync.round) == (0, 1, 1)));
+    arbiter.on_second();
+    assert_eq!(peers.take_said(), [], "all is said");
+}
+
+/// What an old version takes goes as it knows it.
+#[test]
+fn what_an_arbiter_has_goes_as_a_whole_where_a_frame_holds_it() {
+    let peers = Framed::new(WHOLE_BYTES_MAX, 100);
+    let (mut arbiter, _sockets) = owner_of_many(&peers, 30, 1000);
+    led(&mut arbiter, 1);
+    let said = peers.take_said();
+    let [Forwarded::Resync(resync)] = &said[..] else {
+        panic!("{said:?}");
+    };
+    assert_eq!((resync.sessions.len(), resync.claims.len()), (29, 1));
+}
+
+/// The leader counts on nothing that it was told before it said that something may be lost.
+#[test]
+fn parts_begin_anew_for_a_leader_that_asks_in_another_round() {
+    let peers = Framed::new(1, 1);
+    let (mut arbiter, _sockets) = owner_of_many(&peers, 10, 100);
+    peers.room.store(800, Ordering::Relaxed);
+    led(&mut arbiter, 1);
+    let first = parts(peers.take_said());
+    assert!((2..10).contains(&first.len()), "{first:?}");
+    peers.room.store(usize::MAX, Ordering::Relaxed);
+    led(&mut arbiter, 2);
+    let second = parts(peers.take_said());
+    assert_eq!((second.len(), second[0].from, connections(&second).len()), (10, 0, 10));
+    // And once all was said, for one that has it not.
+    led(&mut arbiter, 2);
+    assert_eq!(parts(peers.take_said()), second);
+}
+
+/// A version before parts reads something that it does not know, and nothing else.
+#[test]
+fn a_part_is_no_resync_to_who_does_not_know_of_parts() {
+    #[derive(Clone, PartialEq, Eq, prost::Message)]
+    struct ForwardBefore {
+        #[prost(oneof = "ForwardedBefore", tags = "1, 3")]
+        forwarded: Option<ForwardedBefore>,
+    }
+    #[derive(Clone, PartialEq, Eq, prost::Oneof)]
+    enum ForwardedBefore {
+        #[prost(message, tag = "1")]
+        Propose(Propose),
+        #[prost(message, tag = "3")]
+        Resync(Resync),
+    }
+    let resync = Resync { group: 1, term: 2, arbiters: 1, ..Resync::default() };
+    let part = ResyncPart { resync: Some(resync.clone()), from: 0, below: Some(1) };
+    let read = |forwarded| ForwardBefore::decode(forward_body(forwarded)).expect("protobuf").forwarded;
+    assert_eq!(read(Forwarded::ResyncPart(part)), None);
+    assert_eq!(read(Forwarded::Resync(resync.clone())), Some(ForwardedBefore::Resync(resync)));
 }
