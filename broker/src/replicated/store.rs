@@ -427,6 +427,8 @@ impl GroupState {
         if !self.dirty.touched {
             return Vec::new();
         }
+        // Or rows of no session would be stored.
+        self.let_ended_go(usize::MAX);
         let mut keys: Vec<Key> = self.dirty.keys.keys().cloned().collect();
         // So that the same history writes the same bytes.
         keys.sort_unstable();
@@ -450,8 +452,9 @@ impl GroupState {
     /// All that a checkpoint would have to write if there had been none before, in the order of the keys.
     ///
     /// # Panics
-    /// What is not in memory cannot be read.
+    /// What is not in memory cannot be read; or something of sessions that ended is [still there](Self::ended_messages).
     pub fn snapshot(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        assert_eq!(self.ended_messages(), 0);
         let of_session = |session: &PersistentSession| {
             let number = session.number;
             let in_flight: Vec<_> = session.outbound.resend().into_iter().filter_map(|(.., entry)| entry).collect();

@@ -5,6 +5,7 @@ use super::*;
 use crate::replicated::command::{
     Connect, Disconnect, LaneBatch, LaneMessage, MessageRecord, Subscribe, SubscribeFilter,
 };
+use crate::replicated::effect::Drop;
 use crate::replicated::rows::MemoryRows;
 
 /// Keys and values that the next checkpoint writes.
@@ -41,9 +42,13 @@ fn away(script: &mut Script, filters: impl Iterator<Item = String>, retained: bo
 }
 
 fn publish(script: &mut Script, count: u64) {
+    publish_of(script, count, 64);
+}
+
+fn publish_of(script: &mut Script, count: u64, payload_bytes: usize) {
     let message = |number| LaneMessage {
         number,
-        message: Some(MessageRecord { payload: vec![7; 64].into(), ..super::tests::record(number, "") }),
+        message: Some(MessageRecord { payload: vec![7; payload_bytes].into(), ..super::tests::record(number, "") }),
         match_subscriptions: true,
         ..LaneMessage::default()
     };
@@ -123,4 +128,97 @@ fn what_was_handed_on_does_not_come_back_with_what_is_read_around_it() {
     assert_eq!(deliveries(&effects), [sent(1, true, "0"), sent(2, true, "1")]);
     assert_eq!(deliveries(&script.acknowledge(opened.epoch, 4, 1)), [sent(3, false, "2")]);
     assert_eq!(deliveries(&script.acknowledge(opened.epoch, 4, 2)), [sent(4, false, "3")]);
+}
+
+/// A client that was away comes back, and wants nothing of what waited for it.
+fn begin_anew(script: &mut Script) -> (std::time::Duration, u64) {
+    let connect = Connect { clean_start: true, session_expiry_seconds: 100, ..claim(owner(1, 2), "c") };
+    let (began, mut effects) = (std::time::Instant::now(), Vec::new());
+    script.state.apply(Command::Connect(connect), &mut effects);
+    let elapsed = began.elapsed();
+    let dropped = effects.iter().map(|effect| match effect {
+        Effect::Dropped { reason: Drop::SessionEnded, count } => *count,
+        _ => 0,
+    });
+    (elapsed, dropped.sum())
+}
+
+const LONG: u64 = 100_000;
+
+/// The one of a client that is away, and what of it is stored; beyond the first messages it is stored only, if it is `put_away`.
+fn long_queue(put_away: bool) -> (Script, Arc<MemoryRows>) {
+    let (mut script, rows) = (roomy(), Arc::<MemoryRows>::default());
+    script.state.keep_in(Arc::<MemoryRows>::clone(&rows));
+    away(&mut script, ["t".to_owned()].into_iter(), false);
+    publish(&mut script, LONG / 2);
+    rows.write(script.state.take_dirty());
+    if put_away {
+        script.state.put_away(0);
+    }
+    publish(&mut script, LONG / 2);
+    (script, rows)
+}
+
+/// The thread that applies keeps the lease: how long a queue was must not hold it up.
+#[test]
+fn the_queue_of_a_session_that_ends_goes_bit_by_bit() {
+    for put_away in [false, true] {
+        let (mut script, rows) = long_queue(put_away);
+        let (elapsed, dropped) = begin_anew(&mut script);
+        println!("{LONG} messages, put away {put_away}: the session ended in {elapsed:?}");
+        assert_eq!(dropped, LONG, "all are told of at once");
+        assert_eq!(script.state.backlog().queued_messages, 0);
+        let at_first = script.state.ended_messages();
+        assert_eq!(at_first, LONG as usize - LET_GO_MESSAGES_MAX);
+        let (mut turns, mut longest) = (0, std::time::Duration::ZERO);
+        loop {
+            let began = std::time::Instant::now();
+            let all = script.state.let_ended_go(LET_GO_MESSAGES_MAX);
+            (turns, longest) = (turns + 1, longest.max(began.elapsed()));
+            assert_eq!(script.state.ended_messages(), at_first - turns * LET_GO_MESSAGES_MAX);
+            if all {
+                break;
+            }
+        }
+        println!("{turns} turns, of which the longest took {longest:?}");
+        assert_eq!(script.state.bodies.len(), 0);
+        script.state.assert_invariants();
+        rows.write(script.state.take_dirty());
+        assert_eq!(rows.all(), script.state.snapshot());
+    }
+}
+
+/// Whoever takes the state up from there knows nothing of what had still to go.
+#[test]
+fn a_checkpoint_has_nothing_of_the_queue_of_a_session_that_ended() {
+    for put_away in [false, true] {
+        let (mut script, rows) = long_queue(put_away);
+        begin_anew(&mut script);
+        assert!(script.state.ended_messages() > 0);
+        rows.write(script.state.take_dirty());
+        assert_eq!(script.state.ended_messages(), 0);
+        assert_eq!(rows.all(), script.state.snapshot());
+        let restored = GroupState::restore(script.state.config, Vec::from_iter(rows.all())).expect("a whole state");
+        assert_eq!(restored.digest(), script.state.digest());
+        restored.assert_invariants();
+    }
+}
+
+/// What it takes, to be looked at: `cargo test --profile quick -p kentongan --lib how_long -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn how_long_a_state_of_100_mb_takes() {
+    for (messages, payload) in [(100_000_u64, 900), (400_000, 64)] {
+        let mut script = roomy();
+        away(&mut script, ["t".to_owned()].into_iter(), false);
+        publish_of(&mut script, messages, payload);
+        let pairs: Vec<_> = script.state.snapshot().into_iter().collect();
+        let bytes: usize = pairs.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let began = std::time::Instant::now();
+        let state = GroupState::restore(script.state.config, &pairs[..]).expect("a whole state");
+        println!("{messages} messages, {bytes} bytes: decoded in {:?}", began.elapsed());
+        let began = std::time::Instant::now();
+        drop(state);
+        println!("dropped in {:?}", began.elapsed());
+    }
 }

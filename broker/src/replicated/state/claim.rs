@@ -529,10 +529,16 @@ impl GroupState {
         let clock = self.clock_ms;
         let (mut dropped, mut expired) = (0, 0);
         let mut undelivered = session.outbound.drain_in_flight().into_iter();
+        // Nobody gets what is in a queue without anything shared, which may be long: it goes bit by bit.
+        let goes_to_others = session.may_queue_shared;
+        if !goes_to_others {
+            dropped += session.outbound.queue_len() as u64;
+        }
         // A page after the other: the queue may be longer than there is memory.
-        while let Some(entry) =
-            undelivered.next().or_else(|| session.outbound.pop_queued(|middle| self.bodies.read(number, middle)))
-        {
+        while let Some(entry) = undelivered.next().or_else(|| {
+            let read = |middle| self.bodies.read(number, middle);
+            if goes_to_others { session.outbound.pop_queued(read) } else { None }
+        }) {
             match &entry.share {
                 // What was in flight may be over by now, and is begun with nobody else [MQTT-3.3.2-5].
                 Some(_) if entry.message.expires_at_ms.is_some_and(|at| at <= clock) => expired += 1,
@@ -544,6 +550,10 @@ impl GroupState {
             self.dirty.deleted(Key::Entry(number, entry.sequence));
             self.bodies.release(entry.body, &mut self.dirty);
         }
+        self.let_queue_go(
+            number,
+            std::mem::replace(&mut session.outbound, Outbound::new(self.limits(0, session.caps))),
+        );
         self.bodies.forget(number);
         for (reason, count) in [(Drop::SessionEnded, dropped), (Drop::Expired, expired)] {
             if count > 0 {

@@ -55,6 +55,9 @@ impl GroupState {
                 left.push(format!("a read of retained messages for {client_id}"));
             }
         }
+        if self.ended_messages() > 0 {
+            left.push(format!("{} messages of sessions that ended", self.ended_messages()));
+        }
         left.sort_unstable();
         left
     }

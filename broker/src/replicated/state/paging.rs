@@ -1,5 +1,6 @@
-//! What of the queues is in memory. Nothing here changes what a command does.
+//! What of the queues is in memory, and how those of sessions that ended leave it. Nothing here changes what a command does.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::GroupState;
@@ -14,6 +15,21 @@ const FRONT_MESSAGES: [usize; 5] = [1024, 256, 64, 16, 0];
 
 /// Messages in the front of a queue that is being emptied below which more is read.
 const FRONT_LOW: usize = 256;
+
+/// How much of the queues of sessions that ended is let go of at once, in messages: a millisecond or two, on the thread that keeps the
+/// lease.
+pub const LET_GO_MESSAGES_MAX: usize = 2000;
+
+/// What may be left of them for later.
+const ENDED_MESSAGES_MAX: usize = 1_000_000;
+
+/// Queues of sessions that ended, as far as their rows and bodies are still there. Nobody sees them any more: not the same on every
+/// replica, and gone before anything is written.
+#[derive(Debug, Default)]
+pub(in crate::replicated) struct EndedQueues {
+    queues: VecDeque<(u64, Outbound<Entry>)>,
+    messages: usize,
+}
 
 /// Whether a queue that is being emptied should have more of its middle read.
 pub(super) fn is_running_out(outbound: &Outbound<Entry>) -> bool {
@@ -54,6 +70,42 @@ impl GroupState {
             }
         }
         self.bodies.let_go();
+    }
+
+    /// The session `number` ended, and nobody gets what waited for it.
+    pub(super) fn let_queue_go(&mut self, number: u64, queue: Outbound<Entry>) {
+        self.ended.messages += queue.queue_len();
+        self.ended.queues.push_back((number, queue));
+        // What is short goes at once, and what is too much.
+        let surplus = self.ended.messages.saturating_sub(ENDED_MESSAGES_MAX);
+        self.let_ended_go(surplus.max(LET_GO_MESSAGES_MAX));
+    }
+
+    /// Lets go of up to so many messages that waited for sessions which ended. `false`: there are more.
+    pub fn let_ended_go(&mut self, messages_max: usize) -> bool {
+        let mut left = messages_max;
+        while let Some((number, queue)) = self.ended.queues.front_mut() {
+            let number = *number;
+            while left > 0
+                && let Some(entry) = queue.pop_queued(|middle| self.bodies.read(number, middle))
+            {
+                left -= 1;
+                self.ended.messages -= 1;
+                self.dirty.deleted(Key::Entry(number, entry.sequence));
+                self.bodies.release(entry.body, &mut self.dirty);
+            }
+            if queue.queue_len() > 0 {
+                return false;
+            }
+            self.ended.queues.pop_front();
+        }
+        true
+    }
+
+    /// Messages that waited for sessions which ended, and are still there.
+    #[must_use]
+    pub fn ended_messages(&self) -> usize {
+        self.ended.messages
     }
 
     /// What should be read before it is needed.
