@@ -18,7 +18,7 @@ use kentongan_cluster::directory::command::MemberRecord;
 use kentongan_cluster::formation::{Formation, Ledger, Proposal, Terms};
 use kentongan_cluster::group::{CheckpointBase, Configuration};
 use kentongan_cluster::log::LogId;
-use kentongan_cluster::pipeline::NoPeers;
+use kentongan_cluster::pipeline::{NoPeers, Prepared};
 use kentongan_cluster::state::Checkpoint;
 use kentongan_cluster::transport::ClusterId;
 use kentongan_cluster::{GroupId, NodeId, Pipeline, PipelineConfig, StateMachine, StateStore, Write};
@@ -144,7 +144,7 @@ impl StateMachine for Recorder {
 
     fn members(&mut self, _: GroupId, _: &Configuration) {}
 
-    fn restore(&mut self, _: GroupId, _: u64, _: &[(Vec<u8>, Vec<u8>)]) {}
+    fn restore(&mut self, _: GroupId, _: u64, _: &[(Vec<u8>, Vec<u8>)], _: Prepared) {}
 
     fn checkpoint(&mut self, _: GroupId) -> Option<Vec<Write>> {
         if !self.keeps_checkpoints || self.stored == self.commands.len() {

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, unbounded};
+use kentongan_cluster::pipeline::{Prepare, Prepared};
 use kentongan_cluster::state::StateReader;
 use kentongan_cluster::{Configuration, GroupId, NodeId, StateMachine, Write};
 use kentongan_proto::mqtt::ReasonCode;
@@ -739,18 +740,31 @@ impl StateMachine for Machine {
         self.on_configuration(group, configuration);
     }
 
-    fn restore(&mut self, group: GroupId, index: u64, pairs: &[(Vec<u8>, Vec<u8>)]) {
+    fn prepare(&self) -> Prepare {
+        let config = self.config;
+        Arc::new(move |group, pairs| {
+            let state = (group != GroupId::DIRECTORY).then(|| GroupState::restore(config, pairs));
+            Box::new(state)
+        })
+    }
+
+    fn restore(&mut self, group: GroupId, index: u64, pairs: &[(Vec<u8>, Vec<u8>)], prepared: Prepared) {
         if group == GroupId::DIRECTORY {
             return self.restore_directory(pairs);
         }
-        match GroupState::restore(self.config, pairs) {
+        let Ok(Some(state)) = prepared.downcast::<RestoredState>().map(|restored| *restored) else {
+            unreachable!("it was prepared above");
+        };
+        match state {
             Ok(state) if later::feature_levels().check(state.level()).is_err() => self.end_over_level(state.level()),
             Ok(mut state) => {
                 if let Some(member) = &mut self.member {
                     member.restored(group.0, index, &state);
                 }
                 state.keep_in(Arc::new(GroupRows { reader: self.memory.reader.clone(), group }));
-                self.groups.insert(group.0, state);
+                if let Some(before) = self.groups.insert(group.0, state) {
+                    let_go(before);
+                }
             }
             Err(error) => {
                 tracing::error!(%error, %group, "the state that another node sent of a group cannot be used");
@@ -784,6 +798,19 @@ impl StateMachine for Machine {
             }
         }
         self.memory.bytes_left = self.queue_memory_bytes();
+    }
+}
+
+/// A group's state as it is prepared; the directory has none.
+type RestoredState = Option<Result<GroupState, RestoreError>>;
+
+/// To let go of much takes its time, which this thread has not.
+const LET_GO_BYTES_MAX: usize = 1024 * 1024;
+
+fn let_go(state: GroupState) {
+    if state.queue_memory_bytes() > LET_GO_BYTES_MAX {
+        // If the system gives no thread, it happens here.
+        let _ = std::thread::Builder::new().name("let-go".into()).spawn(move || drop(state));
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use kentongan_cluster::pipeline::{Prepare, Prepared};
 use kentongan_cluster::{Configuration, GroupId, NodeId, StateMachine, Write};
 
 use crate::drops;
@@ -195,10 +196,14 @@ impl StateMachine for Watched {
         self.machine.members(group, configuration);
     }
 
-    fn restore(&mut self, group: GroupId, index: u64, pairs: &[(Vec<u8>, Vec<u8>)]) {
+    fn prepare(&self) -> Prepare {
+        self.machine.prepare()
+    }
+
+    fn restore(&mut self, group: GroupId, index: u64, pairs: &[(Vec<u8>, Vec<u8>)], prepared: Prepared) {
         self.complete(group);
         self.replicas.lock().unwrap_or_else(PoisonError::into_inner).restored += 1;
-        self.machine.restore(group, index, pairs);
+        self.machine.restore(group, index, pairs, prepared);
     }
 
     fn checkpoint(&mut self, group: GroupId) -> Option<Vec<Write>> {

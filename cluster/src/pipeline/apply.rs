@@ -8,12 +8,12 @@ use std::time::Duration;
 use crossbeam::channel::Sender;
 
 use super::bell::Ringing;
-use super::{Item, PipelineConfig, Round, StateMachine, Stats, Submission};
+use super::{FetchedState, Item, PipelineConfig, Round, StateMachine, Stats, Submission};
 use crate::disk::Disk;
 use crate::group::CheckpointBase;
 use crate::identity::GroupId;
 use crate::log::LogId;
-use crate::state::{Checkpoint, Pair, StateError, StateStore};
+use crate::state::{Checkpoint, StateError, StateStore};
 
 /// How often the state machine hears that time passes.
 pub(super) const TICK: Duration = Duration::from_millis(100);
@@ -90,7 +90,7 @@ impl<M: StateMachine> Applier<M> {
                 Item::Follow(group, term, leader) => self.machine.follow(group, term, leader),
                 Item::Query(query) => self.machine.query(query),
                 Item::Refuse(query) => self.machine.refuse(query),
-                Item::Install { group, base, pairs } => self.install(group, base, pairs),
+                Item::Install(group, fetched) => self.install(group, fetched),
             }
         }
         self.in_flight.fetch_sub(round.bytes, Ordering::Relaxed);
@@ -112,9 +112,9 @@ impl<M: StateMachine> Applier<M> {
     }
 
     /// The group goes on from another node's checkpoint, which is written here before Raft hears of it.
-    fn install(&mut self, group: GroupId, base: CheckpointBase, pairs: Vec<Pair>) {
+    fn install(&mut self, group: GroupId, FetchedState { base, pairs, prepared }: FetchedState) {
         debug_assert!(self.is_new(group, base.applied), "an older one is refused where it comes in");
-        self.machine.restore(group, base.applied.index, &pairs);
+        self.machine.restore(group, base.applied.index, &pairs, prepared);
         self.machine.members(group, &base.configuration);
         self.applied(group, base.applied);
         self.applied.insert(group, base.clone());

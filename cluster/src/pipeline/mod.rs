@@ -11,6 +11,7 @@ mod inline;
 mod raft;
 mod stats;
 
+use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -74,8 +75,14 @@ pub trait StateMachine: Send + 'static {
     /// These are the members of a group from here on. Said of each group at the start, and after each restore.
     fn members(&mut self, group: GroupId, configuration: &Configuration);
 
-    /// Replaces the state of a group by what another node had after the entry at `index`.
-    fn restore(&mut self, group: GroupId, index: u64, pairs: &[Pair]);
+    /// Reads what another node had of a group, on whatever thread fetched it: it may be long, and the apply thread keeps the lease.
+    fn prepare(&self) -> Prepare {
+        Arc::new(|_, _| Box::new(()))
+    }
+
+    /// Replaces the state of a group by what another node had after the entry at `index`: `pairs`, and what [`Self::prepare`] made of
+    /// them.
+    fn restore(&mut self, group: GroupId, index: u64, pairs: &[Pair], prepared: Prepared);
 
     /// What changed in a group since this was last asked; empty if nothing did.
     /// `None`: not now, what was applied since the last one stays in the log.
@@ -88,6 +95,19 @@ pub trait StateMachine: Send + 'static {
 
     /// Everything that [`Self::checkpoint`] returned and [`Self::restore`] was given is stored, and can be read back.
     fn stored(&mut self) {}
+}
+
+/// What a state machine made of another node's checkpoint, in terms of its own.
+pub type Prepared = Box<dyn Any + Send>;
+
+/// Makes it, from all that the checkpoint has of a group.
+pub type Prepare = Arc<dyn Fn(GroupId, &[Pair]) -> Prepared + Send + Sync>;
+
+/// A checkpoint of another node's.
+struct FetchedState {
+    base: CheckpointBase,
+    pairs: Vec<Pair>,
+    prepared: Prepared,
 }
 
 /// What became of the fetch of a checkpoint: everything in it, or nothing.
@@ -159,7 +179,7 @@ enum Submission<Q> {
     Message(NodeId, GroupId, Bytes),
     Release(Credit),
     Unreachable(NodeId),
-    Fetched(GroupId, Option<(CheckpointBase, Vec<Pair>)>),
+    Fetched(GroupId, Option<FetchedState>),
     Installed(GroupId, CheckpointBase),
     Place(GroupId, u64, Target),
     HandOver(GroupId, NodeId, Sender<Result<(), HandOverError>>),
@@ -176,7 +196,7 @@ enum Item<Q> {
     Follow(GroupId, u64, Option<NodeId>),
     Query(Q),
     Refuse(Q),
-    Install { group: GroupId, base: CheckpointBase, pairs: Vec<Pair> },
+    Install(GroupId, FetchedState),
 }
 
 struct Round<Q> {
@@ -488,6 +508,7 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
             stats: Arc::clone(&handle.stats),
             own: config.node,
             submissions: handle.submissions.clone(),
+            prepare: machine.prepare(),
             outstanding: BTreeMap::new(),
             commits: Default::default(),
             leaders: BTreeMap::new(),

@@ -10,12 +10,13 @@ use bytes::Bytes;
 
 use super::bell::Ringing;
 use super::stats::{self, CommitWatch};
-use super::{Item, Peers, PipelineConfig, Round, Stats, Submission, give_up};
+use super::{FetchedState, Item, Peers, PipelineConfig, Prepare, Round, Stats, Submission, give_up};
 use crate::disk::SyncSite;
 use crate::group::{CheckpointBase, Committed, GroupStatus, Role};
 use crate::identity::{GroupId, NodeId};
 use crate::log::is_full;
 use crate::node::{Node, Sink};
+use crate::state::Pair;
 
 /// Bytes of one round: bounds the time that its first command waits for the others.
 pub(super) const ROUND_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -40,6 +41,8 @@ pub(super) struct Outcome<Q, P> {
     pub(super) own: NodeId,
     /// For snapshots that come later.
     pub(super) submissions: Ringing<Submission<Q>>,
+    /// What the state machine makes of them, before they come here.
+    pub(super) prepare: Prepare,
     /// Bytes proposed in this leadership and not handed out, by group.
     pub(super) outstanding: BTreeMap<GroupId, usize>,
     /// Of some of what is outstanding, since when.
@@ -119,8 +122,14 @@ impl<Q: Send + 'static, P: Peers> Sink for Outcome<Q, P> {
     }
 
     fn fetch_snapshot(&mut self, group: GroupId, from: NodeId, _: &CheckpointBase) {
-        let submissions = self.submissions.clone();
-        let done = move |fetched| drop(submissions.send(Submission::Fetched(group, fetched)));
+        let (submissions, prepare) = (self.submissions.clone(), Arc::clone(&self.prepare));
+        let done = move |fetched: Option<(CheckpointBase, Vec<Pair>)>| {
+            let fetched = fetched.map(|(base, pairs)| {
+                let prepared = prepare(group, &pairs);
+                FetchedState { base, pairs, prepared }
+            });
+            drop(submissions.send(Submission::Fetched(group, fetched)));
+        };
         self.peers.fetch_snapshot(from, group, Box::new(done));
     }
 }
@@ -212,8 +221,8 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
             Submission::Fetched(group, fetched) => {
                 // What was handed out meanwhile is worth as much.
                 let handed_out = self.node.status(group).map_or(0, |status| status.handed_out.index);
-                match fetched.filter(|(base, _)| base.applied.index > handed_out) {
-                    Some((base, pairs)) => self.outcome.round.items.push(Item::Install { group, base, pairs }),
+                match fetched.filter(|fetched| fetched.base.applied.index > handed_out) {
+                    Some(fetched) => self.outcome.round.items.push(Item::Install(group, fetched)),
                     None => {
                         self.stats.snapshots_failed.fetch_add(1, Ordering::Relaxed);
                         self.node.fetch_failed(group);

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::mpsc;
+use std::thread::ThreadId;
 
 use super::*;
 use crate::disk::SimDisk;
@@ -12,6 +13,8 @@ struct Recorder {
     dirty: Vec<GroupId>,
     reread: BTreeMap<GroupId, u64>,
     shared: Arc<Mutex<BTreeMap<GroupId, Vec<Bytes>>>>,
+    /// What was restored, and on which thread it was prepared.
+    restored: Vec<(GroupId, u64, Vec<Pair>, ThreadId)>,
 }
 
 impl Recorder {
@@ -23,7 +26,7 @@ impl Recorder {
                 (group, stored.into_iter().map(|(_, value)| Bytes::from(value)).collect())
             })
             .collect();
-        Self { commands, dirty: Vec::new(), reread: BTreeMap::new(), shared: Arc::clone(shared) }
+        Self { commands, dirty: Vec::new(), reread: BTreeMap::new(), shared: Arc::clone(shared), restored: Vec::new() }
     }
 }
 
@@ -58,7 +61,15 @@ impl StateMachine for Recorder {
 
     fn members(&mut self, _: GroupId, _: &Configuration) {}
 
-    fn restore(&mut self, _: GroupId, _: u64, _: &[Pair]) {}
+    fn prepare(&self) -> Prepare {
+        Arc::new(|_, pairs| Box::new((pairs.to_vec(), std::thread::current().id())))
+    }
+
+    fn restore(&mut self, group: GroupId, index: u64, pairs: &[Pair], prepared: Prepared) {
+        let (prepared, thread) = *prepared.downcast::<(Vec<Pair>, ThreadId)>().expect("as it was prepared");
+        assert_eq!(prepared, pairs);
+        self.restored.push((group, index, prepared, thread));
+    }
 
     fn checkpoint(&mut self, group: GroupId) -> Option<Vec<Write>> {
         if !self.dirty.contains(&group) {
@@ -138,4 +149,48 @@ fn a_checkpoint_waits_for_room_on_the_disk() {
     assert!(!run(&mut pipeline, 2000), "there is no room");
     disk.set_free_bytes(Some(100_000));
     assert!(run(&mut pipeline, 2200));
+}
+
+/// Keeps what somebody else fetches.
+#[derive(Debug, Default)]
+struct Fetching(Vec<FetchedSlot>);
+
+struct FetchedSlot(Fetched);
+
+impl std::fmt::Debug for FetchedSlot {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("FetchedSlot")
+    }
+}
+
+impl Peers for Fetching {
+    fn send(&mut self, _: NodeId, _: GroupId, _: Bytes, _: bool) {}
+
+    fn fetch_snapshot(&mut self, _: NodeId, _: GroupId, fetched: Fetched) {
+        self.0.push(FetchedSlot(fetched));
+    }
+}
+
+/// F8: to read a long one takes longer than a lease lasts, and the thread that applies keeps the lease.
+#[test]
+fn another_nodes_checkpoint_is_prepared_by_the_thread_that_fetched_it() {
+    let log: Arc<dyn Disk> = Arc::new(SimDisk::new());
+    let store = StateStore::in_memory(&MemoryState::default(), Arc::clone(&log)).expect("opened");
+    let machine = Recorder::from_store(&store, &Arc::default());
+    let mut parts =
+        Parts::new(config(), log, store, machine, Fetching::default(), Duration::ZERO).expect("they can be made");
+    let base = CheckpointBase { applied: LogId { index: 50, term: 7 }, ..CheckpointBase::default() };
+    crate::node::Sink::fetch_snapshot(&mut parts.raft.outcome, GroupId(1), NodeId(2), &base);
+    let FetchedSlot(fetched) = parts.raft.outcome.peers.0.pop().expect("it is to be fetched");
+    let pairs = vec![(b"key".to_vec(), b"value".to_vec())];
+    let whole = (base, pairs.clone());
+    let thread = std::thread::spawn(move || {
+        fetched(Some(whole));
+        std::thread::current().id()
+    });
+    let thread = thread.join().expect("nothing goes wrong");
+    let submission = parts.submitted.try_recv().expect("it was fetched");
+    parts.raft.take(submission);
+    parts.applier.apply(Duration::ZERO, std::mem::take(&mut parts.raft.outcome.round));
+    assert_eq!(parts.applier.machine.restored, [(GroupId(1), 50, pairs, thread)]);
 }
