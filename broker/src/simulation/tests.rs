@@ -56,7 +56,7 @@ fn an_acknowledgement_before_the_commit_is_found() {
 
 #[test]
 fn what_is_said_of_clients_ahead_of_what_they_did_is_found() {
-    is_found(Plant::ResyncAhead, &[958]);
+    is_found(Plant::ResyncAhead, &[111]);
 }
 
 #[test]
