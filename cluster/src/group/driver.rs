@@ -612,12 +612,19 @@ impl Group {
             self.checkpointed(checkpoint);
             return Ok(());
         }
-        let entries = self.raw.store().behind_snapshot(&checkpoint);
+        let kept = self.raw.store().behind_snapshot(&checkpoint);
+        let is_in_log = kept.is_some();
         let hard = self.raw.raft.hard_state();
         let hard = log::HardState { term: hard.term, vote: hard.vote, commit: hard.commit };
-        let group_log = GroupLog { base: checkpoint.applied, entries, hard };
+        let group_log = GroupLog { base: checkpoint.applied, entries: kept.unwrap_or_default(), hard };
         let storage = GroupStorage::new(checkpoint.clone(), &group_log);
-        write_anew(log, self.id, &group_log, storage.hard());
+        if is_in_log {
+            // What lies behind it was synced and acknowledged. Written again behind a base, it would be gone from the base on
+            // wherever a power cut tears that write; and the log needs no base to go on from a checkpoint that it goes through.
+            log.add_hard_state(self.id, storage.hard());
+        } else {
+            write_anew(log, self.id, &group_log, storage.hard());
+        }
         self.written = storage.hard();
         self.raw = raw_node(self.id, &self.config, storage, checkpoint.applied.index)?;
         self.configuration = checkpoint.configuration;
@@ -919,7 +926,8 @@ impl Group {
     }
 }
 
-/// Adds to the round that a group's log is this, whatever it was.
+/// Adds to the round that a group's log is this, whatever it was. A power cut may leave a beginning of that: it is not for entries
+/// that anybody counts on already.
 pub(crate) fn write_anew(log: &mut Log, id: GroupId, group: &GroupLog, hard: log::HardState) {
     log.add_base(id, group.base);
     for entry in &group.entries {

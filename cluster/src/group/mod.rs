@@ -16,3 +16,6 @@ pub(crate) use driver::{Group, GroupConfig, write_anew};
 pub use message::MessageError;
 pub use packing::{pack, unpack};
 pub(crate) use storage::GroupStorage;
+
+#[cfg(test)]
+mod tests;

@@ -96,14 +96,11 @@ impl GroupStorage {
         true
     }
 
-    /// The log as it stands once a snapshot took the place of everything up to `checkpoint`. What lies behind is kept only
-    /// if it goes on from there.
-    pub(crate) fn behind_snapshot(&self, checkpoint: &CheckpointBase) -> Vec<LogEntry> {
+    /// The entries behind a snapshot that takes the place of everything up to `checkpoint`. `None`: the log does not go through
+    /// it, and nothing of it is kept.
+    pub(crate) fn behind_snapshot(&self, checkpoint: &CheckpointBase) -> Option<Vec<LogEntry>> {
         let applied = checkpoint.applied;
-        if self.term(applied.index).ok() != Some(applied.term) {
-            return Vec::new();
-        }
-        self.behind(applied.index)
+        (self.term(applied.index).ok() == Some(applied.term)).then(|| self.behind(applied.index))
     }
 
     /// The entries behind `index`.

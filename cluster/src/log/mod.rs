@@ -8,7 +8,9 @@
 //!
 //! An *entry* has index, term and payload; it takes the place of whatever stood at its index and behind (Raft lets a
 //! leader overwrite what was never committed). A *hard state* has term, vote and commit. A *base* has the index and term
-//! after which the group's log begins; it is written when a group is made and when a snapshot took the place of its log.
+//! after which the group's log begins; it is written when a group is made and when a snapshot took the place of its log. One that the
+//! log goes through needs none: a torn write may leave a base and nothing that was to stand behind it, so entries that somebody counts
+//! on are never written again behind one, but in an opening.
 //! The opening of a segment is the base and hard state of every group as of its beginning, so that the segments before
 //! it may go. Of a group that was idle and has entries that no checkpoint can take, it has those entries as well, behind a
 //! base before them: else they would keep every segment from theirs on. An opening is whole or was never begun, so what
