@@ -155,15 +155,21 @@ pub(super) fn parse(bytes: &Bytes, at: usize) -> Option<Parsed> {
 }
 
 /// Whether some record behind the damage at `damaged` knew that place to be on disk. `start` is the segment's position.
+///
+/// Payloads are what clients send: one may look like a record. Within one that is whole nothing is looked for; within what is left
+/// of one that is not, whoever claims to know of more than stands before it is none of ours.
 pub(super) fn was_synced(start: u64, bytes: &Bytes, damaged: usize) -> bool {
     let mark = RECORD_MARK.to_le_bytes();
     let mut from = damaged + 1;
     while let Some(found) = bytes[from.min(bytes.len())..].windows(4).position(|window| window == mark) {
         let at = from + found;
-        if parse(bytes, at).is_some_and(|parsed| parsed.synced > start + damaged as u64) {
-            return true;
-        }
         from = at + 1;
+        if let Some(parsed) = parse(bytes, at) {
+            if parsed.synced > start + damaged as u64 && parsed.synced <= start + at as u64 {
+                return true;
+            }
+            from = at + parsed.length;
+        }
     }
     false
 }

@@ -65,6 +65,33 @@ fn a_tail_torn_at_any_byte_is_cut_off() {
     }
 }
 
+/// F9: blocks are not written in order, so what is left behind a torn place may be a payload, and a client may have made that look
+/// like a record which knows the place to be safe. If it were believed, a power cut would keep the node from starting.
+#[test]
+fn a_payload_that_looks_like_a_record_vouches_for_nothing() {
+    let second = entry(2, "second");
+    let second_bytes = record::RECORD_BYTES + second.payload.len();
+    for torn in 1..=200 {
+        let disk = SimDisk::new();
+        let (mut log, _) = open(&disk, 100_000).expect("opened");
+        append(&mut log, &[entry(1, "first")]).expect("written");
+        let from = log.position() as usize;
+        add(&mut log, &second);
+        // Behind a record that is torn anybody may claim to know of everything; within one that is whole not even what could be.
+        let claimed = if torn <= second_bytes { from as u64 + 1 } else { u64::MAX };
+        let mut forged = Vec::new();
+        record::encode_hard_state(&mut forged, claimed, GROUP, HardState::default());
+        add(&mut log, &LogEntry { payload: forged.into(), ..entry(3, "") });
+        log.write().expect("written");
+        disk.damage(&segment_name(0), |bytes| {
+            let until = bytes.len().min(from + torn);
+            bytes[from..until].fill(0);
+        });
+        let (_, entries) = open(&disk, 100_000).unwrap_or_else(|error| panic!("{torn} bytes are zeros: {error}"));
+        assert_eq!(entries, [entry(1, "first")], "{torn} bytes are zeros");
+    }
+}
+
 /// F9: a bit flipped in what was acknowledged is detected wherever a later record vouches for it, and nothing is cut off.
 #[test]
 fn a_flipped_bit_in_the_middle_is_refused_and_not_repaired() {
