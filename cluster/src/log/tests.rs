@@ -258,6 +258,52 @@ fn a_torn_opening_is_no_segment() {
     }
 }
 
+/// What a group may lose of its entries if it is told that its log begins behind a base, and of those that follow only some are left:
+/// none, whatever is missing of the one write that says so.
+#[test]
+fn an_opening_that_takes_entries_over_is_there_as_a_whole_or_not_at_all() {
+    const IDLE: GroupId = GroupId(9);
+    let carried = Carried { base: LogId { index: 1, term: 1 }, entries: vec![entry(2, "second"), entry(3, "third")] };
+    let begun = || {
+        let disk = SimDisk::new();
+        let (mut log, _) = open(&disk, 500).expect("opened");
+        for entry in [&entry(1, "first"), &carried.entries[0], &carried.entries[1]] {
+            log.add_entry(IDLE, entry.id, entry.kind, &entry.payload);
+        }
+        let mut index = 0;
+        while disk.list().expect("listed").len() < 3 {
+            index += 1;
+            append(&mut log, &[entry(index, "payload")]).expect("written");
+            log.rotate_if_full(|group| (group == IDLE).then(|| carried.clone())).expect("rotated");
+        }
+        (disk, index)
+    };
+    let (disk, last) = begun();
+    let name = disk.list().expect("listed").pop().expect("the one that was begun");
+    let written = disk.read(&name).expect("read").len();
+    assert!(written > HEADER_BYTES + 5 * record::RECORD_BYTES, "it takes entries over");
+    type Loss = fn(&mut Vec<u8>, usize);
+    let losses: [(&str, Loss); 3] = [
+        ("its beginning is left", |bytes, at| bytes.truncate(at)),
+        ("its end is left", |bytes, at| bytes[..at].fill(0)),
+        ("its end is not written", |bytes, at| bytes[at..].fill(0)),
+    ];
+    for (what, loss) in losses {
+        for at in 0..=written {
+            let (disk, _) = begun();
+            disk.damage(&name, |bytes| loss(bytes, at));
+            for start in 1..=2 {
+                let (mut log, groups) = Log::open(Arc::new(disk.clone()), 500).expect("opened");
+                let idle = &groups[&IDLE];
+                assert!(idle.entries.ends_with(&carried.entries), "{what} at {at}, start {start}: {idle:?}");
+                let end = groups[&GROUP].last().index;
+                assert_eq!(end, last + start - 1, "{what} at {at}, start {start}");
+                append(&mut log, &[entry(end + 1, "again")]).expect("written");
+            }
+        }
+    }
+}
+
 /// F10: no room for a segment leaves the old one longer, and no trace.
 #[test]
 fn a_segment_that_finds_no_room_is_not_begun() {

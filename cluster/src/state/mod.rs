@@ -554,6 +554,38 @@ mod tests {
         }
     }
 
+    /// F9: whatever is left of lines that were written together, their checkpoints are there, and what is written next is as safe as ever.
+    #[test]
+    fn lines_that_are_torn_at_any_byte_are_cut_off() {
+        type Loss = fn(&mut Vec<u8>, usize, usize);
+        let losses: [(&str, Loss); 3] = [
+            ("their beginning is left", |bytes, from, at| bytes.truncate(from + at)),
+            ("their end is left", |bytes, from, at| bytes[from..from + at].fill(0)),
+            ("their end is not written", |bytes, from, at| bytes[from + at..].fill(0)),
+        ];
+        let line_bytes = line(GroupId(1), 5, 0, 0).len();
+        for (what, loss) in losses {
+            for at in 0..=2 * line_bytes {
+                let disk = SimDisk::new();
+                let (mut store, state, _) = with_two_writes(&disk);
+                store.write(vec![checkpoint(1, 7, "a"), checkpoint(2, 7, "b")]).expect("written");
+                drop(store);
+                disk.damage(MANIFEST, |bytes| loss(bytes, 4 * line_bytes, at));
+                for applied in [7, 9, 11] {
+                    let store = StateStore::in_memory(&state, Arc::new(disk.clone()));
+                    let mut store = store.unwrap_or_else(|error| panic!("{what} at {at}, behind {applied}: {error}"));
+                    let found: Vec<_> = store.bases().values().map(|base| base.applied.index).collect();
+                    assert_eq!(found, [applied; 2], "{what} at {at}");
+                    // The second of them relies on the first.
+                    for next in [applied + 1, applied + 2] {
+                        store.write(vec![checkpoint(1, next, "a"), checkpoint(2, next, "b")]).expect("written");
+                    }
+                    disk.power_cycle(|_, _| 0);
+                }
+            }
+        }
+    }
+
     /// It was all one line at a time.
     #[test]
     fn a_manifest_of_an_earlier_version_is_read_as_strictly_as_then() {
