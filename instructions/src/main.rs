@@ -8,6 +8,7 @@
 
 mod arbiter;
 mod authorize;
+mod between_nodes;
 mod codec;
 mod compare;
 mod group;
@@ -53,8 +54,8 @@ pub struct Row {
     pub run: fn(&mut Counter),
 }
 
-const GROUPS_OF_ROWS: [&[Row]; 6] =
-    [codec::ROWS, index::ROWS, session::ROWS, authorize::ROWS, arbiter::ROWS, group::ROWS];
+const GROUPS_OF_ROWS: [&[Row]; 7] =
+    [codec::ROWS, index::ROWS, session::ROWS, authorize::ROWS, arbiter::ROWS, between_nodes::ROWS, group::ROWS];
 
 /// All of them, in the order of counts.tsv.
 pub fn rows() -> impl Iterator<Item = &'static Row> {
