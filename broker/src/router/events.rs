@@ -10,6 +10,7 @@ use super::arbiter::ArbiterState;
 use super::batch::{Addressee, Batch};
 use super::cluster::{Leader, Sent};
 use super::looking_again::Changed;
+use super::publish::Publication;
 use super::share_settling::{Kept, ShareAnswer, ShareOrigin, ShareOutcome, Taken, TellingLane};
 use super::visit::Visit;
 use super::{ConnectionKey, lanes};
@@ -20,10 +21,10 @@ use crate::metrics::DropReason;
 use crate::replicated::{
     DeliverPersistent, LaneAnswer, Opened, RetainedPage, SubscribedPersistent, UnsubscribedPersistent,
 };
-use crate::subscription::{NodeNumber, PassedOver, ShareGroup};
+use crate::subscription::{CachedMatch, NodeNumber, PassedOver, ShareGroup};
 
-/// Emptied batches with more memory than this are not kept for others.
-const RECYCLED_BYTES_MAX: usize = 256 * 1024;
+/// Emptied batches with more memory than this are not kept for others. What a link brings at once fits, unless payloads are tiny.
+const RECYCLED_BYTES_MAX: usize = 512 * 1024;
 
 /// One thing for an arbiter to do.
 #[derive(Debug)]
@@ -252,7 +253,8 @@ impl ArbiterState {
             }
             Event::Route { message, weight } => {
                 let mut publication = self.publication_of(&message);
-                self.deliver_here(&mut publication, &Addressee::Subscribers);
+                let cached = self.deliver_to_subscribers(&mut publication, None);
+                cached.into_iter().for_each(|cached| self.cache.put_back(cached));
                 self.shared.inboxes[usize::from(self.id)].release(weight);
             }
             Event::RouteShare { message, share, member, origin, weight } => {
@@ -300,7 +302,21 @@ impl ArbiterState {
 
     fn on_batch(&mut self, from: Option<u16>, mut batch: Batch, weight: usize) {
         let oldest = batch.take_oldest();
-        batch.drain(|publication, addressee| self.deliver_here(publication, addressee));
+        // Who wants the topic of the message before.
+        let mut run: Option<Box<CachedMatch>> = None;
+        batch.drain(|publication, addressee, again| {
+            if !again && let Some(other) = run.take() {
+                self.cache.put_back(other);
+            }
+            match addressee {
+                Addressee::Subscribers => run = self.deliver_to_subscribers(publication, run.take()),
+                Addressee::Member(member, share, _) => {
+                    self.templates.begin();
+                    self.deliver_to_member(publication, *member, share);
+                }
+            }
+        });
+        run.into_iter().for_each(|last| self.cache.put_back(last));
         oldest.into_iter().for_each(|oldest| self.timing.heard_of(oldest));
         self.shared.inboxes[usize::from(self.id)].release(weight);
         // Full: more batches are under way than are worth keeping.
@@ -313,22 +329,26 @@ impl ArbiterState {
         self.shared.wake_paused_publishers();
     }
 
-    /// The connections of this arbiter that a message is for, and nobody else.
-    fn deliver_here(&mut self, publication: &mut super::publish::Publication<'_>, addressee: &Addressee) {
+    /// The connections of this arbiter that subscribe get a message, and nobody else. `cached`: who wants its topic, if that is at hand.
+    /// Returned for the next one.
+    fn deliver_to_subscribers(
+        &mut self,
+        publication: &mut Publication<'_>,
+        cached: Option<Box<CachedMatch>>,
+    ) -> Option<Box<CachedMatch>> {
         self.templates.begin();
-        match addressee {
-            Addressee::Subscribers if self.is_over(publication) => {
-                self.counters.messages_dropped.inc(DropReason::Expired)
-            }
-            Addressee::Subscribers => {
-                let cached = self.cache.take_local(publication.topic, publication.topic_hash, &self.subscriptions);
-                for target in &cached.local {
-                    self.deliver_matched(publication, target);
-                }
-                self.cache.put_back(cached);
-            }
-            Addressee::Member(member, share, _) => self.deliver_to_member(publication, *member, share),
+        if self.is_over(publication) {
+            self.counters.messages_dropped.inc(DropReason::Expired);
+            return cached;
         }
+        let cached = match cached {
+            Some(cached) => self.cache.keep_local(cached, &self.subscriptions),
+            None => self.cache.take_local(publication.topic, publication.topic_hash, &self.subscriptions),
+        };
+        for target in &cached.local {
+            self.deliver_matched(publication, target);
+        }
+        Some(cached)
     }
 
     fn on_share_answered(&mut self, node: NodeNumber, answers: Vec<ShareAnswer>) {

@@ -88,7 +88,7 @@ impl MatchCache {
     /// Only the connections of this arbiter that want `topic`: for what another arbiter matched.
     #[must_use]
     pub fn take_local(&mut self, topic: &str, hash: u64, subscriptions: &LocalSubscriptions) -> Box<CachedMatch> {
-        let mut cached = match self.slots[slot_of(hash)].take() {
+        let cached = match self.slots[slot_of(hash)].take() {
             Some(cached) if cached.hash == hash && *cached.topic == *topic => {
                 self.matches -= cached.local.len();
                 cached
@@ -98,16 +98,22 @@ impl MatchCache {
                 self.empty_for(topic, hash)
             }
         };
+        self.keep_local(cached, subscriptions)
+    }
+
+    /// The same for one that was taken by [`Self::take_local`] and not given back, for another message of its topic.
+    #[must_use]
+    pub fn keep_local(&mut self, mut cached: Box<CachedMatch>, subscriptions: &LocalSubscriptions) -> Box<CachedMatch> {
         if subscriptions.is_current(&cached.local_stamp) {
             self.hits += 1;
             return cached;
         }
         self.misses += 1;
-        let local = &mut cached.local;
+        let CachedMatch { topic, hash, local, .. } = &mut *cached;
         cached.local_stamp = if self.one_each {
-            subscriptions.matches_each(topic, hash, local)
+            subscriptions.matches_each(topic, *hash, local)
         } else {
-            subscriptions.matches(topic, hash, local)
+            subscriptions.matches(topic, *hash, local)
         };
         cached
     }
