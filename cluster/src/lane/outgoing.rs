@@ -7,8 +7,8 @@ use bytes::BytesMut;
 
 use super::Batch;
 
-/// Room that an idle lane keeps for what it gathers next.
-const GATHERING_BYTES_RESERVED_MAX: usize = 32 * 1024;
+/// Room that is made for a batch at its first item, if the one before was as long. An idle lane keeps none.
+const GATHERING_BYTES_RESERVED_MAX: usize = 256 * 1024;
 
 /// The target has forgotten what it had answered: it is not the target it was. Everything in the lane is in doubt; the target
 /// must be given up as lost.
@@ -33,6 +33,8 @@ pub struct Outgoing {
     settled: u64,
     gathering: BytesMut,
     gathering_items: u32,
+    /// Of the last one, up to [`GATHERING_BYTES_RESERVED_MAX`].
+    batch_bytes_before: usize,
     /// Cut and not answered.
     batches: VecDeque<Batch>,
     /// How many of `batches`, from the front, were sent in this round.
@@ -58,6 +60,7 @@ impl Outgoing {
             settled: 0,
             gathering: BytesMut::new(),
             gathering_items: 0,
+            batch_bytes_before: 0,
             batches: VecDeque::new(),
             sent: 0,
             round: 0,
@@ -89,6 +92,10 @@ impl Outgoing {
     pub fn push_at(&mut self, number: u64, write: impl FnOnce(&mut BytesMut)) {
         assert!(number > self.last, "item {number} after {}", self.last);
         let before = self.gathering.len();
+        if before == 0 {
+            // It will be about as long as the last one, and is not to be moved as it grows.
+            self.gathering.reserve(self.batch_bytes_before);
+        }
         write(&mut self.gathering);
         self.bytes += self.gathering.len() - before;
         self.gathering_items += 1;
@@ -207,8 +214,7 @@ impl Outgoing {
     fn cut(&mut self) {
         let previous = self.batches.back().map_or(self.settled, |batch| batch.last);
         let payload = self.gathering.split().freeze();
-        // The next one will be about as long, and is not to be moved as it grows.
-        self.gathering.reserve(payload.len().min(GATHERING_BYTES_RESERVED_MAX));
+        self.batch_bytes_before = payload.len().min(GATHERING_BYTES_RESERVED_MAX);
         let items = std::mem::take(&mut self.gathering_items);
         self.batches.push_back(Batch { previous, last: self.last, items, round: self.round, payload });
     }
