@@ -1,8 +1,8 @@
 //! What other nodes say, on its way to the arbiters and groups here.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::ops::Range;
+use std::str::Utf8Error;
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
@@ -10,19 +10,19 @@ use kentongan_cluster::identity::{Incarnation, NodeId};
 use kentongan_cluster::lane::{Batch, LaneId, Verdict};
 use kentongan_proto::mqtt::QoS;
 use prost::Message as _;
-use prost::encoding::decode_varint;
+use smallvec::SmallVec;
 
 use crate::connection::SHARED_PAYLOAD_BYTES_MIN;
 use crate::connection_key::{ALL_PLACES, ConnectionKey};
 use crate::message::Message;
-use crate::peers::plain::PlainMessage;
+use crate::peers::plain::{PlainMessage, take_slice};
 use crate::peers::wire::{
     AskResync, Forwarded, GroupEvents, Messages, MessagesAnswer, NodeMessage, OUTBOX_LANE, OutboxAnswered, Propose,
     ReadRetained, Resync, ResyncPart, ShareLoad, ShareLoads, ShareSettled,
 };
 use crate::replicated::RetainedCursor;
 use crate::replicated::submitter::{Asker, OutboxTarget};
-use crate::router::batch::{self, Addressee};
+use crate::router::batch;
 use crate::router::cluster::Leader;
 use crate::router::node_lanes::PeerProcess;
 use crate::router::publish::{Payload, Publication};
@@ -204,35 +204,51 @@ struct Origin<'a> {
 }
 
 /// What is on its way to the arbiters of this node, and who wants the topic at hand.
-#[derive(Default)]
 struct Handing {
     topic: String,
     topic_hash: u64,
     matched: Matched,
-    batches: BTreeMap<u16, batch::Batch>,
+    /// Those of `matched`.
+    arbiters: SmallVec<[u16; 8]>,
+    /// One for each arbiter.
+    batches: Vec<batch::Batch>,
 }
 
 impl Handing {
-    /// A publisher's messages come in runs of one topic, which is looked up once.
-    fn match_topic(&mut self, shared: &Shared, topic: &str) {
-        if self.topic != topic || !shared.index.is_current(&self.matched) {
-            topic.clone_into(&mut self.topic);
-            self.topic_hash = topic_hash(topic);
-            shared.index.matches(topic, self.topic_hash, &mut self.matched);
+    fn new(shared: &Shared) -> Self {
+        Self {
+            topic: String::new(),
+            topic_hash: 0,
+            matched: Matched::default(),
+            arbiters: SmallVec::new(),
+            batches: shared.inboxes.iter().map(|_| batch::Batch::default()).collect(),
         }
     }
 
-    fn hand_to_subscribers(&mut self, shared: &Shared, publication: &mut Publication<'_>) {
-        for arbiter in self.matched.arbiters.iter() {
-            let batch = self.batches.entry(arbiter);
-            let batch = batch.or_insert_with(|| shared.recycled_from_nodes.pop().unwrap_or_default());
-            batch.push(publication, Addressee::Subscribers);
+    /// A publisher's messages come in runs of one topic, which is looked at and looked up once.
+    ///
+    /// # Errors
+    /// It is no text.
+    #[inline]
+    fn match_topic(&mut self, shared: &Shared, topic: &[u8]) -> Result<(), Utf8Error> {
+        if self.topic.as_bytes() != topic || !shared.index.is_current(&self.matched) {
+            self.match_another(shared, std::str::from_utf8(topic)?);
         }
+        Ok(())
+    }
+
+    fn match_another(&mut self, shared: &Shared, topic: &str) {
+        topic.clone_into(&mut self.topic);
+        self.topic_hash = topic_hash(topic);
+        shared.index.matches(topic, self.topic_hash, &mut self.matched);
+        self.arbiters.clear();
+        self.arbiters.extend(self.matched.arbiters.iter());
     }
 
     /// Into the inboxes. What is pushed there after this comes after it.
     fn finish(&mut self, origin: Origin<'_>) {
-        for (arbiter, batch) in std::mem::take(&mut self.batches) {
+        for (batch, arbiter) in self.batches.iter_mut().zip(0..=u16::MAX).filter(|(batch, _)| !batch.is_empty()) {
+            let batch = std::mem::take(batch);
             let weight = batch.weight_bytes();
             origin.push(arbiter, Event::Batch { from: None, batch, weight }, weight);
         }
@@ -243,41 +259,50 @@ impl Origin<'_> {
     /// Hands on the items above a number. When this returns, they are in the inboxes.
     fn take_items(self, payload: &Bytes, above: u64) {
         let now_ms = self.shared.now_ms();
-        let mut handing = Handing::default();
+        let mut handing = Handing::new(self.shared);
         let mut rest = &payload[..];
         while !rest.is_empty() {
-            let Some(item) = take_delimited(&mut rest) else {
+            let Some(item) = take_slice(&mut rest) else {
                 tracing::warn!("a node sent messages that cannot be read; the rest of the batch is dropped");
                 break;
             };
             // A plain message does not say who published it, which No Local asks [MQTT-3.8.3-3].
-            match PlainMessage::read(item).filter(|_| !self.is_outbox) {
-                Some(plain) if plain.number <= above => {}
-                Some(plain) => self.hand_on_plain(&plain, payload, now_ms, &mut handing),
-                None => match NodeMessage::decode(payload.slice_ref(item)) {
-                    Ok(item) if item.number <= above => {}
-                    Ok(item) => self.hand_on(item, now_ms, &mut handing),
-                    Err(error) => {
-                        tracing::warn!(%error, "a node sent a message that cannot be read; the rest is dropped");
-                        break;
-                    }
-                },
+            let plain = if self.is_outbox { None } else { PlainMessage::read(item) };
+            if let Some(plain) = plain
+                && (plain.number <= above || self.hand_on_plain(&plain, payload, now_ms, &mut handing).is_ok())
+            {
+                continue;
+            }
+            match NodeMessage::decode(payload.slice_ref(item)) {
+                Ok(item) if item.number <= above => {}
+                Ok(item) => self.hand_on(item, now_ms, &mut handing),
+                Err(error) => {
+                    tracing::warn!(%error, "a node sent a message that cannot be read; the rest is dropped");
+                    break;
+                }
             }
         }
         handing.finish(self);
     }
 
-    /// `batch` is where it was read from.
-    fn hand_on_plain(self, plain: &PlainMessage<'_>, batch: &Bytes, now_ms: u64, handing: &mut Handing) {
-        handing.match_topic(self.shared, plain.topic);
+    /// `from` is where it was read from.
+    ///
+    /// # Errors
+    /// Its topic is no text.
+    #[inline]
+    fn hand_on_plain(
+        self,
+        plain: &PlainMessage<'_>,
+        from: &Bytes,
+        now_ms: u64,
+        handing: &mut Handing,
+    ) -> Result<(), Utf8Error> {
+        handing.match_topic(self.shared, plain.topic)?;
         let mut publication = Publication {
             identity: plain.identity,
-            topic: plain.topic,
+            topic: &handing.topic,
             topic_hash: handing.topic_hash,
-            payload: Payload::of(
-                plain.payload,
-                Some(batch).filter(|_| plain.payload.len() >= SHARED_PAYLOAD_BYTES_MIN),
-            ),
+            payload: Payload::of(plain.payload, Some(from).filter(|_| plain.payload.len() >= SHARED_PAYLOAD_BYTES_MIN)),
             qos: plain.qos,
             retain: plain.retain,
             properties: None,
@@ -288,7 +313,14 @@ impl Origin<'_> {
             passed_on: 0,
             message: None,
         };
-        handing.hand_to_subscribers(self.shared, &mut publication);
+        for &arbiter in &handing.arbiters {
+            let Some(batch) = handing.batches.get_mut(usize::from(arbiter)) else { continue };
+            if batch.is_empty() {
+                *batch = self.shared.recycled_from_nodes.pop().unwrap_or_default();
+            }
+            batch.push_to_subscribers(&mut publication);
+        }
+        Ok(())
     }
 
     fn hand_on(self, item: NodeMessage, now_ms: u64, handing: &mut Handing) {
@@ -317,8 +349,10 @@ impl Origin<'_> {
     }
 
     fn hand_to_subscribers(self, message: &Arc<Message>, handing: &mut Handing) {
-        handing.match_topic(self.shared, &message.topic);
-        for arbiter in handing.matched.arbiters.iter() {
+        if handing.topic != *message.topic || !self.shared.index.is_current(&handing.matched) {
+            handing.match_another(self.shared, &message.topic);
+        }
+        for &arbiter in &handing.arbiters {
             let weight = message.weight_bytes();
             self.push(arbiter, Event::Route { message: Arc::clone(message), weight }, weight);
         }
@@ -357,12 +391,6 @@ impl Origin<'_> {
             inbox.push(event, weight);
         }
     }
-}
-
-/// The next item, which has its length before it.
-fn take_delimited<'a>(payload: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let length = usize::try_from(decode_varint(payload).ok()?).ok()?;
-    payload.split_off(..length)
 }
 
 /// What an arbiter here is told of a message that `origin` has for one member here of a shared subscription, and which

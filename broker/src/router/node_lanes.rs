@@ -152,7 +152,7 @@ impl NodeLanes {
 
     /// Something for the lane, whose number it returns. `None`: the node is lost.
     fn push(&mut self, node: NodeNumber, item: impl FnOnce(u64) -> NodeMessage) -> Option<u64> {
-        let number = self.push_with(node, |number, out| {
+        let number = self.push_with(node, true, |number, out| {
             // Cannot fail: a `BytesMut` grows.
             let _ = item(number).encode_length_delimited(out);
         })?;
@@ -160,13 +160,25 @@ impl NodeLanes {
         Some(number)
     }
 
-    /// The same for what `write` writes, given the number. Whether anybody waits for it is for the caller to say.
-    fn push_with(&mut self, node: NodeNumber, write: impl FnOnce(u64, &mut BytesMut)) -> Option<u64> {
-        if self.is_lost(node) {
+    /// The same for what `write` writes, given the number. Whether anybody waits for it is for the caller to say. `None` too for what
+    /// waits for nothing (`waits` is false), as in [`Self::drops_qos_0`].
+    #[inline]
+    fn push_with(&mut self, node: NodeNumber, waits: bool, write: impl FnOnce(u64, &mut BytesMut)) -> Option<u64> {
+        if !waits && self.dead.contains(&node) {
             return None;
         }
-        let lane = self.lane(node);
+        if !self.lanes.contains_key(&node) {
+            // One that is lost has no lane.
+            if self.is_lost(node) {
+                return None;
+            }
+            self.lane(node);
+        }
+        let lane = self.lanes.get_mut(&node)?;
         let is_blocked = lane.is_blocked();
+        if is_blocked && !waits {
+            return None;
+        }
         let number = lane.outgoing.next_number();
         lane.outgoing.push_at(number, |out| write(number, out));
         if is_blocked {
@@ -287,22 +299,23 @@ impl Lanes {
         direct: bool,
         shares: &[Arc<ShareGroup>],
     ) -> Option<u64> {
-        if publication.qos == QoS::AtMostOnce && self.nodes.drops_qos_0(node) {
-            return None;
-        }
+        let waits = publication.qos != QoS::AtMostOnce;
         let number = if direct && shares.is_empty() && publication.properties.is_none() {
-            let (topic, payload) = (publication.topic, publication.payload.as_slice());
+            let (topic, payload) = (publication.topic.as_bytes(), publication.payload.as_slice());
             let Publication { identity, qos, retain, expires_at_ms: expiry_left_ms, .. } = *publication;
-            self.nodes.push_with(node, |number, out| {
+            self.nodes.push_with(node, waits, |number, out| {
                 PlainMessage { number, identity, topic, payload, qos, retain, expiry_left_ms }.write(out);
             })?
         } else {
+            if !waits && self.nodes.drops_qos_0(node) {
+                return None;
+            }
             let message = Some(MessageRecord::from_message(&publication.share_message(), 0));
             let shares = shares.iter().map(|share| share.subscription_name().to_owned()).collect();
             let item = |number| NodeMessage { number, message, direct, shares, ..NodeMessage::default() };
             self.nodes.push(node, item)?
         };
-        if publication.qos != QoS::AtMostOnce {
+        if waits {
             let waiter = self.waiter();
             let lane = self.nodes.lane(node);
             lane.unanswered.push_back((number, waiter));

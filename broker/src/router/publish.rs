@@ -146,6 +146,9 @@ struct Asked<'a> {
 /// The nodes that were picked for a member of a shared subscription.
 type Elsewhere = SmallVec<[(NodeNumber, Arc<ShareGroup>); 2]>;
 
+/// The shared subscriptions of which one node's members were picked.
+type Shares = SmallVec<[Arc<ShareGroup>; 2]>;
+
 /// What became of a publication when it was routed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Routed {
@@ -564,7 +567,7 @@ impl ArbiterState {
         for arbiter in cached.global.arbiters.iter() {
             if arbiter != self.id {
                 matched = true;
-                self.batches[usize::from(arbiter)].push(publication, Addressee::Subscribers);
+                self.batches[usize::from(arbiter)].push_to_subscribers(publication);
                 self.schedule_flush();
             }
         }
@@ -704,6 +707,17 @@ impl ArbiterState {
         members: &Elsewhere,
         given_back: u8,
     ) -> bool {
+        if members.is_empty() {
+            let mut any = false;
+            for node in direct {
+                any = true;
+                self.hand_to_node(publication, node, true, SmallVec::new(), given_back);
+            }
+            if any {
+                self.schedule_flush();
+            }
+            return any;
+        }
         let mut nodes: SmallVec<[(NodeNumber, bool); 4]> = direct.map(|node| (node, true)).collect();
         for &(node, _) in members {
             if nodes.iter().all(|&(known, _)| known != node) {
@@ -712,26 +726,35 @@ impl ArbiterState {
         }
         for &(node, direct) in &nodes {
             let of_node = members.iter().filter(|(of, _)| *of == node).map(|(_, share)| Arc::clone(share));
-            let shares: SmallVec<[Arc<ShareGroup>; 2]> = of_node.collect();
-            match self.lanes.publish_to_node(node, publication, direct, &shares) {
-                Some(number) if publication.qos != QoS::AtMostOnce => {
-                    self.keep_for_members(publication, (node, number), shares, given_back);
-                }
-                Some(_) => {}
-                None => self.counters.messages_dropped.inc(DropReason::NodeLost),
+            self.hand_to_node(publication, node, direct, of_node.collect(), given_back);
+        }
+        self.schedule_flush();
+        true
+    }
+
+    #[inline]
+    fn hand_to_node(
+        &mut self,
+        publication: &mut Publication<'_>,
+        node: NodeNumber,
+        direct: bool,
+        shares: Shares,
+        given_back: u8,
+    ) {
+        match self.lanes.publish_to_node(node, publication, direct, &shares) {
+            Some(number) if publication.qos != QoS::AtMostOnce => {
+                self.keep_for_members(publication, (node, number), shares, given_back);
             }
+            Some(_) => {}
+            None => self.counters.messages_dropped.inc(DropReason::NodeLost),
         }
-        if !nodes.is_empty() {
-            self.schedule_flush();
-        }
-        !nodes.is_empty()
     }
 
     fn keep_for_members(
         &mut self,
         publication: &mut Publication<'_>,
         (node, number): (NodeNumber, u64),
-        shares: SmallVec<[Arc<ShareGroup>; 2]>,
+        shares: Shares,
         given_back: u8,
     ) {
         for (share, at) in shares.into_iter().zip(0..=u16::MAX) {
