@@ -6,8 +6,6 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use prost::Message as _;
-
 use crate::connection_key::{ALL_PLACES, ConnectionKey};
 use crate::peers::wire::{AskResync, EventKind, Forwarded, GroupEvent, GroupEvents, Resync};
 use crate::peers::{PeerFull, Peers};
@@ -192,6 +190,8 @@ pub(super) fn in_pieces<M: prost::Message>(items: Vec<M>, bytes_max: usize) -> i
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+
     use super::*;
     use crate::peers::wire::Deliver;
     use crate::replicated::command::MessageRecord;
