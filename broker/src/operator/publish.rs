@@ -38,7 +38,7 @@ impl Operator {
         }
         let expires_at_ms =
             wanted.properties.message_expiry_interval.map(|seconds| self.shared.now_ms() + u64::from(seconds) * 1000);
-        let message = Arc::new(Message {
+        let mut message = Message {
             identity: MessageIdentity::default(),
             topic: wanted.topic.into(),
             payload: wanted.payload.into(),
@@ -47,14 +47,15 @@ impl Operator {
             publisher: Arc::from(""),
             properties: Some(Box::new(wanted.properties)).filter(|own| **own != PublishProperties::default()),
             expires_at_ms,
-        });
+        };
         if message.qos != QoS::AtMostOnce && self.shared.submitter.is_full() {
             return Err(AskError::Unavailable("the disk of this node is full".to_owned()));
         }
         let publish = move |arbiter: &mut ArbiterState| match arbiter.operator_refusal(&message) {
             Some(text) => Err(AskError::Refused(text.to_owned())),
             None => {
-                arbiter.route_message(&message);
+                message.identity = arbiter.next_identity();
+                arbiter.route_message(&Arc::new(message));
                 Ok(())
             }
         };

@@ -234,9 +234,8 @@ impl ArbiterState {
             .and_then(|properties| properties.message_expiry_interval)
             .map(|seconds| self.now_ms + u64::from(seconds) * 1000);
         let properties = properties.filter(has_something_to_forward);
-        self.message_number += 1;
         let mut publication = Publication {
-            identity: MessageIdentity { lane: self.lanes.id(), number: self.message_number },
+            identity: self.next_identity(),
             topic,
             topic_hash: self.shared.index.hash(topic),
             payload,
@@ -501,9 +500,8 @@ impl ArbiterState {
             ..PublishProperties::default()
         };
         let expires_at_ms = properties.message_expiry_interval.map(|seconds| self.now_ms + u64::from(seconds) * 1000);
-        self.message_number += 1;
         let mut publication = Publication {
-            identity: MessageIdentity { lane: self.lanes.id(), number: self.message_number },
+            identity: self.next_identity(),
             topic: &will.topic,
             topic_hash: self.shared.index.hash(&will.topic),
             payload: Payload::shared(&will.payload),
@@ -526,6 +524,12 @@ impl ArbiterState {
         let mut publication = self.publication_of(message);
         // Nobody waits for it: what the groups answer is for no connection.
         self.route(&mut publication);
+    }
+
+    /// What tells one more message that is published here from every other.
+    pub fn next_identity(&mut self) -> MessageIdentity {
+        self.message_number += 1;
+        MessageIdentity { lane: self.lanes.id(), number: self.message_number }
     }
 
     pub(super) fn publication_of<'a>(&self, message: &'a Arc<Message>) -> Publication<'a> {

@@ -15,7 +15,7 @@ use super::{Machine, PICKED_ENTRIES_MAX, on_process_clock};
 use crate::groups::backup::HOLD_MAX;
 use crate::groups::incoming::{OUTBOXES, find_share, for_member};
 use crate::groups::pushes::in_pieces;
-use crate::message::Message;
+use crate::message::{Message, MessageIdentity};
 use crate::metrics::{DropReason, PublishRefusal};
 use crate::peers::PeerFull;
 use crate::peers::wire::{self, Forwarded, Messages, NodeMessage, Propose};
@@ -39,6 +39,7 @@ impl Machine {
                 let Some(entry) = entry else {
                     continue;
                 };
+                let entry = OutboxEntry { message: identified(&entry.message, origin, position), ..entry };
                 let targets = self.targets(shared, origin, &entry);
                 if let Some(cluster) = &shared.cluster
                     && !cluster.may_acknowledge()
@@ -313,6 +314,15 @@ struct Targets {
     unserved: u64,
 }
 
+/// A will has no identity by which it came: it gets that of its place in the outbox, which is the same whoever routes it.
+fn identified(message: &Arc<Message>, origin: u16, position: u64) -> Arc<Message> {
+    if message.identity != MessageIdentity::default() {
+        return Arc::clone(message);
+    }
+    let identity = MessageIdentity { lane: OUTBOX_LANE | u64::from(origin), number: position };
+    Arc::new(Message { identity, ..Message::clone(message) })
+}
+
 /// This start of this node, as one that can be picked.
 fn own_process(shared: &Shared) -> PickTarget {
     let node = shared.cluster.as_ref().map_or(0, |cluster| cluster.node);
@@ -341,5 +351,39 @@ fn is_first_time(shared: &Shared, origin: u16, position: u64) -> bool {
             );
             true
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(identity: MessageIdentity) -> Arc<Message> {
+        Arc::new(Message {
+            identity,
+            topic: Arc::from("t"),
+            payload: Bytes::new(),
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            publisher: Arc::from("c"),
+            properties: None,
+            expires_at_ms: None,
+        })
+    }
+
+    /// Two copies of it are known to be one, whoever routed them, and those of two wills to be two.
+    #[test]
+    fn a_will_is_identified_by_its_place() {
+        let will = message(MessageIdentity::default());
+        assert!(!will.is_copy_of(&will));
+        let routed = identified(&will, 3, 7);
+        assert!(routed.is_copy_of(&identified(&will, 3, 7)));
+        assert!(!routed.is_copy_of(&identified(&will, 3, 8)) && !routed.is_copy_of(&identified(&will, 4, 7)));
+    }
+
+    #[test]
+    fn what_has_an_identity_keeps_it() {
+        let identity = MessageIdentity { lane: 1, number: 2 };
+        assert_eq!(identified(&message(identity), 3, 7).identity, identity);
     }
 }
