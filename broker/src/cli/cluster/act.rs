@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use kentongan_cluster::transport::{LinkError, Question, Target, Transport};
 use kentongan_cluster::{GroupId, NodeId};
 use serde_json::json;
 
-use super::ask::{self, PAUSE, Survey, member_called, status_of};
+use super::ask::{self, PAUSE, Survey, Unanswered, member_called, status_of};
 use crate::peers::administration::{Act, Administered, Administration, Drain, HandOver};
 use crate::peers::status::{GroupStatus, MemberStatus, NodeStatus};
 
@@ -279,7 +280,7 @@ fn hand_over(
                         anyhow::bail!("{}", survey.with_names(&refusal))
                     }
                     Ok(Administered { hindrance, .. }) => hindrance,
-                    Err(error) => error,
+                    Err(error) => error.to_string(),
                 }
             }
         };
@@ -300,9 +301,12 @@ pub(super) fn decide(transport: &Transport, peer: &str, act: &Act, deadline: Ins
                 "whoever leads the directory has not decided".to_owned()
             }
             Ok(Administered { hindrance, .. }) => hindrance,
+            Err(error) if error.is_unreached && address == peer && Instant::now() >= deadline => {
+                return Err(error).context("it is not done");
+            }
             Err(error) => {
                 peer.clone_into(&mut address);
-                error
+                error.to_string()
             }
         };
         let hindrance = if hindrance.is_empty() { "it is not committed yet" } else { &hindrance };
@@ -311,12 +315,11 @@ pub(super) fn decide(transport: &Transport, peer: &str, act: &Act, deadline: Ins
     }
 }
 
-pub(super) fn administer(transport: &Transport, address: &str, act: Act) -> Result<Administered, String> {
+pub(super) fn administer(transport: &Transport, address: &str, act: Act) -> Result<Administered, Unanswered> {
     let question = Administration::encode_question(act);
     let asking = transport.ask(Target::Address(address.to_owned()), Question::Administer, question);
-    let answered = asking.recv().unwrap_or(Err(LinkError::Stopped));
-    let (_, body) = answered.map_err(|error| error.to_string())?;
-    Administered::decode_answer(body).map_err(|_| "the answer is malformed".to_owned())
+    let (_, body) = asking.recv().unwrap_or(Err(LinkError::Stopped))?;
+    Administered::decode_answer(body).map_err(|_| Unanswered::malformed())
 }
 
 fn leads_group(status: &NodeStatus, group: u16) -> bool {

@@ -33,6 +33,29 @@ pub(super) struct Surveyed {
     pub(super) answer: Result<NodeStatus, String>,
 }
 
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+#[error("{why}")]
+pub(super) struct Unanswered {
+    why: String,
+    /// Nobody listens there, or it is no place.
+    pub(super) is_unreached: bool,
+}
+
+impl From<LinkError> for Unanswered {
+    fn from(error: LinkError) -> Self {
+        let is_unreached = matches!(error, LinkError::Connect { .. } | LinkError::Resolve { .. });
+        Self { why: error.to_string(), is_unreached }
+    }
+}
+
+impl Unanswered {
+    /// Something came that is no answer.
+    pub(super) fn malformed() -> Self {
+        Self { why: "the answer is malformed".to_owned(), is_unreached: false }
+    }
+}
+
 /// Nobody keeps links with an operator's client, and it answers nothing.
 struct Client;
 
@@ -68,7 +91,7 @@ pub(super) fn client(settings: &Settings) -> anyhow::Result<Transport> {
 
 /// Asks one node, and then those that it knows of.
 pub(super) fn survey(transport: &Transport, peer: &str) -> anyhow::Result<Survey> {
-    let (hello, status) = answer(&ask(transport, peer)).map_err(anyhow::Error::msg).with_context(|| {
+    let (hello, status) = answer(&ask(transport, peer)).with_context(|| {
         format!(
             "cannot ask {peer}; --peer is where other nodes connect to a node (its --cluster), not its MQTT port, and nodes that \
              speak TLS with each other want a certificate of yours (--ca-file, --certificate-file, --key-file)"
@@ -96,7 +119,7 @@ pub(super) fn survey(transport: &Transport, peer: &str) -> anyhow::Result<Survey
 
 /// How a node is, as it says itself.
 pub(super) fn status_of(transport: &Transport, peer: &str) -> anyhow::Result<NodeStatus> {
-    let answered = answer(&ask(transport, peer)).map_err(anyhow::Error::msg);
+    let answered = answer(&ask(transport, peer));
     answered.map(|(_, status)| status).with_context(|| format!("cannot ask {peer}"))
 }
 
@@ -146,15 +169,14 @@ fn ask(transport: &Transport, peer: &str) -> Asking {
 }
 
 /// Waits for an answer; the transport bounds for how long.
-fn answer(asking: &Asking) -> Result<(PeerHello, NodeStatus), String> {
-    let answered = asking.recv().unwrap_or(Err(LinkError::Stopped));
-    let (hello, body) = answered.map_err(|error| error.to_string())?;
-    let status = NodeStatus::decode_answer(body).map_err(|_| "its answer is malformed".to_owned())?;
+fn answer(asking: &Asking) -> Result<(PeerHello, NodeStatus), Unanswered> {
+    let (hello, body) = asking.recv().unwrap_or(Err(LinkError::Stopped))?;
+    let status = NodeStatus::decode_answer(body).map_err(|_| Unanswered::malformed())?;
     Ok((hello, status))
 }
 
 fn answer_of(member: &MemberStatus, asking: &Asking) -> Result<NodeStatus, String> {
-    let (hello, status) = answer(asking)?;
+    let (hello, status) = answer(asking).map_err(|error| error.to_string())?;
     match hello.node.0 == member.node {
         true => Ok(status),
         false => Err(format!("node {} ({:?}) answers at {} now", hello.node, hello.name, member.peer_address)),

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use anyhow::Context as _;
 use clap::Args;
 use kentongan_cluster::directory::command::Ban;
 use kentongan_cluster::transport::Transport;
@@ -136,8 +137,11 @@ fn all(transport: &Transport, peer: &str) -> anyhow::Result<Vec<Ban>> {
                     return Ok(bans);
                 }
             }
+            Err(error) if error.is_unreached && Instant::now() >= deadline => {
+                return Err(error).with_context(|| format!("cannot ask {peer}"));
+            }
             outcome => {
-                let hindrance = outcome.map_or_else(|error| error, |answer| answer.hindrance);
+                let hindrance = outcome.map_or_else(|error| error.to_string(), |answer| answer.hindrance);
                 anyhow::ensure!(Instant::now() < deadline, "cannot ask {peer}: {hindrance}");
                 std::thread::sleep(PAUSE);
             }

@@ -17,7 +17,6 @@ mod tests;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::{Args, Subcommand};
 
 use self::ask::Survey;
@@ -176,10 +175,23 @@ impl AskedArgs {
         let is_guessed = self.peer.is_none() && settings.cluster.address.is_none();
         is_guessed.then(|| {
             format!(
-                "asked {peer}, since neither --peer nor the settings say where the node takes commands; one that is alone takes \
-                 them too, if it is started with `cluster.address = \"127.0.0.1:{DEFAULT_PEER_PORT}\"` (--cluster {DEFAULT_PEER_PORT})"
+                "{peer} was asked, since neither --peer nor the settings say where the node takes commands; one that is alone \
+                 takes them too, if it is started with `cluster.address = \"127.0.0.1:{DEFAULT_PEER_PORT}\"` (--cluster \
+                 {DEFAULT_PEER_PORT})"
             )
         })
+    }
+
+    /// An error as people read it: what happened, and then what may help where nobody was reached.
+    fn explain(&self, error: &anyhow::Error, settings: &Settings, peer: &str) -> String {
+        let is_unreached = |cause: &(dyn std::error::Error + 'static)| {
+            cause.downcast_ref::<ask::Unanswered>().is_some_and(|unanswered| unanswered.is_unreached)
+        };
+        let is_unreached = error.chain().any(is_unreached);
+        match self.why_nobody_listens(settings, peer).filter(|_| is_unreached) {
+            Some(why) => format!("{error:#} ({why})"),
+            None => format!("{error:#}"),
+        }
     }
 }
 
@@ -209,10 +221,7 @@ pub(super) fn run(command: &ClusterCommand) -> u8 {
     let own = || settings.cluster.advertised().unwrap_or_else(|| format!("127.0.0.1:{DEFAULT_PEER_PORT}"));
     let peer = asked.peer.clone().unwrap_or_else(own);
     let outcome = carry_out(command, &settings, &peer);
-    print(match asked.why_nobody_listens(&settings, &peer) {
-        Some(why) => outcome.context(why),
-        None => outcome,
-    })
+    print(outcome.map_err(|error| anyhow::Error::msg(asked.explain(&error, &settings, &peer))))
 }
 
 fn print(outcome: anyhow::Result<String>) -> u8 {
