@@ -29,7 +29,7 @@ const GROUP_COLUMNS: [&str; 10] =
     ["GROUP", "LEADER", "CHOSEN", "TERM", "VOTERS", "LEARNERS", "COMMITTED", "NOT COMMITTED", "BEHIND", "BACKLOG"];
 
 /// What a member does, in a word or two.
-fn state(member: &MemberStatus, answer: Option<&NodeStatus>) -> &'static str {
+pub(super) fn state(member: &MemberStatus, answer: Option<&NodeStatus>) -> &'static str {
     let Some(status) = answer else {
         return if member.incarnation == 0 { "dead" } else { "no answer" };
     };
@@ -60,7 +60,7 @@ fn backlog(status: &NodeStatus) -> u64 {
 }
 
 /// As the newest directory of those that answered has it: the one that was asked first may be behind.
-fn known_best<'a>(survey: &'a Survey, member: &'a MemberStatus) -> &'a MemberStatus {
+pub(super) fn known_best<'a>(survey: &'a Survey, member: &'a MemberStatus) -> &'a MemberStatus {
     let said = survey.answers().flat_map(|(_, status)| &status.members).filter(|known| known.node == member.node);
     let own = survey.answers().find(|(node, _)| node.member.node == member.node);
     let own = own.and_then(|(_, status)| status.members.iter().find(|known| known.node == member.node));

@@ -7,6 +7,7 @@ use kentongan_cluster::{GroupId, NodeId};
 use serde_json::{Value, json};
 
 use super::ask::{Survey, Surveyed};
+use super::list;
 use crate::peers::status::{GroupStatus, NodeStatus, Standing};
 
 const NODE_COLUMNS: [&str; 11] = [
@@ -36,8 +37,9 @@ pub(super) fn table(survey: &Survey) -> String {
         };
     }
     push_feature_level(&mut text, survey);
+    push_lost_majorities(&mut text, survey);
     text.push('\n');
-    let rows: Vec<Vec<String>> = survey.nodes.iter().map(node_row).collect();
+    let rows: Vec<Vec<String>> = survey.nodes.iter().map(|node| node_row(survey, node)).collect();
     push_table(&mut text, &NODE_COLUMNS, &rows);
     push_silent(&mut text, survey);
     push_broken_links(&mut text, survey);
@@ -59,6 +61,12 @@ impl Survey {
     pub(super) fn name_of(&self, node: u64) -> String {
         let known = self.nodes.iter().find(|known| known.member.node == node);
         known.map_or_else(|| NodeId(node).to_string(), |known| plain(&known.member.name))
+    }
+
+    /// Those of them that did not answer, in their order.
+    fn silent_of(&self, nodes: &[u64]) -> Vec<u64> {
+        let answers = |node: &u64| self.answers().any(|(known, _)| known.member.node == *node);
+        nodes.iter().copied().filter(|node| !answers(node)).collect()
     }
 
     /// Each group, with what each node says of it that keeps it. Nodes that keep none of it know that there is such a group.
@@ -95,7 +103,31 @@ fn push_feature_level(text: &mut String, survey: &Survey) {
     text.push('\n');
 }
 
-fn node_row(node: &Surveyed) -> Vec<String> {
+/// What of a group's voters do not answer keeps it from committing anything, if they are half of them or more.
+fn push_lost_majorities(text: &mut String, survey: &Survey) {
+    let lost: Vec<(Vec<u64>, usize)> = survey
+        .groups()
+        .values()
+        .filter_map(|seen| {
+            let voters = voters(seen);
+            let silent = survey.silent_of(voters);
+            let missing = (voters.len() / 2 + 1).saturating_sub(voters.len() - silent.len());
+            (missing > 0 && !voters.is_empty()).then_some((silent, missing))
+        })
+        .collect();
+    if lost.is_empty() {
+        return;
+    }
+    let nodes: BTreeSet<u64> = lost.iter().flat_map(|(silent, _)| silent).copied().collect();
+    let is_any_enough = lost.iter().all(|(silent, missing)| *missing == 1 && silent.len() == nodes.len());
+    let mut names: Vec<String> = nodes.iter().map(|&node| survey.name_of(node)).collect();
+    names.sort_unstable();
+    let which = names.join(if is_any_enough { " or " } else { ", " });
+    let (count, have) = (lost.len(), if lost.len() == 1 { "group has" } else { "groups have" });
+    let _ = writeln!(text, "{count} {have} no majority that answers: start {which}");
+}
+
+fn node_row(survey: &Survey, node: &Surveyed) -> Vec<String> {
     let member = &node.member;
     let mut row = vec![plain(&member.name), NodeId(member.node).to_string()];
     match &node.answer {
@@ -105,7 +137,7 @@ fn node_row(node: &Surveyed) -> Vec<String> {
             let leads = status.groups.iter().filter(|group| group.leads).count();
             let up = status.links.iter().filter(|link| link.up).count();
             row.extend([
-                standing.name().to_owned(),
+                list::state(list::known_best(survey, member), Some(status)).to_owned(),
                 lease(standing, status.lease_ms_left),
                 status.connections.to_string(),
                 leads.to_string(),
@@ -152,6 +184,12 @@ fn push_broken_links(text: &mut String, survey: &Survey) {
     }
 }
 
+/// Who votes in a group: as its leader has it, or else whoever answered and has the newest term.
+fn voters<'a>(seen: &[(u64, &'a GroupStatus)]) -> &'a [u64] {
+    let newest = seen.iter().max_by_key(|(_, status)| (status.term, status.leads));
+    newest.map_or(&[], |(_, status)| &status.voters)
+}
+
 /// What the newest term says of a group, and who is how far behind the most that anybody knows to be committed.
 fn group_row(survey: &Survey, group: u32, seen: &[(u64, &GroupStatus)]) -> Vec<String> {
     let term = seen.iter().map(|(_, status)| status.term).max().unwrap_or(0);
@@ -161,7 +199,10 @@ fn group_row(survey: &Survey, group: u32, seen: &[(u64, &GroupStatus)]) -> Vec<S
     let leading = newest().find(|(_, status)| status.leads);
     let heard_of = || newest().find(|(_, status)| status.leader != 0).map(|(_, status)| status.leader);
     let leader = leading.map(|(node, _)| *node).or_else(heard_of);
-    let kept_by: Vec<String> = seen.iter().map(|(node, _)| survey.name_of(*node)).collect();
+    let answering = seen.iter().map(|(node, _)| survey.name_of(*node));
+    // Last, so that only a row that ends in a name is one of a group that all keep.
+    let silent = survey.silent_of(voters(seen)).into_iter().map(|node| format!("{} (no answer)", survey.name_of(node)));
+    let kept_by: Vec<String> = answering.chain(silent).collect();
     let waiting = leading.map(|(_, status)| status.last.saturating_sub(committed));
     let behind: Vec<String> = seen
         .iter()

@@ -161,7 +161,7 @@ fn all_nodes_are_asked_and_shown_with_links_and_groups() {
 feature level 1; 2 once all know it, which these did not when they registered last: n2, n3
 
 NODE  ID                STANDING   LEASE    CONNECTIONS  LEADS  FOLLOWS  LINKS  {:width$}  CLIENTS AT      INCARNATION
-n1    0000000000000001  serving    1.234 s  7            2      1        1/2    {one:width$}  127.0.0.1:1883  41
+n1    0000000000000001  draining   1.234 s  7            2      1        1/2    {one:width$}  127.0.0.1:1883  41
 n2    0000000000000002  lapsed     none     0            1      2        2/2    {two:width$}  127.0.0.1:1884  42
 n3    0000000000000003  NO ANSWER                                               {three:width$}                  none
 
@@ -286,6 +286,49 @@ fn a_node_that_is_gone_is_named_with_the_reason() {
     let text = status(&Settings::default(), &peer, false).unwrap();
     assert!(text.contains("\nn2    0000000000000002  NO ANSWER "), "{text}");
     assert!(text.contains("\n  n2: 127.0.0.1:") && text.contains("refused"), "{text}");
+    assert!(text.contains("\n3 groups have no majority that answers: start n2\n"), "{text}");
+    assert!(
+        text.contains("\n0          n1          3     90         2              n1, n2 (no answer)  none\n"),
+        "{text}"
+    );
+}
+
+/// Whoever looks at a cluster that stands still learns what keeps it from going on, not only what is left of it.
+#[test]
+fn a_group_is_shown_with_voters_that_are_silent_and_one_without_a_majority_says_so() {
+    let (one, gone) = (node(1), [node(2), node(3)]);
+    let members = [&one, &gone[0], &gone[1]].map(|node| node.member.clone());
+    let seen = |group: u32, voters: &[u64]| GroupStatus {
+        voters: voters.to_vec(),
+        learners: Vec::new(),
+        ..self::group(group, false, 0, 12, 12)
+    };
+    let shown = |groups: Vec<GroupStatus>| {
+        let of = |member: &MemberStatus| member.node == 1;
+        let answer = NodeStatus { node: 1, members: members.to_vec(), groups, ..NodeStatus::default() };
+        let surveyed = |member: &MemberStatus| ask::Surveyed {
+            member: member.clone(),
+            answer: of(member).then(|| answer.clone()).ok_or_else(|| "refused".to_owned()),
+        };
+        show::table(&Survey { nodes: members.iter().map(surveyed).collect() })
+    };
+    let text = shown(vec![seen(0, &[1, 2, 3]), seen(1, &[3, 2, 1])]);
+    assert!(text.contains("\n2 groups have no majority that answers: start n2 or n3\n"), "{text}");
+    assert!(text.contains("  n1, n2 (no answer), n3 (no answer)  none\n"), "{text}");
+    let text = shown(vec![seen(0, &[1, 2, 3]), seen(1, &[2])]);
+    assert!(text.contains("\n2 groups have no majority that answers: start n2, n3\n"), "{text}");
+    let text = shown(vec![seen(0, &[1])]);
+    assert!(!text.contains("majority"), "{text}");
+}
+
+#[test]
+fn a_drained_node_is_shown_as_one() {
+    let one = node(1);
+    let member = MemberStatus { drains: true, ..one.member.clone() };
+    let standing = Standing::Serving.into();
+    one.canned.0.set(NodeStatus { node: 1, standing, members: vec![member], ..NodeStatus::default() }).unwrap();
+    let text = status(&Settings::default(), &one.member.peer_address, false).unwrap();
+    assert!(text.contains("\nn1    0000000000000001  drained   "), "{text}");
 }
 
 #[test]
@@ -357,4 +400,24 @@ fn who_says_nowhere_where_a_node_is_learns_what_a_lone_node_needs() {
     assert_eq!(why(&["--peer", "10.0.0.1:7001"], &settings), None);
     settings.cluster.address = Some(SocketAddr::from(([127, 0, 0, 1], 7001)));
     assert_eq!(why(&[], &settings), None);
+}
+
+/// The hint stands behind what happened, and only where nobody was reached.
+#[test]
+fn a_command_that_was_answered_does_not_say_whom_it_asked() {
+    let explained = |line: &[&str], peer: &str| {
+        let asked = Cli::try_parse_from(["kentongan", "cluster"].iter().chain(line));
+        let Some(Command::Cluster(command)) = asked.unwrap().command else { panic!("this command") };
+        let ClusterCommand::Drain(DrainArgs { asked, .. }) = &command else { panic!("this command") };
+        let error = carry_out(&command, &Settings::default(), peer).unwrap_err();
+        asked.explain(&error, &Settings::default(), peer)
+    };
+    let (nodes, peer) = scene();
+    assert_eq!(explained(&["drain", "nosuch"], &peer), "no node is called nosuch");
+    drop(nodes);
+    let text = explained(&["drain", "n1"], &peer);
+    assert!(text.starts_with(&format!("cannot ask {peer}: ")), "{text}");
+    assert!(text.ends_with("(--cluster 7001))") && text.contains(&format!(" ({peer} was asked, since ")), "{text}");
+    let text = explained(&["drain", "n1", "--peer", &peer], &peer);
+    assert!(text.contains("refused") && !text.contains("was asked"), "{text}");
 }
