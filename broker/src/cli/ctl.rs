@@ -336,10 +336,21 @@ pub(super) fn run(arguments: &CtlArgs) -> u8 {
     match outcome {
         Ok(text) => print_bytes(text.as_bytes()),
         Err(error) => {
+            if let Some(NotApplied { rows }) = error.downcast_ref() {
+                print_bytes(rows.as_bytes());
+            }
             eprintln!("kentongan ctl: {error:#}");
             EXIT_FAILURE
         }
     }
+}
+
+/// Nodes that did not do it, among what all answered.
+#[derive(Debug, thiserror::Error)]
+#[error("not every node has applied it")]
+struct NotApplied {
+    /// As they are printed.
+    rows: String,
 }
 
 /// The token, alone on its line.
@@ -459,7 +470,13 @@ impl Asker {
             }
             CtlCommand::Reload { node } => {
                 let path = format!("/reload?{}", query(&[("node", node)]));
-                self.rows(&self.ask(Method::POST, &path, None)?, &RELOAD_COLUMNS)
+                let answer = self.ask(Method::POST, &path, None)?;
+                let rows = self.rows(&answer, &RELOAD_COLUMNS)?;
+                let is_applied = |row: &Value| row["applied"] == true;
+                match answer["data"].as_array().is_some_and(|nodes| nodes.iter().all(is_applied)) {
+                    true => Ok(rows),
+                    false => Err(NotApplied { rows }.into()),
+                }
             }
             CtlCommand::Slow { by, limit } => {
                 self.rows(&self.get(&format!("/slow-subscribers?by={by}&limit={limit}"))?, &SLOW_COLUMNS)
@@ -483,7 +500,7 @@ impl Asker {
     }
 
     fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
-        let url: HttpUrl = format!("{}{path}", self.base).parse().map_err(|error| anyhow::anyhow!("--url: {error}"))?;
+        let url = self.url(path)?;
         let body = body.map(|body| Bytes::from(body.to_string()));
         let asking = self.client.request(method, &url, body, &[]);
         let answer = self.runtime.block_on(asking).with_context(|| self.unreached())?;
@@ -497,6 +514,12 @@ impl Asker {
         Ok(value)
     }
 
+    /// Where something of the API is.
+    fn url(&self, path: &str) -> anyhow::Result<HttpUrl> {
+        let url = HttpUrl::parse_like(&format!("{}{path}", self.base), "http://127.0.0.1:18083");
+        url.map_err(|error| anyhow::anyhow!("--url: {error}"))
+    }
+
     /// What to look at if nobody answers.
     fn unreached(&self) -> String {
         format!("{}: is api.tokens_file set there, and --url where its API listens?", self.base)
@@ -505,7 +528,7 @@ impl Asker {
     /// Why it was not done.
     fn refusal(&self, status: StatusCode, problem: &Value) -> anyhow::Error {
         match problem["detail"].as_str() {
-            Some(detail) => anyhow::anyhow!("{} ({status})", plain(detail)),
+            Some(detail) => anyhow::anyhow!("{} ({status})", as_commands(&plain(detail))),
             None => anyhow::anyhow!("{} answers {status}", self.base),
         }
     }
@@ -566,6 +589,18 @@ impl Asker {
         let width = fields.keys().map(String::len).max().unwrap_or(0);
         Ok(fields.iter().map(|(name, value)| format!("{name:width$}  {}\n", cell(value))).collect())
     }
+}
+
+/// Lists of the API that its hints name, and what prints them.
+const HINTED: [(&str, &str); 3] = [
+    ("/api/v1/sessions", "`ctl sessions list`"),
+    ("/api/v1/clients", "`ctl clients list`"),
+    ("/api/v1/nodes", "`ctl nodes`"),
+];
+
+/// A hint of the API, for those who type commands.
+fn as_commands(detail: &str) -> String {
+    HINTED.iter().fold(detail.to_owned(), |text, (path, command)| text.replace(path, command))
 }
 
 /// A value as people read it.

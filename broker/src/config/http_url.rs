@@ -37,18 +37,12 @@ impl HttpUrl {
         !self.is_encrypted() && !is_local
     }
 
-    /// Host, and port if one is named: enough to know whom it is about.
-    #[must_use]
-    pub fn authority(&self) -> &str {
-        self.0.authority().map_or("", |authority| authority.as_str())
-    }
-}
-
-impl FromStr for HttpUrl {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let form = "such as https://auth.example/mqtt";
+    /// Reads it as `from_str` does.
+    ///
+    /// # Errors
+    /// It is none; the message shows `example`.
+    pub fn parse_like(text: &str, example: &str) -> Result<Self, String> {
+        let form = format!("such as {example}");
         let uri: Uri = text.parse().map_err(|error| format!("no URL: {error}; {form}"))?;
         if ![Some(&Scheme::HTTP), Some(&Scheme::HTTPS)].contains(&uri.scheme()) {
             return Err(format!("no URL of http or https; {form}"));
@@ -65,6 +59,20 @@ impl FromStr for HttpUrl {
             return Err(String::from("a URL with a user name or password in it; give them in a header"));
         }
         Ok(Self(uri))
+    }
+
+    /// Host, and port if one is named: enough to know whom it is about.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        self.0.authority().map_or("", |authority| authority.as_str())
+    }
+}
+
+impl FromStr for HttpUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse_like(text, "https://auth.example/mqtt")
     }
 }
 

@@ -21,9 +21,14 @@ struct Node {
 
 impl Node {
     fn start() -> Self {
+        Self::start_for(Role::Operator)
+    }
+
+    /// With a token of that role.
+    fn start_for(role: Role) -> Self {
         let files = TempDir::new().expect("a temporary directory");
         let token = Token::draw();
-        std::fs::write(files.path().join("tokens"), token.line("made", Role::Operator)).expect("written");
+        std::fs::write(files.path().join("tokens"), token.line("made", role)).expect("written");
         std::fs::write(files.path().join("token"), token.expose()).expect("written");
         let settings = format!(
             "[api]\naddress = \"127.0.0.1:0\"\ntokens_file = {:?}\n[log]\naudit_file = {:?}\n[[listener]]\naddress = \"127.0.0.1:0\"\n",
@@ -190,4 +195,22 @@ fn a_session_is_ended_on_a_node_that_is_alone() {
 fn users_are_those_of_the_password_file() {
     let node = Node::start();
     assert_eq!(node.ctl("users").as_deref(), Ok("USERNAME  SOURCE  ALGORITHM  NODES\n"));
+}
+
+/// What a script goes by.
+#[test]
+fn a_reload_that_is_refused_fails_and_hints_name_commands() {
+    let node = Node::start_for(Role::Administrator);
+    assert!(node.ctl("reload").expect("applied").contains("  yes  "));
+    std::fs::write(node.files.path().join("tokens"), "no token\n").expect("written");
+    let output = node.command("reload").output().expect("it runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stdout).contains("  no  ") && text(&output.stdout).contains("tokens"), "{output:?}");
+    assert_eq!(text(&output.stderr), "kentongan ctl: not every node has applied it\n");
+    let refusal = node.ctl("clients show nobody").expect_err("there is none");
+    assert!(refusal.contains("is among `ctl sessions list` (404"), "{refusal}");
+    let line = ["ctl", "--url", "127.0.0.1:18083", "nodes"];
+    let output = broker_command().args(line).env("KENTONGANCTL_TOKEN", "t").output().expect("it runs");
+    assert!(text(&output.stderr).contains("such as http://127.0.0.1:18083"), "{output:?}");
 }

@@ -44,9 +44,7 @@ impl Asker {
         let TraceArgs { client, topic, seconds, payload } = arguments;
         let bounds = [Some(seconds.to_string()), Some(payload.to_string())];
         let asked = [("client", client), ("topic", topic), ("seconds", &bounds[0]), ("payload", &bounds[1])];
-        let url: HttpUrl = format!("{}/trace?{}", self.base, query(&asked))
-            .parse()
-            .map_err(|error| anyhow::anyhow!("--url: {error}"))?;
+        let url = self.url(&format!("/trace?{}", query(&asked)))?;
         let lasts = Duration::from_secs(u64::from(*seconds)) + GRACE;
         self.runtime.block_on(async {
             let mut interrupted = signal(SignalKind::interrupt())?;
