@@ -239,11 +239,11 @@ impl Authority {
         if listener.allow_anonymous {
             return Progress::Identified(Identified::anonymous(), AuthenticationOutcome::Anonymous);
         }
-        refused(
-            ReasonCode::NotAuthorized,
-            "anonymous clients are not allowed on this listener (allow_anonymous)",
-            AuthenticationOutcome::NothingOffered,
-        )
+        let text = match &connect.user_name {
+            None => "anonymous clients are not allowed on this listener (allow_anonymous)",
+            Some(_) => "no users are set up on this listener (auth.password_file), nor may clients be anonymous",
+        };
+        refused(ReasonCode::NotAuthorized, text, AuthenticationOutcome::NothingOffered)
     }
 
     /// `None`: there is no user name, or nothing to hold it against.
@@ -425,6 +425,17 @@ mod tests {
         let without_users = authority(false);
         assert_eq!(come(&without_users, Some("ana"), true), "\"\" Anonymous", "there is nothing to hold it against");
         assert_eq!(come(&without_users, Some("ana"), false), "NotAuthorized NothingOffered");
+        let told = |user| match without_users.authenticate(
+            &connect(user),
+            &listener(&methods, false),
+            &Origin::default(),
+            NOW,
+        ) {
+            Progress::Refused(refusal, _) => refusal.text,
+            other => panic!("{other:?}"),
+        };
+        assert!(told(None).starts_with("anonymous clients are not allowed"));
+        assert!(told(Some("ana")).starts_with("no users are set up"), "it did not come as nobody");
     }
 
     #[test]

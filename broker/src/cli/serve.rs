@@ -147,10 +147,17 @@ pub(super) fn run(arguments: &ServeArgs, serve: impl FnOnce(Effective, Reloading
     };
     let log_filter = logging::start(&effective.settings.log);
     warn_of_open_files(&effective.settings);
-    if is_closed_to_others(&effective.settings) {
+    if is_as_installed(&effective) {
         tracing::info!(
-            "only clients on this machine can connect; to let others in, start with \
+            "only clients on this machine can connect; to let others in, on a network that you trust, start with \
              --mqtt 0.0.0.0:1883 --allow-anonymous"
+        );
+    }
+    for listener in closed_to_all(&effective.settings) {
+        tracing::warn!(
+            listener = %listener.address,
+            "nobody can connect here: no users are set up (auth.password_file, auth.jwt, auth.http.url), and anonymous clients \
+             are not allowed (allow_anonymous)"
         );
     }
     match serve(effective, Reloading { sources, log_filter }) {
@@ -162,8 +169,23 @@ pub(super) fn run(arguments: &ServeArgs, serve: impl FnOnce(Effective, Reloading
     }
 }
 
-fn is_closed_to_others(settings: &Settings) -> bool {
-    settings.listener.iter().all(ListenerConfig::is_for_this_machine)
+/// Whether nobody has said where clients connect, nor who they are.
+fn is_as_installed(effective: &Effective) -> bool {
+    let settings = &effective.settings;
+    effective.listeners_are_defaults() && settings.allow_anonymous.is_none() && !settings.auth.has_users()
+}
+
+/// Listeners that let nobody in: nothing says who a client could be, and it may not be nobody.
+fn closed_to_all(settings: &Settings) -> impl Iterator<Item = &ListenerConfig> {
+    let may_know_somebody = |listener: &ListenerConfig| {
+        let by_certificate = listener.tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some());
+        // A balancer may say whose certificate it saw.
+        by_certificate || !listener.proxy_protocol_from.is_empty() || settings.auth.has_users()
+    };
+    settings
+        .listener
+        .iter()
+        .filter(move |listener| !listener.allows_anonymous(settings) && !may_know_somebody(listener))
 }
 
 #[cfg(test)]
@@ -196,8 +218,32 @@ mod tests {
         assert_eq!(settings.cluster.zone.as_deref(), Some("rack-1"));
         assert_eq!(settings.session.receive_maximum.get(), 7);
         assert_eq!(settings.session.response_information.as_deref(), Some("3"));
-        assert!(!is_closed_to_others(&settings));
-        assert!(is_closed_to_others(&Settings::default()));
+    }
+
+    #[test]
+    fn advice_is_for_those_who_have_said_nothing_and_a_listener_that_lets_nobody_in_is_named() {
+        let effective = |line: &str| {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            Effective::load(&Sources { flags: cli.serve.flags().unwrap(), ..Sources::default() }).unwrap()
+        };
+        let closed = |effective: &Effective| {
+            closed_to_all(&effective.settings).map(|listener| listener.address.to_string()).collect::<Vec<_>>()
+        };
+        let bare = effective("kentongan");
+        assert!(is_as_installed(&bare) && closed(&bare).is_empty());
+        for (line, expected) in [
+            ("kentongan --local 2/3", &[][..]),
+            ("kentongan --set allow_anonymous=false", &["127.0.0.1:1883", "[::1]:1883"]),
+            ("kentongan --set auth.password_file=/u", &[]),
+            ("kentongan --mqtt 0.0.0.0:1 --mqtt 127.0.0.1:2", &["0.0.0.0:1"]),
+            ("kentongan --mqtt 0.0.0.0:1 --allow-anonymous", &[]),
+            ("kentongan --mqtt 0.0.0.0:1 --set auth.password_file=/u", &[]),
+            ("kentongan --set listener=[{address='0.0.0.0:1',proxy_protocol_from=['10.0.0.1']}]", &[]),
+        ] {
+            let effective = effective(line);
+            assert!(!is_as_installed(&effective), "{line}");
+            assert_eq!(closed(&effective), expected, "{line}");
+        }
     }
 
     #[test]
