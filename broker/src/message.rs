@@ -65,10 +65,13 @@ impl Message {
     }
 }
 
+/// What topics of delayed messages begin with.
+pub const DELAYED: &str = "$delayed/";
+
 /// What `$delayed/SECONDS/TOPIC` stands for.
 #[must_use]
 pub fn delayed(topic: &str) -> Option<(u64, &str)> {
-    let (seconds, topic) = topic.strip_prefix("$delayed/")?.split_once('/')?;
+    let (seconds, topic) = topic.strip_prefix(DELAYED)?.split_once('/')?;
     let seconds = seconds.parse().ok()?;
     (!topic.is_empty()).then_some((seconds, topic))
 }

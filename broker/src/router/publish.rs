@@ -375,7 +375,12 @@ impl ArbiterState {
         {
             return refused(ReasonCode::PayloadFormatInvalid, "the payload is not the UTF-8 that it claims to be");
         }
-        if let Some((seconds, _)) = crate::message::delayed(asked.topic) {
+        if asked.topic.starts_with(crate::message::DELAYED) {
+            let Some((seconds, _)) = crate::message::delayed(asked.topic) else {
+                // As an ordinary topic it would reach nobody who waits for the other, and nobody would be told.
+                let text = "$delayed/ is followed by a whole number of seconds and a topic: $delayed/SECONDS/TOPIC";
+                return refused(ReasonCode::TopicNameInvalid, text);
+            };
             if !settings.delayed.enabled {
                 return refused(ReasonCode::NotAuthorized, "delayed publication is turned off here");
             }

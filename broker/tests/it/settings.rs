@@ -111,13 +111,20 @@ type Refusal = (&'static str, &'static str, &'static [u8], bool, ReasonCode, &'s
 /// What a PUBLISH is answered under a setting, and what it counts as.
 #[test]
 fn settings_refuse_publishes_with_their_reason() {
-    use ReasonCode::{NoMatchingSubscribers, NotAuthorized, PayloadFormatInvalid, QuotaExceeded, Success};
+    use ReasonCode::{
+        NoMatchingSubscribers, NotAuthorized, PayloadFormatInvalid, QuotaExceeded, Success, TopicNameInvalid,
+    };
     let table: &[Refusal] = &[
         ("", "t", b"\xFF", true, NoMatchingSubscribers, ""),
         ("session.check_payload_format = true", "t", b"\xFF", true, PayloadFormatInvalid, "payload_format_invalid"),
         ("session.check_payload_format = true", "t", b"text", true, NoMatchingSubscribers, ""),
         ("session.check_payload_format = true", "t", b"\xFF", false, NoMatchingSubscribers, ""),
         ("", "$delayed/60/t", b"x", false, Success, ""),
+        ("", "$delayed/1.5/t", b"x", false, TopicNameInvalid, "topic_name_invalid"),
+        ("", "$delayed/1m/t", b"x", false, TopicNameInvalid, "topic_name_invalid"),
+        ("", "$delayed/60/", b"x", false, TopicNameInvalid, "topic_name_invalid"),
+        ("", "$delayed/60", b"x", false, TopicNameInvalid, "topic_name_invalid"),
+        ("", "$delayedly/1m/t", b"x", false, NoMatchingSubscribers, ""),
         ("delayed.enabled = false", "$delayed/60/t", b"x", false, NotAuthorized, "not_authorized"),
         ("delayed.seconds_max = 59", "$delayed/60/t", b"x", false, QuotaExceeded, "quota_exceeded"),
         ("delayed.seconds_max = 60", "$delayed/60/t", b"x", false, Success, ""),
