@@ -51,12 +51,12 @@ fn a_sync_that_is_skipped_is_found() {
 
 #[test]
 fn an_acknowledgement_before_the_commit_is_found() {
-    is_found(Plant::AcknowledgeEarly, &[325]);
+    is_found(Plant::AcknowledgeEarly, &[326]);
 }
 
 #[test]
 fn what_is_said_of_clients_ahead_of_what_they_did_is_found() {
-    is_found(Plant::ResyncAhead, &[111]);
+    is_found(Plant::ResyncAhead, &[418]);
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn an_outbox_that_counts_anew_is_found() {
 
 #[test]
 fn an_epoch_that_nobody_looks_at_is_found() {
-    is_found(Plant::IgnoreEpoch, &[311]);
+    is_found(Plant::IgnoreEpoch, &[310]);
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn a_death_that_was_not_committed_is_found() {
 
 #[test]
 fn interest_that_goes_with_a_link_is_found() {
-    is_found(Plant::DropInterest, &[318]);
+    is_found(Plant::DropInterest, &[311]);
 }
 
 #[test]
