@@ -743,13 +743,14 @@ impl ArbiterState {
         let Some(client) = self.client(key) else {
             return;
         };
-        if logged {
-            tracing::info!(client_id = %client.client_id, peer = %client.origin, ?reason, text, "refused");
-        }
         // A token may stand where a user name does.
         let may_be_shown = |name: &&str| !begins_like_token(name.as_bytes());
         let user = client.pending.as_ref().and_then(|pending| pending.user_name());
         let user = user.filter(may_be_shown).map(str::to_owned);
+        if logged {
+            let user = user.as_deref();
+            tracing::info!(client_id = %client.client_id, peer = %client.origin, user, ?reason, text, "refused");
+        }
         let is_by_server = client.pending.as_ref().is_some_and(|pending| pending.is_refused_by_server);
         let (client_id, origin) = (Arc::clone(&client.client_id), client.origin.clone());
         if counted.is_of_login() || is_by_server {
