@@ -585,10 +585,7 @@ fn the_audit_log_tells_who_was_refused_and_what_was_reloaded() {
     assert!(Client::open(&broker, asked).1.reason_code.is_error());
     // Where there is no such file, the log must do.
     let line = broker.wait_for_log("no users are set up on this listener");
-    assert!(
-        line.contains("refused") && line.contains("meter") && line.contains("\"user\":\"eve"),
-        "{line}"
-    );
+    assert!(line.contains("refused") && line.contains("meter") && line.contains("\"user\":\"eve"), "{line}");
     for (text, outcome) in [("filter = \"debug\"\n", "applied"), ("filter = \"(\"\nnonsense = 1\n", "refused")] {
         std::fs::write(&file, settings(text)).expect("written");
         broker.hang_up();
