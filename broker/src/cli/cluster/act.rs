@@ -7,7 +7,7 @@ use kentongan_cluster::transport::{LinkError, Question, Target, Transport};
 use kentongan_cluster::{GroupId, NodeId};
 use serde_json::json;
 
-use super::ask::{self, PAUSE, Survey, Unanswered, Waiting, member_called, status_of};
+use super::ask::{self, PAUSE, Survey, Unanswered, member_called, status_of};
 use crate::peers::administration::{Act, Administered, Administration, Drain, HandOver};
 use crate::peers::status::{GroupStatus, MemberStatus, NodeStatus};
 
@@ -292,7 +292,6 @@ fn hand_over(
 /// Asks whoever leads the directory, again and again until it is so.
 pub(super) fn decide(transport: &Transport, peer: &str, act: &Act, deadline: Instant) -> anyhow::Result<()> {
     let mut address = peer.to_owned();
-    let mut waiting = Waiting::begin();
     loop {
         let hindrance = match administer(transport, &address, act.clone()) {
             Ok(Administered { done: true, .. }) => return Ok(()),
@@ -312,7 +311,6 @@ pub(super) fn decide(transport: &Transport, peer: &str, act: &Act, deadline: Ins
         };
         let hindrance = if hindrance.is_empty() { "it is not committed yet" } else { &hindrance };
         anyhow::ensure!(Instant::now() < deadline, "it is not done: {hindrance}");
-        waiting.say(hindrance);
         std::thread::sleep(PAUSE / 4);
     }
 }

@@ -138,7 +138,6 @@ pub(super) fn member_called<'a>(members: &'a [MemberStatus], called: &str) -> an
 pub(super) fn remove(transport: &Transport, peer: &str, node: u64, deadline: Instant) -> anyhow::Result<()> {
     let body = Bytes::from(Departing { node }.encode_to_vec());
     let mut address = peer.to_owned();
-    let mut waiting = Waiting::begin();
     loop {
         let asking = transport.ask(Target::Address(address.clone()), Question::Remove, body.clone());
         let answered = asking.recv().unwrap_or(Err(LinkError::Stopped));
@@ -156,40 +155,9 @@ pub(super) fn remove(transport: &Transport, peer: &str, node: u64, deadline: Ins
             }
         };
         anyhow::ensure!(Instant::now() < deadline, "it is not done: {last}");
-        waiting.say(&last);
         std::thread::sleep(PAUSE);
     }
 }
-
-/// Tells whoever waits, after a moment and once for each hindrance, why.
-pub(super) struct Waiting {
-    begun: Instant,
-    said: String,
-}
-
-impl Waiting {
-    pub(super) fn begin() -> Self {
-        Self { begun: Instant::now(), said: String::new() }
-    }
-
-    /// On standard error, for what is printed in the end is on the other.
-    pub(super) fn say(&mut self, hindrance: &str) {
-        if self.is_due(Instant::now(), hindrance) {
-            eprintln!("kentongan cluster: waiting: {hindrance}");
-        }
-    }
-
-    fn is_due(&mut self, now: Instant, hindrance: &str) -> bool {
-        let is_due = now.saturating_duration_since(self.begun) >= WAITING_SAID && self.said != hindrance;
-        if is_due {
-            hindrance.clone_into(&mut self.said);
-        }
-        is_due
-    }
-}
-
-/// Before anybody who waits is told why.
-const WAITING_SAID: Duration = Duration::from_secs(1);
 
 /// Between two looks whether something is done.
 pub(super) const PAUSE: Duration = Duration::from_millis(200);
@@ -212,20 +180,5 @@ fn answer_of(member: &MemberStatus, asking: &Asking) -> Result<NodeStatus, Strin
     match hello.node.0 == member.node {
         true => Ok(status),
         false => Err(format!("node {} ({:?}) answers at {} now", hello.node, hello.name, member.peer_address)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_waits_is_told_why_after_a_moment_and_not_again_and_again() {
-        let mut waiting = Waiting::begin();
-        let [early, due, then] = [900, 1000, 1200].map(|millis| waiting.begun + Duration::from_millis(millis));
-        assert!(!waiting.is_due(early, "no leader"));
-        assert!(waiting.is_due(due, "no leader"));
-        assert!(!waiting.is_due(then, "no leader"));
-        assert!(waiting.is_due(then, "its groups have not moved yet"));
     }
 }
