@@ -10,7 +10,7 @@
 use std::{
     fs,
     io::{self, ErrorKind},
-    net::{IpAddr, SocketAddr},
+    net::{SocketAddr, SocketAddrV4},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering::SeqCst},
@@ -20,6 +20,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType, netlink};
 use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream, tcp},
@@ -32,6 +33,19 @@ const PIECES_MAX: usize = 64;
 
 /// Bytes of a piece.
 const PIECE: usize = 16 * 1024;
+
+/// Of `linux/netlink.h`, `linux/sock_diag.h` and `linux/in.h`.
+const NLMSG_ERROR: u16 = 2;
+const NLM_F_REQUEST: u16 = 1;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const AF_INET: u8 = 2;
+const IPPROTO_TCP: u8 = 6;
+
+/// Bytes of `struct nlmsghdr`.
+const DIAG_HEADER_BYTES: usize = 16;
+
+/// Where the inode stands in an answer: `struct inet_diag_msg` behind the header.
+const INODE_AT: usize = DIAG_HEADER_BYTES + 68;
 
 /// What happens to what goes one way between two nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -275,8 +289,7 @@ async fn write_all(writer: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
 
 /// Which of the processes has the socket at the other end of a connection that `from` opened to `own`.
 fn dialler(from: SocketAddr, own: SocketAddr, pids: &[u32]) -> io::Result<Option<usize>> {
-    let sockets = fs::read_to_string("/proc/net/tcp")?;
-    let Some(inode) = inode(&sockets, from, own) else {
+    let Some(inode) = inode(from, own)? else {
         return Ok(None); // It is gone already.
     };
     let wanted = format!("socket:[{inode}]");
@@ -288,23 +301,53 @@ fn dialler(from: SocketAddr, own: SocketAddr, pids: &[u32]) -> io::Result<Option
     Ok(pids.iter().position(|&pid| pid != 0 && has(pid).is_some()))
 }
 
-/// The inode of the socket with these ends in the text of `/proc/net/tcp`.
-fn inode(sockets: &str, local: SocketAddr, remote: SocketAddr) -> Option<u64> {
-    let (local, remote) = (hexadecimal(local)?, hexadecimal(remote)?);
-    sockets.lines().find_map(|line| {
-        let mut fields = line.split_ascii_whitespace().skip(1);
-        let is_it = fields.next() == Some(&local) && fields.next() == Some(&remote);
-        // Then: state, queues, timer, retransmits, user, time-out.
-        is_it.then(|| fields.nth(6)?.parse().ok())?
-    })
+/// The inode of the TCP socket with these ends, asked of the kernel (`sock_diag(7)`). `/proc/net/tcp` says it too, but has a line
+/// for each closed connection that is still remembered, tens of thousands of them while nodes redial: to read it took longer than
+/// they waited, and they dialled again.
+fn inode(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
+    let (SocketAddr::V4(local), SocketAddr::V4(remote)) = (local, remote) else {
+        return Ok(None);
+    };
+    let kernel =
+        net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG))?;
+    net::send(&kernel, &diag_request(local, remote), net::SendFlags::empty())?;
+    let mut answer = [0; 512];
+    let (count, _) = net::recv(&kernel, &mut answer[..], net::RecvFlags::empty())?;
+    let answer = &answer[..count];
+    let number = |at: usize| answer.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
+    let message = answer.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes);
+    match message {
+        Some(SOCK_DIAG_BY_FAMILY) => Ok(number(INODE_AT).filter(|inode| *inode != 0)),
+        // An error's number, negative, stands behind the header.
+        Some(NLMSG_ERROR) => {
+            match number(DIAG_HEADER_BYTES).map(|number| io::Error::from_raw_os_error(-number.cast_signed())) {
+                Some(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                Some(error) => Err(error),
+                None => Err(ErrorKind::UnexpectedEof.into()),
+            }
+        }
+        _ => Err(io::Error::new(ErrorKind::InvalidData, format!("the kernel answers with message {message:?}"))),
+    }
 }
 
-/// As the kernel writes an address: the number as it lies in memory, then the port.
-fn hexadecimal(address: SocketAddr) -> Option<String> {
-    let IpAddr::V4(ip) = address.ip() else {
-        return None;
-    };
-    Some(format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), address.port()))
+/// Asks for one socket: `struct nlmsghdr` and `struct inet_diag_req_v2`.
+fn diag_request(local: SocketAddrV4, remote: SocketAddrV4) -> Vec<u8> {
+    let mut request = Vec::with_capacity(DIAG_HEADER_BYTES + 56);
+    request.extend(72_u32.to_ne_bytes());
+    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend(NLM_F_REQUEST.to_ne_bytes());
+    request.extend([0; 8]); // Its number, and who asks.
+    request.extend([AF_INET, IPPROTO_TCP, 0, 0]);
+    request.extend(u32::MAX.to_ne_bytes()); // In whatever state.
+    request.extend(local.port().to_be_bytes());
+    request.extend(remote.port().to_be_bytes());
+    for address in [local.ip(), remote.ip()] {
+        request.extend(address.octets());
+        request.extend([0; 12]);
+    }
+    request.extend([0; 4]); // At any interface.
+    request.extend([0xff; 8]); // With any cookie.
+    request
 }
 
 #[cfg(test)]
@@ -388,6 +431,19 @@ mod tests {
         dialled.write_all(b"x").unwrap();
         assert!(arrives(&mut accepted, DEADLINE));
         assert!(sent.elapsed() >= delay);
+    }
+
+    #[test]
+    fn the_kernel_names_the_socket_of_each_end_and_nobody_for_none() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let dialled = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let (from, own) = (dialled.local_addr().unwrap(), accepted.local_addr().unwrap());
+        let inode_of = |socket: &TcpStream| u32::try_from(rustix::fs::fstat(socket).unwrap().st_ino).unwrap();
+        assert_eq!(inode(from, own).unwrap(), Some(inode_of(&dialled)));
+        assert_eq!(inode(own, from).unwrap(), Some(inode_of(&accepted)));
+        let nobody = SocketAddr::new(from.ip(), 1);
+        assert_eq!(inode(nobody, own).unwrap(), None);
     }
 
     #[test]
