@@ -3,6 +3,7 @@
 
 use anyhow::{Result, ensure};
 use kentongan_proto::mqtt::{ProtocolVersion, QoS};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -77,7 +78,8 @@ pub fn run(nodes: &mut Nodes, victim: usize, clients: usize, seed: u64, run: u32
     let before = engine.latency(0).summary();
     engine.reset_latencies();
     let killed_ns = now_ns();
-    nodes.kill(victim)?;
+    // Its end is not waited for yet: the kernel closes its connections for a while, in which those who stay are to be served.
+    nodes.signal(victim, Signal::KILL)?;
     engine.run_until(killed_ns + AFTER_NS, &mut || ())?;
     while fleet.served() < clients && now_ns() < killed_ns + PATIENCE_NS {
         fleet.check()?;
@@ -90,6 +92,7 @@ pub fn run(nodes: &mut Nodes, victim: usize, clients: usize, seed: u64, run: u32
     engine.close(10 * SECOND)?;
     ensure!(findings == Findings::default(), "what clients that stayed sent one another went wrong: {findings:?}");
     let came = fleet.end()?;
+    nodes.kill(victim)?;
     nodes.restart(victim)?;
 
     let lost = came.lost_sessions;
