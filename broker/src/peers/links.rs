@@ -229,6 +229,7 @@ impl LinkSink {
                 } else if *way == Some(epoch) {
                     *way = None;
                 }
+                pipeline.connected(peer, ways.incoming.is_some());
             }),
             Class::Append if !up && direction == Direction::Outgoing => pipeline.unreachable(peer),
             Class::Append => {}

@@ -42,6 +42,13 @@ const HAND_OVER_TICKS: u64 = 200;
 /// The same for a leader that is not to lead at all, in which nobody is to wait for the end of a process in vain.
 const GIVE_WAY_TICKS: u64 = 60;
 
+/// After how many ticks the first voter stands for election whose leader is gone: the others are to have noticed it too, or they
+/// would refuse to vote.
+const STAND_TICKS_MIN: u64 = 2;
+
+/// How many later the next one does, if that one could not: an election takes two round trips and a sync.
+const STAND_TICKS_APART: u64 = 4;
+
 /// Ticks that a leader stays before it gives way to a preferred one: while links come and go it would be the next to be replaced.
 const OFFICE_TICKS_MIN: u64 = 100;
 
@@ -348,6 +355,26 @@ impl Group {
         // Refused only while a change of members is not handed out yet; then the election timeout tries again.
         let _ = self.raw.campaign();
         self.note_leadership();
+    }
+
+    /// A peer has no connection to this node any more, and did not make another one. If it leads, the voters stand for election
+    /// in an order of their own, each group in another one: the next if the one before cannot, and no two at once.
+    pub(crate) fn lost(&mut self, peer: NodeId) {
+        if self.raw.raft.leader_id != peer.0 || !self.raw.raft.promotable() {
+            return;
+        }
+        let mut others: Vec<_> = self.configuration.voters.iter().filter(|&&voter| voter != peer).collect();
+        others.sort_unstable();
+        let count = others.len() as u64;
+        let turn = others
+            .iter()
+            .position(|&&voter| voter == self.config.node)
+            .map_or(count, |place| (place as u64 + u64::from(self.id.0)) % count);
+        let least = self.config.election_ticks as usize;
+        // From now on it votes for others: it does not follow anybody.
+        self.raw.raft.election_elapsed = self.raw.raft.election_elapsed.max(least);
+        let ticks = (STAND_TICKS_MIN + turn * STAND_TICKS_APART).min(least as u64 - 1);
+        self.election_timeout = self.election_timeout.min(least + ticks as usize);
     }
 
     fn draw_election_timeout(&mut self) {

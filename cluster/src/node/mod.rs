@@ -143,7 +143,12 @@ pub struct Node {
     groups: BTreeMap<GroupId, Group>,
     /// Groups whose part of the present round is not safe yet.
     writing: Vec<(GroupId, Ready)>,
+    /// Peers whose connection ended, and for how many ticks they may still come back before they count as gone.
+    cut_off: BTreeMap<NodeId, u32>,
 }
+
+/// Ticks in which a peer that lives has dialled again. [`NodeConfig::new`]'s are 50 ms, as long as the first pause of a link.
+const REDIAL_TICKS: u32 = 4;
 
 impl Node {
     /// Takes up the groups that have a checkpoint. What their log has beyond it and is known to be committed is handed out
@@ -157,7 +162,7 @@ impl Node {
         checkpoints: BTreeMap<GroupId, CheckpointBase>,
     ) -> Result<Self, OpenError> {
         let (log, mut logs) = Log::open(disk, config.segment_bytes)?;
-        let mut node = Self { config, log, groups: BTreeMap::new(), writing: Vec::new() };
+        let mut node = Self { config, log, groups: BTreeMap::new(), writing: Vec::new(), cut_off: BTreeMap::new() };
         for (group, checkpoint) in checkpoints {
             let log = logs.remove(&group);
             node.open_group(group, checkpoint, log)?;
@@ -214,7 +219,26 @@ impl Node {
     /// Time passes.
     pub fn tick(&mut self) {
         self.assert_between_rounds();
+        let groups = &mut self.groups;
+        self.cut_off.retain(|&peer, ticks| {
+            *ticks -= 1;
+            if *ticks == 0 {
+                groups.values_mut().for_each(|group| group.lost(peer));
+            }
+            *ticks > 0
+        });
         self.groups.values_mut().for_each(Group::tick);
+    }
+
+    /// Whether a peer has a connection over which it would be heard. Whose process dies has none at once, and its groups need
+    /// not wait for an election timeout, nor every node for its lease to lapse, until somebody else leads them. Who only
+    /// lost its connection dials again within [`REDIAL_TICKS`]; should that take longer, those who hear it refuse to elect another.
+    pub fn connected(&mut self, peer: NodeId, is_connected: bool) {
+        if is_connected {
+            self.cut_off.remove(&peer);
+        } else {
+            self.cut_off.entry(peer).or_insert(REDIAL_TICKS);
+        }
     }
 
     /// Takes a message from a peer.

@@ -110,6 +110,81 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    fn led() -> (Self, NodeId) {
+        let mut cluster = Self::of(3);
+        assert!(cluster.tick_until(|cluster| cluster.leader().is_some()));
+        let leader = cluster.leader().expect("just seen");
+        (cluster, leader)
+    }
+
+    fn tick(&mut self, ticks: u32) {
+        for _ in 0..ticks {
+            self.nodes.values_mut().for_each(Node::tick);
+            while self.round() {}
+        }
+    }
+
+    fn others_of(&self, node: NodeId) -> Vec<NodeId> {
+        self.nodes.keys().copied().filter(|other| *other != node).collect()
+    }
+
+    fn connected(&mut self, at: NodeId, peer: NodeId, is_connected: bool) {
+        self.nodes.get_mut(&at).expect("runs").connected(peer, is_connected);
+    }
+}
+
+/// Less than the ten ticks of an election timeout, of which the second voter may need four more than the first.
+#[test]
+fn a_leader_whose_connections_end_and_do_not_come_back_is_followed_by_another_before_an_election_times_out() {
+    let (mut cluster, leader) = Cluster::led();
+    // So that nobody is about to stand for election anyway.
+    cluster.tick(8);
+    cluster.end(leader);
+    let others = cluster.others_of(leader);
+    others.iter().for_each(|&other| cluster.connected(other, leader, false));
+    cluster.tick(super::REDIAL_TICKS - 1);
+    assert_eq!(cluster.leader(), None);
+    cluster.tick(3);
+    assert!(cluster.leader().is_some(), "the first of them did not stand for election, or the other one did not vote");
+}
+
+/// The first in turn has not what is committed: the second one has its turn soon after.
+#[test]
+fn who_is_next_stands_for_election_where_the_one_before_cannot() {
+    let (mut cluster, leader) = Cluster::led();
+    cluster.tick(8);
+    cluster.end(leader);
+    let others = cluster.others_of(leader);
+    // Whichever is first: it alone has noticed, and nobody votes for it, since the other one follows the leader still.
+    for (alone, late) in [(others[0], others[1]), (others[1], others[0])] {
+        let mut notices = Cluster::led().0;
+        assert_eq!(notices.leader(), Some(leader), "the same seeds");
+        notices.tick(8);
+        notices.end(leader);
+        notices.connected(alone, leader, false);
+        notices.tick(3);
+        notices.connected(late, leader, false);
+        notices.tick(super::REDIAL_TICKS + 2 + 4);
+        assert!(notices.leader().is_some(), "{alone:?} noticed first");
+    }
+}
+
+#[test]
+fn a_leader_that_dials_again_in_time_or_is_heard_by_a_majority_stays() {
+    let (mut cluster, leader) = Cluster::led();
+    let others = cluster.others_of(leader);
+    let term = |cluster: &Cluster| cluster.nodes[&leader].status(GROUP).map(|status| status.term);
+    let before = term(&cluster);
+    others.iter().for_each(|&other| cluster.connected(other, leader, false));
+    cluster.tick(super::REDIAL_TICKS - 1);
+    others.iter().for_each(|&other| cluster.connected(other, leader, true));
+    cluster.tick(20);
+    cluster.connected(others[0], leader, false);
+    cluster.tick(20);
+    assert_eq!((cluster.leader(), term(&cluster)), (Some(leader), before));
+}
+
 /// The end of a joint step was handed out, nothing was written since, and those that the step took out are gone: who is left
 /// must know that they are not needed any more.
 #[test]

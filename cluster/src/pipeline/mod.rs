@@ -179,6 +179,7 @@ enum Submission<Q> {
     Message(NodeId, GroupId, Bytes),
     Release(Credit),
     Unreachable(NodeId),
+    Connected(NodeId, bool),
     Fetched(GroupId, Option<FetchedState>),
     Installed(GroupId, CheckpointBase),
     Place(GroupId, u64, Target),
@@ -309,6 +310,11 @@ impl<Q> PipelineHandle<Q> {
     /// What was sent to a peer may be lost.
     pub fn unreachable(&self, peer: NodeId) {
         self.submit(Submission::Unreachable(peer));
+    }
+
+    /// Whether a peer has a connection over which it would be heard. See [`Node::connected`](crate::node::Node::connected).
+    pub fn connected(&self, peer: NodeId, is_connected: bool) {
+        self.submit(Submission::Connected(peer, is_connected));
     }
 
     /// Asks how all groups are. The channel closes without an answer if the pipeline has stopped.

@@ -400,8 +400,10 @@ impl Simulation {
             96 => self.transfer(at, group),
             97 => {
                 let peer = NodeId(1 + self.random.below(self.plan.nodes));
+                let is_connected = self.random.once_in(2);
                 if let Some(node) = &mut self.hosts[at].node {
                     node.report_unreachable(peer);
+                    node.connected(peer, is_connected);
                 }
             }
             _ if self.plan.placed => {
