@@ -41,6 +41,9 @@ const SYNC_ERRNO: i64 = 5;
 /// Threads that connect clients beside those of the load.
 const CONNECTORS: usize = 8;
 
+/// Pause of such a client that was refused.
+const RETRY: Duration = Duration::from_millis(50);
+
 impl Lab<'_> {
     /// Does it, undoes it, and waits until all serve again. Returns the nodes that could not serve meanwhile.
     pub(super) fn do_to_nodes(&mut self, injection: &Injection) -> Result<Vec<usize>> {
@@ -248,8 +251,14 @@ impl Lab<'_> {
     fn terminate(&mut self, node: Victim, connections: usize) -> Result<Vec<usize>> {
         let node = self.resolve(node)?;
         let address = self.nodes.address(node);
-        let connect = move |number: usize| {
-            Link::open(address, ProtocolVersion::V3_1_1, &format!("idle-{number}"), Session::Transient).ok()
+        // A node whose lease has lapsed for a moment, as on a machine that does much else, refuses them.
+        let deadline = Instant::now() + AT_ONCE;
+        let connect = move |number: usize| loop {
+            match Link::open(address, ProtocolVersion::V3_1_1, &format!("idle-{number}"), Session::Transient) {
+                Ok(link) => return Some(link),
+                Err(_) if Instant::now() >= deadline => return None,
+                Err(_) => thread::sleep(RETRY),
+            }
         };
         let connectors: Vec<_> = (0..CONNECTORS)
             .map(|first| thread::spawn(move || (first..connections).step_by(CONNECTORS).filter_map(connect).collect()))
