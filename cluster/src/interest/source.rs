@@ -9,6 +9,10 @@ use super::{Content, Entry, SourceId, Update, Version, entry_bytes};
 /// Recent changes that are kept, so that who was away shortly gets what changed instead of everything.
 const RECENT_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// How many times what an update holds the changes of one entry may be, to go as one. A message that is longer finds no room in a
+/// queue, or in a frame, and its link would break over it again and again; a snapshot goes in pieces.
+const ENTRY_UPDATES_MAX: usize = 16;
+
 /// A set of filters with values, and what changed of late.
 #[derive(Debug)]
 pub struct Source {
@@ -137,8 +141,24 @@ impl Source {
                 let (version, as_of, after, piece) = (*version, *as_of, Arc::clone(after), *piece);
                 Some(self.snapshot_piece(feed, version, as_of, piece, Some(after), bytes_max))
             }
+            &Progress::Deltas { sent } if self.is_next_entry_too_long(sent, bytes_max) => {
+                Some(self.snapshot_piece(feed, self.version, as_of, 0, None, bytes_max))
+            }
             &Progress::Deltas { sent } => self.delta(feed, sent, as_of, bytes_max),
         }
+    }
+
+    /// The changes of an entry cannot be cut: half of them are no version. Where they are too many, everything is sent instead,
+    /// which can.
+    fn is_next_entry_too_long(&self, sent: Version, bytes_max: usize) -> bool {
+        let mut rest = self.recent.range(self.recent.partition_point(|&(version, _)| version <= sent)..);
+        let bytes_max = bytes_max.saturating_mul(ENTRY_UPDATES_MAX);
+        let Some(&(next, (ref first, _))) = rest.next() else { return false };
+        let mut bytes = entry_bytes(first);
+        rest.take_while(|(version, _)| *version == next).any(|(_, (filter, _))| {
+            bytes += entry_bytes(filter);
+            bytes > bytes_max
+        })
     }
 
     /// Pieces are cut from the set as it is now, which may be newer than `version`: the changes after `version` follow, and
@@ -177,14 +197,19 @@ impl Source {
         let mut changes: Vec<Entry> = Vec::new();
         let mut bytes = 0;
         let mut to = from;
-        for (version, (filter, value)) in self.recent.range(begin..) {
+        let mut rest = self.recent.range(begin..).peekable();
+        while let Some(&&(version, _)) = rest.peek() {
             // The changes of one entry stay together: half of them are no version.
-            if *version != to && !changes.is_empty() && !fits(bytes, filter, bytes_max) {
+            let before = changes.len();
+            while let Some((_, (filter, value))) = rest.next_if(|(of, _)| *of == version) {
+                bytes += entry_bytes(filter);
+                changes.push((Arc::clone(filter), *value));
+            }
+            if bytes > bytes_max && before > 0 {
+                changes.truncate(before);
                 break;
             }
-            to = *version;
-            bytes += entry_bytes(filter);
-            changes.push((Arc::clone(filter), *value));
+            to = version;
         }
         let complete = to >= self.version;
         if changes.is_empty() && feed.as_of >= as_of {

@@ -108,6 +108,46 @@ mod source {
         assert_eq!(all(&source, &mut feed, 7, 20), deltas);
     }
 
+    /// No queue has room for it and no frame holds it, so the link would break over it again and again.
+    #[test]
+    fn an_entry_that_changes_too_much_for_one_update_is_a_snapshot_in_pieces() {
+        let name = |number: u32| filter(&format!("filter/{number:04}"));
+        let mut source = Source::new(group_id());
+        source.set_at(Version(9), &filter("early"), 1);
+        let mut table = Table::new();
+        table.follow(group_id());
+        let mut taken = |update: Update| {
+            let mut outputs = Vec::new();
+            table.on_update(LinkId(1), update, &mut outputs);
+            assert!(!outputs.iter().any(|output| matches!(output, TableOutput::Ask { .. })), "{outputs:?}");
+        };
+        let mut feed = source.feed(None);
+        all(&source, &mut feed, 7, BYTES_MAX).into_iter().for_each(&mut taken);
+        source.set_at(Version(10), &filter("before"), 1);
+        for number in 0..2000 {
+            source.set_at(Version(11), &name(number), 1);
+        }
+        source.set_at(Version(12), &name(0), 2);
+        let updates = all(&source, &mut feed, 8, BYTES_MAX);
+        for update in &updates {
+            let (Content::Snapshot { entries, .. } | Content::Delta { changes: entries, .. }) = &update.content;
+            let bytes: usize = entries.iter().map(|(filter, _)| entry_bytes(filter)).sum();
+            assert!(bytes <= BYTES_MAX, "{bytes} bytes in one update");
+        }
+        assert!(matches!(updates[0].content, Content::Delta { .. }), "what came before it goes by itself");
+        updates.into_iter().for_each(&mut taken);
+        assert_eq!(table.have(group_id()), Some(Version(12)));
+        let wanted = |number| table.value(group_id(), &name(number));
+        assert_eq!((wanted(0), wanted(1), wanted(1999)), (2, 1, 1));
+        assert_eq!(["early", "before"].map(|name| table.value(group_id(), name)), [1, 1]);
+        assert!(table.missing(8, [group_id()]).is_empty(), "it is complete as of what it was sent for");
+
+        source.set_at(Version(13), &filter("after"), 1);
+        let changes = Content::Delta { from: Version(12), changes: entries(&[("after", 1)]) };
+        let update = Update { source: group_id(), version: Version(13), as_of: 8, content: changes };
+        assert_eq!(all(&source, &mut feed, 8, BYTES_MAX), [update], "and then what changes, as before");
+    }
+
     #[test]
     fn what_changes_during_a_snapshot_follows_it() {
         let mut source = with(&[("a", 1), ("b", 1), ("c", 1)]);
