@@ -20,8 +20,12 @@ use crate::node::PlantedBug;
 use crate::node::Sink;
 use crate::placement::transition::{self, Transition};
 
-const MESSAGE_BYTES_MAX: u64 = 1024 * 1024;
-const MESSAGES_IN_FLIGHT_MAX: usize = 256;
+/// Entries that go to a follower in one message, in bytes; one that is longer goes alone.
+const MESSAGE_BYTES_MAX: usize = 256 * 1024;
+
+/// Messages to one follower that are not answered. What they hold together must find room in the queue to its node beside what
+/// other groups have for it: who was away for long is sent as much at once, and if the first of that is dropped, all is in vain.
+const MESSAGES_IN_FLIGHT_MAX: usize = 64;
 
 /// Proposed and not committed; what comes on top waits outside of Raft.
 const UNCOMMITTED_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -782,7 +786,12 @@ impl Group {
                 continue;
             }
             let carries_entries = is_append && !message.entries.is_empty();
-            sink.send(NodeId(message.to), self.id, message::encode(&message), carries_entries);
+            // It also makes one message of all that may be under way to a follower, which may be more than a frame holds.
+            let mut next = Some(message);
+            while let Some(mut message) = next {
+                next = message::cut(&mut message, MESSAGE_BYTES_MAX);
+                sink.send(NodeId(message.to), self.id, message::encode(&message), carries_entries);
+            }
         }
     }
 
@@ -986,7 +995,7 @@ fn raw_node(
         skip_bcast_commit: id != GroupId::DIRECTORY,
         read_only_option: ReadOnlyOption::Safe,
         max_inflight_msgs: MESSAGES_IN_FLIGHT_MAX,
-        max_size_per_msg: MESSAGE_BYTES_MAX,
+        max_size_per_msg: MESSAGE_BYTES_MAX as u64,
         max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
         max_committed_size_per_ready: COMMITTED_BYTES_MAX,
         ..Config::default()

@@ -38,8 +38,28 @@ pub enum MessageError {
 /// Length of the context of a question for a read index: who asks, and the question's number there.
 pub(super) const READ_CONTEXT_BYTES: usize = 16;
 
+/// Bytes of an entry in a message beside its payload, about.
+const ENTRY_OVERHEAD_BYTES: usize = 24;
+
 pub(super) fn encode(message: &Message) -> Bytes {
     message.encode_to_vec().into()
+}
+
+/// Cuts a message behind `bytes_max` of entries, or behind the first entry if that is longer. Returns the rest, which is to follow
+/// it. Only appends have several entries.
+pub(super) fn cut(message: &mut Message, bytes_max: usize) -> Option<Message> {
+    let mut bytes = 0;
+    let at = message.entries.iter().position(|entry| {
+        let is_first = bytes == 0;
+        bytes += entry.data.len() + ENTRY_OVERHEAD_BYTES;
+        bytes > bytes_max && !is_first
+    })?;
+    let rest = message.entries.split_off(at);
+    let entries = std::mem::take(&mut message.entries);
+    let (index, log_term) = entries.last().map(|last| (last.index, last.term))?;
+    let rest = Message { index, log_term, entries: rest, ..message.clone() };
+    message.entries = entries;
+    Some(rest)
 }
 
 /// What a group knows that its messages must agree with.
@@ -173,6 +193,34 @@ mod tests {
         assert!(taken(&message(MessageType::MsgRequestVote)));
         // An old leader does not know what was committed since.
         assert!(taken(&Message { index: 5, entries: vec![entry(6, 4)], term: 4, ..message(MessageType::MsgAppend) }));
+    }
+
+    /// What goes out as one append and does not fit into one message is taken as the same, and no part is empty.
+    #[test]
+    fn an_append_in_parts_is_the_same_append() {
+        let sizes = [0, 0, 300, 10, 10, 10, 900, 0, 40, 40, 40, 5000];
+        let all: Vec<Entry> = (8..)
+            .zip(sizes)
+            .map(|(index, size)| Entry { data: vec![index as u8; size].into(), ..entry(index, 3 + index % 2) })
+            .collect();
+        let whole =
+            Message { index: 7, log_term: 3, entries: all.clone(), commit: 9, ..message(MessageType::MsgAppend) };
+        for bytes_max in [0, 1, 100, 350, 1000, 10_000] {
+            let (mut next, mut joined) = (Some(whole.clone()), Vec::new());
+            let mut before = (7, 3);
+            while let Some(mut part) = next {
+                next = cut(&mut part, bytes_max);
+                assert_eq!((part.index, part.log_term), before, "at most {bytes_max} bytes");
+                assert_eq!((part.commit, part.term, part.to), (whole.commit, whole.term, whole.to));
+                assert!(entries_follow(&part) && !part.entries.is_empty());
+                let bytes: usize = part.entries.iter().map(|entry| entry.data.len()).sum();
+                assert!(bytes <= bytes_max || part.entries.len() == 1, "{bytes} bytes, at most {bytes_max}");
+                before = part.entries.last().map(|last| (last.index, last.term)).unwrap();
+                joined.extend(part.entries);
+            }
+            assert_eq!(joined, all, "at most {bytes_max} bytes");
+        }
+        assert_eq!(cut(&mut message(MessageType::MsgHeartbeat), 0), None);
     }
 
     /// F14: each of these ends the process inside of raft-rs.

@@ -10,6 +10,7 @@ use crate::disk::SimDisk;
 use crate::group::{Change, CheckpointBase, Committed, Configuration, Role};
 use crate::identity::{GroupId, NodeId};
 use crate::log::LogId;
+use crate::transport::FRAME_BYTES_MAX;
 
 const GROUP: GroupId = GroupId(0);
 
@@ -45,6 +46,10 @@ struct Cluster {
     disks: BTreeMap<NodeId, SimDisk>,
     nodes: BTreeMap<NodeId, Node>,
     members: BTreeMap<NodeId, Configuration>,
+    /// Nothing comes to it, and nothing from it.
+    cut_off: Option<NodeId>,
+    /// The longest message that was carried, in bytes, since somebody was cut off. No frame holds one of [`FRAME_BYTES_MAX`].
+    longest: usize,
 }
 
 impl Cluster {
@@ -55,6 +60,8 @@ impl Cluster {
             disks: ids.clone().map(|node| (node, SimDisk::new())).collect(),
             nodes: BTreeMap::new(),
             members: BTreeMap::new(),
+            cut_off: None,
+            longest: 0,
         };
         ids.for_each(|node| cluster.start(node));
         cluster
@@ -85,6 +92,10 @@ impl Cluster {
         }
         busy |= !under_way.is_empty();
         for (from, to, message) in under_way {
+            self.longest = self.longest.max(message.len());
+            if message.len() >= FRAME_BYTES_MAX || self.cut_off.is_some_and(|away| [from, to].contains(&away)) {
+                continue;
+            }
             if let Some(node) = self.nodes.get_mut(&to) {
                 node.step(from, GROUP, message).expect("from a peer");
             }
@@ -399,4 +410,43 @@ fn what_a_segment_takes_over_survives_a_power_cut_at_any_operation() {
         let node = open(1, &pair.disk, &checkpoints);
         assert_eq!(node.entries(GROUP), tail, "power cut after {operations} operations");
     }
+}
+
+/// What it lacks is more than a frame holds, and what is written meanwhile is as much again, so it must not come little by little.
+#[test]
+fn who_was_cut_off_for_longer_than_a_frame_holds_catches_up() {
+    const COMMAND_BYTES: usize = 200_000;
+    let mut cluster = Cluster::of(3);
+    assert!(cluster.tick_until(|cluster| cluster.leader().is_some()));
+    let leader = cluster.leader().expect("just seen");
+    let away = cluster.nodes.keys().copied().find(|node| *node != leader).expect("two others");
+    let write = |cluster: &mut Cluster, bytes: usize| {
+        let mut written = 0;
+        while written < bytes {
+            let command = vec![written as u8; COMMAND_BYTES];
+            cluster.nodes.get_mut(&leader).expect("it is there").propose(GROUP, &command).expect("it leads");
+            written += COMMAND_BYTES;
+            while cluster.round() {}
+        }
+    };
+    let handed_out =
+        |cluster: &Cluster, node: NodeId| cluster.nodes[&node].status(GROUP).expect("it is here").handed_out;
+
+    cluster.cut_off = Some(away);
+    write(&mut cluster, 2 * FRAME_BYTES_MAX);
+    let behind = handed_out(&cluster, away);
+    assert!(handed_out(&cluster, leader).index > behind.index + 100, "the others go on");
+    cluster.cut_off = None;
+    // A few heartbeats; in each tick much more is written than one message holds.
+    for _ in 0..10 {
+        cluster.nodes.values_mut().for_each(Node::tick);
+        while cluster.round() {}
+        write(&mut cluster, 2 * 1024 * 1024);
+    }
+    assert!(cluster.longest < 1024 * 1024, "a message of {} bytes", cluster.longest);
+    assert_eq!(cluster.leader(), Some(leader));
+    cluster.nodes.values_mut().for_each(Node::tick);
+    while cluster.round() {}
+    let lacks = handed_out(&cluster, leader).index - handed_out(&cluster, away).index;
+    assert!(lacks <= 20, "it lacks {lacks} entries");
 }
