@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use kentongan_cluster::transport::LinkEpoch;
+
 use crate::connection_key::{ALL_PLACES, ConnectionKey};
 use crate::peers::wire::{AskResync, EventKind, Forwarded, GroupEvent, GroupEvents, Resync};
 use crate::peers::{PeerFull, Peers};
@@ -26,6 +28,9 @@ struct Synced {
     ask_in: u32,
     /// What was said for an earlier one does not count: see [`Synced::forget`].
     round: u32,
+    /// Over which life of the link it is told what it is told: nothing may come by the next one before it is known that the end of this
+    /// one may be lost.
+    over: Option<LinkEpoch>,
 }
 
 impl Synced {
@@ -126,9 +131,13 @@ impl Pushes {
             };
             for events in in_pieces(events, peers.piece_bytes()) {
                 let events = GroupEvents { group: u32::from(group), term: led.term, incarnation, events };
-                if let Err(PeerFull) = peers.forward(node, Forwarded::Events(events)) {
-                    led.nodes.entry(node).and_modify(Synced::forget);
-                    break;
+                let synced = led.nodes.entry(node).or_default();
+                match peers.forward_over(node, synced.over, Forwarded::Events(events)) {
+                    Ok(over) => synced.over = synced.over.or(over),
+                    Err(PeerFull) => {
+                        synced.forget();
+                        break;
+                    }
                 }
             }
         }
@@ -361,6 +370,77 @@ mod tests {
         assert!((7..=8).contains(&sent.len()), "{} frames", sent.len());
         assert!(sent.iter().all(|events| (events.group, events.term, events.incarnation) == (1, 5, 3)));
         assert!(pushes.is_synced(1, 7, at(0, 0)));
+    }
+
+    /// Links that break, of which nobody is told at once.
+    #[derive(Debug, Default)]
+    struct Breaking {
+        life: std::sync::Mutex<u64>,
+        sent: std::sync::Mutex<Vec<(u64, GroupEvents)>>,
+    }
+
+    impl Breaking {
+        fn break_off(&self) {
+            *self.life.lock().unwrap() += 1;
+        }
+
+        /// What was delivered, and over which life.
+        fn take(&self) -> Vec<(u64, Vec<u32>)> {
+            let sent = std::mem::take(&mut *self.sent.lock().unwrap());
+            sent.into_iter().map(|(life, events)| (life, delivered(&[events]))).collect()
+        }
+    }
+
+    impl Peers for Breaking {
+        fn forward(&self, node: u64, forwarded: Forwarded) -> Result<(), PeerFull> {
+            self.forward_over(node, None, forwarded).map(drop)
+        }
+
+        fn forward_over(
+            &self,
+            _: u64,
+            over: Option<LinkEpoch>,
+            forwarded: Forwarded,
+        ) -> Result<Option<LinkEpoch>, PeerFull> {
+            let life = *self.life.lock().unwrap();
+            match (over, forwarded) {
+                (Some(over), _) if over != LinkEpoch(life) => return Err(PeerFull),
+                (_, Forwarded::Events(events)) => self.sent.lock().unwrap().push((life, events)),
+                _ => {}
+            }
+            Ok(Some(LinkEpoch(life)))
+        }
+
+        fn control(&self, _: u64, _: bytes::Bytes) {}
+
+        fn members(&self, _: Vec<kentongan_cluster::transport::PeerAddress>) {}
+    }
+
+    /// P5: the end of what went over the link before may be lost. The clients would get what comes by the new one first, and that
+    /// afterwards.
+    #[test]
+    fn nothing_passes_over_a_new_link_before_it_is_known_that_the_old_one_broke() {
+        let (mut pushes, links) = (Pushes::default(), Breaking::default());
+        pushes.lead(1, 5);
+        pushes.synced(7, &resync(0, 0), ALL_PLACES);
+        let push = |pushes: &mut Pushes, packet_id| {
+            pushes.push(1, 7, 3, vec![deliver(packet_id)]);
+            pushes.flush_to(&links);
+        };
+        push(&mut pushes, 1);
+        push(&mut pushes, 2);
+        assert_eq!(links.take(), [(0, vec![1]), (0, vec![2])]);
+        links.break_off();
+        push(&mut pushes, 3);
+        assert_eq!(links.take(), []);
+        assert!(!pushes.is_synced(1, 7, at(0, 0)), "it is asked what it has");
+        // Now it is heard of.
+        pushes.on_link_broken(7);
+        let round = pushes.led[&1].nodes[&7].round;
+        assert_eq!(pushes.synced(7, &resync(0, 0), ALL_PLACES), None, "of what may be lost it knew nothing");
+        assert_eq!(pushes.synced(7, &resync(0, round), ALL_PLACES), Some((1, ALL_PLACES)));
+        push(&mut pushes, 3);
+        assert_eq!(links.take(), [(1, vec![3])]);
     }
 
     /// Behind what was refused nothing goes, or it would come before that.

@@ -83,12 +83,21 @@ pub struct Links(pub Transport);
 
 impl Peers for Links {
     fn forward(&self, node: u64, forwarded: Forwarded) -> Result<(), PeerFull> {
+        self.forward_over(node, None, forwarded).map(drop)
+    }
+
+    fn forward_over(
+        &self,
+        node: u64,
+        over: Option<LinkEpoch>,
+        forwarded: Forwarded,
+    ) -> Result<Option<LinkEpoch>, PeerFull> {
         let node = NodeId::new(node).ok_or(PeerFull)?;
-        match self.0.send_pieces(node, Class::Forward, FORWARD, forward_pieces(forwarded)) {
-            Ok(()) => Ok(()),
+        match self.0.send_pieces(node, Class::Forward, FORWARD, forward_pieces(forwarded), over) {
+            Ok(epoch) => Ok(Some(epoch)),
             Err(SendError::TooLarge) => {
                 tracing::error!(%node, "what this node has for another is longer than a frame may be; it is dropped");
-                Ok(())
+                Ok(None)
             }
             Err(SendError::Full | SendError::Down | SendError::UnknownPeer | SendError::Stopping) => Err(PeerFull),
         }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use kentongan_cluster::NodeId;
-use kentongan_cluster::transport::{ClusterId, FRAME_BYTES_MAX, PeerAddress};
+use kentongan_cluster::transport::{ClusterId, FRAME_BYTES_MAX, LinkEpoch, PeerAddress};
 
 pub mod administration;
 pub mod backup;
@@ -37,6 +37,20 @@ pub trait Peers: Send + Sync + fmt::Debug {
     /// # Errors
     /// No room, or no link.
     fn forward(&self, node: u64, forwarded: wire::Forwarded) -> Result<(), PeerFull>;
+
+    /// The same of something that must stand behind what went over one life of the link: it goes over that, or there is no room.
+    /// Returns the life over which it goes; `None` where links have none, or if no frame can hold it.
+    ///
+    /// # Errors
+    /// No room, no link, or another one than `over`.
+    fn forward_over(
+        &self,
+        node: u64,
+        _over: Option<LinkEpoch>,
+        forwarded: wire::Forwarded,
+    ) -> Result<Option<LinkEpoch>, PeerFull> {
+        self.forward(node, forwarded).map(|()| None)
+    }
 
     /// Bytes after which what could be said in parts begins another part.
     fn piece_bytes(&self) -> usize {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use kentongan_cluster::pipeline::{Fetched, Peers as RaftPeers};
-use kentongan_cluster::transport::{Class, PeerAddress};
+use kentongan_cluster::transport::{Class, LinkEpoch, PeerAddress};
 use kentongan_cluster::{GroupId, NodeId};
 use kentongan_proto::peer::Kind;
 use rand::rngs::SmallRng;
@@ -246,6 +246,19 @@ impl Network {
     }
 
     fn send(&self, from: usize, to: NodeId, class: Class, kind: Kind, body: Bytes) -> Result<(), SendRefused> {
+        self.send_over(from, to, class, kind, body, None).map(drop)
+    }
+
+    /// Over this life of the link, if one is given. Returns over which.
+    fn send_over(
+        &self,
+        from: usize,
+        to: NodeId,
+        class: Class,
+        kind: Kind,
+        body: Bytes,
+        over: Option<LinkEpoch>,
+    ) -> Result<LinkEpoch, SendRefused> {
         let mut state = self.lock();
         let State { nodes, ids, random, piece_bytes, now_ns, links, fresh, delay_ns_max, .. } = &mut *state;
         // The transport would drop it, each time that it is tried.
@@ -259,11 +272,12 @@ impl Network {
         };
         let index = (from * *nodes + to) * Class::ALL.len() + class as usize;
         let link = &mut links[index];
-        if !link.open {
+        let epoch = LinkEpoch(link.epoch);
+        if !link.open || over.is_some_and(|over| over != epoch) {
             return Err(SendRefused::Down);
         }
         if link.broken {
-            return Ok(());
+            return Ok(epoch);
         }
         let is_narrow = body.len() > NARROW_BYTES_MAX && *now_ns < link.narrow_until_ns;
         if is_narrow || link.bytes + body.len() > LINK_BYTES_MAX {
@@ -282,7 +296,7 @@ impl Network {
         if !link.scheduled && link.frames.len() == 1 {
             fresh.push(index);
         }
-        Ok(())
+        Ok(epoch)
     }
 }
 
@@ -305,6 +319,17 @@ impl Peers for SimLinks {
         }
         let body = forward_body(forwarded);
         self.network.send(self.node, NodeId(node), Class::Forward, FORWARD, body).map_err(|_| PeerFull)
+    }
+
+    fn forward_over(
+        &self,
+        node: u64,
+        over: Option<LinkEpoch>,
+        forwarded: Forwarded,
+    ) -> Result<Option<LinkEpoch>, PeerFull> {
+        let body = forward_body(forwarded);
+        let sent = self.network.send_over(self.node, NodeId(node), Class::Forward, FORWARD, body, over);
+        sent.map(Some).map_err(|_| PeerFull)
     }
 
     fn piece_bytes(&self) -> usize {

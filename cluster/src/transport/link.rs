@@ -119,7 +119,7 @@ impl<'a> Up<'a> {
         *peer.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
         count(&shared.stats.class(class).links_up);
         // Open before it is said: what is sent in answer to the event must be taken.
-        outbox.up();
+        outbox.up(epoch);
         let (peer, direction) = (peer.node, Direction::Outgoing);
         shared.sink.on_event(Event::LinkUp { peer, class, direction, epoch, hello });
         Self { shared, outbox, down: Some(Event::LinkDown { peer, class, direction, epoch }) }

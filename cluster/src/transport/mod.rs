@@ -275,14 +275,23 @@ impl Transport {
     ///
     /// Taken does not mean arrived: a link that breaks loses what was under way.
     pub fn send(&self, to: NodeId, class: Class, kind: Kind, body: Bytes) -> Result<(), SendError> {
-        self.send_pieces(to, class, kind, [body, Bytes::new()])
+        self.send_pieces(to, class, kind, [body, Bytes::new()], None).map(drop)
     }
 
-    /// The same for a message whose body is in two pieces.
-    pub fn send_pieces(&self, to: NodeId, class: Class, kind: Kind, body: [Bytes; 2]) -> Result<(), SendError> {
+    /// The same for a message whose body is in two pieces, and which may be worth something only behind what went before it: given
+    /// the life of the link over which that went, it goes over the same or is not taken, as if that link were still down. Whoever sends
+    /// may be ahead of the [`Event::LinkUp`] of a new one. Returns the life over which it goes.
+    pub fn send_pieces(
+        &self,
+        to: NodeId,
+        class: Class,
+        kind: Kind,
+        body: [Bytes; 2],
+        over: Option<LinkEpoch>,
+    ) -> Result<LinkEpoch, SendError> {
         let peers = self.inner.shared.peers.read().unwrap_or_else(PoisonError::into_inner);
         let peer = peers.get(&to).ok_or(SendError::UnknownPeer)?;
-        peer.outboxes[class.index()].push(kind, body)
+        peer.outboxes[class.index()].push(kind, body, over)
     }
 
     /// Sends messages that may be lost, one after the other. None of them is waited for, and a full queue drops some.

@@ -14,7 +14,7 @@ use kentongan_proto::peer::{Kind, MESSAGE_HEADER_BYTES, wire};
 
 use super::codec::{Frame, batch_bytes};
 use super::doorbell::Doorbell;
-use super::event::Class;
+use super::event::{Class, LinkEpoch};
 use super::stats::{TransportStats, add, count};
 
 /// A frame takes messages until it is this long. Longer frames cost less per message, but by now that gains nothing,
@@ -71,8 +71,8 @@ pub(super) struct Outbox {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Messages are taken only while the link is up; while it is not, the queue is empty.
-    up: bool,
+    /// The life of the link that is up. Messages are taken only then; while there is none, the queue is empty.
+    up: Option<LinkEpoch>,
     /// No more messages are taken; the stream ends once the queue is empty.
     finishing: bool,
     /// Counts streams: one that is not the newest ends.
@@ -97,22 +97,23 @@ impl Outbox {
         Arc::new(Self { class, bytes_max, message_bytes_max, stats, doorbell, state: Mutex::default() })
     }
 
-    /// Appends a message. Never waits.
-    pub(super) fn push(&self, kind: Kind, body: [Bytes; 2]) -> Result<(), SendError> {
+    /// Appends a message. Never waits. Returns over which life of the link it goes; if `over` is given it is that, or the message is
+    /// not taken.
+    pub(super) fn push(&self, kind: Kind, body: [Bytes; 2], over: Option<LinkEpoch>) -> Result<LinkEpoch, SendError> {
         let message = Waiting { kind, body };
         let mut state = self.lock();
-        self.admit(&mut state, kind, message.body_bytes())?;
+        let epoch = self.admit(&mut state, kind, message.body_bytes(), over)?;
         state.append(message);
         self.wake(state);
-        Ok(())
+        Ok(epoch)
     }
 
     /// Appends messages that may be lost, as many as are taken, and wakes the connection once for all of them.
     pub(super) fn push_all(&self, kind: Kind, bodies: impl IntoIterator<Item = Bytes>) {
         let mut state = self.lock();
         for body in bodies {
-            match self.admit(&mut state, kind, body.len()) {
-                Ok(()) => state.append(Waiting { kind, body: [body, Bytes::new()] }),
+            match self.admit(&mut state, kind, body.len(), None) {
+                Ok(_) => state.append(Waiting { kind, body: [body, Bytes::new()] }),
                 // Its sender tries again and again, and nobody else would say why nothing comes of it.
                 Err(SendError::TooLarge) => {
                     tracing::error!(class = ?self.class, bytes = body.len(), "a message is longer than a frame may be; it is dropped");
@@ -132,8 +133,14 @@ impl Outbox {
         }
     }
 
-    fn admit(&self, state: &mut State, kind: Kind, body_bytes: usize) -> Result<(), SendError> {
-        self.has_room(state, kind, body_bytes).inspect_err(|error| match error {
+    fn admit(
+        &self,
+        state: &mut State,
+        kind: Kind,
+        body_bytes: usize,
+        over: Option<LinkEpoch>,
+    ) -> Result<LinkEpoch, SendError> {
+        self.has_room(state, kind, body_bytes, over).inspect_err(|error| match error {
             SendError::Full => count(&self.stats.class(self.class).refused_full),
             SendError::Down => count(&self.stats.class(self.class).refused_down),
             SendError::TooLarge => count(&self.stats.class(self.class).refused_too_large),
@@ -141,16 +148,22 @@ impl Outbox {
         })
     }
 
-    fn has_room(&self, state: &mut State, kind: Kind, body_bytes: usize) -> Result<(), SendError> {
+    fn has_room(
+        &self,
+        state: &mut State,
+        kind: Kind,
+        body_bytes: usize,
+        over: Option<LinkEpoch>,
+    ) -> Result<LinkEpoch, SendError> {
         if body_bytes > self.message_bytes_max {
             return Err(SendError::TooLarge);
         }
         if state.finishing {
             return Err(SendError::Stopping);
         }
-        if !state.up {
+        let Some(epoch) = state.up.filter(|&up| over.is_none_or(|over| over == up)) else {
             return Err(SendError::Down);
-        }
+        };
         if state.bytes + cost(body_bytes) > self.bytes_max && kind == Kind::RAFT {
             let dropped = state.drop_oldest_raft(self.bytes_max / 4 + cost(body_bytes));
             add(&self.stats.class(self.class).dropped_oldest, dropped);
@@ -159,7 +172,7 @@ impl Outbox {
         if state.bytes + cost(body_bytes) > self.bytes_max && !state.queue.is_empty() {
             return Err(SendError::Full);
         }
-        Ok(())
+        Ok(epoch)
     }
 
     /// Begins a stream; those before it end.
@@ -170,14 +183,14 @@ impl Outbox {
     }
 
     /// The link is up: messages are taken from here on.
-    pub(super) fn up(&self) {
-        self.lock().up = true;
+    pub(super) fn up(&self, epoch: LinkEpoch) {
+        self.lock().up = Some(epoch);
     }
 
     /// The link is down: what waits is dropped, because only the upper layer knows what of the rest arrived.
     pub(super) fn down(&self) {
         let mut state = self.lock();
-        state.up = false;
+        state.up = None;
         state.stream += 1;
         add(&self.stats.class(self.class).dropped_reset, state.queue.len());
         state.queue.clear();
@@ -197,7 +210,7 @@ impl Outbox {
     }
 
     pub(super) fn is_up(&self) -> bool {
-        self.lock().up
+        self.lock().up.is_some()
     }
 
     /// A thread that panicked while it held the lock left a whole message in or out: the state is good.
@@ -307,12 +320,13 @@ mod tests {
     use super::*;
 
     const LEASE: Kind = Kind(2);
+    const FIRST: LinkEpoch = LinkEpoch(1);
 
     fn outbox(bytes_max: usize) -> (Arc<Outbox>, Outgoing) {
         let outbox = Outbox::new(Class::Control, bytes_max, 1024, Arc::default(), Arc::default());
         let mut stream = outbox.open_stream(wire::Opening::default());
         assert!(matches!(stream.next().now_or_never().flatten(), Some(Frame::Opening(_))));
-        outbox.up();
+        outbox.up(FIRST);
         (outbox, stream)
     }
 
@@ -336,7 +350,7 @@ mod tests {
         let (outbox, mut stream) = outbox(10_000);
         assert!(stream.next().now_or_never().is_none(), "nothing yet");
         for number in 0..5 {
-            outbox.push(LEASE, pieces(number)).unwrap();
+            outbox.push(LEASE, pieces(number), None).unwrap();
         }
         assert_eq!(next_numbers(&mut stream), [0, 1, 2, 3, 4]);
         assert!(stream.next().now_or_never().is_none());
@@ -354,22 +368,26 @@ mod tests {
     fn a_full_queue_refuses_what_must_not_be_lost() {
         let (outbox, mut stream) = outbox(3 * cost(100));
         for number in 0..3 {
-            outbox.push(LEASE, pieces(number)).unwrap();
+            outbox.push(LEASE, pieces(number), None).unwrap();
         }
-        assert_eq!(outbox.push(LEASE, pieces(3)), Err(SendError::Full));
-        assert_eq!(outbox.push(Kind::RAFT, pieces(3)), Err(SendError::Full), "no raft message is there to make room");
+        assert_eq!(outbox.push(LEASE, pieces(3), None), Err(SendError::Full));
+        assert_eq!(
+            outbox.push(Kind::RAFT, pieces(3), None),
+            Err(SendError::Full),
+            "no raft message is there to make room"
+        );
         assert_eq!(outbox.stats.class(Class::Control).refused_full.load(Ordering::Relaxed), 2);
         assert_eq!(next_numbers(&mut stream), [0, 1, 2]);
-        outbox.push(LEASE, pieces(4)).unwrap();
+        outbox.push(LEASE, pieces(4), None).unwrap();
     }
 
     #[test]
     fn the_oldest_raft_messages_make_room_for_newer_ones() {
         let (outbox, mut stream) = outbox(4 * cost(100));
         for (kind, number) in [(LEASE, 0), (Kind::RAFT, 1), (Kind::RAFT, 2), (Kind::RAFT, 3)] {
-            outbox.push(kind, pieces(number)).unwrap();
+            outbox.push(kind, pieces(number), None).unwrap();
         }
-        outbox.push(Kind::RAFT, pieces(4)).unwrap();
+        outbox.push(Kind::RAFT, pieces(4), None).unwrap();
         assert_eq!(next_numbers(&mut stream), [0, 3, 4], "a quarter of the queue beside the message's own room");
         assert_eq!(outbox.stats.class(Class::Control).dropped_oldest.load(Ordering::Relaxed), 2);
         assert_eq!(outbox.lock().bytes, 0);
@@ -379,24 +397,41 @@ mod tests {
     #[test]
     fn without_a_link_nothing_is_taken_and_nothing_waits() {
         let (outbox, mut stream) = outbox(10_000);
-        outbox.push(LEASE, pieces(0)).unwrap();
+        outbox.push(LEASE, pieces(0), None).unwrap();
         outbox.down();
-        assert_eq!(outbox.push(LEASE, pieces(1)), Err(SendError::Down));
+        assert_eq!(outbox.push(LEASE, pieces(1), None), Err(SendError::Down));
         assert!(stream.next().now_or_never().unwrap().is_none(), "the old stream ends");
         assert_eq!(outbox.stats.class(Class::Control).dropped_reset.load(Ordering::Relaxed), 1);
 
         let mut stream = outbox.open_stream(wire::Opening::default());
         assert!(matches!(stream.next().now_or_never().flatten(), Some(Frame::Opening(_))));
-        outbox.up();
+        outbox.up(LinkEpoch(2));
         assert!(stream.next().now_or_never().is_none(), "the next epoch begins empty");
+    }
+
+    /// What went over the life before may be lost: what is to stand behind that would stand behind nothing.
+    #[test]
+    fn what_is_to_go_over_one_life_of_the_link_goes_over_no_other() {
+        let (outbox, mut first) = outbox(10_000);
+        assert_eq!(outbox.push(LEASE, pieces(0), None), Ok(FIRST));
+        assert_eq!(outbox.push(LEASE, pieces(1), Some(FIRST)), Ok(FIRST));
+        assert_eq!(next_numbers(&mut first), [0, 1]);
+        outbox.down();
+        let mut second = outbox.open_stream(wire::Opening::default());
+        assert!(matches!(second.next().now_or_never().flatten(), Some(Frame::Opening(_))));
+        outbox.up(LinkEpoch(2));
+        assert_eq!(outbox.push(LEASE, pieces(2), Some(FIRST)), Err(SendError::Down));
+        assert_eq!(outbox.stats.class(Class::Control).refused_down.load(Ordering::Relaxed), 1);
+        assert_eq!(outbox.push(LEASE, pieces(3), None), Ok(LinkEpoch(2)));
+        assert_eq!(next_numbers(&mut second), [3]);
     }
 
     #[test]
     fn what_waits_when_the_end_comes_is_still_sent() {
         let (outbox, mut stream) = outbox(10_000);
-        outbox.push(LEASE, pieces(0)).unwrap();
+        outbox.push(LEASE, pieces(0), None).unwrap();
         outbox.finish();
-        assert_eq!(outbox.push(LEASE, pieces(1)), Err(SendError::Stopping));
+        assert_eq!(outbox.push(LEASE, pieces(1), None), Err(SendError::Stopping));
         assert_eq!(next_numbers(&mut stream), [0]);
         assert!(stream.next().now_or_never().unwrap().is_none());
     }
@@ -405,12 +440,12 @@ mod tests {
     fn a_message_that_no_frame_can_hold_is_refused() {
         let (outbox, _stream) = outbox(10_000);
         assert_eq!(
-            outbox.push(LEASE, [Bytes::from(vec![0; 24]), Bytes::from(vec![0; 1000])]),
+            outbox.push(LEASE, [Bytes::from(vec![0; 24]), Bytes::from(vec![0; 1000])], None),
             Err(SendError::TooLarge)
         );
         outbox.push_all(Kind::RAFT, [Bytes::from(vec![0; 1024]), Bytes::from(vec![0; 960])]);
         assert_eq!(outbox.stats.class(Class::Control).refused_too_large.load(Ordering::Relaxed), 2);
-        outbox.push(LEASE, [Bytes::from(vec![0; 960]), Bytes::new()]).unwrap();
+        outbox.push(LEASE, [Bytes::from(vec![0; 960]), Bytes::new()], None).unwrap();
         assert_eq!(outbox.lock().queue.len(), 2);
     }
 }
