@@ -3,11 +3,11 @@
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::str::Utf8Error;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use kentongan_cluster::identity::{Incarnation, NodeId};
-use kentongan_cluster::lane::{Batch, LaneId, Verdict};
+use kentongan_cluster::lane::{Batch, Incoming, LaneId, Verdict};
 use kentongan_proto::mqtt::QoS;
 use prost::Message as _;
 use smallvec::SmallVec;
@@ -23,7 +23,7 @@ use crate::peers::wire::{
 use crate::replicated::RetainedCursor;
 use crate::replicated::submitter::{Asker, OutboxTarget};
 use crate::router::batch;
-use crate::router::cluster::Leader;
+use crate::router::cluster::{ClusterView, Leader};
 use crate::router::node_lanes::PeerProcess;
 use crate::router::publish::{Payload, Publication};
 use crate::router::share_settling::{ShareAnswer, ShareKeeper, ShareOrigin, ShareOutcome};
@@ -56,6 +56,13 @@ fn known_group(shared: &Shared, group: u32) -> Option<u16> {
     u16::try_from(group).ok().filter(|&group| group < shared.submitter.slots().groups())
 }
 
+/// How far lanes to this node got, if it is still registered as `incarnation`. Only under this lock it is registered anew, so what is
+/// done while it is held does not get among what is said to the next registration: lanes of that have the same numbers.
+fn registered_as<'a>(shared: &Shared, cluster: &'a ClusterView, incarnation: u64) -> Option<MutexGuard<'a, Incoming>> {
+    let incoming = cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner);
+    (incarnation == shared.incarnation()).then_some(incoming)
+}
+
 fn take_proposal(shared: &Shared, propose: Propose) {
     if let Some(group) = known_group(shared, propose.group) {
         shared.submitter.propose_encoded(group, propose.command);
@@ -84,9 +91,9 @@ fn take_events(shared: &Shared, from: u64, events: GroupEvents) {
     let (Some(cluster), Some(group)) = (&shared.cluster, known_group(shared, events.group)) else {
         return;
     };
-    if events.incarnation != shared.incarnation() {
+    let Some(_registered) = registered_as(shared, cluster, events.incarnation) else {
         return;
-    }
+    };
     let now_ms = shared.now_ms();
     cluster.leaders.if_leads(shared, group, from, events.term, || {
         for kind in events.events.into_iter().filter_map(|event| event.kind) {
@@ -129,15 +136,17 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
     let (Some(cluster), Some(origin)) = (&shared.cluster, NodeId::new(from)) else {
         return;
     };
-    if messages.target_incarnation != shared.incarnation() {
+    // Held while they are handed on: a batch that comes again by another link waits for its turn.
+    let Some(mut incoming) = registered_as(shared, cluster, messages.target_incarnation) else {
         return;
-    }
+    };
     // Taken for dead without knowing it, this node may have clients who are connected elsewhere by now, and get what is sent
     // there (P7). Not answered, it comes again.
     if !cluster.may_acknowledge() {
         return;
     }
-    let Messages { lane, incarnation, previous, last, items, round, payload, patient, clock_ms, .. } = messages;
+    let Messages { lane, incarnation, target_incarnation, previous, last, items, round, payload, patient, clock_ms } =
+        messages;
     // Whoever leads a group, its outbox has one lane.
     let (origin, number) = match lane & OUTBOX_LANE {
         0 => (origin, u16::try_from(lane).ok()),
@@ -147,8 +156,6 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
         return;
     };
     let batch = Batch { previous, last, items, round, payload };
-    // Held while they are handed on: a batch that comes again by another link waits for its turn.
-    let mut incoming = cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner);
     let (answered, gap_in_round, patient) =
         match incoming.on_batch(origin, Incarnation(incarnation), LaneId(lane), &batch) {
             Verdict::Apply { above } => {
@@ -166,7 +173,6 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
             }
         };
     drop(incoming);
-    let target_incarnation = shared.incarnation();
     let answer = MessagesAnswer { lane, incarnation, target_incarnation, number: answered, gap_in_round };
     let now_ms = shared.now_ms();
     let mut patient_answers = cluster.patient_answers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -462,14 +468,118 @@ fn take_messages_answer(shared: &Shared, from: u64, answer: MessagesAnswer) {
         }
         return;
     }
-    if answer.incarnation != shared.incarnation() {
+    let Some(_registered) = registered_as(shared, cluster, answer.incarnation) else {
         return;
-    }
+    };
     let event = match answer.gap_in_round {
         Some(round) => Event::NodeGap { node, round, last: answer.number },
         None => Event::NodeAnswered { node, number: answer.number },
     };
     if let Some(inbox) = shared.inboxes.get(answer.lane as usize) {
         inbox.push(event, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::sync::atomic::AtomicBool;
+    use std::sync::{Mutex, mpsc};
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use kentongan_cluster::PipelineHandle;
+    use kentongan_cluster::lease::LeaseCell;
+
+    use super::*;
+    use crate::auth::Authority;
+    use crate::clock::{Clock, ManualClock};
+    use crate::config::Settings;
+    use crate::peers::NoPeers;
+    use crate::peers::wire::{EventKind, GroupEvent, LaneAnswered};
+    use crate::replicated::{Slots, Submitter};
+    use crate::router::cluster::Leaders;
+    use crate::router::node_lanes::Nodes;
+
+    /// As what this node was registered, and is then.
+    const BEFORE: u64 = 3;
+    const AFTER: u64 = 9;
+
+    /// The other node.
+    const FROM: u64 = 2;
+
+    fn one_of_two() -> Arc<Shared> {
+        let clock = Clock::manual(Arc::new(ManualClock::new(0)));
+        let cluster = ClusterView {
+            node: 1,
+            lease: Arc::new(LeaseCell::endless()),
+            peers: Arc::new(NoPeers),
+            leaders: Leaders::default(),
+            nodes: Nodes::default(),
+            incoming: Mutex::new(Incoming::new(&BTreeMap::new())),
+            patient_answers: Mutex::default(),
+            clock: clock.clone(),
+            serving: AtomicBool::new(true),
+            removed: AtomicBool::new(false),
+            elsewhere: crate::moving::Elsewhere::default(),
+        };
+        let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
+        let (settings, authority) = (Arc::new(Settings::default()), Authority::default());
+        Arc::new(Shared::new(settings, 1, submitter, authority, BEFORE, Some(cluster), clock))
+    }
+
+    /// The other node says something while this one is being registered anew. Returns what the arbiter is told.
+    fn said_meanwhile(shared: &Arc<Shared>, forwarded: Forwarded) -> Vec<Event> {
+        let cluster = shared.cluster.as_ref().unwrap();
+        let mut incoming = cluster.incoming.lock().unwrap();
+        let (say, said) = mpsc::channel();
+        let taking = Arc::clone(shared);
+        let taking = thread::spawn(move || {
+            say.send(fs::read_link("/proc/thread-self").unwrap()).unwrap();
+            take(&taking, FROM, forwarded);
+        });
+        let stat = std::path::Path::new("/proc").join(said.recv().unwrap()).join("stat");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let waits = || fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") S "));
+        while !taking.is_finished() && !waits() {
+            assert!(Instant::now() < deadline, "it neither comes to an end nor waits");
+            thread::yield_now();
+        }
+        *incoming = Incoming::new(&BTreeMap::new());
+        shared.set_incarnation(AFTER);
+        drop(incoming);
+        taking.join().unwrap();
+        std::iter::from_fn(|| shared.inboxes[0].pop()).collect()
+    }
+
+    /// P1: the lane would count from where that of the registration before was, and take what comes first for what came already.
+    #[test]
+    fn a_batch_for_the_registration_before_does_not_begin_a_lane_to_the_next() {
+        let shared = one_of_two();
+        let messages =
+            Messages { incarnation: 5, target_incarnation: BEFORE, last: 40, items: 40, ..Messages::default() };
+        said_meanwhile(&shared, Forwarded::Messages(messages));
+        let cluster = shared.cluster.as_ref().unwrap();
+        let batch = Batch { previous: 0, last: 1, items: 1, round: 0, payload: Bytes::new() };
+        let origin = NodeId::new(FROM).unwrap();
+        let verdict = cluster.incoming.lock().unwrap().on_batch(origin, Incarnation(5), LaneId(0), &batch);
+        assert_eq!(verdict, Verdict::Apply { above: 0 });
+    }
+
+    /// P1: lanes of the next registration have the same numbers; what nobody has would be acknowledged.
+    #[test]
+    fn answers_to_the_registration_before_settle_nothing_of_the_next() {
+        let shared = one_of_two();
+        let answer = MessagesAnswer { incarnation: BEFORE, target_incarnation: 5, number: 40, ..Default::default() };
+        let told = said_meanwhile(&shared, Forwarded::MessagesAnswer(answer));
+        assert!(!told.iter().any(|event| matches!(event, Event::NodeAnswered { .. })), "{told:?}");
+
+        let shared = one_of_two();
+        let answered = EventKind::LaneAnswered(LaneAnswered { number: 40, ..Default::default() });
+        let events = vec![GroupEvent { kind: Some(answered) }];
+        let events = GroupEvents { term: 1, incarnation: BEFORE, events, ..Default::default() };
+        let told = said_meanwhile(&shared, Forwarded::Events(events));
+        assert!(!told.iter().any(|event| matches!(event, Event::LaneAnswered(_))), "{told:?}");
     }
 }

@@ -724,13 +724,15 @@ impl Machine {
     }
 
     fn registered(&mut self, shared: &Shared, cluster: &ClusterView, incarnation: u64) {
+        tracing::info!(incarnation, "registered with the cluster");
+        // Both at once for whoever takes something in, see `super::incoming`.
+        let mut incoming = cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(member) = &mut self.member {
             member.named.clear();
-            let fences = member.directory().fences();
-            *cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner) = Incoming::new(fences);
+            *incoming = Incoming::new(member.directory().fences());
         }
-        tracing::info!(incarnation, "registered with the cluster");
         shared.set_incarnation(incarnation);
+        drop(incoming);
         self.tell_all(shared, || Event::Registered { incarnation });
     }
 
