@@ -7,7 +7,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{PacketId, QoS, ReasonCode, RetainHandling, SubscriptionOptions};
+use prost::Message as _;
 
+use super::WHOLE_BYTES_MAX;
 use crate::connection_key::ConnectionKey;
 use crate::replicated::command::{self, MessageRecord};
 use crate::replicated::state::resync::Has;
@@ -351,7 +353,7 @@ pub struct GroupEvents {
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct GroupEvent {
     /// Which.
-    #[prost(oneof = "EventKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "EventKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub kind: Option<EventKind>,
 }
 
@@ -388,6 +390,9 @@ pub enum EventKind {
     /// See [`PageTaken`].
     #[prost(message, tag = "10")]
     PageTaken(PageTaken),
+    /// See [`GrantedInVain`].
+    #[prost(message, tag = "11")]
+    GrantedInVain(GrantedInVain),
 }
 
 /// A lane's messages up to a number are dealt with.
@@ -439,6 +444,23 @@ pub struct ClaimGranted {
     /// QoS 2 Packet Identifiers whose PUBREL is still to come.
     #[prost(uint32, repeated, tag = "7")]
     pub received: Vec<u32>,
+}
+
+/// A claim was granted, but what the session has subscribed to is more than a frame holds, so that its client must be refused.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct GrantedInVain {
+    /// To whom.
+    #[prost(uint64, tag = "1")]
+    pub connection: u64,
+    /// For what.
+    #[prost(string, tag = "2")]
+    pub client_id: String,
+    /// Of the claim.
+    #[prost(uint64, tag = "3")]
+    pub epoch: u64,
+    /// The group keeps the session.
+    #[prost(bool, tag = "4")]
+    pub persistent: bool,
 }
 
 /// A claim was refused.
@@ -693,15 +715,7 @@ impl EventKind {
                     .map(|&(number, reason)| RefusedMessage { number, reason: reason as u32 })
                     .collect(),
             }),
-            Event::Opened(opened) => Self::Granted(ClaimGranted {
-                connection: opened.connection.raw(),
-                client_id: opened.client_id.to_string(),
-                epoch: opened.epoch,
-                persistent: opened.group.is_some(),
-                session_present: opened.session_present,
-                subscriptions: opened.subscriptions.iter().map(record_outcome).collect(),
-                received: opened.received.iter().map(|id| u32::from(id.get())).collect(),
-            }),
+            Event::Opened(opened) => record_opened(opened),
             Event::Refused { connection, reason } => {
                 Self::Refused(ClaimRefused { connection: connection.raw(), reason: *reason as u32 })
             }
@@ -779,6 +793,16 @@ impl EventKind {
                 };
                 (connection, opened.into())
             }
+            Self::GrantedInVain(granted) => {
+                let connection = ConnectionKey::from_raw(granted.connection);
+                let group = granted.persistent.then_some(group);
+                let opened = Opened {
+                    epoch: granted.epoch,
+                    group,
+                    ..Opened::transient(connection, Arc::from(granted.client_id))
+                };
+                (connection, Event::OpenedInVain(Box::new(opened)))
+            }
             Self::Refused(refused) => {
                 let connection = ConnectionKey::from_raw(refused.connection);
                 (connection, Event::Refused { connection, reason: reason(refused.reason) })
@@ -849,6 +873,28 @@ impl EventKind {
         };
         Some((connection.arbiter(), event))
     }
+}
+
+fn record_opened(opened: &Opened) -> EventKind {
+    let granted = ClaimGranted {
+        connection: opened.connection.raw(),
+        client_id: opened.client_id.to_string(),
+        epoch: opened.epoch,
+        persistent: opened.group.is_some(),
+        session_present: opened.session_present,
+        subscriptions: opened.subscriptions.iter().map(record_outcome).collect(),
+        received: opened.received.iter().map(|id| u32::from(id.get())).collect(),
+    };
+    if granted.encoded_len() <= WHOLE_BYTES_MAX {
+        return EventKind::Granted(granted);
+    }
+    // The transport would drop it, whenever it is sent, and the client wait for ever.
+    let ClaimGranted { connection, client_id, epoch, persistent, .. } = granted;
+    tracing::warn!(
+        client_id,
+        "what a session has subscribed to is more than can be told to another node; its client is refused there"
+    );
+    EventKind::GrantedInVain(GrantedInVain { connection, client_id, epoch, persistent })
 }
 
 fn record_delivery(delivery: &DeliverPersistent, now_ms: u64) -> Deliver {

@@ -675,6 +675,24 @@ impl ArbiterState {
         wake(&self.clients[key.index()]);
     }
 
+    /// The claim was granted, and what the session has subscribed to did not find its way here, nor ever will.
+    pub(super) fn on_opened_in_vain(&mut self, opened: &Opened) {
+        let key = opened.connection;
+        self.end_claim(key);
+        let claims = self.client(key).is_some_and(|client| client.phase == Phase::Claiming);
+        if !claims && self.is_known_claim(key, opened.epoch) {
+            return;
+        }
+        self.abandon(opened);
+        if claims {
+            self.refuse(
+                key,
+                ReasonCode::QuotaExceeded,
+                "the session's subscriptions are more than this node can be told",
+            );
+        }
+    }
+
     /// The subscriptions of a resumed session stand again for what goes directly, QoS 0.
     fn restore_subscriptions(&mut self, key: ConnectionKey, opened: &Opened) {
         for outcome in &opened.subscriptions {

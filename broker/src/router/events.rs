@@ -61,6 +61,8 @@ pub enum Event {
     PolicyChanged(Changed),
     /// A claim was granted.
     Opened(Box<Opened>),
+    /// A claim was granted by another node, which cannot say what the session has: it is too much.
+    OpenedInVain(Box<Opened>),
     /// A claim was refused.
     Refused {
         /// Whose.
@@ -235,6 +237,7 @@ impl ArbiterState {
             Event::RightsRenewed { connection, rights } => self.on_rights_renewed(connection, rights),
             Event::PolicyChanged(changed) => self.look_again_at_all(changed),
             Event::Opened(opened) => self.on_opened(*opened),
+            Event::OpenedInVain(opened) => self.on_opened_in_vain(&opened),
             Event::Refused { connection, reason } => self.on_refused(connection, reason),
             Event::TakeOver { connection, client_id } => self.on_take_over(connection, &client_id),
             Event::Deliver(deliveries) => {

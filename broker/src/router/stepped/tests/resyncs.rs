@@ -7,7 +7,7 @@ use prost::Message as _;
 
 use super::*;
 use crate::peers::links::forward_body;
-use crate::peers::wire::{Propose, Resync, ResyncPart};
+use crate::peers::wire::{EventKind, GroupEvent, GroupEvents, Propose, Resync, ResyncPart};
 use crate::peers::{PIECE_BYTES, WHOLE_BYTES_MAX};
 use crate::replicated::LaneAnswer;
 
@@ -314,4 +314,38 @@ fn a_part_is_no_resync_to_who_does_not_know_of_parts() {
     let read = |forwarded| ForwardBefore::decode(forward_body(forwarded)).expect("protobuf").forwarded;
     assert_eq!(read(Forwarded::ResyncPart(part)), None);
     assert_eq!(read(Forwarded::Resync(resync.clone())), Some(ForwardedBefore::Resync(resync)));
+}
+
+/// P12: the transport drops what no frame holds, however often the group says it. The session is what it was, for a node that has it.
+#[test]
+fn a_client_whose_subscriptions_no_frame_holds_is_refused_at_once() {
+    let (mut arbiter, mut client, connection) = claimant_of_several_nodes();
+    assert!(flushed_to_group(&mut arbiter) > 0, "the claim");
+    let opened = |filters: usize| {
+        let outcome = |number| SubscribeOutcome {
+            filter: format!("{number:05}{}", "/long".repeat(400)),
+            reason: ReasonCode::Success,
+            options: SubscriptionOptions::new(QoS::AtLeastOnce),
+            identifier: None,
+            read: None,
+        };
+        let subscriptions = (0..filters).map(outcome).collect();
+        Opened { epoch: 1, group: Some(0), subscriptions, ..Opened::transient(connection, Arc::from("c")) }
+    };
+    let said = |filters| -> Vec<Event> {
+        let kinds = EventKind::of(&opened(filters).into(), 0, 0);
+        let events = kinds.iter().cloned().map(|kind| GroupEvent { kind: Some(kind) }).collect();
+        let events = GroupEvents { group: 3, term: u64::MAX, incarnation: u64::MAX, events };
+        let bytes = forward_body(Forwarded::Events(events)).len();
+        assert!(bytes < FRAME_BYTES_MAX - 64, "{bytes} bytes");
+        kinds.into_iter().map(|kind| kind.into_event(0, 0).expect("it is understood").1).collect()
+    };
+    assert!(matches!(&said(8000)[..], [Event::Opened(opened)] if opened.subscriptions.len() == 8000));
+    for event in said(9000) {
+        tell(&mut arbiter, event);
+    }
+    assert!(
+        matches!(&packets(&mut client)[..], [Packet::ConnAck(connack)] if connack.reason_code == ReasonCode::QuotaExceeded)
+    );
+    assert!(flushed_to_group(&mut arbiter) > 0, "the group hears that the claim never began");
 }
