@@ -291,8 +291,10 @@ impl Log {
         let mut file = self.disk.append_to(&name)?;
         file.truncate(0)?;
         file.append(&bytes)?;
-        file.sync(SyncSite::LogSegmentHeader)?;
-        self.disk.sync_directory(SyncSite::LogSegmentName)?;
+        // All of it is written, so it may come back whole after a power cut, whatever is done about it now: nobody may go on without
+        // it as if there had been no room.
+        file.sync(SyncSite::LogSegmentHeader).map_err(io::Error::other)?;
+        self.disk.sync_directory(SyncSite::LogSegmentName).map_err(io::Error::other)?;
         self.file = file;
         self.length = bytes.len() as u64;
         self.synced = start + self.length;
@@ -403,8 +405,14 @@ impl Log {
         }
         match self.begin_segment(end, &taken_over) {
             Err(error) if is_full(&error) => {
-                // If a power cut brings it back, it is found unfinished.
-                self.disk.remove(&segment_name(end))
+                // Nor is its directory synced, for which there may be no room either. Not all of it was written: if a power cut brings
+                // it back, it is the last segment and is found unfinished, because a later one is only begun with a directory that
+                // has lost it.
+                match self.disk.remove(&segment_name(end)) {
+                    // There was no room for its name.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                    result => result,
+                }
             }
             result => result,
         }

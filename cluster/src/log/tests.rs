@@ -4,7 +4,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::*;
-use crate::disk::SimDisk;
+use crate::disk::{SimDisk, Unsynced};
 
 const GROUP: GroupId = GroupId(3);
 
@@ -316,4 +316,137 @@ fn a_segment_that_finds_no_room_is_not_begun() {
     assert_eq!(disk.list().expect("listed").len(), 1);
     append(&mut log, &[entry(2, "payload")]).expect("written");
     assert_eq!(open(&disk, 60).expect("opened").1.len(), 2);
+}
+
+/// Where a disk has no room for the second segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NoRoom {
+    /// For its name.
+    Name,
+    /// Behind so many bytes of it.
+    Behind(usize),
+    /// Which is only found out when it is made safe there.
+    At(SyncSite),
+}
+
+/// A disk that runs full as soon as it has one segment.
+struct Full {
+    disk: SimDisk,
+    at: NoRoom,
+}
+
+struct FullFile {
+    file: Box<dyn AppendFile>,
+    at: NoRoom,
+}
+
+fn full<T>() -> io::Result<T> {
+    Err(io::ErrorKind::StorageFull.into())
+}
+
+impl AppendFile for FullFile {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self.at {
+            NoRoom::Behind(room) if bytes.len() > room => self.file.append(&bytes[..room]).and_then(|()| full()),
+            _ => self.file.append(bytes),
+        }
+    }
+
+    fn sync(&mut self, site: SyncSite) -> io::Result<()> {
+        if self.at == NoRoom::At(site) { full() } else { self.file.sync(site) }
+    }
+
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        self.file.truncate(length)
+    }
+}
+
+impl Disk for Full {
+    fn append_to(&self, name: &str) -> io::Result<Box<dyn AppendFile>> {
+        match self.at {
+            _ if name == segment_name(0) => self.disk.append_to(name),
+            NoRoom::Name => full(),
+            at => Ok(Box::new(FullFile { file: self.disk.append_to(name)?, at })),
+        }
+    }
+
+    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        self.disk.read(name)
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.disk.list()
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.disk.remove(name)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+
+    fn sync_directory(&self, site: SyncSite) -> io::Result<()> {
+        if self.at == NoRoom::At(site) { full() } else { self.disk.sync_directory(site) }
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        Ok(0)
+    }
+}
+
+/// A log whose first segment is full, on a disk without room for another.
+fn on_full(at: NoRoom) -> (SimDisk, Log) {
+    let disk = SimDisk::new();
+    drop(open(&disk, 60).expect("begun"));
+    let full = Full { disk: disk.clone(), at };
+    let (mut log, _) = Log::open(Arc::new(full), 60).expect("opened");
+    append(&mut log, &[entry(1, "payload")]).expect("written");
+    (disk, log)
+}
+
+/// F9, F10: the name of a segment for which there was no room is removed and may come back with a power cut, with anything that was
+/// written of it, into the midst of what the old segment has by then.
+#[test]
+fn a_segment_that_found_no_room_and_comes_back_is_not_believed() {
+    let whole = {
+        let disk = SimDisk::new();
+        let (mut log, _) = open(&disk, 60).expect("opened");
+        append(&mut log, &[entry(1, "payload")]).expect("written");
+        log.rotate_if_full(|_| None).expect("rotated");
+        let name = disk.list().expect("listed").pop().expect("two segments");
+        disk.read(&name).expect("read").len()
+    };
+    let kinds = [Unsynced::Lost, Unsynced::Torn, Unsynced::Holed, Unsynced::Kept];
+    let mut came_back = 0;
+    for room in [NoRoom::Name].into_iter().chain((0..whole).map(NoRoom::Behind)) {
+        let (disk, mut log) = on_full(room);
+        log.rotate_if_full(|_| None).expect("the old one is just longer");
+        append(&mut log, &[entry(2, "payload"), entry(3, "payload")]).expect("written");
+        for (names, bytes) in kinds.iter().flat_map(|&names| kinds.map(|bytes| (names, bytes))) {
+            let left = disk.after_power_cut(names, bytes);
+            came_back += left.list().expect("listed").len() - 1;
+            for last in 3..=4 {
+                let (mut log, entries) =
+                    open(&left, 60).unwrap_or_else(|error| panic!("{room:?}, {names:?}, {bytes:?}: {error}"));
+                let indexes: Vec<u64> = entries.iter().map(|entry| entry.id.index).collect();
+                assert_eq!(indexes, (1..=last).collect::<Vec<_>>(), "{room:?}, {names:?}, {bytes:?}");
+                append(&mut log, &[entry(last + 1, "payload")]).expect("written");
+            }
+        }
+    }
+    assert!(came_back >= whole, "it came back {came_back} times");
+}
+
+/// F10: all of it may be on the disk, and come back after a power cut, so what is written behind it in its place would be called
+/// damaged. The node ends over it, as over every sync that fails.
+#[test]
+fn a_segment_that_was_written_and_not_made_safe_is_not_taken_for_want_of_room() {
+    for site in [SyncSite::LogSegmentHeader, SyncSite::LogSegmentName] {
+        let (disk, mut log) = on_full(NoRoom::At(site));
+        let error = log.rotate_if_full(|_| None).expect_err("it failed");
+        assert!(!is_full(&error), "{site}: {error:?}");
+        drop(log);
+        assert_eq!(open(&disk, 60).expect("opened").1, [entry(1, "payload")], "the next process goes on");
+    }
 }
