@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
+use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 mod site;
 
@@ -75,6 +76,12 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// Those of the disk.
     fn free_bytes(&self) -> io::Result<u64>;
+
+    /// A number that belongs to `of` and that nobody outside can know, the same each time until the process ends.
+    fn secret(&self, of: u64) -> u64 {
+        static KEYS: OnceLock<RandomState> = OnceLock::new();
+        KEYS.get_or_init(RandomState::new).hash_one(of)
+    }
 }
 
 /// Makes a directory, with the ancestors it needs, so that their names survive a power cut.
@@ -263,6 +270,7 @@ struct SimState {
     earlier: Vec<Names>,
     free: Option<u64>,
     operations: u64,
+    power_cuts: u64,
     /// Operations from this number on fail: the power is gone.
     power_until: Option<u64>,
     /// The syncs that do nothing, to prove that tests would notice.
@@ -354,6 +362,7 @@ impl SimDisk {
         state.files = files;
         state.earlier.clear();
         state.power_until = None;
+        state.power_cuts += 1;
     }
 
     /// Another disk, with what would be left of this one if the power were cut now.
@@ -362,7 +371,8 @@ impl SimDisk {
         let state = locked(&self.state);
         let left = |file: &SharedFile| Arc::new(Mutex::new(locked(file).after_power_cut(bytes)));
         let files = state.names_after_power_cut(names).iter().map(|(name, file)| (name.clone(), left(file))).collect();
-        Self { state: Arc::new(Mutex::new(SimState { files, ignored: state.ignored, ..SimState::default() })) }
+        let (ignored, power_cuts) = (state.ignored, state.power_cuts + 1);
+        Self { state: Arc::new(Mutex::new(SimState { files, ignored, power_cuts, ..SimState::default() })) }
     }
 
     /// Another disk, with what would be left of this one if the process were killed now: everything, but no safer.
@@ -497,5 +507,9 @@ impl Disk for SimDisk {
 
     fn free_bytes(&self) -> io::Result<u64> {
         Ok(self.operate()?.free.unwrap_or(u64::MAX))
+    }
+
+    fn secret(&self, of: u64) -> u64 {
+        (of ^ locked(&self.state).power_cuts).wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15)
     }
 }

@@ -1,6 +1,6 @@
 //! The log of all groups: segments of records, one writer, one sync a round.
 //!
-//! A segment is a file `log-NUMBER`: a header, an *opening*, then records. A record is
+//! A segment is a file `log-NUMBER-SALT`: a header, an *opening*, then records. A record is
 //!
 //! ```text
 //! mark u32 | crc u32 | length u32 | synced u64 | kind u8 | group u16 | three numbers u64 | payload
@@ -20,6 +20,11 @@
 //! up to which everything was known to be on disk when the record was written. That tells a torn end, which a power cut
 //! may leave, from damage to what was acknowledged: if a later record says that the damaged place had been synced, the log
 //! is damaged and is not touched.
+//!
+//! What is left of a torn record may be a part of its payload, and payloads are what clients send: one that looks like a record behind it, and
+//! guesses where it stands, would make a power cut pass for such damage, and keep the node from starting. So each segment has a *salt*, drawn
+//! by the process that begins it, which goes into the marks and CRCs of its records. It stands in the name, which is safe whatever becomes of
+//! the bytes. Segments of version 2 have none: they are read and, if one is the last, written on until it is full.
 
 mod record;
 
@@ -31,14 +36,17 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 pub use self::record::{EntryKind, HardState, LogEntry, LogId};
-use self::record::{Record, parse, u32_at, u64_at, was_synced};
+use self::record::{Record, Salt, parse, u32_at, u64_at, was_synced};
 use crate::disk::{AppendFile, Disk, SyncSite};
 use crate::identity::GroupId;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"KTGLOG\0\0";
 
 /// Raised when the bytes of a segment change their meaning.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
+
+/// The first that is read as well: segments without a salt.
+const FORMAT_VERSION_MIN: u32 = 2;
 
 /// Magic, version, the segment's position in the log, length of the opening, CRC of those.
 const HEADER_BYTES: usize = 8 + 4 + 8 + 4 + 4;
@@ -53,7 +61,9 @@ pub enum LogError {
     #[error("log: {0}")]
     Io(#[from] io::Error),
     /// Written by another version.
-    #[error("{file} has log format {found}; this version knows only {FORMAT_VERSION}: use the version that wrote it")]
+    #[error(
+        "{file} has log format {found}; this version knows {FORMAT_VERSION_MIN} to {FORMAT_VERSION}: use the version that wrote it"
+    )]
     OtherFormat {
         /// The segment.
         file: String,
@@ -162,6 +172,7 @@ struct Segment {
     name: String,
     /// Its first byte's position in the log.
     start: u64,
+    salt: Salt,
     /// Up to where each group needs a segment before it: where its log ended when it was begun, or what was taken over
     /// begins.
     opening: BTreeMap<GroupId, u64>,
@@ -174,6 +185,7 @@ pub struct Log {
     file: Box<dyn AppendFile>,
     /// Length of the last segment.
     length: u64,
+    salt: Salt,
     /// Position up to which everything is on disk.
     synced: u64,
     segment_bytes: u64,
@@ -202,9 +214,11 @@ impl Log {
         let mut position = None;
         for (number, name) in names.iter().enumerate() {
             let bytes = Bytes::from(disk.read(name)?);
-            let is_last = number + 1 == names.len();
+            let (start, salt) = begin_of(name);
+            // A power cut may bring one back that an earlier process began at the same place, and that was removed as unfinished.
+            let is_last = names[number + 1..].iter().all(|next| begin_of(next).0 == start);
             // The first segment kept has all that is known: only the very first one may be unfinished.
-            let may_be_unfinished = is_last && (number > 0 || *name == segment_name(0));
+            let may_be_unfinished = is_last && (number > 0 || start == 0);
             let Some(header) = read_header(name, &bytes, may_be_unfinished)? else {
                 // Made, but its opening never reached the disk: nothing was ever acknowledged from it.
                 disk.remove(name)?;
@@ -215,7 +229,7 @@ impl Log {
             }
             let opening_end = HEADER_BYTES + header.opening;
             let mut opening = BTreeMap::new();
-            let end = read_records(name, header.start, &bytes, is_last, |at, group, record| {
+            let end = read_records((name, header.start, salt), &bytes, is_last, |at, group, record| {
                 if at < opening_end
                     && let Record::Base(base) = record
                 {
@@ -229,7 +243,7 @@ impl Log {
                 tracing::warn!(file = %name, bytes = bytes.len() - end, "cut the torn end of the log off: it was never acknowledged");
             }
             position = Some(header.start + end as u64);
-            segments.push(Segment { name: name.clone(), start: header.start, opening });
+            segments.push(Segment { name: name.clone(), start: header.start, salt, opening });
         }
         let log = match segments.last() {
             None => Self::start(disk, segment_bytes)?,
@@ -240,23 +254,36 @@ impl Log {
                 // so must the name of their segment. What was cut off or removed above is gone for good with them.
                 file.sync(SyncSite::LogReopened)?;
                 disk.sync_directory(SyncSite::LogReopenedNames)?;
-                let length = end - last.start;
+                let (length, salt) = (end - last.start, last.salt);
                 let tails = groups.iter().map(|(&group, log)| (group, Tail { last: log.last(), hard: log.hard }));
                 let tails = tails.collect();
                 let syncs = Default::default();
-                Self { disk, segments, file, length, synced: end, segment_bytes, buffer: Vec::new(), tails, syncs }
+                Self {
+                    disk,
+                    segments,
+                    file,
+                    length,
+                    salt,
+                    synced: end,
+                    segment_bytes,
+                    buffer: Vec::new(),
+                    tails,
+                    syncs,
+                }
             }
         };
         Ok((log, groups))
     }
 
     fn start(disk: Arc<dyn Disk>, segment_bytes: u64) -> Result<Self, LogError> {
-        let file = disk.append_to(&segment_name(0))?;
+        let (name, salt) = segment_at(&*disk, 0);
+        let file = disk.append_to(&name)?;
         let mut log = Self {
             disk,
             segments: Vec::new(),
             file,
             length: 0,
+            salt,
             synced: 0,
             segment_bytes,
             buffer: Vec::new(),
@@ -268,17 +295,18 @@ impl Log {
     }
 
     fn begin_segment(&mut self, start: u64, carried: &BTreeMap<GroupId, Carried>) -> io::Result<()> {
-        let name = segment_name(start);
+        let (name, salt) = segment_at(&*self.disk, start);
+        let at = (salt, self.synced);
         let mut opening = Vec::new();
         let mut bases = BTreeMap::new();
         for (&group, tail) in &self.tails {
             let carried = carried.get(&group);
             let base = carried.map_or(tail.last, |carried| carried.base);
-            record::encode_base(&mut opening, self.synced, group, base);
+            record::encode_base(&mut opening, at, group, base);
             for entry in carried.iter().flat_map(|carried| &carried.entries) {
-                record::encode_entry(&mut opening, self.synced, group, entry.id, entry.kind, &entry.payload);
+                record::encode_entry(&mut opening, at, group, entry.id, entry.kind, &entry.payload);
             }
-            record::encode_hard_state(&mut opening, self.synced, group, tail.hard);
+            record::encode_hard_state(&mut opening, at, group, tail.hard);
             bases.insert(group, base.index);
         }
         let mut bytes = Vec::with_capacity(HEADER_BYTES + opening.len());
@@ -297,8 +325,9 @@ impl Log {
         self.disk.sync_directory(SyncSite::LogSegmentName).map_err(io::Error::other)?;
         self.file = file;
         self.length = bytes.len() as u64;
+        self.salt = salt;
         self.synced = start + self.length;
-        self.segments.push(Segment { name, start, opening: bases });
+        self.segments.push(Segment { name, start, salt, opening: bases });
         Ok(())
     }
 
@@ -311,19 +340,19 @@ impl Log {
         let tail = self.tails.entry(group).or_default();
         assert!(id.index <= tail.last.index + 1, "the log of group {group} would have a gap before {}", id.index);
         tail.last = id;
-        record::encode_entry(&mut self.buffer, self.synced, group, id, kind, payload);
+        record::encode_entry(&mut self.buffer, (self.salt, self.synced), group, id, kind, payload);
     }
 
     /// Adds a group's hard state to the round.
     pub fn add_hard_state(&mut self, group: GroupId, hard: HardState) {
         self.tails.entry(group).or_default().hard = hard;
-        record::encode_hard_state(&mut self.buffer, self.synced, group, hard);
+        record::encode_hard_state(&mut self.buffer, (self.salt, self.synced), group, hard);
     }
 
     /// Adds to the round that the log of a group begins after `base`.
     pub fn add_base(&mut self, group: GroupId, base: LogId) {
         self.tails.entry(group).or_default().last = base;
-        record::encode_base(&mut self.buffer, self.synced, group, base);
+        record::encode_base(&mut self.buffer, (self.salt, self.synced), group, base);
     }
 
     /// Whether something was added and not written.
@@ -386,7 +415,8 @@ impl Log {
         let Some(segment) = self.segments.last() else {
             return Ok(());
         };
-        if self.length < self.segment_bytes {
+        // What is still to be written has the salt of this segment.
+        if self.length < self.segment_bytes || self.has_round() {
             return Ok(());
         }
         let end = segment.start + self.length;
@@ -408,7 +438,7 @@ impl Log {
                 // Nor is its directory synced, for which there may be no room either. Not all of it was written: if a power cut brings
                 // it back, it is the last segment and is found unfinished, because a later one is only begun with a directory that
                 // has lost it.
-                match self.disk.remove(&segment_name(end)) {
+                match self.disk.remove(&segment_at(&*self.disk, end).0) {
                     // There was no room for its name.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
                     result => result,
@@ -459,8 +489,18 @@ impl Log {
     }
 }
 
-fn segment_name(start: u64) -> String {
-    format!("log-{start:020}")
+/// The segment that this process begins at a position: its name, and its salt, each time the same, so that one that was removed for want of
+/// room stands in nobody's way.
+fn segment_at(disk: &dyn Disk, start: u64) -> (String, Salt) {
+    let salt = disk.secret(start);
+    (format!("log-{start:020}-{salt:016x}"), Salt(salt))
+}
+
+/// Where a segment begins, and its salt, by its name.
+fn begin_of(name: &str) -> (u64, Salt) {
+    let number = name.strip_prefix("log-").unwrap_or_default();
+    let (start, salt) = number.split_once('-').unwrap_or((number, "0"));
+    (start.parse().unwrap_or(0), Salt(u64::from_str_radix(salt, 16).unwrap_or(0)))
 }
 
 /// Whether the disk had no room, so that the same may be tried again.
@@ -479,9 +519,11 @@ struct Header {
 /// `None`: the segment was never finished.
 fn read_header(name: &str, bytes: &Bytes, may_be_unfinished: bool) -> Result<Option<Header>, LogError> {
     let damaged = || LogError::Damaged { file: name.to_owned(), offset: 0 };
+    let (start, salt) = begin_of(name);
     let version = u32_at(bytes, 8).unwrap_or(FORMAT_VERSION);
     // 0 is what a write that was cut short may leave.
-    if bytes.starts_with(SEGMENT_MAGIC) && version != FORMAT_VERSION && version != 0 {
+    let is_known = (FORMAT_VERSION_MIN..=FORMAT_VERSION).contains(&version);
+    if bytes.starts_with(SEGMENT_MAGIC) && !is_known && version != 0 {
         return Err(LogError::OtherFormat { file: name.to_owned(), found: version });
     }
     let whole = bytes.len() >= HEADER_BYTES
@@ -490,27 +532,22 @@ fn read_header(name: &str, bytes: &Bytes, may_be_unfinished: bool) -> Result<Opt
     let header = match (u64_at(bytes, 12), u32_at(bytes, 20)) {
         (Some(start), Some(opening)) if whole => Header { start, opening: opening as usize },
         // Header and opening are one write, of which any part may be missing. A record behind them knows that they were safe.
-        _ if may_be_unfinished && !was_synced(start_of(name), bytes, 0) => return Ok(None),
+        _ if may_be_unfinished && !was_synced(start, bytes, 0, salt) => return Ok(None),
         _ => return Err(damaged()),
     };
     // The opening is synced with the header before the first record is written: with records behind it, it was safe.
     let opening_end = HEADER_BYTES.saturating_add(header.opening);
-    if may_be_unfinished && bytes.len() <= opening_end && !is_whole(bytes, opening_end) {
+    if may_be_unfinished && bytes.len() <= opening_end && !is_whole(bytes, opening_end, salt) {
         return Ok(None);
     }
     Ok(Some(header))
 }
 
-/// Where a segment begins, by its name.
-fn start_of(name: &str) -> u64 {
-    name.strip_prefix("log-").and_then(|number| number.parse().ok()).unwrap_or(0)
-}
-
 /// Whether whole records reach from the header to `end`.
-fn is_whole(bytes: &Bytes, end: usize) -> bool {
+fn is_whole(bytes: &Bytes, end: usize, salt: Salt) -> bool {
     let mut at = HEADER_BYTES;
     while at < end {
-        match parse(bytes, at) {
+        match parse(bytes, at, salt) {
             Some(parsed) => at += parsed.length,
             None => return false,
         }
@@ -520,16 +557,15 @@ fn is_whole(bytes: &Bytes, end: usize) -> bool {
 
 /// Hands out the whole records and returns where they end.
 fn read_records(
-    name: &str,
-    start: u64,
+    (name, start, salt): (&str, u64, Salt),
     bytes: &Bytes,
     is_last: bool,
     mut take: impl FnMut(usize, GroupId, Record) -> Result<(), LogError>,
 ) -> Result<usize, LogError> {
     let mut at = HEADER_BYTES;
     while at < bytes.len() {
-        let Some(parsed) = parse(bytes, at) else {
-            if !is_last || was_synced(start, bytes, at) {
+        let Some(parsed) = parse(bytes, at, salt) else {
+            if !is_last || was_synced(start, bytes, at, salt) {
                 return Err(LogError::Damaged { file: name.to_owned(), offset: at as u64 });
             }
             return Ok(at);

@@ -6,6 +6,23 @@ use crate::identity::GroupId;
 
 const RECORD_MARK: u32 = 0x4B52_4543;
 
+/// Mixed into the mark and the CRC of each record of a segment. Payloads are what clients send, and no client knows it: so none can make
+/// one that looks like a record.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Salt(pub(super) u64);
+
+impl Salt {
+    fn mark(self) -> [u8; 4] {
+        (RECORD_MARK ^ (self.0 >> 32) as u32).to_le_bytes()
+    }
+
+    fn crc(self, covered: &[u8]) -> u32 {
+        let mut hasher = crc32fast::Hasher::new_with_initial(self.0 as u32);
+        hasher.update(covered);
+        hasher.finalize()
+    }
+}
+
 /// Mark, CRC, length, synced, kind, group, three numbers.
 pub(super) const RECORD_BYTES: usize = 4 + 4 + 4 + 8 + 1 + 2 + 3 * 8;
 
@@ -83,26 +100,33 @@ impl EntryKind {
 
 pub(super) fn encode_entry(
     buffer: &mut Vec<u8>,
-    synced: u64,
+    (salt, synced): (Salt, u64),
     group: GroupId,
     id: LogId,
     kind: EntryKind,
     payload: &[u8],
 ) {
-    encode(buffer, synced, group, kind.code(), [id.index, id.term, 0], payload);
+    encode(buffer, (salt, synced), group, kind.code(), [id.index, id.term, 0], payload);
 }
 
-pub(super) fn encode_hard_state(buffer: &mut Vec<u8>, synced: u64, group: GroupId, hard: HardState) {
-    encode(buffer, synced, group, KIND_HARD_STATE, [hard.term, hard.vote, hard.commit], &[]);
+pub(super) fn encode_hard_state(buffer: &mut Vec<u8>, at: (Salt, u64), group: GroupId, hard: HardState) {
+    encode(buffer, at, group, KIND_HARD_STATE, [hard.term, hard.vote, hard.commit], &[]);
 }
 
-pub(super) fn encode_base(buffer: &mut Vec<u8>, synced: u64, group: GroupId, base: LogId) {
-    encode(buffer, synced, group, KIND_BASE, [base.index, base.term, 0], &[]);
+pub(super) fn encode_base(buffer: &mut Vec<u8>, at: (Salt, u64), group: GroupId, base: LogId) {
+    encode(buffer, at, group, KIND_BASE, [base.index, base.term, 0], &[]);
 }
 
-fn encode(buffer: &mut Vec<u8>, synced: u64, group: GroupId, kind: u8, numbers: [u64; 3], payload: &[u8]) {
+fn encode(
+    buffer: &mut Vec<u8>,
+    (salt, synced): (Salt, u64),
+    group: GroupId,
+    kind: u8,
+    numbers: [u64; 3],
+    payload: &[u8],
+) {
     let start = buffer.len();
-    buffer.extend_from_slice(&RECORD_MARK.to_le_bytes());
+    buffer.extend_from_slice(&salt.mark());
     buffer.extend_from_slice(&[0; 4]);
     buffer.extend_from_slice(&(payload.len() as u32).to_le_bytes());
     buffer.extend_from_slice(&synced.to_le_bytes());
@@ -112,7 +136,7 @@ fn encode(buffer: &mut Vec<u8>, synced: u64, group: GroupId, kind: u8, numbers: 
         buffer.extend_from_slice(&number.to_le_bytes());
     }
     buffer.extend_from_slice(payload);
-    let crc = crc32fast::hash(&buffer[start + 8..]);
+    let crc = salt.crc(&buffer[start + 8..]);
     buffer[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
 }
 
@@ -124,8 +148,8 @@ pub(super) struct Parsed {
     pub(super) length: usize,
 }
 
-pub(super) fn parse(bytes: &Bytes, at: usize) -> Option<Parsed> {
-    if u32_at(bytes, at)? != RECORD_MARK {
+pub(super) fn parse(bytes: &Bytes, at: usize, salt: Salt) -> Option<Parsed> {
+    if *bytes.get(at..at + 4)? != salt.mark() {
         return None;
     }
     let length = u32_at(bytes, at + 8)? as usize;
@@ -134,7 +158,7 @@ pub(super) fn parse(bytes: &Bytes, at: usize) -> Option<Parsed> {
     }
     let end = at.checked_add(RECORD_BYTES)?.checked_add(length)?;
     let covered = bytes.get(at + 8..end)?;
-    if crc32fast::hash(covered) != u32_at(bytes, at + 4)? {
+    if salt.crc(covered) != u32_at(bytes, at + 4)? {
         return None;
     }
     let group = GroupId(u16::from_le_bytes(bytes.get(at + 21..at + 23)?.try_into().ok()?));
@@ -156,15 +180,15 @@ pub(super) fn parse(bytes: &Bytes, at: usize) -> Option<Parsed> {
 
 /// Whether some record behind the damage at `damaged` knew that place to be on disk. `start` is the segment's position.
 ///
-/// Payloads are what clients send: one may look like a record. Within one that is whole nothing is looked for; within what is left
-/// of one that is not, whoever claims to know of more than stands before it is none of ours.
-pub(super) fn was_synced(start: u64, bytes: &Bytes, damaged: usize) -> bool {
-    let mark = RECORD_MARK.to_le_bytes();
+/// Payloads are what clients send, and in a segment that was begun without a salt one may look like a record. Within one that is whole
+/// nothing is looked for; within what is left of one that is not, whoever claims to know of more than stands before it is none of ours.
+pub(super) fn was_synced(start: u64, bytes: &Bytes, damaged: usize, salt: Salt) -> bool {
+    let mark = salt.mark();
     let mut from = damaged + 1;
     while let Some(found) = bytes[from.min(bytes.len())..].windows(4).position(|window| window == mark) {
         let at = from + found;
         from = at + 1;
-        if let Some(parsed) = parse(bytes, at) {
+        if let Some(parsed) = parse(bytes, at, salt) {
             if parsed.synced > start + damaged as u64 && parsed.synced <= start + at as u64 {
                 return true;
             }

@@ -23,6 +23,11 @@ fn add(log: &mut Log, entry: &LogEntry) {
     log.add_entry(GROUP, entry.id, entry.kind, &entry.payload);
 }
 
+/// The name of the first segment.
+fn first_segment(disk: &SimDisk) -> String {
+    disk.list().expect("listed").remove(0)
+}
+
 fn append(log: &mut Log, entries: &[LogEntry]) -> io::Result<()> {
     for entry in entries {
         add(log, entry);
@@ -66,29 +71,85 @@ fn a_tail_torn_at_any_byte_is_cut_off() {
 }
 
 /// F9: blocks are not written in order, so what is left behind a torn place may be a payload, and a client may have made that look
-/// like a record which knows the place to be safe. If it were believed, a power cut would keep the node from starting.
+/// like a record which knows the place to be safe, and have guessed where it stands. If it were believed, a power cut would keep the node
+/// from starting.
 #[test]
 fn a_payload_that_looks_like_a_record_vouches_for_nothing() {
-    let second = entry(2, "second");
-    let second_bytes = record::RECORD_BYTES + second.payload.len();
     for torn in 1..=200 {
         let disk = SimDisk::new();
         let (mut log, _) = open(&disk, 100_000).expect("opened");
         append(&mut log, &[entry(1, "first")]).expect("written");
         let from = log.position() as usize;
-        add(&mut log, &second);
-        // Behind a record that is torn anybody may claim to know of everything; within one that is whole not even what could be.
-        let claimed = if torn <= second_bytes { from as u64 + 1 } else { u64::MAX };
+        add(&mut log, &entry(2, "second"));
         let mut forged = Vec::new();
-        record::encode_hard_state(&mut forged, claimed, GROUP, HardState::default());
+        // Of what goes into a record a client knows all but the salt.
+        record::encode_hard_state(&mut forged, (Salt(0), from as u64 + 1), GROUP, HardState::default());
         add(&mut log, &LogEntry { payload: forged.into(), ..entry(3, "") });
         log.write().expect("written");
-        disk.damage(&segment_name(0), |bytes| {
+        disk.damage(&first_segment(&disk), |bytes| {
             let until = bytes.len().min(from + torn);
             bytes[from..until].fill(0);
         });
         let (_, entries) = open(&disk, 100_000).unwrap_or_else(|error| panic!("{torn} bytes are zeros: {error}"));
         assert_eq!(entries, [entry(1, "first")], "{torn} bytes are zeros");
+    }
+}
+
+/// A segment that the version before salts began.
+fn write_segment_of_version_2(disk: &SimDisk, records: &[u8]) {
+    let mut bytes = [&SEGMENT_MAGIC[..], &2_u32.to_le_bytes(), &[0; 12]].concat();
+    bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+    bytes.extend_from_slice(records);
+    let mut file = disk.append_to(&format!("log-{:020}", 0)).expect("made");
+    file.append(&bytes).expect("written");
+    file.sync(SyncSite::LogRound).expect("synced");
+    disk.sync_directory(SyncSite::LogSegmentName).expect("synced");
+}
+
+/// What a node has on its disk is read by later versions, and goes on where it ends.
+#[test]
+fn a_segment_without_a_salt_is_read_and_goes_on() {
+    let disk = SimDisk::new();
+    let mut records = Vec::new();
+    for old in [entry(1, "one"), entry(2, "two")] {
+        record::encode_entry(&mut records, (Salt(0), HEADER_BYTES as u64), GROUP, old.id, old.kind, &old.payload);
+    }
+    write_segment_of_version_2(&disk, &records);
+    let (mut log, entries) = open(&disk, 10).expect("opened");
+    assert_eq!(entries, [entry(1, "one"), entry(2, "two")]);
+    append(&mut log, &[entry(3, "three")]).expect("written");
+    log.rotate_if_full(|_| None).expect("rotated");
+    append(&mut log, &[entry(4, "four")]).expect("written");
+    disk.power_cycle(|_, _| 0);
+    assert_eq!(disk.list().expect("listed").len(), 2);
+    let all = [entry(1, "one"), entry(2, "two"), entry(3, "three"), entry(4, "four")];
+    assert_eq!(open(&disk, 10).expect("opened").1, all);
+    disk.damage(&first_segment(&disk), |bytes| bytes[HEADER_BYTES + 5] ^= 1);
+    assert!(matches!(open(&disk, 10), Err(LogError::Damaged { .. })), "its records are checked as before");
+}
+
+/// The power goes as a segment is begun, and again when that was removed, begun anew by the next process, and its removal not safe.
+#[test]
+fn a_segment_that_was_never_finished_may_come_back_beside_the_one_in_its_place() {
+    for (before, start) in [(true, 0), (false, 0), (true, 1), (false, 1)] {
+        let disk = SimDisk::new();
+        let (mut log, _) = open(&disk, 60).expect("opened");
+        append(&mut log, &[entry(1, "first")]).expect("written");
+        if start > 0 {
+            log.rotate_if_full(|_| None).expect("rotated");
+            append(&mut log, &[entry(2, "second")]).expect("written");
+        }
+        let last = disk.list().expect("listed").pop().expect("one");
+        let other = if before { "0000000000000000" } else { "ffffffffffffffff" };
+        let other = format!("{}{other}", &last[..last.len() - other.len()]);
+        for left in [0, 11, HEADER_BYTES - 1] {
+            let mut file = disk.append_to(&other).expect("made");
+            file.append(&disk.read(&last).expect("read")[..left]).expect("written");
+            disk.damage(&last, |bytes| bytes.extend([1; 50]));
+            let (_, entries) = open(&disk, 60).expect("opened");
+            assert_eq!(entries.len() as u64, 1 + start, "{left} bytes, before {before}");
+            assert!(!disk.list().expect("listed").contains(&other));
+        }
     }
 }
 
@@ -103,7 +164,7 @@ fn a_flipped_bit_in_the_middle_is_refused_and_not_repaired() {
         }
         disk
     };
-    let name = segment_name(0);
+    let name = first_segment(&fresh());
     let length = fresh().read(&name).expect("read").len();
     let entry_bytes = record::RECORD_BYTES + "payload".len();
     for position in 0..length - entry_bytes {
@@ -141,7 +202,7 @@ fn another_format_is_refused() {
     let disk = SimDisk::new();
     drop(open(&disk, 100).expect("opened"));
     for version in [1, 9] {
-        disk.damage(&segment_name(0), |bytes| bytes[8] = version);
+        disk.damage(&first_segment(&disk), |bytes| bytes[8] = version);
         assert!(matches!(open(&disk, 100), Err(LogError::OtherFormat { .. })));
     }
 }
@@ -302,6 +363,21 @@ fn an_opening_that_takes_entries_over_is_there_as_a_whole_or_not_at_all() {
             }
         }
     }
+}
+
+/// A record has the salt of the segment that it was made for.
+#[test]
+fn what_is_still_to_be_written_goes_to_the_segment_that_it_was_made_for() {
+    let disk = SimDisk::new();
+    let (mut log, _) = open(&disk, 60).expect("opened");
+    append(&mut log, &[entry(1, "payload")]).expect("written");
+    add(&mut log, &entry(2, "payload"));
+    log.rotate_if_full(|_| None).expect("not now");
+    append(&mut log, &[entry(3, "payload")]).expect("written");
+    log.rotate_if_full(|_| None).expect("rotated");
+    append(&mut log, &[entry(4, "payload")]).expect("written");
+    assert_eq!(disk.list().expect("listed").len(), 2);
+    assert_eq!(open(&disk, 60).expect("opened").1.len(), 4);
 }
 
 /// F10: no room for a segment leaves the old one longer, and no trace.
