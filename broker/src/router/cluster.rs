@@ -316,8 +316,16 @@ impl ArbiterState {
         self.shared.cluster.as_ref().is_none_or(|cluster| cluster.may_acknowledge())
     }
 
+    /// Among several nodes, and not one of them: nothing that it says is about anybody, and what it hears is about those whom it had before.
+    fn is_unregistered(&self) -> bool {
+        self.shared.cluster.is_some() && self.lanes.incarnation() == 0
+    }
+
     /// A group has a new leader, or the link to it broke.
     pub(super) fn on_led(&mut self, group: u16, leader: Option<Leader>) {
+        if self.is_unregistered() {
+            return; // It will be told when it is registered.
+        }
         // What clients acknowledged goes ahead of what is said of them.
         self.flush_lanes();
         self.lanes.set_leader(group, leader);
@@ -647,6 +655,10 @@ impl ArbiterState {
 
     /// Another claim waits for the connection of `epoch` to end.
     pub(super) fn on_close(&mut self, key: ConnectionKey, group: u16, client_id: &Arc<str>, epoch: u64) {
+        if self.is_unregistered() {
+            // The group's fence releases it. It was told that it is connected, so its session would end as if it had never been.
+            return;
+        }
         let holds = self
             .client(key)
             .and_then(|client| client.session.as_ref()?.served.as_ref())

@@ -221,6 +221,11 @@ impl Lanes {
         self.gather(group, LaneMessage { command: Some(command), ..LaneMessage::default() });
     }
 
+    /// Whose lanes they are; 0: nobody's, as the node is not registered.
+    pub(super) fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
     /// What a client did, of which nobody waits to hear: it goes with what is said to the group next.
     pub(super) fn command_without_hurry(&mut self, group: u16, command: SessionCommand) {
         self.gather_quietly(group, LaneMessage { command: Some(command), ..LaneMessage::default() });

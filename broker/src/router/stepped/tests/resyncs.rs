@@ -294,6 +294,38 @@ fn parts_begin_anew_for_a_leader_that_asks_in_another_round() {
     assert_eq!(parts(peers.take_said()), second);
 }
 
+/// P1, P8: a node that was declared dead may be asked to close a connection that it had, before the group has its fence. It knows it no more,
+/// and would say that it had never been: the group would take that for the end of a session that began with it. Nor does it say that it
+/// has no clients: the leader would believe it, and count on nothing that the node says once it is registered again.
+#[test]
+fn who_is_not_registered_says_nothing_to_a_group() {
+    let peers = Arc::new(Narrow { has_room: AtomicBool::new(true), said: Mutex::default() });
+    let (mut arbiter, _client, connection) = owner(&peers);
+    tell(&mut arbiter, Event::Unregistered);
+    assert_eq!(arbiter.state.lanes.incarnation(), 0);
+    peers.take();
+    led(&mut arbiter, 1);
+    tell(&mut arbiter, Event::Close { connection, group: 0, client_id: Arc::from("c"), epoch: 1 });
+    led(&mut arbiter, 2);
+    arbiter.on_second();
+    arbiter.run();
+    assert_eq!(peers.take(), []);
+    assert_eq!(
+        (arbiter.state.lanes.leader(0), arbiter.state.lanes.sent_up_to(0)),
+        (None, Some(0)),
+        "nothing waits to be said"
+    );
+
+    let leaders = &arbiter.state.shared.cluster.as_ref().expect("several nodes").leaders;
+    leaders.learn(&Arc::clone(&arbiter.state.shared), 0, Leader { node: 2, term: 1, round: 2 });
+    arbiter.state.shared.set_incarnation(5);
+    tell(&mut arbiter, Event::Registered { incarnation: 5 });
+    let said = peers.take();
+    let resynced =
+        |said: &Forwarded| matches!(said, Forwarded::Resync(resync) if (resync.incarnation, resync.round) == (5, 2));
+    assert!(said.iter().any(resynced), "now it does: {said:?}");
+}
+
 /// A version before parts reads something that it does not know, and nothing else.
 #[test]
 fn a_part_is_no_resync_to_who_does_not_know_of_parts() {
