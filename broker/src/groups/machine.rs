@@ -373,28 +373,12 @@ impl Machine {
         let Some((group, places)) = self.pushes.synced(node, &resync, places) else {
             return;
         };
-        // The others were said before, and may have been sent something since.
-        let is_in = |connection| ConnectionKey::from_raw(connection).is_in(&places);
-        resync.sessions.retain(|served| is_in(served.connection));
-        resync.claims.retain(|claim| is_in(claim.connection));
-        let shared = self.shared();
-        let owner = |connection| Owner { incarnation: resync.incarnation, connection, node };
         let mut effects = Vec::new();
-        for served in &resync.sessions {
-            state.resync(&served.client_id, owner(served.connection), served.epoch, &served.has(), &mut effects);
+        let released = state.answer_resync(node, &resync, &places, &mut effects);
+        let shared = self.shared();
+        for released in released {
+            shared.submitter.propose(group, Command::Released(released));
         }
-        for claim in &resync.claims {
-            if let Some(released) = state.claim_again(&claim.client_id, owner(claim.connection), &mut effects) {
-                shared.submitter.propose(group, Command::Released(released));
-            }
-        }
-        let served = resync.sessions.iter().map(|served| served.connection);
-        let known: BTreeSet<u64> = served.chain(resync.claims.iter().map(|claim| claim.connection)).collect();
-        let is_unknown = |owner: Owner| {
-            let arbiter = connection_of(owner).arbiter();
-            u32::from(arbiter) == resync.arbiter && is_in(owner.connection) && !known.contains(&owner.connection)
-        };
-        state.close_unknown((node, resync.incarnation), is_unknown, &mut effects);
         self.carry_out(group, effects);
     }
 

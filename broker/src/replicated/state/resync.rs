@@ -3,12 +3,14 @@
 //! Nothing here changes the state. What the node acknowledged before must have been applied.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{PacketId, ReasonCode};
 
 use super::{GroupState, close_effect, delivery, opened};
+use crate::connection_key::ConnectionKey;
 use crate::peers::wire::Resync;
 use crate::plants::{Plant, is_planted};
 use crate::replicated::command::{Owner, Released};
@@ -35,6 +37,36 @@ impl GroupState {
     pub fn has_heard(&self, node: u64, resync: &Resync) -> bool {
         let lane = resync.incarnation << 12 | u64::from(resync.arbiter);
         self.lanes.get(&(node, lane)).map_or(0, |lane| lane.last) >= resync.said || is_planted(Plant::ResyncAhead)
+    }
+
+    /// An arbiter of a node says what its clients have, and those in `places` are answered. Returns what must be proposed.
+    #[must_use]
+    pub fn answer_resync(
+        &self,
+        node: u64,
+        resync: &Resync,
+        places: &Range<u32>,
+        effects: &mut Vec<Effect>,
+    ) -> Vec<Released> {
+        // The others were said before, and may have been sent something since; or they are still to be said.
+        let is_in = |connection| ConnectionKey::from_raw(connection).is_in(places);
+        let owner = |connection| Owner { incarnation: resync.incarnation, connection, node };
+        let mut known = BTreeSet::new();
+        for served in resync.sessions.iter().filter(|served| is_in(served.connection)) {
+            known.insert(served.connection);
+            self.resync(&served.client_id, owner(served.connection), served.epoch, &served.has(), effects);
+        }
+        let mut released = Vec::new();
+        for claim in resync.claims.iter().filter(|claim| is_in(claim.connection)) {
+            known.insert(claim.connection);
+            released.extend(self.claim_again(&claim.client_id, owner(claim.connection), effects));
+        }
+        let is_unknown = |owner: Owner| {
+            let arbiter = ConnectionKey::from_raw(owner.connection).arbiter();
+            u32::from(arbiter) == resync.arbiter && is_in(owner.connection) && !known.contains(&owner.connection)
+        };
+        self.close_unknown((node, resync.incarnation), is_unknown, effects);
+        released
     }
 
     /// `owner` serves `client_id` under `epoch`, and has this.

@@ -1,6 +1,8 @@
 //! A change of leader.
 
 use super::*;
+use crate::connection_key::{ALL_PLACES, ConnectionKey};
+use crate::peers::wire::{PendingClaim, Resync, ServedSession};
 
 fn has(sent: &[u16]) -> Has {
     Has { sent: sent.iter().filter_map(|&id| PacketId::new(id)).collect(), ..Has::default() }
@@ -78,6 +80,51 @@ fn who_does_not_know_that_it_owns_a_session_is_asked_to_let_go() {
     assert_eq!(close(&script, (owner.node, owner.incarnation + 1), true), [], "that of another process");
     let effects = close(&script, here, true);
     assert!(matches!(&effects[..], [Effect::Close { epoch, .. }] if *epoch == opened.epoch), "{effects:?}");
+}
+
+/// P7, [MQTT-4.4.0-1]: a resync may come in parts that overlap with those before them. Who was said in one of those may have been sent
+/// something since, and who is in none yet says nothing by not being in this one; nor do the clients of another arbiter.
+#[test]
+fn a_part_of_a_resync_is_about_its_own_places_and_no_others() {
+    let mut script = Script::new();
+    let at = |arbiter, place| ConnectionKey::new(arbiter, place, 1).raw();
+    let by = |connection| Owner { incarnation: 1, connection, node: 2 };
+    let served = [at(0, 3), at(0, 12), at(0, 25)];
+    let unknown = [at(0, 4), at(0, 13), at(0, 26), at(1, 13)];
+    let claiming = [at(0, 5), at(0, 14), at(0, 27)];
+    for connection in served.into_iter().chain(unknown).chain(claiming) {
+        script.apply(Command::Connect(claim(by(connection), &connection.to_string())));
+    }
+    let epoch = |connection: u64| script.state.sessions[&*connection.to_string()].epoch;
+    let resync = Resync {
+        incarnation: 1,
+        arbiter: 0,
+        // As if they had been taken over and not told.
+        sessions: Vec::from(served.map(|connection| ServedSession {
+            client_id: connection.to_string(),
+            epoch: epoch(connection) + 100,
+            connection,
+            ..ServedSession::default()
+        })),
+        claims: Vec::from(claiming.map(|connection| PendingClaim { client_id: connection.to_string(), connection })),
+        ..Resync::default()
+    };
+    let answered = |places: std::ops::Range<u32>| {
+        let mut effects = Vec::new();
+        assert_eq!(script.state.answer_resync(2, &resync, &places, &mut effects), []);
+        let answered = |effect: &Effect| match effect {
+            Effect::Close { owner, epoch: of, .. } if *of == epoch(owner.connection) + 100 => {
+                (owner.connection, "told")
+            }
+            Effect::Close { owner, .. } => (owner.connection, "unknown"),
+            Effect::Opened(opened) => (opened.owner.connection, "granted"),
+            other => panic!("{other:?}"),
+        };
+        effects.iter().map(answered).collect::<Vec<_>>()
+    };
+    let second = [(at(0, 12), "told"), (at(0, 14), "granted"), (at(0, 13), "unknown")];
+    assert_eq!(answered(10..20), second, "neither what was said before nor what follows");
+    assert_eq!(answered(ALL_PLACES).len(), served.len() + claiming.len() + unknown.len() - 1);
 }
 
 /// P7: who was taken over, or taken for dead, and never heard of it, is told when it says that it serves the session.
