@@ -16,7 +16,7 @@ use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use kentongan_cluster::pipeline::{Prepare, Prepared};
 use kentongan_cluster::state::StateReader;
-use kentongan_cluster::{Configuration, GroupId, NodeId, StateMachine, Write};
+use kentongan_cluster::{Configuration, GroupId, Incarnation, NodeId, StateMachine, Write};
 use kentongan_proto::mqtt::ReasonCode;
 
 use super::member::Member;
@@ -53,7 +53,7 @@ const GROWTH_BYTES_MIN: usize = 1024 * 1024;
 /// Sessions released by one fence command.
 pub(super) const FENCE_SESSIONS_MAX: u32 = 1000;
 
-/// Calls of `tick` after which lanes of outboxes without progress begin anew.
+/// Calls of `tick` after which lanes of outboxes without progress begin anew, and groups are told again of who is lost.
 const RETRY_TICKS: u32 = 10;
 
 /// Entries of an outbox of which one command says who gets them.
@@ -300,6 +300,23 @@ impl Machine {
         effects.retain(is_wanted);
         self.carry_out(group, effects);
         self.release_what_was_alone(group);
+        self.release_lost();
+    }
+
+    /// P5, P7: what connections of dead nodes left behind is free once the directory says that those are lost.
+    pub(super) fn release_lost(&self) {
+        let (Some(member), Some(shared)) = (&self.member, self.shared.get()) else {
+            return;
+        };
+        for &group in &self.led {
+            let waited_for = self.groups.get(&group).into_iter().flat_map(GroupState::not_known_to_be_lost);
+            for (node, incarnation) in waited_for {
+                let id = NodeId::new(node);
+                if id.is_some_and(|id| member.directory().is_lost(id, Incarnation(incarnation))) {
+                    propose_lost(shared, group, node, incarnation);
+                }
+            }
+        }
     }
 
     /// The connections to a node that was alone before it formed a cluster ended with its process.
@@ -364,7 +381,7 @@ impl Machine {
     }
 
     /// An arbiter says what its clients have, those in some of its places.
-    fn resync(&mut self, node: u64, mut resync: Resync, places: Range<u32>) {
+    fn resync(&mut self, node: u64, resync: Resync, places: Range<u32>) {
         let state = u16::try_from(resync.group).ok().and_then(|group| self.groups.get(&group));
         let Some(state) = state.filter(|state| state.has_heard(node, &resync)) else {
             // Something that went before it was lost. The node is asked again.
@@ -703,6 +720,7 @@ impl StateMachine for Machine {
             if self.retry_in == 0 {
                 self.retry_in = RETRY_TICKS;
                 self.outboxes.retry();
+                self.release_lost();
             }
         }
         self.raise_groups(now, &shared);
@@ -804,6 +822,11 @@ fn keeps(member: Option<&Member>) -> impl Fn(u16, u64) -> bool {
         let placed = member.and_then(|member| member.directory().placement(GroupId(group)));
         NodeId::new(node).zip(placed).is_some_and(|(node, placed)| placed.keeps(node))
     }
+}
+
+fn propose_lost(shared: &Shared, group: u16, node: u64, incarnation: u64) {
+    let lost = command::Lost { node, incarnation, sessions_max: FENCE_SESSIONS_MAX };
+    shared.submitter.propose(group, Command::Lost(lost));
 }
 
 fn connection_of(owner: Owner) -> ConnectionKey {

@@ -605,6 +605,7 @@ impl Machine {
                 let number = cluster.nodes.number(process);
                 self.outboxes.on_node_lost(number);
                 self.tell_all(shared, || Event::NodeLost { node: number });
+                self.release_lost();
             }
             Output::Place { group, term, target } => pipeline.place(group, term, target),
             Output::Members => self.link_members(cluster),

@@ -558,6 +558,21 @@ pub struct Fence {
     pub node: u64,
 }
 
+/// An incarnation that the group has fenced is lost: every group and node refuses what it had on its way, so whoever claims what its
+/// connections left behind gets it.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Lost {
+    /// The node whose incarnation it was.
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    /// Which one.
+    #[prost(uint64, tag = "2")]
+    pub incarnation: u64,
+    /// Client Identifiers to set free at most; the leader proposes again until none is left.
+    #[prost(uint32, tag = "3")]
+    pub sessions_max: u32,
+}
+
 /// From here on the group's state machine may do what this feature level brings.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct Level {
@@ -592,7 +607,7 @@ impl BeginAnew {
 /// The envelope.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct Envelope {
-    #[prost(oneof = "Command", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
+    #[prost(oneof = "Command", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16")]
     command: Option<Command>,
     /// See [`Entry::needs_level`].
     #[prost(uint32, tag = "100")]
@@ -657,6 +672,9 @@ pub enum Command {
     /// See [`BeginAnew`].
     #[prost(message, tag = "15")]
     BeginAnew(BeginAnew),
+    /// See [`Lost`].
+    #[prost(message, tag = "16")]
+    Lost(Lost),
 }
 
 /// As it stands in the log.

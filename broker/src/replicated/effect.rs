@@ -164,6 +164,15 @@ pub enum Effect {
         /// Sessions of older incarnations are still to be released.
         more: bool,
     },
+    /// An incarnation is lost, and what its connections left behind is free.
+    Lost {
+        /// The node whose incarnation it was.
+        node: u64,
+        /// Which one.
+        incarnation: u64,
+        /// Some of it is still to be set free.
+        more: bool,
+    },
     /// Messages did not reach a session, and never will.
     Dropped {
         /// Why.

@@ -8,6 +8,7 @@ mod delivery;
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) mod inspect;
 mod lane;
+mod left_behind;
 mod outbox;
 mod paging;
 pub mod resync;
@@ -35,6 +36,7 @@ use crate::message::Message;
 use crate::session::outbound::{Backlog, DropPolicy, QueueCaps, Stage};
 use crate::subscription::{LocalMatch, LocalSubscriptions, PickStrategy};
 
+pub(super) use left_behind::{LaterClaim, LeftBehind};
 use paging::EndedQueues;
 pub use paging::LET_GO_MESSAGES_MAX;
 pub(crate) use timing::CLOCK_LAG_MS_MAX;
@@ -230,6 +232,7 @@ enum Timer {
     Will(Arc<str>),
     Outbox(u64),
     Retained(Arc<str>),
+    LaterClaim(Arc<str>),
 }
 
 /// The state of one group.
@@ -264,6 +267,10 @@ pub struct GroupState {
     timers: BTreeSet<(u64, Timer)>,
     /// (Node, incarnation) → the sessions that it owns, or will own once another has let go.
     owned: BTreeMap<(u64, u64), BTreeSet<Arc<str>>>,
+    /// Client Identifier → the dead incarnation that had it, and who gets it next.
+    pub(super) left_behind: BTreeMap<Arc<str>, LeftBehind>,
+    /// (Node, incarnation) → the Client Identifiers that it left behind.
+    left_by: BTreeMap<(u64, u64), BTreeSet<Arc<str>>>,
     /// (Node, incarnation) → the positions of what members there are to settle.
     picked_at: BTreeMap<(u64, u64), BTreeSet<u64>>,
     /// The body of the message that the present command delivers.
@@ -331,6 +338,8 @@ impl GroupState {
             shares: HashMap::new(),
             timers: BTreeSet::new(),
             owned: BTreeMap::new(),
+            left_behind: BTreeMap::new(),
+            left_by: BTreeMap::new(),
             picked_at: BTreeMap::new(),
             body: None,
             delayed: 0,
@@ -366,6 +375,7 @@ impl GroupState {
             Command::Released(released) => self.released(&released, effects),
             Command::Level(raised) => self.level = self.level.max(raised.level),
             Command::BeginAnew(anew) => self.begin_anew(anew, effects),
+            Command::Lost(lost) => self.lost(lost, effects),
         }
         self.body = None;
         for share in std::mem::take(&mut self.loads_changed) {
@@ -557,6 +567,7 @@ impl GroupState {
                 self.picked_at.entry(at).or_default().insert(position);
             }
         }
+        self.rebuild_left_behind();
         self.loads_changed.clear();
         self.dirty.clear();
     }
@@ -662,6 +673,7 @@ impl GroupState {
             }
         }
         assert_eq!(self.picked_at, picked_at, "a fence finds every pick of its incarnation");
+        self.assert_left_behind();
         let held_pubrecs = self.outbox.values().filter_map(|entry| entry.awaited_by);
         assert_eq!(self.held_pubrecs, held_pubrecs.collect(), "each is released once its message is routed");
         let mut unrouted: HashMap<Arc<str>, usize> = HashMap::new();

@@ -17,7 +17,9 @@ use super::bodies::{read_entries, references_value};
 use super::command::{self, MessageRecord, Owner, PickTargetRecord, WillRecord};
 use super::rows::{Pairs, StoredRows};
 use super::session::{Before, Entry, HeldBack, PersistentSession, Subscription, Waiting};
-use super::state::{GroupConfig, GroupState, LaneState, OutboxEntry, PickTarget, absolute, queue_caps};
+use super::state::{
+    GroupConfig, GroupState, LaneState, LaterClaim, LeftBehind, OutboxEntry, PickTarget, absolute, queue_caps,
+};
 use crate::message::Message;
 use crate::session::outbound::{Middle, Outbound, Stage};
 
@@ -38,6 +40,8 @@ pub(super) enum Key {
     Outbox(u64),
     /// Of a shared subscription.
     Turn(Arc<str>),
+    /// A Client Identifier.
+    LeftBehind(Arc<str>),
 }
 
 impl Key {
@@ -52,6 +56,7 @@ impl Key {
             Self::Body(number) => [&b"b"[..], &number.to_be_bytes()].concat(),
             Self::Retained(topic) => named(b"r".to_vec(), topic),
             Self::Turn(share) => named(b"t".to_vec(), share),
+            Self::LeftBehind(client_id) => named(b"l".to_vec(), client_id),
             Self::Outbox(position) => [&b"o"[..], &position.to_be_bytes()].concat(),
         }
     }
@@ -196,6 +201,23 @@ struct WaitingRecord {
     connect: Option<command::Connect>,
     #[prost(uint64, tag = "2")]
     owner_epoch: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct LeftBehindRecord {
+    /// The Client Identifier, if the key does not have it.
+    #[prost(string, optional, tag = "1")]
+    client_id: Option<String>,
+    #[prost(uint64, tag = "2")]
+    node: u64,
+    #[prost(uint64, tag = "3")]
+    incarnation: u64,
+    /// The claim that waits.
+    #[prost(message, optional, tag = "4")]
+    connect: Option<command::Connect>,
+    /// When it is refused, on the group's clock.
+    #[prost(uint64, tag = "5")]
+    due_ms: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -471,6 +493,7 @@ impl GroupState {
             .chain(self.retained.iter().map(|message| Key::Retained(Arc::clone(&message.topic))))
             .chain(self.outbox.keys().map(|&position| Key::Outbox(position)))
             .chain(self.turns.keys().map(|share| Key::Turn(Arc::clone(share))))
+            .chain(self.left_behind.keys().map(|client_id| Key::LeftBehind(Arc::clone(client_id))))
             .collect();
         let entries = self.entries_of(&keys);
         let mut snapshot: BTreeMap<_, _> =
@@ -582,6 +605,13 @@ impl GroupState {
                 let last = self.turns.get(share)?.to_string();
                 Some(TurnRecord { last, share: beside_key(share) }.encode_to_vec())
             }
+            Key::LeftBehind(client_id) => {
+                let LeftBehind { node, incarnation, claim } = self.left_behind.get(client_id)?.clone();
+                let due_ms = claim.as_ref().map_or(0, |claim| claim.due_ms);
+                let connect = claim.map(|claim| claim.connect);
+                let client_id = beside_key(client_id);
+                Some(LeftBehindRecord { client_id, node, incarnation, connect, due_ms }.encode_to_vec())
+            }
             Key::Outbox(position) => {
                 let entry = self.outbox.get(position)?;
                 let node = |(node, incarnation)| PickTarget::Node { node, incarnation }.record();
@@ -640,6 +670,13 @@ impl GroupState {
         scan(rows, b't', |share, value| {
             let record = TurnRecord::decode(value)?;
             state.turns.insert(name_of(share, record.share)?, Arc::from(record.last));
+            Ok(())
+        })?;
+        scan(rows, b'l', |client_id, value| {
+            let LeftBehindRecord { client_id: name, node, incarnation, connect, due_ms } =
+                LeftBehindRecord::decode(value)?;
+            let claim = connect.map(|connect| Box::new(LaterClaim { connect, due_ms }));
+            state.left_behind.insert(name_of(client_id, name)?, LeftBehind { node, incarnation, claim });
             Ok(())
         })?;
         let mut subscriptions: HashMap<u64, BTreeMap<Arc<str>, Subscription>> = HashMap::new();

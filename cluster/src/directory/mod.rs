@@ -452,6 +452,13 @@ impl Directory {
         &self.dead
     }
 
+    /// Whether this incarnation of a node is over, and everybody has said so.
+    #[must_use]
+    pub fn is_lost(&self, node: NodeId, incarnation: Incarnation) -> bool {
+        // One that this replica has not heard of yet lives.
+        incarnation.0 <= self.applied && !self.is_living(node, incarnation) && !self.dead.contains_key(&incarnation)
+    }
+
     /// Everyone that a barrier waits for: who lives, and who is dead but may still act.
     pub fn not_lost(&self) -> impl Iterator<Item = (NodeId, Incarnation)> + '_ {
         self.living().chain(self.dead.iter().map(|(&incarnation, dead)| (dead.node, incarnation)))

@@ -2,7 +2,7 @@
 
 use kentongan_proto::mqtt::codec::AckKind;
 
-use super::{FENCE_SESSIONS_MAX, Machine, connection_of};
+use super::{FENCE_SESSIONS_MAX, Machine, connection_of, propose_lost};
 use crate::groups::incoming::{find_share, share_parts};
 use crate::metrics::DropReason;
 use crate::replicated::command::{self, Command, Owner};
@@ -108,6 +108,8 @@ impl Machine {
                 self.push_to(shared, group, owner, Event::RetainedTaken { connection, epoch, read, queued });
             }
             Effect::Fenced { node, below, more } => self.was_fenced(shared, group, node, below, more),
+            Effect::Lost { node, incarnation, more: true } => propose_lost(shared, group, node, incarnation),
+            Effect::Lost { .. } => {}
             Effect::Dropped { reason, count } => {
                 let reason = match reason {
                     Drop::QueueMessages => DropReason::QueueMessages,

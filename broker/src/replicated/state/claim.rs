@@ -19,7 +19,7 @@ use crate::session::handshake::NEVER_EXPIRES;
 use crate::session::outbound::{Outbound, OutboundLimits, QueueCaps};
 
 /// How long a claim waits for what its client sent before: as long as one waits for a group that answers nothing.
-const HELD_BACK_MS_MAX: u64 = 4000;
+pub(super) const HELD_BACK_MS_MAX: u64 = 4000;
 
 /// What became of the connection that a claim was granted to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +58,9 @@ impl GroupState {
             effects.push(Effect::Refused { owner, reason: ReasonCode::NotAuthorized });
             return;
         }
+        let Some(connect) = self.wait_until_lost(&client_id, connect, effects) else {
+            return;
+        };
         if self.is_held_back(&client_id) {
             let waiting = self.sessions.get(&client_id).and_then(|session| session.waiting.as_ref());
             if waiting.is_some_and(|waiting| waiting.connect.owner == Some(owner)) {
@@ -630,6 +633,7 @@ impl GroupState {
         for node in owners.collect::<BTreeSet<u64>>() {
             self.fence(command::Fence { below: anew.below, sessions_max: u32::MAX, node }, effects);
         }
+        self.forget_all_left_behind();
     }
 
     /// Whether incarnations of a node below `below` have sessions here, or something to settle.
@@ -658,7 +662,11 @@ impl GroupState {
         if next_is_dead {
             self.forget_waiting(client_id, effects);
         }
-        if owner_is_dead {
+        if let Some(owner) = owner.filter(|_| owner_is_dead) {
+            // A node that was alone has nothing on its way to others.
+            if owner.node != 0 {
+                self.leave_behind(client_id, owner);
+            }
             self.let_go(client_id, End::Abnormal, None, effects);
         }
     }

@@ -44,6 +44,9 @@ impl GroupState {
                 left.push(format!("{sessions:?} owned by incarnation {incarnation} of node {node}, which is fenced"));
             }
         }
+        for (&(node, incarnation), names) in &self.left_by {
+            left.push(format!("{names:?} left behind by incarnation {incarnation} of node {node}, which is lost"));
+        }
         for (client_id, session) in &self.sessions {
             if session.waiting.is_some() {
                 left.push(format!("a claim that waits for {client_id}"));

@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::replicated::ReadPage;
 use crate::replicated::command::{
-    self, Acknowledge, AcknowledgeItem, Connect, Disconnect, Fence, LaneBatch, LaneMessage, OutboxSettled, Receive,
-    Released, RetainedPage, SessionCommand, Subscribe, SubscribeFilter, Tick, Unsubscribe, WillRecord,
+    self, Acknowledge, AcknowledgeItem, Connect, Disconnect, Fence, LaneBatch, LaneMessage, Lost, OutboxSettled,
+    Receive, Released, RetainedPage, SessionCommand, Subscribe, SubscribeFilter, Tick, Unsubscribe, WillRecord,
 };
 use crate::replicated::rows::MemoryRows;
 
@@ -290,6 +290,12 @@ impl Replicas {
                 self.fenced = (self.fenced + 1).min(3);
                 let below = self.fenced;
                 self.apply(Command::Fence(Fence { below, sessions_max: u32::from(b % 3), node: u64::from(a % 2) }));
+            }
+            27 => {
+                let incarnation = u64::from(b % 3);
+                let known = self.living.not_known_to_be_lost().next().filter(|_| b & 4 == 0);
+                let (node, incarnation) = known.unwrap_or((u64::from(a % 2), incarnation));
+                self.apply(Command::Lost(Lost { node, incarnation, sessions_max: u32::from(c % 3) }));
             }
             28 => {
                 if let Some((client_id, epoch)) = self.seen.closing.pop() {

@@ -5,8 +5,8 @@ use bytes::Bytes;
 use super::resync::Has;
 use super::*;
 use crate::replicated::command::{
-    self, Acknowledge, AcknowledgeItem, Connect, Disconnect, Fence, LaneBatch, LaneMessage, OutboxSettled, Receive,
-    Released, RetainedPage, SessionCommand, Subscribe, SubscribeFilter, Tick, Unsubscribe, WillRecord,
+    self, Acknowledge, AcknowledgeItem, Connect, Disconnect, Fence, LaneBatch, LaneMessage, Lost, OutboxSettled,
+    Receive, Released, RetainedPage, SessionCommand, Subscribe, SubscribeFilter, Tick, Unsubscribe, WillRecord,
 };
 use crate::replicated::effect::Drop;
 

@@ -1,5 +1,7 @@
 //! Time, as it was proposed.
 
+use kentongan_proto::mqtt::ReasonCode;
+
 use super::{GroupState, TICK_WORK_MAX, Timer};
 use crate::replicated::command;
 use crate::replicated::effect::Effect;
@@ -38,6 +40,10 @@ impl GroupState {
                     let session = self.sessions.get(&client_id);
                     work += session.map_or(0, |session| session.outbound.queue_len() + session.outbound.in_flight());
                     self.expire(&client_id, effects);
+                }
+                // Nobody knows when the others will have heard of the death.
+                Timer::LaterClaim(client_id) => {
+                    self.refuse_later_claim(&client_id, ReasonCode::ServerUnavailable, effects);
                 }
                 Timer::Outbox(position) => self.outbox_due(position, effects),
                 Timer::Retained(topic) => {

@@ -108,25 +108,167 @@ fn a_takeover_publishes_the_will_unless_it_is_delayed_and_the_session_goes_on() 
     }
 }
 
-/// A dead owner is waited for by nobody; a dead claim takes nothing from the session, whose owner goes all the same.
+fn fence(node: u64) -> Command {
+    Command::Fence(Fence { below: 2, sessions_max: 10, node })
+}
+
+fn fenced(node: u64) -> Effect {
+    Effect::Fenced { node, below: 2, more: false }
+}
+
+/// The first incarnation of a node.
+fn lost(node: u64) -> Command {
+    Command::Lost(Lost { node, incarnation: 1, sessions_max: 10 })
+}
+
+fn was_lost(node: u64) -> Effect {
+    Effect::Lost { node, incarnation: 1, more: false }
+}
+
+/// P5, P7: a message that the old connection had on its way to another group, or node, is refused there when that has heard of the
+/// death, and not before. Until then it could come behind what the new connection publishes, and take effect after its CONNACK.
 #[test]
-fn a_fence_grants_the_claim_that_waits_and_drops_the_one_that_died() {
+fn a_claim_of_what_a_dead_node_left_behind_waits_until_that_is_lost() {
+    for (expiry, comes_first) in [(100, true), (100, false), (0, true), (0, false)] {
+        let mut script = Script::new();
+        let (old, new) = (owner(1, 7), owner(2, 9));
+        let connect = |owner| {
+            let with =
+                Connect { session_expiry_seconds: expiry, keep_transient: true, will: will(0), ..claim(owner, "c") };
+            Command::Connect(with)
+        };
+        script.apply(connect(old));
+        if comes_first {
+            assert_eq!(script.apply(connect(new)), [close(old, 1)]);
+        }
+        let effects = script.apply(fence(1));
+        assert_eq!(routes(&effects), 1, "its will waits for nobody (P9): {effects:?}");
+        assert_eq!(effects.last(), Some(&fenced(1)));
+        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Opened(_))), "{effects:?}");
+        script.restart();
+        if !comes_first {
+            assert_eq!(script.apply(connect(new)), []);
+        }
+        assert_eq!(script.apply(connect(new)), [], "proposed again, it waits for the same");
+        script.restart();
+        let mut effects = Vec::new();
+        assert_eq!(script.state.claim_again("c", new, &mut effects), None);
+        assert_eq!(effects, [], "nor does a new leader grant it");
+        assert_eq!(script.state.not_known_to_be_lost().collect::<Vec<_>>(), [(1, 1)]);
+        assert_eq!(script.apply(lost(3)), [was_lost(3)], "another one");
+        let effects = script.apply(lost(1));
+        let granted = |effect: &Effect| matches!(effect, Effect::Opened(opened) if opened.owner == new);
+        assert!(granted(&effects[0]) && effects[1..] == [was_lost(1)], "{effects:?}");
+        script.restart();
+        assert_eq!(script.state.not_known_to_be_lost().count(), 0);
+        let again = script.apply(connect(owner(3, 1)));
+        assert_eq!(
+            again,
+            [close(new, script.state.sessions["c"].waiting.as_ref().map_or(0, |waiting| waiting.owner_epoch))]
+        );
+    }
+}
+
+/// Of what a living node has nothing waits, whoever else died.
+#[test]
+fn a_takeover_between_living_nodes_waits_for_no_dead_one() {
+    let mut script = Script::new();
+    script.apply(Command::Connect(claim(owner(1, 7), "d")));
+    script.apply(Command::Connect(claim(owner(2, 7), "c")));
+    script.apply(fence(1));
+    assert_eq!(script.apply(Command::Connect(claim(owner(3, 9), "c"))), [close(owner(2, 7), 2)]);
+    assert_eq!(script.apply(released(2, false)), [opened(owner(3, 9), 3, true)]);
+}
+
+/// Some group may have lost its majority, and then nobody knows when the dead node is lost: the client may try again, or elsewhere.
+#[test]
+fn a_claim_that_waits_for_a_dead_node_is_refused_in_time() {
     let mut script = Script::new();
     let (old, new) = (owner(1, 7), owner(2, 9));
-    let fence = |node| Command::Fence(Fence { below: 2, sessions_max: 10, node });
-    let fenced = |node| Effect::Fenced { node, below: 2, more: false };
+    script.apply(Command::Connect(claim(old, "c")));
+    script.apply(fence(1));
+    script.apply(Command::Connect(Connect { clean_start: true, ..claim(new, "c") }));
+    assert_eq!(script.tick(4000), [], "its clock may have lagged when the claim came");
+    script.restart();
+    let refused = |owner, reason| Effect::Refused { owner, reason };
+    assert_eq!(script.tick(500), [refused(new, ReasonCode::ServerUnavailable)]);
+    script.restart();
+    script.apply(Command::Connect(claim(new, "c")));
+    let newer = owner(3, 1);
+    let effects = script.apply(Command::Connect(claim(newer, "c")));
+    assert_eq!(effects, [refused(new, ReasonCode::SessionTakenOver)]);
+    assert_eq!(
+        script.apply(lost(1)),
+        [opened(newer, 2, true), was_lost(1)],
+        "its session is there, Clean Start was refused"
+    );
+}
+
+/// The node of the claim may die while it waits, and the next one of the first node as well.
+#[test]
+fn a_claim_whose_node_died_gets_nothing_of_what_a_dead_node_left_behind() {
+    let mut script = Script::new();
+    let (old, new) = (owner(1, 7), owner(2, 9));
+    script.apply(Command::Connect(claim(old, "c")));
+    script.apply(fence(1));
+    script.apply(Command::Connect(claim(new, "c")));
+    assert_eq!(script.apply(fence(2)), [fenced(2)]);
+    let refused = Effect::Refused { owner: new, reason: ReasonCode::ServerUnavailable };
+    assert_eq!(script.apply(lost(1)), [refused, was_lost(1)]);
+    script.restart();
+    assert_eq!(script.apply(Command::Connect(claim(owner(3, 1), "c"))), [opened(owner(3, 1), 2, true)]);
+}
+
+/// Security 2: of a transient session nothing is left that says whose it was, but a claim of another identity waits for none of it.
+#[test]
+fn another_identity_does_not_take_the_place_of_a_claim_that_waits_for_a_dead_node() {
+    let mut script = Script::new();
+    let (old, new, other) = (owner(1, 7), owner(2, 9), owner(2, 10));
+    let transient = |owner| Connect { session_expiry_seconds: 0, keep_transient: true, ..claim(owner, "c") };
+    script.apply(Command::Connect(transient(old)));
+    script.apply(fence(1));
+    assert_eq!(script.apply(Command::Connect(transient(new))), []);
+    let stranger = Connect { identity: "mallory".to_owned(), ..transient(other) };
+    let refused = Effect::Refused { owner: other, reason: ReasonCode::NotAuthorized };
+    assert_eq!(script.apply(Command::Connect(stranger)), [refused]);
+    assert_eq!(script.apply(lost(1)), [transient_opened(new, 2), was_lost(1)]);
+}
+
+/// As many as there were connected, a few at a time.
+#[test]
+fn what_a_dead_node_left_behind_is_set_free_in_bounded_steps() {
+    let mut script = Script::new();
+    for number in 0..5 {
+        script.apply(Command::Connect(claim(owner(1, number), &format!("c{number}"))));
+    }
+    script.apply(fence(1));
+    script.apply(Command::Connect(claim(owner(2, 1), "c4")));
+    let step = || Command::Lost(Lost { node: 1, incarnation: 1, sessions_max: 2 });
+    let more = Effect::Lost { node: 1, incarnation: 1, more: true };
+    assert_eq!([script.apply(step()), script.apply(step())], [[more.clone()], [more]]);
+    script.restart();
+    let effects = script.apply(step());
+    assert!(matches!(&effects[..], [Effect::Opened(_), Effect::Lost { more: false, .. }]), "{effects:?}");
+}
+
+/// A dead claim takes nothing from the session, whose owner goes all the same.
+#[test]
+fn a_fence_drops_the_claim_that_died() {
+    let mut script = Script::new();
+    let (old, new) = (owner(1, 7), owner(2, 9));
     script.apply(Command::Connect(claim(old, "c")));
     script.apply(Command::Connect(claim(new, "c")));
-    assert_eq!(script.apply(fence(1)), [opened(new, 2, true), fenced(1)]);
+    assert_eq!(script.apply(fence(1)), [fenced(1)]);
+    assert_eq!(script.apply(lost(1)), [opened(new, 3, true), was_lost(1)]);
 
     let newer = owner(3, 1);
     script.apply(Command::Connect(claim(newer, "c")));
-    assert_eq!(script.apply(fence(3)), [close(new, 2), fenced(3)]);
+    assert_eq!(script.apply(fence(3)), [close(new, 3), fenced(3)]);
     script.restart();
     let mut lead = Vec::new();
     script.state.lead(&mut lead);
-    assert!(lead.contains(&close(new, 2)), "a new leader asks again: {lead:?}");
-    script.disconnect(2, false);
+    assert!(lead.contains(&close(new, 3)), "a new leader asks again: {lead:?}");
+    script.disconnect(3, false);
     assert_eq!(script.state.sessions["c"].owner, None, "it has let go, and nobody is next");
     let late = script.apply(Command::Connect(claim(owner(1, 70), "c")));
     let refused = Effect::Refused { owner: owner(1, 70), reason: ReasonCode::ServerUnavailable };
@@ -231,6 +373,7 @@ fn the_will_of_a_transient_session_is_published_when_its_node_dies() {
     let effects = script.apply(Command::Fence(Fence { below: 2, sessions_max: 10, node: 1 }));
     assert_eq!(routes(&effects), 1, "at once: the session ends with its connection [MQTT-3.1.2-8]");
     assert_eq!(script.state.sessions(), 0);
+    script.apply(lost(1));
 
     script.apply(Command::Connect(Connect { owner: Some(owner(2, 1)), ..transient }));
     assert_eq!(routes(&script.disconnect(2, false)), 0, "[MQTT-3.14.4-3]");
