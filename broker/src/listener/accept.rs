@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use tokio::sync::watch;
 
 use super::rate::{self, AddressRates};
 use super::{Accepted, AcceptedSocket, ListenerContext, unix};
-use crate::config::{ListenAddress, ListenerConfig, Settings};
+use crate::config::{FileMode, ListenAddress, ListenerConfig, Settings};
 use crate::connection::ConnectionActor;
 use crate::router::{ArbiterState, Event, Shared};
 
@@ -29,31 +30,85 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// Time between two log lines about the same trouble.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Opens the listening socket of `config`. IPv6 addresses take IPv4 clients too where the address is unspecified.
+/// An address for a listener, where nobody can connect before [`Self::listen`]: a client that came before there is anybody to
+/// answer would wait, and a balancer would send more of them.
+#[derive(Debug)]
+pub struct Bound(BoundTo);
+
+#[derive(Debug)]
+enum BoundTo {
+    Ip {
+        socket: Socket,
+        address: SocketAddr,
+        backlog: i32,
+    },
+    /// Nothing yet: a name whose socket does not listen looks like one that a process left there.
+    Unix {
+        path: PathBuf,
+        mode: FileMode,
+        backlog: i32,
+    },
+}
+
+/// Takes the address of `config`. IPv6 addresses take IPv4 clients too where the address is unspecified.
 ///
 /// # Errors
 /// The address cannot be had; the message says which and why.
-pub fn bind(config: &ListenerConfig, settings: &Settings) -> anyhow::Result<(OwnedFd, Arc<ListenerContext>)> {
+pub fn bind(config: &ListenerConfig, settings: &Settings) -> anyhow::Result<(Bound, Arc<ListenerContext>)> {
     let backlog = i32::try_from(config.backlog.get()).unwrap_or(i32::MAX);
-    let (socket, address) = match &config.address {
+    let (bound, address) = match &config.address {
         ListenAddress::Ip(address) => {
-            let socket = open(*address, config, backlog).with_context(|| {
-                format!("cannot listen on {address}: is another broker running there, or the port not allowed?")
-            })?;
+            let socket = open(*address, config).map_err(|error| cannot_listen(address, &error))?;
             let address = socket.local_addr()?.as_socket().context("an address of IP")?;
-            (socket.into(), address.into())
+            (BoundTo::Ip { socket, address, backlog }, address.into())
         }
         ListenAddress::Unix(path) => {
-            let socket = unix::open(path, config.unix_mode, backlog).with_context(|| {
-                format!("cannot listen on {}: does another program, or may this one not write there?", config.address)
-            })?;
-            (socket, config.address.clone())
+            let bound = BoundTo::Unix { path: path.clone(), mode: config.unix_mode, backlog };
+            (bound, config.address.clone())
         }
     };
-    Ok((socket, Arc::new(ListenerContext::new(config.clone(), settings, address))))
+    Ok((Bound(bound), Arc::new(ListenerContext::new(config.clone(), settings, address))))
 }
 
-fn open(address: SocketAddr, config: &ListenerConfig, backlog: i32) -> io::Result<Socket> {
+impl Bound {
+    /// From here on clients can connect.
+    ///
+    /// # Errors
+    /// The address cannot be had after all; the message says which and why.
+    pub fn listen(self) -> anyhow::Result<OwnedFd> {
+        match self.0 {
+            BoundTo::Ip { socket, address, backlog } => {
+                socket.listen(backlog).map_err(|error| cannot_listen(&address, &error))?;
+                Ok(socket.into())
+            }
+            BoundTo::Unix { path, mode, backlog } => unix::open(&path, mode, backlog).with_context(|| {
+                format!(
+                    "cannot listen on unix:{}: does another program, or may this one not write there?",
+                    path.display()
+                )
+            }),
+        }
+    }
+}
+
+/// Whose fault it is, and what to do.
+fn cannot_listen(address: &SocketAddr, error: &io::Error) -> anyhow::Error {
+    let advice = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            ": another program listens there, perhaps another broker: stop that one, or listen elsewhere (--mqtt ADDRESS:PORT)"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            ": this machine has no such address: name one that it has, or 0.0.0.0 for all of them"
+        }
+        io::ErrorKind::PermissionDenied if address.port() < 1024 => {
+            ": ports below 1024 are for root and for programs with CAP_NET_BIND_SERVICE: give it that, or use another port"
+        }
+        _ => "",
+    };
+    anyhow::anyhow!("cannot listen on {address}: {error}{advice}")
+}
+
+fn open(address: SocketAddr, config: &ListenerConfig) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if let SocketAddr::V6(v6) = address {
         socket.set_only_v6(!v6.ip().is_unspecified())?;
@@ -62,7 +117,6 @@ fn open(address: SocketAddr, config: &ListenerConfig, backlog: i32) -> io::Resul
     socket.set_nonblocking(true)?;
     set_options(&socket, config)?;
     socket.bind(&address.into())?;
-    socket.listen(backlog)?;
     Ok(socket)
 }
 
@@ -323,7 +377,8 @@ mod tests {
                 tcp_user_timeout_seconds: timeout,
                 ..ListenerConfig::default()
             };
-            let (listener, context) = bind(&config, &Settings::default()).unwrap();
+            let (bound, context) = bind(&config, &Settings::default()).unwrap();
+            let listener = bound.listen().unwrap();
             let _client = TcpStream::connect(context.address.ip().unwrap()).unwrap();
             // Non-blocking, and the connection may take a moment to appear.
             let accepted = std::iter::from_fn(|| {
@@ -341,6 +396,28 @@ mod tests {
             let timeout = (timeout > 0).then(|| Duration::from_secs(timeout.into()));
             assert_eq!(socket.tcp_user_timeout().unwrap(), timeout);
         }
+    }
+
+    #[test]
+    fn nobody_can_connect_before_the_listener_listens_and_nobody_else_has_its_address() {
+        let at = |address: SocketAddr| ListenerConfig { address: address.into(), ..ListenerConfig::default() };
+        let (bound, context) = bind(&at(SocketAddr::from(([127, 0, 0, 1], 0))), &Settings::default()).unwrap();
+        let address = context.address.ip().unwrap();
+        assert_eq!(TcpStream::connect(address).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        let _listener = bound.listen().unwrap();
+        TcpStream::connect(address).unwrap();
+        let in_use = bind(&at(address), &Settings::default()).unwrap_err().to_string();
+        assert!(in_use.contains(&address.to_string()) && in_use.contains("another program listens there"), "{in_use}");
+    }
+
+    /// Each reason has an advice of its own; one of them says nothing of other brokers.
+    #[test]
+    fn an_address_that_this_machine_lacks_is_told_from_one_that_is_taken() {
+        // For documentation, RFC 5737.
+        let elsewhere = SocketAddr::from(([192, 0, 2, 1], 0)).into();
+        let config = ListenerConfig { address: elsewhere, ..ListenerConfig::default() };
+        let error = bind(&config, &Settings::default()).unwrap_err().to_string();
+        assert!(error.contains("this machine has no such address") && !error.contains("another"), "{error}");
     }
 
     /// What has nothing to do with the next connection does not keep it waiting.
@@ -364,7 +441,8 @@ mod tests {
             backlog: std::num::NonZeroU32::MIN,
             ..ListenerConfig::default()
         };
-        let (_listener, context) = bind(&config, &Settings::default()).unwrap();
+        let (bound, context) = bind(&config, &Settings::default()).unwrap();
+        let _listener = bound.listen().unwrap();
         let wait = Duration::from_millis(200);
         let held =
             (0..20).map(|_| TcpStream::connect_timeout(&context.address.ip().unwrap(), wait)).take_while(Result::is_ok);
@@ -379,7 +457,8 @@ mod tests {
         let config =
             ListenerConfig { address: SocketAddr::from(([127, 0, 0, 1], 0)).into(), ..ListenerConfig::default() };
         let settings = Settings { data_dir: directory.path().join("data"), ..Settings::default() };
-        let (listener, context) = bind(&config, &settings).unwrap();
+        let (bound, context) = bind(&config, &settings).unwrap();
+        let listener = bound.listen().unwrap();
         let address = context.address.ip().unwrap();
         let settings = Arc::new(settings);
         let (shared, groups) =
@@ -420,7 +499,8 @@ mod tests {
             let config =
                 ListenerConfig { address: SocketAddr::from(([127, 0, 0, 1], 0)).into(), ..ListenerConfig::default() };
             let settings = Arc::new(Settings { data_dir: directory.path().join("data"), ..Settings::default() });
-            let (listener, context) = bind(&config, &settings).unwrap();
+            let (bound, context) = bind(&config, &settings).unwrap();
+            let listener = bound.listen().unwrap();
             let address = context.address.ip().unwrap();
             let slots = Slots::new(settings.storage.groups.get());
             let clock = Clock::real();
@@ -534,7 +614,7 @@ mod tests {
         let config =
             ListenerConfig { address: SocketAddr::from(([127, 0, 0, 1], 0)).into(), ..ListenerConfig::default() };
         let settings = Settings { data_dir: directory.path().join("data"), ..Settings::default() };
-        let (_listener, context) = bind(&config, &settings).unwrap();
+        let (_bound, context) = bind(&config, &settings).unwrap();
         let (shared, groups) =
             groups::start(&Arc::new(settings), Authority::default(), 2, &Metrics::isolated(), &AtomicBool::new(false))
                 .unwrap();

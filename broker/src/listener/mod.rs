@@ -29,7 +29,7 @@ use crate::session::handshake::Policy;
 use crate::session::outbound::QueueCaps;
 use crate::tls::{Endpoint, HandshakeGuard};
 
-pub use accept::{Acceptor, bind};
+pub use accept::{Acceptor, Bound, bind};
 pub(crate) use rate::origin;
 
 /// What the connections of one listener have in common.

@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::accept::{Acceptor, bind, has_ipv6};
+use super::accept::{Acceptor, Bound, bind, has_ipv6};
 use super::supervised::Supervised;
 use super::{ListenerContext, certificates};
 use crate::api;
@@ -197,20 +197,20 @@ impl Broker {
         authority = authority.with_http_metrics(metrics.http_auth());
         authority.open(&settings.auth).context("users and rights")?;
         let settings = Arc::new(settings);
-        let mut sockets = Vec::new();
+        let mut places = Vec::new();
         let mut listeners = Vec::new();
         for (index, config) in settings.listener.iter().enumerate() {
             if config.address.ip().is_some_and(|address| address.is_ipv6()) && !has_ipv6() && !is_asked_for(&settings) {
                 continue;
             }
-            let (socket, context) = bind(config, &settings)?;
+            let (bound, context) = bind(config, &settings)?;
             let context = certificates::start(&context, &settings, &metrics.tls())?;
             let name = settings.listener_name(index).expect("an index of that list");
             let (context, _) = watch::channel(context);
             listeners.push(Listener { name, context, watch: Watch::default(), expired: None });
-            sockets.push(socket);
+            places.push(bound);
         }
-        anyhow::ensure!(!sockets.is_empty(), "there is no address to listen on: give one with --mqtt ADDRESS:PORT");
+        anyhow::ensure!(!places.is_empty(), "there is no address to listen on: give one with --mqtt ADDRESS:PORT");
         let readiness = Arc::new(Readiness::new(&[SERVING]));
         // Before what takes its time: that this process lives must not depend on how much there is to replay, or on others.
         let http = if settings.http.enabled {
@@ -233,14 +233,16 @@ impl Broker {
             shared.audit.begin(file)?;
         }
         let arbiters = start_arbiters(&shared, arbiters, &metrics);
-        let sockets = sockets.into_iter().zip(listeners.iter().map(|one| one.context.subscribe())).collect();
         let connections_max = connections_max(descriptors, u64::from(settings.limits.descriptors_reserve));
         start_sys(&shared, &metrics);
-        let stop_accepting = start_acceptors(sockets, &shared, &arbiters, connections_max)?;
         let api = api::start(&settings.api, groups.operator(), metrics.api())?;
         if let Some(api) = &api {
             tracing::info!(address = %api.address(), tls = settings.api.certificate_file.is_some(), "listening for operators");
         }
+        // Not before there is somebody to answer: whoever cannot connect tries another node, and whoever waits for an answer does not.
+        let sockets = places.into_iter().map(Bound::listen).collect::<anyhow::Result<Vec<_>>>()?;
+        let sockets = sockets.into_iter().zip(listeners.iter().map(|one| one.context.subscribe())).collect();
+        let stop_accepting = start_acceptors(sockets, &shared, &arbiters, connections_max)?;
         watch_node(&shared, groups.health(), &readiness);
         readiness.set(SERVING, true);
         mover::start(&shared);

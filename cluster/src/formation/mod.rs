@@ -304,11 +304,13 @@ struct Seed {
     address: String,
     asking: Option<Asking<PeerHello>>,
     answer: Option<Result<PeerHello, String>>,
+    /// Its name meant nothing to the resolver when it was asked last.
+    is_nowhere: bool,
 }
 
 impl<'a> Search<'a> {
     fn new(inner: &'a Inner, transport: &'a Transport, stop: &'a AtomicBool) -> Self {
-        let seed = |address: &String| Seed { address: address.clone(), asking: None, answer: None };
+        let seed = |address: &String| Seed { address: address.clone(), asking: None, answer: None, is_nowhere: false };
         let seeds = inner.seeds.iter().map(seed).collect();
         Self { inner, transport, stop, seeds, number: 1, waiting: Waiting::default() }
     }
@@ -322,7 +324,10 @@ impl<'a> Search<'a> {
             let seen: Vec<Seen<'_>> =
                 self.seeds.iter().map(|seed| (seed.address.as_str(), seed.answer.as_ref())).collect();
             match next_step(&self.inner.me, &seen)? {
-                Step::Wait(reason) => self.waiting.say(&reason),
+                Step::Wait(reason) => {
+                    let lasts = self.seeds.iter().any(|seed| seed.is_nowhere);
+                    self.waiting.say_of(&reason, lasts);
+                }
                 Step::Fetch(addresses) => {
                     if let Some(formation) = self.fetch(addresses)? {
                         return Ok(self.inner.settle(formation));
@@ -358,6 +363,7 @@ impl<'a> Search<'a> {
             let asking = seed.asking.get_or_insert_with(|| self.transport.who(seed.address.clone()));
             match asking.try_recv() {
                 Ok(answer) => {
+                    seed.is_nowhere = matches!(answer, Err(LinkError::Resolve { .. }));
                     seed.answer = Some(answer.map_err(|error| error.to_string()));
                     seed.asking = None;
                 }
@@ -400,7 +406,8 @@ impl<'a> Search<'a> {
                     }
                 }
             };
-            self.waiting.say(&format!("seed {address} is part of a cluster: {refused}"));
+            let lasts = refused.starts_with(NOT_TAKEN);
+            self.waiting.say_of(&format!("seed {address} is part of a cluster: {refused}"), lasts);
         }
         Ok(None)
     }
@@ -419,7 +426,7 @@ impl<'a> Search<'a> {
             match joined {
                 Err(error) => return Ok(Err(error)),
                 Ok(Joined { refusal, .. }) if !refusal.is_empty() => {
-                    return Ok(Err(format!("it does not take this node: {refusal}")));
+                    return Ok(Err(format!("{NOT_TAKEN}: {refusal}")));
                 }
                 Ok(Joined { elsewhere, .. }) if !elsewhere.is_empty() => address = elsewhere,
                 Ok(Joined { formation, .. }) if formation.is_empty() => {
@@ -541,22 +548,90 @@ fn promised(node: NodeId, (hello, body): (PeerHello, Bytes)) -> Result<Result<Me
     }
 }
 
+/// What a cluster that refuses a joiner is quoted with.
+const NOT_TAKEN: &str = "it does not take this node";
+
 /// Says what is waited for, not more often than anybody wants to read it.
 #[derive(Default)]
 struct Waiting {
-    said: Option<(Instant, String)>,
+    /// What was said within [`REPEATED`], the last one at the end; no more than fit into that, [`SAID`] apart.
+    said: Vec<(Instant, String)>,
+    /// Since when, and until when, there was a reason that hardly passes by itself.
+    lasting: Option<(Instant, Instant)>,
+}
+
+/// How a reason to wait is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Said {
+    /// It passes, as a rule.
+    Plainly,
+    /// It has not passed for [`REPEATED`], and will hardly do so.
+    AsWarning,
 }
 
 impl Waiting {
     fn say(&mut self, reason: &str) {
-        let now = Instant::now();
-        let is_due = self.said.as_ref().is_none_or(|(at, said)| {
-            let since = now.duration_since(*at);
-            since >= REPEATED || (said != reason && since >= SAID)
-        });
-        if is_due {
-            tracing::info!("no cluster yet: {reason}");
-            self.said = Some((now, reason.to_owned()));
+        self.say_of(reason, false);
+    }
+
+    /// `lasts`: somebody must mend it, unless it is over within moments, as with a name that is still being published, or a
+    /// predecessor that is not dead yet.
+    fn say_of(&mut self, reason: &str, lasts: bool) {
+        match self.how(Instant::now(), reason, lasts) {
+            None => {}
+            Some(Said::Plainly) => tracing::info!("no cluster yet: {reason}"),
+            Some(Said::AsWarning) => {
+                tracing::warn!("no cluster yet, so no clients are served, and this hardly passes by itself: {reason}")
+            }
         }
+    }
+
+    fn how(&mut self, now: Instant, reason: &str, lasts: bool) -> Option<Said> {
+        let has_lasted = lasts && self.has_lasted(now);
+        self.said.retain(|(at, _)| now.saturating_duration_since(*at) < REPEATED);
+        let is_soon = self.said.last().is_some_and(|(at, _)| now.saturating_duration_since(*at) < SAID);
+        if is_soon || self.said.iter().any(|(_, said)| said == reason) {
+            return None;
+        }
+        self.said.push((now, reason.to_owned()));
+        Some(if has_lasted { Said::AsWarning } else { Said::Plainly })
+    }
+
+    /// Whether there has been such a reason for [`REPEATED`], with no longer pause than a look at seeds that do not answer takes.
+    fn has_lasted(&mut self, now: Instant) -> bool {
+        let since = match self.lasting {
+            Some((since, until)) if now.saturating_duration_since(until) < REPEATED => since,
+            _ => now,
+        };
+        self.lasting = Some((since, now));
+        now.saturating_duration_since(since) >= REPEATED
+    }
+}
+
+#[cfg(test)]
+mod waiting_tests {
+    use super::*;
+
+    #[test]
+    fn what_hardly_passes_by_itself_is_a_warning_once_it_has_lasted() {
+        let (mut waiting, begun) = (Waiting::default(), Instant::now());
+        assert_eq!(waiting.how(begun, "nowhere", true), Some(Said::Plainly));
+        assert_eq!(waiting.how(begun + SAID, "nowhere", true), None);
+        assert_eq!(waiting.how(begun + REPEATED, "nowhere", true), Some(Said::AsWarning));
+        assert_eq!(waiting.how(begun + REPEATED + SAID, "another", false), Some(Said::Plainly));
+        // It was mended, and later it is there again.
+        assert_eq!(waiting.how(begun + REPEATED * 4, "nowhere", true), Some(Said::Plainly));
+    }
+
+    /// As of three seeds of a cluster that does not take this node, each of which says so.
+    #[test]
+    fn reasons_that_alternate_are_each_said_once_in_a_while() {
+        let (mut waiting, begun) = (Waiting::default(), Instant::now());
+        let mut said = Vec::new();
+        for round in 0..(REPEATED * 2).as_millis() / ROUND.as_millis() {
+            let now = begun + ROUND * round as u32;
+            said.extend(["one", "two", "three"].iter().filter_map(|reason| waiting.how(now, reason, true)));
+        }
+        assert_eq!(said, [[Said::Plainly; 3], [Said::AsWarning; 3]].concat());
     }
 }

@@ -193,3 +193,22 @@ fn a_node_that_was_away_while_others_came_finds_out_who_leads() {
     cluster.nodes[1].wait_until_ready();
     cluster.wait_until_kept_among(5);
 }
+
+/// Whoever cannot connect goes to another node; whoever could, and heard nothing, would wait. The process lives, and says that it is not
+/// ready.
+#[test]
+fn a_node_that_waits_for_its_seeds_takes_no_connections_and_one_that_serves_does() {
+    let mut cluster = Cluster::start_first_of_three();
+    let alone = cluster.nodes[2].change_seeds("127.0.0.1:1,nosuch.invalid:7001");
+    cluster.nodes[2].spawn();
+    wait_for("it waits", || cluster.nodes[2].said("no cluster yet"));
+    assert!(!cluster.nodes[2].is_ready());
+    let refused = std::net::TcpStream::connect(cluster.nodes[2].address).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+
+    cluster.nodes[2].kill();
+    cluster.nodes[2].change_seeds(&alone);
+    cluster.nodes[2].spawn();
+    cluster.nodes[2].wait_until_ready();
+    cluster.nodes[2].client("served").disconnect();
+}
