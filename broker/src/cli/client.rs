@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::link::Link;
 use super::options::ConnectOptions;
 use super::wire;
+use crate::connection::Spoken;
 
 /// How long a broker may take to accept a connection, and then to answer CONNECT.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -45,6 +46,19 @@ pub(super) enum ClientError {
     Silent,
     #[error("what came is not MQTT: {0}; is it an MQTT port, and the version (-V) one that the broker speaks?")]
     NotMqtt(String),
+    #[error("what came is {spoken}, not MQTT; {}", instead_of_mqtt(*.spoken))]
+    Foreign { spoken: Spoken },
+    #[error("{address} closed the connection instead of answering by TLS; is it a port with TLS?")]
+    NoTlsAnswer { address: String },
+}
+
+/// What to try where something else was heard than MQTT.
+fn instead_of_mqtt(spoken: Spoken) -> &'static str {
+    match spoken {
+        Spoken::Tls => "the port wants TLS: say --cafile FILE, with the certificate of the broker's authority",
+        Spoken::Http => "if it is a port with WebSocket, say --ws",
+        Spoken::Mqtt | Spoken::ProxyHeader => "is it an MQTT port?",
+    }
 }
 
 /// A Reason Code with what the broker said about it.
@@ -86,7 +100,7 @@ impl ClientError {
             Self::Refused { reason, .. } => {
                 matches!(reason.code, ReasonCode::ServerUnavailable | ReasonCode::ServerBusy)
             }
-            Self::NotMqtt(_) | Self::Tls { .. } | Self::NoWebSocket(_) => false,
+            Self::NotMqtt(_) | Self::Foreign { .. } | Self::Tls { .. } | Self::NoWebSocket(_) => false,
             _ => true,
         }
     }
@@ -206,7 +220,7 @@ impl Connection {
     }
 
     fn decode(&mut self) -> Result<Option<Packet>, ClientError> {
-        while let Some(packet) = wire::decode(&mut self.inbound, self.version).map_err(ClientError::NotMqtt)? {
+        while let Some(packet) = self.decode_one()? {
             if let Some(name) = &self.debug_name {
                 eprintln!("Client {name} received {}", wire::describe(&packet));
             }
@@ -220,6 +234,13 @@ impl Connection {
             }
         }
         Ok(None)
+    }
+
+    fn decode_one(&mut self) -> Result<Option<Packet>, ClientError> {
+        wire::decode(&mut self.inbound, self.version).map_err(|text| match Spoken::instead_of_mqtt(&self.inbound) {
+            Some(spoken) => ClientError::Foreign { spoken },
+            None => ClientError::NotMqtt(text),
+        })
     }
 
     /// Says goodbye, and waits until the broker has closed its end too, so that all we sent was read.

@@ -13,6 +13,7 @@ use tokio_rustls::TlsConnector;
 
 use super::client::ClientError;
 use super::options::ConnectOptions;
+use crate::connection::Spoken;
 use crate::connection::websocket::frames::{Decoder, End, Opcode, Sender, encode_masked};
 use crate::connection::websocket::handshake;
 
@@ -170,7 +171,9 @@ async fn upgrade(
             }
             Err(error) => return Err(ClientError::Failed(error)),
         }
-        if let Some(length) = read_response(inbound, &key).map_err(ClientError::NoWebSocket)? {
+        let foreign = || Spoken::of(inbound).filter(|&spoken| spoken != Spoken::Http);
+        let refused = |text| foreign().map_or(ClientError::NoWebSocket(text), |spoken| ClientError::Foreign { spoken });
+        if let Some(length) = read_response(inbound, &key).map_err(refused)? {
             inbound.advance(length);
             return Ok(());
         }
@@ -211,7 +214,9 @@ fn read_response(bytes: &[u8], key: &str) -> Result<Option<usize>, String> {
 /// What went wrong with TLS, with what to try, or with the connection beneath it.
 fn of_handshake(error: io::Error, options: &ConnectOptions) -> ClientError {
     let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
-        return ClientError::Failed(error);
+        let is_end = matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset);
+        let address = format!("{}:{}", options.host, options.port);
+        return if is_end { ClientError::NoTlsAnswer { address } } else { ClientError::Failed(error) };
     };
     let hint = match tls {
         rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer) => {

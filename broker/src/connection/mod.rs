@@ -12,6 +12,7 @@ mod out_buffer;
 mod proxied;
 pub mod proxy;
 mod raw_socket;
+mod spoken;
 mod tls;
 mod transport;
 pub mod websocket;
@@ -22,15 +23,18 @@ pub use origin::Origin;
 pub use out_buffer::{BufferPool, Flushed, OutBuffer, SHARED_PAYLOAD_BYTES_MIN};
 pub use proxied::Proxied;
 pub use raw_socket::RawSocket;
+pub use spoken::Spoken;
 pub use tls::TlsStream;
 pub use transport::Transport;
 
 /// What the other end did wrong below MQTT.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LayerError {
     /// A WebSocket client.
+    #[error("{0}")]
     WebSocket(websocket::WebSocketError),
     /// A balancer.
+    #[error("{0}")]
     Proxy(proxy::ProxyError),
 }
 

@@ -24,7 +24,7 @@ use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptErr
 use rustls::{AlertDescription, HandshakeKind};
 use tokio::io::ReadBuf;
 
-use super::RawSocket;
+use super::{RawSocket, Spoken};
 use crate::tls::{Endpoint, HandshakeGuard};
 
 /// Plaintext of a record at most (RFC 8446, 5.1).
@@ -265,6 +265,8 @@ impl TlsStream {
     fn open(&mut self, records: &mut [u8], buffer: &mut ReadBuf<'_>) -> io::Result<usize> {
         let mut consumed = 0;
         let mut failure = None;
+        // Before rustls works on them.
+        let spoken = Spoken::of(records).filter(|&spoken| self.is_handshaking() && spoken != Spoken::Tls);
         // After a failure only for the alert that tells the peer: rustls panics if it finds more to read then.
         while failure.is_none() || self.connection.wants_write() {
             let status = self.connection.process_tls_records(&mut records[consumed..]);
@@ -313,9 +315,14 @@ impl TlsStream {
         if let Some(error) = failure {
             self.is_over = true;
             if let Some(handshake) = &mut self.handshake {
-                handshake.failed(&error);
+                handshake.failed(&error, spoken);
             }
-            return Err(broken(error));
+            return Err(match spoken {
+                Some(spoken) => {
+                    io::Error::new(io::ErrorKind::InvalidData, format!("the client speaks {spoken} without it"))
+                }
+                None => broken(error),
+            });
         }
         Ok(consumed)
     }

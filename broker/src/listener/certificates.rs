@@ -22,7 +22,7 @@ pub(super) fn start(
     let Some(tls) = &context.config.tls else {
         return Ok(Arc::clone(context));
     };
-    let handshakes = Arc::new(Handshakes::new(metrics.clone()));
+    let handshakes = Arc::new(Handshakes::new(&context.address, metrics.clone()));
     let endpoint = Endpoint::new(tls, &Files::read(tls), handshakes, None).with_context(|| {
         format!("cannot serve TLS on {}: mend the file or name another in [listener.tls]", context.address)
     })?;
@@ -113,7 +113,7 @@ fn renewed(before: &ListenerContext, config: &TlsConfig, metrics: &TlsMetrics) -
         return Ok(Arc::clone(endpoint));
     }
     let handshakes = before.tls.as_ref().map(|tls| tls.handshakes());
-    let handshakes = handshakes.unwrap_or_else(|| Arc::new(Handshakes::new(metrics.clone())));
+    let handshakes = handshakes.unwrap_or_else(|| Arc::new(Handshakes::new(&before.address, metrics.clone())));
     Endpoint::new(config, &files, handshakes, before.tls.as_deref()).map(Arc::new)
 }
 

@@ -250,7 +250,8 @@ impl Broker {
         for listener in &listeners {
             let listener = listener.context.borrow();
             let tls = listener.tls.is_some();
-            tracing::info!(address = %listener.address, anonymous = listener.allow_anonymous, tls, "listening for MQTT");
+            let (anonymous, websocket) = (listener.allow_anonymous, listener.websocket.is_some());
+            tracing::info!(address = %listener.address, anonymous, tls, websocket, "listening for MQTT");
         }
         let last = Settings::clone(&settings);
         Ok(Self {

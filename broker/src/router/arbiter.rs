@@ -552,7 +552,7 @@ impl ArbiterState {
                 }
                 Ok(FrameStatus::Incomplete { .. }) => break,
                 Err(error) => {
-                    self.on_malformed(key, &error);
+                    self.on_no_packet(key, &buffer[position..], &error);
                     return buffer.len();
                 }
             }

@@ -1,8 +1,8 @@
 //! From CONNECT to CONNACK, and the end of a connection.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::sync::Arc;
+use std::{fmt, io};
 
 use kentongan_proto::mqtt::codec;
 use kentongan_proto::mqtt::{
@@ -23,7 +23,7 @@ use crate::auth::{
     Action, Actor, Credential, Identified, Mechanism, MechanismStep, Now, Progress, Redirection, Rights, Subject,
     Verified, begins_like_token,
 };
-use crate::connection::LayerError;
+use crate::connection::{LayerError, Spoken};
 use crate::metrics::{AuthenticationOutcome, CloseReason, ConnectRefusal, PublishRefusal};
 use crate::mount::Unreachable;
 use crate::replicated::command::{Connect as ConnectCommand, Owner, Released, SessionCommand};
@@ -104,6 +104,10 @@ pub enum EndCause {
     Socket(io::ErrorKind),
     /// The other end broke the rules of a layer below MQTT.
     Layer(LayerError),
+    /// Likewise those of TLS, or the two do not fit. How, for the log.
+    Tls(String),
+    /// It speaks something else where MQTT is expected.
+    Foreign(Spoken),
     /// Writing failed.
     WriteFailed,
     /// The actor was stopped.
@@ -150,7 +154,12 @@ pub enum EndCause {
 impl EndCause {
     /// For an error of reading.
     pub fn of_reading(error: &io::Error) -> Self {
-        LayerError::within(error).map_or(Self::Socket(error.kind()), Self::Layer)
+        match (LayerError::within(error), error.get_ref()) {
+            (Some(layer), _) => Self::Layer(layer),
+            (None, Some(_)) => Self::Tls(error.to_string()),
+            // Of the kernel.
+            (None, None) => Self::Socket(error.kind()),
+        }
     }
 
     fn publishes_will(&self) -> bool {
@@ -170,10 +179,12 @@ impl EndCause {
     fn close_reason(&self) -> CloseReason {
         match self {
             Self::Disconnected | Self::DisconnectedWithWill => CloseReason::ClientDisconnect,
-            Self::ClosedByPeer | Self::Socket(_) | Self::WriteFailed | Self::Dropped => CloseReason::ConnectionLost,
+            Self::ClosedByPeer | Self::Socket(_) | Self::Tls(_) | Self::WriteFailed | Self::Dropped => {
+                CloseReason::ConnectionLost
+            }
             Self::KeepAlive | Self::ConnectTimeout => CloseReason::KeepAliveTimeout,
             Self::TakenOver => CloseReason::TakenOver,
-            Self::Refused(_) | Self::Malformed { .. } | Self::Protocol(_) | Self::Layer(_) => {
+            Self::Refused(_) | Self::Malformed { .. } | Self::Protocol(_) | Self::Layer(_) | Self::Foreign(_) => {
                 CloseReason::ProtocolError
             }
             Self::SlowConsumer => CloseReason::SlowConsumer,
@@ -191,12 +202,48 @@ impl EndCause {
     fn refusal_before_connack(&self) -> Option<ConnectRefusal> {
         match self {
             Self::ConnectTimeout => Some(ConnectRefusal::ConnectTimeout),
-            Self::Malformed { .. } | Self::Protocol(_) => Some(ConnectRefusal::Malformed),
+            Self::Malformed { .. } | Self::Protocol(_) | Self::Foreign(_) => Some(ConnectRefusal::Malformed),
             Self::Layer(LayerError::WebSocket(_)) => Some(ConnectRefusal::WebSocket),
             Self::Layer(LayerError::Proxy(_)) => Some(ConnectRefusal::ProxyHeader),
             Self::ShuttingDown => Some(ConnectRefusal::ShuttingDown),
             Self::Banned => Some(ConnectRefusal::Banned),
             _ => None,
+        }
+    }
+}
+
+/// For the log: a name where that says all, so that it can be looked for, and else what there is to say.
+impl fmt::Display for EndCause {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(kind) => write!(formatter, "reading failed: {kind}"),
+            Self::Layer(error) => write!(formatter, "{error}"),
+            Self::Tls(text) => write!(formatter, "TLS: {text}"),
+            Self::Foreign(spoken) => {
+                write!(formatter, "the client speaks {spoken}, and here is MQTT: it has the wrong port")
+            }
+            Self::Refused(reason) => write!(formatter, "refused: {reason:?}"),
+            Self::Malformed { reason, text } => write!(formatter, "{text} ({reason:?})"),
+            Self::Protocol(text) => formatter.write_str(text),
+            Self::SentElsewhere(to) => write!(formatter, "SentElsewhere: to {}", to.server_reference),
+            Self::Moved(Some(to)) => write!(formatter, "Moved: to {}", to.server_reference),
+            Self::Moved(None) => formatter.write_str("Moved"),
+            Self::Disconnected
+            | Self::DisconnectedWithWill
+            | Self::ClosedByPeer
+            | Self::WriteFailed
+            | Self::Dropped
+            | Self::ConnectTimeout
+            | Self::KeepAlive
+            | Self::TakenOver
+            | Self::SlowConsumer
+            | Self::TooFast
+            | Self::Banned
+            | Self::Kicked
+            | Self::NotAuthorized
+            | Self::LoginExpired
+            | Self::ShuttingDown
+            | Self::CutOff => write!(formatter, "{self:?}"),
         }
     }
 }
@@ -901,7 +948,7 @@ impl ArbiterState {
         client.breaks_off |= session.will_terms.is_some() && !cause.is_told(client.version);
         let client_id = Arc::clone(&client.client_id);
         let taken_over = client.taken_over;
-        tracing::info!(%client_id, peer = %client.origin, reason = ?cause, "disconnected");
+        tracing::info!(%client_id, peer = %client.origin, reason = %cause, "disconnected");
         self.counters.connections.dec();
         self.counters.connections_closed.inc(cause.close_reason());
         self.tell_disconnected(key, &session.identity, cause.close_reason());
@@ -979,11 +1026,13 @@ impl ArbiterState {
         client.phase = Phase::Closing;
         client.learn_origin();
         let (client_id, origin) = (Arc::clone(&client.client_id), client.origin.clone());
+        let listener = Arc::clone(&client.listener);
         if let Some(refusal) = cause.refusal_before_connack() {
             self.counters.connects_refused.inc(refusal);
         }
         if self.refusal_lines.admits(self.now_seconds()) {
-            tracing::info!(%client_id, peer = %origin, reason = ?cause, "ended before CONNACK");
+            let listener = &listener.address;
+            tracing::info!(%client_id, peer = %origin, %listener, reason = %cause, "ended before CONNACK");
         }
     }
 

@@ -11,12 +11,16 @@ use super::arbiter::ArbiterState;
 use super::client::Phase;
 use super::connect::EndCause;
 use super::publish::Payload;
+use crate::connection::Spoken;
 use crate::metrics::{MalformedReason, PacketKind};
 use crate::session::SessionError;
 
 /// What a line of a trace is about.
 const RECEIVED: &str = "packet.received";
 const SENT: &str = "packet.sent";
+
+/// Bytes behind a fixed header by which it is known that somebody speaks no MQTT.
+const FOREIGN_BYTES: usize = 14;
 
 impl ArbiterState {
     pub(super) fn on_frame(&mut self, key: ConnectionKey, frame: &Frame<'_>, source: Option<&Bytes>, limits: &Limits) {
@@ -60,7 +64,15 @@ impl ArbiterState {
             // The first packet must be a CONNECT [MQTT-3.1.0-1]; before CONNACK only AUTH and DISCONNECT may
             // follow one that asked for enhanced authentication [MQTT-3.1.2-30].
             (Phase::AwaitingConnect, _) => {
-                self.end(key, EndCause::Protocol("the first packet was not CONNECT"), None);
+                // As it came: one whose length has a second byte does not begin like anything that is known.
+                let length = u8::try_from(frame.body.len()).unwrap_or_default();
+                let begins: Vec<u8> = [frame.first_byte, length]
+                    .into_iter()
+                    .chain(frame.body.iter().copied().take(FOREIGN_BYTES))
+                    .collect();
+                let cause = Spoken::instead_of_mqtt(&begins)
+                    .map_or(EndCause::Protocol("the first packet was not CONNECT"), EndCause::Foreign);
+                self.end(key, cause, None);
             }
             (Phase::Authenticating, _) => {
                 self.end(
@@ -167,6 +179,18 @@ impl ArbiterState {
         let reason = error.reason_code();
         let cause = EndCause::Malformed { reason, text: error.to_string() };
         self.end(key, cause, Some(reason));
+    }
+
+    /// The same, of `bytes` that begin with what is no packet.
+    pub(super) fn on_no_packet(&mut self, key: ConnectionKey, bytes: &[u8], error: &DecodeError) {
+        let is_first = self.client(key).is_some_and(|client| client.phase == Phase::AwaitingConnect);
+        match Spoken::instead_of_mqtt(bytes).filter(|_| is_first) {
+            Some(spoken) => {
+                self.counters.packets_malformed.inc(malformed_reason(error.reason_code()));
+                self.end(key, EndCause::Foreign(spoken), None);
+            }
+            None => self.on_malformed(key, error),
+        }
     }
 
     /// The client broke the rules of the session.

@@ -7,6 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use hashbrown::HashMap;
 
+use crate::config::ListenAddress;
+use crate::connection::Spoken;
 use crate::metrics::{HandshakeOutcome, TlsMetrics};
 
 /// Time between two log lines about handshakes that failed: scanners and devices that nobody looks after make many.
@@ -18,16 +20,18 @@ pub struct Handshakes {
     in_progress: AtomicU32,
     /// Of each address that has some, how many of them. No more addresses than handshakes.
     by_address: Mutex<HashMap<IpAddr, u32>>,
+    /// Its address, for the log.
+    listener: String,
     metrics: TlsMetrics,
     logged_at: AtomicU64,
     unlogged: AtomicU64,
 }
 
 impl Handshakes {
-    /// None, counted in `metrics`.
+    /// None, of the listener at this address, counted in `metrics`.
     #[must_use]
-    pub fn new(metrics: TlsMetrics) -> Self {
-        Self { metrics, ..Self::default() }
+    pub fn new(listener: &ListenAddress, metrics: TlsMetrics) -> Self {
+        Self { listener: listener.to_string(), metrics, ..Self::default() }
     }
 
     /// Counts one of `address` in. One address has no more than are still free: alone it gets half of them, and whatever it
@@ -55,7 +59,7 @@ impl Handshakes {
         }
     }
 
-    fn log_failure(&self, error: &rustls::Error) {
+    fn log_failure(&self, error: &rustls::Error, spoken: Option<Spoken>, address: Option<IpAddr>) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let last = self.logged_at.load(Ordering::Relaxed);
         let is_turn = now >= last + LOG_INTERVAL_SECONDS || now < last;
@@ -63,7 +67,19 @@ impl Handshakes {
             is_turn && self.logged_at.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         if is_mine {
             let unlogged = self.unlogged.swap(0, Ordering::Relaxed);
-            tracing::warn!(%error, unlogged, "a TLS handshake failed");
+            let address = address.map(tracing::field::display);
+            let listener = &self.listener;
+            match spoken {
+                Some(spoken) => {
+                    tracing::warn!(
+                        listener,
+                        address,
+                        unlogged,
+                        "a TLS handshake failed: the client speaks {spoken} without TLS"
+                    );
+                }
+                None => tracing::warn!(listener, address, unlogged, "a TLS handshake failed: {error}"),
+            }
         } else {
             self.unlogged.fetch_add(1, Ordering::Relaxed);
         }
@@ -115,10 +131,10 @@ impl HandshakeGuard {
         self.outcome = if resumed { HandshakeOutcome::Resumed } else { HandshakeOutcome::Full };
     }
 
-    /// It failed, by the peer's doing or because the two do not fit.
-    pub(crate) fn failed(&mut self, error: &rustls::Error) {
+    /// It failed, by the peer's doing or because the two do not fit. `spoken`: what came instead of TLS, if that is known.
+    pub(crate) fn failed(&mut self, error: &rustls::Error, spoken: Option<Spoken>) {
         self.outcome = HandshakeOutcome::Failed;
-        self.handshakes.log_failure(error);
+        self.handshakes.log_failure(error, spoken, self.address);
     }
 }
 

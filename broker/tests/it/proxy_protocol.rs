@@ -115,7 +115,7 @@ fn a_balancer_that_says_nothing_is_refused() {
     {
         announced(&broker, bytes).expect_closed();
         let line = broker.wait_for_log("ended before CONNACK");
-        assert!(line.contains("Proxy("), "{line}");
+        assert!(line.contains("PROXY protocol header"), "{line}");
         broker.wait_for_metric(REFUSED, |count| count == (number + 1) as f64);
     }
 }

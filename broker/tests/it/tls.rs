@@ -941,3 +941,42 @@ fn a_storm_of_handshakes_is_done_turn_by_turn_to_the_end() {
     }
     broker.wait_for_metric("kentongan_tls_handshakes_total{outcome=\"full\"}", |count| count == DEVICES as f64 + 1.0);
 }
+
+/// Both sides say what was spoken instead, the log says where.
+#[test]
+fn who_comes_to_the_wrong_port_is_known_by_what_it_speaks() {
+    let certificates = localhost();
+    let plain = "[[listener]]\naddress = \"127.0.0.1:0\"\n";
+    let websocket = format!("{plain}[listener.websocket]\n");
+    let broker = Broker::with_settings(&format!("{}{plain}{websocket}", certificates.settings("")));
+    let tls = broker.address;
+    let (plain, websocket) = (broker.next_listener(), broker.next_listener());
+    let authority = certificates.text("ca.crt");
+    let by_tls = ["--cafile", authority.as_str()];
+    for (address, flags, said, logged) in [
+        (
+            tls,
+            &[][..],
+            "what came is TLS, not MQTT; the port wants TLS: say --cafile",
+            "the client speaks MQTT without",
+        ),
+        (tls, &["--ws"], "what came is TLS, not MQTT", "the client speaks HTTP without"),
+        (plain, &by_tls, "is it a port with TLS?", "the client speaks TLS, and here is MQTT"),
+        (plain, &["--ws"], "is it a port with WebSocket?", "the client speaks HTTP, and here is MQTT"),
+        (
+            websocket,
+            &[],
+            "what came is HTTP, not MQTT; if it is a port with WebSocket, say --ws",
+            "the client speaks MQTT, and",
+        ),
+        (websocket, &by_tls, "is it a port with TLS?", "the client speaks TLS, and here is WebSocket"),
+    ] {
+        let mut command = broker_command();
+        command.args(["pub", "-h", "localhost", "-p", &address.port().to_string(), "-t", "x", "-m", "x"]);
+        let output = command.args(flags).stdin(Stdio::null()).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && text.contains(said), "{address} {flags:?}: {text}");
+        let line = broker.wait_for_log("ended before CONNACK");
+        assert!(line.contains(logged) && line.contains(&format!("\"listener\":\"{address}\"")), "{flags:?}: {line}");
+    }
+}

@@ -116,7 +116,7 @@ impl Leading {
                 group => self.settled.get(&group) == Some(&ahead.placed_at(group)),
             });
             let Some(step) = step else { break };
-            tracing::info!(?step, "the next step of where groups are kept");
+            tracing::info!("the next step of where groups are kept: {}", step.describe(&ahead));
             commands.push(step.command());
             ahead.apply(ahead.applied() + 1, step.command());
         }

@@ -40,6 +40,24 @@ impl Step {
             Self::Removed(node) => Command::Removed(Departing { node: node.get() }),
         }
     }
+
+    /// For the log, with the names that the directory has.
+    #[must_use]
+    pub fn describe(&self, directory: &Directory) -> String {
+        let name = |node: &NodeId| {
+            directory.members().get(node).map_or_else(|| node.to_string(), |member| member.name.clone())
+        };
+        let names = |nodes: &BTreeSet<NodeId>| nodes.iter().map(name).collect::<Vec<_>>().join(", ");
+        match self {
+            Self::Place(group, placement) if placement.learners.is_empty() => {
+                format!("group {group} is to be kept by {}", names(&placement.voters))
+            }
+            Self::Place(group, Placement { voters, learners }) => {
+                format!("group {group} is to be kept by {}, and copied to {}", names(voters), names(learners))
+            }
+            Self::Removed(node) => format!("no group counts on {} any more, which leaves", name(node)),
+        }
+    }
 }
 
 /// The next step, or `None` if all is as it should be for now.

@@ -4,6 +4,7 @@
 //! the WebSocket, or one that says in a sentence why there will be none. Nothing else is served here, and a connection
 //! that was refused ends.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -98,11 +99,12 @@ impl Refusal {
         )
         .into_bytes()
     }
+}
 
-    /// For the log.
-    #[must_use]
-    pub fn text(&self) -> &'static str {
-        self.text
+/// For the log.
+impl fmt::Display for Refusal {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}", self.status, self.text)
     }
 }
 

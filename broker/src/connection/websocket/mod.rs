@@ -23,7 +23,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::ReadBuf;
 
-use super::Transport;
+use super::{Spoken, Transport};
 use frames::{Decoded, Decoder, Header, Opcode, Sender, Violation};
 use handshake::{Answer, HEAD_BYTES_MAX, Refusal, Rules};
 
@@ -43,10 +43,13 @@ const NORMAL_CLOSURE: u16 = 1000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum WebSocketError {
     /// The request was not granted.
-    #[error("{}", .0.text())]
+    #[error("no WebSocket was opened: {0}")]
     Refused(Refusal),
+    /// It was none, but something else that is known.
+    #[error("the client speaks {0}, and here is WebSocket: it has the wrong port, or must be told to use a WebSocket")]
+    Foreign(Spoken),
     /// A frame was wrong.
-    #[error(transparent)]
+    #[error("WebSocket: {0}")]
     Violation(Violation),
 }
 
@@ -191,7 +194,11 @@ impl WebSocket {
                 self.forwarded_for = opening.forwarded_for;
             }
             Answer::Refused(refusal) => {
-                let error = Some(WebSocketError::Refused(refusal));
+                let spoken = match &self.stage {
+                    Stage::Request(request) => Spoken::of(&request.head).filter(|&spoken| spoken != Spoken::Http),
+                    _ => None,
+                };
+                let error = Some(spoken.map_or(WebSocketError::Refused(refusal), WebSocketError::Foreign));
                 self.stage = Stage::Ended(End { error, last_word: refusal.response() });
             }
         }
@@ -265,7 +272,8 @@ impl WebSocket {
         match &self.stage {
             Stage::Open => {}
             // Until we say so too, nothing keeps us from finishing what we have to say (RFC 6455, 5.5.1).
-            Stage::Ended(End { error, .. }) if !matches!(error, Some(WebSocketError::Refused(_))) => {}
+            Stage::Ended(End { error, .. })
+                if !matches!(error, Some(WebSocketError::Refused(_) | WebSocketError::Foreign(_))) => {}
             Stage::Request(_) | Stage::Ended(_) | Stage::Finished => return Err(io::ErrorKind::BrokenPipe.into()),
         }
         let pieces = &pieces[..pieces.len().min(PIECES_MAX)];
