@@ -15,6 +15,7 @@ mod read_ahead;
 mod search;
 mod share_loads;
 pub(crate) mod start;
+mod unreached;
 
 pub use health::Health;
 pub use start::{Running, start};

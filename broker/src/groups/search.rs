@@ -19,6 +19,7 @@ use kentongan_cluster::transport::{ClusterId, Question, Target, Transport};
 use kentongan_cluster::{NodeId, PipelineHandle};
 use prost::Message as _;
 
+use super::unreached::Unreached;
 use crate::replicated::Query;
 use crate::router::Shared;
 
@@ -53,7 +54,17 @@ impl Search {
 
     fn run(&self, stop: &Receiver<()>) {
         let mut since = Instant::now();
+        let mut unreached = Unreached::default();
         while stop.recv_timeout(LOOK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            let unreached_from = unreached.look(Instant::now(), &self.transport.peers());
+            if !unreached_from.is_empty() {
+                tracing::warn!(
+                    "{} cannot connect to this node at {:?}, where it says that it is, though it can connect to them: is that the address at \
+                     which others find it (--advertise), and is no firewall in between?",
+                    unreached_from.join(", "),
+                    self.me.peer_address,
+                );
+            }
             let serves = |cluster: &crate::router::cluster::ClusterView| cluster.serving.load(Ordering::Relaxed);
             if self.shared.cluster.as_ref().is_none_or(serves) {
                 since = Instant::now();

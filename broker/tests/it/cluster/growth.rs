@@ -212,3 +212,19 @@ fn a_node_that_waits_for_its_seeds_takes_no_connections_and_one_that_serves_does
     cluster.nodes[2].wait_until_ready();
     cluster.nodes[2].client("served").disconnect();
 }
+
+/// Nobody dials it back, which it could not know by itself.
+#[test]
+fn a_node_that_advertises_a_wrong_address_is_warned() {
+    let mut cluster = Cluster::start_first_of_three();
+    let wrong = String::from("127.0.0.1:1");
+    cluster.nodes[1].set_environment(vec![(String::from("KENTONGAN_CLUSTER__ADVERTISE"), wrong.clone())]);
+    cluster.nodes[1].spawn();
+    let warning = format!("n1 cannot connect to this node at \\\"{wrong}\\\"");
+    let deadline = std::time::Instant::now() + super::nodes::FORMED_WITHIN;
+    while !cluster.nodes[1].said(&warning) {
+        assert!(std::time::Instant::now() < deadline, "it is not warned");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert!(!cluster.nodes[0].said(" cannot connect to this node at "), "the other one is reached");
+}
