@@ -14,7 +14,7 @@ pub const FORMAT_VERSION: u32 = 3;
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
     /// The file system said no.
-    #[error("data directory {path}: {error}")]
+    #[error("data directory {path}: {error}{}", advice(error))]
     Io {
         /// Which file or directory.
         path: PathBuf,
@@ -172,6 +172,23 @@ impl DataDir {
     }
 }
 
+/// Whose fault it is, where that is known, and what to do.
+fn advice(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            let user = rustix::process::geteuid().as_raw();
+            format!(
+                ": this process runs as user {user}, who may not use it: give it to that user (chown), or name another one (--data-dir)"
+            )
+        }
+        io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
+            ": there is a file where a directory is to be: name another one (--data-dir)".to_owned()
+        }
+        io::ErrorKind::ReadOnlyFilesystem => ": nothing can be kept there: name another one (--data-dir)".to_owned(),
+        _ => String::new(),
+    }
+}
+
 fn at(path: &Path) -> impl Fn(io::Error) -> DataDirError + use<> {
     let path = path.to_owned();
     move |error| DataDirError::Io { path: path.clone(), error }
@@ -277,6 +294,22 @@ mod tests {
         let node = made.node();
         drop(made);
         assert_eq!(DataDir::open(&path).expect("opened").node(), node);
+    }
+
+    #[test]
+    fn a_file_in_its_place_is_said_with_what_to_do() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("file");
+        fs::write(&file, "").expect("written");
+        for path in [file.clone(), file.join("below")] {
+            let error = DataDir::open(&path).expect_err("a file").to_string();
+            assert!(
+                error.contains("there is a file where a directory is to be") && error.contains("--data-dir"),
+                "{error}"
+            );
+        }
+        let denied = advice(&io::ErrorKind::PermissionDenied.into());
+        assert!(denied.contains(&format!("user {}", rustix::process::geteuid().as_raw())), "{denied}");
     }
 
     #[test]

@@ -204,7 +204,7 @@ class Pods(unittest.TestCase):
         pod = cluster.pods[0]
         wait_for("the startup probe", lambda: pod.is_started)
         self.assertEqual(pod.get(8090, "/livez")[0], 200)
-        self.assertEqual(pod.get(8090, "/readyz"), (503, "not ready: serving\n"))
+        self.assertEqual(pod.get(8090, "/readyz"), (503, "not ready, missing: serving\n"))
         cluster.scale(3)
         cluster.wait_until_available()
         self.assertEqual(pod.exit_codes, [])

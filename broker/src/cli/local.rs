@@ -76,6 +76,13 @@ pub(super) fn parse_peer_listener(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
+/// Reads `ADDRESS:PORT`, for clients: a port alone would not say whether others than those of this machine are meant.
+pub(super) fn parse_listener(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        String::from("must be an IP address of this machine and a port, such as 127.0.0.1:1883, or 0.0.0.0:1883 for all of its addresses")
+    })
+}
+
 fn port_here(port: u16) -> String {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port)).to_string()
 }

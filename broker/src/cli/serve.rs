@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::local::{Local, parse_peer, parse_peer_listener};
+use super::local::{Local, parse_listener, parse_peer, parse_peer_listener};
 use super::{EXIT_FAILURE, EXIT_USAGE, logging};
 use crate::config::{
     self, ConfigError, Effective, FlagValue, ListenerConfig, Reload, Settings, Sources, warn_of_open_files,
@@ -19,13 +19,13 @@ pub(super) struct ServeArgs {
     #[arg(long, short = 'c', value_name = "FILE", env = config::CONFIG_VARIABLE, hide_env_values = true)]
     config: Option<PathBuf>,
     /// Where MQTT clients connect, such as 0.0.0.0:1883; may be repeated. Replaces all configured listeners.
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_listener)]
     mqtt: Vec<SocketAddr>,
     /// Let clients in without a user name, from wherever they can reach a listener.
     #[arg(long)]
     allow_anonymous: bool,
     /// Where metrics and health are served.
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_listener)]
     http: Option<SocketAddr>,
     /// Where sessions, retained messages and the log are kept.
     #[arg(long, value_name = "DIRECTORY")]
@@ -286,6 +286,9 @@ mod tests {
     #[test]
     fn a_wrong_place_is_blamed_on_its_flag() {
         for (line, expected) in [
+            ("kentongan --mqtt 1883", "--mqtt <ADDRESS:PORT>"),
+            ("kentongan --mqtt localhost:1883", "--mqtt <ADDRESS:PORT>"),
+            ("kentongan --http 8090", "--http <ADDRESS:PORT>"),
             ("kentongan --cluster host:1", "--cluster <ADDRESS:PORT>"),
             ("kentongan --seeds 7001,host", "--seeds <HOST:PORT,...>"),
             ("kentongan --advertise host", "--advertise <HOST:PORT>"),

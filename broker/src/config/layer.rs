@@ -52,7 +52,8 @@ impl Layer {
         if let Err(error) = typed {
             let offset = error.span().map_or(0, |span| span.start);
             let leaf = walk.leaves.iter().find(|leaf| leaf.span.contains(&offset));
-            let message = wrong_type(leaf.map(|leaf| (leaf.key.as_str(), leaf.is_secret)), error.message());
+            let message = one_of_several(text, offset, error.message())
+                .unwrap_or_else(|| wrong_type(leaf.map(|leaf| (leaf.key.as_str(), leaf.is_secret)), error.message()));
             return Err(vec![Problem { origin: at(offset), message }]);
         }
         let values = toml::from_str(text)
@@ -243,6 +244,14 @@ fn wrong_type(key: Option<(&str, bool)>, message: &str) -> String {
         Some((key, false)) => format!("`{key}`: {}", one_line(message)),
         None => one_line(message),
     }
+}
+
+/// What is wrong with a section of which there may be several, and that begins like one of which there is one.
+fn one_of_several(text: &str, offset: usize, message: &str) -> Option<String> {
+    let line = text.get(offset..)?.lines().next()?.trim();
+    let name = line.strip_prefix('[')?.split(']').next().filter(|name| !name.starts_with('['))?;
+    let is_list = message.starts_with("invalid type: map, expected a sequence");
+    is_list.then(|| format!("`{name}`: there may be several, so each begins with two brackets: [[{name}]]"))
 }
 
 fn unknown_key(fields: &'static [Field], prefix: &str, name: &str) -> String {

@@ -158,6 +158,10 @@ fn a_wrong_value_is_blamed_on_its_place() {
         ),
         ("[[listener]]\naddress = \"localhost\"", "k.toml:2: `listener[0].address`: invalid socket address syntax"),
         ("[http]\ntoken = 4711", "k.toml:2: `http.token` must be text"),
+        (
+            "\n[listener]\naddress = \"127.0.0.1:1\"",
+            "k.toml:2: `listener`: there may be several, so each begins with two brackets: [[listener]]",
+        ),
         ("session = 3", "k.toml:1: `session`: invalid type: integer `3`, expected struct SessionConfig"),
         ("arbiters = ", "k.toml:1: "),
     ];

@@ -272,7 +272,7 @@ async fn readyz(State(app): State<App>) -> (StatusCode, String) {
     if missing.is_empty() {
         (StatusCode::OK, String::from("ready\n"))
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", missing.join(", ")))
+        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready, missing: {}\n", missing.join(", ")))
     }
 }
 
@@ -308,14 +308,14 @@ mod tests {
         assert!(ask(&server, "/livez", "").starts_with("HTTP/1.1 200 OK"));
         let answer = ask(&server, "/readyz", "");
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
-        assert!(answer.ends_with("\r\n\r\nnot ready: lease, listeners\n"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\nnot ready, missing: lease, listeners\n"), "{answer}");
         assert!(!answer.contains(env!("CARGO_PKG_VERSION")), "{answer}");
 
         readiness.set("lease", true);
         readiness.set("listeners", true);
         assert!(ask(&server, "/readyz", "").starts_with("HTTP/1.1 200 OK"));
         readiness.set("lease", false);
-        assert!(ask(&server, "/readyz", "").ends_with("not ready: lease\n"));
+        assert!(ask(&server, "/readyz", "").ends_with("not ready, missing: lease\n"));
     }
 
     /// Abuse: [http]

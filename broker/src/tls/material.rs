@@ -38,29 +38,29 @@ const TICKET_KEY_BYTES_MIN: usize = 32;
 /// SHA-256.
 pub(super) type Digest = [u8; 32];
 
-/// Why files cannot be used for TLS. The operator's to mend.
+/// Why files cannot be used for TLS. The operator's to mend. Each says its cause, and so has no source that would be said again.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsFileError {
     /// No file is named where one is needed. Settings are checked for this before.
     #[error("`tls.{0}` names no file")]
     Unnamed(&'static str),
     /// A file cannot be read.
-    #[error("{}: cannot be read: {source}", file.display())]
+    #[error("{}: cannot be read: {error}", file.display())]
     Unreadable {
         /// The file.
         file: PathBuf,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
     /// A file is no PEM, or not of the right kind.
-    #[error("{}: no {what} in PEM is in it: {source}", file.display())]
+    #[error("{}: no {what} in PEM is in it: {error}", file.display())]
     NotPem {
         /// The file.
         file: PathBuf,
         /// What should be in it.
         what: &'static str,
         /// What is wrong with it.
-        source: pem::Error,
+        error: pem::Error,
     },
     /// A file should hold something and does not.
     #[error("{}: holds no {what} in PEM", file.display())]
@@ -71,14 +71,14 @@ pub enum TlsFileError {
         what: &'static str,
     },
     /// They do not belong together, or are not what they should be.
-    #[error("{}: {what}: {source}", file.display())]
+    #[error("{}: {what}: {error}", file.display())]
     Invalid {
         /// The file that is to blame.
         file: PathBuf,
         /// What was tried with it.
         what: &'static str,
         /// What is wrong.
-        source: rustls::Error,
+        error: rustls::Error,
     },
     /// The secret of tickets is too short to be one.
     #[error("{}: holds {bytes} bytes, and a secret needs at least 32: make one with `openssl rand -out FILE 48`", file.display())]
@@ -128,7 +128,7 @@ impl Files {
     }
 
     fn get(&self, path: &Path) -> Result<&[u8], TlsFileError> {
-        let unreadable = |source| TlsFileError::Unreadable { file: path.to_owned(), source };
+        let unreadable = |error| TlsFileError::Unreadable { file: path.to_owned(), error };
         match self.contents.get(path) {
             Some(Ok(contents)) => Ok(contents),
             Some(Err(error)) => Err(unreadable(io::Error::new(error.kind(), error.to_string()))),
@@ -145,11 +145,7 @@ impl Files {
         let main = self.certified_key(certificate_file, named(&config.key_file, "key_file")?)?;
         let server = ServerConfig::builder_with_provider(Arc::new(provider(config)))
             .with_protocol_versions(&versions(config.minimum_version))
-            .map_err(|source| TlsFileError::Invalid {
-                file: certificate_file.clone(),
-                what: "cannot be used",
-                source,
-            })?;
+            .map_err(|error| TlsFileError::Invalid { file: certificate_file.clone(), what: "cannot be used", error })?;
         Ok(server.with_no_client_auth().with_cert_resolver(Arc::new(ByName::new(main, Vec::new()))))
     }
 
@@ -158,7 +154,7 @@ impl Files {
     }
 
     fn items<T: PemObject>(&self, file: &Path, what: &'static str) -> Result<Vec<T>, TlsFileError> {
-        let bad = |source| TlsFileError::NotPem { file: file.to_owned(), what, source };
+        let bad = |error| TlsFileError::NotPem { file: file.to_owned(), what, error };
         let items: Vec<T> = T::pem_slice_iter(self.get(file)?).collect::<Result<_, _>>().map_err(bad)?;
         if items.is_empty() {
             return Err(TlsFileError::Empty { file: file.to_owned(), what });
@@ -170,13 +166,13 @@ impl Files {
     fn certified_key(&self, certificate: &Path, key: &Path) -> Result<CertifiedKey, TlsFileError> {
         let invalid = |file: &Path, what| {
             let file = file.to_owned();
-            move |source| TlsFileError::Invalid { file, what, source }
+            move |error| TlsFileError::Invalid { file, what, error }
         };
         let chain = self.certificates(certificate)?;
-        let der = PrivateKeyDer::from_pem_slice(self.get(key)?).map_err(|source| TlsFileError::NotPem {
+        let der = PrivateKeyDer::from_pem_slice(self.get(key)?).map_err(|error| TlsFileError::NotPem {
             file: key.to_owned(),
             what: "private key",
-            source,
+            error,
         })?;
         let signer = any_supported_type(&der).map_err(invalid(key, "is no key that can be used"))?;
         let certified = CertifiedKey::new(chain, signer);
@@ -232,10 +228,10 @@ impl Endpoint {
         let clients = client_verifier(config, files, &provider)?;
         let mut server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&versions(config.minimum_version))
-            .map_err(|source| TlsFileError::Invalid {
+            .map_err(|error| TlsFileError::Invalid {
                 file: certificate_file.clone(),
                 what: "cannot be used with these `cipher_suites` and this `minimum_version`",
-                source,
+                error,
             })?
             .with_client_cert_verifier(Arc::clone(&clients))
             .with_cert_resolver(Arc::new(ByName::new(main, others)));
@@ -300,10 +296,10 @@ fn client_verifier(
     let ca_file = named(&config.client_ca_file, "client_ca_file")?;
     let mut roots = RootCertStore::empty();
     for certificate in files.certificates(ca_file)? {
-        roots.add(certificate).map_err(|source| TlsFileError::Invalid {
+        roots.add(certificate).map_err(|error| TlsFileError::Invalid {
             file: ca_file.clone(),
             what: "holds a certificate that cannot be an authority",
-            source,
+            error,
         })?;
     }
     let roots = Arc::new(roots);
@@ -315,7 +311,7 @@ fn client_verifier(
         builder.build().map_err(|error| TlsFileError::Invalid {
             file: file.clone(),
             what: "clients' certificates cannot be checked with it",
-            source: rustls::Error::General(error.to_string()),
+            error: rustls::Error::General(error.to_string()),
         })
     };
     let Some(crl_file) = &config.crl_file else {

@@ -29,7 +29,7 @@ fn health_and_metrics_are_served() {
 fn a_node_whose_disk_has_no_room_is_not_ready() {
     let more_than_any_disk = [("KENTONGAN_STORAGE__FREE_BYTES_RESERVE", "9000000000000000000")];
     let broker = Broker::with_environment(&[], &more_than_any_disk);
-    wait_for("not ready", || broker.http_get("/readyz") == (503, "not ready: disk\n".to_owned()));
+    wait_for("not ready", || broker.http_get("/readyz") == (503, "not ready, missing: disk\n".to_owned()));
 }
 
 /// `$SYS` has mosquitto's names, as retained messages, and nobody else may speak there.

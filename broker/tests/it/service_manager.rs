@@ -71,5 +71,5 @@ fn a_node_without_room_on_its_disk_has_started_all_the_same() {
     let manager = Manager::new();
     let broker = manager.broker(&[("KENTONGAN_STORAGE__FREE_BYTES_RESERVE", "9000000000000000000")]);
     assert_eq!(manager.hears(), "READY=1");
-    wait_for("not ready", || broker.http_get("/readyz") == (503, "not ready: disk\n".to_owned()));
+    wait_for("not ready", || broker.http_get("/readyz") == (503, "not ready, missing: disk\n".to_owned()));
 }
