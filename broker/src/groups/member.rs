@@ -143,7 +143,20 @@ pub(crate) struct Member {
     listens: bool,
     /// Whom others named while this node was without a lease, see [`super::search`].
     named: Vec<MemberRecord>,
+    /// The last process of each member that said that it would end.
+    stopping: BTreeMap<NodeId, Incarnation>,
     clock: Clock,
+}
+
+/// How a death is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Death {
+    /// Another process of the node lives.
+    BegunAnew,
+    /// It had said that it would end.
+    Stopped,
+    /// Nobody expected it.
+    Fell,
 }
 
 impl Member {
@@ -161,6 +174,7 @@ impl Member {
             closing: 0,
             listens: false,
             named: Vec::new(),
+            stopping: BTreeMap::new(),
             clock,
         }
     }
@@ -172,6 +186,32 @@ impl Member {
     /// All members, as they said of themselves.
     pub(super) fn records(&self) -> impl Iterator<Item = MemberRecord> + '_ {
         self.directory().members().iter().map(|(&node, member)| member.record(node))
+    }
+
+    /// What a node is called, or its number if nobody knows any more.
+    fn name_of(&self, node: NodeId) -> String {
+        let known = self.directory().members().get(&node).map(|member| member.name.clone());
+        let formed =
+            || self.form.members.iter().find(|record| record.node == node.get()).map(|record| record.name.clone());
+        known.or_else(formed).unwrap_or_else(|| node.to_string())
+    }
+
+    /// Which processes say that they are about to end is known only as long as they live.
+    fn note_stops(&mut self) {
+        let members = self.membership.directory().members();
+        self.stopping.retain(|node, _| members.contains_key(node));
+        self.stopping.extend(members.iter().filter_map(|(&node, member)| Some((node, member.stops?))));
+    }
+
+    /// What it means that the incarnations of a node below that one are dead, now that they are.
+    fn death_of(&self, node: NodeId, below: Incarnation) -> Death {
+        let living = self.directory().members().get(&node).and_then(|member| member.living);
+        let has_said_so = self.stopping.get(&node).is_some_and(|stopped| stopped.0 + 1 == below.0);
+        match living {
+            Some(living) if living >= below => Death::BegunAnew,
+            _ if has_said_so => Death::Stopped,
+            _ => Death::Fell,
+        }
     }
 
     /// Whether somebody may still wait for that incarnation of a node, so that its loss is still to come.
@@ -524,6 +564,7 @@ impl Machine {
         let Some(member) = &mut self.member else {
             return;
         };
+        member.note_stops();
         member.membership.tick(now_ns);
         for waiter in member.try_again() {
             self.release(waiter);
@@ -591,7 +632,7 @@ impl Machine {
                 passed.into_iter().for_each(|waiter| self.release(waiter));
             }
             Output::Died { node, below } => {
-                tracing::warn!(%node, %below, "incarnations of a node below this are dead");
+                self.log_death(cluster, node, below);
                 cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner).on_dead(node, below);
                 for number in cluster.nodes.of(node.get()) {
                     if cluster.nodes.get(number).is_some_and(|process| process.incarnation < below.0) {
@@ -621,6 +662,24 @@ impl Machine {
                 tracing::error!(%reason, "the cluster does not take this node; it is asked again");
             }
             Output::Standing(standing) => self.on_standing(shared, cluster, standing),
+        }
+    }
+
+    /// By name: who reads it does not know the numbers.
+    fn log_death(&self, cluster: &ClusterView, node: NodeId, below: Incarnation) {
+        // What became of this one is said where it acts on it.
+        let Some(member) = self.member.as_ref().filter(|_| node.get() != cluster.node) else {
+            return;
+        };
+        let name = member.name_of(node);
+        match member.death_of(node, below) {
+            Death::BegunAnew => {
+                tracing::info!(name, %node, %below, "a node has begun anew: its process before counts as dead")
+            }
+            Death::Stopped => tracing::info!(name, %node, %below, "a node has stopped, as it said that it would"),
+            Death::Fell => {
+                tracing::warn!(name, %node, %below, "a node is dead: it was silent for longer than its lease, and others take its place");
+            }
         }
     }
 
@@ -861,7 +920,7 @@ impl Machine {
 
 #[cfg(test)]
 mod tests {
-    use kentongan_cluster::directory::command::{Command, Join, encode};
+    use kentongan_cluster::directory::command::{Command, Departed, Drain, Join, encode};
     use kentongan_cluster::lease::LeaseCell;
     use kentongan_cluster::membership::Limits;
 
@@ -884,6 +943,39 @@ mod tests {
             membership.on_directory(0, index, encode(command)).expect("known");
         }
         Member::new(membership, form, Clock::real())
+    }
+
+    /// Who restarts a node reads of no death, and who loses one does.
+    #[test]
+    fn a_death_is_told_by_what_became_of_the_node() {
+        let mut member = beside_a_silent_node();
+        let two = NodeId::new(2).expect("not zero");
+        assert_eq!(member.name_of(two), "node 2");
+        let living = |member: &Member| member.directory().members()[&two].living.expect("it lives");
+        let feed = |member: &mut Member, command: Command| {
+            let index = member.directory().applied() + 1;
+            member.membership.on_directory(0, index, encode(command)).expect("known");
+        };
+        let join = |attempt| Join {
+            member: Some(MemberRecord { node: 2, name: "node 2".into(), ..MemberRecord::default() }),
+            attempt,
+            newest: u64::MAX,
+        };
+
+        let first = living(&member);
+        feed(&mut member, Command::Join(join(10)));
+        assert_eq!(member.death_of(two, Incarnation(first.0 + 1)), Death::BegunAnew);
+
+        let second = living(&member);
+        feed(&mut member, Command::Dead(Departed { node: 2, incarnation: second.0 }));
+        assert_eq!(member.death_of(two, Incarnation(second.0 + 1)), Death::Fell);
+
+        feed(&mut member, Command::Join(join(11)));
+        let third = living(&member);
+        feed(&mut member, Command::Drain(Drain { node: 2, incarnation: third.0, on: true }));
+        member.note_stops();
+        feed(&mut member, Command::Dead(Departed { node: 2, incarnation: third.0 }));
+        assert_eq!(member.death_of(two, Incarnation(third.0 + 1)), Death::Stopped);
     }
 
     const FILTERS: u64 = 20_000;

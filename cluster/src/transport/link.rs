@@ -10,6 +10,7 @@ use std::time::Duration;
 use kentongan_proto::peer::wire;
 use rand::RngExt;
 use tokio::time::{Instant, sleep, timeout};
+use tonic::Code;
 
 use super::codec::open_link;
 use super::connection::{Connection, LinkError, dial};
@@ -23,22 +24,22 @@ use super::stats::count;
 /// Keeps the link to a peer for one class up, until its outbox is finished.
 pub(super) async fn keep(shared: Arc<Shared>, peer: Arc<Peer>, class: Class) {
     let mut backoff = Backoff::new(shared.config.backoff_min, shared.config.backoff_max);
-    let mut failures = 0;
+    let mut failures = Failures::default();
     loop {
         let begun = Instant::now();
         let ended = run(&shared, &peer, class).await;
         if begun.elapsed() > shared.config.backoff_max {
             backoff.reset();
-            failures = 0;
+            failures = Failures::default();
         }
-        failures += 1;
         if peer.outboxes[class.index()].is_finishing() {
             return;
         }
         if is_removal(&ended) {
             shared.sink.on_event(Event::Removed { by: peer.node });
         }
-        report(&peer, class, ended, failures);
+        failures.count += 1;
+        report(&peer, class, &ended, &mut failures);
         sleep(backoff.next()).await;
     }
 }
@@ -50,17 +51,46 @@ fn is_removal(ended: &Result<(), LinkError>) -> bool {
 /// Failures in a row of which nothing is said aloud: nodes that start together do not know each other at once.
 const FAILURES_EXPECTED: u32 = 3;
 
-fn report(peer: &Peer, class: Class, ended: Result<(), LinkError>, failures: u32) {
+/// Time in which a peer may say that it does not know this node yet, or any cluster: it hears of both from others.
+const UNKNOWN_MAX: Duration = Duration::from_secs(10);
+
+/// Those of a class since there was a link, or since the peer was known.
+struct Failures {
+    count: u32,
+    since: Instant,
+    /// What was said of them.
+    said: Option<String>,
+}
+
+impl Default for Failures {
+    fn default() -> Self {
+        Self { count: 0, since: Instant::now(), said: None }
+    }
+}
+
+impl Failures {
+    /// Once for each reason: an unreachable peer is dialled for days.
+    fn are_to_be_said(&self, text: &str, will_pass: bool, now: Instant) -> bool {
+        let is_expected = self.count < FAILURES_EXPECTED || (will_pass && now.duration_since(self.since) < UNKNOWN_MAX);
+        !is_expected && self.said.as_deref() != Some(text)
+    }
+}
+
+/// Whether the peer has only not heard yet of what it needs to know for a link.
+fn will_pass(ended: &Result<(), LinkError>) -> bool {
+    matches!(ended, Err(LinkError::EndedByPeer(status)) if matches!(status.code(), Code::Unavailable | Code::NotFound))
+}
+
+fn report(peer: &Peer, class: Class, ended: &Result<(), LinkError>, failures: &mut Failures) {
     let text = match ended {
         Ok(()) => "the peer ended the link".to_owned(),
         Err(error) => error.to_string(),
     };
-    let mut last = peer.last_error.lock().unwrap_or_else(PoisonError::into_inner);
-    // Once for each reason: an unreachable peer is dialled for days.
-    if failures == FAILURES_EXPECTED || (failures > FAILURES_EXPECTED && last.as_ref() != Some(&text)) {
+    if failures.are_to_be_said(&text, will_pass(ended), Instant::now()) {
         tracing::warn!(peer = %peer.node, name = peer.name, address = peer.address, ?class, "no link: {text}");
+        failures.said = Some(text.clone());
     }
-    *last = Some(text);
+    *peer.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
 }
 
 /// One life of a link, from dialling to its end.
@@ -161,7 +191,34 @@ impl Backoff {
 
 #[cfg(test)]
 mod tests {
+    use super::super::identity::ClusterId;
+    use super::super::refusal::Refusal;
     use super::*;
+
+    /// Nodes that form a cluster, or join one, read of nothing wrong; one that stays unknown is told.
+    #[test]
+    fn what_a_peer_will_hear_of_by_itself_is_said_only_if_it_does_not() {
+        let begun = Instant::now();
+        let mut failures = Failures { count: FAILURES_EXPECTED - 1, since: begun, said: None };
+        assert!(!failures.are_to_be_said("refused", false, begun));
+        failures.count += 1;
+        assert!(failures.are_to_be_said("refused", false, begun));
+        assert!(!failures.are_to_be_said("no member yet", true, begun));
+        assert!(failures.are_to_be_said("no member yet", true, begun + UNKNOWN_MAX));
+        failures.said = Some("no member yet".to_owned());
+        assert!(!failures.are_to_be_said("no member yet", true, begun + UNKNOWN_MAX * 2), "once");
+        assert!(failures.are_to_be_said("refused", false, begun + UNKNOWN_MAX * 2));
+    }
+
+    #[test]
+    fn only_of_a_node_without_a_cluster_yet_another_cluster_is_expected() {
+        let ended = |ours| {
+            let refusal = Refusal::WrongCluster { theirs: Some(ClusterId(1)), ours };
+            Err(LinkError::EndedByPeer(Box::new(refusal.to_status())))
+        };
+        assert!(will_pass(&ended(None)) && !will_pass(&ended(Some(ClusterId(2)))));
+        assert!(!will_pass(&Ok(())));
+    }
 
     #[test]
     fn pauses_double_up_to_the_longest_and_begin_anew() {

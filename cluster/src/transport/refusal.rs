@@ -116,6 +116,8 @@ impl Refusal {
     pub(super) fn to_status(&self) -> Status {
         let code = match self {
             Refusal::Malformed(_) => Code::InvalidArgument,
+            // It may be of the same one in a moment: a cluster forms.
+            Refusal::WrongCluster { ours: None, .. } => Code::Unavailable,
             Refusal::WrongCluster { .. } | Refusal::Succeeded { .. } => Code::FailedPrecondition,
             Refusal::WrongCertificate { .. } => Code::Unauthenticated,
             Refusal::WrongNode { .. } | Refusal::NotTheOne { .. } => Code::PermissionDenied,

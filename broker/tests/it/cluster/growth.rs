@@ -228,3 +228,21 @@ fn a_node_that_advertises_a_wrong_address_is_warned() {
     }
     assert!(!cluster.nodes[0].said(" cannot connect to this node at "), "the other one is reached");
 }
+
+/// Of what passes by itself nobody is warned; of a death everybody is, by name.
+#[test]
+fn a_first_start_warns_of_no_links_and_a_death_is_told_by_name() {
+    let mut cluster = Cluster::start();
+    for node in &cluster.nodes {
+        assert!(!node.said("no link: the peer ended the call: the peer belongs to cluster"), "{}", node.name);
+    }
+    cluster.nodes[2].terminate();
+    wait_for("its end is told", || {
+        cluster.nodes[0].said("a node has stopped, as it said that it would\",\"name\":\"n3\"")
+    });
+    assert!(!cluster.nodes[0].said("a node is dead"));
+    cluster.nodes[2].spawn();
+    cluster.nodes[2].wait_until_ready();
+    cluster.nodes[2].kill();
+    wait_for("its death is told", || cluster.nodes[0].said("a node is dead"));
+}
