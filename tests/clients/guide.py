@@ -8,7 +8,7 @@ A block of a page is tried if the words behind its language say so:
     ```sh run until    the same, again and again until they succeed: for what a program in the background needs time for
     ```sh run terminals  each command in a terminal of its own, where it goes on; those of such a block before are closed
     ```text output     what the block before it prints; `...` stands for anything, alone on a line for any lines
-    ```toml config     a file of settings, or a part of one, that `kentongan config check` must find in order
+    ```toml config     a file of settings, or a part of one, that `kentongan config check --without-files` must find in order
     ```yaml file       a file, of any language, whose first line says in a comment where it is to stand
 
 Blocks that nobody tries are on the list in untried.toml, each with the reason; the other way round, what is on the list is on its page and
@@ -201,7 +201,7 @@ def run_file_block(directory, block):
 def run_config_block(directory, number, block):
     path = directory / f".block-{number}.toml"
     path.write_text(block.text, encoding="utf-8")
-    done = subprocess.run(["kentongan", "config", "check", path], cwd=directory, capture_output=True, text=True)
+    done = subprocess.run(["kentongan", "config", "check", "--without-files", path], cwd=directory, capture_output=True, text=True)
     if done.returncode != 0:
         raise Wrong(f"these settings are not in order: {done.stderr}")
 

@@ -86,7 +86,7 @@ class Package(CleanRoot):
         text, examples = re.subn(r"^# (?=\[|[a-z_]+ = )", "", path.read_text(encoding="utf-8"), flags=re.M)
         self.assertGreater(examples, 10)
         path.write_text(text, encoding="utf-8")
-        self.assertIn("in order", self.inside("kentongan", "config", "check", f"/{SETTINGS}"))
+        self.assertIn("in order", self.inside("kentongan", "config", "check", "--without-files", f"/{SETTINGS}"))
 
     def test_user_data_opens_a_cloud_machine(self):
         """The user data of docs/guide/quickstart.md, from where the package is there: it opens both ports, by what examples/open.toml says too."""

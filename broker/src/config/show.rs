@@ -133,7 +133,7 @@ A value may be said in several places; the first of these that says it wins:
 5. the defaults below.
 
 Sections are merged key by key; a list, that of listeners included, is taken whole from the strongest source. An unknown
-key is an error, wherever it stands. `kentongan config check FILE` says what is wrong, with file and line;
+key is an error, wherever it stands. `kentongan config check FILE` says what is wrong, with file and line, in it and in the files that it names;
 `kentongan config show --effective` prints every value and who said it, secrets redacted.
 
 On SIGHUP the broker reads the files again; the command line and the environment are those of its start. If anything is

@@ -642,3 +642,39 @@ fn secrets_that_were_planted_are_found_nowhere() {
         assert!(!text.contains(secret), "{secret} is in {text}");
     }
 }
+
+/// `kentongan config check` finds what the broker would not start with, in the files that settings name as well.
+#[test]
+fn a_check_of_the_settings_looks_at_the_files_that_they_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let file = path("kentongan.toml");
+    std::fs::write(path("acl"), "topik #\n").unwrap();
+    let check = |flags: &[&str]| {
+        let output = broker_command().args(["config", "check"]).args(flags).arg(&file).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let listener = |name: &str| {
+        let key = path("server.key");
+        format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n[listener.tls]\ncertificate_file = {:?}\nkey_file = {key:?}\n",
+            path(name)
+        )
+    };
+    for (settings, wrong) in [
+        (listener("nosuch.crt"), "nosuch.crt: cannot be read: No such file or directory (os error 2)\n"),
+        (format!("[auth]\npassword_file = {:?}\n", path("nosuch")), "nosuch"),
+        (format!("[auth]\nacl_file = {:?}\n", path("acl")), "acl, line 1: "),
+        (format!("[api]\naddress = \"127.0.0.1:0\"\ntokens_file = {:?}\n", path("tokens")), "tokens"),
+    ] {
+        std::fs::write(&file, &settings).unwrap();
+        let (is_in_order, said) = check(&[]);
+        assert!(!is_in_order && said.contains(wrong), "{settings}{said}");
+        let (is_in_order, said) = check(&["--without-files"]);
+        assert!(is_in_order && said.contains("in order"), "{settings}{said}");
+    }
+    std::fs::write(path("acl"), "topic #\n").unwrap();
+    std::fs::write(&file, format!("[auth]\nacl_file = {:?}\n", path("acl"))).unwrap();
+    let (is_in_order, said) = check(&[]);
+    assert!(is_in_order && said.contains("in order"), "{said}");
+}
