@@ -707,8 +707,9 @@ impl ArbiterState {
             self.look_by(key, due.min(now + LOOK_SECONDS_MAX));
         }
         let client = &self.clients[key.index()];
+        let user = client.session.as_ref().map(|session| &*session.identity).filter(|user| !user.is_empty());
         tracing::info!(
-            client_id = %client.client_id, peer = %client.origin, certificate = client.origin.certified.as_deref(),
+            client_id = %client.client_id, peer = %client.origin, user, certificate = client.origin.certified.as_deref(),
             version = ?version, session_present = opened.session_present, persistent = opened.group.is_some(), "connected"
         );
         self.counters.connects_accepted.inc();

@@ -83,6 +83,20 @@ fn a_password_file_lets_nobody_in_without_a_user_name_unless_somebody_says_so() 
     }
 }
 
+/// Who looks for what somebody did finds where that one was.
+#[test]
+fn the_log_names_the_user_who_is_let_in() {
+    let files = Files::new("allow_anonymous = true\nauth.password_file = \"@/passwords\"");
+    files.write("passwords", &quick("ana", "x"));
+    let broker = files.start();
+    drop(Client::open(&broker, of_user(ProtocolVersion::V5, "meter", "ana", "x")));
+    let line = broker.wait_for_log("\"connected\"");
+    assert!(line.contains("\"user\":\"ana\""), "{line}");
+    drop(Client::open(&broker, connect(ProtocolVersion::V5, "nobody")));
+    let line = broker.wait_for_log("\"connected\"");
+    assert!(!line.contains("\"user\""), "{line}");
+}
+
 fn reload(broker: &Broker) -> String {
     broker.hang_up();
     broker.wait_for_log("reload: ")
