@@ -120,6 +120,8 @@ pub struct Lanes {
     came_by: HashMap<ConnectionKey, usize, foldhash::fast::RandomState>,
     /// Of the message being routed, once a group is among its targets.
     current: Option<Waiter>,
+    /// The entries of that message: group and number.
+    own: Vec<(u16, u64)>,
     touched: Vec<u16>,
     /// Something went into this one.
     touched_blocked: Option<BlockedLane>,
@@ -152,6 +154,7 @@ impl Lanes {
             waiting: Slab::new(),
             came_by: HashMap::default(),
             current: None,
+            own: Vec::new(),
             touched: Vec::new(),
             touched_blocked: None,
             acknowledged: Vec::new(),
@@ -183,19 +186,19 @@ impl Lanes {
         self.entry(group, publication).store_retained = true;
     }
 
-    /// The entry of the publication at hand in a lane: the last one, if that is its own already.
+    /// The entry of the publication at hand in a lane: its own, if it has one there that waits to be sent. Not whatever came last: what
+    /// a delivery brought about, such as the end of a connection, may stand behind it.
     fn entry(&mut self, group: u16, publication: &mut Publication<'_>) -> &mut LaneMessage {
         let waiter = self.waiter();
-        let lane = &mut self.groups[usize::from(group)];
-        let own = lane.unanswered.back().is_some_and(|&(_, last)| last == waiter) && !lane.gathered.is_empty();
-        if !own {
+        let own = self.own.iter().rev().find(|(of, _)| *of == group).map(|(_, number)| *number);
+        let gathered = &self.groups[usize::from(group)].gathered;
+        let at = own.and_then(|own| gathered.iter().rposition(|message| message.number == own)).unwrap_or_else(|| {
             let record = MessageRecord::from_message(&publication.share_message(), 0);
-            self.push(group, LaneMessage { message: Some(record), ..LaneMessage::default() }, waiter);
-        }
-        let Some(last) = self.groups[usize::from(group)].gathered.last_mut() else {
-            unreachable!("pushed above");
-        };
-        last
+            let number = self.push(group, LaneMessage { message: Some(record), ..LaneMessage::default() }, waiter);
+            self.own.push((group, number));
+            self.groups[usize::from(group)].gathered.len() - 1
+        });
+        &mut self.groups[usize::from(group)].gathered[at]
     }
 
     /// The message waits in the group's outbox for `delay_ms`, and then goes to `topic`.
@@ -245,10 +248,11 @@ impl Lanes {
         self.gather(group, LaneMessage { command, ..LaneMessage::default() })
     }
 
-    fn push(&mut self, group: u16, message: LaneMessage, waiter: Waiter) {
+    fn push(&mut self, group: u16, message: LaneMessage, waiter: Waiter) -> u64 {
         let number = self.gather(group, message);
         self.groups[usize::from(group)].unanswered.push_back((number, waiter));
         self.wait_for_one_more(waiter);
+        number
     }
 
     pub(super) fn wait_for_one_more(&mut self, waiter: Waiter) {
@@ -277,6 +281,7 @@ impl Lanes {
 
     pub(super) fn waiter(&mut self) -> Waiter {
         *self.current.get_or_insert_with(|| {
+            self.own.clear();
             Waiter(self.waiting.insert(Waiting { remaining: 0, connection: None, reason: ReasonCode::Success }))
         })
     }
@@ -631,6 +636,25 @@ mod tests {
         lanes.command(1, disconnect());
         assert_eq!(lanes.take_touched_blocked(), Some(BlockedLane::Group(1)));
         assert_eq!([0, 1].map(|group| lanes.is_blocked(BlockedLane::Group(group))), [false, true]);
+    }
+
+    /// P6: PUBACK says that it is stored. What a delivery brings about comes between the two parts of its entry.
+    #[test]
+    fn what_is_said_between_the_parts_of_an_entry_takes_none_of_them() {
+        let mut lanes = Lanes::new(Some((1, &NoPeers)), 7, 0, 2);
+        let mut publication = crate::router::node_lanes::tests::publication(kentongan_proto::mqtt::QoS::AtLeastOnce);
+        for _ in 0..2 {
+            lanes.publish(1, &mut publication, None);
+            lanes.command(1, SessionCommand::never_began("c", PersistentSession { group: 1, epoch: 1 }));
+            lanes.store_retained(1, &mut publication);
+            assert!(lanes.take_waiter().is_some());
+        }
+        let what =
+            |message: &LaneMessage| (message.match_subscriptions, message.store_retained, message.command.is_some());
+        let gathered: Vec<_> = lanes.groups[1].gathered.iter().map(what).collect();
+        let (entry, command) = ((true, true, false), (false, false, true));
+        assert_eq!(gathered, [entry, command, entry, command]);
+        assert_eq!(lanes.groups[1].unanswered.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1, 3]);
     }
 
     /// A group that remembers no more refusals takes a part of a batch, and nothing behind it.

@@ -485,7 +485,7 @@ impl ArbiterState {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::message::MessageIdentity;
     use crate::peers::NoPeers;
@@ -507,7 +507,7 @@ mod tests {
         assert_eq!(nodes.get(STARTS as NodeNumber), None);
     }
 
-    fn publication(qos: QoS) -> Publication<'static> {
+    pub(in crate::router) fn publication(qos: QoS) -> Publication<'static> {
         Publication {
             identity: MessageIdentity::default(),
             topic: "t",

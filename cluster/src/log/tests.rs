@@ -440,7 +440,7 @@ impl AppendFile for FullFile {
 impl Disk for Full {
     fn append_to(&self, name: &str) -> io::Result<Box<dyn AppendFile>> {
         match self.at {
-            _ if name == segment_name(0) => self.disk.append_to(name),
+            _ if begin_of(name).0 == 0 => self.disk.append_to(name),
             NoRoom::Name => full(),
             at => Ok(Box::new(FullFile { file: self.disk.append_to(name)?, at })),
         }
