@@ -536,7 +536,7 @@ fn clients_show_certificates_as_the_listener_demands() {
             assert!(!lets_in(&certificates, Some("device-8")), "{demand}, revoked");
             assert!(!lets_in(&stranger, Some("device-9")), "{demand}, of another authority");
         }
-        assert!(broker.metric("kentongan_tls_handshakes_total{outcome=\"failed\"}") >= 4.0);
+        broker.wait_for_metric("kentongan_tls_handshakes_total{outcome=\"failed\"}", |count| count >= 4.0);
     }
 }
 
