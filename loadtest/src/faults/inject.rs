@@ -41,6 +41,9 @@ const SYNC_ERRNO: i64 = 5;
 /// Threads that connect clients beside those of the load.
 const CONNECTORS: usize = 8;
 
+/// So many of them are there within this that a node has enough to do when it stops.
+const CONNECT_WITHIN: Duration = Duration::from_secs(60);
+
 /// Pause of such a client that was refused.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -251,8 +254,8 @@ impl Lab<'_> {
     fn terminate(&mut self, node: Victim, connections: usize) -> Result<Vec<usize>> {
         let node = self.resolve(node)?;
         let address = self.nodes.address(node);
-        // A node whose lease has lapsed for a moment, as on a machine that does much else, refuses them.
-        let deadline = Instant::now() + AT_ONCE;
+        // On a machine that does much else it takes long, and a node whose lease lapsed meanwhile refuses them. They are only to be there.
+        let deadline = Instant::now() + CONNECT_WITHIN;
         let connect = move |number: usize| loop {
             match Link::open(address, ProtocolVersion::V3_1_1, &format!("idle-{number}"), Session::Transient) {
                 Ok(link) => return Some(link),
