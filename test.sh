@@ -123,10 +123,8 @@ rust() {
 # Whole clusters on simulated time, with faults, each from a seed of its own. And each mistake that is made on purpose is found.
 simulation() {
     build_quick
-    # The lab waits for most of its time, and nothing here depends on when it is done: this takes what the lab leaves of the machine.
-    [[ " ${wanted[*]} " != *" faults "* ]] || begin_faults
-    nice -n 19 "$TARGET/quick/sim" --seeds 1000
-    nice -n 19 "$TARGET/quick/sim" --plants --seed 301
+    "$TARGET/quick/sim" --seeds 1000
+    "$TARGET/quick/sim" --plants --seed 301
 }
 
 # The fault lab, in the background, and behind the stages whose tests have deadlines: what the machine does to it, it notes.
@@ -169,6 +167,8 @@ clients() {
 # What is in deploy/: manifests that are valid, and that work when they are run as processes.
 deploy() {
     build_debug
+    # The lab waits for most of its time, and so does this.
+    [[ " ${wanted[*]} " != *" faults "* ]] || begin_faults
     local output
     output="$(mktemp)"
     local status=0
