@@ -119,7 +119,8 @@ fn read_absences<'a>(story: &'a Story<'_>, topic: Symbol, register: &mut Registe
 
 /// Live messages of a subscription wait for its retained ones: the first of them is the end of reading. One of QoS 0 waits
 /// only for those of QoS 0, for the others wait in turn for what the client has to acknowledge. What a shared subscription may
-/// have brought waited for nothing.
+/// have brought waited for nothing. And when a retained message is read, the older ones of its topic that wait go before it: other topics
+/// may still be to be read then.
 ///
 /// A subscription that was given up before may have been read to no end: what had not begun to be sent is not owed.
 fn end_of_reading(story: &Story<'_>, span: &Span) -> Option<Mark> {
@@ -128,7 +129,11 @@ fn end_of_reading(story: &Story<'_>, span: &Span) -> Option<Mark> {
     let over = connection.closed_at().min(connection.superseded.map_or(NEVER, |newer| newer.at));
     let session = &story.sessions[span.session as usize];
     let from = session.deliveries.partition_point(|&d| story.deliveries[d as usize].mark.event < suback.event);
-    let live = session.deliveries[from..].iter().map(|&d| &story.deliveries[d as usize]).find(|delivery| {
+    let sent = || session.deliveries[from..].iter().map(|&d| &story.deliveries[d as usize]);
+    let is_before_its_retained = |live: &Delivery| {
+        sent().any(|other| other.retain && other.topic == live.topic && other.mark.event > live.mark.event)
+    };
+    let live = sent().find(|delivery| {
         delivery.connection == span.connection
             && delivery.kind == Kind::Live
             && !delivery.dup
@@ -137,6 +142,7 @@ fn end_of_reading(story: &Story<'_>, span: &Span) -> Option<Mark> {
             && story.matches(span, delivery.topic)
             && delivery.message != NONE
             && story.messages[delivery.message as usize].first.event > suback.event
+            && !is_before_its_retained(delivery)
     });
     let drained = story.quiesced.iter().find(|mark| mark.event > suback.event && mark.at < over).copied();
     let live = live.map(|delivery| delivery.mark);
