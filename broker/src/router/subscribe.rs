@@ -229,6 +229,9 @@ impl ArbiterState {
         if own.options.retain_handling == RetainHandling::Never {
             self.forget_read(key, filter);
         }
+        // Its read may have ended: what it held back waits until all have, and is not to be overtaken by what comes by this one.
+        let holds = own.options.retain_handling != RetainHandling::Never
+            && self.subscriptions.holding(key.raw()).any(|holding| holding == filter);
         let Some(client) = self.client(key) else {
             return;
         };
@@ -240,7 +243,7 @@ impl ArbiterState {
         // Another SUBSCRIBE takes the place of the first: what that one still waits for comes by the terms of this one, and
         // live messages do not get past it.
         session.reads.change_terms(filter, own);
-        let held = held || session.reads.is_reading(filter);
+        let held = held || holds || session.reads.is_reading(filter);
         let kind = interest_kind(persistent.is_some(), own);
         let before = session.subscriptions.insert(Box::from(filter), own);
         let kind_before = before.map(|before| interest_kind(persistent.is_some(), before));
