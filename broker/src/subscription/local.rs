@@ -406,6 +406,8 @@ impl LocalSubscriptions {
             if !filters.iter().any(|held| **held == *filter) {
                 filters.push(Box::from(filter));
             }
+        } else if !new {
+            self.forget_held(filter, subscription.connection);
         }
         self.outdate(place);
         new
@@ -435,14 +437,18 @@ impl LocalSubscriptions {
             return false;
         }
         self.len -= 1;
+        self.forget_held(filter, connection);
+        self.outdate(place);
+        true
+    }
+
+    fn forget_held(&mut self, filter: &str, connection: u64) {
         if let Some(filters) = self.held.get_mut(&connection) {
             filters.retain(|held| **held != *filter);
             if filters.is_empty() {
                 self.held.remove(&connection);
             }
         }
-        self.outdate(place);
-        true
     }
 
     /// The filters of a connection that hold live messages back.

@@ -598,6 +598,24 @@ fn held_subscriptions_are_released_together() {
     assert_eq!(locals.len(), 7, "releasing takes nothing away");
 }
 
+/// One that is taken anew and holds nothing back any more is not among those that do.
+#[test]
+fn who_subscribes_anew_without_waiting_holds_nothing() {
+    let mut locals = LocalSubscriptions::new();
+    let held = LocalSubscription { held: true, ..subscription(1, QoS::AtMostOnce) };
+    for filter in ["a/b", "a/+"] {
+        locals.insert(filter, &held);
+        locals.insert(filter, &subscription(1, QoS::AtMostOnce));
+        assert_eq!(locals.holding(1).count(), 0, "{filter}");
+        locals.insert(filter, &held);
+        assert_eq!(locals.holding(1).collect::<Vec<_>>(), [filter]);
+        locals.insert(filter, &LocalSubscription { connection: 2, ..held.clone() });
+        locals.insert(filter, &subscription(1, QoS::AtMostOnce));
+        assert_eq!((locals.holding(1).count(), locals.holding(2).count()), (0, 1), "{filter}");
+        locals.remove(filter, 2);
+    }
+}
+
 /// Thousands of subscribers of one filter come and go without a walk past all of them, and none is mistaken.
 #[test]
 fn a_crowd_keeps_track_of_its_members() {

@@ -18,7 +18,8 @@ use kentongan_cluster::lease::LeaseCell;
 use kentongan_proto::mqtt::codec::{self, FrameStatus, Limits, Sender};
 use kentongan_proto::mqtt::{
     Ack, Connect, ConnectProperties, Delivery, Disconnect, DisconnectProperties, Packet, PacketId, ProtocolVersion,
-    Publish, PublishProperties, QoS, ReasonCode, Subscribe, SubscriptionOptions, Unsubscribe, Will, WillProperties,
+    Publish, PublishProperties, QoS, ReasonCode, RetainHandling, Subscribe, SubscriptionOptions, Unsubscribe, Will,
+    WillProperties,
 };
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom as _;
@@ -1018,6 +1019,50 @@ fn what_waited_behind_retained_messages_comes_when_their_subscription_ends() {
     client.write(usize::MAX);
     arbiter.run();
     assert!(came(&mut client));
+}
+
+/// P5: a subscription that is taken anew, and wants nothing retained this time, holds nothing back any more: what waits for
+/// another one comes once that has ended, before what is published then.
+#[test]
+fn who_wants_nothing_retained_any_more_holds_nothing_back() {
+    let (mut arbiter, mut client, _) = client_of_several_nodes();
+    arbiter.state.shared.retained_possible.store(true, Ordering::Relaxed);
+    let mut say = |client: &mut Client, packet: &Packet| {
+        client.send(packet);
+        client.write(usize::MAX);
+        arbiter.run();
+        let received = packets(client).into_iter();
+        let payloads = received.filter_map(|packet| match packet {
+            Packet::Publish(publish) => Some(publish.payload),
+            _ => None,
+        });
+        payloads.collect::<Vec<_>>()
+    };
+    let publish = |payload: &'static str| {
+        let (topic, payload, properties) = ("t".to_owned(), Bytes::from(payload), PublishProperties::default());
+        Packet::Publish(Publish {
+            dup: false,
+            delivery: Delivery::AtMostOnce,
+            retain: false,
+            topic,
+            properties,
+            payload,
+        })
+    };
+    let all = subscribe_to(&mut client, &["t", "+", "x/#"], QoS::AtMostOnce);
+    say(&mut client, &all);
+    let options =
+        SubscriptionOptions { retain_handling: RetainHandling::Never, ..SubscriptionOptions::new(QoS::AtMostOnce) };
+    let (packet_id, filters) = (client.packet_id(), vec![("t".to_owned(), options)]);
+    let anew = Subscribe { packet_id, filters, subscription_identifier: None, user_properties: vec![] };
+    say(&mut client, &Packet::Subscribe(anew));
+    assert_eq!(say(&mut client, &publish("older")).len(), 0, "no group has said what is retained for +");
+
+    let (packet_id, filters) = (client.packet_id(), vec!["+".to_owned()]);
+    let mut received =
+        say(&mut client, &Packet::Unsubscribe(Unsubscribe { packet_id, filters, user_properties: vec![] }));
+    received.extend(say(&mut client, &publish("newer")));
+    assert_eq!(received, ["older", "newer"]);
 }
 
 /// What waits behind retained messages is bounded in bytes as the queue is: what finds no room is dropped, and counted.
