@@ -75,6 +75,12 @@ impl Source {
         self
     }
 
+    /// Whose interest it is.
+    #[must_use]
+    pub fn id(&self) -> SourceId {
+        self.id
+    }
+
     /// Of the last change.
     #[must_use]
     pub fn version(&self) -> Version {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::supply::Turns;
 use super::wire::{self, Body, Malformed};
 use super::{Group, Membership, OWN_LINK, Output, Supply};
 use crate::directory::command;
@@ -116,10 +117,8 @@ impl Membership {
     fn on_request(&mut self, peer: NodeId, request: wire::Request) -> Result<(), Malformed> {
         let source = wire::source(request.source)?;
         let (receiver, have) = (Incarnation(request.receiver), request.have.map(Version));
-        // Nobody else's publishes wait for what a node says to itself.
-        let budget = if peer == self.me { usize::MAX } else { self.limits.feed_bytes_per_tick };
         if let Some((source, supply)) = self.supply(source) {
-            supply.on_request(source, peer, receiver, have, budget);
+            supply.on_request(source, peer, receiver, have);
         }
         Ok(())
     }
@@ -140,10 +139,7 @@ impl Membership {
     /// What this node sends to others of a source, if it does.
     fn supply(&mut self, source: SourceId) -> Option<(&Source, &mut Supply)> {
         match source {
-            SourceId::Group(group) => {
-                let Group { source, led } = self.groups.get_mut(&group)?;
-                Some((source, &mut led.as_mut()?.supply))
-            }
+            SourceId::Group(group) => self.groups.get_mut(&group)?.supply(),
             SourceId::Node(node, incarnation) => {
                 let life = self.life.as_mut()?;
                 (node == self.me && incarnation == life.incarnation).then_some((&life.source, &mut life.supply))
@@ -220,17 +216,27 @@ impl Membership {
         self.complete_interest(now_ns);
     }
 
+    /// To each node an update of each source in turn, until it has everything or there is no room for more.
     fn pump(&mut self) {
-        let mut updates = Vec::new();
+        let mut turns = Turns::default();
         if let Some(life) = &mut self.life {
-            updates.extend(life.supply.next(&life.source, &self.limits));
+            life.supply.take_turns(&life.source, &mut self.budgets, &mut turns);
         }
-        for group in self.groups.values_mut() {
-            if let Some(led) = &mut group.led {
-                updates.extend(led.supply.next(&group.source, &self.limits));
+        for (source, supply) in self.groups.values_mut().filter_map(Group::supply) {
+            supply.take_turns(source, &mut self.budgets, &mut turns);
+        }
+        while !turns.later.is_empty() {
+            for (source, peer) in std::mem::take(&mut turns.later) {
+                let supply = match source {
+                    SourceId::Node(..) => self.life.as_mut().map(|life| (&life.source, &mut life.supply)),
+                    SourceId::Group(group) => self.groups.get_mut(&group).and_then(Group::supply),
+                };
+                if let Some((source, supply)) = supply {
+                    supply.take_turn(source, peer, &mut self.budgets, &mut turns);
+                }
             }
         }
-        for (peer, update) in updates {
+        for (peer, update) in turns.updates {
             self.send(peer, Body::Update(update.into()));
         }
     }

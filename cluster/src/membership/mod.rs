@@ -34,7 +34,7 @@ use crate::interest::{Barrier, LinkId, Source, SourceId, Table, Version};
 use crate::lease::{GranterOutput, Holder, HolderOutput, LeaseCell, Standing};
 use crate::placement::{self, transition};
 use leading::Leading;
-use supply::Supply;
+use supply::{Budgets, Supply};
 use wire::Body;
 
 pub use terms::{Limits, Output, UnknownCommand, WaitError, Wish, WishRefusal};
@@ -116,6 +116,13 @@ struct Group {
     led: Option<Led>,
 }
 
+impl Group {
+    /// What is sent of it while it is led here.
+    fn supply(&mut self) -> Option<(&Source, &mut Supply)> {
+        Some((&self.source, &mut self.led.as_mut()?.supply))
+    }
+}
+
 /// One node's part in the cluster.
 #[derive(Debug)]
 pub struct Membership {
@@ -124,6 +131,7 @@ pub struct Membership {
     /// Names a registration; another for each.
     attempt: u64,
     limits: Limits,
+    budgets: Budgets,
     cell: Arc<LeaseCell>,
     directory: Directory,
     leader: Option<NodeId>,
@@ -170,6 +178,7 @@ impl Membership {
             me,
             record: MemberRecord { node: me.get(), ..member },
             attempt: nonce,
+            budgets: Budgets::new(me, &limits),
             limits,
             cell,
             directory: Directory::new(),
@@ -634,12 +643,7 @@ impl Membership {
         }
         self.start_group_rounds(now_ns);
         self.offer(now_ns);
-        if let Some(life) = &mut self.life {
-            life.supply.refill(&self.limits);
-        }
-        for led in self.groups.values_mut().filter_map(|group| group.led.as_mut()) {
-            led.supply.refill(&self.limits);
-        }
+        self.budgets.refill();
         self.settle(now_ns);
     }
 

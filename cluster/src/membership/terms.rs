@@ -16,7 +16,7 @@ use crate::lease::Standing;
 pub struct Limits {
     /// Of one update of interest; a longer filter or entry of a group goes alone.
     pub update_bytes_max: usize,
-    /// What one node is sent of one source between two ticks, about.
+    /// What one node is sent of all sources between two ticks, about.
     pub feed_bytes_per_tick: usize,
     /// Recent changes that each source keeps.
     pub recent_bytes_max: usize,

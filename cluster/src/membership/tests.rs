@@ -75,19 +75,29 @@ impl Cluster {
     }
 
     fn with_placements(nodes: &[u64], placements: Vec<command::Placement>) -> Self {
-        Self::formed(nodes, placements, 0)
+        Self::formed(nodes, placements, 0, 1)
+    }
+
+    /// Of several groups, all led by the first node.
+    fn of_groups(nodes: &[u64], groups: u16) -> Self {
+        let mut cluster = Self::formed(nodes, Vec::new(), 0, groups);
+        for group in 1..groups {
+            cluster.with(nodes[0], |membership, now| membership.on_group_role(now, GroupId(group), Some(1)));
+        }
+        cluster
     }
 
     /// The same, of programs that know this feature level, which is used.
     fn at_level(nodes: &[u64], level: u32) -> Self {
-        let mut cluster = Self::formed(nodes, Vec::new(), level);
+        let mut cluster = Self::formed(nodes, Vec::new(), level, 1);
         cluster.pass(1_000);
         cluster
     }
 
-    fn formed(nodes: &[u64], placements: Vec<command::Placement>, feature_level: u32) -> Self {
+    fn formed(nodes: &[u64], placements: Vec<command::Placement>, feature_level: u32, groups: u16) -> Self {
         let members = nodes.iter().map(|&node| MemberRecord { feature_level, ..record(node) }).collect();
-        let form = Form { cluster_id: vec![1].into(), groups: 1, members, placements, feature_level, voters: 0 };
+        let groups = groups.into();
+        let form = Form { cluster_id: vec![1].into(), groups, members, placements, feature_level, voters: 0 };
         let mut cluster = Self {
             level: feature_level,
             now_ms: 1_000,
@@ -591,6 +601,54 @@ fn much_interest_is_spread_over_ticks() {
     assert!(first > 0 && first < 30, "{first} at once");
     cluster.pass(2_000);
     assert_eq!(first + cluster.seen(2).len(), 100);
+}
+
+/// One queue takes what a node is sent of all groups that another one leads. It would be too short for as much of each.
+#[test]
+fn what_a_node_is_sent_at_once_is_bounded_however_many_sources_there_are_and_each_has_its_turn() {
+    const GROUPS: u16 = 12;
+    const FILTERS: u64 = 40;
+    let mut cluster = Cluster::of_groups(&[1, 2], GROUPS);
+    cluster.pass(1_000);
+    assert_eq!(cluster.node(2).standing(), Some(Standing::Serving));
+    cluster.seen(2);
+    let mut taken: BTreeMap<SourceId, u64> = BTreeMap::new();
+    let mut take = |cluster: &mut Cluster| {
+        let before = taken.values().sum::<u64>();
+        for output in cluster.seen(2) {
+            let Output::Interest { source, .. } = output else { panic!("{output:?}") };
+            *taken.entry(source).or_default() += 1;
+        }
+        let now = taken.values().sum::<u64>() - before;
+        assert!(now < 30, "{now} in one tick");
+        taken.clone()
+    };
+    cluster.with(1, |membership, _| {
+        for number in 1..=FILTERS {
+            let name = filter(&format!("filter {number}"));
+            membership.set_node_interest(&name, 1);
+            for group in 0..GROUPS {
+                membership.set_group_interest(GroupId(group), Version(number), &name, 1);
+            }
+        }
+    });
+    for _ in 0..10 {
+        take(&mut cluster);
+        cluster.pass(100);
+    }
+    let taken_so_far = take(&mut cluster);
+    assert_eq!(taken_so_far.len(), usize::from(GROUPS) + 1, "{taken_so_far:?}");
+    let (least, most) = (taken_so_far.values().min(), taken_so_far.values().max());
+    assert!(most < Some(&FILTERS) && most <= least.map(|least| least + 6).as_ref(), "{taken_so_far:?}");
+    for _ in 0..60 {
+        cluster.pass(100);
+        take(&mut cluster);
+    }
+    let everything = take(&mut cluster);
+    assert!(
+        everything.len() == taken_so_far.len() && everything.values().all(|&taken| taken == FILTERS),
+        "{everything:?}"
+    );
 }
 
 mod bytes_of_others {
