@@ -37,7 +37,9 @@ use crate::peers::wire::{Forwarded, Messages};
 use crate::peers::{NoPeers, PeerFull, Peers};
 use crate::random::Random;
 use crate::replicated::command::{self, Command, SessionCommand};
-use crate::replicated::{Opened, Slots, Submitter, SubscribeOutcome, SubscribedPersistent};
+use crate::replicated::{
+    Opened, RetainedCursor, RetainedPage, Slots, Submitter, SubscribeOutcome, SubscribedPersistent,
+};
 use crate::router::batch::{Addressee, Batch};
 use crate::router::client::Phase;
 use crate::router::cluster::{ASKED_MAX, ClusterView, Leader, Leaders, SUBACKS_A_TURN_MAX};
@@ -1063,6 +1065,49 @@ fn who_wants_nothing_retained_any_more_holds_nothing_back() {
         say(&mut client, &Packet::Unsubscribe(Unsubscribe { packet_id, filters, user_properties: vec![] }));
     received.extend(say(&mut client, &publish("newer")));
     assert_eq!(received, ["older", "newer"]);
+}
+
+/// P5: the read of one subscription is over, and what it held back waits for that of another. Subscribed to anew without retained
+/// messages, the first one lets nothing past that (found by simulation, seed 13885).
+#[test]
+fn what_waits_behind_retained_messages_is_not_overtaken_when_its_subscription_is_renewed() {
+    let mut world = World::new(1);
+    world.shared.retained_possible.store(true, Ordering::Relaxed);
+    let mut client = world.open(0, connect(ProtocolVersion::V5, "c".to_owned(), 0));
+    assert_eq!(packets(&mut client).len(), 1, "CONNACK");
+    let connection = world.arbiters[0].state.keys()[0];
+    let subscribe = |world: &mut World, client: &mut Client, filter: &str, retain_handling| {
+        let options = SubscriptionOptions { retain_handling, ..SubscriptionOptions::new(QoS::AtMostOnce) };
+        let (packet_id, filters) = (client.packet_id(), vec![(filter.to_owned(), options)]);
+        let subscribe = Subscribe { packet_id, filters, subscription_identifier: None, user_properties: vec![] };
+        let heard = say(world, client, &Packet::Subscribe(subscribe));
+        assert!(matches!(heard[..], [Packet::SubAck(_)]), "{heard:?}");
+        // Of the read, if one began.
+        world.arbiters[0].state.message_number
+    };
+    let publish = |world: &mut World, client: &mut Client, payload| {
+        let publish = publish_to(client, "t", payload);
+        assert!(matches!(say(world, client, &publish)[..], [Packet::PubAck(_)]), "{payload} waits");
+    };
+    let end_read = |world: &mut World, client: &mut Client, filter, number| -> Vec<Bytes> {
+        let group = world.shared.submitter.slots().group_of(filter);
+        let asked = RetainedCursor { group, after: None };
+        let page = RetainedPage { connection, number, asked, messages: vec![], next: None };
+        world.shared.inboxes[0].push(Event::RetainedPage(page), 0);
+        world.arbiters[0].run();
+        let payload = |packet| match packet {
+            Packet::Publish(publish) => publish.payload,
+            other => panic!("{other:?}"),
+        };
+        packets(client).into_iter().map(payload).collect()
+    };
+    let first = subscribe(&mut world, &mut client, "t", RetainHandling::Always);
+    let other = subscribe(&mut world, &mut client, "u", RetainHandling::Always);
+    publish(&mut world, &mut client, "older");
+    assert_eq!(end_read(&mut world, &mut client, "t", first), [""; 0], "that of the other goes on");
+    subscribe(&mut world, &mut client, "t", RetainHandling::IfNew);
+    publish(&mut world, &mut client, "newer");
+    assert_eq!(end_read(&mut world, &mut client, "u", other), ["older", "newer"]);
 }
 
 /// What waits behind retained messages is bounded in bytes as the queue is: what finds no room is dropped, and counted.
