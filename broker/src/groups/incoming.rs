@@ -497,7 +497,7 @@ mod tests {
     use crate::clock::{Clock, ManualClock};
     use crate::config::Settings;
     use crate::peers::NoPeers;
-    use crate::peers::wire::{EventKind, GroupEvent, LaneAnswered};
+    use crate::peers::wire::{Close, EventKind, GroupEvent, LaneAnswered};
     use crate::replicated::{Slots, Submitter};
     use crate::router::cluster::Leaders;
     use crate::router::node_lanes::Nodes;
@@ -565,6 +565,20 @@ mod tests {
         let origin = NodeId::new(FROM).unwrap();
         let verdict = cluster.incoming.lock().unwrap().on_batch(origin, Incarnation(5), LaneId(0), &batch);
         assert_eq!(verdict, Verdict::Apply { above: 0 });
+    }
+
+    /// P1, P8: registered again, an arbiter that is asked to close what it had before would say of it, by a lane that counts, that it had
+    /// never been.
+    #[test]
+    fn nothing_of_the_registration_before_is_to_be_closed_in_the_next() {
+        let close = Close { connection: 0, client_id: "c".to_owned(), epoch: 1 };
+        let told = |incarnation| {
+            let events = vec![GroupEvent { kind: Some(EventKind::Close(close.clone())) }];
+            let events = GroupEvents { term: 1, incarnation, events, ..Default::default() };
+            let told = said_meanwhile(&one_of_two(), Forwarded::Events(events));
+            told.iter().any(|event| matches!(event, Event::Close { .. }))
+        };
+        assert_eq!([BEFORE, AFTER].map(told), [false, true]);
     }
 
     /// P1: lanes of the next registration have the same numbers; what nobody has would be acknowledged.
