@@ -25,7 +25,7 @@ use super::client::{Client, LOOK_SECONDS_MAX, Phase};
 use super::cluster::Departing;
 use super::deliver::Templates;
 use super::handshaking::Handshaking;
-use super::keep_alive::Wheel;
+use super::keep_alive::{Wheel, silence_seconds_max};
 use super::lanes::Lanes;
 use super::log_rate::LogRate;
 use super::looking_again::LookingAgain;
@@ -849,8 +849,7 @@ impl ArbiterState {
                     }
                     return;
                 }
-                // One and a half times the keep-alive [MQTT-3.1.2-22]; the clock counts whole seconds.
-                let allowed = u32::from(client.keep_alive_seconds) * 3 / 2 + 1;
+                let allowed = silence_seconds_max(client.keep_alive_seconds);
                 // A client that we do not read cannot be blamed for its silence.
                 if client.paused || client.unprocessed {
                     client.last_activity = now;

@@ -14,6 +14,7 @@ use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, LEAVING_SECONDS_MAX, wak
 use super::banned::BANNED;
 use super::client::{ClientSession, LOOK_SECONDS_MAX, Phase, WillTerms};
 use super::cluster::{Awaits, LastWord, Served, TOO_FEW_KEEP_IT};
+use super::keep_alive::silence_seconds_max;
 use super::log_rate::excerpt;
 use super::retained_read::RetainedReads;
 use super::shared::{MEMORY_LEVEL_CLOSES, MEMORY_LEVEL_REFUSES};
@@ -702,7 +703,7 @@ impl ArbiterState {
         let client = &self.clients[key.index()];
         let looked_at_next = client.session.as_ref().and_then(|session| session.next_second(now));
         let keep_alive_ends =
-            (client.keep_alive_seconds > 0).then(|| now + u32::from(client.keep_alive_seconds) * 3 / 2 + 1);
+            (client.keep_alive_seconds > 0).then(|| now + silence_seconds_max(client.keep_alive_seconds));
         if let Some(due) = looked_at_next.into_iter().chain(keep_alive_ends).min() {
             self.look_by(key, due.min(now + LOOK_SECONDS_MAX));
         }

@@ -7,6 +7,12 @@ use super::ConnectionKey;
 
 const SLOTS: usize = 512;
 
+/// Whole seconds of the clock after which a client with this keep-alive has been silent for one and a half times that
+/// [MQTT-3.1.2-22]: half a second counts as one, and what came, came late in its second.
+pub fn silence_seconds_max(keep_alive_seconds: u16) -> u32 {
+    (u32::from(keep_alive_seconds) * 3).div_ceil(2) + 1
+}
+
 /// A wheel of one-second slots.
 #[derive(Debug)]
 pub struct Wheel {

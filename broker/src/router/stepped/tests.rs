@@ -1774,6 +1774,25 @@ fn no_claim_is_said_to_a_group_that_answers_nothing() {
     }
 }
 
+/// [MQTT-3.1.2-22]: also where that is no whole number of seconds, and wherever in a second it was heard last.
+#[test]
+fn nobody_is_ended_before_one_and_a_half_times_its_keep_alive() {
+    for (keep_alive, heard_at_ms) in [1, 2, 3, 5].into_iter().flat_map(|seconds| [(seconds, 1), (seconds, 990)]) {
+        let mut world = World::new(1);
+        world.pass(heard_at_ms);
+        let mut silent = world.open(0, connect(ProtocolVersion::V5, "silent".to_owned(), keep_alive));
+        assert_eq!(packets(&mut silent).len(), 1, "CONNACK");
+        let mut silent_ms = 0;
+        while packets(&mut silent).is_empty() {
+            assert!(silent_ms < u64::from(keep_alive) * 1500 + 3000, "{keep_alive} s are long over");
+            world.pass(250);
+            world.arbiters[0].run();
+            silent_ms += 250;
+        }
+        assert!(silent_ms >= u64::from(keep_alive) * 1500, "{keep_alive} s, ended after {silent_ms} ms");
+    }
+}
+
 /// What is armed for a connection stays in the wheel when that is gone.
 #[test]
 fn a_long_keep_alive_is_soon_forgotten_with_its_connection() {
