@@ -347,8 +347,8 @@ mod tests {
     fn whoever_asks_without_end_is_closed_and_keeps_nobody_out() {
         let bounds = Bounds {
             connections_max: 4,
-            head_max: Duration::from_millis(300),
-            connection_max: Duration::from_millis(600),
+            head_max: Duration::from_secs(2),
+            connection_max: Duration::from_secs(4),
             ..BOUNDS
         };
         let readiness = Arc::new(Readiness::new(&[]));
