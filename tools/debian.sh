@@ -30,7 +30,9 @@ install_packages() {
     local root=()
     [ "$(id -u)" -eq 0 ] || root=(sudo)
     echo "installing $*" >&2
-    "${root[@]}" apt-get -qq update
+    # A mirror may fail once, and another program of the system may hold the lock.
+    local options=(-qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=120)
+    "${root[@]}" apt-get "${options[@]}" update
     # A service that a package starts would only hold a port.
-    DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get -qq install -y --no-install-recommends "$@" >/dev/null
+    DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get "${options[@]}" install -y --no-install-recommends "$@" >/dev/null
 }

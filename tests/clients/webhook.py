@@ -156,16 +156,20 @@ class Told(Own):
     def test_a_receiver_that_hangs_costs_what_finds_no_room_and_nobodys_time(self):
         with socket.create_server(("127.0.0.1", 0)) as hanging:
             url = f"http://127.0.0.1:{hanging.getsockname()[1]}/"
-            broker = self.broker(url, "queue_events_max = 10\nbatch_events_max = 1\nlinger_milliseconds = 0")
+            broker = self.broker(url, "timeout_milliseconds = 30000\nqueue_events_max = 10\nbatch_events_max = 1\nlinger_milliseconds = 0")
             self.addCleanup(broker.stop)
             begun = time.monotonic()
-            for _ in range(20):
+            self.client(broker, client_id=unique("fast")).disconnect()
+            hanging.settimeout(10)
+            under_way, _ = hanging.accept()
+            self.addCleanup(under_way.close)
+            for _ in range(19):
                 self.client(broker, client_id=unique("fast")).disconnect()
             took = time.monotonic() - begun
             # One is under way, ten wait.
             broker.wait_for_metric('kentongan_client_events_dropped_total{reason="queue_events"}', 29)
             broker.wait_for_metric("kentongan_webhook_waiting_events", 10)
-            self.assertLess(took, 4, "less than one time-out of a request")
+            self.assertLess(took, 30, "less than one time-out of a request")
 
 
 if __name__ == "__main__":

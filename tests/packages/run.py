@@ -44,6 +44,7 @@ def make_root(directory, suite):
     """A system with nothing in it but apt, and what the package needs."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "root", directory], check=True)
     options = ["--variant=apt", "--include=adduser,procps", "--dpkgopt=force-unsafe-io", '--aptopt=Acquire::Languages "none"']
+    options.append('--aptopt=Acquire::Retries "3"')
     subprocess.run(["mmdebstrap", "--quiet", *options, suite, directory / "root"], check=True)
 
 
