@@ -94,7 +94,7 @@ pub struct TransportConfig {
     pub tls: Option<TlsFiles>,
     /// What may wait to be sent to one peer of [`Class::Control`]. Over it the oldest Raft messages are dropped.
     pub control_queue_bytes_max: usize,
-    /// Likewise of [`Class::Append`].
+    /// Likewise of [`Class::Append`]. Over it messages are refused: the entries that wait come before those.
     pub append_queue_bytes_max: usize,
     /// What may wait to be sent to one peer of [`Class::Forward`]. Over it messages are refused.
     pub forward_queue_bytes_max: usize,

@@ -164,7 +164,7 @@ impl Outbox {
         let Some(epoch) = state.up.filter(|&up| over.is_none_or(|over| over == up)) else {
             return Err(SendError::Down);
         };
-        if state.bytes + cost(body_bytes) > self.bytes_max && kind == Kind::RAFT {
+        if state.bytes + cost(body_bytes) > self.bytes_max && kind == Kind::RAFT && self.drops_oldest() {
             let dropped = state.drop_oldest_raft(self.bytes_max / 4 + cost(body_bytes));
             add(&self.stats.class(self.class).dropped_oldest, dropped);
         }
@@ -173,6 +173,12 @@ impl Outbox {
             return Err(SendError::Full);
         }
         Ok(epoch)
+    }
+
+    /// Of heartbeats and votes the newest count. Entries are worth nothing without those before them: what waits is what a follower
+    /// lacks first, and the rest is sent again once that arrived.
+    fn drops_oldest(&self) -> bool {
+        self.class != Class::Append
     }
 
     /// Begins a stream; those before it end.
@@ -323,7 +329,11 @@ mod tests {
     const FIRST: LinkEpoch = LinkEpoch(1);
 
     fn outbox(bytes_max: usize) -> (Arc<Outbox>, Outgoing) {
-        let outbox = Outbox::new(Class::Control, bytes_max, 1024, Arc::default(), Arc::default());
+        outbox_of(Class::Control, bytes_max, 1024)
+    }
+
+    fn outbox_of(class: Class, bytes_max: usize, frame_bytes_max: usize) -> (Arc<Outbox>, Outgoing) {
+        let outbox = Outbox::new(class, bytes_max, frame_bytes_max, Arc::default(), Arc::default());
         let mut stream = outbox.open_stream(wire::Opening::default());
         assert!(matches!(stream.next().now_or_never().flatten(), Some(Frame::Opening(_))));
         outbox.up(FIRST);
@@ -392,6 +402,26 @@ mod tests {
         assert_eq!(outbox.stats.class(Class::Control).dropped_oldest.load(Ordering::Relaxed), 2);
         assert_eq!(outbox.lock().bytes, 0);
         assert_eq!(outbox.lock().raft_bytes, 0);
+    }
+
+    /// Who was away is sent more at once than the queue holds, if the entries are long. Without the first of them all others are
+    /// refused, and the next try would end like this one.
+    #[test]
+    fn of_entries_a_full_queue_takes_the_first() {
+        const ENTRY_BYTES: usize = 2 * 1024 * 1024;
+        let (outbox, mut stream) = outbox_of(Class::Append, 64 * 1024 * 1024, 4 * 1024 * 1024);
+        let entries = |numbers: std::ops::Range<u8>| numbers.map(|number| Bytes::from(vec![number; ENTRY_BYTES]));
+        outbox.push_all(Kind::RAFT, entries(0..64));
+        let stats = outbox.stats.class(Class::Append);
+        let lost = || (stats.dropped_oldest.load(Ordering::Relaxed), stats.refused_full.load(Ordering::Relaxed));
+        assert_eq!(lost(), (0, 64 - 31));
+        assert_eq!(next_numbers(&mut stream), [0]);
+        outbox.push_all(Kind::RAFT, entries(64..66));
+        assert_eq!(lost(), (0, 64 - 31 + 1), "there was room for one");
+        for number in (1..31).chain([64]) {
+            assert_eq!(next_numbers(&mut stream), [number]);
+        }
+        assert!(stream.next().now_or_never().is_none());
     }
 
     #[test]
