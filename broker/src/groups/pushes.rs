@@ -3,7 +3,7 @@
 //! A leader pushes nothing to an arbiter before that has said what its clients have (its *resync*): what the leader before
 //! sent may be under way still, and would be sent twice on a living connection. Who has not said so is asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use kentongan_cluster::transport::LinkEpoch;
@@ -125,7 +125,12 @@ impl Pushes {
     }
 
     fn flush_to(&mut self, peers: &dyn Peers) {
+        // The stale processes of a node come before the living one, whose part must not pass behind the refusal of theirs.
+        let mut refused = BTreeSet::new();
         for ((node, incarnation, group), events) in std::mem::take(&mut self.gathered) {
+            if refused.contains(&(node, group)) {
+                continue;
+            }
             let Some(led) = self.led.get_mut(&group) else {
                 continue;
             };
@@ -136,6 +141,7 @@ impl Pushes {
                     Ok(over) => synced.over = synced.over.or(over),
                     Err(PeerFull) => {
                         synced.forget();
+                        refused.insert((node, group));
                         break;
                     }
                 }
@@ -440,6 +446,33 @@ mod tests {
         assert_eq!(pushes.synced(7, &resync(0, 0), ALL_PLACES), None, "of what may be lost it knew nothing");
         assert_eq!(pushes.synced(7, &resync(0, round), ALL_PLACES), Some((1, ALL_PLACES)));
         push(&mut pushes, 3);
+        assert_eq!(links.take(), [(1, vec![3])]);
+    }
+
+    /// P5: what is left of a process that is gone is told apart, and by the same link. The refusal of that part says that the link is
+    /// another one; what the living process is told in the same turn is behind it.
+    #[test]
+    fn behind_what_a_stale_process_is_told_nothing_passes_over_a_new_link() {
+        let (mut pushes, links) = (Pushes::default(), Breaking::default());
+        pushes.lead(1, 5);
+        pushes.lead(2, 5);
+        pushes.synced(7, &resync(0, 0), ALL_PLACES);
+        pushes.push(1, 7, 3, vec![deliver(1)]);
+        pushes.flush_to(&links);
+        assert_eq!(links.take(), [(0, vec![1])]);
+        links.break_off();
+        pushes.push(1, 7, 2, vec![deliver(2)]);
+        pushes.push(1, 7, 3, vec![deliver(3)]);
+        // Another group's, which was told nothing over the link that broke, and another node's.
+        pushes.push(2, 7, 3, vec![deliver(4)]);
+        pushes.push(1, 8, 3, vec![deliver(5)]);
+        pushes.flush_to(&links);
+        assert_eq!(links.take(), [(1, vec![4]), (1, vec![5])]);
+        assert!(!pushes.is_synced(1, 7, at(0, 0)), "it is asked what it has");
+        let round = pushes.led[&1].nodes[&7].round;
+        assert_eq!(pushes.synced(7, &resync(0, round), ALL_PLACES), Some((1, ALL_PLACES)));
+        pushes.push(1, 7, 3, vec![deliver(3)]);
+        pushes.flush_to(&links);
         assert_eq!(links.take(), [(1, vec![3])]);
     }
 
