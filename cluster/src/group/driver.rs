@@ -281,6 +281,8 @@ pub(crate) struct Group {
     /// Ticks so far.
     now: u64,
     election_timeout: usize,
+    /// Earlier than that, as the leader has no connection to this node any more; until it is heard of, or another one.
+    stands_at: Option<usize>,
     /// The term in which this node leads.
     leading: Option<u64>,
     /// The tick from which on it does.
@@ -331,6 +333,7 @@ impl Group {
             configuration,
             now: 0,
             election_timeout: 0,
+            stands_at: None,
             leading: None,
             leads_since: 0,
             is_ready: false,
@@ -378,7 +381,7 @@ impl Group {
         // From now on it votes for others: it does not follow anybody.
         self.raw.raft.election_elapsed = self.raw.raft.election_elapsed.max(least);
         let ticks = (STAND_TICKS_MIN + turn * STAND_TICKS_APART).min(least as u64 - 1);
-        self.election_timeout = self.election_timeout.min(least + ticks as usize);
+        self.stands_at = Some(self.election_timeout.min(least + ticks as usize));
     }
 
     fn draw_election_timeout(&mut self) {
@@ -389,8 +392,13 @@ impl Group {
     /// Time passes.
     pub(crate) fn tick(&mut self) {
         self.now += 1;
+        // It follows again, or has voted or stood: all groups of both nodes would stand at the same ticks as before, if the next leader
+        // went silently.
+        if self.raw.raft.election_elapsed < self.config.election_ticks as usize {
+            self.stands_at = None;
+        }
         // raft-rs draws its own from a source that no seed governs.
-        self.raw.raft.set_randomized_election_timeout(self.election_timeout);
+        self.raw.raft.set_randomized_election_timeout(self.stands_at.unwrap_or(self.election_timeout));
         self.raw.tick();
         // All groups of a node at the same tick, so that a frame to each peer carries them all; raft-rs has its own from time to
         // time, of one group, which would go in a frame of its own and be answered in another.

@@ -33,6 +33,8 @@ struct Said {
     /// The last entry that it acknowledged.
     acknowledged: u64,
     fetches: Vec<CheckpointBase>,
+    /// It asked the others whether it may lead.
+    stood: bool,
 }
 
 impl Sink for Said {
@@ -41,6 +43,7 @@ impl Sink for Said {
         if message.get_msg_type() == MessageType::MsgAppendResponse && !message.reject {
             self.acknowledged = message.index;
         }
+        self.stood |= message.get_msg_type() == MessageType::MsgRequestPreVote;
     }
 
     fn fetch_snapshot(&mut self, _: GroupId, _: NodeId, checkpoint: &CheckpointBase) {
@@ -71,7 +74,11 @@ struct Follower {
 
 impl Follower {
     fn open(disk: SimDisk, checkpoint: CheckpointBase) -> Self {
-        let config = NodeConfig::new(ME, SEGMENT_BYTES, true, 1);
+        Self::open_with(disk, checkpoint, 1)
+    }
+
+    fn open_with(disk: SimDisk, checkpoint: CheckpointBase, seed: u64) -> Self {
+        let config = NodeConfig::new(ME, SEGMENT_BYTES, true, seed);
         let node = Node::open(config, Arc::new(disk.clone()), BTreeMap::from([(GROUP, checkpoint)])).expect("opens");
         let mut follower = Self { disk, node, said: Said::default() };
         follower.round();
@@ -202,4 +209,35 @@ fn a_snapshot_that_contradicts_the_log_is_taken_up_whole_wherever_the_power_fail
     }
     let follower = cut_after_installing(fetched(), &checkpoint, 3, at(8, 11));
     assert_eq!(follower.node.status(GROUP).map(|status| status.last), Some(12));
+}
+
+/// All that follow the leader would stand for election at the same ticks, in all groups, if it went silently later, and split the votes.
+#[test]
+fn who_follows_a_leader_again_that_had_lost_its_connection_stands_when_it_would_have_anyway() {
+    let stands_after = |seed, breaks: bool| {
+        let mut follower = Follower::open_with(SimDisk::new(), CheckpointBase::new_group(members()), seed);
+        follower.node.connected(NodeId(1), !breaks);
+        for _ in 0..40 {
+            follower.node.tick();
+            follower.hear(1, 6, MessageType::MsgHeartbeat, Message::default());
+        }
+        assert!(!follower.said.stood, "it follows");
+        follower.node.connected(NodeId(1), true);
+        let stands = (1..100).find(|_| {
+            follower.node.tick();
+            follower.round();
+            follower.said.stood
+        });
+        stands.expect("it stands for election")
+    };
+    let mut compared = 0;
+    for seed in 1..=20 {
+        let anyway = stands_after(seed, false);
+        // Whose time is as short as that stands as soon as it notices.
+        if anyway > 22 {
+            assert_eq!(stands_after(seed, true), anyway, "seed {seed}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 10, "{compared} seeds");
 }
