@@ -208,12 +208,18 @@ impl Log {
     /// # Errors
     /// The disk failed, or what was safely written before is not there.
     pub fn open(disk: Arc<dyn Disk>, segment_bytes: u64) -> Result<(Self, BTreeMap<GroupId, GroupLog>), LogError> {
-        let names: Vec<_> = disk.list()?.into_iter().filter(|name| name.starts_with("log-")).collect();
+        let mut names: Vec<_> = disk.list()?.into_iter().filter(|name| name.starts_with("log-")).collect();
+        let (mut last, unfinished) = part_unfinished(&*disk, &mut names)?;
+        // A segment is begun only where the log is safe.
+        let safe = unfinished.iter().map(|name| begin_of(name).0).max().unwrap_or(0);
         let mut segments: Vec<Segment> = Vec::new();
         let mut groups: BTreeMap<GroupId, GroupLog> = BTreeMap::new();
         let mut position = None;
         for (number, name) in names.iter().enumerate() {
-            let bytes = Bytes::from(disk.read(name)?);
+            let bytes = match last.take_if(|_| number + 1 == names.len()) {
+                Some(bytes) => bytes,
+                None => Bytes::from(disk.read(name)?),
+            };
             let (start, salt) = begin_of(name);
             // A power cut may bring one back that an earlier process began at the same place, and that was removed as unfinished.
             let is_last = names[number + 1..].iter().all(|next| begin_of(next).0 == start);
@@ -237,6 +243,10 @@ impl Log {
                 }
                 take(&mut groups, group, record)
             })?;
+            // The one that was begun there, and never finished, says so.
+            if is_last && header.start + (end as u64) < safe {
+                return Err(LogError::Damaged { file: name.clone(), offset: end as u64 });
+            }
             if end < bytes.len() {
                 let mut file = disk.append_to(name)?;
                 file.truncate(end as u64)?;
@@ -244,6 +254,10 @@ impl Log {
             }
             position = Some(header.start + end as u64);
             segments.push(Segment { name: name.clone(), start: header.start, salt, opening });
+        }
+        // Not before: they say what may not be missing, at the next start too.
+        for name in &unfinished {
+            disk.remove(name)?;
         }
         let log = match segments.last() {
             None => Self::start(disk, segment_bytes)?,
@@ -437,7 +451,7 @@ impl Log {
             Err(error) if is_full(&error) => {
                 // Nor is its directory synced, for which there may be no room either. Not all of it was written: if a power cut brings
                 // it back, it is the last segment and is found unfinished, because a later one is only begun with a directory that
-                // has lost it.
+                // has lost it. What was written to the old one meanwhile goes on behind its place, and may be torn.
                 match self.disk.remove(&segment_at(&*self.disk, end).0) {
                     // There was no room for its name.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -507,6 +521,23 @@ fn begin_of(name: &str) -> (u64, Salt) {
 #[must_use]
 pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Parts from the end those that were made, and of which the opening never reached the disk: nothing was ever acknowledged from them, and
+/// what stands before them is the last one. Returns that one's bytes, and them.
+fn part_unfinished(disk: &dyn Disk, names: &mut Vec<String>) -> Result<(Option<Bytes>, Vec<String>), LogError> {
+    let mut unfinished = Vec::new();
+    while let Some(name) = names.pop() {
+        let bytes = Bytes::from(disk.read(&name)?);
+        // The first segment kept has all that is known: only the very first one may be unfinished.
+        let may_be_unfinished = !names.is_empty() || begin_of(&name).0 == 0;
+        if read_header(&name, &bytes, may_be_unfinished)?.is_some() {
+            names.push(name);
+            return Ok((Some(bytes), unfinished));
+        }
+        unfinished.push(name);
+    }
+    Ok((None, unfinished))
 }
 
 struct Header {

@@ -514,6 +514,47 @@ fn a_segment_that_found_no_room_and_comes_back_is_not_believed() {
     assert!(came_back >= whole, "it came back {came_back} times");
 }
 
+/// F9, F10: the old segment is the last one, though the name of another stands behind it again, and its end may be torn.
+#[test]
+fn what_was_not_made_safe_beside_a_segment_that_comes_back_is_cut_off() {
+    let kinds = [Unsynced::Lost, Unsynced::Torn, Unsynced::Holed, Unsynced::Kept];
+    let mut torn = 0;
+    for room in 0..HEADER_BYTES {
+        let (disk, mut log) = on_full(NoRoom::Behind(room));
+        let begun = log.position();
+        log.rotate_if_full(|_| None).expect("the old one is just longer");
+        append(&mut log, &[entry(2, "payload")]).expect("written");
+        add(&mut log, &entry(3, "payload"));
+        add(&mut log, &entry(4, "payload"));
+        log.write().expect("written");
+        for (names, bytes) in kinds.iter().flat_map(|&names| kinds.map(|bytes| (names, bytes))) {
+            let left = disk.after_power_cut(names, bytes);
+            let came_back = left.list().expect("listed").len() > 1;
+            let (mut log, entries) =
+                open(&left, 60).unwrap_or_else(|error| panic!("{room} bytes, {names:?}, {bytes:?}: {error}"));
+            let last = entries.len() as u64;
+            assert!((2..=4).contains(&last), "{room} bytes, {names:?}, {bytes:?}: {last}");
+            torn += u32::from(came_back && last < 4);
+            assert_eq!(left.list().expect("listed").len(), 1, "it is gone again");
+            append(&mut log, &[entry(last + 1, "payload")]).expect("written");
+            assert_eq!(open(&left, 60).expect("opened").1.len() as u64, last + 1);
+        }
+        // Up to where the other was to begin all is safe, and is missed, be it a part of a record or the whole of it.
+        for missing in [1, record::RECORD_BYTES + "payload".len()] {
+            let left = kinds.map(|names| disk.after_power_cut(names, Unsynced::Kept));
+            let left = left.into_iter().find(|left| left.list().expect("listed").len() > 1).expect("it comes back");
+            left.damage(&first_segment(&left), |bytes| bytes.truncate(begun as usize - missing));
+            for _ in 0..2 {
+                assert!(
+                    matches!(open(&left, 60), Err(LogError::Damaged { .. })),
+                    "{room} bytes, {missing} are missing"
+                );
+            }
+        }
+    }
+    assert!(torn > 0, "it never came back beside a torn end");
+}
+
 /// F10: all of it may be on the disk, and come back after a power cut, so what is written behind it in its place would be called
 /// damaged. The node ends over it, as over every sync that fails.
 #[test]
