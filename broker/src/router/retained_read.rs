@@ -18,6 +18,7 @@ use super::deliver::Terms;
 use super::publish::Publication;
 use crate::drops;
 use crate::message::Message;
+use crate::metrics::DropReason;
 use crate::peers::wire::{Forwarded, ReadRetained};
 use crate::plants::{Plant, is_planted};
 use crate::replicated::command::{MessageRecord, SessionCommand};
@@ -368,7 +369,11 @@ impl ArbiterState {
         }
     }
 
+    /// Unless it expired while it waited [MQTT-3.3.2-5].
     fn deliver_held(&mut self, key: ConnectionKey, held: &HeldBack) {
+        if held.message.expires_at_ms.is_some_and(|at| at <= self.now_ms) {
+            return self.counters.messages_dropped.inc(DropReason::Expired);
+        }
         let mut publication = self.publication_of(&held.message);
         self.templates.begin();
         let terms = Terms { qos: held.qos, retain: held.retain, identifiers: &held.identifiers, share: None };

@@ -1110,6 +1110,39 @@ fn what_waits_behind_retained_messages_is_not_overtaken_when_its_subscription_is
     assert_eq!(end_read(&mut world, &mut client, "u", other), ["older", "newer"]);
 }
 
+/// P10 [MQTT-3.3.2-5]: what expires while retained messages are read does not come behind them (found by simulation, seed 4031).
+#[test]
+fn what_expires_behind_retained_messages_is_dropped() {
+    let mut world = World::new(1);
+    world.shared.retained_possible.store(true, Ordering::Relaxed);
+    let mut client = world.open(0, connect(ProtocolVersion::V5, "c".to_owned(), 0));
+    assert_eq!(packets(&mut client).len(), 1, "CONNACK");
+    for (qos, delivery) in
+        [(QoS::AtMostOnce, Delivery::AtMostOnce), (QoS::AtLeastOnce, Delivery::AtLeastOnce(client.packet_id()))]
+    {
+        let subscribe = subscribe_to(&mut client, &["t"], qos);
+        assert_eq!(say(&mut world, &mut client, &subscribe).len(), 1, "SUBACK");
+        for (payload, seconds) in [("gone", Some(1)), ("kept", Some(60)), ("for ever", None)] {
+            let properties = PublishProperties { message_expiry_interval: seconds, ..PublishProperties::default() };
+            let (topic, payload) = ("t".to_owned(), Bytes::from(payload));
+            let publish = Publish { dup: false, delivery, retain: false, topic, properties, payload };
+            say(&mut world, &mut client, &Packet::Publish(publish));
+        }
+        world.pass(2_000);
+        let packet_id = client.packet_id();
+        let filters = vec!["t".to_owned()];
+        let unsubscribe = Unsubscribe { packet_id, filters, user_properties: vec![] };
+        let heard = say(&mut world, &mut client, &Packet::Unsubscribe(unsubscribe));
+        let payload = |packet| match packet {
+            Packet::Publish(publish) => Some(publish.payload),
+            _ => None,
+        };
+        assert_eq!(heard.into_iter().filter_map(payload).collect::<Vec<_>>(), ["kept", "for ever"]);
+        let dropped = &world.arbiters[0].state.counters.messages_dropped;
+        assert_eq!(dropped.unflushed(crate::metrics::DropReason::Expired), 1);
+    }
+}
+
 /// What waits behind retained messages is bounded in bytes as the queue is: what finds no room is dropped, and counted.
 ///
 /// Abuse: [queue-full]
