@@ -324,7 +324,9 @@ fn kill_or_cut_and_cut_again(ignored: Option<SyncSite>) -> Result<(), Failure> {
     for (_, disk) in images {
         let applied = Arc::default();
         let images = watch(&disk, &applied, CUTS);
-        let node = Node::start(&disk, directory.path(), LOG_ONLY, &applied)?;
+        // No further segment is begun, which would make the names of all safe.
+        let mode = Mode { segment_bytes: 100_000, ..LOG_ONLY };
+        let node = Node::start(&disk, directory.path(), mode, &applied)?;
         let found = node.commands().len();
         node.propose(found..found + 1);
         node.pipeline.stop();
