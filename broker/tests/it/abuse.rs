@@ -382,7 +382,7 @@ fn session(version: ProtocolVersion, random: &mut SmallRng) -> Vec<Packet> {
 /// Abuse: [reconnect-storm]
 #[test]
 fn a_client_identifier_that_is_fought_over_is_banned() {
-    let settings = [("KENTONGAN_LIMITS__FLAP_TAKEOVERS_MAX", "3"), ("KENTONGAN_LIMITS__FLAP_BAN_SECONDS", "1")];
+    let settings = [("KENTONGAN_LIMITS__FLAP_TAKEOVERS_MAX", "3"), ("KENTONGAN_LIMITS__FLAP_BAN_SECONDS", "3")];
     let broker = Broker::with_environment(&[], &settings);
     let mut holder = Client::v5(&broker, "twin");
     for _ in 0..4 {
@@ -418,7 +418,7 @@ fn requests_that_never_end_keep_no_probe_out() {
         .collect();
     let began = Instant::now();
     assert_eq!(broker.http_get("/livez").0, 200);
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     let is_open = |stream: &mut std::net::TcpStream| {
         let read = std::io::Read::read(stream, &mut [0; 16]);
         read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
@@ -432,7 +432,7 @@ fn requests_that_never_end_keep_no_probe_out() {
 /// Abuse: [connect-flood]
 #[test]
 fn a_flood_of_connections_from_one_address_is_cut_off() {
-    let broker = Broker::with_environment(&[], &[("KENTONGAN_LIMITS__CONNECT_RATE_PER_ADDRESS", "5")]);
+    let broker = Broker::with_environment(&[], &[("KENTONGAN_LIMITS__CONNECT_RATE_PER_ADDRESS", "2")]);
     let mut clients: Vec<_> = (0..30).map(|_| Client::raw(&broker, ProtocolVersion::V5)).collect();
     broker.wait_for_metric(&refused("connects", "connect_rate"), |refused| refused >= 20.0);
     clients.last_mut().expect("one").expect_closed();
@@ -519,11 +519,11 @@ fn a_publisher_that_is_too_fast_is_slowed_down_and_then_closed() {
 /// Abuse: [publisher-too-fast]
 #[test]
 fn a_publisher_that_is_slowed_down_is_not_blamed_for_its_silence() {
-    let broker = Broker::with_environment(&[], &[("KENTONGAN_SESSION__PUBLISH_RATE_MAX", "20")]);
+    let broker = Broker::with_environment(&[], &[("KENTONGAN_SESSION__PUBLISH_RATE_MAX", "12")]);
     let mut asked = connect(ProtocolVersion::V5, "fast");
     asked.keep_alive = 1;
     let mut client = Client::accepted(&broker, asked);
-    // At 20 a second this takes twice as long as such a client may be silent.
+    // At 12 a second this takes almost twice as long as such a client may be silent: up to three seconds.
     for number in 1..=80 {
         client.publish("t", "x", qos1(number));
     }
@@ -531,7 +531,7 @@ fn a_publisher_that_is_slowed_down_is_not_blamed_for_its_silence() {
     for number in 1..=80 {
         client.complete(qos1(number));
     }
-    assert!(began.elapsed() > Duration::from_secs(2), "it was not slowed down");
+    assert!(began.elapsed() > Duration::from_secs(4), "it was not slowed down");
     assert_eq!(broker.metric("kentongan_keep_alive_timeouts_total"), 0.0);
     client.send(&Packet::PingReq);
     assert_eq!(client.receive(), Packet::PingResp);
@@ -597,7 +597,8 @@ fn the_publishers_of_a_listener_share_its_rate() {
     }
     let took = began.elapsed();
     assert!(took > Duration::from_millis(2500), "80 messages at 20 a second in {took:?}");
-    assert!(free < took, "{free:?} for who has no rate");
+    // At the rate of the others, which is theirs as well, it would be 13 s.
+    assert!(free < Duration::from_secs(8), "{free:?} for who has no rate");
 }
 
 /// One that connects and goes again and again, although nobody else wants its name.
@@ -786,7 +787,8 @@ fn each_mark_of_memory_adds_a_measure() {
 fn a_persistent_session_closed_by_a_stall_resumes_with_its_messages() {
     // More than fits into the kernel's buffers is in flight at once.
     const MESSAGES: u16 = 200;
-    let broker = Broker::with_environment(&[], &[("KENTONGAN_SESSION__STALLED_SECONDS_MAX", "1")]);
+    // More than the pauses of a client that reads, however busy its machine is.
+    let broker = Broker::with_environment(&[], &[("KENTONGAN_SESSION__STALLED_SECONDS_MAX", "3")]);
     let mut asked = connect(ProtocolVersion::V5, "stalled");
     asked.clean_start = false;
     asked.properties.session_expiry_interval = Some(3600);
@@ -824,7 +826,18 @@ fn answers_that_nobody_reads_are_bounded_and_their_connection_is_closed() {
     deaf.stream.set_write_timeout(Some(Duration::from_millis(200))).expect("a socket option");
     // Each of these is answered with as many bytes; the kernel takes some megabytes each way.
     let questions = [0xC0, 0].repeat(64 * 1024);
-    while deaf.stream.write_all(&questions).is_ok() {}
+    let mut at = 0;
+    // Where half a question was taken, it goes on with the other half.
+    let mut ask = || {
+        while let Ok(count) = deaf.stream.write(&questions[at..]) {
+            at = (at + count) % 2;
+        }
+    };
+    ask();
+    wait_for("its end", || {
+        ask();
+        broker.metric("kentongan_connections_closed_total{reason=\"slow_consumer\"}") == 1.0
+    });
     broker.wait_for_metric("kentongan_connections", |connections| connections == 0.0);
     let mut steady = Client::v5(&broker, "steady");
     assert_eq!(steady.subscribe("t", QoS::AtMostOnce), ReasonCode::Success);
@@ -844,7 +857,7 @@ fn short_of_memory_clients_are_refused_and_publishers_not_read() {
     away.subscribe("t", QoS::AtLeastOnce);
     away.disconnect();
     let mut asked = connect(ProtocolVersion::V5, "publisher");
-    asked.keep_alive = 1;
+    asked.keep_alive = 2;
     let mut publisher = Client::accepted(&broker, asked);
     let payload = "x".repeat(500_000);
     let mut number = 0;
@@ -854,11 +867,11 @@ fn short_of_memory_clients_are_refused_and_publishers_not_read() {
         publisher.publish("t", &payload, qos1(number));
         // Twice as long as a client with this keep-alive may be silent.
         let asked = Instant::now();
-        if publisher.receive_within(Duration::from_secs(4)).is_none() {
+        if publisher.receive_within(Duration::from_secs(8)).is_none() {
             break asked.elapsed();
         }
     };
-    assert!(paused >= Duration::from_secs(4), "closed, not paused");
+    assert!(paused >= Duration::from_secs(8), "closed, not paused");
     for (version, reason) in
         [(ProtocolVersion::V5, ReasonCode::ServerBusy), (ProtocolVersion::V3_1_1, ReasonCode::ServerUnavailable)]
     {

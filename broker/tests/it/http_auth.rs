@@ -181,7 +181,7 @@ fn a_server_that_decides_nothing_lets_nobody_in_and_is_named_in_the_audit_log() 
     let files = Files::with_listener(
         &format!(
             "allow_anonymous = true\nauth.password_file = \"@/passwords\"\nauth.http.url = \"{url}\"\n\
-             auth.http.timeout_milliseconds = 1000\nauth.http.breaker_failures = 0\nlog.audit_file = \"@/audit\""
+             auth.http.timeout_milliseconds = 2500\nauth.http.breaker_failures = 0\nlog.audit_file = \"@/audit\""
         ),
         "authentication = [\"http\", \"password\"]",
     );

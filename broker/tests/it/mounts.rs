@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use kentongan_proto::mqtt::*;
 
@@ -233,7 +234,8 @@ fn members_of_a_shared_subscription_may_be_below_a_mount_or_not() {
     }
     let taken = |client: &mut Client, topic: &str| {
         let mut count = 0;
-        while let Some(Packet::Publish(message)) = client.receive_within(QUIET) {
+        while let Some(packet) = client.receive_within(Duration::from_millis(2)) {
+            let Packet::Publish(message) = packet else { panic!("PUBLISH expected, got {packet:?}") };
             assert_eq!(message.topic, topic);
             let id = message.delivery.packet_id().expect("QoS 1");
             client.send(&Packet::PubAck(Ack::success(id)));
@@ -241,10 +243,17 @@ fn members_of_a_shared_subscription_may_be_below_a_mount_or_not() {
         }
         count
     };
-    let (below, above) = (taken(&mut own, "x"), taken(&mut whole, "tenant-a/x"));
+    let (mut below, mut above) = (0, 0);
+    wait_for("all of them", || {
+        below += taken(&mut own, "x");
+        above += taken(&mut whole, "tenant-a/x");
+        below + above >= 10
+    });
+    for client in [&mut own, &mut whole, &mut other] {
+        client.expect_nothing();
+    }
     assert_eq!(below + above, 10);
     assert!(below > 0 && above > 0, "{below} and {above}");
-    other.expect_nothing();
 }
 
 /// What the session has from before is not below the new mount: its subscriptions are taken from it, and what waited is not

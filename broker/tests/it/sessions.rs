@@ -1,6 +1,7 @@
 //! Persistent sessions, retained messages and wills, and what of them survives the process.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use kentongan::replicated::Slots;
 use kentongan_proto::mqtt::*;
@@ -339,19 +340,22 @@ fn a_shared_subscription_hands_each_message_to_one_member() {
     for number in 1..=30 {
         publisher.publish_acknowledged("work/x", &format!("{number}"), qos1(number));
     }
-    let mut seen = Vec::new();
-    for member in &mut members {
-        let mut own = 0;
-        while let Some(packet) = member.receive_within(QUIET) {
-            let Packet::Publish(message) = packet else {
-                panic!("PUBLISH expected");
-            };
-            member.send(&Packet::PubAck(Ack::success(message.delivery.packet_id().expect("QoS 1"))));
-            seen.push(String::from_utf8_lossy(&message.payload).parse::<u16>().expect("a number"));
-            own += 1;
+    let (mut seen, mut of_each) = (Vec::new(), [0; 3]);
+    wait_for("all of them", || {
+        for (member, own) in members.iter_mut().zip(&mut of_each) {
+            while let Some(packet) = member.receive_within(Duration::from_millis(2)) {
+                let Packet::Publish(message) = packet else {
+                    panic!("PUBLISH expected");
+                };
+                member.send(&Packet::PubAck(Ack::success(message.delivery.packet_id().expect("QoS 1"))));
+                seen.push(String::from_utf8_lossy(&message.payload).parse::<u16>().expect("a number"));
+                *own += 1;
+            }
         }
-        assert!(own >= 5, "spread over all: {own}");
-    }
+        seen.len() >= 30
+    });
+    members.iter_mut().for_each(Client::expect_nothing);
+    assert!(of_each.iter().all(|&own| own >= 5), "spread over all: {of_each:?}");
     seen.sort_unstable();
     assert_eq!(seen, (1..=30).collect::<Vec<_>>());
 }

@@ -801,7 +801,7 @@ fn versions_suites_and_protocols_are_those_of_the_settings() {
 fn stalled_tls_handshakes_end_in_time_and_are_bounded() {
     let certificates = localhost();
     let settings = certificates.settings("handshakes_max = 40\n");
-    let settings = settings.replacen("[listener.tls]", "connect_timeout_seconds = 2\n[listener.tls]", 1);
+    let settings = settings.replacen("[listener.tls]", "connect_timeout_seconds = 5\n[listener.tls]", 1);
     let broker = Broker::with_settings(&settings);
     let begun = Instant::now();
     let mut stalled: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(broker.address).unwrap()).collect();
@@ -821,9 +821,9 @@ fn stalled_tls_handshakes_end_in_time_and_are_bounded() {
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
         assert!(matches!(socket.read(&mut [0; 16]), Ok(0) | Err(_)));
     }
-    assert!(begun.elapsed() >= Duration::from_secs(1), "not before they had their time");
+    assert!(begun.elapsed() >= Duration::from_secs(4), "not before they had their time");
     broker.wait_for_metric("kentongan_tls_handshakes_in_progress", |count| count == 0.0);
-    assert_eq!(broker.metric("kentongan_tls_handshakes_total{outcome=\"given_up\"}"), 20.0);
+    broker.wait_for_metric("kentongan_tls_handshakes_total{outcome=\"given_up\"}", |count| count == 20.0);
     TlsClient::open(broker.address, &config, "now").unwrap();
 }
 
@@ -848,13 +848,17 @@ fn a_client_comes_in_within_a_second_beside_500_handshakes_that_stall() {
     };
     let stalled: Vec<_> = (0..STALLED).map(stall).collect();
     broker.wait_for_metric("kentongan_tls_handshakes_in_progress", |count| count == STALLED as f64);
-    for round in 0..20 {
+    let served_after = |round| {
         let began = Instant::now();
         let mut client = TlsClient::open(broker.address, &config, &format!("client{round}")).unwrap();
         client.send(&Packet::Publish(publish("nobody", "served", qos1(1)))).unwrap();
         assert!(matches!(client.receive().unwrap(), Packet::PubAck(_)));
-        assert!(began.elapsed() < WITHIN, "served after {:?}", began.elapsed());
-    }
+        began.elapsed()
+    };
+    let mut took: Vec<_> = (0..20).map(served_after).collect();
+    took.sort();
+    // The machine may do something else once.
+    assert!(took[18] < WITHIN, "served after {took:?}");
     assert!(broker.metric("kentongan_tls_handshakes_in_progress") >= STALLED as f64 / 2.0, "they stall all the while");
     drop(stalled);
 }

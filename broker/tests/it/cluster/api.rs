@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kentongan_proto::mqtt::*;
 use serde_json::{Value, json};
@@ -62,8 +62,19 @@ fn cluster_with(keys: &Keys, more: impl Fn(usize, &Path) -> Vec<(String, String)
     })
 }
 
-/// Status and body of an answer.
+/// Status and body of an answer. As an operator would, it asks again while a part of the cluster has no leader.
 pub(super) fn ask(node: &Node, token: &str, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let (status, answer) = ask_once(node, token, method, path, body);
+        if status != 503 || Instant::now() >= deadline {
+            return (status, answer);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn ask_once(node: &Node, token: &str, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
     let address = node.said_address("listening for operators").expect("it serves the API");
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(DEADLINE)).expect("a socket");
@@ -97,8 +108,11 @@ fn all(cluster: &Cluster, keys: &Keys, path: &str, limit: usize) -> Vec<Value> {
     let mut rows = Vec::new();
     let mut cursor = String::new();
     for turn in 0.. {
-        let page = get(&cluster.nodes[turn % 3], keys, &format!("{path}limit={limit}{cursor}"));
-        assert_eq!(page["unavailable"], Value::Array(Vec::new()), "{page}");
+        let mut page = Value::Null;
+        wait_for("every part answers", || {
+            page = get(&cluster.nodes[turn % 3], keys, &format!("{path}limit={limit}{cursor}"));
+            page["unavailable"] == json!([])
+        });
         let data = page["data"].as_array().expect("a list");
         assert!(data.len() <= limit, "{page}");
         rows.extend(data.iter().cloned());
@@ -301,7 +315,16 @@ fn a_session_is_ended_although_its_client_comes_back_at_once() {
         let client = scope.spawn(|| {
             let mut anew = 0;
             for turn in 0.. {
-                let (mut client, connack) = cluster.nodes[turn % 3].accepted(&stubborn());
+                let (mut client, connack) = cluster.nodes[turn % 3].open(stubborn());
+                match connack.reason_code {
+                    ReasonCode::Success => {}
+                    // The operator's request came while this one waited.
+                    ReasonCode::ServerUnavailable | ReasonCode::ServerBusy | ReasonCode::UnspecifiedError => {
+                        std::thread::sleep(Duration::from_millis(20));
+                        continue;
+                    }
+                    other => panic!("no reason to refuse: {other:?}"),
+                }
                 anew += usize::from(!connack.session_present);
                 coming.fetch_add(1, Ordering::Relaxed);
                 while client.receive_within(Duration::from_millis(20)).is_none() {

@@ -68,16 +68,20 @@ fn find_letters(node: &Node, before: &[u32]) {
     let (mut reader, present) = node.persistent("reader");
     assert!(present, "the session is there");
     let mut found = vec![0; WRITERS.len()];
-    while let Some(packet) = reader.receive_within(QUIET) {
+    loop {
+        let has_all = found.iter().zip(before).all(|(found, before)| found >= before);
+        let Some(packet) = reader.receive_within(if has_all { QUIET } else { DEADLINE }) else { break };
         let Packet::Publish(letter) = packet else { panic!("a letter expected, got {packet:?}") };
         let (writer, number) =
             letter.topic.strip_prefix("letters/").and_then(|rest| rest.split_once('/')).expect("a letter");
         let writer = WRITERS.iter().position(|name| *name == writer).expect("one of them");
         found[writer] += 1;
         assert_eq!(number, found[writer].to_string(), "once, and in order");
-        if let Delivery::ExactlyOnce(id) = letter.delivery {
-            reader.send(&Packet::PubRec(Ack::success(id)));
+        match letter.delivery {
+            Delivery::AtMostOnce => {}
+            Delivery::AtLeastOnce(id) => reader.send(&Packet::PubAck(Ack::success(id))),
             // PUBREL may come behind others.
+            Delivery::ExactlyOnce(id) => reader.send(&Packet::PubRec(Ack::success(id))),
         }
     }
     for (writer, (found, before)) in found.iter().zip(before).enumerate() {

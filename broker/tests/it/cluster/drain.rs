@@ -143,11 +143,12 @@ fn the_will_of_a_client_that_is_moved_is_published_unless_it_is_back_in_time() {
     };
     let (mut at_once, _) = cluster.nodes[0].accepted(&with_will("at-once", None));
     let (mut later, _) = cluster.nodes[0].accepted(&with_will("later", Some(5)));
-    cluster.admin_json(1, &["drain", "n1"]);
-    moved_to(&mut at_once);
+    // Who has five seconds goes first.
+    cluster.admin_json(1, &["drain", "n1", "--wait-seconds", "0"]);
     moved_to(&mut later);
     let (_back, connack) = cluster.nodes[1].accepted(&with_will("later", Some(5)));
     assert!(connack.session_present);
+    moved_to(&mut at_once);
     assert_eq!(reader.take_publish().topic, "gone/at-once");
     std::thread::sleep(OFFICE);
     reader.expect_nothing();
@@ -179,7 +180,8 @@ fn a_node_that_is_told_to_stop_moves_leadership_and_clients_first() {
         let groups = nodes.filter_map(|node| node["status"]["groups"].as_array());
         groups.flatten().filter(|group| group["leads"] == true).count()
     };
-    assert_eq!(led(&cluster.status_at(1)), 17, "every group has a leader at once");
+    // One of the others' may just be handed over to whom it belongs to.
+    assert!((0..5).any(|_| led(&cluster.status_at(1)) == 17), "every group has a leader at once");
     cluster.nodes[0].spawn();
     cluster.nodes[0].wait_until_ready();
     assert_eq!(member(&cluster, 1, "n1").1, "serving", "the next process is not drained");
@@ -195,7 +197,9 @@ fn a_live_node_that_is_removed_sends_its_clients_to_others_first() {
     for client in &mut clients {
         moved_to(client).expect("a reference");
     }
-    let members = cluster.admin_json(0, &["members"]);
-    let names: Vec<_> = members["members"].as_array().expect("members").iter().map(|one| one["name"].clone()).collect();
-    assert_eq!(names, ["n1", "n2"]);
+    wait_for("it is no member", || {
+        let members = cluster.admin_json(0, &["members"]);
+        let members = members["members"].as_array().expect("members").iter();
+        members.map(|one| one["name"].clone()).eq(["n1", "n2"])
+    });
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kentongan::replicated::Slots;
@@ -39,6 +40,8 @@ pub struct Node {
     /// Another program than the broker of these tests.
     program: Option<PathBuf>,
     child: Option<Child>,
+    /// Reads what the process says, until it has ended.
+    reader: Option<JoinHandle<()>>,
     log: Arc<Mutex<Vec<String>>>,
 }
 
@@ -64,7 +67,7 @@ impl Node {
             .expect("the broker starts");
         let stderr = child.stderr.take().expect("piped");
         let (log, name) = (Arc::clone(&self.log), self.name.clone());
-        std::thread::spawn(move || {
+        self.reader = Some(std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 // What the preload of a power cut reads says nothing to people.
                 if line.contains("\"TRACE\"") {
@@ -75,7 +78,7 @@ impl Node {
                 }
                 log.lock().unwrap_or_else(PoisonError::into_inner).push(line);
             }
-        });
+        }));
         self.note("started");
         self.child = Some(child);
     }
@@ -181,25 +184,21 @@ impl Node {
 
     /// Starts it, and waits until it ends by itself: with which code, and what it says.
     pub fn ends_when_started(&mut self) -> (Option<i32>, String) {
-        let before = self.lines();
+        let before = self.log.lock().unwrap_or_else(PoisonError::into_inner).len();
         self.spawn();
         let code = self.wait_until_ended().code();
-        wait_for("its last words", || self.lines() > before + 1);
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         (code, log[before..].join("\n"))
     }
 
-    fn lines(&self) -> usize {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
-    /// What it ends with, by itself.
+    /// What it ends with, by itself. All that it said is in its log then.
     pub fn wait_until_ended(&mut self) -> ExitStatus {
         let deadline = Instant::now() + FORMED_WITHIN;
         loop {
             let child = self.child.as_mut().expect("a running node");
             if let Some(status) = child.try_wait().expect("our own child") {
                 self.child = None;
+                self.reader.take().expect("of the process").join().expect("it reads to the end");
                 return status;
             }
             assert!(Instant::now() < deadline, "{} does not end", self.name);
@@ -240,9 +239,18 @@ impl Node {
         Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
     }
 
+    fn metrics(&self) -> String {
+        let mut found = None;
+        wait_for("metrics", || {
+            found = self.http_get("/metrics");
+            found.is_some()
+        });
+        found.expect("waited for").1
+    }
+
     /// Sums of a counter of `/metrics` by the value of its first label.
     pub fn counters(&self, name: &str) -> Vec<(String, u64)> {
-        let (_, body) = self.http_get("/metrics").expect("a running node");
+        let body = self.metrics();
         let series = body.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{'));
         series
             .filter_map(|rest| {
@@ -254,7 +262,7 @@ impl Node {
 
     /// A gauge of `/metrics` without labels.
     pub fn gauge(&self, name: &str) -> u64 {
-        let (_, body) = self.http_get("/metrics").expect("a running node");
+        let body = self.metrics();
         let value = body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.expect("a gauge that there is").parse::<f64>().expect("a number") as u64
     }
@@ -388,6 +396,7 @@ impl Cluster {
             alone: false,
             program: None,
             child: None,
+            reader: None,
             log: Arc::default(),
         };
         Self { nodes: data_dirs.into_iter().enumerate().map(node).collect(), _directory: directory }
@@ -548,7 +557,7 @@ impl Drop for Cluster {
 
 /// An address of the loopback network that no other process of the tests has, and the first of some ports there that no
 /// other cluster of this process has: nodes must know each other's ports before they listen.
-fn place() -> (Ipv4Addr, u16) {
+pub(super) fn place() -> (Ipv4Addr, u16) {
     static CLUSTERS: AtomicU16 = AtomicU16::new(0);
     let [_, high, middle, low] = std::process::id().to_be_bytes();
     let base = 7000 + 20 * CLUSTERS.fetch_add(1, Ordering::Relaxed);

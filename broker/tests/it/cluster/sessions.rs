@@ -128,20 +128,21 @@ fn of_two_that_wait_for_the_session_of_a_killed_node_the_newer_one_gets_it() {
     // The others keep their leases.
     let (dies, first, second) = ((leads + 1) % 3, leads, (leads + 2) % 3);
     // Which of both came later, their group says, and it has to be there: the next leader of one that has lost its own hears
-    // those who wait in any order.
-    let mover = (0..)
-        .map(|number| format!("mover-{number}"))
-        .find(|name| cluster.leader_of(name) != dies)
-        .expect("a group that another node leads");
-    let (_client, _) = cluster.nodes[dies].persistent(&mover);
+    // those who wait in any order. Chosen ones are not handed over meanwhile.
+    let (mover, to) = ("mover", cluster.nodes[first].name.clone());
+    for group in [cluster.group_of(mover).to_string(), "directory".to_owned()] {
+        cluster.admin(first, &["transfer", &group, &to]).expect("it leads");
+    }
+    let (_client, _) = cluster.nodes[dies].persistent(mover);
     cluster.nodes[dies].kill();
-    let mut asked = connect(ProtocolVersion::V5, &mover);
+    let mut asked = connect(ProtocolVersion::V5, mover);
     asked.clean_start = false;
     asked.properties.session_expiry_interval = Some(3600);
     let mut older = Client::at(cluster.nodes[first].address, ProtocolVersion::V5);
     older.send(&Packet::Connect(Box::new(asked)));
-    assert_eq!(older.receive_within(QUIET), None, "it waits");
-    let (newer, present) = cluster.nodes[second].persistent(&mover);
+    // Less than the time until anybody takes the killed one for dead.
+    assert_eq!(older.receive_within(Duration::from_millis(500)), None, "it waits");
+    let (newer, present) = cluster.nodes[second].persistent(mover);
     assert!(present);
     match older.expect_connack().reason_code {
         // Both waited.
@@ -176,10 +177,10 @@ fn the_wills_of_a_killed_node_are_published_once() {
     live.subscribe("wills/#", QoS::ExactlyOnce);
     let clients: Vec<_> = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce]
         .into_iter()
-        .map(|qos| cluster.nodes[0].open(with_will(&format!("mortal-{}", qos as u8), qos)))
+        .map(|qos| cluster.nodes[0].accepted(&with_will(&format!("mortal-{}", qos as u8), qos)))
         .collect();
     let leaving: Vec<_> = (0..10)
-        .map(|number| cluster.nodes[0].open(with_will(&format!("says-goodbye-{number}"), QoS::AtLeastOnce)).0)
+        .map(|number| cluster.nodes[0].accepted(&with_will(&format!("says-goodbye-{number}"), QoS::AtLeastOnce)).0)
         .collect();
     // Their wills are discarded once they see the end of their connections, and be it the last thing that the node does.
     leaving.into_iter().for_each(Client::disconnect);

@@ -40,8 +40,10 @@ fn leadership_goes_where_an_operator_wants_it_and_stays_there() {
         let told = cluster.admin(1, &["transfer", number, to]).expect("it is done");
         assert!(told.starts_with(&format!("{to} leads ")), "{told}");
         std::thread::sleep(GIVEN_BACK_AFTER);
-        let found = group(&cluster, 0, number);
-        assert_eq!((&found["leader_name"], &found["chosen"].is_null()), (&to.into(), &false), "{found:#}");
+        wait_for("it stays there", || {
+            let found = group(&cluster, 0, number);
+            found["leader_name"] == to && !found["chosen"].is_null()
+        });
         let undone = cluster.admin_json(2, &["transfer", number, "--undo"]);
         assert!(undone["leader"].is_null());
         wait_for("nobody is chosen", || group(&cluster, 0, number)["chosen"].is_null());
@@ -51,8 +53,8 @@ fn leadership_goes_where_an_operator_wants_it_and_stays_there() {
 #[test]
 fn leadership_goes_to_nobody_who_could_not_lead() {
     let mut cluster = Cluster::of(5);
-    let groups = cluster.admin_json(0, &["groups"]);
-    let first = &groups["groups"][0];
+    wait_for("it has a leader", || leader(&cluster, "0") != "nobody");
+    let first = group(&cluster, 0, "0");
     let voters: Vec<String> = (first["voters"].as_array().expect("voters").iter())
         .map(|node| node.as_str().expect("an id").to_owned())
         .collect();

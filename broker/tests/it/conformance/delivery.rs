@@ -100,7 +100,7 @@ fn what_is_unacknowledged_comes_again_on_resume_in_its_order_and_at_no_other_tim
         let mut publisher = Client::v5(&broker, "p");
         for (payload, delivery) in [("one", qos1(1)), ("two", qos2(2)), ("three", qos2(3)), ("four", qos2(4))] {
             let mut message = publish("t", payload, delivery);
-            message.properties.message_expiry_interval = Some(1);
+            message.properties.message_expiry_interval = Some(3);
             publisher.send(&Packet::Publish(message));
             publisher.complete(delivery);
         }
@@ -110,8 +110,8 @@ fn what_is_unacknowledged_comes_again_on_resume_in_its_order_and_at_no_other_tim
             client.send(&Packet::PubRec(Ack::success(acknowledged)));
             assert!(matches!(client.receive(), Packet::PubRel(ack) if ack.packet_id == acknowledged));
         }
-        // Their second is over, but their delivery began.
-        std::thread::sleep(std::time::Duration::from_millis(1500));
+        // Their time is over, but their delivery began.
+        std::thread::sleep(std::time::Duration::from_millis(3500));
         client.expect_nothing();
         drop(client);
         let mut client = Client::accepted(&broker, persistent(version, false));

@@ -60,6 +60,15 @@ fn a_slow_receiver_bounds_what_is_sent_and_what_waits_on_both_sides() {
 #[test]
 fn heartbeats_do_not_wait_behind_bulk_data() {
     const BOUND: Duration = Duration::from_millis(300);
+    // The machine may do something else at times; what waits behind bulk data does so each time.
+    let mut p99 = Vec::new();
+    while p99.last().is_none_or(|&last| last >= BOUND) {
+        assert!(p99.len() < 3, "p99 is {p99:?}");
+        p99.push(heartbeats_p99_beside_bulk_data());
+    }
+}
+
+fn heartbeats_p99_beside_bulk_data() -> Duration {
     const HEARTBEATS: usize = 200;
     let (one, two) = pair();
     let clock = Instant::now();
@@ -99,8 +108,7 @@ fn heartbeats_do_not_wait_behind_bulk_data() {
         done.send(()).unwrap();
     });
     delays.sort();
-    let p99 = delays[HEARTBEATS * 99 / 100];
-    assert!(p99 < BOUND, "p99 is {p99:?}");
+    delays[HEARTBEATS * 99 / 100]
 }
 
 #[test]
