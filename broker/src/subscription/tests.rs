@@ -609,7 +609,7 @@ fn who_subscribes_anew_without_waiting_holds_nothing() {
         assert_eq!(locals.holding(1).count(), 0, "{filter}");
         locals.insert(filter, &held);
         assert_eq!(locals.holding(1).collect::<Vec<_>>(), [filter]);
-        locals.insert(filter, &LocalSubscription { connection: 2, ..held.clone() });
+        locals.insert(filter, &LocalSubscription { connection: 2, ..held });
         locals.insert(filter, &subscription(1, QoS::AtMostOnce));
         assert_eq!((locals.holding(1).count(), locals.holding(2).count()), (0, 1), "{filter}");
         locals.remove(filter, 2);
