@@ -12,6 +12,8 @@ pub enum Plant {
     PushUnsynced,
     /// What an arbiter says of its clients goes ahead of what found no room, and its leader believes it.
     ResyncAhead,
+    /// A leader tells the arbiters of its node something though they have heard of a later one.
+    DeposedTells,
     /// Groups say that they are fenced before they are.
     SkipFence,
     /// Groups forget how far the lanes to them got.
@@ -40,11 +42,12 @@ pub enum Plant {
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::SkipSync,
         Self::AcknowledgeEarly,
         Self::PushUnsynced,
         Self::ResyncAhead,
+        Self::DeposedTells,
         Self::SkipFence,
         Self::ForgetLane,
         Self::LoseOutbox,

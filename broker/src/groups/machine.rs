@@ -30,6 +30,7 @@ use crate::later;
 use crate::message::Message;
 use crate::metrics::ArbiterCounters;
 use crate::peers::wire::{EventKind, Forwarded, OutboxAnswered, Resync};
+use crate::plants::{Plant, is_planted};
 use crate::replicated::command::{self, Command, Owner};
 use crate::replicated::effect::Effect;
 use crate::replicated::rows::GroupRows;
@@ -37,7 +38,7 @@ use crate::replicated::state::{GroupConfig, GroupState, LET_GO_MESSAGES_MAX, OUT
 use crate::replicated::store::RestoreError;
 use crate::replicated::submitter::{Asker, OutboxTarget, Query};
 use crate::replicated::{ClaimRequest, LaneAnswer, Opened, RetainedCursor, RetainedPage};
-use crate::router::cluster::Leader;
+use crate::router::cluster::{HeldLeaders, Leader};
 use crate::router::{Event, Shared};
 use crate::session::outbound::Backlog;
 
@@ -58,6 +59,14 @@ const RETRY_TICKS: u32 = 10;
 
 /// Entries of an outbox of which one command says who gets them.
 const PICKED_ENTRIES_MAX: usize = 1024;
+
+/// Something for an arbiter of this node.
+#[derive(Debug)]
+struct Told {
+    /// A leader's word, among several nodes: of which group, in which term. It is nobody's once another leads.
+    by: Option<(u16, u64)>,
+    event: Event,
+}
 
 /// What start-up hands over once it has it: the machine is made before the pipeline that it submits to.
 pub type SharedCell = Arc<OnceLock<Arc<Shared>>>;
@@ -129,7 +138,7 @@ pub struct Machine {
     loads: ChangedLoads,
     retry_in: u32,
     /// Events for each arbiter, in their order.
-    events: Vec<Vec<Event>>,
+    events: Vec<Vec<Told>>,
     /// Events for the arbiters of other nodes.
     pushes: Pushes,
     /// Up to where the log of each group was there when this process started.
@@ -254,11 +263,30 @@ impl Machine {
     }
 
     pub(super) fn push(&mut self, arbiter: u16, event: Event) {
+        self.tell(arbiter, Told { by: None, event });
+    }
+
+    /// Others may have told the arbiters of a new leader before this thread hears that it leads no more: its log may have been waiting for
+    /// the disk all the while. What that leader sent them would come a second time (P3, P4).
+    fn tell_arbiters(&mut self, shared: &Shared) {
+        let leaders = shared.cluster.as_ref().map(|cluster| cluster.leaders.hold());
+        for (events, inbox) in self.events.iter_mut().zip(&shared.inboxes) {
+            for Told { by, event } in events.drain(..) {
+                let is_stale =
+                    |leaders: &HeldLeaders<'_>| by.is_some_and(|(group, term)| leaders.is_deposed(group, term));
+                if !leaders.as_ref().is_some_and(is_stale) || is_planted(Plant::DeposedTells) {
+                    inbox.push(event, 0);
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, arbiter: u16, told: Told) {
         let arbiter = usize::from(arbiter);
         if self.events.len() <= arbiter {
             self.events.resize_with(arbiter + 1, Vec::new);
         }
-        self.events[arbiter].push(event);
+        self.events[arbiter].push(told);
     }
 
     /// Begins to act on effects once every group is led, and start-up handed over what that needs.
@@ -375,8 +403,13 @@ impl Machine {
                 self.pushes.push(group, node, incarnation, EventKind::of(&event, lane, shared.now_ms()));
             }
             // What was meant for the process before this one is for nobody.
-            _ if incarnation == shared.incarnation() => self.push(arbiter, event),
-            _ => {}
+            _ if incarnation != shared.incarnation() => {}
+            None => self.push(arbiter, event),
+            Some(_) => {
+                if let Some(term) = self.pushes.term(group) {
+                    self.tell(arbiter, Told { by: Some((group, term)), event });
+                }
+            }
         }
     }
 
@@ -693,11 +726,7 @@ impl StateMachine for Machine {
         self.ask_for_pages();
         self.submit(&shared);
         self.pushes.flush(&shared);
-        for (arbiter, events) in self.events.iter_mut().enumerate() {
-            for event in events.drain(..) {
-                shared.inboxes[arbiter].push(event, 0);
-            }
-        }
+        self.tell_arbiters(&shared);
         shared.wake_paused_publishers();
     }
 

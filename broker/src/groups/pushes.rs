@@ -66,6 +66,11 @@ impl Pushes {
         self.led.insert(group, Led { term, ..Led::default() });
     }
 
+    /// In which term, if it does.
+    pub(super) fn term(&self, group: u16) -> Option<u64> {
+        self.led.get(&group).map(|led| led.term)
+    }
+
     /// It does so no more.
     pub(super) fn follow(&mut self, group: u16) {
         self.led.remove(&group);

@@ -178,6 +178,11 @@ impl Leaders {
         act();
     }
 
+    /// The same for much that the leaders of several groups have for the arbiters, from the node that leads them.
+    pub fn hold(&self) -> HeldLeaders<'_> {
+        HeldLeaders(self.lock())
+    }
+
     /// A leader asks what the clients here have, because what it said may be lost.
     pub fn on_asked(&self, shared: &Shared, group: u16, leader: Leader) {
         let mut leaders = self.lock();
@@ -193,6 +198,18 @@ impl Leaders {
         for (&group, &leader) in self.lock().iter().filter(|(_, leader)| leader.node == node) {
             tell(shared, group, leader);
         }
+    }
+}
+
+/// While this is there, arbiters hear of no new leader from others.
+#[derive(Debug)]
+pub struct HeldLeaders<'a>(MutexGuard<'a, BTreeMap<u16, Leader>>);
+
+impl HeldLeaders<'_> {
+    /// Whether somebody leads `group` in a later term than `term`.
+    #[must_use]
+    pub fn is_deposed(&self, group: u16, term: u64) -> bool {
+        self.0.get(&group).is_some_and(|known| known.term > term)
     }
 }
 

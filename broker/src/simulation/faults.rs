@@ -57,7 +57,7 @@ pub(super) enum Fault {
 }
 
 /// The names of all kinds.
-pub(super) const NAMES: [&str; 24] = [
+pub(super) const NAMES: [&str; 25] = [
     "kill",
     "power cut",
     "kill all",
@@ -82,6 +82,7 @@ pub(super) const NAMES: [&str; 24] = [
     "a usurper",
     "a condemned node",
     "a late joiner",
+    "a leader that stalls",
 ];
 
 impl Fault {
@@ -112,6 +113,7 @@ impl Fault {
             Self::Plot(Plot::Usurper) => "a usurper",
             Self::Plot(Plot::Condemned) => "a condemned node",
             Self::Plot(Plot::LateJoiner) => "a late joiner",
+            Self::Plot(Plot::StalledLeader) => "a leader that stalls",
         }
     }
 
@@ -220,8 +222,12 @@ pub(super) fn plan(nodes: usize, from_ns: u64, to_ns: u64, random: &mut SmallRng
             Planned { at_ns: random.random_range(from_ns..to_ns), lasts_ns, fault, of_leader }
         })
         .collect();
-    if nodes == 3 && random.random() {
-        let plot = [Plot::Usurper, Plot::Condemned, Plot::LateJoiner][random.random_range(0..3)];
+    let plot = match nodes {
+        3 if random.random() => Some([Plot::Usurper, Plot::Condemned, Plot::LateJoiner][random.random_range(0..3)]),
+        3.. if random.random_ratio(1, 3) => Some(Plot::StalledLeader),
+        _ => None,
+    };
+    if let Some(plot) = plot {
         // It takes that everything else is as it should be.
         let over_ns = planned.iter().map(|planned| planned.at_ns + planned.lasts_ns).max().unwrap_or(to_ns);
         let at_ns = over_ns + random.random_range(4 * SECOND..5 * SECOND);
@@ -240,6 +246,8 @@ pub(super) enum Plot {
     Condemned,
     /// A process registers anew while another node does not hear of that, and of which it hears nothing new.
     LateJoiner,
+    /// Whoever leads most groups waits for its disk until others lead them, with everybody busy, and goes on.
+    StalledLeader,
 }
 
 impl Plot {
@@ -247,7 +255,7 @@ impl Plot {
     const fn lasts_ns(self) -> u64 {
         match self {
             Self::Usurper => 11 * SECOND,
-            Self::Condemned | Self::LateJoiner => 8 * SECOND,
+            Self::Condemned | Self::LateJoiner | Self::StalledLeader => 8 * SECOND,
         }
     }
 
@@ -256,6 +264,7 @@ impl Plot {
         self,
         at_ns: u64,
         leader: usize,
+        busiest: usize,
         [one, other]: [usize; 2],
         random: &mut SmallRng,
     ) -> Vec<Planned> {
@@ -286,6 +295,10 @@ impl Plot {
                 act(away_ns - 100 * MS, 1_300 * MS, Fault::OneWay(leader, other));
                 act(away_ns + random.random_range(300 * MS..700 * MS), 800 * MS, Fault::OneWay(other, one));
                 act(away_ns + 300 * MS, 1_500 * MS, Fault::Rush);
+            }
+            Self::StalledLeader => {
+                act(0, 8 * SECOND, Fault::Rush);
+                act(500 * MS, random.random_range(4 * SECOND..7 * SECOND), Fault::DiskStall(busiest));
             }
         }
         acts

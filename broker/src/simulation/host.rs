@@ -129,6 +129,8 @@ pub(super) struct Process {
     ahead: bool,
     /// Somebody was told to give it its next turn.
     pub(super) scheduled: bool,
+    /// The thread that waits for the disk goes on until it has committed something, and hands that over late.
+    pub(super) stalls_late: bool,
     /// Until then a node that is alone takes nobody in: its groups still hold what an earlier start held.
     fenced: Option<mpsc::Receiver<()>>,
     mover: Mover,
@@ -139,6 +141,7 @@ pub(super) struct Process {
 pub(super) enum Turn {
     Idle,
     Raft,
+    RaftThatStalls,
     Apply,
     Checkpoint,
     Arbiter(usize),
@@ -256,8 +259,19 @@ impl Host {
         let fenced = (!is_member).then_some(fenced);
         let ahead = self.ahead;
         let mover = Mover::new(&cluster.settings.moving);
-        self.process =
-            Some(Process { shared, arbiters, pipeline, sink, reader, clock, ahead, scheduled: false, fenced, mover });
+        self.process = Some(Process {
+            shared,
+            arbiters,
+            pipeline,
+            sink,
+            reader,
+            clock,
+            ahead,
+            scheduled: false,
+            stalls_late: false,
+            fenced,
+            mover,
+        });
         Ok(())
     }
 
@@ -305,6 +319,8 @@ impl Process {
         into.clear();
         if self.pipeline.raft_waits() && !disk_stalls {
             into.push(Turn::Raft);
+        } else if self.pipeline.raft_waits() && self.stalls_late {
+            into.push(Turn::RaftThatStalls);
         }
         if self.pipeline.apply_waits() {
             into.push(Turn::Apply);
@@ -317,7 +333,8 @@ impl Process {
     }
 
     pub(super) fn is_idle(&self, disk_stalls: bool) -> bool {
-        (disk_stalls || !self.pipeline.raft_waits() && !self.pipeline.checkpoint_waits())
+        (disk_stalls && !self.stalls_late || !self.pipeline.raft_waits())
+            && (disk_stalls || !self.pipeline.checkpoint_waits())
             && !self.pipeline.apply_waits()
             && self.arbiters.iter().all(|arbiter| arbiter.waiting() == 0)
     }
@@ -338,6 +355,9 @@ impl Process {
         match turn {
             Turn::Idle => {}
             Turn::Raft => self.pipeline.turn_raft(self.clock.elapsed())?,
+            Turn::RaftThatStalls => {
+                self.stalls_late = !self.pipeline.turn_raft_to_stall(self.clock.elapsed())?;
+            }
             Turn::Apply => drop(self.pipeline.turn_apply(self.clock.elapsed())),
             Turn::Checkpoint => drop(self.pipeline.turn_checkpoint()?),
             Turn::Arbiter(arbiter) => {

@@ -103,7 +103,7 @@ fn signs(plant: Plant) -> &'static [&'static str] {
         Plant::SkipSync | Plant::PurgeEarly => &["node", "P1:", "entry", "after entry"],
         Plant::ResyncAhead => &["P1:", "P2:", "P4:"],
         Plant::AcknowledgeEarly => &["P1:"],
-        Plant::PushUnsynced | Plant::ResendLiving | Plant::ForgetLane => &["P3:", "P4:"],
+        Plant::PushUnsynced | Plant::ResendLiving | Plant::ForgetLane | Plant::DeposedTells => &["P3:", "P4:"],
         Plant::GrantWithoutQuorum => &["P1:", "P7:"],
         Plant::WillTwice => &["P9:"],
         Plant::ReadStale => &["P6:"],

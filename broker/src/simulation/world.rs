@@ -630,7 +630,8 @@ impl World {
                 Turn::Raft => 1,
                 Turn::Apply => 2,
                 Turn::Checkpoint => 3,
-                Turn::Arbiter(arbiter) => 4 + arbiter as u64,
+                Turn::RaftThatStalls => 4,
+                Turn::Arbiter(arbiter) => 5 + arbiter as u64,
             }),
             Err(error) => self.process_failed(host, &error.to_string())?,
         }

@@ -8,7 +8,7 @@ use crossbeam::channel::Receiver;
 
 use super::apply::{Applier, write_checkpoints};
 use super::raft::{ROUND_BYTES_MAX, RaftThread};
-use super::{Parts, Peers, PipelineConfig, PipelineHandle, Round, StartError, StateMachine, Submission};
+use super::{Item, Parts, Peers, PipelineConfig, PipelineHandle, Round, StartError, StateMachine, Submission};
 use crate::disk::Disk;
 use crate::node::Node;
 use crate::state::{Checkpoint, StateError, StateStore};
@@ -39,6 +39,8 @@ pub struct Inline<M: StateMachine, P: Peers> {
     busy: bool,
     /// What rounds came to, and was not applied yet.
     rounds: VecDeque<Round<M::Query>>,
+    /// See [`Self::turn_raft_to_stall`].
+    withheld: Option<Round<M::Query>>,
     /// See [`Self::purge_early`].
     purges_early: bool,
     unwritten: Vec<Checkpoint>,
@@ -76,6 +78,7 @@ impl<M: StateMachine, P: Peers> Inline<M, P> {
             full: false,
             busy: true,
             rounds: VecDeque::new(),
+            withheld: None,
             purges_early: false,
             unwritten: Vec::new(),
         })
@@ -126,7 +129,7 @@ impl<M: StateMachine, P: Peers> Inline<M, P> {
     /// Whether the thread that owns the log would go on at once.
     #[must_use]
     pub fn raft_waits(&self) -> bool {
-        !self.full && (self.busy || !self.submitted.is_empty())
+        self.withheld.is_some() || !self.full && (self.busy || !self.submitted.is_empty())
     }
 
     /// Whether the thread that owns the state machine would go on at once.
@@ -146,6 +149,31 @@ impl<M: StateMachine, P: Peers> Inline<M, P> {
     /// # Errors
     /// The process would have ended.
     pub fn turn_raft(&mut self, now: Duration) -> Result<(), InlineError> {
+        self.rounds.extend(self.withheld.take());
+        self.take_turn(now)?;
+        self.rounds.extend(self.raft.take_round());
+        Ok(())
+    }
+
+    /// The same, but what a leader committed is handed over only when the thread has its next turn: others have heard of the round by
+    /// then, and may lead. Returns whether there was such.
+    ///
+    /// # Errors
+    /// The process would have ended.
+    pub fn turn_raft_to_stall(&mut self, now: Duration) -> Result<bool, InlineError> {
+        self.rounds.extend(self.withheld.take());
+        self.take_turn(now)?;
+        let round = self.raft.take_round();
+        let is_led = |item: &Item<M::Query>| matches!(item, Item::Commands { live: true, .. });
+        if round.as_ref().is_some_and(|round| round.items.iter().any(is_led)) {
+            self.withheld = round;
+        } else {
+            self.rounds.extend(round);
+        }
+        Ok(self.withheld.is_some())
+    }
+
+    fn take_turn(&mut self, now: Duration) -> Result<(), InlineError> {
         if !self.full {
             self.raft.on_time(now)?;
             let mut bytes = 0;
@@ -159,7 +187,6 @@ impl<M: StateMachine, P: Peers> Inline<M, P> {
         self.raft.show(now);
         self.full = round.is_none();
         self.busy = round == Some(true);
-        self.rounds.extend(self.raft.take_round());
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use kentongan_proto::mqtt::codec::AckKind;
 
-use super::{FENCE_SESSIONS_MAX, Machine, connection_of, propose_lost};
+use super::{FENCE_SESSIONS_MAX, Machine, Told, connection_of, propose_lost};
 use crate::groups::incoming::{find_share, share_parts};
 use crate::metrics::DropReason;
 use crate::replicated::command::{self, Command, Owner};
@@ -134,7 +134,7 @@ impl Machine {
             return self.push_to(shared, group, owner, Event::Deliver(vec![delivery]));
         }
         match self.events.get_mut(usize::from(arbiter)).and_then(|events| events.last_mut()) {
-            Some(Event::Deliver(deliveries)) => deliveries.push(delivery),
+            Some(Told { event: Event::Deliver(deliveries), .. }) => deliveries.push(delivery),
             _ => self.push(arbiter, Event::Deliver(vec![delivery])),
         }
     }

@@ -8,6 +8,11 @@ impl Machine {
         self.led.contains(&group)
     }
 
+    /// How many groups this node leads, as far as this thread knows.
+    pub(crate) fn groups_led(&self) -> usize {
+        self.led.len()
+    }
+
     /// What nobody waits for any more, once everything came to rest.
     pub(crate) fn leftovers(&self) -> Vec<String> {
         let lists = [

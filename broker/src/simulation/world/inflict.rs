@@ -6,6 +6,7 @@ use kentongan_cluster::transport::LinkEpoch;
 use rand::RngExt as _;
 
 use super::{Deferred, Event, RESERVE_BYTES, World};
+use crate::groups::machine::Machine;
 use crate::simulation::faults::{Fault, MS, Plot, SECOND};
 use crate::simulation::host::Host;
 use crate::simulation::workload::{Fault as Mark, Hurry};
@@ -30,7 +31,12 @@ impl World {
         if self.random.random() {
             others.reverse();
         }
-        for planned in plot.acts(self.now_ns, leader, others, &mut self.random) {
+        let led = |host: &Host| {
+            let machine = host.process.as_ref().map(|process| process.pipeline.machine().machine());
+            machine.map_or(0, Machine::groups_led)
+        };
+        let busiest = (0..nodes).max_by_key(|&host| led(&self.hosts[host])).unwrap_or(leader);
+        for planned in plot.acts(self.now_ns, leader, busiest, others, &mut self.random) {
             let number = self.faults.len();
             self.faults.push(planned);
             self.at(planned.at_ns, Event::Begin(number));
@@ -104,7 +110,13 @@ impl World {
                     self.hosts[host].disk_fails = true;
                 }
             }
-            Fault::DiskStall(host) => self.hosts[host].disk_stalls += 1,
+            Fault::DiskStall(host) => {
+                self.hosts[host].disk_stalls += 1;
+                let late = self.random.random();
+                if let Some(process) = &mut self.hosts[host].process {
+                    process.stalls_late = late;
+                }
+            }
             Fault::Drain(host) => self.drain(host),
             Fault::Plot(plot) => self.plot(plot),
             Fault::Rush | Fault::Whisper => {
@@ -158,6 +170,9 @@ impl World {
             }
             Fault::DiskStall(host) => {
                 self.hosts[host].disk_stalls = self.hosts[host].disk_stalls.saturating_sub(1);
+                if let Some(process) = &mut self.hosts[host].process {
+                    process.stalls_late = false;
+                }
                 self.make_runnable(host);
             }
             Fault::Drain(host) => self.end_drain(host),
