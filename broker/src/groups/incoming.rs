@@ -17,8 +17,8 @@ use crate::connection_key::{ALL_PLACES, ConnectionKey};
 use crate::message::Message;
 use crate::peers::plain::{PlainMessage, take_slice};
 use crate::peers::wire::{
-    AskResync, Forwarded, GroupEvents, Messages, MessagesAnswer, NodeMessage, OUTBOX_LANE, OutboxAnswered, Propose,
-    ReadRetained, Resync, ResyncPart, ShareLoad, ShareLoads, ShareSettled,
+    AskResync, Forwarded, GroupEvents, Messages, MessagesAnswer, NodeMessage, OUTBOX_INCARNATION, OUTBOX_LANE,
+    OutboxAnswered, Propose, ReadRetained, Resync, ResyncPart, ShareLoad, ShareLoads, ShareSettled,
 };
 use crate::replicated::RetainedCursor;
 use crate::replicated::submitter::{Asker, OutboxTarget};
@@ -194,6 +194,45 @@ fn take_messages(shared: &Shared, from: u64, messages: Messages) {
     };
     // If there is no room, the origin sends the batch again.
     let _ = cluster.peers.forward(from, Forwarded::MessagesAnswer(answer));
+}
+
+/// Hands on what an outbox here has for arbiters here, unless they have had it from whoever led its group before. It is in their inboxes
+/// before anything that another leader sends behind it (P5).
+pub(super) fn hand_on_first_time<E: IntoIterator<Item = (u16, Event)>>(
+    shared: &Shared,
+    origin: u16,
+    position: u64,
+    events: impl FnOnce() -> E,
+) {
+    let incoming = shared.cluster.as_ref().map(|cluster| &cluster.incoming);
+    // Held until everything is in the inboxes.
+    let mut incoming = incoming.map(|incoming| incoming.lock().unwrap_or_else(PoisonError::into_inner));
+    if incoming.as_mut().is_none_or(|incoming| is_first_time(incoming, origin, position)) {
+        for (arbiter, event) in events() {
+            if let Some(inbox) = shared.inboxes.get(usize::from(arbiter)) {
+                inbox.push(event, 0);
+            }
+        }
+    }
+}
+
+fn is_first_time(incoming: &mut Incoming, origin: u16, position: u64) -> bool {
+    let lane = LaneId(OUTBOX_LANE | u32::from(origin));
+    let batch = Batch { previous: 0, last: position, items: 1, round: 0, payload: Bytes::new() };
+    match incoming.on_batch(OUTBOXES, Incarnation(OUTBOX_INCARNATION), lane, &batch) {
+        Verdict::Apply { .. } => true,
+        Verdict::Duplicate { .. } => false,
+        // Nothing is before it, no outbox is fenced, and there is room for all of them.
+        verdict @ (Verdict::Gap { .. } | Verdict::Fenced | Verdict::Malformed) => {
+            tracing::error!(
+                group = origin,
+                position,
+                ?verdict,
+                "how far an outbox got here is not known: clients may get a message twice"
+            );
+            true
+        }
+    }
 }
 
 /// Whose lane it is that brings messages.
@@ -498,9 +537,11 @@ mod tests {
     use crate::config::Settings;
     use crate::peers::NoPeers;
     use crate::peers::wire::{Close, EventKind, GroupEvent, LaneAnswered};
+    use crate::replicated::command::MessageRecord;
     use crate::replicated::{Slots, Submitter};
     use crate::router::cluster::Leaders;
     use crate::router::node_lanes::Nodes;
+    use crate::subscription::Target;
 
     /// As what this node was registered, and is then.
     const BEFORE: u64 = 3;
@@ -529,10 +570,8 @@ mod tests {
         Arc::new(Shared::new(settings, 1, submitter, authority, BEFORE, Some(cluster), clock))
     }
 
-    /// The other node says something while this one is being registered anew. Returns what the arbiter is told.
-    fn said_meanwhile(shared: &Arc<Shared>, forwarded: Forwarded) -> Vec<Event> {
-        let cluster = shared.cluster.as_ref().unwrap();
-        let mut incoming = cluster.incoming.lock().unwrap();
+    /// The other node says something. Returns when that was taken, or waits for a lock.
+    fn says(shared: &Arc<Shared>, forwarded: Forwarded) -> thread::JoinHandle<()> {
         let (say, said) = mpsc::channel();
         let taking = Arc::clone(shared);
         let taking = thread::spawn(move || {
@@ -546,11 +585,55 @@ mod tests {
             assert!(Instant::now() < deadline, "it neither comes to an end nor waits");
             thread::yield_now();
         }
+        taking
+    }
+
+    /// The other node says something while this one is being registered anew. Returns what the arbiter is told.
+    fn said_meanwhile(shared: &Arc<Shared>, forwarded: Forwarded) -> Vec<Event> {
+        let cluster = shared.cluster.as_ref().unwrap();
+        let mut incoming = cluster.incoming.lock().unwrap();
+        let taking = says(shared, forwarded);
         *incoming = Incoming::new(&BTreeMap::new());
         shared.set_incarnation(AFTER);
         drop(incoming);
         taking.join().unwrap();
         std::iter::from_fn(|| shared.inboxes[0].pop()).collect()
+    }
+
+    /// P5: of two messages the second would come first, if it did not wait until the one before it is where it has to be.
+    #[test]
+    fn what_another_leader_sends_comes_behind_what_the_one_here_has_begun_to_hand_on() {
+        let shared = one_of_two();
+        let message = |number: u64| NodeMessage {
+            number,
+            message: Some(MessageRecord { topic: format!("t/{number}"), qos: 1, ..MessageRecord::default() }),
+            direct: true,
+            ..NodeMessage::default()
+        };
+        shared.index.subscribe("t/+", Target::Arbiter(0));
+        let payload = [20, 21].map(|number| message(number).encode_length_delimited_to_vec()).concat().into();
+        let messages = Messages {
+            lane: OUTBOX_LANE,
+            incarnation: OUTBOX_INCARNATION,
+            target_incarnation: BEFORE,
+            last: 21,
+            items: 2,
+            payload,
+            ..Messages::default()
+        };
+        let local = Arc::new(message(20).message.expect("it has one").into_message(0));
+        let mut other = None;
+        hand_on_first_time(&shared, 0, 20, || {
+            other = Some(says(&shared, Forwarded::Messages(messages)));
+            [(0, Event::Route { message: local, weight: 0 })]
+        });
+        other.expect("it said so").join().unwrap();
+        let topic = |event| match event {
+            Event::Route { message, .. } => message.topic.to_string(),
+            other => panic!("{other:?}"),
+        };
+        let handed: Vec<_> = std::iter::from_fn(|| shared.inboxes[0].pop()).map(topic).collect();
+        assert_eq!(handed, ["t/20", "t/21"]);
     }
 
     /// P1: the lane would count from where that of the registration before was, and take what comes first for what came already.

@@ -324,7 +324,9 @@ impl Machine {
             state.lead(&mut effects);
         }
         // The index hears of the group's interest as of any other's.
-        let is_wanted = |effect: &Effect| matches!(effect, Effect::Route { .. } | Effect::Close { .. });
+        let is_wanted = |effect: &Effect| {
+            matches!(effect, Effect::Route { .. } | Effect::Close { .. } | Effect::ShareInFlight { .. })
+        };
         effects.retain(is_wanted);
         self.carry_out(group, effects);
         self.release_what_was_alone(group);
@@ -487,11 +489,14 @@ impl Machine {
         }
         // Nothing that comes from an outbox asks for what can be refused.
         let origin = (lane & !OUTBOX_LANE) as u16;
-        if self.led.contains(&origin) {
-            return self.outboxes.on_answer(origin, OutboxTarget::Group(group), number);
+        let led = self.led.contains(&origin);
+        if led {
+            self.outboxes.on_answer(origin, OutboxTarget::Group(group), number);
         }
+        // This thread may not have heard yet that another node leads it.
         if let Some(cluster) = &shared.cluster
             && let Some(leader) = cluster.leaders.get(origin)
+            && (!led || leader.node != cluster.node)
         {
             let answered = OutboxAnswered { origin: u32::from(origin), group: u32::from(group), number };
             // Whoever hears no answer sends again.

@@ -1,6 +1,6 @@
 //! The way from the arbiters to the groups: commands to be committed, and questions in their order.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -196,8 +196,15 @@ struct GroupClock {
     proposed_ms: AtomicU64,
     /// Process time at which a tick was applied last.
     applied_ms: AtomicU64,
-    /// The last tick that was applied here, if it was no old one.
-    applied: Mutex<Option<Applied>>,
+    ticks: Mutex<Ticks>,
+}
+
+#[derive(Debug, Default)]
+struct Ticks {
+    /// Since when time counts: the last tick that was applied here, if it was no old one.
+    applied: Option<Applied>,
+    /// The last ones that were proposed here: the wall time by which each is known, what the group's clock is to say after it, and when.
+    proposed: VecDeque<(u64, Applied)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -206,6 +213,29 @@ struct Applied {
     clock_ms: u64,
     /// Process time.
     at_ms: u64,
+}
+
+/// Ticks that are remembered until they are applied: more than [`TICK_RETRY_MS`] lets be under way where entries take a second. What is
+/// forgotten makes the group's clock late, by as long as its entry took.
+const PROPOSED_TICKS_MAX: usize = 16;
+
+impl Ticks {
+    fn propose(&mut self, wall_ms: u64, tick: Applied) {
+        if self.proposed.len() == PROPOSED_TICKS_MAX {
+            self.proposed.pop_front();
+        }
+        self.proposed.push_back((wall_ms, tick));
+    }
+
+    /// When it was that the group's clock said `clock_ms`: when the tick that set it was proposed, or the time that each takes to be
+    /// applied would be lost, and groups with much to do expire everything late (P10). Of somebody else's tick that is not known, and it
+    /// counts from now.
+    fn said_at_ms(&mut self, wall_ms: u64, clock_ms: u64, now_ms: u64) -> u64 {
+        let mut own = self.proposed.iter().filter(|(wall, tick)| (*wall, tick.clock_ms) == (wall_ms, clock_ms));
+        let at_ms = own.next().map_or(now_ms, |(_, tick)| tick.at_ms);
+        self.proposed.retain(|(_, tick)| tick.clock_ms > clock_ms);
+        at_ms
+    }
 }
 
 /// A tick that is not applied so long after it was proposed may have been dropped, as whoever does not lead drops proposals.
@@ -241,17 +271,16 @@ impl Submitter {
             return;
         }
         // Of several threads one tells it, and before it goes on.
-        let applied = clock.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ticks = clock.ticks.lock().unwrap_or_else(PoisonError::into_inner);
         if clock.proposed_ms.load(Ordering::Acquire) != proposed_ms {
             return;
         }
-        let tick = match *applied {
-            Some(Applied { clock_ms, at_ms }) => command::Tick {
-                elapsed_ms: now_ms.saturating_sub(at_ms),
-                wall_ms: self.clock.wall_ms(),
-                bridge: false,
-                from_ms: Some(clock_ms),
-            },
+        let tick = match ticks.applied {
+            Some(Applied { clock_ms, at_ms }) => {
+                let (elapsed_ms, wall_ms) = (now_ms.saturating_sub(at_ms), self.clock.wall_ms());
+                ticks.propose(wall_ms, Applied { clock_ms: clock_ms + elapsed_ms, at_ms: now_ms });
+                command::Tick { elapsed_ms, wall_ms, bridge: false, from_ms: Some(clock_ms) }
+            }
             // The first one bridges the time that no replica ran, by the wall clock.
             None => command::Tick { elapsed_ms: 0, wall_ms: self.clock.wall_ms(), bridge: true, from_ms: None },
         };
@@ -265,9 +294,11 @@ impl Submitter {
     pub fn ticked(&self, group: u16, clock_ms: u64, tick: command::Tick, is_reread: bool) {
         let is_recent = !is_reread && self.clock.wall_ms().abs_diff(tick.wall_ms) < TICK_AGE_MS_MAX;
         if let Some(clock) = self.clocks.get(usize::from(group)) {
-            let applied = Applied { clock_ms, at_ms: self.now_ms() };
-            clock.applied_ms.store(applied.at_ms, Ordering::Release);
-            *clock.applied.lock().unwrap_or_else(PoisonError::into_inner) = is_recent.then_some(applied);
+            let now_ms = self.now_ms();
+            clock.applied_ms.store(now_ms, Ordering::Release);
+            let mut ticks = clock.ticks.lock().unwrap_or_else(PoisonError::into_inner);
+            let at_ms = ticks.said_at_ms(tick.wall_ms, clock_ms, now_ms);
+            ticks.applied = is_recent.then_some(Applied { clock_ms, at_ms });
         }
     }
 
@@ -283,7 +314,7 @@ impl Submitter {
         let Some(clock) = self.clocks.get(usize::from(group)) else {
             return;
         };
-        let applied = *clock.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        let applied = clock.ticks.lock().unwrap_or_else(PoisonError::into_inner).applied;
         let elapsed_ms = applied.map_or(u64::MAX, |applied| self.now_ms().saturating_sub(applied.at_ms));
         if elapsed_ms >= in_ms && elapsed_ms > CLOCK_LAG_MS_MAX {
             self.tell_time(group);
@@ -390,7 +421,7 @@ mod tests {
         let clock = Clock::manual(Arc::clone(&machine));
         let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
         let counts_from = |submitter: &Submitter| {
-            let applied = *submitter.clocks[0].applied.lock().expect("not poisoned");
+            let applied = submitter.clocks[0].ticks.lock().expect("not poisoned").applied;
             applied.map(|applied| applied.clock_ms)
         };
         let wall_ms = clock.wall_ms();
@@ -407,11 +438,41 @@ mod tests {
     fn time_goes_on_where_the_wall_clock_was_set_back() {
         let clock = Clock::manual(Arc::new(ManualClock::new(10_000_000)));
         let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
-        let counts_from = || submitter.clocks[0].applied.lock().expect("not poisoned").map(|applied| applied.clock_ms);
+        let counts_from =
+            || submitter.clocks[0].ticks.lock().expect("not poisoned").applied.map(|applied| applied.clock_ms);
         submitter.ticked(0, 500, tick_at(clock.wall_ms() + 3_600_000), false);
         assert_eq!(counts_from(), None, "nobody knows how old it is");
         submitter.ticked(0, 500, tick_at(clock.wall_ms()), false);
         assert_eq!(counts_from(), Some(500), "though the group has heard of a later time");
+    }
+
+    /// P10: each tick takes a while until it is applied, which is not lost: nothing lives the longer for it.
+    #[test]
+    fn time_goes_on_as_fast_as_it_does_however_long_ticks_take() {
+        let machine = Arc::new(ManualClock::new(1_000_000));
+        let clock = Clock::manual(Arc::clone(&machine));
+        let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
+        let since = |submitter: &Submitter| submitter.clocks[0].ticks.lock().expect("not poisoned").applied;
+        submitter.ticked(0, 500, tick_at(clock.wall_ms()), false);
+        let began_ms = submitter.now_ms();
+        for _ in 0..100 {
+            machine.advance(Duration::from_millis(CLOCK_LAG_MS_MAX + 1));
+            submitter.propose_encoded(0, Bytes::new());
+            let proposed = *submitter.clocks[0].ticks.lock().expect("not poisoned").proposed.back().expect("a tick");
+            machine.advance(Duration::from_millis(200));
+            submitter.ticked(0, proposed.1.clock_ms, tick_at(proposed.0), false);
+        }
+        let applied = since(&submitter).expect("it is not old");
+        assert_eq!(applied.clock_ms - 500, applied.at_ms - began_ms);
+
+        // Another node's, which left the clock where one of this node's would have.
+        machine.advance(Duration::from_millis(CLOCK_LAG_MS_MAX + 1));
+        submitter.propose_encoded(0, Bytes::new());
+        let clock_ms = submitter.clocks[0].ticks.lock().expect("not poisoned").proposed[0].1.clock_ms;
+        machine.advance(Duration::from_millis(200));
+        submitter.ticked(0, clock_ms, tick_at(clock.wall_ms()), false);
+        let applied = since(&submitter).expect("it is not old");
+        assert_eq!(applied.at_ms, submitter.now_ms(), "or what waits would expire early");
     }
 
     /// P1: what is proposed while nobody leads is lost, a tick too, and a group that has not heard of the time takes a message as if

@@ -66,6 +66,11 @@ impl Machine {
                 }
             }
             Effect::ShareInFlight { share, least } => {
+                let is_deposed =
+                    |term| shared.cluster.as_ref().is_some_and(|of| of.leaders.hold().is_deposed(group, term));
+                if self.pushes.term(group).is_some_and(is_deposed) {
+                    return; // Its successor's word stands.
+                }
                 if let Some(share) = find_share(shared, &share) {
                     share.set_sessions_in_flight(group, least);
                 }

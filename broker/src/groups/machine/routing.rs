@@ -2,18 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
-use bytes::Bytes;
 use crossbeam::channel::Sender;
-use kentongan_cluster::Incarnation;
-use kentongan_cluster::lane::{Batch, LaneId, Verdict};
+use kentongan_cluster::lane::Batch;
 use kentongan_proto::mqtt::QoS;
 use prost::Message as _;
 
 use super::{Machine, PICKED_ENTRIES_MAX, on_process_clock};
 use crate::groups::backup::HOLD_MAX;
-use crate::groups::incoming::{OUTBOXES, find_share, for_member};
+use crate::groups::incoming::{find_share, for_member, hand_on_first_time};
 use crate::groups::pushes::in_pieces;
 use crate::message::{Message, MessageIdentity};
 use crate::metrics::{DropReason, PublishRefusal};
@@ -167,15 +165,13 @@ impl Machine {
         if message.retain {
             shared.retained_possible.store(true, Ordering::Relaxed);
         }
-        let is_for_here = !targets.arbiters.is_empty() || targets.member_here.is_some();
-        if is_for_here && is_first_time(shared, origin, position) {
-            for arbiter in targets.arbiters {
-                self.push(arbiter, Event::Route { message: Arc::clone(&local), weight: 0 });
-            }
-            if let (Some(share), Some(origin)) = (&targets.member_here, ShareOrigin::outbox(origin, position)) {
-                let (arbiter, event) = for_member(shared, &local, share, origin, 0);
-                self.push(arbiter, event);
-            }
+        if !targets.arbiters.is_empty() || targets.member_here.is_some() {
+            hand_on_first_time(shared, origin, position, || {
+                let route = |arbiter| (arbiter, Event::Route { message: Arc::clone(&local), weight: 0 });
+                let share = targets.member_here.as_ref().zip(ShareOrigin::outbox(origin, position));
+                let member = share.map(|(share, origin)| for_member(shared, &local, share, origin, 0));
+                targets.arbiters.into_iter().map(route).chain(member)
+            });
         }
         if is_planted(Plant::LoseOutbox) {
             shared.submitter.propose(origin, Command::Routed(command::Routed { positions: vec![position] }));
@@ -329,33 +325,10 @@ fn own_process(shared: &Shared) -> PickTarget {
     PickTarget::Node { node, incarnation: shared.incarnation() }
 }
 
-/// Whether the clients here have not had it from whoever led the group before.
-fn is_first_time(shared: &Shared, origin: u16, position: u64) -> bool {
-    let Some(cluster) = &shared.cluster else {
-        return true;
-    };
-    let lane = LaneId(wire::OUTBOX_LANE | u32::from(origin));
-    let batch = Batch { previous: 0, last: position, items: 1, round: 0, payload: Bytes::new() };
-    let mut incoming = cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner);
-    let verdict = incoming.on_batch(OUTBOXES, Incarnation(wire::OUTBOX_INCARNATION), lane, &batch);
-    match verdict {
-        Verdict::Apply { .. } => true,
-        Verdict::Duplicate { .. } => false,
-        // Nothing is before it, no outbox is fenced, and there is room for all of them.
-        Verdict::Gap { .. } | Verdict::Fenced | Verdict::Malformed => {
-            tracing::error!(
-                group = origin,
-                position,
-                ?verdict,
-                "how far an outbox got here is not known: clients may get a message twice"
-            );
-            true
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     fn message(identity: MessageIdentity) -> Arc<Message> {

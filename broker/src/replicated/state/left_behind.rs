@@ -76,6 +76,12 @@ impl GroupState {
         None
     }
 
+    /// Whether the claim of `owner` waits until a dead node is lost.
+    pub(super) fn waits_for_lost(&self, client_id: &str, owner: Owner) -> bool {
+        let claim = self.left_behind.get(client_id).and_then(|left| left.claim.as_ref());
+        claim.is_some_and(|claim| claim.connect.owner == Some(owner))
+    }
+
     fn keep_claim(&mut self, client_id: &Arc<str>, connect: Connect) {
         let due_ms = self.latest_ms() + HELD_BACK_MS_MAX;
         if let Some(left) = self.left_behind.get_mut(client_id) {

@@ -83,22 +83,28 @@ impl GroupState {
         }
     }
 
-    /// `owner` waits for an answer to its claim. If there is none yet, it will come when the claim is applied, or when
-    /// the present owner lets go. Returns what must be proposed: if it was granted, and another one waits already, it lets go before it
-    /// was ever served.
+    /// `owner` waits for an answer to its claim, which was applied ([`Self::has_heard`]). If there is none yet, it will come when the
+    /// present owner lets go, or a dead node is lost. Returns what must be proposed: if it was granted, and another one waits already, it
+    /// lets go before it was ever served.
     #[must_use]
     pub fn claim_again(&self, client_id: &str, owner: Owner, effects: &mut Vec<Effect>) -> Option<Released> {
-        let session = self.sessions.get(client_id)?;
-        if session.waiting.as_ref().is_some_and(|waiting| waiting.connect.owner == Some(owner)) {
-            effects.extend(close_effect(session));
-        } else if session.owner == Some(owner) {
-            if let Some(waiting) = &session.waiting {
-                effects.push(Effect::Refused { owner, reason: ReasonCode::SessionTakenOver });
-                let (client_id, epoch) = (client_id.to_owned(), waiting.owner_epoch);
-                return Some(Released { client_id, epoch, publish_will: false, never_began: true });
+        let waits_in = |session: &PersistentSession| {
+            session.waiting.as_ref().is_some_and(|waiting| waiting.connect.owner == Some(owner))
+        };
+        match self.sessions.get(client_id) {
+            Some(session) if waits_in(session) => effects.extend(close_effect(session)),
+            Some(session) if session.owner == Some(owner) => {
+                if let Some(waiting) = &session.waiting {
+                    effects.push(Effect::Refused { owner, reason: ReasonCode::SessionTakenOver });
+                    let (client_id, epoch) = (client_id.to_owned(), waiting.owner_epoch);
+                    return Some(Released { client_id, epoch, publish_will: false, never_began: true });
+                }
+                effects.push(Effect::Opened(opened(session, owner, &self.held_pubrecs)));
+                self.send_missing(session, owner, &Has::default(), effects);
             }
-            effects.push(Effect::Opened(opened(session, owner, &self.held_pubrecs)));
-            self.send_missing(session, owner, &Has::default(), effects);
+            _ if self.waits_for_lost(client_id, owner) => {}
+            // It was refused, and the word is lost with the leader who had it. What for, nobody knows any more.
+            _ => effects.push(Effect::Refused { owner, reason: ReasonCode::ServerUnavailable }),
         }
         None
     }

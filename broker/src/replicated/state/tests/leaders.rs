@@ -165,7 +165,9 @@ fn a_claim_without_an_answer_is_answered_again() {
     assert_eq!(effects, [close], "it is the present owner's turn");
     effects.clear();
     assert_eq!(script.state.claim_again("nobody", next, &mut effects), None);
-    assert_eq!(effects, []);
+    let refused = Effect::Refused { owner: next, reason: ReasonCode::ServerUnavailable };
+    assert_eq!(effects, [refused], "its claim was refused, and the word is lost");
+    effects.clear();
     // The one that it waits for was never told that it had been granted, and lets go without having been served.
     let released = script.state.claim_again("c", first.owner, &mut effects).expect("it lets go");
     assert_eq!(effects, [Effect::Refused { owner: first.owner, reason: ReasonCode::SessionTakenOver }]);
