@@ -38,11 +38,13 @@ pub enum Plant {
     WillTwice,
     /// Retained messages are read at the replica here, whoever leads.
     ReadStale,
+    /// A subscription of a persistent session goes over from its group to its node, or back, without counting as both meanwhile.
+    ChangeAtOnce,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::SkipSync,
         Self::AcknowledgeEarly,
         Self::PushUnsynced,
@@ -60,6 +62,7 @@ impl Plant {
         Self::PurgeEarly,
         Self::WillTwice,
         Self::ReadStale,
+        Self::ChangeAtOnce,
     ];
 }
 

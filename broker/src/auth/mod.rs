@@ -47,7 +47,7 @@ pub use jwt::{FetchedKeys, TokenMark, begins_like_token};
 pub use password_file::{FileError, MosquittoForm, PasswordFile, StoredPassword, check_user_name};
 pub use policy::Policy;
 pub use rights::{Rights, Site, Subject};
-pub(crate) use rights::{is_dangerous, with_names};
+pub(crate) use rights::{is_dangerous, overlaps, with_names};
 
 /// When somebody comes, by both clocks of this node.
 #[derive(Debug, Clone, Copy)]

@@ -453,7 +453,7 @@ impl Rights {
 }
 
 /// Whether there is a topic that both filters match.
-pub(super) fn overlaps(one: &str, other: &str) -> bool {
+pub(crate) fn overlaps(one: &str, other: &str) -> bool {
     // A wildcard at the first level does not reach topics that begin with `$` [MQTT-4.7.2-1].
     let begins_wild = |filter: &str| filter.starts_with(['+', '#']);
     if (begins_wild(one) && other.starts_with('$')) || (begins_wild(other) && one.starts_with('$')) {

@@ -6,6 +6,9 @@ mod inspect;
 mod levels;
 mod routing;
 
+#[cfg(test)]
+pub(crate) use routing::identified;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::Ordering;

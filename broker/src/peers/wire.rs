@@ -584,6 +584,9 @@ pub struct Deliver {
     /// The message; what is left of its expiry.
     #[prost(message, optional, tag = "8")]
     pub message: Option<MessageRecord>,
+    /// It came by a shared subscription; absent: not said.
+    #[prost(bool, optional, tag = "9")]
+    pub shared: Option<bool>,
 }
 
 /// PUBREC, PUBREL or PUBCOMP may leave.
@@ -908,6 +911,7 @@ fn record_delivery(delivery: &DeliverPersistent, now_ms: u64) -> Deliver {
         retain: delivery.retain,
         subscription_identifiers: delivery.subscription_identifiers.clone(),
         message: Some(MessageRecord { expiry_left_ms, ..MessageRecord::from_message(&delivery.message, 0) }),
+        shared: delivery.shared,
     }
 }
 
@@ -926,5 +930,6 @@ fn delivery(record: Deliver, now_ms: u64) -> Option<DeliverPersistent> {
         subscription_identifiers: record.subscription_identifiers,
         message: Arc::new(message.into_message(now_ms)),
         expires_at_ms,
+        shared: record.shared,
     })
 }

@@ -270,4 +270,6 @@ pub struct Delivery {
     pub message: Arc<Message>,
     /// Milliseconds that it may still wait.
     pub expiry_left_ms: Option<u64>,
+    /// It came by a shared subscription.
+    pub shared: bool,
 }

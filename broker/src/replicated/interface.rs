@@ -167,6 +167,8 @@ pub struct DeliverPersistent {
     pub message: Arc<Message>,
     /// Its expiry on the process clock; that in the message is on the group's.
     pub expires_at_ms: Option<u64>,
+    /// It came by a shared subscription. `None`: a leader of an earlier version did not say.
+    pub shared: Option<bool>,
 }
 
 /// A group answered a lane.

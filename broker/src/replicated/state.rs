@@ -791,6 +791,7 @@ fn delivery(entry: &Entry, owner: Owner, epoch: u64, packet_id: PacketId, dup: b
         message: Arc::clone(&entry.message),
         // What is handed out still lives.
         expiry_left_ms: entry.message.expires_at_ms.map(|at| at.saturating_sub(latest_ms).max(1)),
+        shared: entry.share.is_some(),
     }
 }
 

@@ -20,6 +20,7 @@ use slab::Slab;
 use tokio::io::ReadBuf;
 
 use super::batch::Batch;
+use super::changing::Lately;
 use super::claims::ClaimTurns;
 use super::client::{Client, LOOK_SECONDS_MAX, Phase};
 use super::cluster::Departing;
@@ -119,6 +120,9 @@ pub struct ArbiterState {
     /// The bans that the connections here were held against.
     pub(super) bans_seen: u32,
     pub(super) slow_reads: Vec<ConnectionKey>,
+    /// Those of which a subscription goes over to its group, or from there.
+    pub(super) changing: Vec<ConnectionKey>,
+    pub(super) lately: Lately,
     /// Connections whose socket took no more, some of which may take it again by now.
     stalled: Vec<ConnectionKey>,
     /// What other nodes have for members of shared subscriptions there.
@@ -193,6 +197,8 @@ impl ArbiterState {
             looking_again: LookingAgain::default(),
             bans_seen: 0,
             slow_reads: Vec::new(),
+            changing: Vec::new(),
+            lately: Lately::default(),
             stalled: Vec::new(),
             settling: ShareSettling::default(),
             taking: ShareTaking::default(),
@@ -788,6 +794,7 @@ impl ArbiterState {
         self.resume_publishers();
         self.look_behind_publishes();
         self.continue_slow_reads();
+        self.go_on_changing();
         let (hits, misses) = self.cache.take_hits_and_misses();
         self.counters.route_cache_hits.add(hits);
         self.counters.route_cache_misses.add(misses);

@@ -9,6 +9,7 @@ use actix::Addr;
 use hashbrown::HashMap;
 use kentongan_proto::mqtt::{ProtocolVersion, QoS, SubscriptionOptions, Will};
 
+use super::changing::Changes;
 use super::cluster::Served;
 use super::lanes::BlockedLane;
 use super::pace::Pace;
@@ -147,6 +148,8 @@ pub struct ClientSession {
     pub problem_information: bool,
     /// What the session's group may ask for; only where there are several nodes.
     pub served: Option<Box<Served>>,
+    /// Its subscriptions that go over to its group, or from there.
+    pub changes: Option<Box<Changes>>,
 }
 
 impl ClientSession {

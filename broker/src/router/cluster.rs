@@ -15,6 +15,7 @@ use prost::Message as _;
 use prost::encoding::message;
 
 use super::arbiter::ArbiterState;
+use super::changing::Unasked;
 use super::client::{Client, Phase};
 use super::connect::EndCause;
 use super::lanes::Lanes;
@@ -243,6 +244,8 @@ pub struct Served {
     /// What was answered of a SUBSCRIBE or UNSUBSCRIBE while an earlier one still waited, for a barrier or for a new leader
     /// to hear of it: ticket and filter.
     pub answered_ahead: Vec<(u64, Box<str>)>,
+    /// SUBSCRIBEs and UNSUBSCRIBEs that the group is asked for once every node has heard of something, in their order.
+    pub unasked: VecDeque<Unasked>,
     /// SUBSCRIBEs of a transient session that not every node has heard of, by their tickets.
     pub barriers: VecDeque<(u64, PendingSubAck)>,
 }
@@ -254,6 +257,7 @@ impl Served {
             sent: BTreeMap::new(),
             completing: BTreeSet::new(),
             unanswered: VecDeque::new(),
+            unasked: VecDeque::new(),
             answered_ahead: Vec::new(),
             barriers: VecDeque::new(),
         }
@@ -261,7 +265,7 @@ impl Served {
 
     /// How many SUBSCRIBEs and UNSUBSCRIBEs wait for an answer.
     fn asked(&self) -> usize {
-        self.unanswered.len() + self.barriers.len()
+        self.unasked.len() + self.unanswered.len() + self.barriers.len()
     }
 
     /// The client acknowledged something that it was sent.
@@ -607,7 +611,8 @@ impl ArbiterState {
     }
 
     /// SUBACK waits until every node has heard of the subscription, so that what is acknowledged after it finds it.
-    pub(super) fn await_barrier(&mut self, key: ConnectionKey, suback: PendingSubAck) {
+    /// Returns the barrier's number.
+    pub(super) fn await_barrier(&mut self, key: ConnectionKey, suback: PendingSubAck) -> u64 {
         self.message_number += 1;
         let ticket = self.message_number;
         if let Some(served) = self.served(key) {
@@ -616,6 +621,7 @@ impl ArbiterState {
             self.interest.barrier = Some((self.id, ticket));
             self.schedule_flush();
         }
+        ticket
     }
 
     /// Every node has heard of what was subscribed to up to `ticket`.
@@ -636,7 +642,11 @@ impl ArbiterState {
             let waiting = served.barriers.iter().position(|&(waiting, _)| waiting == ticket);
             if let Some((_, suback)) = waiting.and_then(|at| served.barriers.remove(at)) {
                 self.read_behind_answers(key);
+                self.on_changes_settled(key, ticket);
                 self.answer_subscribe(key, suback);
+            } else if let Some(unasked) = served.unasked.iter_mut().find(|unasked| unasked.ticket == ticket) {
+                unasked.may_go = true;
+                self.ask_what_may_go(key);
             }
         }
         // Behind what others have for this arbiter.

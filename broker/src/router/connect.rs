@@ -25,7 +25,7 @@ use crate::auth::{
     Verified, begins_like_token,
 };
 use crate::connection::{LayerError, Spoken};
-use crate::metrics::{AuthenticationOutcome, CloseReason, ConnectRefusal, PublishRefusal};
+use crate::metrics::{AuthenticationOutcome, CloseReason, ConnectRefusal, DropReason, PublishRefusal};
 use crate::mount::Unreachable;
 use crate::replicated::command::{Connect as ConnectCommand, Owner, Released, SessionCommand};
 use crate::replicated::{ClaimRequest, Opened, PersistentSession};
@@ -672,6 +672,7 @@ impl ArbiterState {
             bridge: connect.bridge && !version.is_v5(),
             problem_information: negotiated.problem_information,
             served: None,
+            changes: None,
         });
         session.inbound.resume(opened.received.iter().copied());
         if self.shared.cluster.is_some() {
@@ -955,6 +956,9 @@ impl ArbiterState {
         self.counters.connections_closed.inc(cause.close_reason());
         self.tell_disconnected(key, &session.identity, cause.close_reason());
         self.leave_subscriptions(key, &session);
+        // Its group may have them, or not.
+        let waiting = session.changes.as_ref().map_or(0, |changes| changes.waiting());
+        self.counters.messages_dropped.add(DropReason::Qos0Offline, waiting as u64);
         let has_will = session.will_terms.is_some();
         let publish_will = cause.publishes_will() && self.may_leave_its_will(&client_id, &session);
         let ClientSession { outbound, persistent, will, session_expiry_seconds, served, .. } = *session;
@@ -964,10 +968,13 @@ impl ArbiterState {
                 self.hand_on_shared(outbound, key);
             }
             self.flush_lanes();
-            let Served { claim, barriers, .. } = *served;
-            for (ticket, _) in &barriers {
-                self.barriers.remove(ticket);
+            let Served { claim, barriers, unasked, .. } = *served;
+            let waiting = barriers.iter().map(|&(ticket, _)| ticket);
+            for ticket in waiting.chain(unasked.iter().map(|unasked| unasked.ticket)) {
+                self.barriers.remove(&ticket);
             }
+            // As if it had been asked at once: there is no answer that could be wrong.
+            unasked.into_iter().for_each(|unasked| self.lanes.command(claim.group, unasked.command));
             let last_word = if cause == EndCause::TakenOver {
                 let client_id = client_id.to_string();
                 SessionCommand::Released(Released { client_id, epoch: claim.epoch, publish_will, never_began: false })

@@ -132,16 +132,19 @@ impl ArbiterState {
             target.merged()
         };
         let qos = publication.qos.min(merged.qos);
-        // A group delivers to persistent sessions what has a QoS; here goes only what never enters a log.
-        if target.persistent && qos != QoS::AtMostOnce {
-            return;
-        }
         let terms = Terms {
             qos,
             retain: publication.retain && merged.retain_as_published,
             identifiers: &merged.subscription_identifiers,
             share: None,
         };
+        // A group delivers to persistent sessions what has a QoS; here goes only what never enters a log.
+        if target.persistent
+            && publication.qos != QoS::AtMostOnce
+            && !self.goes_directly(key, publication, terms, qos != QoS::AtMostOnce)
+        {
+            return;
+        }
         if target.held && self.hold_back(key, publication, terms) {
             return;
         }
@@ -156,7 +159,7 @@ impl ArbiterState {
     /// Whether a connection is that of the publisher. What a group has routed, or another node, comes by no connection: then
     /// the Client Identifier tells.
     #[inline]
-    fn is_publisher(&mut self, key: ConnectionKey, publication: &Publication<'_>) -> bool {
+    pub(super) fn is_publisher(&mut self, key: ConnectionKey, publication: &Publication<'_>) -> bool {
         match (publication.publisher, publication.publisher_id) {
             (Some(publisher), _) => publisher == key,
             (None, None) => false,
@@ -602,10 +605,11 @@ impl ArbiterState {
             identifiers: &delivery.subscription_identifiers,
             share: None,
         };
-        if self.is_kept_from(key, publication.topic, terms.qos)
+        if self.had_directly(key, delivery)
+            || self.is_kept_from(key, publication.topic, terms.qos)
             || !self.write_own_encoding(key, &mut publication, terms, Some(delivery.packet_id), delivery.dup)
         {
-            // As if delivered [MQTT-3.1.2-25]: the group is told what the client would have said.
+            // It was delivered, or counts as if [MQTT-3.1.2-25]: the group is told what the client would have said.
             let persistent = self.client(key).and_then(|client| client.session.as_ref()?.persistent);
             if let Some(persistent) = persistent {
                 let (kind, reason) = match delivery.qos {

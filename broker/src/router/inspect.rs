@@ -105,6 +105,8 @@ fn leftovers_of(session: &ClientSession) -> impl Iterator<Item = &'static str> {
     let served = session.served.as_ref();
     let waits = [
         ("a SUBSCRIBE or UNSUBSCRIBE without an answer", served.is_some_and(|served| !served.unanswered.is_empty())),
+        ("one that its group was not asked for", served.is_some_and(|served| !served.unasked.is_empty())),
+        ("a subscription that goes over", session.changes.as_ref().is_some_and(|changes| changes.waits())),
         ("a SUBSCRIBE that not every node has heard of", served.is_some_and(|served| !served.barriers.is_empty())),
         ("a read of retained messages", session.reads.is_under_way()),
     ];

@@ -8,7 +8,7 @@
 //! - `packets`, `connect`, `subscribe`, `publish`, `deliver`: what each kind of packet leads to.
 //! - [`batch`], [`inbox`]: the way between threads. `lanes`: the way to the groups, and what waits for them.
 //! - [`cluster`]: what is said again, and withheld, where there are several nodes. [`share_settling`]: messages for a
-//!   member elsewhere, until they are settled.
+//!   member elsewhere, until they are settled. `changing`: subscriptions that go over from groups to arbiters, or back.
 //! - `moving`: clients that are told to use another server.
 //! - [`registry`]: who holds which Client Identifier. `claims`: who claims one, a few at a time.
 //! - [`pace`]: how fast clients may publish; `banned`: who may not be here at all.
@@ -21,6 +21,7 @@ pub mod arbiter;
 pub mod backlog;
 mod banned;
 pub mod batch;
+mod changing;
 mod claims;
 pub mod client;
 mod client_events;

@@ -151,6 +151,11 @@ impl RetainedReads {
         self.0.as_ref().is_some_and(|state| state.reads.iter().any(|read| &*read.filter == filter))
     }
 
+    /// Whether retained messages are still to come for any.
+    pub(super) fn is_reading_any(&self) -> bool {
+        self.0.as_ref().is_some_and(|state| !state.reads.is_empty())
+    }
+
     /// What is still to come of a subscription is not sent: it is gone, or read anew.
     fn forget(&mut self, filter: &str) {
         if let Some(state) = &mut self.0 {
@@ -323,6 +328,7 @@ impl ArbiterState {
         for message in &page.messages {
             if session_read.is_some() && message.qos.min(own.options.qos) != QoS::AtMostOnce {
                 for_group.push(MessageRecord::from_message(message, 0));
+                self.note_read(key, message.identity);
                 continue;
             }
             self.deliver_held_before(key, message);

@@ -51,6 +51,11 @@ impl ArbiterState {
             return;
         };
         if let Some(persistent) = session.persistent {
+            self.message_number += 1;
+            let ticket = self.message_number;
+            let admitted = subscribe.filters.iter().zip(&refusals).filter(|(_, refusal)| refusal.is_none());
+            let admitted: Vec<_> = admitted.map(|((filter, options), _)| (filter.as_str(), Some(*options))).collect();
+            let is_announced = self.begin_changes(key, ticket, &admitted);
             if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
                 session.asked.extend(fresh.into_iter().map(Box::from));
             }
@@ -58,9 +63,10 @@ impl ArbiterState {
             self.flush_lanes();
             let possible = subscribe.filters.iter().any(|(filter, _)| self.retained_may_match(filter));
             let client_id = &self.clients[key.index()].client_id;
-            self.message_number += 1;
-            let ticket = self.message_number;
             let command = SessionCommand::subscribe(client_id, persistent, &subscribe, &refusals, possible, ticket);
+            if is_announced {
+                return self.ask_behind_barrier(key, ticket, command);
+            }
             return self.ask_group(key, persistent.group, ticket, command);
         }
         let identifier = subscribe.subscription_identifier.and_then(NonZeroU32::new);
@@ -84,7 +90,8 @@ impl ArbiterState {
         let reads = reads.into_iter().map(|(filter, own)| self.begin_read(key, filter, own, None)).collect();
         let suback = PendingSubAck { packet_id: subscribe.packet_id, codes, reads };
         if self.shared.cluster.is_some() {
-            return self.await_barrier(key, suback);
+            self.await_barrier(key, suback);
+            return;
         }
         self.answer_subscribe(key, suback);
     }
@@ -186,6 +193,9 @@ impl ArbiterState {
         {
             tracing::info!(client_id = %client.client_id, filter = excerpt(filter), "a subscription was revoked");
         }
+        self.message_number += 1;
+        let ticket = self.message_number;
+        self.begin_changes(key, ticket, &[(filter, None)]);
         if self.remove_subscription(key, filter) {
             self.tell_unsubscribed(key, filter);
         }
@@ -199,8 +209,6 @@ impl ArbiterState {
         let Some(persistent) = session.persistent else {
             return;
         };
-        self.message_number += 1;
-        let ticket = self.message_number;
         if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
             session.revocations.push(ticket);
         }
@@ -338,6 +346,9 @@ impl ArbiterState {
         for (filter, own) in subscriptions {
             self.leave(key, filter, *own, group);
         }
+        for filter in session.changes.iter().flat_map(|changes| changes.announced()) {
+            self.change_interest(filter, InterestKind::Any, false);
+        }
     }
 
     pub(super) fn on_unsubscribe(&mut self, key: ConnectionKey, mut unsubscribe: Unsubscribe) {
@@ -350,9 +361,11 @@ impl ArbiterState {
         };
         if let Some(persistent) = session.persistent {
             self.flush_lanes();
-            let client_id = &self.clients[key.index()].client_id;
             self.message_number += 1;
             let ticket = self.message_number;
+            let ended: Vec<_> = unsubscribe.filters.iter().map(|filter| (filter.as_str(), None)).collect();
+            self.begin_changes(key, ticket, &ended);
+            let client_id = &self.clients[key.index()].client_id;
             let command = SessionCommand::unsubscribe(client_id, persistent, &unsubscribe, ticket);
             return self.ask_group(key, persistent.group, ticket, command);
         }
@@ -369,6 +382,9 @@ impl ArbiterState {
 
     /// SUBSCRIBE or UNSUBSCRIBE of a persistent session, to be answered by its group.
     fn ask_group(&mut self, key: ConnectionKey, group: u16, ticket: u64, command: SessionCommand) {
+        let Some(command) = self.ask_in_turn(key, ticket, command) else {
+            return;
+        };
         if let Some(served) = self.served(key) {
             served.unanswered.push_back((ticket, command.clone()));
         }
@@ -440,10 +456,14 @@ impl ArbiterState {
             // What goes directly, QoS 0, is wanted by this node: the others must have heard of that as well.
             let reads = outcomes.iter().zip(overtaken);
             let reads = reads.filter_map(|(outcome, overtaken)| self.begin_read_of(key, outcome, overtaken)).collect();
-            return self.await_barrier(key, PendingSubAck { packet_id, codes, reads });
+            self.on_changes_answered(key, ticket);
+            let barrier = self.await_barrier(key, PendingSubAck { packet_id, codes, reads });
+            return self.on_changes_await(key, ticket, Some(barrier));
         }
         self.write_suback(key, packet_id, codes, Packet::SubAck);
         self.read_outcomes(key, &outcomes);
+        self.on_changes_answered(key, ticket);
+        self.on_changes_await(key, ticket, None);
     }
 
     /// A subscription of a persistent session stands here for what goes directly, QoS 0.
@@ -497,6 +517,7 @@ impl ArbiterState {
             self.remember_answered(key, ticket, &filter);
             codes.push(reason);
         }
+        self.on_changes_answered(key, ticket);
         // The client did not ask for it.
         if !is_revoked {
             self.write_suback(key, packet_id, codes, Packet::UnsubAck);

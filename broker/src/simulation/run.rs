@@ -107,6 +107,7 @@ fn signs(plant: Plant) -> &'static [&'static str] {
         Plant::GrantWithoutQuorum => &["P1:", "P7:"],
         Plant::WillTwice => &["P9:"],
         Plant::ReadStale => &["P6:"],
+        Plant::ChangeAtOnce => &["P1:", "P3:", "P4:"],
         Plant::LoseOutbox => &["P1:", "P9:", "P11:"],
         Plant::RenumberOutbox => &["P1:", "P3:", "P4:", "P9:", "P11:", "node"],
         Plant::IgnoreEpoch => &["P7:", "P9:"],

@@ -196,6 +196,18 @@ impl Subscriber {
     fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }
+
+    fn subscription(&self) -> LocalSubscription {
+        LocalSubscription {
+            connection: self.connection,
+            qos: self.qos,
+            no_local: self.has(NO_LOCAL),
+            retain_as_published: self.has(RETAIN_AS_PUBLISHED),
+            subscription_identifier: self.identifier,
+            persistent: self.has(PERSISTENT),
+            held: self.has(HELD),
+        }
+    }
 }
 
 /// The subscribers of one filter. Most have one, which costs no allocation.
@@ -270,6 +282,14 @@ impl Subscribers {
             Self::None => &[],
             Self::One(subscriber) => std::slice::from_ref(subscriber),
             Self::Many(crowd) => &crowd.subscribers,
+        }
+    }
+
+    fn get(&self, connection: u64) -> Option<&Subscriber> {
+        match self {
+            Self::One(subscriber) if subscriber.connection == connection => Some(subscriber),
+            Self::Many(crowd) => crowd.position(connection).map(|at| &crowd.subscribers[at]),
+            Self::None | Self::One(_) => None,
         }
     }
 
@@ -503,6 +523,21 @@ impl LocalSubscriptions {
             out.extend(subscribers.iter().map(LocalMatch::of));
         }
         self.stamp(topic, hash)
+    }
+
+    /// The subscriptions of one connection that match `topic`, whose hash is `hash`. Takes as long as to match the topic, however
+    /// many the connection has.
+    pub fn each_of(&self, connection: u64, topic: &str, hash: u64, mut each: impl FnMut(LocalSubscription)) {
+        debug_assert_eq!(hash, topic_hash(topic), "the hash of another topic");
+        let mut look = |subscribers: &Subscribers| {
+            if let Some(subscriber) = subscribers.get(connection) {
+                each(subscriber.subscription());
+            }
+        };
+        if let Some(entry) = self.exact[shard_of(hash)].find(hash, |entry| *entry.filter == *topic) {
+            look(&entry.subscribers);
+        }
+        self.wildcards.matches(topic, look);
     }
 
     fn find(&self, topic: &str, hash: u64) -> SmallVec<[&[Subscriber]; 16]> {

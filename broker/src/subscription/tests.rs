@@ -229,6 +229,14 @@ proptest! {
                     locals.matches_each(&topic, topic_hash(&topic), &mut each);
                     let wanted = naive.keys().filter(|(filter, _)| is_match(filter, &topic)).count();
                     prop_assert_eq!(each.len(), wanted, "one copy for each subscription");
+                    let mut of_each = Vec::new();
+                    for connection in connections(&local(&locals, &topic)) {
+                        locals.each_of(connection, &topic, topic_hash(&topic), |found| of_each.push(found));
+                    }
+                    let matching = naive.iter().filter(|((filter, _), _)| is_match(filter, &topic));
+                    let wanted: Vec<_> = matching.map(|(_, subscription)| *subscription).collect();
+                    let is_wanted = of_each.iter().all(|found| wanted.contains(found));
+                    prop_assert!(is_wanted && of_each.len() == wanted.len(), "{of_each:?} is not {wanted:?}");
                     None
                 }
                 Step::Unsubscribe(filter, who) => Some((filter, who)),

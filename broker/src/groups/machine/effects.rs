@@ -92,6 +92,7 @@ impl Machine {
                     subscription_identifiers: delivery.identifiers,
                     message: delivery.message,
                     expires_at_ms: delivery.expiry_left_ms.map(|left| now_ms + left),
+                    shared: Some(delivery.shared),
                 };
                 self.deliver(shared, group, owner, delivery);
             }

@@ -311,7 +311,7 @@ struct Targets {
 }
 
 /// A will has no identity by which it came: it gets that of its place in the outbox, which is the same whoever routes it.
-fn identified(message: &Arc<Message>, origin: u16, position: u64) -> Arc<Message> {
+pub(crate) fn identified(message: &Arc<Message>, origin: u16, position: u64) -> Arc<Message> {
     if message.identity != MessageIdentity::default() {
         return Arc::clone(message);
     }

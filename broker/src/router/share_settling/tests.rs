@@ -225,6 +225,7 @@ impl Cluster {
             bridge: false,
             problem_information: false,
             served: None,
+            changes: None,
         }));
         self.sockets.push(socket);
         let member = Member { node, key };

@@ -3,6 +3,7 @@
 //! All sessions are transient and nothing is retained, so no group is needed. `KENTONGAN_SEED` and `KENTONGAN_SEEDS` say
 //! which seeds are run.
 
+mod changing;
 mod resyncs;
 mod watched;
 
@@ -683,8 +684,18 @@ fn claimant_among(
     authority: Authority,
     connect: Connect,
 ) -> (SteppedArbiter, Client, ConnectionKey) {
+    claimant_at(&Arc::new(ManualClock::new(0)), peers, settings, authority, connect)
+}
+
+fn claimant_at(
+    machine: &Arc<ManualClock>,
+    peers: Arc<dyn Peers>,
+    settings: Settings,
+    authority: Authority,
+    connect: Connect,
+) -> (SteppedArbiter, Client, ConnectionKey) {
     let settings = Arc::new(settings);
-    let clock = Clock::manual(Arc::new(ManualClock::new(0)));
+    let clock = Clock::manual(Arc::clone(machine));
     let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
     let cluster = Some(one_of_several(clock.clone(), peers));
     let shared = Shared::new(Arc::clone(&settings), 1, submitter, authority, 1, cluster, clock);
