@@ -465,10 +465,10 @@ fn p4_overlapping_subscriptions_may_have_a_copy_each_while_one_of_them_is_made()
 }
 
 /// A message is matched when its publisher has no answer yet, or again with a second try; and one of QoS 2 when its PUBREC has long
-/// come, for that says only that it is in an outbox (found by simulation, seeds 2493 and 3611).
+/// come, for that says only that it is in an outbox (found by simulation, seeds 2493 and 3611). A subscription that is replaced is one.
 #[test]
-fn p4_a_subscription_may_be_replaced_until_the_last_try_is_matched() {
-    let with = |qos: u8, second_try: bool| {
+fn p4_a_further_subscription_may_have_a_copy_until_the_last_try_is_matched() {
+    let with = |filter, qos: u8, second_try: bool| {
         let mut script = Script::default();
         script.connect("ani", EVER);
         script.connect("budi", EVER);
@@ -477,13 +477,8 @@ fn p4_a_subscription_may_be_replaced_until_the_last_try_is_matched() {
         script.acknowledge("ani", sent.packet_id, qos, 0);
         script.deliver("budi", 1, 0);
         script.wait(5);
-        let filters = vec![Subscription {
-            filter: TOPIC,
-            qos: 1,
-            no_local: false,
-            retain_as_published: false,
-            retain_handling: 0,
-        }];
+        let filters =
+            vec![Subscription { filter, qos: 1, no_local: false, retain_as_published: false, retain_handling: 0 }];
         script.line("budi", Action::SubscribeSent(Box::new(Subscribe { packet_id: 90, filters })));
         if second_try {
             script.send("ani", 1, qos);
@@ -492,9 +487,10 @@ fn p4_a_subscription_may_be_replaced_until_the_last_try_is_matched() {
         script.deliver("budi", 1, 1);
         script
     };
-    with(2, false).keeps_all();
-    with(1, true).keeps_all();
-    with(1, false).breaks(Promise::P4);
+    with("plant/#", 2, false).keeps_all();
+    with("plant/#", 1, true).keeps_all();
+    with("plant/#", 1, false).breaks(Promise::P4);
+    with(TOPIC, 2, false).breaks(Promise::P4);
 }
 
 /// With RETAIN as published a live copy looks like a retained one, and is live all the same (found by simulation, seed 4795).
@@ -503,9 +499,9 @@ fn p4_copies_of_two_subscriptions_may_have_retain_as_published() {
     let mut script = Script::default();
     script.connect("ani", EVER);
     script.connect("budi", EVER);
-    for (packet_id, qos) in [(90, 0), (91, 1)] {
+    for (packet_id, filter, qos) in [(90, TOPIC, 0), (91, "plant/#", 1)] {
         let filters =
-            vec![Subscription { filter: TOPIC, qos, no_local: false, retain_as_published: true, retain_handling: 2 }];
+            vec![Subscription { filter, qos, no_local: false, retain_as_published: true, retain_handling: 2 }];
         script.line("budi", Action::SubscribeSent(Box::new(Subscribe { packet_id, filters })));
         if qos == 0 {
             script.line("budi", Action::SubAck { packet_id, reasons: Box::new([qos]) });
@@ -517,6 +513,37 @@ fn p4_copies_of_two_subscriptions_may_have_retain_as_published() {
     script.keeps_all();
     script.deliver_as("budi", 1, 1, 8, false, true);
     script.breaks(Promise::P4);
+}
+
+/// [MQTT-3.8.4-4]: a subscription that is replaced stands throughout, and is one.
+fn replaced(from: u8, to: u8, deliveries: &[u8]) -> Script {
+    let mut script = pair(from);
+    let filters =
+        vec![Subscription { filter: TOPIC, qos: to, no_local: false, retain_as_published: false, retain_handling: 2 }];
+    script.line("sub", Action::SubscribeSent(Box::new(Subscribe { packet_id: 90, filters })));
+    script.publish("pub", 1, 1);
+    script.line("sub", Action::SubAck { packet_id: 90, reasons: Box::new([to]) });
+    deliveries.iter().for_each(|&qos| script.deliver("sub", 1, qos));
+    script.wait(6);
+    script.publish("pub", 2, 1);
+    script.deliver("sub", 2, to);
+    script.mark(What::Quiesced);
+    script
+}
+
+#[test]
+fn p1_nothing_is_lost_while_a_subscription_is_replaced() {
+    replaced(1, 0, &[0]).keeps_all();
+    replaced(1, 0, &[1]).keeps_all();
+    replaced(0, 1, &[0]).keeps_all();
+    replaced(1, 0, &[]).breaks(Promise::P1);
+    replaced(0, 1, &[]).breaks(Promise::P1);
+}
+
+#[test]
+fn p4_nothing_comes_twice_while_a_subscription_is_replaced() {
+    replaced(0, 1, &[0, 1]).breaks(Promise::P4);
+    replaced(1, 0, &[1, 0]).breaks(Promise::P4);
 }
 
 #[test]

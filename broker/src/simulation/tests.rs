@@ -128,3 +128,8 @@ fn a_will_that_is_published_twice_is_found() {
 fn a_replica_that_is_behind_is_found() {
     is_found(Plant::ReadStale, &[303]);
 }
+
+#[test]
+fn a_subscription_that_goes_over_at_once_is_found() {
+    is_found(Plant::ChangeAtOnce, &[357]);
+}

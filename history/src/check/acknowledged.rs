@@ -3,12 +3,19 @@
 //! A message is owed to a session whose SUBACK came before it was sent and whose subscription stood until it must have
 //! arrived: until a mark that says that everything has, or until a later message of the same publisher, topic and QoS
 //! came (it would have been before it). Not owed is what may have expired by then.
+//!
+//! Replacing a subscription loses nothing [MQTT-3.8.4-4], also if one of the two was granted QoS 0: what was sent meanwhile is owed as
+//! long as the connection lives and nothing befalls the cluster.
 
 use super::Losses;
 use super::faults::NEVER;
 use super::story::{Delivery, Kind, Mark, Message, NONE, Session, Span, Story, after};
 use crate::event::Nanoseconds;
+use crate::settings::SECOND;
 use crate::violation::{Promise, Report};
+
+/// How long what was sent while a subscription was replaced may be on its way.
+const REPLACED_WITHIN: Nanoseconds = 5 * SECOND;
 
 pub(super) fn check(story: &Story<'_>, report: &Report<'_>, losses: &mut Losses) {
     let connected = connected_at_marks(story);
@@ -25,10 +32,15 @@ pub(super) fn check(story: &Story<'_>, report: &Report<'_>, losses: &mut Losses)
         }
         for span in story.spans_on(message.topic) {
             let session = span.session as usize;
-            if got[session] == index as u32 || judged[session] == index as u32 || !may_owe(story, span, message) {
+            if got[session] == index as u32 || judged[session] == index as u32 {
                 continue;
             }
-            let Some(proof) = missed(story, &connected, span, message, acknowledged) else { continue };
+            let proof = if may_owe(story, span, message) {
+                missed(story, &connected, span, message, acknowledged)
+            } else {
+                missed_while_replaced(story, &connected, span, message, acknowledged)
+            };
+            let Some(proof) = proof else { continue };
             judged[session] = index as u32;
             let summary = format!(
                 "{} was acknowledged and is missing in {}",
@@ -50,6 +62,39 @@ fn may_owe(story: &Story<'_>, span: &Span, message: &Message) -> bool {
         && span.must.1 > message.accepted.at
         && session.ends.1 >= message.accepted.at
         && !(span.no_local && session.client == message.publisher)
+}
+
+/// A later delivery by the connection that replaced a subscription while the message was sent: what goes directly would have come before
+/// it, and what goes by the session's queue comes in the end.
+fn missed_while_replaced(
+    story: &Story<'_>,
+    connected: &[Vec<bool>],
+    span: &Span,
+    message: &Message,
+    acknowledged: Mark,
+) -> Option<Mark> {
+    let session = &story.sessions[span.session as usize];
+    let suback = span.suback?;
+    let is_meanwhile = span.subscribe.at <= message.accepted.at && message.accepted.at <= suback.at;
+    let until = suback.at.max(acknowledged.at).saturating_add(REPLACED_WITHIN);
+    let connection = &story.connections[span.connection as usize];
+    let stands = span.unbroken_since < message.accepted.at && span.must.1 > until && connection.closed_at() > until;
+    if span.shared
+        || !(is_meanwhile && stands)
+        || message.expiry.is_some()
+        || session.client == message.publisher
+        || story.faults.disturb(message.accepted.at.saturating_sub(REPLACED_WITHIN), until)
+        || connection.superseded.is_some_and(|newer| newer.at <= until)
+    {
+        return None;
+    }
+    let is_drained = |(mark, connected): (&Mark, &Vec<bool>)| mark.at > until && connected[span.session as usize];
+    if !story.quiesced.iter().zip(connected).any(is_drained) {
+        return None;
+    }
+    let deliveries = session.deliveries.iter().map(|&delivery| &story.deliveries[delivery as usize]);
+    let later = deliveries.filter(|delivery| delivery.connection == span.connection && delivery.mark.at > until);
+    later.map(|delivery| delivery.mark).next()
 }
 
 /// The sessions that are connected at each mark of quiescence.

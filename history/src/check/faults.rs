@@ -78,6 +78,11 @@ impl Faults {
         self.windows.iter().any(|&(began, healed)| began <= to && healed >= from)
     }
 
+    /// Whether anything was on, or down, at some time of an interval.
+    pub(crate) fn disturb(&self, from: Nanoseconds, to: Nanoseconds) -> bool {
+        self.overlap(from, to) || self.crashes.iter().any(|&(_, crashed, up)| crashed <= to && up >= from)
+    }
+
     /// When the first fault that was on at some time of an interval may have begun to count.
     pub(crate) fn first_within(&self, from: Nanoseconds, to: Nanoseconds) -> Option<Nanoseconds> {
         let within = self.windows.iter().filter(|&&(began, healed)| began <= to && healed >= from);

@@ -126,15 +126,19 @@ fn check_repeated(story: &Story<'_>, session: u32, message: &Message, report: &m
 }
 
 /// Whether one copy may have come by a subscription that was just being made or ended, and another by one that stands: each
-/// matching subscription may have a copy of its own [MQTT-3.3.4-2]. They are told apart by QoS: one of them is 0.
+/// matching subscription may have a copy of its own [MQTT-3.3.4-2]. They are told apart by QoS: one of them is 0. A subscription
+/// that is replaced is one, and has one copy: what else may have come is the one that its session had when it moved.
 fn is_split(story: &Story<'_>, deliveries: &[&Delivery], message: &Message) -> bool {
     let live = || deliveries.iter().filter(|delivery| delivery.kind != Kind::Retained);
     let (Some(last), true, true) = (live().next_back(), live().any(|d| d.qos == 0), live().any(|d| d.qos > 0)) else {
         return false;
     };
     let until = last.mark.at.min(matched_by(story, message));
-    let mut spans = story.spans_of(last).filter(|span| !span.shared && span.may_until >= message.first.at);
-    spans.any(|span| span.subscribe.at <= until && !span.must_take(message.first.at, until))
+    let spans = || story.spans_of(last).filter(|span| !span.shared && span.may_until >= message.first.at);
+    let mut filters = spans().map(|span| span.filter);
+    let first = filters.next();
+    let is_one = filters.all(|filter| Some(filter) == first) && live().all(|d| d.connection == last.connection);
+    !is_one && spans().any(|span| span.subscribe.at <= until && !span.must_take(message.first.at, until))
 }
 
 /// When it was matched for the last time. Only the publisher's acknowledgement of each try bounds that; and not of QoS 2, which says

@@ -111,6 +111,8 @@ pub(crate) struct Span {
     /// When the client said that it wants no more retained messages of it: UNSUBSCRIBE, or a SUBSCRIBE with Retain
     /// Handling 2, was sent.
     pub(crate) given_up_at: Nanoseconds,
+    /// Since when the filter stands for sure, by this SUBSCRIBE or one that it replaced, whatever QoS they were granted.
+    pub(crate) unbroken_since: Nanoseconds,
     /// Stands possibly after SUBSCRIBE was sent and not after this.
     pub(crate) may_until: Nanoseconds,
     pub(crate) ended_by: u32,
@@ -599,6 +601,7 @@ impl<'h> Story<'h> {
                 connection: c,
                 must: (NEVER, NEVER),
                 given_up_at: NEVER,
+                unbroken_since: NEVER,
                 may_until: NEVER,
                 ended_by: NONE,
             };
@@ -684,10 +687,14 @@ impl<'h> Story<'h> {
 
     fn grant(&mut self, new: u32, older: &[u32], mark: Mark, granted: u8) {
         let mut since = mark.at;
+        let mut unbroken_since = mark.at;
         let sent = self.spans[new as usize].subscribe.at;
         let no_local = self.spans[new as usize].no_local;
         for &old in older {
             let old = &mut self.spans[old as usize];
+            if old.must.1 == sent && old.no_local == no_local {
+                unbroken_since = unbroken_since.min(old.must.0).min(old.unbroken_since);
+            }
             // The filter matched throughout: messages sent while it was being replaced are owed as well.
             if old.must.1 == sent && old.no_local == no_local && old.qos >= granted {
                 since = since.min(old.must.0);
@@ -699,6 +706,7 @@ impl<'h> Story<'h> {
         span.qos = granted;
         span.suback = Some(mark);
         span.must.0 = since;
+        span.unbroken_since = unbroken_since;
     }
 
     fn unsubscribe_sent(&mut self, mark: Mark, c: u32, filters: &[Symbol]) {
