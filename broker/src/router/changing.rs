@@ -153,6 +153,8 @@ pub struct Changes {
     read: Came,
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
+    /// Also if no filter goes over: the connection before this one may have had some that did.
+    remembers_until_ms: u64,
 }
 
 impl Changes {
@@ -227,7 +229,7 @@ impl Changes {
     fn is_over(&mut self, now_ms: u64) -> bool {
         self.filters
             .retain(|change| !change.is_done() || change.answered_ms.is_some_and(|at| now_ms < at + REMEMBERED_MS));
-        self.waiting.is_empty() && self.filters.is_empty()
+        self.waiting.is_empty() && self.filters.is_empty() && now_ms >= self.remembers_until_ms
     }
 
     /// Whether anything is still to become of it.
@@ -407,9 +409,30 @@ impl ArbiterState {
         announces
     }
 
+    /// A session was resumed. A filter may have gone over while it was connected before: what its group hands over by now, the node may
+    /// have as well. The other way round it is not known what came.
+    pub(super) fn resume_changes(&mut self, key: ConnectionKey) {
+        let session = self.client(key).and_then(|client| client.session.as_ref());
+        let is_concerned = session.is_some_and(|session| {
+            session.persistent.is_some()
+                && session.changes.is_none()
+                && session
+                    .subscriptions
+                    .iter()
+                    .any(|(filter, own)| way_of(own.options.qos) == Way::Directly && !is_shared(filter))
+        });
+        if is_concerned
+            && !is_planted(Plant::ChangeAtOnce)
+            && self.shared.settings.session.overlapping != Overlapping::OneEach
+        {
+            self.begin_to_count_as_both(key);
+        }
+    }
+
     fn begin_to_count_as_both(&mut self, key: ConnectionKey) {
         let mut changes = Changes::default();
         self.lately.of(key).for_each(|(message, way)| changes.note(message, way));
+        changes.remembers_until_ms = self.now_ms + REMEMBERED_MS;
         if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
             session.changes = Some(Box::new(changes));
             self.changing.push(key);
@@ -471,6 +494,10 @@ impl ArbiterState {
         let session = self.client(key).and_then(|client| client.session.as_ref());
         let changes = session.and_then(|session| session.changes.as_ref());
         let is_concerned = changes.is_some_and(|changes| changes.concerns(publication.topic));
+        let came_by_group = changes.is_some_and(|changes| changes.by_group.has(message));
+        if !by_group && came_by_group {
+            return false;
+        }
         if !is_concerned || self.is_decided(key, publication) {
             if !by_group {
                 // Its filter may be the next that goes over.

@@ -720,6 +720,7 @@ impl ArbiterState {
         self.write_packet(key, &Packet::ConnAck(Box::new(connack)));
         self.tell_connected(key, clean_start, opened.session_present);
         self.restore_subscriptions(key, &opened);
+        self.resume_changes(key);
         self.revoke_subscriptions(key);
         // Nothing was read while the claim was under way.
         wake(&self.clients[key.index()]);

@@ -28,17 +28,23 @@ type Got = Vec<(u64, QoS)>;
 impl Subscriber {
     /// Subscribed to [`FILTER`].
     fn new(qos: QoS) -> Self {
+        let mut this = Self::resumed(Vec::new());
+        this.stand(FILTER, SubscriptionOptions::new(qos));
+        this
+    }
+
+    /// Connected again, to a session that has these.
+    fn resumed(subscriptions: Vec<SubscribeOutcome>) -> Self {
         let machine = Arc::new(ManualClock::new(0));
         let connect = connect(ProtocolVersion::V5, "c".to_owned(), 0);
         let (mut arbiter, client, connection) =
             claimant_at(&machine, Arc::new(NoPeers), Settings::default(), Authority::default(), connect);
-        let opened = Opened { epoch: 1, group: Some(0), ..Opened::transient(connection, Arc::from("c")) };
+        let opened = Opened::transient(connection, Arc::from("c"));
+        let opened = Opened { epoch: 1, group: Some(0), subscriptions, ..opened };
         arbiter.state.shared.inboxes[0].push(opened.into(), 0);
         arbiter.run();
         let last_asked = PacketId::MIN;
-        let mut this = Self { machine, arbiter, client, connection, last_packet_id: 0, last_asked };
-        this.stand(FILTER, SubscriptionOptions::new(qos));
-        this
+        Self { machine, arbiter, client, connection, last_packet_id: 0, last_asked }
     }
 
     fn event(&mut self, event: Event) {
@@ -110,13 +116,7 @@ impl Subscriber {
 
     fn answer_to(&mut self, filter: &str, options: SubscriptionOptions) {
         let ticket = *self.asked().first().expect("it was asked");
-        let outcome = SubscribeOutcome {
-            filter: filter.to_owned(),
-            reason: crate::session::subscribing::granted(options.qos),
-            options,
-            identifier: None,
-            read: None,
-        };
+        let outcome = outcome(filter, options);
         let (connection, packet_id) = (self.connection, self.last_asked);
         let subscribed = SubscribedPersistent { connection, epoch: 1, packet_id, ticket, outcomes: vec![outcome] };
         self.event(Event::Subscribed(subscribed));
@@ -191,6 +191,11 @@ impl Subscriber {
         });
         items.sum()
     }
+}
+
+fn outcome(filter: &str, options: SubscriptionOptions) -> SubscribeOutcome {
+    let reason = crate::session::subscribing::granted(options.qos);
+    SubscribeOutcome { filter: filter.to_owned(), reason, options, identifier: None, read: None }
 }
 
 fn message(number: u64) -> Arc<Message> {
@@ -654,6 +659,24 @@ fn of_a_transient_session_nothing_goes_over() {
     let asked = [(FILTER, Some(SubscriptionOptions::new(MOST)))];
     assert!(!subscriber.arbiter.state.begin_changes(subscriber.connection, 1, &asked));
     assert!(subscriber.arbiter.state.changing.is_empty());
+}
+
+/// A filter may have gone over by the connection before: what is still in the session's queue came to its node as well.
+#[test]
+fn what_the_group_hands_over_to_a_resumed_session_does_not_come_directly_as_well() {
+    let run = |planted: Option<Plant>| {
+        plant(planted);
+        let mut subscriber = Subscriber::resumed(vec![outcome(FILTER, SubscriptionOptions::new(MOST))]);
+        subscriber.by_group(1);
+        (1..=2).for_each(|number| subscriber.directly(number));
+        plant(None);
+        let got = subscriber.got();
+        subscriber.pass(60);
+        assert!(subscriber.arbiter.state.changing.is_empty());
+        got
+    };
+    assert_eq!(run(None), [(1, ONCE), (2, MOST)]);
+    assert_eq!(run(Some(Plant::ChangeAtOnce)), [(1, ONCE), (1, MOST), (2, MOST)]);
 }
 
 /// Few filters are remembered, however many are changed.
