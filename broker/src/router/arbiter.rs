@@ -20,7 +20,7 @@ use slab::Slab;
 use tokio::io::ReadBuf;
 
 use super::batch::Batch;
-use super::changing::Lately;
+use super::changing::{Lately, OVERLAPS_LOOKED_AT_MAX};
 use super::claims::ClaimTurns;
 use super::client::{Client, LOOK_SECONDS_MAX, Phase};
 use super::cluster::Departing;
@@ -123,6 +123,10 @@ pub struct ArbiterState {
     /// Those of which a subscription goes over to its group, or from there.
     pub(super) changing: Vec<ConnectionKey>,
     pub(super) lately: Lately,
+    /// Those of `changing` of which a filter goes over, or more: some may have ended.
+    pub(super) sessions_going_over: usize,
+    /// See [`OVERLAPS_LOOKED_AT_MAX`]: what is left of this turn.
+    pub(super) overlap_looks_left: usize,
     /// Connections whose socket took no more, some of which may take it again by now.
     stalled: Vec<ConnectionKey>,
     /// What other nodes have for members of shared subscriptions there.
@@ -199,6 +203,8 @@ impl ArbiterState {
             slow_reads: Vec::new(),
             changing: Vec::new(),
             lately: Lately::default(),
+            sessions_going_over: 0,
+            overlap_looks_left: OVERLAPS_LOOKED_AT_MAX,
             stalled: Vec::new(),
             settling: ShareSettling::default(),
             taking: ShareTaking::default(),
@@ -633,6 +639,7 @@ impl ArbiterState {
             let turn = self.timing.turn();
             self.flush_scheduled = false;
             self.large_reads_left = LARGE_BYTES_A_TURN_MAX;
+            self.overlap_looks_left = OVERLAPS_LOOKED_AT_MAX;
             if !self.client_events.is_empty() {
                 self.publish_client_events();
             }

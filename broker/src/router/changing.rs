@@ -20,7 +20,7 @@
 //! sends for the sake of a shared subscription says so, and is another one. Where each subscription has a copy
 //! (`session.overlapping`), nothing tells them apart, and nothing is done.
 
-use std::cell::LazyCell;
+use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -49,15 +49,18 @@ const LATELY_MAX: usize = 4096;
 /// Messages that one session remembers to have had either way while it changes.
 const CAME_MAX: usize = 1024;
 
+/// The same of one that was resumed, and changes nothing: there may be as many as clients that all come back at once.
+const CAME_BEFORE_MAX: usize = 32;
+
 /// Messages of one session that may wait until it is known which way they come.
 const WAITING_MAX: usize = 1024;
 
 /// Filters of one session that are remembered as going over. Each message that comes directly is held against them.
 const CHANGES_MAX: usize = 256;
 
-/// Pairs of filters that are looked at for one packet, before all others count as overlapping. More would be felt by the arbiter's
+/// Filters, and pairs of them, that are looked at in one turn, before all others count as overlapping. More would be felt by the arbiter's
 /// other clients.
-const OVERLAPS_LOOKED_AT_MAX: usize = 1 << 16;
+pub(super) const OVERLAPS_LOOKED_AT_MAX: usize = 1 << 15;
 
 /// How long one that came directly waits for its copy from the group, once that said that it hands over. Much longer than
 /// what is on its way usually needs.
@@ -96,8 +99,8 @@ impl Lately {
 struct Came(VecDeque<MessageIdentity>);
 
 impl Came {
-    fn note(&mut self, message: MessageIdentity) {
-        if self.0.len() == CAME_MAX {
+    fn note(&mut self, message: MessageIdentity, most: usize) {
+        if self.0.len() >= most {
             self.0.pop_front();
         }
         self.0.push_back(message);
@@ -159,10 +162,16 @@ pub struct Changes {
 
 impl Changes {
     fn note(&mut self, message: MessageIdentity, way: Way) {
+        let most = if self.filters.is_empty() { CAME_BEFORE_MAX } else { CAME_MAX };
         match way {
-            Way::Directly => self.directly.note(message),
-            Way::ByGroup => self.by_group.note(message),
+            Way::Directly => self.directly.note(message, most),
+            Way::ByGroup => self.by_group.note(message, most),
         }
+    }
+
+    /// Whether no more filter can be remembered.
+    fn is_full(&self) -> bool {
+        self.filters.len() >= CHANGES_MAX && !self.filters.iter().any(Change::is_done)
     }
 
     /// Whether one more filter can be remembered: the oldest that has gone over makes room.
@@ -172,10 +181,6 @@ impl Changes {
         }
         let oldest = self.filters.iter().position(Change::is_done);
         oldest.map(|at| self.filters.remove(at)).is_some()
-    }
-
-    fn concerns(&self, topic: &str) -> bool {
-        self.filters.iter().any(|change| topic::matches(&change.filter, topic))
     }
 
     /// Whether the group was asked, or is to be, for something that it has not answered.
@@ -340,14 +345,20 @@ fn coming_directly(session: &ClientSession) -> Vec<&str> {
 pub(super) type Asked<'a> = (&'a str, Option<SubscriptionOptions>);
 
 /// What goes over of what is asked, and which way.
-fn going_over<'a>(session: &ClientSession, asked: &[Asked<'a>]) -> Vec<(Asked<'a>, Way)> {
-    let directly = LazyCell::new(|| coming_directly(session));
-    let mut looks_left = OVERLAPS_LOOKED_AT_MAX;
+fn going_over<'a>(session: &ClientSession, asked: &[Asked<'a>], looks_left: &mut usize) -> Vec<(Asked<'a>, Way)> {
+    let directly = OnceCell::new();
     let mut overlaps_others = |filter: &str| {
+        // To count as both without need loses nothing.
+        if *looks_left == 0 {
+            return true;
+        }
+        let directly = directly.get_or_init(|| {
+            *looks_left = looks_left.saturating_sub(session.subscriptions.len());
+            coming_directly(session)
+        });
         directly.iter().filter(|other| **other != filter).any(|other| {
-            // To count as both without need loses nothing.
-            looks_left == 0 || {
-                looks_left -= 1;
+            *looks_left == 0 || {
+                *looks_left -= 1;
                 overlaps(other, filter)
             }
         })
@@ -373,14 +384,22 @@ impl ArbiterState {
             return false;
         }
         let is_one_of_several = self.shared.cluster.is_some();
+        let mut looks_left = self.overlap_looks_left;
         let session = self.client(key).and_then(|client| client.session.as_ref());
         let Some(session) = session.filter(|session| session.persistent.is_some()) else {
             return false;
         };
-        let going = going_over(session, asked);
-        if session.changes.is_none() && !going.is_empty() {
+        if session.changes.as_ref().is_some_and(|changes| changes.is_full()) {
+            return false;
+        }
+        let begins = session.changes.is_none();
+        let going = going_over(session, asked, &mut looks_left);
+        self.overlap_looks_left = looks_left;
+        if begins && !going.is_empty() {
             self.begin_to_count_as_both(key);
         }
+        let first = self.changes(key).is_some_and(|changes| changes.filters.is_empty());
+        self.sessions_going_over += usize::from(first && !going.is_empty());
         let mut announces = false;
         for ((filter, options), to) in going {
             let Some(changes) = self.changes(key) else {
@@ -425,13 +444,22 @@ impl ArbiterState {
             && !is_planted(Plant::ChangeAtOnce)
             && self.shared.settings.session.overlapping != Overlapping::OneEach
         {
-            self.begin_to_count_as_both(key);
+            self.count_as_both(key, Changes::default());
         }
     }
 
     fn begin_to_count_as_both(&mut self, key: ConnectionKey) {
         let mut changes = Changes::default();
-        self.lately.of(key).for_each(|(message, way)| changes.note(message, way));
+        for (message, way) in self.lately.of(key) {
+            match way {
+                Way::Directly => changes.directly.note(message, CAME_MAX),
+                Way::ByGroup => changes.by_group.note(message, CAME_MAX),
+            }
+        }
+        self.count_as_both(key, changes);
+    }
+
+    fn count_as_both(&mut self, key: ConnectionKey, mut changes: Changes) {
         changes.remembers_until_ms = self.now_ms + REMEMBERED_MS;
         if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
             session.changes = Some(Box::new(changes));
@@ -484,41 +512,40 @@ impl ArbiterState {
         terms: Terms<'_>,
         by_group: bool,
     ) -> bool {
-        let message = publication.identity;
-        if self.changing.is_empty() || message == MessageIdentity::default() {
-            if !by_group {
-                self.lately.note(key, message, Way::Directly);
+        if by_group {
+            if self.sessions_going_over > 0 && publication.identity != MessageIdentity::default() {
+                self.wait_for_copy(key, publication, terms);
             }
-            return !by_group;
-        }
-        let session = self.client(key).and_then(|client| client.session.as_ref());
-        let changes = session.and_then(|session| session.changes.as_ref());
-        let is_concerned = changes.is_some_and(|changes| changes.concerns(publication.topic));
-        let came_by_group = changes.is_some_and(|changes| changes.by_group.has(message));
-        if !by_group && came_by_group {
             return false;
         }
-        if !is_concerned || self.is_decided(key, publication) {
-            if !by_group {
-                // Its filter may be the next that goes over.
-                self.note_directly(key, message);
-            }
-            return !by_group;
+        let message = publication.identity;
+        if message == MessageIdentity::default() {
+            return true;
+        }
+        if !self.changing.is_empty() && self.changes(key).is_some_and(|changes| changes.by_group.has(message)) {
+            return false;
+        }
+        // Its filter may be the next that goes over.
+        self.note_directly(key, message);
+        true
+    }
+
+    /// What is to come by the group waits for that, if it may have no copy there.
+    fn wait_for_copy(&mut self, key: ConnectionKey, publication: &mut Publication<'_>, terms: Terms<'_>) {
+        let may_come_alone = self.changes(key).is_some_and(|changes| changes.may_come_alone(publication.topic));
+        if !may_come_alone || self.is_decided(key, publication) {
+            return;
         }
         let now_ms = self.now_ms;
         let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
-            return false;
+            return;
         };
         let bytes_max = session.outbound.limits().queue_bytes_max;
         let Some(changes) = session.changes.as_deref_mut() else {
-            return false;
+            return;
         };
-        if changes.by_group.has(message) || (by_group && !changes.may_come_alone(publication.topic)) {
-            return false;
-        }
-        if !by_group {
-            self.note_directly(key, message);
-            return true;
+        if changes.by_group.has(publication.identity) {
+            return;
         }
         let message = publication.share_message();
         let weight = message.weight_bytes();
@@ -530,7 +557,7 @@ impl ArbiterState {
         if let Some(full) = full {
             self.counters.messages_dropped.inc(full.into());
             drops::note(&self.clients[key.index()].client_id, full, 1);
-            return false;
+            return;
         }
         changes.waiting_bytes += weight;
         changes.waiting.push_back(Waiting {
@@ -539,7 +566,6 @@ impl ArbiterState {
             identifiers: Box::from(terms.identifiers),
             since_ms: now_ms,
         });
-        false
     }
 
     /// Whether a subscription that does not go over decides about a message: the group hands it over for its sake.
@@ -570,14 +596,14 @@ impl ArbiterState {
 
     fn note_directly(&mut self, key: ConnectionKey, message: MessageIdentity) {
         if let Some(changes) = self.changes(key) {
-            changes.directly.note(message);
+            changes.note(message, Way::Directly);
         }
         self.lately.note(key, message, Way::Directly);
     }
 
     /// A message that the group hands over. `true`: the session had it directly.
     pub(super) fn had_directly(&mut self, key: ConnectionKey, delivery: &DeliverPersistent) -> bool {
-        let DeliverPersistent { ref message, retain, shared, .. } = *delivery;
+        let DeliverPersistent { ref message, retain, shared, dup, .. } = *delivery;
         if shared == Some(true) {
             // A copy of its own [MQTT-4.8.2].
             return false;
@@ -602,12 +628,14 @@ impl ArbiterState {
         let Some(changes) = self.changes(key) else {
             return false;
         };
-        if changes.directly.has(message.identity) {
+        // One that comes again is known to the client by its Packet Identifier, which waits for it.
+        if changes.directly.has(message.identity) && !dup {
             return true;
         }
-        changes.by_group.note(message.identity);
-        if !changes.waiting.is_empty() {
-            changes.take_waiting(|waiting| waiting.message.identity == message.identity);
+        changes.note(message.identity, Way::ByGroup);
+        let waiting = changes.waiting.iter().position(|waiting| waiting.message.identity == message.identity);
+        if let Some(waiting) = waiting.and_then(|at| changes.waiting.remove(at)) {
+            changes.waiting_bytes -= waiting.message.weight_bytes();
         }
         if !retain {
             self.lately.note(key, message.identity, Way::ByGroup);
@@ -618,7 +646,7 @@ impl ArbiterState {
     /// The group is handed a message as retained.
     pub(super) fn note_read(&mut self, key: ConnectionKey, message: MessageIdentity) {
         if let Some(changes) = self.changes(key) {
-            changes.read.note(message);
+            changes.read.note(message, CAME_MAX);
         }
     }
 
@@ -628,21 +656,24 @@ impl ArbiterState {
             return;
         }
         let now_ms = self.now_ms;
+        self.sessions_going_over = 0;
         for key in std::mem::take(&mut self.changing) {
             self.hand_over_waiting(key);
             let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
                 continue;
             };
-            if session.changes.as_mut().is_some_and(|changes| !changes.is_over(now_ms)) {
-                self.changing.push(key);
-            } else {
+            if session.changes.as_mut().is_none_or(|changes| changes.is_over(now_ms)) {
                 session.changes = None;
+                continue;
             }
+            let goes_over = session.changes.as_ref().is_some_and(|changes| !changes.filters.is_empty());
+            self.sessions_going_over += usize::from(goes_over);
+            self.changing.push(key);
         }
     }
 
     /// What waited goes, if it is for this node now to hand it over, or if the group had time enough.
-    fn hand_over_waiting(&mut self, key: ConnectionKey) {
+    pub(super) fn hand_over_waiting(&mut self, key: ConnectionKey) {
         let now_ms = self.now_ms;
         let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
             return;

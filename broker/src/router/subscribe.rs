@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 
 use kentongan_proto::mqtt::codec;
 use kentongan_proto::mqtt::{
-    AckProperties, Packet, PacketId, QoS, ReasonCode, RetainHandling, SubAck, Subscribe, Unsubscribe,
+    AckProperties, Packet, PacketId, QoS, ReasonCode, RetainHandling, SubAck, Subscribe, SubscriptionOptions,
+    Unsubscribe,
 };
 use kentongan_proto::topic::ParsedFilter;
 
@@ -72,6 +73,8 @@ impl ArbiterState {
         let identifier = subscribe.subscription_identifier.and_then(NonZeroU32::new);
         let mut codes = Vec::with_capacity(subscribe.filters.len());
         let mut reads = Vec::new();
+        let granted_ones = subscribe.filters.iter().zip(&refusals).filter(|(_, refusal)| refusal.is_none());
+        self.forget_reads(key, granted_ones.map(|((filter, options), _)| (filter.as_str(), *options)));
         for ((filter, options), refusal) in subscribe.filters.iter().zip(refusals) {
             if let Some(reason) = refusal {
                 codes.push(reason);
@@ -197,6 +200,7 @@ impl ArbiterState {
         let ticket = self.message_number;
         self.begin_changes(key, ticket, &[(filter, None)]);
         if self.remove_subscription(key, filter) {
+            self.hand_over_waiting(key);
             self.tell_unsubscribed(key, filter);
         }
         let Some(client) = self.client(key) else {
@@ -228,15 +232,24 @@ impl ArbiterState {
         }
     }
 
+    /// Those that are replaced by ones without retained messages have none to wait for. Before any of the same SUBSCRIBE is entered: what
+    /// one of these holds back from then on would be let go with the last read, though its own is yet to begin.
+    fn forget_reads<'a>(
+        &mut self,
+        key: ConnectionKey,
+        subscriptions: impl Iterator<Item = (&'a str, SubscriptionOptions)>,
+    ) {
+        for (filter, _) in subscriptions.filter(|(_, options)| options.retain_handling == RetainHandling::Never) {
+            self.forget_read(key, filter);
+        }
+    }
+
     /// Makes a subscription stand in the tables: after this every publish finds it.
     pub(super) fn enter_subscription(&mut self, key: ConnectionKey, filter: &str, own: OwnSubscription, held: bool) {
         let Ok(parsed) = ParsedFilter::parse(filter) else {
             return;
         };
         let id = self.id;
-        if own.options.retain_handling == RetainHandling::Never {
-            self.forget_read(key, filter);
-        }
         // Its read may have ended: what it held back waits until all have, and is not to be overtaken by what comes by this one.
         let holds = own.options.retain_handling != RetainHandling::Never
             && self.subscriptions.holding(key.raw()).any(|holding| holding == filter);
@@ -439,9 +452,12 @@ impl ArbiterState {
         let codes = outcomes.iter().map(|outcome| outcome.reason).collect();
         let is_overtaken = |outcome: &SubscribeOutcome| self.is_answered_since(key, ticket, &outcome.filter);
         let overtaken: Vec<bool> = outcomes.iter().map(is_overtaken).collect();
-        for (outcome, _) in outcomes.iter().zip(&overtaken).filter(|(_, overtaken)| !**overtaken) {
-            self.enter_outcome(key, outcome);
-        }
+        let mut newest = Vec::with_capacity(outcomes.len());
+        newest
+            .extend(outcomes.iter().zip(&overtaken).filter(|(_, overtaken)| !**overtaken).map(|(outcome, _)| outcome));
+        let granted_ones = newest.iter().filter(|outcome| !outcome.reason.is_error());
+        self.forget_reads(key, granted_ones.map(|outcome| (outcome.filter.as_str(), outcome.options)));
+        newest.iter().for_each(|outcome| self.enter_outcome(key, outcome));
         for outcome in outcomes.iter().filter(|outcome| !outcome.reason.is_error()) {
             self.tell_subscribed(key, &outcome.filter, outcome.options);
         }

@@ -1121,6 +1121,30 @@ fn what_waits_behind_retained_messages_is_not_overtaken_when_its_subscription_is
     assert_eq!(end_read(&mut world, &mut client, "u", other), ["older", "newer"]);
 }
 
+/// P6: a SUBSCRIBE begins to hold live messages back for one filter, and ends the only read that is under way by another (found by
+/// simulation, seed 8137).
+#[test]
+fn what_a_filter_holds_back_is_not_let_go_by_another_one_of_the_same_packet() {
+    let mut world = World::new(1);
+    world.shared.retained_possible.store(true, Ordering::Relaxed);
+    let mut client = world.open(0, connect(ProtocolVersion::V5, "c".to_owned(), 0));
+    assert_eq!(packets(&mut client).len(), 1, "CONNACK");
+    let mut subscribe = |filters: &[(&str, RetainHandling)]| {
+        let options =
+            |retain_handling| SubscriptionOptions { retain_handling, ..SubscriptionOptions::new(QoS::AtMostOnce) };
+        let filters = filters.iter().map(|&(filter, handling)| (filter.to_owned(), options(handling))).collect();
+        let packet_id = client.packet_id();
+        let subscribe = Subscribe { packet_id, filters, subscription_identifier: None, user_properties: vec![] };
+        let heard = say(&mut world, &mut client, &Packet::Subscribe(subscribe));
+        assert!(matches!(heard[..], [Packet::SubAck(_)]), "{heard:?}");
+    };
+    subscribe(&[("u", RetainHandling::Always)]);
+    subscribe(&[("t", RetainHandling::Always), ("u", RetainHandling::Never)]);
+    let live = publish_to(&mut client, "t", "live");
+    let heard = say(&mut world, &mut client, &live);
+    assert!(matches!(heard[..], [Packet::PubAck(_)]), "no group has said what is retained: {heard:?}");
+}
+
 /// P10 [MQTT-3.3.2-5]: what expires while retained messages are read does not come behind them (found by simulation, seed 4031).
 #[test]
 fn what_expires_behind_retained_messages_is_dropped() {
