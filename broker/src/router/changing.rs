@@ -50,7 +50,7 @@ const LATELY_MAX: usize = 4096;
 const CAME_MAX: usize = 1024;
 
 /// The same of one that was resumed, and changes nothing: there may be as many as clients that all come back at once.
-const CAME_BEFORE_MAX: usize = 32;
+pub(super) const CAME_BEFORE_MAX: usize = 32;
 
 /// Messages of one session that may wait until it is known which way they come.
 const WAITING_MAX: usize = 1024;
@@ -392,14 +392,13 @@ impl ArbiterState {
         if session.changes.as_ref().is_some_and(|changes| changes.is_full()) {
             return false;
         }
-        let begins = session.changes.is_none();
+        let is_first = session.changes.as_ref().is_none_or(|changes| changes.filters.is_empty());
         let going = going_over(session, asked, &mut looks_left);
         self.overlap_looks_left = looks_left;
-        if begins && !going.is_empty() {
+        if is_first && !going.is_empty() {
             self.begin_to_count_as_both(key);
+            self.sessions_going_over += 1;
         }
-        let first = self.changes(key).is_some_and(|changes| changes.filters.is_empty());
-        self.sessions_going_over += usize::from(first && !going.is_empty());
         let mut announces = false;
         for ((filter, options), to) in going {
             let Some(changes) = self.changes(key) else {
@@ -444,25 +443,35 @@ impl ArbiterState {
             && !is_planted(Plant::ChangeAtOnce)
             && self.shared.settings.session.overlapping != Overlapping::OneEach
         {
-            self.count_as_both(key, Changes::default());
+            self.count_as_both(key, Box::default(), false);
         }
     }
 
+    /// From here on more is remembered than since the session was resumed: what came before, too, as far as it still is.
     fn begin_to_count_as_both(&mut self, key: ConnectionKey) {
-        let mut changes = Changes::default();
+        let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
+            return;
+        };
+        let before = session.changes.take();
+        let is_listed = before.is_some();
+        let mut changes = before.unwrap_or_default();
         for (message, way) in self.lately.of(key) {
-            match way {
-                Way::Directly => changes.directly.note(message, CAME_MAX),
-                Way::ByGroup => changes.by_group.note(message, CAME_MAX),
+            let came = if way == Way::Directly { &mut changes.directly } else { &mut changes.by_group };
+            if !came.has(message) {
+                came.note(message, CAME_MAX);
             }
         }
-        self.count_as_both(key, changes);
+        self.count_as_both(key, changes, is_listed);
     }
 
-    fn count_as_both(&mut self, key: ConnectionKey, mut changes: Changes) {
+    /// `is_listed`: it did so before.
+    fn count_as_both(&mut self, key: ConnectionKey, mut changes: Box<Changes>, is_listed: bool) {
         changes.remembers_until_ms = self.now_ms + REMEMBERED_MS;
-        if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
-            session.changes = Some(Box::new(changes));
+        let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
+            return;
+        };
+        session.changes = Some(changes);
+        if !is_listed {
             self.changing.push(key);
         }
     }
