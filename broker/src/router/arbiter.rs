@@ -21,7 +21,7 @@ use tokio::io::ReadBuf;
 
 use super::batch::Batch;
 use super::changing::{Lately, OVERLAPS_LOOKED_AT_MAX};
-use super::claims::ClaimTurns;
+use super::claims::{self, ClaimTurns};
 use super::client::{Client, LOOK_SECONDS_MAX, Phase};
 use super::cluster::Departing;
 use super::deliver::Templates;
@@ -181,7 +181,7 @@ impl ArbiterState {
                 id,
                 groups,
             ),
-            claim_turns: ClaimTurns::new(groups),
+            claim_turns: ClaimTurns::new(groups, claims::UNDER_WAY_MAX),
             message_number: 0,
             now: shared.clock.elapsed(),
             now_ms: shared.now_ms(),

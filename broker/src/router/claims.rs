@@ -12,14 +12,15 @@ use hashbrown::HashMap;
 use crate::connection_key::ConnectionKey;
 
 /// Claims of an arbiter that a group has to answer for at a time. Enough for 50,000 connections a second of a node with two arbiters and
-/// 16 groups that takes 10 ms to commit. Simulations have few clients, and are to see them wait.
-const UNDER_WAY_MAX: u16 = if cfg!(feature = "simulation") { 2 } else { 16 };
+/// 16 groups that takes 10 ms to commit.
+pub const UNDER_WAY_MAX: u16 = 16;
 
 /// Whose turn it is.
 #[derive(Debug)]
 pub struct ClaimTurns {
     /// By group.
     lines: Vec<Line>,
+    under_way_max: u16,
     /// Which group each of them waits for.
     under_way: HashMap<ConnectionKey, u16, foldhash::fast::RandomState>,
 }
@@ -31,10 +32,10 @@ struct Line {
 }
 
 impl ClaimTurns {
-    /// Of an arbiter with so many groups to claim from.
+    /// Of an arbiter with so many groups to claim from, each of which answers for so many claims at a time.
     #[must_use]
-    pub fn new(groups: u16) -> Self {
-        Self { lines: vec![Line::default(); usize::from(groups)], under_way: HashMap::default() }
+    pub fn new(groups: u16, under_way_max: u16) -> Self {
+        Self { lines: vec![Line::default(); usize::from(groups)], under_way_max, under_way: HashMap::default() }
     }
 
     /// Whether this connection may claim now. If not, it stands in the line, until [`Self::next`] names it.
@@ -43,7 +44,7 @@ impl ClaimTurns {
         let Some(line) = self.lines.get_mut(usize::from(group)) else {
             return true;
         };
-        if line.under_way >= UNDER_WAY_MAX {
+        if line.under_way >= self.under_way_max {
             line.waiting.push_back(key);
             return false;
         }
@@ -83,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_group_has_so_many_claims_to_answer_for_and_others_are_not_held_up() {
-        let mut turns = ClaimTurns::new(2);
+        let mut turns = ClaimTurns::new(2, UNDER_WAY_MAX);
         let many = u32::from(UNDER_WAY_MAX);
         assert!((0..many).all(|index| turns.may_begin(key(index), 0)));
         assert!(!turns.may_begin(key(many), 0));

@@ -968,7 +968,9 @@ impl ArbiterState {
                 self.counters.sessions.dec();
                 self.hand_on_shared(outbound, key);
             }
-            self.flush_lanes();
+            // They come before the last word, in the same lane; nothing is sent for its sake alone, or none of the many that end in
+            // a storm would go with what is said next.
+            self.gather_acknowledged();
             let Served { claim, barriers, unasked, .. } = *served;
             let waiting = barriers.iter().map(|&(ticket, _)| ticket);
             for ticket in waiting.chain(unasked.iter().map(|unasked| unasked.ticket)) {

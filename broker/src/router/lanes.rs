@@ -544,10 +544,7 @@ impl ArbiterState {
 
     fn flush_lanes_but(&mut self, stays: fn(&GroupLane) -> bool) {
         self.flush_batches();
-        let acknowledged = std::mem::take(&mut self.lanes.acknowledged);
-        if !acknowledged.is_empty() {
-            self.gather_acknowledgements(acknowledged);
-        }
+        self.gather_acknowledged();
         self.flush_node_lanes();
         for group in std::mem::take(&mut self.lanes.touched) {
             if stays(&self.lanes.groups[usize::from(group)]) {
@@ -569,6 +566,14 @@ impl ArbiterState {
             let clock_ms = self.now_ms;
             let batch = LaneBatch { lane, incarnation, messages, previous, clock_ms, ..LaneBatch::default() };
             self.shared.submitter.propose(group, Command::Lane(batch));
+        }
+    }
+
+    /// What clients acknowledged goes into the lanes of their groups, in front of what is said to those from here on.
+    pub(super) fn gather_acknowledged(&mut self) {
+        let acknowledged = std::mem::take(&mut self.lanes.acknowledged);
+        if !acknowledged.is_empty() {
+            self.gather_acknowledgements(acknowledged);
         }
     }
 

@@ -10,10 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
+use super::claims::ClaimTurns;
 use super::{ArbiterState, ConnectionKey, Shared};
 use crate::connection::{MemoryStream, Transport};
 use crate::listener::ListenerContext;
 use crate::metrics::ArbiterCounters;
+
+/// Claims of it that a group has to answer for at a time: there are few clients, and they are to wait for their turns.
+const CLAIMS_UNDER_WAY_MAX: u16 = 2;
 
 /// An arbiter and its run queue.
 pub struct SteppedArbiter {
@@ -68,7 +72,10 @@ impl SteppedArbiter {
         let run_queue = Arc::new(RunQueue::default());
         run_queue.spawn(Work::Flush);
         run_queue.spawn(Work::Events);
-        Self { state: ArbiterState::new(id, shared, counters), run_queue }
+        let mut state = ArbiterState::new(id, shared, counters);
+        let groups = state.shared.submitter.slots().groups();
+        state.claim_turns = ClaimTurns::new(groups, CLAIMS_UNDER_WAY_MAX);
+        Self { state, run_queue }
     }
 
     /// The arbiter.

@@ -910,6 +910,29 @@ fn the_end_of_a_session_that_leaves_nothing_waits_for_company() {
     assert!(flushed_to_group(&mut arbiter) > before, "the group asks, and is told at once");
 }
 
+/// In a storm one connection ends after the other: none of them sends away what the one before it left.
+#[test]
+fn the_ends_of_several_sessions_that_leave_nothing_go_with_the_next_claim() {
+    let (mut arbiter, first, _) = client_of_several_nodes();
+    let (second, connection) = another_claimant(&mut arbiter, "d");
+    arbiter.state.shared.inboxes[0].push(Opened::transient(connection, Arc::from("d")).into(), 0);
+    arbiter.run();
+    let before = flushed_to_group(&mut arbiter);
+    for mut client in [first, second] {
+        let properties = DisconnectProperties::default();
+        client.send(&Packet::Disconnect(Disconnect { reason_code: ReasonCode::Success, properties }));
+        client.write(usize::MAX);
+        arbiter.run();
+        assert_eq!(flushed_to_group(&mut arbiter), before, "nothing yet");
+    }
+    another_claimant(&mut arbiter, "e");
+    let said = commands_to_group(&mut arbiter);
+    let [.., SessionCommand::Disconnect(_), SessionCommand::Disconnect(_), SessionCommand::Connect(_)] = &said[..]
+    else {
+        panic!("{said:?}");
+    };
+}
+
 /// P12: nobody asks.
 #[test]
 fn the_end_of_a_session_that_leaves_nothing_is_said_within_a_second() {
