@@ -391,6 +391,10 @@ pub struct Cluster {
     /// measured against has as many as ever.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
     arbiters: Option<u16>,
+    /// Hold each broker's process, also what nodes are measured against, to so many cores, as if each had a machine of its own of
+    /// that size. Needs the right to make control groups.
+    #[arg(long)]
+    cores: Option<f64>,
     /// Rows to do, separated by commas; all of them, if none is named.
     #[arg(long, value_delimiter = ',')]
     rows: Vec<cluster::Row>,
@@ -430,6 +434,7 @@ impl Cluster {
             mosquitto: self.programs.recipe("mosquitto"),
             nodes: usize::from(self.nodes),
             arbiters: self.arbiters,
+            cores: self.cores,
             rows: if self.rows.is_empty() { cluster::Row::value_variants().to_vec() } else { self.rows.clone() },
             rounds: usize::from(self.rounds),
             seconds: self.seconds,

@@ -17,6 +17,7 @@ mod link;
 mod measure;
 mod nodes;
 mod process;
+mod quota;
 mod report;
 mod scenario;
 mod wire;

@@ -31,6 +31,8 @@ pub struct Nodes {
     /// So many of them form the cluster; the others join it.
     founders: usize,
     log: &'static str,
+    /// Cores that each may use.
+    cores: Option<f64>,
     dir: TempDir,
 }
 
@@ -69,7 +71,7 @@ impl Nodes {
             process: None,
         };
         let nodes = (0..count).map(node).collect();
-        Ok(Self { program: program.to_owned(), nodes, founders: count, log: "warn", dir })
+        Ok(Self { program: program.to_owned(), nodes, founders: count, log: "warn", cores: None, dir })
     }
 
     /// An address for each node that nobody else has.
@@ -96,6 +98,11 @@ impl Nodes {
     /// What a node runs from its next start on; `None`: what the others do.
     pub fn set_program(&mut self, index: usize, program: Option<PathBuf>) {
         self.nodes[index].program = program;
+    }
+
+    /// Holds each to so many cores from its next start on.
+    pub fn set_cores(&mut self, cores: Option<f64>) {
+        self.cores = cores;
     }
 
     /// What all of them log.
@@ -203,7 +210,9 @@ impl Nodes {
         command.envs(node.environment.iter().map(|(name, value)| (name, value)));
         let log = self.dir.path().join(format!("node-{}.log", index + 1));
         let started = Process::start(&mut command, log);
-        node.process = Some(started.with_context(|| format!("starting {}", self.program.display()))?);
+        let mut process = started.with_context(|| format!("starting {}", self.program.display()))?;
+        self.cores.map_or(Ok(()), |cores| process.limit(cores))?;
+        node.process = Some(process);
         Ok(())
     }
 

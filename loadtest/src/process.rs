@@ -14,7 +14,10 @@ use anyhow::{Context, Result, bail, ensure};
 use kentongan_proto::mqtt::ProtocolVersion;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::wire::handshake::{self, Session};
+use crate::{
+    quota::Quota,
+    wire::handshake::{self, Session},
+};
 
 /// How long a broker may take until it is ready.
 const START: Duration = Duration::from_secs(60);
@@ -27,6 +30,8 @@ const STOP: Duration = Duration::from_secs(10);
 pub struct Process {
     child: Child,
     log: PathBuf,
+    /// Removed behind the process.
+    quota: Option<Quota>,
 }
 
 impl Process {
@@ -34,7 +39,7 @@ impl Process {
     pub fn start(command: &mut Command, log: PathBuf) -> Result<Self> {
         let file = File::options().append(true).create(true).open(&log)?;
         let child = command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).spawn()?;
-        Ok(Self { child, log })
+        Ok(Self { child, log, quota: None })
     }
 
     /// Waits until `ready` succeeds.
@@ -52,6 +57,12 @@ impl Process {
             }
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Holds it to so many cores from now on.
+    pub fn limit(&mut self, cores: f64) -> Result<()> {
+        self.quota = Some(Quota::of(self.id(), cores)?);
+        Ok(())
     }
 
     /// Its number.

@@ -109,6 +109,8 @@ pub struct Plan {
     pub nodes: usize,
     /// Arbiters of each of them; `None`: one for each core of the machine.
     pub arbiters: Option<u16>,
+    /// Cores that each broker's process may use; `None`: as many as it gets.
+    pub cores: Option<f64>,
     /// What is done with them.
     pub rows: Vec<Row>,
     /// How often each row is done.
@@ -151,6 +153,9 @@ pub struct Results {
     /// Arbiters of each of them; `None`: one for each core of the machine.
     #[serde(default)]
     pub arbiters: Option<u16>,
+    /// Cores that each broker's process could use; `None`: as many as it got.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cores: Option<f64>,
     /// Rounds of each row.
     pub rounds: usize,
     /// The rows.
@@ -173,7 +178,7 @@ pub fn run(plan: &Plan, progress: &Progress) -> Result<Results> {
         }
         rows.push(result);
     }
-    Ok(Results { nodes: plan.nodes, arbiters: plan.arbiters, rounds: plan.rounds, rows })
+    Ok(Results { nodes: plan.nodes, arbiters: plan.arbiters, cores: plan.cores, rounds: plan.rounds, rows })
 }
 
 fn start_nodes(plan: &Plan) -> Result<Nodes> {
@@ -181,6 +186,7 @@ fn start_nodes(plan: &Plan) -> Result<Nodes> {
     for index in 0..nodes.count() {
         nodes.environment(index).extend(environment(plan.arbiters));
     }
+    nodes.set_cores(plan.cores);
     nodes.spawn_all()?;
     Ok(nodes)
 }
@@ -200,10 +206,14 @@ fn run_row(plan: &Plan, row: Row, nodes: &mut Nodes, progress: &Progress) -> Res
         failures: Vec::new(),
     };
     let other = match row {
-        Row::FanOut | Row::P2pQos0 => Some(Running::start(&Recipe::Kentongan(plan.kentongan.clone()))?),
-        Row::Connect => Some(Running::start(&plan.mosquitto)?),
+        Row::FanOut | Row::P2pQos0 => Some(Recipe::Kentongan(plan.kentongan.clone())),
+        Row::Connect => Some(plan.mosquitto.clone()),
         Row::Durable | Row::Idle | Row::Failover | Row::Reconnect => None,
     };
+    let mut other = other.map(|recipe| Running::start(&recipe)).transpose()?;
+    if let (Some(other), Some(cores)) = (&mut other, plan.cores) {
+        other.limit(cores)?;
+    }
     let rounds = if row == Row::Failover { 1 } else { plan.rounds };
     for _ in 0..rounds {
         let mut round = Round { plan, nodes, outcomes: &mut result.outcomes, progress };
@@ -469,7 +479,8 @@ impl Results {
 impl std::fmt::Display for Results {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let arbiters = self.arbiters.map_or_else(String::new, |arbiters| format!("; arbiters each: {arbiters}"));
-        writeln!(f, "{} nodes{arbiters}; medians of {} rounds", self.nodes, self.rounds)?;
+        let cores = self.cores.map_or_else(String::new, |cores| format!("; cores each: {cores}"));
+        writeln!(f, "{} nodes{arbiters}{cores}; medians of {} rounds", self.nodes, self.rounds)?;
         let mut table = Table::new(&["row", "figure", "value", "target", "verdict"]);
         for row in &self.rows {
             for figure in &row.figures {
@@ -504,7 +515,7 @@ mod tests {
         let failures = failures.iter().map(|text| (*text).to_owned()).collect();
         let rounds = vec![figures.clone()];
         let row = RowResult { row: Row::Durable, figures, rounds, outcomes: Vec::new(), kills: Vec::new(), failures };
-        Results { nodes: 3, arbiters: None, rounds: 1, rows: vec![row] }
+        Results { nodes: 3, arbiters: None, cores: None, rounds: 1, rows: vec![row] }
     }
 
     #[test]
@@ -525,6 +536,8 @@ mod tests {
         assert_eq!(environment(Some(1)), Some(("KENTONGAN_ARBITERS".into(), "1".into())));
         let told = Results { arbiters: Some(1), ..result(Vec::new(), &[]) };
         assert!(told.to_string().starts_with("3 nodes; arbiters each: 1; medians"), "{told}");
+        let held = Results { cores: Some(0.4), ..result(Vec::new(), &[]) };
+        assert!(held.to_string().starts_with("3 nodes; cores each: 0.4; medians"), "{held}");
         assert!(result(Vec::new(), &[]).to_string().starts_with("3 nodes; medians"));
     }
 

@@ -176,6 +176,11 @@ impl Running {
         Ok(Self { process, address, tls_address, _dir: dir })
     }
 
+    /// Holds its process to so many cores.
+    pub fn limit(&mut self, cores: f64) -> Result<()> {
+        self.process.limit(cores)
+    }
+
     /// Where it listens for clients without TLS, and its process.
     pub fn broker(&self) -> Broker {
         self.broker_over(Layer::Plain)
