@@ -118,13 +118,40 @@ fn drain_until(
         &Act::Drain(Drain { node: member.node, on }),
         deadline.max(Instant::now() + DECIDED_WITHIN),
     )?;
+    let mut silence = Silence::of(member.incarnation != 0);
     loop {
         let now = status_of(transport, &member.peer_address).ok().filter(|now| now.node == member.node);
         let left = now.as_ref().map(Left::of);
-        if !on || left.is_none_or(&is_enough) || Instant::now() >= deadline {
+        let is_over = left.map_or_else(|| silence.is_end(Instant::now()), &is_enough);
+        if left.is_some() {
+            silence.since = None;
+        }
+        if !on || is_over || left.is_some() && Instant::now() >= deadline {
             return Ok(Drained { name: member.name.clone(), node: member.node, drains: on, left });
         }
         std::thread::sleep(PAUSE);
+    }
+}
+
+/// A node that does not answer. One that the directory counts as living has clients as long as the contrary is not known, and what it is
+/// asked for now and then gets lost: whoever removes it must not take that for an end.
+#[derive(Debug)]
+pub(super) struct Silence {
+    lives: bool,
+    since: Option<Instant>,
+}
+
+/// After that it is taken to be gone: twice the lease that it would need to have clients.
+const SILENT_MIN: Duration = Duration::from_secs(3);
+
+impl Silence {
+    pub(super) fn of(lives: bool) -> Self {
+        Self { lives, since: None }
+    }
+
+    /// It did not answer now, either.
+    pub(super) fn is_end(&mut self, now: Instant) -> bool {
+        !self.lives || now.duration_since(*self.since.get_or_insert(now)) >= SILENT_MIN
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use clap::Parser as _;
 use kentongan_cluster::transport::{
@@ -14,6 +15,7 @@ use kentongan_cluster::{FeatureLevels, GroupId, NodeId};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
 use super::super::{Cli, Command};
+use super::act::Silence;
 use super::*;
 use crate::peers::status::{ChosenStatus, GroupStatus, LinkStatus, MemberStatus, NodeStatus, RouteStatus, Standing};
 
@@ -420,4 +422,14 @@ fn a_command_that_was_answered_does_not_say_whom_it_asked() {
     assert!(text.ends_with("(--cluster 7001))") && text.contains(&format!(" ({peer} was asked, since ")), "{text}");
     let text = explained(&["drain", "n1", "--peer", &peer], &peer);
     assert!(text.contains("refused") && !text.contains("was asked"), "{text}");
+}
+
+/// One answer that is lost would have a node removed with all of its clients.
+#[test]
+fn a_living_node_that_does_not_answer_once_is_asked_again() {
+    let began = Instant::now();
+    let at = |seconds| began + Duration::from_secs(seconds);
+    let mut silence = Silence::of(true);
+    assert!(!silence.is_end(at(0)) && !silence.is_end(at(2)) && silence.is_end(at(3)));
+    assert!(Silence::of(false).is_end(at(0)), "who is dead has no clients");
 }
