@@ -51,7 +51,7 @@ fn a_sync_that_is_skipped_is_found() {
 
 #[test]
 fn an_acknowledgement_before_the_commit_is_found() {
-    is_found(Plant::AcknowledgeEarly, &[333]);
+    is_found(Plant::AcknowledgeEarly, &[356]);
 }
 
 #[test]
@@ -96,17 +96,17 @@ fn an_outbox_that_counts_anew_is_found() {
 
 #[test]
 fn an_epoch_that_nobody_looks_at_is_found() {
-    is_found(Plant::IgnoreEpoch, &[321]);
+    is_found(Plant::IgnoreEpoch, &[307]);
 }
 
 #[test]
 fn a_lease_that_no_majority_was_asked_for_is_found() {
-    is_found(Plant::GrantWithoutQuorum, &[311]);
+    is_found(Plant::GrantWithoutQuorum, &[303]);
 }
 
 #[test]
 fn a_death_that_was_not_committed_is_found() {
-    is_found(Plant::DeadUncommitted, &[335]);
+    is_found(Plant::DeadUncommitted, &[380]);
 }
 
 #[test]
@@ -131,5 +131,5 @@ fn a_replica_that_is_behind_is_found() {
 
 #[test]
 fn a_subscription_that_goes_over_at_once_is_found() {
-    is_found(Plant::ChangeAtOnce, &[357]);
+    is_found(Plant::ChangeAtOnce, &[349]);
 }
