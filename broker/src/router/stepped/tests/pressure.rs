@@ -1,0 +1,281 @@
+//! Who waits, and who is let in, while memory is short or others answer nothing.
+
+use super::*;
+
+/// A publisher that has more to say than it may: once its bucket is empty it goes on with what comes in, part by part.
+#[test]
+fn a_publisher_under_a_rate_is_read_in_small_parts() {
+    let mut settings = Settings::default();
+    settings.session.publish_rate_max = 100;
+    let settings = Arc::new(settings);
+    let machine = Arc::new(ManualClock::new(1_000_000));
+    let clock = Clock::manual(Arc::clone(&machine));
+    let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
+    let shared = Shared::new(Arc::clone(&settings), 1, submitter, Authority::default(), 1, None, clock);
+    let shared = Arc::new(shared);
+    let mut arbiter = SteppedArbiter::new(0, Arc::clone(&shared), Metrics::isolated().arbiter());
+    let address = SocketAddr::from(([127, 0, 0, 1], 1883));
+    let listener = Arc::new(ListenerContext::new(ListenerConfig::default(), &settings, address));
+    assert_eq!(shared.try_open_connection(&listener, 1), Some(0));
+    let (here, there) = MemoryStream::pair(1 << 20);
+    arbiter.add_connection(there, listener, None);
+    let mut client = Client::new(here, ProtocolVersion::V3_1_1);
+    client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V3_1_1, "c".to_owned(), 0))));
+    for _ in 0..300 {
+        let delivery = Delivery::AtLeastOnce(client.packet_id());
+        let properties = PublishProperties::default();
+        let (topic, payload) = (String::from("t"), Bytes::new());
+        client.send(&Packet::Publish(Publish { dup: false, delivery, retain: false, topic, properties, payload }));
+    }
+    while client.write(usize::MAX) {}
+    let mut pubacks = || {
+        arbiter.run();
+        let mut read = [0; 4096];
+        let puback = |bytes: &&[u8]| bytes[0] == 0x40;
+        let count = client.stream.try_read(&mut read).map_or(0, |count| read[..count].chunks(4).filter(puback).count());
+        machine.advance(crate::router::pace::RESUME_INTERVAL);
+        arbiter.resume_paced();
+        count
+    };
+    assert_eq!(pubacks(), 100, "what the bucket held");
+    for part in 0..20 {
+        assert_eq!(pubacks(), 5, "part {part}");
+    }
+}
+
+/// Memory is short because of what waits for a subscriber: what it acknowledges is read, and so memory is short no more. Only
+/// who publishes waits, and behind what it has said before it goes on by one read at a time.
+///
+/// Abuse: [queue-full]
+#[test]
+fn what_makes_queues_shorter_is_read_while_publishers_wait() {
+    const MESSAGES: i64 = 20;
+    let mut world = World::new(1);
+    let slow = connect(ProtocolVersion::V5, "slow".to_owned(), 0);
+    let properties = ConnectProperties { receive_maximum: NonZeroU16::new(1), ..ConnectProperties::default() };
+    let mut slow = world.open(0, Connect { properties, ..slow });
+    let mut publisher = world.open(1, connect(ProtocolVersion::V5, "publisher".to_owned(), 0));
+    let mut bystander = world.open(0, connect(ProtocolVersion::V5, "bystander".to_owned(), 0));
+    for client in [&mut slow, &mut publisher, &mut bystander] {
+        assert_eq!(packets(client).len(), 1, "CONNACK");
+    }
+    let subscribe = subscribe_to(&mut slow, &["t"], QoS::AtLeastOnce);
+    assert_eq!(say(&mut world, &mut slow, &subscribe).len(), 1, "SUBACK");
+    for _ in 0..MESSAGES {
+        let publish = publish_to(&mut publisher, "t", "x");
+        assert!(say(&mut world, &mut publisher, &publish).iter().all(is_puback));
+    }
+    let queued = |world: &World| {
+        let clients = world.arbiters[0].state.clients.iter();
+        clients.filter_map(|(_, client)| Some(client.session.as_ref()?.outbound.backlog().queued_messages)).sum::<i64>()
+    };
+    assert_eq!(queued(&world), MESSAGES - 1);
+    let mark = (MESSAGES as u64 - 1) * 1000 * 100 / 115;
+    let watch = |world: &World| world.shared.pretend_memory(queued(world) as u64 * 1000, mark);
+    watch(&world);
+    assert_eq!(world.shared.memory_level(), 2);
+
+    for acknowledged in [1, 0] {
+        let publish = publish_to(&mut publisher, "u", "x");
+        assert_eq!(say(&mut world, &mut publisher, &publish).len(), acknowledged);
+    }
+    for _ in 0..2 {
+        assert_eq!(say(&mut world, &mut bystander, &Packet::PingReq), [Packet::PingResp]);
+    }
+    let connections = world.arbiters[0].state.connections();
+    drop(bystander);
+    world.arbiters[0].run();
+    assert_eq!(world.arbiters[0].state.connections(), connections - 1, "the end of a stream is read");
+
+    let mut unacknowledged = packets(&mut slow);
+    for _ in 0..MESSAGES {
+        let [Packet::Publish(publish)] = &unacknowledged[..] else { panic!("{unacknowledged:?}") };
+        let id = publish.delivery.packet_id().expect("QoS 1");
+        unacknowledged = say(&mut world, &mut slow, &Packet::PubAck(Ack::success(id)));
+        watch(&world);
+    }
+    assert_eq!((queued(&world), world.shared.memory_level()), (0, 0));
+    for _ in 0..3 {
+        world.arbiters.iter_mut().for_each(SteppedArbiter::run);
+    }
+    assert!(matches!(packets(&mut publisher)[..], [Packet::PubAck(_)]), "it goes on");
+}
+
+/// While memory is short, some of those who may come for what waits for them are let in, and nobody else.
+#[test]
+fn owners_of_sessions_come_in_while_memory_is_short() {
+    let mut world = World::new(1);
+    let mut number = 0;
+    let mut comes_in = |world: &mut World, clean_start: bool| {
+        number += 1;
+        let comes = connect(ProtocolVersion::V5, format!("c{number}"), 0);
+        let mut client = world.open(0, Connect { clean_start, ..comes });
+        match &packets(&mut client)[..] {
+            [Packet::ConnAck(connack)] => connack.reason_code != ReasonCode::ServerBusy,
+            other => panic!("{other:?}"),
+        }
+    };
+    for used in [105, 115] {
+        world.pass(1000);
+        world.shared.pretend_memory(used, 100);
+        assert!(!comes_in(&mut world, true));
+        let let_in = (0..100).filter(|_| comes_in(&mut world, false)).count();
+        assert_eq!(let_in, LET_IN_A_SECOND_MAX as usize, "{used}");
+    }
+    world.pass(1000);
+    world.shared.pretend_memory(125, 100);
+    assert!(!comes_in(&mut world, false), "others are closed");
+    world.shared.pretend_memory(100, 100);
+    assert!(comes_in(&mut world, true));
+}
+
+/// Who is not let in for who it is takes nobody's place.
+///
+/// Abuse: [memory]
+#[test]
+fn who_may_not_come_in_at_all_keeps_no_owner_of_a_session_out() {
+    let mut world = World::new(1);
+    let open_to_all = Arc::clone(&world.listener);
+    let address = SocketAddr::from(([127, 0, 0, 1], 1883));
+    let config = ListenerConfig { allow_anonymous: Some(false), ..ListenerConfig::default() };
+    let closed = Arc::new(ListenerContext::new(config, &Settings::default(), address));
+    world.pass(1000);
+    world.shared.pretend_memory(105, 100);
+    let comes = |world: &mut World, listener: &Arc<ListenerContext>, number: u32| {
+        world.listener = Arc::clone(listener);
+        let comes = connect(ProtocolVersion::V5, format!("c{number}"), 0);
+        let mut client = world.open(0, Connect { clean_start: false, ..comes });
+        match &packets(&mut client)[..] {
+            [Packet::ConnAck(connack)] => connack.reason_code,
+            other => panic!("{other:?}"),
+        }
+    };
+    for number in 0..2 * LET_IN_A_SECOND_MAX {
+        assert_eq!(comes(&mut world, &closed, number), ReasonCode::NotAuthorized);
+    }
+    assert_eq!(comes(&mut world, &open_to_all, u32::MAX), ReasonCode::Success);
+}
+
+/// Whoever has most waiting for it is closed where memory is very short, wherever it waits; one that has little is not.
+///
+/// Abuse: [stalled-subscriber]
+#[test]
+fn whoever_has_most_waiting_is_closed_first() {
+    let mut world = World::new(1);
+    let names = ["queued", "unwritten", "bystander", "publisher"];
+    let mut clients = names.map(|name| {
+        let connect = connect(ProtocolVersion::V5, name.to_owned(), 0);
+        let receive_maximum = NonZeroU16::new(1).filter(|_| name == "queued");
+        let properties = ConnectProperties { receive_maximum, ..ConnectProperties::default() };
+        world.open(0, Connect { properties, ..connect })
+    });
+    for (at, filter, qos) in [(0, "q", QoS::AtLeastOnce), (1, "u", QoS::AtMostOnce), (2, "b", QoS::AtMostOnce)] {
+        let subscribe = subscribe_to(&mut clients[at], &[filter], qos);
+        say(&mut world, &mut clients[at], &subscribe);
+    }
+    let large: &'static str = "x".repeat(2000).leak();
+    for (topic, count) in [("q", 100), ("u", 50), ("b", 5)] {
+        for _ in 0..count {
+            let publish = publish_to(&mut clients[3], topic, large);
+            say(&mut world, &mut clients[3], &publish);
+        }
+    }
+    let left = |world: &World| {
+        let clients = world.arbiters[0].state.clients.iter().filter(|(_, client)| client.session.is_some());
+        clients.map(|(_, client)| client.client_id.to_string()).collect::<Vec<_>>()
+    };
+    world.shared.memory_bytes_high_water.store(1, Ordering::Relaxed);
+    for expected in [&names[1..], &names[2..], &names[2..]] {
+        world.pass(1000);
+        assert_eq!(left(&world), expected);
+    }
+}
+
+/// Memory is short for what waits for a client that publishes as well: its acknowledgement stands behind what it publishes.
+#[test]
+fn an_acknowledgement_behind_a_publish_is_read_in_time() {
+    let mut world = World::new(1);
+    let both = connect(ProtocolVersion::V5, "both".to_owned(), 0);
+    let properties = ConnectProperties { receive_maximum: NonZeroU16::new(1), ..ConnectProperties::default() };
+    let mut both = world.open(1, Connect { properties, ..both });
+    let mut publisher = world.open(0, connect(ProtocolVersion::V5, "publisher".to_owned(), 0));
+    let subscribe = subscribe_to(&mut both, &["t"], QoS::AtLeastOnce);
+    assert_eq!(say(&mut world, &mut both, &subscribe).len(), 2, "CONNACK, SUBACK");
+    for _ in 0..3 {
+        let publish = publish_to(&mut publisher, "t", "x");
+        say(&mut world, &mut publisher, &publish);
+    }
+    let [Packet::Publish(first)] = &packets(&mut both)[..] else { panic!("one message") };
+    let id = first.delivery.packet_id().expect("QoS 1");
+    world.shared.pretend_memory(115, 100);
+    let (publish, another) = (publish_to(&mut both, "u", "x"), publish_to(&mut both, "u", "x"));
+    assert_eq!(say(&mut world, &mut both, &publish).len(), 1, "PUBACK");
+    let publish = publish_to(&mut publisher, "u", "x");
+    assert_eq!(say(&mut world, &mut publisher, &publish).len(), 1, "PUBACK");
+    world.machine.advance(Duration::from_secs(1));
+    // The other one looks at what memory there really is.
+    world.arbiters[1].on_second();
+    assert!(say(&mut world, &mut publisher, &publish).is_empty(), "it has nothing to acknowledge");
+    both.send(&publish);
+    both.send(&another);
+    let heard = say(&mut world, &mut both, &Packet::PubAck(Ack::success(id)));
+    assert!(matches!(heard[..], [Packet::PubAck(_)]), "one goes on: {heard:?}");
+    world.machine.advance(Duration::from_secs(1));
+    world.arbiters[1].on_second();
+    world.arbiters[1].run();
+    let heard = packets(&mut both);
+    assert!(matches!(heard[..], [Packet::PubAck(_), Packet::Publish(_)]), "{heard:?}");
+    assert_eq!(world.shared.memory_level(), 2);
+}
+
+/// Of five nodes two died, and a group had both as voters: it answers nobody, and they are never lost. Whoever has something for
+/// them waits; all others go on.
+#[test]
+fn who_answers_nothing_holds_up_only_those_who_have_something_for_it() {
+    let (mut arbiter, mut publisher, _) = client_of_several_nodes();
+    let shared = Arc::clone(&arbiter.state.shared);
+    let (mut bystander, connection) = another_claimant(&mut arbiter, "d");
+    shared.inboxes[0].push(Opened::transient(connection, Arc::from("d")).into(), 0);
+    arbiter.run();
+    let process = PeerProcess { node: 2, incarnation: 20 };
+    let node = shared.cluster.as_ref().expect("one of several").nodes.indexed(process);
+    let interest = NodeInterest { any: 1, ..NodeInterest::default() };
+    shared.index.set_node("t", node, 0, interest.to_value());
+    let say = |arbiter: &mut SteppedArbiter, client: &mut Client, packet: Packet| {
+        client.send(&packet);
+        client.write(usize::MAX);
+        arbiter.run();
+        packets(client).len()
+    };
+    assert_eq!([packets(&mut publisher).len(), packets(&mut bystander).len()], [1, 1], "CONNACK");
+    let held = |arbiter: &SteppedArbiter| arbiter.state.lanes.nodes.held().map(|(_, held)| held).sum::<u64>();
+
+    let large = Arc::new(Message {
+        identity: MessageIdentity::default(),
+        topic: Arc::from("t"),
+        payload: Bytes::from(vec![0; 8 * 1024 * 1024]),
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        publisher: Arc::from(""),
+        properties: None,
+        expires_at_ms: None,
+    });
+    arbiter.state.route_message(&large);
+    arbiter.run();
+    assert!(arbiter.state.is_overloaded(), "it may just be slow");
+    (0..4).for_each(|_| arbiter.on_second());
+    assert!(!arbiter.state.is_overloaded());
+    for under_way in [2, 2] {
+        let publish = publish_to(&mut publisher, "t", "x");
+        assert_eq!(say(&mut arbiter, &mut publisher, publish), 0);
+        assert_eq!(held(&arbiter), under_way, "one, and then it waits");
+        arbiter.on_second();
+    }
+    for _ in 0..3 {
+        let publish = publish_to(&mut bystander, "u", "x");
+        assert_eq!(say(&mut arbiter, &mut bystander, publish), 1, "PUBACK");
+    }
+    shared.inboxes[0].push(Event::NodeLost { node: node.number }, 0);
+    arbiter.run();
+    assert_eq!(packets(&mut publisher).len(), 2, "PUBACK of both");
+}
