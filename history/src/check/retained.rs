@@ -120,7 +120,7 @@ fn read_absences<'a>(story: &'a Story<'_>, topic: Symbol, register: &mut Registe
 /// Live messages of a subscription wait for its retained ones: the first of them is the end of reading. One of QoS 0 waits
 /// only for those of QoS 0, for the others wait in turn for what the client has to acknowledge. What a shared subscription may
 /// have brought waited for nothing. And when a retained message is read, the older ones of its topic that wait go before it: other topics
-/// may still be to be read then.
+/// may still be to be read then, and if it never left, nobody can tell whether it was read.
 ///
 /// A subscription that was given up before may have been read to no end: what had not begun to be sent is not owed.
 fn end_of_reading(story: &Story<'_>, span: &Span) -> Option<Mark> {
@@ -133,6 +133,18 @@ fn end_of_reading(story: &Story<'_>, span: &Span) -> Option<Mark> {
     let is_before_its_retained = |live: &Delivery| {
         sent().any(|other| other.retain && other.topic == live.topic && other.mark.event > live.mark.event)
     };
+    // It may have been read, and wait for what the client has to acknowledge.
+    let may_wait = |retained: u32| !sent().any(|other| other.message == retained);
+    let may_be_before_its_retained = |live: &Delivery| {
+        let published = story.messages[live.message as usize].first;
+        let mut later = (0_u32..).zip(&story.messages).filter(|(_, message)| {
+            message.retain
+                && message.topic == live.topic
+                && message.first.event > published.event
+                && message.first.at < over
+        });
+        later.any(|(index, _)| may_wait(index))
+    };
     let live = sent().find(|delivery| {
         delivery.connection == span.connection
             && delivery.kind == Kind::Live
@@ -143,6 +155,7 @@ fn end_of_reading(story: &Story<'_>, span: &Span) -> Option<Mark> {
             && delivery.message != NONE
             && story.messages[delivery.message as usize].first.event > suback.event
             && !is_before_its_retained(delivery)
+            && !may_be_before_its_retained(delivery)
     });
     let drained = story.quiesced.iter().find(|mark| mark.event > suback.event && mark.at < over).copied();
     let live = live.map(|delivery| delivery.mark);
