@@ -42,6 +42,10 @@ impl AppendFile for MemoryFile {
         Ok(())
     }
 
+    fn reserve(&mut self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
     fn sync(&mut self, _: SyncSite) -> io::Result<()> {
         Ok(())
     }

@@ -4,21 +4,35 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher as _, RandomState};
-use std::io::{self, Write as _};
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 mod site;
+#[cfg(test)]
+mod tests;
 
 pub use site::SyncSite;
 
 /// A file that is appended to.
+///
+/// Its end is where it ended when it was opened, and moves with what is appended and cut off. Behind it there may be room that was
+/// reserved.
 pub trait AppendFile: Send {
     /// Adds bytes at the end. They may be lost until [`Self::sync`].
     ///
     /// # Errors
-    /// Those of the disk; some of the bytes may have been written.
+    /// Those of the disk; some of the bytes may have been written, and the end stays where it was.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
+
+    /// Makes the file at least `until` bytes long, by zeros behind its end, which stays where it is: what is appended up to there
+    /// changes neither the file's length nor its blocks, so that a sync has nothing to write but the bytes. The zeros may be lost,
+    /// or a part of them, until [`Self::sync`]. Whoever opens the file again finds them before its end.
+    ///
+    /// # Errors
+    /// Those of the disk. What was appended is as safe as before, and more can be.
+    fn reserve(&mut self, until: u64) -> io::Result<()>;
 
     /// Makes everything appended survive a power cut.
     ///
@@ -26,7 +40,7 @@ pub trait AppendFile: Send {
     /// Those of the disk. What was not synced before must then be taken for lost: a second try proves nothing.
     fn sync(&mut self, site: SyncSite) -> io::Result<()>;
 
-    /// Cuts the file to `length` bytes.
+    /// Cuts the file to `length` bytes, and what was reserved behind them.
     ///
     /// # Errors
     /// Those of the disk.
@@ -142,26 +156,63 @@ impl RealDisk {
     }
 }
 
-struct RealFile(File);
+struct RealFile {
+    file: File,
+    /// Where the next bytes go.
+    end: u64,
+    /// Of the file, with what is reserved.
+    length: u64,
+}
+
+/// What is reserved is written so much at a time.
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+
+impl RealFile {
+    fn write_zeros(&mut self, until: u64) -> io::Result<()> {
+        while self.length < until {
+            let count = (until - self.length).min(ZEROS.len() as u64);
+            self.file.write_all_at(&ZEROS[..count as usize], self.length)?;
+            self.length += count;
+        }
+        Ok(())
+    }
+}
 
 impl AppendFile for RealFile {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_all(bytes)
+        self.file.write_all_at(bytes, self.end)?;
+        self.end += bytes.len() as u64;
+        self.length = self.length.max(self.end);
+        Ok(())
+    }
+
+    fn reserve(&mut self, until: u64) -> io::Result<()> {
+        // Not `fallocate`: the first write to what was only allocated changes the extents of the file.
+        let before = self.length;
+        self.write_zeros(until).inspect_err(|_| {
+            // What there was no room for should not take up what was left. If it stays, it is in nobody's way.
+            if self.file.set_len(before).is_ok() {
+                self.length = before;
+            }
+        })
     }
 
     fn sync(&mut self, site: SyncSite) -> io::Result<()> {
-        site.sync(|| self.0.sync_data())
+        site.sync(|| self.file.sync_data())
     }
 
     fn truncate(&mut self, length: u64) -> io::Result<()> {
-        self.0.set_len(length)
+        self.file.set_len(length)?;
+        (self.end, self.length) = (length, length);
+        Ok(())
     }
 }
 
 impl Disk for RealDisk {
     fn append_to(&self, name: &str) -> io::Result<Box<dyn AppendFile>> {
-        let file = OpenOptions::new().append(true).create(true).open(self.directory.join(name))?;
-        Ok(Box::new(RealFile(file)))
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(self.directory.join(name))?;
+        let length = file.metadata()?.len();
+        Ok(Box::new(RealFile { file, end: length, length }))
     }
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
@@ -205,7 +256,7 @@ impl Disk for RealDisk {
 pub enum Unsynced {
     /// Nothing.
     Lost,
-    /// The beginning.
+    /// The beginning, and half of the room that was reserved.
     Torn,
     /// The end, behind zeros: blocks are not written in order.
     Holed,
@@ -216,37 +267,68 @@ pub enum Unsynced {
 #[derive(Debug, Clone, Default)]
 struct SimFile {
     bytes: Vec<u8>,
-    /// How much of them a power cut leaves at least.
+    /// Up to where they were appended. Behind are the zeros that were reserved.
+    written: usize,
+    /// How much of what was appended a power cut leaves at least.
     synced: usize,
+    /// How long it leaves the file at least: what follows `synced` are zeros that were reserved, whatever was appended over them.
+    safe_length: usize,
     /// All that was synced, if part of it was cut off since: that may be undone.
     before_truncation: Option<Vec<u8>>,
 }
 
 impl SimFile {
+    fn append(&mut self, at: usize, bytes: &[u8]) {
+        let end = at + bytes.len();
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        self.bytes[at..end].copy_from_slice(bytes);
+        self.written = end;
+    }
+
+    fn reserve(&mut self, until: usize) {
+        if self.bytes.len() < until {
+            self.bytes.resize(until, 0);
+        }
+    }
+
     fn sync(&mut self) {
-        self.synced = self.bytes.len();
+        self.synced = self.written;
+        self.safe_length = self.bytes.len();
         self.before_truncation = None;
     }
 
     fn truncate(&mut self, length: usize) {
-        if length < self.synced {
-            self.before_truncation.get_or_insert_with(|| self.bytes[..self.synced].to_vec());
-            self.synced = length;
+        if length < self.safe_length {
+            let before = self.after_power_cut(Unsynced::Lost).bytes;
+            self.before_truncation.get_or_insert(before);
+            self.safe_length = length;
+            self.synced = self.synced.min(length);
         }
         self.bytes.truncate(length);
+        self.written = self.written.min(length);
     }
 
     /// A file that has these bytes, and has them safely.
     fn safe(bytes: Vec<u8>) -> Self {
-        Self { synced: bytes.len(), bytes, before_truncation: None }
+        let length = bytes.len();
+        Self { bytes, written: length, synced: length, safe_length: length, before_truncation: None }
+    }
+
+    /// The first `count` bytes, and behind them zeros up to `length`.
+    fn beginning(&self, count: usize, length: usize) -> Vec<u8> {
+        let mut bytes = self.bytes[..count].to_vec();
+        bytes.resize(length.max(count), 0);
+        bytes
     }
 
     fn after_power_cut(&self, unsynced: Unsynced) -> Self {
-        let half = self.synced + (self.bytes.len() - self.synced) / 2;
+        let half = self.synced + (self.written - self.synced) / 2;
         Self::safe(match (unsynced, &self.before_truncation) {
             (Unsynced::Lost, Some(before)) => before.clone(),
-            (Unsynced::Lost, None) => self.bytes[..self.synced].to_vec(),
-            (Unsynced::Torn, _) => self.bytes[..half].to_vec(),
+            (Unsynced::Lost, None) => self.beginning(self.synced, self.safe_length),
+            (Unsynced::Torn, _) => self.beginning(half, self.safe_length + (self.bytes.len() - self.safe_length) / 2),
             (Unsynced::Holed, _) => {
                 let mut bytes = self.bytes.clone();
                 bytes[self.synced..half].fill(0);
@@ -282,6 +364,15 @@ impl SimState {
     fn change_names(&mut self, change: impl FnOnce(&mut Names)) {
         self.earlier.push(self.files.clone());
         change(&mut self.files);
+    }
+
+    /// Takes room for a file of `length` bytes to be `until` bytes long.
+    fn take_room(&mut self, length: usize, until: usize) -> io::Result<()> {
+        if let Some(free) = &mut self.free {
+            let taken = until.saturating_sub(length) as u64;
+            *free = free.checked_sub(taken).ok_or(io::ErrorKind::StorageFull)?;
+        }
+        Ok(())
     }
 
     /// The directory as a power cut leaves it.
@@ -345,17 +436,18 @@ impl SimDisk {
         locked(&self.state).operations
     }
 
-    /// The power comes back: what was not synced is gone, but for a prefix of `torn` bytes of each file's unsynced end.
+    /// The power comes back: what was not synced is gone, but for a prefix of `torn` bytes of what was appended to each file, and all
+    /// of it is there with the room that was reserved behind it. What is gone of appends to room that was synced are zeros.
     pub fn power_cycle(&self, torn: impl Fn(&str, usize) -> usize) {
         let mut state = locked(&self.state);
         let mut files = Names::new();
         for (name, file) in state.names_after_power_cut(Unsynced::Lost) {
             let file = locked(file);
-            let unsynced = file.bytes.len() - file.synced;
-            let kept = torn(name, unsynced).min(unsynced);
-            let left = match kept {
+            let unsynced = file.written - file.synced;
+            let left = match torn(name, unsynced) {
                 0 => file.after_power_cut(Unsynced::Lost),
-                _ => SimFile::safe(file.bytes[..file.synced + kept].to_vec()),
+                kept if kept < unsynced => SimFile::safe(file.beginning(file.synced + kept, file.safe_length)),
+                _ => file.after_power_cut(Unsynced::Kept),
             };
             files.insert(name.clone(), Arc::new(Mutex::new(left)));
         }
@@ -406,6 +498,7 @@ impl SimDisk {
         if let Some(file) = file {
             let mut file = locked(&file);
             change(&mut file.bytes);
+            file.written = file.bytes.len();
             file.sync();
         }
     }
@@ -427,18 +520,25 @@ impl SimDisk {
 struct SimAppend {
     disk: SimDisk,
     file: SharedFile,
+    /// Where the next bytes go.
+    end: usize,
 }
 
 impl AppendFile for SimAppend {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.disk.operate()?;
-        if let Some(free) = &mut state.free {
-            if (bytes.len() as u64) > *free {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-            *free -= bytes.len() as u64;
-        }
-        locked(&self.file).bytes.extend_from_slice(bytes);
+        let mut file = locked(&self.file);
+        state.take_room(file.bytes.len(), self.end + bytes.len())?;
+        file.append(self.end, bytes);
+        self.end += bytes.len();
+        Ok(())
+    }
+
+    fn reserve(&mut self, until: u64) -> io::Result<()> {
+        let mut state = self.disk.operate()?;
+        let mut file = locked(&self.file);
+        state.take_room(file.bytes.len(), until as usize)?;
+        file.reserve(until as usize);
         Ok(())
     }
 
@@ -451,8 +551,14 @@ impl AppendFile for SimAppend {
     }
 
     fn truncate(&mut self, length: u64) -> io::Result<()> {
-        drop(self.disk.operate()?);
-        locked(&self.file).truncate(length as usize);
+        let mut state = self.disk.operate()?;
+        let mut file = locked(&self.file);
+        let before = file.bytes.len();
+        file.truncate(length as usize);
+        if let Some(free) = &mut state.free {
+            *free += (before - file.bytes.len()) as u64;
+        }
+        self.end = file.bytes.len();
         Ok(())
     }
 }
@@ -465,7 +571,8 @@ impl Disk for SimDisk {
         }
         let file = Arc::clone(&state.files[name]);
         drop(state);
-        Ok(Box::new(SimAppend { disk: self.clone(), file }))
+        let end = locked(&file).bytes.len();
+        Ok(Box::new(SimAppend { disk: self.clone(), file, end }))
     }
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {

@@ -428,6 +428,10 @@ impl AppendFile for FullFile {
         }
     }
 
+    fn reserve(&mut self, until: u64) -> io::Result<()> {
+        self.file.reserve(until)
+    }
+
     fn sync(&mut self, site: SyncSite) -> io::Result<()> {
         if self.at == NoRoom::At(site) { full() } else { self.file.sync(site) }
     }
