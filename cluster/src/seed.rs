@@ -14,7 +14,7 @@ use bytes::Bytes;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::directory::command::MemberRecord;
 use crate::directory::{Directory, STATE_KEY};
-use crate::disk::{Disk, RealDisk, SyncSite};
+use crate::disk::{Disk, RealDisk};
 use crate::formation::{AdoptError, Formation, Ledger, LedgerError, PromiseError, Proposal, Terms};
 use crate::group::{CheckpointBase, Configuration, pack, write_anew};
 use crate::identity::{GroupId, NodeId};
@@ -119,7 +119,7 @@ impl Seed {
         behind.push(LogEntry { id, kind: EntryKind::Commands, payload: pack(slice::from_ref(last)) });
         let hard = HardState { term: id.term, vote: 0, commit: id.index };
         write_anew(&mut self.log, group, &GroupLog { base: applied, entries: behind, hard }, hard);
-        self.log.write().and_then(|()| self.log.sync(SyncSite::LogEnd)).map_err(SeedError::from)?;
+        self.log.write().and_then(|()| self.log.end()).map_err(SeedError::from)?;
         self.filled.insert(group);
         Ok(count)
     }

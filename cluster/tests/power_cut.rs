@@ -44,9 +44,10 @@ fn expectation(site: SyncSite) -> Expectation {
         SyncSite::LogRound | SyncSite::LogSegmentHeader | SyncSite::LogSegmentName => Needed(cut_at_any_operation),
         SyncSite::LogReopened | SyncSite::LogReopenedNames => Needed(kill_or_cut_and_cut_again),
         SyncSite::LogBackground => Needed(cut_after_a_sync_in_the_background),
-        SyncSite::LogEnd => {
-            Harmless(cut_after_a_clean_end, "the last checkpoint has all that was applied, and is synced")
-        }
+        SyncSite::LogEnd => Harmless(
+            cut_after_a_clean_end,
+            "the last checkpoint has all that was applied, and is synced; what was written ahead and cut off is zeros",
+        ),
         SyncSite::LogPurged => Harmless(
             cut_after_checkpoints,
             "segments that come back lie before the checkpoints: they are skipped and purged again",

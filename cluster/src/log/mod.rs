@@ -1,6 +1,6 @@
 //! The log of all groups: segments of records, one writer, one sync a round.
 //!
-//! A segment is a file `log-NUMBER-SALT`: a header, an *opening*, then records. A record is
+//! A segment is a file `log-NUMBER-SALT`: a header, an *opening*, then records, and in the last segment perhaps zeros. A record is
 //!
 //! ```text
 //! mark u32 | crc u32 | length u32 | synced u64 | kind u8 | group u16 | three numbers u64 | payload
@@ -20,6 +20,12 @@
 //! up to which everything was known to be on disk when the record was written. That tells a torn end, which a power cut
 //! may leave, from damage to what was acknowledged: if a later record says that the damaged place had been synced, the log
 //! is damaged and is not touched.
+//!
+//! Small rounds find room that was *written ahead*: zeros behind the records, so that their sync has nothing to write but them, and not
+//! the file's new length and blocks as well. What a power cut leaves is the same but for such zeros, which are no record and vouch for
+//! none: they are cut off at start. A segment is written ahead only when its header and opening are safe, since bytes behind an opening
+//! say that it was, and not beyond the length at which it is full. So all that was written ahead is records when the next segment is
+//! begun, and only the last one may have anything else.
 //!
 //! What is left of a torn record may be a part of its payload, and payloads are what clients send: one that looks like a record behind it, and
 //! guesses where it stands, would make a power cut pass for such damage, and keep the node from starting. So each segment has a *salt*, drawn
@@ -53,6 +59,12 @@ const HEADER_BYTES: usize = 8 + 4 + 8 + 4 + 4;
 
 /// Payload that one opening may take over. Several times what a group may have uncommitted.
 const CARRIED_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// The log is written ahead up to the next multiple of this.
+const AHEAD_BYTES: u64 = 256 * 1024;
+
+/// From this length on a round makes up for its sync's work on the file, and would have to be written twice.
+const LARGE_ROUND_BYTES: usize = 16 * 1024;
 
 /// Why the log cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -183,8 +195,14 @@ pub struct Log {
     disk: Arc<dyn Disk>,
     segments: Vec<Segment>,
     file: Box<dyn AppendFile>,
-    /// Length of the last segment.
+    /// Length of the last segment: of its records, not of what is written ahead.
     length: u64,
+    /// Where its file ends.
+    file_length: u64,
+    /// A small round that ends beyond this is cause to write ahead.
+    ahead: u64,
+    /// Nothing is written ahead that would leave less free.
+    free_bytes_reserve: u64,
     salt: Salt,
     /// Position up to which everything is on disk.
     synced: u64,
@@ -235,7 +253,7 @@ impl Log {
             }
             let opening_end = HEADER_BYTES + header.opening;
             let mut opening = BTreeMap::new();
-            let end = read_records((name, header.start, salt), &bytes, is_last, |at, group, record| {
+            let end = read_records((name, header.start, salt), &bytes, is_last, opening_end, |at, group, record| {
                 if at < opening_end
                     && let Record::Base(base) = record
                 {
@@ -250,7 +268,10 @@ impl Log {
             if end < bytes.len() {
                 let mut file = disk.append_to(name)?;
                 file.truncate(end as u64)?;
-                tracing::warn!(file = %name, bytes = bytes.len() - end, "cut the torn end of the log off: it was never acknowledged");
+                // Zeros alone were written ahead.
+                if bytes[end..].iter().any(|&byte| byte != 0) {
+                    tracing::warn!(file = %name, bytes = bytes.len() - end, "cut the torn end of the log off: it was never acknowledged");
+                }
             }
             position = Some(header.start + end as u64);
             segments.push(Segment { name: name.clone(), start: header.start, salt, opening });
@@ -277,6 +298,9 @@ impl Log {
                     segments,
                     file,
                     length,
+                    file_length: length,
+                    ahead: length,
+                    free_bytes_reserve: 0,
                     salt,
                     synced: end,
                     segment_bytes,
@@ -297,6 +321,9 @@ impl Log {
             segments: Vec::new(),
             file,
             length: 0,
+            file_length: 0,
+            ahead: 0,
+            free_bytes_reserve: 0,
             salt,
             synced: 0,
             segment_bytes,
@@ -339,6 +366,7 @@ impl Log {
         self.disk.sync_directory(SyncSite::LogSegmentName).map_err(io::Error::other)?;
         self.file = file;
         self.length = bytes.len() as u64;
+        (self.file_length, self.ahead) = (self.length, self.length);
         self.salt = salt;
         self.synced = start + self.length;
         self.segments.push(Segment { name, start, salt, opening: bases });
@@ -383,17 +411,67 @@ impl Log {
         if self.buffer.is_empty() {
             return Ok(());
         }
+        let end = self.length + self.buffer.len() as u64;
+        if self.buffer.len() < LARGE_ROUND_BYTES && end > self.ahead {
+            self.write_ahead(end);
+        }
         if let Err(error) = self.file.append(&self.buffer) {
             // A part of it may stand there now.
-            self.file.truncate(self.length)?;
+            self.cut_ahead()?;
             return Err(error);
         }
-        self.length += self.buffer.len() as u64;
+        self.length = end;
+        self.file_length = self.file_length.max(end);
         self.buffer.clear();
         if self.buffer.capacity() > 8 * 1024 * 1024 {
             self.buffer = Vec::new();
         }
         Ok(())
+    }
+
+    /// Writes ahead of a round that will end at `end`. The log goes on if that fails.
+    fn write_ahead(&mut self, end: u64) {
+        // Not beyond the end of a full segment, so that it has its records only. The header and the opening are safe.
+        let until = (end / AHEAD_BYTES + 1).saturating_mul(AHEAD_BYTES).min(self.segment_bytes);
+        if until <= end {
+            return;
+        }
+        // Whether there is room or not: the next try is at the next step.
+        self.ahead = until;
+        // As much again must be left, also where nothing is kept free for others.
+        let room = 2 * until.saturating_sub(self.file_length);
+        let has_room = |free: u64| free.saturating_sub(self.free_bytes_reserve) >= room;
+        if !self.disk.free_bytes().is_ok_and(has_room) {
+            return;
+        }
+        // Where it failed, a part of it may stand there.
+        self.file_length = until;
+        if let Err(error) = self.file.reserve(until) {
+            tracing::debug!(%error, "the log is not written ahead");
+        }
+    }
+
+    /// Leaves nothing behind the records, whatever stands there.
+    fn cut_ahead(&mut self) -> io::Result<()> {
+        self.file.truncate(self.length)?;
+        self.file_length = self.length;
+        Ok(())
+    }
+
+    /// Nothing is written ahead that would leave less than this free. At first that is 0.
+    pub fn keep_free(&mut self, bytes: u64) {
+        self.free_bytes_reserve = bytes;
+    }
+
+    /// Makes what was written survive a power cut, and leaves nothing behind it: for now nothing more is added.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub fn end(&mut self) -> io::Result<()> {
+        if self.file_length > self.length {
+            self.cut_ahead()?;
+        }
+        self.sync(SyncSite::LogEnd)
     }
 
     /// Makes what was written survive a power cut.
@@ -433,6 +511,7 @@ impl Log {
         if self.length < self.segment_bytes || self.has_round() {
             return Ok(());
         }
+        debug_assert_eq!(self.file_length, self.length, "a full segment has nothing but its records");
         let end = segment.start + self.length;
         let is_idle = |(&group, tail): (&GroupId, &Tail)| {
             (segment.opening.get(&group) == Some(&tail.last.index)).then_some((group, tail.last))
@@ -479,7 +558,7 @@ impl Log {
         Ok(needless)
     }
 
-    /// Bytes from the first record kept to the end.
+    /// Bytes from the first record kept to the last one's end. What is written ahead does not count.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         match (self.segments.first(), self.segments.last()) {
@@ -591,12 +670,14 @@ fn read_records(
     (name, start, salt): (&str, u64, Salt),
     bytes: &Bytes,
     is_last: bool,
+    opening_end: usize,
     mut take: impl FnMut(usize, GroupId, Record) -> Result<(), LogError>,
 ) -> Result<usize, LogError> {
     let mut at = HEADER_BYTES;
     while at < bytes.len() {
         let Some(parsed) = parse(bytes, at, salt) else {
-            if !is_last || was_synced(start, bytes, at, salt) {
+            // The opening was safe before anything stood behind it, be it what was written ahead.
+            if !is_last || at < opening_end || was_synced(start, bytes, at, salt) {
                 return Err(LogError::Damaged { file: name.to_owned(), offset: at as u64 });
             }
             return Ok(at);

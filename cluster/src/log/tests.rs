@@ -4,7 +4,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::*;
-use crate::disk::{SimDisk, Unsynced};
+use crate::disk::{RealDisk, SimDisk, Unsynced};
 
 const GROUP: GroupId = GroupId(3);
 
@@ -162,13 +162,13 @@ fn a_flipped_bit_in_the_middle_is_refused_and_not_repaired() {
         for index in 1..=5 {
             append(&mut log, &[entry(index, "payload")]).expect("written");
         }
-        disk
+        (disk, log.position() as usize)
     };
-    let name = first_segment(&fresh());
-    let length = fresh().read(&name).expect("read").len();
+    let (disk, length) = fresh();
+    let name = first_segment(&disk);
     let entry_bytes = record::RECORD_BYTES + "payload".len();
     for position in 0..length - entry_bytes {
-        let disk = fresh();
+        let (disk, _) = fresh();
         disk.damage(&name, |bytes| bytes[position] ^= 0x10);
         let before = disk.read(&name).expect("read");
         let refused = open(&disk, 100_000);
@@ -228,8 +228,9 @@ fn segments_are_purged_only_behind_checkpoints() {
 /// F10: what could not be written for want of room is written once there is some, and nothing of it twice.
 #[test]
 fn a_full_disk_loses_nothing() {
+    // Nothing is written ahead in a segment that is full.
     let disk = SimDisk::new();
-    let (mut log, _) = open(&disk, 1000).expect("opened");
+    let (mut log, _) = open(&disk, 1).expect("opened");
     append(&mut log, &[entry(1, "payload")]).expect("written");
     disk.set_free_bytes(Some(10));
     add(&mut log, &entry(2, "payload"));
@@ -237,7 +238,34 @@ fn a_full_disk_loses_nothing() {
     disk.set_free_bytes(None);
     log.write().expect("written");
     log.sync(SyncSite::LogRound).expect("synced");
-    assert_eq!(open(&disk, 1000).expect("opened").1, [entry(1, "payload"), entry(2, "payload")]);
+    assert_eq!(open(&disk, 1).expect("opened").1, [entry(1, "payload"), entry(2, "payload")]);
+}
+
+/// F10: rounds go on in what was written ahead; the first that does not fit gives the rest of it back.
+#[test]
+fn a_full_disk_has_room_for_what_was_written_ahead() {
+    let disk = SimDisk::new();
+    let (mut log, _) = open(&disk, 500).expect("opened");
+    append(&mut log, &[entry(1, "payload")]).expect("written");
+    disk.set_free_bytes(Some(0));
+    let mut written = vec![entry(1, "payload")];
+    let refused = loop {
+        let next = entry(written.len() as u64 + 1, "payload");
+        match append(&mut log, std::slice::from_ref(&next)) {
+            Ok(()) => written.push(next),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused.kind(), io::ErrorKind::StorageFull);
+    assert!(written.len() > 5, "{} fit", written.len());
+    let name = first_segment(&disk);
+    assert_eq!(disk.read(&name).expect("read").len() as u64, log.position(), "the rest is given back");
+    disk.set_free_bytes(None);
+    log.write().expect("written");
+    log.sync(SyncSite::LogRound).expect("synced");
+    written.push(entry(written.len() as u64 + 1, "payload"));
+    disk.power_cycle(|_, _| 0);
+    assert_eq!(open(&disk, 500).expect("opened").1, written);
 }
 
 /// Raft, section 5.3: a leader overwrites what was never committed.
@@ -403,6 +431,8 @@ enum NoRoom {
     Behind(usize),
     /// Which is only found out when it is made safe there.
     At(SyncSite),
+    /// For more than half of what is to be written ahead, in the first one too; though it seems that there is.
+    Ahead,
 }
 
 /// A disk that runs full as soon as it has one segment.
@@ -429,7 +459,10 @@ impl AppendFile for FullFile {
     }
 
     fn reserve(&mut self, until: u64) -> io::Result<()> {
-        self.file.reserve(until)
+        match self.at {
+            NoRoom::Ahead => self.file.reserve(until / 2).and_then(|()| full()),
+            _ => self.file.reserve(until),
+        }
     }
 
     fn sync(&mut self, site: SyncSite) -> io::Result<()> {
@@ -444,7 +477,7 @@ impl AppendFile for FullFile {
 impl Disk for Full {
     fn append_to(&self, name: &str) -> io::Result<Box<dyn AppendFile>> {
         match self.at {
-            _ if begin_of(name).0 == 0 => self.disk.append_to(name),
+            at if at != NoRoom::Ahead && begin_of(name).0 == 0 => self.disk.append_to(name),
             NoRoom::Name => full(),
             at => Ok(Box::new(FullFile { file: self.disk.append_to(name)?, at })),
         }
@@ -471,7 +504,7 @@ impl Disk for Full {
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
-        Ok(0)
+        Ok(if self.at == NoRoom::Ahead { u64::MAX } else { 0 })
     }
 }
 
@@ -569,5 +602,239 @@ fn a_segment_that_was_written_and_not_made_safe_is_not_taken_for_want_of_room() 
         assert!(!is_full(&error), "{site}: {error:?}");
         drop(log);
         assert_eq!(open(&disk, 60).expect("opened").1, [entry(1, "payload")], "the next process goes on");
+    }
+}
+
+/// A segment that several steps are written ahead in, and that is not a multiple of them.
+const LARGE_SEGMENT_BYTES: u64 = 2 * AHEAD_BYTES + 1000;
+
+/// A log on real files, and how long the last of them is.
+fn real() -> (tempfile::TempDir, Arc<dyn Disk>, Log) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::existing(directory.path()));
+    let (log, _) = Log::open(Arc::clone(&disk), LARGE_SEGMENT_BYTES).expect("opened");
+    (directory, disk, log)
+}
+
+fn last_length(directory: &tempfile::TempDir, disk: &dyn Disk) -> u64 {
+    let name = disk.list().expect("listed").pop().expect("a segment");
+    directory.path().join(name).metadata().expect("it is there").len()
+}
+
+/// As many entries as rounds, each of them small, until `until` says so.
+fn fill(log: &mut Log, mut until: impl FnMut(&Log) -> bool) -> u64 {
+    let payload = "x".repeat(10_000);
+    for index in 1.. {
+        append(log, &[entry(index, &payload)]).expect("written");
+        log.rotate_if_full(|_| None).expect("rotated");
+        if until(log) {
+            return index;
+        }
+    }
+    unreachable!("it ends")
+}
+
+/// A sync of a small round has neither a length nor blocks to write, but at each step.
+#[test]
+fn the_log_is_written_ahead_in_steps() {
+    let (directory, disk, mut log) = real();
+    let mut lengths = BTreeMap::new();
+    let last = fill(&mut log, |log| {
+        *lengths.entry(last_length(&directory, &*disk)).or_insert(0) += 1;
+        assert!(log.position() <= last_length(&directory, &*disk));
+        log.position() > AHEAD_BYTES * 3 / 2
+    });
+    assert_eq!(lengths.keys().copied().collect::<Vec<_>>(), [AHEAD_BYTES, 2 * AHEAD_BYTES]);
+    assert!(lengths.values().all(|&rounds| rounds > 10), "{lengths:?}");
+    let end = log.position();
+    // The process is killed.
+    drop(log);
+    let (mut log, groups) = Log::open(Arc::clone(&disk), LARGE_SEGMENT_BYTES).expect("opened");
+    assert_eq!((groups[&GROUP].entries.len() as u64, log.position(), log.bytes()), (last, end, end));
+    assert_eq!(last_length(&directory, &*disk), end, "the rest is cut off");
+    append(&mut log, &[entry(last + 1, "again")]).expect("written");
+    assert_eq!(last_length(&directory, &*disk), 2 * AHEAD_BYTES);
+    assert_eq!(log.bytes(), log.position());
+    let end = log.position();
+    log.end().expect("ended");
+    assert_eq!(last_length(&directory, &*disk), end, "who opens it next finds nothing to cut off");
+    append(&mut log, &[entry(last + 2, "again")]).expect("it may go on");
+    let (_, groups) = Log::open(disk, LARGE_SEGMENT_BYTES).expect("opened");
+    assert_eq!(groups[&GROUP].entries.len() as u64, last + 2);
+}
+
+/// One that is not the last may have nothing behind its records.
+#[test]
+fn a_full_segment_has_its_records_only() {
+    let (directory, disk, mut log) = real();
+    let last = fill(&mut log, |_| disk.list().expect("listed").len() == 4);
+    let names = disk.list().expect("listed");
+    for pair in names.windows(2) {
+        let [full, next] = [&pair[0], &pair[1]].map(|name| begin_of(name).0);
+        let length = directory.path().join(&pair[0]).metadata().expect("it is there").len();
+        assert_eq!(length, next - full);
+        assert!(length >= LARGE_SEGMENT_BYTES, "{length}");
+    }
+    let (_, groups) = Log::open(disk, LARGE_SEGMENT_BYTES).expect("opened");
+    assert_eq!(groups[&GROUP].entries.len() as u64, last);
+}
+
+/// They would be written twice.
+#[test]
+fn large_rounds_are_not_written_ahead_of() {
+    let (directory, disk, mut log) = real();
+    let large = "x".repeat(LARGE_ROUND_BYTES);
+    for index in 1..=3 {
+        append(&mut log, &[entry(index, &large)]).expect("written");
+        assert_eq!(last_length(&directory, &*disk), log.position());
+    }
+    append(&mut log, &[entry(4, "small")]).expect("written");
+    assert_eq!(last_length(&directory, &*disk), AHEAD_BYTES);
+    for index in 5..30 {
+        append(&mut log, &[entry(index, &large)]).expect("written");
+    }
+    assert_eq!(last_length(&directory, &*disk), log.position(), "they go beyond it");
+    let (_, groups) = Log::open(disk, LARGE_SEGMENT_BYTES).expect("opened");
+    assert_eq!(groups[&GROUP].entries.len(), 29);
+}
+
+/// F10: what is kept free for others, and a disk that is nearly full, are not filled; nor is it looked for at each round.
+#[test]
+fn the_log_is_not_written_ahead_where_little_is_free() {
+    const KEPT_FREE: u64 = 1_000_000;
+    for (free, is_ahead) in [(0, false), (KEPT_FREE + AHEAD_BYTES, false), (KEPT_FREE + 2 * AHEAD_BYTES, true)] {
+        let disk = SimDisk::new();
+        let (mut log, _) = open(&disk, LARGE_SEGMENT_BYTES).expect("opened");
+        log.keep_free(KEPT_FREE);
+        disk.set_free_bytes(Some(free.max(50_000)));
+        let mut looked = Vec::new();
+        for index in 1..=20 {
+            let before = disk.operations();
+            append(&mut log, &[entry(index, "payload")]).expect("written");
+            // But for the append and the sync.
+            if disk.operations() > before + 2 {
+                looked.push(index);
+            }
+            let length = disk.read(&first_segment(&disk)).expect("read").len() as u64;
+            assert_eq!(length, if is_ahead { AHEAD_BYTES } else { log.position() }, "{free} bytes are free");
+        }
+        assert_eq!(looked, [1], "{free} bytes are free");
+        // At the next step there may be some.
+        disk.set_free_bytes(None);
+        let mut index = 20;
+        while log.position() <= AHEAD_BYTES {
+            index += 1;
+            append(&mut log, &[entry(index, &"x".repeat(10_000))]).expect("written");
+        }
+        assert_eq!(disk.read(&first_segment(&disk)).expect("read").len() as u64, 2 * AHEAD_BYTES);
+    }
+}
+
+/// F10: it is a help, and nothing that the log needs.
+#[test]
+fn a_log_that_cannot_be_written_ahead_goes_on() {
+    let sim = SimDisk::new();
+    let disk: Arc<dyn Disk> = Arc::new(Full { disk: sim.clone(), at: NoRoom::Ahead });
+    let (mut log, _) = Log::open(Arc::clone(&disk), 700).expect("opened");
+    let mut tried = Vec::new();
+    for index in 1..=30 {
+        let before = sim.operations();
+        append(&mut log, &[entry(index, "payload")]).expect("written");
+        if sim.operations() > before + 2 {
+            tried.push(log.segments.len());
+        }
+        log.rotate_if_full(|_| None).expect("rotated");
+        let (_, groups) = Log::open(Arc::new(sim.after_kill()), 700).expect("opened");
+        assert_eq!(groups[&GROUP].entries.len() as u64, index);
+    }
+    assert_eq!(tried, (1..=log.segments.len()).collect::<Vec<_>>(), "once in each segment, of one step");
+    assert!(tried.len() > 2, "{tried:?}");
+}
+
+/// Counts the warnings of a thread.
+#[derive(Default)]
+struct Warnings(std::sync::atomic::AtomicU64);
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::WARN
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// F9: zeros behind the records are no damage and not worth a word. What stands behind zeros is judged as if there were none.
+#[test]
+fn what_was_written_ahead_is_cut_off() {
+    let entries: Vec<_> = (1..=3).map(|index| entry(index, "payload")).collect();
+    let record = record::RECORD_BYTES + "payload".len();
+    type Change = fn(&mut Vec<u8>, usize, usize);
+    // What happens to a file whose records end at the second number, the last of which has the length of the third; how many entries
+    // are left, and whether that is reported.
+    let changes: [(&str, Change, Option<(usize, u64)>); 6] = [
+        ("nothing", |_, _, _| {}, Some((3, 0))),
+        ("it is longer", |bytes, _, _| bytes.resize(2_000_000, 0), Some((3, 0))),
+        ("garbage behind", |bytes, end, _| bytes[end + 5..end + 100].fill(7), Some((3, 1))),
+        ("garbage behind zeros, as a power cut may leave", |bytes, _, _| bytes.extend([1; 50]), Some((3, 1))),
+        ("the last record is lost", |bytes, end, record| bytes[end - record..end].fill(0), Some((2, 0))),
+        ("what was safe is lost", |bytes, end, record| bytes[end - 2 * record..end - record].fill(0), None),
+    ];
+    for (what, change, expected) in changes {
+        let disk = SimDisk::new();
+        let (mut log, _) = open(&disk, LARGE_SEGMENT_BYTES).expect("opened");
+        for entry in &entries {
+            append(&mut log, std::slice::from_ref(entry)).expect("written");
+        }
+        let end = log.position() as usize;
+        let name = first_segment(&disk);
+        assert_eq!(disk.read(&name).expect("read").len() as u64, AHEAD_BYTES);
+        disk.damage(&name, |bytes| change(bytes, end, record));
+        let warnings = Arc::new(Warnings::default());
+        let opened = tracing::subscriber::with_default(Arc::clone(&warnings), || open(&disk, LARGE_SEGMENT_BYTES));
+        let Some((left, reported)) = expected else {
+            assert!(matches!(opened, Err(LogError::Damaged { .. })), "{what}");
+            continue;
+        };
+        let (mut log, found) = opened.unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_eq!(found, entries[..left], "{what}");
+        assert_eq!(warnings.0.load(std::sync::atomic::Ordering::Relaxed), reported, "{what}");
+        assert_eq!(disk.read(&name).expect("read").len() as u64, log.position(), "{what}");
+        append(&mut log, &[entry(left as u64 + 1, "again")]).expect("written");
+        disk.power_cycle(|_, _| 0);
+        assert_eq!(open(&disk, LARGE_SEGMENT_BYTES).expect("opened").1.len(), left + 1, "{what}");
+    }
+}
+
+/// F9: what is written ahead stands behind an opening that was safe. Were a damaged one cut off as a torn end, what it says of
+/// each group would be gone without a word.
+#[test]
+fn a_damaged_opening_before_what_was_written_ahead_is_refused() {
+    let disk = SimDisk::new();
+    let (mut log, _) = open(&disk, 60).expect("opened");
+    append(&mut log, &[entry(1, "first")]).expect("written");
+    log.rotate_if_full(|_| None).expect("rotated");
+    let name = disk.list().expect("listed").pop().expect("two segments");
+    let opening_end = disk.read(&name).expect("read").len();
+    for at in HEADER_BYTES..opening_end {
+        let damaged = disk.after_kill();
+        damaged.damage(&name, |bytes| {
+            bytes[at] ^= 1;
+            bytes.resize(1000, 0);
+        });
+        assert!(matches!(open(&damaged, 60), Err(LogError::Damaged { .. })), "a flip at {at}");
     }
 }

@@ -74,6 +74,8 @@ pub struct NodeConfig {
     pub segment_bytes: u64,
     /// Whether a round is synced before what depends on it leaves. If not, [`Node::sync`] must be called soon after.
     pub sync: bool,
+    /// The log is not written ahead where less than this would be left free, in bytes.
+    pub free_bytes_reserve: u64,
     /// A follower that hears nothing for this many ticks, up to twice as many, stands for election.
     pub election_ticks: u32,
     /// A leader is heard of this often.
@@ -92,6 +94,7 @@ impl NodeConfig {
             node,
             segment_bytes,
             sync,
+            free_bytes_reserve: 0,
             election_ticks: 20,
             heartbeat_ticks: 4,
             seed,
@@ -161,7 +164,8 @@ impl Node {
         disk: Arc<dyn Disk>,
         checkpoints: BTreeMap<GroupId, CheckpointBase>,
     ) -> Result<Self, OpenError> {
-        let (log, mut logs) = Log::open(disk, config.segment_bytes)?;
+        let (mut log, mut logs) = Log::open(disk, config.segment_bytes)?;
+        log.keep_free(config.free_bytes_reserve);
         let mut node = Self { config, log, groups: BTreeMap::new(), writing: Vec::new(), cut_off: BTreeMap::new() };
         for (group, checkpoint) in checkpoints {
             let log = logs.remove(&group);
@@ -416,6 +420,14 @@ impl Node {
         // A full disk here is no reason to try again: what a failed sync left is unknown.
         let stuck = |group: GroupId| self.groups.get(&group)?.stuck();
         self.log.sync(site).and_then(|()| self.log.rotate_if_full(stuck)).map_err(io::Error::other)
+    }
+
+    /// Makes what was written survive a power cut, before the node ends.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub fn end(&mut self) -> io::Result<()> {
+        self.log.end().map_err(io::Error::other)
     }
 
     /// One group as this node sees it.

@@ -27,7 +27,7 @@ pub use self::stats::{GroupCounts, GroupFigures, Stats};
 use self::apply::{Applier, TICK, write_checkpoints};
 use self::bell::{Bell, Ringing};
 use self::raft::{Outcome, RAFT_TICK, ROUND_BYTES_MAX, ROUND_INTERVAL_MIN, RaftThread};
-use crate::disk::{Disk, SyncSite};
+use crate::disk::Disk;
 use crate::group::{CheckpointBase, Configuration, GroupStatus, HandOverError, Target};
 use crate::identity::{GroupId, NodeId};
 use crate::log::LogId;
@@ -488,7 +488,10 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
         now: Duration,
     ) -> Result<Self, StartError> {
         make_groups(&config, &mut store)?;
-        let node_config = NodeConfig::new(config.node, config.segment_bytes, config.sync, config.seed);
+        let node_config = NodeConfig {
+            free_bytes_reserve: config.free_bytes_reserve,
+            ..NodeConfig::new(config.node, config.segment_bytes, config.sync, config.seed)
+        };
         let node = Node::open(node_config, Arc::clone(&disk), store.bases().clone())?;
         for (group, status) in node.groups().filter_map(|group| Some((group, node.status(group)?))) {
             machine.reread(group, status.last);
@@ -596,7 +599,7 @@ fn run_raft<Q: Send + 'static, P: Peers>(
             break;
         }
     }
-    if let Err(error) = raft.node.sync(SyncSite::LogEnd) {
+    if let Err(error) = raft.node.end() {
         give_up("syncing the log", &error);
     }
 }
