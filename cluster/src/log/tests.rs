@@ -783,9 +783,10 @@ fn what_was_written_ahead_is_cut_off() {
     let entries: Vec<_> = (1..=3).map(|index| entry(index, "payload")).collect();
     let record = record::RECORD_BYTES + "payload".len();
     type Change = fn(&mut Vec<u8>, usize, usize);
+    type Left = Option<(usize, u64)>;
     // What happens to a file whose records end at the second number, the last of which has the length of the third; how many entries
     // are left, and whether that is reported.
-    let changes: [(&str, Change, Option<(usize, u64)>); 6] = [
+    let changes: [(&str, Change, Left); 6] = [
         ("nothing", |_, _, _| {}, Some((3, 0))),
         ("it is longer", |bytes, _, _| bytes.resize(2_000_000, 0), Some((3, 0))),
         ("garbage behind", |bytes, end, _| bytes[end + 5..end + 100].fill(7), Some((3, 1))),
@@ -837,4 +838,27 @@ fn a_damaged_opening_before_what_was_written_ahead_is_refused() {
         });
         assert!(matches!(open(&damaged, 60), Err(LogError::Damaged { .. })), "a flip at {at}");
     }
+}
+
+/// F9: what stands behind an opening says that it was safe, be it what is written ahead.
+#[test]
+fn nothing_stands_behind_an_opening_that_is_not_safe() {
+    let disk = SimDisk::new();
+    let (mut log, _) = open(&disk, 500).expect("opened");
+    disk.watch(|disk| {
+        let left = disk.after_power_cut(Unsynced::Lost, Unsynced::Lost).contents();
+        for (name, bytes) in disk.contents() {
+            let opening_end = HEADER_BYTES + u32_at(&bytes, HEADER_BYTES - 8).unwrap_or(0) as usize;
+            let opening = bytes.get(..opening_end).filter(|_| bytes.len() > opening_end);
+            assert!(
+                opening.is_none_or(|opening| left.get(&name).is_some_and(|left| left.starts_with(opening))),
+                "{name}"
+            );
+        }
+    });
+    for index in 1..=30 {
+        append(&mut log, &[entry(index, "payload")]).expect("written");
+        log.rotate_if_full(|_| None).expect("rotated");
+    }
+    assert!(disk.list().expect("listed").len() > 3);
 }
