@@ -466,7 +466,7 @@ settings! {
     pub struct StorageConfig {
         /// Raft groups that sessions and topics are spread over. Fixed when the cluster forms. At most 4096.
         pub groups: NonZeroU16 = nonzero_u16(16),
-        /// Size of a segment of the log, allocated in advance.
+        /// Length from which on a segment of the log is full and the next one is begun. Up to 256 KiB of it are written ahead.
         pub segment_bytes: u64 = 64 * MIB,
         /// Log that a group may gather before it writes a checkpoint.
         pub checkpoint_log_bytes: u64 = 64 * MIB,

@@ -13,7 +13,10 @@ const FIGURES: &[Counted<Stats>] = &[
     (family("kentongan_log_commands_total", Kind::Counter, &["Commands committed to the log."]), |stats| {
         &stats.commands
     }),
-    (family("kentongan_log_size_bytes", Kind::Gauge, &["Size of the log on disk."]), |stats| &stats.log_bytes),
+    (
+        family("kentongan_log_size_bytes", Kind::Gauge, &["Size of the log on disk, without what is written ahead."]),
+        |stats| &stats.log_bytes,
+    ),
     (
         family(
             "kentongan_log_segments_purged_total",
