@@ -227,6 +227,7 @@ impl Run {
             subscribers: self.subscribers.unwrap_or(subscribers),
             rate: self.rate,
             keeps_sessions: self.persistent,
+            look_ns: 0,
             churn_per_second: self.churn,
             seconds: self.seconds,
             warm_up_seconds: self.warm_up,

@@ -51,6 +51,9 @@ const DURABLE_CPU_NS_MAX: f64 = 60_000.0;
 /// p99 of durable messages at half the peak rate: this, and four times the disk's own p99.
 const DURABLE_P99_US_MAX: f64 = 20_000.0;
 
+/// At an even rate the generator looks that often what is due, on average half of this too late, which counts as latency.
+const DURABLE_LOOK_NS: u64 = 250_000;
+
 /// Time that one connection takes at full speed, relative to mosquitto.
 const CONNECT_RATIO_MAX: f64 = 1.5;
 
@@ -283,7 +286,8 @@ impl Round<'_> {
         let on_cpu_ns = peak.broker_cpu.map_or(f64::NAN, |used| used.on_cpu_ns as f64);
 
         let prober = DiskProber::start(self.nodes.dir())?;
-        let half = self.traffic(&traffic::Plan { rate: Some(a_second / 2.0), ..plan }, &broker);
+        let even = traffic::Plan { rate: Some(a_second / 2.0), look_ns: DURABLE_LOOK_NS, ..plan };
+        let half = self.traffic(&even, &broker);
         let disk_latency = prober.finish()?;
         let half = half?;
         let p99_us_max = DURABLE_P99_US_MAX + 4.0 * disk_latency.p99_us;
@@ -300,7 +304,9 @@ impl Round<'_> {
             Figure::new("latency p99 at half the rate", half.latency.p99_us, Unit::Microseconds)
                 .limited(Limit::AtMost(p99_us_max)),
             Figure::new("the disk's own p99 meanwhile", disk_latency.p99_us, Unit::Microseconds),
+            Figure::new("messages a second at half the rate", half.delivered as f64 / half.seconds, Unit::Count),
             Figure::new("generator, of a core", peak.own_share, Unit::Share),
+            Figure::new("generator, of a core, at half the rate", half.own_share, Unit::Share),
         ])
     }
 
@@ -433,6 +439,7 @@ fn transient(plan: &Plan, shape: Shape, publishers: u32) -> traffic::Plan {
         subscribers: 50,
         rate: None,
         keeps_sessions: false,
+        look_ns: 0,
         churn_per_second: 0.0,
         seconds: plan.seconds,
         warm_up_seconds: 0.5,

@@ -111,6 +111,7 @@ pub fn all(seconds: f64, seed: u64) -> Vec<Row> {
         subscribers,
         rate: None,
         keeps_sessions: false,
+        look_ns: 0,
         churn_per_second: 0.0,
         seconds,
         warm_up_seconds: 0.5,

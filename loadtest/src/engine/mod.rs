@@ -175,6 +175,7 @@ pub struct Engine {
     dirty: Vec<usize>,
     traffic: Traffic,
     pacing: Option<(Schedule, std::ops::Range<usize>)>,
+    pace_step_ns: u64,
     churn: Option<Churn>,
     next_keep_alive_ns: u64,
     woke_ns: u64,
@@ -213,6 +214,7 @@ impl Engine {
                 opening: 0,
             },
             pacing: None,
+            pace_step_ns: 0,
             churn: None,
             next_keep_alive_ns: now_ns() + SECOND,
             woke_ns: now_ns(),
@@ -268,6 +270,12 @@ impl Engine {
     /// Lets publishers `range`, in turn, send `per_second` messages a second in all.
     pub fn pace(&mut self, range: std::ops::Range<usize>, per_second: f64) {
         self.pacing = Some((Schedule::new(now_ns(), per_second), range));
+    }
+
+    /// Looks what is due by the pace at most that often, and sends it then. To arm a timer for each message costs more than the message,
+    /// and where the generator shares its cores with what it measures, it measures that. 0: each is sent when it is due.
+    pub fn look_every(&mut self, nanoseconds: u64) {
+        self.pace_step_ns = nanoseconds;
     }
 
     fn add_connection(&mut self, kind: &str, role: Role, subscription: Option<(String, QoS)>) -> usize {
@@ -394,7 +402,9 @@ impl Engine {
             self.take_due(now);
             self.fill_ready(now);
             if let Some((schedule, _)) = &self.pacing {
-                wake_at = wake_at.min(schedule.next_due_ns());
+                let due = schedule.next_due_ns();
+                // On a raster, so that to be woken by something else arms nothing anew.
+                wake_at = wake_at.min(due.next_multiple_of(self.pace_step_ns.max(1)));
             }
             if let Some(churn) = self.churn.as_ref().filter(|churn| churn.is_running) {
                 wake_at = wake_at.min(churn.schedule.next_due_ns());

@@ -145,6 +145,7 @@ fn run(sabotage: Sabotage, shape: Shape, subscribers: u32, payload_bytes: usize)
         subscribers,
         rate: None,
         keeps_sessions: false,
+        look_ns: 0,
         churn_per_second: 0.0,
         seconds: 0.2,
         warm_up_seconds: 0.0,

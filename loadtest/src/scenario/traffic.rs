@@ -46,6 +46,8 @@ pub struct Plan {
     pub subscribers: u32,
     /// Messages a second in all; without it each publisher sends as soon as its window allows.
     pub rate: Option<f64>,
+    /// Nanoseconds between two looks at what is due by the rate; 0: each message is sent when it is due.
+    pub look_ns: u64,
     /// Subscribers have sessions that outlive their connections.
     pub keeps_sessions: bool,
     /// SUBSCRIBEs, and as many UNSUBSCRIBEs, a second by other clients.
@@ -148,6 +150,7 @@ pub fn run(plan: &Plan, broker: &Broker, progress: &Progress) -> Result<Outcome>
     engine.establish(ESTABLISH_NS)?;
     if let Some(rate) = plan.rate {
         engine.pace(0..plan.publishers as usize, rate);
+        engine.look_every(plan.look_ns);
     }
     engine.start();
     let nanoseconds = |seconds: f64| (seconds * SECOND as f64) as u64;
