@@ -36,6 +36,7 @@ impl Membership {
         let recent_bytes_max = self.limits.recent_bytes_max;
         let source = Source::restored(SourceId::Group(group), version, entries);
         self.group(group).source = source.with_recent_bytes_max(recent_bytes_max);
+        self.has_changed = true;
     }
 
     /// The entry at index `version` changed a filter of the group; at every replica. Returns a version that holds it. Sent by
@@ -44,6 +45,7 @@ impl Membership {
     /// # Panics
     /// The entries are not applied in their order.
     pub fn set_group_interest(&mut self, group: GroupId, version: Version, filter: &Arc<str>, value: u32) -> Version {
+        self.has_changed = true;
         self.group(group).source.set_at(version, filter, value)
     }
 

@@ -214,6 +214,7 @@ impl Membership {
             }
         }
         self.complete_interest(now_ns);
+        self.has_changed = false;
     }
 
     /// To each node an update of each source in turn, until it has everything or there is no room for more.

@@ -164,6 +164,8 @@ pub struct Membership {
     register_at_ns: u64,
     fence_at_ns: u64,
     next_token: u64,
+    /// Something was said whose consequences were not seen to yet.
+    has_changed: bool,
     /// What this node says to itself.
     loopback: VecDeque<Body>,
     outputs: Vec<Output>,
@@ -200,6 +202,7 @@ impl Membership {
             register_at_ns: 0,
             fence_at_ns: 0,
             next_token: 1,
+            has_changed: false,
             loopback: VecDeque::new(),
             outputs: Vec::new(),
         }
@@ -550,6 +553,7 @@ impl Membership {
     /// A filter of this node's transient sessions changes. Returns a version that holds it; `None` if the node is not
     /// registered, so that nobody may subscribe. Sent by [`Membership::flush`].
     pub fn set_node_interest(&mut self, filter: &Arc<str>, value: u32) -> Option<Version> {
+        self.has_changed = true;
         self.life.as_mut().map(|life| life.source.set(filter, value))
     }
 
@@ -579,7 +583,10 @@ impl Membership {
 
     /// Everything of a round was said: what it changed is sent. Changes are not sent one by one.
     pub fn flush(&mut self, now_ns: u64) {
-        self.settle(now_ns);
+        // Called for every round of this node, most of which change nothing here.
+        if self.has_changed || !self.loopback.is_empty() {
+            self.settle(now_ns);
+        }
     }
 
     fn register(&mut self, now_ns: u64) {
