@@ -57,6 +57,9 @@ const GROWTH_BYTES_MIN: usize = 1024 * 1024;
 /// Sessions released by one fence command.
 pub(super) const FENCE_SESSIONS_MAX: u32 = 1000;
 
+/// Room for so many effects of a command is kept for the next one.
+const EFFECTS_KEPT_MAX: usize = 256;
+
 /// Calls of `tick` after which lanes of outboxes without progress begin anew, and groups are told again of who is lost.
 const RETRY_TICKS: u32 = 10;
 
@@ -125,6 +128,7 @@ pub struct Machine {
     /// `None`: this is the only node there is.
     pub(super) member: Option<Member>,
     pub(super) counters: ArbiterCounters,
+    /// Empty between two commands.
     effects: Vec<Effect>,
     /// Groups that this node leads.
     led: BTreeSet<u16>,
@@ -619,11 +623,14 @@ impl StateMachine for Machine {
             // All of it before anybody is told: SUBACK waits for the interest of its own entry.
             effects.retain(|effect| !member.note(group.0, index, effect));
             if live && self.led.contains(&group.0) {
-                self.carry_out(group.0, effects);
+                self.carry_out(group.0, effects.drain(..));
             }
         } else if live && self.leads {
-            self.carry_out(group.0, effects);
+            self.carry_out(group.0, effects.drain(..));
         }
+        effects.clear();
+        effects.shrink_to(EFFECTS_KEPT_MAX);
+        self.effects = effects;
     }
 
     fn lead(&mut self, group: GroupId, term: u64) {

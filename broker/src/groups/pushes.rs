@@ -115,7 +115,13 @@ impl Pushes {
     }
 
     /// For an arbiter of another node, when the turn ends.
-    pub(super) fn push(&mut self, group: u16, node: u64, incarnation: u64, events: Vec<EventKind>) {
+    pub(super) fn push(
+        &mut self,
+        group: u16,
+        node: u64,
+        incarnation: u64,
+        events: impl IntoIterator<Item = EventKind>,
+    ) {
         if self.led.contains_key(&group) {
             let gathered = self.gathered.entry((node, incarnation, group)).or_default();
             gathered.extend(events.into_iter().map(|kind| GroupEvent { kind: Some(kind) }));
@@ -194,8 +200,13 @@ impl Led {
 /// As they are, in parts of `bytes_max`, or of one item that is longer. All that a turn has for a node, or for a group, may be more
 /// than a frame holds: the windows of one session, or a message for thousands of them.
 pub(super) fn in_pieces<M: prost::Message>(items: Vec<M>, bytes_max: usize) -> impl Iterator<Item = Vec<M>> {
+    let is_one = items.iter().map(prost::Message::encoded_len).sum::<usize>() <= bytes_max;
+    let (mut whole, items) = if is_one { (Some(items), Vec::new()) } else { (None, items) };
     let mut items = items.into_iter().peekable();
     std::iter::from_fn(move || {
+        if let Some(whole) = whole.take().filter(|whole| !whole.is_empty()) {
+            return Some(whole);
+        }
         let mut piece = vec![items.next()?];
         let mut bytes = piece[0].encoded_len();
         while let Some(item) = items.next_if(|item| {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{PacketId, QoS, ReasonCode, RetainHandling, SubscriptionOptions};
 use prost::Message as _;
+use smallvec::{SmallVec, smallvec};
 
 use super::WHOLE_BYTES_MAX;
 use crate::connection_key::ConnectionKey;
@@ -707,7 +708,7 @@ impl EventKind {
     /// What a group has for an arbiter, as it goes to another node; empty if it is none of those that travel. `lane`: which,
     /// if it is a lane's answer. `now_ms` is of the process clock, on which expiry stands in an event.
     #[must_use]
-    pub fn of(event: &Event, lane: u64, now_ms: u64) -> Vec<Self> {
+    pub fn of(event: &Event, lane: u64, now_ms: u64) -> SmallVec<[Self; 1]> {
         let kind = match event {
             Event::LaneAnswered(answer) => Self::LaneAnswered(LaneAnswered {
                 lane,
@@ -768,9 +769,9 @@ impl EventKind {
             Event::Close { connection, client_id, epoch, .. } => {
                 Self::Close(Close { connection: connection.raw(), client_id: client_id.to_string(), epoch: *epoch })
             }
-            _ => return Vec::new(),
+            _ => return SmallVec::new(),
         };
-        vec![kind]
+        smallvec![kind]
     }
 
     /// The arbiter here that it is for, and what it is for that. `None`: something that this version cannot read, or that

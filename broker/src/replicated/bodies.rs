@@ -7,9 +7,10 @@
 //! [`Bodies::read`] waits for the disk, on the thread that applies, for a few rows. So that it is seldom called, the front of a
 //! queue that is being emptied is filled up beforehand by another thread: see [`Bodies::ask`].
 
-use std::collections::{BTreeMap, HashMap, btree_map, hash_map};
+use std::collections::{BTreeMap, btree_map, hash_map};
 use std::sync::Arc;
 
+use foldhash::HashMap;
 use prost::Message as _;
 
 use super::command::MessageRecord;

@@ -17,10 +17,11 @@ pub mod shown;
 mod subscribing;
 mod timing;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
+use foldhash::{HashMap, HashMapExt as _};
 use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{PacketId, QoS, ReasonCode};
 use kentongan_proto::topic::ParsedFilter;

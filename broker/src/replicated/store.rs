@@ -4,10 +4,11 @@
 //! grows without a small bound is one value: a session's head is, and its subscriptions and messages have rows of their own.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, hash_map};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use foldhash::{HashMap, HashMapExt as _};
 use kentongan_cluster::state::{Pair, StateError};
 use kentongan_proto::mqtt::{PacketId, QoS, ReasonCode, RetainHandling, SubscriptionOptions};
 use prost::Message as _;
@@ -118,9 +119,10 @@ impl Dirty {
     }
 
     pub fn deleted(&mut self, key: Key) {
-        match self.keys.get(&key) {
-            Some(true) => drop(self.keys.remove(&key)),
-            _ => drop(self.keys.insert(key, false)),
+        match self.keys.entry(key) {
+            hash_map::Entry::Occupied(new) if *new.get() => drop(new.remove()),
+            hash_map::Entry::Occupied(_) => {}
+            hash_map::Entry::Vacant(place) => drop(place.insert(false)),
         }
     }
 

@@ -8,11 +8,12 @@ use crate::metrics::DropReason;
 use crate::replicated::command::{self, Command, Owner};
 use crate::replicated::effect::{Drop, Effect, FilterOutcome, OpenedSession};
 use crate::replicated::{DeliverPersistent, Opened, SubscribeOutcome, SubscribedPersistent, UnsubscribedPersistent};
+use crate::router::cluster::ClusterView;
 use crate::router::{Event, Shared};
 use crate::subscription::{ShareMember, ShareTarget, Target};
 
 impl Machine {
-    pub(super) fn carry_out(&mut self, group: u16, effects: Vec<Effect>) {
+    pub(super) fn carry_out(&mut self, group: u16, effects: impl IntoIterator<Item = Effect>) {
         let shared = self.shared();
         for effect in effects {
             self.carry_out_one(&shared, group, effect);
@@ -136,12 +137,16 @@ impl Machine {
     /// Consecutive deliveries for an arbiter travel as one event.
     fn deliver(&mut self, shared: &Shared, group: u16, owner: Owner, delivery: DeliverPersistent) {
         let arbiter = delivery.connection.arbiter();
-        if shared.cluster.is_some() {
-            return self.push_to(shared, group, owner, Event::Deliver(vec![delivery]));
-        }
+        let is_of_this = |cluster: &ClusterView| {
+            cluster.node == owner.node && self.pushes.is_synced(group, owner.node, delivery.connection)
+        };
+        let joins = owner.incarnation == shared.incarnation() && shared.cluster.as_ref().is_none_or(is_of_this);
+        let by = shared.cluster.as_ref().and_then(|_| Some((group, self.pushes.term(group)?)));
         match self.events.get_mut(usize::from(arbiter)).and_then(|events| events.last_mut()) {
-            Some(Told { event: Event::Deliver(deliveries), .. }) => deliveries.push(delivery),
-            _ => self.push(arbiter, Event::Deliver(vec![delivery])),
+            Some(Told { event: Event::Deliver(deliveries), by: before }) if joins && *before == by => {
+                deliveries.push(delivery);
+            }
+            _ => self.push_to(shared, group, owner, Event::Deliver(vec![delivery])),
         }
     }
 

@@ -54,13 +54,21 @@ impl GroupState {
         }
         let client_id: Arc<str> = Arc::from(connect.client_id.as_str());
         self.end_if_overdue(&client_id, effects);
-        if self.sessions.get(&client_id).is_some_and(|session| *session.identity != *connect.identity) {
+        let known = self.sessions.get(&client_id);
+        let is_known = known.is_some();
+        if known.is_some_and(|session| *session.identity != *connect.identity) {
             effects.push(Effect::Refused { owner, reason: ReasonCode::NotAuthorized });
             return;
         }
         let Some(connect) = self.wait_until_lost(&client_id, connect, effects) else {
             return;
         };
+        if !is_known {
+            // As most clients: nobody waits, nobody owns it, and there is nothing to end.
+            self.last_epoch += 1;
+            let epoch = self.last_epoch;
+            return self.open(&client_id, owner, epoch, connect, effects);
+        }
         if self.is_held_back(&client_id) {
             let waiting = self.sessions.get(&client_id).and_then(|session| session.waiting.as_ref());
             if waiting.is_some_and(|waiting| waiting.connect.owner == Some(owner)) {
@@ -153,6 +161,10 @@ impl GroupState {
         let Some(session) = self.sessions.get_mut(client_id) else {
             return;
         };
+        let leaves_will = session.will.is_some() && end == End::Abnormal;
+        if session.transient && session.owner.is_some() && session.waiting.is_none() && !leaves_will {
+            return self.forget_transient(client_id);
+        }
         let epoch = session.epoch;
         let waiting = session.waiting.take();
         let clean_start = waiting.as_ref().is_some_and(|waiting| waiting.connect.clean_start);
@@ -165,6 +177,16 @@ impl GroupState {
         } else {
             self.hand_on_waiting(client_id, effects);
         }
+    }
+
+    /// Of a session that had nothing but a claim nothing is left, and nobody is told.
+    fn forget_transient(&mut self, client_id: &Arc<str>) {
+        let Some(session) = self.sessions.remove(client_id) else {
+            return;
+        };
+        disown(&mut self.owned, session.owner, client_id);
+        self.names.remove(&session.number);
+        self.dirty.deleted(Key::Session(session.number));
     }
 
     /// P11: what waits for a member of a shared subscription that went away goes to those here that are connected. What
@@ -212,10 +234,11 @@ impl GroupState {
         connect: command::Connect,
         effects: &mut Vec<Effect>,
     ) {
-        if connect.clean_start {
+        let mut session_present = self.sessions.contains_key(client_id);
+        if connect.clean_start && session_present {
             self.end_session(client_id, effects);
+            session_present = false;
         }
-        let session_present = self.sessions.contains_key(client_id);
         let transient = !session_present && connect.session_expiry_seconds == 0;
         if transient && self.unrouted.contains_key(client_id) {
             return self.hold_back(client_id, epoch, connect, effects);

@@ -23,8 +23,9 @@ impl GroupState {
             return;
         }
         let key = (batch.node, batch.lane);
-        let fresh = LaneState { incarnation: batch.incarnation, last: 0, refused: VecDeque::new() };
-        let mut lane = self.lanes.remove(&key).unwrap_or(fresh);
+        let fresh = || LaneState { incarnation: batch.incarnation, last: 0, refused: VecDeque::new() };
+        // Its place stays: to take it out and put it in again costs more than many a command.
+        let mut lane = std::mem::replace(self.lanes.entry(key).or_insert_with(fresh), fresh());
         lane.incarnation = lane.incarnation.max(batch.incarnation);
         while lane.refused.front().is_some_and(|&(number, _)| number <= batch.answered) {
             lane.refused.pop_front();
@@ -32,8 +33,7 @@ impl GroupState {
         // Applied over a gap, what was lost in between would be taken for a repetition when it comes again.
         if batch.previous > lane.last {
             effects.push(lane_answered(batch.node, batch.lane, &lane, 0));
-            self.lanes.insert(key, lane);
-            return;
+            return self.put_back(key, lane);
         }
         // A node that is alone says nothing of what it knows, and hears each answer.
         let first = batch.messages.first().filter(|_| batch.node == 0).map_or(0, |message| message.number);
@@ -60,7 +60,15 @@ impl GroupState {
         while lane.refused.len() > REFUSED_MAX {
             lane.refused.pop_front();
         }
-        self.lanes.insert(key, lane);
+        self.put_back(key, lane);
+    }
+
+    /// Nothing that comes by a lane takes lanes away.
+    fn put_back(&mut self, key: (u64, u64), lane: LaneState) {
+        match self.lanes.get_mut(&key) {
+            Some(place) => *place = lane,
+            None => unreachable!("its place stayed"),
+        }
     }
 
     fn session_command(&mut self, command: SessionCommand, clock_ms: u64, effects: &mut Vec<Effect>) {
