@@ -410,6 +410,9 @@ impl ArbiterState {
         self.on_settled(settled);
         let let_go = self.taking.on_answer(TellingLane::Group(answer.group), answer.number);
         self.hand_to_takers(let_go);
+        if self.lanes.is_due(answer.group) {
+            self.schedule_flush();
+        }
     }
 
     /// Nobody else has these any more: they are this node's to deliver.

@@ -37,18 +37,46 @@ pub(super) struct Waiting {
     reason: ReasonCode,
 }
 
+/// When what gathered in a lane is sent, at the latest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+enum Urgency {
+    /// With what is said to the group next: nobody waits for it.
+    #[default]
+    Whenever,
+    /// Once everything that was sent before is answered: so the busier a group is, the more of it goes together.
+    BehindAnswers,
+    /// When the turn ends: somebody waits for the answer.
+    Now,
+}
+
 #[derive(Debug, Default)]
 struct GroupLane {
     next: u64,
     gathered: Vec<LaneMessage>,
-    /// Somebody waits for what gathered.
-    hurries: bool,
+    /// Of what gathered, the highest.
+    urgency: Urgency,
+    /// Places in clients' windows that are free once the group has what gathered.
+    frees: usize,
+    /// The last number that was sent.
+    sent: u64,
+    /// Up to where the group has answered.
+    answered: u64,
     unanswered: VecDeque<(u64, Waiter)>,
     /// What was proposed and is not answered, where it could be lost: with several nodes.
     kept: Option<Kept>,
 }
 
 impl GroupLane {
+    /// Whether what gathered is sent when the turn ends.
+    fn is_due(&self) -> bool {
+        let is_due = match self.urgency {
+            Urgency::Whenever => false,
+            Urgency::BehindAnswers => self.answered >= self.sent,
+            Urgency::Now => true,
+        };
+        is_due || self.gathered.len() >= UNHURRIED_MAX
+    }
+
     fn is_silent(&self) -> bool {
         self.kept.as_ref().is_some_and(|kept| kept.silent_seconds >= SILENT_SECONDS)
     }
@@ -85,6 +113,9 @@ const KEPT_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// What may gather in a lane while nobody waits for it. At most a second passes, too.
 const UNHURRIED_MAX: usize = 64;
+
+/// What clients acknowledge may wait while less than the window of any of them, divided by this, waits with it.
+const WINDOW_PARTS: usize = 4;
 
 /// Seconds without an answer after which clients are not kept waiting for a group, nor all of them for a lane. Longer than a
 /// lease lasts.
@@ -231,7 +262,23 @@ impl Lanes {
 
     /// What a client did, of which nobody waits to hear: it goes with what is said to the group next.
     pub(super) fn command_without_hurry(&mut self, group: u16, command: SessionCommand) {
-        self.gather_quietly(group, LaneMessage { command: Some(command), ..LaneMessage::default() });
+        self.gather_for(Urgency::Whenever, group, LaneMessage { command: Some(command), ..LaneMessage::default() });
+    }
+
+    /// What a client acknowledged. `frees` so many of the `window` messages that may be on their way to it; 0: it waits for an answer
+    /// itself.
+    fn acknowledged(&mut self, group: u16, frees: usize, window: u16, command: SessionCommand) {
+        let lane = &mut self.groups[usize::from(group)];
+        lane.frees += frees;
+        // Whoever could be sent the next message only after this must not wait for it.
+        let has_room = frees > 0 && lane.frees * WINDOW_PARTS < usize::from(window);
+        let urgency = if has_room { Urgency::BehindAnswers } else { Urgency::Now };
+        self.gather_for(urgency, group, LaneMessage { command: Some(command), ..LaneMessage::default() });
+    }
+
+    /// Whether something in the lane has waited for what the group answered, and is to be sent when the turn ends.
+    pub(super) fn is_due(&self, group: u16) -> bool {
+        self.groups.get(usize::from(group)).is_some_and(|lane| !lane.gathered.is_empty() && lane.is_due())
     }
 
     /// What a client did, and the connection by which it came waits for the group's answer.
@@ -260,13 +307,13 @@ impl Lanes {
     }
 
     fn gather(&mut self, group: u16, message: LaneMessage) -> u64 {
-        self.groups[usize::from(group)].hurries = true;
-        self.gather_quietly(group, message)
+        self.gather_for(Urgency::Now, group, message)
     }
 
     /// Gives the next thing in the lane its number.
-    fn gather_quietly(&mut self, group: u16, mut message: LaneMessage) -> u64 {
+    fn gather_for(&mut self, urgency: Urgency, group: u16, mut message: LaneMessage) -> u64 {
         let lane = &mut self.groups[usize::from(group)];
+        lane.urgency = lane.urgency.max(urgency);
         if lane.is_blocked() {
             self.touched_blocked = Some(BlockedLane::Group(group));
         }
@@ -489,6 +536,7 @@ impl Lanes {
             return false;
         };
         let mut goes_on = false;
+        lane.answered = lane.answered.max(answer.number);
         if let Some(kept) = &mut lane.kept {
             kept.answered = kept.answered.max(answer.number);
             let has_progress = kept.outgoing.on_answer(answer.number).is_some();
@@ -539,7 +587,7 @@ impl ArbiterState {
 
     /// At the end of a turn: what nobody waits for may gather for longer.
     pub(super) fn flush_hurried_lanes(&mut self) {
-        self.flush_lanes_but(|lane| !lane.hurries && lane.gathered.len() < UNHURRIED_MAX);
+        self.flush_lanes_but(|lane| !lane.is_due());
     }
 
     fn flush_lanes_but(&mut self, stays: fn(&GroupLane) -> bool) {
@@ -551,10 +599,11 @@ impl ArbiterState {
                 self.lanes.touched.push(group);
                 continue;
             }
-            self.lanes.groups[usize::from(group)].hurries = false;
+            let own = &mut self.lanes.groups[usize::from(group)];
+            (own.urgency, own.frees, own.sent) = (Urgency::default(), 0, own.next);
+            let messages = std::mem::take(&mut own.gathered);
             let lane = self.lanes.id;
             let incarnation = self.lanes.incarnation;
-            let messages = std::mem::take(&mut self.lanes.groups[usize::from(group)].gathered);
             if let Some(kept) = self.lanes.kept(group) {
                 for message in messages {
                     kept.outgoing.push_at(message.number, |out| command::encode_lane_message(&message, out));
@@ -590,8 +639,12 @@ impl ArbiterState {
                 continue;
             };
             let client_id = std::sync::Arc::clone(&client.client_id);
+            let window = client.session.as_ref().map_or(0, |session| session.outbound.limits().window_max);
+            let is_awaited = |kind| matches!(kind, AckKind::PubRec | AckKind::PubRel);
+            let frees = if run.iter().any(|&(_, _, kind, ..)| is_awaited(kind)) { 0 } else { run.len() };
             let items = run.iter().map(|&(_, _, kind, packet_id, reason)| (kind, packet_id, reason));
-            self.lanes.command(session.group, SessionCommand::acknowledge(&client_id, session, items));
+            let command = SessionCommand::acknowledge(&client_id, session, items);
+            self.lanes.acknowledged(session.group, frees, window, command);
         }
     }
 }

@@ -3,6 +3,7 @@
 //! All sessions are transient and nothing is retained, so no group is needed. `KENTONGAN_SEED` and `KENTONGAN_SEEDS` say
 //! which seeds are run.
 
+mod acknowledging;
 mod changing;
 mod claims;
 mod from_nodes;
@@ -755,6 +756,11 @@ fn flushed_to_group(arbiter: &mut SteppedArbiter) -> usize {
 /// What clients did, as the lane to the only group has it for its leader.
 fn commands_to_group(arbiter: &mut SteppedArbiter) -> Vec<SessionCommand> {
     arbiter.state.flush_lanes();
+    flushed_commands(arbiter)
+}
+
+/// The same without what still gathers.
+fn flushed_commands(arbiter: &mut SteppedArbiter) -> Vec<SessionCommand> {
     arbiter.state.lanes.set_leader(0, Some(Leader { node: 2, term: 1, round: 0 }));
     let batches = std::iter::from_fn(|| arbiter.state.lanes.next_batch(0, 0));
     let lane = |(_, batch)| match command::decode(batch) {
