@@ -224,7 +224,7 @@ pub(super) fn plan(nodes: usize, from_ns: u64, to_ns: u64, random: &mut SmallRng
         .collect();
     let plot = match nodes {
         3 if random.random() => Some([Plot::Usurper, Plot::Condemned, Plot::LateJoiner][random.random_range(0..3)]),
-        3.. if random.random_ratio(1, 3) => Some(Plot::StalledLeader),
+        3.. if random.random_ratio(2, 3) => Some(Plot::StalledLeader),
         _ => None,
     };
     if let Some(plot) = plot {

@@ -112,7 +112,7 @@ impl World {
             }
             Fault::DiskStall(host) => {
                 self.hosts[host].disk_stalls += 1;
-                let late = self.random.random();
+                let late = self.random.random_ratio(3, 4);
                 if let Some(process) = &mut self.hosts[host].process {
                     process.stalls_late = late;
                 }
