@@ -137,6 +137,29 @@ fn resident_bytes() -> Option<u64> {
 mod tests {
     use super::*;
 
+    /// What is not asked for must be so: of every size class, of many blocks in a row, and after growing.
+    #[test]
+    fn blocks_are_aligned_without_being_asked() {
+        for size in (1..=1024).chain([1500, 4100, 70_000, 1_000_000]) {
+            let aligns = [1, 2, 4, 8, 16].into_iter().filter(|&align| is_natural(align, size));
+            let align = aligns.max().unwrap();
+            for zeroed in [false, true] {
+                // SAFETY: each pointer is grown and freed once, by the allocator that it came from.
+                unsafe {
+                    let allocated: Vec<_> =
+                        (0..9).map(|_| if zeroed { mi_zalloc(size) } else { mi_malloc(size) }).collect();
+                    for pointer in allocated {
+                        assert_eq!(pointer as usize % align, 0, "{size} bytes");
+                        let grown = mi_realloc(pointer, size + size / 2 + 1);
+                        assert_eq!(grown as usize % align, 0, "grown from {size} bytes");
+                        libmimalloc_sys::mi_free(grown);
+                    }
+                }
+            }
+        }
+        assert!(!is_natural(32, 64) && !is_natural(16, 8), "these are asked for");
+    }
+
     /// The tests have the system's allocator, so nothing else is counted here.
     #[test]
     fn what_one_thread_allocates_and_another_frees_adds_up_to_nothing() {

@@ -1144,6 +1144,40 @@ fn p11_what_origin_and_member_had_may_be_lost_with_both_their_nodes() {
     lost(&Lost { qos: 2, ..both }).breaks(Promise::P11);
 }
 
+/// Seed 20 of the simulation: a member closes its connection to a paused node, which crashes before it goes on.
+#[test]
+fn p11_a_node_that_is_paused_misses_nobody_who_goes() {
+    let goes = |is_paused: bool| {
+        let mut script = Script::default();
+        script.nodes.extend([("one", 2), ("pub", 2), ("two", 3)]);
+        script.connect("one", 0);
+        script.connect("two", 0);
+        script.connect("pub", EVER);
+        script.subscribe("one", "$share/group/plant/#", 1);
+        script.subscribe("two", "$share/group/plant/#", 1);
+        script.publish("pub", 1, 1);
+        script.deliver("one", 1, 1);
+        if is_paused {
+            script.mark(What::FaultBegan { fault: 1, kind: "pause" });
+        }
+        script.wait(1);
+        script.line("one", Action::ConnectionClosed { by: ClosedBy::Client });
+        script.wait(1);
+        script.mark(What::NodeCrashed { node: 2 });
+        script.line("pub", Action::ConnectionClosed { by: ClosedBy::Server });
+        script.wait(10);
+        script.mark(What::NodeRecovered { node: 2 });
+        if is_paused {
+            script.mark(What::FaultHealed { fault: 1 });
+        }
+        script.wait(60);
+        script.mark(What::Quiesced);
+        script
+    };
+    goes(true).keeps_all();
+    goes(false).breaks(Promise::P11);
+}
+
 /// What a client had not read when it said DISCONNECT it may still read, after another member was given the same.
 #[test]
 fn p11_a_member_that_leaves_reads_what_was_on_its_way() {

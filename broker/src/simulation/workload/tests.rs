@@ -22,7 +22,7 @@ fn clients_do_everything_and_one_node_keeps_its_promises() {
     let mut counts = BTreeMap::new();
     for seed in 1..7 {
         let of_seed = run(seed).1;
-        assert!(of_seed["<- PUBLISH"] > 1_000, "seed {seed}: {of_seed:?}");
+        assert!(of_seed["<- PUBLISH"] > 500, "seed {seed}: {of_seed:?}");
         for (what, count) in of_seed {
             *counts.entry(what).or_insert(0) += count;
         }
