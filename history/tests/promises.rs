@@ -546,6 +546,22 @@ fn p4_nothing_comes_twice_while_a_subscription_is_replaced() {
     replaced(1, 0, &[1, 0]).breaks(Promise::P4);
 }
 
+/// Seed 14135 of the simulation: what is on its way to a group while its client leaves a subscription at QoS 0, by which it got it, and
+/// makes another at QoS 1 of the same filter.
+#[test]
+fn p4_a_subscription_that_was_left_and_is_made_anew_may_have_a_copy_of_its_own() {
+    let mut script = pair(0);
+    let sent = script.send("pub", 1, 1);
+    script.deliver("sub", 1, 0);
+    script.unsubscribe("sub", TOPIC);
+    script.subscribe("sub", TOPIC, 1);
+    script.deliver("sub", 1, 1);
+    script.acknowledge("pub", sent.packet_id, 1, 0);
+    script.keeps_all();
+    script.deliver("sub", 1, 1);
+    script.breaks(Promise::P4);
+}
+
 #[test]
 fn p4_duplicates_are_bounded_by_the_window() {
     let mut script = pair(1);

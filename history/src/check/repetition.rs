@@ -127,7 +127,8 @@ fn check_repeated(story: &Story<'_>, session: u32, message: &Message, report: &m
 
 /// Whether one copy may have come by a subscription that was just being made or ended, and another by one that stands: each
 /// matching subscription may have a copy of its own [MQTT-3.3.4-2]. They are told apart by QoS: one of them is 0. A subscription
-/// that is replaced is one, and has one copy: what else may have come is the one that its session had when it moved.
+/// that is replaced is one, and has one copy: what else may have come is the one that its session had when it moved. One that UNSUBSCRIBE
+/// ended is another than what the next SUBSCRIBE begins, and its copy has come (seed 14135).
 fn is_split(story: &Story<'_>, deliveries: &[&Delivery], message: &Message) -> bool {
     let live = || deliveries.iter().filter(|delivery| delivery.kind != Kind::Retained);
     let (Some(last), true, true) = (live().next_back(), live().any(|d| d.qos == 0), live().any(|d| d.qos > 0)) else {
@@ -137,7 +138,9 @@ fn is_split(story: &Story<'_>, deliveries: &[&Delivery], message: &Message) -> b
     let spans = || story.spans_of(last).filter(|span| !span.shared && span.may_until >= message.first.at);
     let mut filters = spans().map(|span| span.filter);
     let first = filters.next();
-    let is_one = filters.all(|filter| Some(filter) == first) && live().all(|d| d.connection == last.connection);
+    let was_left = spans().any(|span| story.is_unsubscribed_by(span.ended_by));
+    let is_one =
+        !was_left && filters.all(|filter| Some(filter) == first) && live().all(|d| d.connection == last.connection);
     !is_one && spans().any(|span| span.subscribe.at <= until && !span.must_take(message.first.at, until))
 }
 

@@ -278,6 +278,12 @@ impl<'h> Story<'h> {
         story
     }
 
+    /// Whether that event ended subscriptions because the client wanted it so.
+    pub(crate) fn is_unsubscribed_by(&self, event: u32) -> bool {
+        let event = self.history.events().get(event as usize);
+        event.is_some_and(|event| matches!(event.what, What::Client { action: Action::UnsubAck { .. }, .. }))
+    }
+
     pub(crate) fn ended_at(&self) -> Nanoseconds {
         self.ended_at
     }
