@@ -308,7 +308,7 @@ impl ArbiterState {
         if self.client(key).is_none() {
             return;
         }
-        self.tear_down(key, super::connect::EndCause::Dropped);
+        self.tear_down(key, super::ended::EndCause::Dropped);
         self.timing.forget(key);
         let mut client = self.clients.remove(key.index());
         if client.breaks_off {
@@ -376,12 +376,12 @@ impl ArbiterState {
             match read {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(0)) => {
-                    self.tear_down(key, super::connect::EndCause::ClosedByPeer);
+                    self.tear_down(key, super::ended::EndCause::ClosedByPeer);
                     return Poll::Ready(());
                 }
                 Poll::Ready(Ok(_)) => reads += 1,
                 Poll::Ready(Err(error)) => {
-                    self.tear_down(key, super::connect::EndCause::of_reading(&error));
+                    self.tear_down(key, super::ended::EndCause::of_reading(&error));
                     return Poll::Ready(());
                 }
             }
@@ -411,9 +411,9 @@ impl ArbiterState {
                     self.counters.bytes_received.add(count);
                     continue;
                 }
-                Poll::Ready(Ok(())) if client.partial.is_empty() => super::connect::EndCause::ClosedByPeer,
+                Poll::Ready(Ok(())) if client.partial.is_empty() => super::ended::EndCause::ClosedByPeer,
                 Poll::Ready(Ok(())) => return Poll::Pending,
-                Poll::Ready(Err(error)) => super::connect::EndCause::of_reading(&error),
+                Poll::Ready(Err(error)) => super::ended::EndCause::of_reading(&error),
             };
             self.tear_down(key, cause);
             return Poll::Ready(());
@@ -737,7 +737,7 @@ impl ArbiterState {
             }
             Err(_) => {
                 client.out = OutBuffer::default();
-                self.tear_down(key, super::connect::EndCause::WriteFailed);
+                self.tear_down(key, super::ended::EndCause::WriteFailed);
                 if let Some(client) = self.client(key) {
                     client.phase = Phase::Closing;
                     wake(client);
@@ -828,7 +828,7 @@ impl ArbiterState {
                 self.wheel.arm(key, due);
             }
             Phase::AwaitingConnect | Phase::Authenticating | Phase::AwaitingTurn | Phase::Claiming => {
-                self.tear_down(key, super::connect::EndCause::ConnectTimeout);
+                self.tear_down(key, super::ended::EndCause::ConnectTimeout);
                 self.end_now(key);
             }
             Phase::Leaving | Phase::Closing if now < client.last_activity => {}
@@ -844,7 +844,7 @@ impl ArbiterState {
                 }
                 let login_ends = client.session.as_ref().and_then(|session| session.login_ends_second());
                 if login_ends.is_some_and(|ends| ends <= now) {
-                    let cause = super::connect::EndCause::LoginExpired;
+                    let cause = super::ended::EndCause::LoginExpired;
                     return self.end(key, cause, Some(ReasonCode::MaximumConnectTime));
                 }
                 if !self.renew_rights_if_due(key) {
@@ -871,7 +871,7 @@ impl ArbiterState {
                 let due = client.last_activity + allowed;
                 if now >= due {
                     self.counters.keep_alive_timeouts.inc();
-                    self.end(key, super::connect::EndCause::KeepAlive, Some(ReasonCode::KeepAliveTimeout));
+                    self.end(key, super::ended::EndCause::KeepAlive, Some(ReasonCode::KeepAliveTimeout));
                 } else {
                     let due = looked_at_next.map_or(due, |next| next.min(due));
                     self.look_by(key, due.min(now + LOOK_SECONDS_MAX));
@@ -927,7 +927,7 @@ impl ArbiterState {
                 client.blocked_since = 0;
             } else if longest != 0 && client.blocked && now.saturating_sub(client.blocked_since) >= longest {
                 // One that is not blocked waits for us: for its turn among others who get much.
-                self.tear_down(key, super::connect::EndCause::SlowConsumer);
+                self.tear_down(key, super::ended::EndCause::SlowConsumer);
                 self.end_now(key);
             } else {
                 self.stalled.push(key);
@@ -943,7 +943,7 @@ impl ArbiterState {
             return;
         };
         let key = ConnectionKey::new(id, index as u32, client.generation);
-        self.tear_down(key, super::connect::EndCause::SlowConsumer);
+        self.tear_down(key, super::ended::EndCause::SlowConsumer);
         self.end_now(key);
     }
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::client::{Client, Phase};
-use super::connect::EndCause;
+use super::ended::EndCause;
 use super::log_rate::excerpt;
 use crate::bans::Comer;
 

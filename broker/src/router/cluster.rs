@@ -17,7 +17,7 @@ use prost::encoding::message;
 use super::arbiter::ArbiterState;
 use super::changing::Unasked;
 use super::client::{Client, Phase};
-use super::connect::EndCause;
+use super::ended::EndCause;
 use super::lanes::Lanes;
 use super::node_lanes::Nodes;
 use super::patient_answers::PatientAnswers;

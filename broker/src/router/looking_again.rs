@@ -9,7 +9,7 @@ use kentongan_proto::mqtt::ReasonCode;
 
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
-use super::connect::EndCause;
+use super::ended::EndCause;
 
 /// Connections that one turn looks at: well below a millisecond, usually.
 const LOOKED_AT_A_TURN: usize = 64;

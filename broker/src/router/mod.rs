@@ -28,6 +28,7 @@ mod client_events;
 pub mod cluster;
 mod connect;
 mod deliver;
+mod ended;
 mod events;
 mod flapping;
 mod handshaking;

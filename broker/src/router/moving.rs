@@ -4,7 +4,7 @@ use kentongan_proto::mqtt::ReasonCode;
 
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
-use super::connect::EndCause;
+use super::ended::EndCause;
 use crate::auth::Redirection;
 
 /// For now, which is all that a node that is drained, or has too many, can say.

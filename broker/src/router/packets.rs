@@ -9,7 +9,7 @@ use kentongan_proto::mqtt::{Ack, AckProperties, Auth, Disconnect, Packet, Packet
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::client::Phase;
-use super::connect::EndCause;
+use super::ended::EndCause;
 use super::publish::Payload;
 use crate::connection::Spoken;
 use crate::metrics::{MalformedReason, PacketKind};

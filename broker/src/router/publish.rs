@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::batch::Addressee;
-use super::connect::EndCause;
+use super::ended::EndCause;
 use super::lanes::Waiter;
 use super::log_rate::excerpt;
 use super::pace;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kentongan_proto::mqtt::ReasonCode;
 
 use super::arbiter::ArbiterState;
-use super::connect::EndCause;
+use super::ended::EndCause;
 use super::{ConnectionKey, Event};
 use crate::auth::{Renewal, RenewedRights, Rights, RightsTerms};
 

@@ -11,7 +11,7 @@ use kentongan_proto::mqtt::{ProtocolVersion, ReasonCode};
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::client::{Client, OwnSubscription};
-use super::connect::EndCause;
+use super::ended::EndCause;
 
 /// Something short to do on an arbiter's thread.
 pub struct Visit(Box<dyn FnOnce(&mut ArbiterState) + Send>);

@@ -34,7 +34,7 @@ use crate::replicated::command::{self, Command, MessageRecord, OutboxSettled, Se
 use crate::replicated::{LaneAnswer, PersistentSession, Slots, Submitter};
 use crate::router::client::{ClientSession, OwnSubscription, Phase};
 use crate::router::cluster::{ClusterView, Leader, Leaders};
-use crate::router::connect::EndCause;
+use crate::router::ended::EndCause;
 use crate::router::node_lanes::{Nodes, PeerProcess};
 use crate::router::retained_read::RetainedReads;
 use crate::router::{ArbiterState, Event, Shared};

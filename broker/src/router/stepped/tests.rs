@@ -51,7 +51,8 @@ use crate::replicated::{
 use crate::router::batch::{Addressee, Batch};
 use crate::router::client::Phase;
 use crate::router::cluster::{ASKED_MAX, ClusterView, Leader, Leaders, SUBACKS_A_TURN_MAX};
-use crate::router::connect::{EndCause, LET_IN_A_SECOND_MAX};
+use crate::router::connect::LET_IN_A_SECOND_MAX;
+use crate::router::ended::EndCause;
 use crate::router::node_lanes::{Nodes, PeerProcess};
 use crate::router::{Changed, Event};
 use crate::subscription::{InterestKind, NodeInterest, ShareMember, ShareTarget, Target};
