@@ -3,7 +3,7 @@
 //! A [`Granter`] lives as long as one leadership of the directory. Nothing here performs I/O or reads a clock: `now_ns` is
 //! [`crate::clock::boottime_ns`] of the leader.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::{GRANTED_NS, LEASE_NS, RENEW_INTERVAL_NS};
 use crate::directory::Directory;
@@ -13,8 +13,12 @@ use crate::identity::{Incarnation, NodeId};
 /// silent may be so on its account.
 const PROOF_AGE_NS_MAX: u64 = LEASE_NS / 2;
 
-/// How long a ReadIndex round may take before another is begun in its place.
+/// How long a ReadIndex round is waited for before another is begun: it may be lost. One that is only slow, as on a node whose disk
+/// takes its time for each sync, still counts.
 const READ_TIMEOUT_NS: u64 = RENEW_INTERVAL_NS;
+
+/// Rounds that may still be answered. Those of a lease's time and more: what an older one answers is over.
+const ROUNDS_MAX: usize = (LEASE_NS / READ_TIMEOUT_NS) as usize + 1;
 
 /// How often a death is proposed until it is committed.
 const PROPOSE_INTERVAL_NS: u64 = RENEW_INTERVAL_NS;
@@ -82,8 +86,8 @@ struct Lease {
 /// Grants leases while this node leads the directory, and proposes the death of members that fell silent.
 ///
 /// Why a grant can be believed:
-/// - It follows a ReadIndex round that was *begun after the renewal arrived*. A deposed leader that wakes completes no
-///   round, so it grants nothing; and the state the round leads to holds every `Dead` committed before the renewal arrived.
+/// - It follows a ReadIndex round that was *begun after the renewal arrived*, however long that took. A deposed leader that wakes
+///   completes no round, so it grants nothing; and the state the round leads to holds every `Dead` committed before the renewal arrived.
 /// - Whose death this leader has proposed is granted nothing more. The proposal may be on its way, not in the state of the round;
 ///   a lease given meanwhile would outlive the death.
 ///
@@ -95,7 +99,8 @@ struct Lease {
 pub struct Granter {
     leases: BTreeMap<NodeId, Lease>,
     waiting: Renewals,
-    round: Option<Round>,
+    /// Under way, the one begun last behind the others.
+    rounds: VecDeque<Round>,
     next_token: u64,
     /// When leadership was last known for sure.
     proven_ns: u64,
@@ -105,8 +110,13 @@ impl Granter {
     /// This node was elected, which proves its leadership as well as a round.
     #[must_use]
     pub fn new(now_ns: u64, directory: &Directory) -> Self {
-        let mut granter =
-            Self { leases: BTreeMap::new(), waiting: Renewals::new(), round: None, next_token: 1, proven_ns: now_ns };
+        let mut granter = Self {
+            leases: BTreeMap::new(),
+            waiting: Renewals::new(),
+            rounds: VecDeque::new(),
+            next_token: 1,
+            proven_ns: now_ns,
+        };
         granter.follow(now_ns, directory);
         granter
     }
@@ -121,22 +131,23 @@ impl Granter {
         outputs: &mut Vec<GranterOutput>,
     ) {
         self.waiting.insert(node, Renewal { incarnation, sequence, received_ns: now_ns });
-        if self.round.is_none() {
+        if self.rounds.is_empty() {
             self.begin_round(now_ns, outputs);
         }
     }
 
-    /// The round was confirmed by a majority, and `directory` is applied to its index or beyond.
+    /// The round was confirmed by a majority, and `directory` is applied to its index or beyond. Says as much of those that were begun
+    /// before it.
     pub fn on_read(&mut self, now_ns: u64, token: ReadToken, directory: &Directory, outputs: &mut Vec<GranterOutput>) {
-        let Some(round) = self.round.take_if(|round| round.token == token) else {
-            return; // Another was begun in its place.
+        let Some(round) = self.take_rounds(token) else {
+            return; // A later one was confirmed before.
         };
         self.follow(now_ns, directory);
         self.prove(now_ns, round.begun_ns);
         for (node, renewal) in round.renewals {
             self.answer(node, renewal, directory, outputs);
         }
-        if !self.waiting.is_empty() {
+        if !self.waiting.is_empty() && self.rounds.is_empty() {
             self.begin_round(now_ns, outputs);
         }
     }
@@ -149,8 +160,8 @@ impl Granter {
             return;
         }
         // Who waits for an answer is not silent.
-        let in_round = self.round.as_ref().map(|round| &round.renewals);
-        let asking = |node| self.waiting.contains_key(&node) || in_round.is_some_and(|round| round.contains_key(&node));
+        let in_rounds = self.rounds.iter().map(|round| &round.renewals);
+        let asking = |node| in_rounds.clone().chain([&self.waiting]).any(|renewals| renewals.contains_key(&node));
         for (&node, lease) in &mut self.leases {
             let proposed_lately = lease.condemned_ns.is_some_and(|at| now_ns.saturating_sub(at) < PROPOSE_INTERVAL_NS);
             // But once its death is proposed there is no way back: nothing it asks is granted.
@@ -197,20 +208,35 @@ impl Granter {
     fn begin_round(&mut self, now_ns: u64, outputs: &mut Vec<GranterOutput>) {
         let token = ReadToken(self.next_token);
         self.next_token += 1;
-        self.round = Some(Round { token, begun_ns: now_ns, renewals: std::mem::take(&mut self.waiting) });
+        if self.rounds.len() == ROUNDS_MAX
+            && let Some(oldest) = self.rounds.pop_front()
+            && let Some(next) = self.rounds.front_mut()
+        {
+            let newer = std::mem::replace(&mut next.renewals, oldest.renewals);
+            next.renewals.extend(newer);
+        }
+        self.rounds.push_back(Round { token, begun_ns: now_ns, renewals: std::mem::take(&mut self.waiting) });
         outputs.push(GranterOutput::StartRead(token));
+    }
+
+    /// That round, with the renewals of those before it: they had arrived when it was begun.
+    fn take_rounds(&mut self, token: ReadToken) -> Option<Round> {
+        let place = self.rounds.iter().position(|round| round.token == token)?;
+        let mut rounds = self.rounds.drain(..=place);
+        let mut last = rounds.next()?;
+        for mut round in rounds {
+            last.renewals.append(&mut round.renewals);
+            last = Round { renewals: last.renewals, ..round };
+        }
+        Some(last)
     }
 
     /// Rounds get lost with the messages that carry them. Also keeps leadership proven while nobody renews.
     fn retry_round(&mut self, now_ns: u64, outputs: &mut Vec<GranterOutput>) {
-        let begun_ns = self.round.as_ref().map_or(self.proven_ns, |round| round.begun_ns);
-        if now_ns.saturating_sub(begun_ns) < READ_TIMEOUT_NS {
-            return;
+        let begun_ns = self.rounds.back().map_or(self.proven_ns, |round| round.begun_ns);
+        if now_ns.saturating_sub(begun_ns) >= READ_TIMEOUT_NS {
+            self.begin_round(now_ns, outputs);
         }
-        for (node, renewal) in self.round.take().into_iter().flat_map(|round| round.renewals) {
-            self.waiting.entry(node).or_insert(renewal);
-        }
-        self.begin_round(now_ns, outputs);
     }
 }
 

@@ -92,12 +92,88 @@ fn a_renewal_waits_for_a_round_begun_after_it_arrived() {
     assert_eq!(leader.read(30, 2), [grant(1, 6), grant(2, 7)], "one round for all that wait");
 }
 
+/// Its rounds are never confirmed.
 #[test]
 fn a_deposed_leader_that_wakes_grants_nothing() {
     let mut leader = Leader::new();
     assert_eq!(leader.renewal(60_000, 1, 5), [StartRead(ReadToken(1))]);
-    assert_eq!(leader.tick(60_300), [StartRead(ReadToken(2))]);
-    assert_eq!(leader.read(60_310, 1), [], "the round that was given up");
+    for (now_ms, token) in (60_300..80_000).step_by(300).zip(2..) {
+        assert_eq!(leader.renewal(now_ms - 1, 1, token), []);
+        assert_eq!(leader.tick(now_ms), [StartRead(ReadToken(token))]);
+        assert!(leader.granter.rounds.len() <= ROUNDS_MAX);
+    }
+}
+
+/// Where a disk takes its time for each sync, so does every round.
+#[test]
+fn rounds_that_are_slow_count() {
+    let mut leader = Leader::new();
+    assert_eq!(leader.renewal(10, 1, 5), [StartRead(ReadToken(1))]);
+    assert_eq!(leader.renewal(300, 1, 6), []);
+    assert_eq!(leader.tick(310), [StartRead(ReadToken(2))]);
+    assert_eq!(leader.renewal(600, 1, 7), []);
+    assert_eq!(leader.tick(610), [StartRead(ReadToken(3))]);
+    assert_eq!(leader.read(710, 1), [grant(1, 5)], "others are under way");
+    assert_eq!(leader.read(1_310, 3), [grant(1, 7)], "one begun before is lost");
+    assert_eq!(leader.read(1_320, 2), []);
+    assert_eq!(leader.renewal(1_330, 2, 9), [StartRead(ReadToken(4))]);
+}
+
+/// The renewals of a round that is lost are answered by the next, if nothing newer was asked.
+#[test]
+fn a_later_round_answers_for_those_before_it() {
+    let mut leader = Leader::new();
+    leader.renewal(10, 1, 5);
+    leader.renewal(20, 2, 7);
+    leader.tick(310);
+    leader.renewal(320, 1, 6);
+    leader.tick(610);
+    assert_eq!(leader.read(700, 3), [grant(1, 6), grant(2, 7)]);
+}
+
+#[test]
+fn what_was_asked_long_ago_is_still_answered() {
+    let mut leader = Leader::new();
+    leader.renewal(0, 1, 5);
+    leader.renewal(299, 2, 7);
+    leader.renewal(299, 1, 6);
+    let last = 3 * ROUNDS_MAX as u64;
+    for token in 2..=last {
+        assert_eq!(leader.tick((token - 1) * 300), [StartRead(ReadToken(token))]);
+    }
+    assert_eq!(leader.read(last * 300, 1), [], "there are too many for the first to be known");
+    let first_known = last + 1 - ROUNDS_MAX as u64;
+    assert_eq!(leader.read(last * 300, first_known), [grant(1, 6), grant(2, 7)]);
+}
+
+/// It is still known who is silent.
+#[test]
+fn a_leader_whose_rounds_are_slow_proposes_deaths() {
+    let mut leader = Leader::new();
+    let mut under_way = VecDeque::new();
+    let mut proposed = None;
+    for now_ms in (0..3_000).step_by(10) {
+        let mut outputs = Vec::new();
+        if now_ms % 300 == 0 {
+            outputs.extend(leader.renewal(now_ms, 1, now_ms));
+        }
+        if under_way.front().is_some_and(|&(begun_ms, _)| begun_ms + 400 <= now_ms) {
+            let (_, token) = under_way.pop_front().expect("just seen");
+            outputs.extend(leader.read(now_ms, token));
+        }
+        outputs.extend(leader.tick(now_ms));
+        for output in outputs {
+            match output {
+                StartRead(ReadToken(token)) => under_way.push_back((now_ms, token)),
+                Grant { node: to, .. } => assert_eq!(to, node(1)),
+                dead => {
+                    assert_eq!(dead, propose_dead(2));
+                    proposed.get_or_insert(now_ms);
+                }
+            }
+        }
+    }
+    assert_eq!(proposed, Some(1_650));
 }
 
 #[test]

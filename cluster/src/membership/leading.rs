@@ -30,8 +30,8 @@ pub(super) struct Leading {
     pub(super) term: u64,
     granter: Granter,
     fences: Fences,
-    /// The round under way: the granter begins another only in its place.
-    round: Option<(u64, ReadToken)>,
+    /// The granter's rounds under way, by the number that each has.
+    rounds: BTreeMap<u64, ReadToken>,
     propose_lost_at_ns: u64,
     /// When this leader first knew those dead who were removed.
     removed_at_ns: BTreeMap<Incarnation, u64>,
@@ -52,7 +52,7 @@ impl Leading {
             term,
             granter,
             fences: Fences::new(),
-            round: None,
+            rounds: BTreeMap::new(),
             propose_lost_at_ns: 0,
             removed_at_ns: BTreeMap::new(),
             plan_at_ns: 0,
@@ -135,11 +135,13 @@ impl Leading {
 
     /// The round of the granter goes by this number, which no other round of the process has.
     pub(super) fn on_round_begun(&mut self, token: u64, round: ReadToken) {
-        self.round = Some((token, round));
+        self.rounds.insert(token, round);
     }
 
     pub(super) fn on_read(&mut self, now_ns: u64, token: u64, directory: &Directory, outputs: &mut Vec<GranterOutput>) {
-        if let Some((_, round)) = self.round.take_if(|(begun, _)| *begun == token) {
+        if let Some(round) = self.rounds.remove(&token) {
+            // Those before it say nothing more.
+            self.rounds = self.rounds.split_off(&token);
             self.granter.on_read(now_ns, round, directory, outputs);
         }
     }
