@@ -298,6 +298,8 @@ pub(crate) struct Group {
     held: VecDeque<Entry>,
     /// As the log has it.
     written: log::HardState,
+    /// This round has another term, or a vote. With them forgotten, one term could have two leaders, and replicas that differ for good.
+    has_voted: bool,
     /// What the log says is committed, even after a power cut.
     safe_commit: u64,
     /// A snapshot that is being fetched, and from whom.
@@ -344,6 +346,7 @@ impl Group {
             handed_out,
             held: VecDeque::new(),
             written: log.hard,
+            has_voted: false,
             safe_commit: log.hard.commit,
             fetching: None,
             target: None,
@@ -815,9 +818,16 @@ impl Group {
         }
         // A commit index alone is worth no sync, since it is found again; unless members change by it.
         if (must_sync || !self.held.is_empty()) && storage.hard() != self.written {
-            self.written = storage.hard();
+            let (before, hard) = (self.written, storage.hard());
+            self.has_voted = (before.term, before.vote) != (hard.term, hard.vote);
+            self.written = hard;
             log.add_hard_state(self.id, self.written);
         }
+    }
+
+    /// Whether what this round writes must be safe before anything is sent, whatever else may be lost. Says so once.
+    pub(crate) fn take_voted(&mut self) -> bool {
+        std::mem::take(&mut self.has_voted)
     }
 
     /// What the round added to the log is safe: sends the rest, and hands out what that committed.

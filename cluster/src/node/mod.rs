@@ -146,6 +146,8 @@ pub struct Node {
     groups: BTreeMap<GroupId, Group>,
     /// Groups whose part of the present round is not safe yet.
     writing: Vec<(GroupId, Ready)>,
+    /// One of them has another term, or a vote.
+    votes: bool,
     /// Peers whose connection ended, and for how many ticks they may still come back before they count as gone.
     cut_off: BTreeMap<NodeId, u32>,
 }
@@ -166,7 +168,8 @@ impl Node {
     ) -> Result<Self, OpenError> {
         let (mut log, mut logs) = Log::open(disk, config.segment_bytes)?;
         log.keep_free(config.free_bytes_reserve);
-        let mut node = Self { config, log, groups: BTreeMap::new(), writing: Vec::new(), cut_off: BTreeMap::new() };
+        let mut node =
+            Self { config, log, groups: BTreeMap::new(), writing: Vec::new(), votes: false, cut_off: BTreeMap::new() };
         for (group, checkpoint) in checkpoints {
             let log = logs.remove(&group);
             node.open_group(group, checkpoint, log)?;
@@ -386,6 +389,7 @@ impl Node {
         if self.writing.is_empty() {
             for (&id, group) in &mut self.groups {
                 let ready = group.begin_round(&mut self.log, sink);
+                self.votes |= group.take_voted();
                 self.writing.extend(ready.map(|ready| (id, ready)));
             }
         }
@@ -393,9 +397,10 @@ impl Node {
         let wrote = self.log.has_round();
         if wrote {
             self.log.write()?;
-            if self.config.sync {
+            if self.config.sync || self.votes {
                 self.sync(SyncSite::LogRound)?;
             }
+            self.votes = false;
         }
         let mut busy = false;
         for (id, ready) in self.writing.drain(..) {
