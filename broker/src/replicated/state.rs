@@ -42,7 +42,8 @@ use paging::EndedQueues;
 pub use paging::LET_GO_MESSAGES_MAX;
 pub(crate) use timing::CLOCK_LAG_MS_MAX;
 
-/// Live messages of one session that may wait behind retained ones.
+/// Live messages of one session that may wait behind retained ones. With more they go ahead, into its queue, which has bounds of its own:
+/// nobody reads for a client that is away, and it may be so for days.
 const HELD_MESSAGES_MAX: usize = 10_000;
 
 /// What the timers of one tick may cost: one for each of them, and for each message of a session that ends. Those left over

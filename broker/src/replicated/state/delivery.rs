@@ -12,7 +12,7 @@ use crate::drops;
 use crate::message::Message;
 use crate::replicated::command;
 use crate::replicated::effect::{Drop, Effect};
-use crate::replicated::session::{Entry, HeldBack};
+use crate::replicated::session::{Entry, HeldBack, PersistentSession};
 use crate::replicated::store::Key;
 use crate::session::outbound::{Full, Offer};
 use crate::subscription::{LEAST_IN_FLIGHT_COMPARED_MAX, PickStrategy, mix, name_hash, topic_hash};
@@ -132,22 +132,22 @@ impl GroupState {
         held: bool,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(session) = self.sessions.get_mut(client_id) else {
-            return;
-        };
-        if held && session.is_reading() {
+        let is_reading = |session: &&mut PersistentSession| held && session.is_reading();
+        if let Some(session) = self.sessions.get_mut(client_id).filter(is_reading) {
             let weight = message.weight_bytes();
             let bytes_max = session.outbound.limits().queue_bytes_max;
-            let full = match session.held.len() {
-                HELD_MESSAGES_MAX.. => Some(Full::Messages),
-                _ if session.held_bytes.saturating_add(weight) > bytes_max => Some(Full::Bytes),
-                _ => None,
-            };
-            if let Some(full) = full {
-                drops::note(client_id, full, 1);
-                effects.push(Effect::Dropped { reason: full.into(), count: 1 });
+            if weight > bytes_max {
+                drops::note(client_id, Full::Bytes, 1);
+                effects.push(Effect::Dropped { reason: Full::Bytes.into(), count: 1 });
                 return;
             }
+            if session.held.len() >= HELD_MESSAGES_MAX || session.held_bytes.saturating_add(weight) > bytes_max {
+                self.enqueue_all_held(client_id, effects);
+                self.body = None;
+            }
+            let Some(session) = self.sessions.get_mut(client_id) else {
+                return;
+            };
             let Terms { qos, retain, identifiers, .. } = terms;
             let sequence = session.next_sequence;
             session.next_sequence += 1;

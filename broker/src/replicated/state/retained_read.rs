@@ -105,7 +105,7 @@ impl GroupState {
         self.enqueue_all_held(client_id, effects);
     }
 
-    fn enqueue_all_held(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
+    pub(super) fn enqueue_all_held(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
         let held = self.sessions.get_mut(client_id).map(|session| std::mem::take(&mut session.held));
         self.enqueue_held(client_id, held.unwrap_or_default(), effects);
     }

@@ -768,6 +768,29 @@ fn live_messages_wait_until_the_retained_ones_are_there() {
     assert_eq!(script.apply(Command::RetainedPage(page)), [], "a page of a read that is over");
 }
 
+/// P1: a client that went before its retained messages were read may be away for long, and nobody reads on for it. What comes then is
+/// bounded as its queue is, and no tighter.
+#[test]
+fn what_waits_behind_retained_messages_is_bounded_as_the_queue() {
+    let queue_messages_max = u32::MAX as usize;
+    let config = GroupConfig { queue_messages_max, queue_bytes_max: 100_000_000, ..config() };
+    let mut script = Script { state: GroupState::new(config), ..Script::new() };
+    let epoch = script.connect(true, 100).epoch;
+    script.subscribe(epoch, "t", true).expect("a read");
+    script.disconnect(epoch, false);
+    let published = HELD_MESSAGES_MAX + 1_500;
+    for at in (0..published).step_by(500) {
+        let messages = (at..at + 500).map(|number| script.message(&number.to_string())).collect();
+        let effects = script.lane_batch(messages);
+        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Dropped { .. })), "at {at}");
+    }
+    script.restart();
+    let session = &script.state.sessions["c"];
+    let (window, held) = (session.outbound.in_flight(), session.held.len());
+    assert_eq!(window + session.outbound.queue_len() + held, published);
+    assert!((1..=HELD_MESSAGES_MAX).contains(&held), "{held}");
+}
+
 /// What came and went between two checkpoints is never written.
 #[test]
 fn what_is_settled_before_a_checkpoint_is_never_stored() {
