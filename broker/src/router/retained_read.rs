@@ -33,7 +33,7 @@ const HELD_MESSAGES_MAX: usize = 10_000;
 /// them; what may come for a client that turns out to be slow is bounded by it.
 const PAGES_AT_ONCE: usize = 16;
 
-/// Unwritten bytes above which the next page is not asked for.
+/// Unwritten bytes above which the next page is not asked for, and nothing more at QoS 0 is written of those that came.
 const PAGE_OUT_BYTES_MAX: usize = 128 * 1024;
 
 /// Queued messages above which the next page is not asked for.
@@ -57,6 +57,8 @@ struct Read {
     /// Where groups that have more go on, once the client has taken what it has.
     further: Vec<RetainedCursor>,
     asked: Vec<Question>,
+    /// What came and waits until the client has taken what it has, page by page. Nobody drops it for being slow, as live messages.
+    arrived: VecDeque<VecDeque<Arc<Message>>>,
     /// The number by which a group knows it: messages with a QoS go into the queue of the session there.
     session_read: Option<u64>,
     /// Pages that the group has not taken in yet.
@@ -64,13 +66,13 @@ struct Read {
 }
 
 impl Read {
-    /// Once the first page was asked for: whether all have come.
+    /// Once the first page was asked for: whether all have come, and were taken.
     fn is_complete(&self) -> bool {
-        self.groups.is_empty() && self.further.is_empty() && self.asked.is_empty()
+        !self.has_more() && self.asked.is_empty()
     }
 
     fn has_more(&self) -> bool {
-        !self.groups.is_empty() || !self.further.is_empty()
+        !self.groups.is_empty() || !self.further.is_empty() || !self.arrived.is_empty()
     }
 
     /// The next page, which counts as asked for.
@@ -130,7 +132,7 @@ impl State {
 
     /// The pages to ask for now, of the oldest read first: read number, filter, page.
     fn next_pages(&mut self) -> Vec<(u64, Box<str>, RetainedCursor)> {
-        let under_way: usize = self.reads.iter().map(|read| read.asked.len()).sum();
+        let under_way: usize = self.reads.iter().map(|read| read.asked.len() + read.arrived.len()).sum();
         let mut room = PAGES_AT_ONCE.saturating_sub(under_way);
         let mut pages = Vec::new();
         for read in self.reads.iter_mut().filter(|read| read.with_group == 0) {
@@ -222,6 +224,7 @@ impl ArbiterState {
             groups: 0..0,
             further: Vec::new(),
             asked: Vec::new(),
+            arrived: VecDeque::new(),
             session_read,
             with_group: 0,
         });
@@ -320,36 +323,78 @@ impl ArbiterState {
         if !read.is_answered_by(&page) {
             return;
         }
-        read.further.extend(page.next.clone());
-        let is_complete = read.is_complete();
-        let own = read.own;
-        let session_read = read.session_read.map(|number| (number, read.filter.clone()));
+        read.further.extend(page.next);
+        read.arrived.push_back(page.messages.into());
+        self.take_arrived(key);
+        self.continue_reads(key);
+    }
+
+    /// Takes pages that came, until the client has enough to do.
+    fn take_arrived(&mut self, key: ConnectionKey) {
+        while let Some(state) = self.reads(key)
+            && let Some(read) = state.reads.iter_mut().find(|read| !read.arrived.is_empty())
+            && let Some(mut page) = read.arrived.pop_front()
+        {
+            let (number, own) = (read.number, read.own);
+            let session_read = read.session_read.map(|number| (number, read.filter.clone()));
+            let for_group = self.take_page(key, &mut page, own, session_read.is_some());
+            let Some(read) = self.read_mut(key, number) else {
+                return;
+            };
+            let waits = !page.is_empty();
+            if waits {
+                read.arrived.push_front(page);
+            }
+            let is_complete = read.is_complete();
+            // Most groups have nothing: each page is an entry of the session's group, for which the read waits.
+            if let Some((session_read, filter)) = session_read
+                && (is_complete || !for_group.is_empty())
+            {
+                read.with_group += 1;
+                self.hand_to_group(key, &filter, session_read, for_group, is_complete);
+            }
+            if is_complete {
+                if let Some(state) = self.reads(key) {
+                    state.reads.retain(|read| read.number != number);
+                }
+                self.finish_reads(key);
+            }
+            if waits {
+                return;
+            }
+        }
+    }
+
+    /// Hands a page on. What is left of it waits, because the client has enough to do. Returns what is for the session's group, if it
+    /// is known there.
+    fn take_page(
+        &mut self,
+        key: ConnectionKey,
+        page: &mut VecDeque<Arc<Message>>,
+        own: OwnSubscription,
+        has_group: bool,
+    ) -> Vec<MessageRecord> {
         let mut for_group = Vec::new();
-        for message in &page.messages {
-            if session_read.is_some() && message.qos.min(own.options.qos) != QoS::AtMostOnce {
-                for_group.push(MessageRecord::from_message(message, 0));
+        while let Some(message) = page.pop_front() {
+            let qos = message.qos.min(own.options.qos);
+            if has_group && qos != QoS::AtMostOnce {
+                for_group.push(MessageRecord::from_message(&message, 0));
                 self.note_read(key, message.identity);
                 continue;
             }
-            self.deliver_held_before(key, message);
-            self.deliver_retained(key, message, own);
-        }
-        if let Some((number, filter)) = session_read {
-            // Most groups have nothing: each page is an entry of the session's group, for which the read waits.
-            if is_complete || !for_group.is_empty() {
-                if let Some(read) = self.read_mut(key, page.number) {
-                    read.with_group += 1;
-                }
-                self.hand_to_group(key, &filter, number, for_group, is_complete);
+            if qos == QoS::AtMostOnce && self.has_enough_to_write(key) {
+                page.push_front(message);
+                break;
             }
+            self.deliver_held_before(key, &message);
+            self.deliver_retained(key, &message, own);
         }
-        if is_complete {
-            if let Some(state) = self.reads(key) {
-                state.reads.retain(|read| read.number != page.number);
-            }
-            self.finish_reads(key);
-        }
-        self.continue_reads(key);
+        for_group
+    }
+
+    fn has_enough_to_write(&mut self, key: ConnectionKey) -> bool {
+        let bound = PAGE_OUT_BYTES_MAX.min(self.shared.settings.session.out_buffer_bytes_max as usize);
+        self.client(key).is_some_and(|client| client.out.len() > bound)
     }
 
     /// A live copy of a retained message may wait: it is dropped for the retained one, and what waits of the same topic
@@ -480,6 +525,7 @@ impl ArbiterState {
         {
             return;
         }
+        self.take_arrived(key);
         let Some(state) = self.reads(key) else {
             return;
         };
@@ -589,6 +635,7 @@ mod tests {
             groups,
             further: Vec::new(),
             asked: Vec::new(),
+            arrived: VecDeque::new(),
             session_read: None,
             with_group: 0,
         }
