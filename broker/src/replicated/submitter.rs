@@ -205,6 +205,10 @@ struct Ticks {
     applied: Option<Applied>,
     /// The last ones that were proposed here: the wall time by which each is known, what the group's clock is to say after it, and when.
     proposed: VecDeque<(u64, Applied)>,
+    /// Likewise those that are to bridge the time before this process, of which nobody knows before what the clock will say.
+    bridging: VecDeque<(u64, u64)>,
+    /// By how much the wall clock was ahead of the process clock when a tick was proposed here last.
+    wall_ahead_ms: Option<i64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -227,12 +231,26 @@ impl Ticks {
         self.proposed.push_back((wall_ms, tick));
     }
 
-    /// When it was that the group's clock said `clock_ms`: when the tick that set it was proposed, or the time that each takes to be
-    /// applied would be lost, and groups with much to do expire everything late (P10). Of somebody else's tick that is not known, and it
-    /// counts from now.
-    fn said_at_ms(&mut self, wall_ms: u64, clock_ms: u64, now_ms: u64) -> u64 {
-        let mut own = self.proposed.iter().filter(|(wall, tick)| (*wall, tick.clock_ms) == (wall_ms, clock_ms));
-        let at_ms = own.next().map_or(now_ms, |(_, tick)| tick.at_ms);
+    /// The wall time by which to bridge the time before this process. As long as an earlier try may be under way, what passes since is
+    /// known without the wall clock, which may have been set meanwhile: the second would bridge that as well.
+    fn bridge(&mut self, wall_ms: u64, now_ms: u64) -> u64 {
+        let wall_ms =
+            self.bridging.front().map_or(wall_ms, |(first_ms, at_ms)| first_ms + now_ms.saturating_sub(*at_ms));
+        if self.bridging.len() < PROPOSED_TICKS_MAX {
+            self.bridging.push_back((wall_ms, now_ms));
+        }
+        wall_ms
+    }
+
+    /// When a tick was proposed that was applied now, and left the clock at `clock_ms`, if it was proposed here: counted from when it
+    /// is applied, the time that each takes would be lost, and groups with much to do expire everything late (P10).
+    fn proposed_at_ms(&mut self, tick: &command::Tick, clock_ms: u64) -> Option<u64> {
+        if tick.bridge {
+            let own = self.bridging.iter().find(|(wall_ms, _)| *wall_ms == tick.wall_ms);
+            return own.map(|(_, at_ms)| *at_ms);
+        }
+        let mut own = self.proposed.iter().filter(|(wall, tick_)| (*wall, tick_.clock_ms) == (tick.wall_ms, clock_ms));
+        let at_ms = own.next().map(|(_, tick)| tick.at_ms);
         self.proposed.retain(|(_, tick)| tick.clock_ms > clock_ms);
         at_ms
     }
@@ -240,6 +258,13 @@ impl Ticks {
 
 /// A tick that is not applied so long after it was proposed may have been dropped, as whoever does not lead drops proposals.
 const TICK_RETRY_MS: u64 = 50;
+
+/// The wall clock was set if it moved by this much against the process clock since a group was told of it. Less is how clocks drift.
+const WALL_STEP_MS_MIN: u64 = 2000;
+
+fn ahead_ms(wall_ms: u64, now_ms: u64) -> i64 {
+    wall_ms.cast_signed().wrapping_sub(now_ms.cast_signed())
+}
 
 /// A tick that says an older time than this is one that the log kept while no replica ran.
 const TICK_AGE_MS_MAX: u64 = 5000;
@@ -278,27 +303,70 @@ impl Submitter {
         let tick = match ticks.applied {
             Some(Applied { clock_ms, at_ms }) => {
                 let (elapsed_ms, wall_ms) = (now_ms.saturating_sub(at_ms), self.clock.wall_ms());
+                ticks.wall_ahead_ms = Some(ahead_ms(wall_ms, now_ms));
                 ticks.propose(wall_ms, Applied { clock_ms: clock_ms + elapsed_ms, at_ms: now_ms });
                 command::Tick { elapsed_ms, wall_ms, bridge: false, from_ms: Some(clock_ms) }
             }
             // The first one bridges the time that no replica ran, by the wall clock.
-            None => command::Tick { elapsed_ms: 0, wall_ms: self.clock.wall_ms(), bridge: true, from_ms: None },
+            None => {
+                let wall_ms = ticks.bridge(self.clock.wall_ms(), now_ms);
+                ticks.wall_ahead_ms = Some(ahead_ms(wall_ms, now_ms));
+                command::Tick { elapsed_ms: 0, wall_ms, bridge: true, from_ms: None }
+            }
         };
         self.pipeline.propose(GroupId(group), command::encode(Command::Tick(tick)));
         clock.proposed_ms.store(now_ms, Ordering::Release);
     }
 
-    /// A tick was applied here, which left the group's clock at `clock_ms`. How old it is its own wall time says, not the
-    /// latest that the group has heard of: where the clocks were set back, no tick would ever count as recent, and the group's
-    /// clock would stand. Of one that is reread from the log of the process before this one, nobody knows how long ago it was.
+    /// A tick was applied here, which left the group's clock at `clock_ms`. How old one of another process is its own wall time says, not
+    /// the latest that the group has heard of: where the clocks were set back, no tick would ever count as recent, and the group's
+    /// clock would stand. Of this process's own that is known, however the wall clock was set meanwhile. Of one that is reread from
+    /// the log of the process before this one, nobody knows how long ago it was.
     pub fn ticked(&self, group: u16, clock_ms: u64, tick: command::Tick, is_reread: bool) {
-        let is_recent = !is_reread && self.clock.wall_ms().abs_diff(tick.wall_ms) < TICK_AGE_MS_MAX;
         if let Some(clock) = self.clocks.get(usize::from(group)) {
             let now_ms = self.now_ms();
             clock.applied_ms.store(now_ms, Ordering::Release);
             let mut ticks = clock.ticks.lock().unwrap_or_else(PoisonError::into_inner);
-            let at_ms = ticks.said_at_ms(tick.wall_ms, clock_ms, now_ms);
-            ticks.applied = is_recent.then_some(Applied { clock_ms, at_ms });
+            let is_recent = || self.clock.wall_ms().abs_diff(tick.wall_ms) < TICK_AGE_MS_MAX;
+            let at_ms = match ticks.proposed_at_ms(&tick, clock_ms) {
+                _ if is_reread => None,
+                Some(at_ms) => Some(at_ms),
+                None => is_recent().then_some(now_ms),
+            };
+            ticks.applied = at_ms.map(|at_ms| Applied { clock_ms, at_ms });
+            if at_ms.is_some() {
+                let ahead_ms = ahead_ms(self.clock.wall_ms(), now_ms);
+                ticks.wall_ahead_ms.get_or_insert(ahead_ms);
+            }
+        }
+    }
+
+    /// What a group's clock says by now, if its last tick left it at `clock_ms`: a group to which nobody says anything hears of no time.
+    #[must_use]
+    pub fn clock_ms(&self, group: u16, clock_ms: u64) -> u64 {
+        let applied = self.clocks.get(usize::from(group)).and_then(|clock| {
+            let ticks = clock.ticks.lock().unwrap_or_else(PoisonError::into_inner);
+            ticks.applied
+        });
+        let elapsed_ms = applied.map_or(0, |applied| self.now_ms().saturating_sub(applied.at_ms));
+        clock_ms.saturating_add(elapsed_ms)
+    }
+
+    /// Tells a group of it, if somebody set the wall clock: by that the next process will know how long no replica ran. Counted from the
+    /// time before, all that expires would have done so while it was set, as on a device that learns the time some minutes after its start.
+    pub fn tick_if_wall_clock_was_set(&self, group: u16) {
+        let Some(clock) = self.clocks.get(usize::from(group)) else {
+            return;
+        };
+        let ahead_ms = ahead_ms(self.clock.wall_ms(), self.now_ms());
+        let was_set = {
+            let ticks = clock.ticks.lock().unwrap_or_else(PoisonError::into_inner);
+            // Before the first tick of this process, that one bridges.
+            let known = ticks.wall_ahead_ms.filter(|_| ticks.applied.is_some());
+            known.is_some_and(|known_ms| known_ms.abs_diff(ahead_ms) >= WALL_STEP_MS_MIN)
+        };
+        if was_set {
+            self.tell_time(group);
         }
     }
 
@@ -497,5 +565,77 @@ mod tests {
         submitter.ticked(0, 1_000, tick_at(clock.wall_ms()), false);
         submitter.led(0);
         assert!(proposes(1), "nothing is known of what was proposed as a follower");
+    }
+
+    const STEP_MS: u64 = 86_400_000;
+
+    /// P10: while a tick is under way somebody sets the wall clock, as where a device learns the time. The next one counts what passed, and
+    /// does not bridge what the wall clock says.
+    #[test]
+    fn a_wall_clock_that_is_set_while_ticks_are_under_way_ends_nothing() {
+        let machine = Arc::new(ManualClock::new(1_000_000));
+        let clock = Clock::manual(Arc::clone(&machine));
+        let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
+        let ticks = || submitter.clocks[0].ticks.lock().expect("not poisoned");
+        let step = || machine.set_wall_ms(clock.wall_ms() + STEP_MS);
+
+        // The first of a process, and a second try of it.
+        submitter.propose_encoded(0, Bytes::new());
+        step();
+        machine.advance(Duration::from_millis(TICK_RETRY_MS + 1));
+        submitter.propose_encoded(0, Bytes::new());
+        let tries = Vec::from(ticks().bridging.clone());
+        let [(first_ms, first_at_ms), (second_ms, second_at_ms)] = tries[..] else { panic!("{tries:?}") };
+        assert_eq!(first_ms, 1_000_000);
+        assert_eq!(second_ms - first_ms, second_at_ms - first_at_ms, "the second bridges what passed since the first");
+        for (wall_ms, at_ms) in tries {
+            submitter.ticked(0, 500, command::Tick { bridge: true, ..tick_at(wall_ms) }, false);
+            assert_eq!(ticks().applied.map(|applied| (applied.clock_ms, applied.at_ms)), Some((500, at_ms)));
+        }
+
+        // And one that counts.
+        machine.advance(Duration::from_millis(CLOCK_LAG_MS_MAX + 1));
+        submitter.propose_encoded(0, Bytes::new());
+        let (wall_ms, tick) = *ticks().proposed.back().expect("a tick");
+        step();
+        submitter.ticked(0, tick.clock_ms, tick_at(wall_ms), false);
+        assert_eq!(ticks().applied.map(|applied| applied.at_ms), Some(tick.at_ms));
+    }
+
+    /// P10: the next process bridges from the wall time of the last tick, so an idle group is told that the wall clock was set.
+    #[test]
+    fn a_group_is_told_once_that_the_wall_clock_was_set() {
+        let machine = Arc::new(ManualClock::new(1_000_000));
+        let clock = Clock::manual(Arc::clone(&machine));
+        let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
+        let tells = || {
+            machine.advance(Duration::from_secs(60));
+            submitter.tick_if_wall_clock_was_set(0);
+            let mut ticks = submitter.clocks[0].ticks.lock().expect("not poisoned");
+            assert_eq!(ticks.bridging, [], "what was set would count");
+            ticks.proposed.pop_back().map(|(wall_ms, tick)| (wall_ms == clock.wall_ms(), tick.clock_ms))
+        };
+        assert_eq!(tells(), None, "the first tick bridges anyway");
+        submitter.ticked(0, 500, tick_at(clock.wall_ms()), false);
+        assert_eq!(tells(), None);
+        machine.set_wall_ms(clock.wall_ms() + WALL_STEP_MS_MIN - 1);
+        assert_eq!(tells(), None, "clocks drift");
+        machine.set_wall_ms(clock.wall_ms() + STEP_MS);
+        assert_eq!(tells(), Some((true, 500 + 3 * 60_000)));
+        assert_eq!(tells(), None);
+        machine.set_wall_ms(clock.wall_ms() - STEP_MS);
+        assert_eq!(tells(), Some((true, 500 + 5 * 60_000)));
+    }
+
+    /// [MQTT-3.3.2-6]: what waits there grows older.
+    #[test]
+    fn the_clock_of_an_idle_group_goes_on() {
+        let machine = Arc::new(ManualClock::new(1_000_000));
+        let clock = Clock::manual(Arc::clone(&machine));
+        let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
+        assert_eq!(submitter.clock_ms(0, 500), 500, "nobody knows since when");
+        submitter.ticked(0, 500, tick_at(clock.wall_ms()), false);
+        machine.advance(Duration::from_secs(7));
+        assert_eq!(submitter.clock_ms(0, 500), 7_500);
     }
 }

@@ -1,5 +1,8 @@
 //! PUBLISH from a client: acknowledgements, retained messages, wills, properties.
 
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use kentongan_proto::mqtt::*;
 
@@ -220,7 +223,7 @@ fn the_expiry_interval_shrinks_while_the_message_waits_and_an_expired_one_is_dro
         client.send(&Packet::Publish(message));
         client.complete(qos1(seconds));
     }
-    std::thread::sleep(std::time::Duration::from_millis(2100));
+    std::thread::sleep(Duration::from_millis(2100));
     asked.clean_start = false;
     let mut subscriber = Client::accepted(&broker, asked);
     let got = subscriber.take_publish();
@@ -228,6 +231,52 @@ fn the_expiry_interval_shrinks_while_the_message_waits_and_an_expired_one_is_dro
     let left = got.properties.message_expiry_interval.expect("forwarded");
     assert!((90..=98).contains(&left), "{left}");
     subscriber.expect_nothing();
+}
+
+/// Nobody says anything to the group that keeps it meanwhile.
+///
+/// Conformance: [MQTT5-3.3.2-6], [MQTT5-3.3.2-5]
+#[test]
+fn the_expiry_interval_of_a_retained_message_shrinks_and_an_expired_one_is_not_found() {
+    let broker = Broker::start();
+    let mut client = Client::v5(&broker, "a");
+    let mut message = publish("t", "v", qos1(1));
+    message.retain = true;
+    message.properties.message_expiry_interval = Some(3);
+    client.send(&Packet::Publish(message));
+    client.complete(qos1(1));
+    let began = Instant::now();
+    let mut told = Vec::new();
+    let mut reader = Client::v5(&broker, "reader");
+    loop {
+        assert!(began.elapsed() < DEADLINE, "{told:?}");
+        reader.subscribe("t", QoS::AtMostOnce);
+        let Some(Packet::Publish(found)) = reader.receive_within(Duration::from_millis(500)) else {
+            break;
+        };
+        told.push(found.properties.message_expiry_interval.expect("forwarded"));
+    }
+    assert!(began.elapsed() >= Duration::from_secs(3), "it expired early: {told:?}");
+    assert!(told.is_sorted_by(|before, after| before >= after) && told.last() <= Some(&1), "{told:?}");
+}
+
+/// A client that reads as it goes gets all of them, however much less than that may wait for it.
+#[test]
+fn more_is_retained_than_may_wait_for_a_client() {
+    let broker = Broker::with(&["--set", "session.out_buffer_bytes_max=65536"]);
+    let mut client = Client::v5(&broker, "a");
+    let payload = "v".repeat(20_000);
+    for number in 0..150 {
+        retain(&mut client, &format!("t/{number}"), &payload, true);
+    }
+    assert_eq!(retained(&broker, "t/+", 150).len(), 150);
+    // Through a session's group as well, which has nothing of them.
+    let mut asked = connect(ProtocolVersion::V5, "kept");
+    asked.properties.session_expiry_interval = Some(100);
+    let mut reader = Client::accepted(&broker, asked);
+    reader.subscribe("t/+", QoS::AtMostOnce);
+    let topics: BTreeSet<_> = (0..150).map(|_| reader.take_publish().topic).collect();
+    assert_eq!(topics.len(), 150);
 }
 
 fn retain(client: &mut Client, topic: &str, payload: &str, retain: bool) {
