@@ -347,7 +347,9 @@ fn cut_after_a_sync_in_the_background(ignored: Option<SyncSite>) -> Result<(), F
     let node = Node::start(&disk, directory.path(), mode, &Arc::default())?;
     node.propose(0..3);
     let stats = Arc::clone(node.pipeline.handle().stats());
-    wait_until("the log is synced in the background", || stats.syncs.load(Ordering::SeqCst) > 0);
+    // Its vote for itself was synced before.
+    let before = stats.syncs.load(Ordering::SeqCst);
+    wait_until("the log is synced in the background", || stats.syncs.load(Ordering::SeqCst) > before);
     let left = disk.after_power_cut(Unsynced::Lost, Unsynced::Lost);
     node.pipeline.stop();
     check(&left, directory.path(), mode, 3)
@@ -362,7 +364,9 @@ fn cut_with_a_checkpoint_ahead_of_the_log(ignored: Option<SyncSite>) -> Result<(
     let node = Node::start(&disk, directory.path(), mode, &Arc::default())?;
     node.propose(0..3);
     let stats = Arc::clone(node.pipeline.handle().stats());
-    wait_until("the log is synced in the background", || stats.syncs.load(Ordering::SeqCst) > 0);
+    // Its vote for itself was synced before.
+    let before = stats.syncs.load(Ordering::SeqCst);
+    wait_until("the log is synced in the background", || stats.syncs.load(Ordering::SeqCst) > before);
     let mut proposed = 3;
     while stats.checkpoints.load(Ordering::SeqCst) == 0 {
         node.propose(proposed..proposed + 1);

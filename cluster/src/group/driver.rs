@@ -8,6 +8,7 @@ use raft::eraftpb::{ConfChange, ConfChangeV2, Entry, Message, MessageType};
 use raft::{Config, ProgressState, RawNode, ReadOnlyOption, Ready, SnapshotStatus, StateRole};
 
 use super::configuration::{Change, CheckpointBase, Configuration, conf_change};
+use super::forgetful::Forgetful;
 use super::message::{self, Known, MessageError};
 use super::packing::{Pack, unpack};
 use super::reads::Reads;
@@ -180,6 +181,8 @@ pub struct Target {
 #[derive(Debug, Clone)]
 pub(crate) struct GroupConfig {
     pub(crate) node: NodeId,
+    /// Messages are sent without a sync before, so a power cut may take back what they say.
+    pub(crate) forgets: bool,
     pub(crate) election_ticks: u32,
     pub(crate) heartbeat_ticks: u32,
     pub(crate) seed: u64,
@@ -302,6 +305,8 @@ pub(crate) struct Group {
     has_voted: bool,
     /// What the log says is committed, even after a power cut.
     safe_commit: u64,
+    /// If its end may be missing.
+    forgetful: Option<Forgetful>,
     /// A snapshot that is being fetched, and from whom.
     fetching: Option<(NodeId, CheckpointBase)>,
     /// As this node was told since it leads.
@@ -347,6 +352,7 @@ impl Group {
             held: VecDeque::new(),
             written: log.hard,
             has_voted: false,
+            forgetful: config.forgets.then(|| Forgetful::new(log.hard.term)),
             safe_commit: log.hard.commit,
             fetching: None,
             target: None,
@@ -483,9 +489,14 @@ impl Group {
             leads: self.leading.is_some(),
             committed: raft_log.committed,
             last: raft_log.last_index(),
+            forgets: self.config.forgets,
             term_of: &|index| (index >= raft_log.first_index()).then(|| raft_log.term(index).ok()).flatten(),
         };
-        let message = message::decode(from, bytes, &known)?;
+        let mut message = message::decode(from, bytes, &known)?;
+        if let Some(forgetful) = &mut self.forgetful {
+            let answer = forgetful.amend(&mut self.raw, &mut message);
+            self.raw.raft.msgs.extend(answer);
+        }
         if let Some(offered) = self.offered_snapshot(&message) {
             if self.fetching.is_none() && offered.configuration.contains(self.config.node) {
                 self.fetching = Some((from, offered.clone()));

@@ -69,6 +69,8 @@ pub(super) struct Known<'a> {
     pub(super) leads: bool,
     pub(super) committed: u64,
     pub(super) last: u64,
+    /// It may have had more.
+    pub(super) forgets: bool,
     pub(super) term_of: &'a dyn Fn(u64) -> Option<u64>,
 }
 
@@ -99,7 +101,9 @@ fn impossible(from: NodeId, message: &Message, known: &Known<'_>) -> Option<&'st
     }
     match kind {
         MessageType::MsgAppend => impossible_append(message, known),
-        MessageType::MsgHeartbeat if message.commit > known.last => Some("commits what this node does not have"),
+        MessageType::MsgHeartbeat if message.commit > known.last && !(known.forgets && message.term == known.term) => {
+            Some("commits what this node does not have")
+        }
         MessageType::MsgAppendResponse if message.request_snapshot != 0 => Some("asks for a snapshot of its choice"),
         MessageType::MsgAppendResponse
             if known.leads && message.term == known.term && !message.reject && message.index > known.last =>
@@ -169,6 +173,7 @@ mod tests {
             leads: true,
             committed: 7,
             last: 9,
+            forgets: false,
             term_of: &|index| (index <= 9).then_some(5),
         }
     }

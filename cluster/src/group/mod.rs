@@ -5,6 +5,7 @@
 
 mod configuration;
 mod driver;
+mod forgetful;
 mod message;
 mod packing;
 mod reads;

@@ -200,6 +200,7 @@ impl Node {
         };
         let config = GroupConfig {
             node: self.config.node,
+            forgets: !self.config.sync,
             election_ticks: self.config.election_ticks,
             heartbeat_ticks: self.config.heartbeat_ticks,
             seed: self.config.seed,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Node, NodeConfig, Sink};
-use crate::disk::SimDisk;
+use crate::disk::{SimDisk, SyncSite};
 use crate::group::{Change, CheckpointBase, Committed, Configuration, Role};
 use crate::identity::{GroupId, NodeId};
 use crate::log::LogId;
@@ -220,6 +220,83 @@ fn who_voted_knows_of_it_after_a_power_cut_whether_rounds_are_synced_or_not() {
             assert_eq!(term(&cluster, node), voted_in, "node {node}, synced: {sync}");
         }
     }
+}
+
+impl Cluster {
+    /// The power of a node fails, which takes what it had not synced.
+    fn power_cut(&mut self, node: NodeId) {
+        self.end(node);
+        self.disks[&node].power_cycle(|_, _| 0);
+        self.start(node);
+    }
+
+    fn propose(&mut self, node: NodeId, payload: &[u8]) {
+        self.nodes.get_mut(&node).expect("runs").propose(GROUP, payload).expect("leads");
+    }
+
+    /// Whether a node has handed out what another one has.
+    fn follows(&self, node: NodeId, leader: NodeId) -> bool {
+        let handed_out = |node: &NodeId| self.nodes[node].status(GROUP).map(|status| status.handed_out);
+        handed_out(&node) == handed_out(&leader)
+    }
+}
+
+/// Its leader goes on, and may have nothing to send.
+#[test]
+fn who_lost_what_it_had_acknowledged_has_it_again_from_the_same_leader() {
+    let mut cluster = Cluster::that_syncs(3, false);
+    assert!(cluster.tick_until(|cluster| cluster.leader().is_some()));
+    let leader = cluster.leader().expect("just seen");
+    let term = cluster.nodes[&leader].status(GROUP).expect("kept").term;
+    for number in 0..60_u8 {
+        cluster.propose(leader, &[number; 20_000]);
+        while cluster.round() {}
+    }
+    let follower = cluster.others_of(leader)[0];
+    cluster.tick(5);
+    assert!(cluster.follows(follower, leader));
+    cluster.power_cut(follower);
+    assert!(!cluster.follows(follower, leader), "it lost something");
+    assert!(cluster.tick_until(|cluster| cluster.follows(follower, leader)));
+    assert_eq!(cluster.nodes[&leader].status(GROUP).expect("kept").term, term, "nobody had to be elected");
+    assert_eq!(cluster.nodes[&follower].entries(GROUP), cluster.nodes[&leader].entries(GROUP));
+}
+
+/// A power cut may bring back what was overwritten: then it is no use that its leader knows it to be as long as it should be.
+#[test]
+fn who_has_again_what_was_overwritten_takes_it_for_nothing() {
+    let mut cluster = Cluster::that_syncs(3, false);
+    assert!(cluster.tick_until(|cluster| cluster.leader().is_some()));
+    let first = cluster.leader().expect("just seen");
+    cluster.cut_off = Some(first);
+    for number in 0..10 {
+        cluster.propose(first, &[number; 100]);
+        while cluster.round() {}
+    }
+    cluster.nodes.get_mut(&first).expect("runs").sync(SyncSite::LogBackground).expect("a disk that does not fail");
+    let others = cluster.others_of(first);
+    let leads = |cluster: &Cluster, node: &NodeId| {
+        cluster.nodes[node].status(GROUP).is_some_and(|status| status.role == Role::Leader { ready: true })
+    };
+    assert!(cluster.tick_until(|cluster| others.iter().any(|node| leads(cluster, node))));
+    let second = others.into_iter().find(|node| leads(&cluster, node)).expect("just seen");
+    cluster.cut_off = None;
+    // First it hears of the term, which is synced, and then of entries, which are not.
+    cluster.tick(5);
+    for number in 0..3 {
+        cluster.propose(second, &[100 + number; 100]);
+        while cluster.round() {}
+    }
+    cluster.tick(5);
+    assert!(cluster.follows(first, second));
+    cluster.power_cut(first);
+    assert!(cluster.tick_until(|cluster| cluster.follows(first, second)));
+    cluster.propose(second, b"more");
+    cluster.tick(5);
+    let entries = cluster.nodes[&second].entries(GROUP);
+    let found = cluster.nodes[&first].entries(GROUP);
+    assert!(found.iter().all(|(index, entry)| entries.get(index) == Some(entry)), "{found:?}");
+    assert!(cluster.follows(first, second));
 }
 
 #[test]
