@@ -154,8 +154,10 @@ fn hash_plain_lines(text: &str, form: Form) -> anyhow::Result<String> {
 }
 
 /// A broker that reads it meanwhile has the old file or the new one. It stays its owner's, and readable for the group that it was
-/// readable for, but never for everybody.
+/// readable for, but never for everybody. A link to it stays one.
 fn write_whole(path: &Path, text: &str) -> anyhow::Result<()> {
+    let target = fs::canonicalize(path);
+    let path = target.as_deref().unwrap_or(path);
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().with_context(|| format!("{} is no file", path.display()))?;
     let mut beside = name.to_owned();
@@ -249,6 +251,23 @@ mod tests {
         let users = PasswordFile::read(&path).expect("a file");
         assert_eq!((users.len(), users.verify("budi", b"new")), (2, Some(true)));
         assert_eq!(fs::read_dir(directory.path()).expect("a directory").count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn a_link_to_the_file_stays_one() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [file, link] = ["passwords", "link"].map(|name| directory.path().join(name));
+        fs::create_dir(directory.path().join("kept")).expect("a directory");
+        let kept = directory.path().join("kept").join("passwords");
+        fs::write(&kept, "").expect("written");
+        std::os::unix::fs::symlink("kept/passwords", &file).expect("a link");
+        std::os::unix::fs::symlink(&file, &link).expect("a link");
+        passwd(&["-b", link.to_str().expect("UTF-8"), "ana", "tabuh"]).expect("added");
+        assert!(link.is_symlink() && file.is_symlink() && !kept.is_symlink());
+        let users = PasswordFile::read(&kept).expect("a file");
+        assert_eq!(users.verify("ana", b"tabuh"), Some(true));
+        passwd(&["-c", "-b", link.to_str().expect("UTF-8"), "budi", "kentong"]).expect("made anew");
+        assert_eq!(PasswordFile::read(&kept).expect("a file").verify("ana", b"tabuh"), None);
     }
 
     #[test]
