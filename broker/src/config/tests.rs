@@ -156,7 +156,14 @@ fn a_wrong_value_is_blamed_on_its_place() {
             "[session]\nreceive_maximum = 0",
             "k.toml:2: `session.receive_maximum`: invalid value: integer `0`, expected a nonzero u16",
         ),
-        ("[[listener]]\naddress = \"localhost\"", "k.toml:2: `listener[0].address`: invalid socket address syntax"),
+        (
+            "[[listener]]\naddress = \"localhost\"",
+            "k.toml:2: `listener[0].address`: \"localhost\" must be an IP address of this machine and a port, such as ",
+        ),
+        (
+            "[[listener]]\naddress = \"127.0.0.1\"",
+            "k.toml:2: `listener[0].address`: \"127.0.0.1\" has no port: write it behind the address, such as \"127.0.0.1:1883\"",
+        ),
         ("[http]\ntoken = 4711", "k.toml:2: `http.token` must be text"),
         (
             "\n[listener]\naddress = \"127.0.0.1:1\"",
