@@ -183,11 +183,13 @@ fn contradictions_are_blamed_on_the_source_that_said_them() {
     let scene = Scene::new()
         .file("[[listener]]\naddress = \"127.0.0.1:1\"\nkeep_alive_seconds_min = 9\nkeep_alive_seconds_max = 3\n")
         .variable("KENTONGAN_SESSION__PACKET_BYTES_MAX", "268435461")
+        .flag("--data-dir", "data_dir", "")
         .flag("--log", "log.filter", "=");
     let complaints = scene.complaints();
     for expected in [
         "k.toml:3: `listener[0].keep_alive_seconds_min`: larger than `keep_alive_seconds_max`",
         "environment KENTONGAN_SESSION__PACKET_BYTES_MAX: `session.packet_bytes_max`: MQTT allows at most 268435460",
+        "flag --data-dir: `data_dir`: it is empty; name a directory",
         "flag --log: `log.filter`: ",
     ] {
         assert!(complaints.contains(expected), "{expected} in\n{complaints}");
