@@ -81,9 +81,21 @@ impl AuditFile {
     /// # Errors
     /// It cannot be had.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
-        let file =
-            open(path).with_context(|| format!("cannot write the audit log {} (log.audit_file)", path.display()))?;
+        let cannot = || format!("cannot write the audit log {} (log.audit_file)", path.display());
+        Self::check(path).with_context(cannot)?;
+        let file = open(path).with_context(cannot)?;
         Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// Whether it has a place to be. Makes nothing.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn check(path: &Path) -> anyhow::Result<()> {
+        anyhow::ensure!(path.file_name().is_some() && !path.is_dir(), "that names no file");
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        anyhow::ensure!(directory.is_dir(), "there is no directory {}: make it first", directory.display());
+        Ok(())
     }
 }
 

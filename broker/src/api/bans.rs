@@ -16,7 +16,7 @@ use super::caller::{Operates, Viewer};
 use super::extract::{Body, Path, Query};
 use super::page::{PageAsked, PageMeta};
 use super::problem::Problem;
-use super::{Api, Problems, result_of};
+use super::{Api, Problems, ProblemsOfBodies, result_of};
 use crate::bans::Subject;
 use crate::operator::Operator;
 
@@ -133,7 +133,7 @@ fn subject(kind: Kind, who: String) -> Result<Subject, Problem> {
 /// On all nodes, within a second: who is connected is closed, who comes is refused.
 #[utoipa::path(
     post, path = "/banned", operation_id = "ban", tag = "banned", request_body = ToBan,
-    responses((status = 200, description = "It is committed", body = Banned), Problems)
+    responses((status = 200, description = "It is committed", body = Banned), Problems, ProblemsOfBodies)
 )]
 async fn ban(
     State(api): State<Arc<Api>>,

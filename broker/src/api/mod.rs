@@ -184,22 +184,43 @@ const PROBLEMS: [(u16, &str, &str); 7] = [
     (503, "Unavailable", "Not now: ask again."),
 ];
 
+/// The same, of those routes that take a body.
+const PROBLEMS_OF_BODIES: [(u16, &str, &str); 3] = [
+    (413, "TooLarge", "The body is too large."),
+    (415, "NoJson", "The body is not said to be JSON."),
+    (422, "NotAsDescribed", "The body is JSON, and not as described here."),
+];
+
 /// [`PROBLEMS`], for the description of a route: each says only where it stands.
 #[derive(Debug)]
 struct Problems;
 
 impl IntoResponses for Problems {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        let reference = |name| RefOr::Ref(Ref::from_response_name(name));
-        PROBLEMS.iter().map(|&(status, name, _)| (status.to_string(), reference(name))).collect()
+        references(&PROBLEMS)
     }
+}
+
+/// [`PROBLEMS_OF_BODIES`], beside [`Problems`].
+#[derive(Debug)]
+struct ProblemsOfBodies;
+
+impl IntoResponses for ProblemsOfBodies {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        references(&PROBLEMS_OF_BODIES)
+    }
+}
+
+fn references(problems: &[(u16, &str, &str)]) -> BTreeMap<String, RefOr<Response>> {
+    let reference = |name| RefOr::Ref(Ref::from_response_name(name));
+    problems.iter().map(|&(status, name, _)| (status.to_string(), reference(name))).collect()
 }
 
 /// What stands once and is referred to.
 fn components() -> ComponentsBuilder {
     let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
     let base = ComponentsBuilder::new().security_scheme("token", bearer).schema_from::<Problem>();
-    PROBLEMS.iter().fold(base, |components, &(_, name, text)| {
+    PROBLEMS.iter().chain(&PROBLEMS_OF_BODIES).fold(base, |components, &(_, name, text)| {
         let schema = Content::new(Some(Ref::from_schema_name(Problem::name())));
         let response = ResponseBuilder::new().description(text).content("application/problem+json", schema);
         components.response(name, response.build())
@@ -263,12 +284,14 @@ mod tests {
     #[test]
     fn problems_are_described_once_and_referred_to() {
         let page = reference_page();
-        for (status, name, text) in PROBLEMS {
+        for (status, name, text) in PROBLEMS.into_iter().chain(PROBLEMS_OF_BODIES) {
             assert_eq!(page.matches(text).count(), 1, "{name}");
             let reference = format!(r##""$ref": "#/components/responses/{name}""##);
             assert!(page.contains(&reference), "{status} {reference}");
         }
         let operations = page.matches(r#""operationId""#).count();
         assert_eq!(page.matches("#/components/responses/Unavailable").count(), operations, "each may be unavailable");
+        let with_body = page.matches(r#""requestBody""#).count();
+        assert_eq!(page.matches("#/components/responses/NotAsDescribed").count(), with_body, "any body may be wrong");
     }
 }

@@ -14,7 +14,7 @@ use super::caller::{Administers, Viewer};
 use super::extract::{Body, Path, Query};
 use super::page::Silent;
 use super::problem::Problem;
-use super::{Api, Problems, result_of};
+use super::{Api, Problems, ProblemsOfBodies, result_of};
 use crate::operator::control::Reloaded;
 use crate::operator::nodes::{Member, NodeHere, group_name};
 use crate::operator::{AskError, NodeName, Operator, Question};
@@ -401,7 +401,7 @@ async fn log(
 /// Until the settings are read again, or the node is started again.
 #[utoipa::path(
     put, path = "/log", operation_id = "changeLog", tag = "cluster", params(WhichNodes), request_body = LogFilter,
-    responses((status = 200, description = "The filter of each", body = AllLogs), Problems)
+    responses((status = 200, description = "The filter of each", body = AllLogs), Problems, ProblemsOfBodies)
 )]
 async fn change_log(
     State(api): State<Arc<Api>>,

@@ -15,7 +15,7 @@ use utoipa_axum::routes;
 use super::caller::Operates;
 use super::extract::Body;
 use super::problem::Problem;
-use super::{Api, Problems, result_of};
+use super::{Api, Problems, ProblemsOfBodies, result_of};
 use crate::operator::publish::ToPublish;
 
 /// User Properties of one message.
@@ -85,7 +85,7 @@ pub struct Properties {
 /// a message is safe publishes it by MQTT.
 #[utoipa::path(
     post, path = "/publish", operation_id = "publish", tag = "publish", request_body = Publication,
-    responses((status = 202, description = "It is on its way"), Problems)
+    responses((status = 202, description = "It is on its way"), Problems, ProblemsOfBodies)
 )]
 async fn publish(
     State(api): State<Arc<Api>>,

@@ -44,7 +44,7 @@ pub use chain::{Credential, Identified, PasswordOutcome, Progress, Question, Ver
 pub use granted::{Granted, GrantedRules};
 pub use http::{BreakerState, Renewal, RenewedRights, RightsTerms};
 pub use jwt::{FetchedKeys, TokenMark, begins_like_token};
-pub use password_file::{FileError, MosquittoForm, PasswordFile, StoredPassword, check_user_name};
+pub use password_file::{FileError, MosquittoForm, PasswordFile, StoredPassword, check_user_name, trim_blanks};
 pub use policy::Policy;
 pub use rights::{Rights, Site, Subject};
 pub(crate) use rights::{is_dangerous, overlaps, with_names};

@@ -1,6 +1,7 @@
 //! Users and their passwords, in a file.
 //!
-//! One `USER:HASH` a line, as mosquitto has it; blank lines and lines that begin with `#` are passed over. HASH is argon2id in
+//! One `USER:HASH` a line, as mosquitto has it, with blanks around both or without; blank lines and lines that begin with `#` are
+//! passed over. HASH is argon2id in
 //! PHC form, which is what we write, or one of the two forms of mosquitto_passwd: `$7$ITERATIONS$SALT$HASH`, PBKDF2 with
 //! HMAC-SHA-512, and `$6$SALT$HASH`, SHA-512 of password and salt. So a fleet moves over without new passwords. A user that
 //! is to show its password by SCRAM-SHA-256 has `$scram-sha-256$ITERATIONS$SALT$STORED_KEY$SERVER_KEY`.
@@ -373,8 +374,9 @@ impl PasswordFile {
                 continue;
             }
             let (user, stored) = line.split_once(':').ok_or_else(|| refused("not USER:HASH"))?;
+            let user = trim_blanks(user);
             check_user_name(user).map_err(refused)?;
-            let stored = StoredPassword::parse(stored).map_err(|message| refused(&message))?;
+            let stored = StoredPassword::parse(trim_blanks(stored)).map_err(|message| refused(&message))?;
             if entries.len() < KEY_ENTRIES {
                 secret.update(line.as_bytes());
                 secret.update(b"\n");
@@ -433,6 +435,12 @@ impl PasswordFile {
     }
 }
 
+/// What stands in a field of a line: as mosquitto, we pass over the blanks around it (what C's `isspace` takes for one).
+#[must_use]
+pub fn trim_blanks(field: &str) -> &str {
+    field.trim_matches(|letter: char| letter.is_ascii_whitespace() || letter == '\x0b')
+}
+
 /// Whether a user may be called that in a file.
 ///
 /// # Errors
@@ -441,6 +449,7 @@ pub fn check_user_name(user: &str) -> Result<(), &'static str> {
     match user {
         "" => Err("the user name is empty"),
         _ if user.starts_with('#') => Err("a line that begins with `#` is a comment, so a user name must not"),
+        _ if trim_blanks(user).len() < user.len() => Err("a user name must not begin or end with a blank"),
         _ if user.contains(':') => Err("a user name must not contain `:`"),
         _ if user.len() > usize::from(u16::MAX) => Err("the user name is longer than MQTT allows"),
         _ if user.chars().any(char::is_control) => Err("the user name contains a control character"),
@@ -486,6 +495,19 @@ mod tests {
             assert_eq!(file.verify(user, b""), Some(false), "{user}");
         }
         assert_eq!(file.verify("e", b"tabuh"), None);
+    }
+
+    /// As mosquitto 2.0 reads them.
+    #[test]
+    fn blanks_around_a_name_and_its_hash_are_passed_over() {
+        let file = parse(&format!(" ana:{PBKDF2}\nbudi :{SHA512}\n\tcitra dewi: {PBKDF2} \t\r\n")).expect("a file");
+        for user in ["ana", "budi", "citra dewi"] {
+            assert_eq!(file.verify(user, b"tabuh"), Some(true), "{user}");
+        }
+        assert_eq!(file.verify(" ana", b"tabuh"), None);
+        assert!(parse(&format!("ana:{PBKDF2}\n ana:{PBKDF2}\n")).is_err(), "the same user twice");
+        assert!(parse(&format!(" :{PBKDF2}\n")).is_err(), "no user");
+        assert!(check_user_name(" ana").is_err() && check_user_name("ana\u{a0}").is_ok());
     }
 
     /// A wrong password of a user takes as long as one of some strangers, and which those are nobody can tell.

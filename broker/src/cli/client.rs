@@ -4,14 +4,15 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use kentongan_proto::mqtt::{ConnAck, Disconnect, Packet, ProtocolVersion, ReasonCode};
-use tokio::net::{TcpSocket, TcpStream, lookup_host};
+use tokio::net::{TcpSocket, TcpStream, UnixStream, lookup_host};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::link::Link;
+use super::link::{Link, Stream};
 use super::options::ConnectOptions;
 use super::wire;
 use crate::connection::Spoken;
@@ -123,7 +124,7 @@ pub(super) struct Connection {
 impl Connection {
     /// Connects, and returns once CONNACK said success.
     pub(super) async fn open(options: &ConnectOptions) -> Result<(Self, ConnAck), ClientError> {
-        let address = format!("{}:{}", options.host, options.port);
+        let address = options.address();
         let linked = async { Link::over(dial(options).await?, options).await };
         let (link, inbound) = timeout(CONNECT_TIMEOUT, linked).await.map_err(|_| ClientError::Unreachable {
             address: address.clone(),
@@ -267,8 +268,25 @@ async fn at(moment: Option<Instant>) {
     }
 }
 
+async fn dial(options: &ConnectOptions) -> Result<Box<dyn Stream>, ClientError> {
+    match &options.unix {
+        Some(path) => Ok(Box::new(dial_unix(path, options).await?)),
+        None => Ok(Box::new(dial_host(options).await?)),
+    }
+}
+
+async fn dial_unix(path: &Path, options: &ConnectOptions) -> Result<UnixStream, ClientError> {
+    UnixStream::connect(path).await.map_err(|source| {
+        let hint = match source.kind() {
+            io::ErrorKind::PermissionDenied => "whoever may write to it may connect (`unix_mode` of the listener)",
+            _ => "is the broker running, and has it a listener there (`address = \"unix:PATH\"`)?",
+        };
+        ClientError::Unreachable { address: options.address(), source, hint }
+    })
+}
+
 /// Tries every address of the host in turn.
-async fn dial(options: &ConnectOptions) -> Result<TcpStream, ClientError> {
+async fn dial_host(options: &ConnectOptions) -> Result<TcpStream, ClientError> {
     let host = || options.host.clone();
     let addresses = lookup_host((options.host.as_str(), options.port)).await;
     let addresses = addresses.map_err(|source| ClientError::UnknownHost { host: host(), source })?;

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use super::serve::ServeArgs;
 use super::{EXIT_USAGE, print_bytes};
 use crate::api::tokens::Tokens;
+use crate::audit::AuditFile;
 use crate::auth::Authority;
 use crate::config::{Effective, Settings, Sources, TlsConfig};
 use crate::tls::{Endpoint, Files};
@@ -76,6 +77,9 @@ fn wrong_files(settings: &Settings) -> Vec<anyhow::Error> {
     }
     if let Some(error) = settings.api.tokens_file.as_deref().and_then(|file| Tokens::read(file).err()) {
         wrong.push(anyhow::Error::new(error).context("`api.tokens_file`"));
+    }
+    if let Some(error) = settings.log.audit_file.as_deref().and_then(|file| AuditFile::check(file).err()) {
+        wrong.push(error.context("`log.audit_file`"));
     }
     let (api, cluster) = (&settings.api, settings.cluster.tls());
     let of_api = api

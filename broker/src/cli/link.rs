@@ -1,4 +1,4 @@
-//! The bytes between a client of the command line and the broker: TCP, TLS over it, WebSocket over either.
+//! The bytes between a client of the command line and the broker: TCP or a Unix socket, TLS over it, WebSocket over either.
 
 use std::fmt;
 use std::io;
@@ -8,7 +8,6 @@ use bytes::{Buf, BufMut, BytesMut};
 use kentongan_proto::mqtt::ProtocolVersion;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::client::ClientError;
@@ -25,7 +24,7 @@ const RESPONSE_HEADERS_MAX: usize = 100;
 /// How much of a refusal's text is shown.
 const REFUSAL_CHARACTERS_MAX: usize = 200;
 
-trait Stream: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin {}
+pub(super) trait Stream: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin> Stream for S {}
 
@@ -46,15 +45,18 @@ struct WebSocket {
 }
 
 impl Link {
-    /// What `options` say, over a TCP connection. Returns what the broker said beyond that as well.
-    pub(super) async fn over(tcp: TcpStream, options: &ConnectOptions) -> Result<(Self, BytesMut), ClientError> {
+    /// What `options` say, over a connection. Returns what the broker said beyond that as well.
+    pub(super) async fn over(
+        plain: Box<dyn Stream>,
+        options: &ConnectOptions,
+    ) -> Result<(Self, BytesMut), ClientError> {
         let mut stream: Box<dyn Stream> = match &options.tls {
-            None => Box::new(tcp),
+            None => plain,
             Some(config) => {
                 let name = ServerName::try_from(options.host.clone());
                 let name =
                     name.map_err(|_| ClientError::Failed(io::Error::other("TLS wants a DNS name or an address")))?;
-                let connected = TlsConnector::from(config.clone()).connect(name, tcp).await;
+                let connected = TlsConnector::from(config.clone()).connect(name, plain).await;
                 Box::new(connected.map_err(|error| of_handshake(error, options))?)
             }
         };
@@ -215,7 +217,7 @@ fn read_response(bytes: &[u8], key: &str) -> Result<Option<usize>, String> {
 fn of_handshake(error: io::Error, options: &ConnectOptions) -> ClientError {
     let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
         let is_end = matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset);
-        let address = format!("{}:{}", options.host, options.port);
+        let address = options.address();
         return if is_end { ClientError::NoTlsAnswer { address } } else { ClientError::Failed(error) };
     };
     let hint = match tls {
@@ -229,7 +231,7 @@ fn of_handshake(error: io::Error, options: &ConnectOptions) -> ClientError {
         rustls::Error::AlertReceived(_) => "; does it want a certificate (--cert and --key), or another --tls-version?",
         _ => "",
     };
-    ClientError::Tls { address: format!("{}:{}", options.host, options.port), text: tls.to_string(), hint }
+    ClientError::Tls { address: options.address(), text: tls.to_string(), hint }
 }
 
 #[cfg(test)]

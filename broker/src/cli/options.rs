@@ -21,6 +21,9 @@ pub(super) struct ConnectionArgs {
     /// Port of the broker. Without one: 1883, or 8883 with TLS; for a WebSocket 80, or 443 with TLS.
     #[arg(short = 'p', long, value_name = "PORT")]
     port: Option<u16>,
+    /// Connect to a Unix socket of this machine, instead of a host.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["host", "port", "url", "bind", "nodelay"])]
+    unix: Option<PathBuf>,
     /// Connect by WebSocket.
     #[arg(long)]
     ws: bool,
@@ -98,6 +101,8 @@ pub(super) struct ConnectionArgs {
 pub(super) struct ConnectOptions {
     pub(super) host: String,
     pub(super) port: u16,
+    /// The Unix socket, if it is one: then host and port are only names.
+    pub(super) unix: Option<PathBuf>,
     /// TLS, if that is what is spoken there.
     pub(super) tls: Option<Arc<rustls::ClientConfig>>,
     /// The path of the WebSocket, if it is one.
@@ -116,6 +121,14 @@ impl ConnectOptions {
     /// Whether packets carry properties.
     pub(super) fn is_v5(&self) -> bool {
         self.connect.version.is_v5()
+    }
+
+    /// Where the broker is, for people.
+    pub(super) fn address(&self) -> String {
+        match &self.unix {
+            Some(path) => format!("unix:{}", path.display()),
+            None => format!("{}:{}", self.host, self.port),
+        }
     }
 }
 
@@ -185,6 +198,7 @@ impl ConnectionArgs {
         Ok(ConnectOptions {
             host: url.host.unwrap_or_else(|| self.host.clone()),
             port: url.port.or(self.port).unwrap_or_else(|| default_port(is_websocket, tls.is_some())),
+            unix: self.unix.clone(),
             tls,
             websocket_path: is_websocket.then(|| self.ws_path.clone()),
             bind: self.bind,
@@ -362,6 +376,9 @@ mod tests {
             ("-L http://x", "-L wants mqtt://"),
             ("-L mqtt://", "names no host"),
             ("-i a -I b", "cannot be used with"),
+            ("--unix /s -h b", "cannot be used with"),
+            ("--unix /s -p 1", "cannot be used with"),
+            ("-L mqtt://b --unix /s", "cannot be used with"),
             ("--alpn mqtt", "--alpn is for TLS"),
             ("--cert x", "--key"),
             ("--cafile /dev/null", "holds no certificate"),

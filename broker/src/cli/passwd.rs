@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
 use super::EXIT_FAILURE;
-use crate::auth::{MosquittoForm, PasswordFile, StoredPassword, check_user_name};
+use crate::auth::{MosquittoForm, PasswordFile, StoredPassword, check_user_name, trim_blanks};
 
 /// Rounds of what mosquitto_passwd writes.
 const MOSQUITTO_ITERATIONS: NonZeroU32 = NonZeroU32::new(101).expect("not 0");
@@ -114,7 +114,7 @@ fn change(arguments: &PasswdArgs) -> anyhow::Result<()> {
 }
 
 fn user_of(line: &str) -> Option<&str> {
-    line.split_once(':').map(|(user, _)| user).filter(|_| !line.starts_with('#'))
+    line.split_once(':').map(|(user, _)| trim_blanks(user)).filter(|_| !line.starts_with('#'))
 }
 
 fn lines(lines: impl Iterator<Item = String>) -> String {
@@ -141,10 +141,10 @@ fn hash_plain_lines(text: &str, form: Form) -> anyhow::Result<String> {
         }
         let (user, password) =
             line.split_once(':').with_context(|| format!("line {}: not USER:PASSWORD", number + 1))?;
-        if StoredPassword::parse(password).is_ok() {
+        if StoredPassword::parse(trim_blanks(password)).is_ok() {
             return Ok(line.to_owned());
         }
-        let number = number + 1;
+        let (number, user) = (number + 1, trim_blanks(user));
         check_user_name(user).map_err(|message| anyhow::anyhow!("line {number}: {message}"))?;
         // It would become one that lets in whoever gives that name.
         anyhow::ensure!(!password.is_empty(), "line {number}: the password of {user:?} is empty");
@@ -154,8 +154,10 @@ fn hash_plain_lines(text: &str, form: Form) -> anyhow::Result<String> {
 }
 
 /// A broker that reads it meanwhile has the old file or the new one. It stays its owner's, and readable for the group that it was
-/// readable for, but never for everybody.
+/// readable for, but never for everybody. A link to it stays one.
 fn write_whole(path: &Path, text: &str) -> anyhow::Result<()> {
+    let target = fs::canonicalize(path);
+    let path = target.as_deref().unwrap_or(path);
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().with_context(|| format!("{} is no file", path.display()))?;
     let mut beside = name.to_owned();
@@ -249,6 +251,41 @@ mod tests {
         let users = PasswordFile::read(&path).expect("a file");
         assert_eq!((users.len(), users.verify("budi", b"new")), (2, Some(true)));
         assert_eq!(fs::read_dir(directory.path()).expect("a directory").count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn a_link_to_the_file_stays_one() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [file, link] = ["passwords", "link"].map(|name| directory.path().join(name));
+        fs::create_dir(directory.path().join("kept")).expect("a directory");
+        let kept = directory.path().join("kept").join("passwords");
+        fs::write(&kept, "").expect("written");
+        std::os::unix::fs::symlink("kept/passwords", &file).expect("a link");
+        std::os::unix::fs::symlink(&file, &link).expect("a link");
+        passwd(&["-b", link.to_str().expect("UTF-8"), "ana", "tabuh"]).expect("added");
+        assert!(link.is_symlink() && file.is_symlink() && !kept.is_symlink());
+        let users = PasswordFile::read(&kept).expect("a file");
+        assert_eq!(users.verify("ana", b"tabuh"), Some(true));
+        passwd(&["-c", "-b", link.to_str().expect("UTF-8"), "budi", "kentong"]).expect("made anew");
+        assert_eq!(PasswordFile::read(&kept).expect("a file").verify("ana", b"tabuh"), None);
+    }
+
+    /// As [`PasswordFile`] reads them.
+    #[test]
+    fn users_are_found_with_blanks_around_their_names() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("passwords");
+        let hash = StoredPassword::for_mosquitto(b"old", MosquittoForm::Sha512).expect("hashed");
+        fs::write(&path, format!(" ana:{hash} \nbudi :plain\n")).expect("written");
+        let file = path.to_str().expect("UTF-8");
+        passwd(&["-U", file]).expect("hashed");
+        passwd(&["-b", file, "ana", "new"]).expect("changed");
+        let users = PasswordFile::read(&path).expect("a file");
+        assert_eq!(
+            (users.len(), users.verify("ana", b"new"), users.verify("budi", b"plain")),
+            (2, Some(true), Some(true))
+        );
+        assert!(passwd(&["-b", file, " ana", "x"]).is_err(), "it would be another's");
     }
 
     #[test]

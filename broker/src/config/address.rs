@@ -1,7 +1,7 @@
 //! Where a listener is.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -60,8 +60,22 @@ impl FromStr for ListenAddress {
         match text.strip_prefix(UNIX_PREFIX) {
             Some("") => Err(String::from("no path behind `unix:`; such as `unix:/run/kentongan.sock`")),
             Some(path) => Ok(Self::Unix(PathBuf::from(path))),
-            None => text.parse().map(Self::Ip).map_err(|error: std::net::AddrParseError| error.to_string()),
+            None => text.parse().map(Self::Ip).map_err(|_| what_to_write(text)),
         }
+    }
+}
+
+/// What is meant by something that is no address to listen at.
+fn what_to_write(text: &str) -> String {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    match bare.parse::<IpAddr>() {
+        Ok(address) => {
+            format!("{text:?} has no port: write it behind the address, such as \"{}\"", SocketAddr::new(address, 1883))
+        }
+        Err(_) => format!(
+            "{text:?} must be an IP address of this machine and a port, such as \"127.0.0.1:1883\", or \"0.0.0.0:1883\" for all of its \
+             addresses; or `unix:` and a path"
+        ),
     }
 }
 
@@ -134,6 +148,16 @@ mod tests {
             assert_eq!(text.parse::<ListenAddress>().unwrap().to_string(), text);
         }
         assert!("unix:".parse::<ListenAddress>().is_err() && "/run/k.sock".parse::<ListenAddress>().is_err());
+        for (text, expected) in [
+            ("127.0.0.1", "such as \"127.0.0.1:1883\""),
+            ("::1", "such as \"[::1]:1883\""),
+            ("[::]", "such as \"[::]:1883\""),
+            ("gateway:1883", "such as \"127.0.0.1:1883\", or \"0.0.0.0:1883\" for all"),
+            ("/run/k.sock", "or `unix:` and a path"),
+        ] {
+            let error = text.parse::<ListenAddress>().unwrap_err();
+            assert!(error.starts_with(&format!("{text:?} ")) && error.contains(expected), "{error}");
+        }
         assert!("unix:/x".parse::<ListenAddress>().unwrap().is_local());
         assert!(!"0.0.0.0:1".parse::<ListenAddress>().unwrap().is_local());
     }

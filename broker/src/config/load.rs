@@ -121,8 +121,11 @@ impl Effective {
         let mut refuse = |key: &str, message: String| {
             problems.push(Problem { origin: self.blame(key).clone(), message: format!("`{key}`: {message}") });
         };
-        let Settings { auth, session, storage, http, api, log, listener, .. } = &self.settings;
+        let Settings { data_dir, auth, session, storage, http, api, log, listener, .. } = &self.settings;
 
+        if data_dir.as_os_str().is_empty() {
+            refuse("data_dir", String::from("it is empty; name a directory, such as \"./kentongan-data\""));
+        }
         if session.packet_bytes_max.get() > PACKET_BYTES_LIMIT {
             refuse("session.packet_bytes_max", format!("MQTT allows at most {PACKET_BYTES_LIMIT}"));
         }

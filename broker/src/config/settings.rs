@@ -360,7 +360,7 @@ settings! {
         pub out_buffer_bytes_max: u64 = 4 * MIB,
         /// User Properties of one packet.
         pub user_properties_max: u32 = 128 => reloaded,
-        /// Levels of a Topic Name or Topic Filter.
+        /// Levels of a Topic Name or Topic Filter; what stands before that of a shared subscription is not counted.
         pub topic_levels_max: NonZeroU16 = nonzero_u16(128) => reloaded,
         /// What a client gets whose subscriptions overlap: `"one-copy"` at the highest QoS of them, or
         /// `"one-each"`.

@@ -156,7 +156,14 @@ fn a_wrong_value_is_blamed_on_its_place() {
             "[session]\nreceive_maximum = 0",
             "k.toml:2: `session.receive_maximum`: invalid value: integer `0`, expected a nonzero u16",
         ),
-        ("[[listener]]\naddress = \"localhost\"", "k.toml:2: `listener[0].address`: invalid socket address syntax"),
+        (
+            "[[listener]]\naddress = \"localhost\"",
+            "k.toml:2: `listener[0].address`: \"localhost\" must be an IP address of this machine and a port, such as ",
+        ),
+        (
+            "[[listener]]\naddress = \"127.0.0.1\"",
+            "k.toml:2: `listener[0].address`: \"127.0.0.1\" has no port: write it behind the address, such as \"127.0.0.1:1883\"",
+        ),
         ("[http]\ntoken = 4711", "k.toml:2: `http.token` must be text"),
         (
             "\n[listener]\naddress = \"127.0.0.1:1\"",
@@ -176,11 +183,13 @@ fn contradictions_are_blamed_on_the_source_that_said_them() {
     let scene = Scene::new()
         .file("[[listener]]\naddress = \"127.0.0.1:1\"\nkeep_alive_seconds_min = 9\nkeep_alive_seconds_max = 3\n")
         .variable("KENTONGAN_SESSION__PACKET_BYTES_MAX", "268435461")
+        .flag("--data-dir", "data_dir", "")
         .flag("--log", "log.filter", "=");
     let complaints = scene.complaints();
     for expected in [
         "k.toml:3: `listener[0].keep_alive_seconds_min`: larger than `keep_alive_seconds_max`",
         "environment KENTONGAN_SESSION__PACKET_BYTES_MAX: `session.packet_bytes_max`: MQTT allows at most 268435460",
+        "flag --data-dir: `data_dir`: it is empty; name a directory",
         "flag --log: `log.filter`: ",
     ] {
         assert!(complaints.contains(expected), "{expected} in\n{complaints}");

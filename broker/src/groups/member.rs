@@ -145,6 +145,12 @@ pub(crate) struct Member {
     named: Vec<MemberRecord>,
     /// The last process of each member that said that it would end.
     stopping: BTreeMap<NodeId, Incarnation>,
+    /// What the members were called when they changed last: who is removed has no name any more.
+    names: BTreeMap<NodeId, String>,
+    /// Those of whom it is known here that they were removed.
+    removed: BTreeSet<NodeId>,
+    /// This process was registered: what the directory hears from then on is news.
+    watches: bool,
     clock: Clock,
 }
 
@@ -155,6 +161,8 @@ enum Death {
     BegunAnew,
     /// It had said that it would end.
     Stopped,
+    /// It was removed, which [`Member::newly_removed`] tells.
+    Removed,
     /// Nobody expected it.
     Fell,
 }
@@ -175,6 +183,9 @@ impl Member {
             listens: false,
             named: Vec::new(),
             stopping: BTreeMap::new(),
+            names: BTreeMap::new(),
+            removed: BTreeSet::new(),
+            watches: false,
             clock,
         }
     }
@@ -209,9 +220,22 @@ impl Member {
         let has_said_so = self.stopping.get(&node).is_some_and(|stopped| stopped.0 + 1 == below.0);
         match living {
             Some(living) if living >= below => Death::BegunAnew,
+            _ if self.directory().removed().contains(&node) => Death::Removed,
             _ if has_said_so => Death::Stopped,
             _ => Death::Fell,
         }
+    }
+
+    /// The members have changed. Returns those that were removed while this process was registered, with their names: whoever
+    /// joins or begins anew reads of all that were ever removed.
+    fn newly_removed(&mut self) -> Vec<(NodeId, String)> {
+        let directory = self.membership.directory();
+        let newly: Vec<NodeId> = directory.removed().difference(&self.removed).copied().collect();
+        self.removed.extend(&newly);
+        let named = |node: NodeId| (node, self.names.remove(&node).unwrap_or_else(|| node.to_string()));
+        let told = newly.into_iter().filter(|_| self.watches).map(named).collect();
+        self.names = directory.members().iter().map(|(&node, member)| (node, member.name.clone())).collect();
+        told
     }
 
     /// Whether somebody may still wait for that incarnation of a node, so that its loss is still to come.
@@ -649,7 +673,10 @@ impl Machine {
                 self.release_lost();
             }
             Output::Place { group, term, target } => pipeline.place(group, term, target),
-            Output::Members => self.link_members(cluster),
+            Output::Members => {
+                self.log_removed(cluster);
+                self.link_members(cluster);
+            }
             Output::Bans => self.learn_bans(shared),
             Output::FeatureLevel { used } => {
                 tracing::info!(used, "the feature level that the cluster uses");
@@ -676,10 +703,18 @@ impl Machine {
             Death::BegunAnew => {
                 tracing::info!(name, %node, %below, "a node has begun anew: its process before counts as dead")
             }
+            Death::Removed => {}
             Death::Stopped => tracing::info!(name, %node, %below, "a node has stopped, as it said that it would"),
             Death::Fell => {
                 tracing::warn!(name, %node, %below, "a node is dead: it was silent for longer than its lease, and others take its place");
             }
+        }
+    }
+
+    fn log_removed(&mut self, cluster: &ClusterView) {
+        let removed = self.member.as_mut().map(Member::newly_removed).unwrap_or_default();
+        for (node, name) in removed.into_iter().filter(|(node, _)| node.get() != cluster.node) {
+            tracing::info!(name, %node, "a node was removed from the cluster");
         }
     }
 
@@ -732,8 +767,10 @@ impl Machine {
     /// A member refuses to speak with this node because it was removed, which this node had not heard of.
     pub(super) fn on_told_removed(&mut self, by: NodeId) {
         if let Some(cluster) = self.shared.get().and_then(|shared| shared.cluster.as_ref()) {
-            tracing::warn!(%by, "a member says that this node was removed");
-            cluster.removed.store(true, std::sync::atomic::Ordering::Release);
+            // Each link hears of it, again and again.
+            if !cluster.removed.swap(true, std::sync::atomic::Ordering::AcqRel) {
+                tracing::warn!(%by, "a member says that this node was removed");
+            }
         }
     }
 
@@ -789,6 +826,7 @@ impl Machine {
         let mut incoming = cluster.incoming.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(member) = &mut self.member {
             member.named.clear();
+            member.watches = true;
             *incoming = Incoming::new(member.directory().fences());
         }
         shared.set_incarnation(incarnation);
@@ -920,7 +958,7 @@ impl Machine {
 
 #[cfg(test)]
 mod tests {
-    use kentongan_cluster::directory::command::{Command, Departed, Drain, Join, encode};
+    use kentongan_cluster::directory::command::{Command, Departed, Departing, Drain, Join, encode};
     use kentongan_cluster::lease::LeaseCell;
     use kentongan_cluster::membership::Limits;
 
@@ -976,6 +1014,27 @@ mod tests {
         member.note_stops();
         feed(&mut member, Command::Dead(Departed { node: 2, incarnation: third.0 }));
         assert_eq!(member.death_of(two, Incarnation(third.0 + 1)), Death::Stopped);
+    }
+
+    /// Nobody takes it for one that fell, and whoever joins later or begins anew reads nothing of it.
+    #[test]
+    fn who_was_removed_is_told_once_to_those_that_saw_it() {
+        let two = NodeId::new(2).expect("not zero");
+        let departing = Departing { node: 2 };
+        for watches in [true, false] {
+            let mut member = beside_a_silent_node();
+            member.watches = watches;
+            assert_eq!(member.newly_removed(), []);
+            let living = member.directory().members()[&two].living.expect("it lives");
+            for command in [Command::Remove(departing), Command::Removed(departing)] {
+                let index = member.directory().applied() + 1;
+                member.membership.on_directory(0, index, encode(command)).expect("known");
+            }
+            assert_eq!(member.death_of(two, Incarnation(living.0 + 1)), Death::Removed);
+            let told = if watches { vec![(two, "node 2".to_owned())] } else { Vec::new() };
+            assert_eq!(member.newly_removed(), told);
+            assert_eq!(member.newly_removed(), [], "once");
+        }
     }
 
     const FILTERS: u64 = 20_000;

@@ -345,6 +345,9 @@ impl ArbiterState {
         if self.is_drained() {
             return self.refuse_drained(key, &pending.identified.identity, &pending.negotiated.client_id);
         }
+        if self.has_too_deep_will(key, &pending.connect) {
+            return self.refuse(key, ReasonCode::TopicNameInvalid, "the topic of the will has too many levels");
+        }
         if let Err(refusal) = self.mount(key, &mut pending) {
             return self.refuse_login(key, pending, refusal.reason, refusal.text);
         }
@@ -376,6 +379,13 @@ impl ArbiterState {
             client.pending = Some(pending);
         }
         self.shared.submitter.claim(request);
+    }
+
+    /// Whether its will has a topic of more levels than one of a PUBLISH may have.
+    fn has_too_deep_will(&mut self, key: ConnectionKey, connect: &Connect) -> bool {
+        let levels_max = self.client(key).map(|client| usize::from(client.listener.limits.topic_levels_max));
+        let levels = connect.will.as_ref().map(|will| will.topic.split('/').count());
+        levels.zip(levels_max).is_some_and(|(levels, max)| levels > max)
     }
 
     /// From here on the client is below the mount point of its listener, if there is one, and so is its will.

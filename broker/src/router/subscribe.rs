@@ -141,7 +141,8 @@ impl ArbiterState {
         let client = self.clients.get(key.index())?;
         let listener = &client.listener;
         let levels_max = usize::from(listener.limits.topic_levels_max) + client.mount.as_ref().map_or(0, Mount::levels);
-        if filter.split('/').count() > levels_max {
+        // What stands before the filter of a shared subscription is no part of a topic.
+        if parsed.filter().levels().count() > levels_max {
             return Some(ReasonCode::TopicFilterInvalid);
         }
         let maximum = listener.subscriptions_max as usize;

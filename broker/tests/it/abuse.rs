@@ -214,6 +214,8 @@ fn limits_on_properties_levels_filters_and_subscriptions_are_kept() {
 
     let mut client = Client::v5(&broker, "a");
     assert_eq!(client.subscribe("a/b/c/d", QoS::AtMostOnce), ReasonCode::TopicFilterInvalid);
+    assert_eq!(client.subscribe("$share/s/a/b/c", QoS::AtMostOnce), ReasonCode::Success, "its filter has three");
+    client.unsubscribe("$share/s/a/b/c");
     assert_eq!(client.subscribe("a", QoS::AtMostOnce), ReasonCode::Success);
     assert_eq!(client.subscribe("b", QoS::AtMostOnce), ReasonCode::Success);
     assert_eq!(client.subscribe("c", QoS::AtMostOnce), ReasonCode::QuotaExceeded);

@@ -666,6 +666,8 @@ fn a_check_of_the_settings_looks_at_the_files_that_they_name() {
         (format!("[auth]\npassword_file = {:?}\n", path("nosuch")), "nosuch"),
         (format!("[auth]\nacl_file = {:?}\n", path("acl")), "acl, line 1: "),
         (format!("[api]\naddress = \"127.0.0.1:0\"\ntokens_file = {:?}\n", path("tokens")), "tokens"),
+        (format!("[log]\naudit_file = {:?}\n", path("nowhere/audit")), "`log.audit_file`: there is no directory "),
+        (format!("[log]\naudit_file = {:?}\n", directory.path()), "`log.audit_file`: that names no file\n"),
     ] {
         std::fs::write(&file, &settings).unwrap();
         let (is_in_order, said) = check(&[]);

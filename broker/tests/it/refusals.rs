@@ -84,6 +84,7 @@ fn a_will_is_held_to_the_rules_of_a_publish() {
             ("KENTONGAN_SESSION__CHECK_PAYLOAD_FORMAT", "true"),
             ("KENTONGAN_DELAYED__SECONDS_MAX", "10"),
             ("KENTONGAN_RETAINED__PAYLOAD_BYTES_MAX", "5"),
+            ("KENTONGAN_SESSION__TOPIC_LEVELS_MAX", "3"),
         ],
     );
     let text = |payload| Will {
@@ -100,6 +101,8 @@ fn a_will_is_held_to_the_rules_of_a_publish() {
         (retained(b"123456"), ReasonCode::QuotaExceeded),
         (retained(b"12345"), ReasonCode::Success),
         (will("t", b"123456"), ReasonCode::Success),
+        (will("a/b/c/d", b"x"), ReasonCode::TopicNameInvalid),
+        (will("a/b/c", b"x"), ReasonCode::Success),
     ];
     for persistent in [false, true] {
         for (will, reason) in cases.clone() {
@@ -114,7 +117,7 @@ fn a_will_is_held_to_the_rules_of_a_publish() {
             }
         }
     }
-    broker.wait_for_metric("kentongan_connects_refused_total", |count| count == 8.0);
+    broker.wait_for_metric("kentongan_connects_refused_total", |count| count == 10.0);
     let off = Broker::with_environment(&[], &[("KENTONGAN_DELAYED__ENABLED", "false")]);
     let asked = Connect { will: Some(will("$delayed/1/t", b"x")), ..connect(ProtocolVersion::V5, "c") };
     assert_eq!(Client::open(&off, asked).1.reason_code, ReasonCode::NotAuthorized);

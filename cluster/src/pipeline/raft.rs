@@ -359,7 +359,13 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
             self.stats.free_bytes.store(free, Ordering::Relaxed);
             let full = free < self.config.free_bytes_reserve;
             if self.full.swap(full, Ordering::Relaxed) != full {
-                tracing::warn!(free_bytes = free, full, "free space on disk crossed its reserve");
+                let reserve_bytes = self.config.free_bytes_reserve;
+                tracing::warn!(
+                    free_bytes = free,
+                    reserve_bytes,
+                    full,
+                    "free space on disk crossed its reserve (`storage.free_bytes_reserve`)"
+                );
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Asking the nodes, one and then the others.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ use crate::peers::status::{MemberStatus, NodeStatus};
 #[derive(Debug)]
 pub(super) struct Survey {
     pub(super) nodes: Vec<Surveyed>,
+    /// What was committed of each group when it was asked before, if it was: see [`survey_of_behind`].
+    pub(super) due: Option<BTreeMap<u32, u64>>,
 }
 
 /// A node, and what it said or why it said nothing.
@@ -114,7 +117,25 @@ pub(super) fn survey(transport: &Transport, peer: &str) -> anyhow::Result<Survey
     };
     let mut nodes: Vec<_> = asked.into_iter().map(surveyed).collect();
     nodes.sort_by(|one, other| (&one.member.name, one.member.node).cmp(&(&other.member.name, other.member.node)));
-    Ok(Survey { nodes })
+    Ok(Survey { nodes, due: None })
+}
+
+/// The same for who shows which nodes are behind.
+///
+/// A follower learns with the next entry or heartbeat that one is committed, so under steady traffic there is always somebody who
+/// has not committed the last ones, and is not behind. If anybody seems to be, all are asked once more, and whoever has meanwhile
+/// what was committed at first keeps up.
+pub(super) fn survey_of_behind(transport: &Transport, peer: &str) -> anyhow::Result<Survey> {
+    let first = survey(transport, peer)?;
+    if !first.has_anybody_behind() {
+        return Ok(first);
+    }
+    std::thread::sleep(TIME_TO_KEEP_UP);
+    Ok(match survey(transport, peer) {
+        Ok(second) => Survey { due: Some(first.committed()), ..second },
+        // It has ended since then. What it said is still the best there is.
+        Err(_) => first,
+    })
 }
 
 /// How a node is, as it says itself.
@@ -158,6 +179,9 @@ pub(super) fn remove(transport: &Transport, peer: &str, node: u64, deadline: Ins
         std::thread::sleep(PAUSE);
     }
 }
+
+/// What a follower that keeps up needs to learn what is committed: two heartbeats of a group (0.2 s each), and some.
+const TIME_TO_KEEP_UP: Duration = Duration::from_millis(500);
 
 /// Between two looks whether something is done.
 pub(super) const PAUSE: Duration = Duration::from_millis(200);

@@ -137,7 +137,7 @@ struct Group<'a> {
     committed: u64,
     /// Entries that the leader has and that are not committed, if it answered.
     waiting: Option<u64>,
-    /// Who has not committed or applied all of that: node, and how many entries of both.
+    /// Who is behind: node, and how many entries of that it has not committed, and not applied.
     behind: Vec<(u64, u64, u64)>,
     /// What the lanes of all nodes hold for it.
     backlog: u64,
@@ -158,7 +158,7 @@ fn groups<'a>(survey: &'a Survey) -> Vec<Group<'a>> {
         let leading = newest().find(|(_, status)| status.leads);
         let heard_of = || newest().find(|(_, status)| status.leader != 0).map(|(_, status)| status.leader);
         let told = leading.or_else(|| newest().next()).map(|(_, status)| *status);
-        let behind = seen.iter().filter(|(_, status)| status.applied < committed);
+        let behind = seen.iter().filter(|(_, status)| survey.is_behind(status, committed));
         Group {
             number,
             term,

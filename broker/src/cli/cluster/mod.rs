@@ -238,14 +238,15 @@ fn carry_out(command: &ClusterCommand, settings: &Settings, peer: &str) -> anyho
     let transport = ask::client(settings)?;
     let outcome = match command {
         ClusterCommand::Status(arguments) => {
-            ask::survey(&transport, peer).map(|survey| arguments.show(&survey, show::json, show::table))
+            // Everything that the nodes say has nobody called behind.
+            let survey = if arguments.json { ask::survey } else { ask::survey_of_behind };
+            survey(&transport, peer).map(|survey| arguments.show(&survey, show::json, show::table))
         }
         ClusterCommand::Members(arguments) => {
             ask::survey(&transport, peer).map(|survey| arguments.show(&survey, list::members_json, list::members_table))
         }
-        ClusterCommand::Groups(arguments) => {
-            ask::survey(&transport, peer).map(|survey| arguments.show(&survey, list::groups_json, list::groups_table))
-        }
+        ClusterCommand::Groups(arguments) => ask::survey_of_behind(&transport, peer)
+            .map(|survey| arguments.show(&survey, list::groups_json, list::groups_table)),
         ClusterCommand::Drain(DrainArgs { member, undo, wait_seconds, json, .. }) => {
             let wait = Duration::from_secs(*wait_seconds);
             act::drain(&transport, peer, member, !undo, wait).map(|drained| drained.show(*json))

@@ -82,6 +82,26 @@ impl Survey {
         }
         groups
     }
+
+    /// The most that anybody knows to be committed of each group that somebody keeps.
+    pub(super) fn committed(&self) -> BTreeMap<u32, u64> {
+        let seen = self.groups().into_iter();
+        seen.filter_map(|(group, seen)| Some((group, seen.iter().map(|(_, status)| status.committed).max()?))).collect()
+    }
+
+    /// Whether a node that says this of a group has not all that is due of it: what was committed when the nodes were asked
+    /// before, or else what is now.
+    pub(super) fn is_behind(&self, status: &GroupStatus, committed: u64) -> bool {
+        let due = self.due.as_ref().and_then(|due| due.get(&status.group)).map_or(committed, |&due| due.min(committed));
+        status.applied < due || status.committed < due
+    }
+
+    pub(super) fn has_anybody_behind(&self) -> bool {
+        let committed = self.committed();
+        let committed = |status: &GroupStatus| committed.get(&status.group).copied().unwrap_or(0);
+        let mut groups = self.answers().flat_map(|(_, status)| &status.groups);
+        groups.any(|status| self.is_behind(status, committed(status)))
+    }
 }
 
 /// What the cluster uses, and who keeps it from using more.
@@ -190,7 +210,7 @@ fn voters<'a>(seen: &[(u64, &'a GroupStatus)]) -> &'a [u64] {
     newest.map_or(&[], |(_, status)| &status.voters)
 }
 
-/// What the newest term says of a group, and who is how far behind the most that anybody knows to be committed.
+/// What the newest term says of a group, and how far those who are behind are from the most that anybody knows to be committed.
 fn group_row(survey: &Survey, group: u32, seen: &[(u64, &GroupStatus)]) -> Vec<String> {
     let term = seen.iter().map(|(_, status)| status.term).max().unwrap_or(0);
     let committed = seen.iter().map(|(_, status)| status.committed).max().unwrap_or(0);
@@ -206,7 +226,7 @@ fn group_row(survey: &Survey, group: u32, seen: &[(u64, &GroupStatus)]) -> Vec<S
     let waiting = leading.map(|(_, status)| status.last.saturating_sub(committed));
     let behind: Vec<String> = seen
         .iter()
-        .filter(|(_, status)| status.applied < committed || status.committed < committed)
+        .filter(|(_, status)| survey.is_behind(status, committed))
         .map(|(node, status)| {
             let (commits, applies) = (committed - status.committed, committed.saturating_sub(status.applied));
             format!("{} (commits {commits}, applies {applies})", survey.name_of(*node))

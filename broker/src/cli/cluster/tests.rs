@@ -1,9 +1,10 @@
 //! Nodes with canned answers, asked over loopback.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use clap::Parser as _;
@@ -26,14 +27,16 @@ fn status(settings: &Settings, peer: &str, json: bool) -> anyhow::Result<String>
     carry_out(&command, settings, peer)
 }
 
-/// Answers with what it is given, once it is.
+/// Answers with what it is given, once it is; with what it is to say at first before that, if it is given any of it.
 #[derive(Clone, Default)]
-struct Canned(Arc<OnceLock<NodeStatus>>);
+struct Canned(Arc<OnceLock<NodeStatus>>, Arc<Mutex<VecDeque<NodeStatus>>>);
 
 impl Responder for Canned {
     fn on_question(&self, asked: Asked) {
         assert_eq!(asked.question, Question::Status);
-        asked.answer.send(self.0.get().map(NodeStatus::encode_answer).ok_or_else(|| "not yet".to_owned()));
+        let first = self.1.lock().unwrap().pop_front();
+        let answer = first.as_ref().or(self.0.get()).map(NodeStatus::encode_answer);
+        asked.answer.send(answer.ok_or_else(|| "not yet".to_owned()));
     }
 
     fn open_snapshot(&self, _: &PeerHello, _: GroupId, _: u64) -> Result<SnapshotChunks, String> {
@@ -268,6 +271,37 @@ directory  n1          no      3     n1, n2  n3        9          2             
     assert_eq!((&value["groups"][1]["chosen"], &value["groups"][3]["directory"]), (&id(2).into(), &true.into()));
 }
 
+/// Under steady traffic a follower has never committed the last entries. Whoever waits until nobody is behind would wait for ever.
+#[test]
+fn who_has_by_the_second_look_what_was_committed_at_the_first_is_not_behind() {
+    let nodes = [node(1), node(2), node(3)];
+    let members: Vec<MemberStatus> = nodes.iter().map(|node| node.member.clone()).collect();
+    let answer = |number: u64, committed: u64, applied: u64| NodeStatus {
+        node: number,
+        members: members.clone(),
+        groups: vec![group(0, number == 1, 1, committed, applied)],
+        ..NodeStatus::default()
+    };
+    let peer = nodes[0].member.peer_address.clone();
+    // The third node makes progress and does not keep up.
+    for (node, (committed, applied)) in nodes.iter().zip([(95, 95), (94, 90), (89, 89)]) {
+        node.canned.0.set(answer(node.member.node, committed, applied)).unwrap();
+    }
+    let at_first = || {
+        for (node, (committed, applied)) in nodes.iter().zip([(90, 90), (89, 89), (70, 70)]) {
+            node.canned.1.lock().unwrap().push_back(answer(node.member.node, committed, applied));
+        }
+    };
+    at_first();
+    let text = status(&Settings::default(), &peer, false).unwrap();
+    assert!(text.contains("  95         2              n1, n2, n3  n3 (commits 6, applies 6)\n"), "{text}");
+    at_first();
+    let value: serde_json::Value = serde_json::from_str(&shown("groups", &peer, true)).unwrap();
+    let group = &value["groups"][0];
+    assert_eq!(group["committed"], 95);
+    assert_eq!(group["behind"], serde_json::json!([{ "node": id(3), "name": "n3", "commits": 6, "applies": 6 }]));
+}
+
 #[test]
 fn a_group_is_a_number_or_the_directory() {
     assert_eq!(act::parse_group("3"), Ok(3));
@@ -312,7 +346,7 @@ fn a_group_is_shown_with_voters_that_are_silent_and_one_without_a_majority_says_
             member: member.clone(),
             answer: of(member).then(|| answer.clone()).ok_or_else(|| "refused".to_owned()),
         };
-        show::table(&Survey { nodes: members.iter().map(surveyed).collect() })
+        show::table(&Survey { nodes: members.iter().map(surveyed).collect(), due: None })
     };
     let text = shown(vec![seen(0, &[1, 2, 3]), seen(1, &[3, 2, 1])]);
     assert!(text.contains("\n2 groups have no majority that answers: start n2 or n3\n"), "{text}");

@@ -84,8 +84,8 @@ fn packet_id(reader: &mut Reader<'_>) -> Result<PacketId, DecodeError> {
     PacketId::new(reader.u16()?).ok_or(DecodeError::PacketIdentifierZero)
 }
 
-/// A Topic Name for a PUBLISH or a will: no wildcards [MQTT-3.3.2-2], not too deep.
-fn topic_name<'a>(reader: &mut Reader<'a>, limits: &Limits) -> Result<&'a str, DecodeError> {
+/// A Topic Name for a PUBLISH or a will: no wildcards [MQTT-3.3.2-2], no more levels than that.
+fn topic_name<'a>(reader: &mut Reader<'a>, levels_max: u32) -> Result<&'a str, DecodeError> {
     let bytes = reader.binary()?;
     let mut levels = 1;
     let mut ascii = true;
@@ -97,7 +97,7 @@ fn topic_name<'a>(reader: &mut Reader<'a>, limits: &Limits) -> Result<&'a str, D
             _ => ascii &= byte < 0x80,
         }
     }
-    if levels > u32::from(limits.topic_levels_max) {
+    if levels > levels_max {
         return Err(DecodeError::TopicName("a topic name with too many levels"));
     }
     let text = std::str::from_utf8(bytes).map_err(|_| DecodeError::InvalidUtf8)?;
@@ -119,7 +119,7 @@ pub fn decode_publish<'a>(
     let mut reader = Reader::new(frame.body);
     let qos = QoS::from_bits(frame.first_byte >> 1 & 0b11).ok_or(DecodeError::InvalidQos)?;
     let dup = frame.first_byte & 0b1000 != 0;
-    let topic = topic_name(&mut reader, limits)?;
+    let topic = topic_name(&mut reader, u32::from(limits.topic_levels_max))?;
     let delivery = match qos {
         // [MQTT-3.3.1-2]
         QoS::AtMostOnce if dup => return Err(DecodeError::Malformed("DUP on a QoS 0 PUBLISH")),
@@ -288,7 +288,8 @@ fn will(
     limits: &Limits,
 ) -> Result<Will, DecodeError> {
     let properties = if version.is_v5() { properties::will(reader, limits)? } else { WillProperties::default() };
-    let topic = topic_name(reader, limits)?;
+    // Of a will that is too deep the client is told in CONNACK, which is whoever answers CONNECT's to say.
+    let topic = topic_name(reader, u32::MAX)?;
     if topic.is_empty() {
         return Err(DecodeError::TopicName("an empty will topic"));
     }

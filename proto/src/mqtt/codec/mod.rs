@@ -34,7 +34,7 @@ pub struct Limits {
     pub user_properties_max: u16,
     /// Filters in one SUBSCRIBE or UNSUBSCRIBE.
     pub filters_max: u16,
-    /// Levels of a Topic Name.
+    /// Levels of the Topic Name of a PUBLISH.
     pub topic_levels_max: u16,
     /// DUP on PUBREL, SUBSCRIBE and UNSUBSCRIBE, which MQTT 3.1 clients set when they send one again. Later versions
     /// reserve that bit.
