@@ -59,10 +59,8 @@ impl Search {
             let unreached_from = unreached.look(Instant::now(), &self.transport.peers());
             if !unreached_from.is_empty() {
                 tracing::warn!(
-                    "{} cannot connect to this node at {:?}, where it says that it is, though it can connect to them: is that the address at \
-                     which others find it (--advertise), and is no firewall in between?",
-                    unreached_from.join(", "),
-                    self.me.peer_address,
+                    "{}",
+                    unreached_warning(&unreached_from, &self.me.peer_address, self.transport.own_address())
                 );
             }
             let serves = |cluster: &crate::router::cluster::ClusterView| cluster.serving.load(Ordering::Relaxed);
@@ -92,6 +90,18 @@ impl Search {
             }
         }
     }
+}
+
+/// `known`: where the members as of now have this node.
+fn unreached_warning(unreached_from: &[String], own: &str, known: Option<String>) -> String {
+    let before = known.filter(|known| known != own).map_or_else(String::new, |known| {
+        format!(", nor at {known:?}, where the cluster has it until it is reached (older versions dial only that)")
+    });
+    format!(
+        "{} cannot connect to this node at {own:?}, where it says that it is{before}, though it can connect to them: is that the address at \
+         which others find it (--advertise), and is no firewall in between?",
+        unreached_from.join(", "),
+    )
 }
 
 /// Whom an answer names as members of our cluster.
@@ -133,6 +143,15 @@ mod tests {
         let refused = answer(Joined { refusal: "removed".to_owned(), ..Joined::default() });
         assert_eq!(members(refused, ClusterId(7)), None);
         assert_eq!(members(Bytes::from_static(b"\xff\xff"), ClusterId(7)), None, "not of our kind");
+    }
+
+    #[test]
+    fn a_node_that_is_not_reached_reads_where_else_others_look_for_it() {
+        let warning = |known: Option<&str>| unreached_warning(&["n1".to_owned()], "new:1", known.map(str::to_owned));
+        assert!(warning(Some("old:1")).contains("at \"new:1\", where it says that it is, nor at \"old:1\""));
+        for known in [None, Some("new:1")] {
+            assert!(warning(known).contains("at \"new:1\", where it says that it is, though"), "{}", warning(known));
+        }
     }
 
     #[test]

@@ -571,6 +571,7 @@ fn start_transport(
     };
     let mut config = TransportConfig::new(address, identity);
     config.tls = settings.cluster.tls();
+    config.advertise.clone_from(&me.peer_address);
     let sink: Arc<LinkSink> = Arc::clone(sink);
     let transport = Transport::start(config, sink, Arc::<Answers>::clone(answers))?;
     tracing::info!(address = %transport.local_address(), name = me.name, node = %NodeId(me.node), "listening for other nodes");

@@ -238,7 +238,7 @@ impl LinkSink {
                 } else if *way == Some(epoch) {
                     *way = None;
                 }
-                pipeline.connected(peer, ways.incoming.is_some());
+                pipeline.connected(peer, ways.incoming.map(LinkEpoch::process));
             }),
             Class::Append if !up && direction == Direction::Outgoing => pipeline.unreachable(peer),
             Class::Append => {}

@@ -91,7 +91,8 @@ mod tests {
         let (node, cluster) = (NodeId(node), cluster.map(ClusterId));
         let name = format!("n{}", node.0);
         let feature_levels = FeatureLevels { min: 1, max: 1 };
-        Some(Ok(PeerHello { cluster, node, name, incarnation: None, protocol: 1, feature_levels, nonce: 0 }))
+        let address = String::new();
+        Some(Ok(PeerHello { cluster, node, name, incarnation: None, protocol: 1, feature_levels, nonce: 0, address }))
     }
 
     fn step(answers: &[Option<Result<PeerHello, String>>]) -> Step {

@@ -214,13 +214,13 @@ fn a_snapshot_that_contradicts_the_log_is_taken_up_whole_wherever_the_power_fail
 fn who_follows_a_leader_again_that_had_lost_its_connection_stands_when_it_would_have_anyway() {
     let stands_after = |seed, breaks: bool| {
         let mut follower = Follower::open_with(SimDisk::new(), CheckpointBase::new_group(members()), seed);
-        follower.node.connected(NodeId(1), !breaks);
+        follower.node.connected(NodeId(1), (!breaks).then_some(1));
         for _ in 0..40 {
             follower.node.tick();
             follower.hear(1, 6, MessageType::MsgHeartbeat, Message::default());
         }
         assert!(!follower.said.stood, "it follows");
-        follower.node.connected(NodeId(1), true);
+        follower.node.connected(NodeId(1), Some(1));
         let stands = (1..100).find(|_| {
             follower.node.tick();
             follower.round();

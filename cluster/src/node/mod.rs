@@ -150,6 +150,8 @@ pub struct Node {
     votes: bool,
     /// Peers whose connection ended, and for how many ticks they may still come back before they count as gone.
     cut_off: BTreeMap<NodeId, u32>,
+    /// Which process of each peer had the last connection, but for those that count as gone.
+    processes: BTreeMap<NodeId, u32>,
 }
 
 /// Ticks in which a peer that lives has dialled again. [`NodeConfig::new`]'s are 50 ms, as long as the first pause of a link.
@@ -168,8 +170,15 @@ impl Node {
     ) -> Result<Self, OpenError> {
         let (mut log, mut logs) = Log::open(disk, config.segment_bytes)?;
         log.keep_free(config.free_bytes_reserve);
-        let mut node =
-            Self { config, log, groups: BTreeMap::new(), writing: Vec::new(), votes: false, cut_off: BTreeMap::new() };
+        let mut node = Self {
+            config,
+            log,
+            groups: BTreeMap::new(),
+            writing: Vec::new(),
+            votes: false,
+            cut_off: BTreeMap::new(),
+            processes: BTreeMap::new(),
+        };
         for (group, checkpoint) in checkpoints {
             let log = logs.remove(&group);
             node.open_group(group, checkpoint, log)?;
@@ -227,25 +236,30 @@ impl Node {
     /// Time passes.
     pub fn tick(&mut self) {
         self.assert_between_rounds();
-        let groups = &mut self.groups;
+        let (groups, processes) = (&mut self.groups, &mut self.processes);
         self.cut_off.retain(|&peer, ticks| {
             *ticks -= 1;
             if *ticks == 0 {
                 groups.values_mut().for_each(|group| group.lost(peer));
+                processes.remove(&peer);
             }
             *ticks > 0
         });
         self.groups.values_mut().for_each(Group::tick);
     }
 
-    /// Whether a peer has a connection over which it would be heard. Whose process dies has none at once, and its groups need
-    /// not wait for an election timeout, nor every node for its lease to lapse, until somebody else leads them. Who only
-    /// lost its connection dials again within [`REDIAL_TICKS`]; should that take longer, those who hear it refuse to elect another.
-    pub fn connected(&mut self, peer: NodeId, is_connected: bool) {
-        if is_connected {
-            self.cut_off.remove(&peer);
-        } else {
+    /// Which process of a peer has a connection over which it would be heard, if one has. Whose process dies has none at once, and
+    /// its groups need not wait for an election timeout, nor every node for its lease to lapse, until somebody else leads them. Who
+    /// only lost its connection dials again within [`REDIAL_TICKS`]; should that take longer, those who hear it refuse to elect
+    /// another. If another process of it dials, the one before is dead, and leads nothing any more.
+    pub fn connected(&mut self, peer: NodeId, process: Option<u32>) {
+        let Some(process) = process else {
             self.cut_off.entry(peer).or_insert(REDIAL_TICKS);
+            return;
+        };
+        self.cut_off.remove(&peer);
+        if self.processes.insert(peer, process).is_some_and(|before| before != process) {
+            self.groups.values_mut().for_each(|group| group.lost(peer));
         }
     }
 

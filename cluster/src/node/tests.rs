@@ -148,7 +148,7 @@ impl Cluster {
     }
 
     fn connected(&mut self, at: NodeId, peer: NodeId, is_connected: bool) {
-        self.nodes.get_mut(&at).expect("runs").connected(peer, is_connected);
+        self.nodes.get_mut(&at).expect("runs").connected(peer, is_connected.then_some(1));
     }
 }
 
@@ -201,6 +201,24 @@ fn a_leader_that_dials_again_in_time_or_is_heard_by_a_majority_stays() {
     cluster.connected(others[0], leader, false);
     cluster.tick(20);
     assert_eq!((cluster.leader(), term(&cluster)), (Some(leader), before));
+}
+
+/// It does not lead, and says nothing as long as nobody does.
+#[test]
+fn a_leader_that_begins_anew_in_time_is_followed_by_another_before_an_election_times_out() {
+    let (mut cluster, leader) = Cluster::led();
+    let others = cluster.others_of(leader);
+    others.iter().for_each(|&other| cluster.connected(other, leader, true));
+    cluster.tick(8);
+    cluster.end(leader);
+    others.iter().for_each(|&other| cluster.connected(other, leader, false));
+    cluster.tick(super::REDIAL_TICKS - 1);
+    cluster.start(leader);
+    for other in &others {
+        cluster.nodes.get_mut(other).expect("runs").connected(leader, Some(2));
+    }
+    cluster.tick(4);
+    assert!(cluster.leader().is_some(), "the first of them did not stand for election, or nobody voted for it");
 }
 
 /// The end of a joint step was handed out, nothing was written since, and those that the step took out are gone: who is left

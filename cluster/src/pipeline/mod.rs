@@ -179,7 +179,7 @@ enum Submission<Q> {
     Message(NodeId, GroupId, Bytes),
     Release(Credit),
     Unreachable(NodeId),
-    Connected(NodeId, bool),
+    Connected(NodeId, Option<u32>),
     Fetched(GroupId, Option<FetchedState>),
     Installed(GroupId, CheckpointBase),
     Place(GroupId, u64, Target),
@@ -312,9 +312,9 @@ impl<Q> PipelineHandle<Q> {
         self.submit(Submission::Unreachable(peer));
     }
 
-    /// Whether a peer has a connection over which it would be heard. See [`Node::connected`](crate::node::Node::connected).
-    pub fn connected(&self, peer: NodeId, is_connected: bool) {
-        self.submit(Submission::Connected(peer, is_connected));
+    /// Which process of a peer has a connection over which it would be heard. See [`Node::connected`](crate::node::Node::connected).
+    pub fn connected(&self, peer: NodeId, process: Option<u32>) {
+        self.submit(Submission::Connected(peer, process));
     }
 
     /// Asks how all groups are. The channel closes without an answer if the pipeline has stopped.

@@ -218,7 +218,7 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
             }
             Submission::Release(credit) => drop(credit),
             Submission::Unreachable(peer) => self.node.report_unreachable(peer),
-            Submission::Connected(peer, is_connected) => self.node.connected(peer, is_connected),
+            Submission::Connected(peer, process) => self.node.connected(peer, process),
             Submission::Fetched(group, fetched) => {
                 // What was handed out meanwhile is worth as much.
                 let handed_out = self.node.status(group).map_or(0, |status| status.handed_out.index);

@@ -56,6 +56,12 @@ impl Class {
 pub struct LinkEpoch(pub u64);
 
 impl LinkEpoch {
+    /// Tells the processes that chose them apart.
+    #[must_use]
+    pub fn process(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
     /// Whether both were chosen by one process, and this one first.
     pub(super) fn is_before(self, other: LinkEpoch) -> bool {
         self.0 >> 32 == other.0 >> 32 && self.0 < other.0

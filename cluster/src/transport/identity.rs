@@ -12,6 +12,9 @@ pub use crate::identity::{Incarnation, NodeId};
 /// Longest name of a node, in bytes: that of a DNS name.
 const NAME_BYTES_MAX: usize = 253;
 
+/// Longest address of a node, in bytes: such a name, a colon and a port.
+const ADDRESS_BYTES_MAX: usize = NAME_BYTES_MAX + 6;
+
 /// Names a cluster: made once, when it forms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClusterId(pub u128);
@@ -57,6 +60,7 @@ impl LocalIdentity {
             feature_level: self.feature_levels.max,
             nonce,
             feature_level_min: self.feature_levels.min,
+            address: String::new(),
         }
     }
 }
@@ -78,6 +82,8 @@ pub struct PeerHello {
     pub feature_levels: FeatureLevels,
     /// Random for each start of its process. Our own if we dialled ourselves.
     pub nonce: u64,
+    /// Where it says that others find it; empty if it does not say.
+    pub address: String,
 }
 
 impl PeerHello {
@@ -97,6 +103,9 @@ impl PeerHello {
         if hello.name.is_empty() || hello.name.len() > NAME_BYTES_MAX {
             return Err(Refusal::Malformed("a name that is empty or too long"));
         }
+        if hello.address.len() > ADDRESS_BYTES_MAX {
+            return Err(Refusal::Malformed("an address that is too long"));
+        }
         if certificate.is_some_and(|certificate| !certificate.is_for(&hello.name)) {
             return Err(Refusal::WrongCertificate { name: hello.name });
         }
@@ -108,6 +117,7 @@ impl PeerHello {
             protocol,
             feature_levels: FeatureLevels { min: hello.feature_level_min, max: hello.feature_level },
             nonce: hello.nonce,
+            address: hello.address,
         })
     }
 
@@ -185,6 +195,7 @@ mod tests {
             wire::Hello { name: String::new(), ..hello() },
             wire::Hello { name: "n".repeat(NAME_BYTES_MAX + 1), ..hello() },
             wire::Hello { cluster_id: vec![1; 15].into(), ..hello() },
+            wire::Hello { address: "a".repeat(ADDRESS_BYTES_MAX + 1), ..hello() },
         ] {
             assert!(matches!(PeerHello::verify(Some(nonsense), None), Err(Refusal::Malformed(_))));
         }

@@ -3,6 +3,10 @@
 //! Every node dials every other for its own sending direction, one connection a class. So who sends is who notices that
 //! a link broke and who mends it, no rule is needed for two dials that cross, and a cut that works one way only ends
 //! both directions by the keep-alive of each.
+//!
+//! Each node says in its hellos where others find it. One that says another address than the peers were set with is dialled at
+//! both in turn: it was started with another one, and must be reached before it can register there. Who answers must be that
+//! node wherever it is dialled.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -17,7 +21,7 @@ use super::connection::{Connection, LinkError, dial};
 use super::event::{Class, Direction, Event, LinkEpoch};
 use super::identity::PeerHello;
 use super::outbox::Outbox;
-use super::peers::{Peer, Shared};
+use super::peers::{Peer, Place, Shared};
 use super::refusal::REMOVED;
 use super::stats::count;
 
@@ -25,9 +29,13 @@ use super::stats::count;
 pub(super) async fn keep(shared: Arc<Shared>, peer: Arc<Peer>, class: Class) {
     let mut backoff = Backoff::new(shared.config.backoff_min, shared.config.backoff_max);
     let mut failures = Failures::default();
+    // Dials in a row.
+    let mut failed = 0;
     loop {
         let begun = Instant::now();
-        let ended = run(&shared, &peer, class).await;
+        let place = peer.place(failed);
+        failed += 1;
+        let ended = run(&shared, &peer, class, &place, &mut failed).await;
         if begun.elapsed() > shared.config.backoff_max {
             backoff.reset();
             failures = Failures::default();
@@ -39,8 +47,12 @@ pub(super) async fn keep(shared: Arc<Shared>, peer: Arc<Peer>, class: Class) {
             shared.sink.on_event(Event::Removed { by: peer.node });
         }
         failures.count += 1;
-        report(&peer, class, &ended, &mut failures);
-        sleep(backoff.next()).await;
+        report(&peer, class, &place, &ended, &mut failures);
+        tokio::select! {
+            () = sleep(backoff.next()) => {}
+            // It is there now, and not where it was.
+            () = peer.has_moved.notified() => failed = 1,
+        }
     }
 }
 
@@ -58,21 +70,21 @@ const UNKNOWN_MAX: Duration = Duration::from_secs(10);
 struct Failures {
     count: u32,
     since: Instant,
-    /// What was said of them.
-    said: Option<String>,
+    /// What was said of them, at either of the peer's two addresses.
+    said: [Option<String>; 2],
 }
 
 impl Default for Failures {
     fn default() -> Self {
-        Self { count: 0, since: Instant::now(), said: None }
+        Self { count: 0, since: Instant::now(), said: Default::default() }
     }
 }
 
 impl Failures {
     /// Once for each reason: an unreachable peer is dialled for days.
-    fn are_to_be_said(&self, text: &str, will_pass: bool, now: Instant) -> bool {
+    fn are_to_be_said(&self, place: &Place, text: &str, will_pass: bool, now: Instant) -> bool {
         let is_expected = self.count < FAILURES_EXPECTED || (will_pass && now.duration_since(self.since) < UNKNOWN_MAX);
-        !is_expected && self.said.as_deref() != Some(text)
+        !is_expected && self.said[usize::from(place.is_own_word)].as_deref() != Some(text)
     }
 }
 
@@ -81,24 +93,32 @@ fn will_pass(ended: &Result<(), LinkError>) -> bool {
     matches!(ended, Err(LinkError::EndedByPeer(status)) if matches!(status.code(), Code::Unavailable | Code::NotFound))
 }
 
-fn report(peer: &Peer, class: Class, ended: &Result<(), LinkError>, failures: &mut Failures) {
+fn report(peer: &Peer, class: Class, place: &Place, ended: &Result<(), LinkError>, failures: &mut Failures) {
     let text = match ended {
         Ok(()) => "the peer ended the link".to_owned(),
         Err(error) => error.to_string(),
     };
-    if failures.are_to_be_said(&text, will_pass(ended), Instant::now()) {
-        tracing::warn!(peer = %peer.node, name = peer.name, address = peer.address, ?class, "no link: {text}");
-        failures.said = Some(text.clone());
+    if failures.are_to_be_said(place, &text, will_pass(ended), Instant::now()) {
+        tracing::warn!(peer = %peer.node, name = peer.name, address = place.address, ?class, "no link: {text}");
+        failures.said[usize::from(place.is_own_word)] = Some(text.clone());
     }
     *peer.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
 }
 
-/// One life of a link, from dialling to its end.
-async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, class: Class) -> Result<(), LinkError> {
+/// One life of a link, from dialling to its end. `failed` begins anew once it is up.
+async fn run(
+    shared: &Arc<Shared>,
+    peer: &Arc<Peer>,
+    class: Class,
+    place: &Place,
+    failed: &mut u32,
+) -> Result<(), LinkError> {
     let epoch = shared.next_epoch();
     count(&shared.stats.dials);
-    let opened = open(shared, peer, class, epoch).await;
+    let opened = open(shared, peer, class, place, epoch).await;
     let (connection, mut frames, hello) = opened.inspect_err(|_| count(&shared.stats.dials_failed))?;
+    *failed = 0;
+    peer.was_reached_at(place);
 
     let up = Up::begin(shared, peer, class, epoch, hello);
     // Nothing comes back over a link but its end.
@@ -116,8 +136,14 @@ async fn run(shared: &Arc<Shared>, peer: &Arc<Peer>, class: Class) -> Result<(),
 
 type Opened = (Connection, tonic::Streaming<wire::Frame>, PeerHello);
 
-async fn open(shared: &Shared, peer: &Peer, class: Class, epoch: LinkEpoch) -> Result<Opened, LinkError> {
-    let connection = dial(&peer.address, shared.tls.as_ref(), shared.config.timing()).await?;
+async fn open(
+    shared: &Shared,
+    peer: &Peer,
+    class: Class,
+    place: &Place,
+    epoch: LinkEpoch,
+) -> Result<Opened, LinkError> {
+    let connection = dial(&place.address, shared.tls.as_ref(), shared.config.timing()).await?;
     let opening =
         wire::Opening { hello: Some(shared.hello()), class: class.to_wire().into(), epoch: epoch.0, to: peer.node.0 };
     let outgoing = peer.outboxes[class.index()].open_stream(opening);
@@ -199,15 +225,18 @@ mod tests {
     #[test]
     fn what_a_peer_will_hear_of_by_itself_is_said_only_if_it_does_not() {
         let begun = Instant::now();
-        let mut failures = Failures { count: FAILURES_EXPECTED - 1, since: begun, said: None };
-        assert!(!failures.are_to_be_said("refused", false, begun));
+        let mut failures = Failures { count: FAILURES_EXPECTED - 1, since: begun, said: Default::default() };
+        let place = Place { address: "there".to_owned(), is_own_word: false };
+        let other = Place { address: "elsewhere".to_owned(), is_own_word: true };
+        assert!(!failures.are_to_be_said(&place, "refused", false, begun));
         failures.count += 1;
-        assert!(failures.are_to_be_said("refused", false, begun));
-        assert!(!failures.are_to_be_said("no member yet", true, begun));
-        assert!(failures.are_to_be_said("no member yet", true, begun + UNKNOWN_MAX));
-        failures.said = Some("no member yet".to_owned());
-        assert!(!failures.are_to_be_said("no member yet", true, begun + UNKNOWN_MAX * 2), "once");
-        assert!(failures.are_to_be_said("refused", false, begun + UNKNOWN_MAX * 2));
+        assert!(failures.are_to_be_said(&place, "refused", false, begun));
+        assert!(!failures.are_to_be_said(&place, "no member yet", true, begun));
+        assert!(failures.are_to_be_said(&place, "no member yet", true, begun + UNKNOWN_MAX));
+        failures.said[0] = Some("no member yet".to_owned());
+        assert!(failures.are_to_be_said(&other, "no member yet", true, begun + UNKNOWN_MAX * 2), "of each address");
+        assert!(!failures.are_to_be_said(&place, "no member yet", true, begun + UNKNOWN_MAX * 2), "once");
+        assert!(failures.are_to_be_said(&place, "refused", false, begun + UNKNOWN_MAX * 2));
     }
 
     #[test]

@@ -90,6 +90,8 @@ pub struct TransportConfig {
     pub listen: SocketAddr,
     /// Who this node is.
     pub identity: LocalIdentity,
+    /// Where others find it (`host:port`), which it tells them. Empty: it does not say.
+    pub advertise: String,
     /// Certificates. Without them, all nodes must be on this machine.
     pub tls: Option<TlsFiles>,
     /// What may wait to be sent to one peer of [`Class::Control`]. Over it the oldest Raft messages are dropped.
@@ -129,6 +131,7 @@ impl TransportConfig {
         Self {
             listen,
             identity,
+            advertise: String::new(),
             tls: None,
             control_queue_bytes_max: 8 * 1024 * 1024,
             append_queue_bytes_max: 64 * 1024 * 1024,
@@ -187,7 +190,7 @@ pub struct PeerAddress {
     pub node: NodeId,
     /// Its label, for which its certificate must be valid.
     pub name: String,
-    /// Where it listens: `host:port`.
+    /// Where it listens: `host:port`. If it says itself that it is elsewhere, it is dialled there as well.
     pub address: String,
 }
 
@@ -331,15 +334,16 @@ impl Transport {
         *self.inner.shared.succeeded.write().unwrap_or_else(PoisonError::into_inner) = clusters;
     }
 
-    /// Keeps links with these nodes and no others. Links with those that stay as they were are left alone; this node
-    /// itself is passed over.
+    /// Keeps links with these nodes and no others. Links with those that stay as they were are left alone; of this node
+    /// itself only the address is kept.
     pub fn set_peers(&self, wanted: impl IntoIterator<Item = PeerAddress>) -> Result<(), TransportError> {
         let shared = &self.inner.shared;
         let mut wanted: BTreeMap<NodeId, PeerAddress> = wanted.into_iter().map(|peer| (peer.node, peer)).collect();
-        wanted.remove(&shared.config.identity.node);
+        let own = wanted.remove(&shared.config.identity.node).map(|own| own.address);
         if shared.tls.is_none() {
             wanted.values().try_for_each(|peer| verify_plain(&peer.address))?;
         }
+        *lock(&shared.own_address) = own;
         let mut links = lock(&shared.links);
         let mut peers = shared.peers.write().unwrap_or_else(PoisonError::into_inner);
         let leaves =
@@ -359,6 +363,11 @@ impl Transport {
         drop((links, peers));
         gone.iter().flat_map(|peer| &peer.inboxes).for_each(|inbox| inbox.close());
         Ok(())
+    }
+
+    /// Where this node is found by what [`Transport::set_peers`] was told last, if that named it.
+    pub fn own_address(&self) -> Option<String> {
+        lock(&self.inner.shared.own_address).clone()
     }
 
     /// How the links with each peer are.
@@ -487,7 +496,8 @@ impl Call {
             Target::Address(address) => (None, address),
             Target::Peer(node) => {
                 let peer = shared.peer(node).ok_or(Refusal::UnknownPeer { node })?;
-                (Some(Arc::clone(&peer)), peer.address.clone())
+                let address = peer.place(0).to_string();
+                (Some(peer), address)
             }
         };
         let connection = dial(&address, shared.tls.as_ref(), shared.config.timing()).await?;

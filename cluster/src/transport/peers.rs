@@ -1,11 +1,12 @@
 //! The peers as this node knows them, and the links with each.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use kentongan_proto::peer::{Batch, wire};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
 use super::credit::Budget;
@@ -35,6 +36,8 @@ pub(super) struct Shared {
     pub succeeded: RwLock<Vec<ClusterId>>,
     /// Random for each start of the process.
     pub nonce: u64,
+    /// Where this node is found by whoever set the peers.
+    pub own_address: Mutex<Option<String>>,
     /// The tasks that keep the outgoing links up, one a class.
     pub links: Mutex<BTreeMap<NodeId, Vec<JoinHandle<()>>>>,
     links_begun: AtomicU32,
@@ -54,6 +57,7 @@ impl Shared {
             succeeded: RwLock::default(),
             links: Mutex::default(),
             nonce: rand::random(),
+            own_address: Mutex::default(),
             links_begun: AtomicU32::new(0),
             config,
         }
@@ -74,7 +78,17 @@ impl Shared {
     }
 
     pub(super) fn hello(&self) -> wire::Hello {
-        self.identity().hello(self.nonce)
+        wire::Hello { address: self.config.advertise.clone(), ..self.identity().hello(self.nonce) }
+    }
+
+    /// Takes note of where whoever says this is, if it is one of our peers.
+    pub(super) fn note_address(&self, hello: &PeerHello) {
+        let peer = self.peer(hello.node).filter(|peer| hello.verify_node(peer.node, &peer.name).is_ok());
+        if let Some(peer) = peer
+            && self.verify_cluster(hello).is_ok()
+        {
+            peer.says_it_is_at(&hello.address);
+        }
     }
 
     /// Whether this node is to speak with anybody.
@@ -104,11 +118,37 @@ impl Shared {
     }
 }
 
+/// Where a peer says that it is, if that is not where it is by what the peers were set with: it was started with another address,
+/// which those who set the peers learn once it has registered, and it must be reached before it can.
+#[derive(Default)]
+struct Moved {
+    to: Option<String>,
+    /// The last link to it came up there.
+    is_there: bool,
+}
+
+/// At which of its two addresses a peer is dialled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    pub address: String,
+    /// It is where the peer says that it is, and nobody else.
+    pub is_own_word: bool,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.address)
+    }
+}
+
 /// A peer and the links with it.
 pub(super) struct Peer {
     pub node: NodeId,
     pub name: String,
     pub address: String,
+    moved: Mutex<Moved>,
+    /// Tells those who wait to dial it that it says that it is elsewhere.
+    pub has_moved: Notify,
     pub outboxes: [Arc<Outbox>; Class::COUNT],
     pub inboxes: [Arc<Inbox>; Class::COUNT],
     /// Why there is no link to it, as last seen.
@@ -136,6 +176,8 @@ impl Peer {
             node,
             name,
             address,
+            moved: Mutex::default(),
+            has_moved: Notify::new(),
             outboxes: Class::ALL.map(outbox),
             inboxes: Class::ALL.map(|class| Arc::new(Inbox::new(node, class, shared))),
             last_error: Mutex::default(),
@@ -144,6 +186,46 @@ impl Peer {
 
     pub(super) fn address(&self) -> PeerAddress {
         PeerAddress { node: self.node, name: self.name.clone(), address: self.address.clone() }
+    }
+
+    /// The peer says where it is. One such address is kept, until it says another one, or is known to be there: a peer whose
+    /// address changes for those who set the peers is a new [`Peer`].
+    pub(super) fn says_it_is_at(&self, address: &str) {
+        let to = (!address.is_empty() && address != self.address).then(|| address.to_owned());
+        let mut moved = self.moved();
+        if moved.to == to {
+            return;
+        }
+        if let Some(to) = &to {
+            tracing::info!(
+                peer = %self.node, name = self.name, address = self.address, now = to,
+                "a node says that it is at another address than it was, and is dialled at both"
+            );
+        }
+        *moved = Moved { to, is_there: false };
+        drop(moved);
+        self.has_moved.notify_waiters();
+    }
+
+    /// Where to dial it after so many dials in a row failed: where it was reached last, and each other time at its other address,
+    /// so that its word, if it is wrong or not its own, costs dials and no more.
+    pub(super) fn place(&self, failed: u32) -> Place {
+        let moved = self.moved();
+        match &moved.to {
+            Some(to) if moved.is_there == failed.is_multiple_of(2) => Place { address: to.clone(), is_own_word: true },
+            _ => Place { address: self.address.clone(), is_own_word: false },
+        }
+    }
+
+    /// A link to it is up.
+    pub(super) fn was_reached_at(&self, place: &Place) {
+        let mut moved = self.moved();
+        // It may have said another one meanwhile.
+        moved.is_there = place.is_own_word && moved.to.as_ref() == Some(&place.address);
+    }
+
+    fn moved(&self) -> MutexGuard<'_, Moved> {
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn status(&self) -> PeerStatus {

@@ -143,7 +143,9 @@ impl Peer for PeerService {
 
 impl PeerService {
     fn verify(&self, hello: Option<wire::Hello>) -> Result<PeerHello, Status> {
-        PeerHello::verify(hello, self.certificate.as_deref()).map_err(|refusal| self.refuse(&refusal))
+        let hello = PeerHello::verify(hello, self.certificate.as_deref()).map_err(|refusal| self.refuse(&refusal))?;
+        self.shared.note_address(&hello);
+        Ok(hello)
     }
 
     /// The node must be a peer of ours, of our cluster, under the name that we know.
@@ -169,6 +171,7 @@ impl PeerService {
         if wanted != NodeId(0) && wanted != found {
             return Err(Refusal::NotTheOne { wanted, found });
         }
+        peer.says_it_is_at(&hello.address);
         let class = Class::from_wire(opening.class).ok_or(Refusal::Malformed("an unknown class of traffic"))?;
         Ok((class, peer.inboxes[class.index()].accept(LinkEpoch(opening.epoch), hello)?))
     }

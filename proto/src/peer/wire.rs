@@ -31,6 +31,9 @@ pub struct Hello {
     /// The lowest feature level that its program knows.
     #[prost(uint32, tag = "9")]
     pub feature_level_min: u32,
+    /// Where it says that others find it, host:port; empty from versions that do not say, and from programs that nobody dials.
+    #[prost(string, tag = "10")]
+    pub address: ::prost::alloc::string::String,
 }
 /// Which link a stream belongs to.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -234,6 +234,39 @@ fn a_node_that_advertises_a_wrong_address_is_warned() {
     assert!(!cluster.nodes[0].said(" cannot connect to this node at "), "the other one is reached");
 }
 
+/// The others dial it where it was, and only once it is reached can it say in the directory where it is.
+#[test]
+fn a_node_that_is_started_with_another_address_and_its_old_disk_comes_back() {
+    let mut cluster = Cluster::start();
+    cluster.nodes[2].terminate();
+    let before = cluster.nodes[2].peers.to_string();
+    cluster.nodes[2].change_port();
+    cluster.nodes[2].spawn();
+    cluster.nodes[2].wait_until_ready();
+    let addresses = |cluster: &Cluster| {
+        let status = cluster.status_at(0);
+        let nodes = status["nodes"].as_array().expect("nodes").clone();
+        nodes.iter().map(|node| node["peer_address"].as_str().expect("text").to_owned()).collect::<Vec<_>>()
+    };
+    let now = cluster.nodes[2].peers.to_string();
+    assert_ne!(now, before);
+    wait_for("the directory has its address", || addresses(&cluster).contains(&now));
+    assert!(!addresses(&cluster).contains(&before));
+
+    // All of them at once: they find each other by their seeds, and the directory has none of the addresses.
+    cluster.nodes.iter_mut().for_each(Node::kill);
+    for node in &mut cluster.nodes[..2] {
+        node.change_port();
+    }
+    let seeds: Vec<_> = cluster.nodes.iter().map(|node| node.peers.to_string()).collect();
+    for node in &mut cluster.nodes {
+        node.change_seeds(&seeds.join(","));
+        node.spawn();
+    }
+    cluster.wait_until_ready();
+    wait_for("the directory has their addresses", || seeds.iter().all(|seed| addresses(&cluster).contains(seed)));
+}
+
 /// Of what passes by itself nobody is warned; of a death everybody is, by name.
 #[test]
 fn a_first_start_warns_of_no_links_and_a_death_is_told_by_name() {

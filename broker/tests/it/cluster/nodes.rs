@@ -23,6 +23,9 @@ pub const FORMED_WITHIN: Duration = Duration::from_secs(30);
 /// Groups of a cluster, by the default settings.
 pub const GROUPS: u16 = 16;
 
+/// Ports of a cluster. The nodes of one of three have the first half.
+const PORTS: u16 = 20;
+
 /// Lines of a node's log that are shown when a test fails.
 const LOG_LINES_SHOWN: usize = 400;
 
@@ -31,7 +34,7 @@ pub struct Node {
     pub name: String,
     pub address: SocketAddr,
     http: SocketAddr,
-    peers: SocketAddr,
+    pub peers: SocketAddr,
     pub data_dir: PathBuf,
     seeds: String,
     environment: Vec<(String, String)>,
@@ -168,6 +171,11 @@ impl Node {
     /// Which nodes it asks from its next start on; returns those that it asked before.
     pub fn change_seeds(&mut self, seeds: &str) -> String {
         std::mem::replace(&mut self.seeds, seeds.to_owned())
+    }
+
+    /// Where other nodes find it from its next start on: a port that nothing else of its cluster has.
+    pub fn change_port(&mut self) {
+        self.peers.set_port(self.peers.port() + PORTS / 2);
     }
 
     /// What runs here from the next start on; `None`: the broker of these tests.
@@ -560,7 +568,7 @@ impl Drop for Cluster {
 pub(super) fn place() -> (Ipv4Addr, u16) {
     static CLUSTERS: AtomicU16 = AtomicU16::new(0);
     let [_, high, middle, low] = std::process::id().to_be_bytes();
-    let base = 7000 + 20 * CLUSTERS.fetch_add(1, Ordering::Relaxed);
+    let base = 7000 + PORTS * CLUSTERS.fetch_add(1, Ordering::Relaxed);
     // Numbers of processes have 22 bits.
     (Ipv4Addr::new(127, 64 + high % 64, middle, low), base)
 }

@@ -403,7 +403,7 @@ impl Simulation {
                 let is_connected = self.random.once_in(2);
                 if let Some(node) = &mut self.hosts[at].node {
                     node.report_unreachable(peer);
-                    node.connected(peer, is_connected);
+                    node.connected(peer, is_connected.then_some(1));
                 }
             }
             _ if self.plan.placed => {

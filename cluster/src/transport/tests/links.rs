@@ -120,6 +120,82 @@ fn a_peer_that_restarts_at_another_port_is_found_there() {
     assert_eq!(two.numbers(&one, Class::Forward, 1), [7]);
 }
 
+/// Where nobody listens.
+const NOWHERE: &str = "127.0.0.1:1";
+
+/// Has `to` hear of where a node says that it is, from a process with this identity that listens elsewhere.
+fn say_address(to: &Node, identity: LocalIdentity, address: &str) {
+    let advertise = address.to_owned();
+    let speaks = start(TransportConfig { advertise, ..TransportConfig::new(loopback(), identity) });
+    speaks.transport.who(to.address().address).recv_timeout(DEADLINE).unwrap().unwrap();
+}
+
+fn places(at: &Node, peer: NodeId) -> [String; 4] {
+    let peer = at.transport.inner.shared.peer(peer).unwrap();
+    [0, 1, 2, 3].map(|failed| peer.place(failed).address)
+}
+
+#[test]
+fn a_peer_is_dialled_where_it_says_that_it_is_until_others_know_that() {
+    // It must know where it will be before it listens; no other process of the tests has this address.
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    let listen = SocketAddr::from(([127, 128 + high % 64, middle, low], 7000));
+    let one = node(1);
+    let two = start(TransportConfig { listen, advertise: listen.to_string(), ..config(2) });
+    let before = PeerAddress { address: NOWHERE.to_owned(), ..two.address() };
+    one.transport.set_peers([before.clone(), PeerAddress { address: "me:1".to_owned(), ..one.address() }]).unwrap();
+    assert_eq!(one.transport.own_address().as_deref(), Some("me:1"));
+    two.know(&[&one]);
+    let there = listen.to_string();
+    one.up(&two, Class::Control, Direction::Outgoing);
+    two.wait_all_up();
+    assert_eq!(one.transport.peers()[0].peer, before, "it has not registered there");
+    assert_eq!(places(&one, two.node), [&there, NOWHERE, &there, NOWHERE], "where it was reached is dialled first");
+    let fetched: Vec<_> = one.transport.fetch_snapshot(two.node, GroupId(3), 77).collect();
+    assert!(fetched.iter().all(Result::is_ok) && !fetched.is_empty(), "and asked");
+
+    one.know(&[&two]);
+    assert_eq!(places(&one, two.node), [(); 4].map(|()| &*there));
+    one.wait_all_up();
+}
+
+/// Abuse: [peers-tls]
+#[test]
+fn a_wrong_word_of_where_a_peer_is_cuts_it_off_from_nobody() {
+    let (one, two) = (node(1), node(2));
+    let proxy = Proxy::before(two.transport.local_address());
+    one.transport.set_peers([two.address_behind(proxy.address)]).unwrap();
+    two.know(&[&one]);
+    let links_up = |count| {
+        let mut up = 0;
+        one.find("its links", |event| {
+            up += usize::from(matches!(event, Event::LinkUp { .. }));
+            (up == count).then_some(())
+        });
+    };
+    links_up(2 * Class::COUNT);
+    let there = proxy.address.to_string();
+    for stranger in [
+        LocalIdentity { cluster: Some(ClusterId(0xc2)), ..config(2).identity },
+        LocalIdentity { cluster: None, ..config(2).identity },
+        LocalIdentity { name: "n9".to_owned(), ..config(2).identity },
+        config(3).identity,
+    ] {
+        say_address(&one, stranger, NOWHERE);
+        assert_eq!(places(&one, two.node), [(); 4].map(|()| &*there), "it is not its word");
+    }
+    // Without TLS anybody can say so.
+    say_address(&one, config(2).identity, NOWHERE);
+    assert_eq!(places(&one, two.node), [&there, NOWHERE, &there, NOWHERE]);
+    assert!(one.events.is_empty(), "its links stay");
+    let failed = value(&one.transport.stats().dials_failed);
+    proxy.cut();
+    links_up(Class::COUNT);
+    assert_eq!(value(&one.transport.stats().dials_failed), failed, "it is dialled where it was reached");
+    say_address(&one, config(2).identity, &there);
+    assert_eq!(places(&one, two.node), [(); 4].map(|()| &*there), "it is where it was");
+}
+
 #[test]
 fn a_peer_that_falls_silent_is_noticed() {
     let quick = |number| TransportConfig {
