@@ -52,8 +52,8 @@ settings! {
         /// Threads that serve connections. 0 means one a core.
         pub arbiters: usize = 0,
         /// What an acknowledgement of QoS 1 and 2 means: `"fsync"`, the message is on the disks of a majority;
-        /// `"memory"`, a majority has it in memory and the disk follows. A power cut of all nodes loses
-        /// acknowledged messages under `"memory"` only.
+        /// `"memory"`, a majority has it in memory and the disk follows. Under `"memory"` only, a power cut of all nodes, or of
+        /// one just before the others lose one more, loses acknowledged messages.
         pub durability: Durability = Durability::Fsync,
         /// Whether clients may connect without a user name. Unset: only where nothing says who users are
         /// (`auth.password_file`, `auth.jwt`, `auth.http.url`), and only on listeners of a loopback address or a Unix socket
