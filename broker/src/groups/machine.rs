@@ -526,18 +526,12 @@ impl Machine {
         let (after, bytes_max) = (cursor.after.as_deref(), shared.piece_bytes());
         let page = state.retained_page(filter, after, PAGE_MESSAGES_MAX, bytes_max, PAGE_SCAN_MAX);
         let clock_ms = shared.submitter.clock_ms(group, state.clock_ms());
-        messages.extend(page.messages.iter().map(|message| on_process_clock(message, state, clock_ms, now_ms)));
+        messages.extend(page.messages.iter().map(|message| on_process_clock_since(message, state, clock_ms, now_ms)));
         let next = page.next.map(|after| RetainedCursor { group, after: Some(after.to_string()) });
         let page = RetainedPage { connection, number, asked, messages, next };
         // Known by what was asked for, so it needs no resync before it.
         let to = (asker.node, asker.incarnation, connection.arbiter());
         self.send(&shared, group, to, 0, Event::RetainedPage(page));
-    }
-
-    /// A message of the group, see the function of that name.
-    fn on_process_clock(&self, shared: &Shared, group: u16, message: &Arc<Message>) -> Arc<Message> {
-        let state = &self.groups[&group];
-        on_process_clock(message, state, shared.submitter.clock_ms(group, state.clock_ms()), shared.now_ms())
     }
 
     fn count_held(&mut self) {
@@ -885,18 +879,19 @@ fn connection_of(owner: Owner) -> ConnectionKey {
     ConnectionKey::from_raw(owner.connection)
 }
 
-/// The message with its expiry moved from its group's clock, which says `clock_ms` by now, to that of the process. What is over stays so.
-fn on_process_clock(message: &Arc<Message>, group: &GroupState, clock_ms: u64, now_ms: u64) -> Arc<Message> {
+/// The message with its expiry moved from its group's clock to that of the process.
+fn on_process_clock(message: &Arc<Message>, group: &GroupState, now_ms: u64) -> Arc<Message> {
+    on_process_clock_since(message, group, group.clock_ms(), now_ms)
+}
+
+/// Likewise, of a group to which nobody said anything since, so that its clock would say `clock_ms` by now.
+fn on_process_clock_since(message: &Arc<Message>, group: &GroupState, clock_ms: u64, now_ms: u64) -> Arc<Message> {
     match message.expires_at_ms {
         None => Arc::clone(message),
         Some(at) => {
-            // As it was set: see there.
             let latest_ms = group.latest_ms().max(clock_ms);
-            let expires_at_ms = match at.saturating_sub(latest_ms) {
-                _ if at <= clock_ms => now_ms.saturating_sub(1),
-                left_ms => now_ms + left_ms.max(1),
-            };
-            Arc::new(Message { expires_at_ms: Some(expires_at_ms), ..Message::clone(message) })
+            let left_ms = if at <= clock_ms { 0 } else { at.saturating_sub(latest_ms).max(1) };
+            Arc::new(Message { expires_at_ms: Some(now_ms + left_ms), ..Message::clone(message) })
         }
     }
 }

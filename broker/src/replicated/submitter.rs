@@ -207,6 +207,8 @@ struct Ticks {
     proposed: VecDeque<(u64, Applied)>,
     /// Likewise those that are to bridge the time before this process, of which nobody knows before what the clock will say.
     bridging: VecDeque<(u64, u64)>,
+    /// The first of those since a tick was applied that counts.
+    bridges_from: Option<(u64, u64)>,
     /// By how much the wall clock was ahead of the process clock when a tick was proposed here last.
     wall_ahead_ms: Option<i64>,
 }
@@ -234,11 +236,12 @@ impl Ticks {
     /// The wall time by which to bridge the time before this process. As long as an earlier try may be under way, what passes since is
     /// known without the wall clock, which may have been set meanwhile: the second would bridge that as well.
     fn bridge(&mut self, wall_ms: u64, now_ms: u64) -> u64 {
-        let wall_ms =
-            self.bridging.front().map_or(wall_ms, |(first_ms, at_ms)| first_ms + now_ms.saturating_sub(*at_ms));
-        if self.bridging.len() < PROPOSED_TICKS_MAX {
-            self.bridging.push_back((wall_ms, now_ms));
+        let (first_ms, at_ms) = *self.bridges_from.get_or_insert((wall_ms, now_ms));
+        let wall_ms = first_ms + now_ms.saturating_sub(at_ms);
+        if self.bridging.len() == PROPOSED_TICKS_MAX {
+            self.bridging.pop_front();
         }
+        self.bridging.push_back((wall_ms, now_ms));
         wall_ms
     }
 
@@ -335,6 +338,7 @@ impl Submitter {
             };
             ticks.applied = at_ms.map(|at_ms| Applied { clock_ms, at_ms });
             if at_ms.is_some() {
+                ticks.bridges_from = None;
                 let ahead_ms = ahead_ms(self.clock.wall_ms(), now_ms);
                 ticks.wall_ahead_ms.get_or_insert(ahead_ms);
             }

@@ -9,7 +9,7 @@ use kentongan_cluster::lane::Batch;
 use kentongan_proto::mqtt::QoS;
 use prost::Message as _;
 
-use super::{Machine, PICKED_ENTRIES_MAX};
+use super::{Machine, PICKED_ENTRIES_MAX, on_process_clock};
 use crate::groups::backup::HOLD_MAX;
 use crate::groups::incoming::{find_share, for_member, hand_on_first_time};
 use crate::groups::pushes::in_pieces;
@@ -89,7 +89,7 @@ impl Machine {
                 }
             }
         }
-        let local = self.on_process_clock(shared, origin, message);
+        let local = on_process_clock(message, &self.groups[&origin], shared.now_ms());
         for lane_message in targets.groups.values_mut() {
             lane_message.message = Some(MessageRecord::from_message(&local, 0));
         }
@@ -158,7 +158,7 @@ impl Machine {
     }
 
     fn route(&mut self, shared: &Shared, origin: u16, position: u64, message: &Arc<Message>, targets: Targets) {
-        let local = self.on_process_clock(shared, origin, message);
+        let local = on_process_clock(message, &self.groups[&origin], shared.now_ms());
         if targets.unserved > 0 {
             self.counters.messages_dropped.add(DropReason::NoSharedMember, targets.unserved);
         }
