@@ -221,8 +221,6 @@ fn a_leader_that_begins_anew_in_time_is_followed_by_another_before_an_election_t
     assert!(cluster.leader().is_some(), "the first of them did not stand for election, or nobody voted for it");
 }
 
-/// The end of a joint step was handed out, nothing was written since, and those that the step took out are gone: who is left
-/// must know that they are not needed any more.
 /// Durability `memory` may lose messages in a power cut, and no vote: with two leaders of a term replicas would differ for good.
 #[test]
 fn who_voted_knows_of_it_after_a_power_cut_whether_rounds_are_synced_or_not() {
@@ -317,6 +315,8 @@ fn who_has_again_what_was_overwritten_takes_it_for_nothing() {
     assert!(cluster.follows(first, second));
 }
 
+/// The end of a joint step was handed out, nothing was written since, and those that the step took out are gone: who is left
+/// must know that they are not needed any more.
 #[test]
 fn who_handed_out_a_change_of_members_knows_of_it_after_a_restart() {
     let mut cluster = Cluster::of(3);
