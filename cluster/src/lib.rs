@@ -44,5 +44,5 @@ pub mod transport;
 pub use feature_level::{FeatureLevels, UnknownLevel};
 pub use group::{CheckpointBase, Configuration};
 pub use identity::{GroupId, Incarnation, NodeId};
-pub use pipeline::{Pipeline, PipelineConfig, PipelineHandle, StateMachine, Stats};
+pub use pipeline::{Opening, Pipeline, PipelineConfig, PipelineHandle, StateMachine, Stats};
 pub use state::{StateStore, Write};

@@ -11,7 +11,7 @@ use crossbeam::channel::Sender;
 use kentongan_cluster::directory::command::{Ban, MemberRecord};
 use kentongan_cluster::interest::LinkId;
 use kentongan_cluster::membership::Wish;
-use kentongan_cluster::{GroupId, NodeId, PipelineHandle};
+use kentongan_cluster::{GroupId, NodeId, Opening, PipelineHandle};
 
 use super::command::{self, Command};
 use super::state::{CLOCK_LAG_MS_MAX, GroupState};
@@ -209,6 +209,8 @@ struct Ticks {
     bridging: VecDeque<(u64, u64)>,
     /// The first of those since a tick was applied that counts.
     bridges_from: Option<(u64, u64)>,
+    /// The last one that was proposed, as it goes ahead of what is proposed until it is applied.
+    opening: Option<Opening>,
     /// By how much the wall clock was ahead of the process clock when a tick was proposed here last.
     wall_ahead_ms: Option<i64>,
 }
@@ -284,24 +286,28 @@ impl Submitter {
         self.clock.now_ms() + 1
     }
 
-    /// Sees to it that the group knows the time before what is submitted next: its messages expire by that clock. An
-    /// idle group hears nothing, so that an idle broker writes nothing.
-    fn tell_time(&self, group: u16) {
-        let Some(clock) = self.clocks.get(usize::from(group)) else {
-            return;
-        };
+    /// Sees to it that the group knows the time before what is submitted next: its messages expire by that clock. Returns the tick behind
+    /// which that is to be submitted, if nobody knows whether the group has it. An idle group hears nothing, so that an idle broker writes
+    /// nothing.
+    fn tell_time(&self, group: u16) -> Option<Opening> {
+        let clock = self.clocks.get(usize::from(group))?;
         let now_ms = self.now_ms();
-        let proposed_ms = clock.proposed_ms.load(Ordering::Acquire);
-        let age_ms = now_ms.saturating_sub(proposed_ms);
         // A message that got ahead of the tick would be given its time by a clock that stands, and lose it when that goes on.
-        let is_applied = || clock.applied_ms.load(Ordering::Acquire) >= proposed_ms;
-        if proposed_ms != 0 && (age_ms <= TICK_RETRY_MS || age_ms <= CLOCK_LAG_MS_MAX && is_applied()) {
-            return;
+        let is_recent = |proposed_ms: u64| {
+            let is_applied = clock.applied_ms.load(Ordering::Acquire) >= proposed_ms;
+            proposed_ms != 0 && now_ms.saturating_sub(proposed_ms) <= CLOCK_LAG_MS_MAX && is_applied
+        };
+        if is_recent(clock.proposed_ms.load(Ordering::Acquire)) {
+            return None;
         }
-        // Of several threads one tells it, and before it goes on.
+        // Of several threads one makes it.
         let mut ticks = clock.ticks.lock().unwrap_or_else(PoisonError::into_inner);
-        if clock.proposed_ms.load(Ordering::Acquire) != proposed_ms {
-            return;
+        let proposed_ms = clock.proposed_ms.load(Ordering::Acquire);
+        if is_recent(proposed_ms) {
+            return None;
+        }
+        if proposed_ms != 0 && now_ms.saturating_sub(proposed_ms) <= TICK_RETRY_MS {
+            return ticks.opening.clone();
         }
         let tick = match ticks.applied {
             Some(Applied { clock_ms, at_ms }) => {
@@ -317,8 +323,17 @@ impl Submitter {
                 command::Tick { elapsed_ms: 0, wall_ms, bridge: true, from_ms: None }
             }
         };
-        self.pipeline.propose(GroupId(group), command::encode(Command::Tick(tick)));
+        let number = ticks.opening.as_ref().map_or(0, |before| before.number) + 1;
+        ticks.opening = Some(Opening { number, command: command::encode(Command::Tick(tick)) });
         clock.proposed_ms.store(now_ms, Ordering::Release);
+        ticks.opening.clone()
+    }
+
+    /// Tells the group the time, if it is long since it heard of it.
+    fn tick(&self, group: u16) {
+        if let Some(tick) = self.tell_time(group) {
+            self.pipeline.propose_behind(GroupId(group), tick, None);
+        }
     }
 
     /// A tick was applied here, which left the group's clock at `clock_ms`. How old one of another process is its own wall time says, not
@@ -370,7 +385,7 @@ impl Submitter {
             known.is_some_and(|known_ms| known_ms.abs_diff(ahead_ms) >= WALL_STEP_MS_MIN)
         };
         if was_set {
-            self.tell_time(group);
+            self.tick(group);
         }
     }
 
@@ -389,7 +404,7 @@ impl Submitter {
         let applied = clock.ticks.lock().unwrap_or_else(PoisonError::into_inner).applied;
         let elapsed_ms = applied.map_or(u64::MAX, |applied| self.now_ms().saturating_sub(applied.at_ms));
         if elapsed_ms >= in_ms && elapsed_ms > CLOCK_LAG_MS_MAX {
-            self.tell_time(group);
+            self.tick(group);
         }
     }
 
@@ -407,14 +422,15 @@ impl Submitter {
 
     /// Proposes a command to a group.
     pub fn propose(&self, group: u16, command: Command) {
-        self.tell_time(group);
-        self.pipeline.propose(GroupId(group), command::encode(command));
+        self.propose_encoded(group, command::encode(command));
     }
 
     /// Proposes a command that was encoded before.
     pub fn propose_encoded(&self, group: u16, command: Bytes) {
-        self.tell_time(group);
-        self.pipeline.propose(GroupId(group), command);
+        match self.tell_time(group) {
+            Some(tick) => self.pipeline.propose_behind(GroupId(group), tick, Some(command)),
+            None => self.pipeline.propose(GroupId(group), command),
+        }
     }
 
     /// What the clients of an arbiter want has changed.
@@ -561,9 +577,12 @@ mod tests {
             submitter.clocks[0].proposed_ms.load(Ordering::Relaxed) != before
         };
         assert!(proposes(0));
+        let first = submitter.tell_time(0).expect("it may have been dropped");
         assert!(!proposes(TICK_RETRY_MS), "it is under way");
+        assert_eq!(submitter.tell_time(0), Some(first), "what is said meanwhile goes behind it");
         assert!(proposes(1), "it should be there by now");
         submitter.ticked(0, 500, tick_at(clock.wall_ms()), false);
+        assert_eq!(submitter.tell_time(0), None);
         assert!(!proposes(CLOCK_LAG_MS_MAX));
         assert!(proposes(1), "time for the next one");
         submitter.ticked(0, 1_000, tick_at(clock.wall_ms()), false);

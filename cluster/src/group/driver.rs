@@ -546,6 +546,11 @@ impl Group {
         }
     }
 
+    /// The term in which this node leads.
+    pub(crate) fn leads_in(&self) -> Option<u64> {
+        self.leading
+    }
+
     fn leader(&self) -> Option<NodeId> {
         Some(NodeId(self.raw.raft.leader_id)).filter(|leader| leader.0 != raft::INVALID_ID)
     }

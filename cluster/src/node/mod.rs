@@ -456,6 +456,12 @@ impl Node {
         self.groups.get(&group).map(Group::status)
     }
 
+    /// The term in which this node leads a group.
+    #[must_use]
+    pub fn leads_in(&self, group: GroupId) -> Option<u64> {
+        self.groups.get(&group).and_then(Group::leads_in)
+    }
+
     /// The groups here.
     pub fn groups(&self) -> impl Iterator<Item = GroupId> + '_ {
         self.groups.keys().copied()

@@ -170,9 +170,19 @@ pub enum StartError {
     State(#[from] StateError),
 }
 
+/// A command that goes ahead of others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opening {
+    /// Newer ones of the same group have higher ones, of whichever thread.
+    pub number: u64,
+    /// To apply it again does no harm.
+    pub command: Bytes,
+}
+
 enum Submission<Q> {
     Propose(GroupId, Bytes),
     ProposeIn(GroupId, u64, Bytes),
+    ProposeBehind(GroupId, Opening, Option<Bytes>),
     Query(GroupId, Q),
     Read(GroupId, Q),
     ReadIndex(GroupId, Q),
@@ -295,6 +305,14 @@ impl<Q> PipelineHandle<Q> {
         let (answer, answered) = bounded(1);
         self.submit(Submission::HandOver(group, to, answer));
         answered
+    }
+
+    /// Submits a command, if any, behind an opening: that is proposed first, unless this one or a newer was since this node leads the group.
+    /// What is submitted while nobody here leads is dropped, and the next command of the same thread may find that this node leads by now:
+    /// it would be there without what went ahead of it.
+    pub fn propose_behind(&self, group: GroupId, opening: Opening, command: Option<Bytes>) {
+        self.in_flight.fetch_add(command.as_ref().map_or(0, Bytes::len), Ordering::Relaxed);
+        self.submit(Submission::ProposeBehind(group, opening, command));
     }
 
     /// Hands in what a peer sent.
@@ -537,6 +555,7 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
             now,
             looked: None,
             unsynced_since: None,
+            opened: BTreeMap::new(),
         };
         let applier = Applier {
             machine,

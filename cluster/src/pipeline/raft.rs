@@ -10,9 +10,9 @@ use bytes::Bytes;
 
 use super::bell::Ringing;
 use super::stats::{self, CommitWatch};
-use super::{FetchedState, Item, Peers, PipelineConfig, Prepare, Round, Stats, Submission, give_up};
+use super::{FetchedState, Item, Opening, Peers, PipelineConfig, Prepare, Round, Stats, Submission, give_up};
 use crate::disk::SyncSite;
-use crate::group::{CheckpointBase, Committed, GroupStatus, Role};
+use crate::group::{CheckpointBase, Committed, Role};
 use crate::identity::{GroupId, NodeId};
 use crate::log::is_full;
 use crate::node::{Node, Sink};
@@ -164,6 +164,8 @@ pub(super) struct RaftThread<Q, P> {
     /// When it looked how much space there is, and how the groups are.
     pub(super) looked: Option<Duration>,
     pub(super) unsynced_since: Option<Duration>,
+    /// The term of the last [`Opening`] of each group, and its number.
+    pub(super) opened: BTreeMap<GroupId, (u64, u64)>,
 }
 
 impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
@@ -184,11 +186,14 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
         match submission {
             Submission::Propose(group, command) => return Some(self.propose(group, &command)),
             Submission::ProposeIn(group, term, command) => {
-                let leads = |status: GroupStatus| status.term == term && matches!(status.role, Role::Leader { .. });
-                if self.node.status(group).is_some_and(leads) {
+                if self.node.leads_in(group) == Some(term) {
                     return Some(self.propose(group, &command));
                 }
                 self.outcome.in_flight.fetch_sub(command.len(), Ordering::Relaxed);
+            }
+            Submission::ProposeBehind(group, opening, command) => {
+                let opened = self.open(group, &opening);
+                return Some(opened + command.map_or(0, |command| self.propose(group, &command)));
             }
             Submission::Read(group, query) => {
                 self.next_query += 1;
@@ -250,6 +255,19 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
             Submission::Stop => return None,
         }
         Some(0)
+    }
+
+    /// Proposes an opening, unless that or a newer one was proposed in this term of this node's.
+    fn open(&mut self, group: GroupId, opening: &Opening) -> usize {
+        let Some(term) = self.node.leads_in(group) else {
+            return 0;
+        };
+        if self.opened.get(&group).is_some_and(|&opened| opened >= (term, opening.number)) {
+            return 0;
+        }
+        self.opened.insert(group, (term, opening.number));
+        self.outcome.in_flight.fetch_add(opening.command.len(), Ordering::Relaxed);
+        self.propose(group, &opening.command)
     }
 
     fn propose(&mut self, group: GroupId, command: &[u8]) -> usize {

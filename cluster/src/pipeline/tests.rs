@@ -194,3 +194,49 @@ fn another_nodes_checkpoint_is_prepared_by_the_thread_that_fetched_it() {
     parts.applier.apply(Duration::ZERO, std::mem::take(&mut parts.raft.outcome.round));
     assert_eq!(parts.applier.machine.restored, [(GroupId(1), 50, pairs, thread)]);
 }
+
+/// P1: what was submitted before this node came to lead was dropped, and the next command of the same thread finds that it leads (found by
+/// simulation, seed 31969).
+#[test]
+fn an_opening_goes_ahead_of_what_is_proposed_behind_it_once_in_each_term() {
+    let log: Arc<dyn Disk> = Arc::new(SimDisk::new());
+    let store = StateStore::in_memory(&MemoryState::default(), Arc::clone(&log)).expect("opened");
+    let shared = Arc::default();
+    let machine = Recorder::from_store(&store, &shared);
+    let group = GroupId(1);
+    let others = Configuration::of([NodeId(2), NodeId(3)]);
+    let mut groups = config().groups;
+    groups.push((GroupId(2), others));
+    let config = PipelineConfig { groups, ..config() };
+    let mut parts = Parts::new(config, log, store, machine, NoPeers, Duration::ZERO).expect("they can be made");
+    let opening = |number: u64| Opening { number, command: Bytes::from(format!("opening {number}")) };
+    let submit = |parts: &mut Parts<Recorder, NoPeers>, group: GroupId, number: u64, command: Option<&'static str>| {
+        parts.handle.propose_behind(group, opening(number), command.map(Bytes::from));
+        let submission = parts.submitted.try_recv().expect("it was submitted");
+        parts.raft.take(submission).expect("it is not the last")
+    };
+    let elected = (0..100).find(|_| {
+        parts.raft.round(Duration::ZERO).expect("the disk is well");
+        parts.raft.node.leads_in(group).is_some()
+    });
+    assert!(elected.is_some(), "it is alone");
+    let term = parts.raft.node.leads_in(group).expect("it leads");
+
+    assert_eq!(submit(&mut parts, GroupId(2), 1, Some("lost")), 4, "counted until it is dropped");
+    assert!(!parts.raft.opened.contains_key(&GroupId(2)), "others lead that");
+    submit(&mut parts, group, 1, Some("a"));
+    submit(&mut parts, group, 1, Some("b"));
+    submit(&mut parts, group, 2, None);
+    submit(&mut parts, group, 1, Some("c"));
+    submit(&mut parts, group, 2, Some("d"));
+    assert_eq!(parts.raft.opened[&group], (term, 2));
+    parts.raft.opened.insert(group, (term - 1, 2));
+    submit(&mut parts, group, 2, Some("e"));
+    for _ in 0..10 {
+        parts.raft.round(Duration::ZERO).expect("the disk is well");
+    }
+    parts.applier.apply(Duration::ZERO, std::mem::take(&mut parts.raft.outcome.round));
+    let expected = ["opening 1", "a", "b", "opening 2", "c", "d", "opening 2", "e"].map(Bytes::from);
+    assert_eq!(parts.applier.machine.commands[&group], expected);
+    assert_eq!(parts.raft.outcome.in_flight.load(Ordering::Relaxed), 0, "nothing waits");
+}
