@@ -125,6 +125,8 @@ simulation() {
     build_quick
     "$TARGET/quick/sim" --seeds 1000
     "$TARGET/quick/sim" --plants --seed 301
+    "$TARGET/quick/sim" --membership --seeds 2000
+    "$TARGET/quick/sim" --membership --plants
 }
 
 # The fault lab, in the background, and behind the stages whose tests have deadlines: what the machine does to it, it notes.

@@ -40,6 +40,8 @@ pub(super) enum Fault {
     DiskError(usize),
     /// The disk takes long: the thread that waits for it does nothing, while all others go on.
     DiskStall(usize),
+    /// Each sync takes long, by so many milliseconds: on one node, or on all.
+    DiskSlow(Option<usize>, u64),
     /// No fault: an operator drains the node, and lets it be one like the others again.
     Drain(usize),
     /// Connections of clients to a node break.
@@ -57,7 +59,7 @@ pub(super) enum Fault {
 }
 
 /// The names of all kinds.
-pub(super) const NAMES: [&str; 25] = [
+pub(super) const NAMES: [&str; 27] = [
     "kill",
     "power cut",
     "kill all",
@@ -73,6 +75,7 @@ pub(super) const NAMES: [&str; 25] = [
     "disk full",
     "disk error",
     "disk stalls",
+    "disk slow",
     "drained",
     "clients reset",
     "clients cut",
@@ -83,6 +86,7 @@ pub(super) const NAMES: [&str; 25] = [
     "a condemned node",
     "a late joiner",
     "a leader that stalls",
+    "slow disks",
 ];
 
 impl Fault {
@@ -106,6 +110,7 @@ impl Fault {
             Self::ResetClients(_) => "clients reset",
             Self::CutClients(_) => "clients cut",
             Self::DiskStall(_) => "disk stalls",
+            Self::DiskSlow(..) => "disk slow",
             Self::Drain(_) => "drained",
             Self::Rush => "clients hurry",
             Self::Whisper => "clients whisper",
@@ -114,6 +119,7 @@ impl Fault {
             Self::Plot(Plot::Condemned) => "a condemned node",
             Self::Plot(Plot::LateJoiner) => "a late joiner",
             Self::Plot(Plot::StalledLeader) => "a leader that stalls",
+            Self::Plot(Plot::SlowDisks) => "slow disks",
         }
     }
 
@@ -123,6 +129,7 @@ impl Fault {
             Self::Pause(_) => Self::Pause(leader),
             Self::Isolate(_) => Self::Isolate(leader),
             Self::DiskStall(_) => Self::DiskStall(leader),
+            Self::DiskSlow(Some(_), by_ms) => Self::DiskSlow(Some(leader), by_ms),
             Self::Drain(_) => Self::Drain(leader),
             Self::OneWay(from, to) if to == leader => Self::OneWay(to, from),
             Self::OneWay(_, to) => Self::OneWay(leader, to),
@@ -139,7 +146,7 @@ impl Fault {
     fn draw(nodes: usize, random: &mut SmallRng) -> Self {
         let node = random.random_range(0..nodes);
         if nodes == 1 {
-            return match random.random_range(0..10) {
+            return match random.random_range(0..11) {
                 0 | 1 => Self::Kill(node),
                 2 | 3 => Self::PowerCut(node),
                 4 => Self::Pause(node),
@@ -147,12 +154,13 @@ impl Fault {
                 6 => Self::DiskError(node),
                 7 => Self::WallJump(node, random.random()),
                 8 => Self::DiskStall(node),
+                9 => Self::DiskSlow(Some(node), random.random_range(10..300)),
                 _ if random.random() => Self::ResetClients(node),
                 _ => Self::CutClients(node),
             };
         }
         let other = (node + random.random_range(1..nodes)) % nodes;
-        match random.random_range(0..28) {
+        match random.random_range(0..30) {
             0..3 => Self::Kill(node),
             3..5 => Self::PowerCut(node),
             5 => Self::KillAll,
@@ -170,6 +178,8 @@ impl Fault {
             21 => Self::CutClients(node),
             22..24 => Self::DiskStall(node),
             24..26 => Self::Drain(node),
+            26 => Self::DiskSlow(Some(node), random.random_range(10..300)),
+            27 => Self::DiskSlow(None, random.random_range(10..300)),
             _ => Self::Rush,
         }
     }
@@ -184,7 +194,7 @@ impl Fault {
             Self::Delay | Self::DiskFull(..) => random.random_range(500 * MS..4 * SECOND),
             Self::CutClients(_) => random.random_range(100 * MS..5 * SECOND),
             Self::DiskStall(_) => random.random_range(100 * MS..5 * SECOND),
-            Self::Drain(_) => random.random_range(SECOND..8 * SECOND),
+            Self::Drain(_) | Self::DiskSlow(..) => random.random_range(SECOND..8 * SECOND),
             Self::Rush | Self::Whisper | Self::Hush => random.random_range(200 * MS..2 * SECOND),
             Self::Plot(plot) => plot.lasts_ns(),
         }
@@ -195,6 +205,9 @@ impl Fault {
 fn undecided_ns(random: &mut SmallRng) -> u64 {
     random.random_range(SECOND..4 * SECOND)
 }
+
+/// Where no sync takes longer than this, nodes serve.
+pub(super) const SLOW_MS_MAX: u64 = 160;
 
 /// A fault and when it comes and goes.
 #[derive(Debug, Clone, Copy)]
@@ -223,7 +236,10 @@ pub(super) fn plan(nodes: usize, from_ns: u64, to_ns: u64, random: &mut SmallRng
         })
         .collect();
     let plot = match nodes {
-        3 if random.random() => Some([Plot::Usurper, Plot::Condemned, Plot::LateJoiner][random.random_range(0..3)]),
+        3 if random.random() => {
+            let plots = [Plot::Usurper, Plot::Condemned, Plot::LateJoiner, Plot::SlowDisks];
+            Some(plots[random.random_range(0..plots.len())])
+        }
         3.. if random.random_ratio(2, 3) => Some(Plot::StalledLeader),
         _ => None,
     };
@@ -248,14 +264,16 @@ pub(super) enum Plot {
     LateJoiner,
     /// Whoever leads most groups waits for its disk until others lead them, with everybody busy, and goes on.
     StalledLeader,
+    /// All disks are slow, with everybody busy: who has a majority serves all the same.
+    SlowDisks,
 }
 
 impl Plot {
     /// By then it is over.
-    const fn lasts_ns(self) -> u64 {
+    pub(super) const fn lasts_ns(self) -> u64 {
         match self {
             Self::Usurper => 11 * SECOND,
-            Self::Condemned | Self::LateJoiner | Self::StalledLeader => 8 * SECOND,
+            Self::Condemned | Self::LateJoiner | Self::StalledLeader | Self::SlowDisks => 8 * SECOND,
         }
     }
 
@@ -299,6 +317,10 @@ impl Plot {
             Self::StalledLeader => {
                 act(0, 8 * SECOND, Fault::Rush);
                 act(500 * MS, random.random_range(4 * SECOND..7 * SECOND), Fault::DiskStall(busiest));
+            }
+            Self::SlowDisks => {
+                act(0, 8 * SECOND, Fault::DiskSlow(None, random.random_range(50..SLOW_MS_MAX)));
+                act(5 * SECOND, 2 * SECOND, Fault::Rush);
             }
         }
         acts

@@ -110,6 +110,10 @@ pub(super) struct Host {
     pub(super) is_disk_full: bool,
     /// Faults because of which its disk takes long just now.
     pub(super) disk_stalls: u32,
+    /// How long a sync takes, by each fault because of which it takes long just now.
+    pub(super) slow_ms: Vec<u64>,
+    /// Until then the disk is at the last one.
+    pub(super) syncs_until_ns: u64,
     /// It belongs to the cluster: it was there when that was formed, or was told that it is a member.
     pub(super) is_member: bool,
     /// It did not form the cluster.
@@ -164,6 +168,8 @@ impl Host {
             disk_fails: false,
             is_disk_full: false,
             disk_stalls: 0,
+            slow_ms: Vec::new(),
+            syncs_until_ns: 0,
             is_member: true,
             is_joined: false,
             ahead: false,
@@ -273,6 +279,16 @@ impl Host {
             mover,
         });
         Ok(())
+    }
+
+    /// Whether the thread that waits for the disk does nothing.
+    pub(super) fn waits_for_disk(&self, now_ns: u64) -> bool {
+        self.disk_stalls > 0 || now_ns < self.syncs_until_ns
+    }
+
+    /// So much the disk was told in its life.
+    pub(super) fn disk_operations(&self) -> u64 {
+        self.disk.operations()
     }
 
     /// For the reader.

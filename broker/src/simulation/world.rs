@@ -64,6 +64,8 @@ enum Event {
     Step { host: usize, start: u64 },
     /// A twentieth of a second passed there.
     Tick { host: usize, start: u64 },
+    /// A slow disk is done with a sync.
+    Synced { host: usize, start: u64 },
     /// A second passed there.
     Second { host: usize, start: u64 },
     /// Frames may be due.
@@ -496,7 +498,10 @@ impl World {
     /// The host that an event is for, if it is for the process there.
     fn host_of(&self, event: Event) -> Option<usize> {
         match event {
-            Event::Step { host, .. } | Event::Tick { host, .. } | Event::Second { host, .. } => Some(host),
+            Event::Step { host, .. }
+            | Event::Tick { host, .. }
+            | Event::Synced { host, .. }
+            | Event::Second { host, .. } => Some(host),
             Event::Frames(link) | Event::Heard { link, .. } | Event::Unheard { link, .. } => {
                 Some(self.network.with(link, |link| link.to))
             }
@@ -521,6 +526,8 @@ impl World {
         match event {
             Event::Step { host, start } => self.step(host, start)?,
             Event::Tick { host, start } => self.tick(host, start)?,
+            // What waited for it goes on.
+            Event::Synced { .. } => {}
             Event::Second { host, start } => self.second(host, start),
             Event::Frames(link) => self.receive(link),
             Event::Dial(link) => self.dial(link),
@@ -542,7 +549,7 @@ impl World {
             }
             Event::Clients => self.clients(),
             Event::Begin(fault) => self.begin(fault),
-            Event::End(fault) => self.end(fault),
+            Event::End(fault) => self.end(fault)?,
             Event::Start(host) => self.start(host)?,
             Event::Join(host) => self.join(host)?,
             Event::LoseDisk(host) => self.lose_disk(host),
@@ -596,7 +603,7 @@ impl World {
     }
 
     fn make_runnable(&mut self, host: usize) {
-        let (start, stalls) = (self.hosts[host].starts, self.hosts[host].disk_stalls > 0);
+        let (start, stalls) = (self.hosts[host].starts, self.hosts[host].waits_for_disk(self.now_ns));
         let Some(process) = self.hosts[host].process.as_mut().filter(|process| !process.scheduled) else {
             return;
         };
@@ -613,7 +620,8 @@ impl World {
             return Ok(());
         }
         let mut waiting = std::mem::take(&mut self.waiting);
-        let stalls = self.hosts[host].disk_stalls > 0;
+        let stalls = self.hosts[host].waits_for_disk(self.now_ns);
+        let operations = self.hosts[host].disk_operations();
         let Some(process) = &mut self.hosts[host].process else {
             return Ok(());
         };
@@ -624,6 +632,7 @@ impl World {
             self.upgrade_late(host);
             return Ok(());
         }
+        self.wait_for_slow_disk(host, operations);
         match turn {
             Ok(turn) => self.hash.number(match turn {
                 Turn::Idle => 0,
@@ -642,7 +651,8 @@ impl World {
         if self.hosts[host].starts != start {
             return Ok(());
         }
-        let stalls = self.hosts[host].disk_stalls > 0;
+        let stalls = self.hosts[host].waits_for_disk(self.now_ns);
+        let operations = self.hosts[host].disk_operations();
         let Some(process) = &mut self.hosts[host].process else {
             return Ok(());
         };
@@ -651,11 +661,26 @@ impl World {
             self.upgrade_late(host);
             return Ok(());
         }
+        self.wait_for_slow_disk(host, operations);
         match ticked {
             Ok(()) => self.after(48 * MS, 53 * MS, Event::Tick { host, start }),
             Err(error) => self.process_failed(host, &error.to_string())?,
         }
         Ok(())
+    }
+
+    /// If the disk of a node was told anything, and is slow: the thread that waits for it does nothing for that long.
+    fn wait_for_slow_disk(&mut self, host: usize, operations: u64) {
+        let Some(&slow_ms) = self.hosts[host].slow_ms.iter().max() else {
+            return;
+        };
+        if self.hosts[host].disk_operations() == operations {
+            return;
+        }
+        let start = self.hosts[host].starts;
+        let until_ns = self.now_ns + self.random.random_range(slow_ms * MS / 2..=slow_ms * MS);
+        self.hosts[host].syncs_until_ns = until_ns;
+        self.at(until_ns, Event::Synced { host, start });
     }
 
     fn second(&mut self, host: usize, start: u64) {

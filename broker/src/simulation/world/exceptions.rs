@@ -51,6 +51,7 @@ impl World {
             Fault::Pause(host) | Fault::Isolate(host) | Fault::DiskFull(host, _) | Fault::DiskStall(host) => {
                 host == node
             }
+            Fault::DiskSlow(which, _) => which.is_none_or(|host| host == node),
             Fault::OneWay(one, other) | Fault::Break(one, other) => one == node || other == node,
             Fault::Delay => true,
             _ => false,

@@ -117,6 +117,11 @@ impl World {
                     process.stalls_late = late;
                 }
             }
+            Fault::DiskSlow(which, by_ms) => {
+                for host in which.map_or(0..self.hosts.len(), |host| host..host + 1) {
+                    self.hosts[host].slow_ms.push(by_ms);
+                }
+            }
             Fault::Drain(host) => self.drain(host),
             Fault::Plot(plot) => self.plot(plot),
             Fault::Rush | Fault::Whisper => {
@@ -139,7 +144,7 @@ impl World {
         }
     }
 
-    pub(super) fn end(&mut self, number: usize) {
+    pub(super) fn end(&mut self, number: usize) -> Result<(), String> {
         let fault = self.faults[number].fault;
         if self.plan.trace {
             eprintln!("{:>12.6} HEAL {fault:?}", self.now_ns as f64 / 1e9);
@@ -175,6 +180,17 @@ impl World {
                 }
                 self.make_runnable(host);
             }
+            Fault::DiskSlow(which, by_ms) => {
+                if self.faults[number].lasts_ns == Plot::SlowDisks.lasts_ns() {
+                    self.serve_on_slow_disks()?;
+                }
+                for host in which.map_or(0..self.hosts.len(), |host| host..host + 1) {
+                    let slow_ms = &mut self.hosts[host].slow_ms;
+                    if let Some(own) = slow_ms.iter().position(|&own_ms| own_ms == by_ms) {
+                        slow_ms.swap_remove(own);
+                    }
+                }
+            }
             Fault::Drain(host) => self.end_drain(host),
             Fault::DiskError(_)
             | Fault::Rush
@@ -189,6 +205,17 @@ impl World {
         if fault.is_marked() {
             self.workload.on_fault(self.now_ns, Mark::Healed { fault: number as u32 });
         }
+        Ok(())
+    }
+
+    /// P12: by then nodes have served, unless something else keeps them from it.
+    fn serve_on_slow_disks(&self) -> Result<(), String> {
+        let serves = |host: &Host| host.process.as_ref().map(|process| !host.paused && process.serves());
+        let serving: Vec<_> = self.hosts.iter().map(serves).collect();
+        if serving.contains(&None) || serving.contains(&Some(true)) {
+            return Ok(());
+        }
+        Err(format!("P12: no node serves, though all that is wrong is that disks are slow{}", self.describe_hosts()))
     }
 
     pub(super) fn kill(&mut self, host: usize) {

@@ -16,7 +16,7 @@ use kentongan_cluster::lease::{LeaseCell, Standing};
 use kentongan_cluster::membership::wire::{self, Body};
 use kentongan_cluster::membership::{Limits, Membership, Output};
 
-use crate::Plant;
+use super::Plant;
 
 /// Small, so that sources are cut into several pieces, which do not all leave at once, and deltas are sometimes no longer
 /// there.

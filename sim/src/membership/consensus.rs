@@ -7,7 +7,7 @@ use bytes::Bytes;
 use kentongan_cluster::directory::command::{self, Command};
 use kentongan_cluster::directory::{Directory, Effect};
 
-use crate::random::Random;
+use super::random::Random;
 
 struct Proposal {
     id: u64,

@@ -10,10 +10,10 @@ use kentongan_cluster::directory::command::{Command, Form};
 use kentongan_cluster::identity::{Incarnation, NodeId};
 use kentongan_cluster::lease::Standing;
 
-use crate::Plant;
-use crate::consensus::Consensus;
-use crate::process::{Action, GroupChange, Message, Process, group_filter, member, node};
-use crate::random::Random;
+use super::Plant;
+use super::consensus::Consensus;
+use super::process::{Action, GroupChange, Message, Process, group_filter, member, node};
+use super::random::Random;
 
 const MS: u64 = 1_000_000;
 const GROUPS: u16 = 2;
