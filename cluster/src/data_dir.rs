@@ -2,9 +2,10 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::disk::{SyncSite, make_durable_directory, sync_directory};
+use crate::disk::{FILE_MODE, SyncSite, make_durable_directory, sync_directory};
 use crate::identity::NodeId;
 
 /// Raised when the layout of the directory changes its meaning.
@@ -196,7 +197,9 @@ fn at(path: &Path) -> impl Fn(io::Error) -> DataDirError + use<> {
 
 fn lock(path: &Path) -> Result<File, DataDirError> {
     let file = path.join("lock");
-    let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&file).map_err(at(&file))?;
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(FILE_MODE);
+    let lock = options.open(&file).map_err(at(&file))?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => Err(DataDirError::InUse { path: path.to_owned() }),
@@ -250,7 +253,7 @@ fn read_number(path: &Path) -> Result<Option<u64>, DataDirError> {
 fn write_number(directory: &Path, name: &str, number: u64) -> Result<(), DataDirError> {
     let new = directory.join(format!("{name}.new"));
     let write = || -> io::Result<()> {
-        let mut file = File::create(&new)?;
+        let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(FILE_MODE).open(&new)?;
         writeln!(file, "{number}")?;
         SyncSite::Number.sync(|| file.sync_all())?;
         fs::rename(&new, directory.join(name))?;
@@ -261,7 +264,11 @@ fn write_number(directory: &Path, name: &str, number: u64) -> Result<(), DataDir
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+    use crate::disk::{Disk as _, RealDisk};
 
     #[test]
     fn a_second_process_is_refused_and_each_start_counts() {
@@ -310,6 +317,32 @@ mod tests {
         }
         let denied = advice(&io::ErrorKind::PermissionDenied.into());
         assert!(denied.contains(&format!("user {}", rustix::process::geteuid().as_raw())), "{denied}");
+    }
+
+    /// What is there already stays as it is: a volume's directory may be a group's.
+    #[test]
+    fn nobody_else_may_read_what_is_made() {
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o7777;
+        let directory = tempfile::tempdir().expect("a directory");
+        let above = directory.path().join("above");
+        let path = above.join("data");
+        drop(DataDir::open(&path).expect("opened"));
+        let disk = RealDisk::open(&path.join("log")).expect("opened");
+        disk.append_to("segment").expect("opened");
+        for made in [&above, &path, &path.join("log")] {
+            assert_eq!(mode(made), 0o700, "{}", made.display());
+        }
+        let files = fs::read_dir(&path).expect("read").map(|entry| entry.expect("read").path());
+        let files: Vec<_> = files.filter(|path| path.is_file()).chain([path.join("log/segment")]).collect();
+        assert_eq!(files.len(), 5, "{files:?}");
+        for file in &files {
+            assert_eq!(mode(file), 0o600, "{}", file.display());
+        }
+
+        fs::set_permissions(&path, Permissions::from_mode(0o2770)).expect("changed");
+        fs::set_permissions(path.join("lock"), Permissions::from_mode(0o660)).expect("changed");
+        drop(DataDir::open(&path).expect("opened"));
+        assert_eq!((mode(&path), mode(&path.join("lock"))), (0o2770, 0o660));
     }
 
     #[test]

@@ -2,10 +2,10 @@
 //! one might.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -98,14 +98,18 @@ pub trait Disk: Send + Sync {
     }
 }
 
-/// Makes a directory, with the ancestors it needs, so that their names survive a power cut.
+/// Who may use a file that is made here: messages, and what a session may, are nobody else's.
+pub(crate) const FILE_MODE: u32 = 0o600;
+
+/// Makes a directory, with the ancestors it needs, so that their names survive a power cut. Only its own user may use what is
+/// made; what there is already stays as it is, for somebody else may have a reason.
 ///
 /// # Errors
 /// Those of the file system.
 pub fn make_durable_directory(directory: &Path, site: SyncSite) -> io::Result<()> {
     let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
     let made: Vec<_> = directory.ancestors().take_while(is_missing).collect();
-    fs::create_dir_all(directory)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     if made.is_empty() {
         // Whoever made it may have ended before the sync. If it lies where we may not look, we did not make it.
         return match sync_parent(directory, site) {
@@ -210,7 +214,9 @@ impl AppendFile for RealFile {
 
 impl Disk for RealDisk {
     fn append_to(&self, name: &str) -> io::Result<Box<dyn AppendFile>> {
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(self.directory.join(name))?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(FILE_MODE);
+        let file = options.open(self.directory.join(name))?;
         let length = file.metadata()?.len();
         Ok(Box::new(RealFile { file, end: length, length }))
     }

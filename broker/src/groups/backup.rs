@@ -13,6 +13,7 @@ use kentongan_cluster::transport::Conversation;
 use kentongan_cluster::{CheckpointBase, GroupId, PipelineHandle};
 use prost::Message as _;
 
+use super::why_silent;
 use crate::peers::backup::{BackupOrder, Groups, Holds, Order, Released, Said};
 use crate::replicated::Query;
 
@@ -75,8 +76,12 @@ impl Source {
         let (token, since) = (Arc::new(()), Instant::now());
         let (answer, answered) = bounded(1);
         self.pipeline.notify(Query::HoldOutboxes { token: Arc::downgrade(&token), answer });
-        let incarnation = answered.recv_timeout(ANSWER_MAX).map_err(|_| "this node is too busy: try again")?;
+        let incarnation = answered.recv_timeout(ANSWER_MAX).map_err(|_| self.silent())?;
         Ok(((token, since), Said::Holds(Holds { incarnation, formation: self.formation.encode() })))
+    }
+
+    fn silent(&self) -> String {
+        format!("{}: try again", why_silent(self.pipeline.is_full(), "back up what it has"))
     }
 
     /// Opens a checkpoint of each group that has all that is committed anywhere now.
@@ -95,7 +100,7 @@ impl Source {
             let no_majority = |_| format!("no majority of group {group} answers: try again");
             done.recv_deadline(deadline).map_err(no_majority)?;
         }
-        let status = self.pipeline.status().recv_timeout(ANSWER_MAX).map_err(|_| "this node is too busy: try again")?;
+        let status = self.pipeline.status().recv_timeout(ANSWER_MAX).map_err(|_| self.silent())?;
         let wanted: BTreeMap<GroupId, u64> =
             status.into_iter().map(|(group, status)| (group, status.handed_out.index)).collect();
         let deadline = Instant::now() + CHECKPOINT_MAX;

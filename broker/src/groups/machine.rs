@@ -879,6 +879,11 @@ fn connection_of(owner: Owner) -> ConnectionKey {
     ConnectionKey::from_raw(owner.connection)
 }
 
+/// Whether it expired by its group's clock, as it asks of what is queued: when the clock says so, and not only after that.
+fn is_over(message: &Message, group: &GroupState) -> bool {
+    message.expires_at_ms.is_some_and(|at| at <= group.clock_ms())
+}
+
 /// The message with its expiry moved from its group's clock to that of the process.
 fn on_process_clock(message: &Arc<Message>, group: &GroupState, now_ms: u64) -> Arc<Message> {
     on_process_clock_since(message, group, group.clock_ms(), now_ms)
@@ -890,8 +895,9 @@ fn on_process_clock_since(message: &Arc<Message>, group: &GroupState, clock_ms: 
         None => Arc::clone(message),
         Some(at) => {
             let latest_ms = group.latest_ms().max(clock_ms);
-            let left_ms = if at <= clock_ms { 0 } else { at.saturating_sub(latest_ms).max(1) };
-            Arc::new(Message { expires_at_ms: Some(now_ms + left_ms), ..Message::clone(message) })
+            // What is over by the group's clock is so by every clock, also by one that was looked at before.
+            let expires_at_ms = if at <= clock_ms { 0 } else { now_ms + at.saturating_sub(latest_ms).max(1) };
+            Arc::new(Message { expires_at_ms: Some(expires_at_ms), ..Message::clone(message) })
         }
     }
 }

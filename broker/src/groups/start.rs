@@ -38,6 +38,7 @@ use super::machine::{Machine, QueueMemory, SharedCell};
 use super::member::Member;
 use super::read_ahead;
 use super::search::Search;
+use super::why_silent;
 use crate::auth::Authority;
 use crate::bans::Subject;
 use crate::clock::Clock;
@@ -633,7 +634,7 @@ impl Asking {
         self.pipeline.notify(query(asked));
         let formation = self.formation.clone();
         let shared = Arc::clone(&self.shared);
-        answer_when_known(answer, outcome, move |(wish, members)| {
+        answer_when_known(&self.pipeline, answer, outcome, move |(wish, members)| {
             if let Some(wanted) = wanted {
                 wanted.audit(&shared, &administered(wish.clone()), wish == Wish::Proposed);
             }
@@ -671,7 +672,7 @@ impl Asking {
             Ok(Some(Act::Bans(behind))) => {
                 let (asked, outcome) = crossbeam::channel::bounded(1);
                 self.pipeline.notify(Query::Bans(behind.subject, asked));
-                answer_when_known(answer, outcome, |bans| {
+                answer_when_known(&self.pipeline, answer, outcome, |bans| {
                     Administered { done: true, bans, ..Administered::default() }.encode_answer()
                 });
             }
@@ -681,7 +682,7 @@ impl Asking {
                 let outcome = self.pipeline.hand_over(group, node);
                 let wanted = Wanted::new(from, "hand over", json!({ "group": group.0, "node": node.to_string() }));
                 let shared = Arc::clone(&self.shared);
-                answer_when_known(answer, outcome, move |outcome| {
+                answer_when_known(&self.pipeline, answer, outcome, move |outcome| {
                     let administered = handed_over(outcome);
                     wanted.audit(&shared, &administered, administered.done);
                     administered.encode_answer()
@@ -701,7 +702,7 @@ impl Asking {
         let (asked, outcome) = crossbeam::channel::bounded(1);
         self.pipeline.notify(query(asked));
         let shared = Arc::clone(&self.shared);
-        answer_when_known(answer, outcome, move |(wish, _)| {
+        answer_when_known(&self.pipeline, answer, outcome, move |(wish, _)| {
             let proposed = wish == Wish::Proposed;
             let administered = administered(wish);
             wanted.audit(&shared, &administered, proposed);
@@ -747,13 +748,15 @@ impl Wanted {
 
 /// On a thread of its own: it waits for the others.
 fn answer_when_known<T: Send + 'static>(
+    pipeline: &PipelineHandle<Query>,
     answer: Answerer,
     outcome: Receiver<T>,
     say: impl FnOnce(T) -> Bytes + Send + 'static,
 ) {
+    let pipeline = pipeline.clone();
     let wait = move || {
         let known = outcome.recv_timeout(STATUS_MAX).map(say);
-        answer.send(known.map_err(|_| "this node is too busy: ask again".to_owned()));
+        answer.send(known.map_err(|_| silent(&pipeline, "decide that")));
     };
     if let Err(error) = std::thread::Builder::new().name("members".into()).spawn(wait) {
         tracing::error!(%error, "the system gives no thread to say what becomes of what an operator wants");
@@ -801,7 +804,7 @@ fn status(
     let (answer, answered) = crossbeam::channel::bounded(1);
     pipeline.notify(Query::Status(answer));
     let groups = pipeline.status();
-    let silent = |_| "this node is too busy to say how it is: ask again".to_owned();
+    let silent = |_| silent(pipeline, "say how it is");
     let status = answered.recv_timeout(STATUS_MAX).map_err(silent)?;
     let groups = groups.recv_timeout(STATUS_MAX).map_err(silent)?;
     let group = |(group, status): &(GroupId, _)| {
@@ -811,7 +814,11 @@ fn status(
     let groups = groups.iter().filter(|(_, status)| status.configuration.contains(me)).map(group).collect();
     let backlog = shared.backlog();
     let links = transport.peers().into_iter().map(|peer| LinkStatus::new(peer, &backlog)).collect();
-    Ok(NodeStatus { groups, links, ..status })
+    Ok(NodeStatus { groups, links, disk_full: pipeline.is_full(), ..status })
+}
+
+fn silent(pipeline: &PipelineHandle<Query>, do_what: &str) -> String {
+    format!("{}: ask again", why_silent(pipeline.is_full(), do_what))
 }
 
 impl Responder for Answers {

@@ -92,6 +92,7 @@ pub(super) struct Listener {
 /// What kept it from starting, and what to do about it.
 pub fn serve(settings: Settings, reloading: &dyn Reload, authority: Authority) -> anyhow::Result<()> {
     let descriptors = raise_descriptor_limit();
+    check_descriptors(descriptors, number_of_arbiters(&settings))?;
     let stop = stop_on_signal()?;
     end_with_this_thread();
     let system = System::new();
@@ -534,6 +535,23 @@ pub fn raise_descriptor_limit() -> u64 {
         tracing::warn!(%error, "the limit of file descriptors could not be raised");
     }
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// What a node opens before anybody connects, beside what each arbiter does.
+const DESCRIPTORS_AT_START: u64 = 40;
+
+/// An arbiter's poller and what wakes it.
+const DESCRIPTORS_OF_ARBITER: u64 = 4;
+
+/// The runtime panics where it finds none, and then nothing says what to do.
+fn check_descriptors(limit: u64, arbiters: usize) -> anyhow::Result<()> {
+    let needed = DESCRIPTORS_AT_START + DESCRIPTORS_OF_ARBITER * arbiters as u64;
+    anyhow::ensure!(
+        limit >= needed,
+        "this process may open only {limit} files and connections (RLIMIT_NOFILE), and needs {needed} before any client comes: raise \
+         that limit (`LimitNOFILE=` of a unit, `--ulimit nofile=` of a container, `ulimit -n` of a shell)"
+    );
+    Ok(())
 }
 
 fn connections_max(descriptors: u64, reserve: u64) -> usize {

@@ -10,6 +10,7 @@ use kentongan_cluster::{GroupId, NodeId};
 use serde::{Deserialize, Serialize};
 
 use super::{Answered, AskError, DECIDE_PAUSE, DECIDED_WITHIN, Operator, PART_MAX};
+use crate::groups::why_silent;
 use crate::peers::administration::{Act, Administered, Administration, Drain};
 use crate::peers::status::{GroupStatus, Standing};
 use crate::replicated::submitter::Query;
@@ -78,8 +79,13 @@ pub struct Member {
 }
 
 impl Operator {
+    /// Why its groups have not answered in time.
+    pub(super) fn silent(&self, do_what: &str) -> String {
+        format!("{}: ask again", why_silent(self.pipeline.is_full(), do_what))
+    }
+
     pub(super) fn node_here(&self) -> Answered<NodeHere> {
-        let busy = || "this node is too busy to say how it is: ask again".to_owned();
+        let busy = || self.silent("say how it is");
         let groups = self.pipeline.status().recv_timeout(PART_MAX).map_err(|_| busy())?;
         let groups =
             groups.iter().filter(|(_, status)| status.configuration.contains(self.me)).map(|(group, status)| {
@@ -125,9 +131,7 @@ impl Operator {
             };
             return Ok(vec![own]);
         }
-        let members = self.members().ok_or_else(|| {
-            AskError::Unavailable("this node is too busy to say who the members are: ask again".to_owned())
-        })?;
+        let members = self.members().ok_or_else(|| AskError::Unavailable(self.silent("say who the members are")))?;
         let mut members: Vec<_> = members
             .into_iter()
             .map(|member| Member {
@@ -155,7 +159,7 @@ impl Operator {
         if self.transport.is_none() {
             return Ok(vec![self.me.get(); usize::from(groups)]);
         }
-        let busy = || AskError::Unavailable("this node is too busy to say who leads the groups: ask again".to_owned());
+        let busy = || AskError::Unavailable(self.silent("say who leads the groups"));
         let routes = self.status_of_machine().ok_or_else(busy)?.routes;
         let leader = |group: u16| routes.iter().find(|route| route.group == u32::from(group));
         Ok((0..groups).map(|group| leader(group).map_or(0, |route| route.leader)).collect())
@@ -187,9 +191,7 @@ impl Operator {
     pub fn bans(&self, subject: String) -> Result<Vec<Ban>, AskError> {
         let (answer, answered) = bounded(1);
         self.pipeline.notify(Query::Bans(subject, answer));
-        answered
-            .recv_timeout(PART_MAX)
-            .map_err(|_| AskError::Unavailable("this node is too busy to say who is banned: ask again".to_owned()))
+        answered.recv_timeout(PART_MAX).map_err(|_| AskError::Unavailable(self.silent("say who is banned")))
     }
 
     /// Asks whoever leads the directory, again and again until it is so.
@@ -223,7 +225,7 @@ impl Operator {
                 }
                 Ok(Wish::NoLeader) => "the directory has no leader".to_owned(),
                 Ok(Wish::Proposed) => "it is not committed yet".to_owned(),
-                Err(_) => "this node is too busy".to_owned(),
+                Err(_) => why_silent(self.pipeline.is_full(), "decide that"),
             };
             if Instant::now() >= deadline {
                 return Err(AskError::Unavailable(format!("it is not done: {hindrance}; ask again")));

@@ -158,7 +158,7 @@ impl Operator {
         match answered.recv_timeout(PART_MAX) {
             Ok(Some(seen)) => Ok(seen),
             Ok(None) => Err(format!("group {group} has another leader by now: ask again")),
-            Err(_) => Err("this node is too busy to look at its groups: ask again".to_owned()),
+            Err(_) => Err(self.silent("look at its groups")),
         }
     }
 

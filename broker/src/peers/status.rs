@@ -65,6 +65,9 @@ pub struct NodeStatus {
     /// The groups whose leader an operator chose, as far as it has applied the directory.
     #[prost(message, repeated, tag = "20")]
     pub chosen: Vec<ChosenStatus>,
+    /// Its disk has only `storage.free_bytes_reserve` left, or not even that.
+    #[prost(bool, tag = "21")]
+    pub disk_full: bool,
 }
 
 /// What a node may do, as it knows itself.

@@ -14,6 +14,8 @@ enum Received {
     Routing,
     /// PUBREC was sent.
     AwaitingPubRel,
+    /// Likewise, over a connection before this one, and nothing came of it over this one yet.
+    Resumed,
 }
 
 /// What to do about a PUBLISH.
@@ -37,6 +39,11 @@ pub struct Inbound {
     at_least_once: u32,
     /// QoS 2 messages whose PUBREC was not sent.
     routing: u32,
+    /// QoS 2 messages that came over connections before this one. Each connection begins with its whole quota [MQTT-4.9.0-1], so they
+    /// count only once the client sends them again.
+    resumed: usize,
+    /// No more than there are identifiers: 640 KiB at most. A client of 3.x may leave as many waiting for its PUBREL over one
+    /// connection.
     received: HashMap<PacketId, Received, foldhash::fast::RandomState>,
 }
 
@@ -44,12 +51,16 @@ impl Inbound {
     /// `enforced`: the client was told the maximum (MQTT 5).
     #[must_use]
     pub fn new(receive_maximum: u16, enforced: bool) -> Self {
-        Self { receive_maximum, enforced, at_least_once: 0, routing: 0, received: HashMap::default() }
+        Self { receive_maximum, enforced, at_least_once: 0, routing: 0, resumed: 0, received: HashMap::default() }
     }
 
     /// Takes over the QoS 2 identifiers that a resumed session still holds: their PUBREC was committed.
     pub fn resume(&mut self, received: impl IntoIterator<Item = PacketId>) {
-        self.received.extend(received.into_iter().map(|id| (id, Received::AwaitingPubRel)));
+        for id in received {
+            if self.received.insert(id, Received::Resumed) != Some(Received::Resumed) {
+                self.resumed += 1;
+            }
+        }
     }
 
     /// Whether reading should stop until we have answered something: 3.x knows no Receive Maximum, so the quota
@@ -61,7 +72,7 @@ impl Inbound {
     }
 
     fn unacknowledged(&self) -> usize {
-        self.at_least_once as usize + self.received.len()
+        self.at_least_once as usize + self.received.len() - self.resumed
     }
 
     /// Takes one PUBLISH from the client and says what must be done about it. On error nothing changed.
@@ -80,6 +91,12 @@ impl Inbound {
             Delivery::ExactlyOnce(id) => match self.received.get(&id) {
                 Some(Received::AwaitingPubRel) => Ok(PublishStep::AnswerAgain),
                 Some(Received::Routing) => Ok(PublishStep::Wait),
+                Some(Received::Resumed) => {
+                    self.check_quota()?;
+                    self.received.insert(id, Received::AwaitingPubRel);
+                    self.resumed -= 1;
+                    Ok(PublishStep::AnswerAgain)
+                }
                 None => {
                     self.check_quota()?;
                     self.received.insert(id, Received::Routing);
@@ -112,21 +129,23 @@ impl Inbound {
         } else {
             self.received.insert(id, Received::AwaitingPubRel)
         };
-        if before == Some(Received::Routing) {
-            self.routing -= 1;
-        }
+        self.is_no_more(before);
     }
 
     /// PUBREL frees the identifier; the reason goes into PUBCOMP [MQTT-4.3.3-11, 4.3.3-12].
     #[inline]
     pub fn on_pubrel(&mut self, id: PacketId) -> ReasonCode {
-        match self.received.remove(&id) {
-            Some(Received::AwaitingPubRel) => ReasonCode::Success,
-            Some(Received::Routing) => {
-                self.routing -= 1;
-                ReasonCode::Success
-            }
-            None => ReasonCode::PacketIdentifierNotFound,
+        let before = self.received.remove(&id);
+        self.is_no_more(before);
+        if before.is_some() { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound }
+    }
+
+    #[inline]
+    fn is_no_more(&mut self, before: Option<Received>) {
+        match before {
+            Some(Received::Routing) => self.routing -= 1,
+            Some(Received::Resumed) => self.resumed -= 1,
+            Some(Received::AwaitingPubRel) | None => {}
         }
     }
 }
@@ -173,6 +192,34 @@ mod tests {
         assert_eq!(refused, Err(SessionError::ReceiveMaximumExceeded { receive_maximum: 2 }));
         inbound.on_puback_sent();
         assert_eq!(inbound.on_publish(Delivery::AtLeastOnce(id(3))), Ok(PublishStep::Route));
+    }
+
+    /// [MQTT-4.9.0-1]: a connection begins with its whole quota, whatever the one before left; PUBREL needs none, what is sent again does.
+    #[test]
+    fn what_came_over_a_connection_before_counts_only_when_it_is_sent_again() {
+        let mut inbound = Inbound::new(2, true);
+        inbound.resume([id(1), id(2), id(3)]);
+        for number in [4, 5] {
+            assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(number))), Ok(PublishStep::Route));
+        }
+        let exceeded = Err(SessionError::ReceiveMaximumExceeded { receive_maximum: 2 });
+        assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(6))), exceeded);
+        assert_eq!(inbound.on_pubrel(id(1)), ReasonCode::Success);
+        assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(6))), exceeded, "that freed nothing");
+        assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(2))), exceeded);
+
+        inbound.on_pubrec_sent(id(4), ReasonCode::Success);
+        assert_eq!(inbound.on_pubrel(id(4)), ReasonCode::Success);
+        assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(2))), Ok(PublishStep::AnswerAgain));
+        assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(2))), Ok(PublishStep::AnswerAgain), "once is enough");
+        assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(6))), exceeded);
+        for number in [2, 3, 5] {
+            assert_eq!(inbound.on_pubrel(id(number)), ReasonCode::Success);
+        }
+        for number in [1, 2] {
+            assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(number))), Ok(PublishStep::Route), "a new message");
+        }
+        assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(3))), exceeded);
     }
 
     #[test]

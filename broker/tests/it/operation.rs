@@ -449,6 +449,19 @@ fn connections_leave_a_reserve_of_descriptors() {
     });
 }
 
+/// It says what to do, where the runtime would only panic.
+#[test]
+fn too_few_descriptors_for_a_start_are_an_error() {
+    for limit in [10, 30] {
+        let (status, words) = Broker::fails_with_descriptors(limit);
+        assert_eq!(status.code(), Some(1), "{words}");
+        assert!(
+            words.contains("RLIMIT_NOFILE") && words.contains("ulimit -n") && !words.contains("panicked"),
+            "{words}"
+        );
+    }
+}
+
 /// With few descriptors the acceptor neither spins nor stops: others are served once some are free.
 #[test]
 fn running_out_of_descriptors_is_survived() {

@@ -75,6 +75,15 @@ impl Broker {
         broker
     }
 
+    /// Starts with too few of them, and returns how it ended and what it said.
+    pub fn fails_with_descriptors(limit: u32) -> (std::process::ExitStatus, String) {
+        let directory = TempDir::new().expect("a temporary directory");
+        let mut command = limited(&broker_command(), limit, limit);
+        command.args(["serve", "--http", "127.0.0.1:0", "--mqtt", "127.0.0.1:0", "--data-dir"]);
+        let output = command.arg(directory.path().join("data")).stdin(Stdio::null()).output().expect("started");
+        (output.status, String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
     /// The data directory.
     pub fn data_dir(&self) -> PathBuf {
         self.directory.path().join(&self.data)

@@ -304,14 +304,33 @@ struct Seed {
     address: String,
     asking: Option<Asking<PeerHello>>,
     answer: Option<Result<PeerHello, String>>,
-    /// Its name meant nothing to the resolver when it was asked last.
-    is_nowhere: bool,
+    /// When it was asked last, its name meant nothing to the resolver, or whoever is there is no node.
+    is_wrong: bool,
 }
+
+impl Seed {
+    fn new(address: &str) -> Self {
+        Self { address: address.to_owned(), asking: None, answer: None, is_wrong: false }
+    }
+
+    fn on_answer(&mut self, answer: Result<PeerHello, LinkError>) {
+        let is_no_node = answer.as_ref().is_err_and(LinkError::is_no_node);
+        self.is_wrong = is_no_node || matches!(answer, Err(LinkError::Resolve { .. }));
+        self.answer = Some(answer.map_err(|error| match is_no_node {
+            true => format!("{error}; {NO_NODE}"),
+            false => error.to_string(),
+        }));
+        self.asking = None;
+    }
+}
+
+/// What somebody may have meant who names as a seed what is none.
+const NO_NODE: &str = "no node listens for other nodes at that port: write that of its --cluster here (--seeds HOST:PORT), not where clients \
+                       connect; or only one of the two nodes has TLS for it";
 
 impl<'a> Search<'a> {
     fn new(inner: &'a Inner, transport: &'a Transport, stop: &'a AtomicBool) -> Self {
-        let seed = |address: &String| Seed { address: address.clone(), asking: None, answer: None, is_nowhere: false };
-        let seeds = inner.seeds.iter().map(seed).collect();
+        let seeds = inner.seeds.iter().map(|address| Seed::new(address)).collect();
         Self { inner, transport, stop, seeds, number: 1, waiting: Waiting::default() }
     }
 
@@ -325,7 +344,7 @@ impl<'a> Search<'a> {
                 self.seeds.iter().map(|seed| (seed.address.as_str(), seed.answer.as_ref())).collect();
             match next_step(&self.inner.me, &seen)? {
                 Step::Wait(reason) => {
-                    let lasts = self.seeds.iter().any(|seed| seed.is_nowhere);
+                    let lasts = self.seeds.iter().any(|seed| seed.is_wrong);
                     self.waiting.say_of(&reason, lasts);
                 }
                 Step::Fetch(addresses) => {
@@ -362,11 +381,7 @@ impl<'a> Search<'a> {
         for seed in &mut self.seeds {
             let asking = seed.asking.get_or_insert_with(|| self.transport.who(seed.address.clone()));
             match asking.try_recv() {
-                Ok(answer) => {
-                    seed.is_nowhere = matches!(answer, Err(LinkError::Resolve { .. }));
-                    seed.answer = Some(answer.map_err(|error| error.to_string()));
-                    seed.asking = None;
-                }
+                Ok(answer) => seed.on_answer(answer),
                 Err(TryRecvError::Empty) => {}
                 Err(TryRecvError::Disconnected) => return Err(FormationError::Stopped),
             }

@@ -76,20 +76,59 @@ pub enum LinkError {
     /// The peer is too slow, or the network is cut.
     #[error("{0} took too long")]
     Timeout(&'static str),
+    /// The kernel there takes connections, and nobody says anything over them.
+    #[error("it takes connections and says nothing: its process is stopped or stuck, or the network is cut")]
+    Silent,
     /// We turn the peer away.
     #[error("refused by this node: {0}")]
     RefusedHere(#[from] Refusal),
     /// The peer turned us away, or the connection broke under a call.
-    #[error("the peer ended the call: {}", .0.message())]
+    #[error("{}", ended(.0))]
     EndedByPeer(#[source] Box<tonic::Status>),
     /// The transport stopped meanwhile.
     #[error("the transport stopped")]
     Stopped,
 }
 
+impl LinkError {
+    /// Whether somebody took the connection and ended it without a word that a node says: most likely none listens for others there.
+    #[must_use]
+    pub fn is_no_node(&self) -> bool {
+        match self {
+            Self::EndedByPeer(status) => broken(status).is_some(),
+            Self::Http(_) => true,
+            Self::Tls { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
+            }
+            _ => false,
+        }
+    }
+}
+
 impl From<tonic::Status> for LinkError {
     fn from(status: tonic::Status) -> Self {
-        LinkError::EndedByPeer(Box::new(status))
+        match broken(&status) {
+            Some(error) if error.is_timeout() => LinkError::Silent,
+            _ => LinkError::EndedByPeer(Box::new(status)),
+        }
+    }
+}
+
+/// How the connection broke under a call, if the peer did not end it by a word of its own.
+fn broken(status: &tonic::Status) -> Option<&hyper::Error> {
+    let first = std::error::Error::source(status);
+    std::iter::successors(first, |error| error.source()).find_map(|error| error.downcast_ref())
+}
+
+/// What lies at the bottom of it, for hyper's own words are "http2 error".
+fn ended(status: &tonic::Status) -> String {
+    match broken(status) {
+        None => format!("the peer ended the call: {}", status.message()),
+        Some(error) => {
+            let first: &dyn std::error::Error = error;
+            let bottom = std::iter::successors(Some(first), |error| error.source()).last();
+            format!("the connection broke: {}", bottom.unwrap_or(first))
+        }
     }
 }
 

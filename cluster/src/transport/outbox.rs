@@ -185,7 +185,9 @@ impl Outbox {
     pub(super) fn open_stream(self: &Arc<Self>, opening: wire::Opening) -> Outgoing {
         let mut state = self.lock();
         state.stream += 1;
-        Outgoing { outbox: Arc::clone(self), stream: state.stream, opening: Some(opening) }
+        let stream = state.stream;
+        self.wake(state);
+        Outgoing { outbox: Arc::clone(self), stream, opening: Some(opening) }
     }
 
     /// The link is up: messages are taken from here on.
@@ -193,7 +195,8 @@ impl Outbox {
         self.lock().up = Some(epoch);
     }
 
-    /// The link is down: what waits is dropped, because only the upper layer knows what of the rest arrived.
+    /// The link is down: what waits is dropped, because only the upper layer knows what of the rest arrived. Its stream ends, also
+    /// while nothing is sent.
     pub(super) fn down(&self) {
         let mut state = self.lock();
         state.up = None;
@@ -201,7 +204,7 @@ impl Outbox {
         add(&self.stats.class(self.class).dropped_reset, state.queue.len());
         state.queue.clear();
         (state.bytes, state.raft_bytes) = (0, 0);
-        state.waker = None;
+        self.wake(state);
     }
 
     /// Takes no more messages, and ends the stream when all that wait were sent.

@@ -38,6 +38,7 @@ pub(super) fn table(survey: &Survey) -> String {
     }
     push_feature_level(&mut text, survey);
     push_lost_majorities(&mut text, survey);
+    push_full_disks(&mut text, survey);
     text.push('\n');
     let rows: Vec<Vec<String>> = survey.nodes.iter().map(|node| node_row(survey, node)).collect();
     push_table(&mut text, &NODE_COLUMNS, &rows);
@@ -145,6 +146,16 @@ fn push_lost_majorities(text: &mut String, survey: &Survey) {
     let which = names.join(if is_any_enough { " or " } else { ", " });
     let (count, have) = (lost.len(), if lost.len() == 1 { "group has" } else { "groups have" });
     let _ = writeln!(text, "{count} {have} no majority that answers: start {which}");
+}
+
+fn push_full_disks(text: &mut String, survey: &Survey) {
+    for (node, _) in survey.answers().filter(|(_, status)| status.disk_full) {
+        let name = plain(&node.member.name);
+        let _ = writeln!(
+            text,
+            "the disk of {name} is full (storage.free_bytes_reserve): it accepts nothing new that is to be kept"
+        );
+    }
 }
 
 fn node_row(survey: &Survey, node: &Surveyed) -> Vec<String> {
@@ -340,6 +351,7 @@ fn status_json(status: &NodeStatus) -> Value {
         "standing": Standing::try_from(status.standing).unwrap_or(Standing::Unregistered).name(),
         "lease_ms_left": status.lease_ms_left,
         "connections": status.connections,
+        "disk_full": status.disk_full,
         "members": members.collect::<Vec<_>>(),
         "groups": groups.collect::<Vec<_>>(),
         "routes": routes.collect::<Vec<_>>(),

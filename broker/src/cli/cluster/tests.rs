@@ -133,6 +133,7 @@ fn scene() -> (Vec<Node>, String) {
         links: vec![link(2, ""), link(3, "127.0.0.1:7003: refused\u{1b}[2J")],
         routes: vec![route(0, 1, 3), route(2, 0, 0)],
         chosen: vec![ChosenStatus { group: 1, node: 2 }],
+        disk_full: false,
         feature_level: 1,
         feature_level_min: 1,
         feature_level_max: 2,
@@ -215,6 +216,19 @@ fn json_has_everything_that_was_said() {
     assert_eq!(status["routes"][0], serde_json::json!({ "group": 0, "leader": id(1), "term": 3, "backlog": 5 }));
     assert_eq!(status["routes"][1]["leader"], serde_json::Value::Null);
     assert!(found[2]["error"].as_str().unwrap().contains("answers at") && found[2].get("status").is_none());
+}
+
+/// As of one that answers as long as nothing more than its reserve is to be written.
+#[test]
+fn a_node_whose_disk_is_full_is_named() {
+    let node = node(1);
+    let members = vec![node.member.clone()];
+    node.canned.0.set(NodeStatus { node: 1, members, disk_full: true, ..NodeStatus::default() }).unwrap();
+    let peer = &node.member.peer_address;
+    let text = status(&Settings::default(), peer, false).unwrap();
+    assert!(text.contains("\nthe disk of n1 is full (storage.free_bytes_reserve)"), "{text}");
+    let value: serde_json::Value = serde_json::from_str(&status(&Settings::default(), peer, true).unwrap()).unwrap();
+    assert_eq!(value["nodes"][0]["status"]["disk_full"], true);
 }
 
 fn id(node: u64) -> String {

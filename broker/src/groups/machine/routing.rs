@@ -9,7 +9,7 @@ use kentongan_cluster::lane::Batch;
 use kentongan_proto::mqtt::QoS;
 use prost::Message as _;
 
-use super::{Machine, PICKED_ENTRIES_MAX, on_process_clock};
+use super::{Machine, PICKED_ENTRIES_MAX, is_over, on_process_clock};
 use crate::groups::backup::HOLD_MAX;
 use crate::groups::incoming::{find_share, for_member, hand_on_first_time};
 use crate::groups::pushes::in_pieces;
@@ -52,6 +52,13 @@ impl Machine {
                 });
                 if is_refused {
                     self.counters.publishes_refused.inc(PublishRefusal::NotAuthorized);
+                    self.outboxes.begin(origin, position, 0, None);
+                    continue;
+                }
+                // What was picked for a node goes there whatever the time is, for only that one settles it.
+                if entry.pick.is_none() && self.groups.get(&origin).is_some_and(|state| is_over(&entry.message, state))
+                {
+                    self.counters.messages_dropped.inc(DropReason::Expired);
                     self.outboxes.begin(origin, position, 0, None);
                     continue;
                 }

@@ -143,6 +143,40 @@ fn more_unacknowledged_messages_than_the_receive_maximum_end_the_connection() {
     client.expect_disconnect(ReasonCode::ReceiveMaximumExceeded);
 }
 
+/// A client that is back may publish before it sends its PUBRELs. Each message is routed once all the same.
+///
+/// Conformance: [MQTT5-4.9.0-1]
+#[test]
+fn a_client_that_is_back_has_its_whole_quota_before_it_completes_what_it_sent() {
+    let broker = Broker::with_environment(&[], &[("KENTONGAN_SESSION__RECEIVE_MAXIMUM", "2")]);
+    let mut watcher = Client::v5(&broker, "w");
+    watcher.subscribe("t", QoS::AtMostOnce);
+    let mut asked = connect(ProtocolVersion::V5, "a");
+    asked.properties.session_expiry_interval = Some(60);
+    let mut client = Client::accepted(&broker, asked.clone());
+    for number in 1..=2 {
+        client.publish("t", &number.to_string(), qos2(number));
+        assert!(matches!(client.receive(), Packet::PubRec(ack) if ack.packet_id.get() == number));
+    }
+    drop(client);
+    asked.clean_start = false;
+    let (mut client, connack) = Client::open(&broker, asked);
+    assert!(connack.session_present);
+    for number in 3..=4 {
+        client.publish("t", &number.to_string(), qos2(number));
+        assert!(matches!(client.receive(), Packet::PubRec(ack) if ack.packet_id.get() == number));
+    }
+    let ids = [1, 2, 3, 4].map(|number| qos2(number).packet_id().expect("QoS 2"));
+    for packet_id in ids {
+        client.send(&Packet::PubRel(Ack::success(packet_id)));
+        assert_eq!(client.receive(), Packet::PubComp(Ack::success(packet_id)));
+    }
+    for number in 1..=4 {
+        assert_eq!(&watcher.expect_publish().payload[..], number.to_string().as_bytes());
+    }
+    watcher.expect_nothing();
+}
+
 /// Conformance: [MQTT5-3.3.2-12], [MQTT5-3.3.2-7]
 #[test]
 fn every_announced_topic_alias_is_accepted_and_dies_with_its_connection() {

@@ -428,6 +428,24 @@ fn nodes_with_unlike_lists_form_nothing_until_the_lists_are_alike() {
     assert_eq!(one.promise().unwrap().decider, 1);
 }
 
+/// As of the port where a node's clients connect. Nothing is wrong with a node that does not run yet.
+#[test]
+fn a_seed_where_no_node_listens_for_others_is_said_to_be_wrong() {
+    let asker = place(1, "n1");
+    let other = std::net::TcpListener::bind((host(), 0)).unwrap();
+    let mut seed = Seed::new(&other.local_addr().unwrap().to_string());
+    let asking = asker.transport.who(seed.address.clone());
+    drop(other.accept().unwrap());
+    seed.on_answer(asking.recv_timeout(DEADLINE).unwrap());
+    let said = seed.answer.take().unwrap().unwrap_err();
+    assert!(seed.is_wrong && said.contains("--seeds HOST:PORT") && said.contains("--cluster"), "{said}");
+    drop(other);
+    seed.on_answer(asker.transport.who(seed.address.clone()).recv_timeout(DEADLINE).unwrap());
+    let said = seed.answer.take().unwrap().unwrap_err();
+    assert!(!seed.is_wrong && !said.contains("--seeds"), "{said}");
+    asker.transport.stop(Duration::ZERO);
+}
+
 #[test]
 fn a_node_that_promised_forms_no_cluster_of_its_own_while_others_might_have_formed_theirs() {
     let (places, seeds) = places(3);

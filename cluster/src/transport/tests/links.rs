@@ -216,6 +216,18 @@ fn a_peer_that_falls_silent_is_noticed() {
     one.up(&two, Class::Control, Direction::Outgoing);
 }
 
+/// Nothing is sent over it, and nobody is to wait for that.
+#[test]
+fn a_link_that_is_ended_on_purpose_begins_anew_while_it_is_idle() {
+    let (one, two) = pair();
+    one.transport.break_link(two.node, Class::Control);
+    let before = one.down(&two, Class::Control, Direction::Outgoing);
+    assert_eq!(two.down(&one, Class::Control, Direction::Incoming), before);
+    let after = one.up(&two, Class::Control, Direction::Outgoing).epoch;
+    assert!(before.is_before(after));
+    assert_eq!(two.up(&one, Class::Control, Direction::Incoming).epoch, after);
+}
+
 #[test]
 fn a_node_that_is_no_longer_a_peer_loses_its_links() {
     let (one, two) = pair();

@@ -47,6 +47,32 @@ fn nobody_listening_is_an_error_that_names_the_address() {
     assert!(matches!(error, LinkError::Connect { .. }) && error.to_string().contains(&free), "{error}");
 }
 
+/// As of a process that got SIGSTOP: its kernel goes on taking connections.
+#[test]
+fn who_takes_connections_and_says_nothing_is_said_to_be_stuck() {
+    let short = Duration::from_millis(100);
+    let one = start(TransportConfig { keep_alive_interval: short, keep_alive_timeout: short, ..config(1) });
+    let stuck = std::net::TcpListener::bind(loopback()).unwrap();
+    let address = stuck.local_addr().unwrap().to_string();
+    let answer = one.transport.ask(Target::Address(address), Question::Status, Bytes::new());
+    let error = answer.recv_timeout(DEADLINE).unwrap().unwrap_err();
+    assert!(matches!(error, LinkError::Silent) && error.to_string().contains("stopped or stuck"), "{error}");
+}
+
+/// As of one that ends while it is asked.
+#[test]
+fn a_connection_that_breaks_under_a_question_is_said_with_its_cause() {
+    let one = node(1);
+    let listener = std::net::TcpListener::bind(loopback()).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let answer = one.transport.ask(Target::Address(address), Question::Status, Bytes::new());
+    drop(listener.accept().unwrap());
+    let error = answer.recv_timeout(DEADLINE).unwrap().unwrap_err();
+    assert!(error.is_no_node(), "{error}");
+    let error = error.to_string();
+    assert!(error.contains("the connection broke") && !error.ends_with("http2 error"), "{error}");
+}
+
 #[test]
 fn a_checkpoint_arrives_whole_and_in_order() {
     let (one, two) = pair();
