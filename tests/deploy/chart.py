@@ -1,5 +1,6 @@
 """The Helm chart renders the objects of the overlays, each of them, and no other."""
 
+import subprocess
 import unittest
 
 import rendered
@@ -56,6 +57,12 @@ class Chart(unittest.TestCase):
 
     def test_production(self):
         self.assert_same(rendered.chart(CLUSTER, PRODUCTION), self.overlay("production"))
+
+    def test_half_of_the_values_let_nobody_in(self):
+        self.assertIn("allow_anonymous = true", str(rendered.chart().of("ConfigMap")))
+        self.assertNotIn("allow_anonymous = true", str(rendered.chart("cluster=true").of("ConfigMap")))
+        with self.assertRaises(subprocess.CalledProcessError):
+            rendered.chart.__wrapped__(PRODUCTION)
 
     def test_production_with_cert_manager(self):
         chart = rendered.chart(CLUSTER, PRODUCTION, "certManager.enabled=true")

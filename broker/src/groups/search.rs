@@ -15,8 +15,9 @@ use bytes::Bytes;
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use kentongan_cluster::directory::command::MemberRecord;
 use kentongan_cluster::formation::{Formation, Joined};
+use kentongan_cluster::group::{GroupStatus, PeerStatus, Role};
 use kentongan_cluster::transport::{ClusterId, Question, Target, Transport};
-use kentongan_cluster::{NodeId, PipelineHandle};
+use kentongan_cluster::{GroupId, NodeId, PipelineHandle};
 use prost::Message as _;
 
 use super::unreached::Unreached;
@@ -54,6 +55,7 @@ impl Search {
 
     fn run(&self, stop: &Receiver<()>) {
         let mut since = Instant::now();
+        let mut has_handed_over = false;
         let mut unreached = Unreached::default();
         while stop.recv_timeout(LOOK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             let unreached_from = unreached.look(Instant::now(), &self.transport.peers());
@@ -66,9 +68,40 @@ impl Search {
             let serves = |cluster: &crate::router::cluster::ClusterView| cluster.serving.load(Ordering::Relaxed);
             if self.shared.cluster.as_ref().is_none_or(serves) {
                 since = Instant::now();
+                has_handed_over = false;
             } else if since.elapsed() >= WITHOUT_LEASE_MAX {
                 self.ask_all();
+                // Once: where everybody is without a lease, nobody would lead in the end.
+                if !std::mem::replace(&mut has_handed_over, true) {
+                    self.hand_over_all();
+                }
                 since = Instant::now();
+            }
+        }
+    }
+
+    /// Whoever hears of the directory leads the groups that this node leads: one that is cut off from the directory's leader, and not from
+    /// everybody, may have been declared dead, hears nothing of that, and would not fence itself, for which all the others wait.
+    fn hand_over_all(&self) {
+        let Ok(statuses) = self.pipeline.status().recv_timeout(ANSWER_MAX) else {
+            return;
+        };
+        let me = NodeId(self.me.node);
+        let mut handed_over = Vec::new();
+        for (group, status) in statuses {
+            if let Some(heir) = heir(me, &status).filter(|_| group != GroupId::DIRECTORY) {
+                handed_over.push((group, heir, self.pipeline.hand_over(group, heir)));
+            }
+        }
+        for (group, heir, answer) in handed_over {
+            match answer.recv_timeout(ANSWER_MAX) {
+                Ok(Ok(())) => {
+                    tracing::info!(%group, %heir, "without a lease for long: another node is to lead the group")
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(%group, %heir, %error, "without a lease for long, and the group cannot be handed over");
+                }
+                Err(_) => {}
             }
         }
     }
@@ -90,6 +123,13 @@ impl Search {
             }
         }
     }
+}
+
+/// Who is to lead a group that this node leads: a voter that it hears of, and that has most of it.
+fn heir(me: NodeId, status: &GroupStatus) -> Option<NodeId> {
+    let may_lead = |peer: &&PeerStatus| peer.node != me && peer.active && status.configuration.votes(peer.node);
+    let heirs = status.peers.iter().filter(|_| matches!(status.role, Role::Leader { .. })).filter(may_lead);
+    heirs.max_by_key(|peer| peer.matched).map(|peer| peer.node)
 }
 
 /// `known`: where the members as of now have this node.
@@ -123,12 +163,37 @@ pub(super) fn unknown<'a>(
 
 #[cfg(test)]
 mod tests {
+    use kentongan_cluster::Configuration;
     use kentongan_cluster::formation::Terms;
+    use kentongan_cluster::log::LogId;
 
     use super::*;
 
     fn member(node: u64) -> MemberRecord {
         MemberRecord { node, name: format!("n{node}"), ..MemberRecord::default() }
+    }
+
+    /// F5: who has most of it, of those that it hears of.
+    #[test]
+    fn a_group_is_handed_to_a_voter_that_is_there_and_has_most_of_it() {
+        let peer = |node: u64, matched: u64, active: bool| PeerStatus { node: NodeId(node), matched, active };
+        let status = |role: Role| GroupStatus {
+            term: 3,
+            role,
+            committed: 90,
+            handed_out: LogId::default(),
+            last: 100,
+            configuration: Configuration::of([1, 2, 3, 4].map(NodeId)),
+            peers: vec![
+                peer(1, 100, true),
+                peer(2, 100, false),
+                peer(3, 90, true),
+                peer(4, 80, true),
+                peer(5, 100, true),
+            ],
+        };
+        assert_eq!(heir(NodeId(1), &status(Role::Leader { ready: true })), Some(NodeId(3)));
+        assert_eq!(heir(NodeId(1), &status(Role::Follower { leader: None })), None);
     }
 
     #[test]

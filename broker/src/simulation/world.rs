@@ -65,7 +65,7 @@ enum Event {
     /// A twentieth of a second passed there.
     Tick { host: usize, start: u64 },
     /// A slow disk is done with a sync.
-    Synced { host: usize, start: u64 },
+    Synced { host: usize },
     /// A second passed there.
     Second { host: usize, start: u64 },
     /// Frames may be due.
@@ -500,7 +500,7 @@ impl World {
         match event {
             Event::Step { host, .. }
             | Event::Tick { host, .. }
-            | Event::Synced { host, .. }
+            | Event::Synced { host }
             | Event::Second { host, .. } => Some(host),
             Event::Frames(link) | Event::Heard { link, .. } | Event::Unheard { link, .. } => {
                 Some(self.network.with(link, |link| link.to))
@@ -677,10 +677,9 @@ impl World {
         if self.hosts[host].disk_operations() == operations {
             return;
         }
-        let start = self.hosts[host].starts;
         let until_ns = self.now_ns + self.random.random_range(slow_ms * MS / 2..=slow_ms * MS);
         self.hosts[host].syncs_until_ns = until_ns;
-        self.at(until_ns, Event::Synced { host, start });
+        self.at(until_ns, Event::Synced { host });
     }
 
     fn second(&mut self, host: usize, start: u64) {

@@ -1,6 +1,6 @@
 //! One group of one node upon `raft-rs`' RawNode.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use prost011::Message as _;
@@ -290,6 +290,9 @@ pub(crate) struct Group {
     leading: Option<u64>,
     /// The tick from which on it does.
     leads_since: u64,
+    /// When it heard of each peer since. Raft-rs forgets once in an election timeout of whom it heard, and who looks just then, or as
+    /// often, sees nobody.
+    heard: BTreeMap<NodeId, u64>,
     /// Whether it handed out an entry of that term.
     is_ready: bool,
     reported: Option<(u64, Role)>,
@@ -343,6 +346,7 @@ impl Group {
             stands_at: None,
             leading: None,
             leads_since: 0,
+            heard: BTreeMap::new(),
             is_ready: false,
             reported: None,
             proposals: Proposals::default(),
@@ -442,11 +446,7 @@ impl Group {
             return;
         };
         let me = self.config.node;
-        let peer = |node: NodeId| {
-            let is_active =
-                node == me || self.raw.raft.prs().get(node.0).is_some_and(|progress| progress.recent_active);
-            transition::Peer { is_ready: is_active && self.has_caught_up(node) }
-        };
+        let peer = |node: NodeId| transition::Peer { is_ready: self.has_heard(node) && self.has_caught_up(node) };
         let may_hand_over = |pause: u64| self.handed_over.is_none_or(|at| self.now - at >= pause);
         if let Some(heir) =
             transition::heir(me, &self.configuration, &target.placement, target.leader, &target.drained, peer)
@@ -511,6 +511,9 @@ impl Group {
         // Refused are only messages of nodes that are no members any more.
         let _ = self.raw.step(message);
         self.note_leadership();
+        if self.leading.is_some() && self.raw.raft.prs().get(from.0).is_some() {
+            self.heard.insert(from, self.now);
+        }
         Ok(())
     }
 
@@ -532,11 +535,18 @@ impl Group {
         if leading != self.leading {
             self.leading = leading;
             self.leads_since = self.now;
+            self.heard.clear();
             self.is_ready = false;
             self.target = None;
             let dropped = self.proposals.give_up();
             self.events.extend(dropped.map(Event::QueryDropped));
         }
+    }
+
+    /// Whether this node, which leads, heard of another within an election timeout.
+    fn has_heard(&self, node: NodeId) -> bool {
+        let is_recent = |at: &u64| self.now - at <= u64::from(self.config.election_ticks);
+        node == self.config.node || self.heard.get(&node).is_some_and(is_recent)
     }
 
     fn check_leads(&self) -> Result<(), NotLeader> {
@@ -617,7 +627,7 @@ impl Group {
         }
         let progress = self.raw.raft.prs().get(to.0).filter(|_| self.configuration.votes(to));
         let Some(progress) = progress else { return Err(HandOverError::NoVoter(to)) };
-        if !progress.recent_active {
+        if !self.has_heard(to) {
             return Err(HandOverError::Silent(to));
         }
         if !self.has_caught_up(to) {
@@ -980,7 +990,7 @@ impl Group {
             peers.extend(raft.prs().iter().map(|(&node, progress)| PeerStatus {
                 node: NodeId(node),
                 matched: progress.matched,
-                active: progress.recent_active,
+                active: self.has_heard(NodeId(node)),
             }));
             peers.sort_unstable_by_key(|peer| peer.node);
         }

@@ -50,6 +50,11 @@ impl Left {
 }
 
 impl Drained {
+    /// Nothing is left to wait for.
+    pub(super) fn is_over(&self) -> bool {
+        !self.drains || self.left.is_none_or(Left::is_nothing)
+    }
+
     fn text(&self) -> String {
         let name = &self.name;
         match (self.drains, self.left) {

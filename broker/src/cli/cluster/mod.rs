@@ -249,7 +249,14 @@ fn carry_out(command: &ClusterCommand, settings: &Settings, peer: &str) -> anyho
             .map(|survey| arguments.show(&survey, list::groups_json, list::groups_table)),
         ClusterCommand::Drain(DrainArgs { member, undo, wait_seconds, json, .. }) => {
             let wait = Duration::from_secs(*wait_seconds);
-            act::drain(&transport, peer, member, !undo, wait).map(|drained| drained.show(*json))
+            act::drain(&transport, peer, member, !undo, wait).and_then(|drained| {
+                let text = drained.show(*json);
+                if drained.is_over() {
+                    return Ok(text);
+                }
+                print_bytes(text.as_bytes());
+                anyhow::bail!("it was not over within {wait_seconds} s, and goes on; --wait-seconds says how long to wait")
+            })
         }
         ClusterCommand::Transfer(TransferArgs { group, member, wait_seconds, json, .. }) => {
             let wait = Duration::from_secs(*wait_seconds);

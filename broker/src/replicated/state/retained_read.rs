@@ -29,10 +29,14 @@ impl GroupState {
         for record in page.messages {
             let message = Arc::new(self.arrived(record, clock_ms));
             let qos = message.qos.min(own.options.qos);
-            if qos == QoS::AtMostOnce {
+            // What a client published itself, it does not get [MQTT-3.8.3-3].
+            let is_local = own.options.no_local && message.publisher == client_id;
+            if qos == QoS::AtMostOnce || is_local {
                 continue;
             }
-            self.enqueue_held_before(&client_id, &message, effects);
+            if !self.enqueue_held_before(&client_id, &message, own.read_from, effects) {
+                continue;
+            }
             let identifiers = own.identifier.map(NonZeroU32::get).into_iter().collect();
             let terms = Terms { qos, retain: true, identifiers, share: None };
             self.enqueue(&client_id, &message, terms, effects);
@@ -48,30 +52,35 @@ impl GroupState {
         }
     }
 
-    /// A live copy of a retained message may wait: it is dropped for the retained one, and what waits of the same topic
-    /// from before it goes first, so that the order stays.
-    pub(super) fn enqueue_held_before(&mut self, client_id: &Arc<str>, retained: &Message, effects: &mut Vec<Effect>) {
+    /// A live copy of a retained message may wait: it goes now, by its own terms, behind what waits of the same topic from before it.
+    /// Returns whether the retained one is owed as well: not to a subscription that stood when it was published, which gets it with
+    /// RETAIN 0 and the highest QoS [MQTT-3.3.1-12] [MQTT-3.3.4-2]. One that waited before `read_from` came by other subscriptions.
+    pub(super) fn enqueue_held_before(
+        &mut self,
+        client_id: &Arc<str>,
+        retained: &Message,
+        read_from: u64,
+        effects: &mut Vec<Effect>,
+    ) -> bool {
         let Some(session) = self.sessions.get_mut(client_id) else {
-            return;
+            return false;
         };
-        let Some(copy) = session.held.iter().position(|held| held.message.is_copy_of(retained)) else {
-            return;
+        let copy = session.held.iter().find(|held| held.message.is_copy_of(retained)).map(|copy| copy.sequence);
+        let Some(copy) = copy else {
+            return true;
         };
-        let dropped = session.held.remove(copy);
-        session.held_bytes -= dropped.message.weight_bytes();
         let number = session.number;
-        self.dirty.deleted(Key::Held(number, dropped.sequence));
-        let (older, rest) = std::mem::take(&mut session.held)
+        let (due, rest) = std::mem::take(&mut session.held)
             .into_iter()
-            .enumerate()
-            .partition::<Vec<_>, _>(|(at, held)| *at < copy && held.message.topic == retained.topic);
-        session.held = rest.into_iter().map(|(_, held)| held).collect();
-        session.held_bytes -= older.iter().map(|(_, held)| held.message.weight_bytes()).sum::<usize>();
-        for (_, HeldBack { sequence, message, qos, retain, identifiers }) in older {
+            .partition::<Vec<_>, _>(|held| held.sequence <= copy && held.message.topic == retained.topic);
+        session.held = rest;
+        session.held_bytes -= due.iter().map(|held| held.message.weight_bytes()).sum::<usize>();
+        for HeldBack { sequence, message, qos, retain, identifiers } in due {
             self.dirty.deleted(Key::Held(number, sequence));
             self.body = None;
             self.enqueue(client_id, &message, Terms { qos, retain, identifiers, share: None }, effects);
         }
+        copy < read_from
     }
 
     pub(super) fn end_read(&mut self, client_id: &Arc<str>, filter: &Arc<str>) {

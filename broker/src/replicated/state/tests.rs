@@ -107,16 +107,21 @@ impl Script {
     }
 
     fn subscribe_handling(&mut self, epoch: u64, filter: &str, retain_handling: u32, again: bool) -> Option<u64> {
+        let filter =
+            SubscribeFilter { filter: filter.to_owned(), qos: 2, retain_handling, ..SubscribeFilter::default() };
+        self.ask_for(epoch, filter, again)
+    }
+
+    fn subscribe_to(&mut self, epoch: u64, filter: SubscribeFilter) -> Option<u64> {
+        self.ask_for(epoch, filter, false)
+    }
+
+    fn ask_for(&mut self, epoch: u64, filter: SubscribeFilter, again: bool) -> Option<u64> {
         let effects = self.apply(Command::Subscribe(Subscribe {
             client_id: "c".to_owned(),
             epoch,
             packet_id: 1,
-            filters: vec![SubscribeFilter {
-                filter: filter.to_owned(),
-                qos: 2,
-                retain_handling,
-                ..SubscribeFilter::default()
-            }],
+            filters: vec![filter],
             again,
             ..Subscribe::default()
         }));
@@ -766,6 +771,58 @@ fn live_messages_wait_until_the_retained_ones_are_there() {
     let effects = script.apply(Command::RetainedPage(page.clone()));
     assert_eq!(deliveries(&effects), [sent(1, false, "older"), sent(2, false, "kept")]);
     assert_eq!(script.apply(Command::RetainedPage(page)), [], "a page of a read that is over");
+}
+
+/// [MQTT-3.3.1-12] [MQTT-3.3.4-2]: what is published to a subscription that stands comes live, with the highest QoS of all, though retained
+/// messages are still read by then that it is one of. To a subscription that comes later it is retained as well.
+#[test]
+fn what_is_published_while_retained_messages_are_read_comes_live() {
+    let mut script = Script::new();
+    let epoch = script.connect(true, 100).epoch;
+    script.subscribe(epoch, "t", false);
+    let asked = |filter: &str, no_local: bool| SubscribeFilter {
+        filter: filter.to_owned(),
+        qos: 1,
+        no_local,
+        ..SubscribeFilter::default()
+    };
+    let page = |filter: &str, read, messages| {
+        let (client_id, filter) = ("c".to_owned(), filter.to_owned());
+        Command::RetainedPage(RetainedPage { client_id, filter, read, messages, last: true })
+    };
+    let came = |effects: &[Effect]| -> Vec<(String, QoS, bool)> {
+        let delivered = effects.iter().filter_map(|effect| match effect {
+            Effect::Deliver(delivery) => Some(delivery),
+            _ => None,
+        });
+        let payload = |message: &Message| String::from_utf8_lossy(&message.payload).into_owned();
+        delivered.map(|delivery| (payload(&delivery.message), delivery.qos, delivery.retain)).collect()
+    };
+    let live = |payload: &str| (payload.to_owned(), QoS::ExactlyOnce, false);
+    let retained = |payload: &str| (payload.to_owned(), QoS::AtLeastOnce, true);
+
+    let read = script.subscribe_to(epoch, asked("#", false)).expect("a read");
+    let publish = |script: &mut Script, payload: &str| {
+        let mut message = script.message(payload);
+        message.message.iter_mut().for_each(|message| message.qos = 2);
+        script.lane_batch(vec![message])
+    };
+    let record = |number, payload| MessageRecord { qos: 2, ..record(number, payload) };
+    assert_eq!(came(&publish(&mut script, "first")), []);
+    script.restart();
+    let later = script.subscribe_to(epoch, asked("+", false)).expect("a read");
+    assert_eq!(came(&publish(&mut script, "second")), []);
+    script.restart();
+    let effects = script.apply(page("+", later, vec![record(1, "first")]));
+    assert_eq!(came(&effects), [live("first"), retained("first")], "it came before this subscription");
+    let effects = script.apply(page("#", read, vec![record(2, "second")]));
+    assert_eq!(came(&effects), [live("second")]);
+
+    // [MQTT-3.8.3-3]
+    let read = script.subscribe_to(epoch, asked("+/#", true)).expect("a read");
+    let own = MessageRecord { publisher: "c".to_owned(), ..record(3, "own") };
+    let effects = script.apply(page("+/#", read, vec![own, record(4, "of another")]));
+    assert_eq!(came(&effects), [retained("of another")]);
 }
 
 /// P1: a client that went before its retained messages were read may be away for long, and nobody reads on for it. What comes then is
