@@ -10,10 +10,10 @@ use clap::Args;
 pub(super) struct PayloadArgs {
     /// The message.
     #[arg(short = 'm', long, value_name = "TEXT", group = "payload", allow_hyphen_values = true)]
-    message: Option<String>,
+    message: Vec<String>,
     /// File whose content is the message.
     #[arg(short = 'f', long, value_name = "FILE", group = "payload")]
-    file: Option<PathBuf>,
+    file: Vec<PathBuf>,
     /// Standard input, all of it, is the message; it must not be empty.
     #[arg(short = 's', long, group = "payload")]
     stdin_file: bool,
@@ -43,10 +43,14 @@ impl PayloadArgs {
     }
 
     fn read_from(&self, mut input: impl Read) -> Result<Vec<u8>, PayloadError> {
-        if let Some(message) = &self.message {
+        // Of other flags the last one counts; here the others would be messages that nobody gets.
+        if self.message.len() + self.file.len() > 1 {
+            return Err(PayloadError::Usage(String::from("one message is published; give -m or -f once")));
+        }
+        if let [message] = self.message.as_slice() {
             return Ok(message.as_bytes().to_vec());
         }
-        if let Some(path) = &self.file {
+        if let [path] = self.file.as_slice() {
             let read = std::fs::read(path);
             return read.map_err(|error| PayloadError::Usage(format!("cannot read {}: {error}", path.display())));
         }
@@ -86,6 +90,13 @@ mod tests {
         assert_eq!(read(&["-s"], "a\nb\n").unwrap(), b"a\nb\n");
         for empty in [["-n"].as_slice(), &["-m", ""], &["-f", file]] {
             assert_eq!(read(empty, "x").unwrap(), b"", "{empty:?}");
+        }
+    }
+
+    #[test]
+    fn a_second_message_is_refused() {
+        for two in [["-m", "a", "-m", "b"], ["-f", "/dev/null", "-f", "/dev/null"]] {
+            assert!(matches!(read(&two, ""), Err(PayloadError::Usage(text)) if text.contains("once")), "{two:?}");
         }
     }
 }
