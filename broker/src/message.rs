@@ -68,12 +68,13 @@ impl Message {
 /// What topics of delayed messages begin with.
 pub const DELAYED: &str = "$delayed/";
 
-/// What `$delayed/SECONDS/TOPIC` stands for.
+/// What `$delayed/SECONDS/TOPIC` stands for. TOPIC is none that is delayed again: when it is due it would be taken for its name, and reach
+/// nobody.
 #[must_use]
 pub fn delayed(topic: &str) -> Option<(u64, &str)> {
     let (seconds, topic) = topic.strip_prefix(DELAYED)?.split_once('/')?;
     let seconds = seconds.parse().ok()?;
-    (!topic.is_empty()).then_some((seconds, topic))
+    (!topic.is_empty() && !topic.starts_with(DELAYED)).then_some((seconds, topic))
 }
 
 #[cfg(test)]
@@ -85,6 +86,8 @@ mod tests {
         assert_eq!(delayed("$delayed/30/plant/1"), Some((30, "plant/1")));
         assert_eq!(delayed("$delayed/x/plant"), None);
         assert_eq!(delayed("$delayed/3/"), None);
+        assert_eq!(delayed("$delayed/1/$delayed/1/plant"), None);
+        assert_eq!(delayed("$delayed/1/plant/$delayed/1"), Some((1, "plant/$delayed/1")));
         assert_eq!(delayed("plant/1"), None);
     }
 }

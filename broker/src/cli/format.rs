@@ -10,6 +10,7 @@ use jiff::ZonedDateTime;
 use jiff::fmt::strtime::{BrokenDownTime, Config};
 use kentongan_proto::mqtt::{Publish, PublishProperties};
 use serde::Serialize;
+use serde::de::IgnoredAny;
 use serde::ser::{SerializeMap, Serializer};
 
 /// A compiled output format.
@@ -53,6 +54,9 @@ pub(super) enum FormatError {
 
 /// Nobody reads columns wider than this; a slip of the finger should not print a gigabyte of blanks.
 const WIDTH_MAX: usize = 65_535;
+
+/// What is nested deeper is indented no further: a payload of brackets alone would print as the square of its length.
+const INDENTED_DEPTH_MAX: usize = 128;
 
 /// Why a message could not be printed.
 #[derive(Debug, thiserror::Error)]
@@ -259,12 +263,14 @@ fn user_properties(properties: &PublishProperties) -> String {
 
 fn json(message: &Publish, time: &ZonedDateTime, parse_payload: bool, pretty: bool) -> Result<Vec<u8>, PrintError> {
     let payload = if parse_payload {
-        let parsed = serde_json::from_slice(&message.payload);
-        parsed.map_err(|_| PrintError::NotJson(message.topic.clone()))?
+        // Only looked at: a number that no machine can hold, and a name that comes twice, are the publisher's to print.
+        let text = std::str::from_utf8(&message.payload).ok();
+        let json = text.filter(|text| serde_json::from_str::<IgnoredAny>(text).is_ok());
+        json.map(unspaced).ok_or_else(|| PrintError::NotJson(message.topic.clone()))?
     } else {
-        serde_json::Value::String(String::from_utf8_lossy(&message.payload).into_owned())
+        serde_json::to_string(&String::from_utf8_lossy(&message.payload)).map_err(io::Error::from)?
     };
-    let object = JsonMessage {
+    let envelope = JsonEnvelope {
         tst: time.strftime("%Y-%m-%dT%H:%M:%S.%6f%z").to_string(),
         topic: &message.topic,
         qos: message.delivery.qos() as u8,
@@ -274,14 +280,67 @@ fn json(message: &Publish, time: &ZonedDateTime, parse_payload: bool, pretty: bo
         properties: Some(&message.properties)
             .filter(|properties| **properties != PublishProperties::default())
             .map(JsonProperties::from),
-        payload,
     };
-    let bytes = if pretty { serde_json::to_vec_pretty(&object) } else { serde_json::to_vec(&object) };
-    Ok(bytes.map_err(io::Error::from)?)
+    let mut object = serde_json::to_string(&envelope).map_err(io::Error::from)?;
+    // The payload is put in as it was written, in place of the last brace.
+    object.pop();
+    object.push_str(",\"payload\":");
+    object.push_str(&payload);
+    object.push('}');
+    Ok(if pretty { indented(&object) } else { object }.into_bytes())
+}
+
+/// Tells what of a JSON text is within strings.
+#[derive(Default)]
+struct Strings {
+    is_open: bool,
+    is_escaped: bool,
+}
+
+impl Strings {
+    /// Whether the next character belongs to one, as its quotes do.
+    fn hold(&mut self, char: char) -> bool {
+        let was_open = self.is_open;
+        self.is_open = if was_open { self.is_escaped || char != '"' } else { char == '"' };
+        self.is_escaped = was_open && !self.is_escaped && char == '\\';
+        was_open || self.is_open
+    }
+}
+
+/// JSON without the blanks between its parts.
+fn unspaced(json: &str) -> String {
+    let mut strings = Strings::default();
+    json.chars().filter(|&char| strings.hold(char) || !matches!(char, ' ' | '\t' | '\n' | '\r')).collect()
+}
+
+/// [`unspaced`] JSON with each of its parts on a line of its own, as serde_json does it.
+fn indented(json: &str) -> String {
+    let mut text = String::with_capacity(json.len() * 2);
+    let mut strings = Strings::default();
+    let (mut depth, mut previous) = (0_usize, None);
+    for char in json.chars() {
+        let syntax = Some(char).filter(|&char| !strings.hold(char));
+        let opened = matches!(previous, Some('{' | '['));
+        let closes = matches!(syntax, Some('}' | ']'));
+        depth -= usize::from(closes);
+        // Nothing comes between the brackets of what is empty.
+        if previous == Some(',') || opened != closes {
+            text.push('\n');
+            text.extend(std::iter::repeat_n("  ", depth.min(INDENTED_DEPTH_MAX)));
+        }
+        text.push(char);
+        match syntax {
+            Some(':') => text.push(' '),
+            Some('{' | '[') => depth += 1,
+            _ => {}
+        }
+        previous = syntax;
+    }
+    text
 }
 
 #[derive(Serialize)]
-struct JsonMessage<'a> {
+struct JsonEnvelope<'a> {
     tst: String,
     topic: &'a str,
     qos: u8,
@@ -291,7 +350,6 @@ struct JsonMessage<'a> {
     mid: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     properties: Option<JsonProperties<'a>>,
-    payload: serde_json::Value,
 }
 
 #[derive(Serialize)]
@@ -470,6 +528,43 @@ mod tests {
         assert_eq!(print("%j", b"a\"\n"), expected);
         let expected = format!("{start}\"payloadlen\":11,\"mid\":7,{properties},\"payload\":{{\"a\":[1,2]}}}}");
         assert_eq!(print("%J", b"{\"a\":[1,2]}"), expected);
+    }
+
+    fn json_payload(payload: &'static [u8], pretty: bool) -> String {
+        let mut out = Vec::new();
+        Format::parse("%J").unwrap().print(&message(payload), &time(), pretty, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let (_, payload) = text.split_once(if pretty { "\"payload\": " } else { "\"payload\":" }).unwrap();
+        payload.strip_suffix(if pretty { "\n}" } else { "}" }).unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_json_payload_is_printed_as_it_came_but_for_blanks() {
+        for (payload, expected) in [
+            ("1e400", "1e400"),
+            ("[1.10, 123456789012345678901234567890]", "[1.10,123456789012345678901234567890]"),
+            (r#"{"a": 1, "a": 2}"#, r#"{"a":1,"a":2}"#),
+            ("\r\n{\t\"a\" : [ ] }\n", r#"{"a":[]}"#),
+            (r#"["x , \\\" : y", "\\\\" , "\ud800\u00fc"]"#, r#"["x , \\\" : y","\\\\","\ud800\u00fc"]"#),
+        ] {
+            assert_eq!(json_payload(payload.as_bytes(), false), expected, "{payload}");
+        }
+    }
+
+    #[test]
+    fn pretty_json_is_that_of_serde_json() {
+        for payload in ["1", "[]", "{}", r#"{"a":[1,{"b":{}},[],"x,[]{}:\\\"\n"],"c":null}"#] {
+            let value: serde_json::Value = serde_json::from_str(payload).unwrap();
+            let within = serde_json::to_string_pretty(&serde_json::json!({ "payload": value })).unwrap();
+            let expected = within.strip_prefix("{\n  \"payload\": ").and_then(|text| text.strip_suffix("\n}"));
+            assert_eq!(Some(json_payload(payload.as_bytes(), true).as_str()), expected);
+        }
+    }
+
+    #[test]
+    fn brackets_alone_do_not_print_as_the_square_of_their_number() {
+        let payload = [[b'['; 2_000], [b']'; 2_000]].concat().leak();
+        assert!(json_payload(payload, true).len() < 4_000 * (2 * INDENTED_DEPTH_MAX + 2));
     }
 
     #[test]

@@ -62,13 +62,13 @@ enum Command {
     /// Run the broker; the same as no command at all.
     Serve(serve::ServeArgs),
     /// Publish messages, with the flags of mosquitto_pub.
-    #[command(disable_help_flag = true)]
+    #[command(disable_help_flag = true, args_override_self = true)]
     Pub(publish::PublishArgs),
     /// Subscribe and print what comes, with the flags of mosquitto_sub.
-    #[command(disable_help_flag = true)]
+    #[command(disable_help_flag = true, args_override_self = true)]
     Sub(subscribe::SubscribeArgs),
     /// Publish a request and print the response, with the flags of mosquitto_rr.
-    #[command(disable_help_flag = true)]
+    #[command(disable_help_flag = true, args_override_self = true)]
     Rr(request::RequestArgs),
     /// Change the users of a password file, with the flags of mosquitto_passwd.
     Passwd(passwd::PasswdArgs),
@@ -153,5 +153,42 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         command().debug_assert();
+    }
+
+    /// The words of an argument.
+    fn parsed(line: &str, argument: &str) -> Result<Vec<String>, clap::error::ErrorKind> {
+        let words = std::iter::once("kentongan").chain(line.split(' '));
+        let matches = command().try_get_matches_from(words).map_err(|error| error.kind())?;
+        let (_, matches) = matches.subcommand().unwrap();
+        Ok(matches.get_raw(argument).unwrap().map(|word| word.to_str().unwrap().to_owned()).collect())
+    }
+
+    /// So that `alias pub='kentongan pub -h broker'` leaves room for another host, as with mosquitto's.
+    #[test]
+    fn the_last_of_a_repeated_flag_of_a_client_counts() {
+        for (line, argument, expected) in [
+            ("pub -h a -t t -n -h b", "host", ["b"].as_slice()),
+            ("pub -t a -n -t b", "topic", &["b"]),
+            ("pub -t a -n -q 0 -q 1 -q 2", "qos", &["2"]),
+            ("pub -t a -n -d -d", "debug", &["true"]),
+            ("sub -h a -t t --host b", "host", &["b"]),
+            ("sub -v -t t -F %t -F %p", "format", &["%p"]),
+            ("rr -e a -t t -n -e b", "response_topic", &["b"]),
+            // Those that may be repeated go on collecting.
+            ("sub -t a -q 1 -q 2 -t b", "topic", &["a", "b"]),
+            ("sub -t a -T x -T y", "filter_out", &["x", "y"]),
+            ("sub -t a -U x -U y", "unsubscribe", &["x", "y"]),
+            (
+                "pub -t t -n -D publish content-type x -D publish content-type y",
+                "property",
+                &["publish", "content-type", "x", "publish", "content-type", "y"],
+            ),
+        ] {
+            let expected = expected.iter().map(ToString::to_string).collect();
+            assert_eq!(parsed(line, argument), Ok(expected), "{line}");
+        }
+        let refused = Err(clap::error::ErrorKind::ArgumentConflict);
+        assert_eq!(parsed("serve -c a -c b", "config"), refused, "a broker with two of something is a mistake");
+        assert_eq!(parsed("pub -t t -n -m x", "topic"), refused);
     }
 }

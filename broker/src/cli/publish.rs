@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::client::{ClientError, Connection, spaced};
 use super::options::{ConnectOptions, ConnectionArgs, parse_qos};
-use super::payload::PayloadArgs;
+use super::payload::{PayloadArgs, PayloadError};
 use super::{EXIT_FAILURE, EXIT_USAGE, wire};
 
 /// The flags of mosquitto_pub.
@@ -56,6 +56,9 @@ enum PublishError {
     /// The flags or what they name: the user's to mend.
     #[error("{0}")]
     Usage(String),
+    /// There is no message.
+    #[error("{0}")]
+    NoMessage(PayloadError),
     /// The broker does not offer what was asked for.
     #[error("{0}")]
     NotOffered(String),
@@ -130,7 +133,10 @@ impl PublishArgs {
         if self.stdin_line {
             return Ok(Source::Lines(stdin_lines()));
         }
-        self.payload.read().map(once).map_err(PublishError::Usage)
+        self.payload.read().map(once).map_err(|error| match error {
+            PayloadError::Usage(message) => PublishError::Usage(message),
+            error @ PayloadError::EmptyInput => PublishError::NoMessage(error),
+        })
     }
 
     fn check_offer(&self, offer: &ConnAckProperties) -> Result<(), PublishError> {

@@ -13,7 +13,8 @@ time, as with mosquitto's. After 3 and 4 another start of the same brings the sa
 
 `pub`, `sub` and `rr` take the flags of mosquitto_pub, mosquitto_sub and mosquitto_rr, so `-h` is the host there and help is `--help`. They
 differ in speaking MQTT 5 unless `-V` says otherwise, and in following the manual of mosquitto_sub where the program does
-not: a width in `-F` never cuts anything off.
+not: a width in `-F` never cuts anything off. Of a flag that is given twice the last one counts, unless it may be repeated; a second
+message (`-m`, `-f`) is refused.
 ";
 
 /// The page, in Markdown.

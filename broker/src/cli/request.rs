@@ -18,7 +18,7 @@ use kentongan_proto::topic;
 
 use super::client::{ClientError, Connection, spaced};
 use super::options::{ConnectOptions, ConnectionArgs, parse_qos};
-use super::payload::PayloadArgs;
+use super::payload::{PayloadArgs, PayloadError};
 use super::printing::{Printer, PrintingArgs};
 use super::subscribe::after;
 use super::{EXIT_FAILURE, EXIT_TIMED_OUT, EXIT_USAGE};
@@ -60,6 +60,9 @@ enum RequestError {
     /// The flags: the user's to mend.
     #[error("{0}")]
     Usage(String),
+    /// There is no request.
+    #[error("{0}")]
+    NoMessage(PayloadError),
     /// The connection.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -95,7 +98,7 @@ pub(super) fn run(arguments: &RequestArgs) -> u8 {
 
 fn run_to_end(arguments: &RequestArgs) -> Result<u8, RequestError> {
     let options = arguments.connection.resolve().map_err(RequestError::Usage)?;
-    let requester = Requester::new(arguments, &options).map_err(RequestError::Usage)?;
+    let requester = Requester::new(arguments, &options)?;
     let timeout = arguments.timeout.map(|seconds| Duration::from_secs(seconds.get().into()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(ClientError::Failed)?.block_on(async {
@@ -118,21 +121,25 @@ struct Requester<'a> {
 }
 
 impl<'a> Requester<'a> {
-    fn new(arguments: &'a RequestArgs, options: &'a ConnectOptions) -> Result<Self, String> {
+    fn new(arguments: &'a RequestArgs, options: &'a ConnectOptions) -> Result<Self, RequestError> {
         let topic = arguments.topic.clone().or_else(|| options.topic.clone()).unwrap_or_default();
         for name in [&topic, &arguments.response_topic] {
             if topic::check_topic_name(name).is_err() {
-                return Err(format!("`{name}` is not a Topic Name: it must not be empty nor contain +, # or NUL"));
+                let message = format!("`{name}` is not a Topic Name: it must not be empty nor contain +, # or NUL");
+                return Err(RequestError::Usage(message));
             }
         }
-        let payload = Bytes::from(arguments.payload.read()?);
+        let payload = arguments.payload.read().map(Bytes::from).map_err(|error| match error {
+            PayloadError::Usage(message) => RequestError::Usage(message),
+            error @ PayloadError::EmptyInput => RequestError::NoMessage(error),
+        })?;
         let mut properties = options.properties.publish.clone();
         if options.is_v5() {
             properties.response_topic = Some(arguments.response_topic.clone());
             let random = || Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
             properties.correlation_data.get_or_insert_with(random);
         }
-        let printer = arguments.printing.resolve()?;
+        let printer = arguments.printing.resolve().map_err(RequestError::Usage)?;
         Ok(Self { arguments, options, topic, payload, properties, printer, unreleased: BTreeMap::new() })
     }
 

@@ -378,7 +378,8 @@ impl ArbiterState {
         if asked.topic.starts_with(crate::message::DELAYED) {
             let Some((seconds, _)) = crate::message::delayed(asked.topic) else {
                 // As an ordinary topic it would reach nobody who waits for the other, and nobody would be told.
-                let text = "$delayed/ is followed by a whole number of seconds and a topic: $delayed/SECONDS/TOPIC";
+                let text = "$delayed/ is followed by a whole number of seconds and a topic that is not delayed again: \
+                            $delayed/SECONDS/TOPIC";
                 return refused(ReasonCode::TopicNameInvalid, text);
             };
             if !settings.delayed.enabled {

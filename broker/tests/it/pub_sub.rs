@@ -394,6 +394,9 @@ fn what_fails_says_what_to_try() {
     assert!(code == Some(2) && text.contains("not a Topic Name"), "{text}");
     let (code, text) = complaint(&broker, "sub", &["-t", "a/#/b"]);
     assert!(code == Some(2) && text.contains("not a Topic Filter"), "{text}");
+    // Behind a command that failed; as a message it would delete the retained one.
+    let (code, text) = complaint(&broker, "pub", &["-t", "a", "-s", "-r"]);
+    assert!(code == Some(1) && text.contains("standard input is empty"), "{text}");
 
     broker.stop();
     let (code, text) = complaint(&broker, "pub", &["-t", "a", "-m", "x"]);

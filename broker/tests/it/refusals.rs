@@ -98,6 +98,7 @@ fn a_will_is_held_to_the_rules_of_a_publish() {
         (will("$delayed/11/t", b"x"), ReasonCode::QuotaExceeded),
         (will("$delayed/18446744073709551615/t", b"x"), ReasonCode::QuotaExceeded),
         (will("$delayed/10/t", b"x"), ReasonCode::Success),
+        (will("$delayed/1/$delayed/1/t", b"x"), ReasonCode::TopicNameInvalid),
         (retained(b"123456"), ReasonCode::QuotaExceeded),
         (retained(b"12345"), ReasonCode::Success),
         (will("t", b"123456"), ReasonCode::Success),
@@ -117,7 +118,7 @@ fn a_will_is_held_to_the_rules_of_a_publish() {
             }
         }
     }
-    broker.wait_for_metric("kentongan_connects_refused_total", |count| count == 10.0);
+    broker.wait_for_metric("kentongan_connects_refused_total", |count| count == 12.0);
     let off = Broker::with_environment(&[], &[("KENTONGAN_DELAYED__ENABLED", "false")]);
     let asked = Connect { will: Some(will("$delayed/1/t", b"x")), ..connect(ProtocolVersion::V5, "c") };
     assert_eq!(Client::open(&off, asked).1.reason_code, ReasonCode::NotAuthorized);

@@ -126,6 +126,7 @@ fn settings_refuse_publishes_with_their_reason() {
         ("", "$delayed/1m/t", b"x", false, TopicNameInvalid, "topic_name_invalid"),
         ("", "$delayed/60/", b"x", false, TopicNameInvalid, "topic_name_invalid"),
         ("", "$delayed/60", b"x", false, TopicNameInvalid, "topic_name_invalid"),
+        ("", "$delayed/1/$delayed/1/t", b"x", false, TopicNameInvalid, "topic_name_invalid"),
         ("", "$delayedly/1m/t", b"x", false, NoMatchingSubscribers, ""),
         ("delayed.enabled = false", "$delayed/60/t", b"x", false, NotAuthorized, "not_authorized"),
         ("delayed.seconds_max = 59", "$delayed/60/t", b"x", false, QuotaExceeded, "quota_exceeded"),

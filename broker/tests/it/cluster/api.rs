@@ -195,7 +195,8 @@ fn an_operator_kicks_and_bans_on_any_node_and_a_viewer_does_not() {
     let long = json!({ "as": "clientid", "who": "x", "reason": "r".repeat(257) });
     assert_eq!(act(first, &keys.operator, "POST", "/banned", Some(&long)).0, 400);
     // What a client may not publish for its bounds, or because it is the broker's, nobody may.
-    for topic in ["$SYS/x", "$delayed/0/$SYS/broker/version", "$delayed/99999999999/x", &"l/".repeat(200)] {
+    let nested = "$delayed/0/$delayed/0/x";
+    for topic in ["$SYS/x", "$delayed/0/$SYS/broker/version", "$delayed/99999999999/x", nested, &"l/".repeat(200)] {
         let message = json!({ "topic": topic, "payload": "x", "retain": true });
         let (status, answer) = act(first, &keys.operator, "POST", "/publish", Some(&message));
         assert!((400..500).contains(&status), "{topic}: {status} {answer}");
