@@ -255,7 +255,9 @@ fn carry_out(command: &ClusterCommand, settings: &Settings, peer: &str) -> anyho
                     return Ok(text);
                 }
                 print_bytes(text.as_bytes());
-                anyhow::bail!("it was not over within {wait_seconds} s, and goes on; --wait-seconds says how long to wait")
+                anyhow::bail!(
+                    "it was not over within {wait_seconds} s, and goes on; --wait-seconds says how long to wait"
+                )
             })
         }
         ClusterCommand::Transfer(TransferArgs { group, member, wait_seconds, json, .. }) => {

@@ -56,8 +56,8 @@ impl Machine {
                     continue;
                 }
                 // What was picked for a node goes there whatever the time is, for only that one settles it.
-                if entry.pick.is_none() && self.groups.get(&origin).is_some_and(|state| is_over(&entry.message, state))
-                {
+                let goes_nowhere = entry.pick.is_none() && !entry.message.retain;
+                if goes_nowhere && self.groups.get(&origin).is_some_and(|state| is_over(&entry.message, state)) {
                     self.counters.messages_dropped.inc(DropReason::Expired);
                     self.outboxes.begin(origin, position, 0, None);
                     continue;
