@@ -20,7 +20,7 @@ mod terms;
 pub mod wire;
 mod wishes;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -493,12 +493,15 @@ impl Membership {
     }
 
     /// Says of each group that is led here where it is to be kept, if that is news. Not before this node has heard of every
-    /// placement that the leader before may have acted upon.
+    /// placement that the leader before may have acted upon. Who is not registered leads nothing: it may be heard by this node, and not
+    /// by who leads the directory.
     fn place(&mut self) {
         let drained = self.directory.drained();
+        let living: BTreeSet<NodeId> = self.directory.living().map(|(node, _)| node).collect();
         let wanted = |directory: &Directory, preferred: &BTreeMap<GroupId, NodeId>, group| {
             let placement = directory.placement(group)?.clone();
-            Some(Target { placement, leader: preferred.get(&group).copied(), drained: drained.clone() })
+            let leader = preferred.get(&group).copied().filter(|node| living.contains(node));
+            Some(Target { placement, leader, drained: drained.clone() })
         };
         if let Some(leading) = &mut self.leading {
             let target = wanted(&self.directory, &self.preferred, GroupId::DIRECTORY);

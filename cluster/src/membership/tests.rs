@@ -881,6 +881,34 @@ fn leaders_are_told_who_is_drained() {
     assert_eq!(cluster.with(3, |membership, _| membership.prefer(GROUP, Some(id(3)))), Wish::Fulfilled);
 }
 
+/// F5: one that the directory's leader does not hear, and has declared dead, may be heard by who leads a group: that does not hand it over.
+#[test]
+fn who_is_dead_is_to_lead_nothing() {
+    let mut cluster = Cluster::placed(&[1, 2, 3]);
+    cluster.pass(1_000);
+    let leader = |cluster: &mut Cluster| {
+        let told = cluster.seen(1).into_iter().filter_map(|output| match output {
+            Output::Place { group: GROUP, target, .. } => Some(target.leader),
+            _ => None,
+        });
+        told.last()
+    };
+    assert_eq!(cluster.with(1, |membership, _| membership.prefer(GROUP, Some(id(3)))), Wish::Proposed);
+    cluster.pass(300);
+    assert_eq!(leader(&mut cluster), Some(Some(id(3))));
+    cluster.nodes.remove(&3);
+    cluster.pass(5_000);
+    assert_eq!(leader(&mut cluster), Some(None));
+    let cell = Arc::new(LeaseCell::new());
+    let membership = Membership::new(id(3), record(3), 77, Arc::clone(&cell), Limits::default());
+    cluster.nodes.insert(3, Node { membership, cell, seen: Vec::new(), messages_sent: 0 });
+    cluster.link(3);
+    cluster.elect(1);
+    cluster.pass(1_000);
+    assert_eq!(cluster.node(3).standing(), Some(Standing::Serving));
+    assert_eq!(leader(&mut cluster), Some(Some(id(3))), "it is back");
+}
+
 /// A node that does not know the command would stop at it.
 #[test]
 fn a_ban_reaches_every_node_once_all_of_them_know_what_it_is() {

@@ -96,7 +96,7 @@ pub fn next_step(directory: &Directory, is_settled: impl Fn(GroupId) -> bool) ->
 }
 
 /// Who is to lead each group: whom an operator chose; else of its voters whoever leads the fewest, so that all lead about as
-/// many. Who is drained is passed over while there is another. Whether they live does not matter: while one is away another
+/// many. Who is drained is passed over while there is another. Whether they live does not matter here: while one is away another
 /// leads, and nothing else changes.
 #[must_use]
 pub fn leaders(directory: &Directory) -> BTreeMap<GroupId, NodeId> {
