@@ -19,8 +19,6 @@ pub struct Subscription {
     pub identifier: Option<NonZeroU32>,
     /// Its retained messages are being read.
     pub read: Option<u64>,
-    /// Live messages that waited before that have lower places in the session.
-    pub read_from: u64,
     /// Live messages wait: from when a read begins until no read of the session is under way, so that none overtakes
     /// another that waits.
     pub held: bool,

@@ -265,8 +265,6 @@ struct SubscriptionRecord {
     read: Option<u64>,
     #[prost(bool, tag = "8")]
     held: bool,
-    #[prost(uint64, tag = "9")]
-    read_from: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -952,7 +950,6 @@ fn subscription_record(filter: &str, own: &Subscription) -> SubscriptionRecord {
         identifier: own.identifier.map(std::num::NonZeroU32::get),
         read: own.read,
         held: own.held,
-        read_from: own.read_from,
     }
 }
 
@@ -968,7 +965,7 @@ fn subscription(record: &SubscriptionRecord) -> Subscription {
         },
     };
     let identifier = record.identifier.and_then(std::num::NonZeroU32::new);
-    Subscription { options, identifier, read: record.read, read_from: record.read_from, held: record.held }
+    Subscription { options, identifier, read: record.read, held: record.held }
 }
 
 fn session_record(session: &PersistentSession) -> SessionRecord {

@@ -1,9 +1,9 @@
 //! Retained messages for a new subscription of a transient session: read page by page, at the subscriber's pace.
 //!
 //! The subscription stands in the tables before the first page is asked for, so nothing published since is missed.
-//! Live messages that come by it wait, bounded, until the retained ones are sent; what is in both is sent once, as live: it was published
-//! when the subscription stood.
+//! Live messages that come by it wait, bounded, until the retained ones are sent; what is in both is sent once.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
@@ -52,8 +52,6 @@ struct Read {
     number: u64,
     filter: Box<str>,
     own: OwnSubscription,
-    /// Live messages that waited before it have lower numbers.
-    held_from: u64,
     /// Those whose first page was not asked for yet. Until SUBACK there are none.
     groups: Range<u16>,
     /// Where groups that have more go on, once the client has taken what it has.
@@ -94,8 +92,6 @@ impl Read {
 
 #[derive(Debug)]
 struct HeldBack {
-    /// Later ones have higher ones.
-    number: u64,
     message: Arc<Message>,
     qos: QoS,
     retain: bool,
@@ -112,8 +108,6 @@ struct State {
     held: Vec<HeldBack>,
     /// Weight of these.
     held_bytes: usize,
-    /// Of the next one.
-    next_held: u64,
 }
 
 impl State {
@@ -223,12 +217,10 @@ impl ArbiterState {
         // Of a subscription that was replaced: what this one reads is newer, and the group takes nothing more for that one.
         session.reads.forget(filter);
         let state = session.reads.0.get_or_insert_default();
-        let held_from = state.next_held;
         state.reads.push_back(Read {
             number,
             filter: Box::from(filter),
             own,
-            held_from,
             groups: 0..0,
             further: Vec::new(),
             asked: Vec::new(),
@@ -343,9 +335,9 @@ impl ArbiterState {
             && let Some(read) = state.reads.iter_mut().find(|read| !read.arrived.is_empty())
             && let Some(mut page) = read.arrived.pop_front()
         {
-            let (number, own, held_from) = (read.number, read.own, read.held_from);
+            let (number, own) = (read.number, read.own);
             let session_read = read.session_read.map(|number| (number, read.filter.clone()));
-            let for_group = self.take_page(key, &mut page, (own, held_from), session_read.is_some());
+            let for_group = self.take_page(key, &mut page, own, session_read.is_some());
             let Some(read) = self.read_mut(key, number) else {
                 return;
             };
@@ -379,7 +371,7 @@ impl ArbiterState {
         &mut self,
         key: ConnectionKey,
         page: &mut VecDeque<Arc<Message>>,
-        (own, held_from): (OwnSubscription, u64),
+        own: OwnSubscription,
         has_group: bool,
     ) -> Vec<MessageRecord> {
         let mut for_group = Vec::new();
@@ -397,9 +389,8 @@ impl ArbiterState {
                 page.push_front(message);
                 break;
             }
-            if self.deliver_held_before(key, &message, own, held_from) {
-                self.deliver_retained(key, &message, own);
-            }
+            let copy = self.deliver_held_before(key, &message);
+            self.deliver_retained(key, &message, own, copy);
         }
         for_group
     }
@@ -414,41 +405,23 @@ impl ArbiterState {
         self.client(key).is_some_and(|client| client.out.len() > bound)
     }
 
-    /// A live copy of a retained message may wait: it goes now, by its own terms, behind what waits of the same topic from before it.
-    /// Returns whether the retained one is owed as well, because the live one came by other subscriptions only. An established
-    /// subscription gets it with RETAIN 0, and the highest QoS [MQTT-3.3.1-12] [MQTT-3.3.4-2].
-    fn deliver_held_before(
-        &mut self,
-        key: ConnectionKey,
-        retained: &Message,
-        own: OwnSubscription,
-        held_from: u64,
-    ) -> bool {
-        let Some(state) = self.reads(key) else {
-            return true;
-        };
-        let copy = state.held.iter().find(|held| held.message.is_copy_of(retained)).map(|copy| copy.number);
-        let Some(copy) = copy else {
-            return true;
-        };
-        let (mut due, mut is_owed) = (Vec::new(), true);
-        for held in state.take_held() {
-            if held.number > copy || held.message.topic != retained.topic {
-                state.hold(held);
-                continue;
+    /// A live copy of a retained message may wait: it is returned, and goes with the retained one, and what waits of the same topic
+    /// from before it goes first, so that the order stays.
+    fn deliver_held_before(&mut self, key: ConnectionKey, retained: &Message) -> Option<HeldBack> {
+        let state = self.reads(key)?;
+        let at_copy = state.held.iter().position(|held| held.message.is_copy_of(retained))?;
+        let (mut older, mut copy) = (Vec::new(), None);
+        for (at, held) in state.take_held().into_iter().enumerate() {
+            match at.cmp(&at_copy) {
+                Ordering::Equal => copy = Some(held),
+                Ordering::Less if held.message.topic == retained.topic => older.push(held),
+                _ => state.hold(held),
             }
-            if held.number == copy {
-                // Whoever routed it may not have known of this subscription yet.
-                let knew = own.identifier.is_none_or(|identifier| held.identifiers.contains(&identifier.get()))
-                    && held.qos >= retained.qos.min(own.options.qos);
-                is_owed = held.number < held_from || !knew;
-            }
-            due.push(held);
         }
-        for held in due {
+        for held in older {
             self.deliver_held(key, &held);
         }
-        is_owed
+        copy
     }
 
     /// Unless it expired while it waited [MQTT-3.3.2-5].
@@ -530,15 +503,26 @@ impl ArbiterState {
         }
     }
 
-    fn deliver_retained(&mut self, key: ConnectionKey, message: &Arc<Message>, own: OwnSubscription) {
+    /// With a copy that came live it is one message, by what all subscriptions together ask for [MQTT-3.3.4-2].
+    fn deliver_retained(
+        &mut self,
+        key: ConnectionKey,
+        message: &Arc<Message>,
+        own: OwnSubscription,
+        copy: Option<HeldBack>,
+    ) {
         if message.expires_at_ms.is_some_and(|at| at <= self.now_ms) {
             return;
         }
-        let identifier = own.identifier.map(std::num::NonZeroU32::get);
-        let qos = message.qos.min(own.options.qos);
+        let own_identifier = own.identifier.map(std::num::NonZeroU32::get);
+        let (mut qos, mut identifiers) = (message.qos.min(own.options.qos), Vec::from_iter(own_identifier));
+        if let Some(copy) = copy {
+            qos = qos.max(copy.qos);
+            identifiers.extend(copy.identifiers.iter().filter(|&&identifier| Some(identifier) != own_identifier));
+        }
         let mut publication = self.publication_of(message);
         self.templates.begin();
-        let terms = Terms { qos, retain: true, identifiers: identifier.as_slice(), share: None };
+        let terms = Terms { qos, retain: true, identifiers: &identifiers, share: None };
         self.deliver(key, &mut publication, terms);
     }
 
@@ -632,9 +616,7 @@ impl ArbiterState {
             return true;
         }
         let (Terms { qos, retain, .. }, identifiers) = (terms, Box::from(terms.identifiers));
-        let number = state.next_held;
-        state.next_held += 1;
-        state.hold(HeldBack { number, message, qos, retain, identifiers });
+        state.hold(HeldBack { message, qos, retain, identifiers });
         true
     }
 
@@ -665,7 +647,6 @@ mod tests {
             number,
             filter: Box::from("#"),
             own: OwnSubscription { options: SubscriptionOptions::new(QoS::AtMostOnce), identifier: None },
-            held_from: 0,
             groups,
             further: Vec::new(),
             asked: Vec::new(),

@@ -59,6 +59,10 @@ fn accuse(story: &Story<'_>, delivery: &Delivery, message: &Message) -> Option<(
         return Some(("was not subscribed to when it was sent, and came", events));
     }
     let publisher = story.sessions[delivery.session as usize].client == message.publisher;
+    // A live copy goes with the retained one, by the highest QoS of all.
+    let goes_with =
+        |span: &&Span| delivery.kind == Kind::Retained && message.first.at <= span.may_until && !(span.no_local && own);
+    let reasons = story.spans_of(delivery).filter(|span| is_reason(span, delivery, message, own) || goes_with(span));
     wrong_qos(delivery, message, publisher, reasons)
         .then_some(("came with a QoS that no subscription of it explains", events))
 }

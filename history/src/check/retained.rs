@@ -104,12 +104,10 @@ pub(super) fn readings_begun_anew<'a>(story: &'a Story<'_>, span: &'a Span) -> i
 fn read_absences<'a>(story: &'a Story<'_>, topic: Symbol, register: &mut Register<'a>) {
     for span in story.spans_on(topic).filter(|span| span.must_read && span.suback.is_some() && !span.no_local) {
         let session = &story.sessions[span.session as usize];
-        let got_any = session.deliveries.iter().map(|&delivery| &story.deliveries[delivery as usize]).any(|delivery| {
-            // What is retained by the time it is read may have come live before.
-            let is_retained =
-                delivery.retain || delivery.message != NONE && story.messages[delivery.message as usize].retain;
-            delivery.topic == topic && is_retained && delivery.mark.event > span.subscribe.event
-        });
+        let got_any =
+            session.deliveries.iter().map(|&delivery| &story.deliveries[delivery as usize]).any(|delivery| {
+                delivery.topic == topic && delivery.retain && delivery.mark.event > span.subscribe.event
+            });
         if got_any {
             continue;
         }
@@ -155,7 +153,6 @@ fn end_of_reading(story: &Story<'_>, span: &Span) -> Option<Mark> {
             && story.spans_of(delivery).all(|reason| !reason.shared && reason.subscribe.event == span.subscribe.event)
             && story.matches(span, delivery.topic)
             && delivery.message != NONE
-            && !story.messages[delivery.message as usize].retain
             && story.messages[delivery.message as usize].first.event > suback.event
             && !is_before_its_retained(delivery)
             && !may_be_before_its_retained(delivery)

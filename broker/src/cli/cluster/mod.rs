@@ -251,7 +251,8 @@ fn carry_out(command: &ClusterCommand, settings: &Settings, peer: &str) -> anyho
             let wait = Duration::from_secs(*wait_seconds);
             act::drain(&transport, peer, member, !undo, wait).and_then(|drained| {
                 let text = drained.show(*json);
-                if drained.is_over() {
+                // Who does not wait, does not ask whether it is over.
+                if drained.is_over() || wait.is_zero() {
                     return Ok(text);
                 }
                 print_bytes(text.as_bytes());

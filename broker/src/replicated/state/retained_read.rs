@@ -34,10 +34,12 @@ impl GroupState {
             if qos == QoS::AtMostOnce || is_local {
                 continue;
             }
-            if !self.enqueue_held_before(&client_id, &message, own.read_from, effects) {
-                continue;
-            }
-            let identifiers = own.identifier.map(NonZeroU32::get).into_iter().collect();
+            let copy = self.enqueue_held_before(&client_id, &message, effects);
+            // It is one message, by what all subscriptions together ask for [MQTT-3.3.4-2].
+            let own_identifier = own.identifier.map(NonZeroU32::get);
+            let (live_qos, live) = copy.map_or((qos, Vec::new()), |copy| (copy.qos, copy.identifiers));
+            let others = live.into_iter().filter(|&identifier| Some(identifier) != own_identifier);
+            let (qos, identifiers) = (qos.max(live_qos), own_identifier.into_iter().chain(others).collect());
             let terms = Terms { qos, retain: true, identifiers, share: None };
             self.enqueue(&client_id, &message, terms, effects);
         }
@@ -52,35 +54,32 @@ impl GroupState {
         }
     }
 
-    /// A live copy of a retained message may wait: it goes now, by its own terms, behind what waits of the same topic from before it.
-    /// Returns whether the retained one is owed as well: not to a subscription that stood when it was published, which gets it with
-    /// RETAIN 0 and the highest QoS [MQTT-3.3.1-12] [MQTT-3.3.4-2]. One that waited before `read_from` came by other subscriptions.
+    /// A live copy of a retained message may wait: it is returned, and goes with the retained one, and what waits of the same topic
+    /// from before it goes first, so that the order stays.
     pub(super) fn enqueue_held_before(
         &mut self,
         client_id: &Arc<str>,
         retained: &Message,
-        read_from: u64,
         effects: &mut Vec<Effect>,
-    ) -> bool {
-        let Some(session) = self.sessions.get_mut(client_id) else {
-            return false;
-        };
-        let copy = session.held.iter().find(|held| held.message.is_copy_of(retained)).map(|copy| copy.sequence);
-        let Some(copy) = copy else {
-            return true;
-        };
+    ) -> Option<HeldBack> {
+        let session = self.sessions.get_mut(client_id)?;
+        let copy = session.held.iter().position(|held| held.message.is_copy_of(retained))?;
+        let dropped = session.held.remove(copy);
+        session.held_bytes -= dropped.message.weight_bytes();
         let number = session.number;
-        let (due, rest) = std::mem::take(&mut session.held)
+        self.dirty.deleted(Key::Held(number, dropped.sequence));
+        let (older, rest) = std::mem::take(&mut session.held)
             .into_iter()
-            .partition::<Vec<_>, _>(|held| held.sequence <= copy && held.message.topic == retained.topic);
-        session.held = rest;
-        session.held_bytes -= due.iter().map(|held| held.message.weight_bytes()).sum::<usize>();
-        for HeldBack { sequence, message, qos, retain, identifiers } in due {
+            .enumerate()
+            .partition::<Vec<_>, _>(|(at, held)| *at < copy && held.message.topic == retained.topic);
+        session.held = rest.into_iter().map(|(_, held)| held).collect();
+        session.held_bytes -= older.iter().map(|(_, held)| held.message.weight_bytes()).sum::<usize>();
+        for (_, HeldBack { sequence, message, qos, retain, identifiers }) in older {
             self.dirty.deleted(Key::Held(number, sequence));
             self.body = None;
             self.enqueue(client_id, &message, Terms { qos, retain, identifiers, share: None }, effects);
         }
-        copy < read_from
+        Some(dropped)
     }
 
     pub(super) fn end_read(&mut self, client_id: &Arc<str>, filter: &Arc<str>) {

@@ -82,11 +82,7 @@ impl GroupState {
         // Retain Handling 1 says that what there was is known: by a read that may not have come to its end.
         let goes_on = replaced.as_ref().filter(|_| options.retain_handling == RetainHandling::IfNew);
         let read = outcome.read.or(goes_on.and_then(|replaced| replaced.read));
-        let read_from = match goes_on.filter(|_| outcome.read.is_none()) {
-            Some(replaced) => replaced.read_from,
-            None => self.sessions.get(client_id).map_or(0, |session| session.next_sequence),
-        };
-        let subscription = Subscription { options, identifier, read, read_from, held: read.is_some() };
+        let subscription = Subscription { options, identifier, read, held: read.is_some() };
         self.enter_subscription(client_id, &filter, &parsed, subscription);
         // Replacing must not lose messages [MQTT-3.8.4-4]: the interest never lapses in between.
         let was_wanted = replaced.is_some_and(|replaced| is_wanted(replaced.options.qos));
