@@ -70,9 +70,16 @@ pub const DELAYED: &str = "$delayed/";
 
 /// What `$delayed/SECONDS/TOPIC` stands for. TOPIC is none that is delayed again: when it is due it would be taken for its name, and reach
 /// nobody.
+#[inline]
 #[must_use]
 pub fn delayed(topic: &str) -> Option<(u64, &str)> {
-    let (seconds, topic) = topic.strip_prefix(DELAYED)?.split_once('/')?;
+    // Every message is asked, and hardly one is delayed.
+    delayed_parts(topic.strip_prefix(DELAYED)?)
+}
+
+#[cold]
+fn delayed_parts(rest: &str) -> Option<(u64, &str)> {
+    let (seconds, topic) = rest.split_once('/')?;
     let seconds = seconds.parse().ok()?;
     (!topic.is_empty() && !topic.starts_with(DELAYED)).then_some((seconds, topic))
 }
