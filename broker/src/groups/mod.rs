@@ -12,7 +12,7 @@ mod member;
 mod outboxes;
 mod pushes;
 mod read_ahead;
-mod search;
+pub(crate) mod search;
 mod share_loads;
 pub(crate) mod start;
 mod unreached;

@@ -54,8 +54,8 @@ impl Search {
     }
 
     fn run(&self, stop: &Receiver<()>) {
-        let mut since = Instant::now();
-        let mut has_handed_over = false;
+        let begun = Instant::now();
+        let mut lapse = Lapse::default();
         let mut unreached = Unreached::default();
         while stop.recv_timeout(LOOK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             let unreached_from = unreached.look(Instant::now(), &self.transport.peers());
@@ -66,16 +66,11 @@ impl Search {
                 );
             }
             let serves = |cluster: &crate::router::cluster::ClusterView| cluster.serving.load(Ordering::Relaxed);
-            if self.shared.cluster.as_ref().is_none_or(serves) {
-                since = Instant::now();
-                has_handed_over = false;
-            } else if since.elapsed() >= WITHOUT_LEASE_MAX {
+            if let Some(due) = lapse.look(begun.elapsed(), self.shared.cluster.as_ref().is_none_or(serves)) {
                 self.ask_all();
-                // Once: where everybody is without a lease, nobody would lead in the end.
-                if !std::mem::replace(&mut has_handed_over, true) {
+                if due.hand_over {
                     self.hand_over_all();
                 }
-                since = Instant::now();
             }
         }
     }
@@ -89,7 +84,7 @@ impl Search {
         let me = NodeId(self.me.node);
         let mut handed_over = Vec::new();
         for (group, status) in statuses {
-            if let Some(heir) = heir(me, &status).filter(|_| group != GroupId::DIRECTORY) {
+            if let Some(heir) = heir(me, group, &status) {
                 handed_over.push((group, heir, self.pipeline.hand_over(group, heir)));
             }
         }
@@ -125,8 +120,42 @@ impl Search {
     }
 }
 
-/// Who is to lead a group that this node leads: a voter that it hears of, and that has most of it.
-fn heir(me: NodeId, status: &GroupStatus) -> Option<NodeId> {
+/// How long a node has been without a lease.
+#[derive(Debug, Default)]
+pub(crate) struct Lapse {
+    since: Duration,
+    has_handed_over: bool,
+}
+
+/// Who the members are is to be asked, and more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Due {
+    /// The groups that this node leads are to be led by others.
+    pub(crate) hand_over: bool,
+}
+
+impl Lapse {
+    /// The node has a lease or not. `now` is the time since it started.
+    pub(crate) fn look(&mut self, now: Duration, has_lease: bool) -> Option<Due> {
+        if has_lease {
+            *self = Self { since: now, has_handed_over: false };
+            return None;
+        }
+        if now.saturating_sub(self.since) < WITHOUT_LEASE_MAX {
+            return None;
+        }
+        self.since = now;
+        // Once: where everybody is without a lease, nobody would lead in the end.
+        Some(Due { hand_over: !std::mem::replace(&mut self.has_handed_over, true) })
+    }
+}
+
+/// Who is to lead a group that this node leads: a voter that it hears of, and that has most of it. Nobody instead of it for the directory,
+/// whose leader others agree upon without a lease.
+pub(crate) fn heir(me: NodeId, group: GroupId, status: &GroupStatus) -> Option<NodeId> {
+    if group == GroupId::DIRECTORY {
+        return None;
+    }
     let may_lead = |peer: &&PeerStatus| peer.node != me && peer.active && status.configuration.votes(peer.node);
     let heirs = status.peers.iter().filter(|_| matches!(status.role, Role::Leader { .. })).filter(may_lead);
     heirs.max_by_key(|peer| peer.matched).map(|peer| peer.node)
@@ -192,8 +221,23 @@ mod tests {
                 peer(5, 100, true),
             ],
         };
-        assert_eq!(heir(NodeId(1), &status(Role::Leader { ready: true })), Some(NodeId(3)));
-        assert_eq!(heir(NodeId(1), &status(Role::Follower { leader: None })), None);
+        let leader = status(Role::Leader { ready: true });
+        assert_eq!(heir(NodeId(1), GroupId(0), &leader), Some(NodeId(3)));
+        assert_eq!(heir(NodeId(1), GroupId::DIRECTORY, &leader), None);
+        assert_eq!(heir(NodeId(1), GroupId(0), &status(Role::Follower { leader: None })), None);
+    }
+
+    #[test]
+    fn a_node_without_a_lease_gives_up_its_groups_once_and_asks_again_and_again() {
+        let mut lapse = Lapse::default();
+        let mut due = |from: u64, to: u64, has_lease| {
+            let looks =
+                (from..to).filter_map(|second| Some((second, lapse.look(Duration::from_secs(second), has_lease)?)));
+            looks.map(|(second, due)| (second, due.hand_over)).collect::<Vec<_>>()
+        };
+        assert_eq!(due(1, 10, false), [(4, true), (8, false)]);
+        assert_eq!(due(10, 20, true), []);
+        assert_eq!(due(20, 25, false), [(23, true)]);
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub(super) enum Fault {
     BreakOne(usize),
     /// Nothing passes from one node to another.
     OneWay(usize, usize),
+    /// Nothing passes between two nodes.
+    Apart(usize, usize),
     /// Nothing passes between a node and the others.
     Isolate(usize),
     /// Frames take long.
@@ -59,7 +61,7 @@ pub(super) enum Fault {
 }
 
 /// The names of all kinds.
-pub(super) const NAMES: [&str; 27] = [
+pub(super) const NAMES: [&str; 29] = [
     "kill",
     "power cut",
     "kill all",
@@ -68,6 +70,7 @@ pub(super) const NAMES: [&str; 27] = [
     "links broken",
     "link broken",
     "one-way cut",
+    "two apart",
     "isolated",
     "delay",
     "wall clock set",
@@ -87,6 +90,7 @@ pub(super) const NAMES: [&str; 27] = [
     "a late joiner",
     "a leader that stalls",
     "slow disks",
+    "two kept apart",
 ];
 
 impl Fault {
@@ -101,6 +105,7 @@ impl Fault {
             Self::Break(..) => "links broken",
             Self::BreakOne(_) => "link broken",
             Self::OneWay(..) => "one-way cut",
+            Self::Apart(..) => "two apart",
             Self::Isolate(_) => "isolated",
             Self::Delay => "delay",
             Self::WallJump(..) => "wall clock set",
@@ -120,6 +125,7 @@ impl Fault {
             Self::Plot(Plot::LateJoiner) => "a late joiner",
             Self::Plot(Plot::StalledLeader) => "a leader that stalls",
             Self::Plot(Plot::SlowDisks) => "slow disks",
+            Self::Plot(Plot::Apart) => "two kept apart",
         }
     }
 
@@ -133,6 +139,7 @@ impl Fault {
             Self::Drain(_) => Self::Drain(leader),
             Self::OneWay(from, to) if to == leader => Self::OneWay(to, from),
             Self::OneWay(_, to) => Self::OneWay(leader, to),
+            Self::Apart(one, other) if one != leader && other != leader => Self::Apart(leader, other),
             other => other,
         }
     }
@@ -160,7 +167,7 @@ impl Fault {
             };
         }
         let other = (node + random.random_range(1..nodes)) % nodes;
-        match random.random_range(0..30) {
+        match random.random_range(0..32) {
             0..3 => Self::Kill(node),
             3..5 => Self::PowerCut(node),
             5 => Self::KillAll,
@@ -180,6 +187,7 @@ impl Fault {
             24..26 => Self::Drain(node),
             26 => Self::DiskSlow(Some(node), random.random_range(10..300)),
             27 => Self::DiskSlow(None, random.random_range(10..300)),
+            28 | 29 => Self::Apart(node, other),
             _ => Self::Rush,
         }
     }
@@ -191,6 +199,7 @@ impl Fault {
             Self::Pause(_) => random.random_range(100 * MS..8 * SECOND),
             Self::Break(..) | Self::BreakOne(_) | Self::ResetClients(_) | Self::WallJump(..) => 0,
             Self::OneWay(..) | Self::Isolate(_) => random.random_range(100 * MS..7 * SECOND),
+            Self::Apart(..) => random.random_range(SECOND..12 * SECOND),
             Self::Delay | Self::DiskFull(..) => random.random_range(500 * MS..4 * SECOND),
             Self::CutClients(_) => random.random_range(100 * MS..5 * SECOND),
             Self::DiskStall(_) => random.random_range(100 * MS..5 * SECOND),
@@ -237,7 +246,7 @@ pub(super) fn plan(nodes: usize, from_ns: u64, to_ns: u64, random: &mut SmallRng
         .collect();
     let plot = match nodes {
         3 if random.random() => {
-            let plots = [Plot::Usurper, Plot::Condemned, Plot::LateJoiner, Plot::SlowDisks];
+            let plots = [Plot::Usurper, Plot::Condemned, Plot::LateJoiner, Plot::SlowDisks, Plot::Apart];
             Some(plots[random.random_range(0..plots.len())])
         }
         3.. if random.random_ratio(2, 3) => Some(Plot::StalledLeader),
@@ -266,6 +275,8 @@ pub(super) enum Plot {
     StalledLeader,
     /// All disks are slow, with everybody busy: who has a majority serves all the same.
     SlowDisks,
+    /// Two nodes do not hear each other for long, and both hear whoever leads the directory: the others and one of them serve.
+    Apart,
 }
 
 impl Plot {
@@ -274,6 +285,7 @@ impl Plot {
         match self {
             Self::Usurper => 11 * SECOND,
             Self::Condemned | Self::LateJoiner | Self::StalledLeader | Self::SlowDisks => 8 * SECOND,
+            Self::Apart => 16 * SECOND,
         }
     }
 
@@ -321,6 +333,11 @@ impl Plot {
             Self::SlowDisks => {
                 act(0, 8 * SECOND, Fault::DiskSlow(None, random.random_range(50..SLOW_MS_MAX)));
                 act(5 * SECOND, 2 * SECOND, Fault::Rush);
+            }
+            Self::Apart => {
+                act(0, 16 * SECOND, Fault::Apart(one, other));
+                act(0, 3 * SECOND, Fault::Rush);
+                act(12 * SECOND, 2 * SECOND, Fault::Rush);
             }
         }
         acts

@@ -21,6 +21,7 @@ use crate::auth::Authority;
 use crate::clock::{Clock, ManualClock};
 use crate::config::{ListenerConfig, Settings};
 use crate::connection::MemoryStream;
+use crate::groups::search::{Lapse, heir};
 use crate::groups::start::{self, Setting};
 use crate::later;
 use crate::listener::ListenerContext;
@@ -138,6 +139,8 @@ pub(super) struct Process {
     /// Until then a node that is alone takes nobody in: its groups still hold what an earlier start held.
     fenced: Option<mpsc::Receiver<()>>,
     mover: Mover,
+    seconds_up: u64,
+    lapse: Lapse,
 }
 
 /// Which thread of a process had its turn.
@@ -277,6 +280,8 @@ impl Host {
             stalls_late: false,
             fenced,
             mover,
+            seconds_up: 0,
+            lapse: Lapse::default(),
         });
         Ok(())
     }
@@ -416,10 +421,20 @@ impl Process {
         self.pipeline.machine().has_level(later::LEVEL_AHEAD)
     }
 
-    pub(super) fn on_second(&mut self) {
+    pub(super) fn on_second(&mut self, me: NodeId) {
         later::set_ahead(self.ahead);
         for arbiter in &mut self.arbiters {
             arbiter.on_second();
+        }
+        self.seconds_up += 1;
+        let serves = self.serves();
+        if self.lapse.look(Duration::from_secs(self.seconds_up), serves).is_some_and(|due| due.hand_over) {
+            let node = self.pipeline.node();
+            let led = node.groups().filter_map(|group| Some((group, heir(me, group, &node.status(group)?)?)));
+            for (group, heir) in led {
+                // It is tried once, whatever comes of it.
+                drop(self.pipeline.handle().hand_over(group, heir));
+            }
         }
     }
 

@@ -684,8 +684,9 @@ impl World {
 
     fn second(&mut self, host: usize, start: u64) {
         let is_same = self.hosts[host].starts == start;
+        let me = self.network.id(host);
         if let Some(process) = self.hosts[host].process.as_mut().filter(|_| is_same) {
-            process.on_second();
+            process.on_second(me);
             self.after(990 * MS, 1_010 * MS, Event::Second { host, start });
         }
     }

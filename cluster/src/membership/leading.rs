@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::apart::Apart;
 use super::wire::{Fenced, Load, Renewal, Settled};
 use crate::directory::Directory;
 use crate::directory::command::{Command, FeatureLevel};
@@ -41,6 +42,7 @@ pub(super) struct Leading {
     settled: BTreeMap<GroupId, u64>,
     /// Clients of each incarnation that takes some, by its last renewal.
     loads: BTreeMap<(NodeId, Incarnation), u64>,
+    pub(super) apart: Apart,
     /// What was said last of where the directory itself is to be kept.
     pub(super) target: Option<Target>,
 }
@@ -59,6 +61,7 @@ impl Leading {
             raise_at_ns: 0,
             settled: BTreeMap::new(),
             loads: BTreeMap::new(),
+            apart: Apart::default(),
             target: None,
         }
     }
@@ -92,7 +95,10 @@ impl Leading {
             Some(connections) => drop(self.loads.insert((node, incarnation), connections)),
             None => drop(self.loads.remove(&(node, incarnation))),
         }
-        self.granter.on_renewal(now_ns, node, incarnation, renewal.sequence, outputs);
+        self.apart.on_report(now_ns, node, incarnation, &renewal.unheard);
+        if !self.apart.is_left_out(node) {
+            self.granter.on_renewal(now_ns, node, incarnation, renewal.sequence, outputs);
+        }
     }
 
     /// Clients of each living node that takes some.
@@ -150,9 +156,11 @@ impl Leading {
     pub(super) fn tick(
         &mut self,
         now_ns: u64,
+        me: NodeId,
         directory: &Directory,
         outputs: &mut Vec<GranterOutput>,
     ) -> Vec<(NodeId, Incarnation)> {
+        self.leave_out(now_ns, me, directory);
         self.granter.tick(now_ns, directory, outputs);
         self.note_removed(now_ns, directory);
         if now_ns < self.propose_lost_at_ns {
@@ -166,6 +174,23 @@ impl Leading {
             self.propose_lost_at_ns = now_ns + PROPOSE_INTERVAL_NS;
         }
         lost
+    }
+
+    fn leave_out(&mut self, now_ns: u64, me: NodeId, directory: &Directory) {
+        let loads = &self.loads;
+        let clients = |node| {
+            let living = directory.members().get(&node).and_then(|member| member.living);
+            living.and_then(|incarnation| loads.get(&(node, incarnation)).copied()).unwrap_or(0)
+        };
+        for (left_out, other) in self.apart.judge(now_ns, me, directory, clients) {
+            let name = |node| directory.members().get(&node).map_or("", |member| &member.name);
+            tracing::warn!(
+                "node {:?} and node {:?} do not hear each other, and the others wait for both: {0:?} is left out until they do; see \
+                 to the network between them",
+                name(left_out),
+                name(other)
+            );
+        }
     }
 
     /// Who falls silent is dead once its lease is over; who is removed dies with a lease that may be a moment old. It may not have

@@ -53,11 +53,14 @@ impl Membership {
 
     fn on_body(&mut self, now_ns: u64, peer: NodeId, body: Body) -> Result<(), Malformed> {
         match body {
-            Body::Join(join) => {
-                if join.member.as_ref().is_none_or(|member| member.node != peer.get()) {
+            Body::Join(registration) => {
+                if registration.member.as_ref().is_none_or(|member| member.node != peer.get()) {
                     return Err(Malformed::Invalid("a registration of another node"));
                 }
-                self.propose(Command::Join(join));
+                let Some(leading) = &mut self.leading else { return Ok(()) };
+                if leading.apart.may_join(peer, &registration.unheard, &self.directory) {
+                    self.propose(Command::Join(registration.into()));
+                }
             }
             Body::Renewal(renewal) => self.on_renewal(now_ns, peer, &renewal),
             Body::Granted(granted) => {

@@ -12,6 +12,7 @@
 //! - What a node says to itself takes the same way as what it says to others, without a link. A cluster of one is the same
 //!   code.
 
+mod apart;
 mod groups;
 mod leading;
 mod messages;
@@ -25,7 +26,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::directory::command::{self, Command, Departed, Join, MemberRecord};
+use crate::directory::command::{self, Command, Departed, MemberRecord};
 use crate::directory::{Directory, Effect, JoinRefusal};
 use crate::group::{Configuration, Target};
 use crate::identity::GroupId;
@@ -599,8 +600,9 @@ impl Membership {
         }
         self.register_at_ns = now_ns + REGISTER_INTERVAL_NS;
         let newest = self.directory.members().get(&self.me).map_or(0, |member| member.newest.0);
-        let join = Join { member: Some(self.record.clone()), attempt: self.attempt, newest };
-        self.send(leader, Body::Join(join));
+        let member = Some(self.record.clone());
+        let registration = wire::Registration { member, attempt: self.attempt, newest, unheard: self.unheard() };
+        self.send(leader, Body::Join(registration));
     }
 
     fn with_holder(&mut self, input: impl FnOnce(&mut Holder, &mut Vec<HolderOutput>)) {
@@ -639,8 +641,15 @@ impl Membership {
             .map(|&group| wire::Settled { group: group.0.into(), placed_at: self.directory.placed_at(group) });
         let settled = settled.collect();
         let (stops, connections) = (self.stops, self.connections);
-        let renewal = wire::Renewal { incarnation, sequence, dropped, fenced, settled, stops, connections };
+        let unheard = self.unheard();
+        let renewal = wire::Renewal { incarnation, sequence, dropped, fenced, settled, stops, connections, unheard };
         self.send(leader, Body::Renewal(renewal));
+    }
+
+    /// Members, living or not, from which nothing comes.
+    fn unheard(&self) -> Vec<u64> {
+        let is_unheard = |node: &&NodeId| **node != self.me && !self.links.contains_key(node);
+        self.directory.members().keys().filter(is_unheard).map(|node| node.get()).collect()
     }
 
     /// Time passed. Call about every 100 ms.
@@ -660,7 +669,7 @@ impl Membership {
     fn tick_leader(&mut self, now_ns: u64) {
         let Some(leading) = &mut self.leading else { return };
         let mut outputs = Vec::new();
-        let lost = leading.tick(now_ns, &self.directory, &mut outputs);
+        let lost = leading.tick(now_ns, self.me, &self.directory, &mut outputs);
         for (node, incarnation) in lost {
             self.propose(Command::Lost(departed(node, incarnation)));
         }

@@ -6,7 +6,7 @@ use super::wire::Malformed;
 use super::*;
 use crate::directory::Placement;
 use crate::directory::bans::{BANS_LEVEL, BanRefusal};
-use crate::directory::command::Form;
+use crate::directory::command::{Form, Join};
 use crate::interest::{Content, Update};
 use crate::lease::GRANTED_NS;
 
@@ -145,6 +145,12 @@ impl Cluster {
             self.with(node, |membership, now| membership.on_link(now, id(other), link));
             self.with(other, |membership, now| membership.on_link(now, id(node), link));
         }
+    }
+
+    /// Two nodes do not hear each other any more.
+    fn cut(&mut self, one: u64, other: u64) {
+        self.with(one, |membership, now| membership.on_link(now, id(other), None));
+        self.with(other, |membership, now| membership.on_link(now, id(one), None));
     }
 
     fn node(&self, node: u64) -> &Membership {
@@ -663,7 +669,7 @@ mod bytes_of_others {
     #[test]
     fn what_says_something_about_others_is_malformed() {
         let mut cluster = Cluster::serving(&[1, 2]);
-        let join = Join { member: Some(record(3)), attempt: 1, newest: 0 };
+        let registration = wire::Registration { member: Some(record(3)), attempt: 1, ..Default::default() };
         let update = Update {
             source: cluster.source(1),
             version: Version(5),
@@ -674,7 +680,7 @@ mod bytes_of_others {
         let far_group = wire::SourceRecord { node: 0, incarnation: 0, group: Some(70_000) };
         let back = wire::UpdateRecord { from: Some(9), version: 3, ..cluster_update(&cluster) };
         let malformed = [
-            Body::Join(join),
+            Body::Join(registration),
             Body::Update(update.into()),
             Body::Update(back),
             Body::Offer(wire::Offer { source: None }),
@@ -987,4 +993,28 @@ fn every_node_hears_how_many_clients_the_others_have() {
     for node in [1, 2, 3] {
         assert_eq!(cluster.node(node).loads(), &[(id(2), 0), (id(3), 7)].into());
     }
+}
+
+#[test]
+fn of_two_that_do_not_hear_each_other_one_is_left_out_and_waited_for_no_more() {
+    let mut cluster = Cluster::serving(&[1, 2, 3]);
+    let below = Incarnation(cluster.incarnation(3).0 + 1);
+    cluster.cut(2, 3);
+    cluster.pass(3_000);
+    assert!(!cluster.subscribe(2, "a", 1), "node 3 may acknowledge what matches it");
+    cluster.seen(2);
+    cluster.pass(900);
+    assert_eq!(cluster.seen(2), [], "they may hear each other in a moment");
+    cluster.pass(3_000);
+    assert!(!cluster.is_valid(3, cluster.now_ms));
+    cluster.with(1, |membership, _| membership.on_group_fenced(GROUP, id(3), below));
+    cluster.pass(1_000);
+    assert_eq!(cluster.seen(2).pop(), Some(released(1)), "nobody waits for who is left out");
+    cluster.with(3, |membership, now| membership.on_clients_closed(now));
+    cluster.pass(9_000);
+    assert_eq!(cluster.node(3).incarnation(), None, "node 2 would wait for it again");
+
+    cluster.link(3);
+    cluster.pass(2_000);
+    assert_eq!(cluster.node(3).standing(), Some(Standing::Serving));
 }

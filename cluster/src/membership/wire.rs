@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message as _;
 
-use crate::directory::command::Join;
+use crate::directory::command::{Join, MemberRecord};
 use crate::identity::GroupId;
 use crate::identity::{Incarnation, NodeId};
 use crate::interest::{Content, SourceId, Update, Version};
@@ -37,7 +37,7 @@ pub struct Envelope {
 pub enum Body {
     /// To the directory's leader: propose this.
     #[prost(message, tag = "1")]
-    Join(Join),
+    Join(Registration),
     /// To the directory's leader.
     #[prost(message, tag = "2")]
     Renewal(Renewal),
@@ -59,6 +59,29 @@ pub enum Body {
     /// It is held.
     #[prost(message, tag = "8")]
     Confirm(Confirm),
+}
+
+/// What a [`Join`] is proposed of.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Registration {
+    /// See [`Join::member`].
+    #[prost(message, optional, tag = "1")]
+    pub member: Option<MemberRecord>,
+    /// See [`Join::attempt`].
+    #[prost(uint64, tag = "2")]
+    pub attempt: u64,
+    /// See [`Join::newest`].
+    #[prost(uint64, tag = "3")]
+    pub newest: u64,
+    /// Members, living or not, that its sender does not hear.
+    #[prost(uint64, repeated, tag = "4")]
+    pub unheard: Vec<u64>,
+}
+
+impl From<Registration> for Join {
+    fn from(Registration { member, attempt, newest, unheard: _ }: Registration) -> Self {
+        Self { member, attempt, newest }
+    }
 }
 
 /// A lease is to be renewed. Says also what its sender has fenced, again and again, so that a new leader needs nothing of
@@ -86,6 +109,9 @@ pub struct Renewal {
     /// Clients connected to it; unset if it takes no more of them.
     #[prost(uint64, optional, tag = "9")]
     pub connections: Option<u64>,
+    /// Members, living or not, that its sender does not hear.
+    #[prost(uint64, repeated, tag = "10")]
+    pub unheard: Vec<u64>,
 }
 
 /// How many clients a node has.

@@ -313,6 +313,41 @@ impl Workload {
         }
     }
 
+    /// Who listens at this node and waits for an answer to what it sent before `before_ns`: in words.
+    pub fn waits(&self, node: usize, before_ns: u64) -> Vec<String> {
+        let mut sent: BTreeMap<(Symbol, u32), BTreeMap<u16, (u64, &'static str)>> = BTreeMap::new();
+        for event in self.history.events() {
+            let What::Client { client, connection, action, .. } = &event.what else { continue };
+            let exchanges = sent.entry((*client, *connection)).or_default();
+            match action {
+                Action::PublishSent(publish) if publish.qos > 0 => {
+                    exchanges.insert(publish.packet_id, (event.at, "PUBLISH"));
+                }
+                Action::SubscribeSent(subscribe) => {
+                    exchanges.insert(subscribe.packet_id, (event.at, "SUBSCRIBE"));
+                }
+                Action::PubAckReceived(answer) | Action::PubRecReceived(answer) => {
+                    exchanges.remove(&answer.packet_id);
+                }
+                Action::SubAck { packet_id, .. } => {
+                    exchanges.remove(packet_id);
+                }
+                _ => {}
+            }
+        }
+        let listens =
+            |client: &&Connection| client.node == node && client.phase == Phase::Connected && !client.is_silent;
+        let mut waits = Vec::new();
+        for client in self.clients.iter().filter(listens) {
+            let identity = &self.identities[client.identity];
+            let exchanges = sent.remove(&(identity.symbol, client.link.number)).unwrap_or_default();
+            for (at_ns, packet) in exchanges.into_values().filter(|&(at_ns, _)| at_ns < before_ns) {
+                waits.push(format!("{} since {:.3} s for the answer to a {packet}", identity.name, at_ns as f64 / 1e9));
+            }
+        }
+        waits
+    }
+
     /// Until then clients do nothing of their own.
     pub fn hush(&mut self, until_ns: u64) {
         self.hushed_until_ns = until_ns;

@@ -11,6 +11,9 @@ use crate::simulation::faults::{Fault, MS, Plot, SECOND};
 use crate::simulation::host::Host;
 use crate::simulation::workload::{Fault as Mark, Hurry};
 
+/// How long a client may wait for an answer where two nodes have not heard each other for long.
+const APART_WAIT_NS_MAX: u64 = 4 * SECOND;
+
 impl World {
     /// Who decides who is dead.
     pub(super) fn directory_leader(&self) -> Option<usize> {
@@ -86,6 +89,10 @@ impl World {
                 self.break_link(links[drawn % links.len()], 0);
             }
             Fault::OneWay(from, to) => self.cut(from, to),
+            Fault::Apart(one, other) => {
+                self.cut(one, other);
+                self.cut(other, one);
+            }
             Fault::Isolate(host) => {
                 for other in (0..self.hosts.len()).filter(|&other| other != host) {
                     self.cut(host, other);
@@ -158,6 +165,13 @@ impl World {
             }
             Fault::Pause(host) => self.resume(host),
             Fault::OneWay(from, to) => self.mend(from, to),
+            Fault::Apart(one, other) => {
+                if self.faults[number].lasts_ns == Plot::Apart.lasts_ns() {
+                    self.serve_without_one_of(one, other)?;
+                }
+                self.mend(one, other);
+                self.mend(other, one);
+            }
             Fault::Isolate(host) => {
                 for other in (0..self.hosts.len()).filter(|&other| other != host) {
                     self.mend(host, other);
@@ -216,6 +230,34 @@ impl World {
             return Ok(());
         }
         Err(format!("P12: no node serves, though all that is wrong is that disks are slow{}", self.describe_hosts()))
+    }
+
+    /// P12: by then one of two that do not hear each other is left out, and all others serve, unless something else keeps them from it.
+    fn serve_without_one_of(&self, one: usize, other: usize) -> Result<(), String> {
+        let serves = |host: &Host| host.process.as_ref().map(|process| !host.paused && process.serves());
+        let serving: Vec<_> = self.hosts.iter().map(serves).collect();
+        if serving.contains(&None) {
+            return Ok(());
+        }
+        let is_serving = |&host: &usize| serving[host] == Some(true);
+        let served: Vec<_> = (0..serving.len()).filter(is_serving).collect();
+        if served.len() + 1 != serving.len() || (is_serving(&one) && is_serving(&other)) {
+            let hosts = self.describe_hosts();
+            return Err(format!(
+                "P12: {served:?} serve, though all that is wrong is that {one} and {other} do not hear each other{hosts}"
+            ));
+        }
+        let before_ns = self.now_ns - APART_WAIT_NS_MAX;
+        let waits: Vec<_> = served.into_iter().flat_map(|host| self.workload.waits(host, before_ns)).collect();
+        match waits.first() {
+            Some(first) => Err(format!(
+                "P12: {} waits, and {} others, though all that is wrong is that {one} and {other} do not hear each other{}",
+                first,
+                waits.len() - 1,
+                self.describe_hosts()
+            )),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn kill(&mut self, host: usize) {
