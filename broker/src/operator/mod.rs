@@ -92,6 +92,9 @@ pub enum Question {
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AskError {
+    /// It is not well said; what is wrong with it.
+    #[error("{0}")]
+    Invalid(String),
     /// It cannot be; why, and what to do instead. The operator's to mend.
     #[error("{0}")]
     Refused(String),

@@ -201,6 +201,22 @@ fn an_operator_kicks_and_bans_on_any_node_and_a_viewer_does_not() {
         let (status, answer) = act(first, &keys.operator, "POST", "/publish", Some(&message));
         assert!((400..500).contains(&status), "{topic}: {status} {answer}");
     }
+    for (topic, wrong) in [
+        ("", "it is empty"),
+        ("a/+/b", "a topic name has no wildcards"),
+        ("a/#", "a topic name has no wildcards"),
+        ("a\0b", "it contains U+0000"),
+        (&"x".repeat(65_536), "it is longer than 65535 bytes"),
+        ("$SYS/x", "$SYS is the broker's own"),
+        (&"l/".repeat(200), "more levels than `session.topic_levels_max`"),
+        (nested, "$delayed/SECONDS/TOPIC"),
+    ] {
+        let message = json!({ "topic": topic, "payload": "x" });
+        let (status, answer) = act(first, &keys.operator, "POST", "/publish", Some(&message));
+        assert_eq!((status, answer["code"].as_str()), (400, Some("BAD_REQUEST")), "{wrong}: {answer}");
+        let detail = answer["detail"].as_str().expect("a text");
+        assert!(detail.starts_with("`topic`: ") && detail.contains(wrong), "{detail}");
+    }
     assert_eq!(act(first, &keys.operator, "POST", "/publish", Some(&json!({ "topic": "a/b", "payload": "x" }))).0, 202);
     meter.expect_nothing();
     assert_eq!(act(first, &keys.operator, "DELETE", "/clients/meter%2F7", None).0, 204);
