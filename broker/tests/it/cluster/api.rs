@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use kentongan::api::tokens::{Role, Token};
 
-use super::nodes::{Cluster, Node};
+use super::nodes::{Cluster, GROUPS, Node};
 use crate::support::*;
 use crate::users::quick;
 
@@ -268,6 +268,26 @@ fn sessions_subscriptions_and_retained_messages_are_seen_from_any_node() {
     assert_eq!(act(node, &keys.operator, "DELETE", "/retained/plant%2F8", None).0, 204);
     assert_eq!(act(&cluster.nodes[0], &keys.viewer, "GET", "/retained/plant%2F8", None).0, 404);
     wait_for("one waits", || get(node, &keys, "/sessions/s0")["mqueue_len"] == 1);
+}
+
+/// Whoever asks for a list waits once for the nodes that say nothing, and not for each of the groups that they lead.
+#[test]
+fn a_list_waits_once_for_those_who_do_not_answer() {
+    let keys = Keys::draw();
+    let cluster = cluster(&keys);
+    wait_for("each leads some", || {
+        (0..GROUPS).map(|group| cluster.leader_of_group(group)).collect::<BTreeSet<_>>().len() == 3
+    });
+    cluster.nodes[1].pause();
+    cluster.nodes[2].pause();
+    for path in ["/sessions", "/retained?topic=%23"] {
+        let began = Instant::now();
+        let (status, page) = ask_once(&cluster.nodes[0], keys.viewer.expose(), "GET", path, None);
+        let took = began.elapsed();
+        assert_eq!((status, &page["meta"]["hasnext"]), (200, &json!(false)), "{page}");
+        assert!(!page["unavailable"].as_array().expect("a list").is_empty(), "{page}");
+        assert!(took < Duration::from_secs(4), "{path} took {took:?}");
+    }
 }
 
 /// What an operator did, by the audit log of a node.
