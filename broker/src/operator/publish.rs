@@ -25,8 +25,8 @@ pub struct ToPublish {
 }
 
 impl Operator {
-    /// Hands a message to everyone who wants it, from this node. It is on its way when this returns: who must know that it
-    /// arrived publishes by MQTT.
+    /// Hands a message to everyone who wants it, from this node. This node has taken it when this returns, and maybe nobody else: who must know
+    /// that it is safe publishes by MQTT.
     ///
     /// # Errors
     /// It is no message that may be published, or cannot be now.

@@ -77,7 +77,8 @@ pub(super) fn ask(node: &Node, token: &str, method: &str, path: &str, body: Opti
 fn ask_once(node: &Node, token: &str, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
     let address = node.said_address("listening for operators").expect("it serves the API");
     let mut stream = TcpStream::connect(address).expect("it listens");
-    stream.set_read_timeout(Some(DEADLINE)).expect("a socket");
+    // What must be decided has some seconds for that.
+    stream.set_read_timeout(Some(2 * DEADLINE)).expect("a socket");
     let body = body.map(Value::to_string).unwrap_or_default();
     let authorization = if token.is_empty() { String::new() } else { format!("Authorization: Bearer {token}\r\n") };
     let length = body.len();
@@ -288,6 +289,41 @@ fn a_list_waits_once_for_those_who_do_not_answer() {
         assert!(!page["unavailable"].as_array().expect("a list").is_empty(), "{page}");
         assert!(took < Duration::from_secs(4), "{path} took {took:?}");
     }
+}
+
+/// Also what this node took for decided already: a majority may have decided otherwise since.
+#[test]
+fn without_a_majority_no_ban_is_said_to_be_committed() {
+    let keys = Keys::draw();
+    let mut cluster = cluster(&keys);
+    let known = json!({ "as": "username", "who": "eve" });
+    assert_eq!(act(&cluster.nodes[0], &keys.operator, "POST", "/banned", Some(&known)).0, 200);
+    wait_for("it is known", || get(&cluster.nodes[0], &keys, "/banned")["meta"]["count"] == 1);
+    cluster.nodes[1].kill();
+    cluster.nodes[2].kill();
+    let node = &cluster.nodes[0];
+    wait_for("nobody leads here", || {
+        get(node, &keys, "/groups")["data"]
+            .as_array()
+            .is_some_and(|rows| rows.iter().all(|row| row["leader"].is_null()))
+    });
+    let new = json!({ "as": "clientid", "who": "meter" });
+    let asked = [
+        ("POST", "/banned", Some(&new)),
+        ("POST", "/banned", Some(&known)),
+        ("DELETE", "/banned/clientid/nobody", None),
+    ];
+    let token = keys.operator.expose();
+    std::thread::scope(|scope| {
+        let answers =
+            asked.map(|(method, path, body)| scope.spawn(move || (method, ask_once(node, token, method, path, body))));
+        for answer in answers {
+            let (method, (status, problem)) = answer.join().expect("it is answered");
+            assert_eq!((status, problem["code"].as_str()), (503, Some("UNAVAILABLE")), "{method}: {problem}");
+            assert!(problem["detail"].as_str().is_some_and(|text| text.starts_with("it is not done: ")), "{problem}");
+        }
+    });
+    assert_eq!(get(node, &keys, "/banned")["meta"]["count"], 1);
 }
 
 /// What an operator did, by the audit log of a node.
