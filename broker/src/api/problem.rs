@@ -81,6 +81,7 @@ impl Problem {
 impl From<AskError> for Problem {
     fn from(error: AskError) -> Self {
         match error {
+            AskError::Invalid(detail) => Self::bad_request(detail),
             AskError::Refused(detail) => Self::conflict(detail),
             AskError::Unavailable(detail) => Self::unavailable(detail),
         }

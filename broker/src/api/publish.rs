@@ -81,11 +81,12 @@ pub struct Properties {
 
 /// Publish a message
 ///
-/// To all who subscribe, over all nodes. It is on its way when this is answered, and not yet with anybody: who must know that
-/// a message is safe publishes it by MQTT.
+/// To all who subscribe, over all nodes. 202 says, whatever its QoS is, that this node has taken it, and not that anybody else has: while
+/// groups have no majority, what they are to keep waits in this node's memory, and is lost with it. Who must know that a message is safe
+/// publishes it by MQTT.
 #[utoipa::path(
     post, path = "/publish", operation_id = "publish", tag = "publish", request_body = Publication,
-    responses((status = 202, description = "It is on its way"), Problems, ProblemsOfBodies)
+    responses((status = 202, description = "This node has taken it"), Problems, ProblemsOfBodies)
 )]
 async fn publish(
     State(api): State<Arc<Api>>,

@@ -20,7 +20,9 @@ use super::page::{PageAsked, PageMeta, Silent};
 use super::problem::Problem;
 use super::{Api, Problems, result_of};
 use crate::operator::publish::ToPublish;
-use crate::operator::sessions::{Part, RetainedAsked, RetainedMessage, Session, SessionDetail, SessionsAsked};
+use crate::operator::sessions::{
+    GroupLeaders, Part, RetainedAsked, RetainedMessage, Session, SessionDetail, SessionsAsked,
+};
 use crate::operator::{AskError, Operator, Question};
 
 /// Questions to groups for one page, however little of what they have is wanted.
@@ -105,21 +107,16 @@ fn walk<R: DeserializeOwned>(
     mut from: From,
     question: impl Fn(From, usize) -> Question,
 ) -> Result<Walked<R>, AskError> {
-    let leaders = operator.leaders()?;
+    let mut leaders = GroupLeaders::new(operator)?;
     let (mut rows, mut unavailable) = (Vec::new(), Vec::new());
     let mut questions = 0;
-    while usize::from(from.group) < leaders.len() {
+    while usize::from(from.group) < leaders.groups() {
         if rows.len() >= limit || questions == QUESTIONS_MAX {
             return Ok((rows, Some(from), unavailable));
         }
         questions += 1;
-        let leader = leaders[usize::from(from.group)];
         let asked = question(from.clone(), limit - rows.len());
-        let answer: Result<Part<R>, _> = match leader {
-            0 => Err(AskError::Unavailable("it has no leader now".to_owned())),
-            leader => operator.ask(leader, &asked),
-        };
-        let next = match answer {
+        let next = match leaders.ask::<Part<R>>(from.group, &asked) {
             Ok(part) => {
                 rows.extend(part.rows);
                 part.next

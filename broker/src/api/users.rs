@@ -15,7 +15,7 @@ use super::page::{PageAsked, PageMeta, Silent};
 use super::problem::Problem;
 use super::{Api, Problems};
 use crate::operator::users::{SomeUsers, UserKey, UsersAsked};
-use crate::operator::{AskError, NodeName, Operator, Question};
+use crate::operator::{NodeName, Operator, Question};
 
 /// The routes of this module.
 pub fn routes() -> OpenApiRouter<Arc<Api>> {
@@ -83,9 +83,7 @@ async fn list(
         for (node, answer) in operator.ask_all::<SomeUsers>(&Question::Users(asked)) {
             match answer {
                 Ok(some) => heard.push((node, some)),
-                Err(AskError::Refused(detail) | AskError::Unavailable(detail)) => {
-                    unavailable.push(Silent { node: node.name, detail });
-                }
+                Err(error) => unavailable.push(Silent { node: node.name, detail: error.to_string() }),
             }
         }
         let (data, next) = merged(heard, limit);

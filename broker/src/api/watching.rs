@@ -23,7 +23,7 @@ use super::page::Silent;
 use super::problem::Problem;
 use super::{Api, Problems};
 use crate::operator::watching::WatchAsked;
-use crate::operator::{AskError, NodeName, Operator, Question};
+use crate::operator::{NodeName, Operator, Question};
 use crate::watching::slow::{self, SlowSubscriber, Slowest};
 use crate::watching::top_topics::{self, Counts, TopTopic};
 use crate::watching::trace::{self, Lines, Target, Wanted};
@@ -318,9 +318,7 @@ fn ask_all<T: serde::de::DeserializeOwned>(
     for (node, answered) in operator.ask_all::<T>(&Question::Watch(asked)) {
         match answered {
             Ok(said) => heard.push((node, said)),
-            Err(AskError::Refused(detail) | AskError::Unavailable(detail)) => {
-                unavailable.push(Silent { node: node.name, detail });
-            }
+            Err(error) => unavailable.push(Silent { node: node.name, detail: error.to_string() }),
         }
     }
     (heard, unavailable)

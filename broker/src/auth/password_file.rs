@@ -39,6 +39,10 @@ const ARGON2_KIB_MAX: u32 = 1 << 20;
 /// Passes of argon2 over it beyond which it is.
 const ARGON2_PASSES_MAX: u32 = 64;
 
+/// Lengths of the hashes that programs write by argon2: older ones 16, ours and most others 32, mosquitto 64. It says nothing else of a hash
+/// that its end is missing: cut off, it is one of another length, which no password has.
+const ARGON2_HASH_BYTES: [usize; 3] = [16, 32, 64];
+
 /// Entries that make the key for strangers. All are needed to know it; those that come behind change nothing.
 const KEY_ENTRIES: usize = 3;
 
@@ -151,8 +155,15 @@ impl StoredPassword {
                     cost.t_cost()
                 ));
             }
-            if hash.hash.is_none() || hash.salt.is_none() {
+            let (Some(stored), Some(_)) = (hash.hash, hash.salt) else {
                 return Err(String::from("an argon2 hash without salt or without hash"));
+            };
+            if !ARGON2_HASH_BYTES.contains(&stored.len()) {
+                return Err(format!(
+                    "an argon2 hash of {} bytes, which has 16, 32 or 64 where it is whole: its end is missing, give the user a \
+                     password again (`kentongan passwd FILE USER`)",
+                    stored.len()
+                ));
             }
             return Ok(Self::Argon2(Box::from(text)));
         }
@@ -573,6 +584,18 @@ mod tests {
             (String::from("a:$argon2id$v=19$m=1\n"), "passwords, line 1:"),
             (format!("a:$argon2id$v=19$m=1048577,t=1,p=1${PHC}\n"), "passwords, line 1: argon2 with m=1048577"),
             (format!("a:$argon2id$v=19$m=64,t=65,p=1${PHC}\n"), "passwords, line 1: argon2 with m=64 and t=65"),
+            (
+                format!("a:$argon2id$v=19$m=8,t=1,p=1${}\n", &PHC[..PHC.len() - 11]),
+                "passwords, line 1: an argon2 hash of 24 bytes",
+            ),
+            (
+                format!("a:$argon2id$v=19$m=8,t=1,p=1${}\n", &PHC[..PHC.len() - 1]),
+                "passwords, line 1: an argon2 hash of 31 bytes",
+            ),
+            (
+                format!("a:$argon2id$v=19$m=8,t=1,p=1${}\n", &PHC[..PHC.len() - 2]),
+                "passwords, line 1: no argon2 hash in PHC form",
+            ),
             (format!("a:$7$10000001${salt}\n"), "passwords, line 1: the number of iterations"),
             (format!("a:$scram-sha-256$10000001{SCRAM}\n"), "passwords, line 1: the number of iterations"),
             (format!("a:{SHA512}\na:{SHA512}\n"), "passwords, line 2: that user stands in an earlier line"),

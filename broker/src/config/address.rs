@@ -31,6 +31,23 @@ impl ListenAddress {
         }
     }
 
+    /// Whether who listens here has `other` as well, so that nobody else can listen there. A port that the system chooses is nobody's yet.
+    #[must_use]
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Ip(own), Self::Ip(other)) => {
+                let is_covered = match own.ip().to_canonical() {
+                    IpAddr::V4(ip) if ip.is_unspecified() => other.ip().to_canonical().is_ipv4(),
+                    // IPv4 as well: sockets of all addresses serve both.
+                    IpAddr::V6(ip) if ip.is_unspecified() => true,
+                    ip => own == other || (ip.is_ipv4() && ip == other.ip().to_canonical()),
+                };
+                is_covered && own.port() == other.port() && own.port() != 0
+            }
+            (own, other) => own == other,
+        }
+    }
+
     /// Whether only programs on this machine can connect.
     #[must_use]
     pub fn is_local(&self) -> bool {

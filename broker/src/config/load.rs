@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::address::ListenAddress;
 use super::layer::{self, ENVIRONMENT_PREFIX, Layer};
 use super::origin::{ConfigError, Origin, Problem};
 use super::secret::Secret;
@@ -188,12 +189,41 @@ impl Effective {
             if let Some(tls) = &one.tls {
                 tls.contradictions(|key, message| refuse(&at(&format!("tls.{key}")), message));
             }
-            let taken = listener[..index].iter().any(|other| other.address == one.address);
-            if taken && one.address.ip().is_none_or(|address| address.port() != 0) {
-                refuse(&at("address"), format!("{} is the address of another listener", one.address));
-            }
         }
+        self.clashes(&mut refuse);
         problems
+    }
+
+    /// Settings that would have this process listen twice at one place.
+    fn clashes(&self, refuse: &mut impl FnMut(&str, String)) {
+        let Settings { http, api, cluster, listener, .. } = &self.settings;
+        let own = listener.iter().enumerate();
+        let own = own.map(|(index, one)| (format!("listener[{index}].address"), one.address.clone()));
+        let others = [
+            ("http.address", http.enabled.then_some(http.address)),
+            ("api.address", api.tokens_file.is_some().then_some(api.address)),
+            ("cluster.address", cluster.address),
+        ];
+        let others = others.into_iter().filter_map(|(key, address)| Some((key.to_owned(), address?.into())));
+        let places: Vec<(String, ListenAddress)> = own.chain(others).collect();
+        // What nobody said is in nobody's file to be changed.
+        let is_said = |key: &str| match key.starts_with("listener[") {
+            true => !self.listeners_are_defaults(),
+            false => self.origins.contains_key(key),
+        };
+        for (index, later) in places.iter().enumerate() {
+            let clashes = |earlier: &&(String, ListenAddress)| earlier.1.covers(&later.1) || later.1.covers(&earlier.1);
+            let Some(earlier) = places[..index].iter().find(clashes) else { continue };
+            let is_earlier_to_blame = is_said(&earlier.0) && !is_said(&later.0);
+            let ((key, address), (other_key, other)) =
+                if is_earlier_to_blame { (earlier, later) } else { (later, earlier) };
+            let how = match (address.covers(other), other.covers(address)) {
+                (true, true) => format!("{address} is taken by `{other_key}`"),
+                (true, false) => format!("{address} has {other} in it, which is `{other_key}`"),
+                _ => format!("{address} is in {other}, which is `{other_key}`"),
+            };
+            refuse(key, format!("{how}: give one of them another port"));
+        }
     }
 
     fn read_secrets(&mut self) -> Result<(), Problem> {

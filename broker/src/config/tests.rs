@@ -196,6 +196,64 @@ fn contradictions_are_blamed_on_the_source_that_said_them() {
     }
 }
 
+#[test]
+fn two_settings_that_would_listen_at_one_address_are_named() {
+    let listeners = |addresses: &[&str]| {
+        addresses.iter().map(|address| format!("[[listener]]\naddress = \"{address}\"\n")).collect::<String>()
+    };
+    let tokens = "tokens_file = \"tokens\"\n";
+    for (text, expected) in [
+        (
+            listeners(&["127.0.0.1:1", "127.0.0.1:1"]),
+            "k.toml:4: `listener[1].address`: 127.0.0.1:1 is taken by `listener[0].address`: give one of them another port",
+        ),
+        (
+            listeners(&["127.0.0.1:1", "127.0.0.1:2", "0.0.0.0:1"]),
+            "k.toml:6: `listener[2].address`: 0.0.0.0:1 has 127.0.0.1:1 in it, which is `listener[0].address`: give one",
+        ),
+        (
+            listeners(&["[::]:1", "127.0.0.1:1"]),
+            "k.toml:4: `listener[1].address`: 127.0.0.1:1 is in [::]:1, which is `listener[0].address`: give one of them",
+        ),
+        (
+            listeners(&["unix:/k", "unix:/k"]),
+            "k.toml:4: `listener[1].address`: unix:/k is taken by `listener[0].address`",
+        ),
+        (
+            listeners(&["0.0.0.0:1883"]) + "[http]\naddress = \"127.0.0.1:1883\"\n",
+            "k.toml:4: `http.address`: 127.0.0.1:1883 is in 0.0.0.0:1883, which is `listener[0].address`",
+        ),
+        (
+            listeners(&["0.0.0.0:8090"]),
+            "k.toml:2: `listener[0].address`: 0.0.0.0:8090 has 127.0.0.1:8090 in it, which is `http.address`",
+        ),
+        (
+            format!("[api]\naddress = \"127.0.0.1:1883\"\n{tokens}"),
+            "k.toml:2: `api.address`: 127.0.0.1:1883 is taken by `listener[0].address`",
+        ),
+        (
+            format!("[api]\naddress = \"127.0.0.1:8090\"\n{tokens}"),
+            "k.toml:2: `api.address`: 127.0.0.1:8090 is taken by `http.address`",
+        ),
+        (
+            "[cluster]\naddress = \"127.0.0.1:8090\"\n".to_owned(),
+            "k.toml:2: `cluster.address`: 127.0.0.1:8090 is taken by `http.address`",
+        ),
+    ] {
+        let found = Scene::new().file(&text).complaints();
+        assert!(found.starts_with(expected) && found.trim_end().lines().count() == 1, "{text}{found}");
+    }
+    for text in [
+        listeners(&["127.0.0.1:0", "127.0.0.1:0", "0.0.0.0:0"]),
+        listeners(&["127.0.0.1:1", "127.0.0.2:1", "[::1]:1"]),
+        listeners(&["0.0.0.0:1", "[::1]:1"]),
+        listeners(&["127.0.0.1:18083"]),
+        listeners(&["127.0.0.1:8090"]) + "[http]\nenabled = false\n",
+    ] {
+        Scene::new().file(&text).load();
+    }
+}
+
 /// A server that answers every time must not be too late.
 #[test]
 fn rights_are_asked_for_again_before_they_are_outdated() {

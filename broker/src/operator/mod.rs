@@ -19,7 +19,7 @@ pub mod watching;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, bounded};
@@ -92,6 +92,9 @@ pub enum Question {
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AskError {
+    /// It is not well said; what is wrong with it.
+    #[error("{0}")]
+    Invalid(String),
     /// It cannot be; why, and what to do instead. The operator's to mend.
     #[error("{0}")]
     Refused(String),
@@ -281,8 +284,12 @@ impl Operator {
     }
 
     fn hear<T: DeserializeOwned>(&self, asking: &Asking) -> Result<T, AskError> {
+        self.hear_by(asking, Instant::now() + PART_MAX)
+    }
+
+    fn hear_by<T: DeserializeOwned>(&self, asking: &Asking, deadline: Instant) -> Result<T, AskError> {
         let unavailable = |text: &str| AskError::Unavailable(text.to_owned());
-        let answered = asking.recv_timeout(PART_MAX).map_err(|_| unavailable("it does not answer in time"))?;
+        let answered = asking.recv_deadline(deadline).map_err(|_| unavailable("it does not answer in time"))?;
         let (_, body) = answered.map_err(|error| AskError::Unavailable(error.to_string()))?;
         let administered = Administered::decode_answer(body).map_err(|_| unavailable("its answer is malformed"))?;
         understand(&administered.said)

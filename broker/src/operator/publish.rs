@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::{AskError, Operator};
 use crate::message::{Message, MessageIdentity};
 use crate::router::ArbiterState;
-use kentongan_proto::mqtt::{PublishProperties, QoS};
+use crate::session::handshake::Refusal;
+use kentongan_proto::mqtt::{PublishProperties, QoS, ReasonCode};
 use kentongan_proto::topic::check_topic_name;
 
 /// A message to be published.
@@ -24,14 +25,14 @@ pub struct ToPublish {
 }
 
 impl Operator {
-    /// Hands a message to everyone who wants it, from this node. It is on its way when this returns: who must know that it
-    /// arrived publishes by MQTT.
+    /// Hands a message to everyone who wants it, from this node. This node has taken it when this returns, and maybe nobody else: who must know
+    /// that it is safe publishes by MQTT.
     ///
     /// # Errors
-    /// It is no message that may be published.
+    /// It is no message that may be published, or cannot be now.
     pub fn publish(&self, wanted: ToPublish) -> Result<(), AskError> {
         let refused = |text: String| AskError::Refused(text);
-        check_topic_name(&wanted.topic).map_err(|error| refused(format!("`topic`: {error}")))?;
+        check_topic_name(&wanted.topic).map_err(|error| wrong_topic(&error))?;
         let bytes_max = self.shared.settings.session.packet_bytes_max.get() as usize;
         if wanted.payload.len() + wanted.topic.len() > bytes_max {
             return Err(refused(format!("larger than `session.packet_bytes_max` ({bytes_max})")));
@@ -52,7 +53,8 @@ impl Operator {
             return Err(AskError::Unavailable("the disk of this node is full".to_owned()));
         }
         let publish = move |arbiter: &mut ArbiterState| match arbiter.operator_refusal(&message) {
-            Some(text) => Err(AskError::Refused(text.to_owned())),
+            Some(Refusal { reason: ReasonCode::TopicNameInvalid, text }) => Err(wrong_topic(&text)),
+            Some(Refusal { text, .. }) => Err(AskError::Refused(text.to_owned())),
             None => {
                 message.identity = arbiter.next_identity();
                 arbiter.route_message(&Arc::new(message));
@@ -62,4 +64,9 @@ impl Operator {
         let busy = || AskError::Unavailable("this node is too busy to publish: ask again".to_owned());
         self.visit(0, publish).ok_or_else(busy)?
     }
+}
+
+/// Asking again does not help: another topic does.
+fn wrong_topic(what: &dyn std::fmt::Display) -> AskError {
+    AskError::Invalid(format!("`topic`: {what}"))
 }

@@ -346,14 +346,15 @@ impl ArbiterState {
 
     /// Why a message of an operator's is not accepted, if it is not. It may go to every topic that is not the broker's own; the bounds of a
     /// client's hold for it too.
-    pub(crate) fn operator_refusal(&self, message: &Message) -> Option<&'static str> {
+    pub(crate) fn operator_refusal(&self, message: &Message) -> Option<Refusal> {
         let topic = crate::message::delayed(&message.topic).map_or(&*message.topic, |(_, reached)| reached);
+        let wrong_topic = |text| Some(Refusal { reason: ReasonCode::TopicNameInvalid, text });
         if super::sys::is_sys(topic) {
-            return Some("`topic`: $SYS is the broker's own");
+            return wrong_topic("$SYS is the broker's own");
         }
         let levels = topic.split('/').count();
         if levels > usize::from(self.shared.settings.session.topic_levels_max.get()) {
-            return Some("`topic`: more levels than `session.topic_levels_max`");
+            return wrong_topic("more levels than `session.topic_levels_max`");
         }
         let asked = Asked {
             topic: &message.topic,
@@ -362,7 +363,7 @@ impl ArbiterState {
             payload_format_indicator: message.properties.as_ref().and_then(|own| own.payload_format_indicator),
             retain: message.retain,
         };
-        Some(self.bound_of(&asked)?.text)
+        self.bound_of(&asked)
     }
 
     /// Why nobody may publish that, if so.

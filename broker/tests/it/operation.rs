@@ -663,6 +663,8 @@ fn a_check_of_the_settings_looks_at_the_files_that_they_name() {
     let path = |name: &str| directory.path().join(name);
     let file = path("kentongan.toml");
     std::fs::write(path("acl"), "topik #\n").unwrap();
+    let cut = "ana:$argon2id$v=19$m=8,t=1,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAA\n";
+    std::fs::write(path("cut"), cut).unwrap();
     let check = |flags: &[&str]| {
         let output = broker_command().args(["config", "check"]).args(flags).arg(&file).output().unwrap();
         (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
@@ -677,6 +679,7 @@ fn a_check_of_the_settings_looks_at_the_files_that_they_name() {
     for (settings, wrong) in [
         (listener("nosuch.crt"), "nosuch.crt: cannot be read: No such file or directory (os error 2)\n"),
         (format!("[auth]\npassword_file = {:?}\n", path("nosuch")), "nosuch"),
+        (format!("[auth]\npassword_file = {:?}\n", path("cut")), "cut, line 1: an argon2 hash of 12 bytes"),
         (format!("[auth]\nacl_file = {:?}\n", path("acl")), "acl, line 1: "),
         (format!("[api]\naddress = \"127.0.0.1:0\"\ntokens_file = {:?}\n", path("tokens")), "tokens"),
         (format!("[log]\naudit_file = {:?}\n", path("nowhere/audit")), "`log.audit_file`: there is no directory "),

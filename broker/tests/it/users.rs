@@ -228,10 +228,13 @@ fn a_new_password_file_changes_who_gets_in_and_who_stays() {
         assert_eq!(open(user, password).1.reason_code, reason, "{user}");
     }
     // What is wrong changes nothing.
-    for wrong in ["", "ana\n", "ana:secret\n"] {
+    let whole = StoredPassword::argon2id(b"a").expect("hashed");
+    let cut = format!("ana:{}\n", &whole[..whole.len() - 11]);
+    for wrong in ["", "ana\n", "ana:secret\n", &cut] {
         files.write("passwords", wrong);
         let line = reload(&broker);
         assert!(line.contains("stays as it was") && !line.contains("secret"), "{line}");
+        assert!(wrong != cut || line.contains("passwords, line 1: an argon2 hash of 24 bytes"), "{line}");
         assert_eq!(open("ana", "a").1.reason_code, ReasonCode::Success);
     }
     fs::remove_file(files.path("passwords")).expect("removed");
@@ -248,6 +251,10 @@ fn a_file_that_cannot_be_used_refuses_to_start() {
         (None, "cannot read"),
         (Some(""), "there is no user in it"),
         (Some("# x\nana:planted-7\n"), "line 2: no hash of a kind that is known"),
+        (
+            Some("# x\nana:$argon2id$v=19$m=8,t=1,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAA\n"),
+            "line 2: an argon2 hash of 12 bytes",
+        ),
     ] {
         match text {
             Some(text) => files.write("passwords", text),

@@ -52,7 +52,8 @@ impl Membership {
         }
         match self.directory.bans().check(&ban) {
             Err(reason) => Wish::Refused(reason.into()),
-            Ok(()) if self.directory.bans().says(&ban) => Wish::Fulfilled,
+            // Others, and whoever is cut off, may have missed that the opposite was said since.
+            Ok(()) if self.leading.is_some() && self.directory.bans().says(&ban) => Wish::Fulfilled,
             Ok(()) => self.wish(Command::Ban(ban)),
         }
     }

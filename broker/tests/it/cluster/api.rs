@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use kentongan::api::tokens::{Role, Token};
 
-use super::nodes::{Cluster, Node};
+use super::nodes::{Cluster, GROUPS, Node};
 use crate::support::*;
 use crate::users::quick;
 
@@ -77,7 +77,8 @@ pub(super) fn ask(node: &Node, token: &str, method: &str, path: &str, body: Opti
 fn ask_once(node: &Node, token: &str, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
     let address = node.said_address("listening for operators").expect("it serves the API");
     let mut stream = TcpStream::connect(address).expect("it listens");
-    stream.set_read_timeout(Some(DEADLINE)).expect("a socket");
+    // What must be decided has some seconds for that.
+    stream.set_read_timeout(Some(2 * DEADLINE)).expect("a socket");
     let body = body.map(Value::to_string).unwrap_or_default();
     let authorization = if token.is_empty() { String::new() } else { format!("Authorization: Bearer {token}\r\n") };
     let length = body.len();
@@ -201,6 +202,22 @@ fn an_operator_kicks_and_bans_on_any_node_and_a_viewer_does_not() {
         let (status, answer) = act(first, &keys.operator, "POST", "/publish", Some(&message));
         assert!((400..500).contains(&status), "{topic}: {status} {answer}");
     }
+    for (topic, wrong) in [
+        ("", "it is empty"),
+        ("a/+/b", "a topic name has no wildcards"),
+        ("a/#", "a topic name has no wildcards"),
+        ("a\0b", "it contains U+0000"),
+        (&"x".repeat(65_536), "it is longer than 65535 bytes"),
+        ("$SYS/x", "$SYS is the broker's own"),
+        (&"l/".repeat(200), "more levels than `session.topic_levels_max`"),
+        (nested, "$delayed/SECONDS/TOPIC"),
+    ] {
+        let message = json!({ "topic": topic, "payload": "x" });
+        let (status, answer) = act(first, &keys.operator, "POST", "/publish", Some(&message));
+        assert_eq!((status, answer["code"].as_str()), (400, Some("BAD_REQUEST")), "{wrong}: {answer}");
+        let detail = answer["detail"].as_str().expect("a text");
+        assert!(detail.starts_with("`topic`: ") && detail.contains(wrong), "{detail}");
+    }
     assert_eq!(act(first, &keys.operator, "POST", "/publish", Some(&json!({ "topic": "a/b", "payload": "x" }))).0, 202);
     meter.expect_nothing();
     assert_eq!(act(first, &keys.operator, "DELETE", "/clients/meter%2F7", None).0, 204);
@@ -252,6 +269,61 @@ fn sessions_subscriptions_and_retained_messages_are_seen_from_any_node() {
     assert_eq!(act(node, &keys.operator, "DELETE", "/retained/plant%2F8", None).0, 204);
     assert_eq!(act(&cluster.nodes[0], &keys.viewer, "GET", "/retained/plant%2F8", None).0, 404);
     wait_for("one waits", || get(node, &keys, "/sessions/s0")["mqueue_len"] == 1);
+}
+
+/// Whoever asks for a list waits once for the nodes that say nothing, and not for each of the groups that they lead.
+#[test]
+fn a_list_waits_once_for_those_who_do_not_answer() {
+    let keys = Keys::draw();
+    let cluster = cluster(&keys);
+    wait_for("each leads some", || {
+        (0..GROUPS).map(|group| cluster.leader_of_group(group)).collect::<BTreeSet<_>>().len() == 3
+    });
+    cluster.nodes[1].pause();
+    cluster.nodes[2].pause();
+    for path in ["/sessions", "/retained?topic=%23"] {
+        let began = Instant::now();
+        let (status, page) = ask_once(&cluster.nodes[0], keys.viewer.expose(), "GET", path, None);
+        let took = began.elapsed();
+        assert_eq!((status, &page["meta"]["hasnext"]), (200, &json!(false)), "{page}");
+        assert!(!page["unavailable"].as_array().expect("a list").is_empty(), "{page}");
+        assert!(took < Duration::from_secs(4), "{path} took {took:?}");
+    }
+}
+
+/// Also what this node took for decided already: a majority may have decided otherwise since.
+#[test]
+fn without_a_majority_no_ban_is_said_to_be_committed() {
+    let keys = Keys::draw();
+    let mut cluster = cluster(&keys);
+    let known = json!({ "as": "username", "who": "eve" });
+    assert_eq!(act(&cluster.nodes[0], &keys.operator, "POST", "/banned", Some(&known)).0, 200);
+    wait_for("it is known", || get(&cluster.nodes[0], &keys, "/banned")["meta"]["count"] == 1);
+    cluster.nodes[1].kill();
+    cluster.nodes[2].kill();
+    let node = &cluster.nodes[0];
+    wait_for("nobody leads here", || {
+        get(node, &keys, "/groups")["data"]
+            .as_array()
+            .is_some_and(|rows| rows.iter().all(|row| row["leader"].is_null()))
+    });
+    let new = json!({ "as": "clientid", "who": "meter" });
+    let asked = [
+        ("POST", "/banned", Some(&new)),
+        ("POST", "/banned", Some(&known)),
+        ("DELETE", "/banned/clientid/nobody", None),
+    ];
+    let token = keys.operator.expose();
+    std::thread::scope(|scope| {
+        let answers =
+            asked.map(|(method, path, body)| scope.spawn(move || (method, ask_once(node, token, method, path, body))));
+        for answer in answers {
+            let (method, (status, problem)) = answer.join().expect("it is answered");
+            assert_eq!((status, problem["code"].as_str()), (503, Some("UNAVAILABLE")), "{method}: {problem}");
+            assert!(problem["detail"].as_str().is_some_and(|text| text.starts_with("it is not done: ")), "{problem}");
+        }
+    });
+    assert_eq!(get(node, &keys, "/banned")["meta"]["count"], 1);
 }
 
 /// What an operator did, by the audit log of a node.

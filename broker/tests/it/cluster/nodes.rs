@@ -529,7 +529,8 @@ impl Cluster {
         self.leader_of_group(u16::MAX)
     }
 
-    fn leader_of_group(&self, group: u16) -> usize {
+    /// Which node leads this group.
+    pub fn leader_of_group(&self, group: u16) -> usize {
         let asked = self.nodes.iter().position(|node| node.child.is_some()).expect("a running node");
         let deadline = Instant::now() + FORMED_WITHIN;
         loop {
