@@ -39,9 +39,12 @@ const ARGON2_KIB_MAX: u32 = 1 << 20;
 /// Passes of argon2 over it beyond which it is.
 const ARGON2_PASSES_MAX: u32 = 64;
 
-/// Lengths of the hashes that programs write by argon2: older ones 16, ours and most others 32, mosquitto 64. It says nothing else of a hash
-/// that its end is missing: cut off, it is one of another length, which no password has.
-const ARGON2_HASH_BYTES: [usize; 3] = [16, 32, 64];
+/// Programs write hashes by argon2 of 16, 32 or 64 bytes, or of what somebody chose. Nothing else says of a hash that its end is missing: cut
+/// off, it is one of another length, which no password has.
+const ARGON2_HASH_BYTES_MIN: usize = 16;
+
+/// What lengths that somebody chose are multiples of.
+const ARGON2_HASH_BYTES_STEP: usize = 8;
 
 /// Entries that make the key for strangers. All are needed to know it; those that come behind change nothing.
 const KEY_ENTRIES: usize = 3;
@@ -158,9 +161,9 @@ impl StoredPassword {
             let (Some(stored), Some(_)) = (hash.hash, hash.salt) else {
                 return Err(String::from("an argon2 hash without salt or without hash"));
             };
-            if !ARGON2_HASH_BYTES.contains(&stored.len()) {
+            if stored.len() < ARGON2_HASH_BYTES_MIN || !stored.len().is_multiple_of(ARGON2_HASH_BYTES_STEP) {
                 return Err(format!(
-                    "an argon2 hash of {} bytes, which has 16, 32 or 64 where it is whole: its end is missing, give the user a \
+                    "an argon2 hash of {} bytes, which are 16, 24, 32 and so on where it is whole: its end is missing, give the user a \
                      password again (`kentongan passwd FILE USER`)",
                     stored.len()
                 ));
@@ -585,8 +588,8 @@ mod tests {
             (format!("a:$argon2id$v=19$m=1048577,t=1,p=1${PHC}\n"), "passwords, line 1: argon2 with m=1048577"),
             (format!("a:$argon2id$v=19$m=64,t=65,p=1${PHC}\n"), "passwords, line 1: argon2 with m=64 and t=65"),
             (
-                format!("a:$argon2id$v=19$m=8,t=1,p=1${}\n", &PHC[..PHC.len() - 11]),
-                "passwords, line 1: an argon2 hash of 24 bytes",
+                format!("a:$argon2id$v=19$m=8,t=1,p=1${}\n", &PHC[..PHC.len() - 15]),
+                "passwords, line 1: an argon2 hash of 21 bytes",
             ),
             (
                 format!("a:$argon2id$v=19$m=8,t=1,p=1${}\n", &PHC[..PHC.len() - 1]),
