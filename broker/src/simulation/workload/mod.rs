@@ -190,6 +190,9 @@ enum Happening {
     Drain,
 }
 
+/// What was sent on a connection and waits for an answer, by Packet Identifier: when, and what.
+type Exchanges = BTreeMap<u16, (u64, &'static str)>;
+
 /// All clients.
 #[derive(Debug)]
 pub struct Workload {
@@ -315,7 +318,7 @@ impl Workload {
 
     /// Who listens at this node and waits for an answer to what it sent before `before_ns`: in words.
     pub fn waits(&self, node: usize, before_ns: u64) -> Vec<String> {
-        let mut sent: BTreeMap<(Symbol, u32), BTreeMap<u16, (u64, &'static str)>> = BTreeMap::new();
+        let mut sent: BTreeMap<(Symbol, u32), Exchanges> = BTreeMap::new();
         for event in self.history.events() {
             let What::Client { client, connection, action, .. } = &event.what else { continue };
             let exchanges = sent.entry((*client, *connection)).or_default();
