@@ -216,7 +216,7 @@ fn undecided_ns(random: &mut SmallRng) -> u64 {
 }
 
 /// Where no sync takes longer than this, nodes serve.
-pub(super) const SLOW_MS_MAX: u64 = 160;
+pub(super) const SLOW_MS_MAX: u64 = 450;
 
 /// A fault and when it comes and goes.
 #[derive(Debug, Clone, Copy)]
@@ -331,8 +331,9 @@ impl Plot {
                 act(500 * MS, random.random_range(4 * SECOND..7 * SECOND), Fault::DiskStall(busiest));
             }
             Self::SlowDisks => {
-                act(0, 8 * SECOND, Fault::DiskSlow(None, random.random_range(50..SLOW_MS_MAX)));
-                act(5 * SECOND, 2 * SECOND, Fault::Rush);
+                act(0, 8 * SECOND, Fault::DiskSlow(None, random.random_range(300..SLOW_MS_MAX)));
+                // To the end: where nothing is to be synced, all is well.
+                act(4 * SECOND, 4 * SECOND, Fault::Rush);
             }
             Self::Apart => {
                 act(0, 16 * SECOND, Fault::Apart(one, other));
