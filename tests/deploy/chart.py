@@ -59,9 +59,17 @@ class Chart(unittest.TestCase):
 
     def test_half_of_the_values_let_nobody_in(self):
         self.assertIn("allow_anonymous = true", str(rendered.chart().of("ConfigMap")))
-        self.assertNotIn("allow_anonymous = true", str(rendered.chart("cluster=true").of("ConfigMap")))
+        self.assertNotIn("allow_anonymous = true", str(rendered.chart("cluster=true", "replicas=3").of("ConfigMap")))
         with self.assertRaisesRegex(AssertionError, "production is for a cluster"):
             rendered.chart(PRODUCTION)
+
+    def test_as_many_nodes_as_never_form_a_cluster_are_refused(self):
+        with self.assertRaisesRegex(AssertionError, "3 nodes that do not know each other"):
+            rendered.chart("replicas=3")
+        for values in [("cluster=true",), (CLUSTER, "replicas=2"), (CLUSTER, "replicas=0"), (CLUSTER, PRODUCTION, "replicas=1")]:
+            with self.assertRaisesRegex(AssertionError, "a cluster forms of three nodes"):
+                rendered.chart(*values)
+        self.assertEqual(rendered.chart(CLUSTER, "replicas=5").of("StatefulSet")[0]["spec"]["replicas"], 5)
 
     def test_production_with_cert_manager(self):
         chart = rendered.chart(CLUSTER, PRODUCTION, "certManager.enabled=true")
