@@ -26,9 +26,6 @@ failed=0
 # The fault lab, if it runs: its process, and the file that has what it says.
 lab=
 lab_output=
-# The build of the program that counts instructions, if it is under way, and the file that has what it says.
-counting=
-counting_output=
 
 setup() {
     install_c_compiler
@@ -67,17 +64,10 @@ setup_kubectl() {
 # has only one large crate to compile, the other has the second core.
 build() {
     build_debug
-    build_quick &
+    { build_quick && "$TARGET/debug/xtask" instructions --build; } &
     local optimised=$! status=0
     { lint && build_tests; } || status=$?
     wait "$optimised" || status=$?
-    # The broker as one unit takes one core for minutes. The tests wait for most of their time, and this takes what they leave.
-    if [ "$status" -eq 0 ] && [[ " ${wanted[*]} " == *" instructions "* ]]; then
-        counting_output="$(mktemp)"
-        # A session of its own, so that what it starts can be ended with it.
-        setsid nice -n 19 "$TARGET/debug/xtask" instructions --build >"$counting_output" 2>&1 &
-        counting=$!
-    fi
     return "$status"
 }
 
@@ -162,16 +152,7 @@ faults() {
 # What the hot paths take, against instructions/counts.tsv.
 instructions() {
     build_debug
-    await_counting
     "$TARGET/debug/xtask" instructions
-}
-
-# If that failed, it is said by whoever builds it again.
-await_counting() {
-    [ -n "$counting" ] || return 0
-    wait "$counting" || true
-    rm -f "$counting_output"
-    counting=
 }
 
 clients() {
@@ -232,8 +213,6 @@ finish() {
     local status=$?
     # Its nodes end with it, and not if it is killed.
     [ -z "$lab" ] || { echo "the fault lab is under way, and ends first"; wait "$lab" || cat "$lab_output"; }
-    [ -z "$counting" ] || kill -- "-$counting" 2>/dev/null || true
-    await_counting
     if [ $status -ne 0 ]; then
         echo "== ${stage:-start}: failed"
         # A stage that counts nothing of its own still failed.

@@ -274,6 +274,8 @@ fn a_first_start_warns_of_no_links_and_a_death_is_told_by_name() {
     for node in &cluster.nodes {
         assert!(!node.said("no link: the peer ended the call: the peer belongs to cluster"), "{}", node.name);
     }
+    // Who has nothing to hand over may be gone before anybody knows that it is about to stop.
+    wait_for("it leads a group", || (0..16).any(|group| cluster.leader_of_group(group) == 2));
     cluster.nodes[2].terminate();
     wait_for("its end is told", || {
         cluster.nodes[0].said("a node has stopped, as it said that it would\",\"name\":\"n3\"")
