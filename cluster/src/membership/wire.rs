@@ -61,7 +61,8 @@ pub enum Body {
     Confirm(Confirm),
 }
 
-/// What a [`Join`] is proposed of.
+/// What a [`Join`] is proposed of. Its fields have the same numbers, for older nodes send and read a `Join` here; what follows them is for who
+/// proposes it, and does not go into the log.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Registration {
     /// See [`Join::member`].
