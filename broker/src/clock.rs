@@ -4,14 +4,21 @@
 //! repeats.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kentongan_cluster::clock::boottime_ns;
 
 /// The clocks of one start of a node. All clones count from the same start.
 #[derive(Debug, Clone)]
-pub struct Clock(Source);
+pub struct Clock {
+    source: Source,
+    /// By how many milliseconds the cluster's wall clock is ahead of the time since this machine booted, or [`OWN_WALL_CLOCK`].
+    cluster_ahead_ms: Arc<AtomicI64>,
+}
+
+/// There is nobody else whose wall clock is known.
+const OWN_WALL_CLOCK: i64 = i64::MIN;
 
 #[derive(Debug, Clone)]
 enum Source {
@@ -23,21 +30,25 @@ impl Clock {
     /// The clocks of this machine, for a process that starts now.
     #[must_use]
     pub fn real() -> Self {
-        Self(Source::Real { started: Instant::now() })
+        Self::of(Source::Real { started: Instant::now() })
     }
 
     /// The clocks of a simulated machine, for a process that starts there now.
     #[must_use]
     pub fn manual(machine: Arc<ManualClock>) -> Self {
         let started_ns = machine.boottime_ns();
-        Self(Source::Manual { machine, started_ns })
+        Self::of(Source::Manual { machine, started_ns })
+    }
+
+    fn of(source: Source) -> Self {
+        Self { source, cluster_ahead_ms: Arc::new(AtomicI64::new(OWN_WALL_CLOCK)) }
     }
 
     /// Time since the process started. Never goes back.
     #[inline]
     #[must_use]
     pub fn elapsed(&self) -> Duration {
-        match &self.0 {
+        match &self.source {
             Source::Real { started } => started.elapsed(),
             Source::Manual { machine, started_ns } => {
                 Duration::from_nanos(machine.boottime_ns().saturating_sub(*started_ns))
@@ -55,7 +66,7 @@ impl Clock {
     /// Milliseconds since 1970 by the wall clock, which may jump, also backwards.
     #[must_use]
     pub fn wall_ms(&self) -> u64 {
-        match &self.0 {
+        match &self.source {
             Source::Real { .. } => {
                 SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
             }
@@ -66,10 +77,31 @@ impl Clock {
     /// Nanoseconds since the machine booted, by which leases are counted; see [`kentongan_cluster::clock`].
     #[must_use]
     pub fn boottime_ns(&self) -> u64 {
-        match &self.0 {
+        match &self.source {
             Source::Real { .. } => boottime_ns(),
             Source::Manual { machine, .. } => machine.boottime_ns(),
         }
+    }
+
+    /// Milliseconds since 1970 by the wall clocks of most nodes of the cluster: what concerns all of them goes by it, so that a node whose
+    /// clock is wrong does not decide for the others. Where no other node has said what its clock says, [`Self::wall_ms`].
+    #[must_use]
+    pub fn cluster_wall_ms(&self) -> u64 {
+        match self.cluster_ahead_ms.load(Ordering::Relaxed) {
+            OWN_WALL_CLOCK => self.wall_ms(),
+            ahead_ms => (self.boottime_ns() / 1_000_000).saturating_add_signed(ahead_ms),
+        }
+    }
+
+    /// Whether some other node has said what its wall clock says.
+    #[must_use]
+    pub fn knows_cluster_wall(&self) -> bool {
+        self.cluster_ahead_ms.load(Ordering::Relaxed) != OWN_WALL_CLOCK
+    }
+
+    /// By how many milliseconds the wall clock of the cluster is ahead of [`Self::boottime_ns`], if it is known.
+    pub fn set_cluster_wall(&self, ahead_ms: Option<i64>) {
+        self.cluster_ahead_ms.store(ahead_ms.unwrap_or(OWN_WALL_CLOCK), Ordering::Relaxed);
     }
 }
 
@@ -132,6 +164,21 @@ mod tests {
         machine.set_wall_ms(3_700);
         machine.advance(Duration::from_millis(1));
         assert_eq!((clock.wall_ms(), clock.now_ms()), (3_701, 2_001));
+    }
+
+    #[test]
+    fn what_concerns_the_cluster_goes_by_its_wall_clock_whoever_sets_that_of_one_machine() {
+        let machine = Arc::new(ManualClock::new(10_000_000));
+        let clock = Clock::manual(Arc::clone(&machine));
+        machine.advance(Duration::from_secs(2));
+        assert_eq!(clock.cluster_wall_ms(), 10_002_000, "nobody else is known");
+        clock.clone().set_cluster_wall(Some(6_000_000));
+        assert_eq!(clock.cluster_wall_ms(), 6_002_000);
+        machine.set_wall_ms(70_000_000);
+        machine.advance(Duration::from_secs(1));
+        assert_eq!((clock.wall_ms(), clock.cluster_wall_ms()), (70_001_000, 6_003_000));
+        clock.set_cluster_wall(None);
+        assert_eq!(clock.cluster_wall_ms(), 70_001_000);
     }
 
     #[test]

@@ -6,11 +6,15 @@ KENTONGAN names the binary.
 import os
 import pathlib
 import re
+import struct
 import subprocess
 import tempfile
 import time
 import urllib.error
 import urllib.request
+
+# What the fault lab preloads into nodes.
+PRELOAD = pathlib.Path(__file__).resolve().parents[2] / "loadtest" / "src" / "faults" / "preload.c"
 
 # Time within which nodes form a cluster, or one that was killed is back.
 READY_SECONDS = 30
@@ -37,10 +41,20 @@ class Node:
         self.command += ["--set", f'listener=[{{address="{host}:{self.port}"{listener}}}]']
         self.command += ["--data-dir", f"{directory}/n{number}"]
         self.process = None
+        self.environment = {}
 
     def start(self):
         with self.log.open("a", encoding="utf-8") as log:
-            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            environment = os.environ | self.environment
+            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+
+    def set_clock_ahead(self, seconds):
+        """Of the wall clock of the processes from the next start on. Takes a C compiler."""
+        directory = self.log.parent
+        library, faults = directory / "preload.so", directory / f"{self.log.stem}.faults"
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, PRELOAD, "-ldl"], check=True)
+        faults.write_bytes(struct.pack("=qq", seconds, 0))
+        self.environment = {"LD_PRELOAD": str(library), "LAB_FAULTS": str(faults)}
 
     def kill(self):
         """kill -9."""
@@ -55,14 +69,17 @@ class Node:
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             return False
 
-    def connections(self):
+    def metric(self, name):
         """As /metrics has it; 0 of a node that does not run."""
         try:
             with urllib.request.urlopen(f"http://{self.http}/metrics", timeout=1) as answer:
                 text = answer.read().decode()
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             return 0
-        return int(float(re.search(r"^kentongan_connections (\S+)$", text, re.M)[1]))
+        return float(re.search(rf"^{name} (\S+)$", text, re.M)[1])
+
+    def connections(self):
+        return int(self.metric("kentongan_connections"))
 
     def wait_until_ready(self):
         deadline = time.monotonic() + READY_SECONDS

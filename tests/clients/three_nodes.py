@@ -102,6 +102,35 @@ class ThreeNodes(BrokerTest):
         reader.subscribe(topic, 1)
         reader.assert_nothing_until(unique("end"))
 
+    def test_a_node_that_starts_three_hours_ahead_ends_nothing(self):
+        # Enough for each group to have some.
+        names = [unique("away") for _ in range(40)]
+        for name in names:
+            client = self.at(0, client_id=name, clean=False, expiry=7200)
+            client.subscribe(name, 1)
+            client.disconnect()
+        publisher = self.at(0)
+        for name in names:
+            publisher.publish(name, "kept", 1, retain=True, MessageExpiryInterval=7200)
+
+        wrong = self.cluster.nodes[2]
+        wrong.kill()
+        wrong.set_clock_ahead(3 * 3600)
+        self.addCleanup(wrong.kill)
+        self.addCleanup(wrong.environment.clear)
+        wrong.restart()
+        wait_for("the metric", lambda: abs(wrong.metric("kentongan_wall_clock_ahead_seconds") - 3 * 3600) < 2)
+        wait_for("a warning", lambda: "the clock of this machine differs" in wrong.log.read_text(encoding="utf-8"))
+
+        for name in names:
+            client = self.at(2, client_id=name, clean=False, expiry=7200)
+            self.assertTrue(client.session_present)
+            self.assertEqual(client.take_one().payload, b"kept")
+        reader = self.at(2)
+        for name in names:
+            reader.subscribe(name, 1)
+            self.assertEqual(reader.take_one().payload, b"kept")
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -142,7 +142,7 @@ async fn ban(
 ) -> Result<Json<Banned>, Problem> {
     let ToBan { kind, who, seconds, reason } = wanted;
     let what = json!({ "as": kind, "who": who, "seconds": seconds, "reason": reason });
-    let wall_ms = api.operator().shared().clock.wall_ms();
+    let wall_ms = api.operator().shared().clock.cluster_wall_ms();
     let outcome = match (subject(kind, who), seconds) {
         (_, Some(0)) => Err(Problem::bad_request("`seconds` must be 1 or more; leave it out to ban for good")),
         (_, Some(long)) if long > 3_153_600_000 => Err(Problem::bad_request("`seconds`: a hundred years at most")),

@@ -152,7 +152,15 @@ pub(crate) struct Member {
     /// This process was registered: what the directory hears from then on is news.
     watches: bool,
     clock: Clock,
+    /// Since when this machine's wall clock is wrong.
+    wall_clock_wrong_since_ns: Option<u64>,
+    /// It was said.
+    wall_clock_told_wrong: bool,
 }
+
+/// By how much a wall clock may differ from the cluster's, and for how long, before somebody should know.
+const WALL_CLOCK_WRONG_MS_MIN: u64 = 2000;
+const WALL_CLOCK_WRONG_NS_MIN: u64 = 2_000_000_000;
 
 /// How a death is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,7 +176,8 @@ enum Death {
 }
 
 impl Member {
-    pub(super) fn new(membership: Membership, form: Form, clock: Clock) -> Self {
+    pub(super) fn new(mut membership: Membership, form: Form, clock: Clock) -> Self {
+        membership.set_wall_clock(clock.boottime_ns(), clock.wall_ms());
         Self {
             membership,
             form,
@@ -187,6 +196,31 @@ impl Member {
             removed: BTreeSet::new(),
             watches: false,
             clock,
+            wall_clock_wrong_since_ns: None,
+            wall_clock_told_wrong: false,
+        }
+    }
+
+    /// Tells others what this machine's wall clock says, and goes by what most say.
+    fn compare_wall_clocks(&mut self, now_ns: u64) {
+        self.membership.set_wall_clock(now_ns, self.clock.wall_ms());
+        let agreed = self.membership.agreed_wall_clock();
+        self.clock.set_cluster_wall(agreed.map(|agreed| agreed.ahead_ms));
+        let ahead_ms = agreed.map_or(0, |agreed| agreed.own_ahead_ms);
+        if ahead_ms.unsigned_abs() < WALL_CLOCK_WRONG_MS_MIN {
+            self.wall_clock_wrong_since_ns = None;
+            if std::mem::take(&mut self.wall_clock_told_wrong) {
+                tracing::info!("the clock of this machine agrees with those of most nodes again");
+            }
+            return;
+        }
+        let since_ns = *self.wall_clock_wrong_since_ns.get_or_insert(now_ns);
+        if now_ns - since_ns >= WALL_CLOCK_WRONG_NS_MIN && !self.wall_clock_told_wrong {
+            self.wall_clock_told_wrong = true;
+            tracing::warn!(
+                ahead_seconds = ahead_ms / 1000,
+                "the clock of this machine differs from those of most nodes, by which what expires goes: synchronise all (NTP)"
+            );
         }
     }
 
@@ -479,10 +513,15 @@ impl Machine {
 
     pub(super) fn on_control(&mut self, node: NodeId, message: Bytes) {
         let now_ns = self.now_ns();
-        if let Some(member) = &mut self.member
-            && let Err(error) = member.membership.on_message(now_ns, node, message)
-        {
+        let Some(member) = &mut self.member else {
+            return;
+        };
+        if let Err(error) = member.membership.on_message(now_ns, node, message) {
             tracing::warn!(%node, %error, "a control message of a node is dropped");
+        }
+        if !member.clock.knows_cluster_wall() {
+            // It may be registered, and have clients, before it looks again.
+            member.compare_wall_clocks(now_ns);
         }
     }
 
@@ -589,6 +628,7 @@ impl Machine {
             return;
         };
         member.note_stops();
+        member.compare_wall_clocks(now_ns);
         member.membership.tick(now_ns);
         for waiter in member.try_again() {
             self.release(waiter);
@@ -795,7 +835,7 @@ impl Machine {
 
     /// The clock of whoever leads the directory says which bans are over.
     pub(super) fn ban(&mut self, ban: Ban, answer: &Sender<(Wish, Vec<MemberRecord>)>) {
-        let now_seconds = self.member.as_ref().map_or(0, |member| member.clock.wall_ms() / 1000);
+        let now_seconds = self.member.as_ref().map_or(0, |member| member.clock.cluster_wall_ms() / 1000);
         self.wish(|membership| membership.ban(Ban { now_seconds, ..ban }), answer);
     }
 
@@ -803,7 +843,7 @@ impl Machine {
         let Some(member) = &self.member else {
             return Vec::new();
         };
-        let now = member.clock.wall_ms() / 1000;
+        let now = member.clock.cluster_wall_ms() / 1000;
         let lasting = member.directory().bans().after(behind).filter(|(_, banned)| banned.lasts(now));
         let ban = |(subject, banned): (&str, &Banned)| Ban {
             subject: subject.to_owned(),

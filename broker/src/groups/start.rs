@@ -318,6 +318,7 @@ fn cluster_figures(shared: &Shared, view: &ClusterView, transport: &Transport) -
     ClusterFigures {
         lease_left: view.lease_left(),
         serves: view.serving.load(Ordering::Acquire),
+        wall_clock_ahead: (view.clock.wall_ms() as f64 - view.clock.cluster_wall_ms() as f64) / 1000.0,
         peers: transport.peers().into_iter().map(peer).collect(),
         transport: Arc::clone(transport.stats()),
         group_backlog: backlog.groups,

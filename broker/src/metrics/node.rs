@@ -40,6 +40,8 @@ pub struct ClusterFigures {
     pub lease_left: Duration,
     /// Whether it has one.
     pub serves: bool,
+    /// By how many seconds its wall clock is ahead of the cluster's.
+    pub wall_clock_ahead: f64,
     /// What its lanes hold for each group without an answer.
     pub group_backlog: Vec<u64>,
     /// The other nodes.
@@ -105,6 +107,13 @@ const MEMBER: &[Read<ClusterFigures>] = &[
     (gauge("kentongan_serving", &["1 if this node holds a lease and so acknowledges, else 0."]), |cluster| {
         is(cluster.serves)
     }),
+    (
+        gauge(
+            "kentongan_wall_clock_ahead_seconds",
+            &["By how much the wall clock of this machine is ahead of what most nodes say; below 0: behind."],
+        ),
+        |cluster| cluster.wall_clock_ahead,
+    ),
 ];
 
 const GROUP_BACKLOG: Family = labelled(
@@ -288,6 +297,7 @@ mod tests {
         let cluster = ClusterFigures {
             lease_left: Duration::from_millis(1_250),
             serves: true,
+            wall_clock_ahead: -2.5,
             group_backlog: vec![0, 7],
             peers: vec![PeerFigures { name: "n2".to_owned(), is_up: true, backlog: 8 }],
             transport: Arc::new(transport),
@@ -302,6 +312,7 @@ mod tests {
             "kentongan_index_subscriptions 2",
             "kentongan_lease_seconds 1.25",
             "kentongan_serving 1",
+            "kentongan_wall_clock_ahead_seconds -2.5",
             "kentongan_lane_group_backlog{group=\"1\"} 7",
             "kentongan_lane_node_backlog{peer=\"n2\"} 8",
             "kentongan_peer_up{peer=\"n2\"} 1",

@@ -311,14 +311,14 @@ impl Submitter {
         }
         let tick = match ticks.applied {
             Some(Applied { clock_ms, at_ms }) => {
-                let (elapsed_ms, wall_ms) = (now_ms.saturating_sub(at_ms), self.clock.wall_ms());
+                let (elapsed_ms, wall_ms) = (now_ms.saturating_sub(at_ms), self.clock.cluster_wall_ms());
                 ticks.wall_ahead_ms = Some(ahead_ms(wall_ms, now_ms));
                 ticks.propose(wall_ms, Applied { clock_ms: clock_ms + elapsed_ms, at_ms: now_ms });
                 command::Tick { elapsed_ms, wall_ms, bridge: false, from_ms: Some(clock_ms) }
             }
             // The first one bridges the time that no replica ran, by the wall clock.
             None => {
-                let wall_ms = ticks.bridge(self.clock.wall_ms(), now_ms);
+                let wall_ms = ticks.bridge(self.clock.cluster_wall_ms(), now_ms);
                 ticks.wall_ahead_ms = Some(ahead_ms(wall_ms, now_ms));
                 command::Tick { elapsed_ms: 0, wall_ms, bridge: true, from_ms: None }
             }
@@ -338,23 +338,31 @@ impl Submitter {
 
     /// A tick was applied here, which left the group's clock at `clock_ms`. How old one of another process is its own wall time says, not
     /// the latest that the group has heard of: where the clocks were set back, no tick would ever count as recent, and the group's
-    /// clock would stand. Of this process's own that is known, however the wall clock was set meanwhile. Of one that is reread from
-    /// the log of the process before this one, nobody knows how long ago it was.
+    /// clock would stand. One that leaves the clock where it should be by what is known here is recent whatever the wall clocks say; and an
+    /// old one, as of the log of a node that was away, does not take away what is known. Of this process's own that is known,
+    /// however the wall clock was set meanwhile. Of one that is reread from the log of the process before this one, nobody knows how long
+    /// ago it was.
     pub fn ticked(&self, group: u16, clock_ms: u64, tick: command::Tick, is_reread: bool) {
         if let Some(clock) = self.clocks.get(usize::from(group)) {
             let now_ms = self.now_ms();
             clock.applied_ms.store(now_ms, Ordering::Release);
             let mut ticks = clock.ticks.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_recent = || self.clock.wall_ms().abs_diff(tick.wall_ms) < TICK_AGE_MS_MAX;
-            let at_ms = match ticks.proposed_at_ms(&tick, clock_ms) {
+            let own_at_ms = ticks.proposed_at_ms(&tick, clock_ms);
+            let known = ticks.applied.filter(|_| !is_reread);
+            let is_recent = || {
+                let is_of_now = self.clock.cluster_wall_ms().abs_diff(tick.wall_ms) < TICK_AGE_MS_MAX;
+                let should_be_ms = known.map(|known| known.clock_ms + now_ms.saturating_sub(known.at_ms));
+                is_of_now || should_be_ms.is_some_and(|should_be_ms| should_be_ms < clock_ms + TICK_AGE_MS_MAX)
+            };
+            let at_ms = match own_at_ms {
                 _ if is_reread => None,
                 Some(at_ms) => Some(at_ms),
                 None => is_recent().then_some(now_ms),
             };
-            ticks.applied = at_ms.map(|at_ms| Applied { clock_ms, at_ms });
+            ticks.applied = at_ms.map(|at_ms| Applied { clock_ms, at_ms }).or(known);
             if at_ms.is_some() {
                 ticks.bridges_from = None;
-                let ahead_ms = ahead_ms(self.clock.wall_ms(), now_ms);
+                let ahead_ms = ahead_ms(self.clock.cluster_wall_ms(), now_ms);
                 ticks.wall_ahead_ms.get_or_insert(ahead_ms);
             }
         }
@@ -377,7 +385,7 @@ impl Submitter {
         let Some(clock) = self.clocks.get(usize::from(group)) else {
             return;
         };
-        let ahead_ms = ahead_ms(self.clock.wall_ms(), self.now_ms());
+        let ahead_ms = ahead_ms(self.clock.cluster_wall_ms(), self.now_ms());
         let was_set = {
             let ticks = clock.ticks.lock().unwrap_or_else(PoisonError::into_inner);
             // Before the first tick of this process, that one bridges.
@@ -532,6 +540,48 @@ mod tests {
         assert_eq!(counts_from(), None, "nobody knows how old it is");
         submitter.ticked(0, 500, tick_at(clock.wall_ms()), false);
         assert_eq!(counts_from(), Some(500), "though the group has heard of a later time");
+    }
+
+    /// P10: a node that has just started, with a wall clock that is hours ahead, knows from the others what time it is.
+    #[test]
+    fn the_time_that_no_process_ran_is_known_by_the_wall_clock_of_the_cluster() {
+        let machine = Arc::new(ManualClock::new(1_000_000 + STEP_MS));
+        let clock = Clock::manual(Arc::clone(&machine));
+        let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(2), clock.clone());
+        clock.set_cluster_wall(Some(1_000_000));
+        machine.advance(Duration::from_secs(3));
+        submitter.propose_encoded(0, Bytes::new());
+        let bridging = submitter.clocks[0].ticks.lock().expect("not poisoned").bridging.clone();
+        assert_eq!(bridging.iter().map(|(wall_ms, _)| *wall_ms).collect::<Vec<_>>(), [1_003_000]);
+        // And another's tick is one of now.
+        submitter.ticked(1, 500, tick_at(1_003_000), false);
+        assert_eq!(submitter.clock_ms(1, 500), 500);
+        machine.advance(Duration::from_secs(1));
+        assert_eq!(submitter.clock_ms(1, 500), 1_500);
+    }
+
+    /// P10: the wall clock of the cluster is set, as where the node whose clock was the earlier of two is gone, and what is known of the
+    /// group's clock still is; and by old ticks a node that was away catches up, and knows all the while what time it is.
+    #[test]
+    fn what_is_known_of_the_time_needs_no_wall_clock() {
+        let machine = Arc::new(ManualClock::new(1_000_000));
+        let clock = Clock::manual(Arc::clone(&machine));
+        let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
+        let counts_from = || {
+            let applied = submitter.clocks[0].ticks.lock().expect("not poisoned").applied;
+            applied.map(|applied| (applied.clock_ms, applied.at_ms))
+        };
+        submitter.ticked(0, 500, tick_at(clock.wall_ms()), false);
+        machine.advance(Duration::from_secs(7));
+        submitter.ticked(0, 7_400, tick_at(clock.wall_ms() + STEP_MS), false);
+        assert_eq!(counts_from(), Some((7_400, submitter.now_ms())), "it is where it should be");
+        let known = counts_from();
+        machine.advance(Duration::from_secs(3_600));
+        for old_ms in [20_000, 3_000_000] {
+            submitter.ticked(0, old_ms, tick_at(1_000_000 + old_ms), false);
+            assert_eq!(counts_from(), known);
+        }
+        assert_eq!(submitter.clock_ms(0, 3_000_000), 3_000_000 + 3_600_000, "asked of the clock as it is known");
     }
 
     /// P10: each tick takes a while until it is applied, which is not lost: nothing lives the longer for it.

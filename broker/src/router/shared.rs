@@ -225,10 +225,10 @@ impl Shared {
         self.clock.now_ms()
     }
 
-    /// Seconds since 1970 by the wall clock, by which bans end.
+    /// Seconds since 1970 by the cluster's wall clock, by which bans end.
     #[must_use]
     pub fn wall_seconds(&self) -> u64 {
-        self.clock.wall_ms() / 1000
+        self.clock.cluster_wall_ms() / 1000
     }
 
     /// Whether publishers should pause: an arbiter or the groups have too much before them.

@@ -244,6 +244,16 @@ pub(super) fn plan(nodes: usize, from_ns: u64, to_ns: u64, random: &mut SmallRng
             Planned { at_ns: random.random_range(from_ns..to_ns), lasts_ns, fault, of_leader }
         })
         .collect();
+    for number in 0..planned.len() {
+        // Who starts with a wrong clock knows nothing else of how long it was away.
+        if let Planned { at_ns, fault: Fault::WallJump(node, _), .. } = planned[number]
+            && random.random()
+        {
+            let fault = if random.random() { Fault::Kill(node) } else { Fault::PowerCut(node) };
+            let lasts_ns = fault.lasts_ns(random);
+            planned.push(Planned { at_ns: at_ns + random.random_range(MS..SECOND), lasts_ns, fault, of_leader: false });
+        }
+    }
     let plot = match nodes {
         3 if random.random() => {
             let plots = [Plot::Usurper, Plot::Condemned, Plot::LateJoiner, Plot::SlowDisks, Plot::Apart];

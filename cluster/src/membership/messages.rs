@@ -28,6 +28,8 @@ impl Membership {
             led.supply.forget(peer);
         }
         if link.is_some() {
+            // Before anything by which it could be registered, and so have a say in what time it is.
+            self.tell_wall_clock(now_ns, peer);
             // The other side may not have noticed, and go on where nothing arrived. Who leads which group is its to know.
             let at_peer = |source: &SourceId| !matches!(*source, SourceId::Node(node, _) if node != peer);
             let sources: Vec<_> = self.table.sources().filter(at_peer).collect();
@@ -92,6 +94,11 @@ impl Membership {
                 self.on_table(peer, outputs);
             }
             Body::Confirm(confirm) => self.on_confirm(confirm)?,
+            Body::WallClock(clock) => {
+                if let Some(&link) = self.links.get(&peer) {
+                    self.wall_clocks.on_other(now_ns, peer, link, clock.wall_ms);
+                }
+            }
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ mod leading;
 mod messages;
 mod supply;
 mod terms;
+mod wall;
 pub mod wire;
 mod wishes;
 
@@ -36,9 +37,10 @@ use crate::lease::{GranterOutput, Holder, HolderOutput, LeaseCell, Standing};
 use crate::placement::{self, transition};
 use leading::Leading;
 use supply::{Budgets, Supply};
+use wall::WallClocks;
 use wire::Body;
 
-pub use terms::{Limits, Output, UnknownCommand, WaitError, Wish, WishRefusal};
+pub use terms::{AgreedWallClock, Limits, Output, UnknownCommand, WaitError, Wish, WishRefusal};
 
 /// How often a node asks to be registered.
 const REGISTER_INTERVAL_NS: u64 = 200_000_000;
@@ -162,6 +164,7 @@ pub struct Membership {
     connections: Option<u64>,
     /// Those of every node that does, as the directory's leader said with the lease.
     loads: BTreeMap<NodeId, u64>,
+    wall_clocks: WallClocks,
     register_at_ns: u64,
     fence_at_ns: u64,
     next_token: u64,
@@ -200,6 +203,7 @@ impl Membership {
             stops: false,
             connections: None,
             loads: BTreeMap::new(),
+            wall_clocks: WallClocks::default(),
             register_at_ns: 0,
             fence_at_ns: 0,
             next_token: 1,
@@ -650,6 +654,27 @@ impl Membership {
     fn unheard(&self) -> Vec<u64> {
         let is_unheard = |node: &&NodeId| **node != self.me && !self.links.contains_key(node);
         self.directory.members().keys().filter(is_unheard).map(|node| node.get()).collect()
+    }
+
+    /// What this machine's wall clock says, in milliseconds since 1970. Call before anything else, and with every [`Self::tick`].
+    pub fn set_wall_clock(&mut self, now_ns: u64, wall_ms: u64) {
+        if self.wall_clocks.set_own(now_ns, wall_ms) {
+            let peers: Vec<NodeId> = self.links.keys().copied().collect();
+            peers.into_iter().for_each(|peer| self.tell_wall_clock(now_ns, peer));
+        }
+    }
+
+    fn tell_wall_clock(&mut self, now_ns: u64, peer: NodeId) {
+        if let Some(wall_ms) = self.wall_clocks.own_wall_ms(now_ns).filter(|_| peer != self.me) {
+            self.send(peer, Body::WallClock(wire::WallClock { wall_ms }));
+        }
+    }
+
+    /// What time it is by the wall clocks of the members, this one among them. `None`: nobody else said it.
+    pub fn agreed_wall_clock(&mut self) -> Option<AgreedWallClock> {
+        let members = self.directory.members();
+        let ahead_ms = self.wall_clocks.agreed_ms(|node| members.contains_key(&node))?;
+        Some(AgreedWallClock { ahead_ms, own_ahead_ms: self.wall_clocks.own_ahead_of_ms(ahead_ms) })
     }
 
     /// Time passed. Call about every 100 ms.

@@ -197,3 +197,12 @@ pub enum WishRefusal {
     #[error(transparent)]
     Ban(#[from] BanRefusal),
 }
+
+/// What time it is by the wall clocks of the members.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AgreedWallClock {
+    /// Milliseconds since 1970 less those since this machine booted ([`crate::clock::boottime_ns`]).
+    pub ahead_ms: i64,
+    /// By how many milliseconds this machine's own is ahead of it.
+    pub own_ahead_ms: i64,
+}

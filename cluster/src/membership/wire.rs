@@ -28,7 +28,7 @@ pub enum Malformed {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Envelope {
     /// The message.
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub body: Option<Body>,
 }
 
@@ -59,6 +59,9 @@ pub enum Body {
     /// It is held.
     #[prost(message, tag = "8")]
     Confirm(Confirm),
+    /// What the wall clock says.
+    #[prost(message, tag = "9")]
+    WallClock(WallClock),
 }
 
 /// What a [`Join`] is proposed of. Its fields have the same numbers, for older nodes send and read a `Join` here; what follows them is for who
@@ -255,6 +258,14 @@ pub struct Confirm {
     /// Who holds it.
     #[prost(uint64, tag = "3")]
     pub receiver: u64,
+}
+
+/// What the sender's wall clock says as it sends this.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct WallClock {
+    /// Milliseconds since 1970.
+    #[prost(uint64, tag = "1")]
+    pub wall_ms: u64,
 }
 
 /// As it goes over a link.

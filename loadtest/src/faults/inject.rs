@@ -105,6 +105,13 @@ impl Lab<'_> {
                 self.fault_heals(fault);
                 Ok(Vec::new())
             }
+            Injection::StartWithClock { node, seconds, milliseconds } => {
+                let victims = vec![self.resolve(node)?];
+                self.kill_and_restart(&victims, 500, |lab| lab.tell(victims[0], seconds, 0))?;
+                hold(milliseconds);
+                self.tell(victims[0], 0, 0)?;
+                Ok(victims)
+            }
             Injection::TornEnd { node } => {
                 let victims = vec![self.resolve(node)?];
                 self.kill_and_restart(&victims, 0, |lab| {

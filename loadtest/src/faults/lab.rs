@@ -134,10 +134,12 @@ impl<'a> Lab<'a> {
         let forgets = steps.iter().any(|step| step.injection.needs_power_cuts());
         for Step { injection, .. } in steps {
             let prepared = match *injection {
-                Injection::Clock { .. } | Injection::SyncError { .. } if forgets => {
+                Injection::Clock { .. } | Injection::StartWithClock { .. } | Injection::SyncError { .. } if forgets => {
                     Err(anyhow!("another library is preloaded for the power cuts of the same cluster"))
                 }
-                Injection::Clock { .. } | Injection::SyncError { .. } if preload.is_none() => {
+                Injection::Clock { .. } | Injection::StartWithClock { .. } | Injection::SyncError { .. }
+                    if preload.is_none() =>
+                {
                     prepare_preload(&mut nodes, tools.path()).map(|made| preload = Some(made))
                 }
                 Injection::DiskFull { node: Victim::Node(node), .. } => {

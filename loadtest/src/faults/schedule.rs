@@ -164,6 +164,15 @@ pub enum Injection {
         /// For so long.
         milliseconds: u64,
     },
+    /// `kill -9`, and a start with a wall clock that is wrong for a while.
+    StartWithClock {
+        /// Whom.
+        node: Victim,
+        /// By so much.
+        seconds: i64,
+        /// For so long.
+        milliseconds: u64,
+    },
     /// `kill -9`, and then half a record at the end of the log, as a write that a power cut interrupts leaves it.
     TornEnd {
         /// Whom.
@@ -241,7 +250,7 @@ impl Injection {
             | Self::Ring { .. }
             | Self::OneWay { .. }
             | Self::Slow { .. } => Fault::F5,
-            Self::Clock { .. } => Fault::F7,
+            Self::Clock { .. } | Self::StartWithClock { .. } => Fault::F7,
             Self::TornEnd { .. } | Self::FlippedBit { .. } => Fault::F9,
             Self::DiskFull { .. } | Self::SyncError { .. } => Fault::F10,
             Self::KillAtCheckpoint { .. } => Fault::F11,
@@ -276,6 +285,7 @@ impl Injection {
             | Self::OneWay { milliseconds, .. }
             | Self::Slow { milliseconds, .. }
             | Self::Clock { milliseconds, .. }
+            | Self::StartWithClock { milliseconds, .. }
             | Self::DiskFull { milliseconds, .. }
             | Self::NoQuorum { milliseconds } => milliseconds + 3000,
             Self::PowerCut | Self::TornEnd { .. } | Self::FlippedBit { .. } | Self::SyncError { .. } => 5000,
@@ -394,6 +404,8 @@ fn cases(random: &mut SmallRng, nodes: usize, round: usize) -> Vec<Injection> {
         Injection::OneWay { node: Victim::DirectoryLeader, deaf: !is_even, milliseconds: 8000 },
         Injection::Slow { node: slow, delay_milliseconds: 100, bytes_per_second: 1_000_000, milliseconds: 6000 },
         Injection::Clock { node: skewed, seconds: if is_even { 3600 } else { -3600 }, milliseconds: 6000 },
+        // Most clocks are right: one that is not ends nothing.
+        Injection::StartWithClock { node: skewed, seconds: if is_even { 10_800 } else { -10_800 }, milliseconds: 6000 },
         Injection::TornEnd { node: torn },
         Injection::FlippedBit { node: flipped },
         Injection::DiskFull { node: full, milliseconds: 6000 },

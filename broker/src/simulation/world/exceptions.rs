@@ -1,5 +1,7 @@
 //! What the checker must know of the faults: which clocks went wrong, and who was cut off.
 
+use std::collections::BTreeSet;
+
 use kentongan_history::{Action, Promise, Violation, What};
 
 use super::{CLOCK_RATE_PERMILLE_MAX, CUT_OFF_NS, World};
@@ -7,10 +9,17 @@ use crate::simulation::faults::{Fault, Planned, SECOND};
 use crate::simulation::workload::Workload;
 
 impl World {
-    /// Time may be told by clocks that run fast or slow, and after a stop of all replicas by one that was set.
+    /// Time may be told by clocks that run fast or slow, and after a stop of all replicas by ones that were set. One of three counts for
+    /// nothing; two of five would be most of three that hear each other.
     pub(in crate::simulation) fn judged_by(&self) -> kentongan_history::Settings {
-        let is_set = |planned: &Planned| matches!(planned.fault, Fault::WallJump(..));
-        let set_ns = if self.faults.iter().any(is_set) { 2 * 3600 * SECOND } else { 0 };
+        let set = |planned: &Planned| match planned.fault {
+            Fault::WallJump(host, _) => Some(host),
+            _ => None,
+        };
+        let set: BTreeSet<usize> = self.faults.iter().filter_map(set).collect();
+        // Who founds a cluster is alone for a while.
+        let set_max = if self.plan.grows || self.plan.nodes < 3 { 0 } else { 1 };
+        let set_ns = if set.len() > set_max { 2 * 3600 * SECOND } else { 0 };
         kentongan_history::Settings {
             clock_skew_max: self.now_ns / 25 + set_ns,
             clocks_set_max: set_ns,
@@ -52,7 +61,9 @@ impl World {
                 host == node
             }
             Fault::DiskSlow(which, _) => which.is_none_or(|host| host == node),
-            Fault::OneWay(one, other) | Fault::Break(one, other) => one == node || other == node,
+            Fault::OneWay(one, other) | Fault::Apart(one, other) | Fault::Break(one, other) => {
+                one == node || other == node
+            }
             Fault::Delay => true,
             _ => false,
         };
