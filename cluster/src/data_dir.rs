@@ -76,6 +76,26 @@ const UNFINISHED: &str = "unfinished";
 /// Says that a new cluster goes on with what is in a directory.
 const ENDED: &str = "ended";
 
+/// Says that the log may lack what the node acknowledged.
+const UNSYNCED: &str = "unsynced";
+
+/// Of a directory whose log may lack what the node acknowledged: a process wrote it without syncs, and none has had, since, all that
+/// was committed.
+#[derive(Debug)]
+pub struct UnsyncedLog {
+    directory: PathBuf,
+}
+
+impl UnsyncedLog {
+    /// A process that syncs has had all that was committed.
+    ///
+    /// # Errors
+    /// The file system said no.
+    pub fn end(&self) -> Result<(), DataDirError> {
+        remove_number(&self.directory, UNSYNCED)
+    }
+}
+
 /// A data directory, locked for this process until it is dropped.
 #[derive(Debug)]
 pub struct DataDir {
@@ -134,9 +154,20 @@ impl DataDir {
     /// # Errors
     /// The file system said no.
     pub fn finish(&self) -> Result<(), DataDirError> {
-        let mark = self.path.join(UNFINISHED);
-        fs::remove_file(&mark).map_err(at(&mark))?;
-        sync_directory(&self.path, SyncSite::NumberName).map_err(at(&self.path))
+        remove_number(&self.path, UNFINISHED)
+    }
+
+    /// The log is written from now on, by a process that waits for its syncs or by one that does not.
+    ///
+    /// # Errors
+    /// The file system said no.
+    pub fn write_log(&self, waits_for_syncs: bool) -> Result<Option<UnsyncedLog>, DataDirError> {
+        let mark = self.path.join(UNSYNCED);
+        let is_unsynced = mark.try_exists().map_err(at(&mark))?;
+        if !waits_for_syncs && !is_unsynced {
+            write_number(&self.path, UNSYNCED, 1)?;
+        }
+        Ok((is_unsynced || !waits_for_syncs).then(|| UnsyncedLog { directory: self.path.clone() }))
     }
 
     /// A new cluster goes on with what is in it: nobody shall start from it.
@@ -250,6 +281,12 @@ fn read_number(path: &Path) -> Result<Option<u64>, DataDirError> {
 }
 
 /// Replaces a small file as a whole, or not at all.
+fn remove_number(directory: &Path, name: &str) -> Result<(), DataDirError> {
+    let path = directory.join(name);
+    fs::remove_file(&path).map_err(at(&path))?;
+    sync_directory(directory, SyncSite::NumberName).map_err(at(directory))
+}
+
 fn write_number(directory: &Path, name: &str, number: u64) -> Result<(), DataDirError> {
     let new = directory.join(format!("{name}.new"));
     let write = || -> io::Result<()> {
@@ -284,6 +321,19 @@ mod tests {
     }
 
     /// A recovery that was killed leaves nothing that could be taken for a node.
+    /// What is acknowledged without a sync may be gone after a power cut, whatever the next process does.
+    #[test]
+    fn that_a_log_was_written_without_syncs_is_known_until_it_is_whole_again() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let open = || DataDir::open(parent.path()).expect("a data directory");
+        assert!(open().write_log(true).expect("noted").is_none());
+        assert!(open().write_log(false).expect("noted").is_some());
+        assert!(open().write_log(true).expect("noted").is_some(), "it may have been the one that lost its power");
+        let noted = open().write_log(true).expect("noted").expect("nobody showed that all is there");
+        noted.end().expect("ended");
+        assert!(open().write_log(true).expect("noted").is_none());
+    }
+
     #[test]
     fn a_directory_that_is_being_filled_is_no_node_before_it_is_finished() {
         let directory = tempfile::tempdir().expect("a directory");

@@ -195,6 +195,7 @@ impl Node {
             checkpoint_log_bytes: 300,
             checkpoint_interval: Duration::from_secs(3600),
             sync: mode.sync,
+            forgets: !mode.sync,
             free_bytes_reserve: 0,
         };
         let pipeline = Pipeline::start(config, disk, store, machine, NoPeers).map_err(|error| refused(&error))?;

@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crossbeam::channel::{Receiver, TryRecvError, bounded};
+use kentongan_cluster::data_dir::UnsyncedLog;
 use kentongan_cluster::group::{GroupStatus, Role};
 use kentongan_cluster::{GroupId, NodeId, PipelineHandle};
 
@@ -23,11 +24,13 @@ pub struct Health {
     status: Option<Receiver<Vec<(GroupId, GroupStatus)>>>,
     elsewhere: Option<Receiver<BTreeSet<GroupId>>>,
     view: View,
+    /// The log may lack what this node acknowledged before it had caught up.
+    unsynced: Option<UnsyncedLog>,
 }
 
 impl Health {
-    pub(super) fn new(node: NodeId, pipeline: PipelineHandle<Query>) -> Self {
-        Self { pipeline, status: None, elsewhere: None, view: View::new(node) }
+    pub(super) fn new(node: NodeId, pipeline: PipelineHandle<Query>, unsynced: Option<UnsyncedLog>) -> Self {
+        Self { pipeline, status: None, elsewhere: None, view: View::new(node), unsynced }
     }
 
     /// Takes in what was asked at the look before, and asks again. `in_step`: whether the node holds a lease.
@@ -45,6 +48,12 @@ impl Health {
                 answered
             }),
             _ => {}
+        }
+        if let Some(unsynced) = self.unsynced.take_if(|_| self.view.has_caught_up)
+            && let Err(error) = unsynced.end()
+        {
+            // The next process is as careful, which does no harm.
+            tracing::warn!(%error, "that the log is whole again could not be noted");
         }
         self.status = Some(self.pipeline.status());
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender};
-use kentongan_cluster::data_dir::DataDir;
+use kentongan_cluster::data_dir::{DataDir, UnsyncedLog};
 use kentongan_cluster::directory::Placement;
 use kentongan_cluster::directory::command::{Ban, Departing, MemberRecord};
 use kentongan_cluster::disk::{Disk, RealDisk};
@@ -70,6 +70,8 @@ pub struct Running {
     /// Of the links, if they have TLS.
     certificates: Option<PeerCertificates>,
     data_dir: DataDir,
+    /// The log may lack what this node acknowledged, though it is synced now.
+    unsynced: Option<UnsyncedLog>,
     /// As long as this is kept, members are searched for that this node does not know.
     _searches: Option<Sender<()>>,
     operator: Arc<Operator>,
@@ -93,9 +95,10 @@ impl Running {
 
     /// What there is to know of its replicas; of a node that is alone there is nothing.
     #[must_use]
-    pub fn health(&self) -> Option<Health> {
+    pub fn health(&mut self) -> Option<Health> {
         let is_member = self.transport.is_some();
-        is_member.then(|| Health::new(self.data_dir.node(), self.pipeline.handle().clone()))
+        let unsynced = self.unsynced.take();
+        is_member.then(|| Health::new(self.data_dir.node(), self.pipeline.handle().clone(), unsynced))
     }
 
     /// Reads the certificates for the links again, if they have any. Links that are up keep theirs.
@@ -192,6 +195,11 @@ fn start_alone(
     let (assembly, mut machine) = assemble_alone(setting, metrics, &store, data_dir.node())?;
     let reading = machine.read_ahead();
     let config = pipeline_config(settings, data_dir.node(), data_dir.incarnation(), assembly.new_groups());
+    let waits_for_syncs = config.sync;
+    if let Some(unsynced) = data_dir.write_log(waits_for_syncs)?.filter(|_| waits_for_syncs) {
+        // What it lacks nobody else has.
+        unsynced.end()?;
+    }
     let pipeline = Pipeline::start(config, disk, store, machine, NoPeers)?;
     let read_ahead = read_ahead::start(reading, pipeline.handle().clone())?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
@@ -202,7 +210,16 @@ fn start_alone(
     let operator = Arc::new(Operator::new(Arc::clone(&shared), data_dir.node(), pipeline.handle().clone(), None));
     Ok((
         shared,
-        Running { pipeline, read_ahead, transport: None, certificates: None, data_dir, operator, _searches: None },
+        Running {
+            pipeline,
+            read_ahead,
+            transport: None,
+            certificates: None,
+            data_dir,
+            unsynced: None,
+            operator,
+            _searches: None,
+        },
     ))
 }
 
@@ -250,6 +267,10 @@ fn start_member(
         );
     }
     let config = pipeline_config(settings, data_dir.node(), data_dir.incarnation(), assembly.new_groups());
+    let waits_for_syncs = config.sync;
+    let unsynced = data_dir.write_log(waits_for_syncs)?;
+    let config = PipelineConfig { forgets: unsynced.is_some(), ..config };
+    let unsynced = unsynced.filter(|_| waits_for_syncs);
     let pipeline = Pipeline::start(config, disk, store, machine, RaftLinks::new(transport.clone()))?;
     let read_ahead = read_ahead::start(reading, pipeline.handle().clone())?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
@@ -282,7 +303,9 @@ fn start_member(
     pipeline.handle().notify(Query::Listening);
     let searches = Some(searches);
     let transport = Some(transport);
-    Ok((shared, Running { pipeline, read_ahead, transport, certificates, data_dir, operator, _searches: searches }))
+    let running =
+        Running { pipeline, read_ahead, transport, certificates, data_dir, unsynced, operator, _searches: searches };
+    Ok((shared, running))
 }
 
 /// Lets `/metrics` show how the node is, as long as there is one.
@@ -894,6 +917,7 @@ pub(crate) fn pipeline_config(
         checkpoint_log_bytes: settings.storage.checkpoint_log_bytes,
         checkpoint_interval: Duration::from_secs(u64::from(settings.storage.checkpoint_seconds.get())),
         sync: settings.durability == Durability::Fsync,
+        forgets: settings.durability != Durability::Fsync,
         free_bytes_reserve: settings.storage.free_bytes_reserve,
     }
 }

@@ -228,7 +228,7 @@ impl Broker {
         }
         let arbiters = number_of_arbiters(&settings);
         let audit = settings.log.audit_file.as_deref().map(AuditFile::open).transpose()?;
-        let (shared, groups) = groups::start(&settings, authority, arbiters, &metrics, stop)?;
+        let (shared, mut groups) = groups::start(&settings, authority, arbiters, &metrics, stop)?;
         shared.events.begin(&settings, metrics.events())?;
         if let Some(file) = audit {
             shared.audit.begin(file)?;

@@ -74,6 +74,8 @@ pub struct NodeConfig {
     pub segment_bytes: u64,
     /// Whether a round is synced before what depends on it leaves. If not, [`Node::sync`] must be called soon after.
     pub sync: bool,
+    /// Whether the log may lack what this node acknowledged: a power cut may have taken what was not synced.
+    pub forgets: bool,
     /// The log is not written ahead where less than this would be left free, in bytes.
     pub free_bytes_reserve: u64,
     /// A follower that hears nothing for this many ticks, up to twice as many, stands for election.
@@ -94,6 +96,7 @@ impl NodeConfig {
             node,
             segment_bytes,
             sync,
+            forgets: !sync,
             free_bytes_reserve: 0,
             election_ticks: 20,
             heartbeat_ticks: 4,
@@ -209,7 +212,7 @@ impl Node {
         };
         let config = GroupConfig {
             node: self.config.node,
-            forgets: !self.config.sync,
+            forgets: self.config.forgets,
             election_ticks: self.config.election_ticks,
             heartbeat_ticks: self.config.heartbeat_ticks,
             seed: self.config.seed,

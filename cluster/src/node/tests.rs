@@ -48,6 +48,8 @@ struct Cluster {
     members: BTreeMap<NodeId, Configuration>,
     /// Each round is synced.
     sync: bool,
+    /// An earlier process of the nodes did not.
+    has_not_synced: bool,
     /// Nothing comes to it, and nothing from it.
     cut_off: Option<NodeId>,
     /// The longest message that was carried, in bytes, since somebody was cut off. No frame holds one of [`FRAME_BYTES_MAX`].
@@ -67,6 +69,7 @@ impl Cluster {
             nodes: BTreeMap::new(),
             members: BTreeMap::new(),
             sync,
+            has_not_synced: false,
             cut_off: None,
             longest: 0,
         };
@@ -75,7 +78,8 @@ impl Cluster {
     }
 
     fn start(&mut self, node: NodeId) {
-        let config = NodeConfig { election_ticks: 10, ..NodeConfig::new(node, 1024 * 1024, self.sync, node.0) };
+        let config = NodeConfig::new(node, 1024 * 1024, self.sync, node.0);
+        let config = NodeConfig { election_ticks: 10, forgets: config.forgets || self.has_not_synced, ..config };
         let checkpoint = CheckpointBase::new_group(self.founders.clone());
         let disk = Arc::new(self.disks[&node].clone());
         let opened = Node::open(config, disk, BTreeMap::from([(GROUP, checkpoint)])).expect("opens");
@@ -257,9 +261,13 @@ impl Cluster {
     }
 }
 
-/// Its leader goes on, and may have nothing to send.
+/// Its leader goes on, and may have nothing to send. Whether the next process syncs is all the same.
 #[test]
 fn who_lost_what_it_had_acknowledged_has_it_again_from_the_same_leader() {
+    [false, true].into_iter().for_each(lose_what_was_acknowledged);
+}
+
+fn lose_what_was_acknowledged(syncs_then: bool) {
     let mut cluster = Cluster::that_syncs(3, false);
     assert!(cluster.tick_until(|cluster| cluster.leader().is_some()));
     let leader = cluster.leader().expect("just seen");
@@ -271,6 +279,7 @@ fn who_lost_what_it_had_acknowledged_has_it_again_from_the_same_leader() {
     let follower = cluster.others_of(leader)[0];
     cluster.tick(5);
     assert!(cluster.follows(follower, leader));
+    (cluster.sync, cluster.has_not_synced) = (syncs_then, true);
     cluster.power_cut(follower);
     assert!(!cluster.follows(follower, leader), "it lost something");
     assert!(cluster.tick_until(|cluster| cluster.follows(follower, leader)));
@@ -281,6 +290,10 @@ fn who_lost_what_it_had_acknowledged_has_it_again_from_the_same_leader() {
 /// A power cut may bring back what was overwritten: then it is no use that its leader knows it to be as long as it should be.
 #[test]
 fn who_has_again_what_was_overwritten_takes_it_for_nothing() {
+    [false, true].into_iter().for_each(have_again_what_was_overwritten);
+}
+
+fn have_again_what_was_overwritten(syncs_then: bool) {
     let mut cluster = Cluster::that_syncs(3, false);
     assert!(cluster.tick_until(|cluster| cluster.leader().is_some()));
     let first = cluster.leader().expect("just seen");
@@ -305,6 +318,7 @@ fn who_has_again_what_was_overwritten_takes_it_for_nothing() {
     }
     cluster.tick(5);
     assert!(cluster.follows(first, second));
+    (cluster.sync, cluster.has_not_synced) = (syncs_then, true);
     cluster.power_cut(first);
     assert!(cluster.tick_until(|cluster| cluster.follows(first, second)));
     cluster.propose(second, b"more");

@@ -155,6 +155,8 @@ pub struct PipelineConfig {
     pub checkpoint_interval: Duration,
     /// Whether a round is synced before it is applied. If not, it is synced soon after.
     pub sync: bool,
+    /// Whether the log may lack what this node acknowledged, see [`crate::data_dir::UnsyncedLog`].
+    pub forgets: bool,
     /// Free space below which [`PipelineHandle::is_full`] says so.
     pub free_bytes_reserve: u64,
 }
@@ -507,6 +509,7 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
     ) -> Result<Self, StartError> {
         make_groups(&config, &mut store)?;
         let node_config = NodeConfig {
+            forgets: config.forgets,
             free_bytes_reserve: config.free_bytes_reserve,
             ..NodeConfig::new(config.node, config.segment_bytes, config.sync, config.seed)
         };

@@ -91,6 +91,7 @@ fn config() -> PipelineConfig {
         checkpoint_log_bytes: 300,
         checkpoint_interval: Duration::from_secs(3600),
         sync: true,
+        forgets: false,
         free_bytes_reserve: 0,
     }
 }
