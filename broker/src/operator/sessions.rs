@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Select, bounded};
+use kentongan_cluster::group::Role;
 use kentongan_proto::mqtt::QoS;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -166,8 +167,20 @@ impl Operator {
         self.pipeline.notify(Query::Look(look));
         match answered.recv_timeout(PART_MAX) {
             Ok(Some(seen)) => Ok(seen),
-            Ok(None) => Err(format!("group {group} has another leader by now: ask again")),
+            Ok(None) => Err(self.not_led_here(group)),
             Err(_) => Err(self.silent("look at its groups")),
+        }
+    }
+
+    /// What there is to say of a group that whoever asks took this node for the leader of. Who led it last is remembered also when nobody
+    /// leads it any more.
+    fn not_led_here(&self, group: u16) -> String {
+        let Ok(statuses) = self.pipeline.status().recv_timeout(PART_MAX) else {
+            return self.silent("say who leads a group");
+        };
+        match statuses.iter().find(|(kept, _)| kept.0 == group).map(|(_, status)| status.role) {
+            Some(Role::Follower { leader: None }) => no_leader(&format!("group {group}")),
+            _ => format!("group {group} has another leader by now: ask again"),
         }
     }
 
@@ -296,7 +309,7 @@ impl Operator {
     pub fn ask_leader<T: DeserializeOwned>(&self, group: u16, question: &Question) -> Result<T, AskError> {
         match self.leaders()?.get(usize::from(group)) {
             Some(&leader) if leader != 0 => self.ask(leader, question),
-            _ => Err(AskError::Unavailable(format!("group {group} has no leader now: ask again"))),
+            _ => Err(AskError::Unavailable(no_leader(&format!("group {group}")))),
         }
     }
 }
@@ -339,7 +352,7 @@ impl<'a> GroupLeaders<'a> {
     pub fn ask<T: DeserializeOwned>(&mut self, group: u16, question: &Question) -> Result<T, AskError> {
         let leader = match self.nodes.get(usize::from(group)) {
             Some(&leader) if leader != 0 => leader,
-            _ => return Err(AskError::Unavailable("it has no leader now".to_owned())),
+            _ => return Err(AskError::Unavailable(no_leader("it"))),
         };
         if let Some(error) = self.silent.get(&leader) {
             return Err(error.clone());
@@ -384,6 +397,10 @@ impl<'a> GroupLeaders<'a> {
             }
         }
     }
+}
+
+fn no_leader(group: &str) -> String {
+    format!("{group} has no leader that this node knows: a majority of its nodes must be up")
 }
 
 fn session_row(session: &PersistentSession, group: u16) -> Session {

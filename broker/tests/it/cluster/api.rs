@@ -299,6 +299,7 @@ fn without_a_majority_no_ban_is_said_to_be_committed() {
     let known = json!({ "as": "username", "who": "eve" });
     assert_eq!(act(&cluster.nodes[0], &keys.operator, "POST", "/banned", Some(&known)).0, 200);
     wait_for("it is known", || get(&cluster.nodes[0], &keys, "/banned")["meta"]["count"] == 1);
+    wait_for("the first leads some", || (0..GROUPS).any(|group| cluster.leader_of_group(group) == 0));
     cluster.nodes[1].kill();
     cluster.nodes[2].kill();
     let node = &cluster.nodes[0];
@@ -307,6 +308,13 @@ fn without_a_majority_no_ban_is_said_to_be_committed() {
             .as_array()
             .is_some_and(|rows| rows.iter().all(|row| row["leader"].is_null()))
     });
+    let sessions = get(node, &keys, "/sessions");
+    let missing = sessions["unavailable"].as_array().expect("a list");
+    let is_said = |row: &Value| {
+        let group = row["node"].as_str().expect("which group");
+        row["detail"] == format!("{group} has no leader that this node knows: a majority of its nodes must be up")
+    };
+    assert!(missing.len() == usize::from(GROUPS) && missing.iter().any(is_said), "{sessions}");
     let new = json!({ "as": "clientid", "who": "meter" });
     let asked = [
         ("POST", "/banned", Some(&new)),
