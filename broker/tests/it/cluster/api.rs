@@ -303,12 +303,18 @@ fn a_list_waits_once_for_those_who_do_not_answer() {
 
 /// Also what this node took for decided already: a majority may have decided otherwise since.
 #[test]
-fn without_a_majority_no_ban_is_said_to_be_committed() {
+fn without_a_majority_nothing_is_said_to_be_committed() {
     let keys = Keys::draw();
     let mut cluster = cluster(&keys);
     let known = json!({ "as": "username", "who": "eve" });
     assert_eq!(act(&cluster.nodes[0], &keys.operator, "POST", "/banned", Some(&known)).0, 200);
     wait_for("it is known", || get(&cluster.nodes[0], &keys, "/banned")["meta"]["count"] == 1);
+    let [drained, other] = [2, 1].map(|node| format!("/nodes/{}/drain", cluster.nodes[node].name));
+    assert_eq!(act(&cluster.nodes[0], &keys.administrator, "POST", &drained, None).0, 200);
+    wait_for("that is known too", || {
+        let nodes = get(&cluster.nodes[0], &keys, "/nodes");
+        nodes["data"].as_array().expect("a list").iter().any(|row| row["drains"] == true)
+    });
     wait_for("the first leads some", || (0..GROUPS).any(|group| cluster.leader_of_group(group) == 0));
     cluster.nodes[1].kill();
     cluster.nodes[2].kill();
@@ -330,8 +336,10 @@ fn without_a_majority_no_ban_is_said_to_be_committed() {
         ("POST", "/banned", Some(&new)),
         ("POST", "/banned", Some(&known)),
         ("DELETE", "/banned/clientid/nobody", None),
+        ("POST", &drained, None),
+        ("DELETE", &other, None),
     ];
-    let token = keys.operator.expose();
+    let token = keys.administrator.expose();
     std::thread::scope(|scope| {
         let answers =
             asked.map(|(method, path, body)| scope.spawn(move || (method, ask_once(node, token, method, path, body))));
