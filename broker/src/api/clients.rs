@@ -21,6 +21,7 @@ use crate::operator::clients::{
     Client, ClientFilter, ClientsAsked, ClientsFrom, SomeClients, SomeSubscriptions, Subscription, SubscriptionsAsked,
     SubscriptionsFrom,
 };
+use crate::operator::in_turn::InTurn;
 use crate::operator::{AskError, NodeName, Operator, Question};
 
 /// What is looked at for one page over all nodes, however little of it is wanted.
@@ -95,10 +96,11 @@ async fn list(
             Some(called) => vec![super::nodes::node_called(operator, &called)?],
             None => operator.nodes(),
         };
-        let (data, next, unavailable) = walk(nodes, limit, from, |node, at, rows| {
-            let asked = ClientsAsked { from: at, limit: rows, filter: filter.clone() };
-            let some: SomeClients = ask(operator, node, Question::Clients(asked))?;
-            Ok(Part { rows: some.clients, next: some.next, looked_at: some.looked_at })
+        let question = |from, limit| Question::Clients(ClientsAsked { from, limit, filter: filter.clone() });
+        let (data, next, unavailable) = walk(operator, nodes, limit, from, question, |some: SomeClients| Part {
+            rows: some.clients,
+            next: some.next,
+            looked_at: some.looked_at,
         });
         let meta = PageMeta::new(limit, data.len(), next.as_ref());
         Ok(ClientsPage { data, meta, unavailable })
@@ -107,14 +109,17 @@ async fn list(
 }
 
 /// Goes from node to node, in the order of their ids, until there are enough rows or enough was looked at.
-fn walk<R, T: Clone + Default>(
+fn walk<A: DeserializeOwned, R, T: Clone + Default>(
+    operator: &Operator,
     mut nodes: Vec<NodeName>,
     limit: usize,
     mut from: From<T>,
-    mut ask: impl FnMut(&NodeName, T, usize) -> Result<Part<R, T>, AskError>,
+    question: impl Fn(T, usize) -> Question,
+    part: impl Fn(A) -> Part<R, T>,
 ) -> (Vec<R>, Option<From<T>>, Vec<Silent>) {
     let (mut rows, mut unavailable, mut looked_at) = (Vec::new(), Vec::new(), 0);
     nodes.retain(|node| node.node >= from.node);
+    let mut in_turn = InTurn::new(operator, nodes.iter().filter(|node| node.lives).map(|node| node.node));
     for node in nodes {
         if node.node != from.node {
             from = From { node: node.node, at: T::default() };
@@ -123,7 +128,11 @@ fn walk<R, T: Clone + Default>(
             if rows.len() >= limit || looked_at >= LOOKED_AT_MAX {
                 return (rows, Some(from), unavailable);
             }
-            match ask(&node, from.at.clone(), limit - rows.len()) {
+            let answer = match node.lives {
+                true => in_turn.ask(node.node, &question(from.at.clone(), limit - rows.len())),
+                false => Err(AskError::Unavailable("it is down".to_owned())),
+            };
+            match answer.map(&part) {
                 Ok(part) => {
                     looked_at += part.looked_at;
                     rows.extend(part.rows);
@@ -140,13 +149,6 @@ fn walk<R, T: Clone + Default>(
         }
     }
     (rows, None, unavailable)
-}
-
-fn ask<T: DeserializeOwned>(operator: &Operator, node: &NodeName, question: Question) -> Result<T, AskError> {
-    if !node.lives {
-        return Err(AskError::Unavailable("it is down".to_owned()));
-    }
-    operator.ask(node.node, &question)
 }
 
 /// The client of a name
@@ -245,17 +247,17 @@ async fn subscriptions(
     Query(page): Query<PageAsked>,
 ) -> Result<Json<SubscriptionsPage>, Problem> {
     let (limit, from) = (page.limit()?, page.begin::<From<SubscriptionsFrom>>()?);
-    let list = move |operator: &Operator| {
-        let WantedSubscriptions { clientid, topic, match_topic } = wanted;
-        let asked = SubscriptionsAsked { clientid, topic, match_topic, ..SubscriptionsAsked::default() };
-        let nodes = operator.nodes();
-        let (data, next, unavailable) = walk(nodes, limit, from, |node, at, rows| {
-            let asked = SubscriptionsAsked { from: at, limit: rows, ..asked.clone() };
-            let some: SomeSubscriptions = ask(operator, node, Question::Subscriptions(asked))?;
-            Ok(Part { rows: some.subscriptions, next: some.next, looked_at: LOOKED_AT_A_PART })
-        });
-        let meta = PageMeta::new(limit, data.len(), next.as_ref());
-        Ok(SubscriptionsPage { data, meta, unavailable })
-    };
+    let list =
+        move |operator: &Operator| {
+            let WantedSubscriptions { clientid, topic, match_topic } = wanted;
+            let asked = SubscriptionsAsked { clientid, topic, match_topic, ..SubscriptionsAsked::default() };
+            let nodes = operator.nodes();
+            let question = |from, limit| Question::Subscriptions(SubscriptionsAsked { from, limit, ..asked.clone() });
+            let (data, next, unavailable) = walk(operator, nodes, limit, from, question, |some: SomeSubscriptions| {
+                Part { rows: some.subscriptions, next: some.next, looked_at: LOOKED_AT_A_PART }
+            });
+            let meta = PageMeta::new(limit, data.len(), next.as_ref());
+            Ok(SubscriptionsPage { data, meta, unavailable })
+        };
     api.blocking(list).await.map(Json)
 }

@@ -107,7 +107,7 @@ fn walk<R: DeserializeOwned>(
     mut from: From,
     question: impl Fn(From, usize) -> Question,
 ) -> Result<Walked<R>, AskError> {
-    let mut leaders = GroupLeaders::new(operator)?;
+    let mut leaders = GroupLeaders::new(operator, from.group)?;
     let (mut rows, mut unavailable) = (Vec::new(), Vec::new());
     let mut questions = 0;
     while usize::from(from.group) < leaders.groups() {

@@ -13,6 +13,7 @@ mod outboxes;
 mod pushes;
 mod read_ahead;
 pub(crate) mod search;
+mod seeds;
 mod share_loads;
 pub(crate) mod start;
 mod unreached;

@@ -6,6 +6,7 @@
 //! whom it knows, and its seeds, who the members are. Asking is asking to join, which any member answers to one that is listed.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
@@ -20,6 +21,7 @@ use kentongan_cluster::transport::{ClusterId, Question, Target, Transport};
 use kentongan_cluster::{GroupId, NodeId, PipelineHandle};
 use prost::Message as _;
 
+use super::seeds::Seeds;
 use super::unreached::Unreached;
 use crate::replicated::Query;
 use crate::router::Shared;
@@ -39,6 +41,7 @@ pub(super) struct Search {
     pub(super) me: MemberRecord,
     pub(super) cluster: ClusterId,
     pub(super) seeds: Vec<String>,
+    pub(super) data_dir: PathBuf,
     pub(super) pipeline: PipelineHandle<Query>,
     pub(super) transport: Transport,
     pub(super) shared: Arc<Shared>,
@@ -57,7 +60,11 @@ impl Search {
         let begun = Instant::now();
         let mut lapse = Lapse::default();
         let mut unreached = Unreached::default();
+        let mut seeds = Seeds::new(self.seeds.clone(), self.cluster, self.data_dir.clone());
         while stop.recv_timeout(LOOK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            if let Some(warning) = seeds.look(Instant::now(), |seed| self.transport.who(seed)) {
+                tracing::warn!("{warning}");
+            }
             let unreached_from = unreached.look(Instant::now(), &self.transport.peers());
             if !unreached_from.is_empty() {
                 tracing::warn!(

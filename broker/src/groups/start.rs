@@ -292,6 +292,7 @@ fn start_member(
         me,
         cluster: formation.cluster_id,
         seeds: settings.cluster.seeds.clone(),
+        data_dir: data_dir.path().to_owned(),
         pipeline: pipeline.handle().clone(),
         transport: transport.clone(),
         shared: Arc::clone(&shared),

@@ -11,6 +11,7 @@
 
 pub mod clients;
 pub mod control;
+pub mod in_turn;
 pub mod nodes;
 pub mod publish;
 pub mod sessions;
@@ -221,7 +222,8 @@ impl Operator {
         if node == self.me.get() {
             return understand(&self.answer_here(question).map_err(AskError::Unavailable)?);
         }
-        self.hear(&self.begin_asking(node, question)?)
+        let deadline = Instant::now() + PART_MAX;
+        self.hear_by(&self.begin_asking(node, question)?, deadline)
     }
 
     /// Asks all nodes at once. Waits for the slowest.
@@ -237,10 +239,11 @@ impl Operator {
                 (node, asking)
             })
             .collect();
+        let deadline = Instant::now() + PART_MAX;
         let outcome = |(node, asking): (NodeName, Option<Result<Asking, AskError>>)| {
             let answered = match asking {
                 None => self.ask(node.node, question),
-                Some(asking) => asking.and_then(|asking| self.hear(&asking)),
+                Some(asking) => asking.and_then(|asking| self.hear_by(&asking, deadline)),
             };
             (node, answered)
         };
@@ -281,10 +284,6 @@ impl Operator {
         let question = serde_json::to_vec(question).map_err(|error| AskError::Unavailable(error.to_string()))?;
         let body = Administration::encode_question(Act::Say(Say { question: question.into() }));
         Ok(transport.ask(Target::Peer(node), transport::Question::Administer, body))
-    }
-
-    fn hear<T: DeserializeOwned>(&self, asking: &Asking) -> Result<T, AskError> {
-        self.hear_by(asking, Instant::now() + PART_MAX)
     }
 
     fn hear_by<T: DeserializeOwned>(&self, asking: &Asking, deadline: Instant) -> Result<T, AskError> {

@@ -1,15 +1,15 @@
 //! Sessions that outlive their connections, and retained messages: what the leaders of groups have.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Select, bounded};
+use crossbeam::channel::bounded;
+use kentongan_cluster::group::Role;
 use kentongan_proto::mqtt::QoS;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::nodes::NodeHere;
+use super::in_turn::InTurn;
 use super::{Answered, AskError, Operator, PART_MAX, Question, ROW_BYTES_MAX, ROWS_MAX};
 use crate::connection_key::ConnectionKey;
 use crate::message::Message;
@@ -19,12 +19,6 @@ use crate::replicated::session::PersistentSession;
 use crate::replicated::state::GroupState;
 use crate::replicated::submitter::{Look, Query};
 use crate::session::outbound::QueueCaps;
-
-/// A leader that has not said a word for so long is not waited for alone: the others are called meanwhile.
-const PATIENCE: Duration = Duration::from_millis(300);
-
-/// Time for a leader's first word in a list.
-const HEARD_WITHIN: Duration = Duration::from_millis(2500);
 
 /// Topics that are looked at for one page of retained messages.
 const TOPICS_A_LOOK: usize = 5000;
@@ -166,8 +160,20 @@ impl Operator {
         self.pipeline.notify(Query::Look(look));
         match answered.recv_timeout(PART_MAX) {
             Ok(Some(seen)) => Ok(seen),
-            Ok(None) => Err(format!("group {group} has another leader by now: ask again")),
+            Ok(None) => Err(self.not_led_here(group)),
             Err(_) => Err(self.silent("look at its groups")),
+        }
+    }
+
+    /// What there is to say of a group that whoever asks took this node for the leader of. Who led it last is remembered also when nobody
+    /// leads it any more.
+    fn not_led_here(&self, group: u16) -> String {
+        let Ok(statuses) = self.pipeline.status().recv_timeout(PART_MAX) else {
+            return self.silent("say who leads a group");
+        };
+        match statuses.iter().find(|(kept, _)| kept.0 == group).map(|(_, status)| status.role) {
+            Some(Role::Follower { leader: None }) => no_leader(&format!("group {group}")),
+            _ => format!("group {group} has another leader by now: ask again"),
         }
     }
 
@@ -296,34 +302,29 @@ impl Operator {
     pub fn ask_leader<T: DeserializeOwned>(&self, group: u16, question: &Question) -> Result<T, AskError> {
         match self.leaders()?.get(usize::from(group)) {
             Some(&leader) if leader != 0 => self.ask(leader, question),
-            _ => Err(AskError::Unavailable(format!("group {group} has no leader now: ask again"))),
+            _ => Err(AskError::Unavailable(no_leader(&format!("group {group}")))),
         }
     }
 }
 
-/// The leaders of all groups, while a list is made of what they have, one group after another.
-///
-/// A node that says nothing may lead many groups, and another one the rest: whoever makes a list waits once, for all of them together. As
-/// long as they answer, none is asked for what the list may have no room for.
+/// The leaders of groups, while a list is made of what they have, one group after another. A node that says nothing may lead many groups, and
+/// another one the rest.
 #[derive(Debug)]
 pub struct GroupLeaders<'a> {
-    operator: &'a Operator,
     /// By group; 0: nobody.
     nodes: Vec<u64>,
-    /// Those that have answered something.
-    heard: BTreeSet<u64>,
-    /// Those that did not in time, and are not asked again.
-    silent: BTreeMap<u64, AskError>,
+    in_turn: InTurn<'a>,
 }
 
 impl<'a> GroupLeaders<'a> {
-    /// As this node knows them now.
+    /// As this node knows them now, of the groups from this one on.
     ///
     /// # Errors
     /// It is too busy.
-    pub fn new(operator: &'a Operator) -> Result<Self, AskError> {
+    pub fn new(operator: &'a Operator, from: u16) -> Result<Self, AskError> {
         let nodes = operator.leaders()?;
-        Ok(Self { operator, nodes, heard: BTreeSet::from([operator.me.get()]), silent: BTreeMap::new() })
+        let asked = nodes.iter().skip(usize::from(from)).copied().filter(|&node| node != 0);
+        Ok(Self { in_turn: InTurn::new(operator, asked), nodes })
     }
 
     /// How many groups there are.
@@ -337,53 +338,15 @@ impl<'a> GroupLeaders<'a> {
     /// # Errors
     /// It has no leader, or that one does not answer.
     pub fn ask<T: DeserializeOwned>(&mut self, group: u16, question: &Question) -> Result<T, AskError> {
-        let leader = match self.nodes.get(usize::from(group)) {
-            Some(&leader) if leader != 0 => leader,
-            _ => return Err(AskError::Unavailable("it has no leader now".to_owned())),
-        };
-        if let Some(error) = self.silent.get(&leader) {
-            return Err(error.clone());
+        match self.nodes.get(usize::from(group)) {
+            Some(&leader) if leader != 0 => self.in_turn.ask(leader, question),
+            _ => Err(AskError::Unavailable(no_leader("it"))),
         }
-        let began = Instant::now();
-        let answer = match self.heard.contains(&leader) {
-            true => self.operator.ask(leader, question),
-            false => self.ask_first(leader, question, group),
-        };
-        match &answer {
-            Ok(_) => drop(self.heard.insert(leader)),
-            Err(error) if began.elapsed() > PATIENCE => drop(self.silent.insert(leader, error.clone())),
-            Err(_) => {}
-        }
-        answer
     }
+}
 
-    /// Asks one that has not said a word yet.
-    fn ask_first<T: DeserializeOwned>(&mut self, leader: u64, question: &Question, group: u16) -> Result<T, AskError> {
-        let deadline = Instant::now() + HEARD_WITHIN;
-        let asking = self.operator.begin_asking(leader, question)?;
-        let mut soon = Select::new();
-        soon.recv(&asking);
-        if soon.ready_timeout(PATIENCE).is_err() {
-            self.call(leader, group, deadline);
-        }
-        self.operator.hear_by(&asking, deadline)
-    }
-
-    /// Learns which leaders of the groups behind `group` are there, `leader` aside.
-    fn call(&mut self, leader: u64, group: u16, deadline: Instant) {
-        let ahead = self.nodes.iter().skip(usize::from(group)).copied();
-        let is_unknown =
-            |node: &u64| *node != 0 && *node != leader && !self.heard.contains(node) && !self.silent.contains_key(node);
-        let unknown: BTreeSet<u64> = ahead.filter(is_unknown).collect();
-        let called: Vec<_> =
-            unknown.into_iter().map(|node| (node, self.operator.begin_asking(node, &Question::Node))).collect();
-        for (node, asking) in called {
-            match asking.and_then(|asking| self.operator.hear_by::<NodeHere>(&asking, deadline)) {
-                Ok(_) => drop(self.heard.insert(node)),
-                Err(error) => drop(self.silent.insert(node, error)),
-            }
-        }
-    }
+fn no_leader(group: &str) -> String {
+    format!("{group} has no leader that this node knows: a majority of its nodes must be up")
 }
 
 fn session_row(session: &PersistentSession, group: u16) -> Session {

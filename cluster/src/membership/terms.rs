@@ -172,7 +172,7 @@ pub enum WaitError {
 /// What became of a wish that only the leader of the directory can fulfil. Unless it is fulfilled or refused, ask again soon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wish {
-    /// It is so, by the committed directory.
+    /// It is so, by the committed directory, as whoever leads it has it. What is final any node may say.
     Fulfilled,
     /// It was proposed.
     Proposed,

@@ -21,23 +21,24 @@ impl Membership {
     /// An operator wants a member gone.
     pub fn remove(&mut self, node: NodeId) -> Wish {
         match self.directory.members().get(&node) {
-            None => Wish::Fulfilled,
+            // That is final.
+            None if self.is_so(true) || self.directory.removed().contains(&node) => Wish::Fulfilled,
             Some(member) if member.leaves => Wish::Proposed,
-            Some(_) => self.wish(Command::Remove(command::Departing { node: node.get() })),
+            None | Some(_) => self.wish(Command::Remove(command::Departing { node: node.get() })),
         }
     }
 
     /// An operator wants a member to lead nothing and to have no clients, or wants that to be over.
     pub fn drain(&mut self, node: NodeId, on: bool) -> Wish {
         match self.directory.members().get(&node) {
-            Some(member) if member.drains == on => Wish::Fulfilled,
+            Some(member) if self.is_so(member.drains == on) => Wish::Fulfilled,
             None | Some(_) => self.wish(Command::Drain(command::Drain { node: node.get(), on, incarnation: 0 })),
         }
     }
 
     /// An operator wants a voter of a group to lead it, or (`None`) whoever the cluster chooses.
     pub fn prefer(&mut self, group: GroupId, node: Option<NodeId>) -> Wish {
-        if self.directory.chosen().get(&group).copied() == node {
+        if self.is_so(self.directory.chosen().get(&group).copied() == node) {
             return Wish::Fulfilled;
         }
         let node = node.map_or(0, NodeId::get);
@@ -52,10 +53,15 @@ impl Membership {
         }
         match self.directory.bans().check(&ban) {
             Err(reason) => Wish::Refused(reason.into()),
-            // Others, and whoever is cut off, may have missed that the opposite was said since.
-            Ok(()) if self.leading.is_some() && self.directory.bans().says(&ban) => Wish::Fulfilled,
+            Ok(()) if self.is_so(self.directory.bans().says(&ban)) => Wish::Fulfilled,
             Ok(()) => self.wish(Command::Ban(ban)),
         }
+    }
+
+    /// Whether what is so by this node's directory may be said to be so: others than its leader, and whoever is cut off, may have missed that
+    /// the opposite was said since.
+    fn is_so(&self, here: bool) -> bool {
+        here && self.leading.is_some()
     }
 
     fn wish(&mut self, command: Command) -> Wish {

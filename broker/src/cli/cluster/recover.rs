@@ -12,6 +12,7 @@ use kentongan_cluster::directory::command::MemberRecord;
 use kentongan_cluster::recovery::{GroupCopy, GroupPlan, Recovery, Survivor};
 use kentongan_cluster::{GroupId, NodeId};
 
+use super::restore::check_level;
 use super::show::{plain, push_table};
 use crate::replicated::command::{self, BeginAnew, Command};
 
@@ -37,6 +38,7 @@ pub(in crate::cli) struct RecoverArgs {
 pub(super) fn run(arguments: &RecoverArgs) -> anyhow::Result<String> {
     let survivors = arguments.from_survivors.iter().map(|path| Survivor::open(path)).collect::<Result<_, _>>()?;
     let recovery = Recovery::plan(survivors)?;
+    check_level(&recovery.survivors()[0].path().display().to_string(), recovery.directory())?;
     let names = Names(&recovery);
     let given_up = names.all(&recovery.given_up());
     ensure!(
@@ -172,4 +174,22 @@ fn row(recovery: &Recovery, plan: &GroupPlan) -> Vec<String> {
         None => "EMPTY".to_owned(),
     });
     row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::restore::tests::make_later_cluster;
+    use super::*;
+
+    #[test]
+    fn survivors_of_a_later_level_are_refused_before_anything_is_asked() {
+        let place = tempfile::tempdir().unwrap();
+        let [survivor, into] = ["survivor", "into"].map(|name| place.path().join(name));
+        make_later_cluster(&survivor);
+        let (yes_i_accept_the_loss, given_up, start_empty) = (None, None, Vec::new());
+        let from_survivors = vec![survivor];
+        let arguments = RecoverArgs { from_survivors, into, yes_i_accept_the_loss, given_up, start_empty };
+        let refused = run(&arguments).unwrap_err().to_string();
+        assert!(refused.contains("survivor is of a cluster that uses feature level"), "{refused}");
+    }
 }

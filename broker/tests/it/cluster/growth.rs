@@ -234,6 +234,23 @@ fn a_node_that_advertises_a_wrong_address_is_warned() {
     assert!(!cluster.nodes[0].said(" cannot connect to this node at "), "the other one is reached");
 }
 
+/// It goes on as a member of its own cluster, which may need it; only whoever started it knows which of the two is wrong.
+#[test]
+fn a_node_with_the_data_directory_of_another_cluster_than_its_seeds_is_warned() {
+    let mut cluster = Cluster::start_first_of_three();
+    let [first, _, third] = &mut cluster.nodes[..] else { panic!("three nodes") };
+    third.change_seeds("");
+    third.spawn();
+    third.wait_until_ready();
+    third.terminate();
+    third.change_seeds(&format!("{},{},127.0.0.1:1", third.peers, first.peers));
+    third.spawn();
+    third.wait_until_ready();
+    let warning = format!("of the seeds (--seeds) of this node is {} (n1) of cluster ", first.peers);
+    wait_for("it is warned", || third.said(&warning));
+    assert!(third.said("but this node is a member of cluster") && third.said("start it with an empty data directory"));
+}
+
 /// The others dial it where it was, and only once it is reached can it say in the directory where it is.
 #[test]
 fn a_node_that_is_started_with_another_address_and_its_old_disk_comes_back() {
