@@ -273,6 +273,7 @@ impl ArbiterState {
             unprocessed: false,
             paused: false,
             held_up: false,
+            unanswered: 0,
             went_on_second: 0,
             behind_blocked: None,
             guarded: false,
@@ -539,13 +540,16 @@ impl ArbiterState {
     fn consume(&mut self, key: ConnectionKey, buffer: &[u8], source: Option<&Bytes>) -> usize {
         self.read_clock();
         let mut limits = self.limits(key);
-        let held_up = self.client(key).is_some_and(|client| client.held_up);
+        let (held_up, mut has_asked) =
+            self.client(key).map_or((false, false), |client| (client.held_up, client.unanswered > 0));
         let mut asks = false;
         // What others put there is nothing to this one.
         self.lanes.take_touched_blocked();
         let mut position = 0;
         while position < buffer.len() {
-            if held_up && self.waits_for_others(key, buffer[position]) {
+            if (has_asked && self.waits_for_suback(key, buffer[position]))
+                || (held_up && self.waits_for_others(key, buffer[position]))
+            {
                 break;
             }
             match codec::split_frame(&buffer[position..], Sender::Client, &limits) {
@@ -558,8 +562,12 @@ impl ArbiterState {
                     position += frame.len();
                     asks |= asks_something(frame.packet_type());
                     self.on_frame(key, &frame, source, &limits);
-                    if frame.packet_type() == PacketType::Connect {
-                        limits = self.limits(key);
+                    match frame.packet_type() {
+                        PacketType::Connect => limits = self.limits(key),
+                        PacketType::Subscribe | PacketType::Unsubscribe => {
+                            has_asked = self.client(key).is_some_and(|client| client.unanswered > 0);
+                        }
+                        _ => {}
                     }
                 }
                 Ok(FrameStatus::Incomplete { .. }) => break,

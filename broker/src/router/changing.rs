@@ -733,6 +733,7 @@ impl ArbiterState {
             return;
         };
         served.unasked.push_back(Unasked { ticket, command, may_go: false });
+        self.on_asked(key);
         self.barriers.insert(ticket, key);
         self.interest.barrier = Some((self.id, ticket));
         self.schedule_flush();

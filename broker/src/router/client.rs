@@ -195,6 +195,8 @@ pub struct Client {
     pub paused: bool,
     /// It asked for something while others could not keep up: what it asks for next waits until they can.
     pub held_up: bool,
+    /// SUBSCRIBEs and UNSUBSCRIBEs without an answer: what it publishes next waits until there are none.
+    pub unanswered: usize,
     /// Second in which it last went on by one packet though memory is short.
     pub went_on_second: u32,
     /// It is held up for what it has for a group or node that answers nothing.

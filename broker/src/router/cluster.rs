@@ -263,11 +263,6 @@ impl Served {
         }
     }
 
-    /// How many SUBSCRIBEs and UNSUBSCRIBEs wait for an answer.
-    fn asked(&self) -> usize {
-        self.unasked.len() + self.unanswered.len() + self.barriers.len()
-    }
-
     /// The client acknowledged something that it was sent.
     pub(super) fn on_acknowledged(&mut self, kind: AckKind, packet_id: PacketId, refused: bool) {
         match kind {
@@ -641,9 +636,9 @@ impl ArbiterState {
             };
             let waiting = served.barriers.iter().position(|&(waiting, _)| waiting == ticket);
             if let Some((_, suback)) = waiting.and_then(|at| served.barriers.remove(at)) {
-                self.read_behind_answers(key);
                 self.on_changes_settled(key, ticket);
                 self.answer_subscribe(key, suback);
+                self.on_answered(key);
             } else if let Some(unasked) = served.unasked.iter_mut().find(|unasked| unasked.ticket == ticket) {
                 unasked.may_go = true;
                 self.ask_what_may_go(key);
@@ -659,19 +654,11 @@ impl ArbiterState {
         if !matches!(frame.packet_type(), PacketType::Subscribe | PacketType::Unsubscribe) {
             return false;
         }
-        let waits = self.served(key).is_some_and(|served| served.asked() >= ASKED_MAX);
-        if waits && let Some(client) = self.client(key) {
-            (client.paused, client.unprocessed) = (true, true);
-        }
-        waits
-    }
-
-    /// Something that the connection asked for has its answer. If it was not read for as many without one, it is now.
-    pub(super) fn read_behind_answers(&mut self, key: ConnectionKey) {
-        let has_room = self.served(key).is_some_and(|served| served.asked() + 1 == ASKED_MAX);
-        if has_room && !self.is_full(key) {
-            self.resume_reading(key);
-        }
+        let Some(client) = self.client(key).filter(|client| client.unanswered >= ASKED_MAX) else {
+            return false;
+        };
+        (client.paused, client.unprocessed) = (true, true);
+        true
     }
 
     pub(super) fn flush_interest(&mut self) {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::sync::atomic::Ordering;
 
-use kentongan_proto::mqtt::codec;
+use kentongan_proto::mqtt::codec::{self, PacketType};
 use kentongan_proto::mqtt::{
     AckProperties, Packet, PacketId, QoS, ReasonCode, RetainHandling, SubAck, Subscribe, SubscriptionOptions,
     Unsubscribe,
@@ -14,7 +14,7 @@ use kentongan_proto::topic::ParsedFilter;
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::client::{ClientSession, OwnSubscription};
-use super::cluster::PendingSubAck;
+use super::cluster::{ASKED_MAX, PendingSubAck};
 use super::log_rate::excerpt;
 use crate::auth::Action;
 use crate::metrics::SubscribeRefusal;
@@ -93,6 +93,7 @@ impl ArbiterState {
         let reads = reads.into_iter().map(|(filter, own)| self.begin_read(key, filter, own, None)).collect();
         let suback = PendingSubAck { packet_id: subscribe.packet_id, codes, reads };
         if self.shared.cluster.is_some() {
+            self.on_asked(key);
             self.await_barrier(key, suback);
             return;
         }
@@ -396,6 +397,7 @@ impl ArbiterState {
 
     /// SUBSCRIBE or UNSUBSCRIBE of a persistent session, to be answered by its group.
     fn ask_group(&mut self, key: ConnectionKey, group: u16, ticket: u64, command: SessionCommand) {
+        self.on_asked(key);
         let Some(command) = self.ask_in_turn(key, ticket, command) else {
             return;
         };
@@ -412,11 +414,43 @@ impl ArbiterState {
             return true; // The only node: what is asked is answered once.
         };
         let asked = served.unanswered.iter().position(|&(asked, _)| asked == ticket);
-        let is_asked = asked.and_then(|at| served.unanswered.remove(at)).is_some();
-        if is_asked {
-            self.read_behind_answers(key);
+        asked.and_then(|at| served.unanswered.remove(at)).is_some()
+    }
+
+    /// A SUBSCRIBE or UNSUBSCRIBE has no answer yet: its group is to say what stands, or every node to hear of it.
+    pub(super) fn on_asked(&mut self, key: ConnectionKey) {
+        if let Some(client) = self.client(key) {
+            client.unanswered += 1;
         }
-        is_asked
+    }
+
+    /// Such a one has its answer. What was not read for want of it is read now.
+    pub(super) fn on_answered(&mut self, key: ConnectionKey) {
+        let Some(client) = self.client(key).filter(|client| client.unanswered > 0) else {
+            return;
+        };
+        client.unanswered -= 1;
+        let (is_last, has_room) = (client.unanswered == 0, client.unanswered + 1 == ASKED_MAX);
+        if (is_last || has_room) && !self.is_full(key) {
+            self.resume_reading(key);
+        }
+        if is_last {
+            self.continue_reads(key);
+        }
+    }
+
+    /// What a client publishes behind a SUBSCRIBE is for that subscription as well, and so is what others publish because of it,
+    /// whatever node they are at; behind an UNSUBSCRIBE it is not. So while one has no answer, the connection is read up to
+    /// the next PUBLISH. Whether the packet that begins with `first_byte` waits for that.
+    pub(super) fn waits_for_suback(&mut self, key: ConnectionKey, first_byte: u8) -> bool {
+        if PacketType::of(first_byte) != Some(PacketType::Publish) {
+            return false;
+        }
+        let Some(client) = self.client(key).filter(|client| client.unanswered > 0) else {
+            return false;
+        };
+        (client.paused, client.unprocessed) = (true, true);
+        true
     }
 
     /// Whether a SUBSCRIBE or UNSUBSCRIBE of the filter that came after that of `ticket` was answered before it: SUBACK waits
@@ -481,6 +515,7 @@ impl ArbiterState {
         self.read_outcomes(key, &outcomes);
         self.on_changes_answered(key, ticket);
         self.on_changes_await(key, ticket, None);
+        self.on_answered(key);
     }
 
     /// A subscription of a persistent session stands here for what goes directly, QoS 0.
@@ -539,6 +574,7 @@ impl ArbiterState {
         if !is_revoked {
             self.write_suback(key, packet_id, codes, Packet::UnsubAck);
         }
+        self.on_answered(key);
     }
 
     pub(super) fn is_current(&mut self, key: ConnectionKey, epoch: u64) -> bool {

@@ -51,6 +51,47 @@ fn messages_wait_for_an_absent_subscriber_over_kill_and_restart() {
     subscriber.expect_nothing();
 }
 
+/// A client need not wait for SUBACK: what it publishes behind a SUBSCRIBE comes back to it, as at other brokers, and behind an
+/// UNSUBSCRIBE it does not.
+#[test]
+fn what_a_persistent_session_publishes_behind_its_subscribe_comes_to_it() {
+    let broker = Broker::start();
+    for (number, (granted, delivery)) in (0..).zip([
+        (QoS::AtMostOnce, QOS0),
+        (QoS::AtMostOnce, qos1(7)),
+        (QoS::AtLeastOnce, QOS0),
+        (QoS::AtLeastOnce, qos1(7)),
+        (QoS::AtLeastOnce, qos2(7)),
+        (QoS::ExactlyOnce, qos2(7)),
+    ]) {
+        let (mut client, _) = Client::open(&broker, persistent(&format!("c{number}"), true));
+        let topic = format!("t/{number}");
+        let publish = Packet::Publish(publish(&topic, "behind it", delivery));
+        client.send_at_once(&[Packet::Subscribe(subscribe(1, &topic, granted)), publish.clone()]);
+        assert!(matches!(client.receive(), Packet::SubAck(_)));
+        let mut has_come = false;
+        let mut is_over = delivery == QOS0;
+        while !(has_come && is_over) {
+            match client.receive() {
+                Packet::Publish(message) => {
+                    assert_eq!((&message.payload[..], has_come), (&b"behind it"[..], false));
+                    has_come = true;
+                }
+                Packet::PubRec(ack) => client.send(&Packet::PubRel(Ack::success(ack.packet_id))),
+                Packet::PubAck(_) | Packet::PubComp(_) => is_over = true,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        let (packet_id, filters) = (id(2), vec![topic]);
+        let unsubscribe = Packet::Unsubscribe(Unsubscribe { packet_id, filters, user_properties: Vec::new() });
+        client.send_at_once(&[unsubscribe, publish]);
+        assert!(matches!(client.receive(), Packet::UnsubAck(_)));
+        client.complete(delivery);
+        client.expect_nothing();
+    }
+}
+
 /// What waits for a client is bounded by its listener too, whichever bound is lower, over a restart as well.
 #[test]
 fn a_listener_bounds_what_waits_for_its_clients() {

@@ -412,6 +412,16 @@ pub fn publish(topic: &str, payload: &str, delivery: Delivery) -> Publish {
     }
 }
 
+/// A SUBSCRIBE to one filter.
+pub fn subscribe(number: u16, filter: &str, qos: QoS) -> Subscribe {
+    Subscribe {
+        packet_id: id(number),
+        filters: vec![(filter.to_owned(), SubscriptionOptions::new(qos))],
+        subscription_identifier: None,
+        user_properties: Vec::new(),
+    }
+}
+
 pub fn id(number: u16) -> PacketId {
     PacketId::new(number).expect("not zero")
 }
@@ -472,6 +482,15 @@ impl Client {
     pub fn send(&mut self, packet: &Packet) {
         let mut bytes = Vec::new();
         codec::encode(packet, self.version, &mut bytes).expect("a packet that can be encoded");
+        self.send_bytes(&bytes);
+    }
+
+    /// Sends them in one piece.
+    pub fn send_at_once(&mut self, packets: &[Packet]) {
+        let mut bytes = Vec::new();
+        for packet in packets {
+            codec::encode(packet, self.version, &mut bytes).expect("a packet that can be encoded");
+        }
         self.send_bytes(&bytes);
     }
 

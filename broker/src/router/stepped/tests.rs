@@ -742,6 +742,11 @@ fn grant(arbiter: &mut SteppedArbiter, connection: ConnectionKey) {
     arbiter.run();
 }
 
+/// Every node has heard of what clients subscribed to.
+fn all_hear(arbiter: &mut SteppedArbiter) {
+    tell(arbiter, Event::Barrier { ticket: u64::MAX });
+}
+
 /// Bytes of all that the lane to the only group has for its leader.
 fn said_to_group(arbiter: &mut SteppedArbiter) -> usize {
     arbiter.state.flush_lanes();

@@ -32,6 +32,25 @@ fn what_is_published_on_one_node_right_after_suback_on_another_arrives() {
     }
 }
 
+/// A request behind the SUBSCRIBE to its answer, in one piece: the answer comes, whatever node it is given at.
+#[test]
+fn an_answer_to_what_is_published_behind_a_subscribe_arrives() {
+    let cluster = Cluster::start();
+    let mut responder = cluster.nodes[2].client("responder");
+    responder.subscribe("requests", QoS::AtLeastOnce);
+    let mut clients = [cluster.nodes[0].client("client"), cluster.nodes[0].persistent("kept").0];
+    for (round, number) in (0..20).zip(1_u16..) {
+        let client = &mut clients[round % 2];
+        let topic = format!("answers/{round}");
+        let request = Packet::Publish(publish("requests", &topic, QOS0));
+        client.send_at_once(&[Packet::Subscribe(subscribe(number, &topic, QoS::AtLeastOnce)), request]);
+        assert_eq!(responder.take_publish().payload, topic);
+        responder.publish_acknowledged(&topic, "answer", qos1(number));
+        assert!(matches!(client.receive(), Packet::SubAck(_)));
+        assert_eq!(client.take_publish().topic, topic);
+    }
+}
+
 /// What a new subscription finds on a topic, where there is as much as is wanted.
 fn retained_at(cluster: &Cluster, node: usize, filter: &str, wanted: usize) -> Vec<String> {
     let mut reader = cluster.nodes[node].client("reader");

@@ -16,6 +16,7 @@ fn what_waited_behind_retained_messages_comes_when_their_subscription_ends() {
     client.send(&Packet::Publish(Publish { dup: false, delivery, retain: false, topic, properties, payload }));
     client.write(usize::MAX);
     arbiter.run();
+    all_hear(&mut arbiter);
     let came = |client: &mut Client| read_all(client).windows(4).any(|window| window == b"live");
     assert!(!came(&mut client), "no group has said what is retained");
 
@@ -36,6 +37,7 @@ fn who_wants_nothing_retained_any_more_holds_nothing_back() {
         client.send(packet);
         client.write(usize::MAX);
         arbiter.run();
+        all_hear(&mut arbiter);
         let received = packets(client).into_iter();
         let payloads = received.filter_map(|packet| match packet {
             Packet::Publish(publish) => Some(publish.payload),
@@ -198,6 +200,7 @@ fn what_waits_behind_retained_messages_is_bounded_in_bytes() {
         for _ in 0..100 {
             client.write(usize::MAX);
             arbiter.run();
+            all_hear(arbiter);
             received.extend(packets(client));
         }
         received.iter().filter(|packet| matches!(packet, Packet::Publish(_))).count()

@@ -215,6 +215,7 @@ fn a_subscription_that_new_rules_grant_brings_no_more_than_may_be_read() {
     }
     client.write(usize::MAX);
     arbiter.run();
+    all_hear(&mut arbiter);
     let topics: Vec<_> = packets(&mut client)
         .into_iter()
         .filter_map(|packet| match packet {

@@ -1,6 +1,7 @@
 //! SUBSCRIBE and its answers, and the interest that other nodes hear of.
 
 use super::*;
+use crate::replicated::UnsubscribedPersistent;
 
 /// A connection with these subscriptions ends: what other nodes are to hear of it.
 fn interest_that_ends(filters: &[String]) -> Vec<(Box<str>, InterestKind, bool)> {
@@ -167,4 +168,255 @@ fn subscriptions_are_bounded_in_one_packet_and_in_several_at_once() {
     arbiter.state.shared.inboxes[0].push(Event::Subscribed(subscribed), 0);
     arbiter.run();
     assert_eq!(["c", "d"].map(|filter| is_refused(&mut arbiter, filter).0), [false, true]);
+}
+
+/// What a client hears: each packet by its kind, and of a PUBLISH what it says.
+fn heard(client: &mut Client) -> Vec<String> {
+    let name = |packet: Packet| match packet {
+        Packet::SubAck(_) => "SUBACK".to_owned(),
+        Packet::UnsubAck(_) => "UNSUBACK".to_owned(),
+        Packet::PubAck(_) => "PUBACK".to_owned(),
+        Packet::PubRec(_) => "PUBREC".to_owned(),
+        Packet::PingResp => "PINGRESP".to_owned(),
+        Packet::Publish(publish) => String::from_utf8_lossy(&publish.payload).into_owned(),
+        other => panic!("{other:?}"),
+    };
+    packets(client).into_iter().map(name).collect()
+}
+
+/// A connected client of one of several nodes, whose only group the test plays.
+struct Asker {
+    machine: Arc<ManualClock>,
+    arbiter: SteppedArbiter,
+    client: Client,
+    connection: ConnectionKey,
+}
+
+impl Asker {
+    fn new(is_persistent: bool, keep_alive: u16) -> Self {
+        let machine = Arc::new(ManualClock::new(0));
+        let connect = connect(ProtocolVersion::V5, "c".to_owned(), keep_alive);
+        let (peers, settings) = (Arc::new(NoPeers), Settings::default());
+        let (mut arbiter, mut client, connection) =
+            claimant_at(&machine, peers, settings, Authority::default(), connect);
+        let opened = Opened::transient(connection, Arc::from("c"));
+        let opened = if is_persistent { Opened { epoch: 1, group: Some(0), ..opened } } else { opened };
+        tell(&mut arbiter, opened.into());
+        assert_eq!(packets(&mut client).len(), 1, "CONNACK");
+        Self { machine, arbiter, client, connection }
+    }
+
+    /// Says all of it at once, and returns what it hears.
+    fn say(&mut self, packets: &[Packet]) -> Vec<String> {
+        packets.iter().for_each(|packet| self.client.send(packet));
+        self.client.write(usize::MAX);
+        self.arbiter.run();
+        heard(&mut self.client)
+    }
+
+    fn publish(&mut self, delivery: Delivery, payload: &'static str) -> Packet {
+        let (topic, payload, properties) = ("t".to_owned(), Bytes::from(payload), PublishProperties::default());
+        Packet::Publish(Publish { dup: false, delivery, retain: false, topic, properties, payload })
+    }
+
+    fn unsubscribe(&mut self, filter: &str) -> Packet {
+        let (packet_id, filters) = (self.client.packet_id(), vec![filter.to_owned()]);
+        Packet::Unsubscribe(Unsubscribe { packet_id, filters, user_properties: vec![] })
+    }
+
+    /// The group answers what it was asked first.
+    fn answer(&mut self, reason: ReasonCode) -> Vec<String> {
+        let connection = self.connection;
+        let served = self.arbiter.state.served(connection).expect("it is served");
+        let (ticket, asked) = served.unanswered.front().cloned().expect("it was asked");
+        let event = match asked {
+            SessionCommand::Subscribe(asked) => {
+                let outcome = |filter: command::SubscribeFilter| SubscribeOutcome {
+                    filter: filter.filter,
+                    reason,
+                    options: SubscriptionOptions::new(command::qos(filter.qos)),
+                    identifier: None,
+                    read: None,
+                };
+                let packet_id = PacketId::new(asked.packet_id as u16).expect("not zero");
+                let outcomes = asked.filters.into_iter().map(outcome).collect();
+                Event::Subscribed(SubscribedPersistent { connection, epoch: 1, packet_id, ticket, outcomes })
+            }
+            SessionCommand::Unsubscribe(asked) => {
+                let packet_id = PacketId::new(asked.packet_id as u16).expect("not zero");
+                let outcomes = asked.filters.into_iter().map(|filter| (filter, reason)).collect();
+                Event::Unsubscribed(UnsubscribedPersistent { connection, epoch: 1, packet_id, ticket, outcomes })
+            }
+            other => panic!("{other:?}"),
+        };
+        tell(&mut self.arbiter, event);
+        heard(&mut self.client)
+    }
+
+    /// Every node has heard of all that was subscribed to.
+    fn all_hear(&mut self) -> Vec<String> {
+        all_hear(&mut self.arbiter);
+        heard(&mut self.client)
+    }
+
+    fn pass(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.machine.advance(Duration::from_secs(1));
+            self.arbiter.on_second();
+            self.arbiter.run();
+        }
+    }
+
+    /// PUBLISH packets that were looked at.
+    fn publishes(&self) -> u64 {
+        self.arbiter.state.counters.packets_received.unflushed(crate::metrics::PacketKind::Publish)
+    }
+}
+
+/// P1, as other brokers do: what is published behind a SUBSCRIBE is for that subscription, too, though nobody waited for SUBACK.
+#[test]
+fn what_is_published_behind_a_subscribe_comes_back_by_it() {
+    let id = PacketId::MIN;
+    for (delivery, answer) in [
+        (Delivery::AtMostOnce, None),
+        (Delivery::AtLeastOnce(id), Some("PUBACK")),
+        (Delivery::ExactlyOnce(id), Some("PUBREC")),
+    ] {
+        for is_persistent in [true, false] {
+            let mut asker = Asker::new(is_persistent, 0);
+            let subscribe = subscribe_to(&mut asker.client, &["t"], QoS::AtMostOnce);
+            let publish = asker.publish(delivery, "x");
+            assert_eq!(asker.say(&[Packet::PingReq, subscribe, publish, Packet::PingReq]), ["PINGRESP"]);
+            if is_persistent {
+                assert_eq!(asker.answer(ReasonCode::Success), [""; 0], "not every node has heard of it");
+            }
+            assert_eq!(asker.publishes(), 0);
+            let heard = asker.all_hear();
+            // What a persistent session publishes with QoS 2 comes and is acknowledged by groups.
+            let by_group = is_persistent && matches!(delivery, Delivery::ExactlyOnce(_));
+            let comes = ["x"].into_iter().chain(answer).filter(|_| !by_group);
+            let expected: Vec<&str> = ["SUBACK"].into_iter().chain(comes).chain(["PINGRESP"]).collect();
+            assert_eq!(heard, expected, "{delivery:?}, persistent: {is_persistent}");
+            assert_eq!(asker.publishes(), 1);
+        }
+    }
+}
+
+/// Several wait for as long as there is one without an answer, whatever it is in the end, and nothing else does.
+#[test]
+fn what_is_published_waits_for_all_that_was_asked_before_and_for_refusals_too() {
+    let mut asker = Asker::new(true, 0);
+    let first = subscribe_to(&mut asker.client, &["t"], QoS::AtMostOnce);
+    let second = subscribe_to(&mut asker.client, &["u"], QoS::AtMostOnce);
+    let [one, two] = ["one", "two"].map(|payload| asker.publish(Delivery::AtMostOnce, payload));
+    let unsubscribe = asker.unsubscribe("t");
+    assert_eq!(asker.say(&[first, second, one, unsubscribe, two]), [""; 0]);
+    assert_eq!(asker.answer(ReasonCode::Success), [""; 0]);
+    assert_eq!(asker.all_hear(), ["SUBACK"]);
+    assert_eq!(asker.publishes(), 0, "one has no answer");
+    assert_eq!(asker.answer(ReasonCode::UnspecifiedError), [""; 0]);
+    assert_eq!(asker.all_hear(), ["SUBACK", "one"]);
+    assert_eq!(asker.publishes(), 1, "an UNSUBSCRIBE stands before the other");
+    assert_eq!(asker.answer(ReasonCode::Success), ["UNSUBACK"], "the other is for nobody");
+    assert_eq!(asker.publishes(), 2);
+}
+
+/// What others publish, and what was published before, does not wait.
+#[test]
+fn a_client_whose_publish_waits_for_suback_gets_what_comes() {
+    let mut asker = Asker::new(true, 0);
+    let subscribe = subscribe_to(&mut asker.client, &["t"], QoS::AtMostOnce);
+    asker.say(&[subscribe]);
+    asker.answer(ReasonCode::Success);
+    assert_eq!(asker.all_hear(), ["SUBACK"]);
+    let before = asker.publish(Delivery::AtLeastOnce(PacketId::MIN), "before");
+    let subscribe = subscribe_to(&mut asker.client, &["u"], QoS::AtMostOnce);
+    let behind = asker.publish(Delivery::AtMostOnce, "behind");
+    assert_eq!(asker.say(&[before, subscribe, behind]), ["before", "PUBACK"]);
+    let message = Arc::new(Message {
+        identity: MessageIdentity { lane: 7, number: 1 },
+        topic: Arc::from("t"),
+        payload: Bytes::from("of another"),
+        qos: QoS::AtMostOnce,
+        retain: false,
+        publisher: Arc::from("p"),
+        properties: None,
+        expires_at_ms: None,
+    });
+    tell(&mut asker.arbiter, Event::Route { message, weight: 0 });
+    assert_eq!(heard(&mut asker.client), ["of another"]);
+    asker.answer(ReasonCode::Success);
+    assert_eq!(asker.all_hear(), ["SUBACK", "behind"]);
+}
+
+/// [MQTT-3.1.2-22]: nobody is silent whom we do not read, and once it is read again its time begins anew.
+#[test]
+fn nobody_whose_publish_waits_for_suback_is_ended_for_its_silence() {
+    let mut asker = Asker::new(true, 2);
+    let subscribe = subscribe_to(&mut asker.client, &["t"], QoS::AtMostOnce);
+    let publish = asker.publish(Delivery::AtMostOnce, "x");
+    assert_eq!(asker.say(&[subscribe, publish]), [""; 0]);
+    asker.pass(60);
+    assert_eq!(asker.arbiter.state.connections(), 1);
+    asker.answer(ReasonCode::Success);
+    assert_eq!(asker.all_hear(), ["SUBACK", "x"]);
+    asker.pass(10);
+    let disconnect = packets(&mut asker.client);
+    let is_silent = |packet: &Packet| matches!(packet, Packet::Disconnect(disconnect) if disconnect.reason_code == ReasonCode::KeepAliveTimeout);
+    assert!(matches!(&disconnect[..], [packet] if is_silent(packet)), "{disconnect:?}");
+}
+
+/// What stands behind a PUBLISH that waits comes in its turn, be it the end; and whoever takes over waits for nothing.
+#[test]
+fn a_connection_whose_publish_waits_for_suback_ends_as_any_other() {
+    let begin = |asker: &mut Asker| {
+        let subscribe = subscribe_to(&mut asker.client, &["t"], QoS::AtMostOnce);
+        let publish = asker.publish(Delivery::AtMostOnce, "x");
+        asker.say(&[subscribe, publish]);
+    };
+    let ended = |asker: &mut Asker| -> Vec<bool> {
+        let ended = |command| match command {
+            SessionCommand::Disconnect(ended) => Some(ended.publish_will),
+            SessionCommand::Released(ended) => Some(ended.publish_will),
+            _ => None,
+        };
+        commands_to_group(&mut asker.arbiter).into_iter().filter_map(ended).collect()
+    };
+    for says_so in [true, false] {
+        let mut asker = Asker::new(true, 0);
+        begin(&mut asker);
+        if says_so {
+            let properties = DisconnectProperties::default();
+            asker.say(&[Packet::Disconnect(Disconnect { reason_code: ReasonCode::Success, properties })]);
+        }
+        asker.client.stream.shut_down_write();
+        asker.arbiter.run();
+        assert_eq!((asker.publishes(), ended(&mut asker)), (0, vec![]), "it is read in its turn");
+        asker.answer(ReasonCode::Success);
+        asker.all_hear();
+        assert_eq!((asker.publishes(), ended(&mut asker)), (1, vec![!says_so]));
+    }
+    let mut asker = Asker::new(true, 0);
+    begin(&mut asker);
+    asker.arbiter.state.end(asker.connection, EndCause::TakenOver, None);
+    asker.arbiter.run();
+    assert_eq!((asker.publishes(), ended(&mut asker).len()), (0, 1));
+    assert_eq!(asker.arbiter.state.connections(), 0);
+}
+
+/// The group has another leader before it answers: that one is asked again, and its answer counts.
+#[test]
+fn what_waits_for_suback_goes_on_when_another_leader_answers() {
+    let mut asker = Asker::new(true, 0);
+    let subscribe = subscribe_to(&mut asker.client, &["t"], QoS::AtMostOnce);
+    let publish = asker.publish(Delivery::AtMostOnce, "x");
+    assert_eq!(asker.say(&[subscribe, publish]), [""; 0]);
+    commands_to_group(&mut asker.arbiter);
+    for term in 2..4 {
+        let leader = Some(Leader { node: 2, term, round: 0 });
+        tell(&mut asker.arbiter, Event::Led { group: 0, leader });
+    }
+    assert_eq!(asker.publishes(), 0);
+    asker.answer(ReasonCode::Success);
+    assert_eq!(asker.all_hear(), ["SUBACK", "x"]);
 }
