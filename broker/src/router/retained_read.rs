@@ -331,8 +331,12 @@ impl ArbiterState {
 
     /// Takes pages that came, until the client has enough to do.
     fn take_arrived(&mut self, key: ConnectionKey) {
+        // By what terms the group takes a page in is known once it has answered what it was asked before. What comes behind a
+        // SUBSCRIBE with QoS 0 it leaves to this node, which would have given it away.
+        let group_waits = self.client(key).is_some_and(|client| client.unanswered > 0);
+        let is_for_later = |read: &Read| group_waits && read.session_read.is_some();
         while let Some(state) = self.reads(key)
-            && let Some(read) = state.reads.iter_mut().find(|read| !read.arrived.is_empty())
+            && let Some(read) = state.reads.iter_mut().find(|read| !read.arrived.is_empty() && !is_for_later(read))
             && let Some(mut page) = read.arrived.pop_front()
         {
             let (number, own) = (read.number, read.own);

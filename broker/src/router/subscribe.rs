@@ -434,6 +434,9 @@ impl ArbiterState {
         if (is_last || has_room) && !self.is_full(key) {
             self.resume_reading(key);
         }
+        if is_last {
+            self.continue_reads(key);
+        }
     }
 
     /// What a client publishes behind a SUBSCRIBE is for that subscription as well, and so is what others publish because of it,

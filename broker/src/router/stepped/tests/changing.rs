@@ -583,6 +583,39 @@ fn a_retained_message_comes_beside_the_live_one_and_retain_as_published_is_live(
     assert_eq!((got, at_once), (vec![(1, MOST)], vec![(1, MOST), (1, ONCE)]));
 }
 
+/// 1 → 0, with what is retained still to be read. The group has heard of that before a page comes, and would take nothing in.
+#[test]
+fn what_is_retained_is_not_lost_when_its_subscription_goes_over() {
+    let mut subscriber = Subscriber::resumed(Vec::new());
+    subscriber.arbiter.state.shared.retained_possible.store(true, Ordering::Relaxed);
+    let first = SubscriptionOptions::new(ONCE);
+    subscriber.ask(FILTER, first);
+    let ticket = *subscriber.asked().first().expect("it was asked");
+    let outcomes = vec![SubscribeOutcome { read: Some(9), ..outcome(FILTER, first) }];
+    let (connection, packet_id) = (subscriber.connection, subscriber.last_asked);
+    // The read's.
+    let number = subscriber.arbiter.state.message_number + 1;
+    subscriber.event(Event::Subscribed(SubscribedPersistent { connection, epoch: 1, packet_id, ticket, outcomes }));
+    subscriber.pass_barriers();
+
+    let second = SubscriptionOptions { retain_handling: RetainHandling::IfNew, ..SubscriptionOptions::new(MOST) };
+    subscriber.ask(FILTER, second);
+    subscriber.pass_barriers();
+    let asked = RetainedCursor { group: 0, after: None };
+    let page = RetainedPage { connection, number, asked, messages: vec![retained(1)], next: None };
+    subscriber.event(Event::RetainedPage(page));
+    assert_eq!(subscriber.got(), []);
+    subscriber.answer_to(FILTER, second);
+    subscriber.pass_barriers();
+    assert_eq!(subscriber.got(), [(1, MOST)]);
+    let said = commands_to_group(&mut subscriber.arbiter);
+    let pages = said.iter().filter_map(|command| match command {
+        SessionCommand::RetainedPage(page) => Some((page.messages.len(), page.last)),
+        _ => None,
+    });
+    assert_eq!(pages.collect::<Vec<_>>(), [(0, true)], "that was all");
+}
+
 /// [MQTT-4.8.2]: a shared subscription has a copy of its own, beside the one that comes one way or the other.
 #[test]
 fn what_comes_by_a_shared_subscription_is_another_copy() {
