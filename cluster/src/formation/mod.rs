@@ -347,6 +347,7 @@ impl<'a> Search<'a> {
                     let lasts = self.seeds.iter().any(|seed| seed.is_wrong);
                     self.waiting.say_of(&reason, lasts);
                 }
+                Step::Mend(reason) => self.waiting.say_of(&reason, true),
                 Step::Fetch(addresses) => {
                     if let Some(formation) = self.fetch(addresses)? {
                         return Ok(self.inner.settle(formation));

@@ -13,6 +13,8 @@ pub(super) type Seen<'a> = (&'a str, Option<&'a Result<PeerHello, String>>);
 pub(super) enum Step {
     /// Nothing: this is waited for.
     Wait(String),
+    /// The same, and somebody must mend it.
+    Mend(String),
     /// Ask these for the record of their cluster.
     Fetch(Vec<String>),
     /// Form a cluster with these: this node is the first seed, and all are there.
@@ -26,6 +28,12 @@ pub(super) fn next_step(me: &MemberRecord, seen: &[Seen<'_>]) -> Result<Step, Fo
     if let Some((seed, other)) = answered.iter().find(|(_, other)| other.node.0 != me.node && other.name == me.name) {
         let (name, seed) = (me.name.clone(), (*seed).to_owned());
         return Err(FormationError::SameName { name, node: other.node, seed });
+    }
+    let copied = |(_, other): &&(&str, &PeerHello)| other.node.0 == me.node && other.name != me.name;
+    if let Some((seed, other)) = answered.iter().find(copied) {
+        // Before anything else: it is listed wherever the other one is.
+        let both = format!("this node, {:?}, and the one at seed {seed}, {:?},", me.name, other.name);
+        return Ok(Step::Mend(same_directory(&both, other.node)));
     }
     let of_clusters: Vec<String> =
         answered.iter().filter(|(_, hello)| hello.cluster.is_some()).map(|(seed, _)| (*seed).to_owned()).collect();
@@ -41,7 +49,13 @@ pub(super) fn next_step(me: &MemberRecord, seen: &[Seen<'_>]) -> Result<Step, Fo
         else {
             continue;
         };
-        return Ok(Step::Wait(match same.node == hello.node {
+        // One process is called one thing, and has one nonce.
+        let is_copied = same.node == hello.node && (same.name != hello.name || same.nonce != hello.nonce);
+        if is_copied {
+            let both = format!("seeds {earlier}, {:?}, and {seed}, {:?},", same.name, hello.name);
+            return Ok(Step::Mend(same_directory(&both, hello.node)));
+        }
+        return Ok(Step::Mend(match same.node == hello.node {
             true => format!("seeds {earlier} and {seed} are one node, {:?}: name each node once", hello.name),
             false => format!(
                 "seeds {earlier} and {seed} are both called {:?}: give each node a name of its own (--node)",
@@ -62,6 +76,14 @@ pub(super) fn next_step(me: &MemberRecord, seen: &[Seen<'_>]) -> Result<Step, Fo
             "all seeds are there and none of them is this node, so they form a cluster, which it then joins".to_owned(),
         )),
     }
+}
+
+/// Whoever makes an image of a machine may have started the node on it before.
+fn same_directory(both: &str, node: NodeId) -> String {
+    format!(
+        "{both} have the same data directory, copied, and so are one node, {node}: stop them, empty all of these directories but one, and \
+         start them again"
+    )
 }
 
 /// Which seeds do not answer, and why.
@@ -103,7 +125,7 @@ mod tests {
 
     fn waits_for(answers: &[Option<Result<PeerHello, String>>], expected: &str) {
         match step(answers) {
-            Step::Wait(reason) => assert!(reason.contains(expected), "{reason}"),
+            Step::Wait(reason) | Step::Mend(reason) => assert!(reason.contains(expected), "{reason}"),
             other => panic!("{other:?}"),
         }
     }
@@ -139,6 +161,28 @@ mod tests {
     fn a_node_that_is_listed_twice_is_not_counted_twice() {
         waits_for(&[is(1, None), is(1, None)], "seeds s0 and s1 are one node");
         waits_for(&[is(1, None), is(2, None), is(2, None)], "seeds s1 and s2 are one node");
+    }
+
+    /// As of machines made from one image, on which the node had been started.
+    #[test]
+    fn copies_of_one_data_directory_are_to_be_mended_whoever_sees_them() {
+        let called = |name: &str, node: u64, nonce: u64, cluster: Option<u128>| {
+            let hello = is(node, cluster).unwrap().unwrap();
+            Some(Ok(PeerHello { name: name.into(), nonce, ..hello }))
+        };
+        let mend = |answers: &[Option<Result<PeerHello, String>>], expected: &str| match step(answers) {
+            Step::Mend(reason) => assert!(reason.contains(expected), "{reason}"),
+            other => panic!("{other:?}"),
+        };
+        let one = called("n1", 1, 7, None);
+        let own = "this node, \"n1\", and the one at seed s1, \"n2\", have the same data directory, copied";
+        mend(&[one.clone(), called("n2", 1, 8, None), None], own);
+        // It would be taken for the one that is listed there.
+        mend(&[one.clone(), called("n2", 1, 8, Some(3))], own);
+        let others = "seeds s1, \"n2\", and s2, \"n3\", have the same data directory";
+        mend(&[one.clone(), called("n2", 2, 8, None), called("n3", 2, 9, None)], others);
+        mend(&[one.clone(), called("n2", 2, 8, None), called("n2", 2, 9, None)], "have the same data directory");
+        mend(&[one.clone(), called("n2", 2, 8, None), called("n2", 2, 8, None)], "name each node once");
     }
 
     #[test]

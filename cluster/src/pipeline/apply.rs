@@ -143,7 +143,7 @@ impl<M: StateMachine> Applier<M> {
     }
 
     /// A checkpoint that finds no room half way ends the process, so it waits for some: until then the log has everything.
-    fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         let room = self.config.free_bytes_reserve / CHECKPOINT_RESERVE_SHARE;
         // A disk that fails says so when it is written to.
         !self.disk.free_bytes().is_ok_and(|free| free < room)

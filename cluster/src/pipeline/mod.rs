@@ -375,9 +375,19 @@ impl<Q> PipelineHandle<Q> {
     }
 }
 
+/// How the end comes about, as the threads must know it.
+#[derive(Debug, Default)]
+struct End {
+    /// It is asked for: nobody waits for room on the disk any more.
+    is_asked: AtomicBool,
+    /// The last round found no room, and is not written.
+    is_full: AtomicBool,
+}
+
 /// A running pipeline.
 pub struct Pipeline<Q> {
     handle: PipelineHandle<Q>,
+    end: Arc<End>,
     raft: JoinHandle<()>,
     applier: JoinHandle<()>,
     checkpointer: JoinHandle<()>,
@@ -415,11 +425,16 @@ impl<Q: Send + 'static> Pipeline<Q> {
                 unwritten.fetch_sub(1, Ordering::Release);
             }
         };
+        let end = Arc::<End>::default();
+        let (of_raft, of_applier) = (Arc::clone(&end), Arc::clone(&end));
         Ok(Self {
-            raft: spawn("raft", move || run_raft(raft, started, &bells.raft, &submitted, &rounds)),
-            applier: spawn("apply", move || run_applier(applier, started, &bells.apply, &committed, &notified)),
+            raft: spawn("raft", move || run_raft(raft, started, &bells.raft, &submitted, &rounds, &of_raft)),
+            applier: spawn("apply", move || {
+                run_applier(applier, started, &bells.apply, &committed, &notified, &of_applier)
+            }),
             checkpointer: spawn("checkpoint", checkpoints),
             handle,
+            end,
         })
     }
 
@@ -429,8 +444,10 @@ impl<Q: Send + 'static> Pipeline<Q> {
         &self.handle
     }
 
-    /// Commits and applies what was submitted, writes a last checkpoint, and ends the threads.
+    /// Commits and applies what was submitted, writes a last checkpoint, and ends the threads. On a full disk it ends them without: what
+    /// found no room was acknowledged to nobody, and all else is in the log.
     pub fn stop(self) {
+        self.end.is_asked.store(true, Ordering::Release);
         self.handle.submit(Submission::Stop);
         for thread in [self.raft, self.applier, self.checkpointer] {
             // A thread that panicked has ended the process.
@@ -586,6 +603,7 @@ fn run_raft<Q: Send + 'static, P: Peers>(
     bell: &Bell,
     submitted: &Receiver<Submission<Q>>,
     rounds: &Ringing<Round<Q>>,
+    end: &End,
 ) {
     // The first round hands out what is to be applied again, and elects a node that is alone.
     let (mut busy, mut stopping) = (true, false);
@@ -613,7 +631,12 @@ fn run_raft<Q: Send + 'static, P: Peers>(
             }
             next = if bytes < ROUND_BYTES_MAX { submitted.try_recv().ok() } else { None };
         }
-        busy = whole_round(&mut raft, started);
+        let Some(more) = whole_round(&mut raft, started, end) else {
+            end.is_full.store(true, Ordering::Release);
+            tracing::warn!("stopped while the disk was full; what was acknowledged is in the log");
+            break;
+        };
+        busy = more;
         raft.show(started.elapsed());
         if let Some(round) = raft.take_round()
             && rounds.send(round).is_err()
@@ -626,11 +649,13 @@ fn run_raft<Q: Send + 'static, P: Peers>(
     }
 }
 
-/// Waits for room on the disk if there is none: what was accepted is not given up.
-fn whole_round<Q: Send + 'static, P: Peers>(raft: &mut RaftThread<Q, P>, started: Instant) -> bool {
+/// Waits for room on the disk if there is none: what was accepted is not given up, unless all is to end (`None`).
+fn whole_round<Q: Send + 'static, P: Peers>(raft: &mut RaftThread<Q, P>, started: Instant, end: &End) -> Option<bool> {
     loop {
         match raft.round(started.elapsed()) {
-            Ok(Some(busy)) => return busy,
+            Ok(Some(busy)) => return Some(busy),
+            // Whoever asks for the end does so by a submission as well, and those are read between rounds.
+            Ok(None) if end.is_asked.load(Ordering::Acquire) => return None,
             Ok(None) => std::thread::sleep(FULL_PAUSE),
             Err(error) => give_up("writing the log", &error),
         }
@@ -643,6 +668,7 @@ fn run_applier<M: StateMachine>(
     bell: &Bell,
     committed: &Receiver<Round<M::Query>>,
     notified: &Receiver<M::Query>,
+    end: &End,
 ) {
     loop {
         let (round, query) = (committed.try_recv(), notified.try_recv());
@@ -661,7 +687,10 @@ fn run_applier<M: StateMachine>(
             bell.wait(TICK);
         }
     }
-    applier.checkpoint();
+    // Without room it would end the process half way. The log has what it would have.
+    if !end.is_full.load(Ordering::Acquire) && applier.has_room() {
+        applier.checkpoint();
+    }
 }
 
 #[cfg(test)]

@@ -122,6 +122,51 @@ fn commands_are_applied_once_and_in_order_over_restarts() {
     }
 }
 
+/// Ends it on a thread of its own, so that one that never ends fails the test.
+fn stop_in_time<Q: Send + 'static>(pipeline: Pipeline<Q>) {
+    let (done, is_done) = mpsc::channel();
+    std::thread::spawn(move || {
+        pipeline.stop();
+        done.send(()).expect("the test waits");
+    });
+    is_done.recv_timeout(Duration::from_secs(20)).expect("it ends");
+}
+
+/// F10: a node whose disk is full ends when it is told to, with what it acknowledged, and without a checkpoint that would find no room.
+#[test]
+fn a_node_with_a_full_disk_ends_when_it_is_to() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let disk = SimDisk::new();
+    let log: Arc<dyn Disk> = Arc::new(disk.clone());
+    let start = || {
+        let store = StateStore::open(directory.path(), Arc::clone(&log)).expect("opened");
+        let machine = Recorder::from_store(&store, &Arc::default());
+        let rarely = PipelineConfig { checkpoint_log_bytes: u64::MAX, segment_bytes: 100_000, ..config() };
+        Pipeline::start(rarely, Arc::clone(&log), store, machine, NoPeers).expect("started")
+    };
+    let ask = |pipeline: &Pipeline<<Recorder as StateMachine>::Query>| {
+        let (answer, answered) = mpsc::channel();
+        pipeline.handle().query(GroupId(0), answer);
+        answered.recv().expect("answered")[&GroupId(0)].clone()
+    };
+    let pipeline = start();
+    pipeline.handle().propose(GroupId(0), Bytes::from_static(b"acknowledged"));
+    assert_eq!(ask(&pipeline), ["acknowledged"]);
+    let stats = Arc::clone(pipeline.handle().stats());
+    disk.set_free_bytes(Some(0));
+    // Longer than what is written ahead of the log, so that it finds no room whatever that is.
+    pipeline.handle().propose(GroupId(0), Bytes::from(vec![0; 1_000_000]));
+    while !pipeline.handle().is_full() {
+        std::thread::yield_now();
+    }
+    stop_in_time(pipeline);
+    assert_eq!(stats.checkpoints.load(Ordering::Relaxed), 0, "there was no room for one");
+    disk.set_free_bytes(None);
+    let pipeline = start();
+    assert_eq!(ask(&pipeline), ["acknowledged"], "from the log");
+    stop_in_time(pipeline);
+}
+
 /// F10: on a disk that somebody else filled, beyond the reserve as well.
 #[test]
 fn a_checkpoint_waits_for_room_on_the_disk() {
