@@ -190,6 +190,8 @@ pub struct World {
     plan: Plan,
     random: SmallRng,
     now_ns: u64,
+    /// When some node had a lease last, as was looked each second.
+    served_ns: u64,
     number: u64,
     queue: BinaryHeap<Queued>,
     cluster: Cluster,
@@ -291,6 +293,7 @@ impl World {
         Self {
             plan,
             now_ns: 0,
+            served_ns: 0,
             number: 0,
             queue: BinaryHeap::new(),
             cluster,
@@ -687,6 +690,9 @@ impl World {
         let me = self.network.id(host);
         if let Some(process) = self.hosts[host].process.as_mut().filter(|_| is_same) {
             process.on_second(me);
+            if process.serves() {
+                self.served_ns = self.now_ns;
+            }
             self.after(990 * MS, 1_010 * MS, Event::Second { host, start });
         }
     }
