@@ -184,7 +184,9 @@ pub(super) fn remove(
              (--now)"
         );
     }
-    ask::remove(transport, peer, member.node, deadline.max(Instant::now() + DECIDED_WITHIN))?;
+    let others = status.members.iter().filter(|known| stays(known) && known.incarnation != 0);
+    let others: Vec<_> = others.map(|known| known.peer_address.as_str()).collect();
+    ask::remove(transport, peer, &others, member.node, deadline.max(Instant::now() + DECIDED_WITHIN))?;
     Ok(format!("{called} is no member any more\n"))
 }
 
