@@ -196,4 +196,7 @@ pub enum WishRefusal {
     /// That somebody is banned.
     #[error(transparent)]
     Ban(#[from] BanRefusal),
+    /// That a member has clients again.
+    #[error("the node is being removed, which cannot be undone")]
+    Leaves,
 }

@@ -117,6 +117,7 @@ fn drain_until(
     if on {
         check_others_stay(&status.members, member)?;
     }
+    anyhow::ensure!(on || !member.leaves, "{} is being removed, which cannot be undone", member.name);
     decide(
         transport,
         peer,

@@ -212,6 +212,17 @@ fn a_removal_that_was_asked_at_the_very_node_ends_when_it_is_done() {
 }
 
 #[test]
+fn a_node_that_is_being_removed_is_not_said_to_come_back() {
+    let node = node(1);
+    let leaving = MemberStatus { leaves: true, drains: true, ..node.member.clone() };
+    node.canned.0.set(NodeStatus { members: vec![leaving], ..NodeStatus::default() }).unwrap();
+    let asked = Cli::try_parse_from(["kentongan", "cluster", "drain", "n1", "--undo"]).unwrap();
+    let Some(Command::Cluster(command)) = asked.command else { panic!("this command") };
+    let refused = carry_out(&command, &Settings::default(), &node.member.peer_address).unwrap_err();
+    assert_eq!(refused.to_string(), "n1 is being removed, which cannot be undone");
+}
+
+#[test]
 fn json_has_everything_that_was_said() {
     let (nodes, peer) = scene();
     let text = status(&Settings::default(), &peer, true).unwrap();
