@@ -257,7 +257,11 @@ impl ArbiterState {
                     client.phase = Phase::Authenticating;
                     client.pending = Some(pending);
                 }
-                self.write_packet(key, &challenge(method, data));
+                let challenge = challenge(method, data);
+                if !self.takes(key, &challenge) {
+                    return self.end(key, TOO_LARGE, None);
+                }
+                self.write_packet(key, &challenge);
             }
             MechanismStep::Success { identity, data } => {
                 let Some(identified) = self.shared.authority.by_mechanism(&**mechanism, identity) else {
@@ -322,6 +326,9 @@ impl ArbiterState {
         };
         if let Some(client) = self.client(key) {
             client.pending = Some(pending);
+        }
+        if !self.takes(key, &answer) {
+            return self.end(key, TOO_LARGE, Some(ReasonCode::PacketTooLarge));
         }
         self.write_packet(key, &answer);
     }
@@ -472,11 +479,21 @@ impl ArbiterState {
             self.abandon(&opened);
             return self.refuse(key, ReasonCode::NotAuthorized, "the user is gone, or has another password");
         }
+        let mut properties = pending.negotiated.properties.clone();
+        properties.authentication_method.clone_from(&pending.connect.properties.authentication_method);
+        properties.authentication_data.clone_from(&pending.authentication_data);
+        let connack = ConnAck { session_present: opened.session_present, reason_code: ReasonCode::Success, properties };
+        let connack = Packet::ConnAck(Box::new(connack));
+        if !self.takes(key, &connack) {
+            // What it would have to be told does not fit, and without that it cannot go on.
+            self.abandon(&opened);
+            return self.end(key, TOO_LARGE, None);
+        }
         // Only now: whoever is not granted the Client Identifier must not have it banned for its owner.
         if self.shared.flapping.on_connect(&opened.client_id, self.now_ms) {
             self.note_flap_ban(&opened.client_id, "connects too often");
         }
-        let PendingConnect { connect, negotiated, identified, mechanism, authentication_data, .. } = *pending;
+        let PendingConnect { connect, negotiated, identified, mechanism, .. } = *pending;
         // Looked up again: the files may have changed since.
         let rights = self.rights_of(key, &identified);
         // What was queued or subscribed to before was so by whatever the rules were.
@@ -533,9 +550,6 @@ impl ArbiterState {
         if opened.group.is_none() {
             self.counters.sessions.inc();
         }
-        let mut properties = negotiated.properties.clone();
-        properties.authentication_method.clone_from(&connect.properties.authentication_method);
-        properties.authentication_data = authentication_data.clone();
         let now = self.now_seconds();
         let client = &mut self.clients[key.index()];
         client.phase = Phase::Connected;
@@ -565,8 +579,7 @@ impl ArbiterState {
         );
         self.counters.connects_accepted.inc();
         self.counters.connections.inc();
-        let connack = ConnAck { session_present: opened.session_present, reason_code: ReasonCode::Success, properties };
-        self.write_packet(key, &Packet::ConnAck(Box::new(connack)));
+        self.write_packet(key, &connack);
         self.tell_connected(key, clean_start, opened.session_present);
         self.restore_subscriptions(key, &opened);
         self.resume_changes(key);
@@ -701,12 +714,18 @@ impl ArbiterState {
             {
                 connack.properties.server_reference = None;
             }
-            self.write_packet(key, &packet);
+            // [MQTT-3.1.2-24]
+            if codec::encoded_len(&packet, client.version) <= bound {
+                self.write_packet(key, &packet);
+            }
         }
         self.tear_down(key, EndCause::Refused(reason));
         self.begin_closing(key);
     }
 }
+
+/// The client does not take what it must be told.
+const TOO_LARGE: EndCause = EndCause::Protocol("what must be answered is larger than the client's Maximum Packet Size");
 
 fn challenge(method: Option<String>, data: Option<bytes::Bytes>) -> Packet {
     // [MQTT-4.12.0-2]

@@ -230,7 +230,9 @@ impl ArbiterState {
         if !fits(&properties) {
             properties.server_reference = None;
         }
-        self.write_packet(key, &Packet::Disconnect(Disconnect { reason_code, properties }));
+        if fits(&properties) {
+            self.write_packet(key, &Packet::Disconnect(Disconnect { reason_code, properties }));
+        }
     }
 
     pub(super) fn begin_closing(&mut self, key: ConnectionKey) {

@@ -4,7 +4,9 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use kentongan_proto::mqtt::codec::{self, AckKind, DecodeError, Frame, Limits, PacketType, Sender};
-use kentongan_proto::mqtt::{Ack, AckProperties, Auth, Disconnect, Packet, PacketId, ProtocolVersion, ReasonCode};
+use kentongan_proto::mqtt::{
+    Ack, AckProperties, Auth, Disconnect, Packet, PacketId, ProtocolVersion, ReasonCode, SubAck,
+};
 
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
@@ -96,12 +98,38 @@ impl ArbiterState {
                     self.fail(key, &SessionError::Protocol("a second CONNECT"));
                 }
             }
-            Packet::Subscribe(subscribe) => self.on_subscribe(key, subscribe),
-            Packet::Unsubscribe(unsubscribe) => self.on_unsubscribe(key, unsubscribe),
+            Packet::Subscribe(subscribe) => {
+                if self.takes_answer(key, subscribe.packet_id, subscribe.filters.len()) {
+                    self.on_subscribe(key, subscribe);
+                }
+            }
+            Packet::Unsubscribe(unsubscribe) => {
+                if self.takes_answer(key, unsubscribe.packet_id, unsubscribe.filters.len()) {
+                    self.on_unsubscribe(key, unsubscribe);
+                }
+            }
             Packet::Disconnect(disconnect) => self.on_disconnect(key, &disconnect),
             Packet::Auth(auth) => self.on_auth(key, auth),
             _ => self.fail(key, &SessionError::Protocol("a packet that only servers send")),
         }
+    }
+
+    /// Whether SUBACK or UNSUBACK with so many codes is not larger than the client takes [MQTT-3.1.2-24]. If it is, the connection ends
+    /// before anything is done: who is left without an answer waits for ever.
+    fn takes_answer(&mut self, key: ConnectionKey, packet_id: PacketId, filters: usize) -> bool {
+        if self.client(key).is_none_or(|client| client.packet_bytes_max_out == u32::MAX) {
+            return true;
+        }
+        let reason_codes = vec![ReasonCode::Success; filters];
+        // UNSUBACK is as long.
+        let answer = Packet::SubAck(SubAck { packet_id, reason_codes, properties: AckProperties::default() });
+        let takes = self.takes(key, &answer);
+        if !takes {
+            let reason = ReasonCode::PacketTooLarge;
+            let text = "the answer to so many topic filters is larger than the client's Maximum Packet Size".to_owned();
+            self.end(key, EndCause::Malformed { reason, text }, Some(reason));
+        }
+        takes
     }
 
     fn on_acknowledgement(&mut self, key: ConnectionKey, kind: PacketType, packet_id: PacketId, reason: ReasonCode) {
@@ -200,8 +228,16 @@ impl ArbiterState {
         self.end(key, EndCause::Malformed { reason, text: error.to_string() }, Some(reason));
     }
 
-    /// Encodes a packet into the connection's out-buffer. One too large for the client is left out
-    /// [MQTT-3.1.2-24]; Reason Strings and User Properties were left out before.
+    /// Whether a packet is not larger than the client takes [MQTT-3.1.2-24].
+    pub(super) fn takes(&mut self, key: ConnectionKey, packet: &Packet) -> bool {
+        self.client(key).is_some_and(|client| {
+            let bound = client.packet_bytes_max_out;
+            bound == u32::MAX || codec::encoded_len(packet, client.version) <= bound as usize
+        })
+    }
+
+    /// Encodes a packet into the connection's out-buffer. Whoever wants that has seen to it that the client takes one that large
+    /// [MQTT-3.1.2-24], see [`Self::takes`].
     pub(super) fn write_packet(&mut self, key: ConnectionKey, packet: &Packet) {
         let Some(client) = self.clients.get_mut(key.index()) else {
             return;

@@ -196,6 +196,9 @@ pub enum WishRefusal {
     /// That somebody is banned.
     #[error(transparent)]
     Ban(#[from] BanRefusal),
+    /// That a member has clients again.
+    #[error("the node is being removed, which cannot be undone")]
+    Leaves,
 }
 
 /// What time it is by the wall clocks of the members.

@@ -815,6 +815,10 @@ fn a_member_that_leaves_is_removed_when_its_groups_have_moved() {
     cluster.pass(5_000);
     assert!(cluster.node(1).directory().members().contains_key(&id(3)), "the groups have not moved");
     assert_eq!(cluster.node(3).standing(), Some(Standing::Serving), "it is counted on, and serves");
+    for asked in [1, 2] {
+        let back = cluster.with(asked, |membership, _| membership.drain(id(3), false));
+        assert_eq!(back, Wish::Refused(WishRefusal::Leaves), "it does not come back");
+    }
     cluster.settle();
     assert_eq!(cluster.node(1).directory().removed(), &BTreeSet::from([id(3)]));
     let seen = cluster.seen(3);

@@ -1,6 +1,6 @@
 //! What operators and nodes want of the directory: whoever leads it proposes it.
 
-use super::{Membership, Wish};
+use super::{Membership, Wish, WishRefusal};
 use crate::directory::bans::{BANS_LEVEL, BanRefusal};
 use crate::directory::command::{self, Ban, Command, MemberRecord};
 use crate::identity::{GroupId, NodeId};
@@ -31,6 +31,7 @@ impl Membership {
     /// An operator wants a member to lead nothing and to have no clients, or wants that to be over.
     pub fn drain(&mut self, node: NodeId, on: bool) -> Wish {
         match self.directory.members().get(&node) {
+            Some(member) if !on && member.leaves => Wish::Refused(WishRefusal::Leaves),
             Some(member) if self.is_so(member.drains == on) => Wish::Fulfilled,
             None | Some(_) => self.wish(Command::Drain(command::Drain { node: node.get(), on, incarnation: 0 })),
         }

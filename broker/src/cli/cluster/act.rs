@@ -117,6 +117,7 @@ fn drain_until(
     if on {
         check_others_stay(&status.members, member)?;
     }
+    anyhow::ensure!(on || !member.leaves, "{} is being removed, which cannot be undone", member.name);
     decide(
         transport,
         peer,
@@ -184,7 +185,9 @@ pub(super) fn remove(
              (--now)"
         );
     }
-    ask::remove(transport, peer, member.node, deadline.max(Instant::now() + DECIDED_WITHIN))?;
+    let others = status.members.iter().filter(|known| stays(known) && known.incarnation != 0);
+    let others: Vec<_> = others.map(|known| known.peer_address.as_str()).collect();
+    ask::remove(transport, peer, &others, member.node, deadline.max(Instant::now() + DECIDED_WITHIN))?;
     Ok(format!("{called} is no member any more\n"))
 }
 

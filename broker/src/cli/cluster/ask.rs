@@ -155,9 +155,17 @@ pub(super) fn member_called<'a>(members: &'a [MemberStatus], called: &str) -> an
     }
 }
 
-/// Asks again and again for a member to be removed, until it is none.
-pub(super) fn remove(transport: &Transport, peer: &str, node: u64, deadline: Instant) -> anyhow::Result<()> {
+/// Asks again and again for a member to be removed, until it is none. Where `peer` does not answer, `others` are asked in turn: it may
+/// be the one that was removed, and has ended.
+pub(super) fn remove(
+    transport: &Transport,
+    peer: &str,
+    others: &[&str],
+    node: u64,
+    deadline: Instant,
+) -> anyhow::Result<()> {
     let body = Bytes::from(Departing { node }.encode_to_vec());
+    let mut turns = others.iter().copied().chain([peer]).cycle();
     let mut address = peer.to_owned();
     loop {
         let asking = transport.ask(Target::Address(address.clone()), Question::Remove, body.clone());
@@ -166,16 +174,17 @@ pub(super) fn remove(transport: &Transport, peer: &str, node: u64, deadline: Ins
             Ok(Ok(joined)) if !joined.formation.is_empty() => return Ok(()),
             Ok(Ok(joined)) if !joined.elsewhere.is_empty() => {
                 address = joined.elsewhere;
-                "its groups have not moved yet".to_owned()
+                "it is not done: its groups have not moved yet".to_owned()
             }
-            Ok(Ok(_)) => "its groups have not moved yet".to_owned(),
-            Ok(Err(_)) => "the answer is malformed".to_owned(),
+            Ok(Ok(_)) => "it is not done: its groups have not moved yet".to_owned(),
+            Ok(Err(_)) => "nobody said whether it is done: the answer is malformed".to_owned(),
             Err(error) => {
-                address = peer.to_owned();
-                error.to_string()
+                let last = format!("nobody said whether it is done: {address}: {error}");
+                address = turns.next().unwrap_or(peer).to_owned();
+                last
             }
         };
-        anyhow::ensure!(Instant::now() < deadline, "it is not done: {last}");
+        anyhow::ensure!(Instant::now() < deadline, "{last}");
         std::thread::sleep(PAUSE);
     }
 }

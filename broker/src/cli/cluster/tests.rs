@@ -8,11 +8,13 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use clap::Parser as _;
+use kentongan_cluster::formation::Joined;
 use kentongan_cluster::transport::{
     Asked, Event, LocalIdentity, PeerHello, Question, Responder, Sink, SnapshotChunks, TlsFiles, Transport,
     TransportConfig,
 };
 use kentongan_cluster::{FeatureLevels, GroupId, NodeId};
+use prost::Message as _;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
 use super::super::{Cli, Command};
@@ -27,12 +29,17 @@ fn status(settings: &Settings, peer: &str, json: bool) -> anyhow::Result<String>
     carry_out(&command, settings, peer)
 }
 
-/// Answers with what it is given, once it is; with what it is to say at first before that, if it is given any of it.
+/// Answers with what it is given, once it is; with what it is to say at first before that, if it is given any of it. And whether a removal
+/// is done, if it is to know.
 #[derive(Clone, Default)]
-struct Canned(Arc<OnceLock<NodeStatus>>, Arc<Mutex<VecDeque<NodeStatus>>>);
+struct Canned(Arc<OnceLock<NodeStatus>>, Arc<Mutex<VecDeque<NodeStatus>>>, Arc<OnceLock<Joined>>);
 
 impl Responder for Canned {
     fn on_question(&self, asked: Asked) {
+        if asked.question == Question::Remove {
+            let answer = self.2.get().map(|joined| joined.encode_to_vec().into());
+            return asked.answer.send(answer.ok_or_else(|| "it has ended".to_owned()));
+        }
         assert_eq!(asked.question, Question::Status);
         let first = self.1.lock().unwrap().pop_front();
         let answer = first.as_ref().or(self.0.get()).map(NodeStatus::encode_answer);
@@ -186,6 +193,33 @@ directory  n1          3     9          2              n1, n2             none
         "PEERS AT"
     );
     assert_eq!(text, expected);
+}
+
+/// Who is asked at the node that goes hears from another one that it has gone.
+#[test]
+fn a_removal_that_was_asked_at_the_very_node_ends_when_it_is_done() {
+    let (nodes, peer) = scene();
+    let remove = |arguments: &[&str]| {
+        let arguments = ["kentongan", "cluster", "remove", "n1", "--now"].iter().chain(arguments);
+        let Some(Command::Cluster(command)) = Cli::try_parse_from(arguments).unwrap().command else {
+            panic!("this command")
+        };
+        carry_out(&command, &Settings::default(), &peer)
+    };
+    let joined = Joined { formation: vec![1].into(), ..Joined::default() };
+    nodes[1].canned.2.set(joined).unwrap();
+    assert_eq!(remove(&[]).unwrap(), "n1 is no member any more\n");
+}
+
+#[test]
+fn a_node_that_is_being_removed_is_not_said_to_come_back() {
+    let node = node(1);
+    let leaving = MemberStatus { leaves: true, drains: true, ..node.member.clone() };
+    node.canned.0.set(NodeStatus { members: vec![leaving], ..NodeStatus::default() }).unwrap();
+    let asked = Cli::try_parse_from(["kentongan", "cluster", "drain", "n1", "--undo"]).unwrap();
+    let Some(Command::Cluster(command)) = asked.command else { panic!("this command") };
+    let refused = carry_out(&command, &Settings::default(), &node.member.peer_address).unwrap_err();
+    assert_eq!(refused.to_string(), "n1 is being removed, which cannot be undone");
 }
 
 #[test]

@@ -335,7 +335,7 @@ fn response_information_is_given_only_to_those_who_ask() {
 #[test]
 fn a_reason_string_goes_only_to_clients_that_want_problem_information_and_have_room() {
     let broker = Broker::start();
-    for (wanted, room, expected) in [(true, None, true), (false, None, false), (true, Some(10), false)] {
+    for (wanted, room, expected) in [(true, None, true), (false, None, false), (true, Some(20), false)] {
         let mut asked = connect(ProtocolVersion::V5, "a");
         asked.properties.request_problem_information = Some(wanted);
         asked.properties.maximum_packet_size = room;

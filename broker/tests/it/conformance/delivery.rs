@@ -63,6 +63,55 @@ fn a_message_too_large_for_the_client_is_as_good_as_delivered() {
     }
 }
 
+/// Conformance: [MQTT5-3.1.2-24]
+#[test]
+fn whoever_does_not_take_what_must_be_answered_is_ended_and_not_left_to_wait() {
+    let broker = Broker::start();
+    let asked = |largest| {
+        let mut asked = connect(ProtocolVersion::V5, "c");
+        asked.properties.maximum_packet_size = Some(largest);
+        asked
+    };
+    let (_, connack) = Client::open(&broker, asked(1000));
+    let length = codec::encoded_len(&Packet::ConnAck(Box::new(connack)), ProtocolVersion::V5);
+    let length = u32::try_from(length).expect("a short packet");
+    for largest in 1..length {
+        let mut client = Client::raw(&broker, ProtocolVersion::V5);
+        client.send(&Packet::Connect(Box::new(asked(largest))));
+        client.expect_closed();
+    }
+    let mut refused = asked(4);
+    refused.properties.authentication_method = Some("none such".to_owned());
+    let mut client = Client::raw(&broker, ProtocolVersion::V5);
+    client.send(&Packet::Connect(Box::new(refused)));
+    client.expect_closed();
+    assert_eq!(broker.metric("kentongan_connects_refused_total"), f64::from(length), "each is counted");
+
+    // Five bytes, and one for each filter.
+    let filters: Vec<String> = (5..=length).map(|number| format!("t/{number}")).collect();
+    let options = SubscriptionOptions::new(QoS::AtMostOnce);
+    let subscribe = |filters: &[String]| {
+        let filters = filters.iter().map(|filter| (filter.clone(), options)).collect();
+        Packet::Subscribe(Subscribe {
+            packet_id: id(7),
+            filters,
+            subscription_identifier: None,
+            user_properties: Vec::new(),
+        })
+    };
+    let unsubscribe =
+        Packet::Unsubscribe(Unsubscribe { packet_id: id(7), filters: filters.clone(), user_properties: Vec::new() });
+    for (too_large, expiry) in [(subscribe(&filters), None), (unsubscribe, None), (subscribe(&filters), Some(100))] {
+        let mut asked = asked(length);
+        asked.properties.session_expiry_interval = expiry;
+        let mut client = Client::accepted(&broker, asked);
+        client.send(&subscribe(&filters[1..]));
+        assert!(matches!(client.receive(), Packet::SubAck(_)), "it fits");
+        client.send(&too_large);
+        client.expect_disconnect(ReasonCode::PacketTooLarge);
+    }
+}
+
 /// Conformance: [MQTT5-3.1.2-26], [MQTT5-3.1.2-27], [MQTT5-3.3.2-11]
 #[test]
 fn topic_aliases_towards_the_client_stay_within_its_maximum() {
