@@ -340,7 +340,8 @@ fn a_reason_string_goes_only_to_clients_that_want_problem_information_and_have_r
         asked.properties.request_problem_information = Some(wanted);
         asked.properties.maximum_packet_size = room;
         let mut client = Client::accepted(&broker, asked);
-        client.send_bytes(&[0x36, 6, 0, 1, b'a', 0, 1, 0]);
+        // Packet identifier 0, which it is told in more than 20 bytes.
+        client.send_bytes(&[0x32, 6, 0, 1, b'a', 0, 0, 0]);
         let Packet::Disconnect(disconnect) = client.receive() else {
             panic!("DISCONNECT expected");
         };
