@@ -252,7 +252,8 @@ class Behind:
         owed = collections.Counter(owed)
         for subscriber in subscribers:
             # A duplicate may follow a break, so there may be more.
-            wait_for(f"all that {subscriber.name} is owed", lambda one=subscriber: not owed - one.received)
+            # Copied in one go, as more may come meanwhile.
+            wait_for(f"all that {subscriber.name} is owed", lambda one=subscriber: not owed - collections.Counter(dict(one.received)))
 
     def publish(self, client_id):
         """Publishes once: it fails if the first node that it is given refuses it."""
