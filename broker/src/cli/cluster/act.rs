@@ -161,19 +161,28 @@ impl Silence {
     }
 }
 
-/// Removes a member, whose clients are moved away first unless it is to go `now`.
-pub(super) fn remove(
-    transport: &Transport,
-    peer: &str,
-    called: &str,
-    now: bool,
-    wait: Duration,
-) -> anyhow::Result<String> {
+/// How a member is to go.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Removal {
+    /// Its clients are not moved away first.
+    pub(super) now: bool,
+    /// Though others are down, so that fewer nodes have copies of what there is than do now.
+    pub(super) fewer_copies: bool,
+    pub(super) wait: Duration,
+}
+
+/// Removes a member.
+pub(super) fn remove(transport: &Transport, peer: &str, called: &str, how: Removal) -> anyhow::Result<String> {
+    let Removal { now, fewer_copies, wait } = how;
     let deadline = Instant::now() + wait;
     let status = status_of(transport, peer)?;
     let member = member_called(&status.members, called)?;
     let stays = |known: &MemberStatus| known.node != member.node && !known.leaves;
     anyhow::ensure!(status.members.iter().any(stays), "nobody would be left to keep what there is");
+    // Asked again it waits for what was decided.
+    if !member.leaves && !fewer_copies {
+        check_copies_stay(&status, member)?;
+    }
     let could_take = |known: &MemberStatus| stays(known) && known.incarnation != 0 && !known.drains;
     if !now && member.incarnation != 0 && status.members.iter().any(could_take) {
         let id = NodeId(member.node).to_string();
@@ -275,6 +284,25 @@ fn check_others_stay(members: &[MemberStatus], member: &MemberStatus) -> anyhow:
         members.iter().any(takes),
         "no other node could take what {} has: all others are down, drained or leaving",
         member.name
+    );
+    Ok(())
+}
+
+/// Whoever removes a node that lives while another is down has most likely mistaken it for that one: from then on those that live would be
+/// all that have what is acknowledged, and the next one to fail would be one too many.
+pub(super) fn check_copies_stay(status: &NodeStatus, member: &MemberStatus) -> anyhow::Result<()> {
+    let others = status.members.iter().filter(|known| known.node != member.node && !known.leaves);
+    let (living, down): (Vec<&MemberStatus>, Vec<_>) = others.partition(|known| known.incarnation != 0);
+    let names =
+        |members: &[&MemberStatus]| members.iter().map(|known| known.name.as_str()).collect::<Vec<_>>().join(", ");
+    let copies = status.groups.iter().map(|group| group.voters.len()).max().unwrap_or(0);
+    anyhow::ensure!(
+        member.incarnation == 0 || down.is_empty() || living.len() >= copies,
+        "{name} lives, and {down} is down: without {name} only {living} would have what {copies} nodes have now; nothing was changed. Remove \
+         {down} instead, or start it again first; or say that fewer copies will do (--fewer-copies)",
+        name = member.name,
+        down = names(&down),
+        living = if living.is_empty() { "nobody".to_owned() } else { names(&living) },
     );
     Ok(())
 }

@@ -122,6 +122,9 @@ pub(super) struct RemoveArgs {
     /// Do not move its clients to others first: they are closed when what it keeps has moved.
     #[arg(long)]
     now: bool,
+    /// Though another node is down, so that fewer nodes will have copies of what there is.
+    #[arg(long)]
+    fewer_copies: bool,
     /// How long to wait until it is done. It goes on all the same afterwards.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     wait_seconds: u64,
@@ -265,8 +268,9 @@ fn carry_out(command: &ClusterCommand, settings: &Settings, peer: &str) -> anyho
             let wait = Duration::from_secs(*wait_seconds);
             act::transfer(&transport, peer, *group, member.as_deref(), wait).map(|transferred| transferred.show(*json))
         }
-        ClusterCommand::Remove(RemoveArgs { member, now, wait_seconds, .. }) => {
-            act::remove(&transport, peer, member, *now, Duration::from_secs(*wait_seconds))
+        ClusterCommand::Remove(RemoveArgs { member, now, fewer_copies, wait_seconds, .. }) => {
+            let wait = Duration::from_secs(*wait_seconds);
+            act::remove(&transport, peer, member, act::Removal { now: *now, fewer_copies: *fewer_copies, wait })
         }
         ClusterCommand::Ban(arguments) => ban::ban(&transport, peer, arguments),
         ClusterCommand::Unban(arguments) => ban::unban(&transport, peer, arguments),

@@ -195,20 +195,59 @@ directory  n1          3     9          2              n1, n2             none
     assert_eq!(text, expected);
 }
 
+fn remove(arguments: &[&str], peer: &str) -> anyhow::Result<String> {
+    let arguments = ["kentongan", "cluster", "remove", "--now"].iter().chain(arguments);
+    let Some(Command::Cluster(command)) = Cli::try_parse_from(arguments).unwrap().command else {
+        panic!("this command")
+    };
+    carry_out(&command, &Settings::default(), peer)
+}
+
 /// Who is asked at the node that goes hears from another one that it has gone.
 #[test]
 fn a_removal_that_was_asked_at_the_very_node_ends_when_it_is_done() {
     let (nodes, peer) = scene();
-    let remove = |arguments: &[&str]| {
-        let arguments = ["kentongan", "cluster", "remove", "n1", "--now"].iter().chain(arguments);
-        let Some(Command::Cluster(command)) = Cli::try_parse_from(arguments).unwrap().command else {
-            panic!("this command")
-        };
-        carry_out(&command, &Settings::default(), &peer)
-    };
     let joined = Joined { formation: vec![1].into(), ..Joined::default() };
     nodes[1].canned.2.set(joined).unwrap();
-    assert_eq!(remove(&[]).unwrap(), "n1 is no member any more\n");
+    assert_eq!(remove(&["n1", "--fewer-copies"], &peer).unwrap(), "n1 is no member any more\n");
+}
+
+/// P1: what is acknowledged outlives the next node that fails. Two nodes keep everything, and the third is down.
+#[test]
+fn a_node_that_lives_is_not_removed_by_mistake_for_one_that_is_down() {
+    let (nodes, peer) = scene();
+    let joined = Joined { formation: vec![1].into(), ..Joined::default() };
+    nodes[1].canned.2.set(joined).unwrap();
+    let refused = remove(&["n1"], &peer).unwrap_err().to_string();
+    for part in ["n1 lives, and n3 is down", "only n2", "Remove n3 instead", "--fewer-copies"] {
+        assert!(refused.contains(part), "{part}: {refused}");
+    }
+    // What was decided is waited for, and who is down goes.
+    let status = nodes[0].canned.0.get().unwrap().clone();
+    let check = |change: &dyn Fn(&mut NodeStatus), called: &str| {
+        let mut status = status.clone();
+        change(&mut status);
+        let member = status.members.iter().find(|member| member.name == called).unwrap();
+        act::check_copies_stay(&status, member).is_ok()
+    };
+    assert!(check(&|_| {}, "n3"));
+    assert!(!check(&|_| {}, "n2"));
+    assert!(check(&|status| status.members[2].incarnation = 43, "n2"), "all are up");
+    let one_more = |status: &mut NodeStatus| {
+        let more = MemberStatus { node: 4, name: "n4".into(), incarnation: 44, ..MemberStatus::default() };
+        status.members.push(more);
+    };
+    assert!(check(&one_more, "n2"), "two others are up");
+    assert!(
+        !check(
+            &|status| {
+                one_more(status);
+                status.members[3].leaves = true;
+            },
+            "n2"
+        ),
+        "who leaves keeps nothing"
+    );
 }
 
 #[test]
