@@ -270,6 +270,7 @@ impl ArbiterState {
             version: ProtocolVersion::V3_1_1,
             dirty: false,
             blocked: false,
+            deaf: false,
             unprocessed: false,
             paused: false,
             held_up: false,
@@ -705,6 +706,13 @@ impl ArbiterState {
             return false;
         }
         client.dirty = false;
+        if client.deaf {
+            client.out = OutBuffer::default();
+            if client.phase == Phase::Closing || mem::take(&mut client.owes_reading) {
+                wake(client);
+            }
+            return false;
+        }
         if client.blocked {
             return false;
         }
@@ -740,6 +748,16 @@ impl ArbiterState {
             Ok(Flushed::Part) => return true,
             Ok(Flushed::Blocked) => {
                 client.blocked = true;
+                wake(client);
+                self.watch_stalled(key);
+            }
+            // As of one that closes without waiting for answers: what it said before is still there to be read, its DISCONNECT maybe.
+            Err(_) if client.phase == Phase::Connected => {
+                client.out = OutBuffer::default();
+                client.deaf = true;
+                if client.blocked_since != 0 {
+                    client.blocked_since = seconds(now_ms).max(1);
+                }
                 wake(client);
                 self.watch_stalled(key);
             }
@@ -931,7 +949,14 @@ impl ArbiterState {
             let Some(client) = self.client(key) else {
                 continue;
             };
-            if client.out.is_empty() {
+            if client.deaf {
+                if now.saturating_sub(client.blocked_since) >= CLOSING_SECONDS_MAX {
+                    self.tear_down(key, super::ended::EndCause::WriteFailed);
+                    self.end_now(key);
+                } else {
+                    self.stalled.push(key);
+                }
+            } else if client.out.is_empty() {
                 client.blocked_since = 0;
             } else if longest != 0 && client.blocked && now.saturating_sub(client.blocked_since) >= longest {
                 // One that is not blocked waits for us: for its turn among others who get much.

@@ -189,6 +189,8 @@ pub struct Client {
     pub dirty: bool,
     /// The socket took no more; its readiness is awaited.
     pub blocked: bool,
+    /// Writing failed, so nothing is written any more; reading goes on until it fails or ends too.
+    pub deaf: bool,
     /// `partial` may hold whole packets that were not looked at, because reading had to stop.
     pub unprocessed: bool,
     /// Reading waits for something else than the socket.
@@ -212,7 +214,7 @@ pub struct Client {
     pub keep_alive_seconds: u16,
     /// Second of the arbiter's clock in which the last packet came.
     pub last_activity: u32,
-    /// Second in which the socket last took anything, while `blocked`.
+    /// Second in which the socket last took anything, while `blocked` or `deaf`.
     pub blocked_since: u32,
     /// Reading waits until the client has taken what it is owed.
     pub owes_reading: bool,

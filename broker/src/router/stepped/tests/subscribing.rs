@@ -382,20 +382,38 @@ fn a_connection_whose_publish_waits_for_suback_ends_as_any_other() {
         };
         commands_to_group(&mut asker.arbiter).into_iter().filter_map(ended).collect()
     };
-    for says_so in [true, false] {
+    for (says_so, takes_answers) in [(true, true), (false, true), (true, false), (false, false)] {
         let mut asker = Asker::new(true, 0);
         begin(&mut asker);
         if says_so {
             let properties = DisconnectProperties::default();
             asker.say(&[Packet::Disconnect(Disconnect { reason_code: ReasonCode::Success, properties })]);
         }
-        asker.client.stream.shut_down_write();
+        if takes_answers {
+            asker.client.stream.shut_down_write();
+        } else {
+            asker.client.stream = MemoryStream::pair(1).0;
+        }
         asker.arbiter.run();
         assert_eq!((asker.publishes(), ended(&mut asker)), (0, vec![]), "it is read in its turn");
         asker.answer(ReasonCode::Success);
         asker.all_hear();
         assert_eq!((asker.publishes(), ended(&mut asker)), (1, vec![!says_so]));
     }
+    // Whoever takes no answers is not waited for without end.
+    let mut asker = Asker::new(true, 0);
+    let subscribes = ["u", "t"].map(|filter| subscribe_to(&mut asker.client, &[filter], QoS::AtMostOnce));
+    let publish = asker.publish(Delivery::AtMostOnce, "x");
+    asker.say(&subscribes);
+    asker.say(&[publish]);
+    asker.client.stream = MemoryStream::pair(1).0;
+    asker.answer(ReasonCode::Success);
+    asker.all_hear();
+    asker.pass(4);
+    assert_eq!((asker.arbiter.state.connections(), ended(&mut asker)), (1, vec![]));
+    asker.pass(2);
+    assert_eq!((asker.arbiter.state.connections(), asker.publishes(), ended(&mut asker)), (0, 0, vec![true]));
+
     let mut asker = Asker::new(true, 0);
     begin(&mut asker);
     asker.arbiter.state.end(asker.connection, EndCause::TakenOver, None);
