@@ -25,6 +25,7 @@ SUBSCRIBERS = 18
 # small machine: nodes without a lease for a moment refuse, which is none of what is tried here.
 MESSAGES_A_SECOND = 10
 UNACKNOWLEDGED_MAX = 10
+CROWDS_MAX = 3
 
 # Whence a client comes whose address is looked for: from the balancer's own it could not be told apart.
 FROM = "127.0.0.9"
@@ -205,6 +206,7 @@ class Publishing(threading.Thread):
         """Returns the numbers that were acknowledged."""
         self.stopping.set()
         self.join()
+        # Once more is as good.
         self.client.stop()
         # Each identifier stands for the message that was sent by it last: there are more of them than messages here.
         return [self.numbers[mid] for mid in self.mids]
@@ -246,7 +248,27 @@ class Behind:
         for subscriber in subscribers:
             self.addCleanup(subscriber.stop)
             subscriber.subscribe(topic)
-        publishers = [Publishing(version, self.proxy.address, topic) for version in (V311, V5)]
+        publishers = []
+        for version in (V311, V5):
+            publishers.append(Publishing(version, self.proxy.address, topic))
+            self.addCleanup(publishers[-1].stop)
+        return subscribers, publishers
+
+    def spread_crowd(self):
+        """The same, spread over all nodes. On a machine that has much else to do a balancer may miss an answer of a node's health and
+        give it no clients for two seconds: those that came meanwhile stay where they are, so others come instead."""
+        for _ in range(CROWDS_MAX - 1):
+            subscribers, publishers = self.crowd()
+            try:
+                self.wait_for_spread(self.least, self.least, self.least)
+                return subscribers, publishers
+            except AssertionError as error:
+                print(f"once more, as {error}", file=sys.stderr)
+            for one in subscribers + publishers:
+                one.stop()
+            wait_for("all to be gone", lambda: sum(node.connections() for node in self.cluster.nodes) == 0)
+        subscribers, publishers = self.crowd()
+        self.wait_for_spread(self.least, self.least, self.least)
         return subscribers, publishers
 
     def settle(self, subscribers, publishers):
@@ -282,10 +304,12 @@ class Behind:
             self.assertIn(f'"{FROM}:', line)
 
     def test_clients_are_spread_and_come_back_to_others_when_a_node_is_drained(self):
-        subscribers, publishers = self.crowd()
-        self.wait_for_spread(self.least, self.least, self.least)
+        subscribers, publishers = self.spread_crowd()
 
         self.before_a_drain()
+        # Whatever comes of it, the next ones find the cluster as it was.
+        self.addCleanup(self.after_a_drain)
+        self.addCleanup(self.undo_drain)
         output = self.cluster.administer(1, "drain", "n0", "--wait-seconds", "20")
         self.assertIn("n0 is drained", output)
         wait_for("all to be back", lambda: all(one.connected.is_set() for one in subscribers))
@@ -299,9 +323,10 @@ class Behind:
         reasons = {end for one in moved if one.paho.protocol == V5 for end in one.ends}
         self.assertLessEqual(reasons, {0x9C})
         self.settle(subscribers, publishers)
+
+    def undo_drain(self):
         self.cluster.administer(1, "drain", "n0", "--undo")
         self.cluster.nodes[0].wait_until_ready()
-        self.after_a_drain()
 
 
 class BehindHAProxy(Behind, unittest.TestCase):
