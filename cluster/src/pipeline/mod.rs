@@ -576,6 +576,7 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
             looked: None,
             unsynced_since: None,
             opened: BTreeMap::new(),
+            refused: Default::default(),
         };
         let applier = Applier {
             machine,
