@@ -240,7 +240,7 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
             Submission::Message(from, group, message) => {
                 let bytes = message.len();
                 if let Err(error) = self.node.step(from, group, message) {
-                    self.on_refused(group, &error);
+                    self.on_refused(from, group, &error);
                 }
                 return Some(bytes);
             }
@@ -281,9 +281,12 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
     }
 
     /// A message was not taken. Who sends one like it sends more, several a second to each group.
-    fn on_refused(&mut self, group: GroupId, error: &MessageError) {
+    fn on_refused(&mut self, from: NodeId, group: GroupId, error: &MessageError) {
         if let Some(not_said) = self.refused.is_to_be_said(self.now) {
             tracing::warn!(%error, %group, not_said, "a message of a peer was refused");
+        }
+        if matches!(error, MessageError::Forgotten { .. }) {
+            self.outcome.peers.forgot(from, group);
         }
     }
 
