@@ -56,6 +56,16 @@ pub enum DataDirError {
         /// The directory.
         path: PathBuf,
     },
+    /// It is a copy that is not the node's newest, or that of a node that lives.
+    #[error(
+        "data directory {path} is an older copy of a node's, or a copy of that of a node that lives: that ended an earlier process. It \
+         lacks what the node has acknowledged since. Start this node with an empty one instead; if it is the newest one of its node \
+         after all, and no other process of that node runs, remove the file {COPIED:?} here"
+    )]
+    Copied {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A new cluster begins in a directory of its own.
     #[error("data directory {path} is not empty: name one that is, or that does not exist; nothing was changed")]
     NotEmpty {
@@ -78,6 +88,31 @@ const ENDED: &str = "ended";
 
 /// Says that the log may lack what the node acknowledged.
 const UNSYNCED: &str = "unsynced";
+
+/// Says that others have heard of a newer one of the same node.
+const COPIED: &str = "copied";
+
+/// By which a directory is kept from being started from again.
+#[derive(Debug)]
+pub struct CopyMark {
+    directory: PathBuf,
+}
+
+impl CopyMark {
+    /// It is an older copy, or a copy of a living node's.
+    ///
+    /// # Errors
+    /// The file system said no.
+    pub fn set(&self) -> Result<(), DataDirError> {
+        write_number(&self.directory, COPIED, 1)
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+}
 
 /// Of a directory whose log may lack what the node acknowledged: a process wrote it without syncs, and none has had, since, all that
 /// was committed.
@@ -112,17 +147,23 @@ impl DataDir {
     /// It cannot be used; the message says why and what to do.
     pub fn open(path: &Path) -> Result<Self, DataDirError> {
         let opened = Self::open_survivor(path)?;
-        let mark = path.join(ENDED);
-        match mark.try_exists().map_err(at(&mark))? {
-            true => Err(DataDirError::Ended { path: path.to_owned() }),
-            false => Ok(opened),
+        let is_there = |name: &str| {
+            let mark = path.join(name);
+            mark.try_exists().map_err(at(&mark))
+        };
+        if is_there(ENDED)? {
+            return Err(DataDirError::Ended { path: path.to_owned() });
         }
+        if is_there(COPIED)? {
+            return Err(DataDirError::Copied { path: path.to_owned() });
+        }
+        Ok(opened)
     }
 
     /// The same, of a directory that is only to be read.
     ///
     /// # Errors
-    /// The same, but for [`DataDirError::Ended`].
+    /// The same, but for [`DataDirError::Ended`] and [`DataDirError::Copied`].
     pub(crate) fn open_survivor(path: &Path) -> Result<Self, DataDirError> {
         make_durable_directory(path, SyncSite::DataDirectory).map_err(at(path))?;
         let lock = lock(path)?;
@@ -168,6 +209,12 @@ impl DataDir {
             write_number(&self.path, UNSYNCED, 1)?;
         }
         Ok((is_unsynced || !waits_for_syncs).then(|| UnsyncedLog { directory: self.path.clone() }))
+    }
+
+    /// For the case that it turns out to be a copy.
+    #[must_use]
+    pub fn copy_mark(&self) -> CopyMark {
+        CopyMark { directory: self.path.clone() }
     }
 
     /// A new cluster goes on with what is in it: nobody shall start from it.
@@ -332,6 +379,20 @@ mod tests {
         let noted = open().write_log(true).expect("noted").expect("nobody showed that all is there");
         noted.end().expect("ended");
         assert!(open().write_log(true).expect("noted").is_none());
+    }
+
+    /// Each start counts, so an old copy that is started again and again would seem to be the newest one in the end.
+    #[test]
+    fn a_directory_that_was_found_to_be_a_copy_is_not_started_from_again() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let opened = DataDir::open(parent.path()).expect("opened");
+        opened.copy_mark().set().expect("noted");
+        drop(opened);
+        let error = DataDir::open(parent.path()).expect_err("a copy");
+        assert!(matches!(error, DataDirError::Copied { .. }) && error.to_string().contains("\"copied\""), "{error}");
+        drop(DataDir::open_survivor(parent.path()).expect("only read"));
+        fs::remove_file(parent.path().join(COPIED)).expect("by the operator");
+        drop(DataDir::open(parent.path()).expect("opened"));
     }
 
     #[test]

@@ -8,8 +8,8 @@ const PREFACE: &str = "\
 # Command line
 
 Exit codes: 0 success, 1 something failed while running, 2 the command line or the configuration is wrong, 3 this node was
-removed from its cluster, 4 this version is too old, or too new, for the cluster; and 27 if `-W` of `kentongan sub` or `rr` ran out of
-time, as with mosquitto's. After 3 and 4 another start of the same brings the same.
+removed from its cluster, 4 this version is too old, or too new, for the cluster, 5 the data directory is an older copy of the node's, or
+a copy of a living node's; and 27 if `-W` of `kentongan sub` or `rr` ran out of time, as with mosquitto's. After 3, 4 and 5 another start of the same brings the same.
 
 `pub`, `sub` and `rr` take the flags of mosquitto_pub, mosquitto_sub and mosquitto_rr, so `-h` is the host there and help is `--help`. They
 differ in speaking MQTT 5 unless `-V` says otherwise, and in following the manual of mosquitto_sub where the program does

@@ -164,7 +164,7 @@ pub(super) fn run(arguments: &ServeArgs, serve: impl FnOnce(Effective, Reloading
         Ok(()) => 0,
         Err(error) => {
             tracing::error!("{error:#}");
-            error.downcast_ref::<Ending>().map_or(EXIT_FAILURE, |ending| ending.exit_code())
+            Ending::exit_code_of(&error).unwrap_or(EXIT_FAILURE)
         }
     }
 }

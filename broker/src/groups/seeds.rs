@@ -102,6 +102,7 @@ mod tests {
             feature_levels: FeatureLevels { min: 1, max: 1 },
             nonce: 0,
             address: String::new(),
+            start: 0,
         }
     }
 

@@ -43,7 +43,7 @@ use crate::auth::Authority;
 use crate::bans::Subject;
 use crate::clock::Clock;
 use crate::config::{Durability, Overlapping, Settings};
-use crate::ending::Ending;
+use crate::ending::{CopyEnd, Ending};
 use crate::later;
 use crate::metrics::{ClusterFigures, Metrics, NodeFigures, PeerFigures};
 use crate::moving::Elsewhere;
@@ -235,9 +235,10 @@ fn start_member(
     let (disk, store) = open_store(&data_dir)?;
     let certificates = PeerCertificates::new(&settings.cluster);
     let me = member_record(settings, data_dir.node());
-    let sink = Arc::new(LinkSink::default());
+    let copy_end = Arc::new(CopyEnd::new(data_dir.copy_mark(), end_process));
+    let sink = Arc::new(LinkSink::new(Arc::clone(&copy_end)));
     let answers = Arc::new(Answers::default());
-    let transport = start_transport(settings, &me, address, &sink, &answers)?;
+    let transport = start_transport(settings, &me, data_dir.incarnation(), address, &sink, &answers)?;
     let own = group_config(settings);
     let terms =
         Terms { groups: settings.storage.groups.get(), voters: settings.cluster.voters.get(), settings: own.encode() };
@@ -271,7 +272,7 @@ fn start_member(
     let unsynced = data_dir.write_log(waits_for_syncs)?;
     let config = PipelineConfig { forgets: unsynced.is_some(), ..config };
     let unsynced = unsynced.filter(|_| waits_for_syncs);
-    let pipeline = Pipeline::start(config, disk, store, machine, RaftLinks::new(transport.clone()))?;
+    let pipeline = Pipeline::start(config, disk, store, machine, RaftLinks::new(transport.clone(), copy_end))?;
     let read_ahead = read_ahead::start(reading, pipeline.handle().clone())?;
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
     let (shared, _) = assembly.connect(pipeline.handle(), 0, Some(Arc::new(Links(transport.clone()))));
@@ -584,6 +585,7 @@ pub(crate) fn member_record(settings: &Settings, node: NodeId) -> MemberRecord {
 fn start_transport(
     settings: &Settings,
     me: &MemberRecord,
+    start: u64,
     address: std::net::SocketAddr,
     sink: &Arc<LinkSink>,
     answers: &Arc<Answers>,
@@ -598,6 +600,7 @@ fn start_transport(
     let mut config = TransportConfig::new(address, identity);
     config.tls = settings.cluster.tls();
     config.advertise.clone_from(&me.peer_address);
+    config.start = start;
     let sink: Arc<LinkSink> = Arc::clone(sink);
     let transport = Transport::start(config, sink, Arc::<Answers>::clone(answers))?;
     tracing::info!(address = %transport.local_address(), name = me.name, node = %NodeId(me.node), "listening for other nodes");

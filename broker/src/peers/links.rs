@@ -19,6 +19,7 @@ use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, k
 
 use super::wire::{Forward, Forwarded, Messages};
 use super::{PeerFull, Peers};
+use crate::ending::{CopyEnd, Ending};
 use crate::groups::incoming;
 use crate::later;
 use crate::replicated::Query;
@@ -138,13 +139,14 @@ impl Peers for Links {
 pub struct RaftLinks {
     transport: Transport,
     gathered: BTreeMap<(NodeId, Class), Vec<Bytes>>,
+    copy_end: Arc<CopyEnd>,
 }
 
 impl RaftLinks {
     /// By `transport`.
     #[must_use]
-    pub fn new(transport: Transport) -> Self {
-        Self { transport, gathered: BTreeMap::new() }
+    pub fn new(transport: Transport, copy_end: Arc<CopyEnd>) -> Self {
+        Self { transport, gathered: BTreeMap::new(), copy_end }
     }
 }
 
@@ -183,6 +185,11 @@ impl RaftPeers for RaftLinks {
             }
         }
     }
+
+    fn forgot(&mut self, from: NodeId, group: GroupId) {
+        tracing::error!(%from, %group, "a leader counts on entries that this node has acknowledged and does not have");
+        self.copy_end.end(Ending::Forgot);
+    }
 }
 
 /// The newest links of a node in one class, each way.
@@ -203,9 +210,16 @@ struct Known {
 pub struct LinkSink {
     started: OnceLock<(Arc<Shared>, PipelineHandle<Query>)>,
     known: Mutex<Known>,
+    copy_end: Option<Arc<CopyEnd>>,
 }
 
 impl LinkSink {
+    /// Of a node that ends this way if others say that its data directory is a copy.
+    #[must_use]
+    pub fn new(copy_end: Arc<CopyEnd>) -> Self {
+        Self { copy_end: Some(copy_end), ..Self::default() }
+    }
+
     /// The node is there: before this, nobody speaks with it.
     pub fn start(&self, shared: Arc<Shared>, pipeline: PipelineHandle<Query>) {
         if self.started.set((shared, pipeline)).is_err() {
@@ -301,6 +315,12 @@ impl Sink for LinkSink {
             Event::Removed { by } => {
                 if let Some((_, pipeline)) = self.started.get() {
                     pipeline.notify(Query::ToldRemoved(by));
+                }
+            }
+            Event::Copied { by, how } => {
+                if let Some(copy_end) = &self.copy_end {
+                    tracing::error!(%by, "a member says that this node has not its newest data directory");
+                    copy_end.end(Ending::Copied(how));
                 }
             }
         }

@@ -114,7 +114,17 @@ mod tests {
         let name = format!("n{}", node.0);
         let feature_levels = FeatureLevels { min: 1, max: 1 };
         let address = String::new();
-        Some(Ok(PeerHello { cluster, node, name, incarnation: None, protocol: 1, feature_levels, nonce: 0, address }))
+        Some(Ok(PeerHello {
+            cluster,
+            node,
+            name,
+            incarnation: None,
+            protocol: 1,
+            feature_levels,
+            nonce: 0,
+            address,
+            start: 0,
+        }))
     }
 
     fn step(answers: &[Option<Result<PeerHello, String>>]) -> Step {

@@ -8,7 +8,7 @@ use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
 use super::configuration::Configuration;
 use crate::identity::NodeId;
 
-/// Why a peer's message was not taken. Always the peer's doing.
+/// Why a peer's message was not taken. The peer's doing, but for [`Self::Forgotten`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
     /// The bytes are no message.
@@ -26,6 +26,18 @@ pub enum MessageError {
         from: NodeId,
         /// What is wrong.
         what: &'static str,
+    },
+    /// The leader counts on entries that this node acknowledged, and does not have.
+    #[error(
+        "node {from} counts on entry {commit}, which this node has acknowledged and does not have: its log ends with {last}"
+    )]
+    Forgotten {
+        /// Who sent it.
+        from: NodeId,
+        /// What it says is committed and here.
+        commit: u64,
+        /// Where the log here ends.
+        last: u64,
     },
     /// This node has no such group.
     #[error("node {from} sent a Raft message for a group that is not here")]
@@ -80,8 +92,18 @@ pub(super) fn decode(from: NodeId, bytes: Bytes, known: &Known<'_>) -> Result<Me
     let message = Message::decode(bytes).map_err(malformed)?;
     match impossible(from, &message, known) {
         Some(what) => Err(MessageError::Impossible { from, what }),
+        None if is_forgotten(&message, known) => {
+            Err(MessageError::Forgotten { from, commit: message.commit, last: known.last })
+        }
         None => Ok(message),
     }
+}
+
+/// A leader says in a heartbeat only what is committed and was acknowledged to it by this node in its term. A log that is synced before it
+/// is acknowledged has that, unless it is an older copy, or its disk has lost what it said was safe.
+fn is_forgotten(message: &Message, known: &Known<'_>) -> bool {
+    let is_heartbeat = message.msg_type == MessageType::MsgHeartbeat as i32;
+    is_heartbeat && message.term >= known.term && message.commit > known.last && !known.forgets
 }
 
 fn impossible(from: NodeId, message: &Message, known: &Known<'_>) -> Option<&'static str> {
@@ -101,7 +123,8 @@ fn impossible(from: NodeId, message: &Message, known: &Known<'_>) -> Option<&'st
     }
     match kind {
         MessageType::MsgAppend => impossible_append(message, known),
-        MessageType::MsgHeartbeat if message.commit > known.last && !(known.forgets && message.term == known.term) => {
+        // Terms are never forgotten, and leaders of later ones count anew.
+        MessageType::MsgHeartbeat if known.forgets && message.commit > known.last && message.term != known.term => {
             Some("commits what this node does not have")
         }
         MessageType::MsgAppendResponse if message.request_snapshot != 0 => Some("asks for a snapshot of its choice"),
@@ -237,7 +260,6 @@ mod tests {
             append(6, vec![entry(7, 4)]),
             append(u64::MAX, vec![entry(8, 5)]),
             append(7, vec![entry(8, 6)]),
-            Message { commit: 10, ..message(MessageType::MsgHeartbeat) },
             Message { index: 10, ..message(MessageType::MsgAppendResponse) },
             Message { term: 0, entries: vec![], ..message(MessageType::MsgReadIndex) },
             message(MessageType::MsgReadIndexResp),
@@ -251,9 +273,24 @@ mod tests {
         for message in impossible {
             assert!(!taken(&message), "{message:?}");
         }
+        let later = Message { term: 6, commit: 10, ..message(MessageType::MsgHeartbeat) };
+        let forgets = Known { forgets: true, ..known() };
+        assert!(matches!(decode(NodeId(2), encode(&later), &forgets), Err(MessageError::Impossible { .. })));
         assert!(matches!(
             decode(NodeId(2), Bytes::from_static(b"\xff\xff\xff"), &known()),
             Err(MessageError::Malformed { .. })
         ));
+    }
+    /// It would end the process inside of raft-rs. What a leader of an earlier term says counts for nothing, and who does not wait for
+    /// its syncs may lack what it acknowledged in this term.
+    #[test]
+    fn a_leader_that_counts_on_more_than_there_is_tells_of_a_log_that_was_lost() {
+        let heartbeat = |term, commit| encode(&Message { term, commit, ..message(MessageType::MsgHeartbeat) });
+        let forgotten = |term, commit, known: &Known<'_>| {
+            matches!(decode(NodeId(2), heartbeat(term, commit), known), Err(MessageError::Forgotten { .. }))
+        };
+        assert!(forgotten(5, 10, &known()) && forgotten(6, 10, &known()));
+        assert!(!forgotten(5, 9, &known()) && !forgotten(4, 10, &known()));
+        assert!(decode(NodeId(2), heartbeat(5, 10), &Known { forgets: true, ..known() }).is_ok());
     }
 }

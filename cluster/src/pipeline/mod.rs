@@ -123,6 +123,10 @@ pub trait Peers: Send + 'static {
 
     /// Fetches the newest checkpoint of a group from a node, and calls `fetched` once, from any thread.
     fn fetch_snapshot(&mut self, from: NodeId, group: GroupId, fetched: Fetched);
+
+    /// A node that leads a group counts on entries that this node has acknowledged, and does not have: what is on its disk is an older
+    /// copy, or its disk has lost what it said was safe. It must not go on.
+    fn forgot(&mut self, _from: NodeId, _group: GroupId) {}
 }
 
 /// A node that is alone.
@@ -576,6 +580,7 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
             looked: None,
             unsynced_since: None,
             opened: BTreeMap::new(),
+            refused: Default::default(),
         };
         let applier = Applier {
             machine,

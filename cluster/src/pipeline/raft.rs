@@ -12,7 +12,7 @@ use super::bell::Ringing;
 use super::stats::{self, CommitWatch};
 use super::{FetchedState, Item, Opening, Peers, PipelineConfig, Prepare, Round, Stats, Submission, give_up};
 use crate::disk::SyncSite;
-use crate::group::{CheckpointBase, Committed, Role};
+use crate::group::{CheckpointBase, Committed, MessageError, Role};
 use crate::identity::{GroupId, NodeId};
 use crate::log::is_full;
 use crate::node::{Node, Sink};
@@ -151,6 +151,28 @@ impl<Q, P> Outcome<Q, P> {
     }
 }
 
+/// How often it is said that messages are refused.
+const REFUSED_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Messages that were refused.
+#[derive(Debug, Default)]
+pub(super) struct Refused {
+    said: Option<Duration>,
+    not_said: u64,
+}
+
+impl Refused {
+    /// Counts one. If it is to be said: how many before it were not.
+    fn is_to_be_said(&mut self, now: Duration) -> Option<u64> {
+        if self.said.is_some_and(|said| now.saturating_sub(said) < REFUSED_INTERVAL) {
+            self.not_said += 1;
+            return None;
+        }
+        self.said = Some(now);
+        Some(std::mem::take(&mut self.not_said))
+    }
+}
+
 pub(super) struct RaftThread<Q, P> {
     pub(super) node: Node,
     pub(super) outcome: Outcome<Q, P>,
@@ -166,6 +188,7 @@ pub(super) struct RaftThread<Q, P> {
     pub(super) unsynced_since: Option<Duration>,
     /// The term of the last [`Opening`] of each group, and its number.
     pub(super) opened: BTreeMap<GroupId, (u64, u64)>,
+    pub(super) refused: Refused,
 }
 
 impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
@@ -217,7 +240,7 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
             Submission::Message(from, group, message) => {
                 let bytes = message.len();
                 if let Err(error) = self.node.step(from, group, message) {
-                    tracing::warn!(%error, %group, "a message of a peer was refused");
+                    self.on_refused(from, group, &error);
                 }
                 return Some(bytes);
             }
@@ -255,6 +278,16 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
             Submission::Stop => return None,
         }
         Some(0)
+    }
+
+    /// A message was not taken. Who sends one like it sends more, several a second to each group.
+    fn on_refused(&mut self, from: NodeId, group: GroupId, error: &MessageError) {
+        if let Some(not_said) = self.refused.is_to_be_said(self.now) {
+            tracing::warn!(%error, %group, not_said, "a message of a peer was refused");
+        }
+        if matches!(error, MessageError::Forgotten { .. }) {
+            self.outcome.peers.forgot(from, group);
+        }
     }
 
     /// Proposes an opening, unless that or a newer one was proposed in this term of this node's.
@@ -386,5 +419,17 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
                 );
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_refused_messages_is_said_now_and_then_with_their_number() {
+        let mut refused = Refused::default();
+        let mut said = |seconds| refused.is_to_be_said(Duration::from_secs(seconds));
+        assert_eq!([said(100), said(100), said(109), said(110), said(111)], [Some(0), None, None, Some(2), None]);
     }
 }

@@ -33,7 +33,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 const HTTP2_FRAME_BYTES: u32 = 256 * 1024;
 
 /// How many times as long as the client the server waits before it asks for a sign of life.
-const SERVER_PATIENCE: u32 = 3;
+pub(super) const SERVER_PATIENCE: u32 = 3;
 
 /// A link, a question and a snapshot need one each, on connections of their own.
 const STREAMS_MAX: u32 = 4;

@@ -5,6 +5,7 @@ use std::fmt;
 use crossbeam::channel::Sender;
 use kentongan_proto::peer::{Batch, wire};
 
+use super::copies::Copied;
 use super::credit::Credit;
 use super::identity::{NodeId, PeerHello};
 
@@ -117,6 +118,13 @@ pub enum Event {
     Removed {
         /// Who says so.
         by: NodeId,
+    },
+    /// A peer says that what this node has on its disk is not the newest that it has.
+    Copied {
+        /// Who says so.
+        by: NodeId,
+        /// How that is known.
+        how: Copied,
     },
 }
 

@@ -61,6 +61,7 @@ impl LocalIdentity {
             nonce,
             feature_level_min: self.feature_levels.min,
             address: String::new(),
+            start: 0,
         }
     }
 }
@@ -84,6 +85,8 @@ pub struct PeerHello {
     pub nonce: u64,
     /// Where it says that others find it; empty if it does not say.
     pub address: String,
+    /// The number of this start of its data directory; 0 if it does not say.
+    pub start: u64,
 }
 
 impl PeerHello {
@@ -118,6 +121,7 @@ impl PeerHello {
             feature_levels: FeatureLevels { min: hello.feature_level_min, max: hello.feature_level },
             nonce: hello.nonce,
             address: hello.address,
+            start: hello.start,
         })
     }
 

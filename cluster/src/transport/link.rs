@@ -18,6 +18,7 @@ use tonic::Code;
 
 use super::codec::open_link;
 use super::connection::{Connection, LinkError, dial};
+use super::copies::{COPIED_KEY, Copied};
 use super::event::{Class, Direction, Event, LinkEpoch};
 use super::identity::PeerHello;
 use super::outbox::Outbox;
@@ -46,6 +47,9 @@ pub(super) async fn keep(shared: Arc<Shared>, peer: Arc<Peer>, class: Class) {
         if is_removal(&ended) {
             shared.sink.on_event(Event::Removed { by: peer.node });
         }
+        if let Some(how) = copied(&ended) {
+            shared.sink.on_event(Event::Copied { by: peer.node, how });
+        }
         failures.count += 1;
         report(&peer, class, &place, &ended, &mut failures);
         tokio::select! {
@@ -58,6 +62,13 @@ pub(super) async fn keep(shared: Arc<Shared>, peer: Arc<Peer>, class: Class) {
 
 fn is_removal(ended: &Result<(), LinkError>) -> bool {
     matches!(ended, Err(LinkError::EndedByPeer(status)) if status.code() == REMOVED)
+}
+
+fn copied(ended: &Result<(), LinkError>) -> Option<Copied> {
+    match ended {
+        Err(LinkError::EndedByPeer(status)) => Copied::of(status.metadata().get(COPIED_KEY)?.to_str().ok()?),
+        _ => None,
+    }
 }
 
 /// Failures in a row of which nothing is said aloud: nodes that start together do not know each other at once.
@@ -159,6 +170,7 @@ async fn open(
     shared.verify_cluster(&hello)?;
     hello.verify_node(peer.node, &peer.name)?;
     shared.verify_level(&hello)?;
+    shared.verify_process(&hello)?;
     Ok((connection, frames, hello))
 }
 

@@ -14,6 +14,7 @@
 
 mod codec;
 mod connection;
+mod copies;
 mod credit;
 mod doorbell;
 mod event;
@@ -51,7 +52,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use self::connection::{Channel, Connection, Timing, dial, is_within_machine};
+use self::connection::{Channel, Connection, SERVER_PATIENCE, Timing, dial, is_within_machine};
 use self::peers::{Peer, Shared};
 use self::rest::give_way;
 use self::service::PeerService;
@@ -62,6 +63,7 @@ use self::tls::Tls;
 use crate::GroupId;
 
 pub use self::connection::LinkError;
+pub use self::copies::Copied;
 pub use self::credit::Credit;
 pub use self::event::{Class, Direction, Event, Incoming, LinkEpoch, Sink};
 pub use self::identity::{ClusterId, Incarnation, LocalIdentity, NodeId, PeerHello};
@@ -92,6 +94,8 @@ pub struct TransportConfig {
     pub identity: LocalIdentity,
     /// Where others find it (`host:port`), which it tells them. Empty: it does not say.
     pub advertise: String,
+    /// The number of this start of its data directory, which it tells them. 0: it has none.
+    pub start: u64,
     /// Certificates. Without them, all nodes must be on this machine.
     pub tls: Option<TlsFiles>,
     /// What may wait to be sent to one peer of [`Class::Control`]. Over it the oldest Raft messages are dropped.
@@ -132,6 +136,7 @@ impl TransportConfig {
             listen,
             identity,
             advertise: String::new(),
+            start: 0,
             tls: None,
             control_queue_bytes_max: 8 * 1024 * 1024,
             append_queue_bytes_max: 64 * 1024 * 1024,
@@ -147,6 +152,11 @@ impl TransportConfig {
             snapshots_max: 2,
             connections_max: 1024,
         }
+    }
+
+    /// How long a process that lives keeps another one of its node out: twice as long as the links of one that is dead may last.
+    fn rival_patience(&self) -> Duration {
+        (self.keep_alive_interval * SERVER_PATIENCE + self.keep_alive_timeout) * 2
     }
 
     fn timing(&self) -> Timing {
@@ -344,6 +354,7 @@ impl Transport {
             wanted.values().try_for_each(|peer| verify_plain(&peer.address))?;
         }
         *lock(&shared.own_address) = own;
+        lock(&shared.newest).retain(|node, _| wanted.contains_key(node));
         let mut links = lock(&shared.links);
         let mut peers = shared.peers.write().unwrap_or_else(PoisonError::into_inner);
         let leaves =

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use kentongan_proto::peer::{Batch, wire};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
+use super::copies::{Began, Newest};
 use super::credit::Budget;
 use super::doorbell::Doorbell;
 use super::event::{Class, Direction, Event, Incoming, LinkEpoch, Sink};
@@ -34,6 +36,8 @@ pub(super) struct Shared {
     pub peers: RwLock<BTreeMap<NodeId, Arc<Peer>>>,
     /// Clusters whose place ours has taken.
     pub succeeded: RwLock<Vec<ClusterId>>,
+    /// The newest process of each peer that was heard of.
+    pub newest: Mutex<BTreeMap<NodeId, Newest>>,
     /// Random for each start of the process.
     pub nonce: u64,
     /// Where this node is found by whoever set the peers.
@@ -56,6 +60,7 @@ impl Shared {
             peers: RwLock::default(),
             succeeded: RwLock::default(),
             links: Mutex::default(),
+            newest: Mutex::default(),
             nonce: rand::random(),
             own_address: Mutex::default(),
             links_begun: AtomicU32::new(0),
@@ -78,7 +83,8 @@ impl Shared {
     }
 
     pub(super) fn hello(&self) -> wire::Hello {
-        wire::Hello { address: self.config.advertise.clone(), ..self.identity().hello(self.nonce) }
+        let (address, start) = (self.config.advertise.clone(), self.config.start);
+        wire::Hello { address, start, ..self.identity().hello(self.nonce) }
     }
 
     /// Takes note of where whoever says this is, if it is one of our peers.
@@ -86,6 +92,7 @@ impl Shared {
         let peer = self.peer(hello.node).filter(|peer| hello.verify_node(peer.node, &peer.name).is_ok());
         if let Some(peer) = peer
             && self.verify_cluster(hello).is_ok()
+            && self.verify_process(hello).is_ok()
         {
             peer.says_it_is_at(&hello.address);
         }
@@ -101,6 +108,22 @@ impl Shared {
         match self.feature_level.load(Ordering::Relaxed) {
             0 => Ok(()),
             used => Ok(peer.feature_levels.check(used)?),
+        }
+    }
+
+    /// Whether a peer, which is one of ours, has the newest data directory of its node, as far as this node has heard.
+    pub(super) fn verify_process(&self, peer: &PeerHello) -> Result<(), Refusal> {
+        if peer.start == 0 {
+            return Ok(());
+        }
+        let (node, began) = (peer.node, Began { start: peer.start, nonce: peer.nonce });
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let lives = |process| self.peer(node).is_some_and(|peer| peer.inboxes.iter().any(|inbox| inbox.is_of(process)));
+        let known = newest.entry(node).or_insert_with(|| Newest::of(began));
+        match known.take(began, lives, Instant::now(), self.config.rival_patience()) {
+            Ok(()) => Ok(()),
+            Err(Some(how)) => Err(Refusal::Copied { node, how }),
+            Err(None) => Err(Refusal::NotGone { node }),
         }
     }
 
@@ -304,6 +327,11 @@ impl Inbox {
 
     pub(super) fn is_up(&self) -> bool {
         self.lock().link.is_some()
+    }
+
+    /// Whether its link, if it is up, is one of this process.
+    fn is_of(&self, process: u32) -> bool {
+        self.lock().link.as_ref().is_some_and(|link| link.epoch.process() == process)
     }
 
     fn end(&self, current: &mut Current) {

@@ -1,7 +1,9 @@
 //! Why a node turns a peer away, in words for whoever must mend it.
 
+use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
+use super::copies::{COPIED_KEY, Copied};
 use super::identity::{ClusterId, NodeId};
 use crate::feature_level::UnknownLevel;
 
@@ -96,6 +98,20 @@ pub enum Refusal {
         /// The peer.
         node: NodeId,
     },
+    /// What the peer has on its disk is not the newest that its node has.
+    #[error("node {node}: {how}")]
+    Copied {
+        /// The peer.
+        node: NodeId,
+        /// How that is known.
+        how: Copied,
+    },
+    /// It was started again, and the links of the process before it are not seen to have ended.
+    #[error("another process of node {node} has links here that have not ended: this one is let in once they have")]
+    NotGone {
+        /// The peer.
+        node: NodeId,
+    },
     /// A link that its own dialler has given up for a newer one, or that was taken from the set of peers.
     #[error("a newer link has taken the place of this one, or the peer is no longer a member")]
     Superseded,
@@ -118,7 +134,9 @@ impl Refusal {
             Refusal::Malformed(_) => Code::InvalidArgument,
             // It may be of the same one in a moment: a cluster forms.
             Refusal::WrongCluster { ours: None, .. } => Code::Unavailable,
-            Refusal::WrongCluster { .. } | Refusal::Succeeded { .. } => Code::FailedPrecondition,
+            Refusal::WrongCluster { .. } | Refusal::Succeeded { .. } | Refusal::Copied { .. } => {
+                Code::FailedPrecondition
+            }
             Refusal::WrongCertificate { .. } => Code::Unauthenticated,
             Refusal::WrongNode { .. } | Refusal::NotTheOne { .. } => Code::PermissionDenied,
             Refusal::UnknownPeer { .. } => Code::NotFound,
@@ -127,8 +145,12 @@ impl Refusal {
             Refusal::Removed { .. } => REMOVED,
             Refusal::Superseded => Code::Aborted,
             Refusal::Busy => Code::ResourceExhausted,
-            Refusal::Unavailable(_) => Code::Unavailable,
+            Refusal::Unavailable(_) | Refusal::NotGone { .. } => Code::Unavailable,
         };
-        Status::new(code, self.to_string())
+        let mut status = Status::new(code, self.to_string());
+        if let Refusal::Copied { how, .. } = self {
+            status.metadata_mut().insert(COPIED_KEY, MetadataValue::from_static(how.word()));
+        }
+        status
     }
 }

@@ -157,6 +157,7 @@ impl PeerService {
         self.shared.verify_level(from)?;
         let peer = self.shared.peer(from.node).ok_or(Refusal::UnknownPeer { node: from.node })?;
         from.verify_node(peer.node, &peer.name)?;
+        self.shared.verify_process(from)?;
         Ok(peer)
     }
 
@@ -178,10 +179,10 @@ impl PeerService {
 
     fn refuse(&self, refusal: &Refusal) -> Status {
         count(&self.shared.stats.refused_peers);
-        if self.shared.has_peers() {
+        if self.shared.has_peers() && !matches!(refusal, Refusal::NotGone { .. }) {
             tracing::warn!("a peer was refused: {refusal}");
         } else {
-            // A cluster forms: one node knows so before the other.
+            // A cluster forms: one node knows so before the other. Or one was started again before its links were seen to end.
             tracing::debug!("a peer was refused: {refusal}");
         }
         refusal.to_status()

@@ -34,6 +34,10 @@ pub struct Hello {
     /// Where it says that others find it, host:port; empty from versions that do not say, and from programs that nobody dials.
     #[prost(string, tag = "10")]
     pub address: ::prost::alloc::string::String,
+    /// The number of this start of its data directory, larger than that of every earlier one; 0 from versions that do not say, and from
+    /// programs that have none.
+    #[prost(uint64, tag = "11")]
+    pub start: u64,
 }
 /// Which link a stream belongs to.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -7,6 +7,7 @@ mod backup;
 mod balance;
 mod bans;
 mod certificates;
+mod copies;
 mod drain;
 mod growth;
 mod kills;

@@ -86,6 +86,25 @@ impl Node {
         self.child = Some(child);
     }
 
+    /// A process that takes itself for this node, elsewhere and with another data directory, and does not run yet.
+    pub fn twin(&self, data_dir: PathBuf) -> Self {
+        let moved = |address: SocketAddr| SocketAddr::new(address.ip(), address.port() + PORTS / 2);
+        Self {
+            name: self.name.clone(),
+            address: moved(self.address),
+            http: moved(self.http),
+            peers: moved(self.peers),
+            data_dir,
+            seeds: self.seeds.clone(),
+            environment: self.environment.clone(),
+            alone: self.alone,
+            program: self.program.clone(),
+            child: None,
+            reader: None,
+            log: Arc::default(),
+        }
+    }
+
     /// For its next process.
     pub fn set_environment(&mut self, environment: Vec<(String, String)>) {
         self.environment = environment;

@@ -1,6 +1,7 @@
 //! Whole transports that speak with each other over loopback.
 
 mod bounds;
+mod copies;
 mod links;
 mod proxy;
 mod requests;
