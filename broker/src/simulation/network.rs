@@ -83,6 +83,8 @@ struct State {
     /// Links that a node wants broken.
     refused: Vec<LinkIndex>,
     fetches: Vec<Fetch>,
+    /// Nodes to which a leader said that they lack what they acknowledged.
+    forgetful: Vec<(usize, NodeId, GroupId)>,
     /// Longest additional delay of a frame.
     delay_ns_max: u64,
 }
@@ -136,6 +138,7 @@ impl Network {
             fresh: Vec::new(),
             refused: Vec::new(),
             fetches: Vec::new(),
+            forgetful: Vec::new(),
             delay_ns_max: 0,
         })))
     }
@@ -215,6 +218,11 @@ impl Network {
 
     pub(super) fn take_fetches(&self) -> Vec<Fetch> {
         std::mem::take(&mut self.lock().fetches)
+    }
+
+    /// A node that lacks what it acknowledged, to whom, and in which group.
+    pub(super) fn take_forgetful(&self) -> Option<(usize, NodeId, GroupId)> {
+        self.lock().forgetful.pop()
     }
 
     /// The frames that are due, and when the next one is. The receiver has heard that the link is up.
@@ -367,5 +375,9 @@ impl RaftPeers for SimLinks {
                 fetched(None);
             }
         }
+    }
+
+    fn forgot(&mut self, from: NodeId, group: GroupId) {
+        self.network.lock().forgetful.push((self.node, from, group));
     }
 }

@@ -495,6 +495,10 @@ impl World {
         }
         self.happen(event)?;
         self.settle();
+        if let Some((node, leader, group)) = self.network.take_forgetful() {
+            // All logs here are synced before anything is acknowledged, and no disk is put back.
+            return Err(format!("node {node} lacks entries of group {group} that it acknowledged to {leader}"));
+        }
         Ok(())
     }
 
