@@ -672,8 +672,10 @@ impl Membership {
 
     /// What time it is by the wall clocks of the members, this one among them. `None`: nobody else said it.
     pub fn agreed_wall_clock(&mut self) -> Option<AgreedWallClock> {
-        let members = self.directory.members();
-        let ahead_ms = self.wall_clocks.agreed_ms(|node| members.contains_key(&node))?;
+        // Who has a link is of this cluster, and may be heard before the directory here says so: that of a node that joins is empty, and
+        // one that is started again reads its own once it has heard what is committed. Both may lead groups soon after.
+        let removed = self.directory.removed();
+        let ahead_ms = self.wall_clocks.agreed_ms(|node| !removed.contains(&node))?;
         Some(AgreedWallClock { ahead_ms, own_ahead_ms: self.wall_clocks.own_ahead_of_ms(ahead_ms) })
     }
 

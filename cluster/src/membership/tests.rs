@@ -1045,3 +1045,24 @@ fn of_two_that_do_not_hear_each_other_one_is_left_out_and_waited_for_no_more() {
     cluster.pass(2_000);
     assert_eq!(cluster.node(3).standing(), Some(Standing::Serving));
 }
+
+/// P10: a node that joins has no directory yet, nor has one that starts again and has not heard what is committed, and either may lead
+/// groups before the others say once more what time it is.
+#[test]
+fn what_time_it_is_by_others_counts_before_the_directory_is_known() {
+    let process = |node| Membership::new(id(node), record(node), node, Arc::new(LeaseCell::new()), Limits::default());
+    let (mut member, mut joiner, link) = (process(1), process(3), Some(LinkId(1)));
+    member.set_wall_clock(0, 1_000_000);
+    joiner.set_wall_clock(0, 9_000_000);
+    joiner.on_link(0, id(1), link);
+    member.on_link(0, id(3), link);
+    member.flush(0);
+    for output in member.take_outputs() {
+        if let Output::Send { message, .. } = output {
+            joiner.on_message(0, id(1), message).expect("well-formed");
+        }
+    }
+    for _ in 0..2 {
+        assert_eq!(joiner.agreed_wall_clock().map(|agreed| agreed.own_ahead_ms), Some(8_000_000));
+    }
+}

@@ -66,9 +66,9 @@ impl WallClocks {
     }
 
     /// What most say; of two the earlier, for what ends too early is lost, and what ends late is there a while longer. `None`: there is
-    /// nobody else of whom it is known.
-    pub(super) fn agreed_ms(&mut self, is_member: impl Fn(NodeId) -> bool) -> Option<i64> {
-        self.others.retain(|&node, _| is_member(node));
+    /// nobody else of whom it is known. Who does not stay is forgotten.
+    pub(super) fn agreed_ms(&mut self, stays: impl Fn(NodeId) -> bool) -> Option<i64> {
+        self.others.retain(|&node, _| stays(node));
         if self.others.is_empty() {
             return None;
         }
