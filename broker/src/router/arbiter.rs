@@ -6,7 +6,7 @@
 //! that were ready with it.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,7 +22,7 @@ use tokio::io::ReadBuf;
 use super::batch::Batch;
 use super::changing::{Lately, OVERLAPS_LOOKED_AT_MAX};
 use super::claims::{self, ClaimTurns};
-use super::client::{Client, LOOK_SECONDS_MAX, Phase};
+use super::client::{BehindSuback, Client, LOOK_SECONDS_MAX, Phase};
 use super::cluster::Departing;
 use super::deliver::Templates;
 use super::handshaking::Handshaking;
@@ -34,6 +34,7 @@ use super::pace::Pace;
 use super::publish::asks_something;
 use super::share_settling::{ShareSettling, ShareTaking};
 use super::shared::MEMORY_LEVEL_CLOSES;
+use super::subscribe::SUBACK_SECONDS_MAX;
 use super::timing::Timing;
 use super::{ConnectionKey, Event, Shared};
 use crate::config::Overlapping;
@@ -62,6 +63,9 @@ const LARGE_BYTES_A_TURN_MAX: usize = 256 * 1024;
 
 /// Seconds that a closing connection may take to accept what is still to be written.
 pub(super) const CLOSING_SECONDS_MAX: u32 = 5;
+
+/// Whoever takes no answers any more, and of whom nothing was read for so long either, is gone.
+const DEAF_SECONDS_MAX: u32 = SUBACK_SECONDS_MAX + CLOSING_SECONDS_MAX;
 
 /// How long a connection whose client said DISCONNECT waits for its group to hear of it. Long, because once it is closed its will
 /// must not be published (P9), and a group may be without a leader for a while; a client that keeps to the standard
@@ -108,6 +112,8 @@ pub struct ArbiterState {
     pub(super) wheel: Wheel,
     /// Connections that ask for more than others can keep up with.
     pub(super) held_up: Vec<ConnectionKey>,
+    /// Those of [`BehindSuback::Since`], and some that were.
+    pub(super) behind_suback: BTreeSet<ConnectionKey>,
     /// Owners of sessions that came in this second although memory is short.
     pub(super) let_in: u32,
     pub(super) handshaking: Handshaking,
@@ -194,6 +200,7 @@ impl ArbiterState {
             refusal_lines: LogRate::default(),
             wheel: Wheel::default(),
             held_up: Vec::new(),
+            behind_suback: BTreeSet::new(),
             let_in: 0,
             handshaking: Handshaking::default(),
             paced: Vec::new(),
@@ -275,6 +282,7 @@ impl ArbiterState {
             paused: false,
             held_up: false,
             unanswered: 0,
+            behind_suback: BehindSuback::No,
             went_on_second: 0,
             behind_blocked: None,
             guarded: false,
@@ -551,6 +559,7 @@ impl ArbiterState {
             if (has_asked && self.waits_for_suback(key, buffer[position]))
                 || (held_up && self.waits_for_others(key, buffer[position]))
             {
+                self.fall_behind(key);
                 break;
             }
             match codec::split_frame(&buffer[position..], Sender::Client, &limits) {
@@ -558,6 +567,7 @@ impl ArbiterState {
                     if self.shared.cluster.is_some()
                         && (self.waits_for_lease(key, &frame) || self.waits_for_answers(key, &frame))
                     {
+                        self.fall_behind(key);
                         break;
                     }
                     position += frame.len();
@@ -602,6 +612,14 @@ impl ArbiterState {
             client.last_activity = now;
         }
         position
+    }
+
+    /// What comes is not read for now, and not for its rates.
+    fn fall_behind(&mut self, key: ConnectionKey) {
+        let now_ms = self.now_ms;
+        if let Some(client) = self.client(key) {
+            client.pace.fall_behind(now_ms);
+        }
     }
 
     fn limits(&mut self, key: ConnectionKey) -> Limits {
@@ -826,6 +844,7 @@ impl ArbiterState {
         self.show_backlog();
         self.resume_publishers();
         self.look_behind_publishes();
+        self.end_waits_for_suback();
         self.continue_slow_reads();
         self.go_on_changing();
         let (hits, misses) = self.cache.take_hits_and_misses();
@@ -950,7 +969,9 @@ impl ArbiterState {
                 continue;
             };
             if client.deaf {
-                if now.saturating_sub(client.blocked_since) >= CLOSING_SECONDS_MAX {
+                // As long as something is read of what it said, or its rate lets nothing be read, that goes on.
+                let since = client.blocked_since.max(client.last_activity);
+                if !client.paced && now.saturating_sub(since) >= DEAF_SECONDS_MAX {
                     self.tear_down(key, super::ended::EndCause::WriteFailed);
                     self.end_now(key);
                 } else {

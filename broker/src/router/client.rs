@@ -176,6 +176,17 @@ impl ClientSession {
     }
 }
 
+/// Whether a connection is not read because a SUBSCRIBE or UNSUBSCRIBE has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BehindSuback {
+    /// It is read.
+    No,
+    /// Not since this second.
+    Since(u32),
+    /// It was not for [`SUBACK_SECONDS_MAX`](super::subscribe::SUBACK_SECONDS_MAX), and is read until all have their answers.
+    LongEnough,
+}
+
 /// One connection.
 #[derive(Debug)]
 pub struct Client {
@@ -199,6 +210,8 @@ pub struct Client {
     pub held_up: bool,
     /// SUBSCRIBEs and UNSUBSCRIBEs without an answer: what it publishes next waits until there are none.
     pub unanswered: usize,
+    /// Whether it is not read for that.
+    pub(super) behind_suback: BehindSuback,
     /// Second in which it last went on by one packet though memory is short.
     pub went_on_second: u32,
     /// It is held up for what it has for a group or node that answers nothing.

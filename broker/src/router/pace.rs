@@ -91,6 +91,10 @@ pub struct Pace {
     last_waited: u32,
     /// How many in a row it used them up in.
     seconds_over: u32,
+    /// Since when it was not read for reasons of the broker's; 0: it was, or what gathered meanwhile was counted.
+    behind_since_ns: u64,
+    /// Until when what comes counts as what gathered then; 0: nothing came yet.
+    behind_until_ns: u64,
 }
 
 /// What a PUBLISH meant for the rates.
@@ -105,13 +109,37 @@ pub enum Verdict {
 }
 
 impl Pace {
+    /// The connection is not read, and its rates are not why: what it sends meanwhile comes all at once, and not because it is fast.
+    pub fn fall_behind(&mut self, now_ms: u64) {
+        if self.behind_since_ns == 0 {
+            self.behind_since_ns = now_ms * 1_000_000;
+        }
+        self.behind_until_ns = 0;
+    }
+
+    /// From when on what comes now may have been sent.
+    fn sent_since(&mut self, now_ns: u64) -> u64 {
+        if self.behind_since_ns == 0 {
+            return now_ns;
+        }
+        if self.behind_until_ns == 0 {
+            self.behind_until_ns = now_ns + CAPACITY_NS;
+        }
+        if now_ns >= self.behind_until_ns {
+            self.behind_since_ns = 0;
+            return now_ns;
+        }
+        self.behind_since_ns
+    }
+
     /// Counts a PUBLISH of so many bytes.
     pub fn count(&mut self, rates: &Rates, now_ms: u64, bytes: u64) -> Verdict {
         let now_ns = now_ms * 1_000_000;
         let of_all = rates.take(now_ns, bytes);
+        let sent_ns = self.sent_since(now_ns);
         let messages_rate = rates.messages_each.load(Ordering::Relaxed).into();
-        self.messages_full_at_ns = take(self.messages_full_at_ns, now_ns, messages_rate, 1);
-        self.bytes_full_at_ns = take(self.bytes_full_at_ns, now_ns, rates.bytes_each.load(Ordering::Relaxed), bytes);
+        self.messages_full_at_ns = take(self.messages_full_at_ns, sent_ns, messages_rate, 1);
+        self.bytes_full_at_ns = take(self.bytes_full_at_ns, sent_ns, rates.bytes_each.load(Ordering::Relaxed), bytes);
         if !self.is_empty(now_ns) {
             return if of_all { Verdict::Wait } else { Verdict::Within };
         }
@@ -209,6 +237,28 @@ mod tests {
         }
         assert_eq!(in_tenths.remove(0), 1050, "what the bucket held");
         assert!(in_tenths.iter().all(|&passed| passed == 100), "{in_tenths:?}");
+    }
+
+    /// As where a SUBSCRIBE has no answer for three seconds: at once comes what it has sent at its rate, and it goes on at that.
+    #[test]
+    fn nobody_is_too_fast_for_what_gathered_while_it_was_not_read() {
+        let rates = rates((50, 0), 3, (0, 0));
+        let mut pace = Pace::default();
+        let mut verdicts = send(&mut pace, &rates, 10_000, &[1; 40]);
+        pace.fall_behind(10_000);
+        pace.fall_behind(12_000);
+        verdicts.extend(send(&mut pace, &rates, 13_000, &[1; 120]));
+        for second in 13..30 {
+            verdicts.extend(send(&mut pace, &rates, second * 1_000 + 500, &[1; 40]));
+        }
+        assert_eq!(verdicts.iter().position(|&verdict| verdict != Within), None);
+        pace.fall_behind(30_000);
+        let verdicts = send(&mut pace, &rates, 31_000, &[1; 150]);
+        assert_eq!(
+            verdicts.iter().position(|&verdict| verdict == Wait),
+            Some(84),
+            "it is what it may send in that time"
+        );
     }
 
     #[test]

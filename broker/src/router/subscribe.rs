@@ -13,7 +13,7 @@ use kentongan_proto::topic::ParsedFilter;
 
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
-use super::client::{ClientSession, OwnSubscription};
+use super::client::{BehindSuback, ClientSession, OwnSubscription};
 use super::cluster::{ASKED_MAX, PendingSubAck};
 use super::log_rate::excerpt;
 use crate::auth::Action;
@@ -23,6 +23,9 @@ use crate::replicated::command::SessionCommand;
 use crate::replicated::{SubscribeOutcome, SubscribedPersistent, UnsubscribedPersistent};
 use crate::session::subscribing::{bridge_options, granted, wants_retained};
 use crate::subscription::{InterestKind, LocalSubscription, ShareMember, ShareTarget, Target, name_hash};
+
+/// How long what a client publishes waits for SUBACK: longer than groups take to elect other leaders.
+pub(super) const SUBACK_SECONDS_MAX: u32 = 5;
 
 impl ArbiterState {
     pub(super) fn on_subscribe(&mut self, key: ConnectionKey, mut subscribe: Subscribe) {
@@ -430,6 +433,9 @@ impl ArbiterState {
             return;
         };
         client.unanswered -= 1;
+        if client.unanswered == 0 {
+            client.behind_suback = BehindSuback::No;
+        }
         let (is_last, has_room) = (client.unanswered == 0, client.unanswered + 1 == ASKED_MAX);
         if (is_last || has_room) && !self.is_full(key) {
             self.resume_reading(key);
@@ -441,16 +447,48 @@ impl ArbiterState {
 
     /// What a client publishes behind a SUBSCRIBE is for that subscription as well, and so is what others publish because of it,
     /// whatever node they are at; behind an UNSUBSCRIBE it is not. So while one has no answer, the connection is read up to
-    /// the next PUBLISH. Whether the packet that begins with `first_byte` waits for that.
+    /// the next PUBLISH, for so long as [`SUBACK_SECONDS_MAX`]. Whether the packet that begins with `first_byte` waits for that.
     pub(super) fn waits_for_suback(&mut self, key: ConnectionKey, first_byte: u8) -> bool {
         if PacketType::of(first_byte) != Some(PacketType::Publish) {
             return false;
         }
+        let now = self.now_seconds();
         let Some(client) = self.client(key).filter(|client| client.unanswered > 0) else {
             return false;
         };
-        (client.paused, client.unprocessed) = (true, true);
+        match client.behind_suback {
+            BehindSuback::No => {
+                client.behind_suback = BehindSuback::Since(now);
+                self.behind_suback.insert(key);
+            }
+            BehindSuback::Since(_) => {}
+            BehindSuback::LongEnough => return false,
+        }
+        if let Some(client) = self.client(key) {
+            (client.paused, client.unprocessed) = (true, true);
+        }
         true
+    }
+
+    /// Once a second: reads on whom a group without a majority, say, has not answered for long. Nobody would notice that such a client is
+    /// gone, nor that it is there, and nothing is promised to it before SUBACK.
+    pub(super) fn end_waits_for_suback(&mut self) {
+        let now = self.now_seconds();
+        for key in std::mem::take(&mut self.behind_suback) {
+            let Some(client) = self.client(key) else {
+                continue;
+            };
+            match client.behind_suback {
+                BehindSuback::Since(since) if now.saturating_sub(since) >= SUBACK_SECONDS_MAX => {
+                    client.behind_suback = BehindSuback::LongEnough;
+                    if !self.is_full(key) {
+                        self.resume_reading(key);
+                    }
+                }
+                BehindSuback::Since(_) => drop(self.behind_suback.insert(key)),
+                BehindSuback::No | BehindSuback::LongEnough => {}
+            }
+        }
     }
 
     /// Whether a SUBSCRIBE or UNSUBSCRIBE of the filter that came after that of `ticket` was answered before it: SUBACK waits
