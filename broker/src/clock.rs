@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kentongan_cluster::clock::boottime_ns;
 
@@ -22,7 +22,7 @@ const OWN_WALL_CLOCK: i64 = i64::MIN;
 
 #[derive(Debug, Clone)]
 enum Source {
-    Real { started: Instant },
+    Real { started_ns: u64 },
     Manual { machine: Arc<ManualClock>, started_ns: u64 },
 }
 
@@ -30,7 +30,7 @@ impl Clock {
     /// The clocks of this machine, for a process that starts now.
     #[must_use]
     pub fn real() -> Self {
-        Self::of(Source::Real { started: Instant::now() })
+        Self::of(Source::Real { started_ns: boottime_ns() })
     }
 
     /// The clocks of a simulated machine, for a process that starts there now.
@@ -44,16 +44,12 @@ impl Clock {
         Self { source, cluster_ahead_ms: Arc::new(AtomicI64::new(OWN_WALL_CLOCK)) }
     }
 
-    /// Time since the process started. Never goes back.
+    /// Time since the process started, while the machine was suspended too: what expires does so meanwhile. Never goes back.
     #[inline]
     #[must_use]
     pub fn elapsed(&self) -> Duration {
-        match &self.source {
-            Source::Real { started } => started.elapsed(),
-            Source::Manual { machine, started_ns } => {
-                Duration::from_nanos(machine.boottime_ns().saturating_sub(*started_ns))
-            }
-        }
+        let (Source::Real { started_ns } | Source::Manual { started_ns, .. }) = &self.source;
+        Duration::from_nanos(self.boottime_ns().saturating_sub(*started_ns))
     }
 
     /// [`Self::elapsed`] in milliseconds: the process clock.
@@ -179,6 +175,17 @@ mod tests {
         assert_eq!((clock.wall_ms(), clock.cluster_wall_ms()), (70_001_000, 6_003_000));
         clock.set_cluster_wall(None);
         assert_eq!(clock.cluster_wall_ms(), 70_001_000);
+    }
+
+    /// A clock that stands still while the machine is suspended would deliver what expired meanwhile [MQTT-3.3.2-5].
+    #[test]
+    fn the_process_clock_goes_by_the_clock_that_runs_while_the_machine_is_suspended() {
+        let since_boot = Clock::of(Source::Real { started_ns: 0 });
+        let before = Duration::from_nanos(boottime_ns());
+        let elapsed = since_boot.elapsed();
+        assert!(before <= elapsed && elapsed <= Duration::from_nanos(boottime_ns()));
+        let later = Clock::of(Source::Real { started_ns: boottime_ns() + 1_000_000_000_000 });
+        assert_eq!(later.elapsed(), Duration::ZERO);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use kentongan_cluster::{CheckpointBase, GroupId, PipelineHandle};
 use prost::Message as _;
 
 use super::why_silent;
+use crate::clock::Clock;
 use crate::peers::backup::{BackupOrder, Groups, Holds, Order, Released, Said};
 use crate::replicated::Query;
 
@@ -39,13 +40,15 @@ pub(super) struct Source {
     pub(super) pipeline: PipelineHandle<Query>,
     pub(super) reader: StateReader,
     pub(super) formation: Formation,
+    /// That by which a hold ends.
+    pub(super) clock: Clock,
 }
 
 impl Source {
     /// Does what is ordered until the conversation ends. It ends the hold as well, however it ends.
     pub(super) fn serve(&self, mut conversation: Conversation) {
         let mut captured = BTreeMap::new();
-        let mut held: Option<(Arc<()>, Instant)> = None;
+        let mut held: Option<(Arc<()>, Duration)> = None;
         while let Some(order) = conversation.hear() {
             let order = BackupOrder::decode(order).ok().and_then(|order| order.order);
             let done = match order {
@@ -57,7 +60,8 @@ impl Source {
                     self.capture(&groups, &mut captured).map(|()| conversation.say(Said::Captured(groups).to_bytes()))
                 }
                 Some(Order::Release(_)) => {
-                    let held = held.take().is_some_and(|(_, since)| since.elapsed() < HOLD_MAX);
+                    let held =
+                        held.take().is_some_and(|(_, since)| self.clock.elapsed().saturating_sub(since) < HOLD_MAX);
                     Ok(conversation.say(Said::Released(Released { held }).to_bytes()))
                 }
                 Some(Order::Send(groups)) => send(&conversation, &groups, &mut captured),
@@ -71,9 +75,9 @@ impl Source {
         }
     }
 
-    fn hold(&self) -> Result<((Arc<()>, Instant), Said), String> {
+    fn hold(&self) -> Result<((Arc<()>, Duration), Said), String> {
         // Counted from before the machine counts.
-        let (token, since) = (Arc::new(()), Instant::now());
+        let (token, since) = (Arc::new(()), self.clock.elapsed());
         let (answer, answered) = bounded(1);
         self.pipeline.notify(Query::HoldOutboxes { token: Arc::downgrade(&token), answer });
         let incarnation = answered.recv_timeout(ANSWER_MAX).map_err(|_| self.silent())?;

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use crossbeam::channel::Sender;
-use kentongan_cluster::directory::bans::Banned;
+use kentongan_cluster::directory::bans::{BanRefusal, Banned};
 use kentongan_cluster::directory::command::{self as directory_command, Ban, Form, MemberRecord};
 use kentongan_cluster::directory::{Directory, Placement, STATE_KEY};
 use kentongan_cluster::interest::{LinkId, SourceId, Version};
@@ -836,7 +836,7 @@ impl Machine {
     /// The clock of whoever leads the directory says which bans are over.
     pub(super) fn ban(&mut self, ban: Ban, answer: &Sender<(Wish, Vec<MemberRecord>)>) {
         let now_seconds = self.member.as_ref().map_or(0, |member| member.clock.cluster_wall_ms() / 1000);
-        self.wish(|membership| membership.ban(Ban { now_seconds, ..ban }), answer);
+        self.wish(|membership| wish_ban(membership, Ban { now_seconds, ..ban }), answer);
     }
 
     pub(super) fn bans_behind(&self, behind: &str) -> Vec<Ban> {
@@ -942,6 +942,7 @@ impl Machine {
             feature_level_max: later::feature_levels().max,
             routes: RouteStatus::of(shared.submitter.slots().groups(), &cluster.leaders.all(), &shared.backlog()),
             chosen: ChosenStatus::of(directory),
+            cluster_wall_ms: Some(cluster.clock.cluster_wall_ms()),
             ..NodeStatus::default()
         }
     }
@@ -996,6 +997,20 @@ impl Machine {
     }
 }
 
+/// Has somebody banned, or that lifted. A ban that is over before anybody has heard of it would be as good as said, and whoever asked for
+/// it with a clock that is behind would take somebody for banned.
+fn wish_ban(membership: &mut Membership, ban: Ban) -> Wish {
+    let known = || membership.directory().bans().get(&ban.subject);
+    let is_known = || known().is_some_and(|known| known.until_seconds == ban.until_seconds);
+    let is_over = !ban.lifted && ban.until_seconds != 0 && ban.until_seconds <= ban.now_seconds;
+    // Others may not have heard of it yet.
+    if is_over && membership.leads_directory() && !is_known() {
+        let ago_seconds = ban.now_seconds - ban.until_seconds;
+        return Wish::Refused(BanRefusal::Over { ago_seconds }.into());
+    }
+    membership.ban(ban)
+}
+
 #[cfg(test)]
 mod tests {
     use kentongan_cluster::directory::command::{Command, Departed, Departing, Drain, Join, encode};
@@ -1021,6 +1036,35 @@ mod tests {
             membership.on_directory(0, index, encode(command)).expect("known");
         }
         Member::new(membership, form, Clock::real())
+    }
+
+    /// One that ended while it was asked for again was said, and is nothing to worry about.
+    #[test]
+    fn a_ban_that_is_over_before_it_is_known_is_refused() {
+        let mut membership = beside_a_silent_node().membership;
+        let ban = |subject: &str, until_seconds| Ban {
+            subject: subject.to_owned(),
+            until_seconds,
+            now_seconds: 100,
+            ..Ban::default()
+        };
+        assert_ne!(wish_ban(&mut membership, ban("late", 90)), over(10), "whoever leads decides");
+        membership.on_directory_role(0, NodeId::new(ME), 1);
+        let index = membership.directory().applied() + 1;
+        let known = Ban { now_seconds: 80, ..ban("known", 90) };
+        membership.on_directory(0, index, encode(Command::Ban(known))).expect("known");
+        assert_eq!(wish_ban(&mut membership, ban("late", 90)), over(10));
+        assert_eq!(wish_ban(&mut membership, ban("late", 100)), over(0));
+        assert_eq!(wish_ban(&mut membership, ban("known", 91)), over(9));
+        let lifted = Ban { lifted: true, ..ban("late", 90) };
+        for passed_on in [ban("known", 90), ban("late", 101), ban("late", 0), lifted] {
+            let as_asked = membership.ban(passed_on.clone());
+            assert_eq!(wish_ban(&mut membership, passed_on), as_asked);
+        }
+    }
+
+    fn over(ago_seconds: u64) -> Wish {
+        Wish::Refused(BanRefusal::Over { ago_seconds }.into())
     }
 
     /// Who restarts a node reads of no death, and who loses one does.

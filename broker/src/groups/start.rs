@@ -875,7 +875,8 @@ impl Responder for Answers {
         };
         tracing::info!(node = %from.node, name = from.name, "a backup of this node's groups begins");
         let (pipeline, formation) = (running.pipeline.clone(), running.formation.clone());
-        backup::Source { pipeline, reader: reader.clone(), formation }.serve(conversation);
+        let clock = running.shared.clock.clone();
+        backup::Source { pipeline, reader: reader.clone(), formation, clock }.serve(conversation);
     }
 
     fn open_snapshot(&self, _: &PeerHello, group: GroupId, _: u64) -> Result<SnapshotChunks, String> {

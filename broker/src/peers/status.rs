@@ -68,6 +68,9 @@ pub struct NodeStatus {
     /// Its disk has only `storage.free_bytes_reserve` left, or not even that.
     #[prost(bool, tag = "21")]
     pub disk_full: bool,
+    /// What it holds to be the cluster's wall clock, in milliseconds since 1970. Unset: an older version, or there is no cluster yet.
+    #[prost(uint64, optional, tag = "22")]
+    pub cluster_wall_ms: Option<u64>,
 }
 
 /// What a node may do, as it knows itself.

@@ -96,9 +96,13 @@ fn head<'a>(
 }
 
 /// What is left of a Message Expiry Interval [MQTT-3.3.2-6]. To the nearest second, since nodes' clocks of milliseconds
-/// differ and it must not say more than it came with; and a message that still lives never says 0.
+/// differ and it must not say more than it came with; and a message of which anything is left never says 0. Nothing is left of one that
+/// came with 0, or goes just when it ends.
 fn seconds_left(left_ms: u64) -> u32 {
-    ((left_ms + 500) / 1000).clamp(1, u64::from(u32::MAX)) as u32
+    match left_ms {
+        0 => 0,
+        left_ms => (left_ms.saturating_add(500) / 1000).clamp(1, u64::from(u32::MAX)) as u32,
+    }
 }
 
 /// How a message goes to one connection.

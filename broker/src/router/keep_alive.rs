@@ -3,7 +3,11 @@
 //! A connection that is active never touches the wheel: when its entry comes up, whoever owns the connection looks
 //! at its last activity and says when to look again.
 
+use std::time::{Duration, Instant};
+
 use super::ConnectionKey;
+use super::arbiter::ArbiterState;
+use super::client::Phase;
 
 const SLOTS: usize = 512;
 
@@ -42,19 +46,64 @@ impl Wheel {
 
     /// Every key that was due up to and including second `now` goes into `due`, in no particular order.
     pub fn advance(&mut self, now: u32, due: &mut Vec<ConnectionKey>) {
-        while self.next <= now {
-            let slot = self.next as usize % SLOTS;
-            let current = self.next;
+        let after = now.saturating_add(1).max(self.next);
+        // Whoever comes after hours, as when the machine was suspended, looks at each slot once.
+        let slots = ((after - self.next) as usize).min(SLOTS);
+        let first = self.next as usize;
+        for slot in (first..first + slots).map(|second| second % SLOTS) {
             self.slots[slot].retain(|&(key, second)| {
-                if second <= current {
+                if second <= now {
                     due.push(key);
                 }
-                second > current
+                second > now
             });
             if self.slots[slot].is_empty() {
                 self.slots[slot] = Vec::new();
             }
-            self.next += 1;
+        }
+        self.next = after;
+    }
+}
+
+/// Notices that the machine was suspended: the process clock went on meanwhile, and the clock by which threads wait did not.
+#[derive(Debug, Default)]
+pub struct Sleep {
+    /// What both said when they were looked at last.
+    seen: Option<(Instant, Duration)>,
+}
+
+/// A difference between the clocks that is none of reading one after the other.
+const SLEEP_MIN: Duration = Duration::from_secs(1);
+
+impl Sleep {
+    /// Whether the machine was suspended since the last look.
+    pub fn is_over(&mut self, awake: Instant, elapsed: Duration) -> bool {
+        let (awake_before, before) = self.seen.replace((awake, elapsed)).unwrap_or((awake, elapsed));
+        let ran = awake.saturating_duration_since(awake_before);
+        elapsed.saturating_sub(before).saturating_sub(ran) >= SLEEP_MIN
+    }
+}
+
+impl ArbiterState {
+    /// Looks whether the machine was suspended, before it is asked who has been silent for too long.
+    pub fn look_for_sleep(&mut self, sleep: &mut Sleep) {
+        if sleep.is_over(Instant::now(), self.shared.clock.elapsed()) {
+            self.excuse_silence();
+        }
+    }
+
+    /// Nobody can be blamed for what he did not say, or take, while nothing could be read or written here.
+    pub(super) fn excuse_silence(&mut self) {
+        self.read_clock();
+        let now = self.now_seconds();
+        for (_, client) in &mut self.clients {
+            // Of those that go it is the second in which they are gone.
+            if !matches!(client.phase, Phase::Leaving | Phase::Closing) {
+                client.last_activity = now;
+            }
+            if client.blocked_since != 0 {
+                client.blocked_since = now.max(1);
+            }
         }
     }
 }
@@ -80,5 +129,44 @@ mod tests {
         assert_eq!(due, []);
         wheel.advance(3 + SLOTS as u32, &mut due);
         assert_eq!(due, [far]);
+    }
+
+    #[test]
+    fn a_sleep_is_what_only_one_of_the_clocks_counts() {
+        let (begun, mut sleep) = (Instant::now(), Sleep::default());
+        let mut is_over =
+            |awake_s, elapsed_s| sleep.is_over(begun + Duration::from_secs(awake_s), Duration::from_secs(elapsed_s));
+        assert!(!is_over(100, 3));
+        assert!(!is_over(101, 4) && !is_over(500, 403), "it was busy for long, and others not");
+        assert!(is_over(501, 3600));
+        assert!(!is_over(502, 3601), "it is told once");
+    }
+
+    #[test]
+    fn after_a_leap_all_that_was_due_comes_up_and_nothing_else() {
+        let mut wheel = Wheel::default();
+        wheel.advance(99, &mut Vec::new());
+        let week = 7 * 24 * 60 * 60;
+        let keys: Vec<_> = (0..1200).map(|index| ConnectionKey::new(0, index, 0)).collect();
+        // Half of them before the leap ends, in every slot, the others just behind it.
+        let (before, behind) = keys.split_at(600);
+        for (&key, second) in before.iter().zip(100..) {
+            wheel.arm(key, second);
+        }
+        for (&key, second) in behind.iter().zip(week + 1..) {
+            wheel.arm(key, second);
+        }
+        let mut due = Vec::new();
+        wheel.advance(week, &mut due);
+        due.sort_unstable_by_key(|key| key.index());
+        assert_eq!(due, before);
+        due.clear();
+        for (&key, second) in behind.iter().zip(week + 1..) {
+            wheel.advance(second, &mut due);
+            assert_eq!(due.last(), Some(&key), "in its second");
+        }
+        assert_eq!(due, behind);
+        wheel.advance(u32::MAX, &mut due);
+        wheel.advance(u32::MAX, &mut due);
     }
 }

@@ -48,6 +48,15 @@ pub enum BanRefusal {
     /// There are too many.
     #[error("there are {BANS_MAX} bans, and there may be no more: lift some, or ban a whole network")]
     Full,
+    /// It is over before it began, which only another clock can have meant.
+    #[error(
+        "it would have ended {ago_seconds} s ago by the cluster's clock: nobody was banned; see what the clocks of the machine that asks \
+         for it and of the nodes say"
+    )]
+    Over {
+        /// For how long.
+        ago_seconds: u64,
+    },
     /// One of its texts is too long, or it is about nobody.
     #[error(
         "whom it is about must have 1 to {SUBJECT_BYTES_MAX} bytes, and the reason at most {REASON_BYTES_MAX} of them"
@@ -80,6 +89,12 @@ impl Bans {
             None => ban.lifted || !Banned::of(ban).lasts(ban.now_seconds),
             Some(known) => !ban.lifted && *known == Banned::of(ban),
         }
+    }
+
+    /// What is known of whoever has this name, also if it is over.
+    #[must_use]
+    pub fn get(&self, subject: &str) -> Option<&Banned> {
+        self.0.get(subject)
     }
 
     /// Whether `ban` may be said.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::AskedArgs;
 use super::act::{self, DECIDED_WITHIN};
-use super::ask::PAUSE;
+use super::ask::{PAUSE, status_of};
 use super::show::{plain, table_of};
 use crate::bans::{Network, Subject};
 use crate::peers::administration::{Act, BANS_A_PAGE, BansBehind};
@@ -73,16 +73,33 @@ impl WhoArgs {
     }
 }
 
-/// When a ban ends that lasts `seconds` from now, in whole seconds since 1970: later rather than too early.
-fn end_after(seconds: u64) -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+/// When a ban ends that lasts `seconds` from now, in whole seconds since 1970: later rather than too early. By the clock of the cluster,
+/// which will end it; that of this machine counts only where an older node does not say what the cluster's says.
+fn end_after(seconds: u64, cluster_wall_ms: Option<u64>) -> u64 {
+    let own = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = cluster_wall_ms.map_or_else(own, Duration::from_millis);
     now.saturating_add(Duration::from_secs(seconds)).as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX)
+}
+
+/// What the cluster's clock says, if the node is one that knows; asked for as long as the ban itself would be.
+fn cluster_wall_ms(transport: &Transport, peer: &str) -> anyhow::Result<Option<u64>> {
+    let deadline = Instant::now() + DECIDED_WITHIN;
+    loop {
+        match status_of(transport, peer) {
+            Ok(status) => return Ok(status.cluster_wall_ms),
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => std::thread::sleep(PAUSE),
+        }
+    }
 }
 
 /// Bans somebody, and returns when that is committed.
 pub(super) fn ban(transport: &Transport, peer: &str, arguments: &BanArgs) -> anyhow::Result<String> {
     let subject = arguments.who.subject()?;
-    let until_seconds = arguments.seconds.map_or(0, end_after);
+    let until_seconds = match arguments.seconds {
+        Some(seconds) => end_after(seconds, cluster_wall_ms(transport, peer)?),
+        None => 0,
+    };
     let ban = Ban { until_seconds, reason: arguments.reason.clone(), ..about(&subject) };
     act::decide(transport, peer, &Act::Ban(ban), Instant::now() + DECIDED_WITHIN)?;
     Ok(format!("{} is banned {}\n", plain(&subject.to_string()), end(until_seconds)))

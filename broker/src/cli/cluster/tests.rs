@@ -20,6 +20,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use super::super::{Cli, Command};
 use super::act::Silence;
 use super::*;
+use crate::peers::administration::{Act, Administered, Administration};
 use crate::peers::status::{ChosenStatus, GroupStatus, LinkStatus, MemberStatus, NodeStatus, RouteStatus, Standing};
 
 /// What `kentongan cluster status` prints.
@@ -30,15 +31,24 @@ fn status(settings: &Settings, peer: &str, json: bool) -> anyhow::Result<String>
 }
 
 /// Answers with what it is given, once it is; with what it is to say at first before that, if it is given any of it. And whether a removal
-/// is done, if it is to know.
+/// is done, if it is to know. And does every act, and remembers it.
 #[derive(Clone, Default)]
-struct Canned(Arc<OnceLock<NodeStatus>>, Arc<Mutex<VecDeque<NodeStatus>>>, Arc<OnceLock<Joined>>);
+struct Canned(
+    Arc<OnceLock<NodeStatus>>,
+    Arc<Mutex<VecDeque<NodeStatus>>>,
+    Arc<OnceLock<Joined>>,
+    Arc<Mutex<Vec<Option<Act>>>>,
+);
 
 impl Responder for Canned {
     fn on_question(&self, asked: Asked) {
         if asked.question == Question::Remove {
             let answer = self.2.get().map(|joined| joined.encode_to_vec().into());
             return asked.answer.send(answer.ok_or_else(|| "it has ended".to_owned()));
+        }
+        if asked.question == Question::Administer {
+            self.3.lock().unwrap().push(Administration::decode_question(asked.body).unwrap());
+            return asked.answer.send(Ok(Administered { done: true, ..Administered::default() }.encode_answer()));
         }
         assert_eq!(asked.question, Question::Status);
         let first = self.1.lock().unwrap().pop_front();
@@ -141,6 +151,7 @@ fn scene() -> (Vec<Node>, String) {
         routes: vec![route(0, 1, 3), route(2, 0, 0)],
         chosen: vec![ChosenStatus { group: 1, node: 2 }],
         disk_full: false,
+        cluster_wall_ms: Some(1_000_000_000_000),
         feature_level: 1,
         feature_level_min: 1,
         feature_level_max: 2,
@@ -442,6 +453,30 @@ fn a_group_is_shown_with_voters_that_are_silent_and_one_without_a_majority_says_
     assert!(text.contains("\n2 groups have no majority that answers: start n2, n3\n"), "{text}");
     let text = shown(vec![seen(0, &[1])]);
     assert!(!text.contains("majority"), "{text}");
+}
+
+/// By a clock of its own that is behind a ban would be over before it began, and by one that is ahead last for hours too long.
+#[test]
+fn a_ban_ends_by_the_clock_of_the_cluster() {
+    let until = |cluster_wall_ms: Option<u64>, flags: &[&str]| {
+        let node = node(1);
+        node.canned.0.set(NodeStatus { node: 1, cluster_wall_ms, ..NodeStatus::default() }).unwrap();
+        let line = ["kentongan", "cluster", "ban", "--client-id", "c"].iter().chain(flags);
+        let Some(Command::Cluster(command)) = Cli::try_parse_from(line).unwrap().command else {
+            panic!("this command")
+        };
+        let text = carry_out(&command, &Settings::default(), &node.member.peer_address).unwrap();
+        let acts = std::mem::take(&mut *node.canned.3.lock().unwrap());
+        let [Some(Act::Ban(ban))] = &acts[..] else { panic!("{acts:?}") };
+        (ban.until_seconds, text)
+    };
+    let (seconds, text) = until(Some(1_000_000_000_001), &["--seconds", "60"]);
+    assert_eq!((seconds, text.contains(" is banned until 2001-09-09T01:47:41Z")), (1_000_000_061, true), "{text}");
+    assert_eq!(until(Some(1_000_000_000_001), &[]).0, 0, "for good");
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let before = now();
+    let (seconds, _) = until(None, &["--seconds", "60"]);
+    assert!((before + 60..=now() + 61).contains(&seconds), "an older node does not say what time it is");
 }
 
 #[test]

@@ -899,6 +899,29 @@ fn nobody_is_ended_before_one_and_a_half_times_its_keep_alive() {
     }
 }
 
+/// The clock goes on while the machine is suspended, and nobody could say anything.
+#[test]
+fn nobody_is_ended_for_having_been_silent_while_the_machine_was_suspended() {
+    for is_excused in [true, false] {
+        let mut world = World::new(1);
+        world.pass(1_000);
+        let mut silent = world.open(0, connect(ProtocolVersion::V5, "silent".to_owned(), 10));
+        assert_eq!(packets(&mut silent).len(), 1, "CONNACK");
+        world.machine.advance(Duration::from_secs(8 * 60 * 60));
+        if is_excused {
+            world.arbiters[0].state.excuse_silence();
+        }
+        let pass = |world: &mut World| {
+            world.pass(1_000);
+            world.arbiters[0].run();
+        };
+        pass(&mut world);
+        assert_eq!(packets(&mut silent).is_empty(), is_excused);
+        (0..16).for_each(|_| pass(&mut world));
+        assert_eq!(packets(&mut silent).is_empty(), !is_excused, "it is silent on");
+    }
+}
+
 /// What is armed for a connection stays in the wheel when that is gone.
 #[test]
 fn a_long_keep_alive_is_soon_forgotten_with_its_connection() {

@@ -139,6 +139,29 @@ fn what_a_filter_holds_back_is_not_let_go_by_another_one_of_the_same_packet() {
     assert!(matches!(heard[..], [Packet::PubAck(_)]), "no group has said what is retained: {heard:?}");
 }
 
+/// [MQTT-3.3.2-6]: the interval that is sent is never more than the one that came.
+#[test]
+fn a_message_that_came_with_no_time_to_live_is_delivered_at_once_and_says_so() {
+    let mut world = World::new(1);
+    let mut client = world.open(0, connect(ProtocolVersion::V5, "c".to_owned(), 0));
+    assert_eq!(packets(&mut client).len(), 1, "CONNACK");
+    let subscribe = subscribe_to(&mut client, &["t"], QoS::AtLeastOnce);
+    assert_eq!(say(&mut world, &mut client, &subscribe).len(), 1, "SUBACK");
+    for seconds in [None, Some(0), Some(1), Some(60)] {
+        for delivery in [Delivery::AtMostOnce, Delivery::AtLeastOnce(client.packet_id())] {
+            let properties = PublishProperties { message_expiry_interval: seconds, ..PublishProperties::default() };
+            let (topic, payload) = ("t".to_owned(), Bytes::from("p"));
+            let publish = Publish { dup: false, delivery, retain: false, topic, properties, payload };
+            let heard = say(&mut world, &mut client, &Packet::Publish(publish));
+            let interval = |packet| match packet {
+                Packet::Publish(publish) => Some(publish.properties.message_expiry_interval),
+                _ => None,
+            };
+            assert_eq!(heard.into_iter().filter_map(interval).collect::<Vec<_>>(), [seconds]);
+        }
+    }
+}
+
 /// P10 [MQTT-3.3.2-5]: what expires while retained messages are read does not come behind them (found by simulation, seed 4031).
 #[test]
 fn what_expires_behind_retained_messages_is_dropped() {
