@@ -1,6 +1,6 @@
 //! From CONNECT to CONNACK.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kentongan_proto::mqtt::codec;
@@ -528,6 +528,7 @@ impl ArbiterState {
             will: None,
             subscriptions: hashbrown::HashMap::default(),
             asked: BTreeSet::new(),
+            terms_asked: BTreeMap::new(),
             reads: RetainedReads::default(),
             identity: Arc::clone(&identified.identity),
             claimed: connect.user_name.as_deref().filter(|name| may_be_banned(name, &identified)).map(Box::from),
