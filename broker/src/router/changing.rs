@@ -729,6 +729,7 @@ impl ArbiterState {
 
     /// A SUBSCRIBE for which the group is not asked before every node has heard what this one wants.
     pub(super) fn ask_behind_barrier(&mut self, key: ConnectionKey, ticket: u64, command: SessionCommand) {
+        self.on_terms_asked(key, &command);
         let Some(served) = self.served(key) else {
             return;
         };

@@ -1,6 +1,6 @@
 //! A connection as its arbiter keeps it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::task::Waker;
@@ -120,6 +120,9 @@ pub struct ClientSession {
     pub subscriptions: HashMap<Box<str>, OwnSubscription, foldhash::fast::RandomState>,
     /// Topic Filters that it does not have and its group was asked for: they count as if it had them.
     pub asked: BTreeSet<Box<str>>,
+    /// Topic Filters that SUBSCRIBEs and UNSUBSCRIBEs name which its group has not answered, and in how many places: until it has,
+    /// nobody knows here by what terms they stand there.
+    pub terms_asked: BTreeMap<Box<str>, u32>,
     /// Retained messages still to be sent.
     pub reads: RetainedReads,
     /// The authenticated identity, empty for an anonymous client.

@@ -1,6 +1,6 @@
 //! From CONNECT to CONNACK.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kentongan_proto::mqtt::codec;
@@ -74,6 +74,14 @@ impl PendingConnect {
     /// Who it is, once that is known; empty before, and for nobody in particular.
     pub(super) fn identity(&self) -> &str {
         &self.identified.identity
+    }
+
+    /// What the client is told once its claim was granted.
+    fn connack(&self, session_present: bool) -> Packet {
+        let mut properties = self.negotiated.properties.clone();
+        properties.authentication_method.clone_from(&self.connect.properties.authentication_method);
+        properties.authentication_data.clone_from(&self.authentication_data);
+        Packet::ConnAck(Box::new(ConnAck { session_present, reason_code: ReasonCode::Success, properties }))
     }
 
     fn actor(&self) -> Actor<'_> {
@@ -364,6 +372,11 @@ impl ArbiterState {
         {
             return self.refuse(key, refusal.reason, refusal.text);
         }
+        // It is of the same length whether there is a session or not. A client that does not take it cannot go on, and one that can
+        // must not have been ended for it.
+        if !self.takes(key, &pending.connack(false)) {
+            return self.end(key, TOO_LARGE, None);
+        }
         let client_id = Arc::clone(&pending.negotiated.client_id);
         if self.shared.cluster.is_some() {
             self.claim_in_cluster(key, pending);
@@ -479,16 +492,7 @@ impl ArbiterState {
             self.abandon(&opened);
             return self.refuse(key, ReasonCode::NotAuthorized, "the user is gone, or has another password");
         }
-        let mut properties = pending.negotiated.properties.clone();
-        properties.authentication_method.clone_from(&pending.connect.properties.authentication_method);
-        properties.authentication_data.clone_from(&pending.authentication_data);
-        let connack = ConnAck { session_present: opened.session_present, reason_code: ReasonCode::Success, properties };
-        let connack = Packet::ConnAck(Box::new(connack));
-        if !self.takes(key, &connack) {
-            // What it would have to be told does not fit, and without that it cannot go on.
-            self.abandon(&opened);
-            return self.end(key, TOO_LARGE, None);
-        }
+        let connack = pending.connack(opened.session_present);
         // Only now: whoever is not granted the Client Identifier must not have it banned for its owner.
         if self.shared.flapping.on_connect(&opened.client_id, self.now_ms) {
             self.note_flap_ban(&opened.client_id, "connects too often");
@@ -524,6 +528,7 @@ impl ArbiterState {
             will: None,
             subscriptions: hashbrown::HashMap::default(),
             asked: BTreeSet::new(),
+            terms_asked: BTreeMap::new(),
             reads: RetainedReads::default(),
             identity: Arc::clone(&identified.identity),
             claimed: connect.user_name.as_deref().filter(|name| may_be_banned(name, &identified)).map(Box::from),

@@ -4,7 +4,7 @@
 //! Live messages that come by it wait, bounded, until the retained ones are sent; what is in both is sent once.
 
 use std::cmp::Ordering;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -128,6 +128,14 @@ impl State {
             _ if self.held_bytes.saturating_add(weight_bytes) > bytes_max => Some(Full::Bytes),
             _ => None,
         }
+    }
+
+    /// The oldest read that has a page to be taken. By what terms the group takes it in is known once it has answered what it was asked
+    /// of that filter: what comes behind a SUBSCRIBE with QoS 0 it leaves to this node, which would have given it away. What is asked
+    /// of others changes none, and a client that goes on asking is not to wait until it has asked for all.
+    fn next_arrived(&mut self, terms_asked: &BTreeMap<Box<str>, u32>) -> Option<&mut Read> {
+        let is_for_later = |read: &Read| read.session_read.is_some() && terms_asked.contains_key(&read.filter);
+        self.reads.iter_mut().find(|read| !read.arrived.is_empty() && !is_for_later(read))
     }
 
     /// The pages to ask for now, of the oldest read first: read number, filter, page.
@@ -329,14 +337,42 @@ impl ArbiterState {
         self.continue_reads(key);
     }
 
+    /// The group is asked for other terms of these filters, at once or soon.
+    pub(super) fn on_terms_asked(&mut self, key: ConnectionKey, command: &SessionCommand) {
+        let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
+            return;
+        };
+        let (subscribed, unsubscribed) = match command {
+            SessionCommand::Subscribe(subscribe) => (&*subscribe.filters, &[][..]),
+            SessionCommand::Unsubscribe(unsubscribe) => (&[][..], &*unsubscribe.filters),
+            _ => return,
+        };
+        for filter in subscribed.iter().map(|asked| &asked.filter).chain(unsubscribed) {
+            *session.terms_asked.entry(Box::from(filter.as_str())).or_default() += 1;
+        }
+    }
+
+    /// The group has answered for these, each as often as it was asked. Their pages are taken with what follows the answer, so that the
+    /// terms stand here by then.
+    pub(super) fn on_terms_answered<'a>(&mut self, key: ConnectionKey, filters: impl Iterator<Item = &'a str>) {
+        let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
+            return;
+        };
+        for filter in filters {
+            if let Some(places) = session.terms_asked.get_mut(filter) {
+                *places -= 1;
+                if *places == 0 {
+                    session.terms_asked.remove(filter);
+                }
+            }
+        }
+    }
+
     /// Takes pages that came, until the client has enough to do.
     fn take_arrived(&mut self, key: ConnectionKey) {
-        // By what terms the group takes a page in is known once it has answered what it was asked before. What comes behind a
-        // SUBSCRIBE with QoS 0 it leaves to this node, which would have given it away.
-        let group_waits = self.client(key).is_some_and(|client| client.unanswered > 0);
-        let is_for_later = |read: &Read| group_waits && read.session_read.is_some();
-        while let Some(state) = self.reads(key)
-            && let Some(read) = state.reads.iter_mut().find(|read| !read.arrived.is_empty() && !is_for_later(read))
+        while let Some(session) = self.client(key).and_then(|client| client.session.as_deref_mut())
+            && let Some(state) = session.reads.0.as_deref_mut()
+            && let Some(read) = state.next_arrived(&session.terms_asked)
             && let Some(mut page) = read.arrived.pop_front()
         {
             let (number, own) = (read.number, read.own);

@@ -401,6 +401,7 @@ impl ArbiterState {
     /// SUBSCRIBE or UNSUBSCRIBE of a persistent session, to be answered by its group.
     fn ask_group(&mut self, key: ConnectionKey, group: u16, ticket: u64, command: SessionCommand) {
         self.on_asked(key);
+        self.on_terms_asked(key, &command);
         let Some(command) = self.ask_in_turn(key, ticket, command) else {
             return;
         };
@@ -440,9 +441,7 @@ impl ArbiterState {
         if (is_last || has_room) && !self.is_full(key) {
             self.resume_reading(key);
         }
-        if is_last {
-            self.continue_reads(key);
-        }
+        self.continue_reads(key);
     }
 
     /// What a client publishes behind a SUBSCRIBE is for that subscription as well, and so is what others publish because of it,
@@ -522,6 +521,7 @@ impl ArbiterState {
                 session.asked.remove(outcome.filter.as_str());
             }
         }
+        self.on_terms_answered(key, outcomes.iter().map(|outcome| outcome.filter.as_str()));
         let codes = outcomes.iter().map(|outcome| outcome.reason).collect();
         let is_overtaken = |outcome: &SubscribeOutcome| self.is_answered_since(key, ticket, &outcome.filter);
         let overtaken: Vec<bool> = outcomes.iter().map(is_overtaken).collect();
@@ -599,6 +599,7 @@ impl ArbiterState {
             session.revocations.retain(|&revoked| revoked != ticket);
             session.revocations.len() < before
         });
+        self.on_terms_answered(key, outcomes.iter().map(|(filter, _)| filter.as_str()));
         let mut codes = Vec::with_capacity(outcomes.len());
         for (filter, reason) in outcomes {
             if !self.is_answered_since(key, ticket, &filter) && self.remove_subscription(key, &filter) {

@@ -212,6 +212,7 @@ impl Cluster {
             will: None,
             subscriptions: hashbrown::HashMap::default(),
             asked: BTreeSet::new(),
+            terms_asked: BTreeMap::new(),
             reads: RetainedReads::default(),
             identity: Arc::from(""),
             claimed: None,

@@ -113,6 +113,51 @@ fn whoever_does_not_take_what_must_be_answered_is_ended_and_not_left_to_wait() {
     }
 }
 
+/// Conformance: [MQTT5-3.1.2-24]
+#[test]
+fn a_connect_whose_answer_is_too_large_leaves_the_client_of_that_name_and_its_session_alone() {
+    let broker = Broker::start();
+    let mut publisher = Client::v5(&broker, "p");
+    publisher.subscribe("will", QoS::AtMostOnce);
+    for expiry in [None, Some(100)] {
+        let asked = |clean_start| {
+            let mut asked = connect(ProtocolVersion::V5, "s");
+            asked.clean_start = clean_start;
+            asked.properties.session_expiry_interval = expiry;
+            asked
+        };
+        let refused = |clean_start| {
+            let mut asked = asked(clean_start);
+            asked.properties.maximum_packet_size = Some(5);
+            let mut client = Client::raw(&broker, ProtocolVersion::V5);
+            client.send(&Packet::Connect(Box::new(asked)));
+            client.expect_closed();
+        };
+        let (topic, payload, properties) = ("will".to_owned(), "gone".into(), WillProperties::default());
+        let will = Will { topic, payload, qos: QoS::AtMostOnce, retain: false, properties };
+        let mut client = Client::accepted(&broker, Connect { will: Some(will), ..asked(true) });
+        client.subscribe("t", QoS::AtLeastOnce);
+        for clean_start in [true, false] {
+            refused(clean_start);
+            client.expect_nothing();
+        }
+        publisher.publish_acknowledged("t", "to who was there first", qos1(1));
+        assert_eq!(client.take_publish().payload, "to who was there first");
+        publisher.expect_nothing();
+        client.disconnect();
+        if expiry.is_none() {
+            continue;
+        }
+        publisher.publish_acknowledged("t", "queued", qos1(2));
+        [true, false].into_iter().for_each(refused);
+        let (mut client, connack) = Client::open(&broker, asked(false));
+        assert!(connack.session_present);
+        let publish = client.expect_publish();
+        assert_eq!(publish.payload, "queued");
+        assert!(!publish.dup, "it was never sent before");
+    }
+}
+
 /// Conformance: [MQTT5-3.1.2-26], [MQTT5-3.1.2-27], [MQTT5-3.3.2-11]
 #[test]
 fn topic_aliases_towards_the_client_stay_within_its_maximum() {

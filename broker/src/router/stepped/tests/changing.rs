@@ -616,6 +616,38 @@ fn what_is_retained_is_not_lost_when_its_subscription_goes_over() {
     assert_eq!(pages.collect::<Vec<_>>(), [(0, true)], "that was all");
 }
 
+/// The terms of a filter are asked for by what names it: its retained messages do not wait for the answers to others, of which there
+/// may be some at any time.
+#[test]
+fn what_is_retained_waits_for_no_answer_about_another_filter() {
+    let mut subscriber = Subscriber::resumed(Vec::new());
+    subscriber.arbiter.state.shared.retained_possible.store(true, Ordering::Relaxed);
+    let (options, connection) = (SubscriptionOptions::new(ONCE), subscriber.connection);
+    subscriber.ask(FILTER, options);
+    let ticket = *subscriber.asked().first().expect("it was asked");
+    let outcomes = vec![SubscribeOutcome { read: Some(9), ..outcome(FILTER, options) }];
+    let packet_id = subscriber.last_asked;
+    // The read's.
+    let number = subscriber.arbiter.state.message_number + 1;
+    subscriber.event(Event::Subscribed(SubscribedPersistent { connection, epoch: 1, packet_id, ticket, outcomes }));
+    subscriber.pass_barriers();
+
+    let handed_over = |subscriber: &mut Subscriber| {
+        let said = commands_to_group(&mut subscriber.arbiter).into_iter();
+        let pages = said.filter_map(|command| match command {
+            SessionCommand::RetainedPage(page) => Some((page.messages.len(), page.last)),
+            _ => None,
+        });
+        pages.collect::<Vec<_>>()
+    };
+    let asked = RetainedCursor { group: 0, after: None };
+    let next = RetainedCursor { group: 0, after: Some(TOPIC.to_owned()) };
+    let page = RetainedPage { connection, number, asked, messages: vec![retained(1)], next: Some(next) };
+    subscriber.unsubscribe(OTHER);
+    subscriber.event(Event::RetainedPage(page));
+    assert_eq!(handed_over(&mut subscriber), [(1, false)]);
+}
+
 /// [MQTT-4.8.2]: a shared subscription has a copy of its own, beside the one that comes one way or the other.
 #[test]
 fn what_comes_by_a_shared_subscription_is_another_copy() {
