@@ -14,6 +14,9 @@ use crate::config::{ListenerConfig, Settings};
 /// What a bucket holds: what may be sent in a second.
 const CAPACITY_NS: u64 = 1_000_000_000;
 
+/// What gathers in a longer time than this counts as sent in the last of it.
+const BEHIND_NS_MAX: u64 = 10_000_000_000;
+
 /// Time between two looks at connections that are not read.
 pub const RESUME_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -111,7 +114,8 @@ pub enum Verdict {
 impl Pace {
     /// The connection is not read, and its rates are not why: what it sends meanwhile comes all at once, and not because it is fast.
     pub fn fall_behind(&mut self, now_ms: u64) {
-        if self.behind_since_ns == 0 {
+        // Where something came since the last time, this is another time: or whoever waits every second could save up all that he may send.
+        if self.behind_since_ns == 0 || self.behind_until_ns != 0 {
             self.behind_since_ns = now_ms * 1_000_000;
         }
         self.behind_until_ns = 0;
@@ -129,7 +133,7 @@ impl Pace {
             self.behind_since_ns = 0;
             return now_ns;
         }
-        self.behind_since_ns
+        self.behind_since_ns.max(now_ns.saturating_sub(BEHIND_NS_MAX))
     }
 
     /// Counts a PUBLISH of so many bytes.
@@ -259,6 +263,24 @@ mod tests {
             Some(84),
             "it is what it may send in that time"
         );
+    }
+
+    #[test]
+    fn nobody_saves_up_what_he_may_send_by_being_held_up_again_and_again() {
+        let rates = rates((50, 0), 3, (0, 0));
+        let within = |pace: &mut Pace, now_ms| {
+            let verdicts = send(pace, &rates, now_ms, &[1; 1000]);
+            verdicts.iter().position(|&verdict| verdict != Within).expect("there is a bound")
+        };
+        let mut pace = Pace::default();
+        for half_second in 0..200 {
+            pace.fall_behind(10_000 + half_second * 500);
+            send(&mut pace, &rates, 10_001 + half_second * 500, &[1]);
+        }
+        assert!(within(&mut pace, 110_000) < 100);
+        let mut pace = Pace::default();
+        pace.fall_behind(10_000);
+        assert!(within(&mut pace, 3_600_000) < 11 * 50, "nothing came for long");
     }
 
     #[test]
