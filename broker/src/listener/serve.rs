@@ -25,7 +25,7 @@ use crate::http::{self, Readiness};
 use crate::metrics::{CertificateUse, LoadAverages, Metrics, ReloadOutcome};
 use crate::moving::mover;
 use crate::operator::control::{Reloaded, Wanted};
-use crate::router::keep_alive::Sleep;
+use crate::router::keep_alive::Standstill;
 use crate::router::pace::RESUME_INTERVAL;
 use crate::router::{ArbiterState, Changed, Event, Shared, sys};
 use crate::service_manager::ServiceManager;
@@ -618,11 +618,11 @@ fn spawn_tasks() {
     actix_rt::spawn(async {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut sleep = Sleep::default();
+        let mut standstill = Standstill::default();
         loop {
             let due = second.tick().await;
             ArbiterState::with(|arbiter| {
-                arbiter.look_for_sleep(&mut sleep);
+                arbiter.look_for_standstill(&mut standstill);
                 arbiter.counters.arbiter_late_seconds.record(due.elapsed());
                 arbiter.on_second();
             });

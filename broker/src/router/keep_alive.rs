@@ -3,7 +3,7 @@
 //! A connection that is active never touches the wheel: when its entry comes up, whoever owns the connection looks
 //! at its last activity and says when to look again.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
@@ -65,29 +65,29 @@ impl Wheel {
     }
 }
 
-/// Notices that the machine was suspended: the process clock went on meanwhile, and the clock by which threads wait did not.
+/// Notices that an arbiter did not run for a while: the machine was suspended, the process stopped, or its virtual machine moved.
 #[derive(Debug, Default)]
-pub struct Sleep {
-    /// What both said when they were looked at last.
-    seen: Option<(Instant, Duration)>,
+pub struct Standstill {
+    /// When somebody looked last.
+    seen: Option<Duration>,
 }
 
-/// A difference between the clocks that is none of reading one after the other.
-const SLEEP_MIN: Duration = Duration::from_secs(1);
+/// Somebody looks each second, so that this was none of being late.
+const STANDSTILL_MIN: Duration = Duration::from_secs(3);
 
-impl Sleep {
-    /// Whether the machine was suspended since the last look.
-    pub fn is_over(&mut self, awake: Instant, elapsed: Duration) -> bool {
-        let (awake_before, before) = self.seen.replace((awake, elapsed)).unwrap_or((awake, elapsed));
-        let ran = awake.saturating_duration_since(awake_before);
-        elapsed.saturating_sub(before).saturating_sub(ran) >= SLEEP_MIN
+impl Standstill {
+    /// Whether nothing ran here since the last look, as [`Clock::elapsed`](crate::clock::Clock::elapsed) is now.
+    pub fn is_over(&mut self, elapsed: Duration) -> bool {
+        let before = self.seen.replace(elapsed).unwrap_or(elapsed);
+        elapsed.saturating_sub(before) >= STANDSTILL_MIN
     }
 }
 
 impl ArbiterState {
-    /// Looks whether the machine was suspended, before it is asked who has been silent for too long.
-    pub fn look_for_sleep(&mut self, sleep: &mut Sleep) {
-        if sleep.is_over(Instant::now(), self.shared.clock.elapsed()) {
+    /// Looks whether nothing ran here for a while, before it is asked who has been silent for too long: what clients said meanwhile is still
+    /// to be read.
+    pub fn look_for_standstill(&mut self, standstill: &mut Standstill) {
+        if standstill.is_over(self.shared.clock.elapsed()) {
             self.excuse_silence();
         }
     }
@@ -132,14 +132,13 @@ mod tests {
     }
 
     #[test]
-    fn a_sleep_is_what_only_one_of_the_clocks_counts() {
-        let (begun, mut sleep) = (Instant::now(), Sleep::default());
-        let mut is_over =
-            |awake_s, elapsed_s| sleep.is_over(begun + Duration::from_secs(awake_s), Duration::from_secs(elapsed_s));
-        assert!(!is_over(100, 3));
-        assert!(!is_over(101, 4) && !is_over(500, 403), "it was busy for long, and others not");
-        assert!(is_over(501, 3600));
-        assert!(!is_over(502, 3601), "it is told once");
+    fn a_standstill_is_what_no_look_that_is_only_late_makes() {
+        let mut standstill = Standstill::default();
+        let mut is_over = |elapsed_s| standstill.is_over(Duration::from_secs(elapsed_s));
+        assert!(!is_over(100), "nobody looked before");
+        assert!(!is_over(101) && !is_over(103));
+        assert!(is_over(106) && is_over(3600));
+        assert!(!is_over(3601), "it is told once");
     }
 
     #[test]

@@ -16,7 +16,7 @@ fn seeds(usual: u64) -> std::ops::Range<u64> {
 #[test]
 fn whole_clusters_keep_their_promises() {
     let mut summary = Summary::default();
-    for seed in seeds(12) {
+    for seed in seeds(4) {
         match run_seed(seed, Plan::of_seed(seed)) {
             Ok(outcome) => summary.add(&outcome),
             Err(failure) => panic!("{failure}"),

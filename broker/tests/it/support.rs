@@ -93,6 +93,11 @@ impl Broker {
         self.child.as_ref().expect("a running broker").id()
     }
 
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let child = self.child.as_ref().expect("a running broker");
+        rustix::process::kill_process(rustix_pid(child), signal).expect("our own child");
+    }
+
     fn spawn(&mut self) {
         let mut command = match self.descriptors {
             None => broker_command(),
@@ -222,8 +227,7 @@ impl Broker {
 
     /// SIGHUP.
     pub fn hang_up(&self) {
-        let child = self.child.as_ref().expect("a running broker");
-        rustix::process::kill_process(rustix_pid(child), rustix::process::Signal::HUP).expect("our own child");
+        self.signal(rustix::process::Signal::HUP);
     }
 
     /// Waits until one more listener says where it is.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use kentongan_proto::mqtt::*;
+use rustix::process::Signal;
 
 use super::BOTH;
 use crate::support::*;
@@ -317,6 +318,27 @@ fn silence_for_one_and_a_half_keep_alives_ends_the_connection() {
             client.expect_closed();
         }
         assert!(began.elapsed() >= Duration::from_millis(1500), "ended after {:?}", began.elapsed());
+    }
+}
+
+/// What clients said while the process was stopped, as when its virtual machine is moved, is read before anybody is ended for silence.
+#[test]
+fn nobody_is_ended_for_what_he_said_while_the_broker_was_stopped() {
+    let broker = Broker::start();
+    let mut clients: Vec<_> = (0..50)
+        .map(|number| {
+            Client::open(&broker, Connect { keep_alive: 1, ..connect(BOTH[number % 2], &format!("{number}")) }).0
+        })
+        .collect();
+    broker.signal(Signal::STOP);
+    for client in &mut clients {
+        client.send(&Packet::PingReq);
+    }
+    // For longer than any of them may be silent.
+    std::thread::sleep(Duration::from_secs(5));
+    broker.signal(Signal::CONT);
+    for client in &mut clients {
+        assert_eq!(client.receive(), Packet::PingResp);
     }
 }
 
