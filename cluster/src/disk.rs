@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::hash::{BuildHasher as _, RandomState};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -55,7 +55,7 @@ pub trait Disk: Send + Sync {
     /// Those of the disk.
     fn append_to(&self, name: &str) -> io::Result<Box<dyn AppendFile>>;
 
-    /// All of a file.
+    /// All of a file, as the disk has it: [`forget_cached`].
     ///
     /// # Errors
     /// Those of the disk; `NotFound`.
@@ -135,6 +135,41 @@ fn sync_parent(path: &Path, site: SyncSite) -> io::Result<()> {
 pub(crate) fn sync_directory(directory: &Path, site: SyncSite) -> io::Result<()> {
     let directory = File::open(directory)?;
     site.sync(|| directory.sync_all())
+}
+
+/// Sees to it that what is read of a file is what the disk has. After a sync that failed, the system keeps the bytes in its memory as if
+/// they were written, and a process that starts then would take them for safe: its own syncs succeed, for there is nothing left to write,
+/// and a power cut leaves a hole under what it acknowledged.
+///
+/// # Errors
+/// Those of the disk.
+pub(crate) fn forget_cached(file: &File) -> io::Result<()> {
+    // What is still to be written would stay. Where nothing can be written, nothing is.
+    match file.sync_data() {
+        Err(error) if !matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::InvalidInput) => {
+            return Err(error);
+        }
+        _ => {}
+    }
+    rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)?;
+    Ok(())
+}
+
+/// [`forget_cached`] of all files in a directory and those below it.
+///
+/// # Errors
+/// Those of the file system.
+pub(crate) fn forget_cached_in(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let (entry, path) = entry.map(|entry| (entry.file_type(), entry.path()))?;
+        let kind = entry?;
+        if kind.is_dir() {
+            forget_cached_in(&path)?;
+        } else if kind.is_file() {
+            forget_cached(&File::open(path)?)?;
+        }
+    }
+    Ok(())
 }
 
 /// A directory of the real file system.
@@ -222,7 +257,11 @@ impl Disk for RealDisk {
     }
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
-        fs::read(self.directory.join(name))
+        let mut file = File::open(self.directory.join(name))?;
+        forget_cached(&file)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
@@ -363,6 +402,8 @@ struct SimState {
     power_until: Option<u64>,
     /// The syncs that do nothing, to prove that tests would notice.
     ignored: Option<SyncSite>,
+    /// The file that cannot be removed.
+    stuck: Option<(String, io::ErrorKind)>,
     watch: Option<Watch>,
 }
 
@@ -429,6 +470,11 @@ impl SimDisk {
     /// Makes the syncs of one site do nothing.
     pub fn ignore_sync(&self, site: Option<SyncSite>) {
         locked(&self.state).ignored = site;
+    }
+
+    /// Makes each try to remove a file fail.
+    pub fn stick(&self, stuck: Option<(&str, io::ErrorKind)>) {
+        locked(&self.state).stuck = stuck.map(|(name, kind)| (name.to_owned(), kind));
     }
 
     /// Calls `watch` before each operation, with this disk.
@@ -593,6 +639,9 @@ impl Disk for SimDisk {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut state = self.operate()?;
+        if let Some((_, kind)) = state.stuck.as_ref().filter(|(stuck, _)| stuck == name) {
+            return Err((*kind).into());
+        }
         if !state.files.contains_key(name) {
             return Err(io::ErrorKind::NotFound.into());
         }

@@ -549,8 +549,14 @@ impl Log {
         let covered = |(group, last): (&GroupId, &u64)| checkpointed.get(group).is_some_and(|applied| applied >= last);
         // What lies before a segment is no longer needed once every group's checkpoint reaches its opening.
         let needless = self.segments.iter().rposition(|segment| segment.opening.iter().all(covered)).unwrap_or(0);
-        for segment in self.segments.drain(..needless) {
-            self.disk.remove(&segment.name)?;
+        // In their order, and none is forgotten that is still there: a segment behind one that stayed would be missing at the next start.
+        for _ in 0..needless {
+            let removed = self.segments.first().map_or(Ok(()), |segment| self.disk.remove(&segment.name));
+            match removed {
+                // Somebody else did.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => drop(self.segments.remove(0)),
+            }
         }
         if needless > 0 {
             self.disk.sync_directory(SyncSite::LogPurged)?;

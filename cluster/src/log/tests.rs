@@ -225,6 +225,39 @@ fn segments_are_purged_only_behind_checkpoints() {
     assert_eq!(groups[&GROUP], GroupLog { base, ..GroupLog::default() }, "the opening says where the log ended");
 }
 
+/// One that cannot be removed stays with all behind it, and the next purge tries again; one that somebody else removed is gone.
+#[test]
+fn a_segment_that_cannot_be_removed_leaves_no_gap() {
+    for (kind, removed) in [(io::ErrorKind::PermissionDenied, 0), (io::ErrorKind::NotFound, 3)] {
+        let disk = SimDisk::new();
+        let (mut log, _) = open(&disk, 60).expect("opened");
+        let add = |log: &mut Log, index| {
+            append(log, &[entry(index, "payload")]).expect("written");
+            log.rotate_if_full(|_| None).expect("rotated");
+        };
+        (1..=4).for_each(|index| add(&mut log, index));
+        for stuck in 0..2 {
+            let name = disk.list().expect("listed")[stuck].clone();
+            disk.stick(Some((&name, kind)));
+            if kind == io::ErrorKind::NotFound {
+                disk.stick(None);
+                disk.remove(&name).expect("removed behind the log's back");
+            }
+            let purged = log.purge(&BTreeMap::from([(GROUP, 3)]));
+            assert_eq!(purged.map_err(|error| error.kind()).is_ok(), kind == io::ErrorKind::NotFound);
+            drop(open(&disk, 60).expect("there is no gap"));
+            if removed > 0 {
+                break;
+            }
+        }
+        disk.stick(None);
+        (5..=6).for_each(|index| add(&mut log, index));
+        log.purge(&BTreeMap::from([(GROUP, 5)])).expect("purged");
+        let (_, left) = open(&disk, 60).expect("there is no gap");
+        assert_eq!(left, [entry(6, "payload")]);
+    }
+}
+
 /// F10: what could not be written for want of room is written once there is some, and nothing of it twice.
 #[test]
 fn a_full_disk_loses_nothing() {

@@ -19,7 +19,7 @@ use crate::state::{Checkpoint, StateError, StateStore};
 pub(super) const TICK: Duration = Duration::from_millis(100);
 
 /// What part of the reserve of free space must be there for a checkpoint.
-const CHECKPOINT_RESERVE_SHARE: u64 = 8;
+pub(super) const CHECKPOINT_RESERVE_SHARE: u64 = 8;
 
 pub(super) struct Applier<M: StateMachine> {
     pub(super) machine: M,

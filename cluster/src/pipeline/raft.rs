@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::apply::CHECKPOINT_RESERVE_SHARE;
 use super::bell::Ringing;
 use super::stats::{self, CommitWatch};
 use super::{FetchedState, Item, Opening, Peers, PipelineConfig, Prepare, Round, Stats, Submission, give_up};
@@ -250,7 +251,8 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
             Submission::Fetched(group, fetched) => {
                 // What was handed out meanwhile is worth as much.
                 let handed_out = self.node.status(group).map_or(0, |status| status.handed_out.index);
-                match fetched.filter(|fetched| fetched.base.applied.index > handed_out) {
+                let fetched = fetched.filter(|fetched| fetched.base.applied.index > handed_out);
+                match fetched.filter(|fetched| self.has_room_for(&fetched.pairs)) {
                     Some(fetched) => self.outcome.round.items.push(Item::Install(group, fetched)),
                     None => {
                         self.stats.snapshots_failed.fetch_add(1, Ordering::Relaxed);
@@ -388,6 +390,19 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
             self.unsynced_since = None;
         }
         Ok(())
+    }
+
+    /// What finds no room half way ends the process, and takes the room that its next start needs. It is offered again by and by.
+    fn has_room_for(&self, pairs: &[Pair]) -> bool {
+        let bytes: usize = pairs.iter().map(|(key, value)| key.len() + value.len()).sum();
+        // The store has them in its journal, and then in its tables.
+        let room = self.config.free_bytes_reserve / CHECKPOINT_RESERVE_SHARE + 2 * bytes as u64;
+        // A disk that fails says so when it is written to.
+        let has_room = !self.node.log().free_bytes().is_ok_and(|free| free < room);
+        if !has_room {
+            tracing::debug!(room, "there is no room on disk for another node's checkpoint");
+        }
+        has_room
     }
 
     fn checkpointed(&mut self, checkpoints: Vec<(GroupId, CheckpointBase)>) {

@@ -241,6 +241,29 @@ fn another_nodes_checkpoint_is_prepared_by_the_thread_that_fetched_it() {
     assert_eq!(parts.applier.machine.restored, [(GroupId(1), 50, pairs, thread)]);
 }
 
+/// F10: it would end the process half way, and leave no room for the next start.
+#[test]
+fn another_nodes_checkpoint_waits_for_room_on_the_disk() {
+    let disk = SimDisk::new();
+    let log: Arc<dyn Disk> = Arc::new(disk.clone());
+    let store = StateStore::in_memory(&MemoryState::default(), Arc::clone(&log)).expect("opened");
+    let machine = Recorder::from_store(&store, &Arc::default());
+    let config = PipelineConfig { free_bytes_reserve: 800_000, ..config() };
+    let mut parts =
+        Parts::new(config, log, store, machine, Fetching::default(), Duration::ZERO).expect("they can be made");
+    let base = CheckpointBase { applied: LogId { index: 50, term: 7 }, ..CheckpointBase::default() };
+    for (free, is_taken) in [(100_015, false), (100_016, true)] {
+        disk.set_free_bytes(Some(free));
+        crate::node::Sink::fetch_snapshot(&mut parts.raft.outcome, GroupId(1), NodeId(2), &base);
+        let FetchedSlot(fetched) = parts.raft.outcome.peers.0.pop().expect("it is to be fetched");
+        fetched(Some((base.clone(), vec![(b"key".to_vec(), b"value".to_vec())])));
+        let submission = parts.submitted.try_recv().expect("it was fetched");
+        parts.raft.take(submission);
+        parts.applier.apply(Duration::ZERO, std::mem::take(&mut parts.raft.outcome.round));
+        assert_eq!(parts.applier.machine.restored.len(), usize::from(is_taken), "{free} bytes are free");
+    }
+}
+
 /// P1: what was submitted before this node came to lead was dropped, and the next command of the same thread finds that it leads (found by
 /// simulation, seed 31969).
 #[test]

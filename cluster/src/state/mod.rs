@@ -22,7 +22,7 @@ pub use backend::{MemoryState, PairIter, StateReader};
 pub use snapshot::{SnapshotStreamError, Unpacked, chunks, collect, cut};
 
 use self::backend::Backend;
-use crate::disk::{Disk, SyncSite, make_durable_directory, sync_directory};
+use crate::disk::{Disk, SyncSite, forget_cached_in, make_durable_directory, sync_directory};
 use crate::group::{CheckpointBase, Configuration};
 use crate::identity::GroupId;
 use crate::log::LogId;
@@ -157,6 +157,7 @@ impl StateStore {
     /// The disk failed, or a completed checkpoint is not all there.
     pub fn open(directory: &Path, disk: Arc<dyn Disk>) -> Result<Self, StateError> {
         make_durable_directory(directory, SyncSite::StateDirectory)?;
+        forget_cached_in(directory)?;
         let database = Database::builder(directory).cache_size(16 * 1024 * 1024).worker_threads(1).open()?;
         let data = database.keyspace("groups", KeyspaceCreateOptions::default)?;
         // fjall syncs the directory of its keyspaces before it makes any in it: without this, a power cut may take them.
