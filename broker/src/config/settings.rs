@@ -404,7 +404,8 @@ settings! {
         pub enabled: bool = true,
         /// The longest delay; a longer one is refused with 0x97.
         pub seconds_max: u32 = 31 * 24 * 3600,
-        /// Messages that may wait at a time; one more is refused with 0x97.
+        /// Messages that may wait at a time; one more is refused with 0x97 (before MQTT 5 the connection ends). Each of `storage.groups` has an equal part and an
+        /// eighth of that more, and one topic is of one group.
         pub messages_max: u64 = 1_000_000,
     }
 

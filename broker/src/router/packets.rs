@@ -146,7 +146,10 @@ impl ArbiterState {
         let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
             return;
         };
-        let reason = session.inbound.on_pubrel(packet_id);
+        let reason = match session.inbound.on_pubrel(packet_id) {
+            Ok(reason) => reason,
+            Err(error) => return self.fail(key, &error),
+        };
         match session.persistent {
             // PUBREL is committed before PUBCOMP, so that a crash between them frees nothing twice.
             Some(persistent) if !reason.is_error() => {

@@ -133,11 +133,21 @@ impl Inbound {
     }
 
     /// PUBREL frees the identifier; the reason goes into PUBCOMP [MQTT-4.3.3-11, 4.3.3-12].
+    ///
+    /// # Errors
+    /// It came before its PUBREC left [MQTT-4.3.3-4]. Answered, the identifier would be a new message's, and what was said of the old one
+    /// would be taken for that.
     #[inline]
-    pub fn on_pubrel(&mut self, id: PacketId) -> ReasonCode {
-        let before = self.received.remove(&id);
-        self.is_no_more(before);
-        if before.is_some() { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound }
+    pub fn on_pubrel(&mut self, id: PacketId) -> Result<ReasonCode, SessionError> {
+        match self.received.get(&id) {
+            None => Ok(ReasonCode::PacketIdentifierNotFound),
+            Some(Received::Routing) => Err(SessionError::Protocol("PUBREL before PUBREC")),
+            Some(_) => {
+                let before = self.received.remove(&id);
+                self.is_no_more(before);
+                Ok(ReasonCode::Success)
+            }
+        }
     }
 
     #[inline]
@@ -167,8 +177,18 @@ mod tests {
         assert_eq!(inbound.on_publish(publish), Ok(PublishStep::Wait), "still with the router");
         inbound.on_pubrec_sent(id(7), ReasonCode::Success);
         assert_eq!(inbound.on_publish(publish), Ok(PublishStep::AnswerAgain));
-        assert_eq!(inbound.on_pubrel(id(7)), ReasonCode::Success);
+        assert_eq!(inbound.on_pubrel(id(7)), Ok(ReasonCode::Success));
         assert_eq!(inbound.on_publish(publish), Ok(PublishStep::Route), "a new message [MQTT-4.3.3-12]");
+    }
+
+    /// What came first would be taken for the answer to what comes under that identifier next.
+    #[test]
+    fn pubrel_before_pubrec_frees_nothing() {
+        let mut inbound = Inbound::new(10, true);
+        assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(7))), Ok(PublishStep::Route));
+        assert!(inbound.on_pubrel(id(7)).is_err());
+        inbound.on_pubrec_sent(id(7), ReasonCode::Success);
+        assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(7))), Ok(PublishStep::AnswerAgain));
     }
 
     /// [MQTT-4.3.3-9]: after a PUBREC of 0x80 or more the identifier is free.
@@ -178,7 +198,7 @@ mod tests {
         assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(1))), Ok(PublishStep::Route));
         inbound.on_pubrec_sent(id(1), ReasonCode::QuotaExceeded);
         assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(1))), Ok(PublishStep::Route));
-        assert_eq!(inbound.on_pubrel(id(9)), ReasonCode::PacketIdentifierNotFound);
+        assert_eq!(inbound.on_pubrel(id(9)), Ok(ReasonCode::PacketIdentifierNotFound));
     }
 
     /// [MQTT-3.3.4-7]: one more than the Receive Maximum is the client's fault; QoS 0 never counts.
@@ -204,17 +224,17 @@ mod tests {
         }
         let exceeded = Err(SessionError::ReceiveMaximumExceeded { receive_maximum: 2 });
         assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(6))), exceeded);
-        assert_eq!(inbound.on_pubrel(id(1)), ReasonCode::Success);
+        assert_eq!(inbound.on_pubrel(id(1)), Ok(ReasonCode::Success));
         assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(6))), exceeded, "that freed nothing");
         assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(2))), exceeded);
 
         inbound.on_pubrec_sent(id(4), ReasonCode::Success);
-        assert_eq!(inbound.on_pubrel(id(4)), ReasonCode::Success);
+        assert_eq!(inbound.on_pubrel(id(4)), Ok(ReasonCode::Success));
         assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(2))), Ok(PublishStep::AnswerAgain));
         assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(2))), Ok(PublishStep::AnswerAgain), "once is enough");
         assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(6))), exceeded);
         for number in [2, 3, 5] {
-            assert_eq!(inbound.on_pubrel(id(number)), ReasonCode::Success);
+            assert_eq!(inbound.on_pubrel(id(number)), Ok(ReasonCode::Success));
         }
         for number in [1, 2] {
             assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(number))), Ok(PublishStep::Route), "a new message");

@@ -154,6 +154,12 @@ fn no_more_messages_wait_for_their_time_than_allowed() {
         assert_eq!(reason_of(&mut client, publish("$delayed/60/t", "x", qos1(number))), answer);
     }
     broker.wait_for_metric("kentongan_delayed_messages", |count| count == 2.0);
+    // Before MQTT 5 an acknowledgement says that it is taken.
+    for delivery in [qos1(1), qos2(1)] {
+        let mut old = Client::v311(&broker, "old");
+        old.publish("$delayed/60/t", "x", delivery);
+        old.expect_closed();
+    }
 }
 
 /// Both families: each address alone, and an unspecified IPv6 one for both.

@@ -66,6 +66,24 @@ fn a_repeated_qos_2_publish_is_answered_and_not_delivered_again() {
     }
 }
 
+/// Answered, it would free an identifier of which PUBREC is still to come: the next message under it would be taken for this one.
+#[test]
+fn a_pubrel_before_its_pubrec_ends_the_connection() {
+    let broker = Broker::start();
+    let mut keeper = connect(ProtocolVersion::V5, "keeper");
+    keeper.properties.session_expiry_interval = Some(100);
+    let mut keeper = Client::accepted(&broker, keeper);
+    keeper.subscribe("t", QoS::AtLeastOnce);
+    for version in BOTH {
+        let mut client = Client::accepted(&broker, connect(version, "a"));
+        client.send_at_once(&[Packet::Publish(publish("t", "x", qos2(7))), Packet::PubRel(Ack::success(id(7)))]);
+        match version {
+            ProtocolVersion::V5 => client.expect_disconnect(ReasonCode::ProtocolError),
+            _ => client.expect_closed(),
+        }
+    }
+}
+
 /// Conformance: [MQTT5-4.3.3-9]
 #[test]
 fn a_refused_qos_2_publish_leaves_its_identifier_free() {
