@@ -57,6 +57,10 @@ const LOOK_AHEAD_BYTES_MAX: usize = 512;
 /// Full reads of one connection in one turn, before the others have theirs.
 const READS_A_TURN_MAX: usize = 2;
 
+/// What one connection may have done for it in one turn before the others have theirs, but for its last packet: subscribers reached and
+/// nodes of tries looked at, each some 50 ns. Few bytes can ask for much, where somebody subscribed to make them.
+const WORK_A_TURN_MAX: u64 = 100_000;
+
 /// Bytes of large packets that are read, and as many that are written, in one turn over all connections: what a turn may
 /// add to the latency of small messages.
 const LARGE_BYTES_A_TURN_MAX: usize = 256 * 1024;
@@ -108,6 +112,10 @@ pub struct ArbiterState {
     read_buffer: Vec<u8>,
     /// Bytes of large packets that this turn may still read.
     large_reads_left: usize,
+    /// What was done for publishers in all, as [`WORK_A_TURN_MAX`] counts it.
+    pub(super) work: u64,
+    /// Where it will be when the turn of the connection that is read is over.
+    work_until: u64,
     pub(super) refusal_lines: LogRate,
     pub(super) wheel: Wheel,
     /// Connections that ask for more than others can keep up with.
@@ -197,6 +205,8 @@ impl ArbiterState {
             flush_waker: None,
             read_buffer: vec![0; READ_BUFFER_BYTES],
             large_reads_left: LARGE_BYTES_A_TURN_MAX,
+            work: 0,
+            work_until: u64::MAX,
             refusal_lines: LogRate::default(),
             wheel: Wheel::default(),
             held_up: Vec::new(),
@@ -351,6 +361,13 @@ impl ArbiterState {
     }
 
     fn poll_read(&mut self, key: ConnectionKey, cx: &mut Context<'_>) -> Poll<()> {
+        self.work_until = self.work + WORK_A_TURN_MAX;
+        let outcome = self.poll_turn(key, cx);
+        self.work_until = u64::MAX;
+        outcome
+    }
+
+    fn poll_turn(&mut self, key: ConnectionKey, cx: &mut Context<'_>) -> Poll<()> {
         let mut reads = 0;
         // Above the bound at which QoS 0 is dropped, so that only what it asks for itself can stop a client.
         let out_bytes_max = (self.shared.settings.session.out_buffer_bytes_max as usize).saturating_mul(2);
@@ -371,13 +388,14 @@ impl ArbiterState {
                 }
                 _ => {}
             }
-            if client.unprocessed {
-                self.consume_leftover(key);
-                continue;
-            }
-            if reads == READS_A_TURN_MAX {
+            let unprocessed = client.unprocessed;
+            if self.work >= self.work_until || (reads == READS_A_TURN_MAX && !unprocessed) {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
+            }
+            if unprocessed {
+                self.consume_leftover(key);
+                continue;
             }
             let read = match phase {
                 Phase::AwaitingConnect => self.read_first(key, cx),
@@ -589,7 +607,7 @@ impl ArbiterState {
             }
             match self.clients.get_mut(key.index()) {
                 Some(client) if matches!(client.phase, Phase::Connected | Phase::Authenticating) => {
-                    if client.paused {
+                    if client.paused || self.work >= self.work_until {
                         client.unprocessed = position < buffer.len();
                         break;
                     }

@@ -444,10 +444,22 @@ impl ArbiterState {
 
     /// The groups answered for the message behind `ticket`.
     pub(super) fn settle(&mut self, key: ConnectionKey, ticket: u64, reason: ReasonCode) {
+        if self.ends_for_refusal(key, reason) {
+            return;
+        }
         if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
             session.owed.settle(ticket, of_group(reason));
             self.send_settled(key);
         }
+    }
+
+    /// Before MQTT 5 PUBACK and PUBREC say that the message is taken, so a client of which one is refused ends: it is to send it again.
+    fn ends_for_refusal(&mut self, key: ConnectionKey, reason: ReasonCode) -> bool {
+        let ends = reason.is_error() && self.client(key).is_some_and(|client| !client.version.is_v5());
+        if ends {
+            self.end(key, EndCause::Refused(reason), None);
+        }
+        ends
     }
 
     /// The group answered for a QoS 2 message of a persistent session.
@@ -457,9 +469,8 @@ impl ArbiterState {
         id: kentongan_proto::mqtt::PacketId,
         reason: ReasonCode,
     ) {
-        if reason.is_error() && self.client(key).is_some_and(|client| !client.version.is_v5()) {
-            // Its PUBREC would say that the message is taken: it is to send it again.
-            return self.end(key, EndCause::Refused(reason), None);
+        if self.ends_for_refusal(key, reason) {
+            return;
         }
         if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
             session.owed.settle_packet(AckKind::PubRec, id, of_group(reason));
@@ -563,8 +574,10 @@ impl ArbiterState {
             return self.route_delayed(publication, delay);
         }
         self.templates.begin();
-        let cached =
+        let mut cached =
             self.cache.take(publication.topic, publication.topic_hash, &self.shared.index, &self.subscriptions);
+        let visited = cached.global.take_visited() + self.subscriptions.take_visited();
+        self.work += (visited + cached.local.len() + cached.global.shares.len()) as u64;
         let routed = self.route_to(publication, &cached);
         self.cache.put_back(cached);
         routed

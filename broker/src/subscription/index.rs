@@ -123,6 +123,8 @@ pub struct Matched {
     /// Of each, one member gets it.
     pub shares: Vec<Arc<ShareGroup>>,
     stamp: Stamp,
+    /// Nodes of tries that it took, until somebody asks.
+    visited: usize,
 }
 
 impl Matched {
@@ -131,6 +133,11 @@ impl Matched {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.arbiters.is_empty() && self.groups.is_empty() && self.nodes.is_empty() && self.shares.is_empty()
+    }
+
+    /// How many nodes of tries were looked at since the last call: what it took if it was found anew.
+    pub fn take_visited(&mut self) -> usize {
+        std::mem::take(&mut self.visited)
     }
 
     /// The other nodes that a message of this QoS is sent to, for their clients.
@@ -629,10 +636,10 @@ impl SubscriptionIndex {
             }
         });
         let first_level = self.first_level[first_level_shard].read(|filters| {
-            filters.trie.matches(topic, |targets| out.add(targets, None));
+            out.visited += filters.trie.matches(topic, |targets| out.add(targets, None));
         });
         let root = self.root.read(|filters| {
-            filters.trie.matches(topic, |targets| out.add(targets, None));
+            out.visited += filters.trie.matches(topic, |targets| out.add(targets, None));
         });
         let (exact_shard, first_level_shard) = (exact_shard as u8, first_level_shard as u8);
         out.stamp = Stamp { exact_shard, first_level_shard, exact, first_level, root };

@@ -1,5 +1,6 @@
 //! The table of one arbiter: which of its connections want a topic, and on what terms.
 
+use std::cell::Cell;
 use std::num::NonZeroU32;
 use std::ops::Deref;
 
@@ -379,6 +380,8 @@ pub struct LocalSubscriptions {
     /// The filters by which a connection's live messages wait.
     held: HashMap<u64, Vec<Box<str>>, RandomState>,
     len: usize,
+    /// Nodes of the trie that were looked at, until somebody asks.
+    visited: Cell<usize>,
 }
 
 impl Default for LocalSubscriptions {
@@ -399,6 +402,7 @@ impl LocalSubscriptions {
             root_generation: 0,
             held: HashMap::default(),
             len: 0,
+            visited: Cell::new(0),
         }
     }
 
@@ -515,6 +519,11 @@ impl LocalSubscriptions {
         self.stamp(topic, hash)
     }
 
+    /// How many nodes of the trie [`Self::matches`] looked at since the last call.
+    pub fn take_visited(&self) -> usize {
+        self.visited.take()
+    }
+
     /// Like [`Self::matches`], with a match for each subscription: further copies for overlapping subscriptions are
     /// as good as one [MQTT-3.3.4-2].
     pub fn matches_each(&self, topic: &str, hash: u64, out: &mut Vec<LocalMatch>) -> LocalStamp {
@@ -546,7 +555,8 @@ impl LocalSubscriptions {
         if let Some(entry) = self.exact[shard_of(hash)].find(hash, |entry| *entry.filter == *topic) {
             found.push(entry.subscribers.as_slice());
         }
-        self.wildcards.matches(topic, |subscribers| found.push(subscribers.as_slice()));
+        let visited = self.wildcards.matches(topic, |subscribers| found.push(subscribers.as_slice()));
+        self.visited.set(self.visited.get() + visited);
         found
     }
 

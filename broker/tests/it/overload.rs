@@ -22,6 +22,35 @@ fn bytes_of(packet: &Packet) -> Vec<u8> {
     bytes
 }
 
+/// Few bytes that ask for much: each PUBLISH of eight bytes is one for 10,000 shared subscriptions. The others have their turns in between.
+#[test]
+fn who_publishes_to_many_subscriptions_has_no_longer_turns_than_others() {
+    const FILTERS: usize = 10_000;
+    let broker = Broker::start();
+    let mut busy = Client::v5(&broker, "busy");
+    for part in 0..10 {
+        let filters = (0..FILTERS / 10).map(|number| format!("$share/{part}-{number}/t"));
+        let filters = filters.map(|filter| (filter, SubscriptionOptions::new(QoS::AtMostOnce))).collect();
+        let (packet_id, user_properties) = (id(1), Vec::new());
+        let subscribe = Subscribe { packet_id, filters, subscription_identifier: None, user_properties };
+        busy.send(&Packet::Subscribe(subscribe));
+        assert!(matches!(busy.receive(), Packet::SubAck(_)));
+    }
+    busy.unsubscribe("nothing");
+    // At every arbiter there is one at least.
+    let mut others: Vec<_> = (0..16).map(|number| Client::v5(&broker, &format!("other{number}"))).collect();
+    let mut packets = vec![Packet::Publish(publish("t", "", QOS0)); 200];
+    packets.push(Packet::PingReq);
+    busy.send_at_once(&packets);
+    for other in &mut others {
+        other.send(&Packet::PingReq);
+    }
+    for other in &mut others {
+        assert_eq!(other.receive(), Packet::PingResp);
+    }
+    assert_eq!(busy.receive_within(Duration::from_millis(1)), None, "all of it had one turn");
+}
+
 /// Connections that are accepted and never say a word. Those that stall in a TLS handshake stand in `tls.rs`, and both at once in
 /// `kentongan-loadtest abuse`.
 ///
