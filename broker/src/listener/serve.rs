@@ -1,6 +1,8 @@
 //! From settings to a running broker, and from a signal to its end.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::Cell;
+use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once, Weak};
 use std::time::{Duration, Instant};
@@ -22,6 +24,7 @@ use crate::config::{self, Reload, Settings};
 use crate::ending::Ending;
 use crate::groups::{self, Health};
 use crate::http::{self, Readiness};
+use crate::log_lines;
 use crate::metrics::{CertificateUse, LoadAverages, Metrics, ReloadOutcome};
 use crate::moving::mover;
 use crate::operator::control::{Reloaded, Wanted};
@@ -572,16 +575,34 @@ fn end_with_this_thread() {
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            before(panic);
+            // Who reads standard error, or does not, must not hold up the end.
+            if !log_lines::say(&described(panic)) {
+                before(panic);
+            }
             // A thread that is ending has nothing of its own any more, and runs nothing of ours.
             if IS_VITAL.try_with(Cell::get).unwrap_or(false) {
                 // Not by the log, which may be what panicked.
-                eprintln!("kentongan: this is a fault of the program; the process ends rather than serve half a node");
-                std::process::abort();
+                let last =
+                    "kentongan: this is a fault of the program; the process ends rather than serve half a node\n";
+                if !log_lines::say(last) {
+                    eprint!("{last}");
+                }
+                kentongan_cluster::ending::abort();
             }
         }));
     });
     IS_VITAL.set(true);
+}
+
+/// What the runtime would say of it.
+fn described(panic: &PanicHookInfo<'_>) -> String {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("<unnamed>");
+    let backtrace = Backtrace::capture();
+    match backtrace.status() {
+        BacktraceStatus::Captured => format!("thread '{name}' {panic}\n{backtrace}"),
+        _ => format!("thread '{name}' {panic}\n"),
+    }
 }
 
 fn start_arbiters(shared: &Arc<Shared>, count: usize, metrics: &Metrics) -> Vec<Arbiter> {
