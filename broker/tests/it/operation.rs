@@ -257,6 +257,19 @@ fn the_last_line_of_the_log_is_written_before_the_process_ends() {
     assert!(last.contains("in use by another process"), "{text}");
 }
 
+/// Tools for mosquitto send these, and other programs end with them.
+#[test]
+fn signals_of_mosquitto_that_mean_nothing_here_are_ignored() {
+    let broker = Broker::start();
+    let mut client = Client::v5(&broker, "a");
+    for (signal, name) in [(rustix::process::Signal::USR1, "SIGUSR1"), (rustix::process::Signal::USR2, "SIGUSR2")] {
+        broker.signal(signal);
+        broker.wait_for_log(name);
+    }
+    client.send(&Packet::PingReq);
+    assert_eq!(client.receive(), Packet::PingResp);
+}
+
 /// Each shell gets a script that knows the subcommands and their flags.
 #[test]
 fn completions_are_written_for_every_shell() {
