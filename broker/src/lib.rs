@@ -19,6 +19,7 @@ pub mod http;
 pub mod http_client;
 pub mod later;
 pub mod listener;
+mod log_lines;
 pub mod memory;
 pub mod message;
 pub mod metrics;

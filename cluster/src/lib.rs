@@ -22,6 +22,7 @@ pub mod clock;
 pub mod data_dir;
 pub mod directory;
 pub mod disk;
+pub mod ending;
 pub mod feature_level;
 pub mod fence;
 pub mod formation;

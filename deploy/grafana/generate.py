@@ -272,7 +272,7 @@ CLIENTS = dashboard(
     panel(
         "Short of something", "ops",
         (total(rate("kentongan_descriptors_exhausted_total")), "descriptors"), (total(rate("kentongan_audit_dropped_total")), "audit log"),
-        (total(rate("kentongan_retained_not_kept_total")), "retained messages"),
+        (total(rate("kentongan_retained_not_kept_total")), "retained messages"), (total(rate("kentongan_log_lines_dropped_total")), "log"),
     ),
     panel("Publishes that nobody wants", "mps", (total(rate("kentongan_publishes_unmatched_total")), "unmatched")),
     by_reason("Authentication server", "kentongan_http_auth_requests_total", "outcome"),

@@ -210,6 +210,60 @@ fn session_present_is_unknown_to_mqtt_3_1() {
     both_ways(&[0x20, 2, 1, 0], ProtocolVersion::V3_1_1, Sender::Server, &packet(true));
 }
 
+/// MQTT 3.1, section 3.1: what later versions forbid, and it does not. The reserved bit of the flags says nothing, Will QoS and Will Retain
+/// are disregarded without a Will, and the Remaining Length takes precedence over the flags of User Name and Password.
+#[test]
+fn a_connect_of_mqtt_3_1_may_have_flags_that_mean_nothing() {
+    let bytes = |name: &[u8], level: u8, flags: u8, rest: &[u8]| {
+        let body = [&[0, name.len() as u8], name, &[level, flags, 0, 0], b"\0\x01c", rest].concat();
+        [&[0x10, body.len() as u8], &body[..]].concat()
+    };
+    let outcome = |bytes: &[u8]| match codec::split_frame(bytes, Sender::Client, &LIMITS) {
+        Ok(FrameStatus::Complete(frame)) => codec::decode(&frame, None, ProtocolVersion::V3_1, Sender::Client, &LIMITS),
+        other => panic!("{other:?}"),
+    };
+    let will = Will {
+        topic: "t".to_owned(),
+        payload: Bytes::from_static(b"w"),
+        qos: QoS::AtMostOnce,
+        retain: false,
+        properties: WillProperties::default(),
+    };
+    for (flags, rest, will, user_name, password) in [
+        (0x01, &b""[..], None, None, None),
+        (0x18, b"", None, None, None),
+        (0x20, b"", None, None, None),
+        (0x39, b"", None, None, None),
+        (0x80, b"", None, None, None),
+        (0xC0, b"", None, None, None),
+        (0xC0, b"\0\x01u", None, Some("u"), None),
+        (0xC0, b"\0\x01u\0\x01p", None, Some("u"), Some("p")),
+        (0xC5, b"\0\x01t\0\x01w", Some(will.clone()), None, None),
+    ] {
+        let packet = Packet::Connect(Box::new(Connect {
+            version: ProtocolVersion::V3_1,
+            bridge: false,
+            clean_start: false,
+            keep_alive: 0,
+            client_id: "c".to_owned(),
+            will,
+            user_name: user_name.map(str::to_owned),
+            password: password.map(|password: &str| Bytes::copy_from_slice(password.as_bytes())),
+            properties: ConnectProperties::default(),
+        }));
+        assert_eq!(outcome(&bytes(b"MQIsdp", 3, flags, rest)), Ok(packet), "{flags:#x}");
+        if password.is_none() {
+            assert!(outcome(&bytes(b"MQTT", 4, flags, rest)).is_err(), "{flags:#x}");
+        }
+    }
+    // What is half there is not missing, a Will has a QoS that there is, and of a password without a user name 3.1 says that it is not valid.
+    for (flags, rest) in
+        [(0x80, &b"\0"[..]), (0xC0, b"\0\x01u\0\x02p"), (0x1C, b"\0\x01t\0\x01w"), (0x40, b""), (0x80, b"\0\x01ux")]
+    {
+        assert!(outcome(&bytes(b"MQIsdp", 3, flags, rest)).is_err(), "{flags:#x}");
+    }
+}
+
 /// What a session looks at first is found wherever it stands, and nothing else is taken for it.
 #[test]
 fn single_properties_are_read_in_place() {

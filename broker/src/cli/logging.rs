@@ -11,9 +11,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::config::{LogConfig, LogFormat};
+use crate::log_lines;
 
-/// Starts logging for the whole process. A subscriber that is there already, as in tests, is left alone.
-/// What comes back changes the filter.
+/// Starts logging for the whole process, which does not wait for who reads it. A subscriber that is there already, as in tests, is left
+/// alone. What comes back changes the filter.
 pub(super) fn start(config: &LogConfig) -> LogFilter {
     let (filter, handle) = reload::Layer::new(filter(config));
     let terminal = io::stderr().is_terminal();
@@ -23,7 +24,7 @@ pub(super) fn start(config: &LogConfig) -> LogFilter {
         LogFormat::Json => false,
     };
     let registry = tracing_subscriber::registry().with(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let layer = tracing_subscriber::fmt::layer().with_writer(log_lines::begin());
     let outcome = if for_people {
         registry.with(layer.fmt_fields(on_one_line()).with_ansi(terminal)).try_init()
     } else {

@@ -11,6 +11,7 @@ use crate::config::{
     self, ConfigError, Effective, FlagValue, ListenerConfig, Reload, Settings, Sources, warn_of_open_files,
 };
 use crate::ending::Ending;
+use crate::log_lines;
 
 /// The flags of the broker. Each stands for a setting and wins over every other source of it.
 #[derive(Debug, Clone, Default, Args)]
@@ -160,13 +161,15 @@ pub(super) fn run(arguments: &ServeArgs, serve: impl FnOnce(Effective, Reloading
              are not allowed (allow_anonymous)"
         );
     }
-    match serve(effective, Reloading { sources, log_filter }) {
+    let code = match serve(effective, Reloading { sources, log_filter }) {
         Ok(()) => 0,
         Err(error) => {
             tracing::error!("{error:#}");
             Ending::exit_code_of(&error).unwrap_or(EXIT_FAILURE)
         }
-    }
+    };
+    log_lines::flush();
+    code
 }
 
 /// Whether nobody has said where clients connect, nor who they are.

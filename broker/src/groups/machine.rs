@@ -584,7 +584,7 @@ impl StateMachine for Machine {
         let Some(state) = self.groups.get_mut(&group.0) else {
             // Each group begins with a state, be it empty.
             tracing::error!(%group, "the log has an entry of a group that there is not");
-            std::process::abort();
+            kentongan_cluster::ending::abort();
         };
         let mut effects = std::mem::take(&mut self.effects);
         match command::decode(entry.clone()) {
@@ -608,12 +608,12 @@ impl StateMachine for Machine {
             Ok(command::Entry { command: None, .. }) => {
                 // Its group has the level, and so has this program: a mistake of ours. Without it, this replica would differ.
                 tracing::error!(%group, "the log holds a command that this version does not know");
-                std::process::abort();
+                kentongan_cluster::ending::abort();
             }
             Err(error) => {
                 // Its checksum was right, so these are the bytes that were written: not a disk's fault.
                 tracing::error!(%error, "the log holds something that is no command");
-                std::process::abort();
+                kentongan_cluster::ending::abort();
             }
         }
         #[cfg(debug_assertions)]
@@ -816,7 +816,7 @@ impl StateMachine for Machine {
             }
             Err(error) => {
                 tracing::error!(%error, %group, "the state that another node sent of a group cannot be used");
-                std::process::abort();
+                kentongan_cluster::ending::abort();
             }
         }
     }

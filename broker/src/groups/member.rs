@@ -457,7 +457,7 @@ impl Machine {
         member.directory_is_dirty = true;
         if let Err(error) = member.membership.on_directory(now_ns, index, entry.clone()) {
             tracing::error!(%error, "the directory's log holds something that cannot be applied");
-            std::process::abort();
+            kentongan_cluster::ending::abort();
         }
     }
 
@@ -467,7 +467,7 @@ impl Machine {
             && let Err(error) = member.restore_directory(now_ns, pairs)
         {
             tracing::error!(%error, "the directory that another node sent cannot be used");
-            std::process::abort();
+            kentongan_cluster::ending::abort();
         }
     }
 

@@ -45,6 +45,7 @@ use crate::clock::Clock;
 use crate::config::{Durability, Overlapping, Settings};
 use crate::ending::{CopyEnd, Ending};
 use crate::later;
+use crate::log_lines;
 use crate::metrics::{ClusterFigures, Metrics, NodeFigures, PeerFigures};
 use crate::moving::Elsewhere;
 use crate::operator::Operator;
@@ -363,6 +364,7 @@ pub(crate) struct Setting {
 
 /// Ends the process. What is on disk is as after a `kill -9`: nothing that was applied of what it does not know is there.
 fn end_process(ending: Ending) {
+    log_lines::flush();
     std::process::exit(ending.exit_code().into());
 }
 

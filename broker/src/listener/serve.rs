@@ -1,6 +1,8 @@
 //! From settings to a running broker, and from a signal to its end.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::Cell;
+use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once, Weak};
 use std::time::{Duration, Instant};
@@ -8,7 +10,7 @@ use std::time::{Duration, Instant};
 use actix_rt::{Arbiter, System};
 use anyhow::Context;
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use super::accept::{Acceptor, Bound, bind, has_ipv6};
@@ -22,10 +24,12 @@ use crate::config::{self, Reload, Settings};
 use crate::ending::Ending;
 use crate::groups::{self, Health};
 use crate::http::{self, Readiness};
+use crate::log_lines;
 use crate::metrics::{CertificateUse, LoadAverages, Metrics, ReloadOutcome};
 use crate::moving::mover;
 use crate::operator::control::{Reloaded, Wanted};
 use crate::router::keep_alive::Standstill;
+use crate::router::log_rate::LogRate;
 use crate::router::pace::RESUME_INTERVAL;
 use crate::router::{ArbiterState, Changed, Event, Shared, sys};
 use crate::service_manager::ServiceManager;
@@ -102,6 +106,7 @@ pub fn serve(settings: Settings, reloading: &dyn Reload, authority: Authority) -
         let mut interrupt = signal(SignalKind::interrupt())?;
         // Before the start, so that one that comes early does not end the process.
         let mut hangup = signal(SignalKind::hangup())?;
+        let mut ignored = Ignored::listen()?;
         let mut broker = match Broker::start(settings, authority, descriptors, &stop) {
             Ok(broker) => broker,
             Err(_) if stop.load(Ordering::Relaxed) => {
@@ -131,6 +136,10 @@ pub fn serve(settings: Settings, reloading: &dyn Reload, authority: Authority) -
                     supervised.reload(|| drop(broker.reload(reloading, json!({ "signal": "SIGHUP" }))));
                     continue;
                 }
+                name = ignored.recv() => {
+                    ignored.log(name, broker.shared.clock.wall_ms());
+                    continue;
+                }
                 Some(wanted) = wanted.recv() => {
                     broker.obey(wanted, reloading);
                     continue;
@@ -142,6 +151,34 @@ pub fn serve(settings: Settings, reloading: &dyn Reload, authority: Authority) -
         broker.stop().await?;
         if removed { Err(Ending::Removed.into()) } else { Ok(()) }
     })
+}
+
+/// Signals that mosquitto and others have a use for, and that end a process which says nothing of them.
+struct Ignored {
+    user_1: Signal,
+    user_2: Signal,
+    lines: LogRate,
+}
+
+impl Ignored {
+    fn listen() -> std::io::Result<Self> {
+        let (user_1, user_2) = (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
+        Ok(Self { user_1, user_2, lines: LogRate::default() })
+    }
+
+    /// The name of one that came.
+    async fn recv(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.user_1.recv() => "SIGUSR1",
+            _ = self.user_2.recv() => "SIGUSR2",
+        }
+    }
+
+    fn log(&mut self, signal: &str, wall_ms: u64) {
+        if self.lines.admits((wall_ms / 1000) as u32) {
+            tracing::info!("{signal} means nothing here, and is ignored");
+        }
+    }
 }
 
 /// Fetches the keys of tokens that a server has, if there are any and nobody does.
@@ -572,16 +609,34 @@ fn end_with_this_thread() {
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            before(panic);
+            // Who reads standard error, or does not, must not hold up the end.
+            if !log_lines::say(&described(panic)) {
+                before(panic);
+            }
             // A thread that is ending has nothing of its own any more, and runs nothing of ours.
             if IS_VITAL.try_with(Cell::get).unwrap_or(false) {
                 // Not by the log, which may be what panicked.
-                eprintln!("kentongan: this is a fault of the program; the process ends rather than serve half a node");
-                std::process::abort();
+                let last =
+                    "kentongan: this is a fault of the program; the process ends rather than serve half a node\n";
+                if !log_lines::say(last) {
+                    eprint!("{last}");
+                }
+                kentongan_cluster::ending::abort();
             }
         }));
     });
     IS_VITAL.set(true);
+}
+
+/// What the runtime would say of it.
+fn described(panic: &PanicHookInfo<'_>) -> String {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("<unnamed>");
+    let backtrace = Backtrace::capture();
+    match backtrace.status() {
+        BacktraceStatus::Captured => format!("thread '{name}' {panic}\n{backtrace}"),
+        _ => format!("thread '{name}' {panic}\n"),
+    }
 }
 
 fn start_arbiters(shared: &Arc<Shared>, count: usize, metrics: &Metrics) -> Vec<Arbiter> {

@@ -13,6 +13,7 @@ mod groups;
 mod http_auth;
 mod jwks;
 mod load;
+mod log_lines;
 mod node;
 mod page;
 mod process;
@@ -178,6 +179,7 @@ impl Metrics {
         if self.counting {
             text = self.prometheus.render();
             self.totals.render(&mut text);
+            log_lines::render(&mut text);
         }
         if let Some(node) = self.node.get().and_then(|node| node()) {
             node::render(&mut text, &node);

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use super::counters::FAMILIES;
 use super::{
-    Family, Kind, api, build, events, groups, http_auth, jwks, node, process, readiness, reloads, storage, tls,
+    Family, Kind, api, build, events, groups, http_auth, jwks, log_lines, node, process, readiness, reloads, storage,
+    tls,
 };
 
 const PREFACE: &str = "\
@@ -35,6 +36,7 @@ pub fn reference_page() -> String {
     push_families(&mut page, "Events of clients", events::FAMILIES);
     push_families(&mut page, "Its settings", reloads::FAMILIES);
     push_families(&mut page, "The HTTP API", api::FAMILIES);
+    push_families(&mut page, "Its own log", log_lines::FAMILIES);
     push_families(&mut page, "The program", build::FAMILIES);
     push_families(&mut page, "The process", process::FAMILIES);
     page

@@ -248,7 +248,7 @@ impl Bodies {
             Ok(page) => page,
             Err(error) => {
                 tracing::error!(%error, "what was stored of a session's queue cannot be read back; this process ends");
-                std::process::abort();
+                kentongan_cluster::ending::abort();
             }
         }
     }

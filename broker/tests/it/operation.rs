@@ -214,6 +214,62 @@ fn a_signal_stops_it_in_good_order() {
     }
 }
 
+/// A log that nobody reads on holds up nothing: neither clients nor the end. What found no room in it is counted, and told once there is
+/// room again.
+///
+/// Abuse: [unread-log]
+#[test]
+fn a_stalled_reader_of_the_log_stalls_nobody() {
+    // In the log's line of a connection too: more than a pipe and the queue before it hold.
+    let connect_all = |broker: &Broker| {
+        for number in 0..400 {
+            Client::v5(broker, &format!("{number}-{}", "x".repeat(16_000))).disconnect();
+        }
+    };
+    let mut broker = Broker::start();
+    let reading = std::sync::Arc::clone(&broker.reading);
+    let stalled = reading.lock().expect("nobody failed with it");
+    connect_all(&broker);
+    assert_eq!(broker.http_get("/livez").0, 200);
+    broker.wait_for_metric("kentongan_log_lines_dropped_total", |lines| lines > 0.0);
+    drop(stalled);
+    let told = broker.wait_for_log("were left out of the log");
+    assert!(told.contains("WARN"), "{told}");
+    let stalled = reading.lock().expect("nobody failed with it");
+    connect_all(&broker);
+    assert!(broker.terminate().success());
+    drop(stalled);
+}
+
+/// What is logged last is what matters when a process ends: it is all there, however much there was before, and what a panic says too.
+#[test]
+fn the_last_line_of_the_log_is_written_before_the_process_ends() {
+    let broker = Broker::start();
+    let output = broker_command()
+        .args(["serve", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log", "trace", "--data-dir"])
+        .arg(broker.data_dir())
+        .output()
+        .expect("it runs");
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).expect("UTF-8");
+    let last = text.lines().last().unwrap_or_default();
+    assert!(text.ends_with('\n') && last.contains("ERROR"), "{text}");
+    assert!(last.contains("in use by another process"), "{text}");
+}
+
+/// Tools for mosquitto send these, and other programs end with them.
+#[test]
+fn signals_of_mosquitto_that_mean_nothing_here_are_ignored() {
+    let broker = Broker::start();
+    let mut client = Client::v5(&broker, "a");
+    for (signal, name) in [(rustix::process::Signal::USR1, "SIGUSR1"), (rustix::process::Signal::USR2, "SIGUSR2")] {
+        broker.signal(signal);
+        broker.wait_for_log(name);
+    }
+    client.send(&Packet::PingReq);
+    assert_eq!(client.receive(), Packet::PingResp);
+}
+
 /// Each shell gets a script that knows the subcommands and their flags.
 #[test]
 fn completions_are_written_for_every_shell() {

@@ -1,10 +1,13 @@
 //! What can be plugged into a broker: who may what, and who goes where.
 
+use std::ffi::OsString;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kentongan::auth::{AccessControl, Authority, Redirection, Redirector};
+use kentongan::listener::serve;
 use kentongan_proto::mqtt::*;
 use kentongan_proto::topic::TopicFilter;
 
@@ -60,6 +63,10 @@ fn a_panic_on_an_arbiter_ends_the_process() {
         .stderr(Stdio::null())
         .spawn()
         .expect("started");
+    assert_aborted(&mut child);
+}
+
+fn assert_aborted(child: &mut Child) {
     let began = Instant::now();
     let status = loop {
         match child.try_wait().expect("a child") {
@@ -69,6 +76,56 @@ fn a_panic_on_an_arbiter_ends_the_process() {
         std::thread::sleep(Duration::from_millis(20));
     };
     assert_eq!(status.signal(), Some(rustix::process::Signal::ABORT.as_raw()), "{status}");
+}
+
+/// Where the process that is to end keeps its data. No setting of the broker, which knows all that begin with its name.
+const DATA_OF_PANICKING: &str = "PLUGGED_TEST_DATA";
+
+/// What such a panic says is written before the process ends, and if nobody reads it, the process ends without.
+#[test]
+fn what_a_panic_says_is_written_before_the_process_ends() {
+    if let Some(data) = std::env::var_os(DATA_OF_PANICKING) {
+        let line = "kentongan serve --mqtt 127.0.0.1:0 --http 127.0.0.1:0 --data-dir".split(' ').map(OsString::from);
+        let _ = kentongan::cli::run(line.chain([data]), |effective, reloading| {
+            let authority = Authority::default().with_access_control(Box::new(Broken));
+            serve::serve(effective.settings, &reloading, authority)
+        });
+        return;
+    }
+    for is_read in [true, false] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let name = "plugged::what_a_panic_says_is_written_before_the_process_ends";
+        let mut child = program_command(std::env::current_exe().expect("a path"))
+            .args(["--exact", name, "--nocapture"])
+            .env(DATA_OF_PANICKING, directory.path().join("data"))
+            .env_remove("RUST_BACKTRACE")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("started");
+        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok);
+        let listening = lines.find(|line| line.contains("listening for MQTT")).expect("it starts");
+        let address = field(&listening, "address").and_then(|text| text.parse().ok()).expect("an address");
+        let open = |client_id: &str| {
+            let mut client = Client::at(address, ProtocolVersion::V5);
+            client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, client_id))));
+            client.expect_connack();
+            client
+        };
+        if !is_read {
+            // More than a pipe holds.
+            (0..20).for_each(|number| open(&format!("{number}-{}", "x".repeat(16_000))).disconnect());
+        }
+        open("p").publish("broken", "2", Delivery::AtMostOnce);
+        if is_read {
+            let said: Vec<_> = lines.by_ref().collect();
+            let panic = said.iter().position(|line| line.contains("panicked at"));
+            let panic = panic.unwrap_or_else(|| panic!("{said:?}"));
+            assert!(said[panic..].iter().any(|line| line.contains("an invariant of the broker's does not hold")));
+            assert!(said.last().is_some_and(|line| line.contains("this is a fault of the program")), "{said:?}");
+        }
+        assert_aborted(&mut child);
+    }
 }
 
 fn guarded() -> Plugged {

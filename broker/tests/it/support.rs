@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -39,6 +39,8 @@ pub struct Broker {
     /// Soft and hard limit of file descriptors, if not those of the tests.
     descriptors: Option<(u32, u32)>,
     logs: mpsc::Receiver<String>,
+    /// Whoever holds it keeps the broker's standard error from being read.
+    pub reading: Arc<Mutex<()>>,
 }
 
 impl Broker {
@@ -116,8 +118,11 @@ impl Broker {
         let mut child = command.spawn().expect("the broker starts");
         let stderr = child.stderr.take().expect("piped");
         let (lines, logs) = mpsc::channel();
+        let reading = Arc::clone(&self.reading);
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                // A test that failed while it held the lock is no reason to stop.
+                drop(reading.lock());
                 if std::env::var_os("BROKER_TEST_LOG").is_some() {
                     eprintln!("{line}");
                 }
@@ -222,6 +227,7 @@ impl Broker {
             environment: environment.iter().map(owned).collect(),
             descriptors: None,
             logs: mpsc::channel().1,
+            reading: Arc::default(),
         }
     }
 
@@ -307,7 +313,8 @@ fn rustix_pid(child: &Child) -> rustix::process::Pid {
     rustix::process::Pid::from_raw(child.id().cast_signed()).expect("a pid is not zero")
 }
 
-fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+/// A field of a line of the log that is text.
+pub fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = line.split_once(&format!("\"{name}\":\""))?;
     rest.split('"').next()
 }

@@ -464,14 +464,14 @@ impl<Q: Send + 'static> Pipeline<Q> {
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     let guarded = move || {
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err() {
-            std::process::abort();
+            crate::ending::abort();
         }
     };
     match std::thread::Builder::new().name(name.to_owned()).spawn(guarded) {
         Ok(thread) => thread,
         Err(error) => {
             tracing::error!(%error, name, "the system gives no thread");
-            std::process::abort();
+            crate::ending::abort();
         }
     }
 }
@@ -479,7 +479,7 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
 /// A failed sync is never tried again: the kernel may have dropped what it could not write.
 fn give_up(what: &str, error: &dyn std::fmt::Display) -> ! {
     tracing::error!(%error, "{what} failed; this process ends, because what is on disk is no longer known");
-    std::process::abort();
+    crate::ending::abort();
 }
 
 /// A group begins with a checkpoint that says who its members are.

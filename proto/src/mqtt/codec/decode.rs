@@ -213,8 +213,11 @@ fn connect(reader: &mut Reader<'_>, limits: &Limits) -> Result<Connect, DecodeEr
     let properties = if version.is_v5() { properties::connect(reader, limits)? } else { ConnectProperties::default() };
     let client_id = reader.string()?.to_owned();
     let will = if flags.will { Some(will(reader, version, &flags, limits)?) } else { None };
-    let user_name = if flags.user_name { Some(reader.string()?.to_owned()) } else { None };
-    let password = if flags.password { Some(Bytes::copy_from_slice(reader.binary()?)) } else { None };
+    // In MQTT 3.1 what the flags announce may be missing at the end: the Remaining Length counts.
+    let may_be_missing = version == ProtocolVersion::V3_1;
+    let follows = |flag: bool, reader: &Reader<'_>| flag && !(may_be_missing && reader.is_empty());
+    let user_name = if follows(flags.user_name, reader) { Some(reader.string()?.to_owned()) } else { None };
+    let password = if follows(flags.password, reader) { Some(Bytes::copy_from_slice(reader.binary()?)) } else { None };
     end(*reader)?;
     Ok(Connect {
         version,
@@ -257,12 +260,16 @@ struct ConnectFlags {
 
 impl ConnectFlags {
     fn check(byte: u8, version: ProtocolVersion) -> Result<Self, DecodeError> {
-        if byte & 1 != 0 {
+        let is_old = version == ProtocolVersion::V3_1;
+        if byte & 1 != 0 && !is_old {
             return Err(DecodeError::Malformed("the reserved flag of CONNECT is set")); // [MQTT-3.1.2-3]
         }
+        let will = byte & 0x04 != 0;
+        // MQTT 3.1 disregards what is said of a will that there is not.
+        let byte = if is_old && !will { byte & !0x38 } else { byte };
         let flags = Self {
             clean_start: byte & 0x02 != 0,
-            will: byte & 0x04 != 0,
+            will,
             // [MQTT-3.1.2-12]
             will_qos: QoS::from_bits(byte >> 3 & 0b11).ok_or(DecodeError::Malformed("will QoS 3"))?,
             will_retain: byte & 0x20 != 0,
@@ -274,7 +281,7 @@ impl ConnectFlags {
             return Err(DecodeError::Malformed("will QoS or will retain without a will"));
         }
         if !version.is_v5() && flags.password && !flags.user_name {
-            // [MQTT-3.1.2-22] of 3.1.1
+            // [MQTT-3.1.2-22] of 3.1.1; 3.1 calls it not valid either.
             return Err(DecodeError::Malformed("a password without a user name"));
         }
         Ok(flags)
