@@ -9,6 +9,7 @@ use raft::{Config, ProgressState, RawNode, ReadOnlyOption, Ready, SnapshotStatus
 
 use super::configuration::{Change, CheckpointBase, Configuration, conf_change};
 use super::forgetful::Forgetful;
+use super::keeping::{Keeping, Mark, Marks};
 use super::message::{self, Known, MessageError};
 use super::packing::{Pack, unpack};
 use super::reads::Reads;
@@ -34,9 +35,15 @@ const UNCOMMITTED_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Handed out in one round: an election looks through what was not.
 const COMMITTED_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
+/// Marks the refusal of a snapshot that could not be fetched.
+const FETCH_FAILED: &[u8] = b"fetch failed";
+
 /// Ticks after which a snapshot of which nothing was heard is offered again. Its receiver fetches it once at a time, so an offer
 /// too many costs nothing; and one that failed as a fault healed must be tried again in good time (P12).
 const SNAPSHOT_TICKS: u64 = 40;
+
+/// Ticks in which a peer must have been heard of for which the log is kept: one that begins anew, or whose link broke, is back by then.
+const KEPT_TICKS: u64 = 200;
 
 /// How often a leader looks whether its group is where it is to be.
 const PLACE_TICKS: u64 = 4;
@@ -185,9 +192,18 @@ pub(crate) struct GroupConfig {
     pub(crate) forgets: bool,
     pub(crate) election_ticks: u32,
     pub(crate) heartbeat_ticks: u32,
+    pub(crate) keeping: Keeping,
     pub(crate) seed: u64,
     #[cfg(test)]
     pub(crate) planted: Option<PlantedBug>,
+}
+
+/// What of a group's log is kept in memory for others, beyond what is usual.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kept {
+    pub(crate) bytes: usize,
+    /// For how many ticks the one that is furthest behind has needed it.
+    pub(crate) age: u64,
 }
 
 /// What happened between rounds.
@@ -293,6 +309,8 @@ pub(crate) struct Group {
     /// When it heard of each peer since. Raft-rs forgets once in an election timeout of whom it heard, and who looks just then, or as
     /// often, sees nobody.
     heard: BTreeMap<NodeId, u64>,
+    /// What of the log others need still, while this node leads.
+    marks: Marks,
     /// Whether it handed out an entry of that term.
     is_ready: bool,
     reported: Option<(u64, Role)>,
@@ -347,6 +365,7 @@ impl Group {
             leading: None,
             leads_since: 0,
             heard: BTreeMap::new(),
+            marks: Marks::default(),
             is_ready: false,
             reported: None,
             proposals: Proposals::default(),
@@ -508,13 +527,31 @@ impl Group {
         if message.get_msg_type() == MessageType::MsgReadIndex && self.leading.is_none() {
             return Ok(());
         }
+        let (base, refused) = (self.raw.store().base(), self.refused_snapshot(&message));
         // Refused are only messages of nodes that are no members any more.
         let _ = self.raw.step(message);
         self.note_leadership();
-        if self.leading.is_some() && self.raw.raft.prs().get(from.0).is_some() {
+        if self.leading.is_some()
+            && let Some(progress) = self.raw.raft.mut_prs().get_mut(from.0)
+        {
             self.heard.insert(from, self.now);
+            if refused {
+                self.marks.failed(from);
+            }
+            // raft-rs waits for the snapshot that was offered last. If it was offered again meanwhile, that is not the one which was
+            // fetched; and what lies behind that one is still here.
+            if progress.state == ProgressState::Snapshot && progress.matched >= base {
+                progress.snapshot_failure();
+                progress.become_probe();
+            }
         }
         Ok(())
+    }
+
+    /// Whether a peer says that it does not fetch what it was offered, as [`Self::fetch_failed`] has it.
+    fn refused_snapshot(&self, message: &Message) -> bool {
+        let is_refusal = message.get_msg_type() == MessageType::MsgAppendResponse && message.reject;
+        is_refusal && message.term == self.raw.raft.term && message.context[..] == *FETCH_FAILED
     }
 
     /// A snapshot that must be fetched before Raft can go on from it.
@@ -536,6 +573,7 @@ impl Group {
             self.leading = leading;
             self.leads_since = self.now;
             self.heard.clear();
+            self.marks.clear();
             self.is_ready = false;
             self.target = None;
             let dropped = self.proposals.give_up();
@@ -646,6 +684,9 @@ impl Group {
     }
 
     pub(crate) fn report_snapshot(&mut self, node: NodeId, delivered: bool) {
+        if !delivered {
+            self.marks.failed(node);
+        }
         self.raw.report_snapshot(node.0, if delivered { SnapshotStatus::Finish } else { SnapshotStatus::Failure });
     }
 
@@ -654,6 +695,35 @@ impl Group {
         if checkpoint.applied.index > self.checkpoint().applied.index {
             self.raw.mut_store().set_checkpoint(checkpoint);
         }
+    }
+
+    /// Drops what of the log neither this node needs, nor another one that it can help.
+    pub(crate) fn release(&mut self) -> Kept {
+        let needed = self.first_needed();
+        let keeping = self.config.keeping;
+        let store = self.raw.mut_store();
+        store.drop_to(needed.map_or(u64::MAX, |mark| mark.index), keeping.usual);
+        store.drop_to(u64::MAX, keeping.group);
+        let age = needed.map_or(0, |mark| self.now - mark.since);
+        Kept { bytes: store.bytes_beyond(keeping.usual), age }
+    }
+
+    /// Drops so many bytes of what others need, if there are as many. Returns what is kept less then.
+    pub(crate) fn release_bytes(&mut self, bytes: usize) -> usize {
+        let usual = self.config.keeping.usual;
+        let store = self.raw.mut_store();
+        let (before, rest) = (store.bytes_beyond(usual), store.bytes().saturating_sub(bytes));
+        store.drop_to(u64::MAX, rest.max(usual));
+        before - store.bytes_beyond(usual)
+    }
+
+    fn first_needed(&mut self) -> Option<Mark> {
+        self.leading?;
+        let (now, store) = (self.now, self.raw.store());
+        let is_heard = |node: &NodeId| self.heard.get(node).is_some_and(|at| now - at <= KEPT_TICKS);
+        let others = self.raw.raft.prs().iter().map(|(&node, progress)| (NodeId(node), progress.matched));
+        let others = others.filter(|(node, _)| is_heard(node));
+        self.marks.first(others, store.base(), store.checkpoint().applied.index, now)
     }
 
     pub(crate) fn checkpoint(&self) -> &CheckpointBase {
@@ -670,7 +740,24 @@ impl Group {
 
     /// The fetch of a snapshot came to nothing.
     pub(crate) fn fetch_failed(&mut self) {
-        self.fetching = None;
+        let Some((source, offered)) = self.fetching.take() else {
+            return;
+        };
+        if self.raw.raft.leader_id != source.0 {
+            return;
+        }
+        if offered.applied.index <= self.raw.raft.raft_log.committed {
+            return self.say_how_far(source);
+        }
+        // Who leads keeps the log for this node behind what it offered. To raft-rs it is a refusal that comes too late.
+        let refusal = Message {
+            reject: true,
+            index: offered.applied.index,
+            reject_hint: self.raw.raft.raft_log.last_index(),
+            context: Bytes::from_static(FETCH_FAILED),
+            ..self.answer_to(source)
+        };
+        self.raw.raft.msgs.push(refusal);
     }
 
     /// A snapshot is this node's checkpoint now: the group goes on from there, as if it had been restarted upon it.
@@ -708,17 +795,20 @@ impl Group {
 
     /// The leader sends nothing until it hears that the snapshot arrived. Leaves after the sync, like all of a follower.
     fn say_how_far(&mut self, leader: NodeId) {
-        let raft = &mut self.raw.raft;
-        let index = raft.raft_log.committed;
-        raft.msgs.push(Message {
+        let answer = self.answer_to(leader);
+        self.raw.raft.msgs.push(Message { index: answer.commit, ..answer });
+    }
+
+    fn answer_to(&self, leader: NodeId) -> Message {
+        let raft = &self.raw.raft;
+        Message {
             msg_type: MessageType::MsgAppendResponse as i32,
             to: leader.0,
-            from: raft.r.id,
-            term: raft.r.term,
-            index,
-            commit: index,
+            from: raft.id,
+            term: raft.term,
+            commit: raft.raft_log.committed,
             ..Message::default()
-        });
+        }
     }
 
     // A round.
@@ -813,8 +903,14 @@ impl Group {
         }
     }
 
-    fn send(&self, messages: Vec<Message>, sink: &mut dyn Sink) {
+    fn send(&mut self, messages: Vec<Message>, sink: &mut dyn Sink) {
         for message in messages {
+            if let Some(snapshot) = &message.snapshot
+                && message.get_msg_type() == MessageType::MsgSnapshot
+            {
+                let matched = self.raw.raft.prs().get(message.to).map_or(0, |progress| progress.matched);
+                self.marks.offered(NodeId(message.to), snapshot.get_metadata().index, matched, self.now);
+            }
             // `batch_append` of raft-rs 0.7 adds entries to an append without any that is still waiting, though a rejection
             // has moved the next index back since: its receiver would acknowledge entries that it never got. Lost
             // messages are sent again, rightly.
@@ -976,6 +1072,11 @@ impl Group {
         let entries = self.raw.raft.raft_log.all_entries();
         let digest = |entry: &Entry| (entry.term, u64::from(crc32fast::hash(&entry.data)));
         entries.iter().map(|entry| (entry.index, digest(entry))).collect()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn kept(&self) -> usize {
+        self.raw.store().bytes_beyond(self.config.keeping.usual)
     }
 
     /// Whether this node is the only member.

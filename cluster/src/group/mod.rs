@@ -6,6 +6,7 @@
 mod configuration;
 mod driver;
 mod forgetful;
+mod keeping;
 mod message;
 mod packing;
 mod reads;
@@ -14,6 +15,7 @@ mod storage;
 pub use configuration::{Change, CheckpointBase, Configuration};
 pub use driver::{Committed, GroupStatus, HandOverError, NotLeader, PeerStatus, ProposeChangeError, Role, Target};
 pub(crate) use driver::{Group, GroupConfig, write_anew};
+pub use keeping::Keeping;
 pub use message::MessageError;
 pub use packing::{pack, unpack};
 pub(crate) use storage::GroupStorage;

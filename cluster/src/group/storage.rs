@@ -8,9 +8,6 @@ use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 use super::configuration::CheckpointBase;
 use crate::log::{self, EntryKind, GroupLog, LogEntry, LogId};
 
-/// Entries that a checkpoint has are kept up to this size for peers that lag a little: they need no snapshot then.
-const KEPT_BYTES: usize = 4 * 1024 * 1024;
-
 /// What `raft-rs` may read of a group. Everything in it was added to the round that is written next, or before.
 #[derive(Debug)]
 pub(crate) struct GroupStorage {
@@ -18,8 +15,10 @@ pub(crate) struct GroupStorage {
     base: LogId,
     /// Consecutive.
     entries: VecDeque<Entry>,
-    /// Payload of the entries.
+    /// What the entries take.
     bytes: usize,
+    /// What those take that the checkpoint has, and that are kept only for others.
+    covered: usize,
     hard: HardState,
     /// What a snapshot of this group would be.
     checkpoint: CheckpointBase,
@@ -35,7 +34,7 @@ impl GroupStorage {
             // The commit index is not synced for its own sake: what was applied was committed.
             commit: log.hard.commit.max(applied.index),
         };
-        let mut storage = Self { base: applied, entries: VecDeque::new(), bytes: 0, hard, checkpoint };
+        let mut storage = Self { base: applied, entries: VecDeque::new(), bytes: 0, covered: 0, hard, checkpoint };
         storage.append(log.entries.iter().filter(|entry| entry.id.index > applied.index).map(raft_entry));
         storage.hard.commit = storage.hard.commit.min(storage.last());
         storage
@@ -67,19 +66,42 @@ impl GroupStorage {
             while self.last() >= entry.index
                 && let Some(overwritten) = self.entries.pop_back()
             {
-                self.bytes -= overwritten.data.len();
+                self.uncount(&overwritten);
             }
             assert_eq!(entry.index, self.last() + 1, "entries of a group's log are consecutive");
-            self.bytes += entry.data.len();
+            self.bytes += size(&entry);
             self.entries.push_back(entry);
         }
     }
 
-    /// A checkpoint was completed. What it has is kept only for peers that lag.
+    /// A checkpoint was completed. What it has is kept only for others, until [`Self::drop_to`].
     pub(crate) fn set_checkpoint(&mut self, checkpoint: CheckpointBase) {
-        let index = checkpoint.applied.index;
+        let place = |index: u64| (index.clamp(self.base.index, self.last()) - self.base.index) as usize;
+        let from = place(self.checkpoint.applied.index);
+        let more = from..place(checkpoint.applied.index).max(from);
+        self.covered += self.entries.range(more).map(size).sum::<usize>();
         self.checkpoint = checkpoint;
-        while self.bytes > KEPT_BYTES && self.base.index < index && self.drop_first() {}
+    }
+
+    /// Drops entries up to `index` that the checkpoint has, as long as all take more than `bytes_max`.
+    pub(crate) fn drop_to(&mut self, index: u64, bytes_max: usize) {
+        let index = index.min(self.checkpoint.applied.index);
+        while self.bytes > bytes_max && self.base.index < index && self.drop_first() {}
+    }
+
+    /// Bytes that would go if no more than `bytes_max` were kept for others.
+    pub(crate) fn bytes_beyond(&self, bytes_max: usize) -> usize {
+        self.bytes.saturating_sub(bytes_max).min(self.covered)
+    }
+
+    /// What the entries take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The entries begin behind this.
+    pub(crate) fn base(&self) -> u64 {
+        self.base.index
     }
 
     /// Forgets entries up to `index`. Who asks for them gets a snapshot.
@@ -91,9 +113,16 @@ impl GroupStorage {
         let Some(first) = self.entries.pop_front() else {
             return false;
         };
-        self.bytes -= first.data.len();
+        self.uncount(&first);
         self.base = LogId { index: first.index, term: first.term };
         true
+    }
+
+    fn uncount(&mut self, gone: &Entry) {
+        self.bytes -= size(gone);
+        if gone.index <= self.checkpoint.applied.index {
+            self.covered -= size(gone);
+        }
     }
 
     /// The entries behind a snapshot that takes the place of everything up to `checkpoint`. `None`: the log does not go through
@@ -111,6 +140,11 @@ impl GroupStorage {
     fn at(&self, index: u64) -> Option<&Entry> {
         self.entries.get(index.checked_sub(self.base.index + 1)? as usize)
     }
+}
+
+/// What an entry takes in memory, about.
+fn size(entry: &Entry) -> usize {
+    size_of::<Entry>() + entry.data.len()
 }
 
 pub(crate) fn kind_of(entry: &Entry) -> EntryKind {

@@ -4,6 +4,7 @@
 //! send, to write and to hand out becomes one write and one sync, and goes to a [`Sink`] in the order in which it may.
 //! Nothing here reads a clock or touches a socket; the log writes to the [`Disk`] it was given.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -13,8 +14,8 @@ use raft::Ready;
 
 use crate::disk::{Disk, SyncSite};
 use crate::group::{
-    Change, CheckpointBase, Committed, Group, GroupConfig, GroupStatus, HandOverError, MessageError, NotLeader,
-    ProposeChangeError, Role, Target,
+    Change, CheckpointBase, Committed, Group, GroupConfig, GroupStatus, HandOverError, Keeping, MessageError,
+    NotLeader, ProposeChangeError, Role, Target,
 };
 use crate::group::{GroupStorage, write_anew};
 use crate::identity::{GroupId, NodeId};
@@ -82,6 +83,8 @@ pub struct NodeConfig {
     pub election_ticks: u32,
     /// A leader is heard of this often.
     pub heartbeat_ticks: u32,
+    /// How much of the log is kept in memory for others.
+    pub keeping: Keeping,
     /// For everything drawn by chance. Another one at each start.
     pub seed: u64,
     #[cfg(test)]
@@ -100,6 +103,7 @@ impl NodeConfig {
             free_bytes_reserve: 0,
             election_ticks: 20,
             heartbeat_ticks: 4,
+            keeping: Keeping::default(),
             seed,
             #[cfg(test)]
             planted: None,
@@ -147,6 +151,8 @@ pub struct Node {
     config: NodeConfig,
     log: Log,
     groups: BTreeMap<GroupId, Group>,
+    /// Ticks so far.
+    now: u64,
     /// Groups whose part of the present round is not safe yet.
     writing: Vec<(GroupId, Ready)>,
     /// One of them has another term, or a vote.
@@ -159,6 +165,9 @@ pub struct Node {
 
 /// Ticks in which a peer that lives has dialled again. [`NodeConfig::new`]'s are 50 ms, as long as the first pause of a link.
 const REDIAL_TICKS: u32 = 4;
+
+/// How often it is looked what of the log nobody needs any more, beside each checkpoint.
+const RELEASE_TICKS: u64 = 40;
 
 impl Node {
     /// Takes up the groups that have a checkpoint. What their log has beyond it and is known to be committed is handed out
@@ -177,6 +186,7 @@ impl Node {
             config,
             log,
             groups: BTreeMap::new(),
+            now: 0,
             writing: Vec::new(),
             votes: false,
             cut_off: BTreeMap::new(),
@@ -215,6 +225,7 @@ impl Node {
             forgets: self.config.forgets,
             election_ticks: self.config.election_ticks,
             heartbeat_ticks: self.config.heartbeat_ticks,
+            keeping: self.config.keeping,
             seed: self.config.seed,
             #[cfg(test)]
             planted: self.config.planted,
@@ -249,6 +260,27 @@ impl Node {
             *ticks > 0
         });
         self.groups.values_mut().for_each(Group::tick);
+        self.now += 1;
+        if self.now.is_multiple_of(RELEASE_TICKS) {
+            self.release();
+        }
+    }
+
+    /// Drops from memory what nobody needs of the groups' logs; and of what others need, what is beyond the bounds: first of all what has
+    /// been needed for longest. Who waited for that gets another snapshot.
+    fn release(&mut self) {
+        let kept = self.groups.iter_mut().map(|(&id, group)| (id, group.release()));
+        let mut kept: Vec<_> = kept.filter(|(_, kept)| kept.bytes > 0).collect();
+        let all: usize = kept.iter().map(|(_, kept)| kept.bytes).sum();
+        let mut beyond = all.saturating_sub(self.config.keeping.node);
+        kept.sort_by_key(|(_, kept)| Reverse(kept.age));
+        for (id, _) in kept {
+            if beyond == 0 {
+                break;
+            }
+            let gone = self.groups.get_mut(&id).map_or(0, |group| group.release_bytes(beyond));
+            beyond = beyond.saturating_sub(gone);
+        }
     }
 
     /// Which process of a peer has a connection over which it would be heard, if one has. Whose process dies has none at once, and
@@ -370,6 +402,7 @@ impl Node {
 
     /// A snapshot could not be fetched. The leader will offer one again.
     pub fn fetch_failed(&mut self, group: GroupId) {
+        self.assert_between_rounds();
         if let Some(group) = self.groups.get_mut(&group) {
             group.fetch_failed();
         }
@@ -389,6 +422,7 @@ impl Node {
                 group.checkpointed(checkpoint);
             }
         }
+        self.release();
         let reached = |(&id, group): (&GroupId, &Group)| (id, group.checkpoint().applied.index);
         #[cfg(test)]
         let reached = |(&id, group): (&GroupId, &Group)| match self.config.planted {
@@ -480,6 +514,12 @@ impl Node {
     #[cfg(test)]
     fn entries(&self, group: GroupId) -> BTreeMap<u64, (u64, u64)> {
         self.groups.get(&group).map(Group::entries).unwrap_or_default()
+    }
+
+    /// What of a group's log is kept in memory for others, beyond what is usual, in bytes.
+    #[cfg(test)]
+    fn kept(&self, group: GroupId) -> usize {
+        self.groups.get(&group).map_or(0, Group::kept)
     }
 
     /// The log below.

@@ -7,23 +7,34 @@ use bytes::Bytes;
 
 use super::{Node, NodeConfig, Sink};
 use crate::disk::{SimDisk, SyncSite};
-use crate::group::{Change, CheckpointBase, Committed, Configuration, Role};
+use crate::group::{Change, CheckpointBase, Committed, Configuration, Keeping, Role};
 use crate::identity::{GroupId, NodeId};
 use crate::log::LogId;
 use crate::transport::FRAME_BYTES_MAX;
 
+mod keeping;
+
 const GROUP: GroupId = GroupId(0);
 
-/// Messages that wait to be carried, and the members as they were handed out last.
+/// A message that waits to be carried.
+struct Message {
+    to: NodeId,
+    group: GroupId,
+    bytes: Bytes,
+    carries_entries: bool,
+}
+
+/// Messages, the members as they were handed out last, and from whom snapshots are to be fetched.
 #[derive(Default)]
 struct Said {
-    messages: Vec<(NodeId, Bytes)>,
+    messages: Vec<Message>,
     members: Option<Configuration>,
+    fetches: Vec<NodeId>,
 }
 
 impl Sink for Said {
-    fn send(&mut self, to: NodeId, _: GroupId, message: Bytes, _: bool) {
-        self.messages.push((to, message));
+    fn send(&mut self, to: NodeId, group: GroupId, bytes: Bytes, carries_entries: bool) {
+        self.messages.push(Message { to, group, bytes, carries_entries });
     }
 
     fn committed(&mut self, _: GroupId, _: LogId, what: Committed) {
@@ -37,12 +48,17 @@ impl Sink for Said {
     fn query_dropped(&mut self, _: GroupId, _: u64) {}
     fn read_ready(&mut self, _: GroupId, _: u64, _: u64) {}
     fn read_dropped(&mut self, _: GroupId, _: u64) {}
-    fn fetch_snapshot(&mut self, _: GroupId, _: NodeId, _: &CheckpointBase) {}
+
+    fn fetch_snapshot(&mut self, _: GroupId, from: NodeId, _: &CheckpointBase) {
+        self.fetches.push(from);
+    }
 }
 
-/// Nodes with one group, of which all vote at first.
+/// Nodes with one group or more, in which all vote at first.
 struct Cluster {
     founders: Configuration,
+    groups: Vec<GroupId>,
+    keeping: Keeping,
     disks: BTreeMap<NodeId, SimDisk>,
     nodes: BTreeMap<NodeId, Node>,
     members: BTreeMap<NodeId, Configuration>,
@@ -52,6 +68,10 @@ struct Cluster {
     has_not_synced: bool,
     /// Nothing comes to it, and nothing from it.
     cut_off: Option<NodeId>,
+    /// Entries of these groups do not come to these nodes, and all else does.
+    starved: BTreeSet<(NodeId, GroupId)>,
+    /// Who is to fetch a snapshot, and from whom.
+    fetches: Vec<(NodeId, NodeId)>,
     /// The longest message that was carried, in bytes, since somebody was cut off. No frame holds one of [`FRAME_BYTES_MAX`].
     longest: usize,
 }
@@ -65,12 +85,16 @@ impl Cluster {
         let ids = (1..=nodes).map(NodeId);
         let mut cluster = Self {
             founders: Configuration::of(ids.clone()),
+            groups: vec![GROUP],
+            keeping: Keeping::default(),
             disks: ids.clone().map(|node| (node, SimDisk::new())).collect(),
             nodes: BTreeMap::new(),
             members: BTreeMap::new(),
             sync,
             has_not_synced: false,
             cut_off: None,
+            starved: BTreeSet::new(),
+            fetches: Vec::new(),
             longest: 0,
         };
         ids.for_each(|node| cluster.start(node));
@@ -79,10 +103,16 @@ impl Cluster {
 
     fn start(&mut self, node: NodeId) {
         let config = NodeConfig::new(node, 1024 * 1024, self.sync, node.0);
-        let config = NodeConfig { election_ticks: 10, forgets: config.forgets || self.has_not_synced, ..config };
-        let checkpoint = CheckpointBase::new_group(self.founders.clone());
+        let forgets = config.forgets || self.has_not_synced;
+        let config = NodeConfig { election_ticks: 10, forgets, keeping: self.keeping, ..config };
+        let checkpoint = if self.founders.votes(node) {
+            CheckpointBase::new_group(self.founders.clone())
+        } else {
+            CheckpointBase::default()
+        };
         let disk = Arc::new(self.disks[&node].clone());
-        let opened = Node::open(config, disk, BTreeMap::from([(GROUP, checkpoint)])).expect("opens");
+        let checkpoints = self.groups.iter().map(|&group| (group, checkpoint.clone())).collect();
+        let opened = Node::open(config, disk, checkpoints).expect("opens");
         self.nodes.insert(node, opened);
     }
 
@@ -98,17 +128,20 @@ impl Cluster {
         for (&id, node) in &mut self.nodes {
             let mut said = Said::default();
             busy |= node.round(&mut said).expect("a disk that does not fail").busy;
-            under_way.extend(said.messages.into_iter().map(|(to, message)| (id, to, message)));
+            under_way.extend(said.messages.into_iter().map(|message| (id, message)));
+            self.fetches.extend(said.fetches.into_iter().map(|from| (id, from)));
             self.members.extend(said.members.map(|members| (id, members)));
         }
         busy |= !under_way.is_empty();
-        for (from, to, message) in under_way {
-            self.longest = self.longest.max(message.len());
-            if message.len() >= FRAME_BYTES_MAX || self.cut_off.is_some_and(|away| [from, to].contains(&away)) {
+        for (from, Message { to, group, bytes, carries_entries }) in under_way {
+            self.longest = self.longest.max(bytes.len());
+            let is_starved = carries_entries && self.starved.contains(&(to, group));
+            let is_cut_off = self.cut_off.is_some_and(|away| [from, to].contains(&away));
+            if bytes.len() >= FRAME_BYTES_MAX || is_starved || is_cut_off {
                 continue;
             }
             if let Some(node) = self.nodes.get_mut(&to) {
-                node.step(from, GROUP, message).expect("from a peer");
+                node.step(from, group, bytes).expect("from a peer");
             }
         }
         busy
