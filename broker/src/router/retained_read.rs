@@ -9,7 +9,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use kentongan_proto::mqtt::QoS;
-use kentongan_proto::topic;
 
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
@@ -25,6 +24,7 @@ use crate::replicated::command::{MessageRecord, SessionCommand};
 use crate::replicated::submitter::Asker;
 use crate::replicated::{RetainedCursor, RetainedPage};
 use crate::session::outbound::Full;
+use crate::subscription::Waits;
 
 /// Live messages that may wait behind one connection's retained reads.
 const HELD_MESSAGES_MAX: usize = 10_000;
@@ -96,6 +96,18 @@ struct HeldBack {
     qos: QoS,
     retain: bool,
     identifiers: Box<[u32]>,
+    /// The filters that hold it back.
+    holders: u32,
+}
+
+impl Waits for HeldBack {
+    fn topic(&self) -> &str {
+        &self.message.topic
+    }
+
+    fn holders(&mut self) -> &mut u32 {
+        &mut self.holders
+    }
 }
 
 /// The reads of one connection, in the order of their SUBSCRIBE, and what waits behind them.
@@ -589,21 +601,27 @@ impl ArbiterState {
         }
     }
 
-    /// A subscription is gone, or waits for nothing any more. What waited because of it only must not be overtaken by what another
-    /// subscription lets through from now on. Its read may have ended: what it held back waits until all have.
-    pub(super) fn forget_read(&mut self, key: ConnectionKey, filter: &str) {
+    /// Subscriptions are gone, or wait for nothing any more. What waited because of them only must not be overtaken by what another
+    /// subscription lets through from now on. Their reads may have ended: what they held back waits until all have.
+    ///
+    /// For all filters of a packet together: it goes through everything that waits.
+    pub(super) fn forget_reads(&mut self, key: ConnectionKey, filters: &[&str]) {
+        if filters.is_empty() {
+            return;
+        }
+        for filter in filters {
+            self.subscriptions.stop_holding(key.raw(), filter);
+        }
         let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
             return;
         };
-        session.reads.forget(filter);
+        filters.iter().for_each(|filter| session.reads.forget(filter));
         let Some(state) = session.reads.0.as_mut() else {
             return;
         };
-        let held = state.take_held();
-        let others = self.subscriptions.holding(key.raw()).filter(|other| *other != filter);
-        let others: Vec<&str> = others.collect();
-        let is_held = |held: &HeldBack| others.iter().any(|other| topic::matches(other, &held.message.topic));
-        let (held, free): (Vec<_>, Vec<_>) = held.into_iter().partition(is_held);
+        let mut held = state.take_held();
+        self.subscriptions.recount_holders(key.raw(), &mut held);
+        let free: Vec<_> = held.extract_if(.., |held| held.holders == 0).collect();
         if let Some(state) = self.reads(key) {
             held.into_iter().for_each(|held| state.hold(held));
         }
@@ -640,6 +658,7 @@ impl ArbiterState {
         publication: &mut Publication<'_>,
         terms: Terms<'_>,
     ) -> bool {
+        let holders = self.subscriptions.holders(key.raw(), publication.topic);
         let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
             return false;
         };
@@ -656,7 +675,7 @@ impl ArbiterState {
             return true;
         }
         let (Terms { qos, retain, .. }, identifiers) = (terms, Box::from(terms.identifiers));
-        state.hold(HeldBack { message, qos, retain, identifiers });
+        state.hold(HeldBack { message, qos, retain, identifiers, holders });
         true
     }
 
