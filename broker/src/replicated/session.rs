@@ -9,6 +9,7 @@ use kentongan_proto::mqtt::{PacketId, QoS, SubscriptionOptions};
 use super::command::{Connect, Owner, WillRecord};
 use crate::message::Message;
 use crate::session::outbound::{Outbound, QueueCaps};
+use crate::subscription::Waits;
 
 /// A subscription of a persistent session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +75,18 @@ pub struct HeldBack {
     pub retain: bool,
     /// Subscription Identifiers.
     pub identifiers: Vec<u32>,
+    /// The filters that hold it back. Not stored: it follows from the subscriptions.
+    pub holders: u32,
+}
+
+impl Waits for HeldBack {
+    fn topic(&self) -> &str {
+        &self.message.topic
+    }
+
+    fn holders(&mut self) -> &mut u32 {
+        &mut self.holders
+    }
 }
 
 /// A persistent session.

@@ -619,6 +619,17 @@ impl GroupState {
         self.sessions.len() < 16 && self.bodies.len() < 1000 && self.sessions.values().all(is_here)
     }
 
+    /// What holds messages back is known alike to the session and to the table by which they are counted.
+    fn assert_holders(&self, session: &PersistentSession) {
+        let holding = || session.subscriptions.iter().filter(|(_, own)| own.held).map(|(filter, _)| &**filter);
+        let number = session.number;
+        assert!(holding().all(|filter| self.matcher.is_holding(number, filter)), "what holds is in the table");
+        for topic in session.held.iter().map(|held| &held.message.topic).take(10) {
+            let is_held = holding().any(|filter| kentongan_proto::topic::matches(filter, topic));
+            assert_eq!(is_held, self.matcher.holds(number, topic), "what is held by a filter, {topic}");
+        }
+    }
+
     /// What must hold after every command.
     ///
     /// # Panics
@@ -640,6 +651,7 @@ impl GroupState {
             assert!(session.sent_before.iter().all(is_publish), "what may have been sent before waits for its answer");
             assert!(session.is_reading() || session.held.is_empty(), "what is held is let go in the end");
             assert!(session.held.is_sorted_by_key(|held| held.sequence));
+            self.assert_holders(session);
             let next = session.waiting.as_ref().and_then(|waiting| waiting.connect.owner);
             for owner in session.owner.into_iter().chain(next) {
                 let sessions = &self.owned[&(owner.node, owner.incarnation)];

@@ -937,6 +937,8 @@ fn held_back(sequence: u64, record: HeldRecord) -> Result<HeldBack, RestoreError
         qos: command::qos(record.qos),
         retain: record.retain,
         identifiers: record.identifiers,
+        // Counted when the subscriptions are entered, which hold from then on.
+        holders: 0,
     })
 }
 

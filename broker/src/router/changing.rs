@@ -717,7 +717,7 @@ impl ArbiterState {
             return;
         }
         self.note_directly(key, message.identity);
-        let is_held = self.subscriptions.holding(key.raw()).any(|filter| topic::matches(filter, &message.topic));
+        let is_held = self.subscriptions.holds(key.raw(), &message.topic);
         self.templates.begin();
         let terms =
             Terms { qos: QoS::AtMostOnce, retain: waiting.retain, identifiers: &waiting.identifiers, share: None };

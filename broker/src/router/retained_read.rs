@@ -4,12 +4,12 @@
 //! Live messages that come by it wait, bounded, until the retained ones are sent; what is in both is sent once.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
+use hashbrown::HashMap;
 use kentongan_proto::mqtt::QoS;
-use kentongan_proto::topic;
 
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
@@ -25,6 +25,7 @@ use crate::replicated::command::{MessageRecord, SessionCommand};
 use crate::replicated::submitter::Asker;
 use crate::replicated::{RetainedCursor, RetainedPage};
 use crate::session::outbound::Full;
+use crate::subscription::Waits;
 
 /// Live messages that may wait behind one connection's retained reads.
 const HELD_MESSAGES_MAX: usize = 10_000;
@@ -72,7 +73,20 @@ impl Read {
     }
 
     fn has_more(&self) -> bool {
-        !self.groups.is_empty() || !self.further.is_empty() || !self.arrived.is_empty()
+        self.has_to_ask() || !self.arrived.is_empty()
+    }
+
+    fn has_to_ask(&self) -> bool {
+        !self.groups.is_empty() || !self.further.is_empty()
+    }
+
+    fn standing(&self) -> Standing {
+        Standing {
+            has_more: self.has_more(),
+            has_arrived: !self.arrived.is_empty(),
+            may_ask: self.has_to_ask() && self.with_group == 0,
+            under_way: self.asked.len() + self.arrived.len(),
+        }
     }
 
     /// The next page, which counts as asked for.
@@ -96,6 +110,112 @@ struct HeldBack {
     qos: QoS,
     retain: bool,
     identifiers: Box<[u32]>,
+    /// The filters that hold it back.
+    holders: u32,
+}
+
+impl Waits for HeldBack {
+    fn topic(&self) -> &str {
+        &self.message.topic
+    }
+
+    fn holders(&mut self) -> &mut u32 {
+        &mut self.holders
+    }
+}
+
+/// What is known of a read without looking at it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Standing {
+    has_more: bool,
+    has_arrived: bool,
+    may_ask: bool,
+    under_way: usize,
+}
+
+/// Reads by number, which is the order of their SUBSCRIBE. There may be as many as a session has subscriptions, so none is looked
+/// for by walking past the others.
+#[derive(Debug, Default)]
+struct Reads {
+    by_number: BTreeMap<u64, Read>,
+    /// A filter has one.
+    by_filter: HashMap<Box<str>, u64, foldhash::fast::RandomState>,
+    by_session_read: BTreeMap<u64, u64>,
+    /// How many have something to ask for or to be taken.
+    with_more: usize,
+    /// Those that have a page to be taken.
+    arrived: BTreeSet<u64>,
+    /// Those that have a page to ask for now.
+    asking: BTreeSet<u64>,
+    /// Pages that were asked for, or wait to be taken.
+    under_way: usize,
+}
+
+impl Reads {
+    fn is_empty(&self) -> bool {
+        self.by_number.is_empty()
+    }
+
+    fn has(&self, filter: &str) -> bool {
+        self.by_filter.contains_key(filter)
+    }
+
+    /// The newest of all. Another one of the same filter must not be there.
+    fn push(&mut self, read: Read) {
+        let number = read.number;
+        self.by_filter.insert(read.filter.clone(), number);
+        if let Some(session_read) = read.session_read {
+            self.by_session_read.insert(session_read, number);
+        }
+        self.note(number, Standing::default(), read.standing());
+        self.by_number.insert(number, read);
+    }
+
+    fn remove(&mut self, number: u64) {
+        let Some(read) = self.by_number.remove(&number) else {
+            return;
+        };
+        self.by_filter.remove(&read.filter);
+        if let Some(session_read) = read.session_read {
+            self.by_session_read.remove(&session_read);
+        }
+        self.note(number, read.standing(), Standing::default());
+    }
+
+    fn remove_filter(&mut self, filter: &str) {
+        if let Some(&number) = self.by_filter.get(filter) {
+            self.remove(number);
+        }
+    }
+
+    /// Changes a read, if it is there.
+    fn change<R>(&mut self, number: u64, change: impl FnOnce(&mut Read) -> R) -> Option<R> {
+        let read = self.by_number.get_mut(&number)?;
+        let before = read.standing();
+        let result = change(read);
+        let after = read.standing();
+        self.note(number, before, after);
+        Some(result)
+    }
+
+    fn note(&mut self, number: u64, before: Standing, after: Standing) {
+        self.with_more = self.with_more + usize::from(after.has_more) - usize::from(before.has_more);
+        self.under_way = self.under_way + after.under_way - before.under_way;
+        for (numbers, was, is) in [
+            (&mut self.arrived, before.has_arrived, after.has_arrived),
+            (&mut self.asking, before.may_ask, after.may_ask),
+        ] {
+            match (was, is) {
+                (false, true) => drop(numbers.insert(number)),
+                (true, false) => drop(numbers.remove(&number)),
+                (true, true) | (false, false) => {}
+            }
+        }
+    }
+
+    fn numbers(&self) -> Vec<u64> {
+        self.by_number.keys().copied().collect()
+    }
 }
 
 /// The reads of one connection, in the order of their SUBSCRIBE, and what waits behind them.
@@ -104,10 +224,19 @@ pub struct RetainedReads(Option<Box<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    reads: VecDeque<Read>,
+    reads: Reads,
     held: Vec<HeldBack>,
     /// Weight of these.
     held_bytes: usize,
+}
+
+/// A page that is to be taken now.
+struct Arrived {
+    number: u64,
+    page: VecDeque<Arc<Message>>,
+    own: OwnSubscription,
+    /// What its group knows the read by.
+    session_read: Option<(u64, Box<str>)>,
 }
 
 impl State {
@@ -133,23 +262,29 @@ impl State {
     /// The oldest read that has a page to be taken. By what terms the group takes it in is known once it has answered what it was asked
     /// of that filter: what comes behind a SUBSCRIBE with QoS 0 it leaves to this node, which would have given it away. What is asked
     /// of others changes none, and a client that goes on asking is not to wait until it has asked for all.
-    fn next_arrived(&mut self, terms_asked: &BTreeMap<Box<str>, u32>) -> Option<&mut Read> {
+    fn next_arrived(&mut self, terms_asked: &BTreeMap<Box<str>, u32>) -> Option<Arrived> {
         let is_for_later = |read: &Read| read.session_read.is_some() && terms_asked.contains_key(&read.filter);
-        self.reads.iter_mut().find(|read| !read.arrived.is_empty() && !is_for_later(read))
+        let is_for_now = |number: &&u64| self.reads.by_number.get(number).is_some_and(|read| !is_for_later(read));
+        let number = *self.reads.arrived.iter().find(is_for_now)?;
+        let take = |read: &mut Read| {
+            let page = read.arrived.pop_front()?;
+            let session_read = read.session_read.map(|number| (number, read.filter.clone()));
+            Some(Arrived { number, page, own: read.own, session_read })
+        };
+        self.reads.change(number, take)?
     }
 
     /// The pages to ask for now, of the oldest read first: read number, filter, page.
     fn next_pages(&mut self) -> Vec<(u64, Box<str>, RetainedCursor)> {
-        let under_way: usize = self.reads.iter().map(|read| read.asked.len() + read.arrived.len()).sum();
-        let mut room = PAGES_AT_ONCE.saturating_sub(under_way);
         let mut pages = Vec::new();
-        for read in self.reads.iter_mut().filter(|read| read.with_group == 0) {
-            while room > 0
-                && let Some(cursor) = read.next_page()
-            {
-                room -= 1;
-                pages.push((read.number, read.filter.clone(), cursor));
-            }
+        while self.reads.under_way < PAGES_AT_ONCE
+            && let Some(&number) = self.reads.asking.first()
+        {
+            let ask = |read: &mut Read| read.next_page().map(|cursor| (number, read.filter.clone(), cursor));
+            let Some(page) = self.reads.change(number, ask).flatten() else {
+                break;
+            };
+            pages.push(page);
         }
         pages
     }
@@ -158,7 +293,7 @@ impl State {
 impl RetainedReads {
     /// Whether retained messages are still to come for a subscription.
     pub(super) fn is_reading(&self, filter: &str) -> bool {
-        self.0.as_ref().is_some_and(|state| state.reads.iter().any(|read| &*read.filter == filter))
+        self.0.as_ref().is_some_and(|state| state.reads.has(filter))
     }
 
     /// Whether retained messages are still to come for any.
@@ -169,7 +304,7 @@ impl RetainedReads {
     /// What is still to come of a subscription is not sent: it is gone, or read anew.
     fn forget(&mut self, filter: &str) {
         if let Some(state) = &mut self.0 {
-            state.reads.retain(|read| &*read.filter != filter);
+            state.reads.remove_filter(filter);
         }
     }
 
@@ -186,12 +321,15 @@ impl RetainedReads {
 
     /// The subscription was replaced: what is still to come of it comes by the terms of the new one.
     pub(super) fn change_terms(&mut self, filter: &str, own: OwnSubscription) {
-        let reads = self.0.iter_mut().flat_map(|state| &mut state.reads);
-        reads.filter(|read| &*read.filter == filter).for_each(|read| read.own = own);
+        if let Some(state) = &mut self.0
+            && let Some(&number) = state.reads.by_filter.get(filter)
+        {
+            state.reads.change(number, |read| read.own = own);
+        }
     }
 
     fn waits_for_client(&self) -> bool {
-        self.0.as_ref().is_some_and(|state| state.reads.iter().any(Read::has_more))
+        self.0.as_ref().is_some_and(|state| state.reads.with_more > 0)
     }
 }
 
@@ -225,7 +363,7 @@ impl ArbiterState {
         // Of a subscription that was replaced: what this one reads is newer, and the group takes nothing more for that one.
         session.reads.forget(filter);
         let state = session.reads.0.get_or_insert_default();
-        state.reads.push_back(Read {
+        state.reads.push(Read {
             number,
             filter: Box::from(filter),
             own,
@@ -243,22 +381,28 @@ impl ArbiterState {
         // What this turn published before goes ahead of the read.
         self.flush_lanes();
         let slots = self.shared.submitter.slots();
-        let Some(read) = self.read_mut(key, number) else {
-            return;
+        let begin = |read: &mut Read| {
+            if super::sys::is_sys(&read.filter) {
+                let asked = RetainedCursor::default();
+                read.asked.push(Question { cursor: asked.clone(), is_late: false });
+                return Some((read.filter.clone(), asked));
+            }
+            read.groups = if read.filter.contains(['+', '#']) {
+                0..slots.groups()
+            } else {
+                let keeper = slots.group_of(&read.filter);
+                keeper..keeper + 1
+            };
+            None
         };
-        if super::sys::is_sys(&read.filter) {
-            let (filter, asked) = (read.filter.clone(), RetainedCursor::default());
-            read.asked.push(Question { cursor: asked.clone(), is_late: false });
-            let messages = self.shared.sys.matching(&filter);
-            return self.on_retained_page(RetainedPage { connection: key, number, asked, messages, next: None });
+        match self.change_read(key, number, begin) {
+            Some(Some((filter, asked))) => {
+                let messages = self.shared.sys.matching(&filter);
+                self.on_retained_page(RetainedPage { connection: key, number, asked, messages, next: None });
+            }
+            Some(None) => self.continue_reads(key),
+            None => {}
         }
-        read.groups = if read.filter.contains(['+', '#']) {
-            0..slots.groups()
-        } else {
-            let keeper = slots.group_of(&read.filter);
-            keeper..keeper + 1
-        };
-        self.continue_reads(key);
     }
 
     /// Asks a group for a page.
@@ -300,13 +444,18 @@ impl ArbiterState {
                 continue;
             };
             let own = session.persistent.is_some_and(|persistent| persistent.group == group);
-            for read in session.reads.0.iter_mut().flat_map(|state| &mut state.reads) {
-                if own && std::mem::take(&mut read.with_group) > 0 {
-                    self.slow_reads.push(key);
-                }
-                for Question { cursor, .. } in read.asked.iter().filter(|question| question.cursor.group == group) {
-                    lost.push((key, read.number, read.filter.clone(), cursor.clone()));
-                }
+            let Some(state) = &mut session.reads.0 else {
+                continue;
+            };
+            for number in state.reads.numbers() {
+                state.reads.change(number, |read| {
+                    if own && std::mem::take(&mut read.with_group) > 0 {
+                        self.slow_reads.push(key);
+                    }
+                    for Question { cursor, .. } in read.asked.iter().filter(|question| question.cursor.group == group) {
+                        lost.push((key, number, read.filter.clone(), cursor.clone()));
+                    }
+                });
             }
         }
         for (key, number, filter, cursor) in lost {
@@ -314,8 +463,9 @@ impl ArbiterState {
         }
     }
 
-    fn read_mut(&mut self, key: ConnectionKey, number: u64) -> Option<&mut Read> {
-        self.reads(key)?.reads.iter_mut().find(|read| read.number == number)
+    /// Changes a read, if it is still under way.
+    fn change_read<R>(&mut self, key: ConnectionKey, number: u64, change: impl FnOnce(&mut Read) -> R) -> Option<R> {
+        self.reads(key)?.reads.change(number, change)
     }
 
     /// A page came.
@@ -324,17 +474,24 @@ impl ArbiterState {
         let Some(state) = self.reads(key) else {
             return;
         };
-        let Some(read) = state.reads.iter_mut().find(|read| read.number == page.number) else {
-            // Unsubscribed meanwhile.
-            return self.finish_reads(key);
+        let number = page.number;
+        let take = |read: &mut Read| {
+            let is_answered = read.is_answered_by(&page);
+            if is_answered {
+                read.further.extend(page.next);
+                read.arrived.push_back(page.messages.into());
+            }
+            is_answered
         };
-        if !read.is_answered_by(&page) {
-            return;
+        match state.reads.change(number, take) {
+            // Unsubscribed meanwhile.
+            None => self.finish_reads(key),
+            Some(false) => {}
+            Some(true) => {
+                self.take_arrived(key);
+                self.continue_reads(key);
+            }
         }
-        read.further.extend(page.next);
-        read.arrived.push_back(page.messages.into());
-        self.take_arrived(key);
-        self.continue_reads(key);
     }
 
     /// The group is asked for other terms of these filters, at once or soon.
@@ -372,30 +529,29 @@ impl ArbiterState {
     fn take_arrived(&mut self, key: ConnectionKey) {
         while let Some(session) = self.client(key).and_then(|client| client.session.as_deref_mut())
             && let Some(state) = session.reads.0.as_deref_mut()
-            && let Some(read) = state.next_arrived(&session.terms_asked)
-            && let Some(mut page) = read.arrived.pop_front()
+            && let Some(Arrived { number, mut page, own, session_read }) = state.next_arrived(&session.terms_asked)
         {
-            let (number, own) = (read.number, read.own);
-            let session_read = read.session_read.map(|number| (number, read.filter.clone()));
             let for_group = self.take_page(key, &mut page, own, session_read.is_some());
-            let Some(read) = self.read_mut(key, number) else {
+            let waits = !page.is_empty();
+            let put_back = |read: &mut Read| {
+                if waits {
+                    read.arrived.push_front(page);
+                }
+                read.is_complete()
+            };
+            let Some(is_complete) = self.change_read(key, number, put_back) else {
                 return;
             };
-            let waits = !page.is_empty();
-            if waits {
-                read.arrived.push_front(page);
-            }
-            let is_complete = read.is_complete();
             // Most groups have nothing: each page is an entry of the session's group, for which the read waits.
             if let Some((session_read, filter)) = session_read
                 && (is_complete || !for_group.is_empty())
             {
-                read.with_group += 1;
+                self.change_read(key, number, |read| read.with_group += 1);
                 self.hand_to_group(key, &filter, session_read, for_group, is_complete);
             }
             if is_complete {
                 if let Some(state) = self.reads(key) {
-                    state.reads.retain(|read| read.number != number);
+                    state.reads.remove(number);
                 }
                 self.finish_reads(key);
             }
@@ -501,8 +657,8 @@ impl ArbiterState {
         let Some(state) = self.reads(key) else {
             return;
         };
-        for read in state.reads.iter_mut().filter(|read| read.session_read == Some(number)) {
-            read.with_group = read.with_group.saturating_sub(1);
+        if let Some(&read) = state.reads.by_session_read.get(&number) {
+            state.reads.change(read, |read| read.with_group = read.with_group.saturating_sub(1));
         }
         if queued <= PAGE_QUEUE_MESSAGES_MAX {
             self.continue_reads(key);
@@ -523,7 +679,7 @@ impl ArbiterState {
             };
             let mut late = Vec::new();
             let mut waits = false;
-            for read in &mut state.reads {
+            for read in state.reads.by_number.values_mut() {
                 for question in &mut read.asked {
                     waits = true;
                     if question.is_late {
@@ -589,21 +745,27 @@ impl ArbiterState {
         }
     }
 
-    /// A subscription is gone, or waits for nothing any more. What waited because of it only must not be overtaken by what another
-    /// subscription lets through from now on. Its read may have ended: what it held back waits until all have.
-    pub(super) fn forget_read(&mut self, key: ConnectionKey, filter: &str) {
+    /// Subscriptions are gone, or wait for nothing any more. What waited because of them only must not be overtaken by what another
+    /// subscription lets through from now on. Their reads may have ended: what they held back waits until all have.
+    ///
+    /// For all filters of a packet together: it goes through everything that waits.
+    pub(super) fn forget_reads(&mut self, key: ConnectionKey, filters: &[&str]) {
+        if filters.is_empty() {
+            return;
+        }
+        for filter in filters {
+            self.subscriptions.stop_holding(key.raw(), filter);
+        }
         let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
             return;
         };
-        session.reads.forget(filter);
+        filters.iter().for_each(|filter| session.reads.forget(filter));
         let Some(state) = session.reads.0.as_mut() else {
             return;
         };
-        let held = state.take_held();
-        let others = self.subscriptions.holding(key.raw()).filter(|other| *other != filter);
-        let others: Vec<&str> = others.collect();
-        let is_held = |held: &HeldBack| others.iter().any(|other| topic::matches(other, &held.message.topic));
-        let (held, free): (Vec<_>, Vec<_>) = held.into_iter().partition(is_held);
+        let mut held = state.take_held();
+        self.subscriptions.recount_holders(key.raw(), &mut held);
+        let free: Vec<_> = held.extract_if(.., |held| held.holders == 0).collect();
         if let Some(state) = self.reads(key) {
             held.into_iter().for_each(|held| state.hold(held));
         }
@@ -640,6 +802,7 @@ impl ArbiterState {
         publication: &mut Publication<'_>,
         terms: Terms<'_>,
     ) -> bool {
+        let holders = self.subscriptions.holders(key.raw(), publication.topic);
         let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
             return false;
         };
@@ -656,7 +819,7 @@ impl ArbiterState {
             return true;
         }
         let (Terms { qos, retain, .. }, identifiers) = (terms, Box::from(terms.identifiers));
-        state.hold(HeldBack { message, qos, retain, identifiers });
+        state.hold(HeldBack { message, qos, retain, identifiers, holders });
         true
     }
 
@@ -678,6 +841,8 @@ impl ArbiterState {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use kentongan_proto::mqtt::SubscriptionOptions;
 
     use super::*;
@@ -685,7 +850,7 @@ mod tests {
     fn read(number: u64, groups: Range<u16>) -> Read {
         Read {
             number,
-            filter: Box::from("#"),
+            filter: format!("{number}/#").into(),
             own: OwnSubscription { options: SubscriptionOptions::new(QoS::AtMostOnce), identifier: None },
             groups,
             further: Vec::new(),
@@ -707,10 +872,23 @@ mod tests {
         }
     }
 
-    fn take(read: &mut Read, page: &RetainedPage) -> bool {
-        let answered = read.is_answered_by(page);
-        read.further.extend(page.next.clone());
-        answered
+    fn take(state: &mut State, page: &RetainedPage) -> bool {
+        let take = |read: &mut Read| {
+            let answered = read.is_answered_by(page);
+            read.further.extend(page.next.clone());
+            answered
+        };
+        state.reads.change(1, take).expect("it is under way")
+    }
+
+    fn is_complete(state: &State) -> bool {
+        state.reads.by_number[&1].is_complete()
+    }
+
+    fn state(reads: impl IntoIterator<Item = Read>) -> State {
+        let mut state = State::default();
+        reads.into_iter().for_each(|read| state.reads.push(read));
+        state
     }
 
     fn groups(state: &mut State) -> Vec<(u64, u16)> {
@@ -720,28 +898,51 @@ mod tests {
     /// All groups are asked at once, but no more of them than the bound, whichever read it is for.
     #[test]
     fn a_connection_waits_for_a_bounded_number_of_pages() {
-        let mut state = State { reads: [read(1, 0..12), read(2, 0..12)].into(), ..State::default() };
+        let mut state = state([read(1, 0..12), read(2, 0..12)]);
         let first: Vec<_> = (0..12).map(|group| (1, group)).chain((0..4).map(|group| (2, group))).collect();
         assert_eq!(groups(&mut state), first);
         assert_eq!(groups(&mut state), []);
-        assert!(take(&mut state.reads[0], &page(3, None, None)));
+        assert!(take(&mut state, &page(3, None, None)));
         assert_eq!(groups(&mut state), [(2, 4)]);
     }
 
     /// A group that has more is asked again, and a read is over when every group said that this was all.
     #[test]
     fn a_read_is_complete_when_no_group_has_more() {
-        let mut state = State { reads: [read(1, 0..2)].into(), ..State::default() };
+        let mut state = state([read(1, 0..2)]);
         assert_eq!(groups(&mut state), [(1, 0), (1, 1)]);
-        assert!(take(&mut state.reads[0], &page(0, None, Some("a"))));
-        assert!(!take(&mut state.reads[0], &page(0, None, None)), "a question that was asked twice is answered twice");
-        state.reads[0].with_group = 1;
+        assert!(take(&mut state, &page(0, None, Some("a"))));
+        assert!(!take(&mut state, &page(0, None, None)), "a question that was asked twice is answered twice");
+        state.reads.change(1, |read| read.with_group = 1);
         assert_eq!(groups(&mut state), [], "the session's group has not taken it in");
-        state.reads[0].with_group = 0;
+        state.reads.change(1, |read| read.with_group = 0);
         assert_eq!(groups(&mut state), [(1, 0)]);
-        assert!(take(&mut state.reads[0], &page(1, None, None)));
-        assert!(!state.reads[0].is_complete());
-        assert!(take(&mut state.reads[0], &page(0, Some("a"), None)));
-        assert!(state.reads[0].is_complete());
+        assert!(take(&mut state, &page(1, None, None)));
+        assert!(!is_complete(&state));
+        assert!(take(&mut state, &page(0, Some("a"), None)));
+        assert!(is_complete(&state));
+    }
+
+    /// A session with many subscriptions has as many reads, which come and go one by one, and each page is for one of them.
+    #[test]
+    fn many_reads_come_and_go_in_a_moment() {
+        const READS: u64 = 50_000;
+        let began = Instant::now();
+        let mut reads = RetainedReads(Some(Box::new(state((1..=READS).map(|number| read(number, 0..1))))));
+        for number in 1..=READS {
+            let filter = format!("{number}/#");
+            assert!(reads.is_reading(&filter) && reads.waits_for_client());
+            let state = reads.0.as_deref_mut().expect("they are under way");
+            state.next_pages();
+            assert!(state.next_arrived(&BTreeMap::new()).is_none());
+            state.reads.change(number, |read| read.arrived.push_back([].into()));
+            let arrived = state.next_arrived(&BTreeMap::new()).map(|arrived| arrived.number);
+            assert_eq!(arrived, Some(number));
+            reads.forget(&filter);
+        }
+        let state = reads.0.expect("nobody finished them").reads;
+        assert!(state.is_empty() && state.by_filter.is_empty() && state.asking.is_empty() && state.arrived.is_empty());
+        assert_eq!((state.with_more, state.under_way), (0, 0));
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     }
 }

@@ -77,7 +77,7 @@ impl ArbiterState {
         let mut codes = Vec::with_capacity(subscribe.filters.len());
         let mut reads = Vec::new();
         let granted_ones = subscribe.filters.iter().zip(&refusals).filter(|(_, refusal)| refusal.is_none());
-        self.forget_reads(key, granted_ones.map(|((filter, options), _)| (filter.as_str(), *options)));
+        self.forget_replaced(key, granted_ones.map(|((filter, options), _)| (filter.as_str(), *options)));
         for ((filter, options), refusal) in subscribe.filters.iter().zip(refusals) {
             if let Some(reason) = refusal {
                 codes.push(reason);
@@ -239,14 +239,14 @@ impl ArbiterState {
 
     /// Those that are replaced by ones without retained messages have none to wait for. Before any of the same SUBSCRIBE is entered: what
     /// one of these holds back from then on would be let go with the last read, though its own is yet to begin.
-    fn forget_reads<'a>(
+    fn forget_replaced<'a>(
         &mut self,
         key: ConnectionKey,
         subscriptions: impl Iterator<Item = (&'a str, SubscriptionOptions)>,
     ) {
-        for (filter, _) in subscriptions.filter(|(_, options)| options.retain_handling == RetainHandling::Never) {
-            self.forget_read(key, filter);
-        }
+        let replaced = subscriptions.filter(|(_, options)| options.retain_handling == RetainHandling::Never);
+        let replaced: Vec<&str> = replaced.map(|(filter, _)| filter).collect();
+        self.forget_reads(key, &replaced);
     }
 
     /// Makes a subscription stand in the tables: after this every publish finds it.
@@ -256,8 +256,8 @@ impl ArbiterState {
         };
         let id = self.id;
         // Its read may have ended: what it held back waits until all have, and is not to be overtaken by what comes by this one.
-        let holds = own.options.retain_handling != RetainHandling::Never
-            && self.subscriptions.holding(key.raw()).any(|holding| holding == filter);
+        let holds =
+            own.options.retain_handling != RetainHandling::Never && self.subscriptions.is_holding(key.raw(), filter);
         let Some(client) = self.client(key) else {
             return;
         };
@@ -326,6 +326,15 @@ impl ArbiterState {
 
     /// Takes one subscription out of the tables. `false`: it did not stand there.
     pub(super) fn remove_subscription(&mut self, key: ConnectionKey, filter: &str) -> bool {
+        let removed = self.take_out(key, filter);
+        if removed {
+            self.forget_reads(key, &[filter]);
+        }
+        removed
+    }
+
+    /// [`Self::remove_subscription`], but for what waits because of it: that is for [`Self::forget_reads`], once for many.
+    fn take_out(&mut self, key: ConnectionKey, filter: &str) -> bool {
         let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) else {
             return false;
         };
@@ -334,7 +343,6 @@ impl ArbiterState {
         };
         let group = session.persistent.map(|persistent| persistent.group);
         self.leave(key, filter, own, group);
-        self.forget_read(key, filter);
         true
     }
 
@@ -388,13 +396,16 @@ impl ArbiterState {
             return self.ask_group(key, persistent.group, ticket, command);
         }
         let mut codes = Vec::with_capacity(unsubscribe.filters.len());
+        let mut ended = Vec::new();
         for filter in &unsubscribe.filters {
-            let existed = self.remove_subscription(key, filter);
+            let existed = self.take_out(key, filter);
             if existed {
                 self.tell_unsubscribed(key, filter);
+                ended.push(filter.as_str());
             }
             codes.push(if existed { ReasonCode::Success } else { ReasonCode::NoSubscriptionExisted });
         }
+        self.forget_reads(key, &ended);
         self.write_suback(key, unsubscribe.packet_id, codes, Packet::UnsubAck);
     }
 
@@ -529,7 +540,7 @@ impl ArbiterState {
         newest
             .extend(outcomes.iter().zip(&overtaken).filter(|(_, overtaken)| !**overtaken).map(|(outcome, _)| outcome));
         let granted_ones = newest.iter().filter(|outcome| !outcome.reason.is_error());
-        self.forget_reads(key, granted_ones.map(|outcome| (outcome.filter.as_str(), outcome.options)));
+        self.forget_replaced(key, granted_ones.map(|outcome| (outcome.filter.as_str(), outcome.options)));
         newest.iter().for_each(|outcome| self.enter_outcome(key, outcome));
         for outcome in outcomes.iter().filter(|outcome| !outcome.reason.is_error()) {
             self.tell_subscribed(key, &outcome.filter, outcome.options);
@@ -601,13 +612,16 @@ impl ArbiterState {
         });
         self.on_terms_answered(key, outcomes.iter().map(|(filter, _)| filter.as_str()));
         let mut codes = Vec::with_capacity(outcomes.len());
-        for (filter, reason) in outcomes {
-            if !self.is_answered_since(key, ticket, &filter) && self.remove_subscription(key, &filter) {
-                self.tell_unsubscribed(key, &filter);
+        let mut ended = Vec::new();
+        for (filter, reason) in &outcomes {
+            if !self.is_answered_since(key, ticket, filter) && self.take_out(key, filter) {
+                self.tell_unsubscribed(key, filter);
+                ended.push(filter.as_str());
             }
-            self.remember_answered(key, ticket, &filter);
-            codes.push(reason);
+            self.remember_answered(key, ticket, filter);
+            codes.push(*reason);
         }
+        self.forget_reads(key, &ended);
         self.on_changes_answered(key, ticket);
         // The client did not ask for it.
         if !is_revoked {

@@ -9,6 +9,7 @@ use hashbrown::{HashMap, HashTable};
 use kentongan_proto::mqtt::QoS;
 use smallvec::{SmallVec, smallvec};
 
+use super::holding::{Holding, Waits};
 use super::trie::{FilterValue, WildcardTrie};
 use super::{Place, SHARDS, first_level_shard, shard_of, topic_hash};
 
@@ -378,7 +379,7 @@ pub struct LocalSubscriptions {
     first_level_generations: Box<[u64; SHARDS]>,
     root_generation: u64,
     /// The filters by which a connection's live messages wait.
-    held: HashMap<u64, Vec<Box<str>>, RandomState>,
+    held: HashMap<u64, Holding, RandomState>,
     len: usize,
     /// Nodes of the trie that were looked at, until somebody asks.
     visited: Cell<usize>,
@@ -426,10 +427,7 @@ impl LocalSubscriptions {
         };
         self.len += usize::from(new);
         if subscription.held {
-            let filters = self.held.entry(subscription.connection).or_default();
-            if !filters.iter().any(|held| **held == *filter) {
-                filters.push(Box::from(filter));
-            }
+            self.held.entry(subscription.connection).or_default().begin(filter);
         } else if !new {
             self.forget_held(filter, subscription.connection);
         }
@@ -466,41 +464,76 @@ impl LocalSubscriptions {
         true
     }
 
-    fn forget_held(&mut self, filter: &str, connection: u64) {
-        if let Some(filters) = self.held.get_mut(&connection) {
-            filters.retain(|held| **held != *filter);
-            if filters.is_empty() {
-                self.held.remove(&connection);
-            }
+    /// `false`: it held nothing back.
+    fn forget_held(&mut self, filter: &str, connection: u64) -> bool {
+        let Some(holding) = self.held.get_mut(&connection) else {
+            return false;
+        };
+        let held = holding.end(filter);
+        if holding.is_empty() {
+            self.held.remove(&connection);
+        }
+        held
+    }
+
+    /// Whether a filter of a connection holds live messages back.
+    #[must_use]
+    pub fn is_holding(&self, connection: u64, filter: &str) -> bool {
+        self.held.get(&connection).is_some_and(|holding| holding.contains(filter))
+    }
+
+    /// Whether some filter of a connection holds back what is published to a topic.
+    #[must_use]
+    pub fn holds(&self, connection: u64, topic: &str) -> bool {
+        self.held.get(&connection).is_some_and(|holding| holding.count(topic) > 0)
+    }
+
+    /// How many filters of a connection hold a message back that begins to wait now, as all that wait count them.
+    #[must_use]
+    pub fn holders(&self, connection: u64, topic: &str) -> u32 {
+        self.held.get(&connection).map_or(0, |holding| holding.count_before(topic))
+    }
+
+    /// All messages that wait for a connection: each counts anew the filters that hold it back.
+    pub fn recount_holders(&mut self, connection: u64, waiting: &mut [impl Waits]) {
+        match self.held.get_mut(&connection) {
+            Some(holding) => holding.recount(waiting),
+            None => waiting.iter_mut().for_each(|message| *message.holders() = 0),
         }
     }
 
-    /// The filters of a connection that hold live messages back.
-    pub fn holding(&self, connection: u64) -> impl Iterator<Item = &str> {
-        self.held.get(&connection).into_iter().flatten().map(|filter| &**filter)
+    /// A filter of a connection holds nothing back any more.
+    pub fn stop_holding(&mut self, connection: u64, filter: &str) {
+        if self.forget_held(filter, connection) {
+            self.release(connection, filter);
+        }
     }
 
-    /// The retained messages of a connection's subscriptions are sent: none of them is held any more.
-    pub fn release_held(&mut self, connection: u64) {
-        for filter in self.held.remove(&connection).unwrap_or_default() {
-            let release = |subscribers: &mut Subscribers| {
-                if let Some(subscriber) = subscribers.get_mut(connection) {
-                    subscriber.flags &= !HELD;
-                }
-            };
-            let place = Place::of(&filter);
-            match place {
-                Place::Exact { shard, hash } => {
-                    if let Some(entry) = self.exact[shard].find_mut(hash, |entry| entry.filter == filter) {
-                        release(&mut entry.subscribers);
-                    }
-                }
-                Place::FirstLevel { .. } | Place::Root => {
-                    self.wildcards.update(&filter, release);
+    /// The retained messages of a connection's subscriptions are sent: none of them is held any more. Returns those that were.
+    pub fn release_held(&mut self, connection: u64) -> Vec<Box<str>> {
+        let held: Vec<_> = self.held.remove(&connection).into_iter().flat_map(Holding::into_filters).collect();
+        held.iter().for_each(|filter| self.release(connection, filter));
+        held
+    }
+
+    fn release(&mut self, connection: u64, filter: &str) {
+        let release = |subscribers: &mut Subscribers| {
+            if let Some(subscriber) = subscribers.get_mut(connection) {
+                subscriber.flags &= !HELD;
+            }
+        };
+        let place = Place::of(filter);
+        match place {
+            Place::Exact { shard, hash } => {
+                if let Some(entry) = self.exact[shard].find_mut(hash, |entry| *entry.filter == *filter) {
+                    release(&mut entry.subscribers);
                 }
             }
-            self.outdate(place);
+            Place::FirstLevel { .. } | Place::Root => {
+                self.wildcards.update(filter, release);
+            }
         }
+        self.outdate(place);
     }
 
     /// The connections that want `topic`, whose hash is `hash`; each once, its subscriptions merged. What `out` held

@@ -16,6 +16,7 @@ use std::hash::BuildHasher;
 use std::sync::LazyLock;
 
 mod cache;
+mod holding;
 mod index;
 mod interest;
 mod local;
@@ -28,6 +29,7 @@ mod tests;
 mod trie;
 
 pub use cache::{CachedMatch, MatchCache};
+pub use holding::Waits;
 pub use index::{ARBITERS_MAX, ArbiterSet, Matched, MatchedNode, SubscriptionIndex, Target};
 pub use interest::{InterestKind, NodeInterest, ShareSessions};
 pub use local::{Identifiers, LocalMatch, LocalStamp, LocalSubscription, LocalSubscriptions, Merged};

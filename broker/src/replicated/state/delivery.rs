@@ -151,7 +151,9 @@ impl GroupState {
             let Terms { qos, retain, identifiers, .. } = terms;
             let sequence = session.next_sequence;
             session.next_sequence += 1;
-            session.held.push(HeldBack { sequence, message: Arc::clone(message), qos, retain, identifiers });
+            let holders = self.matcher.holders(session.number, &message.topic);
+            let message = Arc::clone(message);
+            session.held.push(HeldBack { sequence, message, qos, retain, identifiers, holders });
             session.held_bytes += weight;
             self.dirty.changed(Key::Session(session.number));
             self.dirty.created(Key::Held(session.number, sequence));

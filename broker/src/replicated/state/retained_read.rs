@@ -4,7 +4,6 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use kentongan_proto::mqtt::QoS;
-use kentongan_proto::topic;
 
 use super::{GroupState, Terms};
 use crate::message::Message;
@@ -74,7 +73,7 @@ impl GroupState {
             .partition::<Vec<_>, _>(|(at, held)| *at < copy && held.message.topic == retained.topic);
         session.held = rest.into_iter().map(|(_, held)| held).collect();
         session.held_bytes -= older.iter().map(|(_, held)| held.message.weight_bytes()).sum::<usize>();
-        for (_, HeldBack { sequence, message, qos, retain, identifiers }) in older {
+        for (_, HeldBack { sequence, message, qos, retain, identifiers, .. }) in older {
             self.dirty.deleted(Key::Held(number, sequence));
             self.body = None;
             self.enqueue(client_id, &message, Terms { qos, retain, identifiers, share: None }, effects);
@@ -124,11 +123,9 @@ impl GroupState {
         let Some(session) = self.sessions.get_mut(client_id) else {
             return;
         };
-        let holding = session.subscriptions.iter().filter(|(_, subscription)| subscription.held);
-        let holding: Vec<_> = holding.map(|(filter, _)| Arc::clone(filter)).collect();
-        let is_held = |held: &HeldBack| holding.iter().any(|filter| topic::matches(filter, &held.message.topic));
-        let (held, free) = std::mem::take(&mut session.held).into_iter().partition(is_held);
-        session.held = held;
+        // The table knows the same filters as the session to hold, for those of shared subscriptions never do.
+        self.matcher.recount_holders(session.number, &mut session.held);
+        let free = session.held.extract_if(.., |held| held.holders == 0).collect();
         self.enqueue_held(client_id, free, effects);
     }
 
@@ -138,7 +135,7 @@ impl GroupState {
         };
         session.held_bytes = session.held.iter().map(|held| held.message.weight_bytes()).sum();
         let number = session.number;
-        for HeldBack { sequence, message, qos, retain, identifiers } in held {
+        for HeldBack { sequence, message, qos, retain, identifiers, .. } in held {
             self.dirty.deleted(Key::Held(number, sequence));
             // After a restart no two that wait share a body, so they never do.
             self.body = None;
