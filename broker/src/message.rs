@@ -65,6 +65,17 @@ impl Message {
     }
 }
 
+/// What Subscription Identifiers weigh that wait with a message: about what a box of them takes in memory. A client may have as many
+/// as it has subscriptions, and each message that matches them all brings them along.
+#[must_use]
+pub fn identifiers_weight_bytes(identifiers: &[u32]) -> usize {
+    const BOX_BYTES: usize = 16;
+    match identifiers {
+        [] => 0,
+        some => BOX_BYTES + size_of_val(some),
+    }
+}
+
 /// What topics of delayed messages begin with.
 pub const DELAYED: &str = "$delayed/";
 

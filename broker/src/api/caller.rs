@@ -45,14 +45,18 @@ pub(super) async fn check(State(api): State<Arc<Api>>, request: Request, next: N
 }
 
 async fn identified(api: &Api, mut request: Request, next: Next) -> Response {
-    let address = request.extensions().get::<Peer>().map(|peer| peer.0.ip().to_canonical());
-    let (Some(address), value) = (address, request.headers().get(header::AUTHORIZATION)) else {
+    let Some(Peer { address, known }) = request.extensions().get::<Peer>() else {
         return Problem::unauthorized().into_response();
     };
+    let address = address.ip().to_canonical();
+    let value = request.headers().get(header::AUTHORIZATION);
     let Some(token) = value.and_then(|value| bearer_token(value.as_bytes())) else {
+        known.set(false);
         return Problem::unauthorized().into_response();
     };
-    match api.tokens().bearer(token).cloned() {
+    let bearer = api.tokens().bearer(token).cloned();
+    known.set(bearer.is_some());
+    match bearer {
         Some(bearer) => {
             let caller = Caller { name: bearer.name, role: bearer.role, address };
             let what = json!({ "method": request.method().as_str(), "path": request.uri().path() });

@@ -28,10 +28,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use axum::http::StatusCode;
+use axum::Router;
+use axum::body::Bytes;
+use axum::http::{StatusCode, header};
 use axum::middleware;
 use axum::routing::get;
-use axum::{Json, Router};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
@@ -41,6 +42,7 @@ use utoipa::openapi::{
 use utoipa::{IntoResponses, ToSchema as _};
 use utoipa_axum::router::OpenApiRouter;
 
+use crate::http::bounded::Known;
 use crate::metrics::{ApiMetrics, ApiOutcome};
 use crate::operator::Operator;
 use problem::Problem;
@@ -58,8 +60,12 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 const PREFIX: &str = "/api/v1";
 
 /// Who is at the other end of the connection that a request came by.
-#[derive(Debug, Clone, Copy)]
-struct Peer(SocketAddr);
+#[derive(Debug, Clone)]
+struct Peer {
+    address: SocketAddr,
+    /// Whether the connection belongs to somebody with a good token.
+    known: Known,
+}
 
 /// What all requests share.
 #[derive(Debug)]
@@ -268,10 +274,12 @@ fn described() -> OpenApiRouter<Arc<Api>> {
 
 fn router(api: &Arc<Api>) -> Router {
     let (routes, document) = described().split_for_parts();
-    let document = Arc::new(document);
+    // Anybody may ask for it, so it is put into words once.
+    let document = Bytes::from(serde_json::to_vec(&document).expect("a description is made of what JSON can express"));
+    let document = ([(header::CONTENT_TYPE, "application/json")], document);
     routes
         .route_layer(middleware::from_fn_with_state(Arc::clone(api), caller::check))
-        .route(&format!("{PREFIX}/openapi.json"), get(async move || Json(OpenApi::clone(&document))))
+        .route(&format!("{PREFIX}/openapi.json"), get(async move || document.clone()))
         .fallback(async || Problem::no_route(StatusCode::NOT_FOUND))
         .method_not_allowed_fallback(async || Problem::no_route(StatusCode::METHOD_NOT_ALLOWED))
         .with_state(Arc::clone(api))

@@ -8,12 +8,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 
 pub use super::certificate::New as NewCertificate;
@@ -21,6 +17,7 @@ use super::certificate::{Acceptor, Certificate};
 use super::tokens::Tokens;
 use super::{Api, Peer, router};
 use crate::config::ApiConfig;
+use crate::http::bounded::{Bounds, Connections, Known, Taken, answer};
 use crate::metrics::{ApiMetrics, TlsMetrics};
 use crate::operator::Operator;
 use crate::tls::TlsFileError;
@@ -28,8 +25,16 @@ use crate::tls::TlsFileError;
 /// How long answers that are under way may take once the server was told to stop.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 
-/// Time for a TLS handshake, and again for the head of each request; a connection that asks for nothing is closed after it.
-const HEAD_MAX: Duration = Duration::from_secs(30);
+/// What those who have no good token may cost. The head, for Client Identifiers and filters stand in URLs; the time for it is also
+/// that for a TLS handshake.
+const BOUNDS: Bounds = Bounds {
+    // As the settings say.
+    connections_max: 0,
+    head_max: Duration::from_secs(30),
+    head_bytes_max: 256 << 10,
+    connection_max: Duration::from_secs(300),
+    unread_max: Duration::from_secs(30),
+};
 
 /// Pause when no connection can be accepted, for want of descriptors perhaps.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -50,6 +55,15 @@ pub struct ApiServer {
 /// # Errors
 /// The tokens, the certificate or the address cannot be used.
 pub fn start(config: &ApiConfig, operator: &Arc<Operator>, metrics: ApiMetrics) -> anyhow::Result<Option<ApiServer>> {
+    start_within(config, operator, metrics, Bounds { connections_max: config.connections_max.get() as usize, ..BOUNDS })
+}
+
+fn start_within(
+    config: &ApiConfig,
+    operator: &Arc<Operator>,
+    metrics: ApiMetrics,
+    bounds: Bounds,
+) -> anyhow::Result<Option<ApiServer>> {
     let Some(tokens) = &config.tokens_file else { return Ok(None) };
     let api = Arc::new(Api::new(Arc::clone(operator), Tokens::read(tokens).context("`api.tokens_file`")?, metrics));
     let certificate = Certificate::read(config)?;
@@ -59,7 +73,7 @@ pub fn start(config: &ApiConfig, operator: &Arc<Operator>, metrics: ApiMetrics) 
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
     let tls = certificate.as_ref().map(Certificate::follow);
-    let server = Server { routes: router(&api), tls, connections_max: config.connections_max.get() as usize };
+    let server = Server { routes: router(&api), tls, bounds };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (stop, stopped) = oneshot::channel();
     let thread = thread::Builder::new().name(String::from("api")).spawn(move || {
@@ -134,17 +148,18 @@ impl Drop for ApiServer {
 struct Server {
     routes: Router,
     tls: Option<watch::Receiver<Acceptor>>,
-    connections_max: usize,
+    bounds: Bounds,
 }
 
 impl Server {
     async fn serve(self, listener: TcpListener, mut stopped: oneshot::Receiver<()>) -> io::Result<()> {
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let places = Arc::new(Semaphore::new(self.connections_max));
+        let mut connections = Connections::default();
         let (stopping, stops) = watch::channel(false);
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
+                () = connections.one_ended() => continue,
                 // An error means that the handle is gone, which also stops the server.
                 _ = &mut stopped => break,
             };
@@ -156,62 +171,143 @@ impl Server {
                     continue;
                 }
             };
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                tracing::debug!(%address, "too many connections to the API (api.connections_max)");
-                continue;
-            };
             let tls = self.tls.as_ref().map(|tls| tls.borrow().0.clone());
-            let (routes, stops) = (self.routes.clone(), stops.clone());
-            tokio::spawn(async move {
-                let _place = place;
-                if let Err(error) = connection(socket, address, routes, tls, stops).await {
+            let known = Known::default();
+            let peer = Peer { address, known: known.clone() };
+            let serving = connection(socket, peer, self.routes.clone(), tls, stops.clone(), self.bounds);
+            let serving = async move {
+                if let Err(error) = serving.await {
                     tracing::debug!(%address, %error, "a connection to the API ended");
                 }
-            });
+            };
+            if !connections.add(serving, known, self.bounds.connections_max) {
+                tracing::debug!(%address, "too many connections to the API (api.connections_max)");
+            }
         }
         drop(listener);
         stopping.send_replace(true);
-        // All places are free when all connections have ended.
-        let all = places.acquire_many(u32::try_from(self.connections_max).unwrap_or(u32::MAX));
-        // Those that take longer are cut off.
-        let _ = tokio::time::timeout(SHUTDOWN_GRACE, all).await;
+        connections.all_ended(SHUTDOWN_GRACE).await;
         Ok(())
     }
 }
 
 async fn connection(
     socket: TcpStream,
-    address: SocketAddr,
+    peer: Peer,
     routes: Router,
     tls: Option<TlsAcceptor>,
     stops: watch::Receiver<bool>,
+    bounds: Bounds,
 ) -> anyhow::Result<()> {
     // Lists are written whole; waiting for more would only delay their ends.
     socket.set_nodelay(true)?;
+    let known = peer.known.clone();
+    let routes = routes.layer(axum::Extension(peer));
+    let stream = Taken::new(socket, bounds.unread_max);
     match tls {
-        None => requests(socket, address, routes, stops).await,
+        None => answer(stream, routes, stops, known, bounds).await?,
         Some(tls) => {
-            let stream =
-                tokio::time::timeout(HEAD_MAX, tls.accept(socket)).await.context("the handshake took too long")??;
-            requests(stream, address, routes, stops).await
+            let stream = tokio::time::timeout(bounds.head_max, tls.accept(stream))
+                .await
+                .context("the handshake took too long")??;
+            answer(stream, routes, stops, known, bounds).await?;
         }
     }
+    Ok(())
 }
 
-async fn requests(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    address: SocketAddr,
-    routes: Router,
-    mut stops: watch::Receiver<bool>,
-) -> anyhow::Result<()> {
-    let service = TowerToHyperService::new(routes.layer(axum::Extension(Peer(address))));
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_MAX);
-    let serving = http.serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(serving);
-    tokio::select! {
-        outcome = serving.as_mut() => return Ok(outcome?),
-        _ = stops.wait_for(|&stops| stops) => serving.as_mut().graceful_shutdown(),
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    use std::time::Instant;
+
+    use kentongan_cluster::{NodeId, PipelineHandle};
+
+    use super::*;
+    use crate::api::tokens::{Role, Token};
+    use crate::auth::Authority;
+    use crate::clock::{Clock, ManualClock};
+    use crate::config::Settings;
+    use crate::metrics::Metrics;
+    use crate::replicated::{Slots, Submitter};
+    use crate::router::Shared;
+
+    struct Served {
+        server: ApiServer,
+        token: Token,
+        _files: tempfile::TempDir,
     }
-    Ok(serving.await?)
+
+    impl Served {
+        fn within(bounds: Bounds) -> Self {
+            let settings = Arc::new(Settings::default());
+            let clock = Clock::manual(Arc::new(ManualClock::new(0)));
+            let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
+            let shared = Shared::new(settings, 1, submitter, Authority::default(), 1, None, clock);
+            let operator = Arc::new(Operator::new(Arc::new(shared), NodeId(1), PipelineHandle::ended(), None));
+            let (files, token) = (tempfile::tempdir().unwrap(), Token::draw());
+            let tokens = files.path().join("tokens");
+            std::fs::write(&tokens, token.line("wayan", Role::Viewer)).unwrap();
+            let address = "127.0.0.1:0".parse().unwrap();
+            let config = ApiConfig { address, tokens_file: Some(tokens), ..ApiConfig::default() };
+            let server = start_within(&config, &operator, Metrics::isolated().api(), bounds).unwrap().unwrap();
+            Self { server, token, _files: files }
+        }
+
+        fn connect(&self) -> TcpStream {
+            let stream = TcpStream::connect(self.server.address()).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            stream
+        }
+
+        /// Asks for the traced lines of nobody, which is refused for what it says, and not for who asks.
+        fn is_heard(&self, stream: &mut TcpStream) -> bool {
+            let head = format!("Host: x\r\nAuthorization: Bearer {}\r\n", self.token.expose());
+            let sent = write!(stream, "GET /api/v1/trace HTTP/1.1\r\n{head}\r\n");
+            let mut answer = [0; 4096];
+            let count = sent.and_then(|()| stream.read(&mut answer)).unwrap_or(0);
+            answer[..count].starts_with(b"HTTP/1.1 400 ")
+        }
+    }
+
+    const OPEN: &str = "GET /api/v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n";
+
+    /// Abuse: [http-bounds]
+    #[test]
+    fn whoever_has_no_token_keeps_nobody_out_who_has_one() {
+        let served = Served::within(Bounds { connections_max: 4, ..BOUNDS });
+        let mut long_there = served.connect();
+        assert!(served.is_heard(&mut long_there));
+        let crowd: Vec<_> = (0..8)
+            .map(|_| {
+                let mut stream = served.connect();
+                // It may have made room for others already.
+                let _ = stream.write_all(OPEN.repeat(400).as_bytes());
+                stream
+            })
+            .collect();
+        assert!(served.is_heard(&mut served.connect()), "among more than there are places for");
+        assert!(served.is_heard(&mut long_there), "it made room for nobody");
+        drop(crowd);
+    }
+
+    /// Abuse: [http-bounds]
+    #[test]
+    fn whoever_asks_without_end_and_without_a_token_is_closed() {
+        let connection_max = Duration::from_millis(500);
+        let served = Served::within(Bounds { connections_max: 4, connection_max, ..BOUNDS });
+        let began = Instant::now();
+        let (mut busy, mut known) = (served.connect(), served.connect());
+        while busy.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").is_ok()
+            && matches!(busy.read(&mut [0; 4096]), Ok(count) if count > 0)
+        {
+            assert!(served.is_heard(&mut known));
+            assert!(began.elapsed() < Duration::from_secs(20), "it goes on for ever");
+        }
+        assert!(began.elapsed() >= connection_max);
+        while began.elapsed() < 3 * connection_max {
+            assert!(served.is_heard(&mut known), "it has a token");
+        }
+    }
 }

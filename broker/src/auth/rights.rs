@@ -13,6 +13,8 @@ use std::sync::Arc;
 use kentongan_proto::mqtt::QoS;
 use kentongan_proto::topic::TopicFilter;
 
+use crate::connection::networks::{Network, any_contains};
+
 use super::section::{Picked, Picking, Section, Sections};
 
 /// Whether a rule gives or takes.
@@ -29,38 +31,6 @@ pub(super) const READ: u8 = 2;
 
 /// Bits of all three.
 pub(super) const ANY_QOS: u8 = 0b111;
-
-/// An IPv4 or IPv6 network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Network {
-    address: IpAddr,
-    bits: u8,
-}
-
-impl Network {
-    /// Reads `ADDRESS/BITS`, or an address alone.
-    pub(super) fn parse(text: &str) -> Option<Self> {
-        let (address, bits) = match text.split_once('/') {
-            Some((address, bits)) => (address.parse::<IpAddr>().ok()?, Some(bits.parse::<u8>().ok()?)),
-            None => (text.parse::<IpAddr>().ok()?, None),
-        };
-        let width = if address.is_ipv4() { 32 } else { 128 };
-        let bits = bits.unwrap_or(width);
-        (bits <= width).then_some(Self { address, bits })
-    }
-
-    fn contains(self, address: IpAddr) -> bool {
-        let differ = |own: u128, other: u128, width: u32| {
-            let shift = width - u32::from(self.bits);
-            (own ^ other).checked_shr(shift).unwrap_or(0) != 0
-        };
-        match (self.address, address.to_canonical()) {
-            (IpAddr::V4(own), IpAddr::V4(other)) => !differ(own.to_bits().into(), other.to_bits().into(), 32),
-            (IpAddr::V6(own), IpAddr::V6(other)) => !differ(own.to_bits(), other.to_bits(), 128),
-            _ => false,
-        }
-    }
-}
 
 /// Whom a rule is for; where several things are said, all must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -120,7 +90,7 @@ impl Whom {
             })
         };
         let is_there = |networks: &Vec<Network>| match subject.site {
-            Site::Address(address) => networks.iter().any(|network| network.contains(address)),
+            Site::Address(address) => any_contains(networks, address),
             Site::NoAddress => false,
             Site::Away => effect == Effect::Allow,
         };
@@ -593,11 +563,13 @@ mod tests {
         assert!(may(nobody(), "", "c") && !may(nobody(), "ana", "c"));
         let clients = || Whom { client_ids: named(&["dev-*", "hub"]), ..Whom::default() };
         assert!(may(clients(), "x", "dev-7") && may(clients(), "x", "hub") && !may(clients(), "x", "hub-2"));
-        let from =
-            |text: &str| Whom { networks: Some(vec![Network::parse(text).expect("a network")]), ..Whom::default() };
+        let from = |text: &str| Whom { networks: Some(vec![text.parse().expect("a network")]), ..Whom::default() };
         assert!(may(from("192.0.2.0/24"), "x", "c") && !may(from("192.0.3.0/24"), "x", "c"));
         assert!(may(from("0.0.0.0/0"), "x", "c") && !may(from("::/0"), "x", "c") && may(from("192.0.2.7"), "x", "c"));
-        assert!(Network::parse("192.0.2.0/33").is_none() && Network::parse("x").is_none());
+        assert!(
+            may(from("::ffff:192.0.2.7"), "x", "c") && may(from("::ffff:192.0.2.0/120"), "x", "c"),
+            "the same in IPv6"
+        );
         let away = Subject { site: Site::Away, ..subject("x", "c") };
         assert!(rights(one(from("10.0.0.0/8")), &away).may_read("x", QoS::AtMostOnce), "it was let in there");
         let outside = Rule { whom: from("192.0.2.0/24"), ..rule(Effect::Deny, READ, "x") };
@@ -618,10 +590,12 @@ mod tests {
     #[test]
     fn networks_contain_addresses_of_their_family() {
         let contains = |network: &str, address: &str| {
-            Network::parse(network).expect("a network").contains(address.parse().expect("an address"))
+            network.parse::<Network>().expect("a network").contains(address.parse().expect("an address"))
         };
         assert!(contains("192.0.2.0/25", "192.0.2.127") && !contains("192.0.2.0/25", "192.0.2.128"));
         assert!(contains("192.0.2.0/24", "::ffff:192.0.2.1"), "as sockets of both families have it");
+        assert!(contains("::ffff:192.0.2.0/120", "192.0.2.1") && contains("::ffff:192.0.2.1", "::ffff:192.0.2.1"));
+        assert!(!contains("::ffff:192.0.2.0/120", "192.0.3.1"));
         assert!(contains("2001:db8::/33", "2001:db8:7fff::1") && !contains("2001:db8::/33", "2001:db8:8000::1"));
         assert!(contains("::/0", "2001:db8::1") && !contains("::/0", "192.0.2.1"));
         assert!(!contains("0.0.0.0/0", "2001:db8::1"));

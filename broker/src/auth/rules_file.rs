@@ -5,8 +5,10 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::connection::networks::Network;
+
 use super::password_file::FileError;
-use super::rights::{Effect, Network, PUBLISH, Pattern, READ, Rule, Whom, qos_bits};
+use super::rights::{Effect, PUBLISH, Pattern, READ, Rule, Whom, qos_bits};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -83,7 +85,7 @@ fn rule(written: &Written, groups: &BTreeMap<String, Vec<String>>) -> Result<Rul
     if written.anonymous == Some(false) {
         return Err(String::from("`anonymous` can only be true; who is not anonymous has a name: give `users`"));
     }
-    let network = |text: &String| Network::parse(text).ok_or_else(|| format!("{text:?} is no address and no network"));
+    let network = |text: &String| text.parse::<Network>().map_err(|_| format!("{text:?} is no address and no network"));
     let networks = written.addresses.as_ref().map(|list| list.iter().map(network).collect()).transpose()?;
     let actions = written.actions.as_deref().unwrap_or(&[Action::Publish, Action::Subscribe]);
     let actions = actions.iter().fold(0, |bits, action| {

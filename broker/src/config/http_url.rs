@@ -33,7 +33,7 @@ impl HttpUrl {
     pub fn is_exposed(&self) -> bool {
         let host = self.0.host().unwrap_or_default();
         let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-        let is_local = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+        let is_local = host == "localhost" || address.is_ok_and(|address| address.to_canonical().is_loopback());
         !self.is_encrypted() && !is_local
     }
 

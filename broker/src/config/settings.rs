@@ -538,7 +538,7 @@ settings! {
         pub certificate_file: Option<PathBuf> = None,
         /// Its private key, read again likewise.
         pub key_file: Option<PathBuf> = None,
-        /// Connections at a time; one more is closed at once.
+        /// Connections at a time. One more ends the oldest whose last request had no good token, and is closed if there is none.
         pub connections_max: NonZeroU32 = nonzero_u32(64),
     }
 

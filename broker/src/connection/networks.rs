@@ -1,10 +1,10 @@
 //! Lists of addresses and networks, as settings have them.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
 /// An address (`10.0.0.1`) or a network (`10.0.0.0/8`, `2001:db8::/32`).
@@ -24,9 +24,21 @@ impl FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let address = || text.parse::<IpAddr>().map(|address| IpNet::from(address.to_canonical()));
+        let address = || text.parse::<IpAddr>().map(IpNet::from);
         let network = text.parse::<IpNet>().or_else(|_| address());
-        network.map(Self).map_err(|_| format!("{text:?} is neither an address nor a network such as 10.0.0.0/8"))
+        let network = network.map(|network| Self(canonical(network)));
+        network.map_err(|_| format!("{text:?} is neither an address nor a network such as 10.0.0.0/8"))
+    }
+}
+
+/// The IPv4 network that an IPv6 one stands for, if it stands for one: addresses are compared in that form.
+fn canonical(network: IpNet) -> IpNet {
+    let before = Ipv6Addr::BITS as u8 - Ipv4Addr::BITS as u8;
+    match (network.addr().to_canonical(), network.prefix_len().checked_sub(before)) {
+        (IpAddr::V4(address), Some(bits)) if network.addr().is_ipv6() => {
+            Ipv4Net::new(address, bits).map_or(network, IpNet::from)
+        }
+        _ => network,
     }
 }
 
@@ -72,6 +84,19 @@ mod tests {
                 .all(contains)
         );
         assert!(!["11.0.0.1", "192.0.2.8", "2001:db9::", "127.0.0.1", "::ffff:11.0.0.1"].into_iter().any(contains));
+    }
+
+    #[test]
+    fn an_ipv6_network_that_stands_for_an_ipv4_one_is_that_one() {
+        for (mapped, own) in [
+            ("::ffff:192.0.2.9", "192.0.2.9"),
+            ("::ffff:192.0.2.9/128", "192.0.2.9"),
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+        ] {
+            assert_eq!(mapped.parse::<Network>(), own.parse::<Network>(), "{mapped}");
+        }
+        assert!(!"::ffff:0:0/95".parse::<Network>().unwrap().contains("192.0.2.9".parse().unwrap()));
     }
 
     #[test]

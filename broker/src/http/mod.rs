@@ -4,16 +4,14 @@
 //! `/metrics` is for Prometheus, `/livez` says that the process answers, `/readyz` whether clients should be sent
 //! here. The latter two are for everybody and name no version. Absent: administration.
 //!
-//! Whoever reaches the port can cost no more than [`Bounds`] allow. A supervisor that asks for `/livez` is heard all the same: one
-//! connection too many takes the place of the oldest, not of the one that comes.
+//! Whoever reaches the port can cost no more than [`Bounds`] allow. A supervisor that asks for `/livez` is heard all the same.
 
+pub(crate) mod bounded;
 mod readiness;
 mod rendered;
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::pin::pin;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -23,16 +21,13 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
-use tokio::task::{AbortHandle, JoinSet};
 
 use crate::api::caller::bearer_token;
 use crate::config::{HttpConfig, Secret};
 use crate::metrics::{Metrics, render_readiness};
+use bounded::{Bounds, Connections, Known, Taken, answer};
 pub use readiness::Readiness;
 use rendered::Rendered;
 
@@ -42,24 +37,12 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 /// Pause when no connection can be accepted, for want of descriptors perhaps.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What all who ask may cost together, and each of them.
-#[derive(Debug, Clone, Copy)]
-struct Bounds {
-    /// Connections at once; one more ends the oldest.
-    connections_max: usize,
-    /// Time for the head of a request, and for a connection that asks for nothing more.
-    head_max: Duration,
-    /// Bytes of the head of a request.
-    head_bytes_max: usize,
-    /// Time for a connection in all, however often it asks. An answer that is under way then has as long again.
-    connection_max: Duration,
-}
-
 const BOUNDS: Bounds = Bounds {
     connections_max: 64,
     head_max: Duration::from_secs(30),
     head_bytes_max: 16 << 10,
     connection_max: Duration::from_secs(300),
+    unread_max: Duration::from_secs(30),
 };
 
 /// How often histograms are tidied.
@@ -159,14 +142,14 @@ async fn serve(listener: TcpListener, app: App, mut stopped: oneshot::Receiver<(
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            Some(_) = connections.tasks.join_next(), if !connections.tasks.is_empty() => continue,
+            () = connections.one_ended() => continue,
             // An error means that the handle is gone, which also stops the server.
             _ = &mut stopped => break,
         };
         match accepted {
             Ok((socket, address)) => {
                 let serving = connection(socket, address, routes.clone(), stops.clone(), bounds);
-                connections.add(serving, bounds.connections_max);
+                connections.add(serving, Known::default(), bounds.connections_max);
             }
             Err(error) => {
                 tracing::debug!(%error, "a connection for metrics or health was not accepted");
@@ -176,63 +159,22 @@ async fn serve(listener: TcpListener, app: App, mut stopped: oneshot::Receiver<(
     }
     drop(listener);
     stopping.send_replace(true);
-    // Those that take longer are cut off.
-    let _ =
-        tokio::time::timeout(SHUTDOWN_GRACE, async { while connections.tasks.join_next().await.is_some() {} }).await;
+    connections.all_ended(SHUTDOWN_GRACE).await;
     upkeep.abort();
     Ok(())
-}
-
-/// The connections that there are.
-#[derive(Default)]
-struct Connections {
-    tasks: JoinSet<()>,
-    /// The oldest first. Some of them may have ended by themselves.
-    by_age: VecDeque<AbortHandle>,
-}
-
-impl Connections {
-    /// Serves one more, in the place of the oldest if there are as many as may be.
-    fn add(&mut self, serving: impl Future<Output = ()> + Send + 'static, connections_max: usize) {
-        while self.by_age.len() >= connections_max {
-            self.by_age.retain(|one| !one.is_finished());
-            if self.by_age.len() >= connections_max
-                && let Some(oldest) = self.by_age.pop_front()
-            {
-                tracing::debug!("too many connections for metrics and health, the oldest ends");
-                oldest.abort();
-            }
-        }
-        self.by_age.push_back(self.tasks.spawn(serving));
-    }
 }
 
 async fn connection(
     socket: TcpStream,
     address: SocketAddr,
     routes: Router,
-    mut stops: watch::Receiver<bool>,
+    stops: watch::Receiver<bool>,
     bounds: Bounds,
 ) {
     // Answers are written whole; waiting for more would only delay their ends.
     let _ = socket.set_nodelay(true);
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(bounds.head_max).max_buf_size(bounds.head_bytes_max);
-    let mut serving = pin!(http.serve_connection(TokioIo::new(socket), TowerToHyperService::new(routes)));
-    let outcome = tokio::select! {
-        outcome = serving.as_mut() => Some(outcome),
-        _ = stops.wait_for(|&stops| stops) => None,
-        () = tokio::time::sleep(bounds.connection_max) => None,
-    };
-    let outcome = match outcome {
-        Some(outcome) => outcome,
-        None => {
-            serving.as_mut().graceful_shutdown();
-            // One that does not read its answer is cut off.
-            tokio::time::timeout(bounds.connection_max, serving).await.unwrap_or(Ok(()))
-        }
-    };
-    if let Err(error) = outcome {
+    let stream = Taken::new(socket, bounds.unread_max);
+    if let Err(error) = answer(stream, routes, stops, Known::default(), bounds).await {
         tracing::debug!(%address, %error, "a connection for metrics or health ended");
     }
 }

@@ -35,7 +35,7 @@ use super::publish::Publication;
 use crate::auth::overlaps;
 use crate::config::Overlapping;
 use crate::drops;
-use crate::message::{Message, MessageIdentity};
+use crate::message::{Message, MessageIdentity, identifiers_weight_bytes};
 use crate::metrics::DropReason;
 use crate::plants::{Plant, is_planted};
 use crate::replicated::DeliverPersistent;
@@ -146,6 +146,12 @@ struct Waiting {
     since_ms: u64,
 }
 
+impl Waiting {
+    fn weight_bytes(&self) -> usize {
+        self.message.weight_bytes() + identifiers_weight_bytes(&self.identifiers)
+    }
+}
+
 /// The subscriptions of a session that go over, and what came meanwhile.
 #[derive(Debug, Default)]
 pub struct Changes {
@@ -209,7 +215,7 @@ impl Changes {
     }
 
     fn put_back(&mut self, waiting: Vec<Waiting>) {
-        self.waiting_bytes = waiting.iter().map(|waiting| waiting.message.weight_bytes()).sum();
+        self.waiting_bytes = waiting.iter().map(Waiting::weight_bytes).sum();
         self.waiting = waiting.into();
     }
 
@@ -557,7 +563,7 @@ impl ArbiterState {
             return;
         }
         let message = publication.share_message();
-        let weight = message.weight_bytes();
+        let weight = message.weight_bytes() + identifiers_weight_bytes(terms.identifiers);
         let full = match changes.waiting.len() {
             WAITING_MAX.. => Some(Full::Messages),
             _ if changes.waiting_bytes.saturating_add(weight) > bytes_max => Some(Full::Bytes),
@@ -644,7 +650,7 @@ impl ArbiterState {
         changes.note(message.identity, Way::ByGroup);
         let waiting = changes.waiting.iter().position(|waiting| waiting.message.identity == message.identity);
         if let Some(waiting) = waiting.and_then(|at| changes.waiting.remove(at)) {
-            changes.waiting_bytes -= waiting.message.weight_bytes();
+            changes.waiting_bytes -= waiting.weight_bytes();
         }
         if !retain {
             self.lately.note(key, message.identity, Way::ByGroup);

@@ -57,7 +57,7 @@ pub struct Held {
     pub message: Option<Arc<Message>>,
     /// RETAIN as it goes to this client.
     pub retain: bool,
-    /// Subscription Identifiers that go with it.
+    /// Subscription Identifiers that go with it; `None` once it is on the wire.
     pub identifiers: Option<Box<[u32]>>,
     /// The shared subscription it came by, to whose other members it goes if this session ends.
     pub share: Option<Arc<ShareGroup>>,

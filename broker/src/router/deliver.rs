@@ -18,7 +18,7 @@ use super::share_settling::{ShareKeeper, ShareOrigin, ShareOutcome, Taken};
 use crate::auth::Action;
 use crate::connection::{BufferPool, SHARED_PAYLOAD_BYTES_MIN};
 use crate::drops::{self, Bound};
-use crate::message::Message;
+use crate::message::{Message, identifiers_weight_bytes};
 use crate::metrics::{ArbiterCounters, DropReason};
 use crate::replicated::DeliverPersistent;
 use crate::session::alias::AliasUse;
@@ -351,7 +351,6 @@ impl ArbiterState {
         let Some(session) = self.clients[key.index()].session.as_mut() else {
             return;
         };
-        let identifiers = (!terms.identifiers.is_empty()).then(|| Box::from(terms.identifiers));
         let share = terms.share.cloned();
         let origin = publication.origin;
         if let Some(share) = &share {
@@ -361,7 +360,7 @@ impl ArbiterState {
             // Once written, nobody needs the message again: a transient session dies with its connection. Only a
             // shared subscription may hand it to another member.
             let message = share.is_some().then(|| publication.share_message());
-            let held = Held { message, retain: terms.retain, identifiers, share, origin: origin.map(Box::new) };
+            let held = Held { message, retain: terms.retain, identifiers: None, share, origin: origin.map(Box::new) };
             if let Some(id) =
                 counted(&self.counters, &mut session.outbound, |outbound| outbound.send_now(held, terms.qos))
             {
@@ -373,7 +372,8 @@ impl ArbiterState {
             return;
         }
         let message = publication.share_message();
-        let weight = message.weight_bytes();
+        let weight = message.weight_bytes() + identifiers_weight_bytes(terms.identifiers);
+        let identifiers = (!terms.identifiers.is_empty()).then(|| Box::from(terms.identifiers));
         let boxed = origin.map(Box::new);
         let held = Held { message: Some(message), retain: terms.retain, identifiers, share, origin: boxed };
         match counted(&self.counters, &mut session.outbound, |outbound| outbound.offer(held, weight, terms.qos)) {
@@ -572,12 +572,12 @@ impl ArbiterState {
             let next = counted(&self.counters, outbound, |outbound| pop_sendable(outbound, now, &mut expired));
             self.counters.messages_dropped.add(DropReason::Expired, expired.len() as u64);
             self.end_held(key, expired);
-            let Some((id, qos, held, message)) = next else {
+            let Some(Sendable { id, qos, retain, identifiers, message }) = next else {
                 return;
             };
             let mut publication = self.publication_of(&message);
-            let identifiers = held.identifiers.as_deref().unwrap_or(&[]);
-            let terms = Terms { qos, retain: held.retain, identifiers, share: None };
+            let identifiers = identifiers.as_deref().unwrap_or(&[]);
+            let terms = Terms { qos, retain, identifiers, share: None };
             self.templates.begin();
             // The rules may be others than when it was queued.
             if self.is_kept_from(key, publication.topic, qos)
@@ -669,20 +669,25 @@ impl From<Full> for DropReason {
     }
 }
 
-fn pop_sendable(
-    outbound: &mut Outbound<Held>,
-    now_ms: u64,
-    expired: &mut Vec<Held>,
-) -> Option<(PacketId, QoS, Held, Arc<Message>)> {
+/// What goes from the queue of a transient session into its window.
+struct Sendable {
+    id: PacketId,
+    qos: QoS,
+    retain: bool,
+    identifiers: Option<Box<[u32]>>,
+    message: Arc<Message>,
+}
+
+fn pop_sendable(outbound: &mut Outbound<Held>, now_ms: u64, expired: &mut Vec<Held>) -> Option<Sendable> {
     let is_expired =
         |held: &Held| held.message.as_ref().and_then(|message| message.expires_at_ms).is_some_and(|at| at <= now_ms);
     let (id, qos, held) = outbound.pop_sendable(is_expired, |held| expired.push(held))?;
     let message = held.message.clone()?;
-    let copy = held.clone();
     if held.share.is_none() {
         held.message = None;
     }
-    Some((id, qos, copy, message))
+    // Another member of a shared subscription gets its own.
+    Some(Sendable { id, qos, retain: held.retain, identifiers: held.identifiers.take(), message })
 }
 
 fn aliases_off(client: &Client) -> bool {

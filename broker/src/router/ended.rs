@@ -10,7 +10,7 @@ use super::ConnectionKey;
 use super::arbiter::{ArbiterState, CLOSING_SECONDS_MAX, LEAVING_SECONDS_MAX, wake};
 use super::client::{ClientSession, Phase, WillTerms};
 use super::cluster::{Awaits, LastWord, Served};
-use crate::auth::{Action, Actor, Redirection};
+use crate::auth::{Action, Actor, Redirection, Rights};
 use crate::connection::{LayerError, Spoken};
 use crate::metrics::{CloseReason, ConnectRefusal, DropReason, PublishRefusal};
 use crate::replicated::command::{Released, SessionCommand};
@@ -86,8 +86,9 @@ impl EndCause {
         }
     }
 
+    /// Whoever is banned says nothing more, nor does his will for him.
     fn publishes_will(&self) -> bool {
-        *self != Self::Disconnected
+        !matches!(self, Self::Disconnected | Self::Banned)
     }
 
     /// DISCONNECT counts from the end of the connection, so that is when the group must know (P9).
@@ -407,6 +408,14 @@ impl ArbiterState {
                 None => self.end(key, EndCause::ShuttingDown, Some(ReasonCode::ServerShuttingDown)),
             }
         }
+    }
+
+    /// Ends the connection of a client that would not be let in any more. Nor may its will speak for it.
+    pub(super) fn end_denied(&mut self, key: ConnectionKey) {
+        if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
+            session.rights = Some(Box::new(Rights::none()));
+        }
+        self.end(key, EndCause::NotAuthorized, Some(ReasonCode::NotAuthorized));
     }
 
     /// Whether a client whose connection ends may still publish its will. A group that keeps it knows of no rights that came with a

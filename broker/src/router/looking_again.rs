@@ -5,11 +5,8 @@
 
 use std::collections::VecDeque;
 
-use kentongan_proto::mqtt::ReasonCode;
-
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
-use super::ended::EndCause;
 
 /// Connections that one turn looks at: well below a millisecond, usually.
 const LOOKED_AT_A_TURN: usize = 64;
@@ -59,7 +56,7 @@ impl ArbiterState {
             return;
         };
         if !self.may_stay(key, &identified) {
-            return self.end(key, EndCause::NotAuthorized, Some(ReasonCode::NotAuthorized));
+            return self.end_denied(key);
         }
         if changed == Changed::WhoMayWhat {
             self.plan_renewal_again(key);

@@ -10,7 +10,7 @@ use kentongan_proto::mqtt::ReasonCode;
 use super::arbiter::ArbiterState;
 use super::ended::EndCause;
 use super::{ConnectionKey, Event};
-use crate::auth::{Renewal, RenewedRights, Rights, RightsTerms};
+use crate::auth::{Renewal, RenewedRights, RightsTerms};
 
 /// A part of the time, up to one in this many, is taken away at random.
 const SPREAD: u32 = 4;
@@ -167,11 +167,7 @@ impl ArbiterState {
                 self.look_by(key, next);
             }
             Renewal::Confirmed => {}
-            Renewal::Denied => {
-                // Nor may its will speak for it.
-                session.rights = Some(Box::new(Rights::none()));
-                self.end(key, EndCause::NotAuthorized, Some(ReasonCode::NotAuthorized));
-            }
+            Renewal::Denied => self.end_denied(key),
             Renewal::Prolonged(granted) => {
                 session.granted = Some(granted);
                 self.look_at_login_end(key);

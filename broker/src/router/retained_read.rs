@@ -17,7 +17,7 @@ use super::client::OwnSubscription;
 use super::deliver::Terms;
 use super::publish::Publication;
 use crate::drops;
-use crate::message::Message;
+use crate::message::{Message, identifiers_weight_bytes};
 use crate::metrics::DropReason;
 use crate::peers::wire::{Forwarded, ReadRetained};
 use crate::plants::{Plant, is_planted};
@@ -241,7 +241,7 @@ struct Arrived {
 
 impl State {
     fn hold(&mut self, held: HeldBack) {
-        self.held_bytes += held.message.weight_bytes();
+        self.held_bytes += held.message.weight_bytes() + identifiers_weight_bytes(&held.identifiers);
         self.held.push(held);
     }
 
@@ -811,7 +811,8 @@ impl ArbiterState {
             return false;
         };
         let message = publication.share_message();
-        if let Some(full) = state.full(message.weight_bytes(), bytes_max) {
+        let weight = message.weight_bytes() + identifiers_weight_bytes(terms.identifiers);
+        if let Some(full) = state.full(weight, bytes_max) {
             self.counters.messages_dropped.inc(full.into());
             if terms.qos != QoS::AtMostOnce {
                 drops::note(&self.clients[key.index()].client_id, full, 1);

@@ -7,9 +7,9 @@ const SLOTS: usize = 4096;
 /// Longer topics are looked up each time: a publisher must not fill the cache with names.
 const TOPIC_BYTES_MAX: usize = 256;
 
-/// Matches that all slots may hold together, about 14 MiB. A topic with many subscribers gains little from the cache:
+/// What the matches that all slots hold may take in memory together, with their Subscription Identifiers. A topic with many subscribers gains little from the cache:
 /// what its delivery costs is the deliveries.
-const MATCHES_MAX: usize = 256 * 1024;
+pub(super) const BYTES_MAX: usize = 14 << 20;
 
 /// Everyone who wants a topic.
 #[derive(Debug, Default)]
@@ -21,6 +21,8 @@ pub struct CachedMatch {
     /// Connections of this arbiter.
     pub local: Vec<LocalMatch>,
     local_stamp: LocalStamp,
+    /// What `local` takes in memory.
+    local_bytes: usize,
 }
 
 /// Topic → who wants it: direct-mapped, one an arbiter. Never wrong, only sometimes of no use: a match is taken from
@@ -30,8 +32,8 @@ pub struct MatchCache {
     slots: Box<[Option<Box<CachedMatch>>]>,
     /// Of each slot, a part of the hash of the topic that was last refused it.
     refused: Box<[u32]>,
-    /// In all slots.
-    matches: usize,
+    /// What the matches in all slots take in memory.
+    bytes: usize,
     /// Where room is made next.
     hand: usize,
     spare: Option<Box<CachedMatch>>,
@@ -54,7 +56,7 @@ impl MatchCache {
         Self {
             slots: (0..SLOTS).map(|_| None).collect(),
             refused: vec![0; SLOTS].into_boxed_slice(),
-            matches: 0,
+            bytes: 0,
             hand: 0,
             spare: None,
             hits: 0,
@@ -90,7 +92,7 @@ impl MatchCache {
     pub fn take_local(&mut self, topic: &str, hash: u64, subscriptions: &LocalSubscriptions) -> Box<CachedMatch> {
         let cached = match self.slots[slot_of(hash)].take() {
             Some(cached) if cached.hash == hash && *cached.topic == *topic => {
-                self.matches -= cached.local.len();
+                self.bytes -= cached.local_bytes;
                 cached
             }
             other => {
@@ -115,13 +117,14 @@ impl MatchCache {
         } else {
             subscriptions.matches(topic, *hash, local)
         };
+        cached.local_bytes = cached.local.iter().map(LocalMatch::memory_bytes).sum();
         cached
     }
 
     /// Keeps a match for the next message of its topic. A slot that another topic has passes to this one when it
     /// comes for the second time: topics that never repeat do not drive out those that do.
     pub fn put_back(&mut self, cached: Box<CachedMatch>) {
-        if cached.topic.len() > TOPIC_BYTES_MAX || cached.local.len() > MATCHES_MAX / 4 {
+        if cached.topic.len() > TOPIC_BYTES_MAX || cached.local_bytes > BYTES_MAX / 4 {
             return;
         }
         let slot = slot_of(cached.hash);
@@ -133,17 +136,17 @@ impl MatchCache {
                 return;
             }
         }
-        self.matches += cached.local.len();
+        self.bytes += cached.local_bytes;
         if let Some(other) = self.slots[slot].replace(cached) {
-            self.matches -= other.local.len();
+            self.bytes -= other.local_bytes;
             self.spare = Some(other);
         }
-        while self.matches > MATCHES_MAX {
+        while self.bytes > BYTES_MAX {
             self.hand = (self.hand + 1) % SLOTS;
             if self.hand != slot
                 && let Some(evicted) = self.slots[self.hand].take()
             {
-                self.matches -= evicted.local.len();
+                self.bytes -= evicted.local_bytes;
             }
         }
     }
@@ -154,15 +157,21 @@ impl MatchCache {
         (std::mem::take(&mut self.hits), std::mem::take(&mut self.misses))
     }
 
-    /// Matches that the slots hold together.
+    /// What the matches that the slots hold take in memory together.
     #[must_use]
-    pub fn matches(&self) -> usize {
-        self.matches
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    #[cfg(test)]
+    pub(super) fn slots(&self) -> impl Iterator<Item = &CachedMatch> {
+        self.slots.iter().flatten().map(|cached| &**cached)
     }
 
     fn empty_for(&mut self, topic: &str, hash: u64) -> Box<CachedMatch> {
         let mut cached = self.spare.take().unwrap_or_default();
         cached.local.clear();
+        cached.local_bytes = 0;
         cached.local_stamp = LocalStamp::default();
         cached.global.forget();
         cached.topic.clear();

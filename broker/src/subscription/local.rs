@@ -55,6 +55,14 @@ impl Identifiers {
             Self::Many(many) => many.push(identifier),
         }
     }
+
+    /// What it takes beside its own place.
+    fn boxed_bytes(&self) -> usize {
+        match self {
+            Self::None | Self::One(_) => 0,
+            Self::Many(many) => size_of::<Vec<u32>>() + many.capacity() * size_of::<u32>(),
+        }
+    }
 }
 
 impl Deref for Identifiers {
@@ -125,6 +133,15 @@ enum Own {
 }
 
 impl LocalMatch {
+    /// What it takes in memory.
+    pub(super) fn memory_bytes(&self) -> usize {
+        let own = match &self.own {
+            Own::Same | Own::Nothing => 0,
+            Own::Differs(own) => size_of::<Merged>() + own.subscription_identifiers.boxed_bytes(),
+        };
+        size_of::<Self>() + self.merged.subscription_identifiers.boxed_bytes() + own
+    }
+
     fn of(subscriber: &Subscriber) -> Self {
         Self {
             connection: subscriber.connection,

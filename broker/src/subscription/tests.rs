@@ -661,7 +661,7 @@ fn the_cache_is_bounded() {
         assert_eq!(cached.local.len(), 3000);
         cache.put_back(cached);
     }
-    assert!(cache.matches() <= 256 * 1024, "{}", cache.matches());
+    assert!(cache.bytes() <= cache::BYTES_MAX, "{}", cache.bytes());
 
     let long = "x".repeat(300);
     for _ in 0..2 {
@@ -674,6 +674,34 @@ fn the_cache_is_bounded() {
         cache.put_back(cached);
     }
     assert!(cache.take_hits_and_misses().0 >= 1, "kept at the second time at the latest");
+}
+
+/// One connection whose subscriptions all have an identifier is one match, however many they are.
+#[test]
+fn the_cache_counts_identifiers() {
+    const FILTERS: u32 = 64;
+    const CONNECTIONS: u64 = 8;
+    let index = SubscriptionIndex::new();
+    let mut locals = LocalSubscriptions::new();
+    let filters = (0..FILTERS).map(|at| (0..6).map(move |level| if at >> level & 1 == 0 { "a" } else { "+" }));
+    for (filter, at) in filters.zip(1..) {
+        let filter = filter.chain(["#"]).collect::<Vec<_>>().join("/");
+        for connection in 0..CONNECTIONS {
+            locals.insert(&filter, &identified(connection, QoS::AtMostOnce, at));
+        }
+    }
+    let mut cache = MatchCache::new();
+    for at in 0..100 {
+        let topic = format!("{}{at}", "a/".repeat(6));
+        let cached = cache.take(&topic, topic_hash(&topic), &index, &locals);
+        let identifiers: usize = cached.local.iter().map(|target| target.merged().subscription_identifiers.len()).sum();
+        assert_eq!((cached.local.len(), identifiers), (CONNECTIONS as usize, CONNECTIONS as usize * FILTERS as usize));
+        assert!(cached.local.iter().map(LocalMatch::memory_bytes).sum::<usize>() > identifiers * size_of::<u32>());
+        cache.put_back(cached);
+    }
+    let there = cache.slots().map(|cached| cached.local.iter().map(LocalMatch::memory_bytes).sum::<usize>());
+    let there: usize = there.sum();
+    assert!(there == cache.bytes() && there <= cache::BYTES_MAX, "{there}");
 }
 
 /// Both halves of a slot are validated on their own: another arbiter's match does not spoil ours.

@@ -844,6 +844,21 @@ fn subscribe_to(client: &mut Client, filters: &[&str], qos: QoS) -> Packet {
     Packet::Subscribe(Subscribe { packet_id, filters, subscription_identifier: None, user_properties: vec![] })
 }
 
+/// Filters that all match [`IDENTIFIED_TOPIC`].
+const IDENTIFIED_FILTERS: usize = 128;
+const IDENTIFIED_TOPIC: &str = "a/a/a/a/a/a/a";
+
+/// SUBSCRIBE to each of them, with an identifier of its own.
+fn subscribe_with_identifiers(client: &mut Client, qos: QoS) -> Vec<Packet> {
+    let levels = |at: usize| (0..7).map(move |level| if at >> level & 1 == 0 { "a" } else { "+" });
+    let filters = (0..IDENTIFIED_FILTERS).map(|at| levels(at).collect::<Vec<_>>().join("/"));
+    let subscribe = |(filter, identifier): (String, u32)| {
+        let Packet::Subscribe(subscribe) = subscribe_to(client, &[&filter], qos) else { unreachable!() };
+        Packet::Subscribe(Subscribe { subscription_identifier: Some(identifier), ..subscribe })
+    };
+    filters.zip(1..).map(subscribe).collect()
+}
+
 fn publish_to(client: &mut Client, topic: &str, payload: &'static str) -> Packet {
     let delivery = Delivery::AtLeastOnce(client.packet_id());
     let (topic, payload, properties) = (topic.to_owned(), Bytes::from(payload), PublishProperties::default());

@@ -101,6 +101,45 @@ fn what_makes_queues_shorter_is_read_while_publishers_wait() {
     assert!(matches!(packets(&mut publisher)[..], [Packet::PubAck(_)]), "it goes on");
 }
 
+/// What waits for a client weighs the Subscription Identifiers that go with it, too: a client may have one for each of its filters.
+/// What is on the wire needs none any more.
+///
+/// Abuse: [queue-full]
+#[test]
+fn what_waits_weighs_its_identifiers() {
+    let mut world = World::new(1);
+    let slow = connect(ProtocolVersion::V5, "slow".to_owned(), 0);
+    let properties = ConnectProperties { receive_maximum: NonZeroU16::new(1), ..ConnectProperties::default() };
+    let mut slow = world.open(0, Connect { properties, ..slow });
+    let mut publisher = world.open(1, connect(ProtocolVersion::V5, "publisher".to_owned(), 0));
+    for subscribe in subscribe_with_identifiers(&mut slow, QoS::AtLeastOnce) {
+        say(&mut world, &mut slow, &subscribe);
+    }
+    let mut got = Vec::new();
+    for _ in 0..3 {
+        let publish = publish_to(&mut publisher, IDENTIFIED_TOPIC, "x");
+        say(&mut world, &mut publisher, &publish);
+    }
+    let waiting = |world: &World| {
+        let mut clients = world.arbiters[0].state.clients.iter().map(|(_, client)| client);
+        let client = clients.find(|client| *client.client_id == *"slow").expect("it is there");
+        let outbound = &client.session.as_ref().expect("it is connected").outbound;
+        let in_flight = (1..100).filter_map(|id| outbound.in_flight_under(PacketId::new(id)?)?.1);
+        let on_the_wire = in_flight.filter(|held| held.identifiers.is_some()).count();
+        (outbound.queue_len(), outbound.queue_bytes() / (IDENTIFIED_FILTERS * size_of::<u32>()), on_the_wire)
+    };
+    for left in [2, 1, 0] {
+        got.extend(packets(&mut slow));
+        let Some(Packet::Publish(publish)) = got.pop() else { panic!("{got:?}") };
+        assert_eq!(publish.properties.subscription_identifiers.len(), IDENTIFIED_FILTERS);
+        let (messages, times_identifiers, on_the_wire) = waiting(&world);
+        assert_eq!((messages, on_the_wire), (left, 0));
+        assert!(times_identifiers >= left, "{times_identifiers}");
+        let acknowledged = Ack::success(publish.delivery.packet_id().expect("QoS 1"));
+        got = say(&mut world, &mut slow, &Packet::PubAck(acknowledged));
+    }
+}
+
 /// While memory is short, some of those who may come for what waits for them are let in, and nobody else.
 #[test]
 fn owners_of_sessions_come_in_while_memory_is_short() {

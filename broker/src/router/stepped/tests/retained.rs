@@ -242,6 +242,37 @@ fn what_waits_behind_retained_messages_is_bounded_in_bytes() {
     assert_eq!(held_bytes(&mut arbiter), 0);
 }
 
+/// So are the identifiers of what waits there.
+///
+/// Abuse: [queue-full]
+#[test]
+fn what_waits_behind_retained_messages_weighs_its_identifiers() {
+    let (mut arbiter, mut client, connection) = claimant_of_several_nodes();
+    grant(&mut arbiter, connection);
+    arbiter.state.shared.retained_possible.store(true, Ordering::Relaxed);
+    let mut packets = subscribe_with_identifiers(&mut client, QoS::AtMostOnce);
+    packets.push(Packet::Publish(Publish {
+        dup: false,
+        delivery: Delivery::AtMostOnce,
+        retain: false,
+        topic: IDENTIFIED_TOPIC.to_owned(),
+        properties: PublishProperties::default(),
+        payload: Bytes::from_static(b"x"),
+    }));
+    for packet in packets {
+        client.send(&packet);
+        while !client.to_write.is_empty() {
+            client.write(usize::MAX);
+            arbiter.run();
+            all_hear(&mut arbiter);
+            read_all(&mut client);
+        }
+    }
+    let session = arbiter.state.client(connection).and_then(|client| client.session.as_ref());
+    let held = session.map(|session| session.reads.held_bytes()).expect("it is there");
+    assert!(held >= IDENTIFIED_FILTERS * size_of::<u32>(), "{held}");
+}
+
 /// P6: what only begins like the broker's own topics is kept by a group, and read there.
 #[test]
 fn retained_messages_of_what_begins_like_sys_are_asked_for() {

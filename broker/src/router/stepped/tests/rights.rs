@@ -157,6 +157,23 @@ fn a_will_that_its_client_may_not_publish_any_more_is_not_left_to_the_group() {
         }),
         "who may not be here says nothing more"
     );
+    assert!(
+        !is_left(&|arbiter, connection| {
+            let config = ListenerConfig { allow_anonymous: Some(false), ..ListenerConfig::default() };
+            let _ = arbiter.state.clients[connection.index()].listener.reloaded(config, &Settings::default());
+            tell(arbiter, Event::PolicyChanged(Changed::WhoMayStay));
+            assert!(arbiter.state.client(connection).is_none_or(|client| !client.is_connected()));
+        }),
+        "nor who would not be let in any more"
+    );
+    assert!(
+        !is_left(&|arbiter, connection| {
+            arbiter.state.shared.bans.set([("client-id:c", 0)].into_iter());
+            arbiter.state.end_banned();
+            assert!(arbiter.state.client(connection).is_none_or(|client| !client.is_connected()));
+        }),
+        "nor who is banned"
+    );
 }
 
 /// Whoever is connected is looked at when users and rights are read again, but others have their turns meanwhile.
