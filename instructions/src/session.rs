@@ -58,7 +58,7 @@ fn inbound_qos2(counter: &mut Counter) {
         assert_eq!(inbound.on_publish(black_box(Delivery::ExactlyOnce(id))), Ok(PublishStep::Route));
         assert_eq!(acknowledge(&mut owed, AckKind::PubRec, id), id);
         inbound.on_pubrec_sent(id, ReasonCode::Success);
-        assert_eq!(inbound.on_pubrel(id), ReasonCode::Success);
+        assert_eq!(inbound.on_pubrel(id), Ok(ReasonCode::Success));
     };
     step();
     counter.count(OPERATIONS, || (0..OPERATIONS).for_each(|_| step()));
