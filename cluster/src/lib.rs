@@ -32,6 +32,7 @@ pub mod interest;
 pub mod lane;
 pub mod lease;
 pub mod log;
+pub mod log_rate;
 pub mod membership;
 pub mod node;
 pub mod pipeline;

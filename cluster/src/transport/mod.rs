@@ -27,6 +27,7 @@ mod requests;
 mod rest;
 mod service;
 mod stats;
+mod strangers;
 #[allow(missing_docs, unused_qualifications, clippy::all)]
 #[rustfmt::skip]
 mod stubs;
@@ -57,6 +58,7 @@ use self::peers::{Peer, Shared};
 use self::rest::give_way;
 use self::service::PeerService;
 use self::stats::count;
+use self::strangers::{Accepted, Proven};
 use self::stubs::peer_client::PeerClient;
 use self::stubs::peer_server::PeerServer;
 use self::tls::Tls;
@@ -624,7 +626,7 @@ async fn accept(listener: TcpListener, service: PeerService) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!("cannot listen for peers: {error}"),
     };
-    let connections = Arc::new(Semaphore::new(service.shared.config.connections_max));
+    let mut connections = Accepted::default();
     loop {
         let (socket, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -634,33 +636,34 @@ async fn accept(listener: TcpListener, service: PeerService) {
                 continue;
             }
         };
-        let Ok(connection) = Arc::clone(&connections).try_acquire_owned() else {
-            count(&service.shared.stats.refused_connections);
+        if !connections.make_room(service.shared.config.connections_max, &service.shared.stats) {
             continue;
-        };
-        let service = service.clone();
-        tokio::spawn(async move {
-            serve(socket, from, service).await;
-            drop(connection);
-        });
+        }
+        let proven = Proven::default();
+        let serving = tokio::spawn(serve(socket, from, service.clone(), proven.clone()));
+        connections.add(serving.abort_handle(), proven);
     }
 }
 
-async fn serve(socket: TcpStream, from: SocketAddr, mut service: PeerService) {
+async fn serve(socket: TcpStream, from: SocketAddr, mut service: PeerService, proven: Proven) {
     let shared = Arc::clone(&service.shared);
     if shared.tls.is_none() && !is_within_machine(from) {
         count(&shared.stats.refused_connections);
-        tracing::warn!(%from, "a peer on another machine was refused: without TLS all must be on this one");
-        return;
+        let why = "a peer on another machine was refused: without TLS all must be on this one";
+        return shared.lines.warn(from, why);
     }
     count(&shared.stats.accepted);
     // Without it only small messages are late.
     let _ = socket.set_nodelay(true);
     let timing = shared.config.timing();
     let ended = match &shared.tls {
-        None => connection::serve(socket, server(service), timing).await,
+        None => {
+            proven.set();
+            connection::serve(socket, server(service), timing).await
+        }
         Some(tls) => match timeout(shared.config.connect_timeout, tls.accept(socket)).await {
             Ok(Ok((stream, certificate))) => {
+                proven.set();
                 service.certificate = Some(Arc::new(certificate));
                 connection::serve(stream, server(service), timing).await
             }
@@ -669,7 +672,7 @@ async fn serve(socket: TcpStream, from: SocketAddr, mut service: PeerService) {
                 let why = failed.map_or("it took too long".to_owned(), |failed| {
                     failed.err().map_or_else(String::new, |error| error.to_string())
                 });
-                return tracing::warn!(%from, "the TLS handshake with a peer failed: {why}");
+                return shared.lines.warn(from, &format!("the TLS handshake with a peer failed: {why}"));
             }
         },
     };

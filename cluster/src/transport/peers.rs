@@ -18,6 +18,7 @@ use super::identity::{ClusterId, LocalIdentity, NodeId, PeerHello};
 use super::outbox::Outbox;
 use super::refusal::Refusal;
 use super::stats::{TransportStats, add, count};
+use super::strangers::Lines;
 use super::tls::Tls;
 use super::{PeerAddress, PeerStatus, TransportConfig};
 
@@ -32,6 +33,7 @@ pub(super) struct Shared {
     pub tls: Option<Tls>,
     pub sink: Arc<dyn Sink>,
     pub stats: Arc<TransportStats>,
+    pub lines: Lines,
     pub doorbell: Arc<Doorbell>,
     pub peers: RwLock<BTreeMap<NodeId, Arc<Peer>>>,
     /// Clusters whose place ours has taken.
@@ -56,6 +58,7 @@ impl Shared {
             tls,
             sink,
             stats: Arc::default(),
+            lines: Lines::new(),
             doorbell: Arc::default(),
             peers: RwLock::default(),
             succeeded: RwLock::default(),

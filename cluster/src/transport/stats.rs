@@ -43,7 +43,7 @@ pub struct TransportStats {
     pub dials_failed: AtomicU64,
     /// Connections accepted.
     pub accepted: AtomicU64,
-    /// Connections closed at once: too many, or plain TCP from elsewhere than this machine.
+    /// Connections closed since there were too many, or plain TCP from elsewhere than this machine.
     pub refused_connections: AtomicU64,
     /// TLS handshakes that failed or took too long.
     pub failed_handshakes: AtomicU64,

@@ -1,6 +1,8 @@
 //! Who is believed, and who is turned away.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -77,6 +79,43 @@ fn a_node_without_a_certificate_is_refused() {
     secure.last_error();
     plain.last_error();
     assert!(secure.events.is_empty() && plain.events.is_empty(), "no link began");
+}
+
+/// Abuse: [peers-tls]
+#[test]
+fn strangers_have_lines_in_the_log_at_a_bounded_rate() {
+    let (node, _directory) = secure(1, &Authority::new());
+    let address = node.transport.local_address();
+    eventually("some are not named", || {
+        let mut stranger = TcpStream::connect(address).unwrap();
+        stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        node.transport.inner.shared.lines.take_unlogged() > 0
+    });
+}
+
+/// Whoever says nothing has a place until another one comes.
+///
+/// Abuse: [peers-tls]
+#[test]
+fn strangers_keep_no_peer_out() {
+    let authority = Authority::new();
+    let with = |number: u64| {
+        let directory = tempfile::tempdir().unwrap();
+        let tls = Some(authority.write(directory.path(), &format!("n{number}")));
+        let connect_timeout = 4 * DEADLINE;
+        (start(TransportConfig { tls, connections_max: 8, connect_timeout, ..config(number) }), directory)
+    };
+    let ((one, _one), (two, _two)) = (with(1), with(2));
+    let address = one.transport.local_address();
+    let _strangers: Vec<_> = (0..20).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let (one, two) = join(one, two);
+    two.send(&one, Class::Append, numbered(7)).unwrap();
+    assert_eq!(one.numbers(&two, Class::Append, 1), [7]);
+    let strangers: Vec<_> = (0..20).map(|_| TcpStream::connect(address).unwrap()).collect();
+    strangers[10].set_read_timeout(Some(DEADLINE)).unwrap();
+    assert_eq!((&strangers[10]).read(&mut [0]).unwrap(), 0, "it made room for those behind it");
+    two.send(&one, Class::Append, numbered(8)).unwrap();
+    assert_eq!(one.numbers(&two, Class::Append, 1), [8], "no peer made room for them");
 }
 
 /// Abuse: [peers-tls]
