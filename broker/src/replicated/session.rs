@@ -123,6 +123,8 @@ pub struct PersistentSession {
     pub expires_before_ms: Option<u64>,
     /// By Topic Filter.
     pub subscriptions: BTreeMap<Arc<str>, Subscription>,
+    /// How many of them wait for their retained messages.
+    pub reads: usize,
     /// Messages to the client.
     pub outbound: Outbound<Entry>,
     /// In-flight PUBLISH that a resumed client with a smaller Receive Maximum has not been sent again yet.
@@ -155,6 +157,6 @@ impl PersistentSession {
     /// Whether some subscription waits for its retained messages.
     #[must_use]
     pub fn is_reading(&self) -> bool {
-        self.subscriptions.values().any(|subscription| subscription.read.is_some())
+        self.reads > 0
     }
 }

@@ -651,6 +651,8 @@ impl GroupState {
             assert!(session.sent_before.iter().all(is_publish), "what may have been sent before waits for its answer");
             assert!(session.is_reading() || session.held.is_empty(), "what is held is let go in the end");
             assert!(session.held.is_sorted_by_key(|held| held.sequence));
+            let reads = session.subscriptions.values().filter(|own| own.read.is_some()).count();
+            assert_eq!(session.reads, reads, "what is counted");
             self.assert_holders(session);
             let next = session.waiting.as_ref().and_then(|waiting| waiting.connect.owner);
             for owner in session.owner.into_iter().chain(next) {

@@ -762,6 +762,7 @@ impl GroupState {
                 Box::new(Before { expiry_seconds, will: will.map(|will| (will, will_due_ms)) })
             }),
             expires_before_ms: record.expires_before_ms,
+            reads: subscriptions.values().filter(|own| own.read.is_some()).count(),
             subscriptions,
             outbound,
             to_resend: record.to_resend.into_iter().map(id).collect::<Result<_, _>>()?,

@@ -624,6 +624,26 @@ fn who_subscribes_anew_without_waiting_holds_nothing() {
     }
 }
 
+/// All subscriptions of a connection may hold live messages back: what one of them does is told without looking at the others.
+#[test]
+fn many_filters_that_hold_come_and_go_in_a_moment() {
+    let began = std::time::Instant::now();
+    let mut locals = LocalSubscriptions::new();
+    let held = LocalSubscription { held: true, ..subscription(1, QoS::AtMostOnce) };
+    let filters: Vec<String> = (0..20_000).map(|number| format!("a/+/{number}")).collect();
+    for filter in &filters {
+        assert!(!locals.is_holding(1, filter));
+        locals.insert(filter, &held);
+    }
+    for filter in &filters {
+        locals.insert(filter, &held);
+        assert!(locals.is_holding(1, filter));
+        locals.remove(filter, 1);
+    }
+    assert_eq!(locals.release_held(1).len(), 0);
+    assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
 /// Thousands of subscribers of one filter come and go without a walk past all of them, and none is mistaken.
 #[test]
 fn a_crowd_keeps_track_of_its_members() {

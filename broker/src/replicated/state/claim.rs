@@ -328,6 +328,7 @@ impl GroupState {
             before: None,
             expires_before_ms: None,
             subscriptions: BTreeMap::new(),
+            reads: 0,
             outbound: Outbound::new(self.limits(0, QueueCaps::default())),
             to_resend: VecDeque::new(),
             sent_before: BTreeSet::new(),

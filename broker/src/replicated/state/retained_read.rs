@@ -85,7 +85,7 @@ impl GroupState {
         if let Some(session) = self.sessions.get_mut(client_id)
             && let Some(own) = session.subscriptions.get_mut(filter)
         {
-            own.read = None;
+            session.reads -= usize::from(own.read.take().is_some());
             self.dirty.changed(Key::Subscription(session.number, Arc::clone(filter)));
         }
     }
@@ -99,15 +99,14 @@ impl GroupState {
             return;
         }
         let number = session.number;
-        let mut released = false;
-        for (filter, subscription) in &mut session.subscriptions {
-            if std::mem::take(&mut subscription.held) {
-                released = true;
-                self.dirty.changed(Key::Subscription(number, Arc::clone(filter)));
+        // Not all subscriptions are looked at: the end of a session with many of them comes here for each.
+        let mut released = self.matcher.release_held(number);
+        released.sort_unstable();
+        for filter in released {
+            if let Some(subscription) = session.subscriptions.get_mut(&*filter) {
+                subscription.held = false;
+                self.dirty.changed(Key::Subscription(number, Arc::from(filter)));
             }
-        }
-        if released {
-            self.matcher.release_held(number);
         }
         self.enqueue_all_held(client_id, effects);
     }

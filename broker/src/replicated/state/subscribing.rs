@@ -104,7 +104,10 @@ impl GroupState {
         let Some(session) = self.sessions.get_mut(client_id) else {
             return;
         };
-        let is_new = session.subscriptions.insert(Arc::clone(filter), subscription).is_none();
+        let before = session.subscriptions.insert(Arc::clone(filter), subscription);
+        let is_new = before.is_none();
+        session.reads += usize::from(subscription.read.is_some());
+        session.reads -= usize::from(before.is_some_and(|before| before.read.is_some()));
         let key = Key::Subscription(session.number, Arc::clone(filter));
         if is_new {
             self.dirty.created(key)
@@ -193,6 +196,7 @@ impl GroupState {
         let session = self.sessions.get_mut(client_id)?;
         let number = session.number;
         let subscription = session.subscriptions.remove(filter)?;
+        session.reads -= usize::from(subscription.read.is_some());
         self.dirty.deleted(Key::Subscription(number, Arc::clone(filter)));
         self.subscriptions -= 1;
         if filter.starts_with("$share/") {

@@ -130,3 +130,61 @@ fn names_that_no_key_holds_survive_a_restart() {
     let left: Vec<_> = script.state.sessions["c"].subscriptions.keys().map(|filter| filter.to_string()).collect();
     assert_eq!(left, [share("b"), long("b")]);
 }
+
+/// Subscribes to all of them in one command.
+fn subscribe_to_all(script: &mut Script, epoch: u64, filters: &[String], retain_handling: u32) {
+    let filter = |filter: &String| SubscribeFilter {
+        filter: filter.clone(),
+        qos: 2,
+        retain_handling,
+        ..SubscribeFilter::default()
+    };
+    let filters = filters.iter().map(filter).collect();
+    let (client_id, packet_id) = ("c".to_owned(), 1);
+    script.apply(Command::Subscribe(Subscribe { client_id, epoch, packet_id, filters, ..Subscribe::default() }));
+}
+
+/// All sessions of a group wait for each of its commands: one of them does not match all that waits with all that holds it back, for
+/// each filter.
+#[test]
+fn many_filters_that_hold_many_messages_back_end_in_a_moment() {
+    let config = GroupConfig { queue_messages_max: 100_000, queue_bytes_max: 100_000_000, ..config() };
+    let mut script = Script { state: GroupState::new(config), ..Script::new() };
+    let epoch = script.connect(true, 100).epoch;
+    let filters: Vec<String> = (0..1_000).map(|number| format!("z/{number}/+")).collect();
+    subscribe_to_all(&mut script, epoch, &filters, 0);
+    script.subscribe(epoch, "t", true).expect("a read");
+    script.subscribe(epoch, "+", true).expect("a read");
+    let messages = (0..1_000).map(|number| script.message(&number.to_string())).collect();
+    script.lane_batch(messages);
+    script.restart();
+    let unsubscribe = |filters: &[String]| {
+        let (client_id, packet_id, filters) = ("c".to_owned(), 2, filters.to_vec());
+        Command::Unsubscribe(Unsubscribe { client_id, epoch, packet_id, filters, ..Unsubscribe::default() })
+    };
+    let began = std::time::Instant::now();
+    let effects = script.apply(unsubscribe(&filters[1..]));
+    assert!(began.elapsed() < std::time::Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(deliveries(&effects), []);
+    assert_eq!(deliveries(&script.apply(unsubscribe(&["+".to_owned()]))), []);
+    assert_eq!(script.state.sessions["c"].held.len(), 1_000, "t holds them");
+    let effects = script.apply(unsubscribe(&["t".to_owned()]));
+    assert_eq!(deliveries(&effects), [sent(1, false, "0"), sent(2, false, "1")], "what its window takes");
+    assert_eq!(script.state.sessions["c"].held.len(), 0);
+}
+
+/// Nor does the end of a session look at all its subscriptions for each.
+#[test]
+fn a_session_with_many_subscriptions_ends_in_a_moment() {
+    for retain_handling in [2, 0] {
+        let mut script = Script::new();
+        let epoch = script.connect(true, 100).epoch;
+        let filters: Vec<String> = (0..30_000).map(|number| format!("x/{number}/+")).collect();
+        subscribe_to_all(&mut script, epoch, &filters, retain_handling);
+        assert_eq!(script.state.subscriptions().0, filters.len());
+        let began = std::time::Instant::now();
+        script.connect(true, 100);
+        assert!(began.elapsed() < std::time::Duration::from_secs(8), "{:?}", began.elapsed());
+        assert_eq!(script.state.subscriptions().0, 0);
+    }
+}
