@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Bytes of lines that may wait, about 5,000 lines. As many may be with the thread that writes.
@@ -20,6 +21,9 @@ const KEPT_BYTES_MAX: usize = 64 << 10;
 
 /// Time for what waits when the process ends.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
+
+/// Where [`kentongan_cluster::disk::SyncSite`] tells of its syncs.
+const SYNC_SITES: &str = "kentongan_cluster::disk::site";
 
 /// Those of the process, once a thread writes them.
 static OF_PROCESS: OnceLock<Arc<Lines>> = OnceLock::new();
@@ -76,6 +80,12 @@ impl<'a> MakeWriter<'a> for LogWriter {
 
     fn make_writer(&'a self) -> LineWriter<'a> {
         LineWriter(self.0.as_deref())
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> LineWriter<'a> {
+        // By these, a preload learns on whose behalf the thread that writes them syncs. Nobody else has them logged.
+        let is_for_preload = *metadata.level() == Level::TRACE && metadata.target() == SYNC_SITES;
+        LineWriter(self.0.as_deref().filter(|_| !is_for_preload))
     }
 }
 

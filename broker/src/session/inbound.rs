@@ -233,6 +233,7 @@ mod tests {
         assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(2))), Ok(PublishStep::AnswerAgain));
         assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(2))), Ok(PublishStep::AnswerAgain), "once is enough");
         assert_eq!(inbound.on_publish(Delivery::ExactlyOnce(id(6))), exceeded);
+        inbound.on_pubrec_sent(id(5), ReasonCode::Success);
         for number in [2, 3, 5] {
             assert_eq!(inbound.on_pubrel(id(number)), Ok(ReasonCode::Success));
         }

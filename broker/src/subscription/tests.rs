@@ -616,7 +616,7 @@ fn who_subscribes_anew_without_waiting_holds_nothing() {
         locals.insert(filter, &subscription(1, QoS::AtMostOnce));
         assert!(!locals.holds(1, "a/b"), "{filter}");
         locals.insert(filter, &held);
-        assert!(locals.is_holding(1, filter) && locals.holders(1, "a/b") == 1, "{filter}");
+        assert!(locals.is_holding(1, filter) && locals.holds(1, "a/b"), "{filter}");
         locals.insert(filter, &LocalSubscription { connection: 2, ..held });
         locals.insert(filter, &subscription(1, QoS::AtMostOnce));
         assert_eq!((locals.holds(1, "a/b"), locals.holds(2, "a/b")), (false, true), "{filter}");
