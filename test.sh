@@ -63,10 +63,9 @@ setup_kubectl() {
 # All that the stages below run; alone, each builds what it needs of this. Optimised programs beside the others: while one of the two
 # has only one large crate to compile, the other has the second core.
 build() {
-    build_debug
     build_quick &
     local optimised=$! status=0
-    { lint && build_tests; } || status=$?
+    { build_debug && lint && build_tests; } || status=$?
     wait "$optimised" || status=$?
     return "$status"
 }
