@@ -13,6 +13,7 @@ use smallvec::{SmallVec, smallvec};
 use super::WHOLE_BYTES_MAX;
 use crate::connection_key::ConnectionKey;
 use crate::replicated::command::{self, MessageRecord};
+use crate::replicated::effect::QueueAtGroup;
 use crate::replicated::state::resync::Has;
 use crate::replicated::{
     DeliverPersistent, LaneAnswer, Opened, RetainedCursor, RetainedPage, SubscribeOutcome, SubscribedPersistent,
@@ -648,6 +649,12 @@ pub struct PageTaken {
     /// Messages that now wait for the session.
     #[prost(uint64, tag = "4")]
     pub queued: u64,
+    /// Messages that there is room for. Versions before said nothing of it.
+    #[prost(uint64, optional, tag = "5")]
+    pub messages_free: Option<u64>,
+    /// Bytes that there is room for.
+    #[prost(uint64, optional, tag = "6")]
+    pub bytes_free: Option<u64>,
 }
 
 impl ServedSession {
@@ -763,9 +770,14 @@ impl EventKind {
                 next_group: page.next.as_ref().map(|next| u32::from(next.group)),
                 next_after: page.next.as_ref().and_then(|next| next.after.clone()),
             }),
-            &Event::RetainedTaken { connection, epoch, read, queued } => {
-                Self::PageTaken(PageTaken { connection: connection.raw(), epoch, read, queued: queued as u64 })
-            }
+            &Event::RetainedTaken { connection, epoch, read, queue } => Self::PageTaken(PageTaken {
+                connection: connection.raw(),
+                epoch,
+                read,
+                queued: queue.queued as u64,
+                messages_free: Some(queue.messages_free as u64),
+                bytes_free: Some(queue.bytes_free as u64),
+            }),
             Event::Close { connection, client_id, epoch, .. } => {
                 Self::Close(Close { connection: connection.raw(), client_id: client_id.to_string(), epoch: *epoch })
             }
@@ -871,8 +883,13 @@ impl EventKind {
             }
             Self::PageTaken(taken) => {
                 let connection = ConnectionKey::from_raw(taken.connection);
-                let queued = usize::try_from(taken.queued).unwrap_or(usize::MAX);
-                (connection, Event::RetainedTaken { connection, epoch: taken.epoch, read: taken.read, queued })
+                let count = |count| usize::try_from(count).unwrap_or(usize::MAX);
+                let queue = QueueAtGroup {
+                    queued: count(taken.queued),
+                    messages_free: count(taken.messages_free.unwrap_or(u64::MAX)),
+                    bytes_free: count(taken.bytes_free.unwrap_or(u64::MAX)),
+                };
+                (connection, Event::RetainedTaken { connection, epoch: taken.epoch, read: taken.read, queue })
             }
         };
         Some((connection.arbiter(), event))

@@ -152,8 +152,8 @@ pub enum Effect {
         epoch: u64,
         /// Which read.
         read: u64,
-        /// Messages that now wait for the session.
-        queued: usize,
+        /// How the session's queue stands now.
+        queue: QueueAtGroup,
     },
     /// A fence was applied.
     Fenced {
@@ -186,6 +186,17 @@ pub enum Effect {
     WillPublished,
     /// A session expired.
     SessionExpired,
+}
+
+/// The queue of a persistent session, behind its window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueAtGroup {
+    /// Messages that wait.
+    pub queued: usize,
+    /// Messages that there is room for.
+    pub messages_free: usize,
+    /// Bytes that there is room for.
+    pub bytes_free: usize,
 }
 
 /// Why a message is dropped.

@@ -601,6 +601,7 @@ impl ArbiterState {
         if let Some(served) = self.served(key) {
             served.sent.insert(delivery.packet_id, Sent::Published);
         }
+        self.on_delivered_by_group(key);
         let mut publication = self.publication_of(&delivery.message);
         publication.expires_at_ms = delivery.expires_at_ms;
         let terms = Terms {

@@ -18,6 +18,7 @@ use crate::auth::{RenewedRights, Verified};
 use crate::listener::Accepted;
 use crate::message::Message;
 use crate::metrics::DropReason;
+use crate::replicated::effect::QueueAtGroup;
 use crate::replicated::{
     DeliverPersistent, LaneAnswer, Opened, RetainedPage, SubscribedPersistent, UnsubscribedPersistent,
 };
@@ -106,8 +107,8 @@ pub enum Event {
         epoch: u64,
         /// Which read.
         read: u64,
-        /// Messages that now wait for the session there.
-        queued: usize,
+        /// How the session's queue stands there.
+        queue: QueueAtGroup,
     },
     /// A message that a group routes from its outbox: this arbiter's own subscribers of it.
     Route {
@@ -251,8 +252,8 @@ impl ArbiterState {
             Event::Subscribed(subscribed) => self.on_subscribed_persistent(subscribed),
             Event::Unsubscribed(unsubscribed) => self.on_unsubscribed_persistent(unsubscribed),
             Event::RetainedPage(page) => self.on_retained_page(page),
-            Event::RetainedTaken { connection, epoch, read, queued } => {
-                self.on_retained_taken(connection, epoch, read, queued);
+            Event::RetainedTaken { connection, epoch, read, queue } => {
+                self.on_retained_taken(connection, epoch, read, queue);
             }
             Event::Route { message, weight } => {
                 let mut publication = self.publication_of(&message);

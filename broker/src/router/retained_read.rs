@@ -22,6 +22,7 @@ use crate::metrics::DropReason;
 use crate::peers::wire::{Forwarded, ReadRetained};
 use crate::plants::{Plant, is_planted};
 use crate::replicated::command::{MessageRecord, SessionCommand};
+use crate::replicated::effect::QueueAtGroup;
 use crate::replicated::submitter::Asker;
 use crate::replicated::{RetainedCursor, RetainedPage};
 use crate::session::outbound::Full;
@@ -37,7 +38,7 @@ const PAGES_AT_ONCE: usize = 16;
 /// Unwritten bytes above which the next page is not asked for, and nothing more at QoS 0 is written of those that came.
 const PAGE_OUT_BYTES_MAX: usize = 128 * 1024;
 
-/// Queued messages above which the next page is not asked for.
+/// Messages that wait for the client above which no retained one is put behind them.
 const PAGE_QUEUE_MESSAGES_MAX: usize = 256;
 
 /// A page that was asked for and has not come.
@@ -62,8 +63,6 @@ struct Read {
     arrived: VecDeque<VecDeque<Arc<Message>>>,
     /// The number by which a group knows it: messages with a QoS go into the queue of the session there.
     session_read: Option<u64>,
-    /// Pages that the group has not taken in yet.
-    with_group: usize,
 }
 
 impl Read {
@@ -84,7 +83,7 @@ impl Read {
         Standing {
             has_more: self.has_more(),
             has_arrived: !self.arrived.is_empty(),
-            may_ask: self.has_to_ask() && self.with_group == 0,
+            may_ask: self.has_to_ask(),
             under_way: self.asked.len() + self.arrived.len(),
         }
     }
@@ -182,10 +181,12 @@ impl Reads {
         self.note(number, read.standing(), Standing::default());
     }
 
-    fn remove_filter(&mut self, filter: &str) {
-        if let Some(&number) = self.by_filter.get(filter) {
-            self.remove(number);
-        }
+    /// Returns the number by which the group knew the read that there was.
+    fn remove_filter(&mut self, filter: &str) -> Option<u64> {
+        let number = *self.by_filter.get(filter)?;
+        let session_read = self.by_number.get(&number)?.session_read;
+        self.remove(number);
+        session_read
     }
 
     /// Changes a read, if it is there.
@@ -228,6 +229,122 @@ struct State {
     held: Vec<HeldBack>,
     /// Weight of these.
     held_bytes: usize,
+    /// Of a persistent session.
+    at_group: AtGroup,
+}
+
+/// A page that the group has not answered.
+#[derive(Debug)]
+struct Handed {
+    session_read: u64,
+    messages: usize,
+    bytes: usize,
+}
+
+/// How the queue of a persistent session stands at its group. What is read waits here until it finds room there: a full queue drops.
+#[derive(Debug, Default)]
+struct AtGroup {
+    /// As the group said last. Unknown at first.
+    queue: Option<QueueAtGroup>,
+    /// Messages that the client got from it since.
+    delivered: usize,
+    /// Oldest first, as they are answered.
+    handed: VecDeque<Handed>,
+    /// For so many seconds none of them was answered.
+    seconds: u32,
+}
+
+/// Seconds after which a group that says nothing of a page is asked anew: its read may have been replaced there.
+const ANSWER_SECONDS_MAX: u32 = 5;
+
+/// What may be handed to a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Room {
+    messages: usize,
+    bytes: usize,
+    /// One message may be of any size: nothing waits.
+    is_empty: bool,
+}
+
+impl Room {
+    const NONE: Self = Self { messages: 0, bytes: 0, is_empty: false };
+
+    /// Takes the room for one message, if there is any.
+    fn take(&mut self, weight_bytes: usize) -> bool {
+        let fits = self.is_empty || (self.messages > 0 && self.bytes >= weight_bytes);
+        if fits {
+            self.messages = self.messages.saturating_sub(1);
+            self.bytes = self.bytes.saturating_sub(weight_bytes);
+            self.is_empty = false;
+        }
+        fits
+    }
+}
+
+impl AtGroup {
+    /// Half of what is free, so that live messages find room as well.
+    fn room(&self) -> Room {
+        let Some(queue) = self.queue else {
+            return Room::NONE;
+        };
+        let handed: usize = self.handed.iter().map(|handed| handed.messages).sum();
+        let handed_bytes: usize = self.handed.iter().map(|handed| handed.bytes).sum();
+        if queue.queued + handed > PAGE_QUEUE_MESSAGES_MAX {
+            return Room::NONE;
+        }
+        Room {
+            messages: queue.messages_free.saturating_sub(handed) / 2,
+            bytes: queue.bytes_free.saturating_sub(handed_bytes) / 2,
+            is_empty: queue.queued + handed == 0,
+        }
+    }
+
+    /// Whether nothing is under way whose answer would tell how much room there is, and what is known is too old.
+    fn is_to_be_asked(&self) -> bool {
+        self.handed.is_empty() && self.queue.is_none()
+    }
+
+    fn on_taken(&mut self, session_read: u64, queue: QueueAtGroup) {
+        // Answers come in the order of the pages, and some are never given.
+        if let Some(at) = self.handed.iter().position(|handed| handed.session_read == session_read) {
+            self.handed.drain(..=at);
+        }
+        (self.queue, self.delivered, self.seconds) = (Some(queue), 0, 0);
+    }
+
+    /// Whether there may be more room now.
+    fn on_delivered(&mut self) -> bool {
+        self.delivered += 1;
+        let is_old = self.handed.is_empty() && self.queue.is_some_and(|queue| self.delivered * 2 >= queue.queued);
+        if is_old {
+            self.queue = None;
+        }
+        is_old
+    }
+
+    fn on_second(&mut self) {
+        self.seconds += 1;
+        if self.seconds >= ANSWER_SECONDS_MAX {
+            self.handed.clear();
+        }
+        if self.handed.is_empty() {
+            (self.queue, self.seconds) = (None, 0);
+        }
+    }
+
+    /// Nothing more is said of a read that is gone there.
+    fn forget(&mut self, session_read: u64) {
+        self.handed.retain(|handed| handed.session_read != session_read);
+    }
+}
+
+/// What a page has for the session's group.
+#[derive(Debug, Default)]
+struct ForGroup {
+    messages: Vec<MessageRecord>,
+    weight_bytes: usize,
+    /// The next of the page waits for the group.
+    finds_no_room: bool,
 }
 
 /// A page that is to be taken now.
@@ -303,8 +420,10 @@ impl RetainedReads {
 
     /// What is still to come of a subscription is not sent: it is gone, or read anew.
     fn forget(&mut self, filter: &str) {
-        if let Some(state) = &mut self.0 {
-            state.reads.remove_filter(filter);
+        if let Some(state) = &mut self.0
+            && let Some(session_read) = state.reads.remove_filter(filter)
+        {
+            state.at_group.forget(session_read);
         }
     }
 
@@ -372,7 +491,6 @@ impl ArbiterState {
             asked: Vec::new(),
             arrived: VecDeque::new(),
             session_read,
-            with_group: 0,
         });
         number
     }
@@ -447,11 +565,12 @@ impl ArbiterState {
             let Some(state) = &mut session.reads.0 else {
                 continue;
             };
+            if own {
+                state.at_group = AtGroup::default();
+                self.slow_reads.push(key);
+            }
             for number in state.reads.numbers() {
                 state.reads.change(number, |read| {
-                    if own && std::mem::take(&mut read.with_group) > 0 {
-                        self.slow_reads.push(key);
-                    }
                     for Question { cursor, .. } in read.asked.iter().filter(|question| question.cursor.group == group) {
                         lost.push((key, number, read.filter.clone(), cursor.clone()));
                     }
@@ -531,8 +650,9 @@ impl ArbiterState {
             && let Some(state) = session.reads.0.as_deref_mut()
             && let Some(Arrived { number, mut page, own, session_read }) = state.next_arrived(&session.terms_asked)
         {
-            let for_group = self.take_page(key, &mut page, own, session_read.is_some());
-            let waits = !page.is_empty();
+            let room = state.at_group.room();
+            let for_group = self.take_page(key, &mut page, own, session_read.as_ref().map(|_| room));
+            let (waits, finds_no_room) = (!page.is_empty(), for_group.finds_no_room);
             let put_back = |read: &mut Read| {
                 if waits {
                     read.arrived.push_front(page);
@@ -543,11 +663,13 @@ impl ArbiterState {
                 return;
             };
             // Most groups have nothing: each page is an entry of the session's group, for which the read waits.
-            if let Some((session_read, filter)) = session_read
-                && (is_complete || !for_group.is_empty())
-            {
-                self.change_read(key, number, |read| read.with_group += 1);
-                self.hand_to_group(key, &filter, session_read, for_group, is_complete);
+            if let Some((session_read, filter)) = session_read {
+                if is_complete || !for_group.messages.is_empty() {
+                    self.hand_to_group(key, &filter, session_read, for_group, is_complete);
+                }
+                if finds_no_room {
+                    self.wait_for_group(key, &filter, session_read);
+                }
             }
             if is_complete {
                 if let Some(state) = self.reads(key) {
@@ -562,28 +684,36 @@ impl ArbiterState {
     }
 
     /// Hands a page on. What is left of it waits, because the client has enough to do. Returns what is for the session's group, if it
-    /// is known there.
+    /// is known there, by the room that it has.
     fn take_page(
         &mut self,
         key: ConnectionKey,
         page: &mut VecDeque<Arc<Message>>,
         own: OwnSubscription,
-        has_group: bool,
-    ) -> Vec<MessageRecord> {
-        let mut for_group = Vec::new();
+        mut room_at_group: Option<Room>,
+    ) -> ForGroup {
+        let mut for_group = ForGroup::default();
         while let Some(message) = page.pop_front() {
             if own.options.no_local && self.is_by_itself(key, &message) {
                 continue; // [MQTT-3.8.3-3]
             }
             let qos = message.qos.min(own.options.qos);
-            if has_group && qos != QoS::AtMostOnce {
-                for_group.push(MessageRecord::from_message(&message, 0));
-                self.note_read(key, message.identity);
-                continue;
-            }
-            if qos == QoS::AtMostOnce && self.has_enough_to_write(key) {
+            let has_group = room_at_group.is_some() && qos != QoS::AtMostOnce;
+            let has_enough = match &mut room_at_group {
+                _ if qos == QoS::AtMostOnce => self.has_enough_to_write(key),
+                Some(room) => !room.take(message.weight_bytes()),
+                None => self.has_enough_queued(key),
+            };
+            if has_enough {
+                for_group.finds_no_room = has_group;
                 page.push_front(message);
                 break;
+            }
+            if has_group {
+                for_group.weight_bytes += message.weight_bytes();
+                for_group.messages.push(MessageRecord::from_message(&message, 0));
+                self.note_read(key, message.identity);
+                continue;
             }
             let copy = self.deliver_held_before(key, &message);
             self.deliver_retained(key, &message, own, copy);
@@ -599,6 +729,18 @@ impl ArbiterState {
     fn has_enough_to_write(&mut self, key: ConnectionKey) -> bool {
         let bound = PAGE_OUT_BYTES_MAX.min(self.shared.settings.session.out_buffer_bytes_max as usize);
         self.client(key).is_some_and(|client| client.out.len() > bound)
+    }
+
+    /// Whether so much waits behind the window of a transient session that retained messages would come upon a full queue.
+    fn has_enough_queued(&mut self, key: ConnectionKey) -> bool {
+        let Some(session) = self.client(key).and_then(|client| client.session.as_ref()) else {
+            return false;
+        };
+        let (outbound, limits) = (&session.outbound, session.outbound.limits());
+        let messages_max = PAGE_QUEUE_MESSAGES_MAX.min(limits.queue_messages_max / 2);
+        !outbound.can_send()
+            && outbound.queue_len() > 0
+            && (outbound.queue_len() >= messages_max || outbound.queue_bytes() >= limits.queue_bytes_max / 2)
     }
 
     /// A live copy of a retained message may wait: it is returned, and goes with the retained one, and what waits of the same topic
@@ -631,39 +773,48 @@ impl ArbiterState {
         self.deliver(key, &mut publication, terms);
     }
 
-    fn hand_to_group(
-        &mut self,
-        key: ConnectionKey,
-        filter: &str,
-        number: u64,
-        messages: Vec<MessageRecord>,
-        last: bool,
-    ) {
-        let Some(client) = self.clients.get(key.index()) else {
+    fn hand_to_group(&mut self, key: ConnectionKey, filter: &str, number: u64, for_group: ForGroup, last: bool) {
+        let Some(client) = self.clients.get_mut(key.index()) else {
             return;
         };
-        if let Some(persistent) = client.session.as_ref().and_then(|session| session.persistent) {
-            let page = SessionCommand::retained_page(&client.client_id, filter, number, messages, last);
-            self.lanes.command(persistent.group, page);
-            self.schedule_flush();
+        let Some(session) = client.session.as_mut() else {
+            return;
+        };
+        let Some(persistent) = session.persistent else {
+            return;
+        };
+        if let Some(state) = &mut session.reads.0 {
+            let (messages, bytes) = (for_group.messages.len(), for_group.weight_bytes);
+            state.at_group.handed.push_back(Handed { session_read: number, messages, bytes });
+        }
+        let page = SessionCommand::retained_page(&client.client_id, filter, number, for_group.messages, last);
+        self.lanes.command(persistent.group, page);
+        self.schedule_flush();
+    }
+
+    /// The session's group has no room, as far as is known. An empty page is answered like any other: with the room that there is.
+    fn wait_for_group(&mut self, key: ConnectionKey, filter: &str, number: u64) {
+        self.slow_reads.push(key);
+        if self.reads(key).is_some_and(|state| state.at_group.is_to_be_asked()) {
+            self.hand_to_group(key, filter, number, ForGroup::default(), false);
         }
     }
 
-    /// The group took a page in: the next one may follow, at once if the client keeps up, else in a second.
-    pub(super) fn on_retained_taken(&mut self, key: ConnectionKey, epoch: u64, number: u64, queued: usize) {
+    /// The group took a page in, and there may be room for more.
+    pub(super) fn on_retained_taken(&mut self, key: ConnectionKey, epoch: u64, number: u64, queue: QueueAtGroup) {
         if !self.is_current(key, epoch) {
             return;
         }
-        let Some(state) = self.reads(key) else {
-            return;
-        };
-        if let Some(&read) = state.reads.by_session_read.get(&number) {
-            state.reads.change(read, |read| read.with_group = read.with_group.saturating_sub(1));
-        }
-        if queued <= PAGE_QUEUE_MESSAGES_MAX {
+        if let Some(state) = self.reads(key) {
+            state.at_group.on_taken(number, queue);
             self.continue_reads(key);
-        } else {
-            self.slow_reads.push(key);
+        }
+    }
+
+    /// The session's group has sent a message of its queue to the client.
+    pub(super) fn on_delivered_by_group(&mut self, key: ConnectionKey) {
+        if self.reads(key).is_some_and(|state| state.at_group.on_delivered()) {
+            self.continue_reads(key);
         }
     }
 
@@ -677,6 +828,8 @@ impl ArbiterState {
             let Some(state) = self.reads(key) else {
                 continue;
             };
+            state.at_group.on_second();
+            let waits_for_group = !state.at_group.handed.is_empty();
             let mut late = Vec::new();
             let mut waits = false;
             for read in state.reads.by_number.values_mut() {
@@ -689,7 +842,7 @@ impl ArbiterState {
                     question.is_late = !question.is_late;
                 }
             }
-            if waits && late.is_empty() && self.shared.cluster.is_some() {
+            if waits_for_group || (waits && late.is_empty() && self.shared.cluster.is_some()) {
                 self.slow_reads.push(key);
             }
             for (number, filter, cursor) in late {
@@ -858,7 +1011,6 @@ mod tests {
             asked: Vec::new(),
             arrived: VecDeque::new(),
             session_read: None,
-            with_group: 0,
         }
     }
 
@@ -914,9 +1066,6 @@ mod tests {
         assert_eq!(groups(&mut state), [(1, 0), (1, 1)]);
         assert!(take(&mut state, &page(0, None, Some("a"))));
         assert!(!take(&mut state, &page(0, None, None)), "a question that was asked twice is answered twice");
-        state.reads.change(1, |read| read.with_group = 1);
-        assert_eq!(groups(&mut state), [], "the session's group has not taken it in");
-        state.reads.change(1, |read| read.with_group = 0);
         assert_eq!(groups(&mut state), [(1, 0)]);
         assert!(take(&mut state, &page(1, None, None)));
         assert!(!is_complete(&state));

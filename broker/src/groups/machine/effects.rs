@@ -110,9 +110,9 @@ impl Machine {
             }
             Effect::Route { position } => self.unrouted.entry(group).or_default().push_back(position),
             Effect::Picked { position } => self.outboxes.on_picked(group, position),
-            Effect::RetainedTaken { owner, epoch, read, queued } => {
+            Effect::RetainedTaken { owner, epoch, read, queue } => {
                 let connection = connection_of(owner);
-                self.push_to(shared, group, owner, Event::RetainedTaken { connection, epoch, read, queued });
+                self.push_to(shared, group, owner, Event::RetainedTaken { connection, epoch, read, queue });
             }
             Effect::Fenced { node, below, more } => self.was_fenced(shared, group, node, below, more),
             Effect::Lost { node, incarnation, more: true } => propose_lost(shared, group, node, incarnation),

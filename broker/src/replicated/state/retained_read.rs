@@ -8,7 +8,7 @@ use kentongan_proto::mqtt::QoS;
 use super::{GroupState, Terms};
 use crate::message::Message;
 use crate::replicated::command;
-use crate::replicated::effect::Effect;
+use crate::replicated::effect::{Effect, QueueAtGroup};
 use crate::replicated::session::HeldBack;
 use crate::replicated::store::Key;
 
@@ -48,8 +48,14 @@ impl GroupState {
         }
         self.pump(&client_id, effects);
         if let Some((owner, epoch)) = self.owner(&client_id) {
-            let queued = self.sessions.get(&client_id).map_or(0, |session| session.outbound.queue_len());
-            effects.push(Effect::RetainedTaken { owner, epoch, read: page.read, queued });
+            effects.extend(self.sessions.get(&client_id).map(|session| {
+                let (outbound, limits) = (&session.outbound, session.outbound.limits());
+                let queued = outbound.queue_len();
+                let messages_free = limits.queue_messages_max.saturating_sub(queued);
+                let bytes_free = limits.queue_bytes_max.saturating_sub(outbound.queue_bytes());
+                let queue = QueueAtGroup { queued, messages_free, bytes_free };
+                Effect::RetainedTaken { owner, epoch, read: page.read, queue }
+            }));
         }
     }
 
