@@ -376,7 +376,15 @@ impl ArbiterState {
         let identifiers = (!terms.identifiers.is_empty()).then(|| Box::from(terms.identifiers));
         let boxed = origin.map(Box::new);
         let held = Held { message: Some(message), retain: terms.retain, identifiers, share, origin: boxed };
-        match counted(&self.counters, &mut session.outbound, |outbound| outbound.offer(held, weight, terms.qos)) {
+        let (offer, expired) = counted(&self.counters, &mut session.outbound, |outbound| {
+            let expired = outbound.take_expired(weight, |held| has_expired(held, self.now_ms));
+            (outbound.offer(held, weight, terms.qos), expired)
+        });
+        if !expired.is_empty() {
+            self.counters.messages_dropped.add(DropReason::Expired, expired.len() as u64);
+            self.end_held(key, expired);
+        }
+        match offer {
             Offer::Accepted => {}
             Offer::DroppedNew(full) => {
                 self.counters.messages_dropped.inc(full.into());
@@ -680,15 +688,17 @@ struct Sendable {
 }
 
 fn pop_sendable(outbound: &mut Outbound<Held>, now_ms: u64, expired: &mut Vec<Held>) -> Option<Sendable> {
-    let is_expired =
-        |held: &Held| held.message.as_ref().and_then(|message| message.expires_at_ms).is_some_and(|at| at <= now_ms);
-    let (id, qos, held) = outbound.pop_sendable(is_expired, |held| expired.push(held))?;
+    let (id, qos, held) = outbound.pop_sendable(|held| has_expired(held, now_ms), |held| expired.push(held))?;
     let message = held.message.clone()?;
     if held.share.is_none() {
         held.message = None;
     }
     // Another member of a shared subscription gets its own.
     Some(Sendable { id, qos, retain: held.retain, identifiers: held.identifiers.take(), message })
+}
+
+fn has_expired(held: &Held, now_ms: u64) -> bool {
+    held.message.as_ref().and_then(|message| message.expires_at_ms).is_some_and(|at| at <= now_ms)
 }
 
 fn aliases_off(client: &Client) -> bool {

@@ -293,16 +293,20 @@ impl<M> Window<M> {
         }
     }
 
-    /// The first of the queue, read back by `read` if it has to be.
+    /// Makes the first of the queue stand in memory, read back by `read` if it has to be.
+    fn read_front(&mut self, read: &mut impl FnMut(Middle) -> Page<M>) {
+        if self.queue.is_empty()
+            && let Some(beyond) = &self.beyond
+        {
+            let page = read(beyond.middle);
+            self.take_page(page);
+        }
+    }
+
+    /// The first of the queue.
     fn dequeue(&mut self, read: &mut impl FnMut(Middle) -> Page<M>) -> Option<Queued<M>> {
-        let queued = match self.queue.pop_front() {
-            Some(queued) => queued,
-            None => {
-                let page = read(self.beyond.as_ref()?.middle);
-                self.take_page(page);
-                self.queue.pop_front()?
-            }
-        };
+        self.read_front(read);
+        let queued = self.queue.pop_front()?;
         self.queue_bytes -= queued.weight_bytes;
         if self.queue.is_empty() {
             self.queue = VecDeque::new();
@@ -321,6 +325,14 @@ pub struct QueueCaps {
 }
 
 impl OutboundLimits {
+    /// The bound that one more message behind the window would exceed.
+    fn reached<M>(&self, window: &Window<M>, weight_bytes: usize) -> Option<Full> {
+        if window.queue_len() >= self.queue_messages_max {
+            return Some(Full::Messages);
+        }
+        (window.queue_bytes.saturating_add(weight_bytes) > self.queue_bytes_max).then_some(Full::Bytes)
+    }
+
     /// The lower of each bound and its cap.
     #[must_use]
     pub fn capped(self, caps: QueueCaps) -> Self {
@@ -380,7 +392,7 @@ impl<M> Outbound<M> {
     }
 
     fn has_room(&self) -> bool {
-        self.in_flight() < usize::from(self.limits.window_max)
+        self.window_free() > 0
     }
 
     /// Whether a message may go out at once: nothing waits before it and the window has room [MQTT-4.9.0-2].
@@ -405,25 +417,25 @@ impl<M> Outbound<M> {
 
     /// Puts a message behind the window, within its bounds. One that alone exceeds them is dropped, whatever the policy.
     pub fn offer(&mut self, message: M, weight_bytes: usize, qos: QoS) -> Offer<M> {
-        self.offer_reading(message, weight_bytes, qos, Page::none)
+        self.offer_reading(message, weight_bytes, qos, 0, Page::none)
     }
 
-    /// The same where the middle of the queue may have to be read back.
+    /// The same where the middle of the queue may have to be read back, and up to `passing` messages only pass through the queue.
     pub fn offer_reading(
         &mut self,
         message: M,
         weight_bytes: usize,
         qos: QoS,
+        passing: usize,
         mut read: impl FnMut(Middle) -> Page<M>,
     ) -> Offer<M> {
         let limits = self.limits;
         let window = self.window.get_or_insert_with(|| Box::new(Window::new()));
-        let reached = |window: &Window<M>| {
-            if window.queue_len() >= limits.queue_messages_max {
-                return Some(Full::Messages);
-            }
-            (window.queue_bytes.saturating_add(weight_bytes) > limits.queue_bytes_max).then_some(Full::Bytes)
-        };
+        if window.queue_len() < passing {
+            window.push(Queued { message, qos, weight_bytes });
+            return Offer::Accepted;
+        }
+        let reached = |window: &Window<M>| limits.reached(window, weight_bytes);
         let never_fits = limits.queue_messages_max == 0 || weight_bytes > limits.queue_bytes_max;
         let full = reached(window);
         if let Some(full) = full
@@ -439,6 +451,40 @@ impl<M> Outbound<M> {
         }
         window.push(Queued { message, qos, weight_bytes });
         full.map_or(Offer::Accepted, |full| Offer::DroppedOldest(full, dropped))
+    }
+
+    /// Where the queue has no room for a message: takes those from its front that `is_expired` says have expired, until it has. What is
+    /// never sent must not cost another its place.
+    pub fn take_expired(&mut self, weight_bytes: usize, is_expired: impl Fn(&M) -> bool) -> Vec<M> {
+        self.take_expired_reading(weight_bytes, is_expired, Page::none)
+    }
+
+    /// The same where the middle of the queue may have to be read back.
+    pub fn take_expired_reading(
+        &mut self,
+        weight_bytes: usize,
+        is_expired: impl Fn(&M) -> bool,
+        mut read: impl FnMut(Middle) -> Page<M>,
+    ) -> Vec<M> {
+        let limits = self.limits;
+        let mut expired = Vec::new();
+        let Some(window) = &mut self.window else {
+            return expired;
+        };
+        while limits.reached(window, weight_bytes).is_some() {
+            window.read_front(&mut read);
+            if !window.queue.front().is_some_and(|first| is_expired(&first.message)) {
+                break;
+            }
+            expired.extend(window.dequeue(&mut read).map(|first| first.message));
+        }
+        expired
+    }
+
+    /// Messages that the window has room for.
+    #[must_use]
+    pub fn window_free(&self) -> usize {
+        usize::from(self.limits.window_max).saturating_sub(self.in_flight())
     }
 
     /// Moves the next message from the queue into the window, if it has room. Those that `is_expired` says have
@@ -824,6 +870,32 @@ mod tests {
         assert_eq!(outbound.backlog(), Backlog { queued_messages: 1, queued_bytes: 995, in_flight: 0 });
     }
 
+    /// As many as it takes, from the front only: the queue is not gone through for each message that comes.
+    #[test]
+    fn what_expired_makes_room_where_there_is_none() {
+        let mut outbound = outbound(0, 4);
+        for number in [1, 2, 5, 3] {
+            assert_eq!(outbound.offer(number, 10, QoS::AtLeastOnce), Offer::Accepted);
+        }
+        let expired = |&number: &u32| number < 5;
+        assert_eq!(outbound.take_expired(10, expired), [1]);
+        assert!(outbound.take_expired(10, expired).is_empty(), "there is room");
+        assert_eq!(outbound.take_expired(980, expired), [2], "not what would have to wait for its turn");
+        assert_eq!((outbound.queue_len(), outbound.queue_bytes()), (2, 20));
+    }
+
+    /// What only passes through the queue is not bounded by it.
+    #[test]
+    fn what_the_window_has_room_for_passes_through_the_queue() {
+        let mut outbound = outbound(2, 0);
+        let mut offer = |number, passing| outbound.offer_reading(number, 2000, QoS::AtLeastOnce, passing, Page::none);
+        assert_eq!(offer(1, 2), Offer::Accepted);
+        assert_eq!(offer(2, 2), Offer::Accepted);
+        assert_eq!(offer(3, 2), Offer::DroppedNew(Full::Messages));
+        assert_eq!((pop(&mut outbound), pop(&mut outbound), pop(&mut outbound)), (Some((1, 1)), Some((2, 2)), None));
+        assert_eq!(outbound.window_free(), 0);
+    }
+
     /// [MQTT-3.3.2-5]: what expired before its delivery began is not sent.
     #[test]
     fn expired_messages_are_left_out_of_the_window() {
@@ -900,7 +972,7 @@ mod tests {
                     last += 1;
                     let stored: Vec<u32> = (1..last).collect();
                     let expected = whole.offer(last, 10, QoS::AtLeastOnce);
-                    let offered = paged.offer_reading(last, 10, QoS::AtLeastOnce, |middle| read(&stored, middle));
+                    let offered = paged.offer_reading(last, 10, QoS::AtLeastOnce, 0, |middle| read(&stored, middle));
                     assert_eq!(offered, expected);
                 }
                 5 | 6 => {

@@ -1,6 +1,7 @@
 //! Persistent sessions, retained messages and wills, and what of them survives the process.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use kentongan::replicated::Slots;
@@ -232,6 +233,69 @@ fn a_subscription_that_is_replaced_while_it_is_read_goes_on() {
                 missing.remove(&message.topic);
             }
             other => panic!("no reason for {other:?}"),
+        }
+    }
+}
+
+/// P6: nobody drops a retained message because there are more of them than a queue may hold, nor because the queue was full before. They
+/// wait until the client has taken what it has.
+#[test]
+fn retained_messages_wait_for_room_in_the_queue() {
+    const TOPICS: u16 = 600;
+    const QUEUED: u16 = 40;
+    let text = "x".repeat(1000);
+    for bound in ["queue_messages_max = 40", "queue_bytes_max = 50000"] {
+        let broker = Broker::with_settings(&format!("[session]\n{bound}\n"));
+        let mut publisher = Client::v5(&broker, "p");
+        for number in 1..=TOPICS {
+            let mut message = publish(&format!("r/{number}"), &text, qos1(number));
+            message.retain = true;
+            publisher.send(&Packet::Publish(message));
+            publisher.complete(qos1(number));
+        }
+        for (is_persistent, is_full) in [(false, false), (true, false), (true, true)] {
+            let opening = |clean_start| {
+                let mut asked = persistent("s", clean_start);
+                if !is_persistent {
+                    asked.properties.session_expiry_interval = None;
+                }
+                asked.properties.receive_maximum = NonZeroU16::new(10);
+                asked
+            };
+            let (mut subscriber, _) = Client::open(&broker, opening(true));
+            let mut missing: BTreeSet<_> = (1..=TOPICS).map(|number| format!("r/{number}")).collect();
+            if is_full {
+                subscriber.subscribe("q/+", QoS::AtLeastOnce);
+                subscriber.disconnect();
+                for number in 1..=QUEUED {
+                    publisher.publish_acknowledged(&format!("q/{number}"), &text, qos1(number));
+                    missing.insert(format!("q/{number}"));
+                }
+                (subscriber, _) = Client::open(&broker, opening(false));
+            }
+            let asked = Subscribe { packet_id: id(1), ..self::subscribe(1, "r/+", QoS::AtLeastOnce) };
+            subscriber.send(&Packet::Subscribe(asked));
+            // Until the window is full and something waits behind it, nothing is acknowledged.
+            let mut unacknowledged = Vec::new();
+            let mut granted = false;
+            while !granted || unacknowledged.len() < 10 {
+                match subscriber.receive() {
+                    Packet::Publish(message) => {
+                        unacknowledged.extend(message.delivery.packet_id());
+                        assert!(missing.remove(&message.topic), "{bound}: {} came again", message.topic);
+                    }
+                    Packet::SubAck(_) => granted = true,
+                    other => panic!("no reason for {other:?}"),
+                }
+            }
+            broker.wait_for_metric("kentongan_queued_messages", |queued| queued > 0.0);
+            unacknowledged.into_iter().for_each(|id| subscriber.send(&Packet::PubAck(Ack::success(id))));
+            while !missing.is_empty() {
+                let message = subscriber.take_publish();
+                assert!(missing.remove(&message.topic), "{bound}: {} came again", message.topic);
+            }
+            subscriber.expect_nothing();
+            subscriber.disconnect();
         }
     }
 }

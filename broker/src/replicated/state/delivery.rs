@@ -9,6 +9,7 @@ use kentongan_proto::mqtt::{PacketId, QoS, ReasonCode};
 use super::paging::is_running_out;
 use super::{GroupState, HELD_MESSAGES_MAX, Terms, delivery, packet_id, resend};
 use crate::drops;
+use crate::later::ROOM_LEVEL;
 use crate::message::Message;
 use crate::replicated::command;
 use crate::replicated::effect::{Drop, Effect};
@@ -181,10 +182,25 @@ impl GroupState {
         let entry = Entry { body, sequence, message: Arc::clone(message), qos, retain, identifiers, share };
         let before = session.outbound.backlog();
         let was_empty = session.outbound.queue_len() == 0;
+        let weight = message.weight_bytes();
         let read = |middle| self.bodies.read(number, middle);
-        let offer = session.outbound.offer_reading(entry, message.weight_bytes(), qos, read);
-        let runs_out = matches!(offer, Offer::DroppedOldest(..)) && is_running_out(&session.outbound);
+        let (mut expired, mut passing) = (Vec::new(), 0);
+        if self.level >= ROOM_LEVEL {
+            let clock = self.clock_ms;
+            let is_expired = |entry: &Entry| entry.message.expires_at_ms.is_some_and(|at| at <= clock);
+            expired = session.outbound.take_expired_reading(weight, is_expired, read);
+            // What is sent as soon as this command is applied.
+            passing = if session.served().is_some() { session.outbound.window_free() } else { 0 };
+        }
+        let read = |middle| self.bodies.read(number, middle);
+        let offer = session.outbound.offer_reading(entry, weight, qos, passing, read);
+        let has_fewer = matches!(offer, Offer::DroppedOldest(..)) || !expired.is_empty();
+        let runs_out = has_fewer && is_running_out(&session.outbound);
         self.backlog += session.outbound.backlog() - before;
+        if !expired.is_empty() {
+            self.dirty.changed(Key::Session(number));
+            effects.push(Effect::Dropped { reason: Drop::Expired, count: expired.len() as u64 });
+        }
         match offer {
             Offer::DroppedNew(full) => {
                 drops::note(client_id, full, 1);
@@ -206,10 +222,13 @@ impl GroupState {
                         self.settle(number, entry);
                     }
                 }
-                if runs_out {
-                    self.running_out.insert(number);
-                }
             }
+        }
+        for entry in &expired {
+            self.settle(number, entry);
+        }
+        if runs_out {
+            self.running_out.insert(number);
         }
     }
 

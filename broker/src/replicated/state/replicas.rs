@@ -311,6 +311,7 @@ impl Replicas {
                 self.apply(command);
             }
             32 => self.restart(a),
+            33 => drop(self.apply(Command::Level(command::Level { level: u32::from(a % 4) }))),
             _ => self.put_away(a),
         }
     }
@@ -511,7 +512,7 @@ proptest! {
     #[test]
     fn replicas_do_the_same_whatever_happens_to_them(
         config in config(),
-        steps in prop::collection::vec((0_u8..36, any::<u8>(), any::<u8>(), any::<u8>()), 1..150),
+        steps in prop::collection::vec((0_u8..37, any::<u8>(), any::<u8>(), any::<u8>()), 1..150),
     ) {
         let mut replicas = Replicas::new(config);
         for step in steps {

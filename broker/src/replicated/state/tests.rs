@@ -319,6 +319,57 @@ fn a_full_queue_counts_what_it_drops() {
     assert_eq!(deliveries(&effects), [sent(1, false, "0"), sent(2, false, "1")]);
 }
 
+/// What expired while it waited is nothing that is lost, and costs no other message its place.
+#[test]
+fn what_expired_makes_room_in_a_full_queue() {
+    for (level, reason, kept) in [(2, Drop::QueueMessages, &["3"][..]), (3, Drop::Expired, &["3", "5"])] {
+        let mut script = Script::new();
+        script.apply(Command::Level(command::Level { level }));
+        let epoch = script.connect(true, 100).epoch;
+        script.subscribe(epoch, "t", false);
+        script.disconnect(epoch, false);
+        for number in 0..5 {
+            let mut message = script.message(&number.to_string());
+            message.message.as_mut().expect("there is one").expiry_left_ms = (number != 3).then_some(5_000);
+            script.lane_batch(vec![message]);
+        }
+        script.restart();
+        script.tick(6_000);
+        let effects: Vec<_> = (5..8).flat_map(|number| script.publish(&number.to_string())).collect();
+        let reasons: Vec<_> = effects
+            .iter()
+            .filter_map(|effect| if let Effect::Dropped { reason, .. } = effect { Some(*reason) } else { None })
+            .collect();
+        assert_eq!(reasons, [reason; 3], "level {level}");
+        assert_eq!(script.state.sessions["c"].outbound.queue_len(), 5);
+        script.restart();
+        let (_, effects) = script.connect_with_will(false, 100, None);
+        let sent: Vec<_> = (1..).zip(kept).map(|(id, payload)| sent(id, false, payload)).collect();
+        assert_eq!(deliveries(&effects), sent, "level {level}");
+    }
+}
+
+/// The bounds are on what waits: what the window has room for does not.
+#[test]
+fn what_the_window_has_room_for_needs_none_in_the_queue() {
+    for (queue_messages_max, queue_bytes_max) in [(0, 1_000_000), (5, 1)] {
+        for level in [2, 3] {
+            let config = GroupConfig { queue_messages_max, queue_bytes_max, ..config() };
+            let mut script = Script { state: GroupState::new(config), ..Script::new() };
+            script.apply(Command::Level(command::Level { level }));
+            let epoch = script.connect(true, 100).epoch;
+            script.subscribe(epoch, "t", false);
+            let messages = (0..3).map(|number| script.message(&number.to_string())).collect();
+            let effects = script.lane_batch(messages);
+            let window = [sent(1, false, "0"), sent(2, false, "1")];
+            assert_eq!(deliveries(&effects), if level == 2 { &[][..] } else { &window }, "level {level}");
+            let dropped = effects.iter().filter(|effect| matches!(effect, Effect::Dropped { .. })).count();
+            assert_eq!(dropped, if level == 2 { 3 } else { 1 }, "level {level}");
+            script.restart();
+        }
+    }
+}
+
 /// The lower of the group's bound and the listener's holds, is stored with the session, and goes with the next claim.
 #[test]
 fn a_cap_of_the_listener_stays_with_the_session() {
