@@ -1,7 +1,7 @@
 //! Metrics and health over HTTP, on a thread of its own, so that neither a scrape nor a slow reader of one ever delays
 //! a packet.
 //!
-//! `/metrics` is for Prometheus, `/livez` says that the process answers, `/readyz` whether clients should be sent
+//! `/metrics` is for Prometheus, `/livez` says that the process answers and its arbiters turn, `/readyz` whether clients should be sent
 //! here. The latter two are for everybody and name no version. Absent: administration.
 //!
 //! Whoever reaches the port can cost no more than [`Bounds`] allow. A supervisor that asks for `/livez` is heard all the same.
@@ -205,8 +205,11 @@ fn bears(headers: &HeaderMap, token: &Secret) -> bool {
     value.and_then(bearer_token).is_some_and(|given| token.matches(given))
 }
 
-async fn livez() -> &'static str {
-    "alive\n"
+async fn livez(State(app): State<App>) -> (StatusCode, &'static str) {
+    match app.readiness.is_stuck() {
+        true => (StatusCode::SERVICE_UNAVAILABLE, "an arbiter does nothing any more\n"),
+        false => (StatusCode::OK, "alive\n"),
+    }
 }
 
 async fn readyz(State(app): State<App>) -> (StatusCode, String) {
@@ -258,6 +261,11 @@ mod tests {
         assert!(ask(&server, "/readyz", "").starts_with("HTTP/1.1 200 OK"));
         readiness.set("lease", false);
         assert!(ask(&server, "/readyz", "").ends_with("not ready, missing: lease\n"));
+
+        readiness.set_stuck(true);
+        assert!(ask(&server, "/livez", "").starts_with("HTTP/1.1 503 "), "a new start would mend it");
+        readiness.set_stuck(false);
+        assert!(ask(&server, "/livez", "").starts_with("HTTP/1.1 200 OK"));
     }
 
     /// Abuse: [http]

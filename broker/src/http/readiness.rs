@@ -1,19 +1,35 @@
 //! Whether clients should be sent to this node.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Named conditions, all of which must hold before the node is ready. None holds at the start.
 #[derive(Debug, Default)]
 pub struct Readiness {
     conditions: Mutex<BTreeMap<&'static str, bool>>,
+    is_stuck: AtomicBool,
 }
 
 impl Readiness {
     /// Names the conditions. One that is set later without being named here is added.
     #[must_use]
     pub fn new(conditions: &[&'static str]) -> Self {
-        Self { conditions: Mutex::new(conditions.iter().map(|&name| (name, false)).collect()) }
+        Self {
+            conditions: Mutex::new(conditions.iter().map(|&name| (name, false)).collect()),
+            is_stuck: AtomicBool::new(false),
+        }
+    }
+
+    /// Says whether only a new start would mend this process.
+    pub fn set_stuck(&self, is_stuck: bool) {
+        self.is_stuck.store(is_stuck, Ordering::Relaxed);
+    }
+
+    /// Whether only a new start would mend this process.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        self.is_stuck.load(Ordering::Relaxed)
     }
 
     /// Says whether a condition holds.

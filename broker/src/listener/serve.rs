@@ -31,7 +31,7 @@ use crate::operator::control::{Reloaded, Wanted};
 use crate::router::keep_alive::Standstill;
 use crate::router::log_rate::LogRate;
 use crate::router::pace::RESUME_INTERVAL;
-use crate::router::{ArbiterState, Changed, Event, Shared, sys};
+use crate::router::{ArbiterState, Changed, Event, Shared, Silence, sys};
 use crate::service_manager::ServiceManager;
 use crate::tls::{self, Endpoint, Watch};
 
@@ -52,6 +52,9 @@ const LEADERS: &str = "leaders";
 
 /// Likewise: it has what was committed while it was away.
 const CAUGHT_UP: &str = "caught up";
+
+/// Likewise: its arbiters take in what is asked of them.
+const ARBITERS: &str = "arbiters";
 
 /// How often readiness looks at these.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -529,6 +532,7 @@ impl Broker {
 fn watch_node(shared: &Arc<Shared>, mut health: Option<Health>, readiness: &Arc<Readiness>) {
     let (shared, readiness) = (Arc::clone(shared), Arc::clone(readiness));
     readiness.set(DISK, true);
+    readiness.set(ARBITERS, true);
     if shared.cluster.is_some() {
         for condition in [LEASE, NEW_CLIENTS, LEADERS, CAUGHT_UP] {
             readiness.set(condition, false);
@@ -536,8 +540,20 @@ fn watch_node(shared: &Arc<Shared>, mut health: Option<Health>, readiness: &Arc<
     }
     actix_rt::spawn(async move {
         let mut look = tokio::time::interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut silence = Silence::default();
         loop {
             look.tick().await;
+            let looks = silence.look(&shared);
+            match looks {
+                SILENT_LOOKS_MAX => {
+                    tracing::error!("an arbiter has done nothing for five seconds: who is connected there waits")
+                }
+                STUCK_LOOKS => tracing::error!("an arbiter has done nothing for thirty seconds: /livez says so"),
+                _ => {}
+            }
+            readiness.set(ARBITERS, looks < SILENT_LOOKS_MAX);
+            readiness.set_stuck(looks >= STUCK_LOOKS);
             readiness.set(DISK, !shared.submitter.is_full());
             let (Some(cluster), Some(health)) = (&shared.cluster, &mut health) else { continue };
             let has_lease = cluster.may_acknowledge();
@@ -549,6 +565,12 @@ fn watch_node(shared: &Arc<Shared>, mut health: Option<Health>, readiness: &Arc<
         }
     });
 }
+
+/// Looks in a row at an arbiter that has not answered, after which clients are to go elsewhere: five seconds.
+const SILENT_LOOKS_MAX: u32 = 50;
+
+/// After so many nobody believes that it ever will: thirty seconds.
+const STUCK_LOOKS: u32 = 300;
 
 /// Whether somebody named the listeners, rather than the default.
 fn is_asked_for(settings: &Settings) -> bool {

@@ -12,7 +12,9 @@ pub(super) const FAMILIES: &[Family] = &[Family {
     label: Some(LabelInfo {
         name: "condition",
         values: &[],
-        meanings: &["`serving`, and in a cluster `lease`, `disk`, `new clients`, `leaders` and `caught up`."],
+        meanings: &[
+            "`serving`, `arbiters`, `disk`, and in a cluster `lease`, `new clients`, `leaders` and `caught up`.",
+        ],
     }),
 }];
 

@@ -74,6 +74,6 @@ use crate::connection_key::ConnectionKey;
 pub use arbiter::ArbiterState;
 pub use events::Event;
 pub use looking_again::Changed;
-pub use pulse::Pulse;
+pub use pulse::{Pulse, Silence};
 pub use shared::Shared;
 pub use stepped::SteppedArbiter;
