@@ -573,6 +573,10 @@ impl ArbiterState {
                 return;
             };
             if session.outbound.queue_len() == 0 {
+                // Where a queue may hold nothing, retained messages wait for the window itself.
+                if session.reads.waits_for_client() {
+                    self.continue_reads(key);
+                }
                 return;
             }
             let mut expired = Vec::new();

@@ -447,7 +447,7 @@ impl RetainedReads {
         }
     }
 
-    fn waits_for_client(&self) -> bool {
+    pub(super) fn waits_for_client(&self) -> bool {
         self.0.as_ref().is_some_and(|state| state.reads.with_more > 0)
     }
 }
@@ -737,9 +737,8 @@ impl ArbiterState {
             return false;
         };
         let (outbound, limits) = (&session.outbound, session.outbound.limits());
-        let messages_max = PAGE_QUEUE_MESSAGES_MAX.min(limits.queue_messages_max / 2);
+        let messages_max = PAGE_QUEUE_MESSAGES_MAX.min(limits.queue_messages_max.div_ceil(2));
         !outbound.can_send()
-            && outbound.queue_len() > 0
             && (outbound.queue_len() >= messages_max || outbound.queue_bytes() >= limits.queue_bytes_max / 2)
     }
 

@@ -6,6 +6,7 @@ use super::faults::NEVER;
 use super::retained::readings_begun_anew;
 use super::story::{Delivery, Kind, Message, NONE, Story};
 use crate::event::Nanoseconds;
+use crate::settings::SECOND;
 use crate::violation::{Promise, Report};
 
 pub(super) fn check(story: &Story<'_>, report: &mut Report<'_>) {
@@ -65,6 +66,10 @@ fn check_identifier(story: &Story<'_>, delivery: &Delivery, report: &mut Report<
     }
 }
 
+/// Until a group hears that a connection has ended it moves messages into that connection's window, where they count as sent: a node that is
+/// declared dead closes its clients at once, and the fence that tells the groups of it is an entry of each (seed 27).
+const HEARD_AFTER: Nanoseconds = 2 * SECOND;
+
 /// DUP needs an earlier connection of the session on which the message could have been sent. No fault of nodes excuses it: who takes over
 /// from another one is told what a living connection was sent.
 fn check_break(story: &Story<'_>, delivery: &Delivery, report: &mut Report<'_>) {
@@ -79,7 +84,7 @@ fn check_break(story: &Story<'_>, delivery: &Delivery, report: &mut Report<'_>) 
         c != delivery.connection
             && (connection.session == delivery.session || connection.accepted().is_none())
             && connection.connect.event < story.connections[delivery.connection as usize].connect.event
-            && connection.ended.1 >= message.first.at
+            && connection.ended.1.saturating_add(HEARD_AFTER) >= message.first.at
     });
     if !earlier || delivery.qos == 0 {
         let summary = format!(
