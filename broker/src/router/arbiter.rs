@@ -567,7 +567,7 @@ impl ArbiterState {
     fn consume(&mut self, key: ConnectionKey, buffer: &[u8], source: Option<&Bytes>) -> usize {
         self.read_clock();
         let mut limits = self.limits(key);
-        let (held_up, mut has_asked) =
+        let (mut held_up, mut has_asked) =
             self.client(key).map_or((false, false), |client| (client.held_up, client.unanswered > 0));
         let mut asks = false;
         // What others put there is nothing to this one.
@@ -591,6 +591,11 @@ impl ArbiterState {
                     position += frame.len();
                     asks |= asks_something(frame.packet_type());
                     self.on_frame(key, &frame, source, &limits);
+                    // One read may hold hundreds.
+                    if self.lanes.is_touched_for_delayed() {
+                        self.hold_up_if_overloaded(key, None);
+                        held_up = true;
+                    }
                     match frame.packet_type() {
                         PacketType::Connect => limits = self.limits(key),
                         PacketType::Subscribe | PacketType::Unsubscribe => {

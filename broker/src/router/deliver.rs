@@ -545,6 +545,7 @@ impl ArbiterState {
                 served.on_acknowledged(kind, id, reason.is_error());
             }
             self.lanes.acknowledge(persistent, key, kind, id, reason);
+            self.on_acknowledged_to_group(key);
             return self.schedule_flush();
         }
         let Some(session) = self.clients[key.index()].session.as_mut() else {
@@ -613,7 +614,6 @@ impl ArbiterState {
         if let Some(served) = self.served(key) {
             served.sent.insert(delivery.packet_id, Sent::Published);
         }
-        self.on_delivered_by_group(key);
         let mut publication = self.publication_of(&delivery.message);
         publication.expires_at_ms = delivery.expires_at_ms;
         let terms = Terms {

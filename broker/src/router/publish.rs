@@ -665,7 +665,11 @@ impl ArbiterState {
         let topic = strategy.topic_hash(publication.topic, publication.topic_hash);
         let online_only = publication.qos == QoS::AtMostOnce;
         let picked = match publication.origin {
-            None => share.pick(strategy, publisher, topic, passed_over, online_only),
+            // The index knows the dead until they are lost.
+            None => {
+                let is_dead = |node| self.lanes.nodes.is_dead(node);
+                share.pick_living(strategy, publisher, topic, passed_over, online_only, &is_dead)
+            }
             Some(_) => share.pick_here(strategy, publisher, topic, passed_over, online_only),
         };
         match picked {

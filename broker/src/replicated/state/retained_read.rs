@@ -6,6 +6,7 @@ use std::sync::Arc;
 use kentongan_proto::mqtt::QoS;
 
 use super::{GroupState, Terms};
+use crate::later::ROOM_LEVEL;
 use crate::message::Message;
 use crate::replicated::command;
 use crate::replicated::effect::{Effect, QueueAtGroup};
@@ -51,7 +52,8 @@ impl GroupState {
             effects.extend(self.sessions.get(&client_id).map(|session| {
                 let (outbound, limits) = (&session.outbound, session.outbound.limits());
                 let queued = outbound.queue_len();
-                let messages_free = limits.queue_messages_max.saturating_sub(queued);
+                let passing = if self.level >= ROOM_LEVEL { outbound.window_free() } else { 0 };
+                let messages_free = limits.queue_messages_max.saturating_add(passing).saturating_sub(queued);
                 let bytes_free = limits.queue_bytes_max.saturating_sub(outbound.queue_bytes());
                 let queue = QueueAtGroup { queued, messages_free, bytes_free };
                 Effect::RetainedTaken { owner, epoch, read: page.read, queue }

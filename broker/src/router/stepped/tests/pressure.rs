@@ -1,6 +1,8 @@
 //! Who waits, and who is let in, while memory is short or others answer nothing.
 
 use super::*;
+use crate::replicated::LaneAnswer;
+use crate::router::lanes::DELAYED_UNANSWERED_MAX;
 
 /// A publisher that has more to say than it may: once its bucket is empty it goes on with what comes in, part by part.
 #[test]
@@ -265,6 +267,73 @@ fn an_acknowledgement_behind_a_publish_is_read_in_time() {
     let heard = packets(&mut both);
     assert!(matches!(heard[..], [Packet::PubAck(_), Packet::Publish(_)]), "{heard:?}");
     assert_eq!(world.shared.memory_level(), 2);
+}
+
+/// A group remembers so many refusals of a lane and no more, and what stands behind them would not be heard: a resync of a new leader, say. Whoever
+/// publishes delayed messages waits, and nobody else.
+#[test]
+fn delayed_messages_that_no_group_has_answered_are_bounded() {
+    const MORE: usize = 100;
+    let (mut arbiter, mut publisher, _) = client_of_several_nodes();
+    let shared = Arc::clone(&arbiter.state.shared);
+    let (mut bystander, connection) = another_claimant(&mut arbiter, "d");
+    shared.inboxes[0].push(Opened::transient(connection, Arc::from("d")).into(), 0);
+    arbiter.run();
+    let held = |arbiter: &SteppedArbiter| arbiter.state.lanes.held().into_iter().sum::<u64>() as usize;
+    let before = held(&arbiter);
+    for _ in 0..DELAYED_UNANSWERED_MAX + MORE {
+        let mut publish = publish_to(&mut publisher, "$delayed/60/t", "x");
+        if let Packet::Publish(publish) = &mut publish {
+            publish.delivery = Delivery::AtMostOnce;
+        }
+        publisher.send(&publish);
+    }
+    while publisher.write(usize::MAX) {
+        arbiter.run();
+    }
+    assert_eq!(held(&arbiter) - before, DELAYED_UNANSWERED_MAX);
+    packets(&mut bystander);
+    let publish = publish_to(&mut bystander, "u", "x");
+    bystander.send(&publish);
+    bystander.write(usize::MAX);
+    arbiter.run();
+    assert_eq!(packets(&mut bystander).len(), 1, "PUBACK");
+
+    let number = (before + DELAYED_UNANSWERED_MAX) as u64;
+    tell(&mut arbiter, Event::LaneAnswered(LaneAnswer { group: 0, number, refused: vec![] }));
+    while publisher.write(usize::MAX) {
+        arbiter.run();
+    }
+    assert_eq!(held(&arbiter), MORE);
+}
+
+/// P11: a shared message has a living member, and need not wait until a dead one's node is lost everywhere.
+#[test]
+fn shared_messages_go_to_no_dead_node() {
+    let (mut arbiter, _, _) = client_of_several_nodes();
+    let shared = Arc::clone(&arbiter.state.shared);
+    let nodes = &shared.cluster.as_ref().expect("one of several").nodes;
+    let [dead, living] = [2, 3].map(|node| nodes.indexed(PeerProcess { node, incarnation: 20 }));
+    for node in [dead, living] {
+        shared.index.set_node("$share/s/t", node, 0, NodeInterest { any: 1, ..NodeInterest::default() }.to_value());
+    }
+    tell(&mut arbiter, Event::NodeDead { node: dead.number });
+    for qos in ANY_QOS.into_iter().cycle().take(12) {
+        let message = Message {
+            identity: MessageIdentity::default(),
+            topic: Arc::from("t"),
+            payload: Bytes::from_static(b"x"),
+            qos,
+            retain: false,
+            publisher: Arc::from(""),
+            properties: None,
+            expires_at_ms: None,
+        };
+        arbiter.state.route_message(&Arc::new(message));
+    }
+    arbiter.run();
+    let held: Vec<_> = arbiter.state.lanes.nodes.held().filter(|&(_, held)| held > 0).collect();
+    assert_eq!(held, [(living.number, 12)]);
 }
 
 /// Of five nodes two died, and a group had both as voters: it answers nobody, and they are never lost. Whoever has something for
