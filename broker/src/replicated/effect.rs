@@ -193,9 +193,9 @@ pub enum Effect {
 pub struct QueueAtGroup {
     /// Messages that wait behind its window.
     pub queued: usize,
-    /// Messages that there is room for, what the window takes included.
+    /// Messages that there is room for beside the live ones that wait for the read, what the window takes included.
     pub messages_free: usize,
-    /// Bytes that there is room for.
+    /// Bytes, likewise.
     pub bytes_free: usize,
 }
 

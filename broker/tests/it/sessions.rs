@@ -264,6 +264,7 @@ fn retained_messages_wait_for_room_in_the_queue() {
                 asked.properties.receive_maximum = NonZeroU16::new(10);
                 asked
             };
+            println!("{bound}, persistent {is_persistent}, full {is_full}");
             let (mut subscriber, _) = Client::open(&broker, opening(true));
             let mut missing: BTreeSet<_> = (1..=TOPICS).map(|number| format!("r/{number}")).collect();
             if is_full {
