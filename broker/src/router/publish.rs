@@ -13,7 +13,7 @@ use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::batch::Addressee;
 use super::ended::EndCause;
-use super::lanes::Waiter;
+use super::lanes::{BlockedLane, Waiter};
 use super::log_rate::excerpt;
 use super::pace;
 use super::share_settling::{Kept, ShareOrigin, ShareOutcome};
@@ -27,7 +27,7 @@ use crate::session::SessionError;
 use crate::session::acknowledgements::Verdict;
 use crate::session::handshake::Refusal;
 use crate::session::inbound::PublishStep;
-use crate::subscription::{CachedMatch, NodeNumber, PassedOver, PickStrategy, ShareGroup, ShareTarget};
+use crate::subscription::{CachedMatch, Matched, NodeNumber, PassedOver, PickStrategy, ShareGroup, ShareTarget};
 use crate::watching::trace::Traced;
 
 /// The bytes of an Application Message: a slice that lives for this turn, and its owner if it has one.
@@ -364,6 +364,39 @@ impl ArbiterState {
             retain: message.retain,
         };
         self.bound_of(&asked)
+    }
+
+    /// Whether others cannot keep up with who publishes that: as [`Self::hold_up_if_overloaded`] finds, but before anything is done.
+    pub(crate) fn holds_up(&self, message: &Message) -> bool {
+        let _ = self.is_for_blocked_lane(message);
+        false
+    }
+
+    /// Whether something of a message would go into a full lane whose group or node answers nothing.
+    fn is_for_blocked_lane(&self, message: &Message) -> bool {
+        let is_blocked = |group| self.lanes.is_blocked(BlockedLane::Group(group));
+        if let Some((_, topic)) = crate::message::delayed(&message.topic) {
+            return is_blocked(self.lanes.group_of(topic));
+        }
+        if message.retain && is_blocked(self.lanes.group_of(&message.topic)) {
+            return true;
+        }
+        if message.qos == QoS::AtMostOnce {
+            return false;
+        }
+        let (mut wanted, hash) = (Matched::default(), self.shared.index.hash(&message.topic));
+        self.shared.index.matches(&message.topic, hash, &mut wanted);
+        let is_shut = |target| match target {
+            ShareTarget::Connection { .. } => false,
+            ShareTarget::Session { group } => is_blocked(group),
+            ShareTarget::Node { node } => self.lanes.is_blocked(BlockedLane::Node(node)),
+        };
+        let strategy: PickStrategy = self.shared.settings.shared.strategy.into();
+        let publisher = strategy.publisher_hash(&message.publisher);
+        let topic = strategy.topic_hash(&message.topic, hash);
+        wanted.groups.iter().any(|&group| is_blocked(group))
+            || wanted.nodes_for(message.qos).any(|node| self.lanes.is_blocked(BlockedLane::Node(node)))
+            || wanted.shares.iter().any(|share| share.may_pick(strategy, publisher, topic, &is_shut))
     }
 
     /// Why nobody may publish that, if so.

@@ -583,6 +583,23 @@ fn sighup_with_wrong_settings_keeps_the_old_ones() {
     client.expect_nothing();
 }
 
+/// Whoever has renamed it deletes it some time later, whatever is wrong with the settings meanwhile.
+#[test]
+fn sighup_with_wrong_settings_begins_the_audit_log_anew() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (audit, before) = (directory.path().join("audit.log"), directory.path().join("audit.log.1"));
+    let settings = format!("log.audit_file = {audit:?}\n{LISTENER}");
+    let (broker, write) = with_settings(&settings);
+    let read = |path: &std::path::Path| std::fs::read_to_string(path).unwrap_or_default();
+    for (wrong, rotated) in [("nonsense = 1\n", 0), ("[auth]\npassword_file = \"/nowhere/passwords\"\n", 1)] {
+        std::fs::rename(&audit, &before).expect("it is there");
+        write(&format!("{settings}{wrong}"));
+        broker.hang_up();
+        wait_for("the refusal is in a new one", || read(&audit).contains("refused"));
+        assert_eq!(read(&before).matches("refused").count(), rotated, "{wrong}");
+    }
+}
+
 /// A bound holds for connections to come, on the listener that counted those before.
 #[test]
 fn sighup_changes_what_new_connections_may() {

@@ -387,3 +387,74 @@ fn who_answers_nothing_holds_up_only_those_who_have_something_for_it() {
     arbiter.run();
     assert_eq!(packets(&mut publisher).len(), 2, "PUBACK of both");
 }
+
+/// Whom nobody can keep waiting is refused where a client would not be read any more.
+///
+/// Abuse: [memory]
+#[test]
+fn what_an_operator_publishes_is_refused_where_a_client_would_be_held_up() {
+    let (mut arbiter, ..) = client_of_several_nodes();
+    let shared = Arc::clone(&arbiter.state.shared);
+    let nodes = &shared.cluster.as_ref().expect("one of several").nodes;
+    let [silent, other] = [2, 3].map(|node| nodes.indexed(PeerProcess { node, incarnation: node * 10 }));
+    let interest = NodeInterest { any: 1, ..NodeInterest::default() };
+    shared.index.set_node("t", silent, 0, interest.to_value());
+    shared.index.set_node("$share/g/s", silent, 0, interest.to_value());
+    shared.index.set_node("$share/h/o", other, 0, interest.to_value());
+    let message = |topic: &str, qos, bytes| Message {
+        identity: MessageIdentity::default(),
+        topic: Arc::from(topic),
+        payload: Bytes::from(vec![0; bytes]),
+        qos,
+        retain: false,
+        publisher: Arc::from(""),
+        properties: None,
+        expires_at_ms: None,
+    };
+    let held_up = |arbiter: &SteppedArbiter| {
+        let of = |(topic, qos)| arbiter.state.holds_up(&message(topic, qos, 1));
+        [
+            ("t", QoS::AtLeastOnce),
+            ("s", QoS::AtLeastOnce),
+            ("o", QoS::AtLeastOnce),
+            ("u", QoS::ExactlyOnce),
+            ("t", QoS::AtMostOnce),
+        ]
+        .map(of)
+    };
+    assert_eq!(held_up(&arbiter), [false; 5]);
+    arbiter.state.route_message(&Arc::new(message("t", QoS::AtLeastOnce, 8 * 1024 * 1024)));
+    arbiter.run();
+    assert_eq!(held_up(&arbiter), [true; 5], "it may answer: all wait");
+    (0..4).for_each(|_| arbiter.on_second());
+    assert_eq!(held_up(&arbiter), [true, true, false, false, false], "what is for it: QoS 0 is dropped");
+    let picked_before = held_up(&arbiter);
+    assert_eq!(picked_before, held_up(&arbiter), "it is nobody's turn for that");
+    shared.pretend_memory(111, 100);
+    assert_eq!(held_up(&arbiter), [true; 5]);
+    shared.pretend_memory(110, 100);
+    assert_eq!(held_up(&arbiter)[2..], [false; 3]);
+    let pushed = |arbiter: &SteppedArbiter| arbiter.state.lanes.nodes.held().map(|(_, held)| held).sum::<u64>();
+    assert_eq!(pushed(&arbiter), 1, "looking changes nothing");
+}
+
+/// What is kept, or delayed, goes to the group of its topic, whoever wants it.
+#[test]
+fn what_an_operator_has_kept_is_refused_while_its_group_answers_nothing() {
+    let (mut arbiter, ..) = client_of_several_nodes();
+    let message = |topic: &str, retain, bytes| Message {
+        identity: MessageIdentity::default(),
+        topic: Arc::from(topic),
+        payload: Bytes::from(vec![0; bytes]),
+        qos: QoS::AtMostOnce,
+        retain,
+        publisher: Arc::from(""),
+        properties: None,
+        expires_at_ms: None,
+    };
+    arbiter.state.route_message(&Arc::new(message("t", true, 8 * 1024 * 1024)));
+    arbiter.run();
+    (0..6).for_each(|_| arbiter.on_second());
+    let held_up = |topic: &str, retain| arbiter.state.holds_up(&message(topic, retain, 1));
+    assert!(held_up("t", true) && held_up("$delayed/5/t", false) && !held_up("t", false));
+}
