@@ -16,6 +16,7 @@ use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::cluster::show::{plain, table_of};
+use super::exclusive::Exclusive;
 use super::{EXIT_FAILURE, print_bytes};
 use crate::api::tokens::{Role, Token, Tokens, check_name};
 use crate::config::{HttpUrl, Secret};
@@ -364,6 +365,8 @@ fn all_of(answer: &Value, rows: String, has_done_it: impl Fn(&Value) -> bool) ->
 /// The token, alone on its line.
 fn make_token(TokenArgs { name, role, file }: &TokenArgs) -> anyhow::Result<String> {
     check_name(name).map_err(anyhow::Error::msg)?;
+    // Nobody adds the same name meanwhile. A link to the file is changed where it leads.
+    let _exclusive = Exclusive::beside(&std::fs::canonicalize(file).unwrap_or_else(|_| file.clone()));
     let before = match file.try_exists()? {
         true => std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?,
         false => String::new(),
@@ -667,5 +670,23 @@ mod tests {
         let hash = TokenHash::of(token.trim().as_bytes()).expect("short enough");
         assert_eq!(tokens.bearer(&hash).map(|bearer| bearer.name.as_str()), Some("ann"));
         assert_eq!(std::fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_name_that_is_added_twice_at_the_same_moment_stands_there_once() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("tokens");
+        let together = std::sync::Barrier::new(12);
+        let made: usize = std::thread::scope(|scope| {
+            let make = || {
+                let arguments = TokenArgs { name: "ann".to_owned(), role: Role::Viewer, file: file.clone() };
+                together.wait();
+                usize::from(make_token(&arguments).is_ok())
+            };
+            let making: Vec<_> = (0..12).map(|_| scope.spawn(make)).collect();
+            making.into_iter().map(|one| one.join().expect("it ends")).sum()
+        });
+        assert_eq!(made, 1);
+        Tokens::read(&file).expect("good");
     }
 }
