@@ -995,6 +995,9 @@ impl ArbiterState {
 
     /// Those who were waited for caught up.
     pub(super) fn resume_publishers(&mut self) {
+        if self.shared.memory_level() < MEMORY_LEVEL_PAUSES {
+            self.go_on_amid_packets();
+        }
         if self.held_up.is_empty() || self.is_overloaded() {
             return;
         }

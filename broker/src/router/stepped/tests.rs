@@ -12,6 +12,7 @@ mod resyncs;
 mod retained;
 mod rights;
 mod subscribing;
+mod unfinished;
 mod watched;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
