@@ -53,6 +53,7 @@ enum Form {
     /// `$argon2id$`, as RFC 9106 recommends.
     Argon2id,
     /// `$scram-sha-256$`, for clients that show their password by SCRAM, or send it.
+    #[value(alias = "scram-sha-256")]
     ScramSha256,
     /// `$7$`.
     Sha512Pbkdf2,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{AskError, Operator, PART_MAX, Unvisited};
-use crate::message::{Message, MessageIdentity};
+use crate::message::{Message, MessageIdentity, lifetime_ms};
 use crate::router::ArbiterState;
 use crate::session::handshake::Refusal;
 use kentongan_proto::mqtt::{PublishProperties, QoS, ReasonCode};
@@ -40,7 +40,7 @@ impl Operator {
             return Err(refused(format!("larger than `session.packet_bytes_max` ({bytes_max})")));
         }
         let expires_at_ms =
-            wanted.properties.message_expiry_interval.map(|seconds| self.shared.now_ms() + u64::from(seconds) * 1000);
+            wanted.properties.message_expiry_interval.map(|seconds| self.shared.now_ms() + lifetime_ms(seconds));
         let mut message = Message {
             identity: MessageIdentity::default(),
             topic: wanted.topic.into(),

@@ -19,7 +19,7 @@ use super::pace;
 use super::share_settling::{Kept, ShareOrigin, ShareOutcome};
 use super::shared::MEMORY_LEVEL_PAUSES;
 use crate::auth::{Action, Actor};
-use crate::message::{Message, MessageIdentity};
+use crate::message::{Message, MessageIdentity, lifetime_ms};
 use crate::metrics::DropReason;
 use crate::plants::{Plant, is_planted};
 use crate::replicated::command::SessionCommand;
@@ -232,7 +232,7 @@ impl ArbiterState {
         let expires_at_ms = properties
             .as_ref()
             .and_then(|properties| properties.message_expiry_interval)
-            .map(|seconds| self.now_ms + u64::from(seconds) * 1000);
+            .map(|seconds| self.now_ms + lifetime_ms(seconds));
         let properties = properties.filter(has_something_to_forward);
         let mut publication = Publication {
             identity: self.next_identity(),
@@ -550,7 +550,7 @@ impl ArbiterState {
             user_properties: will.properties.user_properties.clone(),
             ..PublishProperties::default()
         };
-        let expires_at_ms = properties.message_expiry_interval.map(|seconds| self.now_ms + u64::from(seconds) * 1000);
+        let expires_at_ms = properties.message_expiry_interval.map(|seconds| self.now_ms + lifetime_ms(seconds));
         let mut publication = Publication {
             identity: self.next_identity(),
             topic: &will.topic,
@@ -1035,6 +1035,8 @@ fn has_something_to_forward(properties: &PublishProperties) -> bool {
         || properties.response_topic.is_some()
         || properties.correlation_data.is_some()
         || !properties.user_properties.is_empty()
+        // It lives a little longer than it may say.
+        || properties.message_expiry_interval == Some(0)
 }
 
 /// A group refuses nothing but one more message that waits, for its time or for those who are to have it.

@@ -455,6 +455,40 @@ fn a_delayed_message_that_expired_when_it_is_due_goes_to_nobody() {
     subscriber.expect_nothing();
 }
 
+/// [MQTT-3.3.2-5] lets a message be dropped when its interval has passed: one of 0 is for those who are connected, whichever way it takes.
+#[test]
+fn a_message_with_an_expiry_interval_of_0_reaches_who_is_connected() {
+    let broker = Broker::start();
+    let mut publishers = [Client::v5(&broker, "p"), Client::accepted(&broker, persistent("kept", true))];
+    let mut subscribers = [Client::v5(&broker, "s"), Client::accepted(&broker, persistent("k", true))];
+    for subscriber in &mut subscribers {
+        subscriber.subscribe("now", QoS::ExactlyOnce);
+    }
+    for round in 0..10 {
+        for (at, delivery) in [QOS0, qos1(1), qos2(2)].into_iter().enumerate() {
+            let publisher = &mut publishers[(round + at) % 2];
+            let mut message = publish("now", &format!("{round}-{at}"), delivery);
+            message.properties.message_expiry_interval = Some(0);
+            publisher.send(&Packet::Publish(message));
+            publisher.complete(delivery);
+            for subscriber in &mut subscribers {
+                let got = subscriber.take_publish();
+                assert_eq!(got.payload, format!("{round}-{at}"));
+                assert!(got.properties.message_expiry_interval <= Some(1), "{got:?}");
+            }
+        }
+    }
+    // For whoever comes later it is over.
+    let [_, away] = subscribers;
+    away.disconnect();
+    let mut message = publish("now", "over", qos1(1));
+    message.properties.message_expiry_interval = Some(0);
+    publishers[0].send(&Packet::Publish(message));
+    publishers[0].complete(qos1(1));
+    std::thread::sleep(Duration::from_millis(2500));
+    Client::accepted(&broker, persistent("k", false)).expect_nothing();
+}
+
 /// 4.8.2: each message goes to one member, persistent and transient ones alike, and none is lost when a member goes.
 #[test]
 fn a_shared_subscription_hands_each_message_to_one_member() {

@@ -162,6 +162,79 @@ fn a_message_that_came_with_no_time_to_live_is_delivered_at_once_and_says_so() {
     }
 }
 
+/// So is it by whichever arbiter its subscriber is served, and however long the way there takes.
+#[test]
+fn a_message_that_came_with_no_time_to_live_is_not_over_on_its_way() {
+    let mut world = World::new(1);
+    let mut clients = [0, 1].map(|at| world.open(at, connect(ProtocolVersion::V5, format!("c{at}"), 0)));
+    let [publisher, subscriber] = &mut clients;
+    assert_eq!(packets(publisher).len(), 1, "CONNACK");
+    let subscribe = subscribe_to(subscriber, &["t"], QoS::AtLeastOnce);
+    assert_eq!(say(&mut world, subscriber, &subscribe).len(), 2, "CONNACK and SUBACK");
+    for delivery in [Delivery::AtMostOnce, Delivery::AtLeastOnce(publisher.packet_id())] {
+        let properties = PublishProperties { message_expiry_interval: Some(0), ..PublishProperties::default() };
+        let (topic, payload) = ("t".to_owned(), Bytes::from("p"));
+        publisher.send(&Packet::Publish(Publish { dup: false, delivery, retain: false, topic, properties, payload }));
+        publisher.write(usize::MAX);
+        world.arbiters[0].run();
+        assert_eq!(packets(subscriber), []);
+        world.pass(500);
+        world.arbiters[1].run();
+        let interval = |packet| match packet {
+            Packet::Publish(publish) => publish.properties.message_expiry_interval,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(packets(subscriber).into_iter().map(interval).collect::<Vec<_>>(), [Some(0)]);
+    }
+}
+
+/// [MQTT-3.3.1-12, MQTT-3.3.1-13]: what is published while the subscription stands is live, also where it is found among the retained ones.
+#[test]
+fn a_retained_message_of_which_a_live_copy_waits_goes_with_the_retain_of_that() {
+    for retain_as_published in [false, true] {
+        let mut world = World::new(1);
+        world.shared.retained_possible.store(true, Ordering::Relaxed);
+        let mut client = world.open(0, connect(ProtocolVersion::V5, "c".to_owned(), 0));
+        assert_eq!(packets(&mut client).len(), 1, "CONNACK");
+        let connection = world.arbiters[0].state.keys()[0];
+        let options = SubscriptionOptions { retain_as_published, ..SubscriptionOptions::new(QoS::AtMostOnce) };
+        let (packet_id, filters) = (client.packet_id(), vec![("+".to_owned(), options)]);
+        let subscribe = Subscribe { packet_id, filters, subscription_identifier: None, user_properties: vec![] };
+        assert_eq!(say(&mut world, &mut client, &Packet::Subscribe(subscribe)).len(), 1, "SUBACK");
+        let number = world.arbiters[0].state.message_number;
+        let (topic, payload, properties) = ("t".to_owned(), Bytes::from("live"), PublishProperties::default());
+        let delivery = Delivery::AtMostOnce;
+        let live = Publish { dup: false, delivery, retain: true, topic, properties, payload };
+        assert_eq!(say(&mut world, &mut client, &Packet::Publish(live)), [], "no group has said what is retained");
+
+        let state = &world.arbiters[0].state;
+        let retained = |identity, topic: &str, payload: &'static str| Message {
+            identity,
+            topic: Arc::from(topic),
+            payload: Bytes::from(payload),
+            qos: QoS::AtMostOnce,
+            retain: true,
+            publisher: Arc::from("p"),
+            properties: None,
+            expires_at_ms: None,
+        };
+        let live = MessageIdentity { lane: state.lanes.id(), number: state.message_number };
+        let older = MessageIdentity { lane: 77, number: 1 };
+        let messages = vec![retained(live, "t", "live").into(), retained(older, "u", "older").into()];
+        let asked = RetainedCursor { group: 0, after: None };
+        let page = RetainedPage { connection, number, asked, messages, next: None };
+        world.shared.inboxes[0].push(Event::RetainedPage(page), 0);
+        world.arbiters[0].run();
+        let came = |packet| match packet {
+            Packet::Publish(publish) => (publish.payload, publish.retain),
+            other => panic!("{other:?}"),
+        };
+        let expected = [("live", retain_as_published), ("older", true)];
+        let expected = expected.map(|(payload, retain)| (Bytes::from(payload), retain));
+        assert_eq!(packets(&mut client).into_iter().map(came).collect::<Vec<_>>(), expected);
+    }
+}
+
 /// P10 [MQTT-3.3.2-5]: what expires while retained messages are read does not come behind them (found by simulation, seed 4031).
 #[test]
 fn what_expires_behind_retained_messages_is_dropped() {
