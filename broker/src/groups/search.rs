@@ -177,9 +177,8 @@ struct Refusals {
 
 impl Refusals {
     fn is_news(&mut self, now: Instant, refusal: &str) -> bool {
-        let is_said = |(at, said): &(Instant, String)| {
-            said == refusal && now.saturating_duration_since(*at) < REFUSAL_REPEATED
-        };
+        let is_said =
+            |(at, said): &(Instant, String)| said == refusal && now.saturating_duration_since(*at) < REFUSAL_REPEATED;
         if self.said.as_ref().is_some_and(is_said) {
             return false;
         }
@@ -343,7 +342,7 @@ mod tests {
         };
         assert_eq!(named(&[(2, &[1, 2, 3, 4]), (3, &[1, 2, 3]), (1, &[1, 2])]), [1, 2, 3, 4]);
         assert_eq!(named(&[(2, &[1, 2, 4]), (3, &[1, 3, 5])]), [1, 2, 3, 4, 5]);
-        assert_eq!(named(&[(1, &[1, 2, 3])]), [], "it knows what it knows");
+        assert!(named(&[(1, &[1, 2, 3])]).is_empty(), "it knows what it knows");
     }
 
     #[test]

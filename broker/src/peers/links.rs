@@ -339,9 +339,7 @@ mod tests {
     use crossbeam::channel::{Receiver, Sender, unbounded};
     use kentongan_cluster::FeatureLevels;
     use kentongan_cluster::data_dir::DataDir;
-    use kentongan_cluster::transport::{
-        Asked, LocalIdentity, PeerHello, Responder, SnapshotChunks, TransportConfig,
-    };
+    use kentongan_cluster::transport::{Asked, LocalIdentity, PeerHello, Responder, SnapshotChunks, TransportConfig};
     use proptest::prelude::*;
 
     use super::*;
@@ -401,7 +399,9 @@ mod tests {
         let (ended, ends) = unbounded();
         let mut fetch = |group: GroupId| {
             let ended = ended.clone();
-            let fetched = move |_| drop(ended.send(group));
+            let fetched = move |_| {
+                let _ = ended.send(group);
+            };
             links.fetch_snapshot(NodeId(2), group, Box::new(fetched));
         };
 
