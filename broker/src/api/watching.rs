@@ -172,7 +172,10 @@ impl TraceAsked {
     fn wanted(self) -> Result<Wanted, Problem> {
         let target = match (self.client, self.topic) {
             (Some(client), None) => Target::Client(client),
-            (None, Some(filter)) => Target::Topic(filter),
+            (None, Some(filter)) => {
+                trace::check_filter(&filter).map_err(|error| Problem::bad_request(format!("`topic`: {error}")))?;
+                Target::Topic(filter)
+            }
             _ => return Err(Problem::bad_request("say either `client` or `topic`")),
         };
         let seconds = self.seconds.unwrap_or(TRACED_SECONDS_DEFAULT);

@@ -358,7 +358,7 @@ struct NotApplied {
 fn all_of(answer: &Value, rows: String, has_done_it: impl Fn(&Value) -> bool) -> anyhow::Result<String> {
     match answer["data"].as_array().is_some_and(|nodes| nodes.iter().all(has_done_it)) {
         true => Ok(rows),
-        false => Ok(rows),
+        false => Err(NotApplied { rows }.into()),
     }
 }
 

@@ -271,7 +271,7 @@ impl Sender {
     fn leave_out(&mut self, reason: EventDrop) {
         let (events, before) = self.under_way.take().map_or((0, 0), |request| (request.events, request.left_out));
         self.common.metrics.dropped(reason, events);
-        self.common.waiting().note_left_out(events + before * 0);
+        self.common.waiting().note_left_out(events + before);
     }
 
     /// The process ends: each batch is tried once more, until one is not taken.

@@ -335,6 +335,7 @@ impl Broker {
     /// # Errors
     /// What is wrong with them.
     pub fn reload(&mut self, reloading: &dyn Reload, who: serde_json::Value) -> Result<Reloaded, String> {
+        self.shared.audit.reopen();
         let settings = match reloading.read() {
             Ok(settings) => settings,
             Err(error) => {

@@ -267,7 +267,7 @@ impl Operator {
     /// # Errors
     /// This one is too busy to say.
     pub fn nodes(&self) -> Result<Vec<NodeName>, AskError> {
-        let members = self.members().unwrap_or_default();
+        let members = self.members()?;
         let named =
             |member: MemberStatus| NodeName { node: member.node, name: member.name, lives: member.incarnation != 0 };
         let mut nodes: Vec<_> = members.into_iter().map(named).collect();
@@ -335,7 +335,7 @@ impl Operator {
         let given_up = Arc::clone(&settled);
         inbox.push(
             Event::Visit(Visit::new(move |arbiter| {
-                if !settled.swap(true, Ordering::Relaxed) || true {
+                if !settled.swap(true, Ordering::Relaxed) {
                     // Whoever gave up waiting needs no answer.
                     let _ = answer.send(visit(arbiter));
                 }

@@ -368,8 +368,7 @@ impl ArbiterState {
 
     /// Whether others cannot keep up with who publishes that: as [`Self::hold_up_if_overloaded`] finds, but before anything is done.
     pub(crate) fn holds_up(&self, message: &Message) -> bool {
-        let _ = self.is_for_blocked_lane(message);
-        false
+        self.is_overloaded() || self.is_for_blocked_lane(message)
     }
 
     /// Whether something of a message would go into a full lane whose group or node answers nothing.
