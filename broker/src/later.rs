@@ -7,8 +7,7 @@
 use bytes::Bytes;
 use kentongan_cluster::FeatureLevels;
 
-/// What this program knows. 2: bans ([`kentongan_cluster::directory::bans`]). 3: [`ROOM_LEVEL`],
-/// [`LIVE_RETAIN_LEVEL`].
+/// What this program knows. 2: bans ([`kentongan_cluster::directory::bans`]). 3: [`ROOM_LEVEL`].
 const LEVELS: FeatureLevels = FeatureLevels { min: 1, max: 3 };
 
 /// The first level, which groups have without being told.
@@ -16,9 +15,6 @@ pub const FIRST_LEVEL: u32 = 1;
 
 /// From here on what expired makes room in a full queue of a persistent session, and what its window has room for needs none.
 pub const ROOM_LEVEL: u32 = 3;
-
-/// From here on a retained message of which a persistent session holds a live copy goes with the RETAIN of that.
-pub const LIVE_RETAIN_LEVEL: u32 = 3;
 
 /// What the program knows that runs.
 #[must_use]

@@ -109,12 +109,6 @@ impl Came {
     fn has(&self, message: MessageIdentity) -> bool {
         self.0.contains(&message)
     }
-
-    /// Takes it out, if it is there: one of them, where it was noted more than once.
-    fn take(&mut self, message: MessageIdentity) -> bool {
-        let at = self.0.iter().position(|came| *came == message);
-        at.and_then(|at| self.0.remove(at)).is_some()
-    }
 }
 
 /// A filter whose messages go over.
@@ -622,42 +616,36 @@ impl ArbiterState {
         self.lately.note(key, message, Way::Directly);
     }
 
-    /// The RETAIN with which a message goes that the group hands over. `None`: the session had it directly.
-    pub(super) fn retain_by_group(&mut self, key: ConnectionKey, delivery: &DeliverPersistent) -> Option<bool> {
+    /// A message that the group hands over. `true`: the session had it directly.
+    pub(super) fn had_directly(&mut self, key: ConnectionKey, delivery: &DeliverPersistent) -> bool {
         let DeliverPersistent { ref message, retain, shared, dup, .. } = *delivery;
         if shared == Some(true) {
             // A copy of its own [MQTT-4.8.2].
-            return Some(retain);
+            return false;
         }
         let session = self.client(key).and_then(|client| client.session.as_ref());
         let Some((session, changes)) = session.and_then(|session| Some((session, session.changes.as_ref()?))) else {
             if !retain {
                 self.lately.note(key, message.identity, Way::ByGroup);
             }
-            return Some(retain);
+            return false;
         };
         // What is read as retained is sent whatever came live, and looks like what came live where RETAIN is kept.
         let is_read = retain && changes.read.has(message.identity);
         let may_be_shared = shared.is_none() && may_be_shared(session, &message.topic);
         let keeps_retain = changes.keeps_retain(&message.topic);
-        if message.identity == MessageIdentity::default() || may_be_shared {
-            return Some(retain);
+        if is_read || message.identity == MessageIdentity::default() || may_be_shared {
+            return false;
         }
-        let is_retained = retain && !keeps_retain && !self.matching(key, &self.publication_of(message)).keeps_retain;
+        if retain && !keeps_retain && !self.matching(key, &self.publication_of(message)).keeps_retain {
+            return false;
+        }
         let Some(changes) = self.changes(key) else {
-            return Some(retain);
+            return false;
         };
-        if is_retained && !dup {
-            // What comes live from now on is not owed for it.
-            changes.read.take(message.identity);
-        }
-        if is_read || is_retained {
-            return Some(retain);
-        }
         // One that comes again is known to the client by its Packet Identifier, which waits for it.
         if changes.directly.has(message.identity) && !dup {
-            // The group makes one of a retained message and its live copy, which goes as the latter. That came: it is the retained one.
-            return (!retain && changes.read.take(message.identity)).then_some(true);
+            return true;
         }
         changes.note(message.identity, Way::ByGroup);
         let waiting = changes.waiting.iter().position(|waiting| waiting.message.identity == message.identity);
@@ -667,7 +655,7 @@ impl ArbiterState {
         if !retain {
             self.lately.note(key, message.identity, Way::ByGroup);
         }
-        Some(retain)
+        false
     }
 
     /// The group is handed a message as retained.

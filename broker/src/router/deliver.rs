@@ -633,14 +633,13 @@ impl ArbiterState {
         }
         let mut publication = self.publication_of(&delivery.message);
         publication.expires_at_ms = delivery.expires_at_ms;
-        let retain = self.retain_by_group(key, delivery);
         let terms = Terms {
             qos: delivery.qos,
-            retain: retain.unwrap_or(delivery.retain),
+            retain: delivery.retain,
             identifiers: &delivery.subscription_identifiers,
             share: None,
         };
-        if retain.is_none()
+        if self.had_directly(key, delivery)
             || self.is_kept_from(key, publication.topic, terms.qos)
             || !self.write_own_encoding(key, &mut publication, terms, Some(delivery.packet_id), delivery.dup)
         {

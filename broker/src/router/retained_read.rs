@@ -866,16 +866,13 @@ impl ArbiterState {
         }
         let own_identifier = own.identifier.map(std::num::NonZeroU32::get);
         let (mut qos, mut identifiers) = (message.qos.min(own.options.qos), Vec::from_iter(own_identifier));
-        let mut retain = true;
         if let Some(copy) = copy {
-            // It was published while the subscription stood [MQTT-3.3.1-12].
-            retain = copy.retain;
             qos = qos.max(copy.qos);
             identifiers.extend(copy.identifiers.iter().filter(|&&identifier| Some(identifier) != own_identifier));
         }
         let mut publication = self.publication_of(message);
         self.templates.begin();
-        let terms = Terms { qos, retain, identifiers: &identifiers, share: None };
+        let terms = Terms { qos, retain: true, identifiers: &identifiers, share: None };
         self.deliver(key, &mut publication, terms);
     }
 

@@ -98,8 +98,7 @@ pub(super) fn readings_begun_anew<'a>(story: &'a Story<'_>, span: &'a Span) -> i
     })
 }
 
-/// Finds the SUBSCRIBEs that got nothing of a topic although their retained messages had all been sent. What was published while the
-/// subscription stood goes as the live message that it is, also where it is read, and the one before it does not come then.
+/// Finds the SUBSCRIBEs that got nothing of a topic although their retained messages had all been sent.
 ///
 /// Whether No Local holds back retained messages of one's own is not written anywhere: those are left out.
 fn read_absences<'a>(story: &'a Story<'_>, topic: Symbol, register: &mut Register<'a>) {
@@ -113,25 +112,12 @@ fn read_absences<'a>(story: &'a Story<'_>, topic: Symbol, register: &mut Registe
             continue;
         }
         if let Some(end) = end_of_reading(story, span) {
-            let may_be_read =
-                session.deliveries.iter().map(|&delivery| &story.deliveries[delivery as usize]).any(|live| {
-                    let within = span.subscribe.event < live.mark.event && live.mark.event <= end.event;
-                    within && live.topic == topic && may_be_read_live(story, live)
-                });
-            if may_be_read {
-                continue;
-            }
             register.absences.push((session.client, Operation { start: span.subscribe, end }));
         }
     }
 }
 
-/// Whether it is a message to be retained: then it may have been read, and gone as the live copy that waited for that.
-fn may_be_read_live(story: &Story<'_>, delivery: &Delivery) -> bool {
-    delivery.message != NONE && story.messages[delivery.message as usize].retain
-}
-
-/// Live messages of a subscription wait for its retained ones: the first of them that is none itself is the end of reading. One of QoS 0 waits
+/// Live messages of a subscription wait for its retained ones: the first of them is the end of reading. One of QoS 0 waits
 /// only for those of QoS 0, for the others wait in turn for what the client has to acknowledge. What a shared subscription may
 /// have brought waited for nothing. And when a retained message is read, the older ones of its topic that wait go before it: other topics
 /// may still be to be read then, and if it never left, nobody can tell whether it was read.
@@ -145,11 +131,7 @@ fn end_of_reading(story: &Story<'_>, span: &Span) -> Option<Mark> {
     let from = session.deliveries.partition_point(|&d| story.deliveries[d as usize].mark.event < suback.event);
     let sent = || session.deliveries[from..].iter().map(|&d| &story.deliveries[d as usize]);
     let is_before_its_retained = |live: &Delivery| {
-        sent().any(|other| {
-            (other.retain || may_be_read_live(story, other))
-                && other.topic == live.topic
-                && other.mark.event > live.mark.event
-        })
+        sent().any(|other| other.retain && other.topic == live.topic && other.mark.event > live.mark.event)
     };
     // It may have been read, and wait for what the client has to acknowledge.
     let may_wait = |retained: u32| !sent().any(|other| other.message == retained);
@@ -171,7 +153,6 @@ fn end_of_reading(story: &Story<'_>, span: &Span) -> Option<Mark> {
             && story.spans_of(delivery).all(|reason| !reason.shared && reason.subscribe.event == span.subscribe.event)
             && story.matches(span, delivery.topic)
             && delivery.message != NONE
-            && !may_be_read_live(story, delivery)
             && story.messages[delivery.message as usize].first.event > suback.event
             && !is_before_its_retained(delivery)
             && !may_be_before_its_retained(delivery)

@@ -121,37 +121,6 @@ fn p6_a_message_that_goes_before_the_retained_one_of_its_topic_is_no_end_of_read
     script(1, 1).breaks(Promise::P6);
 }
 
-/// What is published while the subscription stands may be what is read, and comes as the live message that it is. Other topics may still
-/// be to be read then. One that is not to be retained is never read.
-#[test]
-fn p6_a_live_message_that_is_to_be_retained_may_be_the_one_that_was_read() {
-    let script = |filter: &'static str, retain: bool, topic: &'static str| {
-        let mut script = Script::default();
-        script.connect("pub", 0);
-        script.retain("pub", 1, false);
-        script.connect("sub", 0);
-        script.subscribe("sub", filter, 1);
-        let (packet_id, message, expiry) = (50, MessageId(2), None);
-        let publish = Publish { packet_id, dup: false, qos: 1, retain, topic, expiry, message, empty: false };
-        script.line("pub", Action::PublishSent(publish));
-        script.acknowledge("pub", packet_id, 1, 0);
-        let (message, identifiers) = (Some(MessageId(2)), Box::default());
-        let live =
-            Delivery { packet_id: 51, dup: false, qos: 1, retain: false, topic, message, expiry: None, identifiers };
-        script.line("sub", Action::Delivered(live));
-        script
-    };
-    let mut reads = script(TOPIC, true, TOPIC);
-    reads.keeps_all();
-    reads.mark(What::Quiesced);
-    reads.keeps_all();
-    let mut reads_another = script("#", true, "other");
-    reads_another.keeps_all();
-    reads_another.mark(What::Quiesced);
-    reads_another.breaks(Promise::P6);
-    script(TOPIC, false, TOPIC).breaks(Promise::P6);
-}
-
 /// UNSUBSCRIBE stops what had not begun to be sent [MQTT-3.10.4-2, MQTT-3.10.4-3], and so does a SUBSCRIBE that wants nothing
 /// retained. One that only wants nothing twice does not.
 #[test]

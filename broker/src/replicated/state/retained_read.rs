@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kentongan_proto::mqtt::QoS;
 
 use super::{GroupState, Terms};
-use crate::later::{LIVE_RETAIN_LEVEL, ROOM_LEVEL};
+use crate::later::ROOM_LEVEL;
 use crate::message::Message;
 use crate::replicated::command;
 use crate::replicated::effect::{Effect, QueueAtGroup};
@@ -37,12 +37,10 @@ impl GroupState {
             let copy = self.enqueue_held_before(&client_id, &message, effects);
             // It is one message, by what all subscriptions together ask for [MQTT-3.3.4-2].
             let own_identifier = own.identifier.map(NonZeroU32::get);
-            // What was published while the subscription stood says so [MQTT-3.3.1-12].
-            let live_retain = copy.as_ref().filter(|_| self.level >= LIVE_RETAIN_LEVEL).map(|copy| copy.retain);
             let (live_qos, live) = copy.map_or((qos, Vec::new()), |copy| (copy.qos, copy.identifiers));
             let others = live.into_iter().filter(|&identifier| Some(identifier) != own_identifier);
             let (qos, identifiers) = (qos.max(live_qos), own_identifier.into_iter().chain(others).collect());
-            let terms = Terms { qos, retain: live_retain.unwrap_or(true), identifiers, share: None };
+            let terms = Terms { qos, retain: true, identifiers, share: None };
             self.enqueue(&client_id, &message, terms, effects);
         }
         if page.last {

@@ -849,7 +849,6 @@ fn what_is_published_while_retained_messages_are_read_keeps_its_qos() {
         delivered.map(|delivery| (payload(&delivery.message), delivery.qos, delivery.retain)).collect()
     };
     let page_of = |messages| page("#", 1, messages);
-    let level = |script: &mut Script, level| script.apply(Command::Level(command::Level { level }));
     let publish = |script: &mut Script, payload: &str| {
         let mut message = script.message(payload);
         message.message.iter_mut().for_each(|message| message.qos = 2);
@@ -862,24 +861,6 @@ fn what_is_published_while_retained_messages_are_read_keeps_its_qos() {
     let effects = script.apply(page_of(vec![kept, record(7, "of another")]));
     let expected = [("kept", QoS::ExactlyOnce), ("of another", QoS::AtLeastOnce)];
     assert_eq!(came(&effects), expected.map(|(payload, qos)| (payload.to_owned(), qos, true)));
-
-    // [MQTT-3.3.1-12], once all nodes know it.
-    for (of, as_published) in [(2, false), (3, false), (3, true)] {
-        let mut script = Script::new();
-        level(&mut script, of);
-        let epoch = script.connect(true, 100).epoch;
-        let asked = SubscribeFilter { retain_as_published: as_published, ..asked("#", false) };
-        assert_eq!(script.subscribe_to(epoch, asked), Some(1));
-        let mut live = script.message("kept");
-        live.message.iter_mut().for_each(|message| message.retain = true);
-        assert_eq!(came(&script.lane_batch(vec![live])), []);
-        script.restart();
-        let read = [record(1, "kept"), record(7, "of another")].map(|read| MessageRecord { retain: true, ..read });
-        let effects = script.apply(page_of(read.to_vec()));
-        let expected = [("kept", of == 2 || as_published), ("of another", true)];
-        let expected = expected.map(|(payload, retain)| (payload.to_owned(), QoS::AtLeastOnce, retain));
-        assert_eq!(came(&effects), expected, "level {of}");
-    }
 
     // [MQTT-3.8.3-3], where the window has room.
     let mut script = Script::new();

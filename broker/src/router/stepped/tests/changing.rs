@@ -583,34 +583,6 @@ fn a_retained_message_comes_beside_the_live_one_and_retain_as_published_is_live(
     assert_eq!((got, at_once), (vec![(1, MOST)], vec![(1, MOST), (1, ONCE)]));
 }
 
-/// The group makes one of a retained message and its live copy, which goes as live. Where that came directly, it is the retained one that
-/// is owed; where that came before, the live one is not.
-#[test]
-fn a_retained_message_comes_that_the_group_hands_over_as_the_live_one_that_came() {
-    let mut subscriber = Subscriber::new(MOST);
-    let connection = subscriber.connection;
-    for (number, comes_before) in [(1, false), (2, true)] {
-        subscriber.message_directly(retained(number));
-        subscriber.subscribe(ONCE);
-        subscriber.arbiter.state.note_read(connection, retained(number).identity);
-        let mut expected = vec![(false, QoS::AtMostOnce), (true, QoS::AtLeastOnce)];
-        if comes_before {
-            subscriber.message_by_group(retained(number), true);
-        }
-        subscriber.message_by_group(retained(number), false);
-        subscriber.message_by_group(retained(number), false);
-        let came = |packet| match packet {
-            Packet::Publish(publish) => Some((publish.retain, publish.delivery.qos())),
-            _ => None,
-        };
-        let got: Vec<_> = packets(&mut subscriber.client).into_iter().filter_map(came).collect();
-        assert_eq!(got, std::mem::take(&mut expected));
-        subscriber.answer(ONCE);
-        subscriber.pass_barriers();
-        subscriber.stand(FILTER, SubscriptionOptions::new(MOST));
-    }
-}
-
 /// 1 → 0, with what is retained still to be read. The group has heard of that before a page comes, and would take nothing in.
 #[test]
 fn what_is_retained_is_not_lost_when_its_subscription_goes_over() {
