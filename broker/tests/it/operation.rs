@@ -749,8 +749,11 @@ fn a_check_of_the_settings_looks_at_the_files_that_they_name() {
             path(name)
         )
     };
-    let webhook =
-        |ca: &std::path::Path| format!("[events.webhook]\nurl = \"https://hooks.example/\"\nca_file = {ca:?}\n");
+    std::fs::write(path("secret"), "kulkul".repeat(8)).unwrap();
+    let webhook = |ca: &std::path::Path| {
+        let secret = path("secret");
+        format!("[events.webhook]\nurl = \"https://hooks.example/\"\nca_file = {ca:?}\nsecret_file = {secret:?}\n")
+    };
     let certs = broker_command().args(["cluster", "certs", "--node", "n1", "--"]).arg(path("certs")).output().unwrap();
     assert!(certs.status.success(), "{}", String::from_utf8_lossy(&certs.stderr));
     let member = |node: &str| {

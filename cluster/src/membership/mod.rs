@@ -338,7 +338,6 @@ impl Membership {
         self.place();
         self.offer(now_ns);
         self.start_group_rounds(now_ns);
-        self.register(now_ns);
         self.settle(now_ns);
     }
 
@@ -604,11 +603,6 @@ impl Membership {
     fn register(&mut self, now_ns: u64) {
         let Some(leader) = self.leader else { return };
         if self.life.is_some() || self.closing || self.removed || now_ns < self.register_at_ns {
-            return;
-        }
-        // One that joins is a member before it has the directory. It would hear that it is registered only once it has it, be without a
-        // lease until then, and be declared dead; and all that waits for every node would wait for it.
-        if !self.directory.members().contains_key(&self.me) {
             return;
         }
         self.register_at_ns = now_ns + REGISTER_INTERVAL_NS;

@@ -492,30 +492,6 @@ fn a_new_leader_of_a_group_releases_nobody_before_it_knows_who_joined() {
     assert!(cluster.seen(2).contains(&waiter));
 }
 
-/// It would hear that it is registered only once it has the directory, and be dead by then. Who has it registers at once.
-#[test]
-fn a_node_registers_when_its_directory_says_that_it_is_a_member() {
-    let mut membership = Membership::new(id(2), record(2), 1, Arc::default(), Limits::default());
-    let registers = |membership: &mut Membership| {
-        membership.flush(0);
-        let outputs = membership.take_outputs();
-        outputs.into_iter().any(|output| match output {
-            Output::Send { to, message } => to == id(1) && matches!(wire::decode(message), Ok(Some(Body::Join(_)))),
-            _ => false,
-        })
-    };
-    membership.on_directory_role(0, Some(id(1)), 1);
-    membership.tick(10_000 * MS);
-    assert!(!registers(&mut membership), "it has no directory yet");
-    let form = Form { cluster_id: vec![1].into(), groups: 1, members: vec![record(1)], ..Form::default() };
-    membership.on_directory(10_001 * MS, 1, command::encode(Command::Form(form))).expect("ours");
-    membership.tick(20_000 * MS);
-    assert!(!registers(&mut membership), "it was not admitted yet, as far as it knows");
-    let admit = command::Admit { member: Some(record(2)) };
-    membership.on_directory(20_001 * MS, 2, command::encode(Command::Admit(admit))).expect("ours");
-    assert!(registers(&mut membership));
-}
-
 /// Apply may be far behind, for longer than another round is waited for.
 #[test]
 fn a_slow_round_counts_though_others_were_begun() {

@@ -248,8 +248,7 @@ pub(super) fn transfer(
     check_can_lead(&survey, group, member)?;
     hand_over(transport, peer, group, member, deadline.min(Instant::now() + DECIDED_WITHIN))?;
     // Only now, so that a refusal changes nothing. The new leader stays in office for longer than this takes.
-    let deadline = decided();
-    decide(transport, peer, &prefer(member.node), deadline)?;
+    decide(transport, peer, &prefer(member.node), decided())?;
     loop {
         let status = status_of(transport, &member.peer_address);
         if status.is_ok_and(|status| leads_group(&status, group)) {

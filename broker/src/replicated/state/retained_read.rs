@@ -43,6 +43,10 @@ impl GroupState {
             let terms = Terms { qos, retain: true, identifiers, share: None };
             self.enqueue(&client_id, &message, terms, effects);
         }
+        if self.level >= ROOM_LEVEL {
+            // Before the live messages that waited need the room.
+            self.pump(&client_id, effects);
+        }
         if page.last {
             self.end_read(&client_id, &filter);
             self.finish_reads(&client_id, effects);
