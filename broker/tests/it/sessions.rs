@@ -247,7 +247,7 @@ fn retained_messages_wait_for_room_in_the_queue() {
     for (bound, queues) in
         [("queue_messages_max = 40", true), ("queue_bytes_max = 50000", true), ("queue_messages_max = 0", false)]
     {
-        let broker = Broker::with_settings(&format!("[session]\n{bound}\n"));
+        let broker = Broker::with_settings(&format!("[[listener]]\naddress = \"127.0.0.1:0\"\n[session]\n{bound}\n"));
         let mut publisher = Client::v5(&broker, "p");
         for number in 1..=TOPICS {
             let mut message = publish(&format!("r/{number}"), &text, qos1(number));
