@@ -375,7 +375,8 @@ impl ArbiterState {
     fn is_for_blocked_lane(&self, message: &Message) -> bool {
         let is_blocked = |group| self.lanes.is_blocked(BlockedLane::Group(group));
         if let Some((_, topic)) = crate::message::delayed(&message.topic) {
-            return is_blocked(self.lanes.group_of(topic));
+            let group = self.lanes.group_of(topic);
+            return is_blocked(group) || self.lanes.is_blocked(BlockedLane::Delayed(group));
         }
         if message.retain && is_blocked(self.lanes.group_of(&message.topic)) {
             return true;

@@ -867,6 +867,19 @@ fn publish_to(client: &mut Client, topic: &str, payload: &'static str) -> Packet
     Packet::Publish(Publish { dup: false, delivery, retain: false, topic, properties, payload })
 }
 
+fn message_to(topic: &str, qos: QoS) -> Arc<Message> {
+    Arc::new(Message {
+        identity: MessageIdentity::default(),
+        topic: Arc::from(topic),
+        payload: Bytes::from_static(b"x"),
+        qos,
+        retain: false,
+        publisher: Arc::from(""),
+        properties: None,
+        expires_at_ms: None,
+    })
+}
+
 fn is_puback(packet: &Packet) -> bool {
     matches!(packet, Packet::PubAck(_))
 }

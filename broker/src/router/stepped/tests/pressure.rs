@@ -292,6 +292,8 @@ fn delayed_messages_that_no_group_has_answered_are_bounded() {
         arbiter.run();
     }
     assert_eq!(held(&arbiter) - before, DELAYED_UNANSWERED_MAX);
+    let delayed = message_to("$delayed/60/t", QoS::AtLeastOnce);
+    assert!(arbiter.state.holds_up(&delayed) && !arbiter.state.holds_up(&message_to("u", QoS::AtLeastOnce)));
     packets(&mut bystander);
     let publish = publish_to(&mut bystander, "u", "x");
     bystander.send(&publish);
@@ -319,17 +321,7 @@ fn shared_messages_go_to_no_dead_node() {
     }
     tell(&mut arbiter, Event::NodeDead { node: dead.number });
     for qos in ANY_QOS.into_iter().cycle().take(12) {
-        let message = Message {
-            identity: MessageIdentity::default(),
-            topic: Arc::from("t"),
-            payload: Bytes::from_static(b"x"),
-            qos,
-            retain: false,
-            publisher: Arc::from(""),
-            properties: None,
-            expires_at_ms: None,
-        };
-        arbiter.state.route_message(&Arc::new(message));
+        arbiter.state.route_message(&message_to("t", qos));
     }
     arbiter.run();
     let held: Vec<_> = arbiter.state.lanes.nodes.held().filter(|&(_, held)| held > 0).collect();

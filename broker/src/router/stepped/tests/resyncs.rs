@@ -336,18 +336,6 @@ fn nothing_is_said_to_nodes_in_the_name_of_a_registration_to_come() {
     let process = PeerProcess { node: 2, incarnation: 20 };
     let node = shared.cluster.as_ref().expect("several nodes").nodes.indexed(process);
     shared.index.set_node("t", node, 0, NodeInterest { any: 1, ..NodeInterest::default() }.to_value());
-    let message = |qos| {
-        Arc::new(Message {
-            identity: MessageIdentity::default(),
-            topic: Arc::from("t"),
-            payload: Bytes::from_static(b"x"),
-            qos,
-            retain: false,
-            publisher: Arc::from(""),
-            properties: None,
-            expires_at_ms: None,
-        })
-    };
     let messages = |peers: &Narrow| {
         let said = peers.take().into_iter();
         let messages = said.filter_map(|said| match said {
@@ -358,7 +346,7 @@ fn nothing_is_said_to_nodes_in_the_name_of_a_registration_to_come() {
     };
     tell(&mut arbiter, Event::Unregistered);
     for qos in ANY_QOS {
-        arbiter.state.route_message(&message(qos));
+        arbiter.state.route_message(&message_to("t", qos));
     }
     arbiter.run();
     shared.set_incarnation(9);
@@ -367,7 +355,7 @@ fn nothing_is_said_to_nodes_in_the_name_of_a_registration_to_come() {
     assert_eq!(messages(&peers), []);
     tell(&mut arbiter, Event::Registered { incarnation: 9 });
     assert_eq!(messages(&peers), [], "nothing gathered meanwhile");
-    arbiter.state.route_message(&message(QoS::AtLeastOnce));
+    arbiter.state.route_message(&message_to("t", QoS::AtLeastOnce));
     arbiter.run();
     assert_eq!(messages(&peers), [(9, 0, 1)]);
 }
