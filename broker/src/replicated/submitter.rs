@@ -207,12 +207,21 @@ struct Ticks {
     proposed: VecDeque<(u64, Applied)>,
     /// Likewise those that are to bridge the time before this process, of which nobody knows before what the clock will say.
     bridging: VecDeque<(u64, u64)>,
-    /// The first of those since a tick was applied that counts.
-    bridges_from: Option<(u64, u64)>,
+    /// The first of those since a tick was applied that counts, and since others said what their wall clocks say, if they did.
+    bridges_from: Option<BridgesFrom>,
     /// The last one that was proposed, as it goes ahead of what is proposed until it is applied.
     opening: Option<Opening>,
     /// By how much the wall clock was ahead of the process clock when a tick was proposed here last.
     wall_ahead_ms: Option<i64>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct BridgesFrom {
+    wall_ms: u64,
+    /// Process time.
+    at_ms: u64,
+    /// The wall clock is the cluster's, not that of this machine alone.
+    is_clusters: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -236,10 +245,17 @@ impl Ticks {
     }
 
     /// The wall time by which to bridge the time before this process. As long as an earlier try may be under way, what passes since is
-    /// known without the wall clock, which may have been set meanwhile: the second would bridge that as well.
-    fn bridge(&mut self, wall_ms: u64, now_ms: u64) -> u64 {
-        let (first_ms, at_ms) = *self.bridges_from.get_or_insert((wall_ms, now_ms));
-        let wall_ms = first_ms + now_ms.saturating_sub(at_ms);
+    /// known without the wall clock, which may have been set meanwhile: the second would bridge that as well. But a try that went by this
+    /// machine's wall clock alone, as before it has heard of anybody, says nothing once the others have said what theirs say: most tries of
+    /// that time are dropped, and it may be an hour ahead.
+    fn bridge(&mut self, clock: &Clock, now_ms: u64) -> u64 {
+        let now =
+            BridgesFrom { wall_ms: clock.cluster_wall_ms(), at_ms: now_ms, is_clusters: clock.knows_cluster_wall() };
+        let from = match self.bridges_from {
+            Some(from) if from.is_clusters || !now.is_clusters => from,
+            _ => *self.bridges_from.insert(now),
+        };
+        let wall_ms = from.wall_ms + now_ms.saturating_sub(from.at_ms);
         if self.bridging.len() == PROPOSED_TICKS_MAX {
             self.bridging.pop_front();
         }
@@ -318,7 +334,7 @@ impl Submitter {
             }
             // The first one bridges the time that no replica ran, by the wall clock.
             None => {
-                let wall_ms = ticks.bridge(self.clock.cluster_wall_ms(), now_ms);
+                let wall_ms = ticks.bridge(&self.clock, now_ms);
                 ticks.wall_ahead_ms = Some(ahead_ms(wall_ms, now_ms));
                 command::Tick { elapsed_ms: 0, wall_ms, bridge: true, from_ms: None }
             }
@@ -558,6 +574,27 @@ mod tests {
         assert_eq!(submitter.clock_ms(1, 500), 500);
         machine.advance(Duration::from_secs(1));
         assert_eq!(submitter.clock_ms(1, 500), 1_500);
+    }
+
+    /// P10: before it has heard of anybody it may have tried with its own, and such a try is mostly dropped.
+    #[test]
+    fn a_try_that_went_by_its_own_wall_clock_says_nothing_once_the_others_said_what_theirs_say() {
+        let machine = Arc::new(ManualClock::new(1_000_000 + STEP_MS));
+        let clock = Clock::manual(Arc::clone(&machine));
+        let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
+        let tries = || {
+            submitter.propose_encoded(0, Bytes::new());
+            let bridging = submitter.clocks[0].ticks.lock().expect("not poisoned").bridging.clone();
+            machine.advance(Duration::from_millis(100));
+            bridging.back().map(|(wall_ms, _)| *wall_ms)
+        };
+        assert_eq!(tries(), Some(1_000_000 + STEP_MS));
+        clock.set_cluster_wall(Some(1_000_000));
+        assert_eq!(tries(), Some(1_000_100));
+        clock.set_cluster_wall(Some(1_000_000 + STEP_MS));
+        assert_eq!(tries(), Some(1_000_200), "it was set meanwhile");
+        clock.set_cluster_wall(None);
+        assert_eq!(tries(), Some(1_000_300));
     }
 
     /// P10: the wall clock of the cluster is set, as where the node whose clock was the earlier of two is gone, and what is known of the
