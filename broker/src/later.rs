@@ -7,7 +7,8 @@
 use bytes::Bytes;
 use kentongan_cluster::FeatureLevels;
 
-/// What this program knows. 2: bans ([`kentongan_cluster::directory::bans`]). 3: [`ROOM_LEVEL`].
+/// What this program knows. 2: bans ([`kentongan_cluster::directory::bans`]). 3: [`ROOM_LEVEL`],
+/// [`WALL_LEVEL`].
 const LEVELS: FeatureLevels = FeatureLevels { min: 1, max: 3 };
 
 /// The first level, which groups have without being told.
@@ -15,6 +16,10 @@ pub const FIRST_LEVEL: u32 = 1;
 
 /// From here on what expired makes room in a full queue of a persistent session, and what its window has room for needs none.
 pub const ROOM_LEVEL: u32 = 3;
+
+/// From here on a group knows what the wall clock should say, whatever it says, and bridges nothing from a time before this program was
+/// written.
+pub const WALL_LEVEL: u32 = 3;
 
 /// What the program knows that runs.
 #[must_use]

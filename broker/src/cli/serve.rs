@@ -8,7 +8,8 @@ use clap::Args;
 use super::local::{Local, parse_listener, parse_peer, parse_peer_listener};
 use super::{EXIT_FAILURE, EXIT_USAGE, logging};
 use crate::config::{
-    self, ConfigError, Effective, FlagValue, ListenerConfig, Reload, Settings, Sources, warn_of_open_files,
+    self, ConfigError, Effective, FlagValue, ListenerConfig, Reload, Settings, Sources, warn_of_bounds,
+    warn_of_open_files,
 };
 use crate::ending::Ending;
 use crate::log_lines;
@@ -123,6 +124,7 @@ impl Reload for Reloading {
     fn read(&self) -> Result<Settings, ConfigError> {
         let effective = Effective::load(&self.sources)?;
         warn_of_open_files(&effective.settings);
+        warn_of_bounds(&effective.settings);
         Ok(effective.settings)
     }
 
@@ -148,6 +150,7 @@ pub(super) fn run(arguments: &ServeArgs, serve: impl FnOnce(Effective, Reloading
     };
     let log_filter = logging::start(&effective.settings.log);
     warn_of_open_files(&effective.settings);
+    warn_of_bounds(&effective.settings);
     if is_as_installed(&effective) {
         tracing::info!(
             "only clients on this machine can connect; to let others in, on a network that you trust, start with \

@@ -117,7 +117,7 @@ impl TlsArgs {
         let roots = Arc::new(self.roots()?);
         let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider).build();
         let verifier = verifier.map_err(|error| format!("TLS: {error}"))?;
-        Ok(if self.insecure { Arc::new(AnyName(verifier)) } else { verifier })
+        Ok(Arc::new(Verifier { verifier, any_name: self.insecure }))
     }
 
     fn roots(&self) -> Result<RootCertStore, String> {
@@ -158,11 +158,29 @@ fn unreadable(file: &Path, error: &rustls::pki_types::pem::Error) -> String {
     format!("cannot use {}: {error}", file.display())
 }
 
-/// Verifies everything but that the certificate is for the name of the broker.
 #[derive(Debug)]
-struct AnyName(Arc<WebPkiServerVerifier>);
+struct Verifier {
+    verifier: Arc<WebPkiServerVerifier>,
+    /// The certificate need not be for the name of the broker.
+    any_name: bool,
+}
 
-impl ServerCertVerifier for AnyName {
+/// Says what is wrong with a certificate where the words of the library do not.
+fn in_words(error: rustls::Error) -> rustls::Error {
+    match &error {
+        rustls::Error::InvalidCertificate(CertificateError::Other(other))
+            if other.to_string().contains("CaUsedAsEndEntity") =>
+        {
+            rustls::Error::General(String::from(
+                "the broker shows the certificate of an authority (CA:TRUE, as `openssl req -x509` makes it) instead of one that an authority \
+                 made for it",
+            ))
+        }
+        _ => error,
+    }
+}
+
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -172,11 +190,11 @@ impl ServerCertVerifier for AnyName {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         // The name is what is looked at last.
-        match self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+        match self.verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => Ok(ServerCertVerified::assertion()),
-            other => other,
+            )) if self.any_name => Ok(ServerCertVerified::assertion()),
+            other => other.map_err(in_words),
         }
     }
 
@@ -186,7 +204,7 @@ impl ServerCertVerifier for AnyName {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
+        self.verifier.verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -195,10 +213,10 @@ impl ServerCertVerifier for AnyName {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
+        self.verifier.verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.verifier.supported_verify_schemes()
     }
 }

@@ -8,6 +8,7 @@
 //! Absent: anything that acts on a setting.
 
 mod address;
+mod bounds;
 mod events;
 mod http_auth;
 mod http_url;
@@ -26,6 +27,7 @@ mod tls;
 mod tokens;
 
 pub use address::{FileMode, ListenAddress};
+pub use bounds::warn_of_bounds;
 pub use events::{ClientEventKind, EventsConfig, WebhookConfig};
 pub use http_url::HttpUrl;
 pub use layer::{CONFIG_VARIABLE, ENVIRONMENT_PREFIX};

@@ -331,6 +331,9 @@ settings! {
         pub session_expiry_seconds_max: u32 = u32::MAX => reloaded,
         /// Subscriptions of one session; one more is refused with 0x97.
         pub subscriptions_max: u32 = 10_000 => reloaded,
+        /// Bytes of their Topic Filters together; one more filter is refused with 0x97. Each byte takes about three in memory, and as many at
+        /// each node that has the session's group.
+        pub subscription_bytes_max: u64 = 2 * MIB => reloaded,
         /// Filters in one SUBSCRIBE or UNSUBSCRIBE.
         pub filters_per_subscribe_max: u32 = 1024 => reloaded,
         /// Topic Aliases that an MQTT 5 client may use towards us; announced as Topic Alias Maximum.
@@ -473,8 +476,9 @@ settings! {
         pub checkpoint_log_bytes: u64 = 64 * MIB,
         /// Time between two checkpoints of a group that changed.
         pub checkpoint_seconds: NonZeroU32 = nonzero_u32(60),
-        /// Free space below which new work is refused with 0x97, so that what is accepted can still be settled.
-        pub free_bytes_reserve: u64 = 512 * MIB,
+        /// Free space below which new work is refused with 0x97, so that what is accepted can still be settled. Unset: 512 MiB, or an eighth of
+        /// the file system, if that is less.
+        pub free_bytes_reserve: Option<u64> = None,
     }
 
     /// What the whole process may use.

@@ -117,6 +117,12 @@ impl MemoryStream {
         lock(&self.outgoing).write(bytes)
     }
 
+    /// Whether the other end has said all it will, though some of it may still be to be read.
+    #[must_use]
+    pub fn is_hung_up(&self) -> bool {
+        lock(&self.incoming).state != State::Open
+    }
+
     /// [`Self::try_read`] into `buffer`; wakes the task when there is something to read.
     pub fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut pipe = lock(&self.incoming);

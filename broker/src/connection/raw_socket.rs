@@ -2,11 +2,11 @@
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A connected socket. What lies over it, if anything does, decides what its bytes mean.
@@ -75,6 +75,18 @@ impl RawSocket {
         };
         // It is closed all the same.
         drop(outcome);
+    }
+
+    /// Whether the peer has ended its side, or the connection is broken, though bytes of it may still be to be read. As far as the
+    /// runtime was told, so this asks nobody.
+    #[must_use]
+    pub fn is_hung_up(&self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        let ready = match self {
+            Self::Tcp(stream) => pin!(stream.ready(Interest::READABLE)).poll(&mut cx),
+            Self::Unix(stream) => pin!(stream.ready(Interest::READABLE)).poll(&mut cx),
+        };
+        matches!(ready, Poll::Ready(Ok(ready)) if ready.is_read_closed())
     }
 
     /// Reads what is there.

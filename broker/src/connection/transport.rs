@@ -125,6 +125,18 @@ impl Transport {
         }
     }
 
+    /// Whether the peer has ended its side, or the connection is broken, though bytes of it may still be to be read.
+    #[must_use]
+    pub fn is_hung_up(&self) -> bool {
+        match self {
+            Self::Socket(socket) => socket.is_hung_up(),
+            Self::Tls(stream) => stream.socket().is_hung_up(),
+            Self::Memory(stream) => stream.is_hung_up(),
+            Self::WebSocket(stream) => stream.under().is_hung_up(),
+            Self::Proxied(stream) => stream.over().is_some_and(Self::is_hung_up),
+        }
+    }
+
     /// Whether reading goes on with a handshake, which may cost a private key's work.
     #[must_use]
     pub fn is_handshaking(&self) -> bool {

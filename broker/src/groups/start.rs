@@ -935,8 +935,23 @@ pub(crate) fn pipeline_config(
         checkpoint_interval: Duration::from_secs(u64::from(settings.storage.checkpoint_seconds.get())),
         sync: settings.durability == Durability::Fsync,
         forgets: settings.durability != Durability::Fsync,
-        free_bytes_reserve: settings.storage.free_bytes_reserve,
+        free_bytes_reserve: free_bytes_reserve(settings),
     }
+}
+
+/// Of which most file systems have much more.
+const FREE_BYTES_RESERVE_MAX: u64 = 512 * 1024 * 1024;
+
+/// What a small file system has less than that many times is kept for what is accepted.
+const FREE_RESERVE_SHARE: u64 = 8;
+
+fn free_bytes_reserve(settings: &Settings) -> u64 {
+    settings.storage.free_bytes_reserve.unwrap_or_else(|| {
+        // Whether the directory can be used others find out.
+        let total = rustix::fs::statvfs(&settings.data_dir)
+            .map_or(u64::MAX, |space| space.f_blocks.saturating_mul(space.f_frsize));
+        FREE_BYTES_RESERVE_MAX.min(total / FREE_RESERVE_SHARE)
+    })
 }
 
 #[cfg(test)]

@@ -55,6 +55,8 @@ pub struct ListenerContext {
     pub connect_rate_per_address: u32,
     /// Subscriptions that a session of its clients may have.
     pub subscriptions_max: u32,
+    /// Bytes of their Topic Filters.
+    pub subscription_bytes_max: u64,
     /// TLS, if its clients speak it.
     pub tls: Option<Arc<Endpoint>>,
     /// How fast its clients may publish: one for the listener, likewise.
@@ -133,6 +135,7 @@ impl ListenerContext {
             limits,
             limits_before_connect: Limits { packet_bytes_max: before, ..limits },
             subscriptions_max: session.subscriptions_max,
+            subscription_bytes_max: session.subscription_bytes_max,
             tls: None,
             rates,
             websocket,

@@ -591,7 +591,7 @@ mod tests {
         assert_eq!(tries(), Some(1_000_000 + STEP_MS));
         clock.set_cluster_wall(Some(1_000_000));
         assert_eq!(tries(), Some(1_000_100));
-        clock.set_cluster_wall(Some(1_000_000 + STEP_MS));
+        clock.set_cluster_wall(Some(1_000_000 + STEP_MS.cast_signed()));
         assert_eq!(tries(), Some(1_000_200), "it was set meanwhile");
         clock.set_cluster_wall(None);
         assert_eq!(tries(), Some(1_000_300));

@@ -342,6 +342,7 @@ impl ArbiterState {
             keep_alive_seconds: 0,
             last_activity: now,
             blocked_since: 0,
+            hung_up_since: 0,
             owes_reading: false,
             pace: Pace::default(),
             paced: false,
@@ -1011,6 +1012,7 @@ impl ArbiterState {
         self.rest_bytes_left = REST_BYTES_A_SECOND;
         self.go_on_amid_packets();
         self.end_stalled();
+        self.end_hung_up();
         self.end_banned();
         self.flush_lanes();
         self.retry_lanes();

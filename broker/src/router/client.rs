@@ -118,6 +118,8 @@ pub struct ClientSession {
     pub will: Option<Box<Will>>,
     /// By Topic Filter, shared ones with their `$share/NAME/`.
     pub subscriptions: HashMap<Box<str>, OwnSubscription, foldhash::fast::RandomState>,
+    /// Bytes of those Topic Filters.
+    pub filter_bytes: usize,
     /// Topic Filters that it does not have and its group was asked for: they count as if it had them.
     pub asked: BTreeSet<Box<str>>,
     /// Topic Filters that SUBSCRIBEs and UNSUBSCRIBEs name which its group has not answered, and in how many places: until it has,
@@ -234,6 +236,8 @@ pub struct Client {
     pub last_activity: u32,
     /// Second in which the socket last took anything, while `blocked` or `deaf`.
     pub blocked_since: u32,
+    /// Second in which it was first seen that the client has hung up, while what it said before is not read; 0: it was not.
+    pub hung_up_since: u32,
     /// Reading waits until the client has taken what it is owed.
     pub owes_reading: bool,
     /// How fast it publishes, where there are bounds on that.

@@ -527,6 +527,7 @@ impl ArbiterState {
             will_terms: connect.will.as_ref().map(|will| Box::new(WillTerms::from(will))),
             will: None,
             subscriptions: hashbrown::HashMap::default(),
+            filter_bytes: 0,
             asked: BTreeSet::new(),
             terms_asked: BTreeMap::new(),
             reads: RetainedReads::default(),

@@ -32,6 +32,7 @@ mod ended;
 mod events;
 mod flapping;
 mod handshaking;
+mod hung_up;
 pub mod inbox;
 #[cfg(test)]
 mod inbox_model;

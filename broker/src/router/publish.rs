@@ -641,7 +641,7 @@ impl ArbiterState {
         if !(elsewhere.is_empty() && cached.global.nodes.is_empty()) {
             matched |= self.route_to_nodes(publication, cached.global.nodes_for(publication.qos), &elsewhere, 0);
         }
-        if publication.retain {
+        if publication.retain && !self.is_without_room(publication) {
             self.shared.retained_possible.store(true, Ordering::Relaxed);
             let group = self.lanes.group_of(publication.topic);
             self.lanes.store_retained(group, publication);
@@ -654,6 +654,17 @@ impl ArbiterState {
             self.counters.publishes_unmatched.inc();
         }
         Routed::Done { matched }
+    }
+
+    /// Only the reserve of the disk is left, and nobody would hear that a retained message of QoS 0 is refused: it is delivered, and not
+    /// kept. One that is to be forgotten makes room.
+    fn is_without_room(&mut self, publication: &Publication<'_>) -> bool {
+        let is_kept = publication.qos == QoS::AtMostOnce && !publication.payload.is_empty();
+        let is_without_room = is_kept && self.shared.submitter.is_full();
+        if is_without_room {
+            self.counters.retained_not_kept.inc();
+        }
+        is_without_room
     }
 
     /// One member of the group gets it, but not who was passed over. Nobody waits for it any more.
@@ -828,6 +839,11 @@ impl ArbiterState {
 
     fn route_delayed(&mut self, publication: &mut Publication<'_>, delay: (u64, &str)) -> Routed {
         let (seconds, topic) = delay;
+        if publication.qos == QoS::AtMostOnce && self.shared.submitter.is_full() {
+            // Only the reserve of the disk is left, and nobody would hear that it is refused.
+            self.counters.messages_dropped.inc(DropReason::Delayed);
+            return Routed::Done { matched: true };
+        }
         if publication.retain {
             self.shared.retained_possible.store(true, Ordering::Relaxed);
         }

@@ -27,6 +27,21 @@ use crate::subscription::{InterestKind, LocalSubscription, ShareMember, ShareTar
 /// How long what a client publishes waits for SUBACK: longer than groups take to elect other leaders.
 pub(super) const SUBACK_SECONDS_MAX: u32 = 5;
 
+/// Filters of one SUBSCRIBE that its session does not have.
+#[derive(Debug, Default)]
+struct Fresh<'a> {
+    filters: BTreeSet<&'a str>,
+    /// Of these and of all that the session has or asked its group for.
+    bytes: usize,
+}
+
+impl Fresh<'_> {
+    fn of(session: &ClientSession) -> Self {
+        let asked: usize = session.asked.iter().map(|filter| filter.len()).sum();
+        Self { bytes: session.filter_bytes + asked, ..Self::default() }
+    }
+}
+
 impl ArbiterState {
     pub(super) fn on_subscribe(&mut self, key: ConnectionKey, mut subscribe: Subscribe) {
         if self.client(key).and_then(|client| client.session.as_ref()).is_some_and(|session| session.bridge) {
@@ -34,7 +49,8 @@ impl ArbiterState {
         }
         let unreachable: Vec<Option<ReasonCode>> =
             subscribe.filters.iter_mut().map(|(filter, _)| self.make_whole(key, filter).err()).collect();
-        let mut fresh = BTreeSet::new();
+        let mut fresh =
+            self.client(key).and_then(|client| client.session.as_deref()).map_or_else(Fresh::default, Fresh::of);
         let refusals: Vec<Option<ReasonCode>> = (subscribe.filters.iter().zip(unreachable))
             .map(|((filter, options), unreachable)| {
                 unreachable.or_else(|| self.filter_refusal(key, filter, options.qos, &mut fresh))
@@ -61,7 +77,7 @@ impl ArbiterState {
             let admitted: Vec<_> = admitted.map(|((filter, options), _)| (filter.as_str(), Some(*options))).collect();
             let is_announced = self.begin_changes(key, ticket, &admitted);
             if let Some(session) = self.client(key).and_then(|client| client.session.as_mut()) {
-                session.asked.extend(fresh.into_iter().map(Box::from));
+                session.asked.extend(fresh.filters.into_iter().map(Box::from));
             }
             // The group's SUBACK must stand behind all that this connection published before.
             self.flush_lanes();
@@ -137,7 +153,7 @@ impl ArbiterState {
         key: ConnectionKey,
         filter: &'a str,
         qos: QoS,
-        fresh: &mut BTreeSet<&'a str>,
+        fresh: &mut Fresh<'a>,
     ) -> Option<ReasonCode> {
         let Ok(parsed) = ParsedFilter::parse(filter) else {
             return Some(ReasonCode::TopicFilterInvalid);
@@ -149,19 +165,25 @@ impl ArbiterState {
         if parsed.filter().levels().count() > levels_max {
             return Some(ReasonCode::TopicFilterInvalid);
         }
-        let maximum = listener.subscriptions_max as usize;
+        let (maximum, bytes_max) = (listener.subscriptions_max as usize, listener.subscription_bytes_max);
         let session = client.session.as_ref()?;
         let action = Action::Subscribe { filter: parsed.filter(), qos };
         if !self.shared.authority.authorize(&client.actor()?, action) {
             return Some(ReasonCode::NotAuthorized);
         }
-        if session.subscriptions.contains_key(filter) || session.asked.contains(filter) || fresh.contains(filter) {
+        if session.subscriptions.contains_key(filter)
+            || session.asked.contains(filter)
+            || fresh.filters.contains(filter)
+        {
             return None;
         }
-        if session.subscriptions.len() + session.asked.len() + fresh.len() >= maximum {
+        if session.subscriptions.len() + session.asked.len() + fresh.filters.len() >= maximum
+            || (fresh.bytes + filter.len()) as u64 > bytes_max
+        {
             return Some(ReasonCode::QuotaExceeded);
         }
-        fresh.insert(filter);
+        fresh.bytes += filter.len();
+        fresh.filters.insert(filter);
         None
     }
 
@@ -272,6 +294,7 @@ impl ArbiterState {
         let held = held || holds || session.reads.is_reading(filter);
         let kind = interest_kind(persistent.is_some(), own);
         let before = session.subscriptions.insert(Box::from(filter), own);
+        session.filter_bytes += if before.is_none() { filter.len() } else { 0 };
         let kind_before = before.map(|before| interest_kind(persistent.is_some(), before));
         let replaced = before.is_some();
         if kind_before != Some(kind) {
@@ -341,6 +364,7 @@ impl ArbiterState {
         let Some(own) = session.subscriptions.remove(filter) else {
             return false;
         };
+        session.filter_bytes -= filter.len();
         let group = session.persistent.map(|persistent| persistent.group);
         self.leave(key, filter, own, group);
         true
@@ -676,7 +700,7 @@ fn refusals_text(reason_codes: &[ReasonCode]) -> Option<String> {
     let explanations = [
         (ReasonCode::NotAuthorized, "the client may not subscribe to that filter"),
         (ReasonCode::TopicFilterInvalid, "that is no topic filter, or one with too many levels"),
-        (ReasonCode::QuotaExceeded, "the session has as many subscriptions as it may"),
+        (ReasonCode::QuotaExceeded, "the session has as many subscriptions as it may, or their filters as many bytes"),
     ];
     let texts: Vec<_> = explanations
         .iter()

@@ -232,7 +232,7 @@ fn settings(nodes: usize, random: &mut SmallRng) -> Settings {
     settings.storage.groups = NonZeroU16::MIN.saturating_add(random.random_range(0..3) + more);
     settings.storage.segment_bytes = random.random_range(8..64) * 1024;
     settings.storage.checkpoint_log_bytes = random.random_range(16..128) * 1024;
-    settings.storage.free_bytes_reserve = RESERVE_BYTES;
+    settings.storage.free_bytes_reserve = Some(RESERVE_BYTES);
     settings.sys.interval_seconds = 0;
     settings.limits.memory_bytes_high_water = 0;
     match random.random_range(0..8) {

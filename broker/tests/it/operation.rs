@@ -32,6 +32,53 @@ fn a_node_whose_disk_has_no_room_is_not_ready() {
     wait_for("not ready", || broker.http_get("/readyz") == (503, "not ready, missing: disk\n".to_owned()));
 }
 
+/// F10: nor does QoS 0, which nobody could be told about, take of what is kept for settling.
+#[test]
+fn with_a_full_disk_nothing_of_qos_0_is_kept_and_what_is_empty_deletes() {
+    const LISTENER: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\n";
+    let mut broker = Broker::with_settings(LISTENER);
+    let mut client = Client::v5(&broker, "a");
+    for topic in ["old", "kept"] {
+        client.send(&retained(topic, topic, QoS::AtLeastOnce));
+        assert!(matches!(client.receive(), Packet::PubAck(_)));
+    }
+    let file = broker.data_dir().with_file_name("kentongan.toml");
+    let full = format!("{LISTENER}[storage]\nfree_bytes_reserve = 9000000000000000000\n");
+    broker.restart_after(|| std::fs::write(file, full).expect("written"));
+    wait_for("not ready", || broker.http_get("/readyz").0 == 503);
+    let mut client = Client::v5(&broker, "b");
+    client.subscribe("new", QoS::AtMostOnce);
+    client.send(&retained("kept", "not any more", QoS::AtMostOnce));
+    client.send(&retained("old", "", QoS::AtMostOnce));
+    client.send(&retained("$delayed/0/later", "x", QoS::AtMostOnce));
+    client.send(&retained("new", "live", QoS::AtMostOnce));
+    assert_eq!(client.expect_publish().payload, "live");
+    broker.wait_for_metric("kentongan_retained_not_kept_total", |value| value == 2.0);
+    broker.wait_for_metric("kentongan_messages_dropped_total{reason=\"delayed\"}", |value| value == 1.0);
+    broker.wait_for_metric("kentongan_retained_messages", |value| value == 1.0);
+    let mut reader = Client::v5(&broker, "c");
+    reader.subscribe("#", QoS::AtMostOnce);
+    let read = reader.expect_publish();
+    assert_eq!((read.topic.as_str(), &read.payload[..]), ("kept", &b"kept"[..]));
+    reader.expect_nothing();
+}
+
+fn retained(topic: &str, payload: &str, qos: QoS) -> Packet {
+    let delivery = match qos {
+        QoS::AtMostOnce => Delivery::AtMostOnce,
+        _ => qos1(1),
+    };
+    let (topic, payload) = (topic.to_owned(), Bytes::from(payload.to_owned()));
+    Packet::Publish(Publish {
+        dup: false,
+        delivery,
+        retain: true,
+        topic,
+        properties: PublishProperties::default(),
+        payload,
+    })
+}
+
 /// `$SYS` has mosquitto's names, as retained messages, and nobody else may speak there.
 #[test]
 fn the_broker_tells_about_itself() {

@@ -426,12 +426,19 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
             let full = free < self.config.free_bytes_reserve;
             if self.full.swap(full, Ordering::Relaxed) != full {
                 let reserve_bytes = self.config.free_bytes_reserve;
-                tracing::warn!(
-                    free_bytes = free,
-                    reserve_bytes,
-                    full,
-                    "free space on disk crossed its reserve (`storage.free_bytes_reserve`)"
-                );
+                if full {
+                    tracing::warn!(
+                        free_bytes = free,
+                        reserve_bytes,
+                        "only the reserve of the disk is left (`storage.free_bytes_reserve`): publishes of QoS 1 and 2 are refused until there is room"
+                    );
+                } else {
+                    tracing::info!(
+                        free_bytes = free,
+                        reserve_bytes,
+                        "the disk has room again: nothing is refused for it any more"
+                    );
+                }
             }
         }
     }

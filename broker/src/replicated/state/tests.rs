@@ -429,6 +429,31 @@ fn wall_time_bridges_a_stop_and_never_runs_backwards() {
     assert_eq!(script.state.clock_ms(), 60_007);
 }
 
+/// A device without a battery starts in 1970, and may run for days before anybody tells it the time, or never hear it.
+#[test]
+fn a_wall_clock_that_was_never_set_ends_nothing_when_it_is_right_again() {
+    const NOW_MS: u64 = 1_800_000_000_000;
+    const DAY_MS: u64 = 86_400_000;
+    let at_level = |level: u32, ticks: &[(u64, u64, bool)]| {
+        let mut script = Script::new();
+        script.apply(Command::Level(command::Level { level }));
+        for &(elapsed_ms, wall_ms, bridge) in ticks {
+            script.apply(Command::Tick(Tick { elapsed_ms, wall_ms, bridge, from_ms: None }));
+            script.restart();
+        }
+        script.state.clock_ms()
+    };
+    // From its first start on.
+    let fresh = [(0, 100_000, true), (5_000, 105_000, false), (0, NOW_MS, true), (0, NOW_MS + DAY_MS, true)];
+    assert_eq!(at_level(3, &fresh), 5_000 + DAY_MS, "what is bridged is the day");
+    assert!(at_level(2, &fresh) > NOW_MS / 2);
+    // It knew the time once.
+    let knew = [(0, NOW_MS, true), (0, 100_000, true), (2 * DAY_MS, 100_000 + 2 * DAY_MS, false)];
+    let right = (0, NOW_MS + 2 * DAY_MS + 1_000, true);
+    assert_eq!(at_level(3, &[&knew[..], &[right]].concat()), 2 * DAY_MS + 1_000);
+    assert_eq!(at_level(2, &[&knew[..], &[right]].concat()), 4 * DAY_MS + 1_000);
+}
+
 fn will(delay_seconds: u32) -> Option<WillRecord> {
     Some(WillRecord { message: Some(record(0, "bye")), delay_seconds, publish_delay_ms: None, is_granted: false })
 }

@@ -211,6 +211,7 @@ impl Cluster {
             look_at: u32::MAX,
             will: None,
             subscriptions: hashbrown::HashMap::default(),
+            filter_bytes: 0,
             asked: BTreeSet::new(),
             terms_asked: BTreeMap::new(),
             reads: RetainedReads::default(),

@@ -103,6 +103,60 @@ fn what_makes_queues_shorter_is_read_while_publishers_wait() {
     assert!(matches!(packets(&mut publisher)[..], [Packet::PubAck(_)]), "it goes on");
 }
 
+/// Who is not read for others' sake and goes is gone after a while, or its subscriptions would keep the memory for whose sake it is not read.
+///
+/// Abuse: [memory]
+#[test]
+fn who_hangs_up_while_nobody_reads_it_does_not_stay() {
+    let mut world = World::new(1);
+    let mut watcher = world.open(0, connect(ProtocolVersion::V5, "watcher".to_owned(), 0));
+    let will = Will {
+        topic: "gone".to_owned(),
+        payload: Bytes::new(),
+        qos: QoS::AtMostOnce,
+        retain: false,
+        properties: WillProperties::default(),
+    };
+    let stays = world.open(0, connect(ProtocolVersion::V5, "stays".to_owned(), 0));
+    let goes = world.open(0, Connect { will: Some(will), ..connect(ProtocolVersion::V5, "goes".to_owned(), 0) });
+    let mut clients = [stays, goes];
+    clients.iter_mut().chain([&mut watcher]).for_each(|client| assert_eq!(packets(client).len(), 1, "CONNACK"));
+    let subscribe = subscribe_to(&mut watcher, &["gone"], QoS::AtMostOnce);
+    assert_eq!(say(&mut world, &mut watcher, &subscribe).len(), 1, "SUBACK");
+
+    world.shared.pretend_memory(115, 100);
+    for client in &mut clients {
+        for acknowledged in [1, 0] {
+            let publish = publish_to(client, "u", "x");
+            assert_eq!(say(&mut world, client, &publish).len(), acknowledged);
+        }
+    }
+    let [mut stays, goes] = clients;
+    drop(goes);
+    let connections = |world: &World| world.arbiters[0].state.connections();
+    // Memory is what it is pretended to be until the second is over.
+    let pass = |world: &mut World, seconds: u32| {
+        for _ in 0..seconds {
+            world.machine.advance(Duration::from_secs(1));
+            world.arbiters[0].state.read_clock();
+            world.arbiters[0].state.end_hung_up();
+            world.arbiters[0].run();
+        }
+    };
+    pass(&mut world, 25);
+    assert_eq!(connections(&world), 3, "there may be room again for what it said");
+    pass(&mut world, 25);
+    assert_eq!(connections(&world), 2);
+    assert!(matches!(packets(&mut watcher)[..], [Packet::Publish(_)]), "its will");
+    assert_eq!(packets(&mut stays), []);
+    world.shared.pretend_memory(50, 100);
+    world.pass(1000);
+    for _ in 0..3 {
+        world.arbiters.iter_mut().for_each(SteppedArbiter::run);
+    }
+    assert!(matches!(packets(&mut stays)[..], [Packet::PubAck(_)]), "who is still there goes on");
+}
+
 /// What waits for a client weighs the Subscription Identifiers that go with it, too: a client may have one for each of its filters.
 /// What is on the wire needs none any more.
 ///

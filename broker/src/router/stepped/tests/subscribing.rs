@@ -114,6 +114,59 @@ fn subacks_that_waited_for_a_node_leave_by_turns() {
     assert!(arbiter.state.barriers.into_keys().eq(waiting - 9..=waiting), "no more than are due");
 }
 
+/// Nor have its filters more bytes together, whatever is asked for at once. What is taken back makes room.
+///
+/// Abuse: [subscriptions]
+#[test]
+fn the_bytes_of_filters_are_bounded_in_one_packet_and_in_several_at_once() {
+    let mut settings = Settings::default();
+    settings.session.subscription_bytes_max = 6;
+    let (mut arbiter, mut client, connection) = claimant_by(settings.clone());
+    grant(&mut arbiter, connection);
+    let mut ask = |arbiter: &mut SteppedArbiter, packet: &dyn Fn(&mut Client) -> Packet| {
+        let packet = packet(&mut client);
+        client.send(&packet);
+        client.write(usize::MAX);
+        arbiter.run();
+        let session = arbiter.state.client(connection).and_then(|client| client.session.as_ref()).expect("connected");
+        assert_eq!(session.filter_bytes, session.subscriptions.keys().map(|filter| filter.len()).sum::<usize>());
+        session
+            .subscriptions
+            .keys()
+            .map(|filter| filter.to_string())
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect::<Vec<_>>()
+    };
+    let subscribe =
+        |filters: &'static [&'static str]| move |client: &mut Client| subscribe_to(client, filters, QoS::AtMostOnce);
+    assert_eq!(ask(&mut arbiter, &subscribe(&["aaa", "bbbb", "cc", "d", "ee"])), ["aaa", "cc", "d"]);
+    assert_eq!(ask(&mut arbiter, &subscribe(&["aaa", "f"])), ["aaa", "cc", "d"], "what it has it may ask for");
+    let unsubscribe = |client: &mut Client| {
+        let (packet_id, filters) = (client.packet_id(), vec!["aaa".to_owned()]);
+        Packet::Unsubscribe(Unsubscribe { packet_id, filters, user_properties: vec![] })
+    };
+    assert_eq!(ask(&mut arbiter, &unsubscribe), ["cc", "d"]);
+    assert_eq!(ask(&mut arbiter, &subscribe(&["bbbb", "ggg"])), ["cc", "d", "ggg"]);
+
+    // The group of a persistent session has not answered yet.
+    let (mut arbiter, mut client, connection) = claimant_by(settings);
+    let opened = Opened { epoch: 1, group: Some(0), ..Opened::transient(connection, Arc::from("c")) };
+    arbiter.state.shared.inboxes[0].push(opened.into(), 0);
+    arbiter.run();
+    for (filters, refused) in [(["aaa", "bbb"], false), (["c", "d"], true)] {
+        let subscribe = subscribe_to(&mut client, &filters, QoS::AtLeastOnce);
+        client.send(&subscribe);
+        client.write(usize::MAX);
+        arbiter.run();
+        let served = arbiter.state.served(connection).expect("it is served");
+        let Some((_, SessionCommand::Subscribe(asked))) = served.unanswered.back() else {
+            panic!("it was asked for");
+        };
+        assert!(asked.filters.iter().all(|filter| filter.refused.is_some() == refused), "{asked:?}");
+    }
+}
+
 /// A session has no more subscriptions than it may, whether it asks for them in one packet or in several at once.
 #[test]
 fn subscriptions_are_bounded_in_one_packet_and_in_several_at_once() {
