@@ -10,17 +10,20 @@ use super::{EXIT_USAGE, print_bytes};
 use crate::api::tokens::Tokens;
 use crate::audit::AuditFile;
 use crate::auth::Authority;
-use crate::config::{Effective, Settings, Sources, TlsConfig};
+use crate::config::{Effective, FlagValue, Settings, Sources, TlsConfig};
 use crate::http_client::{HttpClient, HttpClientOptions};
 use crate::tls::{Endpoint, Files};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
     /// Say what is wrong with a file, its drop-in directory, and the files that they name: certificates, users, rights, keys, tokens. The
-    /// environment is left out of it, and what other flags say: where no `node` is said, the name is that of this host.
+    /// environment is left out of it, and what flags of `serve` say but for --node.
     Check {
         /// The configuration file.
         file: PathBuf,
+        /// What the node is called, if it is started with --node: its certificate for the links between nodes must be for that name.
+        #[arg(long, value_name = "NAME")]
+        node: Option<String>,
         /// Do not look at the files that it names: they are on another machine.
         #[arg(long)]
         without_files: bool,
@@ -40,13 +43,23 @@ pub(super) struct ShowArgs {
 
 pub(super) fn run(command: &ConfigCommand) -> u8 {
     let sources = match command {
-        ConfigCommand::Check { file, .. } => Ok(Sources { file: Some(file.clone()), ..Sources::default() }),
+        ConfigCommand::Check { file, node, .. } => {
+            let flags = node.iter().map(|name| FlagValue::new("--node", "node", name.as_str())).collect();
+            Ok(Sources { file: Some(file.clone()), flags, ..Sources::default() })
+        }
         ConfigCommand::Show(arguments) => arguments.serve.sources(),
     };
     let loaded = sources.and_then(|sources| Effective::load(&sources).map_err(|error| error.to_string()));
     match (loaded, command) {
-        (Ok(effective), ConfigCommand::Check { file, without_files }) => {
+        (Ok(effective), ConfigCommand::Check { file, without_files, .. }) => {
             let wrong = if *without_files { Vec::new() } else { wrong_files(&effective.settings) };
+            if !without_files && effective.settings.node.is_none() && effective.settings.cluster.tls().is_some() {
+                eprintln!(
+                    "{}: no `node` is said, so whether `cluster.certificate_file` is for the name of this node was not looked at; \
+                     --node NAME says it",
+                    file.display()
+                );
+            }
             if wrong.is_empty() {
                 return print_bytes(format!("{}: in order\n", file.display()).as_bytes());
             }
@@ -95,14 +108,13 @@ fn wrong_files(settings: &Settings) -> Vec<anyhow::Error> {
             wrong.push(anyhow::Error::new(error).context("TLS of the API"));
         }
     }
-    if let Some(Err(error)) = settings.cluster.tls().map(|tls| tls.check(&settings.node_name())) {
-        wrong.push(anyhow::Error::new(error).context(match &settings.node {
-            Some(node) => format!("TLS of the links between nodes, with node = {node:?}"),
-            None => format!(
-                "TLS of the links between nodes, with the name of this host, {:?}, since no `node` is said",
-                settings.node_name()
-            ),
-        }));
+    // Where no `node` is said, it may be by a flag, or the name is that of the host, which need not be this one.
+    let of_links = settings.cluster.tls().map(|tls| match &settings.node {
+        Some(node) => (tls.check(node), format!("TLS of the links between nodes, with node = {node:?}")),
+        None => (tls.check_for_any_name(), String::from("TLS of the links between nodes")),
+    });
+    if let Some((Err(error), what)) = of_links {
+        wrong.push(anyhow::Error::new(error).context(what));
     }
     if let Some(file) = settings.data_dir.ancestors().find(|path| path.exists()).filter(|path| !path.is_dir()) {
         wrong.push(anyhow::anyhow!("`data_dir`: {} is no directory", file.display()));

@@ -337,7 +337,7 @@ pub(super) fn run(arguments: &CtlArgs) -> u8 {
     match outcome {
         Ok(text) => print_bytes(text.as_bytes()),
         Err(error) => {
-            if let Some(NotApplied { rows }) = error.downcast_ref() {
+            if let Some(InPart { rows, .. }) = error.downcast_ref() {
                 print_bytes(rows.as_bytes());
             }
             eprintln!("kentongan ctl: {error:#}");
@@ -346,10 +346,11 @@ pub(super) fn run(arguments: &CtlArgs) -> u8 {
     }
 }
 
-/// Nodes that did not do it, among what all answered.
+/// Something is missing, and what there is is printed all the same.
 #[derive(Debug, thiserror::Error)]
-#[error("not every node has applied it")]
-struct NotApplied {
+#[error("{what}")]
+struct InPart {
+    what: &'static str,
     /// As they are printed.
     rows: String,
 }
@@ -358,7 +359,7 @@ struct NotApplied {
 fn all_of(answer: &Value, rows: String, has_done_it: impl Fn(&Value) -> bool) -> anyhow::Result<String> {
     match answer["data"].as_array().is_some_and(|nodes| nodes.iter().all(has_done_it)) {
         true => Ok(rows),
-        false => Err(NotApplied { rows }.into()),
+        false => Err(InPart { what: "not every node has applied it", rows }.into()),
     }
 }
 
@@ -561,13 +562,17 @@ impl Asker {
                 break;
             }
         }
-        let has_more = cursor.is_some();
+        let (has_more, is_whole) = (cursor.is_some(), unavailable.is_empty());
         let answer = json!({ "data": data, "hasnext": has_more, "unavailable": unavailable });
         let mut text = self.rows(&answer, columns)?;
         if has_more && !self.is_json {
             text.push_str("and more: --limit says how many\n");
         }
-        Ok(text)
+        match is_whole {
+            true => Ok(text),
+            // Somebody may be about to lead, or to be declared dead.
+            false => Err(InPart { what: "the list is not complete: ask again", rows: text }.into()),
+        }
     }
 
     fn rows(&self, answer: &Value, columns: &[&str]) -> anyhow::Result<String> {
@@ -654,7 +659,58 @@ mod tests {
         };
         assert_eq!(all("info".into()).expect("all have"), "rows");
         let error = all(Value::Null).expect_err("n2 does not answer");
-        assert_eq!(error.downcast_ref::<NotApplied>().map(|error| &*error.rows), Some("rows"));
+        assert_eq!(error.downcast_ref::<InPart>().map(|error| &*error.rows), Some("rows"));
+    }
+
+    /// Who leads a group may change between two pages: without what only that one knows, a list is none to count on.
+    #[test]
+    fn a_list_that_lacks_something_is_a_failure_and_is_printed_all_the_same() {
+        use std::io::{Read as _, Write as _};
+
+        use clap::Parser as _;
+
+        use super::super::{Cli, Command};
+
+        let first = json!({ "data": [{ "clientid": "lamp" }], "meta": { "cursor": "more" }, "unavailable": [] });
+        let gone = json!({ "node": "group 3", "detail": "it has no leader" });
+        for (unavailable, is_whole) in [(vec![], true), (vec![gone], false)] {
+            let last = json!({ "data": [{ "clientid": "bell" }], "meta": {}, "unavailable": unavailable });
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+            let url = format!("http://{}", listener.local_addr().expect("its address"));
+            let pages = [first.to_string(), last.to_string()];
+            let server = std::thread::spawn(move || {
+                for page in pages {
+                    let (mut stream, _) = listener.accept().expect("it asks");
+                    let mut head = Vec::new();
+                    while !head.ends_with(b"\r\n\r\n") {
+                        let mut byte = [0];
+                        stream.read_exact(&mut byte).expect("a head");
+                        head.push(byte[0]);
+                    }
+                    let length = page.len();
+                    let answer =
+                        format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{page}");
+                    stream.write_all(answer.as_bytes()).expect("it listens");
+                }
+            });
+            let files = tempfile::TempDir::new().expect("a temporary directory");
+            let token = files.path().join("token");
+            std::fs::write(&token, Token::draw().expose()).expect("written");
+            let line =
+                ["kentongan", "ctl", "--url", &url, "--token-file", token.to_str().expect("UTF-8"), "sessions", "list"];
+            let Some(Command::Ctl(arguments)) = Cli::try_parse_from(line).expect("a command").command else {
+                panic!("this command")
+            };
+            let asker = Asker::new(&arguments.to).expect("its files are there");
+            let (was_whole, rows) = match asker.carry_out(&arguments.command) {
+                Ok(rows) => (true, rows),
+                Err(error) => (false, error.downcast::<InPart>().expect("what there is").rows),
+            };
+            server.join().expect("both were asked for");
+            assert_eq!(was_whole, is_whole);
+            assert!(rows.contains("lamp") && rows.contains("bell"), "{rows}");
+            assert_eq!(rows.contains("no answer from group 3: it has no leader"), !is_whole);
+        }
     }
 
     #[test]

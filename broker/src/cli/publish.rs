@@ -1,7 +1,8 @@
 //! `kentongan pub`: publish from the command line, as mosquitto_pub does.
 //!
 //! Where many messages come (`-l`, `--repeat`), a lost connection is made again, and what was not acknowledged is sent again: in a
-//! session that is kept (`-c`, `-x`) as what it is, else as new messages. What comes meanwhile waits at its source.
+//! session that is kept (`-c`, `-x`) as what it is, else as new messages. What comes meanwhile waits at its source. A message upon which
+//! connections end again and again is given up, and everything with it: before MQTT 5 a broker cannot say that it does not take it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, BufRead};
@@ -22,6 +23,9 @@ use super::options::{ConnectOptions, ConnectionArgs, parse_qos};
 use super::payload::{PayloadArgs, PayloadError};
 use super::subscribe::RECONNECT_DELAY;
 use super::{EXIT_FAILURE, EXIT_USAGE, wire};
+
+/// How many connections in a row may end without a reason, and without any answer to the messages that were sent over them.
+const IN_VAIN_MAX: u32 = 5;
 
 /// The flags of mosquitto_pub.
 #[derive(Debug, Clone, Args)]
@@ -75,6 +79,13 @@ enum PublishError {
     /// The connection ended too early.
     #[error("{source}; {unacknowledged} messages were not acknowledged")]
     Unacknowledged { source: ClientError, unacknowledged: usize },
+    /// It is likely that the broker ends connections for what one message says.
+    #[error(
+        "{source}, {} times in a row upon {what}; does the broker take it (its size, its topic, who may publish there)? \
+         {unacknowledged} messages were not acknowledged",
+        IN_VAIN_MAX
+    )]
+    InVain { source: ClientError, what: String, unacknowledged: usize },
 }
 
 pub(super) fn run(arguments: &PublishArgs) -> u8 {
@@ -225,6 +236,12 @@ struct Publisher<'a> {
     packet_bytes_max: Option<u32>,
     window: usize,
     is_connected_once: bool,
+    /// The broker has taken the connection that there is.
+    is_served: bool,
+    /// It has answered a message over that.
+    is_answered: bool,
+    /// Connections before it, back to the last one that was worth it.
+    in_vain: u32,
     unacknowledged: BTreeMap<PacketId, Unacknowledged>,
     /// Those of them that were sent over connections of before only, in their order.
     unsent: VecDeque<PacketId>,
@@ -242,6 +259,9 @@ impl<'a> Publisher<'a> {
             packet_bytes_max: None,
             window: 0,
             is_connected_once: false,
+            is_served: false,
+            is_answered: false,
+            in_vain: 0,
             unacknowledged: BTreeMap::new(),
             unsent: VecDeque::new(),
             published: 0,
@@ -255,6 +275,10 @@ impl<'a> Publisher<'a> {
         loop {
             match self.serve(&mut source).await {
                 Err(PublishError::Client(error)) if self.connects_again(&error) => {
+                    if let Some(what) = self.given_up(&error) {
+                        let unacknowledged = self.unacknowledged.len();
+                        return Err(PublishError::InVain { source: error, what, unacknowledged });
+                    }
                     if !self.options.quiet {
                         eprintln!("kentongan pub: {error}; connecting again");
                     }
@@ -273,6 +297,23 @@ impl<'a> Publisher<'a> {
 
     fn connects_again(&self, error: &ClientError) -> bool {
         self.is_connected_once && self.arguments.publishes_many() && error.may_retry()
+    }
+
+    /// A connection has ended. Says what is to blame for it if that was once too often.
+    fn given_up(&mut self, error: &ClientError) -> Option<String> {
+        if !std::mem::take(&mut self.is_served) {
+            // Nothing was sent: the broker is not there, or takes nobody now.
+            return None;
+        }
+        let first = self.unacknowledged.values().map(|one| one.number).min();
+        let is_unexplained = matches!(error, ClientError::Closed | ClientError::Failed(_));
+        let Some(first) = first.filter(|_| is_unexplained && !self.is_answered) else {
+            self.in_vain = 0;
+            return None;
+        };
+        self.in_vain += 1;
+        let what = if self.arguments.stdin_line { "line" } else { "message" };
+        (self.in_vain >= IN_VAIN_MAX).then(|| format!("{what} {first}"))
     }
 
     fn cut_off(&self, source: ClientError) -> PublishError {
@@ -313,7 +354,7 @@ impl<'a> Publisher<'a> {
         self.arguments.check_offer(offer)?;
         self.window = offer.receive_maximum.unwrap_or(NonZeroU16::MAX).min(self.arguments.max_inflight).get().into();
         self.packet_bytes_max = offer.maximum_packet_size;
-        self.is_connected_once = true;
+        (self.is_connected_once, self.is_served, self.is_answered) = (true, true, false);
         let connect = &mut self.options.connect;
         // MQTT 3.1 does not say whether there is one.
         let has_session = connack.session_present || (connect.version == ProtocolVersion::V3_1 && !connect.clean_start);
@@ -400,6 +441,7 @@ impl<'a> Publisher<'a> {
             Packet::PubRec(ack) if ack.reason_code.is_error() => self.settle(&ack, Awaiting::Received),
             Packet::PubRec(ack) => {
                 if let Some(one) = self.unacknowledged.get_mut(&ack.packet_id) {
+                    self.is_answered |= one.awaiting == Awaiting::Received;
                     one.awaiting = Awaiting::Complete;
                 }
                 connection.send(&Packet::PubRel(Ack::success(ack.packet_id)))?;
@@ -423,6 +465,7 @@ impl<'a> Publisher<'a> {
             return;
         }
         self.unacknowledged.remove(&ack.packet_id);
+        self.is_answered = true;
         if ack.reason_code.is_error() {
             self.refused += 1;
             let detail = ack.properties.reason_string.as_ref().map_or_else(String::new, |text| format!(": {text}"));
@@ -612,6 +655,31 @@ mod tests {
             });
             done.unwrap();
         }
+    }
+
+    /// MQTT 3.1.1 has no DISCONNECT from a broker: it closes the connection of whoever sends what is too large, or may not be sent.
+    #[test]
+    fn a_message_upon_which_connections_end_is_given_up_after_a_few() {
+        // Of these connections the last brings something.
+        let worth_it = 3;
+        let done = with_lines("-q 1 -V 311", async |listener, lines| {
+            say(&lines, &["one", "two", "three"]).await;
+            for connection in 1..=worth_it + IN_VAIN_MAX {
+                let (mut end, _) = End::accept(&listener, connack(false)).await;
+                let first = if connection <= worth_it { 1 } else { 2 };
+                for number in first..=3 {
+                    assert_eq!(end.message().await.0, number);
+                }
+                if connection == worth_it {
+                    end.send(Packet::PubAck(id(1))).await;
+                }
+            }
+            assert!(tokio::time::timeout(2 * RECONNECT_DELAY, listener.accept()).await.is_err(), "no more of it");
+        });
+        let text = done.unwrap_err().to_string();
+        let (times, rest) =
+            (format!(", {IN_VAIN_MAX} times in a row upon line 2;"), "2 messages were not acknowledged");
+        assert!(text.contains(&times) && text.ends_with(rest), "{text}");
     }
 
     #[test]

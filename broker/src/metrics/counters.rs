@@ -336,8 +336,10 @@ labels! {
         Moved = "moved",
         /// The client broke the protocol.
         ProtocolError = "protocol_error",
-        /// The client did not read, or memory was far over its mark and it held much of it.
+        /// The client did not read, or memory was far over its mark and much of it waited for the client.
         SlowConsumer = "slow_consumer",
+        /// Memory was over its mark, and the client had sent much of a packet and not its rest.
+        UnfinishedPacket = "unfinished_packet",
         /// A bound was exceeded.
         QuotaExceeded = "quota_exceeded",
         /// It would not be let in any more: the files of users or rights changed.

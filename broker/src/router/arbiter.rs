@@ -60,6 +60,10 @@ const UNFINISHED_BYTES_MAX_SHORT: usize = 4 * 1024;
 const REST_BYTES_A_SECOND: usize = 256 * 1024;
 const RESTS_A_SECOND_MAX: usize = 16;
 
+/// How long a client may say nothing amid a packet while memory is short, with more of it here than
+/// [`UNFINISHED_BYTES_MAX_SHORT`]. Its Keep Alive may be longer, or none.
+const UNFINISHED_SECONDS_MAX: u32 = 60;
+
 /// Bytes of large packets after which somebody looks at what memory there is, for in a second gigabytes may come.
 const MEMORY_LOOK_BYTES: usize = 4 * 1024 * 1024;
 
@@ -1006,6 +1010,10 @@ impl ArbiterState {
             self.keys().into_iter().for_each(|key| self.end_stranger_with_much(key));
         }
         self.was_memory_short = is_short;
+        if is_short {
+            // Before others are read on: they have until the next second to say something.
+            self.end_unfinished();
+        }
         if memory_level >= MEMORY_LEVEL_CLOSES {
             self.close_slowest();
         }
@@ -1182,7 +1190,29 @@ impl ArbiterState {
                 return;
             }
             over = over.saturating_sub(bytes as u64);
-            self.tear_down(key, super::ended::EndCause::SlowConsumer);
+            let partial_bytes = self.client(key).map_or(0, |client| client.partial.capacity());
+            let cause = match partial_bytes > bytes / 2 {
+                true => super::ended::EndCause::UnfinishedPacket,
+                false => super::ended::EndCause::SlowConsumer,
+            };
+            self.tear_down(key, cause);
+            self.end_now(key);
+        }
+    }
+
+    /// Memory is short: whoever began a large packet, and could go on with it, holds some of it for a time only.
+    fn end_unfinished(&mut self) {
+        let (id, now) = (self.id, self.now_seconds());
+        let is_silent = |client: &Client| {
+            // A client that we do not read cannot be blamed for its silence.
+            let is_read = !client.paused && !client.unprocessed && !client.owes_reading;
+            let is_over = now.saturating_sub(client.last_activity) >= UNFINISHED_SECONDS_MAX;
+            client.is_connected() && is_read && is_over && client.partial.capacity() > UNFINISHED_BYTES_MAX_SHORT
+        };
+        let silent = self.clients.iter().filter(|(_, client)| is_silent(client));
+        let silent = silent.map(|(index, client)| ConnectionKey::new(id, index as u32, client.generation));
+        for key in silent.take(CLOSED_A_SECOND_MAX).collect::<Vec<_>>() {
+            self.tear_down(key, super::ended::EndCause::UnfinishedPacket);
             self.end_now(key);
         }
     }

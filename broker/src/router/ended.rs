@@ -53,8 +53,10 @@ pub enum EndCause {
     },
     /// Out of place before CONNACK, where nothing can be told.
     Protocol(&'static str),
-    /// Memory ran short, and this client held most of it: what waits for it, or a packet whose rest does not come.
+    /// It took nothing for too long, or memory ran short and most of it was what waits for this client.
     SlowConsumer,
+    /// Memory ran short, and this client had sent much of a packet and not its rest.
+    UnfinishedPacket,
     /// It published faster than it may, for too long.
     TooFast,
     /// An operator banned it, its user or where it comes from.
@@ -113,6 +115,7 @@ impl EndCause {
                 CloseReason::ProtocolError
             }
             Self::SlowConsumer => CloseReason::SlowConsumer,
+            Self::UnfinishedPacket => CloseReason::UnfinishedPacket,
             Self::TooFast => CloseReason::QuotaExceeded,
             Self::Banned | Self::Kicked => CloseReason::Administrative,
             Self::NotAuthorized => CloseReason::NotAuthorized,
@@ -162,6 +165,7 @@ impl fmt::Display for EndCause {
             | Self::KeepAlive
             | Self::TakenOver
             | Self::SlowConsumer
+            | Self::UnfinishedPacket
             | Self::TooFast
             | Self::Banned
             | Self::Kicked

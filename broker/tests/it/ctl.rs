@@ -147,7 +147,31 @@ fn a_trace_ends_when_its_time_is_over_and_says_why_there_is_none() {
     assert!(refused.contains("that is no topic filter") && refused.contains("400"), "{refused}");
     assert!(node.ctl("trace").is_err() && node.ctl("trace --client a --topic b").is_err());
 
+    // Its token is good no more.
+    for flags in ["", " --json"] {
+        let trace = Trace::begin(&node, &format!("--client lamp{flags}"));
+        let tokens = node.files.path().join("tokens");
+        let before = std::fs::read(&tokens).expect("its tokens");
+        std::fs::write(&tokens, Token::draw().line("other", Role::Operator)).expect("written");
+        node.broker.signal(Signal::HUP);
+        let (status, errors) = trace.ended();
+        assert_eq!(status.code(), Some(1));
+        assert!(
+            errors.contains("the trace was ended: the token by which it was begun is not good any more"),
+            "{errors}"
+        );
+        std::fs::write(&tokens, before).expect("written");
+        node.broker.signal(Signal::HUP);
+        wait_for("the token is good again", || node.ctl("nodes").is_ok());
+    }
+
+    // The node stops in an orderly way.
+    let trace = Trace::begin(&node, "--client lamp");
+    node.broker.signal(Signal::TERM);
+    assert_eq!(trace.ended().0.code(), Some(1));
+
     // Nobody says that it is over: the node is gone.
+    let node = Node::start();
     let trace = Trace::begin(&node, "--client lamp");
     drop(node);
     let (status, errors) = trace.ended();

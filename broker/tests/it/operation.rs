@@ -822,7 +822,8 @@ fn a_check_of_the_settings_looks_at_the_files_that_they_name() {
         (webhook(&path("acl")), "acl holds no certificate of an authority (PEM)\n"),
         (member("node = \"n2\"\n"), "with node = \"n2\": "),
         (member("node = \"n2\"\n"), "has no DNS name equal to the node's name"),
-        (member(""), "since no `node` is said: "),
+        (member("").replace("n1.crt", "nosuch.crt"), "TLS of the links between nodes: "),
+        (member("").replace("ca.crt", "n1.crt"), "is not valid under the CA"),
     ] {
         std::fs::write(&file, &settings).unwrap();
         let (is_in_order, said) = check(&[]);
@@ -839,6 +840,14 @@ fn a_check_of_the_settings_looks_at_the_files_that_they_name() {
     ] {
         std::fs::write(&file, &settings).unwrap();
         let (is_in_order, said) = check(&[]);
-        assert!(is_in_order && said.contains("in order"), "{settings}{said}");
+        assert!(is_in_order && said.ends_with("in order\n") && said.lines().count() == 1, "{settings}{said}");
     }
+    // Whoever starts the node names it, and not this host.
+    std::fs::write(&file, member("")).unwrap();
+    let (is_in_order, said) = check(&[]);
+    assert!(is_in_order && said.contains("in order") && said.contains("--node NAME says it"), "{said}");
+    let (is_in_order, said) = check(&["--node", "n1"]);
+    assert!(is_in_order && !said.contains("--node"), "{said}");
+    let (is_in_order, said) = check(&["--node", "n2"]);
+    assert!(!is_in_order && said.contains("with node = \"n2\": "), "{said}");
 }

@@ -605,6 +605,11 @@ impl Membership {
         if self.life.is_some() || self.closing || self.removed || now_ns < self.register_at_ns {
             return;
         }
+        // One that joins hears its leader before it has the directory. It would hear that it is registered only once it has it, be without
+        // a lease until then, and be declared dead; and all that waits for every node would wait for it.
+        if self.directory.cluster_id().is_none() {
+            return;
+        }
         self.register_at_ns = now_ns + REGISTER_INTERVAL_NS;
         let newest = self.directory.members().get(&self.me).map_or(0, |member| member.newest.0);
         let member = Some(self.record.clone());

@@ -58,6 +58,8 @@ struct Cluster {
     group_leader: u64,
     /// Cut off from everyone.
     away: BTreeSet<u64>,
+    /// Are heard, and hear messages, but what is committed does not come to them.
+    behind: BTreeSet<u64>,
     /// Rounds get no majority.
     rounds_fail: bool,
 }
@@ -107,6 +109,7 @@ impl Cluster {
             leader: nodes[0],
             group_leader: nodes[0],
             away: BTreeSet::new(),
+            behind: BTreeSet::new(),
             rounds_fail: false,
         };
         for &node in nodes {
@@ -268,7 +271,7 @@ impl Cluster {
     }
 
     fn learn(&mut self, node: u64) {
-        if self.away.contains(&node) {
+        if self.away.contains(&node) || self.behind.contains(&node) {
             return;
         }
         let now_ns = self.now_ms * MS;
@@ -592,6 +595,24 @@ fn a_node_asks_to_be_registered_until_it_is() {
     cluster.away.clear();
     cluster.pass(1_000);
     assert_eq!(cluster.node(2).standing(), Some(Standing::Serving));
+}
+
+/// The copy of the directory takes its time. Registered meanwhile it would be declared dead, and every subscription wait for that.
+#[test]
+fn nobody_waits_for_a_node_that_has_no_directory_yet() {
+    let mut cluster = Cluster::serving(&[1, 2]);
+    cluster.with(1, |membership, _| membership.admit(record(3)));
+    cluster.behind.insert(3);
+    cluster.start(3);
+    for waiter in 0..50 {
+        cluster.pass(100);
+        assert!(cluster.node(1).directory().living().all(|(node, _)| node != id(3)), "registered, and cannot know it");
+        cluster.subscribe(1, &format!("filter {waiter}"), waiter);
+        assert!(cluster.seen(1).contains(&released(waiter)), "{waiter}");
+    }
+    cluster.behind.clear();
+    cluster.pass(1_000);
+    assert_eq!(cluster.node(3).standing(), Some(Standing::Serving));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `kentongan ctl trace`: what goes on, line by line as it comes, until its time is over or somebody has seen enough.
 
 use std::io::{self, Write as _};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
@@ -17,6 +17,9 @@ const LINE_BYTES_MAX: usize = 1024 * 1024;
 
 /// How much longer than its time a trace may take to end: nodes are asked for the last of it, and may be slow.
 const GRACE: Duration = Duration::from_secs(30);
+
+/// How much sooner than by the clock of this machine the time of a trace may be over.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(1);
 
 /// What a line says first, in this order.
 const FIRST: [&str; 4] = ["ts", "node", "event", "clientid"];
@@ -40,6 +43,9 @@ pub(super) struct TraceArgs {
 
 impl Asker {
     /// Prints a trace. Nothing is left to print when it returns.
+    ///
+    /// # Errors
+    /// There is none, or it ended although its time was not over and nobody here ended it.
     pub(super) fn trace(&self, arguments: &TraceArgs) -> anyhow::Result<String> {
         let TraceArgs { client, topic, seconds, payload } = arguments;
         let bounds = [Some(seconds.to_string()), Some(payload.to_string())];
@@ -50,7 +56,7 @@ impl Asker {
             let mut interrupted = signal(SignalKind::interrupt())?;
             let mut terminated = signal(SignalKind::terminate())?;
             tokio::select! {
-                ended = self.print_trace(&url) => ended?,
+                ended = self.print_trace(&url, Duration::from_secs(u64::from(*seconds))) => ended?,
                 _ = interrupted.recv() => {}
                 _ = terminated.recv() => {}
                 () = tokio::time::sleep(lasts) => bail!("{} does not end the trace, although its time is over", self.base),
@@ -59,7 +65,8 @@ impl Asker {
         })
     }
 
-    async fn print_trace(&self, url: &HttpUrl) -> anyhow::Result<()> {
+    async fn print_trace(&self, url: &HttpUrl, lasts: Duration) -> anyhow::Result<()> {
+        let asked = Instant::now();
         let opened = self.client.open(url).await.with_context(|| self.unreached())?;
         if !opened.status.is_success() {
             let status = opened.status;
@@ -68,15 +75,17 @@ impl Asker {
         }
         let mut lines = Lines { stream: opened, waiting: Vec::new() };
         while let Some(some) = lines.next().await? {
-            let mut text = String::new();
+            let (mut text, mut ended) = (String::new(), None);
             for line in some.lines().filter(|line| !line.is_empty()) {
+                let read: Value = serde_json::from_str(line).context("the answer has a line that is no JSON")?;
                 match self.is_json {
                     true => text += line,
-                    false => {
-                        text += &said(&serde_json::from_str(line).context("the answer has a line that is no JSON")?)
-                    }
+                    false => text += &said(&read),
                 }
                 text.push('\n');
+                if read["event"] == "trace.ended" {
+                    ended = Some(cell(&read["detail"]));
+                }
             }
             // Whoever looks sees it now.
             let mut out = io::stdout().lock();
@@ -85,7 +94,12 @@ impl Asker {
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
                 written => written.context("cannot print")?,
             }
+            if let Some(why) = ended {
+                bail!("the trace was ended: {why}");
+            }
         }
+        // The node's time began later than ours; a second for clocks that do not run alike.
+        ensure!(asked.elapsed() + CLOCKS_DIFFER >= lasts, "{} ended the trace before its time was over", self.base);
         Ok(())
     }
 }

@@ -29,6 +29,13 @@ fn held_bytes(world: &World) -> usize {
     world.arbiters[1].state.clients.iter().map(|(_, client)| client.partial.capacity()).sum()
 }
 
+/// Connections that were closed for this, as of the second before.
+fn closed(world: &World, reason: &str) -> u64 {
+    let series = format!("kentongan_connections_closed_total{{reason=\"{reason}\"}} ");
+    let text = world.metrics.render();
+    text.lines().find_map(|line| line.strip_prefix(&series)).map_or(0, |count| count.parse().expect("a number"))
+}
+
 /// Once memory is short only a little more of it is taken in a second, and all go on when there is some again.
 ///
 /// Abuse: [memory]
@@ -142,6 +149,43 @@ fn as_many_are_closed_as_bring_memory_under_its_mark() {
         world.arbiters[1].on_second();
         world.arbiters[1].run();
         assert_eq!(world.arbiters[1].state.connections(), left, "{over} bytes over the mark");
+        assert_eq!(["unfinished_packet", "slow_consumer"].map(|reason| closed(&world, reason)), [64 - left as u64, 0]);
+    }
+}
+
+/// Without a Keep Alive nothing else would end it while memory is over its mark and not far over it.
+///
+/// Abuse: [memory]
+#[test]
+fn amid_a_packet_nobody_is_silent_for_long_while_memory_is_short() {
+    for (used, is_over) in [(115, true), (105, true), (50, false)] {
+        let mut world = World::new(1);
+        let mut clients = [1, 2, 3].map(|number| with_large_publish(&mut world, number, 0));
+        let [silent, slow, little] = &mut clients;
+        for client in [&mut *silent, &mut *slow] {
+            assert!(write_but(&mut world, client, 60_000));
+        }
+        little.write(2000);
+        world.shared.pretend_memory(used, 100);
+        for _ in 0..70 {
+            world.machine.advance(Duration::from_secs(1));
+            world.arbiters[1].on_second();
+            world.arbiters[1].run();
+            // Of others so much came that it has to wait for its turn.
+            world.arbiters[1].state.rest_bytes_left = 0;
+            slow.write(100);
+            world.arbiters[1].run();
+        }
+        let left = if is_over { 2 } else { 3 };
+        assert_eq!(world.arbiters[1].state.connections(), left, "{used} of 100");
+        assert_eq!(closed(&world, "unfinished_packet"), u64::from(is_over));
+        world.shared.pretend_memory(50, 100);
+        world.arbiters[1].run();
+        for client in [slow, little] {
+            assert!(write_but(&mut world, client, 0));
+            world.arbiters[1].run();
+            assert!(matches!(packets(client)[..], [Packet::PubAck(_)]));
+        }
     }
 }
 
