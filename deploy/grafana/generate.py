@@ -135,6 +135,7 @@ SYNC = times("Syncs of the log", "kentongan_log_sync_seconds", "What the disk ta
 OVERVIEW = dashboard(
     "kentongan-overview", "Kentongan: overview", "The whole cluster on one page.",
     stat("Nodes ready", "short", f"sum(min by (instance) ({select('kentongan_ready')}))", "Those to which balancers send clients."),
+    stat("Nodes missing", "short", f"max({select('kentongan_cluster_members')}) - count({select('kentongan_cluster_members')})", "Members of the cluster that Prometheus does not see."),
     stat("Clients", "short", total(select("kentongan_connections"))),
     stat("Messages in", "mps", total(rate("kentongan_messages_received_total"))),
     stat("Messages out", "mps", total(rate("kentongan_messages_sent_total"))),
@@ -192,7 +193,8 @@ NODES = dashboard(
     ),
     panel("Filters and what wants them", "short", (select("kentongan_index_filters"), "filters " + NODE), (select("kentongan_index_subscriptions"), "wanted by " + NODE)),
     SYNC,
-    panel("Log and disk", "bytes", (select("kentongan_log_size_bytes"), "log " + NODE), (select("kentongan_disk_free_bytes"), "free " + NODE), (select("kentongan_log_in_flight_bytes"), "not applied " + NODE)),
+    by_node("Sync under way", "s", select("kentongan_log_sync_oldest_seconds"), "A disk that does not answer is seen here only."),
+    panel("Log and disk", "bytes", (select("kentongan_log_size_bytes"), "log " + NODE), (select("kentongan_disk_free_bytes"), "free " + NODE), (select("kentongan_disk_reserve_bytes"), "kept free " + NODE), (select("kentongan_log_in_flight_bytes"), "not applied " + NODE)),
     panel(
         "Commands and checkpoints", "ops",
         (rate("kentongan_log_commands_total"), "commands " + NODE), (rate("kentongan_checkpoints_total"), "checkpoints " + NODE),
@@ -212,7 +214,7 @@ NODES = dashboard(
         (total(select("kentongan_lane_node_backlog"), "instance"), "nodes " + NODE),
         (select("kentongan_shared_messages_elsewhere"), "shared " + NODE),
     ),
-    panel("Descriptors", "short", (select("process_open_fds"), "open " + NODE), (select("process_max_fds"), "allowed " + NODE)),
+    panel("Descriptors", "short", (select("process_open_fds"), "open " + NODE), (select("process_max_fds"), "allowed " + NODE), (select("kentongan_connections_max"), "for clients " + NODE)),
     by_node("Threads", "short", select("process_threads")),
     by_node("Up for", "s", f"time() - {select('process_start_time_seconds')} and on (job, instance) {select('kentongan_build_info')}"),
     panel("Readiness", "short", (select("kentongan_ready"), NODE + " {{condition}}"), says="A node is ready if all are 1."),

@@ -59,13 +59,19 @@ const TIMES: &[Timed] = &[
     ),
 ];
 
+const OLDEST_SYNC: Family = family(
+    "kentongan_log_sync_oldest_seconds",
+    Kind::Gauge,
+    &["Time since the write or sync of the log began that is under way; 0: none is."],
+);
+
 const fn family(name: &'static str, kind: Kind, doc: &'static [&'static str]) -> Family {
     Family { name, kind, doc, label: None }
 }
 
 /// What [`render`] writes.
 pub(super) fn families() -> impl Iterator<Item = &'static Family> {
-    TIMES.iter().map(|(family, _)| family).chain(FIGURES.iter().map(|(family, _)| family))
+    TIMES.iter().map(|(family, _)| family).chain([&OLDEST_SYNC]).chain(FIGURES.iter().map(|(family, _)| family))
 }
 
 /// Appends the families.
@@ -74,6 +80,7 @@ pub(super) fn render(text: &mut String, stats: &Stats) {
     for (family, times) in TIMES {
         page.times(family, times(stats));
     }
+    page.one(&OLDEST_SYNC, stats.under_way.age().as_secs_f64());
     for (family, counter) in FIGURES {
         page.one(family, counter(stats).load(Ordering::Relaxed) as f64);
     }
@@ -99,6 +106,7 @@ mod tests {
         render(&mut text, &stats);
         for line in [
             "kentongan_log_sync_seconds_sum 2.5",
+            "kentongan_log_sync_oldest_seconds 0",
             "kentongan_commit_seconds_sum 7",
             "kentongan_log_commands_total 1",
             "kentongan_log_size_bytes 2",

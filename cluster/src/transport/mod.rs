@@ -126,7 +126,12 @@ pub struct TransportConfig {
     pub snapshots_max: usize,
     /// Connections accepted at once, from all peers.
     pub connections_max: usize,
+    /// Those of them that have not shown a certificate yet; the oldest makes room for the next.
+    pub strangers_max: usize,
 }
+
+/// Connections at the port for peers that have proved nothing, by [`TransportConfig::new`].
+pub const STRANGERS_MAX: usize = 64;
 
 /// Bytes of the longest frame, by [`TransportConfig::new`]. Nodes that speak with each other have the same.
 pub const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -153,6 +158,7 @@ impl TransportConfig {
             backoff_max: Duration::from_secs(2),
             snapshots_max: 2,
             connections_max: 1024,
+            strangers_max: STRANGERS_MAX,
         }
     }
 
@@ -636,7 +642,8 @@ async fn accept(listener: TcpListener, service: PeerService) {
                 continue;
             }
         };
-        if !connections.make_room(service.shared.config.connections_max, &service.shared.stats) {
+        let config = &service.shared.config;
+        if !connections.make_room(config.connections_max, config.strangers_max, &service.shared.stats) {
             continue;
         }
         let proven = Proven::default();
