@@ -521,7 +521,7 @@ fn all_doors_full_leave_the_log_and_its_checkpoints_their_descriptors() {
         ("KENTONGAN_API__ADDRESS", "127.0.0.1:0"),
         ("KENTONGAN_API__TOKENS_FILE", tokens.to_str().expect("UTF-8")),
         ("KENTONGAN_STORAGE__CHECKPOINT_SECONDS", "1"),
-        ("KENTONGAN_STORAGE__SEGMENT_BYTES", "4096"),
+        ("KENTONGAN_STORAGE__SEGMENT_BYTES", "65536"),
     ];
     let broker = Broker::with_descriptors(400, 400, &environment);
     let mut subscriber = staying(&broker, "subscriber");
@@ -541,7 +541,7 @@ fn all_doors_full_leave_the_log_and_its_checkpoints_their_descriptors() {
     wait_for("checkpoints, and new segments", || {
         for _ in 0..20 {
             number = number % 60_000 + 1;
-            publisher.publish_acknowledged("a/b", &"x".repeat(500), qos1(number));
+            publisher.publish_acknowledged("a/b", &"x".repeat(5000), qos1(number));
             subscriber.take_publish();
         }
         broker.metric("kentongan_checkpoints_total") >= checkpoints + 3.0
@@ -549,6 +549,39 @@ fn all_doors_full_leave_the_log_and_its_checkpoints_their_descriptors() {
     });
     assert_eq!(broker.metric("kentongan_descriptors_exhausted_total"), 0.0);
     assert_eq!(broker.http_get("/readyz").0, 200);
+    assert!(open_files(&broker) <= 400 - 64, "{} are open: the reserve is used", open_files(&broker));
+}
+
+/// F10: where something takes them all the same, checkpoints wait until there are some, and nothing else does.
+#[test]
+fn a_checkpoint_waits_for_descriptors() {
+    let broker = Broker::with_environment(&[], &[("KENTONGAN_STORAGE__CHECKPOINT_SECONDS", "1")]);
+    let mut subscriber = staying(&broker, "subscriber");
+    subscriber.subscribe("a", QoS::AtLeastOnce);
+    let mut publisher = Client::v5(&broker, "publisher");
+    let pid = rustix::process::Pid::from_raw(broker.pid().cast_signed());
+    let limit = |current| rustix::process::Rlimit { current: Some(current), maximum: Some(1024) };
+    let set = |current| {
+        rustix::process::prlimit(pid, rustix::process::Resource::Nofile, limit(current)).expect("our own child");
+    };
+    set(open_files(&broker) + 4);
+    let mut publish = |number| {
+        publisher.publish_acknowledged("a", "x", qos1(number));
+        subscriber.take_publish();
+    };
+    publish(1);
+    broker.wait_for_log("no descriptors left for a checkpoint");
+    let before = broker.metric("kentongan_checkpoints_total");
+    publish(2);
+    set(1024);
+    broker.wait_for_log("there are descriptors for a checkpoint again");
+    broker.wait_for_metric("kentongan_checkpoints_total", |count| count > before);
+    publish(3);
+}
+
+/// How many descriptors a broker has in use.
+fn open_files(broker: &Broker) -> u64 {
+    std::fs::read_dir(format!("/proc/{}/fd", broker.pid())).expect("our own child").count() as u64
 }
 
 /// A client whose session is kept, so that what is for it goes through the log.
@@ -623,7 +656,7 @@ fn too_few_descriptors_for_a_start_are_an_error() {
 fn running_out_of_descriptors_is_survived() {
     let broker = Broker::start();
     let pid = rustix::process::Pid::from_raw(broker.pid().cast_signed());
-    let open = std::fs::read_dir(format!("/proc/{}/fd", broker.pid())).expect("our own child").count() as u64;
+    let open = open_files(&broker);
     let limit = rustix::process::Rlimit { current: Some(open + 5), maximum: Some(open + 5) };
     rustix::process::prlimit(pid, rustix::process::Resource::Nofile, limit).expect("our own child");
     let crowd: Vec<_> = (0..20).map(|_| Client::raw(&broker, ProtocolVersion::V5)).collect();
