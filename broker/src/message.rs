@@ -43,6 +43,16 @@ pub struct Message {
     pub expires_at_ms: Option<u64>,
 }
 
+/// How long a message lives that comes with a Message Expiry Interval. One of 0 lasts to the end of its second: it is for those who are
+/// connected, and is not to be over before the way to them is, by a batch, a lane or a log.
+#[must_use]
+pub fn lifetime_ms(interval_seconds: u32) -> u64 {
+    match interval_seconds {
+        0 => 999,
+        seconds => u64::from(seconds) * 1000,
+    }
+}
+
 impl Message {
     /// Whether both are the same publication; those that have no identity never are.
     #[must_use]

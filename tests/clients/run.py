@@ -154,6 +154,7 @@ def suites(broker, own_binary):
         everything.update(websocket_suites(own_binary, node, python))
         everything["tls"] = ([*python, "tls"], {"KENTONGAN": own_binary})
         everything["tokens"] = ([*python, "tokens"], {"KENTONGAN": own_binary})
+        everything["at-a-terminal"] = ([*python, "at_a_terminal"], {"KENTONGAN": own_binary})
         everything["unix-socket"] = ([*python, "unix_socket"], {"KENTONGAN": own_binary})
         everything["three-nodes"] = ([*python, "three_nodes"], {"KENTONGAN": own_binary})
         everything["side-by-side"] = ([*python, "side_by_side"], {"KENTONGAN": own_binary})

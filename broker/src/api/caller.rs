@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::problem::Problem;
-use super::tokens::Role;
+use super::tokens::{Role, TokenHash};
 use super::{Api, Peer};
 
 /// Somebody whose token is good.
@@ -23,6 +23,8 @@ pub struct Caller {
     pub role: Role,
     /// Where he comes from.
     pub address: IpAddr,
+    /// His token.
+    token: TokenHash,
 }
 
 impl Caller {
@@ -30,6 +32,13 @@ impl Caller {
     #[must_use]
     pub fn who(&self) -> Value {
         json!({ "api": self.name, "role": self.role.name(), "address": self.address.to_string() })
+    }
+}
+
+impl Api {
+    /// Whether somebody's token is still good, and for as much: for what goes on for long.
+    pub(super) fn still_hears(&self, caller: &Caller) -> bool {
+        self.tokens().bearer(&caller.token).is_some_and(|bearer| bearer.role >= caller.role)
     }
 }
 
@@ -54,11 +63,12 @@ async fn identified(api: &Api, mut request: Request, next: Next) -> Response {
         known.set(false);
         return Problem::unauthorized().into_response();
     };
-    let bearer = api.tokens().bearer(token).cloned();
+    let tokens = api.tokens();
+    let bearer = TokenHash::of(token).and_then(|token| Some((tokens.bearer(&token)?.clone(), token)));
     known.set(bearer.is_some());
     match bearer {
-        Some(bearer) => {
-            let caller = Caller { name: bearer.name, role: bearer.role, address };
+        Some((bearer, token)) => {
+            let caller = Caller { name: bearer.name, role: bearer.role, address, token };
             let what = json!({ "method": request.method().as_str(), "path": request.uri().path() });
             request.extensions_mut().insert(caller.clone());
             let response = next.run(request).await;

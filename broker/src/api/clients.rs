@@ -94,7 +94,7 @@ async fn list(
         let filter = ClientFilter { username, like_clientid, ip_address };
         let nodes = match node {
             Some(called) => vec![super::nodes::node_called(operator, &called)?],
-            None => operator.nodes(),
+            None => operator.nodes()?,
         };
         let question = |from, limit| Question::Clients(ClientsAsked { from, limit, filter: filter.clone() });
         let (data, next, unavailable) = walk(operator, nodes, limit, from, question, |some: SomeClients| Part {
@@ -158,7 +158,7 @@ fn walk<A: DeserializeOwned, R, T: Clone + Default>(
 )]
 async fn show(State(api): State<Arc<Api>>, _: Viewer, Path(client_id): Path<String>) -> Result<Json<Client>, Problem> {
     let find = move |operator: &Operator| {
-        let answers = operator.ask_all::<Option<Client>>(&Question::Client(client_id.clone()));
+        let answers = operator.ask_all::<Option<Client>>(&Question::Client(client_id.clone()))?;
         first_of(answers)?.ok_or_else(|| not_connected(&client_id))
     };
     api.blocking(find).await.map(Json)
@@ -180,7 +180,7 @@ async fn kick(
     let named = client_id.clone();
     let outcome = api
         .blocking(move |operator| {
-            let answers = operator.ask_all::<bool>(&Question::Kick(client_id.clone()));
+            let answers = operator.ask_all::<bool>(&Question::Kick(client_id.clone()))?;
             let kicked = answers.into_iter().map(|(node, answer)| (node, answer.map(|kicked| kicked.then_some(()))));
             first_of(kicked.collect())?.ok_or_else(|| not_connected(&client_id))
         })
@@ -251,7 +251,7 @@ async fn subscriptions(
         move |operator: &Operator| {
             let WantedSubscriptions { clientid, topic, match_topic } = wanted;
             let asked = SubscriptionsAsked { clientid, topic, match_topic, ..SubscriptionsAsked::default() };
-            let nodes = operator.nodes();
+            let nodes = operator.nodes()?;
             let question = |from, limit| Question::Subscriptions(SubscriptionsAsked { from, limit, ..asked.clone() });
             let (data, next, unavailable) = walk(operator, nodes, limit, from, question, |some: SomeSubscriptions| {
                 Part { rows: some.subscriptions, next: some.next, looked_at: LOOKED_AT_A_PART }

@@ -253,7 +253,7 @@ fn described() -> OpenApiRouter<Arc<Api>> {
         .version("1")
         .description(Some(
             "What operators ask of the nodes of a cluster and have them do, from any of them. Lists come a page at a time; \
-             what cannot be done is answered with problem details (RFC 9457).",
+             what cannot be done is answered with problem details (RFC 9457), and so is a query with a parameter that is not described.",
         ))
         .build();
     let base = OpenApiBuilder::new()
@@ -274,10 +274,12 @@ fn described() -> OpenApiRouter<Arc<Api>> {
 
 fn router(api: &Arc<Api>) -> Router {
     let (routes, document) = described().split_for_parts();
+    let query_names = Arc::new(extract::QueryNames::of(&document));
     // Anybody may ask for it, so it is put into words once.
     let document = Bytes::from(serde_json::to_vec(&document).expect("a description is made of what JSON can express"));
     let document = ([(header::CONTENT_TYPE, "application/json")], document);
     routes
+        .route_layer(middleware::from_fn_with_state(query_names, extract::check_query))
         .route_layer(middleware::from_fn_with_state(Arc::clone(api), caller::check))
         .route(&format!("{PREFIX}/openapi.json"), get(async move || document.clone()))
         .fallback(async || Problem::no_route(StatusCode::NOT_FOUND))

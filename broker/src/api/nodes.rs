@@ -17,7 +17,7 @@ use super::problem::Problem;
 use super::{Api, Problems, ProblemsOfBodies, result_of};
 use crate::operator::control::Reloaded;
 use crate::operator::nodes::{Member, NodeHere, group_name};
-use crate::operator::{AskError, NodeName, Operator, Question};
+use crate::operator::{Answers, AskError, NodeName, Operator, Question};
 
 /// The routes of this module.
 pub fn routes() -> OpenApiRouter<Arc<Api>> {
@@ -31,7 +31,7 @@ pub fn routes() -> OpenApiRouter<Arc<Api>> {
 
 /// The node that goes by this name or has this id.
 pub(super) fn node_called(operator: &Operator, called: &str) -> Result<NodeName, Problem> {
-    let mut meant = operator.nodes();
+    let mut meant = operator.nodes()?;
     meant.retain(|node| node.is_called(called));
     match meant.len() {
         1 => Ok(meant.remove(0)),
@@ -94,7 +94,7 @@ pub struct Nodes {
 async fn nodes(State(api): State<Arc<Api>>, _: Viewer) -> Result<Json<Nodes>, Problem> {
     let list = |operator: &Operator| {
         let members = operator.all_members()?;
-        let answers = operator.ask_all::<NodeHere>(&Question::Node);
+        let answers = operator.ask_all::<NodeHere>(&Question::Node)?;
         let answer =
             |member: &Member| answers.iter().find(|(node, _)| node.node == member.node).map(|(_, answer)| answer);
         let cluster = answers.iter().find_map(|(_, answer)| answer.as_ref().ok().map(|here| here.cluster.clone()));
@@ -229,7 +229,7 @@ pub struct Groups {
 )]
 async fn groups(State(api): State<Arc<Api>>, _: Viewer) -> Result<Json<Groups>, Problem> {
     let list = |operator: &Operator| {
-        let answers = operator.ask_all::<NodeHere>(&Question::Node);
+        let answers = operator.ask_all::<NodeHere>(&Question::Node)?;
         let named = |id: u64| {
             let known = answers.iter().find(|(node, _)| node.node == id);
             known.map_or_else(|| NodeId(id).to_string(), |(node, _)| node.name.clone())
@@ -297,15 +297,12 @@ pub struct AllReloaded {
     pub data: Vec<NodeReloaded>,
 }
 
-/// What each node answered, or why it did not.
-type Answers<T> = Vec<(NodeName, Result<T, AskError>)>;
-
 fn ask_which<T: serde::de::DeserializeOwned>(
     operator: &Operator,
     which: WhichNodes,
     question: &Question,
 ) -> Result<Answers<T>, Problem> {
-    let Some(called) = which.node else { return Ok(operator.ask_all(question)) };
+    let Some(called) = which.node else { return Ok(operator.ask_all(question)?) };
     let node = node_called(operator, &called)?;
     let answer = operator.ask(node.node, question);
     Ok(vec![(node, answer)])

@@ -84,6 +84,9 @@ pub struct Properties {
 /// To all who subscribe, over all nodes. 202 says, whatever its QoS is, that this node has taken it, and not that anybody else has: while
 /// groups have no majority, what they are to keep waits in this node's memory, and is lost with it. Who must know that a message is safe
 /// publishes it by MQTT.
+///
+/// 503 says that it is not published: as long as clients that publish are not read either, because memory is short or too much waits for
+/// other nodes, nothing is taken. Only where `detail` says that this node does not know whether it has published it, it may have.
 #[utoipa::path(
     post, path = "/publish", operation_id = "publish", tag = "publish", request_body = Publication,
     responses((status = 202, description = "This node has taken it"), Problems, ProblemsOfBodies)

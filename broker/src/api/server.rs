@@ -218,7 +218,7 @@ async fn connection(
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
+    use std::io::{BufRead, BufReader, Read, Write};
     use std::net::TcpStream;
     use std::time::Instant;
 
@@ -236,7 +236,7 @@ mod tests {
     struct Served {
         server: ApiServer,
         token: Token,
-        _files: tempfile::TempDir,
+        files: tempfile::TempDir,
     }
 
     impl Served {
@@ -252,7 +252,7 @@ mod tests {
             let address = "127.0.0.1:0".parse().unwrap();
             let config = ApiConfig { address, tokens_file: Some(tokens), ..ApiConfig::default() };
             let server = start_within(&config, &operator, Metrics::isolated().api(), bounds).unwrap().unwrap();
-            Self { server, token, _files: files }
+            Self { server, token, files }
         }
 
         fn connect(&self) -> TcpStream {
@@ -269,6 +269,81 @@ mod tests {
             let count = sent.and_then(|()| stream.read(&mut answer)).unwrap_or(0);
             answer[..count].starts_with(b"HTTP/1.1 400 ")
         }
+    }
+
+    /// The status of an answer, and what it says.
+    fn ask(served: &Served, what: &str) -> (u16, String) {
+        let mut stream = served.connect();
+        let token = served.token.expose();
+        write!(stream, "{what} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\r\n")
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        (answer[9..12].parse().unwrap(), answer)
+    }
+
+    /// What is misspelt would go for more than was meant.
+    #[test]
+    fn a_query_with_something_unknown_in_it_is_refused() {
+        let served = Served::within(Bounds { connections_max: 4, ..BOUNDS });
+        for (what, names) in [
+            ("POST /api/v1/reload?Node=n1", "`node`"),
+            ("POST /api/v1/reload?node=n1&node_=n2", "`node`"),
+            ("PUT /api/v1/log?nodes=n1", "`node`"),
+            ("DELETE /api/v1/nodes/n1/drain?node=n2", "none"),
+            ("POST /api/v1/publish?retain=true", "none"),
+            ("GET /api/v1/clients?clientid=x", "`cursor`, `ip_address`, `like_clientid`, `limit`, `node`, `username`"),
+            ("HEAD /api/v1/clients?clientid=x", ""),
+        ] {
+            let (status, answer) = ask(&served, what);
+            assert!(status == 400 && answer.contains(names), "{what}: {answer}");
+        }
+        for what in
+            ["GET /api/v1/nodes?", "GET /api/v1/users?limit=5&like_username=x", "GET /api/v1/top-topics?seconds=1"]
+        {
+            let (status, answer) = ask(&served, what);
+            assert_eq!(status, 200, "{what}: {answer}");
+        }
+        assert_eq!(ask(&served, "GET /api/v1/nothing?x=y").0, 404);
+    }
+
+    #[test]
+    fn what_cannot_be_traced_is_not_well_said() {
+        let served = Served::within(Bounds { connections_max: 4, ..BOUNDS });
+        for filter in ["a/%23/b", "$share/g/a", ""] {
+            let (status, answer) = ask(&served, &format!("GET /api/v1/trace?topic={filter}"));
+            assert!(status == 400 && answer.contains("`topic`: that is no topic filter"), "{answer}");
+        }
+    }
+
+    /// Abuse: [api]
+    #[test]
+    fn a_trace_ends_with_the_token_by_which_it_was_begun() {
+        let served = Served::within(Bounds { connections_max: 4, ..BOUNDS });
+        let begin = || {
+            let mut stream = served.connect();
+            let token = served.token.expose();
+            write!(stream, "GET /api/v1/trace?client=x HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n")
+                .unwrap();
+            BufReader::new(stream).lines().map(Result::unwrap)
+        };
+        let change = |lines: &str| {
+            let tokens = served.files.path().join("tokens");
+            std::fs::write(&tokens, lines).unwrap();
+            served.server.api().change_tokens(Tokens::read(&tokens).unwrap());
+        };
+        let mut lines = begin();
+        assert!(lines.any(|line| line.contains("trace.begun")));
+        // Others come, and its own name stays, with another token.
+        change(&Token::draw().line("wayan", Role::Administrator));
+        assert!(lines.any(|line| line.contains("trace.ended")));
+        assert!(lines.any(|line| line == "0"), "it is over");
+
+        change(&served.token.line("wayan", Role::Administrator));
+        let mut lines = begin();
+        assert!(lines.any(|line| line.contains("trace.begun")));
+        change(&served.token.line("ketut", Role::Viewer));
+        assert!(lines.any(|line| line.contains("trace.ended")), "it was an administrator's");
     }
 
     const OPEN: &str = "GET /api/v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n";

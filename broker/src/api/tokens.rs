@@ -109,6 +109,24 @@ pub struct Bearer {
     pub role: Role,
 }
 
+/// By what a token is known again that somebody sent.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TokenHash([u8; SHA256_OUTPUT_LEN]);
+
+impl TokenHash {
+    /// Of a token; `None`: it is too long to be one.
+    #[must_use]
+    pub fn of(token: &[u8]) -> Option<Self> {
+        (token.len() <= TOKEN_BYTES_MAX).then(|| Self(hash(token)))
+    }
+}
+
+impl fmt::Debug for TokenHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(crate::config::REDACTED)
+    }
+}
+
 /// A file that was read.
 #[derive(Debug, Default)]
 pub struct Tokens(Vec<(Bearer, [u8; SHA256_OUTPUT_LEN])>);
@@ -148,14 +166,10 @@ impl Tokens {
 
     /// Whose token it is. Every one is compared with, and whole, so the time it takes says nothing.
     #[must_use]
-    pub fn bearer(&self, token: &[u8]) -> Option<&Bearer> {
-        if token.len() > TOKEN_BYTES_MAX {
-            return None;
-        }
-        let given = hash(token);
+    pub fn bearer(&self, TokenHash(given): &TokenHash) -> Option<&Bearer> {
         let mut found = None;
         for (bearer, expected) in &self.0 {
-            if bool::from(expected.ct_eq(&given)) {
+            if bool::from(expected.ct_eq(given)) {
                 found = Some(bearer);
             }
         }
@@ -213,7 +227,10 @@ mod tests {
         let file = format!("# who\n{}\n\n{}\n", one.line("ann", Role::Viewer), other.line("ben", Role::Administrator));
         assert!(!file.contains(one.expose()) && one.expose().len() > 40);
         let tokens = parse(&file).unwrap();
-        let bearer = |token: &str| tokens.bearer(token.as_bytes()).map(|bearer| (bearer.name.as_str(), bearer.role));
+        let bearer = |token: &str| {
+            let bearer = tokens.bearer(&TokenHash::of(token.as_bytes())?)?;
+            Some((bearer.name.as_str(), bearer.role))
+        };
         assert_eq!(bearer(one.expose()), Some(("ann", Role::Viewer)));
         assert_eq!(bearer(other.expose()), Some(("ben", Role::Administrator)));
         for wrong in ["", "kentongan_", &one.expose()[1..], &"x".repeat(TOKEN_BYTES_MAX + 1)] {

@@ -80,7 +80,7 @@ async fn list(
     let list = move |operator: &Operator| {
         let asked = UsersAsked { after, limit, like_username: wanted.like_username };
         let (mut heard, mut unavailable) = (Vec::new(), Vec::new());
-        for (node, answer) in operator.ask_all::<SomeUsers>(&Question::Users(asked)) {
+        for (node, answer) in operator.ask_all::<SomeUsers>(&Question::Users(asked))? {
             match answer {
                 Ok(some) => heard.push((node, some)),
                 Err(error) => unavailable.push(Silent { node: node.name, detail: error.to_string() }),

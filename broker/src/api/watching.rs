@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::caller::Viewer;
+use super::caller::{Caller, Viewer};
 use super::extract::Query;
 use super::page::Silent;
 use super::problem::Problem;
@@ -85,7 +85,7 @@ async fn slow_subscribers(
     let found = api.blocking(move |operator| {
         let mut slowest = Slowest::new(asked.by, limit);
         let question = WatchAsked::SlowSubscribers { ranking: asked.by, limit };
-        let (heard, unavailable) = ask_all::<Vec<SlowSubscriber>>(operator, question);
+        let (heard, unavailable) = ask_all::<Vec<SlowSubscriber>>(operator, question)?;
         heard.into_iter().flat_map(|(_, found)| found).for_each(|one| slowest.look_at(one));
         Ok(SlowSubscribers { data: slowest.in_order(), unavailable })
     });
@@ -139,12 +139,12 @@ async fn top_topics(
     if !COUNTED_SECONDS.contains(&seconds) {
         return Err(Problem::bad_request("`seconds` must be 1 to 60"));
     }
-    api.blocking(move |operator| Ok(ask_all::<()>(operator, WatchAsked::CountTopics(seconds)))).await?;
+    api.blocking(move |operator| ask_all::<()>(operator, WatchAsked::CountTopics(seconds))).await?;
     tokio::time::sleep(Duration::from_secs(seconds.into())).await;
     let counted = api.blocking(move |operator| {
         // More than is wanted: what is among the first of all need not be among the first of each.
         let question = WatchAsked::TopTopics { ranking: asked.by, limit: usize::MAX };
-        let (heard, unavailable) = ask_all::<Counts>(operator, question);
+        let (heard, unavailable) = ask_all::<Counts>(operator, question)?;
         let parts: Vec<Counts> = heard.into_iter().map(|(_, counts)| counts).collect();
         let Counts { topics, others_at_most, milliseconds } = Counts::merged(&parts, limit);
         Ok(TopTopics { data: topics, others_at_most, milliseconds, unavailable })
@@ -172,7 +172,10 @@ impl TraceAsked {
     fn wanted(self) -> Result<Wanted, Problem> {
         let target = match (self.client, self.topic) {
             (Some(client), None) => Target::Client(client),
-            (None, Some(filter)) => Target::Topic(filter),
+            (None, Some(filter)) => {
+                trace::check_filter(&filter).map_err(|error| Problem::bad_request(format!("`topic`: {error}")))?;
+                Target::Topic(filter)
+            }
             _ => return Err(Problem::bad_request("say either `client` or `topic`")),
         };
         let seconds = self.seconds.unwrap_or(TRACED_SECONDS_DEFAULT);
@@ -190,7 +193,7 @@ impl TraceAsked {
 /// Trace
 ///
 /// One client, or the topics of one filter, on all nodes, as it goes on: a line of JSON each. The first line says that it begins. What
-/// could not be shown as fast is counted by a line `trace.left_out`.
+/// could not be shown as fast is counted by a line `trace.left_out`. It ends, with a line `trace.ended`, when the token is good no more.
 #[utoipa::path(
     get, path = "/trace", tag = "watching", params(TraceAsked),
     responses((status = 200, description = "Lines as they come", content_type = "application/x-ndjson", body = String), Problems)
@@ -208,7 +211,7 @@ async fn trace_stream(
         "event": "trace.begun", "nodes": heard, "unavailable": unavailable, "seconds": wanted.seconds,
     }))]);
     let ends = Instant::now() + Duration::from_secs(wanted.seconds.into());
-    let watching = Watching { api, wanted, ends, silent: unavailable, is_over: false };
+    let watching = Watching { api, caller, wanted, ends, silent: unavailable, is_over: false };
     let lines = stream::unfold(watching, move |mut watching| {
         let first = first.pop_front();
         async move {
@@ -226,7 +229,7 @@ type Begun = (Vec<String>, Vec<Silent>);
 
 /// Has all nodes begin, and says which have.
 fn begin(operator: &Operator, wanted: &Wanted) -> Result<Begun, Problem> {
-    let (heard, unavailable) = ask_all::<()>(operator, WatchAsked::BeginTrace(wanted.clone()));
+    let (heard, unavailable) = ask_all::<()>(operator, WatchAsked::BeginTrace(wanted.clone()))?;
     match unavailable.first() {
         Some(first) if heard.is_empty() => Err(Problem::conflict(first.detail.clone())),
         _ => Ok((heard.into_iter().map(|(node, ())| node.name).collect(), unavailable)),
@@ -236,6 +239,8 @@ fn begin(operator: &Operator, wanted: &Wanted) -> Result<Begun, Problem> {
 /// A trace that somebody reads.
 struct Watching {
     api: Arc<Api>,
+    /// Who reads it.
+    caller: Caller,
     wanted: Wanted,
     ends: Instant,
     /// Nodes that were told of as silent.
@@ -251,9 +256,14 @@ impl Watching {
                 return None;
             }
             tokio::time::sleep(TRACE_INTERVAL).await;
+            if !self.api.still_hears(&self.caller) {
+                self.is_over = true;
+                let detail = "the token by which it was begun is not good any more, or not for as much";
+                return Some(line(&json!({ "event": "trace.ended", "detail": detail })));
+            }
             self.is_over = Instant::now() >= self.ends;
             let wanted = self.wanted.clone();
-            let taken = self.api.blocking(move |operator| Ok(take(operator, &wanted))).await;
+            let taken = self.api.blocking(move |operator| take(operator, &wanted)).await;
             let Ok((heard, silent)) = taken else { continue };
             let mut text = String::new();
             for (node, lines) in heard {
@@ -283,7 +293,7 @@ impl Drop for Watching {
         // Where there is no runtime any more, the process ends.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
-                let ended = api.blocking(move |operator| Ok(ask_all::<()>(operator, WatchAsked::EndTrace(number))));
+                let ended = api.blocking(move |operator| ask_all::<()>(operator, WatchAsked::EndTrace(number)));
                 drop(ended.await);
             });
         }
@@ -291,8 +301,8 @@ impl Drop for Watching {
 }
 
 /// Takes what all nodes have. One that has no such trace, since it was not there when it began, begins.
-fn take(operator: &Operator, wanted: &Wanted) -> (Vec<(NodeName, Lines)>, Vec<Silent>) {
-    let (heard, unavailable) = ask_all::<Option<Lines>>(operator, WatchAsked::TakeTrace(wanted.number));
+fn take(operator: &Operator, wanted: &Wanted) -> Result<Heard<Lines>, Problem> {
+    let (heard, unavailable) = ask_all::<Option<Lines>>(operator, WatchAsked::TakeTrace(wanted.number))?;
     let lines = |(node, lines): (NodeName, Option<Lines>)| match lines {
         Some(lines) => Some((node, lines)),
         None => {
@@ -302,26 +312,26 @@ fn take(operator: &Operator, wanted: &Wanted) -> (Vec<(NodeName, Lines)>, Vec<Si
             None
         }
     };
-    (heard.into_iter().filter_map(lines).collect(), unavailable)
+    Ok((heard.into_iter().filter_map(lines).collect(), unavailable))
 }
 
 fn line(json: &serde_json::Value) -> String {
     format!("{json}\n")
 }
 
-/// What all nodes say, and who says nothing.
-fn ask_all<T: serde::de::DeserializeOwned>(
-    operator: &Operator,
-    asked: WatchAsked,
-) -> (Vec<(NodeName, T)>, Vec<Silent>) {
+/// What nodes say, and who says nothing.
+type Heard<T> = (Vec<(NodeName, T)>, Vec<Silent>);
+
+/// Asks all nodes.
+fn ask_all<T: serde::de::DeserializeOwned>(operator: &Operator, asked: WatchAsked) -> Result<Heard<T>, Problem> {
     let (mut heard, mut unavailable) = (Vec::new(), Vec::new());
-    for (node, answered) in operator.ask_all::<T>(&Question::Watch(asked)) {
+    for (node, answered) in operator.ask_all::<T>(&Question::Watch(asked))? {
         match answered {
             Ok(said) => heard.push((node, said)),
             Err(error) => unavailable.push(Silent { node: node.name, detail: error.to_string() }),
         }
     }
-    (heard, unavailable)
+    Ok((heard, unavailable))
 }
 
 fn limit(asked: Option<usize>, maximum: usize) -> Result<usize, Problem> {

@@ -43,6 +43,9 @@ pub(super) enum ClientError {
     Closed,
     #[error("the connection failed: {0}")]
     Failed(#[source] io::Error),
+    /// What was typed asks for more than MQTT can say.
+    #[error("{packet} cannot be sent: {error}")]
+    Unsendable { packet: &'static str, error: String },
     #[error("the broker answered nothing for a whole Keep Alive interval")]
     Silent,
     #[error("what came is not MQTT: {0}; is it an MQTT port, and the version (-V) one that the broker speaks?")]
@@ -94,17 +97,41 @@ pub(super) fn spaced(code: ReasonCode) -> String {
 }
 
 impl ClientError {
-    /// Whether trying again later makes sense. A session that another client took over is not fought for.
+    /// Whether trying again later makes sense. A session that another client took over is not fought for, and what was wrong with a
+    /// packet would be wrong with it again.
     pub(super) fn may_retry(&self) -> bool {
         match self {
-            Self::Disconnected(reason) => reason.code != ReasonCode::SessionTakenOver,
+            Self::Disconnected(reason) => reason.code != ReasonCode::SessionTakenOver && !blames_a_packet(reason.code),
             Self::Refused { reason, .. } => {
                 matches!(reason.code, ReasonCode::ServerUnavailable | ReasonCode::ServerBusy)
             }
-            Self::NotMqtt(_) | Self::Foreign { .. } | Self::Tls { .. } | Self::NoWebSocket(_) => false,
+            Self::NotMqtt(_)
+            | Self::Foreign { .. }
+            | Self::Tls { .. }
+            | Self::NoWebSocket(_)
+            | Self::Unsendable { .. } => false,
             _ => true,
         }
     }
+}
+
+/// Whether a broker ends connections with this for what one packet says.
+fn blames_a_packet(code: ReasonCode) -> bool {
+    matches!(
+        code,
+        ReasonCode::MalformedPacket
+            | ReasonCode::ProtocolError
+            | ReasonCode::TopicFilterInvalid
+            | ReasonCode::TopicNameInvalid
+            | ReasonCode::TopicAliasInvalid
+            | ReasonCode::PacketTooLarge
+            | ReasonCode::PayloadFormatInvalid
+            | ReasonCode::RetainNotSupported
+            | ReasonCode::QosNotSupported
+            | ReasonCode::SharedSubscriptionsNotSupported
+            | ReasonCode::SubscriptionIdentifiersNotSupported
+            | ReasonCode::WildcardSubscriptionsNotSupported
+    )
 }
 
 /// An open connection. Every `async` method may be dropped half-way and called again; nothing is lost by it.
@@ -144,7 +171,7 @@ impl Connection {
             ping_sent: None,
             debug_name: options.debug.then(|| name.to_owned()),
         };
-        connection.send(&Packet::Connect(Box::new(connect.clone())));
+        connection.send(&Packet::Connect(Box::new(connect.clone())))?;
         let answer = timeout(CONNECT_TIMEOUT, connection.connack()).await;
         let connack = answer.map_err(|_| ClientError::NoAnswer { address })??;
         if connack.reason_code.is_error() {
@@ -177,14 +204,16 @@ impl Connection {
     }
 
     /// Puts a packet behind those that wait to be written.
-    pub(super) fn send(&mut self, packet: &Packet) {
+    ///
+    /// # Errors
+    /// It cannot be expressed: what people typed was checked when it was parsed, and this is the last line. Nothing is sent of it.
+    pub(super) fn send(&mut self, packet: &Packet) -> Result<(), ClientError> {
+        let unsendable = |error| ClientError::Unsendable { packet: wire::name(packet), error };
+        wire::encode(packet, self.version, &mut self.outbound).map_err(unsendable)?;
         if let Some(name) = &self.debug_name {
             eprintln!("Client {name} sending {}", wire::describe(packet));
         }
-        // What people typed was checked when it was parsed; this is the last line, and says what is wrong.
-        if let Err(error) = wire::encode(packet, self.version, &mut self.outbound) {
-            eprintln!("Error: {} cannot be sent: {error}", wire::name(packet));
-        }
+        Ok(())
     }
 
     /// Writes all that waits.
@@ -213,7 +242,7 @@ impl Connection {
                 },
                 () = at(silent_at) => return Err(ClientError::Silent),
                 () = at(ping_due.filter(|_| self.ping_sent.is_none())) => {
-                    self.send(&Packet::PingReq);
+                    self.send(&Packet::PingReq)?;
                     self.ping_sent = Some(Instant::now());
                 }
             }
@@ -246,7 +275,7 @@ impl Connection {
 
     /// Says goodbye, and waits until the broker has closed its end too, so that all we sent was read.
     pub(super) async fn close(mut self, disconnect: Disconnect) -> Result<(), ClientError> {
-        self.send(&Packet::Disconnect(disconnect));
+        self.send(&Packet::Disconnect(disconnect))?;
         self.flush().await?;
         // From here on the broker has everything; how the socket ends no longer matters.
         let _ = self.link.shut_down().await;

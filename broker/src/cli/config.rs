@@ -11,12 +11,13 @@ use crate::api::tokens::Tokens;
 use crate::audit::AuditFile;
 use crate::auth::Authority;
 use crate::config::{Effective, Settings, Sources, TlsConfig};
+use crate::http_client::{HttpClient, HttpClientOptions};
 use crate::tls::{Endpoint, Files};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
     /// Say what is wrong with a file, its drop-in directory, and the files that they name: certificates, users, rights, keys, tokens. The
-    /// environment is left out of it.
+    /// environment is left out of it, and what other flags say: where no `node` is said, the name is that of this host.
     Check {
         /// The configuration file.
         file: PathBuf,
@@ -81,23 +82,30 @@ fn wrong_files(settings: &Settings) -> Vec<anyhow::Error> {
     if let Some(error) = settings.log.audit_file.as_deref().and_then(|file| AuditFile::check(file).err()) {
         wrong.push(error.context("`log.audit_file`"));
     }
-    let (api, cluster) = (&settings.api, settings.cluster.tls());
-    let of_api = api
-        .certificate_file
-        .clone()
-        .zip(api.key_file.clone())
-        .map(|(certificate, key)| ("the API", certificate, key, None));
-    let of_links = cluster.map(|tls| ("the links between nodes", tls.certificate, tls.key, Some(tls.ca)));
-    for (what, certificate_file, key_file, client_ca_file) in of_api.into_iter().chain(of_links) {
-        let tls = TlsConfig {
-            certificate_file: Some(certificate_file),
-            key_file: Some(key_file),
-            client_ca_file,
-            ..TlsConfig::default()
-        };
-        if let Err(error) = Endpoint::new(&tls, &Files::read(&tls), Arc::default(), None) {
-            wrong.push(anyhow::Error::new(error).context(format!("TLS of {what}")));
+    let webhook = &settings.events.webhook;
+    if webhook.url.is_some() {
+        let options = HttpClientOptions { ca_file: webhook.ca_file.clone(), ..HttpClientOptions::default() };
+        if let Err(error) = HttpClient::new(&options) {
+            wrong.push(anyhow::Error::new(error).context("`events.webhook`"));
         }
+    }
+    if let Some((certificate, key)) = settings.api.certificate_file.clone().zip(settings.api.key_file.clone()) {
+        let tls = TlsConfig { certificate_file: Some(certificate), key_file: Some(key), ..TlsConfig::default() };
+        if let Err(error) = Endpoint::new(&tls, &Files::read(&tls), Arc::default(), None) {
+            wrong.push(anyhow::Error::new(error).context("TLS of the API"));
+        }
+    }
+    if let Some(Err(error)) = settings.cluster.tls().map(|tls| tls.check(&settings.node_name())) {
+        wrong.push(anyhow::Error::new(error).context(match &settings.node {
+            Some(node) => format!("TLS of the links between nodes, with node = {node:?}"),
+            None => format!(
+                "TLS of the links between nodes, with the name of this host, {:?}, since no `node` is said",
+                settings.node_name()
+            ),
+        }));
+    }
+    if let Some(file) = settings.data_dir.ancestors().find(|path| path.exists()).filter(|path| !path.is_dir()) {
+        wrong.push(anyhow::anyhow!("`data_dir`: {} is no directory", file.display()));
     }
     wrong
 }

@@ -16,6 +16,7 @@ use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::cluster::show::{plain, table_of};
+use super::exclusive::Exclusive;
 use super::{EXIT_FAILURE, print_bytes};
 use crate::api::tokens::{Role, Token, Tokens, check_name};
 use crate::config::{HttpUrl, Secret};
@@ -353,9 +354,19 @@ struct NotApplied {
     rows: String,
 }
 
+/// What is printed of an answer, `rows`, if all nodes have done it.
+fn all_of(answer: &Value, rows: String, has_done_it: impl Fn(&Value) -> bool) -> anyhow::Result<String> {
+    match answer["data"].as_array().is_some_and(|nodes| nodes.iter().all(has_done_it)) {
+        true => Ok(rows),
+        false => Err(NotApplied { rows }.into()),
+    }
+}
+
 /// The token, alone on its line.
 fn make_token(TokenArgs { name, role, file }: &TokenArgs) -> anyhow::Result<String> {
     check_name(name).map_err(anyhow::Error::msg)?;
+    // Nobody adds the same name meanwhile. A link to the file is changed where it leads.
+    let _exclusive = Exclusive::beside(&std::fs::canonicalize(file).unwrap_or_else(|_| file.clone()));
     let before = match file.try_exists()? {
         true => std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?,
         false => String::new(),
@@ -471,12 +482,7 @@ impl Asker {
             CtlCommand::Reload { node } => {
                 let path = format!("/reload?{}", query(&[("node", node)]));
                 let answer = self.ask(Method::POST, &path, None)?;
-                let rows = self.rows(&answer, &RELOAD_COLUMNS)?;
-                let is_applied = |row: &Value| row["applied"] == true;
-                match answer["data"].as_array().is_some_and(|nodes| nodes.iter().all(is_applied)) {
-                    true => Ok(rows),
-                    false => Err(NotApplied { rows }.into()),
-                }
+                all_of(&answer, self.rows(&answer, &RELOAD_COLUMNS)?, |row| row["applied"] == true)
             }
             CtlCommand::Slow { by, limit } => {
                 self.rows(&self.get(&format!("/slow-subscribers?by={by}&limit={limit}"))?, &SLOW_COLUMNS)
@@ -486,11 +492,9 @@ impl Asker {
             }
             CtlCommand::Log { filter, node } => {
                 let path = format!("/log?{}", query(&[("node", node)]));
-                let answer = match filter {
-                    None => self.get(&path)?,
-                    Some(filter) => self.ask(Method::PUT, &path, Some(&json!({ "filter": filter })))?,
-                };
-                self.rows(&answer, &LOG_COLUMNS)
+                let Some(filter) = filter else { return self.rows(&self.get(&path)?, &LOG_COLUMNS) };
+                let answer = self.ask(Method::PUT, &path, Some(&json!({ "filter": filter })))?;
+                all_of(&answer, self.rows(&answer, &LOG_COLUMNS)?, |row| row["filter"].is_string())
             }
         }
     }
@@ -634,11 +638,23 @@ fn encoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::tokens::TokenHash;
 
     #[test]
     fn a_text_within_a_url_is_encoded() {
         assert_eq!(encoded("plant/1 ä?#"), "plant%2F1%20%C3%A4%3F%23");
         assert_eq!(query(&[("a", &Some("b c".to_owned())), ("d", &None)]), "a=b%20c");
+    }
+
+    #[test]
+    fn what_one_node_has_not_done_is_a_failure_and_is_printed_all_the_same() {
+        let all = |second: Value| {
+            let answer = json!({ "data": [{ "node": "n1", "filter": "info" }, { "node": "n2", "filter": second }] });
+            all_of(&answer, "rows".to_owned(), |row| row["filter"].is_string())
+        };
+        assert_eq!(all("info".into()).expect("all have"), "rows");
+        let error = all(Value::Null).expect_err("n2 does not answer");
+        assert_eq!(error.downcast_ref::<NotApplied>().map(|error| &*error.rows), Some("rows"));
     }
 
     #[test]
@@ -651,7 +667,26 @@ mod tests {
         make_token(&arguments("ben")).expect("made");
         assert!(make_token(&arguments("ann")).is_err());
         let tokens = Tokens::read(&file).expect("good");
-        assert_eq!(tokens.bearer(token.trim().as_bytes()).map(|bearer| bearer.name.as_str()), Some("ann"));
+        let hash = TokenHash::of(token.trim().as_bytes()).expect("short enough");
+        assert_eq!(tokens.bearer(&hash).map(|bearer| bearer.name.as_str()), Some("ann"));
         assert_eq!(std::fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_name_that_is_added_twice_at_the_same_moment_stands_there_once() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("tokens");
+        let together = std::sync::Barrier::new(12);
+        let made: usize = std::thread::scope(|scope| {
+            let make = || {
+                let arguments = TokenArgs { name: "ann".to_owned(), role: Role::Viewer, file: file.clone() };
+                together.wait();
+                usize::from(make_token(&arguments).is_ok())
+            };
+            let making: Vec<_> = (0..12).map(|_| scope.spawn(make)).collect();
+            making.into_iter().map(|one| one.join().expect("it ends")).sum()
+        });
+        assert_eq!(made, 1);
+        Tokens::read(&file).expect("good");
     }
 }

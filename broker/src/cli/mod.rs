@@ -9,6 +9,7 @@ mod client;
 mod cluster;
 mod config;
 mod ctl;
+mod exclusive;
 mod format;
 mod link;
 mod local;

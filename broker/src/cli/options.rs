@@ -57,8 +57,8 @@ pub(super) struct ConnectionArgs {
     /// Protocol version: 5, 311 or 31 (also mqttv5, mqttv311, mqttv31).
     #[arg(short = 'V', long, default_value = "5", value_name = "VERSION", value_parser = parse_version)]
     protocol_version: ProtocolVersion,
-    /// Keep Alive in seconds.
-    #[arg(short = 'k', long, default_value_t = 60, value_name = "SECONDS")]
+    /// Keep Alive in seconds; 0 is none.
+    #[arg(short = 'k', long, default_value_t = 60, value_name = "SECONDS", allow_negative_numbers = true)]
     keepalive: u16,
     /// Keep the session when the connection ends (Clean Start 0); wants -i.
     #[arg(short = 'c', long)]
@@ -166,6 +166,9 @@ impl ConnectionArgs {
         }
         let clean_start = !self.disable_clean_session;
         let client_id = self.client_id();
+        if self.id.as_deref() == Some("") {
+            return Err(String::from("-i names nobody; leave it out, and the broker chooses a Client Identifier"));
+        }
         if !clean_start && client_id.is_empty() {
             return Err(String::from("-c keeps a session under a Client Identifier; give one with -i"));
         }
@@ -229,7 +232,7 @@ fn split_properties(words: &[String]) -> Vec<Vec<String>> {
     let mut split = Vec::new();
     let mut rest = words;
     while !rest.is_empty() {
-        let length = if rest.get(1).is_some_and(|name| name == "user-property") { 4 } else { 3 };
+        let length = if rest.get(1).is_some_and(|name| name.eq_ignore_ascii_case("user-property")) { 4 } else { 3 };
         let (one, after) = rest.split_at(length.min(rest.len()));
         split.push(one.to_vec());
         rest = after;
@@ -376,6 +379,9 @@ mod tests {
             ("-L http://x", "-L wants mqtt://"),
             ("-L mqtt://", "names no host"),
             ("-i a -I b", "cannot be used with"),
+            ("--id=", "-i names nobody"),
+            ("-k -1", "-1 is not in 0..=65535"),
+            ("-k 65536", "65536 is not in 0..=65535"),
             ("--unix /s -h b", "cannot be used with"),
             ("--unix /s -p 1", "cannot be used with"),
             ("-L mqtt://b --unix /s", "cannot be used with"),
@@ -396,7 +402,7 @@ mod tests {
     #[test]
     fn repeated_properties_are_told_apart() {
         let options =
-            resolve("-D connect user-property a b -D connect receive-maximum 7 -D connect user-property a c").unwrap();
+            resolve("-D connect user-property a b -D connect receive-maximum 7 -D CONNECT USER-PROPERTY a c").unwrap();
         let pair = |value: &str| (String::from("a"), value.to_owned());
         assert_eq!(options.connect.properties.user_properties, [pair("b"), pair("c")]);
         assert_eq!(options.connect.properties.receive_maximum.map(u16::from), Some(7));

@@ -1,16 +1,20 @@
 //! `kentongan passwd`: the users of a password file, with the flags of mosquitto_passwd.
 
 use std::fs;
+use std::future::poll_fn;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::num::NonZeroU32;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+use std::task::Poll;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::EXIT_FAILURE;
+use super::exclusive::{Exclusive, directory_of};
 use crate::auth::{MosquittoForm, PasswordFile, StoredPassword, check_user_name, trim_blanks};
 
 /// Rounds of what mosquitto_passwd writes.
@@ -49,6 +53,7 @@ enum Form {
     /// `$argon2id$`, as RFC 9106 recommends.
     Argon2id,
     /// `$scram-sha-256$`, for clients that show their password by SCRAM, or send it.
+    #[value(alias = "scram-sha-256")]
     ScramSha256,
     /// `$7$`.
     Sha512Pbkdf2,
@@ -81,36 +86,63 @@ pub(super) fn run(arguments: &PasswdArgs) -> u8 {
     }
 }
 
+/// What becomes of the file.
+#[derive(Debug)]
+enum Change<'a> {
+    HashPlain,
+    Delete(&'a str),
+    Set { user: &'a str, hash: String },
+}
+
 fn change(arguments: &PasswdArgs) -> anyhow::Result<()> {
     let path = &arguments.file;
-    let before = if arguments.create {
-        String::new()
-    } else {
-        fs::read_to_string(path).with_context(|| format!("cannot read {}; -c makes a new one", path.display()))?
-    };
-    let after = match &arguments.user {
-        None => hash_plain_lines(&before, arguments.hash)?,
-        Some(user) => {
-            check_user_name(user).map_err(anyhow::Error::msg)?;
+    if !arguments.create {
+        // Before anybody types a password for nothing.
+        read(path)?;
+    }
+    let change = wanted(arguments)?;
+    // A link to the file is changed where it leads.
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+    // From here on nobody is waited for: what others change meanwhile waits, and is not written over with what was read before.
+    let _exclusive = Exclusive::beside(&target);
+    let before = if arguments.create { String::new() } else { read(path)? };
+    let after = match change {
+        Change::HashPlain => hash_plain_lines(&before, arguments.hash)?,
+        Change::Delete(user) => {
             let others = without(&before, user);
-            if arguments.delete {
-                anyhow::ensure!(others != before, "there is no user {user:?} in {}", path.display());
-                others
-            } else {
-                let password = match &arguments.password {
-                    Some(password) => password.clone(),
-                    None => ask_for_password()?,
-                };
-                anyhow::ensure!(!password.is_empty(), "the password is empty");
-                replaced(&before, user, &arguments.hash.hash(&password)?)
-            }
+            anyhow::ensure!(others != before, "there is no user {user:?} in {}", path.display());
+            others
         }
+        Change::Set { user, hash } => replaced(&before, user, &hash),
     };
-    write_whole(path, &after)?;
+    write_whole(&target, &after)?;
     if let Err(error) = PasswordFile::read(path) {
         eprintln!("kentongan: written, but no broker will take it: {error}");
     }
     Ok(())
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    fs::read_to_string(path).map_err(|error| {
+        // Of a file that is there, it would be the end of all its users.
+        let advice = if error.kind() == io::ErrorKind::NotFound { "; -c makes a new one" } else { "" };
+        anyhow::Error::new(error).context(format!("cannot read {}{advice}", path.display()))
+    })
+}
+
+/// Asks for the password, if it must, and hashes it: both take their time.
+fn wanted(arguments: &PasswdArgs) -> anyhow::Result<Change<'_>> {
+    let Some(user) = &arguments.user else { return Ok(Change::HashPlain) };
+    check_user_name(user).map_err(anyhow::Error::msg)?;
+    if arguments.delete {
+        return Ok(Change::Delete(user));
+    }
+    let password = match &arguments.password {
+        Some(password) => password.clone(),
+        None => ask_for_password()?,
+    };
+    anyhow::ensure!(!password.is_empty(), "the password is empty");
+    Ok(Change::Set { user, hash: arguments.hash.hash(&password)? })
 }
 
 fn user_of(line: &str) -> Option<&str> {
@@ -154,11 +186,9 @@ fn hash_plain_lines(text: &str, form: Form) -> anyhow::Result<String> {
 }
 
 /// A broker that reads it meanwhile has the old file or the new one. It stays its owner's, and readable for the group that it was
-/// readable for, but never for everybody. A link to it stays one.
+/// readable for, but never for everybody.
 fn write_whole(path: &Path, text: &str) -> anyhow::Result<()> {
-    let target = fs::canonicalize(path);
-    let path = target.as_deref().unwrap_or(path);
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = directory_of(path);
     let name = path.file_name().with_context(|| format!("{} is no file", path.display()))?;
     let mut beside = name.to_owned();
     beside.push(format!(".{}.new", std::process::id()));
@@ -186,8 +216,10 @@ fn ask_for_password() -> anyhow::Result<String> {
     if !io::stdin().is_terminal() {
         return read_line();
     }
-    let first = ask_hidden("Password: ")?;
-    anyhow::ensure!(first == ask_hidden("Reenter password: ")?, "the passwords are not the same");
+    let shown = tcgetattr(io::stdin())?;
+    restore_when_ended(shown.clone())?;
+    let first = ask_hidden("Password: ", &shown)?;
+    anyhow::ensure!(first == ask_hidden("Reenter password: ", &shown)?, "the passwords are not the same");
     Ok(first)
 }
 
@@ -197,16 +229,40 @@ fn read_line() -> anyhow::Result<String> {
     Ok(line.trim_end_matches(['\n', '\r']).to_owned())
 }
 
-fn ask_hidden(prompt: &str) -> anyhow::Result<String> {
-    eprint!("{prompt}");
-    let shown = tcgetattr(io::stdin())?;
+fn ask_hidden(prompt: &str, shown: &Termios) -> anyhow::Result<String> {
     let mut hidden = shown.clone();
     hidden.local_modes.remove(LocalModes::ECHO);
     tcsetattr(io::stdin(), OptionalActions::Flush, &hidden)?;
+    eprint!("{prompt}");
     let line = read_line();
-    tcsetattr(io::stdin(), OptionalActions::Flush, &shown)?;
+    tcsetattr(io::stdin(), OptionalActions::Flush, shown)?;
     eprintln!();
     line
+}
+
+/// From here on a signal that ends the process leaves the terminal as it was: it shows again what is typed, and nobody else gets
+/// what was typed of the password.
+fn restore_when_ended(shown: Termios) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit()];
+    let mut ends = {
+        let _inside = runtime.enter();
+        kinds.map(|kind| signal(kind).map(|signal| (kind, signal))).into_iter().collect::<io::Result<Vec<_>>>()?
+    };
+    let end = async move {
+        let first = poll_fn(|context| {
+            let come = ends.iter_mut().find_map(|(kind, end)| end.poll_recv(context).is_ready().then_some(*kind));
+            come.map_or(Poll::Pending, Poll::Ready)
+        });
+        let kind = first.await;
+        // A terminal that has hung up is nobody's any more.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &shown);
+        eprintln!();
+        // As a shell says that it was a signal.
+        std::process::exit(128 + kind.as_raw_value())
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(end))?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -251,6 +307,38 @@ mod tests {
         let users = PasswordFile::read(&path).expect("a file");
         assert_eq!((users.len(), users.verify("budi", b"new")), (2, Some(true)));
         assert_eq!(fs::read_dir(directory.path()).expect("a directory").count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn whoever_comes_at_the_same_moment_loses_nobody() {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::create_dir(directory.path().join("kept")).expect("a directory");
+        let [kept, link] = ["kept/passwords", "link"].map(|name| directory.path().join(name));
+        fs::write(&kept, "").expect("written");
+        std::os::unix::fs::symlink(&kept, &link).expect("a link");
+        let together = std::sync::Barrier::new(12);
+        std::thread::scope(|scope| {
+            for number in 0..12 {
+                let (file, together) = (if number % 2 == 0 { &kept } else { &link }, &together);
+                scope.spawn(move || {
+                    together.wait();
+                    passwd(&["-H", "sha512", "-b", file.to_str().expect("UTF-8"), &format!("user-{number}"), "x"])
+                        .expect("added");
+                });
+            }
+        });
+        assert_eq!(PasswordFile::read(&kept).expect("a file").len(), 12);
+    }
+
+    #[test]
+    fn a_new_file_is_advised_only_where_there_is_none() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("passwords");
+        let add = || passwd(&["-b", file.to_str().expect("UTF-8"), "ana", "x"]).expect_err("unreadable").to_string();
+        assert!(add().ends_with("passwords; -c makes a new one"), "{}", add());
+        // What only its bytes keep from being read.
+        fs::write(&file, b"ana:\xFF\n").expect("written");
+        assert!(add().ends_with("passwords"), "{}", add());
     }
 
     #[test]

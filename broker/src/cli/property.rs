@@ -43,10 +43,11 @@ impl Properties {
         let [command, name, values @ ..] = words else {
             return Err(String::from("-D wants a command, a property and its value"));
         };
+        let [command, name] = [command, name].map(|word| word.to_ascii_lowercase());
         if !COMMANDS.contains(&command.as_str()) {
             return Err(format!("-D: `{command}` is none of {}", COMMANDS.join(", ")));
         }
-        let slot = self.slot(command, name).ok_or_else(|| format!("-D: {command} has no property `{name}`"))?;
+        let slot = self.slot(&command, &name).ok_or_else(|| format!("-D: {command} has no property `{name}`"))?;
         match (slot, values) {
             (Slot::Pair(pairs), [key, value]) => {
                 pairs.push((key.clone(), value.clone()));
@@ -134,7 +135,7 @@ mod tests {
             "connect receive-maximum 7",
             "publish content-type text/plain",
             "publish user-property k 1",
-            "publish user-property k 2",
+            "PUBLISH User-Property k 2",
             "will will-delay-interval 3",
             "subscribe subscription-identifier 9",
         ] {

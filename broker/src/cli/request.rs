@@ -145,7 +145,7 @@ impl<'a> Requester<'a> {
 
     async fn run(mut self) -> Result<(), RequestError> {
         let (mut connection, _) = Connection::open(self.options).await?;
-        connection.send(&self.subscription());
+        connection.send(&self.subscription())?;
         let response = loop {
             let packet = connection.next().await?;
             if let Some(response) = self.on_packet(packet, &mut connection)? {
@@ -195,23 +195,23 @@ impl<'a> Requester<'a> {
             Packet::SubAck(suback) => match suback.reason_codes.first() {
                 Some(&code) if code.is_error() => return Err(RequestError::Refused("the subscription", code)),
                 // Not before: the response could be faster than the subscription.
-                _ => connection.send(&self.request()),
+                _ => connection.send(&self.request())?,
             },
             Packet::PubAck(ack) | Packet::PubRec(ack) if ack.reason_code.is_error() => {
                 return Err(RequestError::Refused("the request", ack.reason_code));
             }
-            Packet::PubRec(ack) => connection.send(&Packet::PubRel(Ack::success(ack.packet_id))),
+            Packet::PubRec(ack) => connection.send(&Packet::PubRel(Ack::success(ack.packet_id)))?,
             Packet::PubRel(ack) => {
-                connection.send(&Packet::PubComp(Ack::success(ack.packet_id)));
+                connection.send(&Packet::PubComp(Ack::success(ack.packet_id)))?;
                 return Ok(self.unreleased.remove(&ack.packet_id).filter(|message| self.is_response(message)));
             }
             Packet::Publish(publish) => match publish.delivery {
                 Delivery::ExactlyOnce(id) => {
-                    connection.send(&Packet::PubRec(Ack::success(id)));
+                    connection.send(&Packet::PubRec(Ack::success(id)))?;
                     self.unreleased.insert(id, publish);
                 }
                 Delivery::AtLeastOnce(id) => {
-                    connection.send(&Packet::PubAck(Ack::success(id)));
+                    connection.send(&Packet::PubAck(Ack::success(id)))?;
                     return Ok(Some(publish).filter(|message| self.is_response(message)));
                 }
                 Delivery::AtMostOnce => return Ok(Some(publish).filter(|message| self.is_response(message))),

@@ -21,7 +21,7 @@ use super::printing::{Printer, PrintingArgs};
 use super::{EXIT_FAILURE, EXIT_TIMED_OUT, EXIT_USAGE};
 
 /// Pause before a lost connection is made again.
-const RECONNECT_DELAY: Duration = Duration::from_secs(1);
+pub(super) const RECONNECT_DELAY: Duration = Duration::from_secs(1);
 
 /// The Packet Identifiers of the only requests that are made.
 const SUBSCRIBE_ID: PacketId = PacketId::new(1).expect("not zero");
@@ -220,7 +220,7 @@ impl<'a> Subscriber<'a> {
         if !connack.session_present {
             self.unreleased.clear();
         }
-        self.request(connection);
+        self.request(connection)?;
         loop {
             let packet = connection.next().await?;
             if self.on_packet(packet, connection)? == Step::Done {
@@ -232,7 +232,7 @@ impl<'a> Subscriber<'a> {
         }
     }
 
-    fn request(&mut self, connection: &mut Connection) {
+    fn request(&mut self, connection: &mut Connection) -> Result<(), ClientError> {
         let properties = &self.options.properties;
         let subscription = SubscriptionOptions {
             qos: self.arguments.qos,
@@ -248,7 +248,7 @@ impl<'a> Subscriber<'a> {
                 filters: self.filters.iter().map(|filter| (filter.clone(), subscription)).collect(),
                 subscription_identifier: properties.subscription_identifier,
                 user_properties: properties.subscribe_user.clone(),
-            }));
+            }))?;
         }
         if !self.arguments.unsubscribe.is_empty() {
             self.requests_open += 1;
@@ -256,8 +256,9 @@ impl<'a> Subscriber<'a> {
                 packet_id: UNSUBSCRIBE_ID,
                 filters: self.arguments.unsubscribe.clone(),
                 user_properties: properties.unsubscribe_user.clone(),
-            }));
+            }))?;
         }
+        Ok(())
     }
 
     fn on_packet(&mut self, packet: Packet, connection: &mut Connection) -> Result<Step, SubscribeError> {
@@ -275,7 +276,7 @@ impl<'a> Subscriber<'a> {
             Packet::PubRel(ack) => {
                 let released = self.unreleased.remove(&ack.packet_id);
                 let known = if released.is_some() { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound };
-                connection.send(&Packet::PubComp(Ack::with_reason(ack.packet_id, known)));
+                connection.send(&Packet::PubComp(Ack::with_reason(ack.packet_id, known)))?;
                 if let Some(publish) = released {
                     return self.on_message(publish, connection);
                 }
@@ -322,9 +323,9 @@ impl<'a> Subscriber<'a> {
         }
         match publish.delivery {
             Delivery::AtMostOnce => {}
-            Delivery::AtLeastOnce(id) => connection.send(&Packet::PubAck(Ack::success(id))),
+            Delivery::AtLeastOnce(id) => connection.send(&Packet::PubAck(Ack::success(id)))?,
             Delivery::ExactlyOnce(id) => {
-                connection.send(&Packet::PubRec(Ack::success(id)));
+                connection.send(&Packet::PubRec(Ack::success(id)))?;
                 self.unreleased.insert(id, publish);
                 return Ok(Step::Continue);
             }
@@ -342,7 +343,7 @@ impl<'a> Subscriber<'a> {
             return Ok(Step::Continue);
         }
         if arguments.remove_retained && message.retain {
-            connection.send(&Packet::Publish(deletion(message.topic.clone())));
+            connection.send(&Packet::Publish(deletion(message.topic.clone())))?;
         }
         let unlucky = |percent| rand::random::<f64>() * 100.0 >= percent;
         if (arguments.no_retain && message.retain) || arguments.random_filter.is_some_and(unlucky) {

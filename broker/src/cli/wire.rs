@@ -13,8 +13,8 @@ const LIMITS: Limits = Limits {
     dup_on_requests: false,
 };
 
-/// Appends a packet. One that cannot be expressed, such as a Topic Name of more than 65,535 bytes, is an error of the
-/// command line that its own checks let through.
+/// Appends a packet, whole or nothing of it. One that cannot be expressed, such as a Topic Name of more than 65,535 bytes, is an
+/// error of the command line that its own checks let through.
 pub(super) fn encode(packet: &Packet, version: ProtocolVersion, out: &mut BytesMut) -> Result<(), String> {
     let mut bytes = Vec::new();
     codec::encode(packet, version, &mut bytes).map_err(|error| error.to_string())?;

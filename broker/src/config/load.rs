@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -313,6 +314,14 @@ impl Settings {
             let message = "without `cluster.ca_file`, `cluster.certificate_file` and `cluster.key_file` it must be a \
                            loopback address: other machines could read and forge everything";
             refuse("cluster.address", String::from(message));
+        }
+        let leaves_machine = |text: &String| {
+            text.parse::<SocketAddr>().is_ok_and(|advertised| !advertised.ip().to_canonical().is_loopback())
+        };
+        if advertise.as_ref().is_some_and(leaves_machine) && !files.contains(&true) {
+            let message = "without `cluster.ca_file`, `cluster.certificate_file` and `cluster.key_file` it must be a \
+                           loopback address: other nodes dial no other";
+            refuse("cluster.advertise", String::from(message));
         }
     }
 }

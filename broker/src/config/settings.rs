@@ -480,7 +480,8 @@ settings! {
     /// What the whole process may use.
     pub struct LimitsConfig {
         /// Memory that the process has from its allocator at which new clients are refused (0x89); at 110 % of it publishers
-        /// are no longer read, at 120 % the slowest subscribers are closed. What the system counts as resident is more, by
+        /// are no longer read, at 120 % the clients that hold most of it are closed: the slowest subscribers, and those in the
+        /// midst of a large packet. What the system counts as resident is more, by
         /// the program itself, its stacks and what is free between allocations. 0 turns it off.
         pub memory_bytes_high_water: u64 = 0 => reloaded,
         /// File descriptors kept free beside those that the log, links with other nodes, HTTP, the API and an authentication server

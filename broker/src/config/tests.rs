@@ -476,6 +476,14 @@ fn how_nodes_find_each_other_is_checked() {
         ("address = \"127.0.0.1:1\"\nseeds = [\"a:1\", \"a:1\"]", "`cluster.seeds`: a:1 stands there twice"),
         ("address = \"127.0.0.1:1\"\nadvertise = \"a:0\"", "k.toml:3: `cluster.advertise`: \"a:0\" must be HOST:PORT"),
         ("address = \"192.0.2.1:1\"", "k.toml:2: `cluster.address`: without `cluster.ca_file`"),
+        (
+            "address = \"127.0.0.1:1\"\nadvertise = \"192.0.2.1:1\"",
+            "k.toml:3: `cluster.advertise`: without `cluster.ca_file`",
+        ),
+        (
+            "address = \"127.0.0.1:1\"\nadvertise = \"[::]:1\"",
+            "k.toml:3: `cluster.advertise`: without `cluster.ca_file`",
+        ),
         ("address = \"0.0.0.0:1\"", "k.toml:2: `cluster.address`: others cannot dial 0.0.0.0:1"),
         ("key_file = \"k\"", "k.toml:2: `cluster.ca_file`: give all of"),
         (

@@ -66,6 +66,8 @@ pub struct TlsStream {
     endpoint: Arc<Endpoint>,
     /// Until the handshake is done.
     handshake: Option<HandshakeGuard>,
+    /// The client's first message was answered.
+    answered: bool,
     /// The certificate in the ticket that the client came by was looked at.
     ticket_checked: bool,
     incoming: Vec<u8>,
@@ -100,6 +102,7 @@ impl TlsStream {
             connection,
             endpoint,
             handshake: Some(handshake),
+            answered: false,
             ticket_checked: false,
             incoming: Vec::new(),
             plaintext: Vec::new(),
@@ -121,6 +124,12 @@ impl TlsStream {
     #[must_use]
     pub fn is_handshaking(&self) -> bool {
         self.handshake.is_some()
+    }
+
+    /// Whether the client's first message was answered, which is what the private key's work goes into.
+    #[must_use]
+    pub fn is_past_first_flight(&self) -> bool {
+        self.answered
     }
 
     /// Whom the client's certificate names, as the listener reads it. `None` before the handshake is done, or if there is
@@ -290,6 +299,7 @@ impl TlsStream {
                 }
                 Ok(ConnectionState::EncodeTlsData(mut data)) => {
                     encode_message(&mut self.outgoing, &mut data)?;
+                    self.answered = true;
                 }
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
                 Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => self.ended = true,
@@ -541,6 +551,24 @@ mod tests {
             if stream.is_handshaking() { Poll::Pending } else { Poll::Ready(()) }
         })
         .await;
+    }
+
+    /// What comes from then on is worth more than another first message.
+    #[test]
+    fn a_handshake_is_past_its_first_flight_before_it_is_done() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        runtime.block_on(async {
+            let (mut stream, mut client) = ends();
+            assert!(stream.is_handshaking() && !stream.is_past_first_flight());
+            client.conn.write_tls(&mut client.sock).unwrap();
+            poll_fn(|cx| {
+                let mut room = [0; 64];
+                assert!(stream.poll_read(cx, &mut ReadBuf::new(&mut room)).is_pending());
+                if stream.is_past_first_flight() { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+            assert!(stream.is_handshaking());
+        });
     }
 
     /// A client may say all it has to say and an alert behind it, in one segment: what it said counts (P9).

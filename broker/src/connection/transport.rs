@@ -136,6 +136,17 @@ impl Transport {
         }
     }
 
+    /// Whether a handshake has cost the private key's work already.
+    #[must_use]
+    pub fn is_past_first_flight(&self) -> bool {
+        match self {
+            Self::Socket(_) | Self::Memory(_) => false,
+            Self::Tls(stream) => stream.is_past_first_flight(),
+            Self::WebSocket(stream) => stream.under().is_past_first_flight(),
+            Self::Proxied(stream) => stream.over().is_some_and(Self::is_past_first_flight),
+        }
+    }
+
     /// Whom the peer proved to be by a certificate, once bytes of it were read.
     #[must_use]
     pub fn certified(&self) -> Option<Arc<str>> {

@@ -140,6 +140,8 @@ struct Request {
     id: String,
     body: Bytes,
     events: u64,
+    /// How many it says were left out before it.
+    left_out: u64,
 }
 
 /// What came of a try.
@@ -206,7 +208,7 @@ impl Sender {
     fn request(&self, Batch { events, left_out }: Batch) -> Request {
         let (node, count) = (&self.node, events.len() as u64);
         let body = format!("{{\"node\":{node},\"left_out\":{left_out},\"events\":[{}]}}", events.join(","));
-        Request { id: format!("evt_{:032x}", rand::random::<u128>()), body: body.into(), events: count }
+        Request { id: format!("evt_{:032x}", rand::random::<u128>()), body: body.into(), events: count, left_out }
     }
 
     /// Tries the request under way until it is taken, refused or too old.
@@ -265,11 +267,11 @@ impl Sender {
         Some(tried)
     }
 
-    /// The events under way are not told.
+    /// The events under way are not told, nor how many were left out before them: that is for the next request to say.
     fn leave_out(&mut self, reason: EventDrop) {
-        let events = self.under_way.take().map_or(0, |request| request.events);
+        let (events, before) = self.under_way.take().map_or((0, 0), |request| (request.events, request.left_out));
         self.common.metrics.dropped(reason, events);
-        self.common.waiting().note_left_out(events);
+        self.common.waiting().note_left_out(events + before);
     }
 
     /// The process ends: each batch is tried once more, until one is not taken.
@@ -426,6 +428,19 @@ mod tests {
         webhook.offer(String::from("2"));
         let next = told.recv_timeout(DEADLINE).expect("another");
         assert_eq!(next.1, serde_json::json!({"node": "n1", "left_out": 1, "events": [2]}));
+    }
+
+    #[test]
+    fn what_a_refused_request_said_to_be_left_out_the_next_one_says_too() {
+        let (url, told) = server(&["400 Bad Request", "400 Bad Request", "200 OK", "200 OK"]);
+        let webhook = webhook(&url, "batch_events_max = 1");
+        let left_out: Vec<_> = (1..=4)
+            .map(|number| {
+                webhook.offer(number.to_string());
+                told.recv_timeout(DEADLINE).expect("a request").1["left_out"].clone()
+            })
+            .collect();
+        assert_eq!(left_out, [0, 1, 2, 0]);
     }
 
     #[test]

@@ -755,6 +755,9 @@ impl StateMachine for Machine {
             cluster.answer_patient(&shared);
             let nodes = self.other_nodes(cluster.node);
             self.pushes.ask(&*cluster.peers, &nodes, keeps(self.member.as_ref()));
+            for (group, term, round) in self.pushes.ask_own(cluster.node) {
+                cluster.leaders.on_asked(&shared, group, Leader { node: cluster.node, term, round });
+            }
             for told in self.loads.take() {
                 for &node in &nodes {
                     // Where there is no room for it, the next change tells.

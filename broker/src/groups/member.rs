@@ -797,7 +797,9 @@ impl Machine {
         let Some(cluster) = self.shared.get().and_then(|shared| shared.cluster.as_ref()) else {
             return;
         };
-        if let Some(member) = self.member.as_mut().filter(|member| member.membership.node_version().is_none()) {
+        // One that stood still, or was cut off, has not heard that its registration is over; what it lacks is a lease.
+        let is_in_need = !cluster.serving.load(std::sync::atomic::Ordering::Acquire);
+        if let Some(member) = self.member.as_mut().filter(|_| is_in_need) {
             tracing::info!(members = named.len(), "another member says who the members are");
             member.named = named;
             self.link_members(cluster);

@@ -168,6 +168,23 @@ impl Pushes {
         }
     }
 
+    /// The groups whose leader, this node `me`, is to be told anew by arbiters of its own, with the term and the round: what one of them
+    /// said may not have counted, since the group had not heard of all that went before it.
+    pub(super) fn ask_own(&mut self, me: u64) -> Vec<(u16, u64, u32)> {
+        let due = self.led.iter_mut().filter_map(|(&group, led)| {
+            let synced = led.nodes.entry(me).or_insert_with(|| Synced { ask_in: ASK_TICKS, ..Synced::default() });
+            if synced.is_complete() {
+                return None;
+            }
+            synced.ask_in = synced.ask_in.saturating_sub(1);
+            (synced.ask_in == 0).then(|| {
+                synced.ask_in = ASK_TICKS;
+                (group, led.term, synced.round)
+            })
+        });
+        due.collect()
+    }
+
     /// The same of a group that this node has just begun to lead.
     pub(super) fn announce(&mut self, group: u16, peers: &dyn Peers, nodes: &[u64], keeps: impl Fn(u16, u64) -> bool) {
         if let Some(led) = self.led.get_mut(&group) {
@@ -233,6 +250,19 @@ mod tests {
 
     fn at(arbiter: u16, place: u32) -> ConnectionKey {
         ConnectionKey::new(arbiter, place, 3)
+    }
+
+    /// What an arbiter said may have come before what went ahead of it: it is asked again, also one of this node, which hears of its own
+    /// leadership by no question.
+    #[test]
+    fn arbiters_of_the_leaders_own_node_are_asked_until_they_have_said_what_they_have() {
+        let mut pushes = Pushes::default();
+        pushes.lead(1, 5);
+        let asked = |pushes: &mut Pushes| (0..2 * ASK_TICKS).flat_map(|_| pushes.ask_own(7)).collect::<Vec<_>>();
+        assert_eq!(pushes.synced(7, &resync(0, 0), ALL_PLACES), Some((1, ALL_PLACES)));
+        assert_eq!(asked(&mut pushes), [(1, 5, 0); 2], "the other one has not");
+        assert_eq!(pushes.synced(7, &resync(1, 0), ALL_PLACES), Some((1, ALL_PLACES)));
+        assert_eq!(asked(&mut pushes), []);
     }
 
     /// P2, P7: what is pushed to a connection of which nothing was said may come twice; and one whose part is lost would never be told

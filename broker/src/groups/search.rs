@@ -5,7 +5,7 @@
 //! do not lead and have nothing to say, and so this node would never hear of it. So whoever is without a lease for long asks those
 //! whom it knows, and its seeds, who the members are. Asking is asking to join, which any member answers to one that is listed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,7 +17,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError};
 use kentongan_cluster::directory::command::MemberRecord;
 use kentongan_cluster::formation::{Formation, Joined};
 use kentongan_cluster::group::{GroupStatus, PeerStatus, Role};
-use kentongan_cluster::transport::{ClusterId, Question, Target, Transport};
+use kentongan_cluster::transport::{ClusterId, PeerHello, Question, Target, Transport};
 use kentongan_cluster::{GroupId, NodeId, PipelineHandle};
 use prost::Message as _;
 
@@ -32,6 +32,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Time without a lease after which the members are asked for, and again and again: longer than an election and a registration
 /// take where all is well.
 const WITHOUT_LEASE_MAX: Duration = Duration::from_secs(4);
+
+/// Time after which a refusal is said again.
+const REFUSAL_REPEATED: Duration = Duration::from_secs(60);
 
 /// Time that one of them has to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
@@ -60,6 +63,7 @@ impl Search {
         let begun = Instant::now();
         let mut lapse = Lapse::default();
         let mut unreached = Unreached::default();
+        let mut refusals = Refusals::default();
         let mut seeds = Seeds::new(self.seeds.clone(), self.cluster, self.data_dir.clone());
         while stop.recv_timeout(LOOK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             if let Some(warning) = seeds.look(Instant::now(), |seed| self.transport.who(seed)) {
@@ -74,7 +78,7 @@ impl Search {
             }
             let serves = |cluster: &crate::router::cluster::ClusterView| cluster.serving.load(Ordering::Relaxed);
             if let Some(due) = lapse.look(begun.elapsed(), self.shared.cluster.as_ref().is_none_or(serves)) {
-                self.ask_all();
+                self.ask_all(&mut refusals);
                 if due.hand_over {
                     self.hand_over_all();
                 }
@@ -109,21 +113,77 @@ impl Search {
     }
 
     /// Everyone is asked, for one that was away as well may answer too.
-    fn ask_all(&self) {
+    fn ask_all(&self, refusals: &mut Refusals) {
         let known = self.transport.peers().into_iter().map(|peer| peer.peer.address);
         let addresses: BTreeSet<String> = known.chain(self.seeds.iter().cloned()).collect();
         let body = Bytes::from(self.me.encode_to_vec());
         let ask = |address| self.transport.ask(Target::Address(address), Question::Join, body.clone());
         let asked: Vec<_> = addresses.into_iter().map(ask).collect();
         let until = Instant::now() + ANSWER_MAX;
+        let mut heard = Heard::default();
         for asking in asked {
-            // Who does not answer is not there, or is this node.
-            if let Ok(Ok((_, answer))) = asking.recv_deadline(until)
-                && let Some(members) = members(answer, self.cluster)
-            {
-                self.pipeline.notify(Query::Members(members));
+            // Who does not answer is not there.
+            if let Ok(Ok((hello, answer))) = asking.recv_deadline(until) {
+                heard.take(NodeId(self.me.node), self.cluster, &hello, answer);
             }
         }
+        if let Some(by) = heard.removed_by {
+            self.pipeline.notify(Query::ToldRemoved(by));
+        }
+        if !heard.members.is_empty() {
+            self.pipeline.notify(Query::Members(heard.members.into_values().collect()));
+        }
+        if let Some((by, refusal)) = heard.refused.filter(|(_, refusal)| refusals.is_news(Instant::now(), refusal)) {
+            tracing::warn!(by, "without a lease for long, and the cluster does not take this node: {refusal}");
+        }
+    }
+}
+
+/// What those answered that were asked who the members are.
+#[derive(Debug, Default)]
+struct Heard {
+    /// Whom any of them names: one that was away for as long as this node knows no more than it does.
+    members: BTreeMap<u64, MemberRecord>,
+    /// Who says that this node is none any more.
+    removed_by: Option<NodeId>,
+    /// Who says why else it cannot be one.
+    refused: Option<(String, String)>,
+}
+
+impl Heard {
+    /// One answer. What is said by this node itself, which its seeds may name, or by a node of another cluster counts for nothing.
+    fn take(&mut self, me: NodeId, cluster: ClusterId, from: &PeerHello, answer: Bytes) {
+        if from.node == me || from.cluster != Some(cluster) {
+            return;
+        }
+        match Joined::decode(answer) {
+            Ok(Joined { removed: true, .. }) => self.removed_by = Some(from.node),
+            Ok(Joined { refusal, .. }) if !refusal.is_empty() => self.refused = Some((from.name.clone(), refusal)),
+            Ok(Joined { formation, .. }) => {
+                let formation = Formation::decode(formation).ok().filter(|formation| formation.cluster_id == cluster);
+                let members = formation.map(|formation| formation.members).unwrap_or_default();
+                self.members.extend(members.into_iter().map(|member| (member.node, member)));
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// The refusal that was said last: who is refused asks again and again.
+#[derive(Debug, Default)]
+struct Refusals {
+    said: Option<(Instant, String)>,
+}
+
+impl Refusals {
+    fn is_news(&mut self, now: Instant, refusal: &str) -> bool {
+        let is_said =
+            |(at, said): &(Instant, String)| said == refusal && now.saturating_duration_since(*at) < REFUSAL_REPEATED;
+        if self.said.as_ref().is_some_and(is_said) {
+            return false;
+        }
+        self.said = Some((now, refusal.to_owned()));
+        true
     }
 }
 
@@ -180,13 +240,6 @@ fn unreached_warning(unreached_from: &[String], own: &str, known: Option<String>
     )
 }
 
-/// Whom an answer names as members of our cluster.
-fn members(answer: Bytes, cluster: ClusterId) -> Option<Vec<MemberRecord>> {
-    let joined = Joined::decode(answer).ok().filter(|joined| !joined.formation.is_empty())?;
-    let formation = Formation::decode(joined.formation).ok().filter(|formation| formation.cluster_id == cluster)?;
-    Some(formation.members)
-}
-
 /// Members that others named and the directory, as far as this node has it, does not know. It hears of their removal there as well.
 pub(super) fn unknown<'a>(
     named: &'a [MemberRecord],
@@ -199,9 +252,10 @@ pub(super) fn unknown<'a>(
 
 #[cfg(test)]
 mod tests {
-    use kentongan_cluster::Configuration;
     use kentongan_cluster::formation::Terms;
     use kentongan_cluster::log::LogId;
+
+    use kentongan_cluster::{Configuration, FeatureLevels};
 
     use super::*;
 
@@ -247,18 +301,78 @@ mod tests {
         assert_eq!(due(20, 25, false), [(23, true)]);
     }
 
+    const ME: NodeId = NodeId(1);
+    const CLUSTER: ClusterId = ClusterId(7);
+
+    fn hello(node: u64, cluster: ClusterId) -> PeerHello {
+        PeerHello {
+            cluster: Some(cluster),
+            node: NodeId(node),
+            name: format!("n{node}"),
+            incarnation: None,
+            protocol: 1,
+            feature_levels: FeatureLevels { min: 1, max: 1 },
+            nonce: node,
+            address: String::new(),
+            start: 0,
+        }
+    }
+
+    fn naming(cluster: ClusterId, nodes: &[u64]) -> Joined {
+        let terms = Terms { groups: 1, voters: 3, settings: Bytes::new() };
+        let members = nodes.iter().copied().map(member).collect();
+        let formation = Formation { cluster_id: cluster, terms, members, is_joined: false };
+        Joined { formation: formation.encode(), ..Joined::default() }
+    }
+
+    fn heard(answers: impl IntoIterator<Item = (PeerHello, Joined)>) -> Heard {
+        let mut heard = Heard::default();
+        for (from, answer) in answers {
+            heard.take(ME, CLUSTER, &from, Bytes::from(answer.encode_to_vec()));
+        }
+        heard
+    }
+
+    /// One that was away as well, or this node itself, may be the last to answer.
+    #[test]
+    fn whom_anybody_names_is_heard_of() {
+        let named = |answers: &[(u64, &[u64])]| {
+            let answers = answers.iter().map(|&(from, nodes)| (hello(from, CLUSTER), naming(CLUSTER, nodes)));
+            heard(answers).members.into_keys().collect::<Vec<_>>()
+        };
+        assert_eq!(named(&[(2, &[1, 2, 3, 4]), (3, &[1, 2, 3]), (1, &[1, 2])]), [1, 2, 3, 4]);
+        assert_eq!(named(&[(2, &[1, 2, 4]), (3, &[1, 3, 5])]), [1, 2, 3, 4, 5]);
+        assert!(named(&[(1, &[1, 2, 3])]).is_empty(), "it knows what it knows");
+    }
+
     #[test]
     fn only_members_of_the_own_cluster_are_taken_from_an_answer() {
-        let terms = Terms { groups: 1, voters: 3, settings: Bytes::new() };
-        let named = vec![member(1), member(2)];
-        let formation = Formation { cluster_id: ClusterId(7), terms, members: named.clone(), is_joined: false };
-        let answer = |joined: Joined| Bytes::from(joined.encode_to_vec());
-        let listed = answer(Joined { formation: formation.encode(), ..Joined::default() });
-        assert_eq!(members(listed.clone(), ClusterId(7)), Some(named));
-        assert_eq!(members(listed, ClusterId(8)), None, "another cluster");
-        let refused = answer(Joined { refusal: "removed".to_owned(), ..Joined::default() });
-        assert_eq!(members(refused, ClusterId(7)), None);
-        assert_eq!(members(Bytes::from_static(b"\xff\xff"), ClusterId(7)), None, "not of our kind");
+        let other = ClusterId(8);
+        let from_another = [(hello(2, other), naming(other, &[1, 9])), (hello(2, other), naming(CLUSTER, &[1, 9]))];
+        let found = heard(from_another.into_iter().chain([(hello(2, CLUSTER), naming(other, &[1, 9]))]));
+        assert!(found.members.is_empty(), "{found:?}");
+        let mut malformed = Heard::default();
+        malformed.take(ME, CLUSTER, &hello(2, CLUSTER), Bytes::from_static(b"\xff\xff"));
+        assert!(malformed.members.is_empty());
+    }
+
+    #[test]
+    fn who_is_refused_hears_whether_it_was_removed_or_why_else() {
+        let refused = |removed| Joined { refusal: "because".to_owned(), removed, ..Joined::default() };
+        let removed = heard([(hello(3, CLUSTER), refused(true)), (hello(2, CLUSTER), Joined::default())]);
+        assert_eq!((removed.removed_by, removed.refused), (Some(NodeId(3)), None));
+        let elsewhere = heard([(hello(3, ClusterId(8)), refused(true))]);
+        assert_eq!(elsewhere.removed_by, None, "what another cluster says of it");
+        let refused = heard([(hello(3, CLUSTER), refused(false))]);
+        assert_eq!((refused.removed_by, refused.refused), (None, Some(("n3".to_owned(), "because".to_owned()))));
+    }
+
+    #[test]
+    fn a_refusal_is_said_once_in_a_while() {
+        let (mut refusals, begun) = (Refusals::default(), Instant::now());
+        let mut is_news = |seconds, refusal| refusals.is_news(begun + Duration::from_secs(seconds), refusal);
+        assert!(is_news(0, "one") && !is_news(4, "one") && is_news(8, "another") && !is_news(12, "another"));
+        assert!(!is_news(67, "another") && is_news(68, "another"));
     }
 
     #[test]

@@ -10,14 +10,14 @@ use anyhow::Context;
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender};
 use kentongan_cluster::data_dir::{DataDir, UnsyncedLog};
-use kentongan_cluster::directory::Placement;
 use kentongan_cluster::directory::command::{Ban, Departing, MemberRecord};
+use kentongan_cluster::directory::{JoinRefusal, Placement};
 use kentongan_cluster::disk::{Disk, RealDisk};
-use kentongan_cluster::formation::{Formation, Forming, Joined, Terms};
+use kentongan_cluster::formation::{Formation, FormationError, Forming, Joined, Terms};
 use kentongan_cluster::group::{self, HandOverError, Role};
 use kentongan_cluster::lane::Incoming;
 use kentongan_cluster::lease::LeaseCell;
-use kentongan_cluster::membership::{Limits, Membership, Wish};
+use kentongan_cluster::membership::{Limits, Membership, Wish, WishRefusal};
 use kentongan_cluster::pipeline::NoPeers;
 use kentongan_cluster::state::StateReader;
 use kentongan_cluster::transport::{
@@ -453,8 +453,8 @@ pub(crate) fn assemble_member(
     let new_groups = new_groups(store, formation, node);
     let groups = restore_groups(store, &new_groups, config)?;
     let lease = Arc::new(LeaseCell::default());
-    let membership = Membership::new(node, me, nonce, Arc::clone(&lease), Limits::default());
-    let member = take_up(store, node, membership, formation, &groups, &setting.clock)?;
+    let membership = Membership::new(node, me.clone(), nonce, Arc::clone(&lease), Limits::default());
+    let member = take_up(store, &me, membership, formation, &groups, &setting.clock)?;
     let shared_cell = SharedCell::default();
     let (fenced, wait) = mpsc::channel();
     let memory = queue_memory(&setting.settings, store);
@@ -557,7 +557,7 @@ fn queue_memory(settings: &Settings, store: &StateStore) -> QueueMemory {
 
 fn take_up(
     store: &StateStore,
-    node: NodeId,
+    me: &MemberRecord,
     membership: Membership,
     formation: &Formation,
     groups: &BTreeMap<u16, GroupState>,
@@ -565,8 +565,15 @@ fn take_up(
 ) -> anyhow::Result<Member> {
     let mut member = Member::new(membership, formation.form_command(), clock.clone());
     member.restore_directory(clock.boottime_ns(), &store.load(GroupId::DIRECTORY)?)?;
+    let node = NodeId(me.node);
     if member.directory().removed().contains(&node) {
         return Err(Ending::Removed.into());
+    }
+    // Who joined since is in no record of the formation.
+    let members = member.directory().members();
+    let others_know = members.get(&node).filter(|_| members.len() > 1);
+    if let Some(known) = others_know.filter(|known| known.name != me.name) {
+        return Err(FormationError::Renamed { was: known.name.clone() }.into());
     }
     if member.directory().cluster_id().is_some() {
         later::feature_levels().check(member.directory().feature_level()).map_err(Ending::FeatureLevel)?;
@@ -845,7 +852,10 @@ fn joined(wish: Wish, members: Vec<MemberRecord>, formation: Formation) -> Joine
     match wish {
         Wish::Fulfilled => Joined { formation: Formation { members, ..formation }.encode(), ..Joined::default() },
         Wish::Elsewhere { address } => Joined { elsewhere: address, ..Joined::default() },
-        Wish::Refused(reason) => Joined { refusal: reason.to_string(), ..Joined::default() },
+        Wish::Refused(reason) => {
+            let removed = reason == WishRefusal::Join(JoinRefusal::Removed);
+            Joined { refusal: reason.to_string(), removed, ..Joined::default() }
+        }
         Wish::Proposed | Wish::NoLeader => Joined::default(),
     }
 }

@@ -331,11 +331,12 @@ impl Broker {
     }
 
     /// Reads the settings again and takes in what can change in a running broker. If anything is wrong with them,
-    /// nothing changes.
+    /// nothing changes. The audit log is begun anew in any case: whoever has renamed it goes by that, and may delete it soon.
     ///
     /// # Errors
     /// What is wrong with them.
     pub fn reload(&mut self, reloading: &dyn Reload, who: serde_json::Value) -> Result<Reloaded, String> {
+        self.shared.audit.reopen();
         let settings = match reloading.read() {
             Ok(settings) => settings,
             Err(error) => {
@@ -375,7 +376,6 @@ impl Broker {
             reloading.change_log_filter(&settings);
         }
         self.last = settings;
-        self.shared.audit.reopen();
         self.metrics.reloaded(ReloadOutcome::Applied);
         for change in &changes {
             if change.reloaded {

@@ -336,7 +336,7 @@ labels! {
         Moved = "moved",
         /// The client broke the protocol.
         ProtocolError = "protocol_error",
-        /// The client did not read.
+        /// The client did not read, or memory was far over its mark and it held much of it.
         SlowConsumer = "slow_consumer",
         /// A bound was exceeded.
         QuotaExceeded = "quota_exceeded",

@@ -79,7 +79,7 @@ const OWN: &[Read<NodeFigures>] = &[
             "kentongan_memory_level",
             &[
                 "How far memory is over `limits.memory_bytes_high_water`: 0 not at all, 1 new clients are refused, ",
-                "2 publishers are not read, 3 the slowest subscribers are closed.",
+                "2 publishers are not read, 3 the clients that hold most of it are closed.",
             ],
         ),
         |node| f64::from(node.memory_level),

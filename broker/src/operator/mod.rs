@@ -18,7 +18,7 @@ pub mod sessions;
 pub mod users;
 pub mod watching;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -102,6 +102,15 @@ pub enum AskError {
     /// Not now.
     #[error("{0}")]
     Unavailable(String),
+}
+
+/// Why nothing is said of a visit to an arbiter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unvisited {
+    /// It was not made, and never will be.
+    Undone,
+    /// It had begun when whoever asked gave up.
+    InDoubt,
 }
 
 /// A node's answer, or why it has none, as it goes over the link.
@@ -227,9 +236,12 @@ impl Operator {
     }
 
     /// Asks all nodes at once. Waits for the slowest.
-    pub fn ask_all<T: DeserializeOwned>(&self, question: &Question) -> Vec<(NodeName, Result<T, AskError>)> {
+    ///
+    /// # Errors
+    /// This one is too busy to say which they are: to ask only some of them is not what is wanted.
+    pub fn ask_all<T: DeserializeOwned>(&self, question: &Question) -> Result<Answers<T>, AskError> {
         let begun: Vec<_> = self
-            .nodes()
+            .nodes()?
             .into_iter()
             .map(|node| {
                 let asking = (node.node != self.me.get()).then(|| match node.lives {
@@ -247,13 +259,15 @@ impl Operator {
             };
             (node, answered)
         };
-        begun.into_iter().map(outcome).collect()
+        Ok(begun.into_iter().map(outcome).collect())
     }
 
     /// The nodes of the cluster in the order of their ids, this one among them.
-    #[must_use]
-    pub fn nodes(&self) -> Vec<NodeName> {
-        let members = self.members().unwrap_or_default();
+    ///
+    /// # Errors
+    /// This one is too busy to say.
+    pub fn nodes(&self) -> Result<Vec<NodeName>, AskError> {
+        let members = self.members()?;
         let named =
             |member: MemberStatus| NodeName { node: member.node, name: member.name, lives: member.incarnation != 0 };
         let mut nodes: Vec<_> = members.into_iter().map(named).collect();
@@ -261,13 +275,16 @@ impl Operator {
             nodes.push(self.me());
         }
         nodes.sort_unstable_by_key(|node| node.node);
-        nodes
+        Ok(nodes)
     }
 
     /// The members as this node's directory has them; none where it is alone.
-    fn members(&self) -> Option<Vec<MemberStatus>> {
-        self.transport.as_ref()?;
-        self.status_of_machine().map(|status| status.members)
+    fn members(&self) -> Result<Vec<MemberStatus>, AskError> {
+        if self.transport.is_none() {
+            return Ok(Vec::new());
+        }
+        let busy = || AskError::Unavailable(self.silent("say who the members are"));
+        self.status_of_machine().map(|status| status.members).ok_or_else(busy)
     }
 
     /// As much of this node's status as the thread that applies knows.
@@ -300,16 +317,39 @@ impl Operator {
         arbiter: u16,
         visit: impl FnOnce(&mut ArbiterState) -> T + Send + 'static,
     ) -> Option<T> {
+        self.visit_within(arbiter, PART_MAX, visit).ok()
+    }
+
+    /// The same, which tells whether it may have been done all the same. It is not begun any more once `within` is over: whoever is told to
+    /// ask again would have it done twice.
+    pub(crate) fn visit_within<T: Send + 'static>(
+        &self,
+        arbiter: u16,
+        within: Duration,
+        visit: impl FnOnce(&mut ArbiterState) -> T + Send + 'static,
+    ) -> Result<T, Unvisited> {
         let (answer, answered) = bounded(1);
-        let inbox = self.shared.inboxes.get(usize::from(arbiter))?;
+        let inbox = self.shared.inboxes.get(usize::from(arbiter)).ok_or(Unvisited::Undone)?;
+        // Either it is begun first, or given up.
+        let settled = Arc::new(AtomicBool::new(false));
+        let given_up = Arc::clone(&settled);
         inbox.push(
             Event::Visit(Visit::new(move |arbiter| {
-                // Whoever gave up waiting needs no answer.
-                let _ = answer.send(visit(arbiter));
+                if !settled.swap(true, Ordering::Relaxed) {
+                    // Whoever gave up waiting needs no answer.
+                    let _ = answer.send(visit(arbiter));
+                }
             })),
             0,
         );
-        answered.recv_timeout(PART_MAX).ok()
+        if let Ok(said) = answered.recv_timeout(within) {
+            return Ok(said);
+        }
+        match given_up.swap(true, Ordering::Relaxed) {
+            false => Err(Unvisited::Undone),
+            // It is short, so that it is over soon, or is so already.
+            true => answered.recv_timeout(PART_MAX).map_err(|_| Unvisited::InDoubt),
+        }
     }
 }
 
@@ -318,6 +358,9 @@ fn time(wall_ms: u64) -> String {
     let at = i64::try_from(wall_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
     at.map_or_else(String::new, |at| format!("{at:.3}"))
 }
+
+/// What each node answered, or why it did not.
+pub type Answers<T> = Vec<(NodeName, Result<T, AskError>)>;
 
 type Asking = Receiver<Result<(PeerHello, Bytes), LinkError>>;
 
@@ -330,4 +373,89 @@ fn understand<T: DeserializeOwned>(said: &[u8]) -> Result<T, AskError> {
         AskError::Unavailable("its version answers something else than what was asked: upgrade it".to_owned())
     })?;
     answered.map_err(AskError::Unavailable)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use kentongan_cluster::transport::{
+        Asked, Event as LinkEvent, LocalIdentity, Responder, Sink, SnapshotChunks, TransportConfig,
+    };
+    use kentongan_cluster::{FeatureLevels, GroupId, PipelineHandle};
+
+    use super::*;
+    use crate::auth::Authority;
+    use crate::clock::{Clock, ManualClock};
+    use crate::config::Settings;
+    use crate::metrics::Metrics;
+    use crate::replicated::{Slots, Submitter};
+    use crate::router::SteppedArbiter;
+
+    fn shared() -> Arc<Shared> {
+        let clock = Clock::manual(Arc::new(ManualClock::new(0)));
+        let submitter = Submitter::new(PipelineHandle::ended(), Slots::new(1), clock.clone());
+        Arc::new(Shared::new(Arc::new(Settings::default()), 1, submitter, Authority::default(), 1, None, clock))
+    }
+
+    /// Whoever is told to ask again would have it done twice.
+    #[test]
+    fn what_an_arbiter_did_not_come_to_in_time_it_does_not_do_later() {
+        let shared = shared();
+        let mut arbiter = SteppedArbiter::new(0, Arc::clone(&shared), Metrics::isolated().arbiter());
+        let operator = Operator::new(shared, NodeId(1), PipelineHandle::ended(), None);
+        let visits = Arc::new(AtomicUsize::new(0));
+        let visit = |within| {
+            let visits = Arc::clone(&visits);
+            operator.visit_within(0, within, move |_| visits.fetch_add(1, Ordering::Relaxed))
+        };
+        assert_eq!(visit(Duration::ZERO), Err(Unvisited::Undone));
+        arbiter.run();
+        assert_eq!(visits.load(Ordering::Relaxed), 0);
+        let said = std::thread::scope(|scope| {
+            let asking = scope.spawn(|| visit(PART_MAX));
+            while !asking.is_finished() {
+                arbiter.run();
+                std::thread::yield_now();
+            }
+            asking.join().expect("it ends")
+        });
+        assert_eq!(said, Ok(0));
+    }
+
+    /// Whom nobody asks anything.
+    struct Nobody;
+
+    impl Sink for Nobody {
+        fn on_event(&self, _: LinkEvent) {}
+    }
+
+    impl Responder for Nobody {
+        fn on_question(&self, asked: Asked) {
+            asked.answer.send(Err("nobody is here".to_owned()));
+        }
+
+        fn open_snapshot(&self, _: &PeerHello, _: GroupId, _: u64) -> Result<SnapshotChunks, String> {
+            Err("nobody is here".to_owned())
+        }
+    }
+
+    /// "All nodes" must not come to mean this one.
+    #[test]
+    fn where_the_members_are_not_known_nobody_is_asked_in_the_name_of_all() {
+        let identity = LocalIdentity {
+            cluster: None,
+            node: NodeId(1),
+            name: "n1".to_owned(),
+            incarnation: None,
+            feature_levels: FeatureLevels { min: 0, max: 0 },
+        };
+        let config = TransportConfig::new(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), identity);
+        let transport = Transport::start(config, Arc::new(Nobody), Arc::new(Nobody)).expect("a port");
+        let among_others = Operator::new(shared(), NodeId(1), PipelineHandle::ended(), Some(transport));
+        let asked = among_others.ask_all::<nodes::NodeHere>(&Question::Node);
+        assert!(matches!(asked, Err(AskError::Unavailable(_))), "{asked:?}");
+        let alone = Operator::new(shared(), NodeId(1), PipelineHandle::ended(), None);
+        assert_eq!(alone.nodes(), Ok(vec![alone.me()]));
+    }
 }

@@ -131,8 +131,8 @@ impl Operator {
             };
             return Ok(vec![own]);
         }
-        let members = self.members().ok_or_else(|| AskError::Unavailable(self.silent("say who the members are")))?;
-        let mut members: Vec<_> = members
+        let mut members: Vec<_> = self
+            .members()?
             .into_iter()
             .map(|member| Member {
                 node: member.node,

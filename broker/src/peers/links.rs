@@ -128,9 +128,7 @@ impl Peers for Links {
     }
 
     fn members(&self, members: Vec<PeerAddress>) {
-        if let Err(error) = self.0.set_peers(members) {
-            tracing::error!(%error, "the members that the cluster has now cannot all be linked with; the links stay as they are");
-        }
+        self.0.set_peers(members);
     }
 }
 
@@ -140,13 +138,15 @@ pub struct RaftLinks {
     transport: Transport,
     gathered: BTreeMap<(NodeId, Class), Vec<Bytes>>,
     copy_end: Arc<CopyEnd>,
+    /// Whoever fetches a snapshot has this.
+    turn: Arc<Mutex<()>>,
 }
 
 impl RaftLinks {
     /// By `transport`.
     #[must_use]
     pub fn new(transport: Transport, copy_end: Arc<CopyEnd>) -> Self {
-        Self { transport, gathered: BTreeMap::new(), copy_end }
+        Self { transport, gathered: BTreeMap::new(), copy_end, turn: Arc::default() }
     }
 }
 
@@ -165,11 +165,15 @@ impl RaftPeers for RaftLinks {
 
     fn fetch_snapshot(&mut self, from: NodeId, group: GroupId, fetched: Fetched) {
         let transport = self.transport.clone();
+        // All of a snapshot is in memory, more than once, so those of several groups are fetched one after the other. The directory is
+        // small, and nothing goes on without it.
+        let turn = (group != GroupId::DIRECTORY).then(|| Arc::clone(&self.turn));
         let (hand_over, handed_over) = mpsc::sync_channel::<Fetched>(1);
         let fetch = move || {
             let Ok(fetched) = handed_over.recv() else {
                 return;
             };
+            let _turn = turn.as_ref().map(|turn| turn.lock().unwrap_or_else(PoisonError::into_inner));
             let collected = state::collect(group, transport.fetch_snapshot(from, group, 0));
             if let Err(error) = &collected {
                 tracing::warn!(%group, %from, %error, "a snapshot could not be fetched; it is tried again");
@@ -329,9 +333,94 @@ impl Sink for LinkSink {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use crossbeam::channel::{Receiver, Sender, unbounded};
+    use kentongan_cluster::FeatureLevels;
+    use kentongan_cluster::data_dir::DataDir;
+    use kentongan_cluster::transport::{Asked, LocalIdentity, PeerHello, Responder, SnapshotChunks, TransportConfig};
     use proptest::prelude::*;
 
     use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(10);
+
+    /// Says which group is asked for, and sends nothing of it before it is told to.
+    struct Keeper {
+        opened: Sender<GroupId>,
+        go_on: Receiver<()>,
+    }
+
+    impl Responder for Keeper {
+        fn on_question(&self, _: Asked) {}
+
+        fn open_snapshot(&self, _: &PeerHello, group: GroupId, _: u64) -> Result<SnapshotChunks, String> {
+            let _ = self.opened.send(group);
+            let go_on = self.go_on.clone();
+            let waits = group != GroupId::DIRECTORY;
+            Ok(Box::new(std::iter::from_fn(move || {
+                if waits {
+                    let _ = go_on.recv_timeout(DEADLINE);
+                }
+                None
+            })))
+        }
+    }
+
+    fn transport(node: u64, keeper: Keeper) -> Transport {
+        let identity = LocalIdentity {
+            cluster: Some(ClusterId(1)),
+            node: NodeId(node),
+            name: format!("n{node}"),
+            incarnation: None,
+            feature_levels: FeatureLevels { min: 1, max: 1 },
+        };
+        let config = TransportConfig::new((Ipv4Addr::LOCALHOST, 0).into(), identity);
+        Transport::start(config, Arc::new(LinkSink::default()), Arc::new(keeper)).expect("a transport")
+    }
+
+    fn know(one: &Transport, number: u64, other: &Transport) {
+        let (node, address) = (NodeId(number), other.local_address().to_string());
+        one.set_peers([PeerAddress { node, name: format!("n{number}"), address }]);
+    }
+
+    /// What a disk that was replaced costs in memory is for one group, however many there are. Nothing waits for them but each other.
+    #[test]
+    fn snapshots_are_fetched_one_after_the_other_and_the_directory_beside_them() {
+        let ((opened, openings), (goes_on, go_on)) = (unbounded(), unbounded());
+        let source = transport(2, Keeper { opened: opened.clone(), go_on: go_on.clone() });
+        let here = transport(1, Keeper { opened, go_on });
+        know(&here, 2, &source);
+        know(&source, 1, &here);
+        let directory = tempfile::tempdir().expect("a directory");
+        let mark = DataDir::open(directory.path()).expect("a data directory").copy_mark();
+        let mut links = RaftLinks::new(here.clone(), Arc::new(CopyEnd::new(mark, |_| {})));
+        let (ended, ends) = unbounded();
+        let mut fetch = |group: GroupId| {
+            let ended = ended.clone();
+            let fetched = move |_| {
+                let _ = ended.send(group);
+            };
+            links.fetch_snapshot(NodeId(2), group, Box::new(fetched));
+        };
+
+        fetch(GroupId(1));
+        fetch(GroupId(2));
+        let first = openings.recv_timeout(DEADLINE).expect("one of them");
+        fetch(GroupId::DIRECTORY);
+        assert_eq!(openings.recv_timeout(DEADLINE), Ok(GroupId::DIRECTORY));
+        assert_eq!(ends.recv_timeout(DEADLINE), Ok(GroupId::DIRECTORY));
+        assert!(openings.is_empty(), "the other waits");
+
+        goes_on.send(()).expect("it is waited for");
+        assert_eq!(ends.recv_timeout(DEADLINE), Ok(first));
+        let second = openings.recv_timeout(DEADLINE).expect("the other");
+        goes_on.send(()).expect("it is waited for");
+        assert_eq!(ends.recv_timeout(DEADLINE), Ok(second));
+        assert_eq!(BTreeSet::from([first, second]), BTreeSet::from([GroupId(1), GroupId(2)]));
+        [here, source].iter().for_each(|transport| transport.stop(Duration::ZERO));
+    }
 
     proptest! {
         /// What is written by hand says the same as the message that it stands for.

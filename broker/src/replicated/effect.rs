@@ -188,14 +188,14 @@ pub enum Effect {
     SessionExpired,
 }
 
-/// The queue of a persistent session, behind its window.
+/// The queue of a persistent session whose client is here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueAtGroup {
-    /// Messages that wait.
+    /// Messages that wait behind its window.
     pub queued: usize,
-    /// Messages that there is room for.
+    /// Messages that there is room for beside the live ones that wait for the read, what the window takes included.
     pub messages_free: usize,
-    /// Bytes that there is room for.
+    /// Bytes, likewise.
     pub bytes_free: usize,
 }
 

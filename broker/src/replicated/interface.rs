@@ -97,7 +97,7 @@ fn will_record(will: &Will, client_id: &str, is_granted: bool) -> WillRecord {
             qos: will.qos as u32,
             retain: will.retain,
             publisher: client_id.to_owned(),
-            expiry_left_ms: properties.message_expiry_interval.map(|seconds| u64::from(seconds) * 1000),
+            expiry_left_ms: properties.message_expiry_interval.map(message::lifetime_ms),
             payload_format_indicator: properties.payload_format_indicator.map(u32::from),
             content_type: properties.content_type.clone(),
             response_topic: properties.response_topic.clone(),

@@ -6,6 +6,7 @@
 //! that were ready with it.
 
 use std::cell::RefCell;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 use std::sync::Arc;
@@ -33,7 +34,7 @@ use super::looking_again::LookingAgain;
 use super::pace::Pace;
 use super::publish::asks_something;
 use super::share_settling::{ShareSettling, ShareTaking};
-use super::shared::MEMORY_LEVEL_CLOSES;
+use super::shared::{MEMORY_LEVEL_CLOSES, MEMORY_LEVEL_PAUSES, MEMORY_LEVEL_REFUSES};
 use super::subscribe::SUBACK_SECONDS_MAX;
 use super::timing::Timing;
 use super::{ConnectionKey, Event, Shared};
@@ -47,6 +48,24 @@ use crate::subscription::{LocalSubscriptions, MatchCache};
 
 /// Size of the one read buffer of an arbiter.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
+
+/// What may have come of a packet before its rest is read into a buffer of its own.
+const UNFINISHED_BYTES_MAX: usize = READ_BUFFER_BYTES / 2;
+
+/// The same while memory is short, and then the rest waits. Also what of a CONNECT may have come, where others are refused already.
+const UNFINISHED_BYTES_MAX_SHORT: usize = 4 * 1024;
+
+/// Of packets whose rest waits because memory is short, so much is read in a second all the same, and by these many connections.
+/// Where all memory is such packets, none of it would be free again if nobody finished one.
+const REST_BYTES_A_SECOND: usize = 256 * 1024;
+const RESTS_A_SECOND_MAX: usize = 16;
+
+/// Bytes of large packets after which somebody looks at what memory there is, for in a second gigabytes may come.
+const MEMORY_LOOK_BYTES: usize = 4 * 1024 * 1024;
+
+/// So many bytes of a packet that is still to be finished show as well as a whole one that a client is there. Who cannot send them
+/// in its Keep Alive should have a longer one.
+const ACTIVITY_BYTES: usize = 1000;
 
 /// Bytes of a large packet read at once.
 const LARGE_READ_BYTES_MAX: usize = 64 * 1024;
@@ -78,6 +97,12 @@ pub(super) const LEAVING_SECONDS_MAX: u32 = 60;
 
 /// What must wait for a client at least that is closed because memory is short: to close others would gain nothing.
 const CLOSED_BYTES_MIN: usize = 64 * 1024;
+
+/// One of so many connections may be closed for that in one second, so that what others free meanwhile counts.
+const CLOSED_SHARE: usize = 16;
+
+/// And no more than these, for all of that is done in one turn.
+const CLOSED_A_SECOND_MAX: usize = 1000;
 
 thread_local! {
     static ARBITER: RefCell<Option<Box<ArbiterState>>> = const { RefCell::new(None) };
@@ -112,6 +137,16 @@ pub struct ArbiterState {
     read_buffer: Vec<u8>,
     /// Bytes of large packets that this turn may still read.
     large_reads_left: usize,
+    /// Those that may come until somebody looks at memory again.
+    memory_look_in: usize,
+    /// Whether memory was short in the second before.
+    was_memory_short: bool,
+    /// What may have come of a packet before its rest goes by what memory there is, as it was looked at last.
+    unfinished_bytes_max: usize,
+    /// What is left of [`REST_BYTES_A_SECOND`].
+    pub(super) rest_bytes_left: usize,
+    /// Connections that wait in the midst of a packet because memory is short. Some may have ended.
+    amid_packet: VecDeque<ConnectionKey>,
     /// What was done for publishers in all, as [`WORK_A_TURN_MAX`] counts it.
     pub(super) work: u64,
     /// Where it will be when the turn of the connection that is read is over.
@@ -205,6 +240,11 @@ impl ArbiterState {
             flush_waker: None,
             read_buffer: vec![0; READ_BUFFER_BYTES],
             large_reads_left: LARGE_BYTES_A_TURN_MAX,
+            memory_look_in: MEMORY_LOOK_BYTES,
+            was_memory_short: false,
+            unfinished_bytes_max: UNFINISHED_BYTES_MAX,
+            rest_bytes_left: REST_BYTES_A_SECOND,
+            amid_packet: VecDeque::new(),
             work: 0,
             work_until: u64::MAX,
             refusal_lines: LogRate::default(),
@@ -290,6 +330,7 @@ impl ArbiterState {
             deaf: false,
             unprocessed: false,
             paused: false,
+            amid_packet: false,
             held_up: false,
             unanswered: 0,
             behind_suback: BehindSuback::No,
@@ -407,7 +448,12 @@ impl ArbiterState {
                     self.tear_down(key, super::ended::EndCause::ClosedByPeer);
                     return Poll::Ready(());
                 }
-                Poll::Ready(Ok(_)) => reads += 1,
+                Poll::Ready(Ok(_)) => {
+                    reads += 1;
+                    if phase != Phase::Connected && self.shared.memory_level() >= MEMORY_LEVEL_REFUSES {
+                        self.end_stranger_with_much(key);
+                    }
+                }
                 Poll::Ready(Err(error)) => {
                     self.tear_down(key, super::ended::EndCause::of_reading(&error));
                     return Poll::Ready(());
@@ -451,10 +497,11 @@ impl ArbiterState {
     /// One read and what it brought. A packet larger than the read buffer gets a buffer of its own, which grows as
     /// the bytes come, not as its header promises.
     pub(super) fn read_once(&mut self, key: ConnectionKey, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
+        let unfinished_max = self.unfinished_bytes_max;
         let Some(client) = self.client(key) else {
             return Poll::Ready(Ok(0));
         };
-        if client.partial.len() >= READ_BUFFER_BYTES / 2 {
+        if client.partial.len() >= unfinished_max {
             return self.read_large(key, cx);
         }
         let mut buffer = mem::take(&mut self.read_buffer);
@@ -465,7 +512,7 @@ impl ArbiterState {
         };
         let before = client.partial.len();
         buffer[..before].copy_from_slice(&client.partial);
-        let mut target = ReadBuf::new(&mut buffer[before..]);
+        let mut target = ReadBuf::new(&mut buffer[before..2 * unfinished_max]);
         let outcome = client.transport.poll_read(cx, &mut target);
         let count = target.filled().len();
         let outcome = match outcome {
@@ -477,6 +524,9 @@ impl ArbiterState {
                 if let Some(client) = self.client(key) {
                     if consumed < filled {
                         client.partial.extend_from_slice(&buffer[consumed..filled]);
+                        if consumed == 0 {
+                            self.hear_part(key, before, filled);
+                        }
                     } else if client.partial.capacity() > 0 {
                         client.partial = Vec::new();
                     }
@@ -510,7 +560,14 @@ impl ArbiterState {
                 return Poll::Ready(Ok(1));
             }
         };
-        let filled = client.partial.len();
+        let is_short = self.look_at_memory() >= MEMORY_LEVEL_PAUSES;
+        if is_short && self.must_wait_amid_packet(key) {
+            return Poll::Pending;
+        }
+        let Some(client) = self.client(key) else {
+            return Poll::Ready(Ok(0));
+        };
+        let (filled, capacity) = (client.partial.len(), client.partial.capacity());
         let missing = needed.saturating_sub(filled).max(1);
         // What is read at once stays small, so that others have their turn.
         if client.partial.capacity() == filled {
@@ -522,7 +579,12 @@ impl ArbiterState {
         let outcome = client.transport.poll_read(cx, &mut target);
         let count = target.filled().len();
         client.partial.truncate(filled + count);
+        let taken = client.partial.capacity().saturating_sub(capacity).max(count);
         self.large_reads_left = self.large_reads_left.saturating_sub(count);
+        if is_short {
+            self.rest_bytes_left = self.rest_bytes_left.saturating_sub(taken);
+        }
+        self.look_at_memory_after(taken);
         let Some(client) = self.client(key) else {
             return Poll::Ready(Ok(0));
         };
@@ -537,6 +599,9 @@ impl ArbiterState {
                     {
                         client.partial.extend_from_slice(&whole[consumed..]);
                     }
+                } else {
+                    self.read_clock();
+                    self.hear_part(key, filled, filled + count);
                 }
                 self.counters.bytes_received.add(count as u64);
                 Poll::Ready(Ok(count))
@@ -544,6 +609,82 @@ impl ArbiterState {
             Poll::Ready(Ok(())) => Poll::Ready(Ok(0)),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// More of a packet came that is still to be finished: with much of it, its client was heard as with a whole one [MQTT-3.1.2-22].
+    /// On a slow link a large message takes longer than the Keep Alive, and nothing can be said amid it.
+    fn hear_part(&mut self, key: ConnectionKey, before: usize, filled: usize) {
+        let now = self.now_seconds();
+        if filled / ACTIVITY_BYTES > before / ACTIVITY_BYTES
+            && let Some(client) = self.client(key).filter(|client| client.is_connected())
+        {
+            client.last_activity = now;
+        }
+    }
+
+    /// How short memory is; from here on that says what may come of a packet before its rest.
+    fn look_at_memory(&mut self) -> u8 {
+        let level = self.shared.memory_level();
+        let is_short = level >= MEMORY_LEVEL_PAUSES;
+        self.unfinished_bytes_max = if is_short { UNFINISHED_BYTES_MAX_SHORT } else { UNFINISHED_BYTES_MAX };
+        level
+    }
+
+    /// Large packets took so much more of it.
+    fn look_at_memory_after(&mut self, bytes: usize) {
+        self.memory_look_in = self.memory_look_in.saturating_sub(bytes);
+        if self.memory_look_in == 0 {
+            self.memory_look_in = MEMORY_LOOK_BYTES;
+            self.shared.watch_memory();
+        }
+    }
+
+    /// Memory is short, and a connection has said the beginning of a packet. Whether its rest must wait. While nothing of it is
+    /// held up for others, what it has said would be handled: so each goes on by a packet, when it is its turn.
+    fn must_wait_amid_packet(&mut self, key: ConnectionKey) -> bool {
+        if self.rest_bytes_left > 0 {
+            return false;
+        }
+        let Some(client) = self.client(key).filter(|client| client.is_connected()) else {
+            return false;
+        };
+        client.paused = true;
+        if !mem::replace(&mut client.amid_packet, true) {
+            self.amid_packet.push_back(key);
+        }
+        self.shared.publishers_paused.store(true, Ordering::Release);
+        self.fall_behind(key);
+        true
+    }
+
+    /// Reads those on that wait in the midst of a packet: all of them once memory is not short any more, else the next few. Whoever says
+    /// nothing then is silent, for which its Keep Alive may end it.
+    pub(super) fn go_on_amid_packets(&mut self) {
+        let all = self.amid_packet.len();
+        let count = if self.look_at_memory() >= MEMORY_LEVEL_PAUSES { all.min(RESTS_A_SECOND_MAX) } else { all };
+        for _ in 0..count {
+            let Some(key) = self.amid_packet.pop_front() else {
+                return;
+            };
+            let Some(client) = self.client(key) else {
+                continue;
+            };
+            client.amid_packet = false;
+            if !self.is_full(key) {
+                self.resume_reading(key);
+            }
+        }
+    }
+
+    /// Memory is short: whoever nobody knows yet is owed none of it for a packet whose rest is still to come.
+    fn end_stranger_with_much(&mut self, key: ConnectionKey) {
+        let is_stranger = |client: &&mut Client| matches!(client.phase, Phase::AwaitingConnect | Phase::Authenticating);
+        let client = self.client(key).filter(is_stranger);
+        if client.is_some_and(|client| client.partial.capacity() > UNFINISHED_BYTES_MAX_SHORT) {
+            self.counters.connects_refused.inc(ConnectRefusal::Busy);
+            self.tear_down(key, super::ended::EndCause::Refused(ReasonCode::ServerBusy));
+            self.end_now(key);
         }
     }
 
@@ -567,7 +708,7 @@ impl ArbiterState {
     fn consume(&mut self, key: ConnectionKey, buffer: &[u8], source: Option<&Bytes>) -> usize {
         self.read_clock();
         let mut limits = self.limits(key);
-        let (held_up, mut has_asked) =
+        let (mut held_up, mut has_asked) =
             self.client(key).map_or((false, false), |client| (client.held_up, client.unanswered > 0));
         let mut asks = false;
         // What others put there is nothing to this one.
@@ -591,6 +732,11 @@ impl ArbiterState {
                     position += frame.len();
                     asks |= asks_something(frame.packet_type());
                     self.on_frame(key, &frame, source, &limits);
+                    // One read may hold hundreds.
+                    if self.lanes.is_touched_for_delayed() {
+                        self.hold_up_if_overloaded(key, None);
+                        held_up = true;
+                    }
                     match frame.packet_type() {
                         PacketType::Connect => limits = self.limits(key),
                         PacketType::Subscribe | PacketType::Unsubscribe => {
@@ -852,9 +998,18 @@ impl ArbiterState {
             self.shared.watches.end_what_is_over(self.now_ms);
             self.count_accepting();
         }
-        if self.shared.memory_level() >= MEMORY_LEVEL_CLOSES {
+        let memory_level = self.look_at_memory();
+        let is_short = memory_level >= MEMORY_LEVEL_REFUSES;
+        if is_short && !mem::replace(&mut self.was_memory_short, is_short) {
+            // Who comes later, or says more, is looked at then.
+            self.keys().into_iter().for_each(|key| self.end_stranger_with_much(key));
+        }
+        self.was_memory_short = is_short;
+        if memory_level >= MEMORY_LEVEL_CLOSES {
             self.close_slowest();
         }
+        self.rest_bytes_left = REST_BYTES_A_SECOND;
+        self.go_on_amid_packets();
         self.end_stalled();
         self.end_banned();
         self.flush_lanes();
@@ -1007,16 +1162,27 @@ impl ArbiterState {
         }
     }
 
-    /// Memory is far over its mark: the connection that keeps most of it waiting goes, if it is much.
+    /// Memory is far over its mark: those connections go that hold most of it, if it is much, as many as bring it under the mark. Each
+    /// arbiter has its part in that.
     fn close_slowest(&mut self) {
         let id = self.id;
-        let slowest = self.clients.iter().max_by_key(|(_, client)| client.waiting_bytes());
-        let Some((index, client)) = slowest.filter(|(_, client)| client.waiting_bytes() >= CLOSED_BYTES_MIN) else {
-            return;
-        };
-        let key = ConnectionKey::new(id, index as u32, client.generation);
-        self.tear_down(key, super::ended::EndCause::SlowConsumer);
-        self.end_now(key);
+        let arbiters = self.shared.inboxes.len().max(1) as u64;
+        let mut over = self.shared.memory_bytes_over().div_ceil(arbiters);
+        let holding = self
+            .clients
+            .iter()
+            .map(|(index, client)| (client.waiting_bytes(), ConnectionKey::new(id, index as u32, client.generation)));
+        let mut slowest: Vec<_> = holding.filter(|&(bytes, _)| bytes >= CLOSED_BYTES_MIN).collect();
+        slowest.sort_unstable_by_key(|&holding| Reverse(holding));
+        slowest.truncate((self.clients.len() / CLOSED_SHARE).clamp(1, CLOSED_A_SECOND_MAX));
+        for (bytes, key) in slowest {
+            if over == 0 {
+                return;
+            }
+            over = over.saturating_sub(bytes as u64);
+            self.tear_down(key, super::ended::EndCause::SlowConsumer);
+            self.end_now(key);
+        }
     }
 
     /// Stops the actor without waiting for unwritten bytes, our DISCONNECT maybe among them.

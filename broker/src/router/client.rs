@@ -209,6 +209,8 @@ pub struct Client {
     pub unprocessed: bool,
     /// Reading waits for something else than the socket.
     pub paused: bool,
+    /// It stands in the arbiter's line of connections that wait in the midst of a packet.
+    pub amid_packet: bool,
     /// It asked for something while others could not keep up: what it asks for next waits until they can.
     pub held_up: bool,
     /// SUBSCRIBEs and UNSUBSCRIBEs without an answer: what it publishes next waits until there are none.
@@ -228,7 +230,7 @@ pub struct Client {
     pub breaks_off: bool,
     /// Seconds; 0 is off.
     pub keep_alive_seconds: u16,
-    /// Second of the arbiter's clock in which the last packet came.
+    /// Second of the arbiter's clock in which the last packet came, or much of one.
     pub last_activity: u32,
     /// Second in which the socket last took anything, while `blocked` or `deaf`.
     pub blocked_since: u32,
@@ -283,14 +285,14 @@ impl Client {
         Some(Actor { identity: &session.identity, client_id: &self.client_id, rights: session.rights.as_deref() })
     }
 
-    /// Bytes that this connection keeps in memory until the client takes them or acknowledges others.
+    /// Bytes that this connection keeps in memory until the client takes them, acknowledges others, or says the rest of what it began.
     #[must_use]
     pub fn waiting_bytes(&self) -> usize {
         let of_session = self.session.as_ref().map_or(0, |session| {
             let queued = usize::try_from(session.outbound.backlog().queued_bytes).unwrap_or(0);
             queued + session.reads.held_bytes()
         });
-        self.out.len() + of_session
+        self.out.len() + self.partial.capacity() + of_session
     }
 
     /// Whether it has something that it may acknowledge, and by that make memory free.

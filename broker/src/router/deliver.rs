@@ -88,7 +88,10 @@ fn head<'a>(
         retain,
         topic: publication.topic,
         topic_alias: None,
-        message_expiry_interval: publication.expires_at_ms.map(|at| seconds_left(at.saturating_sub(now_ms))),
+        message_expiry_interval: publication.expires_at_ms.map(|at| {
+            let received = publication.properties.and_then(|properties| properties.message_expiry_interval);
+            seconds_left(at.saturating_sub(now_ms)).min(received.unwrap_or(u32::MAX))
+        }),
         properties: publication.properties,
         subscription_identifiers: &[],
         payload_len: publication.payload.len(),
@@ -97,7 +100,7 @@ fn head<'a>(
 
 /// What is left of a Message Expiry Interval [MQTT-3.3.2-6]. To the nearest second, since nodes' clocks of milliseconds
 /// differ and it must not say more than it came with; and a message of which anything is left never says 0. Nothing is left of one that
-/// came with 0, or goes just when it ends.
+/// goes just when it ends; what came with 0 says so where that is known, since it may not say more.
 fn seconds_left(left_ms: u64) -> u32 {
     match left_ms {
         0 => 0,
@@ -155,7 +158,7 @@ impl ArbiterState {
         self.deliver(key, publication, terms);
     }
 
-    /// Whether it expired on its way here. One whose Message Expiry Interval is 0 may still be delivered at once.
+    /// Whether it expired on its way here.
     pub(super) fn is_over(&self, publication: &Publication<'_>) -> bool {
         publication.expires_at_ms.is_some_and(|at| at < self.now_ms)
     }
@@ -491,19 +494,15 @@ impl ArbiterState {
         if client.version.is_v5() {
             head.subscription_identifiers = terms.identifiers;
         }
-        if codec::publish_len(&head, client.version) > client.packet_bytes_max_out as usize {
-            self.counters.messages_dropped.inc(DropReason::PacketTooLarge);
-            if is_missed(publication, &terms) {
-                drops::note(&client.client_id, Bound::PacketSize, 1);
-            }
-            return false;
-        }
+        let topic = head.topic;
+        let mut alias = AliasUse::None;
         // Not at QoS 2: widely used clients look at the Topic Name again when PUBREL comes, and have forgotten the alias.
-        if let Some(session) = client.session.as_mut()
+        if let Some(session) = &client.session
             && !session.aliases_out.is_off()
             && terms.qos != QoS::ExactlyOnce
         {
-            match session.aliases_out.choose(head.topic) {
+            alias = session.aliases_out.look(topic);
+            match alias {
                 AliasUse::None => {}
                 AliasUse::Set(alias) => head.topic_alias = Some(alias),
                 AliasUse::Known(alias) => {
@@ -511,6 +510,24 @@ impl ArbiterState {
                     head.topic_alias = Some(alias);
                 }
             }
+        }
+        let bytes_max = client.packet_bytes_max_out as usize;
+        let mut fits = codec::publish_len(&head, client.version) <= bytes_max;
+        if !fits && alias != AliasUse::None {
+            // An alias takes three bytes, and what is too large with it may fit by its Topic Name alone [MQTT-3.1.2-24].
+            alias = AliasUse::None;
+            (head.topic, head.topic_alias) = (topic, None);
+            fits = codec::publish_len(&head, client.version) <= bytes_max;
+        }
+        if !fits {
+            self.counters.messages_dropped.inc(DropReason::PacketTooLarge);
+            if is_missed(publication, &terms) {
+                drops::note(&client.client_id, Bound::PacketSize, 1);
+            }
+            return false;
+        }
+        if let (AliasUse::Set(alias), Some(session)) = (alias, client.session.as_mut()) {
+            session.aliases_out.set(topic, alias);
         }
         write_head(client, &mut self.pool, &head);
         if publication.payload.len() >= SHARED_PAYLOAD_BYTES_MIN {
@@ -545,6 +562,7 @@ impl ArbiterState {
                 served.on_acknowledged(kind, id, reason.is_error());
             }
             self.lanes.acknowledge(persistent, key, kind, id, reason);
+            self.on_acknowledged_to_group(key);
             return self.schedule_flush();
         }
         let Some(session) = self.clients[key.index()].session.as_mut() else {
@@ -613,7 +631,6 @@ impl ArbiterState {
         if let Some(served) = self.served(key) {
             served.sent.insert(delivery.packet_id, Sent::Published);
         }
-        self.on_delivered_by_group(key);
         let mut publication = self.publication_of(&delivery.message);
         publication.expires_at_ms = delivery.expires_at_ms;
         let terms = Terms {

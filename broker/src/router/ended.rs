@@ -53,7 +53,7 @@ pub enum EndCause {
     },
     /// Out of place before CONNACK, where nothing can be told.
     Protocol(&'static str),
-    /// Memory ran short, and this client had most of it waiting.
+    /// Memory ran short, and this client held most of it: what waits for it, or a packet whose rest does not come.
     SlowConsumer,
     /// It published faster than it may, for too long.
     TooFast,

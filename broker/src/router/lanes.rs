@@ -62,6 +62,8 @@ struct GroupLane {
     /// Up to where the group has answered.
     answered: u64,
     unanswered: VecDeque<(u64, Waiter)>,
+    /// Delayed messages that are not answered, by their numbers: a group may refuse them.
+    delayed: VecDeque<u64>,
     /// What was proposed and is not answered, where it could be lost: with several nodes.
     kept: Option<Kept>,
 }
@@ -111,6 +113,10 @@ struct Kept {
 /// Bytes that may wait in the lanes of one arbiter to one group before its publishers pause.
 const KEPT_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// Delayed messages that may wait in a lane for the group's answer. A group remembers twice as many refusals of a lane
+/// (`REFUSED_MAX`); were there more, it would leave the rest of what is sent to it, and a resync that stands behind that would not be heard.
+pub(super) const DELAYED_UNANSWERED_MAX: usize = 2048;
+
 /// What may gather in a lane while nobody waits for it. At most a second passes, too.
 const UNHURRIED_MAX: usize = 64;
 
@@ -126,6 +132,8 @@ pub(super) const SILENT_SECONDS: u32 = 4;
 pub(super) enum BlockedLane {
     Group(u16),
     Node(NodeNumber),
+    /// As many delayed messages as may wait for the group's answer do.
+    Delayed(u16),
 }
 
 /// A publish that every group answered.
@@ -189,7 +197,7 @@ impl Lanes {
             touched: Vec::new(),
             touched_blocked: None,
             acknowledged: Vec::new(),
-            nodes: NodeLanes::new(batch_bytes_max),
+            nodes: NodeLanes::new(batch_bytes_max, node.is_some() && incarnation == 0),
         }
     }
 
@@ -245,7 +253,12 @@ impl Lanes {
         let mut record = MessageRecord::from_message(&publication.share_message(), 0);
         record.topic = topic.to_owned();
         let delay_ms = Some(now_ms.saturating_add(delay_ms));
-        self.push(group, LaneMessage { message: Some(record), delay_ms, ..LaneMessage::default() }, waiter);
+        let number =
+            self.push(group, LaneMessage { message: Some(record), delay_ms, ..LaneMessage::default() }, waiter);
+        self.groups[usize::from(group)].delayed.push_back(number);
+        if self.is_blocked(BlockedLane::Delayed(group)) {
+            self.touched_blocked = Some(BlockedLane::Delayed(group));
+        }
         self.current = None;
         waiter
     }
@@ -476,12 +489,21 @@ impl Lanes {
         match lane {
             BlockedLane::Group(group) => self.groups.get(usize::from(group)).is_some_and(GroupLane::is_blocked),
             BlockedLane::Node(node) => self.nodes.is_blocked(node),
+            BlockedLane::Delayed(group) => {
+                let lane = self.groups.get(usize::from(group)).filter(|lane| lane.kept.is_some());
+                lane.is_some_and(|lane| lane.delayed.len() >= DELAYED_UNANSWERED_MAX)
+            }
         }
     }
 
     /// A lane that is so, if something went into one since this was asked last.
     pub(super) fn take_touched_blocked(&mut self) -> Option<BlockedLane> {
         self.nodes.take_touched_blocked().or(self.touched_blocked.take())
+    }
+
+    /// Whether the delayed messages in a lane are as many as may be, and the packet at hand put one more there.
+    pub(super) fn is_touched_for_delayed(&self) -> bool {
+        matches!(self.touched_blocked, Some(BlockedLane::Delayed(_)))
     }
 
     /// How much each group has not answered for, where that could be lost.
@@ -537,6 +559,7 @@ impl Lanes {
         };
         let mut goes_on = false;
         lane.answered = lane.answered.max(answer.number);
+        while lane.delayed.pop_front_if(|number| *number <= answer.number).is_some() {}
         if let Some(kept) = &mut lane.kept {
             kept.answered = kept.answered.max(answer.number);
             let has_progress = kept.outgoing.on_answer(answer.number).is_some();

@@ -131,11 +131,14 @@ pub(super) struct NodeLanes {
     dead: BTreeSet<NodeNumber>,
     /// Something went into this one.
     touched_blocked: Option<BlockedLane>,
+    /// This node is not registered, so they are nobody's: what gathered in them would count as said by whatever it registers as next, whose
+    /// own lanes begin with the same numbers.
+    is_nobodys: bool,
 }
 
 impl NodeLanes {
-    pub(super) fn new(batch_bytes_max: usize) -> Self {
-        Self { batch_bytes_max, ..Self::default() }
+    pub(super) fn new(batch_bytes_max: usize, is_nobodys: bool) -> Self {
+        Self { batch_bytes_max, is_nobodys, ..Self::default() }
     }
 
     fn lane(&mut self, node: NodeNumber) -> &mut NodeLane {
@@ -164,7 +167,7 @@ impl NodeLanes {
     /// waits for nothing (`waits` is false), as in [`Self::drops_qos_0`].
     #[inline]
     fn push_with(&mut self, node: NodeNumber, waits: bool, write: impl FnOnce(u64, &mut BytesMut)) -> Option<u64> {
-        if !waits && self.dead.contains(&node) {
+        if self.is_nobodys || (!waits && self.dead.contains(&node)) {
             return None;
         }
         if !self.lanes.contains_key(&node) {
@@ -194,10 +197,15 @@ impl NodeLanes {
         self.lost.contains(&node)
     }
 
+    /// Whether nobody is connected there any more, though it is not lost yet.
+    pub(super) fn is_dead(&self, node: NodeNumber) -> bool {
+        self.dead.contains(&node)
+    }
+
     /// Whether what waits for nothing is not sent there: nobody is connected to a dead process, and where nobody answers it
     /// would fill memory.
     fn drops_qos_0(&self, node: NodeNumber) -> bool {
-        self.dead.contains(&node) || self.is_blocked(node)
+        self.is_nobodys || self.dead.contains(&node) || self.is_blocked(node)
     }
 
     fn settle(&mut self, node: NodeNumber, settled: ShareSettled) {
@@ -426,6 +434,8 @@ impl ArbiterState {
         let Some(cluster) = &self.shared.cluster else {
             return;
         };
+        // Theirs, and not that of the process, which may have registered since.
+        let incarnation = self.lanes.incarnation();
         let (Some(target), Some(lane)) = (cluster.nodes.get(node), self.lanes.nodes.lanes.get_mut(&node)) else {
             return;
         };
@@ -438,7 +448,7 @@ impl ArbiterState {
             lane.sent = lane.sent.max(batch.last);
             let messages = Messages {
                 lane: u32::from(self.id),
-                incarnation: self.shared.incarnation(),
+                incarnation,
                 target_incarnation: target.incarnation,
                 previous: batch.previous,
                 last: batch.last,

@@ -5,6 +5,9 @@
 //!
 //! A bucket is kept as the time at which it is full again, which is all that its state is (the generic cell rate algorithm). It may be
 //! overdrawn by one message, however large that is; what that took too much is paid back before the next one is read.
+//!
+//! Such a time says nothing under another rate: what is paid back in a second there took an hour here. So with new rates all buckets
+//! begin anew, and whoever waits for one that was set too low is read again.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -48,27 +51,56 @@ pub struct Rates {
     /// The buckets of all of them together.
     messages_full_at_ns: AtomicU64,
     bytes_full_at_ns: AtomicU64,
+    /// How often the rates changed. A bucket that was used under others is not counted on.
+    generation: AtomicU32,
 }
 
 impl Rates {
     /// As the settings say from now on.
     pub fn set(&self, listener: &ListenerConfig, settings: &Settings) {
         let session = &settings.session;
-        self.messages_each.store(session.publish_rate_max, Ordering::Relaxed);
-        self.bytes_each.store(session.publish_bytes_rate_max, Ordering::Relaxed);
         self.seconds_max.store(session.publish_rate_seconds_max, Ordering::Relaxed);
-        self.messages.store(listener.publish_rate_max, Ordering::Relaxed);
-        self.bytes.store(listener.publish_bytes_rate_max, Ordering::Relaxed);
+        let messages = |rate: &AtomicU32, new| rate.swap(new, Ordering::Relaxed) != new;
+        let bytes = |rate: &AtomicU64, new| rate.swap(new, Ordering::Relaxed) != new;
+        let changed = [
+            messages(&self.messages_each, session.publish_rate_max),
+            bytes(&self.bytes_each, session.publish_bytes_rate_max),
+            messages(&self.messages, listener.publish_rate_max),
+            bytes(&self.bytes, listener.publish_bytes_rate_max),
+        ];
+        if changed.contains(&true) {
+            self.generation.fetch_add(1, Ordering::AcqRel);
+            self.begin_anew();
+        }
     }
 
-    /// Takes a PUBLISH of some connection out of the buckets of all. `true`: they are empty now.
-    fn take(&self, now_ns: u64, bytes: u64) -> bool {
+    fn begin_anew(&self) {
+        self.messages_full_at_ns.store(0, Ordering::Release);
+        self.bytes_full_at_ns.store(0, Ordering::Release);
+    }
+
+    fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Takes a PUBLISH of some connection out of the buckets of all, at the rates of a generation. `true`: they are empty now.
+    fn take(&self, generation: u32, now_ns: u64, bytes: u64) -> bool {
+        let is_empty = self.take_at_rates(now_ns, bytes);
+        if generation == self.generation() {
+            return is_empty;
+        }
+        // Maybe at an old rate, and from a bucket that had begun anew.
+        self.begin_anew();
+        false
+    }
+
+    fn take_at_rates(&self, now_ns: u64, bytes: u64) -> bool {
         let empties = |bucket: &AtomicU64, rate: u64, amount: u64| {
             if rate == 0 {
                 return false;
             }
             let taken = |full_at_ns| Some(take(full_at_ns, now_ns, rate, amount));
-            let before = bucket.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).unwrap_or_default();
+            let before = bucket.fetch_update(Ordering::AcqRel, Ordering::Acquire, taken).unwrap_or_default();
             is_empty(take(before, now_ns, rate, amount), now_ns)
         };
         let messages = empties(&self.messages_full_at_ns, self.messages.load(Ordering::Relaxed).into(), 1);
@@ -88,6 +120,8 @@ impl Rates {
 pub struct Pace {
     messages_full_at_ns: u64,
     bytes_full_at_ns: u64,
+    /// That of the [`Rates`] under which they were used.
+    generation: u32,
     /// The last second in which it used its own buckets up.
     last_over: u32,
     /// The last second in which it was not read for them.
@@ -136,10 +170,20 @@ impl Pace {
         self.behind_since_ns.max(now_ns.saturating_sub(BEHIND_NS_MAX))
     }
 
+    /// What it did under other rates is no measure for these.
+    fn keep_to(&mut self, generation: u32) {
+        if self.generation != generation {
+            let (behind_since_ns, behind_until_ns) = (self.behind_since_ns, self.behind_until_ns);
+            *self = Self { generation, behind_since_ns, behind_until_ns, ..Self::default() };
+        }
+    }
+
     /// Counts a PUBLISH of so many bytes.
     pub fn count(&mut self, rates: &Rates, now_ms: u64, bytes: u64) -> Verdict {
         let now_ns = now_ms * 1_000_000;
-        let of_all = rates.take(now_ns, bytes);
+        let generation = rates.generation();
+        self.keep_to(generation);
+        let of_all = rates.take(generation, now_ns, bytes);
         let sent_ns = self.sent_since(now_ns);
         let messages_rate = rates.messages_each.load(Ordering::Relaxed).into();
         self.messages_full_at_ns = take(self.messages_full_at_ns, sent_ns, messages_rate, 1);
@@ -164,6 +208,7 @@ impl Pace {
 
     /// Whether the connection must still not be read; asked every [`RESUME_INTERVAL`] while it is not.
     pub fn must_wait(&mut self, rates: &Rates, now_ms: u64) -> bool {
+        self.keep_to(rates.generation());
         let waits = self.is_empty(now_ms * 1_000_000);
         if waits {
             self.last_waited = (now_ms / 1000) as u32;
@@ -177,17 +222,21 @@ mod tests {
     use super::*;
     use crate::config::SessionConfig;
 
-    fn rates(each: (u32, u64), seconds_max: u32, all: (u32, u64)) -> Rates {
+    fn settings(each: (u32, u64), seconds_max: u32) -> Settings {
         let session = SessionConfig {
             publish_rate_max: each.0,
             publish_bytes_rate_max: each.1,
             publish_rate_seconds_max: seconds_max,
             ..SessionConfig::default()
         };
+        Settings { session, ..Settings::default() }
+    }
+
+    fn rates(each: (u32, u64), seconds_max: u32, all: (u32, u64)) -> Rates {
         let listener =
             ListenerConfig { publish_rate_max: all.0, publish_bytes_rate_max: all.1, ..ListenerConfig::default() };
         let rates = Rates::default();
-        rates.set(&listener, &Settings { session, ..Settings::default() });
+        rates.set(&listener, &settings(each, seconds_max));
         rates
     }
 
@@ -331,5 +380,43 @@ mod tests {
         rates.set(&ListenerConfig::default(), &Settings::default());
         assert_eq!(send(&mut pace, &rates, 1_000, &[1]), [Within]);
         assert!(!pace.must_wait(&rates, 1_000));
+    }
+
+    /// A rate that was set too low, and is mended: nobody pays back at the new rate, or at none, what took an hour at the old one.
+    #[test]
+    fn buckets_begin_anew_under_new_rates() {
+        let of_each = |bytes| (ListenerConfig::default(), settings((0, bytes), 0));
+        let of_all = |bytes| {
+            let listener = ListenerConfig { publish_bytes_rate_max: bytes, ..ListenerConfig::default() };
+            (listener, settings((0, 0), 0))
+        };
+        for (old, others) in
+            [(of_each(1), [of_each(1_000_000), of_each(0)]), (of_all(1), [of_all(1_000_000), of_all(0)])]
+        {
+            let rates = Rates::default();
+            rates.set(&old.0, &old.1);
+            for new in others {
+                let mut pace = Pace::default();
+                assert_eq!(send(&mut pace, &rates, 5_000, &[200_000]), [Wait]);
+                rates.set(&old.0, &old.1);
+                assert!(pace.must_wait(&rates, 60_000), "nothing changed");
+                rates.set(&new.0, &new.1);
+                assert!(!pace.must_wait(&rates, 60_000));
+                assert_eq!(send(&mut pace, &rates, 60_000, &[1; 2]), [Within; 2]);
+                rates.set(&old.0, &old.1);
+            }
+        }
+    }
+
+    /// Who was too fast under a rate is not closed by what it did then.
+    #[test]
+    fn seconds_in_a_row_are_counted_anew_under_new_rates() {
+        let rates = rates((2, 0), 2, (0, 0));
+        let mut pace = Pace::default();
+        let verdicts = [11, 12].map(|second| send(&mut pace, &rates, second * 1000, &[1; 2])[1]);
+        assert_eq!(verdicts, [Wait; 2]);
+        rates.set(&ListenerConfig::default(), &settings((3, 0), 2));
+        let verdicts = [13, 14, 15].map(|second| send(&mut pace, &rates, second * 1000, &[1; 3])[2]);
+        assert_eq!(verdicts, [Wait, Wait, Exceeded]);
     }
 }

@@ -54,7 +54,7 @@ impl ArbiterState {
                     Err(error) => self.on_malformed(key, &error),
                 }
             }
-            (Phase::Connected, PacketType::PingReq) => {
+            (Phase::Connected, PacketType::PingReq) if frame.body.is_empty() => {
                 self.write_packet(key, &Packet::PingResp);
             }
             (Phase::AwaitingConnect, PacketType::Connect)

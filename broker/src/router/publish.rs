@@ -13,13 +13,13 @@ use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::batch::Addressee;
 use super::ended::EndCause;
-use super::lanes::Waiter;
+use super::lanes::{BlockedLane, Waiter};
 use super::log_rate::excerpt;
 use super::pace;
 use super::share_settling::{Kept, ShareOrigin, ShareOutcome};
 use super::shared::MEMORY_LEVEL_PAUSES;
 use crate::auth::{Action, Actor};
-use crate::message::{Message, MessageIdentity};
+use crate::message::{Message, MessageIdentity, lifetime_ms};
 use crate::metrics::DropReason;
 use crate::plants::{Plant, is_planted};
 use crate::replicated::command::SessionCommand;
@@ -27,7 +27,7 @@ use crate::session::SessionError;
 use crate::session::acknowledgements::Verdict;
 use crate::session::handshake::Refusal;
 use crate::session::inbound::PublishStep;
-use crate::subscription::{CachedMatch, NodeNumber, PassedOver, PickStrategy, ShareGroup, ShareTarget};
+use crate::subscription::{CachedMatch, Matched, NodeNumber, PassedOver, PickStrategy, ShareGroup, ShareTarget};
 use crate::watching::trace::Traced;
 
 /// The bytes of an Application Message: a slice that lives for this turn, and its owner if it has one.
@@ -232,7 +232,7 @@ impl ArbiterState {
         let expires_at_ms = properties
             .as_ref()
             .and_then(|properties| properties.message_expiry_interval)
-            .map(|seconds| self.now_ms + u64::from(seconds) * 1000);
+            .map(|seconds| self.now_ms + lifetime_ms(seconds));
         let properties = properties.filter(has_something_to_forward);
         let mut publication = Publication {
             identity: self.next_identity(),
@@ -364,6 +364,39 @@ impl ArbiterState {
             retain: message.retain,
         };
         self.bound_of(&asked)
+    }
+
+    /// Whether others cannot keep up with who publishes that: as [`Self::hold_up_if_overloaded`] finds, but before anything is done.
+    pub(crate) fn holds_up(&self, message: &Message) -> bool {
+        self.is_overloaded() || self.is_for_blocked_lane(message)
+    }
+
+    /// Whether something of a message would go into a full lane whose group or node answers nothing.
+    fn is_for_blocked_lane(&self, message: &Message) -> bool {
+        let is_blocked = |group| self.lanes.is_blocked(BlockedLane::Group(group));
+        if let Some((_, topic)) = crate::message::delayed(&message.topic) {
+            let group = self.lanes.group_of(topic);
+            return is_blocked(group) || self.lanes.is_blocked(BlockedLane::Delayed(group));
+        }
+        if message.retain && is_blocked(self.lanes.group_of(&message.topic)) {
+            return true;
+        }
+        if message.qos == QoS::AtMostOnce {
+            return false;
+        }
+        let (mut wanted, hash) = (Matched::default(), self.shared.index.hash(&message.topic));
+        self.shared.index.matches(&message.topic, hash, &mut wanted);
+        let is_shut = |target| match target {
+            ShareTarget::Connection { .. } => false,
+            ShareTarget::Session { group } => is_blocked(group),
+            ShareTarget::Node { node } => self.lanes.is_blocked(BlockedLane::Node(node)),
+        };
+        let strategy: PickStrategy = self.shared.settings.shared.strategy.into();
+        let publisher = strategy.publisher_hash(&message.publisher);
+        let topic = strategy.topic_hash(&message.topic, hash);
+        wanted.groups.iter().any(|&group| is_blocked(group))
+            || wanted.nodes_for(message.qos).any(|node| self.lanes.is_blocked(BlockedLane::Node(node)))
+            || wanted.shares.iter().any(|share| share.may_pick(strategy, publisher, topic, &is_shut))
     }
 
     /// Why nobody may publish that, if so.
@@ -517,7 +550,7 @@ impl ArbiterState {
             user_properties: will.properties.user_properties.clone(),
             ..PublishProperties::default()
         };
-        let expires_at_ms = properties.message_expiry_interval.map(|seconds| self.now_ms + u64::from(seconds) * 1000);
+        let expires_at_ms = properties.message_expiry_interval.map(|seconds| self.now_ms + lifetime_ms(seconds));
         let mut publication = Publication {
             identity: self.next_identity(),
             topic: &will.topic,
@@ -665,7 +698,11 @@ impl ArbiterState {
         let topic = strategy.topic_hash(publication.topic, publication.topic_hash);
         let online_only = publication.qos == QoS::AtMostOnce;
         let picked = match publication.origin {
-            None => share.pick(strategy, publisher, topic, passed_over, online_only),
+            // The index knows the dead until they are lost.
+            None => {
+                let is_dead = |node| self.lanes.nodes.is_dead(node);
+                share.pick_living(strategy, publisher, topic, passed_over, online_only, &is_dead)
+            }
             Some(_) => share.pick_here(strategy, publisher, topic, passed_over, online_only),
         };
         match picked {
@@ -958,6 +995,9 @@ impl ArbiterState {
 
     /// Those who were waited for caught up.
     pub(super) fn resume_publishers(&mut self) {
+        if self.shared.memory_level() < MEMORY_LEVEL_PAUSES {
+            self.go_on_amid_packets();
+        }
         if self.held_up.is_empty() || self.is_overloaded() {
             return;
         }
@@ -995,6 +1035,8 @@ fn has_something_to_forward(properties: &PublishProperties) -> bool {
         || properties.response_topic.is_some()
         || properties.correlation_data.is_some()
         || !properties.user_properties.is_empty()
+        // It lives a little longer than it may say.
+        || properties.message_expiry_interval == Some(0)
 }
 
 /// A group refuses nothing but one more message that waits, for its time or for those who are to have it.

@@ -246,8 +246,8 @@ struct Handed {
 struct AtGroup {
     /// As the group said last. Unknown at first.
     queue: Option<QueueAtGroup>,
-    /// Messages that the client got from it since.
-    delivered: usize,
+    /// Messages that the client has acknowledged since: for each of them another one left the queue.
+    acknowledged: usize,
     /// Oldest first, as they are answered.
     handed: VecDeque<Handed>,
     /// For so many seconds none of them was answered.
@@ -262,7 +262,7 @@ const ANSWER_SECONDS_MAX: u32 = 5;
 struct Room {
     messages: usize,
     bytes: usize,
-    /// One message may be of any size: nothing waits.
+    /// Nothing waits, and there is room for one message: it may be of any size.
     is_empty: bool,
 }
 
@@ -295,7 +295,7 @@ impl AtGroup {
         Room {
             messages: queue.messages_free.saturating_sub(handed) / 2,
             bytes: queue.bytes_free.saturating_sub(handed_bytes) / 2,
-            is_empty: queue.queued + handed == 0,
+            is_empty: queue.queued + handed == 0 && queue.messages_free > 0,
         }
     }
 
@@ -309,13 +309,13 @@ impl AtGroup {
         if let Some(at) = self.handed.iter().position(|handed| handed.session_read == session_read) {
             self.handed.drain(..=at);
         }
-        (self.queue, self.delivered, self.seconds) = (Some(queue), 0, 0);
+        (self.queue, self.acknowledged, self.seconds) = (Some(queue), 0, 0);
     }
 
     /// Whether there may be more room now.
-    fn on_delivered(&mut self) -> bool {
-        self.delivered += 1;
-        let is_old = self.handed.is_empty() && self.queue.is_some_and(|queue| self.delivered * 2 >= queue.queued);
+    fn on_acknowledged(&mut self) -> bool {
+        self.acknowledged += 1;
+        let is_old = self.handed.is_empty() && self.queue.is_some_and(|queue| self.acknowledged * 2 >= queue.queued);
         if is_old {
             self.queue = None;
         }
@@ -795,6 +795,8 @@ impl ArbiterState {
     fn wait_for_group(&mut self, key: ConnectionKey, filter: &str, number: u64) {
         self.slow_reads.push(key);
         if self.reads(key).is_some_and(|state| state.at_group.is_to_be_asked()) {
+            // What the client has acknowledged makes room.
+            self.gather_acknowledged();
             self.hand_to_group(key, filter, number, ForGroup::default(), false);
         }
     }
@@ -810,9 +812,9 @@ impl ArbiterState {
         }
     }
 
-    /// The session's group has sent a message of its queue to the client.
-    pub(super) fn on_delivered_by_group(&mut self, key: ConnectionKey) {
-        if self.reads(key).is_some_and(|state| state.at_group.on_delivered()) {
+    /// The client of a persistent session has acknowledged a message: there is room for another one at the group.
+    pub(super) fn on_acknowledged_to_group(&mut self, key: ConnectionKey) {
+        if self.reads(key).is_some_and(|state| state.at_group.on_acknowledged()) {
             self.continue_reads(key);
         }
     }
@@ -1070,6 +1072,54 @@ mod tests {
         assert!(!is_complete(&state));
         assert!(take(&mut state, &page(0, Some("a"), None)));
         assert!(is_complete(&state));
+    }
+
+    const QUEUE: QueueAtGroup = QueueAtGroup { queued: 0, messages_free: 100, bytes_free: 10_000 };
+
+    fn hand(at_group: &mut AtGroup, session_read: u64, messages: usize) {
+        at_group.handed.push_back(Handed { session_read, messages, bytes: messages * 100 });
+    }
+
+    /// Half of what is free, less what is on its way there, and nothing while much waits.
+    #[test]
+    fn what_is_handed_over_finds_room() {
+        let mut at_group = AtGroup::default();
+        assert_eq!(at_group.room(), Room::NONE, "nothing is known");
+        assert!(at_group.is_to_be_asked());
+        hand(&mut at_group, 1, 0);
+        assert!(!at_group.is_to_be_asked(), "it was");
+        at_group.on_taken(1, QUEUE);
+        assert_eq!(at_group.room(), Room { messages: 50, bytes: 5_000, is_empty: true });
+        hand(&mut at_group, 1, 40);
+        hand(&mut at_group, 2, 10);
+        assert_eq!(at_group.room(), Room { messages: 25, bytes: 2_500, is_empty: false });
+        at_group.on_taken(2, QueueAtGroup { queued: 300, ..QUEUE });
+        assert!(at_group.handed.is_empty(), "the first one's answer was lost");
+        assert_eq!(at_group.room(), Room::NONE, "more waits than a client takes in a moment");
+        let mut room = Room { messages: 0, bytes: 0, is_empty: true };
+        assert_eq!([room.take(1_000_000), room.take(1)], [true, false], "one of any size where nothing waits");
+    }
+
+    /// It is asked anew when the client has acknowledged half as many as waited, or a second has passed, but not while an answer is to come.
+    #[test]
+    fn a_group_is_asked_again_when_there_may_be_room() {
+        let mut at_group = AtGroup::default();
+        at_group.on_taken(1, QueueAtGroup { queued: 300, ..QUEUE });
+        assert_eq!((0..150).filter(|_| at_group.on_acknowledged()).count(), 1);
+        assert!(at_group.is_to_be_asked());
+        at_group.on_taken(1, QueueAtGroup { queued: 300, ..QUEUE });
+        at_group.on_second();
+        assert!(at_group.is_to_be_asked());
+        at_group.on_taken(1, QUEUE);
+        hand(&mut at_group, 1, 10);
+        (1..ANSWER_SECONDS_MAX).for_each(|_| at_group.on_second());
+        assert_eq!((0..150).filter(|_| at_group.on_acknowledged()).count(), 0);
+        assert!(!at_group.is_to_be_asked());
+        at_group.on_second();
+        assert!(at_group.is_to_be_asked(), "no answer comes any more");
+        hand(&mut at_group, 1, 0);
+        at_group.forget(1);
+        assert!(at_group.is_to_be_asked(), "the group knows nothing of that read by now");
     }
 
     /// A session with many subscriptions has as many reads, which come and go one by one, and each page is for one of them.

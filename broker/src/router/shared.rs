@@ -34,7 +34,7 @@ pub const MEMORY_LEVEL_REFUSES: u8 = 1;
 /// Publishers are not read either.
 pub const MEMORY_LEVEL_PAUSES: u8 = 2;
 
-/// The slowest subscribers are closed too.
+/// Clients that hold most of it are closed too: the slowest subscribers, and who has sent most of a large packet.
 pub const MEMORY_LEVEL_CLOSES: u8 = 3;
 
 fn memory_level(bytes: u64, mark: u64) -> u8 {
@@ -105,6 +105,8 @@ pub struct Shared {
     pub memory_bytes_high_water: AtomicU64,
     /// See [`Self::memory_level`].
     memory_level: AtomicU8,
+    /// See [`Self::memory_bytes_over`].
+    memory_bytes_over: AtomicU64,
     /// The clocks of the node.
     pub clock: Clock,
     /// What is drawn by chance comes from here.
@@ -153,6 +155,7 @@ impl Shared {
             incarnation: AtomicU64::new(incarnation),
             memory_bytes_high_water,
             memory_level: AtomicU8::new(0),
+            memory_bytes_over: AtomicU64::new(0),
             clock,
             random: Random::of_process(),
         }
@@ -248,17 +251,26 @@ impl Shared {
         self.memory_level.load(Ordering::Relaxed)
     }
 
-    /// Looks at the memory that the process uses, about once a second.
+    /// By how much memory was over its mark when somebody looked last.
+    #[must_use]
+    pub fn memory_bytes_over(&self) -> u64 {
+        self.memory_bytes_over.load(Ordering::Relaxed)
+    }
+
+    /// Looks at the memory that the process uses, about once a second, and oftener while much of it is taken.
     pub fn watch_memory(&self) {
         let mark = self.memory_bytes_high_water.load(Ordering::Relaxed);
         if mark == 0 && self.memory_level() == 0 {
             return;
         }
-        let level = memory::used_bytes().filter(|_| mark != 0).map_or(0, |bytes| memory_level(bytes, mark));
-        self.set_memory_level(level);
+        // Without a mark, nothing is over it.
+        let (bytes, mark) = memory::used_bytes().filter(|_| mark != 0).map_or((0, 0), |bytes| (bytes, mark));
+        self.set_memory(bytes, mark);
     }
 
-    fn set_memory_level(&self, level: u8) {
+    fn set_memory(&self, bytes: u64, mark: u64) {
+        self.memory_bytes_over.store(bytes.saturating_sub(mark), Ordering::Relaxed);
+        let level = memory_level(bytes, mark);
         if self.memory_level.swap(level, Ordering::Relaxed) != level {
             tracing::warn!(level, "memory crossed a mark (limits.memory_bytes_high_water)");
             self.wake_paused_publishers();
@@ -268,7 +280,7 @@ impl Shared {
     /// As if the process used so much of a mark.
     #[cfg(test)]
     pub(super) fn pretend_memory(&self, bytes: u64, mark: u64) {
-        self.set_memory_level(memory_level(bytes, mark));
+        self.set_memory(bytes, mark);
     }
 
     /// Called by whoever worked something off: publishers that paused look again.

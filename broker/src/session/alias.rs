@@ -79,17 +79,24 @@ impl OutboundAliases {
         self.maximum == 0
     }
 
-    /// How to write `topic` now. Call only for a packet that is then really written.
-    pub fn choose(&mut self, topic: &str) -> AliasUse {
+    /// How `topic` may be written now. An alias that this would set is known only from [`Self::set`] on: the packet may turn out to be
+    /// too large with it.
+    #[inline]
+    #[must_use]
+    pub fn look(&self, topic: &str) -> AliasUse {
         if let Some(&alias) = self.aliases.get(topic) {
             return AliasUse::Known(alias);
         }
         if self.aliases.len() >= usize::from(self.maximum) {
             return AliasUse::None;
         }
-        let alias = self.aliases.len() as u16 + 1;
+        AliasUse::Set(self.aliases.len() as u16 + 1)
+    }
+
+    /// A packet goes to the client that sets this alias, as [`Self::look`] has just said.
+    pub fn set(&mut self, topic: &str, alias: u16) {
+        debug_assert_eq!(self.look(topic), AliasUse::Set(alias));
         self.aliases.insert(Box::from(topic), alias);
-        AliasUse::Set(alias)
     }
 }
 
@@ -114,9 +121,11 @@ mod tests {
     #[test]
     fn outbound_aliases_stay_within_the_clients_maximum() {
         let mut aliases = OutboundAliases::new(1);
-        assert_eq!(aliases.choose("a"), AliasUse::Set(1));
-        assert_eq!(aliases.choose("b"), AliasUse::None);
-        assert_eq!(aliases.choose("a"), AliasUse::Known(1));
+        assert_eq!(aliases.look("a"), AliasUse::Set(1));
+        assert_eq!(aliases.look("b"), AliasUse::Set(1), "nobody was told of the other");
+        aliases.set("a", 1);
+        assert_eq!(aliases.look("b"), AliasUse::None);
+        assert_eq!(aliases.look("a"), AliasUse::Known(1));
         assert!(OutboundAliases::new(0).is_off());
     }
 }

@@ -387,6 +387,31 @@ impl ShareGroup {
         self.with(|members| self.pick_among(members, strategy, publisher, topic_hash, asked))
     }
 
+    /// Whether a message with a QoS may go to a group or node that `is_shut`. It picks nobody, so that whose turn it is stays as it is.
+    #[must_use]
+    pub fn may_pick(
+        &self,
+        strategy: PickStrategy,
+        publisher: u64,
+        topic_hash: u64,
+        is_shut: &dyn Fn(ShareTarget) -> bool,
+    ) -> bool {
+        let asked = Asked { passed_over: PassedOver::Nobody, online_only: false, here: false, is_dead: &|_| false };
+        self.with(|members| {
+            let candidates = Candidates::of(members, asked);
+            let certain = match strategy {
+                PickStrategy::HashClient => candidates.closest_to(publisher),
+                PickStrategy::HashTopic => candidates.closest_to(topic_hash),
+                PickStrategy::Sticky => candidates.find(self.stuck.load(Ordering::Relaxed)),
+                PickStrategy::RoundRobin | PickStrategy::Random | PickStrategy::LeastInflight => None,
+            };
+            match certain {
+                Some(target) => is_shut(target),
+                None => candidates.here_first().elsewhere().any(is_shut),
+            }
+        })
+    }
+
     fn pick_among(
         &self,
         members: &Members,
@@ -660,6 +685,13 @@ impl<'a> Candidates<'a> {
             self.weight = self.sum();
         }
         self
+    }
+
+    /// Groups and other nodes that may be picked.
+    fn elsewhere(&self) -> impl Iterator<Item = ShareTarget> {
+        let sessions = self.members.sessions.iter().filter(|sessions| (self.sessions)(sessions) > 0);
+        let nodes = self.members.nodes.iter().filter(|of_node| self.of_node(of_node) > 0);
+        sessions.map(|sessions| ShareTarget::Session { group: sessions.group }).chain(nodes.map(OfNode::target))
     }
 
     /// Connections that may be picked.

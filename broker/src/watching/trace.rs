@@ -192,6 +192,18 @@ impl Trace {
     }
 }
 
+/// Whether the topics that a filter matches can be traced.
+///
+/// # Errors
+/// It is no filter of topics.
+pub fn check_filter(filter: &str) -> Result<(), NoTrace> {
+    match ParsedFilter::parse(filter) {
+        Ok(ParsedFilter::Plain(_)) => Ok(()),
+        Ok(ParsedFilter::Shared(_)) => Err(NoTrace::NoFilter("leave out `$share/NAME/`".to_owned())),
+        Err(error) => Err(NoTrace::NoFilter(error.to_string())),
+    }
+}
+
 /// The traces of a node.
 #[derive(Debug, Default)]
 pub struct Traces(RwLock<Vec<Arc<Trace>>>);
@@ -203,11 +215,7 @@ impl Traces {
 
     pub(super) fn begin(&self, wanted: Wanted, now_ms: u64) -> Result<(), NoTrace> {
         if let Target::Topic(filter) = &wanted.target {
-            match ParsedFilter::parse(filter) {
-                Ok(ParsedFilter::Plain(_)) => {}
-                Ok(ParsedFilter::Shared(_)) => return Err(NoTrace::NoFilter("leave out `$share/NAME/`".to_owned())),
-                Err(error) => return Err(NoTrace::NoFilter(error.to_string())),
-            }
+            check_filter(filter)?;
         }
         let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if all.iter().any(|trace| trace.wanted.number == wanted.number) {

@@ -716,6 +716,23 @@ fn sighup_with_wrong_settings_keeps_the_old_ones() {
     client.expect_nothing();
 }
 
+/// Whoever has renamed it deletes it some time later, whatever is wrong with the settings meanwhile.
+#[test]
+fn sighup_with_wrong_settings_begins_the_audit_log_anew() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (audit, before) = (directory.path().join("audit.log"), directory.path().join("audit.log.1"));
+    let settings = format!("log.audit_file = {audit:?}\n{LISTENER}");
+    let (broker, write) = with_settings(&settings);
+    let read = |path: &std::path::Path| std::fs::read_to_string(path).unwrap_or_default();
+    for (wrong, rotated) in [("nonsense = 1\n", 0), ("[auth]\npassword_file = \"/nowhere/passwords\"\n", 1)] {
+        std::fs::rename(&audit, &before).expect("it is there");
+        write(&format!("{settings}{wrong}"));
+        broker.hang_up();
+        wait_for("the refusal is in a new one", || read(&audit).contains("refused"));
+        assert_eq!(read(&before).matches("refused").count(), rotated, "{wrong}");
+    }
+}
+
 /// A bound holds for connections to come, on the listener that counted those before.
 #[test]
 fn sighup_changes_what_new_connections_may() {
@@ -865,6 +882,19 @@ fn a_check_of_the_settings_looks_at_the_files_that_they_name() {
             path(name)
         )
     };
+    std::fs::write(path("secret"), "kulkul".repeat(8)).unwrap();
+    let webhook = |ca: &std::path::Path| {
+        let secret = path("secret");
+        format!("[events.webhook]\nurl = \"https://hooks.example/\"\nca_file = {ca:?}\nsecret_file = {secret:?}\n")
+    };
+    let certs = broker_command().args(["cluster", "certs", "--node", "n1", "--"]).arg(path("certs")).output().unwrap();
+    assert!(certs.status.success(), "{}", String::from_utf8_lossy(&certs.stderr));
+    let member = |node: &str| {
+        let [ca, certificate, key] = ["ca.crt", "n1.crt", "n1.key"].map(|name| path("certs").join(name));
+        format!(
+            "{node}[cluster]\naddress = \"127.0.0.1:0\"\nca_file = {ca:?}\ncertificate_file = {certificate:?}\nkey_file = {key:?}\n"
+        )
+    };
     for (settings, wrong) in [
         (listener("nosuch.crt"), "nosuch.crt: cannot be read: No such file or directory (os error 2)\n"),
         (format!("[auth]\npassword_file = {:?}\n", path("nosuch")), "nosuch"),
@@ -873,6 +903,12 @@ fn a_check_of_the_settings_looks_at_the_files_that_they_name() {
         (format!("[api]\naddress = \"127.0.0.1:0\"\ntokens_file = {:?}\n", path("tokens")), "tokens"),
         (format!("[log]\naudit_file = {:?}\n", path("nowhere/audit")), "`log.audit_file`: there is no directory "),
         (format!("[log]\naudit_file = {:?}\n", directory.path()), "`log.audit_file`: that names no file\n"),
+        (format!("data_dir = {:?}\n", path("acl/data")), "acl is no directory\n"),
+        (webhook(&path("nosuch.pem")), "`events.webhook`: cannot use "),
+        (webhook(&path("acl")), "acl holds no certificate of an authority (PEM)\n"),
+        (member("node = \"n2\"\n"), "with node = \"n2\": "),
+        (member("node = \"n2\"\n"), "has no DNS name equal to the node's name"),
+        (member(""), "since no `node` is said: "),
     ] {
         std::fs::write(&file, &settings).unwrap();
         let (is_in_order, said) = check(&[]);
@@ -881,7 +917,14 @@ fn a_check_of_the_settings_looks_at_the_files_that_they_name() {
         assert!(is_in_order && said.contains("in order"), "{settings}{said}");
     }
     std::fs::write(path("acl"), "topic #\n").unwrap();
-    std::fs::write(&file, format!("[auth]\nacl_file = {:?}\n", path("acl"))).unwrap();
-    let (is_in_order, said) = check(&[]);
-    assert!(is_in_order && said.contains("in order"), "{said}");
+    for settings in [
+        format!("[auth]\nacl_file = {:?}\n", path("acl")),
+        format!("data_dir = {:?}\n", path("not/yet")),
+        webhook(&path("certs").join("ca.crt")),
+        member("node = \"n1\"\n"),
+    ] {
+        std::fs::write(&file, &settings).unwrap();
+        let (is_in_order, said) = check(&[]);
+        assert!(is_in_order && said.contains("in order"), "{settings}{said}");
+    }
 }

@@ -247,7 +247,7 @@ fn retained_messages_wait_for_room_in_the_queue() {
     for (bound, queues) in
         [("queue_messages_max = 40", true), ("queue_bytes_max = 50000", true), ("queue_messages_max = 0", false)]
     {
-        let broker = Broker::with_settings(&format!("[session]\n{bound}\n"));
+        let broker = Broker::with_settings(&format!("[[listener]]\naddress = \"127.0.0.1:0\"\n[session]\n{bound}\n"));
         let mut publisher = Client::v5(&broker, "p");
         for number in 1..=TOPICS {
             let mut message = publish(&format!("r/{number}"), &text, qos1(number));
@@ -264,6 +264,7 @@ fn retained_messages_wait_for_room_in_the_queue() {
                 asked.properties.receive_maximum = NonZeroU16::new(10);
                 asked
             };
+            println!("{bound}, persistent {is_persistent}, full {is_full}");
             let (mut subscriber, _) = Client::open(&broker, opening(true));
             let mut missing: BTreeSet<_> = (1..=TOPICS).map(|number| format!("r/{number}")).collect();
             if is_full {
@@ -452,6 +453,40 @@ fn a_delayed_message_that_expired_when_it_is_due_goes_to_nobody() {
     assert_eq!(&subscriber.take_publish().payload[..], b"in time", "it was due after the other");
     broker.wait_for_metric("kentongan_messages_dropped_total{reason=\"expired\"}", |dropped| dropped == 1.0);
     subscriber.expect_nothing();
+}
+
+/// [MQTT-3.3.2-5] lets a message be dropped when its interval has passed: one of 0 is for those who are connected, whichever way it takes.
+#[test]
+fn a_message_with_an_expiry_interval_of_0_reaches_who_is_connected() {
+    let broker = Broker::start();
+    let mut publishers = [Client::v5(&broker, "p"), Client::accepted(&broker, persistent("kept", true))];
+    let mut subscribers = [Client::v5(&broker, "s"), Client::accepted(&broker, persistent("k", true))];
+    for subscriber in &mut subscribers {
+        subscriber.subscribe("now", QoS::ExactlyOnce);
+    }
+    for round in 0..10 {
+        for (at, delivery) in [QOS0, qos1(1), qos2(2)].into_iter().enumerate() {
+            let publisher = &mut publishers[(round + at) % 2];
+            let mut message = publish("now", &format!("{round}-{at}"), delivery);
+            message.properties.message_expiry_interval = Some(0);
+            publisher.send(&Packet::Publish(message));
+            publisher.complete(delivery);
+            for subscriber in &mut subscribers {
+                let got = subscriber.take_publish();
+                assert_eq!(got.payload, format!("{round}-{at}"));
+                assert!(got.properties.message_expiry_interval <= Some(1), "{got:?}");
+            }
+        }
+    }
+    // For whoever comes later it is over.
+    let [_, away] = subscribers;
+    away.disconnect();
+    let mut message = publish("now", "over", qos1(1));
+    message.properties.message_expiry_interval = Some(0);
+    publishers[0].send(&Packet::Publish(message));
+    publishers[0].complete(qos1(1));
+    std::thread::sleep(Duration::from_millis(2500));
+    Client::accepted(&broker, persistent("k", false)).expect_nothing();
 }
 
 /// 4.8.2: each message goes to one member, persistent and transient ones alike, and none is lost when a member goes.

@@ -114,7 +114,7 @@ pub enum FormationError {
     Alone(#[source] PromiseError),
     /// Others know it by another name and would not speak with it. Alone it may be called what it likes.
     #[error(
-        "this node was called {was:?} when its cluster was formed, and others know it so: start it with --node {was}"
+        "others of its cluster know this node as {was:?}, and would not speak with it under another name: start it with --node {was}"
     )]
     Renamed {
         /// Its name.

@@ -161,6 +161,9 @@ pub struct Joined {
     /// Why the cluster does not take the node.
     #[prost(string, tag = "3")]
     pub refusal: String,
+    /// It does not because it removed it. Older versions do not say so.
+    #[prost(bool, tag = "4")]
+    pub removed: bool,
 }
 
 /// A cluster that one node, its *decider*, wants to form, and what others promise: to be part of it and of none with a

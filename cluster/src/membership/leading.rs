@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::apart::Apart;
 use super::wire::{Fenced, Load, Renewal, Settled};
 use crate::directory::Directory;
-use crate::directory::command::{Command, FeatureLevel};
+use crate::directory::command::{Command, Departing, Drain, FeatureLevel};
 use crate::fence::{Fences, Witness};
 use crate::group::Target;
 use crate::identity::GroupId;
@@ -24,6 +24,9 @@ const RAISE_INTERVAL_NS: u64 = 300_000_000;
 
 /// Steps that are proposed at once, one after the other.
 const STEPS_MAX: usize = 32;
+
+/// What was proposed so long ago and is not committed counts as lost, as what is proposed while leadership is handed over is.
+const UNDER_WAY_NS_MAX: u64 = 60_000_000_000;
 
 /// One leadership of the directory.
 #[derive(Debug)]
@@ -45,6 +48,11 @@ pub(super) struct Leading {
     pub(super) apart: Apart,
     /// What was said last of where the directory itself is to be kept.
     pub(super) target: Option<Target>,
+    /// Members that are to be drained, or to go, by what was proposed here and is not committed, each until when that counts; `None` before
+    /// the next tick.
+    departing: BTreeMap<NodeId, Option<u64>>,
+    /// A round was completed, so that whatever leaders before this one proposed is applied here, or never will be.
+    has_all: bool,
 }
 
 impl Leading {
@@ -63,6 +71,33 @@ impl Leading {
             loads: BTreeMap::new(),
             apart: Apart::default(),
             target: None,
+            departing: BTreeMap::new(),
+            has_all: false,
+        }
+    }
+
+    /// Whether the directory here has all that was decided before this leadership.
+    pub(super) fn has_all(&self) -> bool {
+        self.has_all
+    }
+
+    /// Whether another member could take what this one leads, and its clients: those that are drained at the same moment count on each
+    /// other else.
+    pub(super) fn is_there_another(&self, node: NodeId, directory: &Directory) -> bool {
+        directory.members().iter().any(|(other, member)| {
+            *other != node && member.living.is_some() && !member.is_drained() && !self.departing.contains_key(other)
+        })
+    }
+
+    /// It was proposed that a member is drained, or goes.
+    pub(super) fn on_departure_proposed(&mut self, node: NodeId) {
+        self.departing.insert(node, None);
+    }
+
+    /// From here on the directory says it.
+    pub(super) fn on_applied(&mut self, command: &Command) {
+        if let Command::Drain(Drain { node, incarnation: 0, .. }) | Command::Remove(Departing { node }) = *command {
+            self.departing.retain(|departing, _| departing.get() != node);
         }
     }
 
@@ -148,6 +183,7 @@ impl Leading {
         if let Some(round) = self.rounds.remove(&token) {
             // Those before it say nothing more.
             self.rounds = self.rounds.split_off(&token);
+            self.has_all = true;
             self.granter.on_read(now_ns, round, directory, outputs);
         }
     }
@@ -160,6 +196,7 @@ impl Leading {
         directory: &Directory,
         outputs: &mut Vec<GranterOutput>,
     ) -> Vec<(NodeId, Incarnation)> {
+        self.departing.retain(|_, until_ns| now_ns < *until_ns.get_or_insert(now_ns + UNDER_WAY_NS_MAX));
         self.leave_out(now_ns, me, directory);
         self.granter.tick(now_ns, directory, outputs);
         self.note_removed(now_ns, directory);

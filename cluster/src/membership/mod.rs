@@ -250,6 +250,9 @@ impl Membership {
             return Ok(());
         }
         let command = command::decode(command)?.ok_or(UnknownCommand::Newer)?;
+        if let Some(leading) = &mut self.leading {
+            leading.on_applied(&command);
+        }
         let effects = self.directory.apply(index, command);
         self.on_effects(now_ns, effects);
         Ok(())

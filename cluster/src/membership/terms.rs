@@ -199,6 +199,11 @@ pub enum WishRefusal {
     /// That a member has clients again.
     #[error("the node is being removed, which cannot be undone")]
     Leaves,
+    /// That a member is drained.
+    #[error(
+        "no other node could take what it has: all others are down, drained, stopping or leaving, or just about to be drained"
+    )]
+    NobodyLeft,
 }
 
 /// What time it is by the wall clocks of the members.

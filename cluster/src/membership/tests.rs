@@ -909,6 +909,53 @@ fn leaders_are_told_who_is_drained() {
     );
 }
 
+/// Operators' programs that ask at the same moment have all seen a cluster in which nobody is drained.
+#[test]
+fn of_drains_at_the_same_moment_the_one_that_would_leave_nobody_is_refused() {
+    let mut cluster = Cluster::placed(&[1, 2, 3]);
+    cluster.pass(1_000);
+    let refused = Wish::Refused(WishRefusal::NobodyLeft);
+    let ask = |cluster: &mut Cluster, asked: u64, node: u64, on| {
+        cluster.with(asked, |membership, _| membership.drain(id(node), on))
+    };
+    let all = cluster.with(1, |membership, _| [1, 2, 3, 1].map(|node| membership.drain(id(node), true)));
+    assert_eq!(all, [Wish::Proposed, Wish::Proposed, refused.clone(), Wish::Proposed]);
+    cluster.pass(300);
+    assert_eq!([1, 3].map(|node| ask(&mut cluster, 1, node, true)), [Wish::Fulfilled, refused.clone()]);
+    assert_eq!(ask(&mut cluster, 1, 1, false), Wish::Proposed);
+    cluster.pass(300);
+    assert_eq!(ask(&mut cluster, 1, 3, true), Wish::Proposed, "that one is there again");
+
+    let mut cluster = Cluster::placed(&[1, 2, 3]);
+    cluster.pass(1_000);
+    let both = cluster.with(1, |membership, _| (membership.remove(id(2)), membership.drain(id(3), true)));
+    assert_eq!(both, (Wish::Proposed, Wish::Proposed), "the first one stays");
+    let both = cluster.with(1, |membership, _| membership.drain(id(1), true));
+    assert_eq!(both, refused);
+
+    let mut cluster = Cluster::placed(&[1, 2, 3]);
+    cluster.pass(1_000);
+    cluster.elect(2);
+    assert_eq!(ask(&mut cluster, 2, 1, true), Wish::NoLeader, "the one before may have drained others");
+    cluster.pass(300);
+    assert_eq!(ask(&mut cluster, 2, 1, true), Wish::Proposed);
+}
+
+/// As while leadership is handed over, which may come to nothing.
+#[test]
+fn a_drain_that_was_proposed_and_lost_keeps_the_others_from_it_for_a_while() {
+    let mut cluster = Cluster::placed(&[1, 2]);
+    cluster.pass(1_000);
+    cluster.leader = 2; // Nobody says so, but what the first one proposes is lost.
+    let ask = |cluster: &mut Cluster, node| cluster.with(1, |membership, _| membership.drain(id(node), true));
+    assert_eq!(ask(&mut cluster, 1), Wish::Proposed);
+    cluster.leader = 1;
+    cluster.pass(50_000);
+    assert_eq!(ask(&mut cluster, 2), Wish::Refused(WishRefusal::NobodyLeft));
+    cluster.pass(20_000);
+    assert_eq!(ask(&mut cluster, 2), Wish::Proposed);
+}
+
 /// F5: one that the directory's leader does not hear, and has declared dead, may be heard by who leads a group: that does not hand it over.
 #[test]
 fn who_is_dead_is_to_lead_nothing() {

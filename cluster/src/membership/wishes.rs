@@ -24,17 +24,37 @@ impl Membership {
             // That is final.
             None if self.is_so(true) || self.directory.removed().contains(&node) => Wish::Fulfilled,
             Some(member) if member.leaves => Wish::Proposed,
-            None | Some(_) => self.wish(Command::Remove(command::Departing { node: node.get() })),
+            None | Some(_) => {
+                if let Some(leading) = &mut self.leading {
+                    leading.on_departure_proposed(node);
+                }
+                self.wish(Command::Remove(command::Departing { node: node.get() }))
+            }
         }
     }
 
     /// An operator wants a member to lead nothing and to have no clients, or wants that to be over.
+    ///
+    /// Whoever leads the directory sees to it that somebody is left to have them: operators' programs look before they ask, and of those
+    /// that ask at the same moment for one node each, none sees what the others want.
     pub fn drain(&mut self, node: NodeId, on: bool) -> Wish {
         match self.directory.members().get(&node) {
-            Some(member) if !on && member.leaves => Wish::Refused(WishRefusal::Leaves),
-            Some(member) if self.is_so(member.drains == on) => Wish::Fulfilled,
-            None | Some(_) => self.wish(Command::Drain(command::Drain { node: node.get(), on, incarnation: 0 })),
+            Some(member) if !on && member.leaves => return Wish::Refused(WishRefusal::Leaves),
+            Some(member) if self.is_so(member.drains == on) => return Wish::Fulfilled,
+            None | Some(_) => {}
         }
+        let alone = self.is_alone();
+        if let Some(leading) = self.leading.as_mut().filter(|_| on) {
+            if !leading.has_all() && !alone {
+                // What the leader before it proposed may be committed yet.
+                return Wish::NoLeader;
+            }
+            if !leading.is_there_another(node, &self.directory) {
+                return Wish::Refused(WishRefusal::NobodyLeft);
+            }
+            leading.on_departure_proposed(node);
+        }
+        self.wish(Command::Drain(command::Drain { node: node.get(), on, incarnation: 0 }))
     }
 
     /// An operator wants a voter of a group to lead it, or (`None`) whoever the cluster chooses.

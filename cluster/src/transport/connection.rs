@@ -176,7 +176,7 @@ async fn connect_tcp(address: &str, may_leave_machine: bool) -> Result<TcpStream
         .map_err(|source| LinkError::Resolve { address: address.to_owned(), source })?;
     let mut last = io::Error::other("the name has no address");
     for candidate in resolved {
-        if !may_leave_machine && !candidate.ip().is_loopback() {
+        if !may_leave_machine && !is_within_machine(candidate) {
             return Err(LinkError::PlainNotLoopback(address.to_owned()));
         }
         match TcpStream::connect(candidate).await.and_then(prepare) {

@@ -33,7 +33,10 @@ pub(super) struct Shared {
     pub tls: Option<Tls>,
     pub sink: Arc<dyn Sink>,
     pub stats: Arc<TransportStats>,
+    /// About strangers.
     pub lines: Lines,
+    /// About those that speak as peers, and are refused.
+    pub refusals: Lines,
     pub doorbell: Arc<Doorbell>,
     pub peers: RwLock<BTreeMap<NodeId, Arc<Peer>>>,
     /// Clusters whose place ours has taken.
@@ -59,6 +62,7 @@ impl Shared {
             sink,
             stats: Arc::default(),
             lines: Lines::new(),
+            refusals: Lines::new(),
             doorbell: Arc::default(),
             peers: RwLock::default(),
             succeeded: RwLock::default(),

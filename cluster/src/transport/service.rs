@@ -177,10 +177,10 @@ impl PeerService {
         Ok((class, peer.inboxes[class.index()].accept(LinkEpoch(opening.epoch), hello)?))
     }
 
-    fn refuse(&self, refusal: &Refusal) -> Status {
+    pub(super) fn refuse(&self, refusal: &Refusal) -> Status {
         count(&self.shared.stats.refused_peers);
         if self.shared.has_peers() && !matches!(refusal, Refusal::NotGone { .. }) {
-            tracing::warn!("a peer was refused: {refusal}");
+            self.shared.refusals.warn_refused(refusal);
         } else {
             // A cluster forms: one node knows so before the other. Or one was started again before its links were seen to end.
             tracing::debug!("a peer was refused: {refusal}");

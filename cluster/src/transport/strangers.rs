@@ -1,4 +1,4 @@
-//! What those may cost who connect to the port for peers, and have not shown that they are any.
+//! What those may cost who connect to the port for peers, and have not shown that they are any, or are refused.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -9,6 +9,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::lock;
+use super::refusal::Refusal;
 use super::stats::{TransportStats, count};
 use crate::log_rate::LogRate;
 
@@ -26,15 +27,26 @@ impl Lines {
 
     /// Says why one of them was turned away, if there are not too many of them.
     pub fn warn(&self, from: SocketAddr, why: &str) {
-        let mut rate = lock(&self.rate);
-        if !rate.admits(self.since.elapsed().as_secs() as u32) {
-            return;
-        }
-        let unlogged = rate.take_unlogged();
+        let Some(unlogged) = self.admit() else { return };
         tracing::warn!(%from, "{why}");
         if unlogged > 0 {
             tracing::warn!(unlogged, "before that more connections from no peers than are logged one by one");
         }
+    }
+
+    /// Says why one that speaks as a peer was refused, likewise.
+    pub fn warn_refused(&self, refusal: &Refusal) {
+        let Some(unlogged) = self.admit() else { return };
+        tracing::warn!("a peer was refused: {refusal}");
+        if unlogged > 0 {
+            tracing::warn!(unlogged, "before that more peers were refused than are logged one by one");
+        }
+    }
+
+    /// Whether one more is to be said, and how many were not since the last one that was.
+    fn admit(&self) -> Option<u64> {
+        let mut rate = lock(&self.rate);
+        rate.admits(self.since.elapsed().as_secs() as u32).then(|| rate.take_unlogged())
     }
 
     /// How many had no line since the last that had one.

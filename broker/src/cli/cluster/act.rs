@@ -234,11 +234,13 @@ pub(super) fn transfer(
 ) -> anyhow::Result<Transferred> {
     let deadline = Instant::now() + wait;
     let survey = ask::survey(transport, peer)?;
+    // It takes long where a node does not answer.
+    let decided = || deadline.max(Instant::now() + DECIDED_WITHIN);
     let name = group_name(group);
     anyhow::ensure!(survey.knows(group), "there is no {name}");
     let prefer = |node| Act::Prefer(HandOver { group: group.into(), node });
     let Some(called) = called else {
-        decide(transport, peer, &prefer(0), deadline)?;
+        decide(transport, peer, &prefer(0), decided())?;
         return Ok(Transferred { group, to: None });
     };
     let members: Vec<MemberStatus> = survey.nodes.iter().map(|node| node.member.clone()).collect();
@@ -246,7 +248,7 @@ pub(super) fn transfer(
     check_can_lead(&survey, group, member)?;
     hand_over(transport, peer, group, member, deadline.min(Instant::now() + DECIDED_WITHIN))?;
     // Only now, so that a refusal changes nothing. The new leader stays in office for longer than this takes.
-    decide(transport, peer, &prefer(member.node), deadline)?;
+    decide(transport, peer, &prefer(member.node), decided())?;
     loop {
         let status = status_of(transport, &member.peer_address);
         if status.is_ok_and(|status| leads_group(&status, group)) {

@@ -52,7 +52,17 @@ pub(super) fn run(transport: &Transport, peer: &str, file: &Path) -> anyhow::Res
     let mut tried = 0;
     let mut nodes = loop {
         tried += 1;
-        match capture(transport, peer) {
+        let survey = match ask::survey(transport, peer) {
+            Ok(survey) => survey,
+            // Nothing was begun that nodes which come or go could have disturbed.
+            Err(error) if tried == 1 || tried == TRIES => return Err(error),
+            Err(error) => {
+                eprintln!("begun anew: {error:#}");
+                std::thread::sleep(PAUSE);
+                continue;
+            }
+        };
+        match capture(transport, &survey) {
             Ok(nodes) => break nodes,
             Err(error) if tried == TRIES => {
                 return Err(error.context("the cluster did not stay as it was for long enough"));
@@ -133,10 +143,9 @@ fn hear(talk: &mut Talk) -> anyhow::Result<Said> {
 }
 
 /// Has every node hold, every group captured, and then nobody hold any more. What was captured waits to be sent.
-fn capture(transport: &Transport, peer: &str) -> anyhow::Result<Vec<Spoken>> {
-    let survey = ask::survey(transport, peer)?;
-    let mut nodes = hold(transport, &survey)?;
-    let keepers = keepers(&survey, &nodes)?;
+fn capture(transport: &Transport, survey: &Survey) -> anyhow::Result<Vec<Spoken>> {
+    let mut nodes = hold(transport, survey)?;
+    let keepers = keepers(survey, &nodes)?;
     for (node, groups) in &keepers {
         nodes[*node].order(Order::Capture(Groups { groups: groups.clone() }));
     }

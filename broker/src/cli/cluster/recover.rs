@@ -36,6 +36,7 @@ pub(in crate::cli) struct RecoverArgs {
 }
 
 pub(super) fn run(arguments: &RecoverArgs) -> anyhow::Result<String> {
+    check_named_once(&arguments.from_survivors)?;
     let survivors = arguments.from_survivors.iter().map(|path| Survivor::open(path)).collect::<Result<_, _>>()?;
     let recovery = Recovery::plan(survivors)?;
     check_level(&recovery.survivors()[0].path().display().to_string(), recovery.directory())?;
@@ -78,6 +79,16 @@ pub(super) fn run(arguments: &RecoverArgs) -> anyhow::Result<String> {
          Start that one first (serve --data-dir {into}, the other flags as before). Then start the other nodes with empty data\n\
          directories, and with it as their seed (--seeds). Keep the old directories until all is well: no node starts from them.\n"
     ))
+}
+
+/// The second time, a directory would be in use, by this process itself.
+fn check_named_once(survivors: &[PathBuf]) -> anyhow::Result<()> {
+    let mut seen = BTreeSet::new();
+    for path in survivors {
+        let is_new = seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone()));
+        ensure!(is_new, "{} was named twice: name each survivor once", path.display());
+    }
+    Ok(())
 }
 
 /// What comes after all that a group had.
@@ -191,5 +202,17 @@ mod tests {
         let arguments = RecoverArgs { from_survivors, into, yes_i_accept_the_loss, given_up, start_empty };
         let refused = run(&arguments).unwrap_err().to_string();
         assert!(refused.contains("survivor is of a cluster that uses feature level"), "{refused}");
+    }
+
+    #[test]
+    fn a_survivor_that_is_named_twice_is_not_taken_for_one_that_runs() {
+        let place = tempfile::tempdir().unwrap();
+        let [survivor, again, into] = ["survivor", "./survivor", "into"].map(|name| place.path().join(name));
+        make_later_cluster(&survivor);
+        let (yes_i_accept_the_loss, given_up, start_empty) = (None, None, Vec::new());
+        let arguments =
+            RecoverArgs { from_survivors: vec![survivor, again], into, yes_i_accept_the_loss, given_up, start_empty };
+        let refused = run(&arguments).unwrap_err().to_string();
+        assert!(refused.ends_with("survivor was named twice: name each survivor once"), "{refused}");
     }
 }

@@ -580,6 +580,20 @@ fn a_command_that_was_answered_does_not_say_whom_it_asked() {
     assert!(text.contains("refused") && !text.contains("was asked"), "{text}");
 }
 
+/// It is no cluster that changes too often.
+#[test]
+fn a_backup_of_a_node_that_nobody_reaches_says_so_at_once() {
+    let (nodes, peer) = scene();
+    drop(nodes);
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("backup");
+    let asked = Cli::try_parse_from(["kentongan", "cluster", "backup", file.to_str().unwrap()]);
+    let Some(Command::Cluster(command)) = asked.unwrap().command else { panic!("this command") };
+    let text = format!("{:#}", carry_out(&command, &Settings::default(), &peer).unwrap_err());
+    assert!(text.starts_with(&format!("cannot ask {peer}; ")), "{text}");
+    assert!(!file.exists());
+}
+
 /// One answer that is lost would have a node removed with all of its clients.
 #[test]
 fn a_living_node_that_does_not_answer_once_is_asked_again() {

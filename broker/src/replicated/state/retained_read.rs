@@ -6,10 +6,11 @@ use std::sync::Arc;
 use kentongan_proto::mqtt::QoS;
 
 use super::{GroupState, Terms};
+use crate::later::ROOM_LEVEL;
 use crate::message::Message;
 use crate::replicated::command;
 use crate::replicated::effect::{Effect, QueueAtGroup};
-use crate::replicated::session::HeldBack;
+use crate::replicated::session::{HeldBack, PersistentSession};
 use crate::replicated::store::Key;
 
 impl GroupState {
@@ -42,21 +43,35 @@ impl GroupState {
             let terms = Terms { qos, retain: true, identifiers, share: None };
             self.enqueue(&client_id, &message, terms, effects);
         }
+        if self.level >= ROOM_LEVEL {
+            // Before the live messages that waited need the room.
+            self.pump(&client_id, effects);
+        }
         if page.last {
             self.end_read(&client_id, &filter);
             self.finish_reads(&client_id, effects);
         }
         self.pump(&client_id, effects);
         if let Some((owner, epoch)) = self.owner(&client_id) {
-            effects.extend(self.sessions.get(&client_id).map(|session| {
-                let (outbound, limits) = (&session.outbound, session.outbound.limits());
-                let queued = outbound.queue_len();
-                let messages_free = limits.queue_messages_max.saturating_sub(queued);
-                let bytes_free = limits.queue_bytes_max.saturating_sub(outbound.queue_bytes());
-                let queue = QueueAtGroup { queued, messages_free, bytes_free };
-                Effect::RetainedTaken { owner, epoch, read: page.read, queue }
-            }));
+            let queue = self.sessions.get(&client_id).map(|session| self.queue_of(session));
+            effects.extend(queue.map(|queue| Effect::RetainedTaken { owner, epoch, read: page.read, queue }));
         }
+    }
+
+    /// What is read must not take the room of live messages, of which those that wait behind it will need some as well. As long as nothing
+    /// else waits, it goes by the window alone.
+    fn queue_of(&self, session: &PersistentSession) -> QueueAtGroup {
+        let (outbound, limits) = (&session.outbound, session.outbound.limits());
+        let queued = outbound.queue_len();
+        let passing = outbound.window_free().saturating_sub(queued);
+        let (passing, at_once) = match self.level >= ROOM_LEVEL {
+            true => (outbound.window_free(), passing),
+            false => (0, passing.min(limits.queue_messages_max).min(1)),
+        };
+        let messages_max = limits.queue_messages_max.saturating_add(passing);
+        let messages_free = messages_max.saturating_sub(queued + session.held.len()).max(at_once);
+        let bytes_free = limits.queue_bytes_max.saturating_sub(outbound.queue_bytes() + session.held_bytes);
+        QueueAtGroup { queued, messages_free, bytes_free }
     }
 
     /// A live copy of a retained message may wait: it is returned, and goes with the retained one, and what waits of the same topic

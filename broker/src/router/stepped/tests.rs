@@ -12,6 +12,7 @@ mod resyncs;
 mod retained;
 mod rights;
 mod subscribing;
+mod unfinished;
 mod watched;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -45,6 +46,7 @@ use crate::peers::wire::{Forwarded, Messages};
 use crate::peers::{NoPeers, PeerFull, Peers};
 use crate::random::Random;
 use crate::replicated::command::{self, Command, SessionCommand};
+use crate::replicated::effect::QueueAtGroup;
 use crate::replicated::{
     Opened, RetainedCursor, RetainedPage, Slots, Submitter, SubscribeOutcome, SubscribedPersistent,
 };
@@ -863,6 +865,19 @@ fn publish_to(client: &mut Client, topic: &str, payload: &'static str) -> Packet
     let delivery = Delivery::AtLeastOnce(client.packet_id());
     let (topic, payload, properties) = (topic.to_owned(), Bytes::from(payload), PublishProperties::default());
     Packet::Publish(Publish { dup: false, delivery, retain: false, topic, properties, payload })
+}
+
+fn message_to(topic: &str, qos: QoS) -> Arc<Message> {
+    Arc::new(Message {
+        identity: MessageIdentity::default(),
+        topic: Arc::from(topic),
+        payload: Bytes::from_static(b"x"),
+        qos,
+        retain: false,
+        publisher: Arc::from(""),
+        properties: None,
+        expires_at_ms: None,
+    })
 }
 
 fn is_puback(packet: &Packet) -> bool {

@@ -234,6 +234,28 @@ fn an_operator_kicks_and_bans_on_any_node_and_a_viewer_does_not() {
     wait_for("all know", || cluster.nodes.iter().all(|node| get(node, &keys, "/banned")["meta"]["count"] == 0));
 }
 
+/// A client that publishes is not read any more; whoever asks here is told to ask again.
+#[test]
+fn what_is_published_without_a_majority_is_bounded() {
+    let keys = Keys::draw();
+    let mut cluster = cluster(&keys);
+    let message = |topic: &str| json!({ "topic": topic, "payload": "x".repeat(500_000), "qos": 1, "retain": true });
+    let publish = |cluster: &Cluster, topic: &str| {
+        ask_once(&cluster.nodes[0], keys.operator.expose(), "POST", "/publish", Some(&message(topic))).0
+    };
+    let group = cluster.group_of("t");
+    let elsewhere = (0..).map(|number| format!("u{number}")).find(|topic| cluster.group_of(topic) != group);
+    let elsewhere = elsewhere.expect("there are several groups");
+    cluster.nodes[1..].iter_mut().for_each(Node::kill);
+    let statuses: Vec<_> = (0..60).map(|_| publish(&cluster, "t")).collect();
+    let taken = statuses.iter().filter(|&&status| status == 202).count();
+    assert!((1..=20).contains(&taken) && statuses.ends_with(&[503]), "{statuses:?}");
+    wait_for("its group is known to be silent, and no other is", || publish(&cluster, &elsewhere) == 202);
+    assert_eq!(publish(&cluster, "t"), 503);
+    cluster.nodes[1..].iter_mut().for_each(Node::spawn);
+    wait_for("all is taken again", || publish(&cluster, "t") == 202);
+}
+
 #[test]
 fn sessions_subscriptions_and_retained_messages_are_seen_from_any_node() {
     let keys = Keys::draw();

@@ -175,6 +175,45 @@ fn a_node_that_was_away_when_it_was_removed_ends_with_the_reason() {
     cluster.wait_until_kept_by(0, 3, 0);
 }
 
+/// It hears of it from those that came since, whom it does not know.
+#[test]
+fn a_node_that_was_removed_by_others_that_are_gone_ends_with_the_reason() {
+    let mut cluster = Cluster::start_first_of_three();
+    cluster.nodes[1].spawn();
+    cluster.nodes[1].wait_until_ready();
+    cluster.wait_until_kept_by(0, 1, 1);
+    cluster.nodes[1].kill();
+    cluster.nodes[2].spawn();
+    cluster.nodes[2].wait_until_ready();
+    cluster.remove(0, "n2");
+    cluster.wait_until_kept_by(0, 1, 1);
+    cluster.nodes[0].kill();
+    let left = cluster.nodes[2].peers.to_string();
+    cluster.nodes[1].change_seeds(&left);
+    let (code, words) = cluster.nodes[1].ends_when_started();
+    assert_eq!(code, Some(REMOVED), "{words}");
+}
+
+/// No record of the formation has the others, and they would not speak with it.
+#[test]
+fn the_first_node_keeps_its_name_once_others_have_joined() {
+    let mut cluster = Cluster::start_first_of_three();
+    cluster.nodes[0].terminate();
+    cluster.nodes[0].name = "alone".to_owned();
+    cluster.nodes[0].spawn();
+    cluster.nodes[0].wait_until_ready();
+    cluster.nodes[1].spawn();
+    cluster.nodes[1].wait_until_ready();
+    cluster.wait_until_kept_by(0, 1, 1);
+    cluster.nodes[0].terminate();
+    cluster.nodes[0].name = "another".to_owned();
+    let (_, words) = cluster.nodes[0].ends_when_started();
+    assert!(words.contains("start it with --node alone"), "{words}");
+    cluster.nodes[0].name = "alone".to_owned();
+    cluster.nodes[0].spawn();
+    cluster.nodes[0].wait_until_ready();
+}
+
 /// Two came while it was away, and one of them leads the directory: it is a stranger there, and nobody else has anything to say to it.
 #[test]
 fn a_node_that_was_away_while_others_came_finds_out_who_leads() {
@@ -195,6 +234,32 @@ fn a_node_that_was_away_while_others_came_finds_out_who_leads() {
         std::thread::sleep(Duration::from_millis(50));
     }
     cluster.nodes[1].spawn();
+    cluster.nodes[1].wait_until_ready();
+    cluster.wait_until_kept_among(5);
+}
+
+/// The same for one that only stood still: it does not know that its registration is over. And whoever does not answer keeps operators
+/// from nothing, however short they wait.
+#[test]
+fn a_node_that_stood_still_while_others_came_finds_out_who_leads() {
+    let mut cluster = Cluster::start_first_of(5, false);
+    for index in [1, 2] {
+        cluster.nodes[index].spawn();
+        cluster.nodes[index].wait_until_ready();
+    }
+    cluster.wait_until_kept_among(3);
+    cluster.nodes[1].pause();
+    for index in [3, 4] {
+        cluster.nodes[index].spawn();
+        cluster.nodes[index].wait_until_ready();
+    }
+    let deadline = Instant::now() + FORMED_WITHIN * 2;
+    while let Err(error) = cluster.admin(0, &["transfer", "directory", "n4", "--wait-seconds", "0"]) {
+        assert!(Instant::now() < deadline, "none that came leads the directory: {error}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    cluster.nodes[1].resume();
+    wait_for("it has heard that it has no lease", || !cluster.nodes[1].is_ready());
     cluster.nodes[1].wait_until_ready();
     cluster.wait_until_kept_among(5);
 }

@@ -169,7 +169,7 @@ fn refused_without_its_answers(old: &Path, into: &Path) -> String {
             says(&output)
         );
     }
-    assert!(says(&recover(&[old, old], into, &[])).contains("is in use"), "one directory, twice");
+    assert!(says(&recover(&[old, old], into, &[])).contains("was named twice"), "one directory, twice");
     assert!(!into.exists());
     id
 }

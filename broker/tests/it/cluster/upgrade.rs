@@ -7,6 +7,13 @@ use super::growth::{find_everything, leave_a_session, while_writing};
 use super::nodes::Cluster;
 use crate::support::*;
 
+/// The feature level that this program knows, and not the one before it. Written down: who raises it means to.
+const KNOWN: u64 = 3;
+
+fn too_high() -> String {
+    format!("uses feature level {}, and the program of this node knows none above {KNOWN}", KNOWN + 1)
+}
+
 const NEXT: &str = env!("CARGO_BIN_EXE_kentongan-next");
 
 /// Of a process that is too old for its cluster.
@@ -43,13 +50,13 @@ fn a_rolling_upgrade_loses_nothing_and_is_taken_back_only_before_it_is_complete(
         cluster.change_program(0, Some(NEXT));
         cluster.change_program(2, None);
         cluster.change_program(2, Some(NEXT));
-        assert_eq!(cluster.feature_levels(), [2, 2, 2], "one does not know more");
+        assert_eq!(cluster.feature_levels(), [KNOWN; 3], "one does not know more");
         assert!(!cluster.nodes.iter().any(|node| node.has_logged(LATER_ENTRY)));
     });
     assert!(letters > 20, "{letters} letters were written meanwhile");
     let letters = while_writing(cluster.nodes[0].client("writer"), letters, || {
         cluster.change_program(1, Some(NEXT));
-        wait_for("all know more", || cluster.feature_levels() == [3, 3, 3]);
+        wait_for("all know more", || cluster.feature_levels() == [KNOWN + 1; 3]);
         wait_for("it is used", || cluster.nodes.iter().all(|node| node.has_logged(LATER_ENTRY)));
     });
 
@@ -57,9 +64,8 @@ fn a_rolling_upgrade_loses_nothing_and_is_taken_back_only_before_it_is_complete(
     cluster.nodes[1].set_program(None);
     let (code, words) = cluster.nodes[1].ends_when_started();
     assert_eq!(code, Some(TOO_OLD), "{words}");
-    let (why, remedy) =
-        ("uses feature level 3, and the program of this node knows none above 2", "start the node with the version");
-    assert!(words.contains(why) && words.contains(remedy), "{words}");
+    let (why, remedy) = (too_high(), "start the node with the version");
+    assert!(words.contains(&why) && words.contains(remedy), "{words}");
     cluster.nodes[1].set_program(Some(NEXT));
     cluster.nodes[1].spawn();
     cluster.nodes[1].wait_until_ready();
@@ -76,12 +82,12 @@ fn a_node_that_is_taken_back_while_it_is_away_ends_before_it_does_harm() {
     cluster.change_program(1, Some(NEXT));
     wait_for("all know more", || {
         let status = cluster.status_at(0);
-        status["nodes"].as_array().is_some_and(|nodes| nodes[0]["status"]["feature_level"] == 3)
+        status["nodes"].as_array().is_some_and(|nodes| nodes[0]["status"]["feature_level"] == KNOWN + 1)
     });
     cluster.nodes[2].set_program(None);
     cluster.nodes[2].spawn();
-    let refused = "the cluster uses feature level 3, and the program of this node knows none above 2";
-    wait_for("it hears why", || cluster.nodes[2].has_logged(refused));
+    let refused = format!("the cluster {}", too_high());
+    wait_for("it hears why", || cluster.nodes[2].has_logged(&refused));
     assert!(!cluster.nodes[2].is_ready());
     cluster.nodes[2].kill();
     cluster.nodes[2].set_program(Some(NEXT));

@@ -183,6 +183,54 @@ fn topic_aliases_towards_the_client_stay_within_its_maximum() {
     }
 }
 
+/// Conformance: [MQTT5-3.1.2-24], [MQTT5-3.1.2-25]
+#[test]
+fn a_topic_alias_makes_no_packet_larger_than_the_client_takes() {
+    const PAYLOAD_BYTES: usize = 100;
+    let broker = Broker::start();
+    let mut publisher = Client::v5(&broker, "p");
+    let length = |message: &Publish| codec::encoded_len(&Packet::Publish(message.clone()), ProtocolVersion::V5);
+    for delivery in [QOS0, qos1(1)] {
+        for expiry in [None, Some(100)] {
+            for room in 0..=5 {
+                let topics = ["t/of/some/length", "t"];
+                let whole = |topic: &str| "x".repeat(PAYLOAD_BYTES - topic.len());
+                let plain = length(&publish("t", &whole("t"), delivery));
+                let mut asked = connect(ProtocolVersion::V5, "s");
+                asked.clean_start = true;
+                asked.properties.maximum_packet_size = Some((plain + room) as u32);
+                asked.properties.topic_alias_maximum = Some(5);
+                asked.properties.session_expiry_interval = expiry;
+                let mut client = Client::accepted(&broker, asked);
+                client.subscribe("t/#", QoS::AtLeastOnce);
+                let mut known = [const { String::new() }; 5];
+                // An alias that is known may be longer than its topic, and one that is not makes a packet longer.
+                for is_set in [false, true] {
+                    for topic in topics {
+                        let payloads = [whole(topic), whole(topic), "x".repeat(PAYLOAD_BYTES / 2)];
+                        for payload in &payloads[..if is_set { 2 } else { 3 }] {
+                            publisher.publish_acknowledged(topic, payload, delivery);
+                            let got = client.take_publish();
+                            assert!(length(&got) <= plain + room, "{room} {got:?}");
+                            assert_eq!(got.payload, *payload);
+                            let alias = got.properties.topic_alias.map(|alias| usize::from(alias) - 1);
+                            if let (Some(alias), false) = (alias, got.topic.is_empty()) {
+                                known[alias].clone_from(&got.topic);
+                            }
+                            let meant =
+                                if got.topic.is_empty() { &known[alias.expect("an alias")] } else { &got.topic };
+                            assert_eq!(meant, topic);
+                        }
+                    }
+                }
+                assert_eq!(known[..2].concat().len(), topics.concat().len(), "both were set in the end");
+                client.expect_nothing();
+                client.disconnect();
+            }
+        }
+    }
+}
+
 /// Conformance: [MQTT5-4.3.2-3], [MQTT5-4.3.3-3], [MQTT5-4.3.3-4], [MQTT5-4.3.3-5], [MQTT5-4.3.3-6],
 /// [MQTT5-4.4.0-1], [MQTT5-3.3.1-1], [MQTT311-3.3.1-1], [MQTT311-4.3.3-1], [MQTT311-4.4.0-1], [MQTT311-4.6.0-1],
 /// [MQTT311-4.6.0-4], [MQTT5-4.3.3-7]

@@ -195,12 +195,19 @@ fn filters_are_utf_8() {
 #[test]
 fn reserved_bits_of_subscription_options_end_the_connection() {
     let broker = Broker::start();
-    for options in [0x40, 0x80, 0x03] {
-        refused(&broker, &[0x82, 7, 0, 1, 0, 0, 1, b'a', options], MalformedPacket);
+    for (options, reason) in [(0x40, MalformedPacket), (0x80, MalformedPacket), (0x03, ProtocolError)] {
+        refused(&broker, &[0x82, 7, 0, 1, 0, 0, 1, b'a', options], reason);
     }
     for options in [0x04, 0x10, 0x03, 0x80] {
         closed_v311(&broker, &[0x82, 6, 0, 1, 0, 1, b'a', options]);
     }
+}
+
+#[test]
+fn pingreq_has_no_body() {
+    let broker = Broker::start();
+    refused_by_both(&broker, &[0xC0, 1, 0], &[0xC0, 1, 0], MalformedPacket);
+    refused_by_both(&broker, &[0xC0, 3, 0xC0, 0, 0], &[0xC0, 2, 0xC0, 0], MalformedPacket);
 }
 
 /// Conformance: [MQTT5-3.8.3-4]

@@ -55,7 +55,7 @@ fn a_copy_of_a_living_nodes_is_kept_out_and_told_so_in_the_end() {
     };
     let (one, two) = join(start(quick), started(2, 5));
     let copy = started(2, 6);
-    copy.transport.set_peers([one.address()]).unwrap();
+    copy.transport.set_peers([one.address()]);
     eventually("it asks", || copy.last_error().contains("that have not ended"));
     assert_eq!(told(&copy), (one.node, Copied::Living));
     for node in [&one, &two] {

@@ -50,7 +50,7 @@ fn a_dial_that_means_a_nodes_predecessor_ends_no_link_with_the_node_itself() {
     let (one, two) = (node(1), node(2));
     two.know(&[&one]);
     let predecessor = PeerAddress { node: NodeId(0x77), ..two.address() };
-    one.transport.set_peers([two.address(), predecessor]).unwrap();
+    one.transport.set_peers([two.address(), predecessor]);
     eventually("the links are up", || {
         let peers = one.transport.peers();
         peers.iter().any(|status| status.peer.node == two.node && status.outgoing.len() == Class::COUNT)
@@ -68,7 +68,7 @@ fn a_dial_that_means_a_nodes_predecessor_ends_no_link_with_the_node_itself() {
 fn a_reset_gives_both_ends_a_new_epoch_and_nothing_older_follows_it() {
     let (one, two) = (node(1), node(2));
     let proxy = Proxy::before(two.transport.local_address());
-    one.transport.set_peers([two.address_behind(proxy.address)]).unwrap();
+    one.transport.set_peers([two.address_behind(proxy.address)]);
     two.know(&[&one]);
     let before = one.up(&two, Class::Forward, Direction::Outgoing).epoch;
     assert_eq!(two.up(&one, Class::Forward, Direction::Incoming).epoch, before);
@@ -143,7 +143,7 @@ fn a_peer_is_dialled_where_it_says_that_it_is_until_others_know_that() {
     let one = node(1);
     let two = start(TransportConfig { listen, advertise: listen.to_string(), ..config(2) });
     let before = PeerAddress { address: NOWHERE.to_owned(), ..two.address() };
-    one.transport.set_peers([before.clone(), PeerAddress { address: "me:1".to_owned(), ..one.address() }]).unwrap();
+    one.transport.set_peers([before.clone(), PeerAddress { address: "me:1".to_owned(), ..one.address() }]);
     assert_eq!(one.transport.own_address().as_deref(), Some("me:1"));
     two.know(&[&one]);
     let there = listen.to_string();
@@ -164,7 +164,7 @@ fn a_peer_is_dialled_where_it_says_that_it_is_until_others_know_that() {
 fn a_wrong_word_of_where_a_peer_is_cuts_it_off_from_nobody() {
     let (one, two) = (node(1), node(2));
     let proxy = Proxy::before(two.transport.local_address());
-    one.transport.set_peers([two.address_behind(proxy.address)]).unwrap();
+    one.transport.set_peers([two.address_behind(proxy.address)]);
     two.know(&[&one]);
     let links_up = |count| {
         let mut up = 0;
@@ -205,7 +205,7 @@ fn a_peer_that_falls_silent_is_noticed() {
     };
     let (one, two) = (start(quick(1)), start(quick(2)));
     let proxy = Proxy::before(two.transport.local_address());
-    one.transport.set_peers([two.address_behind(proxy.address)]).unwrap();
+    one.transport.set_peers([two.address_behind(proxy.address)]);
     two.know(&[&one]);
     one.up(&two, Class::Control, Direction::Outgoing);
     two.up(&one, Class::Control, Direction::Incoming);

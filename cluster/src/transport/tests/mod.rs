@@ -107,7 +107,7 @@ impl Node {
     }
 
     fn know(&self, peers: &[&Node]) {
-        self.transport.set_peers(peers.iter().map(|peer| peer.address())).unwrap();
+        self.transport.set_peers(peers.iter().map(|peer| peer.address()));
     }
 
     /// Reads events until one is what is looked for.

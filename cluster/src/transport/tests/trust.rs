@@ -206,7 +206,7 @@ fn another_node_at_a_members_address_is_not_taken_for_it() {
     let (one, two) = (node(1), node(2));
     let mut address = two.address();
     address.node = NodeId(0x77);
-    one.transport.set_peers([address]).unwrap();
+    one.transport.set_peers([address]);
     two.know(&[&one]);
     eventually("it is told why", || {
         one.last_error().contains("wants node 0000000000000077, but here is 0000000000000002")
@@ -234,7 +234,7 @@ fn a_certificate_for_another_name_is_refused() {
 
     // The same over the wire: node 1 knows a node 3, and the holder of node 2's certificate says that it is that one.
     let three = PeerAddress { node: NodeId(3), name: "n3".into(), address: "127.0.0.1:1".into() };
-    one.transport.set_peers([three]).unwrap();
+    one.transport.set_peers([three]);
     liar.node_id = 3;
     let status = by_hand(async {
         let tls = two.transport.inner.shared.tls.as_ref();
@@ -271,11 +271,45 @@ fn without_tls_nothing_leaves_the_machine() {
         assert!(error.contains(listen) && error.contains("need TLS"), "{error}");
     }
     let one = node(1);
-    let elsewhere = PeerAddress { node: NodeId(2), name: "n2".into(), address: "192.0.2.1:7000".into() };
-    let error = one.transport.set_peers([elsewhere]).unwrap_err().to_string();
-    assert!(error.contains("192.0.2.1:7000"), "{error}");
     let error = one.transport.who("192.0.2.1:7000".into()).recv_timeout(DEADLINE).unwrap().unwrap_err();
     assert!(matches!(error, LinkError::PlainNotLoopback(_)), "{error}");
+}
+
+/// Abuse: [peers-tls]
+#[test]
+fn a_peer_that_is_said_to_be_on_another_machine_keeps_no_other_peer_from_its_links() {
+    let (one, two) = (node(1), node(2));
+    let elsewhere = PeerAddress { node: NodeId(3), name: "n3".into(), address: "192.0.2.1:7000".into() };
+    one.transport.set_peers([elsewhere, two.address()]);
+    two.know(&[&one]);
+    one.hear_all_up(&two);
+    eventually("it is said why it has no links", || {
+        let errors = one.transport.peers().into_iter().filter(|status| status.peer.node == NodeId(3));
+        errors.filter_map(|status| status.last_error).any(|error| error.contains("192.0.2.1:7000"))
+    });
+    assert!(one.transport.peers().iter().all(|status| status.peer.node == two.node || status.outgoing.is_empty()));
+}
+
+#[test]
+fn refused_peers_have_lines_in_the_log_at_a_bounded_rate() {
+    let one = node(1);
+    let two = node(2);
+    one.know(&[&two]);
+    let service = PeerService {
+        shared: Arc::clone(&one.transport.inner.shared),
+        responder: Arc::new(Echo),
+        snapshots: Arc::new(Semaphore::new(1)),
+        backups: Arc::new(Semaphore::new(1)),
+        certificate: None,
+    };
+    let before = one.transport.stats().refused_peers.load(Ordering::Relaxed);
+    for _ in 0..100 {
+        service.refuse(&Refusal::UnknownPeer { node: NodeId(3) });
+    }
+    assert_eq!(one.transport.stats().refused_peers.load(Ordering::Relaxed) - before, 100);
+    // In two seconds, if one began meanwhile.
+    assert!(one.transport.inner.shared.refusals.take_unlogged() >= 60);
+    assert_eq!(one.transport.inner.shared.lines.take_unlogged(), 0, "they take none from those about strangers");
 }
 
 fn try_start(config: TransportConfig) -> Result<Transport, TransportError> {

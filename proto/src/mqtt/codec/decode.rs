@@ -391,7 +391,7 @@ fn options(byte: u8, v5: bool) -> Result<SubscriptionOptions, DecodeError> {
         return Err(DecodeError::Malformed("reserved bits of the subscription options"));
     }
     Ok(SubscriptionOptions {
-        qos: QoS::from_bits(byte & 0b11).ok_or(DecodeError::Malformed("a subscription at QoS 3"))?,
+        qos: QoS::from_bits(byte & 0b11).ok_or(DecodeError::Protocol("a subscription at QoS 3"))?,
         no_local: byte & 0x04 != 0,
         retain_as_published: byte & 0x08 != 0,
         retain_handling: match byte >> 4 & 0b11 {

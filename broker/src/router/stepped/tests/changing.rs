@@ -642,10 +642,18 @@ fn what_is_retained_waits_for_no_answer_about_another_filter() {
     };
     let asked = RetainedCursor { group: 0, after: None };
     let next = RetainedCursor { group: 0, after: Some(TOPIC.to_owned()) };
-    let page = RetainedPage { connection, number, asked, messages: vec![retained(1)], next: Some(next) };
+    let messages = (1..=3).map(retained).collect();
+    let page = RetainedPage { connection, number, asked, messages, next: Some(next) };
     subscriber.unsubscribe(OTHER);
     subscriber.event(Event::RetainedPage(page));
-    assert_eq!(handed_over(&mut subscriber), [(1, false)]);
+    let mut all = vec![(0, false)];
+    assert_eq!(handed_over(&mut subscriber), all, "how much room there is");
+    for (messages_free, handed) in [(4, 2), (1, 1)] {
+        let queue = QueueAtGroup { queued: 0, messages_free, bytes_free: 1_000_000 };
+        subscriber.event(Event::RetainedTaken { connection, epoch: 1, read: 9, queue });
+        all.push((handed, false));
+        assert_eq!(handed_over(&mut subscriber), all, "half of the room, and one where nothing waits");
+    }
 }
 
 /// [MQTT-4.8.2]: a shared subscription has a copy of its own, beside the one that comes one way or the other.

@@ -1,6 +1,8 @@
 //! Who waits, and who is let in, while memory is short or others answer nothing.
 
 use super::*;
+use crate::replicated::LaneAnswer;
+use crate::router::lanes::DELAYED_UNANSWERED_MAX;
 
 /// A publisher that has more to say than it may: once its bucket is empty it goes on with what comes in, part by part.
 #[test]
@@ -267,6 +269,65 @@ fn an_acknowledgement_behind_a_publish_is_read_in_time() {
     assert_eq!(world.shared.memory_level(), 2);
 }
 
+/// A group remembers so many refusals of a lane and no more, and what stands behind them would not be heard: a resync of a new leader, say. Whoever
+/// publishes delayed messages waits, and nobody else.
+#[test]
+fn delayed_messages_that_no_group_has_answered_are_bounded() {
+    const MORE: usize = 100;
+    let (mut arbiter, mut publisher, _) = client_of_several_nodes();
+    let shared = Arc::clone(&arbiter.state.shared);
+    let (mut bystander, connection) = another_claimant(&mut arbiter, "d");
+    shared.inboxes[0].push(Opened::transient(connection, Arc::from("d")).into(), 0);
+    arbiter.run();
+    let held = |arbiter: &SteppedArbiter| arbiter.state.lanes.held().into_iter().sum::<u64>() as usize;
+    let before = held(&arbiter);
+    for _ in 0..DELAYED_UNANSWERED_MAX + MORE {
+        let mut publish = publish_to(&mut publisher, "$delayed/60/t", "x");
+        if let Packet::Publish(publish) = &mut publish {
+            publish.delivery = Delivery::AtMostOnce;
+        }
+        publisher.send(&publish);
+    }
+    while publisher.write(usize::MAX) {
+        arbiter.run();
+    }
+    assert_eq!(held(&arbiter) - before, DELAYED_UNANSWERED_MAX);
+    let delayed = message_to("$delayed/60/t", QoS::AtLeastOnce);
+    assert!(arbiter.state.holds_up(&delayed) && !arbiter.state.holds_up(&message_to("u", QoS::AtLeastOnce)));
+    packets(&mut bystander);
+    let publish = publish_to(&mut bystander, "u", "x");
+    bystander.send(&publish);
+    bystander.write(usize::MAX);
+    arbiter.run();
+    assert_eq!(packets(&mut bystander).len(), 1, "PUBACK");
+
+    let number = (before + DELAYED_UNANSWERED_MAX) as u64;
+    tell(&mut arbiter, Event::LaneAnswered(LaneAnswer { group: 0, number, refused: vec![] }));
+    while publisher.write(usize::MAX) {
+        arbiter.run();
+    }
+    assert_eq!(held(&arbiter), MORE);
+}
+
+/// P11: a shared message has a living member, and need not wait until a dead one's node is lost everywhere.
+#[test]
+fn shared_messages_go_to_no_dead_node() {
+    let (mut arbiter, _, _) = client_of_several_nodes();
+    let shared = Arc::clone(&arbiter.state.shared);
+    let nodes = &shared.cluster.as_ref().expect("one of several").nodes;
+    let [dead, living] = [2, 3].map(|node| nodes.indexed(PeerProcess { node, incarnation: 20 }));
+    for node in [dead, living] {
+        shared.index.set_node("$share/s/t", node, 0, NodeInterest { any: 1, ..NodeInterest::default() }.to_value());
+    }
+    tell(&mut arbiter, Event::NodeDead { node: dead.number });
+    for qos in ANY_QOS.into_iter().cycle().take(12) {
+        arbiter.state.route_message(&message_to("t", qos));
+    }
+    arbiter.run();
+    let held: Vec<_> = arbiter.state.lanes.nodes.held().filter(|&(_, held)| held > 0).collect();
+    assert_eq!(held, [(living.number, 12)]);
+}
+
 /// Of five nodes two died, and a group had both as voters: it answers nobody, and they are never lost. Whoever has something for
 /// them waits; all others go on.
 #[test]
@@ -317,4 +378,75 @@ fn who_answers_nothing_holds_up_only_those_who_have_something_for_it() {
     shared.inboxes[0].push(Event::NodeLost { node: node.number }, 0);
     arbiter.run();
     assert_eq!(packets(&mut publisher).len(), 2, "PUBACK of both");
+}
+
+/// Whom nobody can keep waiting is refused where a client would not be read any more.
+///
+/// Abuse: [memory]
+#[test]
+fn what_an_operator_publishes_is_refused_where_a_client_would_be_held_up() {
+    let (mut arbiter, ..) = client_of_several_nodes();
+    let shared = Arc::clone(&arbiter.state.shared);
+    let nodes = &shared.cluster.as_ref().expect("one of several").nodes;
+    let [silent, other] = [2, 3].map(|node| nodes.indexed(PeerProcess { node, incarnation: node * 10 }));
+    let interest = NodeInterest { any: 1, ..NodeInterest::default() };
+    shared.index.set_node("t", silent, 0, interest.to_value());
+    shared.index.set_node("$share/g/s", silent, 0, interest.to_value());
+    shared.index.set_node("$share/h/o", other, 0, interest.to_value());
+    let message = |topic: &str, qos, bytes| Message {
+        identity: MessageIdentity::default(),
+        topic: Arc::from(topic),
+        payload: Bytes::from(vec![0; bytes]),
+        qos,
+        retain: false,
+        publisher: Arc::from(""),
+        properties: None,
+        expires_at_ms: None,
+    };
+    let held_up = |arbiter: &SteppedArbiter| {
+        let of = |(topic, qos)| arbiter.state.holds_up(&message(topic, qos, 1));
+        [
+            ("t", QoS::AtLeastOnce),
+            ("s", QoS::AtLeastOnce),
+            ("o", QoS::AtLeastOnce),
+            ("u", QoS::ExactlyOnce),
+            ("t", QoS::AtMostOnce),
+        ]
+        .map(of)
+    };
+    assert_eq!(held_up(&arbiter), [false; 5]);
+    arbiter.state.route_message(&Arc::new(message("t", QoS::AtLeastOnce, 8 * 1024 * 1024)));
+    arbiter.run();
+    assert_eq!(held_up(&arbiter), [true; 5], "it may answer: all wait");
+    (0..4).for_each(|_| arbiter.on_second());
+    assert_eq!(held_up(&arbiter), [true, true, false, false, false], "what is for it: QoS 0 is dropped");
+    let picked_before = held_up(&arbiter);
+    assert_eq!(picked_before, held_up(&arbiter), "it is nobody's turn for that");
+    shared.pretend_memory(111, 100);
+    assert_eq!(held_up(&arbiter), [true; 5]);
+    shared.pretend_memory(110, 100);
+    assert_eq!(held_up(&arbiter)[2..], [false; 3]);
+    let pushed = |arbiter: &SteppedArbiter| arbiter.state.lanes.nodes.held().map(|(_, held)| held).sum::<u64>();
+    assert_eq!(pushed(&arbiter), 1, "looking changes nothing");
+}
+
+/// What is kept, or delayed, goes to the group of its topic, whoever wants it.
+#[test]
+fn what_an_operator_has_kept_is_refused_while_its_group_answers_nothing() {
+    let (mut arbiter, ..) = client_of_several_nodes();
+    let message = |topic: &str, retain, bytes| Message {
+        identity: MessageIdentity::default(),
+        topic: Arc::from(topic),
+        payload: Bytes::from(vec![0; bytes]),
+        qos: QoS::AtMostOnce,
+        retain,
+        publisher: Arc::from(""),
+        properties: None,
+        expires_at_ms: None,
+    };
+    arbiter.state.route_message(&Arc::new(message("t", true, 8 * 1024 * 1024)));
+    arbiter.run();
+    (0..6).for_each(|_| arbiter.on_second());
+    let held_up = |topic: &str, retain| arbiter.state.holds_up(&message(topic, retain, 1));
+    assert!(held_up("t", true) && held_up("$delayed/5/t", false) && !held_up("t", false));
 }

@@ -326,6 +326,40 @@ fn who_is_not_registered_says_nothing_to_a_group() {
     assert!(said.iter().any(resynced), "now it does: {said:?}");
 }
 
+/// P1: the lanes of a registration begin with the same numbers as those of the one before. What was said in the name of the next one before an
+/// arbiter knows of that would be the first of it, and the first that clients publish then a repetition.
+#[test]
+fn nothing_is_said_to_nodes_in_the_name_of_a_registration_to_come() {
+    let peers = Arc::new(Narrow { has_room: AtomicBool::new(true), said: Mutex::default() });
+    let (mut arbiter, _client, _) = owner(&peers);
+    let shared = Arc::clone(&arbiter.state.shared);
+    let process = PeerProcess { node: 2, incarnation: 20 };
+    let node = shared.cluster.as_ref().expect("several nodes").nodes.indexed(process);
+    shared.index.set_node("t", node, 0, NodeInterest { any: 1, ..NodeInterest::default() }.to_value());
+    let messages = |peers: &Narrow| {
+        let said = peers.take().into_iter();
+        let messages = said.filter_map(|said| match said {
+            Forwarded::Messages(messages) => Some((messages.incarnation, messages.previous, messages.last)),
+            _ => None,
+        });
+        messages.collect::<Vec<_>>()
+    };
+    tell(&mut arbiter, Event::Unregistered);
+    for qos in ANY_QOS {
+        arbiter.state.route_message(&message_to("t", qos));
+    }
+    arbiter.run();
+    shared.set_incarnation(9);
+    arbiter.on_second();
+    arbiter.run();
+    assert_eq!(messages(&peers), []);
+    tell(&mut arbiter, Event::Registered { incarnation: 9 });
+    assert_eq!(messages(&peers), [], "nothing gathered meanwhile");
+    arbiter.state.route_message(&message_to("t", QoS::AtLeastOnce));
+    arbiter.run();
+    assert_eq!(messages(&peers), [(9, 0, 1)]);
+}
+
 /// A version before parts reads something that it does not know, and nothing else.
 #[test]
 fn a_part_is_no_resync_to_who_does_not_know_of_parts() {

@@ -286,3 +286,29 @@ fn retained_messages_of_what_begins_like_sys_are_asked_for() {
         assert_eq!(sessions.next().map(|session| session.reads.is_under_way()), Some(is_asked), "{filter}");
     }
 }
+
+/// One of 0 lasts to the end of its second, by whichever arbiter its subscriber is served, and however long the way there takes.
+#[test]
+fn a_message_that_came_with_no_time_to_live_is_not_over_on_its_way() {
+    let mut world = World::new(1);
+    let mut clients = [0, 1].map(|at| world.open(at, connect(ProtocolVersion::V5, format!("c{at}"), 0)));
+    let [publisher, subscriber] = &mut clients;
+    assert_eq!(packets(publisher).len(), 1, "CONNACK");
+    let subscribe = subscribe_to(subscriber, &["t"], QoS::AtLeastOnce);
+    assert_eq!(say(&mut world, subscriber, &subscribe).len(), 2, "CONNACK and SUBACK");
+    for delivery in [Delivery::AtMostOnce, Delivery::AtLeastOnce(publisher.packet_id())] {
+        let properties = PublishProperties { message_expiry_interval: Some(0), ..PublishProperties::default() };
+        let (topic, payload) = ("t".to_owned(), Bytes::from("p"));
+        publisher.send(&Packet::Publish(Publish { dup: false, delivery, retain: false, topic, properties, payload }));
+        publisher.write(usize::MAX);
+        world.arbiters[0].run();
+        assert_eq!(packets(subscriber), []);
+        world.pass(500);
+        world.arbiters[1].run();
+        let interval = |packet| match packet {
+            Packet::Publish(publish) => publish.properties.message_expiry_interval,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(packets(subscriber).into_iter().map(interval).collect::<Vec<_>>(), [Some(0)]);
+    }
+}
