@@ -5,7 +5,7 @@
 
 use anyhow::ensure;
 use kentongan_cluster::state::{OPEN_TABLES_MAX, OPEN_TABLES_MIN};
-use kentongan_cluster::transport::STRANGERS_MAX;
+use kentongan_cluster::transport::{CONNECTIONS_MAX as PEERS_MAX, STRANGERS_MIN};
 
 use crate::config::Settings;
 use crate::http;
@@ -25,6 +25,10 @@ const LINKS: u64 = 64;
 
 /// A door that nobody gets through is no use.
 const DOOR_MIN: u64 = 4;
+
+/// Of what is not the broker's own, strangers at the port for nodes have one in so many, where that is more than their least: the more
+/// there may be, the more somebody must send to keep a node from ending its handshake.
+const STRANGERS_SHARE: u64 = 16;
 
 /// How many of each kind there may be at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,10 +65,9 @@ impl Descriptors {
             + if_any(is_member, LINKS);
         let http = if_any(settings.http.enabled, http::CONNECTIONS_MAX as u64);
         let api = if_any(settings.api.tokens_file.is_some(), settings.api.connections_max.get().into());
-        let strangers = if_any(is_member, STRANGERS_MAX as u64);
-        let tables = OPEN_TABLES_MAX as u64;
-
         let rest = limit.saturating_sub(own);
+        let strangers = if_any(is_member, (rest / STRANGERS_SHARE).clamp(STRANGERS_MIN as u64, PEERS_MAX as u64));
+        let tables = OPEN_TABLES_MAX as u64;
         let wanted = http + api + strangers + tables;
         let share = |one: u64, least: u64| match rest / 2 {
             given if given < wanted => (one * given / wanted).max(least.min(one)),
@@ -77,6 +80,28 @@ impl Descriptors {
             [clients, http, api, strangers, tables].map(|count| usize::try_from(count).unwrap_or(usize::MAX));
         Self { clients, http, api, strangers, tables }
     }
+}
+
+/// Says how many clients there may be, and what to do if that is fewer than the settings speak of.
+pub fn announce(limit: u64, descriptors: &Descriptors, settings: &Settings) {
+    let clients = descriptors.clients;
+    match wanted(settings).filter(|&wanted| wanted > clients as u64) {
+        None => tracing::info!(clients, limit, "connections of clients that the limit of descriptors leaves room for"),
+        Some(wanted) => tracing::warn!(
+            clients,
+            limit,
+            wanted,
+            "the limit of descriptors (RLIMIT_NOFILE) leaves room for fewer connections of clients than the listeners' \
+             `connections_max` allows: raise it (`LimitNOFILE=` of a unit, `--ulimit nofile=` of a container, `ulimit -n` of a shell)"
+        ),
+    }
+}
+
+/// The connections that listeners with a bound may have together; `None` if none has one.
+fn wanted(settings: &Settings) -> Option<u64> {
+    let bounds =
+        settings.listener.iter().map(|listener| u64::from(listener.connections_max)).filter(|&bound| bound > 0);
+    bounds.reduce(u64::saturating_add)
 }
 
 fn needed(arbiters: usize) -> u64 {
@@ -102,6 +127,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
+    use crate::config::ListenerConfig;
 
     fn everything() -> Settings {
         let mut settings = Settings::default();
@@ -123,8 +149,9 @@ mod tests {
         let member = Descriptors { clients: 536, http: 64, api: 64, strangers: 64, tables: 64 };
         assert_eq!(Descriptors::of(1024, &everything(), 2), member);
         let large = Descriptors::of(1 << 20, &everything(), 16);
-        assert_eq!((large.http, large.api, large.strangers, large.tables), (64, 64, 64, 64));
-        assert_eq!(large.clients, (1 << 20) - 24 - 40 - 64 - 64 - 32 - 64 - 4 * 64);
+        assert_eq!((large.http, large.api, large.strangers, large.tables), (64, 64, 1024, 64));
+        assert_eq!(large.clients, (1 << 20) - 24 - 40 - 64 - 64 - 32 - 64 - 3 * 64 - 1024);
+        assert_eq!(Descriptors::of(4096, &everything(), 2).strangers, 241);
     }
 
     #[test]
@@ -148,6 +175,14 @@ mod tests {
     }
 
     #[test]
+    fn only_listeners_with_a_bound_say_how_many_clients_are_wanted() {
+        let listener = |connections_max| ListenerConfig { connections_max, ..ListenerConfig::default() };
+        let settings = |listener| Settings { listener, ..Settings::default() };
+        assert_eq!(wanted(&settings(vec![listener(0)])), None);
+        assert_eq!(wanted(&settings(vec![listener(1000), listener(0), listener(500)])), Some(1500));
+    }
+
+    #[test]
     fn what_the_settings_allow_is_reserved() {
         let mut settings = everything();
         let before = Descriptors::of(4096, &settings, 2);
@@ -155,7 +190,9 @@ mod tests {
         settings.auth.http.requests_max = NonZeroU32::new(42).expect("not 0");
         settings.limits.descriptors_reserve += 1000;
         let after = Descriptors::of(4096, &settings, 2);
-        assert_eq!((after.api, before.clients - after.clients), (164, 100 + 10 + 1000));
+        assert_eq!(after.api, 164);
+        let more_reserved = 100 + 10 + 1000 - (before.strangers - after.strangers);
+        assert_eq!(before.clients - after.clients, more_reserved, "strangers give way too");
         settings.http.enabled = false;
         assert_eq!(Descriptors::of(4096, &settings, 2).clients - after.clients, 64);
     }

@@ -198,6 +198,7 @@ NODES = dashboard(
     panel(
         "Commands and checkpoints", "ops",
         (rate("kentongan_log_commands_total"), "commands " + NODE), (rate("kentongan_checkpoints_total"), "checkpoints " + NODE),
+        (rate("kentongan_log_descriptors_missing_total"), "without descriptors " + NODE),
         (rate("kentongan_log_segments_purged_total"), "segments purged " + NODE),
     ),
     panel("Links with other nodes", "short", (select("kentongan_peer_up"), NODE + " to {{peer}}")),

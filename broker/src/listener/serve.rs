@@ -254,7 +254,9 @@ impl Broker {
         anyhow::ensure!(!places.is_empty(), "there is no address to listen on: give one with --mqtt ADDRESS:PORT");
         let readiness = Arc::new(Readiness::new(&[SERVING]));
         let arbiters = number_of_arbiters(&settings);
-        let descriptors = Descriptors::of(descriptors, &settings, arbiters);
+        let limit = descriptors;
+        let descriptors = Descriptors::of(limit, &settings, arbiters);
+        descriptors::announce(limit, &descriptors, &settings);
         // Before what takes its time: that this process lives must not depend on how much there is to replay, or on others.
         let http = if settings.http.enabled {
             let address = settings.http.address;

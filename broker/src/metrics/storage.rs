@@ -32,6 +32,16 @@ const FIGURES: &[Counted<Stats>] = &[
     (family("kentongan_checkpoints_total", Kind::Counter, &["Checkpoints completed, of all groups."]), |stats| {
         &stats.checkpoints
     }),
+    (
+        family(
+            "kentongan_log_descriptors_missing_total",
+            Kind::Counter,
+            &[
+                "Times that a checkpoint, or a new segment of the log, was due and found no descriptor: it waits for one.",
+            ],
+        ),
+        |stats| &stats.descriptors_missing,
+    ),
 ];
 
 /// A family of times, and where they are.
@@ -62,7 +72,7 @@ const TIMES: &[Timed] = &[
 const OLDEST_SYNC: Family = family(
     "kentongan_log_sync_oldest_seconds",
     Kind::Gauge,
-    &["Time since the write or sync of the log began that is under way; 0: none is."],
+    &["How long the log has waited for the disk by now, with a sync most often, or a write; 0: it does not wait."],
 );
 
 const fn family(name: &'static str, kind: Kind, doc: &'static [&'static str]) -> Family {
@@ -95,8 +105,14 @@ mod tests {
     #[test]
     fn each_figure_stands_under_its_own_name() {
         let stats = Stats::default();
-        let counters =
-            [&stats.commands, &stats.log_bytes, &stats.segments_purged, &stats.free_bytes, &stats.checkpoints];
+        let counters = [
+            &stats.commands,
+            &stats.log_bytes,
+            &stats.segments_purged,
+            &stats.free_bytes,
+            &stats.checkpoints,
+            &stats.descriptors_missing,
+        ];
         for (number, counter) in (1..).zip(counters) {
             counter.store(number, Ordering::Relaxed);
         }

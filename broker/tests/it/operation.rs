@@ -571,6 +571,7 @@ fn a_checkpoint_waits_for_descriptors() {
     };
     publish(1);
     broker.wait_for_log("no descriptors left for a checkpoint");
+    assert!(broker.metric("kentongan_log_descriptors_missing_total") >= 1.0);
     let before = broker.metric("kentongan_checkpoints_total");
     publish(2);
     set(1024);

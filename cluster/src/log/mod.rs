@@ -215,7 +215,7 @@ pub struct Log {
     /// Syncs of rounds, and the time they took.
     syncs: (u64, Duration),
     under_way: Arc<UnderWay>,
-    /// The last segment is longer than it should be, for want of a descriptor, and that has been said.
+    /// See [`Self::is_overlong`]; that it is so has been said.
     is_overlong: bool,
 }
 
@@ -366,8 +366,8 @@ impl Log {
         bytes.extend_from_slice(&(opening.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
         bytes.extend_from_slice(&opening);
-        let mut file = self.disk.append_to(&name)?;
         let _under_way = self.under_way.begin();
+        let mut file = self.disk.append_to(&name)?;
         file.truncate(0)?;
         file.append(&bytes)?;
         // All of it is written, so it may come back whole after a power cut, whatever is done about it now: nobody may go on without
@@ -558,12 +558,17 @@ impl Log {
             // Nothing was made: it is the first thing that a segment takes.
             Err(error) if is_out_of_descriptors(&error) => {
                 if !std::mem::replace(&mut self.is_overlong, true) {
-                    tracing::error!(%error, "no new segment of the log can be opened: the old one is written on until one can be");
+                    tracing::error!(
+                        %error,
+                        "no new segment of the log can be opened (RLIMIT_NOFILE): the old one is written on until one can be"
+                    );
                 }
                 Ok(())
             }
             result => {
-                self.is_overlong = false;
+                if std::mem::take(&mut self.is_overlong) {
+                    tracing::info!("a new segment of the log can be opened again");
+                }
                 result
             }
         }
@@ -574,6 +579,7 @@ impl Log {
     /// # Errors
     /// The disk failed.
     pub fn purge(&mut self, checkpointed: &BTreeMap<GroupId, u64>) -> io::Result<usize> {
+        let _under_way = self.under_way.begin();
         let covered = |(group, last): (&GroupId, &u64)| checkpointed.get(group).is_some_and(|applied| applied >= last);
         // What lies before a segment is no longer needed once every group's checkpoint reaches its opening.
         let needless = self.segments.iter().rposition(|segment| segment.opening.iter().all(covered)).unwrap_or(0);
@@ -606,7 +612,14 @@ impl Log {
     /// # Errors
     /// Those of the disk.
     pub fn free_bytes(&self) -> io::Result<u64> {
+        let _under_way = self.under_way.begin();
         self.disk.free_bytes()
+    }
+
+    /// Whether the last segment is longer than it should be, because no descriptor was left for the next one.
+    #[must_use]
+    pub fn is_overlong(&self) -> bool {
+        self.is_overlong
     }
 
     /// Whether a checkpoint would find the descriptors that it wants.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What the log waits for now: a write or a sync.
+/// What the log waits for now: a write, a sync, or whatever else it asks of the disk.
 #[derive(Debug, Default)]
 pub struct UnderWay {
     began: Mutex<Option<Instant>>,

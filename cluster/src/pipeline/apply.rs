@@ -154,6 +154,9 @@ impl<M: StateMachine> Applier<M> {
 
     fn has_descriptors(&mut self) -> bool {
         let has_some = self.disk.can_open_more();
+        if !has_some {
+            self.stats.descriptors_missing.fetch_add(1, Ordering::Relaxed);
+        }
         match (std::mem::replace(&mut self.is_held_up, !has_some), has_some) {
             (false, false) => tracing::error!(
                 "the process has no descriptors left for a checkpoint (RLIMIT_NOFILE): it waits for some, and the log grows meanwhile"

@@ -373,6 +373,9 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
         let log = self.node.log();
         self.stats.show_syncs(log.syncs());
         self.stats.log_bytes.store(log.bytes(), Ordering::Relaxed);
+        if log.is_overlong() {
+            self.stats.descriptors_missing.fetch_add(1, Ordering::Relaxed);
+        }
         self.outcome.commits.count(&self.stats.commit_times, now);
     }
 

@@ -31,6 +31,8 @@ pub struct Stats {
     pub free_bytes: AtomicU64,
     /// Checkpoints completed.
     pub checkpoints: AtomicU64,
+    /// Times that a checkpoint, or a new segment of the log, was due and found no descriptor.
+    pub descriptors_missing: AtomicU64,
     /// Segments removed.
     pub segments_purged: AtomicU64,
     /// Snapshots of other nodes that were wanted and not got, or that were older than what was there.
