@@ -11,6 +11,7 @@ pub mod clock;
 pub mod config;
 pub mod connection;
 pub mod connection_key;
+pub mod descriptors;
 pub mod drops;
 pub mod ending;
 pub mod events;

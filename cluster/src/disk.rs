@@ -91,6 +91,11 @@ pub trait Disk: Send + Sync {
     /// Those of the disk.
     fn free_bytes(&self) -> io::Result<u64>;
 
+    /// Whether the process could open as many files now as a checkpoint wants at once, so that it need not be begun to find out.
+    fn can_open_more(&self) -> bool {
+        true
+    }
+
     /// A number that belongs to `of` and that nobody outside can know, the same each time until the process ends.
     fn secret(&self, of: u64) -> u64 {
         static KEYS: OnceLock<RandomState> = OnceLock::new();
@@ -172,10 +177,23 @@ pub(crate) fn forget_cached_in(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether the process, or the system, had no descriptor left for a file that was to be opened: nothing was done, and the same may be
+/// tried again.
+#[must_use]
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Files that a checkpoint may have open at once, beside those that stay open: the store's new journal, and what it writes and merges.
+const CHECKPOINT_FILES: usize = 8;
+
 /// A directory of the real file system.
 #[derive(Debug, Clone)]
 pub struct RealDisk {
     directory: PathBuf,
+    /// The same, kept open: a new name is made safe when no descriptor is left, too. `None` until it is there.
+    handle: Arc<OnceLock<File>>,
 }
 
 impl RealDisk {
@@ -185,13 +203,25 @@ impl RealDisk {
     /// Those of the file system.
     pub fn open(directory: &Path) -> io::Result<Self> {
         make_durable_directory(directory, SyncSite::LogDirectory)?;
-        Ok(Self::existing(directory))
+        let disk = Self::existing(directory);
+        disk.handle()?;
+        Ok(disk)
     }
 
     /// One that is there, and whose name is safe.
     #[must_use]
     pub fn existing(directory: &Path) -> Self {
-        Self { directory: directory.to_owned() }
+        Self { directory: directory.to_owned(), handle: Arc::default() }
+    }
+
+    fn handle(&self) -> io::Result<&File> {
+        match self.handle.get() {
+            Some(handle) => Ok(handle),
+            None => {
+                let handle = File::open(&self.directory)?;
+                Ok(self.handle.get_or_init(|| handle))
+            }
+        }
     }
 }
 
@@ -287,7 +317,14 @@ impl Disk for RealDisk {
     }
 
     fn sync_directory(&self, site: SyncSite) -> io::Result<()> {
-        sync_directory(&self.directory, site)
+        let directory = self.handle()?;
+        site.sync(|| directory.sync_all())
+    }
+
+    fn can_open_more(&self) -> bool {
+        let spare: io::Result<Vec<File>> = (0..CHECKPOINT_FILES).map(|_| self.handle()?.try_clone()).collect();
+        // What else goes wrong says so where it matters.
+        !spare.is_err_and(|error| is_out_of_descriptors(&error))
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
@@ -405,6 +442,8 @@ struct SimState {
     /// The file that cannot be removed.
     stuck: Option<(String, io::ErrorKind)>,
     watch: Option<Watch>,
+    /// No file can be opened.
+    no_descriptors: bool,
 }
 
 impl SimState {
@@ -465,6 +504,11 @@ impl SimDisk {
     /// Bytes that can still be written.
     pub fn set_free_bytes(&self, free: Option<u64>) {
         locked(&self.state).free = free;
+    }
+
+    /// Lets no more files be opened, or again as many as there are.
+    pub fn set_out_of_descriptors(&self, is_out: bool) {
+        locked(&self.state).no_descriptors = is_out;
     }
 
     /// Makes the syncs of one site do nothing.
@@ -618,6 +662,9 @@ impl AppendFile for SimAppend {
 impl Disk for SimDisk {
     fn append_to(&self, name: &str) -> io::Result<Box<dyn AppendFile>> {
         let mut state = self.operate()?;
+        if state.no_descriptors {
+            return Err(rustix::io::Errno::MFILE.into());
+        }
         if !state.files.contains_key(name) {
             state.change_names(|names| drop(names.insert(name.to_owned(), SharedFile::default())));
         }
@@ -669,6 +716,10 @@ impl Disk for SimDisk {
 
     fn free_bytes(&self) -> io::Result<u64> {
         Ok(self.operate()?.free.unwrap_or(u64::MAX))
+    }
+
+    fn can_open_more(&self) -> bool {
+        !locked(&self.state).no_descriptors
     }
 
     fn secret(&self, of: u64) -> u64 {

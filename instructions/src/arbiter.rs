@@ -17,6 +17,7 @@ use kentongan::auth::Authority;
 use kentongan::config::{ListenerConfig, Settings};
 use kentongan::connection::{RawSocket, Transport};
 use kentongan::connection_key::ConnectionKey;
+use kentongan::descriptors::Descriptors;
 use kentongan::groups;
 use kentongan::listener::ListenerContext;
 use kentongan::metrics::Metrics;
@@ -74,8 +75,15 @@ impl Broker {
         let directory = tempfile::tempdir().expect("a directory for temporary files");
         let settings = Arc::new(Settings { data_dir: directory.path().join("data"), ..Settings::default() });
         let metrics = Metrics::isolated();
-        let (shared, groups) = groups::start(&settings, Authority::default(), 1, &metrics, &AtomicBool::new(false))
-            .expect("an empty data directory");
+        let (shared, groups) = groups::start(
+            &settings,
+            Authority::default(),
+            1,
+            &Descriptors::default(),
+            &metrics,
+            &AtomicBool::new(false),
+        )
+        .expect("an empty data directory");
         ArbiterState::install(0, shared, metrics.arbiter());
         let address = SocketAddr::from(([127, 0, 0, 1], 1883));
         let listener = Arc::new(ListenerContext::new(ListenerConfig::default(), &settings, address));

@@ -488,8 +488,8 @@ settings! {
         /// midst of a large packet. What the system counts as resident is more, by
         /// the program itself, its stacks and what is free between allocations. 0 turns it off.
         pub memory_bytes_high_water: u64 = 0 => reloaded,
-        /// File descriptors kept free for the log, peers and HTTP: clients are refused beyond the process's limit less
-        /// this.
+        /// File descriptors kept free beside those that the log, links with other nodes, HTTP, the API and an authentication server
+        /// may need by their own bounds, which are kept anyway. Clients are refused beyond what is left of the process's limit.
         pub descriptors_reserve: u32 = 64,
         /// New connections a second that a listener accepts, unless it says otherwise for itself; others wait in its backlog. 0
         /// means no bound.

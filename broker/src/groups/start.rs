@@ -43,6 +43,7 @@ use crate::auth::Authority;
 use crate::bans::Subject;
 use crate::clock::Clock;
 use crate::config::{Durability, Overlapping, Settings};
+use crate::descriptors::Descriptors;
 use crate::ending::{CopyEnd, Ending};
 use crate::later;
 use crate::log_lines;
@@ -163,14 +164,42 @@ pub fn start(
     settings: &Arc<Settings>,
     authority: Authority,
     arbiters: usize,
+    descriptors: &Descriptors,
     metrics: &Metrics,
     stop: &AtomicBool,
 ) -> anyhow::Result<(Arc<Shared>, Running)> {
     let data_dir = DataDir::open(&settings.data_dir)?;
+    let kept = Kept::open(data_dir, descriptors)?;
     match settings.cluster.address {
-        None => start_alone(settings, authority, arbiters, metrics, data_dir),
-        Some(address) => start_member(settings, authority, arbiters, metrics, data_dir, address, stop),
+        None => start_alone(settings, authority, arbiters, metrics, kept),
+        Some(address) => {
+            let strangers_max = descriptors.strangers;
+            start_member(settings, authority, arbiters, metrics, kept, Door { address, strangers_max }, stop)
+        }
     }
+}
+
+/// What this node has on its disk.
+struct Kept {
+    data_dir: DataDir,
+    disk: Arc<dyn Disk>,
+    store: StateStore,
+}
+
+impl Kept {
+    fn open(data_dir: DataDir, descriptors: &Descriptors) -> anyhow::Result<Self> {
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&data_dir.path().join("log"))?);
+        let store = StateStore::open_within(&data_dir.path().join("state"), Arc::clone(&disk), descriptors.tables)?;
+        Ok(Self { data_dir, disk, store })
+    }
+}
+
+/// Where other nodes connect.
+#[derive(Clone, Copy)]
+struct Door {
+    address: std::net::SocketAddr,
+    /// See [`TransportConfig::strangers_max`].
+    strangers_max: usize,
 }
 
 fn start_alone(
@@ -178,9 +207,8 @@ fn start_alone(
     authority: Authority,
     arbiters: usize,
     metrics: &Metrics,
-    data_dir: DataDir,
+    Kept { data_dir, disk, store }: Kept,
 ) -> anyhow::Result<(Arc<Shared>, Running)> {
-    let (disk, store) = open_store(&data_dir)?;
     anyhow::ensure!(
         !store.bases().contains_key(&GroupId::DIRECTORY),
         "this data directory belongs to a node of a cluster: start it with --cluster ADDRESS:PORT, as before"
@@ -229,17 +257,16 @@ fn start_member(
     authority: Authority,
     arbiters: usize,
     metrics: &Metrics,
-    data_dir: DataDir,
-    address: std::net::SocketAddr,
+    Kept { data_dir, disk, store }: Kept,
+    door: Door,
     stop: &AtomicBool,
 ) -> anyhow::Result<(Arc<Shared>, Running)> {
-    let (disk, store) = open_store(&data_dir)?;
     let certificates = PeerCertificates::new(&settings.cluster);
     let me = member_record(settings, data_dir.node());
     let copy_end = Arc::new(CopyEnd::new(data_dir.copy_mark(), end_process));
     let sink = Arc::new(LinkSink::new(Arc::clone(&copy_end)));
     let answers = Arc::new(Answers::default());
-    let transport = start_transport(settings, &me, data_dir.incarnation(), address, &sink, &answers)?;
+    let transport = start_transport(settings, &me, data_dir.incarnation(), door, &sink, &answers)?;
     let own = group_config(settings);
     let terms =
         Terms { groups: settings.storage.groups.get(), voters: settings.cluster.voters.get(), settings: own.encode() };
@@ -323,6 +350,7 @@ fn node_figures(shared: &Shared, pipeline: &PipelineHandle<Query>, transport: Op
         memory_level: shared.memory_level(),
         memory_bytes_high_water: shared.memory_bytes_high_water.load(Ordering::Relaxed),
         is_disk_full: pipeline.is_full(),
+        disk_bytes_reserve: shared.settings.storage.free_bytes_reserve,
         log_in_flight_bytes: pipeline.in_flight_bytes(),
         index_filters: shared.index.filters(),
         index_subscriptions: shared.index.subscriptions(),
@@ -341,11 +369,13 @@ fn cluster_figures(shared: &Shared, view: &ClusterView, transport: &Transport) -
         let link = LinkStatus::new(peer, &backlog);
         PeerFigures { name, is_up: link.up, backlog: link.backlog }
     };
+    let peers: Vec<_> = transport.peers().into_iter().map(peer).collect();
     ClusterFigures {
         lease_left: view.lease_left(),
         serves: view.serving.load(Ordering::Acquire),
         wall_clock_ahead: (view.clock.wall_ms() as f64 - view.clock.cluster_wall_ms() as f64) / 1000.0,
-        peers: transport.peers().into_iter().map(peer).collect(),
+        members: peers.len() + 1,
+        peers,
         transport: Arc::clone(transport.stats()),
         group_backlog: backlog.groups,
     }
@@ -481,12 +511,6 @@ fn set_once<T>(cell: &OnceLock<T>, value: T) {
     }
 }
 
-fn open_store(data_dir: &DataDir) -> anyhow::Result<(Arc<dyn Disk>, StateStore)> {
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&data_dir.path().join("log"))?);
-    let store = StateStore::open(&data_dir.path().join("state"), Arc::clone(&disk))?;
-    Ok((disk, store))
-}
-
 /// A cluster's node has a directory from its first start on. What has groups and none was alone, and begins a cluster with what it
 /// has; nobody else can have promised it anything, so it must be the only one that this cluster begins with.
 fn check_store(store: &StateStore, settings: &Settings, is_formed: bool) -> anyhow::Result<()> {
@@ -595,7 +619,7 @@ fn start_transport(
     settings: &Settings,
     me: &MemberRecord,
     start: u64,
-    address: std::net::SocketAddr,
+    door: Door,
     sink: &Arc<LinkSink>,
     answers: &Arc<Answers>,
 ) -> anyhow::Result<Transport> {
@@ -606,7 +630,8 @@ fn start_transport(
         incarnation: None,
         feature_levels: FeatureLevels { min: me.feature_level_min, max: me.feature_level },
     };
-    let mut config = TransportConfig::new(address, identity);
+    let mut config = TransportConfig::new(door.address, identity);
+    config.strangers_max = door.strangers_max;
     config.tls = settings.cluster.tls();
     config.advertise.clone_from(&me.peer_address);
     config.start = start;

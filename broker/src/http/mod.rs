@@ -37,8 +37,11 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 /// Pause when no connection can be accepted, for want of descriptors perhaps.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Connections at a time. One more ends the oldest.
+pub const CONNECTIONS_MAX: usize = 64;
+
 const BOUNDS: Bounds = Bounds {
-    connections_max: 64,
+    connections_max: CONNECTIONS_MAX,
     head_max: Duration::from_secs(30),
     head_bytes_max: 16 << 10,
     connection_max: Duration::from_secs(300),
@@ -59,12 +62,17 @@ pub struct HttpServer {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Starts the server on `config.address`.
+/// Starts the server on `config.address`, for so many connections.
 ///
 /// # Errors
 /// The address cannot be bound, or the system refuses a thread.
-pub fn start(config: &HttpConfig, metrics: Metrics, readiness: Arc<Readiness>) -> io::Result<HttpServer> {
-    start_within(config, metrics, readiness, BOUNDS)
+pub fn start(
+    config: &HttpConfig,
+    metrics: Metrics,
+    readiness: Arc<Readiness>,
+    connections_max: usize,
+) -> io::Result<HttpServer> {
+    start_within(config, metrics, readiness, Bounds { connections_max, ..BOUNDS })
 }
 
 fn start_within(
@@ -234,7 +242,7 @@ mod tests {
             token: token.map(|text| Secret::new(text.to_owned())),
             ..HttpConfig::default()
         };
-        start(&config, Metrics::isolated(), Arc::clone(readiness)).unwrap()
+        start(&config, Metrics::isolated(), Arc::clone(readiness), CONNECTIONS_MAX).unwrap()
     }
 
     fn ask(server: &HttpServer, path: &str, header: &str) -> String {

@@ -362,6 +362,7 @@ mod tests {
     use crate::auth::Authority;
     use crate::clock::Clock;
     use crate::config::{LimitsConfig, Settings};
+    use crate::descriptors::Descriptors;
     use crate::groups;
     use crate::metrics::Metrics;
     use crate::replicated::{Slots, Submitter};
@@ -461,8 +462,15 @@ mod tests {
         let listener = bound.listen().unwrap();
         let address = context.address.ip().unwrap();
         let settings = Arc::new(settings);
-        let (shared, groups) =
-            groups::start(&settings, Authority::default(), 1, &Metrics::isolated(), &AtomicBool::new(false)).unwrap();
+        let (shared, groups) = groups::start(
+            &settings,
+            Authority::default(),
+            1,
+            &Descriptors::default(),
+            &Metrics::isolated(),
+            &AtomicBool::new(false),
+        )
+        .unwrap();
         let refused = || shared.connections_too_many.load(Ordering::Relaxed);
         let mut taken = 0;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -615,9 +623,15 @@ mod tests {
             ListenerConfig { address: SocketAddr::from(([127, 0, 0, 1], 0)).into(), ..ListenerConfig::default() };
         let settings = Settings { data_dir: directory.path().join("data"), ..Settings::default() };
         let (_bound, context) = bind(&config, &settings).unwrap();
-        let (shared, groups) =
-            groups::start(&Arc::new(settings), Authority::default(), 2, &Metrics::isolated(), &AtomicBool::new(false))
-                .unwrap();
+        let (shared, groups) = groups::start(
+            &Arc::new(settings),
+            Authority::default(),
+            2,
+            &Descriptors::default(),
+            &Metrics::isolated(),
+            &AtomicBool::new(false),
+        )
+        .unwrap();
         let opened = |count| (0..count).map(|_| shared.try_open_connection(&context, 9)).collect::<Vec<_>>();
         assert_eq!(opened(4), [Some(0), Some(1), Some(0), Some(1)]);
         shared.connection_closed(&context, 1);

@@ -2,6 +2,7 @@
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::Cell;
+use std::num::NonZeroU32;
 use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once, Weak};
@@ -20,7 +21,8 @@ use crate::api;
 use crate::api::tokens::Tokens;
 use crate::audit::AuditFile;
 use crate::auth::{Authority, FetchedKeys};
-use crate::config::{self, Reload, Settings};
+use crate::config::{self, ApiConfig, Reload, Settings};
+use crate::descriptors::{self, Descriptors};
 use crate::ending::Ending;
 use crate::groups::{self, Health};
 use crate::http::{self, Readiness};
@@ -62,9 +64,6 @@ pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How often the files of certificates are looked at. What changed there is used at the look after the one that saw it.
 const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Descriptors that are neither connections nor in the configured reserve: files, pollers, wake-ups.
-const DESCRIPTORS_OF_OUR_OWN: u64 = 64;
-
 /// A broker that serves.
 #[derive(Debug)]
 pub struct Broker {
@@ -100,7 +99,7 @@ pub(super) struct Listener {
 /// What kept it from starting, and what to do about it.
 pub fn serve(settings: Settings, reloading: &dyn Reload, authority: Authority) -> anyhow::Result<()> {
     let descriptors = raise_descriptor_limit();
-    check_descriptors(descriptors, number_of_arbiters(&settings))?;
+    descriptors::check(descriptors, number_of_arbiters(&settings))?;
     let stop = stop_on_signal()?;
     end_with_this_thread();
     let system = System::new();
@@ -254,10 +253,15 @@ impl Broker {
         }
         anyhow::ensure!(!places.is_empty(), "there is no address to listen on: give one with --mqtt ADDRESS:PORT");
         let readiness = Arc::new(Readiness::new(&[SERVING]));
+        let arbiters = number_of_arbiters(&settings);
+        let limit = descriptors;
+        let descriptors = Descriptors::of(limit, &settings, arbiters);
+        descriptors::announce(limit, &descriptors, &settings);
         // Before what takes its time: that this process lives must not depend on how much there is to replay, or on others.
         let http = if settings.http.enabled {
             let address = settings.http.address;
-            let started = http::start(&settings.http, metrics.clone(), Arc::clone(&readiness)).with_context(|| {
+            let started = http::start(&settings.http, metrics.clone(), Arc::clone(&readiness), descriptors.http);
+            let started = started.with_context(|| {
                 format!("cannot serve HTTP on {address}: is another program there? --http ADDRESS:PORT says where else")
             })?;
             Some(started)
@@ -267,24 +271,23 @@ impl Broker {
         if let Some(http) = &http {
             tracing::info!(address = %http.address(), "listening for HTTP");
         }
-        let arbiters = number_of_arbiters(&settings);
         let audit = settings.log.audit_file.as_deref().map(AuditFile::open).transpose()?;
-        let (shared, mut groups) = groups::start(&settings, authority, arbiters, &metrics, stop)?;
+        let (shared, mut groups) = groups::start(&settings, authority, arbiters, &descriptors, &metrics, stop)?;
         shared.events.begin(&settings, metrics.events())?;
         if let Some(file) = audit {
             shared.audit.begin(file)?;
         }
         let arbiters = start_arbiters(&shared, arbiters, &metrics);
-        let connections_max = connections_max(descriptors, u64::from(settings.limits.descriptors_reserve));
         start_sys(&shared, &metrics);
-        let api = api::start(&settings.api, groups.operator(), metrics.api())?;
+        let api = api::start(&bounded_api(&settings.api, descriptors.api), groups.operator(), metrics.api())?;
         if let Some(api) = &api {
             tracing::info!(address = %api.address(), tls = settings.api.certificate_file.is_some(), "listening for operators");
         }
         // Not before there is somebody to answer: whoever cannot connect tries another node, and whoever waits for an answer does not.
         let sockets = places.into_iter().map(Bound::listen).collect::<anyhow::Result<Vec<_>>>()?;
         let sockets = sockets.into_iter().zip(listeners.iter().map(|one| one.context.subscribe())).collect();
-        let stop_accepting = start_acceptors(sockets, &shared, &arbiters, connections_max)?;
+        metrics.show_connections_max(descriptors.clients);
+        let stop_accepting = start_acceptors(sockets, &shared, &arbiters, descriptors.clients)?;
         watch_node(&shared, groups.health(), &readiness);
         readiness.set(SERVING, true);
         mover::start(&shared);
@@ -427,7 +430,8 @@ impl Broker {
         let endpoints = self.listeners.iter().map(endpoint).collect::<anyhow::Result<_>>()?;
         let of_api = self.api.as_ref().map_or(Ok(None), api::ApiServer::read_certificate);
         let of_api = of_api.context("`api.certificate_file`, `api.key_file`")?;
-        self.groups.reload_certificates().context("the certificates for the links between nodes")?;
+        let of_links = self.groups.reload_certificates().inspect_err(|_| metrics.reloaded(ReloadOutcome::Refused));
+        of_links.context("the certificates for the links between nodes")?;
         // All has been read. This fails only for want of a thread.
         self.shared.authority.change(policy, &settings.auth)?;
         if let Some(api) = &mut self.api {
@@ -443,7 +447,11 @@ impl Broker {
     pub fn look_at_certificates(&mut self) {
         let metrics = self.metrics.tls();
         // What came of it is logged.
-        drop(self.groups.look_at_certificates());
+        match self.groups.look_at_certificates() {
+            Some(Ok(())) => metrics.reloaded(ReloadOutcome::Applied),
+            Some(Err(_)) => metrics.reloaded(ReloadOutcome::Refused),
+            None => {}
+        }
         for listener in &mut self.listeners {
             listener.look_at_certificates(&self.last, &self.metrics.tls());
         }
@@ -528,7 +536,8 @@ impl Broker {
     }
 }
 
-/// A node that holds no lease, lags behind others, or refuses new work because its disk is full, is not ready.
+/// A node that holds no lease, lags behind others, refuses new work because its disk is full, or waits for a disk that does not answer,
+/// is not ready.
 fn watch_node(shared: &Arc<Shared>, mut health: Option<Health>, readiness: &Arc<Readiness>) {
     let (shared, readiness) = (Arc::clone(shared), Arc::clone(readiness));
     readiness.set(DISK, true);
@@ -542,6 +551,7 @@ fn watch_node(shared: &Arc<Shared>, mut health: Option<Health>, readiness: &Arc<
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut silence = Silence::default();
+        let mut is_disk_silent = false;
         loop {
             look.tick().await;
             let looks = silence.look(&shared);
@@ -554,7 +564,15 @@ fn watch_node(shared: &Arc<Shared>, mut health: Option<Health>, readiness: &Arc<
             }
             readiness.set(ARBITERS, looks < SILENT_LOOKS_MAX);
             readiness.set_stuck(looks >= STUCK_LOOKS);
-            readiness.set(DISK, !shared.submitter.is_full());
+            let was_silent = std::mem::replace(&mut is_disk_silent, shared.submitter.disk_waited() > DISK_WAIT_MAX);
+            match (was_silent, is_disk_silent) {
+                (false, true) => tracing::error!(
+                    "the disk has not answered a write or sync of the log for ten seconds: nothing is acknowledged until it does"
+                ),
+                (true, false) => tracing::warn!("the disk answers again"),
+                _ => {}
+            }
+            readiness.set(DISK, !shared.submitter.is_full() && !is_disk_silent);
             let (Some(cluster), Some(health)) = (&shared.cluster, &mut health) else { continue };
             let has_lease = cluster.may_acknowledge();
             health.look(has_lease);
@@ -565,6 +583,9 @@ fn watch_node(shared: &Arc<Shared>, mut health: Option<Health>, readiness: &Arc<
         }
     });
 }
+
+/// Time for one write or sync of the log after which clients are to go elsewhere.
+const DISK_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Looks in a row at an arbiter that has not answered, after which clients are to go elsewhere: five seconds.
 const SILENT_LOOKS_MAX: u32 = 50;
@@ -585,6 +606,15 @@ fn number_of_arbiters(settings: &Settings) -> usize {
     .min(256)
 }
 
+/// The API's settings for at most so many connections.
+fn bounded_api(config: &ApiConfig, connections_max: usize) -> ApiConfig {
+    let bound = u32::try_from(connections_max).ok().and_then(NonZeroU32::new);
+    ApiConfig {
+        connections_max: bound.map_or(config.connections_max, |bound| bound.min(config.connections_max)),
+        ..config.clone()
+    }
+}
+
 /// Raises the soft limit of descriptors to the hard one and returns it.
 #[must_use]
 pub fn raise_descriptor_limit() -> u64 {
@@ -595,28 +625,6 @@ pub fn raise_descriptor_limit() -> u64 {
         tracing::warn!(%error, "the limit of file descriptors could not be raised");
     }
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
-}
-
-/// What a node opens before anybody connects, beside what each arbiter does.
-const DESCRIPTORS_AT_START: u64 = 40;
-
-/// An arbiter's poller and what wakes it.
-const DESCRIPTORS_OF_ARBITER: u64 = 4;
-
-/// The runtime panics where it finds none, and then nothing says what to do.
-fn check_descriptors(limit: u64, arbiters: usize) -> anyhow::Result<()> {
-    let needed = DESCRIPTORS_AT_START + DESCRIPTORS_OF_ARBITER * arbiters as u64;
-    anyhow::ensure!(
-        limit >= needed,
-        "this process may open only {limit} files and connections (RLIMIT_NOFILE), and needs {needed} before any client comes: raise \
-         that limit (`LimitNOFILE=` of a unit, `--ulimit nofile=` of a container, `ulimit -n` of a shell)"
-    );
-    Ok(())
-}
-
-fn connections_max(descriptors: u64, reserve: u64) -> usize {
-    let rest = descriptors.saturating_sub(reserve + DESCRIPTORS_OF_OUR_OWN).max(1);
-    usize::try_from(rest).unwrap_or(usize::MAX)
 }
 
 thread_local! {

@@ -8,6 +8,7 @@
 mod api;
 mod build;
 mod counters;
+mod descriptors;
 mod events;
 mod groups;
 mod http_auth;
@@ -63,6 +64,7 @@ pub struct Metrics {
     events: EventMetrics,
     storage: Arc<OnceLock<Arc<Stats>>>,
     node: Arc<OnceLock<NodeSource>>,
+    connections_max: metrics::Gauge,
     counting: bool,
 }
 
@@ -112,6 +114,7 @@ impl Metrics {
                 events: EventMetrics::register(),
                 storage: Arc::default(),
                 node: Arc::default(),
+                connections_max: descriptors::register(),
                 counting: true,
             }
         })
@@ -135,6 +138,11 @@ impl Metrics {
         if self.node.set(Box::new(source)).is_err() {
             tracing::warn!("another node is shown in /metrics already");
         }
+    }
+
+    /// Shows how many connections of clients the process takes.
+    pub fn show_connections_max(&self, connections_max: usize) {
+        self.connections_max.set(connections_max as f64);
     }
 
     /// The counters of the HTTP API.
@@ -289,8 +297,15 @@ fn builder() -> PrometheusBuilder {
 
 /// Gives the recorder that is current the description of every family.
 fn describe() {
-    let others =
-        [reloads::FAMILIES, api::FAMILIES, tls::FAMILIES, http_auth::FAMILIES, jwks::FAMILIES, events::FAMILIES];
+    let others = [
+        reloads::FAMILIES,
+        api::FAMILIES,
+        tls::FAMILIES,
+        http_auth::FAMILIES,
+        jwks::FAMILIES,
+        events::FAMILIES,
+        descriptors::FAMILIES,
+    ];
     for family in FAMILIES.iter().chain(others.into_iter().flatten()) {
         let text = family.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
         match family.kind {

@@ -23,6 +23,8 @@ pub struct NodeFigures {
     pub memory_bytes_high_water: u64,
     /// Only the reserve of the disk is left.
     pub is_disk_full: bool,
+    /// That is below so much.
+    pub disk_bytes_reserve: u64,
     /// Bytes submitted to the groups and not applied.
     pub log_in_flight_bytes: usize,
     /// Different filters that somebody wants, here, at other nodes or in groups.
@@ -44,6 +46,8 @@ pub struct ClusterFigures {
     pub wall_clock_ahead: f64,
     /// What its lanes hold for each group without an answer.
     pub group_backlog: Vec<u64>,
+    /// Nodes that belong to the cluster, this one among them.
+    pub members: usize,
     /// The other nodes.
     pub peers: Vec<PeerFigures>,
     /// What was sent to them, and came.
@@ -87,6 +91,10 @@ const OWN: &[Read<NodeFigures>] = &[
         is(node.is_disk_full)
     }),
     (
+        gauge("kentongan_disk_reserve_bytes", &["`storage.free_bytes_reserve`: with less room new work is refused."]),
+        |node| node.disk_bytes_reserve as f64,
+    ),
+    (
         gauge("kentongan_log_in_flight_bytes", &["Bytes of commands that were submitted to groups and not applied."]),
         |node| node.log_in_flight_bytes as f64,
     ),
@@ -113,6 +121,10 @@ const MEMBER: &[Read<ClusterFigures>] = &[
             &["By how much the wall clock of this machine is ahead of what most nodes say; below 0: behind."],
         ),
         |cluster| cluster.wall_clock_ahead,
+    ),
+    (
+        gauge("kentongan_cluster_members", &["Members of the cluster, whether they run or not, this node among them."]),
+        |cluster| cluster.members as f64,
     ),
 ];
 
@@ -299,20 +311,28 @@ mod tests {
             serves: true,
             wall_clock_ahead: -2.5,
             group_backlog: vec![0, 7],
+            members: 9,
             peers: vec![PeerFigures { name: "n2".to_owned(), is_up: true, backlog: 8 }],
             transport: Arc::new(transport),
         };
-        let node =
-            NodeFigures { index_filters: 1, index_subscriptions: 2, cluster: Some(cluster), ..Default::default() };
+        let node = NodeFigures {
+            disk_bytes_reserve: 10,
+            index_filters: 1,
+            index_subscriptions: 2,
+            cluster: Some(cluster),
+            ..Default::default()
+        };
         let mut text = String::new();
         render(&mut text, &node);
         for line in [
             "kentongan_overloaded 0",
+            "kentongan_disk_reserve_bytes 10",
             "kentongan_index_filters 1",
             "kentongan_index_subscriptions 2",
             "kentongan_lease_seconds 1.25",
             "kentongan_serving 1",
             "kentongan_wall_clock_ahead_seconds -2.5",
+            "kentongan_cluster_members 9",
             "kentongan_lane_group_backlog{group=\"1\"} 7",
             "kentongan_lane_node_backlog{peer=\"n2\"} 8",
             "kentongan_peer_up{peer=\"n2\"} 1",

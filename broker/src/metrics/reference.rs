@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::counters::FAMILIES;
 use super::{
-    Family, Kind, api, build, events, groups, http_auth, jwks, log_lines, node, process, readiness, reloads, storage,
-    tls,
+    Family, Kind, api, build, descriptors, events, groups, http_auth, jwks, log_lines, node, process, readiness,
+    reloads, storage, tls,
 };
 
 const PREFACE: &str = "\
@@ -27,6 +27,7 @@ pub fn reference_page() -> String {
     let mut page = String::from(PREFACE);
     push_families(&mut page, "The broker", FAMILIES);
     push_families(&mut page, "The node", node::families());
+    push_families(&mut page, "Its descriptors", descriptors::FAMILIES);
     push_families(&mut page, "Its readiness", readiness::FAMILIES);
     push_families(&mut page, "The log and the checkpoints", storage::families());
     push_families(&mut page, "The groups", groups::families());

@@ -32,6 +32,16 @@ const FIGURES: &[Counted<Stats>] = &[
     (family("kentongan_checkpoints_total", Kind::Counter, &["Checkpoints completed, of all groups."]), |stats| {
         &stats.checkpoints
     }),
+    (
+        family(
+            "kentongan_log_descriptors_missing_total",
+            Kind::Counter,
+            &[
+                "Times that a checkpoint, or a new segment of the log, was due and found no descriptor: it waits for one.",
+            ],
+        ),
+        |stats| &stats.descriptors_missing,
+    ),
 ];
 
 /// A family of times, and where they are.
@@ -59,13 +69,19 @@ const TIMES: &[Timed] = &[
     ),
 ];
 
+const OLDEST_SYNC: Family = family(
+    "kentongan_log_sync_oldest_seconds",
+    Kind::Gauge,
+    &["How long the log has waited for the disk by now, with a sync most often, or a write; 0: it does not wait."],
+);
+
 const fn family(name: &'static str, kind: Kind, doc: &'static [&'static str]) -> Family {
     Family { name, kind, doc, label: None }
 }
 
 /// What [`render`] writes.
 pub(super) fn families() -> impl Iterator<Item = &'static Family> {
-    TIMES.iter().map(|(family, _)| family).chain(FIGURES.iter().map(|(family, _)| family))
+    TIMES.iter().map(|(family, _)| family).chain([&OLDEST_SYNC]).chain(FIGURES.iter().map(|(family, _)| family))
 }
 
 /// Appends the families.
@@ -74,6 +90,7 @@ pub(super) fn render(text: &mut String, stats: &Stats) {
     for (family, times) in TIMES {
         page.times(family, times(stats));
     }
+    page.one(&OLDEST_SYNC, stats.under_way.age().as_secs_f64());
     for (family, counter) in FIGURES {
         page.one(family, counter(stats).load(Ordering::Relaxed) as f64);
     }
@@ -88,8 +105,14 @@ mod tests {
     #[test]
     fn each_figure_stands_under_its_own_name() {
         let stats = Stats::default();
-        let counters =
-            [&stats.commands, &stats.log_bytes, &stats.segments_purged, &stats.free_bytes, &stats.checkpoints];
+        let counters = [
+            &stats.commands,
+            &stats.log_bytes,
+            &stats.segments_purged,
+            &stats.free_bytes,
+            &stats.checkpoints,
+            &stats.descriptors_missing,
+        ];
         for (number, counter) in (1..).zip(counters) {
             counter.store(number, Ordering::Relaxed);
         }
@@ -99,6 +122,7 @@ mod tests {
         render(&mut text, &stats);
         for line in [
             "kentongan_log_sync_seconds_sum 2.5",
+            "kentongan_log_sync_oldest_seconds 0",
             "kentongan_commit_seconds_sum 7",
             "kentongan_log_commands_total 1",
             "kentongan_log_size_bytes 2",

@@ -48,7 +48,8 @@ pub(super) const FAMILIES: &[Family] = &[
         name: RELOADS,
         kind: Kind::Counter,
         doc: &[
-            "Times that certificates, keys or lists of a listener were read again, because they or the settings changed.",
+            "Times that certificates, keys or lists of a listener, of the API or for the links between nodes were read again, ",
+            "because they or the settings changed.",
         ],
         label: Some(LabelInfo {
             name: ReloadOutcome::NAME,

@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam::channel::Sender;
@@ -442,6 +443,12 @@ impl Submitter {
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.pipeline.is_full()
+    }
+
+    /// How long the log has waited for the disk to write or sync; 0 if it does not.
+    #[must_use]
+    pub fn disk_waited(&self) -> Duration {
+        self.pipeline.disk_waited()
     }
 
     /// Proposes a command to a group.

@@ -1,6 +1,7 @@
 //! What an operator meets: health, metrics, a second process, a low limit of descriptors.
 
 use bytes::Bytes;
+use kentongan::api::tokens::{Role, Token};
 use kentongan_proto::mqtt::*;
 
 use crate::support::*;
@@ -434,6 +435,7 @@ fn every_family_of_metrics_moves() {
         "kentongan_overloaded",
         "kentongan_memory_",
         "kentongan_disk_full",
+        "kentongan_cluster_members",
     ];
     let mut unmoved: Vec<_> = families
         .filter(|name| name.starts_with("kentongan_") && !elsewhere.iter().any(|other| name.starts_with(other)))
@@ -531,17 +533,19 @@ fn metrics_can_be_turned_off() {
 /// Started with a low soft limit, it takes the hard one; connections leave a reserve, in which HTTP is still served.
 #[test]
 fn connections_leave_a_reserve_of_descriptors() {
-    let broker = Broker::with_descriptors(100, 230, &[("KENTONGAN_LIMITS__DESCRIPTORS_RESERVE", "100")]);
-    assert_eq!(broker.metric("process_max_fds"), 230.0, "the soft limit is raised to the hard one");
-    // 230 less the reserve and 64 of its own.
-    let mut crowd: Vec<_> = (0..66).map(|number| Client::v5(&broker, &format!("crowd{number}"))).collect();
+    let broker = Broker::with_descriptors(100, 400, &[("KENTONGAN_LIMITS__DESCRIPTORS_RESERVE", "100")]);
+    assert_eq!(broker.metric("process_max_fds"), 400.0, "the soft limit is raised to the hard one");
+    // What is left of 400 depends on how many arbiters there are.
+    let max = broker.metric("kentongan_connections_max");
+    assert!((20.0..200.0).contains(&max), "{max}");
+    let mut crowd: Vec<_> = (0..max as u32).map(|number| Client::v5(&broker, &format!("crowd{number}"))).collect();
     let mut flood: Vec<_> = (0..100).map(|_| Client::raw(&broker, ProtocolVersion::V5)).collect();
     let refused = "kentongan_connects_refused_total{reason=\"too_many_connections\"}";
     broker.wait_for_metric(refused, |count| count == 100.0);
     flood.iter_mut().for_each(Client::expect_closed);
-    broker.wait_for_metric("kentongan_connections", |count| count == 66.0);
+    broker.wait_for_metric("kentongan_connections", |count| count == max);
     assert_eq!(broker.metric("kentongan_descriptors_exhausted_total"), 0.0);
-    assert!(broker.metric("process_open_fds") <= 130.0, "the reserve is used");
+    assert!(broker.metric("process_open_fds") <= 300.0, "the reserve is used");
     assert_eq!(broker.http_get("/readyz").0, 200);
     // One goes, one comes.
     crowd.pop().expect("one").disconnect();
@@ -550,6 +554,136 @@ fn connections_leave_a_reserve_of_descriptors() {
         client.send(&Packet::Connect(Box::new(connect(ProtocolVersion::V5, "late"))));
         matches!(client.receive_within(QUIET), Some(Packet::ConnAck(_)))
     });
+}
+
+/// F10: with as many connections at each door as it takes, a node writes its checkpoints and lives.
+///
+/// Abuse: [connect-flood]
+#[test]
+fn all_doors_full_leave_the_log_and_its_checkpoints_their_descriptors() {
+    let files = tempfile::tempdir().expect("a directory");
+    let tokens = files.path().join("tokens");
+    std::fs::write(&tokens, Token::draw().line("made", Role::Operator)).expect("written");
+    let environment = [
+        ("KENTONGAN_API__ADDRESS", "127.0.0.1:0"),
+        ("KENTONGAN_API__TOKENS_FILE", tokens.to_str().expect("UTF-8")),
+        ("KENTONGAN_STORAGE__CHECKPOINT_SECONDS", "1"),
+        ("KENTONGAN_STORAGE__SEGMENT_BYTES", "65536"),
+    ];
+    let broker = Broker::with_descriptors(400, 400, &environment);
+    let mut subscriber = staying(&broker, "subscriber");
+    subscriber.subscribe("a/#", QoS::AtLeastOnce);
+    let mut publisher = Client::v5(&broker, "publisher");
+    let rest = broker.metric("kentongan_connections_max") as u32 - 2;
+    let _crowd: Vec<_> = (0..rest).map(|number| Client::v5(&broker, &format!("crowd{number}"))).collect();
+    let _flood: Vec<_> = (0..50).map(|_| Client::raw(&broker, ProtocolVersion::V5)).collect();
+    let refused = "kentongan_connects_refused_total{reason=\"too_many_connections\"}";
+    broker.wait_for_metric(refused, |count| count == 50.0);
+    let connect = |address| std::net::TcpStream::connect(address).expect("connected");
+    let _at_api: Vec<_> = (0..80).map(|_| connect(broker.api.expect("it serves the API"))).collect();
+    let _at_http: Vec<_> = (0..80).map(|_| connect(broker.http)).collect();
+    let checkpoints = broker.metric("kentongan_checkpoints_total");
+    let purged = broker.metric("kentongan_log_segments_purged_total");
+    let mut number = 0;
+    wait_for("checkpoints, and new segments", || {
+        for _ in 0..20 {
+            number = number % 60_000 + 1;
+            publisher.publish_acknowledged("a/b", &"x".repeat(5000), qos1(number));
+            subscriber.take_publish();
+        }
+        broker.metric("kentongan_checkpoints_total") >= checkpoints + 3.0
+            && broker.metric("kentongan_log_segments_purged_total") > purged
+    });
+    assert_eq!(broker.metric("kentongan_descriptors_exhausted_total"), 0.0);
+    assert_eq!(broker.http_get("/readyz").0, 200);
+    assert!(open_files(&broker) <= 400 - 64, "{} are open: the reserve is used", open_files(&broker));
+}
+
+/// F10: where something takes them all the same, checkpoints wait until there are some, and nothing else does.
+#[test]
+fn a_checkpoint_waits_for_descriptors() {
+    let broker = Broker::with_environment(&[], &[("KENTONGAN_STORAGE__CHECKPOINT_SECONDS", "1")]);
+    let mut subscriber = staying(&broker, "subscriber");
+    subscriber.subscribe("a", QoS::AtLeastOnce);
+    let mut publisher = Client::v5(&broker, "publisher");
+    let pid = rustix::process::Pid::from_raw(broker.pid().cast_signed());
+    let limit = |current| rustix::process::Rlimit { current: Some(current), maximum: Some(1024) };
+    let set = |current| {
+        rustix::process::prlimit(pid, rustix::process::Resource::Nofile, limit(current)).expect("our own child");
+    };
+    set(open_files(&broker) + 4);
+    let mut publish = |number| {
+        publisher.publish_acknowledged("a", "x", qos1(number));
+        subscriber.take_publish();
+    };
+    publish(1);
+    broker.wait_for_log("no descriptors left for a checkpoint");
+    assert!(broker.metric("kentongan_log_descriptors_missing_total") >= 1.0);
+    let before = broker.metric("kentongan_checkpoints_total");
+    publish(2);
+    set(1024);
+    broker.wait_for_log("there are descriptors for a checkpoint again");
+    broker.wait_for_metric("kentongan_checkpoints_total", |count| count > before);
+    publish(3);
+}
+
+/// How many descriptors a broker has in use.
+fn open_files(broker: &Broker) -> u64 {
+    std::fs::read_dir(format!("/proc/{}/fd", broker.pid())).expect("our own child").count() as u64
+}
+
+/// A client whose session is kept, so that what is for it goes through the log.
+fn staying(broker: &Broker, client_id: &str) -> Client {
+    let mut asked = connect(ProtocolVersion::V5, client_id);
+    asked.clean_start = false;
+    asked.properties.session_expiry_interval = Some(600);
+    Client::accepted(broker, asked)
+}
+
+/// What holds the syncs of a process up as long as a file exists.
+const HANGING: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <unistd.h>
+static void hang(void) { const char *file = getenv("HANG_FILE"); while (file && access(file, F_OK) == 0) usleep(20000); }
+int fdatasync(int fd) { int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, "fdatasync"); hang(); return real(fd); }
+int fsync(int fd) { int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, "fsync"); hang(); return real(fd); }
+"#;
+
+/// F5: a disk that does not answer, and says of nothing that it failed.
+#[test]
+fn a_node_whose_disk_hangs_says_so_and_is_not_ready() {
+    let files = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| files.path().join(name).to_str().expect("UTF-8").to_owned();
+    std::fs::write(path("hang.c"), HANGING).expect("written");
+    let mut compiler = std::process::Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-O1", "-o"]).args([path("hang.so"), path("hang.c"), "-ldl".to_owned()]);
+    assert!(compiler.status().expect("a C compiler").success());
+    let environment = [("LD_PRELOAD", &*path("hang.so")), ("HANG_FILE", &*path("hang"))];
+    let broker = Broker::with_environment(&[], &environment);
+    let mut subscriber = staying(&broker, "subscriber");
+    subscriber.subscribe("a", QoS::AtLeastOnce);
+    let mut publisher = Client::v5(&broker, "publisher");
+    publisher.publish_acknowledged("a", "x", qos1(1));
+    assert_eq!(broker.metric("kentongan_log_sync_oldest_seconds"), 0.0);
+    std::fs::write(path("hang"), "").expect("written");
+    publisher.publish("a", "x", qos1(2));
+    broker.wait_for_metric("kentongan_log_sync_oldest_seconds", |seconds| seconds > 1.0);
+    assert_eq!(broker.http_get("/readyz").0, 200, "not yet");
+    let until = |wanted: &str| {
+        let deadline = std::time::Instant::now() + 3 * DEADLINE;
+        while broker.http_get("/readyz").1 != wanted {
+            assert!(std::time::Instant::now() < deadline, "{wanted}");
+            std::thread::sleep(QUIET);
+        }
+    };
+    until("not ready, missing: disk\n");
+    assert_eq!(broker.http_get("/livez").0, 200);
+    std::fs::remove_file(path("hang")).expect("removed");
+    until("ready\n");
+    publisher.complete(qos1(2));
+    broker.wait_for_metric("kentongan_log_sync_oldest_seconds", |seconds| seconds == 0.0);
 }
 
 /// It says what to do, where the runtime would only panic.
@@ -570,7 +704,7 @@ fn too_few_descriptors_for_a_start_are_an_error() {
 fn running_out_of_descriptors_is_survived() {
     let broker = Broker::start();
     let pid = rustix::process::Pid::from_raw(broker.pid().cast_signed());
-    let open = std::fs::read_dir(format!("/proc/{}/fd", broker.pid())).expect("our own child").count() as u64;
+    let open = open_files(&broker);
     let limit = rustix::process::Rlimit { current: Some(open + 5), maximum: Some(open + 5) };
     rustix::process::prlimit(pid, rustix::process::Resource::Nofile, limit).expect("our own child");
     let crowd: Vec<_> = (0..20).map(|_| Client::raw(&broker, ProtocolVersion::V5)).collect();

@@ -33,6 +33,7 @@
 //! the bytes. Segments of version 2 have none: they are read and, if one is the last, written on until it is full.
 
 mod record;
+mod under_way;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -43,7 +44,8 @@ use bytes::Bytes;
 
 pub use self::record::{EntryKind, HardState, LogEntry, LogId};
 use self::record::{Record, Salt, parse, u32_at, u64_at, was_synced};
-use crate::disk::{AppendFile, Disk, SyncSite};
+pub use self::under_way::UnderWay;
+use crate::disk::{AppendFile, Disk, SyncSite, is_out_of_descriptors};
 use crate::identity::GroupId;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"KTGLOG\0\0";
@@ -212,6 +214,9 @@ pub struct Log {
     tails: BTreeMap<GroupId, Tail>,
     /// Syncs of rounds, and the time they took.
     syncs: (u64, Duration),
+    under_way: Arc<UnderWay>,
+    /// See [`Self::is_overlong`]; that it is so has been said.
+    is_overlong: bool,
 }
 
 impl std::fmt::Debug for Log {
@@ -307,6 +312,8 @@ impl Log {
                     buffer: Vec::new(),
                     tails,
                     syncs,
+                    under_way: Arc::default(),
+                    is_overlong: false,
                 }
             }
         };
@@ -330,6 +337,8 @@ impl Log {
             buffer: Vec::new(),
             tails: BTreeMap::new(),
             syncs: Default::default(),
+            under_way: Arc::default(),
+            is_overlong: false,
         };
         log.begin_segment(0, &BTreeMap::new())?;
         Ok(log)
@@ -357,6 +366,7 @@ impl Log {
         bytes.extend_from_slice(&(opening.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
         bytes.extend_from_slice(&opening);
+        let _under_way = self.under_way.begin();
         let mut file = self.disk.append_to(&name)?;
         file.truncate(0)?;
         file.append(&bytes)?;
@@ -412,6 +422,7 @@ impl Log {
             return Ok(());
         }
         let end = self.length + self.buffer.len() as u64;
+        let _under_way = self.under_way.begin();
         if self.buffer.len() < LARGE_ROUND_BYTES && end > self.ahead {
             self.write_ahead(end);
         }
@@ -480,6 +491,7 @@ impl Log {
     /// The disk failed. The process must end: what the disk has now is unknown.
     pub fn sync(&mut self, site: SyncSite) -> io::Result<()> {
         let began = Instant::now();
+        let _under_way = self.under_way.begin();
         self.file.sync(site)?;
         self.syncs.0 += 1;
         self.syncs.1 += began.elapsed();
@@ -489,14 +501,20 @@ impl Log {
         Ok(())
     }
 
+    /// Tells from any thread how long the log has waited for the disk.
+    #[must_use]
+    pub fn under_way(&self) -> &Arc<UnderWay> {
+        &self.under_way
+    }
+
     /// How often [`Self::sync`] was called, and the time it took.
     #[must_use]
     pub fn syncs(&self) -> (u64, Duration) {
         self.syncs
     }
 
-    /// Begins a new segment if the last one is full. Call after [`Self::sync`]. Where there is no room for one, the old
-    /// segment is just longer.
+    /// Begins a new segment if the last one is full. Call after [`Self::sync`]. Where there is no room for one, or no descriptor, the
+    /// old segment is just longer.
     ///
     /// `stuck` is asked for each group of which nothing came since the last segment began: what its log has behind its
     /// checkpoint, if no checkpoint can take that.
@@ -537,7 +555,22 @@ impl Log {
                     result => result,
                 }
             }
-            result => result,
+            // Nothing was made: it is the first thing that a segment takes.
+            Err(error) if is_out_of_descriptors(&error) => {
+                if !std::mem::replace(&mut self.is_overlong, true) {
+                    tracing::error!(
+                        %error,
+                        "no new segment of the log can be opened (RLIMIT_NOFILE): the old one is written on until one can be"
+                    );
+                }
+                Ok(())
+            }
+            result => {
+                if std::mem::take(&mut self.is_overlong) {
+                    tracing::info!("a new segment of the log can be opened again");
+                }
+                result
+            }
         }
     }
 
@@ -546,6 +579,7 @@ impl Log {
     /// # Errors
     /// The disk failed.
     pub fn purge(&mut self, checkpointed: &BTreeMap<GroupId, u64>) -> io::Result<usize> {
+        let _under_way = self.under_way.begin();
         let covered = |(group, last): (&GroupId, &u64)| checkpointed.get(group).is_some_and(|applied| applied >= last);
         // What lies before a segment is no longer needed once every group's checkpoint reaches its opening.
         let needless = self.segments.iter().rposition(|segment| segment.opening.iter().all(covered)).unwrap_or(0);
@@ -578,7 +612,20 @@ impl Log {
     /// # Errors
     /// Those of the disk.
     pub fn free_bytes(&self) -> io::Result<u64> {
+        let _under_way = self.under_way.begin();
         self.disk.free_bytes()
+    }
+
+    /// Whether the last segment is longer than it should be, because no descriptor was left for the next one.
+    #[must_use]
+    pub fn is_overlong(&self) -> bool {
+        self.is_overlong
+    }
+
+    /// Whether a checkpoint would find the descriptors that it wants.
+    #[must_use]
+    pub fn can_open_more(&self) -> bool {
+        self.disk.can_open_more()
     }
 
     /// Bytes ever written.

@@ -455,6 +455,44 @@ fn a_segment_that_finds_no_room_is_not_begun() {
     assert_eq!(open(&disk, 60).expect("opened").1.len(), 2);
 }
 
+/// F10: no descriptor for a segment leaves the old one longer as well.
+#[test]
+fn a_segment_that_finds_no_descriptor_is_begun_when_there_is_one() {
+    let disk = SimDisk::new();
+    let (mut log, _) = open(&disk, 60).expect("opened");
+    disk.set_out_of_descriptors(true);
+    for index in 1..=3 {
+        append(&mut log, &[entry(index, "payload")]).expect("written");
+        log.rotate_if_full(|_| None).expect("stays");
+    }
+    assert_eq!(disk.list().expect("listed").len(), 1);
+    disk.set_out_of_descriptors(false);
+    log.rotate_if_full(|_| None).expect("rotated");
+    append(&mut log, &[entry(4, "payload")]).expect("written");
+    assert_eq!(disk.list().expect("listed").len(), 2);
+    disk.power_cycle(|_, _| 0);
+    assert_eq!(open(&disk, 60).expect("opened").1.len(), 4);
+}
+
+/// F5: a disk that does not answer moves no counter, so that somebody else must be able to see since when it has not.
+#[test]
+fn who_looks_sees_how_long_the_disk_has_been_at_work() {
+    let disk = SimDisk::new();
+    let (mut log, _) = open(&disk, 10_000).expect("opened");
+    let (under_way, seen) = (Arc::clone(log.under_way()), Arc::new(std::sync::Mutex::new(Vec::new())));
+    let seen_there = Arc::clone(&seen);
+    disk.watch(move |_| {
+        seen_there.lock().expect("nobody panics").push(under_way.age());
+    });
+    append(&mut log, &[entry(1, &"payload".repeat(2000))]).expect("written");
+    log.rotate_if_full(|_| None).expect("rotated");
+    log.free_bytes().expect("looked at");
+    log.purge(&BTreeMap::from([(GROUP, 1)])).expect("purged");
+    let during = seen.lock().expect("nobody panics").clone();
+    assert!(during.len() >= 9 && during.iter().all(|age| !age.is_zero()), "{during:?}: whatever it does there");
+    assert_eq!(log.under_way().age(), Duration::ZERO);
+}
+
 /// Where a disk has no room for the second segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum NoRoom {

@@ -36,6 +36,8 @@ pub(super) struct Applier<M: StateMachine> {
     pub(super) unwritten: Arc<AtomicUsize>,
     /// Whether the state machine hears of it when all are.
     pub(super) tells_stored: bool,
+    /// A checkpoint waits for descriptors, and that has been said.
+    pub(super) is_held_up: bool,
     /// Whether it has heard of the last one.
     pub(super) is_told: bool,
     pub(super) last_checkpoint: (Duration, u64),
@@ -142,11 +144,27 @@ impl<M: StateMachine> Applier<M> {
         }
     }
 
-    /// A checkpoint that finds no room half way ends the process, so it waits for some: until then the log has everything.
-    pub(super) fn has_room(&self) -> bool {
+    /// A checkpoint that finds no room half way ends the process, or no descriptor for the files it wants, so it waits for some: until
+    /// then the log has everything.
+    pub(super) fn has_room(&mut self) -> bool {
         let room = self.config.free_bytes_reserve / CHECKPOINT_RESERVE_SHARE;
         // A disk that fails says so when it is written to.
-        !self.disk.free_bytes().is_ok_and(|free| free < room)
+        !self.disk.free_bytes().is_ok_and(|free| free < room) && self.has_descriptors()
+    }
+
+    fn has_descriptors(&mut self) -> bool {
+        let has_some = self.disk.can_open_more();
+        if !has_some {
+            self.stats.descriptors_missing.fetch_add(1, Ordering::Relaxed);
+        }
+        match (std::mem::replace(&mut self.is_held_up, !has_some), has_some) {
+            (false, false) => tracing::error!(
+                "the process has no descriptors left for a checkpoint (RLIMIT_NOFILE): it waits for some, and the log grows meanwhile"
+            ),
+            (true, true) => tracing::info!("there are descriptors for a checkpoint again"),
+            _ => {}
+        }
+        has_some
     }
 
     pub(super) fn checkpoint(&mut self) {

@@ -366,6 +366,12 @@ impl<Q> PipelineHandle<Q> {
         self.full.load(Ordering::Relaxed)
     }
 
+    /// How long the log has waited for the disk to write or sync; 0 if it does not.
+    #[must_use]
+    pub fn disk_waited(&self) -> Duration {
+        self.stats.under_way.age()
+    }
+
     /// Bytes submitted and not applied yet.
     #[must_use]
     pub fn in_flight_bytes(&self) -> usize {
@@ -549,7 +555,10 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
             notifications,
             in_flight: Arc::default(),
             full: Arc::default(),
-            stats: Arc::new(Stats::of(store.bases().iter().map(|(&group, base)| (group, base.applied.index)))),
+            stats: Arc::new(Stats::of(
+                store.bases().iter().map(|(&group, base)| (group, base.applied.index)),
+                Arc::clone(node.log().under_way()),
+            )),
         };
         let unwritten = Arc::<AtomicUsize>::default();
         let outcome = Outcome {
@@ -593,6 +602,7 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
             checkpoints,
             unwritten: Arc::clone(&unwritten),
             tells_stored: true,
+            is_held_up: false,
             is_told: true,
             last_checkpoint: (now, 0),
             wanted: false,

@@ -373,6 +373,9 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
         let log = self.node.log();
         self.stats.show_syncs(log.syncs());
         self.stats.log_bytes.store(log.bytes(), Ordering::Relaxed);
+        if log.is_overlong() {
+            self.stats.descriptors_missing.fetch_add(1, Ordering::Relaxed);
+        }
         self.outcome.commits.count(&self.stats.commit_times, now);
     }
 
@@ -398,9 +401,9 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
         // The store has them in its journal, and then in its tables.
         let room = self.config.free_bytes_reserve / CHECKPOINT_RESERVE_SHARE + 2 * bytes as u64;
         // A disk that fails says so when it is written to.
-        let has_room = !self.node.log().free_bytes().is_ok_and(|free| free < room);
+        let has_room = !self.node.log().free_bytes().is_ok_and(|free| free < room) && self.node.log().can_open_more();
         if !has_room {
-            tracing::debug!(room, "there is no room on disk for another node's checkpoint");
+            tracing::debug!(room, "there is no room on disk for another node's checkpoint, or no descriptor");
         }
         has_room
     }

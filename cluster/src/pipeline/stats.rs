@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::group::{GroupStatus, Role};
 use crate::identity::{GroupId, NodeId};
+use crate::log::UnderWay;
 use crate::times::Times;
 
 /// What the pipeline did, for metrics.
@@ -18,6 +19,8 @@ pub struct Stats {
     pub sync_nanoseconds: AtomicU64,
     /// The same, by how long each took.
     pub sync_times: Times,
+    /// What the log waits for now.
+    pub under_way: Arc<UnderWay>,
     /// From submitting a command to its commit, where this node leads. One command of a group at a time is watched.
     pub commit_times: Times,
     /// Commands committed.
@@ -28,6 +31,8 @@ pub struct Stats {
     pub free_bytes: AtomicU64,
     /// Checkpoints completed.
     pub checkpoints: AtomicU64,
+    /// Times that a checkpoint, or a new segment of the log, was due and found no descriptor.
+    pub descriptors_missing: AtomicU64,
     /// Segments removed.
     pub segments_purged: AtomicU64,
     /// Snapshots of other nodes that were wanted and not got, or that were older than what was there.
@@ -101,11 +106,11 @@ impl GroupFigures {
 }
 
 impl Stats {
-    /// Of these groups, with up to where each is applied.
-    pub(super) fn of(groups: impl IntoIterator<Item = (GroupId, u64)>) -> Self {
+    /// Of these groups, with up to where each is applied, and of the log that waits so.
+    pub(super) fn of(groups: impl IntoIterator<Item = (GroupId, u64)>, under_way: Arc<UnderWay>) -> Self {
         let counts =
             |(group, applied): (_, u64)| (group, GroupCounts { applied: applied.into(), ..Default::default() });
-        Self { counts: groups.into_iter().map(counts).collect(), ..Self::default() }
+        Self { counts: groups.into_iter().map(counts).collect(), under_way, ..Self::default() }
     }
 
     /// What happened to a group.
@@ -219,7 +224,7 @@ mod tests {
         let peer = |node, matched, active| PeerStatus { node: NodeId(node), matched, active };
         // The fourth is a learner.
         let peers = vec![peer(1, 20, false), peer(2, 19, true), peer(3, 5, false), peer(4, 0, true)];
-        let stats = Stats::of([(GROUP, 17)]);
+        let stats = Stats::of([(GROUP, 17)], Arc::default());
         stats.show_groups(NodeId(1), [(GROUP, status(Role::Leader { ready: true }, peers))].into_iter());
         let expected = GroupFigures {
             group: GROUP,
@@ -238,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_follower_tells_whether_it_knows_a_leader_and_nobody_tells_of_groups_elsewhere() {
-        let stats = Stats::of([(GROUP, 0)]);
+        let stats = Stats::of([(GROUP, 0)], Arc::default());
         let orphan = status(Role::Follower { leader: None }, Vec::new());
         stats.show_groups(NodeId(1), [(GROUP, orphan.clone())].into_iter());
         let [seen] = &stats.groups()[..] else { panic!("one") };

@@ -167,9 +167,9 @@ fn a_node_with_a_full_disk_ends_when_it_is_to() {
     stop_in_time(pipeline);
 }
 
-/// F10: on a disk that somebody else filled, beyond the reserve as well.
+/// F10: on a disk that somebody else filled, beyond the reserve as well; and in a process that can open nothing more.
 #[test]
-fn a_checkpoint_waits_for_room_on_the_disk() {
+fn a_checkpoint_waits_for_room_on_the_disk_and_for_descriptors() {
     let disk = SimDisk::new();
     let log: Arc<dyn Disk> = Arc::new(disk.clone());
     let store = StateStore::in_memory(&MemoryState::default(), Arc::clone(&log)).expect("opened");
@@ -194,7 +194,10 @@ fn a_checkpoint_waits_for_room_on_the_disk() {
     disk.set_free_bytes(Some(99_999));
     assert!(!run(&mut pipeline, 2000), "there is no room");
     disk.set_free_bytes(Some(100_000));
-    assert!(run(&mut pipeline, 2200));
+    disk.set_out_of_descriptors(true);
+    assert!(!run(&mut pipeline, 2200), "there is no descriptor");
+    disk.set_out_of_descriptors(false);
+    assert!(run(&mut pipeline, 2400));
 }
 
 /// Keeps what somebody else fetches.

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use fjall::{Database, Keyspace, PersistMode, Readable, Snapshot};
+use fjall::{Database, Keyspace, LsmError, PersistMode, Readable, Snapshot};
 
 use super::{Pair, StateError, Write, base_key, data_prefix, parse_base};
+use crate::disk::is_out_of_descriptors;
 use crate::group::CheckpointBase;
 use crate::identity::GroupId;
 
@@ -34,7 +36,7 @@ impl Backend {
     /// One value as of now.
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
         match self {
-            Self::Fjall { data, .. } => Ok(data.get(key)?.map(|value| value.to_vec())),
+            Self::Fjall { data, .. } => patiently(|| Ok(data.get(key)?.map(|value| value.to_vec()))),
             Self::Memory(state) => Ok(state.lock().get(key)),
         }
     }
@@ -47,7 +49,7 @@ impl Backend {
                     let (key, value) = guard.into_inner()?;
                     Ok((key.to_vec(), value.to_vec()))
                 };
-                data.range(from..until).take(pairs_max).map(pair).collect()
+                patiently(|| data.range(from..until).take(pairs_max).map(pair).collect())
             }
             Self::Memory(state) => Ok(state.lock().range(from, until, pairs_max)),
         }
@@ -82,6 +84,31 @@ impl Backend {
                 state.lock().sync(usize::MAX);
                 Ok(())
             }
+        }
+    }
+}
+
+/// Time until something is read again that found no descriptor.
+const READ_PAUSE: Duration = Duration::from_millis(100);
+
+/// Reads until there is a descriptor for the table that is wanted, if only that was missing: whoever reads for a group cannot go on
+/// without, and would end the process.
+fn patiently<T>(read: impl Fn() -> Result<T, fjall::Error>) -> Result<T, StateError> {
+    let mut is_said = false;
+    loop {
+        match read() {
+            Err(fjall::Error::Io(error) | fjall::Error::Storage(LsmError::Io(error)))
+                if is_out_of_descriptors(&error) =>
+            {
+                if !std::mem::replace(&mut is_said, true) {
+                    tracing::error!(
+                        %error,
+                        "a table of the stored state cannot be opened (RLIMIT_NOFILE): it is tried again until it can be"
+                    );
+                }
+                std::thread::sleep(READ_PAUSE);
+            }
+            result => return Ok(result?),
         }
     }
 }
@@ -233,5 +260,32 @@ impl MemoryState {
         let kept = kept(pairs.unsynced.len());
         pairs.sync(kept);
         pairs.unsynced.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::io;
+
+    use rustix::io::Errno;
+
+    use super::*;
+
+    /// F10: a table that cannot be opened for want of a descriptor is no failure of the store.
+    #[test]
+    fn what_finds_no_descriptor_is_read_again_and_what_fails_is_not() {
+        let tries = Cell::new(0);
+        let read = |error: fn(io::Error) -> fjall::Error, errno: Errno| {
+            tries.set(0);
+            let result = patiently(|| match tries.replace(tries.get() + 1) {
+                0 => Err(error(errno.into())),
+                _ => Ok(7),
+            });
+            (result.ok(), tries.get())
+        };
+        assert_eq!(read(|error| fjall::Error::Storage(LsmError::Io(error)), Errno::MFILE), (Some(7), 2));
+        assert_eq!(read(fjall::Error::Io, Errno::NFILE), (Some(7), 2));
+        assert_eq!(read(fjall::Error::Io, Errno::IO), (None, 1));
     }
 }

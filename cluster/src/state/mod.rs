@@ -22,7 +22,9 @@ pub use backend::{MemoryState, PairIter, StateReader};
 pub use snapshot::{SnapshotStreamError, Unpacked, chunks, collect, cut};
 
 use self::backend::Backend;
-use crate::disk::{Disk, SyncSite, forget_cached_in, make_durable_directory, sync_directory};
+use crate::disk::{
+    AppendFile, Disk, SyncSite, forget_cached_in, is_out_of_descriptors, make_durable_directory, sync_directory,
+};
 use crate::group::{CheckpointBase, Configuration};
 use crate::identity::GroupId;
 use crate::log::LogId;
@@ -32,6 +34,12 @@ const MANIFEST_NEW: &str = "manifest-new";
 
 /// The manifest is rewritten when it has grown beyond this.
 const MANIFEST_BYTES_MAX: usize = 64 * 1024;
+
+/// Tables of the store that are kept open, unless somebody says how many. fjall itself would keep 900.
+pub const OPEN_TABLES_MAX: usize = 64;
+
+/// Fewer are no use to it.
+pub const OPEN_TABLES_MIN: usize = 10;
 
 /// What [`StateStore::fill`] has in memory at a time, but for a value that is longer.
 const FILL_BYTES: usize = 1024 * 1024;
@@ -98,6 +106,8 @@ pub struct StateStore {
     disk: Arc<dyn Disk>,
     bases: BTreeMap<GroupId, CheckpointBase>,
     manifest: Length,
+    /// Stays open once it is there: what the store has taken must not wait for a descriptor to be listed.
+    manifest_file: Option<Box<dyn AppendFile>>,
     /// The checkpoint of each group that the manifest lists for sure, whatever a power cut takes.
     listed: BTreeMap<GroupId, u64>,
 }
@@ -156,9 +166,21 @@ impl StateStore {
     /// # Errors
     /// The disk failed, or a completed checkpoint is not all there.
     pub fn open(directory: &Path, disk: Arc<dyn Disk>) -> Result<Self, StateError> {
+        Self::open_within(directory, disk, OPEN_TABLES_MAX)
+    }
+
+    /// The same, with at most so many tables kept open, and [`OPEN_TABLES_MIN`] at least.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_within(directory: &Path, disk: Arc<dyn Disk>, open_tables_max: usize) -> Result<Self, StateError> {
         make_durable_directory(directory, SyncSite::StateDirectory)?;
         forget_cached_in(directory)?;
-        let database = Database::builder(directory).cache_size(16 * 1024 * 1024).worker_threads(1).open()?;
+        let database = Database::builder(directory)
+            .cache_size(16 * 1024 * 1024)
+            .max_cached_files(Some(open_tables_max.max(OPEN_TABLES_MIN)))
+            .worker_threads(1)
+            .open()?;
         let data = database.keyspace("groups", KeyspaceCreateOptions::default)?;
         // fjall syncs the directory of its keyspaces before it makes any in it: without this, a power cut may take them.
         sync_directories(directory)?;
@@ -176,7 +198,8 @@ impl StateStore {
     fn over(backend: Backend, disk: Arc<dyn Disk>) -> Result<Self, StateError> {
         let manifest = read_manifest(&*disk)?;
         let (bases, listed) = (BTreeMap::new(), manifest.listed_safely());
-        let mut store = Self { backend, disk, bases, manifest: manifest.length, listed };
+        let manifest_file = (manifest.length.bytes > 0).then(|| disk.append_to(MANIFEST)).transpose()?;
+        let mut store = Self { backend, disk, bases, manifest: manifest.length, manifest_file, listed };
         store.check_chain(&manifest.listed())?;
         Ok(store)
     }
@@ -231,6 +254,9 @@ impl StateStore {
     /// The disk failed. The process must end: what the disk has now is unknown.
     pub fn write(&mut self, checkpoints: Vec<Checkpoint>) -> Result<(), StateError> {
         let mut lines = String::new();
+        if self.manifest_file.is_none() {
+            self.manifest_file = Some(self.disk.append_to(MANIFEST)?);
+        }
         for Checkpoint { group, base, writes, replace } in checkpoints {
             let mut batch = Vec::with_capacity(writes.len() + 1);
             let prefix = data_prefix(group);
@@ -284,10 +310,17 @@ impl StateStore {
 
     fn write_manifest(&mut self, lines: &str) -> io::Result<()> {
         if self.manifest.bytes + lines.len() > MANIFEST_BYTES_MAX {
-            return self.rewrite_manifest();
+            match self.disk.append_to(MANIFEST_NEW) {
+                Ok(file) => return self.rewrite_manifest(file),
+                // Nothing is wrong with the old one but its length.
+                Err(error) if is_out_of_descriptors(&error) => {
+                    tracing::warn!(%error, "the manifest cannot be rewritten yet, and becomes longer");
+                }
+                Err(error) => return Err(error),
+            }
         }
         let new = self.manifest.bytes == 0;
-        let mut file = self.disk.append_to(MANIFEST)?;
+        let file = self.manifest_file.as_mut().expect("opened before anything is written");
         file.append(lines.as_bytes())?;
         file.sync(SyncSite::ManifestLines)?;
         if new {
@@ -298,7 +331,8 @@ impl StateStore {
         Ok(())
     }
 
-    fn rewrite_manifest(&mut self) -> io::Result<()> {
+    /// Into a `file` that takes its place.
+    fn rewrite_manifest(&mut self, mut file: Box<dyn AppendFile>) -> io::Result<()> {
         let lines = |synced| -> String {
             let bases = self.bases.iter().map(|(&group, base)| (group, base.applied.index));
             bases.map(|(group, applied)| line(group, applied, applied, synced)).collect()
@@ -306,12 +340,12 @@ impl StateStore {
         // All of it is safe before it has its name.
         let bytes = lines(0).len();
         let lines = lines(bytes);
-        let mut file = self.disk.append_to(MANIFEST_NEW)?;
         file.truncate(0)?;
         file.append(lines.as_bytes())?;
         file.sync(SyncSite::ManifestRewritten)?;
         self.disk.rename(MANIFEST_NEW, MANIFEST)?;
         self.disk.sync_directory(SyncSite::ManifestReplaced)?;
+        self.manifest_file = Some(file);
         self.manifest = Length { bytes, synced: bytes };
         Ok(())
     }
@@ -613,6 +647,28 @@ mod tests {
             let refused = StateStore::in_memory(&state, Arc::new(damaged)).expect_err("refused");
             assert!(matches!(refused, StateError::Manifest { line: 2 }), "{refused}");
         }
+        StateStore::in_memory(&state, Arc::new(disk)).expect("opened");
+    }
+
+    /// F10: what the store has taken is listed without another descriptor, and a manifest that is to be rewritten waits for one.
+    #[test]
+    fn checkpoints_are_listed_while_no_file_can_be_opened() {
+        let disk = SimDisk::new();
+        let (store, state, _) = with_two_writes(&disk);
+        drop(store);
+        let mut store = StateStore::in_memory(&state, Arc::new(disk.clone())).expect("opened");
+        disk.set_out_of_descriptors(true);
+        store.write(vec![checkpoint(1, 7, "a")]).expect("written");
+        let bytes = std::mem::replace(&mut store.manifest.bytes, MANIFEST_BYTES_MAX);
+        store.manifest.synced = bytes;
+        store.write(vec![checkpoint(1, 8, "a")]).expect("written to the old one");
+        disk.set_out_of_descriptors(false);
+        assert_eq!(read_manifest(&disk).expect("read").listed()[&GroupId(1)], 8);
+        store.write(vec![checkpoint(1, 9, "a")]).expect("written");
+        assert!(store.manifest.bytes < 100, "rewritten");
+        store.write(vec![checkpoint(1, 10, "a")]).expect("written to the new one");
+        disk.power_cycle(|_, _| 0);
+        assert_eq!(read_manifest(&disk).expect("read").listed()[&GroupId(1)], 10);
         StateStore::in_memory(&state, Arc::new(disk)).expect("opened");
     }
 

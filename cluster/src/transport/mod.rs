@@ -126,7 +126,15 @@ pub struct TransportConfig {
     pub snapshots_max: usize,
     /// Connections accepted at once, from all peers.
     pub connections_max: usize,
+    /// Those of them that have not shown a certificate yet; the oldest makes room for the next.
+    pub strangers_max: usize,
 }
+
+/// Connections accepted at once, by [`TransportConfig::new`].
+pub const CONNECTIONS_MAX: usize = 1024;
+
+/// Those of them that have proved nothing, by [`TransportConfig::new`]. With fewer it is too easy to keep peers out.
+pub const STRANGERS_MIN: usize = 64;
 
 /// Bytes of the longest frame, by [`TransportConfig::new`]. Nodes that speak with each other have the same.
 pub const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -152,7 +160,8 @@ impl TransportConfig {
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_secs(2),
             snapshots_max: 2,
-            connections_max: 1024,
+            connections_max: CONNECTIONS_MAX,
+            strangers_max: STRANGERS_MIN,
         }
     }
 
@@ -614,16 +623,22 @@ async fn accept(listener: TcpListener, service: PeerService) {
         Err(error) => return tracing::error!("cannot listen for peers: {error}"),
     };
     let mut connections = Accepted::default();
+    let mut is_failing = false;
     loop {
         let (socket, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!("cannot accept a peer: {error}");
+                // Once, until it succeeds: it may fail for as long as there are no descriptors.
+                if !std::mem::replace(&mut is_failing, true) {
+                    tracing::warn!("cannot accept a peer: {error}");
+                }
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        if !connections.make_room(service.shared.config.connections_max, &service.shared.stats) {
+        is_failing = false;
+        let config = &service.shared.config;
+        if !connections.make_room(config.connections_max, config.strangers_max, &service.shared.stats) {
             continue;
         }
         let proven = Proven::default();

@@ -78,12 +78,17 @@ pub(super) struct Accepted {
 }
 
 impl Accepted {
-    /// Whether there is room for one more; the oldest stranger makes it, if there are as many as may be. Whoever has none is counted.
-    pub fn make_room(&mut self, connections_max: usize, stats: &TransportStats) -> bool {
-        if self.by_age.len() >= connections_max {
+    /// Whether there is room for one more; the oldest stranger makes it, if there are as many as may be, of all or of strangers. Whoever has
+    /// none is counted.
+    pub fn make_room(&mut self, connections_max: usize, strangers_max: usize, stats: &TransportStats) -> bool {
+        let is_full = |by_age: &VecDeque<(AbortHandle, Proven)>| {
+            let strangers = by_age.iter().filter(|(_, proven)| !proven.is_set()).count();
+            by_age.len() >= connections_max || strangers >= strangers_max
+        };
+        if is_full(&self.by_age) {
             self.by_age.retain(|(task, _)| !task.is_finished());
         }
-        if self.by_age.len() >= connections_max {
+        if is_full(&self.by_age) {
             count(&stats.refused_connections);
             let stranger = self.by_age.iter().position(|(_, proven)| !proven.is_set());
             let Some((stranger, _)) = stranger.and_then(|at| self.by_age.remove(at)) else {

@@ -65,6 +65,12 @@ fn nodes_with_certificates_of_one_authority_are_a_cluster_and_one_of_another_is_
     wait_for("they are taken up without a word", || {
         cluster.nodes[1].said("new certificates for the links between nodes are in use")
     });
+    std::fs::write(own.join("n2.crt"), "no certificate\n").expect("written");
+    wait_for("who waits for alerts hears that they are refused", || {
+        let reloads = cluster.nodes[1].counters("kentongan_tls_reloads_total");
+        reloads.contains(&("refused".to_owned(), 1)) && reloads.contains(&("applied".to_owned(), 1))
+    });
+    assert_eq!(cluster.nodes[1].gauge("kentongan_cluster_members"), 3);
     let foreign_environment = environment(&foreign, "n3");
     cluster.nodes[2].kill();
     cluster.nodes[2].set_environment(foreign_environment);

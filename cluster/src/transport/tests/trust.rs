@@ -118,6 +118,27 @@ fn strangers_keep_no_peer_out() {
     assert_eq!(one.numbers(&two, Class::Append, 1), [8], "no peer made room for them");
 }
 
+/// Far below what all may have, who has shown nothing makes room for the next: else they would take the descriptors that others need.
+///
+/// Abuse: [peers-tls]
+#[test]
+fn strangers_have_a_bound_of_their_own() {
+    let authority = Authority::new();
+    let directory = tempfile::tempdir().unwrap();
+    let tls = Some(authority.write(directory.path(), "n1"));
+    let one = start(TransportConfig { tls, strangers_max: 4, connect_timeout: 4 * DEADLINE, ..config(1) });
+    let address = one.transport.local_address();
+    let strangers: Vec<_> = (0..6).map(|_| TcpStream::connect(address).unwrap()).collect();
+    for (number, mut stranger) in strangers.iter().enumerate().take(2) {
+        stranger.set_read_timeout(Some(DEADLINE)).unwrap();
+        assert_eq!(stranger.read(&mut [0]).unwrap(), 0, "{number} made room");
+    }
+    for mut stranger in &strangers[2..] {
+        stranger.set_nonblocking(true).unwrap();
+        assert_eq!(stranger.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    }
+}
+
 /// Abuse: [peers-tls]
 #[test]
 fn a_node_of_another_cluster_is_refused() {
