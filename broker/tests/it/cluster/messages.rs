@@ -301,7 +301,8 @@ fn what_waits_for_retained_messages_is_not_overtaken_when_its_subscription_goes(
 #[test]
 fn more_than_a_frame_waits_for_a_session_that_comes_to_any_node() {
     const MESSAGES: u16 = 20;
-    let cluster = Cluster::start();
+    // The client acknowledges nothing: all of it is under way at once.
+    let cluster = Cluster::advertised(3, &[("KENTONGAN_SESSION__OUT_BUFFER_BYTES_MAX", "40000000")]);
     let (mut subscriber, _) = cluster.nodes[0].persistent("camera");
     subscriber.subscribe("pictures", QoS::AtLeastOnce);
     drop(subscriber);

@@ -260,7 +260,8 @@ fn what_a_member_refuses_goes_to_nobody_else() {
     assert_eq!(shared.publish(), Some(0));
     let items = vec![AcknowledgeItem { kind: 4, packet_id: 1, reason: 0x97 }];
     let (client_id, epoch) = ("m0".to_owned(), shared.epochs["m0"]);
-    assert_eq!(shared.script.apply(Command::Acknowledge(Acknowledge { client_id, epoch, items })), []);
+    let effects = shared.script.apply(Command::Acknowledge(Acknowledge { client_id, epoch, items }));
+    assert_eq!(beside_settled(effects), []);
     assert_eq!(routes(&shared.disconnect("m0", Some(0))), 0);
     assert_eq!(shared.script.state.bodies.len(), 0);
 }
