@@ -359,7 +359,8 @@ settings! {
         /// Size of a packet before a CONNECT was accepted, that is, of the CONNECT itself.
         pub packet_bytes_before_connect_max: NonZeroU32 = nonzero_u32(64 * KIB as u32) => reloaded,
         /// Bytes that may wait for the socket of a client that reads too slowly, before its messages go to its
-        /// queue instead.
+        /// queue instead. Of a persistent session also what is sent before the client acknowledges some: so many bytes,
+        /// or one message that is larger. A client far away gets no more than that in each of its round trips.
         pub out_buffer_bytes_max: u64 = 4 * MIB,
         /// User Properties of one packet.
         pub user_properties_max: u32 = 128 => reloaded,

@@ -27,6 +27,7 @@ use super::outboxes::Outboxes;
 use super::pushes::Pushes;
 use super::read_ahead::ReadAhead;
 use super::share_loads::ChangedLoads;
+use super::under_way::UnderWay;
 use crate::connection_key::ConnectionKey;
 use crate::ending::Ending;
 use crate::later;
@@ -148,6 +149,8 @@ pub struct Machine {
     events: Vec<Vec<Told>>,
     /// Events for the arbiters of other nodes.
     pushes: Pushes,
+    /// What was sent to clients, and what waits until they have acknowledged some of it.
+    under_way: UnderWay,
     /// Up to where the log of each group was there when this process started.
     reread: BTreeMap<u16, u64>,
     /// A checkpoint is wanted by somebody who waits for it.
@@ -195,6 +198,7 @@ impl Machine {
             retry_in: RETRY_TICKS,
             events: Vec::new(),
             pushes: Pushes::default(),
+            under_way: UnderWay::default(),
             reread: BTreeMap::new(),
             wants_checkpoint: false,
             outboxes_held: None,
@@ -398,11 +402,15 @@ impl Machine {
     /// To the arbiter that serves a session, here or elsewhere, unless it has still to say what it has: then it will be
     /// sent what is missing.
     pub(super) fn push_to(&mut self, shared: &Shared, group: u16, owner: Owner, event: Event) {
-        let connection = connection_of(owner);
-        if shared.cluster.is_some() && !self.pushes.is_synced(group, owner.node, connection) {
-            return;
+        if self.is_synced(shared, group, owner) {
+            let arbiter = connection_of(owner).arbiter();
+            self.send(shared, group, (owner.node, owner.incarnation, arbiter), 0, event);
         }
-        self.send(shared, group, (owner.node, owner.incarnation, connection.arbiter()), 0, event);
+    }
+
+    /// Whether the arbiter that serves a session has said what it has.
+    fn is_synced(&self, shared: &Shared, group: u16, owner: Owner) -> bool {
+        shared.cluster.is_none() || self.pushes.is_synced(group, owner.node, connection_of(owner))
     }
 
     fn send(&mut self, shared: &Shared, group: u16, to: (u64, u64, u16), lane: u64, event: Event) {
@@ -432,6 +440,7 @@ impl Machine {
         let Some((group, places)) = self.pushes.synced(node, &resync, places) else {
             return;
         };
+        self.under_way.restart_all_in(group, node, resync.arbiter as u16, &places);
         let mut effects = Vec::new();
         let released = state.answer_resync(node, &resync, &places, &mut effects);
         let shared = self.shared();
@@ -645,6 +654,7 @@ impl StateMachine for Machine {
             shared.submitter.led(group.0);
         }
         self.pushes.lead(group.0, term);
+        self.under_way.forget(group.0);
         self.begin_if_due();
         if let Some(node) = me {
             self.on_group_role(group.0, Some(term));
@@ -661,6 +671,7 @@ impl StateMachine for Machine {
         }
         self.led.remove(&group.0);
         self.pushes.follow(group.0);
+        self.under_way.forget(group.0);
         self.outboxes.forget(group.0);
         self.unrouted.remove(&group.0);
         self.loads.forget(group.0);

@@ -16,6 +16,7 @@ pub(crate) mod search;
 mod seeds;
 mod share_loads;
 pub(crate) mod start;
+mod under_way;
 mod unreached;
 
 pub use health::Health;

@@ -110,6 +110,27 @@ pub enum Effect {
     },
     /// A message of the window is to be sent.
     Deliver(Box<Delivery>),
+    /// A connection has a message of the window already: it is not sent, and is under way like one that is.
+    HasBeenSent {
+        /// To whom.
+        owner: Owner,
+        /// Packet Identifier.
+        packet_id: PacketId,
+        /// Of the message.
+        weight_bytes: usize,
+    },
+    /// A client has acknowledged a message, by PUBACK or PUBREC: it is under way no more.
+    Settled {
+        /// Which one's.
+        owner: Owner,
+        /// Packet Identifier.
+        packet_id: PacketId,
+    },
+    /// A connection with messages in its window has let go of its session: nothing is under way to it any more.
+    LetGo {
+        /// Which one.
+        owner: Owner,
+    },
     /// PUBREC, PUBREL or PUBCOMP may leave.
     Acknowledge {
         /// To whom.

@@ -640,6 +640,7 @@ impl ArbiterState {
             share: None,
         };
         if self.had_directly(key, delivery)
+            || self.expired_on_its_way(delivery)
             || self.is_kept_from(key, publication.topic, terms.qos)
             || !self.write_own_encoding(key, &mut publication, terms, Some(delivery.packet_id), delivery.dup)
         {
@@ -657,6 +658,16 @@ impl ArbiterState {
                 self.schedule_flush();
             }
         }
+    }
+
+    /// Whether a message expired before anybody began to send it [MQTT-3.3.2-5]: its group's leader may have had to wait for the client.
+    /// Then it is counted as dropped.
+    fn expired_on_its_way(&mut self, delivery: &DeliverPersistent) -> bool {
+        let expired = !delivery.dup && delivery.expires_at_ms.is_some_and(|at| at <= self.now_ms);
+        if expired {
+            self.counters.messages_dropped.inc(DropReason::Expired);
+        }
+        expired
     }
 
     /// Messages of shared subscriptions that a member leaves unacknowledged go to another one (P11), except QoS 2

@@ -790,7 +790,9 @@ fn a_persistent_session_closed_by_a_stall_resumes_with_its_messages() {
     // More than fits into the kernel's buffers is in flight at once.
     const MESSAGES: u16 = 200;
     // More than the pauses of a client that reads, however busy its machine is.
-    let broker = Broker::with_environment(&[], &[("KENTONGAN_SESSION__STALLED_SECONDS_MAX", "3")]);
+    let settings =
+        [("KENTONGAN_SESSION__STALLED_SECONDS_MAX", "3"), ("KENTONGAN_SESSION__OUT_BUFFER_BYTES_MAX", "40000000")];
+    let broker = Broker::with_environment(&[], &settings);
     let mut asked = connect(ProtocolVersion::V5, "stalled");
     asked.clean_start = false;
     asked.properties.session_expiry_interval = Some(3600);

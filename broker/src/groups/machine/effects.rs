@@ -95,8 +95,22 @@ impl Machine {
                     expires_at_ms: delivery.expiry_left_ms.map(|left| now_ms + left),
                     shared: Some(delivery.shared),
                 };
-                self.deliver(shared, group, owner, delivery);
+                // Who has still to say what it has is sent all that is missing then.
+                if self.is_synced(shared, group, owner)
+                    && let Some(delivery) = self.under_way.offer(group, owner, delivery, under_way_bytes_max(shared))
+                {
+                    self.deliver(shared, group, owner, delivery);
+                }
             }
+            Effect::HasBeenSent { owner, packet_id, weight_bytes } => {
+                self.under_way.has_been_sent(group, owner, packet_id, weight_bytes);
+            }
+            Effect::Settled { owner, packet_id } => {
+                for delivery in self.under_way.settled(group, owner, packet_id, under_way_bytes_max(shared)) {
+                    self.deliver(shared, group, owner, delivery);
+                }
+            }
+            Effect::LetGo { owner } => self.under_way.restart(group, owner),
             Effect::Acknowledge { owner, epoch, kind, packet_id, reason } => {
                 let connection = connection_of(owner);
                 if kind == AckKind::PubRec && reason.is_error() {
@@ -167,6 +181,7 @@ impl Machine {
 
     fn opened(&mut self, shared: &Shared, group: u16, opened: OpenedSession) {
         let owner = opened.owner;
+        self.under_way.restart(group, owner);
         let connection = connection_of(owner);
         let subscriptions = opened.subscriptions.into_iter().map(outcome).collect();
         let opened = Opened {
@@ -180,6 +195,11 @@ impl Machine {
         };
         self.push_to(shared, group, owner, opened.into());
     }
+}
+
+/// What may be under way to one connection: as much as its out-buffer is for.
+fn under_way_bytes_max(shared: &Shared) -> usize {
+    usize::try_from(shared.settings.session.out_buffer_bytes_max).unwrap_or(usize::MAX)
 }
 
 fn outcome(outcome: FilterOutcome) -> SubscribeOutcome {

@@ -434,6 +434,9 @@ impl GroupState {
             return;
         };
         disown(&mut self.owned, Some(owner), client_id);
+        if session.outbound.in_flight() > 0 {
+            effects.push(Effect::LetGo { owner });
+        }
         session.to_resend.clear();
         session.sent_before.clear();
         // What was to end with the connection does so, whatever DISCONNECT says.

@@ -357,6 +357,7 @@ impl GroupState {
         }
         if let Some(entry) = settled {
             session.sent_before.remove(&packet_id);
+            effects.push(Effect::Settled { owner, packet_id });
             self.settle(number, &entry);
         }
     }

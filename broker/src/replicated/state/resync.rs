@@ -151,7 +151,11 @@ impl GroupState {
                     let delivery = delivery(entry, owner, epoch, packet_id, dup, self.latest_ms());
                     effects.push(Effect::Deliver(Box::new(delivery)));
                 }
-                _ => {}
+                (_, Some(entry)) => {
+                    let weight_bytes = entry.message.weight_bytes();
+                    effects.push(Effect::HasBeenSent { owner, packet_id, weight_bytes });
+                }
+                (_, None) => {}
             }
         }
     }

@@ -186,6 +186,12 @@ pub(super) fn deliveries(effects: &[Effect]) -> Vec<(u16, bool, String)> {
         .collect()
 }
 
+/// What follows but that messages are under way no more.
+pub(super) fn beside_settled(effects: Vec<Effect>) -> Vec<Effect> {
+    let is_other = |effect: &Effect| !matches!(effect, Effect::Settled { .. } | Effect::LetGo { .. });
+    effects.into_iter().filter(is_other).collect()
+}
+
 pub(super) fn sent(id: u16, dup: bool, payload: &str) -> (u16, bool, String) {
     (id, dup, payload.to_owned())
 }
@@ -276,6 +282,35 @@ fn the_window_is_filled_at_apply_and_by_acknowledgements() {
     script.disconnect(epoch, false);
     let (_, effects) = script.connect_with_will(false, 100, None);
     assert_eq!(deliveries(&effects), [sent(2, true, "two"), sent(3, true, "three")], "again, with DUP, in order");
+}
+
+/// A leader sends no more than it is told of in this way that the client has acknowledged, and keeps nothing for one that is gone.
+#[test]
+fn what_is_under_way_to_a_client_ends_by_its_acknowledgement_or_with_its_connection() {
+    let mut script = Script::new();
+    let opened = script.connect(true, 100);
+    let (owner, epoch) = (opened.owner, opened.epoch);
+    script.subscribe(epoch, "t", false);
+    let mut twice = script.message("two");
+    twice.message.as_mut().expect("a message").qos = 2;
+    script.publish("one");
+    script.lane_batch(vec![LaneMessage { number: 3, ..twice }]);
+    let of_these = |effects: Vec<Effect>| -> Vec<Effect> {
+        let is_one = |effect: &Effect| matches!(effect, Effect::Settled { .. } | Effect::LetGo { .. });
+        effects.into_iter().filter(is_one).collect()
+    };
+    let settled = |number| Effect::Settled { owner, packet_id: PacketId::new(number).expect("not zero") };
+    assert_eq!(of_these(script.acknowledge(epoch, 4, 1)), [settled(1)]);
+    assert_eq!(of_these(script.acknowledge(epoch, 4, 1)), [], "there is no such message any more");
+    assert_eq!(of_these(script.acknowledge(epoch, 5, 2)), [settled(2)]);
+    assert_eq!(of_these(script.acknowledge(epoch, 5, 2)), []);
+    assert_eq!(of_these(script.acknowledge(epoch, 7, 2)), [], "PUBREC has settled it");
+    script.lane = 3;
+    script.publish("three");
+    assert_eq!(of_these(script.disconnect(epoch, false)), [Effect::LetGo { owner }]);
+    let epoch = script.connect(false, 100).epoch;
+    script.acknowledge(epoch, 4, 3);
+    assert_eq!(of_these(script.disconnect(epoch, false)), [], "it had nothing");
 }
 
 /// The log says "identifier 17 is acknowledged": after a restart that must be the same message as before.
@@ -948,7 +983,7 @@ fn a_message_expires_in_the_queue_and_not_in_the_window() {
     }
     script.tick(6_000);
     let effects = script.acknowledge(epoch, 4, 1);
-    assert_eq!(effects, [Effect::Dropped { reason: Drop::Expired, count: 1 }]);
+    assert_eq!(beside_settled(effects), [Effect::Dropped { reason: Drop::Expired, count: 1 }]);
     script.disconnect(epoch, false);
     let (_, effects) = script.connect_with_will(false, 100, None);
     assert_eq!(deliveries(&effects), [sent(2, true, "two")]);

@@ -51,6 +51,73 @@ fn an_answer_to_what_is_published_behind_a_subscribe_arrives() {
     }
 }
 
+/// A client that acknowledges nothing is sent no more than `session.out_buffer_bytes_max`, or one message whatever its size: the rest waits
+/// in its session, and not in copies at the node of its connection. So it is under the next leader, which counts what was sent under the
+/// one before, and on the next connection. In the end it gets everything, in order.
+///
+/// Abuse: [stalled-subscriber]
+#[test]
+fn what_a_stalled_subscriber_is_sent_from_another_node_is_bounded_in_bytes() {
+    const MESSAGES: u16 = 30;
+    let settings = [("KENTONGAN_SESSION__OUT_BUFFER_BYTES_MAX", "262144")];
+    let cluster = Cluster::advertised(3, &settings);
+    let leader = cluster.leader_of("stalled");
+    let (owner, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let (mut stalled, _) = cluster.nodes[owner].persistent("stalled");
+    stalled.subscribe("big", QoS::AtLeastOnce);
+    let mut publisher = cluster.nodes[leader].client("publisher");
+    for number in 1..=MESSAGES {
+        let bytes = if number == 7 { 500_000 } else { 100_000 };
+        publisher.publish_acknowledged("big", &format!("{}{number}", " ".repeat(bytes)), qos1(number));
+    }
+    let number = |message: &Publish| {
+        let text = std::str::from_utf8(&message.payload).expect("our own");
+        (text.trim_start().parse::<u16>().expect("a number"), message.dup)
+    };
+    let numbers = |messages: &[Publish]| messages.iter().map(number).collect::<Vec<_>>();
+    // The answer is pushed behind all that goes without one.
+    let until_suback = |client: &mut Client| {
+        client.send(&Packet::Subscribe(subscribe(60_000, "other", QoS::AtLeastOnce)));
+        let mut sent = Vec::new();
+        loop {
+            match client.receive() {
+                Packet::Publish(message) => sent.push(message),
+                Packet::SubAck(_) => return sent,
+                other => panic!("PUBLISH or SUBACK expected, got {other:?}"),
+            }
+        }
+    };
+    let acknowledge = |client: &mut Client, message: &Publish| {
+        client.send(&Packet::PubAck(Ack::success(message.delivery.packet_id().expect("QoS 1"))));
+    };
+    let mut has = until_suback(&mut stalled);
+    assert_eq!(numbers(&has), [(1, false), (2, false)]);
+
+    let group = cluster.group_of("stalled").to_string();
+    cluster.admin(owner, &["transfer", &group, &cluster.nodes[other].name]).expect("it leads");
+    assert_eq!(numbers(&until_suback(&mut stalled)), [], "the next leader sends no more");
+    for next in 3..=6 {
+        acknowledge(&mut stalled, &has.remove(0));
+        has.push(stalled.expect_publish());
+        assert_eq!(number(&has[1]), (next, false));
+    }
+    acknowledge(&mut stalled, &has.remove(0));
+    assert_eq!(numbers(&until_suback(&mut stalled)), [], "the next one is larger than the bound");
+    acknowledge(&mut stalled, &has.remove(0));
+    assert_eq!(number(&stalled.expect_publish()), (7, false), "when nothing is before it");
+    assert_eq!(numbers(&until_suback(&mut stalled)), []);
+
+    drop(stalled);
+    let (mut stalled, present) = cluster.nodes[leader].persistent("stalled");
+    assert!(present);
+    let has = until_suback(&mut stalled);
+    assert_eq!(numbers(&has), [(7, true)]);
+    acknowledge(&mut stalled, &has[0]);
+    let rest = (8..=MESSAGES).map(|_| number(&stalled.take_publish()).0);
+    assert_eq!(rest.collect::<Vec<_>>(), Vec::from_iter(8..=MESSAGES));
+    stalled.expect_nothing();
+}
+
 /// What a new subscription finds on a topic, where there is as much as is wanted.
 fn retained_at(cluster: &Cluster, node: usize, filter: &str, wanted: usize) -> Vec<String> {
     let mut reader = cluster.nodes[node].client("reader");
@@ -234,7 +301,8 @@ fn what_waits_for_retained_messages_is_not_overtaken_when_its_subscription_goes(
 #[test]
 fn more_than_a_frame_waits_for_a_session_that_comes_to_any_node() {
     const MESSAGES: u16 = 20;
-    let cluster = Cluster::start();
+    // The client acknowledges nothing: all of it is under way at once.
+    let cluster = Cluster::advertised(3, &[("KENTONGAN_SESSION__OUT_BUFFER_BYTES_MAX", "40000000")]);
     let (mut subscriber, _) = cluster.nodes[0].persistent("camera");
     subscriber.subscribe("pictures", QoS::AtLeastOnce);
     drop(subscriber);

@@ -23,6 +23,11 @@ fn a_new_leader_sends_only_what_the_owner_has_not() {
     let mut effects = Vec::new();
     script.state.resync("c", owner, epoch, &has(&[1]), &mut effects);
     assert_eq!(deliveries(&effects), [sent(2, false, "two")]);
+    let under_way = |id| {
+        let (packet_id, message) = (PacketId::new(id).expect("not zero"), record(1, "one").into_message(0));
+        Effect::HasBeenSent { owner, packet_id, weight_bytes: message.weight_bytes() }
+    };
+    assert_eq!(effects[0], under_way(1), "it is sent no more than there is room for beside this");
     script.acknowledge(epoch, 5, 1);
     effects.clear();
     script.state.resync("c", owner, epoch, &has(&[1, 2]), &mut effects);
@@ -30,11 +35,11 @@ fn a_new_leader_sends_only_what_the_owner_has_not() {
         let (kind, reason) = (AckKind::PubRel, ReasonCode::Success);
         Effect::Acknowledge { owner, epoch, kind, packet_id: PacketId::new(id).expect("not zero"), reason }
     };
-    assert_eq!(effects, [pubrel(1)], "PUBREC was committed, PUBREL was not sent");
+    assert_eq!(effects, [pubrel(1), under_way(2)], "PUBREC was committed, PUBREL was not sent");
     effects.clear();
     let released = Has { released: has(&[1]).sent, ..has(&[1, 2]) };
     script.state.resync("c", owner, epoch, &released, &mut effects);
-    assert_eq!(effects, [], "it has everything");
+    assert_eq!(effects, [under_way(2)], "it has everything");
     script.disconnect(epoch, false);
     let opened = script.connect(false, 100);
     script.state.resync("c", opened.owner, opened.epoch, &has(&[]), &mut effects);

@@ -94,7 +94,7 @@ fn members_of_a_share_take_turns() {
         shared.script.restart();
     }
     assert_eq!(turns, [1, 2, 0, 1], "in the order of their names: m0, m1, m2");
-    let effects = shared.disconnect("m1", None);
+    let effects = beside_settled(shared.disconnect("m1", None));
     assert_eq!(effects, [Effect::ShareOnline { share: Arc::from("$share/g/t"), online: 2 }]);
     assert_eq!([shared.publish(), shared.publish()], [Some(0), Some(1)]);
 }
@@ -194,8 +194,8 @@ fn a_share_by_load_spares_the_member_with_most_before_it() {
     let (client_id, epoch) = ("m1".to_owned(), shared.epochs["m1"]);
     let effects = shared.script.apply(Command::Acknowledge(Acknowledge { client_id, epoch, items }));
     let share: Arc<str> = Arc::from("$share/g/t");
-    assert_eq!(effects, [Effect::ShareInFlight { share: Arc::clone(&share), least: 0 }]);
-    let effects = shared.disconnect("m1", None);
+    assert_eq!(beside_settled(effects), [Effect::ShareInFlight { share: Arc::clone(&share), least: 0 }]);
+    let effects = beside_settled(shared.disconnect("m1", None));
     let online = Effect::ShareOnline { share: Arc::clone(&share), online: 1 };
     assert_eq!(effects, [online, Effect::ShareInFlight { share, least: 2 }], "of those that may be picked");
 }
@@ -260,7 +260,8 @@ fn what_a_member_refuses_goes_to_nobody_else() {
     assert_eq!(shared.publish(), Some(0));
     let items = vec![AcknowledgeItem { kind: 4, packet_id: 1, reason: 0x97 }];
     let (client_id, epoch) = ("m0".to_owned(), shared.epochs["m0"]);
-    assert_eq!(shared.script.apply(Command::Acknowledge(Acknowledge { client_id, epoch, items })), []);
+    let effects = shared.script.apply(Command::Acknowledge(Acknowledge { client_id, epoch, items }));
+    assert_eq!(beside_settled(effects), []);
     assert_eq!(routes(&shared.disconnect("m0", Some(0))), 0);
     assert_eq!(shared.script.state.bodies.len(), 0);
 }

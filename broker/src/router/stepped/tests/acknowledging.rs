@@ -27,6 +27,10 @@ impl Subscriber {
     }
 
     fn deliver(&mut self, id: u16, qos: QoS) {
+        self.deliver_until(id, qos, false, None);
+    }
+
+    fn deliver_until(&mut self, id: u16, qos: QoS, dup: bool, expires_at_ms: Option<u64>) {
         let message = Message {
             identity: MessageIdentity { lane: 7, number: u64::from(id) },
             topic: Arc::from("t"),
@@ -42,11 +46,11 @@ impl Subscriber {
             epoch: 1,
             packet_id: PacketId::new(id).expect("not zero"),
             qos,
-            dup: false,
+            dup,
             retain: false,
             subscription_identifiers: Vec::new(),
             message: Arc::new(message),
-            expires_at_ms: None,
+            expires_at_ms,
             shared: Some(false),
         };
         self.event(Event::Deliver(vec![delivery]));
@@ -137,4 +141,24 @@ fn what_is_acknowledged_is_said_within_a_second() {
     assert_eq!(subscriber.unanswered().len(), 1);
     subscriber.arbiter.on_second();
     assert_eq!(subscriber.unanswered().len(), 2);
+}
+
+/// Its group's leader sends what a slow client has room for, and that may be too late. The group is told that it need not
+/// keep it. What was begun on an earlier connection is ended.
+///
+/// Conformance: [MQTT5-3.3.2-5]
+#[test]
+fn what_expired_before_it_was_sent_to_a_slow_client_is_not_sent() {
+    let mut subscriber = Subscriber::with(0, QoS::AtLeastOnce, 100);
+    subscriber.answered(1);
+    assert!(matches!(packets(&mut subscriber.client)[..], [Packet::ConnAck(_)]));
+    let now_ms = subscriber.arbiter.state.now_ms;
+    subscriber.deliver_until(1, QoS::AtLeastOnce, false, Some(now_ms));
+    assert_eq!(packets(&mut subscriber.client), []);
+    let said = subscriber.unanswered();
+    let [SessionCommand::Acknowledge(acknowledge)] = &said[..] else { panic!("{said:?}") };
+    assert_eq!(acknowledge.items.iter().map(|item| (item.kind, item.packet_id)).collect::<Vec<_>>(), [(4, 1)]);
+    subscriber.deliver_until(2, QoS::AtLeastOnce, true, Some(now_ms));
+    subscriber.deliver_until(3, QoS::AtLeastOnce, false, Some(now_ms + 60_000));
+    assert_eq!(packets(&mut subscriber.client).len(), 2);
 }
