@@ -152,7 +152,7 @@ const FENCE_SECONDS_MAX: u64 = 600;
 const STATUS_MAX: Duration = Duration::from_secs(2);
 
 /// Messages of each queue that are in memory at first.
-const FRONT_MESSAGES: usize = 64;
+pub(super) const FRONT_MESSAGES: usize = 64;
 
 /// Opens the data directory, takes up what is stored there, and begins to work: alone, or, where the settings name an
 /// address for other nodes, as one of a cluster, for whose formation it waits as long as `stop` is false.
@@ -950,7 +950,7 @@ mod tests {
 
     fn checkpoint(group: GroupId) -> Checkpoint {
         let base = CheckpointBase::new_group(Configuration::of([NodeId(1)]));
-        Checkpoint { group, base, writes: Vec::new(), replace: false }
+        Checkpoint { group, base, writes: Vec::new() }
     }
 
     /// What it has of a group that is not there any more is not made anew: it would vote again.
