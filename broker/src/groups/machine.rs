@@ -18,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use kentongan_cluster::pipeline::{Prepare, Prepared};
-use kentongan_cluster::state::{Spool, StateReader};
+use kentongan_cluster::state::Spool;
 use kentongan_cluster::{Configuration, GroupId, Incarnation, NodeId, StateMachine, Write};
 use kentongan_proto::mqtt::ReasonCode;
 
@@ -91,10 +91,9 @@ struct HeldByGroups {
     subscriptions_shared: i64,
 }
 
-/// How much of the sessions' queues is in memory, and where the rest is.
+/// How much of the sessions' queues is in memory.
 pub(crate) struct QueueMemory {
     bytes_max: usize,
-    reader: StateReader,
     /// When something was let go of last, how much was left.
     bytes_left: usize,
     /// Who reads pages before they are needed. `None`: they are read when they are.
@@ -103,8 +102,8 @@ pub(crate) struct QueueMemory {
 
 impl QueueMemory {
     /// Up to `bytes_max` there is no need to let go of anything.
-    pub(crate) fn new(bytes_max: usize, reader: StateReader) -> Self {
-        Self { bytes_max, reader, bytes_left: 0, read_ahead: None }
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Self { bytes_max, bytes_left: 0, read_ahead: None }
     }
 
     /// Whether so much came since something was let go of last that a checkpoint is due for it.

@@ -399,7 +399,7 @@ pub(crate) fn assemble_alone(
     let groups = restore_groups(store, &new_groups, config)?;
     let shared_cell = SharedCell::default();
     let (fenced, wait) = mpsc::channel();
-    let memory = queue_memory(&setting.settings, store);
+    let memory = queue_memory(&setting.settings);
     let machine = Machine::new(groups, config, memory, Arc::clone(&shared_cell), metrics.arbiter(), fenced, None);
     let machine = machine.ending_by(setting.on_end);
     Ok((Assembly { setting, slots, new_groups, shared_cell, fenced: wait, member: None }, machine))
@@ -427,7 +427,7 @@ pub(crate) fn assemble_member(
     let member = take_up(store, &me, membership, formation, &groups, &setting.clock)?;
     let shared_cell = SharedCell::default();
     let (fenced, wait) = mpsc::channel();
-    let memory = queue_memory(&setting.settings, store);
+    let memory = queue_memory(&setting.settings);
     let machine =
         Machine::new(groups, config, memory, Arc::clone(&shared_cell), metrics.arbiter(), fenced, Some(member));
     let machine = machine.ending_by(setting.on_end);
@@ -526,9 +526,9 @@ fn restore_groups(
     kept.into_iter().map(restore).collect()
 }
 
-fn queue_memory(settings: &Settings, store: &StateStore) -> QueueMemory {
+fn queue_memory(settings: &Settings) -> QueueMemory {
     let bytes_max = usize::try_from(settings.session.queue_memory_bytes_max).unwrap_or(usize::MAX);
-    QueueMemory::new(bytes_max, store.reader())
+    QueueMemory::new(bytes_max)
 }
 
 fn take_up(
