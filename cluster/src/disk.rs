@@ -61,6 +61,16 @@ pub trait Disk: Send + Sync {
     /// Those of the disk; `NotFound`.
     fn read(&self, name: &str) -> io::Result<Vec<u8>>;
 
+    /// What stands in a file from an offset on: so many bytes, or fewer at its end.
+    ///
+    /// # Errors
+    /// Those of the disk; `NotFound`.
+    fn read_at(&self, name: &str, offset: u64, count: usize) -> io::Result<Vec<u8>> {
+        let bytes = self.read(name)?;
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        Ok(bytes[from..from.saturating_add(count).min(bytes.len())].to_vec())
+    }
+
     /// Names of all files, sorted.
     ///
     /// # Errors
@@ -291,6 +301,21 @@ impl Disk for RealDisk {
         forget_cached(&file)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn read_at(&self, name: &str, offset: u64, count: usize) -> io::Result<Vec<u8>> {
+        let file = File::open(self.directory.join(name))?;
+        let (mut bytes, mut read) = (vec![0; count], 0);
+        while read < count {
+            match file.read_at(&mut bytes[read..], offset + read as u64) {
+                Ok(0) => break,
+                Ok(more) => read += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        bytes.truncate(read);
         Ok(bytes)
     }
 
@@ -678,6 +703,13 @@ impl Disk for SimDisk {
         let state = self.operate()?;
         let file = state.files.get(name).ok_or(io::ErrorKind::NotFound)?;
         Ok(locked(file).bytes.clone())
+    }
+
+    fn read_at(&self, name: &str, offset: u64, count: usize) -> io::Result<Vec<u8>> {
+        let state = self.operate()?;
+        let file = locked(state.files.get(name).ok_or(io::ErrorKind::NotFound)?);
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(file.bytes.len());
+        Ok(file.bytes[from..from.saturating_add(count).min(file.bytes.len())].to_vec())
     }
 
     fn list(&self) -> io::Result<Vec<String>> {

@@ -19,7 +19,7 @@ use kentongan_cluster::formation::{Formation, Ledger, Proposal, Terms};
 use kentongan_cluster::group::{CheckpointBase, Configuration};
 use kentongan_cluster::log::LogId;
 use kentongan_cluster::pipeline::{NoPeers, Prepared};
-use kentongan_cluster::state::Checkpoint;
+use kentongan_cluster::state::{Checkpoint, MemoryState, Spool, Spooler, cut};
 use kentongan_cluster::transport::ClusterId;
 use kentongan_cluster::{GroupId, NodeId, Pipeline, PipelineConfig, StateMachine, StateStore, Write};
 
@@ -54,6 +54,7 @@ fn expectation(site: SyncSite) -> Expectation {
         ),
         SyncSite::ManifestLines | SyncSite::ManifestName => Needed(cut_after_manifest_lines),
         SyncSite::ManifestRewritten | SyncSite::ManifestReplaced => Needed(cut_after_a_manifest_was_rewritten),
+        SyncSite::SnapshotSpooled | SyncSite::SnapshotSpooledName => Needed(cut_while_a_snapshot_is_installed),
         SyncSite::Promise | SyncSite::PromiseName => Needed(cut_after_a_promise),
         SyncSite::Formation | SyncSite::FormationName => Needed(cut_after_a_formation),
         SyncSite::DataDirectory
@@ -86,7 +87,7 @@ fn each_sync_is_needed_or_harmless_for_a_reason() {
 /// P1, F2, F3, F9: with all syncs in place, nothing of the above goes wrong.
 #[test]
 fn nothing_applied_is_lost_whenever_the_power_goes() {
-    let scenarios: [Scenario; 9] = [
+    let scenarios: [Scenario; 10] = [
         cut_at_any_operation,
         cut_after_a_sync_in_the_background,
         cut_with_a_checkpoint_ahead_of_the_log,
@@ -94,6 +95,7 @@ fn nothing_applied_is_lost_whenever_the_power_goes() {
         cut_after_checkpoints,
         cut_after_manifest_lines,
         cut_after_a_manifest_was_rewritten,
+        cut_while_a_snapshot_is_installed,
         cut_after_a_promise,
         cut_after_a_formation,
     ];
@@ -145,7 +147,7 @@ impl StateMachine for Recorder {
 
     fn members(&mut self, _: GroupId, _: &Configuration) {}
 
-    fn restore(&mut self, _: GroupId, _: u64, _: &[(Vec<u8>, Vec<u8>)], _: Prepared) {}
+    fn restore(&mut self, _: GroupId, _: u64, _: &Arc<Spool>, _: Prepared) {}
 
     fn checkpoint(&mut self, _: GroupId) -> Option<Vec<Write>> {
         if !self.keeps_checkpoints || self.stored == self.commands.len() {
@@ -433,8 +435,7 @@ fn write_checkpoints(ignored: Option<SyncSite>, groups: u16, checkpoints: u64) -
             applied: LogId { index: applied, term: 1 },
             configuration: Configuration::of([NodeId(1)]),
         };
-        let one =
-            |group| Checkpoint { group: GroupId(group), base: base.clone(), writes: vec![write()], replace: false };
+        let one = |group| Checkpoint { group: GroupId(group), base: base.clone(), writes: vec![write()] };
         store.write((0..groups).map(one).collect()).expect("written");
     }
     drop(store);
@@ -457,6 +458,33 @@ fn cut_after_a_manifest_was_rewritten(ignored: Option<SyncSite>) -> Result<(), F
     let lines_bytes = usize::from(groups) * "100 1 0 01234567\n".len();
     let fit = (manifest_bytes_max / lines_bytes) as u64;
     (fit..fit + 4).try_for_each(|checkpoints| write_checkpoints(ignored, groups, checkpoints))
+}
+
+/// The store has begun to replace what it had, and has nothing but the file to go on with.
+fn cut_while_a_snapshot_is_installed(ignored: Option<SyncSite>) -> Result<(), Failure> {
+    let base =
+        |index| CheckpointBase { applied: LogId { index, term: 1 }, configuration: Configuration::of([NodeId(1)]) };
+    for operations in (1..200).step_by(3) {
+        let (state, disk) = (MemoryState::default(), SimDisk::new());
+        disk.ignore_sync(ignored);
+        let on_disk: Arc<dyn Disk> = Arc::new(disk.clone());
+        let mut store = StateStore::in_memory(&state, Arc::clone(&on_disk)).expect("opened");
+        let writes = vec![(b"old".to_vec(), Some(b"old".to_vec()))];
+        store.write(vec![Checkpoint { group: GROUP, base: base(5), writes }]).expect("written");
+        disk.cut_power_after(operations);
+        let pairs = (0..20_u8).map(|number| Ok((vec![number], vec![number; 100_000])));
+        let taken = Spooler::new(on_disk, store.reader(), 1, 0).take_in(GROUP, cut(&base(9), Box::new(pairs)));
+        let is_installed = taken.is_ok_and(|spool| store.install(&spool).is_ok());
+        drop(store);
+        state.power_cut(|_| 0);
+        let left = disk.after_power_cut(Unsynced::Lost, Unsynced::Lost);
+        let store = StateStore::in_memory(&state, Arc::new(left)).map_err(|error| format!("refused: {error}"))?;
+        let (index, pairs) = (store.bases()[&GROUP].applied.index, store.load(GROUP).expect("loaded").len());
+        if !matches!((index, pairs, is_installed), (5, 1, false) | (9, 20, _)) {
+            return Err(format!("the store is at {index} with {pairs} pairs"));
+        }
+    }
+    Ok(())
 }
 
 /// The node whose promises are tried.

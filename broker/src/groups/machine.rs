@@ -18,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use kentongan_cluster::pipeline::{Prepare, Prepared};
-use kentongan_cluster::state::StateReader;
+use kentongan_cluster::state::Spool;
 use kentongan_cluster::{Configuration, GroupId, Incarnation, NodeId, StateMachine, Write};
 use kentongan_proto::mqtt::ReasonCode;
 
@@ -27,7 +27,11 @@ use super::outboxes::Outboxes;
 use super::pushes::Pushes;
 use super::read_ahead::ReadAhead;
 use super::share_loads::ChangedLoads;
+<<<<<<< HEAD
 use super::under_way::UnderWay;
+=======
+use super::start::FRONT_MESSAGES;
+>>>>>>> snap
 use crate::connection_key::ConnectionKey;
 use crate::ending::Ending;
 use crate::later;
@@ -37,7 +41,7 @@ use crate::peers::wire::{EventKind, Forwarded, OutboxAnswered, Resync};
 use crate::plants::{Plant, is_planted};
 use crate::replicated::command::{self, Command, Owner};
 use crate::replicated::effect::Effect;
-use crate::replicated::rows::GroupRows;
+use crate::replicated::rows::SpooledRows;
 use crate::replicated::state::{GroupConfig, GroupState, LET_GO_MESSAGES_MAX, OUTBOX_LANE};
 use crate::replicated::store::RestoreError;
 use crate::replicated::submitter::{Asker, OutboxTarget, Query};
@@ -91,10 +95,9 @@ struct HeldByGroups {
     subscriptions_shared: i64,
 }
 
-/// How much of the sessions' queues is in memory, and where the rest is.
+/// How much of the sessions' queues is in memory.
 pub(crate) struct QueueMemory {
     bytes_max: usize,
-    reader: StateReader,
     /// When something was let go of last, how much was left.
     bytes_left: usize,
     /// Who reads pages before they are needed. `None`: they are read when they are.
@@ -103,8 +106,8 @@ pub(crate) struct QueueMemory {
 
 impl QueueMemory {
     /// Up to `bytes_max` there is no need to let go of anything.
-    pub(crate) fn new(bytes_max: usize, reader: StateReader) -> Self {
-        Self { bytes_max, reader, bytes_left: 0, read_ahead: None }
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Self { bytes_max, bytes_left: 0, read_ahead: None }
     }
 
     /// Whether so much came since something was let go of last that a checkpoint is due for it.
@@ -804,26 +807,26 @@ impl StateMachine for Machine {
 
     fn prepare(&self) -> Prepare {
         let config = self.config;
-        Arc::new(move |group, pairs| {
-            let state = (group != GroupId::DIRECTORY).then(|| GroupState::restore(config, pairs));
+        Arc::new(move |group, spool| {
+            let rows = || Arc::new(SpooledRows(Arc::clone(spool)));
+            let state = (group != GroupId::DIRECTORY).then(|| GroupState::resume(config, rows(), FRONT_MESSAGES));
             Box::new(state)
         })
     }
 
-    fn restore(&mut self, group: GroupId, index: u64, pairs: &[(Vec<u8>, Vec<u8>)], prepared: Prepared) {
+    fn restore(&mut self, group: GroupId, index: u64, spool: &Arc<Spool>, prepared: Prepared) {
         if group == GroupId::DIRECTORY {
-            return self.restore_directory(pairs);
+            return self.restore_directory(spool);
         }
         let Ok(Some(state)) = prepared.downcast::<RestoredState>().map(|restored| *restored) else {
             unreachable!("it was prepared above");
         };
         match state {
             Ok(state) if later::feature_levels().check(state.level()).is_err() => self.end_over_level(state.level()),
-            Ok(mut state) => {
+            Ok(state) => {
                 if let Some(member) = &mut self.member {
                     member.restored(group.0, index, &state);
                 }
-                state.keep_in(Arc::new(GroupRows { reader: self.memory.reader.clone(), group }));
                 if let Some(before) = self.groups.insert(group.0, state) {
                     let_go(before);
                 }

@@ -12,6 +12,7 @@ use kentongan_cluster::interest::{LinkId, SourceId, Version};
 use kentongan_cluster::lane::Incoming;
 use kentongan_cluster::lease::Standing;
 use kentongan_cluster::membership::{Membership, Output, WaitError, Wish, wire};
+use kentongan_cluster::state::Spool;
 use kentongan_cluster::transport::{ClusterId, PeerAddress};
 use kentongan_cluster::{Configuration, GroupId, Incarnation, NodeId, Write};
 
@@ -461,11 +462,14 @@ impl Machine {
         }
     }
 
-    pub(super) fn restore_directory(&mut self, pairs: &[(Vec<u8>, Vec<u8>)]) {
+    pub(super) fn restore_directory(&mut self, spool: &Spool) {
         let now_ns = self.now_ns();
-        if let Some(member) = &mut self.member
-            && let Err(error) = member.restore_directory(now_ns, pairs)
-        {
+        let Some(member) = &mut self.member else {
+            return;
+        };
+        let stored = spool.get(STATE_KEY).map_err(anyhow::Error::from);
+        let pairs = stored.map(|value| Vec::from_iter(value.map(|value| (STATE_KEY.to_vec(), value))));
+        if let Err(error) = pairs.and_then(|pairs| member.restore_directory(now_ns, &pairs)) {
             tracing::error!(%error, "the directory that another node sent cannot be used");
             kentongan_cluster::ending::abort();
         }

@@ -153,7 +153,7 @@ const FENCE_SECONDS_MAX: u64 = 600;
 const STATUS_MAX: Duration = Duration::from_secs(2);
 
 /// Messages of each queue that are in memory at first.
-const FRONT_MESSAGES: usize = 64;
+pub(super) const FRONT_MESSAGES: usize = 64;
 
 /// Opens the data directory, takes up what is stored there, and begins to work: alone, or, where the settings name an
 /// address for other nodes, as one of a cluster, for whose formation it waits as long as `stop` is false.
@@ -429,7 +429,7 @@ pub(crate) fn assemble_alone(
     let groups = restore_groups(store, &new_groups, config)?;
     let shared_cell = SharedCell::default();
     let (fenced, wait) = mpsc::channel();
-    let memory = queue_memory(&setting.settings, store);
+    let memory = queue_memory(&setting.settings);
     let machine = Machine::new(groups, config, memory, Arc::clone(&shared_cell), metrics.arbiter(), fenced, None);
     let machine = machine.ending_by(setting.on_end);
     Ok((Assembly { setting, slots, new_groups, shared_cell, fenced: wait, member: None }, machine))
@@ -457,7 +457,7 @@ pub(crate) fn assemble_member(
     let member = take_up(store, &me, membership, formation, &groups, &setting.clock)?;
     let shared_cell = SharedCell::default();
     let (fenced, wait) = mpsc::channel();
-    let memory = queue_memory(&setting.settings, store);
+    let memory = queue_memory(&setting.settings);
     let machine =
         Machine::new(groups, config, memory, Arc::clone(&shared_cell), metrics.arbiter(), fenced, Some(member));
     let machine = machine.ending_by(setting.on_end);
@@ -550,9 +550,9 @@ fn restore_groups(
     kept.into_iter().map(restore).collect()
 }
 
-fn queue_memory(settings: &Settings, store: &StateStore) -> QueueMemory {
+fn queue_memory(settings: &Settings) -> QueueMemory {
     let bytes_max = usize::try_from(settings.session.queue_memory_bytes_max).unwrap_or(usize::MAX);
-    QueueMemory::new(bytes_max, store.reader())
+    QueueMemory::new(bytes_max)
 }
 
 fn take_up(
@@ -990,7 +990,7 @@ mod tests {
 
     fn checkpoint(group: GroupId) -> Checkpoint {
         let base = CheckpointBase::new_group(Configuration::of([NodeId(1)]));
-        Checkpoint { group, base, writes: Vec::new(), replace: false }
+        Checkpoint { group, base, writes: Vec::new() }
     }
 
     /// What it has of a group that is not there any more is not made anew: it would vote again.

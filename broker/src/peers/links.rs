@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kentongan_cluster::interest::LinkId;
-use kentongan_cluster::pipeline::{Fetched, Peers as RaftPeers};
+use kentongan_cluster::pipeline::{FetchError, Fetched, Peers as RaftPeers};
 use kentongan_cluster::transport::{
     Class, ClusterId, Direction, Event, Incoming, LinkEpoch, PeerAddress, SendError, Sink, Transport,
 };
-use kentongan_cluster::{GroupId, NodeId, PipelineHandle, state};
+use kentongan_cluster::{GroupId, NodeId, PipelineHandle};
 use kentongan_proto::peer::Kind;
 use prost::Message as _;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
@@ -165,8 +165,8 @@ impl RaftPeers for RaftLinks {
 
     fn fetch_snapshot(&mut self, from: NodeId, group: GroupId, fetched: Fetched) {
         let transport = self.transport.clone();
-        // All of a snapshot is in memory, more than once, so those of several groups are fetched one after the other. The directory is
-        // small, and nothing goes on without it.
+        // Each takes room on the disk, and what it is made into takes memory, so those of several groups are fetched one after the other.
+        // The directory is small, and nothing goes on without it.
         let turn = (group != GroupId::DIRECTORY).then(|| Arc::clone(&self.turn));
         let (hand_over, handed_over) = mpsc::sync_channel::<Fetched>(1);
         let fetch = move || {
@@ -174,11 +174,8 @@ impl RaftPeers for RaftLinks {
                 return;
             };
             let _turn = turn.as_ref().map(|turn| turn.lock().unwrap_or_else(PoisonError::into_inner));
-            let collected = state::collect(group, transport.fetch_snapshot(from, group, 0));
-            if let Err(error) = &collected {
-                tracing::warn!(%group, %from, %error, "a snapshot could not be fetched; it is tried again");
-            }
-            fetched(collected.ok());
+            let chunks = transport.fetch_snapshot(from, group, 0);
+            fetched(Some(&mut chunks.map(|chunk| chunk.map_err(FetchError::from))));
         };
         match std::thread::Builder::new().name("snapshot".into()).spawn(fetch) {
             // It waits for just this.
@@ -339,6 +336,7 @@ mod tests {
     use crossbeam::channel::{Receiver, Sender, unbounded};
     use kentongan_cluster::FeatureLevels;
     use kentongan_cluster::data_dir::DataDir;
+    use kentongan_cluster::pipeline::FetchedChunks;
     use kentongan_cluster::transport::{Asked, LocalIdentity, PeerHello, Responder, SnapshotChunks, TransportConfig};
     use proptest::prelude::*;
 
@@ -399,7 +397,8 @@ mod tests {
         let (ended, ends) = unbounded();
         let mut fetch = |group: GroupId| {
             let ended = ended.clone();
-            let fetched = move |_| {
+            let fetched = move |chunks: Option<FetchedChunks<'_>>| {
+                chunks.into_iter().flatten().for_each(drop);
                 let _ = ended.send(group);
             };
             links.fetch_snapshot(NodeId(2), group, Box::new(fetched));

@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use kentongan_cluster::GroupId;
-use kentongan_cluster::state::{Pair, StateError, StateReader};
+use kentongan_cluster::state::{Pair, Spool, StateError, StateReader};
 
 /// Rows of one group in the order of their keys. Reading may wait for a disk.
 pub trait StoredRows: fmt::Debug + Send + Sync {
@@ -76,7 +77,21 @@ impl StoredRows for GroupRows {
     }
 }
 
-/// Those that came from another node.
+/// Those that came from another node: in their file, and once the store has them, there.
+#[derive(Debug)]
+pub struct SpooledRows(pub Arc<Spool>);
+
+impl StoredRows for SpooledRows {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
+        self.0.get(key)
+    }
+
+    fn range(&self, from: &[u8], until: &[u8], pairs_max: usize) -> Result<Vec<Pair>, StateError> {
+        self.0.range(from, until, pairs_max)
+    }
+}
+
+/// Those that came from another node, all of them in memory.
 #[derive(Debug)]
 pub(super) struct Pairs<'a>(Cow<'a, [Pair]>);
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kentongan_cluster::pipeline::{Prepare, Prepared};
+use kentongan_cluster::state::Spool;
 use kentongan_cluster::{Configuration, GroupId, NodeId, StateMachine, Write};
 
 use crate::drops;
@@ -200,10 +201,10 @@ impl StateMachine for Watched {
         self.machine.prepare()
     }
 
-    fn restore(&mut self, group: GroupId, index: u64, pairs: &[(Vec<u8>, Vec<u8>)], prepared: Prepared) {
+    fn restore(&mut self, group: GroupId, index: u64, spool: &Arc<Spool>, prepared: Prepared) {
         self.complete(group);
         self.replicas.lock().unwrap_or_else(PoisonError::into_inner).restored += 1;
-        self.machine.restore(group, index, pairs, prepared);
+        self.machine.restore(group, index, spool, prepared);
     }
 
     fn checkpoint(&mut self, group: GroupId) -> Option<Vec<Write>> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use kentongan_cluster::directory::command::MemberRecord;
 use kentongan_cluster::disk::{Disk, SimDisk, SyncSite, Unsynced};
 use kentongan_cluster::formation::{Formation, Terms};
-use kentongan_cluster::pipeline::{Inline, InlineError};
+use kentongan_cluster::pipeline::{FetchError, Inline, InlineError};
 use kentongan_cluster::state::{MemoryState, StateReader, StateStore};
 use kentongan_cluster::transport::ClusterId;
 use kentongan_cluster::{GroupId, NodeId};
@@ -468,8 +468,8 @@ impl Process {
     pub(super) fn checkpoint(
         &self,
         group: GroupId,
-    ) -> Option<(kentongan_cluster::CheckpointBase, Vec<kentongan_cluster::state::Pair>)> {
+    ) -> Option<impl Iterator<Item = Result<bytes::Bytes, FetchError>> + use<>> {
         let chunks = kentongan_cluster::state::chunks(&self.reader, group).ok()?;
-        kentongan_cluster::state::collect(group, chunks).ok()
+        Some(chunks.map(|chunk| chunk.map_err(FetchError::from)))
     }
 }

@@ -53,6 +53,10 @@ sites! {
     StateKeyspaces = "state_keyspaces",
     /// The batches of a checkpoint.
     StateBatches = "state_batches",
+    /// A snapshot of another node's in its file, before the store begins to take it over.
+    SnapshotSpooled = "snapshot_spooled",
+    /// The name of that file.
+    SnapshotSpooledName = "snapshot_spooled_name",
     /// The lines that say a checkpoint is complete.
     ManifestLines = "manifest_lines",
     /// The name of the first manifest.

@@ -13,13 +13,19 @@ use crate::disk::Disk;
 use crate::group::CheckpointBase;
 use crate::identity::GroupId;
 use crate::log::LogId;
-use crate::state::{Checkpoint, StateError, StateStore};
+use crate::state::{Checkpoint, Spool, StateError, StateStore};
 
 /// How often the state machine hears that time passes.
 pub(super) const TICK: Duration = Duration::from_millis(100);
 
 /// What part of the reserve of free space must be there for a checkpoint.
 pub(super) const CHECKPOINT_RESERVE_SHARE: u64 = 8;
+
+/// What the checkpoint thread is to write.
+pub(super) enum ToWrite {
+    Checkpoints(Vec<Checkpoint>),
+    Install(Arc<Spool>),
+}
 
 pub(super) struct Applier<M: StateMachine> {
     pub(super) machine: M,
@@ -31,7 +37,7 @@ pub(super) struct Applier<M: StateMachine> {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) in_flight: Arc<AtomicUsize>,
     pub(super) stats: Arc<Stats>,
-    pub(super) checkpoints: Sender<Vec<Checkpoint>>,
+    pub(super) checkpoints: Sender<ToWrite>,
     /// Checkpoints that are to be written, the one that is being written among them.
     pub(super) unwritten: Arc<AtomicUsize>,
     /// Whether the state machine hears of it when all are.
@@ -114,15 +120,15 @@ impl<M: StateMachine> Applier<M> {
     }
 
     /// The group goes on from another node's checkpoint, which is written here before Raft hears of it.
-    fn install(&mut self, group: GroupId, FetchedState { base, pairs, prepared }: FetchedState) {
+    fn install(&mut self, group: GroupId, FetchedState { spool, prepared }: FetchedState) {
+        let base = spool.base().clone();
         debug_assert!(self.is_new(group, base.applied), "an older one is refused where it comes in");
-        self.machine.restore(group, base.applied.index, &pairs, prepared);
+        self.machine.restore(group, base.applied.index, &spool, prepared);
         self.machine.members(group, &base.configuration);
         self.applied(group, base.applied);
-        self.applied.insert(group, base.clone());
         self.checkpointed.insert(group, base.applied.index);
-        let writes = pairs.into_iter().map(|(key, value)| (key, Some(value))).collect();
-        self.write(vec![Checkpoint { group, base, writes, replace: true }]);
+        self.applied.insert(group, base);
+        self.write(ToWrite::Install(spool));
     }
 
     /// `position` is 0 where only time passed.
@@ -176,19 +182,19 @@ impl<M: StateMachine> Applier<M> {
             // Entries that changed nothing keep the log as well, until a checkpoint says so.
             let advanced = self.checkpointed.insert(group, base.applied.index) != Some(base.applied.index);
             if advanced || !writes.is_empty() {
-                checkpoints.push(Checkpoint { group, base: base.clone(), writes, replace: false });
+                checkpoints.push(Checkpoint { group, base: base.clone(), writes });
             }
         }
         if !checkpoints.is_empty() {
-            self.write(checkpoints);
+            self.write(ToWrite::Checkpoints(checkpoints));
         }
     }
 
-    fn write(&mut self, checkpoints: Vec<Checkpoint>) {
+    fn write(&mut self, write: ToWrite) {
         self.is_told = false;
         self.unwritten.fetch_add(1, Ordering::Relaxed);
         // Fails only if the thread is gone, which ends the process.
-        drop(self.checkpoints.send(checkpoints));
+        drop(self.checkpoints.send(write));
     }
 }
 
@@ -198,22 +204,23 @@ impl<M: StateMachine> Applier<M> {
 /// The disk failed: the process must end.
 pub(super) fn write_checkpoints<Q>(
     store: &mut StateStore,
-    checkpoints: Vec<Checkpoint>,
+    write: ToWrite,
     completed: &Ringing<Submission<Q>>,
     stats: &Stats,
 ) -> Result<(), StateError> {
-    let (mut bases, mut installed) = (Vec::new(), Vec::new());
-    for Checkpoint { group, base, replace, .. } in &checkpoints {
-        if *replace { &mut installed } else { &mut bases }.push((*group, base.clone()));
-    }
-    store.write(checkpoints)?;
+    let written = match write {
+        ToWrite::Checkpoints(checkpoints) => {
+            let bases = checkpoints.iter().map(|checkpoint| (checkpoint.group, checkpoint.base.clone())).collect();
+            store.write(checkpoints)?;
+            Submission::Checkpointed(bases)
+        }
+        ToWrite::Install(spool) => {
+            store.install(&spool)?;
+            Submission::Installed(spool.group(), spool.base().clone())
+        }
+    };
     stats.checkpoints.fetch_add(1, Ordering::Relaxed);
-    // These fail only at the end, when the log stays as it is.
-    for (group, base) in installed {
-        drop(completed.send(Submission::Installed(group, base)));
-    }
-    if !bases.is_empty() {
-        drop(completed.send(Submission::Checkpointed(bases)));
-    }
+    // Fails only at the end, when the log stays as it is.
+    drop(completed.send(written));
     Ok(())
 }

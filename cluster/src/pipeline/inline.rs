@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crossbeam::channel::Receiver;
 
-use super::apply::{Applier, write_checkpoints};
+use super::apply::{Applier, ToWrite, write_checkpoints};
 use super::raft::{ROUND_BYTES_MAX, RaftThread};
 use super::{Item, Parts, Peers, PipelineConfig, PipelineHandle, Round, StartError, StateMachine, Submission};
 use crate::disk::Disk;
@@ -31,7 +31,7 @@ pub struct Inline<M: StateMachine, P: Peers> {
     store: StateStore,
     submitted: Receiver<Submission<M::Query>>,
     notified: Receiver<M::Query>,
-    to_write: Receiver<Vec<Checkpoint>>,
+    to_write: Receiver<ToWrite>,
     handle: PipelineHandle<M::Query>,
     /// A round found no room on the disk, and comes before anything else.
     full: bool,
@@ -213,18 +213,21 @@ impl<M: StateMachine, P: Peers> Inline<M, P> {
     /// # Errors
     /// The process would have ended.
     pub fn turn_checkpoint(&mut self) -> Result<bool, InlineError> {
-        let Ok(checkpoints) = self.to_write.try_recv() else {
+        let Ok(write) = self.to_write.try_recv() else {
             return Ok(false);
         };
-        if self.purges_early && checkpoints.iter().all(|checkpoint| !checkpoint.replace) {
-            let bases = checkpoints.iter().map(|checkpoint| (checkpoint.group, checkpoint.base.clone())).collect();
-            drop(self.handle.submissions.send(Submission::Checkpointed(bases)));
-            self.store.write(std::mem::replace(&mut self.unwritten, checkpoints))?;
-        } else {
-            if !self.unwritten.is_empty() {
-                self.store.write(std::mem::take(&mut self.unwritten))?;
+        match write {
+            ToWrite::Checkpoints(checkpoints) if self.purges_early => {
+                let bases = checkpoints.iter().map(|checkpoint| (checkpoint.group, checkpoint.base.clone())).collect();
+                drop(self.handle.submissions.send(Submission::Checkpointed(bases)));
+                self.store.write(std::mem::replace(&mut self.unwritten, checkpoints))?;
             }
-            write_checkpoints(&mut self.store, checkpoints, &self.handle.submissions, &self.handle.stats)?;
+            write => {
+                if !self.unwritten.is_empty() {
+                    self.store.write(std::mem::take(&mut self.unwritten))?;
+                }
+                write_checkpoints(&mut self.store, write, &self.handle.submissions, &self.handle.stats)?;
+            }
         }
         self.applier.unwritten.fetch_sub(1, std::sync::atomic::Ordering::Release);
         Ok(true)

@@ -24,7 +24,7 @@ use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 pub use self::inline::{Inline, InlineError};
 pub use self::stats::{GroupCounts, GroupFigures, Stats};
 
-use self::apply::{Applier, TICK, write_checkpoints};
+use self::apply::{Applier, CHECKPOINT_RESERVE_SHARE, TICK, ToWrite, write_checkpoints};
 use self::bell::{Bell, Ringing};
 use self::raft::{Outcome, RAFT_TICK, ROUND_BYTES_MAX, ROUND_INTERVAL_MIN, RaftThread};
 use crate::disk::Disk;
@@ -32,7 +32,7 @@ use crate::group::{CheckpointBase, Configuration, GroupStatus, HandOverError, Ta
 use crate::identity::{GroupId, NodeId};
 use crate::log::LogId;
 use crate::node::{Node, NodeConfig, OpenError};
-use crate::state::{Checkpoint, Pair, StateError, StateStore, Write};
+use crate::state::{Checkpoint, Spool, Spooler, StateError, StateStore, Write};
 use crate::transport::Credit;
 
 /// Bytes submitted and not yet applied above which submitters should pause.
@@ -80,9 +80,9 @@ pub trait StateMachine: Send + 'static {
         Arc::new(|_, _| Box::new(()))
     }
 
-    /// Replaces the state of a group by what another node had after the entry at `index`: `pairs`, and what [`Self::prepare`] made of
-    /// them.
-    fn restore(&mut self, group: GroupId, index: u64, pairs: &[Pair], prepared: Prepared);
+    /// Replaces the state of a group by what another node had after the entry at `index`: what is in `spool`, and what [`Self::prepare`]
+    /// made of it.
+    fn restore(&mut self, group: GroupId, index: u64, spool: &Arc<Spool>, prepared: Prepared);
 
     /// What changed in a group since this was last asked; empty if nothing did.
     /// `None`: not now, what was applied since the last one stays in the log.
@@ -101,17 +101,23 @@ pub trait StateMachine: Send + 'static {
 pub type Prepared = Box<dyn Any + Send>;
 
 /// Makes it, from all that the checkpoint has of a group.
-pub type Prepare = Arc<dyn Fn(GroupId, &[Pair]) -> Prepared + Send + Sync>;
+pub type Prepare = Arc<dyn Fn(GroupId, &Arc<Spool>) -> Prepared + Send + Sync>;
 
 /// A checkpoint of another node's.
 struct FetchedState {
-    base: CheckpointBase,
-    pairs: Vec<Pair>,
+    spool: Arc<Spool>,
     prepared: Prepared,
 }
 
-/// What became of the fetch of a checkpoint: everything in it, or nothing.
-pub type Fetched = Box<dyn FnOnce(Option<(CheckpointBase, Vec<Pair>)>) + Send>;
+/// Why a checkpoint that is fetched broke off.
+pub type FetchError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A checkpoint as it comes. It is whole only if it ends without an error.
+pub type FetchedChunks<'a> = &'a mut dyn Iterator<Item = Result<Bytes, FetchError>>;
+
+/// Takes in what is fetched of a checkpoint, chunk by chunk, as [`crate::state::chunks`] makes them; or hears that nothing is. Waits for
+/// who sends it, and for the disk.
+pub type Fetched = Box<dyn FnOnce(Option<FetchedChunks<'_>>) + Send>;
 
 /// The way to other nodes. Nothing here may block.
 pub trait Peers: Send + 'static {
@@ -428,8 +434,8 @@ impl<Q: Send + 'static> Pipeline<Q> {
         let (rounds, committed) = bells.apply.channel();
         let (completed, stats) = (handle.submissions.clone(), Arc::clone(&handle.stats));
         let checkpoints = move || {
-            for checkpoints in &to_write {
-                if let Err(error) = write_checkpoints(&mut store, checkpoints, &completed, &stats) {
+            for write in &to_write {
+                if let Err(error) = write_checkpoints(&mut store, write, &completed, &stats) {
                     give_up("writing a checkpoint", &error);
                 }
                 unwritten.fetch_sub(1, Ordering::Release);
@@ -491,12 +497,7 @@ fn give_up(what: &str, error: &dyn std::fmt::Display) -> ! {
 /// A group begins with a checkpoint that says who its members are.
 fn make_groups(config: &PipelineConfig, store: &mut StateStore) -> Result<(), StateError> {
     let new = config.groups.iter().filter(|(group, _)| !store.bases().contains_key(group));
-    let first = new.map(|(group, members)| Checkpoint {
-        group: *group,
-        base: first_base(members),
-        writes: Vec::new(),
-        replace: false,
-    });
+    let first = new.map(|(group, members)| Checkpoint { group: *group, base: first_base(members), writes: Vec::new() });
     let first: Vec<_> = first.collect();
     if first.is_empty() { Ok(()) } else { store.write(first) }
 }
@@ -520,7 +521,7 @@ struct Parts<M: StateMachine, P> {
     bells: Bells,
     submitted: Receiver<Submission<M::Query>>,
     notified: Receiver<M::Query>,
-    to_write: Receiver<Vec<Checkpoint>>,
+    to_write: Receiver<ToWrite>,
     handle: PipelineHandle<M::Query>,
     unwritten: Arc<AtomicUsize>,
 }
@@ -569,6 +570,12 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
             own: config.node,
             submissions: handle.submissions.clone(),
             prepare: machine.prepare(),
+            spooler: Spooler::new(
+                Arc::clone(&disk),
+                store.reader(),
+                config.seed,
+                config.free_bytes_reserve / CHECKPOINT_RESERVE_SHARE,
+            ),
             outstanding: BTreeMap::new(),
             commits: Default::default(),
             leaders: BTreeMap::new(),

@@ -11,13 +11,15 @@ use bytes::Bytes;
 use super::apply::CHECKPOINT_RESERVE_SHARE;
 use super::bell::Ringing;
 use super::stats::{self, CommitWatch};
-use super::{FetchedState, Item, Opening, Peers, PipelineConfig, Prepare, Round, Stats, Submission, give_up};
+use super::{
+    FetchedChunks, FetchedState, Item, Opening, Peers, PipelineConfig, Prepare, Round, Stats, Submission, give_up,
+};
 use crate::disk::SyncSite;
 use crate::group::{CheckpointBase, Committed, MessageError, Role};
 use crate::identity::{GroupId, NodeId};
 use crate::log::is_full;
 use crate::node::{Node, Sink};
-use crate::state::Pair;
+use crate::state::{Spool, Spooler};
 
 /// Bytes of one round: bounds the time that its first command waits for the others.
 pub(super) const ROUND_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -44,6 +46,7 @@ pub(super) struct Outcome<Q, P> {
     pub(super) submissions: Ringing<Submission<Q>>,
     /// What the state machine makes of them, before they come here.
     pub(super) prepare: Prepare,
+    pub(super) spooler: Spooler,
     /// Bytes proposed in this leadership and not handed out, by group.
     pub(super) outstanding: BTreeMap<GroupId, usize>,
     /// Of some of what is outstanding, since when.
@@ -124,10 +127,18 @@ impl<Q: Send + 'static, P: Peers> Sink for Outcome<Q, P> {
 
     fn fetch_snapshot(&mut self, group: GroupId, from: NodeId, _: &CheckpointBase) {
         let (submissions, prepare) = (self.submissions.clone(), Arc::clone(&self.prepare));
-        let done = move |fetched: Option<(CheckpointBase, Vec<Pair>)>| {
-            let fetched = fetched.map(|(base, pairs)| {
-                let prepared = prepare(group, &pairs);
-                FetchedState { base, pairs, prepared }
+        let spooler = self.spooler.clone();
+        let done = move |chunks: Option<FetchedChunks<'_>>| {
+            let fetched = chunks.and_then(|chunks| match spooler.take_in(group, chunks) {
+                Ok(spool) => {
+                    let spool = Arc::new(spool);
+                    let prepared = prepare(group, &spool);
+                    Some(FetchedState { spool, prepared })
+                }
+                Err(error) => {
+                    tracing::warn!(%group, %from, %error, "a snapshot could not be fetched; it is tried again");
+                    None
+                }
             });
             drop(submissions.send(Submission::Fetched(group, fetched)));
         };
@@ -251,8 +262,8 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
             Submission::Fetched(group, fetched) => {
                 // What was handed out meanwhile is worth as much.
                 let handed_out = self.node.status(group).map_or(0, |status| status.handed_out.index);
-                let fetched = fetched.filter(|fetched| fetched.base.applied.index > handed_out);
-                match fetched.filter(|fetched| self.has_room_for(&fetched.pairs)) {
+                let fetched = fetched.filter(|fetched| fetched.spool.base().applied.index > handed_out);
+                match fetched.filter(|fetched| self.has_room_for(&fetched.spool)) {
                     Some(fetched) => self.outcome.round.items.push(Item::Install(group, fetched)),
                     None => {
                         self.stats.snapshots_failed.fetch_add(1, Ordering::Relaxed);
@@ -396,10 +407,9 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
     }
 
     /// What finds no room half way ends the process, and takes the room that its next start needs. It is offered again by and by.
-    fn has_room_for(&self, pairs: &[Pair]) -> bool {
-        let bytes: usize = pairs.iter().map(|(key, value)| key.len() + value.len()).sum();
-        // The store has them in its journal, and then in its tables.
-        let room = self.config.free_bytes_reserve / CHECKPOINT_RESERVE_SHARE + 2 * bytes as u64;
+    fn has_room_for(&self, spool: &Spool) -> bool {
+        // Its file has its room. The store has them in its journal, and then in its tables.
+        let room = self.config.free_bytes_reserve / CHECKPOINT_RESERVE_SHARE + 2 * spool.bytes();
         // A disk that fails says so when it is written to.
         let has_room = !self.node.log().free_bytes().is_ok_and(|free| free < room) && self.node.log().can_open_more();
         if !has_room {

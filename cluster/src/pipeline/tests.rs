@@ -5,7 +5,7 @@ use std::thread::ThreadId;
 
 use super::*;
 use crate::disk::SimDisk;
-use crate::state::MemoryState;
+use crate::state::{MemoryState, Pair, cut};
 
 /// Remembers every command of every group, and stores them.
 struct Recorder {
@@ -62,12 +62,13 @@ impl StateMachine for Recorder {
     fn members(&mut self, _: GroupId, _: &Configuration) {}
 
     fn prepare(&self) -> Prepare {
-        Arc::new(|_, pairs| Box::new((pairs.to_vec(), std::thread::current().id())))
+        let all = |spool: &Spool| spool.range(&[], &[0xFF], usize::MAX).expect("it can be read");
+        Arc::new(move |_, spool| Box::new((all(spool), std::thread::current().id())))
     }
 
-    fn restore(&mut self, group: GroupId, index: u64, pairs: &[Pair], prepared: Prepared) {
+    fn restore(&mut self, group: GroupId, index: u64, spool: &Arc<Spool>, prepared: Prepared) {
         let (prepared, thread) = *prepared.downcast::<(Vec<Pair>, ThreadId)>().expect("as it was prepared");
-        assert_eq!(prepared, pairs);
+        assert_eq!(spool.base().applied.index, index);
         self.restored.push((group, index, prepared, thread));
     }
 
@@ -200,6 +201,12 @@ fn a_checkpoint_waits_for_room_on_the_disk_and_for_descriptors() {
     assert!(run(&mut pipeline, 2400));
 }
 
+/// Hands over what another node has.
+fn hand_over(fetched: Fetched, base: &CheckpointBase, pairs: Vec<Pair>) {
+    let chunks = cut(base, Box::new(pairs.into_iter().map(Ok)));
+    fetched(Some(&mut chunks.map(|chunk| chunk.map_err(FetchError::from))));
+}
+
 /// Keeps what somebody else fetches.
 #[derive(Debug, Default)]
 struct Fetching(Vec<FetchedSlot>);
@@ -232,9 +239,9 @@ fn another_nodes_checkpoint_is_prepared_by_the_thread_that_fetched_it() {
     crate::node::Sink::fetch_snapshot(&mut parts.raft.outcome, GroupId(1), NodeId(2), &base);
     let FetchedSlot(fetched) = parts.raft.outcome.peers.0.pop().expect("it is to be fetched");
     let pairs = vec![(b"key".to_vec(), b"value".to_vec())];
-    let whole = (base, pairs.clone());
+    let sent = pairs.clone();
     let thread = std::thread::spawn(move || {
-        fetched(Some(whole));
+        hand_over(fetched, &base, sent);
         std::thread::current().id()
     });
     let thread = thread.join().expect("nothing goes wrong");
@@ -255,11 +262,15 @@ fn another_nodes_checkpoint_waits_for_room_on_the_disk() {
     let mut parts =
         Parts::new(config, log, store, machine, Fetching::default(), Duration::ZERO).expect("they can be made");
     let base = CheckpointBase { applied: LogId { index: 50, term: 7 }, ..CheckpointBase::default() };
-    for (free, is_taken) in [(100_015, false), (100_016, true)] {
+    let pairs = vec![(b"key".to_vec(), b"value".to_vec())];
+    let sent = cut(&base, Box::new(pairs.clone().into_iter().map(Ok))).map(|chunk| chunk.expect("cut").len() as u64);
+    // In its file, and then in the store's journal and tables.
+    let enough = 100_000 + 3 * sent.sum::<u64>();
+    for (free, is_taken) in [(enough - 1, false), (enough, true)] {
         disk.set_free_bytes(Some(free));
         crate::node::Sink::fetch_snapshot(&mut parts.raft.outcome, GroupId(1), NodeId(2), &base);
         let FetchedSlot(fetched) = parts.raft.outcome.peers.0.pop().expect("it is to be fetched");
-        fetched(Some((base.clone(), vec![(b"key".to_vec(), b"value".to_vec())])));
+        hand_over(fetched, &base, pairs.clone());
         let submission = parts.submitted.try_recv().expect("it was fetched");
         parts.raft.take(submission);
         parts.applier.apply(Duration::ZERO, std::mem::take(&mut parts.raft.outcome.round));

@@ -140,7 +140,7 @@ impl View {
         Box::new(self.prefix(&prefix).map(move |pair| pair.map(|(key, value)| (key[prefix.len()..].to_vec(), value))))
     }
 
-    fn base(&self, group: GroupId) -> Result<Option<CheckpointBase>, StateError> {
+    pub(super) fn base(&self, group: GroupId) -> Result<Option<CheckpointBase>, StateError> {
         let key = base_key(group);
         match self.prefix(&key).next().transpose()? {
             Some((found, value)) if found == key => match parse_base(&found, &value) {

@@ -6,9 +6,15 @@
 //!
 //! Of the lines that were being written when the power went, any part may be missing: the first, and not the last. So each
 //! line says how much of the manifest was safe before it. What is damaged behind that was never relied upon and is cut off.
+//!
+//! Another node's checkpoint may be too long for one batch. It comes in a file, which is safe before one batch takes away what the
+//! store says of the group, and notes the file instead. Then the group's rows are replaced bit by bit; the last batch says again how far
+//! the group goes, and takes the note away. A start that finds the note does all of it again: the file has everything. A program that
+//! knows no such notes finds a group of which a checkpoint was completed and nothing is stored, and ends.
 
 mod backend;
 mod snapshot;
+mod spool;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,11 +26,17 @@ use fjall::{Database, KeyspaceCreateOptions};
 
 pub use backend::{MemoryState, PairIter, StateReader};
 pub use snapshot::{SnapshotStreamError, Unpacked, chunks, collect, cut};
+pub use spool::{Spool, SpoolError, Spooler};
 
 use self::backend::Backend;
+<<<<<<< HEAD
 use crate::disk::{
     AppendFile, Disk, SyncSite, forget_cached_in, is_out_of_descriptors, make_durable_directory, sync_directory,
 };
+=======
+use self::spool::SPOOL_PREFIX;
+use crate::disk::{Disk, SyncSite, forget_cached_in, make_durable_directory, sync_directory};
+>>>>>>> snap
 use crate::group::{CheckpointBase, Configuration};
 use crate::identity::GroupId;
 use crate::log::LogId;
@@ -35,6 +47,7 @@ const MANIFEST_NEW: &str = "manifest-new";
 /// The manifest is rewritten when it has grown beyond this.
 const MANIFEST_BYTES_MAX: usize = 64 * 1024;
 
+<<<<<<< HEAD
 /// Tables of the store that are kept open, unless somebody says how many. fjall itself would keep 900.
 pub const OPEN_TABLES_MAX: usize = 64;
 
@@ -42,6 +55,9 @@ pub const OPEN_TABLES_MAX: usize = 64;
 pub const OPEN_TABLES_MIN: usize = 10;
 
 /// What [`StateStore::fill`] has in memory at a time, but for a value that is longer.
+=======
+/// What [`StateStore::fill`] and [`StateStore::install`] have in memory at a time, but for a value that is longer.
+>>>>>>> snap
 const FILL_BYTES: usize = 1024 * 1024;
 
 /// One stored pair of key and value.
@@ -72,6 +88,19 @@ pub enum StateError {
         "the state says nothing sensible of how far it goes: restore this data directory from a backup, or start with an empty one; nothing was changed"
     )]
     Applied,
+    /// The state of a group was being replaced by another node's, and cannot be any more.
+    #[error(
+        "the state of group {group} is half replaced by what another node sent, and {file}, which has the whole, cannot be read: \
+         {error}. Restore this data directory from a backup, or start with an empty one; nothing was changed"
+    )]
+    Spool {
+        /// Which group.
+        group: u16,
+        /// The name of the file, beside the log.
+        file: String,
+        /// What is the matter with it.
+        error: Box<StateError>,
+    },
     /// The manifest is not where the store says it was.
     #[error(
         "the manifest lists group {group} at {listed}, where the state knows of a checkpoint at {previous} before its last: part \
@@ -156,8 +185,6 @@ pub struct Checkpoint {
     pub base: CheckpointBase,
     /// What changed since the last one.
     pub writes: Vec<Write>,
-    /// What was stored of the group goes first: the checkpoint is another node's, and whole.
-    pub replace: bool,
 }
 
 impl StateStore {
@@ -198,10 +225,44 @@ impl StateStore {
     fn over(backend: Backend, disk: Arc<dyn Disk>) -> Result<Self, StateError> {
         let manifest = read_manifest(&*disk)?;
         let (bases, listed) = (BTreeMap::new(), manifest.listed_safely());
+<<<<<<< HEAD
         let manifest_file = (manifest.length.bytes > 0).then(|| disk.append_to(MANIFEST)).transpose()?;
         let mut store = Self { backend, disk, bases, manifest: manifest.length, manifest_file, listed };
+=======
+        let mut store = Self { backend, disk, bases, manifest: manifest.length, listed };
+        store.finish_installing()?;
+>>>>>>> snap
         store.check_chain(&manifest.listed())?;
+        // What was on its way when the process ended is fetched again.
+        for name in store.disk.list()?.iter().filter(|name| name.starts_with(SPOOL_PREFIX)) {
+            store.disk.remove(name)?;
+        }
         Ok(store)
+    }
+
+    /// Does again what a process before this one had begun to install. The manifest need not list it, as with any checkpoint
+    /// whose line was not written any more.
+    fn finish_installing(&self) -> Result<(), StateError> {
+        let view = self.backend.read();
+        let notes = view.prefix(b"i").collect::<Result<Vec<_>, _>>()?;
+        if notes.is_empty() {
+            return Ok(());
+        }
+        for (key, value) in notes {
+            let (group, previous, file) = parse_note(&key, &value).ok_or(StateError::Applied)?;
+            if view.base(group)?.is_some() {
+                // A program that knows no such notes made the group anew.
+                self.backend.commit(vec![(key, None)])?;
+                continue;
+            }
+            let lost = |error| StateError::Spool { group: group.0, file: file.clone(), error: Box::new(error) };
+            let spool = Spool::reopen(&self.disk, &file, group, self.reader()).map_err(lost)?;
+            tracing::info!(%group, applied = spool.base().applied.index, "taking up another node's checkpoint again");
+            self.replace_rows(&spool, previous)?;
+        }
+        // Before the files go.
+        SyncSite::StateBatches.sync(|| self.backend.sync())?;
+        Ok(())
     }
 
     /// The store must have what the manifest lists. It may have more: a checkpoint whose line was not written any
@@ -254,18 +315,16 @@ impl StateStore {
     /// The disk failed. The process must end: what the disk has now is unknown.
     pub fn write(&mut self, checkpoints: Vec<Checkpoint>) -> Result<(), StateError> {
         let mut lines = String::new();
+<<<<<<< HEAD
         if self.manifest_file.is_none() {
             self.manifest_file = Some(self.disk.append_to(MANIFEST)?);
         }
         for Checkpoint { group, base, writes, replace } in checkpoints {
+=======
+        for Checkpoint { group, base, writes } in checkpoints {
+>>>>>>> snap
             let mut batch = Vec::with_capacity(writes.len() + 1);
             let prefix = data_prefix(group);
-            if replace {
-                let old = self.backend.read().prefix(&prefix);
-                for pair in old {
-                    batch.push((pair?.0, None));
-                }
-            }
             batch.extend(writes.into_iter().map(|(key, value)| ([&prefix[..], &key].concat(), value)));
             // Not what the store had: that may never have been listed, if the process before this one ended in between.
             let previous = self.listed.get(&group).copied().unwrap_or(0);
@@ -280,6 +339,42 @@ impl StateStore {
         Ok(())
     }
 
+    /// Puts another node's checkpoint in the place of what is stored of its group, and makes it safe. When this returns, its file is gone,
+    /// and the log before it may go.
+    ///
+    /// # Errors
+    /// The disk failed. The process must end: the next start goes on with it.
+    pub fn install(&mut self, spool: &Spool) -> Result<(), StateError> {
+        let (group, base) = (spool.group(), spool.base().clone());
+        let previous = self.listed.get(&group).copied().unwrap_or(0);
+        spool.begins();
+        let note = (note_key(group).to_vec(), Some(note_bytes(previous, spool.name())));
+        self.backend.commit(vec![(base_key(group).to_vec(), None), note])?;
+        SyncSite::StateBatches.sync(|| self.backend.sync())?;
+        self.replace_rows(spool, previous)?;
+        SyncSite::StateBatches.sync(|| self.backend.sync())?;
+        let applied = base.applied.index;
+        self.bases.insert(group, base);
+        self.write_manifest(&line(group, applied, previous, self.manifest.synced))?;
+        self.listed.insert(group, applied);
+        spool.installed();
+        Ok(())
+    }
+
+    /// However often it was broken off before. The note stands until the last batch.
+    fn replace_rows(&self, spool: &Spool, previous: u64) -> Result<(), StateError> {
+        let group = spool.group();
+        let prefix = data_prefix(group);
+        let mut batch = Batch::default();
+        for pair in self.backend.read().prefix(&prefix) {
+            batch.put(&self.backend, (pair?.0, None))?;
+        }
+        spool.for_each(|(key, value)| batch.put(&self.backend, ([&prefix[..], &key].concat(), Some(value))))?;
+        let base = (base_key(group).to_vec(), Some(base_bytes(spool.base(), previous)));
+        batch.writes.extend([base, (note_key(group).to_vec(), None)]);
+        self.backend.commit(batch.writes)
+    }
+
     /// Writes a group of which nothing is stored, a part after the other, and says how many pairs it has. It is whole only after a
     /// good end, and safe then.
     ///
@@ -292,19 +387,14 @@ impl StateStore {
         pairs: impl IntoIterator<Item = Result<Pair, E>>,
     ) -> Result<u64, E> {
         let prefix = data_prefix(group);
-        let (mut batch, mut bytes, mut count) = (Vec::new(), 0, 0);
+        let (mut batch, mut count) = (Batch::default(), 0);
         for pair in pairs {
             let (key, value) = pair?;
-            bytes += key.len() + value.len();
             count += 1;
-            batch.push(([&prefix[..], &key].concat(), Some(value)));
-            if bytes > FILL_BYTES {
-                self.backend.commit(std::mem::take(&mut batch))?;
-                bytes = 0;
-            }
+            batch.put(&self.backend, ([&prefix[..], &key].concat(), Some(value)))?;
         }
-        self.backend.commit(batch)?;
-        self.write(vec![Checkpoint { group, base, writes: Vec::new(), replace: false }])?;
+        self.backend.commit(batch.writes)?;
+        self.write(vec![Checkpoint { group, base, writes: Vec::new() }])?;
         Ok(count)
     }
 
@@ -351,6 +441,25 @@ impl StateStore {
     }
 }
 
+/// Writes that are handed over before they are too many.
+#[derive(Default)]
+struct Batch {
+    writes: Vec<Write>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn put(&mut self, backend: &Backend, (key, value): Write) -> Result<(), StateError> {
+        self.bytes += key.len() + value.as_ref().map_or(0, Vec::len);
+        self.writes.push((key, value));
+        if self.bytes > FILL_BYTES {
+            self.bytes = 0;
+            backend.commit(std::mem::take(&mut self.writes))?;
+        }
+        Ok(())
+    }
+}
+
 fn sync_directories(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
@@ -369,6 +478,22 @@ fn data_prefix(group: GroupId) -> [u8; 3] {
 fn base_key(group: GroupId) -> [u8; 3] {
     let [high, low] = group.0.to_be_bytes();
     [b'a', high, low]
+}
+
+fn note_key(group: GroupId) -> [u8; 3] {
+    let [high, low] = group.0.to_be_bytes();
+    [b'i', high, low]
+}
+
+/// Index of the checkpoint before, name of the file that has the one after.
+fn note_bytes(previous: u64, file: &str) -> Vec<u8> {
+    [&previous.to_be_bytes()[..], file.as_bytes()].concat()
+}
+
+fn parse_note(key: &[u8], value: &[u8]) -> Option<(GroupId, u64, String)> {
+    let group = GroupId(u16::from_be_bytes(key.get(1..)?.try_into().ok()?));
+    let (previous, file) = value.split_first_chunk()?;
+    Some((group, u64::from_be_bytes(*previous), String::from_utf8(file.to_vec()).ok()?))
 }
 
 /// Index, index of the checkpoint before, term, members.
@@ -454,7 +579,6 @@ mod tests {
             group: GroupId(group),
             base: CheckpointBase { applied: LogId { index: applied, term: 1 }, configuration },
             writes,
-            replace: false,
         }
     }
 

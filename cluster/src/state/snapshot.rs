@@ -106,6 +106,8 @@ pub struct Unpacked<I> {
     pub base: CheckpointBase,
     chunks: I,
     buffer: BytesMut,
+    /// Bytes that came in chunks.
+    received: u64,
     ended: bool,
 }
 
@@ -115,14 +117,26 @@ impl<E, I: Iterator<Item = Result<Bytes, E>>> Unpacked<I> {
     /// # Errors
     /// The stream broke off, or is malformed.
     pub fn begin(group: GroupId, mut chunks: I) -> Result<Self, SnapshotStreamError<E>> {
-        let mut buffer = BytesMut::new();
+        let (mut buffer, mut received) = (BytesMut::new(), 0);
         loop {
             if let Some(base) = take_base(group, &mut buffer)? {
-                return Ok(Self { base, chunks, buffer, ended: false });
+                return Ok(Self { base, chunks, buffer, received, ended: false });
             }
             let chunk = chunks.next().ok_or(SnapshotStreamError::Malformed("it ends in the middle"))?;
-            buffer.extend_from_slice(&chunk.map_err(SnapshotStreamError::Stream)?);
+            let chunk = chunk.map_err(SnapshotStreamError::Stream)?;
+            received += chunk.len() as u64;
+            buffer.extend_from_slice(&chunk);
         }
+    }
+
+    /// Chunks that begin with a pair, of a checkpoint whose beginning was read before.
+    pub(super) fn goes_on(base: CheckpointBase, chunks: I) -> Self {
+        Self { base, chunks, buffer: BytesMut::new(), received: 0, ended: false }
+    }
+
+    /// Bytes of what was read so far.
+    pub(super) fn taken(&self) -> u64 {
+        self.received - self.buffer.len() as u64
     }
 
     fn read(&mut self) -> Result<Option<Pair>, SnapshotStreamError<E>> {
@@ -131,7 +145,11 @@ impl<E, I: Iterator<Item = Result<Bytes, E>>> Unpacked<I> {
                 return Ok(Some(pair));
             }
             match self.chunks.next() {
-                Some(chunk) => self.buffer.extend_from_slice(&chunk.map_err(SnapshotStreamError::Stream)?),
+                Some(chunk) => {
+                    let chunk = chunk.map_err(SnapshotStreamError::Stream)?;
+                    self.received += chunk.len() as u64;
+                    self.buffer.extend_from_slice(&chunk);
+                }
                 None if self.buffer.is_empty() => return Ok(None),
                 None => return Err(SnapshotStreamError::Malformed("it ends in the middle")),
             }
@@ -205,7 +223,7 @@ mod tests {
             CheckpointBase { applied: LogId { index: 9, term: 3 }, configuration: Configuration::of([NodeId(1)]) };
         let big = vec![7; CHUNK_BYTES * 2];
         let writes = vec![(b"a".to_vec(), Some(b"1".to_vec())), (b"b".to_vec(), Some(big)), (vec![0xFF], Some(vec![]))];
-        store.write(vec![Checkpoint { group: GroupId(3), base, writes, replace: false }]).expect("written");
+        store.write(vec![Checkpoint { group: GroupId(3), base, writes }]).expect("written");
         store
     }
 

@@ -125,7 +125,10 @@ impl World {
         let fails =
             self.hosts[from].paused || self.is_cut(from, to) || (!self.healed && self.random.random_ratio(1, 8));
         let process = self.hosts[from].process.as_ref().filter(|_| !fails);
-        fetched(process.and_then(|process| process.checkpoint(group)));
+        match process.and_then(|process| process.checkpoint(group)) {
+            Some(mut chunks) => fetched(Some(&mut chunks)),
+            None => fetched(None),
+        }
         self.count(if fails { "snapshot broken off" } else { "snapshot fetched" });
     }
 }

@@ -39,6 +39,8 @@ fn expectation(site: SyncSite) -> Expectation {
         | SyncSite::Formation
         | SyncSite::FormationName
         | SyncSite::ManifestName
+        | SyncSite::SnapshotSpooled
+        | SyncSite::SnapshotSpooledName
         | SyncSite::ManifestRewritten
         | SyncSite::ManifestReplaced
         | SyncSite::LogReopened

@@ -1,0 +1,145 @@
+use std::io;
+
+use super::*;
+use crate::disk::{RealDisk, SimDisk, Unsynced};
+use crate::group::Configuration;
+use crate::identity::NodeId;
+use crate::log::LogId;
+use crate::state::{Checkpoint, MemoryState, StateStore, cut};
+
+const GROUP: GroupId = GroupId(3);
+
+fn base(index: u64) -> CheckpointBase {
+    CheckpointBase { applied: LogId { index, term: 1 }, configuration: Configuration::of([NodeId(1)]) }
+}
+
+/// As they come from another node.
+fn sent(index: u64, pairs: impl Iterator<Item = Pair> + Send + 'static) -> impl Iterator<Item = io::Result<Bytes>> {
+    cut(&base(index), Box::new(pairs.map(Ok)))
+}
+
+fn spooler(disk: &Arc<dyn Disk>, store: &StateStore) -> Spooler {
+    Spooler::new(Arc::clone(disk), store.reader(), 7, 0)
+}
+
+/// So many, all of whose keys begin with the same; the last third of them are long.
+fn pairs(count: u32, value_bytes: usize) -> impl Iterator<Item = Pair> {
+    (0..count)
+        .map(move |number| {
+            let tail = if number > count / 3 * 2 { 2 * PLACE_KEY_BYTES } else { 0 };
+            let key = [&b"q"[..], &vec![b'x'; tail], &number.to_be_bytes()].concat();
+            (key, vec![number as u8; value_bytes])
+        })
+        .collect::<std::collections::BTreeMap<_, _>>()
+        .into_iter()
+}
+
+/// What would have to be in memory is on the disk, however much it is.
+#[test]
+fn a_longer_checkpoint_takes_no_more_memory() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(directory.path()).expect("opened"));
+    let store = StateStore::in_memory(&MemoryState::default(), Arc::clone(&disk)).expect("opened");
+    for megabytes in [1_u32, 64] {
+        let values = (0..megabytes * 16).map(|number| (number.to_be_bytes().to_vec(), vec![number as u8; 64 * 1024]));
+        let spool = spooler(&disk, &store).take_in(GROUP, sent(9, values)).expect("taken in");
+        assert!(spool.bytes() > u64::from(megabytes) << 20);
+        assert!(spool.memory_bytes() < 64 * 1024, "{} bytes of {megabytes} MB", spool.memory_bytes());
+    }
+    assert_eq!(disk.list().expect("listed"), [""; 0], "what is not installed goes");
+}
+
+/// Its state machine reads there what it would read in the store, and in the store once that has it.
+#[test]
+fn rows_are_read_from_the_file_and_then_from_the_store() {
+    let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+    let mut store = StateStore::in_memory(&MemoryState::default(), Arc::clone(&disk)).expect("opened");
+    let all: Vec<_> = pairs(3000, 40).collect();
+    let spool = spooler(&disk, &store).take_in(GROUP, sent(9, pairs(3000, 40))).expect("taken in");
+    for is_installed in [false, true] {
+        if is_installed {
+            store.install(&spool).expect("installed");
+        }
+        for (key, value) in all.iter().step_by(61) {
+            assert_eq!(spool.get(key).expect("read").as_ref(), Some(value));
+            assert_eq!(spool.get(&[key, &b"-"[..]].concat()).expect("read"), None);
+        }
+        for read_at_once in [1, 7, 1024] {
+            let (mut from, mut read) = (vec![], vec![]);
+            loop {
+                let part = spool.range(&from, b"r", read_at_once).expect("read");
+                let Some((last, _)) = part.last() else { break };
+                from = [last, &[0][..]].concat();
+                read.extend(part);
+            }
+            assert!(read == all, "{read_at_once} at once, installed {is_installed}");
+        }
+        assert!(spool.range(&all[10].0, &all[20].0, usize::MAX).expect("read") == all[10..20]);
+    }
+    assert_eq!(disk.list().expect("listed"), ["manifest"]);
+    assert!(store.load(GROUP).expect("loaded") == all);
+}
+
+/// P1, F8: what is there after it is what was before or what came, all of it, and the node fetches again.
+#[test]
+fn a_node_starts_with_all_or_nothing_of_a_checkpoint_wherever_the_power_goes() {
+    let new: Vec<_> = (0..3_u8).map(|number| (vec![number], vec![number; 500_000])).collect();
+    let (mut cuts, mut goes_on) = ([0; 2], true);
+    let mut operations = 0;
+    while goes_on {
+        operations += 5;
+        for (kept_of, names) in [(0, Unsynced::Lost), (1, Unsynced::Torn), (2, Unsynced::Kept)] {
+            let (state, disk) = (MemoryState::default(), SimDisk::new());
+            let on_disk: Arc<dyn Disk> = Arc::new(disk.clone());
+            let mut store = StateStore::in_memory(&state, Arc::clone(&on_disk)).expect("opened");
+            let old: Vec<_> = (0..40_u8).map(|number| (vec![number, 1], vec![7; 40_000])).collect();
+            let writes = old.iter().map(|(key, value)| (key.clone(), Some(value.clone()))).collect();
+            store.write(vec![Checkpoint { group: GROUP, base: base(5), writes }]).expect("written");
+            disk.cut_power_after(operations);
+            let outcome = spooler(&on_disk, &store).take_in(GROUP, sent(9, new.clone().into_iter()));
+            goes_on = !outcome.is_ok_and(|spool| store.install(&spool).is_ok());
+            drop(store);
+            state.power_cut(|unsynced| unsynced * kept_of / 2);
+            let disk: Arc<dyn Disk> = Arc::new(disk.after_power_cut(names, names));
+            let reopened = StateStore::in_memory(&state, Arc::clone(&disk));
+            let mut store = reopened.unwrap_or_else(|error| panic!("after {operations} operations: {error}"));
+            let index = store.bases()[&GROUP].applied.index;
+            let expected = if index == 9 { &new } else { &old };
+            assert!(store.load(GROUP).expect("loaded") == *expected, "{index} after {operations} operations");
+            cuts[usize::from(index == 9)] += 1;
+            assert!(disk.list().expect("listed").iter().all(|name| !name.starts_with(SPOOL_PREFIX)));
+
+            let spool =
+                spooler(&disk, &store).take_in(GROUP, sent(12, new.clone().into_iter())).expect("fetched again");
+            store.install(&spool).expect("installed");
+            assert_eq!(store.bases()[&GROUP].applied.index, 12);
+        }
+    }
+    assert!(cuts[0] > 3 && cuts[1] > 3, "{cuts:?}");
+}
+
+/// Of a program that has no such files: it made the group anew, which must not be undone.
+#[test]
+fn a_note_beside_a_newer_checkpoint_is_dropped() {
+    let (state, disk) = (MemoryState::default(), SimDisk::new());
+    let on_disk: Arc<dyn Disk> = Arc::new(disk);
+    let mut store = StateStore::in_memory(&state, Arc::clone(&on_disk)).expect("opened");
+    let note = (super::super::note_key(GROUP).to_vec(), Some(super::super::note_bytes(0, "snapshot-gone")));
+    store.backend.commit(vec![note]).expect("taken");
+    store.write(vec![Checkpoint { group: GROUP, base: base(5), writes: vec![] }]).expect("written");
+    drop(store);
+    let store = StateStore::in_memory(&state, Arc::clone(&on_disk)).expect("opened");
+    assert_eq!(store.bases()[&GROUP].applied.index, 5);
+    assert_eq!(store.backend.read().prefix(b"i").count(), 0);
+}
+
+/// Bytes of another node: what is not sorted could not be read.
+#[test]
+fn a_checkpoint_in_no_order_is_refused_and_leaves_nothing() {
+    let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+    let store = StateStore::in_memory(&MemoryState::default(), Arc::clone(&disk)).expect("opened");
+    let pairs = [b"b", b"a"].map(|key| (key.to_vec(), vec![]));
+    let refused = spooler(&disk, &store).take_in(GROUP, sent(9, pairs.into_iter())).expect_err("refused");
+    assert!(matches!(refused, SnapshotStreamError::Malformed(_)), "{refused}");
+    assert_eq!(disk.list().expect("listed"), [""; 0]);
+}
