@@ -27,11 +27,8 @@ use super::outboxes::Outboxes;
 use super::pushes::Pushes;
 use super::read_ahead::ReadAhead;
 use super::share_loads::ChangedLoads;
-<<<<<<< HEAD
-use super::under_way::UnderWay;
-=======
 use super::start::FRONT_MESSAGES;
->>>>>>> snap
+use super::under_way::UnderWay;
 use crate::connection_key::ConnectionKey;
 use crate::ending::Ending;
 use crate::later;

@@ -350,7 +350,7 @@ fn node_figures(shared: &Shared, pipeline: &PipelineHandle<Query>, transport: Op
         memory_level: shared.memory_level(),
         memory_bytes_high_water: shared.memory_bytes_high_water.load(Ordering::Relaxed),
         is_disk_full: pipeline.is_full(),
-        disk_bytes_reserve: shared.settings.storage.free_bytes_reserve,
+        disk_bytes_reserve: free_bytes_reserve(&shared.settings),
         log_in_flight_bytes: pipeline.in_flight_bytes(),
         index_filters: shared.index.filters(),
         index_subscriptions: shared.index.subscriptions(),

@@ -29,14 +29,10 @@ pub use snapshot::{SnapshotStreamError, Unpacked, chunks, collect, cut};
 pub use spool::{Spool, SpoolError, Spooler};
 
 use self::backend::Backend;
-<<<<<<< HEAD
+use self::spool::SPOOL_PREFIX;
 use crate::disk::{
     AppendFile, Disk, SyncSite, forget_cached_in, is_out_of_descriptors, make_durable_directory, sync_directory,
 };
-=======
-use self::spool::SPOOL_PREFIX;
-use crate::disk::{Disk, SyncSite, forget_cached_in, make_durable_directory, sync_directory};
->>>>>>> snap
 use crate::group::{CheckpointBase, Configuration};
 use crate::identity::GroupId;
 use crate::log::LogId;
@@ -47,17 +43,13 @@ const MANIFEST_NEW: &str = "manifest-new";
 /// The manifest is rewritten when it has grown beyond this.
 const MANIFEST_BYTES_MAX: usize = 64 * 1024;
 
-<<<<<<< HEAD
 /// Tables of the store that are kept open, unless somebody says how many. fjall itself would keep 900.
 pub const OPEN_TABLES_MAX: usize = 64;
 
 /// Fewer are no use to it.
 pub const OPEN_TABLES_MIN: usize = 10;
 
-/// What [`StateStore::fill`] has in memory at a time, but for a value that is longer.
-=======
 /// What [`StateStore::fill`] and [`StateStore::install`] have in memory at a time, but for a value that is longer.
->>>>>>> snap
 const FILL_BYTES: usize = 1024 * 1024;
 
 /// One stored pair of key and value.
@@ -225,13 +217,9 @@ impl StateStore {
     fn over(backend: Backend, disk: Arc<dyn Disk>) -> Result<Self, StateError> {
         let manifest = read_manifest(&*disk)?;
         let (bases, listed) = (BTreeMap::new(), manifest.listed_safely());
-<<<<<<< HEAD
         let manifest_file = (manifest.length.bytes > 0).then(|| disk.append_to(MANIFEST)).transpose()?;
         let mut store = Self { backend, disk, bases, manifest: manifest.length, manifest_file, listed };
-=======
-        let mut store = Self { backend, disk, bases, manifest: manifest.length, listed };
         store.finish_installing()?;
->>>>>>> snap
         store.check_chain(&manifest.listed())?;
         // What was on its way when the process ended is fetched again.
         for name in store.disk.list()?.iter().filter(|name| name.starts_with(SPOOL_PREFIX)) {
@@ -315,14 +303,8 @@ impl StateStore {
     /// The disk failed. The process must end: what the disk has now is unknown.
     pub fn write(&mut self, checkpoints: Vec<Checkpoint>) -> Result<(), StateError> {
         let mut lines = String::new();
-<<<<<<< HEAD
-        if self.manifest_file.is_none() {
-            self.manifest_file = Some(self.disk.append_to(MANIFEST)?);
-        }
-        for Checkpoint { group, base, writes, replace } in checkpoints {
-=======
+        self.open_manifest()?;
         for Checkpoint { group, base, writes } in checkpoints {
->>>>>>> snap
             let mut batch = Vec::with_capacity(writes.len() + 1);
             let prefix = data_prefix(group);
             batch.extend(writes.into_iter().map(|(key, value)| ([&prefix[..], &key].concat(), value)));
@@ -347,6 +329,7 @@ impl StateStore {
     pub fn install(&mut self, spool: &Spool) -> Result<(), StateError> {
         let (group, base) = (spool.group(), spool.base().clone());
         let previous = self.listed.get(&group).copied().unwrap_or(0);
+        self.open_manifest()?;
         spool.begins();
         let note = (note_key(group).to_vec(), Some(note_bytes(previous, spool.name())));
         self.backend.commit(vec![(base_key(group).to_vec(), None), note])?;
@@ -396,6 +379,13 @@ impl StateStore {
         self.backend.commit(batch.writes)?;
         self.write(vec![Checkpoint { group, base, writes: Vec::new() }])?;
         Ok(count)
+    }
+
+    fn open_manifest(&mut self) -> io::Result<()> {
+        if self.manifest_file.is_none() {
+            self.manifest_file = Some(self.disk.append_to(MANIFEST)?);
+        }
+        Ok(())
     }
 
     fn write_manifest(&mut self, lines: &str) -> io::Result<()> {
