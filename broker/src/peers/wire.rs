@@ -13,7 +13,7 @@ use smallvec::{SmallVec, smallvec};
 use super::WHOLE_BYTES_MAX;
 use crate::connection_key::ConnectionKey;
 use crate::replicated::command::{self, MessageRecord};
-use crate::replicated::effect::QueueAtGroup;
+use crate::replicated::effect::{PageAnswer, QueueAtGroup};
 use crate::replicated::state::resync::Has;
 use crate::replicated::{
     DeliverPersistent, LaneAnswer, Opened, RetainedCursor, RetainedPage, SubscribeOutcome, SubscribedPersistent,
@@ -655,6 +655,12 @@ pub struct PageTaken {
     /// Bytes that there is room for.
     #[prost(uint64, optional, tag = "6")]
     pub bytes_free: Option<u64>,
+    /// Which page. Versions before said nothing of it.
+    #[prost(uint64, tag = "7")]
+    pub page: u64,
+    /// How often live messages have gone on before their turn.
+    #[prost(uint64, tag = "8")]
+    pub overflows: u64,
 }
 
 impl ServedSession {
@@ -770,13 +776,15 @@ impl EventKind {
                 next_group: page.next.as_ref().map(|next| u32::from(next.group)),
                 next_after: page.next.as_ref().and_then(|next| next.after.clone()),
             }),
-            &Event::RetainedTaken { connection, epoch, read, queue } => Self::PageTaken(PageTaken {
+            &Event::RetainedTaken { connection, epoch, answer } => Self::PageTaken(PageTaken {
                 connection: connection.raw(),
                 epoch,
-                read,
-                queued: queue.queued as u64,
-                messages_free: Some(queue.messages_free as u64),
-                bytes_free: Some(queue.bytes_free as u64),
+                read: answer.read,
+                queued: answer.queue.queued as u64,
+                messages_free: Some(answer.queue.messages_free as u64),
+                bytes_free: Some(answer.queue.bytes_free as u64),
+                page: answer.page,
+                overflows: answer.overflows,
             }),
             Event::Close { connection, client_id, epoch, .. } => {
                 Self::Close(Close { connection: connection.raw(), client_id: client_id.to_string(), epoch: *epoch })
@@ -889,7 +897,9 @@ impl EventKind {
                     messages_free: count(taken.messages_free.unwrap_or(u64::MAX)),
                     bytes_free: count(taken.bytes_free.unwrap_or(u64::MAX)),
                 };
-                (connection, Event::RetainedTaken { connection, epoch: taken.epoch, read: taken.read, queue })
+                let PageTaken { epoch, read, page, overflows, .. } = taken;
+                let answer = PageAnswer { read, page, overflows, queue };
+                (connection, Event::RetainedTaken { connection, epoch, answer })
             }
         };
         Some((connection.arbiter(), event))

@@ -524,6 +524,12 @@ pub struct RetainedPage {
     /// The last page.
     #[prost(bool, tag = "5")]
     pub last: bool,
+    /// Grows from one to the next of a session's node. Versions before had none.
+    #[prost(uint64, tag = "6")]
+    pub number: u64,
+    /// How often live messages had gone on before their turn, as far as the session's node knew when it asked for these.
+    #[prost(uint64, tag = "7")]
+    pub overflows: u64,
 }
 
 /// Time passed.

@@ -165,16 +165,14 @@ pub enum Effect {
         /// Its position.
         position: u64,
     },
-    /// A page of retained messages was taken in.
+    /// A page of retained messages was taken in, or is to be read again.
     RetainedTaken {
         /// Whose.
         owner: Owner,
         /// Of which claim.
         epoch: u64,
-        /// Which read.
-        read: u64,
-        /// How the session's queue stands now.
-        queue: QueueAtGroup,
+        /// What is said of it.
+        answer: PageAnswer,
     },
     /// A fence was applied.
     Fenced {
@@ -207,6 +205,19 @@ pub enum Effect {
     WillPublished,
     /// A session expired.
     SessionExpired,
+}
+
+/// What a group says of a page of retained messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageAnswer {
+    /// Which read.
+    pub read: u64,
+    /// Which page; those of the session before it are dealt with as well. 0: a version that does not say so.
+    pub page: u64,
+    /// How often live messages have gone on before their turn. A page whose node knew of fewer was not taken.
+    pub overflows: u64,
+    /// How the session's queue stands now.
+    pub queue: QueueAtGroup,
 }
 
 /// The queue of a persistent session whose client is here.

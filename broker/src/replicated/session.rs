@@ -137,6 +137,8 @@ pub struct PersistentSession {
     pub held: Vec<HeldBack>,
     /// Their weight.
     pub held_bytes: usize,
+    /// How often some of them, which replaced retained ones, went on before these were there, for there was no room for more.
+    pub overflows: u64,
     /// Of the next entry.
     pub next_sequence: u64,
     /// Whether anything came by a shared subscription since the queue was empty.

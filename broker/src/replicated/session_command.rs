@@ -114,13 +114,6 @@ impl SessionCommand {
         })
     }
 
-    /// Retained messages of QoS 1 and 2 for a subscription of a persistent session.
-    #[must_use]
-    pub fn retained_page(client_id: &str, filter: &str, read: u64, messages: Vec<MessageRecord>, last: bool) -> Self {
-        let (client_id, filter) = (client_id.to_owned(), filter.to_owned());
-        Self::RetainedPage(command::RetainedPage { client_id, filter, read, messages, last })
-    }
-
     /// UNSUBSCRIBE of a persistent session.
     #[must_use]
     pub fn unsubscribe(client_id: &str, session: PersistentSession, unsubscribe: &Unsubscribe, ticket: u64) -> Self {

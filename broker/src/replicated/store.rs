@@ -348,6 +348,8 @@ struct SessionRecord {
     before: Option<BeforeRecord>,
     #[prost(uint64, optional, tag = "28")]
     expires_before_ms: Option<u64>,
+    #[prost(uint64, tag = "29")]
+    overflows: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -770,6 +772,7 @@ impl GroupState {
             received: record.received.into_iter().map(id).collect::<Result<_, _>>()?,
             held_bytes: held.iter().map(|held| held.message.weight_bytes()).sum(),
             held,
+            overflows: record.overflows,
             next_sequence: record.next_sequence,
             may_queue_shared: record.may_queue_shared,
             window_max,
@@ -998,6 +1001,7 @@ fn session_record(session: &PersistentSession) -> SessionRecord {
             will_due_ms: before.will.as_ref().map_or(0, |(_, due)| *due),
         }),
         expires_before_ms: session.expires_before_ms,
+        overflows: session.overflows,
         window: window.collect(),
         last_id: u32::from(session.outbound.last_id()),
         received: session.received.iter().map(|id| u32::from(id.get())).collect(),

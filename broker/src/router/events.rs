@@ -18,7 +18,7 @@ use crate::auth::{RenewedRights, Verified};
 use crate::listener::Accepted;
 use crate::message::Message;
 use crate::metrics::DropReason;
-use crate::replicated::effect::QueueAtGroup;
+use crate::replicated::effect::PageAnswer;
 use crate::replicated::{
     DeliverPersistent, LaneAnswer, Opened, RetainedPage, SubscribedPersistent, UnsubscribedPersistent,
 };
@@ -99,16 +99,14 @@ pub enum Event {
     Unsubscribed(UnsubscribedPersistent),
     /// Retained messages that were asked for.
     RetainedPage(RetainedPage),
-    /// A group took retained messages in for a session here.
+    /// A group took retained messages in for a session here, or wants them to be read again.
     RetainedTaken {
         /// Whose.
         connection: ConnectionKey,
         /// Of which claim.
         epoch: u64,
-        /// Which read.
-        read: u64,
-        /// How the session's queue stands there.
-        queue: QueueAtGroup,
+        /// What it says of them.
+        answer: PageAnswer,
     },
     /// A message that a group routes from its outbox: this arbiter's own subscribers of it.
     Route {
@@ -252,8 +250,8 @@ impl ArbiterState {
             Event::Subscribed(subscribed) => self.on_subscribed_persistent(subscribed),
             Event::Unsubscribed(unsubscribed) => self.on_unsubscribed_persistent(unsubscribed),
             Event::RetainedPage(page) => self.on_retained_page(page),
-            Event::RetainedTaken { connection, epoch, read, queue } => {
-                self.on_retained_taken(connection, epoch, read, queue);
+            Event::RetainedTaken { connection, epoch, answer } => {
+                self.on_retained_taken(connection, epoch, answer);
             }
             Event::Route { message, weight } => {
                 let mut publication = self.publication_of(&message);

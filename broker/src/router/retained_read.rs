@@ -21,8 +21,8 @@ use crate::message::{Message, identifiers_weight_bytes};
 use crate::metrics::DropReason;
 use crate::peers::wire::{Forwarded, ReadRetained};
 use crate::plants::{Plant, is_planted};
-use crate::replicated::command::{MessageRecord, SessionCommand};
-use crate::replicated::effect::QueueAtGroup;
+use crate::replicated::command::{self, MessageRecord, SessionCommand};
+use crate::replicated::effect::{PageAnswer, QueueAtGroup};
 use crate::replicated::submitter::Asker;
 use crate::replicated::{RetainedCursor, RetainedPage};
 use crate::session::outbound::Full;
@@ -49,6 +49,25 @@ struct Question {
     is_late: bool,
 }
 
+/// A page that came, as far as it was not taken.
+#[derive(Debug, Default)]
+struct PageLeft {
+    asked: RetainedCursor,
+    /// The last topic of it that was.
+    taken: Option<Arc<str>>,
+    messages: VecDeque<Arc<Message>>,
+}
+
+impl PageLeft {
+    /// Where what is left begins.
+    fn from(&self) -> RetainedCursor {
+        match &self.taken {
+            Some(topic) => RetainedCursor { group: self.asked.group, after: Some(topic.to_string()) },
+            None => self.asked.clone(),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Read {
     number: u64,
@@ -60,15 +79,27 @@ struct Read {
     further: Vec<RetainedCursor>,
     asked: Vec<Question>,
     /// What came and waits until the client has taken what it has, page by page. Nobody drops it for being slow, as live messages.
-    arrived: VecDeque<VecDeque<Arc<Message>>>,
+    arrived: VecDeque<PageLeft>,
     /// The number by which a group knows it: messages with a QoS go into the queue of the session there.
     session_read: Option<u64>,
+    /// What was handed there and may come back.
+    pieces: usize,
 }
 
 impl Read {
     /// Once the first page was asked for: whether all have come, and were taken.
     fn is_complete(&self) -> bool {
-        !self.has_more() && self.asked.is_empty()
+        !self.has_more() && self.asked.is_empty() && self.pieces == 0
+    }
+
+    /// What was read counts no more, from the places in `refused` on and all that the group has not got.
+    fn begin_again(&mut self, refused: Vec<RetainedCursor>) {
+        let asked = self.asked.drain(..).map(|question| question.cursor);
+        let left = self.arrived.drain(..).map(|page| page.from());
+        let places = refused.into_iter().chain(left).chain(asked).chain(self.further.drain(..));
+        // A group is asked for one page after the other, so its first place is before the others.
+        let mut groups = BTreeSet::new();
+        self.further = places.filter(|place| groups.insert(place.group)).collect();
     }
 
     fn has_more(&self) -> bool {
@@ -170,23 +201,25 @@ impl Reads {
         self.by_number.insert(number, read);
     }
 
-    fn remove(&mut self, number: u64) {
-        let Some(read) = self.by_number.remove(&number) else {
-            return;
-        };
+    fn remove(&mut self, number: u64) -> Option<Read> {
+        let read = self.by_number.remove(&number)?;
         self.by_filter.remove(&read.filter);
         if let Some(session_read) = read.session_read {
             self.by_session_read.remove(&session_read);
         }
         self.note(number, read.standing(), Standing::default());
+        Some(read)
+    }
+
+    /// By the number that the group knows it by.
+    fn of_session(&mut self, session_read: u64) -> Option<&mut Read> {
+        self.by_number.get_mut(self.by_session_read.get(&session_read)?)
     }
 
     /// Returns the number by which the group knew the read that there was.
     fn remove_filter(&mut self, filter: &str) -> Option<u64> {
         let number = *self.by_filter.get(filter)?;
-        let session_read = self.by_number.get(&number)?.session_read;
-        self.remove(number);
-        session_read
+        self.remove(number)?.session_read
     }
 
     /// Changes a read, if it is there.
@@ -231,7 +264,28 @@ struct State {
     held_bytes: usize,
     /// Of a persistent session.
     at_group: AtGroup,
+    /// How often live messages have gone on there before their turn, as far as is known. What was asked for before that is void.
+    overflows: u64,
+    /// Messages that were handed there and not answered, oldest first.
+    pieces: VecDeque<Piece>,
+    /// How often in a row they came too late.
+    refusals: u32,
 }
+
+/// Messages of a page that the group may refuse.
+#[derive(Debug)]
+struct Piece {
+    number: u64,
+    session_read: u64,
+    /// Where they begin.
+    from: RetainedCursor,
+    /// How many overflows they know of.
+    overflows: u64,
+}
+
+/// So often retained messages may come too late. Each time as many live ones as may wait have come in the time between the question for a
+/// page and its arrival at the group; where that goes on, the page is taken as it is, or there would be no end.
+const REFUSALS_MAX: u32 = 16;
 
 /// A page that the group has not answered.
 #[derive(Debug)]
@@ -342,6 +396,8 @@ impl AtGroup {
 #[derive(Debug, Default)]
 struct ForGroup {
     messages: Vec<MessageRecord>,
+    /// Where they begin.
+    from: RetainedCursor,
     weight_bytes: usize,
     /// The next of the page waits for the group.
     finds_no_room: bool,
@@ -350,7 +406,7 @@ struct ForGroup {
 /// A page that is to be taken now.
 struct Arrived {
     number: u64,
-    page: VecDeque<Arc<Message>>,
+    page: PageLeft,
     own: OwnSubscription,
     /// What its group knows the read by.
     session_read: Option<(u64, Box<str>)>,
@@ -391,6 +447,83 @@ impl State {
         self.reads.change(number, take)?
     }
 
+    /// What is handed to the group by the command of that number waits for its answer. Returns how many overflows it is to know of.
+    fn hand(&mut self, number: u64, session_read: u64, for_group: &ForGroup) -> u64 {
+        let (messages, bytes) = (for_group.messages.len(), for_group.weight_bytes);
+        self.at_group.handed.push_back(Handed { session_read, messages, bytes });
+        let overflows = if self.refusals < REFUSALS_MAX { self.overflows } else { u64::MAX };
+        if messages > 0
+            && let Some(read) = self.reads.of_session(session_read)
+        {
+            read.pieces += 1;
+            self.pieces.push_back(Piece { number, session_read, from: for_group.from.clone(), overflows });
+        }
+        overflows
+    }
+
+    /// The group has dealt with a page, and all before it. Reads that have to go back get new numbers, for what was asked for by
+    /// the old ones may still come. Returns those that may be complete.
+    fn on_answer(&mut self, answer: PageAnswer, last_number: &mut u64) -> Vec<u64> {
+        // A version that does not say which page it is refuses none.
+        let is_dealt_with = |piece: &Piece| answer.page == 0 || piece.number <= answer.page;
+        let mut refused: BTreeMap<u64, Vec<RetainedCursor>> = BTreeMap::new();
+        let mut taken = Vec::new();
+        let mut is_refused = false;
+        for piece in std::mem::take(&mut self.pieces) {
+            let is_void = piece.overflows < answer.overflows;
+            if !is_void && !is_dealt_with(&piece) {
+                self.pieces.push_back(piece);
+                continue;
+            }
+            is_refused |= is_void;
+            if let Some(read) = self.reads.of_session(piece.session_read) {
+                read.pieces -= 1;
+                taken.push(read.number);
+            }
+            if is_void {
+                refused.entry(piece.session_read).or_default().push(piece.from);
+            }
+        }
+        if is_refused {
+            self.refusals += 1;
+        } else if !taken.is_empty() {
+            self.refusals = 0;
+        }
+        if self.overflows < answer.overflows {
+            self.overflows = answer.overflows;
+            self.read_again(refused, last_number);
+        }
+        taken
+    }
+
+    fn read_again(&mut self, mut refused: BTreeMap<u64, Vec<RetainedCursor>>, last_number: &mut u64) {
+        for number in self.reads.numbers() {
+            let is_void = |read: &&Read| {
+                let refused = read.session_read.is_some_and(|session_read| refused.contains_key(&session_read));
+                refused || !read.asked.is_empty() || !read.arrived.is_empty()
+            };
+            // What no group keeps has no QoS.
+            let has_group = |read: &&Read| read.session_read.is_some() && !super::sys::is_sys(&read.filter);
+            if self.reads.by_number.get(&number).filter(has_group).filter(is_void).is_none() {
+                continue;
+            }
+            if let Some(mut read) = self.reads.remove(number) {
+                let session_read = read.session_read.unwrap_or_default();
+                read.begin_again(refused.remove(&session_read).unwrap_or_default());
+                *last_number += 1;
+                read.number = *last_number;
+                self.reads.push(read);
+            }
+        }
+    }
+
+    /// One of whose messages in the group nothing is known.
+    fn unanswered(&self) -> Option<(u64, Box<str>)> {
+        let session_read = self.pieces.front()?.session_read;
+        let number = self.reads.by_session_read.get(&session_read)?;
+        Some((session_read, self.reads.by_number.get(number)?.filter.clone()))
+    }
+
     /// The pages to ask for now, of the oldest read first: read number, filter, page.
     fn next_pages(&mut self) -> Vec<(u64, Box<str>, RetainedCursor)> {
         let mut pages = Vec::new();
@@ -424,6 +557,7 @@ impl RetainedReads {
             && let Some(session_read) = state.reads.remove_filter(filter)
         {
             state.at_group.forget(session_read);
+            state.pieces.retain(|piece| piece.session_read != session_read);
         }
     }
 
@@ -491,6 +625,7 @@ impl ArbiterState {
             asked: Vec::new(),
             arrived: VecDeque::new(),
             session_read,
+            pieces: 0,
         });
         number
     }
@@ -598,7 +733,7 @@ impl ArbiterState {
             let is_answered = read.is_answered_by(&page);
             if is_answered {
                 read.further.extend(page.next);
-                read.arrived.push_back(page.messages.into());
+                read.arrived.push_back(PageLeft { asked: page.asked, taken: None, messages: page.messages.into() });
             }
             is_answered
         };
@@ -652,35 +787,44 @@ impl ArbiterState {
         {
             let room = state.at_group.room();
             let for_group = self.take_page(key, &mut page, own, session_read.as_ref().map(|_| room));
-            let (waits, finds_no_room) = (!page.is_empty(), for_group.finds_no_room);
+            let (waits, finds_no_room) = (!page.messages.is_empty(), for_group.finds_no_room);
             let put_back = |read: &mut Read| {
                 if waits {
                     read.arrived.push_front(page);
                 }
-                read.is_complete()
             };
-            let Some(is_complete) = self.change_read(key, number, put_back) else {
+            if self.change_read(key, number, put_back).is_none() {
                 return;
-            };
+            }
             // Most groups have nothing: each page is an entry of the session's group, for which the read waits.
             if let Some((session_read, filter)) = session_read {
-                if is_complete || !for_group.messages.is_empty() {
-                    self.hand_to_group(key, &filter, session_read, for_group, is_complete);
+                if !for_group.messages.is_empty() {
+                    self.hand_to_group(key, &filter, session_read, for_group, false);
                 }
                 if finds_no_room {
                     self.wait_for_group(key, &filter, session_read);
                 }
             }
-            if is_complete {
-                if let Some(state) = self.reads(key) {
-                    state.reads.remove(number);
-                }
-                self.finish_reads(key);
-            }
+            self.end_if_complete(key, number);
             if waits {
                 return;
             }
         }
+    }
+
+    /// Ends a read of which nothing is to come any more, here and at the group: there only when it has taken what it was handed, or it could
+    /// not be read again.
+    fn end_if_complete(&mut self, key: ConnectionKey, number: u64) {
+        let Some(state) = self.reads(key) else {
+            return;
+        };
+        if !state.reads.by_number.get(&number).is_some_and(Read::is_complete) {
+            return;
+        }
+        if let Some(Read { filter, session_read: Some(session_read), .. }) = state.reads.remove(number) {
+            self.hand_to_group(key, &filter, session_read, ForGroup::default(), true);
+        }
+        self.finish_reads(key);
     }
 
     /// Hands a page on. What is left of it waits, because the client has enough to do. Returns what is for the session's group, if it
@@ -688,12 +832,12 @@ impl ArbiterState {
     fn take_page(
         &mut self,
         key: ConnectionKey,
-        page: &mut VecDeque<Arc<Message>>,
+        page: &mut PageLeft,
         own: OwnSubscription,
         mut room_at_group: Option<Room>,
     ) -> ForGroup {
         let mut for_group = ForGroup::default();
-        while let Some(message) = page.pop_front() {
+        while let Some(message) = page.messages.pop_front() {
             if own.options.no_local && self.is_by_itself(key, &message) {
                 continue; // [MQTT-3.8.3-3]
             }
@@ -706,9 +850,13 @@ impl ArbiterState {
             };
             if has_enough {
                 for_group.finds_no_room = has_group;
-                page.push_front(message);
+                page.messages.push_front(message);
                 break;
             }
+            if has_group && for_group.messages.is_empty() {
+                for_group.from = page.from();
+            }
+            page.taken = Some(Arc::clone(&message.topic));
             if has_group {
                 for_group.weight_bytes += message.weight_bytes();
                 for_group.messages.push(MessageRecord::from_message(&message, 0));
@@ -772,7 +920,7 @@ impl ArbiterState {
         self.deliver(key, &mut publication, terms);
     }
 
-    fn hand_to_group(&mut self, key: ConnectionKey, filter: &str, number: u64, for_group: ForGroup, last: bool) {
+    fn hand_to_group(&mut self, key: ConnectionKey, filter: &str, read: u64, for_group: ForGroup, last: bool) {
         let Some(client) = self.clients.get_mut(key.index()) else {
             return;
         };
@@ -782,12 +930,23 @@ impl ArbiterState {
         let Some(persistent) = session.persistent else {
             return;
         };
-        if let Some(state) = &mut session.reads.0 {
-            let (messages, bytes) = (for_group.messages.len(), for_group.weight_bytes);
-            state.at_group.handed.push_back(Handed { session_read: number, messages, bytes });
+        self.message_number += 1;
+        let state = session.reads.0.as_mut();
+        let overflows = state.map_or(0, |state| state.hand(self.message_number, read, &for_group));
+        if !for_group.messages.is_empty() {
+            // Its answer may be lost.
+            self.slow_reads.push(key);
         }
-        let page = SessionCommand::retained_page(&client.client_id, filter, number, for_group.messages, last);
-        self.lanes.command(persistent.group, page);
+        let page = command::RetainedPage {
+            client_id: client.client_id.to_string(),
+            filter: filter.to_owned(),
+            read,
+            messages: for_group.messages,
+            last,
+            number: self.message_number,
+            overflows,
+        };
+        self.lanes.command(persistent.group, SessionCommand::RetainedPage(page));
         self.schedule_flush();
     }
 
@@ -801,15 +960,22 @@ impl ArbiterState {
         }
     }
 
-    /// The group took a page in, and there may be room for more.
-    pub(super) fn on_retained_taken(&mut self, key: ConnectionKey, epoch: u64, number: u64, queue: QueueAtGroup) {
+    /// The group took a page in, and there may be room for more; or it is to be read again.
+    pub(super) fn on_retained_taken(&mut self, key: ConnectionKey, epoch: u64, answer: PageAnswer) {
         if !self.is_current(key, epoch) {
             return;
         }
-        if let Some(state) = self.reads(key) {
-            state.at_group.on_taken(number, queue);
-            self.continue_reads(key);
+        let mut last_number = self.message_number;
+        let Some(state) = self.reads(key) else {
+            return;
+        };
+        state.at_group.on_taken(answer.read, answer.queue);
+        let taken = state.on_answer(answer, &mut last_number);
+        self.message_number = last_number;
+        for number in taken {
+            self.end_if_complete(key, number);
         }
+        self.continue_reads(key);
     }
 
     /// The client of a persistent session has acknowledged a message: there is room for another one at the group.
@@ -830,7 +996,8 @@ impl ArbiterState {
                 continue;
             };
             state.at_group.on_second();
-            let waits_for_group = !state.at_group.handed.is_empty();
+            let waits_for_group = !state.at_group.handed.is_empty() || !state.pieces.is_empty();
+            let unanswered = state.unanswered().filter(|_| state.at_group.is_to_be_asked());
             let mut late = Vec::new();
             let mut waits = false;
             for read in state.reads.by_number.values_mut() {
@@ -848,6 +1015,9 @@ impl ArbiterState {
             }
             for (number, filter, cursor) in late {
                 self.ask_page(key, number, &filter, cursor);
+            }
+            if let Some((session_read, filter)) = unanswered {
+                self.hand_to_group(key, &filter, session_read, ForGroup::default(), false);
             }
             self.continue_reads(key);
         }
@@ -1012,6 +1182,7 @@ mod tests {
             asked: Vec::new(),
             arrived: VecDeque::new(),
             session_read: None,
+            pieces: 0,
         }
     }
 
@@ -1072,6 +1243,54 @@ mod tests {
         assert!(!is_complete(&state));
         assert!(take(&mut state, &page(0, Some("a"), None)));
         assert!(is_complete(&state));
+    }
+
+    /// What was handed to the group and refused is read again with all that comes behind it, and what the group has is not. Where it always
+    /// comes too late, it is taken as it is.
+    #[test]
+    fn what_is_out_of_date_at_the_group_is_read_again() {
+        let mut state = state([Read { session_read: Some(9), ..read(1, 0..2) }]);
+        let at = |group, after: &str| RetainedCursor { group, after: Some(after.to_owned()) };
+        let asked = |state: &mut State| {
+            let mut pages: Vec<_> =
+                state.next_pages().into_iter().map(|(number, _, cursor)| (number, cursor)).collect();
+            pages.sort_by_key(|(_, cursor)| cursor.group);
+            pages
+        };
+        let hand = |state: &mut State, number, from: &RetainedCursor| {
+            let messages = vec![MessageRecord::default()];
+            state.hand(number, 9, &ForGroup { messages, from: from.clone(), ..ForGroup::default() })
+        };
+        let answer = |page, overflows| PageAnswer { read: 9, page, overflows, queue: QUEUE };
+        let mut last_number = 100;
+        state.next_pages();
+        assert!(take(&mut state, &page(0, None, Some("m"))));
+        for (number, from) in [(11, RetainedCursor { group: 0, after: None }), (12, at(0, "c"))] {
+            assert_eq!(hand(&mut state, number, &from), 0);
+        }
+        let left = PageLeft {
+            asked: RetainedCursor { group: 0, after: None },
+            taken: Some("f".into()),
+            ..PageLeft::default()
+        };
+        state.reads.change(1, |read| read.arrived.push_back(left));
+        assert_eq!(state.on_answer(answer(11, 0), &mut last_number), [1]);
+        assert!(!is_complete(&state));
+        state.on_answer(answer(12, 1), &mut last_number);
+        let group_1 = RetainedCursor { group: 1, after: None };
+        assert_eq!(asked(&mut state), [(101, at(0, "c")), (101, group_1)], "from where the group has none");
+        assert_eq!(state.pieces.len(), 0);
+        state.on_answer(answer(13, 1), &mut last_number);
+        assert_eq!(last_number, 101, "that is known");
+        for overflows in 2..=u64::from(REFUSALS_MAX) {
+            assert_eq!(hand(&mut state, 20 + overflows, &at(0, "c")), overflows - 1);
+            state.on_answer(answer(20 + overflows, overflows), &mut last_number);
+            assert_eq!(asked(&mut state)[0], (last_number, at(0, "c")));
+        }
+        assert_eq!(hand(&mut state, 50, &at(0, "c")), u64::MAX);
+        assert_eq!(state.on_answer(answer(50, 1000), &mut last_number).len(), 1);
+        assert_eq!(hand(&mut state, 51, &at(0, "g")), 1000);
+        assert_eq!(state.unanswered().map(|(session_read, _)| session_read), Some(9));
     }
 
     const QUEUE: QueueAtGroup = QueueAtGroup { queued: 0, messages_free: 100, bytes_free: 10_000 };
@@ -1136,7 +1355,7 @@ mod tests {
             let state = reads.0.as_deref_mut().expect("they are under way");
             state.next_pages();
             assert!(state.next_arrived(&BTreeMap::new()).is_none());
-            state.reads.change(number, |read| read.arrived.push_back([].into()));
+            state.reads.change(number, |read| read.arrived.push_back(PageLeft::default()));
             let arrived = state.next_arrived(&BTreeMap::new()).map(|arrived| arrived.number);
             assert_eq!(arrived, Some(number));
             reads.forget(&filter);

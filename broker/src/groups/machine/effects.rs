@@ -124,9 +124,9 @@ impl Machine {
             }
             Effect::Route { position } => self.unrouted.entry(group).or_default().push_back(position),
             Effect::Picked { position } => self.outboxes.on_picked(group, position),
-            Effect::RetainedTaken { owner, epoch, read, queue } => {
+            Effect::RetainedTaken { owner, epoch, answer } => {
                 let connection = connection_of(owner);
-                self.push_to(shared, group, owner, Event::RetainedTaken { connection, epoch, read, queue });
+                self.push_to(shared, group, owner, Event::RetainedTaken { connection, epoch, answer });
             }
             Effect::Fenced { node, below, more } => self.was_fenced(shared, group, node, below, more),
             Effect::Lost { node, incarnation, more: true } => propose_lost(shared, group, node, incarnation),

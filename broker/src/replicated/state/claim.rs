@@ -335,6 +335,7 @@ impl GroupState {
             received: BTreeSet::new(),
             held: Vec::new(),
             held_bytes: 0,
+            overflows: 0,
             next_sequence: 0,
             may_queue_shared: false,
             window_max: 0,

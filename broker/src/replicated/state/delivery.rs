@@ -143,7 +143,7 @@ impl GroupState {
                 return;
             }
             if session.held.len() >= HELD_MESSAGES_MAX || session.held_bytes.saturating_add(weight) > bytes_max {
-                self.enqueue_all_held(client_id, effects);
+                self.let_held_overflow(client_id, effects);
                 self.body = None;
             }
             let Some(session) = self.sessions.get_mut(client_id) else {

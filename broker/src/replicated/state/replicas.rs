@@ -477,7 +477,11 @@ impl Replicas {
         };
         let page = self.living.retained_page(&filter, None, 2, usize::MAX, 10);
         let messages = page.messages.iter().map(|message| absolute(message)).collect();
-        self.apply(Command::RetainedPage(RetainedPage { client_id, filter, read, messages, last: c & 3 != 0 }));
+        // Some were asked for before the last that their node knows of.
+        let known = self.living.sessions[client_id.as_str()].overflows;
+        let (last, number, overflows) = (c & 3 != 0, u64::from(c), known.saturating_sub(u64::from(c >> 7)));
+        let page = RetainedPage { client_id, filter, read, messages, last, number, overflows };
+        self.apply(Command::RetainedPage(page));
     }
 }
 

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use kentongan_proto::mqtt::QoS;
 
 use super::{GroupState, Terms};
-use crate::later::ROOM_LEVEL;
+use crate::later::{HELD_LEVEL, ROOM_LEVEL};
 use crate::message::Message;
 use crate::replicated::command;
-use crate::replicated::effect::{Effect, QueueAtGroup};
+use crate::replicated::effect::{Effect, PageAnswer, QueueAtGroup};
 use crate::replicated::session::{HeldBack, PersistentSession};
 use crate::replicated::store::Key;
 
@@ -26,6 +26,10 @@ impl GroupState {
             return;
         }
         let (filter, own) = (Arc::clone(filter), *own);
+        if page.overflows < session.overflows && !page.messages.is_empty() {
+            // They may be older than live ones that went on since, which would be followed by what they replaced.
+            return self.answer_page(&client_id, page.read, page.number, effects);
+        }
         for record in page.messages {
             let message = Arc::new(self.arrived(record, clock_ms));
             let qos = message.qos.min(own.options.qos);
@@ -52,10 +56,17 @@ impl GroupState {
             self.finish_reads(&client_id, effects);
         }
         self.pump(&client_id, effects);
-        if let Some((owner, epoch)) = self.owner(&client_id) {
-            let queue = self.sessions.get(&client_id).map(|session| self.queue_of(session));
-            effects.extend(queue.map(|queue| Effect::RetainedTaken { owner, epoch, read: page.read, queue }));
-        }
+        self.answer_page(&client_id, page.read, page.number, effects);
+    }
+
+    fn answer_page(&mut self, client_id: &Arc<str>, read: u64, page: u64, effects: &mut Vec<Effect>) {
+        let Some((owner, epoch)) = self.owner(client_id) else {
+            return;
+        };
+        effects.extend(self.sessions.get(client_id).map(|session| {
+            let (overflows, queue) = (session.overflows, self.queue_of(session));
+            Effect::RetainedTaken { owner, epoch, answer: PageAnswer { read, page, overflows, queue } }
+        }));
     }
 
     /// What is read must not take the room of live messages, of which those that wait behind it will need some as well. As long as nothing
@@ -132,7 +143,20 @@ impl GroupState {
         self.enqueue_all_held(client_id, effects);
     }
 
-    pub(super) fn enqueue_all_held(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
+    /// No more can wait behind retained messages: all that do go on. What was read by now of a topic that one of them changed is out
+    /// of date for this client.
+    pub(super) fn let_held_overflow(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
+        if self.level >= HELD_LEVEL
+            && let Some(session) = self.sessions.get_mut(client_id)
+        {
+            // What others said is as much newer than the retained one as it ever was.
+            session.overflows += u64::from(session.held.iter().any(|held| held.message.retain));
+            self.dirty.changed(Key::Session(session.number));
+        }
+        self.enqueue_all_held(client_id, effects);
+    }
+
+    fn enqueue_all_held(&mut self, client_id: &Arc<str>, effects: &mut Vec<Effect>) {
         let held = self.sessions.get_mut(client_id).map(|session| std::mem::take(&mut session.held));
         self.enqueue_held(client_id, held.unwrap_or_default(), effects);
     }

@@ -857,7 +857,7 @@ fn a_read_goes_on_for_a_subscription_that_counts_on_it() {
         assert_eq!(script.subscribe_handling(opened.epoch, "t", handling, false), None);
         let (client_id, filter) = ("c".to_owned(), "t".to_owned());
         let messages = vec![MessageRecord { retain: true, ..record(1, "x") }];
-        let page = RetainedPage { client_id, filter, read, messages, last: true };
+        let page = RetainedPage { client_id, filter, read, messages, last: true, ..RetainedPage::default() };
         let effects = script.apply(Command::RetainedPage(page));
         assert_eq!(deliveries(&effects).len(), delivered, "Retain Handling {handling}: {effects:?}");
     }
@@ -878,6 +878,7 @@ fn live_messages_wait_until_the_retained_ones_are_there() {
         read,
         messages: vec![record(2, "kept")],
         last: true,
+        ..RetainedPage::default()
     };
     let effects = script.apply(Command::RetainedPage(page.clone()));
     assert_eq!(deliveries(&effects), [sent(1, false, "older"), sent(2, false, "kept")]);
@@ -898,7 +899,7 @@ fn what_is_published_while_retained_messages_are_read_keeps_its_qos() {
     };
     let page = |filter: &str, read, messages| {
         let (client_id, filter) = ("c".to_owned(), filter.to_owned());
-        Command::RetainedPage(RetainedPage { client_id, filter, read, messages, last: true })
+        Command::RetainedPage(RetainedPage { client_id, filter, read, messages, last: true, ..RetainedPage::default() })
     };
     let came = |effects: &[Effect]| -> Vec<(String, QoS, bool)> {
         let delivered = effects.iter().filter_map(|effect| match effect {
@@ -952,6 +953,78 @@ fn what_waits_behind_retained_messages_is_bounded_as_the_queue() {
     let (window, held) = (session.outbound.in_flight(), session.held.len());
     assert_eq!(window + session.outbound.queue_len() + held, published);
     assert!((1..=HELD_MESSAGES_MAX).contains(&held), "{held}");
+}
+
+/// Where more live messages come than can wait behind retained ones, what was read before they went on is read again: it would come behind
+/// what replaced it. That is so from level 3 on.
+#[test]
+fn no_retained_message_follows_the_live_one_that_replaced_it() {
+    let queue_messages_max = u32::MAX as usize;
+    let config = GroupConfig { queue_messages_max, queue_bytes_max: 100_000_000, ..config() };
+    for level in [2, 3] {
+        let mut script = Script { state: GroupState::new(config), ..Script::new() };
+        script.apply(Command::Level(command::Level { level }));
+        let epoch = script.connect(true, 100).epoch;
+        let read = script.subscribe(epoch, "#", true).expect("a read");
+        let publish = |script: &mut Script, retain| {
+            let first = record(0, "new");
+            let messages = (0..=HELD_MESSAGES_MAX).map(|at| {
+                let LaneMessage { message, .. } = script.message("another");
+                let MessageRecord { number, .. } = message.clone().expect("there is one");
+                let of_topic = MessageRecord { number, retain, ..first.clone() };
+                let another = message.map(|message| MessageRecord { topic: "u".to_owned(), ..message });
+                let message = if at == 0 { Some(of_topic) } else { another };
+                LaneMessage { number, message, match_subscriptions: true, ..LaneMessage::default() }
+            });
+            let messages = messages.collect();
+            script.lane_batch(messages);
+        };
+        publish(&mut script, true);
+        script.restart();
+        let page = |messages: &[&str], number, overflows, last| {
+            let retained = |payload: &&str| MessageRecord { retain: true, ..record(1_000_000, payload) };
+            let (client_id, filter) = ("c".to_owned(), "#".to_owned());
+            let messages = messages.iter().map(retained).collect();
+            Command::RetainedPage(RetainedPage { client_id, filter, read, messages, last, number, overflows })
+        };
+        let answered = |effects: &[Effect]| match effects {
+            [Effect::RetainedTaken { answer, .. }] => (answer.page, answer.overflows),
+            effects => panic!("nothing has room in the window: {effects:?}"),
+        };
+        let on_topic = |script: &Script| {
+            let outbound = &script.state.sessions["c"].outbound;
+            let in_flight = outbound.resend().into_iter().filter_map(|(.., entry)| entry);
+            let entries = in_flight.chain(outbound.queued()).filter(|entry| *entry.message.topic == *"t");
+            let said =
+                entries.map(|entry| (String::from_utf8_lossy(&entry.message.payload).into_owned(), entry.retain));
+            said.collect::<Vec<_>>()
+        };
+        let refuses = level == 3;
+        let mut expected = vec![("new".to_owned(), false)];
+        // Also if it says that it was the last one.
+        for last in [false, true] {
+            if last && !refuses {
+                continue;
+            }
+            let effects = script.apply(page(&["old"], 1, 0, last));
+            assert_eq!(answered(&effects), (1, u64::from(refuses)), "level {level}");
+        }
+        if !refuses {
+            expected.push(("old".to_owned(), true));
+        }
+        assert_eq!(on_topic(&script), expected, "level {level}");
+        // What others replace nothing, nothing is out of date for.
+        publish(&mut script, false);
+        script.restart();
+        let effects = script.apply(page(&["newer"], 2, u64::from(refuses), false));
+        assert_eq!(answered(&effects), (2, u64::from(refuses)), "level {level}");
+        expected.extend([("new", false), ("newer", true)].map(|(payload, retain)| (payload.to_owned(), retain)));
+        assert_eq!(on_topic(&script), expected, "level {level}");
+        // Nothing is older than anything.
+        let effects = script.apply(page(&[], 3, 0, true));
+        assert_eq!(answered(&effects), (3, u64::from(refuses)), "level {level}");
+        assert!(!script.state.sessions["c"].is_reading());
+    }
 }
 
 /// What came and went between two checkpoints is never written.

@@ -46,7 +46,7 @@ use crate::peers::wire::{Forwarded, Messages};
 use crate::peers::{NoPeers, PeerFull, Peers};
 use crate::random::Random;
 use crate::replicated::command::{self, Command, SessionCommand};
-use crate::replicated::effect::QueueAtGroup;
+use crate::replicated::effect::{PageAnswer, QueueAtGroup};
 use crate::replicated::{
     Opened, RetainedCursor, RetainedPage, Slots, Submitter, SubscribeOutcome, SubscribedPersistent,
 };

@@ -650,10 +650,110 @@ fn what_is_retained_waits_for_no_answer_about_another_filter() {
     assert_eq!(handed_over(&mut subscriber), all, "how much room there is");
     for (messages_free, handed) in [(4, 2), (1, 1)] {
         let queue = QueueAtGroup { queued: 0, messages_free, bytes_free: 1_000_000 };
-        subscriber.event(Event::RetainedTaken { connection, epoch: 1, read: 9, queue });
+        let answer = PageAnswer { read: 9, page: 0, overflows: 0, queue };
+        subscriber.event(Event::RetainedTaken { connection, epoch: 1, answer });
         all.push((handed, false));
         assert_eq!(handed_over(&mut subscriber), all, "half of the room, and one where nothing waits");
     }
+}
+
+/// The group let live messages go on that had waited: it refuses what was read before, which is read again, and a page that was asked for
+/// before counts no more. The read ends when the group has everything.
+#[test]
+fn what_is_retained_is_read_again_when_live_messages_went_before_it() {
+    let mut subscriber = Subscriber::resumed(Vec::new());
+    subscriber.arbiter.state.shared.retained_possible.store(true, Ordering::Relaxed);
+    let (options, connection) = (SubscriptionOptions::new(ONCE), subscriber.connection);
+    subscriber.ask(FILTER, options);
+    let ticket = *subscriber.asked().first().expect("it was asked");
+    let outcomes = vec![SubscribeOutcome { read: Some(9), ..outcome(FILTER, options) }];
+    let packet_id = subscriber.last_asked;
+    let number = subscriber.arbiter.state.message_number + 1;
+    subscriber.event(Event::Subscribed(SubscribedPersistent { connection, epoch: 1, packet_id, ticket, outcomes }));
+    subscriber.pass_barriers();
+
+    let handed_over = |subscriber: &mut Subscriber| {
+        let said = commands_to_group(&mut subscriber.arbiter).into_iter();
+        let pages = said.filter_map(|command| match command {
+            SessionCommand::RetainedPage(page) => Some(page),
+            _ => None,
+        });
+        pages.collect::<Vec<_>>()
+    };
+    let answer = |subscriber: &mut Subscriber, overflows| {
+        let page = handed_over(subscriber).last().expect("there is one").number;
+        let queue = QueueAtGroup { queued: 0, messages_free: 100, bytes_free: 1_000_000 };
+        let answer = PageAnswer { read: 9, page, overflows, queue };
+        subscriber.event(Event::RetainedTaken { connection, epoch: 1, answer });
+    };
+    let read = |subscriber: &mut Subscriber, number, after: Option<&str>, message, next: Option<&str>| {
+        let cursor = |after: &str| RetainedCursor { group: 0, after: Some(after.to_owned()) };
+        let asked = RetainedCursor { group: 0, after: after.map(str::to_owned) };
+        let page = RetainedPage { connection, number, asked, messages: vec![message], next: next.map(cursor) };
+        subscriber.event(Event::RetainedPage(page));
+    };
+    let said = |subscriber: &mut Subscriber| {
+        let pages = handed_over(subscriber).into_iter();
+        pages
+            .map(|page| (page.messages.first().map(|message| message.number), page.overflows, page.last))
+            .collect::<Vec<_>>()
+    };
+    read(&mut subscriber, number, None, retained(1), Some(TOPIC));
+    answer(&mut subscriber, 0);
+    let mut all = vec![(None, 0, false), (Some(1), 0, false)];
+    assert_eq!(said(&mut subscriber), all);
+    answer(&mut subscriber, 1);
+    let again = subscriber.arbiter.state.message_number;
+    read(&mut subscriber, number, Some(TOPIC), retained(2), None);
+    assert_eq!(said(&mut subscriber), all, "read before that was known");
+    read(&mut subscriber, again, None, retained(3), None);
+    all.push((Some(3), 1, false));
+    assert_eq!(said(&mut subscriber), all);
+    answer(&mut subscriber, 1);
+    all.push((None, 1, true));
+    assert_eq!(said(&mut subscriber), all);
+}
+
+/// An answer that a leader took with it is asked for, or the read would have no end.
+#[test]
+fn a_read_ends_although_the_answer_to_its_last_page_is_lost() {
+    let mut subscriber = Subscriber::resumed(Vec::new());
+    subscriber.arbiter.state.shared.retained_possible.store(true, Ordering::Relaxed);
+    let (options, connection) = (SubscriptionOptions::new(ONCE), subscriber.connection);
+    subscriber.ask(FILTER, options);
+    let ticket = *subscriber.asked().first().expect("it was asked");
+    let outcomes = vec![SubscribeOutcome { read: Some(9), ..outcome(FILTER, options) }];
+    let packet_id = subscriber.last_asked;
+    let number = subscriber.arbiter.state.message_number + 1;
+    subscriber.event(Event::Subscribed(SubscribedPersistent { connection, epoch: 1, packet_id, ticket, outcomes }));
+    subscriber.pass_barriers();
+
+    let handed_over = |subscriber: &mut Subscriber| {
+        let said = commands_to_group(&mut subscriber.arbiter).into_iter();
+        let pages = said.filter_map(|command| match command {
+            SessionCommand::RetainedPage(page) => Some((page.messages.len(), page.last)),
+            _ => None,
+        });
+        pages.collect::<Vec<_>>()
+    };
+    let queue = QueueAtGroup { queued: 0, messages_free: 100, bytes_free: 1_000_000 };
+    let taken = |page| {
+        let answer = PageAnswer { read: 9, page, overflows: 0, queue };
+        Event::RetainedTaken { connection, epoch: 1, answer }
+    };
+    let asked = RetainedCursor { group: 0, after: None };
+    let page = RetainedPage { connection, number, asked, messages: vec![retained(1)], next: None };
+    subscriber.event(Event::RetainedPage(page));
+    subscriber.event(taken(subscriber.arbiter.state.message_number));
+    let mut all = vec![(0, false), (1, false)];
+    assert_eq!(handed_over(&mut subscriber), all);
+    subscriber.arbiter.state.ask_again(0);
+    subscriber.arbiter.state.continue_slow_reads();
+    all.push((0, false));
+    assert_eq!(handed_over(&mut subscriber), all, "what became of it");
+    subscriber.event(taken(subscriber.arbiter.state.message_number));
+    all.push((0, true));
+    assert_eq!(handed_over(&mut subscriber), all);
 }
 
 /// [MQTT-4.8.2]: a shared subscription has a copy of its own, beside the one that comes one way or the other.
