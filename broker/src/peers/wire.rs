@@ -655,6 +655,9 @@ pub struct PageTaken {
     /// Bytes that there is room for.
     #[prost(uint64, optional, tag = "6")]
     pub bytes_free: Option<u64>,
+    /// Messages that its window takes.
+    #[prost(uint64, optional, tag = "7")]
+    pub window_free: Option<u64>,
 }
 
 impl ServedSession {
@@ -777,6 +780,7 @@ impl EventKind {
                 queued: queue.queued as u64,
                 messages_free: Some(queue.messages_free as u64),
                 bytes_free: Some(queue.bytes_free as u64),
+                window_free: queue.window_free.map(|free| free as u64),
             }),
             Event::Close { connection, client_id, epoch, .. } => {
                 Self::Close(Close { connection: connection.raw(), client_id: client_id.to_string(), epoch: *epoch })
@@ -888,6 +892,7 @@ impl EventKind {
                     queued: count(taken.queued),
                     messages_free: count(taken.messages_free.unwrap_or(u64::MAX)),
                     bytes_free: count(taken.bytes_free.unwrap_or(u64::MAX)),
+                    window_free: taken.window_free.map(count),
                 };
                 (connection, Event::RetainedTaken { connection, epoch: taken.epoch, read: taken.read, queue })
             }

@@ -649,7 +649,7 @@ fn what_is_retained_waits_for_no_answer_about_another_filter() {
     let mut all = vec![(0, false)];
     assert_eq!(handed_over(&mut subscriber), all, "how much room there is");
     for (messages_free, handed) in [(4, 2), (1, 1)] {
-        let queue = QueueAtGroup { queued: 0, messages_free, bytes_free: 1_000_000 };
+        let queue = QueueAtGroup { queued: 0, messages_free, bytes_free: 1_000_000, window_free: Some(1) };
         subscriber.event(Event::RetainedTaken { connection, epoch: 1, read: 9, queue });
         all.push((handed, false));
         assert_eq!(handed_over(&mut subscriber), all, "half of the room, and one where nothing waits");
