@@ -261,6 +261,13 @@ fn retained_messages_wait_for_room_in_the_queue() {
             publisher.send(&Packet::Publish(message));
             publisher.complete(qos1(number));
         }
+        // A new broker's groups have their feature level a moment later, and before it nothing passes a queue that is too small.
+        let (mut probe, _) = Client::open(&broker, persistent("probe", true));
+        probe.subscribe("probe", QoS::AtLeastOnce);
+        wait_for("the feature level", || {
+            publisher.publish_acknowledged("probe", &text, qos1(1));
+            probe.receive_within(Duration::from_millis(200)).is_some()
+        });
         for (is_persistent, is_full) in [(false, false), (true, false), (true, queues)] {
             let opening = |clean_start| {
                 let mut asked = persistent("s", clean_start);
