@@ -1,5 +1,7 @@
 //! What the groups' committed entries lead to: events for the arbiters that it concerns, here or elsewhere.
 
+use std::sync::atomic::Ordering;
+
 use kentongan_proto::mqtt::codec::AckKind;
 
 use super::{FENCE_SESSIONS_MAX, Machine, Told, connection_of, propose_lost};
@@ -197,9 +199,8 @@ impl Machine {
     }
 }
 
-/// What may be under way to one connection: as much as its out-buffer is for.
 pub(super) fn under_way_bytes_max(shared: &Shared) -> usize {
-    usize::try_from(shared.settings.session.out_buffer_bytes_max).unwrap_or(usize::MAX)
+    shared.under_way_bytes_max.load(Ordering::Relaxed)
 }
 
 fn outcome(outcome: FilterOutcome) -> SubscribeOutcome {
