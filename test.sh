@@ -155,9 +155,7 @@ simulation() {
 
 begin_simulation() {
     set -e
-    # Of the first thousand, 182 fails (P10): a session ended early behind a power cut of all nodes, one of whose clocks had been an hour ahead.
-    # That is open.
-    nice -n 19 "$TARGET/quick/sim" --seeds 1000 --seed 1001
+    nice -n 19 "$TARGET/quick/sim" --seeds 1000
     nice -n 19 "$TARGET/quick/sim" --plants --seed 301
     nice -n 19 "$TARGET/quick/sim" --membership --seeds 2000
     nice -n 19 "$TARGET/quick/sim" --membership --plants

@@ -38,10 +38,15 @@ OTHERS = {
                 "items": {
                     "type": "object",
                     "additionalProperties": False,
+                    # Rules and dashboards name a node by `instance`, which would be an address.
+                    "required": ["port", "path", "relabelings"],
                     "properties": {
                         "port": {"type": "string"},
                         "path": {"type": "string"},
                         "interval": {"type": "string", "pattern": "^[0-9]+s$"},
+                        "relabelings": {
+                            "const": [{"sourceLabels": ["__meta_kubernetes_pod_name"], "targetLabel": "instance"}]
+                        },
                     },
                 },
             },

@@ -95,8 +95,9 @@ def filled_in(query):
 
 
 def unconditional(expression):
-    """An alert's expression that says 0 or 1 where it would say nothing or something."""
-    return re.sub(r"(==|!=|>=|<=|>|<)(?=\s*(?:-?\d|\())", r"\1 bool", expression)
+    """An alert's expression that says 0 or 1 where it would say nothing or something, or what it would be missing."""
+    expression = re.sub(r"^absent\((.*)\)$", r"count(\1)", expression.strip())
+    return re.sub(r"(==|!=|>=|<=|>|<)(?=\s*(?:-?\d|\(|kentongan_))", r"\1 bool", expression)
 
 
 class Look:

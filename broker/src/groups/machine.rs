@@ -793,6 +793,14 @@ impl StateMachine for Machine {
         }
         if now.saturating_sub(self.counted).as_millis() >= 500 {
             self.counted = now;
+            let unacknowledged = self.under_way.go_on(now, effects::under_way_bytes_max(&shared));
+            if !unacknowledged.is_empty() {
+                for (group, owner, delivery) in unacknowledged {
+                    self.deliver(&shared, group, owner, delivery);
+                }
+                self.pushes.flush(&shared);
+                self.tell_arbiters(&shared);
+            }
             self.count_held();
             self.counters.flush();
         }

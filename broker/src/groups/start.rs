@@ -340,17 +340,25 @@ fn start_member(
 
 /// Lets `/metrics` show how the node is, as long as there is one.
 fn show_node(metrics: &Metrics, shared: &Arc<Shared>, pipeline: &PipelineHandle<Query>, transport: Option<Transport>) {
+    // Asked once: who looks is not to wait for a disk that hangs.
+    let disk_bytes_reserve = free_bytes_reserve(&shared.settings);
     let (shared, pipeline) = (Arc::downgrade(shared), pipeline.clone());
-    metrics.show_node(move || Some(node_figures(&*shared.upgrade()?, &pipeline, transport.as_ref())));
+    metrics
+        .show_node(move || Some(node_figures(&*shared.upgrade()?, &pipeline, transport.as_ref(), disk_bytes_reserve)));
 }
 
-fn node_figures(shared: &Shared, pipeline: &PipelineHandle<Query>, transport: Option<&Transport>) -> NodeFigures {
+fn node_figures(
+    shared: &Shared,
+    pipeline: &PipelineHandle<Query>,
+    transport: Option<&Transport>,
+    disk_bytes_reserve: u64,
+) -> NodeFigures {
     NodeFigures {
         is_overloaded: shared.is_overloaded(),
         memory_level: shared.memory_level(),
         memory_bytes_high_water: shared.memory_bytes_high_water.load(Ordering::Relaxed),
         is_disk_full: pipeline.is_full(),
-        disk_bytes_reserve: free_bytes_reserve(&shared.settings),
+        disk_bytes_reserve,
         log_in_flight_bytes: pipeline.in_flight_bytes(),
         index_filters: shared.index.filters(),
         index_subscriptions: shared.index.subscriptions(),

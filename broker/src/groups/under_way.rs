@@ -11,6 +11,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
+use std::time::Duration;
 
 use kentongan_proto::mqtt::PacketId;
 
@@ -27,11 +28,20 @@ struct Account {
     bytes: usize,
     /// What follows, in order. Empty if nothing is `sent`: then nothing would ever ask for it.
     waiting: VecDeque<DeliverPersistent>,
+    /// Bytes that its client may have beyond the bound, for it acknowledges only much at once.
+    more: usize,
+    /// Since when something waits, and nothing has been acknowledged.
+    since: Option<Duration>,
 }
+
+/// Clients may collect what they get and acknowledge it at once, and one whose parts are larger than the bound would wait for the rest for
+/// ever. So after that long without an acknowledgement it gets as much again; who reads nothing at all is closed after a while
+/// (`session.stalled_seconds_max`).
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(10);
 
 impl Account {
     fn has_room(&self, bytes: usize, bytes_max: usize) -> bool {
-        self.sent.is_empty() || self.bytes.saturating_add(bytes) <= bytes_max
+        self.sent.is_empty() || self.bytes.saturating_add(bytes) <= bytes_max.saturating_add(self.more)
     }
 
     fn send(&mut self, packet_id: PacketId, bytes: usize) {
@@ -40,6 +50,7 @@ impl Account {
     }
 
     fn settle(&mut self, packet_id: PacketId) {
+        self.since = None;
         // Clients acknowledge in order [MQTT-4.6.0-2], so it is found at once.
         if let Some(at) = self.sent.iter().position(|&(sent, _)| sent == packet_id) {
             self.bytes -= self.sent.remove(at).map_or(0, |(_, bytes)| bytes);
@@ -107,10 +118,26 @@ impl UnderWay {
         };
         account.get_mut().settle(packet_id);
         let next = std::iter::from_fn(|| account.get_mut().next(bytes_max)).collect();
-        if account.get().sent.is_empty() {
+        if account.get().sent.is_empty() && account.get().more == 0 {
             account.remove();
         }
         next
+    }
+
+    /// Call now and then. Returns what is to be sent to those who have acknowledged nothing for long, and their groups.
+    pub(super) fn go_on(&mut self, now: Duration, bytes_max: usize) -> Vec<(u16, Owner, DeliverPersistent)> {
+        let mut all = Vec::new();
+        for (&group, accounts) in &mut self.groups {
+            for (&owner, account) in accounts.iter_mut().filter(|(_, account)| !account.waiting.is_empty()) {
+                let since = *account.since.get_or_insert(now);
+                if now.saturating_sub(since) >= UNACKNOWLEDGED_MAX {
+                    account.since = Some(now);
+                    account.more = account.more.saturating_add(bytes_max);
+                    all.extend(std::iter::from_fn(|| account.next(bytes_max)).map(|next| (group, owner, next)));
+                }
+            }
+        }
+        all
     }
 
     /// A connection takes its session up, or lets go of it: nothing is under way.
@@ -218,6 +245,29 @@ mod tests {
                 self.acknowledge(number);
             }
         }
+    }
+
+    /// Who acknowledges only much at once gets it, by and by; and then at once, as long as it stays.
+    #[test]
+    fn who_acknowledges_more_at_once_than_the_bound_does_not_wait_for_ever() {
+        let mut under_way = UnderWay::default();
+        let offer =
+            |under_way: &mut UnderWay, number| under_way.offer(1, OWNER, delivery(number, 4_000), BYTES_MAX).is_some();
+        assert_eq!((1..=9).filter(|&number| offer(&mut under_way, number)).count(), 2);
+        let go_on = |under_way: &mut UnderWay, seconds| {
+            let next = under_way.go_on(Duration::from_secs(seconds), BYTES_MAX);
+            next.into_iter().map(|(_, _, delivery)| delivery.packet_id.get()).collect::<Vec<_>>()
+        };
+        let none: [u16; 0] = [];
+        assert_eq!(go_on(&mut under_way, 100), none);
+        assert_eq!(go_on(&mut under_way, 109), none);
+        assert_eq!(go_on(&mut under_way, 110), [3, 4], "as much again");
+        assert_eq!(go_on(&mut under_way, 119), none);
+        assert_eq!(go_on(&mut under_way, 120), [5, 6, 7]);
+        let next = (1..=9).flat_map(|number| under_way.settled(1, OWNER, id(number), BYTES_MAX)).count();
+        assert_eq!(next, 2);
+        assert_eq!((11..=19).filter(|&number| offer(&mut under_way, number)).count(), 7, "it is known for that");
+        assert_eq!(go_on(&mut under_way, 130), none, "it has acknowledged some");
     }
 
     /// P3, P4: a client that reads slowly has no more before it than the bound, and gets all in order. Small messages behind a large one

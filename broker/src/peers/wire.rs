@@ -655,11 +655,14 @@ pub struct PageTaken {
     /// Bytes that there is room for.
     #[prost(uint64, optional, tag = "6")]
     pub bytes_free: Option<u64>,
+    /// Messages that its window takes.
+    #[prost(uint64, optional, tag = "7")]
+    pub window_free: Option<u64>,
     /// Which page. Versions before said nothing of it.
-    #[prost(uint64, tag = "7")]
+    #[prost(uint64, tag = "8")]
     pub page: u64,
     /// How often live messages have gone on before their turn.
-    #[prost(uint64, tag = "8")]
+    #[prost(uint64, tag = "9")]
     pub overflows: u64,
 }
 
@@ -783,6 +786,7 @@ impl EventKind {
                 queued: answer.queue.queued as u64,
                 messages_free: Some(answer.queue.messages_free as u64),
                 bytes_free: Some(answer.queue.bytes_free as u64),
+                window_free: answer.queue.window_free.map(|free| free as u64),
                 page: answer.page,
                 overflows: answer.overflows,
             }),
@@ -896,6 +900,7 @@ impl EventKind {
                     queued: count(taken.queued),
                     messages_free: count(taken.messages_free.unwrap_or(u64::MAX)),
                     bytes_free: count(taken.bytes_free.unwrap_or(u64::MAX)),
+                    window_free: taken.window_free.map(count),
                 };
                 let PageTaken { epoch, read, page, overflows, .. } = taken;
                 let answer = PageAnswer { read, page, overflows, queue };

@@ -229,6 +229,9 @@ pub struct QueueAtGroup {
     pub messages_free: usize,
     /// Bytes, likewise.
     pub bytes_free: usize,
+    /// Messages that the window takes. What is larger than the queue may go there, and nowhere else. `None`: an older leader, or an older
+    /// feature level, by which one message of any size may wait.
+    pub window_free: Option<usize>,
 }
 
 /// Why a message is dropped.

@@ -21,6 +21,7 @@ use crate::drops::{self, Bound};
 use crate::message::{Message, identifiers_weight_bytes};
 use crate::metrics::{ArbiterCounters, DropReason};
 use crate::replicated::DeliverPersistent;
+use crate::replicated::state::CLOCK_LAG_MS_MAX;
 use crate::session::alias::AliasUse;
 use crate::session::outbound::{Full, Offer, Outbound};
 use crate::subscription::{LocalMatch, PassedOver, ShareGroup};
@@ -661,9 +662,10 @@ impl ArbiterState {
     }
 
     /// Whether a message expired before anybody began to send it [MQTT-3.3.2-5]: its group's leader may have had to wait for the client.
-    /// Then it is counted as dropped.
+    /// Then it is counted as dropped. What the group says that is left may be less than there is, by as much as its clock may lag (P10).
     fn expired_on_its_way(&mut self, delivery: &DeliverPersistent) -> bool {
-        let expired = !delivery.dup && delivery.expires_at_ms.is_some_and(|at| at <= self.now_ms);
+        let is_over = |at_ms: u64| at_ms.saturating_add(CLOCK_LAG_MS_MAX) <= self.now_ms;
+        let expired = !delivery.dup && delivery.expires_at_ms.is_some_and(is_over);
         if expired {
             self.counters.messages_dropped.inc(DropReason::Expired);
         }

@@ -349,7 +349,7 @@ impl AtGroup {
         Room {
             messages: queue.messages_free.saturating_sub(handed) / 2,
             bytes: queue.bytes_free.saturating_sub(handed_bytes) / 2,
-            is_empty: queue.queued + handed == 0 && queue.messages_free > 0,
+            is_empty: queue.queued + handed == 0 && queue.messages_free > 0 && queue.window_free != Some(0),
         }
     }
 
@@ -846,7 +846,7 @@ impl ArbiterState {
             let has_enough = match &mut room_at_group {
                 _ if qos == QoS::AtMostOnce => self.has_enough_to_write(key),
                 Some(room) => !room.take(message.weight_bytes()),
-                None => self.has_enough_queued(key),
+                None => self.has_enough_queued(key, message.weight_bytes()),
             };
             if has_enough {
                 for_group.finds_no_room = has_group;
@@ -879,15 +879,18 @@ impl ArbiterState {
         self.client(key).is_some_and(|client| client.out.len() > bound)
     }
 
-    /// Whether so much waits behind the window of a transient session that retained messages would come upon a full queue.
-    fn has_enough_queued(&mut self, key: ConnectionKey) -> bool {
+    /// Whether so much waits behind the window of a transient session that a retained message of that weight would come upon a full queue.
+    fn has_enough_queued(&mut self, key: ConnectionKey, weight_bytes: usize) -> bool {
         let Some(session) = self.client(key).and_then(|client| client.session.as_ref()) else {
             return false;
         };
         let (outbound, limits) = (&session.outbound, session.outbound.limits());
         let messages_max = PAGE_QUEUE_MESSAGES_MAX.min(limits.queue_messages_max.div_ceil(2));
+        let (bytes, bytes_max) = (outbound.queue_bytes(), limits.queue_bytes_max);
         !outbound.can_send()
-            && (outbound.queue_len() >= messages_max || outbound.queue_bytes() >= limits.queue_bytes_max / 2)
+            && (outbound.queue_len() >= messages_max
+                || bytes >= bytes_max / 2
+                || bytes.saturating_add(weight_bytes) > bytes_max)
     }
 
     /// A live copy of a retained message may wait: it is returned, and goes with the retained one, and what waits of the same topic
@@ -1293,7 +1296,8 @@ mod tests {
         assert_eq!(state.unanswered().map(|(session_read, _)| session_read), Some(9));
     }
 
-    const QUEUE: QueueAtGroup = QueueAtGroup { queued: 0, messages_free: 100, bytes_free: 10_000 };
+    const QUEUE: QueueAtGroup =
+        QueueAtGroup { queued: 0, messages_free: 100, bytes_free: 10_000, window_free: Some(20) };
 
     fn hand(at_group: &mut AtGroup, session_read: u64, messages: usize) {
         at_group.handed.push_back(Handed { session_read, messages, bytes: messages * 100 });
@@ -1309,6 +1313,14 @@ mod tests {
         assert!(!at_group.is_to_be_asked(), "it was");
         at_group.on_taken(1, QUEUE);
         assert_eq!(at_group.room(), Room { messages: 50, bytes: 5_000, is_empty: true });
+        at_group.on_taken(1, QueueAtGroup { window_free: Some(0), ..QUEUE });
+        assert_eq!(
+            at_group.room(),
+            Room { messages: 50, bytes: 5_000, is_empty: false },
+            "what is larger than the queue waits"
+        );
+        at_group.on_taken(1, QueueAtGroup { window_free: None, ..QUEUE });
+        assert!(at_group.room().is_empty);
         hand(&mut at_group, 1, 40);
         hand(&mut at_group, 2, 10);
         assert_eq!(at_group.room(), Room { messages: 25, bytes: 2_500, is_empty: false });

@@ -101,6 +101,8 @@ pub struct Shared {
     pub connections_banned: AtomicU64,
     /// See [`Self::incarnation`].
     incarnation: AtomicU64,
+    /// Bytes that groups may have under way to one connection: as much as its out-buffer is for, but in simulations.
+    pub under_way_bytes_max: AtomicUsize,
     /// `limits.memory_bytes_high_water` as read last.
     pub memory_bytes_high_water: AtomicU64,
     /// See [`Self::memory_level`].
@@ -125,6 +127,7 @@ impl Shared {
         cluster: Option<ClusterView>,
         clock: Clock,
     ) -> Self {
+        let under_way_bytes_max = usize::try_from(settings.session.out_buffer_bytes_max).unwrap_or(usize::MAX);
         let memory_bytes_high_water = AtomicU64::new(settings.limits.memory_bytes_high_water);
         Self {
             index: SubscriptionIndex::new(),
@@ -153,6 +156,7 @@ impl Shared {
             connections_too_fast: AtomicU64::new(0),
             connections_banned: AtomicU64::new(0),
             incarnation: AtomicU64::new(incarnation),
+            under_way_bytes_max: AtomicUsize::new(under_way_bytes_max),
             memory_bytes_high_water,
             memory_level: AtomicU8::new(0),
             memory_bytes_over: AtomicU64::new(0),

@@ -1,6 +1,7 @@
 //! A simulated machine, which outlives what runs on it, and the broker's process there.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
@@ -31,6 +32,9 @@ use crate::peers::links::LinkSink;
 use crate::plants::{Plant, is_planted};
 use crate::random::Random;
 use crate::router::{Shared, SteppedArbiter};
+
+/// Of messages that weigh about 130 bytes each.
+const UNDER_WAY_BYTES_MAX: usize = 1_500;
 
 /// Wall clock at which machines boot, as milliseconds since 1970.
 const WALL_MS: u64 = 1_800_000_000_000;
@@ -262,6 +266,10 @@ impl Host {
             is_member.then(|| Arc::new(links) as Arc<dyn crate::peers::Peers>),
         );
         let sink = LinkSink::default();
+        // Half of the nodes send a session no more than some messages before it acknowledges some: they are small here.
+        if shared.settings.storage.segment_bytes.is_multiple_of(2048) {
+            shared.under_way_bytes_max.store(UNDER_WAY_BYTES_MAX, Ordering::Relaxed);
+        }
         sink.start(Arc::clone(&shared), pipeline.handle().clone());
         let arbiter = |id| SteppedArbiter::new(id as u16, Arc::clone(&shared), self.metrics.arbiter());
         let arbiters = (0..ARBITERS).map(arbiter).collect();
@@ -459,8 +467,7 @@ impl Process {
 
     /// Whether it acknowledges, as of a moment ago.
     pub(super) fn serves(&self) -> bool {
-        let serving =
-            |cluster: &crate::router::cluster::ClusterView| cluster.serving.load(std::sync::atomic::Ordering::Relaxed);
+        let serving = |cluster: &crate::router::cluster::ClusterView| cluster.serving.load(Ordering::Relaxed);
         self.shared.cluster.as_ref().is_none_or(serving)
     }
 

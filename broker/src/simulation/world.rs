@@ -247,10 +247,6 @@ fn settings(nodes: usize, random: &mut SmallRng) -> Settings {
     if settings.storage.checkpoint_log_bytes.is_multiple_of(2048) {
         settings.session.queue_memory_bytes_max = 0;
     }
-    // And half of them send a session no more than a few messages before it acknowledges some: they are small here.
-    if settings.storage.segment_bytes.is_multiple_of(2048) {
-        settings.session.out_buffer_bytes_max = 700;
-    }
     settings.shared.strategy = STRATEGIES.choose(random).map_or(SharedStrategy::RoundRobin, |(strategy, _)| *strategy);
     settings.moving.notice_seconds = random.random_range(0..3);
     settings.moving.clients_per_second = NonZeroU32::MIN.saturating_add(random.random_range(0..10));

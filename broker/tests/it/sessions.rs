@@ -244,9 +244,15 @@ fn retained_messages_wait_for_room_in_the_queue() {
     const TOPICS: u16 = 600;
     const QUEUED: u16 = 40;
     let text = "x".repeat(1000);
-    for (bound, queues) in
-        [("queue_messages_max = 40", true), ("queue_bytes_max = 50000", true), ("queue_messages_max = 0", false)]
-    {
+    // With 500 bytes none of them ever fits into the queue, and with 2,000 one does, but not two.
+    let bounds = [
+        ("queue_messages_max = 40", true),
+        ("queue_bytes_max = 50000", true),
+        ("queue_messages_max = 0", false),
+        ("queue_bytes_max = 500", false),
+        ("queue_bytes_max = 2000", false),
+    ];
+    for (bound, queues) in bounds {
         let broker = Broker::with_settings(&format!("[[listener]]\naddress = \"127.0.0.1:0\"\n[session]\n{bound}\n"));
         let mut publisher = Client::v5(&broker, "p");
         for number in 1..=TOPICS {
@@ -255,6 +261,13 @@ fn retained_messages_wait_for_room_in_the_queue() {
             publisher.send(&Packet::Publish(message));
             publisher.complete(qos1(number));
         }
+        // A new broker's groups have their feature level a moment later, and before it nothing passes a queue that is too small.
+        let (mut probe, _) = Client::open(&broker, persistent("probe", true));
+        probe.subscribe("probe", QoS::AtLeastOnce);
+        wait_for("the feature level", || {
+            publisher.publish_acknowledged("probe", &text, qos1(1));
+            probe.receive_within(Duration::from_millis(200)).is_some()
+        });
         for (is_persistent, is_full) in [(false, false), (true, false), (true, queues)] {
             let opening = |clean_start| {
                 let mut asked = persistent("s", clean_start);

@@ -1,5 +1,7 @@
 //! What the groups' committed entries lead to: events for the arbiters that it concerns, here or elsewhere.
 
+use std::sync::atomic::Ordering;
+
 use kentongan_proto::mqtt::codec::AckKind;
 
 use super::{FENCE_SESSIONS_MAX, Machine, Told, connection_of, propose_lost};
@@ -149,7 +151,7 @@ impl Machine {
     }
 
     /// Consecutive deliveries for an arbiter travel as one event.
-    fn deliver(&mut self, shared: &Shared, group: u16, owner: Owner, delivery: DeliverPersistent) {
+    pub(super) fn deliver(&mut self, shared: &Shared, group: u16, owner: Owner, delivery: DeliverPersistent) {
         let arbiter = delivery.connection.arbiter();
         let is_of_this = |cluster: &ClusterView| {
             cluster.node == owner.node && self.pushes.is_synced(group, owner.node, delivery.connection)
@@ -197,9 +199,8 @@ impl Machine {
     }
 }
 
-/// What may be under way to one connection: as much as its out-buffer is for.
-fn under_way_bytes_max(shared: &Shared) -> usize {
-    usize::try_from(shared.settings.session.out_buffer_bytes_max).unwrap_or(usize::MAX)
+pub(super) fn under_way_bytes_max(shared: &Shared) -> usize {
+    shared.under_way_bytes_max.load(Ordering::Relaxed)
 }
 
 fn outcome(outcome: FilterOutcome) -> SubscribeOutcome {

@@ -25,6 +25,11 @@ impl GroupState {
         if own.read != Some(page.read) {
             return;
         }
+        if self.level >= ROOM_LEVEL && session.served().is_none() {
+            // Another connection claims the session. Who handed this over went by a window into which nothing goes any more; the next one
+            // reads anew.
+            return;
+        }
         let (filter, own) = (Arc::clone(filter), *own);
         if page.overflows < session.overflows && !page.messages.is_empty() {
             // They may be older than live ones that went on since, which would be followed by what they replaced.
@@ -82,7 +87,8 @@ impl GroupState {
         let messages_max = limits.queue_messages_max.saturating_add(passing);
         let messages_free = messages_max.saturating_sub(queued + session.held.len()).max(at_once);
         let bytes_free = limits.queue_bytes_max.saturating_sub(outbound.queue_bytes() + session.held_bytes);
-        QueueAtGroup { queued, messages_free, bytes_free }
+        let window_free = (self.level >= ROOM_LEVEL).then(|| outbound.window_free());
+        QueueAtGroup { queued, messages_free, bytes_free, window_free }
     }
 
     /// A live copy of a retained message may wait: it is returned, and goes with the retained one, and what waits of the same topic

@@ -181,6 +181,35 @@ fn a_claim_without_an_answer_is_answered_again() {
     assert!(matches!(effects.last(), Some(Effect::Opened(opened)) if opened.owner == next), "{effects:?}");
 }
 
+/// P6: a page that was on its way when another connection claimed the session went by a window that nothing goes into any more: with a small
+/// queue it would be dropped, and the read be over. It is the next one's to read.
+#[test]
+fn a_page_that_comes_behind_a_claim_is_read_again() {
+    let config = GroupConfig { queue_messages_max: 1, ..config() };
+    let mut script = Script { state: GroupState::new(config), ..Script::new() };
+    script.apply(Command::Level(command::Level { level: 3 }));
+    let first = script.connect(true, 100);
+    let read = script.subscribe(first.epoch, "#", true).expect("a read");
+    let page = |read| {
+        let (client_id, filter) = ("c".to_owned(), "#".to_owned());
+        let messages = (1..=2).map(|number| record(number, &number.to_string())).collect();
+        Command::RetainedPage(RetainedPage { client_id, filter, read, messages, last: true, ..RetainedPage::default() })
+    };
+    let next = Owner { connection: 99, ..first.owner };
+    script.apply(Command::Connect(Connect { window_max: 2, ..claim(next, "c") }));
+    assert_eq!(script.apply(page(read)), []);
+    script.restart();
+    let effects = script.apply(released(first.epoch, false));
+    let opened = effects.iter().find_map(|effect| match effect {
+        Effect::Opened(opened) => Some(opened),
+        _ => None,
+    });
+    let again = opened.expect("it is its turn").subscriptions[0].read.expect("a read");
+    let effects = script.apply(page(again));
+    assert_eq!(deliveries(&effects).len(), 2);
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Dropped { .. })));
+}
+
 /// A QoS 2 message that was applied is answered, whoever leads.
 #[test]
 fn what_a_client_waits_for_is_answered_by_a_new_leader() {

@@ -649,7 +649,7 @@ fn what_is_retained_waits_for_no_answer_about_another_filter() {
     let mut all = vec![(0, false)];
     assert_eq!(handed_over(&mut subscriber), all, "how much room there is");
     for (messages_free, handed) in [(4, 2), (1, 1)] {
-        let queue = QueueAtGroup { queued: 0, messages_free, bytes_free: 1_000_000 };
+        let queue = QueueAtGroup { queued: 0, messages_free, bytes_free: 1_000_000, window_free: Some(1) };
         let answer = PageAnswer { read: 9, page: 0, overflows: 0, queue };
         subscriber.event(Event::RetainedTaken { connection, epoch: 1, answer });
         all.push((handed, false));
@@ -682,7 +682,7 @@ fn what_is_retained_is_read_again_when_live_messages_went_before_it() {
     };
     let answer = |subscriber: &mut Subscriber, overflows| {
         let page = handed_over(subscriber).last().expect("there is one").number;
-        let queue = QueueAtGroup { queued: 0, messages_free: 100, bytes_free: 1_000_000 };
+        let queue = QueueAtGroup { queued: 0, messages_free: 100, bytes_free: 1_000_000, window_free: Some(20) };
         let answer = PageAnswer { read: 9, page, overflows, queue };
         subscriber.event(Event::RetainedTaken { connection, epoch: 1, answer });
     };
@@ -736,7 +736,7 @@ fn a_read_ends_although_the_answer_to_its_last_page_is_lost() {
         });
         pages.collect::<Vec<_>>()
     };
-    let queue = QueueAtGroup { queued: 0, messages_free: 100, bytes_free: 1_000_000 };
+    let queue = QueueAtGroup { queued: 0, messages_free: 100, bytes_free: 1_000_000, window_free: Some(20) };
     let taken = |page| {
         let answer = PageAnswer { read: 9, page, overflows: 0, queue };
         Event::RetainedTaken { connection, epoch: 1, answer }

@@ -116,7 +116,7 @@ fn subacks_that_waited_for_a_node_leave_by_turns() {
 
 /// Nor have its filters more bytes together, whatever is asked for at once. What is taken back makes room.
 ///
-/// Abuse: [subscriptions]
+/// Abuse: [memory]
 #[test]
 fn the_bytes_of_filters_are_bounded_in_one_packet_and_in_several_at_once() {
     let mut settings = Settings::default();
