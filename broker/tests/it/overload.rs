@@ -211,6 +211,7 @@ fn before_and_beside_stalled_subscribers(broker: &Broker, healthy: &mut [Client]
 /// The kernel takes some megabytes for a client that does not read: those come first, until none of so many takes any more.
 fn fill(broker: &Broker, stalled: u64) {
     const MESSAGES: usize = 80;
+    const ROUNDS_MAX: usize = 20;
     const PAYLOAD_BYTES: usize = 60_000;
     let mut publisher = Client::v5(broker, "filler");
     let payload = "x".repeat(PAYLOAD_BYTES);
@@ -228,7 +229,8 @@ fn fill(broker: &Broker, stalled: u64) {
         dropped() - before
     };
     dropped_of(MESSAGES);
-    wait_for("nobody takes any more", || dropped_of(5) >= (5 * stalled) as f64);
+    // A kernel with much memory, or much else to do, takes more before it takes no more.
+    assert!((0..ROUNDS_MAX).any(|_| dropped_of(5) >= (5 * stalled) as f64), "they take ever more");
     publisher.disconnect();
 }
 
