@@ -61,6 +61,9 @@ const ARBITERS: &str = "arbiters";
 /// How often readiness looks at these.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
+/// How often they are looked at while all is well: each look wakes the other threads.
+const CALM_LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
 /// How often the files of certificates are looked at. What changed there is used at the look after the one that saw it.
 const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -193,7 +196,7 @@ fn fetch_keys(shared: &Shared) {
 
 /// Waits until this node is no member of its cluster any more.
 async fn is_removed(shared: &Shared) {
-    let mut look = tokio::time::interval(LOOK_INTERVAL);
+    let mut look = tokio::time::interval(CALM_LOOK_INTERVAL);
     loop {
         look.tick().await;
         if shared.cluster.as_ref().is_some_and(|cluster| cluster.removed.load(Ordering::Acquire)) {
@@ -548,12 +551,11 @@ fn watch_node(shared: &Arc<Shared>, mut health: Option<Health>, readiness: &Arc<
         }
     }
     actix_rt::spawn(async move {
-        let mut look = tokio::time::interval(LOOK_INTERVAL);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut silence = Silence::default();
         let mut is_disk_silent = false;
+        let mut is_calm = false;
         loop {
-            look.tick().await;
+            tokio::time::sleep(if is_calm { CALM_LOOK_INTERVAL } else { LOOK_INTERVAL }).await;
             let looks = silence.look(&shared);
             match looks {
                 SILENT_LOOKS_MAX => {
@@ -573,6 +575,7 @@ fn watch_node(shared: &Arc<Shared>, mut health: Option<Health>, readiness: &Arc<
                 _ => {}
             }
             readiness.set(DISK, !shared.submitter.is_full() && !is_disk_silent);
+            is_calm = looks == 0 && readiness.is_ready();
             let (Some(cluster), Some(health)) = (&shared.cluster, &mut health) else { continue };
             let has_lease = cluster.may_acknowledge();
             health.look(has_lease);

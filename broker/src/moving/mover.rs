@@ -11,6 +11,9 @@ use crate::router::{Event, Shared};
 /// Time between two portions.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Time between two looks at whether anybody is to go.
+const CALM_LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
 /// Of the time that a process has to stop, the part in which its clients are moved. What is left is for those that must be
 /// closed, and for the state.
 const MOVING_PERCENT: u32 = 80;
@@ -23,15 +26,13 @@ pub fn start(shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
     actix_rt::spawn(async move {
         let mut mover = Mover::new(&shared.settings.moving);
-        let mut look = tokio::time::interval(LOOK_INTERVAL);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            look.tick().await;
             let Some(cluster) = &shared.cluster else { return };
             if cluster.elsewhere.stops() {
                 return;
             }
-            mover.look(&shared);
+            let is_moving = mover.look(&shared);
+            tokio::time::sleep(if is_moving { LOOK_INTERVAL } else { CALM_LOOK_INTERVAL }).await;
         }
     });
 }
@@ -62,12 +63,14 @@ impl Mover {
         }
     }
 
-    /// Tells the arbiters how many clients are to go now.
-    pub fn look(&mut self, shared: &Shared) {
-        if let Some(cluster) = &shared.cluster {
-            let (count, only_told) = self.due(shared, &cluster.elsewhere);
-            tell(shared, count, only_told);
-        }
+    /// Tells the arbiters how many clients are to go now. Returns whether more may have to go soon.
+    pub fn look(&mut self, shared: &Shared) -> bool {
+        let Some(cluster) = &shared.cluster else {
+            return false;
+        };
+        let (count, only_told) = self.due(shared, &cluster.elsewhere);
+        tell(shared, count, only_told);
+        count > 0 || self.drained_since_ms.is_some()
     }
 
     /// How many clients are to go, and whether only those that can be told where to.

@@ -272,26 +272,25 @@ impl LinkSink {
         let Some((_, pipeline)) = self.started.get() else {
             return;
         };
-        let mut raft = false;
+        let mut raft = Vec::new();
         for message in &batch.messages {
-            raft |= message.kind == Kind::RAFT;
-            self.on_message(batch.from, message.kind, message.body);
+            match message.kind {
+                Kind::RAFT => raft.extend(for_group(message.body)),
+                kind => self.on_message(batch.from, kind, message.body),
+            }
         }
-        if raft {
-            pipeline.release(batch.credit);
+        if !raft.is_empty() {
+            pipeline.step(batch.from, raft, Some(batch.credit));
         }
     }
 
     /// One message of a batch.
-    pub(crate) fn on_message(&self, from: NodeId, kind: Kind, mut body: Bytes) {
+    pub(crate) fn on_message(&self, from: NodeId, kind: Kind, body: Bytes) {
         let Some((shared, pipeline)) = self.started.get() else {
             return;
         };
         match kind {
-            Kind::RAFT if body.len() >= 2 => {
-                let group = GroupId(body.get_u16());
-                pipeline.step(from, group, body);
-            }
+            Kind::RAFT => pipeline.step(from, for_group(body), None),
             // What is kept of it is small; a copy lets the rest of the batch go.
             MEMBERSHIP => {
                 let message = Bytes::copy_from_slice(&body);
@@ -305,6 +304,12 @@ impl LinkSink {
             kind => tracing::debug!(%from, ?kind, "a message of a kind that this version does not know"),
         }
     }
+}
+
+/// A Raft message, behind the group that it is for.
+fn for_group(mut message: Bytes) -> Option<(GroupId, Bytes)> {
+    let group = message.try_get_u16().ok()?;
+    Some((GroupId(group), message))
 }
 
 impl Sink for LinkSink {

@@ -41,7 +41,12 @@ pub(super) struct Ringing<T> {
 impl<T> Ringing<T> {
     /// Fails once there is no receiver any more.
     pub(super) fn send(&self, what: T) -> Result<(), SendError<T>> {
-        self.channel.send(what)?;
+        self.send_all([what])
+    }
+
+    /// Likewise, but rings only once they are all there: who is woken by the first finds it alone.
+    pub(super) fn send_all(&self, all: impl IntoIterator<Item = T>) -> Result<(), SendError<T>> {
+        all.into_iter().try_for_each(|what| self.channel.send(what))?;
         self.rope.0.unpark();
         Ok(())
     }

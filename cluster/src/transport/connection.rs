@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
 
+use super::event::Class;
 use super::refusal::Refusal;
 use super::tls::{PeerCertificate, Tls};
 
@@ -138,6 +139,19 @@ pub(super) struct Timing {
     pub connect: Duration,
     pub keep_alive_interval: Duration,
     pub keep_alive_timeout: Duration,
+}
+
+impl Timing {
+    /// Of a link. What is to be noticed at once, the link for control notices for all: the others are asked less often, for a sign of life wakes
+    /// both nodes.
+    pub(super) fn of(self, class: Class) -> Self {
+        match class {
+            Class::Control => self,
+            Class::Append | Class::Forward => {
+                Self { keep_alive_interval: self.keep_alive_interval * SERVER_PATIENCE, ..self }
+            }
+        }
+    }
 }
 
 /// A connection that we dialled. Dropping it closes it.

@@ -134,12 +134,18 @@ async fn run(
     let up = Up::begin(shared, peer, class, epoch, hello);
     // Nothing comes back over a link but its end.
     let ended = loop {
-        match frames.message().await {
-            Ok(Some(_)) => {}
-            Ok(None) => break Ok(()),
-            Err(status) => break Err(status.into()),
+        tokio::select! {
+            frame = frames.message() => match frame {
+                Ok(Some(_)) => {}
+                Ok(None) => break Ok(()),
+                Err(status) => break Err(status.into()),
+            },
+            () = peer.fell_silent.notified(), if class != Class::Control => break Err(LinkError::Silent),
         }
     };
+    if class == Class::Control && matches!(ended, Err(LinkError::Silent)) {
+        peer.fell_silent.notify_waiters();
+    }
     drop(up);
     drop(connection);
     ended
@@ -154,7 +160,7 @@ async fn open(
     place: &Place,
     epoch: LinkEpoch,
 ) -> Result<Opened, LinkError> {
-    let connection = dial(&place.address, shared.tls.as_ref(), shared.config.timing()).await?;
+    let connection = dial(&place.address, shared.tls.as_ref(), shared.config.timing().of(class)).await?;
     let opening =
         wire::Opening { hello: Some(shared.hello()), class: class.to_wire().into(), epoch: epoch.0, to: peer.node.0 };
     let outgoing = peer.outboxes[class.index()].open_stream(opening);

@@ -179,6 +179,8 @@ pub(super) struct Peer {
     moved: Mutex<Moved>,
     /// Tells those who wait to dial it that it says that it is elsewhere.
     pub has_moved: Notify,
+    /// Nothing came of it over the link for control: nor will it over the others.
+    pub fell_silent: Notify,
     pub outboxes: [Arc<Outbox>; Class::COUNT],
     pub inboxes: [Arc<Inbox>; Class::COUNT],
     /// Why there is no link to it, as last seen.
@@ -208,6 +210,7 @@ impl Peer {
             address,
             moved: Mutex::default(),
             has_moved: Notify::new(),
+            fell_silent: Notify::new(),
             outboxes: Class::ALL.map(outbox),
             inboxes: Class::ALL.map(|class| Arc::new(Inbox::new(node, class, shared))),
             last_error: Mutex::default(),

@@ -198,19 +198,25 @@ fn a_wrong_word_of_where_a_peer_is_cuts_it_off_from_nobody() {
 
 #[test]
 fn a_peer_that_falls_silent_is_noticed() {
-    let quick = |number| TransportConfig {
-        keep_alive_interval: Duration::from_millis(200),
-        keep_alive_timeout: Duration::from_millis(300),
-        ..config(number)
-    };
+    let keep_alive_interval = Duration::from_millis(1500);
+    let keep_alive_timeout = Duration::from_millis(300);
+    let quick = |number| TransportConfig { keep_alive_interval, keep_alive_timeout, ..config(number) };
     let (one, two) = (start(quick(1)), start(quick(2)));
     let proxy = Proxy::before(two.transport.local_address());
     one.transport.set_peers([two.address_behind(proxy.address)]);
     two.know(&[&one]);
-    one.up(&two, Class::Control, Direction::Outgoing);
+    one.wait_all_up();
     two.up(&one, Class::Control, Direction::Incoming);
     proxy.stall(true);
-    one.down(&two, Class::Control, Direction::Outgoing);
+    let began = Instant::now();
+    let mut left = BTreeSet::from(Class::ALL);
+    while !left.is_empty() {
+        let event = one.events.recv_timeout(DEADLINE).expect("all links to it end");
+        if let Event::LinkDown { class, direction: Direction::Outgoing, .. } = event {
+            left.remove(&class);
+        }
+    }
+    assert!(began.elapsed() < keep_alive_interval * 3, "those that are asked less often end with the one for control");
     two.down(&one, Class::Control, Direction::Incoming);
     proxy.stall(false);
     one.up(&two, Class::Control, Direction::Outgoing);
