@@ -977,6 +977,50 @@ fn a_drain_that_was_proposed_and_lost_keeps_the_others_from_it_for_a_while() {
     assert_eq!(ask(&mut cluster, 2), Wish::Proposed);
 }
 
+#[test]
+fn nodes_know_of_whom_they_hear_whether_they_hold_a_lease() {
+    let mut cluster = Cluster::serving(&[1, 2, 3]);
+    let leases = |cluster: &Cluster, node: u64| cluster.node(node).leases().clone();
+    assert_eq!(leases(&cluster, 1), [(id(2), true), (id(3), true)].into());
+    cluster.away.insert(1);
+    cluster.pass(3_000);
+    assert_eq!(leases(&cluster, 2), [(id(1), true), (id(3), false)].into(), "the first said nothing else");
+    cluster.cut(1, 2);
+    assert_eq!(leases(&cluster, 2), [(id(3), false)].into());
+    cluster.away.remove(&1);
+    cluster.link(1);
+    assert_eq!(leases(&cluster, 2).keys().copied().collect::<Vec<_>>(), [id(1), id(3)], "told with the link");
+    cluster.pass(3_000);
+    assert_eq!(leases(&cluster, 2), [(id(1), true), (id(3), true)].into());
+}
+
+/// P12: it would lead for others that do not reach it, or give the group up again.
+#[test]
+fn who_says_that_it_has_no_lease_is_to_lead_nothing_but_the_directory() {
+    let mut cluster = Cluster::placed(&[1, 2, 3]);
+    cluster.pass(1_000);
+    assert_eq!(cluster.with(1, |membership, _| membership.prefer(GROUP, Some(id(3)))), Wish::Proposed);
+    cluster.pass(300);
+    let target = |cluster: &mut Cluster| {
+        let told = cluster.seen(1).into_iter().filter_map(|output| match output {
+            Output::Place { group, target, .. } => Some((group, (target.leader, target.drained))),
+            _ => None,
+        });
+        told.collect::<BTreeMap<_, _>>()
+    };
+    assert_eq!(target(&mut cluster)[&GROUP], (Some(id(3)), BTreeSet::new()));
+    let says = |cluster: &mut Cluster, node: u64, held| {
+        let message = wire::encode(Body::Lease(wire::Lease { held }));
+        cluster.with(1, |membership, now| membership.on_message(now, id(node), message).expect("well-formed"));
+    };
+    says(&mut cluster, 3, false);
+    assert_eq!(target(&mut cluster), [(GROUP, (None, [id(3)].into()))].into(), "of the directory nothing else is said");
+    says(&mut cluster, 3, false);
+    assert_eq!(target(&mut cluster), [].into(), "once");
+    cluster.pass(1_100);
+    assert_eq!(target(&mut cluster), [(GROUP, (Some(id(3)), BTreeSet::new()))].into(), "it says so again and again");
+}
+
 /// F5: one that the directory's leader does not hear, and has declared dead, may be heard by who leads a group: that does not hand it over.
 #[test]
 fn who_is_dead_is_to_lead_nothing() {
