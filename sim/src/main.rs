@@ -47,7 +47,8 @@ struct Options {
     /// Prints everything that happens.
     #[arg(long)]
     trace: bool,
-    /// Leaves out all faults but those whose names begin so.
+    /// Leaves out all faults but those whose names begin so. What befalls three nodes one after the other, as "a leader cut off", befalls
+    /// all that are three then.
     #[arg(long, value_parser = clap::builder::StringValueParser::new().map(|name| &*name.leak()))]
     only: Option<&'static str>,
     /// Prints what clients saw, of a seed that fails.

@@ -562,6 +562,7 @@ mod tests {
             patient_answers: Mutex::default(),
             clock: clock.clone(),
             serving: AtomicBool::new(true),
+            leases: Mutex::default(),
             removed: AtomicBool::new(false),
             elsewhere: crate::moving::Elsewhere::default(),
         };

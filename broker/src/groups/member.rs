@@ -618,6 +618,8 @@ impl Machine {
             address: member.is_advertised.then(|| member.client_address.clone()),
         };
         cluster.elsewhere.set(is_drained, members.iter().filter(takes_clients).map(place).collect());
+        let leases = member.membership.leases().clone();
+        *cluster.leases.lock().unwrap_or_else(PoisonError::into_inner) = leases;
         let loads = member.membership.loads();
         cluster.elsewhere.set_loads(loads.iter().map(|(node, &connections)| (node.get(), connections)).collect());
         let is_open = !cluster.elsewhere.is_drained() && !shared.submitter.is_full() && shared.memory_level() == 0;

@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Time without a lease after which the members are asked for, and again and again: longer than an election and a registration
 /// take where all is well.
 const WITHOUT_LEASE_MAX: Duration = Duration::from_secs(4);
+
+/// Pause between two hand-overs of a group: one that cannot take over must not stop it again and again.
+const HANDED_OVER_AGAIN: Duration = Duration::from_secs(4);
 
 /// Time after which a refusal is said again.
 const REFUSAL_REPEATED: Duration = Duration::from_secs(60);
@@ -78,24 +81,29 @@ impl Search {
             }
             let serves = |cluster: &crate::router::cluster::ClusterView| cluster.serving.load(Ordering::Relaxed);
             if let Some(due) = lapse.look(begun.elapsed(), self.shared.cluster.as_ref().is_none_or(serves)) {
-                self.ask_all(&mut refusals);
-                if due.hand_over {
-                    self.hand_over_all();
+                // Those that are asked may take their time to answer, or not to.
+                self.hand_over_all(due, &mut lapse, begun.elapsed());
+                if due.ask {
+                    self.ask_all(&mut refusals);
                 }
             }
         }
     }
 
-    /// Whoever hears of the directory leads the groups that this node leads: one that is cut off from the directory's leader, and not from
-    /// everybody, may have been declared dead, hears nothing of that, and would not fence itself, for which all the others wait.
-    fn hand_over_all(&self) {
-        let Ok(statuses) = self.pipeline.status().recv_timeout(ANSWER_MAX) else {
+    /// Whoever hears of the directory leads the groups that this node leads, or comes to lead while it has no lease: one that is cut off
+    /// from the directory's leader, and not from everybody, is not reached by all that publish to what it leads. And it may have been
+    /// declared dead, hears nothing of that, and would not fence itself, for which all the others wait.
+    fn hand_over_all(&self, due: Due, lapse: &mut Lapse, now: Duration) {
+        let (Some(cluster), Ok(statuses)) = (&self.shared.cluster, self.pipeline.status().recv_timeout(ANSWER_MAX))
+        else {
             return;
         };
         let me = NodeId(self.me.node);
+        let leases = cluster.leases.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut handed_over = Vec::new();
         for (group, status) in statuses {
-            if let Some(heir) = heir(me, group, &status) {
+            let heir = heir(me, group, &status, &leases, due.to_anybody);
+            if let Some(heir) = heir.filter(|_| lapse.may_hand_over(group, now)) {
                 handed_over.push((group, heir, self.pipeline.hand_over(group, heir)));
             }
         }
@@ -187,45 +195,70 @@ impl Refusals {
     }
 }
 
-/// How long a node has been without a lease.
+/// How long a node has been without a lease, and what was done about it.
 #[derive(Debug, Default)]
 pub(crate) struct Lapse {
     since: Duration,
-    has_handed_over: bool,
+    asked: Option<Duration>,
+    /// The groups that were handed over, and when.
+    handed_over: BTreeMap<GroupId, Duration>,
 }
 
-/// Who the members are is to be asked, and more.
+/// It has been without a lease for long: the groups that it leads are to be led by others that have one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Due {
-    /// The groups that this node leads are to be led by others.
-    pub(crate) hand_over: bool,
+    /// Who the members are is to be asked.
+    pub(crate) ask: bool,
+    /// Or by others that do not say whether they have one.
+    pub(crate) to_anybody: bool,
 }
 
 impl Lapse {
     /// The node has a lease or not. `now` is the time since it started.
     pub(crate) fn look(&mut self, now: Duration, has_lease: bool) -> Option<Due> {
         if has_lease {
-            *self = Self { since: now, has_handed_over: false };
+            *self = Self { since: now, ..Self::default() };
             return None;
         }
         if now.saturating_sub(self.since) < WITHOUT_LEASE_MAX {
             return None;
         }
-        self.since = now;
         // Once: where everybody is without a lease, nobody would lead in the end.
-        Some(Due { hand_over: !std::mem::replace(&mut self.has_handed_over, true) })
+        let to_anybody = self.asked.is_none();
+        let ask = self.asked.is_none_or(|at| now.saturating_sub(at) >= WITHOUT_LEASE_MAX);
+        if ask {
+            self.asked = Some(now);
+        }
+        Some(Due { ask, to_anybody })
+    }
+
+    /// Whether a group, for which there is another that could lead it, is handed over now.
+    pub(crate) fn may_hand_over(&mut self, group: GroupId, now: Duration) -> bool {
+        if self.handed_over.get(&group).is_some_and(|&at| now.saturating_sub(at) < HANDED_OVER_AGAIN) {
+            return false;
+        }
+        self.handed_over.insert(group, now);
+        true
     }
 }
 
-/// Who is to lead a group that this node leads: a voter that it hears of, and that has most of it. Nobody instead of it for the directory,
-/// whose leader others agree upon without a lease.
-pub(crate) fn heir(me: NodeId, group: GroupId, status: &GroupStatus) -> Option<NodeId> {
-    if group == GroupId::DIRECTORY {
+/// Who is to lead a group that this node leads without a lease: of the voters that it hears of and that say that they have one (`leases`), the
+/// one that has most of it; or of those that do not say, as older versions do not, if it may be `to_anybody`. Nobody instead of it for the
+/// directory, whose leader others agree upon without a lease.
+pub(crate) fn heir(
+    me: NodeId,
+    group: GroupId,
+    status: &GroupStatus,
+    leases: &BTreeMap<NodeId, bool>,
+    to_anybody: bool,
+) -> Option<NodeId> {
+    if group == GroupId::DIRECTORY || !matches!(status.role, Role::Leader { .. }) {
         return None;
     }
     let may_lead = |peer: &&PeerStatus| peer.node != me && peer.active && status.configuration.votes(peer.node);
-    let heirs = status.peers.iter().filter(|_| matches!(status.role, Role::Leader { .. })).filter(may_lead);
-    heirs.max_by_key(|peer| peer.matched).map(|peer| peer.node)
+    let has_lease = |peer: &PeerStatus| leases.get(&peer.node).copied();
+    let heirs = status.peers.iter().filter(may_lead).filter(|peer| has_lease(peer).unwrap_or(to_anybody));
+    heirs.max_by_key(|peer| (has_lease(peer), peer.matched)).map(|peer| peer.node)
 }
 
 /// `known`: where the members as of now have this node.
@@ -283,22 +316,43 @@ mod tests {
             ],
         };
         let leader = status(Role::Leader { ready: true });
-        assert_eq!(heir(NodeId(1), GroupId(0), &leader), Some(NodeId(3)));
-        assert_eq!(heir(NodeId(1), GroupId::DIRECTORY, &leader), None);
-        assert_eq!(heir(NodeId(1), GroupId(0), &status(Role::Follower { leader: None })), None);
+        let heir = |group, status: &GroupStatus, leases: &[(u64, bool)], to_anybody| {
+            let leases = leases.iter().map(|&(node, held)| (NodeId(node), held)).collect();
+            heir(NodeId(1), group, status, &leases, to_anybody).map(|node| node.0)
+        };
+        assert_eq!(heir(GroupId(0), &leader, &[], true), Some(3), "nobody says whether it has a lease");
+        assert_eq!(heir(GroupId(0), &leader, &[], false), None, "that was tried");
+        assert_eq!(heir(GroupId(0), &leader, &[(2, true), (4, true), (5, true)], true), Some(4));
+        assert_eq!(heir(GroupId(0), &leader, &[(3, true), (4, true)], false), Some(3));
+        assert_eq!(heir(GroupId(0), &leader, &[(3, false)], true), Some(4));
+        assert_eq!(heir(GroupId(0), &leader, &[(3, false), (4, false)], true), None, "nobody has one: it stays");
+        assert_eq!(heir(GroupId::DIRECTORY, &leader, &[(3, true)], true), None);
+        assert_eq!(heir(GroupId(0), &status(Role::Follower { leader: None }), &[(3, true)], true), None);
     }
 
     #[test]
-    fn a_node_without_a_lease_gives_up_its_groups_once_and_asks_again_and_again() {
+    fn a_node_without_a_lease_gives_up_its_groups_and_asks_again_and_again() {
         let mut lapse = Lapse::default();
         let mut due = |from: u64, to: u64, has_lease| {
             let looks =
                 (from..to).filter_map(|second| Some((second, lapse.look(Duration::from_secs(second), has_lease)?)));
-            looks.map(|(second, due)| (second, due.hand_over)).collect::<Vec<_>>()
+            looks.map(|(second, due)| (second, due.ask, due.to_anybody)).collect::<Vec<_>>()
         };
-        assert_eq!(due(1, 10, false), [(4, true), (8, false)]);
-        assert_eq!(due(10, 20, true), []);
-        assert_eq!(due(20, 25, false), [(23, true)]);
+        let often = [(4, true, true), (5, false, false), (6, false, false), (7, false, false), (8, true, false)];
+        assert_eq!(due(1, 9, false), often);
+        assert_eq!(due(9, 20, true), []);
+        assert_eq!(due(20, 25, false), [(23, true, true), (24, false, false)]);
+    }
+
+    /// It may come to lead one at any time; and one that cannot be handed over is not stopped all the time.
+    #[test]
+    fn each_group_is_handed_over_as_soon_as_it_is_led_and_then_once_in_a_while() {
+        let mut lapse = Lapse::default();
+        let mut may_hand_over = |group, second| lapse.may_hand_over(GroupId(group), Duration::from_secs(second));
+        assert!(may_hand_over(0, 4) && !may_hand_over(0, 5) && may_hand_over(1, 6) && !may_hand_over(0, 7));
+        assert!(may_hand_over(0, 8) && !may_hand_over(1, 9));
+        assert_eq!(lapse.look(Duration::from_secs(9), true), None);
+        assert!(lapse.may_hand_over(GroupId(0), Duration::from_secs(9)), "it had a lease meanwhile");
     }
 
     const ME: NodeId = NodeId(1);

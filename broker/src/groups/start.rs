@@ -498,6 +498,7 @@ impl Assembly {
             patient_answers: Mutex::default(),
             clock: clock.clone(),
             serving: AtomicBool::new(false),
+            leases: Mutex::default(),
             removed: AtomicBool::new(false),
             elsewhere: Elsewhere::default(),
         });

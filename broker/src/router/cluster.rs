@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use kentongan_cluster::NodeId;
 use kentongan_cluster::lane::Incoming;
 use kentongan_cluster::lease::LeaseCell;
 use kentongan_proto::mqtt::codec::{AckKind, Frame, PacketType};
@@ -71,6 +72,8 @@ pub struct ClusterView {
     pub clock: Clock,
     /// Whether this node holds a lease, as of a moment ago: for those who want to know, not for acknowledgements.
     pub serving: AtomicBool,
+    /// Whether other nodes do, as each said last; nothing of those that do not say.
+    pub leases: Mutex<BTreeMap<NodeId, bool>>,
     /// This node is no member any more: the process is to end.
     pub removed: AtomicBool,
     /// Whether this node takes clients, and where else they may go.

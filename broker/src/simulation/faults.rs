@@ -46,6 +46,8 @@ pub(super) enum Fault {
     DiskSlow(Option<usize>, u64),
     /// No fault: an operator drains the node, and lets it be one like the others again.
     Drain(usize),
+    /// No fault: an operator lets a node lead all groups that it can.
+    Transfer(usize),
     /// Connections of clients to a node break.
     ResetClients(usize),
     /// Nothing passes between clients and a node.
@@ -61,7 +63,7 @@ pub(super) enum Fault {
 }
 
 /// The names of all kinds.
-pub(super) const NAMES: [&str; 29] = [
+pub(super) const NAMES: [&str; 31] = [
     "kill",
     "power cut",
     "kill all",
@@ -80,6 +82,7 @@ pub(super) const NAMES: [&str; 29] = [
     "disk stalls",
     "disk slow",
     "drained",
+    "groups transferred",
     "clients reset",
     "clients cut",
     "clients hurry",
@@ -91,6 +94,7 @@ pub(super) const NAMES: [&str; 29] = [
     "a leader that stalls",
     "slow disks",
     "two kept apart",
+    "a leader cut off",
 ];
 
 impl Fault {
@@ -117,6 +121,7 @@ impl Fault {
             Self::DiskStall(_) => "disk stalls",
             Self::DiskSlow(..) => "disk slow",
             Self::Drain(_) => "drained",
+            Self::Transfer(_) => "groups transferred",
             Self::Rush => "clients hurry",
             Self::Whisper => "clients whisper",
             Self::Hush => "clients wait",
@@ -126,6 +131,7 @@ impl Fault {
             Self::Plot(Plot::StalledLeader) => "a leader that stalls",
             Self::Plot(Plot::SlowDisks) => "slow disks",
             Self::Plot(Plot::Apart) => "two kept apart",
+            Self::Plot(Plot::CutOff) => "a leader cut off",
         }
     }
 
@@ -147,7 +153,7 @@ impl Fault {
     /// Whether the history tells when it begins and ends: crashes are told as what they are, and haste is none.
     pub(super) fn is_marked(self) -> bool {
         let is_crash = matches!(self, Self::Kill(_) | Self::PowerCut(_) | Self::KillAll | Self::PowerCutAll);
-        !is_crash && !matches!(self, Self::Rush | Self::Whisper | Self::Hush | Self::Plot(_))
+        !is_crash && !matches!(self, Self::Rush | Self::Whisper | Self::Hush | Self::Transfer(_) | Self::Plot(_))
     }
 
     fn draw(nodes: usize, random: &mut SmallRng) -> Self {
@@ -197,7 +203,7 @@ impl Fault {
             Self::Kill(_) | Self::PowerCut(_) | Self::DiskError(_) => random.random_range(50 * MS..6 * SECOND),
             Self::KillAll | Self::PowerCutAll => random.random_range(20 * MS..2 * SECOND),
             Self::Pause(_) => random.random_range(100 * MS..8 * SECOND),
-            Self::Break(..) | Self::BreakOne(_) | Self::ResetClients(_) | Self::WallJump(..) => 0,
+            Self::Break(..) | Self::BreakOne(_) | Self::ResetClients(_) | Self::WallJump(..) | Self::Transfer(_) => 0,
             Self::OneWay(..) | Self::Isolate(_) => random.random_range(100 * MS..7 * SECOND),
             Self::Apart(..) => random.random_range(SECOND..12 * SECOND),
             Self::Delay | Self::DiskFull(..) => random.random_range(500 * MS..4 * SECOND),
@@ -260,6 +266,7 @@ pub(super) fn plan(nodes: usize, from_ns: u64, to_ns: u64, random: &mut SmallRng
             Some(plots[random.random_range(0..plots.len())])
         }
         3.. if random.random_ratio(2, 3) => Some(Plot::StalledLeader),
+        3 => Some(Plot::CutOff),
         _ => None,
     };
     if let Some(plot) = plot {
@@ -287,15 +294,40 @@ pub(super) enum Plot {
     SlowDisks,
     /// Two nodes do not hear each other for long, and both hear whoever leads the directory: the others and one of them serve.
     Apart,
+    /// A process registers anew, does not hear whoever leads the directory from then on, and comes to lead groups when it has been so for a
+    /// while: those of the others serve.
+    CutOff,
 }
 
+/// For so long two nodes are kept apart of which one serves in the end, and all others.
+pub(super) const APART_NS: u64 = 16 * SECOND;
+
 impl Plot {
+    const ALL: [Self; 7] = [
+        Self::Usurper,
+        Self::Condemned,
+        Self::LateJoiner,
+        Self::StalledLeader,
+        Self::SlowDisks,
+        Self::Apart,
+        Self::CutOff,
+    ];
+
+    /// The one whose name begins so, some time after `from_ns`: for runs that leave all else out.
+    pub(super) fn planned(name: &str, from_ns: u64) -> Option<Planned> {
+        let is_named = |plot: &Self| Fault::Plot(*plot).name().starts_with(name);
+        let plot = Self::ALL.into_iter().find(is_named)?;
+        let (at_ns, lasts_ns) = (from_ns + 4 * SECOND, plot.lasts_ns());
+        Some(Planned { at_ns, lasts_ns, fault: Fault::Plot(plot), of_leader: false })
+    }
+
     /// By then it is over.
     pub(super) const fn lasts_ns(self) -> u64 {
         match self {
             Self::Usurper => 11 * SECOND,
             Self::Condemned | Self::LateJoiner | Self::StalledLeader | Self::SlowDisks => 8 * SECOND,
-            Self::Apart => 16 * SECOND,
+            Self::Apart => APART_NS,
+            Self::CutOff => 20 * SECOND,
         }
     }
 
@@ -346,8 +378,16 @@ impl Plot {
                 act(4 * SECOND, 4 * SECOND, Fault::Rush);
             }
             Self::Apart => {
-                act(0, 16 * SECOND, Fault::Apart(one, other));
+                act(0, APART_NS, Fault::Apart(one, other));
                 act(0, 3 * SECOND, Fault::Rush);
+                act(12 * SECOND, 2 * SECOND, Fault::Rush);
+            }
+            Self::CutOff => {
+                act(0, 2 * SECOND, Fault::Kill(one));
+                act(random.random_range(2_400 * MS..3_500 * MS), APART_NS, Fault::Apart(one, leader));
+                // It hears the other one alone, and can have groups from that one alone.
+                act(6_300 * MS, 0, Fault::Transfer(other));
+                act(7_300 * MS, 0, Fault::Transfer(one));
                 act(12 * SECOND, 2 * SECOND, Fault::Rush);
             }
         }

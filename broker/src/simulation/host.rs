@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use kentongan_cluster::directory::command::MemberRecord;
@@ -435,13 +435,16 @@ impl Process {
             arbiter.on_second();
         }
         self.seconds_up += 1;
-        let serves = self.serves();
-        if self.lapse.look(Duration::from_secs(self.seconds_up), serves).is_some_and(|due| due.hand_over) {
+        let (serves, now) = (self.serves(), Duration::from_secs(self.seconds_up));
+        if let (Some(due), Some(cluster)) = (self.lapse.look(now, serves), &self.shared.cluster) {
             let node = self.pipeline.node();
-            let led = node.groups().filter_map(|group| Some((group, heir(me, group, &node.status(group)?)?)));
-            for (group, heir) in led {
-                // It is tried once, whatever comes of it.
-                drop(self.pipeline.handle().hand_over(group, heir));
+            let leases = cluster.leases.lock().unwrap_or_else(PoisonError::into_inner);
+            let heir = |group| heir(me, group, &node.status(group)?, &leases, due.to_anybody);
+            for (group, heir) in node.groups().filter_map(|group| Some((group, heir(group)?))) {
+                if self.lapse.may_hand_over(group, now) {
+                    // Whatever comes of it.
+                    drop(self.pipeline.handle().hand_over(group, heir));
+                }
             }
         }
     }

@@ -25,6 +25,18 @@ fn whole_clusters_keep_their_promises() {
     assert!(summary.events_min >= 10_000, "a run is {} events", summary.events_min);
 }
 
+/// P12: whoever publishes at the directory's leader does not reach it, and it does not hear whom the others have declared dead.
+#[test]
+fn what_a_node_without_a_lease_comes_to_lead_is_led_by_another_soon() {
+    const PLOT: &str = "a leader cut off";
+    for seed in [1, 2, 6, 7, 9, 10] {
+        match run_seed(seed, Plan { only: Some(PLOT), ..Plan::of_seed(seed) }) {
+            Ok(outcome) => assert_eq!(outcome.counts.get(PLOT), Some(&1), "seed {seed}"),
+            Err(failure) => panic!("{failure}"),
+        }
+    }
+}
+
 #[test]
 fn a_seed_repeats_event_for_event() {
     for seed in [1, 8] {

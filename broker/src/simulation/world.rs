@@ -23,7 +23,7 @@ use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::checks::Hash;
-use super::faults::{self, MS, Planned, SECOND};
+use super::faults::{self, MS, Planned, Plot, SECOND};
 use super::host::{Cluster, Host, Process, Turn};
 use super::network::{Fetch, LinkIndex, Network};
 use super::registry::Registry;
@@ -154,7 +154,7 @@ pub struct Plan {
     pub upgrades: bool,
     /// Everything that happens is printed.
     pub trace: bool,
-    /// Of the faults that were drawn, only those whose names begin so.
+    /// Of the faults that were drawn, only those whose names begin so; a plot of that name even if it was not drawn.
     pub only: Option<&'static str>,
     /// The mistake that is made.
     pub plant: Option<Plant>,
@@ -351,6 +351,9 @@ impl World {
         self.faults = faults::plan(self.hosts.len(), from_ns, from_ns + faults_ns, &mut self.random);
         if let Some(only) = self.plan.only {
             self.faults.retain(|planned| planned.fault.name().starts_with(only));
+            if self.faults.is_empty() && self.hosts.len() == 3 {
+                self.faults.extend(Plot::planned(only, from_ns));
+            }
         }
         for (number, planned) in self.faults.clone().into_iter().enumerate() {
             self.at(planned.at_ns, Event::Begin(number));

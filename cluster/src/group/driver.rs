@@ -180,7 +180,7 @@ pub struct Target {
     pub placement: Placement,
     /// Who is to lead it, if it can.
     pub leader: Option<NodeId>,
-    /// Who is not to lead it, as long as there is another that can.
+    /// Who is not to lead it, as long as there is another that can: whoever is drained, or has no lease.
     pub drained: BTreeSet<NodeId>,
 }
 

@@ -37,6 +37,9 @@ impl Membership {
                 self.request(peer, source, self.table.have(source));
             }
         }
+        self.leases.remove(&peer);
+        self.tell_lease(peer);
+        self.place();
         self.offer(now_ns);
         self.settle(now_ns);
     }
@@ -94,6 +97,11 @@ impl Membership {
                 self.on_table(peer, outputs);
             }
             Body::Confirm(confirm) => self.on_confirm(confirm)?,
+            Body::Lease(lease) => {
+                if self.links.contains_key(&peer) && self.leases.insert(peer, lease.held) != Some(lease.held) {
+                    self.place();
+                }
+            }
             Body::WallClock(clock) => {
                 if let Some(&link) = self.links.get(&peer) {
                     self.wall_clocks.on_other(now_ns, peer, link, clock.wall_ms);

@@ -51,6 +51,10 @@ const READ_TIMEOUT_NS: u64 = 300_000_000;
 /// Rounds to the same end that may still be answered.
 const ROUNDS_MAX: usize = 8;
 
+/// How often a node tells the others whether it holds a lease: one side of a link may not have noticed that it broke, and has not heard
+/// what was told once.
+const TELL_LEASE_INTERVAL_NS: u64 = 1_000_000_000;
+
 /// How often a fence is proposed until it is complete.
 const FENCE_INTERVAL_NS: u64 = 1_000_000_000;
 
@@ -165,6 +169,9 @@ pub struct Membership {
     /// Those of every node that does, as the directory's leader said with the lease.
     loads: BTreeMap<NodeId, u64>,
     wall_clocks: WallClocks,
+    /// Whether others hold a lease, as each said last over the link that is up. Older versions say nothing.
+    leases: BTreeMap<NodeId, bool>,
+    tell_lease_at_ns: u64,
     register_at_ns: u64,
     fence_at_ns: u64,
     next_token: u64,
@@ -204,6 +211,8 @@ impl Membership {
             connections: None,
             loads: BTreeMap::new(),
             wall_clocks: WallClocks::default(),
+            leases: BTreeMap::new(),
+            tell_lease_at_ns: 0,
             register_at_ns: 0,
             fence_at_ns: 0,
             next_token: 1,
@@ -502,13 +511,19 @@ impl Membership {
 
     /// Says of each group that is led here where it is to be kept, if that is news. Not before this node has heard of every
     /// placement that the leader before may have acted upon. Who is not registered leads nothing: it may be heard by this node, and not
-    /// by who leads the directory.
+    /// by who leads the directory. Nor does another that says that it has no lease: it would give a group up again, or be without use to
+    /// all others. Of this node's own lease nothing is said here, or nobody would lead where nobody has one; nor for the directory, whose
+    /// leader others agree upon without.
     fn place(&mut self) {
         let drained = self.directory.drained();
         let living: BTreeSet<NodeId> = self.directory.living().map(|(node, _)| node).collect();
+        let without_lease = self.leases.iter().filter(|&(_, &held)| !held).map(|(&node, _)| node);
+        let passed_over: BTreeSet<NodeId> = drained.iter().copied().chain(without_lease).collect();
         let wanted = |directory: &Directory, preferred: &BTreeMap<GroupId, NodeId>, group| {
             let placement = directory.placement(group)?.clone();
-            let leader = preferred.get(&group).copied().filter(|node| living.contains(node));
+            let drained = if group == GroupId::DIRECTORY { &drained } else { &passed_over };
+            let may_lead = |node: &NodeId| living.contains(node) && !drained.contains(node);
+            let leader = preferred.get(&group).copied().filter(may_lead);
             Some(Target { placement, leader, drained: drained.clone() })
         };
         if let Some(leading) = &mut self.leading {
@@ -551,6 +566,12 @@ impl Membership {
     #[must_use]
     pub fn loads(&self) -> &BTreeMap<NodeId, u64> {
         &self.loads
+    }
+
+    /// Whether other nodes hold a lease, as each said last over the link that is up.
+    #[must_use]
+    pub fn leases(&self) -> &BTreeMap<NodeId, bool> {
+        &self.leases
     }
 
     /// Whether this node leads the directory, as far as it knows.
@@ -628,9 +649,22 @@ impl Membership {
         for output in outputs {
             match output {
                 HolderOutput::Renew { incarnation, sequence } => self.renew(incarnation, sequence),
-                HolderOutput::Changed(standing) => self.outputs.push(Output::Standing(standing)),
+                HolderOutput::Changed(standing) => {
+                    self.outputs.push(Output::Standing(standing));
+                    self.tell_lease_to_all();
+                }
             }
         }
+    }
+
+    fn tell_lease_to_all(&mut self) {
+        let peers: Vec<NodeId> = self.links.keys().copied().collect();
+        peers.into_iter().for_each(|peer| self.tell_lease(peer));
+    }
+
+    fn tell_lease(&mut self, peer: NodeId) {
+        let held = self.standing() == Some(Standing::Serving);
+        self.send(peer, Body::Lease(wire::Lease { held }));
     }
 
     fn renew(&mut self, Incarnation(incarnation): Incarnation, sequence: u64) {
@@ -694,6 +728,10 @@ impl Membership {
         self.with_holder(|holder, outputs| holder.tick(now_ns, outputs));
         if now_ns >= self.fence_at_ns {
             self.propose_fences(now_ns);
+        }
+        if now_ns >= self.tell_lease_at_ns {
+            self.tell_lease_at_ns = now_ns + TELL_LEASE_INTERVAL_NS;
+            self.tell_lease_to_all();
         }
         self.start_group_rounds(now_ns);
         self.offer(now_ns);

@@ -287,9 +287,10 @@ impl Cluster {
         match output {
             Output::Send { to, message } => {
                 self.nodes.get_mut(&node).expect("started").messages_sent += 1;
-                if !is_away && !self.away.contains(&to.get()) {
-                    let to = &mut self.nodes.get_mut(&to.get()).expect("started").membership;
-                    to.on_message(now_ns, id(node), message).expect("well-formed");
+                let is_heard = !is_away && !self.away.contains(&to.get());
+                // One that has ended hears nothing.
+                if let Some(to) = self.nodes.get_mut(&to.get()).filter(|_| is_heard) {
+                    to.membership.on_message(now_ns, id(node), message).expect("well-formed");
                 }
             }
             Output::Propose { term, command } => {
@@ -540,8 +541,11 @@ fn a_restored_directory_says_what_happened_meanwhile() {
     let membership = &mut cluster.nodes.get_mut(&2).expect("started").membership;
     membership.on_directory_restored(now_ns, ahead);
     let happened = membership.take_outputs();
+    let no_lease = wire::encode(Body::Lease(wire::Lease { held: false }));
     let expected = [
         Output::Standing(Standing::Dead),
+        Output::Send { to: id(1), message: no_lease.clone() },
+        Output::Send { to: id(3), message: no_lease },
         Output::Died { node: id(2), below: Incarnation(second.0 + 1) },
         Output::Died { node: id(3), below: Incarnation(third.0 + 1) },
         Output::Lost { node: id(3), incarnation: third },
@@ -975,6 +979,49 @@ fn a_drain_that_was_proposed_and_lost_keeps_the_others_from_it_for_a_while() {
     assert_eq!(ask(&mut cluster, 2), Wish::Refused(WishRefusal::NobodyLeft));
     cluster.pass(20_000);
     assert_eq!(ask(&mut cluster, 2), Wish::Proposed);
+}
+
+#[test]
+fn nodes_know_of_whom_they_hear_whether_they_hold_a_lease() {
+    let mut cluster = Cluster::serving(&[1, 2, 3]);
+    let leases = |cluster: &Cluster, node: u64| cluster.node(node).leases().clone();
+    assert_eq!(leases(&cluster, 1), [(id(2), true), (id(3), true)].into());
+    cluster.away.insert(1);
+    cluster.pass(3_000);
+    assert_eq!(leases(&cluster, 2), [(id(1), true), (id(3), false)].into(), "the first said nothing else");
+    cluster.cut(1, 2);
+    assert_eq!(leases(&cluster, 2), [(id(3), false)].into());
+    cluster.away.remove(&1);
+    cluster.link(1);
+    cluster.pass(3_000);
+    assert_eq!(leases(&cluster, 2), [(id(1), true), (id(3), true)].into());
+}
+
+/// P12: it would lead for others that do not reach it, or give the group up again.
+#[test]
+fn who_says_that_it_has_no_lease_is_to_lead_nothing_but_the_directory() {
+    let mut cluster = Cluster::placed(&[1, 2, 3]);
+    cluster.pass(1_000);
+    assert_eq!(cluster.with(1, |membership, _| membership.prefer(GROUP, Some(id(3)))), Wish::Proposed);
+    cluster.pass(300);
+    let target = |cluster: &mut Cluster| {
+        let told = cluster.seen(1).into_iter().filter_map(|output| match output {
+            Output::Place { group, target, .. } => Some((group, (target.leader, target.drained))),
+            _ => None,
+        });
+        told.collect::<BTreeMap<_, _>>()
+    };
+    assert_eq!(target(&mut cluster)[&GROUP], (Some(id(3)), BTreeSet::new()));
+    let says = |cluster: &mut Cluster, node: u64, held| {
+        let message = wire::encode(Body::Lease(wire::Lease { held }));
+        cluster.with(1, |membership, now| membership.on_message(now, id(node), message).expect("well-formed"));
+    };
+    says(&mut cluster, 3, false);
+    assert_eq!(target(&mut cluster), [(GROUP, (None, [id(3)].into()))].into(), "of the directory nothing else is said");
+    says(&mut cluster, 3, false);
+    assert_eq!(target(&mut cluster), [].into(), "once");
+    cluster.pass(1_100);
+    assert_eq!(target(&mut cluster), [(GROUP, (Some(id(3)), BTreeSet::new()))].into(), "it says so again and again");
 }
 
 /// F5: one that the directory's leader does not hear, and has declared dead, may be heard by who leads a group: that does not hand it over.

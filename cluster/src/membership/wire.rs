@@ -28,7 +28,7 @@ pub enum Malformed {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Envelope {
     /// The message.
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub body: Option<Body>,
 }
 
@@ -62,6 +62,9 @@ pub enum Body {
     /// What the wall clock says.
     #[prost(message, tag = "9")]
     WallClock(WallClock),
+    /// Whether it holds a lease.
+    #[prost(message, tag = "10")]
+    Lease(Lease),
 }
 
 /// What a [`Join`] is proposed of. Its fields have the same numbers, for older nodes send and read a `Join` here; what follows them is for who
@@ -266,6 +269,14 @@ pub struct WallClock {
     /// Milliseconds since 1970.
     #[prost(uint64, tag = "1")]
     pub wall_ms: u64,
+}
+
+/// Whether the sender holds a lease as it sends this.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Lease {
+    /// It does, and what others want is known there.
+    #[prost(bool, tag = "1")]
+    pub held: bool,
 }
 
 /// As it goes over a link.

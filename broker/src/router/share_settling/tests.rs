@@ -104,6 +104,7 @@ impl Node {
             patient_answers: Mutex::default(),
             clock: clock.clone(),
             serving: AtomicBool::new(true),
+            leases: Mutex::default(),
             removed: AtomicBool::new(false),
             elsewhere: crate::moving::Elsewhere::default(),
         };

@@ -665,6 +665,7 @@ fn one_of_several(clock: Clock, peers: Arc<dyn Peers>) -> ClusterView {
         patient_answers: Mutex::default(),
         clock,
         serving: std::sync::atomic::AtomicBool::new(true),
+        leases: Mutex::default(),
         removed: std::sync::atomic::AtomicBool::new(false),
         elsewhere: crate::moving::Elsewhere::default(),
     }

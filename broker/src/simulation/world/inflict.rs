@@ -7,7 +7,7 @@ use rand::RngExt as _;
 
 use super::{Deferred, Event, RESERVE_BYTES, World};
 use crate::groups::machine::Machine;
-use crate::simulation::faults::{Fault, MS, Plot, SECOND};
+use crate::simulation::faults::{APART_NS, Fault, MS, Plot, SECOND};
 use crate::simulation::host::Host;
 use crate::simulation::workload::{Fault as Mark, Hurry};
 
@@ -133,6 +133,7 @@ impl World {
                 }
             }
             Fault::Drain(host) => self.drain(host),
+            Fault::Transfer(host) => self.transfer(host),
             Fault::Plot(plot) => self.plot(plot),
             Fault::Rush | Fault::Whisper => {
                 let hurry = if fault == Fault::Rush { Hurry::Anything } else { Hurry::Whisper };
@@ -169,7 +170,7 @@ impl World {
             Fault::Pause(host) => self.resume(host),
             Fault::OneWay(from, to) => self.mend(from, to),
             Fault::Apart(one, other) => {
-                if self.faults[number].lasts_ns == Plot::Apart.lasts_ns() {
+                if self.faults[number].lasts_ns == APART_NS {
                     self.serve_without_one_of(one, other)?;
                 }
                 self.mend(one, other);
@@ -213,6 +214,7 @@ impl World {
             | Fault::Rush
             | Fault::Whisper
             | Fault::Hush
+            | Fault::Transfer(_)
             | Fault::Plot(_)
             | Fault::Break(..)
             | Fault::BreakOne(_)

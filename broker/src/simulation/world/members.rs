@@ -165,6 +165,19 @@ impl World {
         }
     }
 
+    /// Whoever leads a group hands it over to that node, if it hears it.
+    pub(super) fn transfer(&mut self, host: usize) {
+        let to = self.network.id(host);
+        for from in (0..self.hosts.len()).filter(|&from| from != host) {
+            if let Some(process) = &self.hosts[from].process {
+                let groups = process.pipeline.node().groups().filter(|&group| group != GroupId::DIRECTORY);
+                // It is tried once, whatever comes of it.
+                groups.for_each(|group| drop(process.pipeline.handle().hand_over(group, to)));
+                self.make_runnable(from);
+            }
+        }
+    }
+
     pub(super) fn end_drain(&mut self, host: usize) {
         if let Some(drained) = self.drained.iter_mut().find(|drained| drained.host == host && drained.wanted > 0) {
             drained.wanted -= 1;
