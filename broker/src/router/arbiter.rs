@@ -192,6 +192,8 @@ pub struct ArbiterState {
     pub(super) withheld: Vec<ConnectionKey>,
     /// Connections that are not read until the lease is back.
     pub(super) unread: Vec<ConnectionKey>,
+    /// Connections for which something waits to be written until the lease is back.
+    pub(super) unwritten: BTreeSet<ConnectionKey>,
     /// SUBSCRIBEs that every node has heard of, and whose answers wait for the lease.
     pub(super) withheld_barrier: Option<u64>,
     /// SUBSCRIBEs of transient sessions that not every node has heard of, by their tickets: those of connections that live.
@@ -274,6 +276,7 @@ impl ArbiterState {
             withheld_barrier: None,
             barriers: BTreeMap::new(),
             unread: Vec::new(),
+            unwritten: BTreeSet::new(),
             client_events: VecDeque::new(),
             ending: false,
             departing: hashbrown::HashMap::new(),
@@ -897,6 +900,15 @@ impl ArbiterState {
             client.out = OutBuffer::default();
             if client.phase == Phase::Closing || mem::take(&mut client.owes_reading) {
                 wake(client);
+            }
+            return false;
+        }
+        // Asked here and not where it was decided on: the process may have stood still since, for longer than a lease (P7).
+        if client.out.needs_lease() && !self.shared.may_acknowledge() {
+            if client.phase == Phase::Closing {
+                self.forget_unwritten(key);
+            } else {
+                self.unwritten.insert(key);
             }
             return false;
         }
