@@ -949,6 +949,7 @@ pub(crate) fn group_config(settings: &Settings) -> GroupConfig {
         share_strategy: settings.shared.strategy.into(),
         retained_age_ms_max: u64::from(settings.retained.age_seconds_max) * 1000,
         delayed_messages_max: usize::try_from(share(settings.delayed.messages_max)).unwrap_or(usize::MAX),
+        delayed_bytes_max: usize::try_from(share(settings.delayed.bytes_max)).unwrap_or(usize::MAX),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Lanes and retained messages.
 
 use super::*;
+use crate::later::DELAYED_BYTES_LEVEL;
 use crate::peers::wire::Resync;
 
 /// P2: a message that others have already is not refused because it cannot be kept; it is counted. The one before it must
@@ -24,6 +25,36 @@ fn a_message_without_room_among_the_retained_is_delivered_and_not_kept() {
     assert_eq!(script.state.retained().len(), 0);
     script.restart();
     assert_eq!(script.state.retained().len(), 0);
+}
+
+/// Before the feature level all replicas do as those do that know of no such bound.
+#[test]
+fn delayed_messages_are_bounded_by_their_bytes() {
+    let config = GroupConfig { delayed_bytes_max: 3_000, ..config() };
+    let mut script = Script { state: GroupState::new(config), ..Script::new() };
+    let mut number = 0;
+    let mut delay = |script: &mut Script, bytes: usize| {
+        number += 1;
+        let message = Some(record(number, &"x".repeat(bytes)));
+        let message = LaneMessage { number, message, delay_ms: Some(5_000), ..LaneMessage::default() };
+        let effects = script.lane_batch(vec![message]);
+        let [Effect::LaneAnswered { refused, .. }] = &effects[..] else { panic!("{effects:?}") };
+        refused.iter().any(|&(refused, reason)| refused == number && reason == ReasonCode::QuotaExceeded)
+    };
+    assert!(!delay(&mut script, 2_000));
+    assert!(!delay(&mut script, 2_000), "not yet");
+    script.apply(Command::Level(command::Level { level: DELAYED_BYTES_LEVEL }));
+    assert!(delay(&mut script, 1));
+    assert!(script.state.delayed_bytes() > 4_000);
+    script.restart();
+    assert!(delay(&mut script, 1), "nor after a restart");
+    script.tick(5_000 + CLOCK_LAG_MS_MAX);
+    assert_eq!((script.state.delayed(), script.state.delayed_bytes()), (0, 0), "due");
+    assert!(delay(&mut script, 3_000), "its own weight counts");
+    assert!(!delay(&mut script, 1_000));
+    assert!(delay(&mut script, 2_000));
+    assert!(!delay(&mut script, 100));
+    assert_eq!(script.state.delayed(), 2);
 }
 
 /// P6: what was refused stays refused, also if the origin asks a new leader.
