@@ -84,6 +84,9 @@ const READS_A_TURN_MAX: usize = 2;
 /// nodes of tries looked at, each some 50 ns. Few bytes can ask for much, where somebody subscribed to make them.
 const WORK_A_TURN_MAX: u64 = 100_000;
 
+/// Bytes of a Client Identifier that are some work: a packet of a few bytes may put all 64 KiB of them into a lane once more.
+const NAME_BYTES_OF_WORK: usize = 16;
+
 /// Bytes of large packets that are read, and as many that are written, in one turn over all connections: what a turn may
 /// add to the latency of small messages.
 const LARGE_BYTES_A_TURN_MAX: usize = 256 * 1024;
@@ -784,6 +787,12 @@ impl ArbiterState {
             client.last_activity = now;
         }
         position
+    }
+
+    /// What a client said goes into a lane with its name.
+    #[inline]
+    pub(super) fn count_named(&mut self, client_id: &str) {
+        self.work += (client_id.len() / NAME_BYTES_OF_WORK) as u64;
     }
 
     /// What comes is not read for now, and not for its rates.

@@ -27,6 +27,35 @@ fn a_message_without_room_among_the_retained_is_delivered_and_not_kept() {
     assert_eq!(script.state.retained().len(), 0);
 }
 
+/// Nothing counts it: a Client Identifier of 64 KiB would be kept with each of a million messages of a few bytes.
+#[test]
+fn messages_that_are_kept_share_the_long_name_of_their_publisher() {
+    let mut script = Script::new();
+    let publisher = "p".repeat(60_000);
+    let messages = (1..=6).map(|number| {
+        let topic = format!("t/{number}");
+        let message = Some(MessageRecord { publisher: publisher.clone(), topic, ..record(number, "x") });
+        let is_delayed = number % 2 == 0;
+        LaneMessage {
+            number,
+            message,
+            delay_ms: is_delayed.then_some(5_000),
+            store_retained: !is_delayed,
+            ..LaneMessage::default()
+        }
+    });
+    script.lane_batch(messages.collect());
+    for _ in 0..2 {
+        let state = &script.state;
+        let delayed = state.outbox.values().map(|entry| &entry.message.publisher);
+        let retained = ["t/1", "t/3", "t/5"].map(|topic| &state.retained().get(topic).expect("it is kept").publisher);
+        let names: Vec<_> = delayed.chain(retained).collect();
+        assert_eq!(names.len(), 6);
+        assert!(names.iter().all(|name| Arc::ptr_eq(name, names[0])));
+        script.restart();
+    }
+}
+
 /// Before the feature level all replicas do as those do that know of no such bound.
 #[test]
 fn delayed_messages_are_bounded_by_their_bytes() {
