@@ -95,6 +95,7 @@ impl Node {
             lease: Arc::new(LeaseCell::endless()),
             peers: Arc::clone(&peers) as Arc<dyn Peers>,
             leaders: Leaders::default(),
+            leases: Mutex::default(),
             nodes: Nodes::default(),
             incoming: Mutex::new(Incoming::new(&BTreeMap::new())),
             patient_answers: Mutex::default(),

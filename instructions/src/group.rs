@@ -35,6 +35,7 @@ fn config() -> GroupConfig {
         share_strategy: PickStrategy::RoundRobin,
         retained_age_ms_max: 0,
         delayed_messages_max: 10,
+        delayed_bytes_max: 0,
     }
 }
 

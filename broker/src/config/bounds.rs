@@ -8,9 +8,10 @@ pub fn warn_of_bounds(settings: &Settings) {
         tracing::warn!(
             retained_bytes_max = settings.retained.bytes_max,
             queue_memory_bytes_max = settings.session.queue_memory_bytes_max,
+            delayed_bytes_max = settings.delayed.bytes_max,
             memory_bytes_high_water = settings.limits.memory_bytes_high_water,
-            "retained messages and queues may fill memory up to its mark, and then nobody is let in, not even to delete some: together they \
-             should stay below three quarters of it (retained.bytes_max, session.queue_memory_bytes_max)"
+            "retained and delayed messages and queues may fill memory up to its mark, and then nobody is let in, not even to delete some: \
+             together they should stay below three quarters of it (retained.bytes_max, delayed.bytes_max, session.queue_memory_bytes_max)"
         );
     }
 }
@@ -18,8 +19,9 @@ pub fn warn_of_bounds(settings: &Settings) {
 /// What publishers fill does not get less when they are refused, and is there again after a start.
 fn may_shut_everybody_out(settings: &Settings) -> bool {
     let mark = settings.limits.memory_bytes_high_water;
-    let (retained, queues) = (settings.retained.bytes_max, settings.session.queue_memory_bytes_max);
-    mark != 0 && (retained == 0 || retained.saturating_add(queues) > mark / 4 * 3)
+    let (retained, delayed) = (settings.retained.bytes_max, settings.delayed.bytes_max);
+    let together = retained.saturating_add(delayed).saturating_add(settings.session.queue_memory_bytes_max);
+    mark != 0 && (retained == 0 || delayed == 0 || together > mark / 4 * 3)
 }
 
 #[cfg(test)]
@@ -30,17 +32,21 @@ mod tests {
 
     #[test]
     fn what_is_kept_for_good_is_to_leave_room_below_the_mark() {
-        let with = |mark: u64, retained: u64, queues: u64| {
+        let with_delayed = |mark: u64, retained: u64, queues: u64, delayed: u64| {
             let mut settings = Settings::default();
             settings.limits.memory_bytes_high_water = mark;
             settings.retained.bytes_max = retained;
             settings.session.queue_memory_bytes_max = queues;
+            settings.delayed.bytes_max = delayed;
             may_shut_everybody_out(&settings)
         };
+        let with = |mark, retained, queues| with_delayed(mark, retained, queues, 1);
         assert!(!may_shut_everybody_out(&Settings::default()), "without a mark nobody is refused");
         assert!(with(GIB, GIB, GIB / 4));
         assert!(with(GIB, GIB / 2 + 1, GIB / 4));
-        assert!(!with(GIB, GIB / 2, GIB / 4));
+        assert!(!with(GIB, GIB / 2, GIB / 4 - 1));
+        assert!(with_delayed(GIB, GIB / 4, GIB / 4, GIB / 4 + 1));
+        assert!(with_delayed(GIB, GIB / 4, GIB / 4, 0));
         assert!(with(GIB, 0, 0), "no bound at all");
         assert!(with(GIB, u64::MAX, 1));
     }

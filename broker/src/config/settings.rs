@@ -411,6 +411,9 @@ settings! {
         /// Messages that may wait at a time; one more is refused with 0x97 (before MQTT 5 the connection ends). Each of `storage.groups` has an equal part and an
         /// eighth of that more, and one topic is of one group.
         pub messages_max: u64 = 1_000_000,
+        /// Bytes of these messages in all, shared out likewise; one that would exceed them is refused likewise. 0 means no bound, and so does a
+        /// cluster that was formed by a version without this setting.
+        pub bytes_max: u64 = 1024 * MIB,
     }
 
     /// The broker's account of itself under `$SYS`.

@@ -88,7 +88,11 @@ pub struct OutBuffer {
     /// What follows `front`, once that is full or a shared payload had to stand in between.
     rest: VecDeque<Piece>,
     /// How many of `rest` are shared payloads.
-    shared: usize,
+    shared: u32,
+    /// Something in it is for its reader only as long as this node has a lease.
+    needs_lease: bool,
+    /// Packets were written, and each of them whole.
+    is_between_packets: bool,
     len: usize,
 }
 
@@ -105,6 +109,25 @@ impl OutBuffer {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// What was appended last is written under a lease only, and so is what stands around it.
+    #[inline]
+    pub fn need_lease(&mut self) {
+        self.needs_lease = true;
+    }
+
+    /// Whether it is written under a lease only.
+    #[inline]
+    #[must_use]
+    pub fn needs_lease(&self) -> bool {
+        self.needs_lease
+    }
+
+    /// Forgets what waits. `false`: its reader has had a part of a packet, or nothing at all, so that nothing else can follow.
+    pub fn forget(&mut self) -> bool {
+        *self = Self { is_between_packets: self.is_between_packets, ..Self::default() };
+        self.is_between_packets
     }
 
     /// Lets `write` append to the last copied buffer, and counts what it appended.
@@ -164,6 +187,16 @@ impl OutBuffer {
     /// # Errors
     /// Those of the socket; the connection is then of no more use.
     pub fn flush(&mut self, transport: &mut Transport, pool: &mut BufferPool) -> io::Result<Flushed> {
+        let before = self.len;
+        let outcome = self.write_turn(transport, pool);
+        if self.len < before {
+            self.is_between_packets = self.len == 0;
+        }
+        self.needs_lease &= self.len > 0;
+        outcome
+    }
+
+    fn write_turn(&mut self, transport: &mut Transport, pool: &mut BufferPool) -> io::Result<Flushed> {
         let before = self.len;
         let flushed_max = if self.is_large() { LARGE_FLUSHED_BYTES_MAX } else { FLUSHED_BYTES_MAX };
         while self.len > 0 {

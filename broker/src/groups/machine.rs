@@ -86,6 +86,7 @@ struct HeldByGroups {
     retained_messages: i64,
     retained_bytes: i64,
     delayed_messages: i64,
+    delayed_bytes: i64,
     backlog: Backlog,
     queue_memory_bytes: i64,
     subscriptions: i64,
@@ -555,6 +556,7 @@ impl Machine {
             now.retained_messages += group.retained().len() as i64;
             now.retained_bytes += group.retained().bytes() as i64;
             now.delayed_messages += group.delayed() as i64;
+            now.delayed_bytes += group.delayed_bytes() as i64;
             now.backlog += group.backlog();
             let (subscriptions, shared) = group.subscriptions();
             now.subscriptions += subscriptions as i64;
@@ -567,6 +569,7 @@ impl Machine {
         counters.retained_messages.add(now.retained_messages - before.retained_messages);
         counters.retained_bytes.add(now.retained_bytes - before.retained_bytes);
         counters.delayed_messages.add(now.delayed_messages - before.delayed_messages);
+        counters.delayed_bytes.add(now.delayed_bytes - before.delayed_bytes);
         counters.queue_memory_bytes.add(now.queue_memory_bytes - before.queue_memory_bytes);
         counters.queued_messages.add(backlog.queued_messages);
         counters.queued_bytes.add(backlog.queued_bytes);

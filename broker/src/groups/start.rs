@@ -289,7 +289,10 @@ fn start_member(
     let (assembly, mut machine) = assemble_member(setting, metrics, &store, &formation, me.clone(), rand::random())?;
     let reading = machine.read_ahead();
     let agreed = &formation.terms;
-    if GroupConfig::decode(agreed.settings.clone())? != own || agreed.groups != settings.storage.groups.get() {
+    let as_formed = GroupConfig::decode(agreed.settings.clone())?;
+    // That there is no bound where the cluster was formed before there could be one is not for the operator to mend.
+    let delayed_bytes_max = if as_formed.delayed_bytes_max == 0 { 0 } else { own.delayed_bytes_max };
+    if as_formed != (GroupConfig { delayed_bytes_max, ..own }) || agreed.groups != settings.storage.groups.get() {
         tracing::warn!(
             ?agreed,
             "what sessions may hold here, and the number of groups, stay as the cluster was formed with"
@@ -950,6 +953,7 @@ pub(crate) fn group_config(settings: &Settings) -> GroupConfig {
         share_strategy: settings.shared.strategy.into(),
         retained_age_ms_max: u64::from(settings.retained.age_seconds_max) * 1000,
         delayed_messages_max: usize::try_from(share(settings.delayed.messages_max)).unwrap_or(usize::MAX),
+        delayed_bytes_max: usize::try_from(share(settings.delayed.bytes_max)).unwrap_or(usize::MAX),
     }
 }
 

@@ -704,6 +704,8 @@ families! {
     retained_bytes: Level = "kentongan_retained_bytes",
     /// Messages that wait for their time of delivery.
     delayed_messages: Level = "kentongan_delayed_messages",
+    /// Bytes of messages that wait for their time of delivery.
+    delayed_bytes: Level = "kentongan_delayed_bytes",
     /// Messages that wait in the queues of sessions, beside those in flight.
     queued_messages: Level = "kentongan_queued_messages",
     /// Bytes of the messages that wait in the queues of sessions.

@@ -10,6 +10,7 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 
 use crate::later;
 use crate::message::{Message, MessageIdentity};
+use crate::replicated::publishers;
 
 /// Who holds a Client Identifier: a connection of one start of one node.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
@@ -125,7 +126,7 @@ impl MessageRecord {
             payload: self.payload,
             qos: qos(self.qos),
             retain: self.retain,
-            publisher: Arc::from(self.publisher),
+            publisher: publishers::shared(self.publisher),
             properties: (properties != PublishProperties::default()).then(|| Box::new(properties)),
             expires_at_ms: self.expiry_left_ms.map(|left| now_ms.saturating_add(left)),
         }

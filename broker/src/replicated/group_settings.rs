@@ -31,6 +31,9 @@ struct GroupSettings {
     share_strategy: u32,
     #[prost(uint64, tag = "9")]
     delayed_messages_max: u64,
+    /// 0, as no bound, where the cluster was formed before there was one.
+    #[prost(uint64, tag = "10")]
+    delayed_bytes_max: u64,
 }
 
 /// Only ever appended to.
@@ -71,6 +74,7 @@ impl GroupConfig {
             one_each: self.one_each,
             share_strategy: share_strategy.unwrap_or_default() as u32,
             delayed_messages_max: self.delayed_messages_max as u64,
+            delayed_bytes_max: self.delayed_bytes_max as u64,
         };
         settings.encode_to_vec().into()
     }
@@ -95,6 +99,7 @@ impl GroupConfig {
             one_each: settings.one_each,
             share_strategy: *strategy.ok_or(GroupSettingsError::UnknownStrategy(settings.share_strategy))?,
             delayed_messages_max: bound(settings.delayed_messages_max),
+            delayed_bytes_max: bound(settings.delayed_bytes_max),
         })
     }
 }
@@ -115,6 +120,7 @@ mod tests {
                 one_each: true,
                 share_strategy,
                 delayed_messages_max: 6,
+                delayed_bytes_max: 7,
             };
             assert_eq!(GroupConfig::decode(config.encode()), Ok(config));
         }

@@ -10,6 +10,7 @@ pub mod command;
 pub mod effect;
 pub mod group_settings;
 mod interface;
+mod publishers;
 pub mod retained;
 pub mod rows;
 pub mod session;

@@ -79,6 +79,8 @@ pub struct GroupConfig {
     pub share_strategy: PickStrategy,
     /// Delayed messages that may wait here.
     pub delayed_messages_max: usize,
+    /// Their weight; 0 is no bound.
+    pub delayed_bytes_max: usize,
 }
 
 /// A message that this group still has to route.
@@ -278,6 +280,8 @@ pub struct GroupState {
     /// The body of the message that the present command delivers.
     body: Option<(Arc<Message>, u64)>,
     delayed: usize,
+    /// Their weight.
+    delayed_bytes: usize,
     /// Those that entries of the outbox are awaited by.
     held_pubrecs: BTreeSet<HeldPubRec>,
     /// Client Identifier → the entries of the outbox that it sent, and must not overtake.
@@ -345,6 +349,7 @@ impl GroupState {
             picked_at: BTreeMap::new(),
             body: None,
             delayed: 0,
+            delayed_bytes: 0,
             held_pubrecs: BTreeSet::new(),
             unrouted: HashMap::new(),
             received: 0,
@@ -486,6 +491,12 @@ impl GroupState {
         self.delayed
     }
 
+    /// Their weight.
+    #[must_use]
+    pub fn delayed_bytes(&self) -> usize {
+        self.delayed_bytes
+    }
+
     /// What a new leader must know and carry on with.
     pub fn lead(&self, effects: &mut Vec<Effect>) {
         // Effects come in the same order whatever the keys of the tables are, so that a simulation repeats.
@@ -563,6 +574,7 @@ impl GroupState {
             }
             if let Some(due) = entry.due_ms {
                 self.delayed += 1;
+                self.delayed_bytes += entry.message.weight_bytes();
                 self.timers.insert((due, Timer::Outbox(position)));
             }
             if let Some(at) = entry.settled_at() {
@@ -679,7 +691,9 @@ impl GroupState {
         }
         assert_eq!((self.backlog, self.subscriptions()), (backlog, subscriptions), "what is counted");
         assert_eq!(self.persistent, self.sessions.values().filter(|session| !session.transient).count());
-        assert_eq!(self.delayed, self.outbox.values().filter(|entry| entry.due_ms.is_some()).count());
+        let delayed = || self.outbox.values().filter(|entry| entry.due_ms.is_some());
+        assert_eq!(self.delayed, delayed().count());
+        assert_eq!(self.delayed_bytes, delayed().map(|entry| entry.message.weight_bytes()).sum::<usize>());
         let mut picked_at: BTreeMap<(u64, u64), BTreeSet<u64>> = BTreeMap::new();
         for (&position, entry) in &self.outbox {
             assert!(entry.pick.is_none() || entry.share.is_some(), "who was picked was picked of something");

@@ -84,6 +84,9 @@ const READS_A_TURN_MAX: usize = 2;
 /// nodes of tries looked at, each some 50 ns. Few bytes can ask for much, where somebody subscribed to make them.
 const WORK_A_TURN_MAX: u64 = 100_000;
 
+/// Bytes of a Client Identifier that are some work: a packet of a few bytes may put all 64 KiB of them into a lane once more.
+const NAME_BYTES_OF_WORK: usize = 16;
+
 /// Bytes of large packets that are read, and as many that are written, in one turn over all connections: what a turn may
 /// add to the latency of small messages.
 const LARGE_BYTES_A_TURN_MAX: usize = 256 * 1024;
@@ -192,6 +195,8 @@ pub struct ArbiterState {
     pub(super) withheld: Vec<ConnectionKey>,
     /// Connections that are not read until the lease is back.
     pub(super) unread: Vec<ConnectionKey>,
+    /// Connections for which something waits to be written until the lease is back.
+    pub(super) unwritten: BTreeSet<ConnectionKey>,
     /// SUBSCRIBEs that every node has heard of, and whose answers wait for the lease.
     pub(super) withheld_barrier: Option<u64>,
     /// SUBSCRIBEs of transient sessions that not every node has heard of, by their tickets: those of connections that live.
@@ -274,6 +279,7 @@ impl ArbiterState {
             withheld_barrier: None,
             barriers: BTreeMap::new(),
             unread: Vec::new(),
+            unwritten: BTreeSet::new(),
             client_events: VecDeque::new(),
             ending: false,
             departing: hashbrown::HashMap::new(),
@@ -783,6 +789,12 @@ impl ArbiterState {
         position
     }
 
+    /// What a client said goes into a lane with its name.
+    #[inline]
+    pub(super) fn count_named(&mut self, client_id: &str) {
+        self.work += (client_id.len() / NAME_BYTES_OF_WORK) as u64;
+    }
+
     /// What comes is not read for now, and not for its rates.
     fn fall_behind(&mut self, key: ConnectionKey) {
         let now_ms = self.now_ms;
@@ -897,6 +909,15 @@ impl ArbiterState {
             client.out = OutBuffer::default();
             if client.phase == Phase::Closing || mem::take(&mut client.owes_reading) {
                 wake(client);
+            }
+            return false;
+        }
+        // Asked here and not where it was decided on: the process may have stood still since, for longer than a lease (P7).
+        if client.out.needs_lease() && !self.shared.may_acknowledge() {
+            if client.phase == Phase::Closing {
+                self.forget_unwritten(key);
+            } else {
+                self.unwritten.insert(key);
             }
             return false;
         }

@@ -15,7 +15,7 @@ use kentongan_proto::mqtt::{PacketId, ReasonCode};
 use prost::Message as _;
 use prost::encoding::message;
 
-use super::arbiter::ArbiterState;
+use super::arbiter::{ArbiterState, wake};
 use super::changing::Unasked;
 use super::client::{Client, Phase};
 use super::ended::EndCause;
@@ -332,7 +332,21 @@ impl ArbiterState {
     /// Whether what was matched may be acknowledged.
     #[inline]
     pub(super) fn may_acknowledge(&self) -> bool {
-        self.shared.cluster.as_ref().is_none_or(|cluster| cluster.may_acknowledge())
+        self.shared.may_acknowledge()
+    }
+
+    /// What waits to be written to a connection that ends is not, where that needs a lease and there is none: the client may be connected
+    /// elsewhere by now. `false`: nothing else can be written to it either, so it breaks off.
+    pub(super) fn forget_unwritten(&mut self, key: ConnectionKey) -> bool {
+        let may_acknowledge = self.may_acknowledge();
+        let Some(client) = self.client(key).filter(|client| client.out.needs_lease() && !may_acknowledge) else {
+            return true;
+        };
+        let goes_on = client.out.forget();
+        // What is forgotten as it closes may have said why.
+        client.breaks_off |= !goes_on || client.phase == Phase::Closing;
+        wake(client);
+        goes_on
     }
 
     /// Among several nodes, and not one of them: nothing that it says is about anybody, and what it hears is about those whom it had before.
@@ -525,8 +539,13 @@ impl ArbiterState {
     /// The lease may be back.
     pub(super) fn acknowledge_withheld(&mut self) {
         let nothing_waits = self.withheld.is_empty() && self.withheld_barrier.is_none() && self.unread.is_empty();
-        if nothing_waits || !self.may_acknowledge() {
+        if (nothing_waits && self.unwritten.is_empty()) || !self.may_acknowledge() {
             return;
+        }
+        for key in std::mem::take(&mut self.unwritten) {
+            if self.client(key).is_some() {
+                self.mark_dirty(key);
+            }
         }
         for key in std::mem::take(&mut self.withheld) {
             self.send_settled(key);
@@ -568,6 +587,7 @@ impl ArbiterState {
         self.withheld_barrier = None;
         self.barriers.clear();
         self.unread.clear();
+        self.unwritten.clear();
         if let Some(cluster) = &self.shared.cluster {
             self.lanes =
                 Lanes::new(Some((cluster.node, &*cluster.peers)), 0, self.id, self.shared.submitter.slots().groups());

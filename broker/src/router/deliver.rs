@@ -455,6 +455,9 @@ impl ArbiterState {
         if large {
             client.out.append_shared(publication.payload.share());
         }
+        if id.is_some() {
+            client.out.need_lease();
+        }
         self.count_sent(&terms, publication.payload.len());
         if self.shared.watches.is_tracing() {
             self.trace_sent(key, publication, terms.qos as u8, terms.retain);
@@ -535,6 +538,9 @@ impl ArbiterState {
             client.out.append_shared(publication.payload.share());
         } else {
             client.out.append(&mut self.pool, |out| out.extend_from_slice(publication.payload.as_slice()));
+        }
+        if id.is_some() {
+            client.out.need_lease();
         }
         self.count_sent(&terms, publication.payload.len());
         if self.shared.watches.is_tracing() {

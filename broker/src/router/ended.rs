@@ -181,12 +181,14 @@ impl ArbiterState {
     /// Ends a connection: tells the client why if its version can hear it, undoes what stands in the tables, and
     /// closes once everything is written.
     pub(super) fn end(&mut self, key: ConnectionKey, cause: EndCause, reason: Option<ReasonCode>) {
+        let can_be_told = self.forget_unwritten(key);
         let Some(client) = self.client(key) else {
             return;
         };
         // [MQTT-3.14.0-1]: no DISCONNECT before a CONNACK.
         if let Some(reason) = reason
             && client.version.is_v5()
+            && can_be_told
         {
             if client.is_connected() {
                 let (text, server_reference) = match &cause {

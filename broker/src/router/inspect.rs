@@ -54,6 +54,7 @@ impl ArbiterState {
             ("connections that are gone, with something under way", self.departing.len()),
             ("connections whose acknowledgements wait for the lease", self.withheld.len()),
             ("connections that are not read for want of a lease", self.unread.len()),
+            ("connections that are not written to for want of a lease", self.unwritten.len()),
             ("SUBSCRIBEs that not every node has heard of", self.barriers.len()),
             ("changes of interest that nobody was told of", self.interest.filters.len()),
             ("messages that other nodes have for their members", self.settling.len()),

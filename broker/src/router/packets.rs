@@ -248,6 +248,9 @@ impl ArbiterState {
         let version = client.version;
         let mut outcome = Ok(());
         client.out.append(&mut self.pool, |out| outcome = codec::encode(packet, version, out));
+        if counts_on_lease(packet) {
+            client.out.need_lease();
+        }
         if let Err(error) = outcome {
             tracing::error!(%error, "a packet of our own could not be encoded");
         }
@@ -300,11 +303,22 @@ impl ArbiterState {
         };
         let version = client.version;
         client.out.append(&mut self.pool, |out| codec::encode_ack(kind, packet_id, reason, version, out));
+        client.out.need_lease();
         self.counters.packets_sent.inc(ack_kind(kind));
         if self.shared.watches.is_tracing() {
             self.trace_packet(key, SENT, ack_kind(kind));
         }
         self.mark_dirty(key);
+    }
+}
+
+/// Whether who gets the packet may take it that the session is with this connection. Without a lease it may be with another one elsewhere,
+/// and nothing of the kind is said here (P7).
+fn counts_on_lease(packet: &Packet) -> bool {
+    match packet {
+        Packet::ConnAck(connack) => !connack.reason_code.is_error(),
+        Packet::PingResp | Packet::Disconnect(_) | Packet::Auth(_) => false,
+        _ => true,
     }
 }
 

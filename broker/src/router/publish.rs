@@ -272,6 +272,7 @@ impl ArbiterState {
             }
             let message = publication.share_message();
             let received = SessionCommand::receive(publisher, persistent, &message, id, self.now_ms);
+            self.count_named(publisher);
             self.lanes.command(persistent.group, received);
             return self.schedule_flush();
         }
@@ -286,6 +287,7 @@ impl ArbiterState {
                 self.answer_publish(key, delivery, ReasonCode::Success.into());
             }
             Routed::Waiting(waiter) => {
+                publication.publisher_id.into_iter().for_each(|publisher| self.count_named(publisher));
                 let owed = match delivery {
                     Delivery::AtMostOnce => None,
                     Delivery::AtLeastOnce(id) => Some(self.owe(key, AckKind::PubAck, id)),

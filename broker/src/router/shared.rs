@@ -225,6 +225,13 @@ impl Shared {
         self.incarnation.store(incarnation, Ordering::Release);
     }
 
+    /// Whether this node may acknowledge now. See [`ClusterView::may_acknowledge`].
+    #[inline]
+    #[must_use]
+    pub fn may_acknowledge(&self) -> bool {
+        self.cluster.as_ref().is_none_or(ClusterView::may_acknowledge)
+    }
+
     /// Milliseconds since the process started.
     #[inline]
     #[must_use]

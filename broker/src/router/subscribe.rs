@@ -443,6 +443,8 @@ impl ArbiterState {
         if let Some(served) = self.served(key) {
             served.unanswered.push_back((ticket, command.clone()));
         }
+        let client_id = std::sync::Arc::clone(&self.clients[key.index()].client_id);
+        self.count_named(&client_id);
         self.lanes.command(group, command);
         self.schedule_flush();
     }

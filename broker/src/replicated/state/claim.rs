@@ -621,7 +621,7 @@ impl GroupState {
         let identity = Arc::clone(&session.identity);
         let message = Arc::new(record.into_message(latest));
         effects.push(Effect::WillPublished);
-        if will.publish_delay_ms.is_some() && self.delay_refusal().is_some() {
+        if will.publish_delay_ms.is_some() && self.delay_refusal(&message).is_some() {
             // Its publisher is gone and cannot be told.
             effects.push(Effect::Dropped { reason: Drop::Delayed, count: 1 });
             return;

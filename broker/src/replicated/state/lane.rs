@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kentongan_proto::mqtt::ReasonCode;
 
-use super::{GroupState, LaneState, REFUSED_MAX, Timer};
+use super::{GroupConfig, GroupState, LaneState, REFUSED_MAX, Timer};
+use crate::later::DELAYED_BYTES_LEVEL;
 use crate::message::Message;
 use crate::plants::{Plant, is_planted};
 use crate::replicated::command::{self, SessionCommand};
@@ -125,16 +126,20 @@ impl GroupState {
         delay_ms: u64,
         effects: &mut Vec<Effect>,
     ) -> Option<ReasonCode> {
-        if let Some(refused) = self.delay_refusal() {
+        if let Some(refused) = self.delay_refusal(&message) {
             return Some(refused);
         }
         self.post(message, Some(self.latest_ms().saturating_add(delay_ms)), None, effects);
         None
     }
 
-    /// Why no more messages can wait for their time, if they cannot.
-    pub(super) fn delay_refusal(&self) -> Option<ReasonCode> {
-        (self.delayed >= self.config.delayed_messages_max).then_some(ReasonCode::QuotaExceeded)
+    /// Why a message cannot wait for its time, if it cannot.
+    pub(super) fn delay_refusal(&self, message: &Message) -> Option<ReasonCode> {
+        let GroupConfig { delayed_messages_max, delayed_bytes_max, .. } = self.config;
+        let is_heavy = self.level >= DELAYED_BYTES_LEVEL
+            && delayed_bytes_max != 0
+            && self.delayed_bytes + message.weight_bytes() > delayed_bytes_max;
+        (is_heavy || self.delayed >= delayed_messages_max).then_some(ReasonCode::QuotaExceeded)
     }
 
     /// Stores, replaces or removes the retained message of a topic.

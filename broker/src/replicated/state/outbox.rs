@@ -130,6 +130,7 @@ impl GroupState {
         match entry.due_ms {
             Some(due) => {
                 self.delayed += 1;
+                self.delayed_bytes += entry.message.weight_bytes();
                 self.timers.insert((due, Timer::Outbox(position)));
             }
             None => effects.push(Effect::Route { position }),
@@ -149,7 +150,10 @@ impl GroupState {
     fn remove_entry(&mut self, position: u64) -> Option<OutboxEntry> {
         let entry = self.outbox.remove(&position)?;
         self.dirty.deleted(Key::Outbox(position));
-        self.delayed -= usize::from(entry.due_ms.is_some());
+        if entry.due_ms.is_some() {
+            self.delayed -= 1;
+            self.delayed_bytes -= entry.message.weight_bytes();
+        }
         if entry.received {
             self.received -= 1;
             self.received_bytes -= entry.message.weight_bytes();

@@ -507,6 +507,7 @@ fn config() -> impl Strategy<Value = GroupConfig> {
             share_strategy,
             retained_age_ms_max: if ages { 4_000 } else { 0 },
             delayed_messages_max: 3,
+            delayed_bytes_max: 700,
         },
     )
 }

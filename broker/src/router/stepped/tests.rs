@@ -7,6 +7,7 @@ mod acknowledging;
 mod changing;
 mod claims;
 mod from_nodes;
+mod leases;
 mod pressure;
 mod resyncs;
 mod retained;

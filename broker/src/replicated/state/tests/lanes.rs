@@ -1,6 +1,7 @@
 //! Lanes and retained messages.
 
 use super::*;
+use crate::later::DELAYED_BYTES_LEVEL;
 use crate::peers::wire::Resync;
 
 /// P2: a message that others have already is not refused because it cannot be kept; it is counted. The one before it must
@@ -24,6 +25,65 @@ fn a_message_without_room_among_the_retained_is_delivered_and_not_kept() {
     assert_eq!(script.state.retained().len(), 0);
     script.restart();
     assert_eq!(script.state.retained().len(), 0);
+}
+
+/// Nothing counts it: a Client Identifier of 64 KiB would be kept with each of a million messages of a few bytes.
+#[test]
+fn messages_that_are_kept_share_the_long_name_of_their_publisher() {
+    let mut script = Script::new();
+    let publisher = "p".repeat(60_000);
+    let messages = (1..=6).map(|number| {
+        let topic = format!("t/{number}");
+        let message = Some(MessageRecord { publisher: publisher.clone(), topic, ..record(number, "x") });
+        let is_delayed = number % 2 == 0;
+        LaneMessage {
+            number,
+            message,
+            delay_ms: is_delayed.then_some(5_000),
+            store_retained: !is_delayed,
+            ..LaneMessage::default()
+        }
+    });
+    script.lane_batch(messages.collect());
+    for _ in 0..2 {
+        let state = &script.state;
+        let delayed = state.outbox.values().map(|entry| &entry.message.publisher);
+        let retained = ["t/1", "t/3", "t/5"].map(|topic| &state.retained().get(topic).expect("it is kept").publisher);
+        let names: Vec<_> = delayed.chain(retained).collect();
+        assert_eq!(names.len(), 6);
+        assert!(names.iter().all(|name| Arc::ptr_eq(name, names[0])));
+        script.restart();
+    }
+}
+
+/// Before the feature level all replicas do as those do that know of no such bound.
+#[test]
+fn delayed_messages_are_bounded_by_their_bytes() {
+    let config = GroupConfig { delayed_bytes_max: 3_000, ..config() };
+    let mut script = Script { state: GroupState::new(config), ..Script::new() };
+    let mut number = 0;
+    let mut delay = |script: &mut Script, bytes: usize| {
+        number += 1;
+        let message = Some(record(number, &"x".repeat(bytes)));
+        let message = LaneMessage { number, message, delay_ms: Some(5_000), ..LaneMessage::default() };
+        let effects = script.lane_batch(vec![message]);
+        let [Effect::LaneAnswered { refused, .. }] = &effects[..] else { panic!("{effects:?}") };
+        refused.iter().any(|&(refused, reason)| refused == number && reason == ReasonCode::QuotaExceeded)
+    };
+    assert!(!delay(&mut script, 2_000));
+    assert!(!delay(&mut script, 2_000), "not yet");
+    script.apply(Command::Level(command::Level { level: DELAYED_BYTES_LEVEL }));
+    assert!(delay(&mut script, 1));
+    assert!(script.state.delayed_bytes() > 4_000);
+    script.restart();
+    assert!(delay(&mut script, 1), "nor after a restart");
+    script.tick(5_000 + CLOCK_LAG_MS_MAX);
+    assert_eq!((script.state.delayed(), script.state.delayed_bytes()), (0, 0), "due");
+    assert!(delay(&mut script, 3_000), "its own weight counts");
+    assert!(!delay(&mut script, 1_000));
+    assert!(delay(&mut script, 2_000));
+    assert!(!delay(&mut script, 100));
+    assert_eq!(script.state.delayed(), 2);
 }
 
 /// P6: what was refused stays refused, also if the origin asks a new leader.

@@ -5,11 +5,11 @@ use crate::replicated::state::CLOCK_LAG_MS_MAX;
 use crate::replicated::{DeliverPersistent, LaneAnswer};
 
 /// A client with a persistent session, and messages of its group on their way to it.
-struct Subscriber {
-    arbiter: SteppedArbiter,
-    client: Client,
+pub(super) struct Subscriber {
+    pub(super) arbiter: SteppedArbiter,
+    pub(super) client: Client,
     /// Of its claim, which is the first thing in the lane.
-    connection: ConnectionKey,
+    pub(super) connection: ConnectionKey,
 }
 
 impl Subscriber {
@@ -18,7 +18,7 @@ impl Subscriber {
         Self::at(&Arc::new(ManualClock::new(0)), messages, qos, window)
     }
 
-    fn at(machine: &Arc<ManualClock>, messages: u16, qos: QoS, window: u16) -> Self {
+    pub(super) fn at(machine: &Arc<ManualClock>, messages: u16, qos: QoS, window: u16) -> Self {
         let mut asked = connect(ProtocolVersion::V5, "c".to_owned(), 0);
         asked.properties.receive_maximum = PacketId::new(window);
         let (mut arbiter, client, connection) =
@@ -32,7 +32,7 @@ impl Subscriber {
         this
     }
 
-    fn deliver(&mut self, id: u16, qos: QoS) {
+    pub(super) fn deliver(&mut self, id: u16, qos: QoS) {
         self.deliver_until(id, qos, false, None);
     }
 
@@ -72,7 +72,7 @@ impl Subscriber {
         self.event(Event::LaneAnswered(LaneAnswer { group: 0, number, refused: vec![] }));
     }
 
-    fn acknowledges(&mut self, packet: fn(Ack) -> Packet, id: u16) {
+    pub(super) fn acknowledges(&mut self, packet: fn(Ack) -> Packet, id: u16) {
         self.client.send(&packet(Ack::success(PacketId::new(id).expect("not zero"))));
         self.client.write(usize::MAX);
         self.arbiter.run();

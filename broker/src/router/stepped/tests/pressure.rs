@@ -504,3 +504,35 @@ fn what_an_operator_has_kept_is_refused_while_its_group_answers_nothing() {
     let held_up = |topic: &str, retain| arbiter.state.holds_up(&message(topic, retain, 1));
     assert!(held_up("t", true) && held_up("$delayed/5/t", false) && !held_up("t", false));
 }
+
+/// A group's answers are awaited for what a lane has, which is bounded by its bytes: looked at between turns. In each of them a client that has a
+/// Client Identifier of 64 KiB could put so much more into it with each packet of a few bytes.
+#[test]
+fn a_long_client_identifier_fills_no_lane_in_one_turn() {
+    const PUBLISHED: usize = 300;
+    let client_id = "c".repeat(60_000);
+    let settings = Settings::default();
+    let asked = Connect { clean_start: true, ..connect(ProtocolVersion::V5, client_id.clone(), 0) };
+    let (mut arbiter, mut client, connection) = claimant(settings, Authority::default(), asked);
+    while client.write(usize::MAX) {
+        arbiter.run();
+    }
+    let opened = Opened { epoch: 1, group: Some(0), ..Opened::transient(connection, Arc::from(&*client_id)) };
+    tell(&mut arbiter, opened.into());
+    assert!(matches!(packets(&mut client)[..], [Packet::ConnAck(_)]));
+    let held = |arbiter: &SteppedArbiter| arbiter.state.lanes.held().into_iter().sum::<u64>() as usize;
+    let before = held(&arbiter);
+    for _ in 0..PUBLISHED {
+        let delivery = Delivery::ExactlyOnce(client.packet_id());
+        let properties = PublishProperties::default();
+        let (topic, payload) = ("t".to_owned(), Bytes::new());
+        client.send(&Packet::Publish(Publish { dup: false, delivery, retain: false, topic, properties, payload }));
+    }
+    client.write(usize::MAX);
+    arbiter.run();
+    let bytes = (held(&arbiter) - before) * 2 * client_id.len();
+    assert!(
+        bytes > 0 && bytes < 16 * 1024 * 1024,
+        "{bytes} bytes, and no more than the lane may have and a turn puts there"
+    );
+}
