@@ -1,5 +1,7 @@
 //! Faults begin and end.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use kentongan_cluster::GroupId;
 use kentongan_cluster::group::Role;
 use kentongan_cluster::transport::LinkEpoch;
@@ -241,7 +243,8 @@ impl World {
     fn serve_without_one_of(&self, one: usize, other: usize) -> Result<(), String> {
         let serves = |host: &Host| host.process.as_ref().map(|process| !host.paused && process.serves());
         let serving: Vec<_> = self.hosts.iter().map(serves).collect();
-        if serving.contains(&None) {
+        let is_whole = ![one, other].iter().any(|&left_out| self.lacks_majority_without(left_out));
+        if serving.contains(&None) || !is_whole {
             return Ok(());
         }
         let is_serving = |&host: &usize| serving[host] == Some(true);
@@ -263,6 +266,27 @@ impl World {
             )),
             None => Ok(()),
         }
+    }
+
+    /// Whether some group has no majority where that node is left out: one that was replaced may still count among its voters.
+    fn lacks_majority_without(&self, left_out: usize) -> bool {
+        let statuses = self.hosts.iter().filter_map(|host| host.process.as_ref()).flat_map(|process| {
+            let node = process.pipeline.node();
+            node.groups().filter_map(|group| Some((group, node.status(group)?))).collect::<Vec<_>>()
+        });
+        let mut newest = BTreeMap::new();
+        for (group, status) in statuses {
+            let known = newest.entry(group).or_insert_with(|| status.clone());
+            if known.handed_out.index < status.handed_out.index {
+                *known = status;
+            }
+        }
+        let there: BTreeSet<_> =
+            (0..self.hosts.len()).filter(|&host| host != left_out).map(|host| self.network.id(host)).collect();
+        newest.values().any(|status| {
+            let voters = &status.configuration.voters;
+            voters.iter().filter(|voter| there.contains(voter)).count() * 2 <= voters.len()
+        })
     }
 
     pub(super) fn kill(&mut self, host: usize) {
