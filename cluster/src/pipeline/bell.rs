@@ -115,7 +115,7 @@ pub fn together<R>(submit: impl FnOnce() -> R) -> R {
         put_off.get_or_insert_default();
         is_outermost
     });
-    let _ring = is_outermost.then_some(Ring);
+    let _ring = is_outermost.then(|| Ring);
     submit()
 }
 
