@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kentongan_cluster::interest::LinkId;
-use kentongan_cluster::pipeline::{FetchError, Fetched, Peers as RaftPeers};
+use kentongan_cluster::pipeline::{FetchError, Fetched, Peers as RaftPeers, together};
 use kentongan_cluster::transport::{
     Class, ClusterId, Direction, Event, Incoming, LinkEpoch, PeerAddress, SendError, Sink, Transport,
 };
@@ -272,25 +272,28 @@ impl LinkSink {
         let Some((_, pipeline)) = self.started.get() else {
             return;
         };
-        let mut raft = Vec::new();
-        for message in &batch.messages {
-            match message.kind {
-                Kind::RAFT => raft.extend(for_group(message.body)),
-                kind => self.on_message(batch.from, kind, message.body),
+        together(|| {
+            let mut raft = false;
+            for message in &batch.messages {
+                raft |= message.kind == Kind::RAFT;
+                self.on_message(batch.from, message.kind, message.body);
             }
-        }
-        if !raft.is_empty() {
-            pipeline.step(batch.from, raft, Some(batch.credit));
-        }
+            if raft {
+                pipeline.release(batch.credit);
+            }
+        });
     }
 
     /// One message of a batch.
-    pub(crate) fn on_message(&self, from: NodeId, kind: Kind, body: Bytes) {
+    pub(crate) fn on_message(&self, from: NodeId, kind: Kind, mut body: Bytes) {
         let Some((shared, pipeline)) = self.started.get() else {
             return;
         };
         match kind {
-            Kind::RAFT => pipeline.step(from, for_group(body), None),
+            Kind::RAFT if body.len() >= 2 => {
+                let group = GroupId(body.get_u16());
+                pipeline.step(from, group, body);
+            }
             // What is kept of it is small; a copy lets the rest of the batch go.
             MEMBERSHIP => {
                 let message = Bytes::copy_from_slice(&body);
@@ -304,12 +307,6 @@ impl LinkSink {
             kind => tracing::debug!(%from, ?kind, "a message of a kind that this version does not know"),
         }
     }
-}
-
-/// A Raft message, behind the group that it is for.
-fn for_group(mut message: Bytes) -> Option<(GroupId, Bytes)> {
-    let group = message.try_get_u16().ok()?;
-    Some((GroupId(group), message))
 }
 
 impl Sink for LinkSink {

@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 use kentongan_cluster::lane::Outgoing;
+use kentongan_cluster::pipeline::together;
 use kentongan_proto::mqtt::codec::AckKind;
 use kentongan_proto::mqtt::{PacketId, ReasonCode};
 use slab::Slab;
@@ -617,6 +618,10 @@ impl ArbiterState {
         self.flush_batches();
         self.gather_acknowledged();
         self.flush_node_lanes();
+        together(|| self.flush_groups(stays));
+    }
+
+    fn flush_groups(&mut self, stays: fn(&GroupLane) -> bool) {
         for group in std::mem::take(&mut self.lanes.touched) {
             if stays(&self.lanes.groups[usize::from(group)]) {
                 self.lanes.touched.push(group);

@@ -4,30 +4,36 @@
 //! second, because groups have heartbeats, spends more on that than on all it is woken for. Here a thread that finds nothing sleeps
 //! at once; one that is busy is never asleep, and ringing for it costs one atomic exchange.
 
+use std::cell::RefCell;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::{self, Receiver, SendError};
 use crossbeam::sync::{Parker, Unparker};
 
 /// Where a thread waits. It looks into its channels *before* it does, so that a ring is never for nothing.
-pub(super) struct Bell(Parker);
+pub(super) struct Bell {
+    parker: Parker,
+    number: u64,
+}
 
 impl Bell {
     pub(super) fn new() -> Self {
-        Self(Parker::new())
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        Self { parker: Parker::new(), number: NUMBERS.fetch_add(1, Ordering::Relaxed) }
     }
 
     /// A channel whose senders ring.
     pub(super) fn channel<T>(&self) -> (Ringing<T>, Receiver<T>) {
         let (channel, received) = channel::unbounded();
-        (Ringing { channel, rope: Rope(self.0.unparker().clone()) }, received)
+        (Ringing { channel, rope: Rope { unparker: self.parker.unparker().clone(), bell: self.number } }, received)
     }
 
     /// Until somebody rang since the last call, or `timeout` is over, or for no reason.
     pub(super) fn wait(&self, timeout: Duration) {
         if !timeout.is_zero() {
-            self.0.park_timeout(timeout);
+            self.parker.park_timeout(timeout);
         }
     }
 }
@@ -41,20 +47,15 @@ pub(super) struct Ringing<T> {
 impl<T> Ringing<T> {
     /// Fails once there is no receiver any more.
     pub(super) fn send(&self, what: T) -> Result<(), SendError<T>> {
-        self.send_all([what])
-    }
-
-    /// Likewise, but rings only once they are all there: who is woken by the first finds it alone.
-    pub(super) fn send_all(&self, all: impl IntoIterator<Item = T>) -> Result<(), SendError<T>> {
-        all.into_iter().try_for_each(|what| self.channel.send(what))?;
-        self.rope.0.unpark();
+        self.channel.send(what)?;
+        self.rope.ring();
         Ok(())
     }
 }
 
 impl<T> Clone for Ringing<T> {
     fn clone(&self) -> Self {
-        Self { channel: self.channel.clone(), rope: Rope(self.rope.0.clone()) }
+        Self { channel: self.channel.clone(), rope: self.rope.clone() }
     }
 }
 
@@ -65,12 +66,57 @@ impl<T> fmt::Debug for Ringing<T> {
 }
 
 /// Rings once more when its sender is gone, which is dropped before it: the last one's end is an end to be noticed.
-struct Rope(Unparker);
+#[derive(Clone)]
+struct Rope {
+    unparker: Unparker,
+    bell: u64,
+}
+
+impl Rope {
+    fn ring(&self) {
+        let is_put_off = PUT_OFF.with_borrow_mut(|put_off| match put_off {
+            Some(ropes) if ropes.iter().any(|(bell, _)| *bell == self.bell) => true,
+            Some(ropes) => {
+                ropes.push((self.bell, self.unparker.clone()));
+                true
+            }
+            None => false,
+        });
+        if !is_put_off {
+            self.unparker.unpark();
+        }
+    }
+}
 
 impl Drop for Rope {
     fn drop(&mut self) {
-        self.0.unpark();
+        self.unparker.unpark();
     }
+}
+
+thread_local! {
+    /// The bells that this thread rings once it has said all, by their numbers; `None`: at once.
+    static PUT_OFF: RefCell<Option<Vec<(u64, Unparker)>>> = const { RefCell::new(None) };
+}
+
+/// Submits several things, of which the pipeline's threads hear once they are all there: who is woken by the first finds it alone, and
+/// makes a round of it. Must not wait for an answer meanwhile.
+pub fn together<R>(submit: impl FnOnce() -> R) -> R {
+    struct Ring;
+    impl Drop for Ring {
+        fn drop(&mut self) {
+            for (_, unparker) in PUT_OFF.take().into_iter().flatten() {
+                unparker.unpark();
+            }
+        }
+    }
+    let is_outermost = PUT_OFF.with_borrow_mut(|put_off| {
+        let is_outermost = put_off.is_none();
+        put_off.get_or_insert_default();
+        is_outermost
+    });
+    let _ring = is_outermost.then(|| Ring);
+    submit()
 }
 
 #[cfg(test)]
@@ -120,5 +166,29 @@ mod tests {
         second.send("two").unwrap();
         bell.wait(FOREVER);
         assert_eq!((numbers.try_recv(), words.try_recv()), (Err(TryRecvError::Empty), Ok("two")));
+    }
+
+    #[test]
+    fn what_is_said_together_rings_once_it_is_all_there() {
+        let bell = Bell::new();
+        let (sender, received) = bell.channel();
+        let rang = || {
+            let began = Instant::now();
+            bell.wait(Duration::from_millis(50));
+            began.elapsed() < Duration::from_millis(50)
+        };
+        together(|| {
+            sender.send(1).unwrap();
+            together(|| sender.send(2).unwrap());
+            assert!(!rang(), "not yet, and not by what is within");
+            sender.send(3).unwrap();
+        });
+        assert!(rang());
+        assert_eq!(received.try_iter().collect::<Vec<_>>(), [1, 2, 3]);
+        sender.send(4).unwrap();
+        assert!(rang(), "at once again");
+        drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| together(|| panic!("of no use")))));
+        sender.send(5).unwrap();
+        assert!(rang());
     }
 }

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 
+pub use self::bell::together;
 pub use self::inline::{Inline, InlineError};
 pub use self::stats::{GroupCounts, GroupFigures, Stats};
 
@@ -327,11 +328,14 @@ impl<Q> PipelineHandle<Q> {
         self.submit(Submission::ProposeBehind(group, opening, command));
     }
 
-    /// Hands in what a peer sent, and gives it room back once that was dealt with. What came together is dealt with in one round.
-    pub fn step(&self, from: NodeId, messages: impl IntoIterator<Item = (GroupId, Bytes)>, credit: Option<Credit>) {
-        let messages = messages.into_iter().map(|(group, message)| Submission::Message(from, group, message));
-        // Fails only when the pipeline has stopped; then there is nobody to tell.
-        drop(self.submissions.send_all(messages.chain(credit.map(Submission::Release))));
+    /// Hands in what a peer sent.
+    pub fn step(&self, from: NodeId, group: GroupId, message: Bytes) {
+        self.submit(Submission::Message(from, group, message));
+    }
+
+    /// Gives room back to a peer, once everything that was handed in before was dealt with.
+    pub fn release(&self, credit: Credit) {
+        self.submit(Submission::Release(credit));
     }
 
     /// What was sent to a peer may be lost.

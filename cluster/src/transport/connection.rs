@@ -106,6 +106,17 @@ impl LinkError {
     }
 }
 
+impl LinkError {
+    /// Whether the connection broke, or nothing came over it: no word of the peer ended it.
+    pub(super) fn is_break(&self) -> bool {
+        match self {
+            Self::Silent => true,
+            Self::EndedByPeer(status) => broken(status).is_some(),
+            _ => false,
+        }
+    }
+}
+
 impl From<tonic::Status> for LinkError {
     fn from(status: tonic::Status) -> Self {
         match broken(&status) {

@@ -143,7 +143,7 @@ async fn run(
             () = peer.fell_silent.notified(), if class != Class::Control => break Err(LinkError::Silent),
         }
     };
-    if class == Class::Control && matches!(ended, Err(LinkError::Silent)) {
+    if class == Class::Control && ended.as_ref().is_err_and(LinkError::is_break) {
         peer.fell_silent.notify_waiters();
     }
     drop(up);

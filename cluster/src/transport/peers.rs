@@ -179,7 +179,7 @@ pub(super) struct Peer {
     moved: Mutex<Moved>,
     /// Tells those who wait to dial it that it says that it is elsewhere.
     pub has_moved: Notify,
-    /// Nothing came of it over the link for control: nor will it over the others.
+    /// The link for control broke, or nothing came over it: nor will it over the others.
     pub fell_silent: Notify,
     pub outboxes: [Arc<Outbox>; Class::COUNT],
     pub inboxes: [Arc<Inbox>; Class::COUNT],
