@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use bytes::Bytes;
 
 use super::{Pair, SnapshotStreamError, StateError, StateReader, Unpacked};
-use crate::disk::{AppendFile, Disk, SyncSite};
+use crate::disk::{AppendFile, Disk, ReadFile, SyncSite};
 use crate::group::CheckpointBase;
 use crate::identity::GroupId;
 
@@ -81,11 +81,13 @@ impl Spooler {
         let on_disk = |error| SnapshotStreamError::Stream(SpoolError::Disk(error));
         let remains = Remains { disk: Arc::clone(disk), name, is_needed: AtomicBool::new(false) };
         let file = disk.append_to(&remains.name).map_err(on_disk)?;
+        // Before anything is fetched: who installs it cannot wait for a descriptor.
+        let reading = disk.open_to_read(&remains.name).map_err(on_disk)?;
         let mut spooling = Spooling { chunks, disk: &**disk, file, written: 0, free_bytes_min: *free_bytes_min };
         let (base, index) = read_through(group, &mut spooling)?;
         spooling.file.sync(SyncSite::SnapshotSpooled).map_err(on_disk)?;
         disk.sync_directory(SyncSite::SnapshotSpooledName).map_err(on_disk)?;
-        Ok(Spool::new(group, base, index, remains, reader.clone()))
+        Ok(Spool::new(group, base, index, reading, remains, reader.clone()))
     }
 }
 
@@ -206,7 +208,7 @@ pub struct Spool {
     bytes: u64,
     remains: Remains,
     /// `None`: the store has everything, and perhaps more by now.
-    index: RwLock<Option<Index>>,
+    spooled: RwLock<Option<Spooled>>,
     reader: StateReader,
 }
 
@@ -217,12 +219,26 @@ impl std::fmt::Debug for Spool {
     }
 }
 
+/// What is read until the store has it.
+struct Spooled {
+    index: Index,
+    /// Stays open: what is read for a group must not wait for a descriptor.
+    file: Box<dyn ReadFile>,
+}
+
 /// Pairs of a file, in order.
 type FilePairs<'a> = Unpacked<Blocks<'a>>;
 
 impl Spool {
-    fn new(group: GroupId, base: CheckpointBase, index: Index, remains: Remains, reader: StateReader) -> Self {
-        Self { group, base, bytes: index.bytes, remains, index: RwLock::new(Some(index)), reader }
+    fn new(
+        group: GroupId,
+        base: CheckpointBase,
+        index: Index,
+        file: Box<dyn ReadFile>,
+        remains: Remains,
+        reader: StateReader,
+    ) -> Self {
+        Self { group, base, bytes: index.bytes, remains, spooled: RwLock::new(Some(Spooled { index, file })), reader }
     }
 
     /// One that an earlier process had begun to install.
@@ -233,9 +249,9 @@ impl Spool {
         reader: StateReader,
     ) -> Result<Self, StateError> {
         let remains = Remains { disk: Arc::clone(disk), name: name.to_owned(), is_needed: AtomicBool::new(true) };
-        let (base, index) =
-            read_through(group, Blocks { disk: &**disk, name, at: 0, end: u64::MAX }).map_err(from_file)?;
-        Ok(Self::new(group, base, index, remains, reader))
+        let file = disk.open_to_read(name)?;
+        let (base, index) = read_through(group, Blocks { file: &*file, at: 0, end: u64::MAX }).map_err(from_file)?;
+        Ok(Self::new(group, base, index, file, remains, reader))
     }
 
     /// Whose it is.
@@ -265,10 +281,10 @@ impl Spool {
     /// # Errors
     /// The disk failed.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
-        match &*self.index.read().unwrap_or_else(PoisonError::into_inner) {
+        match &*self.spooled.read().unwrap_or_else(PoisonError::into_inner) {
             None => self.reader.get(self.group, key),
-            Some(index) => {
-                let (found, _) = self.find(index, key, &[key, &[0]].concat(), 1)?;
+            Some(spooled) => {
+                let (found, _) = self.find(spooled, key, &[key, &[0]].concat(), 1)?;
                 Ok(found.into_iter().next().map(|(_, value)| value))
             }
         }
@@ -279,12 +295,12 @@ impl Spool {
     /// # Errors
     /// The disk failed.
     pub fn range(&self, from: &[u8], until: &[u8], pairs_max: usize) -> Result<Vec<Pair>, StateError> {
-        match &*self.index.read().unwrap_or_else(PoisonError::into_inner) {
+        match &*self.spooled.read().unwrap_or_else(PoisonError::into_inner) {
             None => self.reader.range(self.group, from, until, pairs_max),
-            Some(index) => {
-                let (found, end) = self.find(index, from, until, pairs_max)?;
+            Some(spooled) => {
+                let (found, end) = self.find(spooled, from, until, pairs_max)?;
                 if let Some((last, _)) = found.last() {
-                    *index.last_read.lock().unwrap_or_else(PoisonError::into_inner) = (last.clone(), end);
+                    *spooled.index.last_read.lock().unwrap_or_else(PoisonError::into_inner) = (last.clone(), end);
                 }
                 Ok(found)
             }
@@ -292,9 +308,15 @@ impl Spool {
     }
 
     /// The pairs, and where the last of them ends.
-    fn find(&self, index: &Index, from: &[u8], until: &[u8], pairs_max: usize) -> Result<(Vec<Pair>, u64), StateError> {
-        let at = index.place(from);
-        let mut pairs = self.pairs_from(at, index.end);
+    fn find(
+        &self,
+        spooled: &Spooled,
+        from: &[u8],
+        until: &[u8],
+        pairs_max: usize,
+    ) -> Result<(Vec<Pair>, u64), StateError> {
+        let at = spooled.index.place(from);
+        let mut pairs = self.pairs_from(spooled, at);
         let (mut found, mut end) = (Vec::new(), at);
         while found.len() < pairs_max
             && let Some(pair) = pairs.next().transpose().map_err(from_file)?
@@ -308,16 +330,17 @@ impl Spool {
         Ok((found, end))
     }
 
-    fn pairs_from(&self, at: u64, end: u64) -> FilePairs<'_> {
-        let Remains { disk, name, .. } = &self.remains;
-        Unpacked::goes_on(self.base.clone(), Blocks { disk: &**disk, name, at, end })
+    fn pairs_from<'a>(&self, Spooled { index, file }: &'a Spooled, at: u64) -> FilePairs<'a> {
+        Unpacked::goes_on(self.base.clone(), Blocks { file: &**file, at, end: index.end })
     }
 
     /// Hands all pairs over, one after the other. For the store, which has not got them yet.
     pub(super) fn for_each(&self, mut take: impl FnMut(Pair) -> Result<(), StateError>) -> Result<(), StateError> {
-        match &*self.index.read().unwrap_or_else(PoisonError::into_inner) {
+        match &*self.spooled.read().unwrap_or_else(PoisonError::into_inner) {
             None => Ok(()),
-            Some(index) => self.pairs_from(index.begin, index.end).try_for_each(|pair| take(pair.map_err(from_file)?)),
+            Some(spooled) => {
+                self.pairs_from(spooled, spooled.index.begin).try_for_each(|pair| take(pair.map_err(from_file)?))
+            }
         }
     }
 
@@ -328,15 +351,15 @@ impl Spool {
 
     /// The store has everything, and says so itself.
     pub(super) fn installed(&self) {
-        *self.index.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.spooled.write().unwrap_or_else(PoisonError::into_inner) = None;
         self.remains.remove();
     }
 
     /// Bytes that are in memory of it, whatever it has.
     #[cfg(test)]
     fn memory_bytes(&self) -> usize {
-        let index = self.index.read().expect("nobody panicked");
-        index.iter().flat_map(|index| &index.places).map(|(key, _)| key.len() + size_of::<(Vec<u8>, u64)>()).sum()
+        let spooled = self.spooled.read().expect("nobody panicked");
+        spooled.iter().flat_map(|spooled| &spooled.index.places).map(|(key, _)| key.len() + size_of::<(Vec<u8>, u64)>()).sum()
     }
 }
 
@@ -351,8 +374,7 @@ fn from_file(error: SnapshotStreamError<io::Error>) -> StateError {
 
 /// A file, bit by bit.
 struct Blocks<'a> {
-    disk: &'a dyn Disk,
-    name: &'a str,
+    file: &'a dyn ReadFile,
     at: u64,
     end: u64,
 }
@@ -365,7 +387,7 @@ impl Iterator for Blocks<'_> {
         if wanted == 0 {
             return None;
         }
-        match self.disk.read_at(self.name, self.at, wanted as usize) {
+        match self.file.read_at(self.at, wanted as usize) {
             Ok(bytes) if bytes.is_empty() => None,
             Ok(bytes) => {
                 self.at += bytes.len() as u64;

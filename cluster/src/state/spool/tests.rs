@@ -80,6 +80,25 @@ fn rows_are_read_from_the_file_and_then_from_the_store() {
     assert!(store.load(GROUP).expect("loaded") == all);
 }
 
+/// F10: what is installed is read without another descriptor.
+#[test]
+fn a_checkpoint_is_read_and_installed_while_no_file_can_be_opened() {
+    let disk = SimDisk::new();
+    let on_disk: Arc<dyn Disk> = Arc::new(disk.clone());
+    let mut store = StateStore::in_memory(&MemoryState::default(), Arc::clone(&on_disk)).expect("opened");
+    // The manifest is open from the first checkpoint on.
+    store.write(vec![Checkpoint { group: GROUP, base: base(5), writes: vec![] }]).expect("written");
+    let all: Vec<_> = pairs(3000, 40).collect();
+    let spool = spooler(&on_disk, &store).take_in(GROUP, sent(9, pairs(3000, 40))).expect("taken in");
+    disk.set_out_of_descriptors(true);
+    assert_eq!(spool.get(&all[700].0).expect("read").as_ref(), Some(&all[700].1));
+    assert!(spool.range(&all[10].0, &all[20].0, usize::MAX).expect("read") == all[10..20]);
+    store.install(&spool).expect("installed");
+    assert!(store.load(GROUP).expect("loaded") == all);
+    let refused = spooler(&on_disk, &store).take_in(GROUP, sent(12, pairs(3, 40))).expect_err("nothing is fetched");
+    assert!(matches!(refused, SnapshotStreamError::Stream(SpoolError::Disk(_))), "{refused}");
+}
+
 /// P1, F8: what is there after it is what was before or what came, all of it, and the node fetches again.
 #[test]
 fn a_node_starts_with_all_or_nothing_of_a_checkpoint_wherever_the_power_goes() {
