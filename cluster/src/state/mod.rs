@@ -237,14 +237,18 @@ impl StateStore {
             return Ok(());
         }
         for (key, value) in notes {
-            let (group, previous, file) = parse_note(&key, &value).ok_or(StateError::Applied)?;
+            let Note { group, previous, checksum, file } = parse_note(&key, &value).ok_or(StateError::Applied)?;
             if view.base(group)?.is_some() {
                 // A program that knows no such notes made the group anew.
                 self.backend.commit(vec![(key, None)])?;
                 continue;
             }
-            let lost = |error| StateError::Spool { group: group.0, file: file.clone(), error: Box::new(error) };
-            let spool = Spool::reopen(&self.disk, &file, group, self.reader()).map_err(lost)?;
+            let lost = |error| match error {
+                // The next start may find one.
+                StateError::Io(error) if is_out_of_descriptors(&error) => StateError::Io(error),
+                error => StateError::Spool { group: group.0, file: file.clone(), error: Box::new(error) },
+            };
+            let spool = Spool::reopen(&self.disk, &file, checksum, group, self.reader()).map_err(lost)?;
             tracing::info!(%group, applied = spool.base().applied.index, "taking up another node's checkpoint again");
             self.replace_rows(&spool, previous)?;
         }
@@ -331,7 +335,7 @@ impl StateStore {
         let previous = self.listed.get(&group).copied().unwrap_or(0);
         self.open_manifest()?;
         spool.begins();
-        let note = (note_key(group).to_vec(), Some(note_bytes(previous, spool.name())));
+        let note = (note_key(group).to_vec(), Some(note_bytes(previous, spool.checksum(), spool.name())));
         self.backend.commit(vec![(base_key(group).to_vec(), None), note])?;
         SyncSite::StateBatches.sync(|| self.backend.sync())?;
         self.replace_rows(spool, previous)?;
@@ -475,15 +479,35 @@ fn note_key(group: GroupId) -> [u8; 3] {
     [b'i', high, low]
 }
 
-/// Index of the checkpoint before, name of the file that has the one after.
-fn note_bytes(previous: u64, file: &str) -> Vec<u8> {
-    [&previous.to_be_bytes()[..], file.as_bytes()].concat()
+/// What begins a note that has a checksum. No name of a file begins so: before there were checksums, the name stood here.
+const NOTE_HAS_CHECKSUM: u8 = 1;
+
+/// That a group is half replaced by what a file has.
+#[derive(Debug, PartialEq, Eq)]
+struct Note {
+    group: GroupId,
+    /// Index of the checkpoint before.
+    previous: u64,
+    /// CRC-32 of the file. `None`: whoever wrote this counted none.
+    checksum: Option<u32>,
+    file: String,
 }
 
-fn parse_note(key: &[u8], value: &[u8]) -> Option<(GroupId, u64, String)> {
+/// Index of the checkpoint before, checksum and name of the file that has the one after.
+fn note_bytes(previous: u64, checksum: u32, file: &str) -> Vec<u8> {
+    [&previous.to_be_bytes()[..], &[NOTE_HAS_CHECKSUM], &checksum.to_be_bytes(), file.as_bytes()].concat()
+}
+
+fn parse_note(key: &[u8], value: &[u8]) -> Option<Note> {
     let group = GroupId(u16::from_be_bytes(key.get(1..)?.try_into().ok()?));
-    let (previous, file) = value.split_first_chunk()?;
-    Some((group, u64::from_be_bytes(*previous), String::from_utf8(file.to_vec()).ok()?))
+    let (&previous, mut file) = value.split_first_chunk()?;
+    let mut checksum = None;
+    if let Some((&NOTE_HAS_CHECKSUM, rest)) = file.split_first() {
+        let (&noted, name) = rest.split_first_chunk()?;
+        (checksum, file) = (Some(u32::from_be_bytes(noted)), name);
+    }
+    let file = String::from_utf8(file.to_vec()).ok()?;
+    Some(Note { group, previous: u64::from_be_bytes(previous), checksum, file })
 }
 
 /// Index, index of the checkpoint before, term, members.

@@ -83,8 +83,12 @@ impl Spooler {
         let file = disk.append_to(&remains.name).map_err(on_disk)?;
         // Before anything is fetched: who installs it cannot wait for a descriptor.
         let reading = disk.open_to_read(&remains.name).map_err(on_disk)?;
-        let mut spooling = Spooling { chunks, disk: &**disk, file, written: 0, free_bytes_min: *free_bytes_min };
-        let (base, index) = read_through(group, &mut spooling)?;
+        let checksum = crc32fast::Hasher::new();
+        let mut spooling =
+            Spooling { chunks, disk: &**disk, file, written: 0, checksum, free_bytes_min: *free_bytes_min };
+        let (base, mut index) = read_through(group, &mut spooling)?;
+        // Of what came, whatever the file says later.
+        index.checksum = spooling.checksum.finalize();
         spooling.file.sync(SyncSite::SnapshotSpooled).map_err(on_disk)?;
         disk.sync_directory(SyncSite::SnapshotSpooledName).map_err(on_disk)?;
         Ok(Spool::new(group, base, index, reading, remains, reader.clone()))
@@ -97,6 +101,7 @@ struct Spooling<'a, I> {
     disk: &'a dyn Disk,
     file: Box<dyn AppendFile>,
     written: u64,
+    checksum: crc32fast::Hasher,
     free_bytes_min: u64,
 }
 
@@ -109,6 +114,7 @@ impl<I> Spooling<'_, I> {
             return Err(SpoolError::NoRoom);
         }
         self.file.append(chunk).map_err(SpoolError::Disk)?;
+        self.checksum.update(chunk);
         self.written += length;
         Ok(())
     }
@@ -137,6 +143,8 @@ struct Index {
     end: u64,
     /// Of all keys and values.
     bytes: u64,
+    /// CRC-32 of the whole file.
+    checksum: u32,
     /// Who reads on goes on here: the last key that was read, and where it ends.
     last_read: Mutex<(Vec<u8>, u64)>,
 }
@@ -206,6 +214,7 @@ pub struct Spool {
     group: GroupId,
     base: CheckpointBase,
     bytes: u64,
+    checksum: u32,
     remains: Remains,
     /// `None`: the store has everything, and perhaps more by now.
     spooled: RwLock<Option<Spooled>>,
@@ -238,19 +247,26 @@ impl Spool {
         remains: Remains,
         reader: StateReader,
     ) -> Self {
-        Self { group, base, bytes: index.bytes, remains, spooled: RwLock::new(Some(Spooled { index, file })), reader }
+        let (bytes, checksum) = (index.bytes, index.checksum);
+        Self { group, base, bytes, checksum, remains, spooled: RwLock::new(Some(Spooled { index, file })), reader }
     }
 
-    /// One that an earlier process had begun to install.
+    /// One that an earlier process had begun to install. `checksum` is what it noted, if it did.
     pub(super) fn reopen(
         disk: &Arc<dyn Disk>,
         name: &str,
+        checksum: Option<u32>,
         group: GroupId,
         reader: StateReader,
     ) -> Result<Self, StateError> {
         let remains = Remains { disk: Arc::clone(disk), name: name.to_owned(), is_needed: AtomicBool::new(true) };
         let file = disk.open_to_read(name)?;
-        let (base, index) = read_through(group, Blocks { file: &*file, at: 0, end: u64::MAX }).map_err(from_file)?;
+        let mut blocks = Blocks::of(&*file, 0, u64::MAX);
+        let (base, mut index) = read_through(group, &mut blocks).map_err(from_file)?;
+        index.checksum = blocks.checksum.finalize();
+        if checksum.is_some_and(|noted| noted != index.checksum) {
+            return Err(damaged());
+        }
         Ok(Self::new(group, base, index, file, remains, reader))
     }
 
@@ -331,17 +347,30 @@ impl Spool {
     }
 
     fn pairs_from<'a>(&self, Spooled { index, file }: &'a Spooled, at: u64) -> FilePairs<'a> {
-        Unpacked::goes_on(self.base.clone(), Blocks { file: &**file, at, end: index.end })
+        Unpacked::goes_on(self.base.clone(), Blocks::of(&**file, at, index.end))
     }
 
-    /// Hands all pairs over, one after the other. For the store, which has not got them yet.
+    /// CRC-32 of its file.
+    pub(super) fn checksum(&self) -> u32 {
+        self.checksum
+    }
+
+    /// Hands all pairs over, one after the other. For the store, which has not got them yet. Only after a good end they are what came.
     pub(super) fn for_each(&self, mut take: impl FnMut(Pair) -> Result<(), StateError>) -> Result<(), StateError> {
         match &*self.spooled.read().unwrap_or_else(PoisonError::into_inner) {
             None => Ok(()),
-            Some(spooled) => {
-                self.pairs_from(spooled, spooled.index.begin).try_for_each(|pair| take(pair.map_err(from_file)?))
+            Some(Spooled { index, file }) => {
+                let mut blocks = Blocks::of(&**file, 0, index.end);
+                let lost = |error| self.lost(from_file(error));
+                let mut pairs = Unpacked::begin(self.group, &mut blocks).map_err(lost)?;
+                pairs.try_for_each(|pair| take(pair.map_err(lost)?))?;
+                if blocks.checksum.finalize() == self.checksum { Ok(()) } else { Err(self.lost(damaged())) }
             }
         }
+    }
+
+    fn lost(&self, error: StateError) -> StateError {
+        StateError::Spool { group: self.group.0, file: self.name().to_owned(), error: Box::new(error) }
     }
 
     /// From here on the next start needs the file.
@@ -359,7 +388,11 @@ impl Spool {
     #[cfg(test)]
     fn memory_bytes(&self) -> usize {
         let spooled = self.spooled.read().expect("nobody panicked");
-        spooled.iter().flat_map(|spooled| &spooled.index.places).map(|(key, _)| key.len() + size_of::<(Vec<u8>, u64)>()).sum()
+        spooled
+            .iter()
+            .flat_map(|spooled| &spooled.index.places)
+            .map(|(key, _)| key.len() + size_of::<(Vec<u8>, u64)>())
+            .sum()
     }
 }
 
@@ -372,11 +405,24 @@ fn from_file(error: SnapshotStreamError<io::Error>) -> StateError {
     }
 }
 
+fn damaged() -> StateError {
+    let what = "its checksum is not that of what was sent";
+    StateError::Io(io::Error::new(io::ErrorKind::InvalidData, what))
+}
+
 /// A file, bit by bit.
 struct Blocks<'a> {
     file: &'a dyn ReadFile,
     at: u64,
     end: u64,
+    /// Of what was read.
+    checksum: crc32fast::Hasher,
+}
+
+impl<'a> Blocks<'a> {
+    fn of(file: &'a dyn ReadFile, at: u64, end: u64) -> Self {
+        Self { file, at, end, checksum: crc32fast::Hasher::new() }
+    }
 }
 
 impl Iterator for Blocks<'_> {
@@ -391,6 +437,7 @@ impl Iterator for Blocks<'_> {
             Ok(bytes) if bytes.is_empty() => None,
             Ok(bytes) => {
                 self.at += bytes.len() as u64;
+                self.checksum.update(&bytes);
                 Some(Ok(bytes.into()))
             }
             Err(error) => Some(Err(error)),

@@ -137,13 +137,83 @@ fn a_node_starts_with_all_or_nothing_of_a_checkpoint_wherever_the_power_goes() {
     assert!(cuts[0] > 3 && cuts[1] > 3, "{cuts:?}");
 }
 
+/// A store that ended after the first batch of an install, its file, and what it says of it.
+fn half_installed(disk: &SimDisk, pairs: Vec<Pair>) -> (MemoryState, String) {
+    let (state, on_disk) = (MemoryState::default(), Arc::new(disk.clone()) as Arc<dyn Disk>);
+    let mut store = StateStore::in_memory(&state, Arc::clone(&on_disk)).expect("opened");
+    store.write(vec![Checkpoint { group: GROUP, base: base(5), writes: vec![] }]).expect("written");
+    let spool = spooler(&on_disk, &store).take_in(GROUP, sent(9, pairs.into_iter())).expect("taken in");
+    let note = super::super::note_bytes(5, spool.checksum(), spool.name());
+    let first =
+        vec![(super::super::base_key(GROUP).to_vec(), None), (super::super::note_key(GROUP).to_vec(), Some(note))];
+    store.backend.commit(first).expect("taken");
+    store.backend.sync().expect("synced");
+    spool.begins();
+    (state, spool.name().to_owned())
+}
+
+/// A state is never half replaced, and never by what nobody sent: not one bit of the file may change, nor may it end early.
+#[test]
+fn a_file_that_was_damaged_is_never_installed() {
+    let pairs: Vec<_> = pairs(12, 10).collect();
+    let disk = SimDisk::new();
+    let (state, file) = half_installed(&disk, pairs.clone());
+    let length = disk.contents()[&file].len();
+    let damages = (0..length).flat_map(|at| [(at, 1), (at, 0x80)]);
+    let refused = |disk: SimDisk, what: &str| {
+        let before = state.clone();
+        let refused = StateStore::in_memory(&before, Arc::new(disk.clone())).expect_err(what);
+        assert!(matches!(refused, StateError::Spool { group: 3, .. }), "{what}: {refused}");
+        assert!(disk.contents().contains_key(&file), "it may be mended");
+    };
+    for (at, bit) in damages {
+        let damaged = disk.after_kill();
+        damaged.damage(&file, |bytes| bytes[at] ^= bit);
+        refused(damaged, &format!("bit {bit} at {at} of {length}"));
+    }
+    for left in 0..length {
+        let damaged = disk.after_kill();
+        damaged.damage(&file, |bytes| bytes.truncate(left));
+        refused(damaged, &format!("{left} of {length}"));
+    }
+    let store = StateStore::in_memory(&state, Arc::new(disk)).expect("opened");
+    assert!(store.load(GROUP).expect("loaded") == pairs);
+}
+
+/// What is read while it is installed is compared as well, before the group is said to be whole.
+#[test]
+fn a_file_that_is_damaged_before_it_is_installed_is_not_taken_for_whole() {
+    let disk = SimDisk::new();
+    let (state, on_disk) = (MemoryState::default(), Arc::new(disk.clone()) as Arc<dyn Disk>);
+    let mut store = StateStore::in_memory(&state, Arc::clone(&on_disk)).expect("opened");
+    let spool = spooler(&on_disk, &store).take_in(GROUP, sent(9, pairs(12, 10))).expect("taken in");
+    disk.damage(spool.name(), |bytes| *bytes.last_mut().expect("some") ^= 1);
+    let refused = store.install(&spool).expect_err("refused");
+    assert!(matches!(refused, StateError::Spool { group: 3, .. }), "{refused}");
+    assert_eq!(store.backend.read().base(GROUP).expect("read"), None);
+}
+
+/// A process of before there were checksums may have ended in the middle.
+#[test]
+fn a_note_without_a_checksum_is_read() {
+    let pairs: Vec<_> = pairs(12, 10).collect();
+    let disk = SimDisk::new();
+    let (state, file) = half_installed(&disk, pairs.clone());
+    let store = Arc::new(disk) as Arc<dyn Disk>;
+    let old = [&5_u64.to_be_bytes()[..], file.as_bytes()].concat();
+    let backend = super::super::backend::Backend::Memory(state.clone());
+    backend.commit(vec![(super::super::note_key(GROUP).to_vec(), Some(old))]).expect("taken");
+    let store = StateStore::in_memory(&state, store).expect("opened");
+    assert!(store.load(GROUP).expect("loaded") == pairs);
+}
+
 /// Of a program that has no such files: it made the group anew, which must not be undone.
 #[test]
 fn a_note_beside_a_newer_checkpoint_is_dropped() {
     let (state, disk) = (MemoryState::default(), SimDisk::new());
     let on_disk: Arc<dyn Disk> = Arc::new(disk);
     let mut store = StateStore::in_memory(&state, Arc::clone(&on_disk)).expect("opened");
-    let note = (super::super::note_key(GROUP).to_vec(), Some(super::super::note_bytes(0, "snapshot-gone")));
+    let note = (super::super::note_key(GROUP).to_vec(), Some(super::super::note_bytes(0, 7, "snapshot-gone")));
     store.backend.commit(vec![note]).expect("taken");
     store.write(vec![Checkpoint { group: GROUP, base: base(5), writes: vec![] }]).expect("written");
     drop(store);
