@@ -751,6 +751,10 @@ impl Disk for SimDisk {
         if !state.files.contains_key(name) {
             return Err(io::ErrorKind::NotFound.into());
         }
+        let length = locked(&state.files[name]).bytes.len() as u64;
+        if let Some(free) = &mut state.free {
+            *free += length;
+        }
         state.change_names(|names| drop(names.remove(name)));
         Ok(())
     }

@@ -29,7 +29,7 @@ pub use snapshot::{SnapshotStreamError, Unpacked, chunks, collect, cut};
 pub use spool::{Spool, SpoolError, Spooler};
 
 use self::backend::Backend;
-use self::spool::SPOOL_PREFIX;
+use self::spool::{SPOOL_PREFIX, STORE_TIMES};
 use crate::disk::{
     AppendFile, Disk, SyncSite, forget_cached_in, is_out_of_descriptors, make_durable_directory, sync_directory,
 };
@@ -51,6 +51,9 @@ pub const OPEN_TABLES_MIN: usize = 10;
 
 /// What [`StateStore::fill`] and [`StateStore::install`] have in memory at a time, but for a value that is longer.
 const FILL_BYTES: usize = 1024 * 1024;
+
+/// What a start leaves free of the disk while it puts another node's checkpoint into the store: the log is opened behind that.
+const START_BYTES_FREE: u64 = 128 * 1024;
 
 /// One stored pair of key and value.
 pub type Pair = (Vec<u8>, Vec<u8>);
@@ -92,6 +95,20 @@ pub enum StateError {
         file: String,
         /// What is the matter with it.
         error: Box<StateError>,
+    },
+    /// The state of a group was being replaced by another node's, and the disk has no room to go on with that.
+    #[error(
+        "the state of group {group} is half replaced by what another node sent, and there is no room to finish that: {needed} bytes \
+         must be free on the disk of the data directory, and {free} are. Make room there and start again: nothing is lost, and the \
+         start goes on where it stopped"
+    )]
+    NoRoom {
+        /// Which group.
+        group: u16,
+        /// Bytes that must be free.
+        needed: u64,
+        /// Bytes that are.
+        free: u64,
     },
     /// The manifest is not where the store says it was.
     #[error(
@@ -221,40 +238,64 @@ impl StateStore {
         let mut store = Self { backend, disk, bases, manifest: manifest.length, manifest_file, listed };
         store.finish_installing()?;
         store.check_chain(&manifest.listed())?;
-        // What was on its way when the process ended is fetched again.
-        for name in store.disk.list()?.iter().filter(|name| name.starts_with(SPOOL_PREFIX)) {
-            store.disk.remove(name)?;
-        }
+        store.remove_spooled(&[])?;
         Ok(store)
+    }
+
+    /// Removes all that came from other nodes but what is noted. What was on its way when the process ended is fetched again.
+    fn remove_spooled(&self, needed: &[Note]) -> Result<(), StateError> {
+        let is_needed = |name: &str| needed.iter().any(|note| note.file == name);
+        for name in self.disk.list()?.iter().filter(|name| name.starts_with(SPOOL_PREFIX) && !is_needed(name)) {
+            self.disk.remove(name)?;
+        }
+        Ok(())
     }
 
     /// Does again what a process before this one had begun to install. The manifest need not list it, as with any checkpoint
     /// whose line was not written any more.
     fn finish_installing(&self) -> Result<(), StateError> {
         let view = self.backend.read();
-        let notes = view.prefix(b"i").collect::<Result<Vec<_>, _>>()?;
-        if notes.is_empty() {
+        let (mut notes, mut stale) = (Vec::new(), Vec::new());
+        for pair in view.prefix(b"i") {
+            let (key, value) = pair?;
+            let note = parse_note(&key, &value).ok_or(StateError::Applied)?;
+            if view.base(note.group)?.is_some() {
+                // A program that knows no such notes made the group anew.
+                stale.push((key, None));
+            } else {
+                notes.push(note);
+            }
+        }
+        // What is taken up again may need the room.
+        self.remove_spooled(&notes)?;
+        if notes.is_empty() && stale.is_empty() {
             return Ok(());
         }
-        for (key, value) in notes {
-            let Note { group, previous, checksum, file } = parse_note(&key, &value).ok_or(StateError::Applied)?;
-            if view.base(group)?.is_some() {
-                // A program that knows no such notes made the group anew.
-                self.backend.commit(vec![(key, None)])?;
-                continue;
-            }
+        self.backend.commit(stale)?;
+        for Note { group, previous, checksum, file } in notes {
             let lost = |error| match error {
                 // The next start may find one.
                 StateError::Io(error) if is_out_of_descriptors(&error) => StateError::Io(error),
                 error => StateError::Spool { group: group.0, file: file.clone(), error: Box::new(error) },
             };
             let spool = Spool::reopen(&self.disk, &file, checksum, group, self.reader()).map_err(lost)?;
+            self.check_room(&spool)?;
             tracing::info!(%group, applied = spool.base().applied.index, "taking up another node's checkpoint again");
             self.replace_rows(&spool, previous)?;
         }
         // Before the files go.
         SyncSite::StateBatches.sync(|| self.backend.sync())?;
         Ok(())
+    }
+
+    /// What finds no room half way takes the little there is, and so does each start after it.
+    fn check_room(&self, spool: &Spool) -> Result<(), StateError> {
+        let needed = STORE_TIMES * spool.bytes() + START_BYTES_FREE;
+        match self.disk.free_bytes() {
+            Ok(free) if free < needed => Err(StateError::NoRoom { group: spool.group().0, needed, free }),
+            // A disk that fails says so when it is written to.
+            _ => Ok(()),
+        }
     }
 
     /// The store must have what the manifest lists. It may have more: a checkpoint whose line was not written any

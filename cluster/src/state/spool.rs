@@ -25,7 +25,7 @@ const PLACE_BYTES: u64 = 16 * 1024;
 const PLACE_KEY_BYTES: usize = 256;
 
 /// What the store needs of room beyond the file: its journal has everything, and then its tables.
-const STORE_TIMES: u64 = 2;
+pub(super) const STORE_TIMES: u64 = 2;
 
 /// Why another node's checkpoint is not there.
 #[derive(Debug, thiserror::Error)]

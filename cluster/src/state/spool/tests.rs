@@ -207,6 +207,27 @@ fn a_note_without_a_checksum_is_read() {
     assert!(store.load(GROUP).expect("loaded") == pairs);
 }
 
+/// What finds no room half way takes what is left of it. What was only fetched is in nobody's way, also where the start is refused.
+#[test]
+fn a_start_takes_up_a_checkpoint_only_where_there_is_room_and_first_makes_some() {
+    let pairs: Vec<_> = pairs(300, 1000).collect();
+    let disk = SimDisk::new();
+    let (state, file) = half_installed(&disk, pairs.clone());
+    disk.append_to("snapshot-1-0-7").expect("made").append(&[7; 300_000]).expect("written");
+    let bytes: u64 = pairs.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum();
+    let enough = 2 * bytes + super::super::START_BYTES_FREE;
+    disk.set_free_bytes(Some(enough - 300_000 - 1));
+    let refused = StateStore::in_memory(&state, Arc::new(disk.clone())).expect_err("refused");
+    assert!(matches!(refused, StateError::NoRoom { group: 3, needed, free } if (needed, free) == (enough, enough - 1)));
+    assert_eq!(disk.list().expect("listed"), ["manifest", &file]);
+    // Of the others' files room comes, if only they have it.
+    disk.append_to("snapshot-1-0-8").expect("made").append(&[7; 1000]).expect("written");
+    disk.set_free_bytes(Some(enough - 1000));
+    let store = StateStore::in_memory(&state, Arc::new(disk.clone())).expect("opened");
+    assert!(store.load(GROUP).expect("loaded") == pairs);
+    assert_eq!(disk.list().expect("listed"), ["manifest"]);
+}
+
 /// Of a program that has no such files: it made the group anew, which must not be undone.
 #[test]
 fn a_note_beside_a_newer_checkpoint_is_dropped() {
