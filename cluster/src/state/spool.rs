@@ -4,9 +4,10 @@
 //! on doing so until [`StateStore::install`](super::StateStore::install) has them all: that takes the file away, and from then on they
 //! are read there.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
 
@@ -34,8 +35,13 @@ pub enum SpoolError {
     #[error(transparent)]
     Stream(Box<dyn std::error::Error + Send + Sync>),
     /// It would take what the disk keeps free.
-    #[error("there is no room on disk for it")]
-    NoRoom,
+    #[error("there is no room on disk for it: at least {wanted} bytes must be free, and {free} are")]
+    NoRoom {
+        /// So many it wants, as far as it came or more.
+        wanted: u64,
+        /// So many there are without it.
+        free: u64,
+    },
     /// The disk failed.
     #[error("the file that it is put into: {0}")]
     Disk(io::Error),
@@ -52,7 +58,21 @@ struct Source {
     nonce: u64,
     begun: AtomicU64,
     free_bytes_min: u64,
+    /// Groups whose last one found no room.
+    short: Mutex<BTreeMap<GroupId, Short>>,
 }
+
+/// What is known of a checkpoint that found no room. Nobody says beforehand how long one is.
+#[derive(Debug, Clone, Copy, Default)]
+struct Short {
+    /// With fewer bytes free it is not tried.
+    wanted: u64,
+    /// How often it was left out since it was tried.
+    left_out: u32,
+}
+
+/// Left out so often, it is tried all the same, for what is sent may have become less. It is offered every few seconds.
+const LEFT_OUT_MAX: u32 = 150;
 
 impl std::fmt::Debug for Spooler {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -64,7 +84,47 @@ impl Spooler {
     /// Onto the disk of the log, of which so much stays free. `reader` is that of the store which the checkpoints go to.
     #[must_use]
     pub fn new(disk: Arc<dyn Disk>, reader: StateReader, nonce: u64, free_bytes_min: u64) -> Self {
-        Self(Arc::new(Source { disk, reader, nonce, begun: AtomicU64::new(0), free_bytes_min }))
+        Self(Arc::new(Source {
+            disk,
+            reader,
+            nonce,
+            begun: AtomicU64::new(0),
+            free_bytes_min,
+            short: Mutex::default(),
+        }))
+    }
+
+    /// Whether to fetch one of a group. What found no room would be written again, as far as there is some, each time that it is offered.
+    ///
+    /// # Errors
+    /// It would find no room.
+    pub fn expects_room(&self, group: GroupId) -> Result<(), SpoolError> {
+        let mut short = self.short();
+        let Some(Short { wanted, left_out }) = short.get_mut(&group) else {
+            return Ok(());
+        };
+        match self.0.disk.free_bytes() {
+            Ok(free) if free < *wanted && *left_out < LEFT_OUT_MAX => {
+                *left_out += 1;
+                Err(SpoolError::NoRoom { wanted: *wanted, free })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// One of this group wants so many bytes free at least, and there are fewer.
+    pub(crate) fn found_no_room(&self, group: GroupId, wanted: u64) {
+        let mut short = self.short();
+        let Short { wanted: before, left_out } = short.entry(group).or_default();
+        *left_out = 0;
+        if wanted > *before {
+            // A little more room each time is not worth another try each time.
+            *before = wanted.max(*before + *before / 4);
+        }
+    }
+
+    fn short(&self) -> MutexGuard<'_, BTreeMap<GroupId, Short>> {
+        self.0.short.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts all of one into a file, which is safe then.
@@ -76,7 +136,7 @@ impl Spooler {
         group: GroupId,
         chunks: impl Iterator<Item = Result<Bytes, E>>,
     ) -> Result<Spool, SnapshotStreamError<SpoolError>> {
-        let Source { disk, reader, nonce, begun, free_bytes_min } = &*self.0;
+        let Source { disk, reader, nonce, begun, free_bytes_min, .. } = &*self.0;
         let name = format!("{SPOOL_PREFIX}{group}-{nonce:016x}-{}", begun.fetch_add(1, Ordering::Relaxed));
         let on_disk = |error| SnapshotStreamError::Stream(SpoolError::Disk(error));
         let remains = Remains { disk: Arc::clone(disk), name, is_needed: AtomicBool::new(false) };
@@ -86,11 +146,16 @@ impl Spooler {
         let checksum = crc32fast::Hasher::new();
         let mut spooling =
             Spooling { chunks, disk: &**disk, file, written: 0, checksum, free_bytes_min: *free_bytes_min };
-        let (base, mut index) = read_through(group, &mut spooling)?;
+        let (base, mut index) = read_through(group, &mut spooling).inspect_err(|error| {
+            if let SnapshotStreamError::Stream(SpoolError::NoRoom { wanted, .. }) = error {
+                self.found_no_room(group, *wanted);
+            }
+        })?;
         // Of what came, whatever the file says later.
         index.checksum = spooling.checksum.finalize();
         spooling.file.sync(SyncSite::SnapshotSpooled).map_err(on_disk)?;
         disk.sync_directory(SyncSite::SnapshotSpooledName).map_err(on_disk)?;
+        self.short().remove(&group);
         Ok(Spool::new(group, base, index, reading, remains, reader.clone()))
     }
 }
@@ -108,10 +173,14 @@ struct Spooling<'a, I> {
 impl<I> Spooling<'_, I> {
     fn put(&mut self, chunk: &[u8]) -> Result<(), SpoolError> {
         let length = chunk.len() as u64;
-        let needed = self.free_bytes_min + length + STORE_TIMES * (self.written + length);
+        let all = self.written + length;
+        let needed = self.free_bytes_min + length + STORE_TIMES * all;
         // A disk that fails says so when it is written to.
-        if self.disk.free_bytes().is_ok_and(|free| free < needed) {
-            return Err(SpoolError::NoRoom);
+        if let Ok(free) = self.disk.free_bytes()
+            && free < needed
+        {
+            // Before the next try this one's file is gone.
+            return Err(SpoolError::NoRoom { wanted: needed + self.written, free: free + self.written });
         }
         self.file.append(chunk).map_err(SpoolError::Disk)?;
         self.checksum.update(chunk);

@@ -228,6 +228,51 @@ fn a_start_takes_up_a_checkpoint_only_where_there_is_room_and_first_makes_some()
     assert_eq!(disk.list().expect("listed"), ["manifest"]);
 }
 
+/// What finds no room is not written again and again, as far as it fits, for as long as there is not more of it.
+#[test]
+fn a_checkpoint_that_found_no_room_is_tried_again_when_there_is_more() {
+    let disk = SimDisk::new();
+    let on_disk: Arc<dyn Disk> = Arc::new(disk.clone());
+    let store = StateStore::in_memory(&MemoryState::default(), Arc::clone(&on_disk)).expect("opened");
+    let spooler = Spooler::new(Arc::clone(&on_disk), store.reader(), 7, 1000);
+    let fetched = AtomicU64::new(0);
+    let values = || (0..40_u32).map(|number| (number.to_be_bytes().to_vec(), vec![7; 100_000]));
+    let fetch = || -> Result<Spool, SpoolError> {
+        spooler.expects_room(GROUP)?;
+        let chunks = sent(9, values()).inspect(|chunk| {
+            fetched.fetch_add(chunk.as_ref().expect("cut").len() as u64, Ordering::Relaxed);
+        });
+        spooler.take_in(GROUP, chunks).map_err(|error| match error {
+            SnapshotStreamError::Stream(error) => error,
+            malformed @ SnapshotStreamError::Malformed(_) => panic!("{malformed}"),
+        })
+    };
+    let tries = |free: u64, tries: u32| {
+        disk.set_free_bytes(Some(free));
+        fetched.store(0, Ordering::Relaxed);
+        let mut outcomes = (0..tries).map(|_| fetch()).collect::<Vec<_>>();
+        let taken = free - disk.free_bytes().expect("known");
+        assert!(outcomes.iter().any(Result::is_ok) || taken == 0, "what is not taken in takes no room");
+        (outcomes.pop().expect("some"), fetched.load(Ordering::Relaxed))
+    };
+    let (refused, once) = tries(3_000_000, 1);
+    assert!(
+        matches!(refused, Err(SpoolError::NoRoom { wanted, free: 3_000_000 }) if wanted > 3_000_000),
+        "{refused:?}"
+    );
+    let Err(SpoolError::NoRoom { wanted, .. }) = refused else { unreachable!("it was looked at") };
+    assert!(once > 900_000, "{once}");
+    assert_eq!(tries(3_000_000, LEFT_OUT_MAX).1, 0);
+    assert_eq!(tries(3_000_000, 10).1, once, "what is sent may have become less");
+    assert_eq!(tries(wanted - 1, 10).1, 0);
+    // With each byte more it might be tried again.
+    let (_, more) = tries(wanted, 10);
+    assert!((once..2 * once).contains(&more), "{more}, and {once} before");
+    assert_eq!(tries(wanted + wanted / 5, 10).1, 0);
+    drop(tries(20_000_000, 1).0.expect("taken in"));
+    assert!(spooler.expects_room(GROUP).is_ok());
+}
+
 /// Of a program that has no such files: it made the group anew, which must not be undone.
 #[test]
 fn a_note_beside_a_newer_checkpoint_is_dropped() {
