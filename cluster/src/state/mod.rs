@@ -67,6 +67,12 @@ pub enum StateError {
     /// The store failed.
     #[error("state: {0}")]
     Store(#[from] fjall::Error),
+    /// The store cannot be opened.
+    #[error("the stored state cannot be opened: {error}. {}", advice(error))]
+    Open {
+        /// What the store said.
+        error: fjall::Error,
+    },
     /// The disk failed.
     #[error("state: {0}")]
     Io(#[from] io::Error),
@@ -136,6 +142,30 @@ pub enum StateError {
         /// What the store has.
         stored: u64,
     },
+}
+
+/// What to do about a store that cannot be opened.
+fn advice(error: &fjall::Error) -> &'static str {
+    use fjall::{Error, LsmError};
+    match error {
+        Error::Io(error) | Error::Storage(LsmError::Io(error)) => match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "Make room on the disk of the data directory, and start again; nothing is lost"
+            }
+            _ if is_out_of_descriptors(error) => {
+                "The process may open too few files (RLIMIT_NOFILE): raise that limit, and start again; nothing is lost"
+            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                "Let this process's user read and write the data directory, and start again; nothing is lost"
+            }
+            _ => {
+                "See whether the disk is in order. If part of the state is lost, restore this data directory from a backup, or start with \
+                 an empty one"
+            }
+        },
+        Error::Locked => "Another process has it: stop that one",
+        _ => "It is damaged: restore this data directory from a backup, or start with an empty one",
+    }
 }
 
 /// The state store of all groups, and its manifest.
@@ -216,8 +246,10 @@ impl StateStore {
             .cache_size(16 * 1024 * 1024)
             .max_cached_files(Some(open_tables_max.max(OPEN_TABLES_MIN)))
             .worker_threads(1)
-            .open()?;
-        let data = database.keyspace("groups", KeyspaceCreateOptions::default)?;
+            .open()
+            .map_err(|error| StateError::Open { error })?;
+        let data =
+            database.keyspace("groups", KeyspaceCreateOptions::default).map_err(|error| StateError::Open { error })?;
         // fjall syncs the directory of its keyspaces before it makes any in it: without this, a power cut may take them.
         sync_directories(directory)?;
         Self::over(Backend::Fjall { database, data }, disk)
@@ -681,6 +713,19 @@ mod tests {
             assert_eq!(keys("a", "z", 9), "ade");
             assert_eq!(reader.get(GroupId(1), b"b").expect("read"), None);
         }
+    }
+
+    /// Whoever reads it need not know the store.
+    #[test]
+    fn a_store_that_cannot_be_opened_says_what_to_do() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+        drop(StateStore::open(directory.path(), Arc::clone(&disk)).expect("opened"));
+        fs::write(directory.path().join("version"), b"something else").expect("written");
+        let refused = StateStore::open(directory.path(), disk).expect_err("refused").to_string();
+        assert!(refused.contains("restore this data directory from a backup, or start with an empty one"), "{refused}");
+        let full = StateError::Open { error: fjall::Error::Io(io::ErrorKind::StorageFull.into()) }.to_string();
+        assert!(full.contains("Make room on the disk"), "{full}");
     }
 
     /// A store that lost a completed checkpoint is refused, not started from an older state.
