@@ -23,6 +23,10 @@ const FOR_A_WHILE: u64 = 24;
 /// Links with other nodes and questions to them, for eight nodes. More use what `limits.descriptors_reserve` keeps.
 const LINKS: u64 = 64;
 
+/// Checkpoints of other nodes: each keeps its file open until the store has it, and the two that are fetched at a time, one of which is the
+/// directory's, have it open to write as well. Of more groups than this not all are on their way at once.
+const COPIED_GROUPS_MAX: u64 = 32;
+
 /// A door that nobody gets through is no use.
 const DOOR_MIN: u64 = 4;
 
@@ -62,7 +66,7 @@ impl Descriptors {
             + u64::from(settings.limits.descriptors_reserve)
             // An authentication server may be named while the broker runs.
             + u64::from(settings.auth.http.requests_max.get())
-            + if_any(is_member, LINKS);
+            + if_any(is_member, LINKS + u64::from(settings.storage.groups.get()).min(COPIED_GROUPS_MAX) + 2);
         let http = if_any(settings.http.enabled, http::CONNECTIONS_MAX as u64);
         let api = if_any(settings.api.tokens_file.is_some(), settings.api.connections_max.get().into());
         let rest = limit.saturating_sub(own);
@@ -146,12 +150,12 @@ mod tests {
     fn a_gateway_with_the_usual_limit_takes_hundreds_of_clients() {
         let alone = Descriptors { clients: 728, http: 64, api: 0, strangers: 0, tables: 64 };
         assert_eq!(Descriptors::of(1024, &Settings::default(), 2), alone);
-        let member = Descriptors { clients: 536, http: 64, api: 64, strangers: 64, tables: 64 };
+        let member = Descriptors { clients: 518, http: 64, api: 64, strangers: 64, tables: 64 };
         assert_eq!(Descriptors::of(1024, &everything(), 2), member);
         let large = Descriptors::of(1 << 20, &everything(), 16);
         assert_eq!((large.http, large.api, large.strangers, large.tables), (64, 64, 1024, 64));
-        assert_eq!(large.clients, (1 << 20) - 24 - 40 - 64 - 64 - 32 - 64 - 3 * 64 - 1024);
-        assert_eq!(Descriptors::of(4096, &everything(), 2).strangers, 241);
+        assert_eq!(large.clients, (1 << 20) - 24 - 40 - 64 - 64 - 32 - 64 - 18 - 3 * 64 - 1024);
+        assert_eq!(Descriptors::of(4096, &everything(), 2).strangers, 240);
     }
 
     #[test]

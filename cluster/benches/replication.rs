@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput};
-use kentongan_cluster::disk::{AppendFile, Disk, SyncSite};
+use kentongan_cluster::disk::{AppendFile, Disk, ReadFile, SyncSite};
 use kentongan_cluster::group::{CheckpointBase, Committed, Configuration, Role};
 use kentongan_cluster::log::LogId;
 use kentongan_cluster::node::{Node, NodeConfig, Sink};
@@ -62,6 +62,10 @@ impl Disk for MemoryDisk {
     }
 
     fn read(&self, _: &str) -> io::Result<Vec<u8>> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn open_to_read(&self, _: &str) -> io::Result<Box<dyn ReadFile>> {
         Err(io::ErrorKind::NotFound.into())
     }
 

@@ -47,6 +47,15 @@ pub trait AppendFile: Send {
     fn truncate(&mut self, length: u64) -> io::Result<()>;
 }
 
+/// A file that is read from, and that stays there for this reader when its name is gone.
+pub trait ReadFile: Send + Sync {
+    /// What stands there from an offset on: so many bytes, or fewer at its end. Opens nothing.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    fn read_at(&self, offset: u64, count: usize) -> io::Result<Vec<u8>>;
+}
+
 /// One directory of files.
 pub trait Disk: Send + Sync {
     /// Opens a file for appending, made if it is not there.
@@ -61,15 +70,11 @@ pub trait Disk: Send + Sync {
     /// Those of the disk; `NotFound`.
     fn read(&self, name: &str) -> io::Result<Vec<u8>>;
 
-    /// What stands in a file from an offset on: so many bytes, or fewer at its end.
+    /// Opens a file for reading, for one who reads a bit of it now and then: what is open needs no descriptor any more.
     ///
     /// # Errors
     /// Those of the disk; `NotFound`.
-    fn read_at(&self, name: &str, offset: u64, count: usize) -> io::Result<Vec<u8>> {
-        let bytes = self.read(name)?;
-        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
-        Ok(bytes[from..from.saturating_add(count).min(bytes.len())].to_vec())
-    }
+    fn open_to_read(&self, name: &str) -> io::Result<Box<dyn ReadFile>>;
 
     /// Names of all files, sorted.
     ///
@@ -287,6 +292,22 @@ impl AppendFile for RealFile {
     }
 }
 
+impl ReadFile for File {
+    fn read_at(&self, offset: u64, count: usize) -> io::Result<Vec<u8>> {
+        let (mut bytes, mut read) = (vec![0; count], 0);
+        while read < count {
+            match std::os::unix::fs::FileExt::read_at(self, &mut bytes[read..], offset + read as u64) {
+                Ok(0) => break,
+                Ok(more) => read += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        bytes.truncate(read);
+        Ok(bytes)
+    }
+}
+
 impl Disk for RealDisk {
     fn append_to(&self, name: &str) -> io::Result<Box<dyn AppendFile>> {
         let mut options = OpenOptions::new();
@@ -304,19 +325,8 @@ impl Disk for RealDisk {
         Ok(bytes)
     }
 
-    fn read_at(&self, name: &str, offset: u64, count: usize) -> io::Result<Vec<u8>> {
-        let file = File::open(self.directory.join(name))?;
-        let (mut bytes, mut read) = (vec![0; count], 0);
-        while read < count {
-            match file.read_at(&mut bytes[read..], offset + read as u64) {
-                Ok(0) => break,
-                Ok(more) => read += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        bytes.truncate(read);
-        Ok(bytes)
+    fn open_to_read(&self, name: &str) -> io::Result<Box<dyn ReadFile>> {
+        Ok(Box::new(File::open(self.directory.join(name))?))
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
@@ -684,6 +694,20 @@ impl AppendFile for SimAppend {
     }
 }
 
+struct SimRead {
+    disk: SimDisk,
+    file: SharedFile,
+}
+
+impl ReadFile for SimRead {
+    fn read_at(&self, offset: u64, count: usize) -> io::Result<Vec<u8>> {
+        let _state = self.disk.operate()?;
+        let file = locked(&self.file);
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(file.bytes.len());
+        Ok(file.bytes[from..from.saturating_add(count).min(file.bytes.len())].to_vec())
+    }
+}
+
 impl Disk for SimDisk {
     fn append_to(&self, name: &str) -> io::Result<Box<dyn AppendFile>> {
         let mut state = self.operate()?;
@@ -705,11 +729,14 @@ impl Disk for SimDisk {
         Ok(locked(file).bytes.clone())
     }
 
-    fn read_at(&self, name: &str, offset: u64, count: usize) -> io::Result<Vec<u8>> {
+    fn open_to_read(&self, name: &str) -> io::Result<Box<dyn ReadFile>> {
         let state = self.operate()?;
-        let file = locked(state.files.get(name).ok_or(io::ErrorKind::NotFound)?);
-        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(file.bytes.len());
-        Ok(file.bytes[from..from.saturating_add(count).min(file.bytes.len())].to_vec())
+        if state.no_descriptors {
+            return Err(rustix::io::Errno::MFILE.into());
+        }
+        let file = Arc::clone(state.files.get(name).ok_or(io::ErrorKind::NotFound)?);
+        drop(state);
+        Ok(Box::new(SimRead { disk: self.clone(), file }))
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
@@ -723,6 +750,10 @@ impl Disk for SimDisk {
         }
         if !state.files.contains_key(name) {
             return Err(io::ErrorKind::NotFound.into());
+        }
+        let length = locked(&state.files[name]).bytes.len() as u64;
+        if let Some(free) = &mut state.free {
+            *free += length;
         }
         state.change_names(|names| drop(names.remove(name)));
         Ok(())

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -147,7 +148,13 @@ impl Running {
 const TRANSPORT_STOP_MAX: Duration = Duration::from_secs(1);
 
 /// Time within which the groups let go of what an earlier start held.
-const FENCE_SECONDS_MAX: u64 = 600;
+const FENCE_MAX: Duration = Duration::from_secs(600);
+
+/// How often it looks meanwhile whether it is to end.
+const FENCE_LOOK: Duration = Duration::from_millis(100);
+
+/// How often it says that it waits.
+const FENCE_SAID_SECONDS: u64 = 10;
 
 /// Time that threads of this node have to say how they are.
 const STATUS_MAX: Duration = Duration::from_secs(2);
@@ -171,7 +178,7 @@ pub fn start(
     let data_dir = DataDir::open(&settings.data_dir)?;
     let kept = Kept::open(data_dir, descriptors)?;
     match settings.cluster.address {
-        None => start_alone(settings, authority, arbiters, metrics, kept),
+        None => start_alone(settings, authority, arbiters, metrics, kept, stop),
         Some(address) => {
             let strangers_max = descriptors.strangers;
             start_member(settings, authority, arbiters, metrics, kept, Door { address, strangers_max }, stop)
@@ -208,11 +215,13 @@ fn start_alone(
     arbiters: usize,
     metrics: &Metrics,
     Kept { data_dir, disk, store }: Kept,
+    stop: &AtomicBool,
 ) -> anyhow::Result<(Arc<Shared>, Running)> {
     anyhow::ensure!(
         !store.bases().contains_key(&GroupId::DIRECTORY),
         "this data directory belongs to a node of a cluster: start it with --cluster ADDRESS:PORT, as before"
     );
+    check_is_own(&store, &data_dir)?;
     let setting = Setting {
         settings: Arc::clone(settings),
         authority,
@@ -234,8 +243,7 @@ fn start_alone(
     metrics.show_storage(Arc::clone(pipeline.handle().stats()));
     let (shared, wait) = assembly.connect(pipeline.handle(), data_dir.incarnation(), None);
     show_node(metrics, &shared, pipeline.handle(), None);
-    wait.recv_timeout(Duration::from_secs(FENCE_SECONDS_MAX))
-        .context("the groups did not let go of the connections of the process before this one")?;
+    wait_until_fenced(&wait, stop)?;
     let operator = Arc::new(Operator::new(Arc::clone(&shared), data_dir.node(), pipeline.handle().clone(), None));
     Ok((
         shared,
@@ -250,6 +258,44 @@ fn start_alone(
             _searches: None,
         },
     ))
+}
+
+/// Groups of which another node has the only vote would wait for it for ever.
+fn check_is_own(store: &StateStore, data_dir: &DataDir) -> anyhow::Result<()> {
+    let node = data_dir.node();
+    let voters = store.bases().values().flat_map(|base| &base.configuration.voters);
+    if let Some(other) = voters.copied().find(|&voter| voter != node) {
+        let (path, node, other) = (data_dir.path().join("node"), node.get(), other.get());
+        anyhow::bail!(
+            "the file \"node\" is not the one that this data directory was made with: {} says {node}, and what is stored here belongs to \
+             node {other}. Put the file back as it was (it had the number {other}) if nothing else was lost here; otherwise restore this \
+             data directory from a backup, or start with an empty one; nothing that is stored was changed",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// Waits until the groups have let go of what an earlier start held, or this one is to end.
+fn wait_until_fenced(wait: &mpsc::Receiver<()>, stop: &AtomicBool) -> anyhow::Result<()> {
+    let mut waited = Duration::ZERO;
+    loop {
+        match wait.recv_timeout(FENCE_LOOK) {
+            Ok(()) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) if stop.load(Ordering::Relaxed) => {
+                anyhow::bail!("stopped before the groups had let go of the connections of the process before this one")
+            }
+            Err(RecvTimeoutError::Timeout) if waited < FENCE_MAX => waited += FENCE_LOOK,
+            Err(_) => anyhow::bail!("the groups did not let go of the connections of the process before this one"),
+        }
+        if waited.as_secs() % FENCE_SAID_SECONDS == 0 && waited.subsec_nanos() == 0 {
+            tracing::warn!(
+                seconds = waited.as_secs(),
+                "still waiting for the groups to let go of the connections of the process before this one: what is stored is applied first, \
+                 and written to the disk"
+            );
+        }
+    }
 }
 
 fn start_member(
@@ -1004,6 +1050,18 @@ mod tests {
     fn checkpoint(group: GroupId) -> Checkpoint {
         let base = CheckpointBase::new_group(Configuration::of([NodeId(1)]));
         Checkpoint { group, base, writes: Vec::new() }
+    }
+
+    /// Whoever asks for the end need not wait for what may never come.
+    #[test]
+    fn a_start_that_waits_for_its_groups_ends_when_it_is_told_to() {
+        let (fenced, wait) = mpsc::channel();
+        let stopped = wait_until_fenced(&wait, &AtomicBool::new(true)).expect_err("they have not let go");
+        assert!(stopped.to_string().starts_with("stopped"), "{stopped}");
+        fenced.send(()).expect("it is waited for");
+        wait_until_fenced(&wait, &AtomicBool::new(false)).expect("they have let go");
+        drop(fenced);
+        wait_until_fenced(&wait, &AtomicBool::new(false)).expect_err("they never will");
     }
 
     /// What it has of a group that is not there any more is not made anew: it would vote again.

@@ -249,6 +249,34 @@ fn a_newer_format_on_disk_is_refused() {
     Client::v5(&broker, "a").disconnect();
 }
 
+/// Its groups belong to the node that the file named, and would wait for that one's vote.
+#[test]
+fn a_data_directory_without_its_node_file_is_refused() {
+    let mut broker = Broker::start();
+    Client::v5(&broker, "p").publish_acknowledged("t", "x", qos1(1));
+    broker.kill();
+    let file = broker.data_dir().join("node");
+    let number = std::fs::read_to_string(&file).expect("a number");
+    // Lost, and then that which a start drew anew.
+    for is_lost in [true, false] {
+        if is_lost {
+            std::fs::remove_file(&file).expect("removed");
+        }
+        let output = broker_command()
+            .args(["serve", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data-dir"])
+            .arg(broker.data_dir())
+            .output()
+            .expect("it runs");
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("is not the one that this data directory was made with"), "{text}");
+        assert!(text.contains(&format!("it had the number {}", number.trim())), "{text}");
+    }
+    std::fs::write(&file, number).expect("written");
+    broker.restart();
+    Client::v5(&broker, "a").disconnect();
+}
+
 /// SIGINT and SIGTERM: clients are told, the state is written, the process ends with success.
 #[test]
 fn a_signal_stops_it_in_good_order() {

@@ -275,7 +275,7 @@ impl Log {
                 file.truncate(end as u64)?;
                 // Zeros alone were written ahead.
                 if bytes[end..].iter().any(|&byte| byte != 0) {
-                    tracing::warn!(file = %name, bytes = bytes.len() - end, "cut the torn end of the log off: it was never acknowledged");
+                    tracing::warn!(file = %name, bytes = bytes.len() - end, "cut the torn end of the log off: as far as the log can tell, it was never acknowledged");
                 }
             }
             position = Some(header.start + end as u64);

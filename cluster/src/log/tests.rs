@@ -4,7 +4,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::*;
-use crate::disk::{RealDisk, SimDisk, Unsynced};
+use crate::disk::{ReadFile, RealDisk, SimDisk, Unsynced};
 
 const GROUP: GroupId = GroupId(3);
 
@@ -556,6 +556,10 @@ impl Disk for Full {
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
         self.disk.read(name)
+    }
+
+    fn open_to_read(&self, name: &str) -> io::Result<Box<dyn ReadFile>> {
+        self.disk.open_to_read(name)
     }
 
     fn list(&self) -> io::Result<Vec<String>> {

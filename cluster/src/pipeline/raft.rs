@@ -126,6 +126,11 @@ impl<Q: Send + 'static, P: Peers> Sink for Outcome<Q, P> {
     }
 
     fn fetch_snapshot(&mut self, group: GroupId, from: NodeId, _: &CheckpointBase) {
+        // Before anybody waits for it: it would take the turn of others.
+        if let Err(error) = self.spooler.expects_room(group) {
+            tracing::debug!(%group, %from, %error, "a snapshot is not fetched yet");
+            return drop(self.submissions.send(Submission::Fetched(group, None)));
+        }
         let (submissions, prepare) = (self.submissions.clone(), Arc::clone(&self.prepare));
         let spooler = self.spooler.clone();
         let done = move |chunks: Option<FetchedChunks<'_>>| {
@@ -411,11 +416,19 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
         // Its file has its room. The store has them in its journal, and then in its tables.
         let room = self.config.free_bytes_reserve / CHECKPOINT_RESERVE_SHARE + 2 * spool.bytes();
         // A disk that fails says so when it is written to.
-        let has_room = !self.node.log().free_bytes().is_ok_and(|free| free < room) && self.node.log().can_open_more();
-        if !has_room {
-            tracing::debug!(room, "there is no room on disk for another node's checkpoint, or no descriptor");
+        if let Ok(free) = self.node.log().free_bytes()
+            && free < room
+        {
+            let (group, wanted) = (spool.group(), room + spool.bytes());
+            tracing::warn!(%group, room, free, "there is no room on disk any more for another node's checkpoint");
+            self.outcome.spooler.found_no_room(group, wanted);
+            return false;
         }
-        has_room
+        let has_descriptors = self.node.log().can_open_more();
+        if !has_descriptors {
+            tracing::debug!("there is no descriptor for another node's checkpoint");
+        }
+        has_descriptors
     }
 
     fn checkpointed(&mut self, checkpoints: Vec<(GroupId, CheckpointBase)>) {

@@ -93,7 +93,7 @@ const READ_PAUSE: Duration = Duration::from_millis(100);
 
 /// Reads until there is a descriptor for the table that is wanted, if only that was missing: whoever reads for a group cannot go on
 /// without, and would end the process.
-fn patiently<T>(read: impl Fn() -> Result<T, fjall::Error>) -> Result<T, StateError> {
+fn patiently<T>(mut read: impl FnMut() -> Result<T, fjall::Error>) -> Result<T, StateError> {
     let mut is_said = false;
     loop {
         match read() {
@@ -119,13 +119,59 @@ pub(super) enum View {
     Memory(BTreeMap<Vec<u8>, Vec<u8>>),
 }
 
+/// Pairs of a snapshot, read [`patiently`].
+struct Patient {
+    snapshot: Snapshot,
+    data: Keyspace,
+    prefix: Vec<u8>,
+    pairs: fjall::Iter,
+    /// The key that was read last.
+    last: Option<Vec<u8>>,
+}
+
+impl Patient {
+    /// After an error, what is behind the last key.
+    fn again(&self) -> fjall::Iter {
+        match &self.last {
+            Some(last) => self.snapshot.range::<&[u8], _>(&self.data, (Bound::Excluded(&last[..]), Bound::Unbounded)),
+            None => self.snapshot.prefix(&self.data, &self.prefix),
+        }
+    }
+}
+
+impl Iterator for Patient {
+    type Item = Result<Pair, StateError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut failed = false;
+        let pair = patiently(|| {
+            if std::mem::replace(&mut failed, true) {
+                self.pairs = self.again();
+            }
+            let Some(guard) = self.pairs.next() else {
+                return Ok(None);
+            };
+            let (key, value) = guard.into_inner()?;
+            Ok(Some((key.to_vec(), value.to_vec())))
+        });
+        let pair = pair.transpose()?;
+        // What was read again goes on behind the prefix.
+        let pair = pair.map(|pair| pair.0.starts_with(&self.prefix).then_some(pair)).transpose()?;
+        if let Ok((key, _)) = &pair {
+            self.last.get_or_insert_default().clone_from(key);
+        }
+        Some(pair)
+    }
+}
+
 impl View {
     pub(super) fn prefix(&self, prefix: &[u8]) -> PairIter {
         match self {
-            Self::Fjall { snapshot, data } => Box::new(snapshot.prefix(data, prefix).map(|guard| {
-                let (key, value) = guard.into_inner()?;
-                Ok((key.to_vec(), value.to_vec()))
-            })),
+            Self::Fjall { snapshot, data } => {
+                let (snapshot, data, prefix) = (snapshot.clone(), data.clone(), prefix.to_vec());
+                let pairs = snapshot.prefix(&data, &prefix);
+                Box::new(Patient { snapshot, data, prefix, pairs, last: None })
+            }
             Self::Memory(pairs) => {
                 let from = pairs.range(prefix.to_vec()..).take_while(|(key, _)| key.starts_with(prefix));
                 let found: Vec<_> = from.map(|(key, value)| Ok((key.clone(), value.clone()))).collect();

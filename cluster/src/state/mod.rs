@@ -29,7 +29,7 @@ pub use snapshot::{SnapshotStreamError, Unpacked, chunks, collect, cut};
 pub use spool::{Spool, SpoolError, Spooler};
 
 use self::backend::Backend;
-use self::spool::SPOOL_PREFIX;
+use self::spool::{SPOOL_PREFIX, STORE_TIMES};
 use crate::disk::{
     AppendFile, Disk, SyncSite, forget_cached_in, is_out_of_descriptors, make_durable_directory, sync_directory,
 };
@@ -52,6 +52,9 @@ pub const OPEN_TABLES_MIN: usize = 10;
 /// What [`StateStore::fill`] and [`StateStore::install`] have in memory at a time, but for a value that is longer.
 const FILL_BYTES: usize = 1024 * 1024;
 
+/// What a start leaves free of the disk while it puts another node's checkpoint into the store: the log is opened behind that.
+const START_BYTES_FREE: u64 = 128 * 1024;
+
 /// One stored pair of key and value.
 pub type Pair = (Vec<u8>, Vec<u8>);
 
@@ -64,6 +67,12 @@ pub enum StateError {
     /// The store failed.
     #[error("state: {0}")]
     Store(#[from] fjall::Error),
+    /// The store cannot be opened.
+    #[error("the stored state cannot be opened: {error}. {}", advice(error))]
+    Open {
+        /// What the store said.
+        error: fjall::Error,
+    },
     /// The disk failed.
     #[error("state: {0}")]
     Io(#[from] io::Error),
@@ -93,6 +102,20 @@ pub enum StateError {
         /// What is the matter with it.
         error: Box<StateError>,
     },
+    /// The state of a group was being replaced by another node's, and the disk has no room to go on with that.
+    #[error(
+        "the state of group {group} is half replaced by what another node sent, and there is no room to finish that: {needed} bytes \
+         must be free on the disk of the data directory, and {free} are. Make room there and start again: nothing is lost, and the \
+         start goes on where it stopped"
+    )]
+    NoRoom {
+        /// Which group.
+        group: u16,
+        /// Bytes that must be free.
+        needed: u64,
+        /// Bytes that are.
+        free: u64,
+    },
     /// The manifest is not where the store says it was.
     #[error(
         "the manifest lists group {group} at {listed}, where the state knows of a checkpoint at {previous} before its last: part \
@@ -119,6 +142,30 @@ pub enum StateError {
         /// What the store has.
         stored: u64,
     },
+}
+
+/// What to do about a store that cannot be opened.
+fn advice(error: &fjall::Error) -> &'static str {
+    use fjall::{Error, LsmError};
+    match error {
+        Error::Io(error) | Error::Storage(LsmError::Io(error)) => match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "Make room on the disk of the data directory, and start again; nothing is lost"
+            }
+            _ if is_out_of_descriptors(error) => {
+                "The process may open too few files (RLIMIT_NOFILE): raise that limit, and start again; nothing is lost"
+            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                "Let this process's user read and write the data directory, and start again; nothing is lost"
+            }
+            _ => {
+                "See whether the disk is in order. If part of the state is lost, restore this data directory from a backup, or start with \
+                 an empty one"
+            }
+        },
+        Error::Locked => "Another process has it: stop that one",
+        _ => "It is damaged: restore this data directory from a backup, or start with an empty one",
+    }
 }
 
 /// The state store of all groups, and its manifest.
@@ -199,8 +246,10 @@ impl StateStore {
             .cache_size(16 * 1024 * 1024)
             .max_cached_files(Some(open_tables_max.max(OPEN_TABLES_MIN)))
             .worker_threads(1)
-            .open()?;
-        let data = database.keyspace("groups", KeyspaceCreateOptions::default)?;
+            .open()
+            .map_err(|error| StateError::Open { error })?;
+        let data =
+            database.keyspace("groups", KeyspaceCreateOptions::default).map_err(|error| StateError::Open { error })?;
         // fjall syncs the directory of its keyspaces before it makes any in it: without this, a power cut may take them.
         sync_directories(directory)?;
         Self::over(Backend::Fjall { database, data }, disk)
@@ -221,36 +270,64 @@ impl StateStore {
         let mut store = Self { backend, disk, bases, manifest: manifest.length, manifest_file, listed };
         store.finish_installing()?;
         store.check_chain(&manifest.listed())?;
-        // What was on its way when the process ended is fetched again.
-        for name in store.disk.list()?.iter().filter(|name| name.starts_with(SPOOL_PREFIX)) {
-            store.disk.remove(name)?;
-        }
+        store.remove_spooled(&[])?;
         Ok(store)
+    }
+
+    /// Removes all that came from other nodes but what is noted. What was on its way when the process ended is fetched again.
+    fn remove_spooled(&self, needed: &[Note]) -> Result<(), StateError> {
+        let is_needed = |name: &str| needed.iter().any(|note| note.file == name);
+        for name in self.disk.list()?.iter().filter(|name| name.starts_with(SPOOL_PREFIX) && !is_needed(name)) {
+            self.disk.remove(name)?;
+        }
+        Ok(())
     }
 
     /// Does again what a process before this one had begun to install. The manifest need not list it, as with any checkpoint
     /// whose line was not written any more.
     fn finish_installing(&self) -> Result<(), StateError> {
         let view = self.backend.read();
-        let notes = view.prefix(b"i").collect::<Result<Vec<_>, _>>()?;
-        if notes.is_empty() {
+        let (mut notes, mut stale) = (Vec::new(), Vec::new());
+        for pair in view.prefix(b"i") {
+            let (key, value) = pair?;
+            let note = parse_note(&key, &value).ok_or(StateError::Applied)?;
+            if view.base(note.group)?.is_some() {
+                // A program that knows no such notes made the group anew.
+                stale.push((key, None));
+            } else {
+                notes.push(note);
+            }
+        }
+        // What is taken up again may need the room.
+        self.remove_spooled(&notes)?;
+        if notes.is_empty() && stale.is_empty() {
             return Ok(());
         }
-        for (key, value) in notes {
-            let (group, previous, file) = parse_note(&key, &value).ok_or(StateError::Applied)?;
-            if view.base(group)?.is_some() {
-                // A program that knows no such notes made the group anew.
-                self.backend.commit(vec![(key, None)])?;
-                continue;
-            }
-            let lost = |error| StateError::Spool { group: group.0, file: file.clone(), error: Box::new(error) };
-            let spool = Spool::reopen(&self.disk, &file, group, self.reader()).map_err(lost)?;
+        self.backend.commit(stale)?;
+        for Note { group, previous, checksum, file } in notes {
+            let lost = |error| match error {
+                // The next start may find one.
+                StateError::Io(error) if is_out_of_descriptors(&error) => StateError::Io(error),
+                error => StateError::Spool { group: group.0, file: file.clone(), error: Box::new(error) },
+            };
+            let spool = Spool::reopen(&self.disk, &file, checksum, group, self.reader()).map_err(lost)?;
+            self.check_room(&spool)?;
             tracing::info!(%group, applied = spool.base().applied.index, "taking up another node's checkpoint again");
             self.replace_rows(&spool, previous)?;
         }
         // Before the files go.
         SyncSite::StateBatches.sync(|| self.backend.sync())?;
         Ok(())
+    }
+
+    /// What finds no room half way takes the little there is, and so does each start after it.
+    fn check_room(&self, spool: &Spool) -> Result<(), StateError> {
+        let needed = STORE_TIMES * spool.bytes() + START_BYTES_FREE;
+        match self.disk.free_bytes() {
+            Ok(free) if free < needed => Err(StateError::NoRoom { group: spool.group().0, needed, free }),
+            // A disk that fails says so when it is written to.
+            _ => Ok(()),
+        }
     }
 
     /// The store must have what the manifest lists. It may have more: a checkpoint whose line was not written any
@@ -331,7 +408,7 @@ impl StateStore {
         let previous = self.listed.get(&group).copied().unwrap_or(0);
         self.open_manifest()?;
         spool.begins();
-        let note = (note_key(group).to_vec(), Some(note_bytes(previous, spool.name())));
+        let note = (note_key(group).to_vec(), Some(note_bytes(previous, spool.checksum(), spool.name())));
         self.backend.commit(vec![(base_key(group).to_vec(), None), note])?;
         SyncSite::StateBatches.sync(|| self.backend.sync())?;
         self.replace_rows(spool, previous)?;
@@ -475,15 +552,35 @@ fn note_key(group: GroupId) -> [u8; 3] {
     [b'i', high, low]
 }
 
-/// Index of the checkpoint before, name of the file that has the one after.
-fn note_bytes(previous: u64, file: &str) -> Vec<u8> {
-    [&previous.to_be_bytes()[..], file.as_bytes()].concat()
+/// What begins a note that has a checksum. No name of a file begins so: before there were checksums, the name stood here.
+const NOTE_HAS_CHECKSUM: u8 = 1;
+
+/// That a group is half replaced by what a file has.
+#[derive(Debug, PartialEq, Eq)]
+struct Note {
+    group: GroupId,
+    /// Index of the checkpoint before.
+    previous: u64,
+    /// CRC-32 of the file. `None`: whoever wrote this counted none.
+    checksum: Option<u32>,
+    file: String,
 }
 
-fn parse_note(key: &[u8], value: &[u8]) -> Option<(GroupId, u64, String)> {
+/// Index of the checkpoint before, checksum and name of the file that has the one after.
+fn note_bytes(previous: u64, checksum: u32, file: &str) -> Vec<u8> {
+    [&previous.to_be_bytes()[..], &[NOTE_HAS_CHECKSUM], &checksum.to_be_bytes(), file.as_bytes()].concat()
+}
+
+fn parse_note(key: &[u8], value: &[u8]) -> Option<Note> {
     let group = GroupId(u16::from_be_bytes(key.get(1..)?.try_into().ok()?));
-    let (previous, file) = value.split_first_chunk()?;
-    Some((group, u64::from_be_bytes(*previous), String::from_utf8(file.to_vec()).ok()?))
+    let (&previous, mut file) = value.split_first_chunk()?;
+    let mut checksum = None;
+    if let Some((&NOTE_HAS_CHECKSUM, rest)) = file.split_first() {
+        let (&noted, name) = rest.split_first_chunk()?;
+        (checksum, file) = (Some(u32::from_be_bytes(noted)), name);
+    }
+    let file = String::from_utf8(file.to_vec()).ok()?;
+    Some(Note { group, previous: u64::from_be_bytes(previous), checksum, file })
 }
 
 /// Index, index of the checkpoint before, term, members.
@@ -616,6 +713,19 @@ mod tests {
             assert_eq!(keys("a", "z", 9), "ade");
             assert_eq!(reader.get(GroupId(1), b"b").expect("read"), None);
         }
+    }
+
+    /// Whoever reads it need not know the store.
+    #[test]
+    fn a_store_that_cannot_be_opened_says_what_to_do() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+        drop(StateStore::open(directory.path(), Arc::clone(&disk)).expect("opened"));
+        fs::write(directory.path().join("version"), b"something else").expect("written");
+        let refused = StateStore::open(directory.path(), disk).expect_err("refused").to_string();
+        assert!(refused.contains("restore this data directory from a backup, or start with an empty one"), "{refused}");
+        let full = StateError::Open { error: fjall::Error::Io(io::ErrorKind::StorageFull.into()) }.to_string();
+        assert!(full.contains("Make room on the disk"), "{full}");
     }
 
     /// A store that lost a completed checkpoint is refused, not started from an older state.
