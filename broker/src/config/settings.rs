@@ -504,8 +504,9 @@ settings! {
         /// How often connections may take one Client Identifier from each other within `flap_window_seconds` before it
         /// is banned (0x8A). 0 means as often as they like.
         pub flap_takeovers_max: u32 = 20,
-        /// How often a Client Identifier may connect to a node within `flap_window_seconds`, whether or not anybody had it,
-        /// before it is banned likewise. 0 means as often as it likes.
+        /// How often a Client Identifier may connect to a node as one user's within `flap_window_seconds`, whether or not anybody
+        /// had it, before it is banned likewise, for that user alone (or for all who are nobody in particular). 0 means as often
+        /// as it likes.
         pub flap_connects_max: u32 = 0,
         /// See `flap_takeovers_max`.
         pub flap_window_seconds: NonZeroU32 = nonzero_u32(10),

@@ -30,12 +30,14 @@ impl ArbiterState {
         self.shared.bans.has(&comer, || self.shared.wall_seconds())
     }
 
-    /// A Client Identifier is kept out of this node for a while, which nobody asked for.
-    pub(super) fn note_flap_ban(&self, client_id: &str, reason: &str) {
-        let client_id = excerpt(client_id);
-        tracing::warn!(client_id, reason, "this client identifier is banned for a while");
+    /// A Client Identifier is kept out of this node for a while, for everybody or for one identity, which nobody asked for. An empty
+    /// one: those who are nobody in particular.
+    pub(super) fn note_flap_ban(&self, client_id: &str, identity: Option<&str>, reason: &str) {
+        let (client_id, identity) = (excerpt(client_id), identity.map(excerpt));
+        tracing::warn!(client_id, identity, reason, "this client identifier is banned for a while");
         let seconds = self.shared.settings.limits.flap_ban_seconds;
-        let what = json!({ "subject": format!("client-id:{client_id}"), "seconds": seconds, "reason": reason });
+        let subject = format!("client-id:{client_id}");
+        let what = json!({ "subject": subject, "identity": identity, "seconds": seconds, "reason": reason });
         self.shared.audit.record(self.shared.clock.wall_ms(), "flap ban", Value::Null, what, "done here");
     }
 

@@ -38,6 +38,9 @@ pub(super) const LET_IN_A_SECOND_MAX: u32 = 16;
 /// What a client is told that comes meanwhile.
 const MEMORY_IS_SHORT: &str = "memory is short";
 
+/// What one is told that fights over a Client Identifier, or comes and goes.
+const CONNECTS_TOO_OFTEN: &str = "this client identifier connects too often";
+
 /// A CONNECT on its way to a CONNACK.
 pub struct PendingConnect {
     connect: Box<Connect>,
@@ -121,7 +124,7 @@ impl ArbiterState {
             return self.refuse_login(key, PendingConnect::new(connect, negotiated), ReasonCode::Banned, BANNED);
         }
         if self.shared.flapping.is_banned(&negotiated.client_id, self.now_ms) {
-            return self.refuse(key, ReasonCode::Banned, "this client identifier connects too often");
+            return self.refuse(key, ReasonCode::Banned, CONNECTS_TOO_OFTEN);
         }
         if !self.may_acknowledge() {
             return self.refuse(key, ReasonCode::ServerUnavailable, "this node is cut off from the cluster");
@@ -346,6 +349,11 @@ impl ArbiterState {
         if self.is_banned_identity(&pending.identified.identity) {
             return self.refuse_login(key, pending, ReasonCode::Banned, BANNED);
         }
+        // What a name in CONNECT says of who it is nobody has proved before.
+        let (client_id, identity) = (&pending.negotiated.client_id, &pending.identified.identity);
+        if self.shared.flapping.is_banned_for(client_id, identity, self.now_ms) {
+            return self.refuse(key, ReasonCode::Banned, CONNECTS_TOO_OFTEN);
+        }
         pending.rights = self.rights_of(key, &pending.identified);
         let authority = &self.shared.authority;
         if let Some(elsewhere) =
@@ -494,8 +502,9 @@ impl ArbiterState {
         }
         let connack = pending.connack(opened.session_present);
         // Only now: whoever is not granted the Client Identifier must not have it banned for its owner.
-        if self.shared.flapping.on_connect(&opened.client_id, self.now_ms) {
-            self.note_flap_ban(&opened.client_id, "connects too often");
+        let identity = &pending.identified.identity;
+        if self.shared.flapping.on_connect(&opened.client_id, identity, self.now_ms) {
+            self.note_flap_ban(&opened.client_id, Some(&**identity), "connects too often");
         }
         let PendingConnect { connect, negotiated, identified, mechanism, .. } = *pending;
         // Looked up again: the files may have changed since.

@@ -183,13 +183,17 @@ impl ArbiterState {
         share: &Arc<ShareGroup>,
     ) {
         let mut member = member;
-        while let Err(reason) = self.offer_to_member(publication, member, share) {
+        // If all had left when this one came back, it and who came with it are members of another group of the same name.
+        let mut current: Option<Arc<ShareGroup>> = None;
+        while let Err(reason) = self.offer_to_member(publication, member, current.as_ref().unwrap_or(share)) {
             publication.passed_on += 1;
             let online_only = publication.qos == QoS::AtMostOnce;
-            let next = share.next_here(member.raw(), publication.passed_on, online_only);
+            current = current.or_else(|| self.shared.index.share(share.name(), share.filter()));
+            let asked = current.as_ref().unwrap_or(share);
+            let next = asked.next_here(member.raw(), publication.passed_on, online_only);
             match next.map(ConnectionKey::from_raw) {
                 Some(next) if next.arbiter() == self.id => member = next,
-                Some(next) => return self.hand_to_arbiter_of(next, publication, share),
+                Some(next) => return self.hand_to_arbiter_of(next, publication, asked),
                 None => {
                     self.counters.messages_dropped.inc(reason);
                     if let Some(origin) = publication.origin.filter(|_| publication.qos != QoS::AtMostOnce) {

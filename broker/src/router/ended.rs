@@ -376,7 +376,7 @@ impl ArbiterState {
     pub(super) fn count_takeover(&mut self, client_id: &Arc<str>) {
         self.counters.takeovers.inc();
         if self.shared.flapping.on_takeover(client_id, self.now_ms) {
-            self.note_flap_ban(client_id, "connections take it from each other");
+            self.note_flap_ban(client_id, None, "connections take it from each other");
         }
     }
 

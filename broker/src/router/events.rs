@@ -361,7 +361,7 @@ impl ArbiterState {
             kept.share.ended_at_node(node);
             self.counters.shared_elsewhere.dec();
             if answer.outcome == ShareOutcome::GivenBack {
-                self.pick_again(&kept, PassedOver::Node(node));
+                self.pick_again(&kept, PassedOver::given_back(node, kept.given_back.into()));
             }
         }
         self.resume_publishers();
@@ -391,14 +391,12 @@ impl ArbiterState {
         if kept.message.expires_at_ms.is_some_and(|at| at <= self.now_ms) {
             return self.counters.messages_dropped.inc(DropReason::Expired);
         }
-        // All members may have left since, and others come: those are members of another group of the same name.
-        let share = self.shared.index.share(kept.share.name(), kept.share.filter());
-        let Some(share) = share.filter(|_| kept.may_go_on()) else {
+        if !kept.may_go_on() {
             return self.counters.messages_dropped.inc(DropReason::NoSharedMember);
-        };
+        }
         self.templates.begin();
         let mut publication = self.publication_of(&kept.message);
-        self.route_to_share_again(&mut publication, &share, passed_over, kept.given_back);
+        self.route_to_share_again(&mut publication, &kept.share, passed_over, kept.given_back);
     }
 
     fn on_lane_answered(&mut self, answer: &LaneAnswer) {

@@ -1,5 +1,6 @@
 //! Client Identifiers that connections take from each other over and over: two devices with one name, which would keep
-//! each other and the groups busy for ever. And those that come and go as fast.
+//! each other and the groups busy for ever. And those that come and go as fast: of a name that nobody has, any user may be granted it,
+//! so each has a count and a ban of its own, and keeps nobody else out.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,9 +15,10 @@ const WATCHED_MAX: usize = 10_000;
 /// How many are forgotten at once if none is quiet: whoever comes next need not look through all of them again.
 const FORGOTTEN_AT_ONCE: usize = WATCHED_MAX / 10;
 
-/// Counts takeovers and connects, and bans a Client Identifier that has too many.
+/// Counts takeovers and connects, and bans a Client Identifier that has too many; for connects, as one user's.
 #[derive(Debug)]
 pub struct Flapping {
+    /// By Client Identifier, or by [`of_user`].
     watched: Mutex<HashMap<String, Watched, foldhash::fast::RandomState>>,
     /// How many there are, so that a CONNECT looks no further while there is none.
     len: AtomicUsize,
@@ -52,14 +54,16 @@ impl Flapping {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection was taken over. `true`: that was once too often, and the name is banned from now on.
+    /// A connection was taken over, which only who has its identity can do. `true`: that was once too often, and the name is banned from
+    /// now on.
     pub fn on_takeover(&self, client_id: &str, now_ms: u64) -> bool {
         self.count(client_id, now_ms, self.takeovers_max, |watched| &mut watched.takeovers)
     }
 
-    /// Somebody connects, whoever has the name. `true`: likewise, though this one may still come in.
-    pub fn on_connect(&self, client_id: &str, now_ms: u64) -> bool {
-        self.count(client_id, now_ms, self.connects_max, |watched| &mut watched.connects)
+    /// Somebody connects, whoever has the name. `true`: likewise for this identity, though this one may still come in.
+    pub fn on_connect(&self, client_id: &str, identity: &str, now_ms: u64) -> bool {
+        self.connects_max > 0
+            && self.count(&of_user(client_id, identity), now_ms, self.connects_max, |watched| &mut watched.connects)
     }
 
     fn count(&self, client_id: &str, now_ms: u64, max: u32, counted: impl Fn(&mut Watched) -> &mut u32) -> bool {
@@ -110,6 +114,18 @@ impl Flapping {
         self.len.load(Ordering::Relaxed) > 0
             && self.lock().get(client_id).is_some_and(|one| now_ms < one.banned_until_ms)
     }
+
+    /// Whether this identity may not.
+    #[must_use]
+    pub fn is_banned_for(&self, client_id: &str, identity: &str, now_ms: u64) -> bool {
+        self.connects_max > 0 && self.is_banned(&of_user(client_id, identity), now_ms)
+    }
+}
+
+/// A Client Identifier as one identity's; empty: nobody's in particular. No Client Identifier has U+0000 in it [MQTT-1.5.4-2], so this is
+/// none, and of no other pair.
+fn of_user(client_id: &str, identity: &str) -> String {
+    format!("{client_id}\0{identity}")
 }
 
 #[cfg(test)]
@@ -141,11 +157,23 @@ mod tests {
     #[test]
     fn who_comes_and_goes_too_often_is_banned_too_where_that_is_set() {
         let flapping = Flapping::new(&LimitsConfig { flap_connects_max: 2, ..LimitsConfig::default() });
-        let banned = [0, 1, 2].map(|now| flapping.on_connect("a", now));
+        let banned = [0, 1, 2].map(|now| flapping.on_connect("a", "", now));
         assert_eq!(banned, [false, false, true]);
-        assert!(flapping.is_banned("a", 3) && !flapping.is_banned("b", 3));
+        assert!(flapping.is_banned_for("a", "", 3) && !flapping.is_banned_for("b", "", 3));
         let without = self::flapping();
-        assert!((0..100).all(|now| !without.on_connect("a", now)));
+        assert!((0..100).all(|now| !without.on_connect("a", "", now)));
+    }
+
+    /// Abuse: [reconnect-storm]
+    #[test]
+    fn who_connects_too_often_by_the_name_of_another_is_banned_alone() {
+        let flapping = Flapping::new(&LimitsConfig { flap_connects_max: 2, ..LimitsConfig::default() });
+        let banned = [0, 1, 2].map(|now| flapping.on_connect("a", "budi", now));
+        assert_eq!(banned, [false, false, true]);
+        assert!(flapping.is_banned_for("a", "budi", 3));
+        let others = ["", "ana"].map(|other| flapping.is_banned_for("a", other, 3));
+        assert_eq!((others, flapping.is_banned("a", 3)), ([false; 2], false));
+        assert!(!flapping.is_banned_for("b", "budi", 3));
     }
 
     #[test]

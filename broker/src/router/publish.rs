@@ -669,11 +669,11 @@ impl ArbiterState {
         is_without_room
     }
 
-    /// One member of the group gets it, but not who was passed over. Nobody waits for it any more.
+    /// One member of the shared subscription gets it, but not who was passed over. Nobody waits for it any more.
     pub(super) fn route_to_share(
         &mut self,
         publication: &mut Publication<'_>,
-        share: &Arc<ShareGroup>,
+        share: &ShareGroup,
         passed_over: PassedOver,
     ) {
         self.route_to_share_again(publication, share, passed_over, 0);
@@ -683,14 +683,18 @@ impl ArbiterState {
     pub(super) fn route_to_share_again(
         &mut self,
         publication: &mut Publication<'_>,
-        share: &Arc<ShareGroup>,
+        share: &ShareGroup,
         passed_over: PassedOver,
         given_back: u8,
     ) {
         // Who was to be answered may be lost: then it is for this node to see to the message.
         publication.origin = publication.origin.filter(|origin| self.lanes.is_there(origin.keeper));
+        // All members may have left since, and others come: those are members of another group of the same name.
+        let Some(share) = self.shared.index.share(share.name(), share.filter()) else {
+            return self.on_nobody(publication.origin.filter(|_| publication.qos != QoS::AtMostOnce));
+        };
         let mut elsewhere = Elsewhere::new();
-        self.hand_to_member(publication, share, passed_over, &mut elsewhere);
+        self.hand_to_member(publication, &share, passed_over, &mut elsewhere);
         if !elsewhere.is_empty() {
             self.route_to_nodes(publication, std::iter::empty(), &elsewhere, given_back);
         }

@@ -94,6 +94,22 @@ pub enum PassedOver {
     Connection(u64),
     /// A node, which had no member any more. It may have one by now, so it is picked if there is nobody else.
     Node(NodeNumber),
+    /// Several nodes, one after another. What a strategy makes of members that are told of and gone may lead from one such node to
+    /// another and back, so what they give back goes from node to node in turn.
+    Nodes {
+        /// Who gave it back now; likewise.
+        last: NodeNumber,
+        /// How often it was given back.
+        times: u32,
+    },
+}
+
+impl PassedOver {
+    /// A node gave it back, as nodes have so many `times`, this one included.
+    #[must_use]
+    pub fn given_back(node: NodeNumber, times: u32) -> Self {
+        if times > 1 { Self::Nodes { last: node, times } } else { Self::Node(node) }
+    }
 }
 
 /// One member, as it joins. For each persistent session of a group, [`ShareTarget::Session`] joins once.
@@ -424,6 +440,9 @@ impl ShareGroup {
         if candidates.weight == 0 {
             return None;
         }
+        if let PassedOver::Nodes { times, .. } = asked.passed_over {
+            return candidates.in_turn(times, self.next(), asked.online_only);
+        }
         match strategy {
             PickStrategy::RoundRobin => candidates.here_first().at(self.next()),
             PickStrategy::Random => candidates.here_first().at(mix(self.next(), topic_hash)),
@@ -628,6 +647,7 @@ struct Asked<'a> {
 }
 
 /// Those who may be picked for one message, each as often as it weighs.
+#[derive(Clone, Copy)]
 struct Candidates<'a> {
     members: &'a Members,
     connections: &'a [Connection],
@@ -658,7 +678,7 @@ impl<'a> Candidates<'a> {
         let mut candidates =
             Self { members, connections, excluded, sessions: |_| 0, nodes: |_| 0, passed_over, is_dead, weight };
         if !asked.here {
-            if let PassedOver::Node(node) = asked.passed_over {
+            if let PassedOver::Node(node) | PassedOver::Nodes { last: node, .. } = asked.passed_over {
                 candidates.passed_over = Some(node);
             }
             if asked.online_only {
@@ -735,6 +755,28 @@ impl<'a> Candidates<'a> {
             ticket -= weight;
         }
         None
+    }
+
+    /// For what was given back several `times`. Members here take it, and so do sessions that are online. Without them each node
+    /// has its turn, however many members are told of, so that one that has some is reached; at last sessions that wait for
+    /// their client have.
+    fn in_turn(self, times: u32, ticket: u64, online_only: bool) -> Option<ShareTarget> {
+        let mut certain = Self { nodes: |_| 0, ..self };
+        certain.weight = certain.sum();
+        if certain.weight > 0 {
+            return certain.at(ticket);
+        }
+        let targets = || {
+            let may_have = |of_node: &&OfNode| !(self.is_dead)(of_node.node.number) && (self.nodes)(of_node) > 0;
+            let nodes = self.members.nodes.iter().filter(may_have).map(OfNode::target);
+            let sessions = self.members.sessions.iter().filter(|sessions| !online_only && sessions.members > 0);
+            nodes.chain(sessions.map(|sessions| ShareTarget::Session { group: sessions.group }))
+        };
+        let passed_over = self.passed_over.map(|node| ShareTarget::Node { node });
+        let count = targets().count();
+        let turn = (times as usize).checked_rem(count)?;
+        // Whoever is passed over stands in the row all the same: otherwise it would be another row each time, in which one is skipped.
+        targets().cycle().skip(turn).take(count).find(|target| Some(*target) != passed_over)
     }
 
     fn find(&self, key: u64) -> Option<ShareTarget> {

@@ -927,6 +927,50 @@ fn the_dead_are_not_picked() {
     assert_eq!(picked, Some(ShareTarget::Session { group: 3 }));
 }
 
+/// Nodes give a message back in turn, of which many members are told that have gone: it comes to the one that has some, and if there is
+/// none, to sessions that wait for their client.
+#[test]
+fn what_several_nodes_give_back_comes_to_one_that_has_members() {
+    const GIVEN_BACK_MAX: u32 = 16;
+    let interest = |any| NodeInterest { any, qos0_only: 0 };
+    let reaches = |share: &ShareGroup, strategy, key: u64, takes: &dyn Fn(ShareTarget) -> bool| {
+        let mut passed_over = PassedOver::Nobody;
+        (1..=GIVEN_BACK_MAX).any(|times| {
+            let picked =
+                share.pick_living(strategy, key, key, passed_over, false, &|_| false).expect("some are told of");
+            if let ShareTarget::Node { node } = picked {
+                passed_over = PassedOver::given_back(node, times);
+            }
+            takes(picked)
+        })
+    };
+    for strategy in STRATEGIES {
+        for living in 1..=5 {
+            let members: Vec<_> = (1..=5).map(|node| (node, interest(if node == living { 1 } else { 1000 }))).collect();
+            let (_index, share) = with_nodes(&members);
+            for key in 0..50 {
+                assert!(
+                    reaches(&share, strategy, key, &|picked| picked == node(living)),
+                    "{strategy:?} {living} {key}"
+                );
+            }
+        }
+        let (index, share) = with_nodes(&[(1, interest(1000)), (2, interest(1000))]);
+        index.set_group("$share/g/a", 3, 0, ShareSessions { members: 1, online: 0 }.to_value());
+        let session = ShareTarget::Session { group: 3 };
+        assert!(reaches(&share, strategy, 7, &|picked| picked == session), "{strategy:?}");
+        index.join_share("g", "a", member(7));
+        for times in 2..=GIVEN_BACK_MAX {
+            let picked = share.pick(strategy, 7, 7, PassedOver::given_back(1, times), false);
+            assert_eq!(picked, Some(member(7).target), "{strategy:?}: who is here takes it");
+        }
+        let dead = |_| true;
+        assert!(index.leave_share("g", "a", &member(7).target));
+        let picked = share.pick_living(strategy, 7, 7, PassedOver::given_back(1, 2), false, &dead);
+        assert_eq!(picked, Some(session), "{strategy:?}: the dead have no turn");
+    }
+}
+
 /// A member that was stuck to, or that a hash leads to, is not left because another one joins on this node.
 #[test]
 fn a_node_that_was_picked_for_good_is_kept() {

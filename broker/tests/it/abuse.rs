@@ -654,6 +654,32 @@ fn a_user_that_asks_for_the_identifier_of_another_does_not_lock_it_out() {
     assert_eq!(come("ana", "tabuh"), ReasonCode::Success);
 }
 
+/// An identifier that nobody has now is anybody's to connect by: who does it too often is kept out, and nobody else is.
+///
+/// Abuse: [reconnect-storm]
+#[test]
+fn a_user_that_connects_too_often_by_the_identifier_of_another_is_locked_out_alone() {
+    let files =
+        Files::new("allow_anonymous = false\nauth.password_file = \"@/passwords\"\nlimits.flap_connects_max = 5");
+    files.write("passwords", &(quick("ana", "tabuh") + &quick("budi", "kentong")));
+    let broker = files.start();
+    let come = |user: &str, password: &str| {
+        let (client, connack) = Client::open(&broker, of_user(ProtocolVersion::V5, "meter", user, password));
+        if connack.reason_code == ReasonCode::Success {
+            client.disconnect();
+            broker.wait_for_metric("kentongan_connections", |value| value == 0.0);
+        }
+        connack.reason_code
+    };
+    let (success, banned) = (ReasonCode::Success, ReasonCode::Banned);
+    assert_eq!(come("ana", "tabuh"), success);
+    let came = [(); 8].map(|()| come("budi", "kentong"));
+    assert_eq!(came, [success, success, success, success, success, success, banned, banned]);
+    assert_eq!(come("ana", "tabuh"), success);
+    let refused = come("budi", "wrong");
+    assert!(refused.is_error() && refused != banned, "who is not budi hears nothing of him: {refused:?}");
+}
+
 /// Beyond the rate of a listener clients wait in its backlog, and come in by and by; another listener is not affected.
 ///
 /// Abuse: [connect-flood]

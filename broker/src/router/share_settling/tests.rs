@@ -14,7 +14,9 @@ use kentongan_cluster::PipelineHandle;
 use kentongan_cluster::lane::Incoming;
 use kentongan_cluster::lease::LeaseCell;
 use kentongan_proto::mqtt::codec::AckKind;
-use kentongan_proto::mqtt::{PacketId, ProtocolVersion, QoS, ReasonCode, SubscriptionOptions};
+use kentongan_proto::mqtt::{
+    PacketId, ProtocolVersion, QoS, ReasonCode, SubscriptionOptions, Unsubscribe, UserProperties,
+};
 use proptest::prelude::*;
 use prost::Message as _;
 
@@ -28,6 +30,7 @@ use crate::drops::{self, Bound};
 use crate::listener::ListenerContext;
 use crate::message::MessageIdentity;
 use crate::metrics::Metrics;
+use crate::mount::MountPoint;
 use crate::peers::wire::{Forwarded, Messages, NodeMessage, OUTBOX_INCARNATION, OUTBOX_LANE, ShareLoad, ShareLoads};
 use crate::peers::{PeerFull, Peers};
 use crate::replicated::command::{self, Command, MessageRecord, OutboxSettled, SessionCommand};
@@ -240,6 +243,26 @@ impl Cluster {
         let own = OwnSubscription { options: SubscriptionOptions::new(qos), identifier: None };
         self.arbiter(member).enter_subscription(member.key, filter, own, false);
         self.tell_interest();
+    }
+
+    /// It is no member any more, and stays connected.
+    fn unsubscribe(&mut self, member: Member) {
+        let unsubscribe = Unsubscribe {
+            packet_id: PacketId::new(1).expect("not 0"),
+            filters: vec![SHARE.to_owned()],
+            user_properties: UserProperties::default(),
+        };
+        self.arbiter(member).on_unsubscribe(member.key, unsubscribe);
+        self.tell_interest();
+    }
+
+    /// The only member leaves, and comes back if it is to, and another one comes: for a moment there was none.
+    fn replace(&mut self, first: Member, comes_back: bool, (node, arbiter): (usize, u16)) -> Member {
+        self.unsubscribe(first);
+        if comes_back {
+            self.subscribe(first, SHARE, QoS::ExactlyOnce);
+        }
+        self.join(node, arbiter, 10, QoS::ExactlyOnce)
     }
 
     fn leave(&mut self, member: Member) {
@@ -763,6 +786,127 @@ fn what_no_member_takes_is_noted() {
     assert_eq!(noted(&mut cluster, QoS::AtMostOnce), []);
     assert_eq!(noted(&mut cluster, QoS::AtLeastOnce), [Bound::OutBuffer]);
     assert_eq!(cluster.kept(), [0, 0, 0]);
+}
+
+/// P11: a member leaves what it did not acknowledge to those who are members when it ends, also if there was none for a moment since.
+#[test]
+fn what_a_member_leaves_outlasts_a_moment_without_members() {
+    for (comes_back, place) in
+        [(false, (0, 0)), (true, (0, 0)), (false, (0, 1)), (true, (0, 1)), (false, (1, 0)), (true, (2, 1))]
+    {
+        let mut cluster = round_robin();
+        let first = cluster.join(0, 0, 1, QoS::ExactlyOnce);
+        cluster.publish_at(0, QoS::AtLeastOnce);
+        cluster.publish_at(0, QoS::ExactlyOnce);
+        cluster.publish_at(0, QoS::AtLeastOnce);
+        cluster.run();
+        let second = cluster.replace(first, comes_back, place);
+        cluster.run();
+        assert_eq!(cluster.texts(second), Vec::<String>::new(), "the first one has them");
+        cluster.leave(first);
+        cluster.run();
+        let texts = sorted(cluster.texts(second));
+        assert_eq!(texts, ["1", "2", "3"], "comes back: {comes_back}, then one at {place:?}");
+        cluster.acknowledge_all(second);
+        cluster.run();
+        assert_eq!(cluster.kept(), [0, 0, 0]);
+    }
+}
+
+/// The same for what another node, or an outbox, has for the members here; and nobody is left in the end.
+#[test]
+fn what_others_keep_for_a_member_outlasts_a_moment_without_members() {
+    for comes_back in [false, true] {
+        let mut cluster = round_robin();
+        let first = cluster.join(1, 0, 1, QoS::ExactlyOnce);
+        cluster.publish_at(0, QoS::AtLeastOnce);
+        cluster.publish_at(0, QoS::AtLeastOnce);
+        cluster.run();
+        let second = cluster.replace(first, comes_back, (1, 1));
+        cluster.leave(first);
+        cluster.run();
+        assert_eq!((cluster.texts(second), cluster.kept()), (vec!["1".into(), "2".into()], vec![2, 0, 0]));
+
+        let mut cluster = round_robin();
+        let first = cluster.join(0, 0, 1, QoS::AtLeastOnce);
+        cluster.arrive_from_outbox(4, QoS::AtLeastOnce);
+        let second = cluster.replace(first, comes_back, (0, 1));
+        cluster.leave(first);
+        cluster.turn();
+        cluster.turn();
+        assert_eq!(cluster.texts(second), ["1"]);
+        assert_eq!(cluster.settled(), []);
+        cluster.leave(second);
+        assert_eq!(cluster.settled(), [(1, OutboxSettled { position: 4, given_back: true })]);
+    }
+}
+
+/// A message that is taken for a member goes to another one if that has left, also if there was none for a moment since.
+#[test]
+fn what_is_taken_outlasts_a_moment_without_members() {
+    for (comes_back, place) in [(false, (1, 0)), (false, (1, 1)), (false, (2, 0)), (true, (1, 1))] {
+        let mut cluster = round_robin();
+        let first = cluster.join(1, 0, 10, QoS::ExactlyOnce);
+        cluster.take_for(first, QoS::ExactlyOnce);
+        let second = cluster.replace(first, comes_back, place);
+        if comes_back {
+            cluster.leave(first);
+        }
+        cluster.run();
+        assert_eq!(
+            (cluster.texts(second), cluster.kept()),
+            (vec!["1".into()], vec![0, 0, 0]),
+            "{comes_back} {place:?}"
+        );
+    }
+}
+
+/// A message is on its way from one arbiter to the member's when that leaves, and there is none for a moment.
+#[test]
+fn what_is_under_way_to_a_member_outlasts_a_moment_without_members() {
+    for qos in [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce] {
+        for place in [(0, 0), (0, 1), (1, 0)] {
+            let mut cluster = round_robin();
+            let first = cluster.join(0, 1, 10, QoS::ExactlyOnce);
+            cluster.publish_at(0, qos);
+            let second = cluster.replace(first, false, place);
+            assert_eq!(cluster.written(second), 0, "it is under way");
+            cluster.run();
+            assert_ne!(cluster.written(second), 0, "{qos:?} to one at {place:?}");
+        }
+    }
+}
+
+/// Who left and came back, and may not read a message that is under way to it, leaves it to whoever came meanwhile.
+#[test]
+fn what_one_that_came_back_may_not_read_goes_to_another() {
+    let mut cluster = round_robin();
+    let first = cluster.join(0, 1, 10, QoS::ExactlyOnce);
+    cluster.publish_at(0, QoS::AtLeastOnce);
+    let second = cluster.replace(first, true, (0, 0));
+    let client = cluster.arbiter(first).client(first.key).expect("it stays connected");
+    let elsewhere: MountPoint = "elsewhere/".parse().expect("a mount point");
+    client.mount = Some(elsewhere.of_client("", "").expect("it has no names"));
+    client.guarded = true;
+    cluster.run();
+    assert_eq!((cluster.texts(first), cluster.texts(second)), (vec![], vec!["1".into()]));
+}
+
+/// Hashes lead to two nodes whose members have gone, which is not heard yet: the message goes on to the one member that there is.
+#[test]
+fn what_goes_back_and_forth_between_nodes_without_members_reaches_a_member() {
+    let gone = NodeInterest { any: 30_000, qos0_only: 0 }.to_value();
+    for strategy in [SharedStrategy::HashTopic, SharedStrategy::HashClient] {
+        let mut cluster = Cluster::start(strategy);
+        let member = cluster.join(0, 1, 10, QoS::AtLeastOnce);
+        let origin = &cluster.nodes[0];
+        for other in [2, 3] {
+            origin.shared.index.set_node(SHARE, origin.indexed(other), 0, gone);
+        }
+        cluster.publish_at(0, QoS::AtLeastOnce);
+        cluster.run();
+        assert_eq!((cluster.texts(member), cluster.kept()), (vec!["1".into()], vec![0, 0, 0]), "{strategy:?}");
+    }
 }
 
 /// What is dropped on its way to the member is settled: too large for it, beyond its queue, or expired there.
