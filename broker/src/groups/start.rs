@@ -58,7 +58,7 @@ use crate::random::Random;
 use crate::replicated::retained::RetainedLimits;
 use crate::replicated::rows::GroupRows;
 use crate::replicated::state::{GroupConfig, GroupState};
-use crate::replicated::{Query, Slots, Submitter};
+use crate::replicated::{Query, Slots, Submitter, command};
 use crate::router::Shared;
 use crate::router::cluster::{ClusterView, Leaders};
 use crate::router::node_lanes::Nodes;
@@ -969,6 +969,7 @@ pub(crate) fn pipeline_config(
         sync: settings.durability == Durability::Fsync,
         forgets: settings.durability != Durability::Fsync,
         free_bytes_reserve: free_bytes_reserve(settings),
+        kind_of: |group, command| if group == GroupId::DIRECTORY { "directory" } else { command::kind_of(command) },
     }
 }
 

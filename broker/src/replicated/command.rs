@@ -716,6 +716,32 @@ pub fn encode_lane_message(message: &LaneMessage, out: &mut BytesMut) {
     prost::encoding::message::encode(MESSAGES_TAG, message, out);
 }
 
+/// What a command is, for the log.
+#[must_use]
+pub fn kind_of(bytes: &[u8]) -> &'static str {
+    let Ok(Envelope { command: Some(command), .. }) = Envelope::decode(bytes) else {
+        return "unknown";
+    };
+    match command {
+        Command::Connect(_) => "connect",
+        Command::Disconnect(_) => "disconnect",
+        Command::Subscribe(_) => "subscribe",
+        Command::Unsubscribe(_) => "unsubscribe",
+        Command::Lane(_) => "lane",
+        Command::Acknowledge(_) => "acknowledge",
+        Command::Receive(_) => "receive",
+        Command::Routed(_) => "routed",
+        Command::Picked(_) => "picked",
+        Command::RetainedPage(_) => "retained page",
+        Command::Tick(_) => "tick",
+        Command::Fence(_) => "fence",
+        Command::Released(_) => "released",
+        Command::Level(_) => "level",
+        Command::BeginAnew(_) => "begin anew",
+        Command::Lost(_) => "lost",
+    }
+}
+
 /// From the log; payloads stay slices of `bytes`.
 ///
 /// # Errors
