@@ -468,6 +468,13 @@ pub struct PickedEntry {
     /// It is for nobody else: the outbox needs it no more.
     #[prost(bool, tag = "3")]
     pub routed: bool,
+    /// It is a piece, and not the last one: `picks` has all of them behind `after`, up to its own last one. Only from
+    /// [`PIECES_LEVEL`](crate::later::PIECES_LEVEL) on, where they are in the order of their names.
+    #[prost(bool, tag = "4")]
+    pub more: bool,
+    /// What the piece before it ended with; empty: there is none.
+    #[prost(string, tag = "5")]
+    pub after: String,
 }
 
 /// Who gets a message of one shared subscription.
